@@ -1,0 +1,42 @@
+//! Why the engine refused or could not answer. `http/error` gives each its status; texts are for logs.
+
+use std::time::Duration;
+
+/// Why a request was refused, or an admitted task has no answer. All of them are results, never panics.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum EngineError {
+    /// No room: rows, bytes, or an estimated wait above `max_queue_wait` or the deadline.
+    #[error("overloaded")]
+    Overloaded {
+        /// When to try again, from the drain rate.
+        retry_after: Duration,
+    },
+    /// More than an idle server could finish before the deadline, or than the queue holds at all; not retryable.
+    #[error("the call needs about {estimate:?} of an idle server, its deadline is in {deadline:?}")]
+    TooLargeForDeadline {
+        /// Estimated time on an idle server.
+        estimate: Duration,
+        /// Time left.
+        deadline: Duration,
+    },
+    /// More rows than the queue's whole capacity.
+    #[error("{rows} rows exceed the queue's capacity of {capacity}")]
+    TooManyRows {
+        /// Rows asked for.
+        rows: usize,
+        /// Rows that the queue holds.
+        capacity: usize,
+    },
+    /// Draining: nothing new is admitted; or drained before the task was done.
+    #[error("shutting down")]
+    ShuttingDown,
+    /// The worker has gone.
+    #[error("the worker is down")]
+    WorkerDown,
+    /// The deadline passed before the task was done.
+    #[error("deadline exceeded")]
+    DeadlineExceeded,
+    /// The backend failed or panicked on this task; the cause has been logged.
+    #[error("inference failed: {0}")]
+    InferenceFailed(String),
+}

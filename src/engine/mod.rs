@@ -1,0 +1,18 @@
+//! When things are computed: one dedicated worker thread per device that owns the models, and the way in.
+//!
+//! - [`backend`]: the seam to whoever computes; no tensor in it.
+//! - `admission`: capacity in rows and bytes, reserved before any work is done.
+//! - `plan`: what a task needs (image jobs, one-pass rows, groups) and how its answer is put together.
+//! - `scheduler`: the pure policy that picks the next unit; no clock, channel or tensor.
+//! - `features`: encoded images, cached and single-flight, bounded in bytes.
+//! - `worker`: the thread, a loop around the scheduler.
+//! - `handle`: what `http` holds.
+
+pub mod backend;
+mod error;
+mod handle;
+mod settings;
+
+pub use error::EngineError;
+pub use handle::{Admission, Answered, EngineHandle, EngineState, Reply, TokenStream};
+pub use settings::EngineSettings;

@@ -1,0 +1,28 @@
+//! BLIP vision-language models behind HTTP: captions, visual question answering, image-text similarity, embeddings.
+//!
+//! ```text
+//! bytes ─ http/extract ─> image value ─ images, input ─> Pixels (u8, 384x384x3)   ┐
+//!                                        input ─> TokenIds ───────────────────────┤
+//!                                                                     engine/handle: submit(Task) -> reply
+//!         worker thread:  waiting images ─ batch ─> vision tower ─> features (cached, bounded in bytes)
+//!                         waiting rows   ─ batch ─> text tower   ─> one step: rows join, advance, leave
+//! JSON <─ http/routes <─ TaskOutput <─ oneshot ──────────────────────────────────┘
+//! ```
+//!
+//! | folder | what lives there |
+//! |---|---|
+//! | `task` | the vocabulary: tasks with their inputs and outputs |
+//! | `input` | untrusted bytes to model-ready values; synchronous, pure |
+//! | `images` | id resolution, decoding pool, pixel cache, single flight |
+//! | `engine` | admission, scheduler, the worker thread, the seam to the model |
+//! | `model` | BLIP on candle: configuration, weights, towers, heads, search |
+//! | `hub` | where weights come from: directories, the Hugging Face hub, its cache |
+//! | `http` | router, endpoints, extractors, errors, OpenAPI |
+//! | `telemetry` | logging and metrics |
+//! | `config` | file, environment and flags to validated settings |
+//! | `cli` | the commands |
+//! | `app` | the composition root |
+
+pub mod engine;
+pub mod task;
+pub mod telemetry;

@@ -1,0 +1,3 @@
+//! Arguments to a command and an exit code; no logic.
+
+fn main() {}

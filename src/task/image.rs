@@ -1,0 +1,183 @@
+//! Images as the models see them: an id, a description, and pixels of the tower's input size.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// SHA-256 of a picture file's bytes; written `sha256:<64 lower-case hex digits>`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ImageId([u8; 32]);
+
+/// The text is not `sha256:` and 64 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParseImageIdError;
+
+impl ImageId {
+    /// The id of a file with this digest.
+    #[must_use]
+    pub fn from_digest(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+
+    /// The digest.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sha256:")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for ParseImageIdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an image id is \"sha256:\" and 64 lower-case hexadecimal digits")
+    }
+}
+
+impl std::error::Error for ParseImageIdError {}
+
+impl FromStr for ImageId {
+    type Err = ParseImageIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let hex = text.strip_prefix("sha256:").ok_or(ParseImageIdError)?.as_bytes();
+        if hex.len() != 64 {
+            return Err(ParseImageIdError);
+        }
+        let mut digest = [0; 32];
+        for (byte, pair) in digest.iter_mut().zip(hex.chunks_exact(2)) {
+            *byte = (hex_digit(pair[0])? << 4) | hex_digit(pair[1])?;
+        }
+        Ok(Self(digest))
+    }
+}
+
+fn hex_digit(digit: u8) -> Result<u8, ParseImageIdError> {
+    match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        _ => Err(ParseImageIdError),
+    }
+}
+
+/// The file formats that are accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ImageFormat {
+    /// JPEG.
+    Jpeg,
+    /// PNG (of an APNG: the default image).
+    Png,
+    /// WebP, lossy or lossless (of an animation: the first frame).
+    WebP,
+    /// GIF (the first frame).
+    Gif,
+    /// Windows bitmap.
+    Bmp,
+}
+
+impl ImageFormat {
+    /// Every format, in the order in which errors list them.
+    pub const ALL: [Self; 5] = [Self::Jpeg, Self::Png, Self::WebP, Self::Gif, Self::Bmp];
+
+    /// The lower-case name used on the wire and in labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Jpeg => "jpeg",
+            Self::Png => "png",
+            Self::WebP => "webp",
+            Self::Gif => "gif",
+            Self::Bmp => "bmp",
+        }
+    }
+}
+
+/// What a client is told about an image that it sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Digest of the file's bytes.
+    pub id: ImageId,
+    /// Width in pixels after EXIF rotation.
+    pub width: u32,
+    /// Height in pixels after EXIF rotation.
+    pub height: u32,
+    /// The file's format, read from its first bytes.
+    pub format: ImageFormat,
+}
+
+/// How a decoded picture becomes [`Pixels`]: squashed to this size with Pillow's BICUBIC.
+/// Two models with equal values share prepared pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Preprocessing {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+}
+
+/// RGB pixels, row-major `[height, width, 3]`, 8 bits each, of a model's input size; not yet normalised.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pixels {
+    width: u32,
+    height: u32,
+    data: Box<[u8]>,
+}
+
+impl Pixels {
+    /// Wraps `data`, row-major `[height, width, 3]`.
+    ///
+    /// # Panics
+    /// When `data` does not hold `height * width * 3` bytes.
+    #[must_use]
+    pub fn new(width: u32, height: u32, data: Box<[u8]>) -> Self {
+        let expected = width as usize * height as usize * 3;
+        assert_eq!(data.len(), expected, "pixels of {width}x{height} need {expected} bytes");
+        Self { width, height, data }
+    }
+
+    /// Width in pixels.
+    #[must_use]
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Height in pixels.
+    #[must_use]
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// The bytes, `[height, width, 3]`.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl fmt::Debug for Pixels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pixels({}x{})", self.width, self.height)
+    }
+}
+
+/// A decoded, oriented, resized image and what it was. Clones share the pixels.
+#[derive(Debug, Clone)]
+pub struct PreparedImage {
+    /// What it was.
+    pub info: ImageInfo,
+    /// Which preparation made `pixels`; part of every cache key.
+    pub preprocessing: Preprocessing,
+    /// The pixels, shared by the cache and every task that waits.
+    pub pixels: Arc<Pixels>,
+}

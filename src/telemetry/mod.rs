@@ -1,0 +1,3 @@
+//! What the process tells people and machines about itself: logs and metrics.
+
+pub mod metrics;

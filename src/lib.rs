@@ -24,5 +24,6 @@
 //! | `app` | the composition root |
 
 pub mod engine;
+pub mod model;
 pub mod task;
 pub mod telemetry;

@@ -50,7 +50,6 @@ impl Embedding {
         assert_eq!(self.0.len(), other.0.len(), "embeddings of one space have one length");
         let sum: f64 =
             self.0.iter().zip(&other.0).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-        let dot = sum as f32;
-        dot
+        sum as f32
     }
 }

@@ -1,0 +1,139 @@
+//! One ragged step: every group's new tokens through the decoder together, then each group's search.
+//!
+//! Nothing is written to a group before the whole step has succeeded, so that a caller may run the
+//! halves of a failed step again.
+
+use std::sync::Arc;
+
+use crate::engine::backend::{BackendError, StepEvent};
+use crate::model::group::{CrossKeysValues, Group, Row, StepInput};
+use crate::model::heads::Decoder;
+use crate::model::ops::{Ops, Run};
+use crate::model::search::{Advance, Search};
+use crate::model::text::{Memory, NewTokens, SelfAttention};
+use crate::task::ModelId;
+
+/// What a step found out about one group, before it is written back.
+struct Outcome<O: Ops> {
+    search: Search,
+    rows: Vec<Row<O>>,
+    advance: Advance,
+}
+
+/// Advances every group by one step; one event per group, in order.
+pub(super) fn step<O: Ops>(
+    ops: &O,
+    model: ModelId,
+    decoder: &Decoder<O>,
+    groups: &mut [&mut Group<O>],
+) -> Result<Vec<StepEvent>, BackendError> {
+    let cross = cross_keys_values(ops, model, decoder, groups)?;
+    let outcomes = {
+        let groups: Vec<&Group<O>> = groups.iter().map(|group| &**group).collect();
+        run(ops, decoder, &groups, &cross)?
+    };
+    let commit = |group: &mut Group<O>, cross, outcome: Outcome<O>| {
+        group.cross = Some(cross);
+        group.rows = outcome.rows;
+        group.search = outcome.search;
+        StepEvent {
+            token: outcome.advance.token,
+            generated: outcome.advance.generated,
+            finished: outcome.advance.finished,
+        }
+    };
+    let commits = groups.iter_mut().zip(cross).zip(outcomes);
+    Ok(commits.map(|((group, cross), outcome)| commit(group, cross, outcome)).collect())
+}
+
+/// Each group's keys and values of its memory, shared among the groups of one memory.
+fn cross_keys_values<O: Ops>(
+    ops: &O,
+    model: ModelId,
+    decoder: &Decoder<O>,
+    groups: &[&mut Group<O>],
+) -> Result<Vec<Arc<CrossKeysValues<O>>>, BackendError> {
+    let of_group = |group: &&mut Group<O>| match &group.cross {
+        Some(cross) => Ok(Arc::clone(cross)),
+        None => {
+            group.memory.cross_keys_values(model, |states| decoder.tower.keys_values(ops, states))
+        }
+    };
+    groups.iter().map(of_group).collect()
+}
+
+fn run<O: Ops>(
+    ops: &O,
+    decoder: &Decoder<O>,
+    groups: &[&Group<O>],
+    cross: &[Arc<CrossKeysValues<O>>],
+) -> Result<Vec<Outcome<O>>, BackendError> {
+    let order = adjacent_by_memory(cross);
+    let inputs: Vec<Vec<StepInput<'_, O>>> = groups.iter().map(|group| group.inputs()).collect();
+    let ordered = || order.iter().flat_map(|&group| inputs[group].iter());
+    let sequences: Vec<NewTokens<'_>> = ordered()
+        .map(|input| NewTokens { tokens: &input.tokens, position: input.position })
+        .collect();
+    let caches: Vec<_> = ordered().map(|input| input.caches).collect();
+    let runs: Vec<_> = order
+        .iter()
+        .map(|&group| {
+            let rows = inputs[group].iter().map(|input| input.tokens.len()).sum();
+            Run { memory: cross[group].as_slice(), rows }
+        })
+        .collect();
+    let runs = merged(&runs);
+    let output = decoder.tower.forward(
+        ops,
+        &sequences,
+        &SelfAttention::Causal(&caches),
+        &Memory::Cached(&runs),
+    )?;
+    let mut end = 0;
+    let lasts: Vec<usize> = sequences
+        .iter()
+        .map(|sequence| {
+            end += sequence.tokens.len();
+            end - 1
+        })
+        .collect();
+    let mut logits = decoder.logits(ops, &ops.select_rows(&output.hidden, &lasts)?)?.into_iter();
+    let mut caches = output.caches.into_iter();
+    let mut outcomes: Vec<Option<Outcome<O>>> = groups.iter().map(|_| None).collect();
+    for &group in &order {
+        let inputs = &inputs[group];
+        let logits: Vec<Vec<f32>> = logits.by_ref().take(inputs.len()).collect();
+        let rows: Vec<Row<O>> = inputs
+            .iter()
+            .zip(caches.by_ref())
+            .map(|(input, caches)| Row { caches, length: input.position + input.tokens.len() })
+            .collect();
+        let mut search = groups[group].search.clone();
+        let advance = search.advance(&logits)?;
+        let rows = advance.parents.iter().map(|&parent| rows[parent].clone()).collect();
+        outcomes[group] = Some(Outcome { search, rows, advance });
+    }
+    Ok(outcomes.into_iter().map(|outcome| outcome.expect("the order names every group")).collect())
+}
+
+/// Indices of the groups such that those of one memory are neighbours, otherwise in their own order.
+fn adjacent_by_memory<T>(cross: &[Arc<T>]) -> Vec<usize> {
+    let first_of = |index: usize| {
+        cross.iter().position(|other| Arc::ptr_eq(other, &cross[index])).unwrap_or(index)
+    };
+    let mut order: Vec<usize> = (0..cross.len()).collect();
+    order.sort_by_key(|&index| first_of(index));
+    order
+}
+
+/// Neighbouring runs over one memory become one, so that its keys are read once.
+fn merged<'a, T>(runs: &[Run<&'a [T]>]) -> Vec<Run<&'a [T]>> {
+    let mut merged: Vec<Run<&'a [T]>> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match merged.last_mut() {
+            Some(last) if std::ptr::eq(last.memory, run.memory) => last.rows += run.rows,
+            _ => merged.push(*run),
+        }
+    }
+    merged
+}

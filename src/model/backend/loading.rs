@@ -1,0 +1,201 @@
+//! Checkpoints to a backend: device, dtype, towers shared where their weights are byte-identical.
+
+use std::time::{Duration, Instant};
+
+use candle_core::DType;
+
+use super::BlipBackend;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::config::BlipConfig;
+use crate::model::error::LoadError;
+use crate::model::load::{Loader, ModelFiles, Weights};
+use crate::model::ops::candle::CandleOps;
+use crate::model::preprocessor::Preprocessor;
+use crate::model::vision::VisionTower;
+use crate::task::{Device, Dtype, ModelClass, ModelId, ModelInfo, TowerId};
+
+/// One model to load.
+#[derive(Debug, Clone)]
+pub struct ModelSpec {
+    /// The name that requests use.
+    pub name: String,
+    /// Hub id or directory, as configured.
+    pub source: String,
+    /// The hub revision, where there is one.
+    pub revision: Option<String>,
+    /// True for the demo models inside the binary.
+    pub demo: bool,
+    /// Its files.
+    pub files: ModelFiles,
+}
+
+/// Where and in which number format models run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// The device.
+    pub device: Device,
+    /// The number format of weights and activations.
+    pub dtype: Dtype,
+}
+
+/// What one model's load tells its caller, for logs and metrics.
+#[derive(Debug, Clone, Copy)]
+pub struct Loaded<'a> {
+    /// The model.
+    pub info: &'a ModelInfo,
+    /// Time it took.
+    pub elapsed: Duration,
+    /// True when it shares an earlier model's vision tower.
+    pub shares_tower: bool,
+}
+
+/// What makes two towers the same.
+#[derive(PartialEq)]
+struct TowerKey {
+    fingerprint: [u8; 32],
+    config: crate::model::config::VisionConfig,
+    preprocessor: Preprocessor,
+}
+
+impl BlipBackend<CandleOps> {
+    /// Loads the models onto one device. `on_loaded` is called after each.
+    ///
+    /// # Errors
+    /// The first model that cannot be loaded; the error names the file or tensor.
+    pub fn load(
+        specs: &[ModelSpec],
+        placement: Placement,
+        mut on_loaded: impl FnMut(Loaded<'_>),
+    ) -> Result<Self, LoadError> {
+        let ops = CandleOps::new(candle_device(placement.device)?, candle_dtype(placement.dtype));
+        let element_bytes = match placement.dtype {
+            Dtype::F32 => 4,
+            Dtype::Bf16 | Dtype::F16 => 2,
+        };
+        let mut backend = Self {
+            ops,
+            towers: Vec::new(),
+            models: Vec::new(),
+            infos: Vec::new(),
+            cross_kv_bytes: Vec::new(),
+            element_bytes,
+        };
+        let mut keys = Vec::new();
+        for spec in specs {
+            let start = Instant::now();
+            let towers = backend.towers.len();
+            backend.add(spec, placement, &mut keys, specs.len() > 1)?;
+            on_loaded(Loaded {
+                info: &backend.infos[backend.infos.len() - 1],
+                elapsed: start.elapsed(),
+                shares_tower: backend.towers.len() == towers,
+            });
+        }
+        Ok(backend)
+    }
+
+    fn add(
+        &mut self,
+        spec: &ModelSpec,
+        placement: Placement,
+        keys: &mut Vec<TowerKey>,
+        may_share: bool,
+    ) -> Result<(), LoadError> {
+        let config = BlipConfig::read(&spec.files.config)?;
+        let class = config.class(&spec.files.config)?;
+        let preprocessor =
+            Preprocessor::read(spec.files.preprocessor.as_deref(), &config.vision_config)?;
+        let weights = Weights::open(&spec.files.weights)?;
+        // A single model has nobody to share with: its vision weights are not read twice.
+        let fingerprint = if may_share { weights.fingerprint("vision_model.")? } else { [0; 32] };
+        let key = TowerKey {
+            fingerprint,
+            config: config.vision_config.clone(),
+            preprocessor: preprocessor.clone(),
+        };
+        let loader = Loader::new(&weights, &self.ops);
+        let tower = if let Some(index) = keys.iter().position(|known| *known == key) {
+            TowerId(index)
+        } else {
+            self.towers.push(VisionTower::load(&loader, &config.vision_config, &preprocessor)?);
+            keys.push(key);
+            TowerId(self.towers.len() - 1)
+        };
+        let checkpoint = Checkpoint::load(&loader, &config, class)?;
+        self.cross_kv_bytes.push(cross_kv_bytes(&config, class) * self.element_bytes);
+        self.infos.push(ModelInfo {
+            id: ModelId(self.infos.len()),
+            name: spec.name.clone(),
+            class,
+            source: spec.source.clone(),
+            revision: spec.revision.clone(),
+            dtype: placement.dtype,
+            device: placement.device,
+            tower,
+            preprocessing: preprocessor.preprocessing,
+            image_tokens: config.vision_config.tokens(),
+            max_text_tokens: config.text_config.max_position_embeddings,
+            embedding_dimensions: embedding_dimensions(&config, class),
+            multimodal_dimensions: multimodal_dimensions(&config, class),
+            logit_scale: logit_scale(&weights, class)?,
+            parameter_count: weights.parameter_count(),
+            demo: spec.demo,
+        });
+        self.models.push(checkpoint);
+        Ok(())
+    }
+}
+
+/// Elements of keys and values that decoding over one image keeps: 2 x layers x image tokens x text width.
+fn cross_kv_bytes(config: &BlipConfig, class: ModelClass) -> u64 {
+    if class != ModelClass::ConditionalGeneration {
+        return 0;
+    }
+    let text = &config.text_config;
+    (2 * text.num_hidden_layers * config.vision_config.tokens() * text.hidden_size) as u64
+}
+
+fn embedding_dimensions(config: &BlipConfig, class: ModelClass) -> Option<usize> {
+    match class {
+        ModelClass::ImageTextRetrieval => Some(config.image_text_hidden_size),
+        ModelClass::Base => Some(config.projection_dim),
+        ModelClass::ConditionalGeneration | ModelClass::QuestionAnswering => None,
+    }
+}
+
+fn multimodal_dimensions(config: &BlipConfig, class: ModelClass) -> Option<usize> {
+    match class {
+        ModelClass::ImageTextRetrieval => Some(config.text_config.hidden_size),
+        ModelClass::Base => Some(config.projection_dim),
+        ModelClass::ConditionalGeneration | ModelClass::QuestionAnswering => None,
+    }
+}
+
+fn logit_scale(weights: &Weights, class: ModelClass) -> Result<Option<f32>, LoadError> {
+    if class != ModelClass::Base {
+        return Ok(None);
+    }
+    let scale = weights.get("logit_scale", &[])?;
+    let scale = scale.to_dtype(DType::F32).and_then(|scale| scale.to_scalar::<f32>());
+    Ok(Some(scale.map_err(|error| LoadError::Backend(error.into()))?.exp()))
+}
+
+fn candle_dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::Bf16 => DType::BF16,
+        Dtype::F16 => DType::F16,
+    }
+}
+
+fn candle_device(device: Device) -> Result<candle_core::Device, LoadError> {
+    let refuse = |detail: String| LoadError::Device { device: device.to_string(), detail };
+    match device {
+        Device::Cpu => Ok(candle_core::Device::Cpu),
+        Device::Cuda(_) if !candle_core::utils::cuda_is_available() => {
+            Err(refuse("this build has no CUDA: build with --features cuda".to_owned()))
+        }
+        Device::Cuda(ordinal) => candle_core::Device::new_cuda_with_stream(ordinal)
+            .map_err(|error| refuse(error.to_string())),
+    }
+}

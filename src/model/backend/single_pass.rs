@@ -1,0 +1,181 @@
+//! Rows that need one pass of one tower: questions, candidates, pairs, embeddings.
+//!
+//! Rows of one kind run together; rows of one memory stand next to each other, so that its keys and values
+//! are computed once per layer.
+
+use crate::engine::backend::{BackendError, OnePassOutput, OnePassRow};
+use crate::model::checkpoint::{Checkpoint, encode_texts};
+use crate::model::group::Memory;
+use crate::model::ops::{Ops, Run};
+use crate::model::text;
+use crate::model::vision::VisionTower;
+use crate::task::TokenIds;
+
+type Row<O> = OnePassRow<Memory<O>>;
+type Output<O> = OnePassOutput<Memory<O>>;
+
+/// A row that reads a text while attending to a memory, and its place in the call.
+struct Attending<'a, O: Ops> {
+    place: usize,
+    memory: &'a Memory<O>,
+    text: &'a TokenIds,
+}
+
+/// Runs the rows; one output per row, in order.
+pub(super) fn score<O: Ops>(
+    ops: &O,
+    checkpoint: &Checkpoint<O>,
+    tower: &VisionTower<O>,
+    rows: &[Row<O>],
+) -> Result<Vec<Output<O>>, BackendError> {
+    let mut outputs: Vec<Option<Output<O>>> = rows.iter().map(|_| None).collect();
+    let mut attending = Vec::new();
+    let mut candidates = Vec::new();
+    let mut texts = Vec::new();
+    for (place, row) in rows.iter().enumerate() {
+        match row {
+            OnePassRow::EncodeQuestion { image: memory, question: text }
+            | OnePassRow::MatchPair { image: memory, text }
+            | OnePassRow::EmbedMultimodal { image: memory, text } => {
+                attending.push(Attending { place, memory, text });
+            }
+            OnePassRow::ScoreCandidate { question: memory, candidate: text } => {
+                candidates.push(Attending { place, memory, text });
+            }
+            OnePassRow::EmbedText { text } => texts.push((place, text)),
+            OnePassRow::EmbedImage { image } => {
+                let embedding = checkpoint.embed_image(ops, tower, image.states())?;
+                outputs[place] = Some(OnePassOutput::Embedding(embedding));
+            }
+        }
+    }
+    if !attending.is_empty() {
+        score_attending(ops, checkpoint, rows, attending, &mut outputs)?;
+    }
+    if !candidates.is_empty() {
+        score_candidates(ops, checkpoint, candidates, &mut outputs)?;
+    }
+    if !texts.is_empty() {
+        let tokens: Vec<&[u32]> = texts.iter().map(|(_, text)| text.as_slice()).collect();
+        let encoded = encode_texts(ops, encoder(checkpoint)?, &tokens, &text::Memory::None)?;
+        for ((place, _), embedding) in
+            texts.iter().zip(checkpoint.project_texts(ops, &encoded.class)?)
+        {
+            outputs[*place] = Some(OnePassOutput::Embedding(embedding));
+        }
+    }
+    Ok(outputs.into_iter().map(|output| output.expect("every kind of row was run")).collect())
+}
+
+/// Questions, pairs and multimodal embeddings: the text encoder over image features.
+fn score_attending<O: Ops>(
+    ops: &O,
+    checkpoint: &Checkpoint<O>,
+    rows: &[Row<O>],
+    attending: Vec<Attending<'_, O>>,
+    outputs: &mut [Option<Output<O>>],
+) -> Result<(), BackendError> {
+    let attending = adjacent_by_memory(attending);
+    let texts: Vec<&[u32]> = attending.iter().map(|row| row.text.as_slice()).collect();
+    let runs = runs(&attending, |row| row.text.len());
+    let encoded = encode_texts(ops, encoder(checkpoint)?, &texts, &text::Memory::States(&runs))?;
+    let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
+    let mut pairs = Vec::new();
+    let mut multimodal = Vec::new();
+    for (index, (row, states)) in
+        attending.iter().zip(ops.split_rows(&encoded.hidden, &lengths)?).enumerate()
+    {
+        match rows[row.place] {
+            OnePassRow::EncodeQuestion { .. } => {
+                outputs[row.place] = Some(OnePassOutput::Memory(Memory::new(states)));
+            }
+            OnePassRow::MatchPair { .. } => pairs.push((index, row.place)),
+            OnePassRow::EmbedMultimodal { .. } => multimodal.push((index, row.place)),
+            OnePassRow::ScoreCandidate { .. }
+            | OnePassRow::EmbedText { .. }
+            | OnePassRow::EmbedImage { .. } => {}
+        }
+    }
+    if !pairs.is_empty() {
+        let class = class_rows(ops, &encoded.class, &pairs)?;
+        for ((_, place), probability) in
+            pairs.iter().zip(checkpoint.match_probabilities(ops, &class)?)
+        {
+            outputs[*place] = Some(OnePassOutput::Probability(probability));
+        }
+    }
+    if !multimodal.is_empty() {
+        let class = class_rows(ops, &encoded.class, &multimodal)?;
+        for ((_, place), embedding) in
+            multimodal.iter().zip(checkpoint.project_multimodal(ops, &class)?)
+        {
+            outputs[*place] = Some(OnePassOutput::Embedding(embedding));
+        }
+    }
+    Ok(())
+}
+
+/// Candidates: the decoder over question states, every token's probability summed.
+fn score_candidates<O: Ops>(
+    ops: &O,
+    checkpoint: &Checkpoint<O>,
+    candidates: Vec<Attending<'_, O>>,
+    outputs: &mut [Option<Output<O>>],
+) -> Result<(), BackendError> {
+    let decoder = checkpoint
+        .decoder()
+        .ok_or_else(|| BackendError::Device("this model class has no decoder".to_owned()))?;
+    let candidates = adjacent_by_memory(candidates);
+    let texts: Vec<&[u32]> = candidates.iter().map(|row| row.text.as_slice()).collect();
+    let scores = decoder.score(ops, &texts, &runs(&candidates, |_| 1))?;
+    for (row, score) in candidates.iter().zip(scores) {
+        outputs[row.place] = Some(OnePassOutput::Logprob(score));
+    }
+    Ok(())
+}
+
+fn encoder<O: Ops>(checkpoint: &Checkpoint<O>) -> Result<&text::TextTower<O>, BackendError> {
+    let missing = || BackendError::Device("this model class has no text encoder".to_owned());
+    checkpoint.encoder().ok_or_else(missing)
+}
+
+fn class_rows<O: Ops>(
+    ops: &O,
+    class: &O::Act,
+    rows: &[(usize, usize)],
+) -> Result<O::Act, BackendError> {
+    let indices: Vec<usize> = rows.iter().map(|(index, _)| *index).collect();
+    ops.select_rows(class, &indices)
+}
+
+/// Rows of one memory become neighbours, otherwise in their own order.
+fn adjacent_by_memory<O: Ops>(mut rows: Vec<Attending<'_, O>>) -> Vec<Attending<'_, O>> {
+    let mut memories: Vec<&Memory<O>> = Vec::new();
+    let mut order: Vec<usize> = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let known = memories.iter().position(|memory| memory.is(row.memory));
+        order.push(known.unwrap_or_else(|| {
+            memories.push(row.memory);
+            memories.len() - 1
+        }));
+    }
+    let mut keyed: Vec<_> = order.into_iter().zip(rows.drain(..)).collect();
+    keyed.sort_by_key(|(memory, _)| *memory);
+    keyed.into_iter().map(|(_, row)| row).collect()
+}
+
+/// Neighbours of one memory as one run, each row counted by `size`.
+fn runs<'a, O: Ops>(
+    rows: &[Attending<'a, O>],
+    size: impl Fn(&Attending<'a, O>) -> usize,
+) -> Vec<Run<&'a O::Act>> {
+    let mut runs: Vec<Run<&'a O::Act>> = Vec::new();
+    for row in rows {
+        let states = row.memory.states();
+        match runs.last_mut() {
+            Some(last) if std::ptr::eq(last.memory, states) => last.rows += size(row),
+            _ => runs.push(Run { memory: states, rows: size(row) }),
+        }
+    }
+    runs
+}

@@ -1,0 +1,219 @@
+//! The four classes of transformers, put together from towers and heads.
+
+use super::config::BlipConfig;
+use super::error::LoadError;
+use super::heads::Decoder;
+use super::load::{Loader, Scope};
+use super::ops::{Epilogue, Ops};
+use super::text::{Memory, NewTokens, SelfAttention, TextTower};
+use super::vision::VisionTower;
+use crate::engine::backend::BackendError;
+use crate::task::{Embedding, ModelClass};
+
+/// Everything of a model but its vision tower, which models may share.
+#[derive(Debug)]
+pub(super) enum Checkpoint<O: Ops> {
+    /// `BlipForConditionalGeneration`.
+    Caption { decoder: Decoder<O> },
+    /// `BlipForQuestionAnswering`.
+    Vqa { encoder: TextTower<O>, decoder: Decoder<O> },
+    /// `BlipForImageTextRetrieval`.
+    Retrieval(Box<Retrieval<O>>),
+    /// `BlipModel`.
+    Base(Box<Base<O>>),
+}
+
+#[derive(Debug)]
+pub(super) struct Retrieval<O: Ops> {
+    pub(super) encoder: TextTower<O>,
+    vision_proj: O::Linear,
+    text_proj: O::Linear,
+    itm_head: O::Linear,
+}
+
+#[derive(Debug)]
+pub(super) struct Base<O: Ops> {
+    pub(super) encoder: TextTower<O>,
+    pooler: O::Linear,
+    visual_projection: O::Linear,
+    text_projection: O::Linear,
+}
+
+impl<O: Ops> Checkpoint<O> {
+    /// Loads the text side of `class`.
+    pub(super) fn load(
+        loader: &Loader<'_, O>,
+        config: &BlipConfig,
+        class: ModelClass,
+    ) -> Result<Self, LoadError> {
+        let (text, vision) = (&config.text_config, config.vision_config.hidden_size);
+        let width = text.hidden_size;
+        Ok(match class {
+            ModelClass::ConditionalGeneration => {
+                Self::Caption { decoder: Decoder::load(loader, text, vision)? }
+            }
+            ModelClass::QuestionAnswering => Self::Vqa {
+                encoder: TextTower::load(loader, text, "text_encoder", vision)?,
+                // The class builds both towers from one configuration, so the decoder's cross-attention has
+                // the vision width too: transformers cannot hold a VQA model whose widths differ.
+                decoder: Decoder::load(loader, text, vision)?,
+            },
+            ModelClass::ImageTextRetrieval => {
+                let size = config.image_text_hidden_size;
+                Self::Retrieval(Box::new(Retrieval {
+                    encoder: TextTower::load(loader, text, "text_encoder", vision)?,
+                    vision_proj: loader.linear(&Scope::new("vision_proj"), size, vision)?,
+                    text_proj: loader.linear(&Scope::new("text_proj"), size, width)?,
+                    itm_head: loader.linear(&Scope::new("itm_head"), 2, width)?,
+                }))
+            }
+            ModelClass::Base => {
+                let size = config.projection_dim;
+                let visual = Scope::new("visual_projection");
+                let textual = Scope::new("text_projection");
+                Self::Base(Box::new(Base {
+                    encoder: TextTower::load(loader, text, "text_model", vision)?,
+                    pooler: loader.linear(&Scope::new("text_model.pooler.dense"), width, width)?,
+                    visual_projection: loader.linear_without_bias(&visual, size, vision)?,
+                    text_projection: loader.linear_without_bias(&textual, size, width)?,
+                }))
+            }
+        })
+    }
+
+    /// The tower that generates, for the generating classes.
+    pub(super) fn decoder(&self) -> Option<&Decoder<O>> {
+        match self {
+            Self::Caption { decoder } | Self::Vqa { decoder, .. } => Some(decoder),
+            Self::Retrieval(_) | Self::Base(_) => None,
+        }
+    }
+
+    /// The tower that reads whole texts, where the class has one.
+    pub(super) fn encoder(&self) -> Option<&TextTower<O>> {
+        match self {
+            Self::Caption { .. } => None,
+            Self::Vqa { encoder, .. } => Some(encoder),
+            Self::Retrieval(retrieval) => Some(&retrieval.encoder),
+            Self::Base(base) => Some(&base.encoder),
+        }
+    }
+
+    /// The raw image embedding: the class row projected (retrieval), or pooled and projected (`BlipModel`).
+    pub(super) fn embed_image(
+        &self,
+        ops: &O,
+        tower: &VisionTower<O>,
+        features: &O::Act,
+    ) -> Result<Embedding, BackendError> {
+        let projected = match self {
+            Self::Retrieval(retrieval) => {
+                let class = ops.select_rows(features, &[0])?;
+                ops.linear(&class, &retrieval.vision_proj, Epilogue::None)?
+            }
+            Self::Base(base) => {
+                ops.linear(&tower.pool(ops, features)?, &base.visual_projection, Epilogue::None)?
+            }
+            Self::Caption { .. } | Self::Vqa { .. } => return Err(without("embeddings")),
+        };
+        Ok(first_embedding(ops.to_host(&projected)?))
+    }
+
+    /// Raw text embeddings from `[CLS]` states `[rows, width]` of texts that saw no image.
+    pub(super) fn project_texts(
+        &self,
+        ops: &O,
+        class: &O::Act,
+    ) -> Result<Vec<Embedding>, BackendError> {
+        let projected = match self {
+            Self::Retrieval(retrieval) => {
+                ops.linear(class, &retrieval.text_proj, Epilogue::None)?
+            }
+            Self::Base(base) => base.project(ops, class)?,
+            Self::Caption { .. } | Self::Vqa { .. } => return Err(without("embeddings")),
+        };
+        Ok(embeddings(ops.to_host(&projected)?))
+    }
+
+    /// Raw multimodal embeddings from `[CLS]` states of texts that saw their image: the states themselves
+    /// (retrieval, as LAVIS' multimodal features), or pooled and projected (`BlipModel.get_multimodal_features`).
+    pub(super) fn project_multimodal(
+        &self,
+        ops: &O,
+        class: &O::Act,
+    ) -> Result<Vec<Embedding>, BackendError> {
+        match self {
+            Self::Retrieval(_) => Ok(embeddings(ops.to_host(class)?)),
+            Self::Base(base) => Ok(embeddings(ops.to_host(&base.project(ops, class)?)?)),
+            Self::Caption { .. } | Self::Vqa { .. } => Err(without("embeddings")),
+        }
+    }
+
+    /// Probabilities of "match" from `[CLS]` states of texts that saw their image: class 1 of the head's softmax.
+    pub(super) fn match_probabilities(
+        &self,
+        ops: &O,
+        class: &O::Act,
+    ) -> Result<Vec<f32>, BackendError> {
+        let Self::Retrieval(retrieval) = self else { return Err(without("a matching head")) };
+        let logits = ops.to_host(&ops.linear(class, &retrieval.itm_head, Epilogue::None)?)?;
+        let probability = |row: Vec<f32>| {
+            let probability = 1.0 / (1.0 + (f64::from(row[0]) - f64::from(row[1])).exp());
+            if probability.is_finite() {
+                Ok(probability as f32)
+            } else {
+                Err(BackendError::NonFinite("match"))
+            }
+        };
+        logits.into_iter().map(probability).collect()
+    }
+}
+
+impl<O: Ops> Base<O> {
+    fn project(&self, ops: &O, class: &O::Act) -> Result<O::Act, BackendError> {
+        let pooled = ops.linear(class, &self.pooler, Epilogue::Tanh)?;
+        ops.linear(&pooled, &self.text_projection, Epilogue::None)
+    }
+}
+
+/// Runs whole texts through an encoder; the `[CLS]` states `[texts, width]` and all states.
+pub(super) fn encode_texts<O: Ops>(
+    ops: &O,
+    tower: &TextTower<O>,
+    texts: &[&[u32]],
+    memory: &Memory<'_, O>,
+) -> Result<EncodedTexts<O>, BackendError> {
+    let sequences: Vec<NewTokens<'_>> =
+        texts.iter().map(|tokens| NewTokens { tokens, position: 0 }).collect();
+    let hidden = tower.forward(ops, &sequences, &SelfAttention::Bidirectional, memory)?.hidden;
+    let mut start = 0;
+    let firsts: Vec<usize> = texts
+        .iter()
+        .map(|text| {
+            let first = start;
+            start += text.len();
+            first
+        })
+        .collect();
+    let class = ops.select_rows(&hidden, &firsts)?;
+    Ok(EncodedTexts { hidden, class })
+}
+
+/// What [`encode_texts`] gives.
+pub(super) struct EncodedTexts<O: Ops> {
+    pub(super) hidden: O::Act,
+    pub(super) class: O::Act,
+}
+
+fn embeddings(rows: Vec<Vec<f32>>) -> Vec<Embedding> {
+    rows.into_iter().map(Embedding::new).collect()
+}
+
+fn first_embedding(rows: Vec<Vec<f32>>) -> Embedding {
+    Embedding::new(rows.into_iter().next().unwrap_or_default())
+}
+
+/// A plan that asks a class for what it does not have is a mistake of ours, not of a client.
+fn without(what: &str) -> BackendError {
+    BackendError::Device(format!("this model class has no {what}"))
+}

@@ -1,0 +1,110 @@
+//! What stands on the text towers: the LM head, and a decoder as tower and head.
+
+use super::config::TextConfig;
+use super::error::LoadError;
+use super::load::{Loader, Scope};
+use super::ops::{Epilogue, Ops, Run};
+use super::search::log_softmax;
+use super::text::{Memory, NewTokens, SelfAttention, TextTower};
+use crate::engine::backend::BackendError;
+
+/// Rows whose logits are on the host at one time while candidates are scored: 64 x 30,524 x 4 B = 8 MB.
+const SCORED_ROWS: usize = 64;
+
+/// Hidden states to logits. Source: transformers `BlipTextLMPredictionHead`.
+#[derive(Debug)]
+struct LmHead<O: Ops> {
+    transform: O::Linear,
+    transform_norm: O::LayerNorm,
+    output: O::Linear,
+}
+
+/// A text tower that generates.
+#[derive(Debug)]
+pub(super) struct Decoder<O: Ops> {
+    pub(super) tower: TextTower<O>,
+    head: LmHead<O>,
+    /// First token of every sequence.
+    pub(super) bos: u32,
+    /// The stop token.
+    pub(super) stop: u32,
+}
+
+impl<O: Ops> Decoder<O> {
+    /// Loads `text_decoder.*`.
+    pub(super) fn load(
+        loader: &Loader<'_, O>,
+        config: &TextConfig,
+        memory_width: usize,
+    ) -> Result<Self, LoadError> {
+        let scope = Scope::new("text_decoder").child("cls.predictions.transform");
+        let (width, eps) = (config.hidden_size, config.layer_norm_eps);
+        let head = LmHead {
+            transform: loader.linear(&scope.child("dense"), width, width)?,
+            transform_norm: loader.layer_norm(&scope.child("LayerNorm"), width, eps)?,
+            output: loader.lm_output(config)?,
+        };
+        let tower = TextTower::load(loader, config, "text_decoder.bert", memory_width)?;
+        Ok(Self { tower, head, bos: config.bos_token_id, stop: config.sep_token_id })
+    }
+
+    /// Logits `[rows, vocabulary]` on the host.
+    pub(super) fn logits(&self, ops: &O, hidden: &O::Act) -> Result<Vec<Vec<f32>>, BackendError> {
+        let x = ops.linear(hidden, &self.head.transform, Epilogue::Gelu)?;
+        let x = ops.layer_norm(&x, &self.head.transform_norm)?;
+        ops.to_host(&ops.linear(&x, &self.head.output, Epilogue::None)?)
+    }
+
+    /// The tokens that a sequence starts with: the start token, then the prompt without `[CLS]` and `[SEP]`.
+    /// transformers cuts the last *column* of a padded batch; per row it is `[SEP]` that has to go.
+    pub(super) fn start(&self, prompt: Option<&[u32]>) -> Vec<u32> {
+        let prompt = prompt.unwrap_or_default();
+        let middle = if prompt.len() > 2 { &prompt[1..prompt.len() - 1] } else { &[] };
+        std::iter::once(self.bos).chain(middle.iter().copied()).collect()
+    }
+
+    /// For each run's candidates (`[CLS] candidate [SEP]`), the summed log-probability of its tokens and `[SEP]`
+    /// after the start token. `runs` say how many consecutive candidates share a memory.
+    pub(super) fn score(
+        &self,
+        ops: &O,
+        candidates: &[&[u32]],
+        runs: &[Run<&O::Act>],
+    ) -> Result<Vec<f32>, BackendError> {
+        let inputs: Vec<Vec<u32>> =
+            candidates.iter().map(|candidate| self.start(Some(candidate))).collect();
+        let sequences: Vec<NewTokens<'_>> =
+            inputs.iter().map(|tokens| NewTokens { tokens, position: 0 }).collect();
+        // A run of candidates is a run of all their tokens.
+        let mut start = 0;
+        let runs: Vec<_> = runs
+            .iter()
+            .map(|run| {
+                let tokens = inputs[start..start + run.rows].iter().map(Vec::len).sum();
+                start += run.rows;
+                Run { memory: run.memory, rows: tokens }
+            })
+            .collect();
+        let caches = vec![None; inputs.len()];
+        let output = self.tower.forward(
+            ops,
+            &sequences,
+            &SelfAttention::Causal(&caches),
+            &Memory::States(&runs),
+        )?;
+        let targets: Vec<(usize, u32)> = candidates
+            .iter()
+            .enumerate()
+            .flat_map(|(index, candidate)| candidate[1..].iter().map(move |&token| (index, token)))
+            .collect();
+        let mut sums = vec![0f64; candidates.len()];
+        let rows: Vec<usize> = (0..targets.len()).collect();
+        for (rows, targets) in rows.chunks(SCORED_ROWS).zip(targets.chunks(SCORED_ROWS)) {
+            let logits = self.logits(ops, &ops.select_rows(&output.hidden, rows)?)?;
+            for (row, (index, token)) in logits.iter().zip(targets) {
+                sums[*index] += f64::from(log_softmax(row)?[*token as usize]);
+            }
+        }
+        Ok(sums.into_iter().map(|sum| sum as f32).collect())
+    }
+}

@@ -1,0 +1,221 @@
+//! Tensors by name, from mapped safetensors files or PyTorch files (a reader that executes nothing).
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::pickle::PthTensors;
+use candle_core::safetensors::{Load, MmapedSafetensors};
+use candle_core::{DType, Device, Tensor};
+use sha2::{Digest, Sha256};
+
+use super::WeightFiles;
+use crate::model::error::LoadError;
+
+/// The tensors of one checkpoint, whichever files hold them. Nothing is read before it is asked for.
+pub struct Weights {
+    files: Vec<(PathBuf, Source)>,
+    /// Name to index in `files`.
+    places: HashMap<String, usize>,
+}
+
+enum Source {
+    Mapped(MmapedSafetensors),
+    Pickle(PthTensors),
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Weights({}, {} tensors)", self.file_names(), self.places.len())
+    }
+}
+
+impl Weights {
+    /// Opens the files and reads their headers.
+    ///
+    /// # Errors
+    /// When a file cannot be read or is not of its kind.
+    pub fn open(files: &WeightFiles) -> Result<Self, LoadError> {
+        let mut weights = Self { files: Vec::new(), places: HashMap::new() };
+        let (paths, pickle) = match files {
+            WeightFiles::Safetensors(paths) => (paths, false),
+            WeightFiles::Pickle(paths) => (paths, true),
+        };
+        for path in paths {
+            let source = if pickle { open_pickle(path)? } else { open_mapped(path)? };
+            let index = weights.files.len();
+            weights.places.extend(source.names().into_iter().map(|name| (name, index)));
+            weights.files.push((path.clone(), source));
+        }
+        Ok(weights)
+    }
+
+    /// True when a tensor of this name exists.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.places.contains_key(name)
+    }
+
+    /// Every name, in order of the alphabet.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.places.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Floats in all tensors of the files.
+    #[must_use]
+    pub fn parameter_count(&self) -> u64 {
+        self.files.iter().map(|(_, source)| source.parameter_count()).sum()
+    }
+
+    /// A tensor of finite floats with this shape, in host memory, in the file's dtype.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape, is not of floats, or holds NaN or infinity.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
+        let tensor = self.read(name, shape)?;
+        let path = &self.files[self.places[name]].0;
+        if !tensor.dtype().is_float() {
+            let found = format!("{:?}", tensor.dtype());
+            return Err(LoadError::TensorDtype {
+                name: name.to_owned(),
+                found,
+                path: path.clone(),
+            });
+        }
+        if tensor.dims() != shape {
+            return Err(LoadError::TensorShape {
+                name: name.to_owned(),
+                found: tensor.dims().to_vec(),
+                expected: shape.to_vec(),
+                path: path.clone(),
+            });
+        }
+        if !is_finite(&tensor).map_err(|error| unreadable(path, &error))? {
+            return Err(LoadError::NonFinite { name: name.to_owned(), path: path.clone() });
+        }
+        Ok(tensor)
+    }
+
+    /// A digest of names, shapes, dtypes and bytes of every tensor under `prefix`: equal exactly when they are.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn fingerprint(&self, prefix: &str) -> Result<[u8; 32], LoadError> {
+        let mut digest = Sha256::new();
+        for name in self.names() {
+            if !name.starts_with(prefix) {
+                continue;
+            }
+            let tensor = self.read(name, &[])?;
+            digest.update(format!("{name} {:?} {:?}\n", tensor.dtype(), tensor.dims()));
+            let path = &self.files[self.places[name]].0;
+            update_with_values(&mut digest, &tensor).map_err(|error| unreadable(path, &error))?;
+        }
+        Ok(digest.finalize().into())
+    }
+
+    /// The tensor as the file has it; `expected` is only for the error.
+    fn read(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
+        let missing = || LoadError::MissingTensor {
+            name: name.to_owned(),
+            expected: expected.to_vec(),
+            files: self.file_names(),
+        };
+        let (path, source) = &self.files[*self.places.get(name).ok_or_else(missing)?];
+        match source {
+            Source::Mapped(file) => file
+                .get(name)
+                .and_then(|view| view.load(&Device::Cpu))
+                .map_err(|error| unreadable(path, &error)),
+            Source::Pickle(file) => {
+                file.get(name).map_err(|error| unreadable(path, &error))?.ok_or_else(missing)
+            }
+        }
+    }
+
+    fn file_names(&self) -> String {
+        let names: Vec<_> = self.files.iter().map(|(path, _)| path.display().to_string()).collect();
+        names.join(", ")
+    }
+}
+
+impl Source {
+    fn names(&self) -> Vec<String> {
+        match self {
+            Self::Mapped(file) => file.tensors().into_iter().map(|(name, _)| name).collect(),
+            Self::Pickle(file) => file.tensor_infos().keys().cloned().collect(),
+        }
+    }
+
+    fn parameter_count(&self) -> u64 {
+        match self {
+            Self::Mapped(file) => file
+                .tensors()
+                .iter()
+                .filter(|(_, view)| {
+                    DType::try_from(view.dtype()).is_ok_and(|dtype| dtype.is_float())
+                })
+                .map(|(_, view)| view.shape().iter().product::<usize>() as u64)
+                .sum(),
+            Self::Pickle(file) => file
+                .tensor_infos()
+                .values()
+                .filter(|info| info.dtype.is_float())
+                .map(|info| info.layout.shape().elem_count() as u64)
+                .sum(),
+        }
+    }
+}
+
+fn open_mapped(path: &Path) -> Result<Source, LoadError> {
+    std::fs::File::open(path)
+        .map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+    // SAFETY: the mapping is read only while the model loads (every tensor is copied out of it), and the header
+    // check of safetensors has made sure that the file is as long as its tensors say. A file that is cut
+    // short by another process during those seconds would end ours; weights are not edited in place.
+    #[expect(unsafe_code, reason = "mapping a file is unsafe by nature")]
+    let file = unsafe { MmapedSafetensors::new(path) };
+    Ok(Source::Mapped(file.map_err(|error| unreadable(path, &error))?))
+}
+
+fn open_pickle(path: &Path) -> Result<Source, LoadError> {
+    std::fs::File::open(path)
+        .map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+    let file = PthTensors::new(path, None).map_err(|error| unreadable(path, &error))?;
+    if file.tensor_infos().is_empty() {
+        let detail = "it holds no state dict of tensors".to_owned();
+        return Err(LoadError::WeightsFile { path: path.to_owned(), detail });
+    }
+    Ok(Source::Pickle(file))
+}
+
+fn unreadable(path: &Path, error: &candle_core::Error) -> LoadError {
+    LoadError::WeightsFile { path: path.to_owned(), detail: error.to_string() }
+}
+
+fn is_finite(tensor: &Tensor) -> candle_core::Result<bool> {
+    let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    // A sum of x * 0 is NaN as soon as one x is not finite, and vectorises where a search does not.
+    Ok(values.chunks(4096).all(|chunk| chunk.iter().map(|value| value * 0.0).sum::<f32>() == 0.0))
+}
+
+/// Feeds the values' bit patterns; the dtype stands in the header line, so widening loses nothing.
+fn update_with_values(digest: &mut Sha256, tensor: &Tensor) -> candle_core::Result<()> {
+    if !tensor.dtype().is_float() {
+        let values = tensor.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
+        for value in values {
+            digest.update(value.to_le_bytes());
+        }
+        return Ok(());
+    }
+    let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let mut bytes = Vec::with_capacity(4 * 4096);
+    for chunk in values.chunks(4096) {
+        bytes.clear();
+        bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
+        digest.update(&bytes);
+    }
+    Ok(())
+}

@@ -1,0 +1,329 @@
+//! The fused operations on candle's tensors: every device, every dtype, and the oracle for faster kernels.
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+
+use super::{Epilogue, Ops, PatchEmbeddingWeights, Run};
+use crate::engine::backend::BackendError;
+use crate::task::Pixels;
+
+/// Runs on one device in one dtype.
+#[derive(Debug, Clone)]
+pub struct CandleOps {
+    device: Device,
+    dtype: DType,
+}
+
+/// `y = x W^T + b`, the weight kept as `[out, in]`.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+/// Weight, bias and epsilon.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f32,
+}
+
+/// Patches as rows of a matrix product.
+#[derive(Debug)]
+pub struct PatchEmbedding {
+    /// `[width, 3 x patch x patch]` and `[width]`.
+    linear: Linear,
+    class_embedding: Tensor,
+    position_embedding: Tensor,
+    /// For each channel and 8-bit value, the normalised value.
+    normalised: [[f32; 256]; 3],
+    patch: usize,
+}
+
+/// `[heads, tokens, head width]` each.
+#[derive(Debug, Clone)]
+pub struct KeysValues {
+    keys: Tensor,
+    values: Tensor,
+}
+
+impl From<candle_core::Error> for BackendError {
+    fn from(error: candle_core::Error) -> Self {
+        let text = error.to_string();
+        if text.contains("OUT_OF_MEMORY") || text.contains("out of memory") {
+            Self::OutOfMemory(text)
+        } else {
+            Self::Device(text)
+        }
+    }
+}
+
+impl CandleOps {
+    /// Operations on `device` in `dtype` (f32, bf16 or f16).
+    #[must_use]
+    pub fn new(device: Device, dtype: DType) -> Self {
+        Self { device, dtype }
+    }
+
+    fn place(&self, tensor: &Tensor) -> Result<Tensor, BackendError> {
+        Ok(tensor.to_device(&self.device)?.to_dtype(self.dtype)?.contiguous()?)
+    }
+
+    /// `softmax(q k^T / sqrt(head width) + mask) v`; the softmax in f32 whatever the dtype.
+    /// `q` `[heads, rows, d]`, `k` and `v` `[heads, tokens, d]`, `mask` `[rows, tokens]`; gives `[rows, heads x d]`.
+    fn attend(
+        &self,
+        q: &Tensor,
+        kv: &KeysValues,
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor, BackendError> {
+        let (heads, rows, head_width) = q.dims3()?;
+        let scale = 1.0 / (head_width as f64).sqrt();
+        let scores = q.affine(scale, 0.0)?.matmul(&kv.keys.t()?)?.to_dtype(DType::F32)?;
+        let scores = match mask {
+            Some(mask) => scores.broadcast_add(mask)?,
+            None => scores,
+        };
+        let probabilities = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(self.dtype)?;
+        let context = probabilities.matmul(&kv.values)?;
+        Ok(context.transpose(0, 1)?.contiguous()?.reshape((rows, heads * head_width))?)
+    }
+
+    /// Columns `index * width ..` of `[rows, n x width]` as `[heads, rows, head width]`.
+    fn heads_of(
+        x: &Tensor,
+        index: usize,
+        parts: usize,
+        heads: usize,
+    ) -> Result<Tensor, BackendError> {
+        let (rows, columns) = x.dims2()?;
+        let width = columns / parts;
+        let part = x.narrow(1, index * width, width)?;
+        Ok(part.reshape((rows, heads, width / heads))?.transpose(0, 1)?.contiguous()?)
+    }
+
+    /// 0 where row i (at position `past + i`) may look at token j, minus infinity elsewhere: `[rows, past + rows]`.
+    fn causal_mask(&self, past: usize, rows: usize) -> Result<Tensor, BackendError> {
+        let visible = |i: usize, j: usize| if j <= past + i { 0.0 } else { f32::NEG_INFINITY };
+        let mask: Vec<f32> =
+            (0..rows).flat_map(|i| (0..past + rows).map(move |j| visible(i, j))).collect();
+        Ok(Tensor::from_vec(mask, (rows, past + rows), &self.device)?)
+    }
+
+    /// `[images x patches, 3 x patch x patch]`, channels outermost, as the convolution's kernel lies.
+    fn patches(
+        &self,
+        weights: &PatchEmbedding,
+        images: &[&Pixels],
+    ) -> Result<Tensor, BackendError> {
+        let patch = weights.patch;
+        let mut values = Vec::new();
+        let mut rows = 0;
+        for pixels in images {
+            let (width, height) = (pixels.width() as usize, pixels.height() as usize);
+            let (columns, lines) = (width / patch, height / patch);
+            rows += columns * lines;
+            values.reserve(columns * lines * 3 * patch * patch);
+            for (line, column) in (0..lines).flat_map(|y| (0..columns).map(move |x| (y, x))) {
+                for (channel, table) in weights.normalised.iter().enumerate() {
+                    for y in line * patch..(line + 1) * patch {
+                        let start = (y * width + column * patch) * 3;
+                        let pixels = &pixels.as_bytes()[start..start + patch * 3];
+                        values.extend(
+                            pixels.chunks_exact(3).map(|rgb| table[usize::from(rgb[channel])]),
+                        );
+                    }
+                }
+            }
+        }
+        let values = Tensor::from_vec(values, (rows, 3 * patch * patch), &Device::Cpu)?;
+        Ok(values.to_device(&self.device)?.to_dtype(self.dtype)?)
+    }
+}
+
+impl Ops for CandleOps {
+    type Act = Tensor;
+    type Linear = Linear;
+    type LayerNorm = LayerNorm;
+    type Table = Tensor;
+    type PatchEmbedding = PatchEmbedding;
+    type KeysValues = KeysValues;
+
+    fn load_linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Linear, BackendError> {
+        let bias = bias.map(|bias| self.place(bias)).transpose()?;
+        Ok(Linear { weight: self.place(weight)?, bias })
+    }
+
+    fn load_layer_norm(
+        &self,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f64,
+    ) -> Result<LayerNorm, BackendError> {
+        Ok(LayerNorm { weight: self.place(weight)?, bias: self.place(bias)?, eps: eps as f32 })
+    }
+
+    fn load_table(&self, table: &Tensor) -> Result<Tensor, BackendError> {
+        self.place(table)
+    }
+
+    fn load_patch_embedding(
+        &self,
+        weights: &PatchEmbeddingWeights,
+    ) -> Result<PatchEmbedding, BackendError> {
+        let (width, channels, patch, _) = weights.weight.dims4()?;
+        let kernel = weights.weight.reshape((width, channels * patch * patch))?;
+        let normalised = std::array::from_fn(|channel| {
+            std::array::from_fn(|value| {
+                (value as f32 * weights.rescale - weights.mean[channel]) / weights.std[channel]
+            })
+        });
+        Ok(PatchEmbedding {
+            linear: self.load_linear(&kernel, Some(&weights.bias))?,
+            class_embedding: self.place(&weights.class_embedding)?,
+            position_embedding: self.place(&weights.position_embedding)?,
+            normalised,
+            patch,
+        })
+    }
+
+    fn patch_embedding(
+        &self,
+        weights: &PatchEmbedding,
+        images: &[&Pixels],
+    ) -> Result<Tensor, BackendError> {
+        let patches = self.patches(weights, images)?;
+        let embedded = self.linear(&patches, &weights.linear, Epilogue::None)?;
+        let (_, tokens, width) = weights.position_embedding.dims3()?;
+        let embedded = embedded.reshape((images.len(), tokens - 1, width))?;
+        let class = weights.class_embedding.broadcast_as((images.len(), 1, width))?;
+        let sequence = Tensor::cat(&[&class, &embedded], 1)?;
+        let positioned = sequence.broadcast_add(&weights.position_embedding)?;
+        Ok(positioned.reshape((images.len() * tokens, width))?)
+    }
+
+    fn embed_tokens(
+        &self,
+        words: &Tensor,
+        positions: &Tensor,
+        tokens: &[(u32, u32)],
+    ) -> Result<Tensor, BackendError> {
+        let (ids, places): (Vec<u32>, Vec<u32>) = tokens.iter().copied().unzip();
+        let words = words.index_select(&Tensor::new(ids, &self.device)?, 0)?;
+        let positions = positions.index_select(&Tensor::new(places, &self.device)?, 0)?;
+        Ok((words + positions)?)
+    }
+
+    fn layer_norm(&self, x: &Tensor, weights: &LayerNorm) -> Result<Tensor, BackendError> {
+        Ok(candle_nn::ops::layer_norm(x, &weights.weight, &weights.bias, weights.eps)?)
+    }
+
+    fn linear(
+        &self,
+        x: &Tensor,
+        weights: &Linear,
+        epilogue: Epilogue<'_, Tensor>,
+    ) -> Result<Tensor, BackendError> {
+        let product = x.matmul(&weights.weight.t()?)?;
+        let product = match &weights.bias {
+            Some(bias) => product.broadcast_add(bias)?,
+            None => product,
+        };
+        Ok(match epilogue {
+            Epilogue::None => product,
+            Epilogue::Gelu => product.gelu_erf()?,
+            Epilogue::Tanh => product.tanh()?,
+            Epilogue::Residual(residual) => (product + residual)?,
+        })
+    }
+
+    fn self_attention(
+        &self,
+        qkv: &Tensor,
+        heads: usize,
+        lengths: &[usize],
+    ) -> Result<Tensor, BackendError> {
+        let mut outputs = Vec::with_capacity(lengths.len());
+        for sequence in self.split_rows(qkv, lengths)? {
+            let q = Self::heads_of(&sequence, 0, 3, heads)?;
+            let keys = Self::heads_of(&sequence, 1, 3, heads)?;
+            let values = Self::heads_of(&sequence, 2, 3, heads)?;
+            outputs.push(self.attend(&q, &KeysValues { keys, values }, None)?);
+        }
+        Ok(Tensor::cat(&outputs, 0)?)
+    }
+
+    fn cached_attention(
+        &self,
+        qkv: &Tensor,
+        heads: usize,
+        lengths: &[usize],
+        caches: &[Option<&KeysValues>],
+    ) -> Result<(Tensor, Vec<KeysValues>), BackendError> {
+        let mut outputs = Vec::with_capacity(lengths.len());
+        let mut extended = Vec::with_capacity(lengths.len());
+        for (sequence, cache) in self.split_rows(qkv, lengths)?.iter().zip(caches) {
+            let q = Self::heads_of(sequence, 0, 3, heads)?;
+            let keys = Self::heads_of(sequence, 1, 3, heads)?;
+            let values = Self::heads_of(sequence, 2, 3, heads)?;
+            let (past, kv) = match cache {
+                Some(cache) => {
+                    let keys = Tensor::cat(&[&cache.keys, &keys], 1)?;
+                    let values = Tensor::cat(&[&cache.values, &values], 1)?;
+                    (cache.keys.dim(1)?, KeysValues { keys, values })
+                }
+                None => (0, KeysValues { keys, values }),
+            };
+            let rows = q.dim(1)?;
+            let mask = if rows > 1 { Some(self.causal_mask(past, rows)?) } else { None };
+            outputs.push(self.attend(&q, &kv, mask.as_ref())?);
+            extended.push(kv);
+        }
+        Ok((Tensor::cat(&outputs, 0)?, extended))
+    }
+
+    fn keys_values(
+        &self,
+        memory: &Tensor,
+        weights: &Linear,
+        heads: usize,
+    ) -> Result<KeysValues, BackendError> {
+        let projected = self.linear(memory, weights, Epilogue::None)?;
+        let keys = Self::heads_of(&projected, 0, 2, heads)?;
+        let values = Self::heads_of(&projected, 1, 2, heads)?;
+        Ok(KeysValues { keys, values })
+    }
+
+    fn cross_attention(
+        &self,
+        query: &Tensor,
+        heads: usize,
+        runs: &[Run<&KeysValues>],
+    ) -> Result<Tensor, BackendError> {
+        let lengths: Vec<usize> = runs.iter().map(|run| run.rows).collect();
+        let mut outputs = Vec::with_capacity(runs.len());
+        for (rows, run) in self.split_rows(query, &lengths)?.iter().zip(runs) {
+            outputs.push(self.attend(&Self::heads_of(rows, 0, 1, heads)?, run.memory, None)?);
+        }
+        Ok(Tensor::cat(&outputs, 0)?)
+    }
+
+    fn select_rows(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor, BackendError> {
+        let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+        Ok(x.index_select(&Tensor::new(rows, &self.device)?, 0)?)
+    }
+
+    fn split_rows(&self, x: &Tensor, lengths: &[usize]) -> Result<Vec<Tensor>, BackendError> {
+        let mut start = 0;
+        let mut parts = Vec::with_capacity(lengths.len());
+        for &length in lengths {
+            parts.push(x.i(start..start + length)?);
+            start += length;
+        }
+        Ok(parts)
+    }
+
+    fn to_host(&self, x: &Tensor) -> Result<Vec<Vec<f32>>, BackendError> {
+        Ok(x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec2()?)
+    }
+}

@@ -1,0 +1,205 @@
+//! The fused operations that the towers are written against: the seam at which a device or an instruction set is added.
+//!
+//! [`Ops`] knows nothing of BLIP, the towers know nothing of tensors. [`candle`] implements it for every device
+//! and dtype and is the oracle; an implementation on hand-written kernels would stand beside it.
+//!
+//! Texts never pad: activations are `[rows, width]` over concatenated sequences, and attention is told
+//! where each sequence lies.
+
+pub mod candle;
+
+use std::fmt::Debug;
+
+use candle_core::Tensor;
+
+use crate::engine::backend::BackendError;
+use crate::task::Pixels;
+
+/// What a linear layer does with its product before it is stored.
+#[derive(Debug, Clone, Copy)]
+pub enum Epilogue<'a, A> {
+    /// `x W^T + b`.
+    None,
+    /// `gelu(x W^T + b)`, the exact erf form.
+    Gelu,
+    /// `tanh(x W^T + b)`.
+    Tanh,
+    /// `x W^T + b + residual`.
+    Residual(&'a A),
+}
+
+/// A run of consecutive rows that attend to the same memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<M> {
+    /// What they attend to.
+    pub memory: M,
+    /// How many rows.
+    pub rows: usize,
+}
+
+/// What patch embedding needs: a convolution with stride = kernel, the class token, the positions, normalisation.
+#[derive(Debug)]
+pub struct PatchEmbeddingWeights {
+    /// `[width, 3, patch, patch]`.
+    pub weight: Tensor,
+    /// `[width]`.
+    pub bias: Tensor,
+    /// `[1, 1, width]`.
+    pub class_embedding: Tensor,
+    /// `[1, tokens, width]`.
+    pub position_embedding: Tensor,
+    /// Subtracted from each channel after division by 255.
+    pub mean: [f32; 3],
+    /// Divides each channel after that.
+    pub std: [f32; 3],
+    /// Multiplies the 8-bit values (1/255).
+    pub rescale: f32,
+}
+
+/// About a dozen operations, enough for every tower and head of BLIP.
+///
+/// Weights arrive as CPU tensors in the file's dtype and are brought into the implementation's own form once.
+/// All activations are `[rows, width]`. A call either returns a whole result or an error; nothing is kept.
+pub trait Ops: Debug {
+    /// Activations `[rows, width]`; clones share.
+    type Act: Clone + Debug;
+    /// A linear layer's weights.
+    type Linear: Debug;
+    /// A layer norm's weights.
+    type LayerNorm: Debug;
+    /// A table of rows `[n, width]`.
+    type Table: Debug;
+    /// The patch embedding's weights.
+    type PatchEmbedding: Debug;
+    /// Keys and values of one sequence in one layer; clones share.
+    type KeysValues: Clone + Debug;
+
+    /// `weight` `[out, in]`, `bias` `[out]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn load_linear(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Self::Linear, BackendError>;
+    /// `weight` and `bias` `[width]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn load_layer_norm(
+        &self,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f64,
+    ) -> Result<Self::LayerNorm, BackendError>;
+    /// `table` `[n, width]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn load_table(&self, table: &Tensor) -> Result<Self::Table, BackendError>;
+    /// See [`PatchEmbeddingWeights`].
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn load_patch_embedding(
+        &self,
+        weights: &PatchEmbeddingWeights,
+    ) -> Result<Self::PatchEmbedding, BackendError>;
+
+    /// Pixels to `[images x tokens, width]`: normalised patches times weights, the class token first, positions added.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn patch_embedding(
+        &self,
+        weights: &Self::PatchEmbedding,
+        images: &[&Pixels],
+    ) -> Result<Self::Act, BackendError>;
+    /// `words[token] + positions[position]` for each pair.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn embed_tokens(
+        &self,
+        words: &Self::Table,
+        positions: &Self::Table,
+        tokens: &[(u32, u32)],
+    ) -> Result<Self::Act, BackendError>;
+    /// `(x - mean) / sqrt(var + eps) * weight + bias` over each row.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn layer_norm(
+        &self,
+        x: &Self::Act,
+        weights: &Self::LayerNorm,
+    ) -> Result<Self::Act, BackendError>;
+    /// `[rows, in]` to `[rows, out]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn linear(
+        &self,
+        x: &Self::Act,
+        weights: &Self::Linear,
+        epilogue: Epilogue<'_, Self::Act>,
+    ) -> Result<Self::Act, BackendError>;
+    /// Every sequence attends to the whole of itself; `qkv` is `[rows, 3 x width]`, `lengths` sum to `rows`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn self_attention(
+        &self,
+        qkv: &Self::Act,
+        heads: usize,
+        lengths: &[usize],
+    ) -> Result<Self::Act, BackendError>;
+    /// Every sequence's new rows attend to its cached rows and causally to each other. `caches[i]` is what
+    /// sequence i has cached; returned beside the output are the caches with the new rows behind them.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn cached_attention(
+        &self,
+        qkv: &Self::Act,
+        heads: usize,
+        lengths: &[usize],
+        caches: &[Option<&Self::KeysValues>],
+    ) -> Result<(Self::Act, Vec<Self::KeysValues>), BackendError>;
+    /// Keys and values of a memory `[tokens, memory width]`; `weights` gives `[tokens, 2 x width]`, keys first.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn keys_values(
+        &self,
+        memory: &Self::Act,
+        weights: &Self::Linear,
+        heads: usize,
+    ) -> Result<Self::KeysValues, BackendError>;
+    /// Each run of query rows attends to all of its memory.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn cross_attention(
+        &self,
+        query: &Self::Act,
+        heads: usize,
+        runs: &[Run<&Self::KeysValues>],
+    ) -> Result<Self::Act, BackendError>;
+    /// The rows with these indices, in this order.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn select_rows(&self, x: &Self::Act, rows: &[usize]) -> Result<Self::Act, BackendError>;
+    /// Consecutive slices of rows, one per length; used to part images or questions of one batch.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn split_rows(&self, x: &Self::Act, lengths: &[usize]) -> Result<Vec<Self::Act>, BackendError>;
+    /// All values on the host as f32, one vector a row.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn to_host(&self, x: &Self::Act) -> Result<Vec<Vec<f32>>, BackendError>;
+}

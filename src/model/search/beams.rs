@@ -1,0 +1,198 @@
+//! Beam search. Source: transformers 5.23 `GenerationMixin._beam_search` and the functions it calls, whose
+//! arithmetic (f32, minus 1e9 for "cannot be chosen") is kept so that ids are equal.
+
+use super::processors::Processors;
+use super::scores::{log_softmax, top_indices};
+use super::{Advance, SearchStart};
+use crate::engine::backend::BackendError;
+use crate::task::{
+    EarlyStopping, FinishReason, GenerationParams, Sequence, Strategy, TokenLogprob,
+};
+
+/// transformers' "cannot be chosen" while staying finite.
+const UNLIKELY: f32 = -1.0e9;
+
+/// A beam set.
+#[derive(Debug, Clone)]
+pub struct BeamSearch {
+    processors: Processors,
+    num_beams: usize,
+    num_return_sequences: usize,
+    length_penalty: f32,
+    early_stopping: EarlyStopping,
+    max_new_tokens: usize,
+    stop_token: u32,
+    prompt: Vec<u32>,
+    /// Beams that go on, best first; always `num_beams`.
+    running: Vec<Beam>,
+    /// The best finished ones, best first; always `num_beams`, placeholders included.
+    finished: Vec<Beam>,
+    /// False once no running beam can improve on the finished ones; stays false.
+    improvable: bool,
+    generated: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Beam {
+    tokens: Vec<TokenLogprob>,
+    /// Sum of processed log-probabilities; with the length penalty applied where finished.
+    score: f32,
+    done: bool,
+}
+
+/// One continuation among the `2 x num_beams` best.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    score: f32,
+    beam: usize,
+    token: TokenLogprob,
+    hits_stop: bool,
+}
+
+impl BeamSearch {
+    /// `params.strategy` is `Beams`; any other strategy counts as one beam.
+    pub(super) fn new(params: &GenerationParams, start: SearchStart) -> Self {
+        let (num_beams, num_return_sequences, length_penalty, early_stopping) = match params
+            .strategy
+        {
+            Strategy::Beams { num_beams, num_return_sequences, length_penalty, early_stopping } => {
+                (num_beams, num_return_sequences, length_penalty, early_stopping)
+            }
+            Strategy::Greedy | Strategy::Sample { .. } => (1, 1, 1.0, EarlyStopping::Heuristic),
+        };
+        let beam = |score| Beam { tokens: Vec::new(), score, done: false };
+        Self {
+            processors: Processors::new(params, start.stop_token),
+            num_beams,
+            num_return_sequences,
+            length_penalty,
+            early_stopping,
+            max_new_tokens: params.max_new_tokens,
+            stop_token: start.stop_token,
+            prompt: start.prompt,
+            // Only the first beam counts at first, or all would be the same.
+            running: (0..num_beams)
+                .map(|index| beam(if index == 0 { 0.0 } else { UNLIKELY }))
+                .collect(),
+            finished: vec![beam(UNLIKELY); num_beams],
+            improvable: true,
+            generated: 0,
+        }
+    }
+
+    pub(super) fn next_tokens(&self) -> Vec<u32> {
+        self.running.iter().filter_map(|beam| beam.tokens.last()).map(|token| token.id).collect()
+    }
+
+    pub(super) fn advance(&mut self, logits: &[Vec<f32>]) -> Result<Advance, BackendError> {
+        let candidates = self.best_continuations(logits)?;
+        let rows = logits.len();
+        let parents = self.choose_running(&candidates, rows);
+        self.generated += 1;
+        let all_hit = candidates.iter().all(|candidate| candidate.hits_stop);
+        let done = self.is_over(all_hit);
+        let finished = done.then(|| self.sequences());
+        let parents = if done { Vec::new() } else { parents };
+        Ok(Advance { token: None, parents, generated: self.num_beams, finished })
+    }
+
+    /// `_get_top_k_continuations`: the `2 x num_beams` best over all beams, best first.
+    fn best_continuations(&self, logits: &[Vec<f32>]) -> Result<Vec<Candidate>, BackendError> {
+        let keep = 2 * self.num_beams;
+        let mut candidates = Vec::with_capacity(keep * self.num_beams);
+        for (index, beam) in self.running.iter().enumerate() {
+            // The prompt's step has one row, which is every beam's.
+            let raw = log_softmax(&logits[index.min(logits.len() - 1)])?;
+            let mut scores = raw.clone();
+            self.processors.apply(&mut scores, &self.ids_of(beam), beam.tokens.len());
+            for score in &mut scores {
+                *score += beam.score;
+            }
+            for id in top_indices(&scores, keep) {
+                let token = TokenLogprob { id: id as u32, logprob: raw[id] };
+                let hits_stop =
+                    token.id == self.stop_token || beam.tokens.len() + 1 >= self.max_new_tokens;
+                candidates.push(Candidate { score: scores[id], beam: index, token, hits_stop });
+            }
+        }
+        // Stable, so that equals keep the order of beams and ids.
+        candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
+        candidates.truncate(keep);
+        Ok(candidates)
+    }
+
+    /// `_get_running_beams_for_next_iteration` and `_update_finished_beams`; returns the parents' rows.
+    fn choose_running(&mut self, candidates: &[Candidate], rows: usize) -> Vec<usize> {
+        let beams: Vec<Beam> = candidates.iter().map(|candidate| self.extend(candidate)).collect();
+        let scores: Vec<f32> = candidates
+            .iter()
+            .map(|candidate| candidate.score + if candidate.hits_stop { UNLIKELY } else { 0.0 })
+            .collect();
+        self.update_finished(candidates, &beams);
+        let chosen = top_indices(&scores, self.num_beams);
+        self.running = chosen
+            .iter()
+            .map(|&index| Beam { score: scores[index], ..beams[index].clone() })
+            .collect();
+        chosen.iter().map(|&index| candidates[index].beam.min(rows - 1)).collect()
+    }
+
+    fn update_finished(&mut self, candidates: &[Candidate], beams: &[Beam]) {
+        let length = (self.generated + 1) as f32;
+        let full = self.finished.iter().all(|beam| beam.done);
+        let closed = (full && self.early_stopping == EarlyStopping::WhenFull, !self.improvable);
+        let mut merged = self.finished.clone();
+        for (rank, (candidate, beam)) in candidates.iter().zip(beams).enumerate() {
+            let done = candidate.hits_stop && rank < self.num_beams;
+            let mut score = candidate.score / length.powf(self.length_penalty);
+            for impossible in [closed.0, closed.1, !done] {
+                score += if impossible { UNLIKELY } else { 0.0 };
+            }
+            merged.push(Beam { score, done, ..beam.clone() });
+        }
+        let scores: Vec<f32> = merged.iter().map(|beam| beam.score).collect();
+        self.finished = top_indices(&scores, self.num_beams)
+            .into_iter()
+            .map(|index| merged[index].clone())
+            .collect();
+    }
+
+    /// `_check_early_stop_heuristic` and `_beam_search_has_unfinished_sequences`; `generated` counts this step.
+    fn is_over(&mut self, all_hit: bool) -> bool {
+        let length = match self.early_stopping {
+            EarlyStopping::Never if self.length_penalty > 0.0 => self.max_new_tokens,
+            EarlyStopping::Never | EarlyStopping::Heuristic | EarlyStopping::WhenFull => {
+                self.generated
+            }
+        };
+        let best_running = self.running[0].score / (length as f32).powf(self.length_penalty);
+        let worst = self.finished.iter().map(|beam| beam.score).fold(f32::INFINITY, f32::min);
+        let beats = |beam: &Beam| best_running > if beam.done { worst } else { UNLIKELY };
+        self.improvable = self.improvable && self.finished.iter().any(beats);
+        let full = self.finished.iter().all(|beam| beam.done);
+        let open = !(full && self.early_stopping == EarlyStopping::WhenFull);
+        !(self.improvable && open && !all_hit)
+    }
+
+    fn sequences(&self) -> Vec<Sequence> {
+        let returned = self.finished.iter().take(self.num_return_sequences);
+        returned
+            .map(|beam| {
+                let stopped = beam.tokens.last().is_some_and(|token| token.id == self.stop_token);
+                let finish_reason = if stopped { FinishReason::Stop } else { FinishReason::Length };
+                Sequence { tokens: beam.tokens.clone(), finish_reason }
+            })
+            .collect()
+    }
+
+    fn extend(&self, candidate: &Candidate) -> Beam {
+        let mut tokens = self.running[candidate.beam].tokens.clone();
+        tokens.push(candidate.token);
+        Beam { tokens, score: candidate.score, done: false }
+    }
+
+    fn ids_of(&self, beam: &Beam) -> Vec<u32> {
+        let new = beam.tokens.iter().map(|token| token.id);
+        self.prompt.iter().copied().chain(new).collect()
+    }
+}

@@ -1,0 +1,74 @@
+//! Arithmetic on one row of logits.
+
+use crate::engine::backend::BackendError;
+
+/// Natural log-probabilities of a row of logits: `x - max - ln(sum(exp(x - max)))`, the sum in f64.
+///
+/// # Errors
+/// [`BackendError::NonFinite`] when a logit is NaN or infinite.
+pub fn log_softmax(logits: &[f32]) -> Result<Vec<f32>, BackendError> {
+    let normalizer = log_sum_exp(logits)?;
+    Ok(logits.iter().map(|&logit| (f64::from(logit) - normalizer) as f32).collect())
+}
+
+/// `ln(sum(exp(x)))` in f64.
+pub(super) fn log_sum_exp(logits: &[f32]) -> Result<f64, BackendError> {
+    if logits.iter().any(|logit| !logit.is_finite()) {
+        return Err(BackendError::NonFinite("logits"));
+    }
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    Ok(f64::from(max) + sum.ln())
+}
+
+/// Index of the largest score, the first of equals.
+pub(super) fn argmax(scores: &[f32]) -> usize {
+    let mut best = 0;
+    for (index, &score) in scores.iter().enumerate() {
+        if score > scores[best] {
+            best = index;
+        }
+    }
+    best
+}
+
+/// Indices of the `count` largest scores, best first, the first of equals first.
+pub(super) fn top_indices(scores: &[f32], count: usize) -> Vec<usize> {
+    let mut indices: Vec<usize> = (0..scores.len()).collect();
+    let order = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
+    let count = count.min(indices.len());
+    if count < indices.len() && count > 0 {
+        indices.select_nth_unstable_by(count - 1, order);
+        indices.truncate(count);
+    }
+    indices.sort_unstable_by(order);
+    indices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_softmax_sums_to_one_and_survives_large_logits() {
+        let row = log_softmax(&[1000.0, 999.0, -1000.0]).unwrap();
+        let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+        assert!((sum - 1.0).abs() < 1e-6, "{sum}");
+        assert!((row[0] - row[1] - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_logit_that_is_not_finite_is_an_error() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(log_softmax(&[0.0, bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn top_indices_come_best_first_and_ties_keep_their_order() {
+        let scores = [1.0, 3.0, 2.0, 3.0, -1.0];
+        assert_eq!(top_indices(&scores, 3), [1, 3, 2]);
+        assert_eq!(top_indices(&scores, 9), [1, 3, 2, 0, 4]);
+        assert_eq!(argmax(&scores), 1);
+    }
+}

@@ -1,0 +1,271 @@
+//! The text tower: BERT, post-norm, with cross-attention; encoder and decoder are the same layers.
+//! Source: transformers `BlipTextModel`.
+//!
+//! Sequences are concatenated, never padded. Self-attention is bidirectional (encoder) or causal over caches
+//! (decoder); cross-attention runs over cached keys and values (decoding), over features projected
+//! layer by layer (single passes), or not at all (text embeddings).
+
+use super::config::TextConfig;
+use super::error::LoadError;
+use super::load::{Loader, Scope};
+use super::ops::{Epilogue, Ops, Run};
+use crate::engine::backend::BackendError;
+
+/// Tokens to hidden states `[rows, width]`.
+#[derive(Debug)]
+pub(super) struct TextTower<O: Ops> {
+    word_embeddings: O::Table,
+    position_embeddings: O::Table,
+    embeddings_norm: O::LayerNorm,
+    layers: Vec<TextLayer<O>>,
+    heads: usize,
+}
+
+#[derive(Debug)]
+struct TextLayer<O: Ops> {
+    qkv: O::Linear,
+    attention_output: O::Linear,
+    attention_norm: O::LayerNorm,
+    cross: Option<CrossAttention<O>>,
+    intermediate: O::Linear,
+    output: O::Linear,
+    output_norm: O::LayerNorm,
+}
+
+#[derive(Debug)]
+struct CrossAttention<O: Ops> {
+    query: O::Linear,
+    /// `[2 x width, memory width]`, keys first.
+    key_value: O::Linear,
+    output: O::Linear,
+    norm: O::LayerNorm,
+}
+
+/// New tokens of one sequence and where they stand in it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NewTokens<'a> {
+    pub(super) tokens: &'a [u32],
+    /// Position of the first of them.
+    pub(super) position: usize,
+}
+
+/// How sequences attend to themselves.
+pub(super) enum SelfAttention<'a, O: Ops> {
+    /// Everything sees everything (encoders).
+    Bidirectional,
+    /// Causal, behind what is cached: `caches[i]` are sequence i's layers, none before its first step.
+    Causal(&'a [Option<&'a [O::KeysValues]>]),
+}
+
+/// What sequences attend to besides themselves; the runs cover all new rows in order.
+pub(super) enum Memory<'a, O: Ops> {
+    /// Nothing: cross-attention is skipped.
+    None,
+    /// Keys and values kept for every layer.
+    Cached(&'a [Run<&'a [O::KeysValues]>]),
+    /// Features or states `[tokens, memory width]`, projected in each layer and dropped again.
+    States(&'a [Run<&'a O::Act>]),
+}
+
+/// Hidden states of the new rows, and (causal only) each sequence's extended caches, one per layer.
+pub(super) struct TextOutput<O: Ops> {
+    pub(super) hidden: O::Act,
+    pub(super) caches: Vec<Vec<O::KeysValues>>,
+}
+
+impl<O: Ops> TextTower<O> {
+    /// Loads the tower under `prefix` (`text_decoder.bert`, `text_encoder`, `text_model`).
+    /// `memory_width` is the width of what cross-attention looks at.
+    pub(super) fn load(
+        loader: &Loader<'_, O>,
+        config: &TextConfig,
+        prefix: &str,
+        memory_width: usize,
+    ) -> Result<Self, LoadError> {
+        let scope = Scope::new(prefix);
+        let embeddings = scope.child("embeddings");
+        let (width, eps) = (config.hidden_size, config.layer_norm_eps);
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| {
+                TextLayer::load(
+                    loader,
+                    config,
+                    &scope.child(&format!("encoder.layer.{index}")),
+                    memory_width,
+                )
+            })
+            .collect::<Result<_, _>>()?;
+        let words = loader.word_embeddings(&embeddings.name("word_embeddings.weight"), config)?;
+        let positions = [config.max_position_embeddings, width];
+        let positions =
+            loader.tensor(&embeddings.name("position_embeddings.weight"), &positions)?;
+        Ok(Self {
+            word_embeddings: loader.table(&words)?,
+            position_embeddings: loader.table(&positions)?,
+            embeddings_norm: loader.layer_norm(&embeddings.child("LayerNorm"), width, eps)?,
+            layers,
+            heads: config.num_attention_heads,
+        })
+    }
+
+    /// Keys and values of a memory for every layer; kept by whoever decodes over it.
+    pub(super) fn keys_values(
+        &self,
+        ops: &O,
+        memory: &O::Act,
+    ) -> Result<Vec<O::KeysValues>, BackendError> {
+        let cross = self.layers.iter().filter_map(|layer| layer.cross.as_ref());
+        cross.map(|cross| ops.keys_values(memory, &cross.key_value, self.heads)).collect()
+    }
+
+    /// Runs the new tokens of every sequence through all layers.
+    pub(super) fn forward(
+        &self,
+        ops: &O,
+        sequences: &[NewTokens<'_>],
+        attention: &SelfAttention<'_, O>,
+        memory: &Memory<'_, O>,
+    ) -> Result<TextOutput<O>, BackendError> {
+        let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
+        let mut hidden = self.embed(ops, sequences)?;
+        let mut caches = vec![Vec::with_capacity(self.layers.len()); sequences.len()];
+        for (index, layer) in self.layers.iter().enumerate() {
+            let qkv = ops.linear(&hidden, &layer.qkv, Epilogue::None)?;
+            let context = match attention {
+                SelfAttention::Bidirectional => ops.self_attention(&qkv, self.heads, &lengths)?,
+                SelfAttention::Causal(past) => {
+                    let past: Vec<_> =
+                        past.iter().map(|layers| layers.map(|layers| &layers[index])).collect();
+                    let (context, new) = ops.cached_attention(&qkv, self.heads, &lengths, &past)?;
+                    caches.iter_mut().zip(new).for_each(|(layers, kv)| layers.push(kv));
+                    context
+                }
+            };
+            let output =
+                ops.linear(&context, &layer.attention_output, Epilogue::Residual(&hidden))?;
+            hidden = ops.layer_norm(&output, &layer.attention_norm)?;
+            if let Some(cross) = &layer.cross {
+                hidden = cross.forward(ops, hidden, self.heads, index, memory)?;
+            }
+            hidden = layer.feed_forward(ops, &hidden)?;
+        }
+        Ok(TextOutput { hidden, caches })
+    }
+
+    fn embed(&self, ops: &O, sequences: &[NewTokens<'_>]) -> Result<O::Act, BackendError> {
+        let tokens: Vec<(u32, u32)> = sequences
+            .iter()
+            .flat_map(|sequence| {
+                let positions = sequence.position as u32..;
+                sequence.tokens.iter().copied().zip(positions)
+            })
+            .collect();
+        let embedded =
+            ops.embed_tokens(&self.word_embeddings, &self.position_embeddings, &tokens)?;
+        ops.layer_norm(&embedded, &self.embeddings_norm)
+    }
+}
+
+impl<O: Ops> TextLayer<O> {
+    fn load(
+        loader: &Loader<'_, O>,
+        config: &TextConfig,
+        scope: &Scope,
+        memory_width: usize,
+    ) -> Result<Self, LoadError> {
+        let (width, inner, eps) =
+            (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let attention = scope.child("attention.self");
+        let packed = ["query", "key", "value"].map(|part| attention.child(part));
+        let cross = if config.is_decoder {
+            Some(CrossAttention::load(
+                loader,
+                config,
+                &scope.child("crossattention"),
+                memory_width,
+            )?)
+        } else {
+            None
+        };
+        Ok(Self {
+            qkv: loader.stacked_linear(&packed, width, width)?,
+            attention_output: loader.linear(
+                &scope.child("attention.output.dense"),
+                width,
+                width,
+            )?,
+            attention_norm: loader.layer_norm(
+                &scope.child("attention.output.LayerNorm"),
+                width,
+                eps,
+            )?,
+            cross,
+            intermediate: loader.linear(&scope.child("intermediate.dense"), inner, width)?,
+            output: loader.linear(&scope.child("output.dense"), width, inner)?,
+            output_norm: loader.layer_norm(&scope.child("output.LayerNorm"), width, eps)?,
+        })
+    }
+
+    fn feed_forward(&self, ops: &O, x: &O::Act) -> Result<O::Act, BackendError> {
+        let inner = ops.linear(x, &self.intermediate, Epilogue::Gelu)?;
+        let output = ops.linear(&inner, &self.output, Epilogue::Residual(x))?;
+        ops.layer_norm(&output, &self.output_norm)
+    }
+}
+
+impl<O: Ops> CrossAttention<O> {
+    fn load(
+        loader: &Loader<'_, O>,
+        config: &TextConfig,
+        scope: &Scope,
+        memory_width: usize,
+    ) -> Result<Self, LoadError> {
+        let width = config.hidden_size;
+        let packed = ["self.key", "self.value"].map(|part| scope.child(part));
+        Ok(Self {
+            query: loader.linear(&scope.child("self.query"), width, width)?,
+            key_value: loader.stacked_linear(&packed, width, memory_width)?,
+            output: loader.linear(&scope.child("output.dense"), width, width)?,
+            norm: loader.layer_norm(
+                &scope.child("output.LayerNorm"),
+                width,
+                config.layer_norm_eps,
+            )?,
+        })
+    }
+
+    fn forward(
+        &self,
+        ops: &O,
+        hidden: O::Act,
+        heads: usize,
+        layer: usize,
+        memory: &Memory<'_, O>,
+    ) -> Result<O::Act, BackendError> {
+        let query = || ops.linear(&hidden, &self.query, Epilogue::None);
+        let context = match memory {
+            Memory::None => return Ok(hidden),
+            Memory::Cached(runs) => {
+                let runs: Vec<_> = runs
+                    .iter()
+                    .map(|run| Run { memory: &run.memory[layer], rows: run.rows })
+                    .collect();
+                ops.cross_attention(&query()?, heads, &runs)?
+            }
+            Memory::States(runs) => {
+                let projected = runs
+                    .iter()
+                    .map(|run| ops.keys_values(run.memory, &self.key_value, heads))
+                    .collect::<Result<Vec<_>, _>>()?;
+                let runs: Vec<_> = projected
+                    .iter()
+                    .zip(*runs)
+                    .map(|(memory, run)| Run { memory, rows: run.rows })
+                    .collect();
+                ops.cross_attention(&query()?, heads, &runs)?
+            }
+        };
+        let output = ops.linear(&context, &self.output, Epilogue::Residual(&hidden))?;
+        ops.layer_norm(&output, &self.norm)
+    }
+}

@@ -1,0 +1,133 @@
+//! The vision tower: a vision transformer, pre-norm, packed qkv. Source: transformers `BlipVisionModel`.
+
+use super::config::VisionConfig;
+use super::error::LoadError;
+use super::load::{Loader, Scope};
+use super::ops::{Epilogue, Ops, PatchEmbeddingWeights};
+use super::preprocessor::Preprocessor;
+use crate::engine::backend::BackendError;
+use crate::task::Pixels;
+
+/// Pixels to features `[tokens, width]` per image.
+#[derive(Debug)]
+pub(super) struct VisionTower<O: Ops> {
+    patch_embedding: O::PatchEmbedding,
+    layers: Vec<VisionLayer<O>>,
+    post_layernorm: O::LayerNorm,
+    heads: usize,
+    tokens: usize,
+    width: usize,
+}
+
+#[derive(Debug)]
+struct VisionLayer<O: Ops> {
+    layer_norm1: O::LayerNorm,
+    qkv: O::Linear,
+    projection: O::Linear,
+    layer_norm2: O::LayerNorm,
+    fc1: O::Linear,
+    fc2: O::Linear,
+}
+
+impl<O: Ops> VisionTower<O> {
+    /// Loads the tower under `vision_model.`.
+    pub(super) fn load(
+        loader: &Loader<'_, O>,
+        config: &VisionConfig,
+        preprocessor: &Preprocessor,
+    ) -> Result<Self, LoadError> {
+        let scope = Scope::new("vision_model");
+        let (width, tokens) = (config.hidden_size, config.tokens());
+        let embeddings = scope.child("embeddings");
+        let patch = config.patch_size;
+        let patch_embedding = loader.patch_embedding(&PatchEmbeddingWeights {
+            weight: loader
+                .tensor(&embeddings.name("patch_embedding.weight"), &[width, 3, patch, patch])?,
+            bias: loader.tensor(&embeddings.name("patch_embedding.bias"), &[width])?,
+            class_embedding: loader.tensor(&embeddings.name("class_embedding"), &[1, 1, width])?,
+            position_embedding: loader
+                .tensor(&embeddings.name("position_embedding"), &[1, tokens, width])?,
+            mean: preprocessor.mean,
+            std: preprocessor.std,
+            rescale: preprocessor.rescale_factor,
+        })?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| {
+                VisionLayer::load(loader, config, &scope.child(&format!("encoder.layers.{index}")))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            patch_embedding,
+            layers,
+            post_layernorm: loader.layer_norm(
+                &scope.child("post_layernorm"),
+                width,
+                config.layer_norm_eps,
+            )?,
+            heads: config.num_attention_heads,
+            tokens,
+            width,
+        })
+    }
+
+    /// Tokens of one image, the class token included.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Width of a feature.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Features `[tokens, width]` of each image, after the final layer norm (transformers' `last_hidden_state`).
+    pub(super) fn encode(&self, ops: &O, images: &[&Pixels]) -> Result<Vec<O::Act>, BackendError> {
+        let lengths = vec![self.tokens; images.len()];
+        let mut x = ops.patch_embedding(&self.patch_embedding, images)?;
+        for layer in &self.layers {
+            x = layer.forward(ops, &x, self.heads, &lengths)?;
+        }
+        let x = ops.layer_norm(&x, &self.post_layernorm)?;
+        ops.split_rows(&x, &lengths)
+    }
+
+    /// transformers' `pooler_output`: the class row with `post_layernorm` applied a second time; `[1, width]`.
+    pub(super) fn pool(&self, ops: &O, features: &O::Act) -> Result<O::Act, BackendError> {
+        ops.layer_norm(&ops.select_rows(features, &[0])?, &self.post_layernorm)
+    }
+}
+
+impl<O: Ops> VisionLayer<O> {
+    fn load(
+        loader: &Loader<'_, O>,
+        config: &VisionConfig,
+        scope: &Scope,
+    ) -> Result<Self, LoadError> {
+        let (width, inner, eps) =
+            (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        Ok(Self {
+            layer_norm1: loader.layer_norm(&scope.child("layer_norm1"), width, eps)?,
+            qkv: loader.linear(&scope.child("self_attn.qkv"), 3 * width, width)?,
+            projection: loader.linear(&scope.child("self_attn.projection"), width, width)?,
+            layer_norm2: loader.layer_norm(&scope.child("layer_norm2"), width, eps)?,
+            fc1: loader.linear(&scope.child("mlp.fc1"), inner, width)?,
+            fc2: loader.linear(&scope.child("mlp.fc2"), width, inner)?,
+        })
+    }
+
+    fn forward(
+        &self,
+        ops: &O,
+        x: &O::Act,
+        heads: usize,
+        lengths: &[usize],
+    ) -> Result<O::Act, BackendError> {
+        let normed = ops.layer_norm(x, &self.layer_norm1)?;
+        let qkv = ops.linear(&normed, &self.qkv, Epilogue::None)?;
+        let context = ops.self_attention(&qkv, heads, lengths)?;
+        let x = ops.linear(&context, &self.projection, Epilogue::Residual(x))?;
+        let normed = ops.layer_norm(&x, &self.layer_norm2)?;
+        let inner = ops.linear(&normed, &self.fc1, Epilogue::Gelu)?;
+        ops.linear(&inner, &self.fc2, Epilogue::Residual(&x))
+    }
+}

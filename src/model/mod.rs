@@ -18,6 +18,8 @@ pub mod load;
 pub mod ops;
 pub mod preprocessor;
 pub mod search;
+#[cfg(test)]
+mod tests;
 mod text;
 mod vision;
 

@@ -24,9 +24,9 @@ use crate::task::{ModelId, ModelInfo, Pixels, TowerId};
 /// Loaded BLIP models on one device.
 #[derive(Debug)]
 pub struct BlipBackend<O: Ops> {
-    ops: O,
-    towers: Vec<VisionTower<O>>,
-    models: Vec<Checkpoint<O>>,
+    pub(super) ops: O,
+    pub(super) towers: Vec<VisionTower<O>>,
+    pub(super) models: Vec<Checkpoint<O>>,
     infos: Vec<ModelInfo>,
     /// Decoder keys and values of one image, per model.
     cross_kv_bytes: Vec<u64>,

@@ -1,0 +1,115 @@
+//! Checkpoints that cannot be served say which tensor or file, what was found and what was expected.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device as CandleDevice, Tensor};
+
+use super::{CPU_F32, fixtures, spec};
+use crate::model::{BlipBackend, LoadError};
+
+/// A copy of `retrieval` whose tensors went through `change`.
+fn changed(
+    directory: &Path,
+    change: impl FnOnce(&mut HashMap<String, Tensor>),
+) -> Result<(), LoadError> {
+    let source = fixtures().join("retrieval");
+    for name in ["config.json", "preprocessor_config.json"] {
+        std::fs::copy(source.join(name), directory.join(name)).unwrap();
+    }
+    let weights = source.join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(weights, &CandleDevice::Cpu).unwrap();
+    change(&mut tensors);
+    candle_core::safetensors::save(&tensors, directory.join("model.safetensors")).unwrap();
+    let mut spec = spec("retrieval");
+    spec.files = super::files(directory);
+    BlipBackend::load(&[spec], CPU_F32, |_| {}).map(|_| ())
+}
+
+fn error_of(change: impl FnOnce(&mut HashMap<String, Tensor>)) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let error = changed(directory.path(), change).unwrap_err().to_string();
+    error.replace(&directory.path().display().to_string(), "DIR")
+}
+
+#[test]
+fn an_unchanged_copy_loads() {
+    let directory = tempfile::tempdir().unwrap();
+    changed(directory.path(), |_| {}).unwrap();
+}
+
+#[test]
+fn a_missing_tensor_is_named_with_its_shape_and_the_file() {
+    let error = error_of(|tensors| drop(tensors.remove("itm_head.weight")));
+    assert!(error.starts_with("tensor itm_head.weight [2, "), "{error}");
+    assert!(error.ends_with("is missing from DIR/model.safetensors"), "{error}");
+}
+
+#[test]
+fn a_tensor_of_another_shape_is_named_with_both_shapes() {
+    let error = error_of(|tensors| {
+        let wrong = Tensor::zeros((3, 5), DType::F32, &CandleDevice::Cpu).unwrap();
+        tensors.insert("text_proj.weight".to_owned(), wrong);
+    });
+    assert!(
+        error.contains("tensor text_proj.weight in DIR/model.safetensors has shape [3, 5]"),
+        "{error}"
+    );
+    assert!(error.contains("the configuration implies [256, "), "{error}");
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused() {
+    let error = error_of(|tensors| {
+        let bias = &tensors["itm_head.bias"];
+        let bad = (bias * f64::NAN).unwrap();
+        tensors.insert("itm_head.bias".to_owned(), bad);
+    });
+    assert_eq!(error, "tensor itm_head.bias in DIR/model.safetensors holds NaN or infinite values");
+}
+
+#[test]
+fn integers_where_floats_belong_are_refused() {
+    let error = error_of(|tensors| {
+        let integers = tensors["itm_head.bias"].to_dtype(DType::I64).unwrap();
+        tensors.insert("itm_head.bias".to_owned(), integers);
+    });
+    assert_eq!(error, "tensor itm_head.bias in DIR/model.safetensors holds I64, floats are needed");
+}
+
+#[test]
+fn a_file_cut_short_is_an_error_and_not_a_crash() {
+    for (checkpoint, file) in
+        [("retrieval", "model.safetensors"), ("vqa-varied", "pytorch_model.bin")]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let source = fixtures().join(checkpoint);
+        for entry in std::fs::read_dir(&source).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, directory.path().join(path.file_name().unwrap())).unwrap();
+        }
+        let bytes = std::fs::read(source.join(file)).unwrap();
+        for part in [0, 7, bytes.len() / 2, bytes.len() - 1] {
+            std::fs::write(directory.path().join(file), &bytes[..part]).unwrap();
+            let mut spec = spec(checkpoint);
+            spec.files = super::files(directory.path());
+            let error = BlipBackend::load(&[spec], CPU_F32, |_| {}).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains(file), "{checkpoint} cut to {part} bytes: {text}");
+        }
+    }
+}
+
+#[test]
+fn an_unknown_class_lists_those_that_are_served() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("config.json"), r#"{"architectures": ["BertModel"]}"#)
+        .unwrap();
+    let mut spec = spec("retrieval");
+    spec.files.config = directory.path().join("config.json");
+    let error = BlipBackend::load(&[spec], CPU_F32, |_| {}).unwrap_err().to_string();
+    assert!(
+        error.contains("architectures is [\"BertModel\"]; accepted: BlipForConditionalGeneration"),
+        "{error}"
+    );
+}

@@ -1,0 +1,143 @@
+//! Parity with transformers: what every tower, head and search gives for the tiny checkpoints of `tests/fixtures`
+//! against what the reference wrote down. Here and not in `tests/it`, because hidden states are nobody else's business.
+
+mod errors;
+mod generation;
+mod invariance;
+mod scores;
+mod towers;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device as CandleDevice, Tensor};
+use serde_json::Value;
+
+use super::backend::{BlipBackend, ModelSpec, Placement};
+use super::load::{ModelFiles, WeightFiles};
+use super::ops::candle::CandleOps;
+use crate::task::{Device, Dtype, Pixels, TokenIds};
+
+pub(super) type Candle = BlipBackend<CandleOps>;
+
+/// Largest accepted difference, as a part of the largest magnitude; wrong runs are ten times as far (see the JSON).
+pub(super) const TOLERANCE: f32 = 1e-4;
+
+/// The checkpoints, in the order of the fixtures' README.
+pub(super) const CHECKPOINTS: [&str; 6] =
+    ["caption-varied", "caption-talkative", "vqa-varied", "vqa-talkative", "retrieval", "base"];
+
+pub(super) fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// The files of a fixture directory; `hub` does this for real directories.
+pub(super) fn files(directory: &Path) -> ModelFiles {
+    let existing = |name: &str| Some(directory.join(name)).filter(|path| path.exists());
+    let preprocessor =
+        existing("preprocessor_config.json").or_else(|| existing("processor_config.json"));
+    let weights = if let Some(path) = existing("model.safetensors") {
+        WeightFiles::Safetensors(vec![path])
+    } else if let Some(index) = existing("model.safetensors.index.json") {
+        let index: Value = serde_json::from_str(&std::fs::read_to_string(index).unwrap()).unwrap();
+        let map = index["weight_map"].as_object().unwrap();
+        let mut shards: Vec<&str> = map.values().map(|shard| shard.as_str().unwrap()).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        WeightFiles::Safetensors(shards.iter().map(|shard| directory.join(shard)).collect())
+    } else {
+        WeightFiles::Pickle(vec![directory.join("pytorch_model.bin")])
+    };
+    ModelFiles { config: directory.join("config.json"), preprocessor, weights }
+}
+
+pub(super) fn spec(checkpoint: &str) -> ModelSpec {
+    ModelSpec {
+        name: checkpoint.to_owned(),
+        source: checkpoint.to_owned(),
+        revision: None,
+        demo: false,
+        files: files(&fixtures().join(checkpoint)),
+    }
+}
+
+pub(super) const CPU_F32: Placement = Placement { device: Device::Cpu, dtype: Dtype::F32 };
+
+pub(super) fn load(checkpoints: &[&str]) -> Candle {
+    let specs: Vec<ModelSpec> = checkpoints.iter().map(|checkpoint| spec(checkpoint)).collect();
+    BlipBackend::load(&specs, CPU_F32, |_| {}).unwrap()
+}
+
+/// `reference/{name}.json` and `reference/{name}.safetensors`.
+pub(super) struct Reference {
+    pub(super) json: Value,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Reference {
+    pub(super) fn read(name: &str) -> Self {
+        let stem = fixtures().join("reference").join(name);
+        let text = std::fs::read_to_string(stem.with_extension("json")).unwrap();
+        let tensors = stem.with_extension("safetensors");
+        let tensors = candle_core::safetensors::load(tensors, &CandleDevice::Cpu).unwrap();
+        Self { json: serde_json::from_str(&text).unwrap(), tensors }
+    }
+
+    pub(super) fn tensor(&self, name: &str) -> Vec<f32> {
+        let tensor = self.tensors.get(name).unwrap_or_else(|| panic!("no reference tensor {name}"));
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Names after `prefix.` of all tensors that have it.
+    pub(super) fn names(&self, prefix: &str) -> Vec<String> {
+        let mut names: Vec<String> = self
+            .tensors
+            .keys()
+            .filter_map(|name| name.strip_prefix(prefix)?.strip_prefix('.').map(str::to_owned))
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    pub(super) fn list(&self, key: &str) -> &[Value] {
+        self.json[key].as_array().unwrap_or_else(|| panic!("no list {key}"))
+    }
+
+    pub(super) fn pixels(&self, photo: &str) -> Pixels {
+        let side = self.json["image_size"].as_u64().unwrap();
+        let path = fixtures().join("reference/pixels.safetensors");
+        let tensors = candle_core::safetensors::load(path, &CandleDevice::Cpu).unwrap();
+        let bytes = tensors[&format!("{photo}.{side}")].flatten_all().unwrap().to_vec1::<u8>();
+        Pixels::new(side as u32, side as u32, bytes.unwrap().into())
+    }
+}
+
+pub(super) fn ids(value: &Value) -> Vec<u32> {
+    let values = value.as_array().unwrap_or_else(|| panic!("not a list of ids: {value}"));
+    values.iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+pub(super) fn floats(value: &Value) -> Vec<f32> {
+    let values = value.as_array().unwrap_or_else(|| panic!("not a list of numbers: {value}"));
+    values.iter().map(|number| number.as_f64().unwrap() as f32).collect()
+}
+
+pub(super) fn tokens(value: &Value) -> TokenIds {
+    TokenIds::new(ids(value))
+}
+
+/// Largest difference over largest magnitude.
+pub(super) fn distance(actual: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(actual.len(), expected.len(), "numbers of values differ");
+    let difference = |(a, b): (&f32, &f32)| (a - b).abs();
+    let largest = actual.iter().zip(expected).map(difference).fold(0.0, f32::max);
+    let magnitude = expected.iter().map(|value| value.abs()).fold(0.0, f32::max);
+    assert!(actual.iter().all(|value| value.is_finite()), "values are not finite");
+    largest / magnitude.max(f32::MIN_POSITIVE)
+}
+
+#[track_caller]
+pub(super) fn assert_close(what: &str, actual: &[f32], expected: &[f32], tolerance: f32) {
+    let distance = distance(actual, expected);
+    assert!(distance <= tolerance, "{what}: {distance:e} is above {tolerance:e}");
+}

@@ -36,6 +36,9 @@ pub enum EngineError {
     /// The deadline passed before the task was done.
     #[error("deadline exceeded")]
     DeadlineExceeded,
+    /// The reader of a token stream fell too far behind; the task was dropped.
+    #[error("the stream's reader is too slow")]
+    SlowReader,
     /// The backend failed or panicked on this task; the cause has been logged.
     #[error("inference failed: {0}")]
     InferenceFailed(String),

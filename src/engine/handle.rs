@@ -3,16 +3,34 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::EngineError;
+use tokio::sync::{mpsc, oneshot};
+
+use super::admission::{Estimates, Room};
+use super::ids::FeatureKey;
+use super::shared::{EngineStats, Shared};
+use super::worker::{Message, Submission};
+use super::{EngineError, EngineSettings};
 use crate::task::{ModelId, ModelInfo, Task, TaskOutput, TaskTiming, TokenLogprob};
 
+/// Tokens that a stream's reader may be behind before the task is dropped: the default limit on
+/// `max_new_tokens`, so that only longer texts can run into it.
+const STREAM_TOKENS: usize = 64;
+
 /// The way into the engine.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct EngineHandle {
-    models: Arc<[ModelInfo]>,
+    shared: Arc<Shared>,
+    inbox: SyncSender<Message>,
+}
+
+impl std::fmt::Debug for EngineHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineHandle").field("state", &self.state()).finish_non_exhaustive()
+    }
 }
 
 /// What the engine can do at present.
@@ -27,9 +45,11 @@ pub enum EngineState {
 }
 
 /// Room for one call, reserved before any of its work is done; one call is one party in the scheduler's turns.
-/// The room is given back when this value and every task submitted through it are gone.
+/// A task's rows are given back when it is over; the rest when this value and every task submitted through it are gone.
 #[derive(Debug)]
 pub struct Admission {
+    handle: EngineHandle,
+    room: Room,
     deadline: Instant,
 }
 
@@ -44,41 +64,107 @@ pub struct Answered {
 
 /// The pending answer of one task: resolves exactly once. Dropping it tells the engine that the client has left.
 #[derive(Debug)]
-pub struct Reply(tokio::sync::oneshot::Receiver<Result<Answered, EngineError>>);
+pub struct Reply(oneshot::Receiver<Result<Answered, EngineError>>);
 
 /// The tokens of a single greedy or sampled sequence as they are generated; ends when the reply is ready.
 #[derive(Debug)]
-pub struct TokenStream(tokio::sync::mpsc::Receiver<TokenLogprob>);
+pub struct TokenStream(mpsc::Receiver<TokenLogprob>);
 
 impl EngineHandle {
+    pub(super) fn new(shared: Arc<Shared>, inbox: SyncSender<Message>) -> Self {
+        Self { shared, inbox }
+    }
+
     /// The loaded models; `ModelId(i)` is the i-th.
     #[must_use]
     pub fn models(&self) -> &[ModelInfo] {
-        &self.models
+        &self.shared.models
+    }
+
+    /// Bounds and policy in use.
+    #[must_use]
+    pub fn settings(&self) -> &EngineSettings {
+        &self.shared.settings
+    }
+
+    /// What the worker has measured so far; admission tests against it.
+    #[must_use]
+    pub fn estimates(&self) -> Estimates {
+        self.shared.ledger.estimates()
+    }
+
+    /// What the worker has done so far.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        self.shared.counters.snapshot()
+    }
+
+    /// Rows admitted and not yet answered.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.shared.ledger.rows()
+    }
+
+    /// Time since the worker's last sign of life: about a second when idle, a unit's time when busy.
+    #[must_use]
+    pub fn heartbeat_age(&self) -> Duration {
+        self.shared.heartbeat_age()
     }
 
     /// What the engine can do at present.
     #[must_use]
     pub fn state(&self) -> EngineState {
-        unreachable!("skeleton")
+        if !self.shared.is_alive() {
+            EngineState::WorkerDown
+        } else if self.shared.ledger.is_draining() {
+            EngineState::Draining
+        } else {
+            EngineState::Ready
+        }
     }
 
     /// Reserves one row and `bytes` (the declared body) for a call that must be answered by `deadline`.
     ///
     /// # Errors
     /// `Overloaded`, `ShuttingDown`, `WorkerDown`; nothing is reserved then.
-    pub fn admit(&self, _bytes: u64, _deadline: Instant) -> Result<Admission, EngineError> {
-        unreachable!("skeleton")
+    pub fn admit(&self, bytes: u64, deadline: Instant) -> Result<Admission, EngineError> {
+        if !self.shared.is_alive() {
+            return Err(EngineError::WorkerDown);
+        }
+        let room = self.shared.ledger.admit(bytes, deadline, self.shared.clock.now())?;
+        Ok(Admission { handle: self.clone(), room, deadline })
     }
 
     /// From now on nothing is admitted; what was admitted goes on.
-    pub fn drain(&self) {}
+    pub fn drain(&self) {
+        self.shared.ledger.drain();
+        self.wake();
+    }
 
     /// Resolves when nothing that was admitted remains.
-    pub async fn drained(&self) {}
+    pub async fn drained(&self) {
+        self.shared.ledger.emptied().await;
+    }
 
     /// Fails every task that is still waiting or running with `ShuttingDown`: the end of the drain time.
-    pub fn abort(&self) {}
+    /// Drains too; a unit that is running ends first.
+    pub fn abort(&self) {
+        self.shared.ledger.drain();
+        self.shared.abort();
+        self.wake();
+    }
+
+    /// The worker ends when nothing is left.
+    pub(super) fn stop(&self) {
+        self.shared.ledger.drain();
+        self.shared.stop();
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // A full inbox wakes the worker by itself, and a closed one has nobody to wake.
+        let _ = self.inbox.try_send(Message::Wake);
+    }
 }
 
 impl Admission {
@@ -86,17 +172,23 @@ impl Admission {
     /// `rows` in all (`Task::rows` summed over its tasks) and `images` distinct images.
     ///
     /// # Errors
-    /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, `ShuttingDown`.
-    pub fn reserve(&mut self, _rows: usize, _images: usize) -> Result<(), EngineError> {
-        unreachable!("skeleton")
+    /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, `ShuttingDown` (after an abort: a call
+    /// that was admitted before a drain goes on).
+    pub fn reserve(&mut self, rows: usize, images: usize) -> Result<(), EngineError> {
+        let shared = &self.handle.shared;
+        if shared.is_aborted() {
+            return Err(EngineError::ShuttingDown);
+        }
+        let left = self.deadline.saturating_duration_since(shared.clock.now());
+        self.room.reserve(rows, images, left)
     }
 
     /// Reserves `bytes` more (a body without a declared length, as it arrives).
     ///
     /// # Errors
     /// `Overloaded`.
-    pub fn reserve_bytes(&mut self, _bytes: u64) -> Result<(), EngineError> {
-        unreachable!("skeleton")
+    pub fn reserve_bytes(&mut self, bytes: u64) -> Result<(), EngineError> {
+        self.room.reserve_bytes(bytes)
     }
 
     /// When the call must be answered.
@@ -105,15 +197,77 @@ impl Admission {
         self.deadline
     }
 
-    /// Hands a task to the worker. Never blocks; refusals arrive through the reply.
-    pub fn submit(&self, _model: ModelId, _task: Task) -> Reply {
-        unreachable!("skeleton")
+    /// Hands a task to the worker. Never blocks; refusals arrive through the reply: `TooManyRows` when the task
+    /// needs more rows than the call has reserved and not yet used, `WorkerDown`, `ShuttingDown`.
+    pub fn submit(&self, model: ModelId, task: Task) -> Reply {
+        self.send(model, task, None)
     }
 
     /// As [`submit`](Self::submit) for a task of one greedy or sampled sequence, with its tokens as they come.
-    pub fn submit_streaming(&self, _model: ModelId, _task: Task) -> (Reply, TokenStream) {
-        unreachable!("skeleton")
+    pub fn submit_streaming(&self, model: ModelId, task: Task) -> (Reply, TokenStream) {
+        let (sender, tokens) = mpsc::channel(STREAM_TOKENS);
+        (self.send(model, task, Some(sender)), TokenStream(tokens))
     }
+
+    fn send(
+        &self,
+        model: ModelId,
+        task: Task,
+        stream: Option<mpsc::Sender<TokenLogprob>>,
+    ) -> Reply {
+        let (sender, reply) = oneshot::channel();
+        let shared = &self.handle.shared;
+        let claim = match self.room.claim(task.rows(), self.distinct_images(model, &task)) {
+            Ok(claim) if !shared.is_aborted() => claim,
+            Ok(_) => return refused(sender, reply, EngineError::ShuttingDown),
+            Err(error) => return refused(sender, reply, error),
+        };
+        let submission = Submission {
+            model,
+            task,
+            deadline: self.deadline,
+            submitted: shared.clock.now(),
+            claim,
+            reply: sender,
+            stream,
+        };
+        match self.handle.inbox.try_send(Message::Task(Box::new(submission))) {
+            Ok(()) => Reply(reply),
+            // The dropped message resolves the reply as `WorkerDown`.
+            Err(TrySendError::Disconnected(_)) => Reply(reply),
+            Err(TrySendError::Full(message)) => {
+                // Admission bounds tasks below the inbox's size; should that ever fail, it is load, not a panic.
+                let retry_after = shared.ledger.retry_after();
+                if let Message::Task(submission) = message {
+                    let Submission { reply: sender, .. } = *submission;
+                    return refused(sender, reply, EngineError::Overloaded { retry_after });
+                }
+                Reply(reply)
+            }
+        }
+    }
+
+    fn distinct_images(&self, model: ModelId, task: &Task) -> usize {
+        let Some(info) = self.handle.models().get(model.0) else { return 0 };
+        let mut keys: Vec<FeatureKey> = Vec::new();
+        for image in task.images() {
+            let key = FeatureKey::new(info.tower, image);
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        keys.len()
+    }
+}
+
+fn refused(
+    sender: oneshot::Sender<Result<Answered, EngineError>>,
+    reply: oneshot::Receiver<Result<Answered, EngineError>>,
+    error: EngineError,
+) -> Reply {
+    // The receiver is in hand, so this arrives.
+    let _ = sender.send(Err(error));
+    Reply(reply)
 }
 
 impl Future for Reply {

@@ -7,12 +7,31 @@
 //! - `features`: encoded images, cached and single-flight, bounded in bytes.
 //! - `worker`: the thread, a loop around the scheduler.
 //! - `handle`: what `http` holds.
+//! - `lifecycle`: starting and ending.
+//! - `fake`: a scripted backend for tests, here and in `tests/it`.
 
+mod admission;
 pub mod backend;
+mod clock;
 mod error;
+#[doc(hidden)]
+pub mod fake;
+mod features;
 mod handle;
+mod ids;
+mod lifecycle;
+mod plan;
+mod scheduler;
 mod settings;
+mod shared;
+#[cfg(test)]
+mod tests;
+mod worker;
 
+pub use admission::Estimates;
+pub use clock::Clock;
 pub use error::EngineError;
 pub use handle::{Admission, Answered, EngineHandle, EngineState, Reply, TokenStream};
-pub use settings::EngineSettings;
+pub use lifecycle::{Engine, StartError};
+pub use settings::{EngineSettings, SettingsError};
+pub use shared::EngineStats;

@@ -25,6 +25,8 @@ pub struct EngineSettings {
     pub max_batch_tokens: usize,
     /// Bytes of encoded images kept, those that waiting rows pin included; 0 keeps none beyond their rows.
     pub feature_cache_bytes: u64,
+    /// Bytes of encoded images that rows may pin; vision starts no image beyond (one may always run).
+    pub max_pinned_feature_bytes: u64,
     /// How long an encoded image is kept.
     pub feature_cache_ttl: Duration,
     /// Bytes of cross-attention keys and values that decoding rows may hold.
@@ -45,8 +47,83 @@ impl Default for EngineSettings {
             max_batch_rows: 256,
             max_batch_tokens: 4096,
             feature_cache_bytes: 256 << 20,
+            max_pinned_feature_bytes: 256 << 20,
             feature_cache_ttl: Duration::from_secs(3600),
             max_kv_bytes: 2 << 30,
         }
+    }
+}
+
+/// A setting that the engine cannot work with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value}, accepted: {accepted}")]
+pub struct SettingsError {
+    /// The field's name.
+    pub field: &'static str,
+    /// Its value.
+    pub value: String,
+    /// What is accepted.
+    pub accepted: &'static str,
+}
+
+impl EngineSettings {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first field that the engine cannot work with.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let positive = [
+            ("capacity_rows", self.capacity_rows as u64),
+            ("capacity_bytes", self.capacity_bytes),
+            ("max_batch_images", self.max_batch_images as u64),
+            ("max_batch_rows", self.max_batch_rows as u64),
+            ("max_batch_tokens", self.max_batch_tokens as u64),
+        ];
+        for (field, value) in positive {
+            if value == 0 {
+                return Err(SettingsError { field, value: "0".into(), accepted: "1 or more" });
+            }
+        }
+        if !(1..=99).contains(&self.vision_share_percent) {
+            return Err(SettingsError {
+                field: "vision_share_percent",
+                value: self.vision_share_percent.to_string(),
+                accepted: "1 to 99",
+            });
+        }
+        for (field, value) in
+            [("max_queue_wait", self.max_queue_wait), ("unit_time", self.unit_time)]
+        {
+            if value.is_zero() {
+                return Err(SettingsError {
+                    field,
+                    value: "0".into(),
+                    accepted: "a positive duration",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Most bytes that the engine holds by its own bounds (bodies, pixels, features, keys and values); weights come on top.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.capacity_bytes
+            .saturating_add(self.feature_cache_bytes.max(self.max_pinned_feature_bytes))
+            .saturating_add(self.max_kv_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_accepted_and_a_bad_share_is_named() {
+        assert_eq!(EngineSettings::default().check(), Ok(()));
+        let bad = EngineSettings { vision_share_percent: 100, ..EngineSettings::default() };
+        assert_eq!(bad.check().unwrap_err().field, "vision_share_percent");
+        let empty = EngineSettings { max_batch_rows: 0, ..EngineSettings::default() };
+        assert_eq!(empty.check().unwrap_err().field, "max_batch_rows");
     }
 }

@@ -5,9 +5,10 @@
 //! are raised through [`GaugeGuard`], which cannot leak.
 
 use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// Builds one metric from its name, help, labels and buckets; the macro below calls it for each field.
@@ -48,7 +49,7 @@ macro_rules! metrics {
         }
 
         impl $name {
-            /// Registers every metric in a registry of its own.
+            /// Registers every metric in a registry of its own, and those of the process (`process_*`).
             ///
             /// # Errors
             /// When a metric's declaration is not valid for Prometheus.
@@ -62,7 +63,10 @@ macro_rules! metrics {
                     registry.register(Box::new(metric.clone()))?;
                     metric
                 };)*
-                Ok(Self { registry, $($field,)* })
+                registry.register(Box::new(ProcessCollector::for_self()))?;
+                let metrics = Self { registry, $($field,)* };
+                metrics.initialise();
+                Ok(metrics)
             }
         }
     };
@@ -182,10 +186,49 @@ impl Metric for prometheus::Counter {
 }
 
 impl Metrics {
-    /// The registry, for gathering and for the process collector.
+    /// The registry, for gathering and for further collectors.
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// Every metric in Prometheus' text form, version 0.0.4.
+    ///
+    /// # Errors
+    /// When a metric cannot be written, which none of ours can cause.
+    pub fn to_text(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// Label sets that are known in advance start at 0, so that a rate exists from the first scrape.
+    fn initialise(&self) {
+        for stage in ["vision", "text"] {
+            self.queue_depth.with_label_values(&[stage]);
+            self.queue_wait_seconds.with_label_values(&[stage]);
+            for trigger in ["full", "linger", "idle", "drain"] {
+                self.batches_total.with_label_values(&[stage, trigger]);
+            }
+        }
+        for stage in ["decode", "preprocess", "tokenize", "vision", "text", "post"] {
+            self.stage_duration_seconds.with_label_values(&[stage]);
+        }
+        for reason in ["full", "deadline", "draining"] {
+            self.queue_rejected_total.with_label_values(&[reason]);
+        }
+        for format in ["jpeg", "png", "webp", "gif", "bmp"] {
+            self.image_format_total.with_label_values(&[format]);
+        }
+        for place in ["handler", "decode", "worker"] {
+            self.panics_total.with_label_values(&[place]);
+        }
+        for cache in ["pixels", "features"] {
+            self.cache_bytes.with_label_values(&[cache]);
+            self.cache_evictions_total.with_label_values(&[cache]);
+            for result in ["hit", "miss", "joined"] {
+                self.cache_requests_total.with_label_values(&[cache, result]);
+            }
+        }
+        self.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     }
 }
 
@@ -211,5 +254,31 @@ impl GaugeGuard {
 impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.sub(self.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_texts_are_the_doc_comments_and_known_labels_start_at_zero() {
+        let text = Metrics::try_new().unwrap().to_text().unwrap();
+        assert!(text.contains(
+            "# HELP blip_queue_cancelled_total Tasks dropped because their client had left.\n"
+        ));
+        assert!(text.contains("blip_queue_rejected_total{reason=\"full\"} 0\n"));
+        assert!(text.contains("blip_panics_total{where=\"handler\"} 0\n"));
+        assert!(text.contains("blip_build_info{version="));
+        assert!(text.contains("process_resident_memory_bytes"));
+    }
+
+    #[test]
+    fn a_gauge_falls_back_when_its_guard_is_dropped() {
+        let metrics = Metrics::try_new().unwrap();
+        let guard = GaugeGuard::with_amount(&metrics.queue_rows, 3);
+        assert_eq!(metrics.queue_rows.get(), 3);
+        drop(guard);
+        assert_eq!(metrics.queue_rows.get(), 0);
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::DType;
 
-use super::BlipBackend;
+use super::{BlipBackend, Vocabulary};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::BlipConfig;
 use crate::model::error::LoadError;
@@ -79,6 +79,7 @@ impl BlipBackend<CandleOps> {
             infos: Vec::new(),
             cross_kv_bytes: Vec::new(),
             element_bytes,
+            vocabularies: Vec::new(),
         };
         let mut keys = Vec::new();
         for spec in specs {
@@ -140,6 +141,10 @@ impl BlipBackend<CandleOps> {
             logit_scale: logit_scale(&weights, class)?,
             parameter_count: weights.parameter_count(),
             demo: spec.demo,
+        });
+        self.vocabularies.push(Vocabulary {
+            size: config.text_config.vocab_size,
+            stop_token: config.text_config.sep_token_id,
         });
         self.models.push(checkpoint);
         Ok(())

@@ -31,6 +31,24 @@ pub struct BlipBackend<O: Ops> {
     /// Decoder keys and values of one image, per model.
     cross_kv_bytes: Vec<u64>,
     element_bytes: u64,
+    vocabularies: Vec<Vocabulary>,
+}
+
+/// What a model's tokenizer has to agree with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vocabulary {
+    /// Rows of the embedding table.
+    pub size: usize,
+    /// The stop token, which is the tokenizer's `[SEP]`.
+    pub stop_token: u32,
+}
+
+impl<O: Ops> BlipBackend<O> {
+    /// What the model's tokenizer has to agree with.
+    #[must_use]
+    pub fn vocabulary(&self, model: ModelId) -> Vocabulary {
+        self.vocabularies[model.0]
+    }
 }
 
 impl<O: Ops> Backend for BlipBackend<O> {

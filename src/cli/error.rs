@@ -1,0 +1,72 @@
+//! Why a command failed, and the exit code that says so.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use crate::config::ConfigError;
+use crate::hub::HubError;
+
+/// Exit code of a bad configuration: `EX_CONFIG` of sysexits.h.
+const BAD_CONFIGURATION: u8 = 78;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommandError {
+    /// A setting is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A checkpoint cannot be had.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// Anything else, with what was tried.
+    #[error("{action}")]
+    Failed {
+        /// What was tried.
+        action: String,
+        /// Why it did not work.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// An answer that is well understood and not the good one.
+    #[error("{0}")]
+    Negative(String),
+}
+
+impl CommandError {
+    pub(super) fn failed(
+        action: impl Into<String>,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self::Failed { action: action.into(), source: source.into() }
+    }
+
+    pub(super) fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_) => ExitCode::from(BAD_CONFIGURATION),
+            Self::Hub(_) | Self::Failed { .. } | Self::Negative(_) => ExitCode::FAILURE,
+        }
+    }
+
+    /// The message with those of its causes, outermost first.
+    pub(super) fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_follow_the_message() {
+        let inner = std::io::Error::other("disk full");
+        let error = CommandError::failed("cannot start", inner);
+        assert_eq!(error.with_causes(), "cannot start: disk full");
+    }
+}

@@ -1,0 +1,124 @@
+//! `healthcheck`: asks `GET /health/ready`; exit 0 when ready, 1 when not or when nobody answers.
+//! Containers run it, so it needs no shell, no curl and no certificates: plain HTTP only.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use super::error::CommandError;
+use crate::config::Config;
+use crate::hub::install_tls_provider;
+
+/// Below the timeout that container engines give a check by default (30 s), above a busy server's answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Asks `url`, or the configured address, which is only read when no `url` is given.
+pub(super) fn run(
+    url: Option<&str>,
+    config: impl FnOnce() -> Result<Config, CommandError>,
+) -> Result<(), CommandError> {
+    let url = match url {
+        Some(url) => url.to_owned(),
+        None => ready_url(config()?.listen)?,
+    };
+    super::runtime()?.block_on(ask(&url))
+}
+
+async fn ask(url: &str) -> Result<(), CommandError> {
+    if !url.starts_with("http://") {
+        return Err(CommandError::Negative(format!(
+            "{url} is not an address that starts with http://"
+        )));
+    }
+    let response = plain_client(TIMEOUT)?.get(url).send().await;
+    let status = response
+        .map_err(|error| {
+            CommandError::failed(format!("{url} did not answer"), error.without_url())
+        })?
+        .status();
+    if status.is_success() {
+        return Ok(());
+    }
+    Err(CommandError::Negative(format!("not ready: {url} answered {status}")))
+}
+
+/// A client for plain HTTP on this machine: no proxy, no root certificates (an image may have none).
+pub(super) fn plain_client(timeout: Duration) -> Result<reqwest::Client, CommandError> {
+    install_tls_provider();
+    reqwest::Client::builder()
+        .no_proxy()
+        .timeout(timeout)
+        .tls_certs_only([])
+        .build()
+        .map_err(|error| CommandError::failed("cannot make an HTTP client", error))
+}
+
+/// A server that listens on every address is asked on loopback.
+fn ready_url(listen: SocketAddr) -> Result<String, CommandError> {
+    if listen.port() == 0 {
+        let reason = "server.listen has port 0, so its real port is unknown; give --url";
+        return Err(CommandError::Negative(reason.to_owned()));
+    }
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
+    };
+    Ok(format!("http://{}/health/ready", SocketAddr::new(ip, listen.port())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn a_server_on_every_address_is_asked_on_loopback() {
+        let url = |listen: &str| ready_url(listen.parse().unwrap());
+        assert_eq!(url("0.0.0.0:80").unwrap(), "http://127.0.0.1:80/health/ready");
+        assert_eq!(url("[::]:81").unwrap(), "http://[::1]:81/health/ready");
+        assert_eq!(url("10.0.0.7:82").unwrap(), "http://10.0.0.7:82/health/ready");
+        assert!(url("127.0.0.1:0").unwrap_err().to_string().contains("--url"));
+    }
+
+    /// Answers one request with `status` and returns its head.
+    fn answer_once(status: &'static str) -> (String, std::thread::JoinHandle<String>) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = ready_url(listener.local_addr().unwrap()).unwrap();
+        let thread = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = [0; 1024];
+            let length = stream.read(&mut head).unwrap();
+            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                .unwrap();
+            String::from_utf8_lossy(&head[..length]).into_owned()
+        });
+        (url, thread)
+    }
+
+    fn never() -> Result<Config, CommandError> {
+        panic!("the configuration is not needed when a URL is given")
+    }
+
+    #[test]
+    fn ready_is_success_and_everything_else_is_not() {
+        let (url, server) = answer_once("200 OK");
+        run(Some(&url), never).unwrap();
+        assert!(server.join().unwrap().starts_with("GET /health/ready HTTP/1.1"));
+
+        let (url, server) = answer_once("503 Service Unavailable");
+        let error = run(Some(&url), never).unwrap_err();
+        assert!(error.to_string().contains("503"), "{error}");
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn nobody_there_is_a_failure() {
+        // A port that was free a moment ago.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = ready_url(listener.local_addr().unwrap()).unwrap();
+        drop(listener);
+        assert!(run(Some(&url), never).is_err());
+        assert!(run(Some("https://example.org"), never).is_err());
+    }
+}

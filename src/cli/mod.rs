@@ -1,0 +1,78 @@
+//! The command line: what was asked for, and an exit code. One file a command; no command does the work itself.
+//!
+//! Exit codes: 0 done, 1 failed, 2 not understood (by the argument parser), 78 bad configuration.
+//! Standard output carries what a command was asked for; logs and progress go to standard error.
+
+mod args;
+mod convert;
+mod download;
+mod error;
+mod healthcheck;
+mod print_config;
+mod serve;
+mod signals;
+mod verify;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::config::{self, Config, Environment};
+use crate::telemetry::logging;
+use args::{Arguments, Command};
+use error::CommandError;
+
+/// Runs the command that `arguments` (the program's name first) name, under this environment.
+pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version are errors to clap, too; where they cannot be printed nobody listens.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match execute(&arguments, environment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "blip-server: {}", error.with_causes());
+            error.exit_code()
+        }
+    }
+}
+
+fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), CommandError> {
+    let load = || -> Result<Config, CommandError> {
+        let config = config::load(&arguments.settings.flags(), environment)?;
+        logging::init(&config.log)
+            .map_err(|error| CommandError::failed("cannot start logging", error))?;
+        Ok(config)
+    };
+    match &arguments.command {
+        None | Some(Command::Serve) => serve::run(load()?),
+        Some(Command::Download { sources }) => download::run(sources, &load()?),
+        Some(Command::Convert { directory }) => convert::run(directory),
+        Some(Command::Verify) => verify::run(load()?),
+        Some(Command::Healthcheck { url }) => healthcheck::run(url.as_deref(), load),
+        Some(Command::Config) => print_config::run(&load()?),
+    }
+}
+
+/// The runtime of a command that waits for the network.
+fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CommandError::failed("cannot start the runtime", error))
+}
+
+/// Writes what was asked for to standard output.
+fn print(text: &str) -> Result<(), CommandError> {
+    let mut output = std::io::stdout().lock();
+    output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush())
+        .map_err(|error| CommandError::failed("cannot write to standard output", error))
+}

@@ -1,0 +1,38 @@
+//! `serve`: configuration to a running server. The port is bound before the models are loaded, so that a taken port
+//! fails at once; what happens in between is `app`'s.
+
+use tokio::net::TcpListener;
+
+use super::error::CommandError;
+use super::signals;
+use crate::app::App;
+use crate::config::{Config, ConfigError};
+
+pub(super) fn run(config: Config) -> Result<(), CommandError> {
+    if config.models.is_empty() {
+        return Err(ConfigError::NoModel.into());
+    }
+    let runtime = super::runtime()?;
+    let served = runtime.block_on(serve(config));
+    // A load that is still running in a blocking thread must not hold the process.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(config: Config) -> Result<(), CommandError> {
+    let shutdown = signals::shutdown()
+        .map_err(|error| CommandError::failed("cannot listen for signals", error))?;
+    let listen = config.listen;
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(|error| CommandError::failed(format!("cannot listen on {listen}"), error))?;
+    let app = tokio::select! {
+        app = App::build(config) => {
+            app.map_err(|error| CommandError::failed("cannot start", error))?
+        }
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    app.serve(listener, shutdown)
+        .await
+        .map_err(|error| CommandError::failed("the server failed", error))
+}

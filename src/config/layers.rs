@@ -1,0 +1,227 @@
+//! File, environment and flags as layers over the defaults, each value with its origin.
+//!
+//! The tree of defaults says which names exist and what kind of value each takes, so text from the environment
+//! and from flags is read as that kind: a token of digits stays a string, `5s` for a number is refused.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use figment::providers::Serialized;
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+
+use super::{ConfigError, RawConfig};
+
+/// Settings whose values are never shown.
+const SECRETS: [&str; 1] = ["hub.token"];
+
+/// The layers so far, lowest first.
+pub(super) struct Layers {
+    figment: Figment,
+    defaults: Value,
+    /// Which variable or flag set a setting, by `section.key`.
+    names: BTreeMap<String, String>,
+}
+
+/// One layer; its name tells origins apart.
+struct Layer {
+    name: String,
+    values: Dict,
+}
+
+/// The metadata name of the layer whose values come from single variables or flags; `Layers::names` knows which.
+const NAMED: &str = "named";
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.name.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Map::from([(Profile::Default, self.values.clone())]))
+    }
+}
+
+impl Layers {
+    /// The defaults.
+    pub(super) fn new() -> Self {
+        let raw = RawConfig::default();
+        let defaults = Value::serialize(&raw).expect("settings are plain data");
+        let figment = Figment::from(Serialized::defaults(raw));
+        Self { figment, defaults, names: BTreeMap::new() }
+    }
+
+    /// Lays a file on top.
+    ///
+    /// # Errors
+    /// `File`, `Syntax`; what its names and values are is found by [`extract`](Self::extract).
+    pub(super) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+        let values = toml::from_str(&text).map_err(|error| ConfigError::Syntax {
+            path: path.to_owned(),
+            reason: error.to_string().trim_end().to_owned(),
+        })?;
+        self.merge(format!("from {}", path.display()), values);
+        Ok(())
+    }
+
+    /// Lays one value on top, given as text by a variable or flag that `name` names.
+    ///
+    /// # Errors
+    /// `Unknown`, or `Invalid` when the text is not of the setting's kind.
+    pub(super) fn add_text(
+        &mut self,
+        path: &str,
+        text: &str,
+        name: &str,
+    ) -> Result<(), ConfigError> {
+        let origin = format!("from {name}");
+        let Some(like) = self.defaults.find_ref(path).filter(|like| like.as_dict().is_none())
+        else {
+            return Err(self.unknown(path, origin));
+        };
+        let value = read_as(text, like).map_err(|accepted| ConfigError::Invalid {
+            setting: path.to_owned(),
+            value: shown(path, || format!("\"{text}\"")),
+            origin,
+            accepted,
+        })?;
+        let values = figment::util::nest(path, value);
+        self.names.insert(path.to_owned(), name.to_owned());
+        self.merge(NAMED.to_owned(), values.into_dict().expect("a path has at least one segment"));
+        Ok(())
+    }
+
+    /// Lays the list of models on top, each `[NAME=]SRC`.
+    pub(super) fn add_models(&mut self, sources: &[&str], name: &str) {
+        let models: Vec<Value> = sources
+            .iter()
+            .map(|source| Value::from(Dict::from([("source".to_owned(), Value::from(*source))])))
+            .collect();
+        self.names.insert("models".to_owned(), name.to_owned());
+        self.merge(NAMED.to_owned(), Dict::from([("models".to_owned(), Value::from(models))]));
+    }
+
+    fn merge(&mut self, name: String, values: Dict) {
+        self.figment = std::mem::take(&mut self.figment).merge(Layer { name, values });
+    }
+
+    /// All layers as one.
+    ///
+    /// # Errors
+    /// The first name that is unknown or value that is of the wrong kind.
+    pub(super) fn extract(&self) -> Result<RawConfig, ConfigError> {
+        self.figment.extract().map_err(|error| self.explain(&error))
+    }
+
+    /// Where a setting's value comes from, in words.
+    pub(super) fn origin(&self, path: &str) -> String {
+        // The list of models is replaced as a whole, so its fields come from wherever it does.
+        let path = if path.starts_with("models") { "models" } else { path };
+        match self.figment.find_metadata(path).map(|metadata| metadata.name.as_ref()) {
+            Some(NAMED) => format!("from {}", self.names.get(path).map_or(NAMED, String::as_str)),
+            Some(file) if file.starts_with("from ") => file.to_owned(),
+            _ => "the default".to_owned(),
+        }
+    }
+
+    /// An `Invalid` error about the value that a setting has now.
+    pub(super) fn invalid(&self, path: &str, accepted: impl Into<String>) -> ConfigError {
+        let value = self
+            .figment
+            .find_value(path)
+            .map_or_else(|_| "nothing".to_owned(), |value| as_written(&value));
+        ConfigError::Invalid {
+            setting: path.to_owned(),
+            value: shown(path, || value),
+            origin: self.origin(path),
+            accepted: accepted.into(),
+        }
+    }
+
+    /// Whether there is a setting of this name.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.defaults.find_ref(path).is_some()
+    }
+
+    fn unknown(&self, path: &str, origin: String) -> ConfigError {
+        let (section, key) = path.split_once('.').unwrap_or((path, ""));
+        let names = |dict: &Dict| dict.keys().cloned().collect::<Vec<_>>().join(", ");
+        let accepted = match self.defaults.find_ref(section).and_then(Value::as_dict) {
+            Some(dict) if !key.is_empty() => format!("in {section}: {}", names(dict)),
+            _ => {
+                let sections = self.defaults.as_dict().map(names).unwrap_or_default();
+                format!("a key of one of the sections {sections}")
+            }
+        };
+        ConfigError::Unknown { setting: path.to_owned(), origin, accepted }
+    }
+
+    /// figment's error in our words. Only files can get here: text was read by kind before it became a layer.
+    fn explain(&self, error: &figment::Error) -> ConfigError {
+        use figment::error::Kind;
+
+        let path = error.path.join(".");
+        if let Kind::UnknownField(_, expected) = &error.kind {
+            let (origin, accepted) = (self.origin(&path), expected.join(", "));
+            return ConfigError::Unknown { setting: path, origin, accepted };
+        }
+        if let Kind::MissingField(field) = &error.kind {
+            let path = format!("{path}.{field}");
+            return self.invalid(&path, "a value; it has no default");
+        }
+        match &error.kind {
+            Kind::InvalidType(_, accepted) | Kind::InvalidValue(_, accepted) => {
+                self.invalid(&path, accepted.clone())
+            }
+            other => self.invalid(&path, format!("another value ({other})")),
+        }
+    }
+}
+
+/// A value as a file would have it.
+fn as_written(value: &Value) -> String {
+    let list = |values: &[Value]| values.iter().map(as_written).collect::<Vec<_>>().join(", ");
+    match value {
+        Value::String(_, text) => format!("\"{text}\""),
+        Value::Char(_, char) => format!("\"{char}\""),
+        Value::Bool(_, flag) => flag.to_string(),
+        Value::Num(_, number) => {
+            let integer = number.to_i128().map(|integer| integer.to_string());
+            integer
+                .or_else(|| Some(number.to_f64()?.to_string()))
+                .unwrap_or_else(|| "a number".to_owned())
+        }
+        Value::Array(_, values) => format!("[{}]", list(values)),
+        Value::Empty(..) | Value::Dict(..) => "a table".to_owned(),
+    }
+}
+
+/// A value for an error message; secrets stay hidden.
+fn shown(path: &str, value: impl FnOnce() -> String) -> String {
+    if SECRETS.contains(&path) { "(hidden)".to_owned() } else { value() }
+}
+
+/// Reads text as the kind of value that `like` is; the error says what is accepted.
+fn read_as(text: &str, like: &Value) -> Result<Value, String> {
+    match like {
+        Value::Num(..) => text
+            .parse::<u64>()
+            .map(Value::from)
+            .map_err(|_| "a whole number, not negative".to_owned()),
+        Value::Bool(..) => {
+            text.parse::<bool>().map(Value::from).map_err(|_| "true or false".to_owned())
+        }
+        Value::Array(_, defaults) => {
+            let element = defaults.first().cloned().unwrap_or_else(|| Value::from(""));
+            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+            let list: Result<Vec<Value>, String> =
+                parts.map(|part| read_as(part, &element)).collect();
+            list.map(Value::from).map_err(|accepted| format!("{accepted}, separated by commas"))
+        }
+        Value::String(..) | Value::Char(..) | Value::Empty(..) | Value::Dict(..) => {
+            Ok(Value::from(text))
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The only reader of the environment, and the order in which the layers are laid.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::layers::Layers;
+use super::{Config, ConfigError, validate};
+
+/// The environment as a value: tests write their own.
+pub type Environment = BTreeMap<String, String>;
+
+/// What the command line says; every flag stands for the setting beside it. Texts: they are checked like any other layer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// The file.
+    pub config: Option<PathBuf>,
+    /// `server.listen`
+    pub listen: Option<String>,
+    /// `models`, each `[NAME=]SRC`; replaces the list of the lower layers.
+    pub models: Vec<String>,
+    /// `compute.device`
+    pub device: Option<String>,
+    /// `compute.dtype`
+    pub dtype: Option<String>,
+    /// `compute.threads`
+    pub threads: Option<String>,
+    /// `log.format`
+    pub log_format: Option<String>,
+}
+
+/// The variables of Hugging Face's tools that mean a setting of ours. `BLIP__HUB__...` wins over them.
+const HF_VARIABLES: [(&str, &str); 4] = [
+    ("HF_ENDPOINT", "hub.endpoint"),
+    ("HF_TOKEN", "hub.token"),
+    ("HF_HUB_CACHE", "hub.cache"),
+    ("HF_HUB_OFFLINE", "hub.offline"),
+];
+
+/// The environment of this process; variables that are not UTF-8 are none of ours.
+pub fn process_environment() -> Environment {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    let variables = std::env::vars_os();
+    variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// Lays file, environment and flags over the defaults and checks the result.
+///
+/// # Errors
+/// The first thing that is wrong; nothing has been started or bound then.
+pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, ConfigError> {
+    let mut layers = Layers::new();
+    if let Some(file) = &flags.config {
+        layers.add_file(file)?;
+    }
+    add_environment(&mut layers, environment)?;
+    add_flags(&mut layers, flags)?;
+    let mut raw = layers.extract()?;
+    complete_hub(&mut raw.hub, environment);
+    validate::validate(raw, &layers)
+}
+
+fn add_environment(layers: &mut Layers, environment: &Environment) -> Result<(), ConfigError> {
+    for (variable, path) in HF_VARIABLES {
+        let Some(text) = environment.get(variable).filter(|text| !text.is_empty()) else {
+            continue;
+        };
+        let text = match (path, text.to_ascii_lowercase().as_str()) {
+            // What huggingface_hub takes for true and false.
+            ("hub.offline", "1" | "on" | "yes" | "true") => "true",
+            ("hub.offline", "0" | "off" | "no" | "false") => "false",
+            _ => text,
+        };
+        layers.add_text(path, text, variable)?;
+    }
+    for (variable, text) in environment {
+        let Some(name) = variable.strip_prefix("BLIP__") else { continue };
+        let path = name.to_ascii_lowercase().replace("__", ".");
+        if path == "models" {
+            let sources: Vec<&str> =
+                text.split(',').map(str::trim).filter(|source| !source.is_empty()).collect();
+            layers.add_models(&sources, variable);
+        } else {
+            layers.add_text(&path, text, variable)?;
+        }
+    }
+    Ok(())
+}
+
+fn add_flags(layers: &mut Layers, flags: &Flags) -> Result<(), ConfigError> {
+    let texts = [
+        ("server.listen", &flags.listen, "--listen"),
+        ("compute.device", &flags.device, "--device"),
+        ("compute.dtype", &flags.dtype, "--dtype"),
+        ("compute.threads", &flags.threads, "--threads"),
+        ("log.format", &flags.log_format, "--log-format"),
+    ];
+    for (path, text, flag) in texts {
+        if let Some(text) = text {
+            layers.add_text(path, text, flag)?;
+        }
+    }
+    if !flags.models.is_empty() {
+        let sources: Vec<&str> = flags.models.iter().map(String::as_str).collect();
+        layers.add_models(&sources, "--model");
+    }
+    Ok(())
+}
+
+/// Settings of the hub that nobody named follow `HF_HOME`, else the user's cache folder, as Hugging Face's tools do.
+fn complete_hub(hub: &mut super::raw::RawHub, environment: &Environment) {
+    let folder =
+        |name: &str| environment.get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = folder("HF_HOME")
+        .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
+        .or_else(|| folder("HOME").map(|home| home.join(".cache/huggingface")))
+        .unwrap_or_else(|| PathBuf::from("huggingface"));
+    if hub.cache.is_empty() {
+        hub.cache = home.join("hub").to_string_lossy().into_owned();
+    }
+    if hub.token.is_empty() {
+        let file = folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+        hub.token = read_token(&file).unwrap_or_default();
+    }
+}
+
+/// A token file is optional: `huggingface-cli login` writes one, most servers have none.
+fn read_token(file: &Path) -> Option<String> {
+    std::fs::read_to_string(file).ok().map(|text| text.trim().to_owned())
+}

@@ -1,0 +1,157 @@
+//! Every setting as it is written in a file: section, key, plain value, units in the name.
+//! `config/default.toml` says what each one means; a test holds that file against these structs.
+//!
+//! Defaults are taken from the settings types of the folders (`defaults`), so that no number stands twice.
+
+use serde::{Deserialize, Serialize};
+
+/// The whole file.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawConfig {
+    pub(super) server: RawServer,
+    pub(super) limits: RawLimits,
+    pub(super) compute: RawCompute,
+    pub(super) engine: RawEngine,
+    pub(super) images: RawImages,
+    pub(super) input: RawInput,
+    pub(super) hub: RawHub,
+    pub(super) log: RawLog,
+    // Last: an array of tables ends every other section in TOML.
+    pub(super) models: Vec<RawModel>,
+}
+
+/// Declares sections: structs that refuse unknown keys.
+macro_rules! sections {
+    ($($(#[doc = $doc:literal])+ $name:ident { $($key:ident: $kind:ty,)+ })+) => {$(
+        $(#[doc = $doc])+
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(super) struct $name {
+            $(pub(super) $key: $kind,)+
+        }
+    )+};
+}
+
+sections! {
+    /// `[server]`
+    RawServer {
+        listen: String,
+        deadline_ms: u64,
+        drain_delay_ms: u64,
+        drain_timeout_ms: u64,
+        docs: bool,
+        cors_allowed_origins: Vec<String>,
+        max_connections: usize,
+        header_read_timeout_ms: u64,
+        keep_alive_ms: u64,
+        max_headers: usize,
+        max_head_bytes: usize,
+        body_idle_timeout_ms: u64,
+        body_total_timeout_ms: u64,
+        write_timeout_ms: u64,
+    }
+
+    /// `[limits]`
+    RawLimits {
+        max_body_bytes: u64,
+        max_images: usize,
+        max_texts: usize,
+        max_questions: usize,
+        max_candidates: usize,
+        max_batch_inputs: usize,
+        max_rows: usize,
+        max_new_tokens: usize,
+        max_body_frames: usize,
+        max_text_parts: usize,
+    }
+
+    /// `[compute]`; 0 threads stands for "as many as allowed".
+    RawCompute {
+        device: String,
+        dtype: String,
+        threads: usize,
+    }
+
+    /// `[engine]`
+    RawEngine {
+        capacity_rows: usize,
+        capacity_bytes: u64,
+        max_queue_wait_ms: u64,
+        unit_time_ms: u64,
+        linger_ms: u64,
+        vision_share_percent: u8,
+        max_batch_images: usize,
+        max_batch_rows: usize,
+        max_batch_tokens: usize,
+        feature_cache_bytes: u64,
+        max_pinned_feature_bytes: u64,
+        feature_cache_ttl_ms: u64,
+        max_kv_bytes: u64,
+    }
+
+    /// `[images]`; 0 decoding threads stands for "a quarter of the cores".
+    RawImages {
+        decode_threads: usize,
+        decode_queue: usize,
+        decode_wall_budget_ms: u64,
+        decode_budget_bytes: u64,
+        pixel_cache_bytes: u64,
+        pixel_cache_ttl_ms: u64,
+    }
+
+    /// `[input]`
+    RawInput {
+        max_image_bytes: usize,
+        max_pixels: u64,
+        max_side: u32,
+        max_decoded_bytes: u64,
+        alpha_background: [u8; 3],
+        max_text_chars: usize,
+        max_text_bytes: usize,
+    }
+
+    /// `[hub]`; empty texts stand for "not given".
+    RawHub {
+        endpoint: String,
+        cache: String,
+        token: String,
+        offline: bool,
+        system_proxy: bool,
+        attempts: u32,
+        retry_pause_ms: u64,
+    }
+
+    /// `[log]`
+    RawLog {
+        format: String,
+        filter: String,
+        sample_every: u64,
+        client_ip: bool,
+        max_refusals_per_second: u32,
+    }
+}
+
+/// `[[models]]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawModel {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
+    pub(super) source: String,
+}
+
+impl RawConfig {
+    /// As a TOML file, secrets hidden.
+    ///
+    /// # Panics
+    /// Never: settings are plain data.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let mut shown = self.clone();
+        if !shown.hub.token.is_empty() {
+            "(hidden)".clone_into(&mut shown.hub.token);
+        }
+        toml::to_string(&shown).expect("settings are plain data")
+    }
+}

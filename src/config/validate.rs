@@ -1,0 +1,310 @@
+//! Raw values to [`Config`]: each folder's own checks, then those that look at two settings at once.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use super::choice::{DEVICES, DTYPES, LOG_FORMATS, log_format};
+use super::layers::Layers;
+use super::raw::{RawConfig, RawModel};
+use super::{ComputeSettings, Config, ConfigError, DrainSettings};
+use crate::engine::EngineSettings;
+use crate::http::{AccessLogSettings, ConnectionSettings, CorsSettings, HttpSettings, Limits};
+use crate::hub::{HubSettings, ModelSource, Retry, Token};
+use crate::images::ImagesSettings;
+use crate::input::InputSettings;
+use crate::telemetry::logging::{self, LoggingSettings};
+
+/// A day: longer times are slips of the unit.
+const MAX_MILLIS: u64 = 24 * 3600 * 1000;
+
+/// Checks every value and builds the settings of each folder.
+pub(super) fn validate(raw: RawConfig, layers: &Layers) -> Result<Config, ConfigError> {
+    let reader = Reader { raw: &raw, layers };
+    check_pairs(&reader)?;
+    let config = Config {
+        listen: raw.server.listen.parse().map_err(|_| {
+            let accepted = "an IP address and a port: 127.0.0.1:8080, 0.0.0.0:8080, [::1]:8080";
+            layers.invalid("server.listen", accepted)
+        })?,
+        models: models(&raw.models, layers)?,
+        compute: reader.compute()?,
+        engine: reader.engine()?,
+        images: reader.images()?,
+        http: reader.http()?,
+        hub: reader.hub()?,
+        log: reader.log()?,
+        drain: reader.drain()?,
+        raw: raw.clone(),
+    };
+    Ok(config)
+}
+
+/// Reads one folder's settings at a time.
+struct Reader<'a> {
+    raw: &'a RawConfig,
+    layers: &'a Layers,
+}
+
+impl Reader<'_> {
+    fn compute(&self) -> Result<ComputeSettings, ConfigError> {
+        let raw = &self.raw.compute;
+        Ok(ComputeSettings {
+            device: raw
+                .device
+                .parse()
+                .map_err(|_| self.layers.invalid("compute.device", DEVICES))?,
+            dtype: raw.dtype.parse().map_err(|_| self.layers.invalid("compute.dtype", DTYPES))?,
+            threads: NonZeroUsize::new(raw.threads),
+        })
+    }
+
+    fn engine(&self) -> Result<EngineSettings, ConfigError> {
+        let raw = &self.raw.engine;
+        let settings = EngineSettings {
+            capacity_rows: raw.capacity_rows,
+            capacity_bytes: raw.capacity_bytes,
+            max_queue_wait: self.time("engine.max_queue_wait_ms", raw.max_queue_wait_ms)?,
+            unit_time: self.time("engine.unit_time_ms", raw.unit_time_ms)?,
+            linger: self.time("engine.linger_ms", raw.linger_ms)?,
+            vision_share_percent: raw.vision_share_percent,
+            max_batch_images: raw.max_batch_images,
+            max_batch_rows: raw.max_batch_rows,
+            max_batch_tokens: raw.max_batch_tokens,
+            feature_cache_bytes: raw.feature_cache_bytes,
+            max_pinned_feature_bytes: raw.max_pinned_feature_bytes,
+            feature_cache_ttl: self
+                .time("engine.feature_cache_ttl_ms", raw.feature_cache_ttl_ms)?,
+            max_kv_bytes: raw.max_kv_bytes,
+        };
+        settings.check().map_err(|error| self.refused("engine", error.field, error.accepted))?;
+        Ok(settings)
+    }
+
+    fn images(&self) -> Result<ImagesSettings, ConfigError> {
+        let raw = &self.raw.images;
+        let settings = ImagesSettings {
+            decode_threads: match raw.decode_threads {
+                0 => ImagesSettings::default().decode_threads,
+                threads => threads,
+            },
+            decode_queue: raw.decode_queue,
+            decode_wall_budget: self
+                .time("images.decode_wall_budget_ms", raw.decode_wall_budget_ms)?,
+            decode_budget_bytes: raw.decode_budget_bytes,
+            pixel_cache_bytes: raw.pixel_cache_bytes,
+            pixel_cache_ttl: self.time("images.pixel_cache_ttl_ms", raw.pixel_cache_ttl_ms)?,
+        };
+        settings.check().map_err(|error| self.refused("images", error.name, error.accepted))?;
+        Ok(settings)
+    }
+
+    fn input(&self) -> Result<InputSettings, ConfigError> {
+        let raw = &self.raw.input;
+        let settings = InputSettings {
+            max_image_bytes: raw.max_image_bytes,
+            max_pixels: raw.max_pixels,
+            max_side: raw.max_side,
+            max_decoded_bytes: raw.max_decoded_bytes,
+            alpha_background: raw.alpha_background,
+            max_text_chars: raw.max_text_chars,
+            max_text_bytes: raw.max_text_bytes,
+        };
+        settings.check().map_err(|error| self.refused("input", error.name, error.accepted))?;
+        Ok(settings)
+    }
+
+    fn http(&self) -> Result<HttpSettings, ConfigError> {
+        let server = &self.raw.server;
+        let origins = &server.cors_allowed_origins;
+        let cors = CorsSettings { allowed_origins: origins.clone() };
+        let settings = HttpSettings {
+            limits: self.limits(),
+            input: self.input()?,
+            deadline: self.time("server.deadline_ms", server.deadline_ms)?,
+            connections: self.connections()?,
+            docs: server.docs,
+            cors: (!origins.is_empty()).then_some(cors),
+            access_log: AccessLogSettings {
+                sample_every: self.raw.log.sample_every,
+                client_ip: self.raw.log.client_ip,
+                max_refusals_per_second: self.raw.log.max_refusals_per_second,
+            },
+        };
+        settings.validate().map_err(|error| {
+            let (section, field) = match error.setting.split_once('.') {
+                Some(("limits", field)) => ("limits", field),
+                Some(("cors", _)) => ("server", "cors_allowed_origins"),
+                Some((_, field)) => ("server", field),
+                None => ("server", error.setting),
+            };
+            self.refused(section, field, error.accepted)
+        })?;
+        Ok(settings)
+    }
+
+    fn limits(&self) -> Limits {
+        let raw = &self.raw.limits;
+        Limits {
+            max_body_bytes: raw.max_body_bytes,
+            max_images: raw.max_images,
+            max_texts: raw.max_texts,
+            max_questions: raw.max_questions,
+            max_candidates: raw.max_candidates,
+            max_batch_inputs: raw.max_batch_inputs,
+            max_rows: raw.max_rows,
+            max_new_tokens: raw.max_new_tokens,
+            max_body_frames: raw.max_body_frames,
+            max_text_parts: raw.max_text_parts,
+        }
+    }
+
+    fn connections(&self) -> Result<ConnectionSettings, ConfigError> {
+        let raw = &self.raw.server;
+        Ok(ConnectionSettings {
+            max_connections: raw.max_connections,
+            header_read_timeout: self
+                .time("server.header_read_timeout_ms", raw.header_read_timeout_ms)?,
+            keep_alive: self.time("server.keep_alive_ms", raw.keep_alive_ms)?,
+            max_headers: raw.max_headers,
+            max_head_bytes: raw.max_head_bytes,
+            body_idle_timeout: self
+                .time("server.body_idle_timeout_ms", raw.body_idle_timeout_ms)?,
+            body_total_timeout: self
+                .time("server.body_total_timeout_ms", raw.body_total_timeout_ms)?,
+            write_timeout: self.time("server.write_timeout_ms", raw.write_timeout_ms)?,
+            drain_timeout: self.time("server.drain_timeout_ms", raw.drain_timeout_ms)?,
+        })
+    }
+
+    fn hub(&self) -> Result<HubSettings, ConfigError> {
+        let raw = &self.raw.hub;
+        let endpoint = raw.endpoint.trim_end_matches('/');
+        if !(endpoint.starts_with("https://") || endpoint.starts_with("http://")) {
+            let accepted = "an address that starts with https:// or http://";
+            return Err(self.layers.invalid("hub.endpoint", accepted));
+        }
+        if raw.attempts == 0 {
+            return Err(self.layers.invalid("hub.attempts", "1 or more"));
+        }
+        let first_pause = self.time("hub.retry_pause_ms", raw.retry_pause_ms)?;
+        Ok(HubSettings {
+            endpoint: endpoint.to_owned(),
+            cache: raw.cache.clone().into(),
+            token: Token::new(&raw.token),
+            offline: raw.offline,
+            use_system_proxy: raw.system_proxy,
+            retry: Retry { attempts: raw.attempts, first_pause },
+        })
+    }
+
+    fn log(&self) -> Result<LoggingSettings, ConfigError> {
+        let raw = &self.raw.log;
+        let format =
+            log_format(&raw.format).map_err(|_| self.layers.invalid("log.format", LOG_FORMATS))?;
+        let settings = LoggingSettings { format, filter: raw.filter.clone() };
+        logging::check(&settings).map_err(|_| {
+            let accepted = "a level (off, error, warn, info, debug, trace) or directives like info,blip_server::engine=debug";
+            self.layers.invalid("log.filter", accepted)
+        })?;
+        Ok(settings)
+    }
+
+    fn drain(&self) -> Result<DrainSettings, ConfigError> {
+        let raw = &self.raw.server;
+        Ok(DrainSettings {
+            delay: self.time("server.drain_delay_ms", raw.drain_delay_ms)?,
+            timeout: self.time("server.drain_timeout_ms", raw.drain_timeout_ms)?,
+        })
+    }
+
+    fn time(&self, path: &str, millis: u64) -> Result<Duration, ConfigError> {
+        if millis > MAX_MILLIS {
+            let accepted = "milliseconds, at most 86400000 (a day)";
+            return Err(self.layers.invalid(path, accepted));
+        }
+        Ok(Duration::from_millis(millis))
+    }
+
+    /// A folder's own check failed on a field; times have their unit in the setting's name.
+    fn refused(&self, section: &str, field: &str, accepted: &str) -> ConfigError {
+        let path = format!("{section}.{field}");
+        let path = if self.layers.has(&path) { path } else { path + "_ms" };
+        self.layers.invalid(&path, accepted)
+    }
+}
+
+fn models(raw: &[RawModel], layers: &Layers) -> Result<Vec<ModelSource>, ConfigError> {
+    let mut names = BTreeSet::new();
+    let mut models = Vec::new();
+    for (index, model) in raw.iter().enumerate() {
+        let setting = format!("models.{index}");
+        let parsed = match &model.name {
+            Some(name) => ModelSource::new(Some(name), &model.source),
+            None => model.source.parse(),
+        };
+        let model = parsed.map_err(|reason| ConfigError::Model {
+            origin: layers.origin(&setting),
+            setting: setting.clone(),
+            reason: Box::new(reason),
+        })?;
+        if !names.insert(model.name.clone()) {
+            return Err(ConfigError::Invalid {
+                origin: layers.origin(&setting),
+                setting,
+                value: format!("\"{}\"", model.name),
+                accepted: "names that differ; give one with NAME=SRC".to_owned(),
+            });
+        }
+        models.push(model);
+    }
+    Ok(models)
+}
+
+/// Rules that name two settings: the first must not exceed the second.
+fn check_pairs(reader: &Reader<'_>) -> Result<(), ConfigError> {
+    let RawConfig { server, limits, engine, input, .. } = reader.raw;
+    let pairs = [
+        // A call that the queue cannot hold at all could never be admitted.
+        (
+            "limits.max_rows",
+            limits.max_rows as u64,
+            "engine.capacity_rows",
+            engine.capacity_rows as u64,
+        ),
+        (
+            "limits.max_body_bytes",
+            limits.max_body_bytes,
+            "engine.capacity_bytes",
+            engine.capacity_bytes,
+        ),
+        // An image as raw body is the smallest encoding.
+        (
+            "input.max_image_bytes",
+            input.max_image_bytes as u64,
+            "limits.max_body_bytes",
+            limits.max_body_bytes,
+        ),
+        // A wait that the deadline cuts would be admitted for nothing.
+        (
+            "engine.max_queue_wait_ms",
+            engine.max_queue_wait_ms,
+            "server.deadline_ms",
+            server.deadline_ms,
+        ),
+        (
+            "server.body_idle_timeout_ms",
+            server.body_idle_timeout_ms,
+            "server.body_total_timeout_ms",
+            server.body_total_timeout_ms,
+        ),
+    ];
+    for (small, value, large, most) in pairs {
+        if value > most {
+            let origin = reader.layers.origin(large);
+            let accepted = format!("at most {large}, which is {most} ({origin})");
+            return Err(reader.layers.invalid(small, accepted));
+        }
+    }
+    Ok(())
+}

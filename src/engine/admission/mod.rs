@@ -1,0 +1,313 @@
+//! Capacity in rows and bytes, reserved before any work is done. Nothing here waits: a refusal is a result.
+//!
+//! The [`Ledger`] is one std mutex around a few numbers: it is held for nanoseconds and never across an await.
+//! Room is held by values that give it back when they are dropped: a [`Room`] for what a call has reserved and not
+//! yet submitted, a [`Claim`] for each submitted task. `handle` hands rooms out, tasks carry claims to the worker.
+
+mod estimate;
+mod room;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+pub use self::estimate::Estimates;
+pub(crate) use self::room::{Claim, Room};
+use super::ids::CallId;
+use super::{EngineError, EngineSettings};
+use crate::telemetry::metrics::Metrics;
+
+/// `Retry-After` in seconds: at least one, and short enough that a recovered server is found again.
+const RETRY_AFTER_SECONDS: (f64, f64) = (1.0, 30.0);
+
+/// What is taken at present.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Taken {
+    rows: usize,
+    /// Images that still have to be looked up or encoded.
+    images: usize,
+    bytes: u64,
+}
+
+impl Taken {
+    fn plus(self, more: Self) -> Self {
+        Self {
+            rows: self.rows + more.rows,
+            images: self.images + more.images,
+            bytes: self.bytes + more.bytes,
+        }
+    }
+
+    fn minus(self, less: Self) -> Self {
+        Self {
+            rows: self.rows - less.rows,
+            images: self.images - less.images,
+            bytes: self.bytes - less.bytes,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Book {
+    taken: Taken,
+    /// What each call that is alive holds of it; nothing that was admitted remains when it is empty.
+    calls: HashMap<CallId, Taken>,
+    next_call: u64,
+    draining: bool,
+    estimates: Estimates,
+}
+
+/// Who holds how much. Shared by every handle, every room and the worker.
+pub(crate) struct Ledger {
+    book: Mutex<Book>,
+    settings: EngineSettings,
+    metrics: Arc<Metrics>,
+    /// Told when the last room is given back.
+    emptied: Notify,
+}
+
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ledger").field("book", &self.book).finish_non_exhaustive()
+    }
+}
+
+/// Why a request was refused, as `queue_rejected_total` names it.
+#[derive(Debug, Clone, Copy)]
+enum Refusal {
+    Full,
+    Deadline,
+    Draining,
+}
+
+impl Refusal {
+    const ALL: [Self; 3] = [Self::Full, Self::Deadline, Self::Draining];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Deadline => "deadline",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl Ledger {
+    pub(crate) fn new(settings: &EngineSettings, metrics: Arc<Metrics>) -> Arc<Self> {
+        metrics.queue_capacity.set(settings.capacity_rows.try_into().unwrap_or(i64::MAX));
+        for refusal in Refusal::ALL {
+            metrics.queue_rejected_total.with_label_values(&[refusal.label()]).inc_by(0);
+        }
+        let book = Book {
+            taken: Taken::default(),
+            calls: HashMap::new(),
+            next_call: 0,
+            draining: false,
+            estimates: Estimates::default(),
+        };
+        Arc::new(Self {
+            book: Mutex::new(book),
+            settings: settings.clone(),
+            metrics,
+            emptied: Notify::new(),
+        })
+    }
+
+    /// Room for one row and `bytes`, if a row more could be served in time.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        bytes: u64,
+        deadline: Instant,
+        now: Instant,
+    ) -> Result<Room, EngineError> {
+        let mut book = self.book();
+        if book.draining {
+            return Err(self.refuse(Refusal::Draining, EngineError::ShuttingDown));
+        }
+        let call = CallId(book.next_call);
+        let taken = Taken { rows: 1, images: 0, bytes };
+        // Most calls bring an image; how many is known later.
+        self.check_wait(&book, call, (1, 1), deadline.saturating_duration_since(now))?;
+        self.check_room(&book, taken)?;
+        book.next_call += 1;
+        self.add(&mut book, call, taken);
+        drop(book);
+        Ok(Room::new(Arc::clone(self), call, taken))
+    }
+
+    /// Raises what a call holds from `held` to `rows` and `images`.
+    fn raise(
+        &self,
+        (call, held): (CallId, Taken),
+        rows: usize,
+        images: usize,
+        left: Duration,
+    ) -> Result<Taken, EngineError> {
+        let capacity = self.settings.capacity_rows;
+        if rows > capacity {
+            let error = EngineError::TooManyRows { rows, capacity };
+            return Err(self.refuse(Refusal::Full, error));
+        }
+        let mut book = self.book();
+        if left.is_zero() {
+            return Err(self.refuse(Refusal::Deadline, EngineError::DeadlineExceeded));
+        }
+        let estimate = book.estimates.least_service(rows, images, &self.settings);
+        if estimate > left {
+            let error = EngineError::TooLargeForDeadline { estimate, deadline: left };
+            return Err(self.refuse(Refusal::Deadline, error));
+        }
+        self.check_wait(&book, call, (rows, images), left)?;
+        let more = Taken {
+            rows: rows.saturating_sub(held.rows),
+            images: images.saturating_sub(held.images),
+            bytes: 0,
+        };
+        self.check_room(&book, more)?;
+        self.add(&mut book, call, more);
+        Ok(more)
+    }
+
+    /// Takes `bytes` more.
+    fn raise_bytes(&self, call: CallId, bytes: u64) -> Result<(), EngineError> {
+        let mut book = self.book();
+        let more = Taken { rows: 0, images: 0, bytes };
+        self.check_room(&book, more)?;
+        self.add(&mut book, call, more);
+        Ok(())
+    }
+
+    /// Publishes what the worker has measured.
+    pub(crate) fn publish(&self, estimates: Estimates) {
+        self.book().estimates = estimates;
+    }
+
+    /// What the worker has measured.
+    pub(crate) fn estimates(&self) -> Estimates {
+        self.book().estimates
+    }
+
+    /// From now on nothing is admitted.
+    pub(crate) fn drain(&self) {
+        self.book().draining = true;
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.book().draining
+    }
+
+    /// Rows taken.
+    pub(crate) fn rows(&self) -> usize {
+        self.book().taken.rows
+    }
+
+    /// Resolves when no room is left out.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            // Registered before the look, so that no notification falls between.
+            let emptied = self.emptied.notified();
+            if self.book().calls.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// The answer to "when should I come again": when what is taken now is done.
+    pub(crate) fn retry_after(&self) -> Duration {
+        let book = self.book();
+        self.retry(&book)
+    }
+
+    fn retry(&self, book: &Book) -> Duration {
+        let Taken { rows, images, .. } = book.taken;
+        retry_after(book.estimates.work(rows, images, &self.settings))
+    }
+
+    /// Would `own` rows and images of `call` wait too long? Calls take turns, so of each other call no more items
+    /// stand before them than they are themselves: a large call delays a single one by one turn.
+    fn check_wait(
+        &self,
+        book: &Book,
+        call: CallId,
+        own: (usize, usize),
+        left: Duration,
+    ) -> Result<(), EngineError> {
+        let others = book.calls.iter().filter(|&(&other, _)| other != call);
+        let (rows, images) = others.fold((0, 0), |(rows, images), (_, taken)| {
+            (rows + taken.rows.min(own.0), images + taken.images.min(own.1))
+        });
+        let wait = book.estimates.wait(rows, images, &self.settings);
+        let service = book.estimates.least_service(own.0, own.1, &self.settings);
+        let overloaded = EngineError::Overloaded { retry_after: retry_after(wait) };
+        if wait > self.settings.max_queue_wait {
+            return Err(self.refuse(Refusal::Full, overloaded));
+        }
+        if wait + service > left {
+            return Err(self.refuse(Refusal::Deadline, overloaded));
+        }
+        Ok(())
+    }
+
+    fn check_room(&self, book: &Book, more: Taken) -> Result<(), EngineError> {
+        let rows = book.taken.rows.saturating_add(more.rows);
+        let bytes = book.taken.bytes.saturating_add(more.bytes);
+        if rows > self.settings.capacity_rows || bytes > self.settings.capacity_bytes {
+            let overloaded = EngineError::Overloaded { retry_after: self.retry(book) };
+            return Err(self.refuse(Refusal::Full, overloaded));
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, refusal: Refusal, error: EngineError) -> EngineError {
+        self.metrics.queue_rejected_total.with_label_values(&[refusal.label()]).inc();
+        error
+    }
+
+    fn add(&self, book: &mut Book, call: CallId, more: Taken) {
+        book.taken = book.taken.plus(more);
+        let held = book.calls.entry(call).or_default();
+        *held = held.plus(more);
+        self.show(book);
+    }
+
+    fn give_back(&self, call: CallId, less: Taken) {
+        let mut book = self.book();
+        book.taken = book.taken.minus(less);
+        if let Some(held) = book.calls.get_mut(&call) {
+            *held = held.minus(less);
+        }
+        self.show(&book);
+    }
+
+    /// A call's room is given back; its tasks have ended before.
+    fn end_call(&self, call: CallId, rest: Taken) {
+        self.give_back(call, rest);
+        let mut book = self.book();
+        book.calls.remove(&call);
+        if book.calls.is_empty() {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    /// Under the lock, so that the last writer shows the last state.
+    fn show(&self, book: &Book) {
+        self.metrics.queue_rows.set(book.taken.rows.try_into().unwrap_or(i64::MAX));
+        self.metrics.queue_bytes.set(book.taken.bytes.try_into().unwrap_or(i64::MAX));
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        // The numbers are consistent at every instruction that could panic.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When to come again if what stands before takes so long.
+fn retry_after(work: Duration) -> Duration {
+    let (least, most) = RETRY_AFTER_SECONDS;
+    Duration::from_secs_f64(work.as_secs_f64().ceil().clamp(least, most))
+}

@@ -1,0 +1,119 @@
+//! What a call and its tasks hold; given back when they are dropped.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::{Ledger, Taken};
+use crate::engine::EngineError;
+use crate::engine::ids::CallId;
+
+/// A call's room: what it has reserved and not yet submitted, and its bytes. Shared by the call's
+/// [`Admission`](crate::engine::Admission) and the claims of its tasks; the bytes go back with the last of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Room(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    ledger: Arc<Ledger>,
+    call: CallId,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    /// Reserved in all, to know what a second reservation adds.
+    reserved: Taken,
+    /// Reserved and not submitted.
+    rest: Taken,
+}
+
+/// The rows and images of one submitted task; the rows go back when the task is over.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    room: Room,
+    rows: usize,
+    images: usize,
+}
+
+impl Room {
+    pub(super) fn new(ledger: Arc<Ledger>, call: CallId, taken: Taken) -> Self {
+        let held = Mutex::new(Held { reserved: taken, rest: taken });
+        Self(Arc::new(Inner { ledger, call, held }))
+    }
+
+    pub(crate) fn call(&self) -> CallId {
+        self.0.call
+    }
+
+    /// Raises the reservation to `rows` and `images` in all, with `left` until the deadline.
+    pub(crate) fn reserve(
+        &self,
+        rows: usize,
+        images: usize,
+        left: Duration,
+    ) -> Result<(), EngineError> {
+        let mut held = self.held();
+        let more = self.0.ledger.raise((self.0.call, held.reserved), rows, images, left)?;
+        held.reserved = held.reserved.plus(more);
+        held.rest = held.rest.plus(more);
+        Ok(())
+    }
+
+    /// Takes `bytes` more.
+    pub(crate) fn reserve_bytes(&self, bytes: u64) -> Result<(), EngineError> {
+        let mut held = self.held();
+        self.0.ledger.raise_bytes(self.0.call, bytes)?;
+        held.rest.bytes += bytes;
+        Ok(())
+    }
+
+    /// Moves `rows` and up to `images` from the reservation to a task.
+    ///
+    /// # Errors
+    /// `TooManyRows` when the call has not reserved so many.
+    pub(crate) fn claim(&self, rows: usize, images: usize) -> Result<Claim, EngineError> {
+        let mut held = self.held();
+        if rows > held.rest.rows {
+            return Err(EngineError::TooManyRows { rows, capacity: held.rest.rows });
+        }
+        let images = images.min(held.rest.images);
+        held.rest.rows -= rows;
+        held.rest.images -= images;
+        drop(held);
+        Ok(Claim { room: self.clone(), rows, images })
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.ledger.end_call(self.call, held.rest);
+    }
+}
+
+impl Claim {
+    /// The call's number.
+    pub(crate) fn call(&self) -> CallId {
+        self.room.call()
+    }
+
+    /// One of the task's images has been found or encoded: nobody waits for it any more.
+    pub(crate) fn image_done(&mut self) {
+        if self.images > 0 {
+            self.images -= 1;
+            let image = Taken { rows: 0, images: 1, bytes: 0 };
+            self.room.0.ledger.give_back(self.room.0.call, image);
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let taken = Taken { rows: self.rows, images: self.images, bytes: 0 };
+        self.room.0.ledger.give_back(self.room.0.call, taken);
+    }
+}

@@ -1,0 +1,148 @@
+use super::*;
+use crate::telemetry::metrics::Metrics;
+
+fn ledger(settings: EngineSettings) -> (Arc<Ledger>, Arc<Metrics>, Instant) {
+    let metrics = Arc::new(Metrics::try_new().unwrap());
+    (Ledger::new(&settings, Arc::clone(&metrics)), metrics, Instant::now())
+}
+
+fn small() -> EngineSettings {
+    EngineSettings { capacity_rows: 10, capacity_bytes: 1000, ..EngineSettings::default() }
+}
+
+const SOON: Duration = Duration::from_secs(30);
+
+#[test]
+fn room_is_given_back_when_call_and_tasks_are_gone() {
+    let (ledger, metrics, now) = ledger(small());
+    let room = ledger.admit(400, now + SOON, now).unwrap();
+    room.reserve(6, 2, SOON).unwrap();
+    room.reserve_bytes(100).unwrap();
+    assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (6, 500));
+    let claim = room.claim(4, 1).unwrap();
+    drop(room);
+    assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (6, 500));
+    drop(claim);
+    assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (0, 0));
+    assert_eq!(ledger.book().taken, Taken::default());
+}
+
+#[test]
+fn a_finished_task_frees_its_rows_before_its_call_ends() {
+    let (ledger, metrics, now) = ledger(small());
+    let room = ledger.admit(0, now + SOON, now).unwrap();
+    room.reserve(6, 0, SOON).unwrap();
+    drop(room.claim(4, 0).unwrap());
+    assert_eq!(metrics.queue_rows.get(), 2);
+    assert!(matches!(room.claim(3, 0), Err(EngineError::TooManyRows { rows: 3, capacity: 2 })));
+    drop(room);
+    assert_eq!(ledger.rows(), 0);
+}
+
+#[test]
+fn a_full_ledger_refuses_and_takes_nothing() {
+    let (ledger, metrics, now) = ledger(small());
+    let first = ledger.admit(900, now + SOON, now).unwrap();
+    let overloaded = EngineError::Overloaded { retry_after: Duration::from_secs(1) };
+    assert_eq!(ledger.admit(101, now + SOON, now).unwrap_err(), overloaded);
+    first.reserve(9, 0, SOON).unwrap();
+    let second = ledger.admit(0, now + SOON, now).unwrap();
+    assert_eq!(second.reserve(2, 0, SOON).unwrap_err(), overloaded);
+    assert_eq!(ledger.admit(0, now + SOON, now).unwrap_err(), overloaded);
+    assert_eq!(
+        second.reserve(11, 0, SOON).unwrap_err(),
+        EngineError::TooManyRows { rows: 11, capacity: 10 }
+    );
+    assert_eq!(ledger.rows(), 10);
+    assert_eq!(metrics.queue_rejected_total.with_label_values(&["full"]).get(), 4);
+}
+
+fn measured() -> Estimates {
+    Estimates {
+        image: Some(1.0),
+        unit_fixed: Some(0.05),
+        unit_per_token: Some(0.01),
+        row_tokens: Some(20.0),
+        row_units: Some(20.0),
+    }
+}
+
+#[test]
+fn a_long_wait_is_refused_with_the_time_the_queue_needs() {
+    let (ledger, _, now) = ledger(small());
+    ledger.publish(measured());
+    let room = || {
+        let room = ledger.admit(0, now + SOON, now).unwrap();
+        room.reserve(1, 1, SOON).unwrap();
+        room
+    };
+    let mut rooms: Vec<Room> = (0..4).map(|_| room()).collect();
+    // Four images of a second each stand before a newcomer: more than the three seconds that it may wait.
+    let refused = ledger.admit(0, now + SOON, now).unwrap_err();
+    assert_eq!(refused, EngineError::Overloaded { retry_after: Duration::from_secs(4) });
+    rooms.pop();
+    assert!(ledger.admit(0, now + SOON, now).is_ok());
+}
+
+#[test]
+fn a_large_call_delays_a_single_one_by_one_turn_only() {
+    let (ledger, _, now) = ledger(small());
+    ledger.publish(measured());
+    let large = ledger.admit(0, now + SOON, now).unwrap();
+    large.reserve(8, 8, SOON).unwrap();
+    let single = ledger.admit(0, now + SOON, now).unwrap();
+    assert!(single.reserve(1, 1, SOON).is_ok());
+    // Another large one would wait for eight turns.
+    let refused = single.reserve(8, 8, SOON).unwrap_err();
+    assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
+    let mut claim = large.claim(8, 8).unwrap();
+    (0..8).for_each(|_| claim.image_done());
+    drop(claim);
+    assert!(single.reserve(8, 8, SOON).is_ok());
+}
+
+#[test]
+fn a_call_that_an_idle_server_cannot_finish_is_not_retryable() {
+    let (ledger, metrics, now) = ledger(small());
+    ledger.publish(measured());
+    let room = ledger.admit(0, now + SOON, now).unwrap();
+    let refused = room.reserve(8, 8, Duration::from_secs(5)).unwrap_err();
+    assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused:?}");
+    assert!(room.reserve(8, 2, Duration::from_secs(5)).is_ok());
+    let late = room.reserve(8, 2, Duration::ZERO).unwrap_err();
+    assert_eq!(late, EngineError::DeadlineExceeded);
+    assert_eq!(metrics.queue_rejected_total.with_label_values(&["deadline"]).get(), 2);
+}
+
+#[test]
+fn a_wait_beyond_the_deadline_is_refused_though_short() {
+    let (ledger, metrics, now) = ledger(small());
+    ledger.publish(measured());
+    let first = ledger.admit(0, now + SOON, now).unwrap();
+    first.reserve(2, 2, SOON).unwrap();
+    let second = ledger.admit(0, now + SOON, now).unwrap();
+    second.reserve(1, 1, SOON).unwrap();
+    let refused = ledger.admit(0, now + Duration::from_secs(1), now).unwrap_err();
+    assert!(matches!(refused, EngineError::Overloaded { .. }));
+    assert_eq!(metrics.queue_rejected_total.with_label_values(&["deadline"]).get(), 1);
+}
+
+#[test]
+fn rows_that_share_units_do_not_wait_for_each_other() {
+    let settings = EngineSettings::default();
+    // A unit of 100 ms holds 5 tokens beside its fixed 50 ms.
+    assert_eq!(measured().wait(5, 0, &settings), Duration::ZERO);
+    let wait = measured().wait(10, 0, &settings).as_secs_f64();
+    // Five rows wait until the five before them have left: 20 units of 100 ms.
+    assert!((wait - 2.0).abs() < 1e-6, "{wait}");
+}
+
+#[test]
+fn draining_admits_nothing_but_lets_admitted_calls_go_on() {
+    let (ledger, metrics, now) = ledger(small());
+    let room = ledger.admit(0, now + SOON, now).unwrap();
+    ledger.drain();
+    assert_eq!(ledger.admit(0, now + SOON, now).unwrap_err(), EngineError::ShuttingDown);
+    assert!(room.reserve(3, 0, SOON).is_ok());
+    assert_eq!(metrics.queue_rejected_total.with_label_values(&["draining"]).get(), 1);
+}

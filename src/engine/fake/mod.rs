@@ -1,0 +1,304 @@
+//! A scripted backend for tests: it computes hashes instead of captions, waits at a gate that the test opens, and
+//! fails where it is told to. No sleeps: the test blocks until the worker stands at the gate, and the other way round.
+//!
+//! Its answers depend on everything that they should depend on (pixels, texts, parameters, sequence) and on nothing
+//! else, so a row that leaks into another changes a number. Not used outside tests; `tests/it` drives it through
+//! [`FakeControl`].
+
+mod control;
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+pub use control::{FakeCall, FakeControl, FakeFault, FakeMark, FakeUnit, ManualClock};
+
+use super::backend::{Backend, BackendError, GroupSpec, OnePassOutput, OnePassRow, StepEvent};
+use crate::task::{
+    Device, Dtype, Embedding, FinishReason, GenerationParams, ImageFormat, ImageId, ImageInfo,
+    ModelClass, ModelId, ModelInfo, Pixels, PreparedImage, Preprocessing, Sequence, Strategy,
+    TokenIds, TokenLogprob, TowerId,
+};
+
+/// The stop token of every fake model: `[SEP]`.
+pub const STOP: u32 = 102;
+
+/// What the fake keeps of an image or a question.
+#[derive(Debug, Clone)]
+pub struct FakeMemory {
+    digest: u64,
+    marks: Arc<[FakeMark]>,
+}
+
+/// A fake sequence or beam set.
+#[derive(Debug)]
+pub struct FakeGroup {
+    digest: u64,
+    marks: Arc<[FakeMark]>,
+    params: GenerationParams,
+    prompt_tokens: usize,
+    sequence: usize,
+    steps: usize,
+    control: FakeControl,
+}
+
+/// The backend; its [`FakeControl`] stays with the test.
+#[derive(Debug)]
+pub struct FakeBackend {
+    models: Vec<ModelInfo>,
+    control: FakeControl,
+}
+
+/// A model of 2 x 2 pixels whose embeddings have four numbers.
+#[must_use]
+pub fn model(id: usize, name: &str, class: ModelClass, tower: usize) -> ModelInfo {
+    ModelInfo {
+        id: ModelId(id),
+        name: name.to_owned(),
+        class,
+        source: "fake".to_owned(),
+        revision: None,
+        dtype: Dtype::F32,
+        device: Device::Cpu,
+        tower: TowerId(tower),
+        preprocessing: Preprocessing { width: 2, height: 2 },
+        image_tokens: 5,
+        max_text_tokens: 512,
+        embedding_dimensions: Some(4),
+        multimodal_dimensions: Some(4),
+        logit_scale: (class == ModelClass::Base).then_some(100.0),
+        parameter_count: 1,
+        demo: false,
+    }
+}
+
+/// Caption (tower 0), VQA (tower 1), retrieval (tower 2) and `BlipModel` (tower 2 too), ids 0 to 3.
+#[must_use]
+pub fn models() -> Vec<ModelInfo> {
+    vec![
+        model(0, "fake-caption", ModelClass::ConditionalGeneration, 0),
+        model(1, "fake-vqa", ModelClass::QuestionAnswering, 1),
+        model(2, "fake-retrieval", ModelClass::ImageTextRetrieval, 2),
+        model(3, "fake-clip", ModelClass::Base, 2),
+    ]
+}
+
+/// A 2 x 2 image whose first byte is `mark`; its id follows from the mark.
+#[must_use]
+pub fn image(mark: u8) -> PreparedImage {
+    let mut id = [0; 32];
+    id[0] = mark;
+    PreparedImage {
+        info: ImageInfo {
+            id: ImageId::from_digest(id),
+            width: 2,
+            height: 2,
+            format: ImageFormat::Png,
+        },
+        preprocessing: Preprocessing { width: 2, height: 2 },
+        pixels: Arc::new(Pixels::new(2, 2, Box::new([mark; 12]))),
+    }
+}
+
+/// `[CLS] tokens [SEP]`.
+#[must_use]
+pub fn text(tokens: &[u32]) -> TokenIds {
+    TokenIds::new([&[101], tokens, &[STOP]].concat())
+}
+
+impl FakeBackend {
+    /// A backend with these models, and its control.
+    #[must_use]
+    pub fn new(models: Vec<ModelInfo>) -> (Self, FakeControl) {
+        let control = FakeControl::new();
+        (Self { models, control: control.clone() }, control)
+    }
+}
+
+impl Backend for FakeBackend {
+    type Memory = FakeMemory;
+    type Group = FakeGroup;
+
+    fn models(&self) -> &[ModelInfo] {
+        &self.models
+    }
+
+    fn feature_bytes(&self, _: TowerId) -> u64 {
+        100
+    }
+
+    fn cross_kv_bytes(&self, model: ModelId) -> u64 {
+        if self.models[model.0].class == ModelClass::ConditionalGeneration { 1000 } else { 0 }
+    }
+
+    fn encode(
+        &mut self,
+        tower: TowerId,
+        images: &[&Pixels],
+    ) -> Result<Vec<FakeMemory>, BackendError> {
+        let mark = |pixels: &&Pixels| FakeMark::Image(pixels.as_bytes()[0]);
+        let marks: Vec<Vec<FakeMark>> = images.iter().map(|pixels| vec![mark(pixels)]).collect();
+        self.control.enter(FakeCall::Encode, tower.0, 0, &marks)?;
+        let encode = |(pixels, marks): (&&Pixels, Vec<FakeMark>)| FakeMemory {
+            digest: digest(&(tower.0, pixels.as_bytes())),
+            marks: marks.into(),
+        };
+        Ok(images.iter().zip(marks).map(encode).collect())
+    }
+
+    fn score(
+        &mut self,
+        model: ModelId,
+        rows: &[OnePassRow<FakeMemory>],
+    ) -> Result<Vec<OnePassOutput<FakeMemory>>, BackendError> {
+        let marks: Vec<Vec<FakeMark>> = rows.iter().map(row_marks).collect();
+        let tokens = rows.iter().map(OnePassRow::tokens).sum();
+        self.control.enter(FakeCall::Score, model.0, tokens, &marks)?;
+        let poisoned = |marks: &[FakeMark]| self.control.is_non_finite(FakeCall::Score, marks);
+        let outputs = rows.iter().zip(&marks);
+        Ok(outputs.map(|(row, marks)| row_output(model, row, marks, poisoned(marks))).collect())
+    }
+
+    fn open(&mut self, spec: GroupSpec<FakeMemory>) -> FakeGroup {
+        let prompt = spec.prompt.as_ref();
+        let mut marks = spec.memory.marks.to_vec();
+        marks.extend(prompt.iter().flat_map(|prompt| token_marks(prompt)));
+        let key = (spec.model.0, spec.memory.digest, prompt, spec.sequence);
+        self.control.opened();
+        FakeGroup {
+            digest: digest(&key),
+            marks: marks.into(),
+            prompt_tokens: prompt.map_or(1, |prompt| prompt.len().max(2) - 1),
+            params: spec.params,
+            sequence: spec.sequence,
+            steps: 0,
+            control: self.control.clone(),
+        }
+    }
+
+    fn pending_tokens(&self, group: &FakeGroup) -> usize {
+        if group.steps == 0 { group.prompt_tokens } else { group.beams() }
+    }
+
+    fn step(
+        &mut self,
+        model: ModelId,
+        groups: &mut [&mut FakeGroup],
+    ) -> Result<Vec<StepEvent>, BackendError> {
+        let marks: Vec<Vec<FakeMark>> = groups.iter().map(|group| group.marks.to_vec()).collect();
+        let tokens = groups.iter().map(|group| self.pending_tokens(group)).sum();
+        self.control.enter(FakeCall::Step, model.0, tokens, &marks)?;
+        Ok(groups.iter_mut().map(|group| group.advance()).collect())
+    }
+}
+
+impl FakeGroup {
+    fn beams(&self) -> usize {
+        match self.params.strategy {
+            Strategy::Beams { num_beams, .. } => num_beams,
+            Strategy::Greedy | Strategy::Sample { .. } => 1,
+        }
+    }
+
+    /// Tokens that it generates: what its digest says, within the parameters.
+    fn length(&self) -> usize {
+        let wanted = self.control.text_length().unwrap_or(2 + (self.digest % 7) as usize);
+        wanted.clamp(self.params.min_new_tokens.max(1), self.params.max_new_tokens)
+    }
+
+    fn token(&self, place: usize, beam: usize) -> TokenLogprob {
+        let hash = digest(&(self.digest, place, beam));
+        let stops = place + 1 == self.length() && self.finish() == FinishReason::Stop;
+        let id = if stops { STOP } else { self.control.token_id(hash) };
+        let finite = !self.control.is_non_finite(FakeCall::Step, &self.marks);
+        let logprob = if finite { -((hash % 100) as f32) / 100.0 } else { f32::NAN };
+        TokenLogprob { id, logprob }
+    }
+
+    fn finish(&self) -> FinishReason {
+        let short = self.length() < self.params.max_new_tokens;
+        if short { FinishReason::Stop } else { FinishReason::Length }
+    }
+
+    fn advance(&mut self) -> StepEvent {
+        self.steps += 1;
+        let single = self.beams() == 1;
+        let token = single.then(|| self.token(self.steps - 1, 0));
+        let finished = (self.steps == self.length()).then(|| {
+            let returned = match self.params.strategy {
+                Strategy::Beams { num_return_sequences, .. } => num_return_sequences,
+                Strategy::Greedy | Strategy::Sample { .. } => 1,
+            };
+            (0..returned).map(|beam| self.text(beam)).collect()
+        });
+        StepEvent { token, generated: self.beams(), finished }
+    }
+
+    fn text(&self, beam: usize) -> Sequence {
+        let tokens = (0..self.length()).map(|place| self.token(place, beam)).collect();
+        Sequence { tokens, finish_reason: self.finish() }
+    }
+
+    /// Which of the sequences drawn it is.
+    #[must_use]
+    pub fn sequence(&self) -> usize {
+        self.sequence
+    }
+}
+
+impl Drop for FakeGroup {
+    fn drop(&mut self) {
+        self.control.closed();
+    }
+}
+
+fn digest(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn token_marks(text: &TokenIds) -> Vec<FakeMark> {
+    text.as_slice().iter().map(|&id| FakeMark::Token(id)).collect()
+}
+
+fn row_marks(row: &OnePassRow<FakeMemory>) -> Vec<FakeMark> {
+    let (memory, text) = parts(row);
+    let mut marks = memory.map_or_else(Vec::new, |memory| memory.marks.to_vec());
+    marks.extend(text.iter().flat_map(|text| token_marks(text)));
+    marks
+}
+
+fn parts(row: &OnePassRow<FakeMemory>) -> (Option<&FakeMemory>, Option<&TokenIds>) {
+    match row {
+        OnePassRow::EncodeQuestion { image: memory, question: text }
+        | OnePassRow::ScoreCandidate { question: memory, candidate: text }
+        | OnePassRow::MatchPair { image: memory, text }
+        | OnePassRow::EmbedMultimodal { image: memory, text } => (Some(memory), Some(text)),
+        OnePassRow::EmbedImage { image } => (Some(image), None),
+        OnePassRow::EmbedText { text } => (None, Some(text)),
+    }
+}
+
+fn row_output(
+    model: ModelId,
+    row: &OnePassRow<FakeMemory>,
+    marks: &[FakeMark],
+    non_finite: bool,
+) -> OnePassOutput<FakeMemory> {
+    let (memory, text) = parts(row);
+    let digest = digest(&(model.0, memory.map(|memory| memory.digest), text));
+    let part = if non_finite { f32::NAN } else { (digest % 1000) as f32 / 1000.0 };
+    match row {
+        OnePassRow::EncodeQuestion { .. } => {
+            OnePassOutput::Memory(FakeMemory { digest, marks: marks.into() })
+        }
+        OnePassRow::ScoreCandidate { .. } => OnePassOutput::Logprob(-part),
+        OnePassRow::MatchPair { .. } => OnePassOutput::Probability(part),
+        OnePassRow::EmbedImage { .. }
+        | OnePassRow::EmbedText { .. }
+        | OnePassRow::EmbedMultimodal { .. } => {
+            let value = |shift: u32| part + ((digest >> shift) % 16) as f32 + 1.0;
+            OnePassOutput::Embedding(Embedding::new([0, 8, 16, 24].map(value).to_vec()))
+        }
+    }
+}

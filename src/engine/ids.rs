@@ -1,0 +1,30 @@
+//! Names for what moves through the engine. Plain numbers, unique within one engine's life.
+
+use crate::task::{ImageId, PreparedImage, Preprocessing, TowerId};
+
+/// One admitted call: one party in the scheduler's turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct CallId(pub(crate) u64);
+
+/// One submitted task of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct TaskId(pub(crate) u64);
+
+/// One row or group of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ItemId(pub(crate) u64);
+
+/// What makes two encodings equal: tower (so dtype and weights), file and preparation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct FeatureKey {
+    pub(crate) tower: TowerId,
+    pub(crate) image: ImageId,
+    pub(crate) preprocessing: Preprocessing,
+}
+
+impl FeatureKey {
+    /// The key of this image's features from this tower.
+    pub(crate) fn new(tower: TowerId, image: &PreparedImage) -> Self {
+        Self { tower, image: image.info.id, preprocessing: image.preprocessing }
+    }
+}

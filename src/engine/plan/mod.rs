@@ -1,0 +1,273 @@
+//! What one task needs and how its answer is put together: a state machine without clock, queue or tensor.
+//!
+//! Images come first; each image that is ready gives rows and groups (an encoded question gives more of them);
+//! results go into their slots; when none is empty the answer is complete. `worker` drives it.
+
+mod results;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+pub(crate) use self::results::PlanError;
+use self::results::Results;
+use super::backend::{GroupSpec, OnePassOutput, OnePassRow};
+use super::ids::FeatureKey;
+use crate::task::{
+    Embed, GenerationParams, ModelInfo, Pixels, PreparedImage, Role, Sequence, Strategy, Task,
+    TaskOutput, TokenIds, Vqa, VqaMode,
+};
+
+/// Where a result belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Slot {
+    /// The states of question `.0`: not a result yet.
+    Question(usize),
+    /// Candidate `.1` of question `.0`.
+    Candidate(usize, usize),
+    /// Group `.1` of question `.0` (of the only caption: 0).
+    Group(usize, usize),
+    /// Distinct image `.0` against text `.1`.
+    Pair(usize, usize),
+    /// The projection of distinct image `.0`.
+    Image(usize),
+    /// The projection of text `.0`.
+    Text(usize),
+    /// The only vector of an embedding.
+    Vector,
+}
+
+/// Something that could run now.
+#[derive(Debug)]
+pub(crate) enum Work<M> {
+    /// A one-pass row, and the image that it attends to.
+    Row { slot: Slot, row: OnePassRow<M>, image: Option<FeatureKey> },
+    /// A group, and the image that it attends to.
+    Group { slot: Slot, spec: GroupSpec<M>, image: Option<FeatureKey> },
+}
+
+/// One task on its way.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    model: ModelInfo,
+    task: Task,
+    /// Distinct images in order of first use.
+    images: Vec<(FeatureKey, Arc<Pixels>)>,
+    results: Results,
+}
+
+impl Plan {
+    /// Plans a task for a model.
+    ///
+    /// # Errors
+    /// [`PlanError::Misfit`] when the model cannot do the task: `http` should not have submitted it.
+    pub(crate) fn try_new(model: &ModelInfo, task: Task) -> Result<Self, PlanError> {
+        check(model, &task)?;
+        let mut images: Vec<(FeatureKey, Arc<Pixels>)> = Vec::new();
+        let mut places = Vec::new();
+        for image in task.images() {
+            let key = FeatureKey::new(model.tower, image);
+            let known = images.iter().position(|(other, _)| *other == key);
+            places.push(known.unwrap_or(images.len()));
+            if known.is_none() {
+                images.push((key, Arc::clone(&image.pixels)));
+            }
+        }
+        let results = Results::new(&task, &places, images.len(), model.logit_scale);
+        Ok(Self { model: model.clone(), task, images, results })
+    }
+
+    /// The distinct images that it needs.
+    pub(crate) fn images(&self) -> &[(FeatureKey, Arc<Pixels>)] {
+        &self.images
+    }
+
+    /// True when every result is in.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.results.is_complete()
+    }
+
+    /// The answer of a complete plan.
+    ///
+    /// # Errors
+    /// [`PlanError::Misfit`] when a result is missing.
+    pub(crate) fn into_output(self) -> Result<TaskOutput, PlanError> {
+        self.results.into_output()
+    }
+
+    /// Work that needs no image.
+    pub(crate) fn start<M>(&self) -> Vec<Work<M>> {
+        match &self.task {
+            Task::Similarity(similarity) if similarity.scores.cosine => {
+                let texts = similarity.texts.iter().cloned().enumerate();
+                texts.map(|(t, text)| embed_text(Slot::Text(t), text)).collect()
+            }
+            Task::Embed(Embed::Text(text)) => vec![embed_text(Slot::Vector, text.clone())],
+            Task::Similarity(_) | Task::Embed(_) | Task::Caption(_) | Task::Vqa(_) => Vec::new(),
+        }
+    }
+
+    /// Work that an image's features make possible.
+    pub(crate) fn image_ready<M: Clone>(&self, key: FeatureKey, memory: &M) -> Vec<Work<M>> {
+        let Some(place) = self.images.iter().position(|(other, _)| *other == key) else {
+            return Vec::new();
+        };
+        let row = |slot, row| Work::Row { slot, row, image: Some(key) };
+        let image = || memory.clone();
+        match &self.task {
+            Task::Caption(caption) => {
+                self.groups(0, memory, caption.prompt.as_ref(), &caption.params, Some(key))
+            }
+            Task::Vqa(vqa) => vqa
+                .questions
+                .iter()
+                .enumerate()
+                .map(|(q, question)| {
+                    let question = question.clone();
+                    row(Slot::Question(q), OnePassRow::EncodeQuestion { image: image(), question })
+                })
+                .collect(),
+            Task::Similarity(similarity) => {
+                let mut work = Vec::new();
+                if similarity.scores.cosine {
+                    let embed = OnePassRow::EmbedImage { image: image() };
+                    work.push(row(Slot::Image(place), embed));
+                }
+                if similarity.scores.matching {
+                    work.extend(similarity.texts.iter().enumerate().map(|(t, text)| {
+                        let pair = OnePassRow::MatchPair { image: image(), text: text.clone() };
+                        row(Slot::Pair(place, t), pair)
+                    }));
+                }
+                work
+            }
+            Task::Embed(Embed::Image(_)) => {
+                vec![row(Slot::Vector, OnePassRow::EmbedImage { image: image() })]
+            }
+            Task::Embed(Embed::Multimodal(_, text)) => {
+                let text = text.clone();
+                vec![row(Slot::Vector, OnePassRow::EmbedMultimodal { image: image(), text })]
+            }
+            Task::Embed(Embed::Text(_)) => Vec::new(),
+        }
+    }
+
+    /// A row has its result; a question's states make more work possible.
+    ///
+    /// # Errors
+    /// [`PlanError`] when the result is not what the slot takes, or not finite.
+    pub(crate) fn row_done<M: Clone>(
+        &mut self,
+        slot: Slot,
+        output: OnePassOutput<M>,
+    ) -> Result<Vec<Work<M>>, PlanError> {
+        match (slot, output, &self.task) {
+            (Slot::Question(q), OnePassOutput::Memory(states), Task::Vqa(vqa)) => {
+                Ok(self.answer(q, vqa, &states))
+            }
+            (Slot::Question(_), _, _) | (_, OnePassOutput::Memory(_), _) => {
+                Err(PlanError::Misfit("a row's output is not of the row's kind"))
+            }
+            (slot, OnePassOutput::Logprob(value) | OnePassOutput::Probability(value), _) => {
+                self.results.set_number(slot, value).map(|()| Vec::new())
+            }
+            (slot, OnePassOutput::Embedding(vector), _) => {
+                self.results.set_vector(slot, vector).map(|()| Vec::new())
+            }
+        }
+    }
+
+    /// A group has ended with its sequences, best first.
+    ///
+    /// # Errors
+    /// [`PlanError`] when a log-probability is not finite.
+    pub(crate) fn group_done(
+        &mut self,
+        slot: Slot,
+        sequences: Vec<Sequence>,
+    ) -> Result<(), PlanError> {
+        self.results.set_sequences(slot, sequences)
+    }
+
+    fn answer<M: Clone>(&self, question: usize, vqa: &Vqa, states: &M) -> Vec<Work<M>> {
+        match &vqa.mode {
+            VqaMode::Generate(params) => self.groups(question, states, None, params, None),
+            VqaMode::Rank(candidates) => candidates
+                .iter()
+                .enumerate()
+                .map(|(c, candidate)| Work::Row {
+                    slot: Slot::Candidate(question, c),
+                    row: OnePassRow::ScoreCandidate {
+                        question: states.clone(),
+                        candidate: candidate.clone(),
+                    },
+                    image: None,
+                })
+                .collect(),
+        }
+    }
+
+    fn groups<M: Clone>(
+        &self,
+        question: usize,
+        memory: &M,
+        prompt: Option<&TokenIds>,
+        params: &GenerationParams,
+        image: Option<FeatureKey>,
+    ) -> Vec<Work<M>> {
+        let group = |sequence| Work::Group {
+            slot: Slot::Group(question, sequence),
+            spec: GroupSpec {
+                model: self.model.id,
+                memory: memory.clone(),
+                prompt: prompt.cloned(),
+                params: params.clone(),
+                sequence,
+            },
+            image,
+        };
+        (0..group_count(params)).map(group).collect()
+    }
+}
+
+/// Groups of one generation: samples are drawn each on their own, beams go together.
+fn group_count(params: &GenerationParams) -> usize {
+    match params.strategy {
+        Strategy::Greedy | Strategy::Beams { .. } => 1,
+        Strategy::Sample { num_return_sequences, .. } => num_return_sequences,
+    }
+}
+
+/// Rows that one group of this generation occupies.
+pub(crate) fn group_rows(params: &GenerationParams) -> usize {
+    match params.strategy {
+        Strategy::Beams { num_beams, .. } => num_beams,
+        Strategy::Greedy | Strategy::Sample { .. } => 1,
+    }
+}
+
+fn embed_text<M>(slot: Slot, text: TokenIds) -> Work<M> {
+    Work::Row { slot, row: OnePassRow::EmbedText { text }, image: None }
+}
+
+fn check(model: &ModelInfo, task: &Task) -> Result<(), PlanError> {
+    let role = match task {
+        Task::Caption(_) => Role::Caption,
+        Task::Vqa(_) => Role::Vqa,
+        Task::Similarity(_) | Task::Embed(_) => Role::Retrieval,
+    };
+    if model.role() != role {
+        return Err(PlanError::Misfit("the model has another role"));
+    }
+    let prepared = |image: &&PreparedImage| image.preprocessing == model.preprocessing;
+    if !task.images().iter().all(prepared) {
+        return Err(PlanError::Misfit("an image is prepared for another model"));
+    }
+    if let Task::Similarity(similarity) = task
+        && similarity.scores.matching
+        && !model.class.has_matching_head()
+    {
+        return Err(PlanError::Misfit("the model has no matching head"));
+    }
+    Ok(())
+}

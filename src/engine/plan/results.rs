@@ -1,0 +1,221 @@
+//! The slots that a task's results go into, and the answer made of them. Nothing that is not finite gets through.
+
+use super::{Slot, group_count};
+use crate::task::{Answer, Embedding, Scores, Sequence, SimilarityCell, Task, TaskOutput, VqaMode};
+
+/// Why a task has no answer although its work was done. Texts are for logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PlanError {
+    /// A result is NaN or infinite.
+    #[error("non-finite values in {0}")]
+    NonFinite(&'static str),
+    /// A vector without a direction has no cosine.
+    #[error("an embedding has norm zero")]
+    ZeroNorm,
+    /// Task, model or result do not belong together.
+    #[error("{0}")]
+    Misfit(&'static str),
+}
+
+const WRONG_SLOT: PlanError = PlanError::Misfit("a result does not belong to its task");
+
+/// Results as they come in.
+#[derive(Debug)]
+pub(super) struct Results {
+    /// Slots still empty.
+    missing: usize,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Caption(Vec<Option<Vec<Sequence>>>),
+    Generated(Vec<Vec<Option<Vec<Sequence>>>>),
+    Ranked(Vec<Vec<Option<f32>>>),
+    Similarity(Table),
+    Vector(Option<Embedding>),
+}
+
+/// A similarity answer by distinct images; `places[i]` is the distinct image of the task's i-th.
+#[derive(Debug)]
+struct Table {
+    scores: Scores,
+    places: Vec<usize>,
+    texts: usize,
+    matching: Vec<Vec<Option<f32>>>,
+    image_directions: Vec<Option<Embedding>>,
+    text_directions: Vec<Option<Embedding>>,
+    logit_scale: Option<f32>,
+}
+
+impl Results {
+    /// Empty slots for a task whose i-th image is distinct image `places[i]` of `images`.
+    pub(super) fn new(
+        task: &Task,
+        places: &[usize],
+        images: usize,
+        logit_scale: Option<f32>,
+    ) -> Self {
+        let (missing, kind) = match task {
+            Task::Caption(caption) => {
+                let groups = group_count(&caption.params);
+                (groups, Kind::Caption(vec![None; groups]))
+            }
+            Task::Vqa(vqa) => {
+                let questions = vqa.questions.len();
+                match &vqa.mode {
+                    VqaMode::Generate(params) => {
+                        let groups = group_count(params);
+                        let slots = vec![vec![None; groups]; questions];
+                        (questions * groups, Kind::Generated(slots))
+                    }
+                    VqaMode::Rank(candidates) => {
+                        let slots = vec![vec![None; candidates.len()]; questions];
+                        (questions * candidates.len(), Kind::Ranked(slots))
+                    }
+                }
+            }
+            Task::Similarity(similarity) => {
+                let (scores, texts) = (similarity.scores, similarity.texts.len());
+                let pairs = if scores.matching { images * texts } else { 0 };
+                let vectors = if scores.cosine { images + texts } else { 0 };
+                let table = Table {
+                    scores,
+                    places: places.to_vec(),
+                    texts,
+                    matching: vec![vec![None; texts]; images],
+                    image_directions: vec![None; images],
+                    text_directions: vec![None; texts],
+                    logit_scale,
+                };
+                (pairs + vectors, Kind::Similarity(table))
+            }
+            Task::Embed(_) => (1, Kind::Vector(None)),
+        };
+        Self { missing, kind }
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.missing == 0
+    }
+
+    /// A log-probability or a probability.
+    pub(super) fn set_number(&mut self, slot: Slot, value: f32) -> Result<(), PlanError> {
+        if !value.is_finite() {
+            return Err(PlanError::NonFinite("a score"));
+        }
+        let cell = match (&mut self.kind, slot) {
+            (Kind::Ranked(slots), Slot::Candidate(q, c)) => {
+                slots.get_mut(q).and_then(|of| of.get_mut(c))
+            }
+            (Kind::Similarity(table), Slot::Pair(i, t)) => {
+                table.matching.get_mut(i).and_then(|of| of.get_mut(t))
+            }
+            _ => None,
+        };
+        fill(cell, value, &mut self.missing)
+    }
+
+    /// A raw vector.
+    pub(super) fn set_vector(&mut self, slot: Slot, vector: Embedding) -> Result<(), PlanError> {
+        if !vector.as_slice().iter().all(|value| value.is_finite()) {
+            return Err(PlanError::NonFinite("an embedding"));
+        }
+        let direction = vector.normalized();
+        let (cell, value) = match (&mut self.kind, slot) {
+            (Kind::Vector(cell), Slot::Vector) => {
+                // A vector that its client cannot normalise is no answer either.
+                direction.map_err(|_| PlanError::ZeroNorm)?;
+                (Some(cell), vector)
+            }
+            (Kind::Similarity(table), Slot::Image(i)) => {
+                (table.image_directions.get_mut(i), direction.map_err(|_| PlanError::ZeroNorm)?)
+            }
+            (Kind::Similarity(table), Slot::Text(t)) => {
+                (table.text_directions.get_mut(t), direction.map_err(|_| PlanError::ZeroNorm)?)
+            }
+            _ => return Err(WRONG_SLOT),
+        };
+        fill(cell, value, &mut self.missing)
+    }
+
+    /// What a group generated.
+    pub(super) fn set_sequences(
+        &mut self,
+        slot: Slot,
+        sequences: Vec<Sequence>,
+    ) -> Result<(), PlanError> {
+        let finite = |sequence: &Sequence| sequence.tokens.iter().all(|t| t.logprob.is_finite());
+        if !sequences.iter().all(finite) {
+            return Err(PlanError::NonFinite("log-probabilities"));
+        }
+        let cell = match (&mut self.kind, slot) {
+            (Kind::Caption(slots), Slot::Group(0, s)) => slots.get_mut(s),
+            (Kind::Generated(slots), Slot::Group(q, s)) => {
+                slots.get_mut(q).and_then(|of| of.get_mut(s))
+            }
+            _ => None,
+        };
+        fill(cell, sequences, &mut self.missing)
+    }
+
+    /// The answer, when nothing is missing.
+    pub(super) fn into_output(self) -> Result<TaskOutput, PlanError> {
+        const MISSING: PlanError = PlanError::Misfit("a result is missing");
+        let joined = |groups: Vec<Option<Vec<Sequence>>>| {
+            let groups: Option<Vec<Vec<Sequence>>> = groups.into_iter().collect();
+            groups.map(|groups| groups.into_iter().flatten().collect::<Vec<_>>()).ok_or(MISSING)
+        };
+        match self.kind {
+            Kind::Caption(groups) => joined(groups).map(TaskOutput::Caption),
+            Kind::Generated(questions) => questions
+                .into_iter()
+                .map(|groups| joined(groups).map(Answer::Generated))
+                .collect::<Result<_, _>>()
+                .map(TaskOutput::Vqa),
+            Kind::Ranked(questions) => questions
+                .into_iter()
+                .map(|of| of.into_iter().collect::<Option<_>>().map(Answer::Ranked).ok_or(MISSING))
+                .collect::<Result<_, _>>()
+                .map(TaskOutput::Vqa),
+            Kind::Similarity(table) if !table.is_one_space() => {
+                Err(PlanError::Misfit("image and text vectors differ in length"))
+            }
+            Kind::Similarity(table) => Ok(TaskOutput::Similarity(table.into_cells())),
+            Kind::Vector(vector) => vector.map(TaskOutput::Embed).ok_or(MISSING),
+        }
+    }
+}
+
+impl Table {
+    fn is_one_space(&self) -> bool {
+        let mut vectors = self.image_directions.iter().chain(&self.text_directions).flatten();
+        let first = vectors.next().map(|vector| vector.as_slice().len());
+        vectors.all(|vector| Some(vector.as_slice().len()) == first)
+    }
+
+    fn into_cells(self) -> Vec<Vec<SimilarityCell>> {
+        let row = |&image: &usize| (0..self.texts).map(|text| self.cell(image, text)).collect();
+        self.places.iter().map(row).collect()
+    }
+
+    fn cell(&self, image: usize, text: usize) -> SimilarityCell {
+        let directions = (&self.image_directions[image], &self.text_directions[text]);
+        let cosine = match directions {
+            // The norms are 1 within rounding only.
+            (Some(image), Some(text)) => Some(image.dot(text).clamp(-1.0, 1.0)),
+            _ => None,
+        };
+        let logit = cosine.zip(self.logit_scale).map(|(cosine, scale)| cosine * scale);
+        let matching = if self.scores.matching { self.matching[image][text] } else { None };
+        SimilarityCell { matching, cosine, logit }
+    }
+}
+
+fn fill<T>(cell: Option<&mut Option<T>>, value: T, missing: &mut usize) -> Result<(), PlanError> {
+    let cell = cell.ok_or(WRONG_SLOT)?;
+    if cell.replace(value).is_none() {
+        *missing -= 1;
+    }
+    Ok(())
+}

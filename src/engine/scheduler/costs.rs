@@ -1,0 +1,164 @@
+//! What work costs, learnt from what it took: per image and tower, and per text lane a fixed part and a part per token.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::LaneId;
+use crate::task::TowerId;
+
+/// Weight of the newest measurement: about the last ten count.
+const NEWEST: f64 = 0.1;
+
+/// Before two different sizes were measured: the part of a step's time taken as fixed. A text step mostly reads
+/// weights; three quarters lets the next unit be three times as large, so that sizes do get to differ.
+const FIXED_PART_AT_FIRST: f64 = 0.75;
+
+/// Sizes differ enough to tell slope from noise when their variance is above this part of their squared mean.
+const ENOUGH_VARIANCE: f64 = 1e-3;
+
+/// A slope below this part of time over size is noise: work is never free.
+const LEAST_SLOPE: f64 = 0.01;
+
+/// Seconds of a text unit: `fixed + per_token * work`, where work is counted in tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct TextCost {
+    pub(crate) fixed: f64,
+    pub(crate) per_token: f64,
+}
+
+impl TextCost {
+    pub(crate) fn seconds(self, work: f64) -> f64 {
+        self.fixed + self.per_token * work
+    }
+
+    /// Seconds that one unit may take. Where reading the weights alone takes longer than `unit_time`, a unit
+    /// of one row would waste it on each row: then as much again may be spent on rows.
+    pub(crate) fn budget(self, unit_time: Duration) -> f64 {
+        unit_time.as_secs_f64().max(2.0 * self.fixed)
+    }
+}
+
+/// A line through measurements, older ones fading.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    x: f64,
+    y: f64,
+    xx: f64,
+    xy: f64,
+    slope: Option<f64>,
+}
+
+impl Line {
+    fn new(x: f64, y: f64) -> Self {
+        Self { x, y, xx: x * x, xy: x * y, slope: None }
+    }
+
+    fn add(&mut self, x: f64, y: f64) {
+        let fade = |old: &mut f64, new: f64| *old += NEWEST * (new - *old);
+        fade(&mut self.x, x);
+        fade(&mut self.y, y);
+        fade(&mut self.xx, x * x);
+        fade(&mut self.xy, x * y);
+        let variance = self.xx - self.x * self.x;
+        if variance > ENOUGH_VARIANCE * self.x * self.x {
+            self.slope = Some((self.xy - self.x * self.y) / variance);
+        }
+    }
+
+    fn cost(&self) -> TextCost {
+        let proportional = self.y / self.x;
+        let slope = self.slope.unwrap_or((1.0 - FIXED_PART_AT_FIRST) * proportional);
+        let per_token = slope.clamp(LEAST_SLOPE * proportional, proportional);
+        TextCost { fixed: (self.y - per_token * self.x).max(0.0), per_token }
+    }
+}
+
+/// Everything measured.
+#[derive(Debug, Default)]
+pub(super) struct Costs {
+    images: HashMap<TowerId, f64>,
+    any_image: Option<f64>,
+    lanes: HashMap<LaneId, Line>,
+    any_text: Option<Line>,
+}
+
+impl Costs {
+    /// Learns from a vision unit.
+    pub(super) fn record_images(&mut self, tower: TowerId, images: usize, elapsed: Duration) {
+        let each = elapsed.as_secs_f64() / images.max(1) as f64;
+        let faded = |old: f64| old + NEWEST * (each - old);
+        self.images.entry(tower).and_modify(|old| *old = faded(*old)).or_insert(each);
+        self.any_image = Some(self.any_image.map_or(each, faded));
+    }
+
+    /// Learns from a text unit.
+    pub(super) fn record_text(&mut self, lane: LaneId, work: f64, elapsed: Duration) {
+        let (work, seconds) = (work.max(1.0), elapsed.as_secs_f64());
+        self.lanes
+            .entry(lane)
+            .and_modify(|line| line.add(work, seconds))
+            .or_insert_with(|| Line::new(work, seconds));
+        match &mut self.any_text {
+            Some(line) => line.add(work, seconds),
+            None => self.any_text = Some(Line::new(work, seconds)),
+        }
+    }
+
+    /// Seconds of one image of this tower, once measured.
+    pub(super) fn image(&self, tower: TowerId) -> Option<f64> {
+        self.images.get(&tower).copied()
+    }
+
+    /// Cost of this lane's units, once measured.
+    pub(super) fn text(&self, lane: LaneId) -> Option<TextCost> {
+        self.lanes.get(&lane).map(Line::cost)
+    }
+
+    /// Seconds of one image of whichever tower.
+    pub(super) fn any_image(&self) -> Option<f64> {
+        self.any_image
+    }
+
+    /// Cost of text units of whichever lane.
+    pub(super) fn any_text(&self) -> Option<TextCost> {
+        self.any_text.as_ref().map(Line::cost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::ModelId;
+
+    const LANE: LaneId = LaneId::Step(ModelId(0));
+
+    #[test]
+    fn fixed_and_per_token_parts_are_told_apart() {
+        let mut costs = Costs::default();
+        for tokens in [1.0, 8.0, 3.0, 20.0, 2.0, 11.0].repeat(5) {
+            costs.record_text(LANE, tokens, Duration::from_secs_f64(0.050 + 0.002 * tokens));
+        }
+        let cost = costs.text(LANE).unwrap();
+        assert!((cost.fixed - 0.050).abs() < 1e-4, "{cost:?}");
+        assert!((cost.per_token - 0.002).abs() < 1e-5, "{cost:?}");
+    }
+
+    #[test]
+    fn one_size_alone_lets_the_next_unit_grow_threefold() {
+        let mut costs = Costs::default();
+        costs.record_text(LANE, 1.0, Duration::from_secs(1));
+        let cost = costs.text(LANE).unwrap();
+        let budget = cost.budget(Duration::from_millis(100));
+        assert!(cost.seconds(3.0) <= budget && cost.seconds(4.0) > budget, "{cost:?}");
+    }
+
+    #[test]
+    fn images_are_measured_per_tower() {
+        let mut costs = Costs::default();
+        costs.record_images(TowerId(0), 4, Duration::from_secs(4));
+        costs.record_images(TowerId(1), 1, Duration::from_secs(3));
+        assert_eq!(costs.image(TowerId(0)), Some(1.0));
+        assert_eq!(costs.image(TowerId(1)), Some(3.0));
+        assert!((costs.any_image().unwrap() - 1.2).abs() < 1e-9);
+    }
+}

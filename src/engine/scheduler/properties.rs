@@ -1,0 +1,462 @@
+//! Properties of the policy under a hand-moved clock: a small world submits, leaves, lets time pass and runs units.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::task::{ImageId, Preprocessing};
+
+const BYTES: u64 = 10;
+const KV: u64 = 100;
+const MILLI: Duration = Duration::from_millis(1);
+
+fn key(tower: usize, image: u8) -> FeatureKey {
+    FeatureKey {
+        tower: TowerId(tower),
+        image: ImageId::from_digest([image; 32]),
+        preprocessing: Preprocessing { width: 1, height: 1 },
+    }
+}
+
+fn settings() -> EngineSettings {
+    EngineSettings {
+        max_batch_images: 3,
+        max_batch_rows: 6,
+        max_batch_tokens: 20,
+        max_pinned_feature_bytes: 4 * BYTES,
+        max_kv_bytes: 2 * KV,
+        linger: 5 * MILLI,
+        ..EngineSettings::default()
+    }
+}
+
+/// What a task of the world needs once its image is there.
+#[derive(Debug, Clone, Copy)]
+enum Need {
+    Group { beams: usize, steps: usize, tokens: usize },
+    Rows { count: usize, tokens: usize },
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Submit { call: u64, model: usize, image: u8, need: Need, deadline_ms: u64 },
+    Leave(usize),
+    Pass(u64),
+    Run,
+    Drain,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Answered,
+    Left,
+    Expired,
+}
+
+#[derive(Debug)]
+struct Item {
+    task: TaskId,
+    image: FeatureKey,
+    steps: usize,
+    rows: usize,
+    tokens: usize,
+    joined: bool,
+}
+
+/// Stands in for the worker, and checks every unit.
+struct World {
+    scheduler: Scheduler,
+    now: Instant,
+    next: u64,
+    waiting: BTreeMap<TaskId, (FeatureKey, Need)>,
+    items: HashMap<ItemId, Item>,
+    deadlines: HashMap<TaskId, Instant>,
+    outcomes: BTreeMap<TaskId, Outcome>,
+    submitted: usize,
+    started_images: HashSet<FeatureKey>,
+}
+
+impl World {
+    fn new(settings: EngineSettings) -> Self {
+        Self {
+            scheduler: Scheduler::new(settings, &[8, 8]),
+            now: Instant::now(),
+            next: 0,
+            waiting: BTreeMap::new(),
+            items: HashMap::new(),
+            deadlines: HashMap::new(),
+            outcomes: BTreeMap::new(),
+            submitted: 0,
+            started_images: HashSet::new(),
+        }
+    }
+
+    fn id(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn submit(&mut self, call: u64, image: FeatureKey, need: Need, time: Duration) -> TaskId {
+        let task = TaskId(self.id());
+        self.submitted += 1;
+        self.deadlines.insert(task, self.now + time);
+        self.scheduler.add_task(task, CallId(call), self.now + time);
+        self.waiting.insert(task, (image, need));
+        self.scheduler.push_image(task, image, BYTES, self.now);
+        task
+    }
+
+    fn pinned(&self) -> u64 {
+        let held: HashSet<FeatureKey> = self.items.values().map(|item| item.image).collect();
+        held.len() as u64 * BYTES
+    }
+
+    fn end(&mut self, task: TaskId, outcome: Outcome) {
+        assert_eq!(self.outcomes.insert(task, outcome), None, "one outcome for {task:?}");
+        self.waiting.remove(&task);
+        let left = self.scheduler.remove_task(task);
+        for item in &left.items {
+            assert!(self.items.remove(item).is_some(), "{item:?} was known");
+        }
+        assert!(self.items.values().all(|item| item.task != task), "nothing of it remains");
+    }
+
+    /// One turn: what is over is dropped, then a unit runs. False when nothing could run.
+    fn turn(&mut self, elapsed: impl Fn(&UnitWork) -> Duration) -> bool {
+        for task in self.scheduler.due(self.now) {
+            self.end(task, Outcome::Expired);
+        }
+        match self.scheduler.decide(self.now, self.pinned()) {
+            Decision::Idle => false,
+            Decision::WaitUntil(at) => {
+                assert!(at > self.now && at <= self.now + self.scheduler.settings.linger);
+                self.now = at;
+                true
+            }
+            Decision::Run(unit) => {
+                self.check_limits(&unit.work);
+                let elapsed = elapsed(&unit.work);
+                self.now += elapsed;
+                self.scheduler.record(&unit.work, elapsed, true);
+                self.spread(unit.work);
+                true
+            }
+        }
+    }
+
+    fn check_limits(&self, work: &UnitWork) {
+        let limits = &self.scheduler.settings;
+        match work {
+            UnitWork::Encode { tower, images } => {
+                assert!(!images.is_empty() && images.len() <= limits.max_batch_images);
+                assert!(images.iter().all(|image| image.tower == *tower));
+                assert_eq!(images.iter().collect::<HashSet<_>>().len(), images.len());
+                let bytes = self.pinned() + images.len() as u64 * BYTES;
+                let alone = self.pinned() == 0 && images.len() == 1;
+                assert!(alone || bytes <= limits.max_pinned_feature_bytes);
+                for image in images {
+                    assert!(self.waiting.values().any(|(waiting, _)| waiting == image));
+                }
+            }
+            UnitWork::Score { rows: items, .. } | UnitWork::Step { groups: items, .. } => {
+                assert!(!items.is_empty());
+                let of = |item: &ItemId| self.items.get(item).expect("the task is alive");
+                let rows: usize = items.iter().map(|item| of(item).rows).sum();
+                let tokens: usize = items.iter().map(|item| of(item).tokens).sum();
+                let alone = items.len() == 1;
+                assert!(alone || rows <= limits.max_batch_rows, "{rows} rows");
+                assert!(alone || tokens <= limits.max_batch_tokens, "{tokens} tokens");
+                for item in items {
+                    assert!(self.deadlines[&of(item).task] > self.now, "not after its deadline");
+                }
+            }
+        }
+    }
+
+    fn spread(&mut self, work: UnitWork) {
+        match work {
+            UnitWork::Encode { images, .. } => {
+                for image in images {
+                    self.started_images.insert(image);
+                    self.image_ready(image);
+                }
+            }
+            UnitWork::Score { rows, .. } => {
+                let mut tasks = BTreeSet::new();
+                for row in rows {
+                    tasks.insert(self.items.remove(&row).expect("a row runs once").task);
+                }
+                for task in tasks {
+                    self.settle(task);
+                }
+            }
+            UnitWork::Step { groups, joining, .. } => {
+                let running = groups.len() - joining;
+                for (place, group) in groups.iter().enumerate() {
+                    let item = self.items.get_mut(group).expect("a group runs while it lives");
+                    assert_eq!(item.joined, place < running, "a group joins once");
+                    item.joined = true;
+                    item.steps -= 1;
+                    item.tokens = item.rows;
+                    self.scheduler.set_tokens(*group, item.tokens);
+                    if item.steps == 0 {
+                        let task = item.task;
+                        self.scheduler.finish(*group);
+                        self.items.remove(group);
+                        self.settle(task);
+                    }
+                }
+                let joined = self.items.values().filter(|item| item.joined);
+                let images: HashSet<FeatureKey> = joined.map(|item| item.image).collect();
+                let kv = images.len() as u64 * KV;
+                let most = self.scheduler.settings.max_kv_bytes;
+                assert!(images.len() <= 1 || kv <= most, "{kv} bytes of keys and values");
+            }
+        }
+    }
+
+    fn image_ready(&mut self, image: FeatureKey) {
+        let tasks: Vec<(TaskId, Need)> = self
+            .waiting
+            .iter()
+            .filter(|(_, (waiting, _))| *waiting == image)
+            .map(|(&task, &(_, need))| (task, need))
+            .collect();
+        for (task, need) in tasks {
+            self.waiting.remove(&task);
+            let model = ModelId(image.tower.0);
+            match need {
+                Need::Group { beams: rows, steps, tokens } => {
+                    let id = ItemId(self.id());
+                    let item = Item { task, image, steps, rows, tokens, joined: false };
+                    self.items.insert(id, item);
+                    let entry = GroupEntry { id, model, rows, tokens, kv: Some((image, KV)) };
+                    self.scheduler.push_group(task, entry, self.now);
+                }
+                Need::Rows { count, tokens } => {
+                    for _ in 0..count {
+                        let id = ItemId(self.id());
+                        let item = Item { task, image, steps: 1, rows: 1, tokens, joined: false };
+                        self.items.insert(id, item);
+                        let entry = RowEntry { id, model, tokens, image: Some(image) };
+                        self.scheduler.push_row(task, entry, self.now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self, task: TaskId) {
+        if self.items.values().all(|item| item.task != task) && !self.waiting.contains_key(&task) {
+            self.end(task, Outcome::Answered);
+        }
+    }
+}
+
+fn cost(work: &UnitWork) -> Duration {
+    match work {
+        UnitWork::Encode { images, .. } => 9 * MILLI * images.len() as u32,
+        UnitWork::Score { rows, .. } => 2 * MILLI + MILLI * rows.len() as u32,
+        UnitWork::Step { groups, .. } => 3 * MILLI + MILLI * groups.len() as u32 / 4,
+    }
+}
+
+fn need() -> impl Strategy<Value = Need> {
+    prop_oneof![
+        (1..9usize, 1..8usize, 1..30usize).prop_map(|(beams, steps, tokens)| Need::Group {
+            beams,
+            steps,
+            tokens
+        }),
+        (1..9usize, 0..30usize).prop_map(|(count, tokens)| Need::Rows { count, tokens }),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let submit = (0..5u64, 0..2usize, 0..6u8, need(), 1..400u64);
+    prop_oneof![
+        6 => submit.prop_map(|(call, model, image, need, deadline_ms)| {
+            Op::Submit { call, model, image, need, deadline_ms }
+        }),
+        1 => (0..50usize).prop_map(Op::Leave),
+        1 => (0..30u64).prop_map(Op::Pass),
+        6 => Just(Op::Run),
+        1 => Just(Op::Drain),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_task_gets_exactly_one_outcome_within_all_limits(ops in proptest::collection::vec(op(), 1..120)) {
+        let mut world = World::new(settings());
+        for op in ops {
+            match op {
+                Op::Submit { call, model, image, need, deadline_ms } => {
+                    world.submit(call, key(model, image), need, MILLI * deadline_ms as u32);
+                }
+                Op::Leave(place) => {
+                    let alive: Vec<TaskId> =
+                        world.deadlines.keys().filter(|task| !world.outcomes.contains_key(task)).copied().collect();
+                    if let Some(&task) = alive.iter().min_by_key(|task| (task.0 * 7919 + place as u64) % 50) {
+                        world.end(task, Outcome::Left);
+                    }
+                }
+                Op::Pass(ms) => world.now += MILLI * ms as u32,
+                Op::Run => { world.turn(cost); }
+                Op::Drain => world.scheduler.drain(),
+            }
+        }
+        let mut turns = 0;
+        while world.turn(cost) {
+            turns += 1;
+            prop_assert!(turns < 10_000, "the world comes to an end");
+        }
+        prop_assert_eq!(world.outcomes.len(), world.submitted);
+        prop_assert_eq!(world.scheduler.depth(), (0, 0));
+        prop_assert_eq!(world.scheduler.text.kv_bytes(), 0);
+        prop_assert!(world.items.is_empty() && world.waiting.is_empty());
+    }
+
+    /// Of each other call at most one image starts before a newcomer's, whatever waits.
+    #[test]
+    fn a_single_call_waits_at_most_one_turn_of_the_others(sizes in proptest::collection::vec(1..40u8, 1..8), units in 0..6usize) {
+        let mut world = World::new(EngineSettings { linger: Duration::ZERO, max_pinned_feature_bytes: u64::MAX, ..settings() });
+        let mut call_of = HashMap::new();
+        let need = Need::Rows { count: 1, tokens: 1 };
+        let mut image = 0;
+        for (call, &size) in sizes.iter().enumerate() {
+            for _ in 0..size.min(30) {
+                image += 1;
+                call_of.insert(key(0, image), call);
+                world.submit(call as u64, key(0, image), need, Duration::from_secs(600));
+            }
+        }
+        for _ in 0..units {
+            world.turn(cost);
+        }
+        let single = key(0, 255);
+        let before = world.started_images.clone();
+        world.submit(99, single, need, Duration::from_secs(600));
+        let mut per_call: HashMap<usize, usize> = HashMap::new();
+        while !world.started_images.contains(&single) {
+            let Decision::Run(unit) = world.scheduler.decide(world.now, 0) else { panic!("it waits") };
+            if let UnitWork::Encode { images, .. } = &unit.work {
+                for image in images.iter().take_while(|&&image| image != single) {
+                    prop_assert!(!before.contains(image));
+                    *per_call.entry(call_of[image]).or_default() += 1;
+                }
+            }
+            world.scheduler.record(&unit.work, 10 * MILLI, true);
+            world.spread(unit.work);
+        }
+        prop_assert!(per_call.values().all(|&images| images <= 1), "{:?}", per_call);
+    }
+
+    /// A newcomer's group is in the next step of its model, however many groups of one call run.
+    #[test]
+    fn a_newcomers_group_joins_the_next_step(groups in 1..40usize, warm in 4..20usize) {
+        let mut world = World::new(EngineSettings { linger: Duration::ZERO, max_batch_rows: 64, max_batch_tokens: 4, max_kv_bytes: u64::MAX, ..settings() });
+        let need = Need::Group { beams: 1, steps: 1000, tokens: 1 };
+        for _ in 0..groups {
+            world.submit(0, key(0, 1), need, Duration::from_secs(600));
+        }
+        for _ in 0..warm {
+            world.turn(cost);
+        }
+        let newcomer = world.submit(1, key(0, 1), need, Duration::from_secs(600));
+        // Its image is encoded first; a step has been measured by then.
+        while world.waiting.contains_key(&newcomer) {
+            world.turn(cost);
+        }
+        let Decision::Run(unit) = world.scheduler.decide(world.now, 0) else { panic!("it waits") };
+        let UnitWork::Step { groups, .. } = unit.work else { panic!("groups wait") };
+        let takes_part = groups.iter().any(|group| world.items[group].task == newcomer);
+        prop_assert!(takes_part, "{:?}", groups);
+    }
+}
+
+#[test]
+fn two_full_stages_get_their_shares() {
+    for (percent, share) in [(50, 0.5), (20, 0.2)] {
+        let mut world = World::new(EngineSettings {
+            vision_share_percent: percent,
+            linger: Duration::ZERO,
+            max_pinned_feature_bytes: u64::MAX,
+            max_kv_bytes: u64::MAX,
+            ..settings()
+        });
+        let long = Duration::from_secs(3600);
+        for call in 0..4 {
+            world.submit(
+                call,
+                key(0, 0),
+                Need::Group { beams: 1, steps: 100_000, tokens: 1 },
+                long,
+            );
+        }
+        let mut spent = [0.0; 2];
+        for image in 0..2000_u32 {
+            // Vision never runs dry.
+            let mut id = [0; 32];
+            id[..4].copy_from_slice(&image.to_le_bytes());
+            let fresh = FeatureKey { image: ImageId::from_digest(id), ..key(1, 0) };
+            world.submit(9, fresh, Need::Rows { count: 1, tokens: 1 }, long);
+            let Decision::Run(unit) = world.scheduler.decide(world.now, 0) else {
+                panic!("there is work")
+            };
+            let elapsed = cost(&unit.work);
+            let stage = usize::from(!matches!(unit.work, UnitWork::Encode { .. }));
+            if image > 50 {
+                spent[stage] += elapsed.as_secs_f64();
+            }
+            world.scheduler.record(&unit.work, elapsed, true);
+            world.now += elapsed;
+            world.spread(unit.work);
+        }
+        let vision = spent[0] / (spent[0] + spent[1]);
+        assert!((vision - share).abs() < 0.02, "{percent} %: {vision}");
+    }
+}
+
+#[test]
+fn an_image_lingers_for_company_from_its_arrival_and_runs_at_once_when_draining() {
+    let mut world = World::new(settings());
+    let need = Need::Rows { count: 1, tokens: 1 };
+    let start = world.now;
+    world.submit(0, key(0, 1), need, Duration::from_secs(60));
+    // Until a cost is known a unit holds one image, so nothing is held back for company.
+    assert!(matches!(world.scheduler.decide(world.now, 0), Decision::Run(_)));
+    let work = UnitWork::Encode { tower: TowerId(0), images: vec![key(0, 1)] };
+    world.scheduler.record(&work, MILLI, true);
+    world.waiting.clear();
+    world.submit(1, key(0, 2), need, Duration::from_secs(60));
+    assert_eq!(world.scheduler.decide(start, 0), Decision::WaitUntil(start + 5 * MILLI));
+    assert_eq!(world.scheduler.decide(start + MILLI, 0), Decision::WaitUntil(start + 5 * MILLI));
+    world.scheduler.drain();
+    let Decision::Run(unit) = world.scheduler.decide(start + MILLI, 0) else { panic!("it waits") };
+    assert_eq!((unit.trigger, unit.waited), (Trigger::Drain, vec![MILLI]));
+}
+
+#[test]
+fn groups_of_one_model_take_turns_with_those_of_another() {
+    let mut world = World::new(EngineSettings { linger: Duration::ZERO, ..settings() });
+    let need = Need::Group { beams: 1, steps: 50, tokens: 1 };
+    world.submit(0, key(0, 1), need, Duration::from_secs(60));
+    world.submit(1, key(1, 1), need, Duration::from_secs(60));
+    while !world.waiting.is_empty() {
+        world.turn(cost);
+    }
+    let mut steps = Vec::new();
+    for _ in 0..20 {
+        let Decision::Run(unit) = world.scheduler.decide(world.now, 0) else { panic!("it waits") };
+        let UnitWork::Step { model, .. } = &unit.work else { panic!("only groups are left") };
+        steps.push(model.0);
+        world.scheduler.record(&unit.work, MILLI, true);
+        world.spread(unit.work);
+    }
+    assert!(steps.windows(2).all(|pair| pair[0] != pair[1]), "{steps:?}");
+}

@@ -1,0 +1,147 @@
+//! Images that wait for a tower. One job an image, whoever waits for it; a vision batch is of one tower.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::costs::Costs;
+use super::turns::{Pick, Turns};
+use super::{Ready, after_linger};
+use crate::engine::EngineSettings;
+use crate::engine::ids::{CallId, FeatureKey, TaskId};
+use crate::task::TowerId;
+
+#[derive(Debug)]
+struct Job {
+    bytes: u64,
+    arrival: Instant,
+    waiters: Vec<(TaskId, CallId)>,
+}
+
+/// The images that wait, in turns by call. A job stands in the queue of every call that waits for it.
+#[derive(Debug)]
+pub(super) struct Vision {
+    jobs: HashMap<FeatureKey, Job>,
+    turns: Turns<FeatureKey>,
+}
+
+/// A vision batch, taken out of the queue.
+pub(super) struct Batch {
+    pub(super) tower: TowerId,
+    pub(super) images: Vec<FeatureKey>,
+    pub(super) waited: Vec<Duration>,
+    /// Who waited for which image.
+    pub(super) left: Vec<(TaskId, FeatureKey)>,
+    pub(super) full: bool,
+}
+
+impl Vision {
+    pub(super) fn new() -> Self {
+        Self { jobs: HashMap::new(), turns: Turns::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    pub(super) fn push(
+        &mut self,
+        key: FeatureKey,
+        bytes: u64,
+        task: TaskId,
+        call: CallId,
+        now: Instant,
+    ) {
+        let job = self.jobs.entry(key).or_insert(Job { bytes, arrival: now, waiters: Vec::new() });
+        if job.waiters.iter().all(|&(_, waiting)| waiting != call) {
+            self.turns.push(call, key);
+        }
+        job.waiters.push((task, call));
+    }
+
+    /// A task no longer waits; true when nobody does and the job is gone.
+    pub(super) fn leave(&mut self, key: FeatureKey, task: TaskId) -> bool {
+        let Some(job) = self.jobs.get_mut(&key) else { return false };
+        let Some(place) = job.waiters.iter().position(|&(waiting, _)| waiting == task) else {
+            return false;
+        };
+        let (_, call) = job.waiters.swap_remove(place);
+        if job.waiters.iter().all(|&(_, waiting)| waiting != call) {
+            self.turns.remove(call, key);
+        }
+        let gone = job.waiters.is_empty();
+        if gone {
+            self.jobs.remove(&key);
+        }
+        gone
+    }
+
+    pub(super) fn ready(
+        &self,
+        now: Instant,
+        linger: Duration,
+        pinned: u64,
+        settings: &EngineSettings,
+        costs: &Costs,
+    ) -> Ready {
+        let Some(head) = self.turns.front() else { return Ready::No };
+        if !fits_budget(pinned, self.jobs[&head].bytes, settings) {
+            return Ready::No;
+        }
+        // Linger looks at the images of the tower whose turn it is: they are the company to wait for.
+        let mates = || self.jobs.iter().filter(|(key, _)| key.tower == head.tower);
+        let full = mates().count() >= most_images(head.tower, settings, costs);
+        let oldest = mates().map(|(_, job)| job.arrival).min().unwrap_or(now);
+        after_linger(oldest, linger, full, now)
+    }
+
+    /// The next batch; the caller has seen that the stage is ready.
+    pub(super) fn take(
+        &mut self,
+        now: Instant,
+        pinned: u64,
+        settings: &EngineSettings,
+        costs: &Costs,
+    ) -> Batch {
+        let tower = self.turns.front().expect("a ready stage has an image").tower;
+        let most = most_images(tower, settings, costs);
+        let (jobs, mut chosen, mut bytes, mut full) = (&self.jobs, Vec::new(), pinned, false);
+        self.turns.take(|key| {
+            if chosen.contains(&key) {
+                return Pick::Forget;
+            }
+            if key.tower != tower {
+                return Pick::Pass;
+            }
+            if chosen.len() == most || !fits_budget(bytes, jobs[&key].bytes, settings) {
+                full = true;
+                return Pick::Stop;
+            }
+            bytes += jobs[&key].bytes;
+            chosen.push(key);
+            Pick::Take
+        });
+        full |= chosen.len() == most;
+        let mut batch = Batch { tower, images: chosen, waited: Vec::new(), left: Vec::new(), full };
+        for &key in &batch.images {
+            let job = self.jobs.remove(&key).expect("a chosen image has a job");
+            batch.waited.push(now.saturating_duration_since(job.arrival));
+            for (task, call) in job.waiters {
+                self.turns.remove(call, key);
+                batch.left.push((task, key));
+            }
+        }
+        batch
+    }
+}
+
+/// True when an image of `bytes` may be encoded while `pinned` bytes are held. One always may when nothing is held.
+fn fits_budget(pinned: u64, bytes: u64, settings: &EngineSettings) -> bool {
+    pinned == 0 || pinned.saturating_add(bytes) <= settings.max_pinned_feature_bytes
+}
+
+/// Images that a batch may hold: within the unit's time by estimate, one at least, and one until there is an estimate.
+fn most_images(tower: TowerId, settings: &EngineSettings, costs: &Costs) -> usize {
+    let in_time = costs.image(tower).map_or(1.0, |each| settings.unit_time.as_secs_f64() / each);
+    // `as` saturates: an image that costs nothing leaves the setting as the bound.
+    (in_time as usize).clamp(1, settings.max_batch_images)
+}

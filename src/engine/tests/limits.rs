@@ -1,0 +1,170 @@
+//! Overload, deadlines, clients that leave, draining.
+
+use std::time::Duration;
+
+use super::support::*;
+use crate::engine::fake::{FakeCall, FakeMark};
+use crate::engine::{EngineError, EngineSettings, EngineState};
+use crate::task::GenerationParams;
+
+#[test]
+fn a_full_queue_refuses_and_keeps_serving() {
+    let bench = Bench::start(EngineSettings { capacity_rows: 4, ..EngineSettings::default() });
+    bench.control.hold();
+    let admission = bench.admit(4);
+    let replies: Vec<_> = (0..4).map(|mark| admission.submit(CAPTION, caption(mark))).collect();
+    let deadline = bench.clock.now() + Duration::from_secs(30);
+    for _ in 0..100 {
+        let refused = bench.handle.admit(0, deadline).unwrap_err();
+        assert!(matches!(refused, EngineError::Overloaded { .. }));
+    }
+    assert_eq!(bench.metrics.queue_rejected_total.with_label_values(&["full"]).get(), 100);
+    bench.control.release();
+    replies.into_iter().for_each(|reply| assert!(wait(reply).is_ok()));
+    assert!(wait(bench.admit(1).submit(CAPTION, caption(9))).is_ok());
+}
+
+#[test]
+fn a_task_beyond_the_calls_reservation_is_refused() {
+    let bench = Bench::start(EngineSettings::default());
+    let admission = bench.admit(2);
+    let refused = wait(admission.submit(CAPTION, caption_with(1, beams(3, 1))));
+    assert_eq!(refused, Err(EngineError::TooManyRows { rows: 3, capacity: 2 }));
+    assert!(wait(admission.submit(CAPTION, caption_with(1, beams(2, 1)))).is_ok());
+}
+
+#[test]
+fn a_task_past_its_deadline_is_dropped_before_the_next_unit() {
+    let bench = Bench::start(EngineSettings::default());
+    bench.control.hold();
+    let busy = bench.admit(1);
+    let running = busy.submit(CAPTION, caption(1));
+    bench.control.wait_until_held();
+    let hasty = bench.admit_for(1, Duration::from_secs(2));
+    let late = hasty.submit(CAPTION, caption(2));
+    bench.clock.advance(Duration::from_secs(3));
+    bench.control.release();
+    assert_eq!(wait(late), Err(EngineError::DeadlineExceeded));
+    assert!(wait(running).is_ok());
+    let started = |mark| {
+        let marked = |marks: &Vec<FakeMark>| marks.contains(&FakeMark::Image(mark));
+        bench.control.log().iter().any(|unit| unit.items.iter().any(marked))
+    };
+    assert!(started(1) && !started(2));
+}
+
+#[test]
+fn a_running_group_stops_at_its_deadline() {
+    let bench = Bench::start(EngineSettings::default());
+    bench.control.set_text_length(20);
+    bench.control.hold();
+    let hasty = bench.admit_for(1, Duration::from_secs(2));
+    let late = hasty.submit(CAPTION, caption(2));
+    bench.control.pass(5);
+    bench.control.wait_until_held();
+    bench.clock.advance(Duration::from_secs(3));
+    bench.control.release();
+    assert_eq!(wait(late), Err(EngineError::DeadlineExceeded));
+    // One image, four steps, and the step that was at the gate.
+    assert_eq!(bench.control.log().len(), 6);
+    assert_eq!(bench.control.open_groups(), 0);
+}
+
+#[test]
+fn a_client_that_leaves_stops_the_work() {
+    let bench = Bench::start(EngineSettings::default());
+    bench.control.set_text_length(20);
+    bench.control.hold();
+    let admission = bench.admit(2);
+    let gone = admission.submit(CAPTION, caption(1));
+    bench.control.pass(5);
+    bench.control.wait_until_held();
+    drop(gone);
+    bench.control.release();
+    assert!(wait(admission.submit(CAPTION, caption(2))).is_ok());
+    let steps = |mark| {
+        let marked = |marks: &Vec<FakeMark>| marks.contains(&FakeMark::Image(mark));
+        let log = bench.control.log();
+        let steps = log.iter().filter(|unit| unit.call == FakeCall::Step);
+        steps.filter(|unit| unit.items.iter().any(marked)).count()
+    };
+    assert_eq!(steps(1), 5);
+    assert_eq!(steps(2), 20);
+    assert_eq!(bench.metrics.queue_cancelled_total.get(), 1);
+}
+
+#[test]
+fn a_reader_that_falls_behind_loses_its_task_and_blocks_nobody() {
+    let bench = Bench::start(EngineSettings::default());
+    bench.control.set_text_length(100);
+    let admission = bench.admit(2);
+    let long = caption_with(1, GenerationParams::greedy(100));
+    let (reply, stream) = admission.submit_streaming(CAPTION, long);
+    assert_eq!(wait(reply), Err(EngineError::SlowReader));
+    drop(stream);
+    assert!(wait(admission.submit(CAPTION, caption(2))).is_ok());
+}
+
+#[test]
+fn draining_finishes_what_was_admitted_and_admits_nothing() {
+    let bench = Bench::start(EngineSettings::default());
+    bench.control.hold();
+    let admission = bench.admit(2);
+    let running = admission.submit(CAPTION, caption(1));
+    bench.control.wait_until_held();
+    bench.handle.drain();
+    assert_eq!(bench.handle.state(), EngineState::Draining);
+    let deadline = bench.clock.now() + Duration::from_secs(30);
+    assert_eq!(bench.handle.admit(0, deadline).unwrap_err(), EngineError::ShuttingDown);
+    // The call was admitted before: its second task goes on too.
+    let second = admission.submit(CAPTION, caption(2));
+    bench.control.release();
+    assert!(wait(running).is_ok() && wait(second).is_ok());
+    drop(admission);
+    wait(bench.handle.drained());
+    assert_eq!(bench.handle.rows(), 0);
+}
+
+#[test]
+fn the_end_of_the_drain_time_ends_every_task() {
+    let bench = Bench::start(EngineSettings::default());
+    bench.control.hold();
+    let admission = bench.admit(9);
+    let replies: Vec<_> = (0..8).map(|mark| admission.submit(CAPTION, caption(mark))).collect();
+    bench.control.wait_until_held();
+    bench.handle.drain();
+    bench.handle.abort();
+    bench.control.release();
+    for reply in replies {
+        assert_eq!(wait(reply), Err(EngineError::ShuttingDown));
+    }
+    assert_eq!(wait(admission.submit(CAPTION, caption(9))), Err(EngineError::ShuttingDown));
+    assert_eq!(bench.control.log().len(), 1);
+    drop(admission);
+    wait(bench.handle.drained());
+}
+
+#[test]
+fn a_wait_that_is_too_long_by_measurement_is_refused() {
+    let bench = Bench::start(EngineSettings::default());
+    let second = Duration::from_secs(1);
+    bench.control.set_costs(&bench.clock, Duration::ZERO, second, Duration::from_millis(10));
+    // Measured: a second an image.
+    assert!(wait(bench.admit(1).submit(CAPTION, caption(100))).is_ok());
+    bench.control.hold();
+    let admissions: Vec<_> = (0..4).map(|_| bench.admit(1)).collect();
+    let captions = admissions.iter().zip(0..);
+    let replies: Vec<_> =
+        captions.map(|(admission, mark)| admission.submit(CAPTION, caption(mark))).collect();
+    let deadline = bench.clock.now() + Duration::from_secs(30);
+    let EngineError::Overloaded { retry_after } = bench.handle.admit(0, deadline).unwrap_err()
+    else {
+        panic!("refused for another reason")
+    };
+    assert!((4..=6).contains(&retry_after.as_secs()), "{retry_after:?}");
+    bench.control.release();
+    replies.into_iter().for_each(|reply| assert!(wait(reply).is_ok()));
+    let mut admission = bench.handle.admit(0, bench.clock.now() + 5 * second).unwrap();
+    let refused = admission.reserve(8, 8).unwrap_err();
+    assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
+}

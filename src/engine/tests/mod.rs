@@ -1,0 +1,7 @@
+//! The engine through its handle, on its real thread, with the scripted backend.
+
+mod answers;
+mod faults;
+mod flights;
+mod limits;
+mod support;

@@ -1,0 +1,127 @@
+//! An engine on the fake backend, and tasks to give it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::engine::fake::{self, FakeBackend, FakeControl, ManualClock};
+use crate::engine::{Admission, Engine, EngineHandle, EngineSettings};
+use crate::task::{
+    Caption, Embed, GenerationParams, ModelId, Scores, Similarity, Strategy, Task, Vqa, VqaMode,
+};
+use crate::telemetry::metrics::Metrics;
+
+pub(super) const CAPTION: ModelId = ModelId(0);
+pub(super) const VQA: ModelId = ModelId(1);
+pub(super) const RETRIEVAL: ModelId = ModelId(2);
+pub(super) const CLIP: ModelId = ModelId(3);
+
+/// A running engine. Dropping it asserts that nothing is left behind.
+pub(super) struct Bench {
+    pub(super) handle: EngineHandle,
+    pub(super) control: FakeControl,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: ManualClock,
+    engine: Option<Engine>,
+}
+
+impl Bench {
+    pub(super) fn start(settings: EngineSettings) -> Self {
+        let (backend, control) = FakeBackend::new(fake::models());
+        let metrics = Arc::new(Metrics::try_new().unwrap());
+        let clock = ManualClock::start();
+        let engine =
+            Engine::start_with_clock(backend, settings, Arc::clone(&metrics), clock.clock());
+        let engine = engine.unwrap();
+        Self { handle: engine.handle(), control, metrics, clock, engine: Some(engine) }
+    }
+
+    /// Room for `rows` rows and as many images, with half a minute to go.
+    pub(super) fn admit(&self, rows: usize) -> Admission {
+        self.admit_for(rows, Duration::from_secs(30))
+    }
+
+    pub(super) fn admit_for(&self, rows: usize, time: Duration) -> Admission {
+        let deadline: Instant = self.clock.now() + time;
+        let mut admission = self.handle.admit(0, deadline).unwrap();
+        admission.reserve(rows, rows).unwrap();
+        admission
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.control.release();
+        if let Some(engine) = self.engine.take() {
+            engine.join();
+        }
+        if std::thread::panicking() {
+            return;
+        }
+        let gauges = [
+            self.metrics.queue_rows.get(),
+            self.metrics.queue_bytes.get(),
+            self.metrics.queue_depth.with_label_values(&["vision"]).get(),
+            self.metrics.queue_depth.with_label_values(&["text"]).get(),
+            self.metrics.worker_up.get(),
+        ];
+        assert_eq!(gauges, [0; 5], "gauges return to zero");
+        assert_eq!(self.control.open_groups(), 0, "no group is left");
+        let stats = self.handle.stats();
+        let ended = stats.answered + stats.failed + stats.cancelled + stats.expired;
+        assert_eq!(ended + stats.shut_down, stats.submitted, "outcomes add up: {stats:?}");
+    }
+}
+
+/// Blocks the test's thread on a future; one that never comes is a failure, not a hang.
+pub(super) fn wait<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let patience = Duration::from_secs(20);
+    let outcome = runtime.block_on(async { tokio::time::timeout(patience, future).await });
+    outcome.expect("nothing came")
+}
+
+pub(super) fn caption(mark: u8) -> Task {
+    caption_with(mark, GenerationParams::greedy(20))
+}
+
+pub(super) fn caption_with(mark: u8, params: GenerationParams) -> Task {
+    Task::Caption(Caption { image: fake::image(mark), prompt: None, params })
+}
+
+pub(super) fn prompted(mark: u8, prompt: &[u32]) -> Task {
+    let params = GenerationParams::greedy(20);
+    Task::Caption(Caption { image: fake::image(mark), prompt: Some(fake::text(prompt)), params })
+}
+
+pub(super) fn beams(num_beams: usize, num_return_sequences: usize) -> GenerationParams {
+    let strategy = Strategy::Beams {
+        num_beams,
+        num_return_sequences,
+        length_penalty: 1.0,
+        early_stopping: crate::task::EarlyStopping::Heuristic,
+    };
+    GenerationParams { strategy, ..GenerationParams::greedy(20) }
+}
+
+pub(super) fn samples(num_return_sequences: usize) -> GenerationParams {
+    let strategy =
+        Strategy::Sample { seed: 7, num_return_sequences, temperature: 1.0, top_k: 50, top_p: 1.0 };
+    GenerationParams { strategy, ..GenerationParams::greedy(20) }
+}
+
+pub(super) fn vqa(mark: u8, questions: &[&[u32]], mode: VqaMode) -> Task {
+    let questions = questions.iter().map(|question| fake::text(question)).collect();
+    Task::Vqa(Vqa { image: fake::image(mark), questions, mode })
+}
+
+pub(super) fn similarity(marks: &[u8], texts: &[&[u32]], matching: bool, cosine: bool) -> Task {
+    Task::Similarity(Similarity {
+        images: marks.iter().map(|&mark| fake::image(mark)).collect(),
+        texts: texts.iter().map(|text| fake::text(text)).collect(),
+        scores: Scores { matching, cosine },
+    })
+}
+
+pub(super) fn embed_text(tokens: &[u32]) -> Task {
+    Task::Embed(Embed::Text(fake::text(tokens)))
+}

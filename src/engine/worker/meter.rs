@@ -1,0 +1,221 @@
+//! The worker's metrics and counters: the only file of the worker that knows their names.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::fault::Fault;
+use crate::engine::EngineError;
+use crate::engine::admission::Estimates;
+use crate::engine::features::Lookup;
+use crate::engine::scheduler::{Stage, TextCost, Trigger};
+use crate::engine::shared::{Shared, count, unix_seconds};
+use crate::task::ModelId;
+
+const STAGES: [Stage; 2] = [Stage::Vision, Stage::Text];
+const TRIGGERS: [Trigger; 4] = [Trigger::Full, Trigger::Linger, Trigger::Idle, Trigger::Drain];
+
+/// Weight of the newest ended row in what is known of rows: about the last twenty count.
+const NEWEST: f64 = 0.05;
+
+/// What a step holds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct StepMix {
+    /// Groups in their first step.
+    pub(super) prompts: usize,
+    /// Single sequences that go on.
+    pub(super) decoding: usize,
+    /// Beam groups, in whichever step.
+    pub(super) beams: usize,
+    pub(super) rows: usize,
+}
+
+/// Writes what the worker does.
+pub(super) struct Meter {
+    shared: Arc<Shared>,
+    evictions: u64,
+    /// Units and tokens of a row's life.
+    row_life: Option<(f64, f64)>,
+}
+
+fn stage_label(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Vision => "vision",
+        Stage::Text => "text",
+    }
+}
+
+fn trigger_label(trigger: Trigger) -> &'static str {
+    match trigger {
+        Trigger::Full => "full",
+        Trigger::Linger => "linger",
+        Trigger::Idle => "idle",
+        Trigger::Drain => "drain",
+    }
+}
+
+impl Meter {
+    /// Every label set known in advance starts at 0.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let metrics = &shared.metrics;
+        for stage in STAGES.map(stage_label) {
+            metrics.queue_depth.with_label_values(&[stage]).set(0);
+            metrics.queue_wait_seconds.with_label_values(&[stage]);
+            metrics.stage_duration_seconds.with_label_values(&[stage]);
+            for trigger in TRIGGERS.map(trigger_label) {
+                metrics.batches_total.with_label_values(&[stage, trigger]).inc_by(0);
+            }
+        }
+        for result in ["hit", "miss", "joined"] {
+            metrics.cache_requests_total.with_label_values(&["features", result]).inc_by(0);
+        }
+        metrics.cache_bytes.with_label_values(&["features"]).set(0);
+        metrics.cache_evictions_total.with_label_values(&["features"]).inc_by(0);
+        metrics.panics_total.with_label_values(&["worker"]).inc_by(0);
+        Self { shared, evictions: 0, row_life: None }
+    }
+
+    pub(super) fn submitted(&self) {
+        count(&self.shared.counters.submitted, 1);
+    }
+
+    /// A task has its outcome.
+    pub(super) fn outcome(&self, error: Option<&EngineError>) {
+        let counters = &self.shared.counters;
+        let counter = match error {
+            None => &counters.answered,
+            Some(EngineError::DeadlineExceeded) => &counters.expired,
+            Some(EngineError::ShuttingDown) => &counters.shut_down,
+            Some(EngineError::SlowReader) => return self.cancelled(),
+            Some(
+                EngineError::Overloaded { .. }
+                | EngineError::TooLargeForDeadline { .. }
+                | EngineError::TooManyRows { .. }
+                | EngineError::WorkerDown
+                | EngineError::InferenceFailed(_),
+            ) => &counters.failed,
+        };
+        count(counter, 1);
+    }
+
+    /// A task has nobody left to answer.
+    pub(super) fn cancelled(&self) {
+        count(&self.shared.counters.cancelled, 1);
+        self.shared.metrics.queue_cancelled_total.inc();
+    }
+
+    pub(super) fn looked_up<M>(&self, lookup: &Lookup<M>) {
+        let result = match lookup {
+            Lookup::Hit(_) => "hit",
+            Lookup::Joined => "joined",
+            Lookup::Miss => "miss",
+        };
+        self.shared.metrics.cache_requests_total.with_label_values(&["features", result]).inc();
+    }
+
+    /// A unit begins.
+    pub(super) fn unit(&self, stage: Stage, trigger: Trigger, waited: &[Duration]) {
+        let (stage, metrics) = (stage_label(stage), &self.shared.metrics);
+        metrics.batches_total.with_label_values(&[stage, trigger_label(trigger)]).inc();
+        let wait = metrics.queue_wait_seconds.with_label_values(&[stage]);
+        waited.iter().for_each(|waited| wait.observe(waited.as_secs_f64()));
+    }
+
+    /// A call of the backend has returned: a sign of life, and maybe a fault to log. Faults: 0 or 1.
+    pub(super) fn call<T>(&self, what: &str, items: usize, result: &Result<T, Fault>) -> usize {
+        self.shared.beat();
+        match result {
+            Ok(_) => return 0,
+            Err(Fault::Error(error)) => {
+                tracing::error!(unit.kind = what, unit.items = items, %error, "the backend failed");
+            }
+            Err(Fault::Panic(message)) => {
+                self.shared.metrics.panics_total.with_label_values(&["worker"]).inc();
+                tracing::error!(unit.kind = what, unit.items = items, panic = %message, "the backend panicked");
+            }
+        }
+        1
+    }
+
+    pub(super) fn encoded(&self, model: ModelId, batch: usize, encoded: usize, elapsed: Duration) {
+        let counters = &self.shared.counters;
+        count(&counters.vision_units, 1);
+        count(&counters.images_encoded, encoded);
+        self.shared.metrics.images_encoded_total.inc_by(encoded as u64);
+        self.batch(Stage::Vision, model, batch, elapsed);
+    }
+
+    pub(super) fn scored(&mut self, model: ModelId, rows: usize, tokens: f64, elapsed: Duration) {
+        let counters = &self.shared.counters;
+        count(&counters.score_units, 1);
+        count(&counters.score_rows, rows);
+        self.batch(Stage::Text, model, rows, elapsed);
+        for _ in 0..rows {
+            self.row_ended(1, tokens / rows as f64);
+        }
+    }
+
+    pub(super) fn stepped(&self, model: ModelId, mix: &StepMix, elapsed: Duration) {
+        let counters = &self.shared.counters;
+        count(&counters.steps, 1);
+        count(&counters.step_rows, mix.rows);
+        counters.most_step_rows.fetch_max(mix.rows as u64, Ordering::Relaxed);
+        let (prompts, decoding, beams) = (mix.prompts > 0, mix.decoding > 0, mix.beams > 0);
+        count(&counters.steps_with_prompt, usize::from(prompts));
+        count(&counters.steps_with_decoding, usize::from(decoding));
+        count(&counters.steps_with_beams, usize::from(beams));
+        count(&counters.mixed_steps, usize::from(prompts && decoding && beams));
+        self.batch(Stage::Text, model, mix.rows, elapsed);
+    }
+
+    pub(super) fn generated(&self, tokens: usize) {
+        self.shared.metrics.generated_tokens_total.inc_by(tokens as u64);
+    }
+
+    /// A row has run its last unit.
+    pub(super) fn row_ended(&mut self, units: usize, tokens: f64) {
+        let units = units as f64;
+        let (old_units, old_tokens) = self.row_life.unwrap_or((units, tokens));
+        let fade = |old: f64, new: f64| old + NEWEST * (new - old);
+        self.row_life = Some((fade(old_units, units), fade(old_tokens, tokens)));
+    }
+
+    /// What waits, and for how long the oldest task has.
+    pub(super) fn queue(&self, (images, rows): (usize, usize), oldest: Option<Duration>) {
+        let metrics = &self.shared.metrics;
+        for (stage, depth) in STAGES.into_iter().zip([images, rows]) {
+            let depth = depth.try_into().unwrap_or(i64::MAX);
+            metrics.queue_depth.with_label_values(&[stage_label(stage)]).set(depth);
+        }
+        let since = oldest.map_or(0.0, |age| unix_seconds() - age.as_secs_f64());
+        metrics.queue_oldest_enqueue_timestamp_seconds.set(since);
+    }
+
+    pub(super) fn features(&mut self, bytes: u64, evictions: u64) {
+        let metrics = &self.shared.metrics;
+        let held = bytes.try_into().unwrap_or(i64::MAX);
+        metrics.cache_bytes.with_label_values(&["features"]).set(held);
+        let new = evictions - self.evictions;
+        metrics.cache_evictions_total.with_label_values(&["features"]).inc_by(new);
+        self.evictions = evictions;
+    }
+
+    /// What admission tests against.
+    pub(super) fn estimates(&self, image: Option<f64>, text: Option<TextCost>) -> Estimates {
+        Estimates {
+            image,
+            unit_fixed: text.map(|cost| cost.fixed),
+            unit_per_token: text.map(|cost| cost.per_token),
+            row_units: self.row_life.map(|(units, _)| units),
+            row_tokens: self.row_life.map(|(_, tokens)| tokens),
+        }
+    }
+
+    fn batch(&self, stage: Stage, model: ModelId, size: usize, elapsed: Duration) {
+        let (stage, metrics) = (stage_label(stage), &self.shared.metrics);
+        let name = self.shared.models.get(model.0).map_or("unknown", |model| model.name.as_str());
+        metrics.batch_size.with_label_values(&[stage, name]).observe(size as f64);
+        metrics.stage_duration_seconds.with_label_values(&[stage]).observe(elapsed.as_secs_f64());
+        metrics.worker_busy_seconds_total.inc_by(elapsed.as_secs_f64());
+    }
+}

@@ -1,0 +1,386 @@
+//! The worker: a loop around the scheduler that owns the backend, the features and every admitted task.
+//!
+//! - `thread`: the loop and its inbox.
+//! - `units`: runs vision batches, passes and steps.
+//! - `fault`: panics and errors caught, and the search for the item at fault.
+//! - `meter`: metrics and counters.
+//!
+//! Everything here runs on one thread, one [`Worker::turn`] after another; tests call it without a thread.
+//! Answers leave at the end of a turn, when the gauges show the state after it.
+
+mod fault;
+mod meter;
+#[cfg(test)]
+mod properties;
+mod thread;
+mod units;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use self::meter::Meter;
+pub(crate) use self::thread::{Message, spawn};
+use super::admission::Claim;
+use super::backend::{Backend, GroupSpec, OnePassRow};
+use super::features::{Features, Lookup};
+use super::ids::{FeatureKey, ItemId, TaskId};
+use super::plan::{Plan, PlanError, Slot, Work, group_rows};
+use super::scheduler::{Decision, GroupEntry, RowEntry, Scheduler};
+use super::shared::Shared;
+use super::{Answered, EngineError};
+use crate::task::{ModelId, Task, TaskTiming, TokenLogprob};
+
+/// A task on its way to the worker. Dropping it resolves its reply as `WorkerDown`.
+#[derive(Debug)]
+pub(crate) struct Submission {
+    pub(crate) model: ModelId,
+    pub(crate) task: Task,
+    pub(crate) deadline: Instant,
+    pub(crate) submitted: Instant,
+    pub(crate) claim: Claim,
+    pub(crate) reply: oneshot::Sender<Result<Answered, EngineError>>,
+    pub(crate) stream: Option<mpsc::Sender<TokenLogprob>>,
+}
+
+/// What a turn came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// A unit ran: look again at once.
+    Ran,
+    /// Nothing runs before this time, unless something arrives.
+    WaitUntil(Instant),
+    /// Nothing runs unless something arrives.
+    Idle,
+}
+
+/// A task that has no outcome yet.
+struct Active {
+    model: ModelId,
+    plan: Plan,
+    submitted: Instant,
+    started: bool,
+    timing: TaskTiming,
+    claim: Claim,
+    reply: oneshot::Sender<Result<Answered, EngineError>>,
+    stream: Option<mpsc::Sender<TokenLogprob>>,
+    /// Images that are still to be encoded.
+    awaited: Vec<FeatureKey>,
+    /// Images pinned, with the rows and groups that attend to each.
+    pinned: HashMap<FeatureKey, usize>,
+}
+
+/// A one-pass row that waits.
+struct Row<M> {
+    task: TaskId,
+    slot: Slot,
+    image: Option<FeatureKey>,
+    row: OnePassRow<M>,
+}
+
+/// A group that waits or runs.
+struct Group<M> {
+    task: TaskId,
+    slot: Slot,
+    image: Option<FeatureKey>,
+    rows: usize,
+    /// What to open it with, until it joins.
+    spec: Option<GroupSpec<M>>,
+    /// Steps taken, and tokens run per row.
+    units: usize,
+    tokens: f64,
+}
+
+/// The owner of the backend.
+pub(crate) struct Worker<B: Backend> {
+    backend: B,
+    shared: Arc<Shared>,
+    scheduler: Scheduler,
+    features: Features<B::Memory>,
+    tasks: BTreeMap<TaskId, Active>,
+    rows: HashMap<ItemId, Row<B::Memory>>,
+    groups: HashMap<ItemId, Group<B::Memory>>,
+    /// The backend's side of groups that run.
+    opened: HashMap<ItemId, B::Group>,
+    next_id: u64,
+    meter: Meter,
+    /// Outcomes of this turn.
+    outbox: Vec<(oneshot::Sender<Result<Answered, EngineError>>, Result<Answered, EngineError>)>,
+}
+
+impl<B: Backend> Worker<B> {
+    pub(crate) fn new(backend: B, shared: Arc<Shared>) -> Self {
+        let settings = &shared.settings;
+        let image_tokens: Vec<usize> =
+            shared.models.iter().map(|model| model.image_tokens).collect();
+        Self {
+            backend,
+            scheduler: Scheduler::new(settings.clone(), &image_tokens),
+            features: Features::new(settings.feature_cache_bytes, settings.feature_cache_ttl),
+            tasks: BTreeMap::new(),
+            rows: HashMap::new(),
+            groups: HashMap::new(),
+            opened: HashMap::new(),
+            next_id: 0,
+            meter: Meter::new(Arc::clone(&shared)),
+            outbox: Vec::new(),
+            shared,
+        }
+    }
+
+    /// True when every task has its outcome.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Nothing is held back for company from now on.
+    pub(crate) fn drain(&mut self) {
+        self.scheduler.drain();
+    }
+
+    /// Takes a task over; from here it gets exactly one outcome.
+    pub(crate) fn accept(&mut self, submission: Submission) {
+        let Submission { model, task, deadline, submitted, claim, reply, stream } = submission;
+        self.meter.submitted();
+        let id = TaskId(self.fresh_id());
+        let planned = match self.shared.models.get(model.0) {
+            Some(info) => Plan::try_new(info, task),
+            None => Err(PlanError::Misfit("no such model")),
+        };
+        let plan = match planned {
+            Ok(plan) => plan,
+            Err(error) => {
+                drop(claim);
+                self.meter.outcome(Some(&error.into()));
+                self.outbox.push((reply, Err(error.into())));
+                return;
+            }
+        };
+        let (now, call) = (self.shared.clock.now(), claim.call());
+        let images = plan.images().to_vec();
+        let start = plan.start();
+        let active = Active {
+            model,
+            plan,
+            submitted,
+            started: false,
+            timing: TaskTiming::default(),
+            claim,
+            reply,
+            stream,
+            awaited: Vec::new(),
+            pinned: HashMap::new(),
+        };
+        self.tasks.insert(id, active);
+        self.scheduler.add_task(id, call, deadline);
+        self.enqueue(id, start, now);
+        for (key, pixels) in images {
+            let found = self.features.request(key, id, &pixels, now);
+            self.meter.looked_up(&found);
+            if let Lookup::Hit(memory) = found {
+                self.image_ready(id, key, &memory, now);
+            } else {
+                let bytes = self.backend.feature_bytes(key.tower);
+                self.scheduler.push_image(id, key, bytes, now);
+                self.task(id).awaited.push(key);
+            }
+        }
+        self.settle(id);
+    }
+
+    /// Drops what is over, runs one unit if there is one, and sends the outcomes.
+    pub(crate) fn turn(&mut self) -> Next {
+        self.shared.beat();
+        self.drop_what_is_over();
+        let now = self.shared.clock.now();
+        let next = match self.scheduler.decide(now, self.features.pinned_bytes()) {
+            Decision::Run(unit) => {
+                self.run(unit);
+                Next::Ran
+            }
+            Decision::WaitUntil(at) => {
+                Next::WaitUntil(self.scheduler.next_deadline().map_or(at, |due| at.min(due)))
+            }
+            Decision::Idle => Next::Idle,
+        };
+        self.features.expire(now);
+        self.publish();
+        self.send();
+        next
+    }
+
+    /// Deadlines, clients that have left, and the end of the drain time.
+    fn drop_what_is_over(&mut self) {
+        if self.shared.is_aborted() {
+            for task in self.tasks.keys().copied().collect::<Vec<_>>() {
+                self.finish(task, Err(EngineError::ShuttingDown));
+            }
+        }
+        if self.shared.ledger.is_draining() {
+            self.scheduler.drain();
+        }
+        let gone = |(_, active): &(&TaskId, &Active)| active.reply.is_closed();
+        let departed: Vec<TaskId> = self.tasks.iter().filter(gone).map(|(&task, _)| task).collect();
+        for task in departed {
+            self.meter.cancelled();
+            self.remove(task);
+        }
+        for task in self.scheduler.due(self.shared.clock.now()) {
+            self.finish(task, Err(EngineError::DeadlineExceeded));
+        }
+    }
+
+    /// An image that `task` waits for is encoded, and pinned for it.
+    fn image_ready(&mut self, task: TaskId, key: FeatureKey, memory: &B::Memory, now: Instant) {
+        let Some(active) = self.tasks.get_mut(&task) else {
+            self.features.unpin(key);
+            return;
+        };
+        active.claim.image_done();
+        active.awaited.retain(|&awaited| awaited != key);
+        // One more than its rows until they are known, so that it is not let go of in between.
+        active.pinned.insert(key, 1);
+        let work = active.plan.image_ready(key, memory);
+        self.enqueue(task, work, now);
+        self.release(task, Some(key));
+    }
+
+    /// Hands new work of a task to the scheduler.
+    fn enqueue(&mut self, task: TaskId, work: Vec<Work<B::Memory>>, now: Instant) {
+        let model = self.task(task).model;
+        for work in work {
+            let id = ItemId(self.fresh_id());
+            let (Work::Row { image, .. } | Work::Group { image, .. }) = &work;
+            if let Some(key) = image {
+                *self.task(task).pinned.entry(*key).or_default() += 1;
+            }
+            match work {
+                Work::Row { slot, row, image } => {
+                    let entry = RowEntry { id, model, tokens: row.tokens(), image };
+                    self.scheduler.push_row(task, entry, now);
+                    self.rows.insert(id, Row { task, slot, image, row });
+                }
+                Work::Group { slot, spec, image } => {
+                    let rows = group_rows(&spec.params);
+                    // The model drops the prompt's [SEP]; without a prompt it starts from one token.
+                    let tokens = spec.prompt.as_ref().map_or(1, |prompt| prompt.len().max(2) - 1);
+                    let kv_bytes = self.backend.cross_kv_bytes(model);
+                    let kv = image.map(|key| (key, kv_bytes));
+                    let entry = GroupEntry { id, model, rows, tokens, kv };
+                    self.scheduler.push_group(task, entry, now);
+                    let spec = Some(spec);
+                    let group = Group { task, slot, image, rows, spec, units: 0, tokens: 0.0 };
+                    self.groups.insert(id, group);
+                }
+            }
+        }
+    }
+
+    /// A row or group of `task` no longer attends to `image`.
+    fn release(&mut self, task: TaskId, image: Option<FeatureKey>) {
+        let Some(key) = image else { return };
+        let Some(active) = self.tasks.get_mut(&task) else { return };
+        let Some(users) = active.pinned.get_mut(&key) else { return };
+        *users -= 1;
+        if *users == 0 {
+            active.pinned.remove(&key);
+            self.features.unpin(key);
+        }
+    }
+
+    /// Answers the task if its plan is complete.
+    fn settle(&mut self, task: TaskId) {
+        if self.tasks.get(&task).is_some_and(|active| active.plan.is_complete())
+            && let Some(active) = self.remove(task)
+        {
+            let Active { plan, timing, claim, reply, .. } = active;
+            drop(claim);
+            let outcome = match plan.into_output() {
+                Ok(output) => Ok(Answered { output, timing }),
+                Err(error) => Err(error.into()),
+            };
+            self.meter.outcome(outcome.as_ref().err());
+            self.outbox.push((reply, outcome));
+        }
+    }
+
+    /// Ends a task without an answer.
+    fn finish(&mut self, task: TaskId, outcome: Result<Answered, EngineError>) {
+        if let Some(Active { claim, reply, .. }) = self.remove(task) {
+            drop(claim);
+            self.meter.outcome(outcome.as_ref().err());
+            self.outbox.push((reply, outcome));
+        }
+    }
+
+    /// Takes a task out, with everything that waits, runs or is pinned for it.
+    fn remove(&mut self, task: TaskId) -> Option<Active> {
+        let active = self.tasks.remove(&task)?;
+        for item in self.scheduler.remove_task(task).items {
+            self.rows.remove(&item);
+            self.groups.remove(&item);
+            self.opened.remove(&item);
+        }
+        for &key in &active.awaited {
+            self.features.leave(key, task);
+        }
+        for &key in active.pinned.keys() {
+            self.features.unpin(key);
+        }
+        Some(active)
+    }
+
+    /// The first unit of a task begins.
+    fn started(&mut self, task: TaskId, now: Instant) {
+        if let Some(active) = self.tasks.get_mut(&task)
+            && !active.started
+        {
+            active.started = true;
+            active.timing.queue = now.saturating_duration_since(active.submitted);
+        }
+    }
+
+    fn publish(&mut self) {
+        let now = self.shared.clock.now();
+        let waiting = self.tasks.values().filter(|active| !active.started);
+        let oldest = waiting.map(|active| active.submitted).min();
+        let age = oldest.map(|submitted| now.saturating_duration_since(submitted));
+        self.meter.queue(self.scheduler.depth(), age);
+        self.meter.features(self.features.bytes(), self.features.evictions());
+        let (image, text) = self.scheduler.measured();
+        self.shared.ledger.publish(self.meter.estimates(image, text));
+    }
+
+    fn send(&mut self) {
+        for (reply, outcome) in self.outbox.drain(..) {
+            // An error means that the client has left in the meantime: the outcome is nobody's.
+            let _ = reply.send(outcome);
+        }
+    }
+
+    fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn task(&mut self, task: TaskId) -> &mut Active {
+        self.tasks.get_mut(&task).expect("the caller has just seen the task")
+    }
+
+    fn now(&self) -> Instant {
+        self.shared.clock.now()
+    }
+}
+
+impl From<PlanError> for EngineError {
+    fn from(error: PlanError) -> Self {
+        Self::InferenceFailed(error.to_string())
+    }
+}
+
+/// Adds `elapsed` to one kind of a task's time.
+fn add(total: &mut Duration, elapsed: Duration) {
+    *total = total.saturating_add(elapsed);
+}

@@ -1,0 +1,275 @@
+//! Runs units: vision batches, passes of one-pass rows, and steps.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::error::TrySendError;
+
+use super::fault::{Fault, attempt, run_or_split};
+use super::meter::StepMix;
+use super::{Worker, add};
+use crate::engine::EngineError;
+use crate::engine::backend::{Backend, BackendError, OnePassRow, StepEvent};
+use crate::engine::ids::{FeatureKey, ItemId, TaskId};
+use crate::engine::plan::Slot;
+use crate::engine::scheduler::{Stage, Unit, UnitWork};
+use crate::task::{ModelId, Pixels, TowerId};
+
+impl<B: Backend> Worker<B> {
+    /// Runs a unit and spreads its results.
+    pub(super) fn run(&mut self, unit: Unit) {
+        let Unit { work, trigger, waited } = unit;
+        let stage = match &work {
+            UnitWork::Encode { .. } => Stage::Vision,
+            UnitWork::Score { .. } | UnitWork::Step { .. } => Stage::Text,
+        };
+        self.meter.unit(stage, trigger, &waited);
+        match &work {
+            UnitWork::Encode { tower, images } => self.encode(&work, *tower, images),
+            UnitWork::Score { model, rows, work: tokens } => {
+                self.score(&work, *model, rows, *tokens);
+            }
+            UnitWork::Step { model, groups, joining, work: tokens } => {
+                self.step(&work, *model, groups, *joining, *tokens);
+            }
+        }
+    }
+
+    fn encode(&mut self, work: &UnitWork, tower: TowerId, images: &[FeatureKey]) {
+        let mut flights: Vec<(FeatureKey, Arc<Pixels>)> = images
+            .iter()
+            .filter_map(|&key| self.features.pixels(key).map(|pixels| (key, pixels)))
+            .collect();
+        let start = self.now();
+        let (backend, meter) = (&mut self.backend, &self.meter);
+        let mut faults = 0;
+        let results =
+            run_or_split(&mut flights, &mut |part: &mut [(FeatureKey, Arc<Pixels>)]| {
+                let pixels: Vec<&Pixels> = part.iter().map(|(_, pixels)| &**pixels).collect();
+                let result = attempt(|| backend.encode(tower, &pixels));
+                faults += meter.call("encode", part.len(), &result);
+                result
+            });
+        let elapsed = self.record(work, start, faults == 0);
+        let now = self.now();
+        let bytes = self.backend.feature_bytes(tower);
+        let encoded = results.iter().filter(|result| result.is_ok()).count();
+        self.meter.encoded(self.model_of(tower), flights.len(), encoded, elapsed);
+        let mut took_part = BTreeSet::new();
+        for ((key, _), result) in flights.into_iter().zip(results) {
+            match result {
+                Ok(memory) => {
+                    let waiters = self.features.land(key, memory.clone(), bytes, now);
+                    self.took_part(&waiters, &mut took_part, start, elapsed);
+                    for task in waiters {
+                        self.image_ready(task, key, &memory, now);
+                        self.settle(task);
+                    }
+                }
+                Err(fault) => {
+                    for task in self.features.fail(key) {
+                        self.fail(task, &fault);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Books a vision unit on the tasks that waited for it, once each.
+    fn took_part(
+        &mut self,
+        waiters: &[TaskId],
+        known: &mut BTreeSet<TaskId>,
+        start: Instant,
+        elapsed: Duration,
+    ) {
+        for &task in waiters {
+            if known.insert(task) {
+                self.started(task, start);
+                if let Some(active) = self.tasks.get_mut(&task) {
+                    add(&mut active.timing.vision, elapsed);
+                }
+            }
+        }
+    }
+
+    fn score(&mut self, work: &UnitWork, model: ModelId, ids: &[ItemId], tokens: f64) {
+        let mut meta: Vec<(TaskId, Slot, Option<FeatureKey>)> = Vec::with_capacity(ids.len());
+        let mut rows: Vec<OnePassRow<B::Memory>> = Vec::with_capacity(ids.len());
+        for row in ids.iter().filter_map(|id| self.rows.remove(id)) {
+            meta.push((row.task, row.slot, row.image));
+            rows.push(row.row);
+        }
+        let start = self.now();
+        let tasks: BTreeSet<TaskId> = meta.iter().map(|&(task, ..)| task).collect();
+        tasks.iter().for_each(|&task| self.started(task, start));
+        let (backend, meter) = (&mut self.backend, &self.meter);
+        let mut faults = 0;
+        let results = run_or_split(&mut rows, &mut |part: &mut [OnePassRow<B::Memory>]| {
+            let result = attempt(|| backend.score(model, part));
+            faults += meter.call("score", part.len(), &result);
+            result
+        });
+        let elapsed = self.record(work, start, faults == 0);
+        let now = self.now();
+        self.book_text_time(&tasks, elapsed);
+        self.meter.scored(model, rows.len(), tokens, elapsed);
+        drop(rows);
+        for ((task, slot, image), result) in meta.into_iter().zip(results) {
+            let Some(active) = self.tasks.get_mut(&task) else { continue };
+            match result.map(|output| active.plan.row_done(slot, output)) {
+                Ok(Ok(more)) => {
+                    self.enqueue(task, more, now);
+                    self.release(task, image);
+                    self.settle(task);
+                }
+                Ok(Err(error)) => self.finish(task, Err(error.into())),
+                Err(fault) => self.fail(task, &fault),
+            }
+        }
+    }
+
+    fn step(
+        &mut self,
+        work: &UnitWork,
+        model: ModelId,
+        ids: &[ItemId],
+        joining: usize,
+        tokens: f64,
+    ) {
+        let (running, joining) = ids.split_at(ids.len() - joining);
+        let mix = self.mix(running, joining);
+        joining.iter().for_each(|&id| self.open(id));
+        // A group that could not be opened has taken its task's other groups with it.
+        let mut groups: Vec<(ItemId, B::Group)> =
+            ids.iter().filter_map(|&id| self.opened.remove(&id).map(|group| (id, group))).collect();
+        if groups.is_empty() {
+            return;
+        }
+        let start = self.now();
+        let tasks: BTreeSet<TaskId> =
+            groups.iter().filter_map(|(id, _)| self.groups.get(id).map(|g| g.task)).collect();
+        tasks.iter().for_each(|&task| self.started(task, start));
+        let (backend, meter) = (&mut self.backend, &self.meter);
+        let mut faults = 0;
+        let results = run_or_split(&mut groups, &mut |part: &mut [(ItemId, B::Group)]| {
+            let mut part: Vec<&mut B::Group> = part.iter_mut().map(|(_, group)| group).collect();
+            let result = attempt(|| backend.step(model, &mut part));
+            faults += meter.call("step", part.len(), &result);
+            result
+        });
+        let elapsed = self.record(work, start, faults == 0);
+        self.book_text_time(&tasks, elapsed);
+        self.meter.stepped(model, &mix, elapsed);
+        let per_row = tokens / mix.rows.max(1) as f64;
+        for ((id, group), result) in groups.into_iter().zip(results) {
+            let Some(meta) = self.groups.get_mut(&id) else { continue };
+            meta.units += 1;
+            meta.tokens += per_row;
+            let task = meta.task;
+            match result {
+                Ok(event) => self.stepped(id, task, group, event),
+                Err(fault) => self.fail(task, &fault),
+            }
+        }
+    }
+
+    /// What one step did to one group.
+    fn stepped(&mut self, id: ItemId, task: TaskId, group: B::Group, event: StepEvent) {
+        self.meter.generated(event.generated);
+        if let Some(token) = event.token
+            && let Some(active) = self.tasks.get_mut(&task)
+            && let Some(stream) = &active.stream
+        {
+            match stream.try_send(token) {
+                Ok(()) => {}
+                Err(TrySendError::Full(_)) => {
+                    self.finish(task, Err(EngineError::SlowReader));
+                    return;
+                }
+                // Nobody reads along; the reply may still be wanted.
+                Err(TrySendError::Closed(_)) => active.stream = None,
+            }
+        }
+        let Some(sequences) = event.finished else {
+            match attempt(|| Ok(self.backend.pending_tokens(&group))) {
+                Ok(tokens) => {
+                    self.scheduler.set_tokens(id, tokens);
+                    self.opened.insert(id, group);
+                }
+                Err(fault) => self.fail(task, &fault),
+            }
+            return;
+        };
+        drop(group);
+        self.scheduler.finish(id);
+        let Some(meta) = self.groups.remove(&id) else { return };
+        self.meter.row_ended(meta.units, meta.tokens);
+        let Some(active) = self.tasks.get_mut(&task) else { return };
+        match active.plan.group_done(meta.slot, sequences) {
+            Ok(()) => {
+                self.release(task, meta.image);
+                self.settle(task);
+            }
+            Err(error) => self.finish(task, Err(error.into())),
+        }
+    }
+
+    /// Opens a group that joins.
+    fn open(&mut self, id: ItemId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let (task, Some(spec)) = (group.task, group.spec.take()) else { return };
+        let backend = &mut self.backend;
+        match attempt(|| Ok::<_, BackendError>(backend.open(spec))) {
+            Ok(opened) => {
+                self.opened.insert(id, opened);
+            }
+            Err(fault) => {
+                self.meter.call("open", 1, &Err::<(), _>(fault.clone()));
+                self.fail(task, &fault);
+            }
+        }
+    }
+
+    /// What kinds of rows a step holds.
+    fn mix(&self, running: &[ItemId], joining: &[ItemId]) -> StepMix {
+        let mut mix = StepMix { prompts: joining.len(), rows: joining.len(), ..StepMix::default() };
+        for id in running {
+            let Some(group) = self.groups.get(id) else { continue };
+            mix.decoding += usize::from(group.rows == 1);
+            mix.rows += self.opened.get(id).map_or(group.rows, |group| {
+                attempt(|| Ok(self.backend.pending_tokens(group))).unwrap_or_default()
+            });
+        }
+        let beams = |id: &&ItemId| self.groups.get(id).is_some_and(|group| group.rows > 1);
+        mix.beams = running.iter().chain(joining).filter(beams).count();
+        mix
+    }
+
+    /// Charges a unit's time and learns from it if it went well.
+    fn record(&mut self, work: &UnitWork, start: Instant, went_well: bool) -> Duration {
+        let elapsed = self.now().saturating_duration_since(start);
+        self.scheduler.record(work, elapsed, went_well);
+        elapsed
+    }
+
+    fn book_text_time(&mut self, tasks: &BTreeSet<TaskId>, elapsed: Duration) {
+        for task in tasks {
+            if let Some(active) = self.tasks.get_mut(task) {
+                add(&mut active.timing.text, elapsed);
+            }
+        }
+    }
+
+    fn fail(&mut self, task: TaskId, fault: &Fault) {
+        let error = fault.to_error(self.shared.ledger.retry_after());
+        self.finish(task, Err(error));
+    }
+
+    /// A model that uses this tower, for the label.
+    fn model_of(&self, tower: TowerId) -> ModelId {
+        let model = self.shared.models.iter().find(|model| model.tower == tower);
+        model.map_or(ModelId(0), |model| model.id)
+    }
+}

@@ -1,0 +1,125 @@
+//! The hub's cache on disk, in the layout of Python's `huggingface_hub`, so that both share downloads:
+//!
+//! ```text
+//! <cache>/models--owner--name/refs/<revision>              a commit, as text
+//! <cache>/models--owner--name/blobs/<etag>                 a file's bytes (`<etag>.incomplete` while they arrive)
+//! <cache>/models--owner--name/snapshots/<commit>/<file>    a link to its blob
+//! <cache>/.locks/models--owner--name/<etag>.lock           held by the process that writes the blob
+//! ```
+//!
+//! Names only reach this file after they were checked: ids and revisions by `source`, commits and etags by `client`.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{HubError, HubSource};
+
+/// One repository's part of the cache.
+pub(super) struct RepositoryCache {
+    root: PathBuf,
+    locks: PathBuf,
+}
+
+/// Holds the right to write one blob; given back on drop, and by the system when the process dies.
+pub(super) struct BlobLock(
+    #[expect(dead_code, reason = "the lock lives as long as the open file")] fs::File,
+);
+
+impl RepositoryCache {
+    pub(super) fn new(cache: &Path, id: &str) -> Self {
+        let folder = format!("models--{}", id.replace('/', "--"));
+        Self { root: cache.join(&folder), locks: cache.join(".locks").join(folder) }
+    }
+
+    /// The commit that the cache knows for a revision: what `refs/` says, or the revision itself where a snapshot has its name.
+    pub(super) fn commit(&self, source: &HubSource) -> Option<String> {
+        let revision = source.revision();
+        if self.snapshot(revision).is_dir() {
+            return Some(revision.to_owned());
+        }
+        let commit = fs::read_to_string(self.root.join("refs").join(revision)).ok()?;
+        let commit = commit.trim();
+        is_commit(commit).then(|| commit.to_owned())
+    }
+
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.root.join("snapshots").join(commit)
+    }
+
+    pub(super) fn blob(&self, etag: &str) -> PathBuf {
+        self.root.join("blobs").join(etag)
+    }
+
+    pub(super) fn partial(&self, etag: &str) -> PathBuf {
+        self.root.join("blobs").join(format!("{etag}.incomplete"))
+    }
+
+    /// Notes which commit a revision is. Written last, so that an offline start finds complete snapshots only.
+    pub(super) fn write_ref(&self, revision: &str, commit: &str) -> Result<(), HubError> {
+        if revision == commit {
+            return Ok(());
+        }
+        let path = self.root.join("refs").join(revision);
+        create_parent(&path)?;
+        fs::write(&path, commit).map_err(HubError::io("write", &path))
+    }
+
+    /// Makes `file` of the snapshot lead to its blob. A link that another process has just made is as good.
+    pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<(), HubError> {
+        let link = self.snapshot(commit).join(file);
+        create_parent(&link)?;
+        let target = Path::new("../../blobs").join(etag);
+        match symlink(&target, &link) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && link.exists() => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // A link to a blob that somebody has deleted.
+                fs::remove_file(&link).map_err(HubError::io("replace", &link))?;
+                symlink(&target, &link).map_err(HubError::io("link", &link))
+            }
+            other => other.map_err(HubError::io("link", &link)),
+        }
+    }
+
+    /// Waits until no other process writes this blob. Waiting is cancelled by dropping the future.
+    pub(super) async fn lock(&self, etag: &str) -> Result<BlobLock, HubError> {
+        const POLL: Duration = Duration::from_millis(200);
+        let path = self.locks.join(format!("{etag}.lock"));
+        create_parent(&path)?;
+        let file = fs::File::create(&path).map_err(HubError::io("create", &path))?;
+        let mut waiting = false;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(BlobLock(file)),
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    if !waiting {
+                        tracing::info!(lock = %path.display(), "another process downloads the same file; waiting for it");
+                        waiting = true;
+                    }
+                    tokio::time::sleep(POLL).await;
+                }
+                Err(error) => return Err(HubError::io("lock", &path)(error.into())),
+            }
+        }
+    }
+}
+
+/// Creates the folder that a path stands in.
+pub(super) fn create_parent(path: &Path) -> Result<(), HubError> {
+    let parent = path.parent().unwrap_or(path);
+    fs::create_dir_all(parent).map_err(HubError::io("create", parent))
+}
+
+/// A git commit: 40 lower-case hexadecimal digits.
+pub(super) fn is_commit(text: &str) -> bool {
+    text.len() == 40 && is_lower_hex(text)
+}
+
+/// Lower-case hexadecimal digits.
+pub(super) fn is_lower_hex(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}

@@ -1,0 +1,277 @@
+//! The files of one checkpoint, found in a directory of the hub's layout. Names and presence only: nothing is parsed
+//! but the weight index, whose shard names are checked to stay inside the directory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::HubError;
+
+/// Everything a loader opens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointFiles {
+    /// The directory that holds them (of a hub checkpoint: its snapshot).
+    pub directory: PathBuf,
+    /// `config.json`.
+    pub config: PathBuf,
+    /// The weights.
+    pub weights: WeightFiles,
+    /// The tokenizer.
+    pub tokenizer: TokenizerFiles,
+    /// `tokenizer_config.json` (`clean_up_tokenization_spaces`), where there is one.
+    pub tokenizer_config: Option<PathBuf>,
+    /// `preprocessor_config.json`, where there is one.
+    pub preprocessor: Option<PathBuf>,
+    /// `processor_config.json` (newer: the same under `image_processor`), where there is one.
+    /// At least one of the two is.
+    pub processor: Option<PathBuf>,
+    /// The commit, of a hub checkpoint.
+    pub revision: Option<String>,
+}
+
+/// Weight files, at least one, in the order of their names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WeightFiles {
+    /// `model.safetensors` or the shards of its index.
+    Safetensors(Vec<PathBuf>),
+    /// `pytorch_model.bin` or the shards of its index.
+    Pickle(Vec<PathBuf>),
+}
+
+/// How the vocabulary is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenizerFiles {
+    /// `tokenizer.json`.
+    Json(PathBuf),
+    /// `vocab.txt` of a BERT tokenizer.
+    Vocab(PathBuf),
+}
+
+/// One way in which weights are stored; [`WEIGHTS`] lists them best first.
+pub(super) struct WeightLayout {
+    /// The file: weights, or an index of shards.
+    pub(super) file: &'static str,
+    /// Whether `file` is an index.
+    pub(super) sharded: bool,
+    wrap: fn(Vec<PathBuf>) -> WeightFiles,
+}
+
+/// safetensors are mapped and need no interpreter, so they come before pickles, sharded or not.
+pub(super) const WEIGHTS: [WeightLayout; 4] = [
+    WeightLayout { file: "model.safetensors", sharded: false, wrap: WeightFiles::Safetensors },
+    WeightLayout {
+        file: "model.safetensors.index.json",
+        sharded: true,
+        wrap: WeightFiles::Safetensors,
+    },
+    WeightLayout { file: "pytorch_model.bin", sharded: false, wrap: WeightFiles::Pickle },
+    WeightLayout { file: "pytorch_model.bin.index.json", sharded: true, wrap: WeightFiles::Pickle },
+];
+
+/// What errors call the weights.
+pub(super) const WEIGHTS_WANTED: &str =
+    "weights (model.safetensors, pytorch_model.bin, or an index of shards of either)";
+/// What errors call the tokenizer.
+pub(super) const TOKENIZER_WANTED: &str = "tokenizer (tokenizer.json or vocab.txt)";
+/// What errors call the preprocessing.
+pub(super) const PREPROCESSOR_WANTED: &str =
+    "image preprocessing (preprocessor_config.json or processor_config.json)";
+
+impl CheckpointFiles {
+    /// Finds the files of a checkpoint in `directory`.
+    ///
+    /// # Errors
+    /// `NotADirectory`, `MissingFile`, `InvalidIndex`, `Io`.
+    pub fn resolve(directory: &Path) -> Result<Self, HubError> {
+        if !directory.is_dir() {
+            return Err(HubError::NotADirectory { path: directory.to_owned() });
+        }
+        let find = |name: &str| Some(directory.join(name)).filter(|path| path.is_file());
+        let missing = |missing: &str, hint| HubError::MissingFile {
+            directory: directory.to_owned(),
+            missing: missing.to_owned(),
+            hint,
+        };
+        let config = find("config.json").ok_or_else(|| {
+            missing("config.json", "a checkpoint as save_pretrained writes it has one")
+        })?;
+        let weights = find_weights(directory)?.ok_or_else(|| {
+            missing(
+                WEIGHTS_WANTED,
+                "copy them there, or fetch a checkpoint with `blip-server download`",
+            )
+        })?;
+        let tokenizer = find("tokenizer.json")
+            .map(TokenizerFiles::Json)
+            .or_else(|| find("vocab.txt").map(TokenizerFiles::Vocab))
+            .ok_or_else(|| {
+                missing(TOKENIZER_WANTED, "save the processor there too: processor.save_pretrained")
+            })?;
+        let preprocessor = find("preprocessor_config.json");
+        let processor = find("processor_config.json");
+        if preprocessor.is_none() && processor.is_none() {
+            return Err(missing(
+                PREPROCESSOR_WANTED,
+                "save the processor there too: processor.save_pretrained",
+            ));
+        }
+        Ok(Self {
+            directory: directory.to_owned(),
+            config,
+            weights,
+            tokenizer,
+            tokenizer_config: find("tokenizer_config.json"),
+            preprocessor,
+            processor,
+            revision: None,
+        })
+    }
+}
+
+/// The weights of a directory, safetensors first; `None` when it has none.
+///
+/// # Errors
+/// `InvalidIndex`, `MissingFile` for a shard, `Io`.
+pub(super) fn find_weights(directory: &Path) -> Result<Option<WeightFiles>, HubError> {
+    let Some(layout) = WEIGHTS.iter().find(|layout| directory.join(layout.file).is_file()) else {
+        return Ok(None);
+    };
+    let path = directory.join(layout.file);
+    if !layout.sharded {
+        return Ok(Some((layout.wrap)(vec![path])));
+    }
+    let mut shards = Vec::new();
+    for name in read_index(&path)? {
+        let shard = directory.join(&name);
+        if !shard.is_file() {
+            return Err(HubError::MissingFile {
+                directory: directory.to_owned(),
+                missing: name,
+                hint: "the weight index names it: the checkpoint is not complete",
+            });
+        }
+        shards.push(shard);
+    }
+    Ok(Some((layout.wrap)(shards)))
+}
+
+/// The shards that a weight index names, each once, in order.
+///
+/// # Errors
+/// `Io`; `InvalidIndex` when it is not one, names nothing, or names anything but plain files beside it.
+pub(super) fn read_index(path: &Path) -> Result<BTreeSet<String>, HubError> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let invalid = |reason: String| HubError::InvalidIndex { path: path.to_owned(), reason };
+    let text = std::fs::read(path).map_err(HubError::io("read", path))?;
+    let index: Index = serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
+    let shards: BTreeSet<String> = index.weight_map.into_values().collect();
+    if shards.is_empty() {
+        return Err(invalid("its weight_map is empty".to_owned()));
+    }
+    if let Some(shard) = shards.iter().find(|shard| !is_plain_file_name(shard)) {
+        return Err(invalid(format!("it names \"{shard}\", which is not a file beside it")));
+    }
+    Ok(shards)
+}
+
+/// A name that cannot lead out of a directory.
+pub(super) fn is_plain_file_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    (1..=255).contains(&name.len()) && !name.starts_with('.') && name.chars().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            std::fs::write(directory.path().join(name), content).unwrap();
+        }
+        directory
+    }
+
+    const PLAIN: [(&str, &str); 3] =
+        [("config.json", "{}"), ("tokenizer.json", "{}"), ("preprocessor_config.json", "{}")];
+
+    #[test]
+    fn safetensors_win_over_pickles_and_single_files_over_shards() {
+        let index = r#"{"weight_map": {"b": "m-2.x", "a": "m-1.x", "c": "m-2.x"}}"#;
+        let mut files = PLAIN.to_vec();
+        files.extend([("m-1.x", ""), ("m-2.x", ""), ("pytorch_model.bin.index.json", index)]);
+        let steps = [
+            (
+                "pytorch_model.bin.index.json",
+                index,
+                WeightFiles::Pickle as fn(_) -> _,
+                vec!["m-1.x", "m-2.x"],
+            ),
+            ("pytorch_model.bin", "", WeightFiles::Pickle, vec!["pytorch_model.bin"]),
+            (
+                "model.safetensors.index.json",
+                index,
+                WeightFiles::Safetensors,
+                vec!["m-1.x", "m-2.x"],
+            ),
+            ("model.safetensors", "", WeightFiles::Safetensors, vec!["model.safetensors"]),
+        ];
+        for (added, content, wrap, expected) in steps {
+            files.push((added, content));
+            let directory = directory(&files);
+            let found = CheckpointFiles::resolve(directory.path()).unwrap();
+            let expected = expected.iter().map(|name| directory.path().join(name)).collect();
+            assert_eq!(found.weights, wrap(expected), "with {added}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let complete = [PLAIN.as_slice(), &[("model.safetensors", "")]].concat();
+        for (removed, named) in [
+            ("config.json", "config.json"),
+            ("tokenizer.json", "vocab.txt"),
+            ("preprocessor_config.json", "processor_config.json"),
+            ("model.safetensors", "pytorch_model.bin"),
+        ] {
+            let files: Vec<_> = complete.iter().copied().filter(|file| file.0 != removed).collect();
+            let directory = directory(&files);
+            let error = CheckpointFiles::resolve(directory.path()).unwrap_err().to_string();
+            assert!(error.contains(named), "without {removed}: {error}");
+        }
+        let error = CheckpointFiles::resolve(Path::new("/no/such/place")).unwrap_err();
+        assert!(matches!(error, HubError::NotADirectory { .. }));
+    }
+
+    #[test]
+    fn an_index_that_leaves_the_directory_or_lacks_a_shard_is_an_error() {
+        for shard in ["../evil", "/etc/passwd", ".hidden", "a/b", ""] {
+            let index = serde_json::json!({"weight_map": {"a": shard}}).to_string();
+            let files =
+                [PLAIN.as_slice(), &[("model.safetensors.index.json", index.as_str())]].concat();
+            let error = CheckpointFiles::resolve(directory(&files).path()).unwrap_err();
+            assert!(matches!(error, HubError::InvalidIndex { .. }), "{shard}: {error}");
+        }
+        let index = r#"{"weight_map": {"a": "gone.safetensors"}}"#;
+        let files = [PLAIN.as_slice(), &[("model.safetensors.index.json", index)]].concat();
+        let error = CheckpointFiles::resolve(directory(&files).path()).unwrap_err();
+        assert!(error.to_string().contains("gone.safetensors"), "{error}");
+    }
+
+    #[test]
+    fn a_vocabulary_and_a_newer_processor_file_are_enough() {
+        let files = [
+            ("config.json", "{}"),
+            ("vocab.txt", ""),
+            ("processor_config.json", "{}"),
+            ("model.safetensors", ""),
+        ];
+        let directory = directory(&files);
+        let found = CheckpointFiles::resolve(directory.path()).unwrap();
+        assert_eq!(found.tokenizer, TokenizerFiles::Vocab(directory.path().join("vocab.txt")));
+        assert_eq!(found.preprocessor, None);
+        assert_eq!(found.processor, Some(directory.path().join("processor_config.json")));
+    }
+}

@@ -1,0 +1,143 @@
+//! `pytorch_model.bin` (or its shards) to `model.safetensors` beside it.
+//!
+//! The pickle reader interprets the few opcodes that tensors need and runs nothing. Every tensor keeps its name, shape,
+//! values and dtype, integers and duplicates of tied weights included. Called by the command `convert`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use candle_core::pickle::PthTensors;
+use safetensors::tensor::{Metadata, View};
+
+use super::checkpoint::find_weights;
+use super::{HubError, WeightFiles};
+
+/// What a conversion wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Converted {
+    /// The new file.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// How many tensors of each dtype it holds.
+    pub tensors: BTreeMap<String, usize>,
+}
+
+/// Converts the weights of a checkpoint directory. Holds all tensors in memory once; writes beside the target,
+/// reads everything back, and only then gives the file its name.
+///
+/// # Errors
+/// `NotADirectory`, `MissingFile` without weights, `Convert` when there is nothing to do or a file is damaged, `Io`.
+pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
+    if !directory.is_dir() {
+        return Err(HubError::NotADirectory { path: directory.to_owned() });
+    }
+    let pickles = match find_weights(directory)? {
+        Some(WeightFiles::Pickle(files)) => files,
+        Some(WeightFiles::Safetensors(files)) => {
+            return Err(refuse(
+                &files[0],
+                "it is in safetensors already; nothing to convert".to_owned(),
+            ));
+        }
+        None => {
+            return Err(HubError::MissingFile {
+                directory: directory.to_owned(),
+                missing: "pytorch_model.bin".to_owned(),
+                hint: "name the directory of a checkpoint",
+            });
+        }
+    };
+    let tensors = read_pickles(&pickles)?;
+    let target = directory.join("model.safetensors");
+    let partial = directory.join("model.safetensors.incomplete");
+    let written = write_verified(&tensors, &partial);
+    if written.is_err() {
+        // The first error is the one to report; a file that was never made cannot be deleted.
+        let _ = std::fs::remove_file(&partial);
+    }
+    let bytes = written?;
+    std::fs::rename(&partial, &target).map_err(HubError::io("rename", &partial))?;
+    let mut counts = BTreeMap::new();
+    for tensor in tensors.values() {
+        *counts.entry(tensor.dtype().as_str().to_owned()).or_insert(0) += 1;
+    }
+    Ok(Converted { path: target, bytes, tensors: counts })
+}
+
+fn read_pickles(files: &[PathBuf]) -> Result<BTreeMap<String, Tensor>, HubError> {
+    let mut tensors = BTreeMap::new();
+    for file in files {
+        let failed = |error: candle_core::Error| refuse(file, error.to_string());
+        let pickle = PthTensors::new(file, None).map_err(failed)?;
+        for name in pickle.tensor_infos().keys() {
+            let tensor = pickle
+                .get(name)
+                .map_err(failed)?
+                .ok_or_else(|| refuse(file, format!("{name} is listed but not there")))?;
+            if tensors.insert(name.clone(), tensor).is_some() {
+                return Err(refuse(file, format!("{name} stands in two shards")));
+            }
+        }
+    }
+    if tensors.is_empty() {
+        return Err(refuse(&files[0], "no tensors were found in it".to_owned()));
+    }
+    Ok(tensors)
+}
+
+/// Writes the tensors, flushes them to the disk, and reads every one back. Returns the file's size.
+fn write_verified(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Result<u64, HubError> {
+    // transformers refuses files that do not say whose layout they have.
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(tensors, Some(metadata), path)
+        .map_err(|error| refuse(path, error.to_string()))?;
+    let io = |action| HubError::io(action, path);
+    let file = File::open(path).map_err(io("open"))?;
+    file.sync_all().map_err(io("flush"))?;
+    let bytes = file.metadata().map_err(io("read"))?.len();
+    read_back(&mut BufReader::new(file), tensors, path)?;
+    Ok(bytes)
+}
+
+fn read_back(
+    file: &mut impl Read,
+    tensors: &BTreeMap<String, Tensor>,
+    path: &Path,
+) -> Result<(), HubError> {
+    let io = |error| HubError::io("read", path)(error);
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(io)?;
+    let length = usize::try_from(u64::from_le_bytes(length))
+        .map_err(|_| refuse(path, "its header is larger than memory".to_owned()))?;
+    let mut header = vec![0; length];
+    file.read_exact(&mut header).map_err(io)?;
+    let metadata: Metadata = serde_json::from_slice(&header)
+        .map_err(|error| refuse(path, format!("its header reads back wrong: {error}")))?;
+    if metadata.tensors().len() != tensors.len() {
+        return Err(refuse(path, "it reads back with another number of tensors".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    // In the order of their offsets, which is the order in the file.
+    for name in metadata.offset_keys() {
+        let info = metadata.info(&name).expect("offset_keys lists the tensors of info");
+        bytes.resize(info.data_offsets.1 - info.data_offsets.0, 0);
+        file.read_exact(&mut bytes).map_err(io)?;
+        let same = tensors.get(&name).is_some_and(|tensor| {
+            info.dtype == View::dtype(&tensor)
+                && info.shape == tensor.dims()
+                && bytes == *View::data(&tensor)
+        });
+        if !same {
+            return Err(refuse(path, format!("{name} reads back with other contents")));
+        }
+    }
+    Ok(())
+}
+
+fn refuse(path: &Path, reason: String) -> HubError {
+    HubError::Convert { path: path.to_owned(), reason }
+}

@@ -1,0 +1,220 @@
+//! A hub id to a directory with a complete checkpoint: which commit, which files, from the cache or the network.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::cache::{RepositoryCache, is_commit};
+use super::checkpoint::{
+    PREPROCESSOR_WANTED, TOKENIZER_WANTED, WEIGHTS, WEIGHTS_WANTED, read_index,
+};
+use super::client::{HubClient, Listing, RemoteFile};
+use super::{CheckpointFiles, HubError, HubSettings, HubSource, Progress, Source, blob};
+
+/// The files of a model wherever it comes from: a directory is looked through, a hub id is [`fetch`]ed.
+///
+/// # Errors
+/// Those of [`CheckpointFiles::resolve`] and of [`fetch`].
+pub async fn locate(
+    source: &Source,
+    settings: &HubSettings,
+    progress: &Progress,
+) -> Result<CheckpointFiles, HubError> {
+    match source {
+        Source::Directory(directory) => CheckpointFiles::resolve(directory),
+        Source::Hub(hub) => fetch(hub, settings, progress).await,
+    }
+}
+
+/// One file of a repository, from the cache or the network.
+///
+/// # Errors
+/// Those of [`fetch`].
+pub async fn fetch_file(
+    source: &HubSource,
+    file: &str,
+    settings: &HubSettings,
+    progress: &Progress,
+) -> Result<PathBuf, HubError> {
+    let cache = RepositoryCache::new(&settings.cache, &source.id);
+    let cached = cache.commit(source).map(|commit| cache.snapshot(&commit).join(file));
+    if let Some(path) = cached.filter(|path| path.is_file()) {
+        return Ok(path);
+    }
+    if settings.offline {
+        return Err(not_cached(source, settings, format!("{file} is missing")));
+    }
+    let client = HubClient::try_new(settings)?;
+    let commit = client.listing(source).await?.commit;
+    let remote = RemoteFile { id: &source.id, commit: &commit, file };
+    blob::download(&client, &cache, remote, progress).await?;
+    cache.write_ref(source.revision(), &commit)?;
+    Ok(cache.snapshot(&commit).join(file))
+}
+
+/// Makes the checkpoint's files present and says where they are. Only what serving needs is downloaded.
+///
+/// Offline, and for a commit that is in the cache, nothing is requested. Where the hub cannot be reached
+/// the revision's last known commit is used, with a warning: a server must start while the hub is down.
+///
+/// # Errors
+/// `Refused`, `NotFound`, `NotCached`, `MissingInRepository`, `Unreachable`, `UnexpectedStatus`, `BadAnswer`,
+/// `CutShort`, `WrongChecksum`, `Client`, `Io`, `InvalidIndex`.
+pub async fn fetch(
+    source: &HubSource,
+    settings: &HubSettings,
+    progress: &Progress,
+) -> Result<CheckpointFiles, HubError> {
+    let cache = RepositoryCache::new(&settings.cache, &source.id);
+    let cached = find_cached(&cache, source, settings);
+    if settings.offline {
+        return cached;
+    }
+    // Commits never change; branches and tags may have moved.
+    if is_commit(source.revision())
+        && let Ok(files) = cached
+    {
+        return Ok(files);
+    }
+    let client = HubClient::try_new(settings)?;
+    let listing = match client.listing(source).await {
+        Err(error) if error.is_transient() => {
+            let Ok(files) = cached else { return Err(error) };
+            tracing::warn!(model = %source, %error, cause = error.cause(), "the hub cannot be reached; using the cached revision");
+            return Ok(files);
+        }
+        listing => listing?,
+    };
+    download_all(&client, &cache, source, &listing, progress).await?;
+    cache.write_ref(source.revision(), &listing.commit)?;
+    snapshot_files(&cache, &listing.commit)
+}
+
+/// What the cache has, complete; `NotCached` says what is missing.
+fn find_cached(
+    cache: &RepositoryCache,
+    source: &HubSource,
+    settings: &HubSettings,
+) -> Result<CheckpointFiles, HubError> {
+    let commit = cache
+        .commit(source)
+        .ok_or_else(|| not_cached(source, settings, "the revision is unknown there".to_owned()))?;
+    snapshot_files(cache, &commit).map_err(|error| not_cached(source, settings, error.to_string()))
+}
+
+fn not_cached(source: &HubSource, settings: &HubSettings, reason: String) -> HubError {
+    HubError::NotCached {
+        id: source.id.clone(),
+        revision: source.revision().to_owned(),
+        cache: settings.cache.clone(),
+        reason,
+    }
+}
+
+fn snapshot_files(cache: &RepositoryCache, commit: &str) -> Result<CheckpointFiles, HubError> {
+    let files = CheckpointFiles::resolve(&cache.snapshot(commit))?;
+    Ok(CheckpointFiles { revision: Some(commit.to_owned()), ..files })
+}
+
+/// Downloads what is needed and not there: the small files first, so that a repository which is no BLIP
+/// checkpoint is refused before gigabytes arrive.
+async fn download_all(
+    client: &HubClient,
+    cache: &RepositoryCache,
+    source: &HubSource,
+    listing: &Listing,
+    progress: &Progress,
+) -> Result<(), HubError> {
+    let wanted =
+        Wanted::among(&listing.files).map_err(|missing| HubError::MissingInRepository {
+            id: source.id.clone(),
+            revision: source.revision().to_owned(),
+            missing,
+        })?;
+    let remote = |file| RemoteFile { id: &source.id, commit: &listing.commit, file };
+    for file in wanted.small {
+        blob::download(client, cache, remote(file), progress).await?;
+    }
+    blob::download(client, cache, remote(wanted.weights), progress).await?;
+    if wanted.sharded {
+        let index = cache.snapshot(&listing.commit).join(wanted.weights);
+        for shard in read_index(&index)? {
+            let remote = RemoteFile { id: &source.id, commit: &listing.commit, file: &shard };
+            blob::download(client, cache, remote, progress).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The files of a repository that serving needs.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    small: Vec<&'static str>,
+    /// The weights, or their index.
+    weights: &'static str,
+    sharded: bool,
+}
+
+impl Wanted {
+    /// Picks them from the listing, or names what is missing.
+    fn among(files: &BTreeSet<String>) -> Result<Self, &'static str> {
+        let has = |name: &&'static str| files.contains(*name);
+        let mut small = vec!["config.json"];
+        if !files.contains("config.json") {
+            return Err("config.json");
+        }
+        small.push(["tokenizer.json", "vocab.txt"].into_iter().find(has).ok_or(TOKENIZER_WANTED)?);
+        small.extend(Some("tokenizer_config.json").filter(has));
+        let preprocessors = ["preprocessor_config.json", "processor_config.json"];
+        if !preprocessors.iter().any(has) {
+            return Err(PREPROCESSOR_WANTED);
+        }
+        small.extend(preprocessors.into_iter().filter(has));
+        let weights = WEIGHTS.iter().find(|layout| has(&layout.file)).ok_or(WEIGHTS_WANTED)?;
+        Ok(Self { small, weights: weights.file, sharded: weights.sharded })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(files: &[&str]) -> BTreeSet<String> {
+        files.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn only_needed_files_are_wanted_and_safetensors_come_first() {
+        let files = listing(&[
+            ".gitattributes",
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+            "pytorch_model.bin",
+            "special_tokens_map.json",
+            "tf_model.h5",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "vocab.txt",
+        ]);
+        assert_eq!(
+            Wanted::among(&files),
+            Ok(Wanted {
+                small: vec![
+                    "config.json",
+                    "tokenizer.json",
+                    "tokenizer_config.json",
+                    "preprocessor_config.json"
+                ],
+                weights: "model.safetensors",
+                sharded: false,
+            })
+        );
+    }
+
+    #[test]
+    fn a_repository_without_weights_is_named_so() {
+        let files = listing(&["config.json", "vocab.txt", "processor_config.json", "tf_model.h5"]);
+        assert_eq!(Wanted::among(&files), Err(WEIGHTS_WANTED));
+    }
+}

@@ -1,0 +1,100 @@
+//! How a download shows that it moves: bars for people at a terminal, log lines for everybody else.
+
+use std::cell::Cell;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// Where progress goes.
+#[derive(Debug, Clone)]
+pub enum Progress {
+    /// A bar per file on standard error.
+    Bars(MultiProgress),
+    /// A log line when a file starts, at every tenth of it, and at its end.
+    Log,
+}
+
+impl Progress {
+    /// Bars where standard error is a terminal.
+    #[must_use]
+    pub fn detect() -> Self {
+        use std::io::IsTerminal;
+        if std::io::stderr().is_terminal() { Self::Bars(MultiProgress::new()) } else { Self::Log }
+    }
+
+    pub(super) fn file(&self, name: &str, size: Option<u64>) -> FileProgress {
+        let bar = match self {
+            Self::Bars(bars) => {
+                let template = "{msg:<28} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+                let style = ProgressStyle::with_template(template)
+                    .expect("the template is a constant that the tests render")
+                    .progress_chars("=> ");
+                let bar = ProgressBar::new(size.unwrap_or(0)).with_style(style);
+                Some(bars.add(bar.with_message(name.to_owned())))
+            }
+            Self::Log => {
+                tracing::info!(file = name, size, "downloading");
+                None
+            }
+        };
+        FileProgress { bar, name: name.to_owned(), size, tenth: Cell::new(0) }
+    }
+}
+
+/// One file's progress.
+pub(super) struct FileProgress {
+    bar: Option<ProgressBar>,
+    name: String,
+    size: Option<u64>,
+    /// The last tenth that was logged.
+    tenth: Cell<u64>,
+}
+
+impl FileProgress {
+    /// The file has this many bytes now.
+    pub(super) fn at(&self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(bytes);
+        } else if let Some(tenth) = self.next_tenth(bytes) {
+            tracing::info!(file = self.name, percent = tenth * 10, "downloading");
+        }
+    }
+
+    /// The file is complete and verified.
+    pub(super) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish();
+        } else {
+            tracing::info!(file = self.name, "downloaded");
+        }
+    }
+
+    /// The tenth reached, once each; the last is `finish`'s to say.
+    fn next_tenth(&self, bytes: u64) -> Option<u64> {
+        let size = self.size.filter(|&size| size > 0)?;
+        let tenth = (bytes.saturating_mul(10) / size).min(9);
+        (tenth > self.tenth.replace(tenth)).then_some(tenth)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tenth_is_logged_once() {
+        let file = Progress::Log.file("model.safetensors", Some(1000));
+        let logged: Vec<u64> = [0, 99, 100, 150, 420, 499, 999, 1000]
+            .into_iter()
+            .filter_map(|bytes| file.next_tenth(bytes))
+            .collect();
+        assert_eq!(logged, [1, 4, 9]);
+    }
+
+    #[test]
+    fn bars_accept_files_of_unknown_size() {
+        let bars = MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden());
+        let file = Progress::Bars(bars).file("config.json", None);
+        file.at(10);
+        file.finish();
+    }
+}

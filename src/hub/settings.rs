@@ -1,0 +1,90 @@
+//! The hub's settings. `config` fills them from file, environment and the `HF_*` variables; tests write them out.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How to reach the hub and where its files are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HubSettings {
+    /// The hub's address without a trailing slash (`HF_ENDPOINT`).
+    pub endpoint: String,
+    /// The cache in the hub's layout (`HF_HUB_CACHE`, else `$HF_HOME/hub`).
+    pub cache: PathBuf,
+    /// Sent to the endpoint and to no other host (`HF_TOKEN`, else the token file).
+    pub token: Option<Token>,
+    /// Nothing is requested; the cache has it or the start fails (`HF_HUB_OFFLINE`).
+    pub offline: bool,
+    /// Proxies named by the environment (`HTTPS_PROXY`, `NO_PROXY`) are used.
+    pub use_system_proxy: bool,
+    /// What happens after cut connections, 429 and 5xx.
+    pub retry: Retry,
+}
+
+/// How often and how long failed requests are tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// Attempts without a single new byte before giving up; at least 1.
+    pub attempts: u32,
+    /// Pause before the second attempt; doubled for each further one, at most 30 s.
+    pub first_pause: Duration,
+}
+
+/// An access token: its text never reaches logs or error messages.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// Wraps a token; white space around it (a token file ends with a line break) is dropped. `None` when nothing is left.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        let text = text.trim();
+        (!text.is_empty()).then(|| Self(text.to_owned()))
+    }
+
+    /// The secret itself, for the `Authorization` header only.
+    pub(super) fn secret(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(hidden)")
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts: 5, first_pause: Duration::from_millis(500) }
+    }
+}
+
+impl Retry {
+    /// The pause after the `failures`-th failure in a row (1-based).
+    pub(super) fn pause(&self, failures: u32) -> Duration {
+        const LONGEST: Duration = Duration::from_secs(30);
+        self.first_pause.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_trimmed_and_never_printed() {
+        let token = Token::new("hf_secret\n").unwrap();
+        assert_eq!(token.secret(), "hf_secret");
+        assert!(!format!("{token:?}").contains("secret"));
+        assert_eq!(Token::new(" \n"), None);
+    }
+
+    #[test]
+    fn pauses_double_up_to_half_a_minute() {
+        let retry = Retry::default();
+        assert_eq!(retry.pause(1), Duration::from_millis(500));
+        assert_eq!(retry.pause(3), Duration::from_secs(2));
+        assert_eq!(retry.pause(30), Duration::from_secs(30));
+    }
+}

@@ -1,0 +1,242 @@
+//! What `[NAME=]SRC` means: a directory, or a repository of the hub with an optional revision.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::HubError;
+
+/// A model as it was asked for: its name on the wire and where its files come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSource {
+    /// What requests call it: NAME, else the hub id, or the directory's last segment. `[A-Za-z0-9._/-]{1,128}`.
+    pub name: String,
+    /// Where its files come from.
+    pub source: Source,
+}
+
+/// Where a checkpoint comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A directory in the hub's layout.
+    Directory(PathBuf),
+    /// A repository of the hub.
+    Hub(HubSource),
+}
+
+/// A repository of the hub at a revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubSource {
+    /// `owner/name`.
+    pub id: String,
+    /// Branch, tag, `refs/pr/N` or commit; the default branch when absent.
+    pub revision: Option<String>,
+}
+
+/// The revision that stands for "none given".
+pub(super) const DEFAULT_REVISION: &str = "main";
+
+impl HubSource {
+    /// The revision, or the default branch.
+    #[must_use]
+    pub fn revision(&self) -> &str {
+        self.revision.as_deref().unwrap_or(DEFAULT_REVISION)
+    }
+}
+
+impl FromStr for ModelSource {
+    type Err = HubError;
+
+    fn from_str(text: &str) -> Result<Self, HubError> {
+        if is_directory(text) {
+            return Self::new(None, text);
+        }
+        match text.split_once('=') {
+            Some((name, source)) => Self::new(Some(name), source),
+            None => Self::new(None, text),
+        }
+    }
+}
+
+impl ModelSource {
+    /// A model from its name, where one was given, and its SRC.
+    ///
+    /// # Errors
+    /// `InvalidSource`, `DemoNotBuilt`.
+    pub fn new(name: Option<&str>, source: &str) -> Result<Self, HubError> {
+        let parsed: Source = source.parse()?;
+        let name = match name {
+            Some(name) => name.to_owned(),
+            None => parsed.default_name(),
+        };
+        if !is_plain(&name, "._/-") {
+            return Err(invalid(
+                source,
+                format!(
+                    "its name would be \"{name}\", but a name has 1 to 128 letters, digits, dots, dashes, underscores and slashes; give one: NAME=SRC"
+                ),
+            ));
+        }
+        Ok(Self { name, source: parsed })
+    }
+}
+
+impl FromStr for Source {
+    type Err = HubError;
+
+    fn from_str(text: &str) -> Result<Self, HubError> {
+        if text == "demo" {
+            return Err(HubError::DemoNotBuilt);
+        }
+        if is_directory(text) {
+            return Ok(Self::Directory(PathBuf::from(text)));
+        }
+        let (id, revision) = match text.split_once('@') {
+            Some((id, revision)) => (id, Some(revision)),
+            None => (text, None),
+        };
+        let is_id = id.split_once('/').is_some_and(|(owner, name)| {
+            is_plain(owner, "._-") && is_plain(name, "._-") && !is_dots(owner) && !is_dots(name)
+        });
+        if !is_id {
+            return Err(invalid(
+                text,
+                "there is no such directory, and a hub id has the form owner/name, optionally owner/name@revision".to_owned(),
+            ));
+        }
+        if revision.is_some_and(|revision| {
+            !is_plain(revision, "._/-")
+                || revision.split('/').any(|part| part.is_empty() || is_dots(part))
+        }) {
+            return Err(invalid(
+                text,
+                "a revision is a branch, a tag, refs/pr/N or a commit".to_owned(),
+            ));
+        }
+        Ok(Self::Hub(HubSource { id: id.to_owned(), revision: revision.map(str::to_owned) }))
+    }
+}
+
+impl Source {
+    fn default_name(&self) -> String {
+        match self {
+            Self::Hub(hub) => hub.id.clone(),
+            Self::Directory(path) => last_segment(path),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => path.display().fmt(f),
+            Self::Hub(hub) => f.write_str(&hub.id),
+        }
+    }
+}
+
+impl fmt::Display for HubSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.id, self.revision())
+    }
+}
+
+/// Paths are told by their beginning, or by being there.
+fn is_directory(text: &str) -> bool {
+    let looks_like_a_path = ["/", "./", "../"].iter().any(|start| text.starts_with(start));
+    looks_like_a_path
+        || matches!(text, "." | "..")
+        || (!text.is_empty() && Path::new(text).exists())
+}
+
+/// The last segment of the path as written; of the directory that it leads to where it ends in dots.
+fn last_segment(path: &Path) -> String {
+    let written = path.file_name().map(ToOwned::to_owned);
+    let resolved = || path.canonicalize().ok()?.file_name().map(ToOwned::to_owned);
+    written.or_else(resolved).unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn is_plain(text: &str, marks: &str) -> bool {
+    (1..=128).contains(&text.len())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || marks.contains(c))
+}
+
+fn is_dots(text: &str) -> bool {
+    matches!(text, "." | "..")
+}
+
+fn invalid(text: &str, reason: String) -> HubError {
+    HubError::InvalidSource { text: text.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hub(id: &str, revision: Option<&str>) -> Source {
+        Source::Hub(HubSource { id: id.to_owned(), revision: revision.map(str::to_owned) })
+    }
+
+    #[test]
+    fn sources_are_told_apart_and_named() {
+        let cases = [
+            (
+                "Salesforce/blip-vqa-base",
+                "Salesforce/blip-vqa-base",
+                hub("Salesforce/blip-vqa-base", None),
+            ),
+            ("qa=a/b@refs/pr/7", "qa", hub("a/b", Some("refs/pr/7"))),
+            ("a/b@v1.0", "a/b", hub("a/b", Some("v1.0"))),
+            ("/srv/models/tiny", "tiny", Source::Directory("/srv/models/tiny".into())),
+            ("mine=./x=y", "mine", Source::Directory("./x=y".into())),
+            ("../up/", "up", Source::Directory("../up/".into())),
+        ];
+        for (text, name, source) in cases {
+            let expected = ModelSource { name: name.to_owned(), source };
+            assert_eq!(text.parse::<ModelSource>().unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_directory_whose_own_name_is_no_model_name_wants_one() {
+        let error = "./x=y".parse::<ModelSource>().unwrap_err();
+        assert!(error.to_string().contains("NAME=SRC"), "{error}");
+    }
+
+    #[test]
+    fn an_existing_directory_wins_over_a_hub_id() {
+        let name = ModelSource::new(None, "src").unwrap();
+        assert_eq!(
+            name,
+            ModelSource { name: "src".to_owned(), source: Source::Directory("src".into()) }
+        );
+        assert_eq!(".".parse::<Source>().unwrap(), Source::Directory(".".into()));
+    }
+
+    #[test]
+    fn what_is_neither_directory_nor_id_is_refused_with_both_forms() {
+        for text in [
+            "",
+            "tiny",
+            "a/b/c",
+            "a/..",
+            "a/b@",
+            "a/b@x y",
+            "a/b@x/../y",
+            "a b/c",
+            "=a/b",
+            "x y=a/b",
+            "https://hub/a",
+        ] {
+            let error = text.parse::<ModelSource>().expect_err(text);
+            assert!(matches!(error, HubError::InvalidSource { .. }), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn demo_models_are_not_built_and_the_error_says_what_to_name() {
+        let error = "demo".parse::<ModelSource>().unwrap_err();
+        assert!(error.to_string().contains("name a model"), "{error}");
+        assert!(matches!("x=demo".parse::<ModelSource>(), Err(HubError::DemoNotBuilt)));
+    }
+}

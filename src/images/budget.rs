@@ -1,0 +1,73 @@
+//! Bytes that decodes in progress may hold together, charged by what headers declare.
+
+use super::lock;
+use std::sync::{Condvar, Mutex};
+
+/// A counter of bytes that blocks the decoding thread that would exceed it.
+#[derive(Debug)]
+pub(super) struct ByteBudget {
+    capacity: u64,
+    used: Mutex<u64>,
+    freed: Condvar,
+    /// Held by whoever waits for bytes: newcomers with small needs queue behind, none overtakes.
+    turn: Mutex<()>,
+}
+
+/// Bytes taken from a budget; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Permit<'budget> {
+    budget: &'budget ByteBudget,
+    bytes: u64,
+}
+
+impl ByteBudget {
+    pub(super) fn new(capacity: u64) -> Self {
+        Self { capacity, used: Mutex::new(0), freed: Condvar::new(), turn: Mutex::new(()) }
+    }
+
+    /// Takes `bytes`, waiting until they are free. More than the whole budget is granted to one holder alone.
+    pub(super) fn acquire(&self, bytes: u64) -> Permit<'_> {
+        let bytes = bytes.min(self.capacity);
+        let _turn = lock(&self.turn);
+        let mut used = lock(&self.used);
+        while *used + bytes > self.capacity {
+            used = self.freed.wait(used).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        *used += bytes;
+        Permit { budget: self, bytes }
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        *lock(&self.budget.used) -= self.bytes;
+        self.budget.freed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn more_than_the_rest_waits_until_a_permit_is_dropped() {
+        let budget = ByteBudget::new(100);
+        let first = budget.acquire(60);
+        let rest = budget.acquire(40);
+        std::thread::scope(|scope| {
+            let (sender, granted) = mpsc::channel();
+            let budget = &budget;
+            scope.spawn(move || {
+                // Larger than the budget: it must have it all.
+                let _permit = budget.acquire(1000);
+                sender.send(*lock(&budget.used)).unwrap();
+            });
+            assert!(granted.try_recv().is_err());
+            drop(rest);
+            drop(first);
+            assert_eq!(granted.recv().unwrap(), 100);
+        });
+        assert_eq!(*lock(&budget.used), 0);
+    }
+}

@@ -1,0 +1,90 @@
+//! Prepared pixels, bounded in bytes and time. Errors are never kept.
+
+use super::{ImagesSettings, Key};
+use crate::task::PreparedImage;
+use crate::telemetry::metrics::Metrics;
+use moka::notification::RemovalCause;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+use std::sync::Arc;
+
+/// The label of this cache in metrics.
+const LABEL: &str = "pixels";
+
+/// What an entry weighs beside its pixels: key, description, the cache's own bookkeeping (estimated).
+const ENTRY_BYTES: usize = 512;
+
+/// The cache and its metrics; without a cache at all when its size is 0.
+pub(super) struct PixelCache {
+    entries: Option<Cache<Key, PreparedImage>>,
+    metrics: Arc<Metrics>,
+}
+
+/// How a look-up ended, as its metric's label says it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Lookup {
+    Hit,
+    Miss,
+    Joined,
+}
+
+impl Lookup {
+    const ALL: [Self; 3] = [Self::Hit, Self::Miss, Self::Joined];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Joined => "joined",
+        }
+    }
+}
+
+impl PixelCache {
+    pub(super) fn new(settings: &ImagesSettings, metrics: Arc<Metrics>) -> Self {
+        for result in Lookup::ALL {
+            metrics.cache_requests_total.with_label_values(&[LABEL, result.label()]);
+        }
+        let bytes = metrics.cache_bytes.with_label_values(&[LABEL]);
+        let evictions = metrics.cache_evictions_total.with_label_values(&[LABEL]);
+        let entries = (settings.pixel_cache_bytes > 0).then(|| {
+            Cache::builder()
+                .max_capacity(settings.pixel_cache_bytes)
+                .time_to_live(settings.pixel_cache_ttl)
+                // An id must stay valid right after its image was sent: no admission by popularity.
+                .eviction_policy(EvictionPolicy::lru())
+                .weigher(|_, image: &PreparedImage| weight(image))
+                .eviction_listener(move |_, image, cause| {
+                    bytes.sub(i64::from(weight(&image)));
+                    if cause == RemovalCause::Size {
+                        evictions.inc();
+                    }
+                })
+                .build()
+        });
+        Self { entries, metrics }
+    }
+
+    pub(super) fn get(&self, key: &Key) -> Option<PreparedImage> {
+        self.entries.as_ref()?.get(key)
+    }
+
+    /// Keeps an image, pushing out the least recently used ones.
+    pub(super) fn insert(&self, key: Key, image: PreparedImage) {
+        if let Some(entries) = &self.entries {
+            let bytes = self.metrics.cache_bytes.with_label_values(&[LABEL]);
+            bytes.add(i64::from(weight(&image)));
+            entries.insert(key, image);
+            // Evictions now, on this decoding thread, so that the bound holds at once.
+            entries.run_pending_tasks();
+        }
+    }
+
+    pub(super) fn count(&self, result: Lookup) {
+        self.metrics.cache_requests_total.with_label_values(&[LABEL, result.label()]).inc();
+    }
+}
+
+fn weight(image: &PreparedImage) -> u32 {
+    u32::try_from(image.pixels.as_bytes().len() + ENTRY_BYTES).unwrap_or(u32::MAX)
+}

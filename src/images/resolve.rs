@@ -1,0 +1,201 @@
+//! What `http` holds: an image, by its bytes or its id, to prepared pixels.
+
+use super::cache::{Lookup, PixelCache};
+use super::flights::{Boarding, Flight, Flights};
+use super::pool::{Pool, QueueFull, Turn};
+use super::workshop::{Decode, Workshop};
+use super::{ImagesError, ImagesSettings, Key};
+use crate::input::{InputError, InputSettings, decode, image_id};
+use crate::task::{ImageId, PreparedImage, Preprocessing};
+use crate::telemetry::metrics::Metrics;
+use bytes::Bytes;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Files up to this size are hashed where they are: 64 KiB take 0.2 ms without SHA instructions, less than a hop.
+const HASHED_INLINE_BYTES: usize = 64 << 10;
+
+/// Whose images an id can name: one value for each API key; [`Scope::EVERYONE`] where there are no keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Scope(pub u64);
+
+impl Scope {
+    /// The scope of a server without API keys.
+    pub const EVERYONE: Self = Self(0);
+}
+
+/// An image as it was sent.
+#[derive(Debug, Clone)]
+pub enum ImageSource {
+    /// A picture file.
+    Bytes(Bytes),
+    /// An image that was sent before.
+    Id(ImageId),
+}
+
+/// An image, ready for the vision tower.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The image.
+    pub image: PreparedImage,
+    /// Time of its decoding, header included; zero when it was cached.
+    pub decode: Duration,
+    /// Time of its resizing; zero when it was cached.
+    pub preprocess: Duration,
+    /// True when no work was done.
+    pub cached: bool,
+}
+
+/// The way from image values to pixels. Clones share one pool and one cache.
+#[derive(Clone)]
+pub struct Images {
+    shared: Arc<Shared>,
+}
+
+/// Held by every clone of [`Images`] and by every job on the pool.
+struct Shared {
+    pool: Pool,
+    cache: PixelCache,
+    flights: Arc<Flights>,
+    workshop: Workshop,
+    wall_budget: Duration,
+}
+
+impl Images {
+    /// Starts the decoding threads. The settings have passed their checks.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(
+        settings: &ImagesSettings,
+        input_settings: InputSettings,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
+        Self::start_with(settings, input_settings, metrics, Box::new(decode))
+    }
+
+    /// [`start`](Self::start) with another decoder.
+    pub(super) fn start_with(
+        settings: &ImagesSettings,
+        input_settings: InputSettings,
+        metrics: Arc<Metrics>,
+        decode: Box<Decode>,
+    ) -> io::Result<Self> {
+        let shared = Shared {
+            pool: Pool::start(settings.decode_threads, settings.decode_queue)?,
+            cache: PixelCache::new(settings, Arc::clone(&metrics)),
+            flights: Arc::default(),
+            workshop: Workshop::new(input_settings, settings.decode_budget_bytes, metrics, decode),
+            wall_budget: settings.decode_wall_budget,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Prepares an image for a tower's input. Dropping the future is leaving: work that nobody waits for is not
+    /// started.
+    ///
+    /// # Errors
+    /// `Input` when the file is at fault, `NotFound` for an unknown id, `Overloaded`, `TimedOut`.
+    pub async fn resolve(
+        &self,
+        source: ImageSource,
+        preprocessing: Preprocessing,
+        scope: Scope,
+    ) -> Result<Resolved, ImagesError> {
+        let shared = &self.shared;
+        let boarding = match source {
+            ImageSource::Id(id) => {
+                let key = Key { scope, id, preprocessing };
+                shared.flights.join(&key, || shared.cache.get(&key)).ok_or_else(|| {
+                    shared.cache.count(Lookup::Miss);
+                    ImagesError::NotFound(id)
+                })?
+            }
+            ImageSource::Bytes(file) => {
+                let id = self.identify(&file).await?;
+                let key = Key { scope, id, preprocessing };
+                match shared.flights.board(key, || shared.cache.get(&key)) {
+                    Boarding::Opened(passenger, flight) => {
+                        shared.cache.count(Lookup::Miss);
+                        self.enqueue(flight, key, file)?;
+                        return passenger.arrival(shared.wall_budget).await.map(Resolved::fresh);
+                    }
+                    boarding @ (Boarding::Cached(_) | Boarding::Joined(_)) => boarding,
+                }
+            }
+        };
+        match boarding {
+            Boarding::Cached(image) => {
+                shared.cache.count(Lookup::Hit);
+                Ok(Resolved::cached(image))
+            }
+            Boarding::Joined(passenger) | Boarding::Opened(passenger, _) => {
+                shared.cache.count(Lookup::Joined);
+                passenger.arrival(shared.wall_budget).await.map(Resolved::fresh)
+            }
+        }
+    }
+
+    /// The file's id; a large file is hashed on the pool, before whatever waits there for decoding.
+    async fn identify(&self, file: &Bytes) -> Result<ImageId, ImagesError> {
+        let (bytes, max_bytes) = (file.len(), self.shared.workshop.settings.max_image_bytes);
+        if bytes > max_bytes {
+            return Err(InputError::ImageFileTooLarge { bytes, max_bytes }.into());
+        }
+        if bytes <= HASHED_INLINE_BYTES {
+            return Ok(image_id(file));
+        }
+        let (sender, id) = oneshot::channel();
+        let file = file.clone();
+        let job = Box::new(move || {
+            if !sender.is_closed() {
+                // The receiver may leave meanwhile; then nobody needs the id.
+                let _ = sender.send(image_id(&file));
+            }
+        });
+        self.shared.pool.submit(job, Turn::Next)?;
+        id.await.map_err(|_| ImagesError::Overloaded)
+    }
+
+    fn enqueue(&self, flight: Flight, key: Key, file: Bytes) -> Result<(), QueueFull> {
+        let shared = Arc::clone(&self.shared);
+        let job = Box::new(move || {
+            if !flight.is_wanted() {
+                return;
+            }
+            let Key { id, preprocessing, .. } = key;
+            let take_off = || flight.take_off();
+            let result = shared.workshop.prepare(&file, id, preprocessing, take_off);
+            if let Ok(prepared) = &result {
+                shared.cache.insert(key, prepared.image.clone());
+            }
+            flight.land(result.map_err(ImagesError::Input));
+        });
+        self.shared.pool.submit(job, Turn::Last)
+    }
+}
+
+impl std::fmt::Debug for Images {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Images")
+    }
+}
+
+impl Resolved {
+    fn cached(image: PreparedImage) -> Self {
+        Self { image, decode: Duration::ZERO, preprocess: Duration::ZERO, cached: true }
+    }
+
+    fn fresh(prepared: super::Prepared) -> Self {
+        let super::Prepared { image, decode, preprocess } = prepared;
+        Self { image, decode, preprocess, cached: false }
+    }
+}
+
+impl From<QueueFull> for ImagesError {
+    fn from(_: QueueFull) -> Self {
+        Self::Overloaded
+    }
+}

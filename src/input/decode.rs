@@ -1,0 +1,325 @@
+//! A picture file to an upright, opaque RGB picture; everything a header can tell is checked before pixels exist.
+//!
+//! Deliberately as Pillow and `transformers` do it: the first frame alone, EXIF orientation applied, transparency
+//! on a background. Not copied: XMP orientation is not looked at, ICC profiles are ignored (by both), 16-bit grey
+//! keeps its high byte (see `flatten`), and the colour key of a PNG is compared at the file's own bit depth.
+
+use std::io::Cursor;
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
+
+use super::flatten::flatten;
+use super::{InputError, InputSettings, Picture, gif, sniff_format, structure};
+use crate::task::ImageFormat;
+
+/// What a file says before it is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageHeader {
+    /// The format, by its first bytes.
+    pub format: ImageFormat,
+    /// Width in pixels as stored, before EXIF rotation.
+    pub width: u32,
+    /// Height in pixels as stored, before EXIF rotation.
+    pub height: u32,
+    /// Most bytes that decoding and flattening hold at one time, estimated from the header.
+    pub working_bytes: u64,
+}
+
+/// Reads the header and checks it against every limit; allocates no pixels.
+///
+/// # Errors
+/// `ImageFileTooLarge`, `UnsupportedImageFormat`, `ImageTooLarge`, `DecodedImageTooLarge`, `UndecodableImage` (a
+/// broken header, a file that ends early).
+pub fn inspect(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, InputError> {
+    if file.len() > settings.max_image_bytes {
+        let (bytes, max_bytes) = (file.len(), settings.max_image_bytes);
+        return Err(InputError::ImageFileTooLarge { bytes, max_bytes });
+    }
+    let format = sniff_format(file)?;
+    let decoder = open(file, format, settings);
+    if decoder.is_err() && !structure::is_complete(file, format) {
+        return Err(undecodable(format, INCOMPLETE));
+    }
+    let decoder = decoder?;
+    let (width, height) = decoder.dimensions();
+    let &InputSettings { max_pixels, max_side, max_decoded_bytes: max_bytes, .. } = settings;
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels == 0 {
+        return Err(undecodable(format, "it has no pixels"));
+    }
+    if pixels > max_pixels || width > max_side || height > max_side {
+        return Err(InputError::ImageTooLarge { width, height, max_pixels, max_side });
+    }
+    let bytes = decoder.total_bytes();
+    if bytes > max_bytes {
+        return Err(InputError::DecodedImageTooLarge { bytes, max_bytes });
+    }
+    if !structure::is_complete(file, format) {
+        return Err(undecodable(format, INCOMPLETE));
+    }
+    if format == ImageFormat::WebP && structure::webp_frame_exceeds(file, width, height) {
+        return Err(undecodable(format, "a frame is larger than its canvas"));
+    }
+    let working_bytes = bytes + pixels * bytes_beside(file, format);
+    Ok(ImageHeader { format, width, height, working_bytes })
+}
+
+/// Decodes a file that [`inspect`] has passed.
+///
+/// # Errors
+/// `UndecodableImage`; the limits of `settings` are enforced a second time while decoding.
+pub fn decode(
+    file: &[u8],
+    header: &ImageHeader,
+    settings: &InputSettings,
+) -> Result<Picture, InputError> {
+    let format = header.format;
+    let mut decoder = open(file, format, settings)?;
+    decoder
+        .set_limits(limits(settings.max_decoded_bytes))
+        .map_err(|error| refused(format, header, &error, settings))?;
+    // Damaged metadata is no reason to refuse a picture.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let mut image = DynamicImage::from_decoder(decoder)
+        .map_err(|error| refused(format, header, &error, settings))?;
+    if format == ImageFormat::Gif {
+        fill_uncovered(&mut image, file);
+    }
+    image.apply_orientation(orientation);
+    let (width, height) = (image.width(), image.height());
+    let data = flatten(image, settings.alpha_background)
+        .map_err(|_| undecodable(format, "its colour type is not supported"))?;
+    Ok(Picture::new(width, height, data))
+}
+
+/// Far above any row and any colour profile of a real PNG, far below a profile that is a bomb.
+const METADATA_BYTES: u64 = 16 << 20;
+
+const INCOMPLETE: &str = "the file ends before its picture is complete";
+
+/// What a decoder, the turning or the flattening holds beside the decoded pixels, bytes per pixel.
+fn bytes_beside(file: &[u8], format: ImageFormat) -> u64 {
+    match format {
+        // Every coefficient of three components, 16 bits each, until the last scan.
+        ImageFormat::Jpeg if structure::is_progressive_jpeg(file) => 6,
+        // Lossless frames are decoded to four channels first; a GIF's frame has a buffer of its own.
+        ImageFormat::WebP | ImageFormat::Gif => 4,
+        ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::Bmp => 3,
+    }
+}
+
+/// `max_bytes` bounds what a decoder allocates for itself: a GIF's frame, a PNG's rows and metadata.
+fn limits(max_bytes: u64) -> Limits {
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(max_bytes);
+    limits
+}
+
+fn open<'file>(
+    file: &'file [u8],
+    format: ImageFormat,
+    settings: &InputSettings,
+) -> Result<impl ImageDecoder + 'file, InputError> {
+    let format_of_crate = match format {
+        ImageFormat::Jpeg => image::ImageFormat::Jpeg,
+        ImageFormat::Png => image::ImageFormat::Png,
+        ImageFormat::WebP => image::ImageFormat::WebP,
+        ImageFormat::Gif => image::ImageFormat::Gif,
+        ImageFormat::Bmp => image::ImageFormat::Bmp,
+    };
+    let mut reader = ImageReader::with_format(Cursor::new(file), format_of_crate);
+    reader.limits(limits(METADATA_BYTES.min(settings.max_decoded_bytes)));
+    reader.into_decoder().map_err(|error| undecodable(format, &describe(&error)))
+}
+
+/// Pillow paints what the first frame leaves uncovered with the palette's first colour, unless a colour is
+/// transparent (`GifImagePlugin.load_prepare`); the decoder leaves it clear, as nothing else is then.
+fn fill_uncovered(image: &mut DynamicImage, file: &[u8]) {
+    let (DynamicImage::ImageRgba8(pixels), Some(frame)) = (image, gif::first_frame(file)) else {
+        return;
+    };
+    if !frame.transparent {
+        let [red, green, blue] = frame.first_colour;
+        for pixel in pixels.pixels_mut().filter(|pixel| pixel.0[3] == 0) {
+            pixel.0 = [red, green, blue, 255];
+        }
+    }
+}
+
+fn refused(
+    format: ImageFormat,
+    header: &ImageHeader,
+    error: &ImageError,
+    settings: &InputSettings,
+) -> InputError {
+    if matches!(error, ImageError::Limits(_)) {
+        let (bytes, max_bytes) = (header.working_bytes, settings.max_decoded_bytes);
+        return InputError::DecodedImageTooLarge { bytes, max_bytes };
+    }
+    undecodable(format, &describe(error))
+}
+
+/// The innermost cause on one line; a file that ended early has one text in all formats.
+fn describe(error: &ImageError) -> String {
+    if let ImageError::IoError(io) = error
+        && io.kind() == std::io::ErrorKind::UnexpectedEof
+    {
+        return INCOMPLETE.to_owned();
+    }
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    let text = innermost.to_string();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(200).collect()
+}
+
+fn undecodable(format: ImageFormat, problem: &str) -> InputError {
+    InputError::UndecodableImage { format, problem: problem.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::codecs::{
+        bmp::BmpEncoder, gif::GifEncoder, jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder,
+    };
+    use image::{ExtendedColorType, ImageEncoder};
+
+    const WIDTH: u32 = 31;
+    const HEIGHT: u32 = 17;
+
+    fn gradient() -> Vec<u8> {
+        (0..HEIGHT)
+            .flat_map(|y| {
+                (0..WIDTH).flat_map(move |x| [(x * 8) as u8, (y * 15) as u8, (x * y) as u8])
+            })
+            .collect()
+    }
+
+    fn encoded(format: ImageFormat) -> Vec<u8> {
+        let (data, colour) = (gradient(), ExtendedColorType::Rgb8);
+        let mut file = Vec::new();
+        let written = match format {
+            ImageFormat::Jpeg => JpegEncoder::new_with_quality(&mut file, 95)
+                .write_image(&data, WIDTH, HEIGHT, colour),
+            ImageFormat::Png => {
+                PngEncoder::new(&mut file).write_image(&data, WIDTH, HEIGHT, colour)
+            }
+            ImageFormat::WebP => {
+                WebPEncoder::new_lossless(&mut file).write_image(&data, WIDTH, HEIGHT, colour)
+            }
+            ImageFormat::Gif => GifEncoder::new(&mut file).encode(&data, WIDTH, HEIGHT, colour),
+            ImageFormat::Bmp => {
+                BmpEncoder::new(&mut file).write_image(&data, WIDTH, HEIGHT, colour)
+            }
+        };
+        written.unwrap();
+        file
+    }
+
+    fn decode_whole(file: &[u8], settings: &InputSettings) -> Result<Picture, InputError> {
+        decode(file, &inspect(file, settings)?, settings)
+    }
+
+    #[test]
+    fn every_format_is_decoded() {
+        for format in ImageFormat::ALL {
+            let file = encoded(format);
+            let header = inspect(&file, &InputSettings::default()).unwrap();
+            assert_eq!((header.format, header.width, header.height), (format, WIDTH, HEIGHT));
+            let picture = decode(&file, &header, &InputSettings::default()).unwrap();
+            assert_eq!((picture.width(), picture.height()), (WIDTH, HEIGHT), "{format:?}");
+            let lossless =
+                matches!(format, ImageFormat::Png | ImageFormat::WebP | ImageFormat::Bmp);
+            assert!(!lossless || picture.as_bytes() == gradient(), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_refused() {
+        for format in ImageFormat::ALL {
+            let file = encoded(format);
+            // The last bytes carry no picture: a PNG's and a GIF's end marker, a WebP's padding.
+            for length in 24..file.len() - 16 {
+                let error = decode_whole(&file[..length], &InputSettings::default()).unwrap_err();
+                assert!(
+                    matches!(error, InputError::UndecodableImage { .. }),
+                    "{format:?} {length}: {error}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn limits_are_checked_from_the_header_alone() {
+        let file = encoded(ImageFormat::Png);
+        let (max_pixels, max_side) = (u64::from(WIDTH * HEIGHT), WIDTH);
+        let at_limit = InputSettings { max_pixels, max_side, ..InputSettings::default() };
+        assert!(inspect(&file, &at_limit).is_ok());
+        // The header and nothing else: the pixels are never asked for.
+        let head = &file[..60];
+        let cases = [
+            InputSettings { max_pixels: max_pixels - 1, ..at_limit.clone() },
+            InputSettings { max_side: WIDTH - 1, ..at_limit.clone() },
+        ];
+        for settings in cases {
+            let error = inspect(head, &settings).unwrap_err();
+            assert!(
+                matches!(error, InputError::ImageTooLarge { width: WIDTH, height: HEIGHT, .. }),
+                "{error}"
+            );
+        }
+        let bytes = max_pixels * 3;
+        let settings = InputSettings { max_decoded_bytes: bytes - 1, ..at_limit.clone() };
+        assert_eq!(
+            inspect(head, &settings),
+            Err(InputError::DecodedImageTooLarge { bytes, max_bytes: bytes - 1 })
+        );
+        let settings = InputSettings { max_image_bytes: file.len() - 1, ..at_limit };
+        let expected =
+            InputError::ImageFileTooLarge { bytes: file.len(), max_bytes: file.len() - 1 };
+        assert_eq!(inspect(&file, &settings), Err(expected));
+    }
+
+    #[test]
+    fn exif_orientation_turns_the_picture() {
+        // A big-endian TIFF header with one entry: tag 0x112, SHORT, 1 value, orientation 6 (turn clockwise).
+        let exif = b"\xff\xe1\x00\x22Exif\0\0MM\x00\x2a\0\0\0\x08\x00\x01\x01\x12\x00\x03\0\0\0\x01\x00\x06\0\0\0\0\0\0";
+        let plain = encoded(ImageFormat::Jpeg);
+        let turned = [&plain[..2], exif, &plain[2..]].concat();
+        let settings = InputSettings::default();
+        let plain = decode_whole(&plain, &settings).unwrap();
+        let turned = decode_whole(&turned, &settings).unwrap();
+        assert_eq!((turned.width(), turned.height()), (HEIGHT, WIDTH));
+        let pixel = |picture: &Picture, x: u32, y: u32| {
+            picture.as_bytes()[((y * picture.width() + x) * 3) as usize..][..3].to_vec()
+        };
+        for (x, y) in [(0, 0), (WIDTH - 1, 0), (3, HEIGHT - 1)] {
+            assert_eq!(pixel(&plain, x, y), pixel(&turned, HEIGHT - 1 - y, x));
+        }
+    }
+
+    #[test]
+    fn transparency_shows_the_background() {
+        let mut file = Vec::new();
+        let pixels = [10, 20, 30, 255, 10, 20, 30, 0, 10, 127, 30, 127];
+        PngEncoder::new(&mut file).write_image(&pixels, 3, 1, ExtendedColorType::Rgba8).unwrap();
+        let on = |alpha_background| {
+            let settings = InputSettings { alpha_background, ..InputSettings::default() };
+            decode_whole(&file, &settings).unwrap().as_bytes().to_vec()
+        };
+        assert_eq!(on([255; 3]), [10, 20, 30, 255, 255, 255, 133, 191, 143]);
+        assert_eq!(on([1, 2, 3])[..6], [10, 20, 30, 1, 2, 3]);
+    }
+
+    #[test]
+    fn what_a_gif_frame_leaves_uncovered_has_the_first_colour() {
+        // 3x1 screen, 1x1 frame at the right; palette: (10, 11, 12), white.
+        let gif = b"GIF89a\x03\0\x01\0\x80\0\0\x0a\x0b\x0c\xff\xff\xff\x2c\x02\0\0\0\x01\0\x01\0\0\x02\x02\x4c\x01\0\x3b";
+        let picture = decode_whole(gif, &InputSettings::default()).unwrap();
+        assert_eq!(picture.as_bytes(), [10, 11, 12, 10, 11, 12, 255, 255, 255]);
+    }
+}

@@ -1,0 +1,113 @@
+//! Text of ids as they are generated.
+
+use super::Tokenizer;
+
+/// Turns ids into text piece by piece; the pieces joined are exactly [`Tokenizer::decode`] of all ids.
+///
+/// With `clean_up_tokenization_spaces` what later ids can still change is held back.
+#[derive(Debug)]
+pub struct Detokenizer<'tokenizer> {
+    tokenizer: &'tokenizer Tokenizer,
+    ids: Vec<u32>,
+    /// Bytes of the decoded text that were given out.
+    given: usize,
+}
+
+impl<'tokenizer> Detokenizer<'tokenizer> {
+    pub(super) fn new(tokenizer: &'tokenizer Tokenizer, prompt: &[u32]) -> Self {
+        Self { tokenizer, ids: prompt.to_vec(), given: 0 }
+    }
+
+    /// The text that this id settles, possibly none; the first piece begins with the prompt.
+    pub fn push(&mut self, id: u32) -> String {
+        self.ids.push(id);
+        let text = self.tokenizer.decode(&self.ids);
+        let settled = if self.tokenizer.cleans_up() { settled(&text) } else { text.len() };
+        self.give(&text, settled)
+    }
+
+    /// The text held back: to be called once, when no id follows.
+    pub fn finish(&mut self) -> String {
+        let text = self.tokenizer.decode(&self.ids);
+        self.give(&text, text.len())
+    }
+
+    fn give(&mut self, text: &str, settled: usize) -> String {
+        let piece = text.get(self.given..settled).unwrap_or_default().to_owned();
+        self.given += piece.len();
+        piece
+    }
+}
+
+/// Bytes of a cleaned-up text that no later id can change. Every rule starts at a space and what comes later joins
+/// only what follows the last one, with one exception: "n", "'", "t" become "n't" in two steps, so a last word
+/// but one that is "n" waits as well.
+fn settled(text: &str) -> usize {
+    let last_word = text.rfind(' ').unwrap_or(0);
+    let before = &text[..last_word];
+    if before == "n" || before.ends_with(" n") { before.rfind(' ').unwrap_or(0) } else { last_word }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::InputSettings;
+    use proptest::prelude::*;
+    use std::sync::LazyLock;
+
+    /// The words that the clean-up rules are about, and pieces that build them.
+    const WORDS: [&str; 24] = [
+        "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "do", "not", ".", "?", "!", ",",
+        "'", "n", "t", "s", "m", "ve", "re", "##s", "##t", "##n", "##'",
+    ];
+
+    static CLEANING: LazyLock<Tokenizer> = LazyLock::new(|| load(true));
+    static PLAIN: LazyLock<Tokenizer> = LazyLock::new(|| load(false));
+
+    fn load(clean_up: bool) -> Tokenizer {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("vocab.txt"), WORDS.join("\n")).unwrap();
+        let config = format!("{{\"clean_up_tokenization_spaces\": {clean_up}}}");
+        std::fs::write(directory.path().join("tokenizer_config.json"), config).unwrap();
+        Tokenizer::load(directory.path(), &InputSettings::default()).unwrap()
+    }
+
+    fn ids(words: &[&str]) -> Vec<u32> {
+        let id = |word| WORDS.iter().position(|known| known == word).unwrap() as u32;
+        words.iter().map(id).collect()
+    }
+
+    fn pieces(tokenizer: &Tokenizer, prompt: &[u32], new: &[u32]) -> Vec<String> {
+        let mut detokenizer = tokenizer.detokenizer(prompt);
+        let mut pieces: Vec<String> = new.iter().map(|&id| detokenizer.push(id)).collect();
+        pieces.push(detokenizer.finish());
+        pieces
+    }
+
+    #[test]
+    fn without_clean_up_each_id_gives_its_text_at_once() {
+        let pieces =
+            pieces(&PLAIN, &ids(&["[CLS]", "a"]), &ids(&["man", "##s", "'", "s", "[SEP]"]));
+        assert_eq!(pieces, ["a man", "s", " '", " s", "", ""]);
+    }
+
+    #[test]
+    fn with_clean_up_the_last_word_waits() {
+        let pieces =
+            pieces(&CLEANING, &ids(&["a"]), &ids(&["man", "'", "s", "do", "n", "'", "t", "."]));
+        assert_eq!(pieces, ["a", " man", "", "'s", " do", "", "", "", "n't."]);
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_joined_are_the_whole_text(
+            prompt in prop::collection::vec(0..WORDS.len() as u32 + 2, 0..5),
+            new in prop::collection::vec(0..WORDS.len() as u32 + 2, 0..24),
+        ) {
+            for tokenizer in [&*PLAIN, &*CLEANING] {
+                let whole = tokenizer.decode(&[&prompt[..], &new].concat());
+                prop_assert_eq!(pieces(tokenizer, &prompt, &new).concat(), whole);
+            }
+        }
+    }
+}

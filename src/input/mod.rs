@@ -1,0 +1,58 @@
+//! Untrusted bytes to model-ready values: synchronous and pure, no thread, no socket, no clock.
+//!
+//! - [`ImageValue`]: what a client may write where an image is wanted.
+//! - [`inspect`], [`decode`], [`resize`]: a picture file to [`Pixels`](crate::task::Pixels), as Pillow and
+//!   `transformers` would make them; in stages, so that `images` can bound and time each one.
+//! - [`Tokenizer`], [`Detokenizer`]: text to ids and back.
+//!
+//! Callers: `images` (pictures, on its decoding threads) and `http` (image values, texts). A decoder may panic on
+//! a malicious file: whoever calls `inspect` or `decode` catches that.
+
+mod decode;
+mod detokenizer;
+mod error;
+mod flatten;
+mod gif;
+mod image_value;
+mod picture;
+mod resize;
+mod settings;
+mod sniff;
+mod structure;
+mod text;
+mod tokenizer;
+
+pub use decode::{ImageHeader, decode, inspect};
+pub use detokenizer::Detokenizer;
+pub use error::{InputError, TokenizerError};
+pub use image_value::ImageValue;
+pub use picture::Picture;
+pub use resize::resize;
+pub use settings::{InputSettings, InvalidInputSetting};
+pub use sniff::sniff_format;
+pub use text::check_text;
+pub use tokenizer::Tokenizer;
+
+use crate::task::{ImageId, ImageInfo, Pixels, Preprocessing};
+use sha2::{Digest, Sha256};
+
+/// The id of a picture file: SHA-256 of its bytes.
+#[must_use]
+pub fn image_id(file: &[u8]) -> ImageId {
+    ImageId::from_digest(Sha256::digest(file).into())
+}
+
+/// A picture file to pixels in one call: [`inspect`], [`decode`], [`resize`].
+///
+/// # Errors
+/// Whatever is wrong with the file or above a limit.
+pub fn prepare(
+    file: &[u8],
+    preprocessing: Preprocessing,
+    settings: &InputSettings,
+) -> Result<(ImageInfo, Pixels), InputError> {
+    let header = inspect(file, settings)?;
+    let picture = decode(file, &header, settings)?;
+    let info = picture.info(image_id(file), header.format);
+    Ok((info, resize(&picture, preprocessing)))
+}

@@ -1,0 +1,151 @@
+//! Whether a file is whole, told from its structure: the decoders fill the missing rest of a picture with grey or
+//! stop early without an error, Pillow raises. PNG and BMP need no help, their decoders ask for every byte.
+
+use super::gif;
+use crate::task::ImageFormat;
+
+/// Bytes after the end are allowed (as Pillow does); a file that ends early is not.
+pub(super) fn is_complete(file: &[u8], format: ImageFormat) -> bool {
+    match format {
+        ImageFormat::Jpeg => jpeg(file).complete,
+        ImageFormat::WebP => webp(file),
+        ImageFormat::Gif => gif::first_frame(file).is_some(),
+        ImageFormat::Png | ImageFormat::Bmp => true,
+    }
+}
+
+/// True for a JPEG whose decoder keeps every coefficient until its last scan.
+pub(super) fn is_progressive_jpeg(file: &[u8]) -> bool {
+    jpeg(file).progressive
+}
+
+struct Jpeg {
+    complete: bool,
+    progressive: bool,
+}
+
+/// Walks the markers up to the end-of-image marker. libjpeg, so Pillow, reports a file as truncated exactly when
+/// that marker does not come, even if every coefficient is there.
+fn jpeg(file: &[u8]) -> Jpeg {
+    let mut found = Jpeg { complete: false, progressive: false };
+    let mut scans = 0;
+    let mut at = 2;
+    while let Some((marker, next)) = next_marker(file, at) {
+        at = next;
+        match marker {
+            0xd9 => {
+                found.complete = scans > 0;
+                return found;
+            }
+            // Restarts and the reserved TEM stand alone.
+            0x01 | 0xd0..=0xd8 => {}
+            _ => {
+                let Some(&[high, low]) = file.get(at..at + 2).and_then(|pair| pair.first_chunk())
+                else {
+                    return found;
+                };
+                at += usize::from(u16::from_be_bytes([high, low])).max(2);
+                found.progressive |= marker == 0xc2;
+                scans += usize::from(marker == 0xda);
+            }
+        }
+    }
+    found
+}
+
+/// The next marker at or after `at` and the place behind it. Stuffed zeros and fill bytes are not markers; bytes
+/// between segments and the entropy-coded data of a scan are passed over.
+fn next_marker(file: &[u8], mut at: usize) -> Option<(u8, usize)> {
+    loop {
+        at += file.get(at..)?.iter().position(|&byte| byte == 0xff)?;
+        match *file.get(at + 1)? {
+            0x00 => at += 2,
+            0xff => at += 1,
+            marker => return Some((marker, at + 2)),
+        }
+    }
+}
+
+/// True when a lossy frame of a `WebP` is larger than the canvas that the container announces. The decoder believes
+/// the frame, allocates it, and compares only then.
+pub(super) fn webp_frame_exceeds(file: &[u8], width: u32, height: u32) -> bool {
+    let mut at = 12;
+    while let Some(header) = file.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+        let [a, b, c, d, size @ ..] = *header;
+        at += 8;
+        match &[a, b, c, d] {
+            // An animation's frame: 16 bytes of its own, then chunks like the outer ones; they are walked next.
+            b"ANMF" => at += 16,
+            name => {
+                let frame = file.get(at + 6..).and_then(|frame| frame.first_chunk::<4>());
+                if name == b"VP8 "
+                    && let Some(&[w0, w1, h0, h1]) = frame
+                {
+                    // Frame tag, start code, then 14 bits of each side.
+                    let side = |bytes| u32::from(u16::from_le_bytes(bytes) & 0x3fff);
+                    if side([w0, w1]) > width || side([h0, h1]) > height {
+                        return true;
+                    }
+                }
+                let size = u32::from_le_bytes(size) as usize;
+                at = at.saturating_add(size).saturating_add(size & 1);
+            }
+        }
+    }
+    false
+}
+
+/// The size in the RIFF header must be there; a missing last padding byte is forgiven.
+fn webp(file: &[u8]) -> bool {
+    let Some(size) = file.get(4..8).and_then(|bytes| bytes.first_chunk()) else { return false };
+    let size = u64::from(u32::from_le_bytes(*size));
+    file.len() as u64 >= (size & !1) + 8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SOI, APP1 with a whole thumbnail in it, frame, scan with stuffing, restart and fill bytes, EOI.
+    const JPEG: &[u8] = b"\xff\xd8\xff\xe1\x00\x08\xff\xd8\xff\xd9..\xff\xc2\x00\x04..\xff\xda\x00\x03.ab\xff\x00c\xff\xd0d\xff\xff\xd9";
+
+    #[test]
+    fn a_jpeg_is_whole_only_with_its_end_marker() {
+        assert!(jpeg(JPEG).complete);
+        assert!(jpeg(JPEG).progressive);
+        for length in 0..JPEG.len() {
+            assert!(!jpeg(&JPEG[..length]).complete, "{length} of {} bytes", JPEG.len());
+        }
+    }
+
+    #[test]
+    fn bytes_behind_the_end_do_no_harm() {
+        assert!(jpeg(&[JPEG, b"\xff\xd8 a second picture"].concat()).complete);
+        assert!(webp(b"RIFF\x06\0\0\0WEBPxx and more"));
+    }
+
+    #[test]
+    fn a_jpeg_without_a_scan_is_not_whole() {
+        assert!(!jpeg(b"\xff\xd8\xff\xd9").complete);
+    }
+
+    #[test]
+    fn a_lossy_frame_beyond_its_canvas_is_found_in_any_frame() {
+        let frame = b"VP8 \x0a\0\0\0\x10\0\0\x9d\x01\x2a\x10\0\x20\0";
+        let plain = [b"RIFF\x20\0\0\0WEBPXMP \x01\0\0\0x\0", &frame[..]].concat();
+        assert!(!webp_frame_exceeds(&plain, 16, 32));
+        assert!(webp_frame_exceeds(&plain, 15, 32));
+        assert!(webp_frame_exceeds(&plain, 16, 31));
+        let animated = [b"RIFF\x20\0\0\0WEBPANMF\x22\0\0\0 sixteen bytes..", &frame[..]].concat();
+        assert!(webp_frame_exceeds(&animated, 15, 32));
+        assert!(!webp_frame_exceeds(&animated[..animated.len() - 4], 15, 32));
+    }
+
+    #[test]
+    fn a_webp_must_be_as_long_as_it_says() {
+        assert!(webp(b"RIFF\x06\0\0\0WEBPxx"));
+        assert!(webp(b"RIFF\x07\0\0\0WEBPxx"));
+        assert!(!webp(b"RIFF\x08\0\0\0WEBPxx"));
+        assert!(!webp(b"RIFF\x06\0"));
+    }
+}

@@ -24,6 +24,8 @@
 //! | `app` | the composition root |
 
 pub mod engine;
+pub mod images;
+pub mod input;
 pub mod model;
 pub mod task;
 pub mod telemetry;

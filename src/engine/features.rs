@@ -146,7 +146,9 @@ impl<M: Clone> Features<M> {
         let old = |entry: &Entry<M>| entry.pins == 0 && entry.expires <= now;
         let keys: Vec<FeatureKey> =
             self.entries.iter().filter(|(_, entry)| old(entry)).map(|(&key, _)| key).collect();
-        keys.into_iter().for_each(|key| self.drop_entry(key));
+        for key in keys {
+            self.drop_entry(key);
+        }
     }
 
     /// Bytes held.

@@ -232,9 +232,8 @@ impl Admission {
             stream,
         };
         match self.handle.inbox.try_send(Message::Task(Box::new(submission))) {
-            Ok(()) => Reply(reply),
-            // The dropped message resolves the reply as `WorkerDown`.
-            Err(TrySendError::Disconnected(_)) => Reply(reply),
+            // A message dropped before a closed inbox resolves the reply as `WorkerDown`.
+            Ok(()) | Err(TrySendError::Disconnected(_)) => Reply(reply),
             Err(TrySendError::Full(message)) => {
                 // Admission bounds tasks below the inbox's size; should that ever fail, it is load, not a panic.
                 let retry_after = shared.ledger.retry_after();

@@ -2,7 +2,10 @@
 //!
 //! Deliberately as Pillow and `transformers` do it: the first frame alone, EXIF orientation applied, transparency
 //! on a background. Not copied: XMP orientation is not looked at, ICC profiles are ignored (by both), 16-bit grey
-//! keeps its high byte (see `flatten`), and the colour key of a PNG is compared at the file's own bit depth.
+//! keeps its high byte (see `flatten`), the colour key of a PNG is compared at the file's own bit depth, what of a
+//! GIF's frame lies beyond its screen is cut off (Pillow enlarges the screen), and a PNG or BMP without its last
+//! bytes is refused even where they carry no pixel. As in Pillow, a JPEG whose data ends early in front of an end
+//! marker is filled up with grey.
 
 use std::io::Cursor;
 
@@ -37,21 +40,22 @@ pub fn inspect(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, Inp
         return Err(InputError::ImageFileTooLarge { bytes, max_bytes });
     }
     let format = sniff_format(file)?;
+    if format == ImageFormat::Png
+        && let Some((width, height)) = structure::png_size(file)
+    {
+        check_size(width, height, settings)?;
+    }
     let decoder = open(file, format, settings);
     if decoder.is_err() && !structure::is_complete(file, format) {
         return Err(undecodable(format, INCOMPLETE));
     }
     let decoder = decoder?;
     let (width, height) = decoder.dimensions();
-    let &InputSettings { max_pixels, max_side, max_decoded_bytes: max_bytes, .. } = settings;
-    let pixels = u64::from(width) * u64::from(height);
+    let pixels = check_size(width, height, settings)?;
     if pixels == 0 {
         return Err(undecodable(format, "it has no pixels"));
     }
-    if pixels > max_pixels || width > max_side || height > max_side {
-        return Err(InputError::ImageTooLarge { width, height, max_pixels, max_side });
-    }
-    let bytes = decoder.total_bytes();
+    let (bytes, max_bytes) = (decoder.total_bytes(), settings.max_decoded_bytes);
     if bytes > max_bytes {
         return Err(InputError::DecodedImageTooLarge { bytes, max_bytes });
     }
@@ -61,8 +65,24 @@ pub fn inspect(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, Inp
     if format == ImageFormat::WebP && structure::webp_frame_exceeds(file, width, height) {
         return Err(undecodable(format, "a frame is larger than its canvas"));
     }
-    let working_bytes = bytes + pixels * bytes_beside(file, format);
+    let mut working_bytes = bytes + pixels * bytes_beside(file, format);
+    if format == ImageFormat::Gif
+        && let Some(frame) = gif::first_frame(file)
+    {
+        // What of the frame lies beyond the screen is decoded with the rest and then cut off.
+        working_bytes += check_size(frame.width, frame.height, settings)? * 4;
+    }
     Ok(ImageHeader { format, width, height, working_bytes })
+}
+
+/// The number of pixels, within the limits.
+fn check_size(width: u32, height: u32, settings: &InputSettings) -> Result<u64, InputError> {
+    let &InputSettings { max_pixels, max_side, .. } = settings;
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > max_pixels || width > max_side || height > max_side {
+        return Err(InputError::ImageTooLarge { width, height, max_pixels, max_side });
+    }
+    Ok(pixels)
 }
 
 /// Decodes a file that [`inspect`] has passed.
@@ -103,9 +123,9 @@ fn bytes_beside(file: &[u8], format: ImageFormat) -> u64 {
     match format {
         // Every coefficient of three components, 16 bits each, until the last scan.
         ImageFormat::Jpeg if structure::is_progressive_jpeg(file) => 6,
-        // Lossless frames are decoded to four channels first; a GIF's frame has a buffer of its own.
-        ImageFormat::WebP | ImageFormat::Gif => 4,
-        ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::Bmp => 3,
+        // Lossless frames are decoded to four channels first.
+        ImageFormat::WebP => 4,
+        ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::Gif | ImageFormat::Bmp => 3,
     }
 }
 
@@ -282,6 +302,20 @@ mod tests {
         let expected =
             InputError::ImageFileTooLarge { bytes: file.len(), max_bytes: file.len() - 1 };
         assert_eq!(inspect(&file, &settings), Err(expected));
+    }
+
+    #[test]
+    fn sides_that_no_memory_holds_are_told_as_too_large() {
+        let settings = InputSettings::default();
+        let too_large = |file: &[u8]| {
+            let error = inspect(file, &settings).unwrap_err();
+            assert!(matches!(error, InputError::ImageTooLarge { .. }), "{error}");
+        };
+        let mut png = encoded(ImageFormat::Png);
+        png[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]);
+        too_large(&png);
+        // A 1x1 screen and a frame of 65,535 a side on it.
+        too_large(b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\0\0\0\x2c\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x4c\x01\0\x3b");
     }
 
     #[test]

@@ -7,6 +7,10 @@ pub(super) struct FirstFrame {
     pub(super) transparent: bool,
     /// The palette's first colour, RGB.
     pub(super) first_colour: [u8; 3],
+    /// Its own width in pixels, which may exceed the screen's.
+    pub(super) width: u32,
+    /// Its own height in pixels.
+    pub(super) height: u32,
 }
 
 /// Header, logical screen descriptor.
@@ -28,14 +32,16 @@ pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame> {
                 at = skip_sub_blocks(file, at + 2)?;
             }
             0x2c => {
-                let frame_flags = *file.get(at + 9)?;
+                let &[.., w0, w1, h0, h1, frame_flags] = file.get(at..)?.first_chunk::<10>()?;
+                let side = |bytes| u32::from(u16::from_le_bytes(bytes));
+                let (width, height) = (side([w0, w1]), side([h0, h1]));
                 let table = at + 10;
                 let local = file.get(table..)?;
                 let palette = if frame_flags & 0x80 == 0 { global } else { local };
                 // The byte before the data is the code size.
                 skip_sub_blocks(file, table + table_bytes(frame_flags) + 1)?;
                 let first_colour = *palette.first_chunk()?;
-                return Some(FirstFrame { transparent, first_colour });
+                return Some(FirstFrame { transparent, first_colour, width, height });
             }
             0x3b => return None,
             // Pillow and the decoder pass over stray bytes between blocks.
@@ -71,7 +77,8 @@ mod tests {
 
     #[test]
     fn palette_and_transparency_are_read() {
-        let expected = FirstFrame { transparent: true, first_colour: [10, 11, 12] };
+        let first_colour = [10, 11, 12];
+        let expected = FirstFrame { transparent: true, first_colour, width: 2, height: 2 };
         assert_eq!(first_frame(GIF), Some(expected));
     }
 

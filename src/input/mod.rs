@@ -13,6 +13,8 @@ mod detokenizer;
 mod error;
 mod flatten;
 mod gif;
+#[cfg(test)]
+mod goldens;
 mod image_value;
 mod picture;
 mod resize;

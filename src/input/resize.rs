@@ -11,8 +11,8 @@ use crate::task::{Pixels, Preprocessing};
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 /// Half a unit, so that the final shift rounds.
 const HALF: i32 = 1 << (PRECISION_BITS - 1);
-/// Rows that the horizontal pass takes side by side: 8 x 3 channels fill three vectors of eight 32-bit lanes.
-const ROWS: usize = 8;
+/// Rows that the horizontal pass takes side by side: 16 x 3 channels fill three vectors of 16 lanes, or six of eight.
+const ROWS: usize = 16;
 const LANES: usize = ROWS * 3;
 /// Samples of a row that the vertical pass sums side by side: eight vectors, one cache line of the source.
 const BLOCK: usize = 64;
@@ -30,19 +30,21 @@ pub fn resize(picture: &Picture, preprocessing: Preprocessing) -> Pixels {
     let columns = (out_width != source_width).then(|| taps(source_width, out_width));
     let rows = (out_height != source_height).then(|| taps(source_height, out_height));
     let source = picture.as_bytes();
-    let data = pulp::Arch::new().dispatch(|| match (&columns, &rows) {
+    let vectors = pulp::Arch::new();
+    let horizontal =
+        |source: &[u8], columns| vectors.dispatch(Horizontal { source, source_width, columns });
+    let vertical = |source: &[u8], width, rows| {
+        vectors.dispatch(Vertical { source, row_bytes: width * 3, rows })
+    };
+    let data = match (&columns, &rows) {
         (None, None) => source.to_vec(),
-        (Some(columns), None) => horizontal(source, source_width, columns),
-        (None, Some(rows)) => vertical(source, out_width * 3, rows),
+        (Some(columns), None) => horizontal(source, columns),
+        (None, Some(rows)) => vertical(source, out_width, rows),
         (Some(columns), Some(rows)) if vertical_first(picture, preprocessing) => {
-            let low = vertical(source, source_width * 3, rows);
-            horizontal(&low, source_width, columns)
+            horizontal(&vertical(source, source_width, rows), columns)
         }
-        (Some(columns), Some(rows)) => {
-            let narrow = horizontal(source, source_width, columns);
-            vertical(&narrow, out_width * 3, rows)
-        }
-    });
+        (Some(columns), Some(rows)) => vertical(&horizontal(source, columns), out_width, rows),
+    };
     Pixels::new(width, height, data.into_boxed_slice())
 }
 
@@ -105,71 +107,92 @@ fn fixed_point(weight: f64, sum: f64) -> i32 {
 }
 
 /// `[rows, source_width, 3]` to `[rows, columns.len(), 3]`.
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
-#[inline(always)]
-fn horizontal(source: &[u8], source_width: usize, columns: &[Taps]) -> Vec<u8> {
-    let row_bytes = source_width * 3;
-    let out_row_bytes = columns.len() * 3;
-    let mut out = vec![0; source.len() / row_bytes * out_row_bytes];
-    let mut side_by_side = vec![[0; LANES]; source_width];
-    let blocks = source.chunks(row_bytes * ROWS).zip(out.chunks_mut(out_row_bytes * ROWS));
-    for (block, out_block) in blocks {
-        for (lane, row) in block.chunks_exact(row_bytes).enumerate() {
-            let (pixels, _) = row.as_chunks::<3>();
-            for (lanes, pixel) in side_by_side.iter_mut().zip(pixels) {
-                lanes[lane * 3..lane * 3 + 3].copy_from_slice(pixel);
-            }
-        }
-        for (column, taps) in columns.iter().enumerate() {
-            let sums = weigh(&side_by_side[taps.first..][..taps.coefficients.len()], taps);
-            for (out_row, sums) in
-                out_block.chunks_exact_mut(out_row_bytes).zip(sums.as_chunks::<3>().0)
-            {
-                out_row[column * 3..][..3].copy_from_slice(&sums.map(clip));
-            }
-        }
-    }
-    out
+struct Horizontal<'a> {
+    source: &'a [u8],
+    source_width: usize,
+    columns: &'a [Taps],
 }
 
-/// The weighted sum of neighbouring pixels of several rows at once.
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
-#[inline(always)]
-fn weigh(pixels: &[[u8; LANES]], taps: &Taps) -> [i32; LANES] {
-    let mut sums = [HALF; LANES];
-    for (lanes, &coefficient) in pixels.iter().zip(&taps.coefficients) {
-        for (sum, &sample) in sums.iter_mut().zip(lanes) {
-            *sum += i32::from(sample) * coefficient;
+// `dispatch` compiles `call` once for each vector width: what is inlined into it uses those instructions.
+impl pulp::NullaryFnOnce for Horizontal<'_> {
+    type Output = Vec<u8>;
+
+    #[expect(
+        clippy::inline_always,
+        reason = "a separate function would not use the vector instructions"
+    )]
+    #[inline(always)]
+    fn call(self) -> Vec<u8> {
+        let row_bytes = self.source_width * 3;
+        let out_row_bytes = self.columns.len() * 3;
+        let mut out = vec![0; self.source.len() / row_bytes * out_row_bytes];
+        let mut side_by_side = vec![[0; LANES]; self.source_width];
+        let blocks = self.source.chunks(row_bytes * ROWS).zip(out.chunks_mut(out_row_bytes * ROWS));
+        for (block, out_block) in blocks {
+            for (lane, row) in block.chunks_exact(row_bytes).enumerate() {
+                let (pixels, _) = row.as_chunks::<3>();
+                for (lanes, pixel) in side_by_side.iter_mut().zip(pixels) {
+                    lanes[lane * 3..lane * 3 + 3].copy_from_slice(pixel);
+                }
+            }
+            for (column, taps) in self.columns.iter().enumerate() {
+                let mut sums = [HALF; LANES];
+                for (lanes, &coefficient) in
+                    side_by_side[taps.first..].iter().zip(&taps.coefficients)
+                {
+                    for (sum, &sample) in sums.iter_mut().zip(lanes) {
+                        *sum += i32::from(sample) * coefficient;
+                    }
+                }
+                let out_rows = out_block.chunks_exact_mut(out_row_bytes);
+                for (out_row, sums) in out_rows.zip(sums.as_chunks::<3>().0) {
+                    out_row[column * 3..][..3].copy_from_slice(&sums.map(clip));
+                }
+            }
         }
+        out
     }
-    sums
 }
 
 /// `[any, row_bytes]` to `[rows.len(), row_bytes]`.
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
-#[inline(always)]
-fn vertical(source: &[u8], row_bytes: usize, rows: &[Taps]) -> Vec<u8> {
-    let mut out = vec![0; rows.len() * row_bytes];
-    for (out_row, taps) in out.chunks_exact_mut(row_bytes).zip(rows) {
-        let source = &source[taps.first * row_bytes..];
-        let (blocks, rest) = out_row.as_chunks_mut::<BLOCK>();
-        for (at, block) in blocks.iter_mut().enumerate() {
-            let mut sums = [HALF; BLOCK];
-            for (row, &coefficient) in source.chunks_exact(row_bytes).zip(&taps.coefficients) {
-                for (sum, &sample) in sums.iter_mut().zip(&row[at * BLOCK..][..BLOCK]) {
-                    *sum += i32::from(sample) * coefficient;
+struct Vertical<'a> {
+    source: &'a [u8],
+    row_bytes: usize,
+    rows: &'a [Taps],
+}
+
+impl pulp::NullaryFnOnce for Vertical<'_> {
+    type Output = Vec<u8>;
+
+    #[expect(
+        clippy::inline_always,
+        reason = "a separate function would not use the vector instructions"
+    )]
+    #[inline(always)]
+    fn call(self) -> Vec<u8> {
+        let Self { source, row_bytes, rows } = self;
+        let mut out = vec![0; rows.len() * row_bytes];
+        for (out_row, taps) in out.chunks_exact_mut(row_bytes).zip(rows) {
+            let source = &source[taps.first * row_bytes..];
+            let (blocks, rest) = out_row.as_chunks_mut::<BLOCK>();
+            for (at, block) in blocks.iter_mut().enumerate() {
+                let mut sums = [HALF; BLOCK];
+                for (row, &coefficient) in source.chunks_exact(row_bytes).zip(&taps.coefficients) {
+                    for (sum, &sample) in sums.iter_mut().zip(&row[at * BLOCK..][..BLOCK]) {
+                        *sum += i32::from(sample) * coefficient;
+                    }
                 }
+                *block = sums.map(clip);
             }
-            *block = sums.map(clip);
+            let start = row_bytes - rest.len();
+            for (at, out_sample) in rest.iter_mut().enumerate() {
+                let column = source.chunks_exact(row_bytes).map(|row| i32::from(row[start + at]));
+                let sum: i32 = column.zip(&taps.coefficients).map(|(sample, &c)| sample * c).sum();
+                *out_sample = clip(sum + HALF);
+            }
         }
-        let start = row_bytes - rest.len();
-        for (at, out_sample) in rest.iter_mut().enumerate() {
-            let column = source.chunks_exact(row_bytes).map(|row| i32::from(row[start + at]));
-            let sum: i32 = column.zip(&taps.coefficients).map(|(sample, &c)| sample * c).sum();
-            *out_sample = clip(sum + HALF);
-        }
+        out
     }
-    out
 }
 
 /// `clip8`: back to 8 bits.

@@ -19,6 +19,12 @@ pub(super) fn is_progressive_jpeg(file: &[u8]) -> bool {
     jpeg(file).progressive
 }
 
+/// The size in a PNG's first chunk; its decoder refuses rows beyond its memory limit before it tells the size.
+pub(super) fn png_size(file: &[u8]) -> Option<(u32, u32)> {
+    let (width, rest) = file.get(16..)?.split_first_chunk()?;
+    Some((u32::from_be_bytes(*width), u32::from_be_bytes(*rest.first_chunk()?)))
+}
+
 struct Jpeg {
     complete: bool,
     progressive: bool,

@@ -1,9 +1,9 @@
 use super::*;
 use crate::telemetry::metrics::Metrics;
 
-fn ledger(settings: EngineSettings) -> (Arc<Ledger>, Arc<Metrics>, Instant) {
+fn ledger(settings: &EngineSettings) -> (Arc<Ledger>, Arc<Metrics>, Instant) {
     let metrics = Arc::new(Metrics::try_new().unwrap());
-    (Ledger::new(&settings, Arc::clone(&metrics)), metrics, Instant::now())
+    (Ledger::new(settings, Arc::clone(&metrics)), metrics, Instant::now())
 }
 
 fn small() -> EngineSettings {
@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 #[test]
 fn room_is_given_back_when_call_and_tasks_are_gone() {
-    let (ledger, metrics, now) = ledger(small());
+    let (ledger, metrics, now) = ledger(&small());
     let room = ledger.admit(400, now + SOON, now).unwrap();
     room.reserve(6, 2, SOON).unwrap();
     room.reserve_bytes(100).unwrap();
@@ -29,7 +29,7 @@ fn room_is_given_back_when_call_and_tasks_are_gone() {
 
 #[test]
 fn a_finished_task_frees_its_rows_before_its_call_ends() {
-    let (ledger, metrics, now) = ledger(small());
+    let (ledger, metrics, now) = ledger(&small());
     let room = ledger.admit(0, now + SOON, now).unwrap();
     room.reserve(6, 0, SOON).unwrap();
     drop(room.claim(4, 0).unwrap());
@@ -41,7 +41,7 @@ fn a_finished_task_frees_its_rows_before_its_call_ends() {
 
 #[test]
 fn a_full_ledger_refuses_and_takes_nothing() {
-    let (ledger, metrics, now) = ledger(small());
+    let (ledger, metrics, now) = ledger(&small());
     let first = ledger.admit(900, now + SOON, now).unwrap();
     let overloaded = EngineError::Overloaded { retry_after: Duration::from_secs(1) };
     assert_eq!(ledger.admit(101, now + SOON, now).unwrap_err(), overloaded);
@@ -69,7 +69,7 @@ fn measured() -> Estimates {
 
 #[test]
 fn a_long_wait_is_refused_with_the_time_the_queue_needs() {
-    let (ledger, _, now) = ledger(small());
+    let (ledger, _, now) = ledger(&small());
     ledger.publish(measured());
     let room = || {
         let room = ledger.admit(0, now + SOON, now).unwrap();
@@ -86,7 +86,7 @@ fn a_long_wait_is_refused_with_the_time_the_queue_needs() {
 
 #[test]
 fn a_large_call_delays_a_single_one_by_one_turn_only() {
-    let (ledger, _, now) = ledger(small());
+    let (ledger, _, now) = ledger(&small());
     ledger.publish(measured());
     let large = ledger.admit(0, now + SOON, now).unwrap();
     large.reserve(8, 8, SOON).unwrap();
@@ -103,7 +103,7 @@ fn a_large_call_delays_a_single_one_by_one_turn_only() {
 
 #[test]
 fn a_call_that_an_idle_server_cannot_finish_is_not_retryable() {
-    let (ledger, metrics, now) = ledger(small());
+    let (ledger, metrics, now) = ledger(&small());
     ledger.publish(measured());
     let room = ledger.admit(0, now + SOON, now).unwrap();
     let refused = room.reserve(8, 8, Duration::from_secs(5)).unwrap_err();
@@ -116,7 +116,7 @@ fn a_call_that_an_idle_server_cannot_finish_is_not_retryable() {
 
 #[test]
 fn a_wait_beyond_the_deadline_is_refused_though_short() {
-    let (ledger, metrics, now) = ledger(small());
+    let (ledger, metrics, now) = ledger(&small());
     ledger.publish(measured());
     let first = ledger.admit(0, now + SOON, now).unwrap();
     first.reserve(2, 2, SOON).unwrap();
@@ -139,7 +139,7 @@ fn rows_that_share_units_do_not_wait_for_each_other() {
 
 #[test]
 fn draining_admits_nothing_but_lets_admitted_calls_go_on() {
-    let (ledger, metrics, now) = ledger(small());
+    let (ledger, metrics, now) = ledger(&small());
     let room = ledger.admit(0, now + SOON, now).unwrap();
     ledger.drain();
     assert_eq!(ledger.admit(0, now + SOON, now).unwrap_err(), EngineError::ShuttingDown);

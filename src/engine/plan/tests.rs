@@ -1,1 +1,149 @@
+use super::*;
+use crate::engine::fake;
+use crate::task::{Answer, Embedding, FinishReason, Scores, Similarity, TokenLogprob};
 
+/// A stand-in for features.
+type Memory = &'static str;
+
+fn plan(model: usize, task: Task) -> Plan {
+    Plan::try_new(&fake::models()[model], task).unwrap()
+}
+
+fn vqa(mode: VqaMode) -> Task {
+    let questions = vec![fake::text(&[1]), fake::text(&[2])];
+    Task::Vqa(Vqa { image: fake::image(1), questions, mode })
+}
+
+fn similarity(marks: &[u8], texts: usize, matching: bool, cosine: bool) -> Task {
+    Task::Similarity(Similarity {
+        images: marks.iter().map(|&mark| fake::image(mark)).collect(),
+        texts: (0..texts).map(|text| fake::text(&[text as u32])).collect(),
+        scores: Scores { matching, cosine },
+    })
+}
+
+fn sequence(logprob: f32) -> Sequence {
+    let tokens = vec![TokenLogprob { id: 7, logprob }];
+    Sequence { tokens, finish_reason: FinishReason::Length }
+}
+
+fn slots(work: &[Work<Memory>]) -> Vec<Slot> {
+    work.iter()
+        .map(|work| match work {
+            Work::Row { slot, .. } | Work::Group { slot, .. } => *slot,
+        })
+        .collect()
+}
+
+#[test]
+fn questions_are_encoded_before_their_answers_begin() {
+    let mut plan = plan(1, vqa(VqaMode::Generate(GenerationParams::greedy(5))));
+    let key = plan.images()[0].0;
+    assert!(plan.start::<Memory>().is_empty());
+    let work = plan.image_ready(key, &"image");
+    assert_eq!(slots(&work), [Slot::Question(0), Slot::Question(1)]);
+    let groups = plan.row_done(Slot::Question(1), OnePassOutput::Memory("second")).unwrap();
+    let [Work::Group { slot: Slot::Group(1, 0), spec, image: None }] = &groups[..] else {
+        panic!("{groups:?}")
+    };
+    assert_eq!(spec.memory, "second");
+    plan.row_done(Slot::Question(0), OnePassOutput::Memory("first")).unwrap();
+    plan.group_done(Slot::Group(1, 0), vec![sequence(-2.0)]).unwrap();
+    assert!(!plan.is_complete());
+    plan.group_done(Slot::Group(0, 0), vec![sequence(-1.0)]).unwrap();
+    let expected = [-1.0, -2.0].map(|logprob| Answer::Generated(vec![sequence(logprob)]));
+    assert_eq!(plan.into_output(), Ok(TaskOutput::Vqa(expected.to_vec())));
+}
+
+#[test]
+fn candidates_come_back_in_their_order() {
+    let mut plan = plan(1, vqa(VqaMode::Rank(vec![fake::text(&[3]), fake::text(&[4])])));
+    for question in [0, 1] {
+        let rows = plan.row_done(Slot::Question(question), OnePassOutput::Memory("q")).unwrap();
+        let expected = [0, 1].map(|candidate| Slot::Candidate(question, candidate));
+        assert_eq!(slots(&rows), expected);
+    }
+    for (slot, value) in [((1, 1), -4.0), ((0, 0), -1.0), ((1, 0), -3.0), ((0, 1), -2.0)] {
+        let output = OnePassOutput::<Memory>::Logprob(value);
+        plan.row_done(Slot::Candidate(slot.0, slot.1), output).unwrap();
+    }
+    let expected = vec![Answer::Ranked(vec![-1.0, -2.0]), Answer::Ranked(vec![-3.0, -4.0])];
+    assert_eq!(plan.into_output(), Ok(TaskOutput::Vqa(expected)));
+}
+
+#[test]
+fn an_image_given_twice_is_computed_once_and_answered_twice() {
+    let mut plan = plan(2, similarity(&[1, 2, 1], 1, true, true));
+    assert_eq!(plan.images().len(), 2);
+    assert_eq!(slots(&plan.start()), [Slot::Text(0)]);
+    let keys: Vec<FeatureKey> = plan.images().iter().map(|(key, _)| *key).collect();
+    for (place, key) in keys.into_iter().enumerate() {
+        let work = plan.image_ready(key, &"image");
+        assert_eq!(slots(&work), [Slot::Image(place), Slot::Pair(place, 0)]);
+        let vector = Embedding::new(vec![3.0, 4.0 * place as f32]);
+        plan.row_done(Slot::Image(place), OnePassOutput::<Memory>::Embedding(vector)).unwrap();
+        let match_probability = OnePassOutput::<Memory>::Probability(0.25 * (place + 1) as f32);
+        plan.row_done(Slot::Pair(place, 0), match_probability).unwrap();
+    }
+    let text = OnePassOutput::<Memory>::Embedding(Embedding::new(vec![2.0, 0.0]));
+    plan.row_done(Slot::Text(0), text).unwrap();
+    let Ok(TaskOutput::Similarity(cells)) = plan.into_output() else { panic!() };
+    let scores: Vec<_> = cells.iter().map(|row| (row[0].matching, row[0].cosine)).collect();
+    let first = (Some(0.25), Some(1.0));
+    assert_eq!(scores, [first, (Some(0.5), Some(0.6)), first]);
+}
+
+#[test]
+fn samples_are_groups_of_their_own_in_the_order_drawn() {
+    let strategy = Strategy::Sample {
+        seed: 1,
+        num_return_sequences: 3,
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+    };
+    let params = GenerationParams { strategy, ..GenerationParams::greedy(5) };
+    let caption = crate::task::Caption { image: fake::image(1), prompt: None, params };
+    let mut plan = plan(0, Task::Caption(caption));
+    let key = plan.images()[0].0;
+    let work = plan.image_ready(key, &"image");
+    let sequences: Vec<usize> = work
+        .iter()
+        .map(|work| match work {
+            Work::Group { spec, .. } => spec.sequence,
+            Work::Row { .. } => panic!("a caption has groups only"),
+        })
+        .collect();
+    assert_eq!(sequences, [0, 1, 2]);
+    for drawn in [2_u8, 0, 1] {
+        let slot = Slot::Group(0, drawn.into());
+        plan.group_done(slot, vec![sequence(-f32::from(drawn))]).unwrap();
+    }
+    let expected = [0.0, -1.0, -2.0].map(sequence).to_vec();
+    assert_eq!(plan.into_output(), Ok(TaskOutput::Caption(expected)));
+}
+
+#[test]
+fn what_is_not_finite_or_has_no_direction_is_an_error() {
+    let mut pairs = plan(2, similarity(&[1], 1, true, true));
+    let nan = OnePassOutput::<Memory>::Probability(f32::NAN);
+    assert_eq!(pairs.row_done(Slot::Pair(0, 0), nan).unwrap_err(), PlanError::NonFinite("a score"));
+    let zero = OnePassOutput::<Memory>::Embedding(Embedding::new(vec![0.0, 0.0]));
+    assert_eq!(pairs.row_done(Slot::Text(0), zero).unwrap_err(), PlanError::ZeroNorm);
+    let infinite = OnePassOutput::<Memory>::Embedding(Embedding::new(vec![f32::INFINITY]));
+    let error = pairs.row_done(Slot::Image(0), infinite).unwrap_err();
+    assert_eq!(error, PlanError::NonFinite("an embedding"));
+    let mut answers = plan(1, vqa(VqaMode::Generate(GenerationParams::greedy(5))));
+    let error = answers.group_done(Slot::Group(0, 0), vec![sequence(f32::NAN)]).unwrap_err();
+    assert_eq!(error, PlanError::NonFinite("log-probabilities"));
+}
+
+#[test]
+fn vectors_of_different_lengths_are_an_error_not_a_panic() {
+    let mut plan = plan(2, similarity(&[1], 1, false, true));
+    for (slot, vector) in [(Slot::Image(0), vec![1.0, 2.0]), (Slot::Text(0), vec![1.0])] {
+        let output = OnePassOutput::<Memory>::Embedding(Embedding::new(vector));
+        plan.row_done(slot, output).unwrap();
+    }
+    assert!(matches!(plan.into_output(), Err(PlanError::Misfit(_))));
+}

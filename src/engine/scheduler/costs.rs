@@ -6,8 +6,13 @@ use std::time::Duration;
 use super::LaneId;
 use crate::task::TowerId;
 
-/// Weight of the newest measurement: about the last ten count.
+/// Weight of the newest of many measurements: about the last ten count.
 const NEWEST: f64 = 0.1;
+
+/// Weight of the newest of `count` measurements: a mean at first, so that a cold start is soon outvoted.
+fn newest(count: u32) -> f64 {
+    NEWEST.max(1.0 / f64::from(count))
+}
 
 /// Before two different sizes were measured: the part of a step's time taken as fixed. A text step mostly reads
 /// weights; three quarters lets the next unit be three times as large, so that sizes do get to differ.
@@ -41,6 +46,7 @@ impl TextCost {
 /// A line through measurements, older ones fading.
 #[derive(Debug, Clone, Copy)]
 struct Line {
+    count: u32,
     x: f64,
     y: f64,
     xx: f64,
@@ -50,11 +56,13 @@ struct Line {
 
 impl Line {
     fn new(x: f64, y: f64) -> Self {
-        Self { x, y, xx: x * x, xy: x * y, slope: None }
+        Self { count: 1, x, y, xx: x * x, xy: x * y, slope: None }
     }
 
     fn add(&mut self, x: f64, y: f64) {
-        let fade = |old: &mut f64, new: f64| *old += NEWEST * (new - *old);
+        self.count = self.count.saturating_add(1);
+        let weight = newest(self.count);
+        let fade = |old: &mut f64, new: f64| *old += weight * (new - *old);
         fade(&mut self.x, x);
         fade(&mut self.y, y);
         fade(&mut self.xx, x * x);
@@ -73,11 +81,25 @@ impl Line {
     }
 }
 
+/// A mean of measurements, older ones fading.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mean {
+    count: u32,
+    value: f64,
+}
+
+impl Mean {
+    fn add(&mut self, new: f64) {
+        self.count = self.count.saturating_add(1);
+        self.value += newest(self.count) * (new - self.value);
+    }
+}
+
 /// Everything measured.
 #[derive(Debug, Default)]
 pub(super) struct Costs {
-    images: HashMap<TowerId, f64>,
-    any_image: Option<f64>,
+    images: HashMap<TowerId, Mean>,
+    any_image: Option<Mean>,
     lanes: HashMap<LaneId, Line>,
     any_text: Option<Line>,
 }
@@ -86,9 +108,8 @@ impl Costs {
     /// Learns from a vision unit.
     pub(super) fn record_images(&mut self, tower: TowerId, images: usize, elapsed: Duration) {
         let each = elapsed.as_secs_f64() / images.max(1) as f64;
-        let faded = |old: f64| old + NEWEST * (each - old);
-        self.images.entry(tower).and_modify(|old| *old = faded(*old)).or_insert(each);
-        self.any_image = Some(self.any_image.map_or(each, faded));
+        self.images.entry(tower).or_default().add(each);
+        self.any_image.get_or_insert_default().add(each);
     }
 
     /// Learns from a text unit.
@@ -106,7 +127,7 @@ impl Costs {
 
     /// Seconds of one image of this tower, once measured.
     pub(super) fn image(&self, tower: TowerId) -> Option<f64> {
-        self.images.get(&tower).copied()
+        self.images.get(&tower).map(|mean| mean.value)
     }
 
     /// Cost of this lane's units, once measured.
@@ -116,7 +137,7 @@ impl Costs {
 
     /// Seconds of one image of whichever tower.
     pub(super) fn any_image(&self) -> Option<f64> {
-        self.any_image
+        self.any_image.map(|mean| mean.value)
     }
 
     /// Cost of text units of whichever lane.
@@ -153,12 +174,21 @@ mod tests {
     }
 
     #[test]
+    fn a_cold_start_is_soon_outvoted() {
+        let mut costs = Costs::default();
+        for seconds in [10, 1, 1, 1, 1, 1, 1, 1, 1, 1] {
+            costs.record_images(TowerId(0), 1, Duration::from_secs(seconds));
+        }
+        assert!((costs.image(TowerId(0)).unwrap() - 1.9).abs() < 1e-9);
+    }
+
+    #[test]
     fn images_are_measured_per_tower() {
         let mut costs = Costs::default();
         costs.record_images(TowerId(0), 4, Duration::from_secs(4));
         costs.record_images(TowerId(1), 1, Duration::from_secs(3));
         assert_eq!(costs.image(TowerId(0)), Some(1.0));
         assert_eq!(costs.image(TowerId(1)), Some(3.0));
-        assert!((costs.any_image().unwrap() - 1.2).abs() < 1e-9);
+        assert_eq!(costs.any_image(), Some(2.0));
     }
 }

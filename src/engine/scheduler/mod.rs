@@ -185,7 +185,9 @@ impl Scheduler {
         let Some(entry) = self.tasks.remove(&task) else { return Left::default() };
         let images = entry.images.into_iter().filter(|&key| self.vision.leave(key, task)).collect();
         let items: Vec<ItemId> = entry.items.into_iter().collect();
-        items.iter().for_each(|&item| self.text.remove(item));
+        for &item in &items {
+            self.text.remove(item);
+        }
         Left { images, items }
     }
 

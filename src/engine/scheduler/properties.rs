@@ -358,8 +358,8 @@ proptest! {
 
     /// A newcomer's group is in the next step of its model, however many groups of one call run.
     #[test]
-    fn a_newcomers_group_joins_the_next_step(groups in 1..40usize, warm in 4..20usize) {
-        let mut world = World::new(EngineSettings { linger: Duration::ZERO, max_batch_rows: 64, max_batch_tokens: 4, max_kv_bytes: u64::MAX, ..settings() });
+    fn a_newcomers_group_joins_the_next_step(groups in 1..40usize, warm in 4..20usize, rows in 4..64usize) {
+        let mut world = World::new(EngineSettings { linger: Duration::ZERO, max_batch_rows: rows, max_batch_tokens: 4, max_kv_bytes: u64::MAX, ..settings() });
         let need = Need::Group { beams: 1, steps: 1000, tokens: 1 };
         for _ in 0..groups {
             world.submit(0, key(0, 1), need, Duration::from_secs(600));

@@ -22,20 +22,18 @@ impl Share {
 
     /// The stage that runs next, of those that are ready (`[vision, text]`).
     pub(super) fn choose(&mut self, ready: [bool; 2]) -> Option<Stage> {
-        for stage in 0..2 {
-            let other = 1 - stage;
+        for (stage, other) in [(0, 1), (1, 0)] {
             if ready[stage] && !self.active[stage] {
                 self.used[stage] = self.used[stage].max(self.used[other]);
             }
         }
         self.active = ready;
-        match ready {
-            [false, false] => None,
-            [true, false] => Some(Stage::Vision),
-            [false, true] => Some(Stage::Text),
-            [true, true] if self.used[0] <= self.used[1] => Some(Stage::Vision),
-            [true, true] => Some(Stage::Text),
-        }
+        let vision_next = match ready {
+            [false, false] => return None,
+            [true, true] => self.used[0] <= self.used[1],
+            [vision, _] => vision,
+        };
+        Some(if vision_next { Stage::Vision } else { Stage::Text })
     }
 
     /// Charges the time of a unit.

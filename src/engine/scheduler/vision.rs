@@ -141,7 +141,8 @@ fn fits_budget(pinned: u64, bytes: u64, settings: &EngineSettings) -> bool {
 
 /// Images that a batch may hold: within the unit's time by estimate, one at least, and one until there is an estimate.
 fn most_images(tower: TowerId, settings: &EngineSettings, costs: &Costs) -> usize {
-    let in_time = costs.image(tower).map_or(1.0, |each| settings.unit_time.as_secs_f64() / each);
-    // `as` saturates: an image that costs nothing leaves the setting as the bound.
-    (in_time as usize).clamp(1, settings.max_batch_images)
+    let each = costs.image(tower).map_or(settings.unit_time, Duration::from_secs_f64);
+    // An image that costs nothing leaves the setting as the bound.
+    let in_time = settings.unit_time.as_nanos() / each.as_nanos().max(1);
+    usize::try_from(in_time).unwrap_or(usize::MAX).clamp(1, settings.max_batch_images)
 }

@@ -96,7 +96,9 @@ fn a_group_joins_while_others_run_and_steps_are_shared() {
     bench.control.wait_until_held();
     replies.push(admission.submit(CAPTION, prompted(1, &[20, 21, 22])));
     bench.control.release();
-    replies.into_iter().for_each(|reply| assert!(wait(reply).is_ok()));
+    for reply in replies {
+        assert!(wait(reply).is_ok());
+    }
     let stats = bench.handle.stats();
     assert!(stats.mixed_steps >= 1, "{stats:?}");
     let mixed = bench.control.log().into_iter().filter(|unit| unit.call == FakeCall::Step);
@@ -139,7 +141,9 @@ fn a_single_caption_is_not_kept_waiting_by_a_large_call() {
         encodes.map(|unit| unit.items).position(|items| items.iter().any(marked)).unwrap()
     };
     assert!(place(200) <= 2, "encoded in vision batch {}", place(200));
-    many.into_iter().for_each(|reply| assert!(wait(reply).is_ok()));
+    for reply in many {
+        assert!(wait(reply).is_ok());
+    }
 }
 
 #[test]

@@ -143,7 +143,9 @@ fn vision_goes_on_image_by_image_when_one_fills_the_budget() {
         admission.submit(RETRIEVAL, similarity(&[1, 2, 3, 4], &[&[4], &[5], &[6]], true, true));
     let captions: Vec<_> = (1..6).map(|mark| admission.submit(CAPTION, caption(mark))).collect();
     assert!(wait(pairs).is_ok());
-    captions.into_iter().for_each(|reply| assert!(wait(reply).is_ok()));
+    for reply in captions {
+        assert!(wait(reply).is_ok());
+    }
     let log = bench.control.log();
     let largest = log.iter().filter(|unit| unit.call == FakeCall::Encode);
     assert_eq!(largest.map(|unit| unit.items.len()).max(), Some(1));

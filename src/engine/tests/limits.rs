@@ -20,7 +20,9 @@ fn a_full_queue_refuses_and_keeps_serving() {
     }
     assert_eq!(bench.metrics.queue_rejected_total.with_label_values(&["full"]).get(), 100);
     bench.control.release();
-    replies.into_iter().for_each(|reply| assert!(wait(reply).is_ok()));
+    for reply in replies {
+        assert!(wait(reply).is_ok());
+    }
     assert!(wait(bench.admit(1).submit(CAPTION, caption(9))).is_ok());
 }
 
@@ -126,6 +128,45 @@ fn draining_finishes_what_was_admitted_and_admits_nothing() {
 }
 
 #[test]
+fn clients_on_many_threads_that_come_and_go_while_draining_begins_all_get_one_outcome() {
+    let bench = Bench::start(EngineSettings { capacity_rows: 64, ..EngineSettings::default() });
+    let deadline = bench.clock.now() + Duration::from_secs(30);
+    let outcomes: usize = std::thread::scope(|scope| {
+        let client = |thread: usize| {
+            let handle = bench.handle.clone();
+            scope.spawn(move || {
+                let mut outcomes = 0;
+                for round in 0..60 {
+                    if thread == 0 && round == 40 {
+                        handle.drain();
+                    }
+                    let Ok(mut admission) = handle.admit(0, deadline) else { continue };
+                    if admission.reserve(3, 3).is_err() {
+                        continue;
+                    }
+                    let image = |place: usize| ((thread * round + place) % 7) as u8;
+                    let mut replies: Vec<_> = (0..3)
+                        .map(|place| admission.submit(CAPTION, caption(image(place))))
+                        .collect();
+                    // One client in three leaves early.
+                    replies.truncate(3 - round % 3 / 2);
+                    for reply in replies {
+                        assert!(wait(reply).is_ok());
+                        outcomes += 1;
+                    }
+                }
+                outcomes
+            })
+        };
+        let clients: Vec<_> = (0..8).map(client).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).sum()
+    });
+    wait(bench.handle.drained());
+    assert!(outcomes > 0);
+    assert_eq!(bench.handle.state(), EngineState::Draining);
+}
+
+#[test]
 fn the_end_of_the_drain_time_ends_every_task() {
     let bench = Bench::start(EngineSettings::default());
     bench.control.hold();
@@ -163,7 +204,9 @@ fn a_wait_that_is_too_long_by_measurement_is_refused() {
     };
     assert!((4..=6).contains(&retry_after.as_secs()), "{retry_after:?}");
     bench.control.release();
-    replies.into_iter().for_each(|reply| assert!(wait(reply).is_ok()));
+    for reply in replies {
+        assert!(wait(reply).is_ok());
+    }
     let mut admission = bench.handle.admit(0, bench.clock.now() + 5 * second).unwrap();
     let refused = admission.reserve(8, 8).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");

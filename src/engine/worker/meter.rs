@@ -118,7 +118,9 @@ impl Meter {
         let (stage, metrics) = (stage_label(stage), &self.shared.metrics);
         metrics.batches_total.with_label_values(&[stage, trigger_label(trigger)]).inc();
         let wait = metrics.queue_wait_seconds.with_label_values(&[stage]);
-        waited.iter().for_each(|waited| wait.observe(waited.as_secs_f64()));
+        for waited in waited {
+            wait.observe(waited.as_secs_f64());
+        }
     }
 
     /// A call of the backend has returned: a sign of life, and maybe a fault to log. Faults: 0 or 1.

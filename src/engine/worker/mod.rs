@@ -41,9 +41,12 @@ pub(crate) struct Submission {
     pub(crate) deadline: Instant,
     pub(crate) submitted: Instant,
     pub(crate) claim: Claim,
-    pub(crate) reply: oneshot::Sender<Result<Answered, EngineError>>,
+    pub(crate) reply: oneshot::Sender<Outcome>,
     pub(crate) stream: Option<mpsc::Sender<TokenLogprob>>,
 }
+
+/// How a task ends.
+pub(crate) type Outcome = Result<Answered, EngineError>;
 
 /// What a turn came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +67,7 @@ struct Active {
     started: bool,
     timing: TaskTiming,
     claim: Claim,
-    reply: oneshot::Sender<Result<Answered, EngineError>>,
+    reply: oneshot::Sender<Outcome>,
     stream: Option<mpsc::Sender<TokenLogprob>>,
     /// Images that are still to be encoded.
     awaited: Vec<FeatureKey>,
@@ -77,7 +80,7 @@ struct Row<M> {
     task: TaskId,
     slot: Slot,
     image: Option<FeatureKey>,
-    row: OnePassRow<M>,
+    input: OnePassRow<M>,
 }
 
 /// A group that waits or runs.
@@ -107,7 +110,7 @@ pub(crate) struct Worker<B: Backend> {
     next_id: u64,
     meter: Meter,
     /// Outcomes of this turn.
-    outbox: Vec<(oneshot::Sender<Result<Answered, EngineError>>, Result<Answered, EngineError>)>,
+    outbox: Vec<(oneshot::Sender<Outcome>, Outcome)>,
 }
 
 impl<B: Backend> Worker<B> {
@@ -260,7 +263,7 @@ impl<B: Backend> Worker<B> {
                 Work::Row { slot, row, image } => {
                     let entry = RowEntry { id, model, tokens: row.tokens(), image };
                     self.scheduler.push_row(task, entry, now);
-                    self.rows.insert(id, Row { task, slot, image, row });
+                    self.rows.insert(id, Row { task, slot, image, input: row });
                 }
                 Work::Group { slot, spec, image } => {
                     let rows = group_rows(&spec.params);
@@ -307,7 +310,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Ends a task without an answer.
-    fn finish(&mut self, task: TaskId, outcome: Result<Answered, EngineError>) {
+    fn finish(&mut self, task: TaskId, outcome: Outcome) {
         if let Some(Active { claim, reply, .. }) = self.remove(task) {
             drop(claim);
             self.meter.outcome(outcome.as_ref().err());

@@ -1,1 +1,371 @@
+//! The whole engine without its thread, under a hand-moved clock: random calls, faults, departures, deadlines, drain.
 
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::engine::EngineSettings;
+use crate::engine::admission::Room;
+use crate::engine::fake::{
+    self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark, ManualClock,
+};
+use crate::task::{
+    Caption, Embed, GenerationParams, Scores, Similarity, Strategy as Search, TaskOutput, Vqa,
+    VqaMode,
+};
+use crate::telemetry::metrics::Metrics;
+
+const MILLI: Duration = Duration::from_millis(1);
+
+/// What a client asks for, small enough to shrink well.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Ask {
+    Caption { image: u8, prompt: Option<u32>, beams: usize, samples: usize },
+    Answer { image: u8, questions: Vec<u32>, candidates: usize },
+    Pairs { images: Vec<u8>, texts: Vec<u32>, matching: bool, cosine: bool },
+    Embed { image: Option<u8>, text: Option<u32> },
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Call { asks: Vec<Ask>, deadline_ms: u64 },
+    Leave(usize),
+    Pass(u64),
+    Turn,
+    Drain,
+    Abort,
+}
+
+fn ask() -> impl Strategy<Value = Ask> {
+    let image = || 0..6u8;
+    let text = || 10..16u32;
+    prop_oneof![
+        4 => (image(), proptest::option::of(text()), 1..4usize, 1..4usize).prop_map(
+            |(image, prompt, beams, samples)| Ask::Caption { image, prompt, beams, samples }
+        ),
+        2 => (image(), proptest::collection::vec(text(), 1..3), 0..3usize).prop_map(
+            |(image, questions, candidates)| Ask::Answer { image, questions, candidates }
+        ),
+        2 => (
+            proptest::collection::vec(image(), 1..4),
+            proptest::collection::vec(text(), 1..4),
+            any::<bool>(),
+            any::<bool>(),
+        )
+            .prop_map(|(images, texts, matching, cosine)| Ask::Pairs {
+                images,
+                texts,
+                matching,
+                cosine
+            }),
+        1 => (proptest::option::of(image()), proptest::option::of(text()))
+            .prop_map(|(image, text)| Ask::Embed { image, text }),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        60 => (proptest::collection::vec(ask(), 1..5), 5..3000u64)
+            .prop_map(|(asks, deadline_ms)| Op::Call { asks, deadline_ms }),
+        8 => (0..100usize).prop_map(Op::Leave),
+        8 => (0..50u64).prop_map(Op::Pass),
+        80 => Just(Op::Turn),
+        1 => Just(Op::Drain),
+        1 => Just(Op::Abort),
+    ]
+}
+
+fn task(ask: &Ask) -> (ModelId, Task) {
+    match ask.clone() {
+        Ask::Caption { image, prompt, beams, samples } => {
+            let strategy = match (beams, samples) {
+                (1, 1) => Search::Greedy,
+                (1, samples) => Search::Sample {
+                    seed: 3,
+                    num_return_sequences: samples,
+                    temperature: 1.0,
+                    top_k: 0,
+                    top_p: 1.0,
+                },
+                (beams, _) => Search::Beams {
+                    num_beams: beams,
+                    num_return_sequences: 1,
+                    length_penalty: 1.0,
+                    early_stopping: crate::task::EarlyStopping::Never,
+                },
+            };
+            let params = GenerationParams { strategy, ..GenerationParams::greedy(6) };
+            let prompt = prompt.map(|token| fake::text(&[token]));
+            (ModelId(0), Task::Caption(Caption { image: fake::image(image), prompt, params }))
+        }
+        Ask::Answer { image, questions, candidates } => {
+            let mode = match candidates {
+                0 => VqaMode::Generate(GenerationParams::greedy(6)),
+                count => {
+                    VqaMode::Rank((0..count as u32).map(|id| fake::text(&[20 + id])).collect())
+                }
+            };
+            let questions = questions.iter().map(|&token| fake::text(&[token])).collect();
+            (ModelId(1), Task::Vqa(Vqa { image: fake::image(image), questions, mode }))
+        }
+        Ask::Pairs { images, texts, matching, cosine } => {
+            let similarity = Similarity {
+                images: images.iter().map(|&mark| fake::image(mark)).collect(),
+                texts: texts.iter().map(|&token| fake::text(&[token])).collect(),
+                scores: Scores { matching, cosine },
+            };
+            (ModelId(2), Task::Similarity(similarity))
+        }
+        Ask::Embed { image, text } => {
+            let text = text.map(|token| fake::text(&[token]));
+            let embed = match (image.map(fake::image), text) {
+                (Some(image), Some(text)) => Embed::Multimodal(image, text),
+                (Some(image), None) => Embed::Image(image),
+                (None, text) => Embed::Text(text.unwrap_or_else(|| fake::text(&[1]))),
+            };
+            (ModelId(2), Task::Embed(embed))
+        }
+    }
+}
+
+/// Images 5 and texts with token 15 are at fault in the calls that hold them.
+fn is_poisoned(ask: &Ask) -> bool {
+    let (images, texts) = match ask {
+        Ask::Caption { image, prompt, .. } => (vec![*image], prompt.iter().copied().collect()),
+        Ask::Answer { image, questions, .. } => (vec![*image], questions.clone()),
+        // Nothing is asked, nothing runs.
+        Ask::Pairs { matching: false, cosine: false, .. } => (Vec::new(), Vec::new()),
+        Ask::Pairs { images, texts, .. } => (images.clone(), texts.clone()),
+        Ask::Embed { image, text } => {
+            (image.iter().copied().collect(), text.iter().copied().collect())
+        }
+    };
+    images.contains(&5) || texts.contains(&15)
+}
+
+fn settings() -> EngineSettings {
+    EngineSettings {
+        capacity_rows: 24,
+        max_queue_wait: Duration::from_secs(60),
+        unit_time: 30 * MILLI,
+        linger: 3 * MILLI,
+        max_batch_images: 3,
+        max_batch_rows: 8,
+        max_batch_tokens: 30,
+        feature_cache_bytes: 300,
+        max_pinned_feature_bytes: 300,
+        max_kv_bytes: 2000,
+        ..EngineSettings::default()
+    }
+}
+
+/// A client's end of one task.
+struct Pending {
+    ask: Ask,
+    deadline: Instant,
+    reply: Option<oneshot::Receiver<Result<Answered, EngineError>>>,
+}
+
+struct World {
+    worker: Worker<FakeBackend>,
+    shared: Arc<Shared>,
+    control: FakeControl,
+    clock: ManualClock,
+    pending: Vec<Pending>,
+    cancelled: usize,
+    aborted: bool,
+}
+
+impl World {
+    fn new(settings: EngineSettings) -> Self {
+        let (backend, control) = FakeBackend::new(fake::models());
+        let clock = ManualClock::start();
+        let metrics = Arc::new(Metrics::try_new().unwrap());
+        let shared = Shared::new(fake::models().into(), settings, metrics, clock.clock());
+        let worker = Worker::new(backend, Arc::clone(&shared));
+        Self { worker, shared, control, clock, pending: Vec::new(), cancelled: 0, aborted: false }
+    }
+
+    fn room(&self, asks: &[Ask], deadline: Instant) -> Result<Room, EngineError> {
+        let room = self.shared.ledger.admit(10, deadline, self.clock.now())?;
+        let rows = asks.iter().map(|ask| task(ask).1.rows()).sum();
+        room.reserve(rows, asks.len(), deadline.saturating_duration_since(self.clock.now()))?;
+        Ok(room)
+    }
+
+    /// Submits a call if it is admitted.
+    fn call(&mut self, asks: Vec<Ask>, deadline: Instant) -> bool {
+        let was_draining = self.shared.ledger.is_draining();
+        let Ok(room) = self.room(&asks, deadline) else { return false };
+        assert!(!was_draining, "nothing is admitted after drain");
+        for ask in asks {
+            let (model, task) = task(&ask);
+            let claim = room.claim(task.rows(), task.images().len()).unwrap();
+            let (sender, reply) = oneshot::channel();
+            let submitted = self.clock.now();
+            let stream = None;
+            let reply = Some(reply);
+            let submission =
+                Submission { model, task, deadline, submitted, claim, reply: sender, stream };
+            self.worker.accept(submission);
+            self.pending.push(Pending { ask, deadline, reply });
+        }
+        true
+    }
+
+    fn run(&mut self, op: Op) {
+        match op {
+            Op::Call { asks, deadline_ms } => {
+                let deadline = self.clock.now() + MILLI * deadline_ms as u32;
+                self.call(asks, deadline);
+            }
+            Op::Leave(place) => {
+                let count = self.pending.len().max(1);
+                if let Some(pending) = self.pending.get_mut(place % count) {
+                    pending.reply = None;
+                }
+            }
+            Op::Pass(ms) => self.clock.advance(MILLI * ms as u32),
+            Op::Turn => {
+                self.turn();
+            }
+            Op::Drain => self.shared.ledger.drain(),
+            Op::Abort => {
+                self.shared.ledger.drain();
+                self.shared.abort();
+                self.aborted = true;
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Next {
+        let calls = self.control.log().len();
+        let now = self.clock.now();
+        let next = self.worker.turn();
+        if let Next::WaitUntil(at) = next {
+            assert!(at > now, "it waits for the future");
+            self.clock.advance(at - now);
+        }
+        self.check_units(calls, now);
+        let metrics = &self.shared.metrics;
+        assert!(metrics.queue_rows.get() <= metrics.queue_capacity.get());
+        next
+    }
+
+    /// The calls of this turn hold nothing of clients that had left or of tasks past their deadline: each image
+    /// and text in them is still wanted by somebody.
+    fn check_units(&self, from: usize, now: Instant) {
+        let wanted = |mark: &FakeMark| {
+            self.pending.iter().any(|pending| {
+                let holds = match (mark, &pending.ask) {
+                    (
+                        FakeMark::Image(image),
+                        Ask::Caption { image: own, .. } | Ask::Answer { image: own, .. },
+                    ) => image == own,
+                    (FakeMark::Image(image), Ask::Pairs { images, .. }) => images.contains(image),
+                    (FakeMark::Image(image), Ask::Embed { image: own, .. }) => {
+                        Some(image) == own.as_ref()
+                    }
+                    (FakeMark::Token(_), _) => true,
+                };
+                holds && pending.reply.is_some() && pending.deadline > now
+            })
+        };
+        for unit in &self.control.log()[from..] {
+            for mark in unit.items.iter().flatten() {
+                assert!(wanted(mark), "{mark:?} of {unit:?} is nobody's");
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        let mut turns = 0;
+        while self.turn() != Next::Idle {
+            turns += 1;
+            assert!(turns < 20_000, "it comes to an end");
+        }
+        assert!(self.worker.is_empty(), "idle with tasks left");
+    }
+}
+
+/// What a task answers alone.
+fn lone_answer(ask: &Ask, known: &mut HashMap<Ask, TaskOutput>) -> TaskOutput {
+    if let Some(output) = known.get(ask) {
+        return output.clone();
+    }
+    let mut world = World::new(EngineSettings::default());
+    let deadline = world.clock.now() + Duration::from_secs(600);
+    assert!(world.call(vec![ask.clone()], deadline));
+    world.finish();
+    let mut reply = world.pending[0].reply.take().unwrap();
+    let output = reply.try_recv().unwrap().unwrap().output;
+    known.insert(ask.clone(), output.clone());
+    output
+}
+
+fn check_outcomes(world: &mut World, poisoned: bool) {
+    let mut known = HashMap::new();
+    let now = world.clock.now();
+    for pending in &mut world.pending {
+        let Some(reply) = &mut pending.reply else {
+            world.cancelled += 1;
+            continue;
+        };
+        match reply.try_recv().expect("every task has its outcome") {
+            Ok(answered) => {
+                assert!(!(poisoned && is_poisoned(&pending.ask)), "{:?}", pending.ask);
+                assert_eq!(answered.output, lone_answer(&pending.ask, &mut known));
+            }
+            Err(EngineError::InferenceFailed(text)) => {
+                assert!(poisoned && is_poisoned(&pending.ask), "{:?}: {text}", pending.ask);
+            }
+            Err(EngineError::DeadlineExceeded) => assert!(pending.deadline <= now),
+            Err(EngineError::ShuttingDown) => assert!(world.aborted),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn check_nothing_is_left(world: &World) {
+    let metrics = &world.shared.metrics;
+    let depth = |stage| metrics.queue_depth.with_label_values(&[stage]).get();
+    let gauges =
+        [metrics.queue_rows.get(), metrics.queue_bytes.get(), depth("vision"), depth("text")];
+    assert_eq!(gauges, [0; 4]);
+    assert_eq!(world.control.open_groups(), 0);
+    assert_eq!(world.worker.features.pinned_bytes(), 0);
+    assert!(world.worker.features.bytes() <= settings().feature_cache_bytes);
+    assert!(world.worker.rows.is_empty() && world.worker.groups.is_empty());
+    let stats = world.shared.counters.snapshot();
+    let outcomes =
+        stats.answered + stats.failed + stats.expired + stats.cancelled + stats.shut_down;
+    assert_eq!(outcomes, stats.submitted);
+    assert_eq!(stats.submitted as usize, world.pending.len());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_every_task_has_one_outcome_and_nothing_is_left(
+        ops in proptest::collection::vec(op(), 1..150),
+        poison in proptest::option::of(any::<bool>()),
+    ) {
+        let mut world = World::new(settings());
+        world.control.set_costs(&world.clock, MILLI, 9 * MILLI, MILLI / 4);
+        if let Some(panics) = poison {
+            let fault = if panics { FakeFault::Panic } else { FakeFault::Error };
+            for call in [FakeCall::Encode, FakeCall::Score, FakeCall::Step] {
+                world.control.fault(call, FakeMark::Image(5), fault);
+                world.control.fault(call, FakeMark::Token(15), fault);
+            }
+        }
+        for op in ops {
+            world.run(op);
+        }
+        world.finish();
+        check_outcomes(&mut world, poison.is_some());
+        check_nothing_is_left(&world);
+    }
+}

@@ -99,11 +99,13 @@ impl<B: Backend> Worker<B> {
         let mut rows: Vec<OnePassRow<B::Memory>> = Vec::with_capacity(ids.len());
         for row in ids.iter().filter_map(|id| self.rows.remove(id)) {
             meta.push((row.task, row.slot, row.image));
-            rows.push(row.row);
+            rows.push(row.input);
         }
         let start = self.now();
         let tasks: BTreeSet<TaskId> = meta.iter().map(|&(task, ..)| task).collect();
-        tasks.iter().for_each(|&task| self.started(task, start));
+        for &task in &tasks {
+            self.started(task, start);
+        }
         let (backend, meter) = (&mut self.backend, &self.meter);
         let mut faults = 0;
         let results = run_or_split(&mut rows, &mut |part: &mut [OnePassRow<B::Memory>]| {
@@ -140,7 +142,9 @@ impl<B: Backend> Worker<B> {
     ) {
         let (running, joining) = ids.split_at(ids.len() - joining);
         let mix = self.mix(running, joining);
-        joining.iter().for_each(|&id| self.open(id));
+        for &id in joining {
+            self.open(id);
+        }
         // A group that could not be opened has taken its task's other groups with it.
         let mut groups: Vec<(ItemId, B::Group)> =
             ids.iter().filter_map(|&id| self.opened.remove(&id).map(|group| (id, group))).collect();
@@ -150,7 +154,9 @@ impl<B: Backend> Worker<B> {
         let start = self.now();
         let tasks: BTreeSet<TaskId> =
             groups.iter().filter_map(|(id, _)| self.groups.get(id).map(|g| g.task)).collect();
-        tasks.iter().for_each(|&task| self.started(task, start));
+        for &task in &tasks {
+            self.started(task, start);
+        }
         let (backend, meter) = (&mut self.backend, &self.meter);
         let mut faults = 0;
         let results = run_or_split(&mut groups, &mut |part: &mut [(ItemId, B::Group)]| {

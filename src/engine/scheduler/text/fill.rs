@@ -1,0 +1,62 @@
+//! A unit being filled: what it holds and what fits beside that.
+
+use super::{Item, Lane};
+use crate::engine::EngineSettings;
+use crate::engine::ids::FeatureKey;
+use crate::engine::scheduler::TextCost;
+
+/// A unit being filled, and its limits.
+pub(super) struct Fill<'a> {
+    settings: &'a EngineSettings,
+    cost: Option<TextCost>,
+    image_work: f64,
+    items: usize,
+    rows: usize,
+    tokens: usize,
+    pub(super) work: f64,
+    /// Images whose projection the unit shares or has paid for.
+    pub(super) images: Vec<FeatureKey>,
+}
+
+impl Fill<'_> {
+    /// Adds an item if it fits; the first always does.
+    pub(super) fn add(&mut self, item: &Item) -> bool {
+        let new_image = item.image.filter(|image| !self.images.contains(image) && !item.running);
+        let image_work = if new_image.is_some() { self.image_work } else { 0.0 };
+        let work = self.work + item.tokens as f64 + image_work;
+        let in_time = self
+            .cost
+            .is_some_and(|cost| cost.seconds(work) <= cost.budget(self.settings.unit_time));
+        let fits = self.rows + item.rows <= self.settings.max_batch_rows
+            && self.tokens + item.tokens <= self.settings.max_batch_tokens
+            && in_time;
+        if self.items > 0 && !fits {
+            return false;
+        }
+        self.items += 1;
+        self.rows += item.rows;
+        self.tokens += item.tokens;
+        self.work = work;
+        self.images.extend(new_image);
+        true
+    }
+}
+
+impl Lane {
+    pub(super) fn fill<'a>(
+        &self,
+        settings: &'a EngineSettings,
+        cost: Option<TextCost>,
+    ) -> Fill<'a> {
+        Fill {
+            settings,
+            cost,
+            image_work: self.image_work,
+            items: 0,
+            rows: 0,
+            tokens: 0,
+            work: 0.0,
+            images: Vec::new(),
+        }
+    }
+}

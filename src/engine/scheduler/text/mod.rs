@@ -1,0 +1,293 @@
+//! Rows and groups that wait or run, and the next text unit. One lane for each model's one-pass rows and one for
+//! its groups; lanes take turns.
+
+mod fill;
+mod step;
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::costs::{Costs, TextCost};
+use super::turns::{Pick, Turns};
+use super::{LaneId, Ready, after_linger};
+use crate::engine::EngineSettings;
+use crate::engine::ids::{CallId, FeatureKey, ItemId, TaskId};
+use crate::task::ModelId;
+
+/// Projecting one image's keys and values costs as much as so many of its tokens run through the text tower:
+/// 16 GFLOP for 577 image tokens against 0.2 GFLOP for a text token (12 layers x 14 x 768 x 768 x 2), so one in 8.
+const IMAGE_TOKENS_PER_TOKEN: f64 = 8.0;
+
+/// A one-pass row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowEntry {
+    pub(crate) id: ItemId,
+    pub(crate) model: ModelId,
+    /// Tokens that it runs; 0 for an image's projection.
+    pub(crate) tokens: usize,
+    /// The image that it attends to.
+    pub(crate) image: Option<FeatureKey>,
+}
+
+/// A sequence or a beam set.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GroupEntry {
+    pub(crate) id: ItemId,
+    pub(crate) model: ModelId,
+    /// Rows that it occupies: its beams.
+    pub(crate) rows: usize,
+    /// Tokens that its first step runs.
+    pub(crate) tokens: usize,
+    /// The image whose keys and values it holds, and their bytes.
+    pub(crate) kv: Option<(FeatureKey, u64)>,
+}
+
+#[derive(Debug)]
+struct Item {
+    task: TaskId,
+    call: CallId,
+    lane: LaneId,
+    arrival: Instant,
+    rows: usize,
+    tokens: usize,
+    image: Option<FeatureKey>,
+    kv_bytes: u64,
+    running: bool,
+}
+
+#[derive(Debug)]
+struct Lane {
+    waiting: Turns<ItemId>,
+    /// Groups that have joined, in that order; empty in a lane of one-pass rows.
+    running: Vec<ItemId>,
+    /// Work of projecting one image, in tokens.
+    image_work: f64,
+}
+
+/// Everything that waits or runs on the text side.
+#[derive(Debug)]
+pub(super) struct Text {
+    items: HashMap<ItemId, Item>,
+    lanes: HashMap<LaneId, Lane>,
+    order: VecDeque<LaneId>,
+    /// Images whose keys and values are held, with the running groups that share them.
+    kv: HashMap<(ModelId, FeatureKey), (usize, u64)>,
+    max_kv_bytes: u64,
+}
+
+/// A text unit's items.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    pub(super) items: Vec<ItemId>,
+    /// How many of `items`, at the end, join now.
+    pub(super) joining: usize,
+    pub(super) work: f64,
+    pub(super) waited: Vec<Duration>,
+    /// Rows that have left, with their tasks.
+    pub(super) left: Vec<(TaskId, ItemId)>,
+    pub(super) full: bool,
+}
+
+impl Text {
+    pub(super) fn new(image_tokens: &[usize], max_kv_bytes: u64) -> Self {
+        let mut text = Self {
+            items: HashMap::new(),
+            lanes: HashMap::new(),
+            order: VecDeque::new(),
+            kv: HashMap::new(),
+            max_kv_bytes,
+        };
+        for (model, &tokens) in image_tokens.iter().enumerate() {
+            for lane in [LaneId::Step(ModelId(model)), LaneId::Score(ModelId(model))] {
+                let image_work = tokens as f64 / IMAGE_TOKENS_PER_TOKEN;
+                let empty = Lane { waiting: Turns::new(), running: Vec::new(), image_work };
+                text.lanes.insert(lane, empty);
+                text.order.push_back(lane);
+            }
+        }
+        text
+    }
+
+    pub(super) fn push_row(&mut self, task: TaskId, call: CallId, row: RowEntry, now: Instant) {
+        let item = Item {
+            task,
+            call,
+            lane: LaneId::Score(row.model),
+            arrival: now,
+            rows: 1,
+            tokens: row.tokens,
+            image: row.image,
+            kv_bytes: 0,
+            running: false,
+        };
+        self.push(row.id, item);
+    }
+
+    pub(super) fn push_group(
+        &mut self,
+        task: TaskId,
+        call: CallId,
+        group: GroupEntry,
+        now: Instant,
+    ) {
+        let item = Item {
+            task,
+            call,
+            lane: LaneId::Step(group.model),
+            arrival: now,
+            rows: group.rows,
+            tokens: group.tokens,
+            image: group.kv.map(|(image, _)| image),
+            kv_bytes: group.kv.map_or(0, |(_, bytes)| bytes),
+            running: false,
+        };
+        self.push(group.id, item);
+    }
+
+    fn push(&mut self, id: ItemId, item: Item) {
+        if let Some(lane) = self.lanes.get_mut(&item.lane) {
+            lane.waiting.push(item.call, id);
+            self.items.insert(id, item);
+        }
+    }
+
+    pub(super) fn task_of(&self, id: ItemId) -> Option<TaskId> {
+        self.items.get(&id).map(|item| item.task)
+    }
+
+    pub(super) fn set_tokens(&mut self, id: ItemId, tokens: usize) {
+        if let Some(item) = self.items.get_mut(&id) {
+            item.tokens = tokens;
+        }
+    }
+
+    pub(super) fn waiting_rows(&self) -> usize {
+        self.items.values().filter(|item| !item.running).map(|item| item.rows).sum()
+    }
+
+    pub(super) fn kv_bytes(&self) -> u64 {
+        self.kv.values().map(|&(_, bytes)| bytes).sum()
+    }
+
+    /// Takes an item out, waiting or running.
+    pub(super) fn remove(&mut self, id: ItemId) {
+        let Some(item) = self.items.remove(&id) else { return };
+        let lane = self.lanes.get_mut(&item.lane).expect("an item's lane exists");
+        if !item.running {
+            lane.waiting.remove(item.call, id);
+            return;
+        }
+        lane.running.retain(|&running| running != id);
+        if let (LaneId::Step(model), Some(image)) = (item.lane, item.image)
+            && let Some((shared, _)) = self.kv.get_mut(&(model, image))
+        {
+            *shared -= 1;
+            if *shared == 0 {
+                self.kv.remove(&(model, image));
+            }
+        }
+    }
+
+    /// The lane whose turn it is among those that can run; else when the first could.
+    pub(super) fn ready(
+        &self,
+        now: Instant,
+        linger: Duration,
+        settings: &EngineSettings,
+        costs: &Costs,
+    ) -> (Option<LaneId>, Ready) {
+        let mut best = Ready::No;
+        for &id in &self.order {
+            match (self.lane_ready(id, now, linger, settings, costs), best) {
+                (ready @ Ready::Now(_), _) => return (Some(id), ready),
+                (Ready::At(at), Ready::At(earlier)) => best = Ready::At(at.min(earlier)),
+                (ready @ Ready::At(_), _) => best = ready,
+                (Ready::No, _) => {}
+            }
+        }
+        (None, best)
+    }
+
+    fn lane_ready(
+        &self,
+        id: LaneId,
+        now: Instant,
+        linger: Duration,
+        settings: &EngineSettings,
+        costs: &Costs,
+    ) -> Ready {
+        let lane = &self.lanes[&id];
+        if !lane.running.is_empty() {
+            return Ready::Now(super::Trigger::Idle);
+        }
+        match lane.waiting.front() {
+            None => return Ready::No,
+            Some(_) if self.lacks_kv(id) => return Ready::No,
+            Some(_) => {}
+        }
+        if linger.is_zero() {
+            return Ready::Now(super::Trigger::Idle);
+        }
+        let mut fill = lane.fill(settings, costs.text(id));
+        let (mut oldest, mut full) = (now, false);
+        for item in self.items.values().filter(|item| item.lane == id) {
+            oldest = oldest.min(item.arrival);
+            full |= !fill.add(item);
+        }
+        after_linger(oldest, linger, full, now)
+    }
+
+    /// Fills a unit of this lane, whose turn is over with that.
+    pub(super) fn take(
+        &mut self,
+        id: LaneId,
+        now: Instant,
+        settings: &EngineSettings,
+        costs: &Costs,
+    ) -> Taken {
+        self.order.retain(|&waiting| waiting != id);
+        self.order.push_back(id);
+        let cost = costs.text(id);
+        match id {
+            LaneId::Score(_) => self.take_rows(id, now, settings, cost),
+            LaneId::Step(model) => self.take_groups(model, now, settings, cost),
+        }
+    }
+
+    fn take_rows(
+        &mut self,
+        id: LaneId,
+        now: Instant,
+        settings: &EngineSettings,
+        cost: Option<TextCost>,
+    ) -> Taken {
+        let lane = self.lanes.get_mut(&id).expect("a ready lane exists");
+        let (mut fill, mut full, items) = (lane.fill(settings, cost), false, &self.items);
+        let rows = lane.waiting.take(|row| {
+            if fill.add(&items[&row]) {
+                return Pick::Take;
+            }
+            full = true;
+            Pick::Stop
+        });
+        let mut taken = Taken { work: fill.work, full, ..Taken::default() };
+        for &row in &rows {
+            let item = self.items.remove(&row).expect("a waiting row is known");
+            taken.waited.push(now.saturating_duration_since(item.arrival));
+            taken.left.push((item.task, row));
+        }
+        taken.items = rows;
+        taken
+    }
+
+    /// True for a model whose groups all wait because others hold the keys and values: what they give back is its
+    /// own, or it would wait for ever.
+    fn lacks_kv(&self, id: LaneId) -> bool {
+        let lane = &self.lanes[&id];
+        let Some(head) = lane.waiting.front().filter(|_| lane.running.is_empty()) else {
+            return false;
+        };
+        let (held, needed) = (self.kv_bytes(), self.items[&head].kv_bytes);
+        held > 0 && needed > 0 && held.saturating_add(needed) > self.max_kv_bytes
+    }
+}

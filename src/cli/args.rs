@@ -35,6 +35,12 @@ pub(super) enum Command {
     },
     /// Compares the official checkpoints with their known answers; downloads about 4 GB
     Verify,
+    /// Prints the OpenAPI document
+    Openapi {
+        /// As JSON instead of YAML
+        #[arg(long)]
+        json: bool,
+    },
     /// Asks a running server whether it is ready; for containers
     Healthcheck {
         /// What to ask instead of the configured address

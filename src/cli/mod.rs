@@ -8,6 +8,7 @@ mod convert;
 mod download;
 mod error;
 mod healthcheck;
+mod openapi;
 mod print_config;
 mod serve;
 mod signals;
@@ -55,6 +56,7 @@ fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), Comma
         Some(Command::Download { sources }) => download::run(sources, &load()?),
         Some(Command::Convert { directory }) => convert::run(directory),
         Some(Command::Verify) => verify::run(load()?),
+        Some(Command::Openapi { json }) => openapi::run(*json),
         Some(Command::Healthcheck { url }) => healthcheck::run(url.as_deref(), load),
         Some(Command::Config) => print_config::run(&load()?),
     }

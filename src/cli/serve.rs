@@ -26,12 +26,7 @@ async fn serve(config: Config) -> Result<(), CommandError> {
     let listener = TcpListener::bind(listen)
         .await
         .map_err(|error| CommandError::failed(format!("cannot listen on {listen}"), error))?;
-    let app = tokio::select! {
-        app = App::build(config) => {
-            app.map_err(|error| CommandError::failed("cannot start", error))?
-        }
-        () = shutdown.cancelled() => return Ok(()),
-    };
+    let app = App::build(config).map_err(|error| CommandError::failed("cannot start", error))?;
     app.serve(listener, shutdown)
         .await
         .map_err(|error| CommandError::failed("the server failed", error))

@@ -34,3 +34,17 @@ async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
         _ = interrupt.recv() => "SIGINT",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_signal_cancels_the_token_and_the_process_lives_on() {
+        let token = shutdown().unwrap();
+        assert!(!token.is_cancelled());
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
+            .unwrap();
+        token.cancelled().await;
+    }
+}

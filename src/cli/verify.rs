@@ -4,6 +4,7 @@
 //! The answers are those of transformers' own integration tests (`tests/models/blip/test_modeling_blip.py`, greedy).
 
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -94,18 +95,21 @@ async fn verify(config: Config) -> Result<(), CommandError> {
     let failed = |error| CommandError::failed("cannot listen on loopback", error);
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let app = App::build(config)
-        .await
-        .map_err(|error| CommandError::failed("cannot load the official checkpoints", error))?;
-    let shutdown = CancellationToken::new();
-    let server = app.serve(listener, shutdown.clone());
+    let app = App::build(config).map_err(|error| CommandError::failed("cannot start", error))?;
+    let (ready, shutdown) = (app.ready(), CancellationToken::new());
+    let mut server = pin!(app.serve(listener, shutdown.clone()));
+    let failed = |error| CommandError::failed("the official checkpoints cannot be served", error);
+    tokio::select! {
+        served = &mut server => return served.map_err(failed),
+        () = ready.cancelled() => {}
+    }
     let questions = async {
         let outcome = ask_all(&format!("http://{address}"), &picture).await;
         shutdown.cancel();
         outcome
     };
     let (served, outcome) = tokio::join!(server, questions);
-    served.map_err(|error| CommandError::failed("the server failed", error))?;
+    served.map_err(failed)?;
     outcome
 }
 

@@ -171,12 +171,10 @@ impl Layers {
             let path = format!("{path}.{field}");
             return self.invalid(&path, "a value; it has no default");
         }
-        match &error.kind {
-            Kind::InvalidType(_, accepted) | Kind::InvalidValue(_, accepted) => {
-                self.invalid(&path, accepted.clone())
-            }
-            other => self.invalid(&path, format!("another value ({other})")),
+        if let Kind::InvalidType(_, accepted) | Kind::InvalidValue(_, accepted) = &error.kind {
+            return self.invalid(&path, accepted.clone());
         }
+        self.invalid(&path, format!("another value ({})", error.kind))
     }
 }
 
@@ -188,10 +186,10 @@ fn as_written(value: &Value) -> String {
         Value::Char(_, char) => format!("\"{char}\""),
         Value::Bool(_, flag) => flag.to_string(),
         Value::Num(_, number) => {
-            let integer = number.to_i128().map(|integer| integer.to_string());
-            integer
-                .or_else(|| Some(number.to_f64()?.to_string()))
-                .unwrap_or_else(|| "a number".to_owned())
+            let unsigned = number.to_u128().map(|number| number.to_string());
+            let signed = || number.to_i128().map(|number| number.to_string());
+            let float = || number.to_f64().map(|number| number.to_string());
+            unsigned.or_else(signed).or_else(float).unwrap_or_default()
         }
         Value::Array(_, values) => format!("[{}]", list(values)),
         Value::Empty(..) | Value::Dict(..) => "a table".to_owned(),

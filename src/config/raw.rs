@@ -3,6 +3,8 @@
 //!
 //! Defaults are taken from the settings types of the folders (`defaults`), so that no number stands twice.
 
+#![expect(clippy::struct_field_names, reason = "keys of a file are whole names: limits.max_rows")]
+
 use serde::{Deserialize, Serialize};
 
 /// The whole file.

@@ -22,7 +22,7 @@ const MAX_MILLIS: u64 = 24 * 3600 * 1000;
 pub(super) fn validate(raw: RawConfig, layers: &Layers) -> Result<Config, ConfigError> {
     let reader = Reader { raw: &raw, layers };
     check_pairs(&reader)?;
-    let config = Config {
+    Ok(Config {
         listen: raw.server.listen.parse().map_err(|_| {
             let accepted = "an IP address and a port: 127.0.0.1:8080, 0.0.0.0:8080, [::1]:8080";
             layers.invalid("server.listen", accepted)
@@ -35,9 +35,8 @@ pub(super) fn validate(raw: RawConfig, layers: &Layers) -> Result<Config, Config
         hub: reader.hub()?,
         log: reader.log()?,
         drain: reader.drain()?,
-        raw: raw.clone(),
-    };
-    Ok(config)
+        raw,
+    })
 }
 
 /// Reads one folder's settings at a time.

@@ -1,0 +1,108 @@
+//! How errors of other folders become refusals: what each means to a client.
+
+use std::time::Duration;
+
+use super::error::{ApiError, Code};
+use crate::engine::EngineError;
+use crate::images::ImagesError;
+use crate::input::InputError;
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Overloaded { retry_after } => Self::new(
+                Code::Overloaded,
+                "the server has no room at present; try again after the delay in retry-after",
+            )
+            .retry_after(retry_after),
+            EngineError::TooLargeForDeadline { estimate, deadline } => Self::new(
+                Code::BatchTooLarge,
+                format!(
+                    "the call would take about {:.1} s of an idle server, its deadline leaves {:.1} s; ask for less in one call",
+                    estimate.as_secs_f64(),
+                    deadline.as_secs_f64()
+                ),
+            ),
+            EngineError::TooManyRows { rows, capacity } => Self::new(
+                Code::BatchTooLarge,
+                format!("the call needs {rows} rows, the queue holds {capacity}; split it"),
+            ),
+            EngineError::ShuttingDown => shutting_down(),
+            EngineError::WorkerDown => Self::not_ready(),
+            EngineError::DeadlineExceeded => Self::deadline_exceeded(),
+            EngineError::InferenceFailed(_) => inference_failed(),
+            EngineError::SlowReader => {
+                Self::new(Code::RequestTimeout, "the stream was read too slowly; read faster")
+            }
+        }
+    }
+}
+
+/// The process is ending.
+fn shutting_down() -> ApiError {
+    let error = ApiError::new(
+        Code::ShuttingDown,
+        "the server is shutting down; try another, or this one later",
+    );
+    error.retry_after(Duration::from_secs(5))
+}
+
+/// The model failed, or gave something that is no number.
+pub(crate) fn inference_failed() -> ApiError {
+    ApiError::new(
+        Code::InferenceFailed,
+        "the model failed on this input; the cause is in the server's log",
+    )
+}
+
+impl From<InputError> for ApiError {
+    fn from(error: InputError) -> Self {
+        let code = match &error {
+            InputError::InvalidImageValue { .. } | InputError::InvalidText { .. } => {
+                Code::InvalidRequest
+            }
+            InputError::ImageFileTooLarge { .. } => Code::PayloadTooLarge,
+            InputError::UnsupportedImageFormat => Code::UnsupportedImageFormat,
+            InputError::UndecodableImage { .. } => Code::UndecodableImage,
+            InputError::ImageTooLarge { .. } | InputError::DecodedImageTooLarge { .. } => {
+                Code::ImageTooLarge
+            }
+            InputError::TextTooLong { .. } => Code::TextTooLong,
+            InputError::Tokenizer(cause) => {
+                tracing::error!(%cause, "a tokenizer failed");
+                return Self::internal();
+            }
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<ImagesError> for ApiError {
+    fn from(error: ImagesError) -> Self {
+        match error {
+            ImagesError::Input(error) => error.into(),
+            ImagesError::NotFound(_) => Self::new(
+                Code::ImageNotFound,
+                "the image is not held (any more); send its bytes again",
+            ),
+            ImagesError::Overloaded => {
+                Self::new(Code::Overloaded, "too many images wait for decoding; try again later")
+                    .retry_after(Duration::from_secs(1))
+            }
+            ImagesError::TimedOut { .. } => Self::new(
+                Code::UndecodableImage,
+                "the image takes too long to decode; send a simpler file",
+            ),
+        }
+    }
+}
+
+impl ApiError {
+    /// The same error at a field.
+    pub(crate) fn at(self, field: &str) -> Self {
+        if !self.errors.is_empty() {
+            return self;
+        }
+        Self { errors: vec![super::error::FieldError::new(field, self.detail.clone())], ..self }
+    }
+}

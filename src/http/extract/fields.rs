@@ -1,0 +1,396 @@
+//! The types of request fields: each knows what it accepts, says so in errors, and writes its own schema.
+//! They hold what the client said; what it means is decided by the endpoints (`plan`) and `generation`.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Unexpected, Visitor};
+use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+/// Reads a field that may be left out but is not `null`: `null` reaches the type itself, which refuses it.
+pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// A `T` read from an object. Serde's own structs also take lists of their fields in order.
+pub(crate) struct FromObject<T>(pub(crate) T);
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = FromObject<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(FromObject)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for FromObject<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+/// Reads a list of objects.
+pub(crate) fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    let objects = Vec::<FromObject<T>>::deserialize(deserializer)?;
+    Ok(objects.into_iter().map(|object| object.0).collect())
+}
+
+/// An integer in `MIN..=MAX`; `4.0` is the integer 4, as JSON Schema has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Int<const MIN: u64, const MAX: u64>(pub(crate) u64);
+
+struct IntVisitor<const MIN: u64, const MAX: u64>;
+
+impl<const MIN: u64, const MAX: u64> Visitor<'_> for IntVisitor<MIN, MAX> {
+    type Value = Int<MIN, MAX>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an integer from {MIN} to {MAX}")
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Self::Value, E> {
+        if (MIN..=MAX).contains(&value) {
+            return Ok(Int(value));
+        }
+        Err(E::invalid_value(Unexpected::Unsigned(value), &self))
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Self::Value, E> {
+        match u64::try_from(value) {
+            Ok(value) => self.visit_u64(value),
+            Err(_) => Err(E::invalid_value(Unexpected::Signed(value), &self)),
+        }
+    }
+
+    #[expect(clippy::cast_sign_loss, reason = "the value has just been compared with zero")]
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Self::Value, E> {
+        // Every integer that a field accepts is below 2^53, so a double holds it exactly.
+        if value.fract() == 0.0 && value >= 0.0 && value <= MAX as f64 {
+            return self.visit_u64(value as u64);
+        }
+        Err(E::invalid_value(Unexpected::Float(value), &self))
+    }
+}
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Int<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_u64(IntVisitor)
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> PartialSchema for Int<MIN, MAX> {
+    fn schema() -> RefOr<Schema> {
+        let object = ObjectBuilder::new()
+            .schema_type(SchemaType::Type(Type::Integer))
+            .minimum(Some(MIN as f64))
+            .maximum(Some(MAX as f64));
+        object.into()
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> ToSchema for Int<MIN, MAX> {}
+
+/// Declares a number with its range: what is expected, in words, as a test and as a schema.
+macro_rules! number_fields {
+    ($($(#[doc = $doc:literal])+ $name:ident, $expected:literal, |$value:ident| $test:expr, |$object:ident| $schema:expr;)*) => {$(
+        $(#[doc = $doc])+
+        #[derive(Debug, Clone, Copy, PartialEq)]
+        pub(crate) struct $name(pub(crate) f32);
+
+        impl $name {
+            fn checked<E: Error>(given: f64) -> Result<Self, E> {
+                let $value = given as f32;
+                if $value.is_finite() && $test {
+                    return Ok(Self($value));
+                }
+                Err(E::invalid_value(Unexpected::Float(given), &$expected))
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct NumberVisitor;
+                impl Visitor<'_> for NumberVisitor {
+                    type Value = $name;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expected)
+                    }
+                    fn visit_f64<E: Error>(self, value: f64) -> Result<$name, E> {
+                        $name::checked(value)
+                    }
+                    fn visit_u64<E: Error>(self, value: u64) -> Result<$name, E> {
+                        $name::checked(value as f64)
+                    }
+                    fn visit_i64<E: Error>(self, value: i64) -> Result<$name, E> {
+                        $name::checked(value as f64)
+                    }
+                }
+                deserializer.deserialize_f64(NumberVisitor)
+            }
+        }
+
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                let $object = ObjectBuilder::new().schema_type(SchemaType::Type(Type::Number));
+                $schema.into()
+            }
+        }
+
+        impl ToSchema for $name {}
+    )*};
+}
+
+number_fields! {
+    /// Divides the logits when sampling.
+    Temperature, "a number above 0, at most 100", |value| value > 0.0 && value <= 100.0,
+        |object| object.exclusive_minimum(Some(0.0)).maximum(Some(100.0));
+    /// The probability mass that sampling keeps.
+    TopP, "a number above 0, at most 1", |value| value > 0.0 && value <= 1.0,
+        |object| object.exclusive_minimum(Some(0.0)).maximum(Some(1.0));
+    /// The penalty of repeated tokens.
+    RepetitionPenalty, "a number above 0, at most 100", |value| value > 0.0 && value <= 100.0,
+        |object| object.exclusive_minimum(Some(0.0)).maximum(Some(100.0));
+    /// The exponent of a beam's length.
+    LengthPenalty, "a number from -100 to 100", |value| (-100.0..=100.0).contains(&value),
+        |object| object.minimum(Some(-100.0)).maximum(Some(100.0));
+}
+
+/// A text: not empty, no control characters but white space (the model would drop them unseen).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Text(pub(crate) Arc<str>);
+
+impl Text {
+    const EXPECTED: &'static str =
+        "a string that is not empty, without control characters but tabs and line breaks";
+
+    fn checked<E: Error>(text: &str) -> Result<Self, E> {
+        let is_control = |c: char| c.is_ascii_control() && !matches!(c, '\t' | '\n' | '\r');
+        if text.is_empty() || text.contains(is_control) {
+            return Err(E::custom(format_args!("expected {}", Self::EXPECTED)));
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+struct TextVisitor;
+
+impl Visitor<'_> for TextVisitor {
+    type Value = Text;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Text::EXPECTED)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Text, E> {
+        Text::checked(text)
+    }
+
+    fn visit_byte_buf<E: Error>(self, _: Vec<u8>) -> Result<Text, E> {
+        Err(E::custom(
+            "this part carries a file name, which only images do; send it as a text part",
+        ))
+    }
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_string(TextVisitor)
+    }
+}
+
+impl PartialSchema for Text {
+    fn schema() -> RefOr<Schema> {
+        string_schema()
+            .min_length(Some(1))
+            .pattern(Some(r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f]*$"))
+            .into()
+    }
+}
+
+impl ToSchema for Text {}
+
+/// What a client sent in the place of an image. Clones share the bytes.
+#[derive(Clone)]
+pub(crate) enum ImageField {
+    /// A string: data URI, base64, URL or id.
+    Value(Arc<str>),
+    /// The file's bytes.
+    Bytes(Bytes),
+}
+
+impl ImageField {
+    /// Where its bytes lie: equal for clones, so an image shared by many inputs is looked at once.
+    pub(crate) fn address(&self) -> (usize, usize) {
+        match self {
+            Self::Value(text) => (text.as_ptr().addr(), text.len()),
+            Self::Bytes(bytes) => (bytes.as_ptr().addr(), bytes.len()),
+        }
+    }
+}
+
+impl fmt::Debug for ImageField {
+    /// The kind and size: image bytes have no place in logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(text) => write!(f, "ImageField::Value({} characters)", text.len()),
+            Self::Bytes(bytes) => write!(f, "ImageField::Bytes({} bytes)", bytes.len()),
+        }
+    }
+}
+
+struct ImageVisitor;
+
+impl Visitor<'_> for ImageVisitor {
+    type Value = ImageField;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an image value: a data URI, base64, or \"sha256:\" and 64 hexadecimal digits")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<ImageField, E> {
+        Ok(ImageField::Value(text.into()))
+    }
+
+    fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<ImageField, E> {
+        Ok(ImageField::Bytes(bytes.into()))
+    }
+}
+
+impl<'de> Deserialize<'de> for ImageField {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_string(ImageVisitor)
+    }
+}
+
+impl PartialSchema for ImageField {
+    fn schema() -> RefOr<Schema> {
+        string_schema().min_length(Some(1)).into()
+    }
+}
+
+impl ToSchema for ImageField {}
+
+/// `early_stopping`: `true`, `false` or `"never"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EarlyStoppingField {
+    /// A boolean.
+    Flag(bool),
+    /// `"never"`.
+    Never,
+}
+
+struct EarlyStoppingVisitor;
+
+impl Visitor<'_> for EarlyStoppingVisitor {
+    type Value = EarlyStoppingField;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("true, false or \"never\"")
+    }
+
+    fn visit_bool<E: Error>(self, flag: bool) -> Result<EarlyStoppingField, E> {
+        Ok(EarlyStoppingField::Flag(flag))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<EarlyStoppingField, E> {
+        if text == "never" {
+            return Ok(EarlyStoppingField::Never);
+        }
+        Err(E::invalid_value(Unexpected::Str(text), &self))
+    }
+}
+
+impl<'de> Deserialize<'de> for EarlyStoppingField {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(EarlyStoppingVisitor)
+    }
+}
+
+impl PartialSchema for EarlyStoppingField {
+    fn schema() -> RefOr<Schema> {
+        let flag = ObjectBuilder::new().schema_type(SchemaType::Type(Type::Boolean));
+        let never = string_schema().enum_values(Some(["never"]));
+        utoipa::openapi::schema::OneOfBuilder::new().item(flag).item(never).into()
+    }
+}
+
+impl ToSchema for EarlyStoppingField {}
+
+fn string_schema() -> ObjectBuilder {
+    ObjectBuilder::from(Object::with_type(SchemaType::Type(Type::String)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error<T: serde::de::DeserializeOwned + fmt::Debug>(json: &str) -> String {
+        serde_json::from_str::<T>(json).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn integers_accept_their_range_and_say_it() {
+        assert_eq!(serde_json::from_str::<Int<1, 8>>("8").unwrap(), Int(8));
+        assert_eq!(serde_json::from_str::<Int<1, 8>>("4.0").unwrap(), Int(4));
+        assert!(
+            error::<Int<1, 8>>("9")
+                .starts_with("invalid value: integer `9`, expected an integer from 1 to 8")
+        );
+        assert!(error::<Int<1, 8>>("-1").contains("expected an integer from 1 to 8"));
+        assert!(error::<Int<1, 8>>("1.5").contains("expected an integer from 1 to 8"));
+        assert!(error::<Int<1, 8>>("\"3\"").contains("expected an integer from 1 to 8"));
+        assert!(error::<Int<1, 8>>("null").contains("expected an integer from 1 to 8"));
+    }
+
+    #[test]
+    fn the_largest_seed_is_read_exactly() {
+        type Seed = Int<0, 9_007_199_254_740_991>;
+        assert_eq!(serde_json::from_str::<Seed>("9007199254740991").unwrap().0, (1 << 53) - 1);
+        assert!(error::<Seed>("9007199254740992").contains("from 0 to 9007199254740991"));
+    }
+
+    #[test]
+    fn numbers_are_checked_as_the_f32_they_become() {
+        assert!((serde_json::from_str::<Temperature>("0.5").unwrap().0 - 0.5).abs() < f32::EPSILON);
+        // Not zero as a double, zero as an f32.
+        assert!(error::<Temperature>("1e-60").contains("a number above 0, at most 100"));
+        assert!(error::<TopP>("1.5").contains("a number above 0, at most 1"));
+        assert!(serde_json::from_str::<LengthPenalty>("-2").is_ok());
+    }
+
+    #[test]
+    fn texts_refuse_control_characters_and_nothing() {
+        assert_eq!(&*serde_json::from_str::<Text>("\"a\\tb\\n\"").unwrap().0, "a\tb\n");
+        assert!(error::<Text>("\"\"").contains("not empty"));
+        assert!(error::<Text>("\"a\\u0000\"").contains("control characters"));
+        assert!(error::<Text>("\"\\u001b[31m\"").contains("control characters"));
+    }
+
+    #[test]
+    fn early_stopping_is_a_flag_or_never() {
+        assert_eq!(
+            serde_json::from_str::<EarlyStoppingField>("true").unwrap(),
+            EarlyStoppingField::Flag(true)
+        );
+        assert_eq!(
+            serde_json::from_str::<EarlyStoppingField>("\"never\"").unwrap(),
+            EarlyStoppingField::Never
+        );
+        assert!(error::<EarlyStoppingField>("\"true\"").contains("true, false or \"never\""));
+    }
+}

@@ -1,0 +1,413 @@
+//! Fields that arrived as parts or in a query string, read into the same request types as JSON.
+//!
+//! A [`Form`] is a serde deserializer: the type of each field decides how its text is read (numbers and
+//! booleans as in JSON, list fields from repetition), so types, ranges, unknown fields and error paths are those
+//! of JSON without a second definition.
+
+use bytes::Bytes;
+use serde::de::value::{Error, SeqDeserializer};
+use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
+use serde::forward_to_deserialize_any;
+
+/// One value of a field.
+#[derive(Debug, Clone)]
+pub(crate) enum Value {
+    /// A text part, or a value in the query string.
+    Text(String),
+    /// A part with a file name, or a raw body.
+    File(Bytes),
+}
+
+/// Fields in the order of their first appearance, each with all its values.
+#[derive(Debug, Default)]
+pub(crate) struct Form {
+    fields: Vec<(String, Vec<Value>)>,
+    /// In a batch call, the images that are one input each.
+    inputs: Option<Vec<Value>>,
+}
+
+impl Form {
+    /// A form of a batch call: each `image` becomes one input.
+    pub(crate) fn of_batch() -> Self {
+        Self { fields: Vec::new(), inputs: Some(Vec::new()) }
+    }
+
+    /// Adds a value to a field.
+    pub(crate) fn push(&mut self, name: &str, value: Value) {
+        if let Some(inputs) = &mut self.inputs
+            && name == "image"
+        {
+            inputs.push(value);
+            return;
+        }
+        match self.fields.iter_mut().find(|(known, _)| known == name) {
+            Some((_, values)) => values.push(value),
+            None => self.fields.push((name.to_owned(), vec![value])),
+        }
+    }
+}
+
+impl IntoDeserializer<'_, Error> for Form {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+impl<'de> Deserializer<'de> for Form {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_struct("", &[], visitor)
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        known: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        visitor.visit_map(Fields {
+            given: self.fields.into_iter(),
+            inputs: self.inputs,
+            known,
+            value: None,
+        })
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
+/// Walks a form's fields; the images of a batch come last, as the list `inputs`.
+struct Fields {
+    given: std::vec::IntoIter<(String, Vec<Value>)>,
+    inputs: Option<Vec<Value>>,
+    known: &'static [&'static str],
+    value: Option<FieldValue>,
+}
+
+enum FieldValue {
+    Given { values: Vec<Value>, plural: Option<&'static str> },
+    Inputs(Vec<Value>),
+}
+
+impl<'de> MapAccess<'de> for Fields {
+    type Error = Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Error> {
+        if let Some((name, values)) = self.given.next() {
+            if self.inputs.is_some() && name == "inputs" {
+                return Err(de::Error::custom(
+                    "a list of inputs is sent as application/json; in multipart each image part is one input",
+                ));
+            }
+            let plural = self
+                .known
+                .iter()
+                .copied()
+                .find(|known| known.strip_suffix('s').is_some_and(|singular| singular == name));
+            self.value = Some(FieldValue::Given { values, plural });
+            return seed.deserialize(name.into_deserializer()).map(Some);
+        }
+        let Some(inputs) = self.inputs.take() else { return Ok(None) };
+        self.value = Some(FieldValue::Inputs(inputs));
+        seed.deserialize("inputs".into_deserializer()).map(Some)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
+        match self.value.take() {
+            Some(FieldValue::Given { values, plural }) => {
+                seed.deserialize(Values { values, plural })
+            }
+            Some(FieldValue::Inputs(images)) => {
+                let inputs = images.into_iter().map(|image| {
+                    let mut form = Form::default();
+                    form.push("image", image);
+                    form
+                });
+                seed.deserialize(SeqDeserializer::new(inputs))
+            }
+            None => Err(de::Error::custom("a value was asked for before its field")),
+        }
+    }
+}
+
+/// All values of one field: a list where the type wants one, else exactly one value.
+struct Values {
+    values: Vec<Value>,
+    plural: Option<&'static str>,
+}
+
+impl Values {
+    fn single(mut self) -> Result<Scalar, Error> {
+        let count = self.values.len();
+        match (self.values.pop(), count) {
+            (Some(value), 1) => Ok(Scalar(value)),
+            (_, _) => Err(de::Error::custom(match self.plural {
+                Some(plural) => format!("given {count} times; several go into {plural}, repeated"),
+                None => format!("given {count} times, it takes one value"),
+            })),
+        }
+    }
+}
+
+macro_rules! forward_to_single {
+    ($($method:ident)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            self.single()?.$method(visitor)
+        }
+    )*};
+}
+
+impl<'de> Deserializer<'de> for Values {
+    type Error = Error;
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_seq(SeqDeserializer::new(self.values.into_iter().map(Scalar)))
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.single()?.deserialize_enum(name, variants, visitor)
+    }
+
+    forward_to_single! { deserialize_any deserialize_bool deserialize_u64 deserialize_f64 deserialize_str deserialize_string }
+
+    forward_to_deserialize_any! {
+        i8 i16 i32 i64 i128 u8 u16 u32 u128 f32 char bytes byte_buf unit unit_struct
+        newtype_struct tuple tuple_struct map struct identifier ignored_any
+    }
+}
+
+/// One value.
+struct Scalar(Value);
+
+impl IntoDeserializer<'_, Error> for Scalar {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+impl Scalar {
+    fn visit<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::Text(text) => visitor.visit_string(text),
+            Value::File(bytes) => visitor.visit_byte_buf(bytes.into()),
+        }
+    }
+}
+
+impl<'de> Deserializer<'de> for Scalar {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_bool(visitor)
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.0 {
+            Value::Text(text) if text == "true" => visitor.visit_bool(true),
+            Value::Text(text) if text == "false" => visitor.visit_bool(false),
+            Value::Text(_) | Value::File(_) => self.visit(visitor),
+        }
+    }
+
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match number(&self.0) {
+            Some(Number::Unsigned(value)) => visitor.visit_u64(value),
+            Some(Number::Signed(value)) => visitor.visit_i64(value),
+            Some(Number::Float(value)) => visitor.visit_f64(value),
+            None => self.visit(visitor),
+        }
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_u64(visitor)
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.visit(visitor)
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.visit(visitor)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::Text(text) => visitor.visit_enum(text.into_deserializer()),
+            Value::File(_) => Err(de::Error::custom(
+                "this part carries a file name, which only images do; send it as a text part",
+            )),
+        }
+    }
+
+    forward_to_deserialize_any! {
+        i8 i16 i32 i64 i128 u8 u16 u32 u128 f32 char bytes byte_buf unit unit_struct
+        newtype_struct seq tuple tuple_struct map struct identifier ignored_any
+    }
+}
+
+enum Number {
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+}
+
+/// Reads a number as JSON writes it: no sign `+`, no leading zeros, no white space.
+fn number(value: &Value) -> Option<Number> {
+    let Value::Text(text) = value else { return None };
+    if !text.starts_with(|c: char| c == '-' || c.is_ascii_digit())
+        || text.ends_with(char::is_whitespace)
+    {
+        return None;
+    }
+    if let Ok(value) = serde_json::from_str(text) {
+        return Some(Number::Unsigned(value));
+    }
+    if let Ok(value) = serde_json::from_str(text) {
+        return Some(Number::Signed(value));
+    }
+    serde_json::from_str(text).ok().map(Number::Float)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::error::ApiError;
+    use crate::http::extract::json::parse_form;
+    use crate::http::routes::caption::{CaptionBatchRequest, CaptionRequest};
+    use crate::http::routes::similarity::SimilarityRequest;
+
+    fn form_of(form: Form, fields: &[(&str, &str)]) -> Form {
+        let each = fields.iter();
+        each.fold(form, |mut form, (name, value)| {
+            form.push(name, Value::Text((*value).to_owned()));
+            form
+        })
+    }
+
+    fn caption(fields: &[(&str, &str)]) -> Result<CaptionRequest, ApiError> {
+        parse_form(form_of(Form::default(), fields))
+    }
+
+    fn fault(fields: &[(&str, &str)]) -> (String, String) {
+        let error = caption(fields).unwrap_err();
+        (error.errors[0].field.clone(), error.errors[0].detail.clone())
+    }
+
+    #[test]
+    fn numbers_and_booleans_are_read_as_in_json() {
+        let request = caption(&[
+            ("num_beams", "4"),
+            ("temperature", "0.5"),
+            ("stream", "true"),
+            ("seed", "1e3"),
+        ]);
+        let request = request.unwrap();
+        assert_eq!(request.num_beams.unwrap().0, 4);
+        assert!((request.temperature.unwrap().0 - 0.5).abs() < f32::EPSILON);
+        assert_eq!(request.stream, Some(true));
+        assert_eq!(request.seed.unwrap().0, 1000);
+        for wrong in ["04", "+4", " 4", "4 ", "four", "", "0x4"] {
+            let (field, detail) = fault(&[("num_beams", wrong)]);
+            assert_eq!(field, "num_beams", "{wrong}");
+            assert!(detail.ends_with("expected an integer from 1 to 8"), "{detail}");
+        }
+        for wrong in ["True", "1", "yes"] {
+            let (field, detail) = fault(&[("stream", wrong)]);
+            assert_eq!(field, "stream", "{wrong}");
+            assert!(detail.ends_with("expected true or false"), "{detail}");
+        }
+    }
+
+    #[test]
+    fn either_kind_of_early_stopping_is_read() {
+        for value in ["true", "false", "never"] {
+            assert!(caption(&[("early_stopping", value)]).is_ok(), "{value}");
+        }
+        assert_eq!(fault(&[("early_stopping", "maybe")]).0, "early_stopping");
+    }
+
+    #[test]
+    fn lists_repeat_and_commas_do_not_split_them() {
+        let fields = [("texts", "a, b"), ("texts", "c"), ("scores", "match"), ("scores", "cosine")];
+        let request: SimilarityRequest = parse_form(form_of(Form::default(), &fields)).unwrap();
+        let texts: Vec<String> =
+            request.texts.unwrap().iter().map(|text| text.0.to_string()).collect();
+        assert_eq!(texts, ["a, b", "c"]);
+        assert_eq!(request.scores.unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_repeated_single_field_names_its_plural_where_there_is_one() {
+        let twice = form_of(Form::default(), &[("text", "a"), ("text", "b")]);
+        let error = parse_form::<SimilarityRequest>(twice).unwrap_err();
+        assert_eq!(error.errors[0].field, "text");
+        assert_eq!(error.errors[0].detail, "given 2 times; several go into texts, repeated");
+        let (field, detail) = fault(&[("prompt", "a"), ("prompt", "b")]);
+        assert_eq!((&*field, &*detail), ("prompt", "given 2 times, it takes one value"));
+    }
+
+    #[test]
+    fn an_item_of_a_list_is_named_by_its_place() {
+        let fields = [("texts", "a"), ("texts", "")];
+        let error = parse_form::<SimilarityRequest>(form_of(Form::default(), &fields)).unwrap_err();
+        assert_eq!(error.errors[0].field, "texts[1]");
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_with_those_that_are_known() {
+        let (field, detail) = fault(&[("beams", "2")]);
+        assert_eq!(field, "beams");
+        assert!(detail.contains("num_beams"), "{detail}");
+    }
+
+    #[test]
+    fn each_image_of_a_batch_is_one_input() {
+        let mut form = form_of(Form::of_batch(), &[("prompt", "a")]);
+        form.push("image", Value::File(Bytes::from_static(b"1")));
+        form.push("image", Value::Text("MQ==".to_owned()));
+        let request: CaptionBatchRequest = parse_form(form).unwrap();
+        assert_eq!(request.inputs.len(), 2);
+        assert_eq!(&*request.prompt.unwrap().0, "a");
+        let error =
+            parse_form::<CaptionBatchRequest>(form_of(Form::of_batch(), &[("inputs", "[]")]));
+        assert!(error.unwrap_err().detail.contains("application/json"));
+    }
+
+    #[test]
+    fn a_file_is_an_image_and_nothing_else() {
+        let mut form = Form::default();
+        form.push("prompt", Value::File(Bytes::from_static(b"words")));
+        let error = parse_form::<CaptionRequest>(form).unwrap_err();
+        assert_eq!(error.errors[0].field, "prompt");
+        assert!(error.errors[0].detail.contains("file name"), "{}", error.errors[0].detail);
+    }
+}

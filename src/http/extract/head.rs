@@ -1,0 +1,237 @@
+//! What a request's head alone can refuse: type, encoding, declared size, deadline.
+
+use std::time::{Duration, Instant};
+
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+
+use crate::http::error::{ApiError, Code};
+use crate::http::settings::HttpSettings;
+
+/// RFC 2046 allows no longer ones.
+const MAX_BOUNDARY_LENGTH: usize = 70;
+/// The header's name.
+const X_REQUEST_TIMEOUT_MS: &str = "x-request-timeout-ms";
+
+/// A head that passed.
+#[derive(Debug)]
+pub(crate) struct Head {
+    /// How the body is to be read.
+    pub(crate) encoding: Encoding,
+    /// `Content-Length`, where there is one.
+    pub(crate) declared_bytes: Option<u64>,
+}
+
+/// How a body is to be read.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    /// `application/json`.
+    Json,
+    /// `multipart/form-data`.
+    Multipart {
+        /// What separates the parts.
+        boundary: String,
+    },
+    /// `image/*`, `application/octet-stream`, or no type: one image, the other fields in the query string.
+    Raw,
+}
+
+impl Head {
+    /// Checks a head.
+    ///
+    /// # Errors
+    /// `unsupported_media_type`, `payload_too_large` (closing the connection), `invalid_request`.
+    pub(crate) fn check(parts: &Parts, settings: &HttpSettings) -> Result<Self, ApiError> {
+        check_content_encoding(&parts.headers)?;
+        let encoding = encoding(&parts.headers)?;
+        if encoding != Encoding::Raw && parts.uri.query().is_some_and(|query| !query.is_empty()) {
+            return Err(ApiError::invalid(
+                "the query string is read only beside a raw image body; send its fields in the body",
+            ));
+        }
+        let declared_bytes = declared_bytes(&parts.headers)?;
+        let max = settings.limits.max_body_bytes;
+        if declared_bytes.is_some_and(|declared| declared > max) {
+            return Err(body_too_large(max));
+        }
+        Ok(Self { encoding, declared_bytes })
+    }
+}
+
+/// The body exceeds the limit; what is left of it stays unread, so the connection ends.
+pub(crate) fn body_too_large(max: u64) -> ApiError {
+    let detail =
+        format!("the body exceeds {max} bytes, the limit of this server; send less in one call");
+    ApiError::new(Code::PayloadTooLarge, detail).closing()
+}
+
+/// When the request must be answered: the client's own wish, or the server's setting where that is sooner.
+///
+/// # Errors
+/// `invalid_request` when the header is not an integer of at least 1.
+pub(crate) fn deadline(
+    headers: &HeaderMap,
+    arrived: Instant,
+    limit: Duration,
+) -> Result<Instant, ApiError> {
+    let Some(value) = headers.get(X_REQUEST_TIMEOUT_MS) else { return Ok(arrived + limit) };
+    let digits = value.to_str().ok().filter(|text| {
+        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && text != &"0"
+    });
+    let Some(digits) = digits else {
+        let detail = "an integer of milliseconds, at least 1";
+        return Err(ApiError::field(Code::InvalidRequest, X_REQUEST_TIMEOUT_MS, detail));
+    };
+    // More digits than a u64 holds is more than any limit.
+    let wish = digits.parse().map_or(limit, Duration::from_millis);
+    Ok(arrived + wish.min(limit))
+}
+
+fn check_content_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let encoded = headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if encoded {
+        return Err(ApiError::new(
+            Code::UnsupportedMediaType,
+            "compressed bodies are not read; send the body without content-encoding",
+        ));
+    }
+    Ok(())
+}
+
+fn declared_bytes(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
+    let Some(value) = headers.get(header::CONTENT_LENGTH) else { return Ok(None) };
+    let length = value.to_str().ok().and_then(|text| text.parse().ok());
+    length.map(Some).ok_or_else(|| ApiError::invalid("content-length is not an integer"))
+}
+
+fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(Encoding::Raw) };
+    let text = value.to_str().unwrap_or_default();
+    let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match essence.as_str() {
+        "application/json" => json_charset(text).map(|()| Encoding::Json),
+        "multipart/form-data" => boundary(text).map(|boundary| Encoding::Multipart { boundary }),
+        "application/octet-stream" | "" => Ok(Encoding::Raw),
+        "application/x-www-form-urlencoded" => Err(ApiError::new(
+            Code::UnsupportedMediaType,
+            "forms are not read (curl sends this type by default); add -H 'content-type: application/json', \
+             or -H 'content-type: application/octet-stream' for an image file",
+        )),
+        image if image.starts_with("image/") => Ok(Encoding::Raw),
+        _ => Err(ApiError::new(
+            Code::UnsupportedMediaType,
+            "accepted are application/json, multipart/form-data, image/* and application/octet-stream",
+        )),
+    }
+}
+
+fn json_charset(content_type: &str) -> Result<(), ApiError> {
+    let mut parameters = content_type.split(';').skip(1).filter_map(|field| field.split_once('='));
+    let charset = parameters.find(|(name, _)| name.trim().eq_ignore_ascii_case("charset"));
+    match charset.map(|(_, value)| value.trim().trim_matches('"').to_ascii_lowercase()) {
+        None => Ok(()),
+        Some(charset) if charset == "utf-8" || charset == "utf8" => Ok(()),
+        Some(_) => Err(ApiError::new(Code::UnsupportedMediaType, "JSON is read as UTF-8 only")),
+    }
+}
+
+fn boundary(content_type: &str) -> Result<String, ApiError> {
+    let boundary = multer::parse_boundary(content_type).map_err(|_| {
+        ApiError::invalid(
+            "multipart/form-data needs a boundary; let the client library write the header",
+        )
+    })?;
+    if (1..=MAX_BOUNDARY_LENGTH).contains(&boundary.len()) {
+        return Ok(boundary);
+    }
+    Err(ApiError::invalid("a multipart boundary has 1 to 70 characters"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::Request;
+
+    fn check(headers: &[(&str, &str)]) -> Result<Head, ApiError> {
+        let request =
+            headers.iter().fold(Request::builder().uri("/caption"), |request, (name, value)| {
+                request.header(*name, *value)
+            });
+        Head::check(&request.body(()).unwrap().into_parts().0, &HttpSettings::default())
+    }
+
+    #[test]
+    fn each_accepted_type_has_its_encoding() {
+        let boundary = || Encoding::Multipart { boundary: "xyz".to_owned() };
+        let cases = [
+            ("application/json", Encoding::Json),
+            ("Application/JSON; charset=UTF-8", Encoding::Json),
+            ("multipart/form-data; boundary=xyz", boundary()),
+            ("image/jpeg", Encoding::Raw),
+            ("image/svg+xml", Encoding::Raw),
+            ("application/octet-stream", Encoding::Raw),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(check(&[("content-type", value)]).unwrap().encoding, expected, "{value}");
+        }
+        assert_eq!(check(&[]).unwrap().encoding, Encoding::Raw);
+    }
+
+    #[test]
+    fn other_types_are_refused_and_curls_default_gets_the_header_to_add() {
+        let refused = |value| check(&[("content-type", value)]).unwrap_err();
+        assert_eq!(refused("text/plain").code, Code::UnsupportedMediaType);
+        assert_eq!(refused("application/json; charset=latin1").code, Code::UnsupportedMediaType);
+        let curl = refused("application/x-www-form-urlencoded");
+        assert!(curl.detail.contains("-H 'content-type: application/json'"), "{}", curl.detail);
+    }
+
+    #[test]
+    fn a_multipart_boundary_is_needed_and_bounded() {
+        let refused = |value: &str| check(&[("content-type", value)]).unwrap_err().code;
+        assert_eq!(refused("multipart/form-data"), Code::InvalidRequest);
+        let long = format!("multipart/form-data; boundary={}", "x".repeat(71));
+        assert_eq!(refused(&long), Code::InvalidRequest);
+    }
+
+    #[test]
+    fn compressed_bodies_are_refused() {
+        assert_eq!(
+            check(&[("content-encoding", "gzip")]).unwrap_err().code,
+            Code::UnsupportedMediaType
+        );
+        assert!(check(&[("content-encoding", "identity")]).is_ok());
+    }
+
+    #[test]
+    fn a_declared_body_above_the_limit_closes_the_connection() {
+        let max = HttpSettings::default().limits.max_body_bytes;
+        assert_eq!(
+            check(&[("content-length", &max.to_string())]).unwrap().declared_bytes,
+            Some(max)
+        );
+        let refused = check(&[("content-length", &(max + 1).to_string())]).unwrap_err();
+        assert_eq!(refused.code, Code::PayloadTooLarge);
+        assert!(refused.close);
+    }
+
+    #[test]
+    fn the_client_may_only_shorten_the_deadline() {
+        let limit = Duration::from_secs(30);
+        let arrived = Instant::now();
+        let with = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(X_REQUEST_TIMEOUT_MS, value.parse().unwrap());
+            deadline(&headers, arrived, limit).map(|deadline| deadline - arrived)
+        };
+        assert_eq!(with("1500"), Ok(Duration::from_millis(1500)));
+        assert_eq!(with("90000"), Ok(limit));
+        assert_eq!(with("99999999999999999999999"), Ok(limit));
+        for wrong in ["0", "-1", "1.5", "", "soon", "+5"] {
+            assert_eq!(with(wrong).unwrap_err().code, Code::InvalidRequest, "{wrong}");
+        }
+    }
+}

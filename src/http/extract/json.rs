@@ -1,0 +1,170 @@
+//! JSON bodies, and serde's errors in words for clients (also those of forms).
+
+use super::fields::FromObject;
+use super::request::Request;
+use crate::http::error::{ApiError, Code};
+
+/// Longest text of an error: serde repeats what it was given, which may be a whole image.
+const MAX_DETAIL: usize = 300;
+const MAX_FIELD: usize = 128;
+
+/// Reads a JSON body.
+///
+/// # Errors
+/// `invalid_request`, naming the field.
+pub(super) fn parse<R: Request>(body: &[u8]) -> Result<R, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let FromObject(request) =
+        serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            let path = error.path().to_string();
+            let error = error.into_inner();
+            if error.is_data() { at_field(&path, &error.to_string()) } else { not_json(&error) }
+        })?;
+    deserializer.end().map_err(|error| not_json(&error))?;
+    Ok(request)
+}
+
+/// Reads a request from a deserializer that is no JSON.
+///
+/// # Errors
+/// `invalid_request`, naming the field.
+pub(crate) fn parse_form<R: Request>(form: super::form::Form) -> Result<R, ApiError> {
+    serde_path_to_error::deserialize(form)
+        .map_err(|error| at_field(&error.path().to_string(), &error.inner().to_string()))
+}
+
+fn not_json(error: &serde_json::Error) -> ApiError {
+    ApiError::invalid(format!(
+        "the body is not valid JSON: {}",
+        shorten(&error.to_string(), MAX_DETAIL)
+    ))
+}
+
+/// Serde's words at serde's path, put right for clients.
+fn at_field(path: &str, message: &str) -> ApiError {
+    let message = without_position(message);
+    let (path, message) = match name_in(message, "duplicate field `")
+        .or(name_in(message, "missing field `"))
+    {
+        Some(name) if message.starts_with("missing") => (join(path, name), "is needed".to_owned()),
+        Some(name) => (join(path, name), "given more than once".to_owned()),
+        None => (path.to_owned(), in_clients_words(message)),
+    };
+    if path == "." {
+        return ApiError::invalid(format!("the body: {message}"));
+    }
+    let field = shorten(&path, MAX_FIELD);
+    ApiError::field(Code::InvalidRequest, field, shorten(&message, MAX_DETAIL))
+}
+
+fn name_in<'a>(message: &'a str, prefix: &str) -> Option<&'a str> {
+    message.strip_prefix(prefix)?.strip_suffix('`')
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path == "." { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// Without " at line 1 column 7": the field is named, and other encodings have no lines.
+fn without_position(message: &str) -> &str {
+    match message.rfind(" at line ") {
+        Some(end) if message[end..].contains(" column ") => &message[..end],
+        _ => message,
+    }
+}
+
+/// Rust's words for types in the words of JSON.
+fn in_clients_words(message: &str) -> String {
+    let Some((given, expected)) = message.rsplit_once(", expected ") else {
+        return message.to_owned();
+    };
+    let expected = match expected {
+        "a sequence" => "a list",
+        "a boolean" => "true or false",
+        object if object.starts_with("struct ") => "an object",
+        other => other,
+    };
+    format!("{given}, expected {expected}")
+}
+
+/// At most `max` characters: the beginning, and the end, which says what is expected.
+fn shorten(text: &str, max: usize) -> String {
+    let length = text.chars().count();
+    if length <= max {
+        return text.to_owned();
+    }
+    let head: String = text.chars().take(max / 2).collect();
+    let tail: String = text.chars().skip(length - max / 2).collect();
+    format!("{head}...{tail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::routes::caption::{CaptionBatchRequest, CaptionRequest};
+
+    fn fault(body: &str) -> (String, String) {
+        let error = parse::<CaptionBatchRequest>(body.as_bytes()).unwrap_err();
+        assert_eq!(error.code, Code::InvalidRequest);
+        let first = error.errors.first().cloned();
+        first.map_or((String::new(), error.detail.to_string()), |first| (first.field, first.detail))
+    }
+
+    #[test]
+    fn faults_are_named_by_their_whole_path() {
+        let cases = [
+            (
+                r#"{"inputs": [{}, {"num_beams": 9}]}"#,
+                "inputs[1].num_beams",
+                "invalid value: integer `9`, expected an integer from 1 to 8",
+            ),
+            (
+                r#"{"inputs": [{"num_beams": null}]}"#,
+                "inputs[0].num_beams",
+                "invalid type: null, expected an integer from 1 to 8",
+            ),
+            (r#"{"inputs": [{"stream": true}]}"#, "inputs[0].stream", "unknown field `stream`"),
+            (
+                r#"{"inputs": [{"prompt": "a", "prompt": "b"}]}"#,
+                "inputs[0].prompt",
+                "given more than once",
+            ),
+            (r#"{"inputs": [5]}"#, "inputs[0]", "invalid type: integer `5`, expected an object"),
+            (r#"{"inputs": [["a"]]}"#, "inputs[0]", "invalid type: sequence, expected an object"),
+            (r#"{"inputs": {}}"#, "inputs", "invalid type: map, expected a list"),
+            (r#"{"prompt": "a"}"#, "inputs", "is needed"),
+            (
+                r#"{"inputs": [{"do_sample": 1}]}"#,
+                "inputs[0].do_sample",
+                "invalid type: integer `1`, expected true or false",
+            ),
+        ];
+        for (body, field, detail) in cases {
+            let (found, words) = fault(body);
+            assert_eq!(found, field, "{body}");
+            assert!(words.starts_with(detail), "{body}: {words}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_says_where() {
+        for body in ["", "{", "{\"inputs\": [}", "{\"inputs\": []} x"] {
+            let (field, words) = fault(body);
+            assert_eq!(field, "", "{body}");
+            assert!(words.starts_with("the body is not valid JSON: "), "{body}: {words}");
+        }
+        assert_eq!(fault("[1]").1, "the body: invalid type: sequence, expected an object");
+        assert!(fault(&"[".repeat(100_000)).1.contains("the body"));
+    }
+
+    #[test]
+    fn what_clients_send_is_repeated_only_in_part() {
+        let long = "x".repeat(1 << 20);
+        let error = parse::<CaptionRequest>(format!("{{\"num_beams\": \"{long}\"}}").as_bytes());
+        let error = error.unwrap_err();
+        assert!(error.detail.len() < 500, "{}", error.detail.len());
+        assert!(error.detail.ends_with("expected an integer from 1 to 8"), "{}", error.detail);
+        let error = parse::<CaptionRequest>(format!("{{\"{long}\": 1}}").as_bytes()).unwrap_err();
+        assert!(error.detail.len() < 500 && error.errors[0].field.len() < 200);
+    }
+}

@@ -1,0 +1,180 @@
+//! The images of a call: each distinct one is parsed once, decoded once, and awaited by every input that uses it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+
+use super::call::Endpoint;
+use super::error::{ApiError, Code, FieldError};
+use super::extract::fields::ImageField;
+use super::middleware::context::RequestContext;
+use super::models::Model;
+use super::state::Services;
+use crate::images::{ImageSource, Scope};
+use crate::input::{ImageValue, InputSettings};
+use crate::task::PreparedImage;
+
+/// Base64 up to this length is undone on the spot (about 50 us).
+const INLINE_BASE64: usize = 64 << 10;
+
+/// An image of an input, and what the client called it.
+#[derive(Debug, Clone)]
+pub(crate) struct ImageArg {
+    /// What the client sent.
+    pub(crate) field: ImageField,
+    /// `image`, or `images[3]`.
+    pub(crate) path: String,
+}
+
+impl ImageArg {
+    /// The one image of an input.
+    pub(crate) fn single(field: ImageField) -> Self {
+        Self { field, path: "image".to_owned() }
+    }
+
+    /// The images of an input that takes a list.
+    pub(crate) fn list(fields: Vec<ImageField>) -> Vec<Self> {
+        let named = fields.into_iter().enumerate();
+        named.map(|(index, field)| Self { field, path: format!("images[{index}]") }).collect()
+    }
+}
+
+/// A prepared image on its way; clones wait for the same.
+pub(crate) type SharedImage = Shared<BoxFuture<'static, Result<PreparedImage, ApiError>>>;
+
+/// The distinct images of a call.
+pub(crate) struct ImageSet {
+    distinct: Vec<Distinct>,
+    /// For each input, which images it uses.
+    uses: Vec<Vec<usize>>,
+}
+
+struct Distinct {
+    field: ImageField,
+    /// Where it stands first, for errors.
+    path: String,
+    source: Result<ImageSource, ApiError>,
+}
+
+impl ImageSet {
+    /// Collects the images of the inputs that were planned.
+    pub(crate) fn new<E: Endpoint>(batch: bool, plans: &[Result<E, ApiError>]) -> Self {
+        let mut places: HashMap<(usize, usize), usize> = HashMap::new();
+        let mut distinct = Vec::new();
+        let mut uses = Vec::with_capacity(plans.len());
+        for (input, plan) in plans.iter().enumerate() {
+            let images = plan.as_ref().map(E::images).unwrap_or_default();
+            let used = images.into_iter().map(|image| {
+                *places.entry(image.field.address()).or_insert_with(|| {
+                    let path =
+                        if batch { format!("inputs[{input}].{}", image.path) } else { image.path };
+                    let source = Err(ApiError::internal());
+                    distinct.push(Distinct { field: image.field, path, source });
+                    distinct.len() - 1
+                })
+            });
+            uses.push(used.collect());
+        }
+        Self { distinct, uses }
+    }
+
+    /// How many different images the call has, as far as their addresses in memory tell.
+    pub(crate) fn distinct(&self) -> usize {
+        self.distinct.len()
+    }
+
+    /// Reads the image values: base64 to bytes, ids.
+    ///
+    /// # Errors
+    /// `invalid_request` when one is no image value at all; everything else stays with the image.
+    pub(crate) async fn parse(&mut self, settings: &InputSettings) -> Result<(), ApiError> {
+        let length: usize = self.distinct.iter().map(|image| image.field.address().1).sum();
+        let fields: Vec<ImageField> =
+            self.distinct.iter().map(|image| image.field.clone()).collect();
+        let settings = settings.clone();
+        let parse = move || fields.iter().map(|field| parse(field, &settings)).collect::<Vec<_>>();
+        let sources = if length <= INLINE_BASE64 {
+            parse()
+        } else {
+            tokio::task::spawn_blocking(parse).await.map_err(|error| {
+                tracing::error!(%error, "parsing image values panicked");
+                ApiError::internal()
+            })?
+        };
+        let mut invalid = Vec::new();
+        for (image, source) in self.distinct.iter_mut().zip(sources) {
+            if let Err(error) = &source
+                && error.code == Code::InvalidRequest
+            {
+                invalid.push(FieldError::new(&*image.path, &*error.detail));
+            }
+            image.source = source.map_err(|error| error.at(&image.path));
+        }
+        if invalid.is_empty() {
+            Ok(())
+        } else {
+            Err(ApiError::fields(Code::InvalidRequest, invalid))
+        }
+    }
+
+    /// Starts to find the images; each begins when the first input waits for it.
+    pub(crate) fn finder(
+        self,
+        services: &Services,
+        model: &Model,
+        context: &RequestContext,
+        deadline: Instant,
+    ) -> Finder {
+        let preprocessing = model.info.preprocessing;
+        let images = self.distinct.into_iter().map(|image| {
+            let (pool, context) = (services.images.clone(), context.clone());
+            let find = async move {
+                let resolve = pool.resolve(image.source?, preprocessing, Scope::EVERYONE);
+                let resolved = tokio::time::timeout_at(deadline.into(), resolve)
+                    .await
+                    .map_err(|_| ApiError::deadline_exceeded())?
+                    .map_err(|error| ApiError::from(error).at(&image.path))?;
+                context.note(|notes| {
+                    notes.add_decode(resolved.decode + resolved.preprocess);
+                    notes.cached_images += usize::from(resolved.cached);
+                    notes.image.get_or_insert(resolved.image.info);
+                });
+                Ok(resolved.image)
+            };
+            find.boxed().shared()
+        });
+        Finder { images: images.collect(), uses: self.uses }
+    }
+}
+
+/// Images on their way, by input.
+pub(crate) struct Finder {
+    images: Vec<SharedImage>,
+    uses: Vec<Vec<usize>>,
+}
+
+impl Finder {
+    /// The images of an input, in order.
+    pub(crate) fn of(&self, input: usize) -> Vec<SharedImage> {
+        self.uses[input].iter().map(|&image| self.images[image].clone()).collect()
+    }
+}
+
+fn parse(field: &ImageField, settings: &InputSettings) -> Result<ImageSource, ApiError> {
+    let text: &Arc<str> = match field {
+        ImageField::Bytes(bytes) => return Ok(ImageSource::Bytes(bytes.clone())),
+        ImageField::Value(text) => text,
+    };
+    match ImageValue::parse(text, settings)? {
+        ImageValue::Bytes(bytes) => Ok(ImageSource::Bytes(Bytes::from(bytes))),
+        ImageValue::Id(id) => Ok(ImageSource::Id(id)),
+        ImageValue::Url(_) => Err(ApiError::new(
+            Code::FetchDisabled,
+            "this server does not fetch images by URL (setting fetch.enabled); send the image's bytes",
+        )),
+    }
+}

@@ -1,0 +1,33 @@
+//! Label sets that are known before the first request start at 0, so that a rate exists from the first scrape.
+
+use super::error::Code;
+use super::models::Models;
+use super::router::INFERENCE_ROUTES;
+use crate::task::Role;
+use crate::telemetry::metrics::Metrics;
+
+/// Successes of the inference routes, and every reason of refusal.
+pub(crate) fn initialise(metrics: &Metrics) {
+    for route in INFERENCE_ROUTES {
+        metrics.http_requests_total.with_label_values(&[*route, "POST", "200", "ok"]);
+        metrics.http_request_duration_seconds.with_label_values(&[*route]);
+    }
+    for code in Code::ALL {
+        metrics.request_failures_total.with_label_values(&[code.name()]);
+    }
+    metrics.request_failures_total.with_label_values(&["client_closed"]);
+}
+
+/// Answered items of each loaded model.
+pub(crate) fn initialise_models(metrics: &Metrics, models: &Models) {
+    for model in models.iter() {
+        let tasks: &[&str] = match model.info.role() {
+            Role::Caption => &["caption"],
+            Role::Vqa => &["vqa"],
+            Role::Retrieval => &["similarity", "embeddings"],
+        };
+        for task in tasks {
+            metrics.items_total.with_label_values(&[*task, &model.info.name, "ok"]);
+        }
+    }
+}

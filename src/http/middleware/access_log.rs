@@ -1,0 +1,131 @@
+//! One log line per request: INFO for answers (every n-th, by setting), WARN for refusals (so many a second),
+//! ERROR for failures of ours. Never image bytes, texts, queries or secrets.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::observe::Finished;
+use super::server_timing::milliseconds;
+use crate::http::settings::AccessLogSettings;
+
+/// Decides which requests are logged, and writes them.
+pub(crate) struct AccessLog {
+    settings: AccessLogSettings,
+    successes: AtomicU64,
+    refusals: Mutex<Second>,
+}
+
+/// Refusals logged in the current second.
+struct Second {
+    began: Instant,
+    logged: u32,
+    suppressed: u64,
+}
+
+impl AccessLog {
+    /// A log with nothing in it yet.
+    pub(crate) fn new(settings: AccessLogSettings) -> Self {
+        let second = Second { began: Instant::now(), logged: 0, suppressed: 0 };
+        Self { settings, successes: AtomicU64::new(0), refusals: Mutex::new(second) }
+    }
+
+    /// Writes the request's line, unless sampling or the rate limit drops it.
+    pub(crate) fn write(&self, request: &Finished<'_>) {
+        let notes = request.context.notes();
+        let task = notes.task.unwrap_or_default();
+        let client_ip = request.peer.filter(|_| self.settings.client_ip).map(|peer| peer.0.ip());
+        let image = notes.image;
+        // One list of fields for three levels: `tracing` wants the level in the macro.
+        macro_rules! line {
+            ($level:ident, $message:literal $(, $suppressed:ident)?) => {
+                tracing::$level!(
+                    target: "access",
+                    request_id = &*request.context.id,
+                    trace_id = request.trace_id,
+                    route = request.route,
+                    method = request.method,
+                    status = request.status,
+                    reason = request.code,
+                    dur_ms = milliseconds(request.context.elapsed()),
+                    queue_ms = milliseconds(task.queue),
+                    decode_ms = milliseconds(notes.decode.unwrap_or_default()),
+                    infer_ms = milliseconds(task.vision + task.text),
+                    bytes_in = notes.bytes_in,
+                    model.id = notes.model.as_deref(),
+                    batch.size = notes.inputs,
+                    format = image.map(|image| image.format.name()),
+                    w = image.map(|image| image.width),
+                    h = image.map(|image| image.height),
+                    tokens = notes.tokens,
+                    cached_images = notes.cached_images,
+                    client_ip = client_ip.map(tracing::field::display),
+                    $($suppressed,)?
+                    $message
+                )
+            };
+        }
+        match request.status {
+            ..400 => {
+                if self.samples() {
+                    line!(info, "request answered");
+                }
+            }
+            400..500 => {
+                if let Some(suppressed) = self.admits_refusal(Instant::now()) {
+                    line!(warn, "request refused", suppressed);
+                }
+            }
+            _ => line!(error, "request failed"),
+        }
+    }
+
+    fn samples(&self) -> bool {
+        let every = self.settings.sample_every;
+        every > 0 && self.successes.fetch_add(1, Ordering::Relaxed).is_multiple_of(every)
+    }
+
+    /// How many refusals went unlogged before this one, or `None` when it goes unlogged too.
+    fn admits_refusal(&self, now: Instant) -> Option<u64> {
+        let mut second = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.saturating_duration_since(second.began) >= Duration::from_secs(1) {
+            (second.began, second.logged) = (now, 0);
+        }
+        if second.logged >= self.settings.max_refusals_per_second {
+            second.suppressed += 1;
+            return None;
+        }
+        second.logged += 1;
+        Some(std::mem::take(&mut second.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(sample_every: u64, max_refusals_per_second: u32) -> AccessLog {
+        AccessLog::new(AccessLogSettings {
+            sample_every,
+            client_ip: false,
+            max_refusals_per_second,
+        })
+    }
+
+    #[test]
+    fn every_nth_success_is_logged_and_zero_logs_none() {
+        let third = log(3, 0);
+        let sampled: Vec<bool> = (0..6).map(|_| third.samples()).collect();
+        assert_eq!(sampled, [true, false, false, true, false, false]);
+        assert!(!log(0, 0).samples());
+    }
+
+    #[test]
+    fn refusals_above_the_rate_are_counted_into_the_next_line() {
+        let log = log(1, 2);
+        let start = Instant::now();
+        let admitted: Vec<_> = (0..4).map(|_| log.admits_refusal(start)).collect();
+        assert_eq!(admitted, [Some(0), Some(0), None, None]);
+        assert_eq!(log.admits_refusal(start + Duration::from_secs(2)), Some(2));
+    }
+}

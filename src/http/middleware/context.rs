@@ -1,0 +1,83 @@
+//! What is known of the request in hand: its id, when it came, and what handlers note down about it for the
+//! `server-timing` header, the access log and the metrics. Made by `request_id`, read by every other layer.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::http::error::Code;
+use crate::task::{ImageInfo, TaskTiming};
+
+/// A request, as an extension of it. Clones share the notes.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestContext {
+    /// The id that the client sees.
+    pub(crate) id: Arc<str>,
+    /// When its head had been read.
+    pub(crate) arrived: Instant,
+    notes: Arc<Mutex<Notes>>,
+}
+
+/// What handlers note down.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Notes {
+    /// The model that answers.
+    pub(crate) model: Option<String>,
+    /// Bytes of the body that were read.
+    pub(crate) bytes_in: u64,
+    /// Inputs of the call.
+    pub(crate) inputs: usize,
+    /// Fetching, decoding and resizing, the longest of its images.
+    pub(crate) decode: Option<Duration>,
+    /// Queue, vision and text, each the longest of its items.
+    pub(crate) task: Option<TaskTiming>,
+    /// The first image.
+    pub(crate) image: Option<ImageInfo>,
+    /// Images whose pixels were held already.
+    pub(crate) cached_images: usize,
+    /// Tokens in the answer.
+    pub(crate) tokens: usize,
+    /// Why a stream that had begun ended badly.
+    pub(crate) stream_error: Option<Code>,
+    /// The answer is a stream: its timings stand in the last event.
+    pub(crate) streaming: bool,
+}
+
+impl RequestContext {
+    /// A request that has just come.
+    pub(crate) fn new(id: Arc<str>) -> Self {
+        Self { id, arrived: Instant::now(), notes: Arc::default() }
+    }
+
+    /// Changes the notes.
+    pub(crate) fn note(&self, change: impl FnOnce(&mut Notes)) {
+        // Notes are plain values: what a panicking handler left behind is still worth logging.
+        change(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The notes as they are.
+    pub(crate) fn notes(&self) -> Notes {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Time since it came.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.arrived.elapsed()
+    }
+}
+
+impl Notes {
+    /// Adds the time that one image took.
+    pub(crate) fn add_decode(&mut self, decode: Duration) {
+        self.decode = Some(self.decode.unwrap_or_default().max(decode));
+    }
+
+    /// Adds the time that one item took.
+    pub(crate) fn add_task(&mut self, timing: TaskTiming) {
+        let longest = self.task.unwrap_or_default();
+        self.task = Some(TaskTiming {
+            queue: longest.queue.max(timing.queue),
+            vision: longest.vision.max(timing.vision),
+            text: longest.text.max(timing.text),
+        });
+    }
+}

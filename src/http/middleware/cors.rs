@@ -1,0 +1,29 @@
+//! Cross-origin requests, for the origins that the settings name; without the setting there is no such layer.
+
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use super::request_id::X_REQUEST_ID;
+use super::server_timing::SERVER_TIMING;
+use crate::http::settings::CorsSettings;
+
+/// The layer for these settings.
+pub(crate) fn cors(settings: &CorsSettings) -> CorsLayer {
+    let any = settings.allowed_origins.iter().any(|origin| origin == "*");
+    let origins = settings.allowed_origins.iter().filter_map(|origin| origin.parse().ok());
+    let allowed: AllowOrigin = if any {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.collect::<Vec<HeaderValue>>())
+    };
+    CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            X_REQUEST_ID,
+            HeaderName::from_static("x-request-timeout-ms"),
+        ])
+        .expose_headers([X_REQUEST_ID, SERVER_TIMING, header::RETRY_AFTER])
+}

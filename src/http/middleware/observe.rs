@@ -1,0 +1,187 @@
+//! Counts and times every request until its answer's last byte was handed on, then logs it once.
+//!
+//! Labels come from closed sets: the matched route or "unmatched", the methods that we know or "other", our own
+//! codes. A request whose client leaves before the answer counts as status 499.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::extract::{Extension, MatchedPath, Request, State};
+use axum::http::{Method, Response as HttpResponse, StatusCode};
+use axum::middleware::Next;
+use axum::response::Response;
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use super::access_log::AccessLog;
+use super::context::RequestContext;
+use super::problem::RefusedWith;
+use crate::http::connection::PeerAddress;
+use crate::telemetry::metrics::{GaugeGuard, Metrics};
+
+/// What the layer needs.
+#[derive(Clone)]
+pub(crate) struct Observer {
+    /// Where requests are counted.
+    pub(crate) metrics: Arc<Metrics>,
+    /// Where they are logged.
+    pub(crate) log: Arc<AccessLog>,
+}
+
+/// A finished request, for the log.
+pub(crate) struct Finished<'a> {
+    pub(crate) context: &'a RequestContext,
+    pub(crate) route: &'a str,
+    pub(crate) method: &'static str,
+    /// 499 when the client left.
+    pub(crate) status: u16,
+    /// A problem code, `ok`, or `client_closed`.
+    pub(crate) code: &'static str,
+    pub(crate) peer: Option<PeerAddress>,
+    pub(crate) trace_id: Option<&'a str>,
+}
+
+/// The layer.
+pub(crate) async fn observe(
+    State(observer): State<Observer>,
+    Extension(context): Extension<RequestContext>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut record = Record {
+        _in_flight: GaugeGuard::new(&observer.metrics.http_requests_in_flight),
+        observer,
+        context,
+        route: request.extensions().get::<MatchedPath>().cloned(),
+        method: method_label(request.method()),
+        peer: request.extensions().get::<PeerAddress>().copied(),
+        trace_id: trace_id(&request),
+        answer: None,
+        complete: false,
+    };
+    let response = next.run(request).await;
+    let code = response.extensions().get::<RefusedWith>().map_or("ok", |refused| refused.0.name());
+    record.answer = Some((response.status(), code));
+    let (parts, body) = response.into_parts();
+    if body.is_end_stream() {
+        record.complete = true;
+    }
+    HttpResponse::from_parts(parts, Body::new(ObservedBody { body, record }))
+}
+
+/// What is known of a request in flight; dropping it ends the observation.
+struct Record {
+    _in_flight: GaugeGuard,
+    observer: Observer,
+    context: RequestContext,
+    route: Option<MatchedPath>,
+    method: &'static str,
+    peer: Option<PeerAddress>,
+    trace_id: Option<String>,
+    /// Status and code, once the head of the answer is known.
+    answer: Option<(StatusCode, &'static str)>,
+    /// The answer's last byte has been handed on.
+    complete: bool,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let notes = self.context.notes();
+        let (status, code) = match (self.answer, notes.stream_error) {
+            (Some((status, _)), Some(code)) => (status.as_u16(), code.name()),
+            (Some((status, code)), None) if self.complete => (status.as_u16(), code),
+            (Some(_) | None, _) => (499, "client_closed"),
+        };
+        let route = self.route.as_ref().map_or("unmatched", MatchedPath::as_str);
+        let metrics = &self.observer.metrics;
+        let labels = [route, self.method, &status.to_string(), code];
+        metrics.http_requests_total.with_label_values(&labels).inc();
+        let seconds = self.context.elapsed().as_secs_f64();
+        metrics.http_request_duration_seconds.with_label_values(&[route]).observe(seconds);
+        if notes.bytes_in > 0 {
+            metrics.http_request_body_bytes.observe(notes.bytes_in as f64);
+        }
+        if code != "ok" {
+            metrics.request_failures_total.with_label_values(&[code]).inc();
+        }
+        self.observer.log.write(&Finished {
+            context: &self.context,
+            route,
+            method: self.method,
+            status,
+            code,
+            peer: self.peer,
+            trace_id: self.trace_id.as_deref(),
+        });
+    }
+}
+
+/// The answer's body, with the record that ends when it does.
+struct ObservedBody {
+    body: Body,
+    record: Record,
+}
+
+impl HttpBody for ObservedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.record.complete = true;
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The method, or "other" for what we do not know.
+fn method_label(method: &Method) -> &'static str {
+    let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    known.into_iter().find(|known| *known == method.as_str()).unwrap_or("other")
+}
+
+/// The trace id of a W3C `traceparent`: `00-<32 hex digits>-<16>-<2>`.
+fn trace_id(request: &Request) -> Option<String> {
+    let header = request.headers().get("traceparent")?.to_str().ok()?;
+    let mut fields = header.split('-');
+    let (_version, trace) = (fields.next()?, fields.next()?);
+    let hexadecimal = trace.len() == 32 && trace.bytes().all(|byte| byte.is_ascii_hexdigit());
+    hexadecimal.then(|| trace.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_methods_share_one_label() {
+        assert_eq!(method_label(&Method::POST), "POST");
+        assert_eq!(method_label(&Method::from_bytes(b"BREW").unwrap()), "other");
+    }
+
+    #[test]
+    fn a_trace_id_is_taken_only_from_a_well_formed_header() {
+        let with = |value: &str| {
+            let request = Request::builder().header("traceparent", value);
+            trace_id(&request.body(Body::empty()).unwrap())
+        };
+        let id = "4BF92F3577B34DA6A3CE929D0E0E4736";
+        assert_eq!(with(&format!("00-{id}-00f067aa0ba902b7-01")), Some(id.to_ascii_lowercase()));
+        assert_eq!(with("00-short-00f067aa0ba902b7-01"), None);
+        assert_eq!(with("nonsense"), None);
+    }
+}

@@ -1,0 +1,23 @@
+//! A panic in a handler costs its own request alone: 500 and a count; the panic hook has logged it.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::response::{IntoResponse, Response};
+use tower_http::catch_panic::ResponseForPanic;
+
+use crate::http::error::ApiError;
+use crate::telemetry::metrics::Metrics;
+
+/// Turns a caught panic into a refusal.
+#[derive(Clone)]
+pub(crate) struct PanicResponder(pub(crate) Arc<Metrics>);
+
+impl ResponseForPanic for PanicResponder {
+    type ResponseBody = axum::body::Body;
+
+    fn response_for_panic(&mut self, _cause: Box<dyn Any + Send + 'static>) -> Response {
+        self.0.panics_total.with_label_values(&["handler"]).inc();
+        ApiError::internal().into_response()
+    }
+}

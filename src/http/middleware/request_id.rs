@@ -1,0 +1,69 @@
+//! Gives every request its id, the client's own where it is acceptable, and every response the same id back.
+//! The outermost layer: everything inside can rely on the [`RequestContext`].
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::context::RequestContext;
+
+/// The header's name.
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const MAX_LENGTH: usize = 128;
+
+/// Different in every process, so that ids of two replicas do not meet.
+static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// The layer.
+pub(crate) async fn request_id(mut request: Request, next: Next) -> Response {
+    let id = accepted(request.headers().get(&X_REQUEST_ID)).unwrap_or_else(new_id);
+    request.extensions_mut().insert(RequestContext::new(Arc::clone(&id)));
+    let mut response = next.run(request).await;
+    let value = HeaderValue::from_str(&id).expect("an id holds only letters, digits and ._:-");
+    response.headers_mut().insert(X_REQUEST_ID, value);
+    response
+}
+
+/// The client's id when it is `[A-Za-z0-9._:-]{1,128}`.
+fn accepted(value: Option<&HeaderValue>) -> Option<Arc<str>> {
+    let id = value?.to_str().ok()?;
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+    let acceptable = (1..=MAX_LENGTH).contains(&id.len()) && id.bytes().all(allowed);
+    acceptable.then(|| id.into())
+}
+
+/// 16 hexadecimal digits of the process and 8 or more of a counter.
+fn new_id() -> Arc<str> {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{:016x}-{number:08x}", *PROCESS).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_harmless_ids_of_clients_are_taken_over() {
+        let accepts = |id: &str| accepted(Some(&HeaderValue::from_str(id).unwrap())).is_some();
+        assert!(accepts("a"));
+        assert!(accepts("Req_1.a:b-C"));
+        assert!(accepts(&"x".repeat(128)));
+        assert!(!accepts(""));
+        assert!(!accepts(&"x".repeat(129)));
+        assert!(!accepts("a b"));
+        assert!(!accepts("<script>"));
+    }
+
+    #[test]
+    fn new_ids_differ_and_are_acceptable_themselves() {
+        let (first, second) = (new_id(), new_id());
+        assert_ne!(first, second);
+        assert_eq!(accepted(Some(&HeaderValue::from_str(&first).unwrap())), Some(first));
+    }
+}

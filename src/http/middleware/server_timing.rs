@@ -1,0 +1,80 @@
+//! `server-timing`: where the time went, in milliseconds, stages only where they apply. A stream tells what is
+//! known when it begins; the rest stands in its last event.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use axum::extract::{Extension, Request};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::context::RequestContext;
+
+/// The header's name.
+pub(crate) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// The layer.
+pub(crate) async fn server_timing(
+    Extension(context): Extension<RequestContext>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut response = next.run(request).await;
+    let value = HeaderValue::from_str(&header_value(&context)).expect("names and numbers only");
+    response.headers_mut().insert(SERVER_TIMING, value);
+    response
+}
+
+fn header_value(context: &RequestContext) -> String {
+    let notes = context.notes();
+    let task = notes.task;
+    let total = (!notes.streaming).then(|| context.elapsed());
+    let decode =
+        if notes.streaming { Some(notes.decode.unwrap_or_default()) } else { notes.decode };
+    let stages = [
+        ("decode", decode),
+        ("queue", task.map(|task| task.queue)),
+        ("vision", task.map(|task| task.vision)),
+        ("text", task.map(|task| task.text)),
+        ("total", total),
+    ];
+    let mut value = String::new();
+    for (name, time) in stages.into_iter().filter_map(|(name, time)| Some((name, time?))) {
+        let separator = if value.is_empty() { "" } else { ", " };
+        // Writing to a string cannot fail.
+        let _ = write!(value, "{separator}{name};dur={:.3}", milliseconds(time));
+    }
+    value
+}
+
+/// Milliseconds with a fraction.
+pub(crate) fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::TaskTiming;
+
+    #[test]
+    fn stages_that_did_not_happen_are_left_out() {
+        let context = RequestContext::new("r".into());
+        assert!(header_value(&context).starts_with("total;dur="));
+        context.note(|notes| {
+            notes.add_decode(Duration::from_micros(1500));
+            notes.add_task(TaskTiming { queue: Duration::from_millis(2), ..TaskTiming::default() });
+        });
+        let value = header_value(&context);
+        let expected = "decode;dur=1.500, queue;dur=2.000, vision;dur=0.000, text;dur=0.000, total";
+        assert!(value.starts_with(expected), "{value}");
+    }
+
+    #[test]
+    fn a_stream_leaves_its_total_to_the_last_event() {
+        let context = RequestContext::new("r".into());
+        context.note(|notes| notes.streaming = true);
+        assert_eq!(header_value(&context), "decode;dur=0.000");
+    }
+}

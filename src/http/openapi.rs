@@ -1,0 +1,289 @@
+//! The OpenAPI document: generated from the routes, completed with what attributes cannot say once for all
+//! (refusals, headers, the other two encodings). `openapi.yaml` at the root is this document, held by a test.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use utoipa::openapi::content::ContentBuilder;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::response::{Response, ResponseBuilder};
+use utoipa::openapi::schema::{ArrayBuilder, Object, ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::tag::TagBuilder;
+use utoipa::openapi::{
+    Info, License, OpenApi, OpenApiBuilder, Ref, RefOr, Required, Schema, SchemaFormat,
+};
+use utoipa::{IntoResponses, PartialSchema, ToSchema};
+
+use super::error::{ApiError, Code, FieldError, PROBLEM_JSON, Problem};
+use super::router;
+use super::settings::Limits;
+use super::stream::{Delta, DeltaToken, Done, Timing};
+
+const DESCRIPTION: &str = "BLIP vision-language models: captions, visual question answering, image-text similarity, \
+embeddings.\n\nEvery response carries `x-request-id` and `server-timing`. Every refusal is an \
+`application/problem+json`; switch on its `code`. Unknown fields are refused, `null` is neither sent nor taken.\n\n\
+An **image value** is a data URI, base64 (standard alphabet, padded, unwrapped), or the `id` of an image sent before. \
+JPEG, PNG, WebP, GIF and BMP are told apart by their first bytes.";
+
+/// A real picture of 16 x 16 pixels, for examples that can be sent as they are.
+pub(crate) const EXAMPLE_IMAGE: &str = "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAALklEQVR42mOQizpBEmIYEhru2GggIwIa0FRj6mEgqBpNz7DTQHIokRMPgyAtAQDUDUAQ/sRcpgAAAABJRU5ErkJggg==";
+
+const RAW_DESCRIPTION: &str = "The image file itself; the other fields stand in the query string, lists repeated \
+(only with this encoding).";
+
+/// Fields without which a request has no meaning.
+const REQUIRED_FIELDS: [(&str, &str); 2] = [("CaptionRequest", "image"), ("VqaRequest", "image")];
+
+/// The whole document.
+///
+/// # Panics
+/// Never: it is made of constants.
+pub fn document() -> OpenApi {
+    let (_, routes) = router::routes().merge(router::document_routes()).split_for_parts();
+    let mut info = Info::new("blip-server", env!("CARGO_PKG_VERSION"));
+    info.description = Some(DESCRIPTION.to_owned());
+    info.license = Some(License::new("MIT OR Apache-2.0"));
+    let tag = |name: &str, text: &str| TagBuilder::new().name(name).description(Some(text)).build();
+    let tags =
+        [tag("inference", "What the models can do"), tag("operations", "What operators need")];
+    let mut document = OpenApiBuilder::new().info(info).tags(Some(tags)).build();
+    document.merge(routes);
+    add_schemas(&mut document);
+    let schemas = document
+        .components
+        .as_ref()
+        .map(|components| components.schemas.clone())
+        .unwrap_or_default();
+    for item in document.paths.paths.values_mut() {
+        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+            add_response_headers(operation);
+            if operation.request_body.is_some() {
+                add_encodings(operation, &schemas);
+                operation.parameters.get_or_insert_default().push(timeout_parameter().into());
+            }
+        }
+    }
+    document
+}
+
+/// An inlined field comes out as "all of its schema and an object with its description": the description belongs
+/// to the schema itself, and no number is an object.
+fn merge_descriptions(schema: &mut RefOr<Schema>) {
+    let RefOr::T(inner) = schema else { return };
+    match inner {
+        Schema::Object(object) => object.properties.values_mut().for_each(merge_descriptions),
+        Schema::OneOf(one) => one.items.iter_mut().for_each(merge_descriptions),
+        Schema::AllOf(all) => {
+            all.items.iter_mut().for_each(merge_descriptions);
+            if let [inlined, RefOr::T(Schema::Object(described))] = all.items.as_slice()
+                && described.properties.is_empty()
+            {
+                let mut merged = inlined.clone();
+                match &mut merged {
+                    RefOr::T(Schema::Object(object)) => {
+                        object.description.clone_from(&described.description);
+                    }
+                    RefOr::T(Schema::OneOf(one)) => {
+                        one.description.clone_from(&described.description);
+                    }
+                    RefOr::T(_) | RefOr::Ref(_) => return,
+                }
+                *schema = merged;
+            }
+        }
+        Schema::Array(_) | Schema::AnyOf(_) | _ => {}
+    }
+}
+
+/// Schemas that only refusals and events refer to; fields that are needed.
+fn add_schemas(document: &mut OpenApi) {
+    let components = document.components.get_or_insert_default();
+    let mut add = |name: std::borrow::Cow<'static, str>, schema| {
+        components.schemas.insert(name.into_owned(), schema);
+    };
+    add(Problem::name(), Problem::schema());
+    add(FieldError::name(), FieldError::schema());
+    add(Delta::name(), Delta::schema());
+    add(DeltaToken::name(), DeltaToken::schema());
+    add(Done::name(), Done::schema());
+    add(Timing::name(), Timing::schema());
+    components.schemas.values_mut().for_each(merge_descriptions);
+    let max_new_tokens = Limits::default().max_new_tokens as f64;
+    for schema in components.schemas.values_mut() {
+        let RefOr::T(Schema::Object(request)) = schema else { continue };
+        for field in ["max_new_tokens", "min_new_tokens"] {
+            if let Some(RefOr::T(Schema::Object(tokens))) = request.properties.get_mut(field) {
+                tokens.maximum = Some(max_new_tokens.into());
+            }
+        }
+    }
+    for (schema, field) in REQUIRED_FIELDS {
+        if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(schema) {
+            object.required.push(field.to_owned());
+        }
+    }
+}
+
+fn add_response_headers(operation: &mut Operation) {
+    let text = |description: &str| {
+        HeaderBuilder::new()
+            .schema(Some(Object::with_type(Type::String)))
+            .description(Some(description))
+            .build()
+    };
+    for response in operation.responses.responses.values_mut() {
+        let RefOr::T(response) = response else { continue };
+        response.headers.insert(
+            "x-request-id".to_owned(),
+            text("The request's id: the client's own where acceptable.").into(),
+        );
+        response.headers.insert(
+            "server-timing".to_owned(),
+            text("Where the time went, in milliseconds.").into(),
+        );
+    }
+}
+
+/// Multipart and raw bodies, derived from the JSON request.
+fn add_encodings(operation: &mut Operation, schemas: &BTreeMap<String, RefOr<Schema>>) {
+    let Some(RefOr::T(body)) = &mut operation.request_body else { return };
+    body.required = Some(Required::True);
+    let json = body.content.get("application/json");
+    let Some(RefOr::T(json)) = json else { return };
+    let Some(RefOr::Ref(reference)) = &json.schema else { return };
+    let name = reference.ref_location.rsplit('/').next().unwrap_or_default();
+    let Some(RefOr::T(Schema::Object(request))) = schemas.get(name) else { return };
+
+    let form = multipart_schema(request);
+    let multipart = ContentBuilder::new().schema(Some(form)).build();
+    body.content.insert("multipart/form-data".to_owned(), multipart.into());
+    for content_type in ["image/*", "application/octet-stream"] {
+        let raw =
+            ContentBuilder::new().schema(Some(binary())).description(Some(RAW_DESCRIPTION)).build();
+        body.content.insert(content_type.to_owned(), raw.into());
+    }
+}
+
+/// The JSON request with files in the place of image values; in a batch each file is one input.
+fn multipart_schema(request: &Object) -> Object {
+    let mut form = Object::with_type(SchemaType::Type(Type::Object));
+    form.additional_properties.clone_from(&request.additional_properties);
+    let batch = request.properties.contains_key("inputs");
+    for (name, property) in &request.properties {
+        match name.as_str() {
+            "inputs" => {}
+            "image" if batch => {
+                form.properties.insert(name.clone(), ArrayBuilder::new().items(binary()).into());
+            }
+            "image" => {
+                form.properties.insert(name.clone(), binary().into());
+            }
+            "images" => {
+                form.properties.insert(name.clone(), ArrayBuilder::new().items(binary()).into());
+            }
+            _ => {
+                form.properties.insert(name.clone(), property.clone());
+            }
+        }
+    }
+    form
+}
+
+fn binary() -> Object {
+    ObjectBuilder::new()
+        .schema_type(SchemaType::Type(Type::String))
+        .format(Some(SchemaFormat::KnownFormat(utoipa::openapi::KnownFormat::Binary)))
+        .build()
+}
+
+fn timeout_parameter() -> Parameter {
+    let schema = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1.0));
+    ParameterBuilder::new()
+        .name("x-request-timeout-ms")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(
+            "When the answer is of no use any more; at most the server's own deadline.",
+        ))
+        .schema(Some(schema))
+        .build()
+}
+
+/// The refusals of every inference route.
+pub(crate) struct InferenceProblems;
+
+/// The refusal of routes that need loaded models.
+pub(crate) struct NotReadyProblem;
+
+type Responses = BTreeMap<String, RefOr<Response>>;
+
+impl IntoResponses for InferenceProblems {
+    fn responses() -> Responses {
+        use Code::{
+            BatchTooLarge, DeadlineExceeded, FetchDisabled, ImageNotFound, ImageTooLarge,
+            InferenceFailed, InternalError, InvalidRequest, ModelNotFound, NotReady, Overloaded,
+            PayloadTooLarge, RequestTimeout, ScoreNotAvailable, ShuttingDown, TaskNotLoaded,
+            TextTooLong, UndecodableImage, UnsupportedImageFormat, UnsupportedMediaType,
+        };
+        problems(&[
+            &[InvalidRequest],
+            &[TaskNotLoaded, ModelNotFound, ImageNotFound],
+            &[RequestTimeout],
+            &[PayloadTooLarge],
+            &[UnsupportedMediaType, UnsupportedImageFormat],
+            &[
+                UndecodableImage,
+                ImageTooLarge,
+                TextTooLong,
+                BatchTooLarge,
+                ScoreNotAvailable,
+                FetchDisabled,
+            ],
+            &[InferenceFailed, InternalError],
+            &[Overloaded, NotReady, ShuttingDown],
+            &[DeadlineExceeded],
+        ])
+    }
+}
+
+impl IntoResponses for NotReadyProblem {
+    fn responses() -> Responses {
+        problems(&[&[Code::NotReady]])
+    }
+}
+
+/// One response for each group of codes with a status in common.
+fn problems(groups: &[&[Code]]) -> Responses {
+    groups
+        .iter()
+        .map(|codes| (codes[0].status().as_u16().to_string(), refusal(codes).into()))
+        .collect()
+}
+
+/// A response with an example for its first code.
+fn refusal(codes: &[Code]) -> Response {
+    let names: Vec<String> = codes.iter().map(|code| format!("`{}`", code.name())).collect();
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name(Problem::name())))
+        .example(Some(json!(example(codes[0]).to_problem("01hv3k2q9x-1"))))
+        .build();
+    let response =
+        ResponseBuilder::new().description(names.join(", ")).content(PROBLEM_JSON, content);
+    if codes[0].status() != axum::http::StatusCode::SERVICE_UNAVAILABLE {
+        return response.build();
+    }
+    let seconds = HeaderBuilder::new()
+        .schema(Some(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1.0))))
+        .description(Some("Seconds after which to try again."))
+        .build();
+    response.header("retry-after", seconds).build()
+}
+
+fn example(code: Code) -> ApiError {
+    if code == Code::InvalidRequest {
+        let detail = "invalid value: integer `9`, expected an integer from 1 to 8";
+        return ApiError::field(code, "inputs[2].num_beams", detail);
+    }
+    ApiError::new(code, code.title())
+}

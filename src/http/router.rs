@@ -1,0 +1,133 @@
+//! The list of routes, which also generates the OpenAPI document, and the layers around them.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
+use axum::routing::get;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use super::error::{ApiError, from_status};
+use super::middleware::access_log::AccessLog;
+use super::middleware::cors::cors;
+use super::middleware::headers::security_headers;
+use super::middleware::observe::{Observer, observe};
+use super::middleware::panic::PanicResponder;
+use super::middleware::problem::problem;
+use super::middleware::request_id::request_id;
+use super::middleware::server_timing::server_timing;
+use super::routes::{caption, documents, embeddings, health, info, metrics, similarity, vqa};
+use super::state::HttpState;
+
+/// The routes that run a model.
+pub(crate) const INFERENCE_ROUTES: &[&str] = &[
+    "/caption",
+    "/caption/batch",
+    "/vqa",
+    "/vqa/batch",
+    "/similarity",
+    "/similarity/batch",
+    "/embeddings",
+    "/embeddings/batch",
+];
+
+/// Every documented route.
+pub(crate) fn routes() -> OpenApiRouter<HttpState> {
+    OpenApiRouter::default()
+        .routes(routes!(caption::caption_image))
+        .routes(routes!(caption::caption_image_batch))
+        .routes(routes!(vqa::answer_question))
+        .routes(routes!(vqa::answer_question_batch))
+        .routes(routes!(similarity::score_similarity))
+        .routes(routes!(similarity::score_similarity_batch))
+        .routes(routes!(embeddings::embed_inputs))
+        .routes(routes!(embeddings::embed_inputs_batch))
+        .routes(routes!(health::check_health))
+        .routes(routes!(health::check_liveness))
+        .routes(routes!(health::check_readiness))
+        .routes(routes!(info::show_info))
+        .routes(routes!(metrics::show_metrics))
+}
+
+/// The routes of the document itself; they can be switched off.
+pub(crate) fn document_routes() -> OpenApiRouter<HttpState> {
+    OpenApiRouter::default()
+        .routes(routes!(documents::show_openapi_json))
+        .routes(routes!(documents::show_openapi_yaml))
+}
+
+/// The whole service: routes, documents where they are on, layers.
+pub fn router(state: HttpState) -> Router {
+    let settings = state.settings();
+    let mut router: Router<HttpState> = routes().split_for_parts().0;
+    if settings.docs {
+        let page = SwaggerUi::new("/docs").config(Config::from("/openapi.json"));
+        router = router
+            .merge(document_routes().split_for_parts().0)
+            .route("/", get(documents::lead_to_docs))
+            .merge(page);
+    }
+    layered(router.fallback(route_not_found), state)
+}
+
+/// The layers around the routes. Each stands outside those before it; `middleware` says why in this order.
+fn layered(mut router: Router<HttpState>, state: HttpState) -> Router {
+    let settings = state.settings();
+    if let Some(settings) = &settings.cors {
+        router = router.layer(cors(settings));
+    }
+    let observer = Observer {
+        metrics: Arc::clone(state.metrics()),
+        log: Arc::new(AccessLog::new(settings.access_log.clone())),
+    };
+    router
+        .layer(CatchPanicLayer::custom(PanicResponder(Arc::clone(state.metrics()))))
+        .layer(from_fn(problem))
+        .layer(from_fn(server_timing))
+        .layer(map_response(security_headers))
+        .layer(from_fn_with_state(observer, observe))
+        .layer(from_fn(request_id))
+        .with_state(state)
+}
+
+async fn route_not_found() -> ApiError {
+    from_status(axum::http::StatusCode::NOT_FOUND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use axum::http::Request;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    use crate::http::HttpSettings;
+    use crate::telemetry::metrics::Metrics;
+
+    async fn fall_over() -> &'static str {
+        panic!("a test panics on purpose")
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_handler_is_a_500_with_a_body_and_is_counted() {
+        let metrics = Arc::new(Metrics::try_new().unwrap());
+        let state = HttpState::new(HttpSettings::default(), Arc::clone(&metrics));
+        let router = layered(Router::new().route("/panic", get(fall_over)), state);
+        let request = Request::get("/panic").header("x-request-id", "p-1").body(Body::empty());
+        let response = router.oneshot(request.unwrap()).await.unwrap();
+        assert_eq!(response.status(), 500);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body = std::str::from_utf8(&body).unwrap();
+        assert!(body.contains(r#""code":"internal_error""#), "{body}");
+        assert!(body.contains(r#""request_id":"p-1""#), "{body}");
+        assert!(!body.contains("on purpose"), "{body}");
+        assert_eq!(metrics.panics_total.with_label_values(&["handler"]).get(), 1);
+        let labels = ["/panic", "GET", "500", "internal_error"];
+        assert_eq!(metrics.http_requests_total.with_label_values(&labels).get(), 1);
+        assert_eq!(metrics.http_requests_in_flight.get(), 0);
+    }
+}

@@ -1,0 +1,25 @@
+//! `GET /metrics`: everything counted, in Prometheus' text form.
+
+use axum::extract::State;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::http::error::ApiError;
+use crate::http::state::HttpState;
+
+/// Metrics in Prometheus' text form
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    operation_id = "show_metrics",
+    tag = "operations",
+    responses((status = 200, description = "Every metric.", body = String, content_type = "text/plain")),
+)]
+pub(crate) async fn show_metrics(State(state): State<HttpState>) -> Result<Response, ApiError> {
+    let text = state.metrics().to_text().map_err(|error| {
+        tracing::error!(%error, "metrics could not be written");
+        ApiError::internal()
+    })?;
+    let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())
+}

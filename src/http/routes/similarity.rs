@@ -1,0 +1,273 @@
+//! `POST /similarity` and `/similarity/batch`: score images against texts.
+
+use std::sync::Arc;
+
+use axum::extract::{Extension, Request as HttpRequest, State};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::http::call::{AnswerParts, Endpoint, check_count};
+use crate::http::error::{ApiError, Code};
+use crate::http::extract::fields::{ImageField, Text};
+use crate::http::extract::request::requests;
+use crate::http::image_args::ImageArg;
+use crate::http::middleware::context::RequestContext;
+use crate::http::models::Model;
+use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
+use crate::http::reply::{self, BatchResponse, ImageAnswer};
+use crate::http::sequences::{finite, wrong_output};
+use crate::http::settings::Limits;
+use crate::http::state::HttpState;
+use crate::http::text;
+use crate::task::{
+    PreparedImage, Role, Scores, Similarity, SimilarityCell, Task, TaskOutput, TokenIds,
+    similarity_rows,
+};
+
+requests! {
+    /// Images and texts to score against one another.
+    #[schema(example = json!({"image": EXAMPLE_IMAGE, "texts": ["two cats", "a red car"]}))]
+    single SimilarityRequest {}
+    /// Many such pairings.
+    #[schema(example = json!({"inputs": [{"image": EXAMPLE_IMAGE}, {"image": EXAMPLE_IMAGE, "text": "a dog"}], "texts": ["two cats", "a red car"], "scores": ["cosine"]}))]
+    batch SimilarityBatchRequest
+    /// Images and texts to score against one another.
+    input SimilarityInput {
+        /// One image; several go into `images`.
+        image: ImageField,
+        /// Images, the rows of the answer.
+        images: Vec<ImageField>,
+        /// One text; several go into `texts`.
+        text: Text,
+        /// Texts, the columns of the answer.
+        texts: Vec<Text>,
+        /// Which scores to compute; by default what the model has.
+        scores: Vec<ScoreName>,
+    }
+}
+
+/// A kind of score.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ScoreName {
+    /// Probability of the matching head: one look at the pair together.
+    Match,
+    /// Cosine of the two embeddings (and the logit, where the model has a scale).
+    Cosine,
+}
+
+/// The scores of some images and texts.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SimilarityAnswer {
+    /// The images, in order.
+    images: Vec<ImageAnswer>,
+    /// `scores[i][j]`: image i, text j.
+    scores: Vec<Vec<ScoreCell>>,
+}
+
+/// The scores of one image and one text: those that were asked for and that the model has.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ScoreCell {
+    /// Probability that the text describes the image.
+    #[serde(rename = "match", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = f32, required = false, example = 0.9971, minimum = 0, maximum = 1)]
+    matching: Option<f32>,
+    /// Dot product of the normalised embeddings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = f32, required = false, example = 0.5162)]
+    cosine: Option<f32>,
+    /// The cosine times the model's scale, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = f32, required = false)]
+    logit: Option<f32>,
+}
+
+/// The answer to one similarity request.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SimilarityResponse {
+    /// The model that answered.
+    #[schema(example = "demo-retrieval")]
+    model: String,
+    #[serde(flatten)]
+    answer: SimilarityAnswer,
+}
+
+/// A similarity request, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct SimilarityPlan {
+    images: Vec<ImageArg>,
+    texts: Vec<Arc<str>>,
+    /// `texts`, or `text` where the client gave one.
+    written_in: &'static str,
+    scores: Scores,
+}
+
+impl Endpoint for SimilarityPlan {
+    const TASK: &'static str = "similarity";
+    const ROLE: Role = Role::Retrieval;
+    type Input = SimilarityInput;
+    type Tokens = Vec<TokenIds>;
+    type Answer = SimilarityAnswer;
+
+    fn plan(input: SimilarityInput, limits: &Limits, model: &Model) -> Result<Self, ApiError> {
+        let one_image = input.image.is_some();
+        let images = text::one_or_many(("image", input.image), ("images", input.images))?;
+        let written_in = if input.text.is_some() { "text" } else { "texts" };
+        let texts = text::one_or_many(("text", input.text), ("texts", input.texts))?;
+        check_count("images", images.len(), limits.max_images, "limits.max_images")?;
+        check_count("texts", texts.len(), limits.max_texts, "limits.max_texts")?;
+        let scores = wanted_scores(input.scores, model)?;
+        let images = match (one_image, images) {
+            (true, images) => images.into_iter().map(ImageArg::single).collect(),
+            (false, images) => ImageArg::list(images),
+        };
+        Ok(Self {
+            images,
+            texts: texts.into_iter().map(|text| text.0).collect(),
+            written_in,
+            scores,
+        })
+    }
+
+    fn rows(&self) -> usize {
+        similarity_rows(self.images.len(), self.texts.len(), self.scores).max(1)
+    }
+
+    fn images(&self) -> Vec<ImageArg> {
+        self.images.clone()
+    }
+
+    fn text_bytes(&self) -> usize {
+        self.texts.iter().map(|text| text.len()).sum()
+    }
+
+    fn tokenize(&self, model: &Model) -> Result<Vec<TokenIds>, ApiError> {
+        let texts = self.texts.iter().enumerate().map(|(index, words)| {
+            let field = match self.written_in {
+                "text" => "text".to_owned(),
+                list => format!("{list}[{index}]"),
+            };
+            text::encode(model, &field, words, model.info.max_text_tokens)
+        });
+        texts.collect()
+    }
+
+    fn token_counts(tokens: &Vec<TokenIds>) -> Vec<usize> {
+        tokens.iter().map(TokenIds::len).collect()
+    }
+
+    fn task(&self, images: Vec<PreparedImage>, tokens: &Vec<TokenIds>) -> Task {
+        Task::Similarity(Similarity { images, texts: tokens.clone(), scores: self.scores })
+    }
+
+    fn answer(&self, parts: AnswerParts<'_, Vec<TokenIds>>) -> Result<SimilarityAnswer, ApiError> {
+        let TaskOutput::Similarity(rows) = parts.output else { return Err(wrong_output()) };
+        let scores = rows.into_iter().map(|row| row.into_iter().map(cell).collect());
+        Ok(SimilarityAnswer {
+            images: parts.images.into_iter().map(ImageAnswer::from).collect(),
+            scores: scores.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// The scores that were asked for, or all that the model has.
+fn wanted_scores(asked: Option<Vec<ScoreName>>, model: &Model) -> Result<Scores, ApiError> {
+    let has_matching = model.info.class.has_matching_head();
+    let Some(asked) = asked else {
+        return Ok(Scores { matching: has_matching, cosine: true });
+    };
+    let count = |name| asked.iter().filter(|asked| **asked == name).count();
+    let (matching, cosine) = (count(ScoreName::Match), count(ScoreName::Cosine));
+    if asked.is_empty() || matching > 1 || cosine > 1 {
+        let detail = "one or both of \"match\" and \"cosine\", each once";
+        return Err(ApiError::field(Code::InvalidRequest, "scores", detail));
+    }
+    if matching == 1 && !has_matching {
+        let detail = format!("{} has no matching head, only \"cosine\"", model.info.name);
+        return Err(ApiError::field(Code::ScoreNotAvailable, "scores", detail));
+    }
+    Ok(Scores { matching: matching == 1, cosine: cosine == 1 })
+}
+
+fn cell(cell: SimilarityCell) -> Result<ScoreCell, ApiError> {
+    Ok(ScoreCell {
+        matching: cell.matching.map(finite).transpose()?,
+        cosine: cell.cosine.map(finite).transpose()?,
+        logit: cell.logit.map(finite).transpose()?,
+    })
+}
+
+/// Score images against texts
+///
+/// `match` is the probability that a text describes an image, by a look at both together; `cosine` compares the two
+/// embeddings, much faster for many texts.
+#[utoipa::path(
+    post,
+    path = "/similarity",
+    operation_id = "score_similarity",
+    tag = "inference",
+    request_body(content = SimilarityRequest, content_type = "application/json"),
+    responses(
+        (status = 200, description = "The scores of every image with every text.", body = SimilarityResponse, example = json!({
+            "model": "demo-retrieval",
+            "images": [{"id": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "width": 640, "height": 480, "format": "jpeg"}],
+            "scores": [[{"match": 0.9971, "cosine": 0.5162}, {"match": 0.0021, "cosine": 0.221}]],
+        })),
+        InferenceProblems,
+    ),
+)]
+pub(crate) async fn score_similarity(
+    State(state): State<HttpState>,
+    Extension(context): Extension<RequestContext>,
+    http: HttpRequest,
+) -> Result<Response, ApiError> {
+    reply::answer_single::<SimilarityPlan, SimilarityRequest>(
+        &state,
+        &context,
+        http,
+        |mut request| (request.model.take(), request.into_input()),
+    )
+    .await
+}
+
+/// Score many pairings of images and texts
+///
+/// Each input is answered in its place; a field beside `inputs` is a default for all of them. In a multipart form
+/// each `image` file is one input.
+#[utoipa::path(
+    post,
+    path = "/similarity/batch",
+    operation_id = "score_similarity_batch",
+    tag = "inference",
+    request_body(content = SimilarityBatchRequest, content_type = "application/json"),
+    responses(
+        (status = 200, description = "An answer or a problem for each input, in order.", body = BatchResponse<SimilarityAnswer>),
+        InferenceProblems,
+    ),
+)]
+pub(crate) async fn score_similarity_batch(
+    State(state): State<HttpState>,
+    Extension(context): Extension<RequestContext>,
+    http: HttpRequest,
+) -> Result<Response, ApiError> {
+    reply::answer_batch::<SimilarityPlan, SimilarityBatchRequest>(
+        &state,
+        &context,
+        http,
+        |mut request| {
+            (
+                request.model.take(),
+                request.into_inputs(|input, defaults| {
+                    if input.image.is_some() || input.images.is_some() {
+                        (defaults.image, defaults.images) = (None, None);
+                    }
+                    if input.text.is_some() || input.texts.is_some() {
+                        (defaults.text, defaults.texts) = (None, None);
+                    }
+                }),
+            )
+        },
+    )
+    .await
+}

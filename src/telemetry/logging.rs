@@ -1,0 +1,214 @@
+//! Logs for people (text on a terminal) or machines (JSON lines), on standard error. Called once by `main`.
+//!
+//! What clients send can reach a log line only inside a field; control characters are escaped in both formats, so
+//! that no client can write lines or terminal commands of its own. Text is therefore without colours.
+
+use std::io::{self, IsTerminal, Write};
+use std::panic;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, fmt};
+
+/// How to log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoggingSettings {
+    /// The lines' shape.
+    pub format: LogFormat,
+    /// Levels, as `info` or `info,blip_server::engine=debug`.
+    pub filter: String,
+}
+
+/// The shape of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+impl Default for LoggingSettings {
+    fn default() -> Self {
+        Self { format: LogFormat::Auto, filter: "info".to_owned() }
+    }
+}
+
+/// Why logging could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// The filter is not one.
+    #[error(
+        "logging.filter is {filter:?}: {problem}; accepted are levels like info, or info,target=debug"
+    )]
+    Filter {
+        /// What was given.
+        filter: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Something else logs already.
+    #[error("a logger is installed already")]
+    Installed,
+}
+
+/// Starts logging for the whole process; panics are logged too, with their place.
+///
+/// # Errors
+/// A filter that cannot be read, or a second call.
+pub fn init(settings: &LoggingSettings) -> Result<(), LoggingError> {
+    let filter = filter(settings)?;
+    let lines = lines(is_json(settings.format), Escaping);
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .try_init()
+        .map_err(|_| LoggingError::Installed)?;
+    panic::set_hook(Box::new(log_panic));
+    Ok(())
+}
+
+/// Checks the settings without starting anything.
+///
+/// # Errors
+/// A filter that cannot be read.
+pub fn check(settings: &LoggingSettings) -> Result<(), LoggingError> {
+    filter(settings).map(|_| ())
+}
+
+fn filter(settings: &LoggingSettings) -> Result<EnvFilter, LoggingError> {
+    EnvFilter::builder().parse(&settings.filter).map_err(|error| LoggingError::Filter {
+        filter: settings.filter.clone(),
+        problem: error.to_string(),
+    })
+}
+
+fn is_json(format: LogFormat) -> bool {
+    match format {
+        LogFormat::Auto => !io::stderr().is_terminal(),
+        LogFormat::Text => false,
+        LogFormat::Json => true,
+    }
+}
+
+fn lines<W>(json: bool, writer: W) -> Box<dyn Layer<Registry> + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let layer = fmt::layer().with_ansi(false).with_writer(writer);
+    if json { layer.json().flatten_event(true).boxed() } else { layer.boxed() }
+}
+
+fn log_panic(info: &panic::PanicHookInfo<'_>) {
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let message = text.unwrap_or("no message");
+    let place = info.location().map(ToString::to_string);
+    let thread = std::thread::current();
+    tracing::error!(panic = message, place, thread = thread.name(), "a panic");
+}
+
+/// Standard error with control characters escaped; the subscriber writes each line at once.
+struct Escaping;
+
+impl<'a> MakeWriter<'a> for Escaping {
+    type Writer = EscapingWriter<io::Stderr>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        EscapingWriter(io::stderr())
+    }
+}
+
+/// Escapes control characters but the line feed at the end of what is written.
+struct EscapingWriter<W>(W);
+
+impl<W: Write> Write for EscapingWriter<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write_all(escape(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+fn escape(line: &str) -> String {
+    let (line, end) = match line.strip_suffix('\n') {
+        Some(line) => (line, "\n"),
+        None => (line, ""),
+    };
+    // Besides the C0 and C1 controls: what reorders or hides text on a terminal.
+    let hidden = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut escaped = String::with_capacity(line.len() + 1);
+    for c in line.chars() {
+        if hidden(c) { escaped.extend(c.escape_unicode()) } else { escaped.push(c) }
+    }
+    escaped + end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(json: bool, write: impl FnOnce()) -> String {
+        let captured = Captured::default();
+        let writer = captured.clone();
+        let layer = lines(json, move || EscapingWriter(writer.clone()));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), write);
+        let bytes = captured.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn no_field_can_begin_a_line_or_command_the_terminal() {
+        let hostile = "a\nINFO forged\r\u{1b}[2J\u{202e}\u{9b}31m";
+        for json in [false, true] {
+            let text = logged(json, || tracing::info!(name = hostile, path = %hostile, "seen"));
+            assert_eq!(text.lines().count(), 1, "{text:?}");
+            assert!(text.ends_with('\n'));
+            let line = text.trim_end_matches('\n');
+            assert!(!line.contains(|c: char| c.is_control() || c == '\u{202e}'), "{text:?}");
+            assert!(line.contains("seen"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn json_lines_hold_fields_beside_the_message() {
+        let text = logged(true, || tracing::warn!(status = 503, "refused"));
+        assert!(text.contains("\"level\":\"WARN\""), "{text}");
+        assert!(text.contains("\"message\":\"refused\""), "{text}");
+        assert!(text.contains("\"status\":503"), "{text}");
+    }
+
+    #[test]
+    fn a_broken_filter_is_refused_with_what_is_accepted() {
+        let settings =
+            LoggingSettings { filter: "blip=loud".to_owned(), ..LoggingSettings::default() };
+        let error = check(&settings).unwrap_err().to_string();
+        assert!(error.starts_with("logging.filter is \"blip=loud\""), "{error}");
+        assert!(check(&LoggingSettings::default()).is_ok());
+    }
+}

@@ -1,0 +1,156 @@
+//! The committed document equals the code, and the code keeps the promises that the document makes.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::support::TestApp;
+
+fn committed() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("openapi.yaml")
+}
+
+fn document() -> Value {
+    serde_json::to_value(blip_server::http::document()).unwrap()
+}
+
+#[test]
+fn openapi_yaml_matches_committed() {
+    let generated = blip_server::http::document().to_yaml().unwrap();
+    let committed = std::fs::read_to_string(committed()).unwrap();
+    assert!(
+        generated == committed,
+        "openapi.yaml is out of date: cargo test --test it -- --ignored regenerate_openapi_yaml"
+    );
+}
+
+#[test]
+#[ignore = "writes openapi.yaml"]
+fn regenerate_openapi_yaml() {
+    let generated = blip_server::http::document().to_yaml().unwrap();
+    std::fs::write(committed(), generated).unwrap();
+}
+
+#[test]
+fn every_operation_has_an_id_of_its_own_and_a_summary() {
+    let document = document();
+    let mut ids = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let id = operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path}"));
+            assert!(operation["summary"].is_string(), "{id}");
+            ids.push(id.to_owned());
+        }
+    }
+    for id in ["caption_image", "answer_question", "score_similarity", "embed_inputs"] {
+        assert!(ids.iter().any(|known| known == id), "{id}");
+    }
+    let count = ids.len();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), count, "{ids:?}");
+    assert_eq!(count, 15);
+}
+
+#[test]
+fn every_refusal_is_a_problem_and_every_inference_route_takes_three_encodings() {
+    let document = document();
+    assert_eq!(document["openapi"], "3.1.0");
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let Some(operation) = item.get("post") else { continue };
+        let content = operation["requestBody"]["content"].as_object().unwrap();
+        let mut encodings: Vec<_> = content.keys().map(String::as_str).collect();
+        encodings.sort_unstable();
+        let expected =
+            ["application/json", "application/octet-stream", "image/*", "multipart/form-data"];
+        assert_eq!(encodings, expected, "{path}");
+        let responses = operation["responses"].as_object().unwrap();
+        let statuses: Vec<_> = responses.keys().map(String::as_str).collect();
+        assert_eq!(
+            statuses,
+            ["200", "400", "404", "408", "413", "415", "422", "500", "503", "504"],
+            "{path}"
+        );
+        for (status, response) in responses.iter().filter(|(status, _)| *status != "200") {
+            let content = response["content"].as_object().unwrap();
+            assert_eq!(
+                content.keys().collect::<Vec<_>>(),
+                ["application/problem+json"],
+                "{path} {status}"
+            );
+            assert!(response["headers"]["x-request-id"].is_object(), "{path} {status}");
+        }
+    }
+}
+
+#[test]
+fn requests_refuse_unknown_fields_and_null_in_the_document_too() {
+    let document = document();
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    let requests = [
+        "CaptionRequest",
+        "CaptionBatchRequest",
+        "CaptionInput",
+        "VqaRequest",
+        "SimilarityRequest",
+        "EmbeddingsRequest",
+    ];
+    for name in requests {
+        assert_eq!(schemas[name]["additionalProperties"], false, "{name}");
+        let properties = schemas[name]["properties"].as_object().unwrap();
+        for (field, schema) in properties {
+            assert!(!schema.to_string().contains("\"null\""), "{name}.{field}: {schema}");
+        }
+    }
+    assert_eq!(schemas["CaptionRequest"]["properties"]["num_beams"]["maximum"], 8);
+    assert_eq!(schemas["CaptionRequest"]["required"], serde_json::json!(["image"]));
+}
+
+#[test]
+fn a_description_makes_no_object_of_a_field() {
+    let text = document().to_string();
+    assert!(!text.contains(r#"{"description":"Its values.","type":"object"}"#));
+    assert!(!text.contains(r#""allOf":[{"type":"#), "an inlined schema beside its description");
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    let document = document();
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    let text = document.to_string();
+    let references: Vec<&str> =
+        text.split("\"$ref\":\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+    assert!(references.len() > 20);
+    for reference in references {
+        let name = reference
+            .strip_prefix("#/components/schemas/")
+            .unwrap_or_else(|| panic!("{reference}"));
+        assert!(schemas.contains_key(name), "{reference}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_example_of_a_request_is_answered() {
+    let app = TestApp::start();
+    let document = document();
+    let mut sent = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let Some(operation) = item.get("post") else { continue };
+        let reference = &operation["requestBody"]["content"]["application/json"]["schema"]["$ref"];
+        let name = reference.as_str().unwrap().rsplit('/').next().unwrap();
+        let example = &document["components"]["schemas"][name]["example"];
+        let answer = app.json(path, example).await.ok();
+        assert_eq!(answer.get("failed").unwrap_or(&Value::from(0)), 0, "{path}: {answer}");
+        sent += 1;
+    }
+    assert_eq!(sent, 8);
+}
+
+#[tokio::test]
+async fn the_served_documents_are_this_one() {
+    let app = TestApp::start();
+    assert!(app.get("/openapi.json").await.ok() == document());
+    let yaml = app.get("/openapi.yaml").await;
+    assert_eq!(yaml.header("content-type"), "application/yaml");
+    assert!(yaml.text() == std::fs::read_to_string(committed()).unwrap());
+}

@@ -1,0 +1,144 @@
+//! `/caption`.
+
+use serde_json::json;
+
+use crate::support::inputs::image_id;
+use crate::support::{TestApp, base64, png};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_captioned_with_its_facts() {
+    let app = TestApp::start();
+    let file = png(1);
+    let answer = app.json("/caption", &json!({"image": base64(&file)})).await;
+    for stage in ["decode;dur=", "queue;dur=", "vision;dur=", "text;dur=", "total;dur="] {
+        assert!(
+            answer.header("server-timing").contains(stage),
+            "{}",
+            answer.header("server-timing")
+        );
+    }
+    let answer = answer.ok();
+    assert_eq!(answer["model"], "fake-caption");
+    let image = json!({"id": image_id(&file), "width": 4, "height": 3, "format": "png"});
+    assert_eq!(answer["image"], image);
+    let captions = answer["captions"].as_array().unwrap();
+    assert_eq!(captions.len(), 1);
+    assert!(!captions[0]["text"].as_str().unwrap().is_empty());
+    assert_eq!(captions[0]["finish_reason"], "stop");
+    let fields: Vec<_> = captions[0].as_object().unwrap().keys().collect();
+    assert_eq!(fields, ["avg_logprob", "finish_reason", "logprob", "text", "token_count"]);
+    let count = captions[0]["token_count"].as_f64().unwrap();
+    let (sum, mean) = (&captions[0]["logprob"], &captions[0]["avg_logprob"]);
+    assert!((sum.as_f64().unwrap() / count - mean.as_f64().unwrap()).abs() < 1e-6);
+    assert!(answer.get("seed").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_are_written_as_the_shortest_f32() {
+    let app = TestApp::start();
+    let answer = app.json("/caption", &json!({"image": base64(&png(1))})).await;
+    // A widened f32 would show some 17 digits.
+    let digits = answer.text().split("\"avg_logprob\":-0.").nth(1).unwrap();
+    let digits = digits.chars().take_while(char::is_ascii_digit).count();
+    assert!(digits <= 9, "{}", answer.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_begins_the_text_and_the_continuation_stands_apart() {
+    let app = TestApp::start();
+    let request = json!({"image": base64(&png(1)), "prompt": "A Cat"});
+    let answer = app.json("/caption", &request).await.ok();
+    let caption = &answer["captions"][0];
+    let (text, continuation) =
+        (caption["text"].as_str().unwrap(), caption["continuation"].as_str().unwrap());
+    assert!(text.starts_with("a cat"), "{text}");
+    assert_eq!(text.strip_prefix("a cat").unwrap().trim_start(), continuation);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beams_give_as_many_captions_as_asked() {
+    let app = TestApp::start();
+    let request = json!({"image": base64(&png(1)), "num_beams": 4, "num_return_sequences": 3});
+    let answer = app.json("/caption", &request).await.ok();
+    assert_eq!(answer["captions"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sampling_reports_its_seed_and_repeats_with_it() {
+    let app = TestApp::start();
+    let mut request =
+        json!({"image": base64(&png(1)), "do_sample": true, "num_return_sequences": 2});
+    let drawn = app.json("/caption", &request).await.ok();
+    let seed = drawn["seed"].as_u64().unwrap();
+    assert!(seed < 1 << 53);
+    request["seed"] = json!(seed);
+    assert_eq!(app.json("/caption", &request).await.ok(), drawn);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_sent_before_is_named_by_its_id() {
+    let app = TestApp::start();
+    let first = app.json("/caption", &json!({"image": base64(&png(7))})).await.ok();
+    let id = &first["image"]["id"];
+    assert_eq!(*id, image_id(&png(7)));
+    assert_eq!(app.json("/caption", &json!({"image": id})).await.ok(), first);
+    // Vision features are cached as well: the image was encoded once.
+    assert_eq!(app.metrics.images_encoded_total.get(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn max_new_tokens_ends_a_text_by_length() {
+    let app = TestApp::start();
+    app.control.set_text_length(30);
+    let request = json!({"image": base64(&png(1)), "max_new_tokens": 5});
+    let answer = app.json("/caption", &request).await.ok();
+    assert_eq!(answer["captions"][0]["finish_reason"], "length");
+    assert_eq!(answer["captions"][0]["token_count"], 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_conflict_of_parameters_is_a_400_at_its_field() {
+    let app = TestApp::start();
+    let image = base64(&png(1));
+    let cases = [
+        (json!({"temperature": 0.5}), "temperature"),
+        (json!({"top_k": 5}), "top_k"),
+        (json!({"top_p": 0.5}), "top_p"),
+        (json!({"seed": 1}), "seed"),
+        (json!({"length_penalty": 2}), "length_penalty"),
+        (json!({"early_stopping": true}), "early_stopping"),
+        (json!({"early_stopping": "sometimes"}), "early_stopping"),
+        (json!({"num_beams": 2, "do_sample": true}), "num_beams"),
+        (json!({"num_return_sequences": 2}), "num_return_sequences"),
+        (json!({"num_beams": 2, "num_return_sequences": 3}), "num_return_sequences"),
+        (json!({"min_new_tokens": 21}), "min_new_tokens"),
+        (json!({"max_new_tokens": 0}), "max_new_tokens"),
+        (json!({"max_new_tokens": 65}), "max_new_tokens"),
+        (json!({"num_beams": 9}), "num_beams"),
+        (json!({"seed": 9_007_199_254_740_992_u64, "do_sample": true}), "seed"),
+        (json!({"prompt": ""}), "prompt"),
+        (json!({"prompt": null}), "prompt"),
+        (json!({"prompt": "a\u{0}"}), "prompt"),
+        (json!({"beams": 1}), "beams"),
+    ];
+    for (mut request, field) in cases {
+        request["image"] = json!(image);
+        let answer = app.json("/caption", &request).await;
+        assert_eq!(answer.refused_field(400, "invalid_request"), field, "{}", answer.text());
+    }
+    assert!(app.control.log().is_empty(), "nothing refused reaches the model");
+    assert_eq!(app.metrics.image_pixels.get_sample_count(), 0, "nothing refused is decoded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_image_there_is_nothing_to_describe() {
+    let app = TestApp::start();
+    assert_eq!(
+        app.json("/caption", &json!({})).await.refused_field(400, "invalid_request"),
+        "image"
+    );
+    assert_eq!(
+        app.raw("/caption", "", Vec::new()).await.refused_field(400, "invalid_request"),
+        "image"
+    );
+}

@@ -1,0 +1,11 @@
+//! Each endpoint's happy path and every refusal that its documentation names.
+
+mod batch;
+mod caption;
+mod embeddings;
+mod encodings;
+mod operations;
+mod refusals;
+mod similarity;
+mod stream;
+mod vqa;

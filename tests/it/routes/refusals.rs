@@ -1,0 +1,177 @@
+//! Refusals that belong to no endpoint in particular: one test for each code that can be had.
+
+use axum::body::{Body, Bytes};
+use axum::http::Request;
+use blip_server::engine::fake::{FakeCall, FakeFault, FakeMark};
+use futures_util::stream;
+use serde_json::json;
+
+use crate::support::app::json_request;
+use crate::support::inputs::picture;
+use crate::support::{TestApp, base64, png};
+
+#[tokio::test]
+async fn unknown_routes_and_methods_are_problems_too() {
+    let app = TestApp::start();
+    app.get("/nothing").await.refused(404, "route_not_found");
+    app.get("/caption/").await.refused(404, "route_not_found");
+    let wrong = app.get("/caption").await;
+    wrong.refused(405, "method_not_allowed");
+    assert_eq!(wrong.header("allow"), "POST");
+    let wrong = app.raw("/health", "", Vec::new()).await;
+    wrong.refused(405, "method_not_allowed");
+    assert_eq!(wrong.header("allow"), "GET,HEAD");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_are_looked_up_among_the_loaded_names() {
+    let app = TestApp::start();
+    for name in ["nothing", "fake-vqa", "../../etc/passwd"] {
+        let answer = app.json("/caption", &json!({"image": base64(&png(1)), "model": name})).await;
+        assert_eq!(answer.refused_field(404, "model_not_found"), "model");
+        let problem = answer.refused(404, "model_not_found");
+        assert!(problem["detail"].as_str().unwrap().contains("fake-caption"), "{problem}");
+    }
+    let app = TestApp::with(|config| config.models.retain(|model| model.name == "fake-caption"));
+    app.json("/vqa", &json!({})).await.refused(404, "task_not_loaded");
+    app.json("/embeddings/batch", &json!({})).await.refused(404, "task_not_loaded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_fault_of_an_image_has_its_code() {
+    let app = TestApp::start();
+    let mut broken = png(1);
+    broken.truncate(40);
+    let unknown = format!("sha256:{}", "0".repeat(64));
+    let cases = [
+        (json!(base64(&broken)), 422, "undecodable_image"),
+        (json!(base64(b"%PDF-1.7 and more")), 415, "unsupported_image_format"),
+        (json!(unknown), 404, "image_not_found"),
+        (json!("http://169.254.169.254/latest"), 422, "fetch_disabled"),
+        (json!("sha256:12"), 400, "invalid_request"),
+        (json!("data:image/png,abc"), 400, "invalid_request"),
+        (json!("/etc/passwd"), 400, "invalid_request"),
+    ];
+    for (image, status, code) in cases {
+        let answer = app.json("/caption", &json!({"image": image})).await;
+        assert_eq!(answer.refused_field(status, code), "image", "{image}");
+    }
+    let fetch = app.json("/caption", &json!({"image": "http://example.org/a.png"})).await;
+    assert!(fetch.text().contains("fetch.enabled"), "names the setting: {}", fetch.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_pixels_are_refused_before_they_exist() {
+    let app = TestApp::with(|config| config.http.input.max_pixels = 100);
+    let file = picture(1, 20, 10, image::ImageFormat::Png);
+    let answer = app.raw("/caption", "image/png", file).await;
+    assert_eq!(answer.refused_field(422, "image_too_large"), "image");
+}
+
+#[tokio::test]
+async fn a_wrong_timeout_header_is_named() {
+    let app = TestApp::start();
+    for wrong in ["0", "-5", "soon", "1.5"] {
+        let request = Request::post("/caption").header("x-request-timeout-ms", wrong);
+        let answer = app.send(request.body(Body::empty()).unwrap()).await;
+        assert_eq!(answer.refused_field(400, "invalid_request"), "x-request-timeout-ms");
+    }
+}
+
+#[tokio::test]
+async fn a_declared_body_above_the_limit_is_refused_unread() {
+    let app = TestApp::with(|config| config.http.limits.max_body_bytes = 1000);
+    let never = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+    let request = Request::post("/caption").header("content-length", "1001").body(never).unwrap();
+    let answer = app.send(request).await;
+    answer.refused(413, "payload_too_large");
+    assert_eq!(answer.header("connection"), "close");
+}
+
+#[tokio::test]
+async fn an_undeclared_body_is_bounded_as_it_arrives() {
+    let app = TestApp::with(|config| {
+        config.http.limits.max_body_bytes = 1000;
+        config.http.limits.max_body_frames = 20;
+    });
+    let body = |piece: &'static [u8], count: usize| {
+        let pieces = (0..count).map(move |_| Ok::<_, std::io::Error>(Bytes::from_static(piece)));
+        Request::post("/caption").body(Body::from_stream(stream::iter(pieces))).unwrap()
+    };
+    app.send(body(&[0; 101], 10)).await.refused(413, "payload_too_large");
+    // Few bytes, too many pieces.
+    app.send(body(b"x", 21)).await.refused(413, "payload_too_large");
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_the_clients_fault() {
+    let app = TestApp::start();
+    for content_type in ["application/json", "image/png", "multipart/form-data; boundary=b"] {
+        let pieces = [Ok(Bytes::from_static(b"--b\r\n")), Err(std::io::Error::other("reset"))];
+        let request = Request::post("/caption").header("content-type", content_type);
+        let request = request.body(Body::from_stream(stream::iter(pieces))).unwrap();
+        app.send(request).await.refused(400, "invalid_request");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_a_408_and_a_short_deadline_a_504() {
+    use std::time::Duration;
+    let app = TestApp::with(|config| {
+        config.http.connections.body_idle_timeout = Duration::from_millis(50);
+    });
+    let stalled = || Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+    let answer = app.send(Request::post("/caption").body(stalled()).unwrap()).await;
+    answer.refused(408, "request_timeout");
+    assert_eq!(answer.header("connection"), "close");
+    let hasty = Request::post("/caption").header("x-request-timeout-ms", "10").body(stalled());
+    app.send(hasty.unwrap()).await.refused(504, "deadline_exceeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_fails_or_panics_is_a_500_and_the_next_request_is_answered() {
+    let app = TestApp::start();
+    app.control.fault(FakeCall::Encode, FakeMark::Image(9), FakeFault::Panic);
+    app.control.fault(FakeCall::Step, FakeMark::Image(8), FakeFault::Error);
+    for mark in [9, 8] {
+        let answer = app.json("/caption", &json!({"image": base64(&png(mark))})).await;
+        answer.refused(500, "inference_failed");
+        assert!(!answer.text().contains("scripted"), "no internals: {}", answer.text());
+    }
+    app.json("/caption", &json!({"image": base64(&png(1))})).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_full_queue_is_a_503_before_anything_is_decoded() {
+    let app = TestApp::with(|config| config.engine.capacity_rows = 4);
+    app.control.hold();
+    let holder = json_request("/caption", &json!({"image": base64(&png(1)), "num_beams": 4}));
+    let router = app.router.clone();
+    let holding = tokio::spawn(async move { tower::ServiceExt::oneshot(router, holder).await });
+    app.control.wait_until_held();
+    let decoded = app.metrics.image_pixels.get_sample_count();
+    app.json("/caption", &json!({"image": base64(&png(2))})).await.refused(503, "overloaded");
+    assert_eq!(app.metrics.image_pixels.get_sample_count(), decoded);
+    app.control.release();
+    assert_eq!(holding.await.unwrap().unwrap().status(), 200);
+    app.json("/caption", &json!({"image": base64(&png(2))})).await.ok();
+    // More than the whole queue is no matter of waiting.
+    let wide = json!({"image": base64(&png(1)), "num_beams": 5});
+    app.json("/caption", &wide).await.refused(422, "batch_too_large");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_that_misses_its_deadline_is_a_504() {
+    let app = TestApp::start();
+    app.control.hold();
+    let mut request = json_request("/caption", &json!({"image": base64(&png(1))}));
+    request.headers_mut().insert("x-request-timeout-ms", "100".parse().unwrap());
+    app.send(request).await.refused(504, "deadline_exceeded");
+}
+
+#[tokio::test]
+async fn a_draining_server_takes_nothing_new() {
+    let app = TestApp::start();
+    app.handle.drain();
+    app.json("/caption", &json!({"image": base64(&png(1))})).await.refused(503, "shutting_down");
+}

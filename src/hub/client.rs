@@ -103,7 +103,7 @@ impl HubClient {
         let revision = source.revision().replace('/', "%2F");
         let url = self.url(&format!("api/models/{}/revision/{revision}", source.id))?;
         let bad = |reason: String| HubError::BadAnswer { url: url.to_string(), reason };
-        let body = retried(self.retry, async || {
+        let body = retried(self.retry, || async {
             let mut response = self.send(Method::GET, &url, 0, |_| false).await?;
             self.check(&response, &source.id, &format!("{source}"))?;
             let mut body = Vec::new();
@@ -128,7 +128,7 @@ impl HubClient {
     /// The etag and size of a file, without its bytes.
     pub(super) async fn metadata(&self, remote: RemoteFile<'_>) -> Result<Metadata, HubError> {
         let url = self.file_url(remote)?;
-        retried(self.retry, async || {
+        retried(self.retry, || async {
             let names_blob = |response: &Response| response.headers().contains_key("x-linked-etag");
             let response = self.send(Method::HEAD, &url, 0, names_blob).await?;
             if !response.status().is_redirection() {
@@ -233,9 +233,9 @@ impl std::fmt::Display for RemoteFile<'_> {
 }
 
 /// Runs `attempt` until it succeeds, fails for good, or has failed as often as `retry` allows.
-pub(super) async fn retried<T>(
+pub(super) async fn retried<T, F: Future<Output = Result<T, HubError>>>(
     retry: Retry,
-    attempt: impl AsyncFn() -> Result<T, HubError>,
+    attempt: impl Fn() -> F,
 ) -> Result<T, HubError> {
     let mut failures = 0;
     loop {

@@ -1,6 +1,6 @@
 //! How a download shows that it moves: bars for people at a terminal, log lines for everybody else.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
@@ -36,7 +36,7 @@ impl Progress {
                 None
             }
         };
-        FileProgress { bar, name: name.to_owned(), size, tenth: Cell::new(0) }
+        FileProgress { bar, name: name.to_owned(), size, tenth: AtomicU64::new(0) }
     }
 }
 
@@ -46,7 +46,7 @@ pub(super) struct FileProgress {
     name: String,
     size: Option<u64>,
     /// The last tenth that was logged.
-    tenth: Cell<u64>,
+    tenth: AtomicU64,
 }
 
 impl FileProgress {
@@ -72,7 +72,7 @@ impl FileProgress {
     fn next_tenth(&self, bytes: u64) -> Option<u64> {
         let size = self.size.filter(|&size| size > 0)?;
         let tenth = (bytes.saturating_mul(10) / size).min(9);
-        (tenth > self.tenth.replace(tenth)).then_some(tenth)
+        (tenth > self.tenth.swap(tenth, Ordering::Relaxed)).then_some(tenth)
     }
 }
 

@@ -1,0 +1,277 @@
+//! The import law as a table: folders of `src/` may draw only these arrows, and see only the packages that suit them.
+//!
+//! Every path that starts with `crate::` counts, in `use` lines and in the middle of code, tests included.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// One folder (or file) of `src/` and what it may reach.
+struct Room {
+    name: &'static str,
+    /// Paths below `crate::` that it may name; a folder opens everything below it.
+    may_import: &'static [&'static str],
+    /// Packages that it must never name.
+    never_sees: &'static [&'static str],
+}
+
+const CANDLE: [&str; 2] = ["candle_core", "candle_nn"];
+
+const LAW: [Room; 13] = [
+    Room {
+        name: "kernels",
+        may_import: &[],
+        never_sees: &["candle_core", "candle_nn", "tokio", "tracing", "axum"],
+    },
+    Room {
+        name: "task",
+        may_import: &[],
+        never_sees: &[
+            "candle_core",
+            "candle_nn",
+            "tokio",
+            "tracing",
+            "axum",
+            "serde",
+            "prometheus",
+        ],
+    },
+    Room {
+        name: "telemetry",
+        may_import: &[],
+        never_sees: &["candle_core", "candle_nn", "tokio", "axum", "image"],
+    },
+    Room {
+        name: "input",
+        may_import: &["task"],
+        never_sees: &["candle_core", "candle_nn", "tokio", "axum"],
+    },
+    Room {
+        name: "images",
+        may_import: &["task", "input", "telemetry"],
+        never_sees: &["candle_core", "candle_nn", "axum"],
+    },
+    Room {
+        name: "fetch",
+        may_import: &["task", "telemetry"],
+        never_sees: &["candle_core", "candle_nn", "axum"],
+    },
+    Room {
+        name: "engine",
+        may_import: &["task", "telemetry"],
+        never_sees: &["candle_core", "candle_nn", "axum", "image"],
+    },
+    Room {
+        name: "model",
+        may_import: &["task", "kernels", "engine::backend"],
+        never_sees: &["axum", "tokio"],
+    },
+    Room { name: "hub", may_import: &[], never_sees: &["axum", "candle_nn"] },
+    Room {
+        name: "http",
+        may_import: &["task", "images", "input", "fetch", "telemetry", "engine"],
+        never_sees: &CANDLE,
+    },
+    Room {
+        name: "config",
+        may_import: &["engine", "http", "hub", "images", "input", "fetch", "telemetry"],
+        never_sees: &["candle_core", "candle_nn", "tokio", "axum"],
+    },
+    Room {
+        name: "app",
+        may_import: &[
+            "config",
+            "engine",
+            "fetch",
+            "http",
+            "hub",
+            "images",
+            "input",
+            "kernels",
+            "model",
+            "task",
+            "telemetry",
+        ],
+        never_sees: &[],
+    },
+    Room {
+        name: "cli",
+        may_import: &["app", "config", "http", "hub", "task", "telemetry"],
+        never_sees: &CANDLE,
+    },
+];
+
+/// Files of `src/` that are no rooms: they only name rooms.
+const DOORS: [&str; 2] = ["lib.rs", "main.rs"];
+
+#[test]
+fn folders_import_only_what_the_law_allows() {
+    let mut broken = Vec::new();
+    for room in &LAW {
+        for file in files_of(room.name) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let code = code_of(&text);
+            let name = file.strip_prefix(source()).unwrap().display().to_string();
+            broken
+                .extend(violations(room, &code).into_iter().map(|what| format!("{name}: {what}")));
+            if climbs_out(&file, &code) {
+                broken.push(format!("{name}: `super` leads out of the folder; write `crate::...`"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "the import law is broken:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn every_folder_of_the_source_has_its_place_in_the_law() {
+    let rooms: BTreeSet<&str> = LAW.iter().map(|room| room.name).collect();
+    for entry in std::fs::read_dir(source()).unwrap() {
+        let file = entry.unwrap().file_name().into_string().unwrap();
+        let known = DOORS.contains(&file.as_str()) || rooms.contains(file.trim_end_matches(".rs"));
+        assert!(known, "src/{file} is in no row of the import law");
+    }
+    let main = std::fs::read_to_string(source().join("main.rs")).unwrap();
+    for path in paths_after("blip_server::", &code_of(&main)) {
+        assert!(["cli", "app", "config"].contains(&first(&path)), "main.rs imports {path}");
+    }
+}
+
+#[test]
+fn the_checker_sees_arrows_in_every_spelling() {
+    let room = Room { name: "x", may_import: &["task", "engine::backend"], never_sees: &["tokio"] };
+    let allowed = [
+        "use crate::task::Task;",
+        "use crate::{task::{self, Task}, engine::backend::{Backend, StepEvent}};",
+        "use crate::engine::{backend};",
+        "let a: crate::task::Task = x(); tokiox::y(); pub(crate) fn z() {}",
+        "use crate::x::other;",
+    ];
+    for code in allowed {
+        assert_eq!(violations(&room, code), [""; 0], "{code}");
+    }
+    let forbidden = [
+        "use crate::http::Router;",
+        "use crate::{task::Task, http};",
+        "use crate::engine::EngineHandle;",
+        "use crate::engine::{\n    backend::Backend,\n    EngineError,\n};",
+        "fn f() -> crate::model::Model {",
+        "use tokio::sync::mpsc;",
+        "fn f() { tokio::spawn(g()) }",
+        "use crate::taskless::X;",
+    ];
+    for code in forbidden {
+        assert_eq!(violations(&room, code).len(), 1, "{code}");
+    }
+    assert!(violations(&room, &code_of("//! [`crate::http`]\n/// `tokio::x`\n")).is_empty());
+}
+
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// The Rust files of a room; none while the room is not built yet.
+fn files_of(room: &str) -> Vec<PathBuf> {
+    let file = source().join(format!("{room}.rs"));
+    let mut files: Vec<PathBuf> = file.is_file().then_some(file).into_iter().collect();
+    let mut folders = vec![source().join(room)];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files
+}
+
+/// The text without comments that fill their lines: documentation may name anything.
+fn code_of(text: &str) -> String {
+    let is_code = |line: &&str| !line.trim_start().starts_with("//");
+    text.lines().filter(is_code).collect::<Vec<_>>().join("\n")
+}
+
+fn violations(room: &Room, code: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for path in paths_after("crate::", code) {
+        let below =
+            |allowed: &&&str| path == **allowed || path.starts_with(&format!("{allowed}::"));
+        if first(&path) != room.name && !room.may_import.iter().any(|allowed| below(&allowed)) {
+            found.push(format!("`{}` must not import `crate::{path}`", room.name));
+        }
+    }
+    for package in room.never_sees {
+        if names_package(code, package) {
+            found.push(format!("`{}` must not see the package `{package}`", room.name));
+        }
+    }
+    found
+}
+
+/// Every path that follows `start` in `code`, groups in braces spelled out, `start` itself left away.
+fn paths_after(start: &str, code: &str) -> Vec<String> {
+    let mut paths = Vec::new();
+    for (position, _) in code.match_indices(start) {
+        let before = code[..position].chars().next_back();
+        if before.is_none_or(|c| !is_name(c) && c != ':') {
+            spell_out(&code[position + start.len()..], "", &mut paths);
+        }
+    }
+    paths
+}
+
+/// Reads one tree of a `use` line (`a::{b, c::d}`), or a path, and returns what follows it.
+fn spell_out<'a>(text: &'a str, prefix: &str, paths: &mut Vec<String>) -> &'a str {
+    let text = text.trim_start();
+    let name = text.find(|c: char| !is_name(c)).map_or(text, |end| &text[..end]);
+    let rest = &text[name.len()..];
+    let path =
+        [prefix, name].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("::");
+    if let Some(deeper) = rest.strip_prefix("::") {
+        return spell_out(deeper, &path, paths);
+    }
+    let Some(mut group) = rest.strip_prefix('{').filter(|_| name.is_empty()) else {
+        paths.push(path.trim_end_matches("::self").to_owned());
+        return rest;
+    };
+    loop {
+        group = group.trim_start();
+        if let Some(end) = group.strip_prefix('}') {
+            return end;
+        }
+        let rest = spell_out(group, prefix, paths);
+        // `as name`, a glob, or a comma.
+        let end = rest.find([',', '}']).unwrap_or(rest.len());
+        group = rest[end..].trim_start_matches(',');
+        if group.is_empty() {
+            return group;
+        }
+    }
+}
+
+fn names_package(code: &str, package: &str) -> bool {
+    code.match_indices(package).any(|(position, _)| {
+        let before = code[..position].chars().next_back();
+        let after = &code[position + package.len()..];
+        // A field or module of ours may have a package's name; `x::image::y` and `image.width` are no packages.
+        let starts = before.is_none_or(|c| !is_name(c) && !matches!(c, ':' | '.'));
+        starts && after.starts_with("::")
+    })
+}
+
+/// Whether code outside the file's inline test module climbs above the room with `super::super::...`.
+fn climbs_out(file: &Path, code: &str) -> bool {
+    let code = code.split("#[cfg(test)]").next().unwrap_or(code);
+    let depth = file.strip_prefix(source()).unwrap().components().count();
+    let depth = if file.ends_with("mod.rs") { depth - 1 } else { depth };
+    code.contains(&"super::".repeat(depth))
+}
+
+fn first(path: &str) -> &str {
+    path.split("::").next().unwrap_or(path)
+}
+
+fn is_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}

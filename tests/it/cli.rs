@@ -1,0 +1,100 @@
+//! The binary itself: exit codes, what goes to standard output and what to standard error.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs the binary with these arguments and nothing in its environment but `variables`.
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_blip-server"))
+        .args(arguments)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn a_bad_configuration_is_exit_78_and_names_the_setting() {
+    for arguments in [
+        ["serve", "--listen", "nowhere"],
+        ["healthcheck", "--listen", "nowhere"],
+        ["config", "--listen", "nowhere"],
+    ] {
+        let output = run(&arguments, &[]);
+        assert_eq!(output.status.code(), Some(78), "{arguments:?}");
+        let message = text(&output.stderr);
+        assert!(message.contains("server.listen") && message.contains("--listen"), "{message}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn serving_without_a_model_is_exit_78_and_says_how_to_name_one() {
+    for arguments in [&["serve"][..], &[]] {
+        let output = run(arguments, &[]);
+        assert_eq!(output.status.code(), Some(78));
+        let message = text(&output.stderr);
+        assert!(message.contains("--model") && message.contains("BLIP__MODELS"), "{message}");
+    }
+}
+
+#[test]
+fn an_unknown_variable_of_ours_is_exit_78() {
+    let output = run(&["config"], &[("BLIP__SERVER__LISTN", "127.0.0.1:1")]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(text(&output.stderr).contains("BLIP__SERVER__LISTN"));
+}
+
+#[test]
+fn config_prints_what_holds_and_hides_the_token() {
+    let output = run(
+        &["config", "--listen", "127.0.0.1:9"],
+        &[("HF_TOKEN", "hf_secret"), ("BLIP__LOG__FORMAT", "json")],
+    );
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    assert!(printed.contains("listen = \"127.0.0.1:9\""), "{printed}");
+    assert!(printed.contains("format = \"json\""), "{printed}");
+    assert!(!printed.contains("hf_secret"), "{printed}");
+}
+
+#[test]
+fn openapi_prints_the_same_document_in_both_forms() {
+    let yaml = run(&["openapi"], &[]);
+    assert_eq!(yaml.status.code(), Some(0), "{}", text(&yaml.stderr));
+    assert!(text(&yaml.stdout).starts_with("openapi: 3."));
+    let json = run(&["openapi", "--json"], &[]);
+    let document: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(document["paths"]["/caption"]["post"].is_object());
+}
+
+#[test]
+fn a_checkpoint_that_is_not_there_is_exit_1_and_a_complete_directory_is_printed() {
+    let output = run(&["download", "/no/such/checkpoint"], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("/no/such/checkpoint"));
+
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vqa-varied");
+    let output = run(&["download", fixture.to_str().unwrap()], &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("vqa-varied"));
+}
+
+#[test]
+fn offline_without_a_cache_says_what_to_do() {
+    let cache = tempfile::tempdir().unwrap();
+    let variables = [("HF_HOME", cache.path().to_str().unwrap()), ("HF_HUB_OFFLINE", "1")];
+    let output = run(&["download", "owner/tiny"], &variables);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("HF_HUB_OFFLINE"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn an_unknown_flag_is_exit_2() {
+    assert_eq!(run(&["--bogus"], &[]).status.code(), Some(2));
+    assert_eq!(run(&["--version"], &[]).status.code(), Some(0));
+}

@@ -23,7 +23,12 @@
 //! | `cli` | the commands |
 //! | `app` | the composition root |
 
+pub mod app;
+pub mod cli;
+pub mod config;
 pub mod engine;
+pub mod http;
+pub mod hub;
 pub mod images;
 pub mod input;
 pub mod model;

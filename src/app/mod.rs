@@ -1,0 +1,142 @@
+//! The composition root: the only folder that knows every other one.
+//!
+//! - this file: from a checked configuration to a running server, and to its end.
+//! - `loading`: sources to files, files to models and tokenizers, placed on a device.
+//! - `memory`: what the bounds allow in sum, against what the process may have.
+
+mod loading;
+mod memory;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::engine::{Engine, EngineHandle, EngineSettings};
+use crate::http::{self, BatchingInfo, HttpState, Services};
+use crate::images::Images;
+use crate::telemetry::metrics::Metrics;
+
+/// A server that has not begun to serve.
+pub struct App {
+    config: Config,
+    metrics: Arc<Metrics>,
+    state: HttpState,
+    ready: CancellationToken,
+}
+
+impl App {
+    /// Puts the parts together that need no model. Cheap; nothing is read or bound.
+    ///
+    /// # Errors
+    /// When the metrics cannot be registered.
+    pub fn build(config: Config) -> anyhow::Result<Self> {
+        let metrics = Arc::new(Metrics::try_new().context("cannot register the metrics")?);
+        let state = HttpState::new(config.http.clone(), Arc::clone(&metrics));
+        Ok(Self { config, metrics, state, ready: CancellationToken::new() })
+    }
+
+    /// A token that is cancelled once requests are served.
+    #[must_use]
+    pub fn ready(&self) -> CancellationToken {
+        self.ready.clone()
+    }
+
+    /// Answers on `listener` at once (health, metrics, documents; the rest is refused as not ready), loads the
+    /// models, serves until `shutdown`, drains.
+    ///
+    /// # Errors
+    /// When a model cannot be had or loaded, or the engine cannot start.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let address = listener.local_addr().context("the listener has no address")?;
+        let closing = CancellationToken::new();
+        let connections = tokio::spawn({
+            let (state, closing) = (self.state.clone(), closing.clone());
+            async move { http::serve(listener, http::router(state.clone()), &state, closing).await }
+        });
+        let engine = tokio::select! {
+            engine = self.start_engine() => engine,
+            () = shutdown.cancelled() => {
+                self.state.set_draining();
+                closing.cancel();
+                connections.await.context("serving connections failed")?;
+                return Ok(());
+            }
+        };
+        let engine = match engine {
+            Ok(engine) => engine,
+            Err(error) => {
+                closing.cancel();
+                connections.await.context("serving connections failed")?;
+                return Err(error);
+            }
+        };
+        self.ready.cancel();
+        tracing::info!(server.address = %address, "listening on http://{address}");
+        shutdown.cancelled().await;
+        self.drain(&engine.handle(), &closing).await;
+        connections.await.context("serving connections failed")?;
+        tokio::task::spawn_blocking(move || engine.join())
+            .await
+            .context("the worker did not end")?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    /// Loads everything and sets the state to ready.
+    async fn start_engine(&self) -> anyhow::Result<Engine> {
+        let start = Instant::now();
+        let config = &self.config;
+        loading::set_threads(config.compute.threads);
+        let loaded = loading::load(config, &self.metrics).await?;
+        let images =
+            Images::start(&config.images, config.http.input.clone(), Arc::clone(&self.metrics))
+                .context("cannot start the decoding threads")?;
+        let engine =
+            Engine::start(loaded.backend, config.engine.clone(), Arc::clone(&self.metrics))
+                .context("cannot start the engine")?;
+        self.state.set_ready(Services {
+            engine: engine.handle(),
+            images,
+            models: loaded.models,
+            batching: batching_info(&config.engine),
+            cpu_isa: loading::cpu_isa().to_owned(),
+        });
+        tracing::info!(elapsed_ms = start.elapsed().as_millis() as u64, "ready");
+        Ok(engine)
+    }
+
+    /// Not ready at once; after the delay nothing new is admitted; after the drain time what is left fails.
+    async fn drain(&self, engine: &EngineHandle, closing: &CancellationToken) {
+        let drain = self.config.drain;
+        self.state.set_draining();
+        tokio::time::sleep(drain.delay).await;
+        engine.drain();
+        closing.cancel();
+        if tokio::time::timeout(drain.timeout, engine.drained()).await.is_err() {
+            tracing::warn!(rows = engine.rows(), "the drain time is over, failing what is left");
+            engine.abort();
+        }
+    }
+}
+
+fn batching_info(settings: &EngineSettings) -> BatchingInfo {
+    let milliseconds = |duration: std::time::Duration| duration.as_millis() as u64;
+    BatchingInfo {
+        capacity_rows: settings.capacity_rows,
+        capacity_bytes: settings.capacity_bytes,
+        max_queue_wait_ms: milliseconds(settings.max_queue_wait),
+        unit_time_ms: milliseconds(settings.unit_time),
+        linger_ms: milliseconds(settings.linger),
+        max_batch_images: settings.max_batch_images,
+        max_batch_rows: settings.max_batch_rows,
+        max_batch_tokens: settings.max_batch_tokens,
+    }
+}

@@ -1,0 +1,237 @@
+//! Same bytes, same answer, alone or in any batch: requests of all endpoints mixed on real models, each answer
+//! held against its lone one, and proof that they really shared steps.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blip_server::engine::{Answered, Engine, EngineSettings};
+use blip_server::input::{InputSettings, Tokenizer};
+use blip_server::model::load::{ModelFiles, WeightFiles};
+use blip_server::model::ops::candle::CandleOps;
+use blip_server::model::{BlipBackend, ModelSpec, Placement};
+use blip_server::task::{
+    Answer, Caption, Device, Dtype, EarlyStopping, Embed, GenerationParams, ImageFormat, ImageId,
+    ImageInfo, ModelId, ModelInfo, Pixels, PreparedImage, Scores, Sequence, Similarity, Strategy,
+    Task, TaskOutput, TokenIds, Vqa, VqaMode,
+};
+use blip_server::telemetry::metrics::Metrics;
+
+use super::{PHOTOS, fixtures};
+
+/// f32 scores in company may differ from lone ones by rounding.
+const ROUNDING: f32 = 1e-5;
+const CAPTION: ModelId = ModelId(0);
+const VQA: ModelId = ModelId(1);
+const RETRIEVAL: ModelId = ModelId(2);
+
+fn backend() -> BlipBackend<CandleOps> {
+    let spec = |name: &str| {
+        let directory = fixtures().join(name);
+        let weights = match name {
+            "caption-varied" | "retrieval" => {
+                WeightFiles::Safetensors(vec![directory.join("model.safetensors")])
+            }
+            _ => WeightFiles::Pickle(vec![directory.join("pytorch_model.bin")]),
+        };
+        let preprocessor = ["preprocessor_config.json", "processor_config.json"]
+            .map(|file| directory.join(file))
+            .into_iter()
+            .find(|path| path.exists());
+        let config = directory.join("config.json");
+        let files = ModelFiles { config, preprocessor, weights };
+        ModelSpec {
+            name: name.to_owned(),
+            source: name.to_owned(),
+            revision: None,
+            demo: false,
+            files,
+        }
+    };
+    let specs = ["caption-varied", "vqa-varied", "retrieval"].map(spec);
+    let placement = Placement { device: Device::Cpu, dtype: Dtype::F32 };
+    BlipBackend::load(&specs, placement, |_| {}).unwrap()
+}
+
+/// A photo at a model's input size. The pictures themselves do not matter here, only that they differ.
+fn prepared(info: &ModelInfo, index: usize) -> PreparedImage {
+    let (width, height) = (info.preprocessing.width, info.preprocessing.height);
+    let bytes: Vec<u8> = (0..width as usize * height as usize * 3)
+        .map(|i| ((i * (index + 3) + i / 97 * 31) % 251) as u8)
+        .collect();
+    let mut digest = [0; 32];
+    digest[0] = index as u8;
+    PreparedImage {
+        info: ImageInfo {
+            id: ImageId::from_digest(digest),
+            width,
+            height,
+            format: ImageFormat::Png,
+        },
+        preprocessing: info.preprocessing,
+        pixels: Arc::new(Pixels::new(width, height, bytes.into())),
+    }
+}
+
+fn beams(num_beams: usize) -> GenerationParams {
+    let strategy = Strategy::Beams {
+        num_beams,
+        num_return_sequences: 2,
+        length_penalty: 1.0,
+        early_stopping: EarlyStopping::Heuristic,
+    };
+    GenerationParams { strategy, ..GenerationParams::greedy(16) }
+}
+
+/// Every kind of work: prompts of several lengths, greedy, beams, samples, questions, candidates, pairs, embeddings.
+fn tasks(models: &[ModelInfo], ids: impl Fn(&str) -> TokenIds) -> Vec<(ModelId, Task)> {
+    let sample = |seed| GenerationParams {
+        strategy: Strategy::Sample {
+            seed,
+            num_return_sequences: 2,
+            temperature: 1.0,
+            top_k: 50,
+            top_p: 0.9,
+        },
+        ..GenerationParams::greedy(12)
+    };
+    let params = [
+        GenerationParams::greedy(20),
+        beams(3),
+        sample(7),
+        GenerationParams { repetition_penalty: 1.3, ..GenerationParams::greedy(9) },
+        beams(5),
+    ];
+    let prompts = [None, Some(ids("a picture of")), Some(ids("the man and the woman in the"))];
+    let mut tasks = Vec::new();
+    for index in 0..PHOTOS.len() {
+        let image = |model: ModelId| prepared(&models[model.0], index);
+        for (round, params) in params.iter().enumerate() {
+            let prompt = prompts[(round + index) % prompts.len()].clone();
+            let caption = Caption { image: image(CAPTION), prompt, params: params.clone() };
+            tasks.push((CAPTION, Task::Caption(caption)));
+            let questions = vec![ids("what is this ?"), ids("how many men are in the city ?")];
+            let mode = VqaMode::Generate(params.clone());
+            tasks.push((VQA, Task::Vqa(Vqa { image: image(VQA), questions, mode })));
+        }
+        let mode = VqaMode::Rank(vec![ids("a man"), ids("two"), ids("in the city")]);
+        let questions = vec![ids("where is it ?")];
+        tasks.push((VQA, Task::Vqa(Vqa { image: image(VQA), questions, mode })));
+        let texts = vec![ids("a man"), ids("the woman in the city")];
+        let images =
+            vec![image(RETRIEVAL), prepared(&models[RETRIEVAL.0], (index + 1) % PHOTOS.len())];
+        let scores = Scores { matching: true, cosine: true };
+        tasks.push((RETRIEVAL, Task::Similarity(Similarity { images, texts, scores })));
+        tasks.push((RETRIEVAL, Task::Embed(Embed::Image(image(RETRIEVAL)))));
+        tasks.push((RETRIEVAL, Task::Embed(Embed::Multimodal(image(RETRIEVAL), ids("a man")))));
+    }
+    tasks.push((RETRIEVAL, Task::Embed(Embed::Text(ids("the city")))));
+    tasks
+}
+
+fn assert_same(what: &str, together: &TaskOutput, alone: &TaskOutput) {
+    let close = |a: f32, b: f32| {
+        assert!((a - b).abs() <= ROUNDING * b.abs().max(1.0), "{what}: {a} in company, {b} alone");
+    };
+    let same_sequences = |a: &[Sequence], b: &[Sequence]| {
+        assert_eq!(a.len(), b.len(), "{what}");
+        for (a, b) in a.iter().zip(b) {
+            assert_eq!(a.finish_reason, b.finish_reason, "{what}");
+            assert_eq!(a.text_ids(), b.text_ids(), "{what}");
+            for (a, b) in a.tokens.iter().zip(&b.tokens) {
+                close(a.logprob, b.logprob);
+            }
+        }
+    };
+    match (together, alone) {
+        (TaskOutput::Caption(a), TaskOutput::Caption(b)) => same_sequences(a, b),
+        (TaskOutput::Vqa(a), TaskOutput::Vqa(b)) => {
+            assert_eq!(a.len(), b.len(), "{what}");
+            for answers in a.iter().zip(b) {
+                match answers {
+                    (Answer::Generated(a), Answer::Generated(b)) => same_sequences(a, b),
+                    (Answer::Ranked(a), Answer::Ranked(b)) => {
+                        a.iter().zip(b).for_each(|(a, b)| close(*a, *b));
+                    }
+                    answers => panic!("{what}: {answers:?}"),
+                }
+            }
+        }
+        (TaskOutput::Similarity(a), TaskOutput::Similarity(b)) => {
+            for (a, b) in a.iter().flatten().zip(b.iter().flatten()) {
+                close(a.matching.unwrap(), b.matching.unwrap());
+                close(a.cosine.unwrap(), b.cosine.unwrap());
+            }
+        }
+        (TaskOutput::Embed(a), TaskOutput::Embed(b)) => {
+            assert_eq!(a.as_slice().len(), b.as_slice().len(), "{what}");
+            a.as_slice().iter().zip(b.as_slice()).for_each(|(a, b)| close(*a, *b));
+        }
+        outputs => panic!("{what}: {outputs:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_in_mixed_company_equals_its_lone_one() {
+    let settings = EngineSettings {
+        capacity_rows: 4096,
+        max_queue_wait: Duration::from_secs(600),
+        ..EngineSettings::default()
+    };
+    let backend = backend();
+    let models = blip_server::engine::backend::Backend::models(&backend).to_vec();
+    let tokenizer =
+        Tokenizer::load(&fixtures().join("vqa-varied"), &InputSettings::default()).unwrap();
+    let tasks = tasks(&models, |text| tokenizer.encode(text).unwrap());
+    let engine = Engine::start(backend, settings, Arc::new(Metrics::try_new().unwrap())).unwrap();
+    let handle = engine.handle();
+    let deadline = Instant::now() + Duration::from_secs(600);
+
+    let mut alone: Vec<Answered> = Vec::new();
+    for (model, task) in &tasks {
+        let mut admission = handle.admit(0, deadline).unwrap();
+        admission.reserve(task.rows(), task.images().len()).unwrap();
+        alone.push(admission.submit(*model, task.clone()).await.unwrap());
+    }
+    let before = handle.stats();
+
+    // A long caption sets the pace: with each of its tokens more tasks arrive, so that they join what is running.
+    let long = |params| {
+        let params = GenerationParams { max_new_tokens: 40, ..params };
+        Task::Caption(Caption { image: prepared(&models[CAPTION.0], 0), prompt: None, params })
+    };
+    let admission = handle.admit(0, deadline).unwrap();
+    let (pace, mut tokens) =
+        admission.submit_streaming(CAPTION, long(GenerationParams::greedy(40)));
+    let mut admission = handle.admit(0, deadline).unwrap();
+    admission.reserve(3, 1).unwrap();
+    let beams = admission.submit(CAPTION, long(beams(3)));
+    let mut replies = Vec::new();
+    for arriving in tasks.chunks(8) {
+        tokens.next().await.unwrap();
+        for (model, task) in arriving {
+            let mut admission = handle.admit(0, deadline).unwrap();
+            admission.reserve(task.rows(), task.images().len()).unwrap();
+            replies.push(admission.submit(*model, task.clone()));
+        }
+    }
+    pace.await.unwrap();
+    beams.await.unwrap();
+    for (index, reply) in replies.into_iter().enumerate() {
+        let together = reply.await.unwrap();
+        assert_same(
+            &format!("task {index}: {:?}", tasks[index].1),
+            &together.output,
+            &alone[index].output,
+        );
+    }
+    let after = handle.stats();
+    let steps = after.steps - before.steps;
+    let rows = after.step_rows - before.step_rows;
+    assert!(rows >= 4 * steps, "{rows} rows in {steps} steps");
+    assert!(
+        after.mixed_steps > before.mixed_steps,
+        "no step held prompt, decoding and beam rows together"
+    );
+    assert_eq!(after.answered - before.answered, tasks.len() as u64 + 2);
+    tokio::task::spawn_blocking(move || engine.join()).await.unwrap();
+}

@@ -78,8 +78,9 @@ fn default_toml_documents_every_setting_with_the_default_of_the_code() {
 fn the_model_table_of_default_toml_is_accepted_once_switched_on() {
     let text = std::fs::read_to_string(folder().join("default.toml")).unwrap();
     let start = text.find("# [[models]]").expect("default.toml shows a model");
-    let table: String =
-        text[start..].lines().map(|line| format!("{}\n", line.trim_start_matches("# "))).collect();
+    let lines: Vec<&str> =
+        text[start..].lines().map(|line| line.trim_start_matches("# ")).collect();
+    let table = lines.join("\n");
     let config = load_file(&table).unwrap();
     assert_eq!(config.models[0].name, "caption");
 }

@@ -1,5 +1,7 @@
 //! The one integration binary; each module says what it holds.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests: by panicking")]
+
 mod architecture;
 mod cli;
 mod config;

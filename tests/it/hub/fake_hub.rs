@@ -208,9 +208,12 @@ fn status(status: StatusCode) -> Response<Body> {
 }
 
 fn is_large(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".bin")
+    let extension = std::path::Path::new(name).extension();
+    extension.is_some_and(|extension| extension == "safetensors" || extension == "bin")
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    let digits: Vec<String> =
+        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.concat()
 }

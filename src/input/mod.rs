@@ -1,7 +1,7 @@
 //! Untrusted bytes to model-ready values: synchronous and pure, no thread, no socket, no clock.
 //!
 //! - [`ImageValue`]: what a client may write where an image is wanted.
-//! - [`inspect`], [`decode`], [`resize`]: a picture file to [`Pixels`](crate::task::Pixels), as Pillow and
+//! - [`inspect`], [`decode()`], [`resize()`]: a picture file to [`Pixels`], as Pillow and
 //!   `transformers` would make them; in stages, so that `images` can bound and time each one.
 //! - [`Tokenizer`], [`Detokenizer`]: text to ids and back.
 //!
@@ -44,7 +44,7 @@ pub fn image_id(file: &[u8]) -> ImageId {
     ImageId::from_digest(Sha256::digest(file).into())
 }
 
-/// A picture file to pixels in one call: [`inspect`], [`decode`], [`resize`].
+/// A picture file to pixels in one call: [`inspect`], [`decode()`], [`resize()`].
 ///
 /// # Errors
 /// Whatever is wrong with the file or above a limit.

@@ -1,6 +1,6 @@
 //! Text to ids and back, as `transformers` does it with the files of one checkpoint.
 //!
-//! Deviation, on purpose: special tokens inside a client's text are plain text ("[SEP]" becomes the ids of its
+//! Deviation, on purpose: special tokens inside a client's text are plain text (`[SEP]` becomes the ids of its
 //! characters), so that no text can end itself or speak for the model.
 
 use std::fs;

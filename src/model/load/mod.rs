@@ -1,7 +1,7 @@
 //! Checkpoint files to weights in the operations' own form.
 //!
-//! - [`weights`](self): tensors by name from safetensors (mapped, sharded too) or PyTorch files.
-//! - [`Loader`]: layers by name, with every shape checked against the configuration.
+//! - [`Weights`]: tensors by name from safetensors (mapped, sharded too) or PyTorch files.
+//! - `Loader`: layers by name, with every shape checked against the configuration.
 
 mod weights;
 

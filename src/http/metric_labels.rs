@@ -2,9 +2,20 @@
 
 use super::error::Code;
 use super::models::Models;
-use super::router::INFERENCE_ROUTES;
 use crate::task::Role;
 use crate::telemetry::metrics::Metrics;
+
+/// The routes that run a model.
+const INFERENCE_ROUTES: &[&str] = &[
+    "/caption",
+    "/caption/batch",
+    "/vqa",
+    "/vqa/batch",
+    "/similarity",
+    "/similarity/batch",
+    "/embeddings",
+    "/embeddings/batch",
+];
 
 /// Successes of the inference routes, and every reason of refusal.
 pub(crate) fn initialise(metrics: &Metrics) {

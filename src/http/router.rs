@@ -22,18 +22,6 @@ use super::middleware::server_timing::server_timing;
 use super::routes::{caption, documents, embeddings, health, info, metrics, similarity, vqa};
 use super::state::HttpState;
 
-/// The routes that run a model.
-pub(crate) const INFERENCE_ROUTES: &[&str] = &[
-    "/caption",
-    "/caption/batch",
-    "/vqa",
-    "/vqa/batch",
-    "/similarity",
-    "/similarity/batch",
-    "/embeddings",
-    "/embeddings/batch",
-];
-
 /// Every documented route.
 pub(crate) fn routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default()

@@ -140,7 +140,7 @@ impl BlipConfig {
     /// # Errors
     /// When the file cannot be read, is not a BLIP configuration, or asks for something BLIP does not have.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
-        let config: Self = super::load::read_json(path)?;
+        let config: Self = super::json::read_json(path)?;
         config.check(path)?;
         Ok(config)
     }

@@ -14,6 +14,7 @@ pub mod config;
 mod error;
 mod group;
 mod heads;
+mod json;
 pub mod load;
 pub mod ops;
 pub mod preprocessor;

@@ -84,9 +84,9 @@ impl Preprocessor {
         };
         let newer = path.file_name().is_some_and(|name| name == "processor_config.json");
         let file = if newer {
-            super::load::read_json::<ProcessorFile>(path)?.image_processor
+            super::json::read_json::<ProcessorFile>(path)?.image_processor
         } else {
-            super::load::read_json(path)?
+            super::json::read_json(path)?
         };
         Self::checked(&file, vision, path)
     }

@@ -5,7 +5,7 @@
 
 mod weights;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::Tensor;
 
@@ -33,14 +33,6 @@ pub enum WeightFiles {
     Safetensors(Vec<PathBuf>),
     /// `pytorch_model.bin` or its shards; read without executing anything.
     Pickle(Vec<PathBuf>),
-}
-
-/// Reads and parses a JSON file.
-pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, LoadError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
-    serde_json::from_str(&text)
-        .map_err(|error| LoadError::Json { path: path.to_owned(), detail: error.to_string() })
 }
 
 /// A place in the state dict: `text_decoder.bert.encoder.layer.3`.

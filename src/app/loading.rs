@@ -162,7 +162,8 @@ fn budget(config: &Config, models: &[ModelInfo]) -> MemoryBudget {
         bodies: config.engine.capacity_bytes,
         decoding: config.images.decode_budget_bytes,
         pixels: config.images.pixel_cache_bytes,
-        features: config.engine.feature_cache_bytes,
+        // Pinned features are cached ones too, where there is a cache.
+        features: config.engine.feature_cache_bytes.max(config.engine.max_pinned_feature_bytes),
         kv: config.engine.max_kv_bytes,
     }
 }

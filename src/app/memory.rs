@@ -40,7 +40,7 @@ impl MemoryBudget {
             Some(MemoryLimit::Cgroup(bytes)) if self.total() > bytes => Err(format!(
                 "the settings allow {self}, the container's memory limit is {}: raise the limit, or lower \
                  engine.capacity_bytes, engine.max_kv_bytes, engine.feature_cache_bytes, \
-                 images.decode_bytes or images.pixel_cache_bytes",
+                 images.decode_budget_bytes or images.pixel_cache_bytes",
                 mebibytes(bytes)
             )),
             Some(MemoryLimit::Cgroup(_) | MemoryLimit::Machine(_)) | None => Ok(()),

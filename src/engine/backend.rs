@@ -25,6 +25,10 @@ pub trait Backend {
     /// shared by all rows of that image; zero for models that decode from question states.
     fn cross_kv_bytes(&self, model: ModelId) -> u64;
 
+    /// Bytes of keys and values per token of a decoding row: its own tokens (prompt and new ones), and the tokens
+    /// of a question that it attends to.
+    fn row_kv_bytes_per_token(&self, model: ModelId) -> u64;
+
     /// Encodes images of the tower's input size; one result per image, in order.
     ///
     /// # Errors

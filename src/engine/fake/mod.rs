@@ -130,6 +130,10 @@ impl Backend for FakeBackend {
         if self.models[model.0].class == ModelClass::ConditionalGeneration { 1000 } else { 0 }
     }
 
+    fn row_kv_bytes_per_token(&self, _: ModelId) -> u64 {
+        1
+    }
+
     fn encode(
         &mut self,
         tower: TowerId,

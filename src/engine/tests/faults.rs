@@ -113,6 +113,10 @@ impl Backend for Deadly {
         0
     }
 
+    fn row_kv_bytes_per_token(&self, _: ModelId) -> u64 {
+        0
+    }
+
     fn encode(
         &mut self,
         tower: crate::task::TowerId,

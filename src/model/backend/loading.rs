@@ -78,6 +78,7 @@ impl BlipBackend<CandleOps> {
             models: Vec::new(),
             infos: Vec::new(),
             cross_kv_bytes: Vec::new(),
+            token_kv_bytes: Vec::new(),
             element_bytes,
             vocabularies: Vec::new(),
         };
@@ -123,7 +124,14 @@ impl BlipBackend<CandleOps> {
             TowerId(self.towers.len() - 1)
         };
         let checkpoint = Checkpoint::load(&loader, &config, class)?;
-        self.cross_kv_bytes.push(cross_kv_bytes(&config, class) * self.element_bytes);
+        let token_kv_bytes = token_kv_elements(&config) * self.element_bytes;
+        self.token_kv_bytes.push(token_kv_bytes);
+        self.cross_kv_bytes.push(match class {
+            ModelClass::ConditionalGeneration => {
+                token_kv_bytes * config.vision_config.tokens() as u64
+            }
+            ModelClass::QuestionAnswering | ModelClass::ImageTextRetrieval | ModelClass::Base => 0,
+        });
         self.infos.push(ModelInfo {
             id: ModelId(self.infos.len()),
             name: spec.name.clone(),
@@ -151,13 +159,10 @@ impl BlipBackend<CandleOps> {
     }
 }
 
-/// Elements of keys and values that decoding over one image keeps: 2 x layers x image tokens x text width.
-fn cross_kv_bytes(config: &BlipConfig, class: ModelClass) -> u64 {
-    if class != ModelClass::ConditionalGeneration {
-        return 0;
-    }
+/// Elements of one token's keys and values: 2 x layers x text width.
+fn token_kv_elements(config: &BlipConfig) -> u64 {
     let text = &config.text_config;
-    (2 * text.num_hidden_layers * config.vision_config.tokens() * text.hidden_size) as u64
+    (2 * text.num_hidden_layers * text.hidden_size) as u64
 }
 
 fn embedding_dimensions(config: &BlipConfig, class: ModelClass) -> Option<usize> {

@@ -30,6 +30,8 @@ pub struct BlipBackend<O: Ops> {
     infos: Vec<ModelInfo>,
     /// Decoder keys and values of one image, per model.
     cross_kv_bytes: Vec<u64>,
+    /// Keys and values of one token in all layers, per model.
+    token_kv_bytes: Vec<u64>,
     element_bytes: u64,
     vocabularies: Vec<Vocabulary>,
 }
@@ -66,6 +68,10 @@ impl<O: Ops> Backend for BlipBackend<O> {
 
     fn cross_kv_bytes(&self, model: ModelId) -> u64 {
         self.cross_kv_bytes[model.0]
+    }
+
+    fn row_kv_bytes_per_token(&self, model: ModelId) -> u64 {
+        self.token_kv_bytes[model.0]
     }
 
     fn encode(

@@ -123,6 +123,17 @@ impl CandleOps {
         Ok(part.reshape((rows, heads, width / heads))?.transpose(0, 1)?.contiguous()?)
     }
 
+    /// Consecutive slices of rows, one per length, all in the storage of `x`.
+    fn views(x: &Tensor, lengths: &[usize]) -> Result<Vec<Tensor>, BackendError> {
+        let mut start = 0;
+        let mut views = Vec::with_capacity(lengths.len());
+        for &length in lengths {
+            views.push(x.i(start..start + length)?);
+            start += length;
+        }
+        Ok(views)
+    }
+
     /// 0 where row i (at position `past + i`) may look at token j, minus infinity elsewhere: `[rows, past + rows]`.
     fn causal_mask(&self, past: usize, rows: usize) -> Result<Tensor, BackendError> {
         let visible = |i: usize, j: usize| if j <= past + i { 0.0 } else { f32::NEG_INFINITY };
@@ -265,7 +276,7 @@ impl Ops for CandleOps {
         lengths: &[usize],
     ) -> Result<Tensor, BackendError> {
         let mut outputs = Vec::with_capacity(lengths.len());
-        for sequence in self.split_rows(qkv, lengths)? {
+        for sequence in Self::views(qkv, lengths)? {
             let q = Self::heads_of(&sequence, 0, 3, heads)?;
             let keys = Self::heads_of(&sequence, 1, 3, heads)?;
             let values = Self::heads_of(&sequence, 2, 3, heads)?;
@@ -283,7 +294,7 @@ impl Ops for CandleOps {
     ) -> Result<(Tensor, Vec<KeysValues>), BackendError> {
         let mut outputs = Vec::with_capacity(lengths.len());
         let mut extended = Vec::with_capacity(lengths.len());
-        for (sequence, cache) in self.split_rows(qkv, lengths)?.iter().zip(caches) {
+        for (sequence, cache) in Self::views(qkv, lengths)?.iter().zip(caches) {
             let q = Self::heads_of(sequence, 0, 3, heads)?;
             let keys = Self::heads_of(sequence, 1, 3, heads)?;
             let values = Self::heads_of(sequence, 2, 3, heads)?;
@@ -323,7 +334,7 @@ impl Ops for CandleOps {
     ) -> Result<Tensor, BackendError> {
         let lengths: Vec<usize> = runs.iter().map(|run| run.rows).collect();
         let mut outputs = Vec::with_capacity(runs.len());
-        for (rows, run) in self.split_rows(query, &lengths)?.iter().zip(runs) {
+        for (rows, run) in Self::views(query, &lengths)?.iter().zip(runs) {
             outputs.push(self.attend(&Self::heads_of(rows, 0, 1, heads)?, run.memory, None)?);
         }
         Ok(Tensor::cat(&outputs, 0)?)
@@ -335,13 +346,14 @@ impl Ops for CandleOps {
     }
 
     fn split_rows(&self, x: &Tensor, lengths: &[usize]) -> Result<Vec<Tensor>, BackendError> {
-        let mut start = 0;
-        let mut parts = Vec::with_capacity(lengths.len());
-        for &length in lengths {
-            parts.push(x.i(start..start + length)?);
-            start += length;
+        let views = Self::views(x, lengths)?;
+        if let [whole] = views.as_slice()
+            && whole.dims() == x.dims()
+        {
+            return Ok(views);
         }
-        Ok(parts)
+        // A view keeps the storage of the whole batch alive.
+        Ok(views.iter().map(Tensor::force_contiguous).collect::<Result<_, _>>()?)
     }
 
     fn to_host(&self, x: &Tensor) -> Result<Vec<Vec<f32>>, BackendError> {

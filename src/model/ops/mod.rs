@@ -192,7 +192,8 @@ pub trait Ops: Debug {
     /// # Errors
     /// When the device fails.
     fn select_rows(&self, x: &Self::Act, rows: &[usize]) -> Result<Self::Act, BackendError>;
-    /// Consecutive slices of rows, one per length; used to part images or questions of one batch.
+    /// Consecutive slices of rows, one per length, each in memory of its own: images or questions of one batch
+    /// outlive each other.
     ///
     /// # Errors
     /// When the device fails.

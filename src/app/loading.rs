@@ -12,7 +12,7 @@ use crate::engine::backend::Backend;
 use crate::http::{Model, Models};
 use crate::hub::{self, CheckpointFiles, ModelSource, Progress};
 use crate::input::Tokenizer;
-use crate::model::load::{ModelFiles, WeightFiles};
+use crate::model::load::{ModelFiles, WeightFiles, Weights};
 use crate::model::ops::candle::CandleOps;
 use crate::model::{BlipBackend, Loaded, ModelSpec, Placement};
 use crate::task::{Device, Dtype, ModelInfo};
@@ -54,12 +54,12 @@ fn load_files(
 ) -> anyhow::Result<LoadedModels> {
     let placement = placement(config.compute);
     let specs: Vec<ModelSpec> = located.iter().map(|located| located.spec.clone()).collect();
+    // From the files' headers, so that a container that is too small hears why before it is killed.
+    let budget = budget(config, weight_bytes(&specs, placement)?);
+    tracing::info!(memory.bound_bytes = budget.total(), "the settings allow {budget}");
+    budget.check(MemoryLimit::detect()).map_err(anyhow::Error::msg)?;
     let backend = BlipBackend::load(&specs, placement, |loaded| report(&loaded, metrics))
         .context("cannot load the models")?;
-    let budget = budget(config, backend.models());
-    let limit = MemoryLimit::detect();
-    tracing::info!(memory.bound_bytes = budget.total(), "the settings allow {budget}");
-    budget.check(limit).map_err(anyhow::Error::msg)?;
     let mut models = Vec::with_capacity(located.len());
     for (info, located) in backend.models().iter().zip(located) {
         let tokenizer = Tokenizer::load(&located.directory, &config.http.input)
@@ -151,14 +151,25 @@ fn placement(compute: ComputeSettings) -> Placement {
     Placement { device, dtype }
 }
 
-fn budget(config: &Config, models: &[ModelInfo]) -> MemoryBudget {
-    let weights = |info: &ModelInfo| match (info.device, info.dtype) {
+/// Bytes of the weights in host memory, towers that models will share counted for each.
+fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64> {
+    let element = match (placement.device, placement.dtype) {
         (Device::Cuda(_), _) => 0,
-        (Device::Cpu, Dtype::F32) => 4 * info.parameter_count,
-        (Device::Cpu, Dtype::Bf16 | Dtype::F16) => 2 * info.parameter_count,
+        (Device::Cpu, Dtype::F32) => 4,
+        (Device::Cpu, Dtype::Bf16 | Dtype::F16) => 2,
     };
+    let mut parameters = 0;
+    for spec in specs {
+        let weights = Weights::open(&spec.files.weights)
+            .with_context(|| format!("cannot load model {}", spec.name))?;
+        parameters += weights.parameter_count();
+    }
+    Ok(parameters * element)
+}
+
+fn budget(config: &Config, weights: u64) -> MemoryBudget {
     MemoryBudget {
-        weights: models.iter().map(weights).sum(),
+        weights,
         bodies: config.engine.capacity_bytes,
         decoding: config.images.decode_budget_bytes,
         pixels: config.images.pixel_cache_bytes,

@@ -1,7 +1,7 @@
 //! What the process may come to need, against what it may have: logged at start, refused above the limit.
 //!
-//! Every buffer has a bound of its own; this is their sum. It is an upper bound of what the bounds allow, not a
-//! forecast.
+//! Every buffer has a bound of its own; this is their sum: what the settings allow, not a forecast. What a unit of
+//! work needs while it runs (activations: some 100 MB for a base model on a CPU) comes on top.
 
 use std::fmt;
 use std::path::Path;

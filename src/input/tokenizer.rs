@@ -176,10 +176,12 @@ impl Tokenizer {
         self.clean_up
     }
 
-    /// Entries of the vocabulary, added tokens included. The model's may be larger by tokens without a text.
+    /// One more than the largest id, added tokens included: a table with as many rows holds them all. The model's may
+    /// be larger by tokens without a text.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        let largest = self.inner.get_vocab(true).into_values().max();
+        largest.map_or(0, |id| id as usize + 1)
     }
 
     /// The id of `[CLS]`.

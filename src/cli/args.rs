@@ -71,7 +71,7 @@ pub(super) struct SettingsArguments {
     #[arg(long, global = true)]
     dtype: Option<String>,
     /// Threads of the models' arithmetic; 0 takes what quota and affinity allow [default: 0]
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", allow_hyphen_values = true)]
     threads: Option<String>,
     /// auto, text or json [default: auto]
     #[arg(long, global = true, value_name = "FORMAT")]

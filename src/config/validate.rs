@@ -4,17 +4,19 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use super::choice::{DEVICES, DTYPES, LOG_FORMATS, log_format};
+use super::choice::{DEVICES, DTYPES, DeviceChoice, LOG_FORMATS, log_format};
 use super::layers::Layers;
 use super::raw::{RawConfig, RawModel};
 use super::{ComputeSettings, Config, ConfigError, DrainSettings};
 use crate::engine::EngineSettings;
 use crate::http::{AccessLogSettings, ConnectionSettings, CorsSettings, HttpSettings, Limits};
-use crate::hub::{HubSettings, ModelSource, Retry, Token};
+use crate::hub::{CheckpointFiles, HubSettings, ModelSource, Retry, Source, Token};
 use crate::images::ImagesSettings;
 use crate::input::InputSettings;
 use crate::telemetry::logging::{self, LoggingSettings};
 
+/// More cores than machines have.
+const MAX_THREADS: usize = 1024;
 /// A day: longer times are slips of the unit.
 const MAX_MILLIS: u64 = 24 * 3600 * 1000;
 
@@ -49,13 +51,30 @@ impl Reader<'_> {
     fn compute(&self) -> Result<ComputeSettings, ConfigError> {
         let raw = &self.raw.compute;
         Ok(ComputeSettings {
-            device: raw
-                .device
-                .parse()
-                .map_err(|_| self.layers.invalid("compute.device", DEVICES))?,
+            device: self.device()?,
             dtype: raw.dtype.parse().map_err(|_| self.layers.invalid("compute.dtype", DTYPES))?,
-            threads: NonZeroUsize::new(raw.threads),
+            threads: self.threads()?,
         })
+    }
+
+    /// A device that this build can use.
+    fn device(&self) -> Result<DeviceChoice, ConfigError> {
+        let refused = |accepted| self.layers.invalid("compute.device", accepted);
+        match self.raw.compute.device.parse().map_err(|_| refused(DEVICES))? {
+            DeviceChoice::Cuda(_) if !cfg!(feature = "cuda") => {
+                Err(refused("auto, cpu; this build has no CUDA (build with --features cuda)"))
+            }
+            device @ (DeviceChoice::Auto | DeviceChoice::Cpu | DeviceChoice::Cuda(_)) => Ok(device),
+        }
+    }
+
+    fn threads(&self) -> Result<Option<NonZeroUsize>, ConfigError> {
+        match self.raw.compute.threads {
+            threads if threads > MAX_THREADS => Err(self
+                .layers
+                .invalid("compute.threads", "0 to 1024 (0: what quota and affinity allow)")),
+            threads => Ok(NonZeroUsize::new(threads)),
+        }
     }
 
     fn engine(&self) -> Result<EngineSettings, ConfigError> {
@@ -242,7 +261,12 @@ fn models(raw: &[RawModel], layers: &Layers) -> Result<Vec<ModelSource>, ConfigE
             Some(name) => ModelSource::new(Some(name), &model.source),
             None => model.source.parse(),
         };
-        let model = parsed.map_err(|reason| ConfigError::Model {
+        // A directory is looked into at once: a mistyped one stops the start before a port is bound.
+        let checked = parsed.and_then(|model| match &model.source {
+            Source::Directory(path) => CheckpointFiles::resolve(path).map(|_| model),
+            Source::Hub(_) => Ok(model),
+        });
+        let model = checked.map_err(|reason| ConfigError::Model {
             origin: layers.origin(&setting),
             setting: setting.clone(),
             reason: Box::new(reason),

@@ -60,6 +60,11 @@ pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
         let _ = std::fs::remove_file(&partial);
     }
     let bytes = written?;
+    // As readable as the weights it was made of: a container's user has to read it, too.
+    let permissions =
+        std::fs::metadata(&pickles[0]).map_err(HubError::io("read", &pickles[0]))?.permissions();
+    std::fs::set_permissions(&partial, permissions)
+        .map_err(HubError::io("set the mode of", &partial))?;
     std::fs::rename(&partial, &target).map_err(HubError::io("rename", &partial))?;
     let mut counts = BTreeMap::new();
     for tensor in tensors.values() {

@@ -125,15 +125,37 @@ fn models_come_from_file_environment_or_flags_in_order() {
 #[test]
 fn choices_and_counts_are_typed() {
     let config = load_environment(&[
-        ("BLIP__COMPUTE__DEVICE", "cuda:1"),
+        ("BLIP__COMPUTE__DEVICE", "cpu"),
         ("BLIP__COMPUTE__DTYPE", "bf16"),
         ("BLIP__COMPUTE__THREADS", "3"),
     ])
     .unwrap();
-    assert_eq!(config.compute.device, DeviceChoice::Cuda(1));
+    assert_eq!(config.compute.device, DeviceChoice::Cpu);
     assert_eq!(config.compute.dtype, DtypeChoice::Bf16);
     assert_eq!(config.compute.threads.map(std::num::NonZero::get), Some(3));
     assert_eq!(load_environment(&[]).unwrap().compute.threads, None);
+}
+
+#[test]
+fn a_gpu_is_taken_only_by_a_build_that_can_use_one() {
+    let loaded = load_environment(&[("BLIP__COMPUTE__DEVICE", "cuda:1")]);
+    if cfg!(feature = "cuda") {
+        assert_eq!(loaded.unwrap().compute.device, DeviceChoice::Cuda(1));
+    } else {
+        let error = loaded.unwrap_err().to_string();
+        assert!(error.contains("compute.device") && error.contains("--features cuda"), "{error}");
+    }
+}
+
+#[test]
+fn a_directory_without_a_checkpoint_and_too_many_threads_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    for source in ["/there/is/nothing".to_owned(), directory.path().display().to_string()] {
+        let error = load_environment(&[("BLIP__MODELS", &source)]).unwrap_err().to_string();
+        assert!(error.contains("models.0"), "{error}");
+    }
+    let error = load_environment(&[("BLIP__COMPUTE__THREADS", "100000")]).unwrap_err().to_string();
+    assert!(error.contains("compute.threads") && error.contains("0 to 1024"), "{error}");
 }
 
 #[test]

@@ -150,11 +150,11 @@ impl BeamSearch {
             }
             merged.push(Beam { score, done, ..beam.clone() });
         }
-        let scores: Vec<f32> = merged.iter().map(|beam| beam.score).collect();
-        self.finished = top_indices(&scores, self.num_beams)
-            .into_iter()
-            .map(|index| merged[index].clone())
-            .collect();
+        // Best first, equals in their order. A finished beam stands before every placeholder, even where an extreme
+        // length penalty pushes its score below -1e9; transformers then returns the placeholder, an empty text.
+        merged.sort_by(|a, b| b.done.cmp(&a.done).then(b.score.total_cmp(&a.score)));
+        merged.truncate(self.num_beams);
+        self.finished = merged;
     }
 
     /// `_check_early_stop_heuristic` and `_beam_search_has_unfinished_sequences`; `generated` counts this step.
@@ -174,8 +174,11 @@ impl BeamSearch {
         !(self.improvable && open && !all_hit)
     }
 
+    /// The best finished beams; where an extreme length penalty ended the search before there were enough,
+    /// the running ones stand in for placeholders.
     fn sequences(&self) -> Vec<Sequence> {
-        let returned = self.finished.iter().take(self.num_return_sequences);
+        let finished = self.finished.iter().filter(|beam| beam.done);
+        let returned = finished.chain(&self.running).take(self.num_return_sequences);
         returned
             .map(|beam| {
                 let stopped = beam.tokens.last().is_some_and(|token| token.id == self.stop_token);
@@ -194,5 +197,39 @@ impl BeamSearch {
     fn ids_of(&self, beam: &Beam) -> Vec<u32> {
         let new = beam.tokens.iter().map(|token| token.id);
         self.prompt.iter().copied().chain(new).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extreme_length_penalty_returns_finished_beams_and_no_placeholder() {
+        for length_penalty in [-100.0, -30.0, -7.0, 100.0] {
+            let strategy = Strategy::Beams {
+                num_beams: 3,
+                num_return_sequences: 3,
+                length_penalty,
+                early_stopping: EarlyStopping::Heuristic,
+            };
+            let params = GenerationParams { strategy, ..GenerationParams::greedy(12) };
+            let start = SearchStart { prompt: vec![1], stop_token: 0, sequence: 0 };
+            let mut search = BeamSearch::new(&params, start);
+            let logits: Vec<f32> = (0..32).map(|id| (id * 7 % 32) as f32 / 8.0).collect();
+            let mut rows = 1;
+            let finished = loop {
+                let advance = search.advance(&vec![logits.clone(); rows]).unwrap();
+                rows = 3;
+                if let Some(finished) = advance.finished {
+                    break finished;
+                }
+            };
+            assert_eq!(finished.len(), 3, "{length_penalty}");
+            assert!(
+                finished.iter().all(|sequence| !sequence.tokens.is_empty()),
+                "{length_penalty}"
+            );
+        }
     }
 }

@@ -196,8 +196,9 @@ impl<B: Backend> Worker<B> {
     /// Drops what is over, runs one unit if there is one, and sends the outcomes.
     pub(crate) fn turn(&mut self) -> Next {
         self.shared.beat();
-        self.drop_what_is_over();
+        // One look at the clock: what is not yet due when tasks are dropped is not due when a unit is chosen.
         let now = self.shared.clock.now();
+        self.drop_what_is_over(now);
         let next = match self.scheduler.decide(now, self.features.pinned_bytes()) {
             Decision::Run(unit) => {
                 self.run(unit);
@@ -214,8 +215,9 @@ impl<B: Backend> Worker<B> {
         next
     }
 
-    /// Deadlines, clients that have left, and the end of the drain time.
-    fn drop_what_is_over(&mut self) {
+    /// The end of the drain time, deadlines, and clients that have left. Clients leave at their deadline too, so
+    /// deadlines come first: such a task has expired, nobody cancelled it.
+    fn drop_what_is_over(&mut self, now: Instant) {
         if self.shared.is_aborted() {
             for task in self.tasks.keys().copied().collect::<Vec<_>>() {
                 self.finish(task, Err(EngineError::ShuttingDown));
@@ -224,14 +226,14 @@ impl<B: Backend> Worker<B> {
         if self.shared.ledger.is_draining() {
             self.scheduler.drain();
         }
+        for task in self.scheduler.due(now) {
+            self.finish(task, Err(EngineError::DeadlineExceeded));
+        }
         let gone = |(_, active): &(&TaskId, &Active)| active.reply.is_closed();
         let departed: Vec<TaskId> = self.tasks.iter().filter(gone).map(|(&task, _)| task).collect();
         for task in departed {
             self.meter.cancelled();
             self.remove(task);
-        }
-        for task in self.scheduler.due(self.shared.clock.now()) {
-            self.finish(task, Err(EngineError::DeadlineExceeded));
         }
     }
 

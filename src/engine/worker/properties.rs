@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::EngineSettings;
 use crate::engine::admission::Room;
 use crate::engine::fake::{
     self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark, ManualClock,
 };
+use crate::engine::{Clock, EngineSettings};
 use crate::task::{
     Caption, Embed, GenerationParams, Scores, Similarity, Strategy as Search, TaskOutput, Vqa,
     VqaMode,
@@ -179,10 +179,15 @@ struct World {
 
 impl World {
     fn new(settings: EngineSettings) -> Self {
-        let (backend, control) = FakeBackend::new(fake::models());
         let clock = ManualClock::start();
+        Self::with_clock(settings, clock.clone(), clock.clock())
+    }
+
+    /// A world whose worker reads the time from `source`.
+    fn with_clock(settings: EngineSettings, clock: ManualClock, source: Clock) -> Self {
+        let (backend, control) = FakeBackend::new(fake::models());
         let metrics = Arc::new(Metrics::try_new().unwrap());
-        let shared = Shared::new(fake::models().into(), settings, metrics, clock.clock());
+        let shared = Shared::new(fake::models().into(), settings, metrics, source);
         let worker = Worker::new(backend, Arc::clone(&shared));
         Self { worker, shared, control, clock, pending: Vec::new(), cancelled: 0, aborted: false }
     }
@@ -368,4 +373,42 @@ proptest! {
         check_outcomes(&mut world, poison.is_some());
         check_nothing_is_left(&world);
     }
+}
+
+fn one_caption() -> Vec<Ask> {
+    vec![Ask::Caption { image: 1, prompt: None, beams: 1, samples: 1 }]
+}
+
+#[test]
+fn a_deadline_that_passes_in_the_middle_of_a_turn_waits_for_the_next_one() {
+    // The clock moves on with every look at it, so each deadline falls between two other looks.
+    for deadline_ms in 1..60 {
+        let clock = ManualClock::start();
+        let ticking = {
+            let clock = clock.clone();
+            Clock::new(move || {
+                clock.advance(MILLI);
+                clock.now()
+            })
+        };
+        let mut world = World::with_clock(EngineSettings::default(), clock, ticking);
+        let deadline = world.clock.now() + MILLI * deadline_ms;
+        if world.call(one_caption(), deadline) {
+            while world.worker.turn() == Next::Ran {}
+            assert!(world.worker.is_empty(), "{deadline_ms} ms");
+        }
+    }
+}
+
+#[test]
+fn a_task_whose_client_left_at_the_deadline_has_expired() {
+    let mut world = World::new(EngineSettings::default());
+    let deadline = world.clock.now() + MILLI;
+    assert!(world.call(one_caption(), deadline));
+    world.clock.advance(MILLI);
+    world.pending[0].reply = None;
+    world.turn();
+    let stats = world.shared.counters.snapshot();
+    assert_eq!((stats.expired, stats.cancelled), (1, 0));
+    assert_eq!(world.shared.metrics.queue_cancelled_total.get(), 0);
 }

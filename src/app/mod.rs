@@ -28,6 +28,11 @@ pub struct App {
     ready: CancellationToken,
 }
 
+/// The worker thread ended while requests were served. Its reason has been logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the worker thread has ended by itself")]
+pub struct WorkerEnded;
+
 impl App {
     /// Puts the parts together that need no model. Cheap; nothing is read or bound.
     ///
@@ -49,7 +54,8 @@ impl App {
     /// models, serves until `shutdown`, drains.
     ///
     /// # Errors
-    /// When a model cannot be had or loaded, or the engine cannot start.
+    /// When a model cannot be had or loaded, or the engine cannot start; [`WorkerEnded`] when the worker thread ended
+    /// by itself.
     pub async fn serve(
         self,
         listener: TcpListener,
@@ -80,14 +86,34 @@ impl App {
         };
         self.ready.cancel();
         tracing::info!(server.address = %address, "listening on http://{address}");
-        shutdown.cancelled().await;
-        self.drain(&engine.handle(), &closing).await;
+        let outcome = self.run(&engine.handle(), &shutdown, &closing).await;
         connections.await.context("serving connections failed")?;
         tokio::task::spawn_blocking(move || engine.join())
             .await
             .context("the worker did not end")?;
+        outcome?;
         tracing::info!("stopped");
         Ok(())
+    }
+
+    /// Until it is told to shut down, and through the drain; or until the worker ends by itself: then nothing can be
+    /// answered any more, and only a new process can.
+    async fn run(
+        &self,
+        engine: &EngineHandle,
+        shutdown: &CancellationToken,
+        closing: &CancellationToken,
+    ) -> Result<(), WorkerEnded> {
+        tokio::select! {
+            () = shutdown.cancelled() => {
+                self.drain(engine, closing).await;
+                Ok(())
+            }
+            () = engine.ended() => {
+                closing.cancel();
+                Err(WorkerEnded)
+            }
+        }
     }
 
     /// Loads everything and sets the state to ready.
@@ -138,5 +164,51 @@ fn batching_info(settings: &EngineSettings) -> BatchingInfo {
         max_batch_images: settings.max_batch_images,
         max_batch_rows: settings.max_batch_rows,
         max_batch_tokens: settings.max_batch_tokens,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Flags, load};
+    use crate::engine::fake::{FakeBackend, models};
+
+    fn app() -> (App, Engine, crate::engine::fake::FakeControl) {
+        let app = App::build(load(&Flags::default(), &Environment::default()).unwrap()).unwrap();
+        let (backend, control) = FakeBackend::new(models());
+        let settings = EngineSettings::default();
+        let engine = Engine::start(backend, settings, Arc::clone(&app.metrics)).unwrap();
+        (app, engine, control)
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_ends_by_itself_ends_the_server_with_an_error() {
+        let (app, engine, control) = app();
+        let handle = engine.handle();
+        app.metrics.ready.set(1);
+        control.kill_worker();
+        let mut admission = handle.admit(0, Instant::now() + std::time::Duration::from_secs(30));
+        let admission = admission.as_mut().unwrap();
+        admission.reserve(1, 1).unwrap();
+        let caption = crate::task::Caption {
+            image: crate::engine::fake::image(1),
+            prompt: None,
+            params: crate::task::GenerationParams::greedy(20),
+        };
+        let reply = admission.submit(crate::task::ModelId(0), crate::task::Task::Caption(caption));
+        let (never, closing) = (CancellationToken::new(), CancellationToken::new());
+        assert_eq!(app.run(&handle, &never, &closing).await, Err(WorkerEnded));
+        assert!(closing.is_cancelled());
+        assert_eq!((app.metrics.ready.get(), app.metrics.worker_up.get()), (0, 0));
+        assert_eq!(reply.await, Err(crate::engine::EngineError::WorkerDown));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_told_to_stop_ends_well() {
+        let (app, engine, _) = app();
+        let (shutdown, closing) = (CancellationToken::new(), CancellationToken::new());
+        shutdown.cancel();
+        assert_eq!(app.run(&engine.handle(), &shutdown, &closing).await, Ok(()));
+        assert!(closing.is_cancelled());
     }
 }

@@ -3,11 +3,15 @@
 use std::error::Error;
 use std::process::ExitCode;
 
+use crate::app::WorkerEnded;
 use crate::config::ConfigError;
 use crate::hub::HubError;
 
 /// Exit code of a bad configuration: `EX_CONFIG` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
+
+/// Exit code of a server whose worker ended by itself: `EX_SOFTWARE` of sysexits.h.
+const WORKER_ENDED: u8 = 70;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +22,9 @@ pub(super) enum CommandError {
     /// A checkpoint cannot be had.
     #[error(transparent)]
     Hub(#[from] HubError),
+    /// The server's worker thread ended by itself.
+    #[error(transparent)]
+    Worker(#[from] WorkerEnded),
     /// Anything else, with what was tried.
     #[error("{action}")]
     Failed {
@@ -42,6 +49,7 @@ impl CommandError {
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_) => ExitCode::from(BAD_CONFIGURATION),
+            Self::Worker(_) => ExitCode::from(WORKER_ENDED),
             Self::Hub(_) | Self::Failed { .. } | Self::Negative(_) => ExitCode::FAILURE,
         }
     }
@@ -62,6 +70,15 @@ impl CommandError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_that_ended_by_itself_is_told_from_other_failures() {
+        // An exit code cannot be compared, but shown.
+        let shown = |error: &CommandError| format!("{:?}", error.exit_code());
+        let failed = CommandError::failed("cannot start", std::io::Error::other("disk full"));
+        assert_eq!(shown(&WorkerEnded.into()), format!("{:?}", ExitCode::from(70)));
+        assert_eq!(shown(&failed), format!("{:?}", ExitCode::from(1)));
+    }
 
     #[test]
     fn causes_follow_the_message() {

@@ -5,7 +5,7 @@ use tokio::net::TcpListener;
 
 use super::error::CommandError;
 use super::signals;
-use crate::app::App;
+use crate::app::{App, WorkerEnded};
 use crate::config::{Config, ConfigError};
 
 pub(super) fn run(config: Config) -> Result<(), CommandError> {
@@ -27,7 +27,8 @@ async fn serve(config: Config) -> Result<(), CommandError> {
         .await
         .map_err(|error| CommandError::failed(format!("cannot listen on {listen}"), error))?;
     let app = App::build(config).map_err(|error| CommandError::failed("cannot start", error))?;
-    app.serve(listener, shutdown)
-        .await
-        .map_err(|error| CommandError::failed("the server failed", error))
+    app.serve(listener, shutdown).await.map_err(|error| match error.downcast::<WorkerEnded>() {
+        Ok(ended) => ended.into(),
+        Err(error) => CommandError::failed("the server failed", error),
+    })
 }

@@ -76,6 +76,7 @@ impl Default for RawEngine {
             max_pinned_feature_bytes: engine.max_pinned_feature_bytes,
             feature_cache_ttl_ms: millis(engine.feature_cache_ttl),
             max_kv_bytes: engine.max_kv_bytes,
+            worker_hang_limit_ms: millis(engine.worker_hang_limit),
         }
     }
 }

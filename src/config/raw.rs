@@ -90,6 +90,7 @@ sections! {
         max_pinned_feature_bytes: u64,
         feature_cache_ttl_ms: u64,
         max_kv_bytes: u64,
+        worker_hang_limit_ms: u64,
     }
 
     /// `[images]`; 0 decoding threads stands for "a quarter of the cores".

@@ -94,6 +94,8 @@ impl Reader<'_> {
             feature_cache_ttl: self
                 .time("engine.feature_cache_ttl_ms", raw.feature_cache_ttl_ms)?,
             max_kv_bytes: raw.max_kv_bytes,
+            worker_hang_limit: self
+                .time("engine.worker_hang_limit_ms", raw.worker_hang_limit_ms)?,
         };
         settings.check().map_err(|error| self.refused("engine", error.field, error.accepted))?;
         Ok(settings)

@@ -40,7 +40,7 @@ pub enum EngineState {
     Ready,
     /// Finishes what was admitted, admits nothing.
     Draining,
-    /// The worker thread has ended.
+    /// The worker thread has ended, or has given no sign of life for `worker_hang_limit`: only a restart helps.
     WorkerDown,
 }
 
@@ -114,7 +114,8 @@ impl EngineHandle {
     /// What the engine can do at present.
     #[must_use]
     pub fn state(&self) -> EngineState {
-        if !self.shared.is_alive() {
+        let hangs = self.heartbeat_age() > self.shared.settings.worker_hang_limit;
+        if hangs || !self.shared.is_alive() {
             EngineState::WorkerDown
         } else if self.shared.ledger.is_draining() {
             EngineState::Draining
@@ -139,6 +140,11 @@ impl EngineHandle {
     pub fn drain(&self) {
         self.shared.ledger.drain();
         self.wake();
+    }
+
+    /// Resolves when the worker thread has ended, whatever the reason.
+    pub async fn ended(&self) {
+        self.shared.ended().await;
     }
 
     /// Resolves when nothing that was admitted remains.

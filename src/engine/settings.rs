@@ -29,8 +29,10 @@ pub struct EngineSettings {
     pub max_pinned_feature_bytes: u64,
     /// How long an encoded image is kept.
     pub feature_cache_ttl: Duration,
-    /// Bytes of cross-attention keys and values that decoding rows may hold.
+    /// Bytes of keys and values that decoding rows may hold: their images' and their own.
     pub max_kv_bytes: u64,
+    /// A worker without a sign of life for this long counts as down; far above the longest call of the backend.
+    pub worker_hang_limit: Duration,
 }
 
 impl Default for EngineSettings {
@@ -50,6 +52,7 @@ impl Default for EngineSettings {
             max_pinned_feature_bytes: 256 << 20,
             feature_cache_ttl: Duration::from_secs(3600),
             max_kv_bytes: 2 << 30,
+            worker_hang_limit: Duration::from_secs(60),
         }
     }
 }
@@ -91,9 +94,12 @@ impl EngineSettings {
                 accepted: "1 to 99",
             });
         }
-        for (field, value) in
-            [("max_queue_wait", self.max_queue_wait), ("unit_time", self.unit_time)]
-        {
+        let positive = [
+            ("max_queue_wait", self.max_queue_wait),
+            ("unit_time", self.unit_time),
+            ("worker_hang_limit", self.worker_hang_limit),
+        ];
+        for (field, value) in positive {
             if value.is_zero() {
                 return Err(SettingsError {
                     field,

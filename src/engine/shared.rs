@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio_util::sync::CancellationToken;
+
 use super::admission::Ledger;
 use super::{Clock, EngineSettings};
 use crate::task::ModelInfo;
@@ -17,8 +19,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) counters: Counters,
-    /// Until the worker thread ends.
-    alive: AtomicBool,
+    /// Cancelled when the worker thread ends.
+    ended: CancellationToken,
     /// From the end of the drain time.
     aborted: AtomicBool,
     /// The worker ends when it has nothing left.
@@ -43,7 +45,7 @@ impl Shared {
             metrics,
             clock,
             counters: Counters::default(),
-            alive: AtomicBool::new(true),
+            ended: CancellationToken::new(),
             aborted: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             started: Instant::now(),
@@ -52,12 +54,18 @@ impl Shared {
     }
 
     pub(crate) fn is_alive(&self) -> bool {
-        self.alive.load(Ordering::Acquire)
+        !self.ended.is_cancelled()
     }
 
     pub(crate) fn died(&self) {
-        self.alive.store(false, Ordering::Release);
         self.metrics.worker_up.set(0);
+        self.metrics.ready.set(0);
+        self.ended.cancel();
+    }
+
+    /// Resolves when the worker thread has ended.
+    pub(crate) async fn ended(&self) {
+        self.ended.cancelled().await;
     }
 
     pub(crate) fn is_aborted(&self) -> bool {

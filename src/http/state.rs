@@ -47,7 +47,7 @@ pub enum Readiness {
     Loading,
     /// Shutting down: what was admitted is finished, nothing new should come.
     Draining,
-    /// The worker thread has gone.
+    /// The worker thread has gone or hangs.
     WorkerDown,
 }
 
@@ -95,7 +95,7 @@ impl HttpState {
         }
     }
 
-    /// True when the worker thread has gone: only a restart helps.
+    /// True when the worker thread has gone or hangs, while draining too: only a restart helps.
     pub(crate) fn worker_is_down(&self) -> bool {
         let services = self.0.services.get();
         services.is_some_and(|services| services.engine.state() == EngineState::WorkerDown)

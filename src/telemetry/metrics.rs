@@ -154,8 +154,6 @@ metrics! {
         worker_up: IntGauge,
         /// Time the worker spent computing.
         worker_busy_seconds_total: prometheus::Counter,
-        /// Times that the worker's backend was rebuilt.
-        worker_restarts_total: IntCounter,
         /// Unix time of the worker's last sign of life.
         worker_heartbeat_timestamp_seconds: Gauge,
         /// Panics caught, by place (handler, decode, worker).

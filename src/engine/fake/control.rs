@@ -66,6 +66,7 @@ struct State {
     text_length: Option<usize>,
     token_ids: Range<u32>,
     open_groups: usize,
+    deadly: bool,
     clock: Option<ManualClock>,
     /// Time of a call: fixed, per image, per token.
     costs: [Duration; 3],
@@ -91,6 +92,7 @@ impl FakeControl {
             text_length: None,
             token_ids: 1000..2000,
             open_groups: 0,
+            deadly: false,
             clock: None,
             costs: [Duration::ZERO; 3],
         };
@@ -139,6 +141,16 @@ impl FakeControl {
     /// Takes all faults back.
     pub fn clear_faults(&self) {
         self.state().faults.clear();
+    }
+
+    /// The next task with an image panics where the worker guards nothing: its thread dies.
+    pub fn kill_worker(&self) {
+        self.state().deadly = true;
+    }
+
+    pub(super) fn die_if_told(&self) {
+        let deadly = self.state().deadly;
+        assert!(!deadly, "scripted death of the worker");
     }
 
     /// Every text gets this many tokens (within its parameters) instead of 2 to 8.

@@ -123,6 +123,7 @@ impl Backend for FakeBackend {
     }
 
     fn feature_bytes(&self, _: TowerId) -> u64 {
+        self.control.die_if_told();
         100
     }
 

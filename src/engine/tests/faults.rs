@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::support::*;
-use crate::engine::backend::Backend;
 use crate::engine::fake::{self, FakeBackend, FakeCall, FakeFault, FakeMark};
 use crate::engine::{Engine, EngineError, EngineSettings, EngineState};
 use crate::task::{ModelId, Task};
@@ -94,71 +93,13 @@ fn numbers_that_are_not_finite_are_no_answer() {
     }
 }
 
-/// A backend whose unguarded methods panic: the worker thread dies.
-struct Deadly(FakeBackend);
-
-impl Backend for Deadly {
-    type Memory = <FakeBackend as Backend>::Memory;
-    type Group = <FakeBackend as Backend>::Group;
-
-    fn models(&self) -> &[crate::task::ModelInfo] {
-        self.0.models()
-    }
-
-    fn feature_bytes(&self, _: crate::task::TowerId) -> u64 {
-        panic!("scripted death of the worker")
-    }
-
-    fn cross_kv_bytes(&self, _: ModelId) -> u64 {
-        0
-    }
-
-    fn row_kv_bytes_per_token(&self, _: ModelId) -> u64 {
-        0
-    }
-
-    fn encode(
-        &mut self,
-        tower: crate::task::TowerId,
-        images: &[&crate::task::Pixels],
-    ) -> Result<Vec<Self::Memory>, crate::engine::backend::BackendError> {
-        self.0.encode(tower, images)
-    }
-
-    fn score(
-        &mut self,
-        model: ModelId,
-        rows: &[crate::engine::backend::OnePassRow<Self::Memory>],
-    ) -> Result<
-        Vec<crate::engine::backend::OnePassOutput<Self::Memory>>,
-        crate::engine::backend::BackendError,
-    > {
-        self.0.score(model, rows)
-    }
-
-    fn open(&mut self, spec: crate::engine::backend::GroupSpec<Self::Memory>) -> Self::Group {
-        self.0.open(spec)
-    }
-
-    fn pending_tokens(&self, group: &Self::Group) -> usize {
-        self.0.pending_tokens(group)
-    }
-
-    fn step(
-        &mut self,
-        model: ModelId,
-        groups: &mut [&mut Self::Group],
-    ) -> Result<Vec<crate::engine::backend::StepEvent>, crate::engine::backend::BackendError> {
-        self.0.step(model, groups)
-    }
-}
-
 #[test]
 fn a_dead_worker_resolves_every_reply_and_admits_nothing() {
-    let (backend, _) = FakeBackend::new(fake::models());
+    let (backend, control) = FakeBackend::new(fake::models());
+    control.kill_worker();
     let metrics = std::sync::Arc::new(Metrics::try_new().unwrap());
     let settings = EngineSettings::default();
-    let engine = Engine::start(Deadly(backend), settings, std::sync::Arc::clone(&metrics)).unwrap();
+    let engine = Engine::start(backend, settings, std::sync::Arc::clone(&metrics)).unwrap();
     let handle = engine.handle();
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
     let mut admission = handle.admit(10, deadline).unwrap();
@@ -167,6 +108,7 @@ fn a_dead_worker_resolves_every_reply_and_admits_nothing() {
     let second = admission.submit(CAPTION, caption(2));
     assert_eq!(wait(first), Err(EngineError::WorkerDown));
     assert_eq!(wait(second), Err(EngineError::WorkerDown));
+    wait(handle.ended());
     assert_eq!(wait(admission.submit(CAPTION, caption(3))), Err(EngineError::WorkerDown));
     assert_eq!(handle.state(), EngineState::WorkerDown);
     assert_eq!(handle.admit(0, deadline).unwrap_err(), EngineError::WorkerDown);
@@ -175,4 +117,22 @@ fn a_dead_worker_resolves_every_reply_and_admits_nothing() {
     engine.join();
     assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (0, 0));
     assert_eq!(metrics.worker_up.get(), 0);
+}
+
+#[test]
+fn a_worker_that_hangs_is_down() {
+    let settings =
+        EngineSettings { worker_hang_limit: Duration::from_millis(1), ..EngineSettings::default() };
+    let bench = Bench::start(settings);
+    bench.control.hold();
+    let admission = bench.admit(1);
+    let reply = admission.submit(CAPTION, caption(1));
+    bench.control.wait_until_held();
+    let start = std::time::Instant::now();
+    while bench.handle.state() != EngineState::WorkerDown {
+        assert!(start.elapsed() < Duration::from_secs(20), "the hang goes unseen");
+        std::thread::yield_now();
+    }
+    bench.control.release();
+    assert!(wait(reply).is_ok());
 }

@@ -21,7 +21,7 @@ pub(crate) struct Health {
 
 /// Is the process alive?
 ///
-/// 200 while the process and its worker are alive, also while it loads or drains.
+/// 200 while the process and its worker give signs of life, also while it loads or drains.
 #[utoipa::path(
     get,
     path = "/health/live",
@@ -29,7 +29,7 @@ pub(crate) struct Health {
     tag = "operations",
     responses(
         (status = 200, description = "Alive.", body = Health),
-        (status = 503, description = "The worker is down: restart the process.", body = Health),
+        (status = 503, description = "The worker has ended or hangs: restart the process.", body = Health),
     ),
 )]
 pub(crate) async fn check_liveness(State(state): State<HttpState>) -> Result<Response, ApiError> {

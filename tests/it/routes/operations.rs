@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::Request;
+use blip_server::engine::EngineState;
 use blip_server::http::{CorsSettings, HttpSettings, HttpState, router};
 use blip_server::telemetry::metrics::Metrics;
 use serde_json::json;
@@ -32,6 +33,26 @@ async fn health_follows_the_life_of_the_process() {
     assert_eq!(health(&app, "/health/ready").await, (503, status("draining")));
     assert_eq!(health(&app, "/health/live").await, (200, status("draining")));
     assert_eq!((app.metrics.ready.get(), app.metrics.draining.get()), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hangs_makes_the_process_neither_ready_nor_alive() {
+    let app = TestApp::with(|config| {
+        config.engine.worker_hang_limit = std::time::Duration::from_millis(1);
+    });
+    app.control.hold();
+    let body = json!({"image": base64(&png(1))}).to_string();
+    let request = Request::post("/caption").header("content-type", "application/json");
+    let request = request.body(Body::from(body)).unwrap();
+    let router = app.router.clone();
+    let caption = tokio::spawn(async move { router.oneshot(request).await });
+    app.control.wait_until_held();
+    app.until("a hang", |app| app.handle.state() == EngineState::WorkerDown).await;
+    for path in ["/health", "/health/ready", "/health/live"] {
+        assert_eq!(health(&app, path).await, (503, status("worker_down")), "{path}");
+    }
+    app.control.release();
+    assert_eq!(caption.await.unwrap().unwrap().status(), 200);
 }
 
 #[tokio::test]

@@ -22,7 +22,14 @@ pub struct Estimates {
     pub row_tokens: Option<f64>,
     /// Units that a row takes part in.
     pub row_units: Option<f64>,
+    /// Share of images that were neither cached nor under way when they were looked up, of late.
+    pub image_misses: Option<f64>,
+    /// Something of this has not been measured for a minute.
+    pub stale: bool,
 }
+
+/// However many images were cached of late, the next ones cost this part of an encoding.
+const LEAST_MISSES: f64 = 0.05;
 
 /// The text side by numbers.
 struct TextModel {
@@ -51,24 +58,29 @@ impl Estimates {
         })
     }
 
-    fn vision_seconds(&self, images: usize) -> f64 {
-        self.image.unwrap_or(0.0) * images as f64
+    /// Encodings to be expected of so many images that have not been looked up yet.
+    pub(super) fn encodings(&self, images: usize) -> f64 {
+        self.image_misses.unwrap_or(1.0).clamp(LEAST_MISSES, 1.0) * images as f64
     }
 
-    /// All the time that the worker needs for `rows` and `images`.
-    pub(super) fn work(&self, rows: usize, images: usize, settings: &EngineSettings) -> Duration {
+    fn vision_seconds(&self, images: f64) -> f64 {
+        self.image.unwrap_or(0.0) * images
+    }
+
+    /// All the time that the worker needs for `rows` and to encode `images`.
+    pub(super) fn work(&self, rows: usize, images: f64, settings: &EngineSettings) -> Duration {
         let text = self.text(settings).map_or(0.0, |text| text.seconds(rows as f64));
         seconds(self.vision_seconds(images) + text)
     }
 
     /// How long a call waits behind `rows` and `images`: images come one after another, rows join each other as far
     /// as units have room. Where both stages are at work each goes on at its share of the worker.
-    pub(super) fn wait(&self, rows: usize, images: usize, settings: &EngineSettings) -> Duration {
+    pub(super) fn wait(&self, rows: usize, images: f64, settings: &EngineSettings) -> Duration {
         let vision_share = f64::from(settings.vision_share_percent) / 100.0;
-        let text_only_rows = rows > images;
+        let text_only_rows = rows as f64 > images;
         let vision = self.vision_seconds(images) / if text_only_rows { vision_share } else { 1.0 };
         let queued = self.text(settings).map_or(0.0, |text| text.queued_seconds(rows as f64));
-        let text = queued / if images > 0 { 1.0 - vision_share } else { 1.0 };
+        let text = queued / if images > 0.0 { 1.0 - vision_share } else { 1.0 };
         seconds(vision + text).min(self.work(rows, images, settings))
     }
 
@@ -77,7 +89,7 @@ impl Estimates {
     pub(super) fn least_service(
         &self,
         rows: usize,
-        images: usize,
+        images: f64,
         settings: &EngineSettings,
     ) -> Duration {
         let one_pass = |text: TextModel| TextModel { row_units: 1.0, ..text };

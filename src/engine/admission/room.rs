@@ -32,7 +32,10 @@ struct Held {
 pub(crate) struct Claim {
     room: Room,
     rows: usize,
+    /// Not looked up yet.
     images: usize,
+    /// To be encoded for this task.
+    encodings: usize,
 }
 
 impl Room {
@@ -80,7 +83,7 @@ impl Room {
         held.rest.rows -= rows;
         held.rest.images -= images;
         drop(held);
-        Ok(Claim { room: self.clone(), rows, images })
+        Ok(Claim { room: self.clone(), rows, images, encodings: 0 })
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {
@@ -101,19 +104,40 @@ impl Claim {
         self.room.call()
     }
 
-    /// One of the task's images has been found or encoded: nobody waits for it any more.
-    pub(crate) fn image_done(&mut self) {
+    /// One of the task's images has been looked up, and is cached or under way for another task: it costs nothing.
+    /// Should that other task leave, its encoding goes on uncounted.
+    pub(crate) fn image_found(&mut self) {
         if self.images > 0 {
             self.images -= 1;
-            let image = Taken { rows: 0, images: 1, bytes: 0 };
+            let image = Taken { images: 1, ..Taken::default() };
             self.room.0.ledger.give_back(self.room.0.call, image);
+        }
+    }
+
+    /// One of the task's images has been looked up in vain: it is encoded for this task.
+    pub(crate) fn image_missed(&mut self) {
+        if self.images > 0 {
+            self.image_found();
+            self.encodings += 1;
+            let encoding = Taken { encodings: 1, ..Taken::default() };
+            self.room.0.ledger.take(self.room.0.call, encoding);
+        }
+    }
+
+    /// An image that was encoded for this task is done.
+    pub(crate) fn image_encoded(&mut self) {
+        if self.encodings > 0 {
+            self.encodings -= 1;
+            let encoding = Taken { encodings: 1, ..Taken::default() };
+            self.room.0.ledger.give_back(self.room.0.call, encoding);
         }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let taken = Taken { rows: self.rows, images: self.images, bytes: 0 };
+        let Self { rows, images, encodings, .. } = *self;
+        let taken = Taken { rows, images, encodings, bytes: 0 };
         self.room.0.ledger.give_back(self.room.0.call, taken);
     }
 }

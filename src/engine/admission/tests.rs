@@ -64,6 +64,7 @@ fn measured() -> Estimates {
         unit_per_token: Some(0.01),
         row_tokens: Some(20.0),
         row_units: Some(20.0),
+        ..Estimates::default()
     }
 }
 
@@ -77,11 +78,12 @@ fn a_long_wait_is_refused_with_the_time_the_queue_needs() {
         room
     };
     let mut rooms: Vec<Room> = (0..4).map(|_| room()).collect();
-    // Four images of a second each stand before a newcomer: more than the three seconds that it may wait.
-    let refused = ledger.admit(0, now + SOON, now).unwrap_err();
+    // Four images of a second each stand before a newcomer's: more than the three seconds that it may wait.
+    let newcomer = ledger.admit(0, now + SOON, now).unwrap();
+    let refused = newcomer.reserve(1, 1, SOON).unwrap_err();
     assert_eq!(refused, EngineError::Overloaded { retry_after: Duration::from_secs(4) });
     rooms.pop();
-    assert!(ledger.admit(0, now + SOON, now).is_ok());
+    assert!(newcomer.reserve(1, 1, SOON).is_ok());
 }
 
 #[test]
@@ -96,7 +98,7 @@ fn a_large_call_delays_a_single_one_by_one_turn_only() {
     let refused = single.reserve(8, 8, SOON).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
     let mut claim = large.claim(8, 8).unwrap();
-    (0..8).for_each(|_| claim.image_done());
+    (0..8).for_each(|_| claim.image_found());
     drop(claim);
     assert!(single.reserve(8, 8, SOON).is_ok());
 }
@@ -122,7 +124,8 @@ fn a_wait_beyond_the_deadline_is_refused_though_short() {
     first.reserve(2, 2, SOON).unwrap();
     let second = ledger.admit(0, now + SOON, now).unwrap();
     second.reserve(1, 1, SOON).unwrap();
-    let refused = ledger.admit(0, now + Duration::from_secs(1), now).unwrap_err();
+    let third = ledger.admit(0, now + SOON, now).unwrap();
+    let refused = third.reserve(1, 1, Duration::from_millis(2500)).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }));
     assert_eq!(metrics.queue_rejected_total.with_label_values(&["deadline"]).get(), 1);
 }
@@ -131,8 +134,8 @@ fn a_wait_beyond_the_deadline_is_refused_though_short() {
 fn rows_that_share_units_do_not_wait_for_each_other() {
     let settings = EngineSettings::default();
     // A unit of 100 ms holds 5 tokens beside its fixed 50 ms.
-    assert_eq!(measured().wait(5, 0, &settings), Duration::ZERO);
-    let wait = measured().wait(10, 0, &settings).as_secs_f64();
+    assert_eq!(measured().wait(5, 0.0, &settings), Duration::ZERO);
+    let wait = measured().wait(10, 0.0, &settings).as_secs_f64();
     // Five rows wait until the five before them have left: 20 units of 100 ms.
     assert!((wait - 2.0).abs() < 1e-6, "{wait}");
 }
@@ -145,4 +148,125 @@ fn draining_admits_nothing_but_lets_admitted_calls_go_on() {
     assert_eq!(ledger.admit(0, now + SOON, now).unwrap_err(), EngineError::ShuttingDown);
     assert!(room.reserve(3, 0, SOON).is_ok());
     assert_eq!(metrics.queue_rejected_total.with_label_values(&["draining"]).get(), 1);
+}
+
+/// An image takes longer than any deadline, by a measurement that went wrong.
+fn spoilt() -> Estimates {
+    Estimates { image: Some(1000.0), ..measured() }
+}
+
+#[test]
+fn an_idle_engine_lets_a_small_call_through_whatever_was_measured() {
+    let (ledger, _, now) = ledger(&small());
+    ledger.publish(Estimates { unit_fixed: Some(1000.0), ..spoilt() });
+    let room = ledger.admit(0, now + SOON, now).unwrap();
+    assert!(room.reserve(8, 1, SOON).is_ok());
+    let refused = ledger.admit(0, now + SOON, now).unwrap_err();
+    assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
+    drop(room);
+    assert!(ledger.admit(0, now + SOON, now).unwrap().reserve(1, 1, SOON).is_ok());
+}
+
+#[test]
+fn one_image_passes_beside_texts_so_that_its_cost_is_learnt_anew() {
+    let (ledger, _, now) = ledger(&small());
+    ledger.publish(spoilt());
+    let text = ledger.admit(0, now + SOON, now).unwrap();
+    let image = ledger.admit(0, now + SOON, now).unwrap();
+    assert!(image.reserve(1, 1, SOON).is_ok());
+    let second = ledger.admit(0, now + SOON, now).unwrap();
+    assert!(second.reserve(1, 1, SOON).is_err());
+    drop(text);
+}
+
+#[test]
+fn stale_estimates_do_not_refuse_a_large_call_on_an_idle_engine() {
+    let (ledger, _, now) = ledger(&small());
+    ledger.publish(spoilt());
+    let room = ledger.admit(0, now + SOON, now).unwrap();
+    let refused = room.reserve(4, 4, SOON).unwrap_err();
+    assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
+    ledger.publish(Estimates { stale: true, ..spoilt() });
+    assert!(room.reserve(4, 4, SOON).is_ok());
+}
+
+#[test]
+fn a_text_call_does_not_wait_for_images() {
+    let (ledger, _, now) = ledger(&small());
+    ledger.publish(measured());
+    let rooms: Vec<Room> = (0..4)
+        .map(|_| {
+            let room = ledger.admit(0, now + SOON, now).unwrap();
+            room.reserve(1, 1, SOON).unwrap();
+            room
+        })
+        .collect();
+    // Less than an image takes.
+    let text = ledger.admit(0, now + Duration::from_millis(500), now).unwrap();
+    assert!(text.reserve(1, 0, Duration::from_millis(500)).is_ok());
+    drop(rooms);
+}
+
+#[test]
+fn a_call_that_alone_exceeds_its_deadline_is_too_large_however_long_the_queue() {
+    let (ledger, _, now) = ledger(&small());
+    ledger.publish(measured());
+    let first = ledger.admit(0, now + SOON, now).unwrap();
+    first.reserve(4, 4, SOON).unwrap();
+    let second = ledger.admit(0, now + SOON, now).unwrap();
+    let refused = second.reserve(4, 4, Duration::from_secs(2)).unwrap_err();
+    assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
+    let refused = second.reserve(4, 4, SOON).unwrap_err();
+    assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
+}
+
+#[test]
+fn images_count_as_what_such_images_have_needed_of_late() {
+    let settings = EngineSettings::default();
+    let (ledger, _, now) = ledger(&settings);
+    let estimates = Estimates { unit_per_token: Some(0.001), ..measured() };
+    ledger.publish(Estimates { image_misses: Some(0.0), ..estimates });
+    let new = ledger.admit(0, now + SOON, now).unwrap();
+    new.reserve(1, 1, SOON).unwrap();
+    let mut encoding = new.claim(1, 1).unwrap();
+    encoding.image_missed();
+    let cached: Vec<Room> = (0..10)
+        .map(|_| {
+            let room = ledger.admit(0, now + SOON, now).unwrap();
+            room.reserve(1, 1, SOON).unwrap();
+            room
+        })
+        .collect();
+    drop((cached, encoding));
+    // 64 images that are probably cached are not too large, 64 that are not would be.
+    let many = ledger.admit(0, now + SOON, now).unwrap();
+    assert!(many.reserve(64, 64, SOON).is_ok());
+    ledger.publish(Estimates { image_misses: Some(1.0), ..estimates });
+    let refused = many.reserve(64, 64, SOON).unwrap_err();
+    assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
+}
+
+#[test]
+fn an_image_looked_up_in_vain_counts_in_full_until_it_is_encoded() {
+    let (ledger, _, now) = ledger(&small());
+    ledger.publish(Estimates { image_misses: Some(0.0), ..measured() });
+    let mut claims: Vec<Claim> = (0..4)
+        .map(|_| {
+            let room = ledger.admit(0, now + SOON, now).unwrap();
+            room.reserve(1, 1, SOON).unwrap();
+            room.claim(1, 1).unwrap()
+        })
+        .collect();
+    let newcomer = ledger.admit(0, now + SOON, now).unwrap();
+    assert!(newcomer.reserve(1, 1, SOON).is_ok());
+    claims.iter_mut().for_each(Claim::image_missed);
+    let refused = newcomer.reserve(1, 1, SOON).unwrap_err();
+    assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
+    let mut first = claims.remove(0);
+    first.image_encoded();
+    drop(first);
+    assert!(newcomer.reserve(1, 1, SOON).is_ok());
+    drop(claims);
+    drop(newcomer);
+    assert_eq!(ledger.book().taken, Taken::default());
 }

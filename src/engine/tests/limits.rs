@@ -198,8 +198,8 @@ fn a_wait_that_is_too_long_by_measurement_is_refused() {
     let replies: Vec<_> =
         captions.map(|(admission, mark)| admission.submit(CAPTION, caption(mark))).collect();
     let deadline = bench.clock.now() + Duration::from_secs(30);
-    let EngineError::Overloaded { retry_after } = bench.handle.admit(0, deadline).unwrap_err()
-    else {
+    let mut newcomer = bench.handle.admit(0, deadline).unwrap();
+    let EngineError::Overloaded { retry_after } = newcomer.reserve(1, 1).unwrap_err() else {
         panic!("refused for another reason")
     };
     assert!((4..=6).contains(&retry_after.as_secs()), "{retry_after:?}");
@@ -207,6 +207,7 @@ fn a_wait_that_is_too_long_by_measurement_is_refused() {
     for reply in replies {
         assert!(wait(reply).is_ok());
     }
+    drop((admissions, newcomer));
     let mut admission = bench.handle.admit(0, bench.clock.now() + 5 * second).unwrap();
     let refused = admission.reserve(8, 8).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::fault::Fault;
 use crate::engine::EngineError;
@@ -17,6 +17,12 @@ const TRIGGERS: [Trigger; 4] = [Trigger::Full, Trigger::Linger, Trigger::Idle, T
 
 /// Weight of the newest ended row in what is known of rows: about the last twenty count.
 const NEWEST: f64 = 0.05;
+
+/// Weight of the newest look-up in the share of images that had to be encoded.
+const NEWEST_LOOKUP: f64 = 0.05;
+
+/// Estimates that nothing has refreshed for so long may be of other times.
+const STALE: Duration = Duration::from_secs(60);
 
 /// What a step holds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,6 +42,10 @@ pub(super) struct Meter {
     evictions: u64,
     /// Units and tokens of a row's life.
     row_life: Option<(f64, f64)>,
+    /// Share of images that had to be encoded; all of them until some were looked up.
+    misses: f64,
+    /// When units of each stage were last measured.
+    measured: [Option<Instant>; 2],
 }
 
 fn stage_label(stage: Stage) -> &'static str {
@@ -72,7 +82,7 @@ impl Meter {
         metrics.cache_bytes.with_label_values(&["features"]).set(0);
         metrics.cache_evictions_total.with_label_values(&["features"]).inc_by(0);
         metrics.panics_total.with_label_values(&["worker"]).inc_by(0);
-        Self { shared, evictions: 0, row_life: None }
+        Self { shared, evictions: 0, row_life: None, misses: 1.0, measured: [None; 2] }
     }
 
     pub(super) fn submitted(&self) {
@@ -104,7 +114,9 @@ impl Meter {
         self.shared.metrics.queue_cancelled_total.inc();
     }
 
-    pub(super) fn looked_up<M>(&self, lookup: &Lookup<M>) {
+    pub(super) fn looked_up<M>(&mut self, lookup: &Lookup<M>) {
+        let missed = if matches!(lookup, Lookup::Miss) { 1.0 } else { 0.0 };
+        self.misses += NEWEST_LOOKUP * (missed - self.misses);
         let result = match lookup {
             Lookup::Hit(_) => "hit",
             Lookup::Joined => "joined",
@@ -202,14 +214,26 @@ impl Meter {
         self.evictions = evictions;
     }
 
+    /// A unit of this stage has taught what it costs.
+    pub(super) fn measured(&mut self, stage: Stage, now: Instant) {
+        self.measured[stage as usize] = Some(now);
+    }
+
     /// What admission tests against.
-    pub(super) fn estimates(&self, image: Option<f64>, text: Option<TextCost>) -> Estimates {
+    pub(super) fn estimates(
+        &self,
+        (image, text): (Option<f64>, Option<TextCost>),
+        now: Instant,
+    ) -> Estimates {
+        let old = |&at: &Instant| now.saturating_duration_since(at) > STALE;
         Estimates {
             image,
             unit_fixed: text.map(|cost| cost.fixed),
             unit_per_token: text.map(|cost| cost.per_token),
             row_units: self.row_life.map(|(units, _)| units),
             row_tokens: self.row_life.map(|(_, tokens)| tokens),
+            image_misses: Some(self.misses),
+            stale: self.measured.iter().flatten().any(old),
         }
     }
 

@@ -69,8 +69,8 @@ struct Active {
     claim: Claim,
     reply: oneshot::Sender<Outcome>,
     stream: Option<mpsc::Sender<TokenLogprob>>,
-    /// Images that are still to be encoded.
-    awaited: Vec<FeatureKey>,
+    /// Images that are still to be encoded, and whether for this task first.
+    awaited: Vec<(FeatureKey, bool)>,
     /// Images pinned, with the rows and groups that attend to each.
     pinned: HashMap<FeatureKey, usize>,
 }
@@ -182,12 +182,19 @@ impl<B: Backend> Worker<B> {
         for (key, pixels) in images {
             let found = self.features.request(key, id, &pixels, now);
             self.meter.looked_up(&found);
+            let missed = matches!(found, Lookup::Miss);
+            let claim = &mut self.task(id).claim;
+            if missed {
+                claim.image_missed();
+            } else {
+                claim.image_found();
+            }
             if let Lookup::Hit(memory) = found {
                 self.image_ready(id, key, &memory, now);
             } else {
                 let bytes = self.backend.feature_bytes(key.tower);
                 self.scheduler.push_image(id, key, bytes, now);
-                self.task(id).awaited.push(key);
+                self.task(id).awaited.push((key, missed));
             }
         }
         self.settle(id);
@@ -243,8 +250,10 @@ impl<B: Backend> Worker<B> {
             self.features.unpin(key);
             return;
         };
-        active.claim.image_done();
-        active.awaited.retain(|&awaited| awaited != key);
+        if active.awaited.contains(&(key, true)) {
+            active.claim.image_encoded();
+        }
+        active.awaited.retain(|&(awaited, _)| awaited != key);
         // One more than its rows until they are known, so that it is not let go of in between.
         active.pinned.insert(key, 1);
         let work = active.plan.image_ready(key, memory);
@@ -328,7 +337,7 @@ impl<B: Backend> Worker<B> {
             self.groups.remove(&item);
             self.opened.remove(&item);
         }
-        for &key in &active.awaited {
+        for &(key, _) in &active.awaited {
             self.features.leave(key, task);
         }
         for &key in active.pinned.keys() {
@@ -354,8 +363,8 @@ impl<B: Backend> Worker<B> {
         let age = oldest.map(|submitted| now.saturating_duration_since(submitted));
         self.meter.queue(self.scheduler.depth(), age);
         self.meter.features(self.features.bytes(), self.features.evictions());
-        let (image, text) = self.scheduler.measured();
-        self.shared.ledger.publish(self.meter.estimates(image, text));
+        let measured = self.scheduler.measured();
+        self.shared.ledger.publish(self.meter.estimates(measured, now));
     }
 
     fn send(&mut self) {

@@ -376,7 +376,11 @@ proptest! {
 }
 
 fn one_caption() -> Vec<Ask> {
-    vec![Ask::Caption { image: 1, prompt: None, beams: 1, samples: 1 }]
+    caption_of(1)
+}
+
+fn caption_of(image: u8) -> Vec<Ask> {
+    vec![Ask::Caption { image, prompt: None, beams: 1, samples: 1 }]
 }
 
 #[test]
@@ -411,4 +415,40 @@ fn a_task_whose_client_left_at_the_deadline_has_expired() {
     let stats = world.shared.counters.snapshot();
     assert_eq!((stats.expired, stats.cancelled), (1, 0));
     assert_eq!(world.shared.metrics.queue_cancelled_total.get(), 0);
+}
+
+#[test]
+fn only_the_task_that_an_image_is_encoded_for_counts_for_it() {
+    let mut world = World::new(settings());
+    world.control.set_costs(&world.clock, Duration::ZERO, 5000 * MILLI, Duration::ZERO);
+    let deadline = world.clock.now() + Duration::from_secs(600);
+    let embed = |image| vec![Ask::Embed { image: Some(image), text: None }];
+    assert!(world.call(embed(1), deadline));
+    world.finish();
+    // One that is cached, one that is not, and one that waits for the same.
+    for image in [1, 2, 2] {
+        assert!(world.call(embed(image), deadline));
+    }
+    assert_eq!(world.shared.ledger.retry_after(), 5000 * MILLI);
+    world.finish();
+    assert_eq!(world.shared.ledger.retry_after(), 1000 * MILLI);
+}
+
+#[test]
+fn estimates_that_nothing_refreshes_become_stale() {
+    let mut world = World::new(EngineSettings::default());
+    assert!(!world.shared.ledger.estimates().stale);
+    let deadline = world.clock.now() + Duration::from_secs(600);
+    assert!(world.call(one_caption(), deadline));
+    world.finish();
+    world.clock.advance(60_000 * MILLI);
+    world.turn();
+    assert!(!world.shared.ledger.estimates().stale);
+    world.clock.advance(MILLI);
+    world.turn();
+    assert!(world.shared.ledger.estimates().stale);
+    // Another image: one that is cached would tell nothing of what images cost.
+    assert!(world.call(caption_of(2), world.clock.now() + Duration::from_secs(600)));
+    world.finish();
+    assert!(!world.shared.ledger.estimates().stale);
 }

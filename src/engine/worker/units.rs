@@ -16,15 +16,18 @@ use crate::engine::plan::Slot;
 use crate::engine::scheduler::{Stage, Unit, UnitWork};
 use crate::task::{ModelId, Pixels, TowerId};
 
+fn stage_of(work: &UnitWork) -> Stage {
+    match work {
+        UnitWork::Encode { .. } => Stage::Vision,
+        UnitWork::Score { .. } | UnitWork::Step { .. } => Stage::Text,
+    }
+}
+
 impl<B: Backend> Worker<B> {
     /// Runs a unit and spreads its results.
     pub(super) fn run(&mut self, unit: Unit) {
         let Unit { work, trigger, waited } = unit;
-        let stage = match &work {
-            UnitWork::Encode { .. } => Stage::Vision,
-            UnitWork::Score { .. } | UnitWork::Step { .. } => Stage::Text,
-        };
-        self.meter.unit(stage, trigger, &waited);
+        self.meter.unit(stage_of(&work), trigger, &waited);
         match &work {
             UnitWork::Encode { tower, images } => self.encode(&work, *tower, images),
             UnitWork::Score { model, rows, work: tokens } => {
@@ -255,8 +258,12 @@ impl<B: Backend> Worker<B> {
 
     /// Charges a unit's time and learns from it if it went well.
     fn record(&mut self, work: &UnitWork, start: Instant, went_well: bool) -> Duration {
-        let elapsed = self.now().saturating_duration_since(start);
+        let now = self.now();
+        let elapsed = now.saturating_duration_since(start);
         self.scheduler.record(work, elapsed, went_well);
+        if went_well {
+            self.meter.measured(stage_of(work), now);
+        }
         elapsed
     }
 

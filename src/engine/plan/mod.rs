@@ -42,8 +42,8 @@ pub(crate) enum Slot {
 pub(crate) enum Work<M> {
     /// A one-pass row, and the image that it attends to.
     Row { slot: Slot, row: OnePassRow<M>, image: Option<FeatureKey> },
-    /// A group, and the image that it attends to.
-    Group { slot: Slot, spec: GroupSpec<M>, image: Option<FeatureKey> },
+    /// A group, and the image, or the tokens of the question, that it attends to.
+    Group { slot: Slot, spec: GroupSpec<M>, image: Option<FeatureKey>, question_tokens: usize },
 }
 
 /// One task on its way.
@@ -215,6 +215,10 @@ impl Plan {
         params: &GenerationParams,
         image: Option<FeatureKey>,
     ) -> Vec<Work<M>> {
+        let question_tokens = match &self.task {
+            Task::Vqa(vqa) => vqa.questions[question].len(),
+            Task::Caption(_) | Task::Similarity(_) | Task::Embed(_) => 0,
+        };
         let group = |sequence| Work::Group {
             slot: Slot::Group(question, sequence),
             spec: GroupSpec {
@@ -225,6 +229,7 @@ impl Plan {
                 sequence,
             },
             image,
+            question_tokens,
         };
         (0..group_count(params)).map(group).collect()
     }

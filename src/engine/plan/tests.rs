@@ -43,9 +43,11 @@ fn questions_are_encoded_before_their_answers_begin() {
     let work = plan.image_ready(key, &"image");
     assert_eq!(slots(&work), [Slot::Question(0), Slot::Question(1)]);
     let groups = plan.row_done(Slot::Question(1), OnePassOutput::Memory("second")).unwrap();
-    let [Work::Group { slot: Slot::Group(1, 0), spec, image: None }] = &groups[..] else {
+    let [Work::Group { slot: Slot::Group(1, 0), spec, image: None, question_tokens }] = &groups[..]
+    else {
         panic!("{groups:?}")
     };
+    assert_eq!(*question_tokens, 3);
     assert_eq!(spec.memory, "second");
     plan.row_done(Slot::Question(0), OnePassOutput::Memory("first")).unwrap();
     plan.group_done(Slot::Group(1, 0), vec![sequence(-2.0)]).unwrap();

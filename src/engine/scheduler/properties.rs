@@ -9,7 +9,9 @@ use super::*;
 use crate::task::{ImageId, Preprocessing};
 
 const BYTES: u64 = 10;
+/// Of an image, and of each row of a group.
 const KV: u64 = 100;
+const ROW_KV: u64 = 10;
 const MILLI: Duration = Duration::from_millis(1);
 
 fn key(tower: usize, image: u8) -> FeatureKey {
@@ -26,7 +28,7 @@ fn settings() -> EngineSettings {
         max_batch_rows: 6,
         max_batch_tokens: 20,
         max_pinned_feature_bytes: 4 * BYTES,
-        max_kv_bytes: 2 * KV,
+        max_kv_bytes: 2 * KV + 8 * ROW_KV,
         linger: 5 * MILLI,
         ..EngineSettings::default()
     }
@@ -208,11 +210,13 @@ impl World {
                         self.settle(task);
                     }
                 }
-                let joined = self.items.values().filter(|item| item.joined);
-                let images: HashSet<FeatureKey> = joined.map(|item| item.image).collect();
-                let kv = images.len() as u64 * KV;
+                let joined = || self.items.values().filter(|item| item.joined);
+                let images: HashSet<FeatureKey> = joined().map(|item| item.image).collect();
+                let rows: usize = joined().map(|item| item.rows).sum();
+                let kv = images.len() as u64 * KV + rows as u64 * ROW_KV;
+                assert_eq!(self.scheduler.text.kv_bytes(), kv);
                 let most = self.scheduler.settings.max_kv_bytes;
-                assert!(images.len() <= 1 || kv <= most, "{kv} bytes of keys and values");
+                assert!(joined().count() <= 1 || kv <= most, "{kv} bytes of keys and values");
             }
         }
     }
@@ -232,7 +236,9 @@ impl World {
                     let id = ItemId(self.id());
                     let item = Item { task, image, steps, rows, tokens, joined: false };
                     self.items.insert(id, item);
-                    let entry = GroupEntry { id, model, rows, tokens, kv: Some((image, KV)) };
+                    let own_kv = rows as u64 * ROW_KV;
+                    let image_kv = Some((image, KV));
+                    let entry = GroupEntry { id, model, rows, tokens, image_kv, own_kv };
                     self.scheduler.push_group(task, entry, self.now);
                 }
                 Need::Rows { count, tokens } => {
@@ -459,4 +465,38 @@ fn groups_of_one_model_take_turns_with_those_of_another() {
         world.spread(unit.work);
     }
     assert!(steps.windows(2).all(|pair| pair[0] != pair[1]), "{steps:?}");
+}
+
+#[test]
+fn groups_of_one_image_join_as_far_as_their_own_keys_and_values_fit() {
+    let settings = EngineSettings {
+        linger: Duration::ZERO,
+        max_batch_rows: 100,
+        max_batch_tokens: 100,
+        max_kv_bytes: KV + 8 * ROW_KV,
+        ..settings()
+    };
+    let mut world = World::new(settings);
+    let need = Need::Group { beams: 1, steps: 50, tokens: 1 };
+    for call in 0..20 {
+        world.submit(call, key(0, 1), need, Duration::from_secs(60));
+    }
+    for _ in 0..30 {
+        world.turn(|_| MILLI);
+    }
+    assert_eq!(world.items.values().filter(|item| item.joined).count(), 8);
+}
+
+#[test]
+fn a_group_larger_than_all_memory_runs_alone() {
+    let settings = EngineSettings { max_kv_bytes: 1, linger: Duration::ZERO, ..settings() };
+    let mut world = World::new(settings);
+    let need = Need::Group { beams: 4, steps: 3, tokens: 1 };
+    for call in 0..3 {
+        world.submit(call, key(0, 1), need, Duration::from_secs(60));
+    }
+    while world.turn(|_| MILLI) {
+        assert!(world.items.values().filter(|item| item.joined).count() <= 1);
+    }
+    assert!(world.outcomes.values().all(|&outcome| outcome == Outcome::Answered));
 }

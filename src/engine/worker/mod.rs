@@ -276,13 +276,16 @@ impl<B: Backend> Worker<B> {
                     self.scheduler.push_row(task, entry, now);
                     self.rows.insert(id, Row { task, slot, image, input: row });
                 }
-                Work::Group { slot, spec, image } => {
+                Work::Group { slot, spec, image, question_tokens } => {
                     let rows = group_rows(&spec.params);
                     // The model drops the prompt's [SEP]; without a prompt it starts from one token.
                     let tokens = spec.prompt.as_ref().map_or(1, |prompt| prompt.len().max(2) - 1);
-                    let kv_bytes = self.backend.cross_kv_bytes(model);
-                    let kv = image.map(|key| (key, kv_bytes));
-                    let entry = GroupEntry { id, model, rows, tokens, kv };
+                    let image_kv = image.map(|key| (key, self.backend.cross_kv_bytes(model)));
+                    // Beside a row's tokens so far, a step holds their next keys and values until it has succeeded.
+                    let most_tokens = 2 * rows * (tokens + spec.params.max_new_tokens);
+                    let own_kv = self.backend.row_kv_bytes_per_token(model)
+                        * (most_tokens + question_tokens) as u64;
+                    let entry = GroupEntry { id, model, rows, tokens, image_kv, own_kv };
                     self.scheduler.push_group(task, entry, now);
                     let spec = Some(spec);
                     let group = Group { task, slot, image, rows, spec, units: 0, tokens: 0.0 };

@@ -155,7 +155,7 @@ fn settings() -> EngineSettings {
         max_batch_tokens: 30,
         feature_cache_bytes: 300,
         max_pinned_feature_bytes: 300,
-        max_kv_bytes: 2000,
+        max_kv_bytes: 2100,
         ..EngineSettings::default()
     }
 }

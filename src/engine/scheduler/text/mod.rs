@@ -38,8 +38,10 @@ pub(crate) struct GroupEntry {
     pub(crate) rows: usize,
     /// Tokens that its first step runs.
     pub(crate) tokens: usize,
-    /// The image whose keys and values it holds, and their bytes.
-    pub(crate) kv: Option<(FeatureKey, u64)>,
+    /// The image whose keys and values it shares with other groups, and their bytes.
+    pub(crate) image_kv: Option<(FeatureKey, u64)>,
+    /// Bytes of the keys and values that it holds for itself, at the most: its rows' and its question's.
+    pub(crate) own_kv: u64,
 }
 
 #[derive(Debug)]
@@ -51,7 +53,8 @@ struct Item {
     rows: usize,
     tokens: usize,
     image: Option<FeatureKey>,
-    kv_bytes: u64,
+    image_kv: u64,
+    own_kv: u64,
     running: bool,
 }
 
@@ -71,7 +74,9 @@ pub(super) struct Text {
     lanes: HashMap<LaneId, Lane>,
     order: VecDeque<LaneId>,
     /// Images whose keys and values are held, with the running groups that share them.
-    kv: HashMap<(ModelId, FeatureKey), (usize, u64)>,
+    image_kv: HashMap<(ModelId, FeatureKey), (usize, u64)>,
+    /// Bytes that running groups hold for themselves.
+    own_kv: u64,
     max_kv_bytes: u64,
 }
 
@@ -94,7 +99,8 @@ impl Text {
             items: HashMap::new(),
             lanes: HashMap::new(),
             order: VecDeque::new(),
-            kv: HashMap::new(),
+            image_kv: HashMap::new(),
+            own_kv: 0,
             max_kv_bytes,
         };
         for (model, &tokens) in image_tokens.iter().enumerate() {
@@ -117,7 +123,8 @@ impl Text {
             rows: 1,
             tokens: row.tokens,
             image: row.image,
-            kv_bytes: 0,
+            image_kv: 0,
+            own_kv: 0,
             running: false,
         };
         self.push(row.id, item);
@@ -137,8 +144,9 @@ impl Text {
             arrival: now,
             rows: group.rows,
             tokens: group.tokens,
-            image: group.kv.map(|(image, _)| image),
-            kv_bytes: group.kv.map_or(0, |(_, bytes)| bytes),
+            image: group.image_kv.map(|(image, _)| image),
+            image_kv: group.image_kv.map_or(0, |(_, bytes)| bytes),
+            own_kv: group.own_kv,
             running: false,
         };
         self.push(group.id, item);
@@ -166,7 +174,7 @@ impl Text {
     }
 
     pub(super) fn kv_bytes(&self) -> u64 {
-        self.kv.values().map(|&(_, bytes)| bytes).sum()
+        self.own_kv + self.image_kv.values().map(|&(_, bytes)| bytes).sum::<u64>()
     }
 
     /// Takes an item out, waiting or running.
@@ -178,12 +186,13 @@ impl Text {
             return;
         }
         lane.running.retain(|&running| running != id);
+        self.own_kv -= item.own_kv;
         if let (LaneId::Step(model), Some(image)) = (item.lane, item.image)
-            && let Some((shared, _)) = self.kv.get_mut(&(model, image))
+            && let Some((shared, _)) = self.image_kv.get_mut(&(model, image))
         {
             *shared -= 1;
             if *shared == 0 {
-                self.kv.remove(&(model, image));
+                self.image_kv.remove(&(model, image));
             }
         }
     }
@@ -287,7 +296,9 @@ impl Text {
         let Some(head) = lane.waiting.front().filter(|_| lane.running.is_empty()) else {
             return false;
         };
-        let (held, needed) = (self.kv_bytes(), self.items[&head].kv_bytes);
+        let head = &self.items[&head];
+        // Nothing of this model runs, so nothing of the image is there to be shared.
+        let (held, needed) = (self.kv_bytes(), head.own_kv + head.image_kv);
         held > 0 && needed > 0 && held.saturating_add(needed) > self.max_kv_bytes
     }
 }

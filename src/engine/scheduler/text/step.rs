@@ -35,8 +35,9 @@ impl Text {
             item.running = true;
             taken.waited.push(now.saturating_duration_since(item.arrival));
             if let Some(image) = item.image {
-                self.kv.entry((model, image)).or_insert((0, item.kv_bytes)).0 += 1;
+                self.image_kv.entry((model, image)).or_insert((0, item.image_kv)).0 += 1;
             }
+            self.own_kv += item.own_kv;
         }
         let lane = self.lanes.get_mut(&LaneId::Step(model)).expect("a ready lane exists");
         lane.running.extend(&step.joins);
@@ -54,7 +55,7 @@ impl Text {
             max_rows,
             kv: self.kv_bytes(),
             max_kv: if elsewhere { 0 } else { self.max_kv_bytes },
-            images: self.kv.keys().filter(|(of, _)| *of == model).map(|&(_, i)| i).collect(),
+            images: self.image_kv.keys().filter(|(of, _)| *of == model).map(|&(_, i)| i).collect(),
         }
     }
 
@@ -140,7 +141,8 @@ struct Room {
 
 impl Room {
     fn new_kv(&self, item: &Item) -> u64 {
-        item.image.filter(|image| !self.images.contains(image)).map_or(0, |_| item.kv_bytes)
+        let new_image = item.image.filter(|image| !self.images.contains(image));
+        item.own_kv + new_image.map_or(0, |_| item.image_kv)
     }
 
     /// A quarter is kept for calls of which nothing runs: a large call cannot lock a small one out until it ends.

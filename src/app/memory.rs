@@ -19,7 +19,7 @@ pub(super) struct MemoryBudget {
     pub(super) pixels: u64,
     /// The cache of encoded images.
     pub(super) features: u64,
-    /// Cross-attention keys and values of decoding rows.
+    /// Keys and values of decoding rows.
     pub(super) kv: u64,
 }
 

@@ -128,6 +128,7 @@ impl App {
         let engine =
             Engine::start(loaded.backend, config.engine.clone(), Arc::clone(&self.metrics))
                 .context("cannot start the engine")?;
+        measure(&engine.handle()).await?;
         self.state.set_ready(Services {
             engine: engine.handle(),
             images,
@@ -151,6 +152,22 @@ impl App {
             engine.abort();
         }
     }
+}
+
+/// A first burst that meets no estimates would all be admitted, and end in deadlines.
+async fn measure(engine: &EngineHandle) -> anyhow::Result<()> {
+    let start = Instant::now();
+    engine.warm_up().await.context("the worker ended while it measured the models")?;
+    let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| seconds * 1e3);
+    let estimates = engine.estimates();
+    tracing::info!(
+        elapsed_ms = start.elapsed().as_millis() as u64,
+        image_ms = milliseconds(estimates.image),
+        text_unit_ms = milliseconds(estimates.unit_fixed),
+        text_token_ms = milliseconds(estimates.unit_per_token),
+        "measured what work costs"
+    );
+    Ok(())
 }
 
 fn batching_info(settings: &EngineSettings) -> BatchingInfo {

@@ -124,6 +124,18 @@ impl EngineHandle {
         }
     }
 
+    /// Has the worker measure what work costs with a small unit of each kind, so that admission has estimates before
+    /// the first request; to be called before any. None of it shows in metrics or statistics.
+    ///
+    /// # Errors
+    /// `WorkerDown` when the worker has ended, before or in the middle.
+    pub async fn warm_up(&self) -> Result<(), EngineError> {
+        let (done, warmed) = oneshot::channel();
+        // Before the first request the inbox has room; full or closed, nobody would answer.
+        self.inbox.try_send(Message::WarmUp(done)).map_err(|_| EngineError::WorkerDown)?;
+        warmed.await.map_err(|_| EngineError::WorkerDown)
+    }
+
     /// Reserves one row and `bytes` (the declared body) for a call that must be answered by `deadline`.
     ///
     /// # Errors

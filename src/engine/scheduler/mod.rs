@@ -219,6 +219,11 @@ impl Scheduler {
         (self.costs.any_image(), self.costs.any_text())
     }
 
+    /// Work of projecting one image for this model's texts, in tokens.
+    pub(crate) fn image_work(&self, model: ModelId) -> f64 {
+        self.text.image_work(model)
+    }
+
     /// The next unit. `pinned` is the size in bytes of the encoded images that rows hold.
     pub(crate) fn decide(&mut self, now: Instant, pinned: u64) -> Decision {
         debug_assert!(self.due(now).is_empty(), "the caller removes due tasks first");

@@ -5,3 +5,4 @@ mod faults;
 mod flights;
 mod limits;
 mod support;
+mod warm_up;

@@ -4,6 +4,7 @@
 //! - `units`: runs vision batches, passes and steps.
 //! - `fault`: panics and errors caught, and the search for the item at fault.
 //! - `meter`: metrics and counters.
+//! - `warm_up`: what work costs, before there is any.
 //!
 //! Everything here runs on one thread, one [`Worker::turn`] after another; tests call it without a thread.
 //! Answers leave at the end of a turn, when the gauges show the state after it.
@@ -14,6 +15,7 @@ mod meter;
 mod properties;
 mod thread;
 mod units;
+mod warm_up;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -6,6 +6,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::{Next, Submission, Worker};
 use crate::engine::backend::Backend;
 use crate::engine::shared::Shared;
@@ -20,6 +22,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 pub(crate) enum Message {
     /// A task.
     Task(Box<Submission>),
+    /// Measure what work costs, then say so.
+    WarmUp(oneshot::Sender<()>),
     /// A flag has changed: look.
     Wake,
 }
@@ -85,6 +89,11 @@ fn drain<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>) -> bool 
 fn receive<B: Backend>(worker: &mut Worker<B>, message: Message) {
     match message {
         Message::Task(submission) => worker.accept(*submission),
+        Message::WarmUp(done) => {
+            worker.warm_up();
+            // Whoever asked may have left; the estimates are there all the same.
+            let _ = done.send(());
+        }
         Message::Wake => {}
     }
 }

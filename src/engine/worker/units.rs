@@ -257,7 +257,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Charges a unit's time and learns from it if it went well.
-    fn record(&mut self, work: &UnitWork, start: Instant, went_well: bool) -> Duration {
+    pub(super) fn record(&mut self, work: &UnitWork, start: Instant, went_well: bool) -> Duration {
         let now = self.now();
         let elapsed = now.saturating_duration_since(start);
         self.scheduler.record(work, elapsed, went_well);

@@ -169,6 +169,10 @@ impl Text {
         }
     }
 
+    pub(super) fn image_work(&self, model: ModelId) -> f64 {
+        self.lanes.get(&LaneId::Step(model)).map_or(0.0, |lane| lane.image_work)
+    }
+
     pub(super) fn waiting_rows(&self) -> usize {
         self.items.values().filter(|item| !item.running).map(|item| item.rows).sum()
     }

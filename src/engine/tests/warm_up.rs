@@ -1,0 +1,64 @@
+//! Costs measured before the first request.
+
+use std::time::Duration;
+
+use super::support::*;
+use crate::engine::fake::{FakeCall, FakeFault, FakeMark};
+use crate::engine::{EngineError, EngineSettings, shared::EngineStats};
+
+fn bench() -> Bench {
+    let bench = Bench::start(EngineSettings::default());
+    let (second, tick) = (Duration::from_secs(1), Duration::from_millis(10));
+    bench.control.set_costs(&bench.clock, tick, second, Duration::from_millis(1));
+    bench
+}
+
+#[test]
+fn a_first_burst_meets_estimates() {
+    let bench = bench();
+    wait(bench.handle.warm_up()).unwrap();
+    assert_eq!(bench.handle.estimates().image, Some(1.01));
+    let admissions: Vec<_> = (0..3).map(|_| bench.admit(1)).collect();
+    let mut fourth = bench.handle.admit(0, bench.clock.now() + Duration::from_secs(30)).unwrap();
+    let refused = fourth.reserve(1, 1).unwrap_err();
+    assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
+    drop(admissions);
+}
+
+#[test]
+fn a_warm_up_runs_every_kind_of_unit_on_every_model_and_counts_for_nothing() {
+    let bench = bench();
+    wait(bench.handle.warm_up()).unwrap();
+    let ran = |call, of| bench.control.log().iter().any(|unit| unit.call == call && unit.of == of);
+    for tower in 0..3 {
+        assert!(ran(FakeCall::Encode, tower), "tower {tower}");
+    }
+    for (call, model) in [
+        (FakeCall::Step, CAPTION),
+        (FakeCall::Score, VQA),
+        (FakeCall::Step, VQA),
+        (FakeCall::Score, RETRIEVAL),
+        (FakeCall::Score, CLIP),
+    ] {
+        assert!(ran(call, model.0), "{call:?} of {model:?}");
+    }
+    let estimates = bench.handle.estimates();
+    assert!(estimates.unit_fixed.is_some() && estimates.row_units.is_some(), "{estimates:?}");
+    assert_eq!(bench.handle.stats(), EngineStats::default());
+    assert_eq!(bench.metrics.images_encoded_total.get(), 0);
+    assert_eq!(bench.metrics.generated_tokens_total.get(), 0);
+    for stage in ["vision", "text"] {
+        let batches = bench.metrics.batches_total.with_label_values(&[stage, "idle"]);
+        assert_eq!(batches.get(), 0, "{stage}");
+    }
+    assert_eq!(bench.control.open_groups(), 0);
+}
+
+#[test]
+fn a_unit_that_fails_in_the_warm_up_teaches_nothing_and_stops_nothing() {
+    let bench = bench();
+    bench.control.fault(FakeCall::Encode, FakeMark::Image(0), FakeFault::Panic);
+    wait(bench.handle.warm_up()).unwrap();
+    assert_eq!(bench.handle.estimates().image, None);
+    assert!(wait(bench.admit(1).submit(CAPTION, caption(1))).is_ok());
+}

@@ -452,3 +452,22 @@ fn estimates_that_nothing_refreshes_become_stale() {
     world.finish();
     assert!(!world.shared.ledger.estimates().stale);
 }
+
+#[test]
+fn a_group_is_charged_for_its_rows_at_their_longest_twice_and_for_its_question() {
+    // One byte a token: twice one start token and six new ones, and three of the question.
+    for (max_kv_bytes, together) in [(34, 2), (33, 1)] {
+        let settings = EngineSettings { max_kv_bytes, ..EngineSettings::default() };
+        let mut world = World::new(settings);
+        world.control.set_text_length(6);
+        let deadline = world.clock.now() + Duration::from_secs(600);
+        for question in 10..14 {
+            let questions = vec![question];
+            assert!(world.call(vec![Ask::Answer { image: 1, questions, candidates: 0 }], deadline));
+        }
+        world.finish();
+        let log = world.control.log();
+        let steps = log.iter().filter(|unit| unit.call == FakeCall::Step);
+        assert_eq!(steps.map(|unit| unit.items.len()).max(), Some(together), "{max_kv_bytes}");
+    }
+}

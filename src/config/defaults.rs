@@ -88,7 +88,6 @@ impl Default for RawImages {
             // Depends on the machine, so the file cannot name it.
             decode_threads: 0,
             decode_queue: images.decode_queue,
-            decode_wall_budget_ms: millis(images.decode_wall_budget),
             decode_budget_bytes: images.decode_budget_bytes,
             pixel_cache_bytes: images.pixel_cache_bytes,
             pixel_cache_ttl_ms: millis(images.pixel_cache_ttl),

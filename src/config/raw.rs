@@ -97,7 +97,6 @@ sections! {
     RawImages {
         decode_threads: usize,
         decode_queue: usize,
-        decode_wall_budget_ms: u64,
         decode_budget_bytes: u64,
         pixel_cache_bytes: u64,
         pixel_cache_ttl_ms: u64,

@@ -109,8 +109,6 @@ impl Reader<'_> {
                 threads => threads,
             },
             decode_queue: raw.decode_queue,
-            decode_wall_budget: self
-                .time("images.decode_wall_budget_ms", raw.decode_wall_budget_ms)?,
             decode_budget_bytes: raw.decode_budget_bytes,
             pixel_cache_bytes: raw.pixel_cache_bytes,
             pixel_cache_ttl: self.time("images.pixel_cache_ttl_ms", raw.pixel_cache_ttl_ms)?,

@@ -89,10 +89,6 @@ impl From<ImagesError> for ApiError {
                 Self::new(Code::Overloaded, "too many images wait for decoding; try again later")
                     .retry_after(Duration::from_secs(1))
             }
-            ImagesError::TimedOut { .. } => Self::new(
-                Code::UndecodableImage,
-                "the image takes too long to decode; send a simpler file",
-            ),
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use crate::input::InputError;
 use crate::task::ImageId;
-use std::time::Duration;
 
 /// Why an image was refused or not found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -16,10 +15,4 @@ pub enum ImagesError {
     /// The decoding queue is full (`overloaded`).
     #[error("too many images wait for decoding")]
     Overloaded,
-    /// The picture takes too long to decode (`undecodable_image`).
-    #[error("the image was not decoded within {budget:?}")]
-    TimedOut {
-        /// The limit, from the start of its decoding.
-        budget: Duration,
-    },
 }

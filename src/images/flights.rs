@@ -7,14 +7,12 @@ use super::{ImagesError, Key, Prepared, lock};
 use crate::task::PreparedImage;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// What everyone who waits for a flight sees.
 #[derive(Debug)]
 enum Progress {
-    Queued,
-    Running(Instant),
+    Pending,
     Done(Result<Prepared, ImagesError>),
 }
 
@@ -61,7 +59,7 @@ impl Flights {
         if let Some(sender) = open.get(&key) {
             return Boarding::Joined(Passenger(sender.subscribe()));
         }
-        let (sender, receiver) = watch::channel(Progress::Queued);
+        let (sender, receiver) = watch::channel(Progress::Pending);
         let sender = Arc::new(sender);
         open.insert(key, Arc::clone(&sender));
         Boarding::Opened(Passenger(receiver), Flight { flights: Arc::clone(self), key, sender })
@@ -92,11 +90,6 @@ impl Flight {
         wanted
     }
 
-    /// The work begins; the wall budget of all who wait starts here.
-    pub(super) fn take_off(&self) {
-        self.sender.send_replace(Progress::Running(Instant::now()));
-    }
-
     /// The work has ended. A result must be in the cache before, so that nobody finds neither.
     pub(super) fn land(self, result: Result<Prepared, ImagesError>) {
         self.close(&mut lock(&self.flights.open));
@@ -117,21 +110,13 @@ impl Drop for Flight {
 }
 
 impl Passenger {
-    /// The flight's result; `TimedOut` when it runs for longer than `budget`, `Overloaded` when it never ran.
-    pub(super) async fn arrival(mut self, budget: Duration) -> Result<Prepared, ImagesError> {
+    /// The flight's result; `Overloaded` when it never ran.
+    pub(super) async fn arrival(mut self) -> Result<Prepared, ImagesError> {
         loop {
-            let left = match &*self.0.borrow_and_update() {
-                Progress::Done(result) => return result.clone(),
-                Progress::Queued => None,
-                Progress::Running(since) => Some(budget.saturating_sub(since.elapsed())),
-            };
-            let changed = match left {
-                None => self.0.changed().await,
-                Some(left) => tokio::time::timeout(left, self.0.changed())
-                    .await
-                    .map_err(|_| ImagesError::TimedOut { budget })?,
-            };
-            changed.map_err(|_| ImagesError::Overloaded)?;
+            if let Progress::Done(result) = &*self.0.borrow_and_update() {
+                return result.clone();
+            }
+            self.0.changed().await.map_err(|_| ImagesError::Overloaded)?;
         }
     }
 }

@@ -6,10 +6,14 @@
 //! ```
 //!
 //! - [`Images`]: what `http` holds.
-//! - `pool`: few threads below the worker's priority behind a bounded queue.
+//! - `pool`: few threads below the worker's priority behind bounded queues, hashing and decoding in turns.
 //! - `flights`: identical images in progress are one piece of work, also when the first who asked has left.
 //! - `workshop`: the work on one file; the only place where a decoder's panic is caught.
 //! - `budget`: bytes that decodes may hold together. `cache`: prepared pixels, bounded in bytes and time.
+//!
+//! Time: an image is waited for until its request's deadline and no clock of its own runs. How long a decode takes on
+//! the wall says how busy the server is (these threads yield to the worker), not what is wrong with the file; what a
+//! file may cost is bounded by the limits that `input` checks from its header, before any pixel.
 //!
 //! No limits of single files (`input` has them), no fetching of addresses, no model.
 

@@ -1,4 +1,4 @@
-//! A few threads below the worker's priority behind a bounded queue.
+//! A few threads below the worker's priority behind two bounded queues: hashing and decoding.
 
 use super::lock;
 use std::collections::VecDeque;
@@ -13,13 +13,13 @@ const NICENESS: i32 = 10;
 /// Something to run on a pool thread.
 pub(super) type Job = Box<dyn FnOnce() + Send>;
 
-/// Where a job stands in the queue.
+/// In which of the two queues a job waits. They take turns, each first come first served, so neither starves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// Before all others: short work that someone else's place in the queue depends on.
-    Next,
-    /// Behind all others.
-    Last,
+pub(super) enum Lane {
+    /// Short work that comes before a place in the other queue: hashing.
+    Hashes,
+    /// Long work: decoding.
+    Decodes,
 }
 
 /// The queue holds as many jobs as it may.
@@ -40,12 +40,28 @@ struct Queue {
 
 #[derive(Default)]
 struct State {
-    jobs: VecDeque<Job>,
+    hashes: VecDeque<Job>,
+    decodes: VecDeque<Job>,
+    /// Whose turn it is; without jobs of that kind the other goes on.
+    decode_next: bool,
     closed: bool,
 }
 
+impl State {
+    fn waiting(&self) -> usize {
+        self.hashes.len() + self.decodes.len()
+    }
+
+    fn next(&mut self) -> Option<Job> {
+        let decode = self.decode_next && !self.decodes.is_empty() || self.hashes.is_empty();
+        let job = if decode { self.decodes.pop_front() } else { self.hashes.pop_front() }?;
+        self.decode_next = !decode;
+        Some(job)
+    }
+}
+
 impl Pool {
-    /// Starts `threads` threads and a queue of `capacity` jobs.
+    /// Starts `threads` threads and queues of `capacity` jobs together.
     pub(super) fn start(threads: usize, capacity: usize) -> io::Result<Self> {
         let state = Mutex::new(State::default());
         let pool = Self { queue: Arc::new(Queue { state, changed: Condvar::new(), capacity }) };
@@ -60,16 +76,16 @@ impl Pool {
     }
 
     /// Queues a job; never blocks. A job that is refused is dropped.
-    pub(super) fn submit(&self, job: Job, turn: Turn) -> Result<(), QueueFull> {
+    pub(super) fn submit(&self, job: Job, lane: Lane) -> Result<(), QueueFull> {
         let mut state = lock(&self.queue.state);
-        if state.jobs.len() >= self.queue.capacity {
+        if state.waiting() >= self.queue.capacity {
             // Dropping a job may run its owner's code: not under the lock.
             drop(state);
             return Err(QueueFull);
         }
-        match turn {
-            Turn::Next => state.jobs.push_front(job),
-            Turn::Last => state.jobs.push_back(job),
+        match lane {
+            Lane::Hashes => state.hashes.push_back(job),
+            Lane::Decodes => state.decodes.push_back(job),
         }
         drop(state);
         self.queue.changed.notify_one();
@@ -81,7 +97,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         let mut state = lock(&self.queue.state);
         state.closed = true;
-        let abandoned = std::mem::take(&mut state.jobs);
+        let abandoned = (std::mem::take(&mut state.hashes), std::mem::take(&mut state.decodes));
         drop(state);
         drop(abandoned);
         self.queue.changed.notify_all();
@@ -101,7 +117,7 @@ impl Queue {
     fn pop(&self) -> Option<Job> {
         let mut state = lock(&self.state);
         loop {
-            if let Some(job) = state.jobs.pop_front() {
+            if let Some(job) = state.next() {
                 return Some(job);
             }
             if state.closed {
@@ -136,36 +152,54 @@ mod tests {
             started.send(()).unwrap();
             let _ = wait.recv();
         };
-        pool.submit(Box::new(job), Turn::Last).unwrap();
+        pool.submit(Box::new(job), Lane::Decodes).unwrap();
         has_started.recv().unwrap();
         (pool, release)
     }
 
     #[test]
-    fn a_full_queue_refuses_and_short_work_goes_first() {
-        let (pool, release) = held(3);
+    fn a_full_queue_refuses_and_takes_jobs_again_later() {
+        let (pool, release) = held(2);
         let (sender, ran) = mpsc::channel();
         let job = |name: &'static str| {
             let sender = sender.clone();
             Box::new(move || sender.send(name).unwrap())
         };
-        assert_eq!(pool.submit(job("first"), Turn::Last), Ok(()));
-        assert_eq!(pool.submit(job("second"), Turn::Last), Ok(()));
-        assert_eq!(pool.submit(job("short"), Turn::Next), Ok(()));
-        assert_eq!(pool.submit(job("refused"), Turn::Next), Err(QueueFull));
+        assert_eq!(pool.submit(job("decode"), Lane::Decodes), Ok(()));
+        assert_eq!(pool.submit(job("hash"), Lane::Hashes), Ok(()));
+        assert_eq!(pool.submit(job("refused"), Lane::Hashes), Err(QueueFull));
+        assert_eq!(pool.submit(job("refused"), Lane::Decodes), Err(QueueFull));
         release.send(()).unwrap();
-        let order: Vec<_> = ran.iter().take(3).collect();
-        assert_eq!(order, ["short", "first", "second"]);
-        assert_eq!(pool.submit(job("later"), Turn::Last), Ok(()));
+        assert_eq!(ran.iter().take(2).collect::<Vec<_>>(), ["hash", "decode"]);
+        assert_eq!(pool.submit(job("later"), Lane::Decodes), Ok(()));
         assert_eq!(ran.recv(), Ok("later"));
+    }
+
+    #[test]
+    fn hashes_and_decodes_take_turns_each_in_the_order_of_arrival() {
+        let (pool, release) = held(9);
+        let (sender, ran) = mpsc::channel();
+        let submit = |name: &'static str, lane| {
+            let sender = sender.clone();
+            let job = Box::new(move || sender.send(name).unwrap());
+            assert_eq!(pool.submit(job, lane), Ok(()));
+        };
+        submit("decode 1", Lane::Decodes);
+        submit("decode 2", Lane::Decodes);
+        for name in ["hash 1", "hash 2", "hash 3", "hash 4"] {
+            submit(name, Lane::Hashes);
+        }
+        release.send(()).unwrap();
+        let order: Vec<_> = ran.iter().take(6).collect();
+        assert_eq!(order, ["hash 1", "decode 1", "hash 2", "decode 2", "hash 3", "hash 4"]);
     }
 
     #[test]
     fn a_panic_leaves_the_thread_alive() {
         let pool = Pool::start(1, 4).unwrap();
-        pool.submit(Box::new(|| panic!("on purpose")), Turn::Last).unwrap();
+        pool.submit(Box::new(|| panic!("on purpose")), Lane::Decodes).unwrap();
         let (sender, ran) = mpsc::channel();
-        pool.submit(Box::new(move || sender.send(()).unwrap()), Turn::Last).unwrap();
+        pool.submit(Box::new(move || sender.send(()).unwrap()), Lane::Decodes).unwrap();
         assert_eq!(ran.recv(), Ok(()));
     }
 
@@ -173,7 +207,7 @@ mod tests {
     fn dropping_the_pool_drops_what_waits() {
         let (pool, release) = held(4);
         let (sender, ran) = mpsc::channel::<()>();
-        pool.submit(Box::new(move || sender.send(()).unwrap()), Turn::Last).unwrap();
+        pool.submit(Box::new(move || sender.send(()).unwrap()), Lane::Decodes).unwrap();
         drop(pool);
         assert!(ran.recv().is_err());
         drop(release);

@@ -2,7 +2,7 @@
 
 use super::cache::{Lookup, PixelCache};
 use super::flights::{Boarding, Flight, Flights};
-use super::pool::{Pool, QueueFull, Turn};
+use super::pool::{Lane, Pool, QueueFull};
 use super::workshop::{Decode, Workshop};
 use super::{ImagesError, ImagesSettings, Key};
 use crate::input::{InputError, InputSettings, decode, image_id};
@@ -60,7 +60,6 @@ struct Shared {
     cache: PixelCache,
     flights: Arc<Flights>,
     workshop: Workshop,
-    wall_budget: Duration,
 }
 
 impl Images {
@@ -88,16 +87,15 @@ impl Images {
             cache: PixelCache::new(settings, Arc::clone(&metrics)),
             flights: Arc::default(),
             workshop: Workshop::new(input_settings, settings.decode_budget_bytes, metrics, decode),
-            wall_budget: settings.decode_wall_budget,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Prepares an image for a tower's input. Dropping the future is leaving: work that nobody waits for is not
-    /// started.
+    /// Prepares an image for a tower's input. Dropping the future (at the request's deadline) is leaving: work that
+    /// nobody waits for is not started, and work that has been started ends in the cache.
     ///
     /// # Errors
-    /// `Input` when the file is at fault, `NotFound` for an unknown id, `Overloaded`, `TimedOut`.
+    /// `Input` when the file is at fault, `NotFound` for an unknown id, `Overloaded`.
     pub async fn resolve(
         &self,
         source: ImageSource,
@@ -120,7 +118,7 @@ impl Images {
                     Boarding::Opened(passenger, flight) => {
                         shared.cache.count(Lookup::Miss);
                         self.enqueue(flight, key, file)?;
-                        return passenger.arrival(shared.wall_budget).await.map(Resolved::fresh);
+                        return passenger.arrival().await.map(Resolved::fresh);
                     }
                     boarding @ (Boarding::Cached(_) | Boarding::Joined(_)) => boarding,
                 }
@@ -133,12 +131,12 @@ impl Images {
             }
             Boarding::Joined(passenger) | Boarding::Opened(passenger, _) => {
                 shared.cache.count(Lookup::Joined);
-                passenger.arrival(shared.wall_budget).await.map(Resolved::fresh)
+                passenger.arrival().await.map(Resolved::fresh)
             }
         }
     }
 
-    /// The file's id; a large file is hashed on the pool, before whatever waits there for decoding.
+    /// The file's id; a large file is hashed on the pool, in turn with what waits there for decoding.
     async fn identify(&self, file: &Bytes) -> Result<ImageId, ImagesError> {
         let (bytes, max_bytes) = (file.len(), self.shared.workshop.settings.max_image_bytes);
         if bytes > max_bytes {
@@ -155,7 +153,7 @@ impl Images {
                 let _ = sender.send(image_id(&file));
             }
         });
-        self.shared.pool.submit(job, Turn::Next)?;
+        self.shared.pool.submit(job, Lane::Hashes)?;
         id.await.map_err(|_| ImagesError::Overloaded)
     }
 
@@ -166,14 +164,13 @@ impl Images {
                 return;
             }
             let Key { id, preprocessing, .. } = key;
-            let take_off = || flight.take_off();
-            let result = shared.workshop.prepare(&file, id, preprocessing, take_off);
+            let result = shared.workshop.prepare(&file, id, preprocessing);
             if let Ok(prepared) = &result {
                 shared.cache.insert(key, prepared.image.clone());
             }
             flight.land(result.map_err(ImagesError::Input));
         });
-        self.shared.pool.submit(job, Turn::Last)
+        self.shared.pool.submit(job, Lane::Decodes)
     }
 }
 

@@ -9,8 +9,6 @@ pub struct ImagesSettings {
     pub decode_threads: usize,
     /// Images that may wait for a thread; above, calls are refused.
     pub decode_queue: usize,
-    /// Time from the start of an image's decoding after which nobody waits for it any longer.
-    pub decode_wall_budget: Duration,
     /// Bytes that all decodes in progress may hold together; one image alone may exceed it.
     pub decode_budget_bytes: u64,
     /// Bytes of prepared pixels kept; 0 keeps none, and no image can be named by its id.
@@ -26,7 +24,6 @@ impl Default for ImagesSettings {
         Self {
             decode_threads: (cores / 4).max(1),
             decode_queue: 512,
-            decode_wall_budget: Duration::from_secs(5),
             decode_budget_bytes: 1 << 30,
             pixel_cache_bytes: 128 << 20,
             pixel_cache_ttl: Duration::from_secs(3600),
@@ -61,9 +58,6 @@ impl ImagesSettings {
         if self.decode_queue == 0 {
             return refuse("decode_queue", self.decode_queue.to_string(), "1 or more");
         }
-        if self.decode_wall_budget.is_zero() {
-            return refuse("decode_wall_budget", format!("{:?}", Duration::ZERO), "above 0");
-        }
         if self.decode_budget_bytes == 0 {
             return refuse("decode_budget_bytes", "0".to_owned(), "1 or more");
         }
@@ -90,10 +84,6 @@ mod tests {
         let cases = [
             (ImagesSettings { decode_threads: 0, ..good.clone() }, "decode_threads"),
             (ImagesSettings { decode_queue: 0, ..good.clone() }, "decode_queue"),
-            (
-                ImagesSettings { decode_wall_budget: Duration::ZERO, ..good.clone() },
-                "decode_wall_budget",
-            ),
             (ImagesSettings { decode_budget_bytes: 0, ..good.clone() }, "decode_budget_bytes"),
             (ImagesSettings { pixel_cache_ttl: Duration::ZERO, ..good.clone() }, "pixel_cache_ttl"),
         ];

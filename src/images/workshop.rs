@@ -37,15 +37,14 @@ impl Workshop {
         Self { decode, settings, budget: ByteBudget::new(budget_bytes), metrics }
     }
 
-    /// Prepares a file. `start` is called when the header has passed and the bytes are granted.
+    /// Prepares a file.
     pub(super) fn prepare(
         &self,
         file: &[u8],
         id: ImageId,
         preprocessing: Preprocessing,
-        start: impl FnOnce(),
     ) -> Result<Prepared, InputError> {
-        let work = || self.try_prepare(file, id, preprocessing, start);
+        let work = || self.try_prepare(file, id, preprocessing);
         catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
             self.metrics.panics_total.with_label_values(&["decode"]).inc();
             tracing::error!(image.id = %id, image.bytes = file.len(), "a decoder panicked");
@@ -60,14 +59,12 @@ impl Workshop {
         file: &[u8],
         id: ImageId,
         preprocessing: Preprocessing,
-        start: impl FnOnce(),
     ) -> Result<Prepared, InputError> {
         let inspecting = Instant::now();
         let header = inspect(file, &self.settings)?;
         let inspected = inspecting.elapsed();
         let _permit = self.budget.acquire(header.working_bytes);
         let _in_use = GaugeGuard::new(&self.metrics.decode_permits_in_use);
-        start();
 
         let decoding = Instant::now();
         let picture = (self.decode)(file, &header, &self.settings)?;

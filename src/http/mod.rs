@@ -3,6 +3,7 @@
 //! - [`router()`]: the list of routes and the layers around them; [`serve`]: connections.
 //! - `routes`: one endpoint a file. `call` and `reply`: what all inference endpoints go through.
 //! - `extract`: bodies in any encoding to typed requests. `generation`, `image_args`, `text`: what fields mean.
+//! - `server` and `connection`: sockets and their clocks. `guarded_body`: answers that are watched while they are sent.
 //! - `error`: the closed list of refusals and their statuses. `convert`: other folders' errors as refusals.
 //! - `middleware`: ids, timings, metrics, the access log, bodies of refusals.
 //! - `openapi`: the document, generated from all of this.
@@ -15,6 +16,7 @@ mod convert;
 mod error;
 mod extract;
 mod generation;
+mod guarded_body;
 mod image_args;
 mod info;
 mod metric_labels;

@@ -68,7 +68,7 @@ fn layered(mut router: Router<HttpState>, state: HttpState) -> Router {
         router = router.layer(cors(settings));
     }
     let observer = Observer {
-        metrics: Arc::clone(state.metrics()),
+        state: state.clone(),
         log: Arc::new(AccessLog::new(settings.access_log.clone())),
     };
     router

@@ -5,16 +5,13 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
-use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -26,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::connection::{Activity, PeerAddress, RequestGuard, TimedStream};
+use super::guarded_body::{BodyGuard, GuardedBody};
 use super::settings::ConnectionSettings;
 use super::state::HttpState;
 use crate::telemetry::metrics::GaugeGuard;
@@ -169,31 +167,8 @@ async fn answer(
     let guard = activity.begin_request();
     request.extensions_mut().insert(PeerAddress(peer));
     let response = router.oneshot(request.map(Body::new)).await?;
-    Ok(response.map(|body| Body::new(AnswerBody { body, _guard: guard })))
+    Ok(response.map(|body| Body::new(GuardedBody::new(body, guard))))
 }
 
-/// An answer's body; the connection is idle again when it is dropped.
-struct AnswerBody {
-    body: Body,
-    _guard: RequestGuard,
-}
-
-impl HttpBody for AnswerBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
+/// The connection is idle again once its answer's body is dropped.
+impl BodyGuard for RequestGuard {}

@@ -1,5 +1,5 @@
 //! One log line per request: INFO for answers (every n-th, by setting), WARN for refusals (so many a second),
-//! ERROR for failures of ours. Never image bytes, texts, queries or secrets.
+//! ERROR for failures of ours (a probe that is told "not ready" is none). Never image bytes, texts, queries or secrets.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -76,6 +76,7 @@ impl AccessLog {
                     line!(warn, "request refused", suppressed);
                 }
             }
+            _ if request.probe => line!(info, "probe told that the server is not ready"),
             _ => line!(error, "request failed"),
         }
     }

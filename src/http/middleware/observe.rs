@@ -3,29 +3,28 @@
 //! Labels come from closed sets: the matched route or "unmatched", the methods that we know or "other", our own
 //! codes. A request whose client leaves before the answer counts as status 499.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::extract::{Extension, MatchedPath, Request, State};
-use axum::http::{Method, Response as HttpResponse, StatusCode};
+use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
-use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::access_log::AccessLog;
 use super::context::RequestContext;
-use super::problem::RefusedWith;
+use super::problem::{OwnBody, RefusedWith};
 use crate::http::connection::PeerAddress;
-use crate::telemetry::metrics::{GaugeGuard, Metrics};
+use crate::http::error::Code;
+use crate::http::guarded_body::{BodyGuard, GuardedBody};
+use crate::http::state::{HttpState, Readiness};
+use crate::telemetry::metrics::GaugeGuard;
 
 /// What the layer needs.
 #[derive(Clone)]
 pub(crate) struct Observer {
-    /// Where requests are counted.
-    pub(crate) metrics: Arc<Metrics>,
+    /// Where requests are counted; why a probe was told "not ready".
+    pub(crate) state: HttpState,
     /// Where they are logged.
     pub(crate) log: Arc<AccessLog>,
 }
@@ -39,6 +38,8 @@ pub(crate) struct Finished<'a> {
     pub(crate) status: u16,
     /// A problem code, `ok`, or `client_closed`.
     pub(crate) code: &'static str,
+    /// A probe was told "not ready": no failure of a request.
+    pub(crate) probe: bool,
     pub(crate) peer: Option<PeerAddress>,
     pub(crate) trace_id: Option<&'a str>,
 }
@@ -51,7 +52,7 @@ pub(crate) async fn observe(
     next: Next,
 ) -> Response {
     let mut record = Record {
-        _in_flight: GaugeGuard::new(&observer.metrics.http_requests_in_flight),
+        _in_flight: GaugeGuard::new(&observer.state.metrics().http_requests_in_flight),
         observer,
         context,
         route: request.extensions().get::<MatchedPath>().cloned(),
@@ -59,16 +60,24 @@ pub(crate) async fn observe(
         peer: request.extensions().get::<PeerAddress>().copied(),
         trace_id: trace_id(&request),
         answer: None,
+        probe: false,
         complete: false,
     };
     let response = next.run(request).await;
-    let code = response.extensions().get::<RefusedWith>().map_or("ok", |refused| refused.0.name());
+    let extensions = response.extensions();
+    record.probe = extensions.get::<OwnBody>().is_some();
+    let code = match extensions.get::<RefusedWith>() {
+        Some(refused) => refused.0.name(),
+        None if record.probe => unready_code(&record.observer.state).name(),
+        None => "ok",
+    };
     record.answer = Some((response.status(), code));
-    let (parts, body) = response.into_parts();
-    if body.is_end_stream() {
-        record.complete = true;
-    }
-    HttpResponse::from_parts(parts, Body::new(ObservedBody { body, record }))
+    response.map(|body| Body::new(GuardedBody::new(body, record)))
+}
+
+/// What a refused request would have been told.
+fn unready_code(state: &HttpState) -> Code {
+    if state.readiness() == Readiness::Draining { Code::ShuttingDown } else { Code::NotReady }
 }
 
 /// What is known of a request in flight; dropping it ends the observation.
@@ -82,6 +91,8 @@ struct Record {
     trace_id: Option<String>,
     /// Status and code, once the head of the answer is known.
     answer: Option<(StatusCode, &'static str)>,
+    /// A probe was told "not ready".
+    probe: bool,
     /// The answer's last byte has been handed on.
     complete: bool,
 }
@@ -95,7 +106,7 @@ impl Drop for Record {
             (Some(_) | None, _) => (499, "client_closed"),
         };
         let route = self.route.as_ref().map_or("unmatched", MatchedPath::as_str);
-        let metrics = &self.observer.metrics;
+        let metrics = self.observer.state.metrics();
         let labels = [route, self.method, &status.to_string(), code];
         metrics.http_requests_total.with_label_values(&labels).inc();
         let seconds = self.context.elapsed().as_secs_f64();
@@ -112,39 +123,16 @@ impl Drop for Record {
             method: self.method,
             status,
             code,
+            probe: self.probe,
             peer: self.peer,
             trace_id: self.trace_id.as_deref(),
         });
     }
 }
 
-/// The answer's body, with the record that ends when it does.
-struct ObservedBody {
-    body: Body,
-    record: Record,
-}
-
-impl HttpBody for ObservedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
-            self.record.complete = true;
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+impl BodyGuard for Record {
+    fn ended(&mut self) {
+        self.complete = true;
     }
 }
 

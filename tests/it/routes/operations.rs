@@ -1,6 +1,6 @@
 //! Health, info, metrics, documents.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
 use axum::http::Request;
@@ -11,6 +11,11 @@ use serde_json::json;
 use tower::ServiceExt;
 
 use crate::support::{Answer, TestApp, base64, png};
+
+/// How often a probe of this path was answered so.
+fn probes(metrics: &Metrics, path: &str, status: &str, code: &str) -> u64 {
+    metrics.http_requests_total.with_label_values(&[path, "GET", status, code]).get()
+}
 
 async fn health(app: &TestApp, path: &str) -> (u16, String) {
     let answer = app.get(path).await;
@@ -33,6 +38,12 @@ async fn health_follows_the_life_of_the_process() {
     assert_eq!(health(&app, "/health/ready").await, (503, status("draining")));
     assert_eq!(health(&app, "/health/live").await, (200, status("draining")));
     assert_eq!((app.metrics.ready.get(), app.metrics.draining.get()), (0, 1));
+    for path in ["/health", "/health/ready"] {
+        assert_eq!(probes(&app.metrics, path, "200", "ok"), 1, "{path}");
+        assert_eq!(probes(&app.metrics, path, "503", "shutting_down"), 1, "{path}");
+        assert_eq!(probes(&app.metrics, path, "503", "ok"), 0, "{path}");
+    }
+    assert_eq!(probes(&app.metrics, "/health/live", "200", "ok"), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,7 +69,7 @@ async fn a_worker_that_hangs_makes_the_process_neither_ready_nor_alive() {
 #[tokio::test]
 async fn a_server_that_loads_says_so_and_refuses_work() {
     let metrics = Arc::new(Metrics::try_new().unwrap());
-    let router = router(HttpState::new(HttpSettings::default(), metrics));
+    let router = router(HttpState::new(HttpSettings::default(), Arc::clone(&metrics)));
     let get = |path: &str| router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap());
     let ready = Answer::read(get("/health/ready").await.unwrap()).await;
     assert_eq!((ready.status.as_u16(), ready.text()), (503, status("loading").as_str()));
@@ -66,6 +77,45 @@ async fn a_server_that_loads_says_so_and_refuses_work() {
     Answer::read(get("/info").await.unwrap()).await.refused(503, "not_ready");
     let post = Request::post("/caption").body(Body::empty()).unwrap();
     Answer::read(router.clone().oneshot(post).await.unwrap()).await.refused(503, "not_ready");
+    assert_eq!(probes(&metrics, "/health/ready", "503", "not_ready"), 1);
+    assert_eq!(probes(&metrics, "/health/ready", "503", "ok"), 0);
+}
+
+/// What is logged, as text.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_probe_that_is_told_not_ready_is_no_error_in_the_log_and_a_refused_request_is() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .without_time()
+        .finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let metrics = Arc::new(Metrics::try_new().unwrap());
+    let router = router(HttpState::new(HttpSettings::default(), metrics));
+    for request in [Request::get("/health/ready"), Request::post("/caption")] {
+        let response = router.clone().oneshot(request.body(Body::empty()).unwrap()).await;
+        assert_eq!(Answer::read(response.unwrap()).await.status, 503);
+    }
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(lines[0].starts_with("INFO") && lines[0].contains("reason=\"not_ready\""), "{text}");
+    assert!(lines[1].starts_with("ERROR") && lines[1].contains("route=\"/caption\""), "{text}");
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@
 //! How the errors of other folders become an [`ApiError`] is in `convert`.
 
 use std::borrow::Cow;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
@@ -221,26 +222,31 @@ impl ApiError {
         }
     }
 
-    /// `Retry-After` in whole seconds, at least 1.
-    fn retry_after_value(&self) -> Option<HeaderValue> {
-        let delay = self.retry_after?;
-        Some(HeaderValue::from(delay.as_millis().div_ceil(1000).max(1) as u64))
+    /// `Retry-After` in whole seconds, at least 1; every other request is told a second more, so that those who were
+    /// refused together do not come back together.
+    pub(crate) fn retry_after_value(&self, request_id: &str) -> Option<HeaderValue> {
+        let seconds = self.retry_after?.as_millis().div_ceil(1000).max(1) as u64;
+        Some(HeaderValue::from(seconds + jitter(request_id)))
     }
 }
 
 impl IntoResponse for ApiError {
-    /// The status and headers, the error itself as an extension, no body yet: `middleware::problem` adds it.
+    /// The status, the error itself as an extension, no body yet: `middleware::problem` adds it and `Retry-After`.
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();
-        if let Some(value) = self.retry_after_value() {
-            response.headers_mut().insert(header::RETRY_AFTER, value);
-        }
         if self.close {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(self);
         response
     }
+}
+
+/// 0 or 1, by the request's id: the same request is told the same.
+fn jitter(request_id: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    request_id.hash(&mut hasher);
+    hasher.finish() & 1
 }
 
 /// The refusal that stands for a status that the framework answered by itself.
@@ -289,11 +295,17 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_rounded_up_to_whole_seconds() {
+    fn retry_after_is_rounded_up_to_whole_seconds_and_half_of_the_requests_wait_one_more() {
         let error = ApiError::not_ready().retry_after(Duration::from_millis(1200));
-        let response = error.into_response();
-        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+        let told = |id: usize| {
+            let value = error.retry_after_value(&format!("0123456789abcdef-{id:08x}")).unwrap();
+            value.to_str().unwrap().parse::<u64>().unwrap()
+        };
+        let all: Vec<u64> = (0..1000).map(told).collect();
+        assert_eq!(all, (0..1000).map(told).collect::<Vec<_>>());
+        assert!(all.iter().all(|seconds| [2, 3].contains(seconds)), "{all:?}");
+        let later = all.iter().filter(|seconds| **seconds == 3).count();
+        assert!((400..600).contains(&later), "{later}");
     }
 
     #[test]

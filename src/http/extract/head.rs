@@ -75,16 +75,19 @@ pub(crate) fn deadline(
     limit: Duration,
 ) -> Result<Instant, ApiError> {
     let Some(value) = headers.get(X_REQUEST_TIMEOUT_MS) else { return Ok(arrived + limit) };
-    let digits = value.to_str().ok().filter(|text| {
-        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && text != &"0"
-    });
-    let Some(digits) = digits else {
-        let detail = "an integer of milliseconds, at least 1";
-        return Err(ApiError::field(Code::InvalidRequest, X_REQUEST_TIMEOUT_MS, detail));
-    };
-    // More digits than a u64 holds is more than any limit.
-    let wish = digits.parse().map_or(limit, Duration::from_millis);
-    Ok(arrived + wish.min(limit))
+    match value.to_str().ok().and_then(milliseconds) {
+        Some(wish) if !wish.is_zero() => Ok(arrived + wish.min(limit)),
+        Some(_) | None => {
+            let detail = "an integer of milliseconds, at least 1";
+            Err(ApiError::field(Code::InvalidRequest, X_REQUEST_TIMEOUT_MS, detail))
+        }
+    }
+}
+
+/// Digits and nothing else; more than a `u64` holds is more than any limit.
+fn milliseconds(text: &str) -> Option<Duration> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| Duration::from_millis(text.parse().unwrap_or(u64::MAX)))
 }
 
 fn check_content_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -228,9 +231,10 @@ mod tests {
             deadline(&headers, arrived, limit).map(|deadline| deadline - arrived)
         };
         assert_eq!(with("1500"), Ok(Duration::from_millis(1500)));
+        assert_eq!(with("0015"), Ok(Duration::from_millis(15)));
         assert_eq!(with("90000"), Ok(limit));
         assert_eq!(with("99999999999999999999999"), Ok(limit));
-        for wrong in ["0", "-1", "1.5", "", "soon", "+5"] {
+        for wrong in ["0", "00", "-1", "1.5", "", "soon", "+5"] {
             assert_eq!(with(wrong).unwrap_err().code, Code::InvalidRequest, "{wrong}");
         }
     }

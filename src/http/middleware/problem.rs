@@ -33,6 +33,9 @@ pub(crate) async fn problem(
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    if let Some(value) = refusal.retry_after_value(&context.id) {
+        headers.insert(header::RETRY_AFTER, value);
+    }
     response.extensions_mut().insert(RefusedWith(refusal.code));
     *response.body_mut() = Body::from(body);
     response

@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::error::{ApiError, Code, FieldError};
-use super::extract::fields::Text;
+use super::extract::fields::{MAX_LISTED, Text};
 use super::extract::request::Request;
 use super::extract::{self, Admitted};
 use super::image_args::{ImageArg, ImageSet, SharedImage};
@@ -178,6 +178,10 @@ impl<R> Opened<'_, R> {
         }
         let mut images = ImageSet::new(batch, &plans);
         admission.reserve(rows.max(1), images.distinct())?;
+        let beside_body = images.bytes_beside_body(model.info.preprocessing);
+        let capacity = services.engine.settings().capacity_bytes;
+        check_bytes(context.notes().bytes_in.saturating_add(beside_body), capacity)?;
+        admission.reserve_bytes(beside_body)?;
 
         images.parse(&state.settings().input).await?;
         let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
@@ -268,8 +272,22 @@ pub(crate) fn check_count(
     if count <= max {
         return Ok(());
     }
-    let detail = format!("{count} given, at most {max} are taken in one call ({setting})");
+    let given =
+        if count > MAX_LISTED { format!("more than {MAX_LISTED}") } else { count.to_string() };
+    let detail = format!("{given} given, at most {max} are taken in one call ({setting})");
     Err(ApiError::field(Code::BatchTooLarge, field, detail))
+}
+
+/// Refuses a call that would not fit into an idle server either; waiting would be in vain.
+fn check_bytes(bytes: u64, capacity: u64) -> Result<(), ApiError> {
+    if bytes <= capacity {
+        return Ok(());
+    }
+    let detail = format!(
+        "the call needs {bytes} bytes for its body, images and pixels, at most {capacity} are held for all calls \
+         (engine.capacity_bytes); split it"
+    );
+    Err(ApiError::new(Code::BatchTooLarge, detail))
 }
 
 /// Plans every input; what refuses the whole call is collected over all of them.

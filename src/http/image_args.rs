@@ -16,7 +16,7 @@ use super::models::Model;
 use super::state::Services;
 use crate::images::{ImageSource, Scope};
 use crate::input::{ImageValue, InputSettings};
-use crate::task::PreparedImage;
+use crate::task::{PreparedImage, Preprocessing};
 
 /// Base64 up to this length is undone on the spot (about 50 us).
 const INLINE_BASE64: usize = 64 << 10;
@@ -85,6 +85,13 @@ impl ImageSet {
     /// How many different images the call has, as far as their addresses in memory tell.
     pub(crate) fn distinct(&self) -> usize {
         self.distinct.len()
+    }
+
+    /// Most bytes that the images take beside the body: what base64 decodes to, and prepared pixels.
+    pub(crate) fn bytes_beside_body(&self, preprocessing: Preprocessing) -> u64 {
+        let pixels = u64::from(preprocessing.width) * u64::from(preprocessing.height) * 3;
+        let each = self.distinct.iter().map(|image| pixels + decoded_bytes(&image.field));
+        each.sum()
     }
 
     /// Reads the image values: base64 to bytes, ids.
@@ -164,6 +171,15 @@ impl Finder {
     }
 }
 
+/// Most bytes that an image value is copied to: three for every four characters of base64. An id or an address counts
+/// as if it were base64, its length is nothing.
+fn decoded_bytes(field: &ImageField) -> u64 {
+    match field {
+        ImageField::Bytes(_) => 0,
+        ImageField::Value(text) => text.len() as u64 / 4 * 3,
+    }
+}
+
 fn parse(field: &ImageField, settings: &InputSettings) -> Result<ImageSource, ApiError> {
     let text: &Arc<str> = match field {
         ImageField::Bytes(bytes) => return Ok(ImageSource::Bytes(bytes.clone())),
@@ -174,7 +190,8 @@ fn parse(field: &ImageField, settings: &InputSettings) -> Result<ImageSource, Ap
         ImageValue::Id(id) => Ok(ImageSource::Id(id)),
         ImageValue::Url(_) => Err(ApiError::new(
             Code::FetchDisabled,
-            "this server does not fetch images by URL (setting fetch.enabled); send the image's bytes",
+            "this version of the server does not fetch images by URL, and no setting changes that; \
+             send the image's bytes: base64, a data URI or a multipart file",
         )),
     }
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::extract::fields::MAX_LISTED;
 use crate::input::InputSettings;
 
 /// Everything that the HTTP side can be told.
@@ -180,6 +181,7 @@ impl HttpSettings {
             let accepted = "an integer of at least 1";
             return Err(HttpSettingsError { setting, value: value.to_string(), accepted });
         }
+        self.validate_lists()?;
         self.validate_times()?;
         // hyper refuses (by panicking) a read buffer below 8 KiB.
         if self.connections.max_head_bytes < 8192 {
@@ -190,6 +192,26 @@ impl HttpSettings {
             });
         }
         self.validate_origins()
+    }
+
+    /// No more of a list is kept than this, so a higher limit could not be told from this one.
+    fn validate_lists(&self) -> Result<(), HttpSettingsError> {
+        let limits = &self.limits;
+        let counts = [
+            ("limits.max_images", limits.max_images),
+            ("limits.max_texts", limits.max_texts),
+            ("limits.max_questions", limits.max_questions),
+            ("limits.max_candidates", limits.max_candidates),
+            ("limits.max_batch_inputs", limits.max_batch_inputs),
+        ];
+        match counts.into_iter().find(|(_, count)| *count > MAX_LISTED) {
+            None => Ok(()),
+            Some((setting, count)) => Err(HttpSettingsError {
+                setting,
+                value: count.to_string(),
+                accepted: "an integer from 1 to 1024",
+            }),
+        }
     }
 
     fn validate_times(&self) -> Result<(), HttpSettingsError> {
@@ -247,6 +269,18 @@ mod tests {
         let mut settings = HttpSettings::default();
         settings.limits.max_rows = 0;
         assert_eq!(settings.validate().unwrap_err().setting, "limits.max_rows");
+    }
+
+    #[test]
+    fn a_list_may_not_be_longer_than_what_is_kept_of_it() {
+        assert_eq!(MAX_LISTED, 1024, "the words of the error");
+        let settings = |max_texts| HttpSettings {
+            limits: Limits { max_texts, ..Limits::default() },
+            ..HttpSettings::default()
+        };
+        assert_eq!(settings(MAX_LISTED).validate(), Ok(()));
+        let refused = settings(MAX_LISTED + 1).validate().unwrap_err();
+        assert_eq!((refused.setting, &*refused.value), ("limits.max_texts", "1025"));
     }
 
     #[test]

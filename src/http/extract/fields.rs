@@ -7,16 +7,39 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, Unexpected, Visitor};
+use serde::de::{
+    Deserialize, DeserializeOwned, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess,
+    Unexpected, Visitor,
+};
 use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 /// Reads a field that may be left out but is not `null`: `null` reaches the type itself, which refuses it.
-pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+pub(crate) fn present<'de, D: Deserializer<'de>, T: Field>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
+    T::read(deserializer).map(Some)
+}
+
+/// A type that fields of requests may have: by being on this list it promises to be bounded.
+pub(crate) trait Field: DeserializeOwned {
+    /// Reads a value.
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(deserializer)
+    }
+}
+
+impl Field for bool {}
+impl<const MIN: u64, const MAX: u64> Field for Int<MIN, MAX> {}
+impl Field for Text {}
+impl Field for ImageField {}
+impl Field for EarlyStoppingField {}
+
+impl<T: DeserializeOwned> Field for Vec<T> {
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        BoundedList::deserialize(deserializer).map(|list| list.0)
+    }
 }
 
 /// A `T` read from an object. Serde's own structs also take lists of their fields in order.
@@ -42,11 +65,44 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for FromObject<T> {
     }
 }
 
-/// Reads a list of objects.
+/// Items that a list keeps of what a client sends; no limit of a list may be set higher.
+pub(crate) const MAX_LISTED: usize = 1024;
+
+/// At most [`MAX_LISTED`] items and one: three bytes of JSON can make an item of hundreds, so what no limit admits is
+/// read but not kept. The one too many lets the limit's own check refuse the list.
+struct BoundedList<T>(Vec<T>);
+
+struct BoundedListVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for BoundedListVisitor<T> {
+    type Value = BoundedList<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut list = Vec::new();
+        while list.len() <= MAX_LISTED {
+            let Some(item) = items.next_element()? else { return Ok(BoundedList(list)) };
+            list.push(item);
+        }
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(BoundedList(list))
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for BoundedList<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(BoundedListVisitor(PhantomData))
+    }
+}
+
+/// Reads a list of objects, bounded as every list.
 pub(crate) fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
-    let objects = Vec::<FromObject<T>>::deserialize(deserializer)?;
+    let BoundedList(objects) = BoundedList::<FromObject<T>>::deserialize(deserializer)?;
     Ok(objects.into_iter().map(|object| object.0).collect())
 }
 
@@ -152,6 +208,8 @@ macro_rules! number_fields {
         }
 
         impl ToSchema for $name {}
+
+        impl Field for $name {}
     )*};
 }
 
@@ -371,6 +429,22 @@ mod tests {
         assert!(error::<Temperature>("1e-60").contains("a number above 0, at most 100"));
         assert!(error::<TopP>("1.5").contains("a number above 0, at most 1"));
         assert!(serde_json::from_str::<LengthPenalty>("-2").is_ok());
+    }
+
+    #[test]
+    fn a_list_keeps_no_more_than_one_item_above_the_cap_however_many_come() {
+        let read = |count: usize| {
+            let json = format!("[{}]", vec!["\"a\""; count].join(","));
+            Vec::<Text>::read(&mut serde_json::Deserializer::from_str(&json)).unwrap()
+        };
+        assert_eq!(read(3).len(), 3);
+        assert_eq!(read(MAX_LISTED).len(), MAX_LISTED);
+        let many = read(100_000);
+        assert_eq!(many.len(), MAX_LISTED + 1);
+        assert!(many.capacity() <= 2 * MAX_LISTED, "{}", many.capacity());
+        // What is not kept is still JSON.
+        let broken = format!("[{}}}]", "\"a\",".repeat(2000));
+        assert!(serde_json::from_str::<BoundedList<Text>>(&broken).is_err());
     }
 
     #[test]

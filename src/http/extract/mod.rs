@@ -50,7 +50,7 @@ pub(crate) async fn read<R: Request>(
     let admission = services.engine.admit(head.declared_bytes.unwrap_or(0), deadline)?;
     let mut reader = BodyReader::new(body, &head, settings, context, (deadline, admission));
     let request = match &head.encoding {
-        Encoding::Json => json::parse(&reader.read_all().await?),
+        Encoding::Json => json::parse_body(reader.read_all().await?).await,
         Encoding::Multipart { boundary } => multipart::parse(boundary, &mut reader, settings).await,
         Encoding::Raw => raw::parse(parts.uri.query(), reader.read_all().await?, settings),
     }?;

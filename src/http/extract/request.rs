@@ -4,7 +4,7 @@
 //! An endpoint whose input ends in `generation` has the flat generation parameters as well.
 
 /// A request type that all three encodings can fill.
-pub(crate) trait Request: serde::de::DeserializeOwned {
+pub(crate) trait Request: serde::de::DeserializeOwned + Send + 'static {
     /// In multipart and raw bodies each image is one input.
     const BATCH: bool;
 }

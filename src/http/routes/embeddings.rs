@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use crate::http::call::{AnswerParts, Endpoint};
 use crate::http::convert::inference_failed;
 use crate::http::error::{ApiError, Code};
-use crate::http::extract::fields::{ImageField, Text};
+use crate::http::extract::fields::{Field, ImageField, Text};
 use crate::http::extract::request::requests;
 use crate::http::image_args::ImageArg;
 use crate::http::middleware::context::RequestContext;
@@ -70,6 +70,9 @@ pub(crate) enum EncodingFormat {
     /// Little-endian 32-bit floats in base64.
     Base64,
 }
+
+impl Field for EmbeddingType {}
+impl Field for EncodingFormat {}
 
 /// A vector.
 #[derive(Debug, Serialize, ToSchema)]

@@ -57,7 +57,56 @@ async fn each_fault_of_an_image_has_its_code() {
         assert_eq!(answer.refused_field(status, code), "image", "{image}");
     }
     let fetch = app.json("/caption", &json!({"image": "http://example.org/a.png"})).await;
-    assert!(fetch.text().contains("fetch.enabled"), "names the setting: {}", fetch.text());
+    assert!(fetch.text().contains("send the image's bytes"), "{}", fetch.text());
+    // A setting that a client's operator looks for in vain, or that would stop the start.
+    assert!(!fetch.text().contains("fetch.enabled"), "{}", fetch.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_far_above_their_limit_are_refused_in_the_limits_name() {
+    let app = TestApp::start();
+    let many = |item: &str| vec![item; 300_000].join(",");
+    let cases = [
+        (
+            "/caption/batch",
+            format!("{{\"inputs\": [{}]}}", many("{}")),
+            "inputs",
+            "max_batch_inputs",
+        ),
+        (
+            "/vqa/batch",
+            format!("{{\"inputs\": [{{\"image\": \"\", \"questions\": [{}]}}]}}", many("\"a\"")),
+            "inputs[0].questions",
+            "max_questions",
+        ),
+        (
+            "/vqa",
+            format!(
+                "{{\"image\": \"\", \"question\": \"a\", \"candidates\": [{}]}}",
+                many("\"a\"")
+            ),
+            "candidates",
+            "max_candidates",
+        ),
+        (
+            "/similarity",
+            format!("{{\"image\": \"\", \"texts\": [{}]}}", many("\"a\"")),
+            "texts",
+            "max_texts",
+        ),
+        (
+            "/similarity",
+            format!("{{\"images\": [{}], \"text\": \"a\"}}", many("\"\"")),
+            "images",
+            "max_images",
+        ),
+    ];
+    for (path, body, field, limit) in cases {
+        let answer = app.json_text(path, &body).await;
+        assert_eq!(answer.refused_field(422, "batch_too_large"), field, "{path}");
+        let words = answer.text();
+        assert!(words.contains("more than 1024 given") && words.contains(limit), "{words}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,7 +120,7 @@ async fn too_many_pixels_are_refused_before_they_exist() {
 #[tokio::test]
 async fn a_wrong_timeout_header_is_named() {
     let app = TestApp::start();
-    for wrong in ["0", "-5", "soon", "1.5"] {
+    for wrong in ["0", "00", "-5", "soon", "1.5"] {
         let request = Request::post("/caption").header("x-request-timeout-ms", wrong);
         let answer = app.send(request.body(Body::empty()).unwrap()).await;
         assert_eq!(answer.refused_field(400, "invalid_request"), "x-request-timeout-ms");
@@ -158,6 +207,38 @@ async fn a_full_queue_is_a_503_before_anything_is_decoded() {
     // More than the whole queue is no matter of waiting.
     let wide = json!({"image": base64(&png(1)), "num_beams": 5});
     app.json("/caption", &wide).await.refused(422, "batch_too_large");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn decoded_images_and_pixels_take_room_beside_their_body() {
+    // The scripted models take 2 x 2 pixels of 3 bytes.
+    const PIXELS: u64 = 12;
+    let value = base64(&png(1));
+    let body = json!({"image": value});
+    let (body_bytes, decoded) = (body.to_string().len() as u64, value.len() as u64 / 4 * 3);
+    let needed = body_bytes + decoded + PIXELS;
+    let request = || {
+        let mut request = json_request("/caption", &body);
+        request.headers_mut().insert("content-length", body_bytes.into());
+        request
+    };
+    let app = TestApp::with(|config| config.engine.capacity_bytes = 2 * needed - 1);
+    app.control.hold();
+    let (router, first) = (app.router.clone(), request());
+    let holding = tokio::spawn(async move { tower::ServiceExt::oneshot(router, first).await });
+    app.control.wait_until_held();
+    assert_eq!(app.metrics.queue_bytes.get(), i64::try_from(needed).unwrap());
+    // The second body fits, its pixels do not.
+    app.send(request()).await.refused(503, "overloaded");
+    app.control.release();
+    assert_eq!(holding.await.unwrap().unwrap().status(), 200);
+    app.until("the room is given back", |app| app.metrics.queue_bytes.get() == 0).await;
+    app.send(request()).await.ok();
+    // What an idle server has no room for is no matter of waiting.
+    let app = TestApp::with(|config| config.engine.capacity_bytes = needed - 1);
+    let refused = app.send(request()).await;
+    refused.refused(422, "batch_too_large");
+    assert!(refused.text().contains("engine.capacity_bytes"), "{}", refused.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Request, Response};
+use axum::http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -166,7 +166,10 @@ async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     let guard = activity.begin_request();
     request.extensions_mut().insert(PeerAddress(peer));
-    let response = router.oneshot(request.map(Body::new)).await?;
+    let mut response = router.oneshot(request.map(|body| activity.watch_body(body))).await?;
+    if activity.has_body_left() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response.map(|body| Body::new(GuardedBody::new(body, guard))))
 }
 

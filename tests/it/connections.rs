@@ -87,6 +87,48 @@ async fn a_refused_expectation_asks_for_no_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_from_the_head_alone_reaches_a_client_that_sends_its_whole_body_first() {
+    let server = TestServer::start(|_| ()).await;
+    for (path, content_type, status, code) in [
+        ("/caption", "text/plain", 415, "unsupported_media_type"),
+        ("/nowhere", "application/json", 404, "route_not_found"),
+    ] {
+        let body = vec![b'x'; 8 << 20];
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut stream = server.send(head.as_bytes()).await;
+        stream.write_all(&body).await.expect("the server takes in what it refuses");
+        let answer = tokio::time::timeout(SOON, read_to_end(stream)).await.expect("closed");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+        assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+        assert!(answer.contains(&format!("\"code\":\"{code}\"")), "{answer}");
+        assert!(answer.ends_with('}'), "{answer}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_goes_on_after_a_body_that_was_read_to_its_end_whatever_the_answer() {
+    let server = TestServer::start(|_| ()).await;
+    let multipart = "--b\r\ncontent-disposition: form-data; name=\"prompt\"\r\n\r\na\r\n--b--\r\n";
+    let chunked = format!(
+        "POST /caption HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{multipart}\r\n0\r\n\r\n",
+        multipart.len()
+    );
+    for request in [post("/caption", "{}"), chunked.into_bytes()] {
+        let mut stream = server.send(&request).await;
+        let refused = read_until(&mut stream, "\"errors\"").await;
+        assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
+        assert!(!refused.to_lowercase().contains("connection: close"), "{refused}");
+        stream.write_all(HEALTH).await.unwrap();
+        read_until(&mut stream, "\"ready\"}").await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn heads_are_bounded_in_fields_and_bytes() {
     let server = TestServer::start(|_| ()).await;
     let fields: Vec<String> = (0..65).map(|index| format!("x-{index}: 1\r\n")).collect();

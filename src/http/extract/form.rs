@@ -32,6 +32,18 @@ impl Form {
         Self { fields: Vec::new(), inputs: Some(Vec::new()) }
     }
 
+    /// How errors name the next value of a field: as in JSON, where a list or a batch stands around it.
+    pub(crate) fn next_place(&self, name: &str) -> String {
+        match (&self.inputs, name) {
+            (Some(inputs), "image") => format!("inputs[{}].image", inputs.len()),
+            (_, "images") => {
+                let known = self.fields.iter().find(|(known, _)| known == name);
+                format!("images[{}]", known.map_or(0, |(_, values)| values.len()))
+            }
+            (_, other) => other.to_owned(),
+        }
+    }
+
     /// Adds a value to a field.
     pub(crate) fn push(&mut self, name: &str, value: Value) {
         if let Some(inputs) = &mut self.inputs
@@ -93,6 +105,7 @@ struct Fields {
 enum FieldValue {
     Given { values: Vec<Value>, plural: Option<&'static str> },
     Inputs(Vec<Value>),
+    InputsAsText,
 }
 
 impl<'de> MapAccess<'de> for Fields {
@@ -104,9 +117,9 @@ impl<'de> MapAccess<'de> for Fields {
     ) -> Result<Option<K::Value>, Error> {
         if let Some((name, values)) = self.given.next() {
             if self.inputs.is_some() && name == "inputs" {
-                return Err(de::Error::custom(
-                    "a list of inputs is sent as application/json; in multipart each image part is one input",
-                ));
+                // Refused with the value: by then the field's name is known to whoever tracks the path.
+                self.value = Some(FieldValue::InputsAsText);
+                return seed.deserialize(name.into_deserializer()).map(Some);
             }
             let plural = self
                 .known
@@ -134,8 +147,27 @@ impl<'de> MapAccess<'de> for Fields {
                 });
                 seed.deserialize(SeqDeserializer::new(inputs))
             }
+            Some(FieldValue::InputsAsText) => seed.deserialize(InputsAsText),
             None => Err(de::Error::custom("a value was asked for before its field")),
         }
+    }
+}
+
+/// The field `inputs`, which no form holds.
+struct InputsAsText;
+
+impl<'de> Deserializer<'de> for InputsAsText {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Error> {
+        Err(de::Error::custom(
+            "a list of inputs is sent as application/json; in multipart each image part is one input",
+        ))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
     }
 }
 
@@ -399,7 +431,9 @@ mod tests {
         assert_eq!(&*request.prompt.unwrap().0, "a");
         let error =
             parse_form::<CaptionBatchRequest>(form_of(Form::of_batch(), &[("inputs", "[]")]));
-        assert!(error.unwrap_err().detail.contains("application/json"));
+        let error = error.unwrap_err();
+        assert_eq!(error.errors[0].field, "inputs");
+        assert!(error.detail.contains("application/json"));
     }
 
     #[test]

@@ -40,24 +40,28 @@ pub(super) async fn parse<R: Request>(
     if let Some(failure) = reader.failure.take() {
         return Err(failure);
     }
-    super::json::parse_form(form?)
+    let form = form?;
+    // What follows the last boundary means nothing, but unread it would end the connection.
+    while reader.next().await?.is_some() {}
+    super::json::parse_form(form)
 }
 
 /// The parts read so far.
 struct Parts<'a> {
     form: Form,
-    files: usize,
+    /// Files named `image`, each an input of a batch.
+    image_files: usize,
+    /// Files named `images`.
+    list_files: usize,
     texts: usize,
-    max_files: usize,
+    batch: bool,
     settings: &'a HttpSettings,
 }
 
 impl<'a> Parts<'a> {
     fn new(batch: bool, settings: &'a HttpSettings) -> Self {
-        let limits = &settings.limits;
         let form = if batch { Form::of_batch() } else { Form::default() };
-        let max_files = if batch { limits.max_batch_inputs } else { limits.max_images };
-        Self { form, files: 0, texts: 0, max_files, settings }
+        Self { form, image_files: 0, list_files: 0, texts: 0, batch, settings }
     }
 
     async fn read(&mut self, mut multipart: Multipart<'_>) -> Result<(), ApiError> {
@@ -79,21 +83,36 @@ impl<'a> Parts<'a> {
     }
 
     async fn file(&mut self, name: &str, field: Field<'_>) -> Result<Value, ApiError> {
-        self.files += 1;
-        if self.files > self.max_files {
-            let detail =
-                format!("more than {} files in one call, the limit of this server", self.max_files);
-            return Err(ApiError::field(Code::BatchTooLarge, name, detail).closing());
-        }
-        if !matches!(name, "image" | "images") {
-            let detail = "files are images: the part is named image (or images, repeated, where several are taken)";
-            return Err(ApiError::field(Code::InvalidRequest, name, detail).closing());
-        }
+        self.count_file(name)?;
         let max = self.settings.input.max_image_bytes;
         let bytes = collect(field, max).await?;
         bytes
             .map(|bytes| Value::File(bytes.into()))
-            .ok_or_else(|| super::image_file_too_large(name, max))
+            .ok_or_else(|| super::image_file_too_large(&self.form.next_place(name), max))
+    }
+
+    /// Refuses one file too many under the name and limit that JSON has for it.
+    fn count_file(&mut self, name: &str) -> Result<(), ApiError> {
+        let limits = &self.settings.limits;
+        let images = (&mut self.list_files, "images", limits.max_images, "limits.max_images");
+        let (count, field, max, setting) = match name {
+            "image" if self.batch => {
+                let max = limits.max_batch_inputs;
+                (&mut self.image_files, "inputs", max, "limits.max_batch_inputs")
+            }
+            // A repeated `image` of a single call is refused later, with its plural.
+            "image" | "images" => images,
+            other => {
+                let detail = "files are images: the part is named image (or images, repeated, where several are taken)";
+                return Err(ApiError::field(Code::InvalidRequest, other, detail).closing());
+            }
+        };
+        *count += 1;
+        if *count <= max {
+            return Ok(());
+        }
+        let detail = format!("at most {max} are taken in one call ({setting})");
+        Err(ApiError::field(Code::BatchTooLarge, field, detail).closing())
     }
 
     async fn text(&mut self, name: &str, field: Field<'_>) -> Result<Value, ApiError> {

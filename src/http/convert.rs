@@ -18,9 +18,9 @@ impl From<EngineError> for ApiError {
             EngineError::TooLargeForDeadline { estimate, deadline } => Self::new(
                 Code::BatchTooLarge,
                 format!(
-                    "the call would take about {:.1} s of an idle server, its deadline leaves {:.1} s; ask for less in one call",
-                    estimate.as_secs_f64(),
-                    deadline.as_secs_f64()
+                    "the call would take about {} ms of an idle server, its deadline leaves {} ms; ask for less in one call",
+                    estimate.as_millis(),
+                    deadline.as_millis()
                 ),
             ),
             EngineError::TooManyRows { rows, capacity } => Self::new(

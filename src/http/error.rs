@@ -253,7 +253,7 @@ fn jitter(request_id: &str) -> u64 {
 pub(crate) fn from_status(status: StatusCode) -> ApiError {
     match status {
         StatusCode::NOT_FOUND => {
-            ApiError::new(Code::RouteNotFound, "there is nothing at this path; see /docs")
+            ApiError::new(Code::RouteNotFound, "there is nothing at this path; check its spelling")
         }
         StatusCode::METHOD_NOT_ALLOWED => ApiError::new(
             Code::MethodNotAllowed,

@@ -19,8 +19,8 @@ const DEFAULT_TOP_K: usize = 50;
 /// The parameters as the client gave them.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct GenerationFields {
-    pub(crate) max_new_tokens: Option<Int<1, 512>>,
-    pub(crate) min_new_tokens: Option<Int<0, 512>>,
+    pub(crate) max_new_tokens: Option<Int<1, 65_536>>,
+    pub(crate) min_new_tokens: Option<Int<0, 65_536>>,
     pub(crate) num_beams: Option<Int<1, 8>>,
     pub(crate) num_return_sequences: Option<Int<1, 8>>,
     pub(crate) do_sample: Option<bool>,
@@ -59,9 +59,15 @@ impl GenerationFields {
     ///
     /// # Errors
     /// `invalid_request` with every conflict among them.
-    pub(crate) fn into_params(self, limits: &Limits) -> Result<GenerationParams, ApiError> {
-        let max_new_tokens =
-            count(self.max_new_tokens, DEFAULT_MAX_NEW_TOKENS.min(limits.max_new_tokens));
+    pub(crate) fn into_params(
+        self,
+        limits: &Limits,
+        max_text_tokens: usize,
+    ) -> Result<GenerationParams, ApiError> {
+        let max_new_tokens = count(
+            self.max_new_tokens,
+            DEFAULT_MAX_NEW_TOKENS.min(limits.max_new_tokens).min(max_text_tokens),
+        );
         let min_new_tokens = count(self.min_new_tokens, 0);
         let num_beams = count(self.num_beams, 1);
         let num_return_sequences = count(self.num_return_sequences, 1);
@@ -95,6 +101,11 @@ impl GenerationFields {
         );
         if !errors.is_empty() {
             return Err(ApiError::fields(Code::InvalidRequest, errors));
+        }
+        // The start token and every new one but the last, which is never read, need a position each.
+        if max_new_tokens > max_text_tokens {
+            let detail = format!("the model writes at most {max_text_tokens} tokens");
+            return Err(ApiError::field(Code::TextTooLong, "max_new_tokens", detail));
         }
         Ok(GenerationParams {
             max_new_tokens,
@@ -191,7 +202,7 @@ mod tests {
 
     fn params(fields: GenerationFields) -> Result<GenerationParams, Vec<String>> {
         fields
-            .into_params(&Limits::default())
+            .into_params(&Limits::default(), 512)
             .map_err(|error| error.errors.into_iter().map(|error| error.field).collect())
     }
 
@@ -252,11 +263,28 @@ mod tests {
     #[test]
     fn the_servers_own_limit_of_new_tokens_is_named() {
         let fields = GenerationFields { max_new_tokens: Some(Int(65)), ..Default::default() };
-        let error = fields.into_params(&Limits::default()).unwrap_err();
+        let error = fields.into_params(&Limits::default(), 512).unwrap_err();
         assert_eq!(
             error.detail,
             "max_new_tokens: an integer from 1 to 64, the limit of this server"
         );
+    }
+
+    #[test]
+    fn a_model_of_few_positions_shortens_the_default_and_refuses_a_wish() {
+        let short = |max_new_tokens| {
+            let fields = GenerationFields { max_new_tokens, ..GenerationFields::default() };
+            fields.into_params(&Limits::default(), 12)
+        };
+        assert_eq!(short(None), Ok(GenerationParams::greedy(12)));
+        assert_eq!(short(Some(Int(12))), Ok(GenerationParams::greedy(12)));
+        let refused = short(Some(Int(13))).unwrap_err();
+        assert_eq!(refused.code, Code::TextTooLong);
+        assert_eq!(refused.detail, "max_new_tokens: the model writes at most 12 tokens");
+        // The server's own limit is named whatever the model could do.
+        let refused = short(Some(Int(1000))).unwrap_err();
+        assert_eq!((refused.code, refused.errors.len()), (Code::InvalidRequest, 1));
+        assert!(refused.detail.contains("from 1 to 64"), "{}", refused.detail);
     }
 
     #[test]

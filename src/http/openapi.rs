@@ -40,6 +40,11 @@ const REQUIRED_FIELDS: [(&str, &str); 2] = [("CaptionRequest", "image"), ("VqaRe
 /// # Panics
 /// Never: it is made of constants.
 pub fn document() -> OpenApi {
+    document_for(&Limits::default())
+}
+
+/// As [`document`] for a server with these limits.
+pub(crate) fn document_for(limits: &Limits) -> OpenApi {
     let (_, routes) = router::routes().merge(router::document_routes()).split_for_parts();
     let mut info = Info::new("blip-server", env!("CARGO_PKG_VERSION"));
     info.description = Some(DESCRIPTION.to_owned());
@@ -49,7 +54,7 @@ pub fn document() -> OpenApi {
         [tag("inference", "What the models can do"), tag("operations", "What operators need")];
     let mut document = OpenApiBuilder::new().info(info).tags(Some(tags)).build();
     document.merge(routes);
-    add_schemas(&mut document);
+    add_schemas(&mut document, limits);
     let schemas = document
         .components
         .as_ref()
@@ -97,7 +102,7 @@ fn merge_descriptions(schema: &mut RefOr<Schema>) {
 }
 
 /// Schemas that only refusals and events refer to; fields that are needed.
-fn add_schemas(document: &mut OpenApi) {
+fn add_schemas(document: &mut OpenApi, limits: &Limits) {
     let components = document.components.get_or_insert_default();
     let mut add = |name: std::borrow::Cow<'static, str>, schema| {
         components.schemas.insert(name.into_owned(), schema);
@@ -109,7 +114,7 @@ fn add_schemas(document: &mut OpenApi) {
     add(Done::name(), Done::schema());
     add(Timing::name(), Timing::schema());
     components.schemas.values_mut().for_each(merge_descriptions);
-    let max_new_tokens = Limits::default().max_new_tokens as f64;
+    let max_new_tokens = limits.max_new_tokens as f64;
     for schema in components.schemas.values_mut() {
         let RefOr::T(Schema::Object(request)) = schema else { continue };
         for field in ["max_new_tokens", "min_new_tokens"] {

@@ -150,7 +150,7 @@ fn open<'file>(
     };
     let mut reader = ImageReader::with_format(Cursor::new(file), format_of_crate);
     reader.limits(limits(METADATA_BYTES.min(settings.max_decoded_bytes)));
-    reader.into_decoder().map_err(|error| undecodable(format, &describe(&error)))
+    reader.into_decoder().map_err(|error| undecodable(format, describe(&error)))
 }
 
 /// Pillow paints what the first frame leaves uncovered with the palette's first colour, unless a colour is
@@ -177,23 +177,25 @@ fn refused(
         let (bytes, max_bytes) = (header.working_bytes, settings.max_decoded_bytes);
         return InputError::DecodedImageTooLarge { bytes, max_bytes };
     }
-    undecodable(format, &describe(error))
+    undecodable(format, describe(error))
 }
 
-/// The innermost cause on one line; a file that ended early has one text in all formats.
-fn describe(error: &ImageError) -> String {
+/// A plain reason from a closed set; the decoder's own words are for programmers and go to the log.
+fn describe(error: &ImageError) -> &'static str {
+    tracing::debug!(%error, "a decoder refused a file");
     if let ImageError::IoError(io) = error
         && io.kind() == std::io::ErrorKind::UnexpectedEof
     {
-        return INCOMPLETE.to_owned();
+        return INCOMPLETE;
     }
-    let mut innermost: &dyn std::error::Error = error;
-    while let Some(cause) = innermost.source() {
-        innermost = cause;
+    match error {
+        ImageError::Unsupported(_) => "it uses a variant of its format that is not read",
+        ImageError::Limits(_) => "its header asks for too much memory",
+        ImageError::Decoding(_)
+        | ImageError::Encoding(_)
+        | ImageError::Parameter(_)
+        | ImageError::IoError(_) => "its data is damaged",
     }
-    let text = innermost.to_string();
-    let words: Vec<&str> = text.split_whitespace().collect();
-    words.join(" ").chars().take(200).collect()
 }
 
 fn undecodable(format: ImageFormat, problem: &str) -> InputError {
@@ -270,6 +272,29 @@ mod tests {
                     "{format:?} {length}: {error}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_told_in_plain_words() {
+        for format in ImageFormat::ALL {
+            let mut file = encoded(format);
+            let middle = file.len() / 2;
+            file[12..middle].fill(0xff);
+            // Some decoders make a picture of it, and a header may declare too large a one.
+            let Err(InputError::UndecodableImage { problem, .. }) =
+                decode_whole(&file, &InputSettings::default())
+            else {
+                continue;
+            };
+            let plain = [
+                INCOMPLETE,
+                "its data is damaged",
+                "it uses a variant of its format that is not read",
+                "its header asks for too much memory",
+                "it has no pixels",
+            ];
+            assert!(plain.contains(&&*problem), "{format:?}: {problem}");
         }
     }
 

@@ -147,6 +147,16 @@ async fn every_example_of_a_request_is_answered() {
 }
 
 #[tokio::test]
+async fn a_served_document_tells_the_limits_of_its_server() {
+    let app = TestApp::with(|config| config.http.limits.max_new_tokens = 77);
+    let served = app.get("/openapi.json").await.ok();
+    for request in ["CaptionRequest", "VqaInput"] {
+        let fields = &served["components"]["schemas"][request]["properties"];
+        assert_eq!(fields["max_new_tokens"]["maximum"], 77, "{request}");
+    }
+}
+
+#[tokio::test]
 async fn the_served_documents_are_this_one() {
     let app = TestApp::start();
     assert!(app.get("/openapi.json").await.ok() == document());

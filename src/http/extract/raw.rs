@@ -23,6 +23,9 @@ pub(super) fn parse<R: Request>(
     if !body.is_empty() {
         form.push("image", Value::File(body));
     }
+    if !is_utf8(query.unwrap_or_default()) {
+        return Err(ApiError::invalid("the query string is not valid UTF-8 once percent-decoded"));
+    }
     let fields = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
     for (count, (name, value)) in fields.enumerate() {
         let max = settings.limits.max_text_parts;
@@ -33,4 +36,38 @@ pub(super) fn parse<R: Request>(
         form.push(&name, Value::Text(value.into_owned()));
     }
     super::json::parse_form(form)
+}
+
+/// Is a query string UTF-8 once its `%XX` are bytes? The parser would put U+FFFD in the place of what is not.
+fn is_utf8(query: &str) -> bool {
+    let mut rest = query.as_bytes();
+    let mut decoded = Vec::with_capacity(rest.len());
+    while let Some((&first, after)) = rest.split_first() {
+        let escaped = (first == b'%').then(|| after.get(..2).and_then(hexadecimal)).flatten();
+        decoded.push(escaped.unwrap_or(first));
+        rest = if escaped.is_some() { &after[2..] } else { after };
+    }
+    std::str::from_utf8(&decoded).is_ok()
+}
+
+fn hexadecimal(digits: &[u8]) -> Option<u8> {
+    let both = digits.iter().all(u8::is_ascii_hexdigit);
+    let text = both.then(|| std::str::from_utf8(digits).ok()).flatten()?;
+    u8::from_str_radix(text, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_utf8_is_taken_from_a_query() {
+        for good in ["", "prompt=a+b", "prompt=%C3%A9", "prompt=%EF%BF%BD", "prompt=100%", "a=%zz"]
+        {
+            assert!(is_utf8(good), "{good}");
+        }
+        for wrong in ["prompt=%FF", "prompt=%C3", "prompt=%C3&x=%A9", "%ED%A0%80=1"] {
+            assert!(!is_utf8(wrong), "{wrong}");
+        }
+    }
 }

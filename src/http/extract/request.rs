@@ -21,9 +21,9 @@ macro_rules! requests {
             $(#[$input_attr])* input $Input {
                 $($(#[doc = $doc])+ $field: $type,)*
                 /// Most tokens to generate, the stop token included; 20 by default, at most 64 unless the server is set otherwise.
-                max_new_tokens: $crate::http::extract::fields::Int<1, 512>,
+                max_new_tokens: $crate::http::extract::fields::Int<1, 65_536>,
                 /// Tokens before which the text may not end; 0 by default, at most `max_new_tokens`.
-                min_new_tokens: $crate::http::extract::fields::Int<0, 512>,
+                min_new_tokens: $crate::http::extract::fields::Int<0, 65_536>,
                 /// Beams of a beam search; 1 (none) by default.
                 num_beams: $crate::http::extract::fields::Int<1, 8>,
                 /// Sequences in the answer; 1 by default, at most `num_beams` unless sampling.

@@ -97,8 +97,8 @@ impl Endpoint for CaptionPlan {
     type Tokens = Option<TokenIds>;
     type Answer = CaptionAnswer;
 
-    fn plan(input: CaptionInput, limits: &Limits, _: &Model) -> Result<Self, ApiError> {
-        let params = input.generation().into_params(limits)?;
+    fn plan(input: CaptionInput, limits: &Limits, model: &Model) -> Result<Self, ApiError> {
+        let params = input.generation().into_params(limits, model.info.max_text_tokens)?;
         let image = input.image.ok_or_else(|| text::needed("image"))?;
         Ok(Self { image, prompt: input.prompt.map(|prompt| prompt.0), params })
     }

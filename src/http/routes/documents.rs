@@ -1,10 +1,12 @@
 //! `GET /openapi.json`, `/openapi.yaml`, and the way to `/docs` (whose page is mounted in `router`).
 
+use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Redirect, Response};
 
 use crate::http::error::ApiError;
 use crate::http::openapi;
+use crate::http::state::HttpState;
 
 /// This document as JSON
 #[utoipa::path(
@@ -14,8 +16,10 @@ use crate::http::openapi;
     tag = "operations",
     responses((status = 200, description = "The OpenAPI document.", content_type = "application/json", body = Object)),
 )]
-pub(crate) async fn show_openapi_json() -> Result<Response, ApiError> {
-    crate::http::reply::json(&openapi::document())
+pub(crate) async fn show_openapi_json(
+    State(state): State<HttpState>,
+) -> Result<Response, ApiError> {
+    crate::http::reply::json(&openapi::document_for(&state.settings().limits))
 }
 
 /// This document as YAML
@@ -26,8 +30,10 @@ pub(crate) async fn show_openapi_json() -> Result<Response, ApiError> {
     tag = "operations",
     responses((status = 200, description = "The OpenAPI document.", content_type = "application/yaml", body = String)),
 )]
-pub(crate) async fn show_openapi_yaml() -> Result<Response, ApiError> {
-    let yaml = openapi::document().to_yaml().map_err(|error| {
+pub(crate) async fn show_openapi_yaml(
+    State(state): State<HttpState>,
+) -> Result<Response, ApiError> {
+    let yaml = openapi::document_for(&state.settings().limits).to_yaml().map_err(|error| {
         tracing::error!(%error, "the OpenAPI document could not be written");
         ApiError::internal()
     })?;

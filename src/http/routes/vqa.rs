@@ -139,10 +139,13 @@ impl Endpoint for VqaPlan {
     type Tokens = VqaTokens;
     type Answer = VqaAnswer;
 
-    fn plan(input: VqaInput, limits: &Limits, _: &Model) -> Result<Self, ApiError> {
+    fn plan(input: VqaInput, limits: &Limits, model: &Model) -> Result<Self, ApiError> {
         let generation = input.generation();
         let mode = match input.candidates {
-            None => PlannedMode::Generate(generation.into_params(limits)?),
+            None => {
+                let max_text_tokens = model.info.max_text_tokens;
+                PlannedMode::Generate(generation.into_params(limits, max_text_tokens)?)
+            }
             Some(candidates) => {
                 if let Some(given) = generation.first_given() {
                     let detail =

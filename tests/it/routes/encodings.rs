@@ -97,6 +97,30 @@ async fn a_repeated_single_field_names_its_plural() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_parts_of_a_batch_are_named_as_its_inputs_in_json() {
+    let app = TestApp::with(|config| {
+        config.http.limits.max_batch_inputs = 2;
+        config.http.limits.max_images = 2;
+        config.http.input.max_image_bytes = 1000;
+    });
+    let parts = || Multipart::default().file("image", &png(1));
+    let large = app.multipart("/caption/batch", parts().file("image", &[0; 1001])).await;
+    assert_eq!(large.refused_field(413, "payload_too_large"), "inputs[1].image");
+    let three = parts().file("image", &png(2)).file("image", &png(3));
+    let many = app.multipart("/caption/batch", three).await;
+    assert_eq!(many.refused_field(422, "batch_too_large"), "inputs");
+    assert!(many.text().contains("(limits.max_batch_inputs)"), "{}", many.text());
+    let images = (1..=3).fold(Multipart::default(), |parts, mark| parts.file("images", &png(mark)));
+    let many = app.multipart("/similarity", images).await;
+    assert_eq!(many.refused_field(422, "batch_too_large"), "images");
+    assert!(many.text().contains("(limits.max_images)"), "{}", many.text());
+    let listed = app.multipart("/caption/batch", parts().text("inputs", "[]")).await;
+    assert_eq!(listed.refused_field(400, "invalid_request"), "inputs");
+    let query = app.raw("/caption?prompt=%FF", "image/png", png(1)).await;
+    query.refused(400, "invalid_request");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_malformed_form_is_a_400() {
     let app = TestApp::start();
     let cases = [

@@ -141,6 +141,7 @@ async fn info_tells_models_limits_and_batching() {
         (&json!("f32"), &json!("cpu"), &no)
     );
     assert_eq!(info["limits"]["max_image_bytes"], 10 << 20);
+    assert_eq!(info["limits"]["max_decoded_bytes"], 384 << 20);
     assert_eq!(info["limits"]["max_rows"], 256);
     assert_eq!(info["limits"]["deadline_ms"], 30_000);
     assert_eq!(info["batching"]["capacity_rows"], 512);

@@ -110,6 +110,29 @@ async fn lists_far_above_their_limit_are_refused_in_the_limits_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn more_new_tokens_than_a_model_has_positions_are_refused_and_the_default_fits_in() {
+    let app = TestApp::with(|config| {
+        config.models.iter_mut().for_each(|model| model.max_text_tokens = 10);
+    });
+    app.control.set_text_length(15);
+    for (path, mut request) in [
+        ("/caption", json!({"image": base64(&png(1))})),
+        ("/vqa", json!({"image": base64(&png(1)), "question": "a"})),
+    ] {
+        let answer = app.json(path, &request).await.ok();
+        let list = if path == "/vqa" { &answer["answers"] } else { &answer["captions"] };
+        assert_eq!(
+            (&list[0]["token_count"], &list[0]["finish_reason"]),
+            (&json!(10), &json!("length"))
+        );
+        request["max_new_tokens"] = json!(11);
+        let refused = app.json(path, &request).await;
+        assert_eq!(refused.refused_field(422, "text_too_long"), "max_new_tokens");
+        assert!(refused.text().contains("at most 10 tokens"), "{}", refused.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn too_many_pixels_are_refused_before_they_exist() {
     let app = TestApp::with(|config| config.http.input.max_pixels = 100);
     let file = picture(1, 20, 10, image::ImageFormat::Png);

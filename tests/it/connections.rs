@@ -198,7 +198,6 @@ async fn shutdown_lets_requests_in_flight_finish_and_ends_idle_connections() {
     // The idle connection ends at once, without an answer.
     let rest = tokio::time::timeout(SOON, read_to_end(idle)).await.expect("closed");
     assert_eq!(rest, "");
-    let address = server.address;
     server.app.control.release();
     let answer = read_until(&mut busy, "\"model\"").await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -206,7 +205,6 @@ async fn shutdown_lets_requests_in_flight_finish_and_ends_idle_connections() {
     let (app, drained) = server.stop().await;
     assert_eq!(drained.cut, 0);
     assert_eq!(app.metrics.http_connections.get(), 0);
-    assert!(tokio::net::TcpStream::connect(address).await.is_err(), "nobody listens any more");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

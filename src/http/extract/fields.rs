@@ -223,9 +223,9 @@ number_fields! {
     /// The penalty of repeated tokens.
     RepetitionPenalty, "a number above 0, at most 100", |value| value > 0.0 && value <= 100.0,
         |object| object.exclusive_minimum(Some(0.0)).maximum(Some(100.0));
-    /// The exponent of a beam's length.
-    LengthPenalty, "a number from -100 to 100", |value| (-100.0..=100.0).contains(&value),
-        |object| object.minimum(Some(-100.0)).maximum(Some(100.0));
+    /// The exponent of a beam's length. Further out f32 scores overflow, and transformers returns empty texts.
+    LengthPenalty, "a number from -3 to 10", |value| (-3.0..=10.0).contains(&value),
+        |object| object.minimum(Some(-3.0)).maximum(Some(10.0));
 }
 
 /// A text: not empty, no control characters but white space (the model would drop them unseen).

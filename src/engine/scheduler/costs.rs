@@ -18,8 +18,10 @@ fn newest(count: u32) -> f64 {
 /// weights; three quarters lets the next unit be three times as large, so that sizes do get to differ.
 const FIXED_PART_AT_FIRST: f64 = 0.75;
 
-/// Sizes differ enough to tell slope from noise when their variance is above this part of their squared mean.
-const ENOUGH_VARIANCE: f64 = 1e-3;
+/// Sizes differ enough to tell slope from noise when their variance is above this part of their squared mean: they
+/// spread by a third of it. Steps of nearly one size differ in time by chance, and a slope read from that can make a
+/// step look as if its weights cost nothing and every token a tenth of a second.
+const ENOUGH_VARIANCE: f64 = 0.1;
 
 /// A slope below this part of time over size is noise: work is never free.
 const LEAST_SLOPE: f64 = 0.01;

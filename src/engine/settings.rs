@@ -110,14 +110,6 @@ impl EngineSettings {
         }
         Ok(())
     }
-
-    /// Most bytes that the engine holds by its own bounds (bodies, pixels, features, keys and values); weights come on top.
-    #[must_use]
-    pub fn memory_bytes(&self) -> u64 {
-        self.capacity_bytes
-            .saturating_add(self.feature_cache_bytes.max(self.max_pinned_feature_bytes))
-            .saturating_add(self.max_kv_bytes)
-    }
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+//! Who is let in: room in rows and bytes, estimated waits, deadlines, and the way back from spoilt estimates.
+
 use super::*;
 use crate::telemetry::metrics::Metrics;
 

@@ -1,3 +1,5 @@
+//! What each task is planned into, and how its answer is put together.
+
 use super::*;
 use crate::engine::fake;
 use crate::task::{Answer, Embedding, FinishReason, Scores, Similarity, TokenLogprob};

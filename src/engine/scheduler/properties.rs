@@ -1,4 +1,5 @@
 //! Properties of the policy under a hand-moved clock: a small world submits, leaves, lets time pass and runs units.
+//! Longer than other files because every property is a law of that one world.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};

@@ -71,7 +71,8 @@ def ask_captions(server: Server, index: int) -> list[tuple[str, str, str]]:
     scene, picture, _ = scene_of(index)
     want = language.caption(Content.of(scene))
     said = [("caption", want, caption(server, picture))]
-    said.append(("caption after a prompt", want, caption(server, picture, prompt="a picture of")))
+    prompt = "a picture of"
+    said.append(("caption after a prompt", f"{prompt} {want}", caption(server, picture, prompt=prompt)))
     for name, image, content in changed(scene, picture):
         said.append((name, language.caption(content), caption(server, image)))
     return said
@@ -138,7 +139,7 @@ def run(server: Server, scenes: int) -> Tally:
 
 
 def bar_of(name: str) -> float | None:
-    if name == "caption":
+    if name in ("caption", "caption after a prompt"):
         return BARS["caption"]
     if name in ("JPEG, quality 75", "half the size", "twice the size", "mirrored"):
         return BARS["caption, changed"]

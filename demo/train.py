@@ -186,7 +186,7 @@ def worker(rank: int, args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for state and log")
-    parser.add_argument("--steps", type=int, default=8000, help="of 64 images each")
+    parser.add_argument("--steps", type=int, default=12500, help="of 64 images each")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     args.work = args.work.resolve()

@@ -17,6 +17,7 @@
 //! | `engine` | admission, scheduler, the worker thread, the seam to the model |
 //! | `model` | BLIP on candle: configuration, weights, towers, heads, search |
 //! | `hub` | where weights come from: directories, the Hugging Face hub, its cache |
+//! | `demo` | the demo models: bytes in the binary |
 //! | `http` | router, endpoints, extractors, errors, OpenAPI |
 //! | `telemetry` | logging and metrics |
 //! | `config` | file, environment and flags to validated settings |
@@ -26,6 +27,7 @@
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod engine;
 pub mod http;
 pub mod hub;

@@ -1,18 +1,19 @@
 //! Sources to files, files to models and tokenizers, placed on a device.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 
 use super::memory::{MemoryBudget, MemoryLimit};
 use crate::config::{ComputeSettings, Config, DeviceChoice, DtypeChoice};
+use crate::demo::{self, DemoFile, DemoModel};
 use crate::engine::backend::Backend;
 use crate::http::{Model, Models};
-use crate::hub::{self, CheckpointFiles, ModelSource, Progress};
-use crate::input::Tokenizer;
-use crate::model::load::{ModelFiles, WeightFiles, Weights};
+use crate::hub::{self, CheckpointFiles, ModelSource, Progress, Source};
+use crate::input::{InputSettings, Tokenizer};
+use crate::model::load::{File, ModelFiles, WeightFiles, Weights};
 use crate::model::ops::candle::CandleOps;
 use crate::model::{BlipBackend, Loaded, ModelSpec, Placement};
 use crate::task::{Device, Dtype, ModelInfo};
@@ -29,7 +30,23 @@ pub(super) struct LoadedModels {
 /// One model's files and where its tokenizer lies.
 struct Located {
     spec: ModelSpec,
-    directory: PathBuf,
+    tokenizer: TokenizerPlace,
+}
+
+enum TokenizerPlace {
+    Directory(PathBuf),
+    InBinary(&'static DemoModel),
+}
+
+impl Located {
+    fn on_disk(model: &ModelSource, files: CheckpointFiles) -> Self {
+        let tokenizer = TokenizerPlace::Directory(files.directory.clone());
+        Self { spec: spec(model, files), tokenizer }
+    }
+
+    fn in_binary(model: &ModelSource, demo: &'static DemoModel) -> Self {
+        Self { spec: demo_spec(model, demo), tokenizer: TokenizerPlace::InBinary(demo) }
+    }
 }
 
 /// Finds or downloads every model, then loads them one after the other.
@@ -37,10 +54,15 @@ pub(super) async fn load(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Res
     let progress = Progress::detect();
     let mut located = Vec::with_capacity(config.models.len());
     for model in &config.models {
+        if let Source::Demo(name) = model.source {
+            let demo = demo::model(name).context("the demo model is not in this binary")?;
+            located.push(Located::in_binary(model, demo));
+            continue;
+        }
         let files = hub::locate(&model.source, &config.hub, &progress)
             .await
             .with_context(|| format!("cannot find model {}", model.source))?;
-        located.push(Located { directory: files.directory.clone(), spec: spec(model, files) });
+        located.push(Located::on_disk(model, files));
     }
     let (config, metrics) = (config.clone(), Arc::clone(metrics));
     let loaded = tokio::task::spawn_blocking(move || load_files(&config, &located, &metrics));
@@ -62,12 +84,33 @@ fn load_files(
         .context("cannot load the models")?;
     let mut models = Vec::with_capacity(located.len());
     for (info, located) in backend.models().iter().zip(located) {
-        let tokenizer = Tokenizer::load(&located.directory, &config.http.input)
+        let tokenizer = load_tokenizer(&located.tokenizer, &config.http.input)
             .with_context(|| format!("cannot load the tokenizer of model {}", info.name))?;
         check_vocabulary(&backend, info, &tokenizer)?;
         models.push(Model { info: info.clone(), tokenizer: Arc::new(tokenizer) });
     }
+    if backend.models().iter().any(|info| info.demo) {
+        tracing::warn!(
+            "serving the demo models inside the binary: they know synthetic scenes of emoji only, nothing of photographs. \
+             For those name models, for example: --model Salesforce/blip-image-captioning-base --model \
+             Salesforce/blip-vqa-base --model Salesforce/blip-itm-base-coco"
+        );
+    }
     Ok(LoadedModels { models: Models::new(models), backend })
+}
+
+fn load_tokenizer(place: &TokenizerPlace, settings: &InputSettings) -> anyhow::Result<Tokenizer> {
+    Ok(match place {
+        TokenizerPlace::Directory(directory) => Tokenizer::load(directory, settings)?,
+        TokenizerPlace::InBinary(DemoModel { tokenizer, tokenizer_config, .. }) => {
+            Tokenizer::from_texts(
+                Path::new(tokenizer.path),
+                std::str::from_utf8(tokenizer.bytes)?,
+                std::str::from_utf8(tokenizer_config.bytes)?,
+                settings,
+            )?
+        }
+    })
 }
 
 /// A tokenizer of another model gives ids that mean something else, or that the tables do not hold.
@@ -96,7 +139,9 @@ fn check_vocabulary(
 
 fn spec(model: &ModelSource, files: CheckpointFiles) -> ModelSpec {
     let weights = match files.weights {
-        hub::WeightFiles::Safetensors(paths) => WeightFiles::Safetensors(paths),
+        hub::WeightFiles::Safetensors(paths) => {
+            WeightFiles::Safetensors(paths.into_iter().map(File::OnDisk).collect())
+        }
         hub::WeightFiles::Pickle(paths) => WeightFiles::Pickle(paths),
     };
     ModelSpec {
@@ -105,9 +150,24 @@ fn spec(model: &ModelSource, files: CheckpointFiles) -> ModelSpec {
         revision: files.revision,
         demo: false,
         files: ModelFiles {
-            config: files.config,
-            preprocessor: files.preprocessor.or(files.processor),
+            config: files.config.into(),
+            preprocessor: files.preprocessor.or(files.processor).map(File::OnDisk),
             weights,
+        },
+    }
+}
+
+fn demo_spec(model: &ModelSource, demo: &DemoModel) -> ModelSpec {
+    let file = |file: &DemoFile| File::InBinary { path: file.path, bytes: file.bytes };
+    ModelSpec {
+        name: model.name.clone(),
+        source: model.source.to_string(),
+        revision: None,
+        demo: true,
+        files: ModelFiles {
+            config: file(&demo.config),
+            preprocessor: Some(file(&demo.preprocessor)),
+            weights: WeightFiles::Safetensors(demo.weights.iter().map(file).collect()),
         },
     }
 }

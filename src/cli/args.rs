@@ -61,7 +61,7 @@ pub(super) struct SettingsArguments {
     /// Where to listen [default: 127.0.0.1:8080]
     #[arg(long, global = true, value_name = "ADDR:PORT")]
     listen: Option<String>,
-    /// A model: a hub id, optionally with @revision, or a directory; repeatable
+    /// A model: a hub id, optionally with @revision, a directory, or demo; repeatable [default: demo]
     #[arg(long = "model", global = true, value_name = "[NAME=]SRC")]
     models: Vec<String>,
     /// auto, cpu, cuda or cuda:N [default: auto]

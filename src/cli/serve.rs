@@ -1,5 +1,5 @@
 //! `serve`: configuration to a running server. The port is bound before the models are loaded, so that a taken port
-//! fails at once; what happens in between is `app`'s.
+//! fails at once; what happens in between is `app`'s. Where no model is named anywhere, the demo models are served.
 
 use tokio::net::TcpListener;
 
@@ -7,8 +7,13 @@ use super::error::CommandError;
 use super::signals;
 use crate::app::{App, WorkerEnded};
 use crate::config::{Config, ConfigError};
+use crate::hub::ModelSource;
 
-pub(super) fn run(config: Config) -> Result<(), CommandError> {
+pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
+    if config.models.is_empty() {
+        config.models = ModelSource::demo();
+    }
+    // Built without demo models.
     if config.models.is_empty() {
         return Err(ConfigError::NoModel.into());
     }

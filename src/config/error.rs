@@ -30,9 +30,9 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: Box<HubError>,
     },
-    /// Serving was asked for, and no model is named anywhere.
+    /// Serving was asked for, no model is named anywhere, and the binary holds no demo models.
     #[error(
-        "no model is named; name one with --model SRC, in [[models]] or in BLIP__MODELS; SRC is a directory or a hub id such as Salesforce/blip-image-captioning-large"
+        "no model is named, and no demo models are built into this binary; name one with --model SRC, in [[models]] or in BLIP__MODELS; SRC is a directory or a hub id such as Salesforce/blip-image-captioning-large"
     )]
     NoModel,
     /// A name that is none.

@@ -10,7 +10,7 @@ use super::raw::{RawConfig, RawModel};
 use super::{ComputeSettings, Config, ConfigError, DrainSettings};
 use crate::engine::EngineSettings;
 use crate::http::{AccessLogSettings, ConnectionSettings, CorsSettings, HttpSettings, Limits};
-use crate::hub::{CheckpointFiles, HubSettings, ModelSource, Retry, Source, Token};
+use crate::hub::{CheckpointFiles, HubError, HubSettings, ModelSource, Retry, Source, Token};
 use crate::images::ImagesSettings;
 use crate::input::InputSettings;
 use crate::telemetry::logging::{self, LoggingSettings};
@@ -257,31 +257,36 @@ fn models(raw: &[RawModel], layers: &Layers) -> Result<Vec<ModelSource>, ConfigE
     let mut models = Vec::new();
     for (index, model) in raw.iter().enumerate() {
         let setting = format!("models.{index}");
-        let parsed = match &model.name {
-            Some(name) => ModelSource::new(Some(name), &model.source),
-            None => model.source.parse(),
-        };
-        // A directory is looked into at once: a mistyped one stops the start before a port is bound.
-        let checked = parsed.and_then(|model| match &model.source {
-            Source::Directory(path) => CheckpointFiles::resolve(path).map(|_| model),
-            Source::Hub(_) => Ok(model),
-        });
-        let model = checked.map_err(|reason| ConfigError::Model {
+        let named = sources(model).map_err(|reason| ConfigError::Model {
             origin: layers.origin(&setting),
             setting: setting.clone(),
             reason: Box::new(reason),
         })?;
-        if !names.insert(model.name.clone()) {
-            return Err(ConfigError::Invalid {
-                origin: layers.origin(&setting),
-                setting,
-                value: format!("\"{}\"", model.name),
-                accepted: "names that differ; give one with NAME=SRC".to_owned(),
-            });
+        for model in named {
+            if !names.insert(model.name.clone()) {
+                return Err(ConfigError::Invalid {
+                    origin: layers.origin(&setting),
+                    setting,
+                    value: format!("\"{}\"", model.name),
+                    accepted: "names that differ; give one with NAME=SRC".to_owned(),
+                });
+            }
+            models.push(model);
         }
-        models.push(model);
     }
     Ok(models)
+}
+
+/// The models that one entry stands for. A directory is looked into at once: a mistyped one stops the start before a
+/// port is bound.
+fn sources(model: &RawModel) -> Result<Vec<ModelSource>, HubError> {
+    let sources = ModelSource::several(model.name.as_deref(), &model.source)?;
+    for model in &sources {
+        if let Source::Directory(path) = &model.source {
+            CheckpointFiles::resolve(path)?;
+        }
+    }
+    Ok(sources)
 }
 
 /// Rules that name two settings: the first must not exceed the second.

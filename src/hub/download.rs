@@ -13,7 +13,7 @@ use super::{CheckpointFiles, HubError, HubSettings, HubSource, Progress, Source,
 /// The files of a model wherever it comes from: a directory is looked through, a hub id is [`fetch`]ed.
 ///
 /// # Errors
-/// Those of [`CheckpointFiles::resolve`] and of [`fetch`].
+/// Those of [`CheckpointFiles::resolve`] and of [`fetch`]; `InsideTheBinary` for a demo model.
 pub async fn locate(
     source: &Source,
     settings: &HubSettings,
@@ -22,6 +22,7 @@ pub async fn locate(
     match source {
         Source::Directory(directory) => CheckpointFiles::resolve(directory),
         Source::Hub(hub) => fetch(hub, settings, progress).await,
+        Source::Demo(name) => Err(HubError::InsideTheBinary { name }),
     }
 }
 

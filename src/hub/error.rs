@@ -15,11 +15,17 @@ pub enum HubError {
         /// What is wrong with it.
         reason: String,
     },
-    /// `demo` was asked for.
+    /// `demo` was asked for, and the feature `demo` was off when the binary was built.
     #[error(
-        "no demo models are built into this version; name a model: a hub id such as Salesforce/blip-image-captioning-large, or a directory"
+        "no demo models are built into this binary; name a model: a hub id such as Salesforce/blip-image-captioning-large, or a directory"
     )]
     DemoNotBuilt,
+    /// A demo model has no files: it is in the binary.
+    #[error("{name} is inside this binary: there is nothing to download")]
+    InsideTheBinary {
+        /// Its name.
+        name: &'static str,
+    },
     /// The directory is not there.
     #[error("{} is not a directory", path.display())]
     NotADirectory {

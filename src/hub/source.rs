@@ -1,10 +1,11 @@
-//! What `[NAME=]SRC` means: a directory, or a repository of the hub with an optional revision.
+//! What `[NAME=]SRC` means: a directory, a repository of the hub with an optional revision, or a demo model.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::HubError;
+use crate::demo;
 
 /// A model as it was asked for: its name on the wire and where its files come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub enum Source {
     Directory(PathBuf),
     /// A repository of the hub.
     Hub(HubSource),
+    /// A demo model inside the binary, by its name.
+    Demo(&'static str),
 }
 
 /// A repository of the hub at a revision.
@@ -32,6 +35,9 @@ pub struct HubSource {
     /// Branch, tag, `refs/pr/N` or commit; the default branch when absent.
     pub revision: Option<String>,
 }
+
+/// The SRC that stands for every demo model.
+const DEMO: &str = "demo";
 
 /// The revision that stands for "none given".
 pub(super) const DEFAULT_REVISION: &str = "main";
@@ -48,17 +54,57 @@ impl FromStr for ModelSource {
     type Err = HubError;
 
     fn from_str(text: &str) -> Result<Self, HubError> {
-        if is_directory(text) {
-            return Self::new(None, text);
-        }
-        match text.split_once('=') {
-            Some((name, source)) => Self::new(Some(name), source),
-            None => Self::new(None, text),
-        }
+        let (name, source) = split_name(text);
+        Self::new(name, source)
+    }
+}
+
+/// NAME, where there is one, and SRC.
+fn split_name(text: &str) -> (Option<&str>, &str) {
+    match text.split_once('=') {
+        Some((name, source)) if !is_directory(text) => (Some(name), source),
+        _ => (None, text),
     }
 }
 
 impl ModelSource {
+    /// The models of one entry, its name given apart or as `NAME=SRC`: one model, except for `demo`, which stands for
+    /// all demo models.
+    ///
+    /// # Errors
+    /// Those of [`ModelSource::new`]; `InvalidSource` where `demo` is given a name.
+    pub fn several(name: Option<&str>, source: &str) -> Result<Vec<Self>, HubError> {
+        let (name, source) = if name.is_some() { (name, source) } else { split_name(source) };
+        if source != DEMO {
+            return Ok(vec![Self::new(name, source)?]);
+        }
+        let models = Self::demo();
+        if models.is_empty() {
+            return Err(HubError::DemoNotBuilt);
+        }
+        match name {
+            None => Ok(models),
+            Some(name) => Err(invalid(
+                DEMO,
+                format!(
+                    "it stands for {} models, which cannot all be called \"{name}\"; name one: {name}={}",
+                    models.len(),
+                    models[0].name
+                ),
+            )),
+        }
+    }
+
+    /// Every demo model in the binary; none where it was built without them.
+    #[must_use]
+    pub fn demo() -> Vec<Self> {
+        let source = |model: &demo::DemoModel| Self {
+            name: model.name.to_owned(),
+            source: Source::Demo(model.name),
+        };
+        demo::MODELS.iter().map(source).collect()
+    }
+
     /// A model from its name, where one was given, and its SRC.
     ///
     /// # Errors
@@ -85,8 +131,16 @@ impl FromStr for Source {
     type Err = HubError;
 
     fn from_str(text: &str) -> Result<Self, HubError> {
-        if text == "demo" {
-            return Err(HubError::DemoNotBuilt);
+        if let Some(model) = demo::model(text) {
+            return Ok(Self::Demo(model.name));
+        }
+        if text == DEMO {
+            return Err(match demo::MODELS.first() {
+                Some(first) => {
+                    invalid(text, format!("one model is wanted here, such as {}", first.name))
+                }
+                None => HubError::DemoNotBuilt,
+            });
         }
         if is_directory(text) {
             return Ok(Self::Directory(PathBuf::from(text)));
@@ -122,6 +176,7 @@ impl Source {
         match self {
             Self::Hub(hub) => hub.id.clone(),
             Self::Directory(path) => last_segment(path),
+            Self::Demo(name) => (*name).to_owned(),
         }
     }
 }
@@ -131,6 +186,7 @@ impl fmt::Display for Source {
         match self {
             Self::Directory(path) => path.display().fmt(f),
             Self::Hub(hub) => f.write_str(&hub.id),
+            Self::Demo(name) => f.write_str(name),
         }
     }
 }
@@ -233,10 +289,29 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "demo")]
     #[test]
-    fn demo_models_are_not_built_and_the_error_says_what_to_name() {
+    fn demo_stands_for_every_demo_model_and_takes_no_name_of_its_own() {
+        let names = |models: Vec<ModelSource>| -> Vec<String> {
+            models.into_iter().map(|model| model.name).collect()
+        };
+        let all = names(ModelSource::several(None, "demo").unwrap());
+        assert_eq!(all, ["demo-caption", "demo-vqa", "demo-retrieval"]);
+        let one = ModelSource::several(None, "qa=demo-vqa").unwrap();
+        assert_eq!(one[0].source, Source::Demo("demo-vqa"));
+        assert_eq!(names(one), ["qa"]);
+        let error = ModelSource::several(Some("x"), "demo").unwrap_err().to_string();
+        assert!(error.contains("x=demo-caption"), "{error}");
+        let error = "demo".parse::<ModelSource>().unwrap_err().to_string();
+        assert!(error.contains("demo-caption"), "{error}");
+    }
+
+    #[cfg(not(feature = "demo"))]
+    #[test]
+    fn without_demo_models_the_error_says_what_to_name() {
         let error = "demo".parse::<ModelSource>().unwrap_err();
         assert!(error.to_string().contains("name a model"), "{error}");
-        assert!(matches!("x=demo".parse::<ModelSource>(), Err(HubError::DemoNotBuilt)));
+        assert!(matches!(ModelSource::several(None, "demo"), Err(HubError::DemoNotBuilt)));
+        assert_eq!(ModelSource::demo(), []);
     }
 }

@@ -60,32 +60,53 @@ impl Tokenizer {
     /// # Errors
     /// A missing or broken file; a vocabulary without `[CLS]` or `[SEP]`.
     pub fn load(directory: &Path, settings: &InputSettings) -> Result<Self, TokenizerError> {
-        let config: TokenizerConfig = match read(&directory.join("tokenizer_config.json"))? {
-            Some(text) => serde_json::from_str(&text)
-                .map_err(|error| invalid(&directory.join("tokenizer_config.json"), &error))?,
+        let config = directory.join("tokenizer_config.json");
+        let config: TokenizerConfig = match read(&config)? {
+            Some(text) => parse_config(&config, &text)?,
             None => TokenizerConfig::default(),
         };
         let json = directory.join("tokenizer.json");
         let vocab = directory.join("vocab.txt");
-        let (path, mut inner) = if let Some(text) = read(&json)? {
-            let inner = text.parse().map_err(|error: tokenizers::Error| invalid(&json, &*error))?;
-            (json, inner)
-        } else if let Some(text) = read(&vocab)? {
-            let inner =
-                from_vocabulary(&text, &config).map_err(|error| invalid(&vocab, &*error))?;
-            (vocab, inner)
-        } else {
+        if let Some(text) = read(&json)? {
+            return Self::build(&json, parse_json(&json, &text)?, &config, settings);
+        }
+        let Some(text) = read(&vocab)? else {
             return Err(TokenizerError::NotFound(directory.to_owned()));
         };
+        let inner = from_vocabulary(&text, &config).map_err(|error| invalid(&vocab, &*error))?;
+        Self::build(&vocab, inner, &config, settings)
+    }
+
+    /// As [`Tokenizer::load`], from the texts of a `tokenizer.json` and its `tokenizer_config.json`; `path` is what
+    /// messages call the first.
+    ///
+    /// # Errors
+    /// A broken file; a vocabulary without `[CLS]` or `[SEP]`.
+    pub fn from_texts(
+        path: &Path,
+        json: &str,
+        config: &str,
+        settings: &InputSettings,
+    ) -> Result<Self, TokenizerError> {
+        let config = parse_config(&path.with_file_name("tokenizer_config.json"), config)?;
+        Self::build(path, parse_json(path, json)?, &config, settings)
+    }
+
+    fn build(
+        path: &Path,
+        mut inner: tokenizers::Tokenizer,
+        config: &TokenizerConfig,
+        settings: &InputSettings,
+    ) -> Result<Self, TokenizerError> {
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::WordPiece(_))) {
-            return Err(invalid(&path, "its decoder is not WordPiece"));
+            return Err(invalid(path, "its decoder is not WordPiece"));
         }
         inner.with_padding(None);
-        inner.with_truncation(None).map_err(|error| invalid(&path, &*error))?;
+        inner.with_truncation(None).map_err(|error| invalid(path, &*error))?;
         inner.set_encode_special_tokens(true);
         let id = |token: Option<&SpecialToken>, default| {
             let token = SpecialToken::content(token, default);
-            let missing = || invalid(&path, &format!("the vocabulary has no {token}"));
+            let missing = || invalid(path, &format!("the vocabulary has no {token}"));
             inner.token_to_id(&token).ok_or_else(missing)
         };
         let cls = id(config.cls_token.as_ref(), "[CLS]")?;
@@ -214,6 +235,14 @@ fn read(path: &Path) -> Result<Option<String>, TokenizerError> {
 
 fn invalid(path: &Path, problem: &(impl ToString + ?Sized)) -> TokenizerError {
     TokenizerError::Invalid { path: path.to_owned(), problem: problem.to_string() }
+}
+
+fn parse_config(path: &Path, text: &str) -> Result<TokenizerConfig, TokenizerError> {
+    serde_json::from_str(text).map_err(|error| invalid(path, &error))
+}
+
+fn parse_json(path: &Path, text: &str) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    text.parse().map_err(|error: tokenizers::Error| invalid(path, &*error))
 }
 
 /// `BertTokenizer` over a plain vocabulary, one token a line (`transformers/models/bert/tokenization_bert.py`).

@@ -1,5 +1,7 @@
 //! The four classes of transformers, put together from towers and heads.
 
+use std::sync::Arc;
+
 use super::config::BlipConfig;
 use super::error::LoadError;
 use super::heads::Decoder;
@@ -10,13 +12,16 @@ use super::vision::VisionTower;
 use crate::engine::backend::BackendError;
 use crate::task::{Embedding, ModelClass};
 
-/// Everything of a model but its vision tower, which models may share.
+/// Where the text encoder of question answering and of retrieval stands in the state dict.
+pub(super) const TEXT_ENCODER: &str = "text_encoder";
+
+/// Everything of a model but its vision tower, which models may share; they may share text encoders too.
 #[derive(Debug)]
 pub(super) enum Checkpoint<O: Ops> {
     /// `BlipForConditionalGeneration`.
     Caption { decoder: Decoder<O> },
     /// `BlipForQuestionAnswering`.
-    Vqa { encoder: TextTower<O>, decoder: Decoder<O> },
+    Vqa { encoder: Arc<TextTower<O>>, decoder: Decoder<O> },
     /// `BlipForImageTextRetrieval`.
     Retrieval(Box<Retrieval<O>>),
     /// `BlipModel`.
@@ -25,7 +30,7 @@ pub(super) enum Checkpoint<O: Ops> {
 
 #[derive(Debug)]
 pub(super) struct Retrieval<O: Ops> {
-    pub(super) encoder: TextTower<O>,
+    pub(super) encoder: Arc<TextTower<O>>,
     vision_proj: O::Linear,
     text_proj: O::Linear,
     itm_head: O::Linear,
@@ -40,20 +45,26 @@ pub(super) struct Base<O: Ops> {
 }
 
 impl<O: Ops> Checkpoint<O> {
-    /// Loads the text side of `class`.
+    /// Loads the text side of `class`. `encoder` is the text encoder of question answering or retrieval, where another
+    /// model has it already.
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &BlipConfig,
         class: ModelClass,
+        encoder: Option<Arc<TextTower<O>>>,
     ) -> Result<Self, LoadError> {
         let (text, vision) = (&config.text_config, config.vision_config.hidden_size);
         let width = text.hidden_size;
+        let text_encoder = || match encoder {
+            Some(encoder) => Ok(encoder),
+            None => TextTower::load(loader, text, TEXT_ENCODER, vision).map(Arc::new),
+        };
         Ok(match class {
             ModelClass::ConditionalGeneration => {
                 Self::Caption { decoder: Decoder::load(loader, text, vision)? }
             }
             ModelClass::QuestionAnswering => Self::Vqa {
-                encoder: TextTower::load(loader, text, "text_encoder", vision)?,
+                encoder: text_encoder()?,
                 // The class builds both towers from one configuration, so the decoder's cross-attention has
                 // the vision width too: transformers cannot hold a VQA model whose widths differ.
                 decoder: Decoder::load(loader, text, vision)?,
@@ -61,7 +72,7 @@ impl<O: Ops> Checkpoint<O> {
             ModelClass::ImageTextRetrieval => {
                 let size = config.image_text_hidden_size;
                 Self::Retrieval(Box::new(Retrieval {
-                    encoder: TextTower::load(loader, text, "text_encoder", vision)?,
+                    encoder: text_encoder()?,
                     vision_proj: loader.linear(&Scope::new("vision_proj"), size, vision)?,
                     text_proj: loader.linear(&Scope::new("text_proj"), size, width)?,
                     itm_head: loader.linear(&Scope::new("itm_head"), 2, width)?,
@@ -79,6 +90,15 @@ impl<O: Ops> Checkpoint<O> {
                 }))
             }
         })
+    }
+
+    /// The text encoder, where the class has one that models may share.
+    pub(super) fn text_encoder(&self) -> Option<&Arc<TextTower<O>>> {
+        match self {
+            Self::Vqa { encoder, .. } => Some(encoder),
+            Self::Retrieval(retrieval) => Some(&retrieval.encoder),
+            Self::Caption { .. } | Self::Base(_) => None,
+        }
     }
 
     /// The tower that generates, for the generating classes.

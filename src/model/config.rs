@@ -10,6 +10,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::error::LoadError;
+use super::load::File;
 use crate::task::ModelClass;
 
 /// A whole checkpoint's configuration.
@@ -139,9 +140,9 @@ impl BlipConfig {
     ///
     /// # Errors
     /// When the file cannot be read, is not a BLIP configuration, or asks for something BLIP does not have.
-    pub fn read(path: &Path) -> Result<Self, LoadError> {
-        let config: Self = super::json::read_json(path)?;
-        config.check(path)?;
+    pub fn read(file: &File) -> Result<Self, LoadError> {
+        let config: Self = super::json::read_json(file)?;
+        config.check(file.path())?;
         Ok(config)
     }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::config::VisionConfig;
 use super::error::LoadError;
+use super::load::File;
 use crate::task::Preprocessing;
 
 /// Normalisation of the input: `(value * rescale_factor - mean) / std` per channel.
@@ -72,23 +73,23 @@ impl Default for PreprocessorFile {
 
 impl Preprocessor {
     /// Reads the file that the checkpoint has, or takes the class defaults where it has none.
-    /// `path` is a `preprocessor_config.json` or a `processor_config.json`.
+    /// `file` is a `preprocessor_config.json` or a `processor_config.json`.
     ///
     /// # Errors
     /// When the file is not valid, or its size is not the vision tower's.
-    pub fn read(path: Option<&Path>, vision: &VisionConfig) -> Result<Self, LoadError> {
-        let Some(path) = path else {
+    pub fn read(file: Option<&File>, vision: &VisionConfig) -> Result<Self, LoadError> {
+        let Some(given) = file else {
             let side = vision.image_size as u32;
             let file = PreprocessorFile { size: Size::Side(side), ..PreprocessorFile::default() };
             return Self::checked(&file, vision, Path::new("preprocessor_config.json"));
         };
-        let newer = path.file_name().is_some_and(|name| name == "processor_config.json");
+        let newer = given.path().file_name().is_some_and(|name| name == "processor_config.json");
         let file = if newer {
-            super::json::read_json::<ProcessorFile>(path)?.image_processor
+            super::json::read_json::<ProcessorFile>(given)?.image_processor
         } else {
-            super::json::read_json(path)?
+            super::json::read_json(given)?
         };
-        Self::checked(&file, vision, path)
+        Self::checked(&file, vision, given.path())
     }
 
     fn checked(

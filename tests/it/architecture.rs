@@ -16,7 +16,7 @@ struct Room {
 
 const CANDLE: [&str; 2] = ["candle_core", "candle_nn"];
 
-const LAW: [Room; 13] = [
+const LAW: [Room; 14] = [
     Room {
         name: "kernels",
         may_import: &[],
@@ -65,7 +65,12 @@ const LAW: [Room; 13] = [
         may_import: &["task", "kernels", "engine::backend"],
         never_sees: &["axum", "tokio"],
     },
-    Room { name: "hub", may_import: &[], never_sees: &["axum", "candle_nn"] },
+    Room {
+        name: "demo",
+        may_import: &[],
+        never_sees: &["candle_core", "candle_nn", "tokio", "tracing", "axum", "serde"],
+    },
+    Room { name: "hub", may_import: &["demo"], never_sees: &["axum", "candle_nn"] },
     Room {
         name: "http",
         may_import: &["task", "images", "input", "fetch", "telemetry", "engine"],
@@ -80,6 +85,7 @@ const LAW: [Room; 13] = [
         name: "app",
         may_import: &[
             "config",
+            "demo",
             "engine",
             "fetch",
             "http",

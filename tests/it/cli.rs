@@ -32,6 +32,7 @@ fn a_bad_configuration_is_exit_78_and_names_the_setting() {
     }
 }
 
+#[cfg(not(feature = "demo"))]
 #[test]
 fn serving_without_a_model_is_exit_78_and_says_how_to_name_one() {
     for arguments in [&["serve"][..], &[]] {
@@ -40,6 +41,41 @@ fn serving_without_a_model_is_exit_78_and_says_how_to_name_one() {
         let message = text(&output.stderr);
         assert!(message.contains("--model") && message.contains("BLIP__MODELS"), "{message}");
     }
+}
+
+#[cfg(feature = "demo")]
+#[test]
+fn without_a_model_the_demo_models_are_served_and_the_log_says_what_they_know() {
+    use std::io::{BufRead, BufReader, Read, Write};
+
+    let mut server = Command::new(env!("CARGO_BIN_EXE_blip-server"))
+        .args(["--listen", "127.0.0.1:0", "--log-format", "text"])
+        .env_clear()
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut log = String::new();
+    let address = loop {
+        let line = lines.next().unwrap_or_else(|| panic!("the server ended: {log}"));
+        log = log + &line + "\n";
+        if let Some((_, rest)) = line.split_once("listening on http://") {
+            break rest.split_whitespace().next().unwrap().to_owned();
+        }
+    };
+    assert!(log.contains("synthetic scenes") && log.contains("--model Salesforce/"), "{log}");
+
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /info HTTP/1.1\r\nHost: blip\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    for name in ["demo-caption", "demo-vqa", "demo-retrieval"] {
+        assert!(answer.contains(name), "{answer}");
+    }
+    let id = rustix::process::Pid::from_child(&server);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    lines.for_each(drop);
+    assert_eq!(server.wait().unwrap().code(), Some(0));
 }
 
 #[test]

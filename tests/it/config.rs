@@ -237,7 +237,7 @@ fn a_wrong_value_names_setting_value_origin_and_what_is_accepted() {
             says: ["hub.endpoint", "https://"],
         },
         Case { variable: "BLIP__MODELS", value: "no-such-place", says: ["models.0", "owner/name"] },
-        Case { variable: "BLIP__MODELS", value: "demo", says: ["models.0", "no demo models"] },
+        Case { variable: "BLIP__MODELS", value: "x=demo", says: ["models.0", "demo"] },
         Case {
             variable: "BLIP__MODELS",
             value: "a/b@v1,a/b",

@@ -74,7 +74,14 @@ pub(crate) struct ModelDescription {
     parameters: u64,
     /// True for the demo models inside the binary, which know synthetic scenes only.
     demo: bool,
+    /// What to know before its answers are trusted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, example = "knows synthetic scenes of emoji only")]
+    note: Option<&'static str>,
 }
+
+/// Said of every demo model.
+const DEMO_NOTE: &str = "knows synthetic scenes of emoji only, nothing of photographs; for those serve an official checkpoint, such as --model Salesforce/blip-image-captioning-base";
 
 /// What one call may ask for.
 #[derive(Debug, Serialize, ToSchema)]
@@ -143,6 +150,7 @@ fn describe(info: &ModelInfo, default: bool) -> ModelDescription {
         max_text_tokens: info.max_text_tokens,
         parameters: info.parameter_count,
         demo: info.demo,
+        note: info.demo.then_some(DEMO_NOTE),
     }
 }
 

@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use candle_core::DType;
 
+use super::sharing::{Opened, Shared};
 use super::{BlipBackend, Vocabulary};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::BlipConfig;
 use crate::model::error::LoadError;
 use crate::model::load::{Loader, ModelFiles, Weights};
 use crate::model::ops::candle::CandleOps;
-use crate::model::preprocessor::Preprocessor;
+use crate::model::text::TextTower;
 use crate::model::vision::VisionTower;
 use crate::task::{Device, Dtype, ModelClass, ModelId, ModelInfo, TowerId};
 
@@ -49,14 +50,6 @@ pub struct Loaded<'a> {
     pub shares_tower: bool,
 }
 
-/// What makes two towers the same.
-#[derive(PartialEq)]
-struct TowerKey {
-    fingerprint: [u8; 32],
-    config: crate::model::config::VisionConfig,
-    preprocessor: Preprocessor,
-}
-
 impl BlipBackend<CandleOps> {
     /// Loads the models onto one device. `on_loaded` is called after each.
     ///
@@ -82,11 +75,12 @@ impl BlipBackend<CandleOps> {
             element_bytes,
             vocabularies: Vec::new(),
         };
-        let mut keys = Vec::new();
-        for spec in specs {
+        let checkpoints = specs.iter().map(Opened::open).collect::<Result<Vec<_>, _>>()?;
+        let mut shared = Shared::new(&checkpoints);
+        for (spec, opened) in specs.iter().zip(&checkpoints) {
             let start = Instant::now();
             let towers = backend.towers.len();
-            backend.add(spec, placement, &mut keys, specs.len() > 1)?;
+            backend.add(spec, opened, placement, &mut shared)?;
             on_loaded(Loaded {
                 info: &backend.infos[backend.infos.len() - 1],
                 elapsed: start.elapsed(),
@@ -99,32 +93,23 @@ impl BlipBackend<CandleOps> {
     fn add(
         &mut self,
         spec: &ModelSpec,
+        opened: &Opened,
         placement: Placement,
-        keys: &mut Vec<TowerKey>,
-        may_share: bool,
+        shared: &mut Shared<TextTower<CandleOps>>,
     ) -> Result<(), LoadError> {
-        let config = BlipConfig::read(&spec.files.config)?;
-        let class = config.class(&spec.files.config)?;
-        let preprocessor =
-            Preprocessor::read(spec.files.preprocessor.as_deref(), &config.vision_config)?;
-        let weights = Weights::open(&spec.files.weights)?;
-        // A single model has nobody to share with: its vision weights are not read twice.
-        let fingerprint = if may_share { weights.fingerprint("vision_model.")? } else { [0; 32] };
-        let key = TowerKey {
-            fingerprint,
-            config: config.vision_config.clone(),
-            preprocessor: preprocessor.clone(),
-        };
-        let loader = Loader::new(&weights, &self.ops);
-        let tower = if let Some(index) = keys.iter().position(|known| *known == key) {
-            TowerId(index)
+        let Opened { config, class, preprocessor, weights } = opened;
+        let (class, loader) = (*class, Loader::new(weights, &self.ops));
+        let vision = shared.vision_key(opened)?;
+        let tower = if let Some(tower) = shared.tower(&vision) {
+            tower
         } else {
-            self.towers.push(VisionTower::load(&loader, &config.vision_config, &preprocessor)?);
-            keys.push(key);
-            TowerId(self.towers.len() - 1)
+            self.towers.push(VisionTower::load(&loader, &config.vision_config, preprocessor)?);
+            shared.add_tower(vision, TowerId(self.towers.len() - 1))
         };
-        let checkpoint = Checkpoint::load(&loader, &config, class)?;
-        let token_kv_bytes = token_kv_elements(&config) * self.element_bytes;
+        let text = shared.encoder_key(opened)?;
+        let checkpoint = Checkpoint::load(&loader, config, class, shared.encoder(text.as_ref()))?;
+        shared.add_encoder(text, checkpoint.text_encoder());
+        let token_kv_bytes = token_kv_elements(config) * self.element_bytes;
         self.token_kv_bytes.push(token_kv_bytes);
         self.cross_kv_bytes.push(match class {
             ModelClass::ConditionalGeneration => {
@@ -144,9 +129,9 @@ impl BlipBackend<CandleOps> {
             preprocessing: preprocessor.preprocessing,
             image_tokens: config.vision_config.tokens(),
             max_text_tokens: config.text_config.max_position_embeddings,
-            embedding_dimensions: embedding_dimensions(&config, class),
-            multimodal_dimensions: multimodal_dimensions(&config, class),
-            logit_scale: logit_scale(&weights, class)?,
+            embedding_dimensions: embedding_dimensions(config, class),
+            multimodal_dimensions: multimodal_dimensions(config, class),
+            logit_scale: logit_scale(weights, class)?,
             parameter_count: weights.parameter_count(),
             demo: spec.demo,
         });

@@ -3,10 +3,11 @@
 //! - this file: the loaded models and the vision side;
 //! - `decode`: one ragged step of groups;
 //! - `single_pass`: questions, candidates, pairs, embeddings;
-//! - `loading`: checkpoints to a backend.
+//! - `loading`: checkpoints to a backend; `sharing`: which parts they share.
 
 mod decode;
 mod loading;
+mod sharing;
 mod single_pass;
 
 pub use loading::{Loaded, ModelSpec, Placement};

@@ -1,14 +1,17 @@
 //! Checkpoint files to weights in the operations' own form.
 //!
+//! - [`File`]: a checkpoint's file, on disk or inside the binary.
 //! - [`Weights`]: tensors by name from safetensors (mapped, sharded too) or PyTorch files.
 //! - `Loader`: layers by name, with every shape checked against the configuration.
 
+mod file;
 mod weights;
 
 use std::path::PathBuf;
 
 use candle_core::Tensor;
 
+pub use file::File;
 pub use weights::Weights;
 
 use super::config::TextConfig;
@@ -19,9 +22,9 @@ use super::ops::{Ops, PatchEmbeddingWeights};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFiles {
     /// `config.json`.
-    pub config: PathBuf,
+    pub config: File,
     /// `preprocessor_config.json` or `processor_config.json`, where there is one.
-    pub preprocessor: Option<PathBuf>,
+    pub preprocessor: Option<File>,
     /// The weights.
     pub weights: WeightFiles,
 }
@@ -30,7 +33,7 @@ pub struct ModelFiles {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WeightFiles {
     /// `model.safetensors` or its shards.
-    Safetensors(Vec<PathBuf>),
+    Safetensors(Vec<File>),
     /// `pytorch_model.bin` or its shards; read without executing anything.
     Pickle(Vec<PathBuf>),
 }

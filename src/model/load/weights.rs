@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::pickle::PthTensors;
-use candle_core::safetensors::{Load, MmapedSafetensors};
+use candle_core::safetensors::{Load, MmapedSafetensors, SliceSafetensors};
 use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::TensorView;
 use sha2::{Digest, Sha256};
 
-use super::WeightFiles;
+use super::{File, WeightFiles};
 use crate::model::error::LoadError;
 
 /// The tensors of one checkpoint, whichever files hold them. Nothing is read before it is asked for.
@@ -20,6 +21,7 @@ pub struct Weights {
 
 enum Source {
     Mapped(MmapedSafetensors),
+    InBinary(SliceSafetensors<'static>),
     Pickle(PthTensors),
 }
 
@@ -36,17 +38,25 @@ impl Weights {
     /// When a file cannot be read or is not of its kind.
     pub fn open(files: &WeightFiles) -> Result<Self, LoadError> {
         let mut weights = Self { files: Vec::new(), places: HashMap::new() };
-        let (paths, pickle) = match files {
-            WeightFiles::Safetensors(paths) => (paths, false),
-            WeightFiles::Pickle(paths) => (paths, true),
-        };
-        for path in paths {
-            let source = if pickle { open_pickle(path)? } else { open_mapped(path)? };
-            let index = weights.files.len();
-            weights.places.extend(source.names().into_iter().map(|name| (name, index)));
-            weights.files.push((path.clone(), source));
+        match files {
+            WeightFiles::Safetensors(files) => {
+                for file in files {
+                    weights.add(file.path(), open_safetensors(file)?);
+                }
+            }
+            WeightFiles::Pickle(paths) => {
+                for path in paths {
+                    weights.add(path, open_pickle(path)?);
+                }
+            }
         }
         Ok(weights)
+    }
+
+    fn add(&mut self, path: &Path, source: Source) {
+        let index = self.files.len();
+        self.places.extend(source.names().into_iter().map(|name| (name, index)));
+        self.files.push((path.to_owned(), source));
     }
 
     /// True when a tensor of this name exists.
@@ -129,6 +139,10 @@ impl Weights {
                 .get(name)
                 .and_then(|view| view.load(&Device::Cpu))
                 .map_err(|error| unreadable(path, &error)),
+            Source::InBinary(file) => file
+                .get(name)
+                .and_then(|view| view.load(&Device::Cpu))
+                .map_err(|error| unreadable(path, &error)),
             Source::Pickle(file) => {
                 file.get(name).map_err(|error| unreadable(path, &error))?.ok_or_else(missing)
             }
@@ -145,20 +159,15 @@ impl Source {
     fn names(&self) -> Vec<String> {
         match self {
             Self::Mapped(file) => file.tensors().into_iter().map(|(name, _)| name).collect(),
+            Self::InBinary(file) => file.tensors().into_iter().map(|(name, _)| name).collect(),
             Self::Pickle(file) => file.tensor_infos().keys().cloned().collect(),
         }
     }
 
     fn parameter_count(&self) -> u64 {
         match self {
-            Self::Mapped(file) => file
-                .tensors()
-                .iter()
-                .filter(|(_, view)| {
-                    DType::try_from(view.dtype()).is_ok_and(|dtype| dtype.is_float())
-                })
-                .map(|(_, view)| view.shape().iter().product::<usize>() as u64)
-                .sum(),
+            Self::Mapped(file) => floats(&file.tensors()),
+            Self::InBinary(file) => floats(&file.tensors()),
             Self::Pickle(file) => file
                 .tensor_infos()
                 .values()
@@ -166,6 +175,23 @@ impl Source {
                 .map(|info| info.layout.shape().elem_count() as u64)
                 .sum(),
         }
+    }
+}
+
+/// Floats in all of these tensors.
+fn floats(tensors: &[(String, TensorView<'_>)]) -> u64 {
+    let is_float =
+        |view: &TensorView<'_>| DType::try_from(view.dtype()).is_ok_and(|dtype| dtype.is_float());
+    let views = tensors.iter().map(|(_, view)| view).filter(|view| is_float(view));
+    views.map(|view| view.shape().iter().product::<usize>() as u64).sum()
+}
+
+fn open_safetensors(file: &File) -> Result<Source, LoadError> {
+    match file {
+        File::OnDisk(path) => open_mapped(path),
+        File::InBinary { bytes, .. } => SliceSafetensors::new(bytes)
+            .map(Source::InBinary)
+            .map_err(|error| unreadable(file.path(), &error)),
     }
 }
 

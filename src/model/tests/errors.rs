@@ -106,7 +106,7 @@ fn an_unknown_class_lists_those_that_are_served() {
     std::fs::write(directory.path().join("config.json"), r#"{"architectures": ["BertModel"]}"#)
         .unwrap();
     let mut spec = spec("retrieval");
-    spec.files.config = directory.path().join("config.json");
+    spec.files.config = directory.path().join("config.json").into();
     let error = BlipBackend::load(&[spec], CPU_F32, |_| {}).unwrap_err().to_string();
     assert!(
         error.contains("architectures is [\"BertModel\"]; accepted: BlipForConditionalGeneration"),

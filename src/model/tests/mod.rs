@@ -10,6 +10,7 @@ mod errors;
 mod generation;
 mod invariance;
 mod scores;
+mod sharing;
 mod towers;
 
 use std::collections::HashMap;
@@ -42,18 +43,22 @@ pub(super) fn files(directory: &Path) -> ModelFiles {
     let preprocessor =
         existing("preprocessor_config.json").or_else(|| existing("processor_config.json"));
     let weights = if let Some(path) = existing("model.safetensors") {
-        WeightFiles::Safetensors(vec![path])
+        WeightFiles::Safetensors(vec![path.into()])
     } else if let Some(index) = existing("model.safetensors.index.json") {
         let index: Value = serde_json::from_str(&std::fs::read_to_string(index).unwrap()).unwrap();
         let map = index["weight_map"].as_object().unwrap();
         let mut shards: Vec<&str> = map.values().map(|shard| shard.as_str().unwrap()).collect();
         shards.sort_unstable();
         shards.dedup();
-        WeightFiles::Safetensors(shards.iter().map(|shard| directory.join(shard)).collect())
+        WeightFiles::Safetensors(shards.iter().map(|shard| directory.join(shard).into()).collect())
     } else {
         WeightFiles::Pickle(vec![directory.join("pytorch_model.bin")])
     };
-    ModelFiles { config: directory.join("config.json"), preprocessor, weights }
+    ModelFiles {
+        config: directory.join("config.json").into(),
+        preprocessor: preprocessor.map(Into::into),
+        weights,
+    }
 }
 
 pub(super) fn spec(checkpoint: &str) -> ModelSpec {

@@ -29,15 +29,16 @@ fn backend() -> BlipBackend<CandleOps> {
         let directory = fixtures().join(name);
         let weights = match name {
             "caption-varied" | "retrieval" => {
-                WeightFiles::Safetensors(vec![directory.join("model.safetensors")])
+                WeightFiles::Safetensors(vec![directory.join("model.safetensors").into()])
             }
             _ => WeightFiles::Pickle(vec![directory.join("pytorch_model.bin")]),
         };
         let preprocessor = ["preprocessor_config.json", "processor_config.json"]
             .map(|file| directory.join(file))
             .into_iter()
-            .find(|path| path.exists());
-        let config = directory.join("config.json");
+            .find(|path| path.exists())
+            .map(Into::into);
+        let config = directory.join("config.json").into();
         let files = ModelFiles { config, preprocessor, weights };
         ModelSpec {
             name: name.to_owned(),

@@ -30,6 +30,11 @@ impl RealServer {
             .iter()
             .map(|name| format!("{name}={}", fixtures().join(name).display()))
             .collect();
+        Self::serve(models, settings).await
+    }
+
+    /// Serves these `[NAME=]SRC`.
+    pub(crate) async fn serve(models: Vec<String>, settings: &[(&str, &str)]) -> Self {
         let environment: BTreeMap<String, String> = settings
             .iter()
             .map(|(key, value)| (format!("BLIP__{key}"), (*value).to_owned()))
@@ -62,6 +67,13 @@ impl RealServer {
         let text = response.text().await.unwrap();
         assert_eq!(status, 200, "{path} {body}: {text}");
         serde_json::from_str(&text).unwrap()
+    }
+
+    /// The answer to a GET.
+    #[cfg(feature = "demo")]
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        let response = self.client.get(format!("http://{}{path}", self.address)).send().await;
+        serde_json::from_str(&response.unwrap().text().await.unwrap()).unwrap()
     }
 
     /// The value of a metric's line, the sum where several lines begin so.

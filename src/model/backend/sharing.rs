@@ -1,0 +1,129 @@
+//! Which parts models share: vision towers and text encoders with equal configurations and byte-identical weights.
+//!
+//! Weights are compared by digests, and digests are made only where configurations are equal: a checkpoint that has
+//! nobody to share with is not read twice.
+
+use std::sync::Arc;
+
+use super::ModelSpec;
+use crate::model::checkpoint::TEXT_ENCODER;
+use crate::model::config::{BlipConfig, TextConfig, VisionConfig};
+use crate::model::error::LoadError;
+use crate::model::load::Weights;
+use crate::model::preprocessor::Preprocessor;
+use crate::task::{ModelClass, TowerId};
+
+/// A checkpoint whose documents were read and whose weight files were opened.
+pub(super) struct Opened {
+    pub(super) config: BlipConfig,
+    pub(super) class: ModelClass,
+    pub(super) preprocessor: Preprocessor,
+    pub(super) weights: Weights,
+}
+
+impl Opened {
+    pub(super) fn open(spec: &ModelSpec) -> Result<Self, LoadError> {
+        let config = BlipConfig::read(&spec.files.config)?;
+        let class = config.class(spec.files.config.path())?;
+        let preprocessor =
+            Preprocessor::read(spec.files.preprocessor.as_ref(), &config.vision_config)?;
+        let weights = Weights::open(&spec.files.weights)?;
+        Ok(Self { config, class, preprocessor, weights })
+    }
+
+    fn vision(&self) -> VisionIdentity {
+        (self.config.vision_config.clone(), self.preprocessor.clone())
+    }
+
+    /// `None` for the classes that have no such encoder.
+    fn text_encoder(&self) -> Option<EncoderIdentity> {
+        match self.class {
+            ModelClass::QuestionAnswering | ModelClass::ImageTextRetrieval => {
+                Some((self.config.text_config.clone(), self.config.vision_config.hidden_size))
+            }
+            ModelClass::ConditionalGeneration | ModelClass::Base => None,
+        }
+    }
+}
+
+/// Everything but the weights that makes two vision towers the same.
+type VisionIdentity = (VisionConfig, Preprocessor);
+/// Everything but the weights that makes two text encoders the same: their configuration and the width of what their
+/// cross-attention looks at.
+type EncoderIdentity = (TextConfig, usize);
+
+/// An identity with its weights' digest; `None` where no other checkpoint has the identity.
+#[derive(PartialEq)]
+pub(super) struct Key<I> {
+    identity: I,
+    fingerprint: Option<[u8; 32]>,
+}
+
+/// What was loaded so far and what may still be shared. `E` is the text encoder.
+pub(super) struct Shared<E> {
+    /// Of every checkpoint that is loaded together.
+    visions: Vec<VisionIdentity>,
+    encoders: Vec<EncoderIdentity>,
+    loaded_towers: Vec<(Key<VisionIdentity>, TowerId)>,
+    loaded_encoders: Vec<(Key<EncoderIdentity>, Arc<E>)>,
+}
+
+impl<E> Shared<E> {
+    pub(super) fn new(checkpoints: &[Opened]) -> Self {
+        Self {
+            visions: checkpoints.iter().map(Opened::vision).collect(),
+            encoders: checkpoints.iter().filter_map(Opened::text_encoder).collect(),
+            loaded_towers: Vec::new(),
+            loaded_encoders: Vec::new(),
+        }
+    }
+
+    pub(super) fn vision_key(&self, opened: &Opened) -> Result<Key<VisionIdentity>, LoadError> {
+        key(opened.vision(), &self.visions, &opened.weights, "vision_model.")
+    }
+
+    /// `None` for the classes that have no such encoder.
+    pub(super) fn encoder_key(
+        &self,
+        opened: &Opened,
+    ) -> Result<Option<Key<EncoderIdentity>>, LoadError> {
+        let prefix = format!("{TEXT_ENCODER}.");
+        let identity = opened.text_encoder();
+        identity.map(|own| key(own, &self.encoders, &opened.weights, &prefix)).transpose()
+    }
+
+    pub(super) fn tower(&self, key: &Key<VisionIdentity>) -> Option<TowerId> {
+        self.loaded_towers.iter().find(|(known, _)| known == key).map(|(_, tower)| *tower)
+    }
+
+    pub(super) fn add_tower(&mut self, key: Key<VisionIdentity>, tower: TowerId) -> TowerId {
+        self.loaded_towers.push((key, tower));
+        tower
+    }
+
+    pub(super) fn encoder(&self, key: Option<&Key<EncoderIdentity>>) -> Option<Arc<E>> {
+        let known = self.loaded_encoders.iter().find(|(known, _)| Some(known) == key);
+        known.map(|(_, encoder)| Arc::clone(encoder))
+    }
+
+    pub(super) fn add_encoder(
+        &mut self,
+        key: Option<Key<EncoderIdentity>>,
+        encoder: Option<&Arc<E>>,
+    ) {
+        if let (Some(key), Some(encoder)) = (key, encoder) {
+            self.loaded_encoders.push((key, Arc::clone(encoder)));
+        }
+    }
+}
+
+fn key<I: PartialEq>(
+    identity: I,
+    all: &[I],
+    weights: &Weights,
+    prefix: &str,
+) -> Result<Key<I>, LoadError> {
+    let several = all.iter().filter(|other| **other == identity).count() > 1;
+    let fingerprint = several.then(|| weights.fingerprint(prefix)).transpose()?;
+    Ok(Key { identity, fingerprint })
+}

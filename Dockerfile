@@ -1,6 +1,7 @@
 # blip-server in a container without a shell, as a user without rights.
 #
 #   docker build -t blip-server .
+#   docker run -p 127.0.0.1:8080:8080 blip-server                     # the demo models, nothing to download
 #   docker run -p 127.0.0.1:8080:8080 -v blip-weights:/weights blip-server serve --model Salesforce/blip-vqa-base
 #
 # Tags name exact versions. For builds that must be the same bytes, add their digests (`docker buildx imagetools

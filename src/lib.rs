@@ -15,7 +15,8 @@
 //! | `input` | untrusted bytes to model-ready values; synchronous, pure |
 //! | `images` | id resolution, decoding pool, pixel cache, single flight |
 //! | `engine` | admission, scheduler, the worker thread, the seam to the model |
-//! | `model` | BLIP on candle: configuration, weights, towers, heads, search |
+//! | `model` | BLIP: configuration, weights, towers, heads, search; on candle or on our kernels |
+//! | `kernels` | CPU kernels: matrix products, attention, what stands between them |
 //! | `hub` | where weights come from: directories, the Hugging Face hub, its cache |
 //! | `demo` | the demo models: bytes in the binary |
 //! | `http` | router, endpoints, extractors, errors, OpenAPI |
@@ -33,6 +34,7 @@ pub mod http;
 pub mod hub;
 pub mod images;
 pub mod input;
+pub mod kernels;
 pub mod model;
 pub mod task;
 pub mod telemetry;

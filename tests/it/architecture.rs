@@ -78,7 +78,7 @@ const LAW: [Room; 14] = [
     },
     Room {
         name: "config",
-        may_import: &["engine", "http", "hub", "images", "input", "fetch", "telemetry"],
+        may_import: &["engine", "http", "hub", "images", "input", "fetch", "kernels", "telemetry"],
         never_sees: &["candle_core", "candle_nn", "tokio", "axum"],
     },
     Room {

@@ -1,0 +1,209 @@
+//! Keys and values of one sequence, packed as panels of the matrix product.
+
+use super::super::gemm::{Bf16, Convert, F32, Format, MOST_COLUMNS, Shape, Shared};
+use super::super::isa::{Isa, Level, per_level};
+use super::super::memory::{LINE, Lines};
+use super::super::pool::Pool;
+
+/// Rows of a matrix that stands in columns of a wider one.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    /// The wider matrix, row by row, from the first row of these on.
+    pub values: &'a [f32],
+    /// Its width.
+    pub stride: usize,
+    /// Where these rows' columns begin in it.
+    pub column: usize,
+    /// How many rows.
+    pub rows: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// `width` columns of a row from `column` of these on.
+    #[inline(always)]
+    pub(super) fn part(&self, row: usize, column: usize, width: usize) -> &'a [f32] {
+        &self.values[row * self.stride + self.column + column..][..width]
+    }
+}
+
+/// Heads and their width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// How many.
+    pub count: usize,
+    /// Columns of one.
+    pub width: usize,
+}
+
+/// Keys and values of one sequence, packed.
+#[derive(Debug)]
+pub struct Memory {
+    pub(super) level: Level,
+    pub(super) format: Format,
+    pub(super) heads: Heads,
+    pub(super) tokens: usize,
+    /// `[heads][panels of tokens][groups of d][columns]`.
+    pub(super) keys: Lines,
+    /// `[heads][panels of d][groups of tokens][columns]`.
+    pub(super) values: Lines,
+}
+
+impl Memory {
+    /// An empty memory, whose attention will run in `format`.
+    ///
+    /// # Panics
+    /// For 8-bit integers: attention has no such form.
+    #[must_use]
+    pub fn new(level: Level, format: Format, heads: Heads) -> Self {
+        assert_ne!(format, Format::Int8, "attention runs in f32 or bf16");
+        Self { level, format, heads, tokens: 0, keys: Lines::default(), values: Lines::default() }
+    }
+
+    /// Takes the keys and values `[tokens, heads x width]` of one sequence in place of what it has.
+    pub fn pack(&mut self, pool: &mut Pool, heads: Heads, keys: Rows<'_>, values: Rows<'_>) {
+        (self.heads, self.tokens) = (heads, keys.rows);
+        let (level, format) = (self.level, self.format);
+        let (key_size, value_size) = sizes(level, format, heads, keys.rows);
+        // Left-over values in columns beyond tokens and width are never looked at.
+        self.keys.resize(heads.count * key_size);
+        self.values.resize(heads.count * value_size);
+        let (key_to, value_to) = (Shared(self.keys.as_mut_ptr()), Shared(self.values.as_mut_ptr()));
+        pool.run(heads.count, &|head| {
+            #[expect(unsafe_code, reason = "each head's panels are one part's")]
+            // SAFETY: heads do not overlap, and each is as long as the buffer was made for.
+            let (key_to, value_to) = unsafe {
+                (
+                    std::slice::from_raw_parts_mut(key_to.pointer().add(head * key_size), key_size),
+                    std::slice::from_raw_parts_mut(
+                        value_to.pointer().add(head * value_size),
+                        value_size,
+                    ),
+                )
+            };
+            let head = Head { index: head, width: heads.width, keys, values };
+            pack_head(level, format, head, key_to, value_to);
+        });
+    }
+
+    /// Bytes that a memory of these dimensions takes.
+    #[must_use]
+    pub fn bytes_of(level: Level, format: Format, heads: Heads, tokens: usize) -> usize {
+        let (keys, values) = sizes(level, format, heads, tokens);
+        4 * heads.count * (keys + values)
+    }
+}
+
+/// Groups of one head's keys and values.
+fn sizes(level: Level, format: Format, heads: Heads, tokens: usize) -> (usize, usize) {
+    let shape = Shape::of(level);
+    (
+        tokens.next_multiple_of(shape.columns) * shape.groups(format, heads.width),
+        heads.width.next_multiple_of(shape.columns) * shape.groups(format, tokens),
+    )
+}
+
+/// One head of a sequence.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    index: usize,
+    width: usize,
+    keys: Rows<'a>,
+    values: Rows<'a>,
+}
+
+impl<'a> Head<'a> {
+    /// Columns of a row of this head from `column` on.
+    #[inline(always)]
+    fn part(&self, of: Rows<'a>, row: usize, column: usize, width: usize) -> &'a [f32] {
+        of.part(row, self.index * self.width + column, width)
+    }
+}
+
+per_level! {
+    fn pack_head(format: Format, head: Head<'_>, key_to: &mut [u32], value_to: &mut [u32]) = pack_head_generic;
+}
+
+#[inline(always)]
+fn pack_head_generic<I: Isa>(
+    isa: I,
+    format: Format,
+    head: Head<'_>,
+    key_to: &mut [u32],
+    value_to: &mut [u32],
+) {
+    match format {
+        Format::Bf16 => {
+            pack_keys::<I, Bf16>(isa, head, key_to);
+            pack_values(isa, true, head, value_to);
+        }
+        Format::F32 | Format::Int8 => {
+            pack_keys::<I, F32>(isa, head, key_to);
+            pack_values(isa, false, head, value_to);
+        }
+    }
+}
+
+/// Each key becomes a column.
+#[inline(always)]
+#[expect(unsafe_code, reason = "whole lines by pointer")]
+fn pack_keys<I: Isa, C: Convert<I, Scaling = ()>>(isa: I, head: Head<'_>, to: &mut [u32]) {
+    let (width, keys) = (head.width, head.keys);
+    let columns = I::LANES * I::VECTORS;
+    let groups = width.div_ceil(C::GROUP).next_multiple_of(I::GROUPS);
+    let mut line = [0u32; LINE];
+    let mut block = [0.0f32; 4 * LINE];
+    for token in 0..keys.rows {
+        let row = head.part(keys, token, 0, width);
+        let column = (token / columns) * groups * columns + token % columns;
+        // Of a width that does not fill its last line, the line's rest is zero, as the padding has to be.
+        for (index, values) in row.chunks(LINE * C::GROUP).enumerate() {
+            block[..values.len()].copy_from_slice(values);
+            block[values.len()..].fill(0.0);
+            // SAFETY: both arrays hold a line.
+            unsafe { C::line(isa, block.as_ptr(), line.as_mut_ptr(), ()) };
+            let first = index * LINE;
+            for (group, bits) in line.iter().take(groups - first).enumerate() {
+                to[column + (first + group) * columns] = *bits;
+            }
+        }
+    }
+}
+
+/// Values stay rows; with bf16 two tokens make a row of groups.
+#[inline(always)]
+#[expect(unsafe_code, reason = "vectors of arrays")]
+fn pack_values<I: Isa>(isa: I, bf16: bool, head: Head<'_>, to: &mut [u32]) {
+    let (width, values) = (head.width, head.values);
+    let columns = I::LANES * I::VECTORS;
+    let tokens_in_group = if bf16 { 2 } else { 1 };
+    let groups = values.rows.div_ceil(tokens_in_group);
+    let padded = groups.next_multiple_of(I::GROUPS);
+    let (mut even, mut odd) = ([0.0f32; MOST_COLUMNS], [0.0f32; MOST_COLUMNS]);
+    for panel in 0..width.div_ceil(columns) {
+        let first = panel * columns;
+        let wide = columns.min(width - first);
+        to[(panel * padded + groups) * columns..(panel + 1) * padded * columns].fill(0);
+        for group in 0..groups {
+            let token = group * tokens_in_group;
+            even[..wide].copy_from_slice(head.part(values, token, first, wide));
+            if bf16 && token + 1 < values.rows {
+                odd[..wide].copy_from_slice(head.part(values, token + 1, first, wide));
+            } else {
+                odd.fill(0.0);
+            }
+            let to = &mut to[(panel * padded + group) * columns..][..columns];
+            for lane in (0..columns).step_by(I::LANES) {
+                // SAFETY: both arrays and the destination hold `columns` values.
+                unsafe {
+                    let first = isa.load(even.as_ptr().add(lane));
+                    if bf16 {
+                        let second = isa.load(odd.as_ptr().add(lane));
+                        isa.store_groups(to.as_mut_ptr().add(lane), isa.pair_bf16(first, second));
+                    } else {
+                        isa.store(to.as_mut_ptr().add(lane).cast(), first);
+                    }
+                }
+            }
+        }
+    }
+}

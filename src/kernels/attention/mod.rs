@@ -1,0 +1,262 @@
+//! Attention: `softmax(q k^T / sqrt(d)) v` per head, over a memory packed once, or causally over plain rows.
+//!
+//! - [`Memory`] (`memory`) holds the keys and values of one sequence as panels of the matrix product: `k` as weights `[tokens, d]`,
+//!   `v^T` as weights `[d, tokens]`, head by head. [`attend`] goes through the queries in strips of one tile's rows:
+//!   scores, softmax and the sum over values of a strip stay in the cache.
+//! - [`attend_causally`] (`causal`) is for the few rows of text decoding: dot products over rows of f32.
+//!
+//! A query's result does not depend on its company: each value is one chain of sums in the order of the keys.
+
+mod causal;
+mod memory;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+
+pub use causal::{CausalRun, attend_causally};
+pub use memory::{Heads, Memory, Rows};
+
+use super::gemm::{Bf16, Convert, Dot, F32, Format, MOST_ROWS, Shape, Shared, row_to_groups, run};
+use super::isa::{Isa, Level, per_level};
+use super::memory::{LINE, Lines};
+use super::pointwise::exp;
+use super::pool::Pool;
+
+/// Queries of one sequence, and what they attend to.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// `[rows, heads x width]`.
+    pub queries: Rows<'a>,
+    /// Their memory.
+    pub memory: &'a Memory,
+}
+
+/// Strips of queries that one part of a job goes through.
+const STRIPS_A_PART: usize = 8;
+
+/// One part: some rows of one head of one run.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    run: usize,
+    head: usize,
+    first: usize,
+    last: usize,
+    /// Row of the result where the run begins.
+    start: usize,
+}
+
+/// Every run's queries attend to all of its memory; `out` is `[rows of all runs, heads x width]`.
+///
+/// # Panics
+/// When the lengths do not agree.
+pub fn attend(level: Level, pool: &mut Pool, runs: &[Run<'_>], out: &mut [f32]) {
+    let strip = Shape::of(level).rows * STRIPS_A_PART;
+    let mut parts = Vec::new();
+    let mut start = 0;
+    for (index, run) in runs.iter().enumerate() {
+        let rows = run.queries.rows;
+        assert_eq!(run.memory.level, level, "the memory was packed for another level");
+        for head in 0..run.memory.heads.count {
+            for first in (0..rows).step_by(strip) {
+                parts.push(Part {
+                    run: index,
+                    head,
+                    first,
+                    last: (first + strip).min(rows),
+                    start,
+                });
+            }
+        }
+        start += rows;
+    }
+    let Some(first) = runs.first() else { return };
+    let width = first.memory.heads.count * first.memory.heads.width;
+    assert_eq!(out.len(), start * width, "out is [rows, width]");
+    let out = Shared(out.as_mut_ptr());
+    pool.run(parts.len(), &|index| {
+        let part = parts[index];
+        // Outside of `strips`: a closure in there would not be compiled for the level.
+        STRIP.with_borrow_mut(|scratch| strips(level, runs[part.run], part, scratch, out));
+    });
+}
+
+/// Scratch of one strip.
+#[derive(Debug, Default)]
+struct Strip {
+    queries: Lines,
+    /// `[panels of tokens][rows][columns]`.
+    scores: Lines,
+    row: Lines,
+    probabilities: Lines,
+    sums: Lines,
+}
+
+thread_local! {
+    /// 577 tokens and 12 rows: 28 KB of scores, 14 KB of probabilities in bf16.
+    static STRIP: RefCell<Strip> = RefCell::new(Strip::default());
+}
+
+per_level! {
+    fn strips(run: Run<'_>, part: Part, scratch: &mut Strip, out: Shared<f32>) = strips_generic;
+}
+
+#[inline(always)]
+fn strips_generic<I: Isa>(isa: I, run: Run<'_>, part: Part, scratch: &mut Strip, out: Shared<f32>) {
+    match run.memory.format {
+        Format::Bf16 => strips_in::<I, Bf16>(isa, run, part, scratch, out),
+        Format::F32 | Format::Int8 => strips_in::<I, F32>(isa, run, part, scratch, out),
+    }
+}
+
+#[inline(always)]
+fn strips_in<I: Isa, D: Dot<I> + Convert<I, Scaling = ()>>(
+    isa: I,
+    run: Run<'_>,
+    part: Part,
+    scratch: &mut Strip,
+    out: Shared<f32>,
+) {
+    for first in (part.first..part.last).step_by(I::ROWS) {
+        let rows = I::ROWS.min(part.last - first);
+        strip::<I, D>(isa, run, part, first, rows, scratch, out);
+    }
+}
+
+#[inline(always)]
+#[expect(unsafe_code, reason = "tiles and panels by pointer")]
+fn strip<I: Isa, D: Dot<I> + Convert<I, Scaling = ()>>(
+    isa: I,
+    Run { queries, memory }: Run<'_>,
+    part: Part,
+    first: usize,
+    rows: usize,
+    scratch: &mut Strip,
+    out: Shared<f32>,
+) {
+    let Heads { count, width } = memory.heads;
+    let columns = I::LANES * I::VECTORS;
+    let tokens = memory.tokens;
+    let panels = tokens.div_ceil(columns);
+    let groups = |values: usize| values.div_ceil(D::GROUP).next_multiple_of(I::GROUPS);
+    let (depth, length) = (groups(width), groups(tokens));
+    scratch.queries.resize(depth.next_multiple_of(LINE) * rows);
+    scratch.scores.resize(panels * rows * columns);
+    scratch.row.resize((panels * columns).next_multiple_of(LINE * D::GROUP));
+    scratch.probabilities.resize(length.next_multiple_of(LINE) * rows);
+    scratch.sums.resize(rows * columns);
+    let keys = &memory.keys[part.head * panels * columns * depth..];
+    let value_panels = width.div_ceil(columns);
+    let values = &memory.values[part.head * value_panels * columns * length..];
+    // SAFETY: every buffer was made long enough above; a panel's offset lies in the head's panels; the rows of the
+    // result are this part's alone in this head's columns.
+    unsafe {
+        for r in 0..rows {
+            let query = queries.part(first + r, part.head * width, width);
+            row_to_groups::<I, D>(isa, query, rows, scratch.queries.as_mut_ptr().add(r * LINE), ());
+        }
+        for panel in 0..panels {
+            let scores = scratch.scores.as_mut_ptr().add(panel * rows * columns);
+            run_tile::<I, D>(
+                isa,
+                rows,
+                scratch.queries.as_ptr(),
+                keys[panel * depth * columns..].as_ptr(),
+                depth,
+                scores,
+            );
+        }
+        let mut inverse = [0.0f32; MOST_ROWS];
+        for (r, inverse) in inverse.iter_mut().enumerate().take(rows) {
+            let scores = scratch.scores.as_ptr().add(r * columns).cast::<f32>();
+            let row = scratch.row.as_f32_mut();
+            *inverse = 1.0
+                / softmax(isa, scores, rows * columns, tokens, (width as f32).sqrt().recip(), row);
+            let to = scratch.probabilities.as_mut_ptr().add(r * LINE);
+            row_to_groups::<I, D>(isa, &scratch.row.as_f32_mut()[..tokens], rows, to, ());
+        }
+        for panel in 0..value_panels {
+            let b = values[panel * length * columns..].as_ptr();
+            run_tile::<I, D>(
+                isa,
+                rows,
+                scratch.probabilities.as_ptr(),
+                b,
+                length,
+                scratch.sums.as_mut_ptr(),
+            );
+            let wide = columns.min(width - panel * columns);
+            for (r, inverse) in inverse.iter().enumerate().take(rows) {
+                let sums = &mut scratch.sums.as_f32_mut()[r * columns..][..wide];
+                let at =
+                    (part.start + first + r) * count * width + part.head * width + panel * columns;
+                for (index, sum) in sums.iter().enumerate() {
+                    *out.pointer().add(at + index) = sum * inverse;
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+#[expect(unsafe_code, reason = "tile and panel by pointer")]
+unsafe fn run_tile<I: Isa, D: Dot<I>>(
+    isa: I,
+    rows: usize,
+    a: *const u32,
+    b: *const u32,
+    groups: usize,
+    sums: *mut u32,
+) {
+    // SAFETY: as the caller's.
+    unsafe { run::<I, D>(isa, rows, a, b, groups, sums, false) }
+}
+
+/// `e^(scale (score - largest))` of one row of scores, whose panels lie `panel_stride` values apart; into `row`, whose
+/// values from `tokens` on are not for use. Returns the sum.
+///
+/// # Safety
+/// `scores` is valid for `tokens` values rounded up to a panel; `row` holds as many.
+#[inline(always)]
+#[expect(unsafe_code, reason = "vectors by pointer")]
+unsafe fn softmax<I: Isa>(
+    isa: I,
+    scores: *const f32,
+    panel_stride: usize,
+    tokens: usize,
+    scale: f32,
+    row: &mut [f32],
+) -> f32 {
+    let columns = I::LANES * I::VECTORS;
+    let panels = tokens.div_ceil(columns);
+    // Columns beyond the tokens are scores of zeros.
+    let mut last = [f32::NEG_INFINITY; 32];
+    let in_last = tokens - (panels - 1) * columns;
+    // SAFETY: as this function's.
+    unsafe {
+        let last_scores = scores.add((panels - 1) * panel_stride);
+        std::ptr::copy_nonoverlapping(last_scores, last.as_mut_ptr(), in_last);
+        let panel_of = |panel: usize| {
+            if panel + 1 == panels { last.as_ptr() } else { scores.add(panel * panel_stride) }
+        };
+        let mut largest = isa.splat(f32::NEG_INFINITY);
+        for panel in 0..panels {
+            let from = panel_of(panel);
+            for lane in (0..columns).step_by(I::LANES) {
+                largest = isa.max(largest, isa.load(from.add(lane)));
+            }
+        }
+        let largest = isa.splat(isa.largest(largest));
+        let scale = isa.splat(scale);
+        let mut sum = isa.splat(0.0);
+        for panel in 0..panels {
+            let from = panel_of(panel);
+            for lane in (0..columns).step_by(I::LANES) {
+                let value = exp(isa, isa.mul(isa.sub(isa.load(from.add(lane)), largest), scale));
+                sum = isa.add(sum, value);
+                isa.store(row.as_mut_ptr().add(panel * columns + lane), value);
+            }
+        }
+        isa.sum(sum)
+    }
+}

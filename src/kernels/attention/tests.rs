@@ -1,0 +1,215 @@
+//! Both forms of attention, at every level, against the slow twin in f64.
+
+use super::super::isa::{Level, to_bf16};
+use super::super::pool::Pool;
+use super::super::testing::{assert_all_close, levels, values};
+use super::{CausalRun, Format, Heads, Memory, Rows, Run, Shape, attend, attend_causally};
+
+/// Queries, keys and values of one sequence in columns of one matrix, as a packed qkv product gives them.
+struct Sequence {
+    qkv: Vec<f32>,
+    heads: Heads,
+    rows: usize,
+}
+
+impl Sequence {
+    fn new(heads: Heads, rows: usize, seed: u64) -> Self {
+        Self { qkv: values(rows * 3 * heads.count * heads.width, seed), heads, rows }
+    }
+
+    fn part(&self, index: usize) -> Rows<'_> {
+        let width = self.heads.count * self.heads.width;
+        Rows { values: &self.qkv, stride: 3 * width, column: index * width, rows: self.rows }
+    }
+
+    fn packed(&self, level: Level, format: Format, pool: &mut Pool) -> Memory {
+        let mut memory = Memory::new(level, format, self.heads);
+        memory.pack(pool, self.heads, self.part(1), self.part(2));
+        memory
+    }
+}
+
+/// `softmax(q k^T / sqrt(d)) v` of every row over the keys that `visible` lets it see; what the format keeps of each
+/// operand goes in. Beside each value the largest magnitude of its column of values.
+fn slow_twin(
+    format: Format,
+    queries: Rows<'_>,
+    memory: &Sequence,
+    visible: impl Fn(usize) -> usize,
+) -> Vec<(f64, f64)> {
+    let kept = |x: f32| match format {
+        Format::F32 | Format::Int8 => f64::from(x),
+        Format::Bf16 => f64::from(f32::from_bits(to_bf16(x) << 16)),
+    };
+    let Heads { count, width } = memory.heads;
+    let mut out = Vec::new();
+    for row in 0..queries.rows {
+        for head in 0..count {
+            let query = queries.part(row, head * width, width);
+            let scores: Vec<f64> = (0..visible(row))
+                .map(|token| {
+                    let key = memory.part(1).part(token, head * width, width);
+                    let dot: f64 = query.iter().zip(key).map(|(q, k)| kept(*q) * kept(*k)).sum();
+                    dot / (width as f64).sqrt()
+                })
+                .collect();
+            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let exponentials: Vec<f64> =
+                scores.iter().map(|score| (score - largest).exp()).collect();
+            let sum: f64 = exponentials.iter().sum();
+            for column in 0..width {
+                let value =
+                    |token: usize| kept(memory.part(2).part(token, head * width + column, 1)[0]);
+                let dot: f64 =
+                    exponentials.iter().enumerate().map(|(token, e)| e * value(token)).sum();
+                let magnitude = (0..visible(row)).map(|t| value(t).abs()).fold(0.0, f64::max);
+                out.push((dot / sum, magnitude));
+            }
+        }
+    }
+    out
+}
+
+/// The probabilities are rounded to the format too, each by itself: a part in 256 at most in bf16.
+fn tolerance(format: Format) -> f64 {
+    match format {
+        Format::F32 | Format::Int8 => 2e-6,
+        Format::Bf16 => 1.0 / 256.0,
+    }
+}
+
+#[test]
+fn attention_equals_the_slow_twin_around_the_edges_of_tiles_and_panels() {
+    let mut failures = Vec::new();
+    for level in levels() {
+        let Shape { rows, columns, .. } = Shape::of(level);
+        let sizes: &[usize] = if level.is_emulated() { &[1, 33] } else { &[1, 2, 15, 577] };
+        for format in [Format::F32, Format::Bf16] {
+            for &tokens in sizes.iter().chain(&[columns - 1, columns, columns + 1]) {
+                for (count, width) in [(1, 64), (3, 8), (2, 40)] {
+                    let memory = Sequence::new(Heads { count, width }, tokens, 1);
+                    for queries in [1, rows, rows + 1] {
+                        let asking = Sequence::new(memory.heads, queries, 2);
+                        let mut pool = Pool::new(2);
+                        let packed = memory.packed(level, format, &mut pool);
+                        let mut out = vec![f32::NAN; queries * count * width];
+                        let run = Run { queries: asking.part(0), memory: &packed };
+                        attend(level, &mut pool, &[run], &mut out);
+                        let expected = slow_twin(format, asking.part(0), &memory, |_| tokens);
+                        let what = format!(
+                            "{level} {format:?} {queries} queries, {tokens} tokens, {count}x{width}"
+                        );
+                        let close = assert_all_close(&what, &out, &expected, tolerance(format));
+                        failures.extend(close.err());
+                    }
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn a_memory_used_again_for_fewer_tokens_keeps_nothing_of_the_old() {
+    let heads = Heads { count: 2, width: 24 };
+    for level in levels() {
+        for format in [Format::F32, Format::Bf16] {
+            let mut pool = Pool::new(1);
+            let mut old = Sequence::new(heads, 70, 3);
+            old.qkv.fill(f32::NAN);
+            let new = Sequence::new(heads, 13, 4);
+            let mut used = old.packed(level, format, &mut pool);
+            used.pack(&mut pool, heads, new.part(1), new.part(2));
+            let fresh = new.packed(level, format, &mut pool);
+            let mut attended = |memory: &Memory| {
+                let mut out = vec![0.0; 13 * 48];
+                attend(level, &mut pool, &[Run { queries: new.part(0), memory }], &mut out);
+                out
+            };
+            assert_eq!(attended(&used), attended(&fresh), "{level} {format:?}");
+        }
+    }
+}
+
+#[test]
+fn a_query_has_the_same_bits_alone_and_in_any_company() {
+    let heads = Heads { count: 2, width: 64 };
+    let (first, second) = (Sequence::new(heads, 50, 5), Sequence::new(heads, 37, 6));
+    for level in levels() {
+        for format in [Format::F32, Format::Bf16] {
+            let mut pool = Pool::new(3);
+            let memories =
+                [&first, &second].map(|sequence| sequence.packed(level, format, &mut pool));
+            let mut attended = |runs: &[Run<'_>], rows: usize| {
+                let mut out = vec![0.0; rows * 128];
+                attend(level, &mut pool, runs, &mut out);
+                out
+            };
+            let runs = [
+                Run { queries: first.part(0), memory: &memories[0] },
+                Run { queries: second.part(0), memory: &memories[1] },
+            ];
+            let together = attended(&runs, 87);
+            for row in [0, 1, 31, 49] {
+                let queries = Rows { values: &first.qkv[row * 384..], rows: 1, ..first.part(0) };
+                let alone = attended(&[Run { queries, memory: &memories[0] }], 1);
+                assert_eq!(alone, together[row * 128..][..128], "{level} {format:?} row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_what_is_not_a_number_comes_out_so_and_spoils_no_other() {
+    let heads = Heads { count: 2, width: 16 };
+    let memory = Sequence::new(heads, 40, 7);
+    for level in levels() {
+        for format in [Format::F32, Format::Bf16] {
+            let mut asking = Sequence::new(heads, 5, 8);
+            asking.qkv[3 * 96..][..32].fill(f32::NAN);
+            let mut pool = Pool::new(1);
+            let packed = memory.packed(level, format, &mut pool);
+            let mut out = vec![0.0; 5 * 32];
+            let run = Run { queries: asking.part(0), memory: &packed };
+            attend(level, &mut pool, &[run], &mut out);
+            for (row, values) in out.chunks(32).enumerate() {
+                assert_eq!(
+                    values.iter().all(|x| x.is_nan()),
+                    row == 3,
+                    "{level} {format:?} row {row}: {values:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn causal_attention_equals_the_slow_twin_with_and_without_a_past() {
+    let mut failures = Vec::new();
+    for level in levels() {
+        for (count, width) in [(12, 64), (1, 8), (3, 20)] {
+            for (past, new) in [(0, 1), (0, 5), (7, 1), (40, 3), (511, 1)] {
+                let heads = Heads { count, width };
+                let sequence = Sequence::new(heads, past + new, 9);
+                let whole = count * width;
+                let column = |index: usize| -> Vec<f32> {
+                    let rows = sequence.part(index);
+                    (0..rows.rows).flat_map(|row| rows.part(row, 0, whole)).copied().collect()
+                };
+                let (keys, values) = (column(1), column(2));
+                let queries = Rows {
+                    values: &sequence.qkv[past * 3 * whole..],
+                    rows: new,
+                    ..sequence.part(0)
+                };
+                let mut out = vec![f32::NAN; new * whole];
+                let run = CausalRun { queries, keys: &keys, values: &values };
+                attend_causally(level, &mut Pool::new(2), heads, &[run], &mut out);
+                let expected = slow_twin(Format::F32, queries, &sequence, |row| past + row + 1);
+                let what = format!("{level} {past} + {new} rows, {count}x{width}");
+                failures.extend(assert_all_close(&what, &out, &expected, 4e-6).err());
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}

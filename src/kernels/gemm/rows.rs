@@ -1,0 +1,254 @@
+//! The left operand, packed for one product: converted to the format's groups, tile by tile.
+//!
+//! A tile of `r` rows lies as `[k blocks of 16 groups][r][16 groups]`: the inner loop walks it with one pointer, each
+//! cache line is one row's, and packing writes whole lines.
+
+use super::super::isa::{Isa, Level, per_level};
+use super::super::memory::{LINE, Lines};
+use super::super::pool::Pool;
+use super::tile::{Bf16, F32, Int8};
+use super::weights::{Format, Shape};
+
+/// Rows in tiles, and how 8-bit rows are scaled.
+#[derive(Debug, Default)]
+pub(in crate::kernels) struct PackedRows {
+    groups: Lines,
+    quantised: Vec<Quantised>,
+    rows: usize,
+    padded_groups: usize,
+}
+
+/// `value = (byte - zero) * scale` of one row.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::kernels) struct Quantised {
+    pub(super) scale: f32,
+    pub(super) zero: i32,
+}
+
+/// A pointer that parts of a job write through, each to a place of its own.
+#[derive(Clone, Copy)]
+pub(in crate::kernels) struct Shared<T>(pub(in crate::kernels) *mut T);
+
+#[expect(unsafe_code, reason = "disjoint writes from several threads")]
+// SAFETY: users write to disjoint places only; each says why.
+unsafe impl<T: Send> Send for Shared<T> {}
+#[expect(unsafe_code, reason = "disjoint writes from several threads")]
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(in crate::kernels) fn pointer(self) -> *mut T {
+        self.0
+    }
+}
+
+/// Tiles packed in one part of a job.
+const TILES_A_PART: usize = 2;
+
+impl PackedRows {
+    /// Takes `x` `[rows, k]`.
+    pub(super) fn pack(
+        &mut self,
+        level: Level,
+        pool: &mut Pool,
+        x: &[f32],
+        k: usize,
+        format: Format,
+    ) {
+        let tile = Shape::of(level).rows;
+        self.rows = x.len() / k;
+        self.padded_groups = k.div_ceil(format.group()).next_multiple_of(LINE);
+        self.groups.resize(self.rows * self.padded_groups);
+        if format == Format::Int8 {
+            self.quantised.resize(self.rows, Quantised::default());
+        }
+        let (rows, groups) = (self.rows, Shared(self.groups.as_mut_ptr()));
+        let quantised = Shared(self.quantised.as_mut_ptr());
+        let parts = rows.div_ceil(tile * TILES_A_PART);
+        pool.run(parts, &|part| {
+            let first = part * tile * TILES_A_PART;
+            let last = (first + tile * TILES_A_PART).min(rows);
+            for start in (first..last).step_by(tile) {
+                let source = Source { x, k, first: start, rows: tile.min(last - start) };
+                pack_tile(level, source, format, groups, quantised);
+            }
+        });
+    }
+
+    /// The first group of the tile that begins with `row`, at group `k` (a multiple of [`LINE`]) of K.
+    #[inline(always)]
+    pub(super) fn tile(&self, row: usize, rows_in_tile: usize, k: usize) -> *const u32 {
+        self.groups[row * self.padded_groups + k * rows_in_tile..].as_ptr()
+    }
+
+    #[inline(always)]
+    pub(super) fn quantised(&self, row: usize) -> Quantised {
+        self.quantised[row]
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.rows
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    x: &'a [f32],
+    k: usize,
+    first: usize,
+    rows: usize,
+}
+
+per_level! {
+    fn pack_tile(source: Source<'_>, format: Format, groups: Shared<u32>, quantised: Shared<Quantised>) = generic;
+}
+
+#[inline(always)]
+#[expect(unsafe_code, reason = "rows of one tile belong to one part")]
+fn generic<I: Isa>(
+    isa: I,
+    source: Source<'_>,
+    format: Format,
+    groups: Shared<u32>,
+    quantised: Shared<Quantised>,
+) {
+    let Source { x, k, first, rows } = source;
+    let padded = k.div_ceil(format.group()).next_multiple_of(LINE);
+    for index in 0..rows {
+        let row = &x[(first + index) * k..][..k];
+        // SAFETY: the buffer holds `rows x padded` groups; this tile's begin at its first row's and are its own.
+        unsafe {
+            let to = groups.pointer().add(first * padded + index * LINE);
+            match format {
+                Format::F32 => row_to_groups::<I, F32>(isa, row, rows, to, ()),
+                Format::Bf16 => row_to_groups::<I, Bf16>(isa, row, rows, to, ()),
+                Format::Int8 => {
+                    let (scaling, inverse) = quantise(isa, row);
+                    *quantised.pointer().add(first + index) = scaling;
+                    row_to_groups::<I, Int8>(isa, row, rows, to, (inverse, scaling.zero as f32));
+                }
+            }
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "lines by pointer")]
+/// How a block of f32 becomes a line of groups.
+pub(in crate::kernels) trait Convert<I: Isa> {
+    /// f32 in a group.
+    const GROUP: usize;
+    type Scaling: Copy;
+    /// # Safety
+    /// `from` is valid for `LINE x GROUP` reads, `to` for `LINE` writes.
+    unsafe fn line(isa: I, from: *const f32, to: *mut u32, scaling: Self::Scaling);
+}
+
+/// One row's groups: a line at every `rows_in_tile`-th line from `to`.
+///
+/// # Safety
+/// `to` is valid for that.
+#[inline(always)]
+#[expect(unsafe_code, reason = "lines of one row in a tile")]
+pub(in crate::kernels) unsafe fn row_to_groups<I: Isa, C: Convert<I>>(
+    isa: I,
+    row: &[f32],
+    rows_in_tile: usize,
+    mut to: *mut u32,
+    scaling: C::Scaling,
+) {
+    let block = LINE * C::GROUP;
+    let mut blocks = row.chunks_exact(block);
+    for block in &mut blocks {
+        // SAFETY: the block is whole; the caller gives the lines.
+        unsafe {
+            C::line(isa, block.as_ptr(), to, scaling);
+            to = to.add(rows_in_tile * LINE);
+        }
+    }
+    let rest = blocks.remainder();
+    if !rest.is_empty() {
+        let mut padded = [0.0f32; 4 * LINE];
+        padded[..rest.len()].copy_from_slice(rest);
+        // SAFETY: as above.
+        unsafe { C::line(isa, padded.as_ptr(), to, scaling) };
+    }
+}
+
+#[expect(unsafe_code, reason = "whole lines by pointer")]
+impl<I: Isa> Convert<I> for F32 {
+    const GROUP: usize = 1;
+    type Scaling = ();
+    #[inline(always)]
+    unsafe fn line(isa: I, from: *const f32, to: *mut u32, (): ()) {
+        for lane in (0..LINE).step_by(I::LANES) {
+            // SAFETY: within the line.
+            unsafe { isa.store(to.add(lane).cast(), isa.load(from.add(lane))) };
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "whole lines by pointer")]
+impl<I: Isa> Convert<I> for Bf16 {
+    const GROUP: usize = 2;
+    type Scaling = ();
+    #[inline(always)]
+    unsafe fn line(isa: I, from: *const f32, to: *mut u32, (): ()) {
+        for lane in (0..LINE).step_by(I::LANES) {
+            // SAFETY: within the line.
+            unsafe {
+                let first = isa.load(from.add(2 * lane));
+                let second = isa.load(from.add(2 * lane + I::LANES));
+                isa.store_groups(to.add(lane), isa.pack_bf16(first, second));
+            }
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "whole lines by pointer")]
+impl<I: Isa> Convert<I> for Int8 {
+    const GROUP: usize = 4;
+    /// The inverse of the scale, and the zero.
+    type Scaling = (f32, f32);
+    #[inline(always)]
+    unsafe fn line(_: I, from: *const f32, to: *mut u32, (inverse, zero): (f32, f32)) {
+        // SAFETY: the caller gives the line; bytes may be written anywhere.
+        let (from, to) =
+            unsafe { (&*from.cast::<[f32; 4 * LINE]>(), &mut *to.cast::<[u8; 4 * LINE]>()) };
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = (from * inverse + zero).round_ties_even() as i32 as u8;
+        }
+    }
+}
+
+/// The row's range, 0 included, on 0 to 255; and the inverse of the scale.
+#[inline(always)]
+#[expect(unsafe_code, reason = "vectors of a slice")]
+fn quantise<I: Isa>(isa: I, row: &[f32]) -> (Quantised, f32) {
+    let whole = row.len() / I::LANES * I::LANES;
+    let (mut low, mut high) = (isa.splat(0.0), isa.splat(0.0));
+    // Zero times a value is NaN where it is not finite; minima and maxima lose a NaN.
+    let mut zeros = isa.splat(0.0);
+    for start in (0..whole).step_by(I::LANES) {
+        // SAFETY: within the row.
+        let x = unsafe { isa.load(row.as_ptr().add(start)) };
+        (low, high) = (isa.min(low, x), isa.max(high, x));
+        zeros = isa.mul_add(x, isa.splat(0.0), zeros);
+    }
+    let negative = isa.sub(isa.splat(0.0), low);
+    let (mut low, mut high) = (-isa.largest(negative), isa.largest(high));
+    let mut zero = isa.sum(zeros);
+    for &x in &row[whole..] {
+        (low, high) = (low.min(x), high.max(x));
+        zero += x * 0.0;
+    }
+    let range = high - low;
+    if zero.is_nan() || range == 0.0 || range.is_infinite() {
+        // Not finite, which has to come out as NaN; or all zero.
+        let scale = if zero.is_nan() || range.is_infinite() { f32::NAN } else { 0.0 };
+        return (Quantised { scale, zero: 0 }, 0.0);
+    }
+    let scale = range / 255.0;
+    let inverse = 255.0 / range;
+    let zero = (-low * inverse).round_ties_even() as i32;
+    (Quantised { scale, zero }, inverse)
+}

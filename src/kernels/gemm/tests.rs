@@ -1,0 +1,251 @@
+//! Every level and format against the slow twin: three loops over the same rounded operands, in f64.
+
+use super::super::isa::{Level, to_bf16};
+use super::super::pool::Pool;
+use super::super::testing::{assert_all_close, levels, values};
+use super::{Epilogue, Format, Scratch, Shape, Weights, linear};
+
+/// What the format keeps of a matrix's rows.
+fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
+    match format {
+        Format::F32 => row.iter().map(|&x| f64::from(x)).collect(),
+        Format::Bf16 => row.iter().map(|&x| f64::from(f32::from_bits(to_bf16(x) << 16))).collect(),
+        Format::Int8 if is_weight => {
+            let scale = row.iter().fold(0.0f32, |most, x| most.max(x.abs())) / 127.0;
+            let whole = |x: f32| if scale > 0.0 { (x / scale).round_ties_even() } else { 0.0 };
+            row.iter().map(|&x| f64::from(whole(x)) * f64::from(scale)).collect()
+        }
+        Format::Int8 => {
+            let low = row.iter().fold(0.0f32, |a, &b| a.min(b));
+            let high = row.iter().fold(0.0f32, |a, &b| a.max(b));
+            if low == high {
+                return vec![0.0; row.len()];
+            }
+            let (scale, inverse) = ((high - low) / 255.0, 255.0 / (high - low));
+            let zero = (-low * inverse).round_ties_even();
+            row.iter()
+                .map(|&x| {
+                    f64::from((x * inverse + zero).round_ties_even() - zero) * f64::from(scale)
+                })
+                .collect()
+        }
+    }
+}
+
+/// `x W^T + b` of rounded operands, and the sum of the products' magnitudes, by which errors are measured.
+fn slow_twin(
+    format: Format,
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    n: usize,
+    k: usize,
+) -> Vec<(f64, f64)> {
+    let rows: Vec<_> = x.chunks(k).map(|row| rounded(format, row, false)).collect();
+    let columns: Vec<_> = weight.chunks(k).map(|row| rounded(format, row, true)).collect();
+    let mut out = Vec::new();
+    for row in &rows {
+        for (j, column) in columns.iter().enumerate().take(n) {
+            let products = || row.iter().zip(column).map(|(a, b)| a * b);
+            let bias = bias.map_or(0.0, |bias| f64::from(bias[j]));
+            let magnitude = products().map(f64::abs).sum::<f64>() + bias.abs();
+            out.push((products().sum::<f64>() + bias, magnitude));
+        }
+    }
+    out
+}
+
+/// Sums of k products in f32, in any order, stay within k/2 roundings; a chain of them is nearer to sqrt(k).
+fn tolerance(k: usize) -> f64 {
+    f64::from(f32::EPSILON) * (4.0 + (k as f64).sqrt())
+}
+
+fn check(level: Level, format: Format, m: usize, n: usize, k: usize) -> Result<(), String> {
+    check_on(&mut Pool::new(2), level, format, [m, n, k])
+}
+
+fn check_on(
+    pool: &mut Pool,
+    level: Level,
+    format: Format,
+    [m, n, k]: [usize; 3],
+) -> Result<(), String> {
+    let (x, weight) = (values(m * k, 1), values(n * k, 2));
+    let bias = (n % 2 == 1).then(|| values(n, 3));
+    let weights = Weights::pack(level, pool, format, &weight, bias.as_deref(), n);
+    let mut out = vec![f32::NAN; m * n];
+    let mut scratch = Scratch::default();
+    linear(level, pool, &mut scratch, &x, &weights, Epilogue::None, &mut out);
+    let expected = slow_twin(format, &x, &weight, bias.as_deref(), n, k);
+    assert_all_close(&format!("{level} {format:?} {m}x{n}x{k}"), &out, &expected, tolerance(k))
+}
+
+const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::Int8];
+
+#[test]
+fn every_level_and_format_equals_the_slow_twin_around_the_edges_of_tiles_and_blocks() {
+    let mut failures = Vec::new();
+    for level in levels() {
+        let Shape { rows, columns, .. } = Shape::of(level);
+        for format in FORMATS {
+            for m in [0, 1, 2, rows - 1, rows, rows + 1, 2 * rows + 3] {
+                for n in [1, columns - 1, columns, columns + 1] {
+                    for k in [1, 3, 16, 31, 33, 64, 65] {
+                        failures.extend(check(level, format, m, n, k).err());
+                    }
+                }
+            }
+            // Around blocks of K: 192 groups of 1, 2 or 4.
+            for k in [191, 192, 193, 385, 767, 768, 769] {
+                failures.extend(check(level, format, rows + 2, columns + 1, k).err());
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+/// The products of the base, large and demo models, with few of their rows and columns where the whole would be slow: the
+/// slow twin is. Row blocks and panels of blocks are crossed all the same.
+#[test]
+fn every_level_and_format_equals_the_slow_twin_on_the_shapes_of_the_models() {
+    let mut failures = Vec::new();
+    for level in levels() {
+        let emulated = level.is_emulated();
+        for format in FORMATS {
+            let shapes: &[_] = if emulated {
+                &[(33, 70, 768), (2, 40, 3072)]
+            } else {
+                &[
+                    (577, 96, 768),
+                    (40, 768, 768),
+                    (30, 200, 3072),
+                    (290, 64, 1024),
+                    (20, 96, 4096),
+                    (3, 3000, 192),
+                    (145, 576, 192),
+                    (1, 1030, 768),
+                ]
+            };
+            for &(m, n, k) in shapes {
+                failures.extend(check(level, format, m, n, k).err());
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads() {
+    let (n, k, m) = (70, 200, 61);
+    let (x, weight) = (values(m * k, 4), values(n * k, 5));
+    for level in levels() {
+        for format in FORMATS {
+            let mut one = Pool::new(1);
+            let weights = Weights::pack(level, &mut one, format, &weight, None, n);
+            let mut scratch = Scratch::default();
+            let mut run = |pool: &mut Pool, rows: &[f32]| {
+                let mut out = vec![0.0; rows.len() / k * n];
+                linear(level, pool, &mut scratch, rows, &weights, Epilogue::Gelu, &mut out);
+                out
+            };
+            let together = run(&mut Pool::new(3), &x);
+            for row in 0..m {
+                let alone = run(&mut one, &x[row * k..][..k]);
+                assert_eq!(alone, together[row * n..][..n], "{level} {format:?} row {row}");
+            }
+            let some = run(&mut Pool::new(2), &x[7 * k..][..20 * k]);
+            assert_eq!(some, together[7 * n..][..20 * n], "{level} {format:?}");
+        }
+    }
+}
+
+/// On a machine without AMX the emulator must have run, or the other tests show nothing of it.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn the_matrix_unit_multiplies_bf16_and_integers_but_not_f32() {
+    use super::super::isa::emulator;
+    if !levels().contains(&Level::Amx) || !Level::Amx.is_emulated() {
+        return;
+    }
+    for (format, uses) in [(Format::F32, false), (Format::Bf16, true), (Format::Int8, true)] {
+        let before = emulator::products();
+        // The emulator counts by thread.
+        check_on(&mut Pool::new(1), Level::Amx, format, [40, 33, 100]).unwrap();
+        assert_eq!(emulator::products() > before, uses, "{format:?}");
+    }
+}
+
+#[test]
+fn epilogues_are_what_they_are_called() {
+    let (m, n, k) = (5, 39, 48);
+    let (x, weight, bias) = (values(m * k, 6), values(n * k, 7), values(n, 8));
+    let residual = values(m * n, 9);
+    for level in levels() {
+        let mut pool = Pool::new(2);
+        let weights = Weights::pack(level, &mut pool, Format::F32, &weight, Some(&bias), n);
+        let mut run = |epilogue| {
+            let mut out = vec![0.0; m * n];
+            linear(level, &mut pool, &mut Scratch::default(), &x, &weights, epilogue, &mut out);
+            out
+        };
+        let plain = run(Epilogue::None);
+        let pointwise = |f: &dyn Fn(f64) -> f64| -> Vec<(f64, f64)> {
+            plain.iter().map(|&x| (f(f64::from(x)), f64::from(x).abs().max(1.0))).collect()
+        };
+        let gelu = |x: f64| x * (1.0 + super::super::testing::erf(x / 2.0f64.sqrt())) / 2.0;
+        let close = |what: &str, actual: &[f32], expected: &[(f64, f64)]| {
+            assert_all_close(&format!("{level} {what}"), actual, expected, 4e-7).unwrap();
+        };
+        close("gelu", &run(Epilogue::Gelu), &pointwise(&gelu));
+        close("tanh", &run(Epilogue::Tanh), &pointwise(&f64::tanh));
+        let sum: Vec<f32> = plain.iter().zip(&residual).map(|(a, b)| a + b).collect();
+        assert_eq!(run(Epilogue::Residual(&residual)), sum, "{level} residual");
+    }
+}
+
+#[test]
+fn what_is_not_a_number_stays_so_and_spoils_no_other_row() {
+    let (m, n, k) = (4, 40, 100);
+    let weight = values(n * k, 10);
+    for level in levels() {
+        for format in FORMATS {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = values(m * k, 11);
+                x[2 * k + 57] = bad;
+                let mut pool = Pool::new(1);
+                let weights = Weights::pack(level, &mut pool, format, &weight, None, n);
+                let mut out = vec![0.0; m * n];
+                let mut scratch = Scratch::default();
+                linear(level, &mut pool, &mut scratch, &x, &weights, Epilogue::Gelu, &mut out);
+                for (row, values) in out.chunks(n).enumerate() {
+                    let finite = values.iter().filter(|x| x.is_finite()).count();
+                    // An infinity may cancel to 0 in GELU; no value of that row may look like a result.
+                    let expected = if row == 2 { finite < n } else { finite == n };
+                    assert!(expected, "{level} {format:?} {bad} row {row}: {finite} finite");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_of_zeros_and_rows_of_zeros_give_the_bias() {
+    let (m, n, k) = (3, 33, 40);
+    let bias = values(n, 12);
+    for level in levels() {
+        for format in FORMATS {
+            for (x, weight) in
+                [(vec![0.0; m * k], values(n * k, 13)), (values(m * k, 14), vec![0.0; n * k])]
+            {
+                let mut pool = Pool::new(1);
+                let weights = Weights::pack(level, &mut pool, format, &weight, Some(&bias), n);
+                let mut out = vec![f32::NAN; m * n];
+                let mut scratch = Scratch::default();
+                linear(level, &mut pool, &mut scratch, &x, &weights, Epilogue::None, &mut out);
+                for row in out.chunks(n) {
+                    assert_eq!(row, bias, "{level} {format:?}");
+                }
+            }
+        }
+    }
+}

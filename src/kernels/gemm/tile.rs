@@ -1,0 +1,257 @@
+//! The inner loop: one tile of rows against one panel of weights, in registers.
+
+use std::ops::Range;
+
+use super::super::isa::{Isa, MatrixTile};
+use super::super::memory::{LINE, Lines};
+use super::K_BLOCK;
+use super::epilogue::Finish;
+use super::rows::PackedRows;
+use super::weights::Weights;
+
+/// Most rows of a tile, of any set.
+pub(in crate::kernels) const MOST_ROWS: usize = 32;
+/// Most columns of a tile, of any set.
+pub(in crate::kernels) const MOST_COLUMNS: usize = 32;
+
+#[expect(unsafe_code, reason = "sums by pointer")]
+/// A number format, as the inner loop sees it: what a group multiplies to and what it adds up in.
+pub(in crate::kernels) trait Dot<I: Isa> {
+    /// Sums, one a lane.
+    type Sum: Copy;
+    /// The matrix unit's kind of groups; `None` where it has no such kind.
+    const INTEGERS: Option<bool>;
+    fn zero(isa: I) -> Self::Sum;
+    fn dot(isa: I, sum: Self::Sum, a: I::G, b: I::G) -> Self::Sum;
+    /// # Safety
+    /// `from` is valid for a vector's reads.
+    unsafe fn load(isa: I, from: *const u32) -> Self::Sum;
+    /// # Safety
+    /// `to` is valid for a vector's writes.
+    unsafe fn store(isa: I, to: *mut u32, sum: Self::Sum);
+}
+
+/// Groups of one f32.
+pub(in crate::kernels) struct F32;
+/// Groups of two bf16, summed in f32.
+pub(in crate::kernels) struct Bf16;
+/// Groups of four 8-bit integers, unsigned rows and signed weights, summed in i32.
+pub(in crate::kernels) struct Int8;
+
+macro_rules! float_sums {
+    ($($format:ident, $dot:ident, $integers:expr;)*) => {$(
+        #[expect(unsafe_code, reason = "sums by pointer")]
+        impl<I: Isa> Dot<I> for $format {
+            type Sum = I::F;
+            const INTEGERS: Option<bool> = $integers;
+            #[inline(always)]
+            fn zero(isa: I) -> I::F {
+                isa.splat(0.0)
+            }
+            #[inline(always)]
+            fn dot(isa: I, sum: I::F, a: I::G, b: I::G) -> I::F {
+                isa.$dot(sum, a, b)
+            }
+            #[inline(always)]
+            unsafe fn load(isa: I, from: *const u32) -> I::F {
+                // SAFETY: as the trait says.
+                unsafe { isa.load(from.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn store(isa: I, to: *mut u32, sum: I::F) {
+                // SAFETY: as the trait says.
+                unsafe { isa.store(to.cast(), sum) }
+            }
+        }
+    )*};
+}
+float_sums! {
+    F32, dot_f32, None;
+    Bf16, dot_bf16, Some(false);
+}
+
+#[expect(unsafe_code, reason = "sums by pointer")]
+impl<I: Isa> Dot<I> for Int8 {
+    type Sum = I::G;
+    const INTEGERS: Option<bool> = Some(true);
+    #[inline(always)]
+    fn zero(isa: I) -> I::G {
+        isa.zero_groups()
+    }
+    #[inline(always)]
+    fn dot(isa: I, sum: I::G, a: I::G, b: I::G) -> I::G {
+        isa.dot_int8(sum, a, b)
+    }
+    #[inline(always)]
+    unsafe fn load(isa: I, from: *const u32) -> I::G {
+        // SAFETY: as the trait says.
+        unsafe { isa.load_i32(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store(isa: I, to: *mut u32, sum: I::G) {
+        // SAFETY: as the trait says.
+        unsafe { isa.store_i32(to.cast(), sum) }
+    }
+}
+
+/// A part of a product.
+pub(super) struct Block<'a> {
+    pub(super) packed: &'a PackedRows,
+    pub(super) weights: &'a Weights,
+    pub(super) finish: &'a Finish<'a>,
+    pub(super) rows: Range<usize>,
+    pub(super) panels: Range<usize>,
+}
+
+/// The block, block of K by block of K.
+#[inline(always)]
+#[expect(unsafe_code, reason = "tiles, panels and sums by pointer")]
+pub(super) fn block<I: Isa, D: Dot<I>>(
+    isa: I,
+    Block { packed, weights, finish, rows, panels }: Block<'_>,
+    sums: &mut Lines,
+) {
+    let columns = I::LANES * I::VECTORS;
+    let groups = weights.groups();
+    let k_blocks = groups.div_ceil(K_BLOCK).max(1);
+    // With one block of K a tile's sums are finished at once.
+    let kept_rows = if k_blocks == 1 { MOST_ROWS } else { rows.len() };
+    sums.resize(kept_rows * columns);
+    let sums = sums.as_mut_ptr();
+    for panel in panels {
+        for k_block in 0..k_blocks {
+            let k = k_block * K_BLOCK;
+            let length = K_BLOCK.min(groups - k);
+            for row in rows.clone().step_by(I::ROWS) {
+                let height = I::ROWS.min(rows.end - row);
+                // SAFETY: `packed` and `weights` hold what they give pointers to; `sums` holds `height` rows from
+                // any kept row on.
+                unsafe {
+                    let kept = if k_blocks == 1 { 0 } else { row - rows.start };
+                    let sums = sums.add(kept * columns);
+                    let a = packed.tile(row, height, k);
+                    let b = weights.panel(panel, k);
+                    run::<I, D>(isa, height, a, b, length, sums, k_block > 0);
+                    if k_block + 1 == k_blocks {
+                        finish.tile(isa, sums, row, height, panel);
+                    }
+                }
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// Sums of the rows of a block, `[rows, columns]`: 256 rows x 32 x 4 B = 32 KB in L2.
+    pub(super) static SUMS: std::cell::RefCell<Lines> = std::cell::RefCell::new(Lines::default());
+}
+
+/// Most rows whose sums the vector registers hold, of any set.
+const MOST_IN_REGISTERS: usize = 12;
+
+/// One tile times one panel: `sums` `[rows, columns]` are written, or added to where `add`.
+///
+/// # Safety
+/// `rows` is 1 to `I::ROWS`; `a` is a tile of `rows` rows and `b` a panel, both of `groups` groups (the tile's last line
+/// whole); `groups` is a multiple of `I::GROUPS`; `sums` is valid for `rows x columns`.
+#[inline(always)]
+#[expect(unsafe_code, reason = "tile, panel and sums by pointer")]
+pub(in crate::kernels) unsafe fn run<I: Isa, D: Dot<I>>(
+    isa: I,
+    rows: usize,
+    a: *const u32,
+    b: *const u32,
+    groups: usize,
+    sums: *mut u32,
+    add: bool,
+) {
+    if let (true, Some(integers)) = (I::MATRIX_UNIT, D::INTEGERS) {
+        let blocks = groups / LINE;
+        let tile = MatrixTile { integers, rows, a, b, blocks, sums, add };
+        // SAFETY: as this function's.
+        return unsafe { isa.matrix_tile(tile) };
+    }
+    macro_rules! heights {
+        ($height:expr, $operands:expr, $($rows:literal)*) => {
+            match $height {
+                // SAFETY: as this function's.
+                $($rows if $rows <= I::ROWS => unsafe { tile::<I, D, $rows>(isa, $operands) },)*
+                _ => unreachable!("a tile has 1 to I::ROWS rows"),
+            }
+        };
+    }
+    // A matrix unit's tiles are higher than the registers.
+    for first in (0..rows).step_by(MOST_IN_REGISTERS) {
+        let height = MOST_IN_REGISTERS.min(rows - first);
+        // SAFETY: rows from `first` on lie `first` lines into each block of the tile, and `first` rows into the sums.
+        let operands = unsafe {
+            let sums = sums.add(first * I::LANES * I::VECTORS);
+            Operands { a: a.add(first * LINE), stride: rows * LINE, b, groups, sums, add }
+        };
+        heights!(height, operands, 1 2 3 4 5 6 7 8 9 10 11 12);
+    }
+}
+
+/// What [`tile`] multiplies.
+struct Operands {
+    a: *const u32,
+    /// Groups from one block of 16 groups of `a` to the next.
+    stride: usize,
+    b: *const u32,
+    groups: usize,
+    sums: *mut u32,
+    add: bool,
+}
+
+#[inline(always)]
+#[expect(unsafe_code, reason = "tile, panel and sums by pointer")]
+unsafe fn tile<I: Isa, D: Dot<I>, const R: usize>(isa: I, operands: Operands) {
+    let Operands { mut a, stride, mut b, groups, sums, add } = operands;
+    let columns = 2 * I::LANES;
+    // SAFETY: `run`'s contract.
+    unsafe {
+        let mut acc = [[D::zero(isa); 2]; R];
+        if add {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                *acc = [
+                    D::load(isa, sums.add(r * columns)),
+                    D::load(isa, sums.add(r * columns + I::LANES)),
+                ];
+            }
+        }
+        for _ in 0..groups / LINE {
+            for j in 0..LINE {
+                acc = step::<I, D, R>(isa, acc, a.add(j), b.add(j * columns));
+            }
+            a = a.add(stride);
+            b = b.add(columns * LINE);
+        }
+        for j in 0..groups % LINE {
+            acc = step::<I, D, R>(isa, acc, a.add(j), b.add(j * columns));
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            D::store(isa, sums.add(r * columns), acc[0]);
+            D::store(isa, sums.add(r * columns + I::LANES), acc[1]);
+        }
+    }
+}
+
+/// One group of every row times one group of every column.
+#[inline(always)]
+#[expect(unsafe_code, reason = "tile and panel by pointer")]
+unsafe fn step<I: Isa, D: Dot<I>, const R: usize>(
+    isa: I,
+    mut acc: [[D::Sum; 2]; R],
+    a: *const u32,
+    b: *const u32,
+) -> [[D::Sum; 2]; R] {
+    // SAFETY: `run`'s contract.
+    unsafe {
+        let (b0, b1) = (isa.load_groups(b), isa.load_groups(b.add(I::LANES)));
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let a = isa.splat_group(*a.add(r * LINE));
+            *acc = [D::dot(isa, acc[0], a, b0), D::dot(isa, acc[1], a, b1)];
+        }
+        acc
+    }
+}

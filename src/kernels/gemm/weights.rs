@@ -1,0 +1,234 @@
+//! A linear layer's weights, converted and packed once at load.
+//!
+//! `W` `[n, k]` lies as **panels** of a tile's columns: `[panels][groups of K][columns]`, so that the inner loop reads
+//! it front to back. Columns beyond `n` are zero.
+
+use super::super::isa::to_bf16;
+use super::super::isa::{Isa, Level, per_level};
+use super::super::memory::Lines;
+use super::super::pool::Pool;
+use super::rows::Shared;
+
+/// Number format of a layer's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// f32.
+    F32,
+    /// bf16 weights and rows, sums in f32.
+    Bf16,
+    /// 8-bit weights, one scale a column; 8-bit rows, one scale and zero a row; sums in i32, which are exact.
+    Int8,
+}
+
+impl Format {
+    /// Values of K in a group of four bytes.
+    #[must_use]
+    pub const fn group(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 => 2,
+            Self::Int8 => 4,
+        }
+    }
+}
+
+/// Packed weights and bias of `y = x W^T + b`.
+#[derive(Debug)]
+pub struct Weights {
+    level: Level,
+    format: Format,
+    n: usize,
+    k: usize,
+    columns: usize,
+    /// Groups of K, padded.
+    groups: usize,
+    packed: Lines,
+    /// Padded to whole panels, as the next two; zeros where the layer has none.
+    bias: Vec<f32>,
+    scales: Vec<f32>,
+    column_sums: Vec<i32>,
+}
+
+/// A level's tiles.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::kernels) struct Shape {
+    /// Rows of a tile.
+    pub(in crate::kernels) rows: usize,
+    /// Columns of a panel.
+    pub(in crate::kernels) columns: usize,
+    group_unit: usize,
+}
+
+impl Shape {
+    /// That of a level.
+    pub(in crate::kernels) fn of(level: Level) -> Self {
+        let mut shape = Self::default();
+        per_level_shape(level, &mut shape);
+        shape
+    }
+
+    /// Groups that `values` of K take in a panel, the last ones padded with zeros.
+    pub(in crate::kernels) fn groups(self, format: Format, values: usize) -> usize {
+        values.div_ceil(format.group()).next_multiple_of(self.group_unit)
+    }
+}
+
+per_level! {
+    fn per_level_shape(shape: &mut Shape) = shape_of;
+}
+
+#[inline(always)]
+fn shape_of<I: Isa>(_: I, shape: &mut Shape) {
+    *shape = Shape { rows: I::ROWS, columns: I::LANES * I::VECTORS, group_unit: I::GROUPS };
+}
+
+impl Weights {
+    /// Packs `weight` `[n, k]`, given row by row, and `bias` `[n]`.
+    ///
+    /// # Panics
+    /// When the lengths do not agree.
+    #[must_use]
+    pub fn pack(
+        level: Level,
+        pool: &mut Pool,
+        format: Format,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        n: usize,
+    ) -> Self {
+        let k = weight.len() / n;
+        assert_eq!(weight.len(), n * k, "the weight is [n, k]");
+        let shape = Shape::of(level);
+        let (columns, groups) = (shape.columns, shape.groups(format, k));
+        let panels = n.div_ceil(columns);
+        let mut packed = Lines::zeroed(panels * groups * columns);
+        let mut padded_bias = vec![0.0; panels * columns];
+        if let Some(bias) = bias {
+            padded_bias[..n].copy_from_slice(bias);
+        }
+        let int8 = format == Format::Int8;
+        let mut scales = vec![0.0; if int8 { panels * columns } else { 0 }];
+        let mut column_sums = vec![0; scales.len()];
+        let to = Shared(packed.as_mut_ptr());
+        let (scale_to, sum_to) = (Shared(scales.as_mut_ptr()), Shared(column_sums.as_mut_ptr()));
+        pool.run(panels, &|panel| {
+            let first = panel * columns;
+            for column in 0..columns.min(n - first) {
+                let row = &weight[(first + column) * k..][..k];
+                let scale = if int8 { largest(row) / 127.0 } else { 0.0 };
+                let mut sum = 0;
+                for (index, group) in row.chunks(format.group()).enumerate() {
+                    let (bits, of_group) = pack_group(format, group, scale);
+                    sum += of_group;
+                    #[expect(unsafe_code, reason = "panels are packed by several threads")]
+                    // SAFETY: the place lies in this part's panel.
+                    unsafe {
+                        *to.pointer().add((panel * groups + index) * columns + column) = bits;
+                    }
+                }
+                if int8 {
+                    #[expect(unsafe_code, reason = "panels are packed by several threads")]
+                    // SAFETY: the column is this part's.
+                    unsafe {
+                        *scale_to.pointer().add(first + column) = scale;
+                        *sum_to.pointer().add(first + column) = sum;
+                    }
+                }
+            }
+        });
+        Self {
+            level,
+            format,
+            n,
+            k,
+            columns,
+            groups,
+            packed,
+            bias: padded_bias,
+            scales,
+            column_sums,
+        }
+    }
+
+    /// The level that they are packed for.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Number format.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Columns of the result.
+    #[must_use]
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Columns of the rows.
+    #[must_use]
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes that the packed weights take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.packed.len() * 4
+    }
+
+    pub(super) fn groups(&self) -> usize {
+        self.groups
+    }
+
+    pub(super) fn panels(&self) -> usize {
+        self.n.div_ceil(self.columns)
+    }
+
+    /// The first group of a panel, from group `k` on.
+    #[inline(always)]
+    pub(super) fn panel(&self, panel: usize, k: usize) -> *const u32 {
+        self.packed[(panel * self.groups() + k) * self.columns..].as_ptr()
+    }
+
+    #[inline(always)]
+    pub(super) fn bias(&self) -> &[f32] {
+        &self.bias
+    }
+
+    #[inline(always)]
+    pub(super) fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    #[inline(always)]
+    pub(super) fn column_sums(&self) -> &[i32] {
+        &self.column_sums
+    }
+}
+
+fn largest(row: &[f32]) -> f32 {
+    row.iter().fold(0.0, |most, x| most.max(x.abs()))
+}
+
+/// Up to a group of values as its bits, and the sum of its integers.
+fn pack_group(format: Format, values: &[f32], scale: f32) -> (u32, i32) {
+    match format {
+        Format::F32 => (values[0].to_bits(), 0),
+        Format::Bf16 => (to_bf16(values[0]) | values.get(1).map_or(0, |x| to_bf16(*x) << 16), 0),
+        Format::Int8 => {
+            let mut bytes = [0u8; 4];
+            let mut sum = 0;
+            for (byte, value) in bytes.iter_mut().zip(values) {
+                let whole = if scale > 0.0 { (value / scale).round_ties_even() as i32 } else { 0 };
+                let whole = whole.clamp(-127, 127);
+                sum += whole;
+                *byte = whole as i8 as u8;
+            }
+            (u32::from_le_bytes(bytes), sum)
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The matrix unit of Intel's server processors: whether this process may use it, and one product of tiles.
+//!
+//! A tile register holds 16 rows of 64 bytes. `tdpbf16ps` and `tdpbusd` multiply a tile of 16 rows x 16 groups with one of
+//! 16 groups x 16 columns and add to 16 x 16 sums. Both operands already lie that way: a tile of `gemm::rows` is blocks of
+//! `[rows][16 groups]`, a panel of `gemm::weights` is blocks of `[16 groups][32 columns]`.
+//!
+//! The intrinsics are not in stable Rust, so this is assembly; one block from the first load to the last store, so that
+//! nothing can come between tile registers that the compiler does not know. Source: Intel SDM, volume 2, and the
+//! optimisation manual's chapter on AMX.
+
+#![expect(unsafe_code, reason = "assembly")]
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+use super::lanes::MatrixTile;
+
+/// Whether this process may use the unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Support {
+    /// The CPU, or the operating system, has none.
+    Absent,
+    /// It is there; the operating system did not give it to this process.
+    Refused,
+    /// It is there and was given.
+    Usable,
+}
+
+impl Support {
+    /// Asks for it the first time; threads started later have it too.
+    pub(super) fn of_this_process() -> Self {
+        static SUPPORT: OnceLock<Support> = OnceLock::new();
+        *SUPPORT.get_or_init(|| {
+            if !is_present() {
+                Self::Absent
+            } else if request() {
+                Self::Usable
+            } else {
+                Self::Refused
+            }
+        })
+    }
+}
+
+/// CPUID leaf 7: AMX-BF16, AMX-TILE, AMX-INT8 in EDX; and the operating system saves both states (XCR0 bits 17 and 18).
+fn is_present() -> bool {
+    const NEEDED: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    const STATES: u64 = 1 << 17 | 1 << 18;
+    if !is_x86_feature_detected!("xsave") || !is_x86_feature_detected!("avx512f") {
+        return false;
+    }
+    // Leaf 7 exists where AVX-512 does.
+    let leaf = __cpuid_count(7, 0);
+    // SAFETY: XSAVE was detected, which the standard library only reports where the operating system set OSXSAVE.
+    leaf.edx & NEEDED == NEEDED && unsafe { _xgetbv(0) } & STATES == STATES
+}
+
+/// `arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`: Linux gives the 8 KB state only to a process that asks
+/// (Documentation/arch/x86/xstate.rst).
+fn request() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        const ARCH_PRCTL: usize = 158;
+        const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
+        const XTILEDATA: usize = 18;
+        let result: isize;
+        // SAFETY: the call reads and writes no memory of ours.
+        unsafe {
+            asm!(
+                "syscall",
+                inlateout("rax") ARCH_PRCTL => result,
+                in("rdi") ARCH_REQ_XCOMP_PERM,
+                in("rsi") XTILEDATA,
+                lateout("rcx") _,
+                lateout("r11") _,
+                options(nostack),
+            );
+        }
+        result == 0
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        false
+    }
+}
+
+/// Rows of a tile register.
+const HALF: usize = 16;
+
+/// `ldtilecfg`'s operand: palette 1, and bytes and rows of each register.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+thread_local! {
+    /// Rows that this thread's tile registers are configured for; 0 before the first time. They stay configured:
+    /// configuring costs about as much as six products.
+    static CONFIGURED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Sums in registers 0 to 3 (upper left, upper right, lower left, lower right), rows in 4 and 5, weights in 6 and 7.
+fn configure(rows: usize) {
+    if CONFIGURED.get() == rows {
+        return;
+    }
+    let mut configuration = Configuration {
+        palette: 1,
+        start_row: 0,
+        reserved: [0; 14],
+        bytes: [0; 16],
+        rows: [0; 16],
+    };
+    let upper = rows.min(HALF) as u8;
+    let lower = rows.saturating_sub(HALF) as u8;
+    for (register, rows) in [upper, upper, lower, lower, upper, lower, 16, 16].iter().enumerate() {
+        configuration.rows[register] = *rows;
+        configuration.bytes[register] = if *rows > 0 { 64 } else { 0 };
+    }
+    // SAFETY: called where the unit was proved; the operand is 64 bytes and lives.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly)) };
+    CONFIGURED.set(rows);
+}
+
+/// The loop over blocks for both kinds of groups: `$dot` is the product; `$lower` are the lines that only tiles of more
+/// than 16 rows have.
+macro_rules! product {
+    ($dot:literal, $tile:ident, one half) => {
+        product!(@ $tile, concat!(
+            "test {add:e}, {add:e}\n jz 3f\n",
+            "tileloadd tmm0, [{sums} + {stride}*2]\n tileloadd tmm1, [{sums} + {stride}*2 + 64]\n",
+            "jmp 2f\n 3:\n tilezero tmm0\n tilezero tmm1\n 2:\n",
+            "tileloadd tmm4, [{a} + {stride}]\n",
+            "tileloadd tmm6, [{b} + {stride}*2]\n tileloadd tmm7, [{b} + {stride}*2 + 64]\n",
+            $dot, " tmm0, tmm4, tmm6\n", $dot, " tmm1, tmm4, tmm7\n",
+            "add {a}, {step}\n add {b}, 2048\n dec {blocks}\n jnz 2b\n",
+            "tilestored [{sums} + {stride}*2], tmm0\n tilestored [{sums} + {stride}*2 + 64], tmm1\n",
+            "/* {lower} */",
+        ))
+    };
+    ($dot:literal, $tile:ident, both halves) => {
+        product!(@ $tile, concat!(
+            "test {add:e}, {add:e}\n jz 3f\n",
+            "tileloadd tmm0, [{sums} + {stride}*2]\n tileloadd tmm1, [{sums} + {stride}*2 + 64]\n",
+            "tileloadd tmm2, [{lower} + {stride}*2]\n tileloadd tmm3, [{lower} + {stride}*2 + 64]\n",
+            "jmp 2f\n 3:\n tilezero tmm0\n tilezero tmm1\n tilezero tmm2\n tilezero tmm3\n 2:\n",
+            "tileloadd tmm4, [{a} + {stride}]\n",
+            "tileloadd tmm6, [{b} + {stride}*2]\n tileloadd tmm7, [{b} + {stride}*2 + 64]\n",
+            $dot, " tmm0, tmm4, tmm6\n", $dot, " tmm1, tmm4, tmm7\n",
+            "tileloadd tmm5, [{a} + {stride} + 1024]\n",
+            $dot, " tmm2, tmm5, tmm6\n", $dot, " tmm3, tmm5, tmm7\n",
+            "add {a}, {step}\n add {b}, 2048\n dec {blocks}\n jnz 2b\n",
+            "tilestored [{sums} + {stride}*2], tmm0\n tilestored [{sums} + {stride}*2 + 64], tmm1\n",
+            "tilestored [{lower} + {stride}*2], tmm2\n tilestored [{lower} + {stride}*2 + 64], tmm3\n",
+        ))
+    };
+    (@ $tile:ident, $lines:expr) => {
+        asm!(
+            $lines,
+            add = in(reg) u32::from($tile.add),
+            sums = in(reg) $tile.sums,
+            lower = in(reg) $tile.sums.wrapping_add(HALF * 32),
+            // Bytes between a tile's rows; twice as many between a panel's.
+            stride = in(reg) 64usize,
+            step = in(reg) $tile.rows * 64,
+            a = inout(reg) $tile.a => _,
+            b = inout(reg) $tile.b => _,
+            blocks = inout(reg) $tile.blocks => _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    };
+}
+
+/// Multiplies one tile of rows with one panel of 32 columns.
+///
+/// # Safety
+/// The unit is usable; the pointers are valid as [`MatrixTile`] says, with 1 to 32 rows and at least one block.
+#[inline]
+pub(super) unsafe fn multiply(tile: MatrixTile) {
+    debug_assert!((1..=2 * HALF).contains(&tile.rows) && tile.blocks > 0);
+    configure(tile.rows);
+    // SAFETY: this function's contract; registers are configured for just these rows.
+    unsafe {
+        match (tile.integers, tile.rows > HALF) {
+            (false, false) => product!("tdpbf16ps", tile, one half),
+            (false, true) => product!("tdpbf16ps", tile, both halves),
+            (true, false) => product!("tdpbusd", tile, one half),
+            (true, true) => product!("tdpbusd", tile, both halves),
+        }
+    }
+}

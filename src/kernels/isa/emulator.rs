@@ -1,0 +1,232 @@
+//! AMX in software, for tests on machines without it: the eight instructions that `amx` uses, run by the handler of the
+//! illegal-instruction signal that such machines raise.
+//!
+//! Source: Intel SDM, volume 2 (encodings, and the pseudo-code of each instruction). What it cannot show is how fast a
+//! real unit is, nor how it rounds within one product of tiles: here sums are f32, one fused product after the other.
+
+#![expect(unsafe_code, reason = "a signal handler that reads the instruction it interrupts")]
+
+use std::cell::{Cell, RefCell};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+thread_local! {
+    static EMULATED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// True once [`install`] has made the instructions available. `Level::detect` never asks.
+pub(super) fn is_installed() -> bool {
+    INSTALLED.load(Ordering::Acquire)
+}
+
+/// Makes the level usable on this machine; false where that cannot be, as AVX512-BF16 is not emulated. Where the CPU has
+/// the unit, nothing is emulated.
+pub(in crate::kernels) fn install() -> bool {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if super::Level::Amx.is_available() || !super::Level::Avx512Bf16.is_available() {
+            return;
+        }
+        // SAFETY: the handler is reentrant per thread and touches only its own thread's registers.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handle as extern "C" fn(_, _, _) as usize;
+            action.sa_flags = libc::SA_SIGINFO;
+            assert_eq!(libc::sigaction(libc::SIGILL, &raw const action, std::ptr::null_mut()), 0);
+        }
+        INSTALLED.store(true, Ordering::Release);
+    });
+    super::Level::Amx.is_available()
+}
+
+/// Products of tiles that were emulated on this thread so far.
+pub(in crate::kernels) fn products() -> usize {
+    EMULATED.get()
+}
+
+#[derive(Clone, Copy)]
+struct Tile {
+    rows: usize,
+    bytes: usize,
+    /// 16 rows of 16 groups.
+    groups: [[u32; 16]; 16],
+}
+
+const EMPTY: Tile = Tile { rows: 0, bytes: 0, groups: [[0; 16]; 16] };
+
+thread_local! {
+    static TILES: RefCell<[Tile; 8]> = const { RefCell::new([EMPTY; 8]) };
+}
+
+extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel gives a `ucontext_t` that is ours to change until we return.
+    let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    let at = registers[libc::REG_RIP as usize] as *const u8;
+    let done = TILES.with_borrow_mut(|tiles| {
+        // SAFETY: `at` is the instruction that the CPU just read.
+        unsafe { Instruction::read(at, registers) }.and_then(|instruction| {
+            // SAFETY: memory operands are those of the interrupted program.
+            unsafe { instruction.execute(tiles) }.then_some(instruction.length)
+        })
+    });
+    match done {
+        Some(length) => registers[libc::REG_RIP as usize] += length as i64,
+        // Not one of ours: the default action, on return.
+        // SAFETY: restores what the process started with.
+        None => unsafe {
+            libc::signal(libc::SIGILL, libc::SIG_DFL);
+        },
+    }
+}
+
+struct Instruction {
+    /// 0 none, 1 `66`, 2 `F3`, 3 `F2`.
+    prefix: u8,
+    opcode: u8,
+    /// ModRM.mod is 3: no memory operand.
+    is_register: bool,
+    reg: usize,
+    rm: usize,
+    vvvv: usize,
+    base: usize,
+    stride: usize,
+    length: usize,
+}
+
+impl Instruction {
+    /// Decodes a three-byte VEX instruction of map `0F 38`.
+    unsafe fn read(at: *const u8, registers: &[i64; 23]) -> Option<Self> {
+        // SAFETY: the longest instruction is 15 bytes; code pages go on behind every function of ours.
+        let byte = |index: usize| unsafe { *at.add(index) };
+        if byte(0) != 0xc4 || byte(1) & 0x1f != 2 {
+            return None;
+        }
+        let (x, b) = (usize::from(byte(1) & 0x40 == 0), usize::from(byte(1) & 0x20 == 0));
+        let modrm = byte(4);
+        let mut instruction = Self {
+            prefix: byte(2) & 3,
+            opcode: byte(3),
+            is_register: modrm >> 6 == 3,
+            reg: usize::from(modrm >> 3 & 7),
+            rm: usize::from(modrm & 7),
+            vvvv: usize::from(!byte(2) >> 3 & 15),
+            base: 0,
+            stride: 0,
+            length: 5,
+        };
+        if instruction.is_register {
+            return Some(instruction);
+        }
+        let mut base = instruction.rm;
+        if instruction.rm == 4 {
+            let sib = byte(5);
+            instruction.length += 1;
+            base = usize::from(sib & 7);
+            let index = usize::from(sib >> 3 & 7) + 8 * x;
+            if index != 4 {
+                instruction.stride = general(registers, index) << (sib >> 6);
+            }
+        }
+        let displacement = instruction.length;
+        let offset = match modrm >> 6 {
+            1 => {
+                instruction.length += 1;
+                isize::from(byte(displacement) as i8)
+            }
+            2 => {
+                instruction.length += 4;
+                let bytes = std::array::from_fn(|i| byte(displacement + i));
+                i32::from_le_bytes(bytes) as isize
+            }
+            // Without a displacement base 5 would be none at all, which `amx` never writes.
+            _ if base == 5 => return None,
+            _ => 0,
+        };
+        instruction.base = general(registers, base + 8 * b).wrapping_add_signed(offset);
+        Some(instruction)
+    }
+
+    /// False for an instruction that is not of AMX.
+    unsafe fn execute(&self, tiles: &mut [Tile; 8]) -> bool {
+        match (self.opcode, self.prefix, self.is_register) {
+            // ldtilecfg
+            (0x49, 0, false) => {
+                // SAFETY: the program's operand is 64 bytes.
+                let bytes = unsafe { &*(self.base as *const [u8; 64]) };
+                for (index, tile) in tiles.iter_mut().enumerate() {
+                    *tile = EMPTY;
+                    tile.bytes = usize::from(bytes[16 + 2 * index]);
+                    tile.rows = usize::from(bytes[48 + index]);
+                }
+                bytes[0] == 1
+            }
+            // tilezero
+            (0x49, 3, true) => {
+                tiles[self.reg].groups = EMPTY.groups;
+                true
+            }
+            // tileloadd, tilestored
+            (0x4b, 2 | 3, false) => {
+                let tile = &mut tiles[self.reg];
+                for (row, groups) in tile.groups.iter_mut().enumerate().take(tile.rows) {
+                    let memory = (self.base + row * self.stride) as *mut u32;
+                    for (index, group) in groups.iter_mut().enumerate().take(tile.bytes / 4) {
+                        // SAFETY: the program's operand.
+                        unsafe {
+                            if self.prefix == 3 {
+                                *group = memory.add(index).read_unaligned();
+                            } else {
+                                memory.add(index).write_unaligned(*group);
+                            }
+                        }
+                    }
+                }
+                tile.rows > 0
+            }
+            // tdpbf16ps, tdpbusd
+            (0x5c, 2, true) | (0x5e, 1, true) => {
+                let (a, b) = (tiles[self.rm], tiles[self.vvvv]);
+                product(&mut tiles[self.reg], &a, &b, self.opcode == 0x5e);
+                EMULATED.set(EMULATED.get() + 1);
+                a.bytes / 4 == b.rows
+            }
+            _ => false,
+        }
+    }
+}
+
+fn product(sums: &mut Tile, a: &Tile, b: &Tile, integers: bool) {
+    for row in 0..sums.rows {
+        for k in 0..a.bytes / 4 {
+            for column in 0..sums.bytes / 4 {
+                let sum = &mut sums.groups[row][column];
+                let (a, b) = (a.groups[row][k], b.groups[k][column]);
+                *sum = if integers {
+                    let pairs = a.to_le_bytes().into_iter().zip(b.to_le_bytes());
+                    let dot: i32 = pairs.map(|(a, b)| i32::from(a) * i32::from(b as i8)).sum();
+                    sum.wrapping_add(dot as u32)
+                } else {
+                    let half = |bits: u32, odd: bool| {
+                        f32::from_bits(if odd { bits & 0xffff_0000 } else { bits << 16 })
+                    };
+                    let even = f32::from_bits(*sum) + half(a, false) * half(b, false);
+                    (even + half(a, true) * half(b, true)).to_bits()
+                };
+            }
+        }
+    }
+}
+
+/// A general register by its number in instructions.
+fn general(registers: &[i64; 23], number: usize) -> usize {
+    use libc::{
+        REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_RAX, REG_RBP,
+        REG_RBX, REG_RCX, REG_RDI, REG_RDX, REG_RSI, REG_RSP,
+    };
+    let places = [
+        REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI, REG_R8, REG_R9,
+        REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15,
+    ];
+    registers[places[number] as usize] as usize
+}

@@ -1,0 +1,186 @@
+//! Instruction sets: which there are, which of them this CPU has, and how code is written once for all.
+//!
+//! A [`Level`] is a name; an [`Isa`] value is proof that the CPU has its instructions, and the vocabulary that kernels
+//! are written in. `with_isa!` turns the one into the other and enters a function compiled for it.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+pub(in crate::kernels) mod emulator;
+mod lanes;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub(super) use lanes::{Isa, MatrixTile};
+pub(super) use portable::{Portable, to_bf16};
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{Amx, Avx2, Avx512, Avx512Bf16, Avx512Vnni};
+
+/// What the kernels may use, from least to most; each includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What every CPU of the architecture has (SSE2, NEON).
+    Portable,
+    /// AVX2 and FMA: eight f32 lanes.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL: sixteen f32 lanes.
+    Avx512,
+    /// With VNNI: dot products of four 8-bit integers.
+    Avx512Vnni,
+    /// With BF16: dot products of two bf16.
+    Avx512Bf16,
+    /// With AMX: tiles of 16 x 16 sums, in bf16 and 8-bit integers.
+    Amx,
+}
+
+impl Level {
+    /// All levels, from least to most.
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16, Self::Amx];
+
+    /// The most that this CPU has.
+    #[must_use]
+    pub fn detect() -> Self {
+        let own = |level: &Self| level.is_available() && !level.is_emulated();
+        Self::ALL.into_iter().rev().find(own).unwrap_or(Self::Portable)
+    }
+
+    /// True when this CPU and its operating system have all of it.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        match self {
+            Self::Portable => true,
+            Self::Avx2 => Avx2::detect().is_some(),
+            Self::Avx512 => Avx512::detect().is_some(),
+            Self::Avx512Vnni => Avx512Vnni::detect().is_some(),
+            Self::Avx512Bf16 => Avx512Bf16::detect().is_some(),
+            Self::Amx => Amx::detect().is_some(),
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Self::Portable
+        }
+    }
+
+    /// True where tests run its instructions in software.
+    pub(in crate::kernels) fn is_emulated(self) -> bool {
+        #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+        return self == Self::Amx && emulator::is_installed();
+        #[cfg(not(all(test, target_arch = "x86_64", target_os = "linux")))]
+        false
+    }
+
+    /// True when this CPU has a matrix unit whose use the operating system refused to this process.
+    #[must_use]
+    pub fn amx_was_refused() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            amx::Support::of_this_process() == amx::Support::Refused
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            false
+        }
+    }
+
+    /// True when it multiplies bf16 faster than f32.
+    #[must_use]
+    pub fn has_bf16(self) -> bool {
+        self >= Self::Avx512Bf16
+    }
+
+    /// As `cpu_isa` spells it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512-vnni",
+            Self::Avx512Bf16 => "avx512-bf16",
+            Self::Amx => "amx",
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// There is no level of this name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownLevel;
+
+impl FromStr for Level {
+    type Err = UnknownLevel;
+
+    fn from_str(text: &str) -> Result<Self, UnknownLevel> {
+        Self::ALL.into_iter().find(|level| level.name() == text).ok_or(UnknownLevel)
+    }
+}
+
+/// Defines `$name(level, ...)`, which runs the generic `$generic(isa, ...)` compiled for the level's instructions.
+///
+/// The generic function and everything below it must be `#[inline(always)]`: code gets a level's instructions by being
+/// inlined here. Panics where the CPU lacks the level; `Level::is_available` is asked when a level is chosen.
+macro_rules! per_level {
+    ($(#[$meta:meta])* $visibility:vis fn $name:ident $(<$($g:ident : $bound:path),+>)? ($($argument:ident : $type:ty),* $(,)?) = $generic:expr;) => {
+        $(#[$meta])*
+        #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "entering a function compiled for more instructions"))]
+        $visibility fn $name $(<$($g : $bound),+>)? (level: $crate::kernels::isa::Level, $($argument: $type),*) {
+            use $crate::kernels::isa::{self, Level};
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2 $(<$($g : $bound),+>)? (isa: isa::Avx2, $($argument: $type),*) { $generic(isa, $($argument),*) }
+                #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+                fn avx512 $(<$($g : $bound),+>)? (isa: isa::Avx512, $($argument: $type),*) { $generic(isa, $($argument),*) }
+                #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+                fn avx512_vnni $(<$($g : $bound),+>)? (isa: isa::Avx512Vnni, $($argument: $type),*) { $generic(isa, $($argument),*) }
+                #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+                fn avx512_bf16 $(<$($g : $bound),+>)? (isa: isa::Avx512Bf16, $($argument: $type),*) { $generic(isa, $($argument),*) }
+                #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+                fn amx $(<$($g : $bound),+>)? (isa: isa::Amx, $($argument: $type),*) { $generic(isa, $($argument),*) }
+                const MISSING: &str = "the level was checked when it was chosen";
+                match level {
+                    Level::Portable => {}
+                    Level::Avx2 => {
+                        let isa = isa::Avx2::detect().expect(MISSING);
+                        // SAFETY: `isa` proves that the CPU has these instructions.
+                        return unsafe { avx2(isa, $($argument),*) };
+                    }
+                    Level::Avx512 => {
+                        let isa = isa::Avx512::detect().expect(MISSING);
+                        // SAFETY: as above.
+                        return unsafe { avx512(isa, $($argument),*) };
+                    }
+                    Level::Avx512Vnni => {
+                        let isa = isa::Avx512Vnni::detect().expect(MISSING);
+                        // SAFETY: as above.
+                        return unsafe { avx512_vnni(isa, $($argument),*) };
+                    }
+                    Level::Avx512Bf16 => {
+                        let isa = isa::Avx512Bf16::detect().expect(MISSING);
+                        // SAFETY: as above.
+                        return unsafe { avx512_bf16(isa, $($argument),*) };
+                    }
+                    Level::Amx => {
+                        let isa = isa::Amx::detect().expect(MISSING);
+                        // SAFETY: as above.
+                        return unsafe { amx(isa, $($argument),*) };
+                    }
+                }
+            }
+            let _ = level;
+            $generic(isa::Portable, $($argument),*);
+        }
+    };
+}
+pub(super) use per_level;

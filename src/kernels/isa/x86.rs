@@ -1,0 +1,347 @@
+//! The x86-64 sets: AVX2 with FMA, and AVX-512 with and without dot products.
+
+#![expect(unsafe_code, reason = "intrinsics; each set's value proves that the CPU has them")]
+#![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "eighty intrinsics"))]
+
+use std::arch::x86_64::*;
+
+use super::amx;
+use super::lanes::{Isa, MatrixTile};
+
+/// AVX2 and FMA.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::kernels) struct Avx2(());
+
+/// AVX-512 F, BW, DQ, VL.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::kernels) struct Avx512(());
+
+/// With VNNI.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::kernels) struct Avx512Vnni(());
+
+/// With VNNI and BF16.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::kernels) struct Avx512Bf16(());
+
+/// With the matrix unit: AMX TILE, BF16 and INT8.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::kernels) struct Amx(());
+
+impl Avx2 {
+    #[inline]
+    pub(in crate::kernels) fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+    }
+}
+
+impl Avx512 {
+    #[inline]
+    pub(in crate::kernels) fn detect() -> Option<Self> {
+        let all = Avx2::detect().is_some()
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        all.then_some(Self(()))
+    }
+}
+
+impl Avx512Vnni {
+    #[inline]
+    pub(in crate::kernels) fn detect() -> Option<Self> {
+        (Avx512::detect().is_some() && is_x86_feature_detected!("avx512vnni")).then_some(Self(()))
+    }
+}
+
+impl Avx512Bf16 {
+    #[inline]
+    pub(in crate::kernels) fn detect() -> Option<Self> {
+        (Avx512Vnni::detect().is_some() && is_x86_feature_detected!("avx512bf16"))
+            .then_some(Self(()))
+    }
+}
+
+impl Amx {
+    #[inline]
+    pub(in crate::kernels) fn detect() -> Option<Self> {
+        #[cfg(test)]
+        if super::emulator::is_installed() {
+            return Avx512Bf16::detect().map(|_| Self(()));
+        }
+        let usable = amx::Support::of_this_process() == amx::Support::Usable;
+        (usable && Avx512Bf16::detect().is_some()).then_some(Self(()))
+    }
+}
+
+/// One-line methods over an intrinsic.
+macro_rules! forward {
+    ($($name:ident($($a:ident: $t:ty),*) -> $r:ty = $e:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($a: $t),*) -> $r {
+            // SAFETY: `self` proves that the CPU has the instructions.
+            unsafe { $e }
+        }
+    )*};
+}
+
+/// Loads and stores.
+macro_rules! memory {
+    ($($name:ident($($a:ident: $t:ty),*) $(-> $r:ty)? = $e:expr;)*) => {$(
+        #[inline(always)]
+        unsafe fn $name(self, $($a: $t),*) $(-> $r)? {
+            // SAFETY: `self` proves the instructions, the caller the memory.
+            unsafe { $e }
+        }
+    )*};
+}
+
+/// In the upper half of each lane the value rounded to bf16, ties to even; NaN stays NaN.
+#[inline(always)]
+unsafe fn bf16_bits_256(value: __m256) -> __m256i {
+    // SAFETY: called where AVX2 was proved.
+    unsafe {
+        let bits = _mm256_castps_si256(value);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(value, value));
+        _mm256_blendv_epi8(rounded, quiet, nan)
+    }
+}
+
+/// As [`bf16_bits_256`].
+#[inline(always)]
+unsafe fn bf16_bits_512(value: __m512) -> __m512i {
+    // SAFETY: called where AVX-512 was proved.
+    unsafe {
+        let bits = _mm512_castps_si512(value);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+        _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value), quiet)
+    }
+}
+
+// SAFETY: constructed by `detect` only.
+unsafe impl Isa for Avx2 {
+    type F = __m256;
+    type G = __m256i;
+    const LANES: usize = 8;
+    // 6 x 2 accumulators, 2 of the weights, 1 of the rows: 15 of 16 registers.
+    const ROWS: usize = 6;
+    const VECTORS: usize = 2;
+
+    forward! {
+        splat(value: f32) -> __m256 = _mm256_set1_ps(value);
+        add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
+        sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
+        mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
+        div(a: __m256, b: __m256) -> __m256 = _mm256_div_ps(a, b);
+        mul_add(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
+        max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
+        min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
+        round(a: __m256) -> __m256 = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+        power_of_two(n: __m256) -> __m256 = {
+            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+        };
+        sum(a: __m256) -> f32 = {
+            let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        };
+        largest(a: __m256) -> f32 = {
+            let four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        };
+        splat_group(group: u32) -> __m256i = _mm256_set1_epi32(group as i32);
+        zero_groups() -> __m256i = _mm256_setzero_si256();
+        to_f32(a: __m256i) -> __m256 = _mm256_cvtepi32_ps(a);
+        mul_i32(a: __m256i, b: __m256i) -> __m256i = _mm256_mullo_epi32(a, b);
+        sub_i32(a: __m256i, b: __m256i) -> __m256i = _mm256_sub_epi32(a, b);
+        dot_f32(acc: __m256, a: __m256i, b: __m256i) -> __m256 =
+            _mm256_fmadd_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), acc);
+        dot_bf16(acc: __m256, a: __m256i, b: __m256i) -> __m256 = {
+            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let low = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
+            let upper = |x| _mm256_castsi256_ps(_mm256_and_si256(x, high));
+            _mm256_fmadd_ps(upper(a), upper(b), _mm256_fmadd_ps(low(a), low(b), acc))
+        };
+        dot_int8(acc: __m256i, a: __m256i, b: __m256i) -> __m256i = {
+            // vpmaddubsw saturates; in 16 bits nothing can.
+            let bytes = _mm256_set1_epi32(0x00ff_00ff);
+            let (even, odd) = (_mm256_and_si256(a, bytes), _mm256_srli_epi16::<8>(a));
+            let signed_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b));
+            let even = _mm256_madd_epi16(even, signed_even);
+            let odd = _mm256_madd_epi16(odd, _mm256_srai_epi16::<8>(b));
+            _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
+        };
+        pair_bf16(even: __m256, odd: __m256) -> __m256i = {
+            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let even = _mm256_srli_epi32::<16>(bf16_bits_256(even));
+            _mm256_or_si256(even, _mm256_and_si256(bf16_bits_256(odd), high))
+        };
+        pack_bf16(first: __m256, second: __m256) -> __m256i = {
+            let first = _mm256_srli_epi32::<16>(bf16_bits_256(first));
+            let second = _mm256_srli_epi32::<16>(bf16_bits_256(second));
+            _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(first, second))
+        };
+    }
+    memory! {
+        load(from: *const f32) -> __m256 = _mm256_loadu_ps(from);
+        store(to: *mut f32, value: __m256) = _mm256_storeu_ps(to, value);
+        load_groups(from: *const u32) -> __m256i = _mm256_loadu_si256(from.cast());
+        store_groups(to: *mut u32, value: __m256i) = _mm256_storeu_si256(to.cast(), value);
+        load_i32(from: *const i32) -> __m256i = _mm256_loadu_si256(from.cast());
+        store_i32(to: *mut i32, value: __m256i) = _mm256_storeu_si256(to.cast(), value);
+    }
+}
+
+/// What the AVX-512 sets share.
+macro_rules! avx512 {
+    ($($set:ident: $dot_bf16:expr, $dot_int8:expr, $pair_bf16:expr, $pack_bf16:expr $(, $unit:tt)?;)*) => {$(
+        // SAFETY: constructed by `detect` only.
+        unsafe impl Isa for $set {
+            type F = __m512;
+            type G = __m512i;
+            const LANES: usize = 16;
+            avx512!(@tile $($unit)?);
+            const VECTORS: usize = 2;
+
+            forward! {
+                splat(value: f32) -> __m512 = _mm512_set1_ps(value);
+                add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+                sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+                mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+                div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+                mul_add(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+                max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+                min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+                round(a: __m512) -> __m512 =
+                    _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+                power_of_two(n: __m512) -> __m512 = {
+                    let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+                };
+                sum(a: __m512) -> f32 = _mm512_reduce_add_ps(a);
+                largest(a: __m512) -> f32 = _mm512_reduce_max_ps(a);
+                splat_group(group: u32) -> __m512i = _mm512_set1_epi32(group as i32);
+                zero_groups() -> __m512i = _mm512_setzero_si512();
+                to_f32(a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
+                mul_i32(a: __m512i, b: __m512i) -> __m512i = _mm512_mullo_epi32(a, b);
+                sub_i32(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
+                dot_f32(acc: __m512, a: __m512i, b: __m512i) -> __m512 =
+                    _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), acc);
+                dot_bf16(acc: __m512, a: __m512i, b: __m512i) -> __m512 = $dot_bf16(acc, a, b);
+                dot_int8(acc: __m512i, a: __m512i, b: __m512i) -> __m512i = $dot_int8(acc, a, b);
+                pair_bf16(even: __m512, odd: __m512) -> __m512i = $pair_bf16(even, odd);
+                pack_bf16(first: __m512, second: __m512) -> __m512i = $pack_bf16(first, second);
+            }
+            memory! {
+                load(from: *const f32) -> __m512 = _mm512_loadu_ps(from);
+                store(to: *mut f32, value: __m512) = _mm512_storeu_ps(to, value);
+                load_groups(from: *const u32) -> __m512i = _mm512_loadu_si512(from.cast());
+                store_groups(to: *mut u32, value: __m512i) = _mm512_storeu_si512(to.cast(), value);
+                load_i32(from: *const i32) -> __m512i = _mm512_loadu_si512(from.cast());
+                store_i32(to: *mut i32, value: __m512i) = _mm512_storeu_si512(to.cast(), value);
+            }
+        }
+    )*};
+    // 12 x 2 accumulators, 2 of the weights, 1 of the rows: 27 of 32 registers.
+    (@tile) => {
+        const ROWS: usize = 12;
+    };
+    // 2 x 2 tiles of sums, 2 of the rows, 2 of the weights: all 8.
+    (@tile matrix_unit) => {
+        const ROWS: usize = 32;
+        const GROUPS: usize = 16;
+        const MATRIX_UNIT: bool = true;
+
+        #[inline(always)]
+        unsafe fn matrix_tile(self, tile: MatrixTile) {
+            // SAFETY: `self` proves the instructions, the caller the memory.
+            unsafe { amx::multiply(tile) }
+        }
+    };
+}
+
+avx512! {
+    Avx512: dot_bf16_by_f32, dot_int8_by_i16, pair_bf16_by_integers, pack_bf16_by_integers;
+    Avx512Vnni: dot_bf16_by_f32, _mm512_dpbusd_epi32, pair_bf16_by_integers, pack_bf16_by_integers;
+    Avx512Bf16: dot_bf16, _mm512_dpbusd_epi32, pair_bf16, pack_bf16;
+    Amx: dot_bf16, _mm512_dpbusd_epi32, pair_bf16, pack_bf16, matrix_unit;
+}
+
+#[inline(always)]
+unsafe fn dot_bf16_by_f32(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
+    // SAFETY: called by AVX-512 sets only.
+    unsafe {
+        let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+        let low = |x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x));
+        let upper = |x| _mm512_castsi512_ps(_mm512_and_si512(x, high));
+        _mm512_fmadd_ps(upper(a), upper(b), _mm512_fmadd_ps(low(a), low(b), acc))
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_int8_by_i16(acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: called by AVX-512 sets only.
+    unsafe {
+        let bytes = _mm512_set1_epi32(0x00ff_00ff);
+        let (even, odd) = (_mm512_and_si512(a, bytes), _mm512_srli_epi16::<8>(a));
+        let signed_even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(b));
+        let even = _mm512_madd_epi16(even, signed_even);
+        let odd = _mm512_madd_epi16(odd, _mm512_srai_epi16::<8>(b));
+        _mm512_add_epi32(acc, _mm512_add_epi32(even, odd))
+    }
+}
+
+#[inline(always)]
+unsafe fn pair_bf16_by_integers(even: __m512, odd: __m512) -> __m512i {
+    // SAFETY: called by AVX-512 sets only.
+    unsafe {
+        let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+        let even = _mm512_srli_epi32::<16>(bf16_bits_512(even));
+        _mm512_or_si512(even, _mm512_and_si512(bf16_bits_512(odd), high))
+    }
+}
+
+#[inline(always)]
+unsafe fn pack_bf16_by_integers(first: __m512, second: __m512) -> __m512i {
+    // SAFETY: called by AVX-512 sets only.
+    unsafe {
+        let half = |x| _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bf16_bits_512(x)));
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(first)), half(second))
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_bf16(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
+    // SAFETY: called where BF16 was proved; both types are 64 bytes of bits.
+    unsafe {
+        let (a, b) = (
+            std::mem::transmute::<__m512i, __m512bh>(a),
+            std::mem::transmute::<__m512i, __m512bh>(b),
+        );
+        _mm512_dpbf16_ps(acc, a, b)
+    }
+}
+
+#[inline(always)]
+unsafe fn pair_bf16(even: __m512, odd: __m512) -> __m512i {
+    // SAFETY: called where BF16 was proved; both types are 32 bytes of bits.
+    unsafe {
+        let widen = |x| {
+            _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)))
+        };
+        _mm512_or_si512(widen(even), _mm512_slli_epi32::<16>(widen(odd)))
+    }
+}
+
+#[inline(always)]
+unsafe fn pack_bf16(first: __m512, second: __m512) -> __m512i {
+    // SAFETY: called where BF16 was proved; both types are 64 bytes of bits.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
+}

@@ -1,0 +1,289 @@
+//! Functions of single values and of single rows: exp, erf, GELU, layer norm, softmax.
+
+use super::gemm::Shared;
+use super::isa::{Isa, Level, per_level};
+use super::pool::Pool;
+
+/// `e^x`, within 2 units in the last place for -87.3 <= x <= 88; below, 1.2e-38; above, the value at 88; NaN stays NaN.
+///
+/// `2^n e^r` with `n = round(x / ln 2)` and a polynomial of degree 6 for `e^r`; source: Cephes `expf`.
+#[inline(always)]
+pub(super) fn exp<I: Isa>(isa: I, x: I::F) -> I::F {
+    let x = isa.max(isa.splat(-87.3), isa.min(isa.splat(88.0), x));
+    let n = isa.round(isa.mul(x, isa.splat(std::f32::consts::LOG2_E)));
+    // ln 2 in two parts, the first with few bits, so that n times it is exact.
+    let r = isa.mul_add(n, isa.splat(-0.693_359_4), x);
+    let r = isa.mul_add(n, isa.splat(2.121_944_4e-4), r);
+    let mut p = isa.splat(1.987_569_1e-4);
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        p = isa.mul_add(p, r, isa.splat(c));
+    }
+    let p = isa.add(isa.mul_add(isa.mul(p, r), r, r), isa.splat(1.0));
+    isa.mul(p, isa.power_of_two(n))
+}
+
+/// The error function as `x P(x^2) / Q(x^2)` on -4 to 4, beyond which it is 1 in f32. Within 5e-7.
+///
+/// Coefficients: Eigen, `generic_fast_erf_float`.
+#[inline(always)]
+pub(super) fn erf<I: Isa>(isa: I, x: I::F) -> I::F {
+    let x = isa.max(isa.splat(-4.0), isa.min(isa.splat(4.0), x));
+    let square = isa.mul(x, x);
+    let mut p = isa.splat(-2.726_142_3e-10);
+    for c in [
+        2.770_681_4e-8,
+        -2.101_024e-6,
+        -5.692_506_5e-5,
+        -7.349_906e-4,
+        -2.954_6e-3,
+        -1.609_603_3e-2,
+    ] {
+        p = isa.mul_add(p, square, isa.splat(c));
+    }
+    let mut q = isa.splat(-1.456_607_2e-5);
+    for c in [-2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_474e-2] {
+        q = isa.mul_add(q, square, isa.splat(c));
+    }
+    isa.div(isa.mul(x, p), q)
+}
+
+/// `x (1 + erf(x / sqrt 2)) / 2`.
+#[inline(always)]
+pub(super) fn gelu<I: Isa>(isa: I, x: I::F) -> I::F {
+    let half = isa.mul(x, isa.splat(0.5));
+    isa.mul_add(half, erf(isa, isa.mul(x, isa.splat(std::f32::consts::FRAC_1_SQRT_2))), half)
+}
+
+/// Rows of a layer norm that one part of a job computes.
+const ROWS_A_PART: usize = 16;
+
+/// `out = (x - mean) / sqrt(variance + eps) * weight + bias` of each row; all of `[rows, width]`.
+///
+/// # Panics
+/// When the lengths do not agree.
+pub fn layer_norm(
+    level: Level,
+    pool: &mut Pool,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
+    let width = weight.len();
+    assert!(
+        width == bias.len() && x.len() == out.len() && x.len().is_multiple_of(width),
+        "all are [rows, width]"
+    );
+    let rows = x.len() / width;
+    let to = Shared(out.as_mut_ptr());
+    pool.run(rows.div_ceil(ROWS_A_PART), &|part| {
+        let first = part * ROWS_A_PART;
+        let last = (first + ROWS_A_PART).min(rows);
+        let norm = Norm { weight, bias, eps };
+        #[expect(unsafe_code, reason = "rows of one part")]
+        // SAFETY: the rows `first..last` are this part's alone.
+        let out = unsafe {
+            std::slice::from_raw_parts_mut(to.pointer().add(first * width), (last - first) * width)
+        };
+        norm_rows(level, &x[first * width..last * width], norm, out);
+    });
+}
+
+#[derive(Clone, Copy)]
+struct Norm<'a> {
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f32,
+}
+
+per_level! {
+    fn norm_rows(x: &[f32], norm: Norm<'_>, out: &mut [f32]) = norm_rows_generic;
+}
+
+#[inline(always)]
+fn norm_rows_generic<I: Isa>(isa: I, x: &[f32], norm: Norm<'_>, out: &mut [f32]) {
+    let width = norm.weight.len();
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        norm_row(isa, x, norm, out);
+    }
+}
+
+#[inline(always)]
+#[expect(unsafe_code, reason = "vectors of slices of one length")]
+fn norm_row<I: Isa>(isa: I, x: &[f32], norm: Norm<'_>, out: &mut [f32]) {
+    let width = x.len();
+    let whole = width / I::LANES * I::LANES;
+    let mean = sum_of(isa, x, |_, x| x, |x| x) / width as f32;
+    let means = isa.splat(mean);
+    let squares = sum_of(
+        isa,
+        x,
+        |isa, x| {
+            let d = isa.sub(x, means);
+            isa.mul(d, d)
+        },
+        |x| (x - mean) * (x - mean),
+    );
+    let inverse = 1.0 / (squares / width as f32 + norm.eps).sqrt();
+    let inverses = isa.splat(inverse);
+    for start in (0..whole).step_by(I::LANES) {
+        // SAFETY: all four have `width` values.
+        unsafe {
+            let centred = isa.mul(isa.sub(isa.load(x.as_ptr().add(start)), means), inverses);
+            let weight = isa.load(norm.weight.as_ptr().add(start));
+            let bias = isa.load(norm.bias.as_ptr().add(start));
+            isa.store(out.as_mut_ptr().add(start), isa.mul_add(centred, weight, bias));
+        }
+    }
+    for i in whole..width {
+        out[i] = (x[i] - mean) * inverse * norm.weight[i] + norm.bias[i];
+    }
+}
+
+/// The sum of a function of all values, in a fixed order.
+#[inline(always)]
+#[expect(unsafe_code, reason = "vectors of a slice")]
+fn sum_of<I: Isa>(
+    isa: I,
+    x: &[f32],
+    vector: impl Fn(I, I::F) -> I::F,
+    single: impl Fn(f32) -> f32,
+) -> f32 {
+    let mut sums = [isa.splat(0.0); 4];
+    let whole = x.len() / I::LANES;
+    for index in 0..whole {
+        // SAFETY: within the slice.
+        let value = unsafe { isa.load(x.as_ptr().add(index * I::LANES)) };
+        sums[index % 4] = isa.add(sums[index % 4], vector(isa, value));
+    }
+    let sum = isa.sum(isa.add(isa.add(sums[0], sums[1]), isa.add(sums[2], sums[3])));
+    x[whole * I::LANES..].iter().fold(sum, |sum, x| sum + single(*x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_all_close, erf as exact_erf, levels, values};
+    use super::*;
+
+    /// The vector functions over whole slices.
+    #[derive(Clone, Copy, Debug)]
+    enum Function {
+        Exp,
+        Erf,
+        Gelu,
+    }
+
+    per_level! {
+        fn map(function: Function, x: &[f32], out: &mut [f32]) = map_generic;
+    }
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "vectors of slices of one length")]
+    fn map_generic<I: Isa>(isa: I, function: Function, x: &[f32], out: &mut [f32]) {
+        for (x, out) in x.chunks_exact(I::LANES).zip(out.chunks_exact_mut(I::LANES)) {
+            // SAFETY: both are a vector long.
+            unsafe {
+                let x = isa.load(x.as_ptr());
+                let y = match function {
+                    Function::Exp => exp(isa, x),
+                    Function::Erf => erf(isa, x),
+                    Function::Gelu => gelu(isa, x),
+                };
+                isa.store(out.as_mut_ptr(), y);
+            }
+        }
+    }
+
+    /// `count` values from `low` to `high`, a whole number of vectors.
+    fn grid(low: f32, high: f32, count: u16) -> Vec<f32> {
+        (0..count).map(|i| low + (high - low) * f32::from(i) / f32::from(count - 1)).collect()
+    }
+
+    fn check(function: Function, x: &[f32], exact: impl Fn(f64) -> (f64, f64), tolerance: f64) {
+        let expected: Vec<_> = x.iter().map(|&x| exact(f64::from(x))).collect();
+        for level in levels() {
+            let mut out = vec![f32::NAN; x.len()];
+            map(level, function, x, &mut out);
+            let what = format!("{level} {function:?}");
+            assert_all_close(&what, &out, &expected, tolerance).unwrap();
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let x = grid(-87.0, 88.0, 32_000);
+        check(Function::Exp, &x, |x| (x.exp(), x.exp()), 2.0 * f64::from(f32::EPSILON));
+    }
+
+    #[test]
+    fn exp_saturates_and_keeps_what_is_not_a_number() {
+        for level in levels() {
+            let mut out = vec![0.0; 16];
+            let mut x = vec![f32::NEG_INFINITY; 16];
+            x[3] = f32::NAN;
+            x[5] = f32::INFINITY;
+            map(level, Function::Exp, &x, &mut out);
+            assert!(out[0] >= 0.0 && out[0] < 1.3e-38, "{level}: {}", out[0]);
+            assert!(out[3].is_nan() && out[5] > 1e38, "{level}: {out:?}");
+        }
+    }
+
+    #[test]
+    fn erf_and_gelu_are_within_what_they_promise() {
+        let x = grid(-6.0, 6.0, 32_000);
+        check(Function::Erf, &x, |x| (exact_erf(x), 1.0), 5e-7);
+        let gelu =
+            |x: f64| (x * (1.0 + exact_erf(x * std::f64::consts::FRAC_1_SQRT_2)) / 2.0, x.abs());
+        check(Function::Gelu, &x, gelu, 5e-7);
+    }
+
+    #[test]
+    fn layer_norm_equals_the_slow_twin_for_any_width() {
+        let mut failures = Vec::new();
+        for level in levels() {
+            for width in [1, 3, 4, 7, 8, 15, 16, 17, 63, 64, 65, 192, 768, 1024] {
+                for rows in [1, ROWS_A_PART, ROWS_A_PART + 1] {
+                    let mut x = values(rows * width, 1);
+                    // A mean far from zero: E[x^2] - E[x]^2 would be wrong by a part in a thousand.
+                    x[..width].iter_mut().for_each(|x| *x += 100.0);
+                    let (weight, bias) = (values(width, 2), values(width, 3));
+                    let mut out = vec![f32::NAN; x.len()];
+                    let mut pool = Pool::new(2);
+                    layer_norm(level, &mut pool, &x, &weight, &bias, 1e-5, &mut out);
+                    let expected: Vec<_> =
+                        x.chunks(width).flat_map(|row| exact_norm(row, &weight, &bias)).collect();
+                    let what = format!("{level} {rows}x{width}");
+                    failures.extend(assert_all_close(&what, &out, &expected, 8e-5).err());
+                }
+            }
+        }
+        assert!(failures.is_empty(), "{failures:#?}");
+    }
+
+    fn exact_norm(row: &[f32], weight: &[f32], bias: &[f32]) -> Vec<(f64, f64)> {
+        let count = row.len() as f64;
+        let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / count;
+        let squares = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>();
+        let inverse = 1.0 / (squares / count + 1e-5).sqrt();
+        let norm = |((x, w), b): ((&f32, &f32), &f32)| {
+            let value = (f64::from(*x) - mean) * inverse * f64::from(*w) + f64::from(*b);
+            (value, 1.0 + value.abs())
+        };
+        row.iter().zip(weight).zip(bias).map(norm).collect()
+    }
+
+    #[test]
+    fn a_row_that_is_not_finite_comes_out_so_and_spoils_no_other() {
+        for level in levels() {
+            let mut x = values(3 * 40, 4);
+            x[40 + 39] = f32::INFINITY;
+            let ones = vec![1.0; 40];
+            let mut out = vec![0.0; x.len()];
+            layer_norm(level, &mut Pool::new(1), &x, &ones, &ones, 1e-5, &mut out);
+            let finite: Vec<bool> =
+                out.chunks(40).map(|row| row.iter().all(|x| x.is_finite())).collect();
+            assert_eq!(finite, [true, false, true], "{level}");
+        }
+    }
+}

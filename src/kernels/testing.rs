@@ -1,0 +1,68 @@
+//! What the tests of the kernels share: which levels run, values to run on, how results are compared.
+
+use super::isa::Level;
+
+/// The levels of this machine, AMX by emulation where it has AVX512-BF16 only. Says which are left out.
+pub(crate) fn levels() -> Vec<Level> {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    super::isa::emulator::install();
+    let (run, skipped): (Vec<Level>, Vec<Level>) =
+        Level::ALL.into_iter().partition(|level| level.is_available());
+    let names =
+        |levels: &[Level]| levels.iter().map(|level| level.name()).collect::<Vec<_>>().join(", ");
+    eprintln!(
+        "levels: {}; skipped: {}; AMX emulated: {}",
+        names(&run),
+        names(&skipped),
+        Level::Amx.is_emulated()
+    );
+    run
+}
+
+/// Seeded values between -1 and 1, a few larger.
+pub(super) fn values(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..count)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let value = (state >> 40) as f32 / 8_388_608.0 - 1.0;
+            if state >> 33 & 31 == 0 { value * 4.0 } else { value }
+        })
+        .collect()
+}
+
+/// Every value within `tolerance` of the expected one, relative to the magnitude beside it; else the first that is not.
+pub(super) fn assert_all_close(
+    what: &str,
+    actual: &[f32],
+    expected: &[(f64, f64)],
+    tolerance: f64,
+) -> Result<(), String> {
+    assert_eq!(actual.len(), expected.len(), "{what}: numbers of values differ");
+    for (index, (&actual, &(value, magnitude))) in actual.iter().zip(expected).enumerate() {
+        let error = (f64::from(actual) - value).abs();
+        // Not `>`: NaN has to fail.
+        if !(error <= tolerance * magnitude.max(f64::from(f32::MIN_POSITIVE))) {
+            return Err(format!("{what}: value {index} is {actual}, not {value}"));
+        }
+    }
+    Ok(())
+}
+
+/// The error function by its series and continued fraction, to 1e-15 (Abramowitz and Stegun 7.1.5, 7.1.14).
+pub(super) fn erf(x: f64) -> f64 {
+    if x.abs() < 3.0 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        return sum * 2.0 / std::f64::consts::PI.sqrt();
+    }
+    let a = x.abs();
+    let fraction = (1..100).rev().fold(0.0, |tail, n| f64::from(n) / 2.0 / (a + tail));
+    let complement = (-a * a).exp() / std::f64::consts::PI.sqrt() / (a + fraction);
+    (1.0 - complement).copysign(x)
+}

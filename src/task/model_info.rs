@@ -95,6 +95,8 @@ pub enum Dtype {
     Bf16,
     /// 16-bit floats.
     F16,
+    /// 8-bit weights and rows where that is exact enough, bf16 elsewhere.
+    Int8,
 }
 
 impl Dtype {
@@ -105,6 +107,7 @@ impl Dtype {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+            Self::Int8 => "int8",
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::config::BlipConfig;
 use crate::model::error::LoadError;
 use crate::model::load::{Loader, ModelFiles, Weights};
+use crate::model::ops::Ops;
 use crate::model::ops::candle::CandleOps;
 use crate::model::text::TextTower;
 use crate::model::vision::VisionTower;
@@ -50,21 +51,18 @@ pub struct Loaded<'a> {
     pub shares_tower: bool,
 }
 
-impl BlipBackend<CandleOps> {
-    /// Loads the models onto one device. `on_loaded` is called after each.
+impl<O: Ops> BlipBackend<O> {
+    /// Loads the models, to be computed by `ops`, which runs where and how `placement` says. `on_loaded` is called
+    /// after each.
     ///
     /// # Errors
     /// The first model that cannot be loaded; the error names the file or tensor.
     pub fn load(
+        ops: O,
         specs: &[ModelSpec],
         placement: Placement,
         mut on_loaded: impl FnMut(Loaded<'_>),
     ) -> Result<Self, LoadError> {
-        let ops = CandleOps::new(candle_device(placement.device)?, candle_dtype(placement.dtype));
-        let element_bytes = match placement.dtype {
-            Dtype::F32 => 4,
-            Dtype::Bf16 | Dtype::F16 => 2,
-        };
         let mut backend = Self {
             ops,
             towers: Vec::new(),
@@ -72,7 +70,6 @@ impl BlipBackend<CandleOps> {
             infos: Vec::new(),
             cross_kv_bytes: Vec::new(),
             token_kv_bytes: Vec::new(),
-            element_bytes,
             vocabularies: Vec::new(),
         };
         let checkpoints = specs.iter().map(Opened::open).collect::<Result<Vec<_>, _>>()?;
@@ -95,7 +92,7 @@ impl BlipBackend<CandleOps> {
         spec: &ModelSpec,
         opened: &Opened,
         placement: Placement,
-        shared: &mut Shared<TextTower<CandleOps>>,
+        shared: &mut Shared<TextTower<O>>,
     ) -> Result<(), LoadError> {
         let Opened { config, class, preprocessor, weights } = opened;
         let (class, loader) = (*class, Loader::new(weights, &self.ops));
@@ -109,11 +106,13 @@ impl BlipBackend<CandleOps> {
         let text = shared.encoder_key(opened)?;
         let checkpoint = Checkpoint::load(&loader, config, class, shared.encoder(text.as_ref()))?;
         shared.add_encoder(text, checkpoint.text_encoder());
-        let token_kv_bytes = token_kv_elements(config) * self.element_bytes;
-        self.token_kv_bytes.push(token_kv_bytes);
+        let text_config = &config.text_config;
+        let (layers, width) = (text_config.num_hidden_layers as u64, text_config.hidden_size);
+        self.token_kv_bytes.push(layers * self.ops.causal_bytes(width));
         self.cross_kv_bytes.push(match class {
             ModelClass::ConditionalGeneration => {
-                token_kv_bytes * config.vision_config.tokens() as u64
+                let tokens = config.vision_config.tokens();
+                layers * self.ops.memory_bytes(tokens, text_config.num_attention_heads, width)
             }
             ModelClass::QuestionAnswering | ModelClass::ImageTextRetrieval | ModelClass::Base => 0,
         });
@@ -144,12 +143,6 @@ impl BlipBackend<CandleOps> {
     }
 }
 
-/// Elements of one token's keys and values: 2 x layers x text width.
-fn token_kv_elements(config: &BlipConfig) -> u64 {
-    let text = &config.text_config;
-    (2 * text.num_hidden_layers * text.hidden_size) as u64
-}
-
 fn embedding_dimensions(config: &BlipConfig, class: ModelClass) -> Option<usize> {
     match class {
         ModelClass::ImageTextRetrieval => Some(config.image_text_hidden_size),
@@ -175,22 +168,29 @@ fn logit_scale(weights: &Weights, class: ModelClass) -> Result<Option<f32>, Load
     Ok(Some(scale.map_err(|error| LoadError::Backend(error.into()))?.exp()))
 }
 
-fn candle_dtype(dtype: Dtype) -> DType {
-    match dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::Bf16 => DType::BF16,
-        Dtype::F16 => DType::F16,
-    }
-}
-
-fn candle_device(device: Device) -> Result<candle_core::Device, LoadError> {
-    let refuse = |detail: String| LoadError::Device { device: device.to_string(), detail };
-    match device {
-        Device::Cpu => Ok(candle_core::Device::Cpu),
-        Device::Cuda(_) if !candle_core::utils::cuda_is_available() => {
-            Err(refuse("this build has no CUDA: build with --features cuda".to_owned()))
-        }
-        Device::Cuda(ordinal) => candle_core::Device::new_cuda_with_stream(ordinal)
-            .map_err(|error| refuse(error.to_string())),
+impl Placement {
+    /// candle's operations on this device in this number format.
+    ///
+    /// # Errors
+    /// When there is no such device, or candle does not have the format.
+    pub fn candle_ops(self) -> Result<CandleOps, LoadError> {
+        let refuse = |detail: String| LoadError::Device { device: self.device.to_string(), detail };
+        let dtype = match self.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            Dtype::Int8 => return Err(refuse("int8 is for CPUs".to_owned())),
+        };
+        let device = match self.device {
+            Device::Cpu => candle_core::Device::Cpu,
+            Device::Cuda(_) if !candle_core::utils::cuda_is_available() => {
+                return Err(refuse(
+                    "this build has no CUDA: build with --features cuda".to_owned(),
+                ));
+            }
+            Device::Cuda(ordinal) => candle_core::Device::new_cuda_with_stream(ordinal)
+                .map_err(|error| refuse(error.to_string()))?,
+        };
+        Ok(CandleOps::new(device, dtype))
     }
 }

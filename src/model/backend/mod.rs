@@ -33,7 +33,6 @@ pub struct BlipBackend<O: Ops> {
     cross_kv_bytes: Vec<u64>,
     /// Keys and values of one token in all layers, per model.
     token_kv_bytes: Vec<u64>,
-    element_bytes: u64,
     vocabularies: Vec<Vocabulary>,
 }
 
@@ -64,7 +63,7 @@ impl<O: Ops> Backend for BlipBackend<O> {
 
     fn feature_bytes(&self, tower: TowerId) -> u64 {
         let tower = &self.towers[tower.0];
-        (tower.tokens() * tower.width()) as u64 * self.element_bytes
+        self.ops.feature_bytes(tower.tokens(), tower.width())
     }
 
     fn cross_kv_bytes(&self, model: ModelId) -> u64 {

@@ -205,16 +205,11 @@ impl Ops for CandleOps {
     ) -> Result<PatchEmbedding, BackendError> {
         let (width, channels, patch, _) = weights.weight.dims4()?;
         let kernel = weights.weight.reshape((width, channels * patch * patch))?;
-        let normalised = std::array::from_fn(|channel| {
-            std::array::from_fn(|value| {
-                (value as f32 * weights.rescale - weights.mean[channel]) / weights.std[channel]
-            })
-        });
         Ok(PatchEmbedding {
             linear: self.load_linear(&kernel, Some(&weights.bias))?,
             class_embedding: self.place(&weights.class_embedding)?,
             position_embedding: self.place(&weights.position_embedding)?,
-            normalised,
+            normalised: weights.normalised(),
             patch,
         })
     }
@@ -354,6 +349,18 @@ impl Ops for CandleOps {
         }
         // A view keeps the storage of the whole batch alive.
         Ok(views.iter().map(Tensor::force_contiguous).collect::<Result<_, _>>()?)
+    }
+
+    fn feature_bytes(&self, tokens: usize, width: usize) -> u64 {
+        (tokens * width * self.dtype.size_in_bytes()) as u64
+    }
+
+    fn memory_bytes(&self, tokens: usize, _: usize, width: usize) -> u64 {
+        2 * self.feature_bytes(tokens, width)
+    }
+
+    fn causal_bytes(&self, width: usize) -> u64 {
+        2 * self.feature_bytes(1, width)
     }
 
     fn to_host(&self, x: &Tensor) -> Result<Vec<Vec<f32>>, BackendError> {

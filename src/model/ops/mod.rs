@@ -1,12 +1,13 @@
 //! The fused operations that the towers are written against: the seam at which a device or an instruction set is added.
 //!
 //! [`Ops`] knows nothing of BLIP, the towers know nothing of tensors. [`candle`] implements it for every device
-//! and dtype and is the oracle; an implementation on hand-written kernels would stand beside it.
+//! and dtype and is the oracle; [`cpu`] implements it on our own kernels.
 //!
 //! Texts never pad: activations are `[rows, width]` over concatenated sequences, and attention is told
 //! where each sequence lies.
 
 pub mod candle;
+pub mod cpu;
 
 use std::fmt::Debug;
 
@@ -54,6 +55,17 @@ pub struct PatchEmbeddingWeights {
     pub std: [f32; 3],
     /// Multiplies the 8-bit values (1/255).
     pub rescale: f32,
+}
+
+impl PatchEmbeddingWeights {
+    /// For each channel and 8-bit value, the normalised value.
+    fn normalised(&self) -> [[f32; 256]; 3] {
+        std::array::from_fn(|channel| {
+            std::array::from_fn(|value| {
+                (value as f32 * self.rescale - self.mean[channel]) / self.std[channel]
+            })
+        })
+    }
 }
 
 /// About a dozen operations, enough for every tower and head of BLIP.
@@ -198,6 +210,12 @@ pub trait Ops: Debug {
     /// # Errors
     /// When the device fails.
     fn split_rows(&self, x: &Self::Act, lengths: &[usize]) -> Result<Vec<Self::Act>, BackendError>;
+    /// Bytes that features of this shape take while they are kept.
+    fn feature_bytes(&self, tokens: usize, width: usize) -> u64;
+    /// Bytes of one layer's keys and values of a memory.
+    fn memory_bytes(&self, tokens: usize, heads: usize, width: usize) -> u64;
+    /// Bytes of one layer's keys and values of one token of a text being written.
+    fn causal_bytes(&self, width: usize) -> u64;
     /// All values on the host as f32, one vector a row.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ fn changed(
     candle_core::safetensors::save(&tensors, directory.join("model.safetensors")).unwrap();
     let mut spec = spec("retrieval");
     spec.files = super::files(directory);
-    BlipBackend::load(&[spec], CPU_F32, |_| {}).map(|_| ())
+    BlipBackend::load(CPU_F32.candle_ops().unwrap(), &[spec], CPU_F32, |_| {}).map(|_| ())
 }
 
 fn error_of(change: impl FnOnce(&mut HashMap<String, Tensor>)) -> String {
@@ -93,7 +93,8 @@ fn a_file_cut_short_is_an_error_and_not_a_crash() {
             std::fs::write(directory.path().join(file), &bytes[..part]).unwrap();
             let mut spec = spec(checkpoint);
             spec.files = super::files(directory.path());
-            let error = BlipBackend::load(&[spec], CPU_F32, |_| {}).unwrap_err();
+            let error = BlipBackend::load(CPU_F32.candle_ops().unwrap(), &[spec], CPU_F32, |_| {})
+                .unwrap_err();
             let text = error.to_string();
             assert!(text.contains(file), "{checkpoint} cut to {part} bytes: {text}");
         }
@@ -107,7 +108,9 @@ fn an_unknown_class_lists_those_that_are_served() {
         .unwrap();
     let mut spec = spec("retrieval");
     spec.files.config = directory.path().join("config.json").into();
-    let error = BlipBackend::load(&[spec], CPU_F32, |_| {}).unwrap_err().to_string();
+    let error = BlipBackend::load(CPU_F32.candle_ops().unwrap(), &[spec], CPU_F32, |_| {})
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("architectures is [\"BertModel\"]; accepted: BlipForConditionalGeneration"),
         "{error}"

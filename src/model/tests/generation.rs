@@ -2,10 +2,9 @@
 
 use serde_json::Value;
 
-use super::{Candle, Reference, assert_close, ids, load};
+use super::{Tested, TestedOps, Reference, assert_close, ids, load};
 use crate::engine::backend::{Backend, GroupSpec, OnePassOutput, OnePassRow};
 use crate::model::group::{Group, Memory};
-use crate::model::ops::candle::CandleOps;
 use crate::task::{
     EarlyStopping, FinishReason, GenerationParams, ModelId, Sequence, Strategy, TokenIds, TowerId,
 };
@@ -57,10 +56,10 @@ pub(super) fn params(json: &Value) -> GenerationParams {
 
 /// What a golden's decoder attends to: the image, or the question about it.
 pub(super) fn memory(
-    backend: &mut Candle,
+    backend: &mut Tested,
     reference: &Reference,
     case: &Value,
-) -> Memory<CandleOps> {
+) -> Memory<TestedOps> {
     let pixels = reference.pixels(case["photo"].as_str().unwrap());
     let image = backend.encode(TowerId(0), &[&pixels]).unwrap().remove(0);
     if case["question_ids"].is_null() {
@@ -76,11 +75,11 @@ pub(super) fn memory(
 
 /// A new group for a golden. `input_ids` start with bos; the seam takes `[CLS] prompt [SEP]`.
 pub(super) fn open(
-    backend: &mut Candle,
+    backend: &mut Tested,
     reference: &Reference,
     case: &Value,
-    memory: Memory<CandleOps>,
-) -> Group<CandleOps> {
+    memory: Memory<TestedOps>,
+) -> Group<TestedOps> {
     let special = &reference.json["ids"];
     let start = ids(&case["input_ids"]);
     let prompt = (start.len() > 1).then(|| {
@@ -93,7 +92,7 @@ pub(super) fn open(
     backend.open(GroupSpec { model: MODEL, memory, prompt, params, sequence: 0 })
 }
 
-fn run_alone(backend: &mut Candle, mut group: Group<CandleOps>) -> Vec<Sequence> {
+fn run_alone(backend: &mut Tested, mut group: Group<TestedOps>) -> Vec<Sequence> {
     loop {
         let event = backend.step(MODEL, &mut [&mut group]).unwrap().remove(0);
         if let Some(sequences) = event.finished {
@@ -157,7 +156,7 @@ fn goldens_that_join_one_running_batch_keep_their_answers() {
     for checkpoint in ["caption-talkative", "vqa-talkative"] {
         let (mut backend, reference) = (load(&[checkpoint]), Reference::read(checkpoint));
         let mut waiting: Vec<usize> = (0..reference.list("generation").len()).rev().collect();
-        let mut running: Vec<(usize, Group<CandleOps>)> = Vec::new();
+        let mut running: Vec<(usize, Group<TestedOps>)> = Vec::new();
         let mut largest = 0;
         while !(waiting.is_empty() && running.is_empty()) {
             if let Some(index) = waiting.pop() {
@@ -166,7 +165,7 @@ fn goldens_that_join_one_running_batch_keep_their_answers() {
                 running.push((index, open(&mut backend, &reference, case, memory)));
             }
             largest = largest.max(running.len());
-            let mut groups: Vec<&mut Group<CandleOps>> =
+            let mut groups: Vec<&mut Group<TestedOps>> =
                 running.iter_mut().map(|(_, group)| group).collect();
             let events = backend.step(MODEL, &mut groups).unwrap();
             let indices: Vec<usize> = running.iter().map(|(index, _)| *index).collect();

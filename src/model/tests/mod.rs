@@ -5,13 +5,42 @@
     clippy::wildcard_enum_match_arm,
     reason = "whatever else came instead is printed by the panic"
 )]
+#![expect(
+    clippy::duplicate_mod,
+    reason = "the same tests over every implementation of the operations"
+)]
 
+/// The tests of parity over one implementation of the operations; a file for each, so that paths resolve.
+macro_rules! suite {
+    ($ops:ty, $make:expr) => {
+        #[path = "generation.rs"]
+        mod generation;
+        #[path = "invariance.rs"]
+        mod invariance;
+        #[path = "scores.rs"]
+        mod scores;
+        #[path = "towers.rs"]
+        mod towers;
+
+        use super::*;
+
+        type TestedOps = $ops;
+        type Tested = BlipBackend<TestedOps>;
+
+        fn load(checkpoints: &[&str]) -> Tested {
+            let specs: Vec<ModelSpec> = checkpoints.iter().map(|name| spec(name)).collect();
+            BlipBackend::load($make, &specs, CPU_F32, |_| {}).unwrap()
+        }
+    };
+}
+
+mod avx2;
+mod avx512;
+mod candle;
 mod errors;
-mod generation;
-mod invariance;
-mod scores;
+mod portable;
+mod precision;
 mod sharing;
-mod towers;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -22,9 +51,19 @@ use serde_json::Value;
 use super::backend::{BlipBackend, ModelSpec, Placement};
 use super::load::{ModelFiles, WeightFiles};
 use super::ops::candle::CandleOps;
+use super::ops::cpu::CpuOps;
+use crate::kernels::gemm::Format;
+use crate::kernels::isa::Level;
 use crate::task::{Device, Dtype, Pixels, TokenIds};
 
-pub(super) type Candle = BlipBackend<CandleOps>;
+/// Our kernels at `level` on two threads; at the most that this CPU has, and saying so, where that is less.
+pub(super) fn kernels(level: Level, format: Format) -> CpuOps {
+    let available = if level.is_available() { level } else { Level::detect() };
+    if available != level {
+        eprintln!("skipped: this CPU has no {level}, {available} runs instead");
+    }
+    CpuOps::new(available, format, 2)
+}
 
 /// Largest accepted difference, as a part of the largest magnitude; wrong runs are ten times as far (see the JSON).
 pub(super) const TOLERANCE: f32 = 1e-4;
@@ -72,11 +111,6 @@ pub(super) fn spec(checkpoint: &str) -> ModelSpec {
 }
 
 pub(super) const CPU_F32: Placement = Placement { device: Device::Cpu, dtype: Dtype::F32 };
-
-pub(super) fn load(checkpoints: &[&str]) -> Candle {
-    let specs: Vec<ModelSpec> = checkpoints.iter().map(|checkpoint| spec(checkpoint)).collect();
-    BlipBackend::load(&specs, CPU_F32, |_| {}).unwrap()
-}
 
 /// `reference/{name}.json` and `reference/{name}.safetensors`.
 pub(super) struct Reference {

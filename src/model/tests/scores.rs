@@ -1,28 +1,27 @@
 //! Candidates, matching, embeddings, cosines, through the seam that the engine uses.
 
-use super::{Candle, Reference, TOLERANCE, assert_close, generation, load, tokens};
+use super::{Tested, TestedOps, Reference, TOLERANCE, assert_close, generation, load, tokens};
 use crate::engine::backend::{Backend, OnePassOutput, OnePassRow};
 use crate::model::group::Memory;
-use crate::model::ops::candle::CandleOps;
 use crate::task::{Embedding, ModelId, TowerId};
 
-type Row = OnePassRow<Memory<CandleOps>>;
+type Row = OnePassRow<Memory<TestedOps>>;
 
-fn embedding(output: &OnePassOutput<Memory<CandleOps>>) -> &Embedding {
+fn embedding(output: &OnePassOutput<Memory<TestedOps>>) -> &Embedding {
     match output {
         OnePassOutput::Embedding(embedding) => embedding,
         other => panic!("expected an embedding, not {other:?}"),
     }
 }
 
-fn number(output: &OnePassOutput<Memory<CandleOps>>) -> f32 {
+fn number(output: &OnePassOutput<Memory<TestedOps>>) -> f32 {
     match output {
         OnePassOutput::Logprob(number) | OnePassOutput::Probability(number) => *number,
         other => panic!("expected a number, not {other:?}"),
     }
 }
 
-fn images(backend: &mut Candle, reference: &Reference) -> Vec<(String, Memory<CandleOps>)> {
+fn images(backend: &mut Tested, reference: &Reference) -> Vec<(String, Memory<TestedOps>)> {
     let photos = reference.list("photos").iter().map(|photo| photo.as_str().unwrap().to_owned());
     photos
         .map(|photo| {
@@ -90,7 +89,7 @@ fn matching_probabilities_and_cosines_equal_the_reference() {
 }
 
 /// Images first, then texts, in one call; the cosine of every image with every text.
-fn cosines(backend: &mut Candle, reference: &Reference) -> Vec<f32> {
+fn cosines(backend: &mut Tested, reference: &Reference) -> Vec<f32> {
     let images = images(backend, reference);
     let texts = reference.list("texts");
     let rows: Vec<Row> = images

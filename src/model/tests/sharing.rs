@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use candle_core::{Device as CandleDevice, Tensor};
 
-use super::{CPU_F32, Candle, files};
+use super::{CPU_F32, files};
+use crate::model::ops::candle::CandleOps;
 use crate::model::{BlipBackend, ModelSpec};
 
 const CAPTION: usize = 0;
@@ -28,7 +29,7 @@ fn spec(name: &str, directory: &Path) -> ModelSpec {
     }
 }
 
-fn share_encoders(backend: &Candle, one: usize, other: usize) -> bool {
+fn share_encoders(backend: &BlipBackend<CandleOps>, one: usize, other: usize) -> bool {
     let encoder = |model: usize| backend.models[model].text_encoder().unwrap();
     Arc::ptr_eq(encoder(one), encoder(other))
 }
@@ -36,7 +37,8 @@ fn share_encoders(backend: &Candle, one: usize, other: usize) -> bool {
 #[test]
 fn demo_models_share_one_vision_tower_and_one_text_encoder() {
     let specs = ["caption", "vqa", "retrieval"].map(demo);
-    let backend = BlipBackend::load(&specs, CPU_F32, |_| {}).unwrap();
+    let backend =
+        BlipBackend::load(CPU_F32.candle_ops().unwrap(), &specs, CPU_F32, |_| {}).unwrap();
     assert_eq!(backend.towers.len(), 1);
     assert!(share_encoders(&backend, VQA, RETRIEVAL));
     assert!(backend.models[CAPTION].text_encoder().is_none());
@@ -57,7 +59,8 @@ fn a_text_encoder_that_differs_in_one_value_is_not_shared() {
     *bias = (&*bias + 1.0).unwrap();
     candle_core::safetensors::save(&tensors, &shard).unwrap();
     let specs = [demo("caption"), demo("vqa"), spec("retrieval", directory.path())];
-    let backend = BlipBackend::load(&specs, CPU_F32, |_| {}).unwrap();
+    let backend =
+        BlipBackend::load(CPU_F32.candle_ops().unwrap(), &specs, CPU_F32, |_| {}).unwrap();
     assert_eq!(backend.towers.len(), 1);
     assert!(!share_encoders(&backend, VQA, RETRIEVAL));
 }

@@ -1,27 +1,26 @@
 //! Hidden states and logits of every tower.
 
-use super::{CHECKPOINTS, Candle, Reference, TOLERANCE, assert_close, ids, load};
+use super::{CHECKPOINTS, Tested, TestedOps, Reference, TOLERANCE, assert_close, ids, load};
 use crate::model::checkpoint::encode_texts;
 use crate::model::heads::Decoder;
-use crate::model::ops::candle::CandleOps;
 use crate::model::ops::{Ops, Run};
 use crate::model::text::{Memory, NewTokens, SelfAttention};
 
-type Act = <CandleOps as Ops>::Act;
+type Act = <TestedOps as Ops>::Act;
 
-fn flat(backend: &Candle, act: &Act) -> Vec<f32> {
+fn flat(backend: &Tested, act: &Act) -> Vec<f32> {
     backend.ops.to_host(act).unwrap().concat()
 }
 
-fn features(backend: &Candle, reference: &Reference, photo: &str) -> Act {
+fn features(backend: &Tested, reference: &Reference, photo: &str) -> Act {
     let pixels = reference.pixels(photo);
     backend.towers[0].encode(&backend.ops, &[&pixels]).unwrap().remove(0)
 }
 
 /// A teacher-forced pass over `ids`: hidden states and logits at every position.
 fn forward(
-    backend: &Candle,
-    decoder: &Decoder<CandleOps>,
+    backend: &Tested,
+    decoder: &Decoder<TestedOps>,
     ids: &[u32],
     memory: &Act,
 ) -> (Vec<f32>, Vec<f32>) {

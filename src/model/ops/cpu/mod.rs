@@ -1,0 +1,457 @@
+//! The fused operations on our own CPU kernels: f32, bf16 and 8-bit integers, at the level that the CPU has.
+//!
+//! Activations are f32 throughout; a product rounds its rows to the weights' format as it packs them. Sums are f32
+//! (exact integers for 8 bits); softmax, layer norm, GELU and the residual stream are f32 in every format. With 8-bit
+//! weights attention and the patch embedding run in bf16, and layers of fewer than 64 columns (the matching head) too.
+
+mod act;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Tensor};
+
+pub use act::Act;
+use act::Arena;
+
+use super::{Epilogue, Ops, PatchEmbeddingWeights, Run};
+use crate::engine::backend::BackendError;
+use crate::kernels::attention::{self, CausalRun, Heads, Memory, Rows};
+use crate::kernels::gemm::{self, Format, Scratch, Weights};
+use crate::kernels::isa::Level;
+use crate::kernels::pointwise;
+use crate::kernels::pool::Pool;
+use crate::task::Pixels;
+
+/// Layers with fewer columns gain nothing from 8 bits, and decide much.
+const FEW_COLUMNS: usize = 64;
+
+/// Computes at one level in one format on a pool of its own.
+#[derive(Debug)]
+pub struct CpuOps {
+    level: Level,
+    format: Format,
+    arena: Arc<Arena>,
+    /// One thread calls; the lock is never waited for.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    pool: Pool,
+    scratch: Scratch,
+    /// Packed sequences of one call of self-attention, kept for their memory.
+    memories: Vec<Memory>,
+}
+
+/// Weight, bias and epsilon.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    eps: f32,
+}
+
+/// Rows `[n, width]` as f32.
+#[derive(Debug)]
+pub struct Table {
+    values: Vec<f32>,
+    width: usize,
+}
+
+/// Patches as rows of a matrix product.
+#[derive(Debug)]
+pub struct PatchEmbedding {
+    linear: Weights,
+    class_embedding: Vec<f32>,
+    /// `[tokens, width]`.
+    positions: Vec<f32>,
+    /// For each channel and 8-bit value, the normalised value.
+    normalised: [[f32; 256]; 3],
+    patch: usize,
+}
+
+/// Keys and values of one sequence in one layer.
+#[derive(Debug, Clone)]
+pub enum KeysValues {
+    /// Of an image or a question: packed once, attended to by many.
+    Memory(Arc<Memory>),
+    /// Of a text being written.
+    Causal(Arc<CausalRows>),
+}
+
+/// `[tokens, width]` each.
+#[derive(Debug, Default)]
+pub struct CausalRows {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl CpuOps {
+    /// Operations at `level`, which the CPU has, with weights in `format`, on `threads` threads.
+    #[must_use]
+    pub fn new(level: Level, format: Format, threads: usize) -> Self {
+        let state =
+            State { pool: Pool::new(threads), scratch: Scratch::default(), memories: Vec::new() };
+        Self { level, format, arena: Arc::default(), state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where 8 bits are not enough.
+    fn careful_format(&self) -> Format {
+        if self.format == Format::Int8 { Format::Bf16 } else { self.format }
+    }
+
+    fn pack(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        format: Format,
+    ) -> Result<Weights, BackendError> {
+        let n = weight.dim(0)?;
+        let (weight, bias) = (values(weight)?, bias.map(values).transpose()?);
+        Ok(Weights::pack(self.level, &mut self.state().pool, format, &weight, bias.as_deref(), n))
+    }
+
+    fn act(&self, rows: usize, width: usize, fill: impl FnOnce(&mut State, &mut [f32])) -> Act {
+        let mut values = self.arena.take(rows * width);
+        fill(&mut self.state(), &mut values);
+        Act::from_arena(&self.arena, rows, width, values)
+    }
+
+    /// `[images x patches, 3 x patch x patch]`, channels outermost, as the convolution's kernel lies.
+    fn patches(&self, weights: &PatchEmbedding, images: &[&Pixels]) -> Vec<f32> {
+        let patch = weights.patch;
+        let line_values = |image: &Pixels| image.width() as usize / patch * weights.linear.k();
+        let lines: Vec<(&Pixels, usize)> = images
+            .iter()
+            .flat_map(|&image| (0..image.height() as usize / patch).map(move |line| (image, line)))
+            .collect();
+        let total = lines.iter().map(|(image, _)| line_values(image)).sum();
+        let mut values = self.arena.take(total);
+        // Images of one tower have one size.
+        let each = lines.first().map_or(1, |(image, _)| line_values(image));
+        let places: Vec<Mutex<&mut [f32]>> = values.chunks_mut(each).map(Mutex::new).collect();
+        self.state().pool.run(lines.len(), &|index| {
+            let (image, line) = lines[index];
+            let mut place = places[index].lock().unwrap_or_else(PoisonError::into_inner);
+            patch_line(weights, image, line, &mut place);
+        });
+        drop(places);
+        values
+    }
+}
+
+/// One line of patches.
+fn patch_line(weights: &PatchEmbedding, image: &Pixels, line: usize, to: &mut [f32]) {
+    let patch = weights.patch;
+    let width = image.width() as usize;
+    for (column, to) in to.chunks_exact_mut(weights.linear.k()).enumerate() {
+        for ((channel, table), to) in
+            weights.normalised.iter().enumerate().zip(to.chunks_exact_mut(patch * patch))
+        {
+            for (y, to) in to.chunks_exact_mut(patch).enumerate() {
+                let start = ((line * patch + y) * width + column * patch) * 3;
+                let pixels = image.as_bytes()[start..start + patch * 3].chunks_exact(3);
+                for (to, rgb) in to.iter_mut().zip(pixels) {
+                    *to = table[usize::from(rgb[channel])];
+                }
+            }
+        }
+    }
+}
+
+/// All values as f32.
+fn values(tensor: &Tensor) -> Result<Vec<f32>, BackendError> {
+    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+}
+
+/// Part `index` of `parts` that stand side by side in `x`'s columns, rows `start..start + rows`.
+fn columns(x: &Act, index: usize, parts: usize, start: usize, rows: usize) -> Rows<'_> {
+    let stride = x.width();
+    Rows { values: &x.values()[start * stride..], stride, column: index * stride / parts, rows }
+}
+
+/// Where each run of `lengths` begins.
+fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
+    lengths.iter().scan(0, |next, length| {
+        let start = *next;
+        *next += length;
+        Some(start)
+    })
+}
+
+impl Ops for CpuOps {
+    type Act = Act;
+    type Linear = Weights;
+    type LayerNorm = LayerNorm;
+    type Table = Table;
+    type PatchEmbedding = PatchEmbedding;
+    type KeysValues = KeysValues;
+
+    fn load_linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Weights, BackendError> {
+        let few = weight.dim(0)? < FEW_COLUMNS;
+        self.pack(weight, bias, if few { self.careful_format() } else { self.format })
+    }
+
+    fn load_layer_norm(
+        &self,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f64,
+    ) -> Result<LayerNorm, BackendError> {
+        Ok(LayerNorm { weight: values(weight)?, bias: values(bias)?, eps: eps as f32 })
+    }
+
+    fn load_table(&self, table: &Tensor) -> Result<Table, BackendError> {
+        Ok(Table { values: values(table)?, width: table.dim(1)? })
+    }
+
+    fn load_patch_embedding(
+        &self,
+        weights: &PatchEmbeddingWeights,
+    ) -> Result<PatchEmbedding, BackendError> {
+        let (_, _, patch, _) = weights.weight.dims4()?;
+        Ok(PatchEmbedding {
+            linear: self.pack(&weights.weight, Some(&weights.bias), self.careful_format())?,
+            class_embedding: values(&weights.class_embedding)?,
+            positions: values(&weights.position_embedding)?,
+            normalised: weights.normalised(),
+            patch,
+        })
+    }
+
+    fn patch_embedding(
+        &self,
+        weights: &PatchEmbedding,
+        images: &[&Pixels],
+    ) -> Result<Act, BackendError> {
+        let width = weights.linear.n();
+        let tokens = weights.positions.len() / width;
+        let patches = self.patches(weights, images);
+        let patches = Act::from_arena(
+            &self.arena,
+            patches.len() / weights.linear.k(),
+            weights.linear.k(),
+            patches,
+        );
+        let embedded = self.linear(&patches, &weights.linear, Epilogue::None)?;
+        Ok(self.act(images.len() * tokens, width, |_, out| {
+            let images = embedded.values().chunks_exact((tokens - 1) * width);
+            for (out, patches) in out.chunks_exact_mut(tokens * width).zip(images) {
+                let values = weights.class_embedding.iter().chain(patches);
+                for ((out, value), position) in out.iter_mut().zip(values).zip(&weights.positions) {
+                    *out = value + position;
+                }
+            }
+        }))
+    }
+
+    fn embed_tokens(
+        &self,
+        words: &Table,
+        positions: &Table,
+        tokens: &[(u32, u32)],
+    ) -> Result<Act, BackendError> {
+        let width = words.width;
+        let row = |index: u32| index as usize * width..(index as usize + 1) * width;
+        Ok(self.act(tokens.len(), width, |_, out| {
+            for (out, &(token, position)) in out.chunks_exact_mut(width).zip(tokens) {
+                let word = &words.values[row(token)];
+                let position = &positions.values[row(position)];
+                for ((out, word), position) in out.iter_mut().zip(word).zip(position) {
+                    *out = word + position;
+                }
+            }
+        }))
+    }
+
+    fn layer_norm(&self, x: &Act, weights: &LayerNorm) -> Result<Act, BackendError> {
+        Ok(self.act(x.rows(), x.width(), |state, out| {
+            let LayerNorm { weight, bias, eps } = weights;
+            pointwise::layer_norm(self.level, &mut state.pool, x.values(), weight, bias, *eps, out);
+        }))
+    }
+
+    fn linear(
+        &self,
+        x: &Act,
+        weights: &Weights,
+        epilogue: Epilogue<'_, Act>,
+    ) -> Result<Act, BackendError> {
+        let epilogue = match epilogue {
+            Epilogue::None => gemm::Epilogue::None,
+            Epilogue::Gelu => gemm::Epilogue::Gelu,
+            Epilogue::Tanh => gemm::Epilogue::Tanh,
+            Epilogue::Residual(residual) => gemm::Epilogue::Residual(residual.values()),
+        };
+        Ok(self.act(x.rows(), weights.n(), |state, out| {
+            let State { pool, scratch, .. } = state;
+            gemm::linear(self.level, pool, scratch, x.values(), weights, epilogue, out);
+        }))
+    }
+
+    fn self_attention(
+        &self,
+        qkv: &Act,
+        heads: usize,
+        lengths: &[usize],
+    ) -> Result<Act, BackendError> {
+        let width = qkv.width() / 3;
+        let heads = Heads { count: heads, width: width / heads };
+        Ok(self.act(qkv.rows(), width, |State { pool, memories, .. }, out| {
+            let missing = lengths.len().saturating_sub(memories.len());
+            let memory = || Memory::new(self.level, self.careful_format(), heads);
+            memories.extend(std::iter::repeat_with(memory).take(missing));
+            for ((memory, start), &rows) in memories.iter_mut().zip(starts(lengths)).zip(lengths) {
+                memory.pack(
+                    pool,
+                    heads,
+                    columns(qkv, 1, 3, start, rows),
+                    columns(qkv, 2, 3, start, rows),
+                );
+            }
+            let runs: Vec<_> = memories
+                .iter()
+                .zip(starts(lengths))
+                .zip(lengths)
+                .map(|((memory, start), &rows)| attention::Run {
+                    queries: columns(qkv, 0, 3, start, rows),
+                    memory,
+                })
+                .collect();
+            attention::attend(self.level, pool, &runs, out);
+        }))
+    }
+
+    fn cached_attention(
+        &self,
+        qkv: &Act,
+        heads: usize,
+        lengths: &[usize],
+        caches: &[Option<&KeysValues>],
+    ) -> Result<(Act, Vec<KeysValues>), BackendError> {
+        let width = qkv.width() / 3;
+        let heads = Heads { count: heads, width: width / heads };
+        let mut extended = Vec::with_capacity(lengths.len());
+        for ((start, &rows), cache) in starts(lengths).zip(lengths).zip(caches) {
+            let past = match cache {
+                Some(KeysValues::Causal(past)) => Some(&**past),
+                Some(KeysValues::Memory(_)) => return Err(wrong_form()),
+                None => None,
+            };
+            extended.push(Arc::new(CausalRows::extend(past, qkv, start, rows)));
+        }
+        let runs: Vec<_> = starts(lengths)
+            .zip(lengths)
+            .zip(&extended)
+            .map(|((start, &rows), cache)| CausalRun {
+                queries: columns(qkv, 0, 3, start, rows),
+                keys: &cache.keys,
+                values: &cache.values,
+            })
+            .collect();
+        let out = self.act(qkv.rows(), width, |state, out| {
+            attention::attend_causally(self.level, &mut state.pool, heads, &runs, out);
+        });
+        Ok((out, extended.into_iter().map(KeysValues::Causal).collect()))
+    }
+
+    fn keys_values(
+        &self,
+        memory: &Act,
+        weights: &Weights,
+        heads: usize,
+    ) -> Result<KeysValues, BackendError> {
+        let projected = self.linear(memory, weights, Epilogue::None)?;
+        let rows = projected.rows();
+        let heads = Heads { count: heads, width: projected.width() / 2 / heads };
+        let mut packed = Memory::new(self.level, self.careful_format(), heads);
+        let (keys, values) =
+            (columns(&projected, 0, 2, 0, rows), columns(&projected, 1, 2, 0, rows));
+        packed.pack(&mut self.state().pool, heads, keys, values);
+        Ok(KeysValues::Memory(Arc::new(packed)))
+    }
+
+    fn cross_attention(
+        &self,
+        query: &Act,
+        _: usize,
+        runs: &[Run<&KeysValues>],
+    ) -> Result<Act, BackendError> {
+        let lengths: Vec<usize> = runs.iter().map(|run| run.rows).collect();
+        let runs = runs
+            .iter()
+            .zip(starts(&lengths))
+            .map(|(run, start)| match run.memory {
+                KeysValues::Memory(memory) => {
+                    Ok(attention::Run { queries: columns(query, 0, 1, start, run.rows), memory })
+                }
+                KeysValues::Causal(_) => Err(wrong_form()),
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(self.act(query.rows(), query.width(), |state, out| {
+            attention::attend(self.level, &mut state.pool, &runs, out);
+        }))
+    }
+
+    fn select_rows(&self, x: &Act, rows: &[usize]) -> Result<Act, BackendError> {
+        Ok(self.act(rows.len(), x.width(), |_, out| {
+            for (out, &row) in out.chunks_exact_mut(x.width()).zip(rows) {
+                out.copy_from_slice(x.row(row));
+            }
+        }))
+    }
+
+    fn split_rows(&self, x: &Act, lengths: &[usize]) -> Result<Vec<Act>, BackendError> {
+        let width = x.width();
+        let part = |(start, &rows): (usize, &usize)| {
+            Act::kept(rows, width, x.values()[start * width..(start + rows) * width].to_vec())
+        };
+        Ok(starts(lengths).zip(lengths).map(part).collect())
+    }
+
+    fn feature_bytes(&self, tokens: usize, width: usize) -> u64 {
+        (tokens * width * size_of::<f32>()) as u64
+    }
+
+    fn memory_bytes(&self, tokens: usize, heads: usize, width: usize) -> u64 {
+        let heads = Heads { count: heads, width: width / heads };
+        Memory::bytes_of(self.level, self.careful_format(), heads, tokens) as u64
+    }
+
+    fn causal_bytes(&self, width: usize) -> u64 {
+        2 * self.feature_bytes(1, width)
+    }
+
+    fn to_host(&self, x: &Act) -> Result<Vec<Vec<f32>>, BackendError> {
+        Ok((0..x.rows()).map(|row| x.row(row).to_vec()).collect())
+    }
+}
+
+impl CausalRows {
+    /// What `past` has, and the keys and values of `rows` rows of `qkv` from `start` on.
+    fn extend(past: Option<&Self>, qkv: &Act, start: usize, rows: usize) -> Self {
+        let width = qkv.width() / 3;
+        let with = |past: Option<&Vec<f32>>, part: usize| {
+            let past = past.map_or(&[][..], Vec::as_slice);
+            let mut all = Vec::with_capacity(past.len() + rows * width);
+            all.extend_from_slice(past);
+            for row in start..start + rows {
+                all.extend_from_slice(&qkv.row(row)[part * width..(part + 1) * width]);
+            }
+            all
+        };
+        Self {
+            keys: with(past.map(|past| &past.keys), 1),
+            values: with(past.map(|past| &past.values), 2),
+        }
+    }
+}
+
+/// A tower that mixes up its memories is a mistake of ours.
+fn wrong_form() -> BackendError {
+    BackendError::Device("keys and values of the wrong form".to_owned())
+}

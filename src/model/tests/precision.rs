@@ -1,0 +1,88 @@
+//! Number formats below f32: near to it, and able to do everything.
+
+use super::{CPU_F32, Reference, kernels, spec, tokens};
+use crate::engine::backend::{Backend, GroupSpec, OnePassOutput, OnePassRow};
+use crate::kernels::gemm::Format;
+use crate::kernels::isa::Level;
+use crate::kernels::testing::levels;
+use crate::model::ops::Ops;
+use crate::model::{BlipBackend, Placement};
+use crate::task::{Dtype, Embedding, GenerationParams, ModelId, TowerId};
+
+fn placement(dtype: Dtype) -> Placement {
+    Placement { dtype, ..CPU_F32 }
+}
+
+/// The smallest cosine between image embeddings of the tiny retrieval model and the reference's.
+fn least_cosine<O: Ops>(ops: O, dtype: Dtype) -> f32 {
+    let reference = Reference::read("retrieval");
+    let mut backend =
+        BlipBackend::load(ops, &[spec("retrieval")], placement(dtype), |_| {}).unwrap();
+    let mut least = 1.0f32;
+    for photo in reference.names("vision") {
+        let image = backend.encode(TowerId(0), &[&reference.pixels(&photo)]).unwrap().remove(0);
+        let output = backend.score(ModelId(0), &[OnePassRow::EmbedImage { image }]).unwrap();
+        let OnePassOutput::Embedding(actual) = &output[0] else { panic!("{output:?}") };
+        let expected = Embedding::new(reference.tensor(&format!("image_embed.{photo}")));
+        least = least.min(actual.normalized().unwrap().dot(&expected.normalized().unwrap()));
+    }
+    least
+}
+
+/// bf16 keeps 8 bits of mantissa, f16 11; 8-bit integers of a range about 7: the embeddings of the tiny model move by
+/// about that much.
+#[test]
+fn every_format_stays_near_f32_at_every_level() {
+    for (dtype, least) in [(Dtype::Bf16, 0.999), (Dtype::F16, 0.9999)] {
+        let cosine = least_cosine(placement(dtype).candle_ops().unwrap(), dtype);
+        assert!(cosine > least, "candle in {}: {cosine}", dtype.name());
+    }
+    for level in levels() {
+        for (format, dtype, least) in
+            [(Format::Bf16, Dtype::Bf16, 0.999), (Format::Int8, Dtype::Int8, 0.995)]
+        {
+            let cosine = least_cosine(kernels(level, format), dtype);
+            assert!(cosine > least, "{level} in {}: {cosine}", dtype.name());
+        }
+    }
+}
+
+/// A caption and an answer, greedily.
+fn generates<O: Ops>(ops: impl Fn() -> O, dtype: Dtype) {
+    for checkpoint in ["caption-talkative", "vqa-talkative"] {
+        let reference = Reference::read(checkpoint);
+        let mut backend =
+            BlipBackend::load(ops(), &[spec(checkpoint)], placement(dtype), |_| {}).unwrap();
+        let case = &reference.list("generation")[0];
+        let pixels = reference.pixels(case["photo"].as_str().unwrap());
+        let mut memory = backend.encode(TowerId(0), &[&pixels]).unwrap().remove(0);
+        if !case["question_ids"].is_null() {
+            let question = tokens(&case["question_ids"]);
+            let row = OnePassRow::EncodeQuestion { image: memory, question };
+            let output = backend.score(ModelId(0), &[row]).unwrap().remove(0);
+            let OnePassOutput::Memory(states) = output else { panic!("{output:?}") };
+            memory = states;
+        }
+        let mut group = backend.open(GroupSpec {
+            model: ModelId(0),
+            memory,
+            prompt: None,
+            params: GenerationParams::greedy(20),
+            sequence: 0,
+        });
+        let finished = (0..20)
+            .find_map(|_| backend.step(ModelId(0), &mut [&mut group]).unwrap().remove(0).finished);
+        let tokens = finished.expect("twenty steps end every sequence").remove(0).tokens;
+        assert!(!tokens.is_empty() && tokens.iter().all(|token| token.logprob.is_finite()));
+    }
+}
+
+#[test]
+fn every_class_generates_in_every_format() {
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        generates(|| placement(dtype).candle_ops().unwrap(), dtype);
+    }
+    for (format, dtype) in [(Format::Bf16, Dtype::Bf16), (Format::Int8, Dtype::Int8)] {
+        generates(|| kernels(Level::detect(), format), dtype);
+    }
+}

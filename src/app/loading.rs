@@ -1,20 +1,20 @@
 //! Sources to files, files to models and tokenizers, placed on a device.
 
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 
+use super::compute::{ChosenOps, Compute, LoadedBackend};
 use super::memory::{MemoryBudget, MemoryLimit};
-use crate::config::{ComputeSettings, Config, DeviceChoice, DtypeChoice};
+use crate::config::Config;
 use crate::demo::{self, DemoFile, DemoModel};
 use crate::engine::backend::Backend;
 use crate::http::{Model, Models};
 use crate::hub::{self, CheckpointFiles, ModelSource, Progress, Source};
 use crate::input::{InputSettings, Tokenizer};
 use crate::model::load::{File, ModelFiles, WeightFiles, Weights};
-use crate::model::ops::candle::CandleOps;
+use crate::model::ops::Ops;
 use crate::model::{BlipBackend, Loaded, ModelSpec, Placement};
 use crate::task::{Device, Dtype, ModelInfo};
 use crate::telemetry::metrics::Metrics;
@@ -22,7 +22,7 @@ use crate::telemetry::metrics::Metrics;
 /// Everything that was loaded.
 pub(super) struct LoadedModels {
     /// For the worker.
-    pub(super) backend: BlipBackend<CandleOps>,
+    pub(super) backend: LoadedBackend,
     /// For the handlers.
     pub(super) models: Models,
 }
@@ -74,19 +74,47 @@ fn load_files(
     located: &[Located],
     metrics: &Metrics,
 ) -> anyhow::Result<LoadedModels> {
-    let placement = placement(config.compute);
+    let compute = Compute::resolve(config.compute);
     let specs: Vec<ModelSpec> = located.iter().map(|located| located.spec.clone()).collect();
     // From the files' headers, so that a container that is too small hears why before it is killed.
-    let budget = budget(config, weight_bytes(&specs, placement)?);
+    let budget = budget(config, weight_bytes(&specs, compute.placement)?);
     tracing::info!(memory.bound_bytes = budget.total(), "the settings allow {budget}");
     budget.check(MemoryLimit::detect()).map_err(anyhow::Error::msg)?;
-    let backend = BlipBackend::load(&specs, placement, |loaded| report(&loaded, metrics))
-        .context("cannot load the models")?;
+    match compute.ops().context("cannot open the device")? {
+        ChosenOps::Kernels(ops) => {
+            let backend = load_models(ops, &specs, compute.placement, metrics)?;
+            let models = with_tokenizers(&backend, config, located)?;
+            Ok(LoadedModels { models, backend: LoadedBackend::Kernels(backend) })
+        }
+        ChosenOps::Candle(ops) => {
+            let backend = load_models(ops, &specs, compute.placement, metrics)?;
+            let models = with_tokenizers(&backend, config, located)?;
+            Ok(LoadedModels { models, backend: LoadedBackend::Candle(backend) })
+        }
+    }
+}
+
+fn load_models<O: Ops>(
+    ops: O,
+    specs: &[ModelSpec],
+    placement: Placement,
+    metrics: &Metrics,
+) -> anyhow::Result<BlipBackend<O>> {
+    BlipBackend::load(ops, specs, placement, |loaded| report(&loaded, metrics))
+        .context("cannot load the models")
+}
+
+/// Every model with its tokenizer, for the handlers.
+fn with_tokenizers<O: Ops>(
+    backend: &BlipBackend<O>,
+    config: &Config,
+    located: &[Located],
+) -> anyhow::Result<Models> {
     let mut models = Vec::with_capacity(located.len());
     for (info, located) in backend.models().iter().zip(located) {
         let tokenizer = load_tokenizer(&located.tokenizer, &config.http.input)
             .with_context(|| format!("cannot load the tokenizer of model {}", info.name))?;
-        check_vocabulary(&backend, info, &tokenizer)?;
+        check_vocabulary(backend, info, &tokenizer)?;
         models.push(Model { info: info.clone(), tokenizer: Arc::new(tokenizer) });
     }
     if backend.models().iter().any(|info| info.demo) {
@@ -96,7 +124,7 @@ fn load_files(
              Salesforce/blip-vqa-base --model Salesforce/blip-itm-base-coco"
         );
     }
-    Ok(LoadedModels { models: Models::new(models), backend })
+    Ok(Models::new(models))
 }
 
 fn load_tokenizer(place: &TokenizerPlace, settings: &InputSettings) -> anyhow::Result<Tokenizer> {
@@ -114,8 +142,8 @@ fn load_tokenizer(place: &TokenizerPlace, settings: &InputSettings) -> anyhow::R
 }
 
 /// A tokenizer of another model gives ids that mean something else, or that the tables do not hold.
-fn check_vocabulary(
-    backend: &BlipBackend<CandleOps>,
+fn check_vocabulary<O: Ops>(
+    backend: &BlipBackend<O>,
     info: &ModelInfo,
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<()> {
@@ -196,27 +224,14 @@ fn report(loaded: &Loaded<'_>, metrics: &Metrics) {
     );
 }
 
-/// `auto` on a CPU is f32 until there are kernels for bf16; on a GPU bf16.
-fn placement(compute: ComputeSettings) -> Placement {
-    let device = match compute.device {
-        DeviceChoice::Cuda(ordinal) => Device::Cuda(ordinal),
-        DeviceChoice::Auto if candle_core::utils::cuda_is_available() => Device::Cuda(0),
-        DeviceChoice::Auto | DeviceChoice::Cpu => Device::Cpu,
-    };
-    let dtype = match (compute.dtype, device) {
-        (DtypeChoice::F32, _) | (DtypeChoice::Auto, Device::Cpu) => Dtype::F32,
-        (DtypeChoice::Bf16, _) | (DtypeChoice::Auto, Device::Cuda(_)) => Dtype::Bf16,
-        (DtypeChoice::F16, _) => Dtype::F16,
-    };
-    Placement { device, dtype }
-}
-
 /// Bytes of the weights in host memory, towers that models will share counted for each.
 fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64> {
     let element = match (placement.device, placement.dtype) {
         (Device::Cuda(_), _) => 0,
         (Device::Cpu, Dtype::F32) => 4,
         (Device::Cpu, Dtype::Bf16 | Dtype::F16) => 2,
+        // Some layers stay in bf16.
+        (Device::Cpu, Dtype::Int8) => 1,
     };
     let mut parameters = 0;
     for spec in specs {
@@ -237,37 +252,4 @@ fn budget(config: &Config, weights: u64) -> MemoryBudget {
         features: config.engine.feature_cache_bytes.max(config.engine.max_pinned_feature_bytes),
         kv: config.engine.max_kv_bytes,
     }
-}
-
-/// Sizes the pool that candle's arithmetic runs on before anything uses it. Its own default is the machine's
-/// cores, whatever the container's quota.
-pub(super) fn set_threads(threads: Option<NonZeroUsize>) {
-    let threads =
-        threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, usize::from);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|i| format!("blip-cpu-{i}"));
-    match pool.build_global() {
-        Ok(()) => tracing::info!(
-            cpu.threads = threads,
-            cpu.isa = cpu_isa(),
-            "computing on {threads} threads"
-        ),
-        // Only a second server in one process comes here, as tests make them.
-        Err(error) => tracing::debug!(%error, "the arithmetic's threads were started before"),
-    }
-}
-
-/// The instruction set that the matrix products choose at run time.
-pub(super) fn cpu_isa() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::is_x86_feature_detected!("avx512f") {
-            return "avx512-f32-gemm";
-        }
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            return "avx2-f32-gemm";
-        }
-    }
-    "generic-f32-gemm"
 }

@@ -4,6 +4,7 @@
 //! - `loading`: sources to files, files to models and tokenizers, placed on a device.
 //! - `memory`: what the bounds allow in sum, against what the process may have.
 
+mod compute;
 mod loading;
 mod memory;
 
@@ -19,6 +20,7 @@ use crate::engine::{Engine, EngineHandle, EngineSettings};
 use crate::http::{self, BatchingInfo, HttpState, Services};
 use crate::images::Images;
 use crate::telemetry::metrics::Metrics;
+use compute::{Compute, LoadedBackend};
 
 /// A server that has not begun to serve.
 pub struct App {
@@ -120,21 +122,23 @@ impl App {
     async fn start_engine(&self) -> anyhow::Result<Engine> {
         let start = Instant::now();
         let config = &self.config;
-        loading::set_threads(config.compute.threads);
         let loaded = loading::load(config, &self.metrics).await?;
         let images =
             Images::start(&config.images, config.http.input.clone(), Arc::clone(&self.metrics))
                 .context("cannot start the decoding threads")?;
-        let engine =
-            Engine::start(loaded.backend, config.engine.clone(), Arc::clone(&self.metrics))
-                .context("cannot start the engine")?;
+        let (settings, metrics) = (config.engine.clone(), Arc::clone(&self.metrics));
+        let engine = match loaded.backend {
+            LoadedBackend::Kernels(backend) => Engine::start(backend, settings, metrics),
+            LoadedBackend::Candle(backend) => Engine::start(backend, settings, metrics),
+        };
+        let engine = engine.context("cannot start the engine")?;
         measure(&engine.handle()).await?;
         self.state.set_ready(Services {
             engine: engine.handle(),
             images,
             models: loaded.models,
             batching: batching_info(&config.engine),
-            cpu_isa: loading::cpu_isa().to_owned(),
+            cpu_isa: Compute::resolve(config.compute).level.name().to_owned(),
         });
         tracing::info!(elapsed_ms = start.elapsed().as_millis() as u64, "ready");
         Ok(engine)

@@ -67,9 +67,12 @@ pub(super) struct SettingsArguments {
     /// auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, global = true)]
     device: Option<String>,
-    /// auto, f32, bf16 or f16 [default: auto]
+    /// auto, f32, bf16, f16 or int8 [default: auto]
     #[arg(long, global = true)]
     dtype: Option<String>,
+    /// Instructions of the kernels: auto, portable, avx2, avx512, avx512-vnni, avx512-bf16 or amx [default: auto]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    cpu_isa: Option<String>,
     /// Threads of the models' arithmetic; 0 takes what quota and affinity allow [default: 0]
     #[arg(long, global = true, value_name = "N", allow_hyphen_values = true)]
     threads: Option<String>,
@@ -86,6 +89,7 @@ impl SettingsArguments {
             models: self.models.clone(),
             device: self.device.clone(),
             dtype: self.dtype.clone(),
+            cpu_isa: self.cpu_isa.clone(),
             threads: self.threads.clone(),
             log_format: self.log_format.clone(),
         }

@@ -27,6 +27,8 @@ pub enum DtypeChoice {
     Bf16,
     /// 16-bit floats.
     F16,
+    /// 8-bit weights; the processor only.
+    Int8,
 }
 
 /// What `log.format` accepts.
@@ -34,7 +36,7 @@ pub(super) const LOG_FORMATS: &str = "auto, text, json";
 /// What `compute.device` accepts.
 pub(super) const DEVICES: &str = "auto, cpu, cuda, cuda:N";
 /// What `compute.dtype` accepts.
-pub(super) const DTYPES: &str = "auto, f32, bf16, f16";
+pub(super) const DTYPES: &str = "auto, f32, bf16, f16, int8";
 
 /// The text names no choice; what is accepted is the caller's to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +67,7 @@ impl FromStr for DtypeChoice {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
             "f16" => Ok(Self::F16),
+            "int8" => Ok(Self::Int8),
             _ => Err(UnknownChoice),
         }
     }

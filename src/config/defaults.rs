@@ -55,7 +55,12 @@ impl Default for RawLimits {
 
 impl Default for RawCompute {
     fn default() -> Self {
-        Self { device: "auto".to_owned(), dtype: "auto".to_owned(), threads: 0 }
+        Self {
+            device: "auto".to_owned(),
+            dtype: "auto".to_owned(),
+            cpu_isa: "auto".to_owned(),
+            threads: 0,
+        }
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Flags {
     pub device: Option<String>,
     /// `compute.dtype`
     pub dtype: Option<String>,
+    /// `compute.cpu_isa`
+    pub cpu_isa: Option<String>,
     /// `compute.threads`
     pub threads: Option<String>,
     /// `log.format`
@@ -93,6 +95,7 @@ fn add_flags(layers: &mut Layers, flags: &Flags) -> Result<(), ConfigError> {
         ("server.listen", &flags.listen, "--listen"),
         ("compute.device", &flags.device, "--device"),
         ("compute.dtype", &flags.dtype, "--dtype"),
+        ("compute.cpu_isa", &flags.cpu_isa, "--cpu-isa"),
         ("compute.threads", &flags.threads, "--threads"),
         ("log.format", &flags.log_format, "--log-format"),
     ];

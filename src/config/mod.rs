@@ -28,6 +28,8 @@ pub use error::ConfigError;
 pub use load::{Environment, Flags, load, process_environment};
 pub use raw::RawConfig;
 
+use crate::kernels::isa::Level;
+
 use crate::engine::EngineSettings;
 use crate::http::HttpSettings;
 use crate::hub::{HubSettings, ModelSource};
@@ -65,6 +67,8 @@ pub struct ComputeSettings {
     pub device: DeviceChoice,
     /// Number format of weights and activations.
     pub dtype: DtypeChoice,
+    /// Instructions of the CPU's kernels; `None` takes the most that the CPU has.
+    pub cpu_isa: Option<Level>,
     /// Threads of the models' arithmetic; `None` takes what quota and affinity allow.
     pub threads: Option<NonZeroUsize>,
 }

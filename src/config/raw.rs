@@ -72,6 +72,7 @@ sections! {
     RawCompute {
         device: String,
         dtype: String,
+        cpu_isa: String,
         threads: usize,
     }
 

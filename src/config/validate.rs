@@ -13,6 +13,7 @@ use crate::http::{AccessLogSettings, ConnectionSettings, CorsSettings, HttpSetti
 use crate::hub::{CheckpointFiles, HubError, HubSettings, ModelSource, Retry, Source, Token};
 use crate::images::ImagesSettings;
 use crate::input::InputSettings;
+use crate::kernels::isa::Level;
 use crate::telemetry::logging::{self, LoggingSettings};
 
 /// More cores than machines have.
@@ -53,7 +54,22 @@ impl Reader<'_> {
         Ok(ComputeSettings {
             device: self.device()?,
             dtype: raw.dtype.parse().map_err(|_| self.layers.invalid("compute.dtype", DTYPES))?,
+            cpu_isa: self.cpu_isa()?,
             threads: self.threads()?,
+        })
+    }
+
+    /// A level that this CPU has.
+    fn cpu_isa(&self) -> Result<Option<Level>, ConfigError> {
+        let text = self.raw.compute.cpu_isa.as_str();
+        if text == "auto" {
+            return Ok(None);
+        }
+        let levels = || Level::ALL.into_iter().filter(|level| level.is_available());
+        levels().find(|level| level.name() == text).map(Some).ok_or_else(|| {
+            let names: Vec<&str> = levels().map(Level::name).collect();
+            let accepted = format!("auto, or what this CPU has: {}", names.join(", "));
+            self.layers.invalid("compute.cpu_isa", accepted)
         })
     }
 

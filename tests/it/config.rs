@@ -218,8 +218,13 @@ fn a_wrong_value_names_setting_value_origin_and_what_is_accepted() {
         },
         Case {
             variable: "BLIP__COMPUTE__DTYPE",
-            value: "int8",
-            says: ["compute.dtype = \"int8\"", "auto, f32, bf16, f16"],
+            value: "int4",
+            says: ["compute.dtype = \"int4\"", "auto, f32, bf16, f16, int8"],
+        },
+        Case {
+            variable: "BLIP__COMPUTE__CPU_ISA",
+            value: "sse9",
+            says: ["compute.cpu_isa = \"sse9\"", "auto, or what this CPU has: portable"],
         },
         Case {
             variable: "BLIP__ENGINE__VISION_SHARE_PERCENT",

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use blip_server::engine::{Answered, Engine, EngineSettings};
 use blip_server::input::{InputSettings, Tokenizer};
+use blip_server::kernels::gemm::Format;
+use blip_server::kernels::isa::Level;
 use blip_server::model::load::{ModelFiles, WeightFiles};
-use blip_server::model::ops::candle::CandleOps;
+use blip_server::model::ops::cpu::CpuOps;
 use blip_server::model::{BlipBackend, ModelSpec, Placement};
 use blip_server::task::{
     Answer, Caption, Device, Dtype, EarlyStopping, Embed, GenerationParams, ImageFormat, ImageId,
@@ -24,7 +26,7 @@ const CAPTION: ModelId = ModelId(0);
 const VQA: ModelId = ModelId(1);
 const RETRIEVAL: ModelId = ModelId(2);
 
-fn backend() -> BlipBackend<CandleOps> {
+fn backend(format: Format, dtype: Dtype) -> BlipBackend<CpuOps> {
     let spec = |name: &str| {
         let directory = fixtures().join(name);
         let weights = match name {
@@ -49,8 +51,9 @@ fn backend() -> BlipBackend<CandleOps> {
         }
     };
     let specs = ["caption-varied", "vqa-varied", "retrieval"].map(spec);
-    let placement = Placement { device: Device::Cpu, dtype: Dtype::F32 };
-    BlipBackend::load(&specs, placement, |_| {}).unwrap()
+    let placement = Placement { device: Device::Cpu, dtype };
+    let ops = CpuOps::new(Level::detect(), format, 2);
+    BlipBackend::load(ops, &specs, placement, |_| {}).unwrap()
 }
 
 /// A photo at a model's input size. The pictures themselves do not matter here, only that they differ.
@@ -173,12 +176,20 @@ fn assert_same(what: &str, together: &TaskOutput, alone: &TaskOutput) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_in_mixed_company_equals_its_lone_one() {
+    for (format, dtype) in
+        [(Format::F32, Dtype::F32), (Format::Bf16, Dtype::Bf16), (Format::Int8, Dtype::Int8)]
+    {
+        answers_in_company_equal_lone_ones(format, dtype).await;
+    }
+}
+
+async fn answers_in_company_equal_lone_ones(format: Format, dtype: Dtype) {
     let settings = EngineSettings {
         capacity_rows: 4096,
         max_queue_wait: Duration::from_secs(600),
         ..EngineSettings::default()
     };
-    let backend = backend();
+    let backend = backend(format, dtype);
     let models = blip_server::engine::backend::Backend::models(&backend).to_vec();
     let tokenizer =
         Tokenizer::load(&fixtures().join("vqa-varied"), &InputSettings::default()).unwrap();

@@ -24,13 +24,16 @@ pub(crate) struct RealServer {
 
 impl RealServer {
     /// Serves these fixtures under their names, with settings as the environment would give them
-    /// (`ENGINE__CAPACITY_ROWS`), and waits until it is ready.
+    /// (`ENGINE__CAPACITY_ROWS`), and waits until it is ready. In f32, which the references are in, whatever `auto` is
+    /// on this machine.
     pub(crate) async fn start(checkpoints: &[&str], settings: &[(&str, &str)]) -> Self {
         let models = checkpoints
             .iter()
             .map(|name| format!("{name}={}", fixtures().join(name).display()))
             .collect();
-        Self::serve(models, settings).await
+        let settings: Vec<_> =
+            [("COMPUTE__DTYPE", "f32")].into_iter().chain(settings.iter().copied()).collect();
+        Self::serve(models, &settings).await
     }
 
     /// Serves these `[NAME=]SRC`.

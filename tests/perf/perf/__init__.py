@@ -1,0 +1,7 @@
+"""What peers.py, precision.py, roofline.py and litserve_server.py are made of."""
+
+import sys
+from pathlib import Path
+
+# The checkpoints, the server as a process and the recipes are those of the full-size comparison; it adds the fixtures' folder itself.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "full_size"))

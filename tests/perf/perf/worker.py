@@ -1,0 +1,95 @@
+"""One peer in a process of its own: loads, warms up, then does what its standard input says, one JSON document a line.
+
+`python -m perf.worker --engine NAME ...`, started by child.py. Answers go to the standard output that the process was
+started with; whatever a library prints goes to standard error.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import transformers
+
+from . import pictures, torch_engine
+
+
+def parse() -> argparse.Namespace:
+    """What child.py gives."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--engine", required=True)
+    arguments.add_argument("--work", type=Path, required=True)
+    arguments.add_argument("--photos", type=Path, required=True)
+    arguments.add_argument("--threads", type=int, required=True)
+    arguments.add_argument("--batches", type=lambda v: [int(n) for n in v.split(",")], required=True)
+    arguments.add_argument("--tasks", type=lambda v: v.split(","), required=True)
+    return arguments.parse_args()
+
+
+def load(args: argparse.Namespace, pixels: torch.Tensor) -> object:
+    """The engine, warm, after its hidden states were held against the reference's."""
+    model, expected = torch_engine.reference(args.work, pixels[:1])
+    if args.engine.startswith("openvino"):
+        from .openvino_engine import OpenvinoEngine
+
+        engine = OpenvinoEngine(args.engine, model, args.photos, args.work, args.threads, sorted({1, *args.batches}))
+        del model
+    else:
+        engine = torch_engine.TorchEngine(args.engine, model)
+    actual = engine.vision(engine.inputs(pixels[:1]))
+    cosine = torch.nn.functional.cosine_similarity(actual.double(), expected.double(), dim=-1)
+    engine.facts["hidden states, 1 - cosine to f32"] = 1 - cosine.mean().item()
+    return engine
+
+
+def run(engine: object, pixels: torch.Tensor, order: dict) -> list[float]:
+    """Seconds of each run of a whole batch, after one that is not counted: the caches hold another engine's weights."""
+    batch = engine.inputs(torch.cat([pixels] * (-(-order["batch"] // len(pixels))))[: order["batch"]])
+    work, seconds = getattr(engine, order["task"]), []
+    for _ in range(1 + order["runs"]):
+        began = time.perf_counter()
+        work(batch)
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]
+
+
+def peak_gib() -> float:
+    """The largest memory that this process had."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) / 2**20
+
+
+def main() -> None:
+    """Loads, says so, obeys until the input ends."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    args, began = parse(), time.monotonic()
+    torch.set_num_threads(args.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+    def reply(document: dict) -> None:
+        print(json.dumps(document), file=replies, flush=True)
+
+    pixels = pictures.pixel_values(pictures.crops(args.photos, max(args.batches)))
+    # Conversion and quantisation trace the model, which inference mode does not allow everywhere.
+    with torch.no_grad():
+        engine = load(args, pixels)
+    with torch.inference_mode():
+        tasks = [t for t in args.tasks if t in engine.tasks]
+        for task in tasks:
+            for batch in args.batches:
+                run(engine, pixels, {"task": task, "batch": batch, "runs": 0})
+        engine.facts |= {"load seconds": time.monotonic() - began, "peak GiB": peak_gib()}
+        reply({"tasks": tasks, "facts": engine.facts})
+        for line in sys.stdin:
+            reply({"seconds": run(engine, pixels, json.loads(line))})
+
+
+if __name__ == "__main__":
+    main()

@@ -139,8 +139,10 @@ impl Connection {
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         let ended = tokio::select! {
-            ended = connection.as_mut() => Some(ended),
+            // The shutdown first: an answer that becomes ready at the same time has to say that the connection closes.
+            biased;
             () = self.shutdown.cancelled() => None,
+            ended = connection.as_mut() => Some(ended),
         };
         let ended = if let Some(ended) = ended {
             ended

@@ -1,20 +1,40 @@
-//! Buffers that start at a cache line.
+//! Buffers that start at a cache line, the large ones on huge pages.
 
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 
-/// One cache line, which is also one AVX-512 register.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u32; LINE]);
-
-/// Groups (or f32) in a line.
+/// Groups (or f32) in a cache line, which is also one AVX-512 register.
 pub(in crate::kernels) const LINE: usize = 16;
 
+/// Bytes of a line.
+const LINE_BYTES: usize = 64;
+
+/// Bytes of a huge page. A product walks through megabytes of panels: with pages of 4 KB it waits for a translation every
+/// few hundred values.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// A growing buffer of 4-byte values on whole cache lines, zero when new.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::kernels) struct Lines {
-    lines: Vec<Line>,
+    values: NonNull<u32>,
+    /// Lines that are there.
+    lines: usize,
+    /// Values in use.
     length: usize,
+}
+
+#[expect(unsafe_code, reason = "memory of its own")]
+// SAFETY: the buffer owns its memory, as a vector does.
+unsafe impl Send for Lines {}
+#[expect(unsafe_code, reason = "memory of its own")]
+// SAFETY: shared access only reads.
+unsafe impl Sync for Lines {}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self { values: NonNull::dangling(), lines: 0, length: 0 }
+    }
 }
 
 impl Lines {
@@ -27,17 +47,66 @@ impl Lines {
     /// Makes it `length` values long; what was there stays, what is new is zero or left over from earlier use.
     pub(in crate::kernels) fn resize(&mut self, length: usize) {
         let lines = length.div_ceil(LINE);
-        if lines > self.lines.len() {
-            self.lines.resize(lines, Line([0; LINE]));
+        if lines > self.lines {
+            let mut larger = Self::allocate(lines);
+            larger.length = self.length;
+            larger.copy_from_slice(self);
+            *self = larger;
         }
         self.length = length;
+    }
+
+    /// Memory of `lines` lines, zero.
+    #[expect(unsafe_code, reason = "allocation with an alignment")]
+    fn allocate(lines: usize) -> Self {
+        let layout = layout(lines);
+        // SAFETY: `lines` is not 0, so the layout has a size.
+        let Some(values) = NonNull::new(unsafe { alloc(layout) }) else {
+            handle_alloc_error(layout)
+        };
+        advise_huge_pages(values, layout);
+        // SAFETY: just allocated with this size. Zeroing after the advice, so that the pages come as huge ones.
+        unsafe { values.write_bytes(0, layout.size()) };
+        Self { values: values.cast(), lines, length: 0 }
     }
 
     /// As f32.
     #[expect(unsafe_code, reason = "the same bytes as f32")]
     pub(in crate::kernels) fn as_f32_mut(&mut self) -> &mut [f32] {
-        // SAFETY: every bit pattern is an f32, of the same size and a smaller alignment.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.length) }
+        // SAFETY: every bit pattern is an f32, of the same size and alignment.
+        unsafe { std::slice::from_raw_parts_mut(self.values.as_ptr().cast(), self.length) }
+    }
+}
+
+/// Whole lines; from the size of a huge page on, aligned as one.
+fn layout(lines: usize) -> Layout {
+    let bytes = lines * LINE_BYTES;
+    let alignment = if bytes < HUGE_PAGE { LINE_BYTES } else { HUGE_PAGE };
+    Layout::from_size_align(bytes, alignment).expect("a buffer is smaller than the address space")
+}
+
+/// Asks for huge pages where the system gives them to those who ask. Without them all works, slower.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "advice on memory of our own")]
+fn advise_huge_pages(memory: NonNull<u8>, layout: Layout) {
+    use rustix::mm::{Advice, madvise};
+    let bytes = layout.size() / HUGE_PAGE * HUGE_PAGE;
+    if bytes > 0 {
+        // SAFETY: the range is ours; this advice changes no contents. Its refusal (a kernel without huge pages) is no loss.
+        let _ = unsafe { madvise(memory.as_ptr().cast(), bytes, Advice::LinuxHugepage) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages(_: NonNull<u8>, _: Layout) {}
+
+impl Drop for Lines {
+    #[expect(unsafe_code, reason = "memory of its own")]
+    fn drop(&mut self) {
+        if self.lines > 0 {
+            // SAFETY: allocated with this layout.
+            unsafe { dealloc(self.values.as_ptr().cast(), layout(self.lines)) };
+        }
     }
 }
 
@@ -47,7 +116,7 @@ impl Deref for Lines {
     #[expect(unsafe_code, reason = "lines as their values")]
     fn deref(&self) -> &[u32] {
         // SAFETY: `length` is at most the values in `lines`.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.length) }
+        unsafe { std::slice::from_raw_parts(self.values.as_ptr(), self.length) }
     }
 }
 
@@ -55,6 +124,27 @@ impl DerefMut for Lines {
     #[expect(unsafe_code, reason = "lines as their values")]
     fn deref_mut(&mut self) -> &mut [u32] {
         // SAFETY: as above, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.length) }
+        unsafe { std::slice::from_raw_parts_mut(self.values.as_ptr(), self.length) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_grows_keeps_what_it_has_and_is_zero_where_new() {
+        let mut buffer = Lines::default();
+        assert!(buffer.is_empty());
+        for length in [1, 16, 17, 100_000, 3 << 20] {
+            let before = buffer.len();
+            buffer.resize(length);
+            assert_eq!(buffer.as_ptr() as usize % LINE_BYTES, 0);
+            assert!(buffer[..before].iter().all(|&value| value == 7));
+            assert!(buffer[before..].iter().all(|&value| value == 0));
+            buffer.fill(7);
+        }
+        buffer.resize(2);
+        assert_eq!(buffer[..], [7, 7]);
     }
 }

@@ -4,6 +4,7 @@
 //! - [`gemm`]: `x W^T + b` with its epilogues, in f32, bf16 and 8-bit integers;
 //! - [`attention`]: over packed memories, and causally over few rows;
 //! - [`pointwise`]: exp, GELU, layer norm;
+//! - [`rows`]: views of rows;
 //! - [`pool`]: the threads.
 //!
 //! Nothing here knows of models or tensors: slices in, slices out, row by row.
@@ -24,5 +25,6 @@ pub mod isa;
 mod memory;
 pub mod pointwise;
 pub mod pool;
+pub mod rows;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -9,7 +9,13 @@ use super::pool::Pool;
 /// `2^n e^r` with `n = round(x / ln 2)` and a polynomial of degree 6 for `e^r`; source: Cephes `expf`.
 #[inline(always)]
 pub(super) fn exp<I: Isa>(isa: I, x: I::F) -> I::F {
-    let x = isa.max(isa.splat(-87.3), isa.min(isa.splat(88.0), x));
+    exp_of_nonpositive(isa, isa.min(isa.splat(88.0), x))
+}
+
+/// [`exp`] for x up to 88.
+#[inline(always)]
+pub(super) fn exp_of_nonpositive<I: Isa>(isa: I, x: I::F) -> I::F {
+    let x = isa.max(isa.splat(-87.3), x);
     let n = isa.round(isa.mul(x, isa.splat(std::f32::consts::LOG2_E)));
     // ln 2 in two parts, the first with few bits, so that n times it is exact.
     let r = isa.mul_add(n, isa.splat(-0.693_359_4), x);
@@ -52,6 +58,60 @@ pub(super) fn erf<I: Isa>(isa: I, x: I::F) -> I::F {
 pub(super) fn gelu<I: Isa>(isa: I, x: I::F) -> I::F {
     let half = isa.mul(x, isa.splat(0.5));
     isa.mul_add(half, erf(isa, isa.mul(x, isa.splat(std::f32::consts::FRAC_1_SQRT_2))), half)
+}
+
+/// The largest value and `ln(sum(exp(x)))`, summed in f64 by blocks; `None` where a value is not finite.
+#[must_use]
+pub fn log_sum_exp(level: Level, x: &[f32]) -> Option<(f32, f64)> {
+    let mut result = None;
+    log_sum_exp_of(level, x, &mut result);
+    result
+}
+
+per_level! {
+    fn log_sum_exp_of(x: &[f32], result: &mut Option<(f32, f64)>) = log_sum_exp_generic;
+}
+
+/// Values whose exponentials are summed in f32 before f64 takes over: a lane adds up 64 at most.
+const EXP_BLOCK: usize = 1024;
+
+#[inline(always)]
+#[expect(unsafe_code, reason = "vectors of a slice")]
+fn log_sum_exp_generic<I: Isa>(isa: I, x: &[f32], result: &mut Option<(f32, f64)>) {
+    let mut highest = isa.splat(f32::NEG_INFINITY);
+    // Zero times a value is NaN where it is not finite.
+    let mut zeros = isa.splat(0.0);
+    let whole = x.len() / I::LANES * I::LANES;
+    for start in (0..whole).step_by(I::LANES) {
+        // SAFETY: within the slice.
+        let value = unsafe { isa.load(x.as_ptr().add(start)) };
+        highest = isa.max(highest, value);
+        zeros = isa.mul_add(value, isa.splat(0.0), zeros);
+    }
+    let (mut largest, mut zero) = (isa.largest(highest), isa.sum(zeros));
+    for &value in &x[whole..] {
+        largest = largest.max(value);
+        zero += value * 0.0;
+    }
+    if zero.is_nan() {
+        *result = None;
+        return;
+    }
+    let shift = isa.splat(-largest);
+    let mut total = 0.0f64;
+    for block in (0..whole).step_by(EXP_BLOCK) {
+        let mut sum = isa.splat(0.0);
+        for start in (block..(block + EXP_BLOCK).min(whole)).step_by(I::LANES) {
+            // SAFETY: within the slice.
+            let value = unsafe { isa.load(x.as_ptr().add(start)) };
+            sum = isa.add(sum, exp_of_nonpositive(isa, isa.add(value, shift)));
+        }
+        total += f64::from(isa.sum(sum));
+    }
+    for &value in &x[whole..] {
+        total += f64::from(value - largest).exp();
+    }
+    *result = Some((largest, f64::from(largest) + total.ln()));
 }
 
 /// Rows of a layer norm that one part of a job computes.
@@ -236,6 +296,25 @@ mod tests {
         let gelu =
             |x: f64| (x * (1.0 + exact_erf(x * std::f64::consts::FRAC_1_SQRT_2)) / 2.0, x.abs());
         check(Function::Gelu, &x, gelu, 5e-7);
+    }
+
+    #[test]
+    fn log_sum_exp_equals_the_slow_twin_and_refuses_what_is_not_finite() {
+        for level in levels() {
+            for length in [1, 3, 16, 17, 1023, 1024, 1025, 30_524] {
+                let mut x: Vec<f32> = values(length, 5).iter().map(|x| x * 20.0 - 300.0).collect();
+                let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let sum: f64 = x.iter().map(|&x| f64::from(x - largest).exp()).sum();
+                let (found, actual) = log_sum_exp(level, &x).unwrap();
+                let expected = f64::from(largest) + sum.ln();
+                assert!((actual - expected).abs() < 1e-6, "{level} {length}: {actual} {expected}");
+                assert!((found - largest).abs() < f32::EPSILON, "{level} {length}");
+                for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    x[length / 2] = bad;
+                    assert_eq!(log_sum_exp(level, &x), None, "{level} {length} {bad}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -6,8 +6,8 @@ use super::config::BlipConfig;
 use super::error::LoadError;
 use super::heads::Decoder;
 use super::load::{Loader, Scope};
-use super::ops::{Epilogue, Ops};
-use super::text::{Memory, NewTokens, SelfAttention, TextTower};
+use super::ops::{Epilogue, MemoryUse, Ops};
+use super::text::{CrossMemory, Memory, NewTokens, SelfAttention, TextTower};
 use super::vision::VisionTower;
 use crate::engine::backend::BackendError;
 use crate::task::{Embedding, ModelClass};
@@ -55,19 +55,21 @@ impl<O: Ops> Checkpoint<O> {
     ) -> Result<Self, LoadError> {
         let (text, vision) = (&config.text_config, config.vision_config.hidden_size);
         let width = text.hidden_size;
+        let passing = CrossMemory { width: vision, usage: MemoryUse::Passing };
         let text_encoder = || match encoder {
             Some(encoder) => Ok(encoder),
-            None => TextTower::load(loader, text, TEXT_ENCODER, vision).map(Arc::new),
+            None => TextTower::load(loader, text, TEXT_ENCODER, passing).map(Arc::new),
         };
         Ok(match class {
             ModelClass::ConditionalGeneration => {
-                Self::Caption { decoder: Decoder::load(loader, text, vision)? }
+                let kept = CrossMemory { width: vision, usage: MemoryUse::Kept };
+                Self::Caption { decoder: Decoder::load(loader, text, kept)? }
             }
             ModelClass::QuestionAnswering => Self::Vqa {
                 encoder: text_encoder()?,
                 // The class builds both towers from one configuration, so the decoder's cross-attention has
                 // the vision width too: transformers cannot hold a VQA model whose widths differ.
-                decoder: Decoder::load(loader, text, vision)?,
+                decoder: Decoder::load(loader, text, passing)?,
             },
             ModelClass::ImageTextRetrieval => {
                 let size = config.image_text_hidden_size;
@@ -83,7 +85,7 @@ impl<O: Ops> Checkpoint<O> {
                 let visual = Scope::new("visual_projection");
                 let textual = Scope::new("text_projection");
                 Self::Base(Box::new(Base {
-                    encoder: TextTower::load(loader, text, "text_model", vision)?,
+                    encoder: TextTower::load(loader, text, "text_model", passing)?,
                     pooler: loader.linear(&Scope::new("text_model.pooler.dense"), width, width)?,
                     visual_projection: loader.linear_without_bias(&visual, size, vision)?,
                     text_projection: loader.linear_without_bias(&textual, size, width)?,

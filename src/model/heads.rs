@@ -5,7 +5,7 @@ use super::error::LoadError;
 use super::load::{Loader, Scope};
 use super::ops::{Epilogue, Ops, Run};
 use super::search::log_softmax;
-use super::text::{Memory, NewTokens, SelfAttention, TextTower};
+use super::text::{CrossMemory, Memory, NewTokens, SelfAttention, TextTower};
 use crate::engine::backend::BackendError;
 
 /// Rows whose logits are on the host at one time while candidates are scored: 64 x 30,524 x 4 B = 8 MB.
@@ -35,7 +35,7 @@ impl<O: Ops> Decoder<O> {
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &TextConfig,
-        memory_width: usize,
+        memory: CrossMemory,
     ) -> Result<Self, LoadError> {
         let scope = Scope::new("text_decoder").child("cls.predictions.transform");
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);
@@ -44,7 +44,7 @@ impl<O: Ops> Decoder<O> {
             transform_norm: loader.layer_norm(&scope.child("LayerNorm"), width, eps)?,
             output: loader.lm_output(config)?,
         };
-        let tower = TextTower::load(loader, config, "text_decoder.bert", memory_width)?;
+        let tower = TextTower::load(loader, config, "text_decoder.bert", memory)?;
         Ok(Self { tower, head, bos: config.bos_token_id, stop: config.sep_token_id })
     }
 

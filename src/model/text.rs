@@ -8,7 +8,7 @@
 use super::config::TextConfig;
 use super::error::LoadError;
 use super::load::{Loader, Scope};
-use super::ops::{Epilogue, Ops, Run};
+use super::ops::{Epilogue, MemoryUse, Ops, Run};
 use crate::engine::backend::BackendError;
 
 /// Tokens to hidden states `[rows, width]`.
@@ -35,10 +35,17 @@ struct TextLayer<O: Ops> {
 #[derive(Debug)]
 struct CrossAttention<O: Ops> {
     query: O::Linear,
-    /// `[2 x width, memory width]`, keys first.
-    key_value: O::Linear,
+    key_value: O::KeyValue,
     output: O::Linear,
     norm: O::LayerNorm,
+}
+
+/// What a tower's cross-attention will look at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CrossMemory {
+    /// Width of a row.
+    pub(super) width: usize,
+    pub(super) usage: MemoryUse,
 }
 
 /// New tokens of one sequence and where they stand in it.
@@ -75,12 +82,11 @@ pub(super) struct TextOutput<O: Ops> {
 
 impl<O: Ops> TextTower<O> {
     /// Loads the tower under `prefix` (`text_decoder.bert`, `text_encoder`, `text_model`).
-    /// `memory_width` is the width of what cross-attention looks at.
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &TextConfig,
         prefix: &str,
-        memory_width: usize,
+        memory: CrossMemory,
     ) -> Result<Self, LoadError> {
         let scope = Scope::new(prefix);
         let embeddings = scope.child("embeddings");
@@ -91,7 +97,7 @@ impl<O: Ops> TextTower<O> {
                     loader,
                     config,
                     &scope.child(&format!("encoder.layer.{index}")),
-                    memory_width,
+                    memory,
                 )
             })
             .collect::<Result<_, _>>()?;
@@ -171,19 +177,14 @@ impl<O: Ops> TextLayer<O> {
         loader: &Loader<'_, O>,
         config: &TextConfig,
         scope: &Scope,
-        memory_width: usize,
+        memory: CrossMemory,
     ) -> Result<Self, LoadError> {
         let (width, inner, eps) =
             (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
         let attention = scope.child("attention.self");
         let packed = ["query", "key", "value"].map(|part| attention.child(part));
         let cross = if config.is_decoder {
-            Some(CrossAttention::load(
-                loader,
-                config,
-                &scope.child("crossattention"),
-                memory_width,
-            )?)
+            Some(CrossAttention::load(loader, config, &scope.child("crossattention"), memory)?)
         } else {
             None
         };
@@ -218,13 +219,13 @@ impl<O: Ops> CrossAttention<O> {
         loader: &Loader<'_, O>,
         config: &TextConfig,
         scope: &Scope,
-        memory_width: usize,
+        memory: CrossMemory,
     ) -> Result<Self, LoadError> {
-        let width = config.hidden_size;
+        let (width, heads) = (config.hidden_size, config.num_attention_heads);
         let packed = ["self.key", "self.value"].map(|part| scope.child(part));
         Ok(Self {
             query: loader.linear(&scope.child("self.query"), width, width)?,
-            key_value: loader.stacked_linear(&packed, width, memory_width)?,
+            key_value: loader.key_value(&packed, [width, memory.width], heads, memory.usage)?,
             output: loader.linear(&scope.child("output.dense"), width, width)?,
             norm: loader.layer_norm(
                 &scope.child("output.LayerNorm"),

@@ -5,7 +5,8 @@ use super::super::isa::{Isa, Level, per_level};
 use super::super::memory::{LINE, Lines};
 use super::super::pointwise::exp;
 use super::super::pool::Pool;
-use super::{Heads, Rows, STRIP};
+use super::super::rows::Rows;
+use super::{Heads, STRIP};
 
 /// One sequence's new rows behind what it has: all of `[rows, heads x width]`, as f32.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +74,7 @@ fn causal_generic<I: Isa>(
     let (d, width) = (heads.width, heads.count * heads.width);
     let rows = run.queries.rows;
     let past = run.keys.len() / width - rows;
-    let scale = (d as f32).sqrt().recip();
+    let scale = heads.scale();
     scores.resize((past + rows).next_multiple_of(LINE));
     for (r, out) in out.chunks_exact_mut(width).enumerate() {
         let visible = past + r + 1;

@@ -4,27 +4,7 @@ use super::super::gemm::{Bf16, Convert, F32, Format, MOST_COLUMNS, Shape, Shared
 use super::super::isa::{Isa, Level, per_level};
 use super::super::memory::{LINE, Lines};
 use super::super::pool::Pool;
-
-/// Rows of a matrix that stands in columns of a wider one.
-#[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
-    /// The wider matrix, row by row, from the first row of these on.
-    pub values: &'a [f32],
-    /// Its width.
-    pub stride: usize,
-    /// Where these rows' columns begin in it.
-    pub column: usize,
-    /// How many rows.
-    pub rows: usize,
-}
-
-impl<'a> Rows<'a> {
-    /// `width` columns of a row from `column` of these on.
-    #[inline(always)]
-    pub(super) fn part(&self, row: usize, column: usize, width: usize) -> &'a [f32] {
-        &self.values[row * self.stride + self.column + column..][..width]
-    }
-}
+use super::super::rows::Rows;
 
 /// Heads and their width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +13,14 @@ pub struct Heads {
     pub count: usize,
     /// Columns of one.
     pub width: usize,
+}
+
+impl Heads {
+    /// The inverse square root of a head's width.
+    #[must_use]
+    pub fn scale(self) -> f32 {
+        (self.width as f32).sqrt().recip()
+    }
 }
 
 /// Keys and values of one sequence, packed.
@@ -83,6 +71,12 @@ impl Memory {
             let head = Head { index: head, width: heads.width, keys, values };
             pack_head(level, format, head, key_to, value_to);
         });
+    }
+
+    /// Its heads.
+    #[must_use]
+    pub fn heads(&self) -> Heads {
+        self.heads
     }
 
     /// Bytes that a memory of these dimensions takes.

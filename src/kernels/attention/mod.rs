@@ -15,13 +15,16 @@ mod tests;
 use std::cell::RefCell;
 
 pub use causal::{CausalRun, attend_causally};
-pub use memory::{Heads, Memory, Rows};
+pub use memory::{Heads, Memory};
 
-use super::gemm::{Bf16, Convert, Dot, F32, Format, MOST_ROWS, Shape, Shared, row_to_groups, run};
+use super::gemm::{
+    Bf16, ConvertPair, Dot, F32, Format, MOST_COLUMNS, MOST_ROWS, Shape, Shared, row_to_groups, run,
+};
 use super::isa::{Isa, Level, per_level};
 use super::memory::{LINE, Lines};
-use super::pointwise::exp;
+use super::pointwise::exp_of_nonpositive;
 use super::pool::Pool;
+use super::rows::Rows;
 
 /// Queries of one sequence, and what they attend to.
 #[derive(Debug, Clone, Copy)]
@@ -30,10 +33,20 @@ pub struct Run<'a> {
     pub queries: Rows<'a>,
     /// Their memory.
     pub memory: &'a Memory,
+    /// Scores are multiplied with this: as a rule the inverse square root of a head's width.
+    pub scale: f32,
 }
 
-/// Strips of queries that one part of a job goes through.
+/// Strips of queries that one part of a job goes through at most.
 const STRIPS_A_PART: usize = 8;
+
+/// Queries of a part: eight strips of a tile's rows; fewer where the heads alone would not occupy the threads.
+fn part_rows(level: Level, threads: usize, runs: &[Run<'_>]) -> usize {
+    let most = Shape::of(level).rows * STRIPS_A_PART;
+    let heads: usize = runs.iter().map(|run| run.memory.heads.count).sum();
+    let longest = runs.iter().map(|run| run.queries.rows).max().unwrap_or(1);
+    longest.div_ceil((2 * threads).div_ceil(heads.max(1))).clamp(1, most)
+}
 
 /// One part: some rows of one head of one run.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +64,7 @@ struct Part {
 /// # Panics
 /// When the lengths do not agree.
 pub fn attend(level: Level, pool: &mut Pool, runs: &[Run<'_>], out: &mut [f32]) {
-    let strip = Shape::of(level).rows * STRIPS_A_PART;
+    let strip = part_rows(level, pool.threads(), runs);
     let mut parts = Vec::new();
     let mut start = 0;
     for (index, run) in runs.iter().enumerate() {
@@ -110,7 +123,7 @@ fn strips_generic<I: Isa>(isa: I, run: Run<'_>, part: Part, scratch: &mut Strip,
 }
 
 #[inline(always)]
-fn strips_in<I: Isa, D: Dot<I> + Convert<I, Scaling = ()>>(
+fn strips_in<I: Isa, D: Dot<I> + ConvertPair<I>>(
     isa: I,
     run: Run<'_>,
     part: Part,
@@ -125,9 +138,9 @@ fn strips_in<I: Isa, D: Dot<I> + Convert<I, Scaling = ()>>(
 
 #[inline(always)]
 #[expect(unsafe_code, reason = "tiles and panels by pointer")]
-fn strip<I: Isa, D: Dot<I> + Convert<I, Scaling = ()>>(
+fn strip<I: Isa, D: Dot<I> + ConvertPair<I>>(
     isa: I,
-    Run { queries, memory }: Run<'_>,
+    Run { queries, memory, scale }: Run<'_>,
     part: Part,
     first: usize,
     rows: usize,
@@ -142,8 +155,8 @@ fn strip<I: Isa, D: Dot<I> + Convert<I, Scaling = ()>>(
     let (depth, length) = (groups(width), groups(tokens));
     scratch.queries.resize(depth.next_multiple_of(LINE) * rows);
     scratch.scores.resize(panels * rows * columns);
-    scratch.row.resize((panels * columns).next_multiple_of(LINE * D::GROUP));
-    scratch.probabilities.resize(length.next_multiple_of(LINE) * rows);
+    let lines = (panels * columns).div_ceil(LINE * D::GROUP);
+    scratch.probabilities.resize(lines * LINE * rows);
     scratch.sums.resize(rows * columns);
     let keys = &memory.keys[part.head * panels * columns * depth..];
     let value_panels = width.div_ceil(columns);
@@ -168,12 +181,14 @@ fn strip<I: Isa, D: Dot<I> + Convert<I, Scaling = ()>>(
         }
         let mut inverse = [0.0f32; MOST_ROWS];
         for (r, inverse) in inverse.iter_mut().enumerate().take(rows) {
-            let scores = scratch.scores.as_ptr().add(r * columns).cast::<f32>();
-            let row = scratch.row.as_f32_mut();
-            *inverse = 1.0
-                / softmax(isa, scores, rows * columns, tokens, (width as f32).sqrt().recip(), row);
+            let scores = Scores {
+                first: scratch.scores.as_ptr().add(r * columns).cast(),
+                stride: rows * columns,
+                tokens,
+                scale,
+            };
             let to = scratch.probabilities.as_mut_ptr().add(r * LINE);
-            row_to_groups::<I, D>(isa, &scratch.row.as_f32_mut()[..tokens], rows, to, ());
+            *inverse = 1.0 / softmax::<I, D>(isa, scores, to, rows * LINE);
         }
         for panel in 0..value_panels {
             let b = values[panel * length * columns..].as_ptr();
@@ -212,51 +227,59 @@ unsafe fn run_tile<I: Isa, D: Dot<I>>(
     unsafe { run::<I, D>(isa, rows, a, b, groups, sums, false) }
 }
 
-/// `e^(scale (score - largest))` of one row of scores, whose panels lie `panel_stride` values apart; into `row`, whose
-/// values from `tokens` on are not for use. Returns the sum.
-///
-/// # Safety
-/// `scores` is valid for `tokens` values rounded up to a panel; `row` holds as many.
-#[inline(always)]
-#[expect(unsafe_code, reason = "vectors by pointer")]
-unsafe fn softmax<I: Isa>(
-    isa: I,
-    scores: *const f32,
-    panel_stride: usize,
+/// One query's scores.
+#[derive(Clone, Copy)]
+struct Scores {
+    /// Of the first panel.
+    first: *const f32,
+    /// Values from one panel to the next.
+    stride: usize,
     tokens: usize,
     scale: f32,
-    row: &mut [f32],
+}
+
+/// `e^(scale (score - largest))` of one row of scores, as groups of the format, in lines `stride` values apart from `to`
+/// on; of columns beyond the tokens almost zero, which the values' padding makes zero. Returns the sum.
+///
+/// # Safety
+/// The scores are there for `tokens` rounded up to a panel; `to` is valid for as many groups.
+#[inline(always)]
+#[expect(unsafe_code, reason = "vectors by pointer")]
+unsafe fn softmax<I: Isa, D: ConvertPair<I>>(
+    isa: I,
+    scores: Scores,
+    to: *mut u32,
+    stride: usize,
 ) -> f32 {
     let columns = I::LANES * I::VECTORS;
-    let panels = tokens.div_ceil(columns);
+    let panels = scores.tokens.div_ceil(columns);
     // Columns beyond the tokens are scores of zeros.
-    let mut last = [f32::NEG_INFINITY; 32];
-    let in_last = tokens - (panels - 1) * columns;
+    let mut last = [f32::NEG_INFINITY; MOST_COLUMNS];
+    let in_last = scores.tokens - (panels - 1) * columns;
     // SAFETY: as this function's.
     unsafe {
-        let last_scores = scores.add((panels - 1) * panel_stride);
+        let last_scores = scores.first.add((panels - 1) * scores.stride);
         std::ptr::copy_nonoverlapping(last_scores, last.as_mut_ptr(), in_last);
-        let panel_of = |panel: usize| {
-            if panel + 1 == panels { last.as_ptr() } else { scores.add(panel * panel_stride) }
+        // Closures stay with pointers: one over vectors would not be compiled for the level.
+        let of = |panel: usize| {
+            let is_last = panel + 1 == panels;
+            if is_last { last.as_ptr() } else { scores.first.add(panel * scores.stride) }
         };
-        let mut largest = isa.splat(f32::NEG_INFINITY);
+        let (mut first, mut second) = (isa.splat(f32::NEG_INFINITY), isa.splat(f32::NEG_INFINITY));
         for panel in 0..panels {
-            let from = panel_of(panel);
-            for lane in (0..columns).step_by(I::LANES) {
-                largest = isa.max(largest, isa.load(from.add(lane)));
-            }
+            first = isa.max(first, isa.load(of(panel)));
+            second = isa.max(second, isa.load(of(panel).add(I::LANES)));
         }
-        let largest = isa.splat(isa.largest(largest));
-        let scale = isa.splat(scale);
-        let mut sum = isa.splat(0.0);
+        let scale = isa.splat(scores.scale);
+        let shift = isa.splat(-isa.largest(isa.max(first, second)) * scores.scale);
+        let mut sums = [isa.splat(0.0); 2];
         for panel in 0..panels {
-            let from = panel_of(panel);
-            for lane in (0..columns).step_by(I::LANES) {
-                let value = exp(isa, isa.mul(isa.sub(isa.load(from.add(lane)), largest), scale));
-                sum = isa.add(sum, value);
-                isa.store(row.as_mut_ptr().add(panel * columns + lane), value);
-            }
+            let first = isa.mul_add(isa.load(of(panel)), scale, shift);
+            let second = isa.mul_add(isa.load(of(panel).add(I::LANES)), scale, shift);
+            let pair = [exp_of_nonpositive(isa, first), exp_of_nonpositive(isa, second)];
+            sums = [isa.add(sums[0], pair[0]), isa.add(sums[1], pair[1])];
+            D::pair(isa, pair, to, stride, panel);
         }
-        isa.sum(sum)
+        isa.sum(isa.add(sums[0], sums[1]))
     }
 }

@@ -2,8 +2,9 @@
 
 use super::super::isa::{Level, to_bf16};
 use super::super::pool::Pool;
+use super::super::rows::Rows;
 use super::super::testing::{assert_all_close, levels, values};
-use super::{CausalRun, Format, Heads, Memory, Rows, Run, Shape, attend, attend_causally};
+use super::{CausalRun, Format, Heads, Memory, Run, Shape, attend, attend_causally};
 
 /// Queries, keys and values of one sequence in columns of one matrix, as a packed qkv product gives them.
 struct Sequence {
@@ -93,7 +94,11 @@ fn attention_equals_the_slow_twin_around_the_edges_of_tiles_and_panels() {
                         let mut pool = Pool::new(2);
                         let packed = memory.packed(level, format, &mut pool);
                         let mut out = vec![f32::NAN; queries * count * width];
-                        let run = Run { queries: asking.part(0), memory: &packed };
+                        let run = Run {
+                            queries: asking.part(0),
+                            memory: &packed,
+                            scale: memory.heads.scale(),
+                        };
                         attend(level, &mut pool, &[run], &mut out);
                         let expected = slow_twin(format, asking.part(0), &memory, |_| tokens);
                         let what = format!(
@@ -123,7 +128,12 @@ fn a_memory_used_again_for_fewer_tokens_keeps_nothing_of_the_old() {
             let fresh = new.packed(level, format, &mut pool);
             let mut attended = |memory: &Memory| {
                 let mut out = vec![0.0; 13 * 48];
-                attend(level, &mut pool, &[Run { queries: new.part(0), memory }], &mut out);
+                attend(
+                    level,
+                    &mut pool,
+                    &[Run { queries: new.part(0), memory, scale: heads.scale() }],
+                    &mut out,
+                );
                 out
             };
             assert_eq!(attended(&used), attended(&fresh), "{level} {format:?}");
@@ -146,13 +156,14 @@ fn a_query_has_the_same_bits_alone_and_in_any_company() {
                 out
             };
             let runs = [
-                Run { queries: first.part(0), memory: &memories[0] },
-                Run { queries: second.part(0), memory: &memories[1] },
+                Run { queries: first.part(0), memory: &memories[0], scale: heads.scale() },
+                Run { queries: second.part(0), memory: &memories[1], scale: heads.scale() },
             ];
             let together = attended(&runs, 87);
             for row in [0, 1, 31, 49] {
                 let queries = Rows { values: &first.qkv[row * 384..], rows: 1, ..first.part(0) };
-                let alone = attended(&[Run { queries, memory: &memories[0] }], 1);
+                let alone =
+                    attended(&[Run { queries, memory: &memories[0], scale: heads.scale() }], 1);
                 assert_eq!(alone, together[row * 128..][..128], "{level} {format:?} row {row}");
             }
         }
@@ -170,7 +181,7 @@ fn a_row_of_what_is_not_a_number_comes_out_so_and_spoils_no_other() {
             let mut pool = Pool::new(1);
             let packed = memory.packed(level, format, &mut pool);
             let mut out = vec![0.0; 5 * 32];
-            let run = Run { queries: asking.part(0), memory: &packed };
+            let run = Run { queries: asking.part(0), memory: &packed, scale: memory.heads.scale() };
             attend(level, &mut pool, &[run], &mut out);
             for (row, values) in out.chunks(32).enumerate() {
                 assert_eq!(

@@ -24,19 +24,26 @@ pub(super) struct Finish<'a> {
     weights: &'a Weights,
     packed: &'a PackedRows,
     epilogue: Epilogue<'a>,
-    out: Shared<f32>,
+    out: Out,
+}
+
+/// Where a result's rows go.
+#[derive(Clone, Copy)]
+pub(super) struct Out {
+    pub(super) first: Shared<f32>,
+    /// Values from one row to the next; n where nothing stands beside the result.
+    pub(super) stride: usize,
 }
 
 impl<'a> Finish<'a> {
-    /// `out` is `[rows, n]`.
+    /// `out` has a place for every row; a residual lies as it does.
     pub(super) fn new(
         weights: &'a Weights,
         packed: &'a PackedRows,
         epilogue: Epilogue<'a>,
-        out: &mut [f32],
+        out: Out,
     ) -> Self {
-        assert_eq!(out.len(), packed.len() * weights.n(), "out is [rows, n]");
-        Self { weights, packed, epilogue, out: Shared(out.as_mut_ptr()) }
+        Self { weights, packed, epilogue, out }
     }
 
     /// Finishes `sums` `[height, columns]` of the tile at `row` and `panel`.
@@ -57,7 +64,7 @@ impl<'a> Finish<'a> {
         let n = self.weights.n();
         let width = columns.min(n - panel * columns);
         for r in 0..height {
-            let at = (row + r) * n + panel * columns;
+            let at = (row + r) * self.out.stride + panel * columns;
             let mut finished = [0.0f32; MOST_COLUMNS];
             // SAFETY: `at` and `width` more lie in row `row + r` of the result; sums as the caller says.
             unsafe {
@@ -81,7 +88,7 @@ impl<'a> Finish<'a> {
                                 isa.add(value, isa.load(residual.as_ptr().add(at + lane)))
                             }
                         };
-                        isa.store(self.out.pointer().add(at + lane), value);
+                        isa.store(self.out.first.pointer().add(at + lane), value);
                     }
                     continue;
                 }
@@ -105,7 +112,7 @@ impl<'a> Finish<'a> {
                         Epilogue::Tanh => value.tanh(),
                         Epilogue::Residual(residual) => value + residual[at + column],
                     };
-                    *self.out.pointer().add(at + column) = value;
+                    *self.out.first.pointer().add(at + column) = value;
                 }
             }
         }

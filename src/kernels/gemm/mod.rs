@@ -17,22 +17,19 @@ mod tile;
 mod weights;
 
 pub use epilogue::Epilogue;
-pub(super) use rows::{Convert, Shared, row_to_groups};
+pub(super) use rows::{Convert, ConvertPair, Shared, row_to_groups};
 pub(super) use tile::{Bf16, Dot, F32, MOST_COLUMNS, MOST_ROWS, run};
 pub(super) use weights::Shape;
 pub use weights::{Format, Weights};
 
+use std::cell::RefCell;
+
 use super::isa::{Isa, Level, per_level};
 use super::memory::Lines;
 use super::pool::Pool;
-use epilogue::Finish;
+use super::rows::Rows;
+use epilogue::{Finish, Out};
 use rows::PackedRows;
-
-/// Bytes of packed rows that stay in L2 (1 MB here, 2 MB on recent Xeons) while panels pass by.
-const ROW_BLOCK_BYTES: usize = 384 * 1024;
-/// Groups of K per block: a panel's block of 192 x 32 groups x 4 B = 24 KB and a tile's of 192 x 12 x 4 B = 9 KB
-/// lie in an L1 of 48 KB together.
-const K_BLOCK: usize = 192;
 
 /// Scratch memory of products, kept between calls.
 #[derive(Debug, Default)]
@@ -63,8 +60,9 @@ pub fn linear(
     if rows == 0 {
         return;
     }
-    scratch.rows.pack(level, pool, x, weights.k(), weights.format());
+    scratch.rows.pack(level, pool, Rows::of(x, weights.k()), weights.k(), weights.format());
     let packed = &scratch.rows;
+    let out = Out { first: Shared(out.as_mut_ptr()), stride: weights.n() };
     let finish = Finish::new(weights, packed, epilogue, out);
     let plan = Plan::new(level, rows, weights, pool.threads());
     pool.run(plan.parts(), &|part| {
@@ -73,6 +71,53 @@ pub fn linear(
         // Outside of `compute`: a closure in there would not be compiled for the level.
         tile::SUMS.with_borrow_mut(|sums| compute(level, block, sums));
     });
+}
+
+/// One product a head, side by side: columns `h x k..` of `x` `[rows, heads x k]` times the h-th weights make columns
+/// `h x n..` of `out` `[rows, heads x n]`.
+///
+/// # Panics
+/// When the lengths do not agree, or the weights differ in shape.
+pub fn linear_by_head(
+    level: Level,
+    pool: &mut Pool,
+    x: &[f32],
+    weights: &[Weights],
+    out: &mut [f32],
+) {
+    let Some(first) = weights.first() else { return };
+    let (heads, n, k) = (weights.len(), first.n(), first.k());
+    let rows = x.len() / (heads * k);
+    let fits = |weights: &Weights| (weights.level(), weights.n(), weights.k()) == (level, n, k);
+    assert!(weights.iter().all(fits), "one shape, packed for this level");
+    assert_eq!(x.len(), rows * heads * k, "x is [rows, heads x k]");
+    assert_eq!(out.len(), rows * heads * n, "out is [rows, heads x n]");
+    if rows == 0 {
+        return;
+    }
+    let to = Shared(out.as_mut_ptr());
+    pool.run(heads, &|head| {
+        let weights = &weights[head];
+        let x = Rows { values: x, stride: heads * k, column: head * k, rows };
+        HEAD.with_borrow_mut(|packed| {
+            packed.pack_alone(level, x, k, weights.format());
+            let out = Out { first: to.columns_from(head * n), stride: heads * n };
+            let finish = Finish::new(weights, packed, Epilogue::None, out);
+            let block = tile::Block {
+                packed,
+                weights,
+                finish: &finish,
+                rows: 0..rows,
+                panels: 0..weights.panels(),
+            };
+            tile::SUMS.with_borrow_mut(|sums| compute(level, block, sums));
+        });
+    });
+}
+
+thread_local! {
+    /// One head's rows.
+    static HEAD: RefCell<PackedRows> = RefCell::new(PackedRows::default());
 }
 
 /// Which rows and panels a part computes.
@@ -87,9 +132,9 @@ impl Plan {
     /// Row blocks that L2 holds; panels in so many blocks that there are about eight parts a thread, so that one busy
     /// core does not hold up the others.
     fn new(level: Level, rows: usize, weights: &Weights, threads: usize) -> Self {
-        let tile = Shape::of(level).rows;
+        let Shape { rows: tile, row_block_bytes, .. } = Shape::of(level);
         let row_bytes = weights.groups() * 4;
-        let fits = (ROW_BLOCK_BYTES / row_bytes / tile).max(1) * tile;
+        let fits = (row_block_bytes / row_bytes / tile).max(1) * tile;
         let row_block = rows.div_ceil(rows.div_ceil(fits)).next_multiple_of(tile);
         let row_blocks = rows.div_ceil(row_block);
         let panels = weights.panels();

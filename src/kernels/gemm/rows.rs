@@ -6,6 +6,7 @@
 use super::super::isa::{Isa, Level, per_level};
 use super::super::memory::{LINE, Lines};
 use super::super::pool::Pool;
+use super::super::rows::Rows;
 use super::tile::{Bf16, F32, Int8};
 use super::weights::{Format, Shape};
 
@@ -37,6 +38,11 @@ unsafe impl<T: Send> Send for Shared<T> {}
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
+    /// The same from a later column of the first row on.
+    pub(in crate::kernels) fn columns_from(self, column: usize) -> Self {
+        Self(self.0.wrapping_add(column))
+    }
+
     pub(in crate::kernels) fn pointer(self) -> *mut T {
         self.0
     }
@@ -46,17 +52,35 @@ impl<T> Shared<T> {
 const TILES_A_PART: usize = 2;
 
 impl PackedRows {
-    /// Takes `x` `[rows, k]`.
+    /// Takes `k` columns of `x`.
     pub(super) fn pack(
         &mut self,
         level: Level,
         pool: &mut Pool,
-        x: &[f32],
+        x: Rows<'_>,
+        k: usize,
+        format: Format,
+    ) {
+        let run = |parts: usize, part: &(dyn Fn(usize) + Sync)| pool.run(parts, part);
+        self.pack_on(run, level, x, k, format);
+    }
+
+    /// The same on this thread alone, for who is part of a job already.
+    pub(super) fn pack_alone(&mut self, level: Level, x: Rows<'_>, k: usize, format: Format) {
+        let run = |parts: usize, part: &(dyn Fn(usize) + Sync)| (0..parts).for_each(part);
+        self.pack_on(run, level, x, k, format);
+    }
+
+    fn pack_on(
+        &mut self,
+        run: impl FnOnce(usize, &(dyn Fn(usize) + Sync)),
+        level: Level,
+        x: Rows<'_>,
         k: usize,
         format: Format,
     ) {
         let tile = Shape::of(level).rows;
-        self.rows = x.len() / k;
+        self.rows = x.rows;
         self.padded_groups = k.div_ceil(format.group()).next_multiple_of(LINE);
         self.groups.resize(self.rows * self.padded_groups);
         if format == Format::Int8 {
@@ -65,7 +89,7 @@ impl PackedRows {
         let (rows, groups) = (self.rows, Shared(self.groups.as_mut_ptr()));
         let quantised = Shared(self.quantised.as_mut_ptr());
         let parts = rows.div_ceil(tile * TILES_A_PART);
-        pool.run(parts, &|part| {
+        run(parts, &|part| {
             let first = part * tile * TILES_A_PART;
             let last = (first + tile * TILES_A_PART).min(rows);
             for start in (first..last).step_by(tile) {
@@ -85,15 +109,11 @@ impl PackedRows {
     pub(super) fn quantised(&self, row: usize) -> Quantised {
         self.quantised[row]
     }
-
-    pub(super) fn len(&self) -> usize {
-        self.rows
-    }
 }
 
 #[derive(Clone, Copy)]
 struct Source<'a> {
-    x: &'a [f32],
+    x: Rows<'a>,
     k: usize,
     first: usize,
     rows: usize,
@@ -115,7 +135,7 @@ fn generic<I: Isa>(
     let Source { x, k, first, rows } = source;
     let padded = k.div_ceil(format.group()).next_multiple_of(LINE);
     for index in 0..rows {
-        let row = &x[(first + index) * k..][..k];
+        let row = x.part(first + index, 0, k);
         // SAFETY: the buffer holds `rows x padded` groups; this tile's begin at its first row's and are its own.
         unsafe {
             let to = groups.pointer().add(first * padded + index * LINE);
@@ -141,6 +161,49 @@ pub(in crate::kernels) trait Convert<I: Isa> {
     /// # Safety
     /// `from` is valid for `LINE x GROUP` reads, `to` for `LINE` writes.
     unsafe fn line(isa: I, from: *const f32, to: *mut u32, scaling: Self::Scaling);
+}
+
+#[expect(unsafe_code, reason = "groups by pointer")]
+/// How two vectors of f32 that follow each other in a row become groups.
+pub(in crate::kernels) trait ConvertPair<I: Isa>:
+    Convert<I, Scaling = ()>
+{
+    /// Writes the groups of the `index`-th pair of vectors of a row whose lines begin at `to` and lie `stride` values apart.
+    ///
+    /// # Safety
+    /// `to` is valid for that line.
+    unsafe fn pair(isa: I, pair: [I::F; 2], to: *mut u32, stride: usize, index: usize);
+}
+
+/// Where a row's group stands.
+#[inline(always)]
+fn place(group: usize, stride: usize) -> usize {
+    group / LINE * stride + group % LINE
+}
+
+#[expect(unsafe_code, reason = "groups by pointer")]
+impl<I: Isa> ConvertPair<I> for F32 {
+    #[inline(always)]
+    unsafe fn pair(isa: I, [first, second]: [I::F; 2], to: *mut u32, stride: usize, index: usize) {
+        let group = 2 * index * I::LANES;
+        // SAFETY: a vector's groups lie in one line, as lines are a whole number of vectors.
+        unsafe {
+            isa.store(to.add(place(group, stride)).cast(), first);
+            isa.store(to.add(place(group + I::LANES, stride)).cast(), second);
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "groups by pointer")]
+impl<I: Isa> ConvertPair<I> for Bf16 {
+    #[inline(always)]
+    unsafe fn pair(isa: I, [first, second]: [I::F; 2], to: *mut u32, stride: usize, index: usize) {
+        // SAFETY: as for f32.
+        unsafe {
+            let to = to.add(place(index * I::LANES, stride));
+            isa.store_groups(to, isa.pack_bf16(first, second));
+        }
+    }
 }
 
 /// One row's groups: a line at every `rows_in_tile`-th line from `to`.
@@ -210,12 +273,15 @@ impl<I: Isa> Convert<I> for Int8 {
     /// The inverse of the scale, and the zero.
     type Scaling = (f32, f32);
     #[inline(always)]
-    unsafe fn line(_: I, from: *const f32, to: *mut u32, (inverse, zero): (f32, f32)) {
-        // SAFETY: the caller gives the line; bytes may be written anywhere.
-        let (from, to) =
-            unsafe { (&*from.cast::<[f32; 4 * LINE]>(), &mut *to.cast::<[u8; 4 * LINE]>()) };
-        for (to, from) in to.iter_mut().zip(from) {
-            *to = (from * inverse + zero).round_ties_even() as i32 as u8;
+    unsafe fn line(isa: I, from: *const f32, to: *mut u32, (inverse, zero): (f32, f32)) {
+        let (inverse, zero) = (isa.splat(inverse), isa.splat(zero));
+        // Not fused: every level rounds to the same bytes.
+        for value in (0..4 * LINE).step_by(I::LANES) {
+            // SAFETY: within the line.
+            unsafe {
+                let scaled = isa.add(isa.mul(isa.load(from.add(value)), inverse), zero);
+                isa.store_bytes(to.cast::<u8>().add(value), scaled);
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::super::isa::{Level, to_bf16};
 use super::super::pool::Pool;
 use super::super::testing::{assert_all_close, levels, values};
-use super::{Epilogue, Format, Scratch, Shape, Weights, linear};
+use super::{Epilogue, Format, Scratch, Shape, Weights, linear, linear_by_head};
 
 /// What the format keeps of a matrix's rows.
 fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
@@ -95,8 +95,8 @@ fn every_level_and_format_equals_the_slow_twin_around_the_edges_of_tiles_and_blo
                     }
                 }
             }
-            // Around blocks of K: 192 groups of 1, 2 or 4.
-            for k in [191, 192, 193, 385, 767, 768, 769] {
+            // Around blocks of K: 192 groups (128 on the matrix unit) of 1, 2 or 4.
+            for k in [191, 192, 193, 255, 257, 385, 511, 513, 767, 768, 769] {
                 failures.extend(check(level, format, rows + 2, columns + 1, k).err());
             }
         }
@@ -172,6 +172,50 @@ fn the_matrix_unit_multiplies_bf16_and_integers_but_not_f32() {
         // The emulator counts by thread.
         check_on(&mut Pool::new(1), Level::Amx, format, [40, 33, 100]).unwrap();
         assert_eq!(emulator::products() > before, uses, "{format:?}");
+    }
+}
+
+#[test]
+fn products_by_head_equal_each_heads_own() {
+    for level in levels() {
+        for format in FORMATS {
+            for (rows, heads, n, k) in [(1, 3, 40, 64), (14, 2, 64, 33), (2, 12, 24, 8)] {
+                let mut pool = Pool::new(2);
+                let x = values(rows * heads * k, 15);
+                let weights: Vec<Weights> = (0..heads)
+                    .map(|head| {
+                        let (weight, bias) = (values(n * k, head as u64), values(n, 16));
+                        Weights::pack(level, &mut pool, format, &weight, Some(&bias), n)
+                    })
+                    .collect();
+                let mut out = vec![f32::NAN; rows * heads * n];
+                linear_by_head(level, &mut pool, &x, &weights, &mut out);
+                for (head, weights) in weights.iter().enumerate() {
+                    let own: Vec<f32> = x
+                        .chunks(heads * k)
+                        .flat_map(|row| &row[head * k..][..k])
+                        .copied()
+                        .collect();
+                    let mut expected = vec![0.0; rows * n];
+                    let mut scratch = Scratch::default();
+                    linear(
+                        level,
+                        &mut pool,
+                        &mut scratch,
+                        &own,
+                        weights,
+                        Epilogue::None,
+                        &mut expected,
+                    );
+                    let actual: Vec<f32> = out
+                        .chunks(heads * n)
+                        .flat_map(|row| &row[head * n..][..n])
+                        .copied()
+                        .collect();
+                    assert_eq!(actual, expected, "{level} {format:?} head {head}");
+                }
+            }
+        }
     }
 }
 

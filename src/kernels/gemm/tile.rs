@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use super::super::isa::{Isa, MatrixTile};
 use super::super::memory::{LINE, Lines};
-use super::K_BLOCK;
 use super::epilogue::Finish;
 use super::rows::PackedRows;
 use super::weights::Weights;
@@ -113,15 +112,15 @@ pub(super) fn block<I: Isa, D: Dot<I>>(
 ) {
     let columns = I::LANES * I::VECTORS;
     let groups = weights.groups();
-    let k_blocks = groups.div_ceil(K_BLOCK).max(1);
+    let k_blocks = groups.div_ceil(I::K_BLOCK).max(1);
     // With one block of K a tile's sums are finished at once.
     let kept_rows = if k_blocks == 1 { MOST_ROWS } else { rows.len() };
     sums.resize(kept_rows * columns);
     let sums = sums.as_mut_ptr();
     for panel in panels {
         for k_block in 0..k_blocks {
-            let k = k_block * K_BLOCK;
-            let length = K_BLOCK.min(groups - k);
+            let k = k_block * I::K_BLOCK;
+            let length = I::K_BLOCK.min(groups - k);
             for row in rows.clone().step_by(I::ROWS) {
                 let height = I::ROWS.min(rows.end - row);
                 // SAFETY: `packed` and `weights` hold what they give pointers to; `sums` holds `height` rows from

@@ -56,6 +56,8 @@ pub(in crate::kernels) struct Shape {
     pub(in crate::kernels) rows: usize,
     /// Columns of a panel.
     pub(in crate::kernels) columns: usize,
+    /// Bytes of packed rows that stay in the second-level cache.
+    pub(in crate::kernels) row_block_bytes: usize,
     group_unit: usize,
 }
 
@@ -79,7 +81,12 @@ per_level! {
 
 #[inline(always)]
 fn shape_of<I: Isa>(_: I, shape: &mut Shape) {
-    *shape = Shape { rows: I::ROWS, columns: I::LANES * I::VECTORS, group_unit: I::GROUPS };
+    *shape = Shape {
+        rows: I::ROWS,
+        columns: I::LANES * I::VECTORS,
+        row_block_bytes: I::ROW_BLOCK_BYTES,
+        group_unit: I::GROUPS,
+    };
 }
 
 impl Weights {

@@ -22,6 +22,11 @@ pub(in crate::kernels) unsafe trait Isa:
     const ROWS: usize;
     /// Vectors that a tile is wide.
     const VECTORS: usize;
+    /// Groups of K per block, a multiple of 16: a panel's block (192 x 32 x 4 B = 24 KB) and a tile's (192 x 12 x 4 B = 9 KB)
+    /// lie in the first-level cache together.
+    const K_BLOCK: usize = 192;
+    /// Bytes of packed rows that stay in the second-level cache (1 MB on Zen 4) while panels pass by.
+    const ROW_BLOCK_BYTES: usize = 384 * 1024;
     /// Groups of K come in multiples of this; operands are padded with zeros.
     const GROUPS: usize = 1;
     /// True where [`Isa::matrix_tile`] multiplies bf16 and 8-bit integers.
@@ -88,6 +93,12 @@ pub(in crate::kernels) unsafe trait Isa:
     /// `to` is valid for `LANES` writes.
     unsafe fn store_groups(self, to: *mut u32, value: Self::G);
 
+    /// Lanes rounded to the nearest integer, ties to even, of 0 to 255.
+    ///
+    /// # Safety
+    /// `to` is valid for `LANES` writes.
+    unsafe fn store_bytes(self, to: *mut u8, value: Self::F);
+
     /// One tile on the matrix unit, where there is one.
     ///
     /// # Safety
@@ -98,6 +109,10 @@ pub(in crate::kernels) unsafe trait Isa:
 }
 
 /// One tile of rows times one panel of weights, as `gemm::tile` has them.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "only x86-64 has a matrix unit that is used")
+)]
 #[derive(Debug, Clone, Copy)]
 pub(in crate::kernels) struct MatrixTile {
     /// Groups of four 8-bit integers, sums in i32; else of two bf16, sums in f32.

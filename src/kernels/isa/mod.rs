@@ -135,9 +135,10 @@ macro_rules! per_level {
         $(#[$meta])*
         #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "entering a function compiled for more instructions"))]
         $visibility fn $name $(<$($g : $bound),+>)? (level: $crate::kernels::isa::Level, $($argument: $type),*) {
-            use $crate::kernels::isa::{self, Level};
+            use $crate::kernels::isa;
             #[cfg(target_arch = "x86_64")]
             {
+                use isa::Level;
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2 $(<$($g : $bound),+>)? (isa: isa::Avx2, $($argument: $type),*) { $generic(isa, $($argument),*) }
                 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]

@@ -166,6 +166,11 @@ unsafe impl Isa for Portable {
         [pair(first, 0), pair(first, 2), pair(second, 0), pair(second, 2)]
     }
     #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut u8, value: Self::F) {
+        // SAFETY: as the trait says.
+        unsafe { to.cast::<[u8; LANES]>().write(self.round(value).map(|value| value as u8)) }
+    }
+    #[inline(always)]
     unsafe fn store_groups(self, to: *mut u32, value: Self::G) {
         // SAFETY: as the trait says.
         unsafe { to.cast::<Self::G>().write_unaligned(value) }

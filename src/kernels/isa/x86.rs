@@ -195,6 +195,14 @@ unsafe impl Isa for Avx2 {
         load_groups(from: *const u32) -> __m256i = _mm256_loadu_si256(from.cast());
         store_groups(to: *mut u32, value: __m256i) = _mm256_storeu_si256(to.cast(), value);
         load_i32(from: *const i32) -> __m256i = _mm256_loadu_si256(from.cast());
+        store_bytes(to: *mut u8, value: __m256) = {
+            let whole = _mm256_cvtps_epi32(value);
+            let words = _mm_packs_epi32(
+                _mm256_castsi256_si128(whole),
+                _mm256_extracti128_si256::<1>(whole),
+            );
+            _mm_storel_epi64(to.cast(), _mm_packus_epi16(words, words))
+        };
         store_i32(to: *mut i32, value: __m256i) = _mm256_storeu_si256(to.cast(), value);
     }
 }
@@ -245,6 +253,10 @@ macro_rules! avx512 {
                 load_groups(from: *const u32) -> __m512i = _mm512_loadu_si512(from.cast());
                 store_groups(to: *mut u32, value: __m512i) = _mm512_storeu_si512(to.cast(), value);
                 load_i32(from: *const i32) -> __m512i = _mm512_loadu_si512(from.cast());
+                store_bytes(to: *mut u8, value: __m512) = _mm_storeu_si128(
+                    to.cast(),
+                    _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value)),
+                );
                 store_i32(to: *mut i32, value: __m512i) = _mm512_storeu_si512(to.cast(), value);
             }
         }
@@ -256,6 +268,10 @@ macro_rules! avx512 {
     // 2 x 2 tiles of sums, 2 of the rows, 2 of the weights: all 8.
     (@tile matrix_unit) => {
         const ROWS: usize = 32;
+        // 128 x 32 x 4 B = 16 KB each of a panel and of a tile's rows, in 48 KB.
+        const K_BLOCK: usize = 128;
+        // The second-level cache of these processors has 2 MB.
+        const ROW_BLOCK_BYTES: usize = 1024 * 1024;
         const GROUPS: usize = 16;
         const MATRIX_UNIT: bool = true;
 

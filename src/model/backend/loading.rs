@@ -10,8 +10,8 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::config::BlipConfig;
 use crate::model::error::LoadError;
 use crate::model::load::{Loader, ModelFiles, Weights};
-use crate::model::ops::Ops;
 use crate::model::ops::candle::CandleOps;
+use crate::model::ops::{KeptMemory, Ops};
 use crate::model::text::TextTower;
 use crate::model::vision::VisionTower;
 use crate::task::{Device, Dtype, ModelClass, ModelId, ModelInfo, TowerId};
@@ -107,13 +107,16 @@ impl<O: Ops> BlipBackend<O> {
         let checkpoint = Checkpoint::load(&loader, config, class, shared.encoder(text.as_ref()))?;
         shared.add_encoder(text, checkpoint.text_encoder());
         let text_config = &config.text_config;
-        let (layers, width) = (text_config.num_hidden_layers as u64, text_config.hidden_size);
-        self.token_kv_bytes.push(layers * self.ops.causal_bytes(width));
+        let (layers, width) = (text_config.num_hidden_layers, text_config.hidden_size);
+        self.token_kv_bytes.push(layers as u64 * self.ops.causal_bytes(width));
         self.cross_kv_bytes.push(match class {
-            ModelClass::ConditionalGeneration => {
-                let tokens = config.vision_config.tokens();
-                layers * self.ops.memory_bytes(tokens, text_config.num_attention_heads, width)
-            }
+            ModelClass::ConditionalGeneration => self.ops.memory_bytes(KeptMemory {
+                tokens: config.vision_config.tokens(),
+                memory_width: config.vision_config.hidden_size,
+                layers,
+                heads: text_config.num_attention_heads,
+                width,
+            }),
             ModelClass::QuestionAnswering | ModelClass::ImageTextRetrieval | ModelClass::Base => 0,
         });
         self.infos.push(ModelInfo {

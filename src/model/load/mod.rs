@@ -16,7 +16,7 @@ pub use weights::Weights;
 
 use super::config::TextConfig;
 use super::error::LoadError;
-use super::ops::{Ops, PatchEmbeddingWeights};
+use super::ops::{MemoryUse, Ops, PatchEmbeddingWeights};
 
 /// The files of one checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,12 +102,35 @@ impl<'a, O: Ops> Loader<'a, O> {
         out: usize,
         width: usize,
     ) -> Result<O::Linear, LoadError> {
+        let (weight, bias) = self.stacked(scopes, out, width)?;
+        Ok(self.ops.load_linear(&weight, Some(&bias))?)
+    }
+
+    /// The weights that make keys and values `[out]` each of a memory `[width]`: those under the two scopes.
+    pub(super) fn key_value(
+        &self,
+        scopes: &[Scope; 2],
+        [out, width]: [usize; 2],
+        heads: usize,
+        usage: MemoryUse,
+    ) -> Result<O::KeyValue, LoadError> {
+        let (weight, bias) = self.stacked(scopes, out, width)?;
+        Ok(self.ops.load_key_value(&weight, &bias, heads, usage)?)
+    }
+
+    /// Weights `[n x out, in]` and biases `[n x out]` of several layers.
+    fn stacked(
+        &self,
+        scopes: &[Scope],
+        out: usize,
+        width: usize,
+    ) -> Result<(Tensor, Tensor), LoadError> {
         let part = |suffix: &str, shape: &[usize]| {
             let tensors = scopes.iter().map(|scope| self.tensor(&scope.name(suffix), shape));
             let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
             Tensor::cat(&tensors, 0).map_err(|error| LoadError::Backend(error.into()))
         };
-        Ok(self.ops.load_linear(&part("weight", &[out, width])?, Some(&part("bias", &[out])?))?)
+        Ok((part("weight", &[out, width])?, part("bias", &[out])?))
     }
 
     /// `weight` and `bias` `[width]` under `scope`.

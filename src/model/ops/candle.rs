@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 
-use super::{Epilogue, Ops, PatchEmbeddingWeights, Run};
+use super::{Epilogue, KeptMemory, MemoryUse, Ops, PatchEmbeddingWeights, Run};
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
@@ -176,6 +176,7 @@ impl CandleOps {
 impl Ops for CandleOps {
     type Act = Tensor;
     type Linear = Linear;
+    type KeyValue = Linear;
     type LayerNorm = LayerNorm;
     type Table = Tensor;
     type PatchEmbedding = PatchEmbedding;
@@ -184,6 +185,16 @@ impl Ops for CandleOps {
     fn load_linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Linear, BackendError> {
         let bias = bias.map(|bias| self.place(bias)).transpose()?;
         Ok(Linear { weight: self.place(weight)?, bias })
+    }
+
+    fn load_key_value(
+        &self,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: usize,
+        _: MemoryUse,
+    ) -> Result<Linear, BackendError> {
+        self.load_linear(weight, Some(bias))
     }
 
     fn load_layer_norm(
@@ -312,7 +323,7 @@ impl Ops for CandleOps {
     fn keys_values(
         &self,
         memory: &Tensor,
-        weights: &Linear,
+        weights: &Self::KeyValue,
         heads: usize,
     ) -> Result<KeysValues, BackendError> {
         let projected = self.linear(memory, weights, Epilogue::None)?;
@@ -355,8 +366,8 @@ impl Ops for CandleOps {
         (tokens * width * self.dtype.size_in_bytes()) as u64
     }
 
-    fn memory_bytes(&self, tokens: usize, _: usize, width: usize) -> u64 {
-        2 * self.feature_bytes(tokens, width)
+    fn memory_bytes(&self, memory: KeptMemory) -> u64 {
+        2 * memory.layers as u64 * self.feature_bytes(memory.tokens, memory.width)
     }
 
     fn causal_bytes(&self, width: usize) -> u64 {

@@ -38,6 +38,30 @@ pub struct Run<M> {
     pub rows: usize,
 }
 
+/// How cross-attention's keys and values are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryUse {
+    /// Kept while texts are written over an image, a few rows a step.
+    Kept,
+    /// Needed by one pass, or of a short text.
+    Passing,
+}
+
+/// Dimensions of an image's memory that is kept for one decoder.
+#[derive(Debug, Clone, Copy)]
+pub struct KeptMemory {
+    /// Tokens of the image.
+    pub tokens: usize,
+    /// Width of its features.
+    pub memory_width: usize,
+    /// Layers of the decoder.
+    pub layers: usize,
+    /// Heads of a layer.
+    pub heads: usize,
+    /// Width of the decoder.
+    pub width: usize,
+}
+
 /// What patch embedding needs: a convolution with stride = kernel, the class token, the positions, normalisation.
 #[derive(Debug)]
 pub struct PatchEmbeddingWeights {
@@ -77,6 +101,8 @@ pub trait Ops: Debug {
     type Act: Clone + Debug;
     /// A linear layer's weights.
     type Linear: Debug;
+    /// The weights that make keys and values of a memory.
+    type KeyValue: Debug;
     /// A layer norm's weights.
     type LayerNorm: Debug;
     /// A table of rows `[n, width]`.
@@ -95,6 +121,17 @@ pub trait Ops: Debug {
         weight: &Tensor,
         bias: Option<&Tensor>,
     ) -> Result<Self::Linear, BackendError>;
+    /// `weight` `[2 x width, memory width]` and `bias` `[2 x width]`, keys first.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn load_key_value(
+        &self,
+        weight: &Tensor,
+        bias: &Tensor,
+        heads: usize,
+        usage: MemoryUse,
+    ) -> Result<Self::KeyValue, BackendError>;
     /// `weight` and `bias` `[width]`.
     ///
     /// # Errors
@@ -179,14 +216,14 @@ pub trait Ops: Debug {
         lengths: &[usize],
         caches: &[Option<&Self::KeysValues>],
     ) -> Result<(Self::Act, Vec<Self::KeysValues>), BackendError>;
-    /// Keys and values of a memory `[tokens, memory width]`; `weights` gives `[tokens, 2 x width]`, keys first.
+    /// Keys and values of a memory `[tokens, memory width]`, or whatever stands for them.
     ///
     /// # Errors
     /// When the device fails.
     fn keys_values(
         &self,
         memory: &Self::Act,
-        weights: &Self::Linear,
+        weights: &Self::KeyValue,
         heads: usize,
     ) -> Result<Self::KeysValues, BackendError>;
     /// Each run of query rows attends to all of its memory.
@@ -212,8 +249,8 @@ pub trait Ops: Debug {
     fn split_rows(&self, x: &Self::Act, lengths: &[usize]) -> Result<Vec<Self::Act>, BackendError>;
     /// Bytes that features of this shape take while they are kept.
     fn feature_bytes(&self, tokens: usize, width: usize) -> u64;
-    /// Bytes of one layer's keys and values of a memory.
-    fn memory_bytes(&self, tokens: usize, heads: usize, width: usize) -> u64;
+    /// Bytes of all layers' keys and values of a memory that is kept.
+    fn memory_bytes(&self, memory: KeptMemory) -> u64;
     /// Bytes of one layer's keys and values of one token of a text being written.
     fn causal_bytes(&self, width: usize) -> u64;
     /// All values on the host as f32, one vector a row.

@@ -1,6 +1,8 @@
 //! Arithmetic on one row of logits.
 
 use crate::engine::backend::BackendError;
+use crate::kernels::isa::Level;
+use crate::kernels::pointwise;
 
 /// Natural log-probabilities of a row of logits: `x - max - ln(sum(exp(x - max)))`, the sum in f64.
 ///
@@ -13,23 +15,25 @@ pub fn log_softmax(logits: &[f32]) -> Result<Vec<f32>, BackendError> {
 
 /// `ln(sum(exp(x)))` in f64.
 pub(super) fn log_sum_exp(logits: &[f32]) -> Result<f64, BackendError> {
-    if logits.iter().any(|logit| !logit.is_finite()) {
-        return Err(BackendError::NonFinite("logits"));
-    }
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
-    Ok(f64::from(max) + sum.ln())
+    // At the CPU's own level whatever `cpu_isa` says: a vocabulary of exponentials one by one takes as long as a layer.
+    pointwise::log_sum_exp(Level::detect(), logits)
+        .map(|(_, normalizer)| normalizer)
+        .ok_or(BackendError::NonFinite("logits"))
 }
 
 /// Index of the largest score, the first of equals.
 pub(super) fn argmax(scores: &[f32]) -> usize {
-    let mut best = 0;
-    for (index, &score) in scores.iter().enumerate() {
-        if score > scores[best] {
-            best = index;
+    // Sixteen maxima side by side, which compilers turn into vectors; one alone is a chain of comparisons.
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let chunks = scores.chunks_exact(lanes.len());
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &score) in lanes.iter_mut().zip(chunk) {
+            *lane = if score > *lane { score } else { *lane };
         }
     }
-    best
+    let largest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    scores.iter().position(|&score| score >= largest).unwrap_or(0)
 }
 
 /// Indices of the `count` largest scores, best first, the first of equals first.
@@ -70,5 +74,17 @@ mod tests {
         assert_eq!(top_indices(&scores, 3), [1, 3, 2]);
         assert_eq!(top_indices(&scores, 9), [1, 3, 2, 0, 4]);
         assert_eq!(argmax(&scores), 1);
+    }
+
+    #[test]
+    fn argmax_is_the_first_of_equals_at_any_length() {
+        for length in [1, 2, 15, 16, 17, 33, 1000] {
+            for place in [0, length / 2, length - 1] {
+                let mut scores = vec![-2.0f32; length];
+                scores[place..].iter_mut().step_by(3).for_each(|score| *score = -1.0);
+                assert_eq!(argmax(&scores), place, "{length}");
+            }
+            assert_eq!(argmax(&vec![f32::NEG_INFINITY; length]), 0);
+        }
     }
 }

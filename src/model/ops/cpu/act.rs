@@ -5,6 +5,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::kernels::attention::Memory;
+
 /// `[rows, width]` f32 values; clones share.
 #[derive(Debug, Clone)]
 pub struct Act {
@@ -27,6 +29,8 @@ struct Buffer {
     values: Vec<f32>,
     /// Where it goes when nobody needs it; nowhere for what is kept for long.
     home: Weak<Arena>,
+    /// The rows as attention reads them; lives as long as someone attends to them.
+    packed: Mutex<Weak<Memory>>,
 }
 
 impl Arena {
@@ -63,12 +67,34 @@ impl Act {
         values: Vec<f32>,
     ) -> Self {
         debug_assert_eq!(values.len(), rows * width);
-        Self { rows, width, buffer: Arc::new(Buffer { values, home: Arc::downgrade(home) }) }
+        Self {
+            rows,
+            width,
+            buffer: Arc::new(Buffer {
+                values,
+                home: Arc::downgrade(home),
+                packed: Mutex::default(),
+            }),
+        }
     }
 
     /// Values `[rows, width]` in memory of their own size, to be kept.
     pub(super) fn kept(rows: usize, width: usize, values: Vec<f32>) -> Self {
-        Self { rows, width, buffer: Arc::new(Buffer { values, home: Weak::new() }) }
+        Self {
+            rows,
+            width,
+            buffer: Arc::new(Buffer { values, home: Weak::new(), packed: Mutex::default() }),
+        }
+    }
+
+    /// The rows packed for attention: what someone holds already, or what `pack` makes.
+    pub(super) fn packed(&self, pack: impl FnOnce() -> Memory) -> Arc<Memory> {
+        let mut held = self.buffer.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        held.upgrade().unwrap_or_else(|| {
+            let packed = Arc::new(pack());
+            *held = Arc::downgrade(&packed);
+            packed
+        })
     }
 
     /// How many rows.

@@ -5,6 +5,7 @@
 //! weights attention and the patch embedding run in bf16, and layers of fewer than 64 columns (the matching head) too.
 
 mod act;
+mod folded;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,14 +13,16 @@ use candle_core::{DType, Tensor};
 
 pub use act::Act;
 use act::Arena;
+pub use folded::{FoldedMemory, FoldedWeights};
 
-use super::{Epilogue, Ops, PatchEmbeddingWeights, Run};
+use super::{Epilogue, KeptMemory, MemoryUse, Ops, PatchEmbeddingWeights, Run};
 use crate::engine::backend::BackendError;
-use crate::kernels::attention::{self, CausalRun, Heads, Memory, Rows};
+use crate::kernels::attention::{self, CausalRun, Heads, Memory};
 use crate::kernels::gemm::{self, Format, Scratch, Weights};
 use crate::kernels::isa::Level;
 use crate::kernels::pointwise;
 use crate::kernels::pool::Pool;
+use crate::kernels::rows::Rows;
 use crate::task::Pixels;
 
 /// Layers with fewer columns gain nothing from 8 bits, and decide much.
@@ -70,11 +73,22 @@ pub struct PatchEmbedding {
     patch: usize,
 }
 
+/// What makes keys and values of a memory in one layer.
+#[derive(Debug)]
+pub enum KeyValue {
+    /// They are computed.
+    Projected(Weights),
+    /// They are folded into queries and results.
+    Folded(Arc<FoldedWeights>),
+}
+
 /// Keys and values of one sequence in one layer.
 #[derive(Debug, Clone)]
 pub enum KeysValues {
     /// Of an image or a question: packed once, attended to by many.
     Memory(Arc<Memory>),
+    /// Of an image, not computed at all.
+    Folded(FoldedMemory),
     /// Of a text being written.
     Causal(Arc<CausalRows>),
 }
@@ -186,6 +200,7 @@ fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
 impl Ops for CpuOps {
     type Act = Act;
     type Linear = Weights;
+    type KeyValue = KeyValue;
     type LayerNorm = LayerNorm;
     type Table = Table;
     type PatchEmbedding = PatchEmbedding;
@@ -194,6 +209,25 @@ impl Ops for CpuOps {
     fn load_linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Weights, BackendError> {
         let few = weight.dim(0)? < FEW_COLUMNS;
         self.pack(weight, bias, if few { self.careful_format() } else { self.format })
+    }
+
+    fn load_key_value(
+        &self,
+        weight: &Tensor,
+        bias: &Tensor,
+        heads: usize,
+        usage: MemoryUse,
+    ) -> Result<KeyValue, BackendError> {
+        match usage {
+            MemoryUse::Passing => self.load_linear(weight, Some(bias)).map(KeyValue::Projected),
+            MemoryUse::Kept => {
+                let (weight, bias) = (values(weight)?, values(bias)?);
+                let pool = &mut self.state().pool;
+                let format = self.careful_format();
+                let folded = FoldedWeights::pack(self.level, pool, format, &weight, &bias, heads);
+                Ok(KeyValue::Folded(Arc::new(folded)))
+            }
+        }
     }
 
     fn load_layer_norm(
@@ -320,6 +354,7 @@ impl Ops for CpuOps {
                 .map(|((memory, start), &rows)| attention::Run {
                     queries: columns(qkv, 0, 3, start, rows),
                     memory,
+                    scale: heads.scale(),
                 })
                 .collect();
             attention::attend(self.level, pool, &runs, out);
@@ -339,7 +374,7 @@ impl Ops for CpuOps {
         for ((start, &rows), cache) in starts(lengths).zip(lengths).zip(caches) {
             let past = match cache {
                 Some(KeysValues::Causal(past)) => Some(&**past),
-                Some(KeysValues::Memory(_)) => return Err(wrong_form()),
+                Some(KeysValues::Memory(_) | KeysValues::Folded(_)) => return Err(wrong_form()),
                 None => None,
             };
             extended.push(Arc::new(CausalRows::extend(past, qkv, start, rows)));
@@ -362,9 +397,13 @@ impl Ops for CpuOps {
     fn keys_values(
         &self,
         memory: &Act,
-        weights: &Weights,
+        weights: &KeyValue,
         heads: usize,
     ) -> Result<KeysValues, BackendError> {
+        let weights = match weights {
+            KeyValue::Projected(weights) => weights,
+            KeyValue::Folded(weights) => return Ok(self.folded(memory, weights)),
+        };
         let projected = self.linear(memory, weights, Epilogue::None)?;
         let rows = projected.rows();
         let heads = Heads { count: heads, width: projected.width() / 2 / heads };
@@ -381,15 +420,20 @@ impl Ops for CpuOps {
         _: usize,
         runs: &[Run<&KeysValues>],
     ) -> Result<Act, BackendError> {
+        if let Some(KeysValues::Folded(first)) = runs.first().map(|run| run.memory) {
+            return self.folded_attention(query, first.weights(), runs);
+        }
         let lengths: Vec<usize> = runs.iter().map(|run| run.rows).collect();
         let runs = runs
             .iter()
             .zip(starts(&lengths))
             .map(|(run, start)| match run.memory {
-                KeysValues::Memory(memory) => {
-                    Ok(attention::Run { queries: columns(query, 0, 1, start, run.rows), memory })
-                }
-                KeysValues::Causal(_) => Err(wrong_form()),
+                KeysValues::Memory(memory) => Ok(attention::Run {
+                    queries: columns(query, 0, 1, start, run.rows),
+                    memory,
+                    scale: memory.heads().scale(),
+                }),
+                KeysValues::Causal(_) | KeysValues::Folded(_) => Err(wrong_form()),
             })
             .collect::<Result<Vec<_>, _>>()?;
         Ok(self.act(query.rows(), query.width(), |state, out| {
@@ -417,9 +461,10 @@ impl Ops for CpuOps {
         (tokens * width * size_of::<f32>()) as u64
     }
 
-    fn memory_bytes(&self, tokens: usize, heads: usize, width: usize) -> u64 {
-        let heads = Heads { count: heads, width: width / heads };
-        Memory::bytes_of(self.level, self.careful_format(), heads, tokens) as u64
+    fn memory_bytes(&self, memory: KeptMemory) -> u64 {
+        // One packed copy of the features serves all layers.
+        let heads = Heads { count: 1, width: memory.memory_width };
+        Memory::bytes_of(self.level, self.careful_format(), heads, memory.tokens) as u64
     }
 
     fn causal_bytes(&self, width: usize) -> u64 {

@@ -40,9 +40,18 @@ def line(machine: dict) -> str:
     )
 
 
-def load() -> float:
-    """Running processes on average over the last minute; well above 0 before a measurement means that the machine is not quiet."""
-    return os.getloadavg()[0]
+def busy(seconds: float = 2.0) -> float:
+    """Share of the cores that others use while all engines stand still; above a few percent the machine is not quiet."""
+    before = _ticks()
+    time.sleep(seconds)
+    idle, total = (after - earlier for after, earlier in zip(_ticks(), before))
+    return 1 - idle / max(1, total)
+
+
+def _ticks() -> tuple[int, int]:
+    """Idle and all ticks of all cores."""
+    ticks = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def _first(pattern: str, path: str) -> str | None:

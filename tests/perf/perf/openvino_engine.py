@@ -11,8 +11,8 @@ import torch
 from .pictures import crops, pixel_values
 from .torch_engine import patch_attention
 
-CALIBRATION = 24  # the photographs and crops of them, other ones than are timed
-TIMED_PICTURES = 8
+TIMED = 8  # pictures that worker.py takes from the same row of crops
+CALIBRATION = 24  # crops beside the three photographs; other crops than the timed ones
 
 
 class _Tower(torch.nn.Module):
@@ -70,10 +70,10 @@ class OpenvinoEngine:
 
 
 def _quantised(model: ov.Model, photos: Path) -> ov.Model:
-    import nncf
+    import nncf  # takes seconds, and only this engine needs it
 
-    pictures = crops(photos, 3 + TIMED_PICTURES + CALIBRATION)
-    chosen = pictures[:3] + pictures[3 + TIMED_PICTURES :]
+    pictures = crops(photos, TIMED + CALIBRATION)
+    chosen = pictures[:3] + pictures[TIMED:]
     dataset = nncf.Dataset([pixel_values([picture]).numpy() for picture in chosen])
     return nncf.quantize(model, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(chosen))
 

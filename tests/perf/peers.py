@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""Measures PyTorch, OpenVINO and our own engine on one checkpoint, alternating, in one run; README.md beside it says how.
+
+Usage: peers.py --work DIR --bert DIR --photos DIR --server BINARY [--rounds 5] [--batches 1,8] [--tasks ...] [--engines ...] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from perf import machine, own, results
+from perf.child import Child
+
+PEERS = [
+    "torch-f32-sdpa", "torch-bf16-shipped", "torch-bf16-sdpa", "torch-bf16-sdpa-compiled", "openvino-f32", "openvino-bf16", "openvino-int8"
+]  # fmt: skip
+TASKS = ["vision", "caption"]
+DEFAULT = [*PEERS, "blip-server-bf16", "blip-server-f32", "blip-server-int8"]
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--work", type=Path, required=True, help="where the checkpoint and OpenVINO's models are made, and kept")
+    arguments.add_argument("--bert", type=Path, required=True, help="directory of bert-base-uncased's vocab.txt and tokenizer.json")
+    arguments.add_argument("--photos", type=Path, required=True, help="directory of chelsea.png, coffee.png and rocket.jpg")
+    arguments.add_argument("--server", type=Path, required=True, help="the blip-server binary")
+    arguments.add_argument("--rounds", type=int, default=5, help="how often every engine has its turn")
+    arguments.add_argument("--runs", type=int, default=3, help="timed runs of each case in a round; their median counts")
+    arguments.add_argument("--batches", type=lambda v: [int(n) for n in v.split(",")], default=[1, 8])
+    arguments.add_argument("--tasks", type=lambda v: v.split(","), default=TASKS)
+    arguments.add_argument("--engines", type=lambda v: v.split(","), default=DEFAULT, help=f"of {','.join([*PEERS, *own.ENGINES])}")
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--json", type=Path, help="everything that was measured")
+    args = arguments.parse_args()
+    for name, known in (("tasks", TASKS), ("engines", [*PEERS, *own.ENGINES])):
+        if unknown := set(getattr(args, name)) - set(known):
+            arguments.error(f"--{name}: {sorted(unknown)} is not among {known}")
+    args.server = args.server.resolve()
+    return args
+
+
+def command(args: argparse.Namespace) -> str:
+    """The command without the paths of this machine."""
+    lists = f"--batches {','.join(map(str, args.batches))} --tasks {','.join(args.tasks)} --engines {','.join(args.engines)}"
+    return f"peers.py --work DIR --bert DIR --photos DIR --server blip-server --rounds {args.rounds} --runs {args.runs} {lists} --threads {args.threads}"
+
+
+def make_checkpoint(args: argparse.Namespace) -> Path:
+    """The base-size captioner with random weights that never stops; imported late, so that this process stays small."""
+    import subprocess
+
+    code = "import sys; from pathlib import Path; import perf; from full import weights; from perf.torch_engine import SPEC; weights.make(SPEC, Path(sys.argv[1]), Path(sys.argv[2]))"
+    subprocess.run([sys.executable, "-c", code, args.bert, args.work], cwd=Path(__file__).parent, check=True)
+    return args.work / "base-caption-varied"
+
+
+def start_peers(args: argparse.Namespace) -> dict[str, Child]:
+    """Every peer in a process of its own, loaded one after another."""
+    children = {}
+    settings = ["--work", str(args.work), "--photos", str(args.photos), "--batches", ",".join(map(str, args.batches)), "--tasks", ",".join(args.tasks)]
+    for engine in (e for e in args.engines if e in PEERS):
+        print(f"loading {engine} ...", end=" ", flush=True)
+        children[engine] = Child(engine, settings, args.threads, args.work / f"{engine}.log")
+        children[engine].start()
+        facts = children[engine].facts
+        print(f"{facts['load seconds']:.0f} s, {facts['peak GiB']:.1f} GiB at most, 1 - cosine to f32 {facts['hidden states, 1 - cosine to f32']:.1e}", flush=True)
+    return children
+
+
+def one_round(args: argparse.Namespace, number: int, turns: list[str], children: dict[str, Child], owns: dict[str, own.Own], measured: results.Measured) -> None:
+    """Every engine once, in the order given."""
+    for engine in turns:
+        began = time.monotonic()
+        if engine in children:
+            child = children[engine]
+            seconds = {(task, batch): child.run(task, batch, args.runs) for task in child.tasks for batch in args.batches}
+        else:
+            seconds = owns[engine].run(args.tasks, args.batches, args.runs)
+        said = []
+        for (task, batch), taken in seconds.items():
+            case = results.case_name(task, batch)
+            measured[engine].setdefault(case, []).append(taken)
+            said.append(f"{case} {results.milliseconds(taken, case):.1f} ms")
+        print(f"round {number + 1}/{args.rounds} {engine}: {', '.join(said)} ({time.monotonic() - began:.0f} s)", flush=True)
+
+
+def document(args: argparse.Namespace, children: dict[str, Child], owns: dict[str, own.Own], measured: results.Measured, others: list[float]) -> dict:
+    """Everything that was measured so far."""
+    engines: dict[str, dict] = {name: child.facts for name, child in children.items()}
+    engines |= {name: {"level": o.level, "bench": o.documents} for name, o in owns.items()}
+    complete = {engine: cases for engine, cases in measured.items() if cases}
+    return {
+        "command": command(args), "machine": machine.describe(args.server, args.threads), "others_use_before_rounds": others, "engines": engines, "seconds": complete,
+        "times": results.times(complete), "ratios": results.ratios(complete), "goals": results.goals(complete),
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Loads all, measures in rounds, prints the tables."""
+    args = parse()
+    args.work.mkdir(parents=True, exist_ok=True)
+    checkpoint = make_checkpoint(args)
+    owns = {e: own.Own(e, args.server, checkpoint, args.work, args.threads) for e in args.engines if e in own.ENGINES}
+    measured: results.Measured = {engine: {} for engine in args.engines}
+    children, others = {}, []
+    try:
+        children = start_peers(args)
+        for number in range(args.rounds):
+            others.append(machine.busy())
+            print(f"round {number + 1}/{args.rounds}: others use {100 * others[-1]:.0f} % of the cores", flush=True)
+            one_round(args, number, args.engines[:: -1 if number % 2 else 1], children, owns, measured)
+            found = document(args, children, owns, measured, others)
+            if args.json:
+                args.json.write_text(json.dumps(found, indent=1) + "\n")
+    finally:
+        for child in children.values():
+            child.end()
+    noise = f"Before the rounds others used {', '.join(f'{100 * share:.0f}' for share in others)} % of the cores."
+    print(f"\n{machine.line(found['machine'])}. {noise}\n\n{results.tables(found)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

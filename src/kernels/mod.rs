@@ -4,7 +4,8 @@
 //! - [`gemm`]: `x W^T + b` with its epilogues, in f32, bf16 and 8-bit integers;
 //! - [`attention`]: over packed memories, and causally over few rows;
 //! - [`pointwise`]: exp, GELU, layer norm;
-//! - [`pool`]: the threads.
+//! - [`pool`]: the threads;
+//! - [`limits`]: what the machine could do at most.
 //!
 //! Nothing here knows of models or tensors: slices in, slices out, row by row.
 
@@ -21,6 +22,7 @@
 pub mod attention;
 pub mod gemm;
 pub mod isa;
+pub mod limits;
 mod memory;
 pub mod pointwise;
 pub mod pool;

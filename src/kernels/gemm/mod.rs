@@ -18,7 +18,7 @@ mod weights;
 
 pub use epilogue::Epilogue;
 pub(super) use rows::{Convert, Shared, row_to_groups};
-pub(super) use tile::{Bf16, Dot, F32, MOST_COLUMNS, MOST_ROWS, run};
+pub(super) use tile::{Bf16, Dot, F32, Int8, MOST_COLUMNS, MOST_ROWS, run};
 pub(super) use weights::Shape;
 pub use weights::{Format, Weights};
 
@@ -32,7 +32,7 @@ use rows::PackedRows;
 const ROW_BLOCK_BYTES: usize = 384 * 1024;
 /// Groups of K per block: a panel's block of 192 x 32 groups x 4 B = 24 KB and a tile's of 192 x 12 x 4 B = 9 KB
 /// lie in an L1 of 48 KB together.
-const K_BLOCK: usize = 192;
+pub(super) const K_BLOCK: usize = 192;
 
 /// Scratch memory of products, kept between calls.
 #[derive(Debug, Default)]

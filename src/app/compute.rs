@@ -67,14 +67,9 @@ impl Compute {
     /// # Errors
     /// When the device cannot be opened, or the format is not one of its.
     pub(super) fn ops(self) -> Result<ChosenOps, LoadError> {
-        let format = match (self.placement.device, self.placement.dtype) {
-            (Device::Cpu, Dtype::F32) => Format::F32,
-            (Device::Cpu, Dtype::Bf16) => Format::Bf16,
-            (Device::Cpu, Dtype::Int8) => Format::Int8,
-            (Device::Cpu, Dtype::F16) | (Device::Cuda(_), _) => {
-                self.size_rayon();
-                return self.placement.candle_ops().map(ChosenOps::Candle);
-            }
+        let Some(format) = self.kernel_format() else {
+            self.size_rayon();
+            return self.placement.candle_ops().map(ChosenOps::Candle);
         };
         if Level::amx_was_refused() {
             tracing::warn!(
@@ -92,6 +87,16 @@ impl Compute {
             self.threads
         );
         Ok(ChosenOps::Kernels(CpuOps::new(self.level, format, self.threads)))
+    }
+
+    /// The kernels' format; `None` where candle computes.
+    pub(super) fn kernel_format(self) -> Option<Format> {
+        match (self.placement.device, self.placement.dtype) {
+            (Device::Cpu, Dtype::F32) => Some(Format::F32),
+            (Device::Cpu, Dtype::Bf16) => Some(Format::Bf16),
+            (Device::Cpu, Dtype::Int8) => Some(Format::Int8),
+            (Device::Cpu, Dtype::F16) | (Device::Cuda(_), _) => None,
+        }
     }
 
     /// Sizes the pool that candle's arithmetic runs on before anything uses it. Its own default is the machine's

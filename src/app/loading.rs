@@ -28,8 +28,8 @@ pub(super) struct LoadedModels {
 }
 
 /// One model's files and where its tokenizer lies.
-struct Located {
-    spec: ModelSpec,
+pub(super) struct Located {
+    pub(super) spec: ModelSpec,
     tokenizer: TokenizerPlace,
 }
 
@@ -51,6 +51,14 @@ impl Located {
 
 /// Finds or downloads every model, then loads them one after the other.
 pub(super) async fn load(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<LoadedModels> {
+    let located = locate(config).await?;
+    let (config, metrics) = (config.clone(), Arc::clone(metrics));
+    let loaded = tokio::task::spawn_blocking(move || load_files(&config, &located, &metrics));
+    loaded.await.context("loading panicked")?
+}
+
+/// Finds or downloads every model.
+pub(super) async fn locate(config: &Config) -> anyhow::Result<Vec<Located>> {
     let progress = Progress::detect();
     let mut located = Vec::with_capacity(config.models.len());
     for model in &config.models {
@@ -64,9 +72,7 @@ pub(super) async fn load(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Res
             .with_context(|| format!("cannot find model {}", model.source))?;
         located.push(Located::on_disk(model, files));
     }
-    let (config, metrics) = (config.clone(), Arc::clone(metrics));
-    let loaded = tokio::task::spawn_blocking(move || load_files(&config, &located, &metrics));
-    loaded.await.context("loading panicked")?
+    Ok(located)
 }
 
 fn load_files(

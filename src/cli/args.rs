@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::bench::BenchArguments;
 use crate::config::Flags;
 
 /// BLIP vision-language models behind HTTP: captions, visual question answering, similarity, embeddings.
@@ -35,6 +36,8 @@ pub(super) enum Command {
     },
     /// Compares the official checkpoints with their known answers; downloads about 4 GB
     Verify,
+    /// Measures the models without HTTP: each kind of work, in batches, beside what the machine could do at most
+    Bench(BenchArguments),
     /// Prints the OpenAPI document
     Openapi {
         /// As JSON instead of YAML

@@ -4,6 +4,7 @@
 //! Standard output carries what a command was asked for; logs and progress go to standard error.
 
 mod args;
+mod bench;
 mod convert;
 mod download;
 mod error;
@@ -56,6 +57,7 @@ fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), Comma
         Some(Command::Download { sources }) => download::run(sources, &load()?),
         Some(Command::Convert { directory }) => convert::run(directory),
         Some(Command::Verify) => verify::run(load()?),
+        Some(Command::Bench(bench)) => bench::run(bench, &arguments.settings.flags(), environment),
         Some(Command::Openapi { json }) => openapi::run(*json),
         Some(Command::Healthcheck { url }) => healthcheck::run(url.as_deref(), load),
         Some(Command::Config) => print_config::run(&load()?),

@@ -18,8 +18,8 @@ const HUGE_PAGE: usize = 2 << 20;
 #[derive(Debug)]
 pub(in crate::kernels) struct Lines {
     values: NonNull<u32>,
-    /// Lines that are there.
-    lines: usize,
+    /// In lines.
+    capacity: usize,
     /// Values in use.
     length: usize,
 }
@@ -33,7 +33,7 @@ unsafe impl Sync for Lines {}
 
 impl Default for Lines {
     fn default() -> Self {
-        Self { values: NonNull::dangling(), lines: 0, length: 0 }
+        Self { values: NonNull::dangling(), capacity: 0, length: 0 }
     }
 }
 
@@ -47,7 +47,7 @@ impl Lines {
     /// Makes it `length` values long; what was there stays, what is new is zero or left over from earlier use.
     pub(in crate::kernels) fn resize(&mut self, length: usize) {
         let lines = length.div_ceil(LINE);
-        if lines > self.lines {
+        if lines > self.capacity {
             let mut larger = Self::allocate(lines);
             larger.length = self.length;
             larger.copy_from_slice(self);
@@ -67,7 +67,7 @@ impl Lines {
         advise_huge_pages(values, layout);
         // SAFETY: just allocated with this size. Zeroing after the advice, so that the pages come as huge ones.
         unsafe { values.write_bytes(0, layout.size()) };
-        Self { values: values.cast(), lines, length: 0 }
+        Self { values: values.cast(), capacity: lines, length: 0 }
     }
 
     /// As f32.
@@ -103,9 +103,9 @@ fn advise_huge_pages(_: NonNull<u8>, _: Layout) {}
 impl Drop for Lines {
     #[expect(unsafe_code, reason = "memory of its own")]
     fn drop(&mut self) {
-        if self.lines > 0 {
+        if self.capacity > 0 {
             // SAFETY: allocated with this layout.
-            unsafe { dealloc(self.values.as_ptr().cast(), layout(self.lines)) };
+            unsafe { dealloc(self.values.as_ptr().cast(), layout(self.capacity)) };
         }
     }
 }

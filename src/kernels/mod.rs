@@ -5,7 +5,8 @@
 //! - [`attention`]: over packed memories, and causally over few rows;
 //! - [`pointwise`]: exp, GELU, layer norm;
 //! - [`rows`]: views of rows;
-//! - [`pool`]: the threads.
+//! - [`pool`]: the threads;
+//! - [`limits`]: what the machine could do at most.
 //!
 //! Nothing here knows of models or tensors: slices in, slices out, row by row.
 
@@ -22,6 +23,7 @@
 pub mod attention;
 pub mod gemm;
 pub mod isa;
+pub mod limits;
 mod memory;
 pub mod pointwise;
 pub mod pool;

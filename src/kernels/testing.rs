@@ -28,7 +28,7 @@ pub(super) fn values(count: usize, seed: u64) -> Vec<f32> {
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
             let value = (state >> 40) as f32 / 8_388_608.0 - 1.0;
-            if state >> 33 & 31 == 0 { value * 4.0 } else { value }
+            if (state >> 33).is_multiple_of(32) { value * 4.0 } else { value }
         })
         .collect()
 }
@@ -43,8 +43,7 @@ pub(super) fn assert_all_close(
     assert_eq!(actual.len(), expected.len(), "{what}: numbers of values differ");
     for (index, (&actual, &(value, magnitude))) in actual.iter().zip(expected).enumerate() {
         let error = (f64::from(actual) - value).abs();
-        // Not `>`: NaN has to fail.
-        if !(error <= tolerance * magnitude.max(f64::from(f32::MIN_POSITIVE))) {
+        if error.is_nan() || error > tolerance * magnitude.max(f64::from(f32::MIN_POSITIVE)) {
             return Err(format!("{what}: value {index} is {actual}, not {value}"));
         }
     }

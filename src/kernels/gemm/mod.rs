@@ -18,7 +18,7 @@ mod weights;
 
 pub use epilogue::Epilogue;
 pub(super) use rows::{Convert, ConvertPair, Shared, row_to_groups};
-pub(super) use tile::{Bf16, Dot, F32, MOST_COLUMNS, MOST_ROWS, run};
+pub(super) use tile::{Bf16, Dot, F32, Int8, MOST_COLUMNS, MOST_ROWS, run};
 pub(super) use weights::Shape;
 pub use weights::{Format, Weights};
 

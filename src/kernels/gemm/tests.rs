@@ -18,7 +18,7 @@ fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
         Format::Int8 => {
             let low = row.iter().fold(0.0f32, |a, &b| a.min(b));
             let high = row.iter().fold(0.0f32, |a, &b| a.max(b));
-            if low == high {
+            if high - low <= 0.0 {
                 return vec![0.0; row.len()];
             }
             let (scale, inverse) = ((high - low) / 255.0, 255.0 / (high - low));

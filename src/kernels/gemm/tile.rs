@@ -192,6 +192,7 @@ pub(in crate::kernels) unsafe fn run<I: Isa, D: Dot<I>>(
 }
 
 /// What [`tile`] multiplies.
+#[derive(Clone, Copy)]
 struct Operands {
     a: *const u32,
     /// Groups from one block of 16 groups of `a` to the next.

@@ -58,6 +58,8 @@ pub(in crate::kernels) struct Shape {
     pub(in crate::kernels) columns: usize,
     /// Bytes of packed rows that stay in the second-level cache.
     pub(in crate::kernels) row_block_bytes: usize,
+    /// Groups of K per block.
+    pub(in crate::kernels) k_block: usize,
     group_unit: usize,
 }
 
@@ -85,6 +87,7 @@ fn shape_of<I: Isa>(_: I, shape: &mut Shape) {
         rows: I::ROWS,
         columns: I::LANES * I::VECTORS,
         row_block_bytes: I::ROW_BLOCK_BYTES,
+        k_block: I::K_BLOCK,
         group_unit: I::GROUPS,
     };
 }

@@ -70,9 +70,10 @@ impl Level {
     /// True where tests run its instructions in software.
     pub(in crate::kernels) fn is_emulated(self) -> bool {
         #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
-        return self == Self::Amx && emulator::is_installed();
+        let emulated = emulator::is_installed();
         #[cfg(not(all(test, target_arch = "x86_64", target_os = "linux")))]
-        false
+        let emulated = false;
+        emulated && self == Self::Amx
     }
 
     /// True when this CPU has a matrix unit whose use the operating system refused to this process.

@@ -201,7 +201,7 @@ unsafe impl Isa for Avx2 {
                 _mm256_castsi256_si128(whole),
                 _mm256_extracti128_si256::<1>(whole),
             );
-            _mm_storel_epi64(to.cast(), _mm_packus_epi16(words, words))
+            _mm_storel_epi64(to.cast(), _mm_packus_epi16(words, words));
         };
         store_i32(to: *mut i32, value: __m256i) = _mm256_storeu_si256(to.cast(), value);
     }

@@ -51,6 +51,16 @@ impl<O: Ops> BlipBackend<O> {
     pub fn vocabulary(&self, model: ModelId) -> Vocabulary {
         self.vocabularies[model.0]
     }
+
+    /// Returns when the memory is computed. A device computes behind the calls; what they give to the host has been
+    /// waited for, memories have not.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn wait_for(&self, memory: &Memory<O>) -> Result<(), BackendError> {
+        let row = self.ops.select_rows(memory.states(), &[0])?;
+        self.ops.to_host(&row).map(drop)
+    }
 }
 
 impl<O: Ops> Backend for BlipBackend<O> {

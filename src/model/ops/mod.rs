@@ -1,13 +1,14 @@
 //! The fused operations that the towers are written against: the seam at which a device or an instruction set is added.
 //!
 //! [`Ops`] knows nothing of BLIP, the towers know nothing of tensors. [`candle`] implements it for every device
-//! and dtype and is the oracle; [`cpu`] implements it on our own kernels.
+//! and dtype and is the oracle; [`cpu`] implements it on our own kernels; [`timed`] measures either.
 //!
 //! Texts never pad: activations are `[rows, width]` over concatenated sequences, and attention is told
 //! where each sequence lies.
 
 pub mod candle;
 pub mod cpu;
+pub mod timed;
 
 use std::fmt::Debug;
 

@@ -41,6 +41,7 @@ mod errors;
 mod portable;
 mod precision;
 mod sharing;
+mod timed;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

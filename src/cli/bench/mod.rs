@@ -1,0 +1,163 @@
+//! `bench`: how long the models take, without HTTP: each kind of work, in batches, in one number format and at one
+//! level of instructions after the other. A table for people, JSON for the scripts of `tests/perf`.
+//!
+//! - this file: what is measured in which order;
+//! - `args`: the flags; `report`: the JSON; `table`: the table.
+
+mod args;
+mod report;
+mod table;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::error::CommandError;
+use crate::app::bench::{Bench, Checkpoints, Limits, Machine, read_bytes_per_second};
+use crate::config::{self, Config, ConfigError, Environment, Flags};
+use crate::hub::ModelSource;
+use crate::telemetry::logging::{self, LoggingSettings};
+pub(super) use args::BenchArguments;
+use report::{Report, ResultReport};
+
+/// The FILE that stands for standard output.
+const STANDARD_OUTPUT: &str = "-";
+
+pub(super) fn run(
+    arguments: &BenchArguments,
+    flags: &Flags,
+    environment: &Environment,
+) -> Result<(), CommandError> {
+    let configs = configs(arguments, flags, environment)?;
+    let first = &configs[0];
+    logging::init(&quiet(&first.log))
+        .map_err(|error| CommandError::failed("cannot start logging", error))?;
+    let checkpoints = super::runtime()?
+        .block_on(Checkpoints::locate(first))
+        .map_err(|error| CommandError::failed("cannot measure", error))?;
+    let report = measure(arguments, &configs, &checkpoints)
+        .map_err(|error| CommandError::failed("cannot measure", error))?;
+    write(arguments, &report)
+}
+
+/// One configuration for each number format and level that is asked for; all are checked before anything is loaded.
+fn configs(
+    arguments: &BenchArguments,
+    flags: &Flags,
+    environment: &Environment,
+) -> Result<Vec<Config>, CommandError> {
+    let or_flag = |several: &[String], one: &Option<String>| match several {
+        [] => vec![one.clone()],
+        several => several.iter().cloned().map(Some).collect(),
+    };
+    let mut configs = Vec::new();
+    for dtype in or_flag(&arguments.dtypes, &flags.dtype) {
+        for cpu_isa in or_flag(&arguments.levels, &flags.cpu_isa) {
+            let flags = Flags { dtype: dtype.clone(), cpu_isa, ..flags.clone() };
+            let mut config = config::load(&flags, environment)?;
+            if config.models.is_empty() {
+                config.models = ModelSource::demo();
+            }
+            // Built without demo models.
+            if config.models.is_empty() {
+                return Err(ConfigError::NoModel.into());
+            }
+            configs.push(config);
+        }
+    }
+    Ok(configs)
+}
+
+/// Lines of the default level would tear the progress bar, and say what the table says.
+fn quiet(settings: &LoggingSettings) -> LoggingSettings {
+    let default = settings.filter == LoggingSettings::default().filter;
+    let filter = if default { "warn".to_owned() } else { settings.filter.clone() };
+    LoggingSettings { filter, ..settings.clone() }
+}
+
+fn measure(
+    arguments: &BenchArguments,
+    configs: &[Config],
+    checkpoints: &Checkpoints,
+) -> anyhow::Result<Report> {
+    let bar = bar();
+    bar.set_message("what the machine could do");
+    let settings = configs[0].compute;
+    let machine = Machine::detect();
+    let threads = settings.threads.map_or(machine.cores, std::num::NonZeroUsize::get);
+    let mut report = Report::new(machine, threads, read_bytes_per_second(settings));
+    // Before any model is loaded: the buffers are large.
+    for limits in configs.iter().filter_map(|config| Limits::measure(config.compute)) {
+        report.add_limits(&limits);
+    }
+    for config in configs {
+        bar.set_message("loading");
+        let bench = Bench::load(config.compute, checkpoints)?;
+        measure_all(arguments, bench, &bar, &mut report.results)?;
+    }
+    bar.finish_and_clear();
+    Ok(report)
+}
+
+/// Everything that one set of loaded models is asked for.
+fn measure_all(
+    arguments: &BenchArguments,
+    mut bench: Bench,
+    bar: &ProgressBar,
+    results: &mut Vec<ResultReport>,
+) -> anyhow::Result<()> {
+    let (plan, setup) = (arguments.plan(), bench.setup().clone());
+    let cases = bench.cases(&arguments.tasks)?;
+    bar.set_position(0);
+    bar.set_length((cases.len() * arguments.batches.len() * plan.all_runs()) as u64);
+    for case in &cases {
+        let (info, work) = case;
+        for &batch in &arguments.batches {
+            bar.set_message(format!("{work} x{batch}, {} {}", setup.dtype, setup.level));
+            let measurement = bench.measure(case, batch, &plan, &mut || bar.inc(1))?;
+            let batch = batch.get();
+            results.push(ResultReport::new(&info.name, *work, batch, &plan, &setup, measurement));
+        }
+    }
+    Ok(())
+}
+
+/// On standard error, where that is a terminal.
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg:<36} [{bar:30}] {pos}/{len} {eta}")
+        .expect("the template is a constant that the tests render")
+        .progress_chars("=> ");
+    ProgressBar::new(1).with_style(style)
+}
+
+fn write(arguments: &BenchArguments, report: &Report) -> Result<(), CommandError> {
+    let Some(file) = &arguments.json else { return super::print(&table::table(report)) };
+    let json = serde_json::to_string_pretty(report)
+        .map_err(|error| CommandError::failed("cannot write the results", error))?
+        + "\n";
+    if file == STANDARD_OUTPUT {
+        return super::print(&json);
+    }
+    std::fs::write(file, json)
+        .map_err(|error| CommandError::failed(format!("cannot write {file}"), error))?;
+    super::print(&table::table(report))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_is_drawn_from_its_template() {
+        let bar = bar();
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+        bar.set_message("vision x8, bf16 amx");
+        bar.inc(1);
+        bar.finish_and_clear();
+    }
+
+    #[test]
+    fn a_filter_that_somebody_chose_stays() {
+        assert_eq!(quiet(&LoggingSettings::default()).filter, "warn");
+        let chosen = LoggingSettings { filter: "debug".to_owned(), ..LoggingSettings::default() };
+        assert_eq!(quiet(&chosen), chosen);
+    }
+}

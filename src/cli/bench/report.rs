@@ -1,0 +1,165 @@
+//! What was measured, as JSON. `tests/perf` reads it: names and meanings stay.
+
+use serde::Serialize;
+
+use crate::app::bench::{Limits, Machine, Measurement, PartSeconds, Plan, Setup, Work};
+
+/// The whole document.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    version: &'static str,
+    machine: MachineReport,
+    limits: LimitsReport,
+    pub(super) results: Vec<ResultReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct MachineReport {
+    cpu: String,
+    cores: usize,
+    /// Of the models' arithmetic.
+    threads: usize,
+    levels: Vec<&'static str>,
+}
+
+/// What the machine could do at most, all threads together.
+#[derive(Debug, Serialize)]
+struct LimitsReport {
+    read_bytes_per_second: f64,
+    /// Of the first format and level measured; null where the kernels did not compute.
+    operations_per_second: Option<f64>,
+    by_format: Vec<FormatReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct FormatReport {
+    level: &'static str,
+    dtype: &'static str,
+    operations_per_second: f64,
+}
+
+/// One kind of work of one model on one batch.
+#[derive(Debug, Serialize)]
+pub(super) struct ResultReport {
+    pub(super) model: String,
+    pub(super) task: &'static str,
+    pub(super) dtype: &'static str,
+    pub(super) level: String,
+    pub(super) threads: usize,
+    pub(super) batch: usize,
+    /// New tokens of each item; null where none are generated.
+    pub(super) tokens: Option<usize>,
+    runs: usize,
+    warm_up: usize,
+    /// Of each run, the whole batch.
+    seconds: Vec<f64>,
+    pub(super) median_s: f64,
+    pub(super) min_s: f64,
+    pub(super) max_s: f64,
+    /// Of the median.
+    pub(super) per_item_s: f64,
+    /// Of one more run.
+    pub(super) parts: Vec<PartReport>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct PartReport {
+    pub(super) part: String,
+    pub(super) seconds: f64,
+    pub(super) calls: usize,
+}
+
+impl Report {
+    pub(super) fn new(machine: Machine, threads: usize, read_bytes_per_second: f64) -> Self {
+        let Machine { cpu, cores, levels } = machine;
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            machine: MachineReport { cpu, cores, threads, levels },
+            limits: LimitsReport {
+                read_bytes_per_second,
+                operations_per_second: None,
+                by_format: Vec::new(),
+            },
+            results: Vec::new(),
+        }
+    }
+
+    /// Adds what one setup could do; of equal ones the first counts.
+    pub(super) fn add_limits(&mut self, limits: &Limits) {
+        let Limits { dtype, level, operations_per_second } = *limits;
+        let known = &mut self.limits.by_format;
+        if !known.iter().any(|known| (known.dtype, known.level) == (dtype, level)) {
+            known.push(FormatReport { level, dtype, operations_per_second });
+        }
+        self.limits.operations_per_second.get_or_insert(operations_per_second);
+    }
+
+    /// The first lines of the table: on what and against what it was measured.
+    pub(super) fn head(&self) -> String {
+        let MachineReport { cpu, cores, threads, .. } = &self.machine;
+        let reads = self.limits.read_bytes_per_second / 1e9;
+        let limits = self.limits.by_format.iter().map(|limit| {
+            let FormatReport { level, dtype, operations_per_second } = limit;
+            let billions = operations_per_second / 1e9;
+            format!("multiplies at most {billions:.0} GOP/s in {dtype} with {level}\n")
+        });
+        format!("{cpu}, {cores} cores, {threads} threads\n")
+            + &format!("reads at most {reads:.1} GB/s from memory\n")
+            + &limits.collect::<String>()
+    }
+}
+
+impl ResultReport {
+    pub(super) fn new(
+        model: &str,
+        work: Work,
+        batch: usize,
+        plan: &Plan,
+        setup: &Setup,
+        measurement: Measurement,
+    ) -> Self {
+        let seconds = measurement.seconds;
+        let mut sorted = seconds.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let median_s = median(&sorted);
+        let part = |PartSeconds { part, seconds, calls }| PartReport { part, seconds, calls };
+        Self {
+            model: model.to_owned(),
+            task: work.name(),
+            dtype: setup.dtype,
+            level: setup.level.clone(),
+            threads: setup.threads,
+            batch,
+            tokens: work.generates().then_some(plan.tokens.get()),
+            runs: seconds.len(),
+            warm_up: plan.warm_up,
+            median_s,
+            min_s: sorted.first().copied().unwrap_or_default(),
+            max_s: sorted.last().copied().unwrap_or_default(),
+            per_item_s: median_s / batch as f64,
+            parts: measurement.parts.into_iter().map(part).collect(),
+            seconds,
+        }
+    }
+}
+
+/// The middle of sorted numbers, or the mean of the two in the middle.
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    match sorted {
+        [] => 0.0,
+        _ if sorted.len() % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_or_between_two() {
+        assert!((median(&[1.0, 2.0, 9.0]) - 2.0).abs() < 1e-12);
+        assert!((median(&[1.0, 2.0, 3.0, 9.0]) - 2.5).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,70 @@
+//! What was measured, for people: a line for each result, its parts below it.
+
+use super::report::{PartReport, Report, ResultReport};
+
+const COLUMNS: [&str; 10] = [
+    "model",
+    "task",
+    "dtype",
+    "level",
+    "batch",
+    "tokens",
+    "median ms",
+    "min ms",
+    "max ms",
+    "ms an item",
+];
+
+/// Columns of words stand on the left, numbers on the right.
+const WORDS: usize = 4;
+
+/// The table.
+pub(super) fn table(report: &Report) -> String {
+    let rows: Vec<[String; 10]> = report.results.iter().map(cells).collect();
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([COLUMNS[column].len()]).max().unwrap_or_default()
+    };
+    let widths: [usize; 10] = std::array::from_fn(width);
+    let mut text = report.head() + "\n" + &line(&COLUMNS.map(str::to_owned), &widths);
+    for (row, result) in rows.iter().zip(&report.results) {
+        text += &line(row, &widths);
+        text += &parts(&result.parts);
+    }
+    text
+}
+
+fn cells(result: &ResultReport) -> [String; 10] {
+    let milliseconds = |seconds: f64| format!("{:.2}", seconds * 1e3);
+    [
+        result.model.clone(),
+        result.task.to_owned(),
+        result.dtype.to_owned(),
+        result.level.clone(),
+        result.batch.to_string(),
+        result.tokens.map_or_else(|| "-".to_owned(), |tokens| tokens.to_string()),
+        milliseconds(result.median_s),
+        milliseconds(result.min_s),
+        milliseconds(result.max_s),
+        milliseconds(result.per_item_s),
+    ]
+}
+
+fn line(cells: &[String; 10], widths: &[usize; 10]) -> String {
+    let cells = cells.iter().zip(widths).enumerate();
+    let padded = cells.map(|(column, (cell, &width))| {
+        if column < WORDS { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+    });
+    let line = padded.collect::<Vec<_>>().join("  ");
+    line.trim_end().to_owned() + "\n"
+}
+
+/// Where one more run's time went.
+fn parts(parts: &[PartReport]) -> String {
+    let total: f64 = parts.iter().map(|part| part.seconds).sum();
+    let line = |part: &PartReport| {
+        let (milliseconds, share) = (part.seconds * 1e3, 100.0 * part.seconds / total);
+        format!("{milliseconds:>12.2} ms {share:>5.1} % {:>6}x  {}\n", part.calls, part.part)
+    };
+    parts.iter().map(line).collect()
+}

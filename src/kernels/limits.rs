@@ -1,0 +1,138 @@
+//! What this machine could do at most: what the times of the kernels are held against. `bench` asks; serving does not.
+//!
+//! Neither is a data sheet's number. [`read_bandwidth`] is what the pool's threads read from memory together,
+//! [`operations_per_second`] what the inner loop of a matrix product reaches where nothing is ever fetched from beyond
+//! L1, nothing is packed and nothing is done with the sums.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use super::gemm::{Bf16, Dot, F32, Format, Int8, Shape, run};
+use super::isa::{Isa, Level, per_level};
+use super::memory::{LINE, Lines};
+use super::pool::Pool;
+
+/// Passes of which the best counts: another process, or a core that was asleep, slows one of them.
+const PASSES: usize = 5;
+
+/// Values in a part of a buffer that is read: 1 MB.
+const CHUNK: usize = 1 << 18;
+
+/// Parts of a pass of products: enough that a thread that comes late leaves little undone.
+const PARTS_A_THREAD: usize = 8;
+
+/// Bytes a second that the pool's threads read together from a buffer of `bytes`, which should be many times what the
+/// caches hold.
+///
+/// # Panics
+/// When `bytes` is less than 4.
+#[must_use]
+pub fn read_bandwidth(pool: &mut Pool, bytes: usize) -> f64 {
+    let mut buffer = Lines::zeroed(bytes / size_of::<u32>());
+    assert!(!buffer.is_empty(), "there is something to read");
+    // Written, because pages that were never written to may all be one.
+    buffer.fill(1);
+    let buffer: &[u32] = &buffer;
+    let chunks = buffer.len().div_ceil(CHUNK);
+    let best = best_of_passes(|| {
+        pool.run(chunks, &|index| {
+            let chunk = &buffer[index * CHUNK..buffer.len().min((index + 1) * CHUNK)];
+            black_box(chunk.iter().fold(0u32, |sum, value| sum.wrapping_add(*value)));
+        });
+    });
+    size_of_val(buffer) as f64 / best.as_secs_f64()
+}
+
+/// Multiplications and additions a second, of all threads of the pool together: an upper bound of what a matrix product
+/// at this level in this format can reach. A pass takes about `pass`, which should be many times what a thread needs to
+/// wake.
+#[must_use]
+pub fn operations_per_second(level: Level, format: Format, pool: &mut Pool, pass: Duration) -> f64 {
+    // A matrix unit's tile and panel do not leave room for the sums in an L1 of 48 KB when their blocks are whole;
+    // shorter ones store more often. The better one is the bound.
+    let block = Shape::of(level).k_block;
+    let half = (block / 2).next_multiple_of(LINE);
+    let rate = |groups| rate(level, format, pool, groups, pass);
+    [block, half].map(rate).into_iter().fold(0.0, f64::max)
+}
+
+fn rate(level: Level, format: Format, pool: &mut Pool, groups: usize, pass: Duration) -> f64 {
+    let shape = Shape::of(level);
+    let parts = PARTS_A_THREAD * pool.threads();
+    let operations = 2 * shape.rows * shape.columns * groups * format.group() * parts;
+    let mut time = |repeats| {
+        let start = Instant::now();
+        pool.run(parts, &|_| multiply(level, format, groups, repeats));
+        start.elapsed()
+    };
+    let mut repeats = 1;
+    while time(repeats) < pass {
+        repeats *= 2;
+    }
+    let best = best_of_passes(|| {
+        time(repeats);
+    });
+    operations as f64 * repeats as f64 / best.as_secs_f64()
+}
+
+fn best_of_passes(mut pass: impl FnMut()) -> Duration {
+    let mut best = Duration::MAX;
+    for _ in 0..PASSES {
+        let start = Instant::now();
+        pass();
+        best = best.min(start.elapsed());
+    }
+    // A clock may be coarser than a pass over very little.
+    best.max(Duration::from_nanos(1))
+}
+
+per_level! {
+    fn multiply(format: Format, groups: usize, repeats: usize) = generic;
+}
+
+#[inline(always)]
+fn generic<I: Isa>(isa: I, format: Format, groups: usize, repeats: usize) {
+    match format {
+        Format::F32 => repeated::<I, F32>(isa, 1.0f32.to_bits(), groups, repeats),
+        Format::Bf16 => repeated::<I, Bf16>(isa, 0x3f80_3f80, groups, repeats),
+        Format::Int8 => repeated::<I, Int8>(isa, 0x0101_0101, groups, repeats),
+    }
+}
+
+/// One tile, all of whose groups are `one`, times one panel of the same, again and again.
+#[inline(always)]
+#[expect(unsafe_code, reason = "tile, panel and sums by pointer")]
+fn repeated<I: Isa, D: Dot<I>>(isa: I, one: u32, groups: usize, repeats: usize) {
+    let columns = I::LANES * I::VECTORS;
+    let (mut a, mut b) = (Lines::zeroed(I::ROWS * groups), Lines::zeroed(columns * groups));
+    a.fill(one);
+    b.fill(one);
+    let mut sums = Lines::zeroed(I::ROWS * columns);
+    for _ in 0..repeats {
+        let (a, b, sums) = (black_box(a.as_ptr()), black_box(b.as_ptr()), sums.as_mut_ptr());
+        // SAFETY: a whole tile, a whole panel and their sums; `groups` are whole lines, which every set's units divide.
+        unsafe { run::<I, D>(isa, I::ROWS, a, b, groups, black_box(sums), false) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::levels;
+    use super::*;
+
+    #[test]
+    fn the_limits_are_positive_numbers_at_every_level_in_every_format() {
+        let mut pool = Pool::new(2);
+        for bytes in [4, 1 << 20, (3 << 20) + 64] {
+            let rate = read_bandwidth(&mut pool, bytes);
+            assert!(rate > 0.0 && rate.is_finite(), "{bytes}: {rate}");
+        }
+        for level in levels() {
+            for format in [Format::F32, Format::Bf16, Format::Int8] {
+                let pass = Duration::from_micros(20);
+                let rate = operations_per_second(level, format, &mut pool, pass);
+                assert!(rate > 0.0 && rate.is_finite(), "{level} {format:?}: {rate}");
+            }
+        }
+    }
+}

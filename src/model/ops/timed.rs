@@ -1,0 +1,326 @@
+//! Operations that are timed: forwards every call to another implementation and adds up, part by part, how long the
+//! calls took and how many there were. `bench --profile` measures with it; nothing else does.
+//!
+//! Times are those of the calls: on a GPU, which computes behind them, they say little.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use candle_core::Tensor;
+
+use super::{Epilogue, KeptMemory, MemoryUse, Ops, PatchEmbeddingWeights, Run};
+use crate::engine::backend::BackendError;
+use crate::task::Pixels;
+
+/// Below this many rows a product is bound by reading its weights: the number of rows says little.
+const MANY_ROWS: usize = 64;
+
+/// Forwards to `O`, and keeps time while [`Times`] is recording.
+#[derive(Debug)]
+pub struct Timed<O> {
+    ops: O,
+    times: Arc<Times>,
+}
+
+/// What was recorded. The operations and whoever reads share it; recording is off at first.
+#[derive(Debug, Default)]
+pub struct Times {
+    recording: AtomicBool,
+    parts: Mutex<BTreeMap<Part, Spent>>,
+}
+
+/// A kind of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// A linear layer with its epilogue.
+    Linear {
+        /// Values in a row of what it takes.
+        input: usize,
+        /// Values in a row of what it gives.
+        output: usize,
+        /// How many rows, where they are many.
+        rows: Option<usize>,
+    },
+    /// Sequences that attend to themselves.
+    SelfAttention,
+    /// Rows that attend to keys and values made before.
+    CrossAttention,
+    /// New rows that attend to those before them and to each other.
+    CachedAttention,
+    /// Keys and values of an image or a question, their product included.
+    KeysAndValues,
+    /// Layer norm.
+    LayerNorm,
+    /// Pixels to rows, the product included.
+    PatchEmbedding,
+    /// Tokens to rows.
+    EmbedTokens,
+    /// Rows picked, split, or brought to the host.
+    Copies,
+}
+
+/// Time and calls.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Sum over the calls.
+    pub time: Duration,
+    /// How many.
+    pub calls: usize,
+}
+
+/// Activations that know how many rows they have.
+#[derive(Debug, Clone)]
+pub struct Act<A> {
+    values: A,
+    rows: usize,
+}
+
+/// A linear layer that knows its shape.
+#[derive(Debug)]
+pub struct Linear<L> {
+    weights: L,
+    input: usize,
+    output: usize,
+}
+
+/// A patch embedding that knows how many rows an image becomes.
+#[derive(Debug)]
+pub struct PatchEmbedding<P> {
+    weights: P,
+    tokens: usize,
+}
+
+impl<O> Timed<O> {
+    /// Keeps the time of `ops`.
+    #[must_use]
+    pub fn new(ops: O) -> Self {
+        Self { ops, times: Arc::default() }
+    }
+
+    /// Where recording is switched and read.
+    #[must_use]
+    pub fn times(&self) -> Arc<Times> {
+        Arc::clone(&self.times)
+    }
+
+    fn time<T>(&self, part: Part, call: impl FnOnce(&O) -> T) -> T {
+        if !self.times.recording.load(Ordering::Relaxed) {
+            return call(&self.ops);
+        }
+        let start = Instant::now();
+        let result = call(&self.ops);
+        self.times.add(part, start.elapsed());
+        result
+    }
+}
+
+impl Times {
+    /// Forgets what was recorded and records from now on.
+    pub fn start(&self) {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.recording.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the recording; what took longest first.
+    #[must_use]
+    pub fn stop(&self) -> Vec<(Part, Spent)> {
+        self.recording.store(false, Ordering::Relaxed);
+        let parts = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut parts: Vec<(Part, Spent)> = parts.into_iter().collect();
+        parts.sort_by_key(|(_, spent)| std::cmp::Reverse(spent.time));
+        parts
+    }
+
+    fn add(&self, part: Part, time: Duration) {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let spent = parts.entry(part).or_default();
+        spent.time += time;
+        spent.calls += 1;
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Linear { input, output, rows: None } => write!(f, "linear {input}x{output}"),
+            Self::Linear { input, output, rows: Some(rows) } => {
+                write!(f, "linear {input}x{output} ({rows} rows)")
+            }
+            Self::SelfAttention => f.write_str("self attention"),
+            Self::CrossAttention => f.write_str("cross attention"),
+            Self::CachedAttention => f.write_str("cached attention"),
+            Self::KeysAndValues => f.write_str("keys and values"),
+            Self::LayerNorm => f.write_str("layer norm"),
+            Self::PatchEmbedding => f.write_str("patch embedding"),
+            Self::EmbedTokens => f.write_str("embed tokens"),
+            Self::Copies => f.write_str("copies"),
+        }
+    }
+}
+
+/// The result with the rows that it is known to have.
+fn with_rows<A>(rows: usize, result: Result<A, BackendError>) -> Result<Act<A>, BackendError> {
+    result.map(|values| Act { values, rows })
+}
+
+impl<O: Ops> Ops for Timed<O> {
+    type Act = Act<O::Act>;
+    type Linear = Linear<O::Linear>;
+    type KeyValue = O::KeyValue;
+    type LayerNorm = O::LayerNorm;
+    type Table = O::Table;
+    type PatchEmbedding = PatchEmbedding<O::PatchEmbedding>;
+    type KeysValues = O::KeysValues;
+
+    fn load_linear(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Self::Linear, BackendError> {
+        let (output, input) = weight.dims2()?;
+        Ok(Linear { weights: self.ops.load_linear(weight, bias)?, input, output })
+    }
+
+    fn load_key_value(
+        &self,
+        weight: &Tensor,
+        bias: &Tensor,
+        heads: usize,
+        usage: MemoryUse,
+    ) -> Result<O::KeyValue, BackendError> {
+        self.ops.load_key_value(weight, bias, heads, usage)
+    }
+
+    fn load_layer_norm(
+        &self,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f64,
+    ) -> Result<O::LayerNorm, BackendError> {
+        self.ops.load_layer_norm(weight, bias, eps)
+    }
+
+    fn load_table(&self, table: &Tensor) -> Result<O::Table, BackendError> {
+        self.ops.load_table(table)
+    }
+
+    fn load_patch_embedding(
+        &self,
+        weights: &PatchEmbeddingWeights,
+    ) -> Result<Self::PatchEmbedding, BackendError> {
+        let tokens = weights.position_embedding.dim(1)?;
+        Ok(PatchEmbedding { weights: self.ops.load_patch_embedding(weights)?, tokens })
+    }
+
+    fn patch_embedding(
+        &self,
+        weights: &Self::PatchEmbedding,
+        images: &[&Pixels],
+    ) -> Result<Self::Act, BackendError> {
+        let call = |ops: &O| ops.patch_embedding(&weights.weights, images);
+        with_rows(images.len() * weights.tokens, self.time(Part::PatchEmbedding, call))
+    }
+
+    fn embed_tokens(
+        &self,
+        words: &O::Table,
+        positions: &O::Table,
+        tokens: &[(u32, u32)],
+    ) -> Result<Self::Act, BackendError> {
+        let call = |ops: &O| ops.embed_tokens(words, positions, tokens);
+        with_rows(tokens.len(), self.time(Part::EmbedTokens, call))
+    }
+
+    fn layer_norm(&self, x: &Self::Act, weights: &O::LayerNorm) -> Result<Self::Act, BackendError> {
+        with_rows(x.rows, self.time(Part::LayerNorm, |ops| ops.layer_norm(&x.values, weights)))
+    }
+
+    fn linear(
+        &self,
+        x: &Self::Act,
+        weights: &Self::Linear,
+        epilogue: Epilogue<'_, Self::Act>,
+    ) -> Result<Self::Act, BackendError> {
+        let epilogue = match epilogue {
+            Epilogue::None => Epilogue::None,
+            Epilogue::Gelu => Epilogue::Gelu,
+            Epilogue::Tanh => Epilogue::Tanh,
+            Epilogue::Residual(residual) => Epilogue::Residual(&residual.values),
+        };
+        let Linear { weights, input, output } = weights;
+        let rows = Some(x.rows).filter(|&rows| rows >= MANY_ROWS);
+        let part = Part::Linear { input: *input, output: *output, rows };
+        with_rows(x.rows, self.time(part, |ops| ops.linear(&x.values, weights, epilogue)))
+    }
+
+    fn self_attention(
+        &self,
+        qkv: &Self::Act,
+        heads: usize,
+        lengths: &[usize],
+    ) -> Result<Self::Act, BackendError> {
+        let call = |ops: &O| ops.self_attention(&qkv.values, heads, lengths);
+        with_rows(qkv.rows, self.time(Part::SelfAttention, call))
+    }
+
+    fn cached_attention(
+        &self,
+        qkv: &Self::Act,
+        heads: usize,
+        lengths: &[usize],
+        caches: &[Option<&O::KeysValues>],
+    ) -> Result<(Self::Act, Vec<O::KeysValues>), BackendError> {
+        let call = |ops: &O| ops.cached_attention(&qkv.values, heads, lengths, caches);
+        let (values, caches) = self.time(Part::CachedAttention, call)?;
+        Ok((Act { values, rows: qkv.rows }, caches))
+    }
+
+    fn keys_values(
+        &self,
+        memory: &Self::Act,
+        weights: &O::KeyValue,
+        heads: usize,
+    ) -> Result<O::KeysValues, BackendError> {
+        let call = |ops: &O| ops.keys_values(&memory.values, weights, heads);
+        self.time(Part::KeysAndValues, call)
+    }
+
+    fn cross_attention(
+        &self,
+        query: &Self::Act,
+        heads: usize,
+        runs: &[Run<&O::KeysValues>],
+    ) -> Result<Self::Act, BackendError> {
+        let call = |ops: &O| ops.cross_attention(&query.values, heads, runs);
+        with_rows(query.rows, self.time(Part::CrossAttention, call))
+    }
+
+    fn select_rows(&self, x: &Self::Act, rows: &[usize]) -> Result<Self::Act, BackendError> {
+        with_rows(rows.len(), self.time(Part::Copies, |ops| ops.select_rows(&x.values, rows)))
+    }
+
+    fn split_rows(&self, x: &Self::Act, lengths: &[usize]) -> Result<Vec<Self::Act>, BackendError> {
+        let split = self.time(Part::Copies, |ops| ops.split_rows(&x.values, lengths))?;
+        let parts = split.into_iter().zip(lengths);
+        Ok(parts.map(|(values, &rows)| Act { values, rows }).collect())
+    }
+
+    fn feature_bytes(&self, tokens: usize, width: usize) -> u64 {
+        self.ops.feature_bytes(tokens, width)
+    }
+
+    fn memory_bytes(&self, memory: KeptMemory) -> u64 {
+        self.ops.memory_bytes(memory)
+    }
+
+    fn causal_bytes(&self, width: usize) -> u64 {
+        self.ops.causal_bytes(width)
+    }
+
+    fn to_host(&self, x: &Self::Act) -> Result<Vec<Vec<f32>>, BackendError> {
+        self.time(Part::Copies, |ops| ops.to_host(&x.values))
+    }
+}

@@ -50,7 +50,7 @@ pub(super) fn erf<I: Isa>(isa: I, x: I::F) -> I::F {
     for c in [-2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_474e-2] {
         q = isa.mul_add(q, square, isa.splat(c));
     }
-    isa.div(isa.mul(x, p), q)
+    isa.mul(isa.mul(x, p), isa.reciprocal(q))
 }
 
 /// `x (1 + erf(x / sqrt 2)) / 2`.

@@ -3,20 +3,18 @@
 use super::super::gemm::Shared;
 use super::super::isa::{Isa, Level, per_level};
 use super::super::memory::{LINE, Lines};
-use super::super::pointwise::exp;
+use super::super::pointwise::exp_of_nonpositive;
 use super::super::pool::Pool;
 use super::super::rows::Rows;
 use super::{Heads, STRIP};
 
-/// One sequence's new rows behind what it has: all of `[rows, heads x width]`, as f32.
+/// One sequence's new rows behind what it has, all as f32.
 #[derive(Debug, Clone, Copy)]
 pub struct CausalRun<'a> {
-    /// Queries of the new rows.
+    /// Queries of the new rows: `[rows, heads x width]`.
     pub queries: Rows<'a>,
-    /// Keys of old and new rows, the old first.
-    pub keys: &'a [f32],
-    /// Values of old and new rows.
-    pub values: &'a [f32],
+    /// Keys and values of old and new rows, the old first: `[rows, 2 x heads x width]`, in as many pieces as they came in.
+    pub memory: &'a [Rows<'a>],
 }
 
 /// Every new row attends to its sequence's rows up to itself; `out` is `[rows of all runs, heads x width]`.
@@ -73,39 +71,70 @@ fn causal_generic<I: Isa>(
 ) {
     let (d, width) = (heads.width, heads.count * heads.width);
     let rows = run.queries.rows;
-    let past = run.keys.len() / width - rows;
+    let all: usize = run.memory.iter().map(|piece| piece.rows).sum();
+    let past = all - rows;
     let scale = heads.scale();
-    scores.resize((past + rows).next_multiple_of(LINE));
+    let padded = all.next_multiple_of(LINE);
+    scores.resize(padded);
+    let scores = scores.as_f32_mut();
     for (r, out) in out.chunks_exact_mut(width).enumerate() {
         let visible = past + r + 1;
         for head in 0..heads.count {
             let query = run.queries.part(r, head * d, d);
-            let scores = &mut scores.as_f32_mut()[..visible];
             let mut largest = f32::NEG_INFINITY;
-            for (token, score) in scores.iter_mut().enumerate() {
-                *score = dot(isa, query, &run.keys[token * width + head * d..][..d]) * scale;
-                largest = largest.max(*score);
+            let mut token = 0;
+            for piece in run.memory {
+                for row in 0..piece.rows.min(visible - token) {
+                    let score = dot(isa, query, piece.part(row, head * d, d)) * scale;
+                    scores[token] = score;
+                    largest = largest.max(score);
+                    token += 1;
+                }
             }
-            let mut sum = 0.0;
-            for score in scores.iter_mut() {
-                let mut lanes = [0.0f32; 16];
-                // SAFETY: the array holds a vector.
-                unsafe { isa.store(lanes.as_mut_ptr(), exp(isa, isa.splat(*score - largest))) };
-                *score = lanes[0];
-                sum += *score;
+            // What is left over there from earlier use could be anything.
+            scores[visible..].fill(f32::NEG_INFINITY);
+            let shift = isa.splat(-largest);
+            for start in (0..visible).step_by(I::LANES) {
+                // SAFETY: within the padded scores.
+                unsafe {
+                    let place = scores.as_mut_ptr().add(start);
+                    let shifted = isa.add(isa.load(place), shift);
+                    isa.store(place, exp_of_nonpositive(isa, shifted));
+                }
             }
+            let sum: f32 = scores[..visible].iter().sum();
             let out = &mut out[head * d..][..d];
             out.fill(0.0);
-            for (token, score) in scores.iter().enumerate() {
-                let values = &run.values[token * width + head * d..][..d];
-                for (out, value) in out.iter_mut().zip(values) {
-                    *out += score * value;
+            let mut token = 0;
+            for piece in run.memory {
+                for row in 0..piece.rows.min(visible - token) {
+                    add_scaled(isa, out, piece.part(row, width + head * d, d), scores[token]);
+                    token += 1;
                 }
             }
             for out in out.iter_mut() {
                 *out /= sum;
             }
         }
+    }
+}
+
+/// `out += scale * values`.
+#[inline(always)]
+#[expect(unsafe_code, reason = "vectors of slices of one length")]
+fn add_scaled<I: Isa>(isa: I, out: &mut [f32], values: &[f32], scale: f32) {
+    let whole = out.len() / I::LANES * I::LANES;
+    let scales = isa.splat(scale);
+    for start in (0..whole).step_by(I::LANES) {
+        // SAFETY: within both slices.
+        unsafe {
+            let place = out.as_mut_ptr().add(start);
+            let sum = isa.mul_add(isa.load(values.as_ptr().add(start)), scales, isa.load(place));
+            isa.store(place, sum);
+        }
+    }
+    for (out, value) in out[whole..].iter_mut().zip(&values[whole..]) {
+        *out += scale * value;
     }
 }
 

@@ -45,7 +45,7 @@ fn part_rows(level: Level, threads: usize, runs: &[Run<'_>]) -> usize {
     let most = Shape::of(level).rows * STRIPS_A_PART;
     let heads: usize = runs.iter().map(|run| run.memory.heads.count).sum();
     let longest = runs.iter().map(|run| run.queries.rows).max().unwrap_or(1);
-    longest.div_ceil((2 * threads).div_ceil(heads.max(1))).clamp(1, most)
+    longest.div_ceil(threads.div_ceil(heads.max(1))).clamp(1, most)
 }
 
 /// One part: some rows of one head of one run.

@@ -203,18 +203,23 @@ fn causal_attention_equals_the_slow_twin_with_and_without_a_past() {
                 let heads = Heads { count, width };
                 let sequence = Sequence::new(heads, past + new, 9);
                 let whole = count * width;
-                let column = |index: usize| -> Vec<f32> {
-                    let rows = sequence.part(index);
-                    (0..rows.rows).flat_map(|row| rows.part(row, 0, whole)).copied().collect()
+                // Keys and values of the past in pieces of three rows, the new ones behind.
+                let part = |first: usize, rows: usize| Rows {
+                    values: &sequence.qkv[first * 3 * whole..],
+                    stride: 3 * whole,
+                    column: whole,
+                    rows,
                 };
-                let (keys, values) = (column(1), column(2));
+                let mut pieces: Vec<Rows<'_>> =
+                    (0..past).step_by(3).map(|first| part(first, 3.min(past - first))).collect();
+                pieces.push(part(past, new));
                 let queries = Rows {
                     values: &sequence.qkv[past * 3 * whole..],
                     rows: new,
                     ..sequence.part(0)
                 };
                 let mut out = vec![f32::NAN; new * whole];
-                let run = CausalRun { queries, keys: &keys, values: &values };
+                let run = CausalRun { queries, memory: &pieces };
                 attend_causally(level, &mut Pool::new(2), heads, &[run], &mut out);
                 let expected = slow_twin(Format::F32, queries, &sequence, |row| past + row + 1);
                 let what = format!("{level} {past} + {new} rows, {count}x{width}");

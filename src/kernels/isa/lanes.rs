@@ -44,6 +44,10 @@ pub(in crate::kernels) unsafe trait Isa:
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `1 / a` within 2 units in the last place, for `a` whose inverse is an ordinary number.
+    fn reciprocal(self, a: Self::F) -> Self::F {
+        self.div(self.splat(1.0), a)
+    }
     /// `a * b + c`, rounded once where the set has FMA.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The larger; NaN where `b` is NaN.

@@ -93,11 +93,13 @@ pub enum KeysValues {
     Causal(Arc<CausalRows>),
 }
 
-/// `[tokens, width]` each.
-#[derive(Debug, Default)]
+/// Keys and values of a text, in the pieces that the steps added. A step adds one; beams and steps that are run again
+/// share those before it.
+#[derive(Debug)]
 pub struct CausalRows {
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    /// `[tokens, 2 x width]` each, keys first.
+    pieces: Vec<Arc<[f32]>>,
+    width: usize,
 }
 
 impl CpuOps {
@@ -379,13 +381,13 @@ impl Ops for CpuOps {
             };
             extended.push(Arc::new(CausalRows::extend(past, qkv, start, rows)));
         }
+        let pieces: Vec<_> = extended.iter().map(|cache| cache.pieces()).collect();
         let runs: Vec<_> = starts(lengths)
             .zip(lengths)
-            .zip(&extended)
-            .map(|((start, &rows), cache)| CausalRun {
+            .zip(&pieces)
+            .map(|((start, &rows), memory)| CausalRun {
                 queries: columns(qkv, 0, 3, start, rows),
-                keys: &cache.keys,
-                values: &cache.values,
+                memory,
             })
             .collect();
         let out = self.act(qkv.rows(), width, |state, out| {
@@ -480,19 +482,14 @@ impl CausalRows {
     /// What `past` has, and the keys and values of `rows` rows of `qkv` from `start` on.
     fn extend(past: Option<&Self>, qkv: &Act, start: usize, rows: usize) -> Self {
         let width = qkv.width() / 3;
-        let with = |past: Option<&Vec<f32>>, part: usize| {
-            let past = past.map_or(&[][..], Vec::as_slice);
-            let mut all = Vec::with_capacity(past.len() + rows * width);
-            all.extend_from_slice(past);
-            for row in start..start + rows {
-                all.extend_from_slice(&qkv.row(row)[part * width..(part + 1) * width]);
-            }
-            all
-        };
-        Self {
-            keys: with(past.map(|past| &past.keys), 1),
-            values: with(past.map(|past| &past.values), 2),
-        }
+        let new = (start..start + rows).flat_map(|row| &qkv.row(row)[width..]).copied().collect();
+        let past = past.map_or(&[][..], |past| &past.pieces);
+        Self { pieces: past.iter().cloned().chain([new]).collect(), width }
+    }
+
+    /// As attention takes them.
+    fn pieces(&self) -> Vec<Rows<'_>> {
+        self.pieces.iter().map(|piece| Rows::of(piece, 2 * self.width)).collect()
     }
 }
 

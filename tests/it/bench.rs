@@ -102,6 +102,8 @@ fn every_combination_that_is_asked_for_is_measured() {
         assert_eq!(has("keys and values"), generates, "{parts:?}");
         for part in parts {
             assert!(part["seconds"].as_f64().unwrap() >= 0.0 && part["calls"].is_u64(), "{part}");
+            let knows = part["operations"].is_u64() || part["bytes"].is_u64();
+            assert_eq!(knows, part["part"].as_str().unwrap().starts_with("linear"), "{part}");
         }
     }
 }

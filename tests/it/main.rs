@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests: by panicking")]
 
 mod architecture;
+#[cfg(feature = "demo")]
+mod bench;
 mod cli;
 mod config;
 mod connections;

@@ -22,9 +22,9 @@ use super::loading::{self, Located};
 use crate::config::{ComputeSettings, Config};
 use crate::engine::backend::Backend;
 use crate::model::ops::Ops;
-use crate::model::ops::timed::{Timed, Times};
+use crate::model::ops::timed::{Part, Timed, Times};
 use crate::model::{BlipBackend, ModelSpec, Placement};
-use crate::task::{Device, ModelId, ModelInfo};
+use crate::task::{Device, Dtype, ModelId, ModelInfo};
 use job::Job;
 pub use limits::{Limits, Machine, read_bytes_per_second};
 pub use work::Work;
@@ -81,6 +81,32 @@ pub struct PartSeconds {
     pub seconds: f64,
     /// How many.
     pub calls: usize,
+    /// What its calls had to do at least, where that is known.
+    pub work: Option<PartWork>,
+}
+
+/// What a product of many rows multiplies, or what one of few rows reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartWork {
+    /// Multiplications and additions.
+    Operations(usize),
+    /// Bytes of weights, each call's read once.
+    Bytes(usize),
+}
+
+impl PartWork {
+    fn of(part: Part, calls: usize, dtype: Dtype) -> Option<Self> {
+        let Part::Linear { input, output, rows } = part else { return None };
+        let value_bytes = match dtype {
+            Dtype::F32 => 4,
+            Dtype::Bf16 | Dtype::F16 => 2,
+            Dtype::Int8 => 1,
+        };
+        let weights = input * output * calls;
+        Some(rows.map_or(Self::Bytes(weights * value_bytes), |rows| {
+            Self::Operations(2 * weights * rows)
+        }))
+    }
 }
 
 /// What computes, every `auto` resolved.
@@ -242,12 +268,13 @@ impl<O: Ops> Models for Loaded<O> {
                 part: part.to_string(),
                 seconds: spent.time.as_secs_f64(),
                 calls: spent.calls,
+                work: PartWork::of(part, spent.calls, self.backend.models()[0].dtype),
             })
             .collect();
         if profile {
             let inside: f64 = parts.iter().map(|part| part.seconds).sum();
             let seconds = (seconds - inside).max(0.0);
-            parts.push(PartSeconds { part: OUTSIDE.to_owned(), seconds, calls: 0 });
+            parts.push(PartSeconds { part: OUTSIDE.to_owned(), seconds, calls: 0, work: None });
         }
         Ok(Run { seconds, parts })
     }
@@ -255,3 +282,18 @@ impl<O: Ops> Models for Loaded<O> {
 
 /// What a run does between the operations: search, lists, memory.
 const OUTSIDE: &str = "between operations";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_rows_are_bound_by_arithmetic_and_few_by_the_weights() {
+        let linear = |rows| Part::Linear { input: 768, output: 3072, rows };
+        let of = |part, dtype| PartWork::of(part, 12, dtype);
+        let operations = 2 * 577 * 768 * 3072 * 12;
+        assert_eq!(of(linear(Some(577)), Dtype::Int8), Some(PartWork::Operations(operations)));
+        assert_eq!(of(linear(None), Dtype::Bf16), Some(PartWork::Bytes(768 * 3072 * 12 * 2)));
+        assert_eq!(of(Part::LayerNorm, Dtype::F32), None);
+    }
+}

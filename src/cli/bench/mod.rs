@@ -8,6 +8,8 @@ mod args;
 mod report;
 mod table;
 
+use std::num::NonZeroUsize;
+
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::error::CommandError;
@@ -82,16 +84,21 @@ fn measure(
     bar.set_message("what the machine could do");
     let settings = configs[0].compute;
     let machine = Machine::detect();
-    let threads = settings.threads.map_or(machine.cores, std::num::NonZeroUsize::get);
+    let threads = settings.threads.map_or(machine.cores, NonZeroUsize::get);
     let mut report = Report::new(machine, threads, read_bytes_per_second(settings));
     // Before any model is loaded: the buffers are large.
     for limits in configs.iter().filter_map(|config| Limits::measure(config.compute)) {
         report.add_limits(&limits);
     }
+    let mut measured = Vec::new();
     for config in configs {
         bar.set_message("loading");
         let bench = Bench::load(config.compute, checkpoints)?;
-        measure_all(arguments, bench, &bar, &mut report.results)?;
+        // What the kernels do not compute is the same at every level.
+        if !measured.contains(bench.setup()) {
+            measured.push(bench.setup().clone());
+            measure_all(arguments, bench, &bar, &mut report.results)?;
+        }
     }
     bar.finish_and_clear();
     Ok(report)

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::app::bench::{Limits, Machine, Measurement, PartSeconds, Plan, Setup, Work};
+use crate::app::bench::{Limits, Machine, Measurement, PartSeconds, PartWork, Plan, Setup, Work};
 
 /// The whole document.
 #[derive(Debug, Serialize)]
@@ -67,6 +67,12 @@ pub(super) struct PartReport {
     pub(super) part: String,
     pub(super) seconds: f64,
     pub(super) calls: usize,
+    /// What it had to multiply and add at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) operations: Option<usize>,
+    /// What it had to read at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bytes: Option<usize>,
 }
 
 impl Report {
@@ -122,7 +128,6 @@ impl ResultReport {
         let mut sorted = seconds.clone();
         sorted.sort_unstable_by(f64::total_cmp);
         let median_s = median(&sorted);
-        let part = |PartSeconds { part, seconds, calls }| PartReport { part, seconds, calls };
         Self {
             model: model.to_owned(),
             task: work.name(),
@@ -137,9 +142,20 @@ impl ResultReport {
             min_s: sorted.first().copied().unwrap_or_default(),
             max_s: sorted.last().copied().unwrap_or_default(),
             per_item_s: median_s / batch as f64,
-            parts: measurement.parts.into_iter().map(part).collect(),
+            parts: measurement.parts.into_iter().map(PartReport::new).collect(),
             seconds,
         }
+    }
+}
+
+impl PartReport {
+    fn new(PartSeconds { part, seconds, calls, work }: PartSeconds) -> Self {
+        let (operations, bytes) = match work {
+            Some(PartWork::Operations(operations)) => (Some(operations), None),
+            Some(PartWork::Bytes(bytes)) => (None, Some(bytes)),
+            None => (None, None),
+        };
+        Self { part, seconds, calls, operations, bytes }
     }
 }
 

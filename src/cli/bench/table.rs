@@ -59,12 +59,23 @@ fn line(cells: &[String; 10], widths: &[usize; 10]) -> String {
     line.trim_end().to_owned() + "\n"
 }
 
-/// Where one more run's time went.
+/// Where one more run's time went, and how fast that was.
 fn parts(parts: &[PartReport]) -> String {
     let total: f64 = parts.iter().map(|part| part.seconds).sum();
     let line = |part: &PartReport| {
         let (milliseconds, share) = (part.seconds * 1e3, 100.0 * part.seconds / total);
-        format!("{milliseconds:>12.2} ms {share:>5.1} % {:>6}x  {}\n", part.calls, part.part)
+        let rate = rate(part);
+        let (calls, name) = (part.calls, &part.part);
+        format!("{milliseconds:>12.2} ms {share:>5.1} % {calls:>6}x {rate:>11}  {name}\n")
     };
     parts.iter().map(line).collect()
+}
+
+fn rate(part: &PartReport) -> String {
+    let billions = |work: usize| work as f64 / part.seconds / 1e9;
+    match (part.operations, part.bytes) {
+        (Some(operations), _) => format!("{:.0} GOP/s", billions(operations)),
+        (None, Some(bytes)) => format!("{:.1} GB/s", billions(bytes)),
+        (None, None) => String::new(),
+    }
 }

@@ -3,7 +3,7 @@
 //! - this file: from a checked configuration to a running server, and to its end.
 //! - `loading`: sources to files, files to models and tokenizers, placed on a device.
 //! - `memory`: what the bounds allow in sum, against what the process may have.
-//! - [`bench`]: the models alone, measured.
+//! - [`mod@bench`]: the models alone, measured.
 
 pub mod bench;
 mod compute;

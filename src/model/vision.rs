@@ -82,6 +82,15 @@ impl<O: Ops> VisionTower<O> {
 
     /// Features `[tokens, width]` of each image, after the final layer norm (transformers' `last_hidden_state`).
     pub(super) fn encode(&self, ops: &O, images: &[&Pixels]) -> Result<Vec<O::Act>, BackendError> {
+        let together = ops.images_per_pass(self.tokens, self.width);
+        let mut features = Vec::with_capacity(images.len());
+        for images in images.chunks(together) {
+            features.extend(self.encode_together(ops, images)?);
+        }
+        Ok(features)
+    }
+
+    fn encode_together(&self, ops: &O, images: &[&Pixels]) -> Result<Vec<O::Act>, BackendError> {
         let lengths = vec![self.tokens; images.len()];
         let mut x = ops.patch_embedding(&self.patch_embedding, images)?;
         for layer in &self.layers {

@@ -3,7 +3,7 @@
 use super::super::gemm::Shared;
 use super::super::isa::{Isa, Level, per_level};
 use super::super::memory::{LINE, Lines};
-use super::super::pointwise::exp_of_nonpositive;
+use super::super::pointwise::exp;
 use super::super::pool::Pool;
 use super::super::rows::Rows;
 use super::{Heads, STRIP};
@@ -99,7 +99,7 @@ fn causal_generic<I: Isa>(
                 unsafe {
                     let place = scores.as_mut_ptr().add(start);
                     let shifted = isa.add(isa.load(place), shift);
-                    isa.store(place, exp_of_nonpositive(isa, shifted));
+                    isa.store(place, exp(isa, shifted));
                 }
             }
             let sum: f32 = scores[..visible].iter().sum();

@@ -22,7 +22,7 @@ use super::gemm::{
 };
 use super::isa::{Isa, Level, per_level};
 use super::memory::{LINE, Lines};
-use super::pointwise::exp_of_nonpositive;
+use super::pointwise::exp;
 use super::pool::Pool;
 use super::rows::Rows;
 
@@ -276,7 +276,7 @@ unsafe fn softmax<I: Isa, D: ConvertPair<I>>(
         for panel in 0..panels {
             let first = isa.mul_add(isa.load(of(panel)), scale, shift);
             let second = isa.mul_add(isa.load(of(panel).add(I::LANES)), scale, shift);
-            let pair = [exp_of_nonpositive(isa, first), exp_of_nonpositive(isa, second)];
+            let pair = [exp(isa, first), exp(isa, second)];
             sums = [isa.add(sums[0], pair[0]), isa.add(sums[1], pair[1])];
             D::pair(isa, pair, to, stride, panel);
         }

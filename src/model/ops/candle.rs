@@ -362,6 +362,10 @@ impl Ops for CandleOps {
         Ok(views.iter().map(Tensor::force_contiguous).collect::<Result<_, _>>()?)
     }
 
+    fn images_per_pass(&self, _: usize, _: usize) -> usize {
+        usize::MAX
+    }
+
     fn feature_bytes(&self, tokens: usize, width: usize) -> u64 {
         (tokens * width * self.dtype.size_in_bytes()) as u64
     }

@@ -248,6 +248,8 @@ pub trait Ops: Debug {
     /// # Errors
     /// When the device fails.
     fn split_rows(&self, x: &Self::Act, lengths: &[usize]) -> Result<Vec<Self::Act>, BackendError>;
+    /// Images that a vision tower of this many tokens and this width encodes together at most.
+    fn images_per_pass(&self, tokens: usize, width: usize) -> usize;
     /// Bytes that features of this shape take while they are kept.
     fn feature_bytes(&self, tokens: usize, width: usize) -> u64;
     /// Bytes of all layers' keys and values of a memory that is kept.

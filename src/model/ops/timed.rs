@@ -308,6 +308,10 @@ impl<O: Ops> Ops for Timed<O> {
         Ok(parts.map(|(values, &rows)| Act { values, rows }).collect())
     }
 
+    fn images_per_pass(&self, tokens: usize, width: usize) -> usize {
+        self.ops.images_per_pass(tokens, width)
+    }
+
     fn feature_bytes(&self, tokens: usize, width: usize) -> u64 {
         self.ops.feature_bytes(tokens, width)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 
+use super::bar::LoadBar;
 use super::compute::{ChosenOps, Compute, LoadedBackend};
 use super::memory::{MemoryBudget, MemoryLimit};
 use crate::config::Config;
@@ -15,7 +16,7 @@ use crate::hub::{self, CheckpointFiles, ModelSource, Progress, Source};
 use crate::input::{InputSettings, Tokenizer};
 use crate::model::load::{File, ModelFiles, WeightFiles, Weights};
 use crate::model::ops::Ops;
-use crate::model::{BlipBackend, Loaded, ModelSpec, Placement};
+use crate::model::{BlipBackend, LoadEvent, Loaded, ModelSpec, Placement};
 use crate::task::{Device, Dtype, ModelInfo};
 use crate::telemetry::metrics::Metrics;
 
@@ -106,8 +107,15 @@ fn load_models<O: Ops>(
     placement: Placement,
     metrics: &Metrics,
 ) -> anyhow::Result<BlipBackend<O>> {
-    BlipBackend::load(ops, specs, placement, |loaded| report(&loaded, metrics))
-        .context("cannot load the models")
+    let bar = LoadBar::start();
+    BlipBackend::load(ops, specs, placement, |event| match event {
+        LoadEvent::Read { model, values, of } => bar.read(model, values, of),
+        LoadEvent::Loaded(loaded) => {
+            bar.next();
+            report(&loaded, metrics);
+        }
+    })
+    .context("cannot load the models")
 }
 
 /// Every model with its tokenizer, for the handlers.

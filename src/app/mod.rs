@@ -1,10 +1,13 @@
 //! The composition root: the only folder that knows every other one.
 //!
 //! - this file: from a checked configuration to a running server, and to its end.
+//! - `bar`: how loading shows that it moves.
+//! - `compute`: device, number format, instructions and threads, resolved.
 //! - `loading`: sources to files, files to models and tokenizers, placed on a device.
 //! - `memory`: what the bounds allow in sum, against what the process may have.
 //! - [`mod@bench`]: the models alone, measured.
 
+mod bar;
 pub mod bench;
 mod compute;
 mod loading;

@@ -24,5 +24,5 @@ mod tests;
 mod text;
 mod vision;
 
-pub use backend::{BlipBackend, Loaded, ModelSpec, Placement};
+pub use backend::{BlipBackend, LoadEvent, Loaded, ModelSpec, Placement};
 pub use error::LoadError;

@@ -1,5 +1,6 @@
 //! Checkpoints to a backend: device, dtype, towers shared where their weights are byte-identical.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use candle_core::DType;
@@ -51,9 +52,25 @@ pub struct Loaded<'a> {
     pub shares_tower: bool,
 }
 
+/// What happens while models are loaded.
+#[derive(Debug)]
+pub enum LoadEvent<'a> {
+    /// Values were read, converted and packed.
+    Read {
+        /// The model's name.
+        model: &'a str,
+        /// How many since the last such event of this model.
+        values: u64,
+        /// How many its files hold; fewer are read where models share towers.
+        of: u64,
+    },
+    /// A model is complete.
+    Loaded(Loaded<'a>),
+}
+
 impl<O: Ops> BlipBackend<O> {
-    /// Loads the models, to be computed by `ops`, which runs where and how `placement` says. `on_loaded` is called
-    /// after each.
+    /// Loads the models, to be computed by `ops`, which runs where and how `placement` says. `on_event` hears how it
+    /// goes.
     ///
     /// # Errors
     /// The first model that cannot be loaded; the error names the file or tensor.
@@ -61,7 +78,7 @@ impl<O: Ops> BlipBackend<O> {
         ops: O,
         specs: &[ModelSpec],
         placement: Placement,
-        mut on_loaded: impl FnMut(Loaded<'_>),
+        on_event: impl FnMut(LoadEvent<'_>),
     ) -> Result<Self, LoadError> {
         let mut backend = Self {
             ops,
@@ -72,17 +89,22 @@ impl<O: Ops> BlipBackend<O> {
             token_kv_bytes: Vec::new(),
             vocabularies: Vec::new(),
         };
+        let on_event = RefCell::new(on_event);
         let checkpoints = specs.iter().map(Opened::open).collect::<Result<Vec<_>, _>>()?;
         let mut shared = Shared::new(&checkpoints);
         for (spec, opened) in specs.iter().zip(&checkpoints) {
             let start = Instant::now();
             let towers = backend.towers.len();
-            backend.add(spec, opened, placement, &mut shared)?;
-            on_loaded(Loaded {
+            let of = opened.weights.parameter_count();
+            let on_read = |values| {
+                on_event.borrow_mut()(LoadEvent::Read { model: &spec.name, values, of });
+            };
+            backend.add(spec, opened, placement, &mut shared, &on_read)?;
+            on_event.borrow_mut()(LoadEvent::Loaded(Loaded {
                 info: &backend.infos[backend.infos.len() - 1],
                 elapsed: start.elapsed(),
                 shares_tower: backend.towers.len() == towers,
-            });
+            }));
         }
         Ok(backend)
     }
@@ -93,9 +115,10 @@ impl<O: Ops> BlipBackend<O> {
         opened: &Opened,
         placement: Placement,
         shared: &mut Shared<TextTower<O>>,
+        on_read: &dyn Fn(u64),
     ) -> Result<(), LoadError> {
         let Opened { config, class, preprocessor, weights } = opened;
-        let (class, loader) = (*class, Loader::new(weights, &self.ops));
+        let (class, loader) = (*class, Loader::new(weights, &self.ops, on_read));
         let vision = shared.vision_key(opened)?;
         let tower = if let Some(tower) = shared.tower(&vision) {
             tower

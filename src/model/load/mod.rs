@@ -60,16 +60,20 @@ impl Scope {
 pub(super) struct Loader<'a, O: Ops> {
     weights: &'a Weights,
     ops: &'a O,
+    /// Told how many values each tensor has.
+    on_read: &'a dyn Fn(u64),
 }
 
 impl<'a, O: Ops> Loader<'a, O> {
-    pub(super) fn new(weights: &'a Weights, ops: &'a O) -> Self {
-        Self { weights, ops }
+    pub(super) fn new(weights: &'a Weights, ops: &'a O, on_read: &'a dyn Fn(u64)) -> Self {
+        Self { weights, ops, on_read }
     }
 
     /// A tensor of floats with this name and shape.
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
-        self.weights.get(name, shape)
+        let tensor = self.weights.get(name, shape)?;
+        (self.on_read)(tensor.elem_count() as u64);
+        Ok(tensor)
     }
 
     /// `weight` `[out, in]` and `bias` `[out]` under `scope`.

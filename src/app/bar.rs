@@ -1,0 +1,55 @@
+//! How loading shows that it moves: a bar a model for people at a terminal. Everybody else reads the log's line when the
+//! model is there.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// The bar of the model that is being loaded.
+pub(super) struct LoadBar(ProgressBar);
+
+impl LoadBar {
+    /// Hidden where standard error is no terminal.
+    pub(super) fn start() -> Self {
+        let style = ProgressStyle::with_template("loading {msg:<28} [{bar:30}] {percent:>3} %")
+            .expect("the template is a constant that the test renders")
+            .progress_chars("=> ");
+        let bar = ProgressBar::new(1).with_style(style);
+        if !std::io::stderr().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Self(bar)
+    }
+
+    /// So many more values of so many are there.
+    pub(super) fn read(&self, model: &str, values: u64, of: u64) {
+        if self.0.position() == 0 {
+            self.0.set_message(model.to_owned());
+            self.0.set_length(of);
+        }
+        self.0.inc(values);
+    }
+
+    /// The model is there: its bar makes room for the log's line.
+    pub(super) fn next(&self) {
+        self.0.set_position(0);
+        self.0.finish_and_clear();
+        self.0.reset();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_counts_each_model_from_the_start() {
+        let bar = LoadBar::start();
+        bar.read("first", 30, 40);
+        assert_eq!((bar.0.position(), bar.0.length()), (30, Some(40)));
+        bar.next();
+        bar.read("second", 5, 10);
+        assert_eq!((bar.0.position(), bar.0.length()), (5, Some(10)));
+        assert_eq!(bar.0.message(), "second");
+    }
+}

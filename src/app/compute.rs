@@ -43,6 +43,8 @@ impl Compute {
     pub(super) fn resolve(settings: ComputeSettings) -> Self {
         let device = match settings.device {
             DeviceChoice::Cuda(ordinal) => Device::Cuda(ordinal),
+            // Only CPUs have it here.
+            DeviceChoice::Auto if settings.dtype == DtypeChoice::Int8 => Device::Cpu,
             DeviceChoice::Auto if candle_core::utils::cuda_is_available() => Device::Cuda(0),
             DeviceChoice::Auto | DeviceChoice::Cpu => Device::Cpu,
         };
@@ -71,7 +73,7 @@ impl Compute {
             self.size_rayon();
             return self.placement.candle_ops().map(ChosenOps::Candle);
         };
-        if Level::amx_was_refused() {
+        if self.level == Level::detect() && format != Format::F32 && Level::amx_was_refused() {
             tracing::warn!(
                 "this CPU has AMX, but the operating system does not let this process use it: captions and pictures \
                  will take several times as long; a container's seccomp profile must allow arch_prctl"
@@ -86,7 +88,12 @@ impl Compute {
             self.placement.dtype.name(),
             self.threads
         );
-        Ok(ChosenOps::Kernels(CpuOps::new(self.level, format, self.threads)))
+        let ops = CpuOps::try_new(self.level, format, self.threads);
+        let ops = ops.map_err(|error| LoadError::Device {
+            device: self.placement.device.to_string(),
+            detail: format!("no {} threads for the arithmetic: {error}", self.threads),
+        })?;
+        Ok(ChosenOps::Kernels(ops))
     }
 
     /// The kernels' format; `None` where candle computes.

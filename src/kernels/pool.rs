@@ -4,6 +4,8 @@
 //! part, so that a core that another process keeps busy delays little. Which thread computes a part never
 //! changes a result: parts share nothing.
 
+use std::any::Any;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -28,7 +30,8 @@ struct Shared {
     next: AtomicUsize,
     /// Helpers inside the running job, for which `Pool::run` waits; grows under the lock of `job` only.
     busy: AtomicUsize,
-    panicked: AtomicBool,
+    /// What a helper panicked with in the running job.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// The running job; gone when its parts are, so that a helper who wakes late is not waited for.
     job: Mutex<Option<Job>>,
     wake: Condvar,
@@ -53,30 +56,34 @@ impl std::fmt::Debug for Job {
 impl Pool {
     /// A pool of `threads`, the caller's own included.
     ///
-    /// # Panics
-    /// When the operating system gives no thread.
-    #[must_use]
-    pub fn new(threads: usize) -> Self {
+    /// # Errors
+    /// When the operating system gives no more threads.
+    pub fn try_new(threads: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
-            panicked: AtomicBool::new(false),
+            panic: Mutex::new(None),
             job: Mutex::new(None),
             wake: Condvar::new(),
             sleeping: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
         });
-        let helpers = (1..threads.max(1))
-            .map(|index| {
-                let shared = Arc::clone(&shared);
-                std::thread::Builder::new()
-                    .name(format!("kernels-{index}"))
-                    .spawn(move || shared.help())
-                    .expect("a thread for the kernels")
-            })
-            .collect();
-        Self { shared, helpers }
+        // Dropped on an error, so that the helpers that were started end.
+        let mut pool = Self { shared, helpers: Vec::new() };
+        for index in 1..threads.max(1) {
+            let shared = Arc::clone(&pool.shared);
+            let name = format!("kernels-{index}");
+            let helper = std::thread::Builder::new().name(name).spawn(move || shared.help())?;
+            pool.helpers.push(helper);
+        }
+        Ok(pool)
+    }
+
+    /// A pool for tests, whose machine has threads.
+    #[cfg(test)]
+    pub(in crate::kernels) fn new(threads: usize) -> Self {
+        Self::try_new(threads).expect("a few threads")
     }
 
     /// Threads, the caller's included.
@@ -88,7 +95,7 @@ impl Pool {
     /// Calls `part` with every index below `parts`, on any of the threads, and returns when all have returned.
     ///
     /// # Panics
-    /// When a part panicked; the others have run or have been left out by then.
+    /// With what a part panicked with; the others have run or have been left out by then.
     pub fn run(&mut self, parts: usize, part: &(dyn Fn(usize) + Sync)) {
         if self.helpers.is_empty() || parts <= 1 {
             (0..parts).for_each(part);
@@ -117,14 +124,16 @@ impl Pool {
             shared.next.store(parts, Ordering::Relaxed);
         }
         *shared.lock() = None;
+        let mut turns = 0;
         while shared.busy.load(Ordering::Acquire) > 0 {
-            std::hint::spin_loop();
+            turns += 1;
+            // A helper that takes so long may have lost its core, to this thread perhaps.
+            if turns % SPINS == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
-        let others_panicked = shared.panicked.swap(false, Ordering::Relaxed);
-        if let Err(panic) = own {
+        let others = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(panic) = own.err().or(others) {
             resume_unwind(panic);
         }
-        assert!(!others_panicked, "a kernel panicked on another thread");
     }
 }
 
@@ -152,10 +161,10 @@ impl Shared {
             }
             seen = self.epoch.load(Ordering::SeqCst);
             if let Some(job) = self.enter() {
-                if catch_unwind(AssertUnwindSafe(|| self.take_parts(job.part, job.parts))).is_err()
-                {
+                let parts = AssertUnwindSafe(|| self.take_parts(job.part, job.parts));
+                if let Err(panic) = catch_unwind(parts) {
                     self.next.store(job.parts, Ordering::Relaxed);
-                    self.panicked.store(true, Ordering::Relaxed);
+                    *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
                 }
                 self.busy.fetch_sub(1, Ordering::Release);
             }
@@ -231,7 +240,8 @@ mod tests {
             let panicking = catch_unwind(AssertUnwindSafe(|| {
                 pool.run(64, &|index| assert!(index % 16 != 5, "part"));
             }));
-            assert!(panicking.is_err());
+            let message = panicking.unwrap_err();
+            assert_eq!(message.downcast_ref::<&str>(), Some(&"part"));
             let count = AtomicUsize::new(0);
             pool.run(64, &|_| {
                 count.fetch_add(1, Ordering::Relaxed);

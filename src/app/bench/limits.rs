@@ -1,5 +1,6 @@
 //! The machine, and what it could do at most: what measured times are held against.
 
+use std::io;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -58,12 +59,14 @@ pub struct Limits {
 
 impl Limits {
     /// Measures; `None` where the kernels do not compute.
-    #[must_use]
-    pub fn measure(settings: ComputeSettings) -> Option<Self> {
+    ///
+    /// # Errors
+    /// When the operating system gives no more threads.
+    pub fn measure(settings: ComputeSettings) -> io::Result<Option<Self>> {
         let compute = Compute::resolve(settings);
-        let format = compute.kernel_format()?;
-        let mut pool = Pool::new(compute.threads);
-        Some(Self {
+        let Some(format) = compute.kernel_format() else { return Ok(None) };
+        let mut pool = Pool::try_new(compute.threads)?;
+        Ok(Some(Self {
             dtype: compute.placement.dtype.name(),
             level: compute.level.name(),
             operations_per_second: limits::operations_per_second(
@@ -72,12 +75,15 @@ impl Limits {
                 &mut pool,
                 PASS,
             ),
-        })
+        }))
     }
 }
 
 /// Bytes a second that the threads of these settings read from memory together.
-#[must_use]
-pub fn read_bytes_per_second(settings: ComputeSettings) -> f64 {
-    limits::read_bandwidth(&mut Pool::new(Compute::resolve(settings).threads), BUFFER_BYTES)
+///
+/// # Errors
+/// When the operating system gives no more threads.
+pub fn read_bytes_per_second(settings: ComputeSettings) -> io::Result<f64> {
+    let mut pool = Pool::try_new(Compute::resolve(settings).threads)?;
+    Ok(limits::read_bandwidth(&mut pool, BUFFER_BYTES))
 }

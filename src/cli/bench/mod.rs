@@ -85,9 +85,10 @@ fn measure(
     let settings = configs[0].compute;
     let machine = Machine::detect();
     let threads = settings.threads.map_or(machine.cores, NonZeroUsize::get);
-    let mut report = Report::new(machine, threads, read_bytes_per_second(settings));
+    let mut report = Report::new(machine, threads, read_bytes_per_second(settings)?);
     // Before any model is loaded: the buffers are large.
-    for limits in configs.iter().filter_map(|config| Limits::measure(config.compute)) {
+    for config in configs {
+        let Some(limits) = Limits::measure(config.compute)? else { continue };
         report.add_limits(&limits);
     }
     let mut measured = Vec::new();

@@ -48,7 +48,11 @@ impl Memory {
     }
 
     /// Takes the keys and values `[tokens, heads x width]` of one sequence in place of what it has.
+    ///
+    /// # Panics
+    /// When there are not as many keys as values.
     pub fn pack(&mut self, pool: &mut Pool, heads: Heads, keys: Rows<'_>, values: Rows<'_>) {
+        assert_eq!(keys.rows, values.rows, "a token has a key and a value");
         (self.heads, self.tokens) = (heads, keys.rows);
         let (level, format) = (self.level, self.format);
         let (key_size, value_size) = sizes(level, format, heads, keys.rows);

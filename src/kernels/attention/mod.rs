@@ -69,6 +69,8 @@ pub fn attend(level: Level, pool: &mut Pool, runs: &[Run<'_>], out: &mut [f32]) 
     let mut start = 0;
     for (index, run) in runs.iter().enumerate() {
         let rows = run.queries.rows;
+        assert_eq!(run.memory.heads, runs[0].memory.heads, "all memories have the same heads");
+        assert!(rows == 0 || run.memory.tokens > 0, "there is something to attend to");
         assert_eq!(run.memory.level, level, "the memory was packed for another level");
         for head in 0..run.memory.heads.count {
             for first in (0..rows).step_by(strip) {
@@ -170,13 +172,14 @@ fn strip<I: Isa, D: Dot<I> + ConvertPair<I>>(
         }
         for panel in 0..panels {
             let scores = scratch.scores.as_mut_ptr().add(panel * rows * columns);
-            run_tile::<I, D>(
+            run::<I, D>(
                 isa,
                 rows,
                 scratch.queries.as_ptr(),
                 keys[panel * depth * columns..].as_ptr(),
                 depth,
                 scores,
+                false,
             );
         }
         let mut inverse = [0.0f32; MOST_ROWS];
@@ -192,13 +195,14 @@ fn strip<I: Isa, D: Dot<I> + ConvertPair<I>>(
         }
         for panel in 0..value_panels {
             let b = values[panel * length * columns..].as_ptr();
-            run_tile::<I, D>(
+            run::<I, D>(
                 isa,
                 rows,
                 scratch.probabilities.as_ptr(),
                 b,
                 length,
                 scratch.sums.as_mut_ptr(),
+                false,
             );
             let wide = columns.min(width - panel * columns);
             for (r, inverse) in inverse.iter().enumerate().take(rows) {
@@ -211,20 +215,6 @@ fn strip<I: Isa, D: Dot<I> + ConvertPair<I>>(
             }
         }
     }
-}
-
-#[inline(always)]
-#[expect(unsafe_code, reason = "tile and panel by pointer")]
-unsafe fn run_tile<I: Isa, D: Dot<I>>(
-    isa: I,
-    rows: usize,
-    a: *const u32,
-    b: *const u32,
-    groups: usize,
-    sums: *mut u32,
-) {
-    // SAFETY: as the caller's.
-    unsafe { run::<I, D>(isa, rows, a, b, groups, sums, false) }
 }
 
 /// One query's scores.
@@ -271,11 +261,12 @@ unsafe fn softmax<I: Isa, D: ConvertPair<I>>(
             second = isa.max(second, isa.load(of(panel).add(I::LANES)));
         }
         let scale = isa.splat(scores.scale);
-        let shift = isa.splat(-isa.largest(isa.max(first, second)) * scores.scale);
+        let largest = isa.splat(isa.largest(isa.max(first, second)));
         let mut sums = [isa.splat(0.0); 2];
         for panel in 0..panels {
-            let first = isa.mul_add(isa.load(of(panel)), scale, shift);
-            let second = isa.mul_add(isa.load(of(panel).add(I::LANES)), scale, shift);
+            // The difference first: never above 0, however large the scores.
+            let first = isa.mul(isa.sub(isa.load(of(panel)), largest), scale);
+            let second = isa.mul(isa.sub(isa.load(of(panel).add(I::LANES)), largest), scale);
             let pair = [exp(isa, first), exp(isa, second)];
             sums = [isa.add(sums[0], pair[0]), isa.add(sums[1], pair[1])];
             D::pair(isa, pair, to, stride, panel);

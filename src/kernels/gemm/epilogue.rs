@@ -61,60 +61,57 @@ impl<'a> Finish<'a> {
         panel: usize,
     ) {
         let columns = I::LANES * I::VECTORS;
-        let n = self.weights.n();
-        let width = columns.min(n - panel * columns);
+        let width = columns.min(self.weights.n() - panel * columns);
+        // The last panel may reach beyond the result: its rows are finished here.
+        let (mut residual, mut edge) = ([0.0f32; MOST_COLUMNS], [0.0f32; MOST_COLUMNS]);
         for r in 0..height {
             let at = (row + r) * self.out.stride + panel * columns;
-            let mut finished = [0.0f32; MOST_COLUMNS];
             // SAFETY: `at` and `width` more lie in row `row + r` of the result; sums as the caller says.
             unsafe {
-                if width == columns {
-                    for lane in (0..columns).step_by(I::LANES) {
-                        let value = self.value(
-                            isa,
-                            sums.add(r * columns + lane),
-                            row + r,
-                            panel * columns + lane,
-                        );
-                        let value = match self.epilogue {
-                            Epilogue::None => value,
-                            Epilogue::Gelu => gelu(isa, value),
-                            Epilogue::Tanh => {
-                                isa.store(finished.as_mut_ptr(), value);
-                                finished[..I::LANES].iter_mut().for_each(|x| *x = x.tanh());
-                                isa.load(finished.as_ptr())
-                            }
-                            Epilogue::Residual(residual) => {
-                                isa.add(value, isa.load(residual.as_ptr().add(at + lane)))
-                            }
-                        };
-                        isa.store(self.out.first.pointer().add(at + lane), value);
+                let out = self.out.first.pointer().add(at);
+                let whole = width == columns;
+                let to = if whole { out } else { edge.as_mut_ptr() };
+                let beside = match self.epilogue {
+                    Epilogue::Residual(all) if whole => all.as_ptr().add(at),
+                    Epilogue::Residual(all) => {
+                        residual[..width].copy_from_slice(&all[at..at + width]);
+                        residual.as_ptr()
                     }
-                    continue;
-                }
+                    Epilogue::None | Epilogue::Gelu | Epilogue::Tanh => residual.as_ptr(),
+                };
                 for lane in (0..columns).step_by(I::LANES) {
-                    let value = self.value(
-                        isa,
-                        sums.add(r * columns + lane),
-                        row + r,
-                        panel * columns + lane,
-                    );
-                    let value = if matches!(self.epilogue, Epilogue::Gelu) {
-                        gelu(isa, value)
-                    } else {
-                        value
-                    };
-                    isa.store(finished.as_mut_ptr().add(lane), value);
+                    let sums = sums.add(r * columns + lane);
+                    let value = self.value(isa, sums, row + r, panel * columns + lane);
+                    isa.store(to.add(lane), self.finish(isa, value, beside.add(lane)));
                 }
-                for (column, value) in finished[..width].iter().enumerate() {
-                    let value = match self.epilogue {
-                        Epilogue::None | Epilogue::Gelu => *value,
-                        Epilogue::Tanh => value.tanh(),
-                        Epilogue::Residual(residual) => value + residual[at + column],
-                    };
-                    *self.out.first.pointer().add(at + column) = value;
+                if !whole {
+                    std::ptr::copy_nonoverlapping(edge.as_ptr(), out, width);
                 }
             }
+        }
+    }
+
+    /// The epilogue of one vector; `beside` is the residual's.
+    ///
+    /// # Safety
+    /// `beside` is valid for a vector where there is a residual.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "a vector of the residual by pointer")]
+    unsafe fn finish<I: Isa>(&self, isa: I, value: I::F, beside: *const f32) -> I::F {
+        match self.epilogue {
+            Epilogue::None => value,
+            Epilogue::Gelu => gelu(isa, value),
+            Epilogue::Tanh => {
+                let mut lanes = [0.0f32; MOST_COLUMNS];
+                // SAFETY: the array holds a vector.
+                unsafe {
+                    isa.store(lanes.as_mut_ptr(), value);
+                    lanes[..I::LANES].iter_mut().for_each(|x| *x = x.tanh());
+                    isa.load(lanes.as_ptr())
+                }
+            }
+            // SAFETY: as this function's.
+            Epilogue::Residual(_) => isa.add(value, unsafe { isa.load(beside) }),
         }
     }
 

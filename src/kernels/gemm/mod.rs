@@ -6,8 +6,9 @@
 //! - `epilogue`: what happens to a tile before it is stored;
 //! - this file: which thread computes what.
 //!
-//! Every value of the result is one chain of sums over K in ascending order, whatever the number of rows, tiles,
-//! blocks and threads: a row has the same bits alone and in any company.
+//! Every value of the result is one chain of sums over K in ascending order (of blocks of 32 values on a matrix unit, which
+//! has an order of its own within them), whatever the number of rows, tiles, blocks and threads: a row has the same bits
+//! alone and in any company.
 
 mod epilogue;
 mod rows;

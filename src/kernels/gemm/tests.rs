@@ -25,7 +25,8 @@ fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
             let zero = (-low * inverse).round_ties_even();
             row.iter()
                 .map(|&x| {
-                    f64::from((x * inverse + zero).round_ties_even() - zero) * f64::from(scale)
+                    let byte = (x * inverse + zero).round_ties_even().clamp(0.0, 255.0);
+                    f64::from(byte - zero) * f64::from(scale)
                 })
                 .collect()
         }
@@ -155,6 +156,29 @@ fn a_row_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads() {
             }
             let some = run(&mut Pool::new(2), &x[7 * k..][..20 * k]);
             assert_eq!(some, together[7 * n..][..20 * n], "{level} {format:?}");
+        }
+    }
+}
+
+/// With the largest magnitudes opposite and equal the largest value lies at 255.5, which rounds to 256.
+#[test]
+fn the_largest_value_of_an_8_bit_row_stays_the_largest() {
+    for level in levels() {
+        for (low, high) in [(-1.0f32, 1.0f32), (-2.284_194_7, 2.847_696_3), (-3.0, 0.5)] {
+            let mut x = values(64, 17).iter().map(|x| x * 0.1).collect::<Vec<f32>>();
+            (x[5], x[40]) = (low, high);
+            let mut weight = vec![0.0f32; 2 * 64];
+            (weight[5], weight[64 + 40]) = (1.0, 1.0);
+            let mut pool = Pool::new(1);
+            let weights = Weights::pack(level, &mut pool, Format::Int8, &weight, None, 2);
+            let mut out = [0.0f32; 2];
+            let mut scratch = Scratch::default();
+            linear(level, &mut pool, &mut scratch, &x, &weights, Epilogue::None, &mut out);
+            let step = (high - low) / 255.0;
+            assert!(
+                (out[0] - low).abs() <= step && (out[1] - high).abs() <= step,
+                "{level} {out:?}"
+            );
         }
     }
 }

@@ -164,6 +164,11 @@ pub(in crate::kernels) unsafe fn run<I: Isa, D: Dot<I>>(
     sums: *mut u32,
     add: bool,
 ) {
+    // What the tiles, the epilogue and the packing are written for.
+    const {
+        assert!(I::VECTORS == 2 && LINE.is_multiple_of(I::LANES));
+        assert!(I::ROWS <= MOST_ROWS && I::LANES * I::VECTORS <= MOST_COLUMNS);
+    }
     if let (true, Some(integers)) = (I::MATRIX_UNIT, D::INTEGERS) {
         let blocks = groups / LINE;
         let tile = MatrixTile { integers, rows, a, b, blocks, sums, add };

@@ -100,8 +100,8 @@ struct Configuration {
 }
 
 thread_local! {
-    /// Rows that this thread's tile registers are configured for; 0 before the first time. They stay configured:
-    /// configuring costs about as much as six products.
+    /// Rows that this thread's tile registers are configured for; 0 before the first time. They stay configured, because
+    /// configuring costs about as much as six products: nothing else on these threads may use the unit.
     static CONFIGURED: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -124,7 +124,15 @@ fn configure(rows: usize) {
         configuration.bytes[register] = if *rows > 0 { 64 } else { 0 };
     }
     // SAFETY: called where the unit was proved; the operand is 64 bytes and lives.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly)) };
+    unsafe {
+        asm!(
+            "ldtilecfg [{}]",
+            in(reg) &raw const configuration,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, readonly),
+        );
+    }
     CONFIGURED.set(rows);
 }
 

@@ -97,7 +97,7 @@ pub(in crate::kernels) unsafe trait Isa:
     /// `to` is valid for `LANES` writes.
     unsafe fn store_groups(self, to: *mut u32, value: Self::G);
 
-    /// Lanes rounded to the nearest integer, ties to even, of 0 to 255.
+    /// Lanes rounded to the nearest integer, ties to even; below 0 and above 255 they saturate.
     ///
     /// # Safety
     /// `to` is valid for `LANES` writes.

@@ -1,7 +1,7 @@
 //! Instruction sets: which there are, which of them this CPU has, and how code is written once for all.
 //!
 //! A [`Level`] is a name; an `Isa` value is proof that the CPU has its instructions, and the vocabulary that kernels
-//! are written in. `with_isa!` turns the one into the other and enters a function compiled for it.
+//! are written in. `per_level!` turns the one into the other and enters a function compiled for it.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

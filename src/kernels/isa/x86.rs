@@ -261,7 +261,10 @@ macro_rules! avx512 {
                 load_i32(from: *const i32) -> __m512i = _mm512_loadu_si512(from.cast());
                 store_bytes(to: *mut u8, value: __m512) = _mm_storeu_si128(
                     to.cast(),
-                    _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value)),
+                    _mm512_cvtusepi32_epi8(_mm512_max_epi32(
+                        _mm512_cvtps_epi32(value),
+                        _mm512_setzero_si512(),
+                    )),
                 );
                 store_i32(to: *mut i32, value: __m512i) = _mm512_storeu_si512(to.cast(), value);
             }

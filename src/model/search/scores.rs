@@ -43,8 +43,8 @@ pub(super) fn top_indices(scores: &[f32], count: usize) -> Vec<usize> {
     let count = count.min(indices.len());
     if count < indices.len() && count > 0 {
         indices.select_nth_unstable_by(count - 1, order);
-        indices.truncate(count);
     }
+    indices.truncate(count);
     indices.sort_unstable_by(order);
     indices
 }
@@ -73,6 +73,7 @@ mod tests {
         let scores = [1.0, 3.0, 2.0, 3.0, -1.0];
         assert_eq!(top_indices(&scores, 3), [1, 3, 2]);
         assert_eq!(top_indices(&scores, 9), [1, 3, 2, 0, 4]);
+        assert!(top_indices(&scores, 0).is_empty());
         assert_eq!(argmax(&scores), 1);
     }
 

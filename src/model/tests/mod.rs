@@ -63,7 +63,7 @@ pub(super) fn kernels(level: Level, format: Format) -> CpuOps {
     if available != level {
         eprintln!("skipped: this CPU has no {level}, {available} runs instead");
     }
-    CpuOps::new(available, format, 2)
+    CpuOps::try_new(available, format, 2).unwrap()
 }
 
 /// Largest accepted difference, as a part of the largest magnitude; wrong runs are ten times as far (see the JSON).

@@ -52,7 +52,7 @@ fn backend(format: Format, dtype: Dtype) -> BlipBackend<CpuOps> {
     };
     let specs = ["caption-varied", "vqa-varied", "retrieval"].map(spec);
     let placement = Placement { device: Device::Cpu, dtype };
-    let ops = CpuOps::new(Level::detect(), format, 2);
+    let ops = CpuOps::try_new(Level::detect(), format, 2).unwrap();
     BlipBackend::load(ops, &specs, placement, |_| {}).unwrap()
 }
 

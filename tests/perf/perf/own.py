@@ -35,7 +35,7 @@ class Own:
             command += ["--task", task]
         for batch in batches:
             command += ["--batch", str(batch)]
-        command += [*ENGINES[self.engine], "--threads", str(self.threads), "--runs", str(runs), "--json", answer]
+        command += [*ENGINES[self.engine], "--threads", str(self.threads), "--runs", str(runs), "--warm-up", "3", "--json", answer]
         ended = subprocess.run([str(c) for c in command], capture_output=True, text=True)
         if ended.returncode != 0:
             raise RuntimeError(f"{self.engine}: {' '.join(str(c) for c in command)} ended with code {ended.returncode}:\n{ended.stdout[-1500:]}{ended.stderr[-1500:]}")

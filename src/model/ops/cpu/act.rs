@@ -23,6 +23,8 @@ pub(super) struct Arena {
 
 /// Buffers that wait at most: more than the activations that a layer has at a time.
 const MOST_FREE: usize = 12;
+/// Bytes that wait at most: what a layer over eight images of base size has at a time.
+const MOST_FREE_BYTES: usize = 192 << 20;
 
 #[derive(Debug)]
 struct Buffer {
@@ -37,11 +39,10 @@ impl Arena {
     /// A buffer of `length` values, left over from earlier use.
     pub(super) fn take(&self, length: usize) -> Vec<f32> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = (0..free.len())
-            .filter(|&index| free[index].capacity() >= length)
-            .min_by_key(|&index| free[index].capacity());
+        // The smallest that is large enough: they are sorted.
+        let fitting = free.iter().position(|values| values.capacity() >= length);
         let mut values = match fitting {
-            Some(index) => free.swap_remove(index),
+            Some(index) => free.remove(index),
             None => Vec::with_capacity(length),
         };
         values.resize(length, 0.0);
@@ -51,9 +52,16 @@ impl Arena {
     fn give_back(&self, values: Vec<f32>) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         free.push(values);
+        free.sort_unstable_by_key(Vec::capacity);
         if free.len() > MOST_FREE {
-            let smallest = (0..free.len()).min_by_key(|&index| free[index].capacity());
-            free.swap_remove(smallest.unwrap_or_default());
+            free.remove(0);
+        }
+        let bytes = |free: &[Vec<f32>]| {
+            free.iter().map(|values| values.capacity() * size_of::<f32>()).sum::<usize>()
+        };
+        // A single unit of unusual size does not keep its memory for ever.
+        while bytes(&free) > MOST_FREE_BYTES {
+            free.pop();
         }
     }
 }
@@ -123,5 +131,26 @@ impl Drop for Buffer {
         if let Some(home) = self.home.upgrade() {
             home.give_back(std::mem::take(&mut self.values));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_come_back_and_large_ones_are_not_kept_for_ever() {
+        let arena = Arena::default();
+        let buffer = arena.take(1000);
+        let place = buffer.as_ptr();
+        arena.give_back(buffer);
+        let again = arena.take(10);
+        assert_eq!(again.as_ptr(), place);
+        for _ in 0..3 {
+            arena.give_back(Vec::with_capacity(MOST_FREE_BYTES / 8));
+        }
+        let free = arena.free.lock().unwrap();
+        let bytes: usize = free.iter().map(|values| values.capacity() * 4).sum();
+        assert!(bytes <= MOST_FREE_BYTES, "{bytes}");
     }
 }

@@ -92,30 +92,75 @@ impl CpuOps {
         weights: &FoldedWeights,
         runs: &[Run<&KeysValues>],
     ) -> Result<Act, BackendError> {
+        let width = query.width();
+        let mut out = self.arena.take(query.rows() * width);
+        let mut start = 0;
+        for slice in slices(runs)? {
+            let rows: usize = slice.iter().map(|run| run.rows).sum();
+            let place = start * width..(start + rows) * width;
+            self.folded_slice(&query.values()[place.clone()], weights, &slice, &mut out[place]);
+            start += rows;
+        }
+        Ok(Act::from_arena(&self.arena, query.rows(), width, out))
+    }
+
+    fn folded_slice(
+        &self,
+        query: &[f32],
+        weights: &FoldedWeights,
+        runs: &[Run<&FoldedMemory>],
+        out: &mut [f32],
+    ) {
         let (heads, level) = (weights.keys.len(), self.level);
-        let scale = Heads { count: heads, width: query.width() / heads }.scale();
+        let rows: usize = runs.iter().map(|run| run.rows).sum();
+        let scale = Heads { count: heads, width: query.len() / rows / heads }.scale();
         let memory_width = weights.keys.first().map_or(0, Weights::n);
         let wide = heads * memory_width;
         // Every head of a row is a query of its own over the features.
-        let queries = self.act(query.rows(), wide, |state, out| {
-            gemm::linear_by_head(level, &mut state.pool, query.values(), &weights.keys, out);
+        let queries = self.act(rows, wide, |state, out| {
+            gemm::linear_by_head(level, &mut state.pool, query, &weights.keys, out);
         });
         let mut start = 0;
-        let runs = runs
+        let runs: Vec<_> = runs
             .iter()
             .map(|run| {
-                let KeysValues::Folded(memory) = run.memory else { return Err(wrong_form()) };
                 let values = &queries.values()[start * wide..(start + run.rows) * wide];
                 start += run.rows;
                 let queries = Rows::of(values, memory_width);
-                Ok(attention::Run { queries, memory: &memory.features, scale })
+                attention::Run { queries, memory: &run.memory.features, scale }
             })
-            .collect::<Result<Vec<_>, _>>()?;
-        let sums = self.act(query.rows(), wide, |state, out| {
+            .collect();
+        let sums = self.act(rows, wide, |state, out| {
             attention::attend(level, &mut state.pool, &runs, out);
         });
-        Ok(self.act(query.rows(), query.width(), |state, out| {
-            gemm::linear_by_head(level, &mut state.pool, sums.values(), &weights.values, out);
-        }))
+        let pool = &mut self.state().pool;
+        gemm::linear_by_head(level, pool, sums.values(), &weights.values, out);
     }
+}
+
+/// Rows whose queries over features are there at one time: 256 x 12 heads x 768 x 4 B = 9 MB, and as much for results.
+const SLICE_ROWS: usize = 256;
+
+/// The runs in slices of at most that many rows, cut where they have to be. A row's bits do not depend on it.
+fn slices<'a>(
+    runs: &[Run<&'a KeysValues>],
+) -> Result<Vec<Vec<Run<&'a FoldedMemory>>>, BackendError> {
+    let mut slices: Vec<Vec<Run<&FoldedMemory>>> = Vec::new();
+    let mut room = 0;
+    for run in runs {
+        let KeysValues::Folded(memory) = run.memory else { return Err(wrong_form()) };
+        let mut left = run.rows;
+        while left > 0 {
+            if room == 0 {
+                slices.push(Vec::new());
+                room = SLICE_ROWS;
+            }
+            let rows = left.min(room);
+            if let Some(slice) = slices.last_mut() {
+                slice.push(Run { memory, rows });
+            }
+            (left, room) = (left - rows, room - rows);
+        }
+    }
+    Ok(slices)
 }

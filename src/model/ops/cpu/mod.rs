@@ -5,14 +5,17 @@
 //! weights attention and the patch embedding run in bf16, and layers of fewer than 64 columns (the matching head) too.
 
 mod act;
+mod causal;
 mod folded;
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Tensor};
 
 pub use act::Act;
 use act::Arena;
+pub use causal::CausalRows;
 pub use folded::{FoldedMemory, FoldedWeights};
 
 use super::{Epilogue, KeptMemory, MemoryUse, Ops, PatchEmbeddingWeights, Run};
@@ -31,6 +34,9 @@ const FEW_COLUMNS: usize = 64;
 /// Bytes of a layer's widest activations in one pass: what stays in a third-level cache beside the weights. One image of
 /// base size has 7 MB; eight together take 2.5 % longer than one by one, as everything comes from memory.
 const PASS_BYTES: usize = 12 << 20;
+
+/// Packed sequences whose memory is kept for the next call: 3 MB each at most (512 tokens, f32).
+const MOST_MEMORIES: usize = 8;
 
 /// Computes at one level in one format on a pool of its own.
 #[derive(Debug)]
@@ -97,22 +103,15 @@ pub enum KeysValues {
     Causal(Arc<CausalRows>),
 }
 
-/// Keys and values of a text, in the pieces that the steps added. A step adds one; beams and steps that are run again
-/// share those before it.
-#[derive(Debug)]
-pub struct CausalRows {
-    /// `[tokens, 2 x width]` each, keys first.
-    pieces: Vec<Arc<[f32]>>,
-    width: usize,
-}
-
 impl CpuOps {
     /// Operations at `level`, which the CPU has, with weights in `format`, on `threads` threads.
-    #[must_use]
-    pub fn new(level: Level, format: Format, threads: usize) -> Self {
-        let state =
-            State { pool: Pool::new(threads), scratch: Scratch::default(), memories: Vec::new() };
-        Self { level, format, arena: Arc::default(), state: Mutex::new(state) }
+    ///
+    /// # Errors
+    /// When the operating system gives no more threads.
+    pub fn try_new(level: Level, format: Format, threads: usize) -> io::Result<Self> {
+        let pool = Pool::try_new(threads)?;
+        let state = State { pool, scratch: Scratch::default(), memories: Vec::new() };
+        Ok(Self { level, format, arena: Arc::default(), state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -364,6 +363,7 @@ impl Ops for CpuOps {
                 })
                 .collect();
             attention::attend(self.level, pool, &runs, out);
+            memories.truncate(MOST_MEMORIES);
         }))
     }
 
@@ -484,21 +484,6 @@ impl Ops for CpuOps {
 
     fn to_host(&self, x: &Act) -> Result<Vec<Vec<f32>>, BackendError> {
         Ok((0..x.rows()).map(|row| x.row(row).to_vec()).collect())
-    }
-}
-
-impl CausalRows {
-    /// What `past` has, and the keys and values of `rows` rows of `qkv` from `start` on.
-    fn extend(past: Option<&Self>, qkv: &Act, start: usize, rows: usize) -> Self {
-        let width = qkv.width() / 3;
-        let new = (start..start + rows).flat_map(|row| &qkv.row(row)[width..]).copied().collect();
-        let past = past.map_or(&[][..], |past| &past.pieces);
-        Self { pieces: past.iter().cloned().chain([new]).collect(), width }
-    }
-
-    /// As attention takes them.
-    fn pieces(&self) -> Vec<Rows<'_>> {
-        self.pieces.iter().map(|piece| Rows::of(piece, 2 * self.width)).collect()
     }
 }
 

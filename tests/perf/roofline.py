@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 from perf import limits
 
-WIDTH, LABEL, RIGHT, ROW, BAR, TOP = 860, 190, 195, 40, 13, 74
+WIDTH, LABEL, RIGHT, ROW, BAR, TOP = 900, 230, 195, 40, 13, 74
 TITLES = {"vision": "Vision tower", "caption": "Caption of 20 tokens"}
 # Colours of the page are repeated by a background of its own: a picture in a page follows the system's scheme, not the page's.
 STYLE = """

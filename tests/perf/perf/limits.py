@@ -3,7 +3,6 @@
 A part of `bench` that says its own `operations` or `bytes` is believed; the others are known by their names.
 """
 
-import re
 from dataclasses import dataclass
 
 IMAGE_TOKENS, WIDTH, INNER, LAYERS, PATCH_VALUES, VOCABULARY, TOKENS = 577, 768, 3072, 12, 768, 30524, 20
@@ -35,50 +34,47 @@ LAYER = {
     "up": _product(WIDTH, INNER), "down": _product(INNER, WIDTH),
 }  # fmt: skip
 VISION = PATCHES + LAYERS * sum(LAYER.values())
-CROSS = LAYERS * _product(WIDTH, 2 * WIDTH)
-# A decoder layer reads four square matrices of self-attention, two of cross-attention and the feed-forward part; the head an own one before the vocabulary.
+HEADS = 12
+# A decoder layer reads four square matrices of self-attention, four of cross-attention and the feed-forward part; the head an own one before the vocabulary.
 HEAD_WEIGHTS = VOCABULARY * WIDTH + WIDTH * WIDTH
-STACK_WEIGHTS = LAYERS * (6 * WIDTH * WIDTH + 2 * WIDTH * INNER)
-CROSS_VALUES = LAYERS * 2 * IMAGE_TOKENS * WIDTH
+STACK_WEIGHTS = LAYERS * (8 * WIDTH * WIDTH + 2 * WIDTH * INNER)
+FEATURES = IMAGE_TOKENS * WIDTH
+# Captions attend to features: each head's scores and sums run over their whole width, and two of the square matrices belong to it.
+CROSS_WEIGHTS = LAYERS * 2 * WIDTH * WIDTH
+CROSS_ROW = LAYERS * (2 * 2 * HEADS * FEATURES + 2 * 2 * WIDTH * WIDTH)
 
 
 def decode(dtype: str, batch: int) -> Work:
-    """Twenty steps: the weights once a step, keys and values over the image once a step and image."""
+    """Twenty steps: the weights once a step, an image's features once a step and image."""
     weights = (STACK_WEIGHTS + HEAD_WEIGHTS) * WEIGHT_BYTES[dtype]
-    states = CROSS_VALUES * STATE_BYTES[dtype] * batch
-    return Work(bytes=TOKENS * (weights + states))
+    return Work(bytes=TOKENS * (weights + batch * FEATURES * STATE_BYTES[dtype]))
 
 
-# The first pattern found in a part's name decides; what none fits has no limit of its own (norms, activations, softmax).
-PATTERNS: list[tuple[str, object]] = [
-    (r"cross.*att", lambda dtype, batch: Work(bytes=TOKENS * batch * CROSS_VALUES * STATE_BYTES[dtype])),
-    (r"cross.*(kv|key|value)", lambda dtype, batch: Work(operations=batch * CROSS)),
-    (r"lm.?head|vocab|logits", lambda dtype, batch: Work(bytes=TOKENS * HEAD_WEIGHTS * WEIGHT_BYTES[dtype])),
-    (r"decod|step|text", decode),
-    (r"vision|tower|encode", lambda dtype, batch: Work(operations=batch * VISION)),
-    (r"patch", lambda dtype, batch: Work(operations=batch * PATCHES)),
-    (r"qkv|query", lambda dtype, batch: Work(operations=batch * LAYERS * LAYER["qkv"])),
-    (r"(attention|attn).*(out|proj)|proj", lambda dtype, batch: Work(operations=batch * LAYERS * LAYER["projection"])),
-    (r"attention|attn", lambda dtype, batch: Work(operations=batch * LAYERS * LAYER["attention"])),
-    (r"fc1|up|feed.forward.in|mlp.in", lambda dtype, batch: Work(operations=batch * LAYERS * LAYER["up"])),
-    (r"fc2|down|feed.forward.out|mlp.out", lambda dtype, batch: Work(operations=batch * LAYERS * LAYER["down"])),
-    (r"feed.forward|mlp", lambda dtype, batch: Work(operations=batch * LAYERS * (LAYER["up"] + LAYER["down"]))),
-]
+def cross_attention(dtype: str, batch: int) -> Work:
+    """Twenty steps of cross-attention over features."""
+    read = CROSS_WEIGHTS + batch * FEATURES
+    return Work(operations=TOKENS * batch * CROSS_ROW, bytes=TOKENS * read * STATE_BYTES[dtype])
+
+
+# By the names that `bench` gives; what is not here has no limit of its own (norms, copies, a text's own keys and values).
+PARTS = {
+    "cross attention": cross_attention,
+    "self attention": lambda dtype, batch: Work(operations=batch * LAYERS * LAYER["attention"]),
+    "patch embedding": lambda dtype, batch: Work(operations=batch * PATCHES),
+}
 
 
 def of_part(part: dict, dtype: str, batch: int) -> Work | None:
     """What a part has to do at least; None if nothing is known."""
     if "operations" in part or "bytes" in part:
         return Work(part.get("operations") or 0.0, part.get("bytes") or 0.0)
-    for pattern, work in PATTERNS:
-        if re.search(pattern, part["part"].lower()):
-            return work(dtype, batch)
-    return None
+    work = PARTS.get(part["part"])
+    return work(dtype, batch) if work else None
 
 
 def of_task(task: str, dtype: str, batch: int, limits: dict) -> float:
     """Seconds of a whole batch at the limit, one stage after another."""
     seconds = Work(operations=batch * VISION).seconds(limits)
     if task == "caption":
-        seconds += Work(operations=batch * CROSS).seconds(limits) + decode(dtype, batch).seconds(limits)
+        seconds += decode(dtype, batch).seconds(limits)
     return seconds

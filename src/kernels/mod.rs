@@ -8,7 +8,8 @@
 //! - [`pool`]: the threads;
 //! - [`limits`]: what the machine could do at most.
 //!
-//! Nothing here knows of models or tensors: slices in, slices out, row by row.
+//! Nothing here knows of models or tensors: slices in, slices out, row by row. Besides the standard library only `rustix` is used,
+//! to ask for huge pages.
 
 #![expect(
     clippy::inline_always,

@@ -184,12 +184,6 @@ impl Weights {
         self.k
     }
 
-    /// Bytes that the packed weights take.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.packed.len() * 4
-    }
-
     pub(super) fn groups(&self) -> usize {
         self.groups
     }

@@ -13,7 +13,6 @@ mod portable;
 mod x86;
 
 use std::fmt;
-use std::str::FromStr;
 
 pub(super) use lanes::{Isa, MatrixTile};
 pub(super) use portable::{Portable, to_bf16};
@@ -112,18 +111,6 @@ impl Level {
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
-    }
-}
-
-/// There is no level of this name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnknownLevel;
-
-impl FromStr for Level {
-    type Err = UnknownLevel;
-
-    fn from_str(text: &str) -> Result<Self, UnknownLevel> {
-        Self::ALL.into_iter().find(|level| level.name() == text).ok_or(UnknownLevel)
     }
 }
 

@@ -27,11 +27,13 @@ class Server:
     directory: Path
     threads: int = 0
     seconds: list[float] = field(default_factory=list)
+    dtype: str = "f32"
+    model: str = ""  # as the command line takes it; the directory under the name where nothing is given
 
     def start(self) -> None:
         """Returns when the log says that it listens."""
         began = time.monotonic()
-        command = [str(self.binary), "--listen", "127.0.0.1:0", "--model", f"{self.name}={self.directory}", "--dtype", "f32", "--device", "cpu"]
+        command = [str(self.binary), "--listen", "127.0.0.1:0", "--model", self.model or f"{self.name}={self.directory}", "--dtype", self.dtype, "--device", "cpu"]
         command += ["--threads", str(self.threads)] if self.threads else []
         self.process = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.log: list[str] = []

@@ -11,5 +11,7 @@ mod connections;
 mod hub;
 mod openapi;
 mod real;
+#[path = "../robustness/mod.rs"]
+mod robustness;
 mod routes;
 mod support;

@@ -1,0 +1,10 @@
+//! Overload, faults and hostile input: the runs whose figures stand in `docs/reliability.md`.
+//!
+//! Every run has a short form, a test of seconds that `cargo test` runs, and a long form of the same code with more
+//! rounds, an ignored test named `long`:
+//!
+//! ```text
+//! cargo test --release --test it -- --ignored --nocapture robustness::<module>::long
+//! ```
+//!
+//! A long form prints what it sent and what came back to standard error.

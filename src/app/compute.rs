@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use crate::config::{ComputeSettings, DeviceChoice, DtypeChoice};
+use crate::engine::fake::FakeBackend;
 use crate::kernels::gemm::Format;
 use crate::kernels::isa::Level;
 use crate::model::ops::candle::CandleOps;
@@ -29,12 +30,14 @@ pub(super) enum ChosenOps {
     Candle(CandleOps),
 }
 
-/// Loaded models over either.
+/// Loaded models over either, or a mock.
 pub(super) enum LoadedBackend {
     /// Our kernels.
     Kernels(BlipBackend<CpuOps>),
     /// candle's operations.
     Candle(BlipBackend<CandleOps>),
+    /// No models at all.
+    Mock(FakeBackend),
 }
 
 impl Compute {

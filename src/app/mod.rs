@@ -4,6 +4,7 @@
 //! - `bar`: how loading shows that it moves.
 //! - `compute`: device, number format, instructions and threads, resolved.
 //! - `loading`: sources to files, files to models and tokenizers, placed on a device.
+//! - `mock`: models of fixed latency in their place.
 //! - `memory`: what the bounds allow in sum, against what the process may have.
 //! - [`mod@bench`]: the models alone, measured.
 
@@ -12,6 +13,7 @@ pub mod bench;
 mod compute;
 mod loading;
 mod memory;
+mod mock;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,6 +28,7 @@ use crate::http::{self, BatchingInfo, HttpState, Services};
 use crate::images::Images;
 use crate::telemetry::metrics::Metrics;
 use compute::{Compute, LoadedBackend};
+pub use mock::MockSettings;
 
 /// A server that has not begun to serve.
 pub struct App {
@@ -33,6 +36,8 @@ pub struct App {
     metrics: Arc<Metrics>,
     state: HttpState,
     ready: CancellationToken,
+    /// Serves a mock instead of the configured models.
+    mock: Option<MockSettings>,
 }
 
 /// The worker thread ended while requests were served. Its reason has been logged.
@@ -48,7 +53,13 @@ impl App {
     pub fn build(config: Config) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::try_new().context("cannot register the metrics")?);
         let state = HttpState::new(config.http.clone(), Arc::clone(&metrics));
-        Ok(Self { config, metrics, state, ready: CancellationToken::new() })
+        Ok(Self { config, metrics, state, ready: CancellationToken::new(), mock: None })
+    }
+
+    /// Serves a mock instead of the configured models.
+    #[must_use]
+    pub fn with_mock(self, settings: MockSettings) -> Self {
+        Self { mock: Some(settings), ..self }
     }
 
     /// A token that is cancelled once requests are served.
@@ -127,7 +138,10 @@ impl App {
     async fn start_engine(&self) -> anyhow::Result<Engine> {
         let start = Instant::now();
         let config = &self.config;
-        let loaded = loading::load(config, &self.metrics).await?;
+        let loaded = match self.mock {
+            Some(settings) => mock::load(config, settings)?,
+            None => loading::load(config, &self.metrics).await?,
+        };
         let images =
             Images::start(&config.images, config.http.input.clone(), Arc::clone(&self.metrics))
                 .context("cannot start the decoding threads")?;
@@ -135,6 +149,7 @@ impl App {
         let engine = match loaded.backend {
             LoadedBackend::Kernels(backend) => Engine::start(backend, settings, metrics),
             LoadedBackend::Candle(backend) => Engine::start(backend, settings, metrics),
+            LoadedBackend::Mock(backend) => Engine::start(backend, settings, metrics),
         };
         let engine = engine.context("cannot start the engine")?;
         measure(&engine.handle()).await?;

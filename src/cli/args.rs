@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::bench::BenchArguments;
+use super::mock::MockArguments;
 use crate::config::Flags;
 
 /// BLIP vision-language models behind HTTP: captions, visual question answering, similarity, embeddings.
@@ -38,6 +39,8 @@ pub(super) enum Command {
     Verify,
     /// Measures the models without HTTP: each kind of work, in batches, beside what the machine could do at most
     Bench(BenchArguments),
+    /// Serves models of fixed latency whose answers mean nothing, for load tests of everything around a model
+    Mock(MockArguments),
     /// Prints the OpenAPI document
     Openapi {
         /// As JSON instead of YAML

@@ -9,6 +9,7 @@ mod convert;
 mod download;
 mod error;
 mod healthcheck;
+mod mock;
 mod openapi;
 mod print_config;
 mod serve;
@@ -60,6 +61,7 @@ fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), Comma
         Some(Command::Bench(bench)) => bench::run(bench, &arguments.settings.flags(), environment),
         Some(Command::Openapi { json }) => openapi::run(*json),
         Some(Command::Healthcheck { url }) => healthcheck::run(url.as_deref(), load),
+        Some(Command::Mock(mock)) => mock::run(mock, load()?),
         Some(Command::Config) => print_config::run(&load()?),
     }
 }

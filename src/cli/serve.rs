@@ -17,21 +17,32 @@ pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
     if config.models.is_empty() {
         return Err(ConfigError::NoModel.into());
     }
+    run_app(config, App::build)
+}
+
+/// Runs the server that `build` makes of the configuration, to its end.
+pub(super) fn run_app(
+    config: Config,
+    build: impl FnOnce(Config) -> anyhow::Result<App>,
+) -> Result<(), CommandError> {
     let runtime = super::runtime()?;
-    let served = runtime.block_on(serve(config));
+    let served = runtime.block_on(serve(config, build));
     // A load that is still running in a blocking thread must not hold the process.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(config: Config) -> Result<(), CommandError> {
+async fn serve(
+    config: Config,
+    build: impl FnOnce(Config) -> anyhow::Result<App>,
+) -> Result<(), CommandError> {
     let shutdown = signals::shutdown()
         .map_err(|error| CommandError::failed("cannot listen for signals", error))?;
     let listen = config.listen;
     let listener = TcpListener::bind(listen)
         .await
         .map_err(|error| CommandError::failed(format!("cannot listen on {listen}"), error))?;
-    let app = App::build(config).map_err(|error| CommandError::failed("cannot start", error))?;
+    let app = build(config).map_err(|error| CommandError::failed("cannot start", error))?;
     app.serve(listener, shutdown).await.map_err(|error| match error.downcast::<WorkerEnded>() {
         Ok(ended) => ended.into(),
         Err(error) => CommandError::failed("the server failed", error),

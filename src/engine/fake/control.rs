@@ -1,9 +1,10 @@
-//! The test's side of the fake: gate, faults, costs, log.
+//! The other side of the fake: gate, faults, costs, log; and what makes it a mock that serves (`app::mock`).
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::STOP;
 use crate::engine::Clock;
 use crate::engine::backend::BackendError;
 
@@ -67,9 +68,38 @@ struct State {
     token_ids: Range<u32>,
     open_groups: usize,
     deadly: bool,
+    costs: Option<Costs>,
+    /// Calls are remembered.
+    remembers: bool,
+    stop: u32,
+    /// Bytes kept for good with every image, and what was kept.
+    leak: usize,
+    leaked: Vec<Vec<u8>>,
+}
+
+/// How long calls take.
+#[derive(Debug, Clone)]
+struct Costs {
+    /// The clock that they move on; without one the caller sleeps.
     clock: Option<ManualClock>,
-    /// Time of a call: fixed, per image, per token.
-    costs: [Duration; 3],
+    time: FakeTime,
+}
+
+/// Time of a call: the sum of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FakeTime {
+    /// Of any call.
+    pub fixed: Duration,
+    /// For each image that is encoded.
+    pub image: Duration,
+    /// For each token.
+    pub token: Duration,
+}
+
+impl FakeTime {
+    fn of(self, images: usize, tokens: usize) -> Duration {
+        self.fixed + self.image * images as u32 + self.token * tokens as u32
+    }
 }
 
 #[derive(Debug)]
@@ -93,8 +123,11 @@ impl FakeControl {
             token_ids: 1000..2000,
             open_groups: 0,
             deadly: false,
-            clock: None,
-            costs: [Duration::ZERO; 3],
+            costs: None,
+            remembers: true,
+            stop: STOP,
+            leak: 0,
+            leaked: Vec::new(),
         };
         Self(Arc::new(Inner { state: Mutex::new(state), changed: Condvar::new() }))
     }
@@ -171,9 +204,32 @@ impl FakeControl {
         image: Duration,
         token: Duration,
     ) {
-        let mut state = self.state();
-        state.clock = Some(clock.clone());
-        state.costs = [fixed, image, token];
+        let time = FakeTime { fixed, image, token };
+        self.state().costs = Some(Costs { clock: Some(clock.clone()), time });
+    }
+
+    /// Calls take this long in truth: the worker sleeps, as it would wait for a device.
+    pub fn sleep(&self, time: FakeTime) {
+        self.state().costs = Some(Costs { clock: None, time });
+    }
+
+    /// Forgets calls as soon as they were made: a log would grow for ever.
+    pub fn forget_calls(&self) {
+        self.state().remembers = false;
+    }
+
+    /// Sequences end with this token (default [`STOP`](super::STOP)).
+    pub fn set_stop_token(&self, stop: u32) {
+        self.state().stop = stop;
+    }
+
+    /// Every encoded image leaves this many bytes behind for good: a leak for tests that look for leaks.
+    pub fn set_leak(&self, bytes: usize) {
+        self.state().leak = bytes;
+    }
+
+    pub(super) fn stop_token(&self) -> u32 {
+        self.state().stop
     }
 
     /// Every call so far, failed ones included.
@@ -227,11 +283,21 @@ impl FakeControl {
         state = self.0.changed.wait_while(state, closed).unwrap_or_else(PoisonError::into_inner);
         state.at_gate = false;
         state.permits = state.permits.map(|permits| permits - 1);
-        state.log.push(FakeUnit { call, of, tokens, items: items.to_vec() });
-        let [fixed, per_image, per_token] = state.costs;
+        if state.remembers {
+            state.log.push(FakeUnit { call, of, tokens, items: items.to_vec() });
+        }
         let images = if call == FakeCall::Encode { items.len() } else { 0 };
-        if let Some(clock) = &state.clock {
-            clock.advance(fixed + per_image * images as u32 + per_token * tokens as u32);
+        let leak = state.leak;
+        if leak > 0 {
+            // Written, so that the bytes are there and not only promised.
+            state.leaked.extend((0..images).map(|_| vec![1; leak]));
+        }
+        let mut sleep = Duration::ZERO;
+        if let Some(Costs { clock, time }) = &state.costs {
+            match clock {
+                Some(clock) => clock.advance(time.of(images, tokens)),
+                None => sleep = time.of(images, tokens),
+            }
         }
         let hit = |(at, mark): (FakeCall, FakeMark)| {
             at == call && items.iter().any(|marks| marks.contains(&mark))
@@ -241,8 +307,9 @@ impl FakeControl {
             .iter()
             .find(|&&(at, mark, fault)| hit((at, mark)) && fires(fault, items.len()))
             .map(|&(_, _, fault)| fault);
-        // The lock is released before a panic, which would poison it.
+        // The lock is released before a panic, which would poison it, and before any sleep.
         drop(state);
+        pass_time(sleep);
         match fault {
             None | Some(FakeFault::NonFinite) => Ok(()),
             Some(FakeFault::Error) => Err(BackendError::Device("scripted".into())),
@@ -255,6 +322,16 @@ impl FakeControl {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the event that a mock waits for is the passing of time"
+)]
+fn pass_time(time: Duration) {
+    if !time.is_zero() {
+        std::thread::sleep(time);
     }
 }
 

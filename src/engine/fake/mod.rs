@@ -2,15 +2,15 @@
 //! fails where it is told to. No sleeps: the test blocks until the worker stands at the gate, and the other way round.
 //!
 //! Its answers depend on everything that they should depend on (pixels, texts, parameters, sequence) and on nothing
-//! else, so a row that leaks into another changes a number. Not used outside tests; `tests/it` drives it through
-//! [`FakeControl`].
+//! else, so a row that leaks into another changes a number. Tests drive it through [`FakeControl`]; `blip-server mock`
+//! serves it with fixed latencies, for load tests of everything around a model.
 
 mod control;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-pub use control::{FakeCall, FakeControl, FakeFault, FakeMark, FakeUnit, ManualClock};
+pub use control::{FakeCall, FakeControl, FakeFault, FakeMark, FakeTime, FakeUnit, ManualClock};
 
 use super::backend::{Backend, BackendError, GroupSpec, OnePassOutput, OnePassRow, StepEvent};
 use crate::task::{
@@ -19,7 +19,7 @@ use crate::task::{
     TokenIds, TokenLogprob, TowerId,
 };
 
-/// The stop token of every fake model: `[SEP]`.
+/// The stop token of fake models, until the control says another: `[SEP]`.
 pub const STOP: u32 = 102;
 
 /// What the fake keeps of an image or a question.
@@ -213,7 +213,7 @@ impl FakeGroup {
     fn token(&self, place: usize, beam: usize) -> TokenLogprob {
         let hash = digest(&(self.digest, place, beam));
         let stops = place + 1 == self.length() && self.finish() == FinishReason::Stop;
-        let id = if stops { STOP } else { self.control.token_id(hash) };
+        let id = if stops { self.control.stop_token() } else { self.control.token_id(hash) };
         let finite = !self.control.is_non_finite(FakeCall::Step, &self.marks);
         let logprob = if finite { -((hash % 100) as f32) / 100.0 } else { f32::NAN };
         TokenLogprob { id, logprob }

@@ -1,0 +1,55 @@
+//! `mock`: the server as `serve` makes it, in front of models of fixed latency and no meaning: for load tests of proxies,
+//! limits and dashboards, and of the server itself.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::error::CommandError;
+use crate::app::{App, MockSettings};
+use crate::config::Config;
+use crate::engine::fake::FakeTime;
+
+/// How long the models take.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Mock")]
+pub(super) struct MockArguments {
+    /// Microseconds for each image that is encoded
+    #[arg(long, value_name = "N", default_value = "2000")]
+    image_us: u64,
+    /// Microseconds of every vision batch and text step
+    #[arg(long, value_name = "N", default_value = "500")]
+    unit_us: u64,
+    /// Microseconds for each token
+    #[arg(long, value_name = "N", default_value = "10")]
+    token_us: u64,
+    /// Side of the images that the vision tower takes
+    #[arg(long, value_name = "PIXELS", default_value = "64", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    image_size: u32,
+    /// Tokens of every text that is generated, within the request's own limits
+    #[arg(long, value_name = "N", default_value = "8")]
+    text_length: usize,
+    /// Bytes that every encoded image leaves behind for good: what a test that looks for leaks must find
+    #[arg(long, value_name = "N", default_value = "0", hide = true)]
+    leak_bytes: usize,
+}
+
+impl MockArguments {
+    fn settings(&self) -> MockSettings {
+        MockSettings {
+            time: FakeTime {
+                fixed: Duration::from_micros(self.unit_us),
+                image: Duration::from_micros(self.image_us),
+                token: Duration::from_micros(self.token_us),
+            },
+            image_size: self.image_size,
+            text_length: self.text_length,
+            leak_bytes: self.leak_bytes,
+        }
+    }
+}
+
+pub(super) fn run(arguments: &MockArguments, config: Config) -> Result<(), CommandError> {
+    let settings = arguments.settings();
+    super::serve::run_app(config, move |config| Ok(App::build(config)?.with_mock(settings)))
+}

@@ -19,6 +19,7 @@
 //! | `kernels` | CPU kernels: matrix products, attention, what stands between them |
 //! | `hub` | where weights come from: directories, the Hugging Face hub, its cache |
 //! | `demo` | the demo models: bytes in the binary |
+//! | `faults` | where tests inject faults, with the feature `failpoints` only |
 //! | `http` | router, endpoints, extractors, errors, OpenAPI |
 //! | `telemetry` | logging and metrics |
 //! | `config` | file, environment and flags to validated settings |
@@ -30,6 +31,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod engine;
+pub mod faults;
 pub mod http;
 pub mod hub;
 pub mod images;

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use crate::config::{ComputeSettings, DeviceChoice, DtypeChoice};
+use crate::engine::Rebuild;
 use crate::engine::fake::FakeBackend;
 use crate::kernels::gemm::Format;
 use crate::kernels::isa::Level;
@@ -30,12 +31,12 @@ pub(super) enum ChosenOps {
     Candle(CandleOps),
 }
 
-/// Loaded models over either, or a mock.
+/// Loaded models over either, with the way to have them again; or a mock.
 pub(super) enum LoadedBackend {
     /// Our kernels.
-    Kernels(BlipBackend<CpuOps>),
+    Kernels(BlipBackend<CpuOps>, Rebuild<BlipBackend<CpuOps>>),
     /// candle's operations.
-    Candle(BlipBackend<CandleOps>),
+    Candle(BlipBackend<CandleOps>, Rebuild<BlipBackend<CandleOps>>),
     /// No models at all.
     Mock(FakeBackend),
 }

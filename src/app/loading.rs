@@ -10,6 +10,7 @@ use super::compute::{ChosenOps, Compute, LoadedBackend};
 use super::memory::{MemoryBudget, MemoryLimit};
 use crate::config::Config;
 use crate::demo::{self, DemoFile, DemoModel};
+use crate::engine::Rebuild;
 use crate::engine::backend::Backend;
 use crate::http::{Model, Models};
 use crate::hub::{self, CheckpointFiles, ModelSource, Progress, Source};
@@ -79,7 +80,7 @@ pub(super) async fn locate(config: &Config) -> anyhow::Result<Vec<Located>> {
 fn load_files(
     config: &Config,
     located: &[Located],
-    metrics: &Metrics,
+    metrics: &Arc<Metrics>,
 ) -> anyhow::Result<LoadedModels> {
     let compute = Compute::resolve(config.compute);
     let specs: Vec<ModelSpec> = located.iter().map(|located| located.spec.clone()).collect();
@@ -91,14 +92,36 @@ fn load_files(
         ChosenOps::Kernels(ops) => {
             let backend = load_models(ops, &specs, compute.placement, metrics)?;
             let models = with_tokenizers(&backend, config, located)?;
-            Ok(LoadedModels { models, backend: LoadedBackend::Kernels(backend) })
+            let rebuild = rebuild(compute, specs, metrics, |ops| match ops {
+                ChosenOps::Kernels(ops) => Some(ops),
+                ChosenOps::Candle(_) => None,
+            });
+            Ok(LoadedModels { models, backend: LoadedBackend::Kernels(backend, rebuild) })
         }
         ChosenOps::Candle(ops) => {
             let backend = load_models(ops, &specs, compute.placement, metrics)?;
             let models = with_tokenizers(&backend, config, located)?;
-            Ok(LoadedModels { models, backend: LoadedBackend::Candle(backend) })
+            let rebuild = rebuild(compute, specs, metrics, |ops| match ops {
+                ChosenOps::Candle(ops) => Some(ops),
+                ChosenOps::Kernels(_) => None,
+            });
+            Ok(LoadedModels { models, backend: LoadedBackend::Candle(backend, rebuild) })
         }
     }
+}
+
+/// How the worker gets the same models again, from the same files, should the device have failed.
+fn rebuild<O: Ops + 'static>(
+    compute: Compute,
+    specs: Vec<ModelSpec>,
+    metrics: &Arc<Metrics>,
+    pick: fn(ChosenOps) -> Option<O>,
+) -> Rebuild<BlipBackend<O>> {
+    let metrics = Arc::clone(metrics);
+    Box::new(move || {
+        let ops = pick(compute.ops()?).context("the device is not the one it was")?;
+        Ok(load_models(ops, &specs, compute.placement, &metrics)?)
+    })
 }
 
 fn load_models<O: Ops>(

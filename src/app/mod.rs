@@ -40,9 +40,9 @@ pub struct App {
     mock: Option<MockSettings>,
 }
 
-/// The worker thread ended while requests were served. Its reason has been logged.
+/// The worker thread ended, or hung, while requests were served. Its reason has been logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the worker thread has ended by itself")]
+#[error("the worker thread has ended or hangs")]
 pub struct WorkerEnded;
 
 impl App {
@@ -106,16 +106,17 @@ impl App {
         tracing::info!(server.address = %address, "listening on http://{address}");
         let outcome = self.run(&engine.handle(), &shutdown, &closing).await;
         connections.await.context("serving connections failed")?;
+        // A worker that was lost may hang: nobody waits for it.
+        outcome?;
         tokio::task::spawn_blocking(move || engine.join())
             .await
             .context("the worker did not end")?;
-        outcome?;
         tracing::info!("stopped");
         Ok(())
     }
 
-    /// Until it is told to shut down, and through the drain; or until the worker ends by itself: then nothing can be
-    /// answered any more, and only a new process can.
+    /// Until it is told to shut down, and through the drain; or until the worker ends by itself or hangs: then nothing
+    /// can be answered any more, and only a new process can.
     async fn run(
         &self,
         engine: &EngineHandle,
@@ -127,7 +128,7 @@ impl App {
                 self.drain(engine, closing).await;
                 Ok(())
             }
-            () = engine.ended() => {
+            () = engine.lost() => {
                 closing.cancel();
                 Err(WorkerEnded)
             }
@@ -147,8 +148,12 @@ impl App {
                 .context("cannot start the decoding threads")?;
         let (settings, metrics) = (config.engine.clone(), Arc::clone(&self.metrics));
         let engine = match loaded.backend {
-            LoadedBackend::Kernels(backend) => Engine::start(backend, settings, metrics),
-            LoadedBackend::Candle(backend) => Engine::start(backend, settings, metrics),
+            LoadedBackend::Kernels(backend, rebuild) => {
+                Engine::start_supervised(backend, rebuild, settings, metrics)
+            }
+            LoadedBackend::Candle(backend, rebuild) => {
+                Engine::start_supervised(backend, rebuild, settings, metrics)
+            }
             LoadedBackend::Mock(backend) => Engine::start(backend, settings, metrics),
         };
         let engine = engine.context("cannot start the engine")?;

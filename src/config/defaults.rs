@@ -82,6 +82,7 @@ impl Default for RawEngine {
             feature_cache_ttl_ms: millis(engine.feature_cache_ttl),
             max_kv_bytes: engine.max_kv_bytes,
             worker_hang_limit_ms: millis(engine.worker_hang_limit),
+            worker_rebuild_interval_ms: millis(engine.worker_rebuild_interval),
         }
     }
 }

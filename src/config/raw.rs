@@ -92,6 +92,7 @@ sections! {
         feature_cache_ttl_ms: u64,
         max_kv_bytes: u64,
         worker_hang_limit_ms: u64,
+        worker_rebuild_interval_ms: u64,
     }
 
     /// `[images]`; 0 decoding threads stands for "a quarter of the cores".

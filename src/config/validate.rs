@@ -112,6 +112,8 @@ impl Reader<'_> {
             max_kv_bytes: raw.max_kv_bytes,
             worker_hang_limit: self
                 .time("engine.worker_hang_limit_ms", raw.worker_hang_limit_ms)?,
+            worker_rebuild_interval: self
+                .time("engine.worker_rebuild_interval_ms", raw.worker_rebuild_interval_ms)?,
         };
         settings.check().map_err(|error| self.refused("engine", error.field, error.accepted))?;
         Ok(settings)

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::admission::{Estimates, Room};
 use super::ids::FeatureKey;
@@ -19,6 +20,12 @@ use crate::task::{ModelId, ModelInfo, Task, TaskOutput, TaskTiming, TokenLogprob
 /// Tokens that a stream's reader may be behind before the task is dropped: the default limit on
 /// `max_new_tokens`, so that only longer texts can run into it.
 const STREAM_TOKENS: usize = 64;
+
+/// How many times the hang limit the building of a backend may take: it reads files of gigabytes.
+const REBUILD_PATIENCE: u32 = 10;
+
+/// Between two looks at the worker's last sign of life.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The way into the engine.
 #[derive(Clone)]
@@ -40,6 +47,8 @@ pub enum EngineState {
     Ready,
     /// Finishes what was admitted, admits nothing.
     Draining,
+    /// The backend failed and is being built anew; nothing is admitted until it works.
+    Rebuilding,
     /// The worker thread has ended, or has given no sign of life for `worker_hang_limit`: only a restart helps.
     WorkerDown,
 }
@@ -64,7 +73,11 @@ pub struct Answered {
 
 /// The pending answer of one task: resolves exactly once. Dropping it tells the engine that the client has left.
 #[derive(Debug)]
-pub struct Reply(oneshot::Receiver<Result<Answered, EngineError>>);
+pub struct Reply {
+    answer: oneshot::Receiver<Result<Answered, EngineError>>,
+    /// Resolves when the worker hangs for good: no answer will come.
+    given_up: Pin<Box<WaitForCancellationFutureOwned>>,
+}
 
 /// The tokens of a single greedy or sampled sequence as they are generated; ends when the reply is ready.
 #[derive(Debug)]
@@ -114,9 +127,13 @@ impl EngineHandle {
     /// What the engine can do at present.
     #[must_use]
     pub fn state(&self) -> EngineState {
-        let hangs = self.heartbeat_age() > self.shared.settings.worker_hang_limit;
-        if hangs || !self.shared.is_alive() {
+        let rebuilding = self.shared.is_rebuilding();
+        let patience = if rebuilding { REBUILD_PATIENCE } else { 1 };
+        let limit = self.shared.settings.worker_hang_limit * patience;
+        if self.heartbeat_age() > limit || !self.shared.is_alive() {
             EngineState::WorkerDown
+        } else if rebuilding {
+            EngineState::Rebuilding
         } else if self.shared.ledger.is_draining() {
             EngineState::Draining
         } else {
@@ -141,7 +158,7 @@ impl EngineHandle {
     /// # Errors
     /// `Overloaded`, `ShuttingDown`, `WorkerDown`; nothing is reserved then.
     pub fn admit(&self, bytes: u64, deadline: Instant) -> Result<Admission, EngineError> {
-        if !self.shared.is_alive() {
+        if !self.shared.is_alive() || self.shared.is_rebuilding() {
             return Err(EngineError::WorkerDown);
         }
         let room = self.shared.ledger.admit(bytes, deadline, self.shared.clock.now())?;
@@ -157,6 +174,22 @@ impl EngineHandle {
     /// Resolves when the worker thread has ended, whatever the reason.
     pub async fn ended(&self) {
         self.shared.ended().await;
+    }
+
+    /// Resolves when the worker can never answer again: its thread has ended, or hangs. Replies that are still awaited
+    /// are then `WorkerDown`. Nothing else looks for a hanging worker: somebody has to wait here.
+    pub async fn lost(&self) {
+        let look = (self.shared.settings.worker_hang_limit / 4).min(LOOK);
+        loop {
+            tokio::select! {
+                () = self.shared.ended() => return,
+                () = tokio::time::sleep(look) => {}
+            }
+            if self.state() == EngineState::WorkerDown {
+                self.shared.give_up();
+                return;
+            }
+        }
     }
 
     /// Resolves when nothing that was admitted remains.
@@ -233,12 +266,15 @@ impl Admission {
         task: Task,
         stream: Option<mpsc::Sender<TokenLogprob>>,
     ) -> Reply {
+        if crate::faults::at("engine::submit") {
+            return self.refused(EngineError::WorkerDown);
+        }
         let (sender, reply) = oneshot::channel();
         let shared = &self.handle.shared;
         let claim = match self.room.claim(task.rows(), self.distinct_images(model, &task)) {
             Ok(claim) if !shared.is_aborted() => claim,
-            Ok(_) => return refused(sender, reply, EngineError::ShuttingDown),
-            Err(error) => return refused(sender, reply, error),
+            Ok(_) => return self.refused(EngineError::ShuttingDown),
+            Err(error) => return self.refused(error),
         };
         let submission = Submission {
             model,
@@ -251,17 +287,21 @@ impl Admission {
         };
         match self.handle.inbox.try_send(Message::Task(Box::new(submission))) {
             // A message dropped before a closed inbox resolves the reply as `WorkerDown`.
-            Ok(()) | Err(TrySendError::Disconnected(_)) => Reply(reply),
-            Err(TrySendError::Full(message)) => {
+            Ok(()) | Err(TrySendError::Disconnected(_)) => Reply::new(reply, shared),
+            Err(TrySendError::Full(_)) => {
                 // Admission bounds tasks below the inbox's size; should that ever fail, it is load, not a panic.
                 let retry_after = shared.ledger.retry_after();
-                if let Message::Task(submission) = message {
-                    let Submission { reply: sender, .. } = *submission;
-                    return refused(sender, reply, EngineError::Overloaded { retry_after });
-                }
-                Reply(reply)
+                self.refused(EngineError::Overloaded { retry_after })
             }
         }
+    }
+
+    /// A reply that is there already.
+    fn refused(&self, error: EngineError) -> Reply {
+        let (sender, reply) = oneshot::channel();
+        // The receiver is in hand, so this arrives.
+        let _ = sender.send(Err(error));
+        Reply::new(reply, &self.handle.shared)
     }
 
     fn distinct_images(&self, model: ModelId, task: &Task) -> usize {
@@ -277,23 +317,20 @@ impl Admission {
     }
 }
 
-fn refused(
-    sender: oneshot::Sender<Result<Answered, EngineError>>,
-    reply: oneshot::Receiver<Result<Answered, EngineError>>,
-    error: EngineError,
-) -> Reply {
-    // The receiver is in hand, so this arrives.
-    let _ = sender.send(Err(error));
-    Reply(reply)
+impl Reply {
+    fn new(answer: oneshot::Receiver<Result<Answered, EngineError>>, shared: &Shared) -> Self {
+        Self { answer, given_up: Box::pin(shared.given_up().cancelled_owned()) }
+    }
 }
 
 impl Future for Reply {
     type Output = Result<Answered, EngineError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0)
-            .poll(context)
-            .map(|reply| reply.unwrap_or(Err(EngineError::WorkerDown)))
+        if let Poll::Ready(reply) = Pin::new(&mut self.answer).poll(context) {
+            return Poll::Ready(reply.unwrap_or(Err(EngineError::WorkerDown)));
+        }
+        self.given_up.as_mut().poll(context).map(|()| Err(EngineError::WorkerDown))
     }
 }
 

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use super::backend::Backend;
 use super::settings::SettingsError;
 use super::shared::Shared;
-use super::worker::spawn;
+use super::worker::{Rebuild, spawn};
 use super::{Clock, EngineHandle, EngineSettings};
 use crate::telemetry::metrics::Metrics;
 
@@ -47,6 +47,19 @@ impl Engine {
         Self::start_with_clock(backend, settings, metrics, Clock::system())
     }
 
+    /// As [`start`](Self::start); a backend that does not work any more is replaced by what `rebuild` gives.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start_supervised<B: Backend + Send + 'static>(
+        backend: B,
+        rebuild: Rebuild<B>,
+        settings: EngineSettings,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StartError> {
+        Self::launch(backend, Some(rebuild), settings, metrics, Clock::system())
+    }
+
     /// As [`start`](Self::start), with deadlines, linger and costs measured on `clock`.
     ///
     /// # Errors
@@ -57,11 +70,22 @@ impl Engine {
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Result<Self, StartError> {
+        Self::launch(backend, None, settings, metrics, clock)
+    }
+
+    pub(super) fn launch<B: Backend + Send + 'static>(
+        backend: B,
+        rebuild: Option<Rebuild<B>>,
+        settings: EngineSettings,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
         settings.check()?;
         // Every task holds a row at least, so admitted tasks always fit.
         let (sender, inbox) = sync_channel(settings.capacity_rows + WAKE_UPS);
         let shared = Shared::new(backend.models().into(), settings, metrics, clock);
-        let thread = spawn(backend, Arc::clone(&shared), inbox).map_err(StartError::Thread)?;
+        let thread = spawn(backend, rebuild, Arc::clone(&shared), inbox);
+        let thread = thread.map_err(StartError::Thread)?;
         Ok(Self { handle: EngineHandle::new(shared, sender), thread: Some(thread) })
     }
 

@@ -35,3 +35,4 @@ pub use handle::{Admission, Answered, EngineHandle, EngineState, Reply, TokenStr
 pub use lifecycle::{Engine, StartError};
 pub use settings::{EngineSettings, SettingsError};
 pub use shared::EngineStats;
+pub use worker::Rebuild;

@@ -33,6 +33,8 @@ pub struct EngineSettings {
     pub max_kv_bytes: u64,
     /// A worker without a sign of life for this long counts as down; far above the longest call of the backend.
     pub worker_hang_limit: Duration,
+    /// A backend that fails again within this time after it was built anew ends the worker.
+    pub worker_rebuild_interval: Duration,
 }
 
 impl Default for EngineSettings {
@@ -53,6 +55,7 @@ impl Default for EngineSettings {
             feature_cache_ttl: Duration::from_secs(3600),
             max_kv_bytes: 2 << 30,
             worker_hang_limit: Duration::from_secs(60),
+            worker_rebuild_interval: Duration::from_secs(600),
         }
     }
 }

@@ -21,6 +21,10 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     /// Cancelled when the worker thread ends.
     ended: CancellationToken,
+    /// Cancelled when nobody waits for the worker any more: it hangs.
+    given_up: CancellationToken,
+    /// The backend is being built anew.
+    rebuilding: AtomicBool,
     /// From the end of the drain time.
     aborted: AtomicBool,
     /// The worker ends when it has nothing left.
@@ -46,6 +50,8 @@ impl Shared {
             clock,
             counters: Counters::default(),
             ended: CancellationToken::new(),
+            given_up: CancellationToken::new(),
+            rebuilding: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             started: Instant::now(),
@@ -61,6 +67,30 @@ impl Shared {
         self.metrics.worker_up.set(0);
         self.metrics.ready.set(0);
         self.ended.cancel();
+    }
+
+    pub(crate) fn is_rebuilding(&self) -> bool {
+        self.rebuilding.load(Ordering::Acquire)
+    }
+
+    /// While the backend is built anew nothing is admitted.
+    pub(crate) fn set_rebuilding(&self, rebuilding: bool) {
+        self.beat();
+        self.rebuilding.store(rebuilding, Ordering::Release);
+        self.metrics.worker_up.set(i64::from(!rebuilding));
+        self.metrics.ready.set(i64::from(!rebuilding && !self.ledger.is_draining()));
+    }
+
+    /// The worker hangs: whoever waits for it is told that it is down.
+    pub(crate) fn give_up(&self) {
+        self.metrics.worker_up.set(0);
+        self.metrics.ready.set(0);
+        self.given_up.cancel();
+    }
+
+    /// Cancelled by [`give_up`](Self::give_up).
+    pub(crate) fn given_up(&self) -> CancellationToken {
+        self.given_up.clone()
     }
 
     /// Resolves when the worker thread has ended.

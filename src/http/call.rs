@@ -330,6 +330,7 @@ async fn tokenize_all<E: Endpoint>(
     let tokenize =
         |plans: &[Result<E, ApiError>], model: &Model| -> Vec<Result<E::Tokens, ApiError>> {
             let each = plans.iter().map(|plan| match plan {
+                Ok(_) if crate::faults::at("http::tokenize") => Err(ApiError::internal()),
                 Ok(plan) => plan.tokenize(model),
                 Err(error) => Err(error.clone()),
             });

@@ -181,6 +181,9 @@ fn decoded_bytes(field: &ImageField) -> u64 {
 }
 
 fn parse(field: &ImageField, settings: &InputSettings) -> Result<ImageSource, ApiError> {
+    if crate::faults::at("http::image_values") {
+        return Err(ApiError::internal());
+    }
     let text: &Arc<str> = match field {
         ImageField::Bytes(bytes) => return Ok(ImageSource::Bytes(bytes.clone())),
         ImageField::Value(text) => text,

@@ -174,6 +174,9 @@ pub(crate) async fn answer_batch<E: Endpoint, R: Request>(
 /// # Errors
 /// `internal_error`, which no answer type can cause.
 pub(crate) fn json<T: Serialize>(answer: &T) -> Result<Response, ApiError> {
+    if crate::faults::at("http::answer") {
+        return Err(ApiError::internal());
+    }
     let body = serde_json::to_vec(answer).map_err(|error| {
         tracing::error!(%error, "an answer could not be written");
         ApiError::internal()

@@ -91,6 +91,8 @@ async fn accept(
             Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
         loop {
             match listener.accept().await {
+                // Dropped: as if the client had been refused by the system.
+                Ok(_) if crate::faults::at("http::accept") => {}
                 Ok((stream, peer)) => return (stream, peer, permit),
                 Err(error) => {
                     // Some errors belong to the connection, others (no descriptors) last until one is closed.

@@ -47,7 +47,7 @@ pub enum Readiness {
     Loading,
     /// Shutting down: what was admitted is finished, nothing new should come.
     Draining,
-    /// The worker thread has gone or hangs.
+    /// The worker thread has gone or hangs, or its backend is being built anew.
     WorkerDown,
 }
 
@@ -91,7 +91,7 @@ impl HttpState {
             None => Readiness::Loading,
             Some(EngineState::Ready) => Readiness::Ready,
             Some(EngineState::Draining) => Readiness::Draining,
-            Some(EngineState::WorkerDown) => Readiness::WorkerDown,
+            Some(EngineState::Rebuilding | EngineState::WorkerDown) => Readiness::WorkerDown,
         }
     }
 

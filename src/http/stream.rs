@@ -174,6 +174,9 @@ impl Caption {
             self.call.model.tokenizer.detokenizer(text::prompt_ids(self.prompt.as_ref()));
         let mut next = first;
         while let Some(TokenLogprob { id, logprob }) = next {
+            if crate::faults::at("http::stream") {
+                return Err(ApiError::internal());
+            }
             let delta =
                 Delta { text: detokenizer.push(id), tokens: vec![DeltaToken { id, logprob }] };
             if events.send(event("delta", &delta)).await.is_err() {

@@ -138,6 +138,9 @@ impl Images {
 
     /// The file's id; a large file is hashed on the pool, in turn with what waits there for decoding.
     async fn identify(&self, file: &Bytes) -> Result<ImageId, ImagesError> {
+        if crate::faults::at("images::identify") {
+            return Err(ImagesError::Overloaded);
+        }
         let (bytes, max_bytes) = (file.len(), self.shared.workshop.settings.max_image_bytes);
         if bytes > max_bytes {
             return Err(InputError::ImageFileTooLarge { bytes, max_bytes }.into());
@@ -158,6 +161,9 @@ impl Images {
     }
 
     fn enqueue(&self, flight: Flight, key: Key, file: Bytes) -> Result<(), QueueFull> {
+        if crate::faults::at("images::enqueue") {
+            return Err(QueueFull);
+        }
         let shared = Arc::clone(&self.shared);
         let job = Box::new(move || {
             if !flight.is_wanted() {

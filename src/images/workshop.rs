@@ -61,16 +61,19 @@ impl Workshop {
         preprocessing: Preprocessing,
     ) -> Result<Prepared, InputError> {
         let inspecting = Instant::now();
+        injected("images::inspect", file)?;
         let header = inspect(file, &self.settings)?;
         let inspected = inspecting.elapsed();
         let _permit = self.budget.acquire(header.working_bytes);
         let _in_use = GaugeGuard::new(&self.metrics.decode_permits_in_use);
 
         let decoding = Instant::now();
+        injected("images::decode", file)?;
         let picture = (self.decode)(file, &header, &self.settings)?;
         let decode = inspected + decoding.elapsed();
 
         let resizing = Instant::now();
+        injected("images::resize", file)?;
         let pixels = Arc::new(resize(&picture, preprocessing));
         let preprocess = resizing.elapsed();
 
@@ -84,4 +87,13 @@ impl Workshop {
         let info = picture.info(id, header.format);
         Ok(Prepared { image: PreparedImage { info, preprocessing, pixels }, decode, preprocess })
     }
+}
+
+/// The error that `faults` injects into this place, if it does now.
+fn injected(place: &str, file: &[u8]) -> Result<(), InputError> {
+    if !crate::faults::at(place) {
+        return Ok(());
+    }
+    let format = sniff_format(file)?;
+    Err(InputError::UndecodableImage { format, problem: "an injected fault".to_owned() })
 }

@@ -152,6 +152,12 @@ metrics! {
         decode_permits_in_use: IntGauge,
         /// 1 while the worker thread lives.
         worker_up: IntGauge,
+        /// Times that a backend which no longer worked was built anew.
+        worker_restarts_total: IntCounter,
+        /// Outputs of the models that were NaN or infinite; each was refused.
+        non_finite_outputs_total: IntCounter,
+        /// Units that did not fit into the device's memory.
+        oom_total: IntCounter,
         /// Time the worker spent computing.
         worker_busy_seconds_total: prometheus::Counter,
         /// Unix time of the worker's last sign of life.

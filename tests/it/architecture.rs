@@ -16,7 +16,7 @@ struct Room {
 
 const CANDLE: [&str; 2] = ["candle_core", "candle_nn"];
 
-const LAW: [Room; 14] = [
+const LAW: [Room; 15] = [
     Room {
         name: "kernels",
         may_import: &[],
@@ -47,7 +47,7 @@ const LAW: [Room; 14] = [
     },
     Room {
         name: "images",
-        may_import: &["task", "input", "telemetry"],
+        may_import: &["task", "input", "telemetry", "faults"],
         never_sees: &["candle_core", "candle_nn", "axum"],
     },
     Room {
@@ -57,13 +57,18 @@ const LAW: [Room; 14] = [
     },
     Room {
         name: "engine",
-        may_import: &["task", "telemetry"],
+        may_import: &["task", "telemetry", "faults"],
         never_sees: &["candle_core", "candle_nn", "axum", "image"],
     },
     Room {
         name: "model",
         may_import: &["task", "kernels", "engine::backend"],
         never_sees: &["axum", "tokio"],
+    },
+    Room {
+        name: "faults",
+        may_import: &[],
+        never_sees: &["candle_core", "candle_nn", "tokio", "tracing", "axum", "serde"],
     },
     Room {
         name: "demo",
@@ -73,7 +78,7 @@ const LAW: [Room; 14] = [
     Room { name: "hub", may_import: &["demo"], never_sees: &["axum", "candle_nn"] },
     Room {
         name: "http",
-        may_import: &["task", "images", "input", "fetch", "telemetry", "engine"],
+        may_import: &["task", "images", "input", "fetch", "telemetry", "engine", "faults"],
         never_sees: &CANDLE,
     },
     Room {

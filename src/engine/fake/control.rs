@@ -181,6 +181,11 @@ impl FakeControl {
         self.state().deadly = true;
     }
 
+    /// Takes that back.
+    pub fn spare_worker(&self) {
+        self.state().deadly = false;
+    }
+
     pub(super) fn die_if_told(&self) {
         let deadly = self.state().deadly;
         assert!(!deadly, "scripted death of the worker");

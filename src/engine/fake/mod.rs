@@ -110,7 +110,13 @@ impl FakeBackend {
     #[must_use]
     pub fn new(models: Vec<ModelInfo>) -> (Self, FakeControl) {
         let control = FakeControl::new();
-        (Self { models, control: control.clone() }, control)
+        (Self::on(models, &control), control)
+    }
+
+    /// A backend that obeys a control which is there already.
+    #[must_use]
+    pub fn on(models: Vec<ModelInfo>, control: &FakeControl) -> Self {
+        Self { models, control: control.clone() }
     }
 }
 

@@ -1,11 +1,13 @@
 //! Errors and panics cost the item at fault and nobody else; a dead worker says so.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::support::*;
 use crate::engine::fake::{self, FakeBackend, FakeCall, FakeFault, FakeMark};
 use crate::engine::{Engine, EngineError, EngineSettings, EngineState};
-use crate::task::{ModelId, Task};
+use crate::task::{GenerationParams, ModelId, Task, VqaMode};
 use crate::telemetry::metrics::Metrics;
 
 /// Submits captions of images 1 to 8 while the worker is held, so that they share units; gives the outcomes.
@@ -60,10 +62,11 @@ fn a_poisoned_question_fails_its_own_task() {
 fn a_unit_too_large_for_the_device_is_halved() {
     let bench = Bench::start(EngineSettings::default());
     for mark in 1..=8 {
-        let fault = FakeFault::OutOfMemoryAbove(2);
+        let fault = FakeFault::OutOfMemoryAbove(5);
         bench.control.fault(FakeCall::Step, FakeMark::Image(mark), fault);
     }
     assert!(eight_captions(&bench).into_iter().all(|outcome| outcome.is_ok()));
+    assert!(bench.metrics.oom_total.get() > 0);
 }
 
 #[test]
@@ -74,6 +77,7 @@ fn a_single_item_too_large_for_the_device_is_load() {
     let admission = bench.admit(1);
     let error = wait(admission.submit(CAPTION, caption(1))).unwrap_err();
     assert!(matches!(error, EngineError::Overloaded { .. }), "{error}");
+    assert_eq!(bench.metrics.oom_total.get(), 1);
 }
 
 #[test]
@@ -91,6 +95,7 @@ fn numbers_that_are_not_finite_are_no_answer() {
         let error = wait(admission.submit(model, task)).unwrap_err();
         assert!(matches!(&error, EngineError::InferenceFailed(text) if text.contains("finite")));
     }
+    assert_eq!(bench.metrics.non_finite_outputs_total.get(), 3);
 }
 
 #[test]
@@ -135,4 +140,147 @@ fn a_worker_that_hangs_is_down() {
     }
     bench.control.release();
     assert!(wait(reply).is_ok());
+}
+
+/// An engine whose backend can be built anew, on a fake that a new backend shares, and how often it was.
+fn supervised(
+    outcome: impl Fn(usize) -> Result<(), &'static str> + Send + 'static,
+) -> (Bench, Arc<AtomicUsize>) {
+    let rebuilt = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&rebuilt);
+    let bench = Bench::supervised(move |control| {
+        outcome(count.fetch_add(1, Ordering::SeqCst))?;
+        control.clear_faults();
+        Ok(FakeBackend::on(fake::models(), control))
+    });
+    (bench, rebuilt)
+}
+
+/// Every call of this kind fails from now on, those of probes too (their image is black, their tokens are 0).
+fn break_backend(bench: &Bench, call: FakeCall, fault: FakeFault) {
+    for mark in [FakeMark::Image(0), FakeMark::Image(7), FakeMark::Token(0)] {
+        bench.control.fault(call, mark, fault);
+    }
+}
+
+#[test]
+fn a_backend_that_fails_its_probe_is_built_anew_and_serves_again() {
+    for (call, fault) in [
+        (FakeCall::Encode, FakeFault::Panic),
+        (FakeCall::Encode, FakeFault::Error),
+        (FakeCall::Step, FakeFault::Panic),
+        (FakeCall::Step, FakeFault::NonFinite),
+    ] {
+        let (bench, rebuilt) = supervised(|_| Ok(()));
+        break_backend(&bench, call, fault);
+        let admission = bench.admit(2);
+        let error = wait(admission.submit(CAPTION, caption(7))).unwrap_err();
+        assert!(matches!(error, EngineError::InferenceFailed(_)), "{call:?} {fault:?}: {error}");
+        wait(ready_again(&bench, &rebuilt, 1));
+        assert!(wait(admission.submit(CAPTION, caption(7))).is_ok(), "{call:?} {fault:?}");
+        assert_eq!(bench.metrics.worker_restarts_total.get(), 1);
+        assert_eq!(bench.metrics.worker_up.get(), 1);
+    }
+}
+
+/// Waits until the backend was built anew `times` times and serves.
+async fn ready_again(bench: &Bench, rebuilt: &AtomicUsize, times: usize) {
+    while rebuilt.load(Ordering::SeqCst) < times || bench.handle.state() != EngineState::Ready {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn a_poisoned_item_alone_in_its_unit_does_not_cost_the_backend() {
+    let (bench, rebuilt) = supervised(|_| Ok(()));
+    for fault in [FakeFault::Panic, FakeFault::Error] {
+        bench.control.clear_faults();
+        bench.control.fault(FakeCall::Encode, FakeMark::Image(5), fault);
+        let admission = bench.admit(2);
+        assert!(wait(admission.submit(CAPTION, caption(5))).is_err());
+        assert!(wait(admission.submit(CAPTION, caption(6))).is_ok());
+    }
+    assert_eq!(rebuilt.load(Ordering::SeqCst), 0);
+    assert_eq!(bench.metrics.worker_restarts_total.get(), 0);
+}
+
+#[test]
+fn while_the_backend_is_built_anew_waiting_tasks_fail_and_nothing_is_admitted() {
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let (bench, rebuilt) = supervised(move |_| held.recv().map_err(|_| "the test has gone"));
+    break_backend(&bench, FakeCall::Encode, FakeFault::Panic);
+    bench.control.hold();
+    let admission = bench.admit(2);
+    let broken = admission.submit(CAPTION, caption(7));
+    bench.control.wait_until_held();
+    // Arrives while the first is being encoded, so it still waits when the backend is given up.
+    let waiting =
+        admission.submit(VQA, vqa(8, &[&[30]], VqaMode::Generate(GenerationParams::greedy(4))));
+    bench.control.release();
+    assert!(matches!(wait(broken), Err(EngineError::InferenceFailed(_))));
+    assert_eq!(wait(waiting), Err(EngineError::WorkerDown));
+    assert_eq!(bench.handle.state(), EngineState::Rebuilding);
+    assert_eq!(bench.metrics.ready.get(), 0);
+    let deadline = bench.clock.now() + Duration::from_secs(30);
+    assert_eq!(bench.handle.admit(0, deadline).unwrap_err(), EngineError::WorkerDown);
+    release.send(()).unwrap();
+    wait(ready_again(&bench, &rebuilt, 1));
+    assert!(wait(bench.admit(1).submit(CAPTION, caption(7))).is_ok());
+}
+
+#[test]
+fn a_backend_that_fails_again_soon_after_ends_the_worker_and_later_does_not() {
+    let (bench, rebuilt) = supervised(|_| Ok(()));
+    for round in 1..=2 {
+        break_backend(&bench, FakeCall::Encode, FakeFault::Error);
+        assert!(wait(bench.admit(1).submit(CAPTION, caption(7))).is_err());
+        wait(ready_again(&bench, &rebuilt, round));
+        bench.clock.advance(Duration::from_secs(601));
+    }
+    bench.clock.advance(Duration::from_secs(601));
+    break_backend(&bench, FakeCall::Encode, FakeFault::Error);
+    assert!(wait(bench.admit(1).submit(CAPTION, caption(7))).is_err());
+    wait(ready_again(&bench, &rebuilt, 3));
+    break_backend(&bench, FakeCall::Encode, FakeFault::Error);
+    assert!(wait(bench.admit(1).submit(CAPTION, caption(7))).is_err());
+    wait(bench.handle.lost());
+    assert_eq!(
+        (rebuilt.load(Ordering::SeqCst), bench.handle.state()),
+        (3, EngineState::WorkerDown)
+    );
+}
+
+#[test]
+fn a_backend_that_cannot_be_built_anew_ends_the_worker() {
+    let (bench, _) = supervised(|_| Err("the file has gone"));
+    break_backend(&bench, FakeCall::Encode, FakeFault::Panic);
+    assert!(wait(bench.admit(1).submit(CAPTION, caption(7))).is_err());
+    wait(bench.handle.lost());
+    assert_eq!(bench.handle.state(), EngineState::WorkerDown);
+    assert_eq!(bench.metrics.worker_restarts_total.get(), 0);
+}
+
+#[test]
+fn a_worker_that_panics_itself_is_replaced_with_its_backend() {
+    let (bench, rebuilt) = supervised(|_| Ok(()));
+    bench.control.kill_worker();
+    let admission = bench.admit(2);
+    assert_eq!(wait(admission.submit(CAPTION, caption(1))), Err(EngineError::WorkerDown));
+    bench.control.spare_worker();
+    wait(ready_again(&bench, &rebuilt, 1));
+    assert!(wait(admission.submit(CAPTION, caption(1))).is_ok());
+}
+
+#[test]
+fn whoever_waits_for_a_worker_that_hangs_is_told() {
+    let settings =
+        EngineSettings { worker_hang_limit: Duration::from_millis(1), ..EngineSettings::default() };
+    let bench = Bench::start(settings);
+    bench.control.hold();
+    let admission = bench.admit(1);
+    let reply = admission.submit(CAPTION, caption(1));
+    bench.control.wait_until_held();
+    wait(bench.handle.lost());
+    assert_eq!(wait(reply), Err(EngineError::WorkerDown));
+    bench.control.release();
 }

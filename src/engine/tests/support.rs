@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::fake::{self, FakeBackend, FakeControl, ManualClock};
-use crate::engine::{Admission, Engine, EngineHandle, EngineSettings};
+use crate::engine::{Admission, Engine, EngineHandle, EngineSettings, Rebuild};
 use crate::task::{
     Caption, Embed, GenerationParams, ModelId, Scores, Similarity, Strategy, Task, Vqa, VqaMode,
 };
@@ -31,6 +31,20 @@ impl Bench {
         let clock = ManualClock::start();
         let engine =
             Engine::start_with_clock(backend, settings, Arc::clone(&metrics), clock.clock());
+        let engine = engine.unwrap();
+        Self { handle: engine.handle(), control, metrics, clock, engine: Some(engine) }
+    }
+
+    /// An engine whose backend `rebuild` builds anew.
+    pub(super) fn supervised(
+        rebuild: impl Fn(&FakeControl) -> Result<FakeBackend, &'static str> + Send + 'static,
+    ) -> Self {
+        let (backend, control) = FakeBackend::new(fake::models());
+        let (metrics, clock) = (Arc::new(Metrics::try_new().unwrap()), ManualClock::start());
+        let again = control.clone();
+        let rebuild: Rebuild<FakeBackend> = Box::new(move || Ok(rebuild(&again)?));
+        let (settings, time) = (EngineSettings::default(), clock.clock());
+        let engine = Engine::launch(backend, Some(rebuild), settings, Arc::clone(&metrics), time);
         let engine = engine.unwrap();
         Self { handle: engine.handle(), control, metrics, clock, engine: Some(engine) }
     }

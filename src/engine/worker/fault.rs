@@ -23,6 +23,11 @@ impl Fault {
             Self::Panic(message) => EngineError::InferenceFailed(format!("panic: {message}")),
         }
     }
+
+    /// A smaller unit may fit.
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Error(BackendError::OutOfMemory(_)))
+    }
 }
 
 /// Calls the backend. Its contract makes the unwind safe: a failed call keeps nothing, groups stay as they were.
@@ -34,16 +39,36 @@ pub(super) fn attempt<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Resu
     }
 }
 
-fn message(payload: &(dyn Any + Send)) -> String {
+/// The error that `faults` injects into a call of the backend, if it does now.
+pub(super) fn injected(place: &str) -> Result<(), BackendError> {
+    match crate::faults::kind(place).as_deref() {
+        None => Ok(()),
+        Some("oom") => Err(BackendError::OutOfMemory("injected".into())),
+        Some("nan") => Err(BackendError::NonFinite("an injected fault")),
+        Some(_) => Err(BackendError::Device("injected".into())),
+    }
+}
+
+/// What a panic said.
+pub(super) fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "unknown".into())
 }
 
-/// Runs `items` together; when that fails, its halves, down to the items at fault, which alone have errors.
+/// Runs `items` together; when that fails, its halves, down to the items at fault, which alone have errors. What does
+/// not fit into the device's memory is halved once: whatever fills it will not be gone for a quarter either.
 /// One result per item, in order.
 pub(super) fn run_or_split<T, R>(
     items: &mut [T],
     call: &mut impl FnMut(&mut [T]) -> Result<Vec<R>, Fault>,
+) -> Vec<Result<R, Fault>> {
+    run(items, call, true)
+}
+
+fn run<T, R>(
+    items: &mut [T],
+    call: &mut impl FnMut(&mut [T]) -> Result<Vec<R>, Fault>,
+    halve_for_memory: bool,
 ) -> Vec<Result<R, Fault>> {
     if items.is_empty() {
         return Vec::new();
@@ -57,10 +82,14 @@ pub(super) fn run_or_split<T, R>(
     match outcome {
         Ok(outputs) => outputs.into_iter().map(Ok).collect(),
         Err(fault) if items.len() == 1 => vec![Err(fault)],
-        Err(_) => {
+        Err(fault) if fault.is_out_of_memory() && !halve_for_memory => {
+            items.iter().map(|_| Err(fault.clone())).collect()
+        }
+        Err(fault) => {
+            let halve_for_memory = halve_for_memory && !fault.is_out_of_memory();
             let (left, right) = items.split_at_mut(items.len() / 2);
-            let mut results = run_or_split(left, call);
-            results.extend(run_or_split(right, call));
+            let mut results = run(left, call, halve_for_memory);
+            results.extend(run(right, call, halve_for_memory));
             results
         }
     }
@@ -90,6 +119,36 @@ mod tests {
         }
         // 16, then two halves of 8, 4, 2 and 1.
         assert_eq!((results.len(), calls), (16, 9));
+    }
+
+    #[test]
+    fn what_does_not_fit_into_memory_is_halved_once() {
+        let mut calls = Vec::new();
+        let results = run_or_split(&mut [0; 8], &mut |part: &mut [u8]| {
+            calls.push(part.len());
+            let full = BackendError::OutOfMemory("full".into());
+            if part.len() > 2 { Err(Fault::Error(full)) } else { Ok(part.to_vec()) }
+        });
+        assert_eq!(calls, [8, 4, 4]);
+        assert!(
+            results.iter().all(|result| matches!(result, Err(fault) if fault.is_out_of_memory()))
+        );
+    }
+
+    #[test]
+    fn a_poisoned_item_is_found_after_halving_for_memory() {
+        let mut items: Vec<u8> = (0..8).collect();
+        let results = run_or_split(&mut items, &mut |part: &mut [u8]| {
+            attempt(|| {
+                if part.len() > 4 {
+                    return Err(BackendError::OutOfMemory("full".into()));
+                }
+                assert!(!part.contains(&6), "six");
+                Ok(part.to_vec())
+            })
+        });
+        let failed: Vec<usize> = (0..8).filter(|&item| results[item].is_err()).collect();
+        assert_eq!(failed, [6]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::fault::Fault;
 use crate::engine::EngineError;
 use crate::engine::admission::Estimates;
+use crate::engine::backend::BackendError;
 use crate::engine::features::Lookup;
 use crate::engine::scheduler::{Stage, TextCost, Trigger};
 use crate::engine::shared::{Shared, count, unix_seconds};
@@ -141,6 +142,11 @@ impl Meter {
         match result {
             Ok(_) => return 0,
             Err(Fault::Error(error)) => {
+                match error {
+                    BackendError::OutOfMemory(_) => self.shared.metrics.oom_total.inc(),
+                    BackendError::NonFinite(_) => self.non_finite(),
+                    BackendError::Device(_) => {}
+                }
                 tracing::error!(unit.kind = what, unit.items = items, %error, "the backend failed");
             }
             Err(Fault::Panic(message)) => {
@@ -149,6 +155,11 @@ impl Meter {
             }
         }
         1
+    }
+
+    /// An output was NaN or infinite.
+    pub(super) fn non_finite(&self) {
+        self.shared.metrics.non_finite_outputs_total.inc();
     }
 
     pub(super) fn encoded(&self, model: ModelId, batch: usize, encoded: usize, elapsed: Duration) {

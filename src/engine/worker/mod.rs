@@ -3,6 +3,8 @@
 //! - `thread`: the loop and its inbox.
 //! - `units`: runs vision batches, passes and steps.
 //! - `fault`: panics and errors caught, and the search for the item at fault.
+//! - `supervision`: a backend that no longer works is built anew, once.
+//! - `probe`: whether it works, asked after a unit of which nothing came.
 //! - `meter`: metrics and counters.
 //! - `warm_up`: what work costs, before there is any.
 //!
@@ -11,8 +13,10 @@
 
 mod fault;
 mod meter;
+mod probe;
 #[cfg(test)]
 mod properties;
+mod supervision;
 mod thread;
 mod units;
 mod warm_up;
@@ -24,7 +28,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use self::meter::Meter;
-pub(crate) use self::thread::{Message, spawn};
+pub use self::supervision::Rebuild;
+pub(crate) use self::supervision::spawn;
+pub(crate) use self::thread::Message;
 use super::admission::Claim;
 use super::backend::{Backend, GroupSpec, OnePassRow};
 use super::features::{Features, Lookup};
@@ -33,6 +39,7 @@ use super::plan::{Plan, PlanError, Slot, Work, group_rows};
 use super::scheduler::{Decision, GroupEntry, RowEntry, Scheduler};
 use super::shared::Shared;
 use super::{Answered, EngineError};
+use crate::faults;
 use crate::task::{ModelId, Task, TaskTiming, TokenLogprob};
 
 /// A task on its way to the worker. Dropping it resolves its reply as `WorkerDown`.
@@ -59,6 +66,8 @@ pub(crate) enum Next {
     WaitUntil(Instant),
     /// Nothing runs unless something arrives.
     Idle,
+    /// The backend does not work any more.
+    Sick,
 }
 
 /// A task that has no outcome yet.
@@ -111,6 +120,8 @@ pub(crate) struct Worker<B: Backend> {
     opened: HashMap<ItemId, B::Group>,
     next_id: u64,
     meter: Meter,
+    /// A model of which the last unit gave nothing at all: is it the unit, or the backend?
+    suspect: Option<ModelId>,
     /// Outcomes of this turn.
     outbox: Vec<(oneshot::Sender<Outcome>, Outcome)>,
 }
@@ -130,6 +141,7 @@ impl<B: Backend> Worker<B> {
             opened: HashMap::new(),
             next_id: 0,
             meter: Meter::new(Arc::clone(&shared)),
+            suspect: None,
             outbox: Vec::new(),
             shared,
         }
@@ -153,6 +165,11 @@ impl<B: Backend> Worker<B> {
         let planned = match self.shared.models.get(model.0) {
             Some(info) => Plan::try_new(info, task),
             None => Err(PlanError::Misfit("no such model")),
+        };
+        let planned = if faults::at("engine::accept") {
+            Err(PlanError::Misfit("an injected fault"))
+        } else {
+            planned
         };
         let plan = match planned {
             Ok(plan) => plan,
@@ -205,9 +222,16 @@ impl<B: Backend> Worker<B> {
     /// Drops what is over, runs one unit if there is one, and sends the outcomes.
     pub(crate) fn turn(&mut self) -> Next {
         self.shared.beat();
+        faults::at("engine::turn");
         // One look at the clock: what is not yet due when tasks are dropped is not due when a unit is chosen.
         let now = self.shared.clock.now();
         self.drop_what_is_over(now);
+        if let Some(model) = self.suspect.take()
+            && !self.probe(model)
+        {
+            self.send();
+            return Next::Sick;
+        }
         let next = match self.scheduler.decide(now, self.features.pinned_bytes()) {
             Decision::Run(unit) => {
                 self.run(unit);
@@ -222,6 +246,15 @@ impl<B: Backend> Worker<B> {
         self.publish();
         self.send();
         next
+    }
+
+    /// Nothing can be answered any more.
+    pub(crate) fn fail_all(&mut self) {
+        for task in self.tasks.keys().copied().collect::<Vec<_>>() {
+            self.finish(task, Err(EngineError::WorkerDown));
+        }
+        self.publish();
+        self.send();
     }
 
     /// The end of the drain time, deadlines, and clients that have left. Clients leave at their deadline too, so
@@ -374,6 +407,7 @@ impl<B: Backend> Worker<B> {
 
     fn send(&mut self) {
         for (reply, outcome) in self.outbox.drain(..) {
+            faults::at("engine::send");
             // An error means that the client has left in the meantime: the outcome is nobody's.
             let _ = reply.send(outcome);
         }

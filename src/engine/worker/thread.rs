@@ -1,19 +1,12 @@
-//! The thread: it drains the inbox, takes a turn, and sleeps only when there is nothing to run.
+//! The thread's loop: it drains the inbox, takes a turn, and sleeps only when there is nothing to run.
 
-use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::{Next, Submission, Worker};
 use crate::engine::backend::Backend;
-use crate::engine::shared::Shared;
-
-/// The thread's name, as debuggers and `top` show it.
-const NAME: &str = "blip-worker";
 
 /// An idle worker gives a sign of life this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -28,35 +21,16 @@ pub(crate) enum Message {
     Wake,
 }
 
-/// Starts the thread. It owns the backend until it ends, which `shared` then says.
-///
-/// # Errors
-/// When the system gives no thread.
-pub(crate) fn spawn<B: Backend + Send + 'static>(
-    backend: B,
-    shared: Arc<Shared>,
-    inbox: Receiver<Message>,
-) -> io::Result<JoinHandle<()>> {
-    Builder::new().name(NAME.into()).spawn(move || {
-        let mut worker = Worker::new(backend, Arc::clone(&shared));
-        // Dropped before the worker: who learns from a dropped reply that the worker is down also sees it in the state.
-        let _alive = Alive(shared);
-        run(&mut worker, &inbox);
-    })
+/// Why the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Nothing is left and nothing more can come.
+    Done,
+    /// The backend does not work any more.
+    Sick,
 }
 
-struct Alive(Arc<Shared>);
-
-impl Drop for Alive {
-    fn drop(&mut self) {
-        self.0.died();
-        if std::thread::panicking() {
-            tracing::error!("the worker thread panicked outside the backend");
-        }
-    }
-}
-
-fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>) {
+pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>) -> Ended {
     loop {
         let open = drain(worker, inbox);
         if !open {
@@ -65,7 +39,10 @@ fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>) {
         let wait = match worker.turn() {
             Next::Ran => continue,
             Next::WaitUntil(at) => at.saturating_duration_since(worker.now()).min(HEARTBEAT),
-            Next::Idle if worker.is_empty() && (!open || worker.shared.is_stopping()) => return,
+            Next::Idle if worker.is_empty() && (!open || worker.shared.is_stopping()) => {
+                return Ended::Done;
+            }
+            Next::Sick => return Ended::Sick,
             Next::Idle => HEARTBEAT,
         };
         match inbox.recv_timeout(wait) {

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::fault::{Fault, attempt, run_or_split};
+use super::fault::{Fault, attempt, injected, run_or_split};
 use super::meter::StepMix;
 use super::{Worker, add};
 use crate::engine::EngineError;
 use crate::engine::backend::{Backend, BackendError, OnePassRow, StepEvent};
 use crate::engine::ids::{FeatureKey, ItemId, TaskId};
-use crate::engine::plan::Slot;
+use crate::engine::plan::{PlanError, Slot};
 use crate::engine::scheduler::{Stage, Unit, UnitWork};
 use crate::task::{ModelId, Pixels, TowerId};
 
@@ -50,7 +50,10 @@ impl<B: Backend> Worker<B> {
         let results =
             run_or_split(&mut flights, &mut |part: &mut [(FeatureKey, Arc<Pixels>)]| {
                 let pixels: Vec<&Pixels> = part.iter().map(|(_, pixels)| &**pixels).collect();
-                let result = attempt(|| backend.encode(tower, &pixels));
+                let result = attempt(|| {
+                    injected("engine::encode")?;
+                    backend.encode(tower, &pixels)
+                });
                 faults += meter.call("encode", part.len(), &result);
                 result
             });
@@ -59,6 +62,7 @@ impl<B: Backend> Worker<B> {
         let bytes = self.backend.feature_bytes(tower);
         let encoded = results.iter().filter(|result| result.is_ok()).count();
         self.meter.encoded(self.model_of(tower), flights.len(), encoded, elapsed);
+        self.doubt(self.model_of(tower), &results);
         let mut took_part = BTreeSet::new();
         for ((key, _), result) in flights.into_iter().zip(results) {
             match result {
@@ -112,7 +116,10 @@ impl<B: Backend> Worker<B> {
         let (backend, meter) = (&mut self.backend, &self.meter);
         let mut faults = 0;
         let results = run_or_split(&mut rows, &mut |part: &mut [OnePassRow<B::Memory>]| {
-            let result = attempt(|| backend.score(model, part));
+            let result = attempt(|| {
+                injected("engine::score")?;
+                backend.score(model, part)
+            });
             faults += meter.call("score", part.len(), &result);
             result
         });
@@ -120,6 +127,7 @@ impl<B: Backend> Worker<B> {
         let now = self.now();
         self.book_text_time(&tasks, elapsed);
         self.meter.scored(model, rows.len(), tokens, elapsed);
+        self.doubt(model, &results);
         drop(rows);
         for ((task, slot, image), result) in meta.into_iter().zip(results) {
             let Some(active) = self.tasks.get_mut(&task) else { continue };
@@ -129,7 +137,7 @@ impl<B: Backend> Worker<B> {
                     self.release(task, image);
                     self.settle(task);
                 }
-                Ok(Err(error)) => self.finish(task, Err(error.into())),
+                Ok(Err(error)) => self.misfit(task, error),
                 Err(fault) => self.fail(task, &fault),
             }
         }
@@ -164,13 +172,17 @@ impl<B: Backend> Worker<B> {
         let mut faults = 0;
         let results = run_or_split(&mut groups, &mut |part: &mut [(ItemId, B::Group)]| {
             let mut part: Vec<&mut B::Group> = part.iter_mut().map(|(_, group)| group).collect();
-            let result = attempt(|| backend.step(model, &mut part));
+            let result = attempt(|| {
+                injected("engine::step")?;
+                backend.step(model, &mut part)
+            });
             faults += meter.call("step", part.len(), &result);
             result
         });
         let elapsed = self.record(work, start, faults == 0);
         self.book_text_time(&tasks, elapsed);
         self.meter.stepped(model, &mix, elapsed);
+        self.doubt(model, &results);
         let per_row = tokens / mix.rows.max(1) as f64;
         for ((id, group), result) in groups.into_iter().zip(results) {
             let Some(meta) = self.groups.get_mut(&id) else { continue };
@@ -221,7 +233,7 @@ impl<B: Backend> Worker<B> {
                 self.release(task, meta.image);
                 self.settle(task);
             }
-            Err(error) => self.finish(task, Err(error.into())),
+            Err(error) => self.misfit(task, error),
         }
     }
 
@@ -230,12 +242,17 @@ impl<B: Backend> Worker<B> {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let (task, Some(spec)) = (group.task, group.spec.take()) else { return };
         let backend = &mut self.backend;
-        match attempt(|| Ok::<_, BackendError>(backend.open(spec))) {
+        let opened = attempt(|| {
+            injected("engine::open")?;
+            Ok::<_, BackendError>(backend.open(spec))
+        });
+        match opened {
             Ok(opened) => {
                 self.opened.insert(id, opened);
             }
             Err(fault) => {
                 self.meter.call("open", 1, &Err::<(), _>(fault.clone()));
+                self.suspect = self.tasks.get(&task).map(|active| active.model);
                 self.fail(task, &fault);
             }
         }
@@ -273,6 +290,24 @@ impl<B: Backend> Worker<B> {
                 add(&mut active.timing.text, elapsed);
             }
         }
+    }
+
+    /// A unit of which nothing came leaves two explanations: its items, or the backend. Being out of memory is neither.
+    fn doubt<T>(&mut self, model: ModelId, results: &[Result<T, Fault>]) {
+        let failed =
+            |result: &Result<T, Fault>| matches!(result, Err(fault) if !fault.is_out_of_memory());
+        if !results.is_empty() && results.iter().all(failed) {
+            self.suspect = Some(model);
+        }
+    }
+
+    /// An output that the task's plan cannot take.
+    fn misfit(&mut self, task: TaskId, error: PlanError) {
+        if matches!(error, PlanError::NonFinite(_)) {
+            self.meter.non_finite();
+            self.suspect = self.tasks.get(&task).map(|active| active.model);
+        }
+        self.finish(task, Err(error.into()));
     }
 
     fn fail(&mut self, task: TaskId, fault: &Fault) {

@@ -116,13 +116,12 @@ impl<'a> BodyReader<'a> {
         let idle = Instant::now() + self.settings.connections.body_idle_timeout;
         let limit = idle.min(self.body_deadline).min(self.deadline);
         let frame = tokio::time::timeout_at(limit.into(), self.body.frame()).await;
+        let broken = crate::faults::at("http::body");
         match frame {
+            Ok(Some(_)) if broken => Err(broken_body()),
             Ok(None) => Ok(None),
             Ok(Some(Ok(frame))) => Ok(Some(frame.into_data().unwrap_or_default())),
-            Ok(Some(Err(_))) => {
-                Err(ApiError::invalid("the body ended before it was complete; send it again")
-                    .closing())
-            }
+            Ok(Some(Err(_))) => Err(broken_body()),
             Err(_) if limit == self.deadline => Err(ApiError::deadline_exceeded().closing()),
             Err(_) => {
                 let detail = "the body did not arrive in time; send it again, faster or smaller";
@@ -130,4 +129,8 @@ impl<'a> BodyReader<'a> {
             }
         }
     }
+}
+
+fn broken_body() -> ApiError {
+    ApiError::invalid("the body ended before it was complete; send it again").closing()
 }

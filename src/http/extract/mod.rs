@@ -47,6 +47,9 @@ pub(crate) async fn read<R: Request>(
     let (parts, body) = http.into_parts();
     let settings = state.settings();
     let head = Head::check(&parts, settings)?;
+    if crate::faults::at("http::admit") {
+        return Err(ApiError::not_ready());
+    }
     let admission = services.engine.admit(head.declared_bytes.unwrap_or(0), deadline)?;
     let mut reader = BodyReader::new(body, &head, settings, context, (deadline, admission));
     let request = match &head.encoding {

@@ -16,6 +16,9 @@ use crate::http::state::HttpState;
     responses((status = 200, description = "Every metric.", body = String, content_type = "text/plain")),
 )]
 pub(crate) async fn show_metrics(State(state): State<HttpState>) -> Result<Response, ApiError> {
+    if crate::faults::at("http::metrics") {
+        return Err(ApiError::internal());
+    }
     let text = state.metrics().to_text().map_err(|error| {
         tracing::error!(%error, "metrics could not be written");
         ApiError::internal()

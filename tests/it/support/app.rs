@@ -29,6 +29,8 @@ pub(crate) struct TestConfig {
     pub(crate) images: ImagesSettings,
     pub(crate) models: Vec<ModelInfo>,
     pub(crate) clean_up: bool,
+    /// A broken backend is built anew.
+    pub(crate) rebuild: bool,
 }
 
 /// A running service. Dropping it fails the test when something is still held.
@@ -60,13 +62,21 @@ impl TestApp {
             images: ImagesSettings::default(),
             models: models(),
             clean_up: false,
+            rebuild: false,
         };
         change(&mut config);
         config.http.validate().expect("valid settings");
         let metrics = Arc::new(Metrics::try_new().expect("metrics"));
         let (backend, control) = FakeBackend::new(config.models.clone());
-        let engine =
-            Engine::start(backend, config.engine, Arc::clone(&metrics)).expect("an engine");
+        let (settings, counts) = (config.engine, Arc::clone(&metrics));
+        let engine = if config.rebuild {
+            let (models, control) = (config.models.clone(), control.clone());
+            let rebuild = Box::new(move || Ok(FakeBackend::on(models.clone(), &control)));
+            Engine::start_supervised(backend, rebuild, settings, counts)
+        } else {
+            Engine::start(backend, settings, counts)
+        };
+        let engine = engine.expect("an engine");
         let input = config.http.input.clone();
         let images =
             Images::start(&config.images, input.clone(), Arc::clone(&metrics)).expect("a pool");

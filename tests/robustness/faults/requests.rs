@@ -105,12 +105,17 @@ fn parse(text: String) -> Reply {
         }
     };
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    // A stream's own failure is its last event.
-    let failed_late = body.contains("event: error");
     match status {
         Some(status) if whole && !body.contains("HTTP/1.1 ") => {
-            Reply::One(if failed_late { 500 } else { status })
+            Reply::One(status_of_last_event(body).unwrap_or(status))
         }
         _ => Reply::Many(text),
     }
+}
+
+/// A stream that had begun fails in its last event, which holds a problem.
+fn status_of_last_event(body: &str) -> Option<u16> {
+    let (_, problem) = body.split_once("event: error")?;
+    let (_, status) = problem.split_once("\"status\":")?;
+    status.get(..3)?.parse().ok()
 }

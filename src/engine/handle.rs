@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use super::admission::{Estimates, Room};
 use super::ids::FeatureKey;
 use super::shared::{EngineStats, Shared};
+use super::sync::{SyncSender, TrySendError};
 use super::worker::{Message, Submission};
 use super::{EngineError, EngineSettings};
 use crate::task::{ModelId, ModelInfo, Task, TaskOutput, TaskTiming, TokenLogprob};

@@ -2,12 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
-use std::thread::JoinHandle;
 
 use super::backend::Backend;
 use super::settings::SettingsError;
 use super::shared::Shared;
+use super::sync::{JoinHandle, sync_channel};
 use super::worker::{Rebuild, spawn};
 use super::{Clock, EngineHandle, EngineSettings};
 use crate::telemetry::metrics::Metrics;

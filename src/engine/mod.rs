@@ -8,6 +8,7 @@
 //! - `worker`: the thread, a loop around the scheduler.
 //! - `handle`: what `http` holds.
 //! - `lifecycle`: starting and ending.
+//! - `sync`: the locks, flags, inbox and thread of all these, which tests run under chosen schedules (`schedules`).
 //! - `fake`: a scripted backend for tests, here and in `tests/it`.
 
 mod admission;
@@ -22,8 +23,11 @@ mod ids;
 mod lifecycle;
 mod plan;
 mod scheduler;
+#[cfg(test)]
+mod schedules;
 mod settings;
 mod shared;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod worker;

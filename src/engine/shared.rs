@@ -1,12 +1,13 @@
 //! What the worker and every handle see of each other: flags, counters, the ledger.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 
 use super::admission::Ledger;
+use super::sync::AtomicBool;
 use super::{Clock, EngineSettings};
 use crate::task::ModelInfo;
 use crate::telemetry::metrics::Metrics;

@@ -16,14 +16,13 @@ mod room;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
-
-use tokio::sync::Notify;
 
 pub use self::estimate::Estimates;
 pub(crate) use self::room::{Claim, Room};
 use super::ids::CallId;
+use super::sync::{Mutex, MutexGuard, Notify};
 use super::{EngineError, EngineSettings};
 use crate::telemetry::metrics::Metrics;
 

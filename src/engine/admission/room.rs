@@ -1,11 +1,12 @@
 //! What a call and its tasks hold; given back when they are dropped.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::{Ledger, Taken};
 use crate::engine::EngineError;
 use crate::engine::ids::CallId;
+use crate::engine::sync::{Mutex, MutexGuard};
 
 /// A call's room: what it has reserved and not yet submitted, and its bytes. Shared by the call's
 /// [`Admission`](crate::engine::Admission) and the claims of its tasks; the bytes go back with the last of them.
@@ -86,7 +87,7 @@ impl Room {
         Ok(Claim { room: self.clone(), rows, images, encodings: 0 })
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, Held> {
         self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,8 +8,6 @@ use std::error::Error;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
-use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 use super::Worker;
@@ -17,6 +15,7 @@ use super::fault::message;
 use super::thread::{Ended, Message, run};
 use crate::engine::backend::Backend;
 use crate::engine::shared::Shared;
+use crate::engine::sync::{Builder, JoinHandle, Receiver};
 
 /// The thread's name, as debuggers and `top` show it.
 const NAME: &str = "blip-worker";

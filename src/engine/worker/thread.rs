@@ -1,12 +1,12 @@
 //! The thread's loop: it drains the inbox, takes a turn, and sleeps only when there is nothing to run.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::{Next, Submission, Worker};
 use crate::engine::backend::Backend;
+use crate::engine::sync::{Receiver, RecvTimeoutError, TryRecvError};
 
 /// An idle worker gives a sign of life this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -32,6 +32,8 @@ pub(super) enum Ended {
 
 pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>) -> Ended {
     loop {
+        // Asked before the inbox is emptied: what was submitted before the engine was told to stop is then in there.
+        let stopping = worker.shared.is_stopping();
         let open = drain(worker, inbox);
         if !open {
             worker.drain();
@@ -39,9 +41,9 @@ pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>)
         let wait = match worker.turn() {
             Next::Ran => continue,
             Next::WaitUntil(at) => at.saturating_duration_since(worker.now()).min(HEARTBEAT),
-            Next::Idle if worker.is_empty() && (!open || worker.shared.is_stopping()) => {
-                return Ended::Done;
-            }
+            Next::Idle if worker.is_empty() && (!open || stopping) => return Ended::Done,
+            // Told to stop since: the message that says so may have been taken out already.
+            Next::Idle if !stopping && worker.shared.is_stopping() => continue,
             Next::Sick => return Ended::Sick,
             Next::Idle => HEARTBEAT,
         };

@@ -1,0 +1,97 @@
+//! Points at which the checker may switch threads where the engine itself has none: at each look at the clock, and
+//! before and after each call of the backend.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::engine::Clock;
+use crate::engine::backend::{
+    Backend, BackendError, GroupSpec, OnePassOutput, OnePassRow, StepEvent,
+};
+use crate::engine::fake::{FakeBackend, FakeGroup, FakeMemory, ManualClock};
+use crate::engine::sync::point;
+use crate::task::{ModelId, ModelInfo, Pixels, TowerId};
+
+/// The clock moves on by this at every look of the engine.
+const TICK: Duration = Duration::from_millis(1);
+
+/// What the engine reads `clock` through.
+pub(super) fn ticking(clock: &ManualClock) -> Clock {
+    let clock = clock.clone();
+    Clock::new(move || {
+        point();
+        clock.advance(TICK);
+        clock.now()
+    })
+}
+
+/// The fake backend, with points around its calls.
+pub(super) struct PacedBackend {
+    pub(super) backend: FakeBackend,
+    pub(super) clock: ManualClock,
+    /// When each call began.
+    pub(super) begun: Arc<Mutex<Vec<Instant>>>,
+}
+
+impl PacedBackend {
+    fn paced<T>(&mut self, call: impl FnOnce(&mut FakeBackend) -> T) -> T {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).push(self.clock.now());
+        point();
+        let result = call(&mut self.backend);
+        point();
+        result
+    }
+}
+
+impl Backend for PacedBackend {
+    type Memory = FakeMemory;
+    type Group = FakeGroup;
+
+    fn models(&self) -> &[ModelInfo] {
+        self.backend.models()
+    }
+
+    fn feature_bytes(&self, tower: TowerId) -> u64 {
+        self.backend.feature_bytes(tower)
+    }
+
+    fn cross_kv_bytes(&self, model: ModelId) -> u64 {
+        self.backend.cross_kv_bytes(model)
+    }
+
+    fn row_kv_bytes_per_token(&self, model: ModelId) -> u64 {
+        self.backend.row_kv_bytes_per_token(model)
+    }
+
+    fn encode(
+        &mut self,
+        tower: TowerId,
+        images: &[&Pixels],
+    ) -> Result<Vec<FakeMemory>, BackendError> {
+        self.paced(|backend| backend.encode(tower, images))
+    }
+
+    fn score(
+        &mut self,
+        model: ModelId,
+        rows: &[OnePassRow<FakeMemory>],
+    ) -> Result<Vec<OnePassOutput<FakeMemory>>, BackendError> {
+        self.paced(|backend| backend.score(model, rows))
+    }
+
+    fn open(&mut self, spec: GroupSpec<FakeMemory>) -> FakeGroup {
+        self.backend.open(spec)
+    }
+
+    fn pending_tokens(&self, group: &FakeGroup) -> usize {
+        self.backend.pending_tokens(group)
+    }
+
+    fn step(
+        &mut self,
+        model: ModelId,
+        groups: &mut [&mut FakeGroup],
+    ) -> Result<Vec<StepEvent>, BackendError> {
+        self.paced(|backend| backend.step(model, groups))
+    }
+}

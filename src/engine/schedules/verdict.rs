@@ -1,0 +1,126 @@
+//! What holds when all threads of a schedule have ended.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::tally::Event;
+use super::world::World;
+use crate::engine::fake::{FakeMark, FakeUnit};
+use crate::engine::{EngineError, EngineState};
+
+/// A task that nobody waits for any more.
+pub(super) struct Over {
+    /// What its units are known by, if no other task has the same.
+    pub(super) mark: Option<FakeMark>,
+    pub(super) deadline: Instant,
+    /// Units that had begun by then.
+    pub(super) at: usize,
+    /// Units that may still run for it.
+    pub(super) more: usize,
+}
+
+impl World {
+    pub(super) fn count(&self, event: Event) {
+        self.tally.count(event);
+        self.total.count(event);
+    }
+
+    pub(super) fn is_over(&self, over: Over) {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner).push(over);
+    }
+
+    /// The worker may have panicked.
+    pub(super) fn may_die(&self) -> bool {
+        self.begun.kill.load(Ordering::SeqCst)
+    }
+
+    /// The worker may have ended.
+    pub(super) fn may_be_down(&self) -> bool {
+        self.may_die() || self.begun.stop.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn judge(&self) {
+        self.nothing_is_left();
+        self.outcomes_add_up();
+        // A call that fails is run again in halves: more than one unit for the same items.
+        if !self.is_faulty {
+            self.nothing_ran_for_nobody();
+        }
+        assert_eq!(self.handle.state(), EngineState::WorkerDown);
+        let refused = self.handle.admit(0, self.clock.now()).map(|_| ());
+        assert_eq!(refused, Err(EngineError::WorkerDown));
+    }
+
+    fn nothing_is_left(&self) {
+        let depth = |stage| self.metrics.queue_depth.with_label_values(&[stage]).get();
+        let gauges = [
+            self.metrics.queue_rows.get(),
+            self.metrics.queue_bytes.get(),
+            self.metrics.worker_up.get(),
+        ];
+        assert_eq!(gauges, [0; 3], "rows, bytes and the worker");
+        assert_eq!(self.handle.rows(), 0);
+        assert_eq!(self.control.open_groups(), 0);
+        if !self.may_die() {
+            assert_eq!([depth("vision"), depth("text")], [0; 2], "images and rows that wait");
+        }
+    }
+
+    fn outcomes_add_up(&self) {
+        let stats = self.handle.stats();
+        let sent = self.sent.load(Ordering::SeqCst);
+        let outcomes =
+            stats.answered + stats.failed + stats.cancelled + stats.expired + stats.shut_down;
+        assert!(stats.submitted <= sent, "{stats:?}, {sent} sent");
+        if self.may_die() {
+            assert!(outcomes <= stats.submitted, "{stats:?}");
+            if outcomes < stats.submitted {
+                self.count(Event::WorkerDied);
+            }
+            return;
+        }
+        assert_eq!(outcomes, stats.submitted, "{stats:?}");
+        let was_cut = [&self.begun.abort, &self.begun.stop];
+        if !was_cut.iter().any(|flag| flag.load(Ordering::SeqCst)) {
+            assert_eq!(stats.submitted, sent, "every task has reached the worker");
+        }
+        // Each client that waited saw what was counted; of those that left, nobody knows.
+        let left = self.tally.of(Event::Left);
+        let seen = [
+            (stats.answered, Event::Answered),
+            (stats.failed, Event::Failed),
+            (stats.expired, Event::Expired),
+        ];
+        for (counted, event) in seen {
+            let seen = self.tally.of(event);
+            assert!(
+                (seen..=seen + left).contains(&counted),
+                "{event:?} {seen}, {left} left: {stats:?}"
+            );
+        }
+        assert!(stats.shut_down <= self.tally.of(Event::ShutDown) + left, "{stats:?}");
+        assert!(stats.cancelled <= left, "{stats:?}, {left} left");
+    }
+
+    fn nothing_ran_for_nobody(&self) {
+        let log = self.control.log();
+        let begun = self.units.lock().unwrap_or_else(PoisonError::into_inner);
+        assert_eq!(log.len(), begun.len());
+        let aborted_at = self.aborted_at.load(Ordering::SeqCst).min(log.len());
+        assert!(log.len() - aborted_at <= 1, "{} units after the abort", log.len() - aborted_at);
+        let over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+        for Over { mark, deadline, at, more } in over.iter() {
+            let Some(mark) = mark else { continue };
+            let later = log[*at..].iter().filter(|unit| holds(unit, *mark)).count();
+            assert!(later <= *more, "{later} units of {mark:?} for nobody");
+            let late = log.iter().zip(begun.iter());
+            let late = late.filter(|(unit, began)| holds(unit, *mark) && *began >= deadline);
+            assert!(late.count() <= 1, "units of {mark:?} after its deadline");
+        }
+    }
+}
+
+fn holds(unit: &FakeUnit, mark: FakeMark) -> bool {
+    unit.items.iter().any(|marks| marks.contains(&mark))
+}

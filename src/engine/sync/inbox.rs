@@ -1,0 +1,152 @@
+//! A bounded channel that is `std`'s on a real thread, and a model of it on shuttle's primitives under an explored
+//! schedule. (Shuttle's own channel keeps what is in it when the receiver goes, where `std` drops it, and never times
+//! out.)
+//!
+//! Time does not pass by itself under the checker. A short timed wait is over whenever nothing has come, so it ends at
+//! any point that a schedule may choose; one of [`PATIENCE`] or more never is. So a wake-up that gets lost is a
+//! deadlock, which the checker reports, and not an answer that comes a heartbeat late.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError, TrySendError};
+use std::sync::{Arc, PoisonError, mpsc};
+use std::time::Duration;
+
+use shuttle::sync::{Condvar, Mutex, MutexGuard};
+
+use super::twins::is_explored;
+
+/// From here on a timed wait only ends when something comes.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// As `std`'s.
+pub(crate) enum SyncSender<T> {
+    Real(mpsc::SyncSender<T>),
+    Explored(Arc<Channel<T>>),
+}
+
+/// As `std`'s.
+pub(crate) enum Receiver<T> {
+    Real(mpsc::Receiver<T>),
+    Explored(Arc<Channel<T>>),
+}
+
+pub(crate) struct Channel<T> {
+    state: Mutex<State<T>>,
+    changed: Condvar,
+}
+
+struct State<T> {
+    messages: VecDeque<T>,
+    bound: usize,
+    senders: usize,
+    has_receiver: bool,
+}
+
+/// As `std`'s.
+pub(crate) fn sync_channel<T>(bound: usize) -> (SyncSender<T>, Receiver<T>) {
+    if !is_explored() {
+        let (sender, receiver) = mpsc::sync_channel(bound);
+        return (SyncSender::Real(sender), Receiver::Real(receiver));
+    }
+    let state = State { messages: VecDeque::new(), bound, senders: 1, has_receiver: true };
+    let channel = Arc::new(Channel { state: Mutex::new(state), changed: Condvar::new() });
+    (SyncSender::Explored(Arc::clone(&channel)), Receiver::Explored(channel))
+}
+
+impl<T> Channel<T> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_send(&self, message: T) -> Result<(), TrySendError<T>> {
+        let mut state = self.state();
+        if !state.has_receiver {
+            return Err(TrySendError::Disconnected(message));
+        }
+        if state.messages.len() >= state.bound {
+            return Err(TrySendError::Full(message));
+        }
+        state.messages.push_back(message);
+        self.changed.notify_one();
+        Ok(())
+    }
+}
+
+impl<T> State<T> {
+    fn take(&mut self) -> Result<T, TryRecvError> {
+        let empty =
+            if self.senders == 0 { TryRecvError::Disconnected } else { TryRecvError::Empty };
+        self.messages.pop_front().ok_or(empty)
+    }
+}
+
+impl<T> SyncSender<T> {
+    pub(crate) fn try_send(&self, message: T) -> Result<(), TrySendError<T>> {
+        match self {
+            Self::Real(sender) => sender.try_send(message),
+            Self::Explored(channel) => channel.try_send(message),
+        }
+    }
+}
+
+impl<T> Receiver<T> {
+    pub(crate) fn try_recv(&self) -> Result<T, TryRecvError> {
+        match self {
+            Self::Real(receiver) => receiver.try_recv(),
+            Self::Explored(channel) => channel.state().take(),
+        }
+    }
+
+    pub(crate) fn recv_timeout(&self, wait: Duration) -> Result<T, RecvTimeoutError> {
+        let channel = match self {
+            Self::Real(receiver) => return receiver.recv_timeout(wait),
+            Self::Explored(channel) => channel,
+        };
+        let mut state = channel.state();
+        loop {
+            match state.take() {
+                Ok(message) => return Ok(message),
+                Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+                Err(TryRecvError::Empty) if wait < PATIENCE => {
+                    return Err(RecvTimeoutError::Timeout);
+                }
+                Err(TryRecvError::Empty) => {
+                    state = channel.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+}
+
+impl<T> Clone for SyncSender<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Real(sender) => Self::Real(sender.clone()),
+            Self::Explored(channel) => {
+                channel.state().senders += 1;
+                Self::Explored(Arc::clone(channel))
+            }
+        }
+    }
+}
+
+impl<T> Drop for SyncSender<T> {
+    fn drop(&mut self) {
+        if let Self::Explored(channel) = self {
+            channel.state().senders -= 1;
+            channel.changed.notify_one();
+        }
+    }
+}
+
+impl<T> Drop for Receiver<T> {
+    fn drop(&mut self) {
+        if let Self::Explored(channel) = self {
+            let mut state = channel.state();
+            state.has_receiver = false;
+            let messages = std::mem::take(&mut state.messages);
+            drop(state);
+            drop(messages);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! A mutex, a flag and a thread that are `std`'s on a real thread and shuttle's under an explored schedule; and tokio's
+//! notification, before which an explored schedule may switch threads.
+
+use std::any::Any;
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{LockResult, PoisonError};
+
+use tokio::sync::futures::Notified;
+
+/// A schedule is being explored, and this is one of its threads.
+pub(super) fn is_explored() -> bool {
+    shuttle::current::try_get_current_task().is_some()
+}
+
+/// Under an explored schedule another thread may run here; elsewhere nothing happens.
+pub(crate) fn point() {
+    if is_explored() {
+        // The least of the checker's operations.
+        shuttle::sync::atomic::AtomicBool::new(false).load(Ordering::SeqCst);
+    }
+}
+
+/// As `std`'s.
+#[derive(Debug)]
+pub(crate) enum Mutex<T> {
+    Real(std::sync::Mutex<T>),
+    Explored(shuttle::sync::Mutex<T>),
+}
+
+/// As `std`'s.
+#[derive(Debug)]
+pub(crate) enum MutexGuard<'a, T> {
+    Real(std::sync::MutexGuard<'a, T>),
+    Explored(shuttle::sync::MutexGuard<'a, T>),
+}
+
+/// `result` with its guard, poisoned or not, made one of ours.
+fn guarded<G, H>(result: LockResult<G>, wrap: impl Fn(G) -> H) -> LockResult<H> {
+    match result {
+        Ok(guard) => Ok(wrap(guard)),
+        Err(poisoned) => Err(PoisonError::new(wrap(poisoned.into_inner()))),
+    }
+}
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        if is_explored() {
+            Self::Explored(shuttle::sync::Mutex::new(value))
+        } else {
+            Self::Real(std::sync::Mutex::new(value))
+        }
+    }
+
+    pub(crate) fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
+        match self {
+            Self::Real(mutex) => guarded(mutex.lock(), MutexGuard::Real),
+            Self::Explored(mutex) => guarded(mutex.lock(), MutexGuard::Explored),
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self) -> LockResult<&mut T> {
+        match self {
+            Self::Real(mutex) => mutex.get_mut(),
+            Self::Explored(mutex) => mutex.get_mut(),
+        }
+    }
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match self {
+            Self::Real(guard) => guard,
+            Self::Explored(guard) => guard,
+        }
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        match self {
+            Self::Real(guard) => guard,
+            Self::Explored(guard) => guard,
+        }
+    }
+}
+
+/// As `std`'s.
+#[derive(Debug)]
+pub(crate) enum AtomicBool {
+    Real(std::sync::atomic::AtomicBool),
+    Explored(shuttle::sync::atomic::AtomicBool),
+}
+
+impl AtomicBool {
+    pub(crate) fn new(value: bool) -> Self {
+        if is_explored() {
+            Self::Explored(shuttle::sync::atomic::AtomicBool::new(value))
+        } else {
+            Self::Real(std::sync::atomic::AtomicBool::new(value))
+        }
+    }
+
+    pub(crate) fn load(&self, order: Ordering) -> bool {
+        match self {
+            Self::Real(flag) => flag.load(order),
+            Self::Explored(flag) => flag.load(order),
+        }
+    }
+
+    pub(crate) fn store(&self, value: bool, order: Ordering) {
+        match self {
+            Self::Real(flag) => flag.store(value, order),
+            Self::Explored(flag) => flag.store(value, order),
+        }
+    }
+}
+
+/// As tokio's.
+#[derive(Debug)]
+pub(crate) struct Notify(tokio::sync::Notify);
+
+impl Notify {
+    pub(crate) fn new() -> Self {
+        Self(tokio::sync::Notify::new())
+    }
+
+    pub(crate) fn notified(&self) -> Notified<'_> {
+        point();
+        self.0.notified()
+    }
+
+    pub(crate) fn notify_waiters(&self) {
+        point();
+        self.0.notify_waiters();
+    }
+}
+
+/// As `std`'s.
+#[derive(Debug)]
+pub(crate) struct Builder(Option<String>);
+
+/// As `std`'s.
+#[derive(Debug)]
+pub(crate) enum JoinHandle<T> {
+    Real(std::thread::JoinHandle<T>),
+    Explored(shuttle::thread::JoinHandle<Result<T, Box<dyn Any + Send>>>),
+}
+
+impl Builder {
+    pub(crate) fn new() -> Self {
+        Self(None)
+    }
+
+    pub(crate) fn name(mut self, name: String) -> Self {
+        self.0 = Some(name);
+        self
+    }
+
+    pub(crate) fn spawn<T: Send + 'static>(
+        self,
+        body: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<JoinHandle<T>> {
+        let name = self.0.unwrap_or_default();
+        if is_explored() {
+            // A panic ends this thread, as it should, and not the checker.
+            let body = || catch_unwind(AssertUnwindSafe(body));
+            shuttle::thread::Builder::new().name(name).spawn(body).map(JoinHandle::Explored)
+        } else {
+            std::thread::Builder::new().name(name).spawn(body).map(JoinHandle::Real)
+        }
+    }
+}
+
+impl<T> JoinHandle<T> {
+    pub(crate) fn join(self) -> std::thread::Result<T> {
+        match self {
+            Self::Real(thread) => thread.join(),
+            Self::Explored(thread) => thread.join().and_then(|result| result),
+        }
+    }
+}

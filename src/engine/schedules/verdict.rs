@@ -75,7 +75,7 @@ impl World {
         assert!(stats.submitted <= sent, "{stats:?}, {sent} sent");
         if self.may_die() {
             assert!(outcomes <= stats.submitted, "{stats:?}");
-            if outcomes < stats.submitted {
+            if self.tally.of(Event::WorkerDown) > 0 {
                 self.count(Event::WorkerDied);
             }
             return;

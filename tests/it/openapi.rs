@@ -107,6 +107,54 @@ fn requests_refuse_unknown_fields_and_null_in_the_document_too() {
 }
 
 #[test]
+fn conditions_stand_with_the_single_requests_in_both_encodings() {
+    let document = document();
+    let conditions = |path: &str, encoding: &str| {
+        let schema = &document["paths"][path]["post"]["requestBody"]["content"][encoding]["schema"];
+        let name = schema["$ref"].as_str().map(|it| it.rsplit('/').next().unwrap());
+        let schema = name.map_or(schema, |name| &document["components"]["schemas"][name]);
+        schema["allOf"].clone()
+    };
+    for path in ["/caption", "/vqa", "/similarity", "/embeddings"] {
+        let json = conditions(path, "application/json");
+        assert!(json.as_array().is_some_and(|conditions| !conditions.is_empty()), "{path}");
+        assert_eq!(conditions(path, "multipart/form-data"), json, "{path}");
+        // In a batch they would stand in the way of defaults.
+        assert!(conditions(&format!("{path}/batch"), "application/json").is_null(), "{path}");
+    }
+    let batch = &document["paths"]["/caption/batch"]["post"]["requestBody"]["content"];
+    let form = &batch["multipart/form-data"]["schema"];
+    assert_eq!(form["required"], serde_json::json!(["image"]));
+    assert_eq!(form["properties"]["image"]["minItems"], 1);
+}
+
+#[test]
+fn an_answer_with_an_image_links_to_the_calls_that_take_its_id() {
+    let document = document();
+    let links = |path: &str| document["paths"][path]["post"]["responses"]["200"]["links"].clone();
+    for path in ["/caption", "/vqa", "/similarity"] {
+        let links = links(path);
+        assert_eq!(links.as_object().unwrap().len(), 4, "{path}");
+        let id = links["ask"]["requestBody"]["image"].as_str().unwrap();
+        assert!(id.starts_with("$response.body#/image") && id.ends_with("/id"), "{id}");
+        assert_eq!(links["ask"]["operationId"], "answer_question");
+    }
+    // A text's vector has no image.
+    assert!(links("/embeddings").is_null());
+}
+
+#[test]
+fn a_stream_is_described_event_by_event() {
+    let document = document();
+    let answer = &document["paths"]["/caption"]["post"]["responses"]["200"]["content"];
+    let schema = &answer["text/event-stream"]["schema"];
+    assert_eq!(schema["$ref"], "#/components/schemas/CaptionEvent");
+    let kinds = document["components"]["schemas"]["CaptionEvent"]["oneOf"].as_array().unwrap();
+    let names: Vec<_> = kinds.iter().map(|kind| &kind["properties"]["event"]["const"]).collect();
+    assert_eq!(names, ["delta", "done", "error"]);
+}
+
+#[test]
 fn a_description_makes_no_object_of_a_field() {
     let text = document().to_string();
     assert!(!text.contains(r#"{"description":"Its values.","type":"object"}"#));

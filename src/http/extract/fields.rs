@@ -38,7 +38,11 @@ impl Field for EarlyStoppingField {}
 
 impl<T: DeserializeOwned> Field for Vec<T> {
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        BoundedList::deserialize(deserializer).map(|list| list.0)
+        let BoundedList(list) = BoundedList::deserialize(deserializer)?;
+        if list.is_empty() {
+            return Err(D::Error::custom("at least one is needed"));
+        }
+        Ok(list)
     }
 }
 
@@ -161,6 +165,12 @@ impl<const MIN: u64, const MAX: u64> PartialSchema for Int<MIN, MAX> {
 
 impl<const MIN: u64, const MAX: u64> ToSchema for Int<MIN, MAX> {}
 
+/// The nearest `f32`, but a number above 0 stays above 0: ranges are those of the number as it was written.
+fn nearest_f32(given: f64) -> f32 {
+    let nearest = given as f32;
+    if nearest == 0.0 && given > 0.0 { f32::from_bits(1) } else { nearest }
+}
+
 /// Declares a number with its range: what is expected, in words, as a test and as a schema.
 macro_rules! number_fields {
     ($($(#[doc = $doc:literal])+ $name:ident, $expected:literal, |$value:ident| $test:expr, |$object:ident| $schema:expr;)*) => {$(
@@ -170,9 +180,9 @@ macro_rules! number_fields {
 
         impl $name {
             fn checked<E: Error>(given: f64) -> Result<Self, E> {
-                let $value = given as f32;
-                if $value.is_finite() && $test {
-                    return Ok(Self($value));
+                let $value = given;
+                if $test {
+                    return Ok(Self(nearest_f32(given)));
                 }
                 Err(E::invalid_value(Unexpected::Float(given), &$expected))
             }
@@ -335,9 +345,17 @@ impl<'de> Deserialize<'de> for ImageField {
     }
 }
 
+/// Padded base64 whose last character has no bits to spare, by itself or in a data URI; an id; an address.
+const IMAGE_VALUE: &str = concat!(
+    r"^(?:[Dd][Aa][Tt][Aa]:[^,]*;[Bb][Aa][Ss][Ee]64,)?",
+    r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=|[A-Za-z0-9+/][AQgw]==)$",
+    r"|^sha256:[0-9a-f]{64}$",
+    r"|^[Hh][Tt][Tt][Pp][Ss]?://",
+);
+
 impl PartialSchema for ImageField {
     fn schema() -> RefOr<Schema> {
-        string_schema().min_length(Some(1)).into()
+        string_schema().min_length(Some(1)).pattern(Some(IMAGE_VALUE)).into()
     }
 }
 
@@ -423,10 +441,16 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_checked_as_the_f32_they_become() {
+    fn ranges_are_those_of_the_number_as_it_was_written() {
         assert!((serde_json::from_str::<Temperature>("0.5").unwrap().0 - 0.5).abs() < f32::EPSILON);
-        // Not zero as a double, zero as an f32.
-        assert!(error::<Temperature>("1e-60").contains("a number above 0, at most 100"));
+        // Zero as an f32, and not zero: what the document accepts is accepted.
+        assert!(serde_json::from_str::<Temperature>("5e-324").unwrap().0 > 0.0);
+        // 100 and 1 as an f32, and above.
+        assert!(error::<Temperature>("100.0000001").contains("a number above 0, at most 100"));
+        assert!(error::<Temperature>("100.00000000000001").contains("a number above 0"));
+        assert!(error::<TopP>("1.00000000001").contains("a number above 0, at most 1"));
+        assert!(error::<Temperature>("0").contains("a number above 0, at most 100"));
+        assert!(error::<Temperature>("-0.0").contains("a number above 0, at most 100"));
         assert!(error::<TopP>("1.5").contains("a number above 0, at most 1"));
         assert!(serde_json::from_str::<LengthPenalty>("-2").is_ok());
     }

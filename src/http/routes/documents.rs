@@ -28,7 +28,7 @@ pub(crate) async fn show_openapi_json(
     path = "/openapi.yaml",
     operation_id = "show_openapi_yaml",
     tag = "operations",
-    responses((status = 200, description = "The OpenAPI document.", content_type = "application/yaml", body = String)),
+    responses((status = 200, description = "The OpenAPI document.", content_type = "application/yaml", body = Object)),
 )]
 pub(crate) async fn show_openapi_yaml(
     State(state): State<HttpState>,

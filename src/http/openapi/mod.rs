@@ -1,6 +1,10 @@
 //! The OpenAPI document: generated from the routes, completed with what attributes cannot say once for all
 //! (refusals, headers, the other two encodings). `openapi.yaml` at the root is this document, held by a test.
 
+mod conditions;
+mod events;
+mod links;
+
 use std::collections::BTreeMap;
 
 use serde_json::json;
@@ -15,10 +19,10 @@ use utoipa::openapi::{
 };
 use utoipa::{IntoResponses, PartialSchema, ToSchema};
 
-use super::error::{ApiError, Code, FieldError, PROBLEM_JSON, Problem};
-use super::router;
-use super::settings::Limits;
-use super::stream::{Delta, DeltaToken, Done, Timing};
+use crate::http::error::{ApiError, Code, FieldError, PROBLEM_JSON, Problem};
+use crate::http::router;
+use crate::http::settings::Limits;
+use crate::http::stream::{Delta, DeltaToken, Done, Timing};
 
 const DESCRIPTION: &str = "BLIP vision-language models: captions, visual question answering, image-text similarity, \
 embeddings.\n\nEvery response carries `x-request-id` and `server-timing`. Every refusal is an \
@@ -63,6 +67,8 @@ pub(crate) fn document_for(limits: &Limits) -> OpenApi {
     for item in document.paths.paths.values_mut() {
         for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
             add_response_headers(operation);
+            links::add(operation);
+            events::refer(operation);
             if operation.request_body.is_some() {
                 add_encodings(operation, &schemas);
                 operation.parameters.get_or_insert_default().push(timeout_parameter().into());
@@ -113,6 +119,7 @@ fn add_schemas(document: &mut OpenApi, limits: &Limits) {
     add(DeltaToken::name(), DeltaToken::schema());
     add(Done::name(), Done::schema());
     add(Timing::name(), Timing::schema());
+    add(events::NAME.into(), events::schema());
     components.schemas.values_mut().for_each(merge_descriptions);
     let max_new_tokens = limits.max_new_tokens as f64;
     for schema in components.schemas.values_mut() {
@@ -126,6 +133,14 @@ fn add_schemas(document: &mut OpenApi, limits: &Limits) {
     for (schema, field) in REQUIRED_FIELDS {
         if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(schema) {
             object.required.push(field.to_owned());
+        }
+    }
+    for (name, schema) in &mut components.schemas {
+        // Whatever refuses unknown fields is a request.
+        if let RefOr::T(Schema::Object(object)) = schema
+            && object.additional_properties.is_some()
+        {
+            conditions::add(object, name);
         }
     }
 }
@@ -164,8 +179,10 @@ fn add_encodings(operation: &mut Operation, schemas: &BTreeMap<String, RefOr<Sch
     let multipart = ContentBuilder::new().schema(Some(form)).build();
     body.content.insert("multipart/form-data".to_owned(), multipart.into());
     for content_type in ["image/*", "application/octet-stream"] {
+        // An empty body is no image.
+        let file = ObjectBuilder::from(binary()).min_length(Some(1));
         let raw =
-            ContentBuilder::new().schema(Some(binary())).description(Some(RAW_DESCRIPTION)).build();
+            ContentBuilder::new().schema(Some(file)).description(Some(RAW_DESCRIPTION)).build();
         body.content.insert(content_type.to_owned(), raw.into());
     }
 }
@@ -174,18 +191,19 @@ fn add_encodings(operation: &mut Operation, schemas: &BTreeMap<String, RefOr<Sch
 fn multipart_schema(request: &Object) -> Object {
     let mut form = Object::with_type(SchemaType::Type(Type::Object));
     form.additional_properties.clone_from(&request.additional_properties);
+    form.extensions.clone_from(&request.extensions);
     let batch = request.properties.contains_key("inputs");
+    // Nothing but files named `image` makes the inputs of a batch.
+    form.required = if batch { vec!["image".to_owned()] } else { request.required.clone() };
     for (name, property) in &request.properties {
         match name.as_str() {
             "inputs" => {}
-            "image" if batch => {
-                form.properties.insert(name.clone(), ArrayBuilder::new().items(binary()).into());
-            }
-            "image" => {
+            "image" if !batch => {
                 form.properties.insert(name.clone(), binary().into());
             }
-            "images" => {
-                form.properties.insert(name.clone(), ArrayBuilder::new().items(binary()).into());
+            "image" | "images" => {
+                let files = ArrayBuilder::new().items(binary()).min_items(Some(1));
+                form.properties.insert(name.clone(), files.into());
             }
             _ => {
                 form.properties.insert(name.clone(), property.clone());

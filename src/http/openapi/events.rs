@@ -1,0 +1,50 @@
+//! What a stream consists of: the schema of one server-sent event, by its name.
+
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::schema::{Object, SchemaType, Type};
+use utoipa::openapi::{Ref, RefOr, Schema};
+
+use crate::http::error::Problem;
+use crate::http::stream::{Delta, Done};
+
+/// The schema's name.
+pub(super) const NAME: &str = "CaptionEvent";
+const EVENT_STREAM: &str = "text/event-stream";
+
+/// One event of a stream.
+pub(super) fn schema() -> RefOr<Schema> {
+    let mut event = Object::with_type(SchemaType::Type(Type::Object));
+    event.description = Some("One event: pieces of text, then the answer or a problem.".to_owned());
+    event.required = ["event", "data"].map(str::to_owned).into();
+    let kinds = json!([
+        kind("delta", &Delta::name()),
+        kind("done", &Done::name()),
+        kind("error", &Problem::name()),
+    ]);
+    // Objects have no field for this word; what stands in `extensions` is written beside the others.
+    event.extensions.get_or_insert_default().insert("oneOf".to_owned(), kinds);
+    event.into()
+}
+
+fn kind(event: &str, schema: &str) -> Value {
+    json!({
+        "properties": {
+            "event": {"const": event},
+            "data": {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": {"$ref": format!("#/components/schemas/{schema}")},
+            },
+        },
+    })
+}
+
+/// Refers to the schema where an operation answers with a stream.
+pub(super) fn refer(operation: &mut Operation) {
+    let Some(RefOr::T(answer)) = operation.responses.responses.get_mut("200") else { return };
+    if let Some(RefOr::T(stream)) = answer.content.get_mut(EVENT_STREAM) {
+        stream.schema = Some(Ref::from_schema_name(NAME).into());
+    }
+}

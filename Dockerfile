@@ -4,8 +4,9 @@
 #   docker run -p 127.0.0.1:8080:8080 blip-server                     # the demo models, nothing to download
 #   docker run -p 127.0.0.1:8080:8080 -v blip-weights:/weights blip-server serve --model Salesforce/blip-vqa-base
 #
-# Tags name exact versions. For builds that must be the same bytes, add their digests (`docker buildx imagetools
-# inspect IMAGE` prints them); they are left out here because they differ for each platform's mirror.
+# Tags name exact versions where an image has them; a tag can be moved all the same. Pin the digests of both images
+# (`FROM image:tag@sha256:...`; `docker buildx imagetools inspect IMAGE` prints them) before a build that others rely on:
+# no registry of images could be asked where this file was written.
 
 # Debian 12 on both sides: what is linked here runs there.
 FROM rust:1.95.0-bookworm AS chef

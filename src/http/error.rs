@@ -93,7 +93,7 @@ pub(crate) struct FieldError {
 impl FieldError {
     /// A fault of `field`.
     pub(crate) fn new(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self { field: field.into(), detail: detail.into() }
+        Self { field: printable(field.into()), detail: printable(detail.into()) }
     }
 
     /// The same fault seen from the value that holds the field.
@@ -103,6 +103,11 @@ impl FieldError {
         }
         Self { field: format!("{parent}.{}", self.field), ..self }
     }
+}
+
+/// Without control characters: names of a client's own making are repeated, and a terminal that shows them would obey.
+fn printable(text: String) -> String {
+    if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
 }
 
 /// A refusal or failure as handlers return it.

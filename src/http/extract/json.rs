@@ -174,6 +174,19 @@ mod tests {
     }
 
     #[test]
+    fn control_characters_in_a_name_are_not_repeated() {
+        let body = r#"{"a\u001b[31m\u0000": 1}"#;
+        let error = parse::<CaptionRequest>(body.as_bytes()).unwrap_err();
+        assert_eq!(error.errors[0].field, "a\u{fffd}[31m\u{fffd}");
+        assert!(
+            error.detail.starts_with("a\u{fffd}[31m\u{fffd}: unknown field"),
+            "{}",
+            error.detail
+        );
+        assert!(!error.detail.contains(char::is_control), "{}", error.detail);
+    }
+
+    #[test]
     fn what_clients_send_is_repeated_only_in_part() {
         let long = "x".repeat(1 << 20);
         let error = parse::<CaptionRequest>(format!("{{\"num_beams\": \"{long}\"}}").as_bytes());

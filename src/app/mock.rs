@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -18,8 +19,12 @@ use crate::task::{ModelClass, ModelInfo, Preprocessing};
 /// How a mock behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MockSettings {
-    /// Time of a call of the backend.
-    pub time: FakeTime,
+    /// Time of every call of the backend.
+    pub unit_time: Duration,
+    /// Time of each image that is encoded.
+    pub image_time: Duration,
+    /// Time of each token.
+    pub token_time: Duration,
     /// Side of the images that its tower takes, in pixels.
     pub image_size: u32,
     /// Tokens of every text that it writes, within the request's own limits.
@@ -47,7 +52,11 @@ pub(super) fn load(config: &Config, settings: MockSettings) -> anyhow::Result<Lo
     )?;
     let infos: Vec<ModelInfo> = (0..MODELS.len()).map(|id| info(id, settings.image_size)).collect();
     let (backend, control) = FakeBackend::new(infos.clone());
-    control.sleep(settings.time);
+    control.sleep(FakeTime {
+        fixed: settings.unit_time,
+        image: settings.image_time,
+        token: settings.token_time,
+    });
     control.forget_calls();
     control.set_text_length(settings.text_length);
     control.set_leak(settings.leak_bytes);

@@ -8,7 +8,6 @@ use clap::Args;
 use super::error::CommandError;
 use crate::app::{App, MockSettings};
 use crate::config::Config;
-use crate::engine::fake::FakeTime;
 
 /// How long the models take.
 #[derive(Debug, Args)]
@@ -37,11 +36,9 @@ pub(super) struct MockArguments {
 impl MockArguments {
     fn settings(&self) -> MockSettings {
         MockSettings {
-            time: FakeTime {
-                fixed: Duration::from_micros(self.unit_us),
-                image: Duration::from_micros(self.image_us),
-                token: Duration::from_micros(self.token_us),
-            },
+            unit_time: Duration::from_micros(self.unit_us),
+            image_time: Duration::from_micros(self.image_us),
+            token_time: Duration::from_micros(self.token_us),
             image_size: self.image_size,
             text_length: self.text_length,
             leak_bytes: self.leak_bytes,

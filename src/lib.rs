@@ -14,6 +14,7 @@
 //! | `task` | the vocabulary: tasks with their inputs and outputs |
 //! | `input` | untrusted bytes to model-ready values; synchronous, pure |
 //! | `images` | id resolution, decoding pool, pixel cache, single flight |
+//! | `fetch` | images by URL: the guarded client |
 //! | `engine` | admission, scheduler, the worker thread, the seam to the model |
 //! | `model` | BLIP: configuration, weights, towers, heads, search; on candle or on our kernels |
 //! | `kernels` | CPU kernels: matrix products, attention, what stands between them |
@@ -32,6 +33,7 @@ pub mod config;
 pub mod demo;
 pub mod engine;
 pub mod faults;
+pub mod fetch;
 pub mod http;
 pub mod hub;
 pub mod images;

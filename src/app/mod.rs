@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::engine::{Engine, EngineHandle, EngineSettings};
+use crate::fetch::Fetcher;
 use crate::http::{self, BatchingInfo, HttpState, Services};
 use crate::images::Images;
 use crate::telemetry::metrics::Metrics;
@@ -139,6 +140,7 @@ impl App {
     async fn start_engine(&self) -> anyhow::Result<Engine> {
         let start = Instant::now();
         let config = &self.config;
+        let fetcher = self.fetcher()?;
         let loaded = match self.mock {
             Some(settings) => mock::load(config, settings)?,
             None => loading::load(config, &self.metrics).await?,
@@ -161,12 +163,21 @@ impl App {
         self.state.set_ready(Services {
             engine: engine.handle(),
             images,
+            fetcher,
             models: loaded.models,
             batching: batching_info(&config.engine),
             cpu_isa: Compute::resolve(config.compute).level.name().to_owned(),
         });
         tracing::info!(elapsed_ms = start.elapsed().as_millis() as u64, "ready");
         Ok(engine)
+    }
+
+    /// The client for images by URL, where that is switched on.
+    fn fetcher(&self) -> anyhow::Result<Option<Fetcher>> {
+        let settings = &self.config.fetch;
+        let max_bytes = self.config.http.input.max_image_bytes;
+        let make = || Fetcher::try_new(settings, max_bytes, Arc::clone(&self.metrics));
+        settings.enabled.then(make).transpose().context("cannot set up fetching (fetch.enabled)")
     }
 
     /// Not ready at once; after the delay nothing new is admitted; after the drain time what is left fails.

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::raw::{
-    RawCompute, RawEngine, RawHub, RawImages, RawInput, RawLimits, RawLog, RawServer,
+    RawCompute, RawEngine, RawFetch, RawHub, RawImages, RawInput, RawLimits, RawLog, RawServer,
 };
 use crate::engine::EngineSettings;
+use crate::fetch::FetchSettings;
 use crate::http::HttpSettings;
 use crate::hub::Retry;
 use crate::images::ImagesSettings;
@@ -112,6 +113,21 @@ impl Default for RawInput {
             alpha_background: input.alpha_background,
             max_text_chars: input.max_text_chars,
             max_text_bytes: input.max_text_bytes,
+        }
+    }
+}
+
+impl Default for RawFetch {
+    fn default() -> Self {
+        let fetch = FetchSettings::default();
+        Self {
+            enabled: fetch.enabled,
+            allowed_hosts: fetch.allowed_hosts,
+            allow_http: fetch.allow_http,
+            connect_timeout_ms: millis(fetch.connect_timeout),
+            total_timeout_ms: millis(fetch.total_timeout),
+            max_redirects: fetch.max_redirects,
+            max_concurrent: fetch.max_concurrent,
         }
     }
 }

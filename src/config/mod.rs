@@ -31,6 +31,7 @@ pub use raw::RawConfig;
 use crate::kernels::isa::Level;
 
 use crate::engine::EngineSettings;
+use crate::fetch::FetchSettings;
 use crate::http::HttpSettings;
 use crate::hub::{HubSettings, ModelSource};
 use crate::images::ImagesSettings;
@@ -51,6 +52,8 @@ pub struct Config {
     pub images: ImagesSettings,
     /// Limits, deadlines and switches of the HTTP side; the limits of one image and one text in it.
     pub http: HttpSettings,
+    /// Images by URL.
+    pub fetch: FetchSettings,
     /// Where weights come from.
     pub hub: HubSettings,
     /// How and what is logged.

@@ -17,6 +17,7 @@ pub struct RawConfig {
     pub(super) engine: RawEngine,
     pub(super) images: RawImages,
     pub(super) input: RawInput,
+    pub(super) fetch: RawFetch,
     pub(super) hub: RawHub,
     pub(super) log: RawLog,
     // Last: an array of tables ends every other section in TOML.
@@ -113,6 +114,17 @@ sections! {
         alpha_background: [u8; 3],
         max_text_chars: usize,
         max_text_bytes: usize,
+    }
+
+    /// `[fetch]`
+    RawFetch {
+        enabled: bool,
+        allowed_hosts: Vec<String>,
+        allow_http: bool,
+        connect_timeout_ms: u64,
+        total_timeout_ms: u64,
+        max_redirects: usize,
+        max_concurrent: usize,
     }
 
     /// `[hub]`; empty texts stand for "not given".

@@ -9,6 +9,7 @@ use super::layers::Layers;
 use super::raw::{RawConfig, RawModel};
 use super::{ComputeSettings, Config, ConfigError, DrainSettings};
 use crate::engine::EngineSettings;
+use crate::fetch::FetchSettings;
 use crate::http::{AccessLogSettings, ConnectionSettings, CorsSettings, HttpSettings, Limits};
 use crate::hub::{CheckpointFiles, HubError, HubSettings, ModelSource, Retry, Source, Token};
 use crate::images::ImagesSettings;
@@ -35,6 +36,7 @@ pub(super) fn validate(raw: RawConfig, layers: &Layers) -> Result<Config, Config
         engine: reader.engine()?,
         images: reader.images()?,
         http: reader.http()?,
+        fetch: reader.fetch()?,
         hub: reader.hub()?,
         log: reader.log()?,
         drain: reader.drain()?,
@@ -213,6 +215,21 @@ impl Reader<'_> {
         })
     }
 
+    fn fetch(&self) -> Result<FetchSettings, ConfigError> {
+        let raw = &self.raw.fetch;
+        let settings = FetchSettings {
+            enabled: raw.enabled,
+            allowed_hosts: raw.allowed_hosts.clone(),
+            allow_http: raw.allow_http,
+            connect_timeout: self.time("fetch.connect_timeout_ms", raw.connect_timeout_ms)?,
+            total_timeout: self.time("fetch.total_timeout_ms", raw.total_timeout_ms)?,
+            max_redirects: raw.max_redirects,
+            max_concurrent: raw.max_concurrent,
+        };
+        settings.check().map_err(|error| self.refused("fetch", error.name, error.accepted))?;
+        Ok(settings)
+    }
+
     fn hub(&self) -> Result<HubSettings, ConfigError> {
         let raw = &self.raw.hub;
         let endpoint = raw.endpoint.trim_end_matches('/');
@@ -309,7 +326,7 @@ fn sources(model: &RawModel) -> Result<Vec<ModelSource>, HubError> {
 
 /// Rules that name two settings: the first must not exceed the second.
 fn check_pairs(reader: &Reader<'_>) -> Result<(), ConfigError> {
-    let RawConfig { server, limits, engine, input, .. } = reader.raw;
+    let RawConfig { server, limits, engine, input, fetch, .. } = reader.raw;
     let pairs = [
         // A call that the queue cannot hold at all could never be admitted.
         (
@@ -337,6 +354,12 @@ fn check_pairs(reader: &Reader<'_>) -> Result<(), ConfigError> {
             engine.max_queue_wait_ms,
             "server.deadline_ms",
             server.deadline_ms,
+        ),
+        (
+            "fetch.connect_timeout_ms",
+            fetch.connect_timeout_ms,
+            "fetch.total_timeout_ms",
+            fetch.total_timeout_ms,
         ),
         (
             "server.body_idle_timeout_ms",

@@ -1,7 +1,7 @@
 //! What every inference call goes through, single or batch, whatever its endpoint:
-//! read - plan - reserve - tokenise - decode images - submit - answer.
+//! read - plan - reserve - tokenise - fetch and decode images - submit - answer.
 //!
-//! An [`Endpoint`] says what is its own about that. Nothing that is refused is decoded: a malformed input refuses
+//! An [`Endpoint`] says what is its own about that. Nothing that is refused is fetched or decoded: a malformed input refuses
 //! the whole call, then the rows of all inputs are reserved at once. From there on, what is wrong with one input
 //! stays with that input.
 
@@ -178,12 +178,13 @@ impl<R> Opened<'_, R> {
         }
         let mut images = ImageSet::new(batch, &plans);
         admission.reserve(rows.max(1), images.distinct())?;
-        let beside_body = images.bytes_beside_body(model.info.preprocessing);
+        let beside_body =
+            images.bytes_beside_body(model.info.preprocessing, services.fetcher.as_ref());
         let capacity = services.engine.settings().capacity_bytes;
         check_bytes(context.notes().bytes_in.saturating_add(beside_body), capacity)?;
         admission.reserve_bytes(beside_body)?;
 
-        images.parse(&state.settings().input).await?;
+        images.parse(&state.settings().input, services.fetcher.as_ref()).await?;
         let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
         let find = images.finder(services, &model, context, admission.deadline());
         let items = plans.into_iter().zip(tokens).enumerate().map(|(index, (plan, tokens))| {

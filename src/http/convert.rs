@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::error::{ApiError, Code};
 use crate::engine::EngineError;
+use crate::fetch::FetchError;
 use crate::images::ImagesError;
 use crate::input::InputError;
 
@@ -90,6 +91,21 @@ impl From<ImagesError> for ApiError {
                     .retry_after(Duration::from_secs(1))
             }
         }
+    }
+}
+
+impl From<FetchError> for ApiError {
+    fn from(error: FetchError) -> Self {
+        let code = match error {
+            FetchError::NotAllowed(_) => Code::UrlNotAllowed,
+            FetchError::Unreachable => Code::UrlUnreachable,
+            FetchError::DeadlineExceeded => return Self::deadline_exceeded(),
+            FetchError::Overloaded => {
+                let detail = "too many images are being fetched; try again later";
+                return Self::new(Code::Overloaded, detail).retry_after(Duration::from_secs(1));
+            }
+        };
+        Self::new(code, error.to_string())
     }
 }
 

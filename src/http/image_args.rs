@@ -1,4 +1,5 @@
-//! The images of a call: each distinct one is parsed once, decoded once, and awaited by every input that uses it.
+//! The images of a call: each distinct one is parsed once, fetched and decoded once, and awaited by every input that
+//! uses it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use super::extract::fields::ImageField;
 use super::middleware::context::RequestContext;
 use super::models::Model;
 use super::state::Services;
+use crate::fetch::{Fetcher, Target};
 use crate::images::{ImageSource, Scope};
 use crate::input::{ImageValue, InputSettings};
 use crate::task::{PreparedImage, Preprocessing};
@@ -57,19 +59,47 @@ struct Distinct {
     field: ImageField,
     /// Where it stands first, for errors.
     path: String,
-    source: Result<ImageSource, ApiError>,
+    source: Result<Source, ApiError>,
+}
+
+/// Where an image's bytes come from.
+#[derive(Debug)]
+enum Source {
+    Here(ImageSource),
+    Url(Fetcher, Target),
+}
+
+/// What makes two images of a call the same one.
+#[derive(PartialEq, Eq, Hash)]
+enum Identity {
+    /// The place of its value in memory: an image that stands beside the inputs is shared by all of them.
+    Place(usize, usize),
+    /// Its URL, so that a host is asked once however often it is named.
+    Url(Arc<str>),
+}
+
+impl Identity {
+    fn of(field: &ImageField) -> Self {
+        match field {
+            ImageField::Value(text) if ImageValue::is_url(text) => Self::Url(Arc::clone(text)),
+            ImageField::Value(_) | ImageField::Bytes(_) => {
+                let (place, length) = field.address();
+                Self::Place(place, length)
+            }
+        }
+    }
 }
 
 impl ImageSet {
     /// Collects the images of the inputs that were planned.
     pub(crate) fn new<E: Endpoint>(batch: bool, plans: &[Result<E, ApiError>]) -> Self {
-        let mut places: HashMap<(usize, usize), usize> = HashMap::new();
+        let mut places: HashMap<Identity, usize> = HashMap::new();
         let mut distinct = Vec::new();
         let mut uses = Vec::with_capacity(plans.len());
         for (input, plan) in plans.iter().enumerate() {
             let images = plan.as_ref().map(E::images).unwrap_or_default();
             let used = images.into_iter().map(|image| {
-                *places.entry(image.field.address()).or_insert_with(|| {
+                *places.entry(Identity::of(&image.field)).or_insert_with(|| {
                     let path =
                         if batch { format!("inputs[{input}].{}", image.path) } else { image.path };
                     let source = Err(ApiError::internal());
@@ -82,28 +112,39 @@ impl ImageSet {
         Self { distinct, uses }
     }
 
-    /// How many different images the call has, as far as their addresses in memory tell.
+    /// How many different images the call has, as far as URLs and addresses in memory tell.
     pub(crate) fn distinct(&self) -> usize {
         self.distinct.len()
     }
 
-    /// Most bytes that the images take beside the body: what base64 decodes to, and prepared pixels.
-    pub(crate) fn bytes_beside_body(&self, preprocessing: Preprocessing) -> u64 {
+    /// Most bytes that the images take beside the body: what base64 decodes to, what is fetched, and prepared pixels.
+    pub(crate) fn bytes_beside_body(
+        &self,
+        preprocessing: Preprocessing,
+        fetcher: Option<&Fetcher>,
+    ) -> u64 {
         let pixels = u64::from(preprocessing.width) * u64::from(preprocessing.height) * 3;
-        let each = self.distinct.iter().map(|image| pixels + decoded_bytes(&image.field));
+        let each = self.distinct.iter().map(|image| pixels + file_bytes(&image.field, fetcher));
         each.sum()
     }
 
-    /// Reads the image values: base64 to bytes, ids.
+    /// Reads the image values: base64 to bytes, ids, URLs.
     ///
     /// # Errors
     /// `invalid_request` when one is no image value at all; everything else stays with the image.
-    pub(crate) async fn parse(&mut self, settings: &InputSettings) -> Result<(), ApiError> {
+    pub(crate) async fn parse(
+        &mut self,
+        settings: &InputSettings,
+        fetcher: Option<&Fetcher>,
+    ) -> Result<(), ApiError> {
         let length: usize = self.distinct.iter().map(|image| image.field.address().1).sum();
         let fields: Vec<ImageField> =
             self.distinct.iter().map(|image| image.field.clone()).collect();
-        let settings = settings.clone();
-        let parse = move || fields.iter().map(|field| parse(field, &settings)).collect::<Vec<_>>();
+        let (settings, fetcher) = (settings.clone(), fetcher.cloned());
+        let parse = move || {
+            let each = fields.iter().map(|field| parse(field, &settings, fetcher.as_ref()));
+            each.collect::<Vec<_>>()
+        };
         let sources = if length <= INLINE_BASE64 {
             parse()
         } else {
@@ -140,7 +181,17 @@ impl ImageSet {
         let images = self.distinct.into_iter().map(|image| {
             let (pool, context) = (services.images.clone(), context.clone());
             let find = async move {
-                let resolve = pool.resolve(image.source?, preprocessing, Scope::EVERYONE);
+                let source = match image.source? {
+                    Source::Here(source) => source,
+                    Source::Url(fetcher, target) => {
+                        let fetched = fetcher.fetch(target, deadline).await;
+                        let fetched =
+                            fetched.map_err(|error| ApiError::from(error).at(&image.path))?;
+                        context.note(|notes| notes.add_fetch(fetched.took));
+                        ImageSource::Bytes(fetched.bytes)
+                    }
+                };
+                let resolve = pool.resolve(source, preprocessing, Scope::EVERYONE);
                 let resolved = tokio::time::timeout_at(deadline.into(), resolve)
                     .await
                     .map_err(|_| ApiError::deadline_exceeded())?
@@ -171,30 +222,40 @@ impl Finder {
     }
 }
 
-/// Most bytes that an image value is copied to: three for every four characters of base64. An id or an address counts
-/// as if it were base64, its length is nothing.
-fn decoded_bytes(field: &ImageField) -> u64 {
-    match field {
-        ImageField::Bytes(_) => 0,
-        ImageField::Value(text) => text.len() as u64 / 4 * 3,
+/// Most bytes that an image value becomes beside the body: three for every four characters of base64 (an id counts as
+/// if it were base64, its length is nothing), and the largest file that may be fetched for a URL.
+fn file_bytes(field: &ImageField, fetcher: Option<&Fetcher>) -> u64 {
+    match (field, fetcher) {
+        (ImageField::Bytes(_), _) => 0,
+        (ImageField::Value(text), Some(fetcher)) if ImageValue::is_url(text) => {
+            fetcher.max_bytes() as u64
+        }
+        (ImageField::Value(text), _) => text.len() as u64 / 4 * 3,
     }
 }
 
-fn parse(field: &ImageField, settings: &InputSettings) -> Result<ImageSource, ApiError> {
+fn parse(
+    field: &ImageField,
+    settings: &InputSettings,
+    fetcher: Option<&Fetcher>,
+) -> Result<Source, ApiError> {
     if crate::faults::at("http::image_values") {
         return Err(ApiError::internal());
     }
     let text: &Arc<str> = match field {
-        ImageField::Bytes(bytes) => return Ok(ImageSource::Bytes(bytes.clone())),
+        ImageField::Bytes(bytes) => return Ok(Source::Here(ImageSource::Bytes(bytes.clone()))),
         ImageField::Value(text) => text,
     };
-    match ImageValue::parse(text, settings)? {
-        ImageValue::Bytes(bytes) => Ok(ImageSource::Bytes(Bytes::from(bytes))),
-        ImageValue::Id(id) => Ok(ImageSource::Id(id)),
-        ImageValue::Url(_) => Err(ApiError::new(
+    match (ImageValue::parse(text, settings)?, fetcher) {
+        (ImageValue::Bytes(bytes), _) => Ok(Source::Here(ImageSource::Bytes(Bytes::from(bytes)))),
+        (ImageValue::Id(id), _) => Ok(Source::Here(ImageSource::Id(id))),
+        (ImageValue::Url(url), Some(fetcher)) => {
+            Ok(Source::Url(fetcher.clone(), fetcher.target(&url)?))
+        }
+        (ImageValue::Url(_), None) => Err(ApiError::new(
             Code::FetchDisabled,
-            "this version of the server does not fetch images by URL, and no setting changes that; \
-             send the image's bytes: base64, a data URI or a multipart file",
+            "this server does not fetch images by URL (its setting fetch.enabled is false); send the image's bytes: \
+             base64, a data URI or a multipart file",
         )),
     }
 }

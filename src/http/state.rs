@@ -9,6 +9,7 @@ use super::info::BatchingInfo;
 use super::models::Models;
 use super::settings::HttpSettings;
 use crate::engine::{EngineHandle, EngineState};
+use crate::fetch::Fetcher;
 use crate::images::Images;
 use crate::telemetry::metrics::Metrics;
 
@@ -29,6 +30,8 @@ pub struct Services {
     pub engine: EngineHandle,
     /// Image values to prepared images.
     pub images: Images,
+    /// Images by URL, where that is switched on.
+    pub fetcher: Option<Fetcher>,
     /// Names, tokenizers, defaults per role.
     pub models: Models,
     /// What `/info` tells of batching.

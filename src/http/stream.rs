@@ -64,6 +64,10 @@ pub(crate) struct Done {
 #[expect(clippy::struct_field_names, reason = "on the wire a unit stands in the name")]
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Timing {
+    /// Fetching the image, where it came by URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = f64, required = false)]
+    fetch_ms: Option<f64>,
     /// Decoding and resizing the image.
     decode_ms: f64,
     /// Waiting for the worker.
@@ -207,8 +211,10 @@ impl Caption {
     }
 
     fn timing(&self, task: TaskTiming) -> Timing {
+        let notes = self.context.notes();
         Timing {
-            decode_ms: milliseconds(self.context.notes().decode.unwrap_or_default()),
+            fetch_ms: notes.fetch.map(milliseconds),
+            decode_ms: milliseconds(notes.decode.unwrap_or_default()),
             queue_ms: milliseconds(task.queue),
             vision_ms: milliseconds(task.vision),
             text_ms: milliseconds(task.text),

@@ -15,7 +15,7 @@
 //! the wall says how busy the server is (these threads yield to the worker), not what is wrong with the file; what a
 //! file may cost is bounded by the limits that `input` checks from its header, before any pixel.
 //!
-//! No limits of single files (`input` has them), no fetching of addresses, no model.
+//! No limits of single files (`input` has them), no fetching of addresses (`fetch`), no model.
 
 mod budget;
 mod cache;

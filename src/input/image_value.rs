@@ -28,9 +28,7 @@ impl ImageValue {
         if starts_with_ignoring_case(value, "data:") {
             return decode_base64(data_uri_payload(value)?, settings);
         }
-        if starts_with_ignoring_case(value, "http://")
-            || starts_with_ignoring_case(value, "https://")
-        {
+        if Self::is_url(value) {
             return Ok(Self::Url(value.to_owned()));
         }
         if value.starts_with("sha256:") {
@@ -41,6 +39,11 @@ impl ImageValue {
                 .map_err(|_| InputError::InvalidImageValue { problem });
         }
         decode_base64(value, settings)
+    }
+
+    /// Whether a value is an `http://` or `https://` address.
+    pub fn is_url(value: &str) -> bool {
+        starts_with_ignoring_case(value, "http://") || starts_with_ignoring_case(value, "https://")
     }
 }
 

@@ -144,6 +144,8 @@ metrics! {
         prompt_tokens: Histogram {PROMPT_TOKENS},
         /// Images encoded by a vision tower (cache hits and joined flights do not count).
         images_encoded_total: IntCounter,
+        /// Images fetched by URL, by result (ok, or what went wrong; blocked: an address or URL that is not allowed).
+        fetch_total: IntCounterVec ["result"],
         /// Pixels of decoded pictures.
         image_pixels: Histogram {PIXELS},
         /// Pictures decoded, by format.
@@ -213,11 +215,15 @@ impl Metrics {
                 self.batches_total.with_label_values(&[stage, trigger]);
             }
         }
-        for stage in ["decode", "preprocess", "tokenize", "vision", "text", "post"] {
+        for stage in ["fetch", "decode", "preprocess", "tokenize", "vision", "text", "post"] {
             self.stage_duration_seconds.with_label_values(&[stage]);
         }
         for reason in ["full", "deadline", "draining"] {
             self.queue_rejected_total.with_label_values(&[reason]);
+        }
+        for result in ["ok", "blocked", "timeout", "too_large", "status", "redirect", "unreachable"]
+        {
+            self.fetch_total.with_label_values(&[result]);
         }
         for format in ["jpeg", "png", "webp", "gif", "bmp"] {
             self.image_format_total.with_label_values(&[format]);

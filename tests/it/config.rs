@@ -350,6 +350,11 @@ fn two_settings_that_contradict_each_other_are_both_named() {
             "server.body_idle_timeout_ms = 40000",
             "server.body_total_timeout_ms",
         ),
+        (
+            ["BLIP__FETCH__CONNECT_TIMEOUT_MS", "6000"],
+            "fetch.connect_timeout_ms = 6000",
+            "fetch.total_timeout_ms",
+        ),
     ];
     for ([variable, value], wrong, bound) in cases {
         let error = load_environment(&[(variable, value)]).expect_err(variable).to_string();
@@ -373,6 +378,12 @@ fn what_a_folder_refuses_is_named_as_the_setting_that_its_writer_knows() {
             "https://a.example, b",
             "server.cors_allowed_origins = [\"https://a.example\", \"b\"]",
         ),
+        (
+            "BLIP__FETCH__ALLOWED_HOSTS",
+            "a.example,https://b.example",
+            "fetch.allowed_hosts = [\"a.example\", \"https://b.example\"]",
+        ),
+        ("BLIP__FETCH__MAX_REDIRECTS", "11", "fetch.max_redirects = 11"),
         ("BLIP__LOG__FILTER", "blip=loud", "log.filter = \"blip=loud\""),
         ("BLIP__LOG__FORMAT", "xml", "log.format = \"xml\""),
         ("BLIP__INPUT__ALPHA_BACKGROUND", "0,0", "input.alpha_background = [0, 0]"),
@@ -390,6 +401,8 @@ fn lists_and_switches_reach_their_folders() {
         ("BLIP__SERVER__DOCS", "false"),
         ("BLIP__INPUT__ALPHA_BACKGROUND", "0,1,2"),
         ("BLIP__IMAGES__DECODE_THREADS", "7"),
+        ("BLIP__FETCH__ENABLED", "true"),
+        ("BLIP__FETCH__ALLOWED_HOSTS", "a.example,*.b.example"),
     ])
     .unwrap();
     let origins = config.http.cors.unwrap().allowed_origins;
@@ -397,8 +410,11 @@ fn lists_and_switches_reach_their_folders() {
     assert!(!config.http.docs);
     assert_eq!(config.http.input.alpha_background, [0, 1, 2]);
     assert_eq!(config.images.decode_threads, 7);
+    assert!(config.fetch.enabled && !config.fetch.allow_http);
+    assert_eq!(config.fetch.allowed_hosts, ["a.example", "*.b.example"]);
     let defaults = load_environment(&[]).unwrap();
     assert_eq!(defaults.http, blip_server::http::HttpSettings::default());
     assert_eq!(defaults.engine, blip_server::engine::EngineSettings::default());
     assert_eq!(defaults.images, blip_server::images::ImagesSettings::default());
+    assert_eq!(defaults.fetch, blip_server::fetch::FetchSettings::default());
 }

@@ -8,3 +8,6 @@
 //! ```
 //!
 //! A long form prints what it sent and what came back to standard error.
+
+mod fetch;
+mod ssrf;

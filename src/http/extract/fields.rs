@@ -327,7 +327,7 @@ impl Visitor<'_> for ImageVisitor {
     type Value = ImageField;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an image value: a data URI, base64, or \"sha256:\" and 64 hexadecimal digits")
+        f.write_str("an image value: a data URI, base64, an https:// URL, or \"sha256:\" and 64 hexadecimal digits")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<ImageField, E> {

@@ -49,6 +49,7 @@ impl AccessLog {
                     reason = request.code,
                     dur_ms = milliseconds(request.context.elapsed()),
                     queue_ms = milliseconds(task.queue),
+                    fetch_ms = notes.fetch.map(milliseconds),
                     decode_ms = milliseconds(notes.decode.unwrap_or_default()),
                     infer_ms = milliseconds(task.vision + task.text),
                     bytes_in = notes.bytes_in,

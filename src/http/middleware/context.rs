@@ -26,7 +26,9 @@ pub(crate) struct Notes {
     pub(crate) bytes_in: u64,
     /// Inputs of the call.
     pub(crate) inputs: usize,
-    /// Fetching, decoding and resizing, the longest of its images.
+    /// Fetching by URL, the longest of its images.
+    pub(crate) fetch: Option<Duration>,
+    /// Decoding and resizing, the longest of its images.
     pub(crate) decode: Option<Duration>,
     /// Queue, vision and text, each the longest of its items.
     pub(crate) task: Option<TaskTiming>,
@@ -66,6 +68,11 @@ impl RequestContext {
 }
 
 impl Notes {
+    /// Adds the time that the fetch of one image took.
+    pub(crate) fn add_fetch(&mut self, fetch: Duration) {
+        self.fetch = Some(self.fetch.unwrap_or_default().max(fetch));
+    }
+
     /// Adds the time that one image took.
     pub(crate) fn add_decode(&mut self, decode: Duration) {
         self.decode = Some(self.decode.unwrap_or_default().max(decode));

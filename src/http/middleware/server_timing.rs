@@ -33,6 +33,7 @@ fn header_value(context: &RequestContext) -> String {
     let decode =
         if notes.streaming { Some(notes.decode.unwrap_or_default()) } else { notes.decode };
     let stages = [
+        ("fetch", notes.fetch),
         ("decode", decode),
         ("queue", task.map(|task| task.queue)),
         ("vision", task.map(|task| task.vision)),
@@ -63,11 +64,12 @@ mod tests {
         let context = RequestContext::new("r".into());
         assert!(header_value(&context).starts_with("total;dur="));
         context.note(|notes| {
+            notes.add_fetch(Duration::from_millis(7));
             notes.add_decode(Duration::from_micros(1500));
             notes.add_task(TaskTiming { queue: Duration::from_millis(2), ..TaskTiming::default() });
         });
         let value = header_value(&context);
-        let expected = "decode;dur=1.500, queue;dur=2.000, vision;dur=0.000, text;dur=0.000, total";
+        let expected = "fetch;dur=7.000, decode;dur=1.500, queue;dur=2.000, vision;dur=0.000, text;dur=0.000, total";
         assert!(value.starts_with(expected), "{value}");
     }
 

@@ -27,7 +27,8 @@ use crate::http::stream::{Delta, DeltaToken, Done, Timing};
 const DESCRIPTION: &str = "BLIP vision-language models: captions, visual question answering, image-text similarity, \
 embeddings.\n\nEvery response carries `x-request-id` and `server-timing`. Every refusal is an \
 `application/problem+json`; switch on its `code`. Unknown fields are refused, `null` is neither sent nor taken.\n\n\
-An **image value** is a data URI, base64 (standard alphabet, padded, unwrapped), or the `id` of an image sent before. \
+An **image value** is a data URI, base64 (standard alphabet, padded, unwrapped), the `id` of an image sent before, or, \
+where the server fetches them (`fetch_enabled` in `/info`), an `https://` URL. \
 JPEG, PNG, WebP, GIF and BMP are told apart by their first bytes.";
 
 /// A real picture of 16 x 16 pixels, for examples that can be sent as they are.

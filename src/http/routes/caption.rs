@@ -37,7 +37,7 @@ requests! {
     batch CaptionBatchRequest
     /// One caption wanted.
     input CaptionInput {
-        /// The image: a data URI, base64, or the id of an image sent before.
+        /// The image: a data URI, base64, the id of an image sent before, or a URL where the server fetches them.
         image: ImageField,
         /// How the caption begins.
         prompt: Text,

@@ -34,7 +34,7 @@ requests! {
     batch EmbeddingsBatchRequest
     /// One vector wanted.
     input EmbeddingsInput {
-        /// The image: a data URI, base64, or the id of an image sent before.
+        /// The image: a data URI, base64, the id of an image sent before, or a URL where the server fetches them.
         image: ImageField,
         /// The text.
         text: Text,

@@ -103,6 +103,8 @@ pub(crate) struct LimitsDescription {
     max_body_frames: usize,
     max_text_parts: usize,
     deadline_ms: u64,
+    /// Image values may be `https://` addresses.
+    fetch_enabled: bool,
 }
 
 /// What this server is and takes
@@ -128,7 +130,7 @@ pub(crate) async fn show_info(State(state): State<HttpState>) -> Result<Response
     reply::json(&Info {
         version: env!("CARGO_PKG_VERSION"),
         models: models.collect(),
-        limits: limits(state.settings()),
+        limits: limits(state.settings(), services.fetcher.is_some()),
         batching: services.batching.clone(),
         cpu_isa: services.cpu_isa.clone(),
     })
@@ -154,7 +156,7 @@ fn describe(info: &ModelInfo, default: bool) -> ModelDescription {
     }
 }
 
-fn limits(settings: &HttpSettings) -> LimitsDescription {
+fn limits(settings: &HttpSettings, fetch_enabled: bool) -> LimitsDescription {
     let (limits, input) = (&settings.limits, &settings.input);
     LimitsDescription {
         max_body_bytes: limits.max_body_bytes,
@@ -174,5 +176,6 @@ fn limits(settings: &HttpSettings) -> LimitsDescription {
         max_body_frames: limits.max_body_frames,
         max_text_parts: limits.max_text_parts,
         deadline_ms: settings.deadline.as_millis() as u64,
+        fetch_enabled,
     }
 }

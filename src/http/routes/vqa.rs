@@ -35,7 +35,7 @@ requests! {
     batch VqaBatchRequest
     /// Questions about one image.
     input VqaInput {
-        /// The image: a data URI, base64, or the id of an image sent before.
+        /// The image: a data URI, base64, the id of an image sent before, or a URL where the server fetches them.
         image: ImageField,
         /// One question; several go into `questions`.
         question: Text,

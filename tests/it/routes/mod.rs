@@ -8,4 +8,6 @@ mod operations;
 mod refusals;
 mod similarity;
 mod stream;
+mod urls;
+mod urls_tls;
 mod vqa;

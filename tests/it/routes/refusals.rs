@@ -58,8 +58,7 @@ async fn each_fault_of_an_image_has_its_code() {
     }
     let fetch = app.json("/caption", &json!({"image": "http://example.org/a.png"})).await;
     assert!(fetch.text().contains("send the image's bytes"), "{}", fetch.text());
-    // A setting that a client's operator looks for in vain, or that would stop the start.
-    assert!(!fetch.text().contains("fetch.enabled"), "{}", fetch.text());
+    assert!(fetch.text().contains("fetch.enabled"), "{}", fetch.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,8 @@ use axum::body::Body;
 use axum::http::{Request, Response};
 use blip_server::engine::fake::{FakeBackend, FakeControl, models};
 use blip_server::engine::{Engine, EngineHandle, EngineSettings};
+use blip_server::fetch::testing::Hooks;
+use blip_server::fetch::{FetchSettings, Fetcher};
 use blip_server::http::{BatchingInfo, HttpSettings, HttpState, Model, Models, Services, router};
 use blip_server::images::{Images, ImagesSettings};
 use blip_server::input::{InputSettings, Tokenizer};
@@ -28,6 +30,8 @@ pub(crate) struct TestConfig {
     pub(crate) engine: EngineSettings,
     pub(crate) images: ImagesSettings,
     pub(crate) models: Vec<ModelInfo>,
+    /// Images by URL, as the hooks say.
+    pub(crate) fetch: Option<(FetchSettings, Hooks)>,
     pub(crate) clean_up: bool,
     /// A broken backend is built anew.
     pub(crate) rebuild: bool,
@@ -61,6 +65,7 @@ impl TestApp {
             engine: EngineSettings::default(),
             images: ImagesSettings::default(),
             models: models(),
+            fetch: None,
             clean_up: false,
             rebuild: false,
         };
@@ -80,6 +85,11 @@ impl TestApp {
         let input = config.http.input.clone();
         let images =
             Images::start(&config.images, input.clone(), Arc::clone(&metrics)).expect("a pool");
+        let fetcher = config.fetch.map(|(settings, hooks)| {
+            let max_bytes = input.max_image_bytes;
+            Fetcher::with_hooks(&settings, max_bytes, Arc::clone(&metrics), hooks)
+                .expect("a fetcher")
+        });
         let tokenizer = Arc::new(tokenizer(&input, config.clean_up));
         let models =
             config.models.into_iter().map(|info| Model { info, tokenizer: Arc::clone(&tokenizer) });
@@ -87,6 +97,7 @@ impl TestApp {
         state.set_ready(Services {
             engine: engine.handle(),
             images,
+            fetcher,
             models: Models::new(models.collect()),
             batching: BatchingInfo { capacity_rows: 512, ..BatchingInfo::default() },
             cpu_isa: "test".to_owned(),

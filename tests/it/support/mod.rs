@@ -3,9 +3,11 @@
 pub(crate) mod answer;
 pub(crate) mod app;
 pub(crate) mod inputs;
+pub(crate) mod origin;
 pub(crate) mod server;
 
 pub(crate) use answer::Answer;
 pub(crate) use app::TestApp;
 pub(crate) use inputs::{Multipart, base64, png};
+pub(crate) use origin::{Names, Origin};
 pub(crate) use server::TestServer;

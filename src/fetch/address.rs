@@ -1,0 +1,249 @@
+//! Which addresses belong to the public internet. Everything that is not known to is refused.
+//!
+//! Sources: IANA's registries of special-purpose addresses for IPv4 and IPv6. An IPv6 address that carries an IPv4
+//! one can lead there (through the kernel, a translator or a tunnel), so the inner address decides as well.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// IPv4 blocks where no public server lives: network and length of its prefix.
+const V4_REFUSED: [(Ipv4Addr, u32); 16] = [
+    // "This network"; 0.0.0.0 reaches the machine itself.
+    (Ipv4Addr::UNSPECIFIED, 8),
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    // Shared by providers for their NAT; some clouds keep metadata there (100.100.100.200).
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    // Link-local: the metadata of most clouds (169.254.169.254).
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
+    (Ipv4Addr::new(192, 0, 2, 0), 24),
+    // Relays of 6to4, retired.
+    (Ipv4Addr::new(192, 88, 99, 0), 24),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+    (Ipv4Addr::new(198, 18, 0, 0), 15),
+    (Ipv4Addr::new(198, 51, 100, 0), 24),
+    (Ipv4Addr::new(203, 0, 113, 0), 24),
+    // Multicast, then reserved with the broadcast address.
+    (Ipv4Addr::new(224, 0, 0, 0), 4),
+    (Ipv4Addr::new(240, 0, 0, 0), 4),
+    // A public address by number, but the platform's own services answer it inside Azure.
+    (Ipv4Addr::new(168, 63, 129, 16), 32),
+];
+
+/// IPv6 blocks inside `2000::/3` where no public server lives.
+const V6_REFUSED: [(Ipv6Addr, u32); 4] = [
+    // Protocol assignments: Teredo (2001::/32), benchmarks, ORCHID. A tunnel's inner address may lie anywhere.
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
+    // Documentation, the old block and the new one.
+    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
+    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
+    // 6to4, retired (RFC 7526): a tunnel to the IPv4 address behind the prefix.
+    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
+];
+
+/// The only block that is given out to the public.
+const V6_GLOBAL: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+/// IPv4 in an IPv6 socket: the kernel connects to the inner address.
+const V4_MAPPED: (Ipv6Addr, u32) = (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96);
+/// What DNS64 makes of an IPv4-only name. Its sibling `64:ff9b:1::/48` is a network's own and refused as one.
+const NAT64: (Ipv6Addr, u32) = (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96);
+
+/// True for an address of the public internet, none of whose parts leads elsewhere.
+#[must_use]
+pub fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    !V4_REFUSED.iter().any(|&(network, length)| {
+        let shift = 32 - length;
+        address.to_bits() >> shift == network.to_bits() >> shift
+    })
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    if within(address, V4_MAPPED) || within(address, NAT64) {
+        return is_public_v4(last_v4(address));
+    }
+    within(address, V6_GLOBAL)
+        && !V6_REFUSED.iter().any(|&block| within(address, block))
+        && (!is_isatap(address) || is_public_v4(last_v4(address)))
+}
+
+fn within(address: Ipv6Addr, (network, length): (Ipv6Addr, u32)) -> bool {
+    let shift = 128 - length;
+    address.to_bits() >> shift == network.to_bits() >> shift
+}
+
+/// The IPv4 address in the last 32 bits.
+fn last_v4(address: Ipv6Addr) -> Ipv4Addr {
+    Ipv4Addr::from_bits(address.to_bits() as u32)
+}
+
+/// A tunnel to the IPv4 address at its end, whatever the prefix: `...:0:5efe:a.b.c.d`, the universal and the group bit
+/// of the interface set or not (RFC 5214).
+fn is_isatap(address: Ipv6Addr) -> bool {
+    let [.., high, low, _, _] = address.segments();
+    high & !0x0300 == 0 && low == 0x5efe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap_or_else(|_| panic!("{text}"))
+    }
+
+    #[test]
+    fn public_addresses_pass() {
+        let cases = [
+            "1.1.1.1",
+            "8.8.8.8",
+            "9.255.255.255",
+            "11.0.0.0",
+            "100.63.255.255",
+            "100.128.0.0",
+            "126.255.255.255",
+            "128.0.0.0",
+            "168.63.129.15",
+            "168.63.129.17",
+            "169.253.255.255",
+            "169.255.0.0",
+            "172.15.255.255",
+            "172.32.0.0",
+            "191.255.255.255",
+            "192.0.1.0",
+            "192.0.3.0",
+            "192.88.98.255",
+            "192.88.100.0",
+            "192.167.255.255",
+            "192.169.0.0",
+            "198.17.255.255",
+            "198.20.0.0",
+            "198.51.99.255",
+            "198.51.101.0",
+            "203.0.112.255",
+            "203.0.114.0",
+            "223.255.255.255",
+            "2001:200::1",
+            "2001:4860:4860::8888",
+            "2001:db7:ffff::1",
+            "2001:db9::1",
+            "2003::1",
+            "2606:4700::1111",
+            "2a00:1450:4001:80b::200e",
+            "3ffe:ffff::1",
+            // What they carry is public.
+            "::ffff:8.8.8.8",
+            "64:ff9b::8.8.8.8",
+            "2606:4700::5efe:8.8.8.8",
+            // Looks like ISATAP, is not.
+            "2606:4700::1:5efe:10.0.0.1",
+        ];
+        let refused: Vec<_> = cases.into_iter().filter(|text| !is_public(ip(text))).collect();
+        assert!(refused.is_empty(), "{refused:?}");
+    }
+
+    #[test]
+    fn both_ends_of_every_refused_ipv4_block_are_refused_alone_and_inside_ipv6() {
+        for (network, length) in V4_REFUSED {
+            let last = network.to_bits() | u32::MAX.checked_shr(length).unwrap_or(0);
+            for v4 in [network, Ipv4Addr::from_bits(last)] {
+                assert!(!is_public(v4.into()), "{v4}");
+                for v6 in carriers(v4) {
+                    assert!(!is_public(v6.into()), "{v6} carries {v4}");
+                }
+            }
+        }
+    }
+
+    /// Every IPv6 address that leads to an IPv4 one.
+    fn carriers(v4: Ipv4Addr) -> Vec<Ipv6Addr> {
+        let bits = v4.to_bits();
+        let (high, low) = ((bits >> 16) as u16, bits as u16);
+        vec![
+            v4.to_ipv6_mapped(),
+            Ipv6Addr::new(0, 0, 0, 0, 0, 0, high, low),
+            Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, high, low),
+            Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low),
+            Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, high, low),
+            Ipv6Addr::new(0x64, 0xff9b, 1, high, low >> 8, low << 8, 0, 0),
+            Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1),
+            Ipv6Addr::new(0x2001, 0, high, low, 0, 0, 0, 1),
+            Ipv6Addr::new(0x2001, 0, 0x0808, 0x0808, 0, 0, !high, !low),
+            Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0, 0x5efe, high, low),
+            Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0x200, 0x5efe, high, low),
+            Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0x300, 0x5efe, high, low),
+        ]
+    }
+
+    #[test]
+    fn ipv6_addresses_of_no_public_server_are_refused() {
+        let cases = [
+            "::",
+            "::1",
+            "::2",
+            "100::1",
+            "1fff:ffff::1",
+            "2001::1",
+            "2001:1ff:ffff::1",
+            "2001:2::1",
+            "2001:10::1",
+            "2001:20::1",
+            "2001:db8::1",
+            "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff",
+            "2002::1",
+            "2002:808:808::1",
+            "3fff::1",
+            "3fff:fff:ffff::1",
+            "4000::1",
+            "5f00::1",
+            "64:ff9b:1::808:808",
+            "64:ff9b:2::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fd20:ce::254",
+            "fdff:ffff::1",
+            "fe80::1",
+            "fe80::a9fe:a9fe",
+            "fec0::1",
+            "ff02::1",
+            "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        ];
+        let passed: Vec<_> = cases.into_iter().filter(|text| is_public(ip(text))).collect();
+        assert!(passed.is_empty(), "{passed:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn no_ipv4_address_that_the_standard_library_calls_special_is_public(bits in any::<u32>()) {
+            let v4 = Ipv4Addr::from_bits(bits);
+            let special = v4.is_private()
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+                || v4.is_documentation()
+                || v4.is_unspecified();
+            prop_assert!(!(special && is_public(v4.into())), "{}", v4);
+        }
+
+        #[test]
+        fn an_ipv6_address_that_carries_a_refused_ipv4_one_is_refused(bits in any::<u32>()) {
+            let v4 = Ipv4Addr::from_bits(bits);
+            if !is_public(v4.into()) {
+                for v6 in carriers(v4) {
+                    prop_assert!(!is_public(v6.into()), "{} carries {}", v6, v4);
+                }
+            }
+        }
+    }
+}

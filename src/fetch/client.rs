@@ -1,0 +1,297 @@
+//! What `http` holds: one fetch, from the permit to the last byte, over at most so many redirects.
+//!
+//! reqwest is told to do nothing by itself: no redirects, no proxy, no cookies, no referer, no retries, no
+//! decompression, no connection kept for the next fetch. Each hop is a URL that passed `target`, resolved and checked
+//! by `resolver`; the peer's address is looked at once more when its answer arrives.
+
+use std::error::Error;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use reqwest::header::{ACCEPT_ENCODING, LOCATION};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response, StatusCode};
+use tokio::sync::Semaphore;
+
+use super::body;
+use super::error::{Failure, FetchError};
+use super::resolver::{BlockedName, CheckedResolver, Lookup, SystemLookup};
+use super::settings::{FetchSettings, InvalidFetchSetting};
+use super::target::{Rules, Target};
+use super::{address, testing};
+use crate::telemetry::metrics::Metrics;
+
+/// Ports that images are fetched from.
+const PORTS: [u16; 2] = [80, 443];
+
+/// Fetches images by URL. Clones share the client and its bounds.
+#[derive(Clone)]
+pub struct Fetcher(Arc<Shared>);
+
+struct Shared {
+    http: Client,
+    rules: Rules,
+    settings: FetchSettings,
+    max_bytes: usize,
+    permits: Semaphore,
+    metrics: Arc<Metrics>,
+}
+
+/// A fetched file.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// The file's bytes.
+    pub bytes: Bytes,
+    /// From the first hop to the last byte.
+    pub took: Duration,
+}
+
+/// Why fetching could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchSetupError {
+    /// A setting cannot work.
+    #[error(transparent)]
+    Setting(#[from] InvalidFetchSetting),
+    /// The client could not be made: most likely the machine has no root certificates.
+    #[error(
+        "the client cannot be made; https needs the system's root certificates (ca-certificates)"
+    )]
+    Client(#[source] reqwest::Error),
+}
+
+/// What differs between production and tests.
+pub(super) struct Surroundings {
+    pub(super) lookup: Arc<dyn Lookup>,
+    pub(super) permits: fn(IpAddr) -> bool,
+    pub(super) ports: Vec<u16>,
+    /// Trusts these instead of the system's.
+    pub(super) roots: Option<Vec<reqwest::Certificate>>,
+}
+
+impl Fetcher {
+    /// A fetcher that connects to public addresses only, for files up to `max_bytes`.
+    ///
+    /// # Errors
+    /// When a setting cannot work or the client cannot be made.
+    pub fn try_new(
+        settings: &FetchSettings,
+        max_bytes: usize,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, FetchSetupError> {
+        let surroundings = Surroundings {
+            lookup: Arc::new(SystemLookup::new(settings.max_concurrent)),
+            permits: address::is_public,
+            ports: PORTS.to_vec(),
+            roots: None,
+        };
+        Self::with_surroundings(settings, max_bytes, metrics, surroundings)
+    }
+
+    /// For tests: other names, ports, roots, and another judgement of addresses.
+    ///
+    /// # Errors
+    /// As [`try_new`](Self::try_new).
+    #[doc(hidden)]
+    pub fn with_hooks(
+        settings: &FetchSettings,
+        max_bytes: usize,
+        metrics: Arc<Metrics>,
+        hooks: testing::Hooks,
+    ) -> Result<Self, FetchSetupError> {
+        Self::with_surroundings(settings, max_bytes, metrics, hooks.into_surroundings())
+    }
+
+    fn with_surroundings(
+        settings: &FetchSettings,
+        max_bytes: usize,
+        metrics: Arc<Metrics>,
+        surroundings: Surroundings,
+    ) -> Result<Self, FetchSetupError> {
+        settings.check()?;
+        let Surroundings { lookup, permits, ports, roots } = surroundings;
+        let resolver = CheckedResolver { lookup, permits };
+        let http = client(settings, resolver, roots).map_err(FetchSetupError::Client)?;
+        // The check has read them all.
+        let hosts = settings.host_patterns().unwrap_or_default();
+        let rules = Rules { allow_http: settings.allow_http, hosts, ports, permits };
+        let permits = Semaphore::new(settings.max_concurrent);
+        let settings = settings.clone();
+        Ok(Self(Arc::new(Shared { http, rules, settings, max_bytes, permits, metrics })))
+    }
+
+    /// Most bytes of a fetched file; so many are to be reserved for each.
+    #[must_use]
+    pub fn max_bytes(&self) -> usize {
+        self.0.max_bytes
+    }
+
+    /// Reads a URL; nothing is asked of anybody yet.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub fn target(&self, url: &str) -> Result<Target, FetchError> {
+        Target::parse(url, &self.0.rules).map_err(|rule| {
+            self.0.count(Failure::Blocked.label());
+            tracing::debug!(%rule, "a URL is not allowed");
+            rule.into()
+        })
+    }
+
+    /// Fetches a file before `deadline`. Dropping the future closes the connection.
+    ///
+    /// # Errors
+    /// `Unreachable` for whatever went wrong out there, `Overloaded` where no permit was to be had in the time that a
+    /// fetch may take, `DeadlineExceeded`.
+    pub async fn fetch(&self, target: Target, deadline: Instant) -> Result<Fetched, FetchError> {
+        let shared = &self.0;
+        let patience = Instant::now() + shared.settings.total_timeout;
+        let permit =
+            tokio::time::timeout_at(patience.min(deadline).into(), shared.permits.acquire());
+        // It is never closed.
+        let Ok(Ok(_permit)) = permit.await else {
+            let late = Instant::now() >= deadline;
+            return Err(if late { FetchError::DeadlineExceeded } else { FetchError::Overloaded });
+        };
+        let began = Instant::now();
+        let end = deadline.min(began + shared.settings.total_timeout);
+        let host = target.host().to_owned();
+        let followed = tokio::time::timeout_at(end.into(), shared.follow(target)).await;
+        let took = began.elapsed();
+        let result = followed.unwrap_or(Err(Failure::Timeout));
+        let label = result.as_ref().map_or_else(|failure| failure.label(), |_| Failure::OK);
+        shared.count(label);
+        let stage = shared.metrics.stage_duration_seconds.with_label_values(&["fetch"]);
+        stage.observe(took.as_secs_f64());
+        tracing::debug!(
+            url.host = host,
+            result = label,
+            dur_ms = took.as_millis() as u64,
+            "fetched"
+        );
+        match result {
+            Ok(bytes) => Ok(Fetched { bytes, took }),
+            Err(Failure::Timeout) if Instant::now() >= deadline => {
+                Err(FetchError::DeadlineExceeded)
+            }
+            Err(_) => Err(FetchError::Unreachable),
+        }
+    }
+}
+
+impl Shared {
+    /// Follows redirects to the file.
+    async fn follow(&self, mut target: Target) -> Result<Bytes, Failure> {
+        for _ in 0..=self.settings.max_redirects {
+            let response = self.send(&target).await?;
+            if !is_redirect(response.status()) {
+                return body::read(response, self.max_bytes).await;
+            }
+            let location = response.headers().get(LOCATION).ok_or(Failure::Redirect)?;
+            target = target.redirected(location.as_bytes(), &self.rules)?;
+        }
+        Err(Failure::Redirect)
+    }
+
+    /// One hop.
+    async fn send(&self, target: &Target) -> Result<Response, Failure> {
+        let request = self.http.get(target.url().clone()).header(ACCEPT_ENCODING, "identity");
+        let response = request.send().await.map_err(|error| failure_of(&error))?;
+        // Resolver and target have decided this before; it must not depend on them alone.
+        match response.remote_addr() {
+            Some(peer) if (self.rules.permits)(peer.ip()) => Ok(response),
+            Some(_) | None => Err(Failure::Blocked),
+        }
+    }
+
+    fn count(&self, result: &str) {
+        self.metrics.fetch_total.with_label_values(&[result]).inc();
+    }
+}
+
+impl std::fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Fetcher")
+    }
+}
+
+fn client(
+    settings: &FetchSettings,
+    resolver: CheckedResolver,
+    roots: Option<Vec<reqwest::Certificate>>,
+) -> Result<Client, reqwest::Error> {
+    // As for downloads of weights; the error only says that a provider is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let builder = Client::builder()
+        .user_agent(concat!("blip-server/", env!("CARGO_PKG_VERSION")))
+        .redirect(Policy::none())
+        .no_proxy()
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .http1_only()
+        .pool_max_idle_per_host(0)
+        .dns_resolver(resolver)
+        .connect_timeout(settings.connect_timeout);
+    match roots {
+        None => builder.build(),
+        Some(roots) => builder.tls_certs_only(roots).build(),
+    }
+}
+
+/// Redirects that a GET follows; other answers of the 300s have no file either.
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+fn failure_of(error: &reqwest::Error) -> Failure {
+    let mut source: Option<&(dyn Error + 'static)> = error.source();
+    while let Some(cause) = source {
+        if cause.is::<BlockedName>() {
+            return Failure::Blocked;
+        }
+        source = cause.source();
+    }
+    if error.is_timeout() { Failure::Timeout } else { Failure::Unreachable }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fetch::testing::{FixedLookup, Hooks};
+
+    fn fetcher(settings: &FetchSettings) -> Fetcher {
+        let lookup = Arc::new(FixedLookup::new(&["127.0.0.1"]));
+        let metrics = Arc::new(Metrics::try_new().unwrap());
+        Fetcher::with_hooks(settings, 1000, metrics, Hooks::with_lookup(lookup)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn without_a_permit_in_time_a_fetch_is_refused_and_asks_nobody() {
+        let settings = FetchSettings {
+            max_concurrent: 1,
+            total_timeout: Duration::from_millis(50),
+            ..FetchSettings::default()
+        };
+        let fetcher = fetcher(&settings);
+        let target = fetcher.target("https://example.org/").unwrap();
+        let far = Instant::now() + Duration::from_secs(60);
+        let permit = fetcher.0.permits.acquire().await.unwrap();
+        let refused = fetcher.fetch(target.clone(), far).await.unwrap_err();
+        assert_eq!(refused, FetchError::Overloaded);
+        let late = fetcher.fetch(target.clone(), Instant::now()).await.unwrap_err();
+        assert_eq!(late, FetchError::DeadlineExceeded);
+        drop(permit);
+        // Its turn has come; what it finds is another matter.
+        assert_eq!(fetcher.fetch(target, far).await.unwrap_err(), FetchError::Unreachable);
+        assert_eq!(fetcher.0.metrics.fetch_total.with_label_values(&["blocked"]).get(), 1);
+    }
+
+    #[test]
+    fn a_wrong_setting_makes_no_client() {
+        let settings = FetchSettings { max_concurrent: 0, ..FetchSettings::default() };
+        let metrics = Arc::new(Metrics::try_new().unwrap());
+        let error = Fetcher::try_new(&settings, 1000, metrics).unwrap_err();
+        assert!(error.to_string().contains("max_concurrent"), "{error}");
+    }
+}

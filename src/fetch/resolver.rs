@@ -1,0 +1,147 @@
+//! Names to addresses, none of them unchecked. The client connects to what comes out of here and asks no second time,
+//! so a name that changes its mind between check and connection (DNS rebinding) gains nothing.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tokio::sync::Semaphore;
+
+/// Asks the DNS.
+pub trait Lookup: Send + Sync + 'static {
+    /// Every address of `host`, IPv4 and IPv6.
+    fn lookup(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
+}
+
+/// The system's resolver.
+///
+/// It blocks a thread and cannot be interrupted: its own patience may be longer than that of who asks. So the number of
+/// questions in progress has its own bound, and strangers' slow names cannot take all of the runtime's threads.
+pub(super) struct SystemLookup {
+    questions: Arc<Semaphore>,
+    ask: fn(&str) -> io::Result<Vec<IpAddr>>,
+}
+
+impl SystemLookup {
+    pub(super) fn new(max_questions: usize) -> Self {
+        let ask = |name: &str| {
+            let addresses = (name, 0).to_socket_addrs()?;
+            Ok(addresses.map(|address| address.ip()).collect())
+        };
+        Self { questions: Arc::new(Semaphore::new(max_questions)), ask }
+    }
+}
+
+impl Lookup for SystemLookup {
+    fn lookup(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+        let (questions, ask) = (Arc::clone(&self.questions), self.ask);
+        // With its final dot a name is absolute: the network's own search domains are not tried.
+        let name = format!("{host}.");
+        let asked = async move {
+            let question = questions.acquire_owned().await.map_err(io::Error::other)?;
+            let answer = move || {
+                let _question = question;
+                ask(&name)
+            };
+            tokio::task::spawn_blocking(answer).await.map_err(io::Error::other)?
+        };
+        asked.boxed()
+    }
+}
+
+/// What reqwest resolves with: fails when any address of a name may not be connected to.
+pub(super) struct CheckedResolver {
+    pub(super) lookup: Arc<dyn Lookup>,
+    pub(super) permits: fn(IpAddr) -> bool,
+}
+
+/// One of a name's addresses may not be connected to; found again in the sources of reqwest's error.
+#[derive(Debug, thiserror::Error)]
+#[error("the name has an address outside the public internet")]
+pub(super) struct BlockedName;
+
+#[derive(Debug, thiserror::Error)]
+#[error("the name has no address")]
+struct NoAddress;
+
+impl Resolve for CheckedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (answer, permits) = (self.lookup.lookup(name.as_str()), self.permits);
+        Box::pin(async move {
+            let addresses = answer.await?;
+            if addresses.is_empty() {
+                return Err(NoAddress.into());
+            }
+            if !addresses.iter().all(|&address| permits(address)) {
+                return Err(BlockedName.into());
+            }
+            // Port 0 stands for the URL's.
+            let addresses = addresses.into_iter().map(|address| SocketAddr::new(address, 0));
+            Ok(Box::new(addresses) as Addrs)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fetch::is_public;
+    use crate::fetch::testing::FixedLookup;
+
+    async fn resolve(addresses: &[&str]) -> Result<Vec<SocketAddr>, String> {
+        let lookup = Arc::new(FixedLookup::new(addresses));
+        let resolver = CheckedResolver { lookup, permits: is_public };
+        let resolved = resolver.resolve("example.org".parse().unwrap()).await;
+        resolved.map(Iterator::collect).map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_name_passes_only_when_every_address_does() {
+        let both = resolve(&["8.8.8.8", "2606:4700::1111"]).await.unwrap();
+        let expected = ["8.8.8.8:0".parse().unwrap(), "[2606:4700::1111]:0".parse().unwrap()];
+        assert_eq!(both, expected);
+        for bad in ["127.0.0.1", "::1", "::ffff:10.0.0.1", "169.254.169.254", "fd00:ec2::254"] {
+            for addresses in [vec![bad], vec!["8.8.8.8", bad], vec![bad, "8.8.8.8"]] {
+                assert_eq!(resolve(&addresses).await, Err(BlockedName.to_string()), "{bad}");
+            }
+        }
+        assert_eq!(resolve(&[]).await, Err(NoAddress.to_string()));
+    }
+
+    #[tokio::test]
+    async fn the_system_is_asked_for_the_absolute_name_and_a_question_that_fails_is_over() {
+        let ask = |name: &str| match name {
+            "example.org." => Ok(vec![IpAddr::from([8, 8, 8, 8])]),
+            "panic.example." => panic!("as a broken resolver library might"),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        };
+        let lookup = SystemLookup { ask, ..SystemLookup::new(1) };
+        assert!(lookup.lookup("nothing.example").await.is_err());
+        assert!(lookup.lookup("panic.example").await.is_err());
+        assert_eq!(lookup.lookup("example.org").await.unwrap(), [IpAddr::from([8, 8, 8, 8])]);
+    }
+
+    #[tokio::test]
+    async fn a_question_that_nobody_waits_for_counts_until_the_system_has_answered() {
+        static GATE: std::sync::Barrier = std::sync::Barrier::new(2);
+        let ask = |_: &str| {
+            GATE.wait();
+            Ok(Vec::new())
+        };
+        let lookup = SystemLookup { ask, ..SystemLookup::new(1) };
+        let asked = tokio::spawn(lookup.lookup("example.org"));
+        while lookup.questions.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        // The question is on its way to a thread, or there already.
+        tokio::task::yield_now().await;
+        asked.abort();
+        assert!(asked.await.is_err());
+        assert_eq!(lookup.questions.available_permits(), 0);
+        tokio::task::spawn_blocking(|| GATE.wait()).await.unwrap();
+        drop(lookup.questions.acquire().await.unwrap());
+    }
+}

@@ -1,0 +1,108 @@
+//! The settings of fetching and their checks.
+
+use std::time::Duration;
+
+use super::hosts::{HOST_PATTERN, HostPattern};
+
+/// What may be fetched, and how long it may take. How large it may be is the limit of any image file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchSettings {
+    /// Images are fetched by URL at all.
+    pub enabled: bool,
+    /// Hosts that images may come from: `example.org`, or `*.example.org` for all below it. Empty: every public host.
+    pub allowed_hosts: Vec<String>,
+    /// Takes `http://` besides `https://`.
+    pub allow_http: bool,
+    /// From the name to a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// From the first hop to the last byte.
+    pub total_timeout: Duration,
+    /// Redirects that are followed, 0 to 10.
+    pub max_redirects: usize,
+    /// Fetches in progress at one time, 1 to 1024; further ones wait.
+    pub max_concurrent: usize,
+}
+
+impl Default for FetchSettings {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            allowed_hosts: Vec::new(),
+            allow_http: false,
+            connect_timeout: Duration::from_secs(2),
+            total_timeout: Duration::from_secs(5),
+            max_redirects: 3,
+            max_concurrent: 32,
+        }
+    }
+}
+
+/// A setting whose value cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name} = {value} is not accepted: it must be {accepted}")]
+pub struct InvalidFetchSetting {
+    /// The field's name.
+    pub name: &'static str,
+    /// Its value.
+    pub value: String,
+    /// What is accepted.
+    pub accepted: &'static str,
+}
+
+impl FetchSettings {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first setting that cannot work.
+    pub fn check(&self) -> Result<(), InvalidFetchSetting> {
+        let refuse = |name, value, accepted| Err(InvalidFetchSetting { name, value, accepted });
+        if let Err(pattern) = self.host_patterns() {
+            return refuse("allowed_hosts", pattern, HOST_PATTERN);
+        }
+        let times =
+            [("connect_timeout", self.connect_timeout), ("total_timeout", self.total_timeout)];
+        if let Some((name, time)) = times.into_iter().find(|(_, time)| time.is_zero()) {
+            return refuse(name, format!("{time:?}"), "above 0");
+        }
+        if self.max_redirects > 10 {
+            return refuse("max_redirects", self.max_redirects.to_string(), "0 to 10");
+        }
+        if !(1..=1024).contains(&self.max_concurrent) {
+            return refuse("max_concurrent", self.max_concurrent.to_string(), "1 to 1024");
+        }
+        Ok(())
+    }
+
+    /// The list of hosts, read; else the first entry that is none.
+    pub(super) fn host_patterns(&self) -> Result<Vec<HostPattern>, String> {
+        let read = |text: &String| HostPattern::parse(text).ok_or_else(|| text.clone());
+        self.allowed_hosts.iter().map(read).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_fetch_nothing_and_pass_their_own_check() {
+        assert!(!FetchSettings::default().enabled);
+        assert_eq!(FetchSettings::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn each_wrong_setting_is_named() {
+        let good = FetchSettings::default();
+        let hosts = vec!["example.org".to_owned(), "https://example.org".to_owned()];
+        let cases = [
+            (FetchSettings { allowed_hosts: hosts, ..good.clone() }, "allowed_hosts"),
+            (FetchSettings { connect_timeout: Duration::ZERO, ..good.clone() }, "connect_timeout"),
+            (FetchSettings { total_timeout: Duration::ZERO, ..good.clone() }, "total_timeout"),
+            (FetchSettings { max_redirects: 11, ..good.clone() }, "max_redirects"),
+            (FetchSettings { max_concurrent: 0, ..good }, "max_concurrent"),
+        ];
+        for (settings, name) in cases {
+            assert_eq!(settings.check().unwrap_err().name, name);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! How tests stand in for the world: names that resolve to what a test says, ports of its own listeners, another
+//! judgement of addresses, roots of its own certificates. Not used outside tests: no setting leads here, and
+//! [`Fetcher::try_new`](super::Fetcher::try_new) takes none of it.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use super::client::Surroundings;
+use super::{Lookup, is_public};
+
+/// What a test puts in the world's place.
+pub struct Hooks {
+    /// Names to addresses.
+    pub lookup: Arc<dyn Lookup>,
+    /// Whether an address may be connected to; [`is_public`] in production.
+    pub permits: fn(IpAddr) -> bool,
+    /// Ports that may be connected to; 80 and 443 in production.
+    pub ports: Vec<u16>,
+    /// Certificates (DER) that are trusted; the system's in production.
+    pub roots: Vec<Vec<u8>>,
+}
+
+impl Hooks {
+    /// The production rules with these names.
+    #[must_use]
+    pub fn with_lookup(lookup: Arc<dyn Lookup>) -> Self {
+        Self { lookup, permits: is_public, ports: vec![80, 443], roots: Vec::new() }
+    }
+
+    pub(super) fn into_surroundings(self) -> Surroundings {
+        let roots = self.roots.iter().filter_map(|der| reqwest::Certificate::from_der(der).ok());
+        let roots = Some(roots.collect());
+        let Self { lookup, permits, ports, .. } = self;
+        Surroundings { lookup, permits, ports, roots }
+    }
+}
+
+/// Every name has these addresses.
+#[derive(Debug, Clone)]
+pub struct FixedLookup(Vec<IpAddr>);
+
+impl FixedLookup {
+    /// The addresses.
+    ///
+    /// # Panics
+    /// When one is none.
+    #[must_use]
+    pub fn new(addresses: &[&str]) -> Self {
+        let parse = |text: &&str| text.parse().expect("an IP address");
+        Self(addresses.iter().map(parse).collect())
+    }
+}
+
+impl Lookup for FixedLookup {
+    fn lookup(&self, _: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+        let addresses = self.0.clone();
+        async move { Ok(addresses) }.boxed()
+    }
+}

@@ -13,7 +13,7 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
 
 use super::flatten::flatten;
-use super::{InputError, InputSettings, Picture, gif, sniff_format, structure};
+use super::{InputError, InputSettings, Picture, gif, lossless, sniff_format, structure};
 use crate::task::ImageFormat;
 
 /// What a file says before it is decoded.
@@ -65,7 +65,13 @@ pub fn inspect(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, Inp
     if format == ImageFormat::WebP && structure::webp_frame_exceeds(file, width, height) {
         return Err(undecodable(format, "a frame is larger than its canvas"));
     }
+    if format == ImageFormat::Jpeg {
+        check_scans(file, pixels, settings)?;
+    }
     let mut working_bytes = bytes + pixels * bytes_beside(file, format);
+    if format == ImageFormat::WebP {
+        working_bytes += check_codes(file, (width, height), settings)?;
+    }
     if format == ImageFormat::Gif
         && let Some(frame) = gif::first_frame(file)
     {
@@ -84,6 +90,37 @@ fn check_size(width: u32, height: u32, settings: &InputSettings) -> Result<u64, 
     }
     Ok(pixels)
 }
+
+/// Scans cost a few bytes each and make the decoder walk over every pixel again, or over a row of them.
+fn check_scans(file: &[u8], pixels: u64, settings: &InputSettings) -> Result<(), InputError> {
+    let most = MAX_FULL_SIZE_SCANS.saturating_mul(settings.max_pixels);
+    match structure::jpeg_walks(file, pixels) {
+        Some(walks) if walks <= most => Ok(()),
+        Some(_) | None => {
+            Err(undecodable(ImageFormat::Jpeg, "it has too many scans; save it with fewer"))
+        }
+    }
+}
+
+/// Bytes of a lossless picture's code tables, which the decoder allocates without a limit.
+fn check_codes(
+    file: &[u8],
+    canvas: (u32, u32),
+    settings: &InputSettings,
+) -> Result<u64, InputError> {
+    let max_bytes = settings.max_decoded_bytes;
+    match lossless::code_bytes(file, canvas, max_bytes) {
+        Ok(bytes) if bytes > max_bytes => {
+            Err(InputError::DecodedImageTooLarge { bytes, max_bytes })
+        }
+        Ok(bytes) => Ok(bytes),
+        Err(lossless::Malformed) => Err(undecodable(ImageFormat::WebP, "its data is damaged")),
+    }
+}
+
+/// Scans that a progressive picture of the most pixels may have, a smaller one in proportion more; encoders write
+/// about ten. The decoder's own bound, 100 whatever the size, allows a file of kilobytes to take many seconds.
+const MAX_FULL_SIZE_SCANS: u64 = 16;
 
 /// Decodes a file that [`inspect`] has passed.
 ///
@@ -121,11 +158,10 @@ const INCOMPLETE: &str = "the file ends before its picture is complete";
 /// What a decoder, the turning or the flattening holds beside the decoded pixels, bytes per pixel.
 fn bytes_beside(file: &[u8], format: ImageFormat) -> u64 {
     match format {
-        // Every coefficient of three components, 16 bits each, until the last scan.
-        ImageFormat::Jpeg if structure::is_progressive_jpeg(file) => 6,
+        ImageFormat::Jpeg => structure::jpeg_coefficient_bytes(file).max(3),
         // Lossless frames are decoded to four channels first.
         ImageFormat::WebP => 4,
-        ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::Gif | ImageFormat::Bmp => 3,
+        ImageFormat::Png | ImageFormat::Gif | ImageFormat::Bmp => 3,
     }
 }
 
@@ -293,6 +329,7 @@ mod tests {
                 "it uses a variant of its format that is not read",
                 "its header asks for too much memory",
                 "it has no pixels",
+                "it has too many scans; save it with fewer",
             ];
             assert!(plain.contains(&&*problem), "{format:?}: {problem}");
         }

@@ -16,6 +16,7 @@ mod gif;
 #[cfg(test)]
 mod goldens;
 mod image_value;
+mod lossless;
 mod picture;
 mod resize;
 mod settings;

@@ -1,0 +1,327 @@
+//! How much memory the codes of a lossless `WebP` will take, told before it is decoded. The decoder takes no limit, and
+//! a file of 700 KB can announce 65,536 groups of Huffman codes that become 3 GB of tables, whatever its picture's size.
+//!
+//! Walks the bitstream (RFC 9649, section 3) as far as the codes of the picture itself; of the smaller images before
+//! them nothing is kept but the highest number of a group. Sizes of tables are those of the decoder that reads them
+//! next (`image-webp`, `HuffmanTree::build_implicit`).
+
+/// A bitstream that the decoder would refuse, too.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Malformed;
+
+/// Symbols of the five codes of a group: green and lengths, red, blue, alpha, distances.
+const ALPHABETS: [usize; 5] = [256 + 24, 256, 256, 256, 40];
+/// In which order the lengths of the codes of lengths stand.
+const LENGTH_ORDER: [usize; 19] =
+    [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+/// Longer codes are found through a tree behind the table.
+const TABLE_BITS: usize = 10;
+const NODE_BYTES: u64 = 16;
+/// A group without the tables of its codes.
+const GROUP_BYTES: u64 = 5 * 64;
+
+/// Most bytes that the tables of the picture's codes take, over all lossless chunks of a file; counting stops above
+/// `most`. `canvas` is the size in the file's header.
+///
+/// # Errors
+/// A bitstream that breaks off or contradicts itself.
+pub(super) fn code_bytes(file: &[u8], canvas: (u32, u32), most: u64) -> Result<u64, Malformed> {
+    let mut highest = 0;
+    let (mut at, mut frame) = (12, canvas);
+    while let Some(&[a, b, c, d, s0, s1, s2, s3]) = file.get(at..).and_then(|f| f.first_chunk()) {
+        let (start, size) = (at + 8, u32::from_le_bytes([s0, s1, s2, s3]) as usize);
+        let data = file.get(start..start.saturating_add(size).min(file.len())).unwrap_or_default();
+        let bytes = match &[a, b, c, d] {
+            b"ANMF" => {
+                if let Some(&[w0, w1, w2, h0, h1, h2]) = data.get(6..).and_then(|d| d.first_chunk())
+                {
+                    let side = |bytes| u32::from_le_bytes(bytes) + 1;
+                    frame = (side([w0, w1, w2, 0]), side([h0, h1, h2, 0]));
+                }
+                // Sixteen bytes of its own, then chunks like the outer ones.
+                at = start + 16;
+                continue;
+            }
+            b"VP8L" => {
+                let mut bits = Bits { bytes: data, at: 8 };
+                let sides = (bits.take(14)? + 1, bits.take(14)? + 1);
+                bits.take(4)?;
+                picture_codes(&mut bits, sides, most)?
+            }
+            // The lowest two bits tell the compression: 1 is lossless.
+            b"ALPH" if data.first().is_some_and(|head| head & 3 == 1) => {
+                picture_codes(&mut Bits { bytes: data, at: 8 }, frame, most)?
+            }
+            _ => 0,
+        };
+        highest = bytes.max(highest);
+        at = start.saturating_add(size).saturating_add(size & 1);
+    }
+    Ok(highest)
+}
+
+fn picture_codes(
+    bits: &mut Bits<'_>,
+    (mut width, height): (u32, u32),
+    most: u64,
+) -> Result<u64, Malformed> {
+    let blocks = |side: u32, bits: u32| side.div_ceil(1 << bits);
+    while bits.take(1)? == 1 {
+        match bits.take(2)? {
+            // Prediction and colour: an image of a pixel for each block.
+            0 | 1 => {
+                let size = bits.take(3)? + 2;
+                skip_image(bits, (blocks(width, size), blocks(height, size)))?;
+            }
+            2 => {}
+            _ => {
+                let colours = bits.take(8)? + 1;
+                skip_image(bits, (colours, 1))?;
+                let packed = match colours {
+                    0..=2 => 3,
+                    3..=4 => 2,
+                    5..=16 => 1,
+                    _ => 0,
+                };
+                width = blocks(width, packed);
+            }
+        }
+    }
+    let cache = cache_size(bits)?;
+    let mut groups = 1;
+    if bits.take(1)? == 1 {
+        let size = bits.take(3)? + 2;
+        groups = u64::from(skip_image(bits, (blocks(width, size), blocks(height, size)))?) + 1;
+    }
+    let mut bytes = groups * GROUP_BYTES;
+    for _ in 0..groups {
+        for (index, alphabet) in ALPHABETS.into_iter().enumerate() {
+            let symbols = alphabet + if index == 0 { cache } else { 0 };
+            bytes += Code::read(bits, symbols)?.table_bytes;
+        }
+        if bytes > most {
+            break;
+        }
+    }
+    Ok(bytes)
+}
+
+/// Passes over an image that stands before the picture's codes; the highest number of a group, were it an entropy image
+/// (the 16 bits of red and green). Copies repeat what was literal before, so literals tell the highest.
+fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, Malformed> {
+    let cache = cache_size(bits)?;
+    let mut codes = Vec::with_capacity(ALPHABETS.len());
+    for (index, alphabet) in ALPHABETS.into_iter().enumerate() {
+        codes.push(Code::read(bits, alphabet + if index == 0 { cache } else { 0 })?);
+    }
+    let (mut left, mut highest) = (u64::from(width) * u64::from(height), 0);
+    while left > 0 {
+        let green = codes[0].symbol(bits)?;
+        let pixels = match green {
+            0..256 => {
+                let red = codes[1].symbol(bits)?;
+                codes[2].symbol(bits)?;
+                codes[3].symbol(bits)?;
+                highest = highest.max(red << 8 | green);
+                // Where literals take no bits all pixels are this one.
+                if codes[..4].iter().all(|code| code.symbols.len() == 1) { left } else { 1 }
+            }
+            256..280 => {
+                let length = prefixed(bits, green - 256)?;
+                let distance = codes[4].symbol(bits)?;
+                prefixed(bits, distance)?;
+                u64::from(length)
+            }
+            _ => 1,
+        };
+        left = left.checked_sub(pixels).ok_or(Malformed)?;
+    }
+    Ok(highest)
+}
+
+/// Entries of the colour cache, which are further symbols of the first code.
+fn cache_size(bits: &mut Bits<'_>) -> Result<usize, Malformed> {
+    if bits.take(1)? == 0 {
+        return Ok(0);
+    }
+    match bits.take(4)? {
+        size @ 1..=11 => Ok(1 << size),
+        _ => Err(Malformed),
+    }
+}
+
+/// A length or distance: its prefix tells how many bits follow.
+fn prefixed(bits: &mut Bits<'_>, prefix: u16) -> Result<u32, Malformed> {
+    let prefix = u32::from(prefix);
+    if prefix < 4 {
+        return Ok(prefix + 1);
+    }
+    let extra = (prefix - 2) >> 1;
+    Ok(((2 + (prefix & 1)) << extra) + bits.take(extra)? + 1)
+}
+
+/// A Huffman code: how many symbols have each length, and the symbols in the order of their codes.
+struct Code {
+    counts: [u16; 16],
+    symbols: Vec<u16>,
+    table_bytes: u64,
+}
+
+impl Code {
+    fn read(bits: &mut Bits<'_>, alphabet: usize) -> Result<Self, Malformed> {
+        if bits.take(1)? == 1 {
+            return Self::read_simple(bits, alphabet);
+        }
+        let mut lengths = [0; LENGTH_ORDER.len()];
+        for &place in &LENGTH_ORDER[..4 + bits.take(4)? as usize] {
+            lengths[place] = bits.take(3)? as u8;
+        }
+        let of_lengths = Self::of(&lengths)?;
+        let mut most = alphabet;
+        if bits.take(1)? == 1 {
+            let width = 2 + 2 * bits.take(3)?;
+            most = 2 + bits.take(width)? as usize;
+            if most > alphabet {
+                return Err(Malformed);
+            }
+        }
+        let mut lengths = vec![0; alphabet];
+        let (mut symbol, mut previous) = (0, 8);
+        while symbol < alphabet && most > 0 {
+            most -= 1;
+            let (value, repeat) = match of_lengths.symbol(bits)? {
+                length @ 0..16 => (length as u8, 1),
+                16 => (previous, 3 + bits.take(2)?),
+                17 => (0, 3 + bits.take(3)?),
+                _ => (0, 11 + bits.take(7)?),
+            };
+            let end = symbol + repeat as usize;
+            lengths.get_mut(symbol..end).ok_or(Malformed)?.fill(value);
+            if value != 0 {
+                previous = value;
+            }
+            symbol = end;
+        }
+        Self::of(&lengths)
+    }
+
+    /// One or two symbols, written out.
+    fn read_simple(bits: &mut Bits<'_>, alphabet: usize) -> Result<Self, Malformed> {
+        let two = bits.take(1)? == 1;
+        let width = 1 + 7 * bits.take(1)?;
+        let mut symbols = vec![bits.take(width)? as u16];
+        if two {
+            symbols.push(bits.take(8)? as u16);
+        }
+        if symbols.iter().any(|&symbol| usize::from(symbol) >= alphabet) {
+            return Err(Malformed);
+        }
+        let mut counts = [0; 16];
+        counts[1] = symbols.len() as u16;
+        let table_bytes = if two { 3 * NODE_BYTES + 2 * 4 } else { 0 };
+        Ok(Self { counts, symbols, table_bytes })
+    }
+
+    /// The code of these lengths, 0 for symbols that do not occur.
+    fn of(lengths: &[u8]) -> Result<Self, Malformed> {
+        let mut counts = [0_u16; 16];
+        for &length in lengths {
+            counts[usize::from(length)] += u16::from(length > 0);
+        }
+        let longest = counts.iter().rposition(|&count| count > 0).ok_or(Malformed)?;
+        let mut symbols = Vec::with_capacity(counts.iter().map(|&count| usize::from(count)).sum());
+        let mut starts = [0; 17];
+        for length in 1..16 {
+            starts[length + 1] = starts[length] + usize::from(counts[length]);
+        }
+        symbols.resize(starts[16], 0);
+        for (symbol, &length) in lengths.iter().enumerate().filter(|(_, length)| **length > 0) {
+            symbols[starts[usize::from(length)]] = symbol as u16;
+            starts[usize::from(length)] += 1;
+        }
+        if symbols.len() == 1 {
+            return Ok(Self { counts, symbols, table_bytes: 0 });
+        }
+        let filled: u32 = (1..16).map(|length| u32::from(counts[length]) << (15 - length)).sum();
+        if filled != 1 << 15 {
+            return Err(Malformed);
+        }
+        let beyond: u64 = counts[TABLE_BITS + 1..].iter().map(|&count| u64::from(count)).sum();
+        let table_bytes = (4 << longest.min(TABLE_BITS)) + beyond * 2 * NODE_BYTES;
+        Ok(Self { counts, symbols, table_bytes })
+    }
+
+    /// The next symbol; one that is alone takes no bits.
+    fn symbol(&self, bits: &mut Bits<'_>) -> Result<u16, Malformed> {
+        if let [only] = self.symbols[..] {
+            return Ok(only);
+        }
+        let (mut code, mut first, mut place) = (0, 0, 0);
+        for &count in &self.counts[1..] {
+            let count = u32::from(count);
+            code = code << 1 | bits.take(1)?;
+            if code - first < count {
+                return Ok(self.symbols[(place + code - first) as usize]);
+            }
+            place += count;
+            first = (first + count) << 1;
+        }
+        Err(Malformed)
+    }
+}
+
+/// Bits, the lowest of each byte first.
+struct Bits<'a> {
+    bytes: &'a [u8],
+    /// The next bit.
+    at: usize,
+}
+
+impl Bits<'_> {
+    /// At most 24 bits.
+    fn take(&mut self, count: u32) -> Result<u32, Malformed> {
+        let end = self.at + count as usize;
+        if end > self.bytes.len() * 8 {
+            return Err(Malformed);
+        }
+        let mut word = [0; 4];
+        let rest = &self.bytes[(self.at / 8).min(self.bytes.len())..];
+        let there = rest.len().min(4);
+        word[..there].copy_from_slice(&rest[..there]);
+        let value = u32::from_le_bytes(word) >> (self.at % 8) & ((1 << count) - 1);
+        self.at = end;
+        Ok(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A 40 x 30 gradient.
+    fn encoded() -> Vec<u8> {
+        let pixels: Vec<u8> = (0..1200_u32).flat_map(|i| [i as u8, (i >> 4) as u8, 7]).collect();
+        let mut file = Vec::new();
+        image::codecs::webp::WebPEncoder::new_lossless(&mut file)
+            .encode(&pixels, 40, 30, image::ExtendedColorType::Rgb8)
+            .unwrap();
+        file
+    }
+
+    #[test]
+    fn the_tables_of_an_ordinary_picture_are_small() {
+        let bytes = code_bytes(&encoded(), (40, 30), u64::MAX).unwrap();
+        assert!((GROUP_BYTES + 1..64 << 10).contains(&bytes), "{bytes}");
+    }
+
+    #[test]
+    fn codes_that_break_off_are_malformed() {
+        let file = encoded();
+        assert_eq!(code_bytes(&file[..40], (40, 30), u64::MAX), Err(Malformed));
+    }
+
+    #[test]
+    fn lossy_pictures_have_no_such_tables() {
+        assert_eq!(code_bytes(b"RIFF\x12\0\0\0WEBPVP8 \x02\0\0\0xx", (1, 1), 0), Ok(0));
+    }
+}

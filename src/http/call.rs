@@ -20,6 +20,7 @@ use super::settings::Limits;
 use super::state::HttpState;
 use crate::engine::Admission;
 use crate::task::{ImageInfo, PreparedImage, Role, Task, TaskOutput};
+use crate::telemetry::logging::clipped;
 use crate::telemetry::metrics::Metrics;
 
 /// Texts up to this many bytes in all are tokenised on the spot; more would hold up other connections.
@@ -343,7 +344,7 @@ async fn tokenize_all<E: Endpoint>(
         let (plans, model) = (plans.to_vec(), model.clone());
         let task = tokio::task::spawn_blocking(move || tokenize(&plans, &model));
         task.await.map_err(|error| {
-            tracing::error!(%error, "the tokenizer panicked");
+            tracing::error!(error = clipped(&error), "the tokenizer panicked");
             ApiError::internal()
         })?
     };

@@ -7,6 +7,7 @@ use crate::engine::EngineError;
 use crate::fetch::FetchError;
 use crate::images::ImagesError;
 use crate::input::InputError;
+use crate::telemetry::logging::clipped;
 
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
@@ -70,7 +71,7 @@ impl From<InputError> for ApiError {
             }
             InputError::TextTooLong { .. } => Code::TextTooLong,
             InputError::Tokenizer(cause) => {
-                tracing::error!(%cause, "a tokenizer failed");
+                tracing::error!(cause = clipped(&cause), "a tokenizer failed");
                 return Self::internal();
             }
         };

@@ -19,6 +19,7 @@ use crate::fetch::{Fetcher, Target};
 use crate::images::{ImageSource, Scope};
 use crate::input::{ImageValue, InputSettings};
 use crate::task::{PreparedImage, Preprocessing};
+use crate::telemetry::logging::clipped;
 
 /// Base64 up to this length is undone on the spot (about 50 us).
 const INLINE_BASE64: usize = 64 << 10;
@@ -149,7 +150,7 @@ impl ImageSet {
             parse()
         } else {
             tokio::task::spawn_blocking(parse).await.map_err(|error| {
-                tracing::error!(%error, "parsing image values panicked");
+                tracing::error!(error = clipped(&error), "parsing image values panicked");
                 ApiError::internal()
             })?
         };

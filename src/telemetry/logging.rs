@@ -1,8 +1,10 @@
 //! Logs for people (text on a terminal) or machines (JSON lines), on standard error. Called once by `main`.
 //!
 //! What clients send can reach a log line only inside a field; control characters are escaped in both formats, so
-//! that no client can write lines or terminal commands of its own. Text is therefore without colours.
+//! that no client can write lines or terminal commands of its own. Text is therefore without colours. What may repeat a
+//! client's words (errors of parsers, messages of panics) goes through [`clipped`] first.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::panic;
 
@@ -10,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, Registry, fmt};
+use tracing_subscriber::{Layer, Registry};
 
 /// How to log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,8 +100,22 @@ fn lines<W>(json: bool, writer: W) -> Box<dyn Layer<Registry> + Send + Sync>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let layer = fmt::layer().with_ansi(false).with_writer(writer);
+    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
     if json { layer.json().flatten_event(true).boxed() } else { layer.boxed() }
+}
+
+/// Most bytes of a client's words in a log line.
+const MAX_FOREIGN_BYTES: usize = 256;
+
+/// The beginning of a text, at most 256 bytes of it: for fields that may hold what a client sent.
+pub fn clipped(text: &dyn fmt::Display) -> String {
+    let mut text = text.to_string();
+    if text.len() > MAX_FOREIGN_BYTES {
+        let end = (0..=MAX_FOREIGN_BYTES).rev().find(|&end| text.is_char_boundary(end));
+        text.truncate(end.unwrap_or(0));
+        text.push_str("...");
+    }
+    text
 }
 
 fn log_panic(info: &panic::PanicHookInfo<'_>) {
@@ -109,7 +125,7 @@ fn log_panic(info: &panic::PanicHookInfo<'_>) {
     let message = text.unwrap_or("no message");
     let place = info.location().map(ToString::to_string);
     let thread = std::thread::current();
-    tracing::error!(panic = message, place, thread = thread.name(), "a panic");
+    tracing::error!(panic = clipped(&message), place, thread = thread.name(), "a panic");
 }
 
 /// Standard error with control characters escaped; the subscriber writes each line at once.
@@ -193,6 +209,15 @@ mod tests {
             assert!(!line.contains(|c: char| c.is_control() || c == '\u{202e}'), "{text:?}");
             assert!(line.contains("seen"), "{text:?}");
         }
+    }
+
+    #[test]
+    fn of_a_clients_words_only_the_beginning_is_logged() {
+        assert_eq!(clipped(&"short"), "short");
+        let long = clipped(&"é".repeat(200));
+        assert_eq!(long, format!("{}...", "é".repeat(128)));
+        // An odd number of bytes before: no character is cut in two.
+        assert_eq!(clipped(&format!("a{}", "é".repeat(200))).len(), 255 + 3);
     }
 
     #[test]

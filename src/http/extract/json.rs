@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::fields::FromObject;
 use super::request::Request;
 use crate::http::error::{ApiError, Code};
+use crate::telemetry::logging::clipped;
 
 /// Longest text of an error: serde repeats what it was given, which may be a whole image.
 const MAX_DETAIL: usize = 300;
@@ -23,7 +24,7 @@ pub(super) async fn parse_body<R: Request>(body: Bytes) -> Result<R, ApiError> {
     }
     let parsed = tokio::task::spawn_blocking(move || parse(&body));
     parsed.await.unwrap_or_else(|error| {
-        tracing::error!(%error, "parsing a body panicked");
+        tracing::error!(error = clipped(&error), "parsing a body panicked");
         Err(ApiError::internal())
     })
 }

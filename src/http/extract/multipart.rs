@@ -1,5 +1,10 @@
 //! `multipart/form-data`: parts with a file name are image bytes, the others are text. Parts are read as they
 //! arrive, each within its own bound.
+//!
+//! Between two parts the parser keeps what it has and searches all of it again whenever more arrives, so what may
+//! stand there (the preamble, a part's head) is bounded here, and it is handed one piece at a time.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::stream;
 use multer::{Field, Multipart};
@@ -9,9 +14,14 @@ use super::form::{Form, Value};
 use super::request::Request;
 use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
+use crate::telemetry::logging::clipped;
 
 /// Longer than any field's name.
 const MAX_NAME_BYTES: usize = 64;
+
+/// Bytes after which no further piece is read for one part's head, or before the first boundary; browsers and client
+/// libraries write less than 1 KiB.
+const MAX_PART_HEAD_BYTES: usize = 64 << 10;
 
 /// Reads a multipart body.
 ///
@@ -23,17 +33,22 @@ pub(super) async fn parse<R: Request>(
     reader: &mut BodyReader<'_>,
     settings: &HttpSettings,
 ) -> Result<R, ApiError> {
+    let head_bytes = &AtomicUsize::new(0);
     let form = {
-        let pieces = stream::unfold(&mut *reader, |reader| async {
-            match reader.next().await {
-                Ok(piece) => piece.map(|piece| (Ok(piece), reader)),
+        let pieces = stream::unfold((&mut *reader, false), |(reader, again)| async move {
+            if again {
+                // The parser takes all that is ready before it looks at any of it.
+                tokio::task::yield_now().await;
+            }
+            match next_piece(reader, head_bytes).await {
+                Ok(piece) => piece.map(|piece| (Ok(piece), (reader, true))),
                 Err(error) => {
                     reader.failure = Some(error);
-                    Some((Err(std::io::Error::other("the body could not be read")), reader))
+                    Some((Err(std::io::Error::other("the body could not be read")), (reader, true)))
                 }
             }
         });
-        let mut parts = Parts::new(R::BATCH, settings);
+        let mut parts = Parts::new(R::BATCH, settings, head_bytes);
         parts.read(Multipart::new(pieces, boundary)).await.map(|()| parts.form)
     };
     // Why reading failed says more than that the multipart was cut short by it.
@@ -46,6 +61,23 @@ pub(super) async fn parse<R: Request>(
     super::json::parse_form(form)
 }
 
+/// The next piece of the body, unless a head has had its share.
+async fn next_piece(
+    reader: &mut BodyReader<'_>,
+    head_bytes: &AtomicUsize,
+) -> Result<Option<bytes::Bytes>, ApiError> {
+    if head_bytes.load(Ordering::Relaxed) > MAX_PART_HEAD_BYTES {
+        let detail = format!(
+            "the head of a part, or what stands before the first boundary, exceeds {MAX_PART_HEAD_BYTES} bytes; \
+             let the client library write the body"
+        );
+        return Err(ApiError::invalid(detail).closing());
+    }
+    let piece = reader.next().await?;
+    head_bytes.fetch_add(piece.as_ref().map_or(0, bytes::Bytes::len), Ordering::Relaxed);
+    Ok(piece)
+}
+
 /// The parts read so far.
 struct Parts<'a> {
     form: Form,
@@ -56,16 +88,19 @@ struct Parts<'a> {
     texts: usize,
     batch: bool,
     settings: &'a HttpSettings,
+    /// Bytes that arrived since the end of the last part.
+    head_bytes: &'a AtomicUsize,
 }
 
 impl<'a> Parts<'a> {
-    fn new(batch: bool, settings: &'a HttpSettings) -> Self {
+    fn new(batch: bool, settings: &'a HttpSettings, head_bytes: &'a AtomicUsize) -> Self {
         let form = if batch { Form::of_batch() } else { Form::default() };
-        Self { form, image_files: 0, list_files: 0, texts: 0, batch, settings }
+        Self { form, image_files: 0, list_files: 0, texts: 0, batch, settings, head_bytes }
     }
 
     async fn read(&mut self, mut multipart: Multipart<'_>) -> Result<(), ApiError> {
         while let Some(field) = multipart.next_field().await.map_err(|error| malformed(&error))? {
+            self.head_bytes.store(0, Ordering::Relaxed);
             let name = field.name().unwrap_or_default().to_owned();
             if name.is_empty() || name.len() > MAX_NAME_BYTES {
                 return Err(ApiError::invalid(
@@ -85,7 +120,7 @@ impl<'a> Parts<'a> {
     async fn file(&mut self, name: &str, field: Field<'_>) -> Result<Value, ApiError> {
         self.count_file(name)?;
         let max = self.settings.input.max_image_bytes;
-        let bytes = collect(field, max).await?;
+        let bytes = self.collect(field, max).await?;
         bytes
             .map(|bytes| Value::File(bytes.into()))
             .ok_or_else(|| super::image_file_too_large(&self.form.next_place(name), max))
@@ -125,30 +160,32 @@ impl<'a> Parts<'a> {
         // An image value may be base64, and then as long as the body allows.
         let is_image = matches!(name, "image" | "images");
         let max = if is_image { usize::MAX } else { self.settings.input.max_text_bytes };
-        let bytes = collect(field, max).await?.ok_or_else(|| {
+        let bytes = self.collect(field, max).await?.ok_or_else(|| {
             ApiError::field(Code::TextTooLong, name, format!("at most {max} bytes")).closing()
         })?;
         String::from_utf8(bytes)
             .map(Value::Text)
             .map_err(|_| ApiError::field(Code::InvalidRequest, name, "text parts are UTF-8"))
     }
-}
 
-/// A part's bytes, or `None` when there are more than `max`.
-async fn collect(mut field: Field<'_>, max: usize) -> Result<Option<Vec<u8>>, ApiError> {
-    let mut bytes = Vec::new();
-    while let Some(piece) = field.chunk().await.map_err(|error| malformed(&error))? {
-        if bytes.len() + piece.len() > max {
-            return Ok(None);
+    /// A part's bytes, or `None` when there are more than `max`.
+    async fn collect(&self, mut field: Field<'_>, max: usize) -> Result<Option<Vec<u8>>, ApiError> {
+        let mut bytes = Vec::new();
+        while let Some(piece) = field.chunk().await.map_err(|error| malformed(&error))? {
+            self.head_bytes.store(0, Ordering::Relaxed);
+            if bytes.len() + piece.len() > max {
+                return Ok(None);
+            }
+            bytes.extend_from_slice(&piece);
         }
-        bytes.extend_from_slice(&piece);
+        self.head_bytes.store(0, Ordering::Relaxed);
+        Ok(Some(bytes))
     }
-    Ok(Some(bytes))
 }
 
 /// Multer's reasons are all about the body's shape; its words are for programmers.
 fn malformed(error: &multer::Error) -> ApiError {
-    tracing::debug!(%error, "malformed multipart body");
+    tracing::debug!(error = clipped(error), "malformed multipart body");
     ApiError::invalid(
         "the multipart body is malformed or incomplete; let the client library write it",
     )

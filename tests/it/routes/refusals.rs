@@ -1,5 +1,8 @@
 //! Refusals that belong to no endpoint in particular: one test for each code that can be had.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use axum::body::{Body, Bytes};
 use axum::http::Request;
 use blip_server::engine::fake::{FakeCall, FakeFault, FakeMark};
@@ -172,6 +175,27 @@ async fn an_undeclared_body_is_bounded_as_it_arrives() {
     app.send(body(&[0; 101], 10)).await.refused(413, "payload_too_large");
     // Few bytes, too many pieces.
     app.send(body(b"x", 21)).await.refused(413, "payload_too_large");
+}
+
+#[tokio::test]
+async fn of_what_stands_before_a_part_only_so_much_is_read() {
+    let app = TestApp::start();
+    for beginning in ["", "--b", "--b\r\nx: "] {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&taken);
+        let pieces = (0..5000).map(move |index| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            let piece = if index == 0 { beginning.to_owned() } else { " ".repeat(4096) };
+            Ok::<_, std::io::Error>(Bytes::from(piece))
+        });
+        let request =
+            Request::post("/caption").header("content-type", "multipart/form-data; boundary=b");
+        let request = request.body(Body::from_stream(stream::iter(pieces))).unwrap();
+        let answer = app.send(request).await;
+        answer.refused(400, "invalid_request");
+        assert!(answer.text().contains("exceeds 65536 bytes"), "{}", answer.text());
+        assert!(taken.load(Ordering::Relaxed) < 20, "{taken:?} pieces");
+    }
 }
 
 #[tokio::test]

@@ -9,5 +9,14 @@
 //!
 //! A long form prints what it sent and what came back to standard error.
 
+mod bombs;
+mod cardinality;
 mod fetch;
+mod fuzz;
+mod images;
+mod many_chunks;
+mod memory;
+mod random;
+mod smuggling;
 mod ssrf;
+mod wire;

@@ -6,7 +6,7 @@
 //! - `server` and `connection`: sockets and their clocks. `guarded_body`: answers that are watched while they are sent.
 //! - `error`: the closed list of refusals and their statuses. `convert`: other folders' errors as refusals.
 //! - `middleware`: ids, timings, metrics, the access log, bodies of refusals.
-//! - `openapi`: the document, generated from all of this.
+//! - `openapi`: the document, generated from all of this; `written`: the same as bytes.
 //!
 //! It knows images, texts and the engine's handle; no tensor, no scheduler, no file. `app` puts it together.
 
@@ -32,6 +32,7 @@ mod settings;
 mod state;
 mod stream;
 mod text;
+mod written;
 
 pub use info::BatchingInfo;
 pub use models::{Model, Models};

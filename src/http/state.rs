@@ -8,6 +8,7 @@ use super::error::ApiError;
 use super::info::BatchingInfo;
 use super::models::Models;
 use super::settings::HttpSettings;
+use super::written::WrittenDocument;
 use crate::engine::{EngineHandle, EngineState};
 use crate::fetch::Fetcher;
 use crate::images::Images;
@@ -21,6 +22,7 @@ struct Shared {
     settings: HttpSettings,
     metrics: Arc<Metrics>,
     services: OnceLock<Services>,
+    document: WrittenDocument,
     phase: AtomicU8,
 }
 
@@ -65,6 +67,7 @@ impl HttpState {
             settings,
             metrics,
             services: OnceLock::new(),
+            document: WrittenDocument::default(),
             phase: AtomicU8::new(PHASE_SERVING),
         };
         Self(Arc::new(shared))
@@ -107,6 +110,11 @@ impl HttpState {
     /// The settings.
     pub fn settings(&self) -> &HttpSettings {
         &self.0.settings
+    }
+
+    /// The OpenAPI document, once it was asked for.
+    pub(crate) fn document(&self) -> &WrittenDocument {
+        &self.0.document
     }
 
     /// The metrics.

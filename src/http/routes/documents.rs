@@ -3,9 +3,9 @@
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Redirect, Response};
+use bytes::Bytes;
 
 use crate::http::error::ApiError;
-use crate::http::openapi;
 use crate::http::state::HttpState;
 
 /// This document as JSON
@@ -19,7 +19,8 @@ use crate::http::state::HttpState;
 pub(crate) async fn show_openapi_json(
     State(state): State<HttpState>,
 ) -> Result<Response, ApiError> {
-    crate::http::reply::json(&openapi::document_for(&state.settings().limits))
+    let json = state.document().json(&state.settings().limits)?;
+    Ok(document("application/json", json))
 }
 
 /// This document as YAML
@@ -33,12 +34,13 @@ pub(crate) async fn show_openapi_json(
 pub(crate) async fn show_openapi_yaml(
     State(state): State<HttpState>,
 ) -> Result<Response, ApiError> {
-    let yaml = openapi::document_for(&state.settings().limits).to_yaml().map_err(|error| {
-        tracing::error!(%error, "the OpenAPI document could not be written");
-        ApiError::internal()
-    })?;
-    let content_type = HeaderValue::from_static("application/yaml");
-    Ok(([(header::CONTENT_TYPE, content_type)], yaml).into_response())
+    let yaml = state.document().yaml(&state.settings().limits)?;
+    Ok(document("application/yaml", yaml))
+}
+
+fn document(content_type: &'static str, document: Bytes) -> Response {
+    let content_type = HeaderValue::from_static(content_type);
+    ([(header::CONTENT_TYPE, content_type)], document).into_response()
 }
 
 /// Leads to the page with the documentation.

@@ -170,6 +170,11 @@ impl ImageSet {
         }
     }
 
+    /// True when an image came as a file, which may have to be decoded.
+    pub(crate) fn has_files(&self) -> bool {
+        self.distinct.iter().any(|image| matches!(image.source, Ok(ImageSource::Bytes(_))))
+    }
+
     /// Starts to find the images; each begins when the first input waits for it.
     pub(crate) fn finder(
         self,

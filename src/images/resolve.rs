@@ -136,6 +136,11 @@ impl Images {
         }
     }
 
+    /// How long a file that comes now would wait for a decoding thread, by estimate; no time for images that are held.
+    pub fn wait(&self) -> Duration {
+        self.shared.pool.wait()
+    }
+
     /// The file's id; a large file is hashed on the pool, in turn with what waits there for decoding.
     async fn identify(&self, file: &Bytes) -> Result<ImageId, ImagesError> {
         if crate::faults::at("images::identify") {

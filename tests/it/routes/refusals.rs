@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::Request;
 use blip_server::engine::fake::{FakeCall, FakeFault, FakeMark};
 use futures_util::stream;
+use image::ImageFormat;
 use serde_json::json;
 
 use crate::support::app::json_request;
@@ -211,7 +213,6 @@ async fn a_body_that_breaks_off_is_the_clients_fault() {
 
 #[tokio::test]
 async fn a_body_that_does_not_come_is_a_408_and_a_short_deadline_a_504() {
-    use std::time::Duration;
     let app = TestApp::with(|config| {
         config.http.connections.body_idle_timeout = Duration::from_millis(50);
     });
@@ -234,6 +235,33 @@ async fn a_backend_that_fails_or_panics_is_a_500_and_the_next_request_is_answere
         assert!(!answer.text().contains("scripted"), "no internals: {}", answer.text());
     }
     app.json("/caption", &json!({"image": base64(&png(1))})).await.ok();
+}
+
+#[tokio::test]
+async fn a_long_wait_for_decoding_is_a_503_and_what_is_refused_is_never_decoded() {
+    let app = TestApp::with(|config| {
+        config.images.decode_threads = 1;
+        config.engine.max_queue_wait = Duration::from_millis(1);
+    });
+    let body = |mark| json!({"image": base64(&picture(mark, 2000, 2000, ImageFormat::Png))});
+    // Tells what a picture takes: far more than a millisecond.
+    app.json("/caption", &body(0)).await.ok();
+    let bodies: Vec<_> = (1..9).map(body).collect();
+    let requests = bodies.iter().map(|body| app.json("/caption", body));
+    let answers = futures_util::future::join_all(requests).await;
+    let refused = answers.iter().filter(|answer| answer.status == 503).count() as u64;
+    for answer in &answers {
+        if answer.status == 503 {
+            answer.refused(503, "overloaded");
+            assert!(answer.headers.contains_key("retry-after"));
+        } else {
+            answer.ok();
+        }
+    }
+    assert!((1..8).contains(&refused), "{refused} refused");
+    assert_eq!(app.metrics.image_pixels.get_sample_count(), 9 - refused);
+    assert_eq!(app.metrics.queue_rejected_total.with_label_values(&["full"]).get(), refused);
+    app.json("/caption", &body(0)).await.ok();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

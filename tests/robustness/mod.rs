@@ -14,6 +14,7 @@ mod cardinality;
 mod fetch;
 mod fuzz;
 mod images;
+mod load;
 mod many_chunks;
 mod memory;
 mod random;

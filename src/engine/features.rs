@@ -205,13 +205,14 @@ impl<M: Clone> Features<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::{ImageId, Preprocessing, TowerId};
+    use crate::task::{ImageId, Preprocessing, Scope, TowerId};
 
     const SIZE: Preprocessing = Preprocessing { width: 1, height: 1 };
 
     fn key(image: u8) -> FeatureKey {
         FeatureKey {
             tower: TowerId(0),
+            scope: Scope::EVERYONE,
             image: ImageId::from_digest([image; 32]),
             preprocessing: SIZE,
         }
@@ -252,6 +253,15 @@ mod tests {
         assert!(is_hit(&mut features, 1, now) && is_hit(&mut features, 3, now));
         assert!(!is_hit(&mut features, 2, now));
         assert_eq!((features.bytes(), features.pinned_bytes(), features.evictions()), (20, 0, 1));
+    }
+
+    #[test]
+    fn what_one_key_had_encoded_is_no_hit_for_another() {
+        let (mut features, now) = cache(100);
+        encode(&mut features, 1, now);
+        let others = FeatureKey { scope: Scope(7), ..key(1) };
+        assert!(matches!(features.request(others, TaskId(1), &pixels(), now), Lookup::Miss));
+        assert!(is_hit(&mut features, 1, now));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Names for what moves through the engine. Plain numbers, unique within one engine's life.
 
-use crate::task::{ImageId, PreparedImage, Preprocessing, TowerId};
+use crate::task::{ImageId, PreparedImage, Preprocessing, Scope, TowerId};
 
 /// One admitted call: one party in the scheduler's turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,10 +14,11 @@ pub(crate) struct TaskId(pub(crate) u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ItemId(pub(crate) u64);
 
-/// What makes two encodings equal: tower (so dtype and weights), file and preparation.
+/// What makes two encodings one: tower (so dtype and weights), owner, file and preparation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FeatureKey {
     pub(crate) tower: TowerId,
+    pub(crate) scope: Scope,
     pub(crate) image: ImageId,
     pub(crate) preprocessing: Preprocessing,
 }
@@ -25,6 +26,7 @@ pub(crate) struct FeatureKey {
 impl FeatureKey {
     /// The key of this image's features from this tower.
     pub(crate) fn new(tower: TowerId, image: &PreparedImage) -> Self {
-        Self { tower, image: image.info.id, preprocessing: image.preprocessing }
+        let PreparedImage { info, scope, preprocessing, .. } = image;
+        Self { tower, scope: *scope, image: info.id, preprocessing: *preprocessing }
     }
 }

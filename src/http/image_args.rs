@@ -16,9 +16,9 @@ use super::middleware::context::RequestContext;
 use super::models::Model;
 use super::state::Services;
 use crate::fetch::{Fetcher, Target};
-use crate::images::{ImageSource, Scope};
+use crate::images::ImageSource;
 use crate::input::{ImageValue, InputSettings};
-use crate::task::{PreparedImage, Preprocessing};
+use crate::task::{PreparedImage, Preprocessing, Scope};
 use crate::telemetry::logging::clipped;
 
 /// Base64 up to this length is undone on the spot (about 50 us).

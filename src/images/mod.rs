@@ -29,10 +29,10 @@ mod tests;
 mod workshop;
 
 pub use error::ImagesError;
-pub use resolve::{ImageSource, Images, Resolved, Scope};
+pub use resolve::{ImageSource, Images, Resolved};
 pub use settings::{ImagesSettings, InvalidImagesSetting};
 
-use crate::task::{ImageId, PreparedImage, Preprocessing};
+use crate::task::{ImageId, PreparedImage, Preprocessing, Scope};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 

@@ -6,7 +6,7 @@ use super::pool::{Lane, Pool, QueueFull};
 use super::workshop::{Decode, Workshop};
 use super::{ImagesError, ImagesSettings, Key};
 use crate::input::{InputError, InputSettings, decode, image_id};
-use crate::task::{ImageId, PreparedImage, Preprocessing};
+use crate::task::{ImageId, PreparedImage, Preprocessing, Scope};
 use crate::telemetry::metrics::Metrics;
 use bytes::Bytes;
 use std::io;
@@ -16,15 +16,6 @@ use tokio::sync::oneshot;
 
 /// Files up to this size are hashed where they are: 64 KiB take 0.2 ms without SHA instructions, less than a hop.
 const HASHED_INLINE_BYTES: usize = 64 << 10;
-
-/// Whose images an id can name: one value for each API key; [`Scope::EVERYONE`] where there are no keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Scope(pub u64);
-
-impl Scope {
-    /// The scope of a server without API keys.
-    pub const EVERYONE: Self = Self(0);
-}
 
 /// An image as it was sent.
 #[derive(Debug, Clone)]
@@ -174,8 +165,7 @@ impl Images {
             if !flight.is_wanted() {
                 return;
             }
-            let Key { id, preprocessing, .. } = key;
-            let result = shared.workshop.prepare(&file, id, preprocessing);
+            let result = shared.workshop.prepare(&file, key);
             if let Ok(prepared) = &result {
                 shared.cache.insert(key, prepared.image.clone());
             }

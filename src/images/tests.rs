@@ -1,8 +1,8 @@
 //! The folder's promises, with decoders that the tests hold and release; nothing here waits for time to pass.
 
-use super::{ImageSource, Images, ImagesError, ImagesSettings, Resolved, Scope};
+use super::{ImageSource, Images, ImagesError, ImagesSettings, Resolved};
 use crate::input::{InputError, InputSettings, decode, image_id};
-use crate::task::{ImageFormat, Preprocessing};
+use crate::task::{ImageFormat, Preprocessing, Scope};
 use crate::telemetry::metrics::Metrics;
 use bytes::Bytes;
 use image::{ExtendedColorType, ImageEncoder, codecs::bmp::BmpEncoder, codecs::png::PngEncoder};

@@ -1,11 +1,11 @@
 //! The work on one file, on a pool thread: header, permit, decode, resize. Decoders may panic; nobody outside sees it.
 
-use super::Prepared;
 use super::budget::ByteBudget;
+use super::{Key, Prepared};
 use crate::input::{
     ImageHeader, InputError, InputSettings, Picture, inspect, resize, sniff_format,
 };
-use crate::task::{ImageFormat, ImageId, PreparedImage, Preprocessing};
+use crate::task::{ImageFormat, PreparedImage};
 use crate::telemetry::metrics::{GaugeGuard, Metrics};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -38,28 +38,19 @@ impl Workshop {
     }
 
     /// Prepares a file.
-    pub(super) fn prepare(
-        &self,
-        file: &[u8],
-        id: ImageId,
-        preprocessing: Preprocessing,
-    ) -> Result<Prepared, InputError> {
-        let work = || self.try_prepare(file, id, preprocessing);
+    pub(super) fn prepare(&self, file: &[u8], key: Key) -> Result<Prepared, InputError> {
+        let work = || self.try_prepare(file, key);
         catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
             self.metrics.panics_total.with_label_values(&["decode"]).inc();
-            tracing::error!(image.id = %id, image.bytes = file.len(), "a decoder panicked");
+            tracing::error!(image.id = %key.id, image.bytes = file.len(), "a decoder panicked");
             let format = sniff_format(file)?;
             let problem = "the decoder failed on it".to_owned();
             Err(InputError::UndecodableImage { format, problem })
         })
     }
 
-    fn try_prepare(
-        &self,
-        file: &[u8],
-        id: ImageId,
-        preprocessing: Preprocessing,
-    ) -> Result<Prepared, InputError> {
+    fn try_prepare(&self, file: &[u8], key: Key) -> Result<Prepared, InputError> {
+        let Key { scope, id, preprocessing } = key;
         let inspecting = Instant::now();
         injected("images::inspect", file)?;
         let header = inspect(file, &self.settings)?;
@@ -85,7 +76,8 @@ impl Workshop {
         self.metrics.image_format_total.with_label_values(&[header.format.name()]).inc();
 
         let info = picture.info(id, header.format);
-        Ok(Prepared { image: PreparedImage { info, preprocessing, pixels }, decode, preprocess })
+        let image = PreparedImage { info, scope, preprocessing, pixels };
+        Ok(Prepared { image, decode, preprocess })
     }
 }
 

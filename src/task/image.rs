@@ -103,6 +103,16 @@ impl ImageFormat {
     }
 }
 
+/// Whose images an id can name, and whose cached pixels and features an image can meet: one value for each API key,
+/// [`Scope::EVERYONE`] where there are no keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Scope(pub u64);
+
+impl Scope {
+    /// The scope of a server without API keys.
+    pub const EVERYONE: Self = Self(0);
+}
+
 /// What a client is told about an image that it sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageInfo {
@@ -176,6 +186,8 @@ impl fmt::Debug for Pixels {
 pub struct PreparedImage {
     /// What it was.
     pub info: ImageInfo,
+    /// Whose it is; part of every cache key.
+    pub scope: Scope,
     /// Which preparation made `pixels`; part of every cache key.
     pub preprocessing: Preprocessing,
     /// The pixels, shared by the cache and every task that waits.

@@ -15,8 +15,8 @@ pub use control::{FakeCall, FakeControl, FakeFault, FakeMark, FakeTime, FakeUnit
 use super::backend::{Backend, BackendError, GroupSpec, OnePassOutput, OnePassRow, StepEvent};
 use crate::task::{
     Device, Dtype, Embedding, FinishReason, GenerationParams, ImageFormat, ImageId, ImageInfo,
-    ModelClass, ModelId, ModelInfo, Pixels, PreparedImage, Preprocessing, Sequence, Strategy,
-    TokenIds, TokenLogprob, TowerId,
+    ModelClass, ModelId, ModelInfo, Pixels, PreparedImage, Preprocessing, Scope, Sequence,
+    Strategy, TokenIds, TokenLogprob, TowerId,
 };
 
 /// The stop token of fake models, until the control says another: `[SEP]`.
@@ -94,6 +94,7 @@ pub fn image(mark: u8) -> PreparedImage {
             height: 2,
             format: ImageFormat::Png,
         },
+        scope: Scope::EVERYONE,
         preprocessing: Preprocessing { width: 2, height: 2 },
         pixels: Arc::new(Pixels::new(2, 2, Box::new([mark; 12]))),
     }

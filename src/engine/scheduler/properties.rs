@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
-use crate::task::{ImageId, Preprocessing};
+use crate::task::{ImageId, Preprocessing, Scope};
 
 const BYTES: u64 = 10;
 /// Of an image, and of each row of a group.
@@ -18,6 +18,7 @@ const MILLI: Duration = Duration::from_millis(1);
 fn key(tower: usize, image: u8) -> FeatureKey {
     FeatureKey {
         tower: TowerId(tower),
+        scope: Scope::EVERYONE,
         image: ImageId::from_digest([image; 32]),
         preprocessing: Preprocessing { width: 1, height: 1 },
     }

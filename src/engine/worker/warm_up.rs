@@ -14,7 +14,7 @@ use crate::engine::backend::{
 use crate::engine::ids::FeatureKey;
 use crate::engine::scheduler::UnitWork;
 use crate::task::{
-    GenerationParams, ImageId, ModelClass, ModelId, ModelInfo, Pixels, TokenIds, TowerId,
+    GenerationParams, ImageId, ModelClass, ModelId, ModelInfo, Pixels, Scope, TokenIds, TowerId,
 };
 
 /// Tokens of a short question.
@@ -52,7 +52,7 @@ impl<B: Backend> Worker<B> {
         let black = vec![0; 3 * size.width as usize * size.height as usize];
         let black = Pixels::new(size.width, size.height, black.into());
         let image = ImageId::from_digest([0; 32]);
-        let key = FeatureKey { tower, image, preprocessing: size };
+        let key = FeatureKey { tower, scope: Scope::EVERYONE, image, preprocessing: size };
         let work = UnitWork::Encode { tower, images: vec![key] };
         let work = learn.then_some(&work);
         let encoded = self.measure(work, |backend| backend.encode(tower, &[&black]));

@@ -13,8 +13,8 @@ use blip_server::model::ops::cpu::CpuOps;
 use blip_server::model::{BlipBackend, ModelSpec, Placement};
 use blip_server::task::{
     Answer, Caption, Device, Dtype, EarlyStopping, Embed, GenerationParams, ImageFormat, ImageId,
-    ImageInfo, ModelId, ModelInfo, Pixels, PreparedImage, Scores, Sequence, Similarity, Strategy,
-    Task, TaskOutput, TokenIds, Vqa, VqaMode,
+    ImageInfo, ModelId, ModelInfo, Pixels, PreparedImage, Scope, Scores, Sequence, Similarity,
+    Strategy, Task, TaskOutput, TokenIds, Vqa, VqaMode,
 };
 use blip_server::telemetry::metrics::Metrics;
 
@@ -71,6 +71,7 @@ fn prepared(info: &ModelInfo, index: usize) -> PreparedImage {
             height,
             format: ImageFormat::Png,
         },
+        scope: Scope::EVERYONE,
         preprocessing: info.preprocessing,
         pixels: Arc::new(Pixels::new(width, height, bytes.into())),
     }

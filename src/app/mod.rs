@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::engine::{Engine, EngineHandle, EngineSettings};
 use crate::fetch::Fetcher;
-use crate::http::{self, BatchingInfo, HttpState, Services};
+use crate::http::{self, BatchingInfo, HttpState, Listener, Services};
 use crate::images::Images;
 use crate::telemetry::metrics::Metrics;
 use compute::{Compute, LoadedBackend};
@@ -39,6 +39,8 @@ pub struct App {
     ready: CancellationToken,
     /// Serves a mock instead of the configured models.
     mock: Option<MockSettings>,
+    /// Where operators are answered, apart from clients.
+    operations: Option<TcpListener>,
 }
 
 /// The worker thread ended, or hung, while requests were served. Its reason has been logged.
@@ -54,13 +56,26 @@ impl App {
     pub fn build(config: Config) -> anyhow::Result<Self> {
         let metrics = Arc::new(Metrics::try_new().context("cannot register the metrics")?);
         let state = HttpState::new(config.http.clone(), Arc::clone(&metrics));
-        Ok(Self { config, metrics, state, ready: CancellationToken::new(), mock: None })
+        Ok(Self {
+            config,
+            metrics,
+            state,
+            ready: CancellationToken::new(),
+            mock: None,
+            operations: None,
+        })
     }
 
     /// Serves a mock instead of the configured models.
     #[must_use]
     pub fn with_mock(self, settings: MockSettings) -> Self {
         Self { mock: Some(settings), ..self }
+    }
+
+    /// Answers operators on a listener of their own, from the beginning of [`serve`](Self::serve) to its end.
+    #[must_use]
+    pub fn with_operations(self, listener: TcpListener) -> Self {
+        Self { operations: Some(listener), ..self }
     }
 
     /// A token that is cancelled once requests are served.
@@ -76,11 +91,38 @@ impl App {
     /// When a model cannot be had or loaded, or the engine cannot start; [`WorkerEnded`] when the worker thread ended
     /// by itself.
     pub async fn serve(
-        self,
-        listener: TcpListener,
+        mut self,
+        listener: impl Into<Listener>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
-        let address = listener.local_addr().context("the listener has no address")?;
+        let closing = CancellationToken::new();
+        let operations = match self.operations.take().map(Listener::from) {
+            Some(listener) => {
+                let url = listener.url().context("the operations listener has no address")?;
+                tracing::info!(server.operations_url = url, "operations on {url}");
+                let (state, closing) = (self.state.clone(), closing.clone());
+                let serving =
+                    async move { http::serve_operations(listener, &state, closing).await };
+                Some(tokio::spawn(serving))
+            }
+            None => None,
+        };
+        let served = self.serve_public(listener.into(), shutdown).await;
+        closing.cancel();
+        if let Some(operations) = operations {
+            operations.await.context("serving the operations listener failed")?;
+        }
+        served?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    async fn serve_public(
+        self,
+        listener: Listener,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let url = listener.url().context("the listener has no address")?;
         let closing = CancellationToken::new();
         let connections = tokio::spawn({
             let (state, closing) = (self.state.clone(), closing.clone());
@@ -104,7 +146,7 @@ impl App {
             }
         };
         self.ready.cancel();
-        tracing::info!(server.address = %address, "listening on http://{address}");
+        tracing::info!(server.url = url, "listening on {url}");
         let outcome = self.run(&engine.handle(), &shutdown, &closing).await;
         connections.await.context("serving connections failed")?;
         // A worker that was lost may hang: nobody waits for it.
@@ -112,7 +154,6 @@ impl App {
         tokio::task::spawn_blocking(move || engine.join())
             .await
             .context("the worker did not end")?;
-        tracing::info!("stopped");
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! `healthcheck`: asks `GET /health/ready`; exit 0 when ready, 1 when not or when nobody answers.
-//! Containers run it, so it needs no shell, no curl and no certificates: plain HTTP only.
+//! Containers run it, so it needs no shell, no curl and no certificates. The operations listener is asked where there is
+//! one; a public one that speaks TLS is taken at its word, since nothing secret is sent to it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -11,25 +12,26 @@ use crate::hub::install_tls_provider;
 /// Below the timeout that container engines give a check by default (30 s), above a busy server's answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks `url`, or the configured address, which is only read when no `url` is given.
+/// Asks `url`, which is plain HTTP, or the configured address, which is only read when no `url` is given.
 pub(super) fn run(
     url: Option<&str>,
     config: impl FnOnce() -> Result<Config, CommandError>,
 ) -> Result<(), CommandError> {
-    let url = match url {
-        Some(url) => url.to_owned(),
-        None => ready_url(config()?.listen)?,
+    let Some(url) = url else {
+        let url = configured_url(&config()?)?;
+        let client = client(|builder| builder.tls_danger_accept_invalid_certs(true))?;
+        return super::runtime()?.block_on(ask(&url, &client));
     };
-    super::runtime()?.block_on(ask(&url))
-}
-
-async fn ask(url: &str) -> Result<(), CommandError> {
     if !url.starts_with("http://") {
         return Err(CommandError::Negative(format!(
             "{url} is not an address that starts with http://"
         )));
     }
-    let response = plain_client(TIMEOUT)?.get(url).send().await;
+    super::runtime()?.block_on(ask(url, &plain_client(TIMEOUT)?))
+}
+
+async fn ask(url: &str, client: &reqwest::Client) -> Result<(), CommandError> {
+    let response = client.get(url).send().await;
     let status = response
         .map_err(|error| {
             CommandError::failed(format!("{url} did not answer"), error.without_url())
@@ -43,19 +45,31 @@ async fn ask(url: &str) -> Result<(), CommandError> {
 
 /// A client for plain HTTP on this machine: no proxy, no root certificates (an image may have none).
 pub(super) fn plain_client(timeout: Duration) -> Result<reqwest::Client, CommandError> {
+    client(|builder| builder.timeout(timeout))
+}
+
+fn client(
+    change: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
+) -> Result<reqwest::Client, CommandError> {
     install_tls_provider();
-    reqwest::Client::builder()
-        .no_proxy()
-        .timeout(timeout)
-        .tls_certs_only([])
+    let builder = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).tls_certs_only([]);
+    change(builder)
         .build()
         .map_err(|error| CommandError::failed("cannot make an HTTP client", error))
 }
 
+fn configured_url(config: &Config) -> Result<String, CommandError> {
+    match (config.operations_listen, &config.http.tls) {
+        (Some(operations), _) => ready_url("http", operations),
+        (None, Some(_)) => ready_url("https", config.listen),
+        (None, None) => ready_url("http", config.listen),
+    }
+}
+
 /// A server that listens on every address is asked on loopback.
-fn ready_url(listen: SocketAddr) -> Result<String, CommandError> {
+fn ready_url(scheme: &str, listen: SocketAddr) -> Result<String, CommandError> {
     if listen.port() == 0 {
-        let reason = "server.listen has port 0, so its real port is unknown; give --url";
+        let reason = "the server listens on port 0, so its real port is unknown; give --url";
         return Err(CommandError::Negative(reason.to_owned()));
     }
     let ip = match listen.ip() {
@@ -63,7 +77,7 @@ fn ready_url(listen: SocketAddr) -> Result<String, CommandError> {
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
     };
-    Ok(format!("http://{}/health/ready", SocketAddr::new(ip, listen.port())))
+    Ok(format!("{scheme}://{}/health/ready", SocketAddr::new(ip, listen.port())))
 }
 
 #[cfg(test)]
@@ -74,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_server_on_every_address_is_asked_on_loopback() {
-        let url = |listen: &str| ready_url(listen.parse().unwrap());
+        let url = |listen: &str| ready_url("http", listen.parse().unwrap());
         assert_eq!(url("0.0.0.0:80").unwrap(), "http://127.0.0.1:80/health/ready");
         assert_eq!(url("[::]:81").unwrap(), "http://[::1]:81/health/ready");
         assert_eq!(url("10.0.0.7:82").unwrap(), "http://10.0.0.7:82/health/ready");
@@ -84,7 +98,7 @@ mod tests {
     /// Answers one request with `status` and returns its head.
     fn answer_once(status: &'static str) -> (String, std::thread::JoinHandle<String>) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = ready_url(listener.local_addr().unwrap()).unwrap();
+        let url = ready_url("http", listener.local_addr().unwrap()).unwrap();
         let thread = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut head = [0; 1024];
@@ -116,7 +130,7 @@ mod tests {
     fn nobody_there_is_a_failure() {
         // A port that was free a moment ago.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = ready_url(listener.local_addr().unwrap()).unwrap();
+        let url = ready_url("http", listener.local_addr().unwrap()).unwrap();
         drop(listener);
         assert!(run(Some(&url), never).is_err());
         assert!(run(Some("https://example.org"), never).is_err());

@@ -1,5 +1,7 @@
-//! `serve`: configuration to a running server. The port is bound before the models are loaded, so that a taken port
+//! `serve`: configuration to a running server. The ports are bound before the models are loaded, so that a taken one
 //! fails at once; what happens in between is `app`'s. Where no model is named anywhere, the demo models are served.
+
+use std::net::SocketAddr;
 
 use tokio::net::TcpListener;
 
@@ -7,6 +9,7 @@ use super::error::CommandError;
 use super::signals;
 use crate::app::{App, WorkerEnded};
 use crate::config::{Config, ConfigError};
+use crate::http::{Listener, Tls};
 use crate::hub::ModelSource;
 
 pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
@@ -38,13 +41,28 @@ async fn serve(
 ) -> Result<(), CommandError> {
     let shutdown = signals::shutdown()
         .map_err(|error| CommandError::failed("cannot listen for signals", error))?;
-    let listen = config.listen;
-    let listener = TcpListener::bind(listen)
-        .await
-        .map_err(|error| CommandError::failed(format!("cannot listen on {listen}"), error))?;
-    let app = build(config).map_err(|error| CommandError::failed("cannot start", error))?;
+    let mut listener = Listener::from(bind(config.listen).await?);
+    if let Some(tls) = &config.http.tls {
+        let tls = Tls::load(tls)
+            .map_err(|error| CommandError::failed("cannot read the certificate", error))?;
+        listener = listener.with_tls(tls);
+    }
+    let operations = match config.operations_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    let mut app = build(config).map_err(|error| CommandError::failed("cannot start", error))?;
+    if let Some(operations) = operations {
+        app = app.with_operations(operations);
+    }
     app.serve(listener, shutdown).await.map_err(|error| match error.downcast::<WorkerEnded>() {
         Ok(ended) => ended.into(),
         Err(error) => CommandError::failed("the server failed", error),
     })
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, CommandError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| CommandError::failed(format!("cannot listen on {address}"), error))
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::raw::{
-    RawCompute, RawEngine, RawFetch, RawHub, RawImages, RawInput, RawLimits, RawLog, RawServer,
+    RawAuth, RawCompute, RawEngine, RawFetch, RawHub, RawImages, RawInput, RawLimits, RawLog,
+    RawRateLimit, RawServer,
 };
 use crate::engine::EngineSettings;
 use crate::fetch::FetchSettings;
@@ -19,6 +20,10 @@ impl Default for RawServer {
         let connections = http.connections;
         Self {
             listen: "127.0.0.1:8080".to_owned(),
+            operations_listen: String::new(),
+            tls_certificate: String::new(),
+            tls_key: String::new(),
+            trusted_proxies: Vec::new(),
             deadline_ms: millis(http.deadline),
             drain_delay_ms: 0,
             drain_timeout_ms: millis(connections.drain_timeout),
@@ -33,6 +38,19 @@ impl Default for RawServer {
             body_total_timeout_ms: millis(connections.body_total_timeout),
             write_timeout_ms: millis(connections.write_timeout),
         }
+    }
+}
+
+impl Default for RawAuth {
+    fn default() -> Self {
+        // One a second in the long run: enough for a client whose key was just replaced, nothing for a guesser.
+        Self { keys: Vec::new(), keys_file: String::new(), failed_attempts_per_minute: 60 }
+    }
+}
+
+impl Default for RawRateLimit {
+    fn default() -> Self {
+        Self { requests_per_second: 0, burst: 20 }
     }
 }
 

@@ -10,10 +10,11 @@ use figment::providers::Serialized;
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
+use super::raw::HIDDEN;
 use super::{ConfigError, RawConfig};
 
 /// Settings whose values are never shown.
-const SECRETS: [&str; 1] = ["hub.token"];
+const SECRETS: [&str; 2] = ["hub.token", "auth.keys"];
 
 /// The layers so far, lowest first.
 pub(super) struct Layers {
@@ -58,9 +59,12 @@ impl Layers {
     pub(super) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-        let values = toml::from_str(&text).map_err(|error| ConfigError::Syntax {
-            path: path.to_owned(),
-            reason: error.to_string().trim_end().to_owned(),
+        // Where and what, but not the line itself: it may hold a secret.
+        let values = toml::from_str(&text).map_err(|error: toml::de::Error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = 1 + before.matches('\n').count();
+            let reason = format!("line {line}: {}", error.message());
+            ConfigError::Syntax { path: path.to_owned(), reason }
         })?;
         self.merge(format!("from {}", path.display()), values);
         Ok(())
@@ -198,7 +202,11 @@ fn as_written(value: &Value) -> String {
 
 /// A value for an error message; secrets stay hidden.
 fn shown(path: &str, value: impl FnOnce() -> String) -> String {
-    if SECRETS.contains(&path) { "(hidden)".to_owned() } else { value() }
+    // An element of a list is as secret as the list.
+    let is_secret = SECRETS.iter().any(|secret| {
+        path.strip_prefix(secret).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    });
+    if is_secret { HIDDEN.to_owned() } else { value() }
 }
 
 /// Reads text as the kind of value that `like` is; the error says what is accepted.

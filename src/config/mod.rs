@@ -8,9 +8,11 @@
 //! - `layers`: file, environment and flags as layers that know their origin.
 //! - `load`: the only reader of the environment; tests pass a map.
 //! - `validate`: raw values to [`Config`], with the checks of each folder and those across folders.
+//! - `access`: the part of it about keys, limits, proxies and TLS.
 //!
 //! Only `app`, `cli` and `main` import this folder; everybody else receives its own settings.
 
+mod access;
 mod choice;
 mod defaults;
 mod error;
@@ -42,6 +44,8 @@ use crate::telemetry::logging::LoggingSettings;
 pub struct Config {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where health, metrics and info are served apart from everything else; `None` serves them on `listen`.
+    pub operations_listen: Option<SocketAddr>,
     /// Models in the order given; the first of a role is its default. Names are distinct. May be empty.
     pub models: Vec<ModelSource>,
     /// What computes, in which number format, on how many threads.

@@ -7,11 +7,16 @@
 
 use serde::{Deserialize, Serialize};
 
+/// What is shown of a secret.
+pub(super) const HIDDEN: &str = "(hidden)";
+
 /// The whole file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawConfig {
     pub(super) server: RawServer,
+    pub(super) auth: RawAuth,
+    pub(super) rate_limit: RawRateLimit,
     pub(super) limits: RawLimits,
     pub(super) compute: RawCompute,
     pub(super) engine: RawEngine,
@@ -40,6 +45,10 @@ sections! {
     /// `[server]`
     RawServer {
         listen: String,
+        operations_listen: String,
+        tls_certificate: String,
+        tls_key: String,
+        trusted_proxies: Vec<String>,
         deadline_ms: u64,
         drain_delay_ms: u64,
         drain_timeout_ms: u64,
@@ -53,6 +62,19 @@ sections! {
         body_idle_timeout_ms: u64,
         body_total_timeout_ms: u64,
         write_timeout_ms: u64,
+    }
+
+    /// `[auth]`; no keys and an empty path stand for "open".
+    RawAuth {
+        keys: Vec<String>,
+        keys_file: String,
+        failed_attempts_per_minute: u32,
+    }
+
+    /// `[rate_limit]`; 0 requests stand for "no limit".
+    RawRateLimit {
+        requests_per_second: u32,
+        burst: u32,
     }
 
     /// `[limits]`
@@ -164,10 +186,15 @@ impl RawConfig {
     /// Never: settings are plain data.
     #[must_use]
     pub fn to_toml(&self) -> String {
-        let mut shown = self.clone();
-        if !shown.hub.token.is_empty() {
-            "(hidden)".clone_into(&mut shown.hub.token);
+        toml::to_string(&self.clone().without_secrets()).expect("settings are plain data")
+    }
+
+    /// The same with every secret replaced by a word that no secret can be.
+    pub(super) fn without_secrets(mut self) -> Self {
+        let token = Some(&mut self.hub.token).filter(|token| !token.is_empty());
+        for secret in token.into_iter().chain(&mut self.auth.keys) {
+            HIDDEN.clone_into(secret);
         }
-        toml::to_string(&shown).expect("settings are plain data")
+        self
     }
 }

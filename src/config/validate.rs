@@ -1,6 +1,7 @@
 //! Raw values to [`Config`]: each folder's own checks, then those that look at two settings at once.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -27,10 +28,8 @@ pub(super) fn validate(raw: RawConfig, layers: &Layers) -> Result<Config, Config
     let reader = Reader { raw: &raw, layers };
     check_pairs(&reader)?;
     Ok(Config {
-        listen: raw.server.listen.parse().map_err(|_| {
-            let accepted = "an IP address and a port: 127.0.0.1:8080, 0.0.0.0:8080, [::1]:8080";
-            layers.invalid("server.listen", accepted)
-        })?,
+        listen: reader.address("server.listen", &raw.server.listen)?,
+        operations_listen: reader.operations_listen()?,
         models: models(&raw.models, layers)?,
         compute: reader.compute()?,
         engine: reader.engine()?,
@@ -40,14 +39,14 @@ pub(super) fn validate(raw: RawConfig, layers: &Layers) -> Result<Config, Config
         hub: reader.hub()?,
         log: reader.log()?,
         drain: reader.drain()?,
-        raw,
+        raw: raw.without_secrets(),
     })
 }
 
 /// Reads one folder's settings at a time.
-struct Reader<'a> {
-    raw: &'a RawConfig,
-    layers: &'a Layers,
+pub(super) struct Reader<'a> {
+    pub(super) raw: &'a RawConfig,
+    pub(super) layers: &'a Layers,
 }
 
 impl Reader<'_> {
@@ -168,10 +167,16 @@ impl Reader<'_> {
                 client_ip: self.raw.log.client_ip,
                 max_refusals_per_second: self.raw.log.max_refusals_per_second,
             },
+            auth: self.auth()?,
+            rate_limit: self.rate_limit(),
+            trusted_proxies: self.trusted_proxies()?,
+            tls: self.tls()?,
+            operations_listener: self.operations_listen()?.is_some(),
+            ..HttpSettings::default()
         };
         settings.validate().map_err(|error| {
             let (section, field) = match error.setting.split_once('.') {
-                Some(("limits", field)) => ("limits", field),
+                Some((section @ ("limits" | "auth" | "rate_limit"), field)) => (section, field),
                 Some(("cors", _)) => ("server", "cors_allowed_origins"),
                 Some((_, field)) => ("server", field),
                 None => ("server", error.setting),
@@ -268,6 +273,14 @@ impl Reader<'_> {
         Ok(DrainSettings {
             delay: self.time("server.drain_delay_ms", raw.drain_delay_ms)?,
             timeout: self.time("server.drain_timeout_ms", raw.drain_timeout_ms)?,
+        })
+    }
+
+    /// An address and a port.
+    pub(super) fn address(&self, path: &str, text: &str) -> Result<SocketAddr, ConfigError> {
+        text.parse().map_err(|_| {
+            let accepted = "an IP address and a port: 127.0.0.1:8080, 0.0.0.0:8080, [::1]:8080";
+            self.layers.invalid(path, accepted)
         })
     }
 

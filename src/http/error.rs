@@ -20,6 +20,9 @@ use utoipa::ToSchema;
 /// The media type of every refusal.
 pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
 
+/// What comes with 401.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"blip\"");
+
 macro_rules! codes {
     ($($code:ident $name:literal $status:ident $title:literal;)*) => {
         /// What went wrong; the list is closed.
@@ -241,6 +244,9 @@ impl IntoResponse for ApiError {
         let mut response = self.code.status().into_response();
         if self.close {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if self.code == Code::Unauthorized {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, CHALLENGE);
         }
         response.extensions_mut().insert(self);
         response

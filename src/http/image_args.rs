@@ -18,7 +18,7 @@ use super::state::Services;
 use crate::fetch::{Fetcher, Target};
 use crate::images::ImageSource;
 use crate::input::{ImageValue, InputSettings};
-use crate::task::{PreparedImage, Preprocessing, Scope};
+use crate::task::{PreparedImage, Preprocessing};
 use crate::telemetry::logging::clipped;
 
 /// Base64 up to this length is undone on the spot (about 50 us).
@@ -197,7 +197,7 @@ impl ImageSet {
                         ImageSource::Bytes(fetched.bytes)
                     }
                 };
-                let resolve = pool.resolve(source, preprocessing, Scope::EVERYONE);
+                let resolve = pool.resolve(source, preprocessing, context.scope());
                 let resolved = tokio::time::timeout_at(deadline.into(), resolve)
                     .await
                     .map_err(|_| ApiError::deadline_exceeded())?

@@ -12,18 +12,25 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::error::{ApiError, from_status};
 use super::middleware::access_log::AccessLog;
+use super::middleware::authenticate::authenticate;
+use super::middleware::client::client;
 use super::middleware::cors::cors;
 use super::middleware::headers::security_headers;
 use super::middleware::observe::{Observer, observe};
 use super::middleware::panic::PanicResponder;
 use super::middleware::problem::problem;
+use super::middleware::rate_limit::rate_limit;
 use super::middleware::request_id::request_id;
 use super::middleware::server_timing::server_timing;
 use super::routes::{caption, documents, embeddings, health, info, metrics, similarity, vqa};
 use super::state::HttpState;
 
-/// Every documented route.
+/// Every documented route but those of the document itself.
 pub(crate) fn routes() -> OpenApiRouter<HttpState> {
+    inference_routes().merge(state_routes()).merge(metrics_routes())
+}
+
+fn inference_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default()
         .routes(routes!(caption::caption_image))
         .routes(routes!(caption::caption_image_batch))
@@ -33,11 +40,20 @@ pub(crate) fn routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(similarity::score_similarity_batch))
         .routes(routes!(embeddings::embed_inputs))
         .routes(routes!(embeddings::embed_inputs_batch))
+}
+
+/// On both listeners.
+fn state_routes() -> OpenApiRouter<HttpState> {
+    OpenApiRouter::default()
         .routes(routes!(health::check_health))
         .routes(routes!(health::check_liveness))
         .routes(routes!(health::check_readiness))
         .routes(routes!(info::show_info))
-        .routes(routes!(metrics::show_metrics))
+}
+
+/// On the operations listener, where there is one.
+fn metrics_routes() -> OpenApiRouter<HttpState> {
+    OpenApiRouter::default().routes(routes!(metrics::show_metrics))
 }
 
 /// The routes of the document itself; they can be switched off.
@@ -47,10 +63,14 @@ pub(crate) fn document_routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(documents::show_openapi_yaml))
 }
 
-/// The whole service: routes, documents where they are on, layers.
+/// The public service: routes, documents where they are on, keys and limits, layers.
 pub fn router(state: HttpState) -> Router {
     let settings = state.settings();
-    let mut router: Router<HttpState> = routes().split_for_parts().0;
+    let mut router: Router<HttpState> =
+        inference_routes().merge(state_routes()).split_for_parts().0;
+    if !settings.operations_listener {
+        router = router.merge(metrics_routes().split_for_parts().0);
+    }
     if settings.docs {
         let page = SwaggerUi::new("/docs").config(Config::from("/openapi.json"));
         router = router
@@ -58,15 +78,32 @@ pub fn router(state: HttpState) -> Router {
             .route("/", get(documents::lead_to_docs))
             .merge(page);
     }
+    layered(guarded(router.fallback(route_not_found), &state), state)
+}
+
+/// What operators see on a listener of their own.
+pub(crate) fn operations_router(state: HttpState) -> Router {
+    let router = state_routes().merge(metrics_routes()).split_for_parts().0;
     layered(router.fallback(route_not_found), state)
 }
 
-/// The layers around the routes. Each stands outside those before it; `middleware` says why in this order.
-fn layered(mut router: Router<HttpState>, state: HttpState) -> Router {
-    let settings = state.settings();
-    if let Some(settings) = &settings.cors {
+/// The layers of the public service alone: who may ask, and how often.
+fn guarded(mut router: Router<HttpState>, state: &HttpState) -> Router<HttpState> {
+    if state.access().limits_requests() {
+        router = router.layer(from_fn_with_state(state.clone(), rate_limit));
+    }
+    if state.access().keys().is_some() {
+        router = router.layer(from_fn_with_state(state.clone(), authenticate));
+    }
+    if let Some(settings) = &state.settings().cors {
         router = router.layer(cors(settings));
     }
+    router
+}
+
+/// The layers around the routes. Each stands outside those before it; `middleware` says why in this order.
+fn layered(router: Router<HttpState>, state: HttpState) -> Router {
+    let settings = state.settings();
     let observer = Observer {
         state: state.clone(),
         log: Arc::new(AccessLog::new(settings.access_log.clone())),
@@ -77,6 +114,7 @@ fn layered(mut router: Router<HttpState>, state: HttpState) -> Router {
         .layer(from_fn(server_timing))
         .layer(map_response(security_headers))
         .layer(from_fn_with_state(observer, observe))
+        .layer(from_fn_with_state(state.clone(), client))
         .layer(from_fn(request_id))
         .with_state(state)
 }

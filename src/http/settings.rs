@@ -3,7 +3,11 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
+
+use super::access::{ApiKey, AuthSettings, RateLimitSettings};
 use super::extract::fields::MAX_LISTED;
+use super::tls::TlsSettings;
 use crate::input::InputSettings;
 
 /// Everything that the HTTP side can be told.
@@ -23,6 +27,18 @@ pub struct HttpSettings {
     pub cors: Option<CorsSettings>,
     /// What the access log holds.
     pub access_log: AccessLogSettings,
+    /// API keys; `None` lets everyone in.
+    pub auth: Option<AuthSettings>,
+    /// How often one key or address may ask; `None` sets no limit.
+    pub rate_limit: Option<RateLimitSettings>,
+    /// Proxies whose `x-forwarded-for` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// TLS on the public listener.
+    pub tls: Option<TlsSettings>,
+    /// Metrics are served on a listener of their own, and no more on the public one.
+    pub operations_listener: bool,
+    /// Between two looks at the files of keys and certificates.
+    pub file_check_interval: Duration,
 }
 
 /// What one call may ask for; all of it is shown by `/info`.
@@ -101,6 +117,12 @@ impl Default for HttpSettings {
             docs: true,
             cors: None,
             access_log: AccessLogSettings::default(),
+            auth: None,
+            rate_limit: None,
+            trusted_proxies: Vec::new(),
+            tls: None,
+            operations_listener: false,
+            file_check_interval: Duration::from_secs(2),
         }
     }
 }
@@ -191,7 +213,34 @@ impl HttpSettings {
                 accepted: "an integer of at least 8192",
             });
         }
-        self.validate_origins()
+        self.validate_origins()?;
+        self.validate_access()
+    }
+
+    /// A limit of nothing would refuse everyone; keys that are no keys would let nobody in.
+    fn validate_access(&self) -> Result<(), HttpSettingsError> {
+        let refused =
+            |setting, value: String, accepted| Err(HttpSettingsError { setting, value, accepted });
+        if let Some(limit) = self.rate_limit {
+            let at_least_one = "an integer of at least 1";
+            if limit.burst == 0 {
+                return refused("rate_limit.burst", "0".to_owned(), at_least_one);
+            }
+            if limit.requests_per_second == 0 {
+                return refused("rate_limit.requests_per_second", "0".to_owned(), at_least_one);
+            }
+        }
+        let Some(auth) = &self.auth else { return Ok(()) };
+        let of_file = auth.keys_file.iter().flat_map(|file| &file.keys);
+        let keys: Vec<&ApiKey> = auth.keys.iter().chain(of_file).collect();
+        let repeated = |(index, key): (usize, &&ApiKey)| {
+            keys[..index].iter().any(|known| known.has_secret_of(key))
+        };
+        if keys.is_empty() || keys.iter().enumerate().any(repeated) {
+            let accepted = "keys whose secrets differ, at least one";
+            return refused("auth.keys", "(hidden)".to_owned(), accepted);
+        }
+        Ok(())
     }
 
     /// No more of a list is kept than this, so a higher limit could not be told from this one.

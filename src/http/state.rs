@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use super::access::Access;
 use super::error::ApiError;
 use super::info::BatchingInfo;
 use super::models::Models;
@@ -20,6 +21,7 @@ pub struct HttpState(Arc<Shared>);
 
 struct Shared {
     settings: HttpSettings,
+    access: Access,
     metrics: Arc<Metrics>,
     services: OnceLock<Services>,
     document: WrittenDocument,
@@ -64,6 +66,7 @@ impl HttpState {
     pub fn new(settings: HttpSettings, metrics: Arc<Metrics>) -> Self {
         super::metric_labels::initialise(&metrics);
         let shared = Shared {
+            access: Access::new(settings.auth.as_ref(), settings.rate_limit),
             settings,
             metrics,
             services: OnceLock::new(),
@@ -115,6 +118,11 @@ impl HttpState {
     /// The OpenAPI document, once it was asked for.
     pub(crate) fn document(&self) -> &WrittenDocument {
         &self.0.document
+    }
+
+    /// Keys and limits.
+    pub(crate) fn access(&self) -> &Access {
+        &self.0.access
     }
 
     /// The metrics.

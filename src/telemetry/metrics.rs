@@ -112,8 +112,12 @@ metrics! {
         http_request_body_bytes: Histogram {BODY_BYTES},
         /// Refused or failed requests by problem code.
         request_failures_total: IntCounterVec ["reason"],
-        /// Open connections.
+        /// Open connections, those of operators too.
         http_connections: IntGauge,
+        /// Connections that ended before a TLS handshake was complete.
+        tls_handshake_failures_total: IntCounter,
+        /// Changed files that were read again, by kind (keys, certificate) and result (ok, failed).
+        file_reloads_total: IntCounterVec ["files", "result"],
         /// Work waiting, by stage (vision: images; text: rows).
         queue_depth: IntGaugeVec ["stage"],
         /// Rows that may be admitted at one time.
@@ -236,6 +240,11 @@ impl Metrics {
             self.cache_evictions_total.with_label_values(&[cache]);
             for result in ["hit", "miss", "joined"] {
                 self.cache_requests_total.with_label_values(&[cache, result]);
+            }
+        }
+        for files in ["keys", "certificate"] {
+            for result in ["ok", "failed"] {
+                self.file_reloads_total.with_label_values(&[files, result]);
             }
         }
         self.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);

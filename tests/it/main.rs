@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests: by panicking")]
 
+mod access;
 mod architecture;
 #[cfg(feature = "demo")]
 mod bench;

@@ -68,7 +68,7 @@ fn every_refusal_is_a_problem_and_every_inference_route_takes_three_encodings() 
         let statuses: Vec<_> = responses.keys().map(String::as_str).collect();
         assert_eq!(
             statuses,
-            ["200", "400", "404", "408", "413", "415", "422", "500", "503", "504"],
+            ["200", "400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504"],
             "{path}"
         );
         for (status, response) in responses.iter().filter(|(status, _)| *status != "200") {
@@ -79,6 +79,28 @@ fn every_refusal_is_a_problem_and_every_inference_route_takes_three_encodings() 
                 "{path} {status}"
             );
             assert!(response["headers"]["x-request-id"].is_object(), "{path} {status}");
+        }
+    }
+}
+
+#[test]
+fn every_route_but_health_takes_a_bearer_key_and_documents_its_refusals() {
+    let document = document();
+    let scheme = &document["components"]["securitySchemes"]["api_key"];
+    assert_eq!((&scheme["type"], &scheme["scheme"]), (&"http".into(), &"bearer".into()));
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let open = path.starts_with("/health");
+        for operation in item.as_object().unwrap().values() {
+            // Keys are off by default: without one is as good.
+            let expected =
+                if open { Value::Null } else { serde_json::json!([{}, {"api_key": []}]) };
+            assert_eq!(operation["security"], expected, "{path}");
+            let refusals = [("401", "www-authenticate"), ("429", "retry-after")];
+            for (status, header) in refusals {
+                let headers = &operation["responses"][status]["headers"];
+                assert_eq!(headers[header].is_object(), !open, "{path} {status}");
+                assert_eq!(headers["x-request-id"].is_object(), !open, "{path} {status}");
+            }
         }
     }
 }

@@ -9,6 +9,7 @@
 //!
 //! A long form prints what it sent and what came back to standard error.
 
+mod auth_timing;
 mod bombs;
 mod cardinality;
 mod fetch;

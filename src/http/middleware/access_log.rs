@@ -34,7 +34,7 @@ impl AccessLog {
     pub(crate) fn write(&self, request: &Finished<'_>) {
         let notes = request.context.notes();
         let task = notes.task.unwrap_or_default();
-        let client_ip = request.peer.filter(|_| self.settings.client_ip).map(|peer| peer.0.ip());
+        let client_ip = request.client.filter(|_| self.settings.client_ip);
         let image = notes.image;
         // One list of fields for three levels: `tracing` wants the level in the macro.
         macro_rules! line {
@@ -61,6 +61,7 @@ impl AccessLog {
                     tokens = notes.tokens,
                     cached_images = notes.cached_images,
                     client_ip = client_ip.map(tracing::field::display),
+                    key_id = notes.owner.as_ref().map(|owner| &*owner.id),
                     $($suppressed,)?
                     $message
                 )

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::http::error::Code;
-use crate::task::{ImageInfo, TaskTiming};
+use crate::task::{ImageInfo, Scope, TaskTiming};
 
 /// A request, as an extension of it. Clones share the notes.
 #[derive(Debug, Clone)]
@@ -17,9 +17,20 @@ pub(crate) struct RequestContext {
     notes: Arc<Mutex<Notes>>,
 }
 
+/// Whose API key the request came with.
+#[derive(Debug, Clone)]
+pub(crate) struct KeyOwner {
+    /// For the log.
+    pub(crate) id: Arc<str>,
+    /// For caches and limits.
+    pub(crate) scope: Scope,
+}
+
 /// What handlers note down.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Notes {
+    /// Whose key it came with, where there are keys.
+    pub(crate) owner: Option<KeyOwner>,
     /// The model that answers.
     pub(crate) model: Option<String>,
     /// Bytes of the body that were read.
@@ -59,6 +70,12 @@ impl RequestContext {
     /// The notes as they are.
     pub(crate) fn notes(&self) -> Notes {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whose images it can name, and whose cached work it can meet.
+    pub(crate) fn scope(&self) -> Scope {
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.owner.as_ref().map_or(Scope::EVERYONE, |owner| owner.scope)
     }
 
     /// Time since it came.

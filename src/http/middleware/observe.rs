@@ -3,6 +3,7 @@
 //! Labels come from closed sets: the matched route or "unmatched", the methods that we know or "other", our own
 //! codes. A request whose client leaves before the answer counts as status 499.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -14,7 +15,7 @@ use axum::response::Response;
 use super::access_log::AccessLog;
 use super::context::RequestContext;
 use super::problem::{OwnBody, RefusedWith};
-use crate::http::connection::PeerAddress;
+use crate::http::access::client::ClientAddress;
 use crate::http::error::Code;
 use crate::http::guarded_body::{BodyGuard, GuardedBody};
 use crate::http::state::{HttpState, Readiness};
@@ -40,7 +41,7 @@ pub(crate) struct Finished<'a> {
     pub(crate) code: &'static str,
     /// A probe was told "not ready": no failure of a request.
     pub(crate) probe: bool,
-    pub(crate) peer: Option<PeerAddress>,
+    pub(crate) client: Option<IpAddr>,
     pub(crate) trace_id: Option<&'a str>,
 }
 
@@ -57,7 +58,7 @@ pub(crate) async fn observe(
         context,
         route: request.extensions().get::<MatchedPath>().cloned(),
         method: method_label(request.method()),
-        peer: request.extensions().get::<PeerAddress>().copied(),
+        client: request.extensions().get::<ClientAddress>().and_then(|client| client.0),
         trace_id: trace_id(&request),
         answer: None,
         probe: false,
@@ -87,7 +88,7 @@ struct Record {
     context: RequestContext,
     route: Option<MatchedPath>,
     method: &'static str,
-    peer: Option<PeerAddress>,
+    client: Option<IpAddr>,
     trace_id: Option<String>,
     /// Status and code, once the head of the answer is known.
     answer: Option<(StatusCode, &'static str)>,
@@ -124,7 +125,7 @@ impl Drop for Record {
             status,
             code,
             probe: self.probe,
-            peer: self.peer,
+            client: self.client,
             trace_id: self.trace_id.as_deref(),
         });
     }

@@ -7,6 +7,7 @@ mod links;
 
 use std::collections::BTreeMap;
 
+use axum::http::StatusCode;
 use serde_json::json;
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::header::HeaderBuilder;
@@ -59,6 +60,7 @@ pub(crate) fn document_for(limits: &Limits) -> OpenApi {
         [tag("inference", "What the models can do"), tag("operations", "What operators need")];
     let mut document = OpenApiBuilder::new().info(info).tags(Some(tags)).build();
     document.merge(routes);
+    super::access::document::add(&mut document);
     add_schemas(&mut document, limits);
     let schemas = document
         .components
@@ -278,7 +280,7 @@ impl IntoResponses for NotReadyProblem {
 }
 
 /// One response for each group of codes with a status in common.
-fn problems(groups: &[&[Code]]) -> Responses {
+pub(super) fn problems(groups: &[&[Code]]) -> Responses {
     groups
         .iter()
         .map(|codes| (codes[0].status().as_u16().to_string(), refusal(codes).into()))
@@ -294,7 +296,12 @@ fn refusal(codes: &[Code]) -> Response {
         .build();
     let response =
         ResponseBuilder::new().description(names.join(", ")).content(PROBLEM_JSON, content);
-    if codes[0].status() != axum::http::StatusCode::SERVICE_UNAVAILABLE {
+    if codes[0] == Code::Unauthorized {
+        let challenge = HeaderBuilder::new().schema(Some(Object::with_type(Type::String))).build();
+        return response.header("www-authenticate", challenge).build();
+    }
+    let come_back = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
+    if !come_back.contains(&codes[0].status()) {
         return response.build();
     }
     let seconds = HeaderBuilder::new()

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use blip_server::http::{Drained, serve};
+use blip_server::http::{Drained, Listener, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -25,10 +25,18 @@ pub(crate) struct TestServer {
 impl TestServer {
     /// A service on a port of its own.
     pub(crate) async fn start(change: impl FnOnce(&mut TestConfig)) -> Self {
+        Self::start_on(change, Listener::from).await
+    }
+
+    /// The same, on what `listen` makes of its socket.
+    pub(crate) async fn start_on(
+        change: impl FnOnce(&mut TestConfig),
+        listen: impl FnOnce(TcpListener) -> Listener,
+    ) -> Self {
         let app = TestApp::with(change);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let shutdown = CancellationToken::new();
+        let (listener, shutdown) = (listen(listener), CancellationToken::new());
         let (router, state, token) = (app.router.clone(), app.state.clone(), shutdown.clone());
         let serving = tokio::spawn(async move { serve(listener, router, &state, token).await });
         Self { app, address, shutdown, serving }

@@ -1,0 +1,36 @@
+//! What keys and limits add to the OpenAPI document: the scheme, and two refusals on every route that needs a key.
+
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{Components, OpenApi};
+
+use crate::http::error::Code;
+use crate::http::openapi::problems;
+
+/// The scheme's name in the document.
+const SCHEME: &str = "api_key";
+
+const DESCRIPTION: &str = "Needed where the server has API keys, which is off by default.";
+
+/// Completes the document.
+pub(crate) fn add(document: &mut OpenApi) {
+    let scheme =
+        HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(DESCRIPTION)).build();
+    let components = document.components.get_or_insert_with(Components::new);
+    components.add_security_scheme(SCHEME, SecurityScheme::Http(scheme));
+    for (path, item) in &mut document.paths.paths {
+        if super::is_open(path) {
+            continue;
+        }
+        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+            guard(operation);
+        }
+    }
+}
+
+fn guard(operation: &mut Operation) {
+    let without_key = SecurityRequirement::default();
+    let with_key = SecurityRequirement::new(SCHEME, Vec::<String>::new());
+    operation.security = Some(vec![without_key, with_key]);
+    operation.responses.responses.extend(problems(&[&[Code::Unauthorized], &[Code::RateLimited]]));
+}

@@ -1,0 +1,22 @@
+//! Finds out whose request it is, as far as addresses tell: for the log, and for limits where there are no keys.
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use crate::http::access::client::{ClientAddress, address};
+use crate::http::connection::PeerAddress;
+use crate::http::state::HttpState;
+
+/// The layer.
+pub(crate) async fn client(
+    State(state): State<HttpState>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let peer = request.extensions().get::<PeerAddress>().map(|peer| peer.0.ip());
+    let trusted = &state.settings().trusted_proxies;
+    let client = peer.map(|peer| address(peer, request.headers(), trusted));
+    request.extensions_mut().insert(ClientAddress(client));
+    next.run(request).await
+}

@@ -1,0 +1,151 @@
+//! TLS on the public listener: one certificate chain and its key from PEM files, read again when they change.
+//!
+//! TLS 1.2 and 1.3 by rustls on ring; HTTP/1.1 is all that is offered. No client certificates.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, version};
+use tokio_rustls::TlsAcceptor;
+
+use super::reload::{self, Outcome, Watched};
+
+/// Where certificate and key are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// PEM: the server's certificate, then those that lead to a root.
+    pub certificate: PathBuf,
+    /// PEM: its private key (PKCS#8, SEC1 or PKCS#1), not encrypted.
+    pub key: PathBuf,
+}
+
+/// Files that are no certificate and key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{setting}: {reason}")]
+pub struct TlsError {
+    /// `tls_certificate` or `tls_key`.
+    pub setting: &'static str,
+    /// What is wrong, with the path; nothing of the content.
+    pub reason: String,
+}
+
+/// What the server shows, and how it speaks.
+pub struct Tls {
+    acceptor: TlsAcceptor,
+    identity: Arc<Identity>,
+}
+
+/// Certificate and key; exchanged as one.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    settings: TlsSettings,
+    provider: CryptoProvider,
+    current: RwLock<Arc<CertifiedKey>>,
+}
+
+impl Tls {
+    /// Reads certificate and key.
+    ///
+    /// # Errors
+    /// When one of them cannot be read or used, or they do not belong together.
+    ///
+    /// # Panics
+    /// Never: ring knows both versions.
+    pub fn load(settings: &TlsSettings) -> Result<Self, TlsError> {
+        let refused = |setting, reason| TlsError { setting, reason };
+        let certificate = reload::read(&settings.certificate)
+            .map_err(|reason| refused("tls_certificate", reason))?;
+        let key = reload::read(&settings.key).map_err(|reason| refused("tls_key", reason))?;
+        let provider = ring::default_provider();
+        let certified = certified(&certificate, &key, &provider)?;
+        let identity = Arc::new(Identity {
+            settings: settings.clone(),
+            provider: provider.clone(),
+            current: RwLock::new(Arc::new(certified)),
+        });
+        let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&version::TLS13, &version::TLS12])
+            .expect("ring has cipher suites for both versions")
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::clone(&identity) as Arc<dyn ResolvesServerCert>);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), identity })
+    }
+
+    /// What turns a connection into an encrypted one.
+    pub(crate) fn acceptor(&self) -> &TlsAcceptor {
+        &self.acceptor
+    }
+
+    /// What is watched.
+    pub(crate) fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.identity)
+    }
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tls").field("settings", &self.identity.settings).finish_non_exhaustive()
+    }
+}
+
+impl ResolvesServerCert for Identity {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        // Nothing panics while it holds this lock.
+        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+impl Watched for Identity {
+    fn name(&self) -> &'static str {
+        "certificate"
+    }
+
+    fn paths(&self) -> Vec<&Path> {
+        vec![&self.settings.certificate, &self.settings.key]
+    }
+
+    fn apply(&self, contents: &[Vec<u8>]) -> Result<Outcome, String> {
+        let [certificate, key] = contents else { return Ok(Outcome::Unchanged) };
+        let certified =
+            certified(certificate, key, &self.provider).map_err(|error| error.to_string())?;
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if current.cert == certified.cert {
+            return Ok(Outcome::Unchanged);
+        }
+        *current = Arc::new(certified);
+        Ok(Outcome::Changed("new connections are shown the new certificate".to_owned()))
+    }
+}
+
+/// Certificates and the key of the first, from PEM.
+fn certified(
+    certificate: &[u8],
+    key: &[u8],
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, TlsError> {
+    let refused =
+        |setting, reason: &dyn std::fmt::Display| TlsError { setting, reason: reason.to_string() };
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificate)
+        .collect::<Result<_, _>>()
+        .map_err(|error| refused("tls_certificate", &error))?;
+    if chain.is_empty() {
+        return Err(refused("tls_certificate", &"the file holds no certificate in PEM"));
+    }
+    // The reader's own words could hold a piece of the key.
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
+        refused("tls_key", &"the file holds no private key in PEM that is not encrypted")
+    })?;
+    CertifiedKey::from_der(chain, key, provider).map_err(|error| {
+        if matches!(error, rustls::Error::InconsistentKeys(_)) {
+            return refused("tls_key", &"it is not the key of the certificate");
+        }
+        let is_certificate = matches!(error, rustls::Error::InvalidCertificate(_));
+        refused(if is_certificate { "tls_certificate" } else { "tls_key" }, &error)
+    })
+}

@@ -88,8 +88,9 @@ async fn run(count: u64) {
     for status in [500, 504] {
         assert_eq!(after.requests_with(status), 0, "status {status}");
     }
+    // The last scrape's own connection may be closing yet.
     assert!(
-        server.usage().descriptors <= descriptors,
+        server.usage().descriptors <= descriptors + 1,
         "{:?}, {descriptors} before",
         server.usage()
     );

@@ -155,10 +155,7 @@ impl Faults {
                         counts[0].fetch_add(1, Ordering::Relaxed);
                     } else {
                         let outcome = pool.ask(&traffic.mixed(index), MAX_QUEUE_WAIT * 20).await;
-                        assert!(
-                            matches!(outcome, super::tally::Outcome::Answer(..)),
-                            "{outcome:?}"
-                        );
+                        assert!(matches!(outcome, Outcome::Answer(..)), "{outcome:?}");
                         counts[1].fetch_add(1, Ordering::Relaxed);
                     }
                 }

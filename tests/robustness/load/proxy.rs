@@ -62,7 +62,8 @@ async fn run(count: u64) -> u64 {
     }
     let after = server.usage();
     eprintln!("{total} requests; before {before:?}, after {after:?}");
-    assert!(after.descriptors <= before.descriptors, "before {before:?}, after {after:?}");
+    // The last scrape's own connection may be closing yet.
+    assert!(after.descriptors <= before.descriptors + 1, "before {before:?}, after {after:?}");
     server.stop().await;
     total
 }

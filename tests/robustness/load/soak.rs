@@ -123,7 +123,8 @@ fn check(soaked: &Soaked, name: &str) {
     assert_eq!(soaked.tally.sent(), soaked.tally.answered(), "{}", soaked.tally);
     let failed = soaked.tally.statuses().find(|status| *status >= 500);
     assert_eq!(failed, None, "{}", soaked.tally);
-    assert!(soaked.rest.1.descriptors <= soaked.rest.0.descriptors, "{:?}", soaked.rest);
+    // The last scrape's own connection may be closing yet.
+    assert!(soaked.rest.1.descriptors <= soaked.rest.0.descriptors + 1, "{:?}", soaked.rest);
 }
 
 fn tell(slope: Slope) {

@@ -170,9 +170,12 @@ impl ImageSet {
         }
     }
 
-    /// True when an image came as a file, which may have to be decoded.
+    /// True when an image came as a file or is to be fetched: it may have to be decoded.
     pub(crate) fn has_files(&self) -> bool {
-        self.distinct.iter().any(|image| matches!(image.source, Ok(ImageSource::Bytes(_))))
+        let is_file = |image: &Distinct| {
+            matches!(image.source, Ok(Source::Here(ImageSource::Bytes(_)) | Source::Url(..)))
+        };
+        self.distinct.iter().any(is_file)
     }
 
     /// Starts to find the images; each begins when the first input waits for it.

@@ -54,6 +54,7 @@ static SERVICE: LazyLock<Service> = LazyLock::new(|| {
     state.set_ready(Services {
         engine: engine.handle(),
         images,
+        fetcher: None,
         models: Models::new(models.collect()),
         batching: BatchingInfo::default(),
         cpu_isa: "fuzz".to_owned(),

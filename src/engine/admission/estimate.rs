@@ -31,6 +31,19 @@ pub struct Estimates {
 /// However many images were cached of late, the next ones cost this part of an encoding.
 const LEAST_MISSES: f64 = 0.05;
 
+/// What stands before a call.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    /// Rows whose turn comes first.
+    pub(super) rows: usize,
+    /// Encodings to be expected whose turn comes first.
+    pub(super) images: f64,
+    /// Rows without images of their own are at work: the text stage will not run dry with these images.
+    pub(super) other_rows: bool,
+    /// Images are being encoded, if not before the call's own.
+    pub(super) other_images: bool,
+}
+
 /// The text side by numbers.
 struct TextModel {
     cost: TextCost,
@@ -73,15 +86,22 @@ impl Estimates {
         seconds(self.vision_seconds(images) + text)
     }
 
-    /// How long a call waits behind `rows` and `images`: images come one after another, rows join each other as far
-    /// as units have room. Where both stages are at work each goes on at its share of the worker.
-    pub(super) fn wait(&self, rows: usize, images: f64, settings: &EngineSettings) -> Duration {
+    /// How long a call waits behind `queue`: images come one after another, rows join each other as far as units have
+    /// room. Where both stages are at work each goes on at its share of the worker, for as long as more work comes;
+    /// only rows that belong to the images before end with them.
+    pub(super) fn wait(&self, queue: &Queue, settings: &EngineSettings) -> Duration {
         let vision_share = f64::from(settings.vision_share_percent) / 100.0;
-        let text_only_rows = rows as f64 > images;
-        let vision = self.vision_seconds(images) / if text_only_rows { vision_share } else { 1.0 };
-        let queued = self.text(settings).map_or(0.0, |text| text.queued_seconds(rows as f64));
-        let text = queued / if images > 0.0 { 1.0 - vision_share } else { 1.0 };
-        seconds(vision + text).min(self.work(rows, images, settings))
+        let share = |shared: bool, share: f64| if shared { share } else { 1.0 };
+        let vision = self.vision_seconds(queue.images) / share(queue.other_rows, vision_share);
+        let rows = queue.rows as f64;
+        let queued = self.text(settings).map_or(0.0, |text| text.queued_seconds(rows));
+        let text = queued / share(queue.other_images, 1.0 - vision_share);
+        let wait = seconds(vision + text);
+        if queue.other_rows {
+            wait
+        } else {
+            wait.min(self.work(queue.rows, queue.images, settings))
+        }
     }
 
     /// The least time in which an idle server could do `rows` and `images`: every row needs a unit at least.

@@ -20,6 +20,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use self::estimate::Estimates;
+use self::estimate::Queue;
 pub(crate) use self::room::{Claim, Room};
 use super::ids::CallId;
 use super::sync::{Mutex, MutexGuard, Notify};
@@ -63,27 +64,22 @@ impl Taken {
     }
 }
 
-/// What stands before a call.
-struct Before {
-    calls: usize,
-    rows: usize,
-    /// Encodings that are to be expected.
-    images: f64,
-}
-
-impl Before {
-    /// Of each other call, no more than the call's `own` rows and images.
-    fn of(book: &Book, call: CallId, own: (usize, usize)) -> Self {
-        let mut before = Self { calls: 0, rows: 0, images: 0.0 };
-        for (_, taken) in book.calls.iter().filter(|&(&other, _)| other != call) {
-            let encodings = taken.encodings.min(own.1);
-            let unknown = taken.images.min(own.1 - encodings);
-            before.calls += 1;
-            before.rows += taken.rows.min(own.0);
-            before.images += encodings as f64 + book.estimates.encodings(unknown);
-        }
-        before
+/// Other calls, and what of them stands before a call: of each no more than the call's `own` rows and images.
+fn before(book: &Book, call: CallId, own: (usize, usize)) -> (usize, Queue) {
+    let mut queue = Queue::default();
+    let (mut calls, mut rows, mut images) = (0, 0, 0.0);
+    for (_, taken) in book.calls.iter().filter(|&(&other, _)| other != call) {
+        let encodings = taken.encodings.min(own.1);
+        let unknown = taken.images.min(own.1 - encodings);
+        queue.rows += taken.rows.min(own.0);
+        queue.images += encodings as f64 + book.estimates.encodings(unknown);
+        calls += 1;
+        rows += taken.rows;
+        images += taken.encodings as f64 + book.estimates.encodings(taken.images);
     }
+    queue.other_rows = rows as f64 > images;
+    queue.other_images = images > 0.0;
+    (calls, queue)
 }
 
 #[derive(Debug)]
@@ -268,20 +264,20 @@ impl Ledger {
         if left.is_zero() {
             return Err(self.refuse(Refusal::Deadline, EngineError::DeadlineExceeded));
         }
-        let before = Before::of(book, call, own);
+        let (calls, queue) = before(book, call, own);
         let small = own.0 <= SMALL.0 && own.1 <= SMALL.1;
-        if before.calls == 0 && (small || book.estimates.stale) {
+        if calls == 0 && (small || book.estimates.stale) {
             return Ok(());
         }
         // No image is on its way, so this one is what tells anew what an image costs.
-        let probe = small && before.images == 0.0;
+        let probe = small && queue.images == 0.0;
         let images = if probe { 0.0 } else { book.estimates.encodings(own.1) };
         let estimate = book.estimates.least_service(own.0, images, &self.settings);
         if estimate > left {
             let error = EngineError::TooLargeForDeadline { estimate, deadline: left };
             return Err(self.refuse(Refusal::Deadline, error));
         }
-        let wait = book.estimates.wait(before.rows, before.images, &self.settings);
+        let wait = book.estimates.wait(&queue, &self.settings);
         let overloaded = EngineError::Overloaded { retry_after: retry_after(wait) };
         if wait > self.settings.max_queue_wait {
             return Err(self.refuse(Refusal::Full, overloaded));

@@ -132,12 +132,32 @@ fn a_wait_beyond_the_deadline_is_refused_though_short() {
     assert_eq!(metrics.queue_rejected_total.with_label_values(&["deadline"]).get(), 1);
 }
 
+/// Nothing but so many rows.
+fn rows(rows: usize) -> Queue {
+    Queue { rows, ..Queue::default() }
+}
+
+#[test]
+fn a_stage_that_others_keep_at_work_slows_the_other_one_down() {
+    let settings = EngineSettings::default();
+    let wait = |queue: Queue| measured().wait(&queue, &settings).as_secs_f64();
+    // Two images of a second each, with their own rows or none: all the work there is.
+    let images = || Queue { rows: 2, images: 2.0, other_images: true, ..Queue::default() };
+    assert!(wait(images()) < 3.5, "{}", wait(images()));
+    // Beside rows that go on whatever becomes of the images, these have half of the worker.
+    assert!(wait(Queue { other_rows: true, ..images() }) >= 4.0);
+    // Rows too many for one unit, alone and beside images that are not before the call's own.
+    let (alone, beside) = (rows(10), Queue { other_rows: true, other_images: true, ..rows(10) });
+    let (alone, beside) = (wait(alone), wait(beside));
+    assert!((beside - 2.0 * alone).abs() < 1e-6, "{alone} {beside}");
+}
+
 #[test]
 fn rows_that_share_units_do_not_wait_for_each_other() {
     let settings = EngineSettings::default();
     // A unit of 100 ms holds 5 tokens beside its fixed 50 ms.
-    assert_eq!(measured().wait(5, 0.0, &settings), Duration::ZERO);
-    let wait = measured().wait(10, 0.0, &settings).as_secs_f64();
+    assert_eq!(measured().wait(&rows(5), &settings), Duration::ZERO);
+    let wait = measured().wait(&rows(10), &settings).as_secs_f64();
     // Five rows wait until the five before them have left: 20 units of 100 ms.
     assert!((wait - 2.0).abs() < 1e-6, "{wait}");
 }

@@ -286,3 +286,20 @@ fn first(path: &str) -> &str {
 fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
+
+/// Deadlines, waits and lifetimes are measured on the monotonic clock: a wall clock that is set forward or back in the
+/// middle of a request changes nothing. Metrics want wall time, and one file asks for it.
+#[test]
+fn wall_time_is_for_metrics_alone() {
+    const ASKS: &str = "engine/shared.rs";
+    let mut found = Vec::new();
+    for room in &LAW {
+        for file in files_of(room.name) {
+            let code = code_of(&std::fs::read_to_string(&file).unwrap());
+            if code.contains("SystemTime::now") {
+                found.push(file.strip_prefix(source()).unwrap().display().to_string());
+            }
+        }
+    }
+    assert_eq!(found, [ASKS]);
+}

@@ -92,7 +92,7 @@ fn load_files(
         ChosenOps::Kernels(ops) => {
             let backend = load_models(ops, &specs, compute.placement, metrics)?;
             let models = with_tokenizers(&backend, config, located)?;
-            let rebuild = rebuild(compute, specs, metrics, |ops| match ops {
+            let rebuild = rebuild(compute, specs, &models, metrics, |ops| match ops {
                 ChosenOps::Kernels(ops) => Some(ops),
                 ChosenOps::Candle(_) => None,
             });
@@ -101,7 +101,7 @@ fn load_files(
         ChosenOps::Candle(ops) => {
             let backend = load_models(ops, &specs, compute.placement, metrics)?;
             let models = with_tokenizers(&backend, config, located)?;
-            let rebuild = rebuild(compute, specs, metrics, |ops| match ops {
+            let rebuild = rebuild(compute, specs, &models, metrics, |ops| match ops {
                 ChosenOps::Candle(ops) => Some(ops),
                 ChosenOps::Kernels(_) => None,
             });
@@ -114,13 +114,19 @@ fn load_files(
 fn rebuild<O: Ops + 'static>(
     compute: Compute,
     specs: Vec<ModelSpec>,
+    models: &Models,
     metrics: &Arc<Metrics>,
     pick: fn(ChosenOps) -> Option<O>,
 ) -> Rebuild<BlipBackend<O>> {
-    let metrics = Arc::clone(metrics);
+    let (models, metrics) = (models.clone(), Arc::clone(metrics));
     Box::new(move || {
         let ops = pick(compute.ops()?).context("the device is not the one it was")?;
-        Ok(load_models(ops, &specs, compute.placement, &metrics)?)
+        let backend = load_models(ops, &specs, compute.placement, &metrics)?;
+        // The files may be others by now; the tokenizers in use are those of the start.
+        for Model { info, tokenizer } in models.iter() {
+            check_vocabulary(&backend, info, tokenizer)?;
+        }
+        Ok(backend)
     })
 }
 

@@ -16,7 +16,7 @@ mod memory;
 mod mock;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -30,6 +30,9 @@ use crate::images::Images;
 use crate::telemetry::metrics::Metrics;
 use compute::{Compute, LoadedBackend};
 pub use mock::MockSettings;
+
+/// Once everybody has been answered the worker may finish the unit that it runs.
+const LAST_UNIT: Duration = Duration::from_secs(2);
 
 /// A server that has not begun to serve.
 pub struct App {
@@ -151,9 +154,12 @@ impl App {
         connections.await.context("serving connections failed")?;
         // A worker that was lost may hang: nobody waits for it.
         outcome?;
-        tokio::task::spawn_blocking(move || engine.join())
-            .await
-            .context("the worker did not end")?;
+        let join = tokio::task::spawn_blocking(move || engine.join());
+        match tokio::time::timeout(LAST_UNIT, join).await {
+            Ok(joined) => joined.context("the worker did not end")?,
+            // Everybody has been answered: a unit, or a backend that is being built anew, need not be waited for.
+            Err(_) => tracing::warn!("the worker is still at it; ending without it"),
+        }
         Ok(())
     }
 
@@ -166,10 +172,14 @@ impl App {
         closing: &CancellationToken,
     ) -> Result<(), WorkerEnded> {
         tokio::select! {
-            () = shutdown.cancelled() => {
-                self.drain(engine, closing).await;
-                Ok(())
+            () = shutdown.cancelled() => {}
+            () = engine.lost() => {
+                closing.cancel();
+                return Err(WorkerEnded);
             }
+        }
+        tokio::select! {
+            () = self.drain(engine, closing) => Ok(()),
             () = engine.lost() => {
                 closing.cancel();
                 Err(WorkerEnded)
@@ -252,7 +262,7 @@ async fn measure(engine: &EngineHandle) -> anyhow::Result<()> {
 }
 
 fn batching_info(settings: &EngineSettings) -> BatchingInfo {
-    let milliseconds = |duration: std::time::Duration| duration.as_millis() as u64;
+    let milliseconds = |duration: Duration| duration.as_millis() as u64;
     BatchingInfo {
         capacity_rows: settings.capacity_rows,
         capacity_bytes: settings.capacity_bytes,
@@ -272,9 +282,12 @@ mod tests {
     use crate::engine::fake::{FakeBackend, models};
 
     fn app() -> (App, Engine, crate::engine::fake::FakeControl) {
+        app_with(EngineSettings::default())
+    }
+
+    fn app_with(settings: EngineSettings) -> (App, Engine, crate::engine::fake::FakeControl) {
         let app = App::build(load(&Flags::default(), &Environment::default()).unwrap()).unwrap();
         let (backend, control) = FakeBackend::new(models());
-        let settings = EngineSettings::default();
         let engine = Engine::start(backend, settings, Arc::clone(&app.metrics)).unwrap();
         (app, engine, control)
     }
@@ -285,7 +298,7 @@ mod tests {
         let handle = engine.handle();
         app.metrics.ready.set(1);
         control.kill_worker();
-        let mut admission = handle.admit(0, Instant::now() + std::time::Duration::from_secs(30));
+        let mut admission = handle.admit(0, Instant::now() + Duration::from_secs(30));
         let admission = admission.as_mut().unwrap();
         admission.reserve(1, 1).unwrap();
         let caption = crate::task::Caption {
@@ -299,6 +312,27 @@ mod tests {
         assert!(closing.is_cancelled());
         assert_eq!((app.metrics.ready.get(), app.metrics.worker_up.get()), (0, 0));
         assert_eq!(reply.await, Err(crate::engine::EngineError::WorkerDown));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_is_lost_while_draining_ends_the_server_with_an_error() {
+        let hang = Duration::from_millis(20);
+        let (app, engine, control) =
+            app_with(EngineSettings { worker_hang_limit: hang, ..EngineSettings::default() });
+        let handle = engine.handle();
+        control.hold();
+        let mut admission = handle.admit(0, Instant::now() + Duration::from_secs(30)).unwrap();
+        admission.reserve(1, 1).unwrap();
+        let image = crate::engine::fake::image(1);
+        let params = crate::task::GenerationParams::greedy(20);
+        let caption = crate::task::Caption { image, prompt: None, params };
+        let reply = admission.submit(crate::task::ModelId(0), crate::task::Task::Caption(caption));
+        control.wait_until_held();
+        let (shutdown, closing) = (CancellationToken::new(), CancellationToken::new());
+        shutdown.cancel();
+        assert_eq!(app.run(&handle, &shutdown, &closing).await, Err(WorkerEnded));
+        assert_eq!(reply.await, Err(crate::engine::EngineError::WorkerDown));
+        control.release();
     }
 
     #[tokio::test]

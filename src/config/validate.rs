@@ -20,6 +20,8 @@ use crate::telemetry::logging::{self, LoggingSettings};
 
 /// More cores than machines have.
 const MAX_THREADS: usize = 1024;
+/// An idle worker would look like one that hangs.
+const MIN_HANG_LIMIT_MILLIS: u64 = 5000;
 /// A day: longer times are slips of the unit.
 const MAX_MILLIS: u64 = 24 * 3600 * 1000;
 
@@ -96,6 +98,10 @@ impl Reader<'_> {
 
     fn engine(&self) -> Result<EngineSettings, ConfigError> {
         let raw = &self.raw.engine;
+        if raw.worker_hang_limit_ms < MIN_HANG_LIMIT_MILLIS {
+            let accepted = "5000 or more: an idle worker gives a sign of life every second";
+            return Err(self.layers.invalid("engine.worker_hang_limit_ms", accepted));
+        }
         let settings = EngineSettings {
             capacity_rows: raw.capacity_rows,
             capacity_bytes: raw.capacity_bytes,

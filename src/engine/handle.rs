@@ -180,15 +180,20 @@ impl EngineHandle {
     /// are then `WorkerDown`. Nothing else looks for a hanging worker: somebody has to wait here.
     pub async fn lost(&self) {
         let look = (self.shared.settings.worker_hang_limit / 4).min(LOOK);
+        // A process that was stopped for a while finds an old sign of life when it goes on: the worker gets one look
+        // more to give another.
+        let mut suspected = None;
         loop {
             tokio::select! {
                 () = self.shared.ended() => return,
                 () = tokio::time::sleep(look) => {}
             }
-            if self.state() == EngineState::WorkerDown {
+            let beat = (self.state() == EngineState::WorkerDown).then(|| self.shared.last_beat());
+            if beat.is_some() && beat == suspected {
                 self.shared.give_up();
                 return;
             }
+            suspected = beat;
         }
     }
 
@@ -266,7 +271,7 @@ impl Admission {
         task: Task,
         stream: Option<mpsc::Sender<TokenLogprob>>,
     ) -> Reply {
-        if crate::faults::at("engine::submit") {
+        if self.handle.shared.is_rebuilding() || crate::faults::at("engine::submit") {
             return self.refused(EngineError::WorkerDown);
         }
         let (sender, reply) = oneshot::channel();

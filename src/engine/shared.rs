@@ -79,7 +79,8 @@ impl Shared {
         self.beat();
         self.rebuilding.store(rebuilding, Ordering::Release);
         self.metrics.worker_up.set(i64::from(!rebuilding));
-        self.metrics.ready.set(i64::from(!rebuilding && !self.ledger.is_draining()));
+        let draining = self.ledger.is_draining() || self.metrics.draining.get() != 0;
+        self.metrics.ready.set(i64::from(!rebuilding && !draining));
     }
 
     /// The worker hangs: whoever waits for it is told that it is down.
@@ -122,8 +123,13 @@ impl Shared {
         self.metrics.worker_heartbeat_timestamp_seconds.set(unix_seconds());
     }
 
+    /// The last sign of life, in milliseconds after the start.
+    pub(crate) fn last_beat(&self) -> u64 {
+        self.heartbeat_ms.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn heartbeat_age(&self) -> Duration {
-        let last = Duration::from_millis(self.heartbeat_ms.load(Ordering::Relaxed));
+        let last = Duration::from_millis(self.last_beat());
         self.started.elapsed().saturating_sub(last)
     }
 }

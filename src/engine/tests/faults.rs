@@ -212,6 +212,7 @@ fn while_the_backend_is_built_anew_waiting_tasks_fail_and_nothing_is_admitted() 
     bench.control.hold();
     let admission = bench.admit(2);
     let broken = admission.submit(CAPTION, caption(7));
+    let spare = bench.admit(1);
     bench.control.wait_until_held();
     // Arrives while the first is being encoded, so it still waits when the backend is given up.
     let waiting =
@@ -223,6 +224,7 @@ fn while_the_backend_is_built_anew_waiting_tasks_fail_and_nothing_is_admitted() 
     assert_eq!(bench.metrics.ready.get(), 0);
     let deadline = bench.clock.now() + Duration::from_secs(30);
     assert_eq!(bench.handle.admit(0, deadline).unwrap_err(), EngineError::WorkerDown);
+    assert_eq!(wait(spare.submit(CAPTION, caption(9))), Err(EngineError::WorkerDown));
     release.send(()).unwrap();
     wait(ready_again(&bench, &rebuilt, 1));
     assert!(wait(bench.admit(1).submit(CAPTION, caption(7))).is_ok());
@@ -283,4 +285,15 @@ fn whoever_waits_for_a_worker_that_hangs_is_told() {
     wait(bench.handle.lost());
     assert_eq!(wait(reply), Err(EngineError::WorkerDown));
     bench.control.release();
+}
+
+#[test]
+fn a_probe_without_memory_says_nothing_about_the_backend() {
+    let (bench, rebuilt) = supervised(|_| Ok(()));
+    bench.control.fault(FakeCall::Encode, FakeMark::Image(7), FakeFault::Panic);
+    bench.control.fault(FakeCall::Encode, FakeMark::Image(0), FakeFault::OutOfMemoryAbove(0));
+    let admission = bench.admit(2);
+    assert!(wait(admission.submit(CAPTION, caption(7))).is_err());
+    assert!(wait(admission.submit(CAPTION, caption(6))).is_ok());
+    assert_eq!(rebuilt.load(Ordering::SeqCst), 0);
 }

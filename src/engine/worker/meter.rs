@@ -12,6 +12,7 @@ use crate::engine::features::Lookup;
 use crate::engine::scheduler::{Stage, TextCost, Trigger};
 use crate::engine::shared::{Shared, count, unix_seconds};
 use crate::task::ModelId;
+use crate::telemetry::logging::clipped;
 
 const STAGES: [Stage; 2] = [Stage::Vision, Stage::Text];
 const TRIGGERS: [Trigger; 4] = [Trigger::Full, Trigger::Linger, Trigger::Idle, Trigger::Drain];
@@ -151,7 +152,12 @@ impl Meter {
             }
             Err(Fault::Panic(message)) => {
                 self.shared.metrics.panics_total.with_label_values(&["worker"]).inc();
-                tracing::error!(unit.kind = what, unit.items = items, panic = %message, "the backend panicked");
+                tracing::error!(
+                    unit.kind = what,
+                    unit.items = items,
+                    panic = clipped(message),
+                    "the backend panicked"
+                );
             }
         }
         1

@@ -8,13 +8,18 @@ use crate::task::ModelId;
 impl<B: Backend> Worker<B> {
     /// Runs one small unit of each kind that `model` has; true when all succeed with finite numbers. Takes about as
     /// long as one short request, so poisoned requests slow the others down by no more than good ones would.
+    /// A device that has no memory left says nothing about whether it works.
     pub(super) fn probe(&mut self, model: ModelId) -> bool {
         if crate::faults::at("engine::probe") {
             return false;
         }
         let Some(info) = self.shared.models.get(model.0).cloned() else { return true };
+        let full_before = self.shared.metrics.oom_total.get();
         let image = self.warm_tower(&info, false);
         let works = image.is_some_and(|image| self.warm_texts(&info, &image, false));
+        if self.shared.metrics.oom_total.get() > full_before {
+            return true;
+        }
         if works {
             tracing::warn!(
                 model.id = info.name,

@@ -16,6 +16,7 @@ use super::thread::{Ended, Message, run};
 use crate::engine::backend::Backend;
 use crate::engine::shared::Shared;
 use crate::engine::sync::{Builder, JoinHandle, Receiver};
+use crate::telemetry::logging::clipped;
 
 /// The thread's name, as debuggers and `top` show it.
 const NAME: &str = "blip-worker";
@@ -71,6 +72,8 @@ impl<B: Backend> Supervisor<B> {
             // After a panic the worker's own books may be torn; dropping them answers everybody, too.
             let _ = catch_unwind(AssertUnwindSafe(|| worker.fail_all()));
             drop(worker);
+            // Dropping a task answers it, too: who waits would wait for files of gigabytes to be read.
+            while inbox.try_recv().is_ok() {}
             if !heal {
                 return inbox;
             }
@@ -94,7 +97,7 @@ impl<B: Backend> Supervisor<B> {
             Ok(ended) => ended,
             Err(payload) => {
                 self.shared.metrics.panics_total.with_label_values(&["worker"]).inc();
-                let panic = message(payload.as_ref());
+                let panic = clipped(&message(payload.as_ref()));
                 tracing::error!(panic, "the worker thread panicked outside the backend");
                 Ended::Sick
             }

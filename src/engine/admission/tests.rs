@@ -79,11 +79,12 @@ fn a_long_wait_is_refused_with_the_time_the_queue_needs() {
         room.reserve(1, 1, SOON).unwrap();
         room
     };
-    let mut rooms: Vec<Room> = (0..4).map(|_| room()).collect();
-    // Four images of a second each stand before a newcomer's: more than the three seconds that it may wait.
+    let mut rooms: Vec<Room> = (0..3).map(|_| room()).collect();
+    // Three images of a second each stand before a newcomer's: with what comes between them that is more than the three
+    // seconds that it may wait.
     let newcomer = ledger.admit(0, now + SOON, now).unwrap();
     let refused = newcomer.reserve(1, 1, SOON).unwrap_err();
-    assert_eq!(refused, EngineError::Overloaded { retry_after: Duration::from_secs(4) });
+    assert_eq!(refused, EngineError::Overloaded { retry_after: Duration::from_secs(5) });
     rooms.pop();
     assert!(newcomer.reserve(1, 1, SOON).is_ok());
 }
@@ -216,7 +217,7 @@ fn stale_estimates_do_not_refuse_a_large_call_on_an_idle_engine() {
 fn a_text_call_does_not_wait_for_images() {
     let (ledger, _, now) = ledger(&small());
     ledger.publish(measured());
-    let rooms: Vec<Room> = (0..4)
+    let rooms: Vec<Room> = (0..3)
         .map(|_| {
             let room = ledger.admit(0, now + SOON, now).unwrap();
             room.reserve(1, 1, SOON).unwrap();
@@ -244,7 +245,9 @@ fn a_call_that_alone_exceeds_its_deadline_is_too_large_however_long_the_queue() 
 
 #[test]
 fn images_count_as_what_such_images_have_needed_of_late() {
-    let settings = EngineSettings::default();
+    // A second of encoding stands before ten calls that go on beside it.
+    let max_queue_wait = Duration::from_secs(10);
+    let settings = EngineSettings { max_queue_wait, ..EngineSettings::default() };
     let (ledger, _, now) = ledger(&settings);
     let estimates = Estimates { unit_per_token: Some(0.001), ..measured() };
     ledger.publish(Estimates { image_misses: Some(0.0), ..estimates });
@@ -272,7 +275,7 @@ fn images_count_as_what_such_images_have_needed_of_late() {
 fn an_image_looked_up_in_vain_counts_in_full_until_it_is_encoded() {
     let (ledger, _, now) = ledger(&small());
     ledger.publish(Estimates { image_misses: Some(0.0), ..measured() });
-    let mut claims: Vec<Claim> = (0..4)
+    let mut claims: Vec<Claim> = (0..3)
         .map(|_| {
             let room = ledger.admit(0, now + SOON, now).unwrap();
             room.reserve(1, 1, SOON).unwrap();

@@ -18,9 +18,9 @@ fn a_first_burst_meets_estimates() {
     let bench = bench();
     wait(bench.handle.warm_up()).unwrap();
     assert_eq!(bench.handle.estimates().image, Some(1.01));
-    let admissions: Vec<_> = (0..3).map(|_| bench.admit(1)).collect();
-    let mut fourth = bench.handle.admit(0, bench.clock.now() + Duration::from_secs(30)).unwrap();
-    let refused = fourth.reserve(1, 1).unwrap_err();
+    let admissions: Vec<_> = (0..2).map(|_| bench.admit(1)).collect();
+    let mut third = bench.handle.admit(0, bench.clock.now() + Duration::from_secs(30)).unwrap();
+    let refused = third.reserve(1, 1).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
     drop(admissions);
 }

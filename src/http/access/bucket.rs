@@ -1,7 +1,7 @@
 //! Token buckets, one for each caller, in bounded memory.
 //!
 //! Our own forty lines instead of `governor`, because two things are needed that it does not offer: looking without
-//! taking (an address that has failed too often is refused before its key is looked at), and a bound on the number of
+//! taking (a request without a key is no guess, but waits where too many were made), and a bound on the number of
 //! callers that holds at every moment, whoever they pretend to be. The arithmetic is the same (GCRA): a caller is one
 //! instant, that at which its bucket will be full again.
 

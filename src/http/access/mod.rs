@@ -79,11 +79,12 @@ impl Access {
 
     /// The key of this secret.
     ///
-    /// An address with too many failures is refused before its secret is looked at: a right guess among wrong ones
-    /// would otherwise be told at full speed.
+    /// A right secret always passes, whatever came from its address before: many clients may share one (a proxy, NAT),
+    /// and one of them with wrong keys must not lock the others out. That a right guess is told at full speed helps
+    /// nobody: a secret has 16 characters at least.
     ///
     /// # Errors
-    /// `unauthorized`; `rate_limited` after too many of these.
+    /// `unauthorized`; `rate_limited` instead where the address has sent too many wrong keys.
     pub(crate) fn authenticate(
         &self,
         keys: &ApiKeys,
@@ -91,22 +92,23 @@ impl Access {
         from: Network,
         now: Instant,
     ) -> Result<ApiKey, ApiError> {
-        if let Some(wait) = self.failures.as_ref().and_then(|failures| failures.wait(&from, now)) {
-            let detail = "too many wrong API keys from this address; wait, then send a right one";
+        if let Some(key) = secret.and_then(|secret| keys.identify(secret)) {
+            return Ok(key);
+        }
+        let wait = self.failures.as_ref().and_then(|failures| match secret {
+            Some(_) => failures.take(from, now).err(),
+            // No guess: it costs nothing.
+            None => failures.wait(&from, now),
+        });
+        if let Some(wait) = wait {
+            let detail = "too many wrong API keys from this address; send a right one, or wait";
             return Err(limited(detail, wait));
         }
-        let Some(secret) = secret else {
-            let detail = "this server wants an API key; send the header authorization: Bearer KEY";
-            return Err(ApiError::new(Code::Unauthorized, detail));
+        let detail = match secret {
+            Some(_) => "the API key is not one of this server's; ask its operator for one",
+            None => "this server wants an API key; send the header authorization: Bearer KEY",
         };
-        keys.identify(secret).ok_or_else(|| {
-            if let Some(failures) = &self.failures {
-                // The attempt that finds the bucket empty is refused all the same.
-                let _ = failures.take(from, now);
-            }
-            let detail = "the API key is not one of this server's; ask its operator for one";
-            ApiError::new(Code::Unauthorized, detail)
-        })
+        Err(ApiError::new(Code::Unauthorized, detail))
     }
 
     /// Counts a request.
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_guessed_too_often_waits_even_with_the_right_key_and_others_do_not() {
+    fn an_address_that_guessed_too_often_waits_and_right_keys_and_other_addresses_do_not() {
         let access = access(60);
         let keys = access.keys().unwrap();
         let now = Instant::now();
@@ -158,10 +160,13 @@ mod tests {
         }
         let right = Some("right-right-right-a");
         assert_eq!(ask(WRONG, 1, now).unwrap_err(), Code::RateLimited);
-        assert_eq!(ask(right, 1, now).unwrap_err(), Code::RateLimited);
-        assert_eq!(ask(right, 2, now).unwrap().id(), "a");
+        assert_eq!(ask(None, 1, now).unwrap_err(), Code::RateLimited);
+        assert_eq!(ask(right, 1, now).unwrap().id(), "a");
+        assert_eq!(ask(WRONG, 2, now).unwrap_err(), Code::Unauthorized);
+        // A right key takes no token and gives none.
+        assert_eq!(ask(WRONG, 1, now).unwrap_err(), Code::RateLimited);
         let later = now + Duration::from_secs(1);
-        assert_eq!(ask(right, 1, later).unwrap().id(), "a");
+        assert_eq!(ask(None, 1, later).unwrap_err(), Code::Unauthorized);
         assert_eq!(ask(WRONG, 1, later).unwrap_err(), Code::Unauthorized);
         assert_eq!(ask(WRONG, 1, later).unwrap_err(), Code::RateLimited);
     }

@@ -1,7 +1,9 @@
 //! Files that may change while the server runs: keys and certificates.
 //!
 //! Their content is read every few seconds: it is a few kilobytes, and neither clocks, symbolic links nor equal sizes
-//! can hide a change that way. What cannot be used is logged once and changes nothing; the next look tries again.
+//! can hide a change that way. New contents are taken only when two successive looks saw the same, so that a file that
+//! is being written is not taken by half. What cannot be used is logged once and changes nothing; the next look tries
+//! again.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -65,7 +67,7 @@ pub(crate) async fn watch(
     if watched.paths().is_empty() {
         return;
     }
-    let mut watcher = Watcher { watched, metrics, seen: None, failure: None };
+    let mut watcher = Watcher::new(watched, metrics);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -89,17 +91,24 @@ struct Watcher {
     watched: Arc<dyn Watched>,
     metrics: Arc<Metrics>,
     /// Hash of the contents that were taken last.
+    taken: Option<[u8; 32]>,
+    /// Hash of the contents of the last look, when they could be read.
     seen: Option<[u8; 32]>,
     /// What was logged, so that it is logged once.
     failure: Option<String>,
 }
 
 impl Watcher {
+    fn new(watched: Arc<dyn Watched>, metrics: Arc<Metrics>) -> Self {
+        Self { watched, metrics, taken: None, seen: None, failure: None }
+    }
+
     fn look(&mut self) {
         let name = self.watched.name();
         match self.try_look() {
-            Ok(Outcome::Unchanged) if self.failure.is_none() => {}
-            Ok(outcome) => {
+            Ok(None) => {}
+            Ok(Some(Outcome::Unchanged)) if self.failure.is_none() => {}
+            Ok(Some(outcome)) => {
                 self.failure = None;
                 let what = match outcome {
                     Outcome::Unchanged => "they are as before".to_owned(),
@@ -117,7 +126,10 @@ impl Watcher {
         }
     }
 
-    fn try_look(&mut self) -> Result<Outcome, String> {
+    /// Reads the files, and takes them over when the last look saw the same; `None` when it did not.
+    fn try_look(&mut self) -> Result<Option<Outcome>, String> {
+        // Until they are read: a look that could not read them does not count.
+        let before = self.seen.take();
         let paths: Vec<PathBuf> = self.watched.paths().into_iter().map(Path::to_owned).collect();
         let contents: Vec<Vec<u8>> =
             paths.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
@@ -127,12 +139,16 @@ impl Watcher {
             hash.update(content);
         }
         let digest: [u8; 32] = hash.finalize().into();
-        if self.seen == Some(digest) {
-            return Ok(Outcome::Unchanged);
+        self.seen = Some(digest);
+        if self.taken == Some(digest) {
+            return Ok(Some(Outcome::Unchanged));
+        }
+        if before != Some(digest) {
+            return Ok(None);
         }
         let outcome = self.watched.apply(&contents)?;
-        self.seen = Some(digest);
-        Ok(outcome)
+        self.taken = Some(digest);
+        Ok(Some(outcome))
     }
 
     fn count(&self, result: &str) {
@@ -175,35 +191,76 @@ mod tests {
         }
     }
 
+    /// A file that holds "one", which was taken at the start, and who watches it.
+    struct Rig {
+        _directory: tempfile::TempDir,
+        path: PathBuf,
+        text: Arc<Text>,
+        metrics: Arc<Metrics>,
+        watcher: Watcher,
+    }
+
+    impl Rig {
+        fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("file");
+            std::fs::write(&path, "one").unwrap();
+            let text = Arc::new(Text { path: path.clone(), taken: Mutex::new("one".to_owned()) });
+            let metrics = Arc::new(Metrics::try_new().unwrap());
+            let watcher = Watcher::new(text.clone(), Arc::clone(&metrics));
+            Self { _directory: directory, path, text, metrics, watcher }
+        }
+
+        fn write(&self, content: &str) {
+            std::fs::write(&self.path, content).unwrap();
+        }
+
+        /// What is in force after one more look, and how often it was changed and could not be.
+        fn look(&mut self) -> (String, u64, u64) {
+            self.watcher.look();
+            let reloads =
+                |result| self.metrics.file_reloads_total.with_label_values(&["keys", result]);
+            (self.text.taken.lock().unwrap().clone(), reloads("ok").get(), reloads("failed").get())
+        }
+    }
+
+    fn state(text: &str, ok: u64, failed: u64) -> (String, u64, u64) {
+        (text.to_owned(), ok, failed)
+    }
+
     #[test]
     fn changes_are_taken_and_what_cannot_be_used_is_counted_once_and_changes_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("file");
-        std::fs::write(&path, "one").unwrap();
-        let text = Arc::new(Text { path: path.clone(), taken: Mutex::new("one".to_owned()) });
-        let metrics = Arc::new(Metrics::try_new().unwrap());
-        let watched: Arc<dyn Watched> = text.clone();
-        let mut watcher =
-            Watcher { watched, metrics: Arc::clone(&metrics), seen: None, failure: None };
-        let mut look = || {
-            watcher.look();
-            let reloads = |result| metrics.file_reloads_total.with_label_values(&["keys", result]);
-            (text.taken.lock().unwrap().clone(), reloads("ok").get(), reloads("failed").get())
-        };
-        let state = |text: &str, ok, failed| (text.to_owned(), ok, failed);
-        assert_eq!(look(), state("one", 0, 0));
+        let mut rig = Rig::start();
+        assert_eq!([rig.look(), rig.look()], [state("one", 0, 0), state("one", 0, 0)]);
         // The same size: only the content tells.
-        std::fs::write(&path, "two").unwrap();
-        assert_eq!(look(), state("two", 1, 0));
-        assert_eq!(look(), state("two", 1, 0));
-        std::fs::write(&path, "bad").unwrap();
-        assert_eq!(look(), state("two", 1, 1));
-        assert_eq!(look(), state("two", 1, 1));
-        std::fs::remove_file(&path).unwrap();
-        assert_eq!(look(), state("two", 1, 2));
-        std::fs::write(&path, "x".repeat(1 + (1 << 20))).unwrap();
-        assert_eq!(look(), state("two", 1, 3));
-        std::fs::write(&path, "two").unwrap();
-        assert_eq!(look(), state("two", 2, 3));
+        rig.write("two");
+        assert_eq!([rig.look(), rig.look()], [state("one", 0, 0), state("two", 1, 0)]);
+        assert_eq!(rig.look(), state("two", 1, 0));
+        rig.write("bad");
+        assert_eq!([rig.look(), rig.look()], [state("two", 1, 0), state("two", 1, 1)]);
+        assert_eq!(rig.look(), state("two", 1, 1));
+        std::fs::remove_file(&rig.path).unwrap();
+        assert_eq!(rig.look(), state("two", 1, 2));
+        rig.write(&"x".repeat(1 + (1 << 20)));
+        assert_eq!(rig.look(), state("two", 1, 3));
+        rig.write("two");
+        assert_eq!(rig.look(), state("two", 2, 3));
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_is_taken_when_two_looks_saw_the_same_and_not_before() {
+        let mut rig = Rig::start();
+        for half in ["t", "tw", "bad", "two an", ""] {
+            rig.write(half);
+            assert_eq!(rig.look(), state("one", 0, 0), "{half:?}");
+        }
+        rig.write("two and three");
+        assert_eq!(rig.look(), state("one", 0, 0));
+        // A look that cannot read the file is none of the two.
+        std::fs::remove_file(&rig.path).unwrap();
+        assert_eq!(rig.look(), state("one", 0, 1));
+        rig.write("two and three");
+        assert_eq!(rig.look(), state("one", 0, 1));
+        assert_eq!(rig.look(), state("two and three", 1, 1));
     }
 }

@@ -291,10 +291,33 @@ fn budget(config: &Config, weights: u64) -> MemoryBudget {
     MemoryBudget {
         weights,
         bodies: config.engine.capacity_bytes,
+        fetched: config.fetch.most_bytes(config.http.input.max_image_bytes),
         decoding: config.images.decode_budget_bytes,
         pixels: config.images.pixel_cache_bytes,
         // Pinned features are cached ones too, where there is a cache.
         features: config.engine.feature_cache_bytes.max(config.engine.max_pinned_feature_bytes),
         kv: config.engine.max_kv_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Flags, load};
+
+    #[test]
+    fn fetched_files_count_where_fetching_is_on() {
+        let fetched = |enabled: &str| {
+            let variables = [
+                ("BLIP__FETCH__ENABLED", enabled),
+                ("BLIP__FETCH__MAX_CONCURRENT", "3"),
+                ("BLIP__INPUT__MAX_IMAGE_BYTES", "1000000"),
+            ];
+            let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+            let environment: Environment = variables.into_iter().map(own).collect();
+            let config = load(&Flags::default(), &environment).unwrap();
+            budget(&config, 0).fetched
+        };
+        assert_eq!([fetched("false"), fetched("true")], [0, 3_000_000]);
     }
 }

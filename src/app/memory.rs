@@ -13,6 +13,8 @@ pub(super) struct MemoryBudget {
     pub(super) weights: u64,
     /// Bodies of admitted requests.
     pub(super) bodies: u64,
+    /// Files that were fetched by URL and are not decoded yet.
+    pub(super) fetched: u64,
     /// Pictures being decoded.
     pub(super) decoding: u64,
     /// The cache of prepared pixels.
@@ -27,8 +29,8 @@ impl MemoryBudget {
     /// The sum.
     #[must_use]
     pub(super) fn total(&self) -> u64 {
-        let Self { weights, bodies, decoding, pixels, features, kv } = *self;
-        weights + bodies + decoding + pixels + features + kv
+        let Self { weights, bodies, fetched, decoding, pixels, features, kv } = *self;
+        weights + bodies + fetched + decoding + pixels + features + kv
     }
 
     /// Refuses a budget above `limit`.
@@ -40,7 +42,7 @@ impl MemoryBudget {
             Some(MemoryLimit::Cgroup(bytes)) if self.total() > bytes => Err(format!(
                 "the settings allow {self}, the container's memory limit is {}: raise the limit, or lower \
                  engine.capacity_bytes, engine.max_kv_bytes, engine.feature_cache_bytes, \
-                 images.decode_budget_bytes or images.pixel_cache_bytes",
+                 images.decode_budget_bytes, images.pixel_cache_bytes or fetch.max_concurrent",
                 mebibytes(bytes)
             )),
             Some(MemoryLimit::Cgroup(_) | MemoryLimit::Machine(_)) | None => Ok(()),
@@ -52,10 +54,11 @@ impl fmt::Display for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} (weights {}, bodies {}, decoding {}, pixel cache {}, feature cache {}, keys and values {})",
+            "{} (weights {}, bodies {}, fetched files {}, decoding {}, pixel cache {}, feature cache {}, keys and values {})",
             mebibytes(self.total()),
             mebibytes(self.weights),
             mebibytes(self.bodies),
+            mebibytes(self.fetched),
             mebibytes(self.decoding),
             mebibytes(self.pixels),
             mebibytes(self.features),
@@ -110,6 +113,7 @@ mod tests {
     const BUDGET: MemoryBudget = MemoryBudget {
         weights: 900 << 20,
         bodies: 512 << 20,
+        fetched: 320 << 20,
         decoding: 1 << 30,
         pixels: 128 << 20,
         features: 256 << 20,
@@ -119,7 +123,10 @@ mod tests {
     #[test]
     fn a_budget_above_the_containers_limit_is_refused_with_its_parts() {
         let error = BUDGET.check(Some(MemoryLimit::Cgroup(1 << 30))).unwrap_err();
-        assert!(error.contains("4868 MiB (weights 900 MiB, bodies 512 MiB"), "{error}");
+        assert!(
+            error.contains("5188 MiB (weights 900 MiB, bodies 512 MiB, fetched files 320 MiB"),
+            "{error}"
+        );
         assert!(error.contains("limit is 1024 MiB"), "{error}");
     }
 

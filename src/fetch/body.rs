@@ -21,7 +21,7 @@ pub(super) async fn read(mut response: Response, max_bytes: usize) -> Result<Byt
             return Err(Failure::TooLarge);
         }
         if length > body.capacity() {
-            // Doubled, but never above the bytes that were reserved for the file.
+            // Doubled, but never above the largest file.
             let capacity = (2 * body.capacity()).clamp(length, max_bytes);
             body.reserve_exact(capacity - body.len());
         }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use reqwest::header::{ACCEPT_ENCODING, LOCATION};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::body;
 use super::error::{Failure, FetchError};
@@ -21,7 +21,7 @@ use super::resolver::{BlockedName, CheckedResolver, Lookup, SystemLookup};
 use super::settings::{FetchSettings, InvalidFetchSetting};
 use super::target::{Rules, Target};
 use super::{address, testing};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{GaugeGuard, Metrics};
 
 /// Ports that images are fetched from.
 const PORTS: [u16; 2] = [80, 443];
@@ -35,17 +35,39 @@ struct Shared {
     rules: Rules,
     settings: FetchSettings,
     max_bytes: usize,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
 /// A fetched file.
 #[derive(Debug, Clone)]
 pub struct Fetched {
-    /// The file's bytes.
+    /// The file's bytes. Their place among the fetches is given back when the last clone of them is dropped.
     pub bytes: Bytes,
     /// From the first hop to the last byte.
     pub took: Duration,
+}
+
+/// A place among the fetches in progress.
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    _counted: GaugeGuard,
+}
+
+/// A file and the place that it was fetched in.
+///
+/// Files are bounded by the places and by nothing else: what a call has reserved in the engine does not count them, or
+/// calls that only wait for slow hosts would take the room of all others. So the place goes where the bytes go, through
+/// the queue of the decoding threads and the decoder.
+struct Placed {
+    bytes: Bytes,
+    _place: Place,
+}
+
+impl AsRef<[u8]> for Placed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Why fetching could not be set up.
@@ -116,15 +138,9 @@ impl Fetcher {
         // The check has read them all.
         let hosts = settings.host_patterns().unwrap_or_default();
         let rules = Rules { allow_http: settings.allow_http, hosts, ports, permits };
-        let permits = Semaphore::new(settings.max_concurrent);
+        let permits = Arc::new(Semaphore::new(settings.max_concurrent));
         let settings = settings.clone();
         Ok(Self(Arc::new(Shared { http, rules, settings, max_bytes, permits, metrics })))
-    }
-
-    /// Most bytes of a fetched file; so many are to be reserved for each.
-    #[must_use]
-    pub fn max_bytes(&self) -> usize {
-        self.0.max_bytes
     }
 
     /// Reads a URL; nothing is asked of anybody yet.
@@ -146,14 +162,7 @@ impl Fetcher {
     /// fetch may take, `DeadlineExceeded`.
     pub async fn fetch(&self, target: Target, deadline: Instant) -> Result<Fetched, FetchError> {
         let shared = &self.0;
-        let patience = Instant::now() + shared.settings.total_timeout;
-        let permit =
-            tokio::time::timeout_at(patience.min(deadline).into(), shared.permits.acquire());
-        // It is never closed.
-        let Ok(Ok(_permit)) = permit.await else {
-            let late = Instant::now() >= deadline;
-            return Err(if late { FetchError::DeadlineExceeded } else { FetchError::Overloaded });
-        };
+        let place = shared.place(deadline).await?;
         let began = Instant::now();
         let end = deadline.min(began + shared.settings.total_timeout);
         let host = target.host().to_owned();
@@ -171,7 +180,10 @@ impl Fetcher {
             "fetched"
         );
         match result {
-            Ok(bytes) => Ok(Fetched { bytes, took }),
+            Ok(bytes) => {
+                let bytes = Bytes::from_owner(Placed { bytes, _place: place });
+                Ok(Fetched { bytes, took })
+            }
             Err(Failure::Timeout) if Instant::now() >= deadline => {
                 Err(FetchError::DeadlineExceeded)
             }
@@ -181,6 +193,19 @@ impl Fetcher {
 }
 
 impl Shared {
+    /// Waits for a place, no longer than a fetch may take.
+    async fn place(&self, deadline: Instant) -> Result<Place, FetchError> {
+        let patience = deadline.min(Instant::now() + self.settings.total_timeout);
+        let permit = Arc::clone(&self.permits).acquire_owned();
+        // It is never closed.
+        let Ok(Ok(permit)) = tokio::time::timeout_at(patience.into(), permit).await else {
+            let late = Instant::now() >= deadline;
+            return Err(if late { FetchError::DeadlineExceeded } else { FetchError::Overloaded });
+        };
+        let counted = GaugeGuard::new(&self.metrics.fetch_permits_in_use);
+        Ok(Place { _permit: permit, _counted: counted })
+    }
+
     /// Follows redirects to the file.
     async fn follow(&self, mut target: Target) -> Result<Bytes, Failure> {
         for _ in 0..=self.settings.max_redirects {
@@ -285,6 +310,40 @@ mod tests {
         // Its turn has come; what it finds is another matter.
         assert_eq!(fetcher.fetch(target, far).await.unwrap_err(), FetchError::Unreachable);
         assert_eq!(fetcher.0.metrics.fetch_total.with_label_values(&["blocked"]).get(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_file_keeps_its_place_until_the_last_of_its_bytes_is_dropped() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let host = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = host.local_addr().unwrap().port();
+        let answering = tokio::spawn(async move {
+            let (mut stream, _) = host.accept().await.unwrap();
+            let _head = stream.read(&mut [0; 4096]).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfile").await.unwrap();
+        });
+        let settings =
+            FetchSettings { max_concurrent: 1, allow_http: true, ..FetchSettings::default() };
+        let lookup = Arc::new(FixedLookup::new(&[]));
+        let hooks = Hooks {
+            permits: |address| address.is_loopback(),
+            ports: vec![port],
+            ..Hooks::with_lookup(lookup)
+        };
+        let metrics = Arc::new(Metrics::try_new().unwrap());
+        let fetcher = Fetcher::with_hooks(&settings, 1000, Arc::clone(&metrics), hooks).unwrap();
+        let target = fetcher.target(&format!("http://127.0.0.1:{port}/")).unwrap();
+        let far = Instant::now() + Duration::from_secs(60);
+        let fetched = fetcher.fetch(target, far).await.unwrap();
+        answering.await.unwrap();
+        let places = || (fetcher.0.permits.available_permits(), metrics.fetch_permits_in_use.get());
+        let (clone, slice) = (fetched.bytes.clone(), fetched.bytes.slice(1..3));
+        drop(fetched);
+        assert_eq!((places(), &*clone), ((0, 1), b"file".as_slice()));
+        drop(clone);
+        assert_eq!((places(), &*slice), ((0, 1), b"il".as_slice()));
+        drop(slice);
+        assert_eq!(places(), (1, 0));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! text ─ target: scheme, port, host, literal address, allow-list ─> Target
-//!      ─ client: permit ─ resolve, every answer checked ─ connect to those ─ GET ─ redirect? a new Target, at most so many
-//!      ─ body: status, encoding, size ─> bytes
+//!      ─ client: place ─ resolve, every answer checked ─ connect to those ─ GET ─ redirect? a new Target, at most so many
+//!      ─ body: status, encoding, size ─> bytes, which keep the place until they are decoded
 //! ```
 //!
 //! - `settings`: what may be fetched, and how long it may take. Off by default.

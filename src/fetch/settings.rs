@@ -19,7 +19,7 @@ pub struct FetchSettings {
     pub total_timeout: Duration,
     /// Redirects that are followed, 0 to 10.
     pub max_redirects: usize,
-    /// Fetches in progress at one time, 1 to 1024; further ones wait.
+    /// Fetches in progress at one time, 1 to 1024; further ones wait. A fetched file counts until it is decoded.
     pub max_concurrent: usize,
 }
 
@@ -50,6 +50,12 @@ pub struct InvalidFetchSetting {
 }
 
 impl FetchSettings {
+    /// Most bytes that fetched files take at one time, each of `max_image_bytes` at most; 0 where nothing is fetched.
+    #[must_use]
+    pub fn most_bytes(&self, max_image_bytes: usize) -> u64 {
+        if self.enabled { self.max_concurrent as u64 * max_image_bytes as u64 } else { 0 }
+    }
+
     /// Checks every value.
     ///
     /// # Errors
@@ -88,6 +94,13 @@ mod tests {
     fn defaults_fetch_nothing_and_pass_their_own_check() {
         assert!(!FetchSettings::default().enabled);
         assert_eq!(FetchSettings::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn files_take_as_much_as_so_many_of_the_largest_where_anything_is_fetched() {
+        let off = FetchSettings { max_concurrent: 3, ..FetchSettings::default() };
+        assert_eq!(off.most_bytes(1000), 0);
+        assert_eq!(FetchSettings { enabled: true, ..off }.most_bytes(1000), 3000);
     }
 
     #[test]

@@ -181,8 +181,7 @@ impl<R> Opened<'_, R> {
         }
         let mut images = ImageSet::new(batch, &plans);
         admission.reserve(rows.max(1), images.distinct())?;
-        let beside_body =
-            images.bytes_beside_body(model.info.preprocessing, services.fetcher.as_ref());
+        let beside_body = images.bytes_beside_body(model.info.preprocessing);
         let capacity = services.engine.settings().capacity_bytes;
         check_bytes(context.notes().bytes_in.saturating_add(beside_body), capacity)?;
         admission.reserve_bytes(beside_body)?;

@@ -118,15 +118,11 @@ impl ImageSet {
         self.distinct.len()
     }
 
-    /// Most bytes that the images take beside the body: what base64 decodes to, what is fetched, and prepared pixels.
-    pub(crate) fn bytes_beside_body(
-        &self,
-        preprocessing: Preprocessing,
-        fetcher: Option<&Fetcher>,
-    ) -> u64 {
+    /// Most bytes that the images take beside the body: what base64 decodes to, and prepared pixels. What is fetched has
+    /// a bound of its own, see [`Fetcher::fetch`].
+    pub(crate) fn bytes_beside_body(&self, preprocessing: Preprocessing) -> u64 {
         let pixels = u64::from(preprocessing.width) * u64::from(preprocessing.height) * 3;
-        let each = self.distinct.iter().map(|image| pixels + file_bytes(&image.field, fetcher));
-        each.sum()
+        self.distinct.iter().map(|image| pixels + file_bytes(&image.field)).sum()
     }
 
     /// Reads the image values: base64 to bytes, ids, URLs.
@@ -197,6 +193,7 @@ impl ImageSet {
                         let fetched =
                             fetched.map_err(|error| ApiError::from(error).at(&image.path))?;
                         context.note(|notes| notes.add_fetch(fetched.took));
+                        // The bytes are bounded by their place among the fetches, which goes with them.
                         ImageSource::Bytes(fetched.bytes)
                     }
                 };
@@ -231,15 +228,12 @@ impl Finder {
     }
 }
 
-/// Most bytes that an image value becomes beside the body: three for every four characters of base64 (an id counts as
-/// if it were base64, its length is nothing), and the largest file that may be fetched for a URL.
-fn file_bytes(field: &ImageField, fetcher: Option<&Fetcher>) -> u64 {
-    match (field, fetcher) {
-        (ImageField::Bytes(_), _) => 0,
-        (ImageField::Value(text), Some(fetcher)) if ImageValue::is_url(text) => {
-            fetcher.max_bytes() as u64
-        }
-        (ImageField::Value(text), _) => text.len() as u64 / 4 * 3,
+/// Most bytes that an image value becomes beside the body: three for every four characters of base64. Ids and URLs count
+/// as if they were base64; their length is nothing.
+fn file_bytes(field: &ImageField) -> u64 {
+    match field {
+        ImageField::Bytes(_) => 0,
+        ImageField::Value(text) => text.len() as u64 / 4 * 3,
     }
 }
 

@@ -148,6 +148,8 @@ metrics! {
         prompt_tokens: Histogram {PROMPT_TOKENS},
         /// Images encoded by a vision tower (cache hits and joined flights do not count).
         images_encoded_total: IntCounter,
+        /// Fetches in progress, and fetched files that are not decoded yet.
+        fetch_permits_in_use: IntGauge,
         /// Images fetched by URL, by result (ok, or what went wrong; blocked: an address or URL that is not allowed).
         fetch_total: IntCounterVec ["result"],
         /// Pixels of decoded pictures.

@@ -299,10 +299,61 @@ async fn a_client_that_leaves_ends_its_fetch_and_gives_its_bytes_back() {
     let router = app.router.clone();
     let call = tokio::spawn(async move { tower::ServiceExt::oneshot(router, request).await });
     app.until("the host is asked", |_| origin.open() == 1).await;
-    let held = usize::try_from(app.metrics.queue_bytes.get()).unwrap();
-    assert!(held >= MAX_BYTES, "the file's bytes are reserved");
+    assert_eq!(app.metrics.fetch_permits_in_use.get(), 1, "the file has its place");
+    assert!(app.metrics.queue_bytes.get() > 0, "the pixels are reserved");
     call.abort();
     app.until("the connection is closed", |_| origin.open() == 0).await;
+    app.until("the place is given back", |app| app.metrics.fetch_permits_in_use.get() == 0).await;
+    app.until("the bytes are given back", |app| app.metrics.queue_bytes.get() == 0).await;
+}
+
+/// The body of a batch call with so many URLs, all of them different.
+fn batch(origin: &Origin, urls: usize) -> serde_json::Value {
+    let input = |index| json!({"image": origin.url(&format!("/{index}.png"))});
+    json!({"inputs": (0..urls).map(input).collect::<Vec<_>>()})
+}
+
+/// Files of the default size may come.
+fn with_large_files(config: &mut TestConfig) {
+    config.http.input = InputSettings::default();
+    config.fetch.as_mut().unwrap().0.total_timeout = Duration::from_secs(60);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_of_urls_whose_largest_files_would_not_fit_beside_each_other_is_answered() {
+    let origin = Origin::sending(ok(&png(1))).await;
+    let app = service(&origin, with_large_files);
+    let largest = 64 * InputSettings::default().max_image_bytes as u64;
+    assert!(largest > app.handle.settings().capacity_bytes);
+    let answer = app.json("/caption/batch", &batch(&origin, 64)).await.ok();
+    assert_eq!((&answer["failed"], origin.connections()), (&json!(0), 64), "{answer}");
+    assert_eq!(app.metrics.fetch_permits_in_use.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_wait_for_a_slow_host_leave_room_for_others_and_nothing_when_they_leave() {
+    const CALLS: usize = 8;
+    const URLS: usize = 16;
+    let origin = origin_with(Fault::StallBeforeHead).await;
+    let app = service(&origin, with_large_files);
+    let largest = (CALLS * URLS * InputSettings::default().max_image_bytes) as u64;
+    assert!(largest > app.handle.settings().capacity_bytes);
+    let calls: Vec<_> = (0..CALLS)
+        .map(|_| {
+            let request = json_request("/caption/batch", &batch(&origin, URLS));
+            let router = app.router.clone();
+            tokio::spawn(async move { tower::ServiceExt::oneshot(router, request).await })
+        })
+        .collect();
+    let bound = blip_server::fetch::FetchSettings::default().max_concurrent;
+    app.until("all are admitted", |app| app.handle.rows() == CALLS * URLS).await;
+    app.until("the host is asked", |_| origin.open() == bound).await;
+    assert_eq!(app.metrics.fetch_permits_in_use.get(), i64::try_from(bound).unwrap());
+    app.raw("/caption", "image/png", png(2)).await.ok();
+    assert!(calls.iter().all(|call| !call.is_finished()), "they wait still");
+    calls.iter().for_each(tokio::task::JoinHandle::abort);
+    app.until("the connections are closed", |_| origin.open() == 0).await;
+    app.until("the places are free", |app| app.metrics.fetch_permits_in_use.get() == 0).await;
     app.until("the bytes are given back", |app| app.metrics.queue_bytes.get() == 0).await;
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use blip_server::input::InputSettings;
 use serde_json::{Value, json};
 
 use crate::support::app::{TestConfig, json_request};
@@ -149,7 +148,6 @@ async fn info_says_whether_images_are_fetched() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_that_is_refused_is_fetched() {
     let origin = Origin::sending(ok(&png(6))).await;
-    let max_bytes = InputSettings::default().max_image_bytes as u64;
     let with_capacity = |bytes: u64| {
         let port = origin.address.port();
         let change = move |config: &mut TestConfig| {
@@ -160,18 +158,21 @@ async fn nothing_that_is_refused_is_fetched() {
     };
     let urls: Vec<String> = (0..4).map(|index| origin.url(&format!("/{index}"))).collect();
     let request = json!({"images": urls, "text": "a"});
-    // Four images of the largest size do not fit, although their URLs do.
-    let small = with_capacity(4 * max_bytes - 1);
+    let body = request.to_string().len() as u64;
+    // The pixels of four images do not fit, although their URLs do.
+    let small = with_capacity(body);
     small.json("/similarity", &request).await.refused(422, "batch_too_large");
     // A full server refuses the call before anybody is asked.
-    let full = with_capacity(5 * max_bytes);
-    let held = full.handle.admit(2 * max_bytes, far()).unwrap();
+    let full = with_capacity(2 * MIB);
+    let held = full.handle.admit(2 * MIB - body, far()).unwrap();
     full.json("/similarity", &request).await.refused(503, "overloaded");
     assert_eq!(origin.connections(), 0);
     drop(held);
     full.json("/similarity", &request).await.ok();
     assert_eq!(origin.connections(), 4);
 }
+
+const MIB: u64 = 1 << 20;
 
 fn far() -> std::time::Instant {
     std::time::Instant::now() + std::time::Duration::from_secs(60)

@@ -159,12 +159,13 @@ impl TestApp {
     }
 
     /// Gauges of things in progress.
-    fn in_progress(&self) -> [(&'static str, i64); 4] {
+    fn in_progress(&self) -> [(&'static str, i64); 5] {
         let metrics = &self.metrics;
         [
             ("requests in flight", metrics.http_requests_in_flight.get()),
             ("rows", metrics.queue_rows.get()),
             ("bytes", metrics.queue_bytes.get()),
+            ("fetching permits", metrics.fetch_permits_in_use.get()),
             ("decoding permits", metrics.decode_permits_in_use.get()),
         ]
     }

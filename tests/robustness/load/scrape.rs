@@ -72,6 +72,7 @@ impl Scrape {
             "blip_queue_rows",
             "blip_queue_bytes",
             "blip_queue_depth",
+            "blip_fetch_permits_in_use",
             "blip_decode_permits_in_use",
         ];
         down.iter().all(|gauge| self.sum(gauge, &[]) == 0)

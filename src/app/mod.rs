@@ -155,10 +155,11 @@ impl App {
         // A worker that was lost may hang: nobody waits for it.
         outcome?;
         let join = tokio::task::spawn_blocking(move || engine.join());
-        match tokio::time::timeout(LAST_UNIT, join).await {
-            Ok(joined) => joined.context("the worker did not end")?,
+        if let Ok(joined) = tokio::time::timeout(LAST_UNIT, join).await {
+            joined.context("the worker did not end")?;
+        } else {
             // Everybody has been answered: a unit, or a backend that is being built anew, need not be waited for.
-            Err(_) => tracing::warn!("the worker is still at it; ending without it"),
+            tracing::warn!("the worker is still at it; ending without it");
         }
         Ok(())
     }

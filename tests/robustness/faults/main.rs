@@ -105,9 +105,9 @@ async fn scenario_run(scenario: &Scenario, requests: usize) -> Outcome {
         assert!(gone.elapsed() < RECOVERY, "{}: not ready again", scenario.name());
     }
     let recovery = gone.elapsed();
-    for kind in 0..REQUESTS.len() {
+    for (kind, name) in REQUESTS.iter().enumerate() {
         let reply = send(server.address, kind).await;
-        assert_eq!(reply, Reply::One(200), "{} is over: {}", scenario.name(), REQUESTS[kind]);
+        assert_eq!(reply, Reply::One(200), "{} is over: {name}", scenario.name());
     }
     // Dropping the service asserts that nothing is held.
     server.stop().await;

@@ -82,11 +82,11 @@ fn request(kind: usize) -> Vec<u8> {
 }
 
 fn head(method: &str, path: &str, content_type: &str, length: usize) -> Vec<u8> {
-    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
-    if !content_type.is_empty() {
-        head += &format!("content-type: {content_type}\r\ncontent-length: {length}\r\n");
-    }
-    (head + "\r\n").into_bytes()
+    let fields = match content_type {
+        "" => String::new(),
+        _ => format!("content-type: {content_type}\r\ncontent-length: {length}\r\n"),
+    };
+    format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{fields}\r\n").into_bytes()
 }
 
 /// One reply is a head and as much body as it says.

@@ -13,7 +13,7 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
 
 use super::flatten::flatten;
-use super::{InputError, InputSettings, Picture, gif, lossless, sniff_format, structure};
+use super::{InputError, InputSettings, Picture, gif, lossless, sniff_format, structure, webp};
 use crate::task::ImageFormat;
 
 /// What a file says before it is decoded.
@@ -62,7 +62,7 @@ pub fn inspect(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, Inp
     if !structure::is_complete(file, format) {
         return Err(undecodable(format, INCOMPLETE));
     }
-    if format == ImageFormat::WebP && structure::webp_frame_exceeds(file, width, height) {
+    if format == ImageFormat::WebP && webp::frame_exceeds(file, (width, height)) {
         return Err(undecodable(format, "a frame is larger than its canvas"));
     }
     if format == ImageFormat::Jpeg {

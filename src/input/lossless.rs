@@ -5,6 +5,8 @@
 //! them nothing is kept but the highest number of a group. Sizes of tables are those of the decoder that reads them
 //! next (`image-webp`, `HuffmanTree::build_implicit`).
 
+use super::webp::{self, Lossless};
+
 /// A bitstream that the decoder would refuse, too.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
@@ -20,44 +22,33 @@ const NODE_BYTES: u64 = 16;
 /// A group without the tables of its codes.
 const GROUP_BYTES: u64 = 5 * 64;
 
-/// Most bytes that the tables of the picture's codes take, over all lossless chunks of a file; counting stops above
-/// `most`. `canvas` is the size in the file's header.
+/// The head of a bitstream.
+const SIGNATURE: u32 = 0x2f;
+
+/// Most bytes that the tables of the picture's codes take; counting stops above `most`. `canvas` is the size in the
+/// file's header, within the limits on sizes.
+///
+/// Costs a step for each bit of the bitstream at most, and some for each symbol that a code may have.
 ///
 /// # Errors
-/// A bitstream that breaks off or contradicts itself.
+/// A bitstream that breaks off or contradicts itself, its frame or the canvas.
 pub(super) fn code_bytes(file: &[u8], canvas: (u32, u32), most: u64) -> Result<u64, Malformed> {
-    let mut highest = 0;
-    let (mut at, mut frame) = (12, canvas);
-    while let Some(&[a, b, c, d, s0, s1, s2, s3]) = file.get(at..).and_then(|f| f.first_chunk()) {
-        let (start, size) = (at + 8, u32::from_le_bytes([s0, s1, s2, s3]) as usize);
-        let data = file.get(start..start.saturating_add(size).min(file.len())).unwrap_or_default();
-        let bytes = match &[a, b, c, d] {
-            b"ANMF" => {
-                if let Some(&[w0, w1, w2, h0, h1, h2]) = data.get(6..).and_then(|d| d.first_chunk())
-                {
-                    let side = |bytes| u32::from_le_bytes(bytes) + 1;
-                    frame = (side([w0, w1, w2, 0]), side([h0, h1, h2, 0]));
-                }
-                // Sixteen bytes of its own, then chunks like the outer ones.
-                at = start + 16;
-                continue;
-            }
-            b"VP8L" => {
-                let mut bits = Bits { bytes: data, at: 8 };
-                let sides = (bits.take(14)? + 1, bits.take(14)? + 1);
-                bits.take(4)?;
-                picture_codes(&mut bits, sides, most)?
-            }
-            // The lowest two bits tell the compression: 1 is lossless.
-            b"ALPH" if data.first().is_some_and(|head| head & 3 == 1) => {
-                picture_codes(&mut Bits { bytes: data, at: 8 }, frame, most)?
-            }
-            _ => 0,
-        };
-        highest = bytes.max(highest);
-        at = start.saturating_add(size).saturating_add(size & 1);
+    let Some(Lossless { bytes, sides, is_alpha }) = webp::parts(file, canvas).lossless else {
+        return Ok(0);
+    };
+    if sides.0 > canvas.0 || sides.1 > canvas.1 {
+        return Err(Malformed);
     }
-    Ok(highest)
+    let mut bits = Bits { bytes, at: 0 };
+    let head = bits.take(8)?;
+    if !is_alpha {
+        let own_sides = (bits.take(14)? + 1, bits.take(14)? + 1);
+        // Whether there is transparency, then the version.
+        if head != SIGNATURE || own_sides != sides || bits.take(4)? >> 1 != 0 {
+            return Err(Malformed);
+        }
+    }
+    picture_codes(&mut bits, sides, most)
 }
 
 fn picture_codes(
@@ -66,8 +57,14 @@ fn picture_codes(
     most: u64,
 ) -> Result<u64, Malformed> {
     let blocks = |side: u32, bits: u32| side.div_ceil(1 << bits);
+    let mut seen = [false; 4];
     while bits.take(1)? == 1 {
-        match bits.take(2)? {
+        let kind = bits.take(2)?;
+        // Once each, as the decoder has it: otherwise images of no bits could follow each other without end.
+        if std::mem::replace(&mut seen[kind as usize], true) {
+            return Err(Malformed);
+        }
+        match kind {
             // Prediction and colour: an image of a pixel for each block.
             0 | 1 => {
                 let size = bits.take(3)? + 2;
@@ -116,6 +113,7 @@ fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, M
     }
     let (mut left, mut highest) = (u64::from(width) * u64::from(height), 0);
     while left > 0 {
+        let start = bits.at;
         let green = codes[0].symbol(bits)?;
         let pixels = match green {
             0..256 => {
@@ -123,8 +121,7 @@ fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, M
                 codes[2].symbol(bits)?;
                 codes[3].symbol(bits)?;
                 highest = highest.max(red << 8 | green);
-                // Where literals take no bits all pixels are this one.
-                if codes[..4].iter().all(|code| code.symbols.len() == 1) { left } else { 1 }
+                1
             }
             256..280 => {
                 let length = prefixed(bits, green - 256)?;
@@ -134,6 +131,10 @@ fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, M
             }
             _ => 1,
         };
+        if bits.at == start {
+            // What took no bits comes again and again until the image is full: a few bytes may announce billions.
+            return if left % pixels == 0 { Ok(highest) } else { Err(Malformed) };
+        }
         left = left.checked_sub(pixels).ok_or(Malformed)?;
     }
     Ok(highest)
@@ -323,5 +324,99 @@ mod tests {
     #[test]
     fn lossy_pictures_have_no_such_tables() {
         assert_eq!(code_bytes(b"RIFF\x12\0\0\0WEBPVP8 \x02\0\0\0xx", (1, 1), 0), Ok(0));
+    }
+
+    /// Bits as the format has them, lowest first.
+    #[derive(Default)]
+    struct Writer(Vec<bool>);
+
+    impl Writer {
+        fn put(&mut self, value: u32, count: u32) -> &mut Self {
+            self.0.extend((0..count).map(|bit| value.unbounded_shr(bit) & 1 == 1));
+            self
+        }
+
+        /// Five codes of one symbol each; green has a written-out code, so that it may be beyond 255.
+        fn image_of(&mut self, green: u32) -> &mut Self {
+            // No colour cache. Five lengths of code lengths are told: 0 and 1 have one, of one bit each.
+            self.put(0, 1).put(0, 1).put(1, 4).put(0, 6).put(1, 3).put(1, 3);
+            self.put(0, 3);
+            // As many lengths as there are up to the symbol, two at least: zeros, and a one.
+            let lengths = (green + 1).max(2);
+            self.put(1, 1).put(4, 3).put(lengths - 2, 10);
+            self.put(0, green).put(1, 1).put(0, lengths - green - 1);
+            for _ in 0..4 {
+                self.put(0b101, 3).put(0, 8);
+            }
+            self
+        }
+
+        fn stream(&self, sides: (u32, u32)) -> Vec<u8> {
+            let mut bits = Self::default();
+            bits.put(SIGNATURE, 8).put(sides.0 - 1, 14).put(sides.1 - 1, 14).put(0, 4);
+            bits.0.extend(&self.0);
+            let byte = |bits: &[bool]| {
+                bits.iter().enumerate().map(|(place, bit)| u8::from(*bit) << place).sum::<u8>()
+            };
+            bits.0.chunks(8).map(byte).collect()
+        }
+
+        /// A file of one lossless picture.
+        fn file(&self, sides: (u32, u32)) -> Vec<u8> {
+            let stream = self.stream(sides);
+            let size = |bytes: usize| (bytes as u32).to_le_bytes();
+            let head = [b"RIFF", &size(stream.len() + 12)[..], b"WEBPVP8L", &size(stream.len())];
+            [&head.concat()[..], &stream].concat()
+        }
+    }
+
+    /// A transform of this kind whose image has a pixel for 4 x 4 of the picture.
+    fn transform(writer: &mut Writer, kind: u32) -> &mut Writer {
+        writer.put(1, 1).put(kind, 2).put(0, 3)
+    }
+
+    #[test]
+    fn an_image_that_takes_no_bits_is_passed_over_at_once() {
+        // As large as sides of 24 bits can make it: nobody lives to see the end of a walk by pixels.
+        let sides = (1 << 24, 1 << 24);
+        for (green, fits) in [(0, true), (255, true), (256, true), (257, true), (258, false)] {
+            let bytes = Writer::default().image_of(green).stream((1, 1));
+            let mut bits = Bits { bytes: &bytes, at: 40 };
+            let highest = skip_image(&mut bits, sides);
+            let literal = if green < 256 { green as u16 } else { 0 };
+            // Copies of three do not fill a power of two.
+            assert_eq!(highest, if fits { Ok(literal) } else { Err(Malformed) }, "{green}");
+        }
+    }
+
+    #[test]
+    fn a_transform_comes_once() {
+        let end = |writer: &mut Writer| {
+            // No further transform, one group of codes, which the picture takes no bits for.
+            writer.put(0, 1).put(0, 2);
+            for _ in 0..5 {
+                writer.put(0b101, 3).put(0, 8);
+            }
+            code_bytes(&writer.file((64, 64)), (64, 64), u64::MAX)
+        };
+        let mut once = Writer::default();
+        transform(transform(&mut once, 0).image_of(256), 1).image_of(0);
+        once.put(1, 1).put(2, 2);
+        assert_eq!(end(&mut once), Ok(GROUP_BYTES));
+        for kind in [0, 1] {
+            let mut twice = Writer::default();
+            transform(transform(&mut twice, kind).image_of(0), kind).image_of(0);
+            assert_eq!(end(&mut twice), Err(Malformed), "{kind}");
+        }
+        let mut twice = Writer::default();
+        twice.put(1, 1).put(2, 2).put(1, 1).put(2, 2);
+        assert_eq!(end(&mut twice), Err(Malformed));
+    }
+
+    #[test]
+    fn sides_are_those_of_the_canvas() {
+        assert!(code_bytes(&encoded(), (40, 30), u64::MAX).is_ok());
+        assert_eq!(code_bytes(&encoded(), (41, 30), u64::MAX), Err(Malformed));
+        assert_eq!(code_bytes(&encoded(), (39, 30), u64::MAX), Err(Malformed));
     }
 }

@@ -24,6 +24,7 @@ mod sniff;
 mod structure;
 mod text;
 mod tokenizer;
+mod webp;
 
 pub use decode::{ImageHeader, decode, inspect};
 pub use detokenizer::Detokenizer;

@@ -70,6 +70,34 @@ fn groups_of_codes() -> Vec<u8> {
     bits.finish()
 }
 
+/// Compressed transparency: its head, then a prediction image of whatever size whose every pixel is a copy that takes
+/// no bits.
+const COPIES: [u8; 17] =
+    [0x01, 0x01, 0x80, 0x20, 0xd1, 0xff, 0xb5, 0x88, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// A picture that begins with such an image; its stream's head ends with a byte.
+fn copies(sides: (u32, u32)) -> Vec<u8> {
+    chunk(b"VP8L", &[&lossless_head(sides).finish(), &COPIES[1..]].concat())
+}
+
+/// The same transform again and again, each with an image without bits.
+fn transforms(sides: (u32, u32), count: usize) -> Vec<u8> {
+    let mut bits = lossless_head(sides);
+    for _ in 0..count {
+        bits.put(0b000_001, 6);
+        bits.put(0, 1);
+        (0..5).for_each(|_| single(&mut bits, 0));
+    }
+    bits.put(0, 32);
+    chunk(b"VP8L", &bits.finish())
+}
+
+/// A frame of 2^24 a side, and its transparency.
+fn frame_without_bits() -> Vec<u8> {
+    let place = [&[0; 6][..], &[0xff; 6], &[0; 4]].concat();
+    chunk(b"ANMF", &[place, chunk(b"ALPH", &COPIES), lossy((8, 8))].concat())
+}
+
 fn extended(flags: u8, (width, height): (u32, u32), chunks: &[u8]) -> Vec<u8> {
     let side = |side: u32| (side - 1).to_le_bytes()[..3].to_vec();
     let head = [&[flags, 0, 0, 0][..], &side(width), &side(height)].concat();
@@ -155,6 +183,27 @@ pub(super) fn bombs() -> Vec<Bomb> {
             "webp without a frame",
             extended(0, (8, 8), &chunk(b"EXIF", &[0; 100])),
             undecodable(),
+        ),
+        image("webp copies without bits", riff(&copies((8000, 6250))), undecodable()),
+        image("webp 100,000 transforms", riff(&transforms((8000, 6250), 100_000)), undecodable()),
+        image(
+            "webp frame of 2^24 a side behind a picture",
+            riff(&[pixel.clone(), frame_without_bits()].concat()),
+            decoded(),
+        ),
+        image(
+            "webp animation of a frame of 2^24 a side",
+            extended(2, (8, 8), &[chunk(b"ANIM", &[0; 6]), frame_without_bits()].concat()),
+            undecodable(),
+        ),
+        image(
+            "webp ten pictures of 65,536 groups behind one",
+            extended(
+                0,
+                (8, 8),
+                &[pixel.clone(), chunk(b"VP8L", &groups_of_codes()).repeat(10)].concat(),
+            ),
+            decoded(),
         ),
     ]
 }

@@ -1,0 +1,285 @@
+//! Which parts of a `WebP` its decoder reads: those of its picture, or of an animation's first frame. Checks look at
+//! these alone, for two reasons: what is not read costs nothing, and what is read cannot hide from them.
+//!
+//! Follows `image-webp` (`WebPDecoder::read_data`, `read_image`, `read_frame`) step by step, its oddities included.
+
+/// An animation, in the flags of a `VP8X` chunk.
+const ANIMATED: u8 = 0x02;
+/// A picture with transparency, in the same flags.
+const ALPHA: u8 = 0x10;
+/// Place and sides of an animation's frame stand before its chunks.
+const FRAME_HEAD: usize = 16;
+
+/// A lossless bitstream.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Lossless<'a> {
+    /// All data of its chunk.
+    pub(super) bytes: &'a [u8],
+    /// Width and height as its surroundings announce them; checked by nobody yet.
+    pub(super) sides: (u32, u32),
+    /// In a chunk of transparency the stream has no head of its own.
+    pub(super) is_alpha: bool,
+}
+
+/// What is read of a file.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Parts<'a> {
+    /// A lossy frame.
+    pub(super) lossy: Option<&'a [u8]>,
+    /// A lossless picture, or the transparency of a lossy one.
+    pub(super) lossless: Option<Lossless<'a>>,
+}
+
+/// The parts of a file whose header announces `canvas`. Looks at each chunk's head once.
+pub(super) fn parts(file: &[u8], canvas: (u32, u32)) -> Parts<'_> {
+    let Some(first) = Chunk::at(file, 12) else { return Parts::default() };
+    match &first.name {
+        b"VP8 " => Parts { lossy: Some(first.data(file)), lossless: None },
+        b"VP8L" => Parts::of_picture(first.data(file), canvas),
+        b"VP8X" => {
+            let flags = first.data(file).first().copied().unwrap_or_default();
+            let found = Found::in_extended(file, first);
+            match found.frame {
+                Some(frame) if flags & ANIMATED != 0 => of_frame(file, frame),
+                Some(_) | None => found.still(file, canvas, flags & ALPHA != 0),
+            }
+        }
+        _ => Parts::default(),
+    }
+}
+
+/// True when a lossy frame is larger than the canvas. The decoder believes the frame, allocates it, and compares only
+/// then.
+pub(super) fn frame_exceeds(file: &[u8], canvas: (u32, u32)) -> bool {
+    let head = parts(file, canvas).lossy.and_then(|data| data.get(6..)?.first_chunk());
+    head.is_some_and(|&[w0, w1, h0, h1]| {
+        // Frame tag, start code, then 14 bits of each side.
+        let side = |bytes| u32::from(u16::from_le_bytes(bytes) & 0x3fff);
+        side([w0, w1]) > canvas.0 || side([h0, h1]) > canvas.1
+    })
+}
+
+impl<'a> Parts<'a> {
+    fn of_picture(bytes: &'a [u8], sides: (u32, u32)) -> Self {
+        Self { lossy: None, lossless: Some(Lossless { bytes, sides, is_alpha: false }) }
+    }
+
+    /// A lossy frame and its transparency, which may be compressed like a lossless picture.
+    fn of_alpha(lossy: Option<&'a [u8]>, alpha: &'a [u8], sides: (u32, u32)) -> Self {
+        // The lowest two bits tell the compression: 1 is lossless.
+        let compressed = alpha.first().is_some_and(|head| head & 3 == 1);
+        let lossless = compressed.then_some(Lossless { bytes: alpha, sides, is_alpha: true });
+        Self { lossy, lossless }
+    }
+}
+
+/// An animation's frame, of which the first chunk tells what it is.
+fn of_frame(file: &[u8], frame: Chunk) -> Parts<'_> {
+    let sides = frame.data(file).get(6..).and_then(|data| data.first_chunk());
+    let (Some(&[w0, w1, w2, h0, h1, h2]), Some(chunk)) =
+        (sides, Chunk::at(file, frame.start + FRAME_HEAD))
+    else {
+        return Parts::default();
+    };
+    let side = |bytes| u32::from_le_bytes(bytes) + 1;
+    let sides = (side([w0, w1, w2, 0]), side([h0, h1, h2, 0]));
+    match &chunk.name {
+        b"VP8 " => Parts { lossy: Some(chunk.data(file)), lossless: None },
+        b"VP8L" => Parts::of_picture(chunk.data(file), sides),
+        // What follows is taken for the lossy frame, whatever its name.
+        b"ALPH" => {
+            let lossy = Chunk::at(file, chunk.next()).map(|next| next.data(file));
+            Parts::of_alpha(lossy, chunk.data(file), sides)
+        }
+        _ => Parts::default(),
+    }
+}
+
+/// The first chunk of each kind.
+#[derive(Default)]
+struct Found {
+    lossy: Option<Chunk>,
+    lossless: Option<Chunk>,
+    alpha: Option<Chunk>,
+    frame: Option<Chunk>,
+}
+
+impl Found {
+    fn in_extended(file: &[u8], head: Chunk) -> Self {
+        let mut found = Self::default();
+        let mut at = head.next();
+        // As far as the decoder goes: some bytes beyond the announced size where the head is longer than usual.
+        let size = file.get(4..8).and_then(|size| size.first_chunk()).copied().unwrap_or_default();
+        let end = at.saturating_add((u32::from_le_bytes(size) as usize).saturating_sub(12));
+        while at < end
+            && let Some(chunk) = Chunk::at(file, at)
+        {
+            found.keep(chunk);
+            at = chunk.next();
+        }
+        // Two chunks of the first frame are taken in, even where the flags tell of no animation.
+        if let Some(frame) = found.frame {
+            let mut at = frame.start + FRAME_HEAD;
+            for _ in 0..2 {
+                let Some(chunk) = Chunk::at(file, at) else { break };
+                found.keep(chunk);
+                at = chunk.next();
+                if at.saturating_add(8) > frame.start.saturating_add(frame.size) {
+                    break;
+                }
+            }
+        }
+        found
+    }
+
+    fn keep(&mut self, chunk: Chunk) {
+        let place = match &chunk.name {
+            b"VP8 " => &mut self.lossy,
+            b"VP8L" => &mut self.lossless,
+            b"ALPH" => &mut self.alpha,
+            b"ANMF" => &mut self.frame,
+            _ => return,
+        };
+        place.get_or_insert(chunk);
+    }
+
+    fn still(self, file: &[u8], canvas: (u32, u32), with_alpha: bool) -> Parts<'_> {
+        if let Some(picture) = self.lossless {
+            return Parts::of_picture(picture.data(file), canvas);
+        }
+        let lossy = self.lossy.map(|chunk| chunk.data(file));
+        match self.alpha {
+            Some(alpha) if with_alpha => Parts::of_alpha(lossy, alpha.data(file), canvas),
+            Some(_) | None => Parts { lossy, lossless: None },
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Chunk {
+    name: [u8; 4],
+    /// Where its data begin.
+    start: usize,
+    /// Bytes of its data, as announced.
+    size: usize,
+}
+
+impl Chunk {
+    fn at(file: &[u8], at: usize) -> Option<Self> {
+        let &[a, b, c, d, s0, s1, s2, s3] = file.get(at..)?.first_chunk()?;
+        let size = u32::from_le_bytes([s0, s1, s2, s3]) as usize;
+        Some(Self { name: [a, b, c, d], start: at + 8, size })
+    }
+
+    /// Its data, as far as the file has them.
+    fn data(self, file: &[u8]) -> &[u8] {
+        file.get(self.start..self.start.saturating_add(self.size).min(file.len()))
+            .unwrap_or_default()
+    }
+
+    /// Where the next chunk begins: behind a byte of padding after data of an odd size.
+    fn next(self) -> usize {
+        self.start.saturating_add(self.size).saturating_add(self.size & 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CANVAS: (u32, u32) = (16, 32);
+    /// Key frames: tag, start code, sides.
+    const FITTING: &[u8] = b"\x10\0\0\x9d\x01\x2a\x10\0\x20\0";
+    const LARGE: &[u8] = b"\x10\0\0\x9d\x01\x2a\x11\0\x20\0";
+    /// Place and sides (4 x 5) of a frame.
+    const FRAME: &[u8] = b"\0\0\0\0\0\0\x03\0\0\x04\0\0\0\0\0\0";
+
+    fn chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
+        let padding = &[0][..data.len() % 2];
+        [name, &(data.len() as u32).to_le_bytes()[..], data, padding].concat()
+    }
+
+    fn riff(chunks: &[Vec<u8>]) -> Vec<u8> {
+        let chunks = chunks.concat();
+        let size = (chunks.len() as u32 + 4).to_le_bytes();
+        [b"RIFF", &size[..], b"WEBP", &chunks].concat()
+    }
+
+    fn extended(flags: u8, chunks: &[Vec<u8>]) -> Vec<u8> {
+        let head = chunk(b"VP8X", &[flags, 0, 0, 0, 15, 0, 0, 31, 0, 0]);
+        riff(&[vec![head], chunks.to_vec()].concat())
+    }
+
+    fn frame(chunks: &[Vec<u8>]) -> Vec<u8> {
+        chunk(b"ANMF", &[FRAME, &chunks.concat()].concat())
+    }
+
+    fn picture(bytes: &[u8], sides: (u32, u32)) -> Parts<'_> {
+        Parts::of_picture(bytes, sides)
+    }
+
+    #[test]
+    fn behind_a_plain_picture_nothing_is_read() {
+        let more = frame(&[chunk(b"ALPH", b"\x01xx")]);
+        let file = riff(&[chunk(b"VP8L", b"first"), chunk(b"VP8L", b"second"), more.clone()]);
+        assert_eq!(parts(&file, CANVAS), picture(b"first", CANVAS));
+        let file = riff(&[chunk(b"VP8 ", FITTING), more]);
+        assert_eq!(parts(&file, CANVAS), Parts { lossy: Some(FITTING), lossless: None });
+    }
+
+    #[test]
+    fn the_first_chunk_of_a_kind_is_read_up_to_the_announced_size() {
+        let pictures = [chunk(b"VP8L", b"first"), chunk(b"VP8L", b"second")];
+        let mut file = extended(0, &pictures);
+        assert_eq!(parts(&file, CANVAS), picture(b"first", CANVAS));
+        file[4..8].copy_from_slice(&12_u32.to_le_bytes());
+        assert_eq!(parts(&file, CANVAS), Parts::default(), "behind the end");
+    }
+
+    #[test]
+    fn of_an_animation_the_first_frame_is_read_with_its_own_sides() {
+        let first = frame(&[chunk(b"VP8L", b"inner")]);
+        let file = extended(ANIMATED, &[chunk(b"VP8L", b"outer"), first, frame(&[])]);
+        assert_eq!(parts(&file, CANVAS), picture(b"inner", (4, 5)));
+        // Without the flag the picture is the outer one, or else the frame's.
+        let file = extended(0, &[frame(&[chunk(b"VP8L", b"inner")]), chunk(b"VP8L", b"outer")]);
+        assert_eq!(parts(&file, CANVAS), picture(b"outer", CANVAS));
+        let file = extended(0, &[frame(&[chunk(b"VP8L", b"inner")]), chunk(b"VP8 ", FITTING)]);
+        assert_eq!(parts(&file, CANVAS), picture(b"inner", CANVAS));
+    }
+
+    #[test]
+    fn transparency_is_read_where_the_flags_tell_of_it_and_it_is_compressed() {
+        let alpha = |flags, head: &[u8]| {
+            let file = extended(flags, &[chunk(b"ALPH", head), chunk(b"VP8 ", FITTING)]);
+            parts(&file, CANVAS).lossless.map(|stream| (stream.sides, stream.is_alpha))
+        };
+        assert_eq!(alpha(ALPHA, b"\x01xx"), Some((CANVAS, true)));
+        assert_eq!(alpha(ALPHA, b"\x00xx"), None);
+        assert_eq!(alpha(0, b"\x01xx"), None);
+    }
+
+    #[test]
+    fn a_lossy_frame_beyond_its_canvas_is_found_wherever_it_is_read() {
+        let files = |data: &[u8]| {
+            let lossy = chunk(b"VP8 ", data);
+            // The inner chunk seems to reach over what follows the frame.
+            let mut hiding = frame(&[chunk(b"blip", b"")]);
+            hiding[8 + FRAME.len() + 4..][..4].fill(0xff);
+            [
+                riff(std::slice::from_ref(&lossy)),
+                extended(0, &[chunk(b"XMP ", b"x"), lossy.clone()]),
+                extended(0, &[hiding, lossy.clone()]),
+                extended(ANIMATED, &[frame(std::slice::from_ref(&lossy))]),
+                // The decoder does not look at the name of what follows transparency.
+                extended(ANIMATED, &[frame(&[chunk(b"ALPH", b"\0"), chunk(b"blip", data)])]),
+            ]
+        };
+        for (large, fitting) in files(LARGE).iter().zip(&files(FITTING)) {
+            assert!(frame_exceeds(large, CANVAS));
+            assert!(!frame_exceeds(fitting, CANVAS));
+            assert!(frame_exceeds(fitting, (16, 31)));
+            assert!(!frame_exceeds(&large[..large.len() - 4], CANVAS));
+        }
+    }
+}

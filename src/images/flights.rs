@@ -80,10 +80,15 @@ impl Flights {
 }
 
 impl Flight {
+    /// True while someone waits; unlike [`is_wanted`](Self::is_wanted) it changes nothing and takes no lock.
+    pub(super) fn has_passengers(&self) -> bool {
+        self.sender.receiver_count() > 0
+    }
+
     /// True while someone waits. False closes the flight: nobody can join it any more.
     pub(super) fn is_wanted(&self) -> bool {
         let mut open = lock(&self.flights.open);
-        let wanted = self.sender.receiver_count() > 0;
+        let wanted = self.has_passengers();
         if !wanted {
             self.close(&mut open);
         }

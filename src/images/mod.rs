@@ -6,7 +6,8 @@
 //! ```
 //!
 //! - [`Images`]: what `http` holds.
-//! - `pool`: few threads below the worker's priority behind bounded queues, hashing and decoding in turns.
+//! - `pool`: few threads below the worker's priority behind bounded queues, hashing and decoding in turns. `jobs`: what
+//!   runs there.
 //! - `flights`: identical images in progress are one piece of work, also when the first who asked has left.
 //! - `workshop`: the work on one file; the only place where a decoder's panic is caught.
 //! - `budget`: bytes that decodes may hold together. `cache`: prepared pixels, bounded in bytes and time.
@@ -21,6 +22,7 @@ mod budget;
 mod cache;
 mod error;
 mod flights;
+mod jobs;
 mod pool;
 mod resolve;
 mod settings;

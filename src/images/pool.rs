@@ -13,11 +13,27 @@ const NICENESS: i32 = 10;
 
 /// Weight of the newest job in the mean time of its lane.
 const NEWEST: f64 = 0.1;
-/// A job whose client has left ends at once; what ends within this says nothing about the next.
-const NOTHING_DONE: Duration = Duration::from_micros(20);
 
 /// Something to run on a pool thread.
-pub(super) type Job = Box<dyn FnOnce() + Send>;
+pub(super) trait Job: Send {
+    /// False when all who wanted it have left: it will end at once. Cheap, and takes no lock.
+    fn is_wanted(&self) -> bool {
+        true
+    }
+
+    /// Does it.
+    fn run(self: Box<Self>) -> Done;
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Done {
+    /// With what it was for: its time tells about the next.
+    Work,
+    /// Early: nobody wanted it any more, or its file was refused. Files that are refused are not what others wait
+    /// for, and take microseconds.
+    Early,
+}
 
 /// In which of the two queues a job waits. They take turns, each first come first served, so neither starves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,11 +61,20 @@ struct Queue {
     threads: usize,
 }
 
+/// A job on a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Running {
+    lane: Lane,
+    began: Instant,
+}
+
 #[derive(Default)]
 struct State {
-    hashes: VecDeque<Job>,
-    decodes: VecDeque<Job>,
-    /// Mean times of late, in seconds; 0 before the first job.
+    hashes: VecDeque<Box<dyn Job>>,
+    decodes: VecDeque<Box<dyn Job>>,
+    /// What runs now.
+    running: Vec<Running>,
+    /// Mean times of late, in seconds; 0 before the first job that did its work.
     hash_seconds: f64,
     decode_seconds: f64,
     /// Whose turn it is; without jobs of that kind the other goes on.
@@ -62,32 +87,60 @@ impl State {
         self.hashes.len() + self.decodes.len()
     }
 
-    fn next(&mut self) -> Option<(Job, Lane)> {
+    fn next(&mut self, now: Instant) -> Option<(Box<dyn Job>, Running)> {
         let decode = self.decode_next && !self.decodes.is_empty() || self.hashes.is_empty();
-        let job = if decode { self.decodes.pop_front() } else { self.hashes.pop_front() }?;
+        let lane = if decode { Lane::Decodes } else { Lane::Hashes };
+        let job = match lane {
+            Lane::Hashes => self.hashes.pop_front(),
+            Lane::Decodes => self.decodes.pop_front(),
+        }?;
         self.decode_next = !decode;
-        Some((job, if decode { Lane::Decodes } else { Lane::Hashes }))
+        let running = Running { lane, began: now };
+        self.running.push(running);
+        Some((job, running))
     }
 
-    /// Takes the time of a job that has ended into its lane's mean.
-    fn learn(&mut self, lane: Lane, took: Duration) {
-        if took < NOTHING_DONE {
-            return;
+    /// A job has ended: takes its time into its lane's mean. One that ended early can only tell that jobs take longer
+    /// than thought.
+    fn ended(&mut self, job: Running, now: Instant, done: Done) {
+        if let Some(place) = self.running.iter().position(|running| *running == job) {
+            self.running.swap_remove(place);
         }
-        let mean = match lane {
+        let took = now.saturating_duration_since(job.began).as_secs_f64();
+        let mean = match job.lane {
             Lane::Hashes => &mut self.hash_seconds,
             Lane::Decodes => &mut self.decode_seconds,
         };
-        let weight = if *mean == 0.0 { 1.0 } else { NEWEST };
-        *mean += weight * (took.as_secs_f64() - *mean);
+        match done {
+            Done::Work if *mean == 0.0 => *mean = took,
+            Done::Early if *mean == 0.0 || took <= *mean => {}
+            Done::Work | Done::Early => *mean += NEWEST * (took - *mean),
+        }
     }
 
-    /// Time that one thread needs for all that waits. What is hashed is decoded next, as far as anybody knows.
-    fn work(&self) -> Duration {
-        let (hashes, decodes) = (self.hashes.len() as f64, self.decodes.len() as f64);
-        let seconds =
-            hashes * (self.hash_seconds + self.decode_seconds) + decodes * self.decode_seconds;
-        Duration::from_secs_f64(seconds)
+    /// Time until one of `threads` threads is free for a job that comes now; none while one has nothing to do.
+    fn wait(&self, threads: usize, now: Instant) -> Duration {
+        let wanted =
+            |jobs: &VecDeque<Box<dyn Job>>| jobs.iter().filter(|job| job.is_wanted()).count();
+        let (hashes, decodes) = (wanted(&self.hashes), wanted(&self.decodes));
+        if hashes + decodes + self.running.len() < threads {
+            return Duration::ZERO;
+        }
+        let running: f64 = self.running.iter().map(|job| self.seconds_left(*job, now)).sum();
+        let seconds = running
+            + hashes as f64 * (self.hash_seconds + self.decode_seconds)
+            + decodes as f64 * self.decode_seconds;
+        Duration::from_secs_f64(seconds / threads as f64)
+    }
+
+    /// What a job still takes by its lane's mean; nothing once it has run longer. What is hashed is decoded next, as
+    /// far as anybody knows.
+    fn seconds_left(&self, job: Running, now: Instant) -> f64 {
+        let ran = now.saturating_duration_since(job.began).as_secs_f64();
+        match job.lane {
+            Lane::Hashes => (self.hash_seconds - ran).max(0.0) + self.decode_seconds,
+            Lane::Decodes => (self.decode_seconds - ran).max(0.0),
+        }
     }
 }
 
@@ -107,13 +160,13 @@ impl Pool {
         Ok(pool)
     }
 
-    /// How long a file that comes now would wait for its turn, by the mean times of late; what runs does not count.
+    /// How long a file that comes now would wait for its turn, by the mean times of late.
     pub(super) fn wait(&self) -> Duration {
-        lock(&self.queue.state).work() / self.queue.threads as u32
+        lock(&self.queue.state).wait(self.queue.threads, Instant::now())
     }
 
     /// Queues a job; never blocks. A job that is refused is dropped.
-    pub(super) fn submit(&self, job: Job, lane: Lane) -> Result<(), QueueFull> {
+    pub(super) fn submit(&self, job: Box<dyn Job>, lane: Lane) -> Result<(), QueueFull> {
         let mut state = lock(&self.queue.state);
         if state.waiting() >= self.queue.capacity {
             // Dropping a job may run its owner's code: not under the lock.
@@ -143,20 +196,20 @@ impl Drop for Pool {
 
 impl Queue {
     fn work(&self) {
-        while let Some((job, lane)) = self.pop() {
-            let began = Instant::now();
+        while let Some((job, running)) = self.pop() {
             // The job reports its own panics; this one keeps the thread alive whatever it forgot.
-            if catch_unwind(AssertUnwindSafe(job)).is_err() {
+            let done = catch_unwind(AssertUnwindSafe(|| job.run())).unwrap_or_else(|_| {
                 tracing::error!("a decoding job panicked");
-            }
-            lock(&self.state).learn(lane, began.elapsed());
+                Done::Early
+            });
+            lock(&self.state).ended(running, Instant::now(), done);
         }
     }
 
-    fn pop(&self) -> Option<(Job, Lane)> {
+    fn pop(&self) -> Option<(Box<dyn Job>, Running)> {
         let mut state = lock(&self.state);
         loop {
-            if let Some(job) = state.next() {
+            if let Some(job) = state.next(Instant::now()) {
                 return Some(job);
             }
             if state.closed {
@@ -181,6 +234,26 @@ fn lower_priority(report: bool) {
 mod tests {
     use super::*;
     use std::sync::mpsc;
+
+    impl<F: FnOnce() + Send> Job for F {
+        fn run(self: Box<Self>) -> Done {
+            self();
+            Done::Work
+        }
+    }
+
+    /// Ends as told; wanted by nobody.
+    struct Unwanted(Done);
+
+    impl Job for Unwanted {
+        fn is_wanted(&self) -> bool {
+            false
+        }
+
+        fn run(self: Box<Self>) -> Done {
+            self.0
+        }
+    }
 
     /// A pool of one thread that is held until the sender is used or dropped.
     fn held(capacity: usize) -> (Pool, mpsc::Sender<()>) {
@@ -233,50 +306,94 @@ mod tests {
         assert_eq!(order, ["hash 1", "decode 1", "hash 2", "decode 2", "hash 3", "hash 4"]);
     }
 
-    #[test]
-    fn the_wait_is_the_mean_time_of_what_stands_before_shared_by_the_threads() {
-        let second = Duration::from_secs(1);
-        let mut state = State::default();
-        state.decodes.push_back(Box::new(|| ()));
-        assert_eq!(state.work(), Duration::ZERO, "nothing is known yet");
-        state.learn(Lane::Decodes, second * 2);
-        state.learn(Lane::Hashes, second);
-        // A job whose client had left changes nothing.
-        state.learn(Lane::Decodes, Duration::ZERO);
-        assert_eq!(state.work(), second * 2);
-        state.hashes.push_back(Box::new(|| ()));
-        assert_eq!(state.work(), second * 5, "what is hashed is decoded next");
-        state.learn(Lane::Decodes, second);
-        assert!(state.work() < second * 5, "the mean follows");
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A job of the lane has run.
+    fn learn(state: &mut State, lane: Lane, took: Duration, done: Done) {
+        let began = Instant::now();
+        state.ended(Running { lane, began }, began + took, done);
+    }
+
+    /// Of the time when a job of each lane takes this long.
+    fn known() -> State {
+        State { hash_seconds: 1.0, decode_seconds: 2.0, ..State::default() }
     }
 
     #[test]
-    fn a_pool_learns_from_its_jobs_and_has_no_wait_when_nothing_waits() {
-        let (pool, release) = held(4);
-        pool.submit(Box::new(|| ()), Lane::Decodes).unwrap();
-        assert_eq!(pool.wait(), Duration::ZERO);
-        // Longer than a job that does nothing.
-        let began = Instant::now();
-        while began.elapsed() < NOTHING_DONE * 2 {
-            thread::yield_now();
+    fn the_wait_is_the_mean_time_of_what_stands_before_shared_by_the_threads() {
+        let (mut state, now) = (State::default(), Instant::now());
+        state.decodes.push_back(Box::new(|| ()));
+        assert_eq!(state.wait(1, now), Duration::ZERO, "nothing is known yet");
+        learn(&mut state, Lane::Decodes, SECOND * 2, Done::Work);
+        learn(&mut state, Lane::Hashes, SECOND, Done::Work);
+        assert_eq!(state.wait(1, now), SECOND * 2);
+        state.hashes.push_back(Box::new(|| ()));
+        assert_eq!(state.wait(1, now), SECOND * 5, "what is hashed is decoded next");
+        assert_eq!(state.wait(2, now), SECOND * 5 / 2);
+        learn(&mut state, Lane::Decodes, SECOND, Done::Work);
+        assert!(state.wait(1, now) < SECOND * 5, "the mean follows");
+    }
+
+    #[test]
+    fn files_that_are_refused_do_not_bring_the_estimate_down() {
+        let (mut state, now) = (State::default(), Instant::now());
+        let broken = Duration::from_micros(50);
+        learn(&mut state, Lane::Decodes, broken, Done::Early);
+        learn(&mut state, Lane::Decodes, SECOND, Done::Work);
+        state.decodes.push_back(Box::new(|| ()));
+        assert_eq!(state.wait(1, now), SECOND, "the first that is decoded is believed in full");
+        for _ in 0..1000 {
+            learn(&mut state, Lane::Decodes, broken, Done::Early);
         }
-        release.send(()).unwrap();
-        let (sender, ran) = mpsc::channel();
-        let last = sender.clone();
-        pool.submit(Box::new(move || sender.send(()).unwrap()), Lane::Decodes).unwrap();
-        ran.recv().unwrap();
-        assert_eq!(pool.wait(), Duration::ZERO);
-        let (release, wait) = mpsc::channel::<()>();
-        let (started, has_started) = mpsc::channel();
-        let hold = move || {
-            started.send(()).unwrap();
-            let _ = wait.recv();
-        };
-        pool.submit(Box::new(hold), Lane::Decodes).unwrap();
-        has_started.recv().unwrap();
-        pool.submit(Box::new(move || last.send(()).unwrap()), Lane::Decodes).unwrap();
-        assert!(pool.wait() >= NOTHING_DONE, "{:?}", pool.wait());
-        drop(release);
+        assert_eq!(state.wait(1, now), SECOND);
+        // One that fails late has kept a thread like any other.
+        learn(&mut state, Lane::Decodes, SECOND * 11, Done::Early);
+        assert_eq!(state.wait(1, now), SECOND * 2);
+    }
+
+    #[test]
+    fn what_runs_counts_with_the_rest_of_its_time_where_no_thread_is_free() {
+        let (mut state, now) = (known(), Instant::now());
+        assert_eq!(state.wait(1, now), Duration::ZERO, "nothing waits and nothing runs");
+        state.decodes.push_back(Box::new(|| ()));
+        state.hashes.push_back(Box::new(|| ()));
+        let (_, hash) = state.next(now).unwrap();
+        let (_, decode) = state.next(now).unwrap();
+        assert_eq!((hash.lane, decode.lane), (Lane::Hashes, Lane::Decodes));
+        assert_eq!(state.wait(2, now), SECOND * 5 / 2);
+        assert_eq!(state.wait(3, now), Duration::ZERO, "a third thread would be free");
+        assert_eq!(state.wait(2, now + SECOND), SECOND * 3 / 2);
+        assert_eq!(state.wait(2, now + SECOND * 60), SECOND, "the decoding that follows");
+        state.ended(hash, now + SECOND, Done::Work);
+        assert_eq!(state.wait(1, now + SECOND), SECOND);
+        state.ended(decode, now + SECOND * 2, Done::Work);
+        assert_eq!(state.wait(1, now), Duration::ZERO, "an idle pool takes whatever comes");
+    }
+
+    #[test]
+    fn jobs_that_nobody_wants_any_more_are_not_waited_for() {
+        let (mut state, now) = (known(), Instant::now());
+        state.decodes.push_back(Box::new(Unwanted(Done::Early)));
+        state.hashes.push_back(Box::new(Unwanted(Done::Early)));
+        assert_eq!(state.wait(1, now), Duration::ZERO);
+        state.decodes.push_back(Box::new(|| ()));
+        assert_eq!(state.wait(1, now), SECOND * 2);
+    }
+
+    #[test]
+    fn a_pool_learns_from_jobs_that_did_their_work_alone() {
+        for (done, learns) in [(Done::Early, false), (Done::Work, true)] {
+            let pool = Pool::start(1, 4).unwrap();
+            pool.submit(Box::new(Unwanted(done)), Lane::Decodes).unwrap();
+            // The one thread has ended the first job when it runs the second.
+            let (sender, ran) = mpsc::channel();
+            pool.submit(Box::new(move || sender.send(()).unwrap()), Lane::Hashes).unwrap();
+            let (sender, ran_last) = mpsc::channel();
+            pool.submit(Box::new(move || sender.send(()).unwrap()), Lane::Hashes).unwrap();
+            ran.recv().unwrap();
+            ran_last.recv().unwrap();
+            assert_eq!(lock(&pool.queue.state).decode_seconds > 0.0, learns, "{done:?}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::cache::{Lookup, PixelCache};
 use super::flights::{Boarding, Flight, Flights};
+use super::jobs::{DecodeJob, HashJob};
 use super::pool::{Lane, Pool, QueueFull};
 use super::workshop::{Decode, Workshop};
 use super::{ImagesError, ImagesSettings, Key};
@@ -46,11 +47,11 @@ pub struct Images {
 }
 
 /// Held by every clone of [`Images`] and by every job on the pool.
-struct Shared {
+pub(super) struct Shared {
     pool: Pool,
-    cache: PixelCache,
+    pub(super) cache: PixelCache,
     flights: Arc<Flights>,
-    workshop: Workshop,
+    pub(super) workshop: Workshop,
 }
 
 impl Images {
@@ -145,13 +146,7 @@ impl Images {
             return Ok(image_id(file));
         }
         let (sender, id) = oneshot::channel();
-        let file = file.clone();
-        let job = Box::new(move || {
-            if !sender.is_closed() {
-                // The receiver may leave meanwhile; then nobody needs the id.
-                let _ = sender.send(image_id(&file));
-            }
-        });
+        let job = Box::new(HashJob { file: file.clone(), sender });
         self.shared.pool.submit(job, Lane::Hashes)?;
         id.await.map_err(|_| ImagesError::Overloaded)
     }
@@ -160,17 +155,7 @@ impl Images {
         if crate::faults::at("images::enqueue") {
             return Err(QueueFull);
         }
-        let shared = Arc::clone(&self.shared);
-        let job = Box::new(move || {
-            if !flight.is_wanted() {
-                return;
-            }
-            let result = shared.workshop.prepare(&file, key);
-            if let Ok(prepared) = &result {
-                shared.cache.insert(key, prepared.image.clone());
-            }
-            flight.land(result.map_err(ImagesError::Input));
-        });
+        let job = Box::new(DecodeJob { shared: Arc::clone(&self.shared), flight, key, file });
         self.shared.pool.submit(job, Lane::Decodes)
     }
 }

@@ -194,9 +194,9 @@ mod tests {
     /// Place and sides (4 x 5) of a frame.
     const FRAME: &[u8] = b"\0\0\0\0\0\0\x03\0\0\x04\0\0\0\0\0\0";
 
-    fn chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    fn chunk(name: [u8; 4], data: &[u8]) -> Vec<u8> {
         let padding = &[0][..data.len() % 2];
-        [name, &(data.len() as u32).to_le_bytes()[..], data, padding].concat()
+        [&name, &(data.len() as u32).to_le_bytes()[..], data, padding].concat()
     }
 
     fn riff(chunks: &[Vec<u8>]) -> Vec<u8> {
@@ -206,12 +206,12 @@ mod tests {
     }
 
     fn extended(flags: u8, chunks: &[Vec<u8>]) -> Vec<u8> {
-        let head = chunk(b"VP8X", &[flags, 0, 0, 0, 15, 0, 0, 31, 0, 0]);
+        let head = chunk(*b"VP8X", &[flags, 0, 0, 0, 15, 0, 0, 31, 0, 0]);
         riff(&[vec![head], chunks.to_vec()].concat())
     }
 
     fn frame(chunks: &[Vec<u8>]) -> Vec<u8> {
-        chunk(b"ANMF", &[FRAME, &chunks.concat()].concat())
+        chunk(*b"ANMF", &[FRAME, &chunks.concat()].concat())
     }
 
     fn picture(bytes: &[u8], sides: (u32, u32)) -> Parts<'_> {
@@ -220,16 +220,16 @@ mod tests {
 
     #[test]
     fn behind_a_plain_picture_nothing_is_read() {
-        let more = frame(&[chunk(b"ALPH", b"\x01xx")]);
-        let file = riff(&[chunk(b"VP8L", b"first"), chunk(b"VP8L", b"second"), more.clone()]);
+        let more = frame(&[chunk(*b"ALPH", b"\x01xx")]);
+        let file = riff(&[chunk(*b"VP8L", b"first"), chunk(*b"VP8L", b"second"), more.clone()]);
         assert_eq!(parts(&file, CANVAS), picture(b"first", CANVAS));
-        let file = riff(&[chunk(b"VP8 ", FITTING), more]);
+        let file = riff(&[chunk(*b"VP8 ", FITTING), more]);
         assert_eq!(parts(&file, CANVAS), Parts { lossy: Some(FITTING), lossless: None });
     }
 
     #[test]
     fn the_first_chunk_of_a_kind_is_read_up_to_the_announced_size() {
-        let pictures = [chunk(b"VP8L", b"first"), chunk(b"VP8L", b"second")];
+        let pictures = [chunk(*b"VP8L", b"first"), chunk(*b"VP8L", b"second")];
         let mut file = extended(0, &pictures);
         assert_eq!(parts(&file, CANVAS), picture(b"first", CANVAS));
         file[4..8].copy_from_slice(&12_u32.to_le_bytes());
@@ -238,20 +238,20 @@ mod tests {
 
     #[test]
     fn of_an_animation_the_first_frame_is_read_with_its_own_sides() {
-        let first = frame(&[chunk(b"VP8L", b"inner")]);
-        let file = extended(ANIMATED, &[chunk(b"VP8L", b"outer"), first, frame(&[])]);
+        let first = frame(&[chunk(*b"VP8L", b"inner")]);
+        let file = extended(ANIMATED, &[chunk(*b"VP8L", b"outer"), first, frame(&[])]);
         assert_eq!(parts(&file, CANVAS), picture(b"inner", (4, 5)));
         // Without the flag the picture is the outer one, or else the frame's.
-        let file = extended(0, &[frame(&[chunk(b"VP8L", b"inner")]), chunk(b"VP8L", b"outer")]);
+        let file = extended(0, &[frame(&[chunk(*b"VP8L", b"inner")]), chunk(*b"VP8L", b"outer")]);
         assert_eq!(parts(&file, CANVAS), picture(b"outer", CANVAS));
-        let file = extended(0, &[frame(&[chunk(b"VP8L", b"inner")]), chunk(b"VP8 ", FITTING)]);
+        let file = extended(0, &[frame(&[chunk(*b"VP8L", b"inner")]), chunk(*b"VP8 ", FITTING)]);
         assert_eq!(parts(&file, CANVAS), picture(b"inner", CANVAS));
     }
 
     #[test]
     fn transparency_is_read_where_the_flags_tell_of_it_and_it_is_compressed() {
         let alpha = |flags, head: &[u8]| {
-            let file = extended(flags, &[chunk(b"ALPH", head), chunk(b"VP8 ", FITTING)]);
+            let file = extended(flags, &[chunk(*b"ALPH", head), chunk(*b"VP8 ", FITTING)]);
             parts(&file, CANVAS).lossless.map(|stream| (stream.sides, stream.is_alpha))
         };
         assert_eq!(alpha(ALPHA, b"\x01xx"), Some((CANVAS, true)));
@@ -262,17 +262,17 @@ mod tests {
     #[test]
     fn a_lossy_frame_beyond_its_canvas_is_found_wherever_it_is_read() {
         let files = |data: &[u8]| {
-            let lossy = chunk(b"VP8 ", data);
+            let lossy = chunk(*b"VP8 ", data);
             // The inner chunk seems to reach over what follows the frame.
-            let mut hiding = frame(&[chunk(b"blip", b"")]);
+            let mut hiding = frame(&[chunk(*b"blip", b"")]);
             hiding[8 + FRAME.len() + 4..][..4].fill(0xff);
             [
                 riff(std::slice::from_ref(&lossy)),
-                extended(0, &[chunk(b"XMP ", b"x"), lossy.clone()]),
+                extended(0, &[chunk(*b"XMP ", b"x"), lossy.clone()]),
                 extended(0, &[hiding, lossy.clone()]),
                 extended(ANIMATED, &[frame(std::slice::from_ref(&lossy))]),
                 // The decoder does not look at the name of what follows transparency.
-                extended(ANIMATED, &[frame(&[chunk(b"ALPH", b"\0"), chunk(b"blip", data)])]),
+                extended(ANIMATED, &[frame(&[chunk(*b"ALPH", b"\0"), chunk(*b"blip", data)])]),
             ]
         };
         for (large, fitting) in files(LARGE).iter().zip(&files(FITTING)) {

@@ -12,8 +12,11 @@ use self::targets::{bodies, checkpoint, decode, text};
 use super::images::corpus::damaged;
 use super::random::Random;
 
+/// What a fuzzer calls with its bytes.
+type Target = fn(&[u8]);
+
 /// Every target by its name, as `cargo fuzz` knows it.
-const TARGETS: [(&str, fn(&[u8])); 11] = [
+const TARGETS: [(&str, Target); 11] = [
     ("decode_jpeg", decode::jpeg),
     ("decode_png", decode::png),
     ("decode_webp", decode::webp),
@@ -40,7 +43,8 @@ fn inputs(name: &str) -> Vec<PathBuf> {
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    let entries =
+        std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect()
 }
 

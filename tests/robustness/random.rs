@@ -1,6 +1,6 @@
 //! Numbers that are the same in every run: what a run sends depends on its seed alone.
 
-/// SplitMix64 (Steele, Lea, Flood 2014): any seed is good, a few lines.
+/// `SplitMix64` (Steele, Lea, Flood 2014): any seed is good, a few lines.
 #[derive(Debug, Clone)]
 pub(crate) struct Random(u64);
 

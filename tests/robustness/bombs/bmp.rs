@@ -5,11 +5,11 @@ use super::{Bomb, decoded, image, too_large, undecodable, unsupported};
 
 /// Both headers: sides, bits a pixel, compression, colours of the palette.
 fn head((width, height): (i32, i32), depth: u16, compression: u32, colours: u32) -> Vec<u8> {
-    let offset = 54 + if depth <= 8 { 4 << depth } else { 0 };
+    let offset = 54_u32 + if depth <= 8 { 4 << depth } else { 0 };
     [
         b"BM",
         &[0; 8][..],
-        &(offset as u32).to_le_bytes(),
+        &offset.to_le_bytes(),
         &40_u32.to_le_bytes(),
         &width.to_le_bytes(),
         &height.to_le_bytes(),

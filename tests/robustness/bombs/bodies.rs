@@ -212,8 +212,10 @@ fn post(fields: &str, body: &[u8]) -> Vec<u8> {
 
 fn head_bombs() -> Vec<Bomb> {
     let chunked = |chunks: Vec<u8>| post("transfer-encoding: chunked\r\n", &chunks);
-    let fields =
-        |count: usize| -> String { (0..count).map(|index| format!("x-{index}: y\r\n")).collect() };
+    let fields = |count: usize| {
+        let lines: Vec<String> = (0..count).map(|index| format!("x-{index}: y\r\n")).collect();
+        lines.concat()
+    };
     let query = "prompt=a&".repeat(3000);
     vec![
         raw("1,000,000 chunks of a byte", chunked(b"1\r\nx\r\n".repeat(1_000_000)), &[413]),

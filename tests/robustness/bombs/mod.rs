@@ -79,7 +79,8 @@ fn body(
         "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
-    raw(name, [head.as_bytes(), &body].concat(), expected)
+    let request = [head.into_bytes(), body].concat();
+    raw(name, request, expected)
 }
 
 fn raw(name: &'static str, request: Vec<u8>, expected: &'static [u16]) -> Bomb {

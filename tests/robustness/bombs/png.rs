@@ -6,8 +6,8 @@ use super::{Bomb, decoded, image, too_large, undecodable};
 pub(super) const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
 /// A chunk with its checksum.
-pub(crate) fn chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
-    let named = [name, data].concat();
+pub(crate) fn chunk(name: [u8; 4], data: &[u8]) -> Vec<u8> {
+    let named = [&name, data].concat();
     let length = (data.len() as u32).to_be_bytes();
     [&length[..], &named, &crc(&named).to_be_bytes()].concat()
 }
@@ -24,37 +24,37 @@ pub(crate) fn crc(bytes: &[u8]) -> u32 {
 /// Sides, bit depth, colour type, interlacing.
 fn header((width, height): (u32, u32), depth: u8, colour: u8, interlaced: u8) -> Vec<u8> {
     let sides = [width.to_be_bytes(), height.to_be_bytes()].concat();
-    chunk(b"IHDR", &[&sides[..], &[depth, colour, 0, 0, interlaced]].concat())
+    chunk(*b"IHDR", &[&sides[..], &[depth, colour, 0, 0, interlaced]].concat())
 }
 
 fn file(parts: &[&[u8]]) -> Vec<u8> {
-    [SIGNATURE, &parts.concat(), &chunk(b"IEND", b"")].concat()
+    [SIGNATURE, &parts.concat(), &chunk(*b"IEND", b"")].concat()
 }
 
 /// A picture of one colour whose `raw_bytes` are all there.
 fn whole(header: &[u8], raw_bytes: u64) -> Vec<u8> {
-    file(&[header, &chunk(b"IDAT", &zlib_zeros(raw_bytes))])
+    file(&[header, &chunk(*b"IDAT", &zlib_zeros(raw_bytes))])
 }
 
 /// 8 x 8 grey pixels and chunks before them.
 fn with(extra: &[u8]) -> Vec<u8> {
-    file(&[&header((8, 8), 8, 0, 0), extra, &chunk(b"IDAT", &zlib_zeros(72))])
+    file(&[&header((8, 8), 8, 0, 0), extra, &chunk(*b"IDAT", &zlib_zeros(72))])
 }
 
 fn animated(frames: u32) -> Vec<u8> {
-    let mut extra = chunk(b"acTL", &[frames.to_be_bytes(), 0_u32.to_be_bytes()].concat());
+    let mut extra = chunk(*b"acTL", &[frames.to_be_bytes(), 0_u32.to_be_bytes()].concat());
     let control = |sequence: u32| {
         let fields = [sequence, 8, 8, 0, 0].map(u32::to_be_bytes).concat();
-        chunk(b"fcTL", &[&fields[..], &[0, 1, 0, 1, 0, 0]].concat())
+        chunk(*b"fcTL", &[&fields[..], &[0, 1, 0, 1, 0, 0]].concat())
     };
     extra.extend(control(0));
     let mut after = Vec::new();
     for frame in 0..frames {
         after.extend(control(frame * 2 + 1));
         let data = [&(frame * 2 + 2).to_be_bytes()[..], &zlib_zeros(72)].concat();
-        after.extend(chunk(b"fdAT", &data));
+        after.extend(chunk(*b"fdAT", &data));
     }
-    file(&[&header((8, 8), 8, 0, 0), &extra, &chunk(b"IDAT", &zlib_zeros(72)), &after])
+    file(&[&header((8, 8), 8, 0, 0), &extra, &chunk(*b"IDAT", &zlib_zeros(72)), &after])
 }
 
 pub(super) fn bombs() -> Vec<Bomb> {
@@ -65,7 +65,7 @@ pub(super) fn bombs() -> Vec<Bomb> {
     let lying_length = |name: &[u8; 4], length: u32| {
         [SIGNATURE, &header((8, 8), 8, 0, 0), &length.to_be_bytes(), name, &small].concat()
     };
-    let tiny: Vec<u8> = zlib_zeros(72).iter().flat_map(|&byte| chunk(b"IDAT", &[byte])).collect();
+    let tiny: Vec<u8> = zlib_zeros(72).iter().flat_map(|&byte| chunk(*b"IDAT", &[byte])).collect();
     vec![
         image(
             "png 50,000 x 50,000 of 1 bit",
@@ -85,11 +85,11 @@ pub(super) fn bombs() -> Vec<Bomb> {
         image("png without pixels", whole(&header((0, 0), 8, 6, 0), 1000), undecodable()),
         image("png without a width", whole(&header((0, 100), 8, 6, 0), 1000), undecodable()),
         image("png one side too long", whole(&header((16_385, 1), 8, 0, 0), 16_386), too_large()),
-        image("png colour profile of 1 GiB", with(&chunk(b"iCCP", &profile)), &[200, 422]),
-        image("png text of 1 GiB", with(&chunk(b"zTXt", &profile)), &[200, 422]),
+        image("png colour profile of 1 GiB", with(&chunk(*b"iCCP", &profile)), &[200, 422]),
+        image("png text of 1 GiB", with(&chunk(*b"zTXt", &profile)), &[200, 422]),
         image(
             "png international text of 1 GiB",
-            with(&chunk(b"iTXt", &international)),
+            with(&chunk(*b"iTXt", &international)),
             &[200, 422],
         ),
         image(
@@ -121,18 +121,18 @@ pub(super) fn bombs() -> Vec<Bomb> {
         image("png IDAT byte by byte", file(&[&header((8, 8), 8, 0, 0), &tiny]), decoded()),
         image(
             "png 100,000 text chunks",
-            with(&chunk(b"tEXt", b"a\0b").repeat(100_000)),
+            with(&chunk(*b"tEXt", b"a\0b").repeat(100_000)),
             &[200, 422],
         ),
         image(
             "png 500,000 empty unknown chunks",
-            with(&chunk(b"blIp", b"").repeat(500_000)),
+            with(&chunk(*b"blIp", b"").repeat(500_000)),
             decoded(),
         ),
         image("png animation of 10,000 frames", animated(10_000), decoded()),
         image(
             "png animation of 2^31 frames and none",
-            with(&chunk(b"acTL", &[0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0])),
+            with(&chunk(*b"acTL", &[0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0])),
             &[200, 422],
         ),
         image("png chunk of 2^31-1 bytes", lying_length(b"IDAT", 0x7fff_ffff), undecodable()),

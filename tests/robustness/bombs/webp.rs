@@ -8,9 +8,9 @@ fn riff(chunks: &[u8]) -> Vec<u8> {
     [b"RIFF", &size[..], b"WEBP", chunks].concat()
 }
 
-fn chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
+fn chunk(name: [u8; 4], data: &[u8]) -> Vec<u8> {
     let padding = &[0][..data.len() % 2];
-    [name, &(data.len() as u32).to_le_bytes()[..], data, padding].concat()
+    [&name, &(data.len() as u32).to_le_bytes()[..], data, padding].concat()
 }
 
 /// The beginning of a lossless bitstream, up to where transforms may stand.
@@ -77,7 +77,7 @@ const COPIES: [u8; 17] =
 
 /// A picture that begins with such an image; its stream's head ends with a byte.
 fn copies(sides: (u32, u32)) -> Vec<u8> {
-    chunk(b"VP8L", &[&lossless_head(sides).finish(), &COPIES[1..]].concat())
+    chunk(*b"VP8L", &[&lossless_head(sides).finish(), &COPIES[1..]].concat())
 }
 
 /// The same transform again and again, each with an image without bits.
@@ -89,62 +89,62 @@ fn transforms(sides: (u32, u32), count: usize) -> Vec<u8> {
         (0..5).for_each(|_| single(&mut bits, 0));
     }
     bits.put(0, 32);
-    chunk(b"VP8L", &bits.finish())
+    chunk(*b"VP8L", &bits.finish())
 }
 
 /// A frame of 2^24 a side, and its transparency.
 fn frame_without_bits() -> Vec<u8> {
     let place = [&[0; 6][..], &[0xff; 6], &[0; 4]].concat();
-    chunk(b"ANMF", &[place, chunk(b"ALPH", &COPIES), lossy((8, 8))].concat())
+    chunk(*b"ANMF", &[place, chunk(*b"ALPH", &COPIES), lossy((8, 8))].concat())
 }
 
 fn extended(flags: u8, (width, height): (u32, u32), chunks: &[u8]) -> Vec<u8> {
     let side = |side: u32| (side - 1).to_le_bytes()[..3].to_vec();
     let head = [&[flags, 0, 0, 0][..], &side(width), &side(height)].concat();
-    riff(&[chunk(b"VP8X", &head), chunks.to_vec()].concat())
+    riff(&[chunk(*b"VP8X", &head), chunks.to_vec()].concat())
 }
 
 fn animation(screen: (u32, u32), frame: (u32, u32), frames: usize) -> Vec<u8> {
     let side = |side: u32| (side - 1).to_le_bytes()[..3].to_vec();
     let place = [&[0; 6][..], &side(frame.0), &side(frame.1), &[1, 0, 0, 0]].concat();
-    let frame = chunk(b"ANMF", &[place, chunk(b"VP8L", &lossless(frame))].concat());
-    extended(2, screen, &[chunk(b"ANIM", &[0; 6]), frame.repeat(frames)].concat())
+    let frame = chunk(*b"ANMF", &[place, chunk(*b"VP8L", &lossless(frame))].concat());
+    extended(2, screen, &[chunk(*b"ANIM", &[0; 6]), frame.repeat(frames)].concat())
 }
 
 /// A key frame of these sides whose data are zeros.
 fn lossy((width, height): (u16, u16)) -> Vec<u8> {
     let sides = [width.to_le_bytes(), height.to_le_bytes()].concat();
-    chunk(b"VP8 ", &[b"\x10\x02\0\x9d\x01\x2a", &sides[..], &[0; 300]].concat())
+    chunk(*b"VP8 ", &[b"\x10\x02\0\x9d\x01\x2a", &sides[..], &[0; 300]].concat())
 }
 
 pub(super) fn bombs() -> Vec<Bomb> {
-    let mut lie = riff(&chunk(b"VP8L", &lossless((8, 8))));
+    let mut lie = riff(&chunk(*b"VP8L", &lossless((8, 8))));
     lie[4..8].copy_from_slice(&[0xff; 4]);
-    let mut long_chunk = riff(&chunk(b"VP8L", &lossless((8, 8))));
+    let mut long_chunk = riff(&chunk(*b"VP8L", &lossless((8, 8))));
     long_chunk[16..20].copy_from_slice(&[0xff; 4]);
-    let pixel = chunk(b"VP8L", &lossless((8, 8)));
+    let pixel = chunk(*b"VP8L", &lossless((8, 8)));
     vec![
         image(
             "webp lossless 16,383 a side",
-            riff(&chunk(b"VP8L", &lossless((16_383, 16_383)))),
+            riff(&chunk(*b"VP8L", &lossless((16_383, 16_383)))),
             too_large(),
         ),
         image(
             "webp lossless at the pixel cap",
-            riff(&chunk(b"VP8L", &lossless((8000, 6250)))),
+            riff(&chunk(*b"VP8L", &lossless((8000, 6250)))),
             decoded(),
         ),
         image(
             "webp 65,536 groups of codes",
-            riff(&chunk(b"VP8L", &groups_of_codes())),
+            riff(&chunk(*b"VP8L", &groups_of_codes())),
             too_large(),
         ),
         image(
             "webp 65,536 groups of codes in a frame",
             {
                 let place = [&[0; 6][..], &[0; 6], &[1, 0, 0, 0]].concat();
-                let frame = chunk(b"ANMF", &[place, chunk(b"VP8L", &groups_of_codes())].concat());
-                extended(2, (1, 1), &[chunk(b"ANIM", &[0; 6]), frame].concat())
+                let frame = chunk(*b"ANMF", &[place, chunk(*b"VP8L", &groups_of_codes())].concat());
+                extended(2, (1, 1), &[chunk(*b"ANIM", &[0; 6]), frame].concat())
             },
             too_large(),
         ),
@@ -174,14 +174,14 @@ pub(super) fn bombs() -> Vec<Bomb> {
         ),
         image(
             "webp of 500,000 unknown chunks",
-            extended(0, (8, 8), &[chunk(b"blip", b"").repeat(500_000), pixel.clone()].concat()),
+            extended(0, (8, 8), &[chunk(*b"blip", b"").repeat(500_000), pixel.clone()].concat()),
             &[200, 422],
         ),
         image("webp of 2^32-1 bytes", lie, undecodable()),
         image("webp chunk of 2^32-1 bytes", long_chunk, &[200, 422]),
         image(
             "webp without a frame",
-            extended(0, (8, 8), &chunk(b"EXIF", &[0; 100])),
+            extended(0, (8, 8), &chunk(*b"EXIF", &[0; 100])),
             undecodable(),
         ),
         image("webp copies without bits", riff(&copies((8000, 6250))), undecodable()),
@@ -193,7 +193,7 @@ pub(super) fn bombs() -> Vec<Bomb> {
         ),
         image(
             "webp animation of a frame of 2^24 a side",
-            extended(2, (8, 8), &[chunk(b"ANIM", &[0; 6]), frame_without_bits()].concat()),
+            extended(2, (8, 8), &[chunk(*b"ANIM", &[0; 6]), frame_without_bits()].concat()),
             undecodable(),
         ),
         image(
@@ -201,7 +201,7 @@ pub(super) fn bombs() -> Vec<Bomb> {
             extended(
                 0,
                 (8, 8),
-                &[pixel.clone(), chunk(b"VP8L", &groups_of_codes()).repeat(10)].concat(),
+                &[pixel.clone(), chunk(*b"VP8L", &groups_of_codes()).repeat(10)].concat(),
             ),
             decoded(),
         ),

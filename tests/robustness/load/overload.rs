@@ -194,6 +194,15 @@ async fn long() {
     eprintln!("{sent} requests at a capacity of {:.0}/s", report.capacity);
     let (once, tenfold) = (report.goodput(1.0), report.goodput(10.0));
     assert!(tenfold >= 0.9 * once, "goodput {tenfold:.0}/s at 10x, {once:.0}/s at 1x");
+}
+
+/// As [`long`], for minutes: how long those wait who are let in. Tells something only where nothing else wants the cores.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long"]
+async fn long_waits() {
+    let minute = Duration::from_secs(60);
+    let steps = [(0.5, minute / 2), (1.0, minute), (2.0, minute), (10.0, minute * 2)];
+    let report = run(Plan { measure: minute / 3, steps, faulty_clients: 0 }).await;
     let most = MAX_QUEUE_WAIT + report.idle.quantile(990) * 2;
     for row in &report.rows {
         let p99 = row.tally.quantile(990);

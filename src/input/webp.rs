@@ -59,6 +59,20 @@ pub(super) fn frame_exceeds(file: &[u8], canvas: (u32, u32)) -> bool {
     })
 }
 
+/// True when orientation or colours announce more bytes than the file has. The decoder allocates what they announce, up to
+/// 4 GiB, before it reads.
+pub(super) fn metadata_is_cut(file: &[u8]) -> bool {
+    let mut at = 12;
+    while let Some(chunk) = Chunk::at(file, at) {
+        let is_metadata = matches!(&chunk.name, b"EXIF" | b"ICCP" | b"XMP ");
+        if is_metadata && chunk.start.saturating_add(chunk.size) > file.len() {
+            return true;
+        }
+        at = chunk.next();
+    }
+    false
+}
+
 impl<'a> Parts<'a> {
     fn of_picture(bytes: &'a [u8], sides: (u32, u32)) -> Self {
         Self { lossy: None, lossless: Some(Lossless { bytes, sides, is_alpha: false }) }
@@ -208,6 +222,17 @@ mod tests {
     fn extended(flags: u8, chunks: &[Vec<u8>]) -> Vec<u8> {
         let head = chunk(*b"VP8X", &[flags, 0, 0, 0, 15, 0, 0, 31, 0, 0]);
         riff(&[vec![head], chunks.to_vec()].concat())
+    }
+
+    #[test]
+    fn metadata_must_be_there_in_full() {
+        let exif = |size: u32| {
+            let chunk = [b"EXIF", &size.to_le_bytes()[..], b"abcd"].concat();
+            extended(8, &[chunk])
+        };
+        assert!(!metadata_is_cut(&exif(4)));
+        assert!(metadata_is_cut(&exif(5)));
+        assert!(metadata_is_cut(&exif(u32::MAX)));
     }
 
     fn frame(chunks: &[Vec<u8>]) -> Vec<u8> {

@@ -48,7 +48,7 @@ async fn every_fault_leaves_one_reply_for_each_request_and_a_service_as_good_as_
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "long"]
 async fn long() {
-    run(250).await;
+    run(400).await;
 }
 
 /// Every scenario with so many requests.

@@ -247,6 +247,16 @@ impl Admission {
         self.room.reserve_bytes(bytes)
     }
 
+    /// Refuses a call that would wait so long for something else before its tasks can be submitted: the bounds of its wait
+    /// in the queue hold for that, too.
+    ///
+    /// # Errors
+    /// `Overloaded`.
+    pub fn check_wait(&self, wait: Duration) -> Result<(), EngineError> {
+        let left = self.deadline.saturating_duration_since(self.handle.shared.clock.now());
+        self.room.check_wait(wait, left)
+    }
+
     /// When the call must be answered.
     #[must_use]
     pub fn deadline(&self) -> Instant {

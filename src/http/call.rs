@@ -5,7 +5,7 @@
 //! the whole call, then the rows of all inputs are reserved at once. From there on, what is wrong with one input
 //! stays with that input.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -17,16 +17,14 @@ use super::image_args::{ImageArg, ImageSet, SharedImage};
 use super::middleware::context::RequestContext;
 use super::models::Model;
 use super::settings::Limits;
-use super::state::{HttpState, Services};
-use crate::engine::{Admission, EngineError};
+use super::state::HttpState;
+use crate::engine::Admission;
 use crate::task::{ImageInfo, PreparedImage, Role, Task, TaskOutput};
 use crate::telemetry::logging::clipped;
 use crate::telemetry::metrics::Metrics;
 
 /// Texts up to this many bytes in all are tokenised on the spot; more would hold up other connections.
 const INLINE_TEXT_BYTES: usize = 16 << 10;
-/// Most that a client is told to wait, whatever the estimate.
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// What is particular to an endpoint: one value is one input, checked.
 pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
@@ -188,7 +186,8 @@ impl<R> Opened<'_, R> {
 
         images.parse(&state.settings().input, services.fetcher.as_ref()).await?;
         if images.has_files() {
-            check_decoding_wait(services, &admission, state.metrics())?;
+            // The engine's own estimate begins where the wait for a decoding thread ends.
+            admission.check_wait(services.images.wait())?;
         }
         let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
         let find = images.finder(services, &model, context, admission.deadline());
@@ -294,25 +293,6 @@ fn check_bytes(bytes: u64, capacity: u64) -> Result<(), ApiError> {
          (engine.capacity_bytes); split it"
     );
     Err(ApiError::new(Code::BatchTooLarge, detail))
-}
-
-/// Refuses a call whose images would wait too long for a decoding thread. The engine's own estimate begins where that
-/// wait ends.
-fn check_decoding_wait(
-    services: &Services,
-    admission: &Admission,
-    metrics: &Metrics,
-) -> Result<(), ApiError> {
-    let wait = services.images.wait();
-    let refused = |reason| metrics.queue_rejected_total.with_label_values(&[reason]).inc();
-    if wait > services.engine.settings().max_queue_wait {
-        refused("full");
-    } else if wait > admission.deadline().saturating_duration_since(Instant::now()) {
-        refused("deadline");
-    } else {
-        return Ok(());
-    }
-    Err(ApiError::from(EngineError::Overloaded { retry_after: wait.min(LONGEST_RETRY) }))
 }
 
 /// Plans every input; what refuses the whole call is collected over all of them.

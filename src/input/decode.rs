@@ -62,9 +62,6 @@ pub fn inspect(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, Inp
     if !structure::is_complete(file, format) {
         return Err(undecodable(format, INCOMPLETE));
     }
-    if format == ImageFormat::WebP && webp::metadata_is_cut(file) {
-        return Err(undecodable(format, INCOMPLETE));
-    }
     if format == ImageFormat::WebP && webp::frame_exceeds(file, (width, height)) {
         return Err(undecodable(format, "a frame is larger than its canvas"));
     }

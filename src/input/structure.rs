@@ -1,14 +1,14 @@
 //! Whether a file is whole, told from its structure: the decoders fill the missing rest of a picture with grey or
 //! stop early without an error, Pillow raises. PNG and BMP need no help, their decoders ask for every byte.
 
-use super::gif;
+use super::{gif, webp};
 use crate::task::ImageFormat;
 
 /// Bytes after the end are allowed (as Pillow does); a file that ends early is not.
 pub(super) fn is_complete(file: &[u8], format: ImageFormat) -> bool {
     match format {
         ImageFormat::Jpeg => jpeg(file).complete,
-        ImageFormat::WebP => webp(file),
+        ImageFormat::WebP => riff(file) && !webp::metadata_is_cut(file),
         ImageFormat::Gif => gif::first_frame(file).is_some(),
         ImageFormat::Png | ImageFormat::Bmp => true,
     }
@@ -102,8 +102,8 @@ fn next_marker(file: &[u8], mut at: usize) -> Option<(u8, usize)> {
     }
 }
 
-/// The size in the RIFF header must be there; a missing last padding byte is forgiven.
-fn webp(file: &[u8]) -> bool {
+/// The size in the RIFF header must be there, and all of the metadata; a missing last padding byte is forgiven.
+fn riff(file: &[u8]) -> bool {
     let Some(size) = file.get(4..8).and_then(|bytes| bytes.first_chunk()) else { return false };
     let size = u64::from(u32::from_le_bytes(*size));
     file.len() as u64 >= (size & !1) + 8
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn bytes_behind_the_end_do_no_harm() {
         assert!(jpeg(&[JPEG, b"\xff\xd8 a second picture"].concat()).complete);
-        assert!(webp(b"RIFF\x06\0\0\0WEBPxx and more"));
+        assert!(riff(b"RIFF\x06\0\0\0WEBPxx and more"));
     }
 
     #[test]
@@ -161,9 +161,9 @@ mod tests {
 
     #[test]
     fn a_webp_must_be_as_long_as_it_says() {
-        assert!(webp(b"RIFF\x06\0\0\0WEBPxx"));
-        assert!(webp(b"RIFF\x07\0\0\0WEBPxx"));
-        assert!(!webp(b"RIFF\x08\0\0\0WEBPxx"));
-        assert!(!webp(b"RIFF\x06\0"));
+        assert!(riff(b"RIFF\x06\0\0\0WEBPxx"));
+        assert!(riff(b"RIFF\x07\0\0\0WEBPxx"));
+        assert!(!riff(b"RIFF\x08\0\0\0WEBPxx"));
+        assert!(!riff(b"RIFF\x06\0"));
     }
 }

@@ -283,11 +283,21 @@ impl Ledger {
             return Err(self.refuse(Refusal::Deadline, error));
         }
         let wait = book.estimates.wait(&queue, &self.settings).mul_f64(SLIPPAGE);
+        self.check_time(wait, estimate, left)
+    }
+
+    /// Refuses a wait longer than any call may have, or one after which `work` would end behind the deadline.
+    fn check_time(
+        &self,
+        wait: Duration,
+        work: Duration,
+        left: Duration,
+    ) -> Result<(), EngineError> {
         let overloaded = EngineError::Overloaded { retry_after: retry_after(wait) };
         if wait > self.settings.max_queue_wait {
             return Err(self.refuse(Refusal::Full, overloaded));
         }
-        if wait + estimate > left {
+        if wait + work > left {
             return Err(self.refuse(Refusal::Deadline, overloaded));
         }
         Ok(())

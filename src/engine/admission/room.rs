@@ -63,6 +63,11 @@ impl Room {
         Ok(())
     }
 
+    /// Refuses a call that would wait so long elsewhere, with `left` until the deadline.
+    pub(crate) fn check_wait(&self, wait: Duration, left: Duration) -> Result<(), EngineError> {
+        self.0.ledger.check_time(wait, Duration::ZERO, left)
+    }
+
     /// Takes `bytes` more.
     pub(crate) fn reserve_bytes(&self, bytes: u64) -> Result<(), EngineError> {
         let mut held = self.held();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::support::*;
 use crate::engine::fake::{self, FakeBackend, FakeCall, FakeFault, FakeMark};
-use crate::engine::{Engine, EngineError, EngineSettings, EngineState};
+use crate::engine::{Engine, EngineError, EngineSettings, EngineState, Reply};
 use crate::task::{GenerationParams, ModelId, Task, VqaMode};
 use crate::telemetry::metrics::Metrics;
 
@@ -124,8 +124,8 @@ fn a_dead_worker_resolves_every_reply_and_admits_nothing() {
     assert_eq!(metrics.worker_up.get(), 0);
 }
 
-#[test]
-fn a_worker_that_hangs_is_down() {
+/// An engine whose worker stands at the gate with a caption, for longer than it may.
+fn hanging() -> (Bench, Reply) {
     let settings =
         EngineSettings { worker_hang_limit: Duration::from_millis(1), ..EngineSettings::default() };
     let bench = Bench::start(settings);
@@ -133,6 +133,12 @@ fn a_worker_that_hangs_is_down() {
     let admission = bench.admit(1);
     let reply = admission.submit(CAPTION, caption(1));
     bench.control.wait_until_held();
+    (bench, reply)
+}
+
+#[test]
+fn a_worker_that_hangs_is_down() {
+    let (bench, reply) = hanging();
     let start = std::time::Instant::now();
     while bench.handle.state() != EngineState::WorkerDown {
         assert!(start.elapsed() < Duration::from_secs(20), "the hang goes unseen");
@@ -275,13 +281,7 @@ fn a_worker_that_panics_itself_is_replaced_with_its_backend() {
 
 #[test]
 fn whoever_waits_for_a_worker_that_hangs_is_told() {
-    let settings =
-        EngineSettings { worker_hang_limit: Duration::from_millis(1), ..EngineSettings::default() };
-    let bench = Bench::start(settings);
-    bench.control.hold();
-    let admission = bench.admit(1);
-    let reply = admission.submit(CAPTION, caption(1));
-    bench.control.wait_until_held();
+    let (bench, reply) = hanging();
     wait(bench.handle.lost());
     assert_eq!(wait(reply), Err(EngineError::WorkerDown));
     bench.control.release();

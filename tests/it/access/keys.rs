@@ -1,6 +1,5 @@
 //! API keys: what needs one, what a refusal looks like, what guessing costs, what is logged.
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -8,6 +7,7 @@ use axum::http::Request;
 use serde_json::json;
 
 use super::{A, B, get, post, with_keys};
+use crate::support::log::Log;
 use crate::support::server::read_to_end;
 use crate::support::{TestApp, TestServer, base64, png};
 
@@ -103,39 +103,18 @@ async fn guessing_is_refused_after_twenty_wrong_keys_and_right_ones_from_the_sam
     assert_eq!(app.get("/health").await.status, 200);
 }
 
-/// What is logged, as text.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn the_log_names_the_owner_of_a_key_and_never_the_key() {
     let app = TestApp::with(with_keys);
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(move || writer.clone())
-        .with_max_level(tracing::Level::TRACE)
-        .with_ansi(false)
-        .finish();
-    // Once before: see `routes::operations`.
+    // Once before: see `Log`.
     get(&app, "/info", A).await.ok();
     app.get("/info").await.refused(401, "unauthorized");
-    let _logging = tracing::subscriber::set_default(subscriber);
+    let log = Log::listen(tracing::Level::TRACE);
     let info = get(&app, "/info", A).await.text().to_owned();
     let guess = "wrong-wrong-wrong-wrong";
     get(&app, "/info", guess).await.refused(401, "unauthorized");
     let metrics = get(&app, "/metrics", B).await.text().to_owned();
-    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let text = log.text();
     assert!(text.contains("key_id=\"a\"") && text.contains("key_id=\"b\""), "{text}");
     for shown in [&text, &info, &metrics, &format!("{:?}", app.state.settings())] {
         for secret in [A, B, guess] {

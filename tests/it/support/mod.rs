@@ -3,6 +3,7 @@
 pub(crate) mod answer;
 pub(crate) mod app;
 pub(crate) mod inputs;
+pub(crate) mod log;
 pub(crate) mod origin;
 pub(crate) mod server;
 

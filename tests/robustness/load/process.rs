@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::watch;
 
+use crate::robustness::memory;
+
 /// Loading the demo models in the dev profile takes a few seconds, on a busy machine many.
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// Lines kept of a log whose lines are not asked for.
@@ -107,25 +109,21 @@ impl Process {
 
     /// What it takes now.
     pub(crate) fn usage(&self) -> Usage {
-        let pid = self.pid.as_raw_nonzero();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let field = |name: &str| -> u64 {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-            line.split_whitespace().next().unwrap().parse().unwrap()
-        };
+        let descriptors = format!("/proc/{}/fd", self.pid.as_raw_nonzero());
         Usage {
-            rss: field("VmRSS:") * 1024,
-            descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(),
-            threads: field("Threads:") as usize,
+            rss: self.status("VmRSS:") << 10,
+            descriptors: std::fs::read_dir(descriptors).unwrap().count(),
+            threads: self.status("Threads:") as usize,
         }
     }
 
     /// Most bytes of memory that were resident at a time.
     pub(crate) fn peak_rss(&self) -> u64 {
-        let status = format!("/proc/{}/status", self.pid.as_raw_nonzero());
-        let status = std::fs::read_to_string(status).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+        self.status("VmHWM:") << 10
+    }
+
+    fn status(&self, field: &str) -> u64 {
+        memory::status(&self.pid.as_raw_nonzero().to_string(), field).unwrap()
     }
 
     /// Sends a signal; one that has ended does not mind.

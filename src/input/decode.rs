@@ -1,19 +1,23 @@
 //! A picture file to an upright, opaque RGB picture; everything a header can tell is checked before pixels exist.
 //!
-//! Deliberately as Pillow and `transformers` do it: the first frame alone, EXIF orientation applied, transparency
-//! on a background. Not copied: XMP orientation is not looked at, ICC profiles are ignored (by both), 16-bit grey
-//! keeps its high byte (see `flatten`), the colour key of a PNG is compared at the file's own bit depth, what of a
-//! GIF's frame lies beyond its screen is cut off (Pillow enlarges the screen), and a PNG or BMP without its last
-//! bytes is refused even where they carry no pixel. As in Pillow, a JPEG whose data ends early in front of an end
-//! marker is filled up with grey.
+//! Deliberately as Pillow and `transformers` do it: the first frame alone, the orientation of EXIF or XMP applied,
+//! transparency on a background. Not copied: ICC profiles are ignored (by both), 16-bit grey keeps its high byte (see
+//! `flatten`), the colour key of a PNG is compared at the file's own bit depth, a PNG without its last bytes is refused
+//! even where they carry no pixel, and damaged metadata is no reason to refuse a picture. JPEG and BMP have decoders of
+//! our own ([`super::jpeg`], [`super::bmp`]): what is exact there, and what is not read, is written at their beginning.
+//! WebP and GIF go through [`super::still`].
 
 use std::io::Cursor;
 
-use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, RgbImage};
 
 use super::flatten::flatten;
-use super::{InputError, InputSettings, Picture, gif, lossless, sniff_format, structure, webp};
+use super::jpeg::{self, JpegError};
+use super::orientation::orientation;
+use super::still::Still;
+use super::{
+    InputError, InputSettings, Picture, bmp, gif, lossless, sniff_format, structure, webp,
+};
 use crate::task::ImageFormat;
 
 /// What a file says before it is decoded.
@@ -40,6 +44,17 @@ pub fn inspect(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, Inp
         return Err(InputError::ImageFileTooLarge { bytes, max_bytes });
     }
     let format = sniff_format(file)?;
+    if format == ImageFormat::Jpeg {
+        return inspect_jpeg(file, settings);
+    }
+    if format == ImageFormat::Bmp {
+        return inspect_bmp(file, settings);
+    }
+    let still = open_still(file, format)?;
+    if let Some((width, height)) = still.canvas {
+        check_size(width, height, settings)?;
+    }
+    let (file, beside) = (&*still.file, still.bytes());
     if format == ImageFormat::Png
         && let Some((width, height)) = structure::png_size(file)
     {
@@ -65,20 +80,52 @@ pub fn inspect(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, Inp
     if format == ImageFormat::WebP && webp::frame_exceeds(file, (width, height)) {
         return Err(undecodable(format, "a frame is larger than its canvas"));
     }
-    if format == ImageFormat::Jpeg {
-        check_scans(file, pixels, settings)?;
-    }
-    let mut working_bytes = bytes + pixels * bytes_beside(file, format);
+    let mut working_bytes = bytes + pixels * bytes_beside(format) + beside;
     if format == ImageFormat::WebP {
         working_bytes += check_codes(file, (width, height), settings)?;
     }
     if format == ImageFormat::Gif
         && let Some(frame) = gif::first_frame(file)
     {
-        // What of the frame lies beyond the screen is decoded with the rest and then cut off.
-        working_bytes += check_size(frame.width, frame.height, settings)? * 4;
+        // A frame that does not fill the screen is decoded beside it.
+        working_bytes += u64::from(frame.sides.0) * u64::from(frame.sides.1) * 4;
     }
+    let (width, height) = still.canvas.unwrap_or((width, height));
     Ok(ImageHeader { format, width, height, working_bytes })
+}
+
+fn inspect_bmp(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, InputError> {
+    let header = bmp::Header::read(file).map_err(refused_bmp)?;
+    let (width, height, format) = (header.width, header.height, ImageFormat::Bmp);
+    let pixels = check_size(width, height, settings)?;
+    if pixels == 0 {
+        return Err(undecodable(format, "it has no pixels"));
+    }
+    let (bytes, max_bytes) = (pixels * header.bytes_per_pixel(), settings.max_decoded_bytes);
+    if bytes > max_bytes {
+        return Err(InputError::DecodedImageTooLarge { bytes, max_bytes });
+    }
+    header.check_length(file).map_err(refused_bmp)?;
+    // Compressed data are unpacked to an index a pixel first; turning and flattening need no more than that.
+    let working_bytes = bytes + pixels * bytes_beside(format);
+    Ok(ImageHeader { format, width, height, working_bytes })
+}
+
+fn refused_bmp(refusal: bmp::Refusal) -> InputError {
+    let problem = match refusal {
+        bmp::Refusal::Incomplete => INCOMPLETE,
+        bmp::Refusal::Unsupported => VARIANT,
+        bmp::Refusal::Damaged => DAMAGED,
+    };
+    undecodable(ImageFormat::Bmp, problem)
+}
+
+/// The file that is decoded in place of the client's.
+fn open_still(file: &[u8], format: ImageFormat) -> Result<Still<'_>, InputError> {
+    Still::of(file, format).ok_or_else(|| {
+        let whole = structure::is_complete(file, format);
+        undecodable(format, if whole { DAMAGED } else { INCOMPLETE })
+    })
 }
 
 /// The number of pixels, within the limits.
@@ -91,15 +138,32 @@ fn check_size(width: u32, height: u32, settings: &InputSettings) -> Result<u64, 
     Ok(pixels)
 }
 
-/// Scans cost a few bytes each and make the decoder walk over every pixel again, or over a row of them.
-fn check_scans(file: &[u8], pixels: u64, settings: &InputSettings) -> Result<(), InputError> {
-    let most = MAX_FULL_SIZE_SCANS.saturating_mul(settings.max_pixels);
-    match structure::jpeg_walks(file, pixels) {
-        Some(walks) if walks <= most => Ok(()),
-        Some(_) | None => {
-            Err(undecodable(ImageFormat::Jpeg, "it has too many scans; save it with fewer"))
-        }
+/// The head of a JPEG, by the decoder that will read the rest.
+fn inspect_jpeg(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, InputError> {
+    let jpeg::JpegInfo { width, height, working_bytes } =
+        jpeg::read_header(file).map_err(refused_jpeg)?;
+    let pixels = check_size(width, height, settings)?;
+    let (bytes, max_bytes) = (pixels * 3, settings.max_decoded_bytes);
+    if bytes > max_bytes {
+        return Err(InputError::DecodedImageTooLarge { bytes, max_bytes });
     }
+    // Turning by EXIF needs the picture a second time, when everything else is gone.
+    let working_bytes = working_bytes.max(bytes * 2);
+    Ok(ImageHeader { format: ImageFormat::Jpeg, width, height, working_bytes })
+}
+
+/// The pixels of a JPEG, as stored.
+fn decode_jpeg(file: &[u8], settings: &InputSettings) -> Result<DynamicImage, InputError> {
+    let max_blocks = settings.max_pixels.saturating_mul(MAX_FULL_SIZE_WALKS) / 64;
+    let jpeg::Decoded { width, height, data } =
+        jpeg::decode(file, jpeg::Limits { max_blocks }).map_err(refused_jpeg)?;
+    RgbImage::from_raw(width, height, data)
+        .map(DynamicImage::ImageRgb8)
+        .ok_or_else(|| undecodable(ImageFormat::Jpeg, "its data is damaged"))
+}
+
+fn refused_jpeg(error: JpegError) -> InputError {
+    InputError::UndecodableImage { format: ImageFormat::Jpeg, problem: error.to_string() }
 }
 
 /// Bytes of a lossless picture's code tables, which the decoder allocates without a limit.
@@ -114,13 +178,14 @@ fn check_codes(
             Err(InputError::DecodedImageTooLarge { bytes, max_bytes })
         }
         Ok(bytes) => Ok(bytes),
-        Err(lossless::Malformed) => Err(undecodable(ImageFormat::WebP, "its data is damaged")),
+        Err(lossless::Malformed) => Err(undecodable(ImageFormat::WebP, DAMAGED)),
     }
 }
 
-/// Scans that a progressive picture of the most pixels may have, a smaller one in proportion more; encoders write
-/// about ten. The decoder's own bound, 100 whatever the size, allows a file of kilobytes to take many seconds.
-const MAX_FULL_SIZE_SCANS: u64 = 16;
+/// How often the scans of a JPEG of the most pixels may walk over one of its components; a smaller one in proportion
+/// more. Encoders write about ten scans: 20 walks for three components, 40 for four of full size. libjpeg has no
+/// bound, and a scan costs a few bytes.
+const MAX_FULL_SIZE_WALKS: u64 = 48;
 
 /// Decodes a file that [`inspect`] has passed.
 ///
@@ -132,36 +197,50 @@ pub fn decode(
     settings: &InputSettings,
 ) -> Result<Picture, InputError> {
     let format = header.format;
-    let mut decoder = open(file, format, settings)?;
-    decoder
-        .set_limits(limits(settings.max_decoded_bytes))
-        .map_err(|error| refused(format, header, &error, settings))?;
-    // Damaged metadata is no reason to refuse a picture.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder)
-        .map_err(|error| refused(format, header, &error, settings))?;
-    if format == ImageFormat::Gif {
-        fill_uncovered(&mut image, file);
-    }
-    image.apply_orientation(orientation);
+    let mut image = match format {
+        ImageFormat::Jpeg => decode_jpeg(file, settings)?,
+        ImageFormat::Bmp => bmp::decode(file).map_err(refused_bmp)?,
+        ImageFormat::Png | ImageFormat::WebP | ImageFormat::Gif => {
+            decode_still(&open_still(file, format)?, header, settings)?
+        }
+    };
+    image.apply_orientation(orientation(file, format));
     let (width, height) = (image.width(), image.height());
     let data = flatten(image, settings.alpha_background)
         .map_err(|_| undecodable(format, "its colour type is not supported"))?;
     Ok(Picture::new(width, height, data))
 }
 
+/// The pixels of PNG, WebP and GIF, as stored.
+fn decode_still(
+    still: &Still<'_>,
+    header: &ImageHeader,
+    settings: &InputSettings,
+) -> Result<DynamicImage, InputError> {
+    let (format, file) = (header.format, &*still.file);
+    let refused = |error: &ImageError| refused(format, header, error, settings);
+    let mut decoder = open(file, format, settings)?;
+    decoder.set_limits(limits(settings.max_decoded_bytes)).map_err(|error| refused(&error))?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| refused(&error))?;
+    if format == ImageFormat::Gif {
+        fill_uncovered(&mut image, file);
+    }
+    Ok(still.on_canvas(image))
+}
+
 /// Far above any row and any colour profile of a real PNG, far below a profile that is a bomb.
 const METADATA_BYTES: u64 = 16 << 20;
 
 const INCOMPLETE: &str = "the file ends before its picture is complete";
+const DAMAGED: &str = "its data is damaged";
+const VARIANT: &str = "it uses a variant of its format that is not read";
 
 /// What a decoder, the turning or the flattening holds beside the decoded pixels, bytes per pixel.
-fn bytes_beside(file: &[u8], format: ImageFormat) -> u64 {
+fn bytes_beside(format: ImageFormat) -> u64 {
     match format {
-        ImageFormat::Jpeg => structure::jpeg_coefficient_bytes(file).max(3),
         // Lossless frames are decoded to four channels first.
         ImageFormat::WebP => 4,
-        ImageFormat::Png | ImageFormat::Gif | ImageFormat::Bmp => 3,
+        ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::Gif | ImageFormat::Bmp => 3,
     }
 }
 
@@ -178,11 +257,11 @@ fn open<'file>(
     settings: &InputSettings,
 ) -> Result<impl ImageDecoder + 'file, InputError> {
     let format_of_crate = match format {
-        ImageFormat::Jpeg => image::ImageFormat::Jpeg,
+        // Read by decoders of our own before this one is asked for.
+        ImageFormat::Jpeg | ImageFormat::Bmp => return Err(undecodable(format, VARIANT)),
         ImageFormat::Png => image::ImageFormat::Png,
         ImageFormat::WebP => image::ImageFormat::WebP,
         ImageFormat::Gif => image::ImageFormat::Gif,
-        ImageFormat::Bmp => image::ImageFormat::Bmp,
     };
     let mut reader = ImageReader::with_format(Cursor::new(file), format_of_crate);
     reader.limits(limits(METADATA_BYTES.min(settings.max_decoded_bytes)));
@@ -195,8 +274,8 @@ fn fill_uncovered(image: &mut DynamicImage, file: &[u8]) {
     let (DynamicImage::ImageRgba8(pixels), Some(frame)) = (image, gif::first_frame(file)) else {
         return;
     };
-    if !frame.transparent {
-        let [red, green, blue] = frame.first_colour;
+    if frame.transparent.is_none() {
+        let [red, green, blue] = frame.colour(0);
         for pixel in pixels.pixels_mut().filter(|pixel| pixel.0[3] == 0) {
             pixel.0 = [red, green, blue, 255];
         }
@@ -225,12 +304,12 @@ fn describe(error: &ImageError) -> &'static str {
         return INCOMPLETE;
     }
     match error {
-        ImageError::Unsupported(_) => "it uses a variant of its format that is not read",
+        ImageError::Unsupported(_) => VARIANT,
         ImageError::Limits(_) => "its header asks for too much memory",
         ImageError::Decoding(_)
         | ImageError::Encoding(_)
         | ImageError::Parameter(_)
-        | ImageError::IoError(_) => "its data is damaged",
+        | ImageError::IoError(_) => DAMAGED,
     }
 }
 
@@ -329,7 +408,7 @@ mod tests {
                 "it uses a variant of its format that is not read",
                 "its header asks for too much memory",
                 "it has no pixels",
-                "it has too many scans; save it with fewer",
+                "it takes too much work to decode; save it again with fewer scans",
             ];
             assert!(plain.contains(&&*problem), "{format:?}: {problem}");
         }

@@ -8,6 +8,9 @@
 //! Callers: `images` (pictures, on its decoding threads) and `http` (image values, texts). A decoder may panic on
 //! a malicious file: whoever calls `inspect` or `decode` catches that.
 
+mod bmp;
+#[cfg(test)]
+mod containers;
 mod decode;
 mod detokenizer;
 mod error;
@@ -16,11 +19,15 @@ mod gif;
 #[cfg(test)]
 mod goldens;
 mod image_value;
+mod jpeg;
 mod lossless;
+mod orientation;
 mod picture;
 mod resize;
+mod riff;
 mod settings;
 mod sniff;
+mod still;
 mod structure;
 mod text;
 mod tokenizer;
@@ -32,7 +39,7 @@ pub use error::{InputError, TokenizerError};
 pub use image_value::ImageValue;
 pub use picture::Picture;
 pub use resize::resize;
-pub use settings::{InputSettings, InvalidInputSetting};
+pub use settings::{InputSettings, InvalidInputSetting, ResizeOrder};
 pub use sniff::sniff_format;
 pub use text::check_text;
 pub use tokenizer::Tokenizer;
@@ -58,5 +65,5 @@ pub fn prepare(
     let header = inspect(file, settings)?;
     let picture = decode(file, &header, settings)?;
     let info = picture.info(image_id(file), header.format);
-    Ok((info, resize(&picture, preprocessing)))
+    Ok((info, resize(&picture, preprocessing, settings.resize_order)))
 }

@@ -66,14 +66,13 @@ def compare(spec: weights.Checkpoint, args: argparse.Namespace, pictures: dict, 
         else:
             comparison.generating(spec.role, server, pictures, reference, found)
         seconds = list(server.seconds)
-        jpeg = comparison.original_jpeg(spec.role, server, pictures, reference)
     finally:
         ended = server.stop()
         (args.work / f"{spec.name}.log").write_text("".join(server.log))
     if ended["exit_code"] != 0:
         found.wrong(f"exit code {ended['exit_code']} after SIGTERM")
     return {
-        "name": spec.name, "role": spec.role, "recipe": spec.recipe, "size": spec.size, "found": found.document(), "jpeg": jpeg, "ended": ended,
+        "name": spec.name, "role": spec.role, "recipe": spec.recipe, "size": spec.size, "found": found.document(), "ended": ended,
         "start_seconds": server.start_seconds, "seconds": seconds, "reference_seconds": reference["seconds"],
         "weights_file": "pytorch_model.bin" if spec.as_bin else "model.safetensors", "reference": report.facts(spec, reference),
         "machine": machine(args.server),

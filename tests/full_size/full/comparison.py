@@ -83,7 +83,7 @@ def generating(role: str, server: Server, photographs: dict[str, Photograph], re
     greedy = [e for e in reference["entries"] if e["name"] == "greedy"]
     for entry in reference["entries"]:
         label = f"{entry['name']} {entry['photo']} {entry['text']!r} {entry['params']}"
-        image = photographs[entry["photo"]].exact
+        image = photographs[entry["photo"]].file
         check(f"json {label}", server.json(path, {"image": image} | fields(entry)), entry)
         found.sent("JSON")
         if entry in greedy:
@@ -92,7 +92,7 @@ def generating(role: str, server: Server, photographs: dict[str, Photograph], re
         elif len(entry["params"]) > 1:
             check(f"multipart {label}", server.multipart(path, [image], fields(entry)), entry)
             found.sent("multipart")
-    items = [{"image": photographs[e["photo"]].exact} | fields(e) for e in greedy]
+    items = [{"image": photographs[e["photo"]].file} | fields(e) for e in greedy]
     batch = server.json(f"{path}/batch", {"inputs": items})
     found.sent("batch")
     for entry, answer in zip(greedy, batch["results"], strict=True):
@@ -109,7 +109,7 @@ def generating(role: str, server: Server, photographs: dict[str, Photograph], re
 def _questions_together(server: Server, photographs: dict[str, Photograph], greedy: list[dict], found: Findings) -> None:
     for photo in photographs:
         entries = [e for e in greedy if e["photo"] == photo]
-        answer = server.json("/vqa", {"image": photographs[photo].exact, "questions": [e["text"] for e in entries]})
+        answer = server.json("/vqa", {"image": photographs[photo].file, "questions": [e["text"] for e in entries]})
         found.sent("JSON")
         for entry, actual in zip(entries, answer["answers"], strict=True):
             sequence(found, f"together {photo} {entry['text']!r}", actual, "answer", entry["sequences"][0])
@@ -117,7 +117,7 @@ def _questions_together(server: Server, photographs: dict[str, Photograph], gree
 
 def _ranking(server: Server, photographs: dict[str, Photograph], entry: dict, found: Findings) -> None:
     candidates = sorted(answer for answer, _, _ in entry["ranking"])
-    body = {"image": photographs[entry["photo"]].exact, "question": entry["question"], "candidates": candidates}
+    body = {"image": photographs[entry["photo"]].file, "question": entry["question"], "candidates": candidates}
     actual = server.json("/vqa", body)["answers"][0]
     found.sent("JSON")
     found.answers += 1
@@ -139,7 +139,7 @@ def _ranking(server: Server, photographs: dict[str, Photograph], entry: dict, fo
 def matching(server: Server, photographs: dict[str, Photograph], reference: dict, found: Findings) -> None:
     """Scores of all photographs and texts, and all embeddings."""
     photos, texts = list(photographs), reference["texts"]
-    images = [photographs[p].exact for p in photos]
+    images = [photographs[p].file for p in photos]
     _scores(found, "json", server.json("/similarity", {"images": images, "texts": texts})["scores"], reference, photos)
     found.sent("JSON")
     _scores(found, "multipart", server.multipart("/similarity", images, {"texts": texts})["scores"], reference, photos)
@@ -189,25 +189,3 @@ def _embedding(found: Findings, label: str, answer: dict, expected: list[float])
     found.embedding = min(found.embedding, cosine)
     if not cosine >= EMBEDDING_COSINE or abs(length - 1.0) > 1e-5:
         found.wrong(f"embedding {label}: cosine {cosine}, length {length}")
-
-
-def original_jpeg(role: str, server: Server, photographs: dict[str, Photograph], reference: dict) -> dict | None:
-    """The same inputs with the original JPEG, whose decoders differ by a level or two: reported, not required to be equal."""
-    found, name = Findings(), next((n for n, p in photographs.items() if p.jpeg), None)
-    if name is None:
-        return None
-    picture = {name: Photograph(photographs[name].jpeg, None, photographs[name].pixel_values)}
-    if role == "retrieval":
-        n = list(photographs).index(name)
-        part = reference | {key: [reference[key][n]] for key in ("match", "cosine", "image")}
-        _scores(found, "jpeg", server.raw("/similarity", picture[name].exact, {"texts": part["texts"]})["scores"], part, [name])
-        _embedding(found, "jpeg", server.raw("/embeddings", picture[name].exact, {}), part["image"][0])
-    else:
-        entries = [e for e in reference["entries"] if e["photo"] == name]
-        for entry in entries:
-            text = {"caption": "prompt", "vqa": "question"}[role]
-            fields = ({text: entry["text"]} if entry["text"] is not None else {}) | entry["params"]
-            answer = server.raw({"caption": "/caption", "vqa": "/vqa"}[role], picture[name].exact, fields)
-            for actual, expected in zip(answer["captions" if role == "caption" else "answers"], entry["sequences"], strict=True):
-                sequence(found, f"jpeg {entry['text']!r}", actual, "text" if role == "caption" else "answer", expected)
-    return found.document()

@@ -73,9 +73,6 @@ def _section(size: str, results: list[dict]) -> list[str]:
             ["role, recipe", "file", "answers", "max match difference", "max cosine difference", "smallest embedding cosine", "picture moved by one patch: match, cosine, embedding cosine", "differences"],
             [_matching(r) for r in matching],
         )
-    if any(r["jpeg"] for r in results):
-        parts.append("The original JPEG instead of a PNG of its pixels (decoders differ by a level or two; not required to be equal):\n")
-        parts += _table(["role, recipe", "texts equal", "max logprob difference (equal texts or not)", "max match difference", "max cosine difference", "embedding cosine"], [_jpeg(r) for r in results if r["jpeg"]])
     parts.append("Time and memory. Requests go one at a time; a reference computes each picture once and looks for inputs worth having, so its time is no comparison.\n")
     parts += _table(["role, recipe", "start", "requests", "median", "longest", "total", "peak memory of the server", "exit code on SIGTERM", "reference"], [_times(r) for r in results])
     wrong = [f"- {_name(r)}: {m}" for r in results for m in r["found"]["mismatches"]]
@@ -111,13 +108,6 @@ def _matching(r: dict) -> list[str]:
     f, w = r["found"], r["reference"]["rolled"]
     moved = f"{w['match']:.1e}, {w['cosine']:.1e}, {w['image']:.5f}"
     return [_name(r), r["weights_file"], str(f["answers"]), f"{f['match']:.1e}", f"{f['cosine']:.1e}", f"{f['embedding']:.8f}", moved, str(len(f["mismatches"]))]
-
-
-def _jpeg(r: dict) -> list[str]:
-    f = r["jpeg"]
-    if r["role"] == "retrieval":
-        return [_name(r), "-", "-", f"{f['match']:.1e}", f"{f['cosine']:.1e}", f"{f['embedding']:.8f}"]
-    return [_name(r), f"{f['texts_equal']} of {f['texts']}", f"{f['logprob']:.1e}", "-", "-", "-"]
 
 
 def _times(r: dict) -> list[str]:

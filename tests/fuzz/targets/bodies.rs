@@ -94,7 +94,8 @@ fn send(data: &[u8], content_type: &str) {
     answer(request.body(Body::from(body.to_vec())).unwrap());
 }
 
-fn answer(request: Request<Body>) {
+fn answer(mut request: Request<Body>) {
+    request.headers_mut().insert("host", "fuzz".parse().unwrap());
     let service = &*SERVICE;
     let response = service.runtime.block_on(service.router.clone().oneshot(request)).unwrap();
     assert!(!response.status().is_server_error(), "{response:?}");

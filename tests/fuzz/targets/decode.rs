@@ -1,6 +1,6 @@
 //! Picture files, one target a format.
 
-use blip_server::input::{InputSettings, decode, inspect, resize, sniff_format};
+use blip_server::input::{InputSettings, ResizeOrder, decode, inspect, resize, sniff_format};
 use blip_server::task::{ImageFormat, Preprocessing};
 
 pub(crate) fn jpeg(data: &[u8]) {
@@ -43,6 +43,6 @@ fn file(format: ImageFormat, data: &[u8]) {
     let (width, height) = (picture.width(), picture.height());
     assert!([(width, height), (height, width)].contains(&(header.width, header.height)));
     assert_eq!(picture.as_bytes().len() as u64, pixels * 3);
-    let pixels = resize(&picture, Preprocessing { width: 8, height: 8 });
+    let pixels = resize(&picture, Preprocessing::bicubic(8, 8), ResizeOrder::Pillow13);
     assert_eq!(pixels.as_bytes().len(), 8 * 8 * 3);
 }

@@ -44,6 +44,35 @@ fn progressive(sides: (u16, u16), refinements: usize) -> Vec<u8> {
     [head(0xc2, sides, 3, 0xe0), first, refinement.repeat(refinements), END.to_vec()].concat()
 }
 
+/// Arithmetic coding in one scan: behind the last byte a decoder goes on with zeros, which code something else for each
+/// state of its statistics.
+fn arithmetic(sides: (u16, u16), bytes: usize) -> Vec<u8> {
+    let scan = scan(&[1, 2, 3], SEQUENTIAL);
+    [head(0xc9, sides, 3, 0), scan, vec![0x5a; bytes], END.to_vec()].concat()
+}
+
+/// The same with refinements that change nothing.
+fn arithmetic_scans(sides: (u16, u16), refinements: usize) -> Vec<u8> {
+    let first = scan(&[1, 2, 3], [0, 0, 0]);
+    let refinement = scan(&[1], [1, 63, 0x10]);
+    [head(0xca, sides, 3, 0), first, refinement.repeat(refinements), END.to_vec()].concat()
+}
+
+/// Four components whose coefficients are all kept: the most memory that a file of this size can ask for.
+fn four(sides: (u16, u16)) -> Vec<u8> {
+    let first = [scan(&[1, 2, 3, 4], [0, 0, 0]), vec![0; 8]].concat();
+    [head(0xc2, sides, 4, 0xe0), first, END.to_vec()].concat()
+}
+
+/// A small frame inside a segment, in front of the one that counts: a walk over markers that takes TEM, SOI or restart
+/// markers for the beginning of a segment would believe the small one, and let hundreds of scans pass.
+fn hidden_frame(sides: (u16, u16)) -> Vec<u8> {
+    let small =
+        [b"\xff\x01\xff\xd8\xff\xd0".to_vec(), head(0xc0, (8, 8), 1, 0)[2..].to_vec()].concat();
+    let file = progressive(sides, 98);
+    [&file[..2], &segment(0xe5, &small), &file[2..]].concat()
+}
+
 pub(super) fn bombs() -> Vec<Bomb> {
     let cap = (16_384, 3000);
     let grey = |sides, before: &[u8], data: &[u8]| {
@@ -69,7 +98,7 @@ pub(super) fn bombs() -> Vec<Bomb> {
         image("jpeg one side too long", grey((16_385, 1), b"", b""), too_large()),
         image("jpeg without a height", grey((100, 0), b"", b""), undecodable()),
         image("jpeg 16,384 x 3,000 without data", grey(cap, b"", b""), &[200, 422]),
-        image("jpeg 1,000 scans", progressive((16, 16), 1000), undecodable()),
+        image("jpeg 1,000 scans of a small picture", progressive((16, 16), 1000), &[200, 422]),
         image("jpeg 90 scans of a small picture", progressive((16, 16), 90), &[200, 422]),
         image("jpeg 90 scans at the pixel cap", progressive(cap, 90), undecodable()),
         image("jpeg 12 scans at the pixel cap", progressive(cap, 12), &[200, 422]),
@@ -105,6 +134,16 @@ pub(super) fn bombs() -> Vec<Bomb> {
             }),
             undecodable(),
         ),
+        image("jpeg arithmetic without data at the pixel cap", arithmetic(cap, 0), &[200, 422]),
+        image("jpeg arithmetic with a byte at the pixel cap", arithmetic(cap, 1), &[200, 422]),
+        image(
+            "jpeg 90 arithmetic scans at the pixel cap",
+            arithmetic_scans(cap, 90),
+            undecodable(),
+        ),
+        image("jpeg 12 arithmetic scans at the pixel cap", arithmetic_scans(cap, 12), &[200, 422]),
+        image("jpeg four progressive components at the pixel cap", four(cap), &[200, 422]),
+        image("jpeg another frame hidden behind markers", hidden_frame(cap), undecodable()),
         image("jpeg one pixel", grey((1, 1), b"", b"\0"), decoded()),
         image("jpeg 10 MiB of start markers", b"\xff\xd8".repeat(5 << 20), undecodable()),
     ]

@@ -1,0 +1,363 @@
+//! Arithmetic coding, sequential and progressive: `jdarith.c` of libjpeg-turbo (T.81, annexes D, F.2.4 and G.1.3).
+
+use super::JpegError;
+use super::frame::{Block, Process};
+use super::header::{NATURAL_ORDER, Scan, ScanComponent, Tables};
+use super::probabilities::STATES;
+use super::scan::{BlockDecoder, Restarts};
+use super::source::Source;
+
+/// Decodes the blocks of one scan.
+#[derive(Debug)]
+pub(super) struct Arithmetic<'s, 'a> {
+    decoder: Decoder<'s, 'a>,
+    restarts: Restarts,
+    /// Statistics of DC and AC values, by table.
+    dc: [DcStatistics; 16],
+    ac: [AcStatistics; 16],
+    components: Vec<Coder>,
+    pass: Pass,
+    first: usize,
+    last: usize,
+    low: u32,
+}
+
+type DcStatistics = [u8; 64];
+type AcStatistics = [u8; 256];
+
+/// One component of the scan.
+#[derive(Debug)]
+struct Coder {
+    tables: ScanComponent,
+    /// The DC value of the block before.
+    predicted: i32,
+    /// The statistics that its difference selects (T.81, table F.4).
+    context: usize,
+    /// Bounds of small and large differences.
+    bounds: (u8, u8),
+    /// The last coefficient whose magnitude counts as one of the low ones.
+    low_coefficients: u8,
+}
+
+/// What a scan adds to the coefficients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Sequential,
+    DcFirst,
+    DcRefine,
+    AcFirst,
+    AcRefine,
+}
+
+impl<'s, 'a> Arithmetic<'s, 'a> {
+    /// Begins a scan; [`super::progressive::check`] has passed a progressive one. `fuel` bounds the decisions: after
+    /// a marker the decoder goes on with zeros, so the length of the file does not.
+    pub(super) fn start(
+        source: &'s mut Source<'a>,
+        tables: &Tables,
+        scan: &Scan,
+        process: Process,
+        fuel: u64,
+    ) -> Self {
+        let pass = match (process.progressive, scan.first, scan.high) {
+            (false, _, _) => Pass::Sequential,
+            (true, 0, 0) => Pass::DcFirst,
+            (true, 0, _) => Pass::DcRefine,
+            (true, _, 0) => Pass::AcFirst,
+            (true, _, _) => Pass::AcRefine,
+        };
+        let coder = |&component: &ScanComponent| Coder {
+            tables: component,
+            predicted: 0,
+            context: 0,
+            bounds: tables.arithmetic_dc[component.dc_table],
+            low_coefficients: tables.arithmetic_ac[component.ac_table],
+        };
+        Self {
+            decoder: Decoder::new(source, fuel),
+            restarts: Restarts::new(tables),
+            dc: [[0; 64]; 16],
+            ac: [[0; 256]; 16],
+            components: scan.components.iter().map(coder).collect(),
+            pass,
+            first: usize::from(scan.first),
+            last: usize::from(scan.last),
+            // The parameters of a sequential scan mean nothing, whatever a file says there.
+            low: if process.progressive { u32::from(scan.low) } else { 0 },
+        }
+    }
+
+    /// The DC value of a block: its difference from the one before. False where the data are damaged.
+    fn dc_value(&mut self, component: usize) -> Result<bool, JpegError> {
+        let coder = &mut self.components[component];
+        let statistics = &mut self.dc[coder.tables.dc_table];
+        let decoder = &mut self.decoder;
+        if !decoder.decide(&mut statistics[coder.context])? {
+            coder.context = 0;
+            return Ok(true);
+        }
+        let negative = decoder.decide(&mut statistics[coder.context + 1])?;
+        let mut at = coder.context + 2 + usize::from(negative);
+        let mut magnitude = i32::from(decoder.decide(&mut statistics[at])?);
+        if magnitude != 0 {
+            at = 20;
+            while decoder.decide(&mut statistics[at])? {
+                magnitude <<= 1;
+                if magnitude == 0x8000 {
+                    decoder.give_up();
+                    return Ok(false);
+                }
+                at += 1;
+            }
+        }
+        let (small, large) = coder.bounds;
+        let sign = usize::from(negative) * 4;
+        coder.context = if magnitude < (1 << small) >> 1 {
+            0
+        } else if magnitude > (1 << large) >> 1 {
+            12 + sign
+        } else {
+            4 + sign
+        };
+        let value = decoder.magnitude_bits(&mut statistics[at + 14], magnitude)? + 1;
+        let difference = if negative { -value } else { value };
+        coder.predicted = (coder.predicted + difference) & 0xffff;
+        Ok(true)
+    }
+
+    /// AC values from `first` to `last`, shifted by the scan's lowest bit.
+    fn ac_values(&mut self, component: usize, block: &mut Block) -> Result<bool, JpegError> {
+        let (first, last) = match self.pass {
+            Pass::Sequential => (1, 63),
+            Pass::DcFirst | Pass::DcRefine | Pass::AcFirst | Pass::AcRefine => {
+                (self.first, self.last)
+            }
+        };
+        let coder = &self.components[component];
+        let statistics = &mut self.ac[coder.tables.ac_table];
+        let decoder = &mut self.decoder;
+        let mut k = first;
+        while k <= last {
+            let mut at = 3 * (k - 1);
+            if decoder.decide(&mut statistics[at])? {
+                break;
+            }
+            while !decoder.decide(&mut statistics[at + 1])? {
+                at += 3;
+                k += 1;
+                if k > last {
+                    decoder.give_up();
+                    return Ok(false);
+                }
+            }
+            let negative = decoder.decide_evenly()?;
+            at += 2;
+            let mut magnitude = i32::from(decoder.decide(&mut statistics[at])?);
+            if magnitude != 0 && decoder.decide(&mut statistics[at])? {
+                magnitude <<= 1;
+                at = if k <= usize::from(coder.low_coefficients) { 189 } else { 217 };
+                while decoder.decide(&mut statistics[at])? {
+                    magnitude <<= 1;
+                    if magnitude == 0x8000 {
+                        decoder.give_up();
+                        return Ok(false);
+                    }
+                    at += 1;
+                }
+            }
+            let value = decoder.magnitude_bits(&mut statistics[at + 14], magnitude)? + 1;
+            let value = if negative { -value } else { value };
+            block[usize::from(NATURAL_ORDER[k])] = (value << self.low) as i16;
+            k += 1;
+        }
+        Ok(true)
+    }
+
+    /// One more bit of a band.
+    fn refine(&mut self, block: &mut Block) -> Result<bool, JpegError> {
+        let bit = 1_i16 << self.low;
+        let statistics = &mut self.ac[self.components[0].tables.ac_table];
+        let decoder = &mut self.decoder;
+        let is_set = |&k: &usize| block[usize::from(NATURAL_ORDER[k])] != 0;
+        let end_before = (1..=self.last).rev().find(is_set).unwrap_or(0);
+        let mut k = self.first;
+        while k <= self.last {
+            let mut at = 3 * (k - 1);
+            if k > end_before && decoder.decide(&mut statistics[at])? {
+                break;
+            }
+            loop {
+                let coefficient = &mut block[usize::from(NATURAL_ORDER[k])];
+                if *coefficient != 0 {
+                    if decoder.decide(&mut statistics[at + 2])? {
+                        let away_from_zero = if *coefficient < 0 { -bit } else { bit };
+                        *coefficient = coefficient.wrapping_add(away_from_zero);
+                    }
+                    break;
+                }
+                if decoder.decide(&mut statistics[at + 1])? {
+                    *coefficient = if decoder.decide_evenly()? { -bit } else { bit };
+                    break;
+                }
+                at += 3;
+                k += 1;
+                if k > self.last {
+                    decoder.give_up();
+                    return Ok(false);
+                }
+            }
+            k += 1;
+        }
+        Ok(true)
+    }
+}
+
+impl BlockDecoder for Arithmetic<'_, '_> {
+    /// Running into a marker is no fault here: encoders leave zeros at the end out.
+    fn is_exhausted(&self) -> bool {
+        false
+    }
+
+    fn begin_mcu(&mut self) -> Result<bool, JpegError> {
+        if let Some(due) = self.restarts.next() {
+            self.decoder.restart(due)?;
+            for coder in &mut self.components {
+                if matches!(self.pass, Pass::Sequential | Pass::DcFirst) {
+                    self.dc[coder.tables.dc_table] = [0; 64];
+                    (coder.predicted, coder.context) = (0, 0);
+                }
+                if matches!(self.pass, Pass::Sequential | Pass::AcFirst | Pass::AcRefine) {
+                    self.ac[coder.tables.ac_table] = [0; 256];
+                }
+            }
+        }
+        Ok(self.pass == Pass::DcRefine || !self.decoder.gave_up())
+    }
+
+    fn block(&mut self, component: usize, block: &mut Block) -> Result<bool, JpegError> {
+        match self.pass {
+            Pass::Sequential => {
+                if !self.dc_value(component)? {
+                    return Ok(false);
+                }
+                block[0] = self.components[component].predicted as i16;
+                self.ac_values(component, block)
+            }
+            Pass::DcFirst => {
+                if !self.dc_value(component)? {
+                    return Ok(false);
+                }
+                block[0] = (self.components[component].predicted << self.low) as i16;
+                Ok(true)
+            }
+            Pass::DcRefine => {
+                if self.decoder.decide_evenly()? {
+                    block[0] |= 1 << self.low;
+                }
+                Ok(true)
+            }
+            Pass::AcFirst => self.ac_values(component, block),
+            Pass::AcRefine => self.refine(block),
+        }
+    }
+}
+
+/// The binary arithmetic decoder (T.81, annex D.2).
+#[derive(Debug)]
+struct Decoder<'s, 'a> {
+    source: &'s mut Source<'a>,
+    /// Base of the interval, with the bits that were read ahead.
+    code: i64,
+    /// Size of the interval, normalised to 0x8000..=0x10000.
+    size: i64,
+    /// Bits that may be shifted out before the next byte; [`GAVE_UP`] after damaged data.
+    shifts_left: i32,
+    /// Decisions that are still paid for.
+    fuel: u64,
+}
+
+const GAVE_UP: i32 = -1;
+/// Two bytes have to be read first.
+const AT_START: i32 = -16;
+
+impl<'s, 'a> Decoder<'s, 'a> {
+    fn new(source: &'s mut Source<'a>, fuel: u64) -> Self {
+        Self { source, code: 0, size: 0, shifts_left: AT_START, fuel }
+    }
+
+    fn restart(&mut self, due: u8) -> Result<(), JpegError> {
+        self.source.restart(due)?;
+        (self.code, self.size, self.shifts_left) = (0, 0, AT_START);
+        Ok(())
+    }
+
+    /// Damaged data: what is left up to the next restart stays as it is.
+    fn give_up(&mut self) {
+        self.shifts_left = GAVE_UP;
+    }
+
+    fn gave_up(&self) -> bool {
+        self.shifts_left == GAVE_UP
+    }
+
+    /// One decision; `state` holds the estimated probability and the more probable value, and learns.
+    fn decide(&mut self, state: &mut u8) -> Result<bool, JpegError> {
+        self.fuel = self.fuel.checked_sub(1).ok_or(JpegError::TooMuchWork)?;
+        self.renormalise()?;
+        let more_probable = *state & 0x80;
+        let (estimate, after_less, after_more, switch) = STATES[usize::from(*state & 0x7f)];
+        let estimate = i64::from(estimate);
+        let less = (more_probable ^ (switch << 7)) | after_less;
+        self.size -= estimate;
+        let bound = self.size << self.shifts_left;
+        let smaller = self.size < estimate;
+        let is_less_probable = if self.code >= bound {
+            self.code -= bound;
+            self.size = estimate;
+            !smaller
+        } else if self.size < 0x8000 {
+            smaller
+        } else {
+            return Ok(more_probable != 0);
+        };
+        *state = if is_less_probable { less } else { more_probable | after_more };
+        Ok((more_probable != 0) != is_less_probable)
+    }
+
+    /// One decision at even odds, which learns nothing.
+    fn decide_evenly(&mut self) -> Result<bool, JpegError> {
+        self.decide(&mut 113)
+    }
+
+    /// The bits below the highest one of a magnitude (T.81, figure F.24).
+    fn magnitude_bits(&mut self, state: &mut u8, magnitude: i32) -> Result<i32, JpegError> {
+        let (mut value, mut bit) = (magnitude, magnitude >> 1);
+        while bit > 0 {
+            if self.decide(state)? {
+                value |= bit;
+            }
+            bit >>= 1;
+        }
+        Ok(value)
+    }
+
+    fn renormalise(&mut self) -> Result<(), JpegError> {
+        while self.size < 0x8000 {
+            self.shifts_left -= 1;
+            if self.shifts_left < 0 {
+                // Zeros behind a marker are part of the code.
+                let byte = self.source.data_byte()?.unwrap_or(0);
+                self.code = self.code << 8 | i64::from(byte);
+                self.shifts_left += 8;
+                if self.shifts_left < 0 {
+                    self.shifts_left += 1;
+                    if self.shifts_left == 0 {
+                        self.size = 0x8000;
+                    }
+                }
+            }
+            self.size <<= 1;
+        }
+        Ok(())
+    }
+}

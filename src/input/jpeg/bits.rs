@@ -1,0 +1,195 @@
+//! Bits of Huffman-coded data, most significant first; `jpeg_fill_bit_buffer` of libjpeg-turbo's `jdhuff.c`.
+
+use super::JpegError;
+use super::source::Source;
+
+/// Reads bits until a marker ends them. From there on every bit is zero, and [`Self::is_exhausted`] tells that one
+/// of these was needed.
+#[derive(Debug)]
+pub(super) struct BitReader<'s, 'a> {
+    source: &'s mut Source<'a>,
+    /// The next bits, left-justified; zeros behind them.
+    buffer: u64,
+    /// Valid bits in `buffer`.
+    left: u32,
+    exhausted: bool,
+}
+
+impl<'s, 'a> BitReader<'s, 'a> {
+    pub(super) fn new(source: &'s mut Source<'a>) -> Self {
+        Self { source, buffer: 0, left: 0, exhausted: false }
+    }
+
+    /// True once bits behind the last one were asked for (`insufficient_data`).
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.exhausted
+    }
+
+    /// Loads bits, so that the next two calls of [`Self::peek`] and [`Self::take`] find theirs: a code and its value,
+    /// 32 bits at most.
+    #[inline]
+    pub(super) fn prepare(&mut self) -> Result<(), JpegError> {
+        if self.left < 32 { self.fill() } else { Ok(()) }
+    }
+
+    #[inline]
+    fn fill(&mut self) -> Result<(), JpegError> {
+        if self.source.pending() == 0
+            && let Some(bytes) = self.source.peek::<8>()
+        {
+            let chunk = u64::from_be_bytes(bytes);
+            if !has_byte_ff(chunk) {
+                self.buffer |= chunk >> self.left;
+                self.source.skip(((63 - self.left) / 8) as usize);
+                // 56 to 63: seven bytes, and the bits of one more that were there.
+                self.left |= 0b11_1000;
+                // Bits of a byte that is not counted yet would stand twice if another one came in its place.
+                self.buffer &= !0 << (64 - self.left);
+                return Ok(());
+            }
+        }
+        self.fill_by_bytes()
+    }
+
+    /// Up to a marker or the end of the file. The end is no error here: enough bits may be left.
+    #[cold]
+    fn fill_by_bytes(&mut self) -> Result<(), JpegError> {
+        while self.left <= 56 {
+            match self.source.data_byte() {
+                Ok(Some(byte)) => {
+                    self.buffer |= u64::from(byte) << (56 - self.left);
+                    self.left += 8;
+                }
+                Ok(None) | Err(JpegError::Truncated) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next `count` bits, 1 to 16, without moving; zeros behind the last one.
+    #[inline]
+    pub(super) fn peek(&self, count: u32) -> u32 {
+        (self.buffer >> (64 - count)) as u32
+    }
+
+    /// Moves on by `count` bits.
+    ///
+    /// # Errors
+    /// `Truncated` where the file ends before a marker does.
+    #[inline]
+    pub(super) fn consume(&mut self, count: u32) -> Result<(), JpegError> {
+        if count > self.left {
+            return self.exhaust();
+        }
+        self.buffer <<= count;
+        self.left -= count;
+        Ok(())
+    }
+
+    /// The next `count` bits, 1 to 16.
+    ///
+    /// # Errors
+    /// As [`Self::consume`].
+    #[inline]
+    pub(super) fn take(&mut self, count: u32) -> Result<u32, JpegError> {
+        let bits = self.peek(count);
+        self.consume(count)?;
+        Ok(bits)
+    }
+
+    /// One bit, loading more where there is none.
+    ///
+    /// # Errors
+    /// As [`Self::consume`].
+    #[inline]
+    pub(super) fn bit(&mut self) -> Result<bool, JpegError> {
+        if self.left == 0 {
+            self.fill()?;
+        }
+        Ok(self.take(1)? != 0)
+    }
+
+    /// Zeros from here on.
+    #[cold]
+    fn exhaust(&mut self) -> Result<(), JpegError> {
+        if self.source.pending() == 0 {
+            return Err(JpegError::Truncated);
+        }
+        self.exhausted = true;
+        self.buffer = 0;
+        self.left = 64;
+        Ok(())
+    }
+
+    /// Drops what is left of an interval and goes on behind its restart marker (`process_restart`).
+    ///
+    /// # Errors
+    /// `Truncated`.
+    pub(super) fn restart(&mut self, due: u8) -> Result<(), JpegError> {
+        self.buffer = 0;
+        self.left = 0;
+        self.source.restart(due)?;
+        // A marker that stays pending makes the interval an empty one: no data for it either.
+        if self.source.pending() == 0 {
+            self.exhausted = false;
+        }
+        Ok(())
+    }
+}
+
+/// True when one of eight bytes is 0xFF, the first byte of stuffing and markers.
+fn has_byte_ff(bytes: u64) -> bool {
+    const LOW: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    // A byte of the complement is zero exactly where it borrows from its high bit.
+    (!bytes).wrapping_sub(LOW) & bytes & HIGH != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_come_in_order_over_stuffing_and_refills() {
+        let data: Vec<u8> = (0..=255).collect();
+        let stuffed = [&data[..], b"\x00", &data[..], b"\x00\xff\xd9"].concat();
+        let mut source = Source::new(&stuffed);
+        let mut bits = BitReader::new(&mut source);
+        let mut read = Vec::new();
+        // 3 and 5 bits alternate, so every refill happens at another place.
+        while read.len() < 512 {
+            bits.prepare().unwrap();
+            let high = bits.take(3).unwrap();
+            read.push((high << 5 | bits.take(5).unwrap()) as u8);
+        }
+        assert_eq!(read, [&data[..], &data[..]].concat());
+        assert!(!bits.is_exhausted());
+    }
+
+    #[test]
+    fn behind_a_marker_bits_are_zero_and_behind_the_end_there_are_none() {
+        let mut source = Source::new(b"\xa5\xff\xd9");
+        let mut bits = BitReader::new(&mut source);
+        bits.prepare().unwrap();
+        assert_eq!(bits.take(8), Ok(0xa5));
+        assert!(!bits.is_exhausted());
+        assert_eq!(bits.take(16), Ok(0));
+        assert!(bits.is_exhausted());
+
+        let mut source = Source::new(b"\xa5");
+        let mut bits = BitReader::new(&mut source);
+        bits.prepare().unwrap();
+        assert_eq!(bits.take(8), Ok(0xa5));
+        assert_eq!(bits.take(1), Err(JpegError::Truncated));
+    }
+
+    #[test]
+    fn a_byte_ff_is_found_at_every_place() {
+        assert!(!has_byte_ff(0xfe00_8001_7f80_fe0f));
+        for place in 0..8 {
+            assert!(has_byte_ff(0xff << (place * 8)), "{place}");
+            assert!(!has_byte_ff(0xfe << (place * 8)), "{place}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The frame of a JPEG file: its components, their geometry in blocks, and the colours that they mean.
+//!
+//! Sources: `get_sof` in `jdmarker.c`, `initial_setup` in `jdinput.c`, `default_decompress_parms` in `jdapimin.c`.
+
+use super::JpegError;
+use super::source::{Segment, marker};
+
+/// Longest side that libjpeg takes (`JPEG_MAX_DIMENSION`).
+const MAX_SIDE: u16 = 65_500;
+/// Largest sampling factor (`MAX_SAMP_FACTOR`).
+const MAX_SAMPLING: u8 = 4;
+/// Samples along a side of a block.
+pub(super) const BLOCK_SIDE: usize = 8;
+
+/// Coefficients of one block in natural order: row by row, frequencies rising.
+pub(super) type Block = [i16; 64];
+
+/// How the coefficients are coded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Process {
+    pub(super) progressive: bool,
+    pub(super) arithmetic: bool,
+}
+
+/// What the samples of the components mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Colours {
+    Grey,
+    Rgb,
+    YCbCr,
+    /// Inverted, as Adobe writes it and Pillow takes it (raw mode `CMYK;I`).
+    Cmyk,
+    /// CMYK whose first three components went through the transform of `YCbCr`.
+    Ycck,
+}
+
+/// One component of the frame.
+#[derive(Debug, Clone)]
+pub(super) struct Component {
+    pub(super) id: u8,
+    /// Sampling factors, 1 to 4.
+    pub(super) h: usize,
+    pub(super) v: usize,
+    /// The slot of its quantisation table, as the file names it.
+    pub(super) quant_slot: u8,
+    /// Blocks that carry samples of the picture.
+    pub(super) width_in_blocks: usize,
+    pub(super) height_in_blocks: usize,
+    /// Blocks with the padding that interleaved scans carry.
+    pub(super) padded_width: usize,
+    pub(super) padded_height: usize,
+    /// Samples of the picture, without padding.
+    pub(super) width: usize,
+    pub(super) height: usize,
+}
+
+/// A frame header, checked.
+#[derive(Debug, Clone)]
+pub(super) struct Frame {
+    pub(super) process: Process,
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) components: Vec<Component>,
+    pub(super) max_h: usize,
+    pub(super) max_v: usize,
+    /// Rows of interleaved MCUs (minimum coded units: one block of every component, times its sampling factors).
+    pub(super) mcu_rows: usize,
+    /// Interleaved MCUs in a row.
+    pub(super) mcus_per_row: usize,
+}
+
+impl Frame {
+    /// Reads the segment behind the marker `code`, which is one of SOF0 to SOF15.
+    ///
+    /// # Errors
+    /// `Unsupported` for what Pillow does not read, `Damaged`.
+    pub(super) fn read(code: u8, mut segment: Segment<'_>) -> Result<Self, JpegError> {
+        let process = process(code)?;
+        let [precision, y0, y1, x0, x1, count] = segment.array()?;
+        let (height, width) = (u16::from_be_bytes([y0, y1]), u16::from_be_bytes([x0, x1]));
+        if width == 0 || height == 0 || width > MAX_SIDE || height > MAX_SIDE {
+            return Err(JpegError::Damaged);
+        }
+        if segment.left() != usize::from(count) * 3 {
+            return Err(JpegError::Damaged);
+        }
+        let list = segment.rest()?;
+        if precision != 8 {
+            return Err(JpegError::Unsupported("samples of more or fewer than 8 bits"));
+        }
+        if !matches!(count, 1 | 3 | 4) {
+            return Err(JpegError::Unsupported("neither 1, 3 nor 4 colour components"));
+        }
+        let (entries, _) = list.as_chunks::<3>();
+        let sampling = |&[_, factors, _]: &[u8; 3]| (factors >> 4, factors & 15);
+        let valid = |factor| (1..=MAX_SAMPLING).contains(&factor);
+        if entries.iter().map(sampling).any(|(h, v)| !valid(h) || !valid(v)) {
+            return Err(JpegError::Damaged);
+        }
+        let max_h = entries.iter().map(|entry| usize::from(sampling(entry).0)).max().unwrap_or(1);
+        let max_v = entries.iter().map(|entry| usize::from(sampling(entry).1)).max().unwrap_or(1);
+        let (width, height) = (usize::from(width), usize::from(height));
+        let mcus_per_row = width.div_ceil(max_h * BLOCK_SIDE);
+        let mcu_rows = height.div_ceil(max_v * BLOCK_SIDE);
+        let component = |entry: &[u8; 3]| {
+            let (h, v) = sampling(entry);
+            let (h, v) = (usize::from(h), usize::from(v));
+            Component {
+                id: entry[0],
+                h,
+                v,
+                quant_slot: entry[2],
+                width_in_blocks: (width * h).div_ceil(max_h * BLOCK_SIDE),
+                height_in_blocks: (height * v).div_ceil(max_v * BLOCK_SIDE),
+                padded_width: mcus_per_row * h,
+                padded_height: mcu_rows * v,
+                width: (width * h).div_ceil(max_h),
+                height: (height * v).div_ceil(max_v),
+            }
+        };
+        let components = entries.iter().map(component).collect();
+        Ok(Self { process, width, height, components, max_h, max_v, mcu_rows, mcus_per_row })
+    }
+
+    /// Blocks of all components, padding included.
+    pub(super) fn blocks(&self) -> u64 {
+        let blocks =
+            |component: &Component| (component.padded_width * component.padded_height) as u64;
+        self.components.iter().map(blocks).sum()
+    }
+
+    /// The colours that the components mean, told by the markers JFIF and Adobe (its transform), else by their ids.
+    pub(super) fn colours(&self, jfif: bool, adobe: Option<u8>) -> Colours {
+        match (self.components.as_slice(), adobe) {
+            ([_], _) => Colours::Grey,
+            ([_, _, _], Some(0)) if !jfif => Colours::Rgb,
+            ([r, g, b], None) if !jfif && [r.id, g.id, b.id] == *b"RGB" => Colours::Rgb,
+            ([_, _, _], _) => Colours::YCbCr,
+            (_, None | Some(0)) => Colours::Cmyk,
+            (_, Some(_)) => Colours::Ycck,
+        }
+    }
+}
+
+fn process(code: u8) -> Result<Process, JpegError> {
+    let known = |progressive, arithmetic| Ok(Process { progressive, arithmetic });
+    match code - marker::SOF0 {
+        0 | 1 => known(false, false),
+        2 => known(true, false),
+        9 => known(false, true),
+        10 => known(true, true),
+        3 | 11 => Err(JpegError::Unsupported("lossless JPEG")),
+        _ => Err(JpegError::Unsupported("a hierarchical JPEG process")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::Source;
+    use super::*;
+
+    fn read(code: u8, data: &[u8]) -> Result<Frame, JpegError> {
+        let length = (data.len() as u16 + 2).to_be_bytes();
+        let file = [&length, data].concat();
+        Frame::read(code, Source::new(&file).segment().unwrap())
+    }
+
+    fn frame(width: u16, height: u16, sampling: &[u8]) -> Frame {
+        let mut data = vec![8];
+        data.extend(height.to_be_bytes());
+        data.extend(width.to_be_bytes());
+        data.push(sampling.len() as u8);
+        for (id, &factors) in (1..).zip(sampling) {
+            data.extend([id, factors, 0]);
+        }
+        read(marker::SOF0, &data).unwrap()
+    }
+
+    #[test]
+    fn geometry_counts_blocks_with_and_without_padding() {
+        let frame = frame(17, 33, &[0x22, 0x11, 0x11]);
+        assert_eq!((frame.mcus_per_row, frame.mcu_rows), (2, 3));
+        let [luma, chroma, _] = frame.components.as_slice() else { panic!() };
+        assert_eq!((luma.width_in_blocks, luma.height_in_blocks), (3, 5));
+        assert_eq!((luma.padded_width, luma.padded_height), (4, 6));
+        assert_eq!((luma.width, luma.height), (17, 33));
+        assert_eq!((chroma.width_in_blocks, chroma.height_in_blocks), (2, 3));
+        assert_eq!((chroma.width, chroma.height), (9, 17));
+        assert_eq!(frame.blocks(), 24 + 6 + 6);
+    }
+
+    #[test]
+    fn jfif_wins_over_adobe_and_adobe_over_ids() {
+        let three = frame(8, 8, &[0x11; 3]);
+        assert_eq!(three.colours(true, Some(0)), Colours::YCbCr);
+        assert_eq!(three.colours(false, Some(0)), Colours::Rgb);
+        assert_eq!(three.colours(false, Some(7)), Colours::YCbCr);
+        assert_eq!(three.colours(false, None), Colours::YCbCr);
+        let four = frame(8, 8, &[0x11; 4]);
+        assert_eq!(four.colours(true, None), Colours::Cmyk);
+        assert_eq!(four.colours(false, Some(0)), Colours::Cmyk);
+        assert_eq!(four.colours(false, Some(1)), Colours::Ycck);
+        let mut named = three;
+        for (component, id) in named.components.iter_mut().zip(*b"RGB") {
+            component.id = id;
+        }
+        assert_eq!(named.colours(false, None), Colours::Rgb);
+    }
+
+    #[test]
+    fn headers_that_libjpeg_refuses_are_refused() {
+        let read = |code, data: &[u8]| read(code, data).unwrap_err();
+        let damaged: [&[u8]; 6] = [
+            b"\x08\0\0\0\x08\x01\x01\x11\0",
+            b"\x08\0\x08\0\0\x01\x01\x11\0",
+            b"\x08\0\x08\0\x08\x01\x01\x11",
+            b"\x08\0\x08\0\x08\x01\x01\x51\0",
+            b"\x08\0\x08\0\x08\x01\x01\x10\0",
+            b"\x08\xff\xff\0\x08\x01\x01\x11\0",
+        ];
+        for data in damaged {
+            assert_eq!(read(marker::SOF0, data), JpegError::Damaged, "{data:x?}");
+        }
+        assert!(matches!(read(0xc0, b"\x0c\0\x08\0\x08\x01\x01\x11\0"), JpegError::Unsupported(_)));
+        assert!(matches!(
+            read(0xc0, b"\x08\0\x08\0\x08\x02\x01\x11\0\x02\x11\0"),
+            JpegError::Unsupported(_)
+        ));
+        for code in [0xc3, 0xc5, 0xcb, 0xcf] {
+            assert!(matches!(read(code, b""), JpegError::Unsupported(_)), "{code:x}");
+        }
+    }
+}

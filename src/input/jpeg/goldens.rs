@@ -1,0 +1,94 @@
+//! Several hundred kinds of JPEG against Pillow 13: the pixels of each, or that it is refused
+//! (`tests/fixtures/make/jpegs.py` wrote both).
+
+use super::{JpegError, Limits, decode};
+use crate::input::image_id;
+use safetensors::SafeTensors;
+use serde::Deserialize;
+use std::fs;
+use std::path::Path;
+
+#[derive(Deserialize)]
+struct Goldens {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    width: Option<u32>,
+    height: Option<u32>,
+    /// `None`: Pillow refuses the file.
+    sha256: Option<String>,
+}
+
+fn fixture(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg");
+    fs::read(folder.join(name)).unwrap()
+}
+
+/// Pillow reads a file without its end marker only where the last bits happen to be loaded; all of its samples are
+/// there, so it is read here.
+const READ_HERE: [&str; 1] = ["no end marker"];
+
+#[test]
+fn every_kind_has_the_pixels_of_pillow_or_is_refused_as_there() {
+    let goldens: Goldens = serde_json::from_slice(&fixture("cases.json")).unwrap();
+    let files = fixture("files.safetensors");
+    let files = SafeTensors::deserialize(&files).unwrap();
+    assert!(goldens.cases.len() >= 300);
+    let mut wrong = Vec::new();
+    for case in goldens.cases {
+        let file = files.tensor(&case.name).unwrap();
+        let decoded = decode(file.data(), Limits { max_blocks: 1 << 20 });
+        let right = match (&decoded, &case.sha256) {
+            (Ok(decoded), Some(sha256)) => {
+                (Some(decoded.width), Some(decoded.height)) == (case.width, case.height)
+                    && image_id(&decoded.data).to_string() == format!("sha256:{sha256}")
+            }
+            (Ok(_), None) => READ_HERE.contains(&&*case.name),
+            (Err(_), Some(_)) => false,
+            (Err(_), None) => true,
+        };
+        if !right {
+            wrong.push((case.name, decoded.map(|decoded| (decoded.width, decoded.height))));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_file_without_its_end_marker_is_read_as_with_it() {
+    let files = fixture("files.safetensors");
+    let files = SafeTensors::deserialize(&files).unwrap();
+    let pixels = |name| {
+        decode(files.tensor(name).unwrap().data(), Limits { max_blocks: 1 << 20 }).unwrap().data
+    };
+    assert!(pixels("no end marker") == pixels("comment"));
+}
+
+#[test]
+fn a_file_cut_anywhere_is_refused_or_whole() {
+    let files = fixture("files.safetensors");
+    let files = SafeTensors::deserialize(&files).unwrap();
+    for name in ["comment", "luma-bit-by-bit 2x2", "planes-apart 2x2 -arithmetic"] {
+        let whole = files.tensor(name).unwrap();
+        let (whole, limits) = (whole.data(), Limits { max_blocks: 1 << 20 });
+        let pixels = decode(whole, limits).unwrap().data;
+        for length in 0..whole.len() {
+            match decode(&whole[..length], limits) {
+                Ok(decoded) => assert!(decoded.data == pixels, "{name} {length}"),
+                Err(error) => assert_eq!(error, JpegError::Truncated, "{name} {length}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn scans_beyond_the_limit_are_refused() {
+    let files = fixture("files.safetensors");
+    let files = SafeTensors::deserialize(&files).unwrap();
+    let file = files.tensor("luma-bit-by-bit 2x2").unwrap();
+    let error = decode(file.data(), Limits { max_blocks: 100 }).unwrap_err();
+    assert_eq!(error, JpegError::TooMuchWork);
+}

@@ -1,0 +1,269 @@
+//! Everything that segments say in front of scans: tables, the frame, the colours, restart intervals.
+//!
+//! Follows `read_markers` of libjpeg-turbo's `jdmarker.c`, its order of checks included.
+
+use super::JpegError;
+use super::frame::{Colours, Frame};
+use super::source::{Segment, Source, marker};
+
+/// Positions of the coefficients of a block in the order in which they are coded, as indices into a
+/// [`super::frame::Block`]. Sixteen more entries catch runs that damaged data lead beyond the block.
+#[rustfmt::skip]
+pub(super) const NATURAL_ORDER: [u8; 80] = [
+     0,  1,  8, 16,  9,  2,  3, 10, 17, 24, 32, 25, 18, 11,  4,  5,
+    12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13,  6,  7, 14, 21, 28,
+    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
+    58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+    63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63,
+];
+
+/// A Huffman table as a file gives it.
+#[derive(Debug, Clone)]
+pub(super) struct HuffmanSpec {
+    /// How many codes have each length, 1 to 16 bits; entry 0 is unused.
+    pub(super) counts: [u8; 17],
+    /// Symbols in the order of their codes, zeros behind them.
+    pub(super) symbols: [u8; 256],
+}
+
+/// Tables in force when a scan begins.
+#[derive(Debug, Clone)]
+pub(super) struct Tables {
+    /// Quantisation, natural order.
+    pub(super) quant: [Option<[u16; 64]>; 4],
+    pub(super) dc: [Option<HuffmanSpec>; 4],
+    pub(super) ac: [Option<HuffmanSpec>; 4],
+    /// Conditioning of arithmetic coding: bounds L and U for DC, Kx for AC.
+    pub(super) arithmetic_dc: [(u8, u8); 16],
+    pub(super) arithmetic_ac: [u8; 16],
+    /// MCUs between restart markers; 0 where there are none.
+    pub(super) restart_interval: u16,
+}
+
+/// A component of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ScanComponent {
+    /// Its index in the frame.
+    pub(super) index: usize,
+    pub(super) dc_table: usize,
+    pub(super) ac_table: usize,
+}
+
+/// A scan header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Scan {
+    /// One to four.
+    pub(super) components: Vec<ScanComponent>,
+    /// First and last coefficient, in coding order.
+    pub(super) first: u8,
+    pub(super) last: u8,
+    /// Successive approximation: the bit position of the scan before (0: none), and of this one.
+    pub(super) high: u8,
+    pub(super) low: u8,
+}
+
+/// What ends a run of segments.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A scan begins: entropy-coded data follow.
+    Scan(Scan),
+    /// The end-of-image marker.
+    End,
+}
+
+/// Reads segments and keeps what they say.
+#[derive(Debug)]
+pub(super) struct Header {
+    pub(super) tables: Tables,
+    frame: Option<Frame>,
+    jfif: bool,
+    adobe: Option<u8>,
+    started: bool,
+    saw_scan: bool,
+}
+
+impl Header {
+    pub(super) fn new() -> Self {
+        let tables = Tables {
+            quant: [const { None }; 4],
+            dc: [const { None }; 4],
+            ac: [const { None }; 4],
+            arithmetic_dc: [(0, 1); 16],
+            arithmetic_ac: [5; 16],
+            restart_interval: 0,
+        };
+        Self { tables, frame: None, jfif: false, adobe: None, started: false, saw_scan: false }
+    }
+
+    /// Reads up to the first scan. Streams of tables alone may stand in front of the picture, as libjpeg allows.
+    ///
+    /// # Errors
+    /// `Truncated`, `Damaged`, `Unsupported`.
+    pub(super) fn first_scan(
+        &mut self,
+        source: &mut Source<'_>,
+    ) -> Result<(Frame, Scan), JpegError> {
+        loop {
+            match self.next(source)? {
+                Event::Scan(scan) => {
+                    let frame = self.frame.clone().ok_or(JpegError::Damaged)?;
+                    return Ok((frame, scan));
+                }
+                Event::End if self.frame.is_some() => return Err(JpegError::Damaged),
+                Event::End => self.started = false,
+            }
+        }
+    }
+
+    /// Reads up to the next scan or the end of the picture (`read_markers`).
+    ///
+    /// # Errors
+    /// `Truncated`, `Damaged`, `Unsupported`.
+    pub(super) fn next(&mut self, source: &mut Source<'_>) -> Result<Event, JpegError> {
+        if !self.started {
+            source.start_of_image()?;
+            self.start();
+        }
+        loop {
+            let code = source.marker()?;
+            source.clear_pending();
+            match code {
+                marker::SOS => {
+                    self.saw_scan = true;
+                    return self.scan(source.segment()?).map(Event::Scan);
+                }
+                marker::EOI => return Ok(Event::End),
+                marker::DHT => self.huffman(source.segment()?)?,
+                marker::DAC => self.conditioning(source.segment()?)?,
+                marker::DQT => self.quantisation(source.segment()?)?,
+                marker::DRI => self.restart_interval(source.segment()?)?,
+                // JPG is reserved; the others of the block are frames.
+                0xc8 => return Err(JpegError::Unsupported("an extension of JPEG")),
+                marker::SOF0..=0xcf => {
+                    // A file has one frame.
+                    if self.frame.is_some() {
+                        return Err(JpegError::Damaged);
+                    }
+                    self.frame = Some(Frame::read(code, source.segment()?)?);
+                }
+                marker::APP0 => {
+                    let data = source.segment()?.rest()?;
+                    self.jfif |= data.len() >= 14 && data.starts_with(b"JFIF\0");
+                }
+                marker::APP14 => {
+                    let data = source.segment()?.rest()?;
+                    if data.len() >= 12 && data.starts_with(b"Adobe") {
+                        self.adobe = Some(data[11]);
+                    }
+                }
+                marker::APP0..=marker::APP15 | marker::COM | marker::DNL => {
+                    source.segment()?.rest()?;
+                }
+                // Pillow's own walk over the head of a file knows no TEM.
+                marker::TEM if !self.saw_scan => return Err(JpegError::Damaged),
+                marker::TEM | marker::RST0..=marker::RST7 => {}
+                // A second start, and markers that no JPEG of today has.
+                _ => return Err(JpegError::Damaged),
+            }
+        }
+    }
+
+    /// The colours of the frame, by the markers read so far.
+    pub(super) fn colours(&self, frame: &Frame) -> Colours {
+        frame.colours(self.jfif, self.adobe)
+    }
+
+    /// What a start-of-image marker resets (`get_soi`); the other tables stay.
+    fn start(&mut self) {
+        self.started = true;
+        self.jfif = false;
+        self.adobe = None;
+        self.tables.arithmetic_dc = [(0, 1); 16];
+        self.tables.arithmetic_ac = [5; 16];
+        self.tables.restart_interval = 0;
+    }
+
+    fn scan(&self, mut segment: Segment<'_>) -> Result<Scan, JpegError> {
+        let frame = self.frame.as_ref().ok_or(JpegError::Damaged)?;
+        let [count] = segment.array()?;
+        if !(1..=4).contains(&count) || segment.left() != usize::from(count) * 2 + 3 {
+            return Err(JpegError::Damaged);
+        }
+        let mut components: Vec<ScanComponent> = Vec::with_capacity(usize::from(count));
+        for _ in 0..count {
+            let [id, tables] = segment.array()?;
+            // Components may share an id. libjpeg passes over one where the scan has as many components already.
+            let found = frame
+                .components
+                .iter()
+                .enumerate()
+                .position(|(index, component)| component.id == id && index >= components.len());
+            let index = found.ok_or(JpegError::Damaged)?;
+            if components.iter().any(|other| other.index == index) {
+                return Err(JpegError::Damaged);
+            }
+            let (dc_table, ac_table) = (usize::from(tables >> 4), usize::from(tables & 15));
+            components.push(ScanComponent { index, dc_table, ac_table });
+        }
+        let [first, last, approximation] = segment.array()?;
+        Ok(Scan { components, first, last, high: approximation >> 4, low: approximation & 15 })
+    }
+
+    fn huffman(&mut self, mut segment: Segment<'_>) -> Result<(), JpegError> {
+        while segment.left() > 16 {
+            let mut counts: [u8; 17] = segment.array()?;
+            let slot = std::mem::take(&mut counts[0]);
+            let total = counts.iter().map(|&count| usize::from(count)).sum();
+            let mut symbols = [0; 256];
+            let room = symbols.get_mut(..total).ok_or(JpegError::Damaged)?;
+            room.copy_from_slice(segment.take(total)?);
+            let class = if slot & 0x10 == 0 { &mut self.tables.dc } else { &mut self.tables.ac };
+            let table = class.get_mut(usize::from(slot & !0x10)).ok_or(JpegError::Damaged)?;
+            *table = Some(HuffmanSpec { counts, symbols });
+        }
+        segment.end()
+    }
+
+    fn quantisation(&mut self, mut segment: Segment<'_>) -> Result<(), JpegError> {
+        while segment.left() > 0 {
+            let [head] = segment.array()?;
+            let slot = self.tables.quant.get_mut(usize::from(head & 15));
+            let slot = slot.ok_or(JpegError::Damaged)?;
+            let width = if head >> 4 == 0 { 1 } else { 2 };
+            let values = segment.take(64 * width)?;
+            let mut table = [0; 64];
+            for (value, &position) in values.chunks(width).zip(&NATURAL_ORDER) {
+                table[usize::from(position)] =
+                    value.iter().fold(0, |sum, &byte| sum << 8 | u16::from(byte));
+            }
+            *slot = Some(table);
+        }
+        segment.end()
+    }
+
+    fn conditioning(&mut self, mut segment: Segment<'_>) -> Result<(), JpegError> {
+        while segment.left() > 0 {
+            let [slot, value] = segment.array()?;
+            match slot {
+                0..16 => {
+                    let (low, high) = (value & 15, value >> 4);
+                    if low > high {
+                        return Err(JpegError::Damaged);
+                    }
+                    self.tables.arithmetic_dc[usize::from(slot)] = (low, high);
+                }
+                16..32 => self.tables.arithmetic_ac[usize::from(slot) - 16] = value,
+                _ => return Err(JpegError::Damaged),
+            }
+        }
+        segment.end()
+    }
+
+    fn restart_interval(&mut self, mut segment: Segment<'_>) -> Result<(), JpegError> {
+        if segment.left() != 2 {
+            return Err(JpegError::Damaged);
+        }
+        self.tables.restart_interval = u16::from_be_bytes(segment.array()?);
+        Ok(())
+    }
+}

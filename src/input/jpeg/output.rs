@@ -1,0 +1,260 @@
+//! Samples of the components to rows of RGB: upsampling (`jdsample.c`), colours (`jdcolor.c`), and for four
+//! components Pillow's `CMYK;I` and `cmyk2rgb`.
+
+use super::JpegError;
+use super::frame::{Colours, Component, Frame};
+
+/// Samples of one component: rows of `stride`, padding behind `width` and `height`.
+#[derive(Debug)]
+pub(super) struct Plane {
+    pub(super) samples: Vec<u8>,
+    pub(super) stride: usize,
+    width: usize,
+    height: usize,
+    upsampling: Upsampling,
+}
+
+/// How a component comes to the size of the picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Upsampling {
+    /// It has that size.
+    None,
+    /// Twice as wide: three parts of the nearer sample, one of the farther (`h2v1_fancy_upsample`).
+    Wider,
+    /// Twice as high, in the same way (`h1v2_fancy_upsample`).
+    Higher,
+    /// Both (`h2v2_fancy_upsample`).
+    Both,
+    /// Each sample repeated (`int_upsample`).
+    Repeat { h: usize, v: usize },
+}
+
+impl Upsampling {
+    /// # Errors
+    /// `Damaged` where the factors do not divide: libjpeg does not read these.
+    fn choose(frame: &Frame, component: &Component) -> Result<Self, JpegError> {
+        let Component { h, v, width, .. } = *component;
+        let (max_h, max_v) = (frame.max_h, frame.max_v);
+        let (twice_h, twice_v) = (h * 2 == max_h, v * 2 == max_v);
+        Ok(match (h == max_h, v == max_v) {
+            (true, true) => Self::None,
+            (false, true) if twice_h && width > 2 => Self::Wider,
+            (true, false) if twice_v => Self::Higher,
+            (false, false) if twice_h && twice_v && width > 2 => Self::Both,
+            _ if max_h.is_multiple_of(h) && max_v.is_multiple_of(v) => {
+                Self::Repeat { h: max_h / h, v: max_v / v }
+            }
+            _ => return Err(JpegError::Unsupported("sampling factors that do not divide")),
+        })
+    }
+}
+
+impl Plane {
+    /// Room for all samples of a component.
+    ///
+    /// # Errors
+    /// `Unsupported` where its sampling cannot be undone.
+    pub(super) fn new(frame: &Frame, component: &Component) -> Result<Self, JpegError> {
+        let upsampling = Upsampling::choose(frame, component)?;
+        let stride = component.width_in_blocks * 8;
+        let samples = vec![0; stride * component.height_in_blocks * 8];
+        let (width, height) = (component.width, component.height);
+        Ok(Self { samples, stride, width, height, upsampling })
+    }
+
+    fn row(&self, y: usize) -> &[u8] {
+        &self.samples[y * self.stride..][..self.stride]
+    }
+
+    /// Row `y` of the picture, in `out`, or as it lies in the plane.
+    #[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+    #[inline(always)]
+    fn upsampled<'o>(&'o self, y: usize, sums: &mut [u16], out: &'o mut [u8]) -> &'o [u8] {
+        match self.upsampling {
+            Upsampling::None => return self.row(y),
+            Upsampling::Wider => widen(&self.row(y)[..self.width], out),
+            Upsampling::Higher => {
+                let (near, far) = self.neighbours(y);
+                // The row above rounds down where it is between two, the row below up.
+                let bias = if y.is_multiple_of(2) { 1 } else { 2 };
+                for ((out, &near), &far) in out.iter_mut().zip(near).zip(far) {
+                    *out = ((u16::from(near) * 3 + u16::from(far) + bias) >> 2) as u8;
+                }
+            }
+            Upsampling::Both => {
+                let (near, far) = self.neighbours(y);
+                let sums = &mut sums[..self.width];
+                for ((sum, &near), &far) in sums.iter_mut().zip(near).zip(far) {
+                    *sum = u16::from(near) * 3 + u16::from(far);
+                }
+                widen_sums(sums, out);
+            }
+            Upsampling::Repeat { h, v } => {
+                for (group, &sample) in out.chunks_mut(h).zip(self.row(y / v)) {
+                    group.fill(sample);
+                }
+            }
+        }
+        out
+    }
+
+    /// For a plane of half the height: the nearer row of row `y`, and the farther one, which at an edge is the same.
+    fn neighbours(&self, y: usize) -> (&[u8], &[u8]) {
+        let near = y / 2;
+        let far = if y.is_multiple_of(2) {
+            near.saturating_sub(1)
+        } else {
+            (near + 1).min(self.height - 1)
+        };
+        (self.row(near), self.row(far))
+    }
+}
+
+#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+#[inline(always)]
+fn widen(row: &[u8], out: &mut [u8]) {
+    let last = row.len() - 1;
+    let pairs = out.as_chunks_mut::<2>().0;
+    let general = |before: u8, here: u8, after: u8| {
+        let three = u16::from(here) * 3;
+        [((three + u16::from(before) + 1) >> 2) as u8, ((three + u16::from(after) + 2) >> 2) as u8]
+    };
+    pairs[0] = general(row[0], row[0], row[1]);
+    let neighbours = row.iter().zip(&row[1..]).zip(&row[2..]);
+    for (pair, ((&before, &here), &after)) in pairs[1..last].iter_mut().zip(neighbours) {
+        *pair = general(before, here, after);
+    }
+    pairs[last] = general(row[last - 1], row[last], row[last]);
+}
+
+#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+#[inline(always)]
+fn widen_sums(sums: &[u16], out: &mut [u8]) {
+    let last = sums.len() - 1;
+    let pairs = out.as_chunks_mut::<2>().0;
+    let general = |before: u16, here: u16, after: u16| {
+        [((here * 3 + before + 8) >> 4) as u8, ((here * 3 + after + 7) >> 4) as u8]
+    };
+    pairs[0] = general(sums[0], sums[0], sums[1]);
+    let neighbours = sums.iter().zip(&sums[1..]).zip(&sums[2..]);
+    for (pair, ((&before, &here), &after)) in pairs[1..last].iter_mut().zip(neighbours) {
+        *pair = general(before, here, after);
+    }
+    pairs[last] = general(sums[last - 1], sums[last], sums[last]);
+}
+
+/// The whole picture from its planes: `[height, width, 3]`.
+pub(super) struct Picture<'p> {
+    pub(super) frame: &'p Frame,
+    pub(super) planes: &'p [Plane],
+    pub(super) colours: Colours,
+}
+
+// `dispatch` compiles `call` once for each vector width: what is inlined into it uses those instructions.
+impl pulp::NullaryFnOnce for Picture<'_> {
+    type Output = Vec<u8>;
+
+    #[expect(
+        clippy::inline_always,
+        reason = "a separate function would not use the vector instructions"
+    )]
+    #[inline(always)]
+    fn call(self) -> Vec<u8> {
+        let Self { frame: &Frame { width, height, max_h, .. }, planes, colours } = self;
+        let mut out = vec![0; width * height * 3];
+        let padded = width.next_multiple_of(max_h * 8);
+        let mut sums = vec![0; padded];
+        let mut buffers = vec![vec![0; padded]; planes.len()];
+        for (y, out_row) in out.chunks_exact_mut(width * 3).enumerate() {
+            let mut rows: [&[u8]; 4] = [&[]; 4];
+            for ((row, plane), buffer) in rows.iter_mut().zip(planes).zip(&mut buffers) {
+                *row = &plane.upsampled(y, &mut sums, buffer)[..width];
+            }
+            let pixels = out_row.as_chunks_mut::<3>().0;
+            match colours {
+                Colours::Grey => {
+                    for (pixel, &grey) in pixels.iter_mut().zip(rows[0]) {
+                        *pixel = [grey; 3];
+                    }
+                }
+                Colours::Rgb => convert(pixels, rows, |red, green, blue, _| [red, green, blue]),
+                Colours::YCbCr => convert(pixels, rows, |y, cb, cr, _| rgb(y, cb, cr)),
+                Colours::Cmyk => convert(pixels, rows, print_to_screen),
+                // libjpeg turns these into CMYK by inverting the RGB values.
+                Colours::Ycck => convert(pixels, rows, |y, cb, cr, black| {
+                    let [red, green, blue] = rgb(y, cb, cr);
+                    print_to_screen(255 - red, 255 - green, 255 - blue, black)
+                }),
+            }
+        }
+        out
+    }
+}
+
+#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+#[inline(always)]
+fn convert(pixels: &mut [[u8; 3]], rows: [&[u8]; 4], colour: impl Fn(u8, u8, u8, u8) -> [u8; 3]) {
+    let [first, second, third, fourth] = rows;
+    // Pictures of three components have no fourth row.
+    let fourth = if fourth.is_empty() { first } else { fourth };
+    let samples = first.iter().zip(second).zip(third).zip(fourth);
+    for (pixel, (((&a, &b), &c), &d)) in pixels.iter_mut().zip(samples) {
+        *pixel = colour(a, b, c, d);
+    }
+}
+
+/// JFIF's equations with 16 fractional bits (`build_ycc_rgb_table`, `ycc_rgb_convert`).
+#[inline(always)]
+fn rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
+    const HALF: i32 = 1 << 15;
+    let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
+    let red = y + ((91_881 * cr + HALF) >> 16);
+    let green = y + ((-22_554 * cb - 46_802 * cr + HALF) >> 16);
+    let blue = y + ((116_130 * cb + HALF) >> 16);
+    [clamped(red), clamped(green), clamped(blue)]
+}
+
+#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+#[inline(always)]
+fn clamped(value: i32) -> u8 {
+    let [sample, ..] = value.clamp(0, 255).to_le_bytes();
+    sample
+}
+
+/// `cmyk2rgb` of Pillow's `Convert.c`, for inverted samples.
+#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+#[inline(always)]
+fn print_to_screen(cyan: u8, magenta: u8, yellow: u8, black: u8) -> [u8; 3] {
+    // The inverse of the inverted black is what is left of the light.
+    let light = i32::from(black);
+    [cyan, magenta, yellow].map(|inverted| {
+        let product = (255 - i32::from(inverted)) * light + 128;
+        clamped(light - (((product >> 8) + product) >> 8))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widening_mixes_three_parts_to_one() {
+        let mut out = [0; 6];
+        widen(&[10, 20, 40], &mut out);
+        assert_eq!(out, [10, 13, 17, 25, 35, 40]);
+        let mut out = [0; 6];
+        // Sums of rows are four times as large.
+        widen_sums(&[40, 80, 160], &mut out);
+        assert_eq!(out, [10, 12, 18, 25, 35, 40]);
+    }
+
+    #[test]
+    fn colours_have_known_values() {
+        assert_eq!(rgb(128, 128, 128), [128; 3]);
+        assert_eq!(rgb(76, 85, 255), [254, 0, 0]);
+        assert_eq!(rgb(0, 0, 0), [0, 135, 0]);
+        assert_eq!(print_to_screen(255, 255, 255, 255), [255; 3]);
+        assert_eq!(print_to_screen(0, 255, 255, 255), [0, 255, 255]);
+        assert_eq!(print_to_screen(200, 100, 50, 0), [0; 3]);
+    }
+}

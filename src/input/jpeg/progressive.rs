@@ -1,0 +1,249 @@
+//! Progressive Huffman coding: `jdphuff.c` of libjpeg-turbo (T.81, annex G.1.2).
+
+use super::JpegError;
+use super::bits::BitReader;
+use super::frame::Block;
+use super::header::{NATURAL_ORDER, Scan, Tables};
+use super::huffman::{Class, HuffmanTable, extend};
+use super::scan::{BlockDecoder, Restarts};
+use super::source::Source;
+
+/// Decodes the blocks of one scan.
+#[derive(Debug)]
+pub(super) struct Progressive<'s, 'a> {
+    bits: BitReader<'s, 'a>,
+    restarts: Restarts,
+    pass: Pass,
+    first: usize,
+    last: usize,
+    low: u32,
+}
+
+/// What a scan adds to the coefficients.
+#[derive(Debug)]
+enum Pass {
+    /// The DC values, all bits but the lowest; one coder for each component.
+    DcFirst(Vec<DcCoder>),
+    /// One more bit of the DC values.
+    DcRefine,
+    /// A band of AC values of one component, all bits but the lowest.
+    AcFirst { table: HuffmanTable, end_of_band_run: u32 },
+    /// One more bit of a band.
+    AcRefine { table: HuffmanTable, end_of_band_run: u32 },
+}
+
+#[derive(Debug)]
+struct DcCoder {
+    table: HuffmanTable,
+    predicted: i32,
+}
+
+/// Checks the parameters of a progressive scan, of either coding (`start_pass_phuff_decoder`).
+///
+/// # Errors
+/// `Damaged`.
+pub(super) fn check(scan: &Scan) -> Result<(), JpegError> {
+    let band = match scan.first {
+        0 => scan.last == 0,
+        first => first <= scan.last && scan.last < 64 && scan.components.len() == 1,
+    };
+    let refines_next_bit = scan.high == 0 || scan.low + 1 == scan.high;
+    if band && refines_next_bit && scan.low <= 13 { Ok(()) } else { Err(JpegError::Damaged) }
+}
+
+impl<'s, 'a> Progressive<'s, 'a> {
+    /// Begins a scan that [`check`] has passed.
+    ///
+    /// # Errors
+    /// `Damaged` where a table is missing or is none.
+    pub(super) fn start(
+        source: &'s mut Source<'a>,
+        tables: &Tables,
+        scan: &Scan,
+    ) -> Result<Self, JpegError> {
+        let ac_table = || HuffmanTable::find(&tables.ac, scan.components[0].ac_table, Class::Ac);
+        let pass = match (scan.first, scan.high) {
+            (0, 0) => {
+                let coder = |component: &super::header::ScanComponent| {
+                    let table = HuffmanTable::find(&tables.dc, component.dc_table, Class::Dc)?;
+                    Ok(DcCoder { table, predicted: 0 })
+                };
+                Pass::DcFirst(scan.components.iter().map(coder).collect::<Result<_, _>>()?)
+            }
+            (0, _) => Pass::DcRefine,
+            (_, 0) => Pass::AcFirst { table: ac_table()?, end_of_band_run: 0 },
+            (_, _) => Pass::AcRefine { table: ac_table()?, end_of_band_run: 0 },
+        };
+        Ok(Self {
+            bits: BitReader::new(source),
+            restarts: Restarts::new(tables),
+            pass,
+            first: usize::from(scan.first),
+            last: usize::from(scan.last),
+            low: u32::from(scan.low),
+        })
+    }
+}
+
+impl BlockDecoder for Progressive<'_, '_> {
+    fn is_exhausted(&self) -> bool {
+        self.bits.is_exhausted()
+    }
+
+    fn begin_mcu(&mut self) -> Result<bool, JpegError> {
+        if let Some(due) = self.restarts.next() {
+            self.bits.restart(due)?;
+            match &mut self.pass {
+                Pass::DcFirst(coders) => coders.iter_mut().for_each(|coder| coder.predicted = 0),
+                Pass::DcRefine => {}
+                Pass::AcFirst { end_of_band_run, .. } | Pass::AcRefine { end_of_band_run, .. } => {
+                    *end_of_band_run = 0;
+                }
+            }
+        }
+        // Zeros do not change a DC value, so libjpeg does not ask there.
+        Ok(matches!(self.pass, Pass::DcRefine) || !self.bits.is_exhausted())
+    }
+
+    fn block(&mut self, component: usize, block: &mut Block) -> Result<bool, JpegError> {
+        let bits = &mut self.bits;
+        let band = Band { first: self.first, last: self.last, low: self.low };
+        match &mut self.pass {
+            Pass::DcFirst(coders) => {
+                let DcCoder { table, predicted } = &mut coders[component];
+                bits.prepare()?;
+                let size = u32::from(table.symbol(bits)?);
+                if size > 0 {
+                    let difference = extend(bits.take(size)?, size);
+                    *predicted = predicted.checked_add(difference).ok_or(JpegError::Damaged)?;
+                }
+                block[0] = (*predicted << self.low) as i16;
+            }
+            Pass::DcRefine => {
+                if bits.bit()? {
+                    block[0] |= 1 << self.low;
+                }
+            }
+            Pass::AcFirst { table, end_of_band_run } => {
+                if *end_of_band_run > 0 {
+                    *end_of_band_run -= 1;
+                } else {
+                    *end_of_band_run = ac_first(bits, table, band, block)?;
+                }
+            }
+            Pass::AcRefine { table, end_of_band_run } => {
+                *end_of_band_run = ac_refine(bits, table, band, block, *end_of_band_run)?;
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The coefficients of a scan, in coding order, and the position of its lowest bit.
+#[derive(Clone, Copy)]
+struct Band {
+    first: usize,
+    last: usize,
+    low: u32,
+}
+
+/// The first bits of a band. Returns how many further blocks end where they begin.
+fn ac_first(
+    bits: &mut BitReader<'_, '_>,
+    table: &HuffmanTable,
+    band: Band,
+    block: &mut Block,
+) -> Result<u32, JpegError> {
+    let mut at = band.first;
+    while at <= band.last {
+        bits.prepare()?;
+        if let Some((value, run, length)) = table.whole_coefficient(bits) {
+            bits.consume(length)?;
+            at += run;
+            block[usize::from(NATURAL_ORDER[at])] = value << band.low;
+            at += 1;
+            continue;
+        }
+        let symbol = table.symbol(bits)?;
+        let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
+        if size > 0 {
+            at += run as usize;
+            let value = extend(bits.take(size)?, size) << band.low;
+            block[usize::from(NATURAL_ORDER[at])] = value as i16;
+            at += 1;
+        } else if run == 15 {
+            at += 16;
+        } else {
+            return Ok(end_of_band(bits, run)? - 1);
+        }
+    }
+    Ok(0)
+}
+
+/// Blocks that an end-of-band code covers, the present one included: 2^run and `run` more bits.
+fn end_of_band(bits: &mut BitReader<'_, '_>, run: u32) -> Result<u32, JpegError> {
+    let more = if run > 0 { bits.take(run)? } else { 0 };
+    Ok((1 << run) + more)
+}
+
+/// One more bit of a band. Takes and returns how many blocks, this one included, have no new coefficients.
+fn ac_refine(
+    bits: &mut BitReader<'_, '_>,
+    table: &HuffmanTable,
+    band: Band,
+    block: &mut Block,
+    mut end_of_band_run: u32,
+) -> Result<u32, JpegError> {
+    let bit = 1_i16 << band.low;
+    let mut at = band.first;
+    if end_of_band_run == 0 {
+        while at <= band.last {
+            bits.prepare()?;
+            let symbol = table.symbol(bits)?;
+            let (run, size) = (u32::from(symbol >> 4), symbol & 15);
+            let mut new = 0;
+            if size > 0 {
+                // A new coefficient has one bit; what else damaged data say is taken for one.
+                new = if bits.take(1)? != 0 { bit } else { -bit };
+            } else if run < 15 {
+                end_of_band_run = end_of_band(bits, run)?;
+                break;
+            }
+            at = refine_up_to_zero(bits, Band { first: at, ..band }, block, run)?;
+            if new != 0 {
+                block[usize::from(NATURAL_ORDER[at])] = new;
+            }
+            at += 1;
+        }
+    }
+    if end_of_band_run > 0 {
+        refine_up_to_zero(bits, Band { first: at, ..band }, block, u32::MAX)?;
+        end_of_band_run -= 1;
+    }
+    Ok(end_of_band_run)
+}
+
+/// Refines coefficients that are not zero, passes over `zeros` that are, and returns the place of the zero behind
+/// them, or the place behind the band.
+#[inline]
+fn refine_up_to_zero(
+    bits: &mut BitReader<'_, '_>,
+    band: Band,
+    block: &mut Block,
+    mut zeros: u32,
+) -> Result<usize, JpegError> {
+    let bit = 1_i16 << band.low;
+    for at in band.first..=band.last {
+        let coefficient = &mut block[usize::from(NATURAL_ORDER[at])];
+        if *coefficient == 0 {
+            if zeros == 0 {
+                return Ok(at);
+            }
+            zeros -= 1;
+        } else if bits.bit()? && *coefficient & bit == 0 {
+            let away_from_zero = if *coefficient >= 0 { bit } else { -bit };
+            *coefficient = coefficient.wrapping_add(away_from_zero);
+        }
+    }
+    Ok(band.last + 1)
+}

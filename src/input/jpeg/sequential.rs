@@ -1,0 +1,96 @@
+//! Sequential Huffman coding: `decode_mcu` of libjpeg-turbo's `jdhuff.c` (T.81, annex F.2.2).
+
+use super::JpegError;
+use super::bits::BitReader;
+use super::frame::Block;
+use super::header::{NATURAL_ORDER, Scan, Tables};
+use super::huffman::{Class, HuffmanTable, extend};
+use super::scan::{BlockDecoder, Restarts};
+use super::source::Source;
+
+/// Decodes the blocks of one scan.
+#[derive(Debug)]
+pub(super) struct Sequential<'s, 'a> {
+    bits: BitReader<'s, 'a>,
+    restarts: Restarts,
+    components: Vec<Coder>,
+}
+
+#[derive(Debug)]
+struct Coder {
+    dc: HuffmanTable,
+    ac: HuffmanTable,
+    /// The DC value of the block before.
+    predicted: i32,
+}
+
+impl<'s, 'a> Sequential<'s, 'a> {
+    /// # Errors
+    /// `Damaged` where a table is missing or is none.
+    pub(super) fn start(
+        source: &'s mut Source<'a>,
+        tables: &Tables,
+        scan: &Scan,
+    ) -> Result<Self, JpegError> {
+        let coder = |component: &super::header::ScanComponent| {
+            Ok(Coder {
+                dc: HuffmanTable::find(&tables.dc, component.dc_table, Class::Dc)?,
+                ac: HuffmanTable::find(&tables.ac, component.ac_table, Class::Ac)?,
+                predicted: 0,
+            })
+        };
+        let components = scan.components.iter().map(coder).collect::<Result<_, _>>()?;
+        Ok(Self { bits: BitReader::new(source), restarts: Restarts::new(tables), components })
+    }
+}
+
+impl BlockDecoder for Sequential<'_, '_> {
+    fn is_exhausted(&self) -> bool {
+        self.bits.is_exhausted()
+    }
+
+    fn begin_mcu(&mut self) -> Result<bool, JpegError> {
+        if let Some(due) = self.restarts.next() {
+            self.bits.restart(due)?;
+            for component in &mut self.components {
+                component.predicted = 0;
+            }
+        }
+        Ok(!self.bits.is_exhausted())
+    }
+
+    fn block(&mut self, component: usize, block: &mut Block) -> Result<bool, JpegError> {
+        let bits = &mut self.bits;
+        let Coder { dc, ac, predicted } = &mut self.components[component];
+        bits.prepare()?;
+        let size = u32::from(dc.symbol(bits)?);
+        if size > 0 {
+            *predicted = predicted.wrapping_add(extend(bits.take(size)?, size));
+        }
+        block[0] = *predicted as i16;
+        let mut at = 1;
+        while at < 64 {
+            bits.prepare()?;
+            if let Some((value, run, length)) = ac.whole_coefficient(bits) {
+                bits.consume(length)?;
+                at += run;
+                block[usize::from(NATURAL_ORDER[at])] = value;
+                at += 1;
+                continue;
+            }
+            let symbol = ac.symbol(bits)?;
+            let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
+            if size > 0 {
+                at += run;
+                // Damaged data can lead beyond the block: NATURAL_ORDER says where libjpeg puts these.
+                block[usize::from(NATURAL_ORDER[at])] = extend(bits.take(size)?, size) as i16;
+                at += 1;
+            } else if run == 15 {
+                at += 16;
+            } else {
+                break;
+            }
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,212 @@
+//! Guesses for coefficients that a progressive file has not given yet, from the DC values around a block:
+//! `decompress_smooth_data` of libjpeg-turbo's `jdcoefct.c`. It shows where a file ends after its first scans; one
+//! with all its bits is not touched.
+
+use super::coefficients::BlockGrid;
+use super::frame::{Block, Component, Frame};
+use super::header::Scan;
+
+/// Coefficients, in coding order, that take part.
+const COEFFICIENTS: usize = 10;
+/// Their positions in a block.
+const POSITIONS: [usize; COEFFICIENTS] = [0, 1, 8, 16, 9, 2, 3, 10, 17, 24];
+/// No scan has given any bit of a coefficient.
+const UNKNOWN: i8 = -1;
+
+/// DC values around a block, five rows of five, the block in the middle.
+type Window = [[i32; 5]; 5];
+
+/// Which bits of each coefficient are known, by component.
+#[derive(Debug)]
+pub(super) struct Progress {
+    /// The lowest bit known; [`UNKNOWN`], or 0 where all are.
+    known: Vec<[i8; 64]>,
+    /// The same before the component's last scan.
+    before: Vec<[i8; 64]>,
+    scans: u32,
+    /// The last row of MCUs of the last scan for which there were data.
+    last_good_row: usize,
+}
+
+impl Progress {
+    pub(super) fn new(frame: &Frame) -> Self {
+        let none = || vec![[UNKNOWN; 64]; frame.components.len()];
+        // The rows of a component that no scan names are never asked for.
+        let before = vec![[0; 64]; frame.components.len()];
+        Self { known: none(), before, scans: 0, last_good_row: 0 }
+    }
+
+    /// Notes what a scan is about to give (`start_pass_phuff_decoder`).
+    pub(super) fn note(&mut self, scan: &Scan) {
+        self.scans += 1;
+        let (first, last) = (usize::from(scan.first), usize::from(scan.last));
+        for part in &scan.components {
+            let known = &mut self.known[part.index];
+            let band = first.min(1)..=last.max(9);
+            let before = &mut self.before[part.index][band.clone()];
+            if self.scans > 1 {
+                before.copy_from_slice(&known[band]);
+            } else {
+                before.fill(0);
+            }
+            known[first..=last].fill(scan.low.cast_signed());
+        }
+    }
+
+    /// Notes that a row of MCUs had data.
+    pub(super) fn good_row(&mut self, row: usize) {
+        self.last_good_row = row;
+    }
+
+    /// What smoothing needs, where it has to be done (`smoothing_ok`): some coefficient is not known in full, and
+    /// all quantisers that take part can be divided by.
+    pub(super) fn smoothing(&self, quant: &[Option<[u16; 64]>]) -> Option<Smoothing<'_>> {
+        let usable = |table: &Option<[u16; 64]>| {
+            table.as_ref().is_some_and(|table| POSITIONS.iter().all(|&at| table[at] != 0))
+        };
+        let unknown_dc = self.known.iter().any(|known| known[0] < 0);
+        if !quant.iter().all(usable) || unknown_dc {
+            return None;
+        }
+        let incomplete = |known: &[i8; 64]| known[1..COEFFICIENTS].iter().any(|&low| low != 0);
+        self.known.iter().any(incomplete).then_some(Smoothing { progress: self })
+    }
+}
+
+/// Smooths rows of blocks.
+#[derive(Debug)]
+pub(super) struct Smoothing<'p> {
+    progress: &'p Progress,
+}
+
+impl Smoothing<'_> {
+    /// A row of blocks with its guesses. `index` is the component's, `row` the row of blocks.
+    pub(super) fn row(
+        &self,
+        frame: &Frame,
+        index: usize,
+        grid: &BlockGrid,
+        row: usize,
+        quant: &[u16; 64],
+    ) -> Vec<Block> {
+        let component = &frame.components[index];
+        let known = self.known(index, row / component.v);
+        let rows = rows_around(frame, component, row).map(|row| grid.row(row));
+        let width = component.width_in_blocks;
+        let estimator = Estimator::new(known, quant);
+        let smooth = |column: usize| {
+            let mut block = rows[2][column];
+            estimator.apply(&mut block, &window(&rows, column, width));
+            block
+        };
+        (0..width).map(smooth).collect()
+    }
+
+    /// Behind the rows that the last scan reached, what was known before it counts.
+    fn known(&self, index: usize, mcu_row: usize) -> [i8; COEFFICIENTS] {
+        let Progress { known, before, scans, last_good_row } = self.progress;
+        if mcu_row <= *last_good_row {
+            return std::array::from_fn(|at| known[index][at]);
+        }
+        std::array::from_fn(|at| if *scans > 1 { before[index][at] } else { UNKNOWN })
+    }
+}
+
+/// The rows two above to two below. At the edges the nearest one stands in; which rows count as edges follows
+/// libjpeg's arithmetic, which takes the last row of MCUs for the height of all of them.
+fn rows_around(frame: &Frame, component: &Component, row: usize) -> [usize; 5] {
+    let mcu_row = row / component.v;
+    let in_mcu_row = row % component.v;
+    let rows_here = if mcu_row + 1 < frame.mcu_rows {
+        component.v
+    } else {
+        match component.height_in_blocks % component.v {
+            0 => component.v,
+            rest => rest,
+        }
+    };
+    let (at, end) = (mcu_row * rows_here + in_mcu_row, rows_here * frame.mcu_rows);
+    let above = if at > 0 { row - 1 } else { row };
+    let above_that = if at > 1 { row - 2 } else { above };
+    let below = if at + 1 < end { row + 1 } else { row };
+    let below_that = if at + 2 < end { row + 2 } else { below };
+    [above_that, above, row, below, below_that]
+}
+
+fn window(rows: &[&[Block]; 5], column: usize, width: usize) -> Window {
+    let columns: [usize; 5] =
+        std::array::from_fn(|offset| (column + offset).saturating_sub(2).min(width - 1));
+    rows.map(|row| columns.map(|column| i32::from(row[column][0])))
+}
+
+/// Weights of the DC values around a block, times 256 over the quantiser of DC.
+type Weights = [[i32; 5]; 5];
+
+struct Estimator<'q> {
+    known: [i8; COEFFICIENTS],
+    quant: &'q [u16; 64],
+    /// No AC value is known at all: the DC value is smoothed too, and more coefficients are guessed.
+    from_dc_alone: bool,
+}
+
+impl<'q> Estimator<'q> {
+    fn new(known: [i8; COEFFICIENTS], quant: &'q [u16; 64]) -> Self {
+        let from_dc_alone = known[1..].iter().all(|&low| low == UNKNOWN);
+        Self { known, quant, from_dc_alone }
+    }
+
+    fn apply(&self, block: &mut Block, window: &Window) {
+        let (weights, count) =
+            if self.from_dc_alone { (&FROM_DC_ALONE, COEFFICIENTS) } else { (&BESIDE_AC, 6) };
+        for at in 1..count {
+            let position = POSITIONS[at];
+            let low = self.known[at];
+            if low != 0 && block[position] == 0 {
+                let guess = self.guess(&weights[at], window, position);
+                // What is known of its upper bits says that it is smaller than the lowest of these.
+                let bound = if low > 0 { (1 << low) - 1 } else { i64::MAX };
+                block[position] = guess.clamp(-bound, bound) as i16;
+            }
+        }
+        if self.from_dc_alone {
+            block[0] = self.guess(&weights[0], window, 0) as i16;
+        }
+    }
+
+    /// The weighted sum in units of the coefficient's quantiser, rounded half away from zero.
+    fn guess(&self, weights: &Weights, window: &Window, position: usize) -> i64 {
+        let products = weights.iter().flatten().zip(window.iter().flatten());
+        let sum: i64 = products.map(|(&weight, &value)| i64::from(weight * value)).sum();
+        let scaled = sum * i64::from(self.quant[0]);
+        let unit = i64::from(self.quant[position]);
+        let guess = ((unit << 7) + scaled.abs()) / (unit << 8);
+        if scaled < 0 { -guess } else { guess }
+    }
+}
+
+/// Weights where no AC value is known, in the order of [`POSITIONS`].
+#[rustfmt::skip]
+const FROM_DC_ALONE: [Weights; COEFFICIENTS] = [
+    [[-2, -6, -8, -6, -2], [-6, 6, 42, 6, -6], [-8, 42, 152, 42, -8], [-6, 6, 42, 6, -6], [-2, -6, -8, -6, -2]],
+    [[-1, -1, 0, 1, 1], [-3, 13, 0, -13, 3], [-3, 38, 0, -38, 3], [-3, 13, 0, -13, 3], [-1, -1, 0, 1, 1]],
+    [[-1, -3, -3, -3, -1], [-1, 13, 38, 13, -1], [0; 5], [1, -13, -38, -13, 1], [1, 3, 3, 3, 1]],
+    [[0, 0, 1, 0, 0], [0, 2, 7, 2, 0], [0, -5, -14, -5, 0], [0, 2, 7, 2, 0], [0, 0, 1, 0, 0]],
+    [[-1, 0, 0, 0, 1], [0, 9, 0, -9, 0], [0; 5], [0, -9, 0, 9, 0], [1, 0, 0, 0, -1]],
+    [[0; 5], [0, 2, -5, 2, 0], [1, 7, -14, 7, 1], [0, 2, -5, 2, 0], [0; 5]],
+    [[0; 5], [0, 1, 0, -1, 0], [0, 2, 0, -2, 0], [0, 1, 0, -1, 0], [0; 5]],
+    [[0; 5], [0, 1, -3, 1, 0], [0; 5], [0, -1, 3, -1, 0], [0; 5]],
+    [[0; 5], [0, 1, 0, -1, 0], [0, -3, 0, 3, 0], [0, 1, 0, -1, 0], [0; 5]],
+    [[0; 5], [0, 1, 2, 1, 0], [0; 5], [0, -1, -2, -1, 0], [0; 5]],
+];
+
+/// Weights where some AC values are known; the first is unused.
+#[rustfmt::skip]
+const BESIDE_AC: [Weights; COEFFICIENTS] = [
+    [[0; 5]; 5],
+    [[0; 5], [0; 5], [-7, 50, 0, -50, 7], [0; 5], [0; 5]],
+    [[0, 0, -7, 0, 0], [0, 0, 50, 0, 0], [0; 5], [0, 0, -50, 0, 0], [0, 0, 7, 0, 0]],
+    [[0, 0, -1, 0, 0], [0, 0, 13, 0, 0], [0, 0, -24, 0, 0], [0, 0, 13, 0, 0], [0, 0, -1, 0, 0]],
+    [[0, -1, 0, 1, 0], [-1, 10, 0, -10, 1], [0; 5], [1, -10, 0, 10, -1], [0, 1, 0, -1, 0]],
+    [[0; 5], [0; 5], [-1, 13, -24, 13, -1], [0; 5], [0; 5]],
+    [[0; 5]; 5], [[0; 5]; 5], [[0; 5]; 5], [[0; 5]; 5],
+];

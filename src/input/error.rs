@@ -19,6 +19,9 @@ pub enum InputError {
         /// The limit.
         max_bytes: usize,
     },
+    /// The file has no bytes, so no format either (`unsupported_image_format`).
+    #[error("the file is empty; send the bytes of a jpeg, png, webp, gif or bmp image")]
+    EmptyImageFile,
     /// The first bytes are of no accepted format (`unsupported_image_format`).
     #[error("the image format is not supported, accepted are jpeg, png, webp, gif and bmp")]
     UnsupportedImageFormat,

@@ -1,67 +1,140 @@
-//! The first frame of a GIF as its blocks describe it: what the decoder does not tell.
+//! The first frame of a GIF, read with Pillow's rules (`GifImagePlugin`), and written again in the one form that the
+//! decoder reads as Pillow does: one colour table of 256 entries, and a screen that holds the whole frame.
 
-/// Facts about the first frame of a whole GIF.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FirstFrame {
-    /// True when a colour of the palette is transparent.
-    pub(super) transparent: bool,
-    /// The palette's first colour, RGB.
-    pub(super) first_colour: [u8; 3],
-    /// Its own width in pixels, which may exceed the screen's.
-    pub(super) width: u32,
-    /// Its own height in pixels.
-    pub(super) height: u32,
+use std::ops::Range;
+
+/// The first frame of a whole GIF.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FirstFrame<'a> {
+    /// Width and height of the screen in pixels, enlarged where the frame lies partly outside.
+    pub(super) screen: (u32, u32),
+    /// Its own width and height in pixels.
+    pub(super) sides: (u32, u32),
+    /// The transparent colour's index.
+    pub(super) transparent: Option<u8>,
+    place: (u16, u16),
+    interlaced: bool,
+    /// RGB triples; `None` for a grey ramp.
+    colours: Option<&'a [u8]>,
+    /// The code size and the sub-blocks, with the empty one at the end.
+    data: &'a [u8],
 }
 
 /// Header, logical screen descriptor.
 const HEAD: usize = 6 + 7;
+/// Entries of the colour table that is written.
+const COLOURS: usize = 256;
 
 /// Walks the blocks up to the end of the first frame's data; `None` when the file ends before or is no GIF.
-pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame> {
-    let screen_flags = *file.get(10)?;
-    let global = file.get(HEAD..)?;
-    let mut at = HEAD + table_bytes(screen_flags);
-    let mut transparent = false;
+pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame<'_>> {
+    let &[w0, w1, h0, h1, screen_flags] = file.get(6..)?.first_chunk()?;
+    let global = colour_table(file, HEAD, screen_flags)?;
+    let mut at = HEAD + global.len();
+    let mut transparent = None;
     loop {
         match *file.get(at)? {
-            // An extension: introducer, label, sub-blocks. A graphic control extension (0xf9) has one of 4 bytes.
-            0x21 => {
-                if *file.get(at + 1)? == 0xf9 && *file.get(at + 2)? >= 1 {
-                    transparent = *file.get(at + 3)? & 1 == 1;
-                }
-                at = skip_sub_blocks(file, at + 2)?;
-            }
-            0x2c => {
-                let &[.., w0, w1, h0, h1, frame_flags] = file.get(at..)?.first_chunk::<10>()?;
-                let side = |bytes| u32::from(u16::from_le_bytes(bytes));
-                let (width, height) = (side([w0, w1]), side([h0, h1]));
-                let table = at + 10;
-                let local = file.get(table..)?;
-                let palette = if frame_flags & 0x80 == 0 { global } else { local };
-                // The byte before the data is the code size.
-                skip_sub_blocks(file, table + table_bytes(frame_flags) + 1)?;
-                let first_colour = *palette.first_chunk()?;
-                return Some(FirstFrame { transparent, first_colour, width, height });
-            }
+            0x21 => at = skip_extension(file, at, &mut transparent)?,
+            0x2c => break,
             0x3b => return None,
-            // Pillow and the decoder pass over stray bytes between blocks.
+            // Pillow passes over stray bytes between blocks.
             _ => at += 1,
         }
     }
+    let &[_, x0, x1, y0, y1, fw0, fw1, fh0, fh1, flags] = file.get(at..)?.first_chunk()?;
+    let local = colour_table(file, at + 10, flags)?;
+    let start = at + 10 + local.len();
+    // The byte before the data is the code size.
+    let data = sub_blocks(file, start + 1)?;
+    // Pillow loses a local grey ramp beside other global colours; with transparency it raises there.
+    let own = !local.is_empty() && (transparent.is_some() || !is_grey_ramp(local));
+    let table = if own { local } else { global };
+    let number = |bytes| u32::from(u16::from_le_bytes(bytes));
+    let (sides, place) =
+        ((number([fw0, fw1]), number([fh0, fh1])), (number([x0, x1]), number([y0, y1])));
+    Some(FirstFrame {
+        screen: (number([w0, w1]).max(place.0 + sides.0), number([h0, h1]).max(place.1 + sides.1)),
+        sides,
+        transparent,
+        place: (u16::from_le_bytes([x0, x1]), u16::from_le_bytes([y0, y1])),
+        interlaced: flags & 0x40 != 0,
+        colours: (!is_grey_ramp(table)).then_some(table),
+        data: file.get(start..data.end)?,
+    })
 }
 
-/// Bytes of the colour table that these flags announce.
-fn table_bytes(flags: u8) -> usize {
-    if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) }
+impl FirstFrame<'_> {
+    /// The colour of an index, RGB. Without a table it is grey; beyond a table it is black, as in Pillow.
+    pub(super) fn colour(&self, index: u8) -> [u8; 3] {
+        let Some(colours) = self.colours else { return [index; 3] };
+        colours.as_chunks().0.get(usize::from(index)).copied().unwrap_or_default()
+    }
+
+    /// The frame as a file of its own, at most 900 bytes longer than its data. Meaningful where the screen has at most
+    /// 65,535 pixels a side, which the format allows.
+    pub(super) fn still(&self) -> Vec<u8> {
+        let sides = [self.screen.0, self.screen.1, self.sides.0, self.sides.1];
+        let [width, height, frame_width, frame_height] =
+            sides.map(|side| u16::try_from(side).unwrap_or(u16::MAX));
+        let word = u16::to_le_bytes;
+        let mut file = Vec::with_capacity(self.data.len() + 3 * COLOURS + 64);
+        file.extend(b"GIF89a");
+        file.extend([word(width), word(height)].concat());
+        // A table of 256 entries, background 0.
+        file.extend([0xf7, 0, 0]);
+        file.extend((0..=255).flat_map(|index| self.colour(index)));
+        if let Some(transparent) = self.transparent {
+            file.extend([0x21, 0xf9, 4, 1, 0, 0, transparent, 0]);
+        }
+        file.push(0x2c);
+        let (left, top) = self.place;
+        let place = [left, top, frame_width, frame_height];
+        file.extend(place.map(word).concat());
+        file.push(if self.interlaced { 0x40 } else { 0 });
+        file.extend(self.data);
+        file.push(0x3b);
+        file
+    }
 }
 
-/// The place behind a chain of sub-blocks that starts at `at`.
-fn skip_sub_blocks(file: &[u8], mut at: usize) -> Option<usize> {
+/// The colour table that these flags announce, empty if none.
+fn colour_table(file: &[u8], at: usize, flags: u8) -> Option<&[u8]> {
+    let length = if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) };
+    file.get(at..at + length)
+}
+
+/// True for a table whose every colour is its index, and for none (`_is_palette_needed`).
+fn is_grey_ramp(table: &[u8]) -> bool {
+    let (colours, _) = table.as_chunks::<3>();
+    colours
+        .iter()
+        .enumerate()
+        .all(|(index, colour)| colour.iter().all(|&value| usize::from(value) == index))
+}
+
+/// The place behind an extension: introducer, label, sub-blocks. A graphic control extension (0xf9) may name a
+/// transparent colour, which a later one does not take back.
+fn skip_extension(file: &[u8], at: usize, transparent: &mut Option<u8>) -> Option<usize> {
+    let &[_, label, length] = file.get(at..)?.first_chunk()?;
+    if label == 0xf9 && length >= 1 && *file.get(at + 3)? & 1 == 1 {
+        // Flags, delay in two bytes, index.
+        *transparent = Some(*file.get(at + 6).filter(|_| length >= 4)?);
+    }
+    let mut end = sub_blocks(file, at + 2)?.end;
+    // Pillow reads on behind an extension without data.
+    if length == 0 && label != 0xfe {
+        end = sub_blocks(file, end)?.end;
+    }
+    Some(end)
+}
+
+/// A chain of sub-blocks that starts at `at`, with the empty one at its end.
+fn sub_blocks(file: &[u8], start: usize) -> Option<Range<usize>> {
+    let mut at = start;
     loop {
         let length = usize::from(*file.get(at)?);
         at += 1 + length;
         if length == 0 {
-            return Some(at);
+            return Some(start..at);
         }
     }
 }
@@ -72,14 +145,37 @@ mod tests {
 
     /// 2x2 screen, a global palette of two colours, transparency, a comment, one frame.
     const GIF: &[u8] = b"GIF89a\x02\0\x02\0\x80\0\0\x0a\x0b\x0c\xff\xff\xff\
-        \x21\xf9\x04\x01\0\0\x00\0\x21\xfe\x02hi\0\
+        \x21\xf9\x04\x01\0\0\x01\0\x21\xfe\x02hi\0\
         \x2c\0\0\0\0\x02\0\x02\0\0\x02\x02\x4c\x01\0\x3b";
 
     #[test]
     fn palette_and_transparency_are_read() {
-        let first_colour = [10, 11, 12];
-        let expected = FirstFrame { transparent: true, first_colour, width: 2, height: 2 };
-        assert_eq!(first_frame(GIF), Some(expected));
+        let frame = first_frame(GIF).unwrap();
+        assert_eq!((frame.screen, frame.sides, frame.transparent), ((2, 2), (2, 2), Some(1)));
+        assert_eq!([0, 1, 2].map(|index| frame.colour(index)), [[10, 11, 12], [255; 3], [0; 3]]);
+    }
+
+    #[test]
+    fn a_still_is_the_same_picture() {
+        let frame = first_frame(GIF).unwrap();
+        let still = frame.still();
+        let again = first_frame(&still).unwrap();
+        assert_eq!(
+            (again.screen, again.place, again.data),
+            (frame.screen, frame.place, frame.data)
+        );
+        assert_eq!(again.colour(0), frame.colour(0));
+    }
+
+    #[test]
+    fn a_frame_outside_enlarges_the_screen() {
+        let mut file = GIF.to_vec();
+        let at = GIF.iter().position(|&byte| byte == 0x2c).unwrap();
+        file[at + 1] = 3;
+        assert_eq!(first_frame(&file).unwrap().screen, (5, 2));
+        file[at + 2] = 0xff;
+        file[at + 6] = 0xff;
+        assert_eq!(first_frame(&file).unwrap().screen.0, 0xff03 + 0xff02);
     }
 
     #[test]

@@ -203,7 +203,7 @@ pub(super) fn bombs() -> Vec<Bomb> {
                 (8, 8),
                 &[pixel.clone(), chunk(*b"VP8L", &groups_of_codes()).repeat(10)].concat(),
             ),
-            decoded(),
+            undecodable(),
         ),
     ]
 }

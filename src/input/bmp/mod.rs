@@ -1,0 +1,372 @@
+//! BMP, read as Pillow does (`BmpImagePlugin`): header sizes 12 to 124, 1 to 32 bits, palettes of any length, RLE4 and
+//! RLE8, and the bit fields that Pillow knows. Reserved fields, planes and the file's own idea of its size are ignored.
+//!
+//! A palette that is a plain grey ramp is dropped, as in Pillow: two such colours make a 1-bit picture, whatever the
+//! depth.
+
+mod runs;
+
+use image::{DynamicImage, RgbImage, RgbaImage};
+
+use self::runs::Runs;
+
+/// The file's head: `BM`, size, two reserved fields, offset of the pixels.
+const FILE_HEAD: usize = 14;
+
+/// Why a file is not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The file ends before its picture does.
+    Incomplete,
+    /// A depth, compression, palette or bit field that Pillow does not read either.
+    Unsupported,
+    /// Compressed data that do not fill the picture.
+    Damaged,
+}
+
+/// What the header says.
+#[derive(Debug)]
+pub(super) struct Header<'a> {
+    /// Width in pixels.
+    pub(super) width: u32,
+    /// Height in pixels.
+    pub(super) height: u32,
+    top_down: bool,
+    pixels: Pixels,
+    /// Bytes of a row in the file.
+    stride: u64,
+    /// Where the pixels begin.
+    offset: usize,
+    palette: Palette<'a>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pixels {
+    /// Bits of an index.
+    Indexed(u8),
+    /// Run lengths; true for two indices in a byte.
+    Runs { four_bits: bool },
+    /// 5 bits each of blue, green and red; or 6 of green.
+    Bits16 { six_green: bool },
+    /// Bytes of a pixel, then the place of red, green, blue and alpha in it.
+    Bytes { count: usize, order: [usize; 3], alpha: Option<usize> },
+}
+
+/// Colours of the indices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Palette<'a> {
+    /// Entries of so many bytes, blue first; black beyond the last.
+    Table(&'a [u8], usize),
+    /// 0 is black, all else white.
+    BlackWhite,
+    /// Each index is its own grey.
+    Grey,
+}
+
+/// The picture of a file whose [`Header`] has been checked against the limits.
+///
+/// # Errors
+/// Any [`Refusal`].
+pub(super) fn decode(file: &[u8]) -> Result<DynamicImage, Refusal> {
+    Header::read(file)?.decode(file)
+}
+
+impl<'a> Header<'a> {
+    /// Reads all that stands before the pixels.
+    ///
+    /// # Errors
+    /// `Incomplete`, `Unsupported`.
+    pub(super) fn read(file: &'a [u8]) -> Result<Self, Refusal> {
+        let word = |at| u32_at(file, at).ok_or(Refusal::Incomplete);
+        let short = |at| u16_at(file, at).ok_or(Refusal::Incomplete);
+        let size = word(FILE_HEAD)? as usize;
+        if !matches!(size, 12 | 40 | 52 | 56 | 64 | 108 | 124) {
+            return Err(Refusal::Unsupported);
+        }
+        let end = FILE_HEAD + size;
+        if file.len() < end {
+            return Err(Refusal::Incomplete);
+        }
+        let old = size == 12;
+        let (width, height, bits) = if old {
+            (u32::from(short(18)?), u32::from(short(20)?), short(24)?)
+        } else {
+            (word(18)?, word(22)?, short(28)?)
+        };
+        let top_down = !old && file[25] == 0xff;
+        let height = if top_down { height.wrapping_neg() } else { height };
+        let (compression, colours) = if old { (0, 0) } else { (word(30)?, word(46)?) };
+        let entry = if old { 3 } else { 4 };
+        let pixels = Pixels::read(file, size, bits, compression)?;
+        let stride = (u64::from(width) * u64::from(bits)).div_ceil(32) * 4;
+        let mut header = Self {
+            width,
+            height,
+            top_down,
+            pixels,
+            stride,
+            offset: word(10)? as usize,
+            palette: Palette::Grey,
+        };
+        // Bit fields behind a short header move what follows.
+        let mut behind = end + if compression == 3 && size == 40 { 12 } else { 0 };
+        if bits <= 8 {
+            let colours = if colours == 0 { 1 << bits } else { colours };
+            let (palette, bytes) = Palette::read(file, end, entry, colours)?;
+            (header.palette, behind) = (palette, end + bytes);
+            header.narrow(bits)?;
+            // Some writers point at the palette.
+            if header.offset == end {
+                header.offset += entry * colours as usize;
+            }
+        }
+        if header.offset == 0 {
+            header.offset = behind;
+        }
+        Ok(header)
+    }
+
+    /// A grey palette decides how many bits an index has, as in Pillow.
+    fn narrow(&mut self, bits: u16) -> Result<(), Refusal> {
+        if self.pixels != Pixels::Indexed(bits as u8) {
+            return Ok(());
+        }
+        let narrowed = match self.palette {
+            Palette::Table(..) => bits as u8,
+            Palette::BlackWhite => 1,
+            Palette::Grey => 8,
+        };
+        if u16::from(narrowed) > bits {
+            return Err(Refusal::Unsupported);
+        }
+        self.pixels = Pixels::Indexed(narrowed);
+        Ok(())
+    }
+
+    /// True when pixels have transparency.
+    fn has_alpha(&self) -> bool {
+        matches!(self.pixels, Pixels::Bytes { alpha: Some(_), .. })
+    }
+
+    /// Of the decoded picture.
+    pub(super) fn bytes_per_pixel(&self) -> u64 {
+        if self.has_alpha() { 4 } else { 3 }
+    }
+
+    /// Looks whether the file has all pixels, before any is allocated. Run lengths tell it only when they are unpacked.
+    ///
+    /// # Errors
+    /// `Incomplete`.
+    pub(super) fn check_length(&self, file: &[u8]) -> Result<(), Refusal> {
+        let rows = u64::from(self.height).saturating_sub(1);
+        let needed = match self.pixels {
+            Pixels::Runs { .. } => 0,
+            Pixels::Indexed(_) | Pixels::Bits16 { .. } | Pixels::Bytes { .. } => {
+                // Padding of the last row may miss.
+                self.stride.saturating_mul(rows).saturating_add(self.row_bytes() as u64)
+            }
+        };
+        let there = file.len().checked_sub(self.offset).ok_or(Refusal::Incomplete)?;
+        if (there as u64) < needed { Err(Refusal::Incomplete) } else { Ok(()) }
+    }
+
+    /// The picture. Its size must have been checked: 3 or 4 bytes a pixel are allocated, and one more for run lengths.
+    ///
+    /// # Errors
+    /// `Incomplete`, `Damaged`.
+    fn decode(&self, file: &[u8]) -> Result<DynamicImage, Refusal> {
+        self.check_length(file)?;
+        let data = file.get(self.offset..).ok_or(Refusal::Incomplete)?;
+        let (width, height) = (self.width as usize, self.height as usize);
+        let unpacked;
+        let (data, stride) = if let Pixels::Runs { four_bits } = self.pixels {
+            let odd = self.offset % 2;
+            unpacked = Runs { data, odd, width, pixels: width * height, four_bits }.unpack();
+            if unpacked.len() < width * height {
+                return Err(Refusal::Damaged);
+            }
+            (&unpacked[..], width)
+        } else {
+            (data, self.stride as usize)
+        };
+        let row_bytes = self.row_bytes();
+        let mut out = Vec::with_capacity(width * height * if self.has_alpha() { 4 } else { 3 });
+        for y in 0..height {
+            let row = if self.top_down { y } else { height - 1 - y };
+            self.push_row(&mut out, &data[row * stride..][..row_bytes]);
+        }
+        let picture = if self.has_alpha() {
+            RgbaImage::from_raw(self.width, self.height, out).map(DynamicImage::ImageRgba8)
+        } else {
+            RgbImage::from_raw(self.width, self.height, out).map(DynamicImage::ImageRgb8)
+        };
+        picture.ok_or(Refusal::Damaged)
+    }
+
+    /// Bytes of a row without its padding.
+    fn row_bytes(&self) -> usize {
+        let width = self.width as usize;
+        match self.pixels {
+            Pixels::Indexed(bits) => (width * usize::from(bits)).div_ceil(8),
+            Pixels::Runs { .. } => width,
+            Pixels::Bits16 { .. } => width * 2,
+            Pixels::Bytes { count, .. } => width * count,
+        }
+    }
+
+    fn push_row(&self, out: &mut Vec<u8>, row: &[u8]) {
+        match self.pixels {
+            Pixels::Indexed(bits) if bits < 8 => {
+                let (bits, mask) = (usize::from(bits), (1_u8 << bits) - 1);
+                for x in 0..self.width as usize {
+                    let shift = 8 - bits - x * bits % 8;
+                    out.extend(self.palette.colour(row[x * bits / 8] >> shift & mask));
+                }
+            }
+            Pixels::Indexed(_) | Pixels::Runs { .. } => {
+                out.extend(row.iter().flat_map(|&index| self.palette.colour(index)));
+            }
+            Pixels::Bits16 { six_green } => {
+                let (green_bits, red_at) = if six_green { (6, 11) } else { (5, 10) };
+                for &pixel in row.as_chunks().0 {
+                    let pixel = u32::from(u16::from_le_bytes(pixel));
+                    let part = |at: u32, bits: u32| {
+                        let most = (1 << bits) - 1;
+                        ((pixel >> at & most) * 255 / most) as u8
+                    };
+                    out.extend([part(red_at, 5), part(5, green_bits), part(0, 5)]);
+                }
+            }
+            Pixels::Bytes { count, order, alpha } => {
+                for pixel in row.chunks_exact(count) {
+                    out.extend(order.map(|at| pixel[at]));
+                    out.extend(alpha.map(|at| pixel[at]));
+                }
+            }
+        }
+    }
+}
+
+impl Pixels {
+    fn read(file: &[u8], size: usize, bits: u16, compression: u32) -> Result<Self, Refusal> {
+        let bgr = |count| Self::Bytes { count, order: [2, 1, 0], alpha: None };
+        match (compression, bits) {
+            (0, 1 | 4 | 8) => Ok(Self::Indexed(bits as u8)),
+            (0, 16) => Ok(Self::Bits16 { six_green: false }),
+            (0, 24) => Ok(bgr(3)),
+            (0, 32) => Ok(bgr(4)),
+            (1 | 2, 1 | 4 | 8) => Ok(Self::Runs { four_bits: compression == 2 }),
+            (3, 16 | 24 | 32) => Self::of_masks(file, size, bits),
+            _ => Err(Refusal::Unsupported),
+        }
+    }
+
+    /// Red, green, blue and alpha as masks of a pixel, in the header or behind a short one.
+    fn of_masks(file: &[u8], size: usize, bits: u16) -> Result<Self, Refusal> {
+        let mask =
+            |index: usize| u32_at(file, FILE_HEAD + 40 + index * 4).ok_or(Refusal::Incomplete);
+        let alpha = if size >= 56 { mask(3)? } else { 0 };
+        let masks = [mask(0)?, mask(1)?, mask(2)?];
+        let bytes = |order, alpha| Ok(Self::Bytes { count: 4, order, alpha });
+        match (bits, masks, alpha) {
+            (16, [0xf800, 0x7e0, 0x1f], _) => Ok(Self::Bits16 { six_green: true }),
+            (16, [0x7c00, 0x3e0, 0x1f], _) => Ok(Self::Bits16 { six_green: false }),
+            (24, [0xff_0000, 0xff00, 0xff], _) => {
+                Ok(Self::Bytes { count: 3, order: [2, 1, 0], alpha: None })
+            }
+            (32, [0xff_0000, 0xff00, 0xff], 0) => bytes([2, 1, 0], None),
+            (32, [0xff00_0000, 0xff_0000, 0xff00], 0) => bytes([3, 2, 1], None),
+            (32, [0xff00_0000, 0xff00, 0xff], 0) => bytes([3, 1, 0], None),
+            (32, [0xff00_0000, 0xff_0000, 0xff00], 0xff) => bytes([3, 2, 1], Some(0)),
+            (32, [0xff, 0xff00, 0xff_0000], 0xff00_0000) => bytes([0, 1, 2], Some(3)),
+            (32, [0xff_0000, 0xff00, 0xff], 0xff00_0000) | (32, [0, 0, 0], 0) => {
+                bytes([2, 1, 0], Some(3))
+            }
+            (32, [0xff00_0000, 0xff00, 0xff], 0xff_0000) => bytes([3, 1, 0], Some(2)),
+            _ => Err(Refusal::Unsupported),
+        }
+    }
+}
+
+impl<'a> Palette<'a> {
+    /// The palette at `start`, and how many of its bytes the file has.
+    fn read(
+        file: &'a [u8],
+        start: usize,
+        entry: usize,
+        colours: u32,
+    ) -> Result<(Self, usize), Refusal> {
+        if colours == 0 || colours > 1 << 16 {
+            return Err(Refusal::Unsupported);
+        }
+        let colours = colours as usize;
+        let end = (start + entry * colours).min(file.len());
+        let table = file.get(start..end).ok_or(Refusal::Incomplete)?;
+        let is_grey = (0..colours).all(|index| {
+            let grey = if colours == 2 { index * 255 } else { index } as u8;
+            table.get(index * entry..).is_some_and(|rest| rest.starts_with(&[grey; 3]))
+        });
+        if !is_grey && table.len() / entry > 256 {
+            return Err(Refusal::Unsupported);
+        }
+        let palette = match (is_grey, colours) {
+            (true, ..=2) => Self::BlackWhite,
+            (true, _) => Self::Grey,
+            (false, _) => Self::Table(table, entry),
+        };
+        Ok((palette, table.len()))
+    }
+
+    fn colour(self, index: u8) -> [u8; 3] {
+        match self {
+            Self::Grey => [index; 3],
+            Self::BlackWhite => [if index == 0 { 0 } else { 255 }; 3],
+            Self::Table(table, entry) => {
+                let found = table.chunks_exact(entry).nth(usize::from(index));
+                found.map_or([0; 3], |colour| [colour[2], colour[1], colour[0]])
+            }
+        }
+    }
+}
+
+fn u32_at(file: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*file.get(at..)?.first_chunk()?))
+}
+
+fn u16_at(file: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(*file.get(at..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A head of 40 bytes for `width` x `height` pixels, without a palette.
+    fn head((width, height): (i32, i32), bits: u16, compression: u32, colours: u32) -> Vec<u8> {
+        let mut file = b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();
+        file.extend([width.to_le_bytes(), height.to_le_bytes()].concat());
+        file.extend([1_u16.to_le_bytes(), bits.to_le_bytes()].concat());
+        file.extend([compression, 0, 0, 0, colours, 0].map(u32::to_le_bytes).concat());
+        file
+    }
+
+    #[test]
+    fn a_head_that_promises_what_the_file_has_not_is_refused_before_pixels() {
+        let largest = (i32::MAX, i32::MAX);
+        for file in [
+            head(largest, 24, 0, 0),
+            head((-1, -1), 32, 0, 0),
+            [head((8, 8), 8, 0, 2), vec![0; 60]].concat(),
+            [head((8, 8), 24, 0, 0), vec![0; 191]].concat(),
+        ] {
+            let header = Header::read(&file).unwrap();
+            assert_eq!(header.check_length(&file), Err(Refusal::Incomplete));
+            assert_eq!(header.decode(&file).unwrap_err(), Refusal::Incomplete);
+        }
+        let absurd = head((8, 8), 8, 0, u32::MAX);
+        assert_eq!(Header::read(&absurd).unwrap_err(), Refusal::Unsupported);
+        for length in 14..54 {
+            assert!(Header::read(&head(largest, 24, 0, 0)[..length]).is_err(), "{length}");
+        }
+    }
+}

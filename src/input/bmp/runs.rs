@@ -1,0 +1,91 @@
+//! Run-length encoded indices of a BMP, unpacked as Pillow's `BmpRleDecoder` does it, its oddities included.
+
+/// Run lengths and what they unpack to.
+pub(super) struct Runs<'a> {
+    /// All that follows in the file.
+    pub(super) data: &'a [u8],
+    /// 1 where the data begin at an odd place in the file: literal runs end at an even one.
+    pub(super) odd: usize,
+    /// Width of the picture in pixels.
+    pub(super) width: usize,
+    /// Pixels of the picture.
+    pub(super) pixels: usize,
+    /// True for two indices in a byte.
+    pub(super) four_bits: bool,
+}
+
+impl Runs<'_> {
+    /// Indices in the order of the file, few if the data end early.
+    pub(super) fn unpack(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.pixels + 256);
+        let (mut at, mut x) = (0, 0);
+        while out.len() < self.pixels
+            && let Some(&[count, value]) = self.data.get(at..).and_then(|rest| rest.first_chunk())
+        {
+            at += 2;
+            match (count, value) {
+                (0, 0) => {
+                    out.resize(out.len().next_multiple_of(self.width), 0);
+                    x = 0;
+                }
+                (0, 1) => break,
+                (0, 2) => {
+                    let Some(&[right, up]) =
+                        self.data.get(at..).and_then(|rest| rest.first_chunk())
+                    else {
+                        break;
+                    };
+                    at += 2;
+                    let step = usize::from(right) + usize::from(up) * self.width;
+                    out.resize((out.len() + step).min(self.pixels), 0);
+                    x = out.len() % self.width;
+                }
+                (0, count) => {
+                    let Some(end) = self.literal(&mut out, at, usize::from(count)) else { break };
+                    x += usize::from(count);
+                    at = end;
+                }
+                (count, value) => {
+                    let count = usize::from(count).min(self.width.saturating_sub(x));
+                    let (high, low) =
+                        if self.four_bits { (value >> 4, value & 15) } else { (value, value) };
+                    out.extend((0..count).map(|index| if index % 2 == 0 { high } else { low }));
+                    x += count;
+                }
+            }
+        }
+        out
+    }
+
+    /// Copies indices; the place behind them, or `None` where the data or the picture end.
+    fn literal(&self, out: &mut Vec<u8>, at: usize, count: usize) -> Option<usize> {
+        let count = count.min(self.pixels - out.len());
+        let bytes = if self.four_bits { count.div_ceil(2) } else { count };
+        let rest = &self.data[at.min(self.data.len())..];
+        let found = &rest[..bytes.min(rest.len())];
+        if self.four_bits {
+            let indices = found.iter().flat_map(|&byte| [byte >> 4, byte & 15]);
+            out.extend(indices.take(count));
+        } else {
+            out.extend(found);
+        }
+        let end = at + bytes;
+        (found.len() == bytes && out.len() < self.pixels).then_some(end + (end + self.odd) % 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_lengths_never_fill_more_than_the_picture_and_a_run() {
+        for data in [&b"\0\x02\xff\xff"[..], b"\xff\x01", b"\0\0\x01\x01", b"\0\xff"] {
+            let data = data.repeat(5000);
+            for four_bits in [false, true] {
+                let runs = Runs { data: &data, odd: 0, width: 5, pixels: 15, four_bits };
+                assert!(runs.unpack().len() <= 15 + 255, "{data:?}");
+            }
+        }
+    }
+}

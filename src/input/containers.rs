@@ -1,0 +1,84 @@
+//! Variants of containers and headers against Pillow 13 and transformers 5.23: files, and either the digest of their
+//! upright RGB pixels or that Pillow refuses them (`tests/fixtures/make/containers.py`).
+
+use super::{InputSettings, decode, image_id, inspect};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use std::fs;
+use std::path::Path;
+
+#[derive(Deserialize)]
+struct Goldens {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    /// Base64; absent where the name is that of a file.
+    file: Option<String>,
+    #[serde(flatten)]
+    seen: Seen,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Seen {
+    Picture { width: u32, height: u32, sha256: String },
+    Refused { refused: String },
+}
+
+/// Files that are read although Pillow raises: damaged metadata is no reason to refuse a picture, and a GIF with
+/// transparency and a grey palette of its own is sound.
+const READ_ALL_THE_SAME: [&str; 2] =
+    ["png/profile-damaged-stream", "gif/local-grey-table-transparent"];
+
+fn fixture(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
+
+/// What is wrong with a case, if anything.
+fn difference(case: &Case) -> Option<String> {
+    let file = case.file.as_ref().map(|file| STANDARD.decode(file).unwrap());
+    let file = file.unwrap_or_else(|| fs::read(fixture("images").join(&case.name)).unwrap());
+    let settings = InputSettings::default();
+    let result = inspect(&file, &settings).and_then(|header| {
+        let picture = decode(&file, &header, &settings)?;
+        Ok((header, picture))
+    });
+    match (result, &case.seen) {
+        (Ok((_, picture)), Seen::Picture { width, height, sha256 }) => {
+            let size = (picture.width(), picture.height());
+            if size != (*width, *height) {
+                return Some(format!("{size:?}, expected {width} x {height}"));
+            }
+            let digest = image_id(picture.as_bytes()).to_string();
+            // Pixels of JPEGs have goldens of their own.
+            let exact = case.name != "field/exif-orientation-long.jpg";
+            (exact && digest != format!("sha256:{sha256}")).then(|| "other pixels".to_owned())
+        }
+        (Ok(_), Seen::Refused { refused }) => Some(format!("read, but Pillow raises {refused}")),
+        (Err(error), Seen::Picture { .. }) => Some(format!("refused: {error}")),
+        (Err(_), Seen::Refused { .. }) => None,
+    }
+}
+
+#[test]
+fn every_container_is_read_as_pillow_reads_it() {
+    let goldens = fs::read(fixture("images/containers.json")).unwrap();
+    let goldens: Goldens = serde_json::from_slice(&goldens).unwrap();
+    assert!(goldens.cases.len() >= 400);
+    let mut wrong = Vec::new();
+    for case in &goldens.cases {
+        let name = &*case.name;
+        let difference = difference(case);
+        let known = READ_ALL_THE_SAME.contains(&name);
+        match difference {
+            Some(difference) if !known => wrong.push(format!("{name}: {difference}")),
+            None if known => wrong.push(format!("{name}: equal, so no difference any more")),
+            Some(_) | None => {}
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}

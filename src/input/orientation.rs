@@ -1,0 +1,369 @@
+//! The turn that makes a picture upright, as Pillow's `ImageOps.exif_transpose` finds it, which transformers'
+//! `load_image` calls: the EXIF tag Orientation of a JPEG, PNG or WebP, else `tiff:Orientation` in its XMP data.
+//!
+//! Sources: `Image.getexif`, `Exif.load` and `ImageFileDirectory_v2.load` of Pillow 13. Where Pillow raises on broken
+//! metadata, the picture stays as it is.
+
+use std::borrow::Cow;
+
+use image::metadata::Orientation;
+
+use super::{jpeg, riff};
+use crate::task::ImageFormat;
+
+/// Most bytes that a compressed text of a PNG may unfold to; Pillow takes as many.
+const MAX_TEXT_BYTES: usize = 1 << 20;
+/// The EXIF tag.
+const ORIENTATION: u16 = 0x0112;
+/// In front of EXIF data, once or more often, or not at all.
+const EXIF_PREFIX: &[u8] = b"Exif\0\0";
+
+/// What a file says about itself.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Metadata<'a> {
+    /// A TIFF structure, with or without the prefix `Exif\0\0`.
+    pub(super) exif: Option<Cow<'a, [u8]>>,
+    /// RDF in XML.
+    pub(super) xmp: Option<Cow<'a, [u8]>>,
+}
+
+/// The turn of the picture in `file`.
+pub(super) fn orientation(file: &[u8], format: ImageFormat) -> Orientation {
+    let metadata = match format {
+        ImageFormat::Jpeg => jpeg::metadata(file),
+        ImageFormat::Png => png(file),
+        ImageFormat::WebP => webp(file),
+        ImageFormat::Gif | ImageFormat::Bmp => Metadata::default(),
+    };
+    let tag = metadata.exif.as_deref().map_or(Tag::Absent, exif_orientation);
+    let code = match tag {
+        Tag::Value(code) => Some(code),
+        Tag::Unusable => None,
+        Tag::Absent => metadata.xmp.as_deref().and_then(xmp_orientation),
+    };
+    code.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
+}
+
+/// What the EXIF data say of the orientation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tag {
+    Absent,
+    /// There, but no number that stands for a turn. XMP data are not asked then.
+    Unusable,
+    Value(u8),
+}
+
+/// The tag in the first directory of a TIFF structure. Reads each entry once.
+fn exif_orientation(mut data: &[u8]) -> Tag {
+    while let Some(rest) = data.strip_prefix(EXIF_PREFIX) {
+        data = rest;
+    }
+    if data.is_empty() {
+        return Tag::Absent;
+    }
+    // Pillow raises on a damaged head, for a JPEG after it has taken note that EXIF data were read.
+    let Some(order) = ByteOrder::of(data) else { return Tag::Unusable };
+    let Some(start) = order.u32(data, 4) else { return Tag::Unusable };
+    let start = start as usize;
+    let count = order.u16(data, start).unwrap_or(0);
+    // Values of all entries so far that do not fit into their entries.
+    let mut value_bytes = 0;
+    for index in 0..usize::from(count) {
+        let entry = start + 2 + index * 12;
+        let Some(entry) = data.get(entry..).and_then(|data| data.first_chunk::<12>()) else {
+            break;
+        };
+        match read_entry(data, entry, order, &mut value_bytes) {
+            Entry::Orientation(tag) => return tag,
+            Entry::Other => {}
+            Entry::Cut => break,
+        }
+    }
+    Tag::Absent
+}
+
+enum Entry {
+    Orientation(Tag),
+    Other,
+    /// Its values lie behind the end: Pillow reads no further.
+    Cut,
+}
+
+fn read_entry(data: &[u8], entry: &[u8; 12], order: ByteOrder, value_bytes: &mut u64) -> Entry {
+    let (tag, kind) = (order.u16(entry, 0), order.u16(entry, 2).unwrap_or(0));
+    let Some(unit) = unit_size(kind) else { return Entry::Other };
+    let size = u64::from(order.u32(entry, 4).unwrap_or(0)) * unit;
+    let values = if size > 4 {
+        *value_bytes += size;
+        // More than there can be: Pillow passes over such an entry.
+        if *value_bytes > data.len() as u64 {
+            return Entry::Other;
+        }
+        let start = order.u32(entry, 8).unwrap_or(0) as usize;
+        let end = usize::try_from(size).ok().and_then(|size| start.checked_add(size));
+        match end.and_then(|end| data.get(start..end)) {
+            Some(values) => values,
+            None => return Entry::Cut,
+        }
+    } else {
+        &entry[8..8 + size as usize]
+    };
+    if values.is_empty() || tag != Some(ORIENTATION) {
+        return Entry::Other;
+    }
+    let value = first_value(values, kind, order);
+    Entry::Orientation(
+        value.filter(|value| (1..=8).contains(value)).map_or(Tag::Unusable, Tag::Value),
+    )
+}
+
+/// Bytes of a value of each TIFF type; `None` for types that Pillow passes over.
+fn unit_size(kind: u16) -> Option<u64> {
+    match kind {
+        1 | 2 | 6 | 7 => Some(1),
+        3 | 8 => Some(2),
+        4 | 9 | 11 | 13 => Some(4),
+        5 | 10 | 12 | 16 => Some(8),
+        _ => None,
+    }
+}
+
+/// The first value, where it is a number from 0 to 255. Bytes and texts are none for Pillow.
+fn first_value(values: &[u8], kind: u16, order: ByteOrder) -> Option<u8> {
+    let ratio = |top: i64, bottom: i64| (bottom != 0 && top % bottom == 0).then(|| top / bottom);
+    let signed = |value: u32| i64::from(value.cast_signed());
+    let whole = |number: f64| (0.0..=255.0).contains(&number).then_some(number);
+    match kind {
+        6 => values.first().copied(),
+        3 | 8 => order.u16(values, 0)?.try_into().ok(),
+        4 | 9 | 13 => order.u32(values, 0)?.try_into().ok(),
+        5 | 10 => {
+            let (top, bottom) = (order.u32(values, 0)?, order.u32(values, 4)?);
+            let ratio = if kind == 5 {
+                ratio(top.into(), bottom.into())
+            } else {
+                ratio(signed(top), signed(bottom))
+            };
+            ratio?.try_into().ok()
+        }
+        11 => exact(whole(f64::from(f32::from_bits(order.u32(values, 0)?)))?),
+        12 => exact(whole(f64::from_bits(order.u64(values, 0)?))?),
+        16 => order.u64(values, 0)?.try_into().ok(),
+        _ => None,
+    }
+}
+
+fn exact(number: f64) -> Option<u8> {
+    (0..=255_u8).find(|&candidate| (f64::from(candidate) - number).abs() == 0.0)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ByteOrder {
+    Little,
+    Big,
+}
+
+impl ByteOrder {
+    /// Of a TIFF structure, by its first bytes; wrong orders of the second half are in use.
+    fn of(data: &[u8]) -> Option<Self> {
+        match data.first_chunk()? {
+            b"II\x2a\0" | b"II\0\x2a" => Some(Self::Little),
+            b"MM\0\x2a" | b"MM\x2a\0" | b"MM\0\x2b" => Some(Self::Big),
+            _ => None,
+        }
+    }
+
+    fn u16(self, data: &[u8], at: usize) -> Option<u16> {
+        let bytes = *data.get(at..)?.first_chunk()?;
+        Some(if self == Self::Big { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) })
+    }
+
+    fn u32(self, data: &[u8], at: usize) -> Option<u32> {
+        let bytes = *data.get(at..)?.first_chunk()?;
+        Some(if self == Self::Big { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
+    }
+
+    fn u64(self, data: &[u8], at: usize) -> Option<u64> {
+        let bytes = *data.get(at..)?.first_chunk()?;
+        Some(if self == Self::Big { u64::from_be_bytes(bytes) } else { u64::from_le_bytes(bytes) })
+    }
+}
+
+/// The first `tiff:Orientation="6"` or `tiff:Orientation>6`.
+fn xmp_orientation(xmp: &[u8]) -> Option<u8> {
+    const NAME: &[u8] = b"tiff:Orientation";
+    let mut rest = xmp;
+    loop {
+        let at = rest.windows(NAME.len()).position(|window| window == NAME)?;
+        rest = &rest[at + NAME.len()..];
+        if let [b'=', b'"', digit @ b'0'..=b'9', ..] | [b'>', digit @ b'0'..=b'9', ..] = rest {
+            return Some(digit - b'0');
+        }
+    }
+}
+
+/// EXIF data of a PNG stand in a chunk of their own, or as hexadecimal text in those of older programs.
+fn png(file: &[u8]) -> Metadata<'_> {
+    let mut found = Metadata::default();
+    let mut raw_profile = None;
+    let mut at = 8;
+    while let Some(&[l0, l1, l2, l3, ref name @ ..]) =
+        file.get(at..).and_then(|file| file.first_chunk::<8>())
+    {
+        let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
+        let Some(data) = file.get(at + 8..).and_then(|file| file.get(..length)) else { break };
+        match name {
+            b"eXIf" => found.exif = Some(Cow::Borrowed(data)),
+            b"tEXt" | b"zTXt" | b"iTXt" => match png_text(name, data) {
+                Some((b"exif", text)) if name == b"tEXt" => found.exif = Some(text),
+                Some((b"Raw profile type exif", text)) => raw_profile = Some(text),
+                Some((b"XML:com.adobe.xmp", text)) => found.xmp = Some(text),
+                _ => {}
+            },
+            b"IEND" => break,
+            _ => {}
+        }
+        at += 12 + length;
+    }
+    if found.exif.is_none() {
+        found.exif = raw_profile.and_then(|text| from_hexadecimal(&text)).map(Cow::Owned);
+    }
+    found
+}
+
+/// Keyword and text of a text chunk, unfolded where it is compressed.
+fn png_text<'a>(name: &[u8], data: &'a [u8]) -> Option<(&'a [u8], Cow<'a, [u8]>)> {
+    let (keyword, rest) = split_at_zero(data)?;
+    let (text, compressed) = match name {
+        b"zTXt" => (rest.get(1..)?, rest[0] == 0),
+        b"iTXt" => {
+            let (&[flag, method], rest) = rest.split_first_chunk()?;
+            let (_, rest) = split_at_zero(rest)?;
+            let (_, text) = split_at_zero(rest)?;
+            if flag != 0 && method != 0 {
+                return None;
+            }
+            (text, flag != 0)
+        }
+        _ => (rest, false),
+    };
+    let wanted: [&[u8]; 3] = [b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"];
+    if !wanted.contains(&keyword) {
+        return None;
+    }
+    if compressed {
+        let text = fdeflate::decompress_to_vec_bounded(text, MAX_TEXT_BYTES).ok()?;
+        return Some((keyword, Cow::Owned(text)));
+    }
+    Some((keyword, Cow::Borrowed(text)))
+}
+
+fn split_at_zero(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = data.iter().position(|&byte| byte == 0)?;
+    Some((&data[..at], &data[at + 1..]))
+}
+
+/// A profile as `ImageMagick` writes it: an empty line, its name and its length in lines of their own, then digits.
+fn from_hexadecimal(text: &[u8]) -> Option<Vec<u8>> {
+    let lines: Vec<&[u8]> = text.split(|&byte| byte == b'\n').skip(3).collect();
+    let digits: Option<Vec<u8>> = lines
+        .concat()
+        .iter()
+        .filter(|byte| !byte.is_ascii_whitespace())
+        .map(|&byte| char::from(byte).to_digit(16).map(|digit| digit as u8))
+        .collect();
+    let digits = digits?;
+    let (pairs, rest) = digits.as_chunks::<2>();
+    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
+}
+
+/// Chunks of a WebP count where the flags of its head announce them.
+fn webp(file: &[u8]) -> Metadata<'_> {
+    let Some(container) = riff::read(file) else { return Metadata::default() };
+    Metadata {
+        exif: container.exif.filter(|exif| !exif.is_empty()).map(Cow::Borrowed),
+        xmp: container.xmp.map(Cow::Borrowed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A TIFF structure with one entry for the orientation.
+    fn tiff(big: bool, kind: u16, count: u32, value: [u8; 4]) -> Vec<u8> {
+        let u16 = |value: u16| if big { value.to_be_bytes() } else { value.to_le_bytes() };
+        let u32 = |value: u32| if big { value.to_be_bytes() } else { value.to_le_bytes() };
+        let head: &[u8] = if big { b"MM\0\x2a" } else { b"II\x2a\0" };
+        let parts: [&[u8]; 7] =
+            [head, &u32(8), &u16(1), &u16(ORIENTATION), &u16(kind), &u32(count), &value];
+        parts.concat()
+    }
+
+    #[test]
+    fn every_type_of_number_counts() {
+        let cases: [(u16, u32, [u8; 4], Tag); 8] = [
+            (3, 1, [0, 6, 0, 0], Tag::Value(6)),
+            (3, 2, [0, 6, 0, 3], Tag::Value(6)),
+            (4, 1, [0, 0, 0, 6], Tag::Value(6)),
+            (9, 1, [0, 0, 0, 6], Tag::Value(6)),
+            (6, 1, [6, 0, 0, 0], Tag::Value(6)),
+            (1, 1, [6, 0, 0, 0], Tag::Unusable),
+            (3, 1, [0, 9, 0, 0], Tag::Unusable),
+            (3, 0, [0, 6, 0, 0], Tag::Absent),
+        ];
+        for (kind, count, value, expected) in cases {
+            assert_eq!(exif_orientation(&tiff(true, kind, count, value)), expected, "{kind}");
+        }
+        assert_eq!(exif_orientation(&tiff(false, 3, 1, [6, 0, 0, 0])), Tag::Value(6));
+        assert_eq!(exif_orientation(&tiff(true, 11, 1, 6_f32.to_be_bytes())), Tag::Value(6));
+        let ratio = [tiff(true, 5, 1, [0, 0, 0, 22]), b"\0\0\0\x0c\0\0\0\x02".to_vec()].concat();
+        assert_eq!(exif_orientation(&ratio), Tag::Value(6));
+    }
+
+    #[test]
+    fn a_prefix_may_stand_in_front_any_number_of_times() {
+        let data = tiff(true, 3, 1, [0, 8, 0, 0]);
+        for times in 0..3 {
+            assert_eq!(
+                exif_orientation(&[EXIF_PREFIX.repeat(times), data.clone()].concat()),
+                Tag::Value(8)
+            );
+        }
+    }
+
+    #[test]
+    fn hostile_structures_end() {
+        for data in [&b"II"[..], b"II\x2a\0"] {
+            assert_eq!(exif_orientation(data), Tag::Unusable);
+        }
+        for data in [&b""[..], b"II\x2a\0\xff\xff\xff\xff", b"MM\0\x2a\0\0\0\x08\xff\xff"] {
+            assert_eq!(exif_orientation(data), Tag::Absent);
+        }
+        // An entry of four thousand million values in front of a sound one.
+        let mut data = tiff(true, 2, u32::MAX, [0; 4]);
+        (data[9], data[11]) = (2, 0x0e);
+        data.extend(&tiff(true, 3, 1, [0, 6, 0, 0])[10..]);
+        assert_eq!(exif_orientation(&data), Tag::Value(6));
+        // One of eight values behind the end: nothing is read any more.
+        data[14..22].copy_from_slice(&[0, 0, 0, 8, 0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(exif_orientation(&data), Tag::Absent);
+    }
+
+    #[test]
+    fn xmp_is_searched_for_the_first_digit() {
+        assert_eq!(xmp_orientation(b"<a tiff:Orientation=\"3\"/>"), Some(3));
+        assert_eq!(
+            xmp_orientation(b"tiff:Orientation='3' <tiff:Orientation>6</tiff:Orientation>"),
+            Some(6)
+        );
+        assert_eq!(xmp_orientation(b"exif:Orientation=\"3\""), None);
+    }
+
+    #[test]
+    fn profiles_in_hexadecimal_are_read() {
+        assert_eq!(from_hexadecimal(b"\nexif\n      3\n4d4d\n 2A\n"), Some(vec![0x4d, 0x4d, 0x2a]));
+        assert_eq!(from_hexadecimal(b"\nexif\n3\n4d4"), None);
+        assert_eq!(from_hexadecimal(b"4d4d"), Some(Vec::new()));
+    }
+}

@@ -78,7 +78,7 @@ fn info(id: usize, image_size: u32) -> ModelInfo {
     let (name, class) = MODELS[id];
     ModelInfo {
         source: "mock".to_owned(),
-        preprocessing: Preprocessing { width: image_size, height: image_size },
+        preprocessing: Preprocessing::bicubic(image_size, image_size),
         ..fake::model(id, name, class, 0)
     }
 }

@@ -1,8 +1,9 @@
-//! Choices that name a device or a number format, `auto` included; `app` resolves them where models are loaded.
+//! Settings that are one of a few names. `app` resolves `auto` where models are loaded.
 
 use std::fmt;
 use std::str::FromStr;
 
+use crate::input::ResizeOrder;
 use crate::telemetry::logging::LogFormat;
 
 /// `compute.device`.
@@ -37,6 +38,9 @@ pub(super) const LOG_FORMATS: &str = "auto, text, json";
 pub(super) const DEVICES: &str = "auto, cpu, cuda, cuda:N";
 /// What `compute.dtype` accepts.
 pub(super) const DTYPES: &str = "auto, f32, bf16, f16, int8";
+
+/// What `input.resize_order` accepts.
+pub(super) const RESIZE_ORDERS: &str = "pillow13, horizontal_first";
 
 /// The text names no choice; what is accepted is the caller's to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +85,11 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, UnknownChoice> {
         "json" => Ok(LogFormat::Json),
         _ => Err(UnknownChoice),
     }
+}
+
+/// Reads `input.resize_order`.
+pub(super) fn resize_order(text: &str) -> Result<ResizeOrder, UnknownChoice> {
+    ResizeOrder::ALL.into_iter().find(|order| order.name() == text).ok_or(UnknownChoice)
 }
 
 impl fmt::Display for UnknownChoice {

@@ -129,6 +129,7 @@ impl Default for RawInput {
             max_side: input.max_side,
             max_decoded_bytes: input.max_decoded_bytes,
             alpha_background: input.alpha_background,
+            resize_order: input.resize_order.name().to_owned(),
             max_text_chars: input.max_text_chars,
             max_text_bytes: input.max_text_bytes,
         }

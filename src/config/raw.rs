@@ -134,6 +134,7 @@ sections! {
         max_side: u32,
         max_decoded_bytes: u64,
         alpha_background: [u8; 3],
+        resize_order: String,
         max_text_chars: usize,
         max_text_bytes: usize,
     }

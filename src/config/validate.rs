@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use super::choice::{DEVICES, DTYPES, DeviceChoice, LOG_FORMATS, log_format};
+use super::choice::{
+    DEVICES, DTYPES, DeviceChoice, LOG_FORMATS, RESIZE_ORDERS, log_format, resize_order,
+};
 use super::layers::Layers;
 use super::raw::{RawConfig, RawModel};
 use super::{ComputeSettings, Config, ConfigError, DrainSettings};
@@ -144,12 +146,15 @@ impl Reader<'_> {
 
     fn input(&self) -> Result<InputSettings, ConfigError> {
         let raw = &self.raw.input;
+        let resize_order = resize_order(&raw.resize_order)
+            .map_err(|_| self.layers.invalid("input.resize_order", RESIZE_ORDERS))?;
         let settings = InputSettings {
             max_image_bytes: raw.max_image_bytes,
             max_pixels: raw.max_pixels,
             max_side: raw.max_side,
             max_decoded_bytes: raw.max_decoded_bytes,
             alpha_background: raw.alpha_background,
+            resize_order,
             max_text_chars: raw.max_text_chars,
             max_text_bytes: raw.max_text_bytes,
         };

@@ -2,7 +2,7 @@
 
 use super::{ImageSource, Images, ImagesError, ImagesSettings, Resolved};
 use crate::input::{InputError, InputSettings, decode, image_id};
-use crate::task::{ImageFormat, Preprocessing, Scope};
+use crate::task::{ImageFormat, Preprocessing, Resample, Scope};
 use crate::telemetry::metrics::Metrics;
 use bytes::Bytes;
 use image::{ExtendedColorType, ImageEncoder, codecs::bmp::BmpEncoder, codecs::png::PngEncoder};
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-const EIGHT: Preprocessing = Preprocessing { width: 8, height: 8 };
+const EIGHT: Preprocessing = Preprocessing { width: 8, height: 8, resample: Resample::Bicubic };
 
 /// A small picture of one shade.
 fn png(shade: u8) -> Bytes {
@@ -123,7 +123,7 @@ async fn an_id_names_what_was_sent_in_its_scope_and_size_only() {
     rig.resolve(&png(1)).await.unwrap();
     assert!(by_id(EIGHT, Scope::EVERYONE).await.unwrap().cached);
     assert_eq!(by_id(EIGHT, Scope(1)).await.unwrap_err(), ImagesError::NotFound(id));
-    let nine = Preprocessing { width: 9, height: 9 };
+    let nine = Preprocessing::bicubic(9, 9);
     assert_eq!(by_id(nine, Scope::EVERYONE).await.unwrap_err(), ImagesError::NotFound(id));
 }
 

@@ -65,7 +65,7 @@ impl Workshop {
 
         let resizing = Instant::now();
         injected("images::resize", file)?;
-        let pixels = Arc::new(resize(&picture, preprocessing));
+        let pixels = Arc::new(resize(&picture, preprocessing, self.settings.resize_order));
         let preprocess = resizing.elapsed();
 
         let stages = &self.metrics.stage_duration_seconds;

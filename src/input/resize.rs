@@ -1,11 +1,14 @@
-//! Pillow's BICUBIC, bit for bit: `ImagingResample` of Pillow 13 (`src/libImaging/Resample.c`) for 8-bit channels.
+//! `Image.resize` of Pillow 13, bit for bit, for 8-bit channels: `ImagingResample` (`src/libImaging/Resample.c`) with
+//! each of its filters, and for the nearest sample `ImagingScaleAffine` (`Geometry.c`).
 //!
 //! Two passes with 8-bit values between them, so their order shows; coefficients in double precision, rounded to 22
 //! fractional bits. A pass is left out where the side does not change. The sums are exact integers, so their order
 //! and the instructions used cannot change the result; `pulp` picks the widest vectors of the machine at run time.
 
-use super::Picture;
-use crate::task::{Pixels, Preprocessing};
+use std::f64::consts::PI;
+
+use super::{Picture, ResizeOrder};
+use crate::task::{Pixels, Preprocessing, Resample};
 
 /// 32 bits less 8 of the sample and 2 for overshoot, as in Pillow.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
@@ -22,13 +25,14 @@ const BLOCK: usize = 64;
 /// # Panics
 /// When a target side is zero.
 #[must_use]
-pub fn resize(picture: &Picture, preprocessing: Preprocessing) -> Pixels {
-    let Preprocessing { width, height } = preprocessing;
+pub fn resize(picture: &Picture, preprocessing: Preprocessing, order: ResizeOrder) -> Pixels {
+    let Preprocessing { width, height, resample } = preprocessing;
     assert!(width > 0 && height > 0, "a model takes pixels");
+    let Some(filter) = Filter::of(resample) else { return nearest(picture, width, height) };
     let (source_width, source_height) = (picture.width() as usize, picture.height() as usize);
     let (out_width, out_height) = (width as usize, height as usize);
-    let columns = (out_width != source_width).then(|| taps(source_width, out_width));
-    let rows = (out_height != source_height).then(|| taps(source_height, out_height));
+    let columns = (out_width != source_width).then(|| taps(source_width, out_width, filter));
+    let rows = (out_height != source_height).then(|| taps(source_height, out_height, filter));
     let source = picture.as_bytes();
     let vectors = pulp::Arch::new();
     let horizontal =
@@ -40,7 +44,7 @@ pub fn resize(picture: &Picture, preprocessing: Preprocessing) -> Pixels {
         (None, None) => source.to_vec(),
         (Some(columns), None) => horizontal(source, columns),
         (None, Some(rows)) => vertical(source, out_width, rows),
-        (Some(columns), Some(rows)) if vertical_first(picture, preprocessing) => {
+        (Some(columns), Some(rows)) if vertical_first(picture, preprocessing, order) => {
             horizontal(&vertical(source, source_width, rows), columns)
         }
         (Some(columns), Some(rows)) => vertical(&horizontal(source, columns), out_width, rows),
@@ -51,10 +55,56 @@ pub fn resize(picture: &Picture, preprocessing: Preprocessing) -> Pixels {
 /// Pillow 13 takes the vertical pass first where the height shrinks by more than twice what the width does, in
 /// pixels (python-pillow/Pillow #9549; the rule was found by comparing 3,085 sizes on both sides of it). Before
 /// version 13 the horizontal pass was always the first.
-fn vertical_first(picture: &Picture, out: Preprocessing) -> bool {
+fn vertical_first(picture: &Picture, out: Preprocessing, order: ResizeOrder) -> bool {
     let lost_rows = i64::from(picture.height()) - i64::from(out.height);
     let lost_columns = i64::from(picture.width()) - i64::from(out.width);
-    lost_rows > 0 && lost_rows > 2 * lost_columns
+    order == ResizeOrder::Pillow13 && lost_rows > 0 && lost_rows > 2 * lost_columns
+}
+
+/// Each output sample is the one source sample at its centre. Centres are summed up in double precision, as
+/// `ImagingScaleAffine` does: their rounding decides at edges.
+fn nearest(picture: &Picture, width: u32, height: u32) -> Pixels {
+    let positions = |source: u32, out: u32| -> Vec<Option<usize>> {
+        let step = f64::from(source) / f64::from(out);
+        let centres = std::iter::successors(Some(step * 0.5), |centre| Some(centre + step));
+        #[expect(clippy::cast_sign_loss, reason = "centres are positive")]
+        let inside = |centre: f64| (centre < f64::from(source)).then_some(centre as usize);
+        centres.take(out as usize).map(inside).collect()
+    };
+    let (columns, rows) = (positions(picture.width(), width), positions(picture.height(), height));
+    let source = picture.as_bytes().as_chunks::<3>().0;
+    let sample = |row: Option<usize>, column: Option<usize>| match (row, column) {
+        (Some(row), Some(column)) => source[row * picture.width() as usize + column],
+        // A centre that rounding has put beyond the edge: Pillow leaves the sample black.
+        _ => [0; 3],
+    };
+    let data: Vec<u8> = rows
+        .iter()
+        .flat_map(|&row| columns.iter().flat_map(move |&column| sample(row, column)))
+        .collect();
+    Pixels::new(width, height, data.into_boxed_slice())
+}
+
+/// A filter and how far it reaches, in source samples where the picture is not made smaller.
+#[derive(Clone, Copy)]
+struct Filter {
+    support: f64,
+    weight: fn(f64) -> f64,
+}
+
+impl Filter {
+    /// `None` for the nearest sample, which takes another way.
+    fn of(resample: Resample) -> Option<Self> {
+        let filter = |support, weight| Some(Self { support, weight });
+        match resample {
+            Resample::Nearest => None,
+            Resample::Box => filter(0.5, box_filter),
+            Resample::Bilinear => filter(1.0, bilinear),
+            Resample::Hamming => filter(1.0, hamming),
+            Resample::Bicubic => filter(2.0, bicubic),
+            Resample::Lanczos => filter(3.0, lanczos),
+        }
+    }
 }
 
 /// What one output sample is made of: neighbouring input samples from `first` on, one coefficient each.
@@ -65,11 +115,10 @@ struct Taps {
 
 /// `precompute_coeffs` and `normalize_coeffs_8bpc` for the whole side.
 #[expect(clippy::cast_sign_loss, reason = "a negative end saturates at 0, as wanted")]
-fn taps(source: usize, out: usize) -> Vec<Taps> {
-    const SUPPORT: f64 = 2.0;
+fn taps(source: usize, out: usize, filter: Filter) -> Vec<Taps> {
     let scale = source as f64 / out as f64;
     let filter_scale = scale.max(1.0);
-    let support = SUPPORT * filter_scale;
+    let support = filter.support * filter_scale;
     (0..out)
         .map(|at| {
             let centre = (at as f64 + 0.5) * scale;
@@ -77,7 +126,7 @@ fn taps(source: usize, out: usize) -> Vec<Taps> {
             let first = (centre - support + 0.5) as usize;
             let end = ((centre + support + 0.5) as usize).min(source);
             let weights: Vec<f64> = (first..end)
-                .map(|x| bicubic((x as f64 - centre + 0.5) * (1.0 / filter_scale)))
+                .map(|x| (filter.weight)((x as f64 - centre + 0.5) * (1.0 / filter_scale)))
                 .collect();
             let sum: f64 = weights.iter().sum();
             let coefficients = weights.iter().map(|&weight| fixed_point(weight, sum)).collect();
@@ -96,6 +145,43 @@ fn bicubic(x: f64) -> f64 {
         (((x - 5.0) * x + 8.0) * x - 4.0) * A
     } else {
         0.0
+    }
+}
+
+/// `box_filter`.
+fn box_filter(x: f64) -> f64 {
+    if x > -0.5 && x <= 0.5 { 1.0 } else { 0.0 }
+}
+
+/// `bilinear_filter`.
+fn bilinear(x: f64) -> f64 {
+    (1.0 - x.abs()).max(0.0)
+}
+
+/// `hamming_filter`.
+fn hamming(x: f64) -> f64 {
+    let x = x.abs();
+    if x == 0.0 {
+        1.0
+    } else if x >= 1.0 {
+        0.0
+    } else {
+        let x = x * PI;
+        x.sin() / x * (0.54 + 0.46 * x.cos())
+    }
+}
+
+/// `lanczos_filter`: a sinc within the first lobe of one three times as wide.
+fn lanczos(x: f64) -> f64 {
+    if (-3.0..3.0).contains(&x) { sinc(x) * sinc(x / 3.0) } else { 0.0 }
+}
+
+fn sinc(x: f64) -> f64 {
+    if x == 0.0 {
+        1.0
+    } else {
+        let x = x * PI;
+        x.sin() / x
     }
 }
 
@@ -239,14 +325,15 @@ mod tests {
         (0..width).flat_map(|x| pixels.iter().skip(x).step_by(width)).flatten().copied().collect()
     }
 
-    fn slow_twin(picture: &Picture, out: Preprocessing) -> Vec<u8> {
+    fn slow_twin(picture: &Picture, out: Preprocessing, order: ResizeOrder) -> Vec<u8> {
+        let filter = Filter::of(out.resample).unwrap();
         let (width, height) = (picture.width() as usize, picture.height() as usize);
         let (out_width, out_height) = (out.width as usize, out.height as usize);
-        let along = |data: &[u8], width, out| slow_pass(data, width, &taps(width, out));
+        let along = |data: &[u8], width, out| slow_pass(data, width, &taps(width, out, filter));
         let down = |data: &[u8], width| {
             transposed(&along(&transposed(data, width), height, out_height), out_height)
         };
-        if vertical_first(picture, out) {
+        if vertical_first(picture, out, order) {
             along(&down(picture.as_bytes(), width), width, out_width)
         } else {
             down(&along(picture.as_bytes(), width, out_width), out_width)
@@ -270,17 +357,24 @@ mod tests {
         for (width, height) in sizes {
             let picture = noise(width, height);
             for (out_width, out_height) in [(1, 2), (2, 1), (12, 11), (33, 34), (40, 44)] {
-                let out = Preprocessing { width: out_width, height: out_height };
-                let pixels = resize(&picture, out);
-                let expected = slow_twin(&picture, out);
-                assert!(pixels.as_bytes() == expected, "{width}x{height} to {out:?}");
+                for resample in Resample::ALL {
+                    let out = Preprocessing { width: out_width, height: out_height, resample };
+                    if resample == Resample::Nearest {
+                        continue;
+                    }
+                    for order in [ResizeOrder::Pillow13, ResizeOrder::HorizontalFirst] {
+                        let pixels = resize(&picture, out, order);
+                        let expected = slow_twin(&picture, out, order);
+                        assert!(pixels.as_bytes() == expected, "{width}x{height} to {out:?}");
+                    }
+                }
             }
         }
     }
 
     #[test]
     fn the_vertical_pass_is_first_only_above_twice_the_columns_lost() {
-        let out = Preprocessing { width: 384, height: 384 };
+        let out = Preprocessing::bicubic(384, 384);
         let cases = [
             ((640, 480), false),
             ((480, 640), true),
@@ -290,21 +384,30 @@ mod tests {
         ];
         for ((width, height), expected) in cases {
             let picture = Picture::new(width, height, vec![0; (width * height * 3) as usize]);
-            assert_eq!(vertical_first(&picture, out), expected, "{width}x{height}");
+            let first = |order| vertical_first(&picture, out, order);
+            assert_eq!(first(ResizeOrder::Pillow13), expected, "{width}x{height}");
+            assert!(!first(ResizeOrder::HorizontalFirst));
         }
     }
 
     #[test]
     fn a_side_that_does_not_change_is_left_alone() {
         let picture = noise(12, 12);
-        let pixels = resize(&picture, Preprocessing { width: 12, height: 12 });
-        assert_eq!(pixels.as_bytes(), picture.as_bytes());
+        for resample in Resample::ALL {
+            let same = Preprocessing { width: 12, height: 12, resample };
+            let pixels = resize(&picture, same, ResizeOrder::Pillow13);
+            assert_eq!(pixels.as_bytes(), picture.as_bytes(), "{resample:?}");
+        }
     }
 
     #[test]
     fn one_colour_stays_that_colour() {
         let picture = Picture::new(100, 37, [200, 10, 255].repeat(3700));
-        let pixels = resize(&picture, Preprocessing { width: 16, height: 48 });
-        assert!(pixels.as_bytes().as_chunks::<3>().0.iter().all(|pixel| *pixel == [200, 10, 255]));
+        for resample in Resample::ALL {
+            let out = Preprocessing { width: 16, height: 48, resample };
+            let pixels = resize(&picture, out, ResizeOrder::Pillow13);
+            let (pixels, _) = pixels.as_bytes().as_chunks::<3>();
+            assert!(pixels.iter().all(|pixel| *pixel == [200, 10, 255]), "{resample:?}");
+        }
     }
 }

@@ -1,5 +1,32 @@
 //! Limits on what clients send, and their checks.
 
+/// In which order a picture is resized where both sides change. Samples are rounded to 8 bits in between, so the order
+/// shows: in tall pictures up to one value of six differs, by some levels (docs/preprocessing.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ResizeOrder {
+    /// As Pillow 13: the vertical pass first for tall pictures. transformers without torchvision, or with
+    /// `backend="pil"`.
+    #[default]
+    Pillow13,
+    /// The horizontal pass always first: Pillow before 13, and the order of torchvision, which transformers 5 uses
+    /// where it is installed.
+    HorizontalFirst,
+}
+
+impl ResizeOrder {
+    /// Every order, the default first.
+    pub const ALL: [Self; 2] = [Self::Pillow13, Self::HorizontalFirst];
+
+    /// The name in settings.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pillow13 => "pillow13",
+            Self::HorizontalFirst => "horizontal_first",
+        }
+    }
+}
+
 /// Bounds of one image and one text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputSettings {
@@ -13,6 +40,8 @@ pub struct InputSettings {
     pub max_decoded_bytes: u64,
     /// What lies behind transparent pixels, RGB.
     pub alpha_background: [u8; 3],
+    /// Which pass of resizing comes first.
+    pub resize_order: ResizeOrder,
     /// Most characters of a text.
     pub max_text_chars: usize,
     /// Most bytes of a text in UTF-8.
@@ -27,6 +56,7 @@ impl Default for InputSettings {
             max_side: 16_384,
             max_decoded_bytes: 384 << 20,
             alpha_background: [255; 3],
+            resize_order: ResizeOrder::default(),
             max_text_chars: 4096,
             max_text_bytes: 16 << 10,
         }

@@ -126,7 +126,7 @@ pub struct ImageInfo {
     pub format: ImageFormat,
 }
 
-/// How a decoded picture becomes [`Pixels`]: squashed to this size with Pillow's BICUBIC.
+/// How a decoded picture becomes [`Pixels`]: squashed to this size, its aspect ratio not kept.
 /// Two models with equal values share prepared pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Preprocessing {
@@ -134,6 +134,45 @@ pub struct Preprocessing {
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
+    /// The filter.
+    pub resample: Resample,
+}
+
+impl Preprocessing {
+    /// Pillow's BICUBIC, which every official checkpoint asks for.
+    #[must_use]
+    pub fn bicubic(width: u32, height: u32) -> Self {
+        Self { width, height, resample: Resample::Bicubic }
+    }
+}
+
+/// Pillow's resampling filters (`Image.Resampling`), the values of `resample` in a processor's configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Resample {
+    /// 0: the sample at the centre.
+    Nearest,
+    /// 1: a windowed sinc of three lobes.
+    Lanczos,
+    /// 2: a triangle.
+    Bilinear,
+    /// 3: Keys' cubic with a = -0.5.
+    Bicubic,
+    /// 4: the mean of the samples that a pixel covers.
+    Box,
+    /// 5: a windowed sinc of one lobe.
+    Hamming,
+}
+
+impl Resample {
+    /// Every filter, in the order of Pillow's numbers.
+    pub const ALL: [Self; 6] =
+        [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming];
+
+    /// The filter with this number in Pillow.
+    #[must_use]
+    pub fn from_number(number: u64) -> Option<Self> {
+        usize::try_from(number).ok().and_then(|number| Self::ALL.get(number)).copied()
+    }
 }
 
 /// RGB pixels, row-major `[height, width, 3]`, 8 bits each, of a model's input size; not yet normalised.

@@ -14,7 +14,8 @@ pub use generation::{
     EarlyStopping, FinishReason, GenerationParams, Sequence, Strategy, TokenLogprob,
 };
 pub use image::{
-    ImageFormat, ImageId, ImageInfo, ParseImageIdError, Pixels, PreparedImage, Preprocessing, Scope,
+    ImageFormat, ImageId, ImageInfo, ParseImageIdError, Pixels, PreparedImage, Preprocessing,
+    Resample, Scope,
 };
 pub use model_info::{Device, Dtype, ModelClass, ModelId, ModelInfo, Role, TowerId};
 pub use text::TokenIds;

@@ -6,11 +6,13 @@ mod access;
 mod architecture;
 #[cfg(feature = "demo")]
 mod bench;
+mod bodies;
 mod cli;
 mod config;
 mod connections;
 mod hub;
 mod openapi;
+mod preprocessors;
 mod real;
 #[path = "../robustness/mod.rs"]
 mod robustness;

@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn items_differ_from_each_other_and_are_the_same_every_time() {
-        let size = Preprocessing { width: 32, height: 16 };
+        let size = Preprocessing::bicubic(32, 16);
         assert_eq!(picture(3, size), picture(3, size));
         assert_ne!(picture(3, size), picture(4, size));
         assert_eq!(text(3, 100, 512), text(3, 100, 512));

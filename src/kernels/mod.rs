@@ -4,6 +4,7 @@
 //! - [`gemm`]: `x W^T + b` with its epilogues, in f32, bf16 and 8-bit integers;
 //! - [`attention`]: over packed memories, and causally over few rows;
 //! - [`pointwise`]: exp, GELU, layer norm;
+//! - [`activation`]: the other activations of feed-forward layers;
 //! - [`rows`]: views of rows;
 //! - [`pool`]: the threads;
 //! - [`limits`]: what the machine could do at most.
@@ -21,6 +22,7 @@
     reason = "groups are bits, read as whatever number their format says"
 )]
 
+pub mod activation;
 pub mod attention;
 pub mod gemm;
 pub mod isa;

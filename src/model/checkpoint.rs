@@ -6,7 +6,7 @@ use super::config::BlipConfig;
 use super::error::LoadError;
 use super::heads::Decoder;
 use super::load::{Loader, Scope};
-use super::ops::{Epilogue, MemoryUse, Ops};
+use super::ops::{Activation, Epilogue, MemoryUse, Ops};
 use super::text::{CrossMemory, Memory, NewTokens, SelfAttention, TextTower};
 use super::vision::VisionTower;
 use crate::engine::backend::BackendError;
@@ -193,7 +193,7 @@ impl<O: Ops> Checkpoint<O> {
 
 impl<O: Ops> Base<O> {
     fn project(&self, ops: &O, class: &O::Act) -> Result<O::Act, BackendError> {
-        let pooled = ops.linear(class, &self.pooler, Epilogue::Tanh)?;
+        let pooled = ops.linear(class, &self.pooler, Epilogue::Activation(Activation::Tanh))?;
         ops.linear(&pooled, &self.text_projection, Epilogue::None)
     }
 }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::error::LoadError;
 use super::load::File;
+use super::ops::Activation;
 use crate::task::ModelClass;
 
 /// A whole checkpoint's configuration.
@@ -45,7 +46,7 @@ pub struct TextConfig {
     pub num_attention_heads: usize,
     /// Longest sequence.
     pub max_position_embeddings: usize,
-    /// Activation; only the exact GELU occurs.
+    /// Activation, by its name in transformers.
     pub hidden_act: String,
     /// Epsilon of every layer norm.
     pub layer_norm_eps: f64,
@@ -75,7 +76,7 @@ pub struct VisionConfig {
     /// Side of a patch in pixels.
     #[serde(deserialize_with = "square")]
     pub patch_size: usize,
-    /// Activation; only the exact GELU occurs.
+    /// Activation, by its name in transformers.
     pub hidden_act: String,
     /// Epsilon of every layer norm.
     pub layer_norm_eps: f64,
@@ -126,8 +127,55 @@ impl Default for VisionConfig {
     }
 }
 
+/// Names of transformers' `ACT2FN` and what they compute. `gelu_new`, `gelu_accurate` and `gelu_fast` write the same formula as
+/// `gelu_pytorch_tanh` in other ways.
+const ACTIVATIONS: [(&str, Activation); 12] = [
+    ("gelu", Activation::Gelu),
+    ("gelu_python", Activation::Gelu),
+    ("gelu_new", Activation::GeluTanh),
+    ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("gelu_python_tanh", Activation::GeluTanh),
+    ("gelu_accurate", Activation::GeluTanh),
+    ("gelu_fast", Activation::GeluTanh),
+    ("quick_gelu", Activation::QuickGelu),
+    ("relu", Activation::Relu),
+    ("silu", Activation::Silu),
+    ("swish", Activation::Silu),
+    ("tanh", Activation::Tanh),
+];
+
+/// The names of [`ACTIVATIONS`], for messages.
+const ACCEPTED_ACTIVATIONS: &str = "gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_python_tanh, \
+                                    gelu_accurate, gelu_fast, quick_gelu, relu, silu, swish or tanh";
+
+const CHECKED: &str = "BlipConfig::read accepts known activations only";
+
+fn activation(name: &str) -> Option<Activation> {
+    ACTIVATIONS.iter().find(|(known, _)| *known == name).map(|(_, activation)| *activation)
+}
+
+impl TextConfig {
+    /// The activation of feed-forward layers and of the LM head's transform.
+    ///
+    /// # Panics
+    /// Where `hidden_act` is unknown, which [`BlipConfig::read`] refuses.
+    #[must_use]
+    pub fn activation(&self) -> Activation {
+        activation(&self.hidden_act).expect(CHECKED)
+    }
+}
+
 impl VisionConfig {
-    /// Tokens of one image: patches and the class token.
+    /// The activation between the two feed-forward layers.
+    ///
+    /// # Panics
+    /// Where `hidden_act` is unknown, which [`BlipConfig::read`] refuses.
+    #[must_use]
+    pub fn activation(&self) -> Activation {
+        activation(&self.hidden_act).expect(CHECKED)
+    }
+
+    /// Tokens of one image: whole patches and the class token.
     #[must_use]
     pub fn tokens(&self) -> usize {
         let side = self.image_size / self.patch_size;
@@ -166,11 +214,13 @@ impl BlipConfig {
         let refuse = |field, value: String, accepted| {
             Err(LoadError::Unsupported { path: path.to_owned(), field, value, accepted })
         };
-        if text.hidden_act != "gelu" {
-            return refuse("text_config.hidden_act", text.hidden_act.clone(), "gelu");
-        }
-        if vision.hidden_act != "gelu" {
-            return refuse("vision_config.hidden_act", vision.hidden_act.clone(), "gelu");
+        for (field, name) in [
+            ("text_config.hidden_act", &text.hidden_act),
+            ("vision_config.hidden_act", &vision.hidden_act),
+        ] {
+            if activation(name).is_none() {
+                return refuse(field, format!("{name:?}"), ACCEPTED_ACTIVATIONS);
+            }
         }
         if !divides(text.num_attention_heads, text.hidden_size) {
             let value = text.num_attention_heads.to_string();
@@ -180,9 +230,10 @@ impl BlipConfig {
             let value = vision.num_attention_heads.to_string();
             return refuse("vision_config.num_attention_heads", value, "a divisor of hidden_size");
         }
-        if !divides(vision.patch_size, vision.image_size) {
+        // The convolution leaves out the pixels beyond the last whole patch.
+        if vision.patch_size == 0 || vision.patch_size > vision.image_size {
             let value = vision.patch_size.to_string();
-            return refuse("vision_config.patch_size", value, "a divisor of image_size");
+            return refuse("vision_config.patch_size", value, "1 to image_size");
         }
         let vocabulary = text.vocab_size as u64;
         if u64::from(text.bos_token_id) >= vocabulary || u64::from(text.sep_token_id) >= vocabulary
@@ -215,6 +266,54 @@ fn square<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<usize, D:
         Side::Two([height, width]) if height == width => Ok(width),
         Side::Two([height, width]) => {
             Err(serde::de::Error::custom(format!("{height}x{width} is not square")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &'static str) -> Result<BlipConfig, String> {
+        let file = File::InBinary { path: "config.json", bytes: text.as_bytes() };
+        BlipConfig::read(&file).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_two_forms_of_gelu_and_the_two_towers_are_told_apart() {
+        let config = read(
+            r#"{"text_config": {"hidden_act": "gelu_new"}, "vision_config": {"hidden_act": "swish"}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.text_config.activation(), Activation::GeluTanh);
+        assert_eq!(config.vision_config.activation(), Activation::Silu);
+        assert_eq!(read("{}").unwrap().text_config.activation(), Activation::Gelu);
+    }
+
+    #[test]
+    fn every_accepted_activation_is_in_the_message_and_others_are_refused_with_it() {
+        for (name, _) in ACTIVATIONS {
+            let mut words = ACCEPTED_ACTIVATIONS.split([',', ' ']);
+            assert!(words.any(|word| word == name), "{name}");
+        }
+        let error = read(r#"{"text_config": {"hidden_act": "gelu_10"}}"#).unwrap_err();
+        assert!(
+            error.contains("text_config.hidden_act is \"gelu_10\"; accepted: gelu, "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_patch_need_not_divide_the_image_but_must_fit_in_it() {
+        let config = read(r#"{"vision_config": {"image_size": 40, "patch_size": 16}}"#).unwrap();
+        assert_eq!(config.vision_config.tokens(), 5);
+        for patch in ["0", "41"] {
+            let text =
+                format!(r#"{{"vision_config": {{"image_size": 40, "patch_size": {patch}}}}}"#);
+            let error = read(text.leak()).unwrap_err();
+            let expected =
+                format!("vision_config.patch_size is {patch}; accepted: 1 to image_size");
+            assert!(error.contains(&expected), "{error}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::config::TextConfig;
 use super::error::LoadError;
 use super::load::{Loader, Scope};
-use super::ops::{Epilogue, Ops, Run};
+use super::ops::{Activation, Epilogue, Ops, Run};
 use super::search::log_softmax;
 use super::text::{CrossMemory, Memory, NewTokens, SelfAttention, TextTower};
 use crate::engine::backend::BackendError;
@@ -15,6 +15,7 @@ const SCORED_ROWS: usize = 64;
 #[derive(Debug)]
 struct LmHead<O: Ops> {
     transform: O::Linear,
+    activation: Activation,
     transform_norm: O::LayerNorm,
     output: O::Linear,
 }
@@ -41,6 +42,7 @@ impl<O: Ops> Decoder<O> {
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);
         let head = LmHead {
             transform: loader.linear(&scope.child("dense"), width, width)?,
+            activation: config.activation(),
             transform_norm: loader.layer_norm(&scope.child("LayerNorm"), width, eps)?,
             output: loader.lm_output(config)?,
         };
@@ -50,7 +52,8 @@ impl<O: Ops> Decoder<O> {
 
     /// Logits `[rows, vocabulary]` on the host.
     pub(super) fn logits(&self, ops: &O, hidden: &O::Act) -> Result<Vec<Vec<f32>>, BackendError> {
-        let x = ops.linear(hidden, &self.head.transform, Epilogue::Gelu)?;
+        let x =
+            ops.linear(hidden, &self.head.transform, Epilogue::Activation(self.head.activation))?;
         let x = ops.layer_norm(&x, &self.head.transform_norm)?;
         ops.to_host(&ops.linear(&x, &self.head.output, Epilogue::None)?)
     }

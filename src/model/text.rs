@@ -8,7 +8,7 @@
 use super::config::TextConfig;
 use super::error::LoadError;
 use super::load::{Loader, Scope};
-use super::ops::{Epilogue, MemoryUse, Ops, Run};
+use super::ops::{Activation, Epilogue, MemoryUse, Ops, Run};
 use crate::engine::backend::BackendError;
 
 /// Tokens to hidden states `[rows, width]`.
@@ -28,6 +28,7 @@ struct TextLayer<O: Ops> {
     attention_norm: O::LayerNorm,
     cross: Option<CrossAttention<O>>,
     intermediate: O::Linear,
+    activation: Activation,
     output: O::Linear,
     output_norm: O::LayerNorm,
 }
@@ -202,13 +203,14 @@ impl<O: Ops> TextLayer<O> {
             )?,
             cross,
             intermediate: loader.linear(&scope.child("intermediate.dense"), inner, width)?,
+            activation: config.activation(),
             output: loader.linear(&scope.child("output.dense"), width, inner)?,
             output_norm: loader.layer_norm(&scope.child("output.LayerNorm"), width, eps)?,
         })
     }
 
     fn feed_forward(&self, ops: &O, x: &O::Act) -> Result<O::Act, BackendError> {
-        let inner = ops.linear(x, &self.intermediate, Epilogue::Gelu)?;
+        let inner = ops.linear(x, &self.intermediate, Epilogue::Activation(self.activation))?;
         let output = ops.linear(&inner, &self.output, Epilogue::Residual(x))?;
         ops.layer_norm(&output, &self.output_norm)
     }

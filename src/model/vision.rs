@@ -3,7 +3,7 @@
 use super::config::VisionConfig;
 use super::error::LoadError;
 use super::load::{Loader, Scope};
-use super::ops::{Epilogue, Ops, PatchEmbeddingWeights};
+use super::ops::{Activation, Epilogue, Ops, PatchEmbeddingWeights};
 use super::preprocessor::Preprocessor;
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
@@ -26,6 +26,7 @@ struct VisionLayer<O: Ops> {
     projection: O::Linear,
     layer_norm2: O::LayerNorm,
     fc1: O::Linear,
+    activation: Activation,
     fc2: O::Linear,
 }
 
@@ -120,6 +121,7 @@ impl<O: Ops> VisionLayer<O> {
             projection: loader.linear(&scope.child("self_attn.projection"), width, width)?,
             layer_norm2: loader.layer_norm(&scope.child("layer_norm2"), width, eps)?,
             fc1: loader.linear(&scope.child("mlp.fc1"), inner, width)?,
+            activation: config.activation(),
             fc2: loader.linear(&scope.child("mlp.fc2"), width, inner)?,
         })
     }
@@ -136,7 +138,7 @@ impl<O: Ops> VisionLayer<O> {
         let context = ops.self_attention(&qkv, heads, lengths)?;
         let x = ops.linear(&context, &self.projection, Epilogue::Residual(x))?;
         let normed = ops.layer_norm(&x, &self.layer_norm2)?;
-        let inner = ops.linear(&normed, &self.fc1, Epilogue::Gelu)?;
+        let inner = ops.linear(&normed, &self.fc1, Epilogue::Activation(self.activation))?;
         ops.linear(&inner, &self.fc2, Epilogue::Residual(&x))
     }
 }

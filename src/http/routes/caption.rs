@@ -117,8 +117,8 @@ impl Endpoint for CaptionPlan {
 
     fn tokenize(&self, model: &Model) -> Result<Option<TokenIds>, ApiError> {
         let Some(prompt) = &self.prompt else { return Ok(None) };
-        // The model reads the prompt without its [SEP] and writes the new tokens behind it.
-        let max = (model.info.max_text_tokens + 1).saturating_sub(self.params.max_new_tokens);
+        // The model reads the prompt without its [SEP] and every new token but the last; each needs a position.
+        let max = (model.info.max_text_tokens + 2).saturating_sub(self.params.max_new_tokens);
         text::encode(model, "prompt", prompt, max).map(Some)
     }
 

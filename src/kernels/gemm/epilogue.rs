@@ -1,5 +1,6 @@
 //! What happens to a tile of sums before it is stored: scale, bias, activation, residual.
 
+use super::super::activation::Activation;
 use super::super::isa::Isa;
 use super::super::pointwise::gelu;
 use super::rows::{PackedRows, Shared};
@@ -11,10 +12,8 @@ use super::weights::{Format, Weights};
 pub enum Epilogue<'a> {
     /// Nothing but the bias.
     None,
-    /// GELU by erf.
-    Gelu,
-    /// tanh.
-    Tanh,
+    /// An activation. Only [`Activation::Gelu`] is fused; `gemm::linear` applies the others to the finished product.
+    Activation(Activation),
     /// Adds this `[rows, n]`.
     Residual(&'a [f32]),
 }
@@ -77,7 +76,7 @@ impl<'a> Finish<'a> {
                         residual[..width].copy_from_slice(&all[at..at + width]);
                         residual.as_ptr()
                     }
-                    Epilogue::None | Epilogue::Gelu | Epilogue::Tanh => residual.as_ptr(),
+                    Epilogue::None | Epilogue::Activation(_) => residual.as_ptr(),
                 };
                 for lane in (0..columns).step_by(I::LANES) {
                     let sums = sums.add(r * columns + lane);
@@ -99,17 +98,8 @@ impl<'a> Finish<'a> {
     #[expect(unsafe_code, reason = "a vector of the residual by pointer")]
     unsafe fn finish<I: Isa>(&self, isa: I, value: I::F, beside: *const f32) -> I::F {
         match self.epilogue {
-            Epilogue::None => value,
-            Epilogue::Gelu => gelu(isa, value),
-            Epilogue::Tanh => {
-                let mut lanes = [0.0f32; MOST_COLUMNS];
-                // SAFETY: the array holds a vector.
-                unsafe {
-                    isa.store(lanes.as_mut_ptr(), value);
-                    lanes[..I::LANES].iter_mut().for_each(|x| *x = x.tanh());
-                    isa.load(lanes.as_ptr())
-                }
-            }
+            Epilogue::Activation(Activation::Gelu) => gelu(isa, value),
+            Epilogue::None | Epilogue::Activation(_) => value,
             // SAFETY: as this function's.
             Epilogue::Residual(_) => isa.add(value, unsafe { isa.load(beside) }),
         }

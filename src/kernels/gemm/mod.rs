@@ -25,6 +25,7 @@ pub use weights::{Format, Weights};
 
 use std::cell::RefCell;
 
+use super::activation::{self, Activation};
 use super::isa::{Isa, Level, per_level};
 use super::memory::Lines;
 use super::pool::Pool;
@@ -63,8 +64,8 @@ pub fn linear(
     }
     scratch.rows.pack(level, pool, Rows::of(x, weights.k()), weights.k(), weights.format());
     let packed = &scratch.rows;
-    let out = Out { first: Shared(out.as_mut_ptr()), stride: weights.n() };
-    let finish = Finish::new(weights, packed, epilogue, out);
+    let to = Out { first: Shared(out.as_mut_ptr()), stride: weights.n() };
+    let finish = Finish::new(weights, packed, epilogue, to);
     let plan = Plan::new(level, rows, weights, pool.threads());
     pool.run(plan.parts(), &|part| {
         let (rows, panels) = plan.part(part);
@@ -72,6 +73,10 @@ pub fn linear(
         // Outside of `compute`: a closure in there would not be compiled for the level.
         tile::SUMS.with_borrow_mut(|sums| compute(level, block, sums));
     });
+    match epilogue {
+        Epilogue::None | Epilogue::Activation(Activation::Gelu) | Epilogue::Residual(_) => {}
+        Epilogue::Activation(other) => activation::apply(level, pool, other, out),
+    }
 }
 
 /// One product a head, side by side: columns `h x k..` of `x` `[rows, heads x k]` times the h-th weights make columns

@@ -1,5 +1,6 @@
 //! Every level and format against the slow twin: three loops over the same rounded operands, in f64.
 
+use super::super::activation::Activation;
 use super::super::isa::{Level, to_bf16};
 use super::super::pool::Pool;
 use super::super::testing::{assert_all_close, levels, values};
@@ -146,7 +147,15 @@ fn a_row_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads() {
             let mut scratch = Scratch::default();
             let mut run = |pool: &mut Pool, rows: &[f32]| {
                 let mut out = vec![0.0; rows.len() / k * n];
-                linear(level, pool, &mut scratch, rows, &weights, Epilogue::Gelu, &mut out);
+                linear(
+                    level,
+                    pool,
+                    &mut scratch,
+                    rows,
+                    &weights,
+                    Epilogue::Activation(Activation::Gelu),
+                    &mut out,
+                );
                 out
             };
             let together = run(&mut Pool::new(3), &x);
@@ -264,8 +273,8 @@ fn epilogues_are_what_they_are_called() {
         let close = |what: &str, actual: &[f32], expected: &[(f64, f64)]| {
             assert_all_close(&format!("{level} {what}"), actual, expected, 4e-7).unwrap();
         };
-        close("gelu", &run(Epilogue::Gelu), &pointwise(&gelu));
-        close("tanh", &run(Epilogue::Tanh), &pointwise(&f64::tanh));
+        close("gelu", &run(Epilogue::Activation(Activation::Gelu)), &pointwise(&gelu));
+        close("tanh", &run(Epilogue::Activation(Activation::Tanh)), &pointwise(&f64::tanh));
         let sum: Vec<f32> = plain.iter().zip(&residual).map(|(a, b)| a + b).collect();
         assert_eq!(run(Epilogue::Residual(&residual)), sum, "{level} residual");
     }
@@ -284,7 +293,15 @@ fn what_is_not_a_number_stays_so_and_spoils_no_other_row() {
                 let weights = Weights::pack(level, &mut pool, format, &weight, None, n);
                 let mut out = vec![0.0; m * n];
                 let mut scratch = Scratch::default();
-                linear(level, &mut pool, &mut scratch, &x, &weights, Epilogue::Gelu, &mut out);
+                linear(
+                    level,
+                    &mut pool,
+                    &mut scratch,
+                    &x,
+                    &weights,
+                    Epilogue::Activation(Activation::Gelu),
+                    &mut out,
+                );
                 for (row, values) in out.chunks(n).enumerate() {
                     let finite = values.iter().filter(|x| x.is_finite()).count();
                     // An infinity may cancel to 0 in GELU; no value of that row may look like a result.

@@ -1,6 +1,7 @@
 //! Tensors by name, from mapped safetensors files or PyTorch files (a reader that executes nothing).
 
 use std::collections::HashMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use candle_core::pickle::PthTensors;
@@ -9,14 +10,23 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::TensorView;
 use sha2::{Digest, Sha256};
 
+use super::file::LFS_POINTER;
 use super::{File, WeightFiles};
 use crate::model::error::LoadError;
 
 /// The tensors of one checkpoint, whichever files hold them. Nothing is read before it is asked for.
 pub struct Weights {
     files: Vec<(PathBuf, Source)>,
-    /// Name to index in `files`.
-    places: HashMap<String, usize>,
+    /// By name; `LayerNorm.gamma` and `.beta` stand here as `LayerNorm.weight` and `.bias`.
+    places: HashMap<String, Place>,
+}
+
+/// Where a tensor is.
+struct Place {
+    /// Index in `files`.
+    file: usize,
+    /// Its name in that file.
+    name: String,
 }
 
 enum Source {
@@ -55,7 +65,15 @@ impl Weights {
 
     fn add(&mut self, path: &Path, source: Source) {
         let index = self.files.len();
-        self.places.extend(source.names().into_iter().map(|name| (name, index)));
+        for name in source.names() {
+            let place = Place { file: index, name: name.clone() };
+            // A file that has both names keeps the current one.
+            if let Some(current) = current_name(&name) {
+                self.places.entry(current).or_insert(place);
+            } else {
+                self.places.insert(name, place);
+            }
+        }
         self.files.push((path.to_owned(), source));
     }
 
@@ -85,7 +103,7 @@ impl Weights {
     /// When it is missing, has another shape, is not of floats, or holds NaN or infinity.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let tensor = self.read(name, shape)?;
-        let path = &self.files[self.places[name]].0;
+        let path = &self.files[self.places[name].file].0;
         if !tensor.dtype().is_float() {
             let found = format!("{:?}", tensor.dtype());
             return Err(LoadError::TensorDtype {
@@ -120,7 +138,7 @@ impl Weights {
             }
             let tensor = self.read(name, &[])?;
             digest.update(format!("{name} {:?} {:?}\n", tensor.dtype(), tensor.dims()));
-            let path = &self.files[self.places[name]].0;
+            let path = &self.files[self.places[name].file].0;
             update_with_values(&mut digest, &tensor).map_err(|error| unreadable(path, &error))?;
         }
         Ok(digest.finalize().into())
@@ -133,7 +151,8 @@ impl Weights {
             expected: expected.to_vec(),
             files: self.file_names(),
         };
-        let (path, source) = &self.files[*self.places.get(name).ok_or_else(missing)?];
+        let Place { file, name } = self.places.get(name).ok_or_else(missing)?;
+        let (path, source) = &self.files[*file];
         match source {
             Source::Mapped(file) => file
                 .get(name)
@@ -178,6 +197,14 @@ impl Source {
     }
 }
 
+/// What a tensor of an old checkpoint is called today; `None` for names in use. Source: transformers 5.23
+/// `conversion_mapping.py`, "legacy", which renames these two and no other `gamma` or `beta`.
+fn current_name(name: &str) -> Option<String> {
+    let renamed = |old, new| name.strip_suffix(old).map(|prefix| format!("{prefix}{new}"));
+    renamed("LayerNorm.gamma", "LayerNorm.weight")
+        .or_else(|| renamed("LayerNorm.beta", "LayerNorm.bias"))
+}
+
 /// Floats in all of these tensors.
 fn floats(tensors: &[(String, TensorView<'_>)]) -> u64 {
     let is_float =
@@ -195,9 +222,23 @@ fn open_safetensors(file: &File) -> Result<Source, LoadError> {
     }
 }
 
+/// The first bytes of a file, fewer where it has no more.
+///
+/// # Errors
+/// `Read`; `LfsPointer`.
+fn beginning(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let read_error = |source| LoadError::Read { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(read_error)?;
+    let mut bytes = Vec::new();
+    file.take(LFS_POINTER.len() as u64).read_to_end(&mut bytes).map_err(read_error)?;
+    if bytes == LFS_POINTER {
+        return Err(LoadError::LfsPointer { path: path.to_owned() });
+    }
+    Ok(bytes)
+}
+
 fn open_mapped(path: &Path) -> Result<Source, LoadError> {
-    std::fs::File::open(path)
-        .map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+    beginning(path)?;
     // SAFETY: the mapping is read only while the model loads (every tensor is copied out of it), and the header
     // check of safetensors has made sure that the file is as long as its tensors say. A file that is cut
     // short by another process during those seconds would end ours; weights are not edited in place.
@@ -207,12 +248,27 @@ fn open_mapped(path: &Path) -> Result<Source, LoadError> {
 }
 
 fn open_pickle(path: &Path) -> Result<Source, LoadError> {
-    std::fs::File::open(path)
-        .map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
-    let file = PthTensors::new(path, None).map_err(|error| unreadable(path, &error))?;
+    const ZIP: &[u8] = b"PK";
+    // The magic number that torch.save pickled before 1.6 (`torch/serialization.py`, `MAGIC_NUMBER`).
+    const OLD: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+    let refuse = |detail: &str| {
+        let detail = detail.to_owned();
+        LoadError::WeightsFile { path: path.to_owned(), detail }
+    };
+    let beginning = beginning(path)?;
+    if beginning.starts_with(OLD) {
+        return Err(LoadError::OldPickle { path: path.to_owned() });
+    }
+    if beginning.is_empty() {
+        return Err(refuse("it is empty; download it again"));
+    }
+    if !beginning.starts_with(ZIP) {
+        return Err(refuse("torch.save writes no such file; download it again"));
+    }
+    let file = PthTensors::new(path, None)
+        .map_err(|_| refuse("it is cut off or damaged; download it again"))?;
     if file.tensor_infos().is_empty() {
-        let detail = "it holds no state dict of tensors".to_owned();
-        return Err(LoadError::WeightsFile { path: path.to_owned(), detail });
+        return Err(refuse("it holds no state dict of tensors"));
     }
     Ok(Source::Pickle(file))
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 
-use super::{Epilogue, KeptMemory, MemoryUse, Ops, PatchEmbeddingWeights, Run};
+use super::{Activation, Epilogue, KeptMemory, MemoryUse, Ops, PatchEmbeddingWeights, Run};
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
@@ -173,6 +173,18 @@ impl CandleOps {
     }
 }
 
+fn activate(x: &Tensor, activation: Activation) -> Result<Tensor, BackendError> {
+    Ok(match activation {
+        Activation::Gelu => x.gelu_erf()?,
+        // candle calls GELU by tanh `gelu`.
+        Activation::GeluTanh => x.gelu()?,
+        Activation::QuickGelu => (x * candle_nn::ops::sigmoid(&(x * 1.702)?)?)?,
+        Activation::Relu => x.relu()?,
+        Activation::Silu => x.silu()?,
+        Activation::Tanh => x.tanh()?,
+    })
+}
+
 impl Ops for CandleOps {
     type Act = Tensor;
     type Linear = Linear;
@@ -269,8 +281,7 @@ impl Ops for CandleOps {
         };
         Ok(match epilogue {
             Epilogue::None => product,
-            Epilogue::Gelu => product.gelu_erf()?,
-            Epilogue::Tanh => product.tanh()?,
+            Epilogue::Activation(activation) => activate(&product, activation)?,
             Epilogue::Residual(residual) => (product + residual)?,
         })
     }

@@ -15,6 +15,7 @@ use std::fmt::Debug;
 use candle_core::Tensor;
 
 use crate::engine::backend::BackendError;
+pub use crate::kernels::activation::Activation;
 use crate::task::Pixels;
 
 /// What a linear layer does with its product before it is stored.
@@ -22,10 +23,8 @@ use crate::task::Pixels;
 pub enum Epilogue<'a, A> {
     /// `x W^T + b`.
     None,
-    /// `gelu(x W^T + b)`, the exact erf form.
-    Gelu,
-    /// `tanh(x W^T + b)`.
-    Tanh,
+    /// `activation(x W^T + b)`.
+    Activation(Activation),
     /// `x W^T + b + residual`.
     Residual(&'a A),
 }

@@ -246,8 +246,7 @@ impl<O: Ops> Ops for Timed<O> {
     ) -> Result<Self::Act, BackendError> {
         let epilogue = match epilogue {
             Epilogue::None => Epilogue::None,
-            Epilogue::Gelu => Epilogue::Gelu,
-            Epilogue::Tanh => Epilogue::Tanh,
+            Epilogue::Activation(activation) => Epilogue::Activation(activation),
             Epilogue::Residual(residual) => Epilogue::Residual(&residual.values),
         };
         let Linear { weights, input, output } = weights;

@@ -92,7 +92,7 @@ pub(super) fn open(
     backend.open(GroupSpec { model: MODEL, memory, prompt, params, sequence: 0 })
 }
 
-fn run_alone(backend: &mut Tested, mut group: Group<TestedOps>) -> Vec<Sequence> {
+pub(super) fn run_alone(backend: &mut Tested, mut group: Group<TestedOps>) -> Vec<Sequence> {
     loop {
         let event = backend.step(MODEL, &mut [&mut group]).unwrap().remove(0);
         if let Some(sequences) = event.finished {

@@ -13,6 +13,8 @@
 /// The tests of parity over one implementation of the operations; a file for each, so that paths resolve.
 macro_rules! suite {
     ($ops:ty, $make:expr) => {
+        #[path = "altered.rs"]
+        mod altered;
         #[path = "generation.rs"]
         mod generation;
         #[path = "invariance.rs"]
@@ -27,9 +29,13 @@ macro_rules! suite {
         type TestedOps = $ops;
         type Tested = BlipBackend<TestedOps>;
 
+        fn make() -> TestedOps {
+            $make
+        }
+
         fn load(checkpoints: &[&str]) -> Tested {
             let specs: Vec<ModelSpec> = checkpoints.iter().map(|name| spec(name)).collect();
-            BlipBackend::load($make, &specs, CPU_F32, |_| {}).unwrap()
+            BlipBackend::load(make(), &specs, CPU_F32, |_| {}).unwrap()
         }
     };
 }

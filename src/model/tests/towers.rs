@@ -6,19 +6,19 @@ use crate::model::heads::Decoder;
 use crate::model::ops::{Ops, Run};
 use crate::model::text::{Memory, NewTokens, SelfAttention};
 
-type Act = <TestedOps as Ops>::Act;
+pub(super) type Act = <TestedOps as Ops>::Act;
 
-fn flat(backend: &Tested, act: &Act) -> Vec<f32> {
+pub(super) fn flat(backend: &Tested, act: &Act) -> Vec<f32> {
     backend.ops.to_host(act).unwrap().concat()
 }
 
-fn features(backend: &Tested, reference: &Reference, photo: &str) -> Act {
+pub(super) fn features(backend: &Tested, reference: &Reference, photo: &str) -> Act {
     let pixels = reference.pixels(photo);
     backend.towers[0].encode(&backend.ops, &[&pixels]).unwrap().remove(0)
 }
 
 /// A teacher-forced pass over `ids`: hidden states and logits at every position.
-fn forward(
+pub(super) fn forward(
     backend: &Tested,
     decoder: &Decoder<TestedOps>,
     ids: &[u32],

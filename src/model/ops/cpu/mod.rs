@@ -322,8 +322,7 @@ impl Ops for CpuOps {
     ) -> Result<Act, BackendError> {
         let epilogue = match epilogue {
             Epilogue::None => gemm::Epilogue::None,
-            Epilogue::Gelu => gemm::Epilogue::Gelu,
-            Epilogue::Tanh => gemm::Epilogue::Tanh,
+            Epilogue::Activation(activation) => gemm::Epilogue::Activation(activation),
             Epilogue::Residual(residual) => gemm::Epilogue::Residual(residual.values()),
         };
         Ok(self.act(x.rows(), weights.n(), |state, out| {

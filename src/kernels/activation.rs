@@ -1,0 +1,264 @@
+//! Activations of the feed-forward layers: each as a function of one vector, and all but GELU as a pass over a product.
+//!
+//! GELU, the activation of every official checkpoint, is fused into the matrix product (`gemm::epilogue`). The others run
+//! over its result: fusing them too would compile every microkernel once more for each.
+
+use super::gemm::{MOST_COLUMNS, Shared};
+use super::isa::{Isa, Level, per_level};
+use super::pointwise::exp;
+use super::pool::Pool;
+
+/// What a feed-forward layer applies to its product. Sources: transformers `activations.py`, PyTorch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x (1 + erf(x / sqrt 2)) / 2`.
+    Gelu,
+    /// `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`: up to 5e-4 away from [`Activation::Gelu`].
+    GeluTanh,
+    /// `x sigmoid(1.702 x)`.
+    QuickGelu,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x sigmoid(x)`.
+    Silu,
+    /// `tanh(x)`.
+    Tanh,
+}
+
+/// `x sigmoid(slope x)`. NaN stays NaN.
+///
+/// From `-87 / slope` downwards the true value is nearer to 0 than 2e-36. There the value at `-87 / slope` is returned,
+/// because `exp` of more than 88 overflows.
+#[inline(always)]
+fn scaled_silu<I: Isa>(isa: I, x: I::F, slope: f32) -> I::F {
+    let x = isa.max(isa.splat(-87.0 / slope), x);
+    let power = exp(isa, isa.mul(x, isa.splat(-slope)));
+    isa.mul(x, isa.reciprocal(isa.add(isa.splat(1.0), power)))
+}
+
+#[inline(always)]
+fn silu<I: Isa>(isa: I, x: I::F) -> I::F {
+    scaled_silu(isa, x, 1.0)
+}
+
+#[inline(always)]
+fn quick_gelu<I: Isa>(isa: I, x: I::F) -> I::F {
+    scaled_silu(isa, x, 1.702)
+}
+
+/// GELU by tanh, as `x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))`: `(1 + tanh(u)) / 2` is `sigmoid(2 u)`.
+///
+/// Below -9.98 the exponent would exceed 87; the true value there is nearer to 0 than 2e-36.
+#[inline(always)]
+fn gelu_tanh<I: Isa>(isa: I, x: I::F) -> I::F {
+    // 2 sqrt(2 / pi), and 0.044715 times it.
+    const LINEAR: f32 = 1.595_769;
+    const CUBIC: f32 = 0.071_354_82;
+    let x = isa.max(isa.splat(-9.98), x);
+    let factor = isa.mul_add(isa.mul(x, x), isa.splat(-CUBIC), isa.splat(-LINEAR));
+    let power = exp(isa, isa.mul(x, factor));
+    isa.mul(x, isa.reciprocal(isa.add(isa.splat(1.0), power)))
+}
+
+/// 0 for negative values; NaN stays NaN.
+#[inline(always)]
+fn relu<I: Isa>(isa: I, x: I::F) -> I::F {
+    isa.max(isa.splat(0.0), x)
+}
+
+/// tanh as `x P(x^2) / Q(x^2)`, constant beyond 7.9, where it is 1 in f32. Within 5e-7 of the larger of |x| and 1.
+///
+/// Coefficients: Eigen, `ptanh_float`.
+#[inline(always)]
+fn tanh<I: Isa>(isa: I, x: I::F) -> I::F {
+    let x = isa.max(isa.splat(-7.905_311), isa.min(isa.splat(7.905_311), x));
+    let square = isa.mul(x, x);
+    let mut p = isa.splat(-2.760_768_5e-16);
+    for c in [
+        2.000_188e-13,
+        -8.604_672e-11,
+        5.122_297e-8,
+        1.485_722_4e-5,
+        6.372_619_3e-4,
+        4.893_524_6e-3,
+    ] {
+        p = isa.mul_add(p, square, isa.splat(c));
+    }
+    let mut q = isa.splat(1.198_258_4e-6);
+    for c in [1.185_347_1e-4, 2.268_434_6e-3, 4.893_525e-3] {
+        q = isa.mul_add(q, square, isa.splat(c));
+    }
+    isa.mul(isa.mul(x, p), isa.reciprocal(q))
+}
+
+/// Values that one part of a job changes: 64 KB, so that they stay in a first- or second-level cache.
+const VALUES_A_PART: usize = 16 * 1024;
+
+/// Applies the activation to every value. A value's result does not depend on its place.
+pub fn apply(level: Level, pool: &mut Pool, activation: Activation, values: &mut [f32]) {
+    let length = values.len();
+    let all = Shared(values.as_mut_ptr());
+    pool.run(length.div_ceil(VALUES_A_PART), &|part| {
+        let start = part * VALUES_A_PART;
+        #[expect(unsafe_code, reason = "values of one part")]
+        // SAFETY: the values from `start` to the next part's are this part's alone.
+        let values = unsafe {
+            std::slice::from_raw_parts_mut(
+                all.pointer().add(start),
+                VALUES_A_PART.min(length - start),
+            )
+        };
+        apply_part(level, activation, values);
+    });
+}
+
+per_level! {
+    fn apply_part(activation: Activation, values: &mut [f32]) = apply_generic;
+}
+
+#[inline(always)]
+fn apply_generic<I: Isa>(isa: I, activation: Activation, values: &mut [f32]) {
+    match activation {
+        Activation::Gelu => each(isa, values, super::pointwise::gelu),
+        Activation::GeluTanh => each(isa, values, gelu_tanh),
+        Activation::QuickGelu => each(isa, values, quick_gelu),
+        Activation::Relu => each(isa, values, relu),
+        Activation::Silu => each(isa, values, silu),
+        Activation::Tanh => each(isa, values, tanh),
+    }
+}
+
+/// `function` of every value; the last ones are padded to a vector, so that they get the same bits.
+#[inline(always)]
+#[expect(unsafe_code, reason = "vectors of a slice")]
+fn each<I: Isa>(isa: I, values: &mut [f32], function: impl Fn(I, I::F) -> I::F) {
+    let mut vectors = values.chunks_exact_mut(I::LANES);
+    for vector in &mut vectors {
+        // SAFETY: the chunk is a vector long.
+        unsafe {
+            let value = isa.load(vector.as_ptr());
+            isa.store(vector.as_mut_ptr(), function(isa, value));
+        }
+    }
+    let rest = vectors.into_remainder();
+    if !rest.is_empty() {
+        let mut padded = [0.0f32; MOST_COLUMNS];
+        padded[..rest.len()].copy_from_slice(rest);
+        // SAFETY: the array holds a vector.
+        unsafe {
+            let value = isa.load(padded.as_ptr());
+            isa.store(padded.as_mut_ptr(), function(isa, value));
+        }
+        rest.copy_from_slice(&padded[..rest.len()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{assert_all_close, erf, levels};
+    use super::*;
+
+    const ALL: [Activation; 6] = [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::QuickGelu,
+        Activation::Relu,
+        Activation::Silu,
+        Activation::Tanh,
+    ];
+
+    /// The slow twin, in f64.
+    fn exact(activation: Activation, x: f64) -> f64 {
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        match activation {
+            Activation::Gelu => x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)) / 2.0,
+            Activation::GeluTanh => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+                x * (1.0 + inner.tanh()) / 2.0
+            }
+            Activation::QuickGelu => x * sigmoid(1.702 * x),
+            Activation::Relu => x.max(0.0),
+            Activation::Silu => x * sigmoid(x),
+            Activation::Tanh => x.tanh(),
+        }
+    }
+
+    fn applied(level: Level, activation: Activation, x: &[f32]) -> Vec<f32> {
+        let mut values = x.to_vec();
+        apply(level, &mut Pool::new(2), activation, &mut values);
+        values
+    }
+
+    /// Errors are measured against |x|, which every one of these functions stays below.
+    #[test]
+    fn every_activation_is_within_five_ten_millionths_of_its_slow_twin() {
+        let grid = |range: f32| (-20_000..=20_000i16).map(move |i| range * f32::from(i) / 20_000.0);
+        let x: Vec<f32> = grid(12.0).chain(grid(100.0)).chain(grid(1e-3)).collect();
+        let mut failures = Vec::new();
+        for level in levels() {
+            for activation in ALL {
+                let expected = |&x: &f32| (exact(activation, f64::from(x)), f64::from(x.abs()));
+                let expected: Vec<(f64, f64)> = x.iter().map(expected).collect();
+                let actual = applied(level, activation, &x);
+                let what = format!("{level} {activation:?}");
+                failures.extend(assert_all_close(&what, &actual, &expected, 5e-7).err());
+            }
+        }
+        assert!(failures.is_empty(), "{failures:#?}");
+    }
+
+    #[test]
+    fn infinities_large_and_tiny_values_give_the_limits_and_nan_stays_nan() {
+        for level in levels() {
+            for activation in ALL {
+                let what = format!("{level} {activation:?}");
+                let at = |x: f32| applied(level, activation, &[x])[0];
+                let highest = if activation == Activation::Tanh { 1.0 } else { f32::INFINITY };
+                for (x, expected) in [(f32::INFINITY, highest), (f32::MAX, highest.min(f32::MAX))] {
+                    let y = at(x);
+                    let equal = y.to_bits() == expected.to_bits();
+                    assert!(equal || (y / expected - 1.0).abs() < 5e-7, "{what} of {x}: {y}");
+                }
+                // PyTorch gives NaN for -infinity where it multiplies infinity by zero.
+                let lowest = if activation == Activation::Tanh { -1.0 } else { 0.0 };
+                for x in [f32::NEG_INFINITY, f32::MIN, -1e20, -1e4] {
+                    let y = at(x);
+                    let gelu = activation == Activation::Gelu;
+                    assert!(gelu || (y - lowest).abs() < 5e-7, "{what} of {x}: {y}");
+                }
+                // Subnormal numbers may become zero.
+                for x in [1e-40f32, -1e-40, f32::from_bits(1), 1e-37, -1e-37, 0.0] {
+                    let y = f64::from(at(x));
+                    let error = (y - exact(activation, f64::from(x))).abs();
+                    assert!(error <= 1.2e-38, "{what} of {x}: {y}");
+                }
+                assert!(at(f32::NAN).is_nan(), "{what} of NaN");
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_has_the_same_bits_at_any_place() {
+        let x: Vec<f32> = (0..VALUES_A_PART + 37).map(|i| (i as f32).sin() * 6.0).collect();
+        for level in levels() {
+            for activation in ALL {
+                let all = applied(level, activation, &x);
+                for place in [0, 1, 15, 16, VALUES_A_PART, x.len() - 1] {
+                    let alone = applied(level, activation, &x[place..=place])[0];
+                    assert_eq!(all[place].to_bits(), alone.to_bits(), "{level} {activation:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gelu_by_erf_and_gelu_by_tanh_are_told_apart() {
+        for level in levels() {
+            let (erf, tanh) = (
+                applied(level, Activation::Gelu, &[-2.5])[0],
+                applied(level, Activation::GeluTanh, &[-2.5])[0],
+            );
+            assert!((erf - tanh).abs() > 2e-4, "{level}: {erf} {tanh}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Checkpoints whose configuration or tensor names were altered: other activations, an image size that is no multiple of the
+//! patch, captions that fill every position, `LayerNorm` tensors under their old names. References: `reference/altered.json`.
+
+use std::path::Path;
+
+use candle_core::Device as CandleDevice;
+use serde_json::{Value, json};
+
+use super::towers::{features, flat, forward};
+use super::{
+    CPU_F32, Reference, TOLERANCE, Tested, assert_close, distance, fixtures, generation,
+    ids, load, make, spec,
+};
+use crate::engine::backend::Backend;
+use crate::model::checkpoint::encode_texts;
+use crate::model::ops::Run;
+use crate::model::text::Memory;
+use crate::model::{BlipBackend, ModelSpec};
+use crate::task::{Pixels, TowerId};
+
+/// The checkpoint with these fields of its configuration replaced; documents are written into `directory`.
+fn altered(directory: &Path, checkpoint: &str, vision: &Value, text: &Value) -> ModelSpec {
+    let mut spec = spec(checkpoint);
+    let read = |path: &Path| -> Value {
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    };
+    let write = |name: &str, document: &Value| {
+        let path = directory.join(name);
+        std::fs::write(&path, document.to_string()).unwrap();
+        path.into()
+    };
+    let mut config = read(spec.files.config.path());
+    for (part, fields) in [("vision_config", vision), ("text_config", text)] {
+        for (field, value) in fields.as_object().unwrap() {
+            config[part][field] = value.clone();
+        }
+    }
+    if let Some(side) = vision.get("image_size") {
+        let file = spec.files.preprocessor.as_ref().unwrap();
+        let name = file.path().file_name().unwrap().to_str().unwrap().to_owned();
+        let mut document = read(file.path());
+        let block = if document["image_processor"].is_object() {
+            &mut document["image_processor"]
+        } else {
+            &mut document
+        };
+        block["size"] = json!({"height": side, "width": side});
+        spec.files.preprocessor = Some(write(&name, &document));
+    }
+    spec.files.config = write("config.json", &config);
+    spec
+}
+
+fn loaded(spec: ModelSpec) -> Tested {
+    BlipBackend::load(make(), &[spec], CPU_F32, |_| {}).unwrap()
+}
+
+/// What the reference computes for a class, by the name of its tensor.
+fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str, Vec<f32>)> {
+    let (ops, reference) = (&backend.ops, Reference::read(checkpoint));
+    let image = features(backend, &reference, photo);
+    let mut states = vec![("vision", flat(backend, &image))];
+    let model = &backend.models[0];
+    if let Some(decoder) = model.decoder() {
+        let case = &reference.list("forward")[0];
+        let mut memory = image.clone();
+        if let Some(encoder) = model.encoder() {
+            let question = ids(&case["question_ids"]);
+            let runs = [Run { memory: &image, rows: question.len() }];
+            let encoded = encode_texts(ops, encoder, &[&question], &Memory::States(&runs));
+            memory = encoded.unwrap().hidden;
+            states.push(("question", flat(backend, &memory)));
+        }
+        let tokens = ids(&case["ids"]);
+        let (hidden, logits) = forward(backend, decoder, &tokens, &memory);
+        let last = logits.len() / tokens.len() * (tokens.len() - 1);
+        states.push(("hidden", hidden));
+        states.push(("logits", logits[last..].to_vec()));
+        return states;
+    }
+    let (encoder, text) = (model.encoder().unwrap(), ids(&reference.list("texts")[0]["ids"]));
+    let alone = encode_texts(ops, encoder, &[&text], &Memory::None).unwrap();
+    states.push(("text", flat(backend, &alone.hidden)));
+    if checkpoint == "retrieval" {
+        let runs = [Run { memory: &image, rows: text.len() }];
+        let both = encode_texts(ops, encoder, &[&text], &Memory::States(&runs)).unwrap();
+        states.push(("multimodal", flat(backend, &both.hidden)));
+    }
+    states
+}
+
+/// The tolerance of each case is a tenth of the distance to the same checkpoint with another activation on either side.
+#[test]
+fn every_activation_of_either_tower_equals_the_reference() {
+    let reference = Reference::read("altered");
+    let cases = reference.list("activations");
+    assert!(cases.len() >= 16, "{}", cases.len());
+    for case in cases {
+        let directory = tempfile::tempdir().unwrap();
+        let word = |key: &str| case[key].as_str().unwrap();
+        let (vision, text) =
+            (json!({"hidden_act": word("vision")}), json!({"hidden_act": word("text")}));
+        let checkpoint = word("checkpoint");
+        let backend = loaded(altered(directory.path(), checkpoint, &vision, &text));
+        let tolerance = case["tolerance"].as_f64().unwrap() as f32;
+        for (tensor, actual) in states(&backend, checkpoint, word("photo")) {
+            let what = format!("{tensor}.{}", word("name"));
+            let expected = reference.tensor(&what);
+            assert_close(&format!("{what} {vision} {text}"), &actual, &expected, tolerance);
+        }
+    }
+}
+
+/// `(x*7 + y*13 + c*29 + x*y) % 256`.
+fn mix(side: usize) -> Pixels {
+    let value = |y: usize, x: usize, c: usize| ((x * 7 + y * 13 + c * 29 + x * y) % 256) as u8;
+    let bytes: Vec<u8> =
+        (0..side * side * 3).map(|i| value(i / 3 / side, i / 3 % side, i % 3)).collect();
+    Pixels::new(side as u32, side as u32, bytes.into())
+}
+
+#[test]
+fn pixels_beyond_the_last_whole_patch_are_left_out_as_the_convolution_does() {
+    let reference = Reference::read("altered");
+    for case in reference.list("odd_sizes") {
+        let directory = tempfile::tempdir().unwrap();
+        let checkpoint = case["checkpoint"].as_str().unwrap();
+        let side = case["image_size"].as_u64().unwrap() as usize;
+        let size = json!({"image_size": side});
+        let mut backend = loaded(altered(directory.path(), checkpoint, &size, &json!({})));
+        let expected = reference.tensor(&format!("odd.{checkpoint}"));
+        // Two pictures together: the second one's patches do not start where the first one's bytes end.
+        let (one, other) =
+            (mix(side), Pixels::new(side as u32, side as u32, vec![9; side * side * 3].into()));
+        for images in [vec![&one], vec![&other, &one]] {
+            let features = backend.encode(TowerId(0), &images).unwrap();
+            let actual = flat(&backend, features.last().unwrap().states());
+            assert_close(&format!("{checkpoint} {side}"), &actual, &expected, TOLERANCE);
+        }
+    }
+}
+
+#[test]
+fn a_prompt_and_its_new_tokens_may_need_every_position() {
+    let (altered, reference) = (Reference::read("altered"), Reference::read("caption-varied"));
+    let mut backend = load(&["caption-varied"]);
+    let positions = backend.models()[0].max_text_tokens;
+    let cases = altered.list("last_position");
+    let most = |case: &Value| ids(&case["input_ids"]).len() + ids(&case["new_ids"]).len();
+    assert_eq!(cases.iter().map(most).max(), Some(positions + 1), "the last token is not read");
+    for case in cases {
+        let memory = generation::memory(&mut backend, &reference, case);
+        let group = generation::open(&mut backend, &reference, case, memory);
+        let sequences = generation::run_alone(&mut backend, group);
+        let new: Vec<u32> = sequences[0].tokens.iter().map(|token| token.id).collect();
+        assert_eq!(new, ids(&case["new_ids"]), "{} new", new.len());
+    }
+}
+
+#[test]
+fn layer_norm_tensors_are_found_under_their_old_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let weights = fixtures().join("caption-varied/model.safetensors");
+    let tensors = candle_core::safetensors::load(weights, &CandleDevice::Cpu).unwrap();
+    let old = |name: &str| {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma")
+            .replace("LayerNorm.bias", "LayerNorm.beta")
+    };
+    let renamed: std::collections::HashMap<String, _> =
+        tensors.into_iter().map(|(name, tensor)| (old(&name), tensor)).collect();
+    assert!(renamed.keys().filter(|name| name.ends_with("LayerNorm.gamma")).count() > 4);
+    let path = directory.path().join("model.safetensors");
+    candle_core::safetensors::save(&renamed, &path).unwrap();
+    let mut spec = spec("caption-varied");
+    spec.files.weights = crate::model::load::WeightFiles::Safetensors(vec![path.into()]);
+    let (renamed, plain) = (loaded(spec), load(&["caption-varied"]));
+    let photo = "chelsea";
+    let expected = states(&plain, "caption-varied", photo);
+    for ((tensor, actual), (_, expected)) in
+        states(&renamed, "caption-varied", photo).iter().zip(&expected)
+    {
+        assert!(distance(actual, expected) <= 1e-6, "{tensor}");
+    }
+}

@@ -17,6 +17,7 @@ use crate::hub::{self, CheckpointFiles, ModelSource, Progress, Source};
 use crate::input::{InputSettings, Tokenizer};
 use crate::model::load::{File, ModelFiles, WeightFiles, Weights};
 use crate::model::ops::Ops;
+use crate::model::preprocessor::deciding_file;
 use crate::model::{BlipBackend, LoadEvent, Loaded, ModelSpec, Placement};
 use crate::task::{Device, Dtype, ModelInfo};
 use crate::telemetry::metrics::Metrics;
@@ -222,7 +223,7 @@ fn spec(model: &ModelSource, files: CheckpointFiles) -> ModelSpec {
         demo: false,
         files: ModelFiles {
             config: files.config.into(),
-            preprocessor: files.preprocessor.or(files.processor).map(File::OnDisk),
+            preprocessor: deciding_file(files.preprocessor, files.processor),
             weights,
         },
     }

@@ -16,6 +16,9 @@ use tokenizers::{AddedToken, DecoderWrapper, decoders};
 use super::{Detokenizer, InputError, InputSettings, TokenizerError, check_text};
 use crate::task::TokenIds;
 
+/// How a file begins that stands for one in Git LFS.
+const LFS_POINTER: &str = "version https://git-lfs.github.com/spec/v1";
+
 /// A checkpoint's tokenizer. Shared by every thread behind an `Arc`.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -28,12 +31,34 @@ pub struct Tokenizer {
 /// The keys of `tokenizer_config.json` that matter.
 #[derive(Debug, Default, Deserialize)]
 struct TokenizerConfig {
+    tokenizer_class: Option<String>,
     clean_up_tokenization_spaces: Option<bool>,
     do_lower_case: Option<bool>,
     strip_accents: Option<bool>,
     tokenize_chinese_chars: Option<bool>,
     cls_token: Option<SpecialToken>,
     sep_token: Option<SpecialToken>,
+}
+
+impl TokenizerConfig {
+    /// True when the class makes its normaliser from this file: a BERT tokenizer, which BLIP's processor takes for
+    /// granted where none is named. Other classes run the `tokenizer.json` as it is.
+    fn decides_normaliser(&self) -> bool {
+        match self.tokenizer_class.as_deref() {
+            Some(class) => matches!(class, "BertTokenizer" | "BertTokenizerFast"),
+            None => true,
+        }
+    }
+
+    /// That of `BertTokenizer` (`transformers/models/bert/tokenization_bert.py`).
+    fn normaliser(&self) -> BertNormalizer {
+        BertNormalizer::new(
+            true,
+            self.tokenize_chinese_chars.unwrap_or(true),
+            self.strip_accents,
+            self.do_lower_case.unwrap_or(true),
+        )
+    }
 }
 
 /// A token is written as a string or as an object with its content.
@@ -100,6 +125,11 @@ impl Tokenizer {
     ) -> Result<Self, TokenizerError> {
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::WordPiece(_))) {
             return Err(invalid(path, "its decoder is not WordPiece"));
+        }
+        if config.decides_normaliser() {
+            inner
+                .with_normalizer(Some(config.normaliser()))
+                .map_err(|error| invalid(path, &*error))?;
         }
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| invalid(path, &*error))?;
@@ -227,6 +257,9 @@ impl std::fmt::Debug for Tokenizer {
 /// The file's text, or `None` when there is no such file.
 fn read(path: &Path) -> Result<Option<String>, TokenizerError> {
     match fs::read_to_string(path) {
+        Ok(text) if text.starts_with(LFS_POINTER) => {
+            Err(invalid(path, "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"))
+        }
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(TokenizerError::Read { path: path.to_owned(), source }),
@@ -254,12 +287,7 @@ fn from_vocabulary(
     let vocabulary = WordPiece::read_bytes(text.as_bytes())?;
     let model = WordPiece::builder().vocab(vocabulary).build()?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
-    tokenizer.with_normalizer(Some(BertNormalizer::new(
-        true,
-        config.tokenize_chinese_chars.unwrap_or(true),
-        config.strip_accents,
-        config.do_lower_case.unwrap_or(true),
-    )))?;
+    tokenizer.with_normalizer(Some(config.normaliser()))?;
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
     tokenizer.with_decoder(Some(decoders::wordpiece::WordPiece::default()));
     let known = SPECIAL.into_iter().filter(|token| tokenizer.token_to_id(token).is_some());

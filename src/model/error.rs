@@ -15,6 +15,21 @@ pub enum LoadError {
         /// Why.
         source: std::io::Error,
     },
+    /// A clone without Git LFS has pointers in place of its large files.
+    #[error("{path} is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`")]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A `.bin` file is no zip archive, which torch has written since 1.6.
+    #[error(
+        "{path} is not in the format of torch 1.6 or later; save it again with a current torch: \
+         torch.save(torch.load(PATH, map_location=\"cpu\"), PATH)"
+    )]
+    OldPickle {
+        /// The file.
+        path: PathBuf,
+    },
     /// A JSON file does not have the shape of its kind.
     #[error("{path} is not valid: {detail}")]
     Json {

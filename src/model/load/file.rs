@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::model::error::LoadError;
 
+/// How a file begins that stands for one in Git LFS.
+pub(super) const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
+
 /// Where one file's bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum File {
@@ -39,6 +42,9 @@ impl File {
     pub(in crate::model) fn read(&self) -> Result<Cow<'static, [u8]>, LoadError> {
         match self {
             Self::OnDisk(path) => match std::fs::read(path) {
+                Ok(bytes) if bytes.starts_with(LFS_POINTER) => {
+                    Err(LoadError::LfsPointer { path: path.clone() })
+                }
                 Ok(bytes) => Ok(Cow::Owned(bytes)),
                 Err(source) => Err(LoadError::Read { path: path.clone(), source }),
             },

@@ -116,3 +116,59 @@ fn an_unknown_class_lists_those_that_are_served() {
         "{error}"
     );
 }
+
+/// What loading says of a copy of `vqa-varied` in which one file has another content.
+fn error_with(file: &str, content: &[u8]) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixtures().join("vqa-varied")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, directory.path().join(path.file_name().unwrap())).unwrap();
+    }
+    std::fs::write(directory.path().join(file), content).unwrap();
+    let mut spec = spec("vqa-varied");
+    spec.files = super::files(directory.path());
+    let error = BlipBackend::load(CPU_F32.candle_ops().unwrap(), &[spec], CPU_F32, |_| {})
+        .unwrap_err()
+        .to_string();
+    error.replace(&directory.path().display().to_string(), "DIR")
+}
+
+#[test]
+fn a_git_lfs_pointer_is_called_that() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n";
+    for file in ["config.json", "processor_config.json", "pytorch_model.bin"] {
+        let expected = format!(
+            "DIR/{file} is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
+        );
+        assert_eq!(error_with(file, pointer), expected);
+    }
+}
+
+#[test]
+fn a_pickle_of_an_old_torch_is_told_how_to_be_saved_again() {
+    // What torch.save wrote first before 1.6: a pickled magic number.
+    let error = error_with("pytorch_model.bin", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.");
+    assert!(
+        error.starts_with(
+            "DIR/pytorch_model.bin is not in the format of torch 1.6 or later; save it again"
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_no_file_of_torch_is_told_apart_from_a_damaged_one() {
+    let whole = std::fs::read(fixtures().join("vqa-varied/pytorch_model.bin")).unwrap();
+    let cases: [(&[u8], &str); 3] = [
+        (b"", "it is empty; download it again"),
+        (
+            b"<!doctype html><title>Not found</title>",
+            "torch.save writes no such file; download it again",
+        ),
+        (&whole[..whole.len() / 2], "it is cut off or damaged; download it again"),
+    ];
+    for (content, detail) in cases {
+        let expected = format!("DIR/pytorch_model.bin is not a readable weights file: {detail}");
+        assert_eq!(error_with("pytorch_model.bin", content), expected);
+    }
+}

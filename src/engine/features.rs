@@ -205,9 +205,9 @@ impl<M: Clone> Features<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::{ImageId, Preprocessing, Scope, TowerId};
+    use crate::task::{ImageId, Preprocessing, Resample, Scope, TowerId};
 
-    const SIZE: Preprocessing = Preprocessing { width: 1, height: 1 };
+    const SIZE: Preprocessing = Preprocessing { width: 1, height: 1, resample: Resample::Bicubic };
 
     fn key(image: u8) -> FeatureKey {
         FeatureKey {

@@ -43,7 +43,7 @@ impl Default for EngineSettings {
         Self {
             capacity_rows: 512,
             capacity_bytes: 512 << 20,
-            max_queue_wait: Duration::from_secs(3),
+            max_queue_wait: Duration::from_secs(10),
             unit_time: Duration::from_millis(100),
             linger: Duration::ZERO,
             vision_share_percent: 50,

@@ -342,7 +342,7 @@ fn two_settings_that_contradict_each_other_are_both_named() {
         ),
         (
             ["BLIP__SERVER__DEADLINE_MS", "2000"],
-            "engine.max_queue_wait_ms = 3000",
+            "engine.max_queue_wait_ms = 10000",
             "server.deadline_ms",
         ),
         (

@@ -9,7 +9,12 @@ fn ledger(settings: &EngineSettings) -> (Arc<Ledger>, Arc<Metrics>, Instant) {
 }
 
 fn small() -> EngineSettings {
-    EngineSettings { capacity_rows: 10, capacity_bytes: 1000, ..EngineSettings::default() }
+    EngineSettings {
+        capacity_rows: 10,
+        capacity_bytes: 1000,
+        max_queue_wait: Duration::from_secs(3),
+        ..EngineSettings::default()
+    }
 }
 
 const SOON: Duration = Duration::from_secs(30);

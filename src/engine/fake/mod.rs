@@ -60,7 +60,7 @@ pub fn model(id: usize, name: &str, class: ModelClass, tower: usize) -> ModelInf
         dtype: Dtype::F32,
         device: Device::Cpu,
         tower: TowerId(tower),
-        preprocessing: Preprocessing { width: 2, height: 2 },
+        preprocessing: Preprocessing::bicubic(2, 2),
         image_tokens: 5,
         max_text_tokens: 512,
         embedding_dimensions: Some(4),
@@ -95,7 +95,7 @@ pub fn image(mark: u8) -> PreparedImage {
             format: ImageFormat::Png,
         },
         scope: Scope::EVERYONE,
-        preprocessing: Preprocessing { width: 2, height: 2 },
+        preprocessing: Preprocessing::bicubic(2, 2),
         pixels: Arc::new(Pixels::new(2, 2, Box::new([mark; 12]))),
     }
 }

@@ -20,7 +20,7 @@ fn key(tower: usize, image: u8) -> FeatureKey {
         tower: TowerId(tower),
         scope: Scope::EVERYONE,
         image: ImageId::from_digest([image; 32]),
-        preprocessing: Preprocessing { width: 1, height: 1 },
+        preprocessing: Preprocessing::bicubic(1, 1),
     }
 }
 

@@ -187,7 +187,8 @@ fn the_end_of_the_drain_time_ends_every_task() {
 
 #[test]
 fn a_wait_that_is_too_long_by_measurement_is_refused() {
-    let bench = Bench::start(EngineSettings::default());
+    let max_queue_wait = Duration::from_secs(3);
+    let bench = Bench::start(EngineSettings { max_queue_wait, ..EngineSettings::default() });
     let (second, image) = (Duration::from_secs(1), Duration::from_millis(900));
     bench.control.set_costs(&bench.clock, Duration::ZERO, image, Duration::from_millis(10));
     // Measured: nearly a second an image.

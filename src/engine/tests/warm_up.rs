@@ -7,7 +7,8 @@ use crate::engine::fake::{FakeCall, FakeFault, FakeMark};
 use crate::engine::{EngineError, EngineSettings, shared::EngineStats};
 
 fn bench() -> Bench {
-    let bench = Bench::start(EngineSettings::default());
+    let max_queue_wait = Duration::from_secs(3);
+    let bench = Bench::start(EngineSettings { max_queue_wait, ..EngineSettings::default() });
     let (second, tick) = (Duration::from_secs(1), Duration::from_millis(10));
     bench.control.set_costs(&bench.clock, tick, second, Duration::from_millis(1));
     bench

@@ -25,7 +25,7 @@ const SETTINGS: [(&str, &str); 1] = [("LOG__SAMPLE_EVERY", "0")];
 /// Clients that find out the capacity: enough that the server is never idle.
 const SATURATING: usize = 64;
 /// The default of `engine.max_queue_wait_ms`.
-const MAX_QUEUE_WAIT: Duration = Duration::from_secs(3);
+const MAX_QUEUE_WAIT: Duration = Duration::from_secs(10);
 /// Statuses of overload.
 const REFUSALS: [u16; 3] = [429, 503, 504];
 

@@ -21,7 +21,7 @@ use super::traffic::Ask;
 const SIZE: (u32, u32) = (4000, 3000);
 const CLIENTS: usize = 16;
 /// The default of `engine.max_queue_wait_ms`.
-const MAX_QUEUE_WAIT: Duration = Duration::from_secs(3);
+const MAX_QUEUE_WAIT: Duration = Duration::from_secs(10);
 const MEASURE: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_secs(60);
 const OVERLOAD: f64 = 5.0;

@@ -64,7 +64,9 @@ impl From<InputError> for ApiError {
                 Code::InvalidRequest
             }
             InputError::ImageFileTooLarge { .. } => Code::PayloadTooLarge,
-            InputError::UnsupportedImageFormat => Code::UnsupportedImageFormat,
+            InputError::EmptyImageFile | InputError::UnsupportedImageFormat => {
+                Code::UnsupportedImageFormat
+            }
             InputError::UndecodableImage { .. } => Code::UndecodableImage,
             InputError::ImageTooLarge { .. } | InputError::DecodedImageTooLarge { .. } => {
                 Code::ImageTooLarge

@@ -233,7 +233,7 @@ impl Finder {
 fn file_bytes(field: &ImageField) -> u64 {
     match field {
         ImageField::Bytes(_) => 0,
-        ImageField::Value(text) => text.len() as u64 / 4 * 3,
+        ImageField::Value(text) => (text.len() as u64).div_ceil(4) * 3,
     }
 }
 

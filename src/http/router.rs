@@ -16,6 +16,7 @@ use super::middleware::authenticate::authenticate;
 use super::middleware::client::client;
 use super::middleware::cors::cors;
 use super::middleware::headers::security_headers;
+use super::middleware::host::host;
 use super::middleware::observe::{Observer, observe};
 use super::middleware::panic::PanicResponder;
 use super::middleware::problem::problem;
@@ -110,6 +111,7 @@ fn layered(router: Router<HttpState>, state: HttpState) -> Router {
     };
     router
         .layer(CatchPanicLayer::custom(PanicResponder(Arc::clone(state.metrics()))))
+        .layer(from_fn(host))
         .layer(from_fn(problem))
         .layer(from_fn(server_timing))
         .layer(map_response(security_headers))
@@ -143,7 +145,8 @@ mod tests {
         let metrics = Arc::new(Metrics::try_new().unwrap());
         let state = HttpState::new(HttpSettings::default(), Arc::clone(&metrics));
         let router = layered(Router::new().route("/panic", get(fall_over)), state);
-        let request = Request::get("/panic").header("x-request-id", "p-1").body(Body::empty());
+        let request = Request::get("/panic").header("host", "x").header("x-request-id", "p-1");
+        let request = request.body(Body::empty());
         let response = router.oneshot(request.unwrap()).await.unwrap();
         assert_eq!(response.status(), 500);
         let body = response.into_body().collect().await.unwrap().to_bytes();

@@ -1,9 +1,13 @@
 //! The string that stands for an image in a request: file bytes in base64, an address, or an id.
+//!
+//! Base64 is read leniently, because what is not a character of it carries no information: either alphabet (RFC 4648,
+//! sections 4 and 5), padding or none, ASCII white space anywhere. Wrong padding, a lone last character and set bits
+//! behind the last byte stay errors: they are signs of damaged data.
 
 use super::{InputError, InputSettings};
 use crate::task::ImageId;
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 
 /// A parsed image value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,33 +20,40 @@ pub enum ImageValue {
     Id(ImageId),
 }
 
-const LINE_BREAK: &str = "the base64 contains line breaks, encode without wrapping (base64 -w0)";
-const NOT_BASE64: &str = "it is no valid base64 (standard alphabet, padded, no white space)";
+const NOT_BASE64: &str = "it is no valid base64 (standard or URL-safe alphabet); an image value is a data URI, base64, \
+                          an http(s) URL, or \"sha256:\" and 64 hexadecimal digits";
+const WRONG_PADDING: &str =
+    "its base64 has the wrong padding, so a part of it may be missing; send all of it";
+const DATA_URI: &str = "a data URI must be data:<type>;base64,<data>";
+const ID: &str = "an image id is \"sha256:\" and 64 hexadecimal digits";
+
+/// Characters that are decoded at a time where they must be picked out first; whole groups of four.
+const BLOCK: usize = 4096;
 
 impl ImageValue {
-    /// Reads an image value. The size of a base64 value is computed and checked before anything is allocated.
+    /// Reads an image value. White space around it is skipped. The size of a base64 value is computed and checked
+    /// before anything is allocated.
     ///
     /// # Errors
     /// `InvalidImageValue`, `ImageFileTooLarge`.
     pub fn parse(value: &str, settings: &InputSettings) -> Result<Self, InputError> {
+        let value = value.trim_ascii();
         if starts_with_ignoring_case(value, "data:") {
             return decode_base64(data_uri_payload(value)?, settings);
         }
         if Self::is_url(value) {
             return Ok(Self::Url(value.to_owned()));
         }
-        if value.starts_with("sha256:") {
-            let problem = "an image id is \"sha256:\" and 64 lower-case hexadecimal digits";
-            return value
-                .parse()
-                .map(Self::Id)
-                .map_err(|_| InputError::InvalidImageValue { problem });
+        if starts_with_ignoring_case(value, "sha256:") {
+            let id = value.to_ascii_lowercase().parse();
+            return id.map(Self::Id).map_err(|_| InputError::InvalidImageValue { problem: ID });
         }
         decode_base64(value, settings)
     }
 
     /// Whether a value is an `http://` or `https://` address.
     pub fn is_url(value: &str) -> bool {
+        let value = value.trim_ascii_start();
         starts_with_ignoring_case(value, "http://") || starts_with_ignoring_case(value, "https://")
     }
 }
@@ -56,29 +67,105 @@ fn starts_with_ignoring_case(value: &str, prefix: &str) -> bool {
 
 /// What follows the comma of `data:<anything>;base64,`; the declared type does not matter.
 fn data_uri_payload(uri: &str) -> Result<&str, InputError> {
-    let problem = "a data URI must be data:<type>;base64,<data>";
+    let problem = DATA_URI;
     let (head, payload) = uri.split_once(',').ok_or(InputError::InvalidImageValue { problem })?;
-    let marker = head.len().checked_sub(";base64".len()).and_then(|start| head.get(start..));
-    match marker {
-        Some(marker) if marker.eq_ignore_ascii_case(";base64") => Ok(payload),
-        _ => Err(InputError::InvalidImageValue { problem }),
+    match head.rsplit_once(';') {
+        Some((_, marker)) if marker.trim_ascii().eq_ignore_ascii_case("base64") => Ok(payload),
+        Some(_) | None => Err(InputError::InvalidImageValue { problem }),
+    }
+}
+
+/// What one pass over a base64 text finds.
+struct Survey {
+    /// Characters but white space and the padding at the end.
+    characters: usize,
+    padding: usize,
+    /// No white space, standard alphabet: the text can be decoded as it is.
+    plain: bool,
+}
+
+impl Survey {
+    fn of(text: &str) -> Self {
+        let mut survey = Self { characters: 0, padding: 0, plain: true };
+        for byte in text.bytes() {
+            match byte {
+                b'=' => survey.padding += 1,
+                _ if byte.is_ascii_whitespace() => survey.plain = false,
+                _ => {
+                    survey.plain &= !matches!(byte, b'-' | b'_');
+                    // Padding within the text is no padding: it counts as a character, which the decoder refuses.
+                    survey.characters += 1 + std::mem::take(&mut survey.padding);
+                }
+            }
+        }
+        survey
+    }
+
+    fn bytes(&self) -> usize {
+        self.characters / 4 * 3 + (self.characters % 4 * 3) / 4
+    }
+
+    fn has_right_padding(&self) -> bool {
+        self.padding == 0
+            || (self.padding <= 2 && (self.characters + self.padding).is_multiple_of(4))
     }
 }
 
 fn decode_base64(text: &str, settings: &InputSettings) -> Result<ImageValue, InputError> {
     let invalid = |problem| InputError::InvalidImageValue { problem };
-    if text.is_empty() {
+    let survey = Survey::of(text);
+    if survey.characters == 0 && survey.padding == 0 {
         return Err(invalid("it is empty"));
     }
-    // Three bytes for every four characters, less the padding; a wrong length is found by the decoder.
-    let padding = text.bytes().rev().take(2).take_while(|&byte| byte == b'=').count();
-    let bytes = (text.len().div_ceil(4) * 3).saturating_sub(padding);
-    if bytes > settings.max_image_bytes {
-        return Err(InputError::ImageFileTooLarge { bytes, max_bytes: settings.max_image_bytes });
+    let (bytes, max_bytes) = (survey.bytes(), settings.max_image_bytes);
+    if bytes > max_bytes {
+        return Err(InputError::ImageFileTooLarge { bytes, max_bytes });
     }
-    STANDARD.decode(text).map(ImageValue::Bytes).map_err(|_| {
-        let wrapped = text.bytes().any(|byte| matches!(byte, b'\n' | b'\r'));
-        invalid(if wrapped { LINE_BREAK } else { NOT_BASE64 })
+    let decoded = if survey.plain && survey.padding > 0 {
+        STANDARD.decode(text).ok()
+    } else if survey.plain {
+        STANDARD_NO_PAD.decode(text).ok()
+    } else {
+        decode_picked(text, &survey)
+    };
+    decoded.map(ImageValue::Bytes).ok_or_else(|| {
+        invalid(if has_only_base64(text) && !survey.has_right_padding() {
+            WRONG_PADDING
+        } else {
+            NOT_BASE64
+        })
+    })
+}
+
+/// Decodes block by block what is left without white space and padding, in the standard alphabet; so a wrapped text
+/// takes no second copy of itself.
+fn decode_picked(text: &str, survey: &Survey) -> Option<Vec<u8>> {
+    if !survey.has_right_padding() {
+        return None;
+    }
+    let mut decoded = Vec::with_capacity(survey.bytes());
+    let mut block = [0_u8; BLOCK];
+    let mut filled = 0;
+    let picked = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).take(survey.characters);
+    for byte in picked {
+        block[filled] = match byte {
+            b'-' => b'+',
+            b'_' => b'/',
+            other => other,
+        };
+        filled += 1;
+        if filled == BLOCK {
+            STANDARD_NO_PAD.decode_vec(block, &mut decoded).ok()?;
+            filled = 0;
+        }
+    }
+    STANDARD_NO_PAD.decode_vec(&block[..filled], &mut decoded).ok()?;
+    Some(decoded)
+}
+
+fn has_only_base64(text: &str) -> bool {
+    text.bytes().all(|byte| {
+        byte.is_ascii_alphanumeric() || byte.is_ascii_whitespace() || b"+/-_=".contains(&byte)
     })
 }
 
@@ -93,17 +180,23 @@ mod tests {
     #[test]
     fn each_kind_of_value_is_told_apart() {
         let id = format!("sha256:{}", "0f".repeat(32));
+        let (loud, spaced) = (id.to_uppercase(), format!(" {id}\r\n"));
         let cases = [
             ("aGVsbG8=", ImageValue::Bytes(b"hello".to_vec())),
             ("data:image/png;base64,aGVsbG8=", ImageValue::Bytes(b"hello".to_vec())),
             ("data:;base64,aGVsbG8=", ImageValue::Bytes(b"hello".to_vec())),
             ("DATA:text/html;charset=utf-8;BASE64,aGVsbG8=", ImageValue::Bytes(b"hello".to_vec())),
+            ("data:image/png;name=a.png; base64 , aGVsbG8=", ImageValue::Bytes(b"hello".to_vec())),
+            ("\ndata:image/png;base64,aGVs\r\nbG8=\r\n", ImageValue::Bytes(b"hello".to_vec())),
             ("https://example.org/a.png", ImageValue::Url("https://example.org/a.png".into())),
             ("HTTP://example.org/a.png", ImageValue::Url("HTTP://example.org/a.png".into())),
+            (" https://example.org/a.png\n", ImageValue::Url("https://example.org/a.png".into())),
             (&id, ImageValue::Id(id.parse().unwrap())),
+            (&loud, ImageValue::Id(id.parse().unwrap())),
+            (&spaced, ImageValue::Id(id.parse().unwrap())),
         ];
         for (value, expected) in cases {
-            assert_eq!(parse(value), Ok(expected), "{value}");
+            assert_eq!(parse(value), Ok(expected), "{value:?}");
         }
     }
 
@@ -111,19 +204,64 @@ mod tests {
     fn what_is_no_image_value_says_what_to_send() {
         let cases = [
             ("", "it is empty"),
-            ("aGVs\nbG8=", LINE_BREAK),
-            ("aGVsbG8=\r\n", LINE_BREAK),
-            ("aGVs bG8=", NOT_BASE64),
-            ("aGVsbG8", NOT_BASE64),
-            ("aGVs-_8=", NOT_BASE64),
+            (" \r\n\t", "it is empty"),
+            ("data:image/png;base64, ", "it is empty"),
+            ("aGVsb", NOT_BASE64),
+            ("aGV*bG8=", NOT_BASE64),
+            // U+00A0 is no ASCII white space.
+            ("aGVs\u{a0}bG8=", NOT_BASE64),
+            ("aGVsbG8==", WRONG_PADDING),
+            ("aGVsbG8 = =", WRONG_PADDING),
+            ("aGVs====", WRONG_PADDING),
+            ("=", WRONG_PADDING),
+            ("aG=VsbG8", NOT_BASE64),
+            ("aG= VsbG8", NOT_BASE64),
+            // The bits behind the last byte are not zero.
+            ("aGVsbG9=", NOT_BASE64),
+            ("aGVsb G9", NOT_BASE64),
             ("ftp://example.org/a.png", NOT_BASE64),
-            ("/etc/passwd", NOT_BASE64),
-            ("data:image/png,hello", "a data URI must be data:<type>;base64,<data>"),
-            ("data:image/png;base64", "a data URI must be data:<type>;base64,<data>"),
-            ("sha256:12", "an image id is \"sha256:\" and 64 lower-case hexadecimal digits"),
+            ("/etc/passwd!", NOT_BASE64),
+            ("data:image/png,hello", DATA_URI),
+            ("data:image/png;base64", DATA_URI),
+            ("data:base64,aGVsbG8=", DATA_URI),
+            ("data:image/png;base64;charset=utf-8,aGVsbG8=", DATA_URI),
+            ("sha256:12", ID),
         ];
         for (value, problem) in cases {
             assert_eq!(parse(value), Err(InputError::InvalidImageValue { problem }), "{value:?}");
+        }
+    }
+
+    /// A text with something after every so many characters.
+    fn wrapped(text: &str, width: usize, end: &str) -> String {
+        let lines: Vec<_> = text.as_bytes().chunks(width).map(String::from_utf8_lossy).collect();
+        lines.join(end) + end
+    }
+
+    #[test]
+    fn every_spelling_of_base64_is_the_same_bytes() {
+        // 62 and 63 are the characters in which the alphabets differ; lengths around a block of the decoder.
+        for length in [1, 2, 3, 4, 5, 3070, 3071, 3072, 3073, 6144, 10_000] {
+            let bytes: Vec<u8> = (0..length).map(|n: u32| !(n * 7 % 251) as u8).collect();
+            let padded = STANDARD.encode(&bytes);
+            let bare = padded.trim_end_matches('=');
+            let url_safe = padded.replace('+', "-").replace('/', "_");
+            let spellings = [
+                padded.clone(),
+                bare.to_owned(),
+                url_safe.clone(),
+                url_safe.trim_end_matches('=').to_owned(),
+                wrapped(&padded, 76, "\n"),
+                wrapped(&padded, 64, "\r\n"),
+                wrapped(&url_safe, 76, "\n"),
+                wrapped(bare, 1, " \t\x0c"),
+                format!("\r\n{padded}\n"),
+                format!("data:image/jpeg;base64,{}", wrapped(&padded, 60, "\n")),
+            ];
+            for spelling in spellings {
+                let read = parse(&spelling);
+                assert_eq!(read, Ok(ImageValue::Bytes(bytes.clone())), "{length}: {spelling:.80}");
+            }
         }
     }
 
@@ -131,10 +269,15 @@ mod tests {
     fn the_size_limit_is_exact_and_checked_before_decoding() {
         let settings = InputSettings { max_image_bytes: 64, ..InputSettings::default() };
         let at_limit = STANDARD.encode([7; 64]);
-        assert_eq!(ImageValue::parse(&at_limit, &settings), Ok(ImageValue::Bytes(vec![7; 64])));
+        let expected = Ok(ImageValue::Bytes(vec![7; 64]));
+        assert_eq!(ImageValue::parse(&at_limit, &settings), expected);
+        // White space does not count.
+        assert_eq!(ImageValue::parse(&wrapped(&at_limit, 1, "\r\n\r\n"), &settings), expected);
         let above = STANDARD.encode([7; 65]);
         let expected = InputError::ImageFileTooLarge { bytes: 65, max_bytes: 64 };
-        assert_eq!(ImageValue::parse(&above, &settings), Err(expected));
+        for above in [above.clone(), wrapped(&above, 4, "\n"), above.replace('=', "")] {
+            assert_eq!(ImageValue::parse(&above, &settings), Err(expected.clone()), "{above}");
+        }
         // Not even valid base64, but too long: the length alone refuses it.
         let garbage = "!".repeat(100);
         let expected = InputError::ImageFileTooLarge { bytes: 75, max_bytes: 64 };

@@ -106,7 +106,7 @@ fn every_route_but_health_takes_a_bearer_key_and_documents_its_refusals() {
 }
 
 #[test]
-fn requests_refuse_unknown_fields_and_null_in_the_document_too() {
+fn requests_refuse_unknown_fields_in_the_document_too_and_no_field_lists_null() {
     let document = document();
     let schemas = document["components"]["schemas"].as_object().unwrap();
     let requests = [

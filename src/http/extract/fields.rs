@@ -5,7 +5,6 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{
     Deserialize, DeserializeOwned, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess,
@@ -15,11 +14,35 @@ use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-/// Reads a field that may be left out but is not `null`: `null` reaches the type itself, which refuses it.
+pub(crate) use super::image_field::ImageField;
+
+/// Reads a field that may be left out: `null` in JSON and an empty value in a form mean that it is absent.
 pub(crate) fn present<'de, D: Deserializer<'de>, T: Field>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
-    T::read(deserializer).map(Some)
+    deserializer.deserialize_option(PresentVisitor(PhantomData))
+}
+
+struct PresentVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Field> Visitor<'de> for PresentVisitor<T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value or null")
+    }
+
+    fn visit_none<E: Error>(self) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, value: D) -> Result<Option<T>, D::Error> {
+        T::read(value).map(Some)
+    }
 }
 
 /// A type that fields of requests may have: by being on this list it promises to be bounded.
@@ -33,7 +56,6 @@ pub(crate) trait Field: DeserializeOwned {
 impl Field for bool {}
 impl<const MIN: u64, const MAX: u64> Field for Int<MIN, MAX> {}
 impl Field for Text {}
-impl Field for ImageField {}
 impl Field for EarlyStoppingField {}
 
 impl<T: DeserializeOwned> Field for Vec<T> {
@@ -102,12 +124,32 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for BoundedList<T> {
     }
 }
 
-/// Reads a list of objects, bounded as every list.
+/// Reads a list of objects, bounded as every list. `null` is reported as a missing list.
 pub(crate) fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
-    let BoundedList(objects) = BoundedList::<FromObject<T>>::deserialize(deserializer)?;
-    Ok(objects.into_iter().map(|object| object.0).collect())
+    // `deserialize_seq` would refuse `null` before the visitor sees it.
+    deserializer.deserialize_any(ObjectsVisitor(PhantomData))
+}
+
+struct ObjectsVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectsVisitor<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Vec<T>, A::Error> {
+        let list = BoundedListVisitor::<FromObject<T>>(PhantomData);
+        let BoundedList(objects) = list.visit_seq(items)?;
+        Ok(objects.into_iter().map(|object| object.0).collect())
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Vec<T>, E> {
+        Err(E::custom("is needed"))
+    }
 }
 
 /// An integer in `MIN..=MAX`; `4.0` is the integer 4, as JSON Schema has it.
@@ -270,7 +312,7 @@ impl Visitor<'_> for TextVisitor {
 
     fn visit_byte_buf<E: Error>(self, _: Vec<u8>) -> Result<Text, E> {
         Err(E::custom(
-            "this part carries a file name, which only images do; send it as a text part",
+            "this part carries a file name or an image's type, which only images do; send it as a text part",
         ))
     }
 }
@@ -291,75 +333,6 @@ impl PartialSchema for Text {
 }
 
 impl ToSchema for Text {}
-
-/// What a client sent in the place of an image. Clones share the bytes.
-#[derive(Clone)]
-pub(crate) enum ImageField {
-    /// A string: data URI, base64, URL or id.
-    Value(Arc<str>),
-    /// The file's bytes.
-    Bytes(Bytes),
-}
-
-impl ImageField {
-    /// Where its bytes lie: equal for clones, so an image shared by many inputs is looked at once.
-    pub(crate) fn address(&self) -> (usize, usize) {
-        match self {
-            Self::Value(text) => (text.as_ptr().addr(), text.len()),
-            Self::Bytes(bytes) => (bytes.as_ptr().addr(), bytes.len()),
-        }
-    }
-}
-
-impl fmt::Debug for ImageField {
-    /// The kind and size: image bytes have no place in logs.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Value(text) => write!(f, "ImageField::Value({} characters)", text.len()),
-            Self::Bytes(bytes) => write!(f, "ImageField::Bytes({} bytes)", bytes.len()),
-        }
-    }
-}
-
-struct ImageVisitor;
-
-impl Visitor<'_> for ImageVisitor {
-    type Value = ImageField;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an image value: a data URI, base64, an https:// URL, or \"sha256:\" and 64 hexadecimal digits")
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<ImageField, E> {
-        Ok(ImageField::Value(text.into()))
-    }
-
-    fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<ImageField, E> {
-        Ok(ImageField::Bytes(bytes.into()))
-    }
-}
-
-impl<'de> Deserialize<'de> for ImageField {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_string(ImageVisitor)
-    }
-}
-
-/// Padded base64 whose last character has no bits to spare, by itself or in a data URI; an id; an address.
-const IMAGE_VALUE: &str = concat!(
-    r"^(?:[Dd][Aa][Tt][Aa]:[^,]*;[Bb][Aa][Ss][Ee]64,)?",
-    r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=|[A-Za-z0-9+/][AQgw]==)$",
-    r"|^sha256:[0-9a-f]{64}$",
-    r"|^[Hh][Tt][Tt][Pp][Ss]?://",
-);
-
-impl PartialSchema for ImageField {
-    fn schema() -> RefOr<Schema> {
-        string_schema().min_length(Some(1)).pattern(Some(IMAGE_VALUE)).into()
-    }
-}
-
-impl ToSchema for ImageField {}
 
 /// `early_stopping`: `true`, `false` or `"never"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -407,7 +380,7 @@ impl PartialSchema for EarlyStoppingField {
 
 impl ToSchema for EarlyStoppingField {}
 
-fn string_schema() -> ObjectBuilder {
+pub(super) fn string_schema() -> ObjectBuilder {
     ObjectBuilder::from(Object::with_type(SchemaType::Type(Type::String)))
 }
 
@@ -430,6 +403,7 @@ mod tests {
         assert!(error::<Int<1, 8>>("-1").contains("expected an integer from 1 to 8"));
         assert!(error::<Int<1, 8>>("1.5").contains("expected an integer from 1 to 8"));
         assert!(error::<Int<1, 8>>("\"3\"").contains("expected an integer from 1 to 8"));
+        // `present` takes null for fields; within a list it is an error.
         assert!(error::<Int<1, 8>>("null").contains("expected an integer from 1 to 8"));
     }
 

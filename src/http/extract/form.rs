@@ -1,21 +1,38 @@
 //! Fields that arrived as parts or in a query string, read into the same request types as JSON.
 //!
 //! A [`Form`] is a serde deserializer: the type of each field decides how its text is read (numbers and
-//! booleans as in JSON, list fields from repetition), so types, ranges, unknown fields and error paths are those
-//! of JSON without a second definition.
+//! booleans in more spellings than JSON has, list fields from repetition), so types, ranges, unknown fields and error
+//! paths are those of JSON without a second definition.
+//!
+//! An empty value means that the field is absent: HTML forms and Swagger UI send their empty inputs. Its name must be a
+//! known one all the same.
 
 use bytes::Bytes;
 use serde::de::value::{Error, SeqDeserializer};
 use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
+use super::scalar::Scalar;
+
+/// Fields whose values are repeated.
+const LISTS: [&str; 5] = ["images", "texts", "questions", "candidates", "scores"];
+
 /// One value of a field.
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
     /// A text part, or a value in the query string.
     Text(String),
-    /// A part with a file name, or a raw body.
+    /// A part with a file name or an image's type, or a raw body.
     File(Bytes),
+}
+
+impl Value {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Text(text) => text.is_empty(),
+            Self::File(bytes) => bytes.is_empty(),
+        }
+    }
 }
 
 /// Fields in the order of their first appearance, each with all its values.
@@ -36,25 +53,26 @@ impl Form {
     pub(crate) fn next_place(&self, name: &str) -> String {
         match (&self.inputs, name) {
             (Some(inputs), "image") => format!("inputs[{}].image", inputs.len()),
-            (_, "images") => {
+            (_, list) if LISTS.contains(&list) => {
                 let known = self.fields.iter().find(|(known, _)| known == name);
-                format!("images[{}]", known.map_or(0, |(_, values)| values.len()))
+                format!("{list}[{}]", known.map_or(0, |(_, values)| values.len()))
             }
             (_, other) => other.to_owned(),
         }
     }
 
-    /// Adds a value to a field.
+    /// Adds a value to a field. An empty one adds the name alone, and in a batch an empty `image` is no input.
     pub(crate) fn push(&mut self, name: &str, value: Value) {
+        let value = Some(value).filter(|value| !value.is_empty());
         if let Some(inputs) = &mut self.inputs
             && name == "image"
         {
-            inputs.push(value);
+            inputs.extend(value);
             return;
         }
         match self.fields.iter_mut().find(|(known, _)| known == name) {
-            Some((_, values)) => values.push(value),
-            None => self.fields.push((name.to_owned(), vec![value])),
+            Some((_, values)) => values.extend(value),
+            None => self.fields.push((name.to_owned(), value.into_iter().collect())),
         }
     }
 }
@@ -206,6 +224,9 @@ impl<'de> Deserializer<'de> for Values {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.values.is_empty() {
+            return visitor.visit_none();
+        }
         visitor.visit_some(self)
     }
 
@@ -224,109 +245,6 @@ impl<'de> Deserializer<'de> for Values {
         i8 i16 i32 i64 i128 u8 u16 u32 u128 f32 char bytes byte_buf unit unit_struct
         newtype_struct tuple tuple_struct map struct identifier ignored_any
     }
-}
-
-/// One value.
-struct Scalar(Value);
-
-impl IntoDeserializer<'_, Error> for Scalar {
-    type Deserializer = Self;
-
-    fn into_deserializer(self) -> Self {
-        self
-    }
-}
-
-impl Scalar {
-    fn visit<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match self.0 {
-            Value::Text(text) => visitor.visit_string(text),
-            Value::File(bytes) => visitor.visit_byte_buf(bytes.into()),
-        }
-    }
-}
-
-impl<'de> Deserializer<'de> for Scalar {
-    type Error = Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.deserialize_bool(visitor)
-    }
-
-    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match &self.0 {
-            Value::Text(text) if text == "true" => visitor.visit_bool(true),
-            Value::Text(text) if text == "false" => visitor.visit_bool(false),
-            Value::Text(_) | Value::File(_) => self.visit(visitor),
-        }
-    }
-
-    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match number(&self.0) {
-            Some(Number::Unsigned(value)) => visitor.visit_u64(value),
-            Some(Number::Signed(value)) => visitor.visit_i64(value),
-            Some(Number::Float(value)) => visitor.visit_f64(value),
-            None => self.visit(visitor),
-        }
-    }
-
-    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.deserialize_u64(visitor)
-    }
-
-    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.visit(visitor)
-    }
-
-    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.visit(visitor)
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_some(self)
-    }
-
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        _variants: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Error> {
-        match self.0 {
-            Value::Text(text) => visitor.visit_enum(text.into_deserializer()),
-            Value::File(_) => Err(de::Error::custom(
-                "this part carries a file name, which only images do; send it as a text part",
-            )),
-        }
-    }
-
-    forward_to_deserialize_any! {
-        i8 i16 i32 i64 i128 u8 u16 u32 u128 f32 char bytes byte_buf unit unit_struct
-        newtype_struct seq tuple tuple_struct map struct identifier ignored_any
-    }
-}
-
-enum Number {
-    Unsigned(u64),
-    Signed(i64),
-    Float(f64),
-}
-
-/// Reads a number as JSON writes it: no sign `+`, no leading zeros, no white space.
-fn number(value: &Value) -> Option<Number> {
-    let Value::Text(text) = value else { return None };
-    if !text.starts_with(|c: char| c == '-' || c.is_ascii_digit())
-        || text.ends_with(char::is_whitespace)
-    {
-        return None;
-    }
-    if let Ok(value) = serde_json::from_str(text) {
-        return Some(Number::Unsigned(value));
-    }
-    if let Ok(value) = serde_json::from_str(text) {
-        return Some(Number::Signed(value));
-    }
-    serde_json::from_str(text).ok().map(Number::Float)
 }
 
 #[cfg(test)]
@@ -367,12 +285,27 @@ mod tests {
         assert!((request.temperature.unwrap().0 - 0.5).abs() < f32::EPSILON);
         assert_eq!(request.stream, Some(true));
         assert_eq!(request.seed.unwrap().0, 1000);
-        for wrong in ["04", "+4", " 4", "4 ", "four", "", "0x4"] {
+        for good in [" 4", "4\r\n", "\t4 ", "4.0", "\u{a0}4"] {
+            assert_eq!(
+                caption(&[("num_beams", good)]).unwrap().num_beams.unwrap().0,
+                4,
+                "{good:?}"
+            );
+        }
+        for wrong in ["04", "+4", "four", " ", "0x4", "4 4", "4,"] {
             let (field, detail) = fault(&[("num_beams", wrong)]);
             assert_eq!(field, "num_beams", "{wrong}");
             assert!(detail.ends_with("expected an integer from 1 to 8"), "{detail}");
         }
-        for wrong in ["True", "1", "yes"] {
+        for (flag, words) in [
+            (true, ["true", "True", "TRUE", "1", "on", "ON", " true ", "1\n"]),
+            (false, ["false", "False", "FALSE", "0", "off", "Off", " false", "\t0"]),
+        ] {
+            for word in words {
+                assert_eq!(caption(&[("stream", word)]).unwrap().stream, Some(flag), "{word:?}");
+            }
+        }
+        for wrong in ["yes", "no", "t", "2", "-1", "1.0", " ", "true true"] {
             let (field, detail) = fault(&[("stream", wrong)]);
             assert_eq!(field, "stream", "{wrong}");
             assert!(detail.ends_with("expected true or false"), "{detail}");
@@ -381,7 +314,7 @@ mod tests {
 
     #[test]
     fn either_kind_of_early_stopping_is_read() {
-        for value in ["true", "false", "never"] {
+        for value in ["true", "False", "1", "off", "never"] {
             assert!(caption(&[("early_stopping", value)]).is_ok(), "{value}");
         }
         assert_eq!(fault(&[("early_stopping", "maybe")]).0, "early_stopping");
@@ -409,9 +342,32 @@ mod tests {
 
     #[test]
     fn an_item_of_a_list_is_named_by_its_place() {
-        let fields = [("texts", "a"), ("texts", "")];
+        let fields = [("texts", "a"), ("texts", "b\u{0}")];
         let error = parse_form::<SimilarityRequest>(form_of(Form::default(), &fields)).unwrap_err();
         assert_eq!(error.errors[0].field, "texts[1]");
+    }
+
+    #[test]
+    fn an_empty_value_is_an_absent_field_but_its_name_must_be_known() {
+        let request = caption(&[("num_beams", ""), ("prompt", ""), ("stream", ""), ("model", "")]);
+        let request = request.unwrap();
+        assert!(request.num_beams.is_none() && request.prompt.is_none());
+        assert!(request.stream.is_none() && request.model.is_none());
+        assert_eq!(fault(&[("unheard_of", "")]).0, "unheard_of");
+        // An empty one beside a full one: the field was given once.
+        assert_eq!(
+            caption(&[("num_beams", ""), ("num_beams", "3")]).unwrap().num_beams.unwrap().0,
+            3
+        );
+        let fields = [("texts", ""), ("texts", "a"), ("texts", ""), ("scores", "")];
+        let request: SimilarityRequest = parse_form(form_of(Form::default(), &fields)).unwrap();
+        assert_eq!(request.texts.unwrap().len(), 1);
+        assert!(request.scores.is_none());
+        let mut form = Form::of_batch();
+        for bytes in [&b""[..], b"1", b""] {
+            form.push("image", Value::File(Bytes::copy_from_slice(bytes)));
+        }
+        assert_eq!(parse_form::<CaptionBatchRequest>(form).unwrap().inputs.len(), 1);
     }
 
     #[test]

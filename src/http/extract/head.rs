@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 
+use super::disposition::{charset, is_ascii_superset, is_utf8_compatible};
 use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
 
@@ -25,8 +26,11 @@ pub(crate) struct Head {
 /// How a body is to be read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Encoding {
-    /// `application/json`.
-    Json,
+    /// `application/json`, `application/<anything>+json` or `text/json`.
+    Json {
+        /// The declared charset agrees with UTF-8 on ASCII alone, so nothing else can be read.
+        only_ascii: bool,
+    },
     /// `multipart/form-data`.
     Multipart {
         /// What separates the parts.
@@ -112,11 +116,14 @@ fn declared_bytes(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
 
 fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(Encoding::Raw) };
-    let text = value.to_str().unwrap_or_default();
+    let text = String::from_utf8_lossy(value.as_bytes());
     let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
-        "application/json" => json_charset(text).map(|()| Encoding::Json),
-        "multipart/form-data" => boundary(text).map(|boundary| Encoding::Multipart { boundary }),
+        "application/json" | "text/json" => json(value.as_bytes()),
+        other if other.starts_with("application/") && other.ends_with("+json") => {
+            json(value.as_bytes())
+        }
+        "multipart/form-data" => boundary(&text).map(|boundary| Encoding::Multipart { boundary }),
         "application/octet-stream" | "" => Ok(Encoding::Raw),
         "application/x-www-form-urlencoded" => Err(ApiError::new(
             Code::UnsupportedMediaType,
@@ -131,14 +138,21 @@ fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
     }
 }
 
-fn json_charset(content_type: &str) -> Result<(), ApiError> {
-    let mut parameters = content_type.split(';').skip(1).filter_map(|field| field.split_once('='));
-    let charset = parameters.find(|(name, _)| name.trim().eq_ignore_ascii_case("charset"));
-    match charset.map(|(_, value)| value.trim().trim_matches('"').to_ascii_lowercase()) {
-        None => Ok(()),
-        Some(charset) if charset == "utf-8" || charset == "utf8" => Ok(()),
-        Some(_) => Err(ApiError::new(Code::UnsupportedMediaType, "JSON is read as UTF-8 only")),
+/// JSON in a charset that its bytes can satisfy: UTF-8 or ASCII by any name, others as long as the body is ASCII.
+fn json(content_type: &[u8]) -> Result<Encoding, ApiError> {
+    match charset(content_type) {
+        None => Ok(Encoding::Json { only_ascii: false }),
+        Some(charset) if is_utf8_compatible(&charset) => Ok(Encoding::Json { only_ascii: false }),
+        Some(charset) if is_ascii_superset(&charset) => Ok(Encoding::Json { only_ascii: true }),
+        Some(_) => Err(not_utf8()),
     }
+}
+
+/// The body's charset is not the one that JSON is read in.
+pub(super) fn not_utf8() -> ApiError {
+    let detail =
+        "JSON is read as UTF-8 only; encode it so and leave the charset out of content-type";
+    ApiError::new(Code::UnsupportedMediaType, detail)
 }
 
 fn boundary(content_type: &str) -> Result<String, ApiError> {
@@ -169,9 +183,17 @@ mod tests {
     #[test]
     fn each_accepted_type_has_its_encoding() {
         let boundary = || Encoding::Multipart { boundary: "xyz".to_owned() };
+        let json = |only_ascii| Encoding::Json { only_ascii };
         let cases = [
-            ("application/json", Encoding::Json),
-            ("Application/JSON; charset=UTF-8", Encoding::Json),
+            ("application/json", json(false)),
+            ("Application/JSON; charset=UTF-8", json(false)),
+            ("application/json;charset=\"utf8\"", json(false)),
+            ("application/json; charset=us-ascii", json(false)),
+            ("application/json; charset=", json(false)),
+            ("application/json; charset=ISO-8859-1", json(true)),
+            ("application/json; charset=windows-1252", json(true)),
+            ("application/vnd.api+json", json(false)),
+            ("text/json", json(false)),
             ("multipart/form-data; boundary=xyz", boundary()),
             ("image/jpeg", Encoding::Raw),
             ("image/svg+xml", Encoding::Raw),
@@ -185,9 +207,12 @@ mod tests {
 
     #[test]
     fn other_types_are_refused_and_curls_default_gets_the_header_to_add() {
-        let refused = |value| check(&[("content-type", value)]).unwrap_err();
+        let refused = |value: &str| check(&[("content-type", value)]).unwrap_err();
         assert_eq!(refused("text/plain").code, Code::UnsupportedMediaType);
-        assert_eq!(refused("application/json; charset=latin1").code, Code::UnsupportedMediaType);
+        for other in ["utf-16", "utf-7", "utf-32le", "ebcdic-us"] {
+            let refused = refused(&format!("application/json; charset={other}"));
+            assert_eq!(refused.code, Code::UnsupportedMediaType, "{other}");
+        }
         let curl = refused("application/x-www-form-urlencoded");
         assert!(curl.detail.contains("-H 'content-type: application/json'"), "{}", curl.detail);
     }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::fields::FromObject;
 use super::request::Request;
+use super::unknown;
 use crate::http::error::{ApiError, Code};
 use crate::telemetry::logging::clipped;
 
@@ -11,25 +12,36 @@ use crate::telemetry::logging::clipped;
 const MAX_DETAIL: usize = 300;
 const MAX_FIELD: usize = 128;
 
+/// U+FEFF in UTF-8, which some editors and Windows tools put before a text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// Bodies up to this size are parsed on the spot (below 0.3 ms); more would hold up other connections.
 const INLINE_BYTES: usize = 64 << 10;
 
-/// Reads a JSON body, a large one away from the threads that serve connections.
+/// Reads a JSON body, a large one away from the threads that serve connections. `only_ascii` where the declared charset
+/// is neither ASCII nor UTF-8.
 ///
 /// # Errors
-/// `invalid_request`, naming the field.
-pub(super) async fn parse_body<R: Request>(body: Bytes) -> Result<R, ApiError> {
+/// `invalid_request`, naming the field; `unsupported_media_type`.
+pub(super) async fn parse_body<R: Request>(body: Bytes, only_ascii: bool) -> Result<R, ApiError> {
     if body.len() <= INLINE_BYTES {
-        return parse(&body);
+        return parse(&body, only_ascii);
     }
-    let parsed = tokio::task::spawn_blocking(move || parse(&body));
+    let parsed = tokio::task::spawn_blocking(move || parse(&body, only_ascii));
     parsed.await.unwrap_or_else(|error| {
         tracing::error!(error = clipped(&error), "parsing a body panicked");
         Err(ApiError::internal())
     })
 }
 
-fn parse<R: Request>(body: &[u8]) -> Result<R, ApiError> {
+fn parse<R: Request>(body: &[u8], only_ascii: bool) -> Result<R, ApiError> {
+    if only_ascii && !body.is_ascii() {
+        return Err(super::head::not_utf8());
+    }
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
+    if body.starts_with(b"\xff\xfe") || body.starts_with(b"\xfe\xff") {
+        return Err(ApiError::invalid("the body is UTF-16; send JSON in UTF-8"));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let FromObject(request) =
         serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
@@ -65,7 +77,10 @@ fn at_field(path: &str, message: &str) -> ApiError {
     {
         Some(name) if message.starts_with("missing") => (join(path, name), "is needed".to_owned()),
         Some(name) => (join(path, name), "given more than once".to_owned()),
-        None => (path.to_owned(), in_clients_words(message)),
+        None => {
+            let unknown = unknown::in_words(message, path.starts_with("inputs["));
+            (path.to_owned(), unknown.unwrap_or_else(|| in_clients_words(message)))
+        }
     };
     if path == "." {
         return ApiError::invalid(format!("the body: {message}"));
@@ -121,7 +136,7 @@ mod tests {
     use crate::http::routes::caption::{CaptionBatchRequest, CaptionRequest};
 
     fn fault(body: &str) -> (String, String) {
-        let error = parse::<CaptionBatchRequest>(body.as_bytes()).unwrap_err();
+        let error = parse::<CaptionBatchRequest>(body.as_bytes(), false).unwrap_err();
         assert_eq!(error.code, Code::InvalidRequest);
         let first = error.errors.first().cloned();
         first.map_or((String::new(), error.detail.to_string()), |first| (first.field, first.detail))
@@ -135,11 +150,8 @@ mod tests {
                 "inputs[1].num_beams",
                 "invalid value: integer `9`, expected an integer from 1 to 8",
             ),
-            (
-                r#"{"inputs": [{"num_beams": null}]}"#,
-                "inputs[0].num_beams",
-                "invalid type: null, expected an integer from 1 to 8",
-            ),
+            (r#"{"inputs": [null]}"#, "inputs[0]", "invalid type: null, expected an object"),
+            (r#"{"inputs": null}"#, "inputs", "is needed"),
             (r#"{"inputs": [{"stream": true}]}"#, "inputs[0].stream", "unknown field `stream`"),
             (
                 r#"{"inputs": [{"prompt": "a", "prompt": "b"}]}"#,
@@ -164,6 +176,31 @@ mod tests {
     }
 
     #[test]
+    fn null_is_absent_and_a_byte_order_mark_is_skipped() {
+        let body = "\u{feff}{\"prompt\": null, \"model\": null, \"inputs\": [{\"image\": null, \"num_beams\": null, \
+                    \"do_sample\": null, \"early_stopping\": null, \"temperature\": null}]}";
+        let request = parse::<CaptionBatchRequest>(body.as_bytes(), false).unwrap();
+        assert!(request.prompt.is_none() && request.model.is_none());
+        let input = &request.inputs[0];
+        assert!(input.image.is_none() && input.num_beams.is_none() && input.do_sample.is_none());
+        assert!(input.early_stopping.is_none() && input.temperature.is_none());
+        assert_eq!(fault("\u{feff}\u{feff}{}").0, "");
+        // A name must be known even where its value is null.
+        assert_eq!(fault(r#"{"inputs": [{"beams": null}]}"#).0, "inputs[0].beams");
+        let utf16 = parse::<CaptionRequest>(b"\xff\xfe{\0}\0", false).unwrap_err();
+        assert!(utf16.detail.contains("UTF-16"), "{}", utf16.detail);
+    }
+
+    #[test]
+    fn a_foreign_charset_is_read_as_long_as_the_body_is_ascii() {
+        let (plain, accented) = (br#"{"prompt": "a"}"#, "{\"prompt\": \"\u{e9}\"}");
+        assert!(parse::<CaptionRequest>(plain, true).is_ok());
+        assert!(parse::<CaptionRequest>(accented.as_bytes(), false).is_ok());
+        let refused = parse::<CaptionRequest>(accented.as_bytes(), true).unwrap_err();
+        assert_eq!(refused.code, Code::UnsupportedMediaType);
+    }
+
+    #[test]
     fn what_is_no_json_says_where() {
         for body in ["", "{", "{\"inputs\": [}", "{\"inputs\": []} x"] {
             let (field, words) = fault(body);
@@ -177,7 +214,7 @@ mod tests {
     #[test]
     fn control_characters_in_a_name_are_not_repeated() {
         let body = r#"{"a\u001b[31m\u0000": 1}"#;
-        let error = parse::<CaptionRequest>(body.as_bytes()).unwrap_err();
+        let error = parse::<CaptionRequest>(body.as_bytes(), false).unwrap_err();
         assert_eq!(error.errors[0].field, "a\u{fffd}[31m\u{fffd}");
         assert!(
             error.detail.starts_with("a\u{fffd}[31m\u{fffd}: unknown field"),
@@ -190,11 +227,12 @@ mod tests {
     #[test]
     fn what_clients_send_is_repeated_only_in_part() {
         let long = "x".repeat(1 << 20);
-        let error = parse::<CaptionRequest>(format!("{{\"num_beams\": \"{long}\"}}").as_bytes());
-        let error = error.unwrap_err();
+        let error = format!("{{\"num_beams\": \"{long}\"}}");
+        let error = parse::<CaptionRequest>(error.as_bytes(), false).unwrap_err();
         assert!(error.detail.len() < 500, "{}", error.detail.len());
         assert!(error.detail.ends_with("expected an integer from 1 to 8"), "{}", error.detail);
-        let error = parse::<CaptionRequest>(format!("{{\"{long}\": 1}}").as_bytes()).unwrap_err();
+        let body = format!("{{\"{long}\": 1}}");
+        let error = parse::<CaptionRequest>(body.as_bytes(), false).unwrap_err();
         assert!(error.detail.len() < 500 && error.errors[0].field.len() < 200);
     }
 }

@@ -6,13 +6,17 @@
 //! the endpoint's business. Nothing is decoded here.
 
 pub(crate) mod body;
+mod disposition;
 pub(crate) mod fields;
 pub(crate) mod form;
 pub(crate) mod head;
+mod image_field;
 mod json;
 mod multipart;
 mod raw;
 pub(crate) mod request;
+mod scalar;
+mod unknown;
 
 use axum::extract::Request as HttpRequest;
 use std::time::Instant;
@@ -53,7 +57,9 @@ pub(crate) async fn read<R: Request>(
     let admission = services.engine.admit(head.declared_bytes.unwrap_or(0), deadline)?;
     let mut reader = BodyReader::new(body, &head, settings, context, (deadline, admission));
     let request = match &head.encoding {
-        Encoding::Json => json::parse_body(reader.read_all().await?).await,
+        Encoding::Json { only_ascii } => {
+            json::parse_body(reader.read_all().await?, *only_ascii).await
+        }
         Encoding::Multipart { boundary } => multipart::parse(boundary, &mut reader, settings).await,
         Encoding::Raw => raw::parse(parts.uri.query(), reader.read_all().await?, settings),
     }?;

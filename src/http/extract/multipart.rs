@@ -1,5 +1,6 @@
-//! `multipart/form-data`: parts with a file name are image bytes, the others are text. Parts are read as they
-//! arrive, each within its own bound.
+//! `multipart/form-data`: parts with a file name or of an image's type are image bytes, the others are text, whatever
+//! their type (also `application/json`: the text is not read as JSON). Empty parts are absent fields. Parts are read as
+//! they arrive, each within its own bound.
 //!
 //! Between two parts the parser keeps what it has and searches all of it again whenever more arrives, so what may
 //! stand there (the preamble, a part's head) is bounded here, and it is handed one piece at a time.
@@ -10,6 +11,7 @@ use futures_util::stream;
 use multer::{Field, Multipart};
 
 use super::body::BodyReader;
+use super::disposition::Disposition;
 use super::form::{Form, Value};
 use super::request::Request;
 use crate::http::error::{ApiError, Code};
@@ -101,17 +103,20 @@ impl<'a> Parts<'a> {
     async fn read(&mut self, mut multipart: Multipart<'_>) -> Result<(), ApiError> {
         while let Some(field) = multipart.next_field().await.map_err(|error| malformed(&error))? {
             self.head_bytes.store(0, Ordering::Relaxed);
-            let name = field.name().unwrap_or_default().to_owned();
-            if name.is_empty() || name.len() > MAX_NAME_BYTES {
+            // Multer takes a file name that is not UTF-8 for none.
+            let head = Disposition::of(field.headers());
+            let known = |head: &Disposition| (1..=MAX_NAME_BYTES).contains(&head.name.len());
+            let Some(head) = head.filter(known) else {
                 return Err(ApiError::invalid(
                     "each part of a multipart body needs a field's name",
                 ));
-            }
-            let value = if field.file_name().is_some() {
-                self.file(&name, field).await?
-            } else {
-                self.text(&name, field).await?
             };
+            let value = if head.is_file() {
+                self.file(&head.name, field).await?
+            } else {
+                self.text(&head, field).await?
+            };
+            let name = head.name;
             self.form.push(&name, value);
         }
         Ok(())
@@ -120,28 +125,34 @@ impl<'a> Parts<'a> {
     async fn file(&mut self, name: &str, field: Field<'_>) -> Result<Value, ApiError> {
         self.count_file(name)?;
         let max = self.settings.input.max_image_bytes;
-        let bytes = self.collect(field, max).await?;
-        bytes
-            .map(|bytes| Value::File(bytes.into()))
-            .ok_or_else(|| super::image_file_too_large(&self.form.next_place(name), max))
+        let Some(bytes) = self.collect(field, max).await? else {
+            return Err(super::image_file_too_large(&self.form.next_place(name), max));
+        };
+        if bytes.is_empty() {
+            // A file input of an HTML form in which nothing was chosen.
+            *self.files(name) -= 1;
+        }
+        Ok(Value::File(bytes.into()))
+    }
+
+    /// The count of files under a name.
+    fn files(&mut self, name: &str) -> &mut usize {
+        if self.batch && name == "image" { &mut self.image_files } else { &mut self.list_files }
     }
 
     /// Refuses one file too many under the name and limit that JSON has for it.
     fn count_file(&mut self, name: &str) -> Result<(), ApiError> {
         let limits = &self.settings.limits;
-        let images = (&mut self.list_files, "images", limits.max_images, "limits.max_images");
-        let (count, field, max, setting) = match name {
-            "image" if self.batch => {
-                let max = limits.max_batch_inputs;
-                (&mut self.image_files, "inputs", max, "limits.max_batch_inputs")
-            }
+        let (field, max, setting) = match name {
+            "image" if self.batch => ("inputs", limits.max_batch_inputs, "limits.max_batch_inputs"),
             // A repeated `image` of a single call is refused later, with its plural.
-            "image" | "images" => images,
+            "image" | "images" => ("images", limits.max_images, "limits.max_images"),
             other => {
                 let detail = "files are images: the part is named image (or images, repeated, where several are taken)";
                 return Err(ApiError::field(Code::InvalidRequest, other, detail).closing());
             }
         };
+        let count = self.files(name);
         *count += 1;
         if *count <= max {
             return Ok(());
@@ -150,7 +161,7 @@ impl<'a> Parts<'a> {
         Err(ApiError::field(Code::BatchTooLarge, field, detail).closing())
     }
 
-    async fn text(&mut self, name: &str, field: Field<'_>) -> Result<Value, ApiError> {
+    async fn text(&mut self, head: &Disposition, field: Field<'_>) -> Result<Value, ApiError> {
         self.texts += 1;
         let max_parts = self.settings.limits.max_text_parts;
         if self.texts > max_parts {
@@ -158,14 +169,19 @@ impl<'a> Parts<'a> {
             return Err(ApiError::new(Code::BatchTooLarge, detail).closing());
         }
         // An image value may be base64, and then as long as the body allows.
-        let is_image = matches!(name, "image" | "images");
+        let is_image = matches!(&*head.name, "image" | "images");
         let max = if is_image { usize::MAX } else { self.settings.input.max_text_bytes };
+        let place = self.form.next_place(&head.name);
         let bytes = self.collect(field, max).await?.ok_or_else(|| {
-            ApiError::field(Code::TextTooLong, name, format!("at most {max} bytes")).closing()
+            ApiError::field(Code::TextTooLong, &*place, format!("at most {max} bytes")).closing()
         })?;
+        if head.foreign_charset && !bytes.is_ascii() {
+            let detail = "text parts are read as UTF-8; send this one with charset=utf-8";
+            return Err(ApiError::field(Code::InvalidRequest, &*place, detail));
+        }
         String::from_utf8(bytes)
             .map(Value::Text)
-            .map_err(|_| ApiError::field(Code::InvalidRequest, name, "text parts are UTF-8"))
+            .map_err(|_| ApiError::field(Code::InvalidRequest, &*place, "text parts are UTF-8"))
     }
 
     /// A part's bytes, or `None` when there are more than `max`.

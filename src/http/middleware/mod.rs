@@ -1,8 +1,8 @@
 //! What every request passes through, one idea a file. From the outside in:
 //!
 //! `request_id` (makes the context) - `client` (whose address) - `observe` (metrics and the access log, until the last
-//! byte) - `headers` - `server_timing` - `problem` (bodies of refusals) - `panic` - `cors` - `authenticate` -
-//! `rate_limit` - the routes, which check the limits of a call.
+//! byte) - `headers` - `server_timing` - `problem` (bodies of refusals) - `host` - `panic` - `cors` -
+//! `authenticate` - `rate_limit` - the routes, which check the limits of a call.
 //!
 //! `cors` stands outside the keys, because browsers send none when they ask beforehand; limits stand inside, because
 //! they count by key. Bodies are read by the routes: what a layer refuses, it refuses from the head alone.
@@ -13,6 +13,7 @@ pub(crate) mod client;
 pub(crate) mod context;
 pub(crate) mod cors;
 pub(crate) mod headers;
+pub(crate) mod host;
 pub(crate) mod observe;
 pub(crate) mod panic;
 pub(crate) mod problem;

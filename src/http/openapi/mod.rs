@@ -27,8 +27,10 @@ use crate::http::stream::{Delta, DeltaToken, Done, Timing};
 
 const DESCRIPTION: &str = "BLIP vision-language models: captions, visual question answering, image-text similarity, \
 embeddings.\n\nEvery response carries `x-request-id` and `server-timing`. Every refusal is an \
-`application/problem+json`; switch on its `code`. Unknown fields are refused, `null` is neither sent nor taken.\n\n\
-An **image value** is a data URI, base64 (standard alphabet, padded, unwrapped), the `id` of an image sent before, or, \
+`application/problem+json`; switch on its `code`. Unknown fields are refused. In a request, `null` in JSON, an empty part and an empty value in the query string mean \
+that the field is absent, so no schema lists `null`; in an answer there is no `null`.\n\n\
+An **image value** is a data URI, base64 (standard or URL-safe alphabet, padding optional, white space skipped), the \
+`id` of an image sent before, or, \
 where the server fetches them (`fetch_enabled` in `/info`), an `https://` URL. \
 JPEG, PNG, WebP, GIF and BMP are told apart by their first bytes.";
 
@@ -182,10 +184,8 @@ fn add_encodings(operation: &mut Operation, schemas: &BTreeMap<String, RefOr<Sch
     let multipart = ContentBuilder::new().schema(Some(form)).build();
     body.content.insert("multipart/form-data".to_owned(), multipart.into());
     for content_type in ["image/*", "application/octet-stream"] {
-        // An empty body is no image.
-        let file = ObjectBuilder::from(binary()).min_length(Some(1));
         let raw =
-            ContentBuilder::new().schema(Some(file)).description(Some(RAW_DESCRIPTION)).build();
+            ContentBuilder::new().schema(Some(binary())).description(Some(RAW_DESCRIPTION)).build();
         body.content.insert(content_type.to_owned(), raw.into());
     }
 }
@@ -216,9 +216,11 @@ fn multipart_schema(request: &Object) -> Object {
     form
 }
 
+/// The bytes of a file; none of them would mean that there is no file.
 fn binary() -> Object {
     ObjectBuilder::new()
         .schema_type(SchemaType::Type(Type::String))
+        .min_length(Some(1))
         .format(Some(SchemaFormat::KnownFormat(utoipa::openapi::KnownFormat::Binary)))
         .build()
 }

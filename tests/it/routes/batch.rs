@@ -113,7 +113,7 @@ async fn a_malformed_body_refuses_the_whole_call_and_decodes_nothing() {
             "inputs[1].temperature",
         ),
         (json!({"inputs": [good, {}]}), "inputs[1].image"),
-        (json!({"inputs": [good, {"image": "no base64"}]}), "inputs[1].image"),
+        (json!({"inputs": [good, {"image": "no base64!"}]}), "inputs[1].image"),
         (json!({"inputs": [good, {"image": base64(&png(1)), "model": "x"}]}), "inputs[1].model"),
         (json!({"inputs": [good], "stream": true}), "stream"),
         (json!({"inputs": good}), "inputs"),

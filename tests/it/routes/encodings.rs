@@ -76,8 +76,10 @@ async fn faults_have_the_same_path_in_every_encoding() {
     );
     let raw = app.raw("/caption?num_beams=9", "image/png", png(1)).await;
     assert_eq!(raw.refused_field(400, "invalid_request"), "num_beams");
-    let parts =
-        Multipart::default().file("image", &png(1)).text("questions", "a").text("questions", "");
+    let parts = Multipart::default()
+        .file("image", &png(1))
+        .text("questions", "a")
+        .text("questions", "\u{1}");
     assert_eq!(
         app.multipart("/vqa", parts).await.refused_field(400, "invalid_request"),
         "questions[1]"
@@ -153,9 +155,6 @@ async fn each_malformed_json_is_a_400() {
         app.json_text("/caption", body).await.refused(400, "invalid_request");
     }
     app.json_text("/caption", &"[".repeat(100_000)).await.refused(400, "invalid_request");
-    let wrapped = format!("{{\"image\": \"{}\\n\"}}", base64(&png(1)));
-    let problem = app.json_text("/caption", &wrapped).await.refused(400, "invalid_request");
-    assert!(problem["detail"].as_str().unwrap().contains("base64 -w0"), "{problem}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

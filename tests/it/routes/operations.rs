@@ -55,7 +55,7 @@ async fn a_worker_that_hangs_makes_the_process_neither_ready_nor_alive() {
     app.control.hold();
     let body = json!({"image": base64(&png(1))}).to_string();
     let request = Request::post("/caption").header("content-type", "application/json");
-    let request = request.body(Body::from(body)).unwrap();
+    let request = request.header("host", "x").body(Body::from(body)).unwrap();
     let router = app.router.clone();
     let caption = tokio::spawn(async move { router.oneshot(request).await });
     app.control.wait_until_held();
@@ -71,12 +71,15 @@ async fn a_worker_that_hangs_makes_the_process_neither_ready_nor_alive() {
 async fn a_server_that_loads_says_so_and_refuses_work() {
     let metrics = Arc::new(Metrics::try_new().unwrap());
     let router = router(HttpState::new(HttpSettings::default(), Arc::clone(&metrics)));
-    let get = |path: &str| router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap());
+    let get = |path: &str| {
+        let request = Request::get(path).header("host", "x").body(Body::empty());
+        router.clone().oneshot(request.unwrap())
+    };
     let ready = Answer::read(get("/health/ready").await.unwrap()).await;
     assert_eq!((ready.status.as_u16(), ready.text()), (503, status("loading").as_str()));
     assert_eq!(Answer::read(get("/health/live").await.unwrap()).await.status, 200);
     Answer::read(get("/info").await.unwrap()).await.refused(503, "not_ready");
-    let post = Request::post("/caption").body(Body::empty()).unwrap();
+    let post = Request::post("/caption").header("host", "x").body(Body::empty()).unwrap();
     Answer::read(router.clone().oneshot(post).await.unwrap()).await.refused(503, "not_ready");
     assert_eq!(probes(&metrics, "/health/ready", "503", "not_ready"), 1);
     assert_eq!(probes(&metrics, "/health/ready", "503", "ok"), 0);
@@ -88,7 +91,8 @@ async fn a_probe_that_is_told_not_ready_is_no_error_in_the_log_and_a_refused_req
     let router = router(HttpState::new(HttpSettings::default(), metrics));
     let ask = async || {
         for request in [Request::get("/health/ready"), Request::post("/caption")] {
-            let response = router.clone().oneshot(request.body(Body::empty()).unwrap()).await;
+            let request = request.header("host", "x").body(Body::empty()).unwrap();
+            let response = router.clone().oneshot(request).await;
             assert_eq!(Answer::read(response.unwrap()).await.status, 503);
         }
     };

@@ -136,6 +136,20 @@ async fn more_new_tokens_than_a_model_has_positions_are_refused_and_the_default_
     }
 }
 
+/// transformers 5.23 generates here, and fails with an `IndexError` for one new token more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_and_its_new_tokens_may_need_every_position_of_the_model() {
+    let app = TestApp::with(|config| {
+        config.models.iter_mut().for_each(|model| model.max_text_tokens = 10);
+    });
+    // The start token and four words; the last new token is never read.
+    let request =
+        |new: u32| json!({"image": base64(&png(1)), "prompt": "a a a a", "max_new_tokens": new});
+    app.json("/caption", &request(6)).await.ok();
+    let refused = app.json("/caption", &request(7)).await;
+    assert_eq!(refused.refused_field(422, "text_too_long"), "prompt");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_pixels_are_refused_before_they_exist() {
     let app = TestApp::with(|config| config.http.input.max_pixels = 100);

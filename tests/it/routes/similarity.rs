@@ -63,7 +63,7 @@ async fn each_wrong_combination_is_a_400_at_its_field() {
         (json!({"image": image, "text": "a", "scores": []}), "scores"),
         (json!({"image": image, "text": "a", "scores": ["match", "match"]}), "scores"),
         (json!({"image": image, "text": "a", "scores": ["dot"]}), "scores[0]"),
-        (json!({"images": [image, "no base64"], "text": "a"}), "images[1]"),
+        (json!({"images": [image, "no base64!"], "text": "a"}), "images[1]"),
     ];
     for (request, field) in cases {
         let answer = app.json("/similarity", &request).await;

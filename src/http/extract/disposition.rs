@@ -1,0 +1,219 @@
+//! The `content-disposition` and `content-type` of a part, as browsers and client libraries really write them.
+//!
+//! RFC 7578 wants `form-data; name="image"; filename="a.jpg"`. What comes as well: names without quotes, `filename*`
+//! (RFC 5987) alone or beside `filename`, file names in Latin-1 or any other encoding, encoded words (RFC 2047), quoted
+//! pairs, and backslashes that are a path's. The file name itself is never used, only whether there is one, so its
+//! encoding does not matter; a name that is not UTF-8 must not turn an image into a text.
+
+use axum::http::{HeaderMap, header};
+
+/// What the head of a part says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Disposition {
+    /// The field's name.
+    pub(super) name: String,
+    /// A `filename` or `filename*` is given, even an empty one.
+    has_file_name: bool,
+    /// The type is `image/*` or `application/octet-stream`.
+    is_binary: bool,
+    /// The charset that a text part declares is one that UTF-8 does not satisfy, so only ASCII can be read.
+    pub(super) foreign_charset: bool,
+}
+
+impl Disposition {
+    /// Reads the head of a part; `None` where it names no field.
+    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
+        let given = headers.get(header::CONTENT_DISPOSITION)?.as_bytes();
+        let mut name = None;
+        let mut has_file_name = false;
+        for (key, value) in parameters(given) {
+            if key.eq_ignore_ascii_case(b"name") {
+                name.get_or_insert(value);
+            } else if key.eq_ignore_ascii_case(b"filename")
+                || key.eq_ignore_ascii_case(b"filename*")
+            {
+                has_file_name = true;
+            }
+        }
+        let name = String::from_utf8_lossy(&name?).into_owned();
+        let media_type = headers.get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes);
+        let media_type = media_type.unwrap_or_default();
+        Some(Self {
+            name,
+            has_file_name,
+            is_binary: is_binary(media_type),
+            foreign_charset: charset(media_type).is_some_and(|name| !is_utf8_compatible(&name)),
+        })
+    }
+
+    /// Does the part hold the bytes of an image, not a text?
+    pub(super) fn is_file(&self) -> bool {
+        self.has_file_name || self.is_binary
+    }
+}
+
+fn is_binary(media_type: &[u8]) -> bool {
+    let essence = media_type.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
+    let is_image = essence.get(..6).is_some_and(|kind| kind.eq_ignore_ascii_case(b"image/"));
+    is_image || essence.eq_ignore_ascii_case(b"application/octet-stream")
+}
+
+/// The `charset` of a content type, in lower case; an empty one counts as none.
+pub(super) fn charset(media_type: &[u8]) -> Option<String> {
+    let charset = parameters(media_type).find(|(key, _)| key.eq_ignore_ascii_case(b"charset"));
+    let charset = String::from_utf8_lossy(&charset?.1).to_ascii_lowercase();
+    let charset = charset.trim_matches(['\'', ' ']).to_owned();
+    (!charset.is_empty()).then_some(charset)
+}
+
+/// Is every text in this charset also UTF-8? US-ASCII is a part of it; clients that declare it and send UTF-8 are read
+/// too, for such bytes have no meaning in US-ASCII.
+pub(super) fn is_utf8_compatible(charset: &str) -> bool {
+    ["utf-8", "utf8", "us-ascii", "ascii", "ansi_x3.4-1968", "iso646-us", "unicode-1-1-utf-8"]
+        .contains(&charset)
+}
+
+/// Does this charset have the characters of ASCII in their places? An ASCII text in it can then be read as UTF-8.
+pub(super) fn is_ascii_superset(charset: &str) -> bool {
+    let families = ["iso-8859-", "iso8859-", "iso_8859-", "windows-125", "cp125", "koi8-", "euc-"];
+    ["latin1", "latin-1", "l1", "gbk", "gb2312", "gb18030", "big5", "shift_jis"].contains(&charset)
+        || families.iter().any(|family| charset.starts_with(family))
+}
+
+/// The parameters of a header's value: each name with its value, quotes undone.
+fn parameters(value: &[u8]) -> impl Iterator<Item = (&[u8], Vec<u8>)> {
+    let start = value.iter().position(|&byte| byte == b';').unwrap_or(value.len());
+    let mut rest = &value[start..];
+    std::iter::from_fn(move || {
+        loop {
+            rest = rest.split_first()?.1.trim_ascii_start();
+            let key_end = rest.iter().position(|byte| b"=;".contains(byte)).unwrap_or(rest.len());
+            let key = rest[..key_end].trim_ascii_end();
+            rest = &rest[key_end..];
+            if rest.first() != Some(&b'=') {
+                // A word without a value; `rest` begins with the next semicolon.
+                continue;
+            }
+            let given = rest[1..].trim_ascii_start();
+            let (text, after) = if let Some((b'"', quoted)) = given.split_first() {
+                unquoted(quoted)
+            } else {
+                let end = given.iter().position(|&byte| byte == b';').unwrap_or(given.len());
+                (given[..end].trim_ascii_end().to_vec(), &given[end..])
+            };
+            let next = after.iter().position(|&byte| byte == b';').unwrap_or(after.len());
+            rest = &after[next..];
+            return Some((key, text));
+        }
+    })
+}
+
+/// A quoted string to its closing quote, and what follows. `\"` and `\\` are escapes; any other backslash is itself, as in
+/// the paths that some clients send.
+fn unquoted(quoted: &[u8]) -> (Vec<u8>, &[u8]) {
+    let mut text = Vec::new();
+    let mut rest = quoted;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = match (byte, after.split_first()) {
+            (b'"', _) => return (text, after),
+            (b'\\', Some((&escaped @ (b'"' | b'\\'), after))) => {
+                text.push(escaped);
+                after
+            }
+            (_, _) => {
+                text.push(byte);
+                after
+            }
+        };
+    }
+    (text, rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    fn of(disposition: &[u8], content_type: &[u8]) -> Option<Disposition> {
+        let mut headers = HeaderMap::new();
+        let value = |bytes| HeaderValue::from_bytes(bytes).unwrap();
+        headers.insert(header::CONTENT_DISPOSITION, value(disposition));
+        if !content_type.is_empty() {
+            headers.insert(header::CONTENT_TYPE, value(content_type));
+        }
+        Disposition::of(&headers)
+    }
+
+    #[test]
+    fn a_part_with_a_file_name_in_any_encoding_is_a_file() {
+        let cases: [&[u8]; 18] = [
+            br#"form-data; name="image"; filename="a.jpg""#,
+            br#"form-data; filename="a.jpg"; name="image""#,
+            b"form-data; name=image; filename=a.jpg",
+            b"form-data;name=image;filename=a.jpg",
+            br#"FORM-DATA; NAME="image"; FILENAME="a.jpg""#,
+            br#"form-data; name = "image" ; filename = "a b.jpg" ;"#,
+            b"form-data; name=\"image\"; filename=\"caf\xe9.jpg\"",
+            "form-data; name=\"image\"; filename=\"caf\u{e9} \u{732b}.jpg\"".as_bytes(),
+            b"form-data; name=\"image\"; filename=\"\x83\x8c\x97\\.jpg\"",
+            br#"form-data; name="image"; filename="=?utf-8?B?Y2Fmw6kuanBn?=""#,
+            br#"form-data; name="image"; filename*=UTF-8''caf%C3%A9.jpg"#,
+            br#"form-data; name="image"; filename="caf_.jpg"; filename*=utf-8''caf%C3%A9.jpg"#,
+            br#"form-data; name="image"; filename="a\"; name=\"b.jpg""#,
+            br#"form-data; filename="a; name=other; b.jpg"; name="image""#,
+            br#"form-data; name="image"; filename="C:\pictures\cat.jpg""#,
+            br#"form-data; name="image"; filename="a%22b.jpg""#,
+            br#"form-data; name="image"; filename="#,
+            br#"form-data; name="image"; filename="never closed.jpg"#,
+        ];
+        for case in cases {
+            let read = of(case, b"").unwrap_or_else(|| panic!("{:?}", case.escape_ascii()));
+            assert_eq!(read.name, "image", "{}", case.escape_ascii());
+            assert!(read.is_file(), "{}", case.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn without_a_file_name_the_type_decides() {
+        let head = br#"form-data; name="image""#;
+        for binary in ["image/png", "IMAGE/JPEG; x=y", "application/octet-stream"] {
+            assert!(of(head, binary.as_bytes()).unwrap().is_file(), "{binary}");
+        }
+        for text in ["", "text/plain", "text/plain; charset=utf-8", "application/json", "images/x"]
+        {
+            assert!(!of(head, text.as_bytes()).unwrap().is_file(), "{text}");
+        }
+        // `filename` within another word or value is none.
+        for none in
+            [&br#"form-data; name="filename""#[..], br#"form-data; name="a"; xfilename="b""#]
+        {
+            assert!(!of(none, b"").unwrap().is_file(), "{}", none.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_part_without_a_name_names_no_field() {
+        for none in [&b"form-data"[..], br#"form-data; filename="a.jpg""#, b"form-data; name", b""]
+        {
+            assert_eq!(of(none, b""), None, "{}", none.escape_ascii());
+        }
+        assert_eq!(of(br#"form-data; name="""#, b"").unwrap().name, "");
+    }
+
+    #[test]
+    fn charsets_are_read_with_and_without_quotes() {
+        for (value, expected) in [
+            ("text/plain", None),
+            ("text/plain; charset=UTF-8", Some("utf-8")),
+            ("text/plain;charset=\"utf-8\"", Some("utf-8")),
+            ("text/plain; Charset='utf-8'; x=y", Some("utf-8")),
+            ("text/plain; x=\"a; charset=b\"; charset = US-ASCII ", Some("us-ascii")),
+            ("text/plain; charset=", None),
+        ] {
+            assert_eq!(charset(value.as_bytes()).as_deref(), expected, "{value}");
+        }
+        let head = br#"form-data; name="prompt""#;
+        assert!(of(head, b"text/plain; charset=ISO-8859-1").unwrap().foreign_charset);
+        assert!(!of(head, b"text/plain; charset=us-ascii").unwrap().foreign_charset);
+    }
+}

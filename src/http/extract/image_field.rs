@@ -1,0 +1,86 @@
+//! The field type of images: a string (base64, data URI, URL, id) or the bytes of a file, not looked at yet.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::fields::{Field, string_schema};
+
+/// What a client sent in the place of an image. Clones share the bytes.
+#[derive(Clone)]
+pub(crate) enum ImageField {
+    /// A string: data URI, base64, URL or id.
+    Value(Arc<str>),
+    /// The file's bytes.
+    Bytes(Bytes),
+}
+
+impl ImageField {
+    /// Where its bytes lie: equal for clones, so an image shared by many inputs is looked at once.
+    pub(crate) fn address(&self) -> (usize, usize) {
+        match self {
+            Self::Value(text) => (text.as_ptr().addr(), text.len()),
+            Self::Bytes(bytes) => (bytes.as_ptr().addr(), bytes.len()),
+        }
+    }
+}
+
+impl fmt::Debug for ImageField {
+    /// The kind and size: image bytes have no place in logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(text) => write!(f, "ImageField::Value({} characters)", text.len()),
+            Self::Bytes(bytes) => write!(f, "ImageField::Bytes({} bytes)", bytes.len()),
+        }
+    }
+}
+
+struct ImageVisitor;
+
+impl Visitor<'_> for ImageVisitor {
+    type Value = ImageField;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an image value: a data URI, base64, an https:// URL, or \"sha256:\" and 64 hexadecimal digits")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<ImageField, E> {
+        Ok(ImageField::Value(text.into()))
+    }
+
+    fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<ImageField, E> {
+        Ok(ImageField::Bytes(bytes.into()))
+    }
+}
+
+impl<'de> Deserialize<'de> for ImageField {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_string(ImageVisitor)
+    }
+}
+
+/// Base64 in either alphabet with its padding or none, by itself or in a data URI, whose last character has no bits to
+/// spare; an id; an address. ASCII white space may stand anywhere in base64, and around the others.
+const IMAGE_VALUE: &str = concat!(
+    r"^[ \t\n\f\r]*(?:[Dd][Aa][Tt][Aa]:[^,]*;[ \t\n\f\r]*[Bb][Aa][Ss][Ee]64[ \t\n\f\r]*,[ \t\n\f\r]*)?",
+    r"(?:(?:[A-Za-z0-9+/_-][ \t\n\f\r]*){4})*",
+    r"(?:(?:[A-Za-z0-9+/_-][ \t\n\f\r]*){4}",
+    r"|(?:[A-Za-z0-9+/_-][ \t\n\f\r]*){2}[AEIMQUYcgkosw048][ \t\n\f\r]*(?:=[ \t\n\f\r]*)?",
+    r"|[A-Za-z0-9+/_-][ \t\n\f\r]*[AQgw][ \t\n\f\r]*(?:=[ \t\n\f\r]*=[ \t\n\f\r]*)?)$",
+    r"|^[ \t\n\f\r]*[Ss][Hh][Aa]256:[0-9A-Fa-f]{64}[ \t\n\f\r]*$",
+    r"|^[ \t\n\f\r]*[Hh][Tt][Tt][Pp][Ss]?://",
+);
+
+impl PartialSchema for ImageField {
+    fn schema() -> RefOr<Schema> {
+        string_schema().min_length(Some(1)).pattern(Some(IMAGE_VALUE)).into()
+    }
+}
+
+impl ToSchema for ImageField {}
+
+impl Field for ImageField {}

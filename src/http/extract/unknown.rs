@@ -1,0 +1,374 @@
+//! The message for an unknown field: which field was probably meant.
+//!
+//! Clients come from other APIs (`OpenAI`, Ollama, Hugging Face, Replicate) and from frameworks that spell lists with
+//! brackets. One table serves all encodings, because every encoding ends in serde's message about unknown fields.
+
+use std::fmt::Write;
+
+/// Names of other APIs, and the fields that they may mean here; the first that the endpoint has is named.
+const SYNONYMS: &[(&[&str], &[&str])] = &[
+    (
+        &[
+            "image_url",
+            "image_uri",
+            "image_b64",
+            "image_base64",
+            "base64_image",
+            "image_data",
+            "image_bytes",
+            "image_file",
+            "image_path",
+            "image_id",
+            "input_image",
+            "img",
+            "img_url",
+            "file",
+            "photo",
+            "picture",
+            "pic",
+            "url",
+            "uri",
+            "src",
+            "data",
+            "upload",
+            "base64",
+            "b64",
+            "pixel_values",
+            "media",
+        ],
+        &["image", "images"],
+    ),
+    (
+        &[
+            "files",
+            "imgs",
+            "image_urls",
+            "photos",
+            "pictures",
+            "urls",
+            "image_files",
+            "img_list",
+            "image_list",
+        ],
+        &["images", "image"],
+    ),
+    (
+        &[
+            "prompt_text",
+            "text_prompt",
+            "prefix",
+            "text",
+            "context",
+            "input_text",
+            "caption_prefix",
+            "prompts",
+        ],
+        &["prompt", "question", "text"],
+    ),
+    (
+        &[
+            "question_text",
+            "query",
+            "prompt",
+            "q",
+            "ask",
+            "text",
+            "input_text",
+            "text_input",
+            "user_prompt",
+        ],
+        &["question", "text", "prompt"],
+    ),
+    (&["queries", "prompts", "qs"], &["questions", "texts"]),
+    (
+        &[
+            "caption",
+            "text_input",
+            "input_text",
+            "sentence",
+            "query",
+            "description",
+            "label",
+            "prompt",
+            "input",
+            "inputs",
+            "content",
+            "question",
+        ],
+        &["text", "prompt", "question"],
+    ),
+    (
+        &[
+            "captions",
+            "sentences",
+            "descriptions",
+            "labels",
+            "candidate_labels",
+            "text_list",
+            "candidates",
+            "classes",
+            "documents",
+            "prompts",
+            "queries",
+            "questions",
+        ],
+        &["texts", "candidates", "questions"],
+    ),
+    (
+        &[
+            "labels",
+            "choices",
+            "answers",
+            "options",
+            "candidate_labels",
+            "answer_list",
+            "answer_candidates",
+            "texts",
+        ],
+        &["candidates"],
+    ),
+    (
+        &[
+            "max_length",
+            "max_tokens",
+            "max_new_token",
+            "max_completion_tokens",
+            "max_output_tokens",
+            "num_predict",
+            "max_len",
+            "new_tokens",
+            "n_predict",
+        ],
+        &["max_new_tokens"],
+    ),
+    (&["min_length", "min_tokens", "min_len", "min_new_token"], &["min_new_tokens"]),
+    (
+        &["beams", "beam_size", "beam_width", "n_beams", "beam", "num_beam", "use_beam_search"],
+        &["num_beams"],
+    ),
+    (
+        &["n", "num_captions", "best_of", "num_return", "num_sequences", "num_samples", "top_n"],
+        &["num_return_sequences"],
+    ),
+    (&["sample", "sampling", "use_nucleus_sampling", "nucleus"], &["do_sample"]),
+    (&["temp"], &["temperature"]),
+    (&["topk", "k"], &["top_k"]),
+    (&["topp", "p", "nucleus_p"], &["top_p"]),
+    (
+        &["repeat_penalty", "rep_pen", "frequency_penalty", "presence_penalty"],
+        &["repetition_penalty"],
+    ),
+    (&["random_seed", "rng_seed", "manual_seed"], &["seed"]),
+    (&["model_id", "model_name", "engine"], &["model"]),
+    (&["score", "score_types", "metrics", "mode", "match_head", "itm", "itc"], &["scores"]),
+    (&["format", "output_format", "response_format"], &["encoding_format"]),
+    (&["kind", "mode", "modality", "input_type", "task"], &["type"]),
+    (&["normalise", "normalized", "normalize_embeddings", "norm"], &["normalize"]),
+    (&["truncation", "auto_truncate"], &["truncate"]),
+    (&["items", "requests", "batch", "input", "instances"], &["inputs"]),
+    (&["streaming", "sse"], &["stream"]),
+];
+
+/// Names longer than this are compared with nothing.
+const MAX_COMPARED: usize = 40;
+
+/// Serde's message about an unknown field in words for clients; `None` when it is another message. `in_input` is true
+/// for a field of one input of a batch.
+pub(super) fn in_words(message: &str, in_input: bool) -> Option<String> {
+    let (name, expected) = message.strip_prefix("unknown field `")?.rsplit_once("`, expected ")?;
+    let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+    let mut words = format!("unknown field `{name}`");
+    if let Some(advice) = advice(name, &known, in_input) {
+        words.push_str(advice);
+    } else if let Some(field) = likely(name, &known) {
+        let repeated = if name.contains('[') { ", repeated, without brackets" } else { "" };
+        let _ = write!(words, ", did you mean `{field}`{repeated}?");
+    } else {
+        words.push(';');
+    }
+    let _ = write!(words, " accepted: {}", known.join(", "));
+    Some(words)
+}
+
+/// For fields that exist, but not here.
+fn advice(name: &str, known: &[&str], in_input: bool) -> Option<&'static str> {
+    let in_batch = in_input || known.contains(&"inputs");
+    match name {
+        "model" if in_input => Some(": it stands beside `inputs` and holds for all of them;"),
+        "stream" if in_batch => Some(": only a single call streams;"),
+        "inputs" if known.contains(&"image") => {
+            Some(": a list of inputs is sent to the path with /batch behind it;")
+        }
+        other if known.contains(&"inputs") && other.starts_with("inputs[") => {
+            Some(": a list of inputs is sent as application/json;")
+        }
+        _ => None,
+    }
+}
+
+/// The known field that was probably meant.
+fn likely<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    if name.len() > MAX_COMPARED {
+        return None;
+    }
+    let name = plain(name);
+    let find = |wanted: &str| known.iter().copied().find(|field| *field == wanted);
+    if let Some(field) = find(&name) {
+        return Some(field);
+    }
+    let rows = SYNONYMS.iter().filter(|(names, _)| names.contains(&&*name));
+    if let Some(field) = rows.flat_map(|(_, fields)| *fields).find_map(|field| find(field)) {
+        return Some(field);
+    }
+    let distances = known.iter().map(|field| (distance(&name, field), *field));
+    let (least, field) = distances.min()?;
+    // Two changes make any short word of another.
+    let allowed = if name.len() < 5 { 1 } else { 2 };
+    (least <= allowed).then_some(field)
+}
+
+/// `maxNewTokens`, `Max-New-Tokens`, `texts[]`, `texts[0]` as our fields are written.
+fn plain(name: &str) -> String {
+    let name = name.split_once('[').map_or(name, |(name, _)| name).trim();
+    let mut plain = String::with_capacity(name.len() + 4);
+    let mut after_lower = false;
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() && after_lower {
+            plain.push('_');
+        }
+        after_lower = letter.is_ascii_lowercase() || letter.is_ascii_digit();
+        plain.push(if matches!(letter, '-' | ' ' | '.') {
+            '_'
+        } else {
+            letter.to_ascii_lowercase()
+        });
+    }
+    plain
+}
+
+/// Insertions, deletions and replacements of characters between two words (Levenshtein).
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (line, letter) in one.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = line + 1;
+        for (column, known) in other.iter().enumerate() {
+            let replaced = diagonal + usize::from(letter != *known);
+            diagonal = row[column + 1];
+            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CAPTION: &[&str] = &[
+        "model",
+        "stream",
+        "image",
+        "prompt",
+        "max_new_tokens",
+        "min_new_tokens",
+        "num_beams",
+        "num_return_sequences",
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "repetition_penalty",
+        "no_repeat_ngram_size",
+        "length_penalty",
+        "early_stopping",
+        "seed",
+    ];
+    const VQA: &[&str] =
+        &["model", "image", "question", "questions", "candidates", "max_new_tokens", "num_beams"];
+    const SIMILARITY: &[&str] = &["model", "image", "images", "text", "texts", "scores"];
+    const EMBEDDINGS: &[&str] =
+        &["model", "image", "text", "type", "normalize", "truncate", "encoding_format"];
+
+    #[test]
+    fn names_of_other_apis_lead_to_ours() {
+        let cases = [
+            (CAPTION, "image_url", Some("image")),
+            (CAPTION, "images", Some("image")),
+            (CAPTION, "file", Some("image")),
+            (CAPTION, "max_length", Some("max_new_tokens")),
+            (CAPTION, "maxNewTokens", Some("max_new_tokens")),
+            (CAPTION, "num_predict", Some("max_new_tokens")),
+            (CAPTION, "beams", Some("num_beams")),
+            (CAPTION, "n", Some("num_return_sequences")),
+            (CAPTION, "temp", Some("temperature")),
+            (CAPTION, "text", Some("prompt")),
+            (CAPTION, "question", Some("prompt")),
+            (CAPTION, "promt", Some("prompt")),
+            (CAPTION, "Image", Some("image")),
+            (CAPTION, "top-p", Some("top_p")),
+            (CAPTION, "xyz", None),
+            (CAPTION, "", None),
+            (VQA, "query", Some("question")),
+            (VQA, "text", Some("question")),
+            (VQA, "prompt", Some("question")),
+            (VQA, "questions[]", Some("questions")),
+            (VQA, "choices", Some("candidates")),
+            (VQA, "labels", Some("candidates")),
+            (SIMILARITY, "texts[]", Some("texts")),
+            (SIMILARITY, "texts[0]", Some("texts")),
+            (SIMILARITY, "images[url]", Some("images")),
+            (SIMILARITY, "caption", Some("text")),
+            (SIMILARITY, "captions", Some("texts")),
+            (SIMILARITY, "files", Some("images")),
+            (SIMILARITY, "score", Some("scores")),
+            (EMBEDDINGS, "input", Some("text")),
+            (EMBEDDINGS, "inputs", Some("text")),
+            (EMBEDDINGS, "texts", Some("text")),
+            (EMBEDDINGS, "normalise", Some("normalize")),
+            (EMBEDDINGS, "kind", Some("type")),
+        ];
+        for (known, name, expected) in cases {
+            assert_eq!(likely(name, known), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn each_target_of_the_table_is_a_field_somewhere() {
+        for (names, fields) in SYNONYMS {
+            for field in *fields {
+                let all = [CAPTION, VQA, SIMILARITY, EMBEDDINGS, &["inputs"]];
+                assert!(all.iter().any(|known| known.contains(field)), "{field} for {names:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn distances_are_those_of_levenshtein() {
+        for (one, other, expected) in
+            [("", "", 0), ("a", "", 1), ("", "abc", 3), ("kitten", "sitting", 3), ("é", "e", 1)]
+        {
+            assert_eq!(distance(one, other), expected, "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn a_message_keeps_the_accepted_names_and_says_where_a_field_belongs() {
+        let serde = "unknown field `texts[]`, expected one of `image`, `text`, `texts`";
+        let words = in_words(serde, false).unwrap();
+        assert_eq!(
+            words,
+            "unknown field `texts[]`, did you mean `texts`, repeated, without brackets? accepted: image, text, texts"
+        );
+        let odd = in_words("unknown field `a`, b`, expected `image` or `inputs`", false).unwrap();
+        assert_eq!(odd, "unknown field `a`, b`; accepted: image, inputs");
+        let stream = in_words("unknown field `stream`, expected `image`", true).unwrap();
+        assert!(stream.contains("only a single call streams"), "{stream}");
+        let model = in_words("unknown field `model`, expected `image`", true).unwrap();
+        assert!(model.contains("beside `inputs`"), "{model}");
+        let inputs = in_words("unknown field `inputs`, expected `image`", false).unwrap();
+        assert!(inputs.contains("/batch"), "{inputs}");
+        assert_eq!(in_words("invalid type: null, expected a list", false), None);
+    }
+}

@@ -5,11 +5,12 @@
 //! are raised through [`GaugeGuard`], which cannot leak.
 
 use prometheus::core::Collector;
-use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
+
+use super::process::ProcessCollector;
 
 /// Builds one metric from its name, help, labels and buckets; the macro below calls it for each field.
 trait Metric: Sized + Collector + Clone + 'static {
@@ -63,7 +64,7 @@ macro_rules! metrics {
                     registry.register(Box::new(metric.clone()))?;
                     metric
                 };)*
-                registry.register(Box::new(ProcessCollector::for_self()))?;
+                registry.register(Box::new(ProcessCollector::try_new()?))?;
                 let metrics = Self { registry, $($field,)* };
                 metrics.initialise();
                 Ok(metrics)

@@ -1,0 +1,157 @@
+//! The process's own figures (`process_*`), read from Linux' `/proc` at each scrape.
+//!
+//! Names, help texts and units are those of the prometheus crate's feature `process`, which would bring four more
+//! packages (procfs and what it needs) to read these seven numbers. What cannot be read keeps its last value.
+
+use std::fs;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounter, IntGauge};
+
+/// Clock ticks a second in `/proc/PID/stat`; part of Linux' interface on x86-64 and on aarch64, so no setting of the
+/// kernel changes it.
+const TICKS_PER_SECOND: i64 = 100;
+/// Fields of `/proc/PID/stat`, numbered as in proc(5).
+const USER_TICKS: usize = 14;
+const SYSTEM_TICKS: usize = 15;
+const START_TICKS: usize = 22;
+
+/// Seven metrics, with the values of the last scrape.
+pub(super) struct ProcessCollector {
+    cpu_seconds: IntCounter,
+    open_files: IntGauge,
+    max_files: IntGauge,
+    virtual_bytes: IntGauge,
+    resident_bytes: IntGauge,
+    start_seconds: IntGauge,
+    threads: IntGauge,
+}
+
+impl ProcessCollector {
+    /// # Errors
+    /// When a metric's declaration is not valid for Prometheus.
+    pub(super) fn try_new() -> prometheus::Result<Self> {
+        let gauge = |name: &str, help: &str| IntGauge::new(name, help);
+        Ok(Self {
+            cpu_seconds: IntCounter::new(
+                "process_cpu_seconds_total",
+                "Total user and system CPU time spent in seconds.",
+            )?,
+            open_files: gauge("process_open_fds", "Number of open file descriptors.")?,
+            max_files: gauge("process_max_fds", "Maximum number of open file descriptors.")?,
+            virtual_bytes: gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.")?,
+            resident_bytes: gauge(
+                "process_resident_memory_bytes",
+                "Resident memory size in bytes.",
+            )?,
+            start_seconds: gauge(
+                "process_start_time_seconds",
+                "Start time of the process since unix epoch in seconds.",
+            )?,
+            threads: gauge("process_threads", "Number of OS threads in the process.")?,
+        })
+    }
+
+    fn metrics(&self) -> [&dyn Collector; 7] {
+        [
+            &self.cpu_seconds,
+            &self.open_files,
+            &self.max_files,
+            &self.virtual_bytes,
+            &self.resident_bytes,
+            &self.start_seconds,
+            &self.threads,
+        ]
+    }
+
+    fn read(&self) {
+        let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let stat = text("/proc/self/stat");
+        let status = text("/proc/self/status");
+
+        if let Some(seconds) = cpu_seconds(&stat) {
+            // Two scrapes at once may both add: the second finds nothing left.
+            self.cpu_seconds.inc_by(seconds.saturating_sub(self.cpu_seconds.get()));
+        }
+        let open = fs::read_dir("/proc/self/fd").ok().map(Iterator::count);
+        set(&self.open_files, open.and_then(|count| i64::try_from(count).ok()));
+        set(&self.max_files, number_after(&text("/proc/self/limits"), "Max open files"));
+        set(&self.virtual_bytes, number_after(&status, "VmSize:").map(|kib| kib * 1024));
+        set(&self.resident_bytes, number_after(&status, "VmRSS:").map(|kib| kib * 1024));
+        set(&self.threads, number_after(&status, "Threads:"));
+        let boot = number_after(&text("/proc/stat"), "btime");
+        let start = field(&stat, START_TICKS).zip(boot);
+        set(&self.start_seconds, start.map(|(ticks, boot)| boot + ticks / TICKS_PER_SECOND));
+    }
+}
+
+impl Collector for ProcessCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.metrics().into_iter().flat_map(Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.read();
+        self.metrics().into_iter().flat_map(Collector::collect).collect()
+    }
+}
+
+fn set(gauge: &IntGauge, value: Option<i64>) {
+    if let Some(value) = value {
+        gauge.set(value);
+    }
+}
+
+/// The first number behind the name that begins a line; `None` for a word such as "unlimited".
+fn number_after(text: &str, name: &str) -> Option<i64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+/// One field of `/proc/PID/stat`. Field 2, the program's name in parentheses, may itself hold spaces and parentheses.
+fn field(stat: &str, number: usize) -> Option<i64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
+}
+
+fn cpu_seconds(stat: &str) -> Option<u64> {
+    let ticks = field(stat, USER_TICKS)? + field(stat, SYSTEM_TICKS)?;
+    u64::try_from(ticks / TICKS_PER_SECOND).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STAT: &str = "42 (a ) b (c) S 1 42 42 0 -1 4194560 1 2 3 4 1250 275 7 8 20 0 9 0 98765 \
+                        11 22 33";
+
+    #[test]
+    fn fields_are_counted_behind_a_program_name_with_parentheses() {
+        assert_eq!(cpu_seconds(STAT), Some(15));
+        assert_eq!(field(STAT, START_TICKS), Some(98765));
+        assert_eq!(field("42 (cut) S 1", USER_TICKS), None);
+    }
+
+    #[test]
+    fn a_limit_without_a_number_is_none() {
+        let limits = "Limit  Soft Limit  Hard Limit  Units\nMax open files  1024  4096  files\n";
+        assert_eq!(number_after(limits, "Max open files"), Some(1024));
+        assert_eq!(number_after("Max open files  unlimited  4096", "Max open files"), None);
+        assert_eq!(number_after("VmRSS:\t   12 kB", "VmRSS:"), Some(12));
+    }
+
+    #[test]
+    fn all_seven_metrics_of_this_process_have_plausible_values() {
+        let collector = ProcessCollector::try_new().unwrap();
+        assert_eq!(collector.collect().len(), 7);
+        assert!(collector.open_files.get() >= 3);
+        assert!(collector.max_files.get() >= collector.open_files.get());
+        assert!(collector.resident_bytes.get() > 1024 * 1024);
+        assert!(collector.virtual_bytes.get() >= collector.resident_bytes.get());
+        assert!(collector.threads.get() >= 1);
+        // 2020-01-01: a start time in seconds since 1970 and not since boot.
+        assert!(collector.start_seconds.get() > 1_577_836_800);
+    }
+}

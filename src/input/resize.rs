@@ -158,7 +158,7 @@ fn bilinear(x: f64) -> f64 {
     (1.0 - x.abs()).max(0.0)
 }
 
-/// `hamming_filter`.
+/// `hamming_filter`, whose two constants are written in single precision there.
 fn hamming(x: f64) -> f64 {
     let x = x.abs();
     if x == 0.0 {
@@ -167,7 +167,7 @@ fn hamming(x: f64) -> f64 {
         0.0
     } else {
         let x = x * PI;
-        x.sin() / x * (0.54 + 0.46 * x.cos())
+        x.sin() / x * (f64::from(0.54_f32) + f64::from(0.46_f32) * x.cos())
     }
 }
 

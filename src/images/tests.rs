@@ -113,7 +113,7 @@ async fn an_image_is_decoded_once_and_then_cached() {
 }
 
 #[tokio::test]
-async fn an_id_names_what_was_sent_in_its_scope_and_size_only() {
+async fn an_id_names_what_was_sent_in_its_scope_size_and_filter_only() {
     let rig = Rig::new(&one_thread());
     let id = image_id(&png(1));
     let by_id =
@@ -123,8 +123,10 @@ async fn an_id_names_what_was_sent_in_its_scope_and_size_only() {
     rig.resolve(&png(1)).await.unwrap();
     assert!(by_id(EIGHT, Scope::EVERYONE).await.unwrap().cached);
     assert_eq!(by_id(EIGHT, Scope(1)).await.unwrap_err(), ImagesError::NotFound(id));
-    let nine = Preprocessing::bicubic(9, 9);
-    assert_eq!(by_id(nine, Scope::EVERYONE).await.unwrap_err(), ImagesError::NotFound(id));
+    let nearest = Preprocessing { resample: Resample::Nearest, ..EIGHT };
+    for other in [Preprocessing::bicubic(9, 9), nearest] {
+        assert_eq!(by_id(other, Scope::EVERYONE).await.unwrap_err(), ImagesError::NotFound(id));
+    }
 }
 
 #[tokio::test]

@@ -168,6 +168,19 @@ impl Resample {
     pub const ALL: [Self; 6] =
         [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming];
 
+    /// Its name in Pillow, in lower case.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nearest => "nearest",
+            Self::Lanczos => "lanczos",
+            Self::Bilinear => "bilinear",
+            Self::Bicubic => "bicubic",
+            Self::Box => "box",
+            Self::Hamming => "hamming",
+        }
+    }
+
     /// The filter with this number in Pillow.
     #[must_use]
     pub fn from_number(number: u64) -> Option<Self> {

@@ -27,6 +27,10 @@ pub(crate) struct Info {
     /// The instruction set that the CPU kernels use.
     #[schema(example = "x86-64-v4")]
     cpu_isa: String,
+    /// Order of the two passes that resize a picture: `pillow13` or `horizontal_first` (the setting
+    /// `input.resize_order`).
+    #[schema(example = "pillow13")]
+    resize_order: &'static str,
 }
 
 /// A loaded model.
@@ -67,6 +71,9 @@ pub(crate) struct ModelDescription {
     /// Side of the pictures that its vision tower takes, in pixels.
     #[schema(example = 384)]
     image_size: u32,
+    /// Filter that brings pictures to this size, by its name in Pillow.
+    #[schema(example = "bicubic")]
+    resample: &'static str,
     /// Most tokens of a text.
     #[schema(example = 512)]
     max_text_tokens: usize,
@@ -133,6 +140,7 @@ pub(crate) async fn show_info(State(state): State<HttpState>) -> Result<Response
         limits: limits(state.settings(), services.fetcher.is_some()),
         batching: services.batching.clone(),
         cpu_isa: services.cpu_isa.clone(),
+        resize_order: state.settings().input.resize_order.name(),
     })
 }
 
@@ -149,6 +157,7 @@ fn describe(info: &ModelInfo, default: bool) -> ModelDescription {
         dimensions: info.embedding_dimensions,
         multimodal_dimensions: info.multimodal_dimensions,
         image_size: info.preprocessing.width,
+        resample: info.preprocessing.resample.name(),
         max_text_tokens: info.max_text_tokens,
         parameters: info.parameter_count,
         demo: info.demo,

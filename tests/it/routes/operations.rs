@@ -135,6 +135,8 @@ async fn info_tells_models_limits_and_batching() {
     assert_eq!(info["limits"]["deadline_ms"], 30_000);
     assert_eq!(info["batching"]["capacity_rows"], 512);
     assert_eq!(info["cpu_isa"], "test");
+    assert_eq!(info["resize_order"], "pillow13");
+    assert_eq!(info["models"][0]["resample"], "bicubic");
 }
 
 #[tokio::test(flavor = "multi_thread")]

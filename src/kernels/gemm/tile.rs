@@ -145,9 +145,6 @@ thread_local! {
     pub(super) static SUMS: std::cell::RefCell<Lines> = std::cell::RefCell::new(Lines::default());
 }
 
-/// Most rows whose sums the vector registers hold, of any set.
-const MOST_IN_REGISTERS: usize = 12;
-
 /// One tile times one panel: `sums` `[rows, columns]` are written, or added to where `add`.
 ///
 /// # Safety
@@ -175,24 +172,28 @@ pub(in crate::kernels) unsafe fn run<I: Isa, D: Dot<I>>(
         // SAFETY: as this function's.
         return unsafe { isa.matrix_tile(tile) };
     }
-    macro_rules! heights {
+    macro_rules! highest {
         ($height:expr, $operands:expr, $($rows:literal)*) => {
             match $height {
-                // SAFETY: as this function's.
-                $($rows if $rows <= I::ROWS => unsafe { tile::<I, D, $rows>(isa, $operands) },)*
+                $($rows.. if $rows <= I::ROWS => {
+                    // SAFETY: as this function's.
+                    unsafe { tile::<I, D, $rows>(isa, $operands) };
+                    $rows
+                })*
                 _ => unreachable!("a tile has 1 to I::ROWS rows"),
             }
         };
     }
-    // A matrix unit's tiles are higher than the registers.
-    for first in (0..rows).step_by(MOST_IN_REGISTERS) {
-        let height = MOST_IN_REGISTERS.min(rows - first);
+    let mut first = 0;
+    while first < rows {
         // SAFETY: rows from `first` on lie `first` lines into each block of the tile, and `first` rows into the sums.
         let operands = unsafe {
             let sums = sums.add(first * I::LANES * I::VECTORS);
             Operands { a: a.add(first * LINE), stride: rows * LINE, b, groups, sums, add }
         };
-        heights!(height, operands, 1 2 3 4 5 6 7 8 9 10 11 12);
+        // Twelve rows' sums fill the registers. Each height is compiled anew for every set and format: other heights are
+        // put together of these.
+        first += highest!(rows - first, operands, 12 8 6 4 3 2 1);
     }
 }
 

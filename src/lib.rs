@@ -18,6 +18,7 @@
 //! | `engine` | admission, scheduler, the worker thread, the seam to the model |
 //! | `model` | BLIP: configuration, weights, towers, heads, search; on candle or on our kernels |
 //! | `kernels` | CPU kernels: matrix products, attention, what stands between them |
+//! | `document` | the small files of a checkpoint: JSON objects and their fields |
 //! | `hub` | where weights come from: directories, the Hugging Face hub, its cache |
 //! | `demo` | the demo models: bytes in the binary |
 //! | `faults` | where tests inject faults, with the feature `failpoints` only |
@@ -31,6 +32,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod document;
 pub mod engine;
 pub mod faults;
 pub mod fetch;

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 
 use super::bar::LoadBar;
 use super::compute::{ChosenOps, Compute, LoadedBackend};
+use super::fault::VocabularyMismatch;
 use super::memory::{MemoryBudget, MemoryLimit};
 use crate::config::Config;
 use crate::demo::{self, DemoFile, DemoModel};
@@ -18,8 +19,8 @@ use crate::input::{InputSettings, Tokenizer};
 use crate::model::load::{File, ModelFiles, WeightFiles, Weights};
 use crate::model::ops::Ops;
 use crate::model::preprocessor::deciding_file;
-use crate::model::{BlipBackend, LoadEvent, Loaded, ModelSpec, Placement};
-use crate::task::{Device, Dtype, ModelInfo};
+use crate::model::{self, BlipBackend, LoadEvent, Loaded, ModelSpec, Placement, Vocabulary};
+use crate::task::{Device, Dtype};
 use crate::telemetry::metrics::Metrics;
 
 /// Everything that was loaded.
@@ -78,6 +79,21 @@ pub(super) async fn locate(config: &Config) -> anyhow::Result<Vec<Located>> {
     Ok(located)
 }
 
+/// What can be told of the models before anything is bound: of those in directories the documents, the headers of the
+/// weights and the tokenizer are read.
+pub(super) fn check(config: &Config) -> anyhow::Result<()> {
+    for model in &config.models {
+        let Source::Directory(directory) = &model.source else { continue };
+        let cannot = || format!("cannot serve model {}", model.name);
+        let files = CheckpointFiles::resolve(directory).with_context(cannot)?;
+        let Located { spec, tokenizer } = Located::on_disk(model, files);
+        let vocabulary = model::check(&spec).with_context(cannot)?;
+        let tokenizer = load_tokenizer(&tokenizer, &config.http.input).with_context(cannot)?;
+        check_vocabulary(vocabulary, &tokenizer).with_context(cannot)?;
+    }
+    Ok(())
+}
+
 fn load_files(
     config: &Config,
     located: &[Located],
@@ -125,7 +141,8 @@ fn rebuild<O: Ops + 'static>(
         let backend = load_models(ops, &specs, compute.placement, &metrics)?;
         // The files may be others by now; the tokenizers in use are those of the start.
         for Model { info, tokenizer } in models.iter() {
-            check_vocabulary(&backend, info, tokenizer)?;
+            check_vocabulary(backend.vocabulary(info.id), tokenizer)
+                .with_context(|| format!("cannot serve model {}", info.name))?;
         }
         Ok(backend)
     })
@@ -156,9 +173,10 @@ fn with_tokenizers<O: Ops>(
 ) -> anyhow::Result<Models> {
     let mut models = Vec::with_capacity(located.len());
     for (info, located) in backend.models().iter().zip(located) {
-        let tokenizer = load_tokenizer(&located.tokenizer, &config.http.input)
-            .with_context(|| format!("cannot load the tokenizer of model {}", info.name))?;
-        check_vocabulary(backend, info, &tokenizer)?;
+        let cannot = || format!("cannot serve model {}", info.name);
+        let tokenizer =
+            load_tokenizer(&located.tokenizer, &config.http.input).with_context(cannot)?;
+        check_vocabulary(backend.vocabulary(info.id), &tokenizer).with_context(cannot)?;
         models.push(Model { info: info.clone(), tokenizer: Arc::new(tokenizer) });
     }
     if backend.models().iter().any(|info| info.demo) {
@@ -185,27 +203,18 @@ fn load_tokenizer(place: &TokenizerPlace, settings: &InputSettings) -> anyhow::R
     })
 }
 
-/// A tokenizer of another model gives ids that mean something else, or that the tables do not hold.
-fn check_vocabulary<O: Ops>(
-    backend: &BlipBackend<O>,
-    info: &ModelInfo,
+fn check_vocabulary(
+    vocabulary: Vocabulary,
     tokenizer: &Tokenizer,
-) -> anyhow::Result<()> {
-    let vocabulary = backend.vocabulary(info.id);
-    ensure!(
-        tokenizer.vocab_size() <= vocabulary.size,
-        "model {}: the tokenizer knows {} tokens, config.json says vocab_size {}: they belong to different models",
-        info.name,
-        tokenizer.vocab_size(),
-        vocabulary.size
-    );
-    ensure!(
-        tokenizer.sep_id() == vocabulary.stop_token,
-        "model {}: the tokenizer's [SEP] is {}, config.json says sep_token_id {}: they belong to different models",
-        info.name,
-        tokenizer.sep_id(),
-        vocabulary.stop_token
-    );
+) -> Result<(), VocabularyMismatch> {
+    let (tokens, vocab_size) = (tokenizer.vocab_size(), vocabulary.size);
+    if tokens > vocab_size {
+        return Err(VocabularyMismatch::Size { tokens, vocab_size });
+    }
+    let (separator, sep_token_id) = (tokenizer.sep_id(), vocabulary.stop_token);
+    if separator != sep_token_id {
+        return Err(VocabularyMismatch::Separator { separator, sep_token_id });
+    }
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 //! - this file: from a checked configuration to a running server, and to its end.
 //! - `bar`: how loading shows that it moves.
 //! - `compute`: device, number format, instructions and threads, resolved.
+//! - `fault`: whether a failed start is a checkpoint's fault.
 //! - `loading`: sources to files, files to models and tokenizers, placed on a device.
 //! - `mock`: models of fixed latency in their place.
 //! - `memory`: what the bounds allow in sum, against what the process may have.
@@ -11,6 +12,7 @@
 mod bar;
 pub mod bench;
 mod compute;
+mod fault;
 mod loading;
 mod memory;
 mod mock;
@@ -29,6 +31,7 @@ use crate::http::{self, BatchingInfo, HttpState, Listener, Services};
 use crate::images::Images;
 use crate::telemetry::metrics::Metrics;
 use compute::{Compute, LoadedBackend};
+pub use fault::is_checkpoint_fault;
 pub use mock::MockSettings;
 
 /// Once everybody has been answered the worker may finish the unit that it runs.
@@ -50,6 +53,15 @@ pub struct App {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the worker thread has ended or hangs")]
 pub struct WorkerEnded;
+
+/// Reads what the configured directories say of their models, so that a broken one is told before a port is bound.
+/// Weights are read later, and so are models of the hub.
+///
+/// # Errors
+/// The first fault; it names the model and the file.
+pub fn check_models(config: &Config) -> anyhow::Result<()> {
+    loading::check(config)
+}
 
 impl App {
     /// Puts the parts together that need no model. Cheap; nothing is read or bound.

@@ -3,11 +3,11 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use crate::app::WorkerEnded;
+use crate::app::{WorkerEnded, is_checkpoint_fault};
 use crate::config::ConfigError;
 use crate::hub::HubError;
 
-/// Exit code of a bad configuration: `EX_CONFIG` of sysexits.h.
+/// Exit code of a bad configuration or a bad checkpoint: `EX_CONFIG` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
 
 /// Exit code of a server whose worker ended by itself: `EX_SOFTWARE` of sysexits.h.
@@ -50,6 +50,10 @@ impl CommandError {
         match self {
             Self::Config(_) => ExitCode::from(BAD_CONFIGURATION),
             Self::Worker(_) => ExitCode::from(WORKER_ENDED),
+            Self::Hub(error) if is_checkpoint_fault(error) => ExitCode::from(BAD_CONFIGURATION),
+            Self::Failed { source, .. } if is_checkpoint_fault(&**source) => {
+                ExitCode::from(BAD_CONFIGURATION)
+            }
             Self::Hub(_) | Self::Failed { .. } | Self::Negative(_) => ExitCode::FAILURE,
         }
     }

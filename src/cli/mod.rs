@@ -1,6 +1,6 @@
 //! The command line: what was asked for, and an exit code. One file a command; no command does the work itself.
 //!
-//! Exit codes: 0 done, 1 failed, 2 not understood (by the argument parser), 78 bad configuration.
+//! Exit codes: 0 done, 1 failed, 2 not understood (by the argument parser), 78 bad configuration or bad checkpoint files.
 //! Standard output carries what a command was asked for; logs and progress go to standard error.
 
 mod args;

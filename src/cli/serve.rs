@@ -1,5 +1,5 @@
-//! `serve`: configuration to a running server. The ports are bound before the models are loaded, so that a taken one
-//! fails at once; what happens in between is `app`'s. Where no model is named anywhere, the demo models are served.
+//! `serve`: configuration to a running server. What can be told of the models without reading their weights is checked
+//! first; then the ports are bound, so that a taken one fails at once, before the models are loaded, which is `app`'s. Where no model is named anywhere, the demo models are served.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 
 use super::error::CommandError;
 use super::signals;
-use crate::app::{App, WorkerEnded};
+use crate::app::{self, App, WorkerEnded};
 use crate::config::{Config, ConfigError};
 use crate::http::{Listener, Tls};
 use crate::hub::ModelSource;
@@ -20,6 +20,7 @@ pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
     if config.models.is_empty() {
         return Err(ConfigError::NoModel.into());
     }
+    app::check_models(&config).map_err(|error| CommandError::failed("cannot start", error))?;
     run_app(config, App::build)
 }
 

@@ -1,10 +1,11 @@
 //! The files of one checkpoint, found in a directory of the hub's layout. Names and presence only: nothing is parsed
 //! but the weight index, whose shard names are checked to stay inside the directory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::HubError;
+use crate::document::{self, Fields};
 
 /// Everything a loader opens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,8 +18,8 @@ pub struct CheckpointFiles {
     pub weights: WeightFiles,
     /// The tokenizer.
     pub tokenizer: TokenizerFiles,
-    /// `tokenizer_config.json` (`clean_up_tokenization_spaces`), where there is one.
-    pub tokenizer_config: Option<PathBuf>,
+    /// The files beside it that name classes, options and added tokens: those that are there.
+    pub tokenizer_options: Vec<PathBuf>,
     /// `preprocessor_config.json`, where there is one.
     pub preprocessor: Option<PathBuf>,
     /// `processor_config.json` (newer: the same under `image_processor`), where there is one.
@@ -70,8 +71,23 @@ pub(super) const WEIGHTS: [WeightLayout; 4] = [
 /// What errors call the weights.
 pub(super) const WEIGHTS_WANTED: &str =
     "weights (model.safetensors, pytorch_model.bin, or an index of shards of either)";
+/// Weights that are not read, and what to do with them.
+const OTHER_WEIGHTS: [(&str, &str); 2] = [
+    (
+        "tf_model.h5",
+        "its tf_model.h5 is TensorFlow's, which is not read; save it again with transformers 4 and its class, such as \
+         BlipForConditionalGeneration.from_pretrained(DIRECTORY, from_tf=True).save_pretrained(DIRECTORY)",
+    ),
+    (
+        "flax_model.msgpack",
+        "its flax_model.msgpack is Flax's, and transformers has no BLIP for it; fetch a checkpoint with `blip-server download`",
+    ),
+];
 /// What errors call the tokenizer.
 pub(super) const TOKENIZER_WANTED: &str = "tokenizer (tokenizer.json or vocab.txt)";
+/// The files that a tokenizer is made of beside its vocabulary.
+pub(super) const TOKENIZER_OPTIONS: [&str; 3] =
+    ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
 /// What errors call the preprocessing.
 pub(super) const PREPROCESSOR_WANTED: &str =
     "image preprocessing (preprocessor_config.json or processor_config.json)";
@@ -95,10 +111,9 @@ impl CheckpointFiles {
             missing("config.json", "a checkpoint as save_pretrained writes it has one")
         })?;
         let weights = find_weights(directory)?.ok_or_else(|| {
-            missing(
-                WEIGHTS_WANTED,
-                "copy them there, or fetch a checkpoint with `blip-server download`",
-            )
+            let of_another_library = OTHER_WEIGHTS.iter().find(|(file, _)| find(file).is_some());
+            let fetch = "copy them there, or fetch a checkpoint with `blip-server download`";
+            missing(WEIGHTS_WANTED, of_another_library.map_or(fetch, |(_, hint)| hint))
         })?;
         let tokenizer = find("tokenizer.json")
             .map(TokenizerFiles::Json)
@@ -119,7 +134,7 @@ impl CheckpointFiles {
             config,
             weights,
             tokenizer,
-            tokenizer_config: find("tokenizer_config.json"),
+            tokenizer_options: TOKENIZER_OPTIONS.into_iter().filter_map(find).collect(),
             preprocessor,
             processor,
             revision: None,
@@ -157,18 +172,19 @@ pub(super) fn find_weights(directory: &Path) -> Result<Option<WeightFiles>, HubE
 /// The shards that a weight index names, each once, in order.
 ///
 /// # Errors
-/// `Io`; `InvalidIndex` when it is not one, names nothing, or names anything but plain files beside it.
+/// `Document` when it cannot be read or is not one; `InvalidIndex` when it names nothing, or anything but plain files
+/// beside it.
 pub(super) fn read_index(path: &Path) -> Result<BTreeSet<String>, HubError> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
     let invalid = |reason: String| HubError::InvalidIndex { path: path.to_owned(), reason };
-    let text = std::fs::read(path).map_err(HubError::io("read", path))?;
-    let index: Index = serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
-    let shards: BTreeSet<String> = index.weight_map.into_values().collect();
+    let object = document::parse_object(path, &document::read(path)?)?;
+    let fields = Fields::new(path, &object);
+    let accepted = "an object of tensor names and the files that hold them";
+    let shards = fields.optional("weight_map", accepted, |value| {
+        value.as_object()?.values().map(|file| file.as_str().map(str::to_owned)).collect()
+    })?;
+    let shards: BTreeSet<String> = shards.ok_or_else(|| fields.refuse("weight_map", accepted))?;
     if shards.is_empty() {
-        return Err(invalid("its weight_map is empty".to_owned()));
+        return Err(invalid("its weight_map is empty; download the checkpoint again".to_owned()));
     }
     if let Some(shard) = shards.iter().find(|shard| !is_plain_file_name(shard)) {
         return Err(invalid(format!("it names \"{shard}\", which is not a file beside it")));

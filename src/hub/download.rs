@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::cache::{RepositoryCache, is_commit};
 use super::checkpoint::{
-    PREPROCESSOR_WANTED, TOKENIZER_WANTED, WEIGHTS, WEIGHTS_WANTED, read_index,
+    PREPROCESSOR_WANTED, TOKENIZER_OPTIONS, TOKENIZER_WANTED, WEIGHTS, WEIGHTS_WANTED, read_index,
 };
 use super::client::{HubClient, Listing, RemoteFile};
 use super::{CheckpointFiles, HubError, HubSettings, HubSource, Progress, Source, blob};
@@ -164,7 +164,7 @@ impl Wanted {
             return Err("config.json");
         }
         small.push(["tokenizer.json", "vocab.txt"].into_iter().find(has).ok_or(TOKENIZER_WANTED)?);
-        small.extend(Some("tokenizer_config.json").filter(has));
+        small.extend(TOKENIZER_OPTIONS.into_iter().filter(has));
         let preprocessors = ["preprocessor_config.json", "processor_config.json"];
         if !preprocessors.iter().any(has) {
             return Err(PREPROCESSOR_WANTED);
@@ -188,6 +188,7 @@ mod tests {
         let files = listing(&[
             ".gitattributes",
             "README.md",
+            "added_tokens.json",
             "config.json",
             "model.safetensors",
             "preprocessor_config.json",
@@ -205,6 +206,8 @@ mod tests {
                     "config.json",
                     "tokenizer.json",
                     "tokenizer_config.json",
+                    "special_tokens_map.json",
+                    "added_tokens.json",
                     "preprocessor_config.json"
                 ],
                 weights: "model.safetensors",

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::document::DocumentError;
+
 /// Why a source is not valid, a checkpoint not complete, or a download not possible.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
@@ -42,8 +44,11 @@ pub enum HubError {
         /// What to do.
         hint: &'static str,
     },
-    /// A weight index is not one, or names files that it must not.
-    #[error("{} is not a weight index: {reason}", path.display())]
+    /// A small file of the checkpoint cannot be used.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// A weight index names no files, or files that it must not.
+    #[error("{}: {reason}", path.display())]
     InvalidIndex {
         /// The index.
         path: PathBuf,
@@ -169,6 +174,31 @@ impl HubError {
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
+    }
+
+    /// True where the checkpoint's content, or what names it, is at fault; not the network or this machine.
+    pub(crate) fn is_content(&self) -> bool {
+        match self {
+            Self::Document(error) => error.is_content(),
+            Self::InvalidSource { .. }
+            | Self::DemoNotBuilt
+            | Self::InsideTheBinary { .. }
+            | Self::NotADirectory { .. }
+            | Self::MissingFile { .. }
+            | Self::InvalidIndex { .. }
+            | Self::MissingInRepository { .. }
+            | Self::Convert { .. } => true,
+            Self::Refused { .. }
+            | Self::NotFound { .. }
+            | Self::NotCached { .. }
+            | Self::Unreachable { .. }
+            | Self::UnexpectedStatus { .. }
+            | Self::BadAnswer { .. }
+            | Self::CutShort { .. }
+            | Self::WrongChecksum { .. }
+            | Self::Client(_)
+            | Self::Io { .. } => false,
+        }
     }
 
     /// The innermost cause, for logs that show one line.

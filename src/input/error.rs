@@ -1,5 +1,6 @@
 //! What can be wrong with an image or a text that a client sent. `http/error` gives each its code and status.
 
+use crate::document::DocumentError;
 use crate::task::ImageFormat;
 
 /// Why an input was refused. Messages say what is accepted and carry no internals.
@@ -84,21 +85,26 @@ pub enum TokenizerError {
     /// Neither `tokenizer.json` nor `vocab.txt` in the directory.
     #[error("no tokenizer.json and no vocab.txt in {0}")]
     NotFound(std::path::PathBuf),
-    /// A file could not be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: std::path::PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A file is not what its name says.
-    #[error("{path} is not valid: {problem}")]
+    /// A file cannot be read, or is not what its name says.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// A file's content is not a tokenizer's.
+    #[error("{path} {problem}")]
     Invalid {
         /// The file.
         path: std::path::PathBuf,
         /// What is wrong.
         problem: String,
     },
+}
+
+impl TokenizerError {
+    /// True where the checkpoint's content is at fault, and not the machine that reads it.
+    #[must_use]
+    pub fn is_content(&self) -> bool {
+        match self {
+            Self::Document(error) => error.is_content(),
+            Self::NotFound(_) | Self::Invalid { .. } => true,
+        }
+    }
 }

@@ -7,16 +7,16 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde_json::Value;
 
 use super::error::LoadError;
 use super::load::File;
 use super::ops::Activation;
+use crate::document::{self, DocumentError, Fields};
 use crate::task::ModelClass;
 
 /// A whole checkpoint's configuration.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct BlipConfig {
     /// Class names; one of BLIP's four decides the role.
     pub architectures: Vec<String>,
@@ -31,8 +31,7 @@ pub struct BlipConfig {
 }
 
 /// The text towers; encoder and decoder share one configuration.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TextConfig {
     /// Rows of the embedding table and of the LM head.
     pub vocab_size: usize,
@@ -59,8 +58,7 @@ pub struct TextConfig {
 }
 
 /// The vision tower.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct VisionConfig {
     /// Width.
     pub hidden_size: usize,
@@ -71,10 +69,8 @@ pub struct VisionConfig {
     /// Attention heads.
     pub num_attention_heads: usize,
     /// Side of the input in pixels.
-    #[serde(deserialize_with = "square")]
     pub image_size: usize,
     /// Side of a patch in pixels.
-    #[serde(deserialize_with = "square")]
     pub patch_size: usize,
     /// Activation, by its name in transformers.
     pub hidden_act: String,
@@ -148,6 +144,11 @@ const ACTIVATIONS: [(&str, Activation); 12] = [
 const ACCEPTED_ACTIVATIONS: &str = "gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_python_tanh, \
                                     gelu_accurate, gelu_fast, quick_gelu, relu, silu, swish or tanh";
 
+/// Largest number of anything: the side of a tensor.
+const LARGEST: u64 = i32::MAX as u64;
+
+const COUNT: &str = "a whole number from 1 to 2147483647";
+
 const CHECKED: &str = "BlipConfig::read accepts known activations only";
 
 fn activation(name: &str) -> Option<Activation> {
@@ -189,7 +190,20 @@ impl BlipConfig {
     /// # Errors
     /// When the file cannot be read, is not a BLIP configuration, or asks for something BLIP does not have.
     pub fn read(file: &File) -> Result<Self, LoadError> {
-        let config: Self = super::json::read_json(file)?;
+        let object = document::parse_object(file.path(), &file.read()?)?;
+        let fields = Fields::new(file.path(), &object);
+        let class = Self::default();
+        let config = Self {
+            architectures: architectures(&fields)?,
+            text_config: TextConfig::of(fields.block("text_config")?)?,
+            vision_config: VisionConfig::of(fields.block("vision_config")?)?,
+            projection_dim: count(&fields, "projection_dim", class.projection_dim)?,
+            image_text_hidden_size: count(
+                &fields,
+                "image_text_hidden_size",
+                class.image_text_hidden_size,
+            )?,
+        };
         config.check(file.path())?;
         Ok(config)
     }
@@ -200,20 +214,21 @@ impl BlipConfig {
     /// When none of BLIP's classes is named.
     pub fn class(&self, path: &Path) -> Result<ModelClass, LoadError> {
         let named = |class: &ModelClass| self.architectures.iter().any(|name| name == class.name());
-        ModelClass::ALL.into_iter().find(named).ok_or_else(|| LoadError::Unsupported {
-            path: path.to_owned(),
-            field: "architectures",
-            value: format!("{:?}", self.architectures),
-            accepted: "BlipForConditionalGeneration, BlipForQuestionAnswering, \
-                       BlipForImageTextRetrieval or BlipModel",
-        })
+        let refuse = || {
+            refused(
+                path,
+                "architectures",
+                format!("{:?}", self.architectures),
+                "BlipForConditionalGeneration, BlipForQuestionAnswering, \
+                 BlipForImageTextRetrieval or BlipModel",
+            )
+        };
+        ModelClass::ALL.into_iter().find(named).ok_or_else(refuse)
     }
 
     fn check(&self, path: &Path) -> Result<(), LoadError> {
         let (text, vision) = (&self.text_config, &self.vision_config);
-        let refuse = |field, value: String, accepted| {
-            Err(LoadError::Unsupported { path: path.to_owned(), field, value, accepted })
-        };
+        let refuse = |field, value: String, accepted| Err(refused(path, field, value, accepted));
         for (field, name) in [
             ("text_config.hidden_act", &text.hidden_act),
             ("vision_config.hidden_act", &vision.hidden_act),
@@ -222,52 +237,146 @@ impl BlipConfig {
                 return refuse(field, format!("{name:?}"), ACCEPTED_ACTIVATIONS);
             }
         }
-        if !divides(text.num_attention_heads, text.hidden_size) {
+        if !text.hidden_size.is_multiple_of(text.num_attention_heads) {
             let value = text.num_attention_heads.to_string();
             return refuse("text_config.num_attention_heads", value, "a divisor of hidden_size");
         }
-        if !divides(vision.num_attention_heads, vision.hidden_size) {
+        if !vision.hidden_size.is_multiple_of(vision.num_attention_heads) {
             let value = vision.num_attention_heads.to_string();
             return refuse("vision_config.num_attention_heads", value, "a divisor of hidden_size");
         }
         // The convolution leaves out the pixels beyond the last whole patch.
-        if vision.patch_size == 0 || vision.patch_size > vision.image_size {
+        if vision.patch_size > vision.image_size {
             let value = vision.patch_size.to_string();
             return refuse("vision_config.patch_size", value, "1 to image_size");
         }
         let vocabulary = text.vocab_size as u64;
-        if u64::from(text.bos_token_id) >= vocabulary || u64::from(text.sep_token_id) >= vocabulary
-        {
-            let value = format!("{} and {}", text.bos_token_id, text.sep_token_id);
-            return refuse(
-                "text_config.bos_token_id and sep_token_id",
-                value,
-                "ids below vocab_size",
-            );
+        for (field, id) in [
+            ("text_config.bos_token_id", text.bos_token_id),
+            ("text_config.sep_token_id", text.sep_token_id),
+        ] {
+            if u64::from(id) >= vocabulary {
+                return refuse(field, id.to_string(), "an id below vocab_size");
+            }
         }
         Ok(())
     }
 }
 
-fn divides(divisor: usize, number: usize) -> bool {
-    divisor > 0 && number > 0 && number.is_multiple_of(divisor)
+impl TextConfig {
+    /// Of the block in the file; the class defaults where there is none.
+    fn of(block: Option<Fields<'_>>) -> Result<Self, DocumentError> {
+        let class = Self::default();
+        let Some(fields) = block else { return Ok(class) };
+        Ok(Self {
+            vocab_size: count(&fields, "vocab_size", class.vocab_size)?,
+            hidden_size: count(&fields, "hidden_size", class.hidden_size)?,
+            intermediate_size: count(&fields, "intermediate_size", class.intermediate_size)?,
+            num_hidden_layers: count(&fields, "num_hidden_layers", class.num_hidden_layers)?,
+            num_attention_heads: count(&fields, "num_attention_heads", class.num_attention_heads)?,
+            max_position_embeddings: count(
+                &fields,
+                "max_position_embeddings",
+                class.max_position_embeddings,
+            )?,
+            hidden_act: given(&fields, "hidden_act", ACCEPTED_ACTIVATIONS, class.hidden_act, name)?,
+            layer_norm_eps: epsilon(&fields, class.layer_norm_eps)?,
+            bos_token_id: token(&fields, "bos_token_id", class.bos_token_id)?,
+            sep_token_id: token(&fields, "sep_token_id", class.sep_token_id)?,
+            is_decoder: given(
+                &fields,
+                "is_decoder",
+                "true or false",
+                class.is_decoder,
+                Value::as_bool,
+            )?,
+        })
+    }
+}
+
+impl VisionConfig {
+    /// Of the block in the file; the class defaults where there is none.
+    fn of(block: Option<Fields<'_>>) -> Result<Self, DocumentError> {
+        let class = Self::default();
+        let Some(fields) = block else { return Ok(class) };
+        Ok(Self {
+            hidden_size: count(&fields, "hidden_size", class.hidden_size)?,
+            intermediate_size: count(&fields, "intermediate_size", class.intermediate_size)?,
+            num_hidden_layers: count(&fields, "num_hidden_layers", class.num_hidden_layers)?,
+            num_attention_heads: count(&fields, "num_attention_heads", class.num_attention_heads)?,
+            image_size: side(&fields, "image_size", class.image_size)?,
+            patch_size: side(&fields, "patch_size", class.patch_size)?,
+            hidden_act: given(&fields, "hidden_act", ACCEPTED_ACTIVATIONS, class.hidden_act, name)?,
+            layer_norm_eps: epsilon(&fields, class.layer_norm_eps)?,
+        })
+    }
+}
+
+fn refused(path: &Path, field: &str, value: String, accepted: &str) -> LoadError {
+    let (field, accepted) = (field.to_owned(), accepted.to_owned());
+    DocumentError::Field { path: path.to_owned(), field, value, accepted }.into()
+}
+
+/// The field as `read` takes it, or `default` where the file does not have it. `null` is refused, as in transformers.
+fn given<'a, T>(
+    fields: &Fields<'a>,
+    field: &'static str,
+    accepted: &str,
+    default: T,
+    read: impl FnOnce(&'a Value) -> Option<T>,
+) -> Result<T, DocumentError> {
+    match fields.raw(field) {
+        None => Ok(default),
+        Some(value) => read(value).ok_or_else(|| fields.refuse(field, accepted)),
+    }
+}
+
+/// A width or a number of things: from 1 to what a tensor's side can be.
+fn count(fields: &Fields<'_>, field: &'static str, default: usize) -> Result<usize, DocumentError> {
+    let number = |value| whole(value).filter(|&number| number > 0);
+    given(fields, field, COUNT, default, number)
 }
 
 /// A side in pixels, written as a number or as two equal numbers.
-fn square<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Side {
-        One(usize),
-        Two([usize; 2]),
-    }
-    match Side::deserialize(deserializer)? {
-        Side::One(side) => Ok(side),
-        Side::Two([height, width]) if height == width => Ok(width),
-        Side::Two([height, width]) => {
-            Err(serde::de::Error::custom(format!("{height}x{width} is not square")))
+fn side(fields: &Fields<'_>, field: &'static str, default: usize) -> Result<usize, DocumentError> {
+    let number = |value| whole(value).filter(|&number| number > 0);
+    given(fields, field, "a whole number from 1, or two equal ones", default, |value| {
+        match value.as_array().map(Vec::as_slice) {
+            Some([height, width]) => number(height).filter(|_| height == width),
+            Some(_) => None,
+            None => number(value),
         }
-    }
+    })
+}
+
+fn token(fields: &Fields<'_>, field: &'static str, default: u32) -> Result<u32, DocumentError> {
+    let id = |value| whole(value).and_then(|id| u32::try_from(id).ok());
+    given(fields, field, "an id below vocab_size", default, id)
+}
+
+fn epsilon(fields: &Fields<'_>, default: f64) -> Result<f64, DocumentError> {
+    let number = |value: &Value| value.as_f64().filter(|number| (0.0..1.0).contains(number));
+    given(fields, "layer_norm_eps", "a number from 0 to below 1", default, number)
+}
+
+fn whole(value: &Value) -> Option<usize> {
+    let number = value.as_u64().filter(|&number| number <= LARGEST)?;
+    usize::try_from(number).ok()
+}
+
+fn name(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned)
+}
+
+/// A list of names, one name, or none.
+fn architectures(fields: &Fields<'_>) -> Result<Vec<String>, DocumentError> {
+    let names = fields.optional("architectures", "a list of class names", |value| {
+        if let Some(name) = name(value) {
+            return Some(vec![name]);
+        }
+        value.as_array()?.iter().map(name).collect()
+    })?;
+    Ok(names.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -307,12 +416,13 @@ mod tests {
     fn a_patch_need_not_divide_the_image_but_must_fit_in_it() {
         let config = read(r#"{"vision_config": {"image_size": 40, "patch_size": 16}}"#).unwrap();
         assert_eq!(config.vision_config.tokens(), 5);
-        for patch in ["0", "41"] {
+        for (patch, accepted) in
+            [("0", "a whole number from 1, or two equal ones"), ("41", "1 to image_size")]
+        {
             let text =
                 format!(r#"{{"vision_config": {{"image_size": 40, "patch_size": {patch}}}}}"#);
             let error = read(text.leak()).unwrap_err();
-            let expected =
-                format!("vision_config.patch_size is {patch}; accepted: 1 to image_size");
+            let expected = format!("vision_config.patch_size is {patch}; accepted: {accepted}");
             assert!(error.contains(&expected), "{error}");
         }
     }

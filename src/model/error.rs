@@ -2,25 +2,15 @@
 
 use std::path::PathBuf;
 
+use crate::document::DocumentError;
 use crate::engine::backend::BackendError;
 
 /// A checkpoint that cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// A file cannot be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A clone without Git LFS has pointers in place of its large files.
-    #[error("{path} is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`")]
-    LfsPointer {
-        /// The file.
-        path: PathBuf,
-    },
+    /// A file cannot be read, is not what its name says, or asks for something that BLIP does not have.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
     /// A `.bin` file is no zip archive, which torch has written since 1.6.
     #[error(
         "{path} is not in the format of torch 1.6 or later; save it again with a current torch: \
@@ -29,26 +19,6 @@ pub enum LoadError {
     OldPickle {
         /// The file.
         path: PathBuf,
-    },
-    /// A JSON file does not have the shape of its kind.
-    #[error("{path} is not valid: {detail}")]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, and where.
-        detail: String,
-    },
-    /// The configuration asks for something that BLIP does not have.
-    #[error("{path}: {field} is {value}; accepted: {accepted}")]
-    Unsupported {
-        /// The file.
-        path: PathBuf,
-        /// The field, as a path.
-        field: &'static str,
-        /// Its value.
-        value: String,
-        /// What is accepted.
-        accepted: &'static str,
     },
     /// A weights file is not what its name says, or is cut off.
     #[error("{path} is not a readable weights file: {detail}")]
@@ -109,4 +79,21 @@ pub enum LoadError {
     /// Bringing weights to the device failed.
     #[error("loading weights failed")]
     Backend(#[from] BackendError),
+}
+
+impl LoadError {
+    /// True where the checkpoint's content is at fault, and not the machine that reads it.
+    #[must_use]
+    pub fn is_content(&self) -> bool {
+        match self {
+            Self::Document(error) => error.is_content(),
+            Self::Device { .. } | Self::Backend(_) => false,
+            Self::OldPickle { .. }
+            | Self::WeightsFile { .. }
+            | Self::MissingTensor { .. }
+            | Self::TensorShape { .. }
+            | Self::TensorDtype { .. }
+            | Self::NonFinite { .. } => true,
+        }
+    }
 }

@@ -14,7 +14,6 @@ pub mod config;
 mod error;
 mod group;
 mod heads;
-mod json;
 pub mod load;
 pub mod ops;
 pub mod preprocessor;
@@ -24,5 +23,5 @@ mod tests;
 mod text;
 mod vision;
 
-pub use backend::{BlipBackend, LoadEvent, Loaded, ModelSpec, Placement};
+pub use backend::{BlipBackend, LoadEvent, Loaded, ModelSpec, Placement, Vocabulary, check};
 pub use error::LoadError;

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::config::VisionConfig;
 use super::error::LoadError;
 use super::load::File;
+use crate::document::{self, DocumentError, Fields};
 use crate::task::{Preprocessing, Resample};
 
 /// Normalisation of the input: `(value * rescale_factor - mean) / std` per channel.
@@ -31,11 +32,26 @@ const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 /// The class's `size` where a file gives none.
 const DEFAULT_SIDE: u32 = 384;
+const OLDER: &str = "preprocessor_config.json";
+const NEWER: &str = "processor_config.json";
 /// The block of the newer file.
 const BLOCK: &str = "image_processor";
+const ACCEPTED_BLOCK: &str = "an object with the fields of a preprocessor_config.json, \
+                              or that file beside this one";
+/// The field that names the class, and its name before transformers 4.27.
+const CLASS: &str = "image_processor_type";
+const OLDER_CLASS: &str = "feature_extractor_type";
+/// What BLIP's class has been called; each means the same fields.
+const CLASSES: [&str; 4] = [
+    "BlipImageProcessor",
+    "BlipImageProcessorFast",
+    "BlipImageProcessorPil",
+    "BlipFeatureExtractor",
+];
 
 const SIZE: &str = "a number, [height, width] or {\"height\": ..., \"width\": ...}; nothing that keeps the aspect ratio";
-const BOOLEAN: &str = "true or false";
+const SQUARE: &str =
+    "true where size is a number (otherwise it is the shorter side, which is not built)";
 
 /// The file that decides where a checkpoint has both: `newer` (`processor_config.json`) if it has an `image_processor`
 /// block, else `older` (`preprocessor_config.json`), as `ProcessorMixin.from_pretrained` of transformers has it.
@@ -45,7 +61,7 @@ pub fn deciding_file(older: Option<PathBuf>, newer: Option<PathBuf>) -> Option<F
         return older.or(newer).map(File::OnDisk);
     };
     let newer = File::OnDisk(newer.clone());
-    let decides = match super::json::read_json::<Map<String, Value>>(&newer) {
+    let decides = match read_object(&newer) {
         Ok(document) => document.get(BLOCK).is_some_and(Value::is_object),
         // Whoever reads it next says what is wrong with it.
         Err(_) => true,
@@ -63,43 +79,48 @@ impl Preprocessor {
         let Some(given) = file else {
             let side = vision.image_size as u32;
             let fields = Map::from_iter([("size".to_owned(), Value::from(side))]);
-            let path = Path::new("preprocessor_config.json");
-            return Self::checked(&Fields { fields: &fields, path }, vision);
+            return Self::checked(&Fields::new(Path::new(OLDER), &fields), vision);
         };
-        let document: Map<String, Value> = super::json::read_json(given)?;
-        let newer = given.path().file_name().is_some_and(|name| name == "processor_config.json");
-        let block = document.get(BLOCK).and_then(Value::as_object).filter(|_| newer);
-        let fields = block.unwrap_or(&document);
-        Self::checked(&Fields { fields, path: given.path() }, vision)
+        let object = read_object(given)?;
+        let fields = Fields::new(given.path(), &object);
+        if given.path().file_name().is_none_or(|name| name != NEWER) {
+            return Self::checked(&fields, vision);
+        }
+        let Some(block) = fields.block(BLOCK)? else {
+            return Err(fields.refuse(BLOCK, ACCEPTED_BLOCK).into());
+        };
+        Self::checked(&block, vision)
     }
 
     fn checked(fields: &Fields<'_>, vision: &VisionConfig) -> Result<Self, LoadError> {
-        if !fields.boolean("do_resize")?.unwrap_or(true) {
-            return Err(fields.refuse("do_resize", "true"));
+        check_class(fields)?;
+        if !switch(fields, "do_resize")?.unwrap_or(true) {
+            return Err(fields.refuse("do_resize", "true").into());
         }
-        if fields.boolean("do_center_crop")?.unwrap_or(false) {
-            return Err(fields.refuse("do_center_crop", "false: cropping is not built"));
+        if switch(fields, "do_center_crop")?.unwrap_or(false) {
+            return Err(fields.refuse("do_center_crop", "false, for cropping is not built").into());
         }
-        let (height, width) = fields.size()?;
+        let (height, width) = size(fields)?;
         let side = vision.image_size as u32;
         if (height, width) != (side, side) {
-            return Err(fields.refuse(
-                "size",
-                "vision_config.image_size of config.json, both ways: another size needs \
-                 interpolated position embeddings, which are not built",
-            ));
+            let accepted = format!(
+                "{side}, vision_config.image_size of config.json, both ways: another size needs \
+                 interpolated position embeddings, which are not built"
+            );
+            return Err(fields.refuse("size", accepted).into());
         }
-        let rescale = fields.boolean("do_rescale")?.unwrap_or(true);
-        let normalise = fields.boolean("do_normalize")?.unwrap_or(true);
-        let rescale_factor = fields.number("rescale_factor")?.unwrap_or(1.0 / 255.0);
-        let mean = fields.channels("image_mean")?.unwrap_or(CLIP_MEAN);
-        let std = fields.channels("image_std")?.unwrap_or(CLIP_STD);
+        let rescale = switch(fields, "do_rescale")?.unwrap_or(true);
+        let normalise = switch(fields, "do_normalize")?.unwrap_or(true);
+        let rescale_factor =
+            fields.optional("rescale_factor", "a number", finite)?.unwrap_or(1.0 / 255.0);
+        let mean = channels(fields, "image_mean")?.unwrap_or(CLIP_MEAN);
+        let std = channels(fields, "image_std")?.unwrap_or(CLIP_STD);
         if std.iter().any(|&std| std <= 0.0) {
-            return Err(fields.refuse("image_std", "a positive number, or three of them"));
+            return Err(fields.refuse("image_std", "a positive number, or three of them").into());
         }
         let (mean, std) = if normalise { (mean, std) } else { ([0.0; 3], [1.0; 3]) };
         Ok(Self {
-            preprocessing: Preprocessing { width, height, resample: fields.resample()? },
+            preprocessing: Preprocessing { width, height, resample: resample(fields)? },
             rescale_factor: if rescale { rescale_factor } else { 1.0 },
             mean,
             std,
@@ -107,87 +128,73 @@ impl Preprocessor {
     }
 }
 
-/// The fields of a processor. Those that BLIP ignores (`do_pad`, `size_divisor`, ...) are not read.
-struct Fields<'a> {
-    fields: &'a Map<String, Value>,
-    path: &'a Path,
+/// transformers runs the class that the file names, and only BLIP's is built here.
+fn check_class(fields: &Fields<'_>) -> Result<(), DocumentError> {
+    // `AutoImageProcessor` looks at the older field only where the newer one is missing.
+    let newer = fields.text(CLASS)?.map(|class| (CLASS, class));
+    let older = || Ok(fields.text(OLDER_CLASS)?.map(|class| (OLDER_CLASS, class)));
+    let Some((field, class)) = newer.map_or_else(older, |class| Ok(Some(class)))? else {
+        return Ok(());
+    };
+    if CLASSES.contains(&class) { Ok(()) } else { Err(fields.refuse(field, "BlipImageProcessor")) }
 }
 
-impl Fields<'_> {
-    /// A field's value, where it has one.
-    fn get(&self, field: &str) -> Option<&Value> {
-        self.fields.get(field).filter(|value| !value.is_null())
+/// A switch; `None` where the file does not name it, false where it is `null`.
+fn switch(fields: &Fields<'_>, field: &'static str) -> Result<Option<bool>, DocumentError> {
+    match fields.raw(field) {
+        Some(Value::Null) => Ok(Some(false)),
+        _ => fields.boolean(field),
     }
+}
 
-    fn refuse(&self, field: &'static str, accepted: &'static str) -> LoadError {
-        let value = self.fields.get(field).map_or_else(|| "missing".to_owned(), Value::to_string);
-        LoadError::Unsupported { path: self.path.to_owned(), field, value, accepted }
-    }
-
-    /// The field as `read` takes it; `None` where the file does not give it.
-    fn optional<T>(
-        &self,
-        field: &'static str,
-        accepted: &'static str,
-        read: impl FnOnce(&Value) -> Option<T>,
-    ) -> Result<Option<T>, LoadError> {
-        let read = |value| read(value).ok_or_else(|| self.refuse(field, accepted));
-        self.get(field).map(read).transpose()
-    }
-
-    /// A switch; `None` where the file does not name it.
-    fn boolean(&self, field: &'static str) -> Result<Option<bool>, LoadError> {
-        match self.fields.get(field) {
-            Some(Value::Null) => Ok(Some(false)),
-            _ => self.optional(field, BOOLEAN, Value::as_bool),
+/// One number for all channels, or one for each.
+fn channels(fields: &Fields<'_>, field: &'static str) -> Result<Option<[f32; 3]>, DocumentError> {
+    fields.optional(field, "a number, or three of them", |value| match value.as_array() {
+        Some(list) => {
+            let numbers: Option<Vec<f32>> = list.iter().map(finite).collect();
+            numbers?.try_into().ok()
         }
-    }
+        None => finite(value).map(|number| [number; 3]),
+    })
+}
 
-    fn number(&self, field: &'static str) -> Result<Option<f32>, LoadError> {
-        self.optional(field, "a number", finite)
-    }
+fn resample(fields: &Fields<'_>) -> Result<Resample, DocumentError> {
+    let accepted = "0 (nearest), 1 (lanczos), 2 (bilinear), 3 (bicubic), 4 (box) or 5 (hamming)";
+    let number = |value: &Value| value.as_u64().and_then(Resample::from_number);
+    Ok(fields.optional("resample", accepted, number)?.unwrap_or(Resample::Bicubic))
+}
 
-    /// One number for all channels, or one for each.
-    fn channels(&self, field: &'static str) -> Result<Option<[f32; 3]>, LoadError> {
-        self.optional(field, "a number, or three of them", |value| match value.as_array() {
-            Some(list) => {
-                let numbers: Option<Vec<f32>> = list.iter().map(finite).collect();
-                numbers?.try_into().ok()
-            }
-            None => finite(value).map(|number| [number; 3]),
-        })
+/// Height and width (`get_size_dict`).
+fn size(fields: &Fields<'_>) -> Result<(u32, u32), DocumentError> {
+    let side = |value: &Value| value.as_u64().and_then(|side| u32::try_from(side).ok());
+    let size = fields.optional("size", SIZE, |value| match value {
+        Value::Array(list) => match list.as_slice() {
+            [height, width] => Some((side(height)?, side(width)?)),
+            _ => None,
+        },
+        Value::Object(sides) => {
+            let only_sides = sides.iter().all(|(name, value)| {
+                value.is_null() || ["height", "width"].contains(&name.as_str())
+            });
+            let sides = (side(sides.get("height")?)?, side(sides.get("width")?)?);
+            only_sides.then_some(sides)
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            side(value).map(|side| (side, side))
+        }
+    })?;
+    // A number is the shorter side unless this switch, true by default, makes it both.
+    let number = fields.get("size").is_some_and(Value::is_number);
+    if number && !switch(fields, "default_to_square")?.unwrap_or(true) {
+        return Err(fields.refuse("default_to_square", SQUARE));
     }
-
-    fn resample(&self) -> Result<Resample, LoadError> {
-        let accepted =
-            "0 (nearest), 1 (lanczos), 2 (bilinear), 3 (bicubic), 4 (box) or 5 (hamming)";
-        let number = |value: &Value| value.as_u64().and_then(Resample::from_number);
-        Ok(self.optional("resample", accepted, number)?.unwrap_or(Resample::Bicubic))
-    }
-
-    /// Height and width (`get_size_dict`).
-    fn size(&self) -> Result<(u32, u32), LoadError> {
-        let side = |value: &Value| value.as_u64().and_then(|side| u32::try_from(side).ok());
-        let size = self.optional("size", SIZE, |value| match value {
-            Value::Array(list) => match list.as_slice() {
-                [height, width] => Some((side(height)?, side(width)?)),
-                _ => None,
-            },
-            Value::Object(sides) => {
-                let only_sides = sides.iter().all(|(name, value)| {
-                    value.is_null() || ["height", "width"].contains(&name.as_str())
-                });
-                let sides = (side(sides.get("height")?)?, side(sides.get("width")?)?);
-                only_sides.then_some(sides)
-            }
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
-                side(value).map(|side| (side, side))
-            }
-        })?;
-        Ok(size.unwrap_or((DEFAULT_SIDE, DEFAULT_SIDE)))
-    }
+    Ok(size.unwrap_or((DEFAULT_SIDE, DEFAULT_SIDE)))
 }
 
 fn finite(value: &Value) -> Option<f32> {
     value.as_f64().map(|number| number as f32).filter(|number| number.is_finite())
+}
+
+fn read_object(file: &File) -> Result<Map<String, Value>, LoadError> {
+    Ok(document::parse_object(file.path(), &file.read()?)?)
 }

@@ -109,15 +109,36 @@ fn openapi_prints_the_same_document_in_both_forms() {
 }
 
 #[test]
-fn a_checkpoint_that_is_not_there_is_exit_1_and_a_complete_directory_is_printed() {
+fn a_checkpoint_that_is_not_there_is_exit_78_and_a_complete_directory_is_printed() {
     let output = run(&["download", "/no/such/checkpoint"], &[]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(78));
     assert!(text(&output.stderr).contains("/no/such/checkpoint"));
 
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vqa-varied");
     let output = run(&["download", fixture.to_str().unwrap()], &[]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert!(text(&output.stdout).contains("vqa-varied"));
+}
+
+#[test]
+fn a_checkpoint_whose_weights_do_not_fit_is_exit_78_and_names_the_tensor() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/caption-varied");
+    let directory = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, directory.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let config = directory.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let other = text.replace("\"intermediate_size\": 88", "\"intermediate_size\": 96");
+    assert_ne!(text, other);
+    std::fs::write(&config, other).unwrap();
+    let model = directory.path().to_str().unwrap();
+    let output = run(&["--model", model, "--listen", "127.0.0.1:0", "--device", "cpu"], &[]);
+    let message = self::text(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{message}");
+    assert!(message.contains("vision_model.encoder.layers.0.mlp.fc1.weight"), "{message}");
+    assert!(message.contains("[88, 48]") && message.contains("[96, 48]"), "{message}");
 }
 
 #[test]

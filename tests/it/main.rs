@@ -7,6 +7,7 @@ mod architecture;
 #[cfg(feature = "demo")]
 mod bench;
 mod bodies;
+mod broken_checkpoints;
 mod cli;
 mod config;
 mod connections;

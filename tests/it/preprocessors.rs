@@ -86,6 +86,10 @@ fn the_block_of_the_newer_file_counts_where_it_has_one() {
     let block = serde_json::json!({"image_processor": {"size": 8, "resample": 0}, "size": 5});
     let resample = |file, content| read(file, content).map(|read| read.preprocessing.resample);
     assert_eq!(resample("processor_config.json", &block).unwrap(), Resample::Nearest);
+    let without_block = serde_json::json!({"size": 8});
+    let error = resample("processor_config.json", &without_block).unwrap_err();
+    let expected = "processor_config.json: image_processor is missing; accepted: an object with";
+    assert!(error.to_string().contains(expected), "{error}");
     // In the older file a field of that name means nothing.
     let error = resample("preprocessor_config.json", &block).unwrap_err().to_string();
     assert!(error.contains("size is 5; accepted: "), "{error}");
@@ -103,7 +107,7 @@ fn what_is_refused_is_named_with_its_value() {
             "size is {\"shortest_edge\":8}; accepted: a number",
         ),
         (serde_json::json!({"size": "8"}), "size is \"8\"; accepted: a number"),
-        (serde_json::json!({"size": 9}), "size is 9; accepted: vision_config.image_size"),
+        (serde_json::json!({"size": 9}), "size is 9; accepted: 8, vision_config.image_size"),
         (
             serde_json::json!({"size": 8, "do_resize": "yes"}),
             "do_resize is \"yes\"; accepted: true or false",
@@ -120,6 +124,18 @@ fn what_is_refused_is_named_with_its_value() {
         (
             serde_json::json!({"size": 8, "do_center_crop": true}),
             "do_center_crop is true; accepted: false",
+        ),
+        (
+            serde_json::json!({"size": 8, "default_to_square": false}),
+            "default_to_square is false; accepted: true where size is a number",
+        ),
+        (
+            serde_json::json!({"size": 8, "image_processor_type": "ViTImageProcessor"}),
+            "image_processor_type is \"ViTImageProcessor\"; accepted: BlipImageProcessor",
+        ),
+        (
+            serde_json::json!({"size": 8, "feature_extractor_type": "ViTFeatureExtractor"}),
+            "feature_extractor_type is \"ViTFeatureExtractor\"; accepted: BlipImageProcessor",
         ),
     ];
     for (fields, expected) in cases {

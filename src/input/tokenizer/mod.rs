@@ -3,21 +3,20 @@
 //! Deviation, on purpose: special tokens inside a client's text are plain text (`[SEP]` becomes the ids of its
 //! characters), so that no text can end itself or speak for the model.
 
-use std::fs;
-use std::io::ErrorKind;
+mod build;
+mod entries;
+mod files;
+#[cfg(test)]
+mod goldens;
+mod options;
+mod token;
+
 use std::path::Path;
 
-use serde::Deserialize;
-use tokenizers::models::wordpiece::WordPiece;
-use tokenizers::normalizers::BertNormalizer;
-use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
-use tokenizers::{AddedToken, DecoderWrapper, decoders};
-
+use self::build::{Built, build};
+use self::files::Files;
 use super::{Detokenizer, InputError, InputSettings, TokenizerError, check_text};
 use crate::task::TokenIds;
-
-/// How a file begins that stands for one in Git LFS.
-const LFS_POINTER: &str = "version https://git-lfs.github.com/spec/v1";
 
 /// A checkpoint's tokenizer. Shared by every thread behind an `Arc`.
 pub struct Tokenizer {
@@ -28,120 +27,33 @@ pub struct Tokenizer {
     sep: u32,
 }
 
-/// The keys of `tokenizer_config.json` that matter.
-#[derive(Debug, Default, Deserialize)]
-struct TokenizerConfig {
-    tokenizer_class: Option<String>,
-    clean_up_tokenization_spaces: Option<bool>,
-    do_lower_case: Option<bool>,
-    strip_accents: Option<bool>,
-    tokenize_chinese_chars: Option<bool>,
-    cls_token: Option<SpecialToken>,
-    sep_token: Option<SpecialToken>,
-}
-
-impl TokenizerConfig {
-    /// True when the class makes its normaliser from this file: a BERT tokenizer, which BLIP's processor takes for
-    /// granted where none is named. Other classes run the `tokenizer.json` as it is.
-    fn decides_normaliser(&self) -> bool {
-        match self.tokenizer_class.as_deref() {
-            Some(class) => matches!(class, "BertTokenizer" | "BertTokenizerFast"),
-            None => true,
-        }
-    }
-
-    /// That of `BertTokenizer` (`transformers/models/bert/tokenization_bert.py`).
-    fn normaliser(&self) -> BertNormalizer {
-        BertNormalizer::new(
-            true,
-            self.tokenize_chinese_chars.unwrap_or(true),
-            self.strip_accents,
-            self.do_lower_case.unwrap_or(true),
-        )
-    }
-}
-
-/// A token is written as a string or as an object with its content.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum SpecialToken {
-    Text(String),
-    Object { content: String },
-}
-
-impl SpecialToken {
-    fn content(token: Option<&Self>, default: &'static str) -> String {
-        match token {
-            Some(Self::Text(content) | Self::Object { content }) => content.clone(),
-            None => default.to_owned(),
-        }
-    }
-}
-
 impl Tokenizer {
-    /// Loads `tokenizer.json`, else `vocab.txt`, and the optional `tokenizer_config.json` from a directory.
-    /// Padding and truncation that the file declares are switched off. `settings` bound every text.
+    /// Loads the tokenizer of a checkpoint's directory, from `tokenizer.json`, else `vocab.txt`, and the files beside it
+    /// that name classes, options and added tokens. Padding and truncation that a file declares are switched off.
+    /// `settings` bound every text.
     ///
     /// # Errors
-    /// A missing or broken file; a vocabulary without `[CLS]` or `[SEP]`.
+    /// A missing or broken file; a tokenizer that does not put one token before and one after a text.
     pub fn load(directory: &Path, settings: &InputSettings) -> Result<Self, TokenizerError> {
-        let config = directory.join("tokenizer_config.json");
-        let config: TokenizerConfig = match read(&config)? {
-            Some(text) => parse_config(&config, &text)?,
-            None => TokenizerConfig::default(),
-        };
-        let json = directory.join("tokenizer.json");
-        let vocab = directory.join("vocab.txt");
-        if let Some(text) = read(&json)? {
-            return Self::build(&json, parse_json(&json, &text)?, &config, settings);
-        }
-        let Some(text) = read(&vocab)? else {
-            return Err(TokenizerError::NotFound(directory.to_owned()));
-        };
-        let inner = from_vocabulary(&text, &config).map_err(|error| invalid(&vocab, &*error))?;
-        Self::build(&vocab, inner, &config, settings)
+        Self::of(&Files::read(directory)?, settings)
     }
 
     /// As [`Tokenizer::load`], from the texts of a `tokenizer.json` and its `tokenizer_config.json`; `path` is what
     /// messages call the first.
     ///
     /// # Errors
-    /// A broken file; a vocabulary without `[CLS]` or `[SEP]`.
+    /// As [`Tokenizer::load`].
     pub fn from_texts(
         path: &Path,
         json: &str,
         config: &str,
         settings: &InputSettings,
     ) -> Result<Self, TokenizerError> {
-        let config = parse_config(&path.with_file_name("tokenizer_config.json"), config)?;
-        Self::build(path, parse_json(path, json)?, &config, settings)
+        Self::of(&Files::of_texts(path, json, config)?, settings)
     }
 
-    fn build(
-        path: &Path,
-        mut inner: tokenizers::Tokenizer,
-        config: &TokenizerConfig,
-        settings: &InputSettings,
-    ) -> Result<Self, TokenizerError> {
-        if !matches!(inner.get_decoder(), Some(DecoderWrapper::WordPiece(_))) {
-            return Err(invalid(path, "its decoder is not WordPiece"));
-        }
-        if config.decides_normaliser() {
-            inner
-                .with_normalizer(Some(config.normaliser()))
-                .map_err(|error| invalid(path, &*error))?;
-        }
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|error| invalid(path, &*error))?;
-        inner.set_encode_special_tokens(true);
-        let id = |token: Option<&SpecialToken>, default| {
-            let token = SpecialToken::content(token, default);
-            let missing = || invalid(path, &format!("the vocabulary has no {token}"));
-            inner.token_to_id(&token).ok_or_else(missing)
-        };
-        let cls = id(config.cls_token.as_ref(), "[CLS]")?;
-        let sep = id(config.sep_token.as_ref(), "[SEP]")?;
-        let clean_up = config.clean_up_tokenization_spaces.unwrap_or(false);
+    fn of(files: &Files, settings: &InputSettings) -> Result<Self, TokenizerError> {
+        let Built { inner, cls, sep, clean_up } = build(files)?;
         Ok(Self { inner, settings: settings.clone(), clean_up, cls, sep })
     }
 
@@ -254,46 +166,8 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// The file's text, or `None` when there is no such file.
-fn read(path: &Path) -> Result<Option<String>, TokenizerError> {
-    match fs::read_to_string(path) {
-        Ok(text) if text.starts_with(LFS_POINTER) => {
-            Err(invalid(path, "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"))
-        }
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TokenizerError::Read { path: path.to_owned(), source }),
-    }
-}
-
-fn invalid(path: &Path, problem: &(impl ToString + ?Sized)) -> TokenizerError {
-    TokenizerError::Invalid { path: path.to_owned(), problem: problem.to_string() }
-}
-
-fn parse_config(path: &Path, text: &str) -> Result<TokenizerConfig, TokenizerError> {
-    serde_json::from_str(text).map_err(|error| invalid(path, &error))
-}
-
-fn parse_json(path: &Path, text: &str) -> Result<tokenizers::Tokenizer, TokenizerError> {
-    text.parse().map_err(|error: tokenizers::Error| invalid(path, &*error))
-}
-
-/// `BertTokenizer` over a plain vocabulary, one token a line (`transformers/models/bert/tokenization_bert.py`).
-fn from_vocabulary(
-    text: &str,
-    config: &TokenizerConfig,
-) -> Result<tokenizers::Tokenizer, tokenizers::Error> {
-    const SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
-    let vocabulary = WordPiece::read_bytes(text.as_bytes())?;
-    let model = WordPiece::builder().vocab(vocabulary).build()?;
-    let mut tokenizer = tokenizers::Tokenizer::new(model);
-    tokenizer.with_normalizer(Some(config.normaliser()))?;
-    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
-    tokenizer.with_decoder(Some(decoders::wordpiece::WordPiece::default()));
-    let known = SPECIAL.into_iter().filter(|token| tokenizer.token_to_id(token).is_some());
-    let known: Vec<AddedToken> = known.map(|token| AddedToken::from(token, true)).collect();
-    tokenizer.add_special_tokens(known)?;
-    Ok(tokenizer)
+fn invalid(path: &Path, problem: &str) -> TokenizerError {
+    TokenizerError::Invalid { path: path.to_owned(), problem: problem.to_owned() }
 }
 
 /// `clean_up_tokenization` of `transformers/tokenization_utils_base.py`, on top of the decoder's own clean-up.
@@ -313,6 +187,7 @@ fn clean_up(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     const VOCABULARY: &str =
         "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n[\n]\nsep\na\nman\n'\ns\nhat\n,\n##s\nA\n";
@@ -386,27 +261,9 @@ mod tests {
     }
 
     #[test]
-    fn padding_and_truncation_of_the_file_are_ignored() {
+    fn a_directory_without_a_vocabulary_is_named() {
         let directory = tempfile::tempdir().unwrap();
-        let mut inner = from_vocabulary(VOCABULARY, &TokenizerConfig::default()).unwrap();
-        let truncation = tokenizers::TruncationParams { max_length: 3, ..Default::default() };
-        inner.with_truncation(Some(truncation)).unwrap();
-        let strategy = tokenizers::PaddingStrategy::Fixed(9);
-        inner.with_padding(Some(tokenizers::PaddingParams { strategy, ..Default::default() }));
-        inner.save(directory.path().join("tokenizer.json"), false).unwrap();
-        let tokenizer = Tokenizer::load(directory.path(), &InputSettings::default()).unwrap();
-        assert_eq!(encode(&tokenizer, "a man a man"), [2, 8, 9, 8, 9, 3]);
-    }
-
-    #[test]
-    fn broken_directories_are_named() {
-        let directory = tempfile::tempdir().unwrap();
-        let load = || Tokenizer::load(directory.path(), &InputSettings::default());
-        assert!(matches!(load(), Err(TokenizerError::NotFound(_))));
-        fs::write(directory.path().join("vocab.txt"), "a\nb\n").unwrap();
-        assert!(matches!(load(), Err(TokenizerError::Invalid { .. })));
-        fs::write(directory.path().join("tokenizer.json"), "{").unwrap();
-        let Err(TokenizerError::Invalid { path, .. }) = load() else { panic!("{:?}", load()) };
-        assert!(path.ends_with("tokenizer.json"));
+        let found = Tokenizer::load(directory.path(), &InputSettings::default());
+        assert!(matches!(found, Err(TokenizerError::NotFound(_))), "{found:?}");
     }
 }

@@ -68,6 +68,15 @@ pub enum LoadEvent<'a> {
     Loaded(Loaded<'a>),
 }
 
+/// What can be told of a model without reading its weights: its documents are read, the headers of its weight files are
+/// checked. Gives what its tokenizer has to agree with.
+///
+/// # Errors
+/// Whatever is wrong with them; the error names the file.
+pub fn check(spec: &ModelSpec) -> Result<Vocabulary, LoadError> {
+    Opened::open(spec).map(|opened| Vocabulary::of(&opened.config))
+}
+
 impl<O: Ops> BlipBackend<O> {
     /// Loads the models, to be computed by `ops`, which runs where and how `placement` says. `on_event` hears how it
     /// goes.
@@ -160,12 +169,16 @@ impl<O: Ops> BlipBackend<O> {
             parameter_count: weights.parameter_count(),
             demo: spec.demo,
         });
-        self.vocabularies.push(Vocabulary {
-            size: config.text_config.vocab_size,
-            stop_token: config.text_config.sep_token_id,
-        });
+        self.vocabularies.push(Vocabulary::of(config));
         self.models.push(checkpoint);
         Ok(())
+    }
+}
+
+impl Vocabulary {
+    fn of(config: &BlipConfig) -> Self {
+        let text = &config.text_config;
+        Self { size: text.vocab_size, stop_token: text.sep_token_id }
     }
 }
 

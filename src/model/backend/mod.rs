@@ -10,7 +10,7 @@ mod loading;
 mod sharing;
 mod single_pass;
 
-pub use loading::{LoadEvent, Loaded, ModelSpec, Placement};
+pub use loading::{LoadEvent, Loaded, ModelSpec, Placement, check};
 
 use super::checkpoint::Checkpoint;
 use super::group::{Group, Memory};

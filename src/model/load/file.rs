@@ -3,10 +3,7 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use crate::model::error::LoadError;
-
-/// How a file begins that stands for one in Git LFS.
-pub(super) const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
+use crate::document::{self, DocumentError};
 
 /// Where one file's bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,15 +36,9 @@ impl File {
     }
 
     /// All of it.
-    pub(in crate::model) fn read(&self) -> Result<Cow<'static, [u8]>, LoadError> {
+    pub(in crate::model) fn read(&self) -> Result<Cow<'static, [u8]>, DocumentError> {
         match self {
-            Self::OnDisk(path) => match std::fs::read(path) {
-                Ok(bytes) if bytes.starts_with(LFS_POINTER) => {
-                    Err(LoadError::LfsPointer { path: path.clone() })
-                }
-                Ok(bytes) => Ok(Cow::Owned(bytes)),
-                Err(source) => Err(LoadError::Read { path: path.clone(), source }),
-            },
+            Self::OnDisk(path) => document::read(path).map(Cow::Owned),
             Self::InBinary { bytes, .. } => Ok(Cow::Borrowed(bytes)),
         }
     }

@@ -10,8 +10,8 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::TensorView;
 use sha2::{Digest, Sha256};
 
-use super::file::LFS_POINTER;
 use super::{File, WeightFiles};
+use crate::document::{DocumentError, LFS_POINTER};
 use crate::model::error::LoadError;
 
 /// The tensors of one checkpoint, whichever files hold them. Nothing is read before it is asked for.
@@ -163,7 +163,7 @@ impl Weights {
                 .and_then(|view| view.load(&Device::Cpu))
                 .map_err(|error| unreadable(path, &error)),
             Source::Pickle(file) => {
-                file.get(name).map_err(|error| unreadable(path, &error))?.ok_or_else(missing)
+                file.get(name).map_err(|_| unusable(path, DAMAGED))?.ok_or_else(missing)
             }
         }
     }
@@ -218,7 +218,7 @@ fn open_safetensors(file: &File) -> Result<Source, LoadError> {
         File::OnDisk(path) => open_mapped(path),
         File::InBinary { bytes, .. } => SliceSafetensors::new(bytes)
             .map(Source::InBinary)
-            .map_err(|error| unreadable(file.path(), &error)),
+            .map_err(|_| unusable(file.path(), safetensors_problem(bytes))),
     }
 }
 
@@ -226,51 +226,63 @@ fn open_safetensors(file: &File) -> Result<Source, LoadError> {
 ///
 /// # Errors
 /// `Read`; `LfsPointer`.
-fn beginning(path: &Path) -> Result<Vec<u8>, LoadError> {
-    let read_error = |source| LoadError::Read { path: path.to_owned(), source };
+fn beginning(path: &Path) -> Result<Vec<u8>, DocumentError> {
+    let read_error = |source| DocumentError::Read { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(read_error)?;
     let mut bytes = Vec::new();
     file.take(LFS_POINTER.len() as u64).read_to_end(&mut bytes).map_err(read_error)?;
     if bytes == LFS_POINTER {
-        return Err(LoadError::LfsPointer { path: path.to_owned() });
+        return Err(DocumentError::LfsPointer { path: path.to_owned() });
     }
     Ok(bytes)
 }
 
 fn open_mapped(path: &Path) -> Result<Source, LoadError> {
-    beginning(path)?;
+    let beginning = beginning(path)?;
     // SAFETY: the mapping is read only while the model loads (every tensor is copied out of it), and the header
     // check of safetensors has made sure that the file is as long as its tensors say. A file that is cut
     // short by another process during those seconds would end ours; weights are not edited in place.
     #[expect(unsafe_code, reason = "mapping a file is unsafe by nature")]
     let file = unsafe { MmapedSafetensors::new(path) };
-    Ok(Source::Mapped(file.map_err(|error| unreadable(path, &error))?))
+    let file = file.map_err(|_| unusable(path, safetensors_problem(&beginning)))?;
+    Ok(Source::Mapped(file))
 }
 
 fn open_pickle(path: &Path) -> Result<Source, LoadError> {
     const ZIP: &[u8] = b"PK";
     // The magic number that torch.save pickled before 1.6 (`torch/serialization.py`, `MAGIC_NUMBER`).
     const OLD: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
-    let refuse = |detail: &str| {
-        let detail = detail.to_owned();
-        LoadError::WeightsFile { path: path.to_owned(), detail }
-    };
     let beginning = beginning(path)?;
     if beginning.starts_with(OLD) {
         return Err(LoadError::OldPickle { path: path.to_owned() });
     }
     if beginning.is_empty() {
-        return Err(refuse("it is empty; download it again"));
+        return Err(unusable(path, EMPTY));
     }
     if !beginning.starts_with(ZIP) {
-        return Err(refuse("torch.save writes no such file; download it again"));
+        return Err(unusable(path, "torch.save writes no such file; download it again"));
     }
-    let file = PthTensors::new(path, None)
-        .map_err(|_| refuse("it is cut off or damaged; download it again"))?;
+    let file = PthTensors::new(path, None).map_err(|_| unusable(path, DAMAGED))?;
     if file.tensor_infos().is_empty() {
-        return Err(refuse("it holds no state dict of tensors"));
+        return Err(unusable(path, "it holds no state dict of tensors"));
     }
     Ok(Source::Pickle(file))
+}
+
+const EMPTY: &str = "it is empty; download it again";
+const DAMAGED: &str = "it is cut off or damaged; download it again";
+
+/// Why a file that begins so is no safetensors file: eight bytes of a length, then that many of a JSON object.
+fn safetensors_problem(beginning: &[u8]) -> &'static str {
+    match beginning {
+        [] => EMPTY,
+        [_, _, _, _, _, _, _, _, b'{', ..] => DAMAGED,
+        _ => "it is in another format than its name says; download it again",
+    }
+}
+
+fn unusable(path: &Path, detail: &str) -> LoadError {
+    LoadError::WeightsFile { path: path.to_owned(), detail: detail.to_owned() }
 }
 
 fn unreadable(path: &Path, error: &candle_core::Error) -> LoadError {

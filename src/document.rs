@@ -1,0 +1,271 @@
+//! The small files of a checkpoint: JSON objects whose fields are read one by one, so that a refusal can name the file,
+//! the field, its value and what is accepted.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+/// How a file begins that stands for one in Git LFS.
+pub const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
+
+/// Longest value shown in a message, in characters.
+const SHOWN: usize = 120;
+
+/// Why a document cannot be used. Every text begins with the file.
+#[derive(Debug, thiserror::Error)]
+pub enum DocumentError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A clone without Git LFS has pointers in place of its large files.
+    #[error("{path} is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`")]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file has no bytes.
+    #[error("{path} is empty; copy or download it again")]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is not JSON, or ends too soon.
+    #[error("{path} is not JSON from line {line}, column {column} on; copy or download it again")]
+    NotJson {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// Counted from 1; 0 before the first character.
+        column: usize,
+    },
+    /// The file is JSON, but no object.
+    #[error("{path} is {kind}; accepted: a JSON object")]
+    NotAnObject {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// A field has a value that is not accepted.
+    #[error("{path}: {field} is {value}; accepted: {accepted}")]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field, as a path from the top: `text_config.hidden_size`.
+        field: String,
+        /// Its value as JSON, shortened; `missing` where it has none.
+        value: String,
+        /// What is accepted.
+        accepted: String,
+    },
+}
+
+impl DocumentError {
+    /// The error that names a field, its value and what is accepted.
+    #[must_use]
+    pub fn field(
+        path: PathBuf,
+        field: String,
+        value: Option<&Value>,
+        accepted: impl fmt::Display,
+    ) -> Self {
+        let value = value.map_or_else(|| "missing".to_owned(), shown);
+        Self::Field { path, field, value, accepted: accepted.to_string() }
+    }
+
+    /// True where the file's content is at fault, and not the machine that reads it.
+    #[must_use]
+    pub fn is_content(&self) -> bool {
+        !matches!(self, Self::Read { .. })
+    }
+}
+
+/// The bytes of a file.
+///
+/// # Errors
+/// `Read`; `LfsPointer`.
+pub fn read(path: &Path) -> Result<Vec<u8>, DocumentError> {
+    let bytes = std::fs::read(path)
+        .map_err(|source| DocumentError::Read { path: path.to_owned(), source })?;
+    if bytes.starts_with(LFS_POINTER) {
+        return Err(DocumentError::LfsPointer { path: path.to_owned() });
+    }
+    Ok(bytes)
+}
+
+/// The JSON value in a file's bytes.
+///
+/// # Errors
+/// `Empty`; `NotJson`.
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<Value, DocumentError> {
+    if bytes.trim_ascii().is_empty() {
+        return Err(DocumentError::Empty { path: path.to_owned() });
+    }
+    serde_json::from_slice(bytes).map_err(|error| DocumentError::NotJson {
+        path: path.to_owned(),
+        line: error.line(),
+        column: error.column(),
+    })
+}
+
+/// The JSON object in a file's bytes.
+///
+/// # Errors
+/// `Empty`; `NotJson`; `NotAnObject`.
+pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, DocumentError> {
+    let no_object = |kind| DocumentError::NotAnObject { path: path.to_owned(), kind };
+    match parse(path, bytes)? {
+        Value::Object(object) => Ok(object),
+        Value::Array(_) => Err(no_object("a list")),
+        Value::String(_) => Err(no_object("a text")),
+        Value::Number(_) => Err(no_object("a number")),
+        Value::Bool(_) | Value::Null => Err(no_object("a single word")),
+    }
+}
+
+/// The fields of an object in a file. A field that is `null` counts as absent, unless a method says otherwise.
+#[derive(Debug, Clone, Copy)]
+pub struct Fields<'a> {
+    path: &'a Path,
+    /// The field that holds the object; empty for the file's own object.
+    block: &'static str,
+    object: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    /// Those of the file's own object.
+    #[must_use]
+    pub fn new(path: &'a Path, object: &'a Map<String, Value>) -> Self {
+        Self { path, block: "", object }
+    }
+
+    /// Those of the object under `field`; `None` where there is none.
+    ///
+    /// # Errors
+    /// `Field` where it is no object.
+    pub fn block(&self, field: &'static str) -> Result<Option<Self>, DocumentError> {
+        let object = self.optional(field, "an object", |value| value.as_object())?;
+        Ok(object.map(|object| Self { path: self.path, block: field, object }))
+    }
+
+    /// The file, for messages.
+    #[must_use]
+    pub fn path(&self) -> &'a Path {
+        self.path
+    }
+
+    /// A field's value, `null` included.
+    #[must_use]
+    pub fn raw(&self, field: &str) -> Option<&'a Value> {
+        self.object.get(field)
+    }
+
+    /// A field's value.
+    #[must_use]
+    pub fn get(&self, field: &str) -> Option<&'a Value> {
+        self.raw(field).filter(|value| !value.is_null())
+    }
+
+    /// The error that names `field`, its value and what is accepted.
+    #[must_use]
+    pub fn refuse(&self, field: &str, accepted: impl fmt::Display) -> DocumentError {
+        let dot = if self.block.is_empty() { "" } else { "." };
+        let name = format!("{}{dot}{field}", self.block);
+        DocumentError::field(self.path.to_owned(), name, self.object.get(field), accepted)
+    }
+
+    /// The field as `read` takes it; `None` where there is none.
+    ///
+    /// # Errors
+    /// `Field` where `read` gives nothing.
+    pub fn optional<T>(
+        &self,
+        field: &str,
+        accepted: &str,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, DocumentError> {
+        let read = |value| read(value).ok_or_else(|| self.refuse(field, accepted));
+        self.get(field).map(read).transpose()
+    }
+
+    /// A switch.
+    ///
+    /// # Errors
+    /// `Field`.
+    pub fn boolean(&self, field: &str) -> Result<Option<bool>, DocumentError> {
+        self.optional(field, "true or false", Value::as_bool)
+    }
+
+    /// A text.
+    ///
+    /// # Errors
+    /// `Field`.
+    pub fn text(&self, field: &str) -> Result<Option<&'a str>, DocumentError> {
+        self.optional(field, "a text", Value::as_str)
+    }
+}
+
+/// A value as JSON, shortened.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(text: &str) -> Result<Map<String, Value>, String> {
+        parse_object(Path::new("config.json"), text.as_bytes()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_no_object_is_told_in_plain_words() {
+        let cases = [
+            ("", "config.json is empty; copy or download it again"),
+            (
+                "{\"a\": 1,\n \"b\"",
+                "config.json is not JSON from line 2, column 4 on; copy or download it again",
+            ),
+            ("[1]", "config.json is a list; accepted: a JSON object"),
+            ("\"a\"", "config.json is a text; accepted: a JSON object"),
+            ("1", "config.json is a number; accepted: a JSON object"),
+            ("null", "config.json is a single word; accepted: a JSON object"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(object(text).unwrap_err(), expected);
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_field_from_the_top_and_shortens_its_value() {
+        let object = object(&format!(
+            r#"{{"inner": {{"width": "{}", "side": 0}}, "list": [], "none": null}}"#,
+            "é".repeat(300)
+        ))
+        .unwrap();
+        let fields = Fields::new(Path::new("config.json"), &object);
+        let inner = fields.block("inner").unwrap().unwrap();
+        let message = inner.boolean("width").unwrap_err().to_string();
+        let start = "é".repeat(119);
+        let expected = format!("config.json: inner.width is \"{start}...; accepted: true or false");
+        assert_eq!(message, expected);
+        let message = inner.text("side").unwrap_err().to_string();
+        assert_eq!(message, "config.json: inner.side is 0; accepted: a text");
+        let message = fields.block("list").unwrap_err().to_string();
+        assert_eq!(message, "config.json: list is []; accepted: an object");
+        assert!(fields.block("none").unwrap().is_none());
+        let message = fields.refuse("absent", "a text").to_string();
+        assert_eq!(message, "config.json: absent is missing; accepted: a text");
+    }
+}

@@ -1,0 +1,356 @@
+//! From the files of a checkpoint to a tokenizer. Sources (transformers 5.23): `models/auto/tokenization_auto.py` (which
+//! class), `models/bert/tokenization_bert.py`, `tokenization_utils_tokenizers.py` (added tokens).
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use tokenizers::models::ModelWrapper;
+use tokenizers::models::wordpiece::{WordPiece, WordPieceBuilder};
+use tokenizers::normalizers::BertNormalizer;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::{AddedToken, DecoderWrapper, NormalizedString, Normalizer as _, decoders};
+
+use super::entries::{EXTRA, set};
+use super::files::{CONFIG, Files, TOKENIZER, VOCABULARY};
+use super::options::{Entry, NAMES, Options};
+use super::token::{Given, Place, Token};
+use super::{TokenizerError, invalid};
+use crate::document::DocumentError;
+
+/// A tokenizer, and what is to be known of it beside.
+pub(super) struct Built {
+    pub(super) inner: tokenizers::Tokenizer,
+    pub(super) cls: u32,
+    pub(super) sep: u32,
+    pub(super) clean_up: bool,
+}
+
+/// What a class of transformers makes of the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// Takes the vocabulary of either file, and makes everything else anew.
+    Bert,
+    /// Runs `tokenizer.json` as it is.
+    AsIs,
+}
+
+const BERT: [&str; 10] = [
+    "BertTokenizer",
+    "DistilBertTokenizer",
+    "ElectraTokenizer",
+    "LayoutLMTokenizer",
+    "LxmertTokenizer",
+    "MobileBertTokenizer",
+    "SqueezeBertTokenizer",
+    "DPRContextEncoderTokenizer",
+    "DPRQuestionEncoderTokenizer",
+    "DPRReaderTokenizer",
+];
+/// A name that is none of its classes is `PreTrainedTokenizerFast` to transformers; of such only these are taken here, for
+/// other names may be of classes that are not built.
+const AS_IS: [&str; 5] =
+    ["PreTrainedTokenizer", "TokenizersBackend", "BlipTokenizer", "BlipProcessor", ""];
+const ACCEPTED_CLASSES: &str = "BertTokenizer, DistilBertTokenizer and other names of the same class, \
+                                or PreTrainedTokenizerFast; with or without Fast";
+
+pub(super) fn build(files: &Files) -> Result<Built, TokenizerError> {
+    let class = class(files)?;
+    let mut options = Options::collect(files)?;
+    let (mut inner, path) = match class {
+        Class::Bert => {
+            set_bert_names(&mut options, files);
+            bert(files, &options)?
+        }
+        Class::AsIs => as_is(files)?,
+    };
+    if !matches!(inner.get_decoder(), Some(DecoderWrapper::WordPiece(_))) {
+        let problem = "has a decoder other than WordPiece, which BLIP's texts are made with";
+        return Err(invalid(&path, problem));
+    }
+    inner.with_padding(None);
+    inner.with_truncation(None).map_err(|_| invalid(&path, BROKEN))?;
+    options.rename_additional(|_| true);
+    let names = names(&options)?;
+    let added = added_tokens(&inner, &options, &names)?;
+    check_normalised(&inner, &added, &path)?;
+    inner.add_tokens(added).map_err(|_| invalid(&path, BROKEN))?;
+    inner.set_encode_special_tokens(true);
+    check_unknown_token(&inner, &path)?;
+    let (cls, sep) = match class {
+        Class::Bert => {
+            (id(&inner, &names, "cls_token", files)?, id(&inner, &names, "sep_token", files)?)
+        }
+        Class::AsIs => frame(&inner, &path)?,
+    };
+    let clean_up = switch(&options, "clean_up_tokenization_spaces", true)?.unwrap_or(false);
+    Ok(Built { inner, cls, sep, clean_up })
+}
+
+const BROKEN: &str = "is not a tokenizer that can be run; save it again with a current transformers: \
+                      tokenizer.save_pretrained";
+
+fn class(files: &Files) -> Result<Class, DocumentError> {
+    let declared = files.config.entries.iter().find(|(key, _)| key == "tokenizer_class");
+    let declared = declared.map(|(_, value)| (CONFIG, value)).filter(|(_, value)| !value.is_null());
+    let of_model = files.model_class.as_ref().map(|value| ("config.json", value));
+    let Some((file, value)) = declared.or(of_model.filter(|(_, value)| !value.is_null())) else {
+        return Ok(Class::Bert);
+    };
+    let refuse = |accepted| {
+        let field = "tokenizer_class".to_owned();
+        DocumentError::field(files.path(file), field, Some(value), accepted)
+    };
+    let name = value.as_str().ok_or_else(|| refuse(ACCEPTED_CLASSES))?;
+    let name = name.strip_suffix("Fast").unwrap_or(name);
+    if BERT.contains(&name) {
+        Ok(Class::Bert)
+    } else if !AS_IS.contains(&name) {
+        Err(refuse(ACCEPTED_CLASSES))
+    } else if files.tokenizer.is_none() {
+        Err(refuse("BertTokenizer where there is no tokenizer.json beside it"))
+    } else {
+        Ok(Class::AsIs)
+    }
+}
+
+/// The names that `BertTokenizer` takes where no file gives them.
+fn set_bert_names(options: &mut Options, files: &Files) {
+    for name in ["unk_token", "sep_token", "pad_token", "cls_token", "mask_token"] {
+        options.default(name, || {
+            let text = format!("[{}]", name.trim_end_matches("_token").to_uppercase());
+            let place = Place { file: files.path(CONFIG), field: name.to_owned() };
+            Entry { given: Given::Json(Value::String(text)), place }
+        });
+    }
+}
+
+/// `BertTokenizer` over the vocabulary of `tokenizer.json`, else over `vocab.txt`; and the file that gave it.
+fn bert(
+    files: &Files,
+    options: &Options,
+) -> Result<(tokenizers::Tokenizer, PathBuf), TokenizerError> {
+    let (path, vocabulary) = vocabulary(files)?;
+    let unknown = options.get("unk_token").and_then(|entry| entry.given.text());
+    let Some(unknown) = unknown.filter(|text| !text.is_empty()) else {
+        return Err(refuse_name(options.get("unk_token"), "unk_token", files).into());
+    };
+    let model = vocabulary.unk_token(unknown.to_owned()).build();
+    let mut inner = tokenizers::Tokenizer::new(model.map_err(|_| invalid(&path, BROKEN))?);
+    let normaliser = BertNormalizer::new(
+        true,
+        switch(options, "tokenize_chinese_chars", false)?.unwrap_or(true),
+        switch(options, "strip_accents", true)?,
+        switch(options, "do_lower_case", false)?.unwrap_or(true),
+    );
+    inner.with_normalizer(Some(normaliser)).map_err(|_| invalid(&path, BROKEN))?;
+    inner.with_pre_tokenizer(Some(BertPreTokenizer));
+    inner.with_decoder(Some(decoders::wordpiece::WordPiece::default()));
+    Ok((inner, path))
+}
+
+fn vocabulary(files: &Files) -> Result<(PathBuf, WordPieceBuilder), TokenizerError> {
+    if let Some(tokenizer) = &files.tokenizer {
+        let path = files.path(TOKENIZER);
+        // transformers runs the rest of the file once, without its words.
+        let mut rest = tokenizer.clone();
+        rest.insert("added_tokens".to_owned(), Value::Array(Vec::new()));
+        let words = match rest.get_mut("model") {
+            Some(Value::Object(model)) => {
+                model.insert("vocab".to_owned(), Value::Object(Map::new()))
+            }
+            _ => None,
+        };
+        parse(&rest, &path)?;
+        let words: Option<HashMap<String, u32, _>> = words.as_ref().and_then(|words| {
+            let entry = |(word, id): (&String, &Value)| {
+                Some((word.clone(), u32::try_from(id.as_u64()?).ok()?))
+            };
+            words.as_object()?.iter().map(entry).collect()
+        });
+        let Some(words) = words else {
+            let problem = "has no model.vocab of words and ids, which BertTokenizer needs";
+            return Err(invalid(&path, problem));
+        };
+        return Ok((path, WordPiece::builder().vocab(words)));
+    }
+    let Some(text) = &files.vocabulary else {
+        return Err(TokenizerError::NotFound(files.directory.clone()));
+    };
+    let path = files.path(VOCABULARY);
+    let words = WordPiece::read_bytes(text)
+        .map_err(|_| invalid(&path, "is not UTF-8 text; copy or download it again"))?;
+    Ok((path, WordPiece::builder().vocab(words)))
+}
+
+/// `tokenizer.json` as it is.
+fn as_is(files: &Files) -> Result<(tokenizers::Tokenizer, PathBuf), TokenizerError> {
+    let path = files.path(TOKENIZER);
+    let Some(tokenizer) = &files.tokenizer else {
+        return Err(TokenizerError::NotFound(files.directory.clone()));
+    };
+    Ok((parse(tokenizer, &path)?, path))
+}
+
+fn parse(
+    document: &Map<String, Value>,
+    path: &Path,
+) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    serde_json::to_string(document)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| invalid(path, BROKEN))
+}
+
+/// A switch; `None` where no file gives it. `null` is refused unless `null` is said to be one.
+fn switch(options: &Options, key: &str, null: bool) -> Result<Option<bool>, DocumentError> {
+    match options.get(key) {
+        None => Ok(None),
+        Some(entry) => match &entry.given {
+            Given::Json(Value::Bool(switch)) => Ok(Some(*switch)),
+            Given::Json(Value::Null) if null => Ok(None),
+            Given::Json(_) | Given::Token(_) | Given::List(_) => Err(entry.refuse("true or false")),
+        },
+    }
+}
+
+/// The named special tokens with their names: the standard ones first, then the checkpoint's own, which may also give
+/// a standard name another token.
+fn names(options: &Options) -> Result<Vec<(&str, &Entry)>, DocumentError> {
+    let accepted = "a token: its text, or an object with \"__type\": \"AddedToken\"";
+    let token = |entry: &Entry| entry.given.text().is_some();
+    let mut named: Vec<(String, Option<(&str, &Entry)>)> = Vec::new();
+    for name in NAMES {
+        let entry = options.get(name).filter(|entry| !entry.given.is_null());
+        set(&mut named, name, entry.map(|entry| (name, entry)));
+    }
+    let own_of_map = options.entries().iter().filter(|(key, entry)| {
+        key.ends_with("_token") && !NAMES.contains(&key.as_str()) && token(entry)
+    });
+    for (key, entry) in own_of_map.chain(&options.own) {
+        set(&mut named, key, Some((key.as_str(), entry)));
+    }
+    let named: Vec<(&str, &Entry)> = named.into_iter().filter_map(|(_, named)| named).collect();
+    match named.iter().find(|(_, entry)| !token(entry)) {
+        Some((_, entry)) => Err(entry.refuse(accepted)),
+        None => Ok(named),
+    }
+}
+
+/// Every token to add, in the order in which those that the vocabulary lacks get their ids.
+fn added_tokens(
+    inner: &tokenizers::Tokenizer,
+    options: &Options,
+    names: &[(&str, &Entry)],
+) -> Result<Vec<AddedToken>, DocumentError> {
+    let mut tokens: Vec<Given> = options.added().into_iter().map(Given::Token).collect();
+    let mut known: Vec<String> =
+        inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
+    known.extend(tokens.iter().filter_map(Given::text).map(str::to_owned));
+    let extra = match options.get(EXTRA) {
+        None => &[][..],
+        Some(entry) => match &entry.given {
+            Given::List(items) if items.iter().all(|item| item.text().is_some()) => items,
+            Given::Json(Value::Null) => &[][..],
+            Given::Json(_) | Given::Token(_) | Given::List(_) => {
+                return Err(entry.refuse("a list of tokens: texts, or objects with \"__type\""));
+            }
+        },
+    };
+    for given in names.iter().map(|(_, entry)| &entry.given).chain(extra) {
+        let is_known = known.iter().any(|text| Some(text.as_str()) == given.text());
+        if !is_known && !tokens.contains(given) {
+            tokens.push(given.clone());
+        }
+    }
+    let is_name = |text: &str| names.iter().any(|(_, entry)| entry.given.text() == Some(text));
+    Ok(tokens
+        .iter()
+        .filter_map(|given| match given {
+            Given::Token(token) => Some(token.to_added(is_name(&token.content))),
+            Given::Json(_) | Given::List(_) => {
+                given.text().map(|text| Token::plain(text, true).to_added(false))
+            }
+        })
+        .collect())
+}
+
+/// A token that is looked for in the normalised text must not vanish there: `tokenizers` panics on the first text.
+fn check_normalised(
+    inner: &tokenizers::Tokenizer,
+    added: &[AddedToken],
+    path: &Path,
+) -> Result<(), TokenizerError> {
+    let Some(normaliser) = inner.get_normalizer() else { return Ok(()) };
+    let vanishes = |token: &&AddedToken| {
+        let mut text = NormalizedString::from(token.content.as_str());
+        let failed = normaliser.normalize(&mut text).is_err();
+        token.normalized && !token.content.is_empty() && (failed || text.get().is_empty())
+    };
+    match added.iter().find(vanishes) {
+        Some(token) => Err(invalid(
+            path,
+            &format!(
+                "cannot take the added token {:?}, of which normalisation leaves nothing; give it \"normalized\": false",
+                token.content
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Without its unknown token in the vocabulary a tokenizer fails on the first text with an unknown word.
+fn check_unknown_token(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(), TokenizerError> {
+    let ModelWrapper::WordPiece(model) = inner.get_model() else {
+        return Err(invalid(
+            path,
+            "has a model other than WordPiece, which BLIP's texts are made with",
+        ));
+    };
+    if tokenizers::Model::token_to_id(model, &model.unk_token).is_some() {
+        return Ok(());
+    }
+    Err(invalid(path, &format!("has no {} in its vocabulary, the unknown token", model.unk_token)))
+}
+
+/// The id of a named token, which every text begins or ends with.
+fn id(
+    inner: &tokenizers::Tokenizer,
+    names: &[(&str, &Entry)],
+    name: &str,
+    files: &Files,
+) -> Result<u32, DocumentError> {
+    let entry = names.iter().find(|(known, _)| *known == name).map(|(_, entry)| *entry);
+    let text = entry.and_then(|entry| entry.given.text());
+    let text = text.filter(|text| !text.contains(char::is_whitespace));
+    let id = text.and_then(|text| inner.token_to_id(text));
+    id.ok_or_else(|| refuse_name(entry, name, files))
+}
+
+/// `entry` is what stands under the name; nothing does where a file switches it off.
+fn refuse_name(entry: Option<&Entry>, name: &str, files: &Files) -> DocumentError {
+    let accepted = "a token of one word";
+    let Some(entry) = entry else {
+        let null = Some(&Value::Null);
+        return DocumentError::field(files.path(CONFIG), name.to_owned(), null, accepted);
+    };
+    entry.refuse(accepted)
+}
+
+/// The tokens before and after a text, by the post-processor.
+fn frame(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(u32, u32), TokenizerError> {
+    let ids = |text: &str, special| {
+        inner.encode_fast(text, special).map(|encoding| encoding.get_ids().to_vec())
+    };
+    if let (Ok(around_nothing), Ok(whole), Ok(plain)) =
+        (ids("", true), ids("a", true), ids("a", false))
+        && let [cls, sep] = around_nothing[..]
+        && whole == [&[cls], &plain[..], &[sep]].concat()
+    {
+        return Ok((cls, sep));
+    }
+    Err(invalid(
+        path,
+        "has no post_processor that puts one token before and one after a text, as BERT's does",
+    ))
+}

@@ -9,17 +9,30 @@ use super::source::{Segment, marker};
 const MAX_SIDE: u16 = 65_500;
 /// Largest sampling factor (`MAX_SAMP_FACTOR`).
 const MAX_SAMPLING: u8 = 4;
-/// Samples along a side of a block.
+/// Samples along a side of a block of coefficients.
 pub(super) const BLOCK_SIDE: usize = 8;
 
 /// Coefficients of one block in natural order: row by row, frequencies rising.
 pub(super) type Block = [i16; 64];
 
-/// How the coefficients are coded.
+/// How the picture is coded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Process {
     pub(super) progressive: bool,
     pub(super) arithmetic: bool,
+    /// Samples are coded themselves, not coefficients: a block is one sample.
+    pub(super) lossless: bool,
+}
+
+impl Process {
+    /// Sequential Huffman coding of coefficients.
+    pub(super) const SEQUENTIAL: Self =
+        Self { progressive: false, arithmetic: false, lossless: false };
+
+    /// Samples along a side of a block (`data_unit` of libjpeg-turbo).
+    pub(super) fn block_side(self) -> usize {
+        if self.lossless { 1 } else { BLOCK_SIDE }
+    }
 }
 
 /// What the samples of the components mean.
@@ -100,8 +113,9 @@ impl Frame {
         let max_h = entries.iter().map(|entry| usize::from(sampling(entry).0)).max().unwrap_or(1);
         let max_v = entries.iter().map(|entry| usize::from(sampling(entry).1)).max().unwrap_or(1);
         let (width, height) = (usize::from(width), usize::from(height));
-        let mcus_per_row = width.div_ceil(max_h * BLOCK_SIDE);
-        let mcu_rows = height.div_ceil(max_v * BLOCK_SIDE);
+        let side = process.block_side();
+        let mcus_per_row = width.div_ceil(max_h * side);
+        let mcu_rows = height.div_ceil(max_v * side);
         let component = |entry: &[u8; 3]| {
             let (h, v) = sampling(entry);
             let (h, v) = (usize::from(h), usize::from(v));
@@ -110,8 +124,8 @@ impl Frame {
                 h,
                 v,
                 quant_slot: entry[2],
-                width_in_blocks: (width * h).div_ceil(max_h * BLOCK_SIDE),
-                height_in_blocks: (height * v).div_ceil(max_v * BLOCK_SIDE),
+                width_in_blocks: (width * h).div_ceil(max_h * side),
+                height_in_blocks: (height * v).div_ceil(max_v * side),
                 padded_width: mcus_per_row * h,
                 padded_height: mcu_rows * v,
                 width: (width * h).div_ceil(max_h),
@@ -122,34 +136,42 @@ impl Frame {
         Ok(Self { process, width, height, components, max_h, max_v, mcu_rows, mcus_per_row })
     }
 
-    /// Blocks of all components, padding included.
-    pub(super) fn blocks(&self) -> u64 {
+    /// Samples of all components, padding included.
+    pub(super) fn samples(&self) -> u64 {
         let blocks =
             |component: &Component| (component.padded_width * component.padded_height) as u64;
-        self.components.iter().map(blocks).sum()
+        let side = self.process.block_side() as u64;
+        self.components.iter().map(blocks).sum::<u64>() * side * side
     }
 
     /// The colours that the components mean, told by the markers JFIF and Adobe (its transform), else by their ids.
-    pub(super) fn colours(&self, jfif: bool, adobe: Option<u8>) -> Colours {
+    ///
+    /// # Errors
+    /// `Unsupported` where lossless samples would have to be converted: libjpeg-turbo does not.
+    pub(super) fn colours(&self, jfif: bool, adobe: Option<u8>) -> Result<Colours, JpegError> {
+        let lossless = self.process.lossless;
         match (self.components.as_slice(), adobe) {
-            ([_], _) => Colours::Grey,
-            ([_, _, _], Some(0)) if !jfif => Colours::Rgb,
-            ([r, g, b], None) if !jfif && [r.id, g.id, b.id] == *b"RGB" => Colours::Rgb,
-            ([_, _, _], _) => Colours::YCbCr,
-            (_, None | Some(0)) => Colours::Cmyk,
-            (_, Some(_)) => Colours::Ycck,
+            ([_], _) => Ok(Colours::Grey),
+            ([_, _, _], Some(0)) if !jfif => Ok(Colours::Rgb),
+            ([_, _, _], None) if !jfif && lossless => Ok(Colours::Rgb),
+            ([r, g, b], None) if !jfif && [r.id, g.id, b.id] == *b"RGB" => Ok(Colours::Rgb),
+            (_, None | Some(0)) if self.components.len() == 4 => Ok(Colours::Cmyk),
+            _ if lossless => Err(JpegError::Unsupported("lossless JPEG in YCbCr or YCCK")),
+            ([_, _, _], _) => Ok(Colours::YCbCr),
+            _ => Ok(Colours::Ycck),
         }
     }
 }
 
 fn process(code: u8) -> Result<Process, JpegError> {
-    let known = |progressive, arithmetic| Ok(Process { progressive, arithmetic });
+    let sequential = Process::SEQUENTIAL;
     match code - marker::SOF0 {
-        0 | 1 => known(false, false),
-        2 => known(true, false),
-        9 => known(false, true),
-        10 => known(true, true),
-        3 | 11 => Err(JpegError::Unsupported("lossless JPEG")),
+        0 | 1 => Ok(sequential),
+        2 => Ok(Process { progressive: true, ..sequential }),
+        3 => Ok(Process { lossless: true, ..sequential }),
+        9 => Ok(Process { arithmetic: true, ..sequential }),
+        10 => Ok(Process { progressive: true, arithmetic: true, ..sequential }),
+        11 => Err(JpegError::Unsupported("lossless JPEG with arithmetic coding")),
         _ => Err(JpegError::Unsupported("a hierarchical JPEG process")),
     }
 }
@@ -186,25 +208,54 @@ mod tests {
         assert_eq!((luma.width, luma.height), (17, 33));
         assert_eq!((chroma.width_in_blocks, chroma.height_in_blocks), (2, 3));
         assert_eq!((chroma.width, chroma.height), (9, 17));
-        assert_eq!(frame.blocks(), 24 + 6 + 6);
+        assert_eq!(frame.samples(), (24 + 6 + 6) * 64);
     }
 
     #[test]
     fn jfif_wins_over_adobe_and_adobe_over_ids() {
         let three = frame(8, 8, &[0x11; 3]);
-        assert_eq!(three.colours(true, Some(0)), Colours::YCbCr);
-        assert_eq!(three.colours(false, Some(0)), Colours::Rgb);
-        assert_eq!(three.colours(false, Some(7)), Colours::YCbCr);
-        assert_eq!(three.colours(false, None), Colours::YCbCr);
+        assert_eq!(three.colours(true, Some(0)), Ok(Colours::YCbCr));
+        assert_eq!(three.colours(false, Some(0)), Ok(Colours::Rgb));
+        assert_eq!(three.colours(false, Some(7)), Ok(Colours::YCbCr));
+        assert_eq!(three.colours(false, None), Ok(Colours::YCbCr));
         let four = frame(8, 8, &[0x11; 4]);
-        assert_eq!(four.colours(true, None), Colours::Cmyk);
-        assert_eq!(four.colours(false, Some(0)), Colours::Cmyk);
-        assert_eq!(four.colours(false, Some(1)), Colours::Ycck);
+        assert_eq!(four.colours(true, None), Ok(Colours::Cmyk));
+        assert_eq!(four.colours(false, Some(0)), Ok(Colours::Cmyk));
+        assert_eq!(four.colours(false, Some(1)), Ok(Colours::Ycck));
         let mut named = three;
         for (component, id) in named.components.iter_mut().zip(*b"RGB") {
             component.id = id;
         }
-        assert_eq!(named.colours(false, None), Colours::Rgb);
+        assert_eq!(named.colours(false, None), Ok(Colours::Rgb));
+    }
+
+    #[test]
+    fn lossless_samples_are_never_converted() {
+        let mut three = frame(8, 8, &[0x11; 3]);
+        three.process.lossless = true;
+        assert_eq!(three.colours(false, None), Ok(Colours::Rgb));
+        assert_eq!(three.colours(false, Some(0)), Ok(Colours::Rgb));
+        let mut four = frame(8, 8, &[0x11; 4]);
+        four.process.lossless = true;
+        assert_eq!(four.colours(true, None), Ok(Colours::Cmyk));
+        let refused = [
+            three.colours(true, None),
+            three.colours(false, Some(1)),
+            four.colours(false, Some(2)),
+        ];
+        assert!(refused.iter().all(Result::is_err), "{refused:?}");
+    }
+
+    #[test]
+    fn a_block_of_a_lossless_frame_is_a_sample() {
+        let frame = read(0xc3, b"\x08\0\x05\0\x07\x02\x01\x21\0\x02\x12\0");
+        assert!(matches!(frame, Err(JpegError::Unsupported(_))), "two components");
+        let frame = read(0xc3, b"\x08\0\x05\0\x07\x03\x01\x22\0\x02\x11\0\x03\x11\0").unwrap();
+        assert_eq!((frame.mcus_per_row, frame.mcu_rows), (4, 3));
+        let [luma, chroma, _] = frame.components.as_slice() else { panic!() };
+        assert_eq!((luma.width_in_blocks, luma.padded_width), (7, 8));
+        assert_eq!((chroma.height_in_blocks, chroma.padded_height), (3, 3));
+        assert_eq!(frame.samples(), 8 * 6 + 4 * 3 * 2);
     }
 
     #[test]
@@ -226,7 +277,7 @@ mod tests {
             read(0xc0, b"\x08\0\x08\0\x08\x02\x01\x11\0\x02\x11\0"),
             JpegError::Unsupported(_)
         ));
-        for code in [0xc3, 0xc5, 0xcb, 0xcf] {
+        for code in [0xc5, 0xc7, 0xcb, 0xcf] {
             assert!(matches!(read(code, b""), JpegError::Unsupported(_)), "{code:x}");
         }
     }

@@ -1,5 +1,5 @@
 //! Several hundred kinds of JPEG against Pillow 13: the pixels of each, or that it is refused
-//! (`tests/fixtures/make/jpegs.py` wrote both).
+//! (`jpegs.py` and `lossless_jpegs.py` of `tests/fixtures/make` wrote both).
 
 use super::{JpegError, Limits, decode};
 use crate::input::image_id;
@@ -29,14 +29,24 @@ fn fixture(name: &str) -> Vec<u8> {
 
 /// Pillow reads a file without its end marker only where the last bits happen to be loaded; all of its samples are
 /// there, so it is read here.
-const READ_HERE: [&str; 1] = ["no end marker"];
+const READ_HERE: [&str; 3] =
+    ["no end marker", "restarts, no end marker", "together, no end marker"];
 
 #[test]
 fn every_kind_has_the_pixels_of_pillow_or_is_refused_as_there() {
-    let goldens: Goldens = serde_json::from_slice(&fixture("cases.json")).unwrap();
-    let files = fixture("files.safetensors");
+    compare("cases.json", "files.safetensors", 504);
+}
+
+#[test]
+fn every_lossless_kind_has_the_pixels_of_pillow_or_is_refused_as_there() {
+    compare("lossless.json", "lossless.safetensors", 156);
+}
+
+fn compare(cases: &str, files: &str, count: usize) {
+    let goldens: Goldens = serde_json::from_slice(&fixture(cases)).unwrap();
+    let files = fixture(files);
     let files = SafeTensors::deserialize(&files).unwrap();
-    assert!(goldens.cases.len() >= 300);
+    assert_eq!(goldens.cases.len(), count);
     let mut wrong = Vec::new();
     for case in goldens.cases {
         let file = files.tensor(&case.name).unwrap();
@@ -69,9 +79,15 @@ fn a_file_without_its_end_marker_is_read_as_with_it() {
 
 #[test]
 fn a_file_cut_anywhere_is_refused_or_whole() {
-    let files = fixture("files.safetensors");
+    let names = ["comment", "luma-bit-by-bit 2x2", "planes-apart 2x2 -arithmetic"];
+    cut_anywhere("files.safetensors", &names);
+    cut_anywhere("lossless.safetensors", &["bytes behind the end", "luma apart"]);
+}
+
+fn cut_anywhere(files: &str, names: &[&str]) {
+    let files = fixture(files);
     let files = SafeTensors::deserialize(&files).unwrap();
-    for name in ["comment", "luma-bit-by-bit 2x2", "planes-apart 2x2 -arithmetic"] {
+    for name in names {
         let whole = files.tensor(name).unwrap();
         let (whole, limits) = (whole.data(), Limits { max_blocks: 1 << 20 });
         let pixels = decode(whole, limits).unwrap().data;
@@ -90,5 +106,16 @@ fn scans_beyond_the_limit_are_refused() {
     let files = SafeTensors::deserialize(&files).unwrap();
     let file = files.tensor("luma-bit-by-bit 2x2").unwrap();
     let error = decode(file.data(), Limits { max_blocks: 100 }).unwrap_err();
+    assert_eq!(error, JpegError::TooMuchWork);
+}
+
+#[test]
+fn samples_of_lossless_scans_count_by_64() {
+    let files = fixture("lossless.safetensors");
+    let files = SafeTensors::deserialize(&files).unwrap();
+    let file = files.tensor("larger").unwrap();
+    let needed = (67_u64 * 45 * 3).div_ceil(64);
+    assert!(decode(file.data(), Limits { max_blocks: needed }).is_ok());
+    let error = decode(file.data(), Limits { max_blocks: needed - 1 }).unwrap_err();
     assert_eq!(error, JpegError::TooMuchWork);
 }

@@ -169,7 +169,10 @@ impl Header {
     }
 
     /// The colours of the frame, by the markers read so far.
-    pub(super) fn colours(&self, frame: &Frame) -> Colours {
+    ///
+    /// # Errors
+    /// `Unsupported`.
+    pub(super) fn colours(&self, frame: &Frame) -> Result<Colours, JpegError> {
         frame.colours(self.jfif, self.adobe)
     }
 

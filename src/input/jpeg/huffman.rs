@@ -24,11 +24,25 @@ pub(super) struct HuffmanTable {
     symbols: [u8; 256],
 }
 
-/// Whether a table codes differences of DC values or runs and AC values.
+/// What a table codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
+    /// Differences of DC values.
     Dc,
+    /// Runs and AC values.
     Ac,
+    /// Differences of samples in lossless files.
+    Lossless,
+}
+
+impl Class {
+    fn largest_symbol(self) -> u8 {
+        match self {
+            Self::Dc => 15,
+            Self::Ac => u8::MAX,
+            Self::Lossless => 16,
+        }
+    }
 }
 
 impl HuffmanTable {
@@ -59,7 +73,7 @@ impl HuffmanTable {
             let count = usize::from(spec.counts[length]);
             table.offset[length] = index.cast_signed() - code.cast_signed();
             for &symbol in symbols.by_ref().take(count) {
-                if class == Class::Dc && symbol > 15 {
+                if symbol > class.largest_symbol() {
                     return Err(JpegError::Damaged);
                 }
                 table.fill_short(code, length as u32, symbol)?;
@@ -233,6 +247,8 @@ mod tests {
         full[0] = 1;
         assert!(table(Class::Dc, full, &[16]).is_err(), "a difference of 16 bits");
         assert!(table(Class::Ac, full, &[16]).is_ok());
+        assert!(table(Class::Lossless, full, &[16]).is_ok());
+        assert!(table(Class::Lossless, full, &[17]).is_err());
     }
 
     #[test]

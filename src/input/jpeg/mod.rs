@@ -5,12 +5,14 @@
 //! limits and pixels: [`read_header`] and [`decode`] go through the same code. Written for libjpeg-turbo 3.2, which
 //! Pillow 13 brings; `tests/fixtures/jpeg` has what Pillow made of several hundred variants.
 //!
-//! What is read: Huffman and arithmetic coding, sequential and progressive, 8 bits a sample, one, three or four
-//! components. What is not, Pillow does not read either, but for lossless JPEG. A crate was weighed (libjpeg-turbo-rs
-//! 0.9): it differs from Pillow in one variant of eight, panics on some damaged files, and promises no memory safety.
+//! What is read: Huffman and arithmetic coding, sequential and progressive, lossless with Huffman codes, 8 bits a
+//! sample, one, three or four components. What is not, Pillow does not read either. A crate was weighed
+//! (libjpeg-turbo-rs 0.9): it differs from Pillow in one variant of eight, panics on some damaged files, and promises
+//! no memory safety.
 //!
 //! `source` (bytes and markers), `header` (segments), `frame` (geometry), `scan` (order of blocks) with `sequential`,
-//! `progressive`, `arithmetic` (coding), `coefficients`, `smoothing`, `idct`, `output` (upsampling, colours).
+//! `progressive`, `arithmetic` (coding), `coefficients`, `smoothing`, `idct`; `lossless` in place of all these;
+//! `output` (upsampling, colours).
 
 mod arithmetic;
 mod bits;
@@ -22,6 +24,7 @@ mod goldens;
 mod header;
 mod huffman;
 mod idct;
+mod lossless;
 mod output;
 mod probabilities;
 mod progressive;
@@ -35,7 +38,7 @@ pub(super) use error::JpegError;
 use super::orientation::Metadata;
 use arithmetic::Arithmetic;
 use coefficients::BlockGrid;
-use frame::Frame;
+use frame::{Frame, Process};
 use header::{Event, Header, Scan};
 use output::{Picture, Plane};
 use progressive::Progressive;
@@ -83,16 +86,20 @@ pub(super) fn read_header(file: &[u8]) -> Result<JpegInfo, JpegError> {
     Ok(JpegInfo { width, height, working_bytes: working_bytes(&frame, &scan) })
 }
 
-/// Coefficients until all scans are read, then samples of every component, then the picture beside these.
+/// Coefficients until all scans are read, then samples of every component, then the picture beside these. Lossless
+/// files have no coefficients.
 fn working_bytes(frame: &Frame, first_scan: &Scan) -> u64 {
     const COEFFICIENT_BYTES: u64 = 2;
-    let samples = frame.blocks() * 64;
+    let samples = frame.samples();
     let picture = (frame.width * frame.height * 3) as u64;
+    if frame.process.lossless {
+        return samples + picture.max(lossless::row_bytes(frame));
+    }
     let coefficients = if is_in_parts(frame, first_scan) { samples * COEFFICIENT_BYTES } else { 0 };
     samples + coefficients.max(picture)
 }
 
-/// True when coefficients of a block come in several scans, or those of different components do.
+/// True when coefficients of a block come in several scans, or different components do.
 fn is_in_parts(frame: &Frame, first_scan: &Scan) -> bool {
     frame.process.progressive || first_scan.components.len() < frame.components.len()
 }
@@ -137,8 +144,8 @@ pub(super) fn decode(file: &[u8], limits: Limits) -> Result<Decoded, JpegError> 
     let mut source = Source::new(file);
     let mut header = Header::new();
     let (frame, scan) = header.first_scan(&mut source)?;
-    let colours = header.colours(&frame);
-    if !frame.process.arithmetic && !frame.process.progressive {
+    let colours = header.colours(&frame)?;
+    if frame.process == Process::SEQUENTIAL {
         huffman::fill_in_standard_tables(&mut header.tables);
     }
     let mut reader = ScanReader {
@@ -149,7 +156,9 @@ pub(super) fn decode(file: &[u8], limits: Limits) -> Result<Decoded, JpegError> 
         header,
         frame: &frame,
     };
-    let planes = if is_in_parts(&frame, &scan) {
+    let planes = if frame.process.lossless {
+        reader.lossless_scans(scan)?
+    } else if is_in_parts(&frame, &scan) {
         reader.many_scans(scan)?
     } else {
         reader.one_scan(&scan)?
@@ -188,10 +197,15 @@ impl ScanReader<'_, '_> {
                 grid.restart_at(first + component.v);
             }
         })?;
-        // libjpeg goes on up to the end marker. Pillow has all rows by then: that the file ends is no error any more,
-        // anything else that is wrong is one.
+        self.finish()?;
+        Ok(planes)
+    }
+
+    /// Reads on behind the only scan, as libjpeg does up to the end marker. Pillow has all rows by then: that the file
+    /// ends is no error any more, anything else that is wrong is one.
+    fn finish(&mut self) -> Result<(), JpegError> {
         match self.header.next(&mut self.source) {
-            Ok(Event::End) | Err(JpegError::Truncated) => Ok(planes),
+            Ok(Event::End) | Err(JpegError::Truncated) => Ok(()),
             Ok(Event::Scan(_)) => Err(JpegError::Damaged),
             Err(error) => Err(error),
         }
@@ -227,12 +241,44 @@ impl ScanReader<'_, '_> {
         Ok(planes)
     }
 
+    /// Lossless scans give the samples of their components, with no coefficients between.
+    fn lossless_scans(&mut self, mut scan: Scan) -> Result<Vec<Plane>, JpegError> {
+        let frame = self.frame;
+        let in_parts = is_in_parts(frame, &scan);
+        let mut planes = planes(frame)?;
+        let mut is_missing = vec![true; planes.len()];
+        loop {
+            self.charge(&scan)?;
+            let tables = &self.header.tables;
+            lossless::decode_scan(&mut self.source, tables, frame, &scan, &mut planes)?;
+            for part in &scan.components {
+                is_missing[part.index] = false;
+            }
+            if !in_parts {
+                self.finish()?;
+                break;
+            }
+            match self.header.next(&mut self.source)? {
+                Event::Scan(next) => scan = next,
+                Event::End => break,
+            }
+        }
+        // libjpeg refuses to show samples that were never written.
+        if is_missing.contains(&true) { Err(JpegError::Damaged) } else { Ok(planes) }
+    }
+
+    /// Counts the work of a scan.
+    fn charge(&mut self, scan: &Scan) -> Result<(), JpegError> {
+        check_mcu(self.frame, scan)?;
+        let blocks = blocks_in_scan(self.frame, scan);
+        self.blocks_left = self.blocks_left.checked_sub(blocks).ok_or(JpegError::TooMuchWork)?;
+        Ok(())
+    }
+
     /// Checks a scan and keeps the quantisation tables of components that it names first.
     fn begin(&mut self, scan: &Scan) -> Result<Vec<[u16; 64]>, JpegError> {
         let frame = self.frame;
-        check_mcu(frame, scan)?;
-        let blocks = blocks_in_scan(frame, scan);
-        self.blocks_left = self.blocks_left.checked_sub(blocks).ok_or(JpegError::TooMuchWork)?;
+        self.charge(scan)?;
         for part in &scan.components {
             if self.quant[part.index].is_none() {
                 let slot = usize::from(frame.components[part.index].quant_slot);

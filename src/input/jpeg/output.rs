@@ -25,7 +25,7 @@ enum Upsampling {
     Higher,
     /// Both (`h2v2_fancy_upsample`).
     Both,
-    /// Each sample repeated (`int_upsample`).
+    /// Each sample repeated (`int_upsample`), as always in lossless files.
     Repeat { h: usize, v: usize },
 }
 
@@ -35,7 +35,8 @@ impl Upsampling {
     fn choose(frame: &Frame, component: &Component) -> Result<Self, JpegError> {
         let Component { h, v, width, .. } = *component;
         let (max_h, max_v) = (frame.max_h, frame.max_v);
-        let (twice_h, twice_v) = (h * 2 == max_h, v * 2 == max_v);
+        let is_smooth = !frame.process.lossless;
+        let (twice_h, twice_v) = (is_smooth && h * 2 == max_h, is_smooth && v * 2 == max_v);
         Ok(match (h == max_h, v == max_v) {
             (true, true) => Self::None,
             (false, true) if twice_h && width > 2 => Self::Wider,
@@ -56,14 +57,20 @@ impl Plane {
     /// `Unsupported` where its sampling cannot be undone.
     pub(super) fn new(frame: &Frame, component: &Component) -> Result<Self, JpegError> {
         let upsampling = Upsampling::choose(frame, component)?;
-        let stride = component.width_in_blocks * 8;
-        let samples = vec![0; stride * component.height_in_blocks * 8];
+        let side = frame.process.block_side();
+        let stride = component.width_in_blocks * side;
+        let samples = vec![0; stride * component.height_in_blocks * side];
         let (width, height) = (component.width, component.height);
         Ok(Self { samples, stride, width, height, upsampling })
     }
 
     fn row(&self, y: usize) -> &[u8] {
         &self.samples[y * self.stride..][..self.stride]
+    }
+
+    /// Row `y` of the component.
+    pub(super) fn row_mut(&mut self, y: usize) -> &mut [u8] {
+        &mut self.samples[y * self.stride..][..self.stride]
     }
 
     /// Row `y` of the picture, in `out`, or as it lies in the plane.

@@ -33,7 +33,11 @@ pub(super) struct Restarts {
 
 impl Restarts {
     pub(super) fn new(tables: &Tables) -> Self {
-        let interval = tables.restart_interval;
+        Self::every(tables.restart_interval)
+    }
+
+    /// A marker after each `interval` MCUs, or rows of these; 0 for none.
+    pub(super) fn every(interval: u16) -> Self {
         Self { interval, left: interval, next: 0 }
     }
 
@@ -112,13 +116,14 @@ fn decode_alone(
     Ok(has_data)
 }
 
-/// Blocks that a scan decodes, padding included.
+/// Blocks that a scan decodes, padding included; of a lossless one, its samples by 64.
 pub(super) fn blocks_in_scan(frame: &Frame, scan: &Scan) -> u64 {
     let blocks = |part: &super::header::ScanComponent| {
         let component = &frame.components[part.index];
         (component.padded_width * component.padded_height) as u64
     };
-    scan.components.iter().map(blocks).sum()
+    let blocks: u64 = scan.components.iter().map(blocks).sum();
+    if frame.process.lossless { blocks.div_ceil(64) } else { blocks }
 }
 
 /// An interleaved MCU has at most ten blocks (`D_MAX_BLOCKS_IN_MCU`; T.81, B.2.3).

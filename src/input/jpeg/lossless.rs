@@ -1,0 +1,288 @@
+//! Lossless coding with Huffman codes (SOF3; T.81, annex H): each sample is a prediction from its neighbours and a
+//! coded difference. Follows `jdlhuff.c` (codes), `jddiffct.c` (order of rows, restarts) and `jdlossls.c` (predictors)
+//! of libjpeg-turbo, which computes modulo 2^16 whatever the precision.
+
+use super::JpegError;
+use super::bits::BitReader;
+use super::frame::{Component, Frame};
+use super::header::{Scan, ScanComponent, Tables};
+use super::huffman::{Class, HuffmanTable, extend};
+use super::output::Plane;
+use super::scan::Restarts;
+use super::source::Source;
+
+/// Bits of a sample; [`Frame::read`] refuses other precisions.
+const PRECISION: u8 = 8;
+/// The size that stands for a difference of 32,768, with no bits behind it.
+const LARGEST_SIZE: u8 = 16;
+
+/// Bytes that a scan of all components holds beside their planes.
+pub(super) fn row_bytes(frame: &Frame) -> u64 {
+    let samples = |component: &Component| (component.padded_width * (component.v + 1)) as u64;
+    frame.components.iter().map(samples).sum::<u64>() * size_of::<u16>() as u64
+}
+
+/// Decodes a scan into the planes of its components.
+///
+/// # Errors
+/// `Damaged` where a parameter, a table or the restart interval is not allowed, `Truncated`.
+pub(super) fn decode_scan(
+    source: &mut Source<'_>,
+    tables: &Tables,
+    frame: &Frame,
+    scan: &Scan,
+    planes: &mut [Plane],
+) -> Result<(), JpegError> {
+    let mut decoder = Decoder::start(source, tables, frame, scan)?;
+    for mcu_row in 0..frame.mcu_rows {
+        decoder.read_differences(mcu_row)?;
+        for part in &mut decoder.parts {
+            part.reconstruct(decoder.method, &mut planes[part.index], mcu_row);
+        }
+    }
+    Ok(())
+}
+
+/// How samples follow from differences, as the scan header says.
+#[derive(Debug, Clone, Copy)]
+struct Method {
+    /// The predictor of all but the first row and column, 1 to 7.
+    predictor: u8,
+    /// The point transform: low bits of each sample that are not coded.
+    shift: u8,
+}
+
+impl Method {
+    /// # Errors
+    /// `Damaged` where the parameters mean no lossless scan (`start_pass_lossless`).
+    fn of(scan: &Scan) -> Result<Self, JpegError> {
+        let &Scan { first: predictor, last, high, low: shift, .. } = scan;
+        if !(1..=7).contains(&predictor) || last != 0 || high != 0 || shift >= PRECISION {
+            return Err(JpegError::Damaged);
+        }
+        Ok(Self { predictor, shift })
+    }
+}
+
+/// A scan that is being decoded.
+struct Decoder<'s, 'a, 'f> {
+    bits: BitReader<'s, 'a>,
+    /// Counts rows of MCUs: an interval has whole rows.
+    restarts: Restarts,
+    method: Method,
+    /// MCUs in a row of the scan.
+    mcus: usize,
+    parts: Vec<Part<'f>>,
+}
+
+/// A component of the scan.
+struct Part<'f> {
+    /// Its index in the frame.
+    index: usize,
+    component: &'f Component,
+    table: HuffmanTable,
+    /// Samples that an MCU has of it.
+    mcu_width: usize,
+    mcu_height: usize,
+    /// The last row of samples of the previous row of MCUs, then the rows of this one: first differences, then
+    /// samples. All of them modulo 2^16 and without the point transform.
+    rows: Vec<u16>,
+    /// The next row to be reconstructed is the first one of a scan or an interval.
+    is_first_row: bool,
+}
+
+impl<'s, 'a, 'f> Decoder<'s, 'a, 'f> {
+    fn start(
+        source: &'s mut Source<'a>,
+        tables: &Tables,
+        frame: &'f Frame,
+        scan: &Scan,
+    ) -> Result<Self, JpegError> {
+        let method = Method::of(scan)?;
+        let is_alone = scan.components.len() == 1;
+        let part = |part| Part::start(tables, frame, part, is_alone);
+        let parts = scan.components.iter().map(part).collect::<Result<Vec<_>, _>>()?;
+        let mcus = if is_alone { parts[0].component.width } else { frame.mcus_per_row };
+        let interval = usize::from(tables.restart_interval);
+        if !interval.is_multiple_of(mcus) {
+            return Err(JpegError::Damaged);
+        }
+        let restarts = Restarts::every((interval / mcus) as u16);
+        Ok(Self { bits: BitReader::new(source), restarts, method, mcus, parts })
+    }
+
+    /// Reads the differences of one row of interleaved MCUs (`decompress_data`).
+    fn read_differences(&mut self, mcu_row: usize) -> Result<(), JpegError> {
+        // Alone, a component has an MCU for each sample and no rows of padding.
+        let rows = if let [only] = self.parts.as_slice() { only.rows_at(mcu_row) } else { 1 };
+        (0..rows).try_for_each(|row| self.read_mcus(row))
+    }
+
+    /// Reads one row of MCUs of the scan to `row` of the row of interleaved ones (`decode_mcus`).
+    fn read_mcus(&mut self, row: usize) -> Result<(), JpegError> {
+        let Self { bits, restarts, mcus, parts, .. } = self;
+        if let Some(due) = restarts.next() {
+            bits.restart(due)?;
+            start_prediction(parts);
+        }
+        // Data that end inside a row go on as zero bits. Rows behind it have no differences and the middle grey.
+        if bits.is_exhausted() {
+            for part in parts.iter_mut() {
+                let first = part.offset(row, 0);
+                part.rows[first..][..part.mcu_height * part.component.padded_width].fill(0);
+            }
+            start_prediction(parts);
+            return Ok(());
+        }
+        for mcu in 0..*mcus {
+            for part in parts.iter_mut() {
+                for y in row..row + part.mcu_height {
+                    let first = part.offset(y, mcu * part.mcu_width);
+                    for difference in &mut part.rows[first..][..part.mcu_width] {
+                        *difference = read_difference(bits, &part.table)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// libjpeg does so before any row of the current MCUs is reconstructed. Where an interval begins at a later one of
+/// these rows, it is thus the first that is predicted without a row above.
+fn start_prediction(parts: &mut [Part<'_>]) {
+    for part in parts {
+        part.is_first_row = true;
+    }
+}
+
+/// A difference modulo 2^16 (T.81, H.2.2).
+#[inline]
+fn read_difference(bits: &mut BitReader<'_, '_>, table: &HuffmanTable) -> Result<u16, JpegError> {
+    bits.prepare()?;
+    match table.symbol(bits)? {
+        0 => Ok(0),
+        LARGEST_SIZE => Ok(1 << 15),
+        size => {
+            let size = u32::from(size);
+            Ok(modulo(extend(bits.take(size)?, size)))
+        }
+    }
+}
+
+fn modulo(value: i32) -> u16 {
+    value.cast_unsigned() as u16
+}
+
+impl<'f> Part<'f> {
+    fn start(
+        tables: &Tables,
+        frame: &'f Frame,
+        part: &ScanComponent,
+        is_alone: bool,
+    ) -> Result<Self, JpegError> {
+        let component = &frame.components[part.index];
+        let (mcu_width, mcu_height) = if is_alone { (1, 1) } else { (component.h, component.v) };
+        Ok(Self {
+            index: part.index,
+            component,
+            table: HuffmanTable::find(&tables.dc, part.dc_table, Class::Lossless)?,
+            mcu_width,
+            mcu_height,
+            rows: vec![0; component.padded_width * (component.v + 1)],
+            is_first_row: true,
+        })
+    }
+
+    /// Where a sample of the current row of MCUs is in `rows`.
+    fn offset(&self, row: usize, column: usize) -> usize {
+        (row + 1) * self.component.padded_width + column
+    }
+
+    /// Rows of the picture in a row of interleaved MCUs.
+    fn rows_at(&self, mcu_row: usize) -> usize {
+        let &Component { height, v, .. } = self.component;
+        (height - mcu_row * v).min(v)
+    }
+
+    /// Makes samples of the differences of a row of MCUs and writes them to the plane.
+    fn reconstruct(&mut self, method: Method, plane: &mut Plane, mcu_row: usize) {
+        let Method { predictor, shift } = method;
+        let &Component { width, v, padded_width: stride, .. } = self.component;
+        for row in 0..self.rows_at(mcu_row) {
+            let (above, current) = self.rows.split_at_mut((row + 1) * stride);
+            let (above, current) = (&above[row * stride..][..width], &mut current[..width]);
+            if std::mem::take(&mut self.is_first_row) {
+                add_from_left(current, 1 << (PRECISION - shift - 1));
+            } else {
+                add_predictions(current, above, predictor);
+            }
+            let out = plane.row_mut(mcu_row * v + row);
+            for (out, &sample) in out.iter_mut().zip(&*current) {
+                *out = (sample << shift) as u8;
+            }
+        }
+        self.rows.copy_within(v * stride.., 0);
+    }
+}
+
+/// The first row of a scan or an interval: each sample is predicted by the one on its left.
+fn add_from_left(row: &mut [u16], before_first: u16) {
+    let mut left = before_first;
+    for sample in row {
+        *sample = sample.wrapping_add(left);
+        left = *sample;
+    }
+}
+
+/// Any other row (T.81, table H.1), from the samples on the left, above, and above on the left.
+fn add_predictions(row: &mut [u16], above: &[u16], predictor: u8) {
+    match predictor {
+        1 => predict(row, above, |left, _, _| left),
+        2 => predict(row, above, |_, up, _| up),
+        3 => predict(row, above, |_, _, corner| corner),
+        4 => predict(row, above, |left, up, corner| left + up - corner),
+        5 => predict(row, above, |left, up, corner| left + ((up - corner) >> 1)),
+        6 => predict(row, above, |left, up, corner| up + ((left - corner) >> 1)),
+        _ => predict(row, above, |left, up, _| (left + up) >> 1),
+    }
+}
+
+#[inline]
+fn predict(row: &mut [u16], above: &[u16], prediction: impl Fn(i32, i32, i32) -> i32) {
+    let mut columns = row.iter_mut().zip(above);
+    let Some((first, &up)) = columns.next() else { return };
+    *first = first.wrapping_add(up);
+    let (mut left, mut corner) = (i32::from(*first), i32::from(up));
+    for (sample, &up) in columns {
+        let up = i32::from(up);
+        *sample = sample.wrapping_add(modulo(prediction(left, up, corner)));
+        (left, corner) = (i32::from(*sample), up);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn predictors_are_those_of_table_h_1() {
+        // Left 7, above 20, corner 4; a difference of 1 on top.
+        let expected = [8, 21, 5, 24, 16, 22, 14];
+        for (predictor, expected) in (1..).zip(expected) {
+            let mut row = [3, 1];
+            add_predictions(&mut row, &[4, 20], predictor);
+            assert_eq!(row, [7, expected], "{predictor}");
+        }
+    }
+
+    #[test]
+    fn samples_wrap_at_16_bits() {
+        let mut row = [u16::MAX, 2];
+        add_from_left(&mut row, 128);
+        assert_eq!(row, [127, 129]);
+        let mut row = [0, 0];
+        add_predictions(&mut row, &[40_000, 0], 5);
+        assert_eq!(row, [40_000, 20_000]);
+    }
+}

@@ -119,3 +119,24 @@ fn samples_of_lossless_scans_count_by_64() {
     let error = decode(file.data(), Limits { max_blocks: needed - 1 }).unwrap_err();
     assert_eq!(error, JpegError::TooMuchWork);
 }
+
+/// Pillow has every row of a single scan before it reads the next 64 KiB: it never sees what is wrong there.
+#[test]
+fn damage_behind_the_last_read_of_pillow_is_no_damage() {
+    let cases = [("files.safetensors", "comment"), ("lossless.safetensors", "larger")];
+    for (files, name) in cases {
+        let files = fixture(files);
+        let files = SafeTensors::deserialize(&files).unwrap();
+        let whole = files.tensor(name).unwrap().data();
+        let pixels = |gap: usize| {
+            let mut file = whole[..whole.len() - 2].to_vec();
+            file.resize(gap, 0);
+            // A frame of a process that libjpeg does not know.
+            file.extend(b"\xff\xc7\xff\xd9");
+            decode(&file, Limits { max_blocks: 1 << 20 }).map(|decoded| decoded.data)
+        };
+        let expected = decode(whole, Limits { max_blocks: 1 << 20 }).unwrap().data;
+        assert!(pixels(1 << 16) == Ok(expected), "{name}");
+        assert!(pixels((1 << 16) - 2).is_err(), "{name}");
+    }
+}

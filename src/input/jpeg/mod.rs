@@ -202,8 +202,9 @@ impl ScanReader<'_, '_> {
     }
 
     /// Reads on behind the only scan, as libjpeg does up to the end marker. Pillow has all rows by then: that the file
-    /// ends is no error any more, anything else that is wrong is one.
+    /// ends is no error any more, anything else that is wrong is one, as far as Pillow has read the file.
     fn finish(&mut self) -> Result<(), JpegError> {
+        self.source.end_with_read();
         match self.header.next(&mut self.source) {
             Ok(Event::End) | Err(JpegError::Truncated) => Ok(()),
             Ok(Event::Scan(_)) => Err(JpegError::Damaged),

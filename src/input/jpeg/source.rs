@@ -26,6 +26,9 @@ pub(super) mod marker {
     pub(in super::super) const COM: u8 = 0xfe;
 }
 
+/// Bytes that Pillow reads at a time (`MAXBLOCK` of `ImageFile.py`).
+const READ_BYTES: usize = 1 << 16;
+
 /// A cursor over the file.
 #[derive(Debug)]
 pub(super) struct Source<'a> {
@@ -43,6 +46,12 @@ impl<'a> Source<'a> {
     /// Bytes of the whole file.
     pub(super) fn len(&self) -> usize {
         self.data.len()
+    }
+
+    /// Ends the file with the piece of it that Pillow has read by now.
+    pub(super) fn end_with_read(&mut self) {
+        let read = self.at.next_multiple_of(READ_BYTES).min(self.data.len());
+        self.data = &self.data[..read];
     }
 
     /// The pending marker; 0 where there is none.

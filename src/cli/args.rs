@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 use super::bench::BenchArguments;
 use super::mock::MockArguments;
@@ -10,95 +11,256 @@ use crate::config::Flags;
 
 /// BLIP vision-language models behind HTTP: captions, visual question answering, similarity, embeddings.
 #[derive(Debug, Parser)]
-#[command(name = "blip-server", version)]
+#[command(name = "blip-server", version, after_help = EXAMPLES, subcommand_help_heading = "Commands")]
 pub(super) struct Arguments {
     #[command(flatten)]
-    pub(super) settings: SettingsArguments,
+    settings: ServeSettings,
     #[command(subcommand)]
     pub(super) command: Option<Command>,
 }
+
+const EXAMPLES: &str = "Examples:
+  blip-server                                                serves the demo models on 127.0.0.1:8080
+  blip-server --model Salesforce/blip-image-captioning-base  downloads a checkpoint and serves it
+  blip-server --listen :8080 --model cap=./checkpoint        serves a directory as \"cap\" on every address
+  blip-server help bench                                     tells the flags of a command";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Loads the models and serves them (the default)
-    Serve,
+    #[command(after_help = "Examples:
+  blip-server serve --model Salesforce/blip-vqa-base --dtype f32
+  blip-server serve --config /etc/blip-server/settings.toml")]
+    Serve(ServeSettings),
     /// Downloads checkpoints into the cache: resumes, verifies, prints where they are
+    #[command(after_help = "Examples:
+  blip-server download Salesforce/blip-itm-base-coco
+  HF_ENDPOINT=https://hub.example blip-server download owner/name@v1.0")]
     Download {
         /// Hub ids, optionally with @revision
         #[arg(required = true, value_name = "SRC")]
         sources: Vec<String>,
+        #[command(flatten)]
+        settings: FileSettings,
     },
     /// Converts the `pytorch_model.bin` of a checkpoint to `model.safetensors` beside it
+    #[command(after_help = "Example:
+  blip-server convert ./checkpoint")]
     Convert {
         /// The checkpoint's directory
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
     /// Compares the official checkpoints with their known answers; downloads about 4 GB
-    Verify,
+    #[command(after_help = "Example:
+  blip-server verify --dtype f32")]
+    Verify {
+        #[command(flatten)]
+        compute: ComputeSettings,
+        #[command(flatten)]
+        settings: FileSettings,
+    },
     /// Measures the models without HTTP: each kind of work, in batches, beside what the machine could do at most
-    Bench(BenchArguments),
+    #[command(after_help = "Examples:
+  blip-server bench --task caption --batch 1 --batch 8
+  blip-server bench --model ./checkpoint --dtypes f32,bf16 --json results.json")]
+    Bench {
+        #[command(flatten)]
+        bench: BenchArguments,
+        #[command(flatten)]
+        models: ModelSettings,
+        #[command(flatten)]
+        settings: FileSettings,
+    },
     /// Serves models of fixed latency whose answers mean nothing, for load tests of everything around a model
-    Mock(MockArguments),
+    #[command(after_help = "Example:
+  blip-server mock --image-us 300000 --listen 127.0.0.1:9000")]
+    Mock {
+        #[command(flatten)]
+        mock: MockArguments,
+        #[command(flatten)]
+        listen: ListenSettings,
+        #[command(flatten)]
+        settings: FileSettings,
+    },
     /// Prints the OpenAPI document
+    #[command(after_help = "Example:
+  blip-server openapi --json > openapi.json")]
     Openapi {
         /// As JSON instead of YAML
         #[arg(long)]
         json: bool,
     },
     /// Asks a running server whether it is ready; for containers
+    #[command(after_help = "Example:
+  blip-server healthcheck --url http://127.0.0.1:8080/health/ready")]
     Healthcheck {
         /// What to ask instead of the configured address
         #[arg(long, value_name = "URL")]
         url: Option<String>,
+        #[command(flatten)]
+        listen: ListenSettings,
+        #[command(flatten)]
+        settings: FileSettings,
     },
     /// Prints the effective settings, secrets hidden
-    Config,
+    #[command(after_help = "Example:
+  BLIP__LOG__FORMAT=json blip-server config > settings.toml")]
+    Config(ServeSettings),
+    /// Prints a script with which a shell completes commands and flags
+    #[command(after_help = "Example:
+  blip-server completions bash > /etc/bash_completion.d/blip-server")]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Writes the manual pages, one for each command, into a directory
+    #[command(after_help = "Example:
+  blip-server man /usr/local/share/man/man1")]
+    Man {
+        /// An existing directory
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
 }
 
 /// The settings that have a flag; every other one stands in a file or in the environment.
+#[derive(Debug, Args)]
+pub(super) struct ServeSettings {
+    #[command(flatten)]
+    listen: ListenSettings,
+    #[command(flatten)]
+    models: ModelSettings,
+    #[command(flatten)]
+    file: FileSettings,
+}
+
 /// Of two `--config` the last counts: a container's entry point names one already.
 #[derive(Debug, Args)]
-pub(super) struct SettingsArguments {
+#[command(next_help_heading = "Settings")]
+pub(super) struct FileSettings {
     /// Settings file; config/default.toml documents every key
-    #[arg(long, global = true, value_name = "FILE", overrides_with = "config")]
+    #[arg(long, value_name = "FILE", overrides_with = "config")]
     config: Option<PathBuf>,
-    /// Where to listen [default: 127.0.0.1:8080]
-    #[arg(long, global = true, value_name = "ADDR:PORT")]
-    listen: Option<String>,
-    /// A model: a hub id, optionally with @revision, a directory, or demo; repeatable [default: demo]
-    #[arg(long = "model", global = true, value_name = "[NAME=]SRC")]
-    models: Vec<String>,
-    /// auto, cpu, cuda or cuda:N [default: auto]
-    #[arg(long, global = true)]
-    device: Option<String>,
-    /// auto, f32, bf16, f16 or int8 [default: auto]
-    #[arg(long, global = true)]
-    dtype: Option<String>,
-    /// Instructions of the kernels: auto, portable, avx2, avx512, avx512-vnni, avx512-bf16 or amx [default: auto]
-    #[arg(long, global = true, value_name = "LEVEL")]
-    cpu_isa: Option<String>,
-    /// Threads of the models' arithmetic; 0 takes what quota and affinity allow [default: 0]
-    #[arg(long, global = true, value_name = "N", allow_hyphen_values = true)]
-    threads: Option<String>,
     /// auto, text or json [default: auto]
-    #[arg(long, global = true, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
 }
 
-impl SettingsArguments {
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Settings")]
+pub(super) struct ListenSettings {
+    /// Where to listen: 127.0.0.1:8080, localhost:8080, or :8080 for every address [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Settings")]
+pub(super) struct ModelSettings {
+    /// A model: a hub id, optionally with @revision, a directory, or demo; repeatable [default: demo]
+    #[arg(long = "model", value_name = "[NAME=]SRC")]
+    models: Vec<String>,
+    #[command(flatten)]
+    compute: ComputeSettings,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Settings")]
+pub(super) struct ComputeSettings {
+    /// auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long)]
+    device: Option<String>,
+    /// auto, f32, bf16, f16 or int8 [default: auto]
+    #[arg(long)]
+    dtype: Option<String>,
+    /// Instructions of the kernels: auto, portable, avx2, avx512, avx512-vnni, avx512-bf16 or amx [default: auto]
+    #[arg(long, value_name = "LEVEL")]
+    cpu_isa: Option<String>,
+    /// Threads of the models' arithmetic; 0 takes what quota and affinity allow [default: 0]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    threads: Option<String>,
+}
+
+impl Arguments {
+    /// The flags in front of the command and behind it; those behind win.
     pub(super) fn flags(&self) -> Flags {
-        Flags {
-            config: self.config.clone(),
-            listen: self.listen.clone(),
-            models: self.models.clone(),
-            device: self.device.clone(),
-            dtype: self.dtype.clone(),
-            cpu_isa: self.cpu_isa.clone(),
-            threads: self.threads.clone(),
-            log_format: self.log_format.clone(),
+        let mut flags = Flags::default();
+        self.settings.put(&mut flags);
+        match &self.command {
+            Some(Command::Serve(settings) | Command::Config(settings)) => settings.put(&mut flags),
+            Some(Command::Download { settings, .. }) => settings.put(&mut flags),
+            Some(Command::Verify { compute, settings }) => {
+                compute.put(&mut flags);
+                settings.put(&mut flags);
+            }
+            Some(Command::Bench { models, settings, .. }) => {
+                models.put(&mut flags);
+                settings.put(&mut flags);
+            }
+            Some(
+                Command::Mock { listen, settings, .. }
+                | Command::Healthcheck { listen, settings, .. },
+            ) => {
+                listen.put(&mut flags);
+                settings.put(&mut flags);
+            }
+            None
+            | Some(
+                Command::Convert { .. }
+                | Command::Openapi { .. }
+                | Command::Completions { .. }
+                | Command::Man { .. },
+            ) => {}
         }
+        flags
+    }
+}
+
+/// Lays a flag that was given over what stands in its place.
+fn put<T: Clone>(to: &mut Option<T>, given: Option<&T>) {
+    if let Some(given) = given {
+        *to = Some(given.clone());
+    }
+}
+
+impl ServeSettings {
+    fn put(&self, flags: &mut Flags) {
+        self.listen.put(flags);
+        self.models.put(flags);
+        self.file.put(flags);
+    }
+}
+
+impl FileSettings {
+    fn put(&self, flags: &mut Flags) {
+        put(&mut flags.config, self.config.as_ref());
+        put(&mut flags.log_format, self.log_format.as_ref());
+    }
+}
+
+impl ListenSettings {
+    fn put(&self, flags: &mut Flags) {
+        put(&mut flags.listen, self.listen.as_ref());
+    }
+}
+
+impl ModelSettings {
+    fn put(&self, flags: &mut Flags) {
+        if !self.models.is_empty() {
+            flags.models.clone_from(&self.models);
+        }
+        self.compute.put(flags);
+    }
+}
+
+impl ComputeSettings {
+    fn put(&self, flags: &mut Flags) {
+        put(&mut flags.device, self.device.as_ref());
+        put(&mut flags.dtype, self.dtype.as_ref());
+        put(&mut flags.cpu_isa, self.cpu_isa.as_ref());
+        put(&mut flags.threads, self.threads.as_ref());
     }
 }
 
@@ -122,8 +284,9 @@ mod tests {
             "blip-server --listen 127.0.0.1:0 --model a/b --model x=c/d",
             "blip-server serve --listen 127.0.0.1:0 --model a/b --model x=c/d",
             "blip-server --listen 127.0.0.1:0 --model a/b --model x=c/d serve",
+            "blip-server --listen 127.0.0.1:1 --model a/b --model x=c/d serve --listen 127.0.0.1:0",
         ] {
-            let flags = parse(line).settings.flags();
+            let flags = parse(line).flags();
             assert_eq!(flags.listen.as_deref(), Some("127.0.0.1:0"), "{line}");
             assert_eq!(flags.models, ["a/b", "x=c/d"], "{line}");
         }
@@ -136,12 +299,48 @@ mod tests {
             "blip-server --config a.toml --config b.toml serve",
             "blip-server --config a.toml serve --config b.toml",
         ] {
-            assert_eq!(parse(line).settings.flags().config, Some("b.toml".into()), "{line}");
+            assert_eq!(parse(line).flags().config, Some("b.toml".into()), "{line}");
         }
     }
 
     #[test]
     fn download_wants_at_least_one_source() {
         assert!(Arguments::try_parse_from(["blip-server", "download"]).is_err());
+    }
+
+    fn help_of(command: &str) -> String {
+        let error = Arguments::try_parse_from(["blip-server", command, "--help"]).unwrap_err();
+        error.to_string()
+    }
+
+    #[test]
+    fn the_help_of_a_command_shows_its_own_flags_and_an_example() {
+        use clap::CommandFactory;
+        for command in Arguments::command().get_subcommands() {
+            let help = help_of(command.get_name());
+            assert!(help.contains("Example"), "{help}");
+        }
+        for (command, flags, others) in [
+            ("convert", "", "--listen --model --config --threads --log-format"),
+            ("openapi", "--json", "--listen --model --config --threads --log-format"),
+            ("download", "--config --log-format", "--listen --model --threads"),
+            ("healthcheck", "--url --listen --config", "--model --threads"),
+            ("verify", "--device --threads --config", "--listen --model"),
+            ("mock", "--listen --unit-us --config", "--model --dtype"),
+            ("bench", "--task --model --dtype --threads --config", "--listen"),
+            (
+                "serve",
+                "--listen --model --device --dtype --threads --config --log-format",
+                "--task",
+            ),
+        ] {
+            let help = help_of(command);
+            for flag in flags.split_whitespace() {
+                assert!(help.contains(flag), "{command} lacks {flag}: {help}");
+            }
+            for other in others.split(' ') {
+                assert!(!help.contains(&format!("{other} ")), "{command} has {other}: {help}");
+            }
+        }
     }
 }

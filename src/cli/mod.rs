@@ -9,6 +9,7 @@ mod convert;
 mod download;
 mod error;
 mod healthcheck;
+mod manual;
 mod mock;
 mod openapi;
 mod print_config;
@@ -48,21 +49,26 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environm
 
 fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), CommandError> {
     let load = || -> Result<Config, CommandError> {
-        let config = config::load(&arguments.settings.flags(), environment)?;
+        let config = config::load(&arguments.flags(), environment)?;
         logging::init(&config.log)
             .map_err(|error| CommandError::failed("cannot start logging", error))?;
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
         Ok(config)
     };
     match &arguments.command {
-        None | Some(Command::Serve) => serve::run(load()?),
-        Some(Command::Download { sources }) => download::run(sources, &load()?),
+        None | Some(Command::Serve(_)) => serve::run(load()?),
+        Some(Command::Download { sources, .. }) => download::run(sources, &load()?),
         Some(Command::Convert { directory }) => convert::run(directory),
-        Some(Command::Verify) => verify::run(load()?),
-        Some(Command::Bench(bench)) => bench::run(bench, &arguments.settings.flags(), environment),
+        Some(Command::Verify { .. }) => verify::run(load()?),
+        Some(Command::Bench { bench, .. }) => bench::run(bench, &arguments.flags(), environment),
         Some(Command::Openapi { json }) => openapi::run(*json),
-        Some(Command::Healthcheck { url }) => healthcheck::run(url.as_deref(), load),
-        Some(Command::Mock(mock)) => mock::run(mock, load()?),
-        Some(Command::Config) => print_config::run(&load()?),
+        Some(Command::Healthcheck { url, .. }) => healthcheck::run(url.as_deref(), load),
+        Some(Command::Mock { mock, .. }) => mock::run(mock, load()?),
+        Some(Command::Config(_)) => print_config::run(&load()?),
+        Some(Command::Completions { shell }) => manual::completions(*shell),
+        Some(Command::Man { directory }) => manual::write_pages(directory),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `serve`: configuration to a running server. What can be told of the models without reading their weights is checked
 //! first; then the ports are bound, so that a taken one fails at once, before the models are loaded, which is `app`'s. Where no model is named anywhere, the demo models are served.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use tokio::net::TcpListener;
@@ -63,7 +64,25 @@ async fn serve(
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, CommandError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| CommandError::failed(format!("cannot listen on {address}"), error))
+    TcpListener::bind(address).await.map_err(|error| {
+        let advice = ADVICE.iter().find(|(kind, _)| *kind == error.kind());
+        let advice = advice.map_or("", |(_, advice)| advice);
+        CommandError::failed(format!("cannot listen on {address}{advice}"), error)
+    })
 }
+
+/// What to do where a port cannot be had.
+const ADVICE: [(ErrorKind, &str); 3] = [
+    (
+        ErrorKind::AddrInUse,
+        ", where another program listens; stop it, or choose another port with --listen ADDR:PORT",
+    ),
+    (
+        ErrorKind::PermissionDenied,
+        "; ports below 1024 need rights: choose a higher one with --listen ADDR:PORT",
+    ),
+    (
+        ErrorKind::AddrNotAvailable,
+        "; this machine has no such address: choose one of its own, or :PORT for all of them",
+    ),
+];

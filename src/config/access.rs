@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::ConfigError;
-use super::validate::Reader;
+use super::validate::{Reader, read_address};
 use crate::http::{ApiKey, AuthSettings, KeysFile, RateLimitSettings, Tls, TlsSettings};
 
 impl Reader<'_> {
@@ -16,7 +16,7 @@ impl Reader<'_> {
             return Ok(None);
         }
         let address = self.address("server.operations_listen", &server.operations_listen)?;
-        if address.port() != 0 && server.listen.parse() == Ok(address) {
+        if address.port() != 0 && read_address(&server.listen) == Some(address) {
             let accepted = "another address or port than server.listen";
             return Err(self.layers.invalid("server.operations_listen", accepted));
         }

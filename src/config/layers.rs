@@ -149,6 +149,20 @@ impl Layers {
         self.defaults.find_ref(path).is_some()
     }
 
+    /// The one setting that `name` may mean: `server_listen` and `listen` are `server.listen`.
+    pub(super) fn names_like(&self, name: &str) -> Option<String> {
+        let sections = self.defaults.as_dict()?;
+        let keys =
+            sections.iter().filter_map(|(section, values)| Some((section, values.as_dict()?)));
+        let paths = keys.flat_map(|(section, values)| {
+            values.keys().map(move |key| (format!("{section}.{key}"), key))
+        });
+        let mut alike = paths
+            .filter(|(path, key)| path.replace('.', "_") == name || *key == name)
+            .map(|(path, _)| path);
+        alike.next().filter(|_| alike.next().is_none())
+    }
+
     fn unknown(&self, path: &str, origin: String) -> ConfigError {
         let (section, key) = path.split_once('.').unwrap_or((path, ""));
         let names = |dict: &Dict| dict.keys().cloned().collect::<Vec<_>>().join(", ");
@@ -176,9 +190,26 @@ impl Layers {
             return self.invalid(&path, "a value; it has no default");
         }
         if let Kind::InvalidType(_, accepted) | Kind::InvalidValue(_, accepted) = &error.kind {
-            return self.invalid(&path, accepted.clone());
+            return self.invalid(&path, in_words(accepted));
         }
-        self.invalid(&path, format!("another value ({})", error.kind))
+        self.invalid(&path, "another value")
+    }
+}
+
+/// What serde expected, in the words of a settings file.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" => "a whole number, not negative",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a boolean" => "true or false",
+        "a string" => "a text in quotes",
+        "a sequence" => "a list in square brackets",
+        _ if expected.contains("struct ") || expected.contains("map") => "a table",
+        _ => expected,
     }
 }
 

@@ -60,7 +60,23 @@ pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, ConfigEr
     add_flags(&mut layers, flags)?;
     let mut raw = layers.extract()?;
     complete_hub(&mut raw.hub, environment);
-    validate::validate(raw, &layers)
+    validate::validate(raw, &layers, misspelt(&layers, environment))
+}
+
+/// Variables that begin like ours, and would have no effect.
+fn misspelt(layers: &Layers, environment: &Environment) -> Vec<String> {
+    let variables = environment.keys().filter_map(|variable| {
+        let name = variable.strip_prefix("BLIP_")?;
+        (!name.starts_with('_')).then(|| (variable, name.to_ascii_lowercase()))
+    });
+    let warning = |(variable, name): (&String, String)| {
+        let meant = layers.names_like(&name).map_or_else(String::new, |path| {
+            let path = path.to_ascii_uppercase().replace('.', "__");
+            format!("; did you mean BLIP__{path}?")
+        });
+        format!("{variable} sets nothing: settings are called BLIP__SECTION__KEY{meant}")
+    };
+    variables.map(warning).collect()
 }
 
 fn add_environment(layers: &mut Layers, environment: &Environment) -> Result<(), ConfigError> {

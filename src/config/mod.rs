@@ -64,6 +64,8 @@ pub struct Config {
     pub log: LoggingSettings,
     /// How long the process goes on after the first signal.
     pub drain: DrainSettings,
+    /// What its writer may have meant otherwise: variables that look like settings and are none.
+    pub warnings: Vec<String>,
     raw: RawConfig,
 }
 

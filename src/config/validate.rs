@@ -1,7 +1,7 @@
 //! Raw values to [`Config`]: each folder's own checks, then those that look at two settings at once.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -28,7 +28,11 @@ const MIN_HANG_LIMIT_MILLIS: u64 = 5000;
 const MAX_MILLIS: u64 = 24 * 3600 * 1000;
 
 /// Checks every value and builds the settings of each folder.
-pub(super) fn validate(raw: RawConfig, layers: &Layers) -> Result<Config, ConfigError> {
+pub(super) fn validate(
+    raw: RawConfig,
+    layers: &Layers,
+    warnings: Vec<String>,
+) -> Result<Config, ConfigError> {
     let reader = Reader { raw: &raw, layers };
     check_pairs(&reader)?;
     Ok(Config {
@@ -43,6 +47,7 @@ pub(super) fn validate(raw: RawConfig, layers: &Layers) -> Result<Config, Config
         hub: reader.hub()?,
         log: reader.log()?,
         drain: reader.drain()?,
+        warnings,
         raw: raw.without_secrets(),
     })
 }
@@ -289,8 +294,9 @@ impl Reader<'_> {
 
     /// An address and a port.
     pub(super) fn address(&self, path: &str, text: &str) -> Result<SocketAddr, ConfigError> {
-        text.parse().map_err(|_| {
-            let accepted = "an IP address and a port: 127.0.0.1:8080, 0.0.0.0:8080, [::1]:8080";
+        read_address(text).ok_or_else(|| {
+            let accepted = "an address and a port: 127.0.0.1:8080, localhost:8080, [::1]:8080, \
+                            or :8080 for every address of this machine";
             self.layers.invalid(path, accepted)
         })
     }
@@ -309,6 +315,24 @@ impl Reader<'_> {
         let path = if self.layers.has(&path) { path } else { path + "_ms" };
         self.layers.invalid(&path, accepted)
     }
+}
+
+/// An IP address and a port; `localhost` is the loopback address, and no address at all every one of IPv4.
+pub(super) fn read_address(text: &str) -> Option<SocketAddr> {
+    let port = |digits: &str| {
+        let only_digits = digits.bytes().all(|byte| byte.is_ascii_digit());
+        digits.parse::<u16>().ok().filter(|_| only_digits)
+    };
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    let (host, digits) = text.rsplit_once(':')?;
+    let ip = match host {
+        "" => Ipv4Addr::UNSPECIFIED,
+        "localhost" => Ipv4Addr::LOCALHOST,
+        _ => return None,
+    };
+    port(digits).map(|port| SocketAddr::from((ip, port)))
 }
 
 fn models(raw: &[RawModel], layers: &Layers) -> Result<Vec<ModelSource>, ConfigError> {

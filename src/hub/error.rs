@@ -6,6 +6,12 @@ use std::path::{Path, PathBuf};
 
 use crate::document::DocumentError;
 
+/// What to do where the hub cannot be reached.
+const REACH: &str = "is there a network? Behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT, and with the files in the \
+                     cache already HF_HUB_OFFLINE=1; or name a directory as the model";
+/// How to do without the hub.
+const ELSEWHERE: &str = "name a directory with the checkpoint's files as the model";
+
 /// Why a source is not valid, a checkpoint not complete, or a download not possible.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
@@ -99,7 +105,7 @@ pub enum HubError {
         reason: String,
     },
     /// No connection, or cut connections up to the last attempt.
-    #[error("{url} could not be read")]
+    #[error("{url} could not be read; {REACH}")]
     Unreachable {
         /// What was asked for.
         url: String,
@@ -108,7 +114,7 @@ pub enum HubError {
         source: reqwest::Error,
     },
     /// A status that means neither success nor one of the above.
-    #[error("{url} answered {status}")]
+    #[error("{url} answered {status}; try again later, or {ELSEWHERE}")]
     UnexpectedStatus {
         /// What was asked for.
         url: String,
@@ -116,7 +122,10 @@ pub enum HubError {
         status: u16,
     },
     /// An answer that the hub's protocol does not allow.
-    #[error("{url} gave an answer that was not understood: {reason}")]
+    #[error(
+        "{url} gave an answer that was not understood: {reason}; is HF_ENDPOINT a hub of Hugging Face or a mirror of it, and no \
+         proxy's page in between? Otherwise {ELSEWHERE}"
+    )]
     BadAnswer {
         /// What was asked for.
         url: String,
@@ -124,7 +133,9 @@ pub enum HubError {
         reason: String,
     },
     /// The connection ended before the file did.
-    #[error("the download of {file} ended after {got} of {size} bytes")]
+    #[error(
+        "the download of {file} ended after {got} of {size} bytes; start again, and it goes on from there"
+    )]
     CutShort {
         /// The file.
         file: String,
@@ -146,7 +157,9 @@ pub enum HubError {
         actual: String,
     },
     /// The HTTP client could not be made.
-    #[error("the HTTP client could not be made (are there root certificates on this machine?)")]
+    #[error(
+        "the HTTP client could not be made; install root certificates (the package ca-certificates), or {ELSEWHERE}"
+    )]
     Client(#[source] reqwest::Error),
     /// A file operation failed.
     #[error("cannot {action} {}", path.display())]

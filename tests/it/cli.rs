@@ -142,12 +142,43 @@ fn a_checkpoint_whose_weights_do_not_fit_is_exit_78_and_names_the_tensor() {
 }
 
 #[test]
+fn a_port_that_is_taken_is_told_with_what_to_do() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = run(&["mock", "--listen", &address], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    let expected = format!(
+        "cannot listen on {address}, where another program listens; stop it, or choose another port with --listen"
+    );
+    assert!(message.contains(&expected), "{message}");
+}
+
+#[test]
 fn offline_without_a_cache_says_what_to_do() {
     let cache = tempfile::tempdir().unwrap();
     let variables = [("HF_HOME", cache.path().to_str().unwrap()), ("HF_HUB_OFFLINE", "1")];
     let output = run(&["download", "owner/tiny"], &variables);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("HF_HUB_OFFLINE"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn shells_and_man_learn_every_command() {
+    let script = run(&["completions", "bash"], &[]);
+    assert_eq!(script.status.code(), Some(0));
+    let script = text(&script.stdout);
+    let folder = tempfile::tempdir().unwrap();
+    let pages = run(&["man", folder.path().to_str().unwrap()], &[]);
+    assert_eq!(pages.status.code(), Some(0), "{}", text(&pages.stderr));
+    for command in ["serve", "download", "convert", "verify", "bench", "mock", "healthcheck"] {
+        assert!(script.contains(command), "{command}");
+        let page = folder.path().join(format!("blip-server-{command}.1"));
+        assert!(text(&pages.stdout).contains(&page.display().to_string()), "{command}");
+        assert!(std::fs::read_to_string(page).unwrap().contains("EXTRA"), "{command}");
+    }
+    assert!(folder.path().join("blip-server.1").is_file());
+    assert_eq!(run(&["man", "/no/such/folder"], &[]).status.code(), Some(1));
 }
 
 #[test]

@@ -199,7 +199,12 @@ fn a_wrong_value_names_setting_value_origin_and_what_is_accepted() {
         Case {
             variable: "BLIP__SERVER__LISTEN",
             value: "localhost",
-            says: ["server.listen = \"localhost\"", "127.0.0.1:8080"],
+            says: ["server.listen = \"localhost\"", "127.0.0.1:8080, localhost:8080"],
+        },
+        Case {
+            variable: "BLIP__SERVER__LISTEN",
+            value: "localhost:+80",
+            says: ["server.listen = \"localhost:+80\"", ":8080 for every address"],
         },
         Case {
             variable: "BLIP__SERVER__DRAIN_DELAY_MS",
@@ -229,7 +234,7 @@ fn a_wrong_value_names_setting_value_origin_and_what_is_accepted() {
         Case {
             variable: "BLIP__ENGINE__VISION_SHARE_PERCENT",
             value: "300",
-            says: ["engine.vision_share_percent", "u8"],
+            says: ["engine.vision_share_percent", "accepted: a whole number from 0 to 255"],
         },
         Case {
             variable: "BLIP__HUB__OFFLINE",
@@ -417,4 +422,71 @@ fn lists_and_switches_reach_their_folders() {
     assert_eq!(defaults.engine, blip_server::engine::EngineSettings::default());
     assert_eq!(defaults.images, blip_server::images::ImagesSettings::default());
     assert_eq!(defaults.fetch, blip_server::fetch::FetchSettings::default());
+}
+
+#[test]
+fn localhost_and_a_port_alone_are_addresses() {
+    for (text, expected) in [
+        ("localhost:8081", "127.0.0.1:8081"),
+        (":8081", "0.0.0.0:8081"),
+        ("[::1]:0", "[::1]:0"),
+        ("10.0.0.7:80", "10.0.0.7:80"),
+    ] {
+        let flags = Flags { listen: Some(text.to_owned()), ..Flags::default() };
+        let config = load(&flags, &Environment::new()).unwrap();
+        assert_eq!(config.listen.to_string(), expected);
+    }
+    let same = [("BLIP__SERVER__LISTEN", ":80"), ("BLIP__SERVER__OPERATIONS_LISTEN", "0.0.0.0:80")];
+    let error = load_environment(&same).unwrap_err().to_string();
+    assert!(error.contains("another address or port than server.listen"), "{error}");
+}
+
+#[test]
+fn variables_that_look_like_settings_and_are_none_are_told() {
+    let config = load_environment(&[
+        ("BLIP_SERVER_LISTEN", "x"),
+        ("BLIP_THREADS", "2"),
+        ("BLIP_NONSENSE", "1"),
+        ("BLIPPER", "1"),
+        ("BLIP__SERVER__LISTEN", "127.0.0.1:0"),
+    ]);
+    let told = |variable: &str, meant: &str| {
+        format!("{variable} sets nothing: settings are called BLIP__SECTION__KEY{meant}")
+    };
+    let expected = [
+        told("BLIP_NONSENSE", ""),
+        told("BLIP_SERVER_LISTEN", "; did you mean BLIP__SERVER__LISTEN?"),
+        told("BLIP_THREADS", "; did you mean BLIP__COMPUTE__THREADS?"),
+    ];
+    let mut warnings = config.unwrap().warnings;
+    warnings.sort_unstable();
+    assert_eq!(warnings, expected);
+}
+
+/// Values of every kind in place of every setting's: what is accepted is told in words.
+#[test]
+fn no_message_names_a_type_of_rust() {
+    const TYPES: [&str; 9] =
+        ["u8", "u16", "u32", "u64", "usize", "f64", "struct", "boolean", "sequence"];
+    let defaults = RawConfig::default().to_toml().parse::<toml::Table>().unwrap();
+    let mut refused = 0;
+    for (section, keys) in &defaults {
+        let keys = keys.as_table().map(|table| table.keys().cloned().collect()).unwrap_or_default();
+        let keys: Vec<String> = keys;
+        for key in keys {
+            for value in ["\"text\"", "-1", "1.5", "true", "[1]", "{}", "99999999999999"] {
+                let Err(error) = load_file(&format!("[{section}]\n{key} = {value}\n")) else {
+                    continue;
+                };
+                refused += 1;
+                let error = error.to_string();
+                let accepted = error.split("accepted: ").nth(1).unwrap_or_default();
+                let words: Vec<&str> = accepted.split(|c: char| !c.is_alphanumeric()).collect();
+                for name in TYPES {
+                    assert!(!words.contains(&name), "{section}.{key} = {value}: {error}");
+                }
+            }
+        }
+    }
+    assert!(refused > 200, "{refused}");
 }

@@ -262,7 +262,8 @@ impl App {
 async fn measure(engine: &EngineHandle) -> anyhow::Result<()> {
     let start = Instant::now();
     engine.warm_up().await.context("the worker ended while it measured the models")?;
-    let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| seconds * 1e3);
+    // To the microsecond.
+    let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e6).round() / 1e3);
     let estimates = engine.estimates();
     tracing::info!(
         elapsed_ms = start.elapsed().as_millis() as u64,

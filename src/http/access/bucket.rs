@@ -27,6 +27,19 @@ pub(crate) struct Buckets<C> {
     state: Mutex<State<C>>,
 }
 
+/// A caller's bucket, as clients are told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Allowance {
+    /// Tokens of a full bucket.
+    pub(crate) quota: u32,
+    /// How long an empty one takes to be full.
+    pub(crate) window: Duration,
+    /// Whole tokens left.
+    pub(crate) left: u32,
+    /// How long until it is full.
+    pub(crate) full_after: Duration,
+}
+
 struct State<C> {
     /// When each bucket is full; a caller that is not here has a full one.
     callers: HashMap<C, Instant>,
@@ -85,6 +98,16 @@ impl<C: Hash + Eq> Buckets<C> {
         self.beyond_burst(state.full_at(has_place, caller, now) + self.rate.0, now)
     }
 
+    /// What the caller has left, without taking of it.
+    pub(crate) fn allowance(&self, caller: &C, now: Instant) -> Allowance {
+        let mut state = self.lock();
+        let has_place = state.find_place(caller, self.max_callers, now);
+        let full_after = state.full_at(has_place, caller, now).saturating_duration_since(now);
+        let window = self.rate.0 * self.burst;
+        let left = window.saturating_sub(full_after).as_nanos() / self.rate.0.as_nanos();
+        Allowance { quota: self.burst, window, left: left as u32, full_after }
+    }
+
     /// By how much a bucket that is full at `full_at` would have less than nothing now.
     fn beyond_burst(&self, full_at: Instant, now: Instant) -> Option<Duration> {
         let missing = full_at.saturating_duration_since(now);
@@ -128,6 +151,30 @@ impl<C: Hash + Eq> State<C> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_allowance_counts_whole_tokens_and_takes_none() {
+        let buckets = Buckets::new(Rate::per_second(4).unwrap(), 8);
+        let start = Instant::now();
+        let full = Allowance {
+            quota: 8,
+            window: Duration::from_secs(2),
+            left: 8,
+            full_after: Duration::ZERO,
+        };
+        assert_eq!(buckets.allowance(&1, start), full);
+        for _ in 0..3 {
+            buckets.take(1, start).unwrap();
+        }
+        let taken = Allowance { left: 5, full_after: Duration::from_millis(750), ..full };
+        assert_eq!(buckets.allowance(&1, start), taken);
+        assert_eq!(buckets.allowance(&2, start), full);
+        let later = start + Duration::from_millis(300);
+        let refilled = Allowance { left: 6, full_after: Duration::from_millis(450), ..full };
+        assert_eq!(buckets.allowance(&1, later), refilled);
+        while buckets.take(1, later).is_ok() {}
+        assert_eq!(buckets.allowance(&1, later).left, 0);
+    }
+
     use super::*;
 
     fn second(count: f64) -> Duration {

@@ -22,7 +22,7 @@ pub use key::{ApiKey, ApiKeyError, ApiKeyFileError};
 pub use keys::ApiKeys;
 pub use settings::{AuthSettings, KeysFile, RateLimitSettings};
 
-use self::bucket::{Buckets, Rate};
+use self::bucket::{Allowance, Buckets, Rate};
 use self::client::Network;
 use super::error::{ApiError, Code};
 use crate::task::Scope;
@@ -109,6 +109,11 @@ impl Access {
             None => "this server wants an API key; send the header authorization: Bearer KEY",
         };
         Err(ApiError::new(Code::Unauthorized, detail))
+    }
+
+    /// What a caller has left of its rate; `None` where there is no limit.
+    pub(crate) fn allowance(&self, caller: Caller, now: Instant) -> Option<Allowance> {
+        self.requests.as_ref().map(|requests| requests.allowance(&caller, now))
     }
 
     /// Counts a request.

@@ -1,5 +1,5 @@
-//! One log line per request: INFO for answers (every n-th, by setting), WARN for refusals (so many a second),
-//! ERROR for failures of ours (a probe that is told "not ready" is none). Never image bytes, texts, queries or secrets.
+//! One log line per request: INFO for answers (every n-th, by setting), WARN for refusals (so many a second), ERROR for
+//! failures of ours; DEBUG for probes and scrapes, which come by the clock and would hide the rest. Never image bytes, texts, queries or secrets.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::observe::Finished;
 use super::server_timing::milliseconds;
+use crate::http::access::is_open;
 use crate::http::settings::AccessLogSettings;
 
 /// Decides which requests are logged, and writes them.
@@ -67,7 +68,10 @@ impl AccessLog {
                 )
             };
         }
+        let by_the_clock = is_open(request.route) || request.route == "/metrics";
         match request.status {
+            _ if request.probe => line!(debug, "probe told that the server is not ready"),
+            ..400 if by_the_clock => line!(debug, "probe or scrape answered"),
             ..400 => {
                 if self.samples() {
                     line!(info, "request answered");
@@ -78,7 +82,6 @@ impl AccessLog {
                     line!(warn, "request refused", suppressed);
                 }
             }
-            _ if request.probe => line!(info, "probe told that the server is not ready"),
             _ => line!(error, "request failed"),
         }
     }

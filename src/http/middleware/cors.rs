@@ -25,5 +25,11 @@ pub(crate) fn cors(settings: &CorsSettings) -> CorsLayer {
             X_REQUEST_ID,
             HeaderName::from_static("x-request-timeout-ms"),
         ])
-        .expose_headers([X_REQUEST_ID, SERVER_TIMING, header::RETRY_AFTER])
+        .expose_headers([
+            X_REQUEST_ID,
+            SERVER_TIMING,
+            header::RETRY_AFTER,
+            HeaderName::from_static("ratelimit"),
+            HeaderName::from_static("ratelimit-policy"),
+        ])
 }

@@ -1,13 +1,15 @@
 //! Counts requests by key, or by address where there are no keys. Health and metrics are not counted: whoever watches the
 //! server must see it when it is flooded, too.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Extension, MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::context::RequestContext;
+use crate::http::access::bucket::Allowance;
 use crate::http::access::client::{ClientAddress, Network};
 use crate::http::access::{Caller, is_open};
 use crate::http::state::HttpState;
@@ -28,8 +30,29 @@ pub(crate) async fn rate_limit(
         Some(owner) => Caller::Key(owner.scope),
         None => Caller::Address(Network::of(client.0)),
     };
-    match state.access().admit(caller, Instant::now()) {
+    let now = Instant::now();
+    let admitted = state.access().admit(caller, now);
+    let allowance = state.access().allowance(caller, now);
+    let mut response = match admitted {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
+    };
+    if let Some(allowance) = allowance {
+        put_fields(response.headers_mut(), allowance);
+    }
+    response
+}
+
+/// `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10): the quota and its window, what is left of
+/// it and when it is whole again, in seconds rounded up.
+fn put_fields(headers: &mut HeaderMap, allowance: Allowance) {
+    let Allowance { quota, window, left, full_after } = allowance;
+    let seconds = |time: Duration| time.as_millis().div_ceil(1000);
+    let policy = format!("\"requests\";q={quota};w={}", seconds(window).max(1));
+    let limit = format!("\"requests\";r={left};t={}", seconds(full_after));
+    for (name, text) in [("ratelimit-policy", policy), ("ratelimit", limit)] {
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            headers.insert(name, value);
+        }
     }
 }

@@ -49,9 +49,9 @@ fn header_value(context: &RequestContext) -> String {
     value
 }
 
-/// Milliseconds with a fraction.
+/// Milliseconds to the microsecond.
 pub(crate) fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
+    (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 #[cfg(test)]

@@ -31,6 +31,12 @@ async fn a_key_that_asks_too_often_is_refused_with_a_time_and_others_go_on() {
     refused.refused(429, "rate_limited");
     let seconds: u64 = refused.header("retry-after").parse().unwrap();
     assert!((1..=2).contains(&seconds), "{seconds}");
+    // What is left is told before it is used up.
+    for (answer, left) in [(&answers[0], 1), (&answers[1], 0), (refused, 0)] {
+        assert_eq!(answer.header("ratelimit-policy"), "\"requests\";q=2;w=2");
+        let limit = answer.header("ratelimit");
+        assert!(limit.starts_with(&format!("\"requests\";r={left};t=")), "{limit}");
+    }
     assert_eq!(get(&app, "/info", B).await.status, 200);
     // Whoever watches the server is not counted.
     for _ in 0..MANY {

@@ -342,14 +342,27 @@ def accepted_by_schema(case, body):
     return body is not None and validator_of(case).is_valid(body)
 
 
+def empty_files(response):
+    """The names of the form's files without content, each as often as it was sent."""
+    body = response.request.body or b""
+    boundary = body.partition(b"\r\n")[0]
+    parts = [part.partition(b"\r\n\r\n") for part in body.split(boundary) if boundary]
+    heads = [head for head, _, content in parts if b"filename" in head and content.strip(b"\r\n") == b""]
+    names = [re.search(rb'[ ;]name="([^"]*)"', head) for head in heads]
+    return [name.group(1).decode() for name in names if name]
+
+
 def as_sent(case, response):
     """A form as the server may read it: lists where the schema has lists, numbers where it has numbers."""
     fields = checks._sent_form_fields(response, case.media_type)
     if fields is None:
         return None
-    validator, body = validator_of(case), {}
+    validator, body, empty = validator_of(case), {}, empty_files(response)
     for name, texts in fields.items():
+        texts = list(texts)
         # A file is a string of some kind, for all that a schema can say.
+        for _ in range(empty.count(name)):
+            texts.remove(None)
         texts = ["a file" if text is None else text for text in texts if text != ""]
         if not texts:
             # Empty parts mean that the field is absent. (Under an unknown name they would have been refused.)

@@ -91,6 +91,9 @@ pub(super) enum Command {
         /// As JSON instead of YAML
         #[arg(long)]
         json: bool,
+        /// With every condition between fields, for validators and fuzzers; as JSON
+        #[arg(long)]
+        strict: bool,
     },
     /// Asks a running server whether it is ready; for containers
     #[command(after_help = "Example:

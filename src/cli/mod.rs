@@ -63,7 +63,7 @@ fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), Comma
         Some(Command::Convert { directory }) => convert::run(directory),
         Some(Command::Verify { .. }) => verify::run(load()?),
         Some(Command::Bench { bench, .. }) => bench::run(bench, &arguments.flags(), environment),
-        Some(Command::Openapi { json }) => openapi::run(*json),
+        Some(Command::Openapi { json, strict }) => openapi::run(*json, *strict),
         Some(Command::Healthcheck { url, .. }) => healthcheck::run(url.as_deref(), load),
         Some(Command::Mock { mock, .. }) => mock::run(mock, load()?),
         Some(Command::Config(_)) => print_config::run(&load()?),

@@ -1,12 +1,13 @@
-//! `openapi`: prints the document that the server serves and that `openapi.yaml` holds.
+//! `openapi`: prints the documents that the server serves; `openapi.yaml` holds the plain one.
 
 use super::error::CommandError;
-use crate::http::document;
+use crate::http::{document, strict_document};
 
-pub(super) fn run(json: bool) -> Result<(), CommandError> {
-    let document = document();
-    let text = if json {
-        document.to_pretty_json().map(|text| text + "\n").map_err(Into::into)
+pub(super) fn run(json: bool, strict: bool) -> Result<(), CommandError> {
+    let document = if strict { strict_document() } else { document() };
+    // Only the plain one is committed, as YAML.
+    let text = if json || strict {
+        document.to_json().map(|text| text + "\n").map_err(Into::into)
     } else {
         document.to_yaml().map_err(Into::into)
     };

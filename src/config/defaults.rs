@@ -29,6 +29,7 @@ impl Default for RawServer {
             drain_timeout_ms: millis(connections.drain_timeout),
             docs: http.docs,
             cors_allowed_origins: http.cors.map(|cors| cors.allowed_origins).unwrap_or_default(),
+            allowed_hosts: http.allowed_hosts,
             max_connections: connections.max_connections,
             header_read_timeout_ms: millis(connections.header_read_timeout),
             keep_alive_ms: millis(connections.keep_alive),

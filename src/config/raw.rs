@@ -54,6 +54,7 @@ sections! {
         drain_timeout_ms: u64,
         docs: bool,
         cors_allowed_origins: Vec<String>,
+        allowed_hosts: Vec<String>,
         max_connections: usize,
         header_read_timeout_ms: u64,
         keep_alive_ms: u64,

@@ -1,7 +1,7 @@
 //! Raw values to [`Config`]: each folder's own checks, then those that look at two settings at once.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -167,6 +167,20 @@ impl Reader<'_> {
         Ok(settings)
     }
 
+    /// Names and addresses alone: an origin's scheme and port do not matter here.
+    fn allowed_hosts(&self) -> Result<Vec<String>, ConfigError> {
+        let hosts = &self.raw.server.allowed_hosts;
+        let is_host = |host: &String| {
+            let is_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+            !host.is_empty() && (host.chars().all(is_name) || host.parse::<Ipv6Addr>().is_ok())
+        };
+        if hosts.iter().all(is_host) {
+            return Ok(hosts.clone());
+        }
+        let accepted = "names or addresses without scheme and port: vision.example.org";
+        Err(self.layers.invalid("server.allowed_hosts", accepted))
+    }
+
     fn http(&self) -> Result<HttpSettings, ConfigError> {
         let server = &self.raw.server;
         let origins = &server.cors_allowed_origins;
@@ -178,6 +192,8 @@ impl Reader<'_> {
             connections: self.connections()?,
             docs: server.docs,
             cors: (!origins.is_empty()).then_some(cors),
+            allowed_hosts: self.allowed_hosts()?,
+            on_loopback: self.address("server.listen", &server.listen)?.ip().is_loopback(),
             access_log: AccessLogSettings {
                 sample_every: self.raw.log.sample_every,
                 client_ip: self.raw.log.client_ip,

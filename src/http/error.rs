@@ -57,6 +57,7 @@ macro_rules! codes {
 codes! {
     InvalidRequest "invalid_request" BAD_REQUEST "The request is not valid";
     Unauthorized "unauthorized" UNAUTHORIZED "An API key is needed";
+    OriginNotAllowed "origin_not_allowed" FORBIDDEN "Pages of this origin may not ask";
     RouteNotFound "route_not_found" NOT_FOUND "There is nothing at this path";
     ModelNotFound "model_not_found" NOT_FOUND "No such model is loaded for this endpoint";
     TaskNotLoaded "task_not_loaded" NOT_FOUND "No loaded model serves this endpoint";

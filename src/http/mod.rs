@@ -46,7 +46,7 @@ pub use access::{
 pub use info::BatchingInfo;
 pub use listener::Listener;
 pub use models::{Model, Models};
-pub use openapi::document;
+pub use openapi::{Document, document, strict_document};
 pub use router::router;
 pub use server::{Drained, serve, serve_operations};
 pub use settings::{

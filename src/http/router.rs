@@ -18,6 +18,7 @@ use super::middleware::cors::cors;
 use super::middleware::headers::security_headers;
 use super::middleware::host::host;
 use super::middleware::observe::{Observer, observe};
+use super::middleware::origin::origin;
 use super::middleware::panic::PanicResponder;
 use super::middleware::problem::problem;
 use super::middleware::rate_limit::rate_limit;
@@ -62,6 +63,7 @@ pub(crate) fn document_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default()
         .routes(routes!(documents::show_openapi_json))
         .routes(routes!(documents::show_openapi_yaml))
+        .routes(routes!(documents::show_strict_openapi_json))
 }
 
 /// The public service: routes, documents where they are on, keys and limits, layers.
@@ -95,6 +97,8 @@ fn guarded(mut router: Router<HttpState>, state: &HttpState) -> Router<HttpState
     }
     if state.access().keys().is_some() {
         router = router.layer(from_fn_with_state(state.clone(), authenticate));
+    } else {
+        router = router.layer(from_fn_with_state(state.clone(), origin));
     }
     if let Some(settings) = &state.settings().cors {
         router = router.layer(cors(settings));

@@ -21,10 +21,14 @@ pub struct HttpSettings {
     pub deadline: Duration,
     /// Timeouts and bounds of connections.
     pub connections: ConnectionSettings,
-    /// Serves `/openapi.json`, `/openapi.yaml` and `/docs`.
+    /// Serves the OpenAPI documents and `/docs`.
     pub docs: bool,
     /// Cross-origin requests; `None` answers none of them.
     pub cors: Option<CorsSettings>,
+    /// Names under which the server is reached: pages of these hosts may ask where there are no keys.
+    pub allowed_hosts: Vec<String>,
+    /// The public listener has a loopback address, so no page but this machine's is its own.
+    pub on_loopback: bool,
     /// What the access log holds.
     pub access_log: AccessLogSettings,
     /// API keys; `None` lets everyone in.
@@ -116,6 +120,8 @@ impl Default for HttpSettings {
             connections: ConnectionSettings::default(),
             docs: true,
             cors: None,
+            allowed_hosts: Vec::new(),
+            on_loopback: true,
             access_log: AccessLogSettings::default(),
             auth: None,
             rate_limit: None,

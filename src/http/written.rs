@@ -9,15 +9,16 @@ use super::error::ApiError;
 use super::openapi;
 use super::settings::Limits;
 
-/// The document in both forms; part of the router's state.
+/// The documents in their forms; part of the router's state.
 #[derive(Debug, Default)]
 pub(crate) struct WrittenDocument {
     json: OnceLock<Bytes>,
     yaml: OnceLock<Bytes>,
+    strict: OnceLock<Bytes>,
 }
 
 impl WrittenDocument {
-    /// The document of a server with these limits as JSON.
+    /// The plain document of a server with these limits as JSON.
     ///
     /// # Errors
     /// `internal_error`, which no limits can cause.
@@ -25,12 +26,20 @@ impl WrittenDocument {
         once(&self.json, || openapi::document_for(limits).to_json())
     }
 
-    /// The document of a server with these limits as YAML.
+    /// The plain document of a server with these limits as YAML.
     ///
     /// # Errors
     /// `internal_error`, which no limits can cause.
     pub(crate) fn yaml(&self, limits: &Limits) -> Result<Bytes, ApiError> {
         once(&self.yaml, || openapi::document_for(limits).to_yaml())
+    }
+
+    /// The strict document of a server with these limits as JSON.
+    ///
+    /// # Errors
+    /// `internal_error`, which no limits can cause.
+    pub(crate) fn strict(&self, limits: &Limits) -> Result<Bytes, ApiError> {
+        once(&self.strict, || openapi::strict_document_for(limits).to_json())
     }
 }
 
@@ -60,6 +69,7 @@ mod tests {
         assert_eq!(json.as_ptr(), document.json(&limits).unwrap().as_ptr());
         let yaml = document.yaml(&limits).unwrap();
         assert_eq!(yaml.as_ptr(), document.yaml(&limits).unwrap().as_ptr());
-        assert_ne!(json, yaml);
+        let strict = document.strict(&limits).unwrap();
+        assert!(json != yaml && json != strict);
     }
 }

@@ -10,8 +10,22 @@ fn committed() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("openapi.yaml")
 }
 
+/// The strict document.
 fn document() -> Value {
+    serde_json::to_value(blip_server::http::strict_document()).unwrap()
+}
+
+/// The plain one, which is committed.
+fn plain() -> Value {
     serde_json::to_value(blip_server::http::document()).unwrap()
+}
+
+/// What a `$ref` in the document leads to.
+fn resolved<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
+    match value["$ref"].as_str() {
+        Some(reference) => document.pointer(reference.trim_start_matches('#')).unwrap(),
+        None => value,
+    }
 }
 
 #[test]
@@ -49,7 +63,7 @@ fn every_operation_has_an_id_of_its_own_and_a_summary() {
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), count, "{ids:?}");
-    assert_eq!(count, 15);
+    assert_eq!(count, 16);
 }
 
 #[test]
@@ -68,7 +82,10 @@ fn every_refusal_is_a_problem_and_every_inference_route_takes_three_encodings() 
         let statuses: Vec<_> = responses.keys().map(String::as_str).collect();
         assert_eq!(
             statuses,
-            ["200", "400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504"],
+            [
+                "200", "400", "401", "403", "404", "408", "413", "415", "422", "429", "500", "503",
+                "504"
+            ],
             "{path}"
         );
         for (status, response) in responses.iter().filter(|(status, _)| *status != "200") {
@@ -84,16 +101,16 @@ fn every_refusal_is_a_problem_and_every_inference_route_takes_three_encodings() 
 }
 
 #[test]
-fn every_route_but_health_takes_a_bearer_key_and_documents_its_refusals() {
+fn every_route_but_health_and_documents_takes_a_bearer_key_and_tells_its_refusals() {
     let document = document();
     let scheme = &document["components"]["securitySchemes"]["api_key"];
     assert_eq!((&scheme["type"], &scheme["scheme"]), (&"http".into(), &"bearer".into()));
     for (path, item) in document["paths"].as_object().unwrap() {
-        let open = path.starts_with("/health");
+        let open = path.starts_with("/health") || path.starts_with("/openapi");
         for operation in item.as_object().unwrap().values() {
             // Keys are off by default: without one is as good.
             let expected =
-                if open { Value::Null } else { serde_json::json!([{}, {"api_key": []}]) };
+                if open { serde_json::json!([]) } else { serde_json::json!([{}, {"api_key": []}]) };
             assert_eq!(operation["security"], expected, "{path}");
             let refusals = [("401", "www-authenticate"), ("429", "retry-after")];
             for (status, header) in refusals {
@@ -185,18 +202,86 @@ fn a_description_makes_no_object_of_a_field() {
 
 #[test]
 fn every_reference_leads_somewhere() {
-    let document = document();
-    let schemas = document["components"]["schemas"].as_object().unwrap();
-    let text = document.to_string();
-    let references: Vec<&str> =
-        text.split("\"$ref\":\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
-    assert!(references.len() > 20);
-    for reference in references {
-        let name = reference
-            .strip_prefix("#/components/schemas/")
-            .unwrap_or_else(|| panic!("{reference}"));
-        assert!(schemas.contains_key(name), "{reference}");
+    for document in [document(), plain()] {
+        let text = document.to_string();
+        let references: Vec<&str> =
+            text.split("\"$ref\":\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+        assert!(references.len() > 20);
+        for reference in references {
+            let pointer = reference.strip_prefix('#').unwrap_or_else(|| panic!("{reference}"));
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
     }
+}
+
+/// YAML 1.1, which many parsers still read, takes these for booleans; the writer quotes for YAML 1.2.
+#[test]
+fn no_text_of_the_document_is_a_boolean_of_yaml_1_1() {
+    fn check(value: &Value) {
+        match value {
+            Value::String(text) => {
+                let word = text.to_ascii_lowercase();
+                assert!(!["y", "n", "yes", "no", "on", "off"].contains(&&*word), "{text}");
+            }
+            Value::Array(items) => items.iter().for_each(check),
+            Value::Object(object) => object.iter().for_each(|(key, value)| {
+                check(&Value::from(key.as_str()));
+                check(value);
+            }),
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+    check(&plain());
+}
+
+#[test]
+fn the_plain_document_has_the_same_operations_and_less_to_stumble_over() {
+    let (strict, plain) = (document(), plain());
+    assert_eq!(plain["servers"], serde_json::json!([{"url": "/"}]));
+    assert_eq!(plain["info"]["license"]["identifier"], "MIT OR Apache-2.0");
+    let paths = |document: &Value| document["paths"].as_object().unwrap().keys().cloned().collect();
+    let (strict_paths, plain_paths): (Vec<String>, Vec<String>) = (paths(&strict), paths(&plain));
+    assert_eq!(strict_paths, plain_paths);
+    let mut posts = 0;
+    for (path, item) in plain["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let same = &strict["paths"][path][method];
+            assert_eq!(operation["operationId"], same["operationId"], "{path}");
+            let statuses = |operation: &Value| -> Vec<String> {
+                operation["responses"].as_object().unwrap().keys().cloned().collect()
+            };
+            assert_eq!(statuses(operation), statuses(same), "{path}");
+            for (status, response) in operation["responses"].as_object().unwrap() {
+                let response = resolved(&plain, response);
+                for (media_type, _) in response["content"].as_object().into_iter().flatten() {
+                    assert_ne!(media_type, "text/event-stream", "{path}");
+                }
+                let header = resolved(&plain, &response["headers"]["x-request-id"]);
+                assert!(header["schema"].is_object(), "{path} {status}");
+            }
+        }
+        let Some(operation) = item.get("post") else { continue };
+        let content = operation["requestBody"]["content"].as_object().unwrap();
+        let media_types: Vec<&str> = content.keys().map(String::as_str).collect();
+        assert_eq!(
+            media_types,
+            ["application/json", "application/octet-stream", "multipart/form-data"],
+            "{path}"
+        );
+        let form = &content["multipart/form-data"]["schema"];
+        for needed in form["required"].as_array().into_iter().flatten() {
+            assert_eq!(needed, "image", "{path}");
+        }
+        assert!(form["allOf"].is_null(), "{path}");
+        posts += 1;
+    }
+    assert_eq!(posts, 8);
+    for name in ["CaptionRequest", "VqaRequest", "SimilarityRequest", "EmbeddingsRequest"] {
+        assert!(plain["components"]["schemas"][name]["allOf"].is_null(), "{name}");
+        assert!(strict["components"]["schemas"][name]["allOf"].is_array(), "{name}");
+    }
+    let yaml = blip_server::http::document().to_yaml().unwrap();
+    assert!(yaml.len() < 110_000, "{}", yaml.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,7 +314,8 @@ async fn a_served_document_tells_the_limits_of_its_server() {
 #[tokio::test]
 async fn the_served_documents_are_this_one() {
     let app = TestApp::start();
-    assert!(app.get("/openapi.json").await.ok() == document());
+    assert!(app.get("/openapi.json").await.ok() == plain());
+    assert!(app.get("/openapi-strict.json").await.ok() == document());
     let yaml = app.get("/openapi.yaml").await;
     assert_eq!(yaml.header("content-type"), "application/yaml");
     assert!(yaml.text() == std::fs::read_to_string(committed()).unwrap());

@@ -54,7 +54,7 @@ drive() {
     if [ "$got" = "$want" ]; then echo "  $got $path"; else echo "  $got $path, not $want: $(head -c 300 /tmp/answer)"; failed=1; fi
   }
   local image="$root/demo/scenes/two-cats.png"
-  for path in /health /health/live /health/ready /info /metrics /openapi.json /openapi.yaml /docs/; do ask 200 $path; done
+  for path in /health /health/live /health/ready /info /metrics /openapi.json /openapi.yaml /openapi-strict.json /docs/; do ask 200 $path; done
   ask 307 /
   ask 200 /caption -F image=@"$image"
   ask 200 /caption -F image=@"$image" -F stream=true -N

@@ -1,4 +1,4 @@
-//! What keys and limits add to the OpenAPI document: the scheme, and two refusals on every route that needs a key.
+//! What keys and limits add to the OpenAPI document: the scheme, and the refusals of every route that needs a key.
 
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
@@ -19,11 +19,12 @@ pub(crate) fn add(document: &mut OpenApi) {
     let components = document.components.get_or_insert_with(Components::new);
     components.add_security_scheme(SCHEME, SecurityScheme::Http(scheme));
     for (path, item) in &mut document.paths.paths {
-        if super::is_open(path) {
-            continue;
-        }
         for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
-            guard(operation);
+            if super::is_public(path) {
+                operation.security = Some(Vec::new());
+            } else {
+                guard(operation);
+            }
         }
     }
 }
@@ -32,5 +33,6 @@ fn guard(operation: &mut Operation) {
     let without_key = SecurityRequirement::default();
     let with_key = SecurityRequirement::new(SCHEME, Vec::<String>::new());
     operation.security = Some(vec![without_key, with_key]);
-    operation.responses.responses.extend(problems(&[&[Code::Unauthorized], &[Code::RateLimited]]));
+    let codes = [Code::Unauthorized, Code::OriginNotAllowed, Code::RateLimited];
+    operation.responses.responses.extend(problems(&codes.each_ref().map(std::slice::from_ref)));
 }

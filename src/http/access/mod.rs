@@ -30,9 +30,14 @@ use crate::task::Scope;
 /// Failed attempts that an address has at once, before the rate of the setting holds.
 const FAILED_ATTEMPTS_BURST: u32 = 20;
 
-/// True for the routes that probes ask: they need no key and have no limit.
+/// True for the routes that probes ask: they are counted nowhere.
 pub(crate) fn is_open(route: &str) -> bool {
     ["/health", "/health/live", "/health/ready"].contains(&route)
+}
+
+/// True for the routes that need no key: those of probes, and the documents with their page, which are no secret.
+pub(crate) fn is_public(route: &str) -> bool {
+    is_open(route) || route == "/" || route.starts_with("/docs") || route.starts_with("/openapi")
 }
 
 /// What the layers ask.

@@ -1,4 +1,4 @@
-//! Lets in who has an API key, and those who ask for health. Decided from the head: nothing of a refused request's body
+//! Lets in who has an API key, and those who ask for health or documents. Decided from the head: nothing of a refused request's body
 //! is read. The secret goes no further than here.
 
 use std::time::Instant;
@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::context::{KeyOwner, RequestContext};
 use crate::http::access::client::{ClientAddress, Network};
-use crate::http::access::is_open;
+use crate::http::access::is_public;
 use crate::http::state::HttpState;
 
 /// The layer; only there where the server has keys.
@@ -23,7 +23,7 @@ pub(crate) async fn authenticate(
 ) -> Response {
     let access = state.access();
     let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    let (Some(keys), false) = (access.keys(), route.is_some_and(is_open)) else {
+    let (Some(keys), false) = (access.keys(), route.is_some_and(is_public)) else {
         return next.run(request).await;
     };
     let secret = bearer(request.headers());

@@ -8,7 +8,7 @@ use utoipa::openapi::schema::{Array, Object};
 use utoipa::openapi::{RefOr, Schema};
 
 /// Parameters of generation that candidates take none of.
-const GENERATION: [&str; 13] = [
+pub(super) const GENERATION: [&str; 13] = [
     "max_new_tokens",
     "min_new_tokens",
     "num_beams",

@@ -1,14 +1,17 @@
-//! The OpenAPI document: generated from the routes, completed with what attributes cannot say once for all
-//! (refusals, headers, the other two encodings). `openapi.yaml` at the root is this document, held by a test.
+//! The OpenAPI documents: generated from the routes, completed with what attributes cannot say once for all (refusals,
+//! headers, the other two encodings). The strict one says all that a schema can say; the plain one leaves out what client
+//! generators cannot read. `openapi.yaml` at the root is the plain one, held by a test.
 
 mod conditions;
 mod events;
 mod links;
+mod plain;
 
 use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
@@ -34,29 +37,92 @@ An **image value** is a data URI, base64 (standard or URL-safe alphabet, padding
 where the server fetches them (`fetch_enabled` in `/info`), an `https://` URL. \
 JPEG, PNG, WebP, GIF and BMP are told apart by their first bytes.";
 
-/// A real picture of 16 x 16 pixels, for examples that can be sent as they are.
-pub(crate) const EXAMPLE_IMAGE: &str = "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAALklEQVR42mOQizpBEmIYEhru2GggIwIa0FRj6mEgqBpNz7DTQHIokRMPgyAtAQDUDUAQ/sRcpgAAAABJRU5ErkJggg==";
+/// A scene of the demo models' kind, 64 x 64 pixels, for examples that can be sent as they are: "two cats on a blue
+/// background".
+pub(crate) const EXAMPLE_IMAGE: &str = "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5aYVpQYEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT0//wAARCABAAEADASIAAhEBAxEB/8QAGgABAQADAQEAAAAAAAAAAAAAAAUBAwQCBv/EACUQAAICAgIBBAIDAAAAAAAAAAECAAMEEQUSMSFBUWETIhQVcf/EABoBAAIDAQEAAAAAAAAAAAAAAAAFAQIGBAP/xAAhEQABBAICAgMAAAAAAAAAAAABAAIDEQUhBDESoVHw8f/aAAwDAQACEQMRAD8AmxMqpZgqgkk6AHvMuj1uyWKVZTogj1E0/kLq9rMUateYiJZQkREEJERBC7+FrL8pS3XaoezfQEs5WJh8uRl02KwYaD1MCDo6kjhcmvHyyLiAjjXY+AfuUa8LNpyFrxRVXxxRqxVjsFA7Hff1HoQD7E7MyGbnni5Ycw+NDR+e7/Fo8XHE/jlrhe9hauU4/DweJXoC2Qzgdm8/chSpy61Y9GLg12vYcddFnbsx/wBPzJceYgyO4wfISSd7SrIhgnLWCgNJERGa4UiIghJ7SyxBpLHUfCsRPE6uNFTcjQt6hqy4DA/c8piGsLnC62rxglwANWubz5mJ9HdweJZkOabHVN66gg9TNHNri/1+N/DCFK3ZCyEEb99n52IshzXHmlbFH2fS75cZNFG6R5GvahxERwlqREQQk2Y9n4b0t1vowOpriVc0OBaeipa4tNhXbDiWk3YOdXhmy1brj+wZ2HsfXwfBE5+RysUYi4mIEb9i9jInRSx8nX2ZKiJ+PhIYZRJ5E10NfSmU2UlljLKAtIiI6SxIiIIX/9k=";
 
-const RAW_DESCRIPTION: &str = "The image file itself; the other fields stand in the query string, lists repeated \
-(only with this encoding).";
+const RAW_DESCRIPTION: &str = "The image file; fields stand in the query string.";
 
 /// Fields without which a request has no meaning.
 const REQUIRED_FIELDS: [(&str, &str); 2] = [("CaptionRequest", "image"), ("VqaRequest", "image")];
 
-/// The whole document.
-///
-/// # Panics
-/// Never: it is made of constants.
-pub fn document() -> OpenApi {
+/// An OpenAPI document; its fields in the order in which it is written.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Document {
+    openapi: Value,
+    info: Value,
+    servers: Value,
+    tags: Value,
+    paths: Value,
+    components: Value,
+}
+
+impl Document {
+    fn of(mut document: Value) -> Self {
+        document["info"]["license"]["identifier"] = LICENSE.into();
+        let mut take = |field: &str| document[field].take();
+        Self {
+            openapi: take("openapi"),
+            info: take("info"),
+            // Wherever the document was read from.
+            servers: json!([{"url": "/"}]),
+            tags: take("tags"),
+            paths: take("paths"),
+            components: take("components"),
+        }
+    }
+
+    /// As JSON, indented.
+    ///
+    /// # Errors
+    /// Never: it is made of constants.
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        serde_json::to_string_pretty(self)
+    }
+
+    /// As YAML.
+    ///
+    /// # Errors
+    /// Never: it is made of constants.
+    pub fn to_yaml(&self) -> Result<String, yaml_serde::Error> {
+        yaml_serde::to_string(self)
+    }
+}
+
+/// The plain document, which client generators can read.
+#[must_use]
+pub fn document() -> Document {
     document_for(&Limits::default())
 }
 
+/// The strict document, with all conditions between fields.
+#[must_use]
+pub fn strict_document() -> Document {
+    strict_document_for(&Limits::default())
+}
+
 /// As [`document`] for a server with these limits.
-pub(crate) fn document_for(limits: &Limits) -> OpenApi {
+pub(crate) fn document_for(limits: &Limits) -> Document {
+    Document::of(plain::plain(value(limits)))
+}
+
+/// As [`strict_document`] for a server with these limits.
+pub(crate) fn strict_document_for(limits: &Limits) -> Document {
+    Document::of(value(limits))
+}
+
+fn value(limits: &Limits) -> Value {
+    // Made of constants: nothing in it can fail to be written.
+    serde_json::to_value(built(limits)).unwrap_or_default()
+}
+
+const LICENSE: &str = "MIT OR Apache-2.0";
+
+fn built(limits: &Limits) -> OpenApi {
     let (_, routes) = router::routes().merge(router::document_routes()).split_for_parts();
     let mut info = Info::new("blip-server", env!("CARGO_PKG_VERSION"));
     info.description = Some(DESCRIPTION.to_owned());
-    info.license = Some(License::new("MIT OR Apache-2.0"));
+    info.license = Some(License::new(LICENSE));
     let tag = |name: &str, text: &str| TagBuilder::new().name(name).description(Some(text)).build();
     let tags =
         [tag("inference", "What the models can do"), tag("operations", "What operators need")];
@@ -184,8 +250,9 @@ fn add_encodings(operation: &mut Operation, schemas: &BTreeMap<String, RefOr<Sch
     let multipart = ContentBuilder::new().schema(Some(form)).build();
     body.content.insert("multipart/form-data".to_owned(), multipart.into());
     for content_type in ["image/*", "application/octet-stream"] {
-        let raw =
-            ContentBuilder::new().schema(Some(binary())).description(Some(RAW_DESCRIPTION)).build();
+        let mut file = binary();
+        file.description = Some(RAW_DESCRIPTION.to_owned());
+        let raw = ContentBuilder::new().schema(Some(file)).build();
         body.content.insert(content_type.to_owned(), raw.into());
     }
 }

@@ -27,13 +27,13 @@ use crate::task::{
 
 requests! {
     /// A caption wanted.
-    #[schema(example = json!({"image": EXAMPLE_IMAGE, "prompt": "a picture of", "num_beams": 3}))]
+    #[schema(example = json!({"image": EXAMPLE_IMAGE}))]
     single CaptionRequest {
         /// Answers with server-sent events while the text is generated (one sequence, no beams); false by default.
         stream: bool,
     }
     /// Captions wanted for many images.
-    #[schema(example = json!({"inputs": [{"image": EXAMPLE_IMAGE}, {"image": EXAMPLE_IMAGE, "prompt": "a photo of"}], "max_new_tokens": 30}))]
+    #[schema(example = json!({"inputs": [{"image": EXAMPLE_IMAGE, "num_beams": 3}], "max_new_tokens": 30}))]
     batch CaptionBatchRequest
     /// One caption wanted.
     input CaptionInput {

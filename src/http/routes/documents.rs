@@ -1,4 +1,4 @@
-//! `GET /openapi.json`, `/openapi.yaml`, and the way to `/docs` (whose page is mounted in `router`).
+//! `GET /openapi.json`, `/openapi.yaml`, `/openapi-strict.json`, and the way to `/docs` (whose page is mounted in `router`).
 
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -36,6 +36,21 @@ pub(crate) async fn show_openapi_yaml(
 ) -> Result<Response, ApiError> {
     let yaml = state.document().yaml(&state.settings().limits)?;
     Ok(document("application/yaml", yaml))
+}
+
+/// This document with every condition between fields, as JSON
+#[utoipa::path(
+    get,
+    path = "/openapi-strict.json",
+    operation_id = "show_strict_openapi_json",
+    tag = "operations",
+    responses((status = 200, description = "The strict OpenAPI document, for validators and fuzzers.", content_type = "application/json", body = Object)),
+)]
+pub(crate) async fn show_strict_openapi_json(
+    State(state): State<HttpState>,
+) -> Result<Response, ApiError> {
+    let json = state.document().strict(&state.settings().limits)?;
+    Ok(document("application/json", json))
 }
 
 fn document(content_type: &'static str, document: Bytes) -> Response {

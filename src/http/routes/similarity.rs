@@ -27,10 +27,10 @@ use crate::task::{
 
 requests! {
     /// Images and texts to score against one another.
-    #[schema(example = json!({"image": EXAMPLE_IMAGE, "texts": ["two cats", "a red car"]}))]
+    #[schema(example = json!({"image": EXAMPLE_IMAGE, "texts": ["two cats on a blue background", "a red car"]}))]
     single SimilarityRequest {}
     /// Many such pairings.
-    #[schema(example = json!({"inputs": [{"image": EXAMPLE_IMAGE}, {"image": EXAMPLE_IMAGE, "text": "a dog"}], "texts": ["two cats", "a red car"], "scores": ["cosine"]}))]
+    #[schema(example = json!({"inputs": [{"image": EXAMPLE_IMAGE}], "texts": ["two cats on a blue background", "a red car"], "scores": ["cosine"]}))]
     batch SimilarityBatchRequest
     /// Images and texts to score against one another.
     input SimilarityInput {

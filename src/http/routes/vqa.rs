@@ -31,7 +31,7 @@ requests! {
     #[schema(example = json!({"image": EXAMPLE_IMAGE, "questions": ["how many cats are there?", "what color is the background?"]}))]
     single VqaRequest {}
     /// Questions about many images.
-    #[schema(example = json!({"inputs": [{"image": EXAMPLE_IMAGE}, {"image": EXAMPLE_IMAGE, "question": "is there a cat?"}], "question": "is there a dog?", "candidates": ["yes", "no"]}))]
+    #[schema(example = json!({"inputs": [{"image": EXAMPLE_IMAGE}], "question": "what color is the background?", "candidates": ["blue", "red"]}))]
     batch VqaBatchRequest
     /// Questions about one image.
     input VqaInput {
@@ -90,7 +90,7 @@ enum Found {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct RankedAnswer {
     /// The candidate.
-    #[schema(value_type = String, example = "yes")]
+    #[schema(value_type = String, example = "cat")]
     answer: Arc<str>,
     /// Sum of its tokens' natural log-probabilities.
     #[schema(example = -0.3, maximum = 0)]

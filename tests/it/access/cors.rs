@@ -32,7 +32,7 @@ async fn simple(app: &TestApp, key: Option<&str>) -> Answer {
 async fn by_default_no_answer_allows_another_origin_anything() {
     let app = TestApp::start();
     let preflight = preflight(&app).await;
-    preflight.refused(405, "method_not_allowed");
+    preflight.refused(403, "origin_not_allowed");
     for answer in [preflight, simple(&app, None).await] {
         let allows = |name: &str| name.starts_with("access-control-");
         assert!(!answer.headers.keys().any(|name| allows(name.as_str())), "{:?}", answer.headers);
@@ -62,4 +62,25 @@ async fn with_keys_and_without_the_setting_a_preflight_is_a_request_without_a_ke
     let asked = preflight(&app).await;
     asked.refused(401, "unauthorized");
     assert_eq!(asked.header("access-control-allow-origin"), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_a_foreign_origin_cannot_use_a_server_without_keys() {
+    let app = TestApp::start();
+    let post = async |origin: &str| {
+        let request = Request::post("/caption")
+            .header("origin", origin)
+            .header("host", "127.0.0.1:8080")
+            .header("content-type", "application/octet-stream");
+        app.send(request.body(Body::from(crate::support::png(1))).unwrap()).await
+    };
+    let refused = post(ORIGIN).await;
+    let problem = refused.refused(403, "origin_not_allowed").to_string();
+    for setting in ["server.cors_allowed_origins", "server.allowed_hosts"] {
+        assert!(problem.contains(setting), "{problem}");
+    }
+    post("http://localhost:3000").await.ok();
+    // With keys the key decides.
+    let app = TestApp::with(with_keys);
+    assert_eq!(simple(&app, Some(A)).await.status, 200);
 }

@@ -80,7 +80,7 @@ impl Slow {
 
 /// Asks for large answers and reads none, until the server ends the connection.
 async fn refuse_to_read(stream: &TcpStream) {
-    let asks = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
+    let asks = b"GET /openapi-strict.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
     loop {
         match stream.try_write(&asks) {
             Ok(_) => {}

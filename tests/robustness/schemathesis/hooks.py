@@ -28,6 +28,7 @@ from schemathesis.transport.serialization import Binary
 CODES = {
     400: {"invalid_request"},
     401: {"unauthorized"},
+    403: {"origin_not_allowed"},
     404: {"route_not_found", "model_not_found", "task_not_loaded", "image_not_found"},
     405: {"method_not_allowed"},
     408: {"request_timeout"},

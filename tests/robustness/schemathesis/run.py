@@ -84,9 +84,9 @@ class Server:
 
 
 def document(url, folder):
-    """The served document in a file, so that its own route is tested like the others."""
+    """The served document with all conditions in a file, so that its own route is tested like the others."""
     path = folder / "openapi.json"
-    path.write_bytes(urllib.request.urlopen(f"{url}/openapi.json", timeout=30).read())
+    path.write_bytes(urllib.request.urlopen(f"{url}/openapi-strict.json", timeout=30).read())
     return path
 
 

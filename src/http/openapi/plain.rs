@@ -1,0 +1,278 @@
+//! The plain document: the strict one without what generators of clients and editors stumble over, and shorter.
+//!
+//! Left out are conditions between fields, a second media type for raw bodies, the schema of event streams, links and
+//! the bounds of files; headers and refusals stand once, as components. What is left says less, nothing else.
+
+use serde_json::{Map, Value, json};
+
+use super::conditions::GENERATION;
+use crate::http::error::PROBLEM_JSON;
+
+/// Media types that the plain document leaves out: `application/octet-stream` says the same as `image/*`, and an
+/// event stream beside a JSON answer makes generators give up on either.
+const LEFT_OUT: [&str; 2] = ["image/*", "text/event-stream"];
+/// Schemas that only events refer to.
+const OF_EVENTS: [&str; 5] = ["CaptionEvent", "Delta", "DeltaToken", "Done", "Timing"];
+
+/// The plain form of a strict document.
+pub(super) fn plain(mut document: Value) -> Value {
+    let mut shared = Shared::default();
+    if let Some(paths) = object(&mut document, "/paths") {
+        for operation in
+            paths.values_mut().filter_map(Value::as_object_mut).flat_map(Map::values_mut)
+        {
+            simplify_operation(operation, &mut shared);
+        }
+    }
+    if let Some(components) = object(&mut document, "/components") {
+        if let Some(schemas) = components.get_mut("schemas").and_then(Value::as_object_mut) {
+            join_choices(schemas);
+            schemas.retain(|name, _| !OF_EVENTS.contains(&name.as_str()));
+            schemas.values_mut().for_each(|schema| {
+                without_conditions(schema);
+                without_patterns(schema);
+            });
+        }
+        components.insert("headers".to_owned(), shared.headers.into());
+        components.insert("parameters".to_owned(), shared.parameters.into());
+        components.insert("responses".to_owned(), shared.responses.into());
+    }
+    document
+}
+
+/// What many operations have in common, by the names that it gets.
+#[derive(Default)]
+struct Shared {
+    headers: Map<String, Value>,
+    parameters: Map<String, Value>,
+    responses: Map<String, Value>,
+}
+
+impl Shared {
+    /// A reference to the header of this name.
+    fn header(&mut self, name: &str, header: Value) -> Value {
+        let component = pascal(name);
+        let reference = json!({"$ref": format!("#/components/headers/{component}")});
+        self.headers.insert(component, header);
+        reference
+    }
+
+    /// A reference to the parameter, which is the same wherever it is taken.
+    fn parameter(&mut self, parameter: Value) -> Value {
+        let component = pascal(parameter["name"].as_str().unwrap_or_default());
+        let reference = json!({"$ref": format!("#/components/parameters/{component}")});
+        self.parameters.insert(component, parameter);
+        reference
+    }
+
+    /// A reference to the refusal, which is called after its first code.
+    fn refusal(&mut self, refusal: Value) -> Value {
+        let description = refusal["description"].as_str().unwrap_or_default();
+        let code = description.split('`').nth(1).unwrap_or("refusal");
+        let first = pascal(code);
+        // Refusals of several routes may begin with one code and go on otherwise.
+        let names = (1..).map(|number| match number {
+            1 => first.clone(),
+            _ => format!("{first}{number}"),
+        });
+        let free_or_same = |name: &String| match self.responses.get(name) {
+            None => true,
+            Some(known) => *known == refusal,
+        };
+        let name = names.into_iter().find(free_or_same).unwrap_or_default();
+        let reference = json!({"$ref": format!("#/components/responses/{name}")});
+        self.responses.insert(name, refusal);
+        reference
+    }
+}
+
+/// The object at this place, where there is one.
+fn object<'v>(value: &'v mut Value, pointer: &str) -> Option<&'v mut Map<String, Value>> {
+    value.pointer_mut(pointer).and_then(Value::as_object_mut)
+}
+
+fn simplify_operation(operation: &mut Value, shared: &mut Shared) {
+    for parameter in
+        operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten()
+    {
+        *parameter = shared.parameter(parameter.take());
+    }
+    if let Some(content) = object(operation, "/requestBody/content") {
+        content.retain(|media_type, _| !LEFT_OUT.contains(&media_type.as_str()));
+        for (media_type, media) in content {
+            let Some(schema) = media.get_mut("schema") else { continue };
+            without_conditions(schema);
+            without_bounds_of_files(schema);
+            without_patterns(schema);
+            if media_type == "multipart/form-data" {
+                simplify_form(schema);
+            }
+        }
+    }
+    let Some(responses) = object(operation, "/responses") else { return };
+    for response in responses.values_mut() {
+        if let Some(headers) = object(response, "/headers") {
+            for (name, header) in headers {
+                *header = shared.header(name, header.take());
+            }
+        }
+        let content = object(response, "/content");
+        let is_problem = content.is_some_and(|content| {
+            content.retain(|media_type, _| !LEFT_OUT.contains(&media_type.as_str()));
+            content.contains_key(PROBLEM_JSON)
+        });
+        if is_problem {
+            *response = shared.refusal(response.take());
+        } else if let Some(response) = response.as_object_mut() {
+            response.remove("links");
+        }
+    }
+}
+
+/// Conditions stand beside the properties of a request; an answer's `allOf` joins schemas and stays.
+fn without_conditions(schema: &mut Value) {
+    if let Some(schema) = schema.as_object_mut()
+        && schema.contains_key("additionalProperties")
+    {
+        schema.remove("allOf");
+    }
+}
+
+/// Generators check the length of a text where the schema bounds that of a file.
+fn without_bounds_of_files(schema: &mut Value) {
+    let Some(object) = schema.as_object_mut() else { return };
+    if object.get("format").is_some_and(|format| format == "binary") {
+        object.remove("minLength");
+    }
+    for key in ["properties", "items"] {
+        match object.get_mut(key) {
+            Some(Value::Object(inner)) if key == "properties" => {
+                inner.values_mut().for_each(without_bounds_of_files);
+            }
+            Some(items) => without_bounds_of_files(items),
+            None => {}
+        }
+    }
+}
+
+/// An answer that joins fields of its own with a choice between kinds becomes one object, in which the fields of the kinds
+/// may be left out: generators cannot join an object with a choice.
+fn join_choices(schemas: &mut Map<String, Value>) {
+    let all = schemas.clone();
+    let is_choice =
+        |part: &Value| resolved(part, &all).is_some_and(|part| part.get("oneOf").is_some());
+    let joins = |schema: &Value| {
+        schema["allOf"].as_array().is_some_and(|parts| parts.iter().any(is_choice))
+    };
+    for schema in schemas.values_mut().filter(|schema| joins(schema)) {
+        let (mut properties, mut required) = (Map::new(), Vec::new());
+        collect(schema, &all, true, &mut properties, &mut required);
+        let joined = json!({"type": "object", "properties": properties, "required": required});
+        let description = schema["description"].take();
+        *schema = joined;
+        schema["description"] = description;
+    }
+    // What only such answers referred to.
+    let text = Value::Object(schemas.clone()).to_string();
+    schemas.retain(|name, schema| {
+        schema.get("oneOf").is_none() || text.contains(&format!("/schemas/{name}\""))
+    });
+}
+
+/// The schema itself, or that which it refers to.
+fn resolved<'v>(schema: &'v Value, all: &'v Map<String, Value>) -> Option<&'v Value> {
+    match schema.get("$ref").and_then(Value::as_str) {
+        Some(reference) => all.get(reference.rsplit('/').next()?),
+        None => Some(schema),
+    }
+}
+
+/// The properties of a schema and of its parts; `needed` unless they belong to one of several kinds.
+fn collect(
+    schema: &Value,
+    all: &Map<String, Value>,
+    needed: bool,
+    properties: &mut Map<String, Value>,
+    required: &mut Vec<Value>,
+) {
+    let Some(schema) = resolved(schema, all) else { return };
+    for (key, needed) in [("allOf", needed), ("oneOf", false)] {
+        for part in schema.get(key).and_then(Value::as_array).into_iter().flatten() {
+            collect(part, all, needed, properties, required);
+        }
+    }
+    if let Some(own) = schema.get("properties").and_then(Value::as_object) {
+        properties.extend(own.clone());
+    }
+    if needed {
+        required.extend(
+            schema.get("required").and_then(Value::as_array).into_iter().flatten().cloned(),
+        );
+    }
+}
+
+/// Texts without control characters are what everybody sends; the pattern is longer than the rest of the field.
+fn without_patterns(schema: &mut Value) {
+    match schema {
+        Value::Object(object) => {
+            if object.get("type").is_some_and(|kind| kind == "string") {
+                object.remove("pattern");
+            }
+            object.values_mut().for_each(without_patterns);
+        }
+        Value::Array(items) => items.iter_mut().for_each(without_patterns),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// In a form everything but a file is text: a choice between kinds of JSON is none.
+fn simplify_form(form: &mut Value) {
+    let Some(properties) = object(form, "/properties") else { return };
+    // The fields of a batch are those of the single call, and parameters of generation those of JSON: described there.
+    let is_batch = properties.get("image").is_some_and(|image| image["type"] == "array");
+    for (name, property) in properties {
+        let Some(object) = property.as_object_mut() else { continue };
+        if is_batch || GENERATION.contains(&name.as_str()) {
+            object.remove("description");
+        }
+        if object.remove("oneOf").is_some() {
+            object.insert("type".to_owned(), "string".into());
+            object.insert("enum".to_owned(), json!(["true", "false", "never"]));
+        }
+    }
+}
+
+/// `x-request-id` and `invalid_request` as names of components.
+fn pascal(name: &str) -> String {
+    let words = name.trim_start_matches("x-").split(['-', '_']);
+    let capitalised = words.map(|word| {
+        let (first, rest) = word.split_at(word.len().min(1));
+        first.to_uppercase() + rest
+    });
+    capitalised.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_stand_once_and_others_of_the_same_code_beside() {
+        let mut shared = Shared::default();
+        let refusal = |codes: &str| json!({"description": codes});
+        let reference = |name: &str| json!({"$ref": format!("#/components/responses/{name}")});
+        let first = shared.refusal(refusal("`not_ready`"));
+        assert_eq!(first, reference("NotReady"));
+        assert_eq!(shared.refusal(refusal("`not_ready`, `shutting_down`")), reference("NotReady2"));
+        assert_eq!(shared.refusal(refusal("`not_ready`")), first);
+        assert_eq!(shared.responses.len(), 2);
+    }
+
+    #[test]
+    fn names_are_capitalised() {
+        assert_eq!(
+            [pascal("x-request-id"), pascal("invalid_request")],
+            ["RequestId", "InvalidRequest"]
+        );
+    }
+}

@@ -239,8 +239,50 @@ fn simplify_form(form: &mut Value) {
             object.insert("type".to_owned(), "string".into());
             object.insert("enum".to_owned(), json!(["true", "false", "never"]));
         }
+        let is_file = |schema: &Map<String, Value>| {
+            schema.get("format").is_some_and(|format| format == "binary")
+        };
+        let of_files = object.get("items").and_then(Value::as_object).is_some_and(is_file);
+        // `images` beside `image`: none, where the one is given.
+        if !is_file(object) && (!of_files || name != "image") {
+            put_default(name, object);
+        }
     }
 }
+
+/// Swagger UI fills its inputs with examples: those of a form change nothing as they stand. Empty parts mean absent.
+fn put_default(name: &str, field: &mut Map<String, Value>) {
+    let known = DEFAULTS.iter().find(|(known, _)| *known == name);
+    let example = match (known, field.get("type").and_then(Value::as_str)) {
+        (Some((_, text)), _) => serde_json::from_str(text).unwrap_or_default(),
+        (None, Some("array")) => json!([]),
+        (None, _) => json!(""),
+    };
+    field.remove("minLength");
+    field.remove("minItems");
+    field.insert("example".to_owned(), example);
+}
+
+/// What fields are that are left out, as JSON.
+const DEFAULTS: [(&str, &str); 17] = [
+    ("max_new_tokens", "20"),
+    ("min_new_tokens", "0"),
+    ("num_beams", "1"),
+    ("num_return_sequences", "1"),
+    ("do_sample", "false"),
+    ("temperature", "1.0"),
+    ("top_k", "50"),
+    ("top_p", "1.0"),
+    ("repetition_penalty", "1.0"),
+    ("no_repeat_ngram_size", "0"),
+    ("length_penalty", "1.0"),
+    ("early_stopping", "\"false\""),
+    ("stream", "false"),
+    ("normalize", "true"),
+    ("truncate", "false"),
+    ("encoding_format", "\"float\""),
+    ("type", "\"image\""),
+];
 
 /// `x-request-id` and `invalid_request` as names of components.
 fn pascal(name: &str) -> String {

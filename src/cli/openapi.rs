@@ -7,7 +7,7 @@ pub(super) fn run(json: bool, strict: bool) -> Result<(), CommandError> {
     let document = if strict { strict_document() } else { document() };
     // Only the plain one is committed, as YAML.
     let text = if json || strict {
-        document.to_json().map(|text| text + "\n").map_err(Into::into)
+        document.to_pretty_json().map(|text| text + "\n").map_err(Into::into)
     } else {
         document.to_yaml().map_err(Into::into)
     };

@@ -72,11 +72,19 @@ impl Document {
         }
     }
 
-    /// As JSON, indented.
+    /// As JSON, for programs.
     ///
     /// # Errors
     /// Never: it is made of constants.
     pub fn to_json(&self) -> serde_json::Result<String> {
+        serde_json::to_string(self)
+    }
+
+    /// As JSON, for people.
+    ///
+    /// # Errors
+    /// Never: it is made of constants.
+    pub fn to_pretty_json(&self) -> serde_json::Result<String> {
         serde_json::to_string_pretty(self)
     }
 

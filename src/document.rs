@@ -36,7 +36,7 @@ pub enum DocumentError {
         path: PathBuf,
     },
     /// The file is not JSON, or ends too soon.
-    #[error("{path} is not JSON from line {line}, column {column} on; copy or download it again")]
+    #[error("{path} is not valid JSON: line {line}, column {column}; copy or download it again")]
     NotJson {
         /// The file.
         path: PathBuf,
@@ -126,7 +126,7 @@ pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, Doc
         Value::Array(_) => Err(no_object("a list")),
         Value::String(_) => Err(no_object("a text")),
         Value::Number(_) => Err(no_object("a number")),
-        Value::Bool(_) | Value::Null => Err(no_object("a single word")),
+        Value::Bool(_) | Value::Null => Err(no_object("true, false or null")),
     }
 }
 
@@ -153,12 +153,6 @@ impl<'a> Fields<'a> {
     pub fn block(&self, field: &'static str) -> Result<Option<Self>, DocumentError> {
         let object = self.optional(field, "an object", |value| value.as_object())?;
         Ok(object.map(|object| Self { path: self.path, block: field, object }))
-    }
-
-    /// The file, for messages.
-    #[must_use]
-    pub fn path(&self) -> &'a Path {
-        self.path
     }
 
     /// A field's value, `null` included.
@@ -235,12 +229,12 @@ mod tests {
             ("", "config.json is empty; copy or download it again"),
             (
                 "{\"a\": 1,\n \"b\"",
-                "config.json is not JSON from line 2, column 4 on; copy or download it again",
+                "config.json is not valid JSON: line 2, column 4; copy or download it again",
             ),
             ("[1]", "config.json is a list; accepted: a JSON object"),
             ("\"a\"", "config.json is a text; accepted: a JSON object"),
             ("1", "config.json is a number; accepted: a JSON object"),
-            ("null", "config.json is a single word; accepted: a JSON object"),
+            ("null", "config.json is true, false or null; accepted: a JSON object"),
         ];
         for (text, expected) in cases {
             assert_eq!(object(text).unwrap_err(), expected);

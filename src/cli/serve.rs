@@ -1,5 +1,6 @@
 //! `serve`: configuration to a running server. What can be told of the models without reading their weights is checked
-//! first; then the ports are bound, so that a taken one fails at once, before the models are loaded, which is `app`'s. Where no model is named anywhere, the demo models are served.
+//! first; then the ports are bound, so that a taken one fails at once, before the models are loaded, which is `app`'s.
+//! Where no model is named anywhere, the demo models are served.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;

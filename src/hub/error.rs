@@ -134,7 +134,7 @@ pub enum HubError {
     },
     /// The connection ended before the file did.
     #[error(
-        "the download of {file} ended after {got} of {size} bytes; start again, and it goes on from there"
+        "the download of {file} ended after {got} of {size} bytes; run the same command again: the download resumes"
     )]
     CutShort {
         /// The file.

@@ -215,39 +215,40 @@ impl BlipConfig {
     pub fn class(&self, path: &Path) -> Result<ModelClass, LoadError> {
         let named = |class: &ModelClass| self.architectures.iter().any(|name| name == class.name());
         let refuse = || {
-            refused(
-                path,
-                "architectures",
-                format!("{:?}", self.architectures),
-                "BlipForConditionalGeneration, BlipForQuestionAnswering, \
-                 BlipForImageTextRetrieval or BlipModel",
-            )
+            let accepted = "BlipForConditionalGeneration, BlipForQuestionAnswering, \
+                            BlipForImageTextRetrieval or BlipModel";
+            let value = Value::from(self.architectures.clone());
+            let field = "architectures".to_owned();
+            DocumentError::field(path.to_owned(), field, Some(&value), accepted).into()
         };
         ModelClass::ALL.into_iter().find(named).ok_or_else(refuse)
     }
 
     fn check(&self, path: &Path) -> Result<(), LoadError> {
         let (text, vision) = (&self.text_config, &self.vision_config);
-        let refuse = |field, value: String, accepted| Err(refused(path, field, value, accepted));
+        let refuse = |field: &str, value: Value, accepted| {
+            let field = field.to_owned();
+            Err(DocumentError::field(path.to_owned(), field, Some(&value), accepted).into())
+        };
         for (field, name) in [
             ("text_config.hidden_act", &text.hidden_act),
             ("vision_config.hidden_act", &vision.hidden_act),
         ] {
             if activation(name).is_none() {
-                return refuse(field, format!("{name:?}"), ACCEPTED_ACTIVATIONS);
+                return refuse(field, name.as_str().into(), ACCEPTED_ACTIVATIONS);
             }
         }
         if !text.hidden_size.is_multiple_of(text.num_attention_heads) {
-            let value = text.num_attention_heads.to_string();
+            let value = text.num_attention_heads.into();
             return refuse("text_config.num_attention_heads", value, "a divisor of hidden_size");
         }
         if !vision.hidden_size.is_multiple_of(vision.num_attention_heads) {
-            let value = vision.num_attention_heads.to_string();
+            let value = vision.num_attention_heads.into();
             return refuse("vision_config.num_attention_heads", value, "a divisor of hidden_size");
         }
         // The convolution leaves out the pixels beyond the last whole patch.
         if vision.patch_size > vision.image_size {
-            let value = vision.patch_size.to_string();
+            let value = vision.patch_size.into();
             return refuse("vision_config.patch_size", value, "1 to image_size");
         }
         let vocabulary = text.vocab_size as u64;
@@ -256,7 +257,7 @@ impl BlipConfig {
             ("text_config.sep_token_id", text.sep_token_id),
         ] {
             if u64::from(id) >= vocabulary {
-                return refuse(field, id.to_string(), "an id below vocab_size");
+                return refuse(field, id.into(), "an id below vocab_size");
             }
         }
         Ok(())
@@ -312,11 +313,6 @@ impl VisionConfig {
     }
 }
 
-fn refused(path: &Path, field: &str, value: String, accepted: &str) -> LoadError {
-    let (field, accepted) = (field.to_owned(), accepted.to_owned());
-    DocumentError::Field { path: path.to_owned(), field, value, accepted }.into()
-}
-
 /// The field as `read` takes it, or `default` where the file does not have it. `null` is refused, as in transformers.
 fn given<'a, T>(
     fields: &Fields<'a>,
@@ -333,18 +329,16 @@ fn given<'a, T>(
 
 /// A width or a number of things: from 1 to what a tensor's side can be.
 fn count(fields: &Fields<'_>, field: &'static str, default: usize) -> Result<usize, DocumentError> {
-    let number = |value| whole(value).filter(|&number| number > 0);
-    given(fields, field, COUNT, default, number)
+    given(fields, field, COUNT, default, positive)
 }
 
 /// A side in pixels, written as a number or as two equal numbers.
 fn side(fields: &Fields<'_>, field: &'static str, default: usize) -> Result<usize, DocumentError> {
-    let number = |value| whole(value).filter(|&number| number > 0);
     given(fields, field, "a whole number from 1, or two equal ones", default, |value| {
         match value.as_array().map(Vec::as_slice) {
-            Some([height, width]) => number(height).filter(|_| height == width),
+            Some([height, width]) => positive(height).filter(|_| height == width),
             Some(_) => None,
-            None => number(value),
+            None => positive(value),
         }
     })
 }
@@ -357,6 +351,10 @@ fn token(fields: &Fields<'_>, field: &'static str, default: u32) -> Result<u32, 
 fn epsilon(fields: &Fields<'_>, default: f64) -> Result<f64, DocumentError> {
     let number = |value: &Value| value.as_f64().filter(|number| (0.0..1.0).contains(number));
     given(fields, "layer_norm_eps", "a number from 0 to below 1", default, number)
+}
+
+fn positive(value: &Value) -> Option<usize> {
+    whole(value).filter(|&number| number > 0)
 }
 
 fn whole(value: &Value) -> Option<usize> {

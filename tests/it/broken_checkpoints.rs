@@ -98,16 +98,16 @@ const CASES: &[Case] = &[
     ),
     Case(
         |d| write(d, CONFIG, "{\"text_config\": {"),
-        "DIR/config.json is not JSON from line 1, column 17 on; copy or download it again",
+        "DIR/config.json is not valid JSON: line 1, column 17; copy or download it again",
     ),
     Case(
         |d| write(d, CONFIG, "<html>"),
-        "DIR/config.json is not JSON from line 1, column 1 on; copy or download it again",
+        "DIR/config.json is not valid JSON: line 1, column 1; copy or download it again",
     ),
     Case(|d| write(d, CONFIG, "[]"), "DIR/config.json is a list; accepted: a JSON object"),
     Case(
         |d| write(d, CONFIG, [0xff, 0xfe, b'{', 0]),
-        "DIR/config.json is not JSON from line 1, column 1 on; copy or download it again",
+        "DIR/config.json is not valid JSON: line 1, column 1; copy or download it again",
     ),
     // config.json.
     Case(
@@ -323,7 +323,7 @@ const CASES: &[Case] = &[
     // The tokenizer.
     Case(
         |d| write(d, TOKENIZER, "{"),
-        "DIR/tokenizer.json is not JSON from line 1, column 1 on; copy or download it again",
+        "DIR/tokenizer.json is not valid JSON: line 1, column 1; copy or download it again",
     ),
     Case(
         |d| write(d, TOKENIZER, "{}"),

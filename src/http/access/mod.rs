@@ -30,7 +30,7 @@ use crate::task::Scope;
 /// Failed attempts that an address has at once, before the rate of the setting holds.
 const FAILED_ATTEMPTS_BURST: u32 = 20;
 
-/// True for the routes that probes ask: they are counted nowhere.
+/// True for the routes that probes ask: they need no key and have no limit.
 pub(crate) fn is_open(route: &str) -> bool {
     ["/health", "/health/live", "/health/ready"].contains(&route)
 }

@@ -1,7 +1,8 @@
 //! The plain document: the strict one without what generators of clients and editors stumble over, and shorter.
 //!
-//! Left out are conditions between fields, a second media type for raw bodies, the schema of event streams, links and
-//! the bounds of files; headers and refusals stand once, as components. What is left says less, nothing else.
+//! Left out are conditions between fields, a second media type for raw bodies, event streams, links, and the bounds of files
+//! and texts; headers, parameters and refusals stand once, as components; kinds of an answer are joined. Whatever is valid
+//! by the strict document is valid by this one. Fields of forms have examples, for Swagger UI.
 
 use serde_json::{Map, Value, json};
 
@@ -11,8 +12,6 @@ use crate::http::error::PROBLEM_JSON;
 /// Media types that the plain document leaves out: `application/octet-stream` says the same as `image/*`, and an
 /// event stream beside a JSON answer makes generators give up on either.
 const LEFT_OUT: [&str; 2] = ["image/*", "text/event-stream"];
-/// Schemas that only events refer to.
-const OF_EVENTS: [&str; 5] = ["CaptionEvent", "Delta", "DeltaToken", "Done", "Timing"];
 
 /// The plain form of a strict document.
 pub(super) fn plain(mut document: Value) -> Value {
@@ -27,17 +26,30 @@ pub(super) fn plain(mut document: Value) -> Value {
     if let Some(components) = object(&mut document, "/components") {
         if let Some(schemas) = components.get_mut("schemas").and_then(Value::as_object_mut) {
             join_choices(schemas);
-            schemas.retain(|name, _| !OF_EVENTS.contains(&name.as_str()));
             schemas.values_mut().for_each(|schema| {
                 without_conditions(schema);
-                without_patterns(schema);
+                without_bounds(schema);
             });
         }
         components.insert("headers".to_owned(), shared.headers.into());
         components.insert("parameters".to_owned(), shared.parameters.into());
         components.insert("responses".to_owned(), shared.responses.into());
     }
+    drop_unreferenced(&mut document);
     document
+}
+
+/// Schemas to which nothing refers any more: those of events, and kinds of answers that were joined.
+fn drop_unreferenced(document: &mut Value) {
+    loop {
+        let text = document.to_string();
+        let Some(schemas) = object(document, "/components/schemas") else { return };
+        let before = schemas.len();
+        schemas.retain(|name, _| text.contains(&format!("\"#/components/schemas/{name}\"")));
+        if schemas.len() == before {
+            return;
+        }
+    }
 }
 
 /// What many operations have in common, by the names that it gets.
@@ -102,8 +114,7 @@ fn simplify_operation(operation: &mut Value, shared: &mut Shared) {
         for (media_type, media) in content {
             let Some(schema) = media.get_mut("schema") else { continue };
             without_conditions(schema);
-            without_bounds_of_files(schema);
-            without_patterns(schema);
+            without_bounds(schema);
             if media_type == "multipart/form-data" {
                 simplify_form(schema);
             }
@@ -138,23 +149,6 @@ fn without_conditions(schema: &mut Value) {
     }
 }
 
-/// Generators check the length of a text where the schema bounds that of a file.
-fn without_bounds_of_files(schema: &mut Value) {
-    let Some(object) = schema.as_object_mut() else { return };
-    if object.get("format").is_some_and(|format| format == "binary") {
-        object.remove("minLength");
-    }
-    for key in ["properties", "items"] {
-        match object.get_mut(key) {
-            Some(Value::Object(inner)) if key == "properties" => {
-                inner.values_mut().for_each(without_bounds_of_files);
-            }
-            Some(items) => without_bounds_of_files(items),
-            None => {}
-        }
-    }
-}
-
 /// An answer that joins fields of its own with a choice between kinds becomes one object, in which the fields of the kinds
 /// may be left out: generators cannot join an object with a choice.
 fn join_choices(schemas: &mut Map<String, Value>) {
@@ -172,11 +166,6 @@ fn join_choices(schemas: &mut Map<String, Value>) {
         *schema = joined;
         schema["description"] = description;
     }
-    // What only such answers referred to.
-    let text = Value::Object(schemas.clone()).to_string();
-    schemas.retain(|name, schema| {
-        schema.get("oneOf").is_none() || text.contains(&format!("/schemas/{name}\""))
-    });
 }
 
 /// The schema itself, or that which it refers to.
@@ -211,18 +200,26 @@ fn collect(
     }
 }
 
-/// Texts without control characters are what everybody sends; the pattern is longer than the rest of the field.
-fn without_patterns(schema: &mut Value) {
+/// Generators check the length of a text where the schema bounds that of a file; and texts without control characters are
+/// what everybody sends, so their pattern, longer than the rest of the field, goes too.
+fn without_bounds(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
             if object.get("type").is_some_and(|kind| kind == "string") {
                 object.remove("pattern");
             }
-            object.values_mut().for_each(without_patterns);
+            if is_file(object) {
+                object.remove("minLength");
+            }
+            object.values_mut().for_each(without_bounds);
         }
-        Value::Array(items) => items.iter_mut().for_each(without_patterns),
+        Value::Array(items) => items.iter_mut().for_each(without_bounds),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
+}
+
+fn is_file(schema: &Map<String, Value>) -> bool {
+    schema.get("format").is_some_and(|format| format == "binary")
 }
 
 /// In a form everything but a file is text: a choice between kinds of JSON is none.
@@ -239,9 +236,6 @@ fn simplify_form(form: &mut Value) {
             object.insert("type".to_owned(), "string".into());
             object.insert("enum".to_owned(), json!(["true", "false", "never"]));
         }
-        let is_file = |schema: &Map<String, Value>| {
-            schema.get("format").is_some_and(|format| format == "binary")
-        };
         let of_files = object.get("items").and_then(Value::as_object).is_some_and(is_file);
         // `images` beside `image`: none, where the one is given.
         if !is_file(object) && (!of_files || name != "image") {
@@ -252,37 +246,29 @@ fn simplify_form(form: &mut Value) {
 
 /// Swagger UI fills its inputs with examples: those of a form change nothing as they stand. Empty parts mean absent.
 fn put_default(name: &str, field: &mut Map<String, Value>) {
-    let known = DEFAULTS.iter().find(|(known, _)| *known == name);
-    let example = match (known, field.get("type").and_then(Value::as_str)) {
-        (Some((_, text)), _) => serde_json::from_str(text).unwrap_or_default(),
-        (None, Some("array")) => json!([]),
-        (None, _) => json!(""),
-    };
+    let is_list = field.get("type").is_some_and(|kind| kind == "array");
+    let nothing = if is_list { json!([]) } else { json!("") };
     field.remove("minLength");
     field.remove("minItems");
-    field.insert("example".to_owned(), example);
+    field.insert("example".to_owned(), default_of(name).unwrap_or(nothing));
 }
 
-/// What fields are that are left out, as JSON.
-const DEFAULTS: [(&str, &str); 17] = [
-    ("max_new_tokens", "20"),
-    ("min_new_tokens", "0"),
-    ("num_beams", "1"),
-    ("num_return_sequences", "1"),
-    ("do_sample", "false"),
-    ("temperature", "1.0"),
-    ("top_k", "50"),
-    ("top_p", "1.0"),
-    ("repetition_penalty", "1.0"),
-    ("no_repeat_ngram_size", "0"),
-    ("length_penalty", "1.0"),
-    ("early_stopping", "\"false\""),
-    ("stream", "false"),
-    ("normalize", "true"),
-    ("truncate", "false"),
-    ("encoding_format", "\"float\""),
-    ("type", "\"image\""),
-];
+/// What a field is that is left out.
+fn default_of(name: &str) -> Option<Value> {
+    Some(match name {
+        "max_new_tokens" => json!(20),
+        "top_k" => json!(50),
+        "num_beams" | "num_return_sequences" => json!(1),
+        "min_new_tokens" | "no_repeat_ngram_size" => json!(0),
+        "temperature" | "top_p" | "repetition_penalty" | "length_penalty" => json!(1.0),
+        "do_sample" | "stream" | "truncate" => json!(false),
+        "normalize" => json!(true),
+        "early_stopping" => json!("false"),
+        "encoding_format" => json!("float"),
+        "type" => json!("image"),
+        _ => return None,
+    })
+}
 
 /// `x-request-id` and `invalid_request` as names of components.
 fn pascal(name: &str) -> String {

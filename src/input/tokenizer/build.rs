@@ -13,8 +13,8 @@ use tokenizers::{AddedToken, DecoderWrapper, NormalizedString, Normalizer as _, 
 
 use super::entries::{EXTRA, set};
 use super::files::{CONFIG, Files, TOKENIZER, VOCABULARY};
-use super::options::{Entry, NAMES, Options};
-use super::token::{Given, Place, Token};
+use super::options::{Entry, NAMES, Options, is_own_name};
+use super::token::{Given, Token};
 use super::{TokenizerError, invalid};
 use crate::document::DocumentError;
 
@@ -119,8 +119,7 @@ fn set_bert_names(options: &mut Options, files: &Files) {
     for name in ["unk_token", "sep_token", "pad_token", "cls_token", "mask_token"] {
         options.default(name, || {
             let text = format!("[{}]", name.trim_end_matches("_token").to_uppercase());
-            let place = Place { file: files.path(CONFIG), field: name.to_owned() };
-            Entry { given: Given::Json(Value::String(text)), place }
+            Entry::new(files.path(CONFIG), name, Value::String(text))
         });
     }
 }
@@ -224,9 +223,8 @@ fn names(options: &Options) -> Result<Vec<(&str, &Entry)>, DocumentError> {
         let entry = options.get(name).filter(|entry| !entry.given.is_null());
         set(&mut named, name, entry.map(|entry| (name, entry)));
     }
-    let own_of_map = options.entries().iter().filter(|(key, entry)| {
-        key.ends_with("_token") && !NAMES.contains(&key.as_str()) && token(entry)
-    });
+    let own_of_map =
+        options.entries().iter().filter(|(key, entry)| is_own_name(key) && token(entry));
     for (key, entry) in own_of_map.chain(&options.own) {
         set(&mut named, key, Some((key.as_str(), entry)));
     }

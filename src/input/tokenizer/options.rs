@@ -2,6 +2,8 @@
 //! lets them overrule each other. Source: `PreTrainedTokenizerBase._from_pretrained`
 //! (`transformers/tokenization_utils_base.py`, 5.23).
 
+use std::path::PathBuf;
+
 use serde_json::{Map, Value};
 
 use super::entries::{EXTRA, set};
@@ -25,6 +27,11 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// The value of `key` in a file.
+    pub(super) fn new(file: PathBuf, key: &str, value: Value) -> Self {
+        Self { given: Given::from(value), place: Place { file, field: key.to_owned() } }
+    }
+
     pub(super) fn refuse(&self, accepted: &str) -> DocumentError {
         self.place.refuse(&self.given.shown(), accepted)
     }
@@ -126,17 +133,13 @@ impl Options {
     }
 
     fn take_config(&mut self, files: &Files) {
-        let entry = |key: &str, value: &Value| Entry {
-            given: Given::from(value.clone()),
-            place: Place { file: files.path(CONFIG), field: key.to_owned() },
-        };
+        let entry = |key: &str, value: &Value| Entry::new(files.path(CONFIG), key, value.clone());
         for (key, value) in &files.config.entries {
             self.entries.push((key.clone(), entry(key, value)));
         }
         self.rename_additional(|extra| !extra.is_false());
         let is_own = |key: &str, entry: &Entry| {
-            let text = matches!(entry.given, Given::Json(Value::String(_)));
-            text && key.ends_with("_token") && !NAMES.contains(&key)
+            is_own_name(key) && matches!(entry.given, Given::Json(Value::String(_)))
         };
         let entries = std::mem::take(&mut self.entries);
         let (own, entries) = entries.into_iter().partition(|(key, entry)| is_own(key, entry));
@@ -179,10 +182,9 @@ impl Options {
     /// Every key of `special_tokens_map.json` overrules.
     fn take_special_tokens_map(&mut self, files: &Files) -> Result<(), DocumentError> {
         let Some(map) = &files.special_tokens_map else { return Ok(()) };
-        let place =
-            |key: &str| Place { file: files.path(SPECIAL_TOKENS_MAP), field: key.to_owned() };
+        let file = || files.path(SPECIAL_TOKENS_MAP);
         for (key, value) in &map.entries {
-            let place = place(key);
+            let place = Place { file: file(), field: key.clone() };
             let given = match (value, key.as_str()) {
                 (Value::Array(items), EXTRA) => self.with_extra(items, &place)?,
                 (Value::Object(_), EXTRA) => Given::Json(value.clone()),
@@ -191,10 +193,7 @@ impl Options {
             };
             set(&mut self.entries, key, Entry { given, place });
         }
-        let entry = |key: &str, value: &Value| Entry {
-            given: Given::from(value.clone()),
-            place: place(key),
-        };
+        let entry = |key: &str, value: &Value| Entry::new(file(), key, value.clone());
         let named = map.extra.iter().map(|(key, value)| (key, entry(key, value)));
         self.take_named_extra(named.collect());
         Ok(())
@@ -207,16 +206,12 @@ impl Options {
             _ => Vec::new(),
         };
         for item in items {
-            let given = match item {
-                Value::Object(token) if token.contains_key("special") => {
+            let given = match item.as_object() {
+                Some(token) if token.contains_key("special") => {
                     return Err(place.refuse(item, "texts, and objects without special"));
                 }
-                Value::Object(token) => Given::Token(Token::read(token, Some(true), place)?),
-                Value::Null
-                | Value::Bool(_)
-                | Value::Number(_)
-                | Value::String(_)
-                | Value::Array(_) => Given::from(item.clone()),
+                Some(token) => Given::Token(Token::read(token, Some(true), place)?),
+                None => Given::from(item.clone()),
             };
             if !extra.contains(&given) {
                 extra.push(given);
@@ -275,6 +270,11 @@ impl Options {
             }
         }
     }
+}
+
+/// A name of the checkpoint's own: `image_token`.
+pub(super) fn is_own_name(key: &str) -> bool {
+    key.ends_with("_token") && !NAMES.contains(&key)
 }
 
 /// Objects that say of themselves that they are tokens become some, in lists too.

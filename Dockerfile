@@ -1,44 +1,51 @@
 # blip-server in a container without a shell, as a user without rights.
 #
 #   docker build -t blip-server .
-#   docker run -p 127.0.0.1:8080:8080 blip-server                     # the demo models, nothing to download
-#   docker run -p 127.0.0.1:8080:8080 -v blip-weights:/weights blip-server serve --model Salesforce/blip-vqa-base
+#   docker run --rm -p 127.0.0.1:8080:8080 blip-server                # the demo models, nothing to download
+#   docker run --rm -p 127.0.0.1:8080:8080 -v blip-weights:/weights blip-server serve --model Salesforce/blip-vqa-base
 #
-# Tags name exact versions where an image has them; a tag can be moved all the same. Pin the digests of both images
-# (`FROM image:tag@sha256:...`; `docker buildx imagetools inspect IMAGE` prints them) before a build that others rely on:
-# no registry of images could be asked where this file was written.
+# Needs BuildKit (Docker's default since version 23). Tags name exact versions where an image has them; a tag can be moved
+# all the same. Pin the digests of both images (`FROM image:tag@sha256:...`; `docker buildx imagetools inspect IMAGE` prints
+# them) before a build that others rely on: no registry of images could be asked where this file was written.
 
-# Debian 12 on both sides: what is linked here runs there.
-FROM rust:1.95.0-bookworm AS chef
+# Debian 13 on both sides: what is linked here runs there.
+FROM rust:1.95.0-trixie AS builder
 # The image's own toolchain is the one of rust-toolchain.toml; without its components nothing is downloaded.
 ENV RUSTUP_TOOLCHAIN=1.95.0
-RUN cargo install cargo-chef --locked --version 0.1.78
 WORKDIR /src
-
-# What the dependencies are, without the source: the next stage's layer holds until they change.
-FROM chef AS planner
 COPY . .
-RUN cargo chef prepare --recipe-path recipe.json
+# Dependencies, downloaded and built, stay in the builder's caches: a change of the source builds the source alone.
+# The release profile strips the binary. The target folder is a cache and no layer, so the binary is copied out of it.
+RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
+    --mount=type=cache,target=/src/target,sharing=locked \
+    cargo build --release --locked --bin blip-server \
+    && mkdir -p /out/weights \
+    && cp target/release/blip-server /out/
 
-FROM chef AS builder
-COPY --from=planner /src/recipe.json recipe.json
-RUN cargo chef cook --release --locked --recipe-path recipe.json
-COPY . .
-RUN cargo build --release --locked --bin blip-server \
-    && mkdir /weights
-
-FROM gcr.io/distroless/cc-debian12:nonroot
-COPY --from=builder /src/target/release/blip-server /usr/local/bin/blip-server
+FROM gcr.io/distroless/cc-debian13:nonroot
+# docker build --build-arg VERSION=0.1.0 --build-arg REVISION=$(git rev-parse HEAD) --build-arg CREATED=$(date -u +%FT%TZ)
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=unknown
+LABEL org.opencontainers.image.title="blip-server" \
+      org.opencontainers.image.description="HTTP inference server for BLIP: captions, visual question answering, image-text similarity, embeddings" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED" \
+      org.opencontainers.image.base.name="gcr.io/distroless/cc-debian13:nonroot"
+COPY --from=builder /out/blip-server /usr/local/bin/blip-server
 COPY config/docker.toml /etc/blip-server/docker.toml
 # A named volume takes its owner from here.
-COPY --from=builder --chown=65532:65532 /weights /weights
+COPY --from=builder --chown=65532:65532 /out/weights /weights
 ENV HF_HOME=/weights
 VOLUME /weights
 USER 65532:65532
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# The first start downloads gigabytes: not being ready counts only after ten minutes.
-HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --retries=3 \
+# The demo models are healthy within seconds; the first start of others downloads gigabytes, so not being ready counts only
+# after ten minutes.
+HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --start-interval=1s --retries=3 \
     CMD ["/usr/local/bin/blip-server", "healthcheck", "--config", "/etc/blip-server/docker.toml"]
 # A `--config` of your own, given after the image's name, wins over this one.
 ENTRYPOINT ["/usr/local/bin/blip-server", "--config", "/etc/blip-server/docker.toml"]

@@ -59,6 +59,7 @@ pub enum EngineState {
 pub struct Admission {
     handle: EngineHandle,
     room: Room,
+    admitted: Instant,
     deadline: Instant,
 }
 
@@ -161,8 +162,9 @@ impl EngineHandle {
         if !self.shared.is_alive() || self.shared.is_rebuilding() {
             return Err(EngineError::WorkerDown);
         }
-        let room = self.shared.ledger.admit(bytes, deadline, self.shared.clock.now())?;
-        Ok(Admission { handle: self.clone(), room, deadline })
+        let admitted = self.shared.clock.now();
+        let room = self.shared.ledger.admit(bytes, deadline, admitted)?;
+        Ok(Admission { handle: self.clone(), room, admitted, deadline })
     }
 
     /// From now on nothing is admitted; what was admitted goes on.
@@ -294,6 +296,7 @@ impl Admission {
         let submission = Submission {
             model,
             task,
+            admitted: self.admitted,
             deadline: self.deadline,
             submitted: shared.clock.now(),
             claim,

@@ -143,6 +143,10 @@ metrics! {
         items_total: IntCounterVec ["task", "model", "code"],
         /// Time of one stage's work (fetch, decode, preprocess, tokenize, vision, text, post).
         stage_duration_seconds: HistogramVec ["stage"] {STAGE_SECONDS},
+        /// Time from a call's admission (its head is read, its body not yet) to the first token of each sequence or beam group.
+        time_to_first_token_seconds: Histogram {REQUEST_SECONDS},
+        /// Time from one token of a sequence or beam group to its next.
+        inter_token_latency_seconds: Histogram {STAGE_SECONDS},
         /// Tokens generated, discarded beams included.
         generated_tokens_total: IntCounter,
         /// Tokens of prompts, questions and texts, special ones included.

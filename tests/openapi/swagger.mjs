@@ -1,6 +1,6 @@
-// Uploads a picture by "Try it out" in every operation of /docs, with what Swagger UI fills in by itself. By hand:
+// Uploads a picture by "Try it out" in every operation of /docs, with what Swagger UI fills in by itself. `clients.sh` runs
+// it; by hand, with playwright-core installed and Chromium at /usr/bin/chromium or where CHROMIUM says:
 //
-//   npm install playwright-core@1.65.1          (and Chromium; CHROMIUM names it, /usr/bin/chromium by default)
 //   node tests/openapi/swagger.mjs http://127.0.0.1:8080 PICTURE.jpg
 //
 // Exit status: 0 when all eight answer 200.

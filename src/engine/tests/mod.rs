@@ -5,4 +5,5 @@ mod faults;
 mod flights;
 mod limits;
 mod support;
+mod tokens;
 mod warm_up;

@@ -48,6 +48,7 @@ fn a_warm_up_runs_every_kind_of_unit_on_every_model_and_counts_for_nothing() {
     assert_eq!(bench.handle.stats(), EngineStats::default());
     assert_eq!(bench.metrics.images_encoded_total.get(), 0);
     assert_eq!(bench.metrics.generated_tokens_total.get(), 0);
+    assert_eq!(bench.metrics.time_to_first_token_seconds.get_sample_count(), 0);
     for stage in ["vision", "text"] {
         let batches = bench.metrics.batches_total.with_label_values(&[stage, "idle"]);
         assert_eq!(batches.get(), 0, "{stage}");

@@ -199,6 +199,17 @@ impl Meter {
         self.batch(Stage::Text, model, mix.rows, elapsed);
     }
 
+    /// A sequence or beam group has a token more: its first, `gap` after its call was admitted, or one `gap` after the last.
+    pub(super) fn token(&self, first: bool, gap: Duration) {
+        let metrics = &self.shared.metrics;
+        let histogram = if first {
+            &metrics.time_to_first_token_seconds
+        } else {
+            &metrics.inter_token_latency_seconds
+        };
+        histogram.observe(gap.as_secs_f64());
+    }
+
     pub(super) fn generated(&self, tokens: usize) {
         self.shared.metrics.generated_tokens_total.inc_by(tokens as u64);
     }

@@ -47,6 +47,7 @@ use crate::task::{ModelId, Task, TaskTiming, TokenLogprob};
 pub(crate) struct Submission {
     pub(crate) model: ModelId,
     pub(crate) task: Task,
+    pub(crate) admitted: Instant,
     pub(crate) deadline: Instant,
     pub(crate) submitted: Instant,
     pub(crate) claim: Claim,
@@ -74,6 +75,7 @@ pub(crate) enum Next {
 struct Active {
     model: ModelId,
     plan: Plan,
+    admitted: Instant,
     submitted: Instant,
     started: bool,
     timing: TaskTiming,
@@ -105,6 +107,8 @@ struct Group<M> {
     /// Steps taken, and tokens run per row.
     units: usize,
     tokens: f64,
+    /// When it got its newest token; before the first, when its call was admitted.
+    last_token: Instant,
 }
 
 /// The owner of the backend.
@@ -159,7 +163,8 @@ impl<B: Backend> Worker<B> {
 
     /// Takes a task over; from here it gets exactly one outcome.
     pub(crate) fn accept(&mut self, submission: Submission) {
-        let Submission { model, task, deadline, submitted, claim, reply, stream } = submission;
+        let Submission { model, task, admitted, deadline, submitted, claim, reply, stream } =
+            submission;
         self.meter.submitted();
         let id = TaskId(self.fresh_id());
         let planned = match self.shared.models.get(model.0) {
@@ -186,6 +191,7 @@ impl<B: Backend> Worker<B> {
         let active = Active {
             model,
             plan,
+            admitted,
             submitted,
             started: false,
             timing: TaskTiming::default(),
@@ -323,7 +329,9 @@ impl<B: Backend> Worker<B> {
                     let entry = GroupEntry { id, model, rows, tokens, image_kv, own_kv };
                     self.scheduler.push_group(task, entry, now);
                     let spec = Some(spec);
-                    let group = Group { task, slot, image, rows, spec, units: 0, tokens: 0.0 };
+                    let last_token = self.task(task).admitted;
+                    let group =
+                        Group { task, slot, image, rows, spec, units: 0, tokens: 0.0, last_token };
                     self.groups.insert(id, group);
                 }
             }

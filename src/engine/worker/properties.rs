@@ -211,8 +211,16 @@ impl World {
             let submitted = self.clock.now();
             let stream = None;
             let reply = Some(reply);
-            let submission =
-                Submission { model, task, deadline, submitted, claim, reply: sender, stream };
+            let submission = Submission {
+                model,
+                task,
+                admitted: submitted,
+                deadline,
+                submitted,
+                claim,
+                reply: sender,
+                stream,
+            };
             self.worker.accept(submission);
             self.pending.push(Pending { ask, deadline, reply });
         }

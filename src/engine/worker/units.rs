@@ -180,6 +180,7 @@ impl<B: Backend> Worker<B> {
             result
         });
         let elapsed = self.record(work, start, faults == 0);
+        let now = self.now();
         self.book_text_time(&tasks, elapsed);
         self.meter.stepped(model, &mix, elapsed);
         self.doubt(model, &results);
@@ -190,7 +191,12 @@ impl<B: Backend> Worker<B> {
             meta.tokens += per_row;
             let task = meta.task;
             match result {
-                Ok(event) => self.stepped(id, task, group, event),
+                Ok(event) => {
+                    let gap = now.saturating_duration_since(meta.last_token);
+                    meta.last_token = now;
+                    self.meter.token(meta.units == 1, gap);
+                    self.stepped(id, task, group, event);
+                }
                 Err(fault) => self.fail(task, &fault),
             }
         }

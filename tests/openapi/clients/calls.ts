@@ -1,0 +1,26 @@
+// What the calls of every generated TypeScript client have in common.
+import { readFileSync } from "node:fs";
+
+const [server = "", picture = "", document = ""] = process.argv.slice(2);
+
+export const SERVER = server;
+export const FILE: Buffer = readFileSync(picture);
+/** The picture in base64. */
+export const IMAGE: string = FILE.toString("base64");
+export const QUESTION = "how many cats are there?";
+export const TEXTS: string[] = ["two cats", "a dog"];
+
+/** Whether an operation's answer is right. */
+export type Calls = Record<string, () => Promise<boolean>>;
+
+/** Makes every call; each operation of the document must be among them. */
+export async function makeAll(generator: string, calls: Calls): Promise<void> {
+  const paths: Record<string, Record<string, { operationId: string }>> = JSON.parse(readFileSync(document, "utf8")).paths;
+  const operations = Object.values(paths).flatMap((path) => Object.values(path).map((it) => it.operationId));
+  const missing = operations.filter((operation) => !(operation in calls));
+  if (missing.length) throw new Error(`${generator}: not called: ${missing}`);
+  for (const [operation, call] of Object.entries(calls)) {
+    if (!(await call())) throw new Error(`${generator}: ${operation} answered wrongly`);
+  }
+  console.log(`${generator}: ${Object.keys(calls).length} calls answered rightly, all ${operations.length} operations among them`);
+}

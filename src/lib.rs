@@ -19,8 +19,10 @@
 //! | `model` | BLIP: configuration, weights, towers, heads, search; on candle or on our kernels |
 //! | `kernels` | CPU kernels: matrix products, attention, what stands between them |
 //! | `document` | the small files of a checkpoint: JSON objects and their fields |
+//! | `torch` | PyTorch's weight files: a zip archive, a pickle, tensors |
 //! | `hub` | where weights come from: directories, the Hugging Face hub, its cache |
 //! | `demo` | the demo models: bytes in the binary |
+//! | `fairness` | clients and calls, whose turn it is, and what each may hold |
 //! | `faults` | where tests inject faults, with the feature `failpoints` only |
 //! | `http` | router, endpoints, extractors, errors, OpenAPI |
 //! | `telemetry` | logging and metrics |
@@ -34,6 +36,7 @@ pub mod config;
 pub mod demo;
 pub mod document;
 pub mod engine;
+pub mod fairness;
 pub mod faults;
 pub mod fetch;
 pub mod http;
@@ -44,3 +47,4 @@ pub mod kernels;
 pub mod model;
 pub mod task;
 pub mod telemetry;
+pub mod torch;

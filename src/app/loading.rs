@@ -300,13 +300,14 @@ fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64
 fn budget(config: &Config, weights: u64) -> MemoryBudget {
     MemoryBudget {
         weights,
-        bodies: config.engine.capacity_bytes,
+        // A quarter more for clients that hold little, here and in keys and values.
+        bodies: config.engine.capacity_bytes / 4 * 5,
         fetched: config.fetch.most_bytes(config.http.input.max_image_bytes),
         decoding: config.images.decode_budget_bytes,
         pixels: config.images.pixel_cache_bytes,
         // Pinned features are cached ones too, where there is a cache.
         features: config.engine.feature_cache_bytes.max(config.engine.max_pinned_feature_bytes),
-        kv: config.engine.max_kv_bytes,
+        kv: config.engine.max_kv_bytes.saturating_add(config.engine.max_kv_bytes / 4),
     }
 }
 

@@ -100,7 +100,8 @@ async fn verify(mut config: Config) -> Result<(), CommandError> {
     let app = App::build(config).map_err(|error| CommandError::failed("cannot start", error))?;
     let (ready, shutdown) = (app.ready(), CancellationToken::new());
     let mut server = pin!(app.serve(listener, shutdown.clone()));
-    let failed = |error| CommandError::failed("the official checkpoints cannot be served", error);
+    let failed =
+        |error| CommandError::of_server("the official checkpoints cannot be served", error);
     tokio::select! {
         served = &mut server => return served.map_err(failed),
         () = ready.cancelled() => {}

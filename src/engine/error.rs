@@ -1,4 +1,5 @@
 //! Why the engine refused or could not answer. `http/error` gives each its status; texts are for logs.
+//! And why it cannot serve at all: [`WarmUpError`].
 
 use std::time::Duration;
 
@@ -42,4 +43,25 @@ pub enum EngineError {
     /// The backend failed or panicked on this task; the cause has been logged.
     #[error("inference failed: {0}")]
     InferenceFailed(String),
+}
+
+/// Why the warm-up failed: the engine must not serve.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WarmUpError {
+    /// A model was loaded and cannot compute.
+    #[error(
+        "model {model} cannot be served: in the warm-up {unit} failed: {cause}; its weights, the number format or the device \
+         are at fault: download or save the checkpoint again, or try another --dtype or --device"
+    )]
+    ModelFailed {
+        /// Its name.
+        model: String,
+        /// What it was to compute.
+        unit: &'static str,
+        /// The backend's error, or what it said when it panicked.
+        cause: String,
+    },
+    /// The worker thread ended before the warm-up did.
+    #[error("the worker thread has ended in the warm-up")]
+    WorkerDown,
 }

@@ -1,15 +1,17 @@
 //! One file into the cache: lock, resume, verify, rename, link. Whatever ends the process, the cache stays valid:
 //! bytes gather in `<etag>.incomplete`, and only a whole, verified file gets the blob's name.
 
+use std::io;
 use std::path::Path;
 
 use reqwest::StatusCode;
 use reqwest::header::CONTENT_RANGE;
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
-use super::cache::{RepositoryCache, create_parent};
-use super::client::{HubClient, Metadata, RemoteFile};
+use super::cache::{RepositoryCache, create_parent, open_no_link};
+use super::client::{Checksum, HubClient, Metadata, RemoteFile};
 use super::progress::FileProgress;
 use super::{HubError, Progress};
 
@@ -74,12 +76,9 @@ async fn append(
     bar: &FileProgress,
 ) -> Result<(), HubError> {
     let io = |action| HubError::io(action, partial);
-    let mut file = tokio::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(partial)
-        .await
-        .map_err(io("open"))?;
+    let mut file = tokio::fs::File::from_std(open_no_link(partial, |options| {
+        options.create(true).append(true)
+    })?);
     let mut offset = file.metadata().await.map_err(io("read"))?.len();
     match metadata.size {
         Some(size) if offset == size => return Ok(()),
@@ -137,11 +136,21 @@ fn cut_short(remote: RemoteFile<'_>, metadata: &Metadata, got: u64) -> HubError 
     HubError::CutShort { file: remote.to_string(), got, size: metadata.size.unwrap_or(0) }
 }
 
+/// Bytes of a file; 0 where there is none.
 fn length(path: &Path) -> u64 {
-    path.metadata().map_or(0, |metadata| metadata.len())
+    path.symlink_metadata().map_or(0, |metadata| metadata.len())
 }
 
-/// Compares size and, where the hub announced one, SHA-256. Damaged bytes are deleted: resuming them would never end well.
+/// The checksum of a file in hexadecimal digits.
+type Hash = fn(&Path) -> Result<String, HubError>;
+
+/// What an announced SHA-256 may be.
+const OF_SHA256: &[Hash] = &[sha256];
+/// What an announced SHA-1 may be; the hub's first.
+const OF_SHA1: &[Hash] = &[git_sha1, sha1];
+
+/// Compares size and, where the hub announced one, the checksum. Damaged bytes are deleted: resuming them would never
+/// end well.
 async fn verify(
     remote: RemoteFile<'_>,
     metadata: &Metadata,
@@ -153,24 +162,51 @@ async fn verify(
         let reason = format!("{got} bytes arrived, {size} were announced");
         return Err(HubError::BadAnswer { url: remote.to_string(), reason });
     }
-    let Some(expected) = metadata.sha256() else { return Ok(()) };
+    let Some(checksum) = metadata.checksum() else {
+        tracing::warn!(file = %remote, etag = metadata.etag, "the hub announces no checksum of this file; it is not verified");
+        return Ok(());
+    };
+    let (algorithm, hashes, expected): (_, &'static [Hash], _) = match checksum {
+        Checksum::Sha256(expected) => ("SHA-256", OF_SHA256, expected),
+        Checksum::Sha1(expected) => ("git SHA-1", OF_SHA1, expected),
+    };
     let path = partial.to_owned();
-    let actual = tokio::task::spawn_blocking(move || sha256(&path))
-        .await
-        .expect("hashing a file does not panic")?;
-    if actual == expected {
+    let found = tokio::task::spawn_blocking(move || {
+        hashes.iter().map(|hash| hash(&path)).collect::<Result<Vec<_>, _>>()
+    });
+    let found = found.await.expect("hashing a file does not panic")?;
+    if found.iter().any(|actual| actual == expected) {
         return Ok(());
     }
+    let actual = found.into_iter().next().unwrap_or_default();
     std::fs::remove_file(partial).map_err(HubError::io("delete", partial))?;
-    Err(HubError::WrongChecksum { file: remote.to_string(), expected: expected.to_owned(), actual })
+    Err(HubError::WrongChecksum {
+        file: remote.to_string(),
+        algorithm,
+        expected: expected.to_owned(),
+        actual,
+    })
 }
 
 fn sha256(path: &Path) -> Result<String, HubError> {
+    hash_file(Sha256::new(), path)
+}
+
+/// The name that git gives a file of this content: the SHA-1 of a header with its length, and the content.
+fn git_sha1(path: &Path) -> Result<String, HubError> {
+    hash_file(Sha1::new_with_prefix(format!("blob {}\0", length(path))), path)
+}
+
+fn sha1(path: &Path) -> Result<String, HubError> {
+    hash_file(Sha1::new(), path)
+}
+
+/// Feeds the file to `hash`; the result in hexadecimal digits.
+fn hash_file<D: Digest>(mut hash: D, path: &Path) -> Result<String, HubError> {
     use std::fmt::Write;
 
-    let mut file = std::fs::File::open(path).map_err(HubError::io("open", path))?;
-    let mut hash = Sha256::new();
-    std::io::copy(&mut file, &mut HashWriter(&mut hash)).map_err(HubError::io("read", path))?;
+    let mut file = open_no_link(path, |options| options.read(true))?;
+    io::copy(&mut file, &mut HashWriter(&mut hash)).map_err(HubError::io("read", path))?;
     Ok(hash.finalize().iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
@@ -178,15 +214,15 @@ fn sha256(path: &Path) -> Result<String, HubError> {
 }
 
 /// Lets `io::copy` feed a hash.
-struct HashWriter<'a>(&'a mut Sha256);
+struct HashWriter<'a, D>(&'a mut D);
 
-impl std::io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+impl<D: Digest> io::Write for HashWriter<'_, D> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.update(bytes);
         Ok(bytes.len())
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

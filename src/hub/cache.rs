@@ -10,14 +10,17 @@
 //! Names only reach this file after they were checked: ids and revisions by `source`, commits and etags by `client`.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::symlink;
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::{HubError, HubSource};
+
+/// A symbolic link is not followed: opening it fails.
+const NO_FOLLOW: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 
 /// One repository's part of the cache.
 pub(super) struct RepositoryCache {
@@ -66,7 +69,9 @@ impl RepositoryCache {
         }
         let path = self.root.join("refs").join(revision);
         create_parent(&path)?;
-        fs::write(&path, commit).map_err(HubError::io("write", &path))
+        let mut file =
+            open_no_link(&path, |options| options.create(true).write(true).truncate(true))?;
+        file.write_all(commit.as_bytes()).map_err(HubError::io("write", &path))
     }
 
     /// Makes `file` of the snapshot lead to its blob. A link that another process has just made is as good.
@@ -90,7 +95,7 @@ impl RepositoryCache {
         const POLL: Duration = Duration::from_millis(200);
         let path = self.locks.join(format!("{etag}.lock"));
         create_parent(&path)?;
-        let file = fs::File::create(&path).map_err(HubError::io("create", &path))?;
+        let file = open_no_link(&path, |options| options.create(true).append(true))?;
         let mut waiting = false;
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -106,6 +111,21 @@ impl RepositoryCache {
             }
         }
     }
+}
+
+/// Opens a file of the cache that `options` say how to. A symbolic link in its place is refused: through one that
+/// somebody has planted, a download would write wherever it leads.
+pub(super) fn open_no_link(
+    path: &Path,
+    options: impl FnOnce(&mut fs::OpenOptions) -> &mut fs::OpenOptions,
+) -> Result<fs::File, HubError> {
+    let opened = options(fs::OpenOptions::new().custom_flags(NO_FOLLOW)).open(path);
+    opened.map_err(|error| {
+        let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+        let advice = "it is a symbolic link, which no program puts there; delete it and try again";
+        let error = if is_link { io::Error::new(error.kind(), advice) } else { error };
+        HubError::io("open", path)(error)
+    })
 }
 
 /// Creates the folder that a path stands in.

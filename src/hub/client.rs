@@ -42,9 +42,18 @@ pub(super) struct Listing {
 /// What the hub says about one file before it is downloaded.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Metadata {
-    /// Names the blob in the cache. The file's SHA-256 for large files.
+    /// Names the blob in the cache. The file's SHA-256 for large files, the SHA-1 of git's blob for small ones.
     pub(super) etag: String,
     pub(super) size: Option<u64>,
+}
+
+/// A checksum that the hub announces, in lower-case hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Checksum<'a> {
+    /// Of large files.
+    Sha256(&'a str),
+    /// Of small files: the name of git's blob; from a mirror it may be the SHA-1 of the bytes alone, as Artifactory's.
+    Sha1(&'a str),
 }
 
 /// A file of a repository at a commit.
@@ -288,9 +297,14 @@ fn read_metadata(headers: &HeaderMap) -> Result<Metadata, String> {
 }
 
 impl Metadata {
-    /// The SHA-256 that the bytes must have, where the hub announces one (large files; small ones have a git hash).
-    pub(super) fn sha256(&self) -> Option<&str> {
-        (self.etag.len() == 64 && is_lower_hex(&self.etag)).then_some(self.etag.as_str())
+    /// The checksum that the bytes must have; `None` where the etag is no checksum, as with some mirrors.
+    pub(super) fn checksum(&self) -> Option<Checksum<'_>> {
+        let digits = Some(self.etag.as_str()).filter(|etag| is_lower_hex(etag))?;
+        match digits.len() {
+            40 => Some(Checksum::Sha1(digits)),
+            64 => Some(Checksum::Sha256(digits)),
+            _ => None,
+        }
     }
 }
 
@@ -314,6 +328,22 @@ mod tests {
         assert_eq!(read_metadata(&both), Ok(expected));
         let plain = headers(&[("etag", "W/\"def\""), ("content-length", "12")]);
         assert_eq!(read_metadata(&plain), Ok(Metadata { etag: "def".to_owned(), size: Some(12) }));
+    }
+
+    #[test]
+    fn an_etag_is_the_checksum_that_its_length_says_or_none() {
+        let checksum = |etag: &str| {
+            let metadata = Metadata { etag: etag.to_owned(), size: None };
+            metadata.checksum().map(|checksum| match checksum {
+                Checksum::Sha256(_) => "SHA-256",
+                Checksum::Sha1(_) => "SHA-1",
+            })
+        };
+        assert_eq!(checksum(&"a".repeat(64)), Some("SHA-256"));
+        assert_eq!(checksum(&"0".repeat(40)), Some("SHA-1"));
+        for other in ["a".repeat(32), "A".repeat(40), "g".repeat(64), "5f3a-1c2".to_owned()] {
+            assert_eq!(checksum(&other), None, "{other}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `pytorch_model.bin` (or its shards) to `model.safetensors` beside it.
 //!
-//! The pickle reader interprets the few opcodes that tensors need and runs nothing. Every tensor keeps its name, shape,
-//! values and dtype, integers and duplicates of tied weights included. Called by the command `convert`.
+//! `torch` reads the pickle, and runs nothing. Every tensor keeps its name, shape, values and dtype, integers and
+//! duplicates of tied weights included. Called by the command `convert`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -9,11 +9,11 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use candle_core::pickle::PthTensors;
 use safetensors::tensor::{Metadata, View};
 
 use super::checkpoint::find_weights;
 use super::{HubError, WeightFiles};
+use crate::torch::{TorchError, TorchFile};
 
 /// What a conversion wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +54,13 @@ pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
     let tensors = read_pickles(&pickles)?;
     let target = directory.join("model.safetensors");
     let partial = directory.join("model.safetensors.incomplete");
+    // What an earlier run has left; or a link, through which this run would write into another file.
+    match std::fs::remove_file(&partial) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(HubError::io("delete", &partial)(error));
+        }
+        _ => {}
+    }
     let written = write_verified(&tensors, &partial);
     if written.is_err() {
         // The first error is the one to report; a file that was never made cannot be deleted.
@@ -76,20 +83,22 @@ pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
 fn read_pickles(files: &[PathBuf]) -> Result<BTreeMap<String, Tensor>, HubError> {
     let mut tensors = BTreeMap::new();
     for file in files {
-        let failed = |error: candle_core::Error| refuse(file, error.to_string());
-        let pickle = PthTensors::new(file, None).map_err(failed)?;
-        for name in pickle.tensor_infos().keys() {
+        let failed = |error| {
+            if let TorchError::Io(source) = error {
+                return HubError::io("read", file)(source);
+            }
+            refuse(file, error.to_string())
+        };
+        let pickle = TorchFile::open(file).map_err(failed)?;
+        for name in pickle.names() {
             let tensor = pickle
-                .get(name)
+                .read(name)
                 .map_err(failed)?
                 .ok_or_else(|| refuse(file, format!("{name} is listed but not there")))?;
-            if tensors.insert(name.clone(), tensor).is_some() {
+            if tensors.insert(name.to_owned(), tensor).is_some() {
                 return Err(refuse(file, format!("{name} stands in two shards")));
             }
         }
-    }
-    if tensors.is_empty() {
-        return Err(refuse(&files[0], "no tensors were found in it".to_owned()));
     }
     Ok(tensors)
 }

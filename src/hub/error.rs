@@ -146,11 +146,13 @@ pub enum HubError {
     },
     /// The downloaded bytes are not those that the hub announced.
     #[error(
-        "{file} is damaged: its SHA-256 is {actual}, the hub announced {expected}; what was downloaded has been deleted, try again"
+        "{file} is damaged: its {algorithm} is {actual}, the hub announced {expected}; what was downloaded has been deleted, try again"
     )]
     WrongChecksum {
         /// The file.
         file: String,
+        /// `SHA-256`, or `git SHA-1` of small files.
+        algorithm: &'static str,
         /// From the hub.
         expected: String,
         /// Of the bytes received.

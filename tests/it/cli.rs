@@ -141,6 +141,43 @@ fn a_checkpoint_whose_weights_do_not_fit_is_exit_78_and_names_the_tensor() {
     assert!(message.contains("[88, 48]") && message.contains("[96, 48]"), "{message}");
 }
 
+/// Weights that are finite and make every sum infinite, as those of a checkpoint that was damaged while it was trained.
+#[test]
+fn a_model_that_cannot_compute_is_exit_70_named_and_never_ready() {
+    for (fixture, tensor, unit) in [
+        // What the vision tower gave is first looked at in the logits.
+        ("caption-varied", "vision_model.encoder.layers.0.mlp.fc1.weight", "generating a token"),
+        ("retrieval", "text_proj.weight", "embedding a text"),
+        ("retrieval", "vision_proj.weight", "embedding an image"),
+        ("retrieval", "itm_head.weight", "matching an image and a text"),
+    ] {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(fixture);
+        let directory = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(source).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, directory.path().join(path.file_name().unwrap())).unwrap();
+        }
+        let weights = directory.path().join("model.safetensors");
+        let mut bytes = std::fs::read(&weights).unwrap();
+        let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let (start, end) = metadata.info(tensor).unwrap().data_offsets;
+        for value in bytes[8 + header..][start..end].chunks_exact_mut(4) {
+            value.copy_from_slice(&3.3e38_f32.to_le_bytes());
+        }
+        std::fs::write(&weights, bytes).unwrap();
+        let name = format!("poisoned={}", directory.path().display());
+        let arguments = ["--model", &name, "--listen", "127.0.0.1:0", "--dtype", "f32"];
+        let output = run(&[&arguments[..], &["--device", "cpu"]].concat(), &[]);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(70), "{tensor}: {message}");
+        let expected = format!(
+            "cannot start: model poisoned cannot be served: in the warm-up {unit} failed: "
+        );
+        assert!(message.contains(&expected), "{tensor}: {message}");
+        assert!(!message.contains("listening on"), "{tensor}: {message}");
+    }
+}
+
 #[test]
 fn a_port_that_is_taken_is_told_with_what_to_do() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

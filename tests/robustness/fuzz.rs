@@ -2,7 +2,7 @@
 //! fuzzing programs, their targets and the inputs.
 
 #[path = "../fuzz/targets/mod.rs"]
-mod targets;
+pub(crate) mod targets;
 
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::random::Random;
 type Target = fn(&[u8]);
 
 /// Every target by its name, as `cargo fuzz` knows it.
-const TARGETS: [(&str, Target); 11] = [
+const TARGETS: [(&str, Target); 12] = [
     ("decode_jpeg", decode::jpeg),
     ("decode_png", decode::png),
     ("decode_webp", decode::webp),
@@ -28,6 +28,7 @@ const TARGETS: [(&str, Target); 11] = [
     ("multipart", bodies::multipart),
     ("query", bodies::query),
     ("checkpoint", checkpoint::checkpoint),
+    ("pickle", checkpoint::pickle),
 ];
 
 /// The kept inputs of a target, for those of pictures the fixtures too.

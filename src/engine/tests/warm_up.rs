@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::support::*;
 use crate::engine::fake::{FakeCall, FakeFault, FakeMark};
-use crate::engine::{EngineError, EngineSettings, shared::EngineStats};
+use crate::engine::{EngineError, EngineSettings, WarmUpError, shared::EngineStats};
+use crate::fairness::ClientId;
 
 fn bench() -> Bench {
     let max_queue_wait = Duration::from_secs(3);
@@ -20,7 +21,10 @@ fn a_first_burst_meets_estimates() {
     wait(bench.handle.warm_up()).unwrap();
     assert_eq!(bench.handle.estimates().image, Some(1.01));
     let admissions: Vec<_> = (0..2).map(|_| bench.admit(1)).collect();
-    let mut third = bench.handle.admit(0, bench.clock.now() + Duration::from_secs(30)).unwrap();
+    let mut third = bench
+        .handle
+        .admit(ClientId::default(), 0, bench.clock.now() + Duration::from_secs(30))
+        .unwrap();
     let refused = third.reserve(1, 1).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
     drop(admissions);
@@ -57,10 +61,50 @@ fn a_warm_up_runs_every_kind_of_unit_on_every_model_and_counts_for_nothing() {
 }
 
 #[test]
-fn a_unit_that_fails_in_the_warm_up_teaches_nothing_and_stops_nothing() {
+fn a_unit_that_fails_in_the_warm_up_teaches_nothing_and_names_its_model() {
     let bench = bench();
     bench.control.fault(FakeCall::Encode, FakeMark::Image(0), FakeFault::Panic);
-    wait(bench.handle.warm_up()).unwrap();
+    let error = wait(bench.handle.warm_up()).unwrap_err();
+    let WarmUpError::ModelFailed { model, unit, cause } = error else { panic!("{error}") };
+    assert_eq!((model.as_str(), unit), ("fake-caption", "encoding an image"));
+    assert!(cause.starts_with("panic: "), "{cause}");
     assert_eq!(bench.handle.estimates().image, None);
-    assert!(wait(bench.admit(1).submit(CAPTION, caption(1))).is_ok());
+}
+
+/// Whatever a unit does wrong, on whichever model: an error, a panic, no memory, numbers that are no answer.
+#[test]
+fn every_kind_of_unit_that_fails_in_any_way_fails_the_warm_up() {
+    let (image, text) = (FakeMark::Image(0), FakeMark::Token(0));
+    for (call, mark, fault, expected) in [
+        (FakeCall::Encode, image, FakeFault::Error, "fake-caption: encoding an image"),
+        (
+            FakeCall::Encode,
+            image,
+            FakeFault::OutOfMemoryAbove(0),
+            "fake-caption: encoding an image",
+        ),
+        (FakeCall::Step, image, FakeFault::Panic, "fake-caption: generating a token"),
+        (FakeCall::Step, image, FakeFault::NonFinite, "fake-caption: generating a token"),
+        (FakeCall::Step, text, FakeFault::NonFinite, "fake-vqa: generating a token"),
+        (FakeCall::Score, text, FakeFault::Error, "fake-vqa: encoding a question"),
+        (FakeCall::Score, text, FakeFault::NonFinite, "fake-retrieval: embedding a text"),
+    ] {
+        let bench = bench();
+        bench.control.fault(call, mark, fault);
+        match wait(bench.handle.warm_up()) {
+            Err(WarmUpError::ModelFailed { model, unit, .. }) => {
+                assert_eq!(format!("{model}: {unit}"), expected, "{fault:?}");
+            }
+            other => panic!("{call:?} {fault:?}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_warm_up_on_a_worker_that_dies_is_an_error_too() {
+    let bench = bench();
+    bench.control.kill_worker();
+    let reply = bench.admit(1).submit(CAPTION, caption(1));
+    assert!(wait(reply).is_err());
+    assert_eq!(wait(bench.handle.warm_up()), Err(WarmUpError::WorkerDown));
 }

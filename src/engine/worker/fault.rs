@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::engine::EngineError;
 use crate::engine::backend::BackendError;
+use crate::telemetry::logging::clipped;
 
 /// Why a call of the backend gave nothing.
 #[derive(Debug, Clone)]
@@ -21,6 +22,14 @@ impl Fault {
             Self::Error(BackendError::OutOfMemory(_)) => EngineError::Overloaded { retry_after },
             Self::Error(error) => EngineError::InferenceFailed(error.to_string()),
             Self::Panic(message) => EngineError::InferenceFailed(format!("panic: {message}")),
+        }
+    }
+
+    /// What whoever starts the server reads.
+    pub(super) fn cause(&self) -> String {
+        match self {
+            Self::Error(error) => error.to_string(),
+            Self::Panic(message) => format!("panic: {}", clipped(message)),
         }
     }
 

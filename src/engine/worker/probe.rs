@@ -16,7 +16,7 @@ impl<B: Backend> Worker<B> {
         let Some(info) = self.shared.models.get(model.0).cloned() else { return true };
         let full_before = self.shared.metrics.oom_total.get();
         let image = self.warm_tower(&info, false);
-        let works = image.is_some_and(|image| self.warm_texts(&info, &image, false));
+        let works = image.is_ok_and(|image| self.warm_texts(&info, &image, false).is_ok());
         if self.shared.metrics.oom_total.get() > full_before {
             return true;
         }

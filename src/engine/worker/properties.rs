@@ -10,6 +10,7 @@ use crate::engine::fake::{
     self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark, ManualClock,
 };
 use crate::engine::{Clock, EngineSettings};
+use crate::fairness::ClientId;
 use crate::task::{
     Caption, Embed, GenerationParams, Scores, Similarity, Strategy as Search, TaskOutput, Vqa,
     VqaMode,
@@ -193,7 +194,7 @@ impl World {
     }
 
     fn room(&self, asks: &[Ask], deadline: Instant) -> Result<Room, EngineError> {
-        let room = self.shared.ledger.admit(10, deadline, self.clock.now())?;
+        let room = self.shared.ledger.admit(ClientId::default(), 10, deadline, self.clock.now())?;
         let rows = asks.iter().map(|ask| task(ask).1.rows()).sum();
         room.reserve(rows, asks.len(), deadline.saturating_duration_since(self.clock.now()))?;
         Ok(room)

@@ -136,8 +136,8 @@ impl<B: Backend> Supervisor<B> {
             return Err("the models have changed in the meantime".into());
         }
         let mut worker = Worker::new(backend, Arc::clone(&self.shared));
-        if !worker.warm_up() {
-            return Err("it does not work either".into());
+        if let Err(error) = worker.warm_up() {
+            return Err(format!("it does not work either: {error}").into());
         }
         self.shared.metrics.worker_restarts_total.inc();
         self.rebuilt = Some(self.shared.clock.now());

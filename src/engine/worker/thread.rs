@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::{Next, Submission, Worker};
+use crate::engine::WarmUpError;
 use crate::engine::backend::Backend;
 use crate::engine::sync::{Receiver, RecvTimeoutError, TryRecvError};
 
@@ -15,8 +16,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 pub(crate) enum Message {
     /// A task.
     Task(Box<Submission>),
-    /// Measure what work costs, then say so.
-    WarmUp(oneshot::Sender<()>),
+    /// Measure what work costs, then say whether every unit succeeded.
+    WarmUp(oneshot::Sender<Result<(), WarmUpError>>),
     /// A flag has changed: look.
     Wake,
 }
@@ -69,9 +70,9 @@ fn receive<B: Backend>(worker: &mut Worker<B>, message: Message) {
     match message {
         Message::Task(submission) => worker.accept(*submission),
         Message::WarmUp(done) => {
-            worker.warm_up();
+            let outcome = worker.warm_up();
             // Whoever asked may have left; the estimates are there all the same.
-            let _ = done.send(());
+            let _ = done.send(outcome);
         }
         Message::Wake => {}
     }

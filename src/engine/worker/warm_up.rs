@@ -1,6 +1,6 @@
 //! What work costs, measured before anybody waits: one small unit of each kind on each tower and model, so that the
-//! first burst already meets estimates. None of it counts as served work, and nothing of it is kept. `probe` runs the
-//! same units to learn whether the backend works.
+//! first burst already meets estimates. None of it counts as served work, and nothing of it is kept. A unit that fails
+//! shows that its model cannot be served. `probe` runs the same units to learn whether the backend works.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Worker;
 use super::fault::attempt;
 use super::probe::is_finite;
+use crate::engine::WarmUpError;
 use crate::engine::backend::{
     Backend, BackendError, GroupSpec, OnePassOutput, OnePassRow, StepEvent,
 };
@@ -26,28 +27,53 @@ const CAPTION_TOKENS: usize = 10;
 /// The first step projects the image, the second is like all that follow.
 const STEPS: usize = 2;
 
+/// A unit that failed: what it was to compute, and why it did not.
+pub(super) struct UnitFault {
+    unit: &'static str,
+    cause: String,
+}
+
 impl<B: Backend> Worker<B> {
-    /// Runs the units and publishes what they cost; true when none failed. One that fails is logged and teaches
-    /// nothing: whoever asks for the same will be told.
-    pub(super) fn warm_up(&mut self) -> bool {
+    /// Runs the units and publishes what they cost. One that fails is logged and teaches nothing; the others run all
+    /// the same.
+    ///
+    /// # Errors
+    /// `ModelFailed` with the first unit that failed.
+    pub(super) fn warm_up(&mut self) -> Result<(), WarmUpError> {
         let models = Arc::clone(&self.shared.models);
         let mut images: HashMap<TowerId, B::Memory> = HashMap::new();
-        let mut works = true;
+        let mut outcome = Ok(());
         for model in models.iter() {
-            if !images.contains_key(&model.tower)
-                && let Some(image) = self.warm_tower(model, true)
-            {
-                images.insert(model.tower, image);
-            }
-            let image = images.get(&model.tower);
-            works &= image.is_some_and(|image| self.warm_texts(model, image, true));
+            let warmed = self.warm_model(model, &mut images);
+            outcome = outcome.and(warmed.map_err(|UnitFault { unit, cause }| {
+                WarmUpError::ModelFailed { model: model.name.clone(), unit, cause }
+            }));
         }
         self.publish();
-        works
+        outcome
+    }
+
+    /// The units of one model; `images` holds what its tower gave for another model, if it did.
+    fn warm_model(
+        &mut self,
+        model: &ModelInfo,
+        images: &mut HashMap<TowerId, B::Memory>,
+    ) -> Result<(), UnitFault> {
+        let image = match images.get(&model.tower) {
+            Some(image) => image.clone(),
+            None => self.warm_tower(model, true)?,
+        };
+        images.insert(model.tower, image.clone());
+        self.warm_texts(model, &image, true)
     }
 
     /// A black image. Once: it takes by far the most time of all, and a cold start is soon outvoted.
-    pub(super) fn warm_tower(&mut self, model: &ModelInfo, learn: bool) -> Option<B::Memory> {
+    pub(super) fn warm_tower(
+        &mut self,
+        model: &ModelInfo,
+        learn: bool,
+    ) -> Result<B::Memory, UnitFault> {
+        const UNIT: &str = "encoding an image";
         let (size, tower) = (model.preprocessing, model.tower);
         let black = vec![0; 3 * size.width as usize * size.height as usize];
         let black = Pixels::new(size.width, size.height, black.into());
@@ -55,108 +81,140 @@ impl<B: Backend> Worker<B> {
         let key = FeatureKey { tower, scope: Scope::EVERYONE, image, preprocessing: size };
         let work = UnitWork::Encode { tower, images: vec![key] };
         let work = learn.then_some(&work);
-        let encoded = self.measure(work, |backend| backend.encode(tower, &[&black]));
-        encoded?.into_iter().next()
+        let encoded = self.measure(UNIT, work, |backend| backend.encode(tower, &[&black]))?;
+        encoded.into_iter().next().ok_or_else(|| UnitFault::without_result(UNIT))
     }
 
-    /// Each kind of text unit; true when none failed. To learn from it, it runs twice: the first touches the weights,
-    /// the second is measured.
-    pub(super) fn warm_texts(&mut self, model: &ModelInfo, image: &B::Memory, learn: bool) -> bool {
-        let first = self.warm_text_units(model, image, false);
-        first && (!learn || self.warm_text_units(model, image, true))
+    /// Each kind of text unit. To learn from it, it runs twice: the first touches the weights, the second is measured.
+    pub(super) fn warm_texts(
+        &mut self,
+        model: &ModelInfo,
+        image: &B::Memory,
+        learn: bool,
+    ) -> Result<(), UnitFault> {
+        self.warm_text_units(model, image, false)?;
+        if learn { self.warm_text_units(model, image, true) } else { Ok(()) }
     }
 
-    fn warm_text_units(&mut self, model: &ModelInfo, image: &B::Memory, learn: bool) -> bool {
+    fn warm_text_units(
+        &mut self,
+        model: &ModelInfo,
+        image: &B::Memory,
+        learn: bool,
+    ) -> Result<(), UnitFault> {
         let text = TokenIds::new([0; TEXT_TOKENS]);
         let image_work = self.scheduler.image_work(model.id);
-        let works = match model.class {
+        match model.class {
             ModelClass::ConditionalGeneration => {
-                self.warm_steps(model.id, image.clone(), image_work, learn)
+                self.warm_steps(model.id, image.clone(), image_work, learn)?;
             }
             ModelClass::QuestionAnswering => {
+                const UNIT: &str = "encoding a question";
                 let question = text.clone();
                 let row = OnePassRow::EncodeQuestion { image: image.clone(), question };
-                match self.warm_pass(model.id, row, image_work, learn) {
-                    Some(OnePassOutput::Memory(states)) => {
-                        self.warm_steps(model.id, states, 0.0, learn)
+                match self.warm_pass(UNIT, model.id, row, image_work, learn)? {
+                    OnePassOutput::Memory(states) => {
+                        self.warm_steps(model.id, states, 0.0, learn)?;
                     }
-                    _ => false,
+                    OnePassOutput::Logprob(_)
+                    | OnePassOutput::Probability(_)
+                    | OnePassOutput::Embedding(_) => return Err(UnitFault::without_result(UNIT)),
                 }
             }
             ModelClass::ImageTextRetrieval | ModelClass::Base => {
                 let row = OnePassRow::EmbedText { text: text.clone() };
-                self.warm_pass(model.id, row, 0.0, learn).is_some()
+                self.warm_pass("embedding a text", model.id, row, 0.0, learn)?;
+                // A projection alone, whose time is no text unit's.
+                if !learn {
+                    let row = OnePassRow::EmbedImage { image: image.clone() };
+                    self.warm_pass("embedding an image", model.id, row, 0.0, false)?;
+                }
             }
-        };
-        if !works || !model.class.has_matching_head() {
-            return works;
         }
-        let row = OnePassRow::MatchPair { image: image.clone(), text };
-        self.warm_pass(model.id, row, image_work, learn).is_some()
+        if model.class.has_matching_head() {
+            let row = OnePassRow::MatchPair { image: image.clone(), text };
+            self.warm_pass("matching an image and a text", model.id, row, image_work, learn)?;
+        }
+        Ok(())
     }
 
-    /// One row of [`TEXT_TOKENS`] tokens; `None` when it fails or its numbers are not finite.
+    /// One row; it fails, too, when its numbers are not finite. What is learned is of a row of [`TEXT_TOKENS`] tokens.
     fn warm_pass(
         &mut self,
+        unit: &'static str,
         model: ModelId,
         row: OnePassRow<B::Memory>,
         image_work: f64,
         learn: bool,
-    ) -> Option<OnePassOutput<B::Memory>> {
+    ) -> Result<OnePassOutput<B::Memory>, UnitFault> {
         let tokens = TEXT_TOKENS as f64 + image_work;
         let work = UnitWork::Score { model, rows: Vec::new(), work: tokens };
         let rows = [row];
         let outputs =
-            self.measure(learn.then_some(&work), |backend| backend.score(model, &rows))?;
+            self.measure(unit, learn.then_some(&work), |backend| backend.score(model, &rows))?;
         if learn {
             self.meter.row_ended(1, tokens);
         }
-        outputs.into_iter().next().filter(is_finite)
+        let output = outputs.into_iter().next().ok_or_else(|| UnitFault::without_result(unit))?;
+        if is_finite(&output) { Ok(output) } else { Err(UnitFault::non_finite(unit)) }
     }
 
-    /// The first steps of one sequence; false when one fails or its numbers are not finite.
+    /// The first steps of one sequence; they fail, too, when their numbers are not finite.
     fn warm_steps(
         &mut self,
         model: ModelId,
         memory: B::Memory,
         image_work: f64,
         learn: bool,
-    ) -> bool {
+    ) -> Result<(), UnitFault> {
+        const UNIT: &str = "generating a token";
         let params = GenerationParams { min_new_tokens: STEPS, ..GenerationParams::greedy(STEPS) };
         let spec = GroupSpec { model, memory, prompt: None, params, sequence: 0 };
-        let Some(mut group) = self.measure(None, |backend| Ok(backend.open(spec))) else {
-            return false;
-        };
+        let mut group = self.measure(UNIT, None, |backend| Ok(backend.open(spec)))?;
         for work in [1.0 + image_work, 1.0] {
             let work = UnitWork::Step { model, groups: Vec::new(), joining: 0, work };
             let step = |backend: &mut B| backend.step(model, &mut [&mut group]);
-            let events = self.measure(learn.then_some(&work), step).unwrap_or_default();
+            let events = self.measure(UNIT, learn.then_some(&work), step)?;
             let finite =
                 |event: &StepEvent| event.token.is_none_or(|token| token.logprob.is_finite());
-            if events.is_empty() || !events.iter().all(finite) {
-                return false;
+            if events.is_empty() {
+                return Err(UnitFault::without_result(UNIT));
+            }
+            if !events.iter().all(finite) {
+                return Err(UnitFault::non_finite(UNIT));
             }
         }
         if learn {
             self.meter.row_ended(CAPTION_TOKENS, CAPTION_TOKENS as f64 + image_work);
         }
-        true
+        Ok(())
     }
 
     /// Makes a call, and learns from it what `work` costs.
     fn measure<T>(
         &mut self,
+        unit: &'static str,
         work: Option<&UnitWork>,
         call: impl FnOnce(&mut B) -> Result<T, BackendError>,
-    ) -> Option<T> {
+    ) -> Result<T, UnitFault> {
         let start = self.now();
         let backend = &mut self.backend;
         let result = attempt(|| call(backend));
         self.meter.call("warm-up", 1, &result);
-        let value = result.ok()?;
+        let value = result.map_err(|fault| UnitFault { unit, cause: fault.cause() })?;
         if let Some(work) = work {
             self.record(work, start, true);
         }
-        Some(value)
+        Ok(value)
+    }
+}
+
+impl UnitFault {
+    fn non_finite(unit: &'static str) -> Self {
+        Self { unit, cause: "it gave NaN or infinite values".to_owned() }
+    }
+
+    fn without_result(unit: &'static str) -> Self {
+        Self { unit, cause: "it gave no result of its kind".to_owned() }
     }
 }

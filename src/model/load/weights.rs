@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use candle_core::pickle::PthTensors;
 use candle_core::safetensors::{Load, MmapedSafetensors, SliceSafetensors};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::TensorView;
@@ -13,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::{File, WeightFiles};
 use crate::document::{DocumentError, LFS_POINTER};
 use crate::model::error::LoadError;
+use crate::torch::{TorchError, TorchFile};
 
 /// The tensors of one checkpoint, whichever files hold them. Nothing is read before it is asked for.
 pub struct Weights {
@@ -32,7 +32,7 @@ struct Place {
 enum Source {
     Mapped(MmapedSafetensors),
     InBinary(SliceSafetensors<'static>),
-    Pickle(PthTensors),
+    Pickle(TorchFile),
 }
 
 impl std::fmt::Debug for Weights {
@@ -163,7 +163,7 @@ impl Weights {
                 .and_then(|view| view.load(&Device::Cpu))
                 .map_err(|error| unreadable(path, &error)),
             Source::Pickle(file) => {
-                file.get(name).map_err(|_| unusable(path, DAMAGED))?.ok_or_else(missing)
+                file.read(name).map_err(|error| of_torch(path, error))?.ok_or_else(missing)
             }
         }
     }
@@ -179,7 +179,7 @@ impl Source {
         match self {
             Self::Mapped(file) => file.tensors().into_iter().map(|(name, _)| name).collect(),
             Self::InBinary(file) => file.tensors().into_iter().map(|(name, _)| name).collect(),
-            Self::Pickle(file) => file.tensor_infos().keys().cloned().collect(),
+            Self::Pickle(file) => file.names().map(str::to_owned).collect(),
         }
     }
 
@@ -187,12 +187,7 @@ impl Source {
         match self {
             Self::Mapped(file) => floats(&file.tensors()),
             Self::InBinary(file) => floats(&file.tensors()),
-            Self::Pickle(file) => file
-                .tensor_infos()
-                .values()
-                .filter(|info| info.dtype.is_float())
-                .map(|info| info.layout.shape().elem_count() as u64)
-                .sum(),
+            Self::Pickle(file) => file.float_count(),
         }
     }
 }
@@ -262,11 +257,7 @@ fn open_pickle(path: &Path) -> Result<Source, LoadError> {
     if !beginning.starts_with(ZIP) {
         return Err(unusable(path, "torch.save writes no such file; download it again"));
     }
-    let file = PthTensors::new(path, None).map_err(|_| unusable(path, DAMAGED))?;
-    if file.tensor_infos().is_empty() {
-        return Err(unusable(path, "it holds no state dict of tensors"));
-    }
-    Ok(Source::Pickle(file))
+    TorchFile::open(path).map(Source::Pickle).map_err(|error| of_torch(path, error))
 }
 
 const EMPTY: &str = "it is empty; download it again";
@@ -283,6 +274,13 @@ fn safetensors_problem(beginning: &[u8]) -> &'static str {
 
 fn unusable(path: &Path, detail: &str) -> LoadError {
     LoadError::WeightsFile { path: path.to_owned(), detail: detail.to_owned() }
+}
+
+fn of_torch(path: &Path, error: TorchError) -> LoadError {
+    if let TorchError::Io(source) = error {
+        return DocumentError::Read { path: path.to_owned(), source }.into();
+    }
+    unusable(path, &error.to_string())
 }
 
 fn unreadable(path: &Path, error: &candle_core::Error) -> LoadError {

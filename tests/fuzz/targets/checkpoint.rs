@@ -1,9 +1,12 @@
-//! Files of a checkpoint from a stranger: headers of weights, `config.json`.
+//! Files of a checkpoint from a stranger: headers of weights, pickles, `config.json`.
 
 use std::io::Write;
 
 use blip_server::model::config::BlipConfig;
 use blip_server::model::load::{File, WeightFiles, Weights};
+use blip_server::torch::TorchFile;
+
+use super::archive::with_pickle;
 
 /// The first byte tells the kind of file, the rest is its content.
 pub(crate) fn checkpoint(data: &[u8]) {
@@ -35,4 +38,20 @@ fn read(files: &WeightFiles) {
     }
     // Whatever the headers say of sizes, adding them up is no fault.
     let _ = weights.parameter_count();
+}
+
+/// The pickle of a file of torch: a file that is refused says why in a line, and tensors are no larger than the file.
+pub(crate) fn pickle(data: &[u8]) {
+    let bytes = with_pickle(data, &[0; 64]);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&bytes).unwrap();
+    let file = match TorchFile::open(file.path()) {
+        Ok(file) => file,
+        Err(error) => return assert!(error.to_string().len() < 800, "{error}"),
+    };
+    for name in file.names() {
+        if let Ok(tensor) = file.read(name) {
+            assert!(tensor.unwrap().elem_count() <= 64, "{name}");
+        }
+    }
 }

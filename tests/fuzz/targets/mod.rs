@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a target fails by panicking")]
 
+pub(crate) mod archive;
 pub(crate) mod bodies;
 pub(crate) mod checkpoint;
 pub(crate) mod decode;

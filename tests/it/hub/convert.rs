@@ -83,3 +83,16 @@ fn a_directory_without_weights_is_named() {
     let error = convert_to_safetensors(&empty.path().join("gone")).unwrap_err();
     assert!(matches!(error, HubError::NotADirectory { .. }), "{error}");
 }
+
+#[test]
+fn a_planted_link_is_not_written_through() {
+    let checkpoint = pickled();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let target = elsewhere.path().join("precious");
+    std::fs::write(&target, "precious").unwrap();
+    let link = checkpoint.path().join("model.safetensors.incomplete");
+    std::os::unix::fs::symlink(&target, link).unwrap();
+    let converted = convert_to_safetensors(checkpoint.path()).unwrap();
+    assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
+    assert!(!converted.path.is_symlink());
+}

@@ -9,6 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, Response, StatusCode, header};
 use futures_util::stream;
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 /// The commit that every revision of the fake is.
@@ -41,10 +42,24 @@ pub(super) struct Behaviour {
     pub(super) cuts: Vec<usize>,
     /// The announced SHA-256 belongs to other bytes.
     pub(super) wrong_checksum: bool,
+    /// What the etag of a small file is.
+    pub(super) small_etag: SmallEtag,
+    /// This small file arrives with its last byte changed.
+    pub(super) damaged: Option<&'static str>,
     /// The storage host answers every range request with the whole file.
     pub(super) ignores_ranges: bool,
     /// So many requests in a row are answered with 503 first.
     pub(super) unavailable: usize,
+}
+
+/// The etag of a small file.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) enum SmallEtag {
+    /// The hub's own: the name of git's blob.
+    #[default]
+    Git,
+    /// Of some mirrors: the SHA-1 of its bytes.
+    Sha1,
 }
 
 /// A running fake hub; its threads end with the test's runtime.
@@ -86,6 +101,10 @@ impl FakeHub {
     /// Requests of one method whose path ends so.
     pub(super) fn count(&self, method: &Method, end: &str) -> usize {
         self.seen().iter().filter(|seen| seen.method == method && seen.path.ends_with(end)).count()
+    }
+
+    pub(super) fn behave(&self, behaviour: Behaviour) {
+        *self.shared.behaviour.lock().unwrap() = behaviour;
     }
 
     pub(super) fn forget(&self) {
@@ -136,9 +155,18 @@ async fn answer_as_hub(State(shared): State<Arc<Shared>>, request: Request) -> R
     };
     let Some(bytes) = shared.files.get(name) else { return not_found("EntryNotFound") };
     if !is_large(name) {
+        let mut content = bytes.clone();
+        let behaviour = shared.behaviour.lock().unwrap();
+        if behaviour.damaged == Some(name) {
+            *content.last_mut().unwrap() ^= 1;
+        }
+        let etag = match behaviour.small_etag {
+            SmallEtag::Git => git_sha1(bytes),
+            SmallEtag::Sha1 => digits(&Sha1::digest(bytes)),
+        };
         return Response::builder()
-            .header(header::ETAG, format!("\"{:0>40}\"", name.len()))
-            .body(Body::from(bytes.clone()))
+            .header(header::ETAG, format!("\"{etag}\""))
+            .body(Body::from(content))
             .unwrap();
     }
     let announced = if shared.behaviour.lock().unwrap().wrong_checksum {
@@ -213,7 +241,15 @@ fn is_large(name: &str) -> bool {
 }
 
 pub(super) fn sha256(bytes: &[u8]) -> String {
-    let digits: Vec<String> =
-        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    digits.concat()
+    digits(&Sha256::digest(bytes))
+}
+
+/// The name of git's blob, as the hub's etag of a small file: `git hash-object FILE`.
+pub(super) fn git_sha1(bytes: &[u8]) -> String {
+    let header = format!("blob {}\0", bytes.len());
+    digits(&Sha1::new_with_prefix(header).chain_update(bytes).finalize())
+}
+
+fn digits(hash: &[u8]) -> String {
+    hash.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }

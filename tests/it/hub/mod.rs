@@ -10,7 +10,7 @@ use axum::http::Method;
 use blip_server::hub::{
     CheckpointFiles, HubError, HubSettings, HubSource, Progress, Retry, Token, WeightFiles, fetch,
 };
-use fake_hub::{Behaviour, COMMIT, FakeHub, Host, TOKEN, sha256};
+use fake_hub::{Behaviour, COMMIT, FakeHub, Host, SmallEtag, TOKEN, git_sha1, sha256};
 
 const SMALL: [(&str, &[u8]); 4] = [
     ("config.json", br#"{"architectures": ["BlipModel"]}"#),
@@ -140,6 +140,82 @@ async fn a_wrong_checksum_is_an_error_and_leaves_nothing_behind() {
     assert!(!blobs.join(format!("{expected}.incomplete")).exists());
     assert!(!blobs.join(expected).exists());
     assert!(!cache.path().join("models--owner--tiny/refs/main").exists());
+}
+
+#[test]
+fn the_fake_hub_names_small_files_as_git_does() {
+    // `printf 'hello\n' | git hash-object --stdin`
+    assert_eq!(git_sha1(b"hello\n"), "ce013625030ba8dba906f756967f9e9ca394464a");
+}
+
+#[tokio::test]
+async fn a_small_file_with_changed_bytes_is_refused_by_name_and_leaves_nothing_behind() {
+    for file in ["config.json", "tokenizer.json"] {
+        let damaged = Behaviour { damaged: Some(file), ..Behaviour::default() };
+        let hub = FakeHub::start(&with(&[("model.safetensors", b"x")]), damaged).await;
+        let cache = tempfile::tempdir().unwrap();
+        let settings = settings(&hub, cache.path());
+        let error = fetch_tiny(&settings).await.unwrap_err();
+
+        let HubError::WrongChecksum { expected, .. } = &error else { panic!("{error}") };
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("{file} of owner/tiny@")), "{text}");
+        assert!(text.contains("git SHA-1") && text.contains("has been deleted"), "{text}");
+        let root = cache.path().join("models--owner--tiny");
+        assert!(!root.join("blobs").join(format!("{expected}.incomplete")).exists());
+        assert!(!root.join("blobs").join(expected).exists());
+        assert!(!root.join("snapshots").join(COMMIT).join(file).exists());
+        assert!(!root.join("refs/main").exists());
+
+        hub.behave(Behaviour::default());
+        let files = fetch_tiny(&settings).await.unwrap();
+        let whole = SMALL.iter().find(|(name, _)| *name == file).unwrap().1;
+        assert_eq!(std::fs::read(files.directory.join(file)).unwrap(), whole);
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_may_announce_the_sha1_of_the_bytes() {
+    for (damaged, good) in [(None, true), (Some("tokenizer.json"), false)] {
+        let behaviour = Behaviour { small_etag: SmallEtag::Sha1, damaged, ..Behaviour::default() };
+        let hub = FakeHub::start(&with(&[("model.safetensors", b"x")]), behaviour).await;
+        let cache = tempfile::tempdir().unwrap();
+        assert_eq!(fetch_tiny(&settings(&hub, cache.path())).await.is_ok(), good, "{damaged:?}");
+    }
+}
+
+/// Each place of the cache that a download writes, and what a planted link in it must not change.
+#[tokio::test]
+async fn a_planted_link_in_the_cache_is_refused_and_nothing_is_written_through_it() {
+    let weights = weights();
+    let (large, small) = (sha256(&weights), git_sha1(SMALL[0].1));
+    let hub = FakeHub::start(&with(&[("model.safetensors", &weights)]), Behaviour::default()).await;
+    for place in [
+        format!("models--owner--tiny/blobs/{large}.incomplete"),
+        format!("models--owner--tiny/blobs/{small}.incomplete"),
+        format!(".locks/models--owner--tiny/{small}.lock"),
+        "models--owner--tiny/refs/main".to_owned(),
+    ] {
+        let (cache, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let target = elsewhere.path().join("precious");
+        for precious in [None, Some("precious")] {
+            let link = cache.path().join(&place);
+            std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+            let _ = std::fs::remove_file(&link);
+            std::os::unix::fs::symlink(&target, &link).unwrap();
+            if let Some(content) = precious {
+                std::fs::write(&target, content).unwrap();
+            }
+            let fetched = fetch_tiny(&settings(&hub, cache.path())).await;
+            let found = std::fs::read_to_string(&target).ok();
+            assert_eq!(found.as_deref(), precious, "written through {place}");
+            let HubError::Io { path, source, .. } = fetched.unwrap_err() else { panic!("{place}") };
+            assert_eq!(path, link);
+            assert!(source.to_string().contains("symbolic link"), "{source}");
+        }
+        std::fs::remove_file(cache.path().join(&place)).unwrap();
+        fetch_tiny(&settings(&hub, cache.path())).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,133 @@
+//! PyTorch's weight files (`pytorch_model.bin`): a zip archive with a pickle and one entry for each tensor's values.
+//!
+//! - `archive`: the entries of the zip file, and where their bytes are.
+//! - `pickle`: the values that the pickle describes.
+//! - `state_dict`: the tensors among these values.
+//! - this file: a file with its tensors, each read when it is asked for.
+//!
+//! Why not candle's reader: it copies every value that the pickle mentions again, so that 150 bytes make it allocate
+//! gigabytes, drops nested values by recursion, unpacks whatever the archive claims, and trusts the sizes of tensors.
+//! Here nothing is executed, copied or nested, and memory is bounded by the bytes that the file really has.
+//!
+//! Used by `model` (loading) and `hub` (`convert`).
+
+mod archive;
+mod error;
+mod pickle;
+mod state_dict;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+
+use archive::Archive;
+pub use error::TorchError;
+use state_dict::TensorInfo;
+
+/// The pickle of 1,000 tensors has a quarter of a megabyte.
+const MAX_PICKLE_BYTES: u64 = 8 << 20;
+
+/// Tensors may share their values, as tied embeddings do. But no more of them than this many times the file: who
+/// reads all tensors needs memory for each.
+const MAX_SHARING: u64 = 8;
+
+/// A weight file whose pickle has been read.
+#[derive(Debug)]
+pub struct TorchFile {
+    archive: Archive,
+    tensors: BTreeMap<String, Place>,
+}
+
+/// A tensor and the file's bytes that hold its values.
+#[derive(Debug)]
+struct Place {
+    info: TensorInfo,
+    /// Where its first value is, from the beginning of the file.
+    start: u64,
+    bytes: usize,
+}
+
+impl TorchFile {
+    /// Reads the archive's directory and the pickle, and checks that the file holds every tensor's values.
+    ///
+    /// # Errors
+    /// `Io`; every other one where the file is not as torch.save writes a state dict, or is too large for one.
+    pub fn open(path: &Path) -> Result<Self, TorchError> {
+        let archive = Archive::open(path)?;
+        let (root, pickle) = archive.only_entry("/data.pkl")?;
+        if pickle.size > MAX_PICKLE_BYTES {
+            let limit = MAX_PICKLE_BYTES;
+            return Err(TorchError::TooLarge { what: "bytes of data.pkl", limit });
+        }
+        if let Some(order) = archive.find(&format!("{root}/byteorder"))?
+            && archive.read(order.start, order.size.min(16) as usize)? == b"big"
+        {
+            return Err(TorchError::BigEndian);
+        }
+        let pickle = archive.read(pickle.start, pickle.size as usize)?;
+        let infos = state_dict::tensors(&pickle::read(&pickle)?)?;
+        let mut tensors = BTreeMap::new();
+        let mut total: u64 = 0;
+        for (name, info) in infos {
+            let place = Place::find(&archive, &root, &name, info)?;
+            total = total.saturating_add(place.bytes as u64);
+            tensors.insert(name, place);
+        }
+        if tensors.is_empty() {
+            return Err(TorchError::NoStateDict);
+        }
+        if total > archive.length().saturating_mul(MAX_SHARING) {
+            return Err(TorchError::Shared { limit: MAX_SHARING });
+        }
+        Ok(Self { archive, tensors })
+    }
+
+    /// The tensors' names in the order of the alphabet.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Floats in all tensors.
+    #[must_use]
+    pub fn float_count(&self) -> u64 {
+        let infos = self.tensors.values().map(|place| &place.info);
+        infos.filter(|info| info.dtype.is_float()).map(|info| info.count as u64).sum()
+    }
+
+    /// A tensor in host memory; `None` when there is none of this name.
+    ///
+    /// # Errors
+    /// `Io`; `Strided` for a view whose values do not follow each other; `Damaged` when the file was cut meanwhile.
+    pub fn read(&self, name: &str) -> Result<Option<Tensor>, TorchError> {
+        let Some(Place { info, start, bytes }) = self.tensors.get(name) else { return Ok(None) };
+        let Some(order) = info.order() else {
+            return Err(TorchError::Strided { name: error::shown(name) });
+        };
+        let values = self.archive.read(*start, *bytes)?;
+        order.tensor(&values, info, &Device::Cpu).map(Some).map_err(|_| TorchError::Damaged)
+    }
+}
+
+impl Place {
+    /// Finds the values, all of which must be in the file.
+    fn find(
+        archive: &Archive,
+        root: &str,
+        name: &str,
+        info: TensorInfo,
+    ) -> Result<Self, TorchError> {
+        let section = archive.find(&format!("{root}/data/{}", info.key))?;
+        let section = section.ok_or(TorchError::Damaged)?;
+        let size = info.dtype.size_in_bytes() as u64;
+        let bytes = (info.count as u64).checked_mul(size);
+        let skipped = info.offset.checked_mul(size);
+        let end = bytes.zip(skipped).and_then(|(bytes, skipped)| bytes.checked_add(skipped));
+        match (bytes, skipped, end) {
+            (Some(bytes), Some(skipped), Some(end)) if end <= section.size => {
+                Ok(Self { info, start: section.start + skipped, bytes: bytes as usize })
+            }
+            _ => Err(TorchError::Truncated { name: error::shown(name) }),
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! A pickle's opcodes to the values that they describe. Nothing is executed: a call is a value like any other.
+//!
+//! Values are flat. A container is an index into a table, so a value that is mentioned again is not copied, whatever is
+//! nested is neither walked nor dropped by recursion, and memory grows by a few dozen bytes an opcode at most. Opcodes,
+//! the stack and marks are bounded too.
+//!
+//! Source: `pickletools.py` of `CPython`, and what `torch.save` (protocol 2) writes of a state dict with its metadata.
+
+use std::collections::HashMap;
+
+use super::TorchError;
+
+/// 1,000 tensors take about 35,000.
+const MAX_OPCODES: u64 = 1 << 20;
+/// Python's pickler writes dictionaries in batches of 1,000 keys and values.
+const MAX_STACK: u64 = 1 << 14;
+/// Tuples and batches that are open at the same time; a tensor needs three.
+const MAX_MARKS: u64 = 1 << 10;
+
+/// A value; texts are the pickle's own bytes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Value<'a> {
+    Int(i64),
+    Text(&'a str),
+    /// A class or function: module and name, each a line.
+    Global(&'a str),
+    Tuple(Items),
+    Dict(DictId),
+    /// Two items: what is called, and with what.
+    Call(Items),
+    /// One item: what `torch` finds a tensor's values by.
+    Persistent(Items),
+    /// What no tensor needs: None, booleans, floats, lists, large integers.
+    Other,
+}
+
+/// A run of values in [`Pickle::items`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Items {
+    start: u32,
+    count: u32,
+}
+
+/// A dictionary in the order of its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DictId(u32);
+
+/// A pickle that has been read.
+#[derive(Debug, Default)]
+pub(super) struct Pickle<'a> {
+    /// What the whole pickle is.
+    root: Option<Value<'a>>,
+    items: Vec<Value<'a>>,
+    /// Keys and values in the order in which they were set; a key may come again.
+    dicts: Vec<Vec<(Value<'a>, Value<'a>)>>,
+}
+
+impl<'a> Pickle<'a> {
+    /// The entries of the dictionary that the whole pickle is; `None` where it is something else.
+    pub(super) fn root_entries(&self) -> Option<&[(Value<'a>, Value<'a>)]> {
+        match self.root {
+            Some(Value::Dict(DictId(index))) => Some(&self.dicts[index as usize]),
+            _ => None,
+        }
+    }
+
+    /// The values of a tuple, a call or a persistent id.
+    pub(super) fn items(&self, Items { start, count }: Items) -> &[Value<'a>] {
+        &self.items[start as usize..][..count as usize]
+    }
+
+    fn keep(&mut self, values: &[Value<'a>]) -> Items {
+        let items = Items { start: self.items.len() as u32, count: values.len() as u32 };
+        self.items.extend_from_slice(values);
+        items
+    }
+
+    fn new_dict(&mut self) -> Value<'a> {
+        self.dicts.push(Vec::new());
+        Value::Dict(DictId(self.dicts.len() as u32 - 1))
+    }
+}
+
+/// Reads a pickle to its STOP.
+///
+/// # Errors
+/// `Opcode`, `TooLarge`, `Damaged`.
+pub(super) fn read(bytes: &[u8]) -> Result<Pickle<'_>, TorchError> {
+    let mut reader = Reader { rest: bytes, ..Reader::default() };
+    for _ in 0..MAX_OPCODES {
+        if reader.step()? {
+            reader.pickle.root = Some(reader.pop()?);
+            return Ok(reader.pickle);
+        }
+    }
+    Err(TorchError::TooLarge { what: "opcodes in its pickle", limit: MAX_OPCODES })
+}
+
+#[derive(Default)]
+struct Reader<'a> {
+    rest: &'a [u8],
+    stack: Vec<Value<'a>>,
+    /// Heights of the stack; nothing below the last one may be taken.
+    marks: Vec<usize>,
+    memo: HashMap<u32, Value<'a>>,
+    pickle: Pickle<'a>,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads one opcode; true when it was the last.
+    fn step(&mut self) -> Result<bool, TorchError> {
+        match self.byte()? {
+            // PROTO
+            0x80 => {
+                self.byte()?;
+            }
+            // STOP
+            b'.' => return Ok(true),
+            // MARK
+            b'(' => self.mark()?,
+            // NONE, NEWTRUE, NEWFALSE, EMPTY_LIST
+            b'N' | 0x88 | 0x89 | b']' => self.push(Value::Other)?,
+            // BINFLOAT
+            b'G' => {
+                self.take(8)?;
+                self.push(Value::Other)?;
+            }
+            // BININT, BININT1, BININT2, LONG1
+            b'J' => self.int(4)?,
+            b'K' => self.unsigned(1)?,
+            b'M' => self.unsigned(2)?,
+            0x8a => {
+                let bytes = self.byte()?;
+                self.int(bytes.into())?;
+            }
+            // BINUNICODE, GLOBAL
+            b'X' => self.text()?,
+            b'c' => self.global()?,
+            // BINPUT, LONG_BINPUT, BINGET, LONG_BINGET
+            b'q' => self.put(1)?,
+            b'r' => self.put(4)?,
+            b'h' => self.get(1)?,
+            b'j' => self.get(4)?,
+            // EMPTY_TUPLE, TUPLE1, TUPLE2, TUPLE3, TUPLE
+            b')' => self.tuple(0)?,
+            0x85 => self.tuple(1)?,
+            0x86 => self.tuple(2)?,
+            0x87 => self.tuple(3)?,
+            b't' => {
+                let count = self.since_mark()?;
+                self.tuple(count)?;
+            }
+            // EMPTY_DICT
+            b'}' => {
+                let dict = self.pickle.new_dict();
+                self.push(dict)?;
+            }
+            // SETITEM, SETITEMS
+            b's' => self.set_items(2)?,
+            b'u' => {
+                let count = self.since_mark()?;
+                self.set_items(count)?;
+            }
+            // APPEND, APPENDS: no list is looked into. BUILD: attributes of an object, which no tensor needs.
+            b'a' | b'b' => {
+                self.pop()?;
+            }
+            b'e' => {
+                let count = self.since_mark()?;
+                self.stack.truncate(self.stack.len() - count);
+            }
+            // REDUCE, NEWOBJ
+            b'R' | 0x81 => self.call()?,
+            // BINPERSID
+            b'Q' => {
+                let id = self.pop()?;
+                let items = self.pickle.keep(&[id]);
+                self.push(Value::Persistent(items))?;
+            }
+            opcode => {
+                return Err(match refused_name(opcode) {
+                    Some(opcode) => TorchError::Opcode { opcode },
+                    None => TorchError::Damaged,
+                });
+            }
+        }
+        Ok(false)
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<&'a [u8], TorchError> {
+        let (taken, rest) = self.rest.split_at_checked(bytes).ok_or(TorchError::Damaged)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, TorchError> {
+        Ok(self.take(1)?[0])
+    }
+
+    /// A little-endian number of up to four bytes.
+    fn number(&mut self, bytes: usize) -> Result<u32, TorchError> {
+        let bytes = self.take(bytes)?;
+        Ok(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte)))
+    }
+
+    fn push(&mut self, value: Value<'a>) -> Result<(), TorchError> {
+        if self.stack.len() as u64 >= MAX_STACK {
+            return Err(TorchError::TooLarge {
+                what: "values on its pickle's stack",
+                limit: MAX_STACK,
+            });
+        }
+        self.stack.push(value);
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Result<Value<'a>, TorchError> {
+        let floor = self.marks.last().copied().unwrap_or(0);
+        if self.stack.len() <= floor {
+            return Err(TorchError::Damaged);
+        }
+        self.stack.pop().ok_or(TorchError::Damaged)
+    }
+
+    fn mark(&mut self) -> Result<(), TorchError> {
+        if self.marks.len() as u64 >= MAX_MARKS {
+            return Err(TorchError::TooLarge {
+                what: "values inside each other",
+                limit: MAX_MARKS,
+            });
+        }
+        self.marks.push(self.stack.len());
+        Ok(())
+    }
+
+    /// Takes the last mark away; the number of values above it.
+    fn since_mark(&mut self) -> Result<usize, TorchError> {
+        let height = self.marks.pop().ok_or(TorchError::Damaged)?;
+        Ok(self.stack.len() - height)
+    }
+
+    /// The place of the last `count` values, none of which may be below the last mark.
+    fn last(&self, count: usize) -> Result<usize, TorchError> {
+        let floor = self.marks.last().copied().unwrap_or(0);
+        let start = self.stack.len().checked_sub(count).filter(|&start| start >= floor);
+        start.ok_or(TorchError::Damaged)
+    }
+
+    /// A signed number; one of more than 64 bits is no size of anything.
+    fn int(&mut self, bytes: usize) -> Result<(), TorchError> {
+        let bytes = self.take(bytes)?;
+        if bytes.len() > 8 {
+            return self.push(Value::Other);
+        }
+        let negative = bytes.last().is_some_and(|&byte| byte >= 0x80);
+        let start = if negative { -1 } else { 0 };
+        let value =
+            bytes.iter().rev().fold(start, |number: i64, &byte| number << 8 | i64::from(byte));
+        self.push(Value::Int(value))
+    }
+
+    fn unsigned(&mut self, bytes: usize) -> Result<(), TorchError> {
+        let value = self.number(bytes)?;
+        self.push(Value::Int(value.into()))
+    }
+
+    fn text(&mut self) -> Result<(), TorchError> {
+        let length = self.number(4)?;
+        let text = std::str::from_utf8(self.take(length as usize)?);
+        self.push(Value::Text(text.map_err(|_| TorchError::Damaged)?))
+    }
+
+    fn global(&mut self) -> Result<(), TorchError> {
+        let mut ends = (0..self.rest.len()).filter(|&at| self.rest[at] == b'\n');
+        let end = ends.nth(1).ok_or(TorchError::Damaged)?;
+        let name = std::str::from_utf8(self.take(end)?).map_err(|_| TorchError::Damaged)?;
+        self.take(1)?;
+        self.push(Value::Global(name))
+    }
+
+    fn put(&mut self, bytes: usize) -> Result<(), TorchError> {
+        let key = self.number(bytes)?;
+        let value = self.stack[self.last(1)?];
+        self.memo.insert(key, value);
+        Ok(())
+    }
+
+    fn get(&mut self, bytes: usize) -> Result<(), TorchError> {
+        let key = self.number(bytes)?;
+        let value = *self.memo.get(&key).ok_or(TorchError::Damaged)?;
+        self.push(value)
+    }
+
+    fn tuple(&mut self, count: usize) -> Result<(), TorchError> {
+        let start = self.last(count)?;
+        let items = self.pickle.keep(&self.stack[start..]);
+        self.stack.truncate(start);
+        self.push(Value::Tuple(items))
+    }
+
+    /// Puts the last `count` values, keys and values in turn, into the dictionary before them.
+    fn set_items(&mut self, count: usize) -> Result<(), TorchError> {
+        let owner = self.last(count + 1)?;
+        let (pairs, rest) = self.stack[owner + 1..].as_chunks::<2>();
+        if !rest.is_empty() {
+            return Err(TorchError::Damaged);
+        }
+        // Another owner is an object of some class, which no tensor needs.
+        if let Value::Dict(DictId(index)) = self.stack[owner] {
+            let pairs = pairs.iter().map(|&[key, value]| (key, value));
+            self.pickle.dicts[index as usize].extend(pairs);
+        }
+        self.stack.truncate(owner + 1);
+        Ok(())
+    }
+
+    fn call(&mut self) -> Result<(), TorchError> {
+        let arguments = self.pop()?;
+        let callable = self.pop()?;
+        let is_dict = matches!(
+            callable,
+            Value::Global("collections\nOrderedDict" | "collections\ndefaultdict")
+        );
+        let value = if is_dict {
+            self.pickle.new_dict()
+        } else {
+            Value::Call(self.pickle.keep(&[callable, arguments]))
+        };
+        self.push(value)
+    }
+}
+
+/// The opcodes that exist and are refused, by the names of `pickletools`.
+fn refused_name(opcode: u8) -> Option<&'static str> {
+    Some(match opcode {
+        b'0' => "POP",
+        b'1' => "POP_MARK",
+        b'2' => "DUP",
+        b'F' => "FLOAT",
+        b'I' => "INT",
+        b'L' => "LONG",
+        b'P' => "PERSID",
+        b'S' => "STRING",
+        b'T' => "BINSTRING",
+        b'U' => "SHORT_BINSTRING",
+        b'V' => "UNICODE",
+        b'B' => "BINBYTES",
+        b'C' => "SHORT_BINBYTES",
+        b'd' => "DICT",
+        b'l' => "LIST",
+        b'g' => "GET",
+        b'p' => "PUT",
+        b'i' => "INST",
+        b'o' => "OBJ",
+        0x82 => "EXT1",
+        0x83 => "EXT2",
+        0x84 => "EXT4",
+        0x8b => "LONG4",
+        0x8c => "SHORT_BINUNICODE",
+        0x8d => "BINUNICODE8",
+        0x8e => "BINBYTES8",
+        0x8f => "EMPTY_SET",
+        0x90 => "ADDITEMS",
+        0x91 => "FROZENSET",
+        0x92 => "NEWOBJ_EX",
+        0x93 => "STACK_GLOBAL",
+        0x94 => "MEMOIZE",
+        0x95 => "FRAME",
+        0x96 => "BYTEARRAY8",
+        0x97 => "NEXT_BUFFER",
+        0x98 => "READONLY_BUFFER",
+        _ => return None,
+    })
+}

@@ -1,0 +1,168 @@
+//! The tensors among a pickle's values: what `torch._utils._rebuild_tensor_v2` would be called with.
+
+use candle_core::{DType, Device, Result as CandleResult, Shape, Tensor};
+
+use super::TorchError;
+use super::pickle::{Pickle, Value};
+
+/// torch itself stops at 64 dimensions; BLIP's largest tensors have 4.
+const MAX_RANK: usize = 8;
+
+/// What the pickle says of a tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct TensorInfo {
+    pub(super) dtype: DType,
+    /// The entry of the archive with its values, below `data/`.
+    pub(super) key: String,
+    /// Values of the entry before its own.
+    pub(super) offset: u64,
+    /// Values of its own: the product of `size`.
+    pub(super) count: usize,
+    size: Vec<usize>,
+    strides: Vec<usize>,
+}
+
+/// How values that follow each other without gaps make a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// The last index runs fastest.
+    Rows,
+    /// The first index runs fastest: a transposed tensor.
+    Columns,
+}
+
+/// The tensors of a state dict by their names; entries that are none, or of types that no weights have, are left out.
+///
+/// # Errors
+/// `NoStateDict`; `Damaged` when a tensor is described as torch does not.
+pub(super) fn tensors(pickle: &Pickle<'_>) -> Result<Vec<(String, TensorInfo)>, TorchError> {
+    let entries = pickle.root_entries().ok_or(TorchError::NoStateDict)?;
+    let mut tensors = Vec::new();
+    for &(name, value) in entries {
+        let Value::Text(name) = name else { continue };
+        let Some(arguments) = rebuild_arguments(pickle, value) else { continue };
+        match read_arguments(pickle, arguments).ok_or(TorchError::Damaged)? {
+            Read::Tensor(info) => tensors.push((name.to_owned(), info)),
+            Read::Unsupported(storage) => {
+                tracing::warn!(
+                    tensor.name = name,
+                    tensor.storage = storage,
+                    "leaving out a tensor of a type that is not read"
+                );
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+/// The arguments of `_rebuild_tensor_v2`, bare or inside the call that makes a parameter or a subclass of it.
+fn rebuild_arguments<'p, 'a>(
+    pickle: &'p Pickle<'a>,
+    mut value: Value<'a>,
+) -> Option<&'p [Value<'a>]> {
+    // A subclass of a parameter of a tensor: nothing is wrapped more often.
+    const MOST_CALLS: usize = 3;
+    for _ in 0..MOST_CALLS {
+        let Value::Call(call) = value else { return None };
+        let [mut callable, Value::Tuple(arguments)] = *pickle.items(call) else { return None };
+        let mut arguments = pickle.items(arguments);
+        if callable == Value::Global("torch._tensor\n_rebuild_from_type_v2") {
+            let [function, _, Value::Tuple(inner), ..] = *arguments else { return None };
+            (callable, arguments) = (function, pickle.items(inner));
+        }
+        let Value::Global(name) = callable else { return None };
+        match name {
+            "torch._utils\n_rebuild_tensor_v2" => return Some(arguments),
+            "torch._utils\n_rebuild_parameter" => value = *arguments.first()?,
+            _ => return None,
+        }
+    }
+    None
+}
+
+enum Read<'a> {
+    Tensor(TensorInfo),
+    /// Of this storage class.
+    Unsupported(&'a str),
+}
+
+/// Storage, offset, size and strides; `None` when they are not as torch writes them.
+fn read_arguments<'a>(pickle: &Pickle<'a>, arguments: &[Value<'a>]) -> Option<Read<'a>> {
+    let [Value::Persistent(id), offset, Value::Tuple(size), Value::Tuple(strides), ..] = *arguments
+    else {
+        return None;
+    };
+    let [Value::Tuple(id)] = *pickle.items(id) else { return None };
+    let [Value::Text("storage"), Value::Global(class), Value::Text(key), ..] = *pickle.items(id)
+    else {
+        return None;
+    };
+    let Some(dtype) = dtype_of(class) else { return Some(Read::Unsupported(class)) };
+    let numbers = |values: &[Value<'_>]| values.iter().map(number).collect::<Option<Vec<usize>>>();
+    let (size, strides) = (numbers(pickle.items(size))?, numbers(pickle.items(strides))?);
+    if size.len() != strides.len() || size.len() > MAX_RANK {
+        return None;
+    }
+    // Without the zeros too: products of some of the sides are taken later.
+    size.iter().try_fold(1_usize, |count, &side| count.checked_mul(side.max(1)))?;
+    Some(Read::Tensor(TensorInfo {
+        dtype,
+        key: key.to_owned(),
+        offset: number(&offset)? as u64,
+        count: size.iter().product(),
+        size,
+        strides,
+    }))
+}
+
+fn number(value: &Value<'_>) -> Option<usize> {
+    let Value::Int(number) = value else { return None };
+    usize::try_from(*number).ok()
+}
+
+fn dtype_of(class: &str) -> Option<DType> {
+    Some(match class.strip_prefix("torch\n")? {
+        "FloatStorage" => DType::F32,
+        "DoubleStorage" => DType::F64,
+        "HalfStorage" => DType::F16,
+        "BFloat16Storage" => DType::BF16,
+        "ByteStorage" => DType::U8,
+        "ShortStorage" => DType::I16,
+        "IntStorage" => DType::I32,
+        "LongStorage" => DType::I64,
+        _ => return None,
+    })
+}
+
+impl TensorInfo {
+    /// How its values follow each other; `None` when there are gaps or repetitions.
+    pub(super) fn order(&self) -> Option<Order> {
+        let shape = Shape::from(self.size.clone());
+        if self.count == 0 || shape.is_contiguous(&self.strides) {
+            Some(Order::Rows)
+        } else if shape.is_fortran_contiguous(&self.strides) {
+            Some(Order::Columns)
+        } else {
+            None
+        }
+    }
+}
+
+impl Order {
+    /// The tensor of these values.
+    pub(super) fn tensor(
+        self,
+        values: &[u8],
+        info: &TensorInfo,
+        device: &Device,
+    ) -> CandleResult<Tensor> {
+        match self {
+            Self::Rows => Tensor::from_raw_buffer(values, info.dtype, &info.size, device),
+            Self::Columns => {
+                let reversed: Vec<usize> = info.size.iter().rev().copied().collect();
+                let axes: Vec<usize> = (0..info.size.len()).rev().collect();
+                Tensor::from_raw_buffer(values, info.dtype, &reversed, device)?.permute(axes)
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@
 //! (`5%panic`, `sleep(20)`, `return(oom)`). Names are `folder::place`.
 
 /// Every place, for tests that go through all of them.
-pub const PLACES: [&str; 23] = [
+pub const PLACES: [&str; 24] = [
     "http::accept",
     "http::admit",
     "http::body",
@@ -14,6 +14,7 @@ pub const PLACES: [&str; 23] = [
     "http::answer",
     "http::stream",
     "http::metrics",
+    "input::reserve",
     "images::identify",
     "images::enqueue",
     "images::inspect",

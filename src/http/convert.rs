@@ -71,6 +71,13 @@ impl From<InputError> for ApiError {
             InputError::ImageTooLarge { .. } | InputError::DecodedImageTooLarge { .. } => {
                 Code::ImageTooLarge
             }
+            InputError::OutOfMemory { bytes } => {
+                tracing::warn!(bytes, "no memory for an image");
+                return Self::new(Code::Overloaded, error.to_string())
+                    .retry_after(Duration::from_secs(1));
+            }
+            // Whoever waited has left; if someone is there all the same, the time is over.
+            InputError::Stopped => return Self::deadline_exceeded(),
             InputError::TextTooLong { .. } => Code::TextTooLong,
             InputError::Tokenizer(cause) => {
                 tracing::error!(cause = clipped(&cause), "a tokenizer failed");

@@ -5,19 +5,15 @@
 //! `flatten`), the colour key of a PNG is compared at the file's own bit depth, a PNG without its last bytes is refused
 //! even where they carry no pixel, and damaged metadata is no reason to refuse a picture. JPEG and BMP have decoders of
 //! our own ([`super::jpeg`], [`super::bmp`]): what is exact there, and what is not read, is written at their beginning.
-//! WebP and GIF go through [`super::still`].
-
-use std::io::Cursor;
-
-use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, RgbImage};
+//! PNG, WebP and GIF go through [`super::image_crate`].
 
 use super::flatten::flatten;
 use super::jpeg::{self, JpegError};
-use super::orientation::orientation;
-use super::still::Still;
-use super::{
-    InputError, InputSettings, Picture, bmp, gif, lossless, sniff_format, structure, webp,
-};
+use super::orientation::{metadata_bytes, orientation};
+use super::raster::{Layout, Raster};
+use super::stop::{self, Stop};
+use super::turn::turned;
+use super::{InputError, InputSettings, Picture, bmp, image_crate, sniff_format};
 use crate::task::ImageFormat;
 
 /// What a file says before it is decoded.
@@ -29,69 +25,31 @@ pub struct ImageHeader {
     pub width: u32,
     /// Height in pixels as stored, before EXIF rotation.
     pub height: u32,
-    /// Most bytes that decoding and flattening hold at one time, estimated from the header.
+    /// Most bytes that decoding, flattening and turning hold at one time, estimated from the header.
     pub working_bytes: u64,
+    /// Estimated cost of decoding, in pixels of a plain JPEG: about the time that so many of them take. The scans of a
+    /// JPEG and the bytes of its data are counted; for other formats the pixels, times a measured factor. Told from the
+    /// header and, for a JPEG in several scans, from the heads of these.
+    pub work: u64,
 }
 
 /// Reads the header and checks it against every limit; allocates no pixels.
 ///
 /// # Errors
 /// `ImageFileTooLarge`, `UnsupportedImageFormat`, `ImageTooLarge`, `DecodedImageTooLarge`, `UndecodableImage` (a
-/// broken header, a file that ends early).
+/// broken header, a file that ends early), `OutOfMemory`.
 pub fn inspect(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, InputError> {
     if file.len() > settings.max_image_bytes {
         let (bytes, max_bytes) = (file.len(), settings.max_image_bytes);
         return Err(InputError::ImageFileTooLarge { bytes, max_bytes });
     }
-    let format = sniff_format(file)?;
-    if format == ImageFormat::Jpeg {
-        return inspect_jpeg(file, settings);
+    match sniff_format(file)? {
+        ImageFormat::Jpeg => inspect_jpeg(file, settings),
+        ImageFormat::Bmp => inspect_bmp(file, settings),
+        format @ (ImageFormat::Png | ImageFormat::WebP | ImageFormat::Gif) => {
+            image_crate::inspect(file, format, settings)
+        }
     }
-    if format == ImageFormat::Bmp {
-        return inspect_bmp(file, settings);
-    }
-    let still = open_still(file, format)?;
-    if let Some((width, height)) = still.canvas {
-        check_size(width, height, settings)?;
-    }
-    let (file, beside) = (&*still.file, still.bytes());
-    if format == ImageFormat::Png
-        && let Some((width, height)) = structure::png_size(file)
-    {
-        check_size(width, height, settings)?;
-    }
-    let decoder = open(file, format, settings);
-    if decoder.is_err() && !structure::is_complete(file, format) {
-        return Err(undecodable(format, INCOMPLETE));
-    }
-    let decoder = decoder?;
-    let (width, height) = decoder.dimensions();
-    let pixels = check_size(width, height, settings)?;
-    if pixels == 0 {
-        return Err(undecodable(format, "it has no pixels"));
-    }
-    let (bytes, max_bytes) = (decoder.total_bytes(), settings.max_decoded_bytes);
-    if bytes > max_bytes {
-        return Err(InputError::DecodedImageTooLarge { bytes, max_bytes });
-    }
-    if !structure::is_complete(file, format) {
-        return Err(undecodable(format, INCOMPLETE));
-    }
-    if format == ImageFormat::WebP && webp::frame_exceeds(file, (width, height)) {
-        return Err(undecodable(format, "a frame is larger than its canvas"));
-    }
-    let mut working_bytes = bytes + pixels * bytes_beside(format) + beside;
-    if format == ImageFormat::WebP {
-        working_bytes += check_codes(file, (width, height), settings)?;
-    }
-    if format == ImageFormat::Gif
-        && let Some(frame) = gif::first_frame(file)
-    {
-        // A frame that does not fill the screen is decoded beside it.
-        working_bytes += u64::from(frame.sides.0) * u64::from(frame.sides.1) * 4;
-    }
-    let (width, height) = still.canvas.unwrap_or((width, height));
-    Ok(ImageHeader { format, width, height, working_bytes })
 }
 
 fn inspect_bmp(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, InputError> {
@@ -101,18 +59,18 @@ fn inspect_bmp(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, Inp
     if pixels == 0 {
         return Err(undecodable(format, "it has no pixels"));
     }
-    let (bytes, max_bytes) = (pixels * header.bytes_per_pixel(), settings.max_decoded_bytes);
-    if bytes > max_bytes {
-        return Err(InputError::DecodedImageTooLarge { bytes, max_bytes });
-    }
+    let bytes = pixels * header.bytes_per_pixel();
+    check_decoded(bytes, settings)?;
     header.check_length(file).map_err(refused_bmp)?;
-    // Compressed data are unpacked to an index a pixel first; turning and flattening need no more than that.
-    let working_bytes = bytes + pixels * bytes_beside(format);
-    Ok(ImageHeader { format, width, height, working_bytes })
+    // BMP has no orientation, and is flattened in place.
+    let working_bytes = bytes + header.unpacked_bytes();
+    Ok(ImageHeader { format, width, height, working_bytes, work: pixels })
 }
 
 fn refused_bmp(refusal: bmp::Refusal) -> InputError {
     let problem = match refusal {
+        bmp::Refusal::OutOfMemory(bytes) => return InputError::OutOfMemory { bytes },
+        bmp::Refusal::Stopped => return InputError::Stopped,
         bmp::Refusal::Incomplete => INCOMPLETE,
         bmp::Refusal::Unsupported => VARIANT,
         bmp::Refusal::Damaged => DAMAGED,
@@ -120,16 +78,12 @@ fn refused_bmp(refusal: bmp::Refusal) -> InputError {
     undecodable(ImageFormat::Bmp, problem)
 }
 
-/// The file that is decoded in place of the client's.
-fn open_still(file: &[u8], format: ImageFormat) -> Result<Still<'_>, InputError> {
-    Still::of(file, format).ok_or_else(|| {
-        let whole = structure::is_complete(file, format);
-        undecodable(format, if whole { DAMAGED } else { INCOMPLETE })
-    })
-}
-
 /// The number of pixels, within the limits.
-fn check_size(width: u32, height: u32, settings: &InputSettings) -> Result<u64, InputError> {
+pub(super) fn check_size(
+    width: u32,
+    height: u32,
+    settings: &InputSettings,
+) -> Result<u64, InputError> {
     let &InputSettings { max_pixels, max_side, .. } = settings;
     let pixels = u64::from(width) * u64::from(height);
     if pixels > max_pixels || width > max_side || height > max_side {
@@ -138,182 +92,88 @@ fn check_size(width: u32, height: u32, settings: &InputSettings) -> Result<u64, 
     Ok(pixels)
 }
 
-/// The head of a JPEG, by the decoder that will read the rest.
-fn inspect_jpeg(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, InputError> {
-    let jpeg::JpegInfo { width, height, working_bytes } =
-        jpeg::read_header(file).map_err(refused_jpeg)?;
-    let pixels = check_size(width, height, settings)?;
-    let (bytes, max_bytes) = (pixels * 3, settings.max_decoded_bytes);
+/// Checks the bytes of a decoded picture, or of something as large.
+pub(super) fn check_decoded(bytes: u64, settings: &InputSettings) -> Result<(), InputError> {
+    let max_bytes = settings.max_decoded_bytes;
     if bytes > max_bytes {
         return Err(InputError::DecodedImageTooLarge { bytes, max_bytes });
     }
+    Ok(())
+}
+
+fn inspect_jpeg(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, InputError> {
+    let info = jpeg::read_header(file).map_err(refused_jpeg)?;
+    let jpeg::JpegInfo { width, height, .. } = info;
+    let bytes = check_size(width, height, settings)? * 3;
+    check_decoded(bytes, settings)?;
     // Turning by EXIF needs the picture a second time, when everything else is gone.
-    let working_bytes = working_bytes.max(bytes * 2);
-    Ok(ImageHeader { format: ImageFormat::Jpeg, width, height, working_bytes })
+    let format = ImageFormat::Jpeg;
+    let working_bytes = info.working_bytes.max(bytes * 2).max(metadata_bytes(file, format));
+    Ok(ImageHeader { format, width, height, working_bytes, work: info.work })
 }
 
 /// The pixels of a JPEG, as stored.
-fn decode_jpeg(file: &[u8], settings: &InputSettings) -> Result<DynamicImage, InputError> {
+fn decode_jpeg(
+    file: &[u8],
+    settings: &InputSettings,
+    stop: Stop<'_>,
+) -> Result<Raster, InputError> {
     let max_blocks = settings.max_pixels.saturating_mul(MAX_FULL_SIZE_WALKS) / 64;
     let jpeg::Decoded { width, height, data } =
-        jpeg::decode(file, jpeg::Limits { max_blocks }).map_err(refused_jpeg)?;
-    RgbImage::from_raw(width, height, data)
-        .map(DynamicImage::ImageRgb8)
-        .ok_or_else(|| undecodable(ImageFormat::Jpeg, "its data is damaged"))
+        jpeg::decode(file, jpeg::Limits { max_blocks }, stop).map_err(refused_jpeg)?;
+    Ok(Raster { width, height, layout: Layout::RGB, data })
 }
 
 fn refused_jpeg(error: JpegError) -> InputError {
-    InputError::UndecodableImage { format: ImageFormat::Jpeg, problem: error.to_string() }
-}
-
-/// Bytes of a lossless picture's code tables, which the decoder allocates without a limit.
-fn check_codes(
-    file: &[u8],
-    canvas: (u32, u32),
-    settings: &InputSettings,
-) -> Result<u64, InputError> {
-    let max_bytes = settings.max_decoded_bytes;
-    match lossless::code_bytes(file, canvas, max_bytes) {
-        Ok(bytes) if bytes > max_bytes => {
-            Err(InputError::DecodedImageTooLarge { bytes, max_bytes })
-        }
-        Ok(bytes) => Ok(bytes),
-        Err(lossless::Malformed) => Err(undecodable(ImageFormat::WebP, DAMAGED)),
+    match error {
+        JpegError::OutOfMemory(bytes) => InputError::OutOfMemory { bytes },
+        JpegError::Stopped => InputError::Stopped,
+        JpegError::Truncated
+        | JpegError::Damaged
+        | JpegError::Unsupported(_)
+        | JpegError::TooMuchWork => undecodable(ImageFormat::Jpeg, &error.to_string()),
     }
 }
 
 /// How often the scans of a JPEG of the most pixels may walk over one of its components; a smaller one in proportion
-/// more. Encoders write about ten scans: 20 walks for three components, 40 for four of full size. libjpeg has no
-/// bound, and a scan costs a few bytes.
-const MAX_FULL_SIZE_WALKS: u64 = 48;
+/// more. A scan that refines 63 coefficients counts as four, one of arithmetic coding as two. libjpeg writes 18 scans for
+/// four components of full size, 48 walks; what is tuned for size stays below that, too. libjpeg has no bound when it
+/// reads, and a scan costs a few bytes: 47 refinements of 50 megapixels took 3.9 s of a core, a plain file 0.4 s.
+const MAX_FULL_SIZE_WALKS: u64 = 56;
 
-/// Decodes a file that [`inspect`] has passed.
+/// Decodes a file that [`inspect`] has passed. `stop` is asked between rows; a lossy WebP, which is decoded in one go,
+/// asks only where it reads its file.
 ///
 /// # Errors
-/// `UndecodableImage`; the limits of `settings` are enforced a second time while decoding.
+/// `UndecodableImage`; the limits of `settings` are enforced a second time while decoding. `OutOfMemory`; `Stopped`
+/// once `stop` has said so.
 pub fn decode(
     file: &[u8],
     header: &ImageHeader,
     settings: &InputSettings,
+    stop: Stop<'_>,
 ) -> Result<Picture, InputError> {
     let format = header.format;
-    let mut image = match format {
-        ImageFormat::Jpeg => decode_jpeg(file, settings)?,
-        ImageFormat::Bmp => bmp::decode(file).map_err(refused_bmp)?,
+    // Metadata are read and given back before there are pixels.
+    let orientation = orientation(file, format)?;
+    let raster = match format {
+        ImageFormat::Jpeg => decode_jpeg(file, settings, stop)?,
+        ImageFormat::Bmp => bmp::decode(file, stop).map_err(refused_bmp)?,
         ImageFormat::Png | ImageFormat::WebP | ImageFormat::Gif => {
-            decode_still(&open_still(file, format)?, header, settings)?
+            image_crate::decode(file, header, settings, stop)?
         }
     };
-    image.apply_orientation(orientation(file, format));
-    let (width, height) = (image.width(), image.height());
-    let data = flatten(image, settings.alpha_background)
-        .map_err(|_| undecodable(format, "its colour type is not supported"))?;
-    Ok(Picture::new(width, height, data))
+    stop::check(stop)?;
+    let size = (raster.width, raster.height);
+    let data = flatten(raster, settings.alpha_background, stop)?;
+    turned(size, data, orientation, stop)
 }
 
-/// The pixels of PNG, WebP and GIF, as stored.
-fn decode_still(
-    still: &Still<'_>,
-    header: &ImageHeader,
-    settings: &InputSettings,
-) -> Result<DynamicImage, InputError> {
-    let (format, file) = (header.format, &*still.file);
-    let refused = |error: &ImageError| refused(format, header, error, settings);
-    let mut decoder = open(file, format, settings)?;
-    decoder.set_limits(limits(settings.max_decoded_bytes)).map_err(|error| refused(&error))?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| refused(&error))?;
-    if format == ImageFormat::Gif {
-        fill_uncovered(&mut image, file);
-    }
-    Ok(still.on_canvas(image))
-}
+pub(super) const INCOMPLETE: &str = "the file ends before its picture is complete";
+pub(super) const DAMAGED: &str = "its data is damaged";
+pub(super) const VARIANT: &str = "it uses a variant of its format that is not read";
 
-/// Far above any row and any colour profile of a real PNG, far below a profile that is a bomb.
-const METADATA_BYTES: u64 = 16 << 20;
-
-const INCOMPLETE: &str = "the file ends before its picture is complete";
-const DAMAGED: &str = "its data is damaged";
-const VARIANT: &str = "it uses a variant of its format that is not read";
-
-/// What a decoder, the turning or the flattening holds beside the decoded pixels, bytes per pixel.
-fn bytes_beside(format: ImageFormat) -> u64 {
-    match format {
-        // Lossless frames are decoded to four channels first.
-        ImageFormat::WebP => 4,
-        ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::Gif | ImageFormat::Bmp => 3,
-    }
-}
-
-/// `max_bytes` bounds what a decoder allocates for itself: a GIF's frame, a PNG's rows and metadata.
-fn limits(max_bytes: u64) -> Limits {
-    let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(max_bytes);
-    limits
-}
-
-fn open<'file>(
-    file: &'file [u8],
-    format: ImageFormat,
-    settings: &InputSettings,
-) -> Result<impl ImageDecoder + 'file, InputError> {
-    let format_of_crate = match format {
-        // Read by decoders of our own before this one is asked for.
-        ImageFormat::Jpeg | ImageFormat::Bmp => return Err(undecodable(format, VARIANT)),
-        ImageFormat::Png => image::ImageFormat::Png,
-        ImageFormat::WebP => image::ImageFormat::WebP,
-        ImageFormat::Gif => image::ImageFormat::Gif,
-    };
-    let mut reader = ImageReader::with_format(Cursor::new(file), format_of_crate);
-    reader.limits(limits(METADATA_BYTES.min(settings.max_decoded_bytes)));
-    reader.into_decoder().map_err(|error| undecodable(format, describe(&error)))
-}
-
-/// Pillow paints what the first frame leaves uncovered with the palette's first colour, unless a colour is
-/// transparent (`GifImagePlugin.load_prepare`); the decoder leaves it clear, as nothing else is then.
-fn fill_uncovered(image: &mut DynamicImage, file: &[u8]) {
-    let (DynamicImage::ImageRgba8(pixels), Some(frame)) = (image, gif::first_frame(file)) else {
-        return;
-    };
-    if frame.transparent.is_none() {
-        let [red, green, blue] = frame.colour(0);
-        for pixel in pixels.pixels_mut().filter(|pixel| pixel.0[3] == 0) {
-            pixel.0 = [red, green, blue, 255];
-        }
-    }
-}
-
-fn refused(
-    format: ImageFormat,
-    header: &ImageHeader,
-    error: &ImageError,
-    settings: &InputSettings,
-) -> InputError {
-    if matches!(error, ImageError::Limits(_)) {
-        let (bytes, max_bytes) = (header.working_bytes, settings.max_decoded_bytes);
-        return InputError::DecodedImageTooLarge { bytes, max_bytes };
-    }
-    undecodable(format, describe(error))
-}
-
-/// A plain reason from a closed set; the decoder's own words are for programmers and go to the log.
-fn describe(error: &ImageError) -> &'static str {
-    tracing::debug!(%error, "a decoder refused a file");
-    if let ImageError::IoError(io) = error
-        && io.kind() == std::io::ErrorKind::UnexpectedEof
-    {
-        return INCOMPLETE;
-    }
-    match error {
-        ImageError::Unsupported(_) => VARIANT,
-        ImageError::Limits(_) => "its header asks for too much memory",
-        ImageError::Decoding(_)
-        | ImageError::Encoding(_)
-        | ImageError::Parameter(_)
-        | ImageError::IoError(_) => DAMAGED,
-    }
-}
-
-fn undecodable(format: ImageFormat, problem: &str) -> InputError {
+pub(super) fn undecodable(format: ImageFormat, problem: &str) -> InputError {
     InputError::UndecodableImage { format, problem: problem.to_owned() }
 }
 
@@ -358,7 +218,7 @@ mod tests {
     }
 
     fn decode_whole(file: &[u8], settings: &InputSettings) -> Result<Picture, InputError> {
-        decode(file, &inspect(file, settings)?, settings)
+        decode(file, &inspect(file, settings)?, settings, &|| false)
     }
 
     #[test]
@@ -367,7 +227,7 @@ mod tests {
             let file = encoded(format);
             let header = inspect(&file, &InputSettings::default()).unwrap();
             assert_eq!((header.format, header.width, header.height), (format, WIDTH, HEIGHT));
-            let picture = decode(&file, &header, &InputSettings::default()).unwrap();
+            let picture = decode(&file, &header, &InputSettings::default(), &|| false).unwrap();
             assert_eq!((picture.width(), picture.height()), (WIDTH, HEIGHT), "{format:?}");
             let lossless =
                 matches!(format, ImageFormat::Png | ImageFormat::WebP | ImageFormat::Bmp);

@@ -56,6 +56,15 @@ pub enum InputError {
         /// The limit.
         max_bytes: u64,
     },
+    /// The system has no memory for the picture at present (`overloaded`).
+    #[error("there is no memory for this image at present; try again later")]
+    OutOfMemory {
+        /// Bytes that could not be had.
+        bytes: u64,
+    },
+    /// The decode was ended from outside, because nobody waits for it any more. No client sees this.
+    #[error("the image was not wanted any more")]
+    Stopped,
     /// More characters or bytes than accepted (`text_too_long`).
     #[error("the text has {length} {unit}, at most {limit} are accepted")]
     TextTooLong {

@@ -1,61 +1,87 @@
-//! Any colour type that the decoders give to opaque 8-bit RGB, with Pillow's arithmetic.
+//! Any layout that the decoders give to opaque 8-bit RGB, with Pillow's arithmetic.
 
-use image::DynamicImage;
+use super::InputError;
+use super::memory;
+use super::raster::{Layout, Raster};
+use super::stop::{self, Stop};
 
-/// A colour type that no accepted format decodes to.
-#[derive(Debug)]
-pub(super) struct UnknownColour;
+/// Pixels or samples between two questions whether the picture is still wanted.
+const PIECE: usize = 1 << 20;
 
 /// Opaque RGB, row-major. Transparency is composited over `background` as `Image.alpha_composite` does
 /// (`transformers/image_transforms.py`, `convert_to_rgb`); of 16-bit samples the high byte is kept, as Pillow
 /// does for colour. For 16-bit grey Pillow clips at 255 instead, which turns such pictures white: not copied.
-pub(super) fn flatten(image: DynamicImage, background: [u8; 3]) -> Result<Vec<u8>, UnknownColour> {
+///
+/// Pixels of three bytes or more are flattened in place; the others take a second buffer.
+///
+/// # Errors
+/// `OutOfMemory`, `Stopped`.
+pub(super) fn flatten(
+    raster: Raster,
+    background: [u8; 3],
+    stop: Stop<'_>,
+) -> Result<Vec<u8>, InputError> {
+    let Raster { layout: Layout { channels, wide }, mut data, .. } = raster;
+    if wide {
+        keep_high_bytes(&mut data, stop)?;
+    }
     let [red, green, blue] = background;
     let over = |[r, g, b]: [u8; 3], alpha: u8| {
         [composite(r, red, alpha), composite(g, green, alpha), composite(b, blue, alpha)]
     };
-    Ok(match image {
-        DynamicImage::ImageRgb8(image) => image.into_raw(),
-        DynamicImage::ImageLuma8(image) => image.into_raw().iter().flat_map(|&v| [v; 3]).collect(),
-        DynamicImage::ImageLumaA8(image) => {
-            let (pixels, _) = image.as_raw().as_chunks::<2>();
-            pixels.iter().flat_map(|&[v, a]| over([v; 3], a)).collect()
+    match channels {
+        1 => widened::<1>(data, stop, |[v]| [v; 3]),
+        2 => widened::<2>(data, stop, |[v, a]| over([v; 3], a)),
+        4 => flatten_rgba(data, stop, over),
+        _ => Ok(data),
+    }
+}
+
+/// Of each 16-bit sample the high byte, moved towards the front.
+fn keep_high_bytes(data: &mut Vec<u8>, stop: Stop<'_>) -> Result<(), InputError> {
+    const HIGH: usize = if cfg!(target_endian = "big") { 0 } else { 1 };
+    let samples = data.len() / 2;
+    for first in (0..samples).step_by(PIECE) {
+        stop::check(stop)?;
+        for sample in first..(first + PIECE).min(samples) {
+            data[sample] = data[sample * 2 + HIGH];
         }
-        DynamicImage::ImageRgba8(image) => flatten_rgba(image.into_raw(), over),
-        DynamicImage::ImageLuma16(image) => {
-            image.as_raw().iter().flat_map(|&v| [high_byte(v); 3]).collect()
-        }
-        DynamicImage::ImageLumaA16(image) => {
-            let (pixels, _) = image.as_raw().as_chunks::<2>();
-            pixels.iter().flat_map(|&[v, a]| over([high_byte(v); 3], high_byte(a))).collect()
-        }
-        DynamicImage::ImageRgb16(image) => image.as_raw().iter().map(|&v| high_byte(v)).collect(),
-        DynamicImage::ImageRgba16(image) => {
-            let (pixels, _) = image.as_raw().as_chunks::<4>();
-            pixels
-                .iter()
-                .flat_map(|&[r, g, b, a]| over([r, g, b].map(high_byte), high_byte(a)))
-                .collect()
-        }
-        DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_) | _ => {
-            return Err(UnknownColour);
-        }
-    })
+    }
+    data.truncate(samples);
+    Ok(())
+}
+
+fn widened<const CHANNELS: usize>(
+    data: Vec<u8>,
+    stop: Stop<'_>,
+    colour: impl Fn([u8; CHANNELS]) -> [u8; 3],
+) -> Result<Vec<u8>, InputError> {
+    let pixels = data.as_chunks::<CHANNELS>().0;
+    let mut out = memory::with_capacity(pixels.len() * 3)?;
+    for piece in pixels.chunks(PIECE) {
+        stop::check(stop)?;
+        out.extend(piece.iter().flat_map(|&pixel| colour(pixel)));
+    }
+    memory::release(data);
+    Ok(out)
 }
 
 /// In place: each pixel moves towards the front, so no second picture is allocated.
-fn flatten_rgba(mut data: Vec<u8>, over: impl Fn([u8; 3], u8) -> [u8; 3]) -> Vec<u8> {
+fn flatten_rgba(
+    mut data: Vec<u8>,
+    stop: Stop<'_>,
+    over: impl Fn([u8; 3], u8) -> [u8; 3],
+) -> Result<Vec<u8>, InputError> {
     let pixels = data.len() / 4;
-    for pixel in 0..pixels {
-        let [r, g, b, a] = [0, 1, 2, 3].map(|channel| data[pixel * 4 + channel]);
-        data[pixel * 3..pixel * 3 + 3].copy_from_slice(&over([r, g, b], a));
+    for first in (0..pixels).step_by(PIECE) {
+        stop::check(stop)?;
+        for pixel in first..(first + PIECE).min(pixels) {
+            let [r, g, b, a] = [0, 1, 2, 3].map(|channel| data[pixel * 4 + channel]);
+            data[pixel * 3..pixel * 3 + 3].copy_from_slice(&over([r, g, b], a));
+        }
     }
     data.truncate(pixels * 3);
-    data
-}
-
-fn high_byte(sample: u16) -> u8 {
-    (sample >> 8) as u8
+    Ok(data)
 }
 
 /// One channel over an opaque background: Pillow's `AlphaComposite.c`, which computes with 7 extra bits.
@@ -99,8 +125,15 @@ mod tests {
 
     #[test]
     fn sixteen_bits_keep_the_high_byte() {
-        let grey = image::ImageBuffer::from_raw(2, 1, vec![0x12ff_u16, 0xff00]).unwrap();
-        let data = flatten(DynamicImage::ImageLuma16(grey), [255; 3]).unwrap();
-        assert_eq!(data, [0x12, 0x12, 0x12, 0xff, 0xff, 0xff]);
+        let flat = |channels, samples: &[u16]| {
+            let data = samples.iter().flat_map(|sample| sample.to_ne_bytes()).collect();
+            let layout = Layout { channels, wide: true };
+            let width = (samples.len() / channels) as u32;
+            flatten(Raster { width, height: 1, layout, data }, [255; 3], &|| false).unwrap()
+        };
+        assert_eq!(flat(1, &[0x12ff, 0xff00]), [0x12, 0x12, 0x12, 0xff, 0xff, 0xff]);
+        assert_eq!(flat(2, &[0x12ff, 0xff00, 0x3456, 0]), [0x12, 0x12, 0x12, 255, 255, 255]);
+        assert_eq!(flat(3, &[0x12ff, 0xff00, 0x00ff]), [0x12, 0xff, 0]);
+        assert_eq!(flat(4, &[0x12ff, 0xff00, 0x00ff, 0xffff]), [0x12, 0xff, 0]);
     }
 }

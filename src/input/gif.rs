@@ -1,7 +1,10 @@
 //! The first frame of a GIF, read with Pillow's rules (`GifImagePlugin`), and written again in the one form that the
-//! decoder reads as Pillow does: one colour table of 256 entries, and a screen that holds the whole frame.
+//! decoder reads as Pillow does: one colour table of 256 entries, and a screen that is the frame. `still` puts the frame
+//! on its real screen.
 
 use std::ops::Range;
+
+use super::memory::{self, OutOfMemory};
 
 /// The first frame of a whole GIF.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +15,8 @@ pub(super) struct FirstFrame<'a> {
     pub(super) sides: (u32, u32),
     /// The transparent colour's index.
     pub(super) transparent: Option<u8>,
-    place: (u16, u16),
+    /// Left and top of the frame on the screen.
+    pub(super) place: (u32, u32),
     interlaced: bool,
     /// RGB triples; `None` for a grey ramp.
     colours: Option<&'a [u8]>,
@@ -55,7 +59,7 @@ pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame<'_>> {
         screen: (number([w0, w1]).max(place.0 + sides.0), number([h0, h1]).max(place.1 + sides.1)),
         sides,
         transparent,
-        place: (u16::from_le_bytes([x0, x1]), u16::from_le_bytes([y0, y1])),
+        place,
         interlaced: flags & 0x40 != 0,
         colours: (!is_grey_ramp(table)).then_some(table),
         data: file.get(start..data.end)?,
@@ -69,16 +73,26 @@ impl FirstFrame<'_> {
         colours.as_chunks().0.get(usize::from(index)).copied().unwrap_or_default()
     }
 
-    /// The frame as a file of its own, at most 900 bytes longer than its data. Meaningful where the screen has at most
-    /// 65,535 pixels a side, which the format allows.
-    pub(super) fn still(&self) -> Vec<u8> {
-        let sides = [self.screen.0, self.screen.1, self.sides.0, self.sides.1];
-        let [width, height, frame_width, frame_height] =
-            sides.map(|side| u16::try_from(side).unwrap_or(u16::MAX));
-        let word = u16::to_le_bytes;
-        let mut file = Vec::with_capacity(self.data.len() + 3 * COLOURS + 64);
+    /// Pillow paints what the frame leaves uncovered with the palette's first colour, unless a colour is transparent:
+    /// then it is clear (`GifImagePlugin.load_prepare`). RGBA.
+    pub(super) fn uncovered(&self) -> [u8; 4] {
+        if self.transparent.is_some() {
+            return [0; 4];
+        }
+        let [red, green, blue] = self.colour(0);
+        [red, green, blue, 255]
+    }
+
+    /// The frame as a file of its own, at most 900 bytes longer than its data.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(super) fn still(&self) -> Result<Vec<u8>, OutOfMemory> {
+        // The format has 16 bits for each.
+        let [width, height] = [self.sides.0, self.sides.1].map(|side| (side as u16).to_le_bytes());
+        let mut file = memory::with_capacity(self.data.len() + 3 * COLOURS + 64)?;
         file.extend(b"GIF89a");
-        file.extend([word(width), word(height)].concat());
+        file.extend([width, height].concat());
         // A table of 256 entries, background 0.
         file.extend([0xf7, 0, 0]);
         file.extend((0..=255).flat_map(|index| self.colour(index)));
@@ -86,13 +100,11 @@ impl FirstFrame<'_> {
             file.extend([0x21, 0xf9, 4, 1, 0, 0, transparent, 0]);
         }
         file.push(0x2c);
-        let (left, top) = self.place;
-        let place = [left, top, frame_width, frame_height];
-        file.extend(place.map(word).concat());
+        file.extend([[0; 2], [0; 2], width, height].concat());
         file.push(if self.interlaced { 0x40 } else { 0 });
         file.extend(self.data);
         file.push(0x3b);
-        file
+        Ok(file)
     }
 }
 
@@ -158,12 +170,9 @@ mod tests {
     #[test]
     fn a_still_is_the_same_picture() {
         let frame = first_frame(GIF).unwrap();
-        let still = frame.still();
+        let still = frame.still().unwrap();
         let again = first_frame(&still).unwrap();
-        assert_eq!(
-            (again.screen, again.place, again.data),
-            (frame.screen, frame.place, frame.data)
-        );
+        assert_eq!((again.screen, again.place, again.data), (frame.sides, (0, 0), frame.data));
         assert_eq!(again.colour(0), frame.colour(0));
     }
 

@@ -4,6 +4,7 @@
 //! sections 4 and 5), padding or none, ASCII white space anywhere. Wrong padding, a lone last character and set bits
 //! behind the last byte stay errors: they are signs of damaged data.
 
+use super::memory::{self, OutOfMemory};
 use super::{InputError, InputSettings};
 use crate::task::ImageId;
 use base64::Engine as _;
@@ -27,6 +28,9 @@ const WRONG_PADDING: &str =
 const DATA_URI: &str = "a data URI must be data:<type>;base64,<data>";
 const ID: &str = "an image id is \"sha256:\" and 64 hexadecimal digits";
 
+/// Characters of an id, its prefix included.
+const ID_LENGTH: usize = 7 + 64;
+
 /// Characters that are decoded at a time where they must be picked out first; whole groups of four.
 const BLOCK: usize = 4096;
 
@@ -35,18 +39,23 @@ impl ImageValue {
     /// before anything is allocated.
     ///
     /// # Errors
-    /// `InvalidImageValue`, `ImageFileTooLarge`.
+    /// `InvalidImageValue`, `ImageFileTooLarge`, `OutOfMemory`.
     pub fn parse(value: &str, settings: &InputSettings) -> Result<Self, InputError> {
         let value = value.trim_ascii();
         if starts_with_ignoring_case(value, "data:") {
             return decode_base64(data_uri_payload(value)?, settings);
         }
         if Self::is_url(value) {
-            return Ok(Self::Url(value.to_owned()));
+            let mut url = memory::with_capacity(value.len())?;
+            url.extend_from_slice(value.as_bytes());
+            // It was text before.
+            return Ok(Self::Url(String::from_utf8(url).unwrap_or_default()));
         }
         if starts_with_ignoring_case(value, "sha256:") {
-            let id = value.to_ascii_lowercase().parse();
-            return id.map(Self::Id).map_err(|_| InputError::InvalidImageValue { problem: ID });
+            // A longer one is none, and is not copied.
+            let id = Some(value).filter(|value| value.len() <= ID_LENGTH);
+            let id = id.and_then(|value| value.to_ascii_lowercase().parse().ok());
+            return id.map(Self::Id).ok_or(InputError::InvalidImageValue { problem: ID });
         }
         decode_base64(value, settings)
     }
@@ -105,6 +114,11 @@ impl Survey {
         self.characters / 4 * 3 + (self.characters % 4 * 3) / 4
     }
 
+    /// Room for the bytes. The decoder asks for whole groups of four characters, and for one at the end of a block.
+    fn buffer(&self) -> Result<Vec<u8>, OutOfMemory> {
+        memory::with_capacity((self.characters + self.padding).div_ceil(4) * 3 + 3)
+    }
+
     fn has_right_padding(&self) -> bool {
         self.padding == 0
             || (self.padding <= 2 && (self.characters + self.padding).is_multiple_of(4))
@@ -121,14 +135,15 @@ fn decode_base64(text: &str, settings: &InputSettings) -> Result<ImageValue, Inp
     if bytes > max_bytes {
         return Err(InputError::ImageFileTooLarge { bytes, max_bytes });
     }
-    let decoded = if survey.plain && survey.padding > 0 {
-        STANDARD.decode(text).ok()
+    let mut decoded = survey.buffer()?;
+    let is_valid = if survey.plain && survey.padding > 0 {
+        STANDARD.decode_vec(text, &mut decoded).is_ok()
     } else if survey.plain {
-        STANDARD_NO_PAD.decode(text).ok()
+        STANDARD_NO_PAD.decode_vec(text, &mut decoded).is_ok()
     } else {
-        decode_picked(text, &survey)
+        decode_picked(text, &survey, &mut decoded).is_some()
     };
-    decoded.map(ImageValue::Bytes).ok_or_else(|| {
+    is_valid.then_some(decoded).map(ImageValue::Bytes).ok_or_else(|| {
         invalid(if has_only_base64(text) && !survey.has_right_padding() {
             WRONG_PADDING
         } else {
@@ -139,11 +154,10 @@ fn decode_base64(text: &str, settings: &InputSettings) -> Result<ImageValue, Inp
 
 /// Decodes block by block what is left without white space and padding, in the standard alphabet; so a wrapped text
 /// takes no second copy of itself.
-fn decode_picked(text: &str, survey: &Survey) -> Option<Vec<u8>> {
+fn decode_picked(text: &str, survey: &Survey, decoded: &mut Vec<u8>) -> Option<()> {
     if !survey.has_right_padding() {
         return None;
     }
-    let mut decoded = Vec::with_capacity(survey.bytes());
     let mut block = [0_u8; BLOCK];
     let mut filled = 0;
     let picked = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).take(survey.characters);
@@ -155,12 +169,11 @@ fn decode_picked(text: &str, survey: &Survey) -> Option<Vec<u8>> {
         };
         filled += 1;
         if filled == BLOCK {
-            STANDARD_NO_PAD.decode_vec(block, &mut decoded).ok()?;
+            STANDARD_NO_PAD.decode_vec(block, decoded).ok()?;
             filled = 0;
         }
     }
-    STANDARD_NO_PAD.decode_vec(&block[..filled], &mut decoded).ok()?;
-    Some(decoded)
+    STANDARD_NO_PAD.decode_vec(&block[..filled], decoded).ok()
 }
 
 fn has_only_base64(text: &str) -> bool {
@@ -261,6 +274,19 @@ mod tests {
             for spelling in spellings {
                 let read = parse(&spelling);
                 assert_eq!(read, Ok(ImageValue::Bytes(bytes.clone())), "{length}: {spelling:.80}");
+            }
+        }
+    }
+
+    #[test]
+    fn decoding_never_asks_for_more_memory_than_it_reserved() {
+        for length in [1, 2, 3, 4, 3069, 3070, 3071, 3072, 3073, 6143] {
+            let padded = STANDARD.encode(vec![7; length]);
+            for text in [padded.clone(), padded.replace('=', ""), wrapped(&padded, 76, "\n")] {
+                let survey = Survey::of(&text);
+                let reserved = survey.buffer().unwrap().capacity();
+                let Ok(ImageValue::Bytes(bytes)) = parse(&text) else { panic!("{text}") };
+                assert_eq!((bytes.len(), bytes.capacity()), (length, reserved));
             }
         }
     }

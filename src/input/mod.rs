@@ -8,6 +8,8 @@
 //! Callers: `images` (pictures, on its decoding threads) and `http` (image values, texts). A decoder may panic on
 //! a malicious file: whoever calls `inspect` or `decode` catches that.
 
+#[cfg(test)]
+mod agreement;
 mod bmp;
 #[cfg(test)]
 mod containers;
@@ -18,19 +20,24 @@ mod flatten;
 mod gif;
 #[cfg(test)]
 mod goldens;
+mod image_crate;
 mod image_value;
 mod jpeg;
 mod lossless;
+mod memory;
 mod orientation;
 mod picture;
+mod raster;
 mod resize;
 mod riff;
 mod settings;
 mod sniff;
 mod still;
+mod stop;
 mod structure;
 mod text;
 mod tokenizer;
+mod turn;
 mod webp;
 
 pub use decode::{ImageHeader, decode, inspect};
@@ -41,6 +48,7 @@ pub use picture::Picture;
 pub use resize::resize;
 pub use settings::{InputSettings, InvalidInputSetting, ResizeOrder};
 pub use sniff::sniff_format;
+pub use stop::Stop;
 pub use text::check_text;
 pub use tokenizer::Tokenizer;
 
@@ -63,7 +71,7 @@ pub fn prepare(
     settings: &InputSettings,
 ) -> Result<(ImageInfo, Pixels), InputError> {
     let header = inspect(file, settings)?;
-    let picture = decode(file, &header, settings)?;
+    let picture = decode(file, &header, settings, &|| false)?;
     let info = picture.info(image_id(file), header.format);
-    Ok((info, resize(&picture, preprocessing, settings.resize_order)))
+    Ok((info, resize(&picture, preprocessing, settings.resize_order)?))
 }

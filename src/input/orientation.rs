@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use image::metadata::Orientation;
 
+use super::memory::{self, OutOfMemory};
 use super::{jpeg, riff};
 use crate::task::ImageFormat;
 
@@ -28,10 +29,13 @@ pub(super) struct Metadata<'a> {
 }
 
 /// The turn of the picture in `file`.
-pub(super) fn orientation(file: &[u8], format: ImageFormat) -> Orientation {
+///
+/// # Errors
+/// [`OutOfMemory`].
+pub(super) fn orientation(file: &[u8], format: ImageFormat) -> Result<Orientation, OutOfMemory> {
     let metadata = match format {
-        ImageFormat::Jpeg => jpeg::metadata(file),
-        ImageFormat::Png => png(file),
+        ImageFormat::Jpeg => jpeg::metadata(file)?,
+        ImageFormat::Png => png(file)?,
         ImageFormat::WebP => webp(file),
         ImageFormat::Gif | ImageFormat::Bmp => Metadata::default(),
     };
@@ -41,7 +45,27 @@ pub(super) fn orientation(file: &[u8], format: ImageFormat) -> Orientation {
         Tag::Unusable => None,
         Tag::Absent => metadata.xmp.as_deref().and_then(xmp_orientation),
     };
-    code.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
+    Ok(code.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms))
+}
+
+/// Most bytes that [`orientation`] holds for copies of metadata.
+pub(super) fn metadata_bytes(file: &[u8], format: ImageFormat) -> u64 {
+    let file_bytes = file.len() as u64;
+    match format {
+        // Pieces of EXIF data in one buffer that grows by doubling.
+        ImageFormat::Jpeg => file_bytes * 2,
+        ImageFormat::Png => {
+            // Texts that are unfolded; of those that are not, the bytes that hexadecimal digits stand for.
+            let texts = png_chunks(file).map(|(name, data)| match name {
+                b"zTXt" | b"iTXt" => (data.len() * 1032).min(MAX_TEXT_BYTES) * 2,
+                b"tEXt" => data.len() / 2,
+                _ => 0,
+            });
+            // Three are kept at most: EXIF data, a profile, XMP data.
+            (texts.sum::<usize>().min(3 * MAX_TEXT_BYTES) as u64).max(file_bytes / 2)
+        }
+        ImageFormat::WebP | ImageFormat::Gif | ImageFormat::Bmp => 0,
+    }
 }
 
 /// What the EXIF data say of the orientation.
@@ -202,16 +226,25 @@ fn xmp_orientation(xmp: &[u8]) -> Option<u8> {
     }
 }
 
+/// Names and data of the chunks of a PNG, as far as they are whole.
+fn png_chunks(file: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
+    let mut rest = file.get(8..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (length, behind) = rest.split_first_chunk::<4>()?;
+        let (name, behind) = behind.split_first_chunk()?;
+        let length = u32::from_be_bytes(*length) as usize;
+        let data = behind.get(..length)?;
+        // The checksum.
+        rest = behind.get(length + 4..).unwrap_or_default();
+        Some((name, data))
+    })
+}
+
 /// EXIF data of a PNG stand in a chunk of their own, or as hexadecimal text in those of older programs.
-fn png(file: &[u8]) -> Metadata<'_> {
+fn png(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
     let mut found = Metadata::default();
     let mut raw_profile = None;
-    let mut at = 8;
-    while let Some(&[l0, l1, l2, l3, ref name @ ..]) =
-        file.get(at..).and_then(|file| file.first_chunk::<8>())
-    {
-        let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
-        let Some(data) = file.get(at + 8..).and_then(|file| file.get(..length)) else { break };
+    for (name, data) in png_chunks(file) {
         match name {
             b"eXIf" => found.exif = Some(Cow::Borrowed(data)),
             b"tEXt" | b"zTXt" | b"iTXt" => match png_text(name, data) {
@@ -223,12 +256,13 @@ fn png(file: &[u8]) -> Metadata<'_> {
             b"IEND" => break,
             _ => {}
         }
-        at += 12 + length;
     }
-    if found.exif.is_none() {
-        found.exif = raw_profile.and_then(|text| from_hexadecimal(&text)).map(Cow::Owned);
+    if found.exif.is_none()
+        && let Some(text) = raw_profile
+    {
+        found.exif = from_hexadecimal(&text)?.map(Cow::Owned);
     }
-    found
+    Ok(found)
 }
 
 /// Keyword and text of a text chunk, unfolded where it is compressed.
@@ -264,17 +298,22 @@ fn split_at_zero(data: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// A profile as `ImageMagick` writes it: an empty line, its name and its length in lines of their own, then digits.
-fn from_hexadecimal(text: &[u8]) -> Option<Vec<u8>> {
-    let lines: Vec<&[u8]> = text.split(|&byte| byte == b'\n').skip(3).collect();
-    let digits: Option<Vec<u8>> = lines
-        .concat()
-        .iter()
-        .filter(|byte| !byte.is_ascii_whitespace())
-        .map(|&byte| char::from(byte).to_digit(16).map(|digit| digit as u8))
-        .collect();
-    let digits = digits?;
-    let (pairs, rest) = digits.as_chunks::<2>();
-    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
+/// `None` where something else stands there.
+///
+/// # Errors
+/// [`OutOfMemory`]: the text may be as long as the file.
+fn from_hexadecimal(text: &[u8]) -> Result<Option<Vec<u8>>, OutOfMemory> {
+    let digits = text.splitn(4, |&byte| byte == b'\n').nth(3).unwrap_or_default();
+    let mut bytes = memory::with_capacity(digits.len() / 2)?;
+    let mut high = None;
+    for digit in digits.iter().filter(|byte| !byte.is_ascii_whitespace()) {
+        let Some(digit) = char::from(*digit).to_digit(16) else { return Ok(None) };
+        match high.take() {
+            None => high = Some(digit),
+            Some(high) => bytes.push((high << 4 | digit) as u8),
+        }
+    }
+    Ok(high.is_none().then_some(bytes))
 }
 
 /// Chunks of a WebP count where the flags of its head announce them.
@@ -362,8 +401,10 @@ mod tests {
 
     #[test]
     fn profiles_in_hexadecimal_are_read() {
-        assert_eq!(from_hexadecimal(b"\nexif\n      3\n4d4d\n 2A\n"), Some(vec![0x4d, 0x4d, 0x2a]));
-        assert_eq!(from_hexadecimal(b"\nexif\n3\n4d4"), None);
-        assert_eq!(from_hexadecimal(b"4d4d"), Some(Vec::new()));
+        let read = |text| from_hexadecimal(text).unwrap();
+        assert_eq!(read(b"\nexif\n      3\n4d4d\n 2A\n"), Some(vec![0x4d, 0x4d, 0x2a]));
+        assert_eq!(read(b"\nexif\n3\n4d4"), None);
+        assert_eq!(read(b"\nexif\n3\n4d4g"), None);
+        assert_eq!(read(b"4d4d"), Some(Vec::new()));
     }
 }

@@ -7,7 +7,8 @@
 
 use std::f64::consts::PI;
 
-use super::{Picture, ResizeOrder};
+use super::memory::{self, OutOfMemory};
+use super::{InputError, Picture, ResizeOrder};
 use crate::task::{Pixels, Preprocessing, Resample};
 
 /// 32 bits less 8 of the sample and 2 for overshoot, as in Pillow.
@@ -22,13 +23,22 @@ const BLOCK: usize = 64;
 
 /// Squashes a picture to the size that a model takes, without keeping its aspect ratio.
 ///
+/// # Errors
+/// `OutOfMemory`: between the passes there is a picture as long as the file's and as wide as the model's, or the other
+/// way round.
+///
 /// # Panics
 /// When a target side is zero.
-#[must_use]
-pub fn resize(picture: &Picture, preprocessing: Preprocessing, order: ResizeOrder) -> Pixels {
+pub fn resize(
+    picture: &Picture,
+    preprocessing: Preprocessing,
+    order: ResizeOrder,
+) -> Result<Pixels, InputError> {
     let Preprocessing { width, height, resample } = preprocessing;
     assert!(width > 0 && height > 0, "a model takes pixels");
-    let Some(filter) = Filter::of(resample) else { return nearest(picture, width, height) };
+    let Some(filter) = Filter::of(resample) else {
+        return Ok(nearest(picture, width, height));
+    };
     let (source_width, source_height) = (picture.width() as usize, picture.height() as usize);
     let (out_width, out_height) = (width as usize, height as usize);
     let columns = (out_width != source_width).then(|| taps(source_width, out_width, filter));
@@ -42,14 +52,14 @@ pub fn resize(picture: &Picture, preprocessing: Preprocessing, order: ResizeOrde
     };
     let data = match (&columns, &rows) {
         (None, None) => source.to_vec(),
-        (Some(columns), None) => horizontal(source, columns),
-        (None, Some(rows)) => vertical(source, out_width, rows),
+        (Some(columns), None) => horizontal(source, columns)?,
+        (None, Some(rows)) => vertical(source, out_width, rows)?,
         (Some(columns), Some(rows)) if vertical_first(picture, preprocessing, order) => {
-            horizontal(&vertical(source, source_width, rows), columns)
+            horizontal(&vertical(source, source_width, rows)?, columns)?
         }
-        (Some(columns), Some(rows)) => vertical(&horizontal(source, columns), out_width, rows),
+        (Some(columns), Some(rows)) => vertical(&horizontal(source, columns)?, out_width, rows)?,
     };
-    Pixels::new(width, height, data.into_boxed_slice())
+    Ok(Pixels::new(width, height, data.into_boxed_slice()))
 }
 
 /// Pillow 13 takes the vertical pass first where the height shrinks by more than twice what the width does, in
@@ -201,18 +211,18 @@ struct Horizontal<'a> {
 
 // `dispatch` compiles `call` once for each vector width: what is inlined into it uses those instructions.
 impl pulp::NullaryFnOnce for Horizontal<'_> {
-    type Output = Vec<u8>;
+    type Output = Result<Vec<u8>, OutOfMemory>;
 
     #[expect(
         clippy::inline_always,
         reason = "a separate function would not use the vector instructions"
     )]
     #[inline(always)]
-    fn call(self) -> Vec<u8> {
+    fn call(self) -> Result<Vec<u8>, OutOfMemory> {
         let row_bytes = self.source_width * 3;
         let out_row_bytes = self.columns.len() * 3;
-        let mut out = vec![0; self.source.len() / row_bytes * out_row_bytes];
-        let mut side_by_side = vec![[0; LANES]; self.source_width];
+        let mut out = memory::filled(0, self.source.len() / row_bytes * out_row_bytes)?;
+        let mut side_by_side = memory::filled([0; LANES], self.source_width)?;
         let blocks = self.source.chunks(row_bytes * ROWS).zip(out.chunks_mut(out_row_bytes * ROWS));
         for (block, out_block) in blocks {
             for (lane, row) in block.chunks_exact(row_bytes).enumerate() {
@@ -236,7 +246,7 @@ impl pulp::NullaryFnOnce for Horizontal<'_> {
                 }
             }
         }
-        out
+        Ok(out)
     }
 }
 
@@ -248,16 +258,16 @@ struct Vertical<'a> {
 }
 
 impl pulp::NullaryFnOnce for Vertical<'_> {
-    type Output = Vec<u8>;
+    type Output = Result<Vec<u8>, OutOfMemory>;
 
     #[expect(
         clippy::inline_always,
         reason = "a separate function would not use the vector instructions"
     )]
     #[inline(always)]
-    fn call(self) -> Vec<u8> {
+    fn call(self) -> Result<Vec<u8>, OutOfMemory> {
         let Self { source, row_bytes, rows } = self;
-        let mut out = vec![0; rows.len() * row_bytes];
+        let mut out = memory::filled(0, rows.len() * row_bytes)?;
         for (out_row, taps) in out.chunks_exact_mut(row_bytes).zip(rows) {
             let source = &source[taps.first * row_bytes..];
             let (blocks, rest) = out_row.as_chunks_mut::<BLOCK>();
@@ -277,7 +287,7 @@ impl pulp::NullaryFnOnce for Vertical<'_> {
                 *out_sample = clip(sum + HALF);
             }
         }
-        out
+        Ok(out)
     }
 }
 
@@ -363,7 +373,7 @@ mod tests {
                         continue;
                     }
                     for order in [ResizeOrder::Pillow13, ResizeOrder::HorizontalFirst] {
-                        let pixels = resize(&picture, out, order);
+                        let pixels = resize(&picture, out, order).unwrap();
                         let expected = slow_twin(&picture, out, order);
                         assert!(pixels.as_bytes() == expected, "{width}x{height} to {out:?}");
                     }
@@ -395,7 +405,7 @@ mod tests {
         let picture = noise(12, 12);
         for resample in Resample::ALL {
             let same = Preprocessing { width: 12, height: 12, resample };
-            let pixels = resize(&picture, same, ResizeOrder::Pillow13);
+            let pixels = resize(&picture, same, ResizeOrder::Pillow13).unwrap();
             assert_eq!(pixels.as_bytes(), picture.as_bytes(), "{resample:?}");
         }
     }
@@ -405,7 +415,7 @@ mod tests {
         let picture = Picture::new(100, 37, [200, 10, 255].repeat(3700));
         for resample in Resample::ALL {
             let out = Preprocessing { width: 16, height: 48, resample };
-            let pixels = resize(&picture, out, ResizeOrder::Pillow13);
+            let pixels = resize(&picture, out, ResizeOrder::Pillow13).unwrap();
             let (pixels, _) = pixels.as_bytes().as_chunks::<3>();
             assert!(pixels.iter().all(|pixel| *pixel == [200, 10, 255]), "{resample:?}");
         }

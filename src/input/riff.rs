@@ -6,6 +6,8 @@
 //! [`Container::still`] writes holds the first frame alone, so the checks of `webp` and `lossless` see exactly what is
 //! decoded.
 
+use super::memory::{self, OutOfMemory};
+
 /// Flags of a `VP8X` chunk.
 const ANIMATED: u8 = 0x02;
 const XMP: u8 = 0x04;
@@ -154,15 +156,19 @@ impl Container<'_> {
 
     /// The first frame as a still picture: a `VP8X` chunk with true flags, then its data. At most 64 bytes longer
     /// than these.
-    pub(super) fn still(&self) -> Vec<u8> {
-        let Some(image) = self.frame.image else { return Vec::new() };
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(super) fn still(&self) -> Result<Vec<u8>, OutOfMemory> {
+        let Some(image) = self.frame.image else { return Ok(Vec::new()) };
         let alpha = self.frame.alpha.filter(|_| self.with_alpha && !image.lossless);
         let flags = if self.with_alpha && (image.lossless || alpha.is_some()) { ALPHA } else { 0 };
         let (width, height) = self.frame.sides;
         let [[w0, w1, w2, _], [h0, h1, h2, _]] =
             [width, height].map(|side| (side - 1).to_le_bytes());
         let name = if image.lossless { b"VP8L" } else { b"VP8 " };
-        let mut file = Vec::with_capacity(image.data.len() + alpha.map_or(0, <[u8]>::len) + 64);
+        let length = image.data.len() + alpha.map_or(0, <[u8]>::len) + 64;
+        let mut file = memory::with_capacity(length)?;
         file.extend(b"RIFF\0\0\0\0WEBP");
         push(&mut file, *b"VP8X", &[flags, 0, 0, 0, w0, w1, w2, h0, h1, h2]);
         if let Some(alpha) = alpha {
@@ -171,7 +177,7 @@ impl Container<'_> {
         push(&mut file, *name, image.data);
         let size = (file.len() - CHUNK_HEAD) as u32;
         file[4..8].copy_from_slice(&size.to_le_bytes());
-        file
+        Ok(file)
     }
 }
 
@@ -301,7 +307,7 @@ mod tests {
         for (flags, alpha) in [(0, true), (ALPHA, false), (EXIF | XMP | 0x20, true)] {
             let picture = lossless(alpha);
             let found = file(&[(*b"VP8X", &head(flags)), (*b"VP8L", &picture), (*b"what", b"abc")]);
-            let still = read(&found).unwrap().still();
+            let still = read(&found).unwrap().still().unwrap();
             let true_flags = if alpha { ALPHA } else { 0 };
             let expected = file(&[(*b"VP8X", &head(true_flags)), (*b"VP8L", &picture)]);
             assert_eq!(still, expected, "{flags}");
@@ -319,10 +325,10 @@ mod tests {
         let found = file(&[(*b"VP8X", &canvas), (*b"ANIM", &[0; 6]), (*b"ANMF", &frame)]);
         let found = read(&found).unwrap();
         assert_eq!((found.canvas, found.place, found.sides()), ((10, 10), (2, 4), (3, 2)));
-        let still = found.still();
+        let still = found.still().unwrap();
         let again = read(&still).unwrap();
         assert_eq!((again.canvas, again.frame), ((3, 2), found.frame));
-        assert_eq!(again.still(), still);
+        assert_eq!(again.still().unwrap(), still);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 
 use std::borrow::Cow;
 
-use image::{DynamicImage, imageops};
-
+use super::memory::{self, OutOfMemory};
+use super::raster::Raster;
 use super::{gif, riff};
 use crate::task::ImageFormat;
 
@@ -16,43 +16,70 @@ pub(super) struct Still<'a> {
     pub(super) file: Cow<'a, [u8]>,
     /// Width and height of the whole picture in pixels, where the container tells them.
     pub(super) canvas: Option<(u32, u32)>,
-    /// Where the frame lies on the canvas, if the decoder does not see to that.
+    /// Where the frame lies on the canvas, if it does not cover it.
     place: Option<(u32, u32)>,
+    /// What is beside the frame, RGBA.
+    background: [u8; 4],
 }
 
 impl<'a> Still<'a> {
     /// Reads the container; `None` where it breaks off or contradicts itself.
-    pub(super) fn of(file: &'a [u8], format: ImageFormat) -> Option<Self> {
-        match format {
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(super) fn of(file: &'a [u8], format: ImageFormat) -> Result<Option<Self>, OutOfMemory> {
+        let still = match format {
             ImageFormat::WebP => {
-                let container = riff::read(file)?;
+                let Some(container) = riff::read(file) else { return Ok(None) };
                 let place = (container.sides() != container.canvas).then_some(container.place);
-                let file = Cow::Owned(container.still());
-                Some(Self { file, canvas: Some(container.canvas), place })
+                let file = Cow::Owned(container.still()?);
+                Self { file, canvas: Some(container.canvas), place, background: [0; 4] }
             }
             ImageFormat::Gif => {
-                let frame = gif::first_frame(file)?;
-                let file = Cow::Owned(frame.still());
-                Some(Self { file, canvas: Some(frame.screen), place: None })
+                let Some(frame) = gif::first_frame(file) else { return Ok(None) };
+                let place = (frame.sides != frame.screen).then_some(frame.place);
+                let file = Cow::Owned(frame.still()?);
+                Self { file, canvas: Some(frame.screen), place, background: frame.uncovered() }
             }
             ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::Bmp => {
-                Some(Self { file: Cow::Borrowed(file), canvas: None, place: None })
+                Self { file: Cow::Borrowed(file), canvas: None, place: None, background: [0; 4] }
             }
-        }
+        };
+        Ok(Some(still))
     }
 
-    /// Bytes held beside the decoder's: the file, and the canvas that the frame is put on.
-    pub(super) fn bytes(&self) -> u64 {
-        let file = if matches!(self.file, Cow::Owned(_)) { self.file.len() as u64 } else { 0 };
+    /// Bytes of the file, where it is a copy.
+    pub(super) fn file_bytes(&self) -> u64 {
+        if matches!(self.file, Cow::Owned(_)) { self.file.len() as u64 } else { 0 }
+    }
+
+    /// Bytes of the canvas, where the frame is put on one.
+    pub(super) fn canvas_bytes(&self, bytes_per_pixel: u64) -> u64 {
         let canvas = self.canvas.filter(|_| self.place.is_some());
-        file + canvas.map_or(0, |(width, height)| u64::from(width) * u64::from(height) * 4)
+        canvas.map_or(0, |(width, height)| u64::from(width) * u64::from(height) * bytes_per_pixel)
     }
 
-    /// The whole picture: the frame on its canvas, clear or black around it.
-    pub(super) fn on_canvas(&self, frame: DynamicImage) -> DynamicImage {
-        let (Some((width, height)), Some((x, y))) = (self.canvas, self.place) else { return frame };
-        let mut canvas = DynamicImage::new(width, height, frame.color());
-        imageops::replace(&mut canvas, &frame, i64::from(x), i64::from(y));
-        canvas
+    /// The whole picture: the frame, of 8-bit RGB or RGBA, on its canvas.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(super) fn on_canvas(self, frame: Raster) -> Result<Raster, OutOfMemory> {
+        if let Cow::Owned(file) = self.file {
+            memory::release(file);
+        }
+        let (Some((width, height)), Some((x, y))) = (self.canvas, self.place) else {
+            return Ok(frame);
+        };
+        let bytes = frame.layout.bytes_per_pixel();
+        let pixels = width as usize * height as usize;
+        let mut data = memory::with_capacity(pixels * bytes)?;
+        data.extend(std::iter::repeat_n(&self.background[..bytes], pixels).flatten());
+        let rows = data.chunks_exact_mut(width as usize * bytes).skip(y as usize);
+        let frame_rows = frame.data.chunks_exact(frame.width as usize * bytes);
+        for (row, frame_row) in rows.zip(frame_rows) {
+            row[x as usize * bytes..][..frame_row.len()].copy_from_slice(frame_row);
+        }
+        memory::release(frame.data);
+        Ok(Raster { width, height, layout: frame.layout, data })
     }
 }

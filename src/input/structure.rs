@@ -19,6 +19,25 @@ pub(super) fn png_size(file: &[u8]) -> Option<(u32, u32)> {
     Some((u32::from_be_bytes(*width), u32::from_be_bytes(*rest.first_chunk()?)))
 }
 
+/// Bytes of metadata that a PNG's decoder keeps: the chunks in front of the pixels, a colour profile unfolded to `most`
+/// bytes at most. DEFLATE makes a byte 1,032 at most.
+pub(super) fn png_metadata_bytes(file: &[u8], most: u64) -> u64 {
+    let (mut at, mut bytes) = (8, 0_u64);
+    while let Some(&[l0, l1, l2, l3, ref name @ ..]) =
+        file.get(at..).and_then(|file| file.first_chunk::<8>())
+    {
+        let length = u64::from(u32::from_be_bytes([l0, l1, l2, l3]));
+        match name {
+            b"IDAT" => break,
+            b"iCCP" => bytes += (length * 1032).min(most),
+            b"tEXt" | b"zTXt" | b"iTXt" | b"eXIf" => bytes += length,
+            _ => {}
+        }
+        at = at.saturating_add(12).saturating_add(length as usize);
+    }
+    bytes.min(most)
+}
+
 /// The size in the RIFF header must be there, and all of the metadata; a missing last padding byte is forgiven.
 fn riff(file: &[u8]) -> bool {
     let Some(size) = file.get(4..8).and_then(|bytes| bytes.first_chunk()) else { return false };

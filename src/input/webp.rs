@@ -28,13 +28,15 @@ pub(super) struct Parts<'a> {
     pub(super) lossy: Option<&'a [u8]>,
     /// A lossless picture, or the transparency of a lossy one.
     pub(super) lossless: Option<Lossless<'a>>,
+    /// The transparency of a lossy frame stands there byte by byte.
+    pub(super) plain_alpha: bool,
 }
 
 /// The parts of a file whose header announces `canvas`. Looks at each chunk's head once.
 pub(super) fn parts(file: &[u8], canvas: (u32, u32)) -> Parts<'_> {
     let Some(first) = Chunk::at(file, 12) else { return Parts::default() };
     match &first.name {
-        b"VP8 " => Parts { lossy: Some(first.data(file)), lossless: None },
+        b"VP8 " => Parts::of_lossy(first.data(file)),
         b"VP8L" => Parts::of_picture(first.data(file), canvas),
         b"VP8X" => {
             let flags = first.data(file).first().copied().unwrap_or_default();
@@ -74,8 +76,13 @@ pub(super) fn metadata_is_cut(file: &[u8]) -> bool {
 }
 
 impl<'a> Parts<'a> {
+    fn of_lossy(frame: &'a [u8]) -> Self {
+        Self { lossy: Some(frame), lossless: None, plain_alpha: false }
+    }
+
     fn of_picture(bytes: &'a [u8], sides: (u32, u32)) -> Self {
-        Self { lossy: None, lossless: Some(Lossless { bytes, sides, is_alpha: false }) }
+        let lossless = Some(Lossless { bytes, sides, is_alpha: false });
+        Self { lossy: None, lossless, plain_alpha: false }
     }
 
     /// A lossy frame and its transparency, which may be compressed like a lossless picture.
@@ -83,7 +90,7 @@ impl<'a> Parts<'a> {
         // The lowest two bits tell the compression: 1 is lossless.
         let compressed = alpha.first().is_some_and(|head| head & 3 == 1);
         let lossless = compressed.then_some(Lossless { bytes: alpha, sides, is_alpha: true });
-        Self { lossy, lossless }
+        Self { lossy, lossless, plain_alpha: !compressed }
     }
 }
 
@@ -98,7 +105,7 @@ fn of_frame(file: &[u8], frame: Chunk) -> Parts<'_> {
     let side = |bytes| u32::from_le_bytes(bytes) + 1;
     let sides = (side([w0, w1, w2, 0]), side([h0, h1, h2, 0]));
     match &chunk.name {
-        b"VP8 " => Parts { lossy: Some(chunk.data(file)), lossless: None },
+        b"VP8 " => Parts::of_lossy(chunk.data(file)),
         b"VP8L" => Parts::of_picture(chunk.data(file), sides),
         // What follows is taken for the lossy frame, whatever its name.
         b"ALPH" => {
@@ -164,7 +171,7 @@ impl Found {
         let lossy = self.lossy.map(|chunk| chunk.data(file));
         match self.alpha {
             Some(alpha) if with_alpha => Parts::of_alpha(lossy, alpha.data(file), canvas),
-            Some(_) | None => Parts { lossy, lossless: None },
+            Some(_) | None => Parts { lossy, lossless: None, plain_alpha: false },
         }
     }
 }
@@ -249,7 +256,7 @@ mod tests {
         let file = riff(&[chunk(*b"VP8L", b"first"), chunk(*b"VP8L", b"second"), more.clone()]);
         assert_eq!(parts(&file, CANVAS), picture(b"first", CANVAS));
         let file = riff(&[chunk(*b"VP8 ", FITTING), more]);
-        assert_eq!(parts(&file, CANVAS), Parts { lossy: Some(FITTING), lossless: None });
+        assert_eq!(parts(&file, CANVAS), Parts::of_lossy(FITTING));
     }
 
     #[test]

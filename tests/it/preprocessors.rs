@@ -65,7 +65,7 @@ fn every_form_of_a_field_means_what_it_means_in_transformers() {
         }
         let read = read.unwrap_or_else(|error| panic!("{name}: {error}"));
         let Preprocessor { preprocessing, rescale_factor, mean, std } = read;
-        let pixels = resize(&picture, preprocessing, ResizeOrder::Pillow13);
+        let pixels = resize(&picture, preprocessing, ResizeOrder::Pillow13).unwrap();
         let golden = expected.tensor(&name).unwrap();
         let golden =
             golden.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes));

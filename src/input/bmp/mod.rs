@@ -6,9 +6,10 @@
 
 mod runs;
 
-use image::{DynamicImage, RgbImage, RgbaImage};
-
 use self::runs::Runs;
+use super::memory::{self, OutOfMemory};
+use super::raster::{Layout, Raster};
+use super::stop::{self, Stop, Stopped};
 
 /// The file's head: `BM`, size, two reserved fields, offset of the pixels.
 const FILE_HEAD: usize = 14;
@@ -22,6 +23,22 @@ pub(super) enum Refusal {
     Unsupported,
     /// Compressed data that do not fill the picture.
     Damaged,
+    /// There is no memory for so many bytes.
+    OutOfMemory(u64),
+    /// The work was ended from outside.
+    Stopped,
+}
+
+impl From<OutOfMemory> for Refusal {
+    fn from(OutOfMemory { bytes }: OutOfMemory) -> Self {
+        Self::OutOfMemory(bytes)
+    }
+}
+
+impl From<Stopped> for Refusal {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
 }
 
 /// What the header says.
@@ -67,8 +84,8 @@ enum Palette<'a> {
 ///
 /// # Errors
 /// Any [`Refusal`].
-pub(super) fn decode(file: &[u8]) -> Result<DynamicImage, Refusal> {
-    Header::read(file)?.decode(file)
+pub(super) fn decode(file: &[u8], stop: Stop<'_>) -> Result<Raster, Refusal> {
+    Header::read(file)?.decode(file, stop)
 }
 
 impl<'a> Header<'a> {
@@ -153,6 +170,14 @@ impl<'a> Header<'a> {
         if self.has_alpha() { 4 } else { 3 }
     }
 
+    /// Bytes of the indices that run lengths unpack to.
+    pub(super) fn unpacked_bytes(&self) -> u64 {
+        match self.pixels {
+            Pixels::Runs { .. } => Runs::bytes(u64::from(self.width) * u64::from(self.height)),
+            Pixels::Indexed(_) | Pixels::Bits16 { .. } | Pixels::Bytes { .. } => 0,
+        }
+    }
+
     /// Looks whether the file has all pixels, before any is allocated. Run lengths tell it only when they are unpacked.
     ///
     /// # Errors
@@ -173,15 +198,15 @@ impl<'a> Header<'a> {
     /// The picture. Its size must have been checked: 3 or 4 bytes a pixel are allocated, and one more for run lengths.
     ///
     /// # Errors
-    /// `Incomplete`, `Damaged`.
-    fn decode(&self, file: &[u8]) -> Result<DynamicImage, Refusal> {
+    /// `Incomplete`, `Damaged`, `OutOfMemory`, `Stopped`.
+    fn decode(&self, file: &[u8], stop: Stop<'_>) -> Result<Raster, Refusal> {
         self.check_length(file)?;
         let data = file.get(self.offset..).ok_or(Refusal::Incomplete)?;
         let (width, height) = (self.width as usize, self.height as usize);
-        let unpacked;
+        let mut unpacked = Vec::new();
         let (data, stride) = if let Pixels::Runs { four_bits } = self.pixels {
             let odd = self.offset % 2;
-            unpacked = Runs { data, odd, width, pixels: width * height, four_bits }.unpack();
+            unpacked = Runs { data, odd, width, pixels: width * height, four_bits }.unpack(stop)?;
             if unpacked.len() < width * height {
                 return Err(Refusal::Damaged);
             }
@@ -190,17 +215,15 @@ impl<'a> Header<'a> {
             (data, self.stride as usize)
         };
         let row_bytes = self.row_bytes();
-        let mut out = Vec::with_capacity(width * height * if self.has_alpha() { 4 } else { 3 });
+        let layout = if self.has_alpha() { Layout::RGBA } else { Layout::RGB };
+        let mut out = memory::with_capacity(width * height * layout.channels)?;
         for y in 0..height {
+            stop::check(stop)?;
             let row = if self.top_down { y } else { height - 1 - y };
             self.push_row(&mut out, &data[row * stride..][..row_bytes]);
         }
-        let picture = if self.has_alpha() {
-            RgbaImage::from_raw(self.width, self.height, out).map(DynamicImage::ImageRgba8)
-        } else {
-            RgbImage::from_raw(self.width, self.height, out).map(DynamicImage::ImageRgb8)
-        };
-        picture.ok_or(Refusal::Damaged)
+        memory::release(unpacked);
+        Ok(Raster { width: self.width, height: self.height, layout, data: out })
     }
 
     /// Bytes of a row without its padding.
@@ -361,7 +384,7 @@ mod tests {
         ] {
             let header = Header::read(&file).unwrap();
             assert_eq!(header.check_length(&file), Err(Refusal::Incomplete));
-            assert_eq!(header.decode(&file).unwrap_err(), Refusal::Incomplete);
+            assert_eq!(header.decode(&file, &|| false).unwrap_err(), Refusal::Incomplete);
         }
         let absurd = head((8, 8), 8, 0, u32::MAX);
         assert_eq!(Header::read(&absurd).unwrap_err(), Refusal::Unsupported);

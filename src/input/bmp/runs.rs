@@ -1,5 +1,12 @@
 //! Run-length encoded indices of a BMP, unpacked as Pillow's `BmpRleDecoder` does it, its oddities included.
 
+use super::Refusal;
+use crate::input::memory;
+use crate::input::stop::{self, Stop};
+
+/// Codes between two questions whether the picture is still wanted.
+const CODES_BETWEEN: usize = 1 << 14;
+
 /// Run lengths and what they unpack to.
 pub(super) struct Runs<'a> {
     /// All that follows in the file.
@@ -15,14 +22,26 @@ pub(super) struct Runs<'a> {
 }
 
 impl Runs<'_> {
+    /// Bytes that unpacking holds: an index a pixel, and the last run, which may reach beyond.
+    pub(super) fn bytes(pixels: u64) -> u64 {
+        pixels + 256
+    }
+
     /// Indices in the order of the file, few if the data end early.
-    pub(super) fn unpack(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.pixels + 256);
-        let (mut at, mut x) = (0, 0);
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Stopped`.
+    pub(super) fn unpack(&self, stop: Stop<'_>) -> Result<Vec<u8>, Refusal> {
+        let mut out = memory::with_capacity(Self::bytes(self.pixels as u64) as usize)?;
+        let (mut at, mut x, mut codes) = (0, 0, 0);
         while out.len() < self.pixels
             && let Some(&[count, value]) = self.data.get(at..).and_then(|rest| rest.first_chunk())
         {
             at += 2;
+            codes += 1;
+            if codes % CODES_BETWEEN == 0 {
+                stop::check(stop)?;
+            }
             match (count, value) {
                 (0, 0) => {
                     out.resize(out.len().next_multiple_of(self.width), 0);
@@ -54,7 +73,7 @@ impl Runs<'_> {
                 }
             }
         }
-        out
+        Ok(out)
     }
 
     /// Copies indices; the place behind them, or `None` where the data or the picture end.
@@ -84,7 +103,7 @@ mod tests {
             let data = data.repeat(5000);
             for four_bits in [false, true] {
                 let runs = Runs { data: &data, odd: 0, width: 5, pixels: 15, four_bits };
-                assert!(runs.unpack().len() <= 15 + 255, "{data:?}");
+                assert!(runs.unpack(&|| false).unwrap().len() <= 15 + 255, "{data:?}");
             }
         }
     }

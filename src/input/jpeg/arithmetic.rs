@@ -87,6 +87,11 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
         }
     }
 
+    /// Decisions that are left.
+    pub(super) fn fuel(&self) -> u64 {
+        self.decoder.fuel
+    }
+
     /// The DC value of a block: its difference from the one before. False where the data are damaged.
     fn dc_value(&mut self, component: usize) -> Result<bool, JpegError> {
         let coder = &mut self.components[component];

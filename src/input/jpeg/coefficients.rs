@@ -1,6 +1,9 @@
 //! Where decoded coefficients are kept until they become samples.
 
+use super::JpegError;
 use super::frame::{Block, Component, Frame};
+use crate::input::memory;
+use crate::input::stop::Stop;
 
 /// Coefficients of one component: all of its rows, or those of one row of MCUs.
 #[derive(Debug)]
@@ -14,18 +17,19 @@ pub(super) struct BlockGrid {
 
 impl BlockGrid {
     /// Rows of blocks kept.
-    fn new(width: usize, rows: usize) -> Self {
-        Self { blocks: vec![[0; 64]; width * rows], width, first_row: 0 }
+    fn new(width: usize, rows: usize, stop: Stop<'_>) -> Result<Self, JpegError> {
+        let blocks = memory::filled_until::<_, JpegError>([0; 64], width * rows, stop)?;
+        Ok(Self { blocks, width, first_row: 0 })
     }
 
     /// Every row: for pictures whose scans are apart.
-    pub(super) fn whole(component: &Component) -> Self {
-        Self::new(component.padded_width, component.padded_height)
+    pub(super) fn whole(component: &Component, stop: Stop<'_>) -> Result<Self, JpegError> {
+        Self::new(component.padded_width, component.padded_height, stop)
     }
 
     /// One row of MCUs, for pictures in one scan.
-    pub(super) fn strip(component: &Component) -> Self {
-        Self::new(component.padded_width, component.v)
+    pub(super) fn strip(component: &Component, stop: Stop<'_>) -> Result<Self, JpegError> {
+        Self::new(component.padded_width, component.v, stop)
     }
 
     /// A block by its place in the picture.
@@ -38,6 +42,11 @@ impl BlockGrid {
         &self.blocks[(row - self.first_row) * self.width..][..self.width]
     }
 
+    /// Gives the memory back.
+    pub(super) fn release(self) {
+        memory::release(self.blocks);
+    }
+
     /// Clears the strip for the rows from `first_row` on.
     pub(super) fn restart_at(&mut self, first_row: usize) {
         self.first_row = first_row;
@@ -46,11 +55,28 @@ impl BlockGrid {
 }
 
 /// The coefficients of every component.
-pub(super) fn whole_picture(frame: &Frame) -> Vec<BlockGrid> {
-    frame.components.iter().map(BlockGrid::whole).collect()
+///
+/// # Errors
+/// `OutOfMemory`, `Stopped`.
+pub(super) fn whole_picture(frame: &Frame, stop: Stop<'_>) -> Result<Vec<BlockGrid>, JpegError> {
+    frame.components.iter().map(|component| BlockGrid::whole(component, stop)).collect()
 }
 
 /// Room for one row of MCUs.
-pub(super) fn one_strip(frame: &Frame) -> Vec<BlockGrid> {
-    frame.components.iter().map(BlockGrid::strip).collect()
+///
+/// # Errors
+/// `OutOfMemory`, `Stopped`.
+pub(super) fn one_strip(frame: &Frame, stop: Stop<'_>) -> Result<Vec<BlockGrid>, JpegError> {
+    frame.components.iter().map(|component| BlockGrid::strip(component, stop)).collect()
+}
+
+/// Bytes of [`whole_picture`].
+pub(super) fn whole_bytes(frame: &Frame) -> u64 {
+    frame.samples() * size_of::<i16>() as u64
+}
+
+/// Bytes of [`one_strip`].
+pub(super) fn strip_bytes(frame: &Frame) -> u64 {
+    let blocks = |component: &Component| (component.padded_width * component.v) as u64;
+    frame.components.iter().map(blocks).sum::<u64>() * size_of::<Block>() as u64
 }

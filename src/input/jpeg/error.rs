@@ -1,5 +1,8 @@
 //! Why a JPEG file is refused. `input/decode` turns each variant into the message that a client reads.
 
+use crate::input::memory::OutOfMemory;
+use crate::input::stop::Stopped;
+
 /// What is wrong with a JPEG file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(in crate::input) enum JpegError {
@@ -15,4 +18,22 @@ pub(in crate::input) enum JpegError {
     /// Decoding would cost more than the limits allow: see [`super::Limits`].
     #[error("it takes too much work to decode; save it again with fewer scans")]
     TooMuchWork,
+    /// There is no memory for so many bytes.
+    #[error("there is no memory for it at present")]
+    OutOfMemory(u64),
+    /// The work was ended from outside.
+    #[error("it was not wanted any more")]
+    Stopped,
+}
+
+impl From<OutOfMemory> for JpegError {
+    fn from(OutOfMemory { bytes }: OutOfMemory) -> Self {
+        Self::OutOfMemory(bytes)
+    }
+}
+
+impl From<Stopped> for JpegError {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
 }

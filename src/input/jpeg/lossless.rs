@@ -10,6 +10,8 @@ use super::huffman::{Class, HuffmanTable, extend};
 use super::output::Plane;
 use super::scan::Restarts;
 use super::source::Source;
+use crate::input::memory;
+use crate::input::stop::{self, Stop};
 
 /// Bits of a sample; [`Frame::read`] refuses other precisions.
 const PRECISION: u8 = 8;
@@ -25,21 +27,24 @@ pub(super) fn row_bytes(frame: &Frame) -> u64 {
 /// Decodes a scan into the planes of its components.
 ///
 /// # Errors
-/// `Damaged` where a parameter, a table or the restart interval is not allowed, `Truncated`.
+/// `Damaged` where a parameter, a table or the restart interval is not allowed, `Truncated`, `OutOfMemory`, `Stopped`.
 pub(super) fn decode_scan(
     source: &mut Source<'_>,
     tables: &Tables,
     frame: &Frame,
     scan: &Scan,
     planes: &mut [Plane],
+    stop: Stop<'_>,
 ) -> Result<(), JpegError> {
     let mut decoder = Decoder::start(source, tables, frame, scan)?;
     for mcu_row in 0..frame.mcu_rows {
+        stop::check(stop)?;
         decoder.read_differences(mcu_row)?;
         for part in &mut decoder.parts {
             part.reconstruct(decoder.method, &mut planes[part.index], mcu_row);
         }
     }
+    decoder.parts.into_iter().for_each(|part| memory::release(part.rows));
     Ok(())
 }
 
@@ -189,7 +194,7 @@ impl<'f> Part<'f> {
             table: HuffmanTable::find(&tables.dc, part.dc_table, Class::Lossless)?,
             mcu_width,
             mcu_height,
-            rows: vec![0; component.padded_width * (component.v + 1)],
+            rows: memory::filled(0, component.padded_width * (component.v + 1))?,
             is_first_row: true,
         })
     }

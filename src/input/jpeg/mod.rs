@@ -32,17 +32,20 @@ mod scan;
 mod sequential;
 mod smoothing;
 mod source;
+mod work;
 
 pub(super) use error::JpegError;
 
+use super::memory::{self, OutOfMemory};
 use super::orientation::Metadata;
+use super::stop::{self, Stop};
 use arithmetic::Arithmetic;
 use coefficients::BlockGrid;
 use frame::{Frame, Process};
 use header::{Event, Header, Scan};
 use output::{Picture, Plane};
 use progressive::Progressive;
-use scan::{BlockDecoder, blocks_in_scan, check_mcu, decode_mcu_row};
+use scan::{BlockDecoder, blocks_in_scan, check_mcu, decode_mcu_row, work_of_scan};
 use sequential::Sequential;
 use smoothing::Progress;
 use source::{Segment, Source, marker};
@@ -57,13 +60,15 @@ pub(super) struct JpegInfo {
     pub(super) height: u32,
     /// Most bytes that [`decode`] holds at one time, the picture itself included.
     pub(super) working_bytes: u64,
+    /// Cost of [`decode`] in pixels, as `ImageHeader::work` has them.
+    pub(super) work: u64,
 }
 
 /// Bounds on the work of one file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Most blocks that all scans together decode. A scan costs a file a few bytes and the decoder a walk over the
-    /// picture.
+    /// Most work of all scans together, in blocks that a scan without data walks over (`scan::work_of_scan`). A scan
+    /// costs a file a few bytes and the decoder a walk over the picture.
     pub(super) max_blocks: u64,
 }
 
@@ -83,20 +88,22 @@ pub(super) fn read_header(file: &[u8]) -> Result<JpegInfo, JpegError> {
     let mut source = Source::new(file);
     let (frame, scan) = Header::new().first_scan(&mut source)?;
     let (width, height) = (frame.width as u32, frame.height as u32);
-    Ok(JpegInfo { width, height, working_bytes: working_bytes(&frame, &scan) })
+    let work = work::estimate(&frame, &scan, source.rest());
+    Ok(JpegInfo { width, height, working_bytes: working_bytes(&frame, &scan), work })
 }
 
-/// Coefficients until all scans are read, then samples of every component, then the picture beside these. Lossless
-/// files have no coefficients.
+/// Planes of all components, and beside them coefficients while scans are read, then the picture. Lossless files have no
+/// coefficients, and those in one scan a strip of them.
 fn working_bytes(frame: &Frame, first_scan: &Scan) -> u64 {
-    const COEFFICIENT_BYTES: u64 = 2;
-    let samples = frame.samples();
-    let picture = (frame.width * frame.height * 3) as u64;
-    if frame.process.lossless {
-        return samples + picture.max(lossless::row_bytes(frame));
-    }
-    let coefficients = if is_in_parts(frame, first_scan) { samples * COEFFICIENT_BYTES } else { 0 };
-    samples + coefficients.max(picture)
+    let planes: u64 = frame.components.iter().map(|component| Plane::bytes(frame, component)).sum();
+    let decoding = if frame.process.lossless {
+        lossless::row_bytes(frame)
+    } else if is_in_parts(frame, first_scan) {
+        coefficients::whole_bytes(frame) + smoothing::row_bytes(frame)
+    } else {
+        coefficients::strip_bytes(frame)
+    };
+    planes + decoding.max(Picture::bytes(frame))
 }
 
 /// True when coefficients of a block come in several scans, or different components do.
@@ -106,13 +113,16 @@ fn is_in_parts(frame: &Frame, first_scan: &Scan) -> bool {
 
 /// EXIF and XMP data in front of the first scan, as Pillow collects them (`JpegImagePlugin.APP`): EXIF data go on in
 /// further segments, of several XMP segments the last counts. Empty where the head cannot be read.
-pub(super) fn metadata(file: &[u8]) -> Metadata<'_> {
+///
+/// # Errors
+/// [`OutOfMemory`]: pieces of EXIF data may be as long as the file together.
+pub(super) fn metadata(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
     const EXIF: &[u8] = b"Exif\0\0";
     const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
     let mut found = Metadata::default();
     let mut source = Source::new(file);
     if source.start_of_image().is_err() {
-        return found;
+        return Ok(found);
     }
     while let Ok(code) = source.marker() {
         source.clear_pending();
@@ -124,7 +134,7 @@ pub(super) fn metadata(file: &[u8]) -> Metadata<'_> {
         let Ok(data) = source.segment().and_then(Segment::rest) else { break };
         if code == marker::APP1 && data.starts_with(EXIF) {
             match &mut found.exif {
-                Some(exif) => exif.to_mut().extend_from_slice(&data[EXIF.len()..]),
+                Some(exif) => append(exif, &data[EXIF.len()..])?,
                 none => *none = Some(Cow::Borrowed(data)),
             }
         } else if code == marker::APP1
@@ -133,14 +143,23 @@ pub(super) fn metadata(file: &[u8]) -> Metadata<'_> {
             found.xmp = Some(Cow::Borrowed(xmp));
         }
     }
-    found
+    Ok(found)
 }
 
-/// Decodes a file.
+fn append(exif: &mut Cow<'_, [u8]>, piece: &[u8]) -> Result<(), OutOfMemory> {
+    // The first piece alone is one segment: 64 KiB at most.
+    let exif = exif.to_mut();
+    let refused = OutOfMemory { bytes: (exif.len() + piece.len()) as u64 };
+    exif.try_reserve(piece.len()).map_err(|_| refused)?;
+    exif.extend_from_slice(piece);
+    Ok(())
+}
+
+/// Decodes a file. `stop` is asked between rows.
 ///
 /// # Errors
 /// [`JpegError`].
-pub(super) fn decode(file: &[u8], limits: Limits) -> Result<Decoded, JpegError> {
+pub(super) fn decode(file: &[u8], limits: Limits, stop: Stop<'_>) -> Result<Decoded, JpegError> {
     let mut source = Source::new(file);
     let mut header = Header::new();
     let (frame, scan) = header.first_scan(&mut source)?;
@@ -152,9 +171,11 @@ pub(super) fn decode(file: &[u8], limits: Limits) -> Result<Decoded, JpegError> 
         quant: vec![None; frame.components.len()],
         progress: Progress::new(&frame),
         blocks_left: limits.max_blocks,
+        decisions_left: arithmetic_fuel(&frame, file.len()),
         source,
         header,
         frame: &frame,
+        stop,
     };
     let planes = if frame.process.lossless {
         reader.lossless_scans(scan)?
@@ -163,8 +184,11 @@ pub(super) fn decode(file: &[u8], limits: Limits) -> Result<Decoded, JpegError> 
     } else {
         reader.one_scan(&scan)?
     };
-    let picture = Picture { frame: &frame, planes: &planes, colours };
-    let data = pulp::Arch::new().dispatch(picture);
+    let picture = Picture { frame: &frame, planes: &planes, colours, stop };
+    let data = pulp::Arch::new().dispatch(picture)?;
+    for plane in planes {
+        memory::release(plane.samples);
+    }
     Ok(Decoded { width: frame.width as u32, height: frame.height as u32, data })
 }
 
@@ -177,14 +201,17 @@ struct ScanReader<'f, 'a> {
     quant: Vec<Option<[u16; 64]>>,
     progress: Progress,
     blocks_left: u64,
+    /// Decisions that arithmetic decoding may still take.
+    decisions_left: u64,
+    stop: Stop<'f>,
 }
 
 impl ScanReader<'_, '_> {
     /// All components in one scan: each row of MCUs becomes samples at once.
     fn one_scan(&mut self, scan: &Scan) -> Result<Vec<Plane>, JpegError> {
         let frame = self.frame;
-        let mut planes = planes(frame)?;
-        let mut grids = coefficients::one_strip(frame);
+        let mut planes = planes(frame, self.stop)?;
+        let mut grids = coefficients::one_strip(frame, self.stop)?;
         let quant = self.begin(scan)?;
         self.run(scan, &mut grids, |grids, mcu_row| {
             for (index, grid) in grids.iter_mut().enumerate() {
@@ -197,6 +224,7 @@ impl ScanReader<'_, '_> {
                 grid.restart_at(first + component.v);
             }
         })?;
+        grids.into_iter().for_each(BlockGrid::release);
         self.finish()?;
         Ok(planes)
     }
@@ -215,8 +243,8 @@ impl ScanReader<'_, '_> {
     /// Coefficients are collected from all scans first.
     fn many_scans(&mut self, mut scan: Scan) -> Result<Vec<Plane>, JpegError> {
         let frame = self.frame;
-        let mut planes = planes(frame)?;
-        let mut grids = coefficients::whole_picture(frame);
+        let mut planes = planes(frame, self.stop)?;
+        let mut grids = coefficients::whole_picture(frame, self.stop)?;
         loop {
             self.begin(&scan)?;
             self.run(&scan, &mut grids, |_, _| {})?;
@@ -230,14 +258,17 @@ impl ScanReader<'_, '_> {
             // A component that no scan names is grey, as zeros are.
             let quant = self.quant[index].unwrap_or([0; 64]);
             for row in 0..frame.components[index].height_in_blocks {
+                stop::check(self.stop)?;
                 match &smoothing {
                     Some(smoothing) => {
-                        let blocks = smoothing.row(frame, index, &grid, row, &quant);
+                        let blocks = smoothing.row(frame, index, &grid, row, &quant)?;
                         transform(&blocks, &quant, plane, row);
+                        memory::release(blocks);
                     }
                     None => transform(grid.row(row), &quant, plane, row),
                 }
             }
+            grid.release();
         }
         Ok(planes)
     }
@@ -246,12 +277,13 @@ impl ScanReader<'_, '_> {
     fn lossless_scans(&mut self, mut scan: Scan) -> Result<Vec<Plane>, JpegError> {
         let frame = self.frame;
         let in_parts = is_in_parts(frame, &scan);
-        let mut planes = planes(frame)?;
+        let mut planes = planes(frame, self.stop)?;
         let mut is_missing = vec![true; planes.len()];
         loop {
             self.charge(&scan)?;
             let tables = &self.header.tables;
-            lossless::decode_scan(&mut self.source, tables, frame, &scan, &mut planes)?;
+            let source = &mut self.source;
+            lossless::decode_scan(source, tables, frame, &scan, &mut planes, self.stop)?;
             for part in &scan.components {
                 is_missing[part.index] = false;
             }
@@ -271,8 +303,8 @@ impl ScanReader<'_, '_> {
     /// Counts the work of a scan.
     fn charge(&mut self, scan: &Scan) -> Result<(), JpegError> {
         check_mcu(self.frame, scan)?;
-        let blocks = blocks_in_scan(self.frame, scan);
-        self.blocks_left = self.blocks_left.checked_sub(blocks).ok_or(JpegError::TooMuchWork)?;
+        let work = work_of_scan(self.frame, scan);
+        self.blocks_left = self.blocks_left.checked_sub(work).ok_or(JpegError::TooMuchWork)?;
         Ok(())
     }
 
@@ -303,11 +335,14 @@ impl ScanReader<'_, '_> {
     ) -> Result<(), JpegError> {
         let (frame, process) = (self.frame, self.frame.process);
         let (tables, progress) = (&self.header.tables, &mut self.progress);
-        let fuel = arithmetic_fuel(blocks_in_scan(frame, scan), self.source.len());
         let source = &mut self.source;
-        let target = Target { frame, scan, grids, progress };
+        let target = Target { frame, scan, grids, progress, stop: self.stop };
         if process.arithmetic {
-            target.run(&mut Arithmetic::start(source, tables, scan, process, fuel), row_done)
+            let fuel = self.decisions_left + blocks_in_scan(frame, scan) * EMPTY_BLOCK_DECISIONS;
+            let mut decoder = Arithmetic::start(source, tables, scan, process, fuel);
+            target.run(&mut decoder, row_done)?;
+            self.decisions_left = decoder.fuel();
+            Ok(())
         } else if process.progressive {
             target.run(&mut Progressive::start(source, tables, scan)?, row_done)
         } else {
@@ -316,12 +351,17 @@ impl ScanReader<'_, '_> {
     }
 }
 
-/// Decisions that a scan may take: what an empty picture needs, and far more than a file of this length can code.
-fn arithmetic_fuel(blocks: u64, file_bytes: usize) -> u64 {
+/// Decisions that all scans of a picture may take beside those of empty blocks: far more than a file of this length can
+/// code, and some for each block, because behind the last byte a decoder goes on with zeros, which may mean anything.
+fn arithmetic_fuel(frame: &Frame, file_bytes: usize) -> u64 {
     const PER_BLOCK: u64 = 128;
-    const PER_BYTE: u64 = 64;
+    const PER_BYTE: u64 = 32;
+    let blocks = frame.samples() / 64;
     blocks * PER_BLOCK + file_bytes as u64 * PER_BYTE
 }
+
+/// Decisions that a block takes to say that it has nothing: two, and the refinement of some coefficients.
+const EMPTY_BLOCK_DECISIONS: u64 = 8;
 
 /// Where the blocks of a scan go.
 struct Target<'t> {
@@ -329,6 +369,7 @@ struct Target<'t> {
     scan: &'t Scan,
     grids: &'t mut [BlockGrid],
     progress: &'t mut Progress,
+    stop: Stop<'t>,
 }
 
 impl Target<'_> {
@@ -337,8 +378,9 @@ impl Target<'_> {
         decoder: &mut impl BlockDecoder,
         mut row_done: impl FnMut(&mut [BlockGrid], usize),
     ) -> Result<(), JpegError> {
-        let Self { frame, scan, grids, progress } = self;
+        let Self { frame, scan, grids, progress, stop } = self;
         for mcu_row in 0..frame.mcu_rows {
+            stop::check(stop)?;
             if decode_mcu_row(decoder, frame, scan, grids, mcu_row)? {
                 progress.good_row(mcu_row);
             }
@@ -348,8 +390,9 @@ impl Target<'_> {
     }
 }
 
-fn planes(frame: &Frame) -> Result<Vec<Plane>, JpegError> {
-    frame.components.iter().map(|component| Plane::new(frame, component)).collect()
+fn planes(frame: &Frame, stop: Stop<'_>) -> Result<Vec<Plane>, JpegError> {
+    let plane = |component| Plane::new(frame, component, stop);
+    frame.components.iter().map(plane).collect()
 }
 
 /// A row of blocks to its samples.

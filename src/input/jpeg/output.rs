@@ -3,6 +3,8 @@
 
 use super::JpegError;
 use super::frame::{Colours, Component, Frame};
+use crate::input::memory;
+use crate::input::stop::{self, Stop};
 
 /// Samples of one component: rows of `stride`, padding behind `width` and `height`.
 #[derive(Debug)]
@@ -54,14 +56,25 @@ impl Plane {
     /// Room for all samples of a component.
     ///
     /// # Errors
-    /// `Unsupported` where its sampling cannot be undone.
-    pub(super) fn new(frame: &Frame, component: &Component) -> Result<Self, JpegError> {
+    /// `Unsupported` where its sampling cannot be undone, `OutOfMemory`, `Stopped`.
+    pub(super) fn new(
+        frame: &Frame,
+        component: &Component,
+        stop: Stop<'_>,
+    ) -> Result<Self, JpegError> {
         let upsampling = Upsampling::choose(frame, component)?;
         let side = frame.process.block_side();
         let stride = component.width_in_blocks * side;
-        let samples = vec![0; stride * component.height_in_blocks * side];
+        let length = stride * component.height_in_blocks * side;
+        let samples = memory::filled_until::<_, JpegError>(0, length, stop)?;
         let (width, height) = (component.width, component.height);
         Ok(Self { samples, stride, width, height, upsampling })
+    }
+
+    /// Bytes of its samples.
+    pub(super) fn bytes(frame: &Frame, component: &Component) -> u64 {
+        let side = frame.process.block_side();
+        (component.width_in_blocks * side * component.height_in_blocks * side) as u64
     }
 
     fn row(&self, y: usize) -> &[u8] {
@@ -155,24 +168,47 @@ pub(super) struct Picture<'p> {
     pub(super) frame: &'p Frame,
     pub(super) planes: &'p [Plane],
     pub(super) colours: Colours,
+    pub(super) stop: Stop<'p>,
+}
+
+/// Rows between two questions whether the picture is still wanted.
+const ROWS_BETWEEN: usize = 16;
+
+impl Picture<'_> {
+    /// Bytes of the picture, and of the rows that upsampling holds.
+    pub(super) fn bytes(frame: &Frame) -> u64 {
+        let row = padded_width(frame) * (size_of::<u16>() + frame.components.len());
+        (frame.width * frame.height * 3 + row) as u64
+    }
+}
+
+fn padded_width(frame: &Frame) -> usize {
+    frame.width.next_multiple_of(frame.max_h * 8)
 }
 
 // `dispatch` compiles `call` once for each vector width: what is inlined into it uses those instructions.
 impl pulp::NullaryFnOnce for Picture<'_> {
-    type Output = Vec<u8>;
+    type Output = Result<Vec<u8>, JpegError>;
 
     #[expect(
         clippy::inline_always,
         reason = "a separate function would not use the vector instructions"
     )]
     #[inline(always)]
-    fn call(self) -> Vec<u8> {
-        let Self { frame: &Frame { width, height, max_h, .. }, planes, colours } = self;
-        let mut out = vec![0; width * height * 3];
-        let padded = width.next_multiple_of(max_h * 8);
-        let mut sums = vec![0; padded];
-        let mut buffers = vec![vec![0; padded]; planes.len()];
+    fn call(self) -> Result<Vec<u8>, JpegError> {
+        let Self { frame, planes, colours, stop } = self;
+        let &Frame { width, height, .. } = frame;
+        let mut out = memory::filled_until::<_, JpegError>(0, width * height * 3, stop)?;
+        let padded = padded_width(frame);
+        let mut sums = memory::filled(0, padded)?;
+        let mut buffers = Vec::with_capacity(planes.len());
+        for _ in planes {
+            buffers.push(memory::filled(0, padded)?);
+        }
         for (y, out_row) in out.chunks_exact_mut(width * 3).enumerate() {
+            if y % ROWS_BETWEEN == 0 {
+                stop::check(stop)?;
+            }
             let mut rows: [&[u8]; 4] = [&[]; 4];
             for ((row, plane), buffer) in rows.iter_mut().zip(planes).zip(&mut buffers) {
                 *row = &plane.upsampled(y, &mut sums, buffer)[..width];
@@ -194,7 +230,9 @@ impl pulp::NullaryFnOnce for Picture<'_> {
                 }),
             }
         }
-        out
+        memory::release(sums);
+        buffers.into_iter().for_each(memory::release);
+        Ok(out)
     }
 }
 

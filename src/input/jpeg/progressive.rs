@@ -68,7 +68,7 @@ impl<'s, 'a> Progressive<'s, 'a> {
                     let table = HuffmanTable::find(&tables.dc, component.dc_table, Class::Dc)?;
                     Ok(DcCoder { table, predicted: 0 })
                 };
-                Pass::DcFirst(scan.components.iter().map(coder).collect::<Result<_, _>>()?)
+                Pass::DcFirst(scan.components.iter().map(coder).collect::<Result<_, JpegError>>()?)
             }
             (0, _) => Pass::DcRefine,
             (_, 0) => Pass::AcFirst { table: ac_table()?, end_of_band_run: 0 },

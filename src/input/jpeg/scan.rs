@@ -2,7 +2,7 @@
 
 use super::JpegError;
 use super::coefficients::BlockGrid;
-use super::frame::{Block, Frame};
+use super::frame::{Block, Frame, Process};
 use super::header::{Scan, Tables};
 
 /// One way of coding, in the middle of a scan.
@@ -116,15 +116,51 @@ fn decode_alone(
     Ok(has_data)
 }
 
-/// Blocks that a scan decodes, padding included; of a lossless one, its samples by 64.
+/// Blocks that a scan walks over, padding included; samples of a lossless one.
 pub(super) fn blocks_in_scan(frame: &Frame, scan: &Scan) -> u64 {
     let blocks = |part: &super::header::ScanComponent| {
         let component = &frame.components[part.index];
         (component.padded_width * component.padded_height) as u64
     };
-    let blocks: u64 = scan.components.iter().map(blocks).sum();
-    if frame.process.lossless { blocks.div_ceil(64) } else { blocks }
+    scan.components.iter().map(blocks).sum()
 }
+
+/// Work of a scan in blocks that are cheap to walk over: what it costs when it adds nothing, which a few bytes of a file
+/// can say. What it adds costs bytes of the file, so its length bounds that.
+pub(super) fn work_of_scan(frame: &Frame, scan: &Scan) -> u64 {
+    work_of_walk(frame.process, blocks_in_scan(frame, scan), (scan.first, scan.last, scan.high))
+}
+
+/// The same for a scan of so many blocks, or samples, by its parameters: first and last coefficient, and the bit before.
+pub(super) fn work_of_walk(
+    process: Process,
+    walked: u64,
+    (first, last, high): (u8, u8, u8),
+) -> u64 {
+    let Process { progressive, arithmetic, lossless } = process;
+    let work = if lossless {
+        walked.div_ceil(LOSSLESS_SAMPLES)
+    } else if progressive && first > 0 && high > 0 {
+        // Each coefficient of the band is looked at. Arithmetic decoding looks at those in front of it, too.
+        let first = if arithmetic { 1 } else { first };
+        let band = u64::from(last.saturating_sub(first)) + 1;
+        walked.saturating_mul(band.div_ceil(REFINED_COEFFICIENTS))
+    } else if arithmetic {
+        walked.saturating_mul(ARITHMETIC)
+    } else {
+        walked
+    };
+    work.saturating_add(SCAN_START)
+}
+
+/// How many times more a block without data costs with arithmetic coding.
+const ARITHMETIC: u64 = 2;
+/// Samples of a lossless scan that cost as much as a block without data.
+const LOSSLESS_SAMPLES: u64 = 8;
+/// Coefficients that a refinement looks at for the cost of a block.
+const REFINED_COEFFICIENTS: u64 = 16;
+/// What the tables of a scan cost, in blocks.
+const SCAN_START: u64 = 256;
 
 /// An interleaved MCU has at most ten blocks (`D_MAX_BLOCKS_IN_MCU`; T.81, B.2.3).
 ///
@@ -153,5 +189,20 @@ mod tests {
         assert_eq!(due, [None, None, Some(0), None, Some(1), None, Some(2)]);
         let mut none = Restarts { interval: 0, left: 0, next: 0 };
         assert_eq!(none.next(), None);
+    }
+
+    #[test]
+    fn the_scans_that_libjpeg_writes_are_within_what_is_read() {
+        let process = Process { progressive: true, ..Process::SEQUENTIAL };
+        // `jpeg_simple_progression` for four components, here of 50 megapixels each: first and last coefficient, the bit
+        // before.
+        let script = [(1, 5, 0), (6, 63, 0), (1, 63, 2), (1, 63, 1)];
+        let blocks = 1000 * 782;
+        let alone: u64 = script.iter().map(|&scan| work_of_walk(process, blocks, scan)).sum();
+        let together: u64 =
+            [(0, 0, 0), (0, 0, 1)].map(|scan| work_of_walk(process, blocks * 4, scan)).iter().sum();
+        assert!(alone * 4 + together < 56 * 50_000_000 / 64);
+        // Refinements alone are refused long before they add up to minutes.
+        assert!(work_of_walk(process, blocks, (1, 63, 1)) * 14 > 56 * 50_000_000 / 64);
     }
 }

@@ -39,7 +39,7 @@ impl<'s, 'a> Sequential<'s, 'a> {
                 predicted: 0,
             })
         };
-        let components = scan.components.iter().map(coder).collect::<Result<_, _>>()?;
+        let components = scan.components.iter().map(coder).collect::<Result<_, JpegError>>()?;
         Ok(Self { bits: BitReader::new(source), restarts: Restarts::new(tables), components })
     }
 }

@@ -5,6 +5,7 @@
 use super::coefficients::BlockGrid;
 use super::frame::{Block, Component, Frame};
 use super::header::Scan;
+use crate::input::memory::{self, OutOfMemory};
 
 /// Coefficients, in coding order, that take part.
 const COEFFICIENTS: usize = 10;
@@ -81,6 +82,9 @@ pub(super) struct Smoothing<'p> {
 
 impl Smoothing<'_> {
     /// A row of blocks with its guesses. `index` is the component's, `row` the row of blocks.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
     pub(super) fn row(
         &self,
         frame: &Frame,
@@ -88,7 +92,7 @@ impl Smoothing<'_> {
         grid: &BlockGrid,
         row: usize,
         quant: &[u16; 64],
-    ) -> Vec<Block> {
+    ) -> Result<Vec<Block>, OutOfMemory> {
         let component = &frame.components[index];
         let known = self.known(index, row / component.v);
         let rows = rows_around(frame, component, row).map(|row| grid.row(row));
@@ -99,7 +103,9 @@ impl Smoothing<'_> {
             estimator.apply(&mut block, &window(&rows, column, width));
             block
         };
-        (0..width).map(smooth).collect()
+        let mut blocks = memory::with_capacity(width)?;
+        blocks.extend((0..width).map(smooth));
+        Ok(blocks)
     }
 
     /// Behind the rows that the last scan reached, what was known before it counts.
@@ -110,6 +116,12 @@ impl Smoothing<'_> {
         }
         std::array::from_fn(|at| if *scans > 1 { before[index][at] } else { UNKNOWN })
     }
+}
+
+/// Bytes of the longest row that [`Smoothing::row`] gives.
+pub(super) fn row_bytes(frame: &Frame) -> u64 {
+    let width = |component: &Component| component.width_in_blocks * size_of::<Block>();
+    frame.components.iter().map(width).max().unwrap_or(0) as u64
 }
 
 /// The rows two above to two below. At the edges the nearest one stands in; which rows count as edges follows

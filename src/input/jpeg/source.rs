@@ -43,9 +43,9 @@ impl<'a> Source<'a> {
         Self { data, at: 0, pending: 0 }
     }
 
-    /// Bytes of the whole file.
-    pub(super) fn len(&self) -> usize {
-        self.data.len()
+    /// What is not read yet.
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.data.get(self.at..).unwrap_or_default()
     }
 
     /// Ends the file with the piece of it that Pillow has read by now.

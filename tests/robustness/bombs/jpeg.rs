@@ -58,6 +58,13 @@ fn arithmetic_scans(sides: (u16, u16), refinements: usize) -> Vec<u8> {
     [head(0xca, sides, 3, 0), first, refinement.repeat(refinements), END.to_vec()].concat()
 }
 
+/// Lossless scans of one component without data: all samples are predicted, again and again.
+fn lossless_scans(sides: (u16, u16), scans: usize) -> Vec<u8> {
+    let others = [scan(&[2], [1, 0, 0]), scan(&[3], [1, 0, 0])].concat();
+    let repeated = scan(&[1], [1, 0, 0]).repeat(scans);
+    [head(0xc3, sides, 3, 0), repeated, others, END.to_vec()].concat()
+}
+
 /// Four components whose coefficients are all kept: the most memory that a file of this size can ask for.
 fn four(sides: (u16, u16)) -> Vec<u8> {
     let first = [scan(&[1, 2, 3, 4], [0, 0, 0]), vec![0; 8]].concat();
@@ -144,6 +151,12 @@ pub(super) fn bombs() -> Vec<Bomb> {
         image("jpeg 12 arithmetic scans at the pixel cap", arithmetic_scans(cap, 12), &[200, 422]),
         image("jpeg four progressive components at the pixel cap", four(cap), &[200, 422]),
         image("jpeg another frame hidden behind markers", hidden_frame(cap), undecodable()),
+        image("jpeg 44 lossless scans at the pixel cap", lossless_scans(cap, 44), undecodable()),
+        image(
+            "jpeg 700,000 scans of a small picture",
+            progressive((16, 16), 700_000),
+            undecodable(),
+        ),
         image("jpeg one pixel", grey((1, 1), b"", b"\0"), decoded()),
         image("jpeg 10 MiB of start markers", b"\xff\xd8".repeat(5 << 20), undecodable()),
     ]

@@ -41,6 +41,11 @@ fn with(extra: &[u8]) -> Vec<u8> {
     file(&[&header((8, 8), 8, 0, 0), extra, &chunk(*b"IDAT", &zlib_zeros(72))])
 }
 
+/// 48 megapixels of 8 bytes.
+pub(crate) fn deepest() -> Vec<u8> {
+    whole(&header((8000, 6000), 16, 6, 0), 384_006_000)
+}
+
 fn animated(frames: u32) -> Vec<u8> {
     let mut extra = chunk(*b"acTL", &[frames.to_be_bytes(), 0_u32.to_be_bytes()].concat());
     let control = |sequence: u32| {
@@ -98,11 +103,7 @@ pub(super) fn bombs() -> Vec<Bomb> {
             too_large(),
         ),
         // 384 MB of the 403 that one picture may take.
-        image(
-            "png 16-bit RGBA at the memory cap",
-            whole(&header((8000, 6000), 16, 6, 0), 384_006_000),
-            decoded(),
-        ),
+        image("png 16-bit RGBA at the memory cap", deepest(), decoded()),
         image(
             "png interlaced grey of 16,384 x 3,000",
             whole(&header((16_384, 3000), 8, 0, 1), 49_300_000),
@@ -116,6 +117,21 @@ pub(super) fn bombs() -> Vec<Bomb> {
         image(
             "png 1 bit at the pixel cap",
             whole(&header((8000, 6250), 1, 0, 0), 6_256_250),
+            decoded(),
+        ),
+        image(
+            "png profile of 5,000,000 line breaks",
+            [
+                SIGNATURE,
+                &header((8, 8), 8, 0, 0),
+                &chunk(*b"IDAT", &zlib_zeros(72)),
+                &chunk(
+                    *b"tEXt",
+                    &[&b"Raw profile type exif\0"[..], &b"\n".repeat(5_000_000)].concat(),
+                ),
+                &chunk(*b"IEND", b""),
+            ]
+            .concat(),
             decoded(),
         ),
         image("png IDAT byte by byte", file(&[&header((8, 8), 8, 0, 0), &tiny]), decoded()),

@@ -10,7 +10,7 @@ mod client;
 mod disconnects;
 mod open_loop;
 mod overload;
-mod process;
+pub(super) mod process;
 mod proxy;
 mod raw;
 #[cfg(feature = "demo")]

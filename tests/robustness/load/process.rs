@@ -8,7 +8,9 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open, pidfd_send_signal, prlimit,
+};
 use tokio::sync::watch;
 
 use crate::robustness::memory;
@@ -124,6 +126,13 @@ impl Process {
 
     fn status(&self, field: &str) -> u64 {
         memory::status(&self.pid.as_raw_nonzero().to_string(), field).unwrap()
+    }
+
+    /// Leaves it so many bytes of address space beside what it has now: larger allocations fail from here on.
+    pub(crate) fn limit_address_space(&self, bytes: u64) {
+        let most = (self.status("VmSize:") << 10) + bytes;
+        let limit = Rlimit { current: Some(most), maximum: Some(most) };
+        prlimit(Some(self.pid), Resource::As, limit).unwrap();
     }
 
     /// Sends a signal; one that has ended does not mind.

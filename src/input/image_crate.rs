@@ -1,0 +1,234 @@
+//! PNG, WebP and GIF, decoded by the `image` crate into a buffer of ours.
+//!
+//! What its decoders allocate for themselves cannot fail softly, so as much is asked for and given back in front of
+//! them ([`memory::check_free`]): a GIF's indices, the planes and the transparency of a WebP. Rows, metadata and code
+//! tables are not asked for; they are below 16 MiB or counted by `lossless`.
+
+use std::cell::Cell;
+
+use image::{ImageDecoder, ImageError, ImageReader, Limits};
+
+use super::decode::{
+    DAMAGED, INCOMPLETE, ImageHeader, VARIANT, check_decoded, check_size, undecodable,
+};
+use super::memory;
+use super::orientation::metadata_bytes;
+use super::raster::{Layout, Raster};
+use super::still::Still;
+use super::stop::{Stop, StoppableFile};
+use super::{InputError, InputSettings, lossless, structure, webp};
+use crate::task::ImageFormat;
+
+/// Far above any row and any colour profile of a real PNG, far below a profile that is a bomb.
+const METADATA_BYTES: u64 = 16 << 20;
+
+/// Reads the header of a file and checks it against every limit.
+///
+/// # Errors
+/// As [`super::inspect`].
+pub(super) fn inspect(
+    file: &[u8],
+    format: ImageFormat,
+    settings: &InputSettings,
+) -> Result<ImageHeader, InputError> {
+    let still = open_still(file, format)?;
+    if let Some((width, height)) = still.canvas {
+        check_size(width, height, settings)?;
+    }
+    let file = &*still.file;
+    if format == ImageFormat::Png
+        && let Some((width, height)) = structure::png_size(file)
+    {
+        check_size(width, height, settings)?;
+    }
+    let stopped = Cell::new(false);
+    let decoder = open(StoppableFile::new(file, &|| false, &stopped), format, settings);
+    if decoder.is_err() && !structure::is_complete(file, format) {
+        return Err(undecodable(format, INCOMPLETE));
+    }
+    let decoder = decoder?;
+    let frame = decoder.dimensions();
+    let frame_pixels = check_size(frame.0, frame.1, settings)?;
+    if frame_pixels == 0 {
+        return Err(undecodable(format, "it has no pixels"));
+    }
+    let frame_bytes = decoder.total_bytes();
+    let canvas_bytes = still.canvas_bytes(frame_bytes / frame_pixels);
+    check_decoded(frame_bytes.max(canvas_bytes), settings)?;
+    if !structure::is_complete(file, format) {
+        return Err(undecodable(format, INCOMPLETE));
+    }
+    let mut beside = bytes_inside(file, format, frame);
+    if format == ImageFormat::WebP {
+        if webp::frame_exceeds(file, frame) {
+            return Err(undecodable(format, "a frame is larger than its canvas"));
+        }
+        beside += check_codes(file, frame, settings)?;
+    }
+    let (width, height) = still.canvas.unwrap_or(frame);
+    let pixels = u64::from(width) * u64::from(height);
+    let (decoded, rgb) = (frame_bytes.max(canvas_bytes), pixels * 3);
+    // The decoder at work; the frame beside its canvas; the picture beside its flat or turned form.
+    let working_bytes = (still.file_bytes() + frame_bytes + beside)
+        .max(frame_bytes + canvas_bytes)
+        .max(decoded.max(rgb) + rgb)
+        .max(metadata_bytes(file, format));
+    let work = work(file, format, frame, frame_bytes) + pixels;
+    Ok(ImageHeader { format, width, height, working_bytes, work })
+}
+
+/// Decodes a file that [`inspect`] has passed; as stored.
+///
+/// # Errors
+/// `UndecodableImage`, `DecodedImageTooLarge`, `OutOfMemory`, `Stopped`.
+pub(super) fn decode(
+    file: &[u8],
+    header: &ImageHeader,
+    settings: &InputSettings,
+    stop: Stop<'_>,
+) -> Result<Raster, InputError> {
+    let still = open_still(file, header.format)?;
+    let stopped = Cell::new(false);
+    let file = StoppableFile::new(&still.file, stop, &stopped);
+    let frame = decode_frame(file, &still.file, (header, settings), stop);
+    if stopped.get() {
+        return Err(InputError::Stopped);
+    }
+    Ok(still.on_canvas(frame?)?)
+}
+
+fn decode_frame(
+    source: StoppableFile<'_>,
+    file: &[u8],
+    (header, settings): (&ImageHeader, &InputSettings),
+    stop: Stop<'_>,
+) -> Result<Raster, InputError> {
+    let format = header.format;
+    let refused = |error: &ImageError| refused(format, header, error, settings);
+    let mut decoder = open(source, format, settings)?;
+    decoder.set_limits(limits(settings.max_decoded_bytes)).map_err(|error| refused(&error))?;
+    let (width, height) = decoder.dimensions();
+    let layout = Layout::of(decoder.color_type()).ok_or_else(|| undecodable(format, VARIANT))?;
+    let length = usize::try_from(decoder.total_bytes())
+        .map_err(|_| memory::OutOfMemory { bytes: decoder.total_bytes() })?;
+    let mut data: Vec<u8> = memory::filled_until::<_, InputError>(0, length, stop)?;
+    memory::check_free(bytes_inside(file, format, (width, height)))?;
+    decoder.read_image(&mut data).map_err(|error| refused(&error))?;
+    Ok(Raster { width, height, layout, data })
+}
+
+/// The file that is decoded in place of the client's.
+fn open_still(file: &[u8], format: ImageFormat) -> Result<Still<'_>, InputError> {
+    Still::of(file, format)?.ok_or_else(|| {
+        let whole = structure::is_complete(file, format);
+        undecodable(format, if whole { DAMAGED } else { INCOMPLETE })
+    })
+}
+
+/// What a decoder holds beside the frame that it fills, by the size of the frame.
+fn bytes_inside(file: &[u8], format: ImageFormat, frame: (u32, u32)) -> u64 {
+    let pixels = u64::from(frame.0) * u64::from(frame.1);
+    match format {
+        // Indices, before they become colours.
+        ImageFormat::Gif => pixels,
+        ImageFormat::WebP => {
+            let parts = webp::parts(file, frame);
+            // Planes of macroblocks, 16 pixels a side: luma, and chroma at half the size.
+            let side = |side: u32| u64::from(side).next_multiple_of(16);
+            let lossy = parts.lossy.map_or(0, |_| side(frame.0) * side(frame.1) * 3 / 2);
+            let lossless = parts.lossless.map_or(0, |stream| {
+                // Four channels; predictions, colours and groups of codes take a pixel for 4 x 4 each.
+                let block = |side: u32| u64::from(side.div_ceil(4));
+                pixels * if stream.is_alpha { 5 } else { 4 } + block(frame.0) * block(frame.1) * 12
+            });
+            let plain_alpha = if parts.plain_alpha { pixels } else { 0 };
+            lossy + lossless + plain_alpha
+        }
+        // Beside some rows.
+        ImageFormat::Png => structure::png_metadata_bytes(file, METADATA_BYTES),
+        ImageFormat::Jpeg | ImageFormat::Bmp => 0,
+    }
+}
+
+/// Bytes of a lossless picture's code tables, which the decoder allocates without a limit.
+fn check_codes(
+    file: &[u8],
+    frame: (u32, u32),
+    settings: &InputSettings,
+) -> Result<u64, InputError> {
+    match lossless::code_bytes(file, frame, settings.max_decoded_bytes) {
+        Ok(bytes) => check_decoded(bytes, settings).map(|()| bytes),
+        Err(lossless::Malformed) => Err(undecodable(ImageFormat::WebP, DAMAGED)),
+    }
+}
+
+/// `max_bytes` bounds what a decoder allocates for itself: a PNG's rows and metadata.
+fn limits(max_bytes: u64) -> Limits {
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(max_bytes);
+    limits
+}
+
+fn open<'file>(
+    file: StoppableFile<'file>,
+    format: ImageFormat,
+    settings: &InputSettings,
+) -> Result<impl ImageDecoder + 'file, InputError> {
+    let format_of_crate = match format {
+        // Read by decoders of our own before this one is asked for.
+        ImageFormat::Jpeg | ImageFormat::Bmp => return Err(undecodable(format, VARIANT)),
+        ImageFormat::Png => image::ImageFormat::Png,
+        ImageFormat::WebP => image::ImageFormat::WebP,
+        ImageFormat::Gif => image::ImageFormat::Gif,
+    };
+    let mut reader = ImageReader::with_format(file, format_of_crate);
+    reader.limits(limits(METADATA_BYTES.min(settings.max_decoded_bytes)));
+    reader.into_decoder().map_err(|error| undecodable(format, describe(&error)))
+}
+
+fn refused(
+    format: ImageFormat,
+    header: &ImageHeader,
+    error: &ImageError,
+    settings: &InputSettings,
+) -> InputError {
+    if matches!(error, ImageError::Limits(_)) {
+        let (bytes, max_bytes) = (header.working_bytes, settings.max_decoded_bytes);
+        return InputError::DecodedImageTooLarge { bytes, max_bytes };
+    }
+    undecodable(format, describe(error))
+}
+
+/// A plain reason from a closed set; the decoder's own words are for programmers and go to the log.
+fn describe(error: &ImageError) -> &'static str {
+    tracing::debug!(%error, "a decoder refused a file");
+    if let ImageError::IoError(io) = error
+        && io.kind() == std::io::ErrorKind::UnexpectedEof
+    {
+        return INCOMPLETE;
+    }
+    match error {
+        ImageError::Unsupported(_) => VARIANT,
+        ImageError::Limits(_) => "its header asks for too much memory",
+        ImageError::Decoding(_)
+        | ImageError::Encoding(_)
+        | ImageError::Parameter(_)
+        | ImageError::IoError(_) => DAMAGED,
+    }
+}
+
+/// Work of the decoder in pixels, as [`ImageHeader::work`] counts them. Measured on pictures of 50 megapixels.
+fn work(file: &[u8], format: ImageFormat, frame: (u32, u32), frame_bytes: u64) -> u64 {
+    let pixels = u64::from(frame.0) * u64::from(frame.1);
+    match format {
+        // By the bytes of its rows.
+        ImageFormat::Png => frame_bytes / 2,
+        ImageFormat::Gif => pixels * 3,
+        ImageFormat::WebP => {
+            let parts = webp::parts(file, frame);
+            let (lossy, lossless) = (parts.lossy.is_some(), parts.lossless.is_some());
+            pixels * (u64::from(lossy) * 2 + u64::from(lossless) * 4)
+        }
+        ImageFormat::Jpeg | ImageFormat::Bmp => pixels,
+    }
+}

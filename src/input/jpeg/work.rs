@@ -1,0 +1,112 @@
+//! What decoding will cost, told from the heads of the scans.
+//!
+//! Scans are found as pairs of bytes, wherever they stand: every scan that the decoder meets begins with such a pair, so
+//! none is missed, and a file can make itself dearer only.
+
+use super::frame::{Component, Frame};
+use super::header::Scan;
+use super::is_in_parts;
+use super::scan::{work_of_scan, work_of_walk};
+use super::source::marker;
+
+/// Bytes that are looked at together: vector instructions compare them at once, and many hold no 0xFF.
+const CHUNK: usize = 64;
+/// A walk over a block costs as much as so many pixels of a plain file. Measured at 50 megapixels: 11 ns a pixel, and for
+/// 781,250 blocks 28 ms (DC refined), 150 ms (AC refined), 80 ms (arithmetic coding), 100 ms (lossless).
+const PIXELS_PER_BLOCK: u64 = 4;
+/// A byte of entropy-coded data costs as much as so many pixels, with Huffman codes and with arithmetic coding.
+const PIXELS_PER_BYTE: u64 = 3;
+const PIXELS_PER_ARITHMETIC_BYTE: u64 = 8;
+
+/// Cost in pixels of a plain file. `rest` is what follows the head of the first scan.
+pub(super) fn estimate(frame: &Frame, first_scan: &Scan, rest: &[u8]) -> u64 {
+    let pixels = (frame.width * frame.height) as u64;
+    let per_byte =
+        if frame.process.arithmetic { PIXELS_PER_ARITHMETIC_BYTE } else { PIXELS_PER_BYTE };
+    // Transform and colours; of a file in parts its coefficients are kept, too.
+    let (times, later) =
+        if is_in_parts(frame, first_scan) { (2, later_scans(frame, rest)) } else { (1, 0) };
+    let blocks = work_of_scan(frame, first_scan).saturating_add(later);
+    (pixels * times)
+        .saturating_add(blocks.saturating_mul(PIXELS_PER_BLOCK))
+        .saturating_add(rest.len() as u64 * per_byte)
+}
+
+/// Work of the scans behind the first, in blocks.
+fn later_scans(frame: &Frame, rest: &[u8]) -> u64 {
+    let mut total = 0_u64;
+    for (index, chunk) in rest.chunks(CHUNK).enumerate() {
+        // Counted without an early end: that is what vector instructions do.
+        if chunk.iter().map(|&byte| u8::from(byte == 0xff)).sum::<u8>() == 0 {
+            continue;
+        }
+        for (place, _) in chunk.iter().enumerate().filter(|(_, byte)| **byte == 0xff) {
+            let behind = &rest[index * CHUNK + place + 1..];
+            total = total.saturating_add(scan_work(frame, behind).unwrap_or(0));
+        }
+    }
+    total
+}
+
+/// Work of the scan whose marker stands here, without its first byte; `None` where there is none.
+fn scan_work(frame: &Frame, found: &[u8]) -> Option<u64> {
+    let (&[code, _, _, count], behind) = found.split_first_chunk()?;
+    if code != marker::SOS || !(1..=4).contains(&count) {
+        return None;
+    }
+    let (listed, parameters) = behind.split_at_checked(usize::from(count) * 2)?;
+    let &[first, last, approximation] = parameters.first_chunk()?;
+    // Several components may share an id.
+    let largest = |id| {
+        let named = frame.components.iter().filter(|component| component.id == id);
+        named.map(blocks).max().unwrap_or(0)
+    };
+    let walked = listed.as_chunks::<2>().0.iter().map(|&[id, _]| largest(id)).sum();
+    Some(work_of_walk(frame.process, walked, (first, last, approximation >> 4)))
+}
+
+fn blocks(component: &Component) -> u64 {
+    (component.padded_width * component.padded_height) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::read_header;
+
+    fn segment(marker: u8, data: &[u8]) -> Vec<u8> {
+        [&[0xff, marker][..], &(data.len() as u16 + 2).to_be_bytes(), data].concat()
+    }
+
+    /// Scans of these components behind a frame of three, 64 pixels a side; `frame` is its marker.
+    fn work(frame: u8, scans: &[&[u8]]) -> u64 {
+        let mut file = b"\xff\xd8".to_vec();
+        file.extend(segment(frame, b"\x08\0\x40\0\x40\x03\x01\x22\0\x02\x11\0\x03\x11\0"));
+        for components in scans {
+            let listed: Vec<u8> = components.iter().flat_map(|&id| [id, 0]).collect();
+            let head = [&[components.len() as u8][..], &listed, &[0, 63, 0]].concat();
+            // Data with stuffing, and as long as two chunks.
+            file.extend([segment(0xda, &head), b"\xff\0".repeat(70)].concat());
+        }
+        file.extend(b"\xff\xd9");
+        read_header(&file).unwrap().work
+    }
+
+    #[test]
+    fn every_scan_that_is_read_counts_by_what_it_walks_over() {
+        let pixels = 64 * 64;
+        // Bytes behind the head of the first scan: data, heads of the others, the end.
+        let bytes = |scans: u64, listed: u64| 140 * scans + 2 + 8 * (scans - 1) + 2 * listed;
+        // Luma has 64 blocks, chroma 16 each; each scan costs 256 more.
+        let all = 96 + 256;
+        assert_eq!(work(0xc0, &[&[1, 2, 3]]), pixels + 4 * all + 3 * bytes(1, 0));
+        // What follows the only scan is not read.
+        let twice = work(0xc0, &[&[1, 2, 3], &[1, 2, 3]]);
+        assert_eq!(twice, pixels + 4 * all + 3 * bytes(2, 3));
+        let apart = work(0xc0, &[&[1], &[2], &[3]]);
+        assert_eq!(apart, 2 * pixels + 4 * (all + 512) + 3 * bytes(3, 2));
+        let progressive = work(0xc2, &[&[1, 2, 3], &[1], &[1]]);
+        assert_eq!(progressive, 2 * pixels + 4 * (all + 2 * (64 + 256)) + 3 * bytes(3, 2));
+        let arithmetic = work(0xca, &[&[1, 2, 3]]);
+        assert_eq!(arithmetic, 2 * pixels + 4 * (2 * 96 + 256) + 8 * bytes(1, 0));
+    }
+}

@@ -3,15 +3,15 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use crate::app::{WorkerEnded, is_checkpoint_fault};
+use crate::app::{WarmUpError, WorkerEnded, is_checkpoint_fault};
 use crate::config::ConfigError;
 use crate::hub::HubError;
 
 /// Exit code of a bad configuration or a bad checkpoint: `EX_CONFIG` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
 
-/// Exit code of a server whose worker ended by itself: `EX_SOFTWARE` of sysexits.h.
-const WORKER_ENDED: u8 = 70;
+/// Exit code of a server whose models cannot compute, or whose worker ended by itself: `EX_SOFTWARE` of sysexits.h.
+const CANNOT_COMPUTE: u8 = 70;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,9 @@ pub(super) enum CommandError {
     /// The server's worker thread ended by itself.
     #[error(transparent)]
     Worker(#[from] WorkerEnded),
+    /// A model was loaded and cannot compute.
+    #[error("cannot start")]
+    WarmUp(#[from] WarmUpError),
     /// Anything else, with what was tried.
     #[error("{action}")]
     Failed {
@@ -46,10 +49,22 @@ impl CommandError {
         Self::Failed { action: action.into(), source: source.into() }
     }
 
+    /// Why a server ended; `action` where nothing more is known of it.
+    pub(super) fn of_server(action: &str, error: anyhow::Error) -> Self {
+        let error = match error.downcast::<WorkerEnded>() {
+            Ok(ended) => return ended.into(),
+            Err(error) => error,
+        };
+        match error.downcast::<WarmUpError>() {
+            Ok(failed) => failed.into(),
+            Err(error) => Self::failed(action, error),
+        }
+    }
+
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_) => ExitCode::from(BAD_CONFIGURATION),
-            Self::Worker(_) => ExitCode::from(WORKER_ENDED),
+            Self::Worker(_) | Self::WarmUp(_) => ExitCode::from(CANNOT_COMPUTE),
             Self::Hub(error) if is_checkpoint_fault(error) => ExitCode::from(BAD_CONFIGURATION),
             Self::Failed { source, .. } if is_checkpoint_fault(&**source) => {
                 ExitCode::from(BAD_CONFIGURATION)
@@ -82,6 +97,17 @@ mod tests {
         let failed = CommandError::failed("cannot start", std::io::Error::other("disk full"));
         assert_eq!(shown(&WorkerEnded.into()), format!("{:?}", ExitCode::from(70)));
         assert_eq!(shown(&failed), format!("{:?}", ExitCode::from(1)));
+    }
+
+    #[test]
+    fn what_ends_a_server_keeps_its_exit_code() {
+        let shown = |error: anyhow::Error| {
+            format!("{:?}", CommandError::of_server("the server failed", error).exit_code())
+        };
+        let code = |code: u8| format!("{:?}", ExitCode::from(code));
+        assert_eq!(shown(WorkerEnded.into()), code(70));
+        assert_eq!(shown(WarmUpError::WorkerDown.into()), code(70));
+        assert_eq!(shown(anyhow::Error::msg("disk full")), code(1));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The command line: what was asked for, and an exit code. One file a command; no command does the work itself.
 //!
-//! Exit codes: 0 done, 1 failed, 2 not understood (by the argument parser), 78 bad configuration or bad checkpoint files.
+//! Exit codes: 0 done, 1 failed, 2 not understood (by the argument parser), 70 a model that cannot compute or a worker
+//! that ended by itself, 78 bad configuration or bad checkpoint files.
 //! Standard output carries what a command was asked for; logs and progress go to standard error.
 
 mod args;
@@ -39,9 +40,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environm
         }
     };
     match execute(&arguments, environment) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            logging::flush();
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "blip-server: {}", error.with_causes());
+            logging::write_error(&format!("blip-server: {}", error.with_causes()));
             error.exit_code()
         }
     }

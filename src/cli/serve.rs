@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 
 use super::error::CommandError;
 use super::signals;
-use crate::app::{self, App, WorkerEnded};
+use crate::app::{self, App};
 use crate::config::{Config, ConfigError};
 use crate::http::{Listener, Tls};
 use crate::hub::ModelSource;
@@ -44,6 +44,8 @@ async fn serve(
 ) -> Result<(), CommandError> {
     let shutdown = signals::shutdown()
         .map_err(|error| CommandError::failed("cannot listen for signals", error))?;
+    let hangups = signals::hangups()
+        .map_err(|error| CommandError::failed("cannot listen for signals", error))?;
     let mut listener = Listener::from(bind(config.listen).await?);
     if let Some(tls) = &config.http.tls {
         let tls = Tls::load(tls)
@@ -58,10 +60,10 @@ async fn serve(
     if let Some(operations) = operations {
         app = app.with_operations(operations);
     }
-    app.serve(listener, shutdown).await.map_err(|error| match error.downcast::<WorkerEnded>() {
-        Ok(ended) => ended.into(),
-        Err(error) => CommandError::failed("the server failed", error),
-    })
+    let state = app.state().clone();
+    tokio::spawn(signals::on_hangup(hangups, move || state.reload_files()));
+    let served = app.serve(listener, shutdown).await;
+    served.map_err(|error| CommandError::of_server("the server failed", error))
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, CommandError> {

@@ -5,16 +5,18 @@
 //! itself from its first byte. A head whose first bytes came during the previous request has only the longer
 //! bound.
 //!
-//! A refusal that was decided before its request's body had been read ends the connection; [`TimedStream`] then takes
-//! in what the client still sends, so that the refusal reaches it.
+//! A connection that closes while its client still sends (a refusal came before the end of its request, or requests
+//! were sent ahead) would be reset, and its last answer lost: [`TimedStream`] takes in what still arrives.
+//!
+//! [`Activity`] is also what `connection_table` asks when a connection has to make room.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -32,26 +34,100 @@ pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 32 << 20;
 
-/// What a connection is doing; shared by its stream and its service.
-#[derive(Debug, Clone, Default)]
+/// Why a stream ends whose client is too slow with a head.
+#[derive(Debug, thiserror::Error)]
+#[error("the head of a request took too long")]
+pub(crate) struct HeadTooSlow;
+
+/// What a connection is doing; shared by its stream, its service and the table of connections.
+#[derive(Debug, Clone)]
 pub(crate) struct Activity(Arc<Doing>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Doing {
-    state: AtomicU8,
-    /// A request's body was given up before its end: nothing else can be read from this connection.
+    /// The phase in the two low bits, above them the microseconds from [`EPOCH`] to its beginning: one value, so that
+    /// both are read together.
+    phase: AtomicU64,
+    /// A request was given up before its end: nothing else can be read from this connection.
     body_left: AtomicBool,
+    /// The client does not take what is written at present.
+    stalled: AtomicBool,
 }
 
-const HEAD: u8 = 0;
-const REQUEST: u8 = 1;
-const IDLE: u8 = 2;
+/// The beginning of all times of phases.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Nothing has arrived on a new connection.
+const SILENT: u64 = 0;
+/// A head is arriving, or a TLS handshake.
+const HEAD: u64 = 1;
+const REQUEST: u64 = 2;
+/// Between two requests.
+const IDLE: u64 = 3;
+
+const PHASE_BITS: u32 = 2;
+const PHASE: u64 = (1 << PHASE_BITS) - 1;
+
+/// A connection that waits for a request; the one that is closed first is the least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Waiting {
+    /// A head has begun to arrive.
+    pub(crate) head_begun: bool,
+    /// Microseconds from [`EPOCH`].
+    since: u64,
+}
+
+impl Default for Activity {
+    /// A new connection.
+    fn default() -> Self {
+        let activity = Self(Arc::new(Doing {
+            phase: AtomicU64::default(),
+            body_left: AtomicBool::default(),
+            stalled: AtomicBool::default(),
+        }));
+        activity.enter(SILENT);
+        activity
+    }
+}
 
 impl Activity {
     /// A head has been read; until the guard is dropped the request is being answered.
     pub(crate) fn begin_request(&self) -> RequestGuard {
-        self.0.state.store(REQUEST, Ordering::Release);
+        self.enter(REQUEST);
         RequestGuard(self.clone())
+    }
+
+    /// The first byte of a head has arrived.
+    pub(crate) fn begin_head(&self) {
+        self.enter(HEAD);
+    }
+
+    /// Whether the connection waits for a request, with nothing left to send.
+    pub(crate) fn waiting(&self) -> Option<Waiting> {
+        let value = self.0.phase.load(Ordering::Acquire);
+        let (phase, since) = (value & PHASE, value >> PHASE_BITS);
+        let waits = phase != REQUEST && !self.0.stalled.load(Ordering::Acquire);
+        waits.then_some(Waiting { head_begun: phase == HEAD, since })
+    }
+
+    /// Notes that what remains of the input is not read.
+    pub(crate) fn leave_rest(&self) {
+        self.0.body_left.store(true, Ordering::Release);
+    }
+
+    /// Notes whether the client takes what is written.
+    pub(crate) fn set_stalled(&self, stalled: bool) {
+        self.0.stalled.store(stalled, Ordering::Release);
+    }
+
+    /// True while something is written that the client does not take.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.0.stalled.load(Ordering::Acquire)
+    }
+
+    fn enter(&self, phase: u64) {
+        let since = EPOCH.elapsed().as_micros() as u64;
+        self.0.phase.store(since << PHASE_BITS | phase, Ordering::Release);
     }
 
     /// The request's body, which tells when it is given up before its end.
@@ -59,13 +135,13 @@ impl Activity {
         Body::new(WatchedBody { body, activity: self.clone(), ended: false })
     }
 
-    /// True when a request's body was given up before its end.
+    /// True when a request was given up before its end.
     pub(crate) fn has_body_left(&self) -> bool {
         self.0.body_left.load(Ordering::Acquire)
     }
 
-    fn is(&self, state: u8) -> bool {
-        self.0.state.load(Ordering::Acquire) == state
+    fn phase(&self) -> u64 {
+        self.0.phase.load(Ordering::Acquire) & PHASE
     }
 }
 
@@ -75,7 +151,7 @@ pub(crate) struct RequestGuard(Activity);
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.0.0.state.store(IDLE, Ordering::Release);
+        self.0.enter(IDLE);
     }
 }
 
@@ -111,7 +187,7 @@ impl HttpBody for WatchedBody {
 impl Drop for WatchedBody {
     fn drop(&mut self) {
         if !self.ended && !self.body.is_end_stream() {
-            self.activity.0.body_left.store(true, Ordering::Release);
+            self.activity.leave_rest();
         }
     }
 }
@@ -148,17 +224,14 @@ impl<S> TimedStream<S> {
 
     /// Ends the wait for a head that takes too long.
     fn poll_head_timer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.activity.is(HEAD) {
+        if !matches!(self.activity.phase(), SILENT | HEAD) {
             self.head_timer = None;
             return Poll::Pending;
         }
         let timeout = self.head_timeout;
         let timer = self.head_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(timer.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the request's head took too long",
-        )))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, HeadTooSlow)))
     }
 
     /// Passes a write's result on, or ends it when the client takes nothing for too long.
@@ -168,8 +241,13 @@ impl<S> TimedStream<S> {
         result: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if result.is_ready() {
-            self.write_timer = None;
+            if self.write_timer.take().is_some() {
+                self.activity.set_stalled(false);
+            }
             return result;
+        }
+        if self.write_timer.is_none() {
+            self.activity.set_stalled(true);
         }
         let timeout = self.write_timeout;
         let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
@@ -179,6 +257,15 @@ impl<S> TimedStream<S> {
 }
 
 impl<S: AsyncRead + Unpin> TimedStream<S> {
+    /// Whether something has arrived that nobody reads any more, such as the next of several requests that a client sent
+    /// at once.
+    fn has_unread(&mut self, context: &mut Context<'_>) -> bool {
+        let mut scratch = [0; 1];
+        let mut buffer = ReadBuf::new(&mut scratch);
+        let read = Pin::new(&mut self.inner).poll_read(context, &mut buffer);
+        matches!(read, Poll::Ready(Ok(()))) && !buffer.filled().is_empty()
+    }
+
     /// Discards what still arrives, until the client is done or has had its time.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let timer = self.linger_timer.get_or_insert_with(|| Box::pin(sleep(LINGER)));
@@ -209,10 +296,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
         if read.is_pending() {
             return self.poll_head_timer(context);
         }
-        if buffer.filled().len() > before && self.activity.is(IDLE) {
-            self.activity.0.state.store(HEAD, Ordering::Release);
-            let timeout = self.head_timeout;
-            self.head_timer = Some(Box::pin(sleep(timeout)));
+        if buffer.filled().len() > before {
+            match self.activity.phase() {
+                // Its clock runs from the beginning of the connection.
+                SILENT => self.activity.begin_head(),
+                IDLE => {
+                    self.activity.begin_head();
+                    let timeout = self.head_timeout;
+                    self.head_timer = Some(Box::pin(sleep(timeout)));
+                }
+                _ => {}
+            }
         }
         read
     }
@@ -237,7 +331,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
         if self.linger_timer.is_none() {
             let result = Pin::new(&mut self.inner).poll_shutdown(context);
             ready!(self.poll_write_timer(context, result))?;
-            if !self.activity.has_body_left() {
+            if !self.activity.has_body_left() && !self.has_unread(context) {
                 return Poll::Ready(Ok(()));
             }
         }

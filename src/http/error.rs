@@ -63,6 +63,7 @@ codes! {
     TaskNotLoaded "task_not_loaded" NOT_FOUND "No loaded model serves this endpoint";
     ImageNotFound "image_not_found" NOT_FOUND "The image is not held any more";
     MethodNotAllowed "method_not_allowed" METHOD_NOT_ALLOWED "The path does not take this method";
+    HeadTooLarge "head_too_large" REQUEST_HEADER_FIELDS_TOO_LARGE "The head of the request is too large";
     RequestTimeout "request_timeout" REQUEST_TIMEOUT "The client was too slow";
     PayloadTooLarge "payload_too_large" PAYLOAD_TOO_LARGE "The body or an image file is too large";
     UnsupportedMediaType "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE "The body's type or encoding is not accepted";
@@ -229,6 +230,12 @@ impl ApiError {
             request_id: request_id.to_owned(),
             errors: self.errors.clone(),
         }
+    }
+
+    /// The body of its answer.
+    pub(crate) fn to_body(&self, request_id: &str) -> Vec<u8> {
+        serde_json::to_vec(&self.to_problem(request_id))
+            .expect("a problem holds only strings and numbers")
     }
 
     /// `Retry-After` in whole seconds, at least 1; every other request is told a second more, so that those who were

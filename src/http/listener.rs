@@ -25,7 +25,7 @@ pub struct Listener {
 pub(crate) struct Accepted {
     pub(crate) stream: TcpStream,
     pub(crate) peer: SocketAddr,
-    /// Its place among the connections.
+    /// Its place among the sockets that may be open.
     pub(crate) permit: OwnedSemaphorePermit,
 }
 

@@ -1,6 +1,7 @@
 //! Label sets that are known before the first request start at 0, so that a rate exists from the first scrape.
 
 use super::error::Code;
+use super::malformed;
 use super::models::Models;
 use crate::task::Role;
 use crate::telemetry::metrics::Metrics;
@@ -17,7 +18,7 @@ const INFERENCE_ROUTES: &[&str] = &[
     "/embeddings/batch",
 ];
 
-/// Successes of the inference routes, and every reason of refusal.
+/// Successes of the inference routes, every reason of refusal, and heads that are no requests.
 pub(crate) fn initialise(metrics: &Metrics) {
     for route in INFERENCE_ROUTES {
         metrics.http_requests_total.with_label_values(&[*route, "POST", "200", "ok"]);
@@ -27,6 +28,11 @@ pub(crate) fn initialise(metrics: &Metrics) {
         metrics.request_failures_total.with_label_values(&[code.name()]);
     }
     metrics.request_failures_total.with_label_values(&["client_closed"]);
+    for code in malformed::CODES {
+        let status = code.status();
+        let labels = [malformed::ROUTE, malformed::METHOD, status.as_str(), code.name()];
+        metrics.http_requests_total.with_label_values(&labels);
+    }
 }
 
 /// Answered items of each loaded model.

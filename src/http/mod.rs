@@ -5,7 +5,8 @@
 //! - `extract`: bodies in any encoding to typed requests. `generation`, `image_args`, `text`: what fields mean.
 //! - `access`: API keys, rate limits, clients' addresses.
 //! - `listener`, `tls`, `server`, `connection`: sockets, encryption, connections and their clocks. `guarded_body`: answers
-//!   that are watched while they are sent. `reload`: files of keys and certificates that change.
+//!   that are watched while they are sent. `connection_table`: who has a place when there are more connections than
+//!   places. `malformed`: heads that are no requests. `reload`: files of keys and certificates that change.
 //! - `error`: the closed list of refusals and their statuses. `convert`: other folders' errors as refusals.
 //! - `middleware`: ids, timings, metrics, the access log, bodies of refusals.
 //! - `openapi`: the document, generated from all of this; `written`: the same as bytes.
@@ -15,6 +16,7 @@
 mod access;
 mod call;
 mod connection;
+mod connection_table;
 mod convert;
 mod error;
 mod extract;
@@ -23,6 +25,7 @@ mod guarded_body;
 mod image_args;
 mod info;
 mod listener;
+mod malformed;
 mod metric_labels;
 mod middleware;
 mod models;
@@ -48,7 +51,7 @@ pub use listener::Listener;
 pub use models::{Model, Models};
 pub use openapi::{Document, document, strict_document};
 pub use router::router;
-pub use server::{Drained, serve, serve_operations};
+pub use server::{Drained, max_sockets, serve, serve_operations};
 pub use settings::{
     AccessLogSettings, ConnectionSettings, CorsSettings, HttpSettings, HttpSettingsError, Limits,
 };

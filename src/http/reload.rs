@@ -2,8 +2,8 @@
 //!
 //! Their content is read every few seconds: it is a few kilobytes, and neither clocks, symbolic links nor equal sizes
 //! can hide a change that way. New contents are taken only when two successive looks saw the same, so that a file that
-//! is being written is not taken by half. What cannot be used is logged once and changes nothing; the next look tries
-//! again.
+//! is being written is not taken by half; one look is enough when somebody asks for it (SIGHUP), who knows that the files
+//! are complete. What cannot be used is logged once per change and changes nothing; the next look tries again.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::metrics::Metrics;
@@ -22,6 +23,9 @@ pub(crate) const MAX_FILE_BYTES: u64 = 1 << 20;
 pub(crate) trait Watched: Send + Sync + 'static {
     /// Its name in logs and metrics.
     fn name(&self) -> &'static str;
+
+    /// What stays as it is while the files cannot be used, and what to do about it.
+    fn advice(&self) -> &'static str;
 
     /// The files, in the order of `apply`'s contents. Without any there is nothing to watch.
     fn paths(&self) -> Vec<&Path>;
@@ -57,11 +61,12 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(content)
 }
 
-/// Looks at the files every `interval` until `stop`.
+/// Looks at the files every `interval`, and whenever `demands` changes, until `stop`.
 pub(crate) async fn watch(
     watched: Arc<dyn Watched>,
     metrics: Arc<Metrics>,
     interval: Duration,
+    mut demands: Receiver<()>,
     stop: CancellationToken,
 ) {
     if watched.paths().is_empty() {
@@ -69,12 +74,13 @@ pub(crate) async fn watch(
     }
     let mut watcher = Watcher::new(watched, metrics);
     loop {
-        tokio::select! {
+        let look = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(interval) => {}
-        }
+            Ok(()) = demands.changed() => Look::Demanded,
+            () = tokio::time::sleep(interval) => Look::Regular,
+        };
         let look = tokio::task::spawn_blocking(move || {
-            watcher.look();
+            watcher.look(look);
             watcher
         });
         match look.await {
@@ -87,15 +93,27 @@ pub(crate) async fn watch(
     }
 }
 
+/// Why the files are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// The time has come.
+    Regular,
+    /// Somebody asked for it, and wants to be told how it went.
+    Demanded,
+}
+
+/// Contents, or that they could not be read.
+type Seen = Option<[u8; 32]>;
+
 struct Watcher {
     watched: Arc<dyn Watched>,
     metrics: Arc<Metrics>,
     /// Hash of the contents that were taken last.
     taken: Option<[u8; 32]>,
     /// Hash of the contents of the last look, when they could be read.
-    seen: Option<[u8; 32]>,
-    /// What was logged, so that it is logged once.
-    failure: Option<String>,
+    seen: Seen,
+    /// What was logged and of which contents, so that it is logged once per change.
+    failure: Option<(String, Seen)>,
 }
 
 impl Watcher {
@@ -103,11 +121,12 @@ impl Watcher {
         Self { watched, metrics, taken: None, seen: None, failure: None }
     }
 
-    fn look(&mut self) {
+    fn look(&mut self, look: Look) {
         let name = self.watched.name();
-        match self.try_look() {
+        let is_news = |failure: &Option<_>| look == Look::Demanded || failure.is_some();
+        match self.try_look(look) {
             Ok(None) => {}
-            Ok(Some(Outcome::Unchanged)) if self.failure.is_none() => {}
+            Ok(Some(Outcome::Unchanged)) if !is_news(&self.failure) => {}
             Ok(Some(outcome)) => {
                 self.failure = None;
                 let what = match outcome {
@@ -117,17 +136,22 @@ impl Watcher {
                 self.count("ok");
                 tracing::info!(files = name, "{name} were read again: {what}");
             }
-            Err(reason) if self.failure.as_ref() == Some(&reason) => {}
             Err(reason) => {
+                let failure = Some((reason, self.seen));
+                if look == Look::Regular && self.failure == failure {
+                    return;
+                }
                 self.count("failed");
-                tracing::error!(files = name, reason, "new {name} cannot be used, the old stay");
-                self.failure = Some(reason);
+                let reason = failure.as_ref().map(|(reason, _)| reason);
+                let advice = self.watched.advice();
+                tracing::warn!(files = name, reason, "cannot use the changed {name}: {advice}");
+                self.failure = failure;
             }
         }
     }
 
-    /// Reads the files, and takes them over when the last look saw the same; `None` when it did not.
-    fn try_look(&mut self) -> Result<Option<Outcome>, String> {
+    /// Reads the files, and takes them over when the last look saw the same, or on demand; `None` when it did not.
+    fn try_look(&mut self, look: Look) -> Result<Option<Outcome>, String> {
         // Until they are read: a look that could not read them does not count.
         let before = self.seen.take();
         let paths: Vec<PathBuf> = self.watched.paths().into_iter().map(Path::to_owned).collect();
@@ -143,7 +167,7 @@ impl Watcher {
         if self.taken == Some(digest) {
             return Ok(Some(Outcome::Unchanged));
         }
-        if before != Some(digest) {
+        if look == Look::Regular && before != Some(digest) {
             return Ok(None);
         }
         let outcome = self.watched.apply(&contents)?;
@@ -173,13 +197,17 @@ mod tests {
             "keys"
         }
 
+        fn advice(&self) -> &'static str {
+            "the old text stays"
+        }
+
         fn paths(&self) -> Vec<&Path> {
             vec![&self.path]
         }
 
         fn apply(&self, contents: &[Vec<u8>]) -> Result<Outcome, String> {
             let text = String::from_utf8(contents[0].clone()).unwrap();
-            if text == "bad" {
+            if text.starts_with("bad") {
                 return Err("it is bad".to_owned());
             }
             let mut taken = self.taken.lock().unwrap();
@@ -217,7 +245,11 @@ mod tests {
 
         /// What is in force after one more look, and how often it was changed and could not be.
         fn look(&mut self) -> (String, u64, u64) {
-            self.watcher.look();
+            self.look_because(Look::Regular)
+        }
+
+        fn look_because(&mut self, look: Look) -> (String, u64, u64) {
+            self.watcher.look(look);
             let reloads =
                 |result| self.metrics.file_reloads_total.with_label_values(&["keys", result]);
             (self.text.taken.lock().unwrap().clone(), reloads("ok").get(), reloads("failed").get())
@@ -245,6 +277,48 @@ mod tests {
         assert_eq!(rig.look(), state("two", 1, 3));
         rig.write("two");
         assert_eq!(rig.look(), state("two", 2, 3));
+    }
+
+    #[test]
+    fn each_change_that_cannot_be_used_is_counted_even_when_the_reason_is_the_same() {
+        let mut rig = Rig::start();
+        for (failed, content) in (1..).zip(["bad", "bad ", "bad"]) {
+            rig.write(content);
+            assert_eq!(rig.look(), state("one", 0, failed - 1));
+            for _ in 0..3 {
+                assert_eq!(rig.look(), state("one", 0, failed));
+            }
+        }
+    }
+
+    #[test]
+    fn on_demand_one_look_is_enough_and_every_failure_is_told() {
+        let mut rig = Rig::start();
+        rig.write("two");
+        assert_eq!(rig.look_because(Look::Demanded), state("two", 1, 0));
+        rig.write("bad");
+        assert_eq!(rig.look_because(Look::Demanded), state("two", 1, 1));
+        assert_eq!(rig.look(), state("two", 1, 1));
+        assert_eq!(rig.look_because(Look::Demanded), state("two", 1, 2));
+        rig.write("two");
+        assert_eq!(rig.look_because(Look::Demanded), state("two", 2, 2));
+    }
+
+    #[tokio::test]
+    async fn a_demand_does_not_wait_for_the_time_of_the_next_look() {
+        let rig = Rig::start();
+        rig.write("two");
+        let (demand, demands) = tokio::sync::watch::channel(());
+        let stop = CancellationToken::new();
+        let never = Duration::from_secs(24 * 3600);
+        let (text, metrics) = (rig.text.clone(), Arc::clone(&rig.metrics));
+        let watching = tokio::spawn(watch(text, metrics, never, demands, stop.clone()));
+        demand.send_replace(());
+        while *rig.text.taken.lock().unwrap() != "two" {
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+        watching.await.unwrap();
     }
 
     #[test]

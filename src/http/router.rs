@@ -23,6 +23,7 @@ use super::middleware::panic::PanicResponder;
 use super::middleware::problem::problem;
 use super::middleware::rate_limit::rate_limit;
 use super::middleware::request_id::request_id;
+use super::middleware::room::room;
 use super::middleware::server_timing::server_timing;
 use super::routes::{caption, documents, embeddings, health, info, metrics, similarity, vqa};
 use super::state::HttpState;
@@ -115,6 +116,7 @@ fn layered(router: Router<HttpState>, state: HttpState) -> Router {
     };
     router
         .layer(CatchPanicLayer::custom(PanicResponder(Arc::clone(state.metrics()))))
+        .layer(from_fn(room))
         .layer(from_fn(host))
         .layer(from_fn(problem))
         .layer(from_fn(server_timing))

@@ -1,11 +1,12 @@
-//! Connections: bounding them, answering on them, ending them. `listener` accepts them, `tls` encrypts them.
+//! Connections: bounding them, answering on them, ending them. `listener` accepts them, `connection_table` says which
+//! have a place, `tls` encrypts them.
 //!
 //! An accept loop of our own, because `axum::serve` gives hyper no timer, without which its header timeout never
 //! fires. HTTP/1.1 only: no upgrade, no HTTP/2, whatever the head asks for.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,16 +17,21 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::access::client::Network;
 use super::connection::{Activity, PeerAddress, RequestGuard, TimedStream};
+use super::connection_table::{ConnectionTable, Place, sockets_of};
 use super::guarded_body::{BodyGuard, GuardedBody};
 use super::listener::{Accepted, Listener};
+use super::malformed::{KeptBack, MalformedHead, WithoutAutomaticAnswers};
+use super::middleware::access_log::AccessLog;
+use super::middleware::room::NoRoom;
 use super::reload::{Watched, watch};
 use super::router::operations_router;
 use super::settings::ConnectionSettings;
@@ -39,11 +45,19 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Connections of the operations listener: a few probes and scrapers.
 const OPERATIONS_CONNECTIONS: usize = 64;
 
+/// Sockets that the listeners may have open at one time, where the public one has so many places.
+pub fn max_sockets(max_connections: usize, with_operations: bool) -> usize {
+    let operations = if with_operations { sockets_of(OPERATIONS_CONNECTIONS) } else { 0 };
+    sockets_of(max_connections).saturating_add(operations)
+}
+
 /// How serving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
     /// Connections that were cut because they outlived the drain time.
     pub cut: usize,
+    /// Requests that had no answer then.
+    pub requests_cut: u64,
 }
 
 /// Serves the public listener until `shutdown`, then lets requests in flight finish within `drain_timeout`. Watches the
@@ -62,7 +76,8 @@ pub async fn serve(
     let keys = state.access().keys().map(|keys| Arc::clone(keys) as Arc<dyn Watched>);
     for watched in identity.into_iter().chain(keys) {
         let interval = state.settings().file_check_interval;
-        tokio::spawn(watch(watched, Arc::clone(state.metrics()), interval, shutdown.clone()));
+        let metrics = Arc::clone(state.metrics());
+        tokio::spawn(watch(watched, metrics, interval, state.reloads(), shutdown.clone()));
     }
     let settings = state.settings().connections.clone();
     serve_connections(listener, router, settings, state, shutdown).await
@@ -91,15 +106,27 @@ async fn serve_connections(
     state: &HttpState,
     shutdown: CancellationToken,
 ) -> Drained {
-    let permits = Arc::new(Semaphore::new(settings.max_connections));
+    let table = ConnectionTable::new(settings.max_connections, Arc::clone(state.metrics()));
+    // Beyond these, connections wait in the kernel's backlog: some that were told to leave have not gone yet.
+    let sockets = sockets_of(settings.max_connections).min(Semaphore::MAX_PERMITS);
+    let permits = Arc::new(Semaphore::new(sockets));
+    let log = Arc::new(AccessLog::new(state.settings().access_log.clone()));
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
     while let Some(Accepted { stream, peer, permit }) = listener.accept(&permits, &shutdown).await {
+        let activity = Activity::default();
+        let Some(place) = table.place(Network::of(Some(peer.ip())), &activity) else {
+            tracing::debug!(%peer, "a connection found no room");
+            continue;
+        };
         let connection = Connection {
             router: router.clone(),
             settings: settings.clone(),
             metrics: Arc::clone(state.metrics()),
+            log: Arc::clone(&log),
             peer,
+            activity,
+            place,
             shutdown: shutdown.clone(),
             cut: cut.clone(),
             _counted: GaugeGuard::new(&state.metrics().http_connections),
@@ -111,13 +138,19 @@ async fn serve_connections(
     connections.close();
     let drained = tokio::time::timeout(settings.drain_timeout + LAST_ANSWERS, connections.wait());
     if drained.await.is_ok() {
-        return Drained { cut: 0 };
+        return Drained { cut: 0, requests_cut: 0 };
     }
     let left = connections.len();
-    tracing::warn!(connections = left, "the drain time is over, cutting connections");
+    let requests_cut = state.metrics().http_requests_in_flight.get().try_into().unwrap_or(0);
+    state.metrics().http_requests_cut_total.inc_by(requests_cut);
+    tracing::warn!(
+        connections = left,
+        requests = requests_cut,
+        "the drain time is over, cutting connections"
+    );
     cut.cancel();
     connections.wait().await;
-    Drained { cut: left }
+    Drained { cut: left, requests_cut }
 }
 
 /// One connection.
@@ -125,7 +158,11 @@ struct Connection {
     router: Router,
     settings: ConnectionSettings,
     metrics: Arc<Metrics>,
+    /// Of heads that are no requests.
+    log: Arc<AccessLog>,
     peer: SocketAddr,
+    activity: Activity,
+    place: Place,
     shutdown: CancellationToken,
     cut: CancellationToken,
     _counted: GaugeGuard,
@@ -137,20 +174,20 @@ impl Connection {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
-        let activity = Activity::default();
         let settings = &self.settings;
         let (head, write) = (settings.header_read_timeout, settings.write_timeout);
         // The clocks run below TLS: a handshake is a part of the first head.
-        let stream = TimedStream::new(stream, activity.clone(), head, write);
-        let Some(tls) = tls else { return self.speak(stream, activity).await };
+        let stream = TimedStream::new(stream, self.activity.clone(), head, write);
+        let Some(tls) = tls else { return self.speak(stream).await };
         let handshake = tls.acceptor().accept(stream);
         let shaken = tokio::select! {
             // Nothing was asked yet, so nothing is owed.
             () = self.shutdown.cancelled() => return,
+            () = self.place.told_to_leave() => return,
             shaken = handshake => shaken,
         };
         match shaken {
-            Ok(stream) => self.speak(stream, activity).await,
+            Ok(stream) => self.speak(stream).await,
             Err(error) => {
                 self.metrics.tls_handshake_failures_total.inc();
                 tracing::debug!(%error, peer = %self.peer, "a TLS handshake failed");
@@ -159,50 +196,90 @@ impl Connection {
     }
 
     /// HTTP on a stream that is ready for it.
-    async fn speak(self, stream: impl AsyncRead + AsyncWrite + Unpin, activity: Activity) {
+    async fn speak(&self, stream: impl AsyncRead + AsyncWrite + Unpin) {
         let settings = &self.settings;
-        let service = service_fn(|request| self.answer(&activity, request));
-        let connection = http1::Builder::new()
+        let service = service_fn(|request| self.answer(request));
+        let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(settings.keep_alive)
             .max_headers(settings.max_headers)
             // The buffer's bound alone lets a longer head pass that arrives at once.
             .max_header_size(settings.max_head_bytes)
             .max_buf_size(settings.max_head_bytes)
-            .serve_connection(TokioIo::new(stream), service);
-        let mut connection = pin!(connection);
-        let ended = tokio::select! {
-            // The shutdown first: an answer that becomes ready at the same time has to say that the connection closes.
-            biased;
-            () = self.shutdown.cancelled() => None,
-            ended = connection.as_mut() => Some(ended),
-        };
-        let ended = if let Some(ended) = ended {
-            ended
-        } else {
-            connection.as_mut().graceful_shutdown();
+            .serve_connection(TokioIo::new(WithoutAutomaticAnswers::new(stream)), service);
+        let mut ending = false;
+        let ended = loop {
             tokio::select! {
-                ended = connection => ended,
-                () = self.cut.cancelled() => Ok(()),
+                // The shutdown first: an answer that becomes ready at the same time has to say that the connection closes.
+                biased;
+                () = self.cut.cancelled() => return,
+                () = self.shutdown.cancelled(), if !ending => {}
+                () = self.place.told_to_leave(), if !ending => {
+                    // hyper would wait for the end of a head that has begun.
+                    if self.activity.waiting().is_some_and(|waiting| waiting.head_begun) {
+                        return;
+                    }
+                }
+                ended = &mut connection => break ended,
             }
+            ending = true;
+            Pin::new(&mut connection).graceful_shutdown();
         };
+        let parts = connection.into_parts();
+        if !parts.read_buf.is_empty() {
+            self.activity.leave_rest();
+        }
+        let (stream, kept_back) = parts.io.into_inner().into_parts();
+        let closing = self.close(stream, ended, kept_back, &parts.read_buf);
+        tokio::select! {
+            () = closing => {}
+            () = self.cut.cancelled() => {}
+            // What is left to do is to take in what a refused client still sends.
+            () = self.place.told_to_leave(), if !ending => {}
+        }
+    }
+
+    /// Ends the stream of a connection that hyper has left; where it left over a head that is no request, tells so.
+    async fn close(
+        &self,
+        mut stream: impl AsyncWrite + Unpin,
+        ended: hyper::Result<()>,
+        kept_back: Option<KeptBack>,
+        unread: &[u8],
+    ) {
         if let Err(error) = ended {
-            tracing::debug!(%error, peer = %self.peer, "a connection ended badly");
+            let Some(head) = MalformedHead::of(&error, unread, kept_back, &self.settings) else {
+                tracing::debug!(%error, peer = %self.peer, "a connection ended badly");
+                return;
+            };
+            let answer = head.refuse(&self.metrics, &self.log, self.peer);
+            // An answer behind half of another one would be taken for a part of it.
+            if self.activity.is_stalled() || !head.can_answer() {
+                return;
+            }
+            self.activity.leave_rest();
+            if let Err(error) = stream.write_all(&answer).await {
+                tracing::debug!(%error, peer = %self.peer, "a refusal could not be written");
+                return;
+            }
+        }
+        if let Err(error) = stream.shutdown().await {
+            tracing::debug!(%error, peer = %self.peer, "a connection could not be closed");
         }
     }
 
     /// Answers one request.
-    async fn answer(
-        &self,
-        activity: &Activity,
-        mut request: Request<Incoming>,
-    ) -> Result<Response<Body>, Infallible> {
-        let guard = activity.begin_request();
+    async fn answer(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let guard = self.activity.begin_request();
         request.extensions_mut().insert(PeerAddress(self.peer));
-        let request = request.map(|body| activity.watch_body(body));
+        let is_regular = self.place.is_regular();
+        if !is_regular {
+            request.extensions_mut().insert(NoRoom);
+        }
+        let request = request.map(|body| self.activity.watch_body(body));
         let mut response = self.router.clone().oneshot(request).await?;
         // A shutdown that begins while this is polled would be seen too late by whoever polls.
-        if activity.has_body_left() || self.shutdown.is_cancelled() {
+        if !is_regular || self.activity.has_body_left() || self.shutdown.is_cancelled() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response.map(|body| Body::new(GuardedBody::new(body, guard))))

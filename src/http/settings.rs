@@ -73,7 +73,7 @@ pub struct Limits {
 /// Timeouts and bounds of connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionSettings {
-    /// Open connections; further ones wait in the kernel's backlog.
+    /// Open connections. When there are as many, new ones take the places of idle ones; `connection_table` says whose.
     pub max_connections: usize,
     /// From the first byte of a request (or the connection) to the end of its head.
     pub header_read_timeout: Duration,

@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use tokio::sync::watch;
+
 use super::access::Access;
 use super::error::ApiError;
 use super::info::BatchingInfo;
@@ -26,6 +28,8 @@ struct Shared {
     services: OnceLock<Services>,
     document: WrittenDocument,
     phase: AtomicU8,
+    /// Changes whenever files are to be read again.
+    reloads: watch::Sender<()>,
 }
 
 /// What answers requests; known once the models are loaded.
@@ -72,6 +76,7 @@ impl HttpState {
             services: OnceLock::new(),
             document: WrittenDocument::default(),
             phase: AtomicU8::new(PHASE_SERVING),
+            reloads: watch::Sender::new(()),
         };
         Self(Arc::new(shared))
     }
@@ -89,6 +94,16 @@ impl HttpState {
         self.0.phase.store(PHASE_DRAINING, Ordering::Release);
         self.0.metrics.ready.set(0);
         self.0.metrics.draining.set(1);
+    }
+
+    /// Reads the files of keys and certificates again, at once.
+    pub fn reload_files(&self) {
+        self.0.reloads.send_replace(());
+    }
+
+    /// Sees each call of [`reload_files`](Self::reload_files) from now on.
+    pub(crate) fn reloads(&self) -> watch::Receiver<()> {
+        self.0.reloads.subscribe()
     }
 
     /// Whether requests are served.

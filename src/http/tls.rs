@@ -106,6 +106,11 @@ impl Watched for Identity {
         "certificate"
     }
 
+    fn advice(&self) -> &'static str {
+        "the certificate that was read before is still shown; put a certificate and its key into server.tls_certificate \
+         and server.tls_key"
+    }
+
     fn paths(&self) -> Vec<&Path> {
         vec![&self.settings.certificate, &self.settings.key]
     }

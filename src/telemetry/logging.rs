@@ -1,4 +1,7 @@
-//! Logs for people (text on a terminal) or machines (JSON lines), on standard error. Called once by `main`.
+//! Logs for people (text on a terminal) or machines (JSON lines), on standard error. Called once by `cli`.
+//!
+//! Lines go through a queue (`log_queue`), so that a log that nobody reads stops nobody who logs. Whoever ends the process
+//! calls [`flush`] before, and tells errors by [`write_error`].
 //!
 //! What clients send can reach a log line only inside a field; control characters are escaped in both formats, so
 //! that no client can write lines or terminal commands of its own. Text is therefore without colours. What may repeat a
@@ -7,12 +10,18 @@
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::panic;
+use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry};
+
+use super::log_queue::LogQueue;
+
+/// Where the lines of this process go, once [`init`] was called.
+static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
 /// How to log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,21 +65,48 @@ pub enum LoggingError {
     /// Something else logs already.
     #[error("a logger is installed already")]
     Installed,
+    /// The system gives no thread.
+    #[error("the thread that writes the log cannot be started")]
+    Thread(#[source] io::Error),
 }
 
 /// Starts logging for the whole process; panics are logged too, with their place.
 ///
 /// # Errors
-/// A filter that cannot be read, or a second call.
+/// A filter that cannot be read, no thread, or a second call.
 pub fn init(settings: &LoggingSettings) -> Result<(), LoggingError> {
     let filter = filter(settings)?;
-    let lines = lines(is_json(settings.format), Escaping);
+    if QUEUE.get().is_some() {
+        return Err(LoggingError::Installed);
+    }
+    let queue = LogQueue::start(log_dropped).map_err(LoggingError::Thread)?;
+    let queue = QUEUE.get_or_init(|| queue);
+    let lines = lines(is_json(settings.format), || EscapingWriter(QueueWriter(queue)));
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .try_init()
         .map_err(|_| LoggingError::Installed)?;
     panic::set_hook(Box::new(log_panic));
     Ok(())
+}
+
+/// Waits until every line is written: as long as somebody reads them, for at most five seconds; a second when nobody does.
+pub fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush();
+    }
+}
+
+/// Writes why the process ends to standard error, after the lines of the log. Like [`flush`] it does not wait for a
+/// reader that never comes.
+pub fn write_error(text: &str) {
+    if let Some(queue) = QUEUE.get() {
+        queue.push(format!("{text}\n"));
+        queue.flush();
+    } else {
+        // Before there is a log; without a standard error nobody listens.
+        let _ = writeln!(io::stderr(), "{text}");
+    }
 }
 
 /// Checks the settings without starting anything.
@@ -126,16 +162,26 @@ fn log_panic(info: &panic::PanicHookInfo<'_>) {
     let place = info.location().map(ToString::to_string);
     let thread = std::thread::current();
     tracing::error!(panic = clipped(&message), place, thread = thread.name(), "a panic");
+    // It may be the last line.
+    flush();
 }
 
-/// Standard error with control characters escaped; the subscriber writes each line at once.
-struct Escaping;
+/// Called by the thread that writes, once lines can be written again.
+fn log_dropped(lines: u64) {
+    tracing::warn!(lines, "{lines} lines were dropped here: the log was not read fast enough");
+}
 
-impl<'a> MakeWriter<'a> for Escaping {
-    type Writer = EscapingWriter<io::Stderr>;
+/// Queues what is written to it; the subscriber writes each line at once.
+struct QueueWriter(&'static LogQueue);
 
-    fn make_writer(&'a self) -> Self::Writer {
-        EscapingWriter(io::stderr())
+impl Write for QueueWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.push(String::from_utf8_lossy(line).into_owned());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

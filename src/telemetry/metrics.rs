@@ -10,6 +10,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use super::log_queue::dropped_lines;
 use super::process::ProcessCollector;
 
 /// Builds one metric from its name, help, labels and buckets; the macro below calls it for each field.
@@ -50,7 +51,8 @@ macro_rules! metrics {
         }
 
         impl $name {
-            /// Registers every metric in a registry of its own, and those of the process (`process_*`).
+            /// Registers every metric in a registry of its own, and those of the process: `process_*`, and
+            /// `blip_log_lines_dropped_total`.
             ///
             /// # Errors
             /// When a metric's declaration is not valid for Prometheus.
@@ -65,6 +67,7 @@ macro_rules! metrics {
                     metric
                 };)*
                 registry.register(Box::new(ProcessCollector::try_new()?))?;
+                registry.register(Box::new(dropped_lines()))?;
                 let metrics = Self { registry, $($field,)* };
                 metrics.initialise();
                 Ok(metrics)
@@ -113,8 +116,12 @@ metrics! {
         http_request_body_bytes: Histogram {BODY_BYTES},
         /// Refused or failed requests by problem code.
         request_failures_total: IntCounterVec ["reason"],
+        /// Requests that had no answer yet when the drain time was over and their connections were cut.
+        http_requests_cut_total: IntCounter,
         /// Open connections, those of operators too.
         http_connections: IntGauge,
+        /// Connections that a full listener closed, by which (idle: made room for a newcomer; newcomer: found no room).
+        http_connections_shed_total: IntCounterVec ["connection"],
         /// Connections that ended before a TLS handshake was complete.
         tls_handshake_failures_total: IntCounter,
         /// Changed files that were read again, by kind (keys, certificate) and result (ok, failed).
@@ -131,7 +138,7 @@ metrics! {
         queue_wait_seconds: HistogramVec ["stage"] {REQUEST_SECONDS},
         /// Unix time at which the oldest waiting task was submitted; 0 when nothing waits.
         queue_oldest_enqueue_timestamp_seconds: Gauge,
-        /// Requests refused before any work was done, by reason (full, deadline, draining).
+        /// Requests refused before any work was done, by reason (full, deadline, draining, memory).
         queue_rejected_total: IntCounterVec ["reason"],
         /// Tasks dropped because their client had left.
         queue_cancelled_total: IntCounter,
@@ -229,7 +236,7 @@ impl Metrics {
         for stage in ["fetch", "decode", "preprocess", "tokenize", "vision", "text", "post"] {
             self.stage_duration_seconds.with_label_values(&[stage]);
         }
-        for reason in ["full", "deadline", "draining"] {
+        for reason in ["full", "deadline", "draining", "memory"] {
             self.queue_rejected_total.with_label_values(&[reason]);
         }
         for result in ["ok", "blocked", "timeout", "too_large", "status", "redirect", "unreachable"]
@@ -248,6 +255,9 @@ impl Metrics {
             for result in ["hit", "miss", "joined"] {
                 self.cache_requests_total.with_label_values(&[cache, result]);
             }
+        }
+        for connection in ["idle", "newcomer"] {
+            self.http_connections_shed_total.with_label_values(&[connection]);
         }
         for files in ["keys", "certificate"] {
             for result in ["ok", "failed"] {
@@ -297,6 +307,7 @@ mod tests {
         assert!(text.contains("blip_panics_total{where=\"handler\"} 0\n"));
         assert!(text.contains("blip_build_info{version="));
         assert!(text.contains("process_resident_memory_bytes"));
+        assert!(text.contains("# TYPE blip_log_lines_dropped_total counter"));
     }
 
     #[test]

@@ -86,6 +86,13 @@ impl ProcessCollector {
     }
 }
 
+/// Resident memory of this process in bytes; `None` where the system does not tell.
+#[must_use]
+pub fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    u64::try_from(number_after(&status, "VmRSS:")? * 1024).ok()
+}
+
 impl Collector for ProcessCollector {
     fn desc(&self) -> Vec<&Desc> {
         self.metrics().into_iter().flat_map(Collector::desc).collect()

@@ -51,6 +51,11 @@ impl Watched for ApiKeys {
         "keys"
     }
 
+    fn advice(&self) -> &'static str {
+        "the keys that were read before still open the server; put at least one key into auth.keys_file, or end the \
+         server if nobody may use it"
+    }
+
     fn paths(&self) -> Vec<&Path> {
         self.file.iter().map(PathBuf::as_path).collect()
     }

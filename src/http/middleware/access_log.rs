@@ -1,6 +1,7 @@
 //! One log line per request: INFO for answers (every n-th, by setting), WARN for refusals (so many a second), ERROR for
 //! failures of ours; DEBUG for probes and scrapes, which come by the clock and would hide the rest. Never image bytes, texts, queries or secrets.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +16,18 @@ pub(crate) struct AccessLog {
     settings: AccessLogSettings,
     successes: AtomicU64,
     refusals: Mutex<Second>,
+}
+
+/// A head that was refused before it became a request.
+pub(crate) struct RefusedHead<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) route: &'static str,
+    pub(crate) method: &'static str,
+    pub(crate) status: u16,
+    pub(crate) code: &'static str,
+    /// What is wrong with it.
+    pub(crate) problem: &'a str,
+    pub(crate) peer: SocketAddr,
 }
 
 /// Refusals logged in the current second.
@@ -84,6 +97,24 @@ impl AccessLog {
             }
             _ => line!(error, "request failed"),
         }
+    }
+
+    /// Writes the line of a head that is no request, unless the rate limit drops it.
+    pub(crate) fn write_refused_head(&self, head: &RefusedHead<'_>) {
+        let Some(suppressed) = self.admits_refusal(Instant::now()) else { return };
+        let client_ip = self.settings.client_ip.then(|| tracing::field::display(head.peer.ip()));
+        tracing::warn!(
+            target: "access",
+            request_id = head.id,
+            route = head.route,
+            method = head.method,
+            status = head.status,
+            reason = head.code,
+            problem = head.problem,
+            client_ip,
+            suppressed,
+            "request refused"
+        );
     }
 
     fn samples(&self) -> bool {

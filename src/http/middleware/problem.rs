@@ -27,8 +27,7 @@ pub(crate) async fn problem(
         None if has_its_own_body(&response) || is_answer(&response) => return response,
         None => error::from_status(status),
     };
-    let body = serde_json::to_vec(&refusal.to_problem(&context.id))
-        .expect("a problem holds only strings and numbers");
+    let body = refusal.to_body(&context.id);
     *response.status_mut() = refusal.code.status();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::context::RequestContext;
 use crate::http::access::bucket::Allowance;
-use crate::http::access::client::{ClientAddress, Network};
+use crate::http::access::client::ClientAddress;
 use crate::http::access::{Caller, is_open};
 use crate::http::state::HttpState;
 
@@ -26,10 +26,7 @@ pub(crate) async fn rate_limit(
     if route.is_some_and(|route| is_open(route) || route == "/metrics") {
         return next.run(request).await;
     }
-    let caller = match context.notes().owner {
-        Some(owner) => Caller::Key(owner.scope),
-        None => Caller::Address(Network::of(client.0)),
-    };
+    let caller = Caller::of(&context, client);
     let now = Instant::now();
     let admitted = state.access().admit(caller, now);
     let allowance = state.access().allowance(caller, now);

@@ -39,7 +39,7 @@ fn accepted(value: Option<&HeaderValue>) -> Option<Arc<str>> {
 }
 
 /// 16 hexadecimal digits of the process and 8 or more of a counter.
-fn new_id() -> Arc<str> {
+pub(crate) fn new_id() -> Arc<str> {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("{:016x}-{number:08x}", *PROCESS).into()
 }

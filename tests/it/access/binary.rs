@@ -1,96 +1,22 @@
 //! The binary with all of it: addresses in the log, probes and scrapes during a drain, the health check over TLS.
 
-use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::process::Command;
 
 use serde_json::json;
 
 use super::A;
-use crate::support::{base64, png};
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A running server, stopped for good when dropped.
-struct Server {
-    child: Child,
-    log: std::io::Lines<BufReader<std::process::ChildStderr>>,
-}
-
-impl Server {
-    /// Starts a mock with these arguments and settings.
-    fn start(arguments: &[&str], settings: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_blip-server"))
-            .args(["mock", "--listen", "127.0.0.1:0", "--log-format", "text"])
-            .args(arguments)
-            .env_clear()
-            .envs(settings.iter().map(|(name, value)| (format!("BLIP__{name}"), value)))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap()).lines();
-        Self { child, log }
-    }
-
-    /// The address that the log names after these words.
-    fn address(&mut self, words: &str) -> String {
-        let mut log = String::new();
-        loop {
-            let line =
-                self.log.next().unwrap_or_else(|| panic!("the server ended: {log}")).unwrap();
-            if let Some((_, rest)) = line.split_once(words) {
-                return rest.split_whitespace().next().unwrap().to_owned();
-            }
-            log = log + &line + "\n";
-        }
-    }
-
-    fn terminate(&self) {
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
-    }
-
-    /// Its exit code, once its log has ended.
-    fn end(mut self) -> Option<i32> {
-        self.log.by_ref().for_each(drop);
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn send(address: &str, request: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(request.as_bytes()).unwrap();
-    stream
-}
-
-fn read(mut stream: TcpStream) -> String {
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-}
-
-fn get(address: &str, path: &str) -> String {
-    read(send(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")))
-}
+use crate::support::process::{get, read, send};
+use crate::support::{ServerProcess, base64, png};
 
 #[test]
 fn operators_see_the_drain_to_its_end() {
     let key = format!("a:{A}");
     let settings = [("SERVER__OPERATIONS_LISTEN", "127.0.0.1:0"), ("AUTH__KEYS", key.as_str())];
     // An image takes two seconds: time to look around while it is encoded.
-    let mut server = Server::start(&["--image-us", "2000000"], &settings);
+    let mut server = ServerProcess::start(&["--image-us", "2000000"], &settings);
     let operations = server.address("operations on http://");
-    let public = server.address("listening on http://");
+    let public = server.public_address();
     assert!(get(&public, "/metrics").starts_with("HTTP/1.1 401"));
     assert!(get(&public, "/health/ready").starts_with("HTTP/1.1 200"));
     assert!(get(&operations, "/health/ready").starts_with("HTTP/1.1 200"));
@@ -113,7 +39,7 @@ fn operators_see_the_drain_to_its_end() {
     assert!(metrics.contains("\nblip_queue_rows 1\n"), "the request ended before the look");
     let answer = read(busy);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert_eq!(server.end(), Some(0));
+    assert_eq!(server.end().1, Some(0));
     assert!(TcpStream::connect(&operations).is_err());
 }
 
@@ -134,7 +60,7 @@ fn the_health_check_asks_a_server_that_speaks_tls_and_wants_keys() {
         ("SERVER__TLS_KEY", key_file.as_str()),
         ("AUTH__KEYS_FILE", keys_file.as_str()),
     ];
-    let mut server = Server::start(&[], &settings);
+    let mut server = ServerProcess::start(&[], &settings);
     let address = server.address("listening on https://");
     let healthcheck = Command::new(env!("CARGO_BIN_EXE_blip-server"))
         .args(["healthcheck", "--listen", &address])
@@ -145,5 +71,5 @@ fn the_health_check_asks_a_server_that_speaks_tls_and_wants_keys() {
     let said = String::from_utf8_lossy(&healthcheck.stderr);
     assert_eq!(healthcheck.status.code(), Some(0), "{said}");
     server.terminate();
-    assert_eq!(server.end(), Some(0));
+    assert_eq!(server.end().1, Some(0));
 }

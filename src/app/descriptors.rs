@@ -1,0 +1,85 @@
+//! File descriptors: what the settings may open at one time, against what the process may open.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::config::Config;
+use crate::http;
+
+/// The runtime, listeners, standard streams, and files that are read for a moment: weights, keys, `/proc`.
+const OWN: u64 = 64;
+
+/// Raises the limit of this process where the settings need more, and warns where that is not enough.
+pub(super) fn ensure(config: &Config) {
+    let needed = needed(config);
+    let limit = getrlimit(Resource::Nofile);
+    match Plan::of(&limit, needed) {
+        Plan::Enough => {}
+        Plan::Raise(to) => {
+            let raised = Rlimit { current: to, maximum: limit.maximum };
+            if let Err(error) = setrlimit(Resource::Nofile, raised) {
+                tracing::warn!(%error, "the limit of file descriptors could not be raised");
+                warn(limit.current, needed);
+            } else if to.is_some_and(|to| to < needed) {
+                warn(to, needed);
+            } else {
+                tracing::debug!(from = limit.current, to, needed, "raised the limit of open files");
+            }
+        }
+        Plan::TooLow => warn(limit.current, needed),
+    }
+}
+
+/// Connections, fetched images and the server's own files.
+fn needed(config: &Config) -> u64 {
+    let connections = &config.http.connections;
+    let fetches = if config.fetch.enabled { config.fetch.max_concurrent } else { 0 };
+    let sockets =
+        http::max_sockets(connections.max_connections, config.operations_listen.is_some());
+    (sockets as u64).saturating_add(fetches as u64).saturating_add(OWN)
+}
+
+fn warn(limit: Option<u64>, needed: u64) {
+    let limit = limit.unwrap_or(u64::MAX);
+    tracing::warn!(
+        limit,
+        needed,
+        "the process may open {limit} file descriptors, but server.max_connections and the rest may need {needed}: \
+         new connections will wait; raise the limit (ulimit -n {needed}, LimitNOFILE={needed}, docker run --ulimit \
+         nofile={needed}) or lower server.max_connections"
+    );
+}
+
+/// What to do about a limit; `None` is no limit.
+#[derive(Debug, PartialEq, Eq)]
+enum Plan {
+    Enough,
+    /// To the hard limit.
+    Raise(Option<u64>),
+    /// It stands at the hard limit already.
+    TooLow,
+}
+
+impl Plan {
+    fn of(limit: &Rlimit, needed: u64) -> Self {
+        if limit.current.is_none_or(|current| current >= needed) {
+            return Self::Enough;
+        }
+        if limit.current == limit.maximum { Self::TooLow } else { Self::Raise(limit.maximum) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_below_the_need_is_raised_as_far_as_it_may_be() {
+        let plan = |current, maximum| Plan::of(&Rlimit { current, maximum }, 1200);
+        assert_eq!(plan(Some(1200), Some(4096)), Plan::Enough);
+        assert_eq!(plan(None, None), Plan::Enough);
+        assert_eq!(plan(Some(1024), Some(4096)), Plan::Raise(Some(4096)));
+        assert_eq!(plan(Some(1024), Some(1100)), Plan::Raise(Some(1100)));
+        assert_eq!(plan(Some(1024), None), Plan::Raise(None));
+        assert_eq!(plan(Some(1024), Some(1024)), Plan::TooLow);
+    }
+}

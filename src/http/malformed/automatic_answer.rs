@@ -1,0 +1,175 @@
+//! hyper's own answers to heads that it cannot read, kept back.
+//!
+//! hyper offers no way to change or switch off these answers: `HTTP/1.1 400 Bad Request`, a few fixed fields, no body.
+//! They are recognised among the bytes that it writes: nothing else that this server writes is an error without a body and
+//! without an `x-request-id`. hyper takes them for written and ends the connection with the parse error.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Longest automatic answer: the status line and three fields take about 120 bytes.
+const MAX_BYTES: usize = 192;
+
+/// A stream that lets every byte pass but those of hyper's automatic answers. It stays open when hyper shuts it down:
+/// whoever takes it back may have another answer to write, and closes it.
+pub(crate) struct WithoutAutomaticAnswers<S> {
+    inner: S,
+    kept_back: Option<KeptBack>,
+}
+
+/// What of an automatic answer is worth keeping.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct KeptBack {
+    /// The value of its `date`, which hyper writes without asking the clock each time.
+    pub(crate) date: Option<String>,
+}
+
+impl KeptBack {
+    fn of(answer: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(answer);
+        let date = text.split("\r\n").find_map(|line| line.strip_prefix("date: "));
+        Self { date: date.map(str::to_owned) }
+    }
+}
+
+impl<S> WithoutAutomaticAnswers<S> {
+    /// Around a stream that hyper writes to.
+    pub(crate) fn new(inner: S) -> Self {
+        Self { inner, kept_back: None }
+    }
+
+    /// The stream, and the answer that was kept back.
+    pub(crate) fn into_parts(self) -> (S, Option<KeptBack>) {
+        (self.inner, self.kept_back)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for WithoutAutomaticAnswers<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for WithoutAutomaticAnswers<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match start_of_automatic_answer(bytes) {
+            None => Pin::new(&mut self.inner).poll_write(context, bytes),
+            Some(0) => {
+                self.kept_back = Some(KeptBack::of(bytes));
+                Poll::Ready(Ok(bytes.len()))
+            }
+            // The end of the answer before comes first.
+            Some(start) => Pin::new(&mut self.inner).poll_write(context, &bytes[..start]),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if slices.iter().any(|slice| start_of_automatic_answer(slice).is_some()) {
+            let first = slices.iter().find(|slice| !slice.is_empty());
+            return self.poll_write(context, first.map_or(&[], |slice| slice));
+        }
+        Pin::new(&mut self.inner).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+}
+
+/// Where an automatic answer begins that ends with these bytes.
+fn start_of_automatic_answer(bytes: &[u8]) -> Option<usize> {
+    // Bodies end otherwise, but for the last chunk of a stream: nearly every write ends here.
+    if !bytes.ends_with(b"\r\n\r\n") {
+        return None;
+    }
+    let tail = &bytes[bytes.len().saturating_sub(MAX_BYTES)..];
+    let start = tail.windows(STATUS_LINE.len()).rposition(|window| window == STATUS_LINE)?;
+    let head = std::str::from_utf8(&tail[start..]).ok()?;
+    let mut lines = head.trim_end_matches("\r\n").split("\r\n");
+    let status = lines.next()?.get(STATUS_LINE.len() + 2..)?;
+    let is_error = status.starts_with('4');
+    let is_automatic = |line: &str| {
+        line == "connection: close" || line == "content-length: 0" || line.starts_with("date: ")
+    };
+    (is_error && lines.all(is_automatic)).then_some(bytes.len() - tail.len() + start)
+}
+
+/// The beginning of every status line, up to the minor version.
+const STATUS_LINE: &[u8] = b"HTTP/1.";
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    const AUTOMATIC: &str = "HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\
+        content-length: 0\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n";
+
+    #[test]
+    fn only_an_error_without_body_and_without_fields_of_ours_is_automatic() {
+        let start = |text: &str| start_of_automatic_answer(text.as_bytes());
+        assert_eq!(start(AUTOMATIC), Some(0));
+        assert_eq!(start(&AUTOMATIC.replace("HTTP/1.1", "HTTP/1.0")), Some(0));
+        assert_eq!(start(&format!("{{\"a\": 1}}{AUTOMATIC}")), Some(8));
+        let long = format!("{}{AUTOMATIC}", "x".repeat(1000));
+        assert_eq!(start(&long), Some(1000));
+        for other in [
+            "",
+            "\r\n\r\n",
+            "0\r\n\r\n",
+            "{\"a\": 1}",
+            &AUTOMATIC.replace("431", "204"),
+            &AUTOMATIC.replace("date:", "x-request-id: 1\r\ndate:"),
+            &AUTOMATIC.replace("length: 0", "length: 10"),
+            &format!("{AUTOMATIC}{{}}"),
+        ] {
+            assert_eq!(start(other), None, "{other:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_before_it_is_written_and_it_is_not() {
+        for vectored in [false, true] {
+            let mut stream = WithoutAutomaticAnswers::new(io::Cursor::new(Vec::new()));
+            let text = format!("the end{AUTOMATIC}");
+            let mut left = text.as_bytes();
+            while !left.is_empty() {
+                let written = if vectored {
+                    let slices = [IoSlice::new(b""), IoSlice::new(left)];
+                    stream.write_vectored(&slices).await.unwrap()
+                } else {
+                    stream.write(left).await.unwrap()
+                };
+                left = &left[written..];
+            }
+            let (inner, kept_back) = stream.into_parts();
+            let date = Some("Sun, 06 Nov 1994 08:49:37 GMT".to_owned());
+            assert_eq!(kept_back, Some(KeptBack { date }));
+            assert_eq!(inner.into_inner(), b"the end");
+        }
+    }
+}

@@ -91,6 +91,12 @@ impl MemoryLimit {
     }
 }
 
+/// Where pictures are refused by default: nine tenths of what the process may have.
+pub(super) fn high_water_bytes() -> Option<u64> {
+    let (MemoryLimit::Cgroup(bytes) | MemoryLimit::Machine(bytes)) = MemoryLimit::detect()?;
+    Some(bytes / 10 * 9)
+}
+
 fn read(path: &Path) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }

@@ -3,6 +3,7 @@
 //! - this file: from a checked configuration to a running server, and to its end.
 //! - `bar`: how loading shows that it moves.
 //! - `compute`: device, number format, instructions and threads, resolved.
+//! - `descriptors`: what the settings may open, against what the process may.
 //! - `fault`: whether a failed start is a checkpoint's fault.
 //! - `loading`: sources to files, files to models and tokenizers, placed on a device.
 //! - `mock`: models of fixed latency in their place.
@@ -12,6 +13,7 @@
 mod bar;
 pub mod bench;
 mod compute;
+mod descriptors;
 mod fault;
 mod loading;
 mod memory;
@@ -25,10 +27,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+pub use crate::engine::WarmUpError;
 use crate::engine::{Engine, EngineHandle, EngineSettings};
 use crate::fetch::Fetcher;
 use crate::http::{self, BatchingInfo, HttpState, Listener, Services};
-use crate::images::Images;
+use crate::images::{Images, ImagesSettings};
 use crate::telemetry::metrics::Metrics;
 use compute::{Compute, LoadedBackend};
 pub use fault::is_checkpoint_fault;
@@ -93,6 +96,12 @@ impl App {
         Self { operations: Some(listener), ..self }
     }
 
+    /// What handlers hold, and what reads files again.
+    #[must_use]
+    pub fn state(&self) -> &HttpState {
+        &self.state
+    }
+
     /// A token that is cancelled once requests are served.
     #[must_use]
     pub fn ready(&self) -> CancellationToken {
@@ -103,13 +112,14 @@ impl App {
     /// models, serves until `shutdown`, drains.
     ///
     /// # Errors
-    /// When a model cannot be had or loaded, or the engine cannot start; [`WorkerEnded`] when the worker thread ended
-    /// by itself.
+    /// When a model cannot be had or loaded, or the engine cannot start; [`WarmUpError`] when a model that was loaded
+    /// cannot compute; [`WorkerEnded`] when the worker thread ended by itself.
     pub async fn serve(
         mut self,
         listener: impl Into<Listener>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
+        descriptors::ensure(&self.config);
         let closing = CancellationToken::new();
         let operations = match self.operations.take().map(Listener::from) {
             Some(listener) => {
@@ -163,7 +173,7 @@ impl App {
         self.ready.cancel();
         tracing::info!(server.url = url, "listening on {url}");
         let outcome = self.run(&engine.handle(), &shutdown, &closing).await;
-        connections.await.context("serving connections failed")?;
+        let drained = connections.await.context("serving connections failed")?;
         // A worker that was lost may hang: nobody waits for it.
         outcome?;
         let join = tokio::task::spawn_blocking(move || engine.join());
@@ -173,6 +183,12 @@ impl App {
             // Everybody has been answered: a unit, or a backend that is being built anew, need not be waited for.
             tracing::warn!("the worker is still at it; ending without it");
         }
+        anyhow::ensure!(
+            drained.requests_cut == 0,
+            "{} requests were cut without an answer when the drain time was over; raise server.drain_timeout_ms, or lower \
+             server.deadline_ms",
+            drained.requests_cut
+        );
         Ok(())
     }
 
@@ -209,9 +225,10 @@ impl App {
             Some(settings) => mock::load(config, settings)?,
             None => loading::load(config, &self.metrics).await?,
         };
-        let images =
-            Images::start(&config.images, config.http.input.clone(), Arc::clone(&self.metrics))
-                .context("cannot start the decoding threads")?;
+        let mark = config.images.memory_high_water_bytes.or_else(memory::high_water_bytes);
+        let images = ImagesSettings { memory_high_water_bytes: mark, ..config.images.clone() };
+        let images = Images::start(&images, config.http.input.clone(), Arc::clone(&self.metrics))
+            .context("cannot start the decoding threads")?;
         let (settings, metrics) = (config.engine.clone(), Arc::clone(&self.metrics));
         let engine = match loaded.backend {
             LoadedBackend::Kernels(backend, rebuild) => {
@@ -258,10 +275,11 @@ impl App {
     }
 }
 
-/// A first burst that meets no estimates would all be admitted, and end in deadlines.
+/// A first burst that meets no estimates would all be admitted, and end in deadlines. A model that fails here would fail
+/// on every request.
 async fn measure(engine: &EngineHandle) -> anyhow::Result<()> {
     let start = Instant::now();
-    engine.warm_up().await.context("the worker ended while it measured the models")?;
+    engine.warm_up().await?;
     // To the microsecond.
     let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e6).round() / 1e3);
     let estimates = engine.estimates();
@@ -294,6 +312,7 @@ mod tests {
     use super::*;
     use crate::config::{Environment, Flags, load};
     use crate::engine::fake::{FakeBackend, models};
+    use crate::fairness::ClientId;
 
     fn app() -> (App, Engine, crate::engine::fake::FakeControl) {
         app_with(EngineSettings::default())
@@ -312,7 +331,8 @@ mod tests {
         let handle = engine.handle();
         app.metrics.ready.set(1);
         control.kill_worker();
-        let mut admission = handle.admit(0, Instant::now() + Duration::from_secs(30));
+        let mut admission =
+            handle.admit(ClientId::default(), 0, Instant::now() + Duration::from_secs(30));
         let admission = admission.as_mut().unwrap();
         admission.reserve(1, 1).unwrap();
         let caption = crate::task::Caption {
@@ -335,7 +355,8 @@ mod tests {
             app_with(EngineSettings { worker_hang_limit: hang, ..EngineSettings::default() });
         let handle = engine.handle();
         control.hold();
-        let mut admission = handle.admit(0, Instant::now() + Duration::from_secs(30)).unwrap();
+        let mut admission =
+            handle.admit(ClientId::default(), 0, Instant::now() + Duration::from_secs(30)).unwrap();
         admission.reserve(1, 1).unwrap();
         let image = crate::engine::fake::image(1);
         let params = crate::task::GenerationParams::greedy(20);

@@ -115,6 +115,8 @@ impl Default for RawImages {
             decode_threads: 0,
             decode_queue: images.decode_queue,
             decode_budget_bytes: images.decode_budget_bytes,
+            // Depends on the machine, too.
+            memory_high_water_bytes: 0,
             pixel_cache_bytes: images.pixel_cache_bytes,
             pixel_cache_ttl_ms: millis(images.pixel_cache_ttl),
         }

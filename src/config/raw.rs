@@ -119,11 +119,12 @@ sections! {
         worker_rebuild_interval_ms: u64,
     }
 
-    /// `[images]`; 0 decoding threads stands for "a quarter of the cores".
+    /// `[images]`; 0 decoding threads stands for "a quarter of the cores", 0 bytes of memory for "nine tenths of the limit".
     RawImages {
         decode_threads: usize,
         decode_queue: usize,
         decode_budget_bytes: u64,
+        memory_high_water_bytes: u64,
         pixel_cache_bytes: u64,
         pixel_cache_ttl_ms: u64,
     }

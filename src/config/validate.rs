@@ -142,6 +142,10 @@ impl Reader<'_> {
             },
             decode_queue: raw.decode_queue,
             decode_budget_bytes: raw.decode_budget_bytes,
+            memory_high_water_bytes: match raw.memory_high_water_bytes {
+                0 => None,
+                bytes => Some(bytes),
+            },
             pixel_cache_bytes: raw.pixel_cache_bytes,
             pixel_cache_ttl: self.time("images.pixel_cache_ttl_ms", raw.pixel_cache_ttl_ms)?,
         };

@@ -14,7 +14,8 @@ use super::ids::FeatureKey;
 use super::shared::{EngineStats, Shared};
 use super::sync::{SyncSender, TrySendError};
 use super::worker::{Message, Submission};
-use super::{EngineError, EngineSettings};
+use super::{EngineError, EngineSettings, WarmUpError};
+use crate::fairness::{CallId, ClientId};
 use crate::task::{ModelId, ModelInfo, Task, TaskOutput, TaskTiming, TokenLogprob};
 
 /// Tokens that a stream's reader may be behind before the task is dropped: the default limit on
@@ -61,6 +62,12 @@ pub struct Admission {
     room: Room,
     admitted: Instant,
     deadline: Instant,
+}
+
+/// A call's reservation, as [`Admission::hold`] gives it out.
+#[derive(Debug, Clone)]
+pub struct Hold {
+    _room: Room,
 }
 
 /// A task's answer and where its time went.
@@ -146,24 +153,31 @@ impl EngineHandle {
     /// the first request; to be called before any. None of it shows in metrics or statistics.
     ///
     /// # Errors
-    /// `WorkerDown` when the worker has ended, before or in the middle.
-    pub async fn warm_up(&self) -> Result<(), EngineError> {
+    /// `ModelFailed` when a unit failed or gave numbers that are not finite; `WorkerDown` when the worker has ended,
+    /// before or in the middle.
+    pub async fn warm_up(&self) -> Result<(), WarmUpError> {
         let (done, warmed) = oneshot::channel();
         // Before the first request the inbox has room; full or closed, nobody would answer.
-        self.inbox.try_send(Message::WarmUp(done)).map_err(|_| EngineError::WorkerDown)?;
-        warmed.await.map_err(|_| EngineError::WorkerDown)
+        self.inbox.try_send(Message::WarmUp(done)).map_err(|_| WarmUpError::WorkerDown)?;
+        warmed.await.unwrap_or(Err(WarmUpError::WorkerDown))
     }
 
-    /// Reserves one row and `bytes` (the declared body) for a call that must be answered by `deadline`.
+    /// Lets a call of `client` in that must be answered by `deadline`, if a row and `bytes` (the declared body) would find
+    /// room now. Nothing is reserved yet.
     ///
     /// # Errors
-    /// `Overloaded`, `ShuttingDown`, `WorkerDown`; nothing is reserved then.
-    pub fn admit(&self, bytes: u64, deadline: Instant) -> Result<Admission, EngineError> {
+    /// `Overloaded`, `DeadlineExceeded`, `ShuttingDown`, `WorkerDown`.
+    pub fn admit(
+        &self,
+        client: ClientId,
+        bytes: u64,
+        deadline: Instant,
+    ) -> Result<Admission, EngineError> {
         if !self.shared.is_alive() || self.shared.is_rebuilding() {
             return Err(EngineError::WorkerDown);
         }
         let admitted = self.shared.clock.now();
-        let room = self.shared.ledger.admit(bytes, deadline, admitted)?;
+        let room = self.shared.ledger.admit(client, bytes, deadline, admitted)?;
         Ok(Admission { handle: self.clone(), room, admitted, deadline })
     }
 
@@ -196,6 +210,18 @@ impl EngineHandle {
                 return;
             }
             suspected = beat;
+        }
+    }
+
+    /// Resolves when no call can be answered any more, whatever it waits for: with `ShuttingDown` at the end of the drain
+    /// time, with `WorkerDown` when the worker has ended or hangs.
+    pub async fn closed(&self) -> EngineError {
+        let (shared, given_up) = (&self.shared, self.shared.given_up());
+        tokio::select! {
+            biased;
+            () = shared.aborted() => EngineError::ShuttingDown,
+            () = shared.ended() => EngineError::WorkerDown,
+            () = given_up.cancelled() => EngineError::WorkerDown,
         }
     }
 
@@ -241,7 +267,7 @@ impl Admission {
         self.room.reserve(rows, images, left)
     }
 
-    /// Reserves `bytes` more (a body without a declared length, as it arrives).
+    /// Reserves `bytes` more: of a body as it arrives, and what is made of it.
     ///
     /// # Errors
     /// `Overloaded`.
@@ -257,6 +283,18 @@ impl Admission {
     pub fn check_wait(&self, wait: Duration) -> Result<(), EngineError> {
         let left = self.deadline.saturating_duration_since(self.handle.shared.clock.now());
         self.room.check_wait(wait, left)
+    }
+
+    /// The call's number, and whose it is.
+    #[must_use]
+    pub fn call(&self) -> CallId {
+        self.room.call()
+    }
+
+    /// Keeps what the call has reserved until this is dropped, too: for bytes that outlive the call.
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        Hold { _room: self.room.clone() }
     }
 
     /// When the call must be answered.

@@ -1,10 +1,7 @@
 //! Names for what moves through the engine. Plain numbers, unique within one engine's life.
 
+pub(crate) use crate::fairness::CallId;
 use crate::task::{ImageId, PreparedImage, Preprocessing, Scope, TowerId};
-
-/// One admitted call: one party in the scheduler's turns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct CallId(pub(crate) u64);
 
 /// One submitted task of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -34,8 +34,8 @@ mod worker;
 
 pub use admission::Estimates;
 pub use clock::Clock;
-pub use error::EngineError;
-pub use handle::{Admission, Answered, EngineHandle, EngineState, Reply, TokenStream};
+pub use error::{EngineError, WarmUpError};
+pub use handle::{Admission, Answered, EngineHandle, EngineState, Hold, Reply, TokenStream};
 pub use lifecycle::{Engine, StartError};
 pub use settings::{EngineSettings, SettingsError};
 pub use shared::EngineStats;

@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     rebuilding: AtomicBool,
     /// From the end of the drain time.
     aborted: AtomicBool,
+    /// Cancelled at the end of the drain time: for those who wait.
+    abort: CancellationToken,
     /// The worker ends when it has nothing left.
     stopping: AtomicBool,
     started: Instant,
@@ -54,6 +56,7 @@ impl Shared {
             given_up: CancellationToken::new(),
             rebuilding: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
+            abort: CancellationToken::new(),
             stopping: AtomicBool::new(false),
             started: Instant::now(),
             heartbeat_ms: AtomicU64::new(0),
@@ -106,6 +109,12 @@ impl Shared {
 
     pub(crate) fn abort(&self) {
         self.aborted.store(true, Ordering::Release);
+        self.abort.cancel();
+    }
+
+    /// Resolves at the end of the drain time.
+    pub(crate) async fn aborted(&self) {
+        self.abort.cancelled().await;
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

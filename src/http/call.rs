@@ -5,6 +5,7 @@
 //! the whole call, then the rows of all inputs are reserved at once. From there on, what is wrong with one input
 //! stays with that input.
 
+use std::future::Future;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -25,6 +26,24 @@ use crate::telemetry::metrics::Metrics;
 
 /// Texts up to this many bytes in all are tokenised on the spot; more would hold up other connections.
 const INLINE_TEXT_BYTES: usize = 16 << 10;
+
+/// Waits for a part of a call, whatever it waits for itself: a body, a picture, the worker. It ends early when the engine
+/// can answer nothing any more.
+///
+/// # Errors
+/// `work`'s own; `shutting_down` or `worker_down` when the engine ends first.
+pub(crate) async fn unless_closed<T>(
+    state: &HttpState,
+    work: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    // Before the engine is there a call is refused at once.
+    let Ok(services) = state.services() else { return work.await };
+    tokio::select! {
+        biased;
+        result = work => result,
+        error = services.engine.closed() => Err(error.into()),
+    }
+}
 
 /// What is particular to an endpoint: one value is one input, checked.
 pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
@@ -185,12 +204,13 @@ impl<R> Opened<'_, R> {
         admission.reserve_bytes(beside_body)?;
 
         images.parse(&state.settings().input, services.fetcher.as_ref()).await?;
-        if images.has_files() {
+        let files = images.files();
+        if files > 0 {
             // The engine's own estimate begins where the wait for a decoding thread ends.
-            admission.check_wait(services.images.wait())?;
+            admission.check_wait(services.images.wait(admission.call(), files))?;
         }
         let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
-        let find = images.finder(services, &model, context, admission.deadline());
+        let find = images.finder(services, &model, context, &admission);
         let items = plans.into_iter().zip(tokens).enumerate().map(|(index, (plan, tokens))| {
             let (plan, tokens) = (plan?, tokens.map_err(|error| named(error, index, batch))?);
             Ok(Item { images: find.of(index), plan, tokens })

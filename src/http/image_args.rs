@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -15,6 +14,7 @@ use super::extract::fields::ImageField;
 use super::middleware::context::RequestContext;
 use super::models::Model;
 use super::state::Services;
+use crate::engine::{Admission, Hold};
 use crate::fetch::{Fetcher, Target};
 use crate::images::ImageSource;
 use crate::input::{ImageValue, InputSettings};
@@ -166,12 +166,12 @@ impl ImageSet {
         }
     }
 
-    /// True when an image came as a file or is to be fetched: it may have to be decoded.
-    pub(crate) fn has_files(&self) -> bool {
+    /// Images that came as a file or are to be fetched: they may have to be decoded.
+    pub(crate) fn files(&self) -> usize {
         let is_file = |image: &Distinct| {
             matches!(image.source, Ok(Source::Here(ImageSource::Bytes(_)) | Source::Url(..)))
         };
-        self.distinct.iter().any(is_file)
+        self.distinct.iter().filter(|image| is_file(image)).count()
     }
 
     /// Starts to find the images; each begins when the first input waits for it.
@@ -180,14 +180,19 @@ impl ImageSet {
         services: &Services,
         model: &Model,
         context: &RequestContext,
-        deadline: Instant,
+        admission: &Admission,
     ) -> Finder {
         let preprocessing = model.info.preprocessing;
+        let (deadline, call) = (admission.deadline(), admission.call());
         let images = self.distinct.into_iter().map(|image| {
-            let (pool, context) = (services.images.clone(), context.clone());
+            let (pool, context, hold) =
+                (services.images.clone(), context.clone(), admission.hold());
             let find = async move {
                 let source = match image.source? {
-                    Source::Here(source) => source,
+                    Source::Here(ImageSource::Bytes(bytes)) => {
+                        ImageSource::Bytes(held(bytes, hold))
+                    }
+                    Source::Here(source @ ImageSource::Id(_)) => source,
                     Source::Url(fetcher, target) => {
                         let fetched = fetcher.fetch(target, deadline).await;
                         let fetched =
@@ -197,7 +202,7 @@ impl ImageSet {
                         ImageSource::Bytes(fetched.bytes)
                     }
                 };
-                let resolve = pool.resolve(source, preprocessing, context.scope());
+                let resolve = pool.resolve(source, preprocessing, context.scope(), call);
                 let resolved = tokio::time::timeout_at(deadline.into(), resolve)
                     .await
                     .map_err(|_| ApiError::deadline_exceeded())?
@@ -213,6 +218,23 @@ impl ImageSet {
         });
         Finder { images: images.collect(), uses: self.uses }
     }
+}
+
+/// A file that a decoding thread may hold after its call has ended, and the room that the call has reserved for it: it is
+/// given back when the last clone of the bytes is dropped.
+struct Held {
+    bytes: Bytes,
+    _hold: Hold,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn held(bytes: Bytes, hold: Hold) -> Bytes {
+    Bytes::from_owner(Held { bytes, _hold: hold })
 }
 
 /// Images on their way, by input.

@@ -77,10 +77,10 @@ pub(crate) enum BatchResult<A> {
     },
 }
 
-/// Runs `work` until the call's deadline, which the client may have shortened.
+/// Runs `work` until the call's deadline, which the client may have shortened, or the end of the engine.
 ///
 /// # Errors
-/// `work`'s own, and `deadline_exceeded`.
+/// `work`'s own, `deadline_exceeded`, `shutting_down`, `worker_down`.
 pub(crate) async fn within_deadline<F: Future<Output = Result<Response, ApiError>>>(
     http: HttpRequest,
     state: &HttpState,
@@ -88,7 +88,8 @@ pub(crate) async fn within_deadline<F: Future<Output = Result<Response, ApiError
     work: impl FnOnce(HttpRequest, std::time::Instant) -> F,
 ) -> Result<Response, ApiError> {
     let deadline = head::deadline(http.headers(), context.arrived, state.settings().deadline)?;
-    tokio::time::timeout_at(deadline.into(), work(http, deadline))
+    let work = call::unless_closed(state, work(http, deadline));
+    tokio::time::timeout_at(deadline.into(), work)
         .await
         .unwrap_or_else(|_| Err(ApiError::deadline_exceeded()))
 }
@@ -141,13 +142,15 @@ pub(crate) async fn answer_batch<E: Endpoint, R: Request>(
         let opened = call::open::<R>(http, state, context, E::ROLE, deadline).await?;
         opened.prepare::<E>(true, split).await
     };
+    let prepare = call::unless_closed(state, prepare);
     let mut call = tokio::time::timeout_at(deadline.into(), prepare)
         .await
         .map_err(|_| ApiError::deadline_exceeded())??;
     let items = std::mem::take(&mut call.items);
     let call = &call;
     let answers = join_all(items.into_iter().enumerate().map(|(index, item)| async move {
-        let answer = tokio::time::timeout_at(deadline.into(), call.run(item)).await;
+        let run = call::unless_closed(state, call.run(item));
+        let answer = tokio::time::timeout_at(deadline.into(), run).await;
         let answer = answer.unwrap_or_else(|_| {
             let late = ApiError::deadline_exceeded();
             call.count(Some(&late));

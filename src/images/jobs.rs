@@ -4,16 +4,17 @@ use super::flights::Flight;
 use super::pool::{Done, Job};
 use super::resolve::Shared;
 use super::{ImagesError, Key};
-use crate::input::image_id;
+use crate::input::{ImageHeader, InputError, image_id};
 use crate::task::ImageId;
 use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-/// Tells the id of a file.
+/// Tells the id of a file, and reads its header.
 pub(super) struct HashJob {
+    pub(super) shared: Arc<Shared>,
     pub(super) file: Bytes,
-    pub(super) sender: oneshot::Sender<ImageId>,
+    pub(super) sender: oneshot::Sender<(ImageId, Result<ImageHeader, InputError>)>,
 }
 
 /// Prepares a file for all who have boarded its flight.
@@ -22,6 +23,8 @@ pub(super) struct DecodeJob {
     pub(super) flight: Flight,
     pub(super) key: Key,
     pub(super) file: Bytes,
+    /// What it says, where that has been read.
+    pub(super) header: Option<ImageHeader>,
 }
 
 impl Job for HashJob {
@@ -33,23 +36,39 @@ impl Job for HashJob {
         if self.sender.is_closed() {
             return Done::Early;
         }
+        let id = image_id(&self.file);
+        let header = self.shared.workshop.inspect(&self.file, id);
         // The receiver may leave meanwhile; then nobody needs the id.
-        let _ = self.sender.send(image_id(&self.file));
+        let _ = self.sender.send((id, header));
         Done::Work
     }
 }
 
 impl Job for DecodeJob {
+    fn work(&self) -> u64 {
+        self.header.map_or(0, |header| header.work)
+    }
+
     fn is_wanted(&self) -> bool {
         self.flight.has_passengers()
     }
 
+    fn is_abandoned(&self) -> bool {
+        !self.flight.is_wanted()
+    }
+
     fn run(self: Box<Self>) -> Done {
-        let Self { shared, flight, key, file } = *self;
-        if !flight.is_wanted() {
-            return Done::Early;
-        }
-        let result = shared.workshop.prepare(&file, key);
+        let Self { shared, flight, key, file, header } = *self;
+        let result = loop {
+            if !flight.is_wanted() {
+                return Done::Early;
+            }
+            match shared.workshop.prepare(&file, key, header, &|| !flight.has_passengers()) {
+                // All had left. Should somebody have come since, it is begun anew; else it ends above.
+                Err(InputError::Stopped) => {}
+                result => break result,
+            }
+        };
         let done = if result.is_ok() { Done::Work } else { Done::Early };
         if let Ok(prepared) = &result {
             shared.cache.insert(key, prepared.image.clone());

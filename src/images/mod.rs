@@ -6,11 +6,12 @@
 //! ```
 //!
 //! - [`Images`]: what `http` holds.
-//! - `pool`: few threads below the worker's priority behind bounded queues, hashing and decoding in turns. `jobs`: what
-//!   runs there.
+//! - `pool`: few threads below the worker's priority. `queue`: what waits for them, clients and calls in turns. `jobs`:
+//!   what runs there.
 //! - `flights`: identical images in progress are one piece of work, also when the first who asked has left.
 //! - `workshop`: the work on one file; the only place where a decoder's panic is caught.
-//! - `budget`: bytes that decodes may hold together. `cache`: prepared pixels, bounded in bytes and time.
+//! - `budget`: bytes that decodes may hold together. `memory`: what the process holds in truth, above a mark nothing more
+//!   is decoded. `cache`: prepared pixels, bounded in bytes and time.
 //!
 //! Time: an image is waited for until its request's deadline and no clock of its own runs. How long a decode takes on
 //! the wall says how busy the server is (these threads yield to the worker), not what is wrong with the file; what a
@@ -23,7 +24,9 @@ mod cache;
 mod error;
 mod flights;
 mod jobs;
+mod memory;
 mod pool;
+mod queue;
 mod resolve;
 mod settings;
 #[cfg(test)]

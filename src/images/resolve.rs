@@ -3,20 +3,26 @@
 use super::cache::{Lookup, PixelCache};
 use super::flights::{Boarding, Flight, Flights};
 use super::jobs::{DecodeJob, HashJob};
+use super::memory::MemoryMark;
 use super::pool::{Lane, Pool, QueueFull};
 use super::workshop::{Decode, Workshop};
 use super::{ImagesError, ImagesSettings, Key};
-use crate::input::{InputError, InputSettings, decode, image_id};
+use crate::fairness::CallId;
+use crate::input::{ImageHeader, InputError, InputSettings, decode, image_id};
 use crate::task::{ImageId, PreparedImage, Preprocessing, Scope};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::resident_bytes;
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Files up to this size are hashed where they are: 64 KiB take 0.2 ms without SHA instructions, less than a hop.
 const HASHED_INLINE_BYTES: usize = 64 << 10;
+
+/// A file's id and, of one that was hashed on the pool, what its header says.
+type Identified = (ImageId, Option<Result<ImageHeader, InputError>>);
 
 /// An image as it was sent.
 #[derive(Debug, Clone)]
@@ -52,6 +58,7 @@ pub(super) struct Shared {
     pub(super) cache: PixelCache,
     flights: Arc<Flights>,
     pub(super) workshop: Workshop,
+    memory: MemoryMark,
 }
 
 impl Images {
@@ -79,12 +86,13 @@ impl Images {
             cache: PixelCache::new(settings, Arc::clone(&metrics)),
             flights: Arc::default(),
             workshop: Workshop::new(input_settings, settings.decode_budget_bytes, metrics, decode),
+            memory: MemoryMark::new(settings.memory_high_water_bytes, resident_bytes),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Prepares an image for a tower's input. Dropping the future (at the request's deadline) is leaving: work that
-    /// nobody waits for is not started, and work that has been started ends in the cache.
+    /// Prepares an image of `call` for a tower's input. Dropping the future (at the request's deadline) is leaving: what
+    /// nobody waits for any more is taken out of the queue, with its file.
     ///
     /// # Errors
     /// `Input` when the file is at fault, `NotFound` for an unknown id, `Overloaded`.
@@ -93,6 +101,21 @@ impl Images {
         source: ImageSource,
         preprocessing: Preprocessing,
         scope: Scope,
+        call: CallId,
+    ) -> Result<Resolved, ImagesError> {
+        // Dropped after what is awaited: then that may be wanted by nobody any more.
+        let mut sweeper = Sweeper { pool: &self.shared.pool, armed: true };
+        let result = self.find(source, preprocessing, scope, call).await;
+        sweeper.armed = false;
+        result
+    }
+
+    async fn find(
+        &self,
+        source: ImageSource,
+        preprocessing: Preprocessing,
+        scope: Scope,
+        call: CallId,
     ) -> Result<Resolved, ImagesError> {
         let shared = &self.shared;
         let boarding = match source {
@@ -104,12 +127,17 @@ impl Images {
                 })?
             }
             ImageSource::Bytes(file) => {
-                let id = self.identify(&file).await?;
+                let (id, inspected) = self.identify(&file, call).await?;
                 let key = Key { scope, id, preprocessing };
                 match shared.flights.board(key, || shared.cache.get(&key)) {
                     Boarding::Opened(passenger, flight) => {
                         shared.cache.count(Lookup::Miss);
-                        self.enqueue(flight, key, file)?;
+                        let inspected =
+                            inspected.or_else(|| shared.workshop.inspect_here(&file, id));
+                        match inspected.transpose() {
+                            Ok(header) => self.enqueue(flight, key, (file, header), call)?,
+                            Err(error) => flight.land(Err(error.into())),
+                        }
                         return passenger.arrival().await.map(Resolved::fresh);
                     }
                     boarding @ (Boarding::Cached(_) | Boarding::Joined(_)) => boarding,
@@ -128,13 +156,15 @@ impl Images {
         }
     }
 
-    /// How long a file that comes now would wait for a decoding thread, by estimate; no time for images that are held.
-    pub fn wait(&self) -> Duration {
-        self.shared.pool.wait()
+    /// How long the last of `files` files of a call that comes now would wait for a decoding thread, by estimate; no time
+    /// for images that are held.
+    pub fn wait(&self, call: CallId, files: usize) -> Duration {
+        self.shared.pool.wait(call, files)
     }
 
-    /// The file's id; a large file is hashed on the pool, in turn with what waits there for decoding.
-    async fn identify(&self, file: &Bytes) -> Result<ImageId, ImagesError> {
+    /// The file's id; a large file is hashed on the pool, in turn with what waits there for decoding, and its header is
+    /// read there, too.
+    async fn identify(&self, file: &Bytes, call: CallId) -> Result<Identified, ImagesError> {
         if crate::faults::at("images::identify") {
             return Err(ImagesError::Overloaded);
         }
@@ -143,20 +173,48 @@ impl Images {
             return Err(InputError::ImageFileTooLarge { bytes, max_bytes }.into());
         }
         if bytes <= HASHED_INLINE_BYTES {
-            return Ok(image_id(file));
+            return Ok((image_id(file), None));
         }
         let (sender, id) = oneshot::channel();
-        let job = Box::new(HashJob { file: file.clone(), sender });
-        self.shared.pool.submit(job, Lane::Hashes)?;
-        id.await.map_err(|_| ImagesError::Overloaded)
+        let job =
+            Box::new(HashJob { shared: Arc::clone(&self.shared), file: file.clone(), sender });
+        self.shared.pool.submit(job, Lane::Hashes, call)?;
+        let (id, header) = id.await.map_err(|_| ImagesError::Overloaded)?;
+        Ok((id, Some(header)))
     }
 
-    fn enqueue(&self, flight: Flight, key: Key, file: Bytes) -> Result<(), QueueFull> {
+    fn enqueue(
+        &self,
+        flight: Flight,
+        key: Key,
+        (file, header): (Bytes, Option<ImageHeader>),
+        call: CallId,
+    ) -> Result<(), QueueFull> {
         if crate::faults::at("images::enqueue") {
             return Err(QueueFull);
         }
-        let job = Box::new(DecodeJob { shared: Arc::clone(&self.shared), flight, key, file });
-        self.shared.pool.submit(job, Lane::Decodes)
+        if self.shared.memory.is_passed(Instant::now()) {
+            let rejected = &self.shared.workshop.metrics.queue_rejected_total;
+            rejected.with_label_values(&["memory"]).inc();
+            return Err(QueueFull);
+        }
+        let shared = Arc::clone(&self.shared);
+        let job = Box::new(DecodeJob { shared, flight, key, file, header });
+        self.shared.pool.submit(job, Lane::Decodes, call)
+    }
+}
+
+/// Takes what nobody wants any more out of the queue when somebody leaves before the end.
+struct Sweeper<'pool> {
+    pool: &'pool Pool,
+    armed: bool,
+}
+
+impl Drop for Sweeper<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.pool.sweep();
+        }
     }
 }
 

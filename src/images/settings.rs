@@ -11,6 +11,8 @@ pub struct ImagesSettings {
     pub decode_queue: usize,
     /// Bytes that all decodes in progress may hold together; one image alone may exceed it.
     pub decode_budget_bytes: u64,
+    /// Resident memory of the process above which pictures are refused; `None` sets no mark.
+    pub memory_high_water_bytes: Option<u64>,
     /// Bytes of prepared pixels kept; 0 keeps none, and no image can be named by its id.
     pub pixel_cache_bytes: u64,
     /// How long prepared pixels are kept.
@@ -18,13 +20,15 @@ pub struct ImagesSettings {
 }
 
 impl Default for ImagesSettings {
-    /// A quarter of the cores (cgroup quota and affinity respected): decoding must not starve the models.
+    /// A quarter of the cores (cgroup quota and affinity respected): decoding must not starve the models. Two at least: one
+    /// large picture must not hold up all others.
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            decode_threads: (cores / 4).max(1),
+            decode_threads: (cores / 4).max(2),
             decode_queue: 512,
             decode_budget_bytes: 1 << 30,
+            memory_high_water_bytes: None,
             pixel_cache_bytes: 128 << 20,
             pixel_cache_ttl: Duration::from_secs(3600),
         }

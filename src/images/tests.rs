@@ -1,7 +1,8 @@
 //! The folder's promises, with decoders that the tests hold and release; nothing here waits for time to pass.
 
 use super::{ImageSource, Images, ImagesError, ImagesSettings, Resolved};
-use crate::input::{InputError, InputSettings, decode, image_id};
+use crate::fairness::{CallId, ClientId};
+use crate::input::{InputError, InputSettings, Stop, decode, image_id};
 use crate::task::{ImageFormat, Preprocessing, Resample, Scope};
 use crate::telemetry::metrics::Metrics;
 use bytes::Bytes;
@@ -13,6 +14,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 const EIGHT: Preprocessing = Preprocessing { width: 8, height: 8, resample: Resample::Bicubic };
+
+const CALL: CallId = CallId { client: ClientId(1), number: 1 };
 
 /// A small picture of one shade.
 fn png(shade: u8) -> Bytes {
@@ -43,12 +46,12 @@ impl Rig {
         let (has_started, started) = mpsc::channel();
         let (verdicts, next_verdict) = mpsc::channel();
         let (counter, next_verdict) = (Arc::clone(&decodes), Mutex::new(next_verdict));
-        let held_decode = move |file: &[u8], header: &_, settings: &_| {
+        let held_decode = move |file: &[u8], header: &_, settings: &_, stop: Stop<'_>| {
             counter.fetch_add(1, Ordering::SeqCst);
             has_started.send(()).unwrap();
             let verdict = next_verdict.lock().unwrap().recv().unwrap();
             match verdict {
-                Verdict::Decode => decode(file, header, settings),
+                Verdict::Decode => decode(file, header, settings, stop),
                 Verdict::Fail => Err(failure()),
                 Verdict::Panic => panic!("on purpose"),
             }
@@ -63,7 +66,7 @@ impl Rig {
     }
 
     fn resolve(&self, file: &Bytes) -> impl Future<Output = Result<Resolved, ImagesError>> {
-        self.images.resolve(ImageSource::Bytes(file.clone()), EIGHT, Scope::EVERYONE)
+        self.images.resolve(ImageSource::Bytes(file.clone()), EIGHT, Scope::EVERYONE, CALL)
     }
 
     fn say(&self, verdict: Verdict) {
@@ -117,7 +120,7 @@ async fn an_id_names_what_was_sent_in_its_scope_size_and_filter_only() {
     let rig = Rig::new(&one_thread());
     let id = image_id(&png(1));
     let by_id =
-        |preprocessing, scope| rig.images.resolve(ImageSource::Id(id), preprocessing, scope);
+        |preprocessing, scope| rig.images.resolve(ImageSource::Id(id), preprocessing, scope, CALL);
     assert_eq!(by_id(EIGHT, Scope::EVERYONE).await.unwrap_err(), ImagesError::NotFound(id));
     rig.say(Verdict::Decode);
     rig.resolve(&png(1)).await.unwrap();
@@ -139,7 +142,7 @@ async fn identical_images_in_flight_decode_once_also_when_the_first_waiter_leave
     let mut second = pin!(rig.resolve(&file));
     begin(second.as_mut());
     let id = ImageSource::Id(image_id(&file));
-    let mut third = pin!(rig.images.resolve(id, EIGHT, Scope::EVERYONE));
+    let mut third = pin!(rig.images.resolve(id, EIGHT, Scope::EVERYONE, CALL));
     begin(third.as_mut());
     drop(first);
     rig.say(Verdict::Decode);
@@ -163,7 +166,10 @@ async fn an_image_whose_waiters_all_left_before_its_turn_is_not_decoded() {
     let mut last = pin!(rig.resolve(&wanted));
     begin(last.as_mut());
     drop(one);
+    assert!(!abandoned.is_unique(), "one still waits for it");
     drop(other);
+    // With those who waited its file has left the queue, too.
+    assert!(abandoned.is_unique());
     rig.say(Verdict::Decode);
     rig.say(Verdict::Decode);
     running.await.unwrap();
@@ -172,6 +178,38 @@ async fn an_image_whose_waiters_all_left_before_its_turn_is_not_decoded() {
     // It can be asked for again.
     rig.say(Verdict::Decode);
     assert!(!rig.resolve(&abandoned).await.unwrap().cached);
+}
+
+#[tokio::test]
+async fn a_decode_ends_when_the_last_who_waited_leaves_and_is_begun_anew_for_the_next() {
+    let metrics = Arc::new(Metrics::try_new().unwrap());
+    let (has_started, started) = mpsc::channel();
+    let (has_stopped, stopped) = mpsc::channel();
+    let decodes = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&decodes);
+    // The first decode never ends by itself.
+    let endless = move |file: &[u8], header: &_, settings: &_, stop: Stop<'_>| {
+        if counter.fetch_add(1, Ordering::SeqCst) > 0 {
+            return decode(file, header, settings, stop);
+        }
+        has_started.send(()).unwrap();
+        while !stop() {
+            std::thread::yield_now();
+        }
+        has_stopped.send(()).unwrap();
+        Err(InputError::Stopped)
+    };
+    let images =
+        Images::start_with(&one_thread(), InputSettings::default(), metrics, Box::new(endless));
+    let (images, file) = (images.unwrap(), png(8));
+    let resolve = || images.resolve(ImageSource::Bytes(file.clone()), EIGHT, Scope::EVERYONE, CALL);
+    let mut first = Box::pin(resolve());
+    begin(first.as_mut());
+    started.recv().unwrap();
+    drop(first);
+    stopped.recv().unwrap();
+    assert_eq!(resolve().await.unwrap().image.pixels.as_bytes(), [8; 192]);
+    assert_eq!(decodes.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
@@ -251,8 +289,9 @@ async fn the_cache_is_bounded_in_bytes() {
     }
     assert_eq!(rig.metrics.cache_bytes.with_label_values(&["pixels"]).get(), 2 * 704);
     assert_eq!(rig.metrics.cache_evictions_total.with_label_values(&["pixels"]).get(), 1);
-    let by_id =
-        |shade| rig.images.resolve(ImageSource::Id(image_id(&png(shade))), EIGHT, Scope::EVERYONE);
+    let by_id = |shade| {
+        rig.images.resolve(ImageSource::Id(image_id(&png(shade))), EIGHT, Scope::EVERYONE, CALL)
+    };
     assert!(by_id(1).await.is_err());
     assert!(by_id(2).await.is_ok() && by_id(3).await.is_ok());
 }
@@ -262,7 +301,7 @@ async fn without_a_cache_no_id_is_known() {
     let rig = Rig::new(&ImagesSettings { pixel_cache_bytes: 0, ..one_thread() });
     rig.say(Verdict::Decode);
     let id = rig.resolve(&png(1)).await.unwrap().image.info.id;
-    let by_id = rig.images.resolve(ImageSource::Id(id), EIGHT, Scope::EVERYONE).await;
+    let by_id = rig.images.resolve(ImageSource::Id(id), EIGHT, Scope::EVERYONE, CALL).await;
     assert_eq!(by_id.unwrap_err(), ImagesError::NotFound(id));
 }
 
@@ -287,6 +326,6 @@ async fn the_real_decoder_refuses_what_is_no_picture() {
     let metrics = Arc::new(Metrics::try_new().unwrap());
     let images = Images::start(&one_thread(), InputSettings::default(), metrics).unwrap();
     let source = ImageSource::Bytes(Bytes::from_static(b"<svg/>"));
-    let error = images.resolve(source, EIGHT, Scope::EVERYONE).await.unwrap_err();
+    let error = images.resolve(source, EIGHT, Scope::EVERYONE, CALL).await.unwrap_err();
     assert_eq!(error, ImagesError::Input(InputError::UnsupportedImageFormat));
 }

@@ -3,17 +3,18 @@
 use super::budget::ByteBudget;
 use super::{Key, Prepared};
 use crate::input::{
-    ImageHeader, InputError, InputSettings, Picture, inspect, resize, sniff_format,
+    ImageHeader, InputError, InputSettings, Picture, Stop, inspect, resize, sniff_format,
 };
-use crate::task::{ImageFormat, PreparedImage};
+use crate::task::{ImageFormat, ImageId, PreparedImage};
 use crate::telemetry::metrics::{GaugeGuard, Metrics};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
 /// [`crate::input::decode`], or what a test puts in its place.
-pub(super) type Decode =
-    dyn Fn(&[u8], &ImageHeader, &InputSettings) -> Result<Picture, InputError> + Send + Sync;
+pub(super) type Decode = dyn Fn(&[u8], &ImageHeader, &InputSettings, Stop<'_>) -> Result<Picture, InputError>
+    + Send
+    + Sync;
 
 /// What all decoding threads share.
 pub(super) struct Workshop {
@@ -37,35 +38,76 @@ impl Workshop {
         Self { decode, settings, budget: ByteBudget::new(budget_bytes), metrics }
     }
 
-    /// Prepares a file.
-    pub(super) fn prepare(&self, file: &[u8], key: Key) -> Result<Prepared, InputError> {
-        let work = || self.try_prepare(file, key);
+    /// Reads a file's header and checks it against every limit.
+    pub(super) fn inspect(&self, file: &[u8], id: ImageId) -> Result<ImageHeader, InputError> {
+        self.caught(file, id, || {
+            injected("images::inspect", file)?;
+            inspect(file, &self.settings)
+        })
+    }
+
+    /// Reads the header of a small file that a connection's thread can read in microseconds, by a reader of ours: those of
+    /// the other formats may inflate metadata first. `None` of those.
+    pub(super) fn inspect_here(
+        &self,
+        file: &[u8],
+        id: ImageId,
+    ) -> Option<Result<ImageHeader, InputError>> {
+        let quick = matches!(sniff_format(file), Ok(ImageFormat::Jpeg | ImageFormat::Bmp));
+        quick.then(|| self.inspect(file, id))
+    }
+
+    /// Prepares a file, whose header is read now where it has not been. `stop` is asked while it is decoded: true ends the work with [`InputError::Stopped`].
+    pub(super) fn prepare(
+        &self,
+        file: &[u8],
+        key: Key,
+        header: Option<ImageHeader>,
+        stop: Stop<'_>,
+    ) -> Result<Prepared, InputError> {
+        let header = header.map_or_else(|| self.inspect(file, key.id), Ok)?;
+        self.caught(file, key.id, || self.try_prepare(file, key, &header, stop))
+    }
+
+    /// Runs work on a file; a decoder's panic becomes an error of the file.
+    fn caught<T>(
+        &self,
+        file: &[u8],
+        id: ImageId,
+        work: impl FnOnce() -> Result<T, InputError>,
+    ) -> Result<T, InputError> {
         catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
             self.metrics.panics_total.with_label_values(&["decode"]).inc();
-            tracing::error!(image.id = %key.id, image.bytes = file.len(), "a decoder panicked");
+            tracing::error!(image.id = %id, image.bytes = file.len(), "a decoder panicked");
             let format = sniff_format(file)?;
             let problem = "the decoder failed on it".to_owned();
             Err(InputError::UndecodableImage { format, problem })
         })
     }
 
-    fn try_prepare(&self, file: &[u8], key: Key) -> Result<Prepared, InputError> {
+    fn try_prepare(
+        &self,
+        file: &[u8],
+        key: Key,
+        header: &ImageHeader,
+        stop: Stop<'_>,
+    ) -> Result<Prepared, InputError> {
         let Key { scope, id, preprocessing } = key;
-        let inspecting = Instant::now();
-        injected("images::inspect", file)?;
-        let header = inspect(file, &self.settings)?;
-        let inspected = inspecting.elapsed();
         let _permit = self.budget.acquire(header.working_bytes);
+        // It may have waited long.
+        if stop() {
+            return Err(InputError::Stopped);
+        }
         let _in_use = GaugeGuard::new(&self.metrics.decode_permits_in_use);
 
         let decoding = Instant::now();
         injected("images::decode", file)?;
-        let picture = (self.decode)(file, &header, &self.settings)?;
-        let decode = inspected + decoding.elapsed();
+        let picture = (self.decode)(file, header, &self.settings, stop)?;
+        let decode = decoding.elapsed();
 
         let resizing = Instant::now();
         injected("images::resize", file)?;
-        let pixels = Arc::new(resize(&picture, preprocessing, self.settings.resize_order));
+        let pixels = Arc::new(resize(&picture, preprocessing, self.settings.resize_order)?);
         let preprocess = resizing.elapsed();
 
         let stages = &self.metrics.stage_duration_seconds;

@@ -16,7 +16,7 @@ struct Room {
 
 const CANDLE: [&str; 2] = ["candle_core", "candle_nn"];
 
-const LAW: [Room; 16] = [
+const LAW: [Room; 18] = [
     Room {
         name: "kernels",
         may_import: &[],
@@ -42,12 +42,12 @@ const LAW: [Room; 16] = [
     },
     Room {
         name: "input",
-        may_import: &["document", "task"],
+        may_import: &["document", "task", "faults"],
         never_sees: &["candle_core", "candle_nn", "tokio", "axum"],
     },
     Room {
         name: "images",
-        may_import: &["task", "input", "telemetry", "faults"],
+        may_import: &["task", "input", "telemetry", "fairness", "faults"],
         never_sees: &["candle_core", "candle_nn", "axum"],
     },
     Room {
@@ -57,18 +57,23 @@ const LAW: [Room; 16] = [
     },
     Room {
         name: "engine",
-        may_import: &["task", "telemetry", "faults"],
+        may_import: &["task", "telemetry", "fairness", "faults"],
         never_sees: &["candle_core", "candle_nn", "axum", "image"],
     },
     Room {
         name: "model",
-        may_import: &["document", "task", "kernels", "engine::backend"],
+        may_import: &["document", "task", "torch", "kernels", "engine::backend"],
         never_sees: &["axum", "tokio"],
     },
     Room {
         name: "document",
         may_import: &[],
         never_sees: &["candle_core", "candle_nn", "tokio", "tracing", "axum"],
+    },
+    Room {
+        name: "fairness",
+        may_import: &[],
+        never_sees: &["candle_core", "candle_nn", "tokio", "tracing", "axum", "serde"],
     },
     Room {
         name: "faults",
@@ -80,10 +85,28 @@ const LAW: [Room; 16] = [
         may_import: &[],
         never_sees: &["candle_core", "candle_nn", "tokio", "tracing", "axum", "serde"],
     },
-    Room { name: "hub", may_import: &["demo", "document"], never_sees: &["axum", "candle_nn"] },
+    Room {
+        name: "torch",
+        may_import: &[],
+        never_sees: &["candle_nn", "tokio", "axum", "serde", "image"],
+    },
+    Room {
+        name: "hub",
+        may_import: &["demo", "document", "torch"],
+        never_sees: &["axum", "candle_nn"],
+    },
     Room {
         name: "http",
-        may_import: &["task", "images", "input", "fetch", "telemetry", "engine", "faults"],
+        may_import: &[
+            "task",
+            "images",
+            "input",
+            "fetch",
+            "telemetry",
+            "engine",
+            "fairness",
+            "faults",
+        ],
         never_sees: &CANDLE,
     },
     Room {
@@ -98,6 +121,7 @@ const LAW: [Room; 16] = [
             "demo",
             "document",
             "engine",
+            "fairness",
             "fetch",
             "http",
             "hub",

@@ -11,11 +11,16 @@ mod broken_checkpoints;
 mod cli;
 mod config;
 mod connections;
+mod full_listener;
 mod hub;
+mod malformed;
 mod openapi;
 mod preprocessors;
+mod process;
 mod real;
 #[path = "../robustness/mod.rs"]
 mod robustness;
 mod routes;
+mod second_attack;
 mod support;
+mod torch;

@@ -25,6 +25,7 @@ pub(crate) use self::room::{Claim, Room};
 use super::ids::CallId;
 use super::sync::{Mutex, MutexGuard, Notify};
 use super::{EngineError, EngineSettings};
+use crate::fairness::{self, ClientId};
 use crate::telemetry::metrics::Metrics;
 
 /// Rows and images of a call so small that one of it on an idle engine is the way to learn what work costs.
@@ -49,7 +50,19 @@ struct Taken {
     bytes: u64,
 }
 
+/// What a client holds, and each of its calls that are alive.
+#[derive(Debug, Default)]
+struct Client {
+    taken: Taken,
+    calls: HashMap<u64, Taken>,
+}
+
 impl Taken {
+    /// True when something of it is for the worker to do; a call whose body is being read holds bytes alone.
+    fn is_work(self) -> bool {
+        self.rows + self.images + self.encodings > 0
+    }
+
     fn plus(self, more: Self) -> Self {
         Self {
             rows: self.rows + more.rows,
@@ -69,20 +82,39 @@ impl Taken {
     }
 }
 
-/// Other calls, and what of them stands before a call: of each no more than the call's `own` rows and images.
+/// Other calls that hold something, and what of them stands before a call with `own` rows and images. Clients take turns,
+/// then the calls of a client: of another call of its client no more than its own items come first, of another client no
+/// more than there are turns until then.
 fn before(book: &Book, call: CallId, own: (usize, usize)) -> (usize, Queue) {
     let mut queue = Queue::default();
-    let (mut calls, mut rows, mut images) = (0, 0, 0.0);
-    for (_, taken) in book.calls.iter().filter(|&(&other, _)| other != call) {
-        let encodings = taken.encodings.min(own.1);
-        let unknown = taken.images.min(own.1 - encodings);
-        queue.rows += taken.rows.min(own.0);
+    let (mut calls, mut all) = (0, Taken::default());
+    // Turns of the call's own client until its last item.
+    let (mut turns_rows, mut turns_images) = own;
+    let mut count = |taken: Taken, most: (usize, usize)| {
+        let encodings = taken.encodings.min(most.1);
+        let unknown = taken.images.min(most.1 - encodings);
+        let rows = taken.rows.min(most.0);
+        queue.rows += rows;
         queue.images += encodings as f64 + book.estimates.encodings(unknown);
-        calls += 1;
-        rows += taken.rows;
-        images += taken.encodings as f64 + book.estimates.encodings(taken.images);
+        (rows, encodings + unknown)
+    };
+    if let Some(client) = book.clients.get(&call.client) {
+        for taken in client.calls.iter().filter(|&(&other, _)| other != call.number).map(|it| *it.1)
+        {
+            let (rows, images) = count(taken, own);
+            turns_rows += rows;
+            turns_images += images;
+            calls += usize::from(taken.is_work());
+            all = all.plus(taken);
+        }
     }
-    queue.other_rows = rows as f64 > images;
+    for client in book.clients.iter().filter(|&(&other, _)| other != call.client).map(|it| it.1) {
+        count(client.taken, (turns_rows, turns_images));
+        calls += usize::from(client.taken.is_work());
+        all = all.plus(client.taken);
+    }
+    let images = all.encodings as f64 + book.estimates.encodings(all.images);
+    queue.other_rows = all.rows as f64 > images;
     queue.other_images = images > 0.0;
     (calls, queue)
 }
@@ -90,8 +122,8 @@ fn before(book: &Book, call: CallId, own: (usize, usize)) -> (usize, Queue) {
 #[derive(Debug)]
 struct Book {
     taken: Taken,
-    /// What each call that is alive holds of it; nothing that was admitted remains when it is empty.
-    calls: HashMap<CallId, Taken>,
+    /// Who holds what of it; nothing that was admitted remains when it is empty.
+    clients: HashMap<ClientId, Client>,
     next_call: u64,
     draining: bool,
     estimates: Estimates,
@@ -140,7 +172,7 @@ impl Ledger {
         }
         let book = Book {
             taken: Taken::default(),
-            calls: HashMap::new(),
+            clients: HashMap::new(),
             next_call: 0,
             draining: false,
             estimates: Estimates::default(),
@@ -153,9 +185,12 @@ impl Ledger {
         })
     }
 
-    /// Room for one row and `bytes`, if a row more could be served in time.
+    /// Lets a call of `client` in, if a row more could be served in time and `bytes` would find room now. It holds nothing
+    /// yet: bytes are reserved as they arrive, rows once they are known, so that a call of which nothing more comes keeps
+    /// nobody out.
     pub(crate) fn admit(
         self: &Arc<Self>,
+        client: ClientId,
         bytes: u64,
         deadline: Instant,
         now: Instant,
@@ -164,15 +199,14 @@ impl Ledger {
         if book.draining {
             return Err(self.refuse(Refusal::Draining, EngineError::ShuttingDown));
         }
-        let call = CallId(book.next_call);
-        let taken = Taken { rows: 1, bytes, ..Taken::default() };
+        let call = CallId { client, number: book.next_call };
         // What it brings is known later; the least is one row.
         self.check_wait(&book, call, (1, 0), deadline.saturating_duration_since(now))?;
-        self.check_room(&book, taken)?;
+        self.check_room(&book, client, Taken { rows: 1, bytes, ..Taken::default() })?;
         book.next_call += 1;
-        self.add(&mut book, call, taken);
+        self.add(&mut book, call, Taken::default());
         drop(book);
-        Ok(Room::new(Arc::clone(self), call, taken))
+        Ok(Room::new(Arc::clone(self), call))
     }
 
     /// Raises what a call holds from `held` to `rows` and `images`.
@@ -195,7 +229,7 @@ impl Ledger {
             images: images.saturating_sub(held.images),
             ..Taken::default()
         };
-        self.check_room(&book, more)?;
+        self.check_room(&book, call.client, more)?;
         self.add(&mut book, call, more);
         Ok(more)
     }
@@ -204,7 +238,7 @@ impl Ledger {
     fn raise_bytes(&self, call: CallId, bytes: u64) -> Result<(), EngineError> {
         let mut book = self.book();
         let more = Taken { bytes, ..Taken::default() };
-        self.check_room(&book, more)?;
+        self.check_room(&book, call.client, more)?;
         self.add(&mut book, call, more);
         Ok(())
     }
@@ -238,7 +272,7 @@ impl Ledger {
         loop {
             // Registered before the look, so that no notification falls between.
             let emptied = self.emptied.notified();
-            if self.book().calls.is_empty() {
+            if self.book().clients.is_empty() {
                 return;
             }
             emptied.await;
@@ -257,8 +291,8 @@ impl Ledger {
         retry_after(book.estimates.work(rows, images, &self.settings))
     }
 
-    /// Would `own` rows and images of `call` take or wait too long? Calls take turns, so of each other call no more
-    /// items stand before them than they are themselves: a large call delays a single one by one turn.
+    /// Would `own` rows and images of `call` take or wait too long? Clients and calls take turns: a large call delays a
+    /// single one by one turn, and so does a client with many calls.
     fn check_wait(
         &self,
         book: &Book,
@@ -303,10 +337,15 @@ impl Ledger {
         Ok(())
     }
 
-    fn check_room(&self, book: &Book, more: Taken) -> Result<(), EngineError> {
-        let rows = book.taken.rows.saturating_add(more.rows);
-        let bytes = book.taken.bytes.saturating_add(more.bytes);
-        if rows > self.settings.capacity_rows || bytes > self.settings.capacity_bytes {
+    fn check_room(&self, book: &Book, client: ClientId, more: Taken) -> Result<(), EngineError> {
+        let holder = book.clients.get(&client);
+        let own = holder.map(|client| client.taken).unwrap_or_default();
+        let clients = book.clients.len() + usize::from(holder.is_none());
+        let fit = |capacity, taken, own, more| fairness::fits(capacity, taken, own, clients, more);
+        let (all, rows) = (&book.taken, |taken: &Taken| taken.rows as u64);
+        if !fit(self.settings.capacity_rows as u64, rows(all), rows(&own), rows(&more))
+            || !fit(self.settings.capacity_bytes, all.bytes, own.bytes, more.bytes)
+        {
             let overloaded = EngineError::Overloaded { retry_after: self.retry(book) };
             return Err(self.refuse(Refusal::Full, overloaded));
         }
@@ -320,7 +359,9 @@ impl Ledger {
 
     fn add(&self, book: &mut Book, call: CallId, more: Taken) {
         book.taken = book.taken.plus(more);
-        let held = book.calls.entry(call).or_default();
+        let client = book.clients.entry(call.client).or_default();
+        client.taken = client.taken.plus(more);
+        let held = client.calls.entry(call.number).or_default();
         *held = held.plus(more);
         self.show(book);
     }
@@ -334,8 +375,11 @@ impl Ledger {
     fn give_back(&self, call: CallId, less: Taken) {
         let mut book = self.book();
         book.taken = book.taken.minus(less);
-        if let Some(held) = book.calls.get_mut(&call) {
-            *held = held.minus(less);
+        if let Some(client) = book.clients.get_mut(&call.client) {
+            client.taken = client.taken.minus(less);
+            if let Some(held) = client.calls.get_mut(&call.number) {
+                *held = held.minus(less);
+            }
         }
         self.show(&book);
     }
@@ -344,8 +388,13 @@ impl Ledger {
     fn end_call(&self, call: CallId, rest: Taken) {
         self.give_back(call, rest);
         let mut book = self.book();
-        book.calls.remove(&call);
-        if book.calls.is_empty() {
+        if let Some(client) = book.clients.get_mut(&call.client) {
+            client.calls.remove(&call.number);
+            if client.calls.is_empty() {
+                book.clients.remove(&call.client);
+            }
+        }
+        if book.clients.is_empty() {
             self.emptied.notify_waiters();
         }
     }

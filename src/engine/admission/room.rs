@@ -40,8 +40,8 @@ pub(crate) struct Claim {
 }
 
 impl Room {
-    pub(super) fn new(ledger: Arc<Ledger>, call: CallId, taken: Taken) -> Self {
-        let held = Mutex::new(Held { reserved: taken, rest: taken });
+    pub(super) fn new(ledger: Arc<Ledger>, call: CallId) -> Self {
+        let held = Mutex::new(Held { reserved: Taken::default(), rest: Taken::default() });
         Self(Arc::new(Inner { ledger, call, held }))
     }
 

@@ -22,9 +22,10 @@ const SOON: Duration = Duration::from_secs(30);
 #[test]
 fn room_is_given_back_when_call_and_tasks_are_gone() {
     let (ledger, metrics, now) = ledger(&small());
-    let room = ledger.admit(400, now + SOON, now).unwrap();
+    let room = ledger.admit(ClientId::default(), 400, now + SOON, now).unwrap();
+    assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (0, 0), "nothing came yet");
     room.reserve(6, 2, SOON).unwrap();
-    room.reserve_bytes(100).unwrap();
+    room.reserve_bytes(500).unwrap();
     assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (6, 500));
     let claim = room.claim(4, 1).unwrap();
     drop(room);
@@ -37,7 +38,7 @@ fn room_is_given_back_when_call_and_tasks_are_gone() {
 #[test]
 fn a_finished_task_frees_its_rows_before_its_call_ends() {
     let (ledger, metrics, now) = ledger(&small());
-    let room = ledger.admit(0, now + SOON, now).unwrap();
+    let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     room.reserve(6, 0, SOON).unwrap();
     drop(room.claim(4, 0).unwrap());
     assert_eq!(metrics.queue_rows.get(), 2);
@@ -49,13 +50,15 @@ fn a_finished_task_frees_its_rows_before_its_call_ends() {
 #[test]
 fn a_full_ledger_refuses_and_takes_nothing() {
     let (ledger, metrics, now) = ledger(&small());
-    let first = ledger.admit(900, now + SOON, now).unwrap();
+    let first = ledger.admit(ClientId::default(), 900, now + SOON, now).unwrap();
+    first.reserve_bytes(900).unwrap();
     let overloaded = EngineError::Overloaded { retry_after: Duration::from_secs(1) };
-    assert_eq!(ledger.admit(101, now + SOON, now).unwrap_err(), overloaded);
+    assert_eq!(ledger.admit(ClientId::default(), 101, now + SOON, now).unwrap_err(), overloaded);
     first.reserve(9, 0, SOON).unwrap();
-    let second = ledger.admit(0, now + SOON, now).unwrap();
+    let second = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert_eq!(second.reserve(2, 0, SOON).unwrap_err(), overloaded);
-    assert_eq!(ledger.admit(0, now + SOON, now).unwrap_err(), overloaded);
+    second.reserve(1, 0, SOON).unwrap();
+    assert_eq!(ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap_err(), overloaded);
     assert_eq!(
         second.reserve(11, 0, SOON).unwrap_err(),
         EngineError::TooManyRows { rows: 11, capacity: 10 }
@@ -80,14 +83,14 @@ fn a_long_wait_is_refused_with_the_time_the_queue_needs() {
     let (ledger, _, now) = ledger(&small());
     ledger.publish(measured());
     let room = || {
-        let room = ledger.admit(0, now + SOON, now).unwrap();
+        let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
         room.reserve(1, 1, SOON).unwrap();
         room
     };
     let mut rooms: Vec<Room> = (0..3).map(|_| room()).collect();
     // Three images of a second each stand before a newcomer's: with what comes between them that is more than the three
     // seconds that it may wait.
-    let newcomer = ledger.admit(0, now + SOON, now).unwrap();
+    let newcomer = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = newcomer.reserve(1, 1, SOON).unwrap_err();
     assert_eq!(refused, EngineError::Overloaded { retry_after: Duration::from_secs(5) });
     rooms.pop();
@@ -98,9 +101,9 @@ fn a_long_wait_is_refused_with_the_time_the_queue_needs() {
 fn a_large_call_delays_a_single_one_by_one_turn_only() {
     let (ledger, _, now) = ledger(&small());
     ledger.publish(measured());
-    let large = ledger.admit(0, now + SOON, now).unwrap();
+    let large = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     large.reserve(8, 8, SOON).unwrap();
-    let single = ledger.admit(0, now + SOON, now).unwrap();
+    let single = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(single.reserve(1, 1, SOON).is_ok());
     // Another large one would wait for eight turns.
     let refused = single.reserve(8, 8, SOON).unwrap_err();
@@ -115,7 +118,7 @@ fn a_large_call_delays_a_single_one_by_one_turn_only() {
 fn a_call_that_an_idle_server_cannot_finish_is_not_retryable() {
     let (ledger, metrics, now) = ledger(&small());
     ledger.publish(measured());
-    let room = ledger.admit(0, now + SOON, now).unwrap();
+    let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = room.reserve(8, 8, Duration::from_secs(5)).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused:?}");
     assert!(room.reserve(8, 2, Duration::from_secs(5)).is_ok());
@@ -128,14 +131,61 @@ fn a_call_that_an_idle_server_cannot_finish_is_not_retryable() {
 fn a_wait_beyond_the_deadline_is_refused_though_short() {
     let (ledger, metrics, now) = ledger(&small());
     ledger.publish(measured());
-    let first = ledger.admit(0, now + SOON, now).unwrap();
+    let first = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     first.reserve(2, 2, SOON).unwrap();
-    let second = ledger.admit(0, now + SOON, now).unwrap();
+    let second = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     second.reserve(1, 1, SOON).unwrap();
-    let third = ledger.admit(0, now + SOON, now).unwrap();
+    let third = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = third.reserve(1, 1, Duration::from_millis(2500)).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }));
     assert_eq!(metrics.queue_rejected_total.with_label_values(&["deadline"]).get(), 1);
+}
+
+#[test]
+fn calls_whose_bodies_do_not_come_hold_nothing_and_stand_before_nobody() {
+    let (ledger, metrics, now) = ledger(&small());
+    ledger.publish(measured());
+    let silent: Vec<Room> =
+        (0..100).map(|_| ledger.admit(ClientId(1), 1000, now + SOON, now).unwrap()).collect();
+    for room in &silent {
+        room.reserve_bytes(1).unwrap();
+    }
+    assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (0, 100));
+    for client in [ClientId(1), ClientId(2)] {
+        let room = ledger.admit(client, 800, now + SOON, now).unwrap();
+        room.reserve_bytes(800).unwrap();
+        room.reserve(10, 1, SOON).unwrap();
+    }
+}
+
+#[test]
+fn a_client_with_many_calls_delays_another_by_one_turn_and_itself_by_all() {
+    let (ledger, _, now) = ledger(&EngineSettings { capacity_rows: 100, ..small() });
+    ledger.publish(measured());
+    let _rooms: Vec<Room> = (0..8)
+        .filter_map(|_| {
+            let room = ledger.admit(ClientId(1), 0, now + SOON, now).unwrap();
+            room.reserve(1, 1, SOON).is_ok().then_some(room)
+        })
+        .collect();
+    let own = ledger.admit(ClientId(1), 0, now + SOON, now).unwrap();
+    assert!(matches!(own.reserve(1, 1, SOON), Err(EngineError::Overloaded { .. })));
+    let other = ledger.admit(ClientId(2), 0, now + SOON, now).unwrap();
+    assert!(other.reserve(1, 1, SOON).is_ok());
+}
+
+#[test]
+fn a_client_that_has_taken_everything_leaves_a_part_to_others() {
+    let (ledger, _, now) = ledger(&small());
+    let all = ledger.admit(ClientId(1), 0, now + SOON, now).unwrap();
+    all.reserve(10, 0, SOON).unwrap();
+    all.reserve_bytes(1000).unwrap();
+    let own = ledger.admit(ClientId(1), 0, now + SOON, now);
+    assert!(matches!(own, Err(EngineError::Overloaded { .. })));
+    let other = ledger.admit(ClientId(2), 250, now + SOON, now).unwrap();
+    other.reserve(2, 0, SOON).unwrap();
+    other.reserve_bytes(250).unwrap();
+    assert!(other.reserve(3, 0, SOON).is_err() && other.reserve_bytes(1).is_err());
 }
 
 /// Nothing but so many rows.
@@ -171,9 +221,12 @@ fn rows_that_share_units_do_not_wait_for_each_other() {
 #[test]
 fn draining_admits_nothing_but_lets_admitted_calls_go_on() {
     let (ledger, metrics, now) = ledger(&small());
-    let room = ledger.admit(0, now + SOON, now).unwrap();
+    let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     ledger.drain();
-    assert_eq!(ledger.admit(0, now + SOON, now).unwrap_err(), EngineError::ShuttingDown);
+    assert_eq!(
+        ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap_err(),
+        EngineError::ShuttingDown
+    );
     assert!(room.reserve(3, 0, SOON).is_ok());
     assert_eq!(metrics.queue_rejected_total.with_label_values(&["draining"]).get(), 1);
 }
@@ -187,22 +240,24 @@ fn spoilt() -> Estimates {
 fn an_idle_engine_lets_a_small_call_through_whatever_was_measured() {
     let (ledger, _, now) = ledger(&small());
     ledger.publish(Estimates { unit_fixed: Some(1000.0), ..spoilt() });
-    let room = ledger.admit(0, now + SOON, now).unwrap();
+    let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(room.reserve(8, 1, SOON).is_ok());
-    let refused = ledger.admit(0, now + SOON, now).unwrap_err();
+    let refused = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
     drop(room);
-    assert!(ledger.admit(0, now + SOON, now).unwrap().reserve(1, 1, SOON).is_ok());
+    assert!(
+        ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap().reserve(1, 1, SOON).is_ok()
+    );
 }
 
 #[test]
 fn one_image_passes_beside_texts_so_that_its_cost_is_learnt_anew() {
     let (ledger, _, now) = ledger(&small());
     ledger.publish(spoilt());
-    let text = ledger.admit(0, now + SOON, now).unwrap();
-    let image = ledger.admit(0, now + SOON, now).unwrap();
+    let text = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let image = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(image.reserve(1, 1, SOON).is_ok());
-    let second = ledger.admit(0, now + SOON, now).unwrap();
+    let second = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(second.reserve(1, 1, SOON).is_err());
     drop(text);
 }
@@ -211,7 +266,7 @@ fn one_image_passes_beside_texts_so_that_its_cost_is_learnt_anew() {
 fn stale_estimates_do_not_refuse_a_large_call_on_an_idle_engine() {
     let (ledger, _, now) = ledger(&small());
     ledger.publish(spoilt());
-    let room = ledger.admit(0, now + SOON, now).unwrap();
+    let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = room.reserve(4, 4, SOON).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
     ledger.publish(Estimates { stale: true, ..spoilt() });
@@ -224,13 +279,13 @@ fn a_text_call_does_not_wait_for_images() {
     ledger.publish(measured());
     let rooms: Vec<Room> = (0..3)
         .map(|_| {
-            let room = ledger.admit(0, now + SOON, now).unwrap();
+            let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
             room.reserve(1, 1, SOON).unwrap();
             room
         })
         .collect();
     // Less than an image takes.
-    let text = ledger.admit(0, now + Duration::from_millis(500), now).unwrap();
+    let text = ledger.admit(ClientId::default(), 0, now + Duration::from_millis(500), now).unwrap();
     assert!(text.reserve(1, 0, Duration::from_millis(500)).is_ok());
     drop(rooms);
 }
@@ -239,9 +294,9 @@ fn a_text_call_does_not_wait_for_images() {
 fn a_call_that_alone_exceeds_its_deadline_is_too_large_however_long_the_queue() {
     let (ledger, _, now) = ledger(&small());
     ledger.publish(measured());
-    let first = ledger.admit(0, now + SOON, now).unwrap();
+    let first = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     first.reserve(4, 4, SOON).unwrap();
-    let second = ledger.admit(0, now + SOON, now).unwrap();
+    let second = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = second.reserve(4, 4, Duration::from_secs(2)).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
     let refused = second.reserve(4, 4, SOON).unwrap_err();
@@ -256,20 +311,20 @@ fn images_count_as_what_such_images_have_needed_of_late() {
     let (ledger, _, now) = ledger(&settings);
     let estimates = Estimates { unit_per_token: Some(0.001), ..measured() };
     ledger.publish(Estimates { image_misses: Some(0.0), ..estimates });
-    let new = ledger.admit(0, now + SOON, now).unwrap();
+    let new = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     new.reserve(1, 1, SOON).unwrap();
     let mut encoding = new.claim(1, 1).unwrap();
     encoding.image_missed();
     let cached: Vec<Room> = (0..10)
         .map(|_| {
-            let room = ledger.admit(0, now + SOON, now).unwrap();
+            let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
             room.reserve(1, 1, SOON).unwrap();
             room
         })
         .collect();
     drop((cached, encoding));
     // 64 images that are probably cached are not too large, 64 that are not would be.
-    let many = ledger.admit(0, now + SOON, now).unwrap();
+    let many = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(many.reserve(64, 64, SOON).is_ok());
     ledger.publish(Estimates { image_misses: Some(1.0), ..estimates });
     let refused = many.reserve(64, 64, SOON).unwrap_err();
@@ -282,12 +337,12 @@ fn an_image_looked_up_in_vain_counts_in_full_until_it_is_encoded() {
     ledger.publish(Estimates { image_misses: Some(0.0), ..measured() });
     let mut claims: Vec<Claim> = (0..3)
         .map(|_| {
-            let room = ledger.admit(0, now + SOON, now).unwrap();
+            let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
             room.reserve(1, 1, SOON).unwrap();
             room.claim(1, 1).unwrap()
         })
         .collect();
-    let newcomer = ledger.admit(0, now + SOON, now).unwrap();
+    let newcomer = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(newcomer.reserve(1, 1, SOON).is_ok());
     claims.iter_mut().for_each(Claim::image_missed);
     let refused = newcomer.reserve(1, 1, SOON).unwrap_err();

@@ -1,6 +1,6 @@
 //! The policy: which unit the worker runs next. Pure: no clock, no channel, no tensor; items are ids with costs.
+//! Inside a stage clients take turns, and so do the calls of a client (`fairness`).
 //!
-//! - [`turns`]: calls take turns inside a stage.
 //! - [`share`]: vision and text share time.
 //! - [`costs`]: what work costs, learnt from what it took.
 //! - [`vision`]: images that wait for a tower, and the next vision batch.
@@ -14,7 +14,6 @@ mod costs;
 mod properties;
 mod share;
 mod text;
-mod turns;
 mod vision;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::costs::Costs;
-use super::turns::{Pick, Turns};
 use super::{Ready, after_linger};
 use crate::engine::EngineSettings;
 use crate::engine::ids::{CallId, FeatureKey, TaskId};
+use crate::fairness::{Pick, Turns};
 use crate::task::TowerId;
 
 #[derive(Debug)]
@@ -17,7 +17,7 @@ struct Job {
     waiters: Vec<(TaskId, CallId)>,
 }
 
-/// The images that wait, in turns by call. A job stands in the queue of every call that waits for it.
+/// The images that wait, in turns by client and call. A job stands in the queue of every call that waits for it.
 #[derive(Debug)]
 pub(super) struct Vision {
     jobs: HashMap<FeatureKey, Job>,

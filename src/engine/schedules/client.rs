@@ -11,6 +11,7 @@ use super::verdict::Over;
 use super::world::{CAPACITY, POISONED, SHARED, World, dawdle};
 use crate::engine::fake::{self, FakeMark};
 use crate::engine::{Admission, Answered, EngineError, Reply, TokenStream};
+use crate::fairness::ClientId;
 use crate::task::{Caption, Embed, GenerationParams, ModelId, Task, TaskOutput};
 
 /// Bytes that a call declares.
@@ -56,7 +57,7 @@ pub(super) fn run(world: &World) {
 /// Room for `rows` rows, if the engine has any.
 fn admit(world: &World, rows: usize, deadline: Instant) -> Option<Admission> {
     let was_drained = world.has_drained.load(Ordering::SeqCst);
-    let admitted = world.handle.admit(BYTES, deadline);
+    let admitted = world.handle.admit(ClientId::default(), BYTES, deadline);
     if admitted.is_ok() {
         assert!(!was_drained, "admitted after drain");
         let was_emptied = world.was_emptied.load(Ordering::SeqCst);

@@ -12,6 +12,7 @@ use shuttle::thread;
 use super::run;
 use crate::engine::EngineSettings;
 use crate::engine::admission::Ledger;
+use crate::fairness::ClientId;
 use crate::telemetry::metrics::Metrics;
 
 /// A call that is admitted before the drain, or refused; the drain waits for the former.
@@ -24,7 +25,9 @@ fn a_call_and_a_drain(admitted: &Arc<AtomicUsize>) {
         let (admitted, was_emptied) = (Arc::clone(admitted), Arc::clone(&was_emptied));
         thread::spawn(move || {
             let now = Instant::now();
-            if let Ok(room) = ledger.admit(10, now + Duration::from_secs(30), now) {
+            if let Ok(room) =
+                ledger.admit(ClientId::default(), 10, now + Duration::from_secs(30), now)
+            {
                 assert!(!was_emptied.load(Ordering::SeqCst), "admitted when nothing was to remain");
                 admitted.fetch_add(1, Ordering::Relaxed);
                 drop(room);

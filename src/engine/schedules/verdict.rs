@@ -8,6 +8,7 @@ use super::tally::Event;
 use super::world::World;
 use crate::engine::fake::{FakeMark, FakeUnit};
 use crate::engine::{EngineError, EngineState};
+use crate::fairness::ClientId;
 
 /// A task that nobody waits for any more.
 pub(super) struct Over {
@@ -48,7 +49,7 @@ impl World {
             self.nothing_ran_for_nobody();
         }
         assert_eq!(self.handle.state(), EngineState::WorkerDown);
-        let refused = self.handle.admit(0, self.clock.now()).map(|_| ());
+        let refused = self.handle.admit(ClientId::default(), 0, self.clock.now()).map(|_| ());
         assert_eq!(refused, Err(EngineError::WorkerDown));
     }
 

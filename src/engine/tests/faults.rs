@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::support::*;
 use crate::engine::fake::{self, FakeBackend, FakeCall, FakeFault, FakeMark};
 use crate::engine::{Engine, EngineError, EngineSettings, EngineState, Reply};
+use crate::fairness::ClientId;
 use crate::task::{GenerationParams, ModelId, Task, VqaMode};
 use crate::telemetry::metrics::Metrics;
 
@@ -107,7 +108,7 @@ fn a_dead_worker_resolves_every_reply_and_admits_nothing() {
     let engine = Engine::start(backend, settings, std::sync::Arc::clone(&metrics)).unwrap();
     let handle = engine.handle();
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
-    let mut admission = handle.admit(10, deadline).unwrap();
+    let mut admission = handle.admit(ClientId::default(), 10, deadline).unwrap();
     admission.reserve(3, 3).unwrap();
     let first = admission.submit(CAPTION, caption(1));
     let second = admission.submit(CAPTION, caption(2));
@@ -116,7 +117,10 @@ fn a_dead_worker_resolves_every_reply_and_admits_nothing() {
     wait(handle.ended());
     assert_eq!(wait(admission.submit(CAPTION, caption(3))), Err(EngineError::WorkerDown));
     assert_eq!(handle.state(), EngineState::WorkerDown);
-    assert_eq!(handle.admit(0, deadline).unwrap_err(), EngineError::WorkerDown);
+    assert_eq!(
+        handle.admit(ClientId::default(), 0, deadline).unwrap_err(),
+        EngineError::WorkerDown
+    );
     drop(admission);
     wait(handle.drained());
     engine.join();
@@ -229,7 +233,10 @@ fn while_the_backend_is_built_anew_waiting_tasks_fail_and_nothing_is_admitted() 
     assert_eq!(bench.handle.state(), EngineState::Rebuilding);
     assert_eq!(bench.metrics.ready.get(), 0);
     let deadline = bench.clock.now() + Duration::from_secs(30);
-    assert_eq!(bench.handle.admit(0, deadline).unwrap_err(), EngineError::WorkerDown);
+    assert_eq!(
+        bench.handle.admit(ClientId::default(), 0, deadline).unwrap_err(),
+        EngineError::WorkerDown
+    );
     assert_eq!(wait(spare.submit(CAPTION, caption(9))), Err(EngineError::WorkerDown));
     release.send(()).unwrap();
     wait(ready_again(&bench, &rebuilt, 1));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::support::*;
 use crate::engine::fake::{FakeCall, FakeMark};
 use crate::engine::{EngineError, EngineSettings, EngineState};
+use crate::fairness::ClientId;
 use crate::task::GenerationParams;
 
 #[test]
@@ -15,7 +16,7 @@ fn a_full_queue_refuses_and_keeps_serving() {
     let replies: Vec<_> = (0..4).map(|mark| admission.submit(CAPTION, caption(mark))).collect();
     let deadline = bench.clock.now() + Duration::from_secs(30);
     for _ in 0..100 {
-        let refused = bench.handle.admit(0, deadline).unwrap_err();
+        let refused = bench.handle.admit(ClientId::default(), 0, deadline).unwrap_err();
         assert!(matches!(refused, EngineError::Overloaded { .. }));
     }
     assert_eq!(bench.metrics.queue_rejected_total.with_label_values(&["full"]).get(), 100);
@@ -117,7 +118,10 @@ fn draining_finishes_what_was_admitted_and_admits_nothing() {
     bench.handle.drain();
     assert_eq!(bench.handle.state(), EngineState::Draining);
     let deadline = bench.clock.now() + Duration::from_secs(30);
-    assert_eq!(bench.handle.admit(0, deadline).unwrap_err(), EngineError::ShuttingDown);
+    assert_eq!(
+        bench.handle.admit(ClientId::default(), 0, deadline).unwrap_err(),
+        EngineError::ShuttingDown
+    );
     // The call was admitted before: its second task goes on too.
     let second = admission.submit(CAPTION, caption(2));
     bench.control.release();
@@ -140,7 +144,9 @@ fn clients_on_many_threads_that_come_and_go_while_draining_begins_all_get_one_ou
                     if thread == 0 && round == 40 {
                         handle.drain();
                     }
-                    let Ok(mut admission) = handle.admit(0, deadline) else { continue };
+                    let Ok(mut admission) = handle.admit(ClientId::default(), 0, deadline) else {
+                        continue;
+                    };
                     if admission.reserve(3, 3).is_err() {
                         continue;
                     }
@@ -199,7 +205,7 @@ fn a_wait_that_is_too_long_by_measurement_is_refused() {
     let replies: Vec<_> =
         captions.map(|(admission, mark)| admission.submit(CAPTION, caption(mark))).collect();
     let deadline = bench.clock.now() + Duration::from_secs(30);
-    let mut newcomer = bench.handle.admit(0, deadline).unwrap();
+    let mut newcomer = bench.handle.admit(ClientId::default(), 0, deadline).unwrap();
     let EngineError::Overloaded { retry_after } = newcomer.reserve(1, 1).unwrap_err() else {
         panic!("refused for another reason")
     };
@@ -209,7 +215,8 @@ fn a_wait_that_is_too_long_by_measurement_is_refused() {
         assert!(wait(reply).is_ok());
     }
     drop((admissions, newcomer));
-    let mut admission = bench.handle.admit(0, bench.clock.now() + 5 * second).unwrap();
+    let mut admission =
+        bench.handle.admit(ClientId::default(), 0, bench.clock.now() + 5 * second).unwrap();
     let refused = admission.reserve(8, 8).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
 }

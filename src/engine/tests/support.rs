@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::fake::{self, FakeBackend, FakeControl, ManualClock};
 use crate::engine::{Admission, Engine, EngineHandle, EngineSettings, Rebuild};
+use crate::fairness::ClientId;
 use crate::task::{
     Caption, Embed, GenerationParams, ModelId, Scores, Similarity, Strategy, Task, Vqa, VqaMode,
 };
@@ -56,7 +57,7 @@ impl Bench {
 
     pub(super) fn admit_for(&self, rows: usize, time: Duration) -> Admission {
         let deadline: Instant = self.clock.now() + time;
-        let mut admission = self.handle.admit(0, deadline).unwrap();
+        let mut admission = self.handle.admit(ClientId::default(), 0, deadline).unwrap();
         admission.reserve(rows, rows).unwrap();
         admission
     }

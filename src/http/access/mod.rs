@@ -15,16 +15,20 @@ mod key;
 mod keys;
 mod settings;
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::http::Extensions;
 pub use key::{ApiKey, ApiKeyError, ApiKeyFileError};
 pub use keys::ApiKeys;
 pub use settings::{AuthSettings, KeysFile, RateLimitSettings};
 
 use self::bucket::{Allowance, Buckets, Rate};
-use self::client::Network;
+use self::client::{ClientAddress, Network};
 use super::error::{ApiError, Code};
+use super::middleware::context::RequestContext;
+use crate::fairness::ClientId;
 use crate::task::Scope;
 
 /// Failed attempts that an address has at once, before the rate of the setting holds.
@@ -48,6 +52,8 @@ pub(crate) struct Access {
     failures: Option<Buckets<Network>>,
     /// Requests, by key or address.
     requests: Option<Buckets<Caller>>,
+    /// Makes a number of a caller, with keys of its own: nobody can choose an address that meets another's number.
+    numbers: RandomState,
 }
 
 /// Whose requests are counted together.
@@ -57,6 +63,16 @@ pub(crate) enum Caller {
     Key(Scope),
     /// Everyone at this address, where there are no keys.
     Address(Network),
+}
+
+impl Caller {
+    /// The key that a request came with, else the address.
+    pub(crate) fn of(context: &RequestContext, address: ClientAddress) -> Self {
+        match context.notes().owner {
+            Some(owner) => Self::Key(owner.scope),
+            None => Self::Address(Network::of(address.0)),
+        }
+    }
 }
 
 impl Access {
@@ -69,6 +85,7 @@ impl Access {
             keys: auth.map(|auth| Arc::new(ApiKeys::new(auth))),
             failures: failures.map(|rate| Buckets::new(rate, FAILED_ATTEMPTS_BURST)),
             requests: requests.map(|(rate, burst)| Buckets::new(rate, burst)),
+            numbers: RandomState::new(),
         }
     }
 
@@ -114,6 +131,12 @@ impl Access {
             None => "this server wants an API key; send the header authorization: Bearer KEY",
         };
         Err(ApiError::new(Code::Unauthorized, detail))
+    }
+
+    /// Whose request it is, for turns and shares: its key's, else its address's.
+    pub(crate) fn client_of(&self, extensions: &Extensions, context: &RequestContext) -> ClientId {
+        let address = extensions.get().copied().unwrap_or(ClientAddress(None));
+        ClientId(self.numbers.hash_one(Caller::of(context, address)))
     }
 
     /// What a caller has left of its rate; `None` where there is no limit.

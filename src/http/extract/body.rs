@@ -14,8 +14,8 @@ use crate::http::error::{ApiError, Code};
 use crate::http::middleware::context::RequestContext;
 use crate::http::settings::HttpSettings;
 
-/// Most bytes allocated before they arrive.
-const FIRST_ALLOCATION: u64 = 1 << 20;
+/// Most bytes allocated before they arrive; more are added as they come, twice as many each time.
+const FIRST_ALLOCATION: u64 = 64 << 10;
 
 /// A body being read.
 pub(crate) struct BodyReader<'a> {
@@ -102,13 +102,8 @@ impl<'a> BodyReader<'a> {
         if self.bytes > max {
             return Err(body_too_large(max));
         }
-        // A declared length was reserved before the first byte; hyper delivers no more than that.
-        if self.declared_bytes.is_none() {
-            self.admission
-                .reserve_bytes(length)
-                .map_err(|error| ApiError::from(error).closing())?;
-        }
-        Ok(())
+        // Not what was declared: a client that declares much and sends nothing must hold nothing.
+        self.admission.reserve_bytes(length).map_err(|error| ApiError::from(error).closing())
     }
 
     /// The next data frame; trailers are passed over.

@@ -1,7 +1,7 @@
 //! A request's body to a typed request, whatever its encoding: one pipeline for JSON, multipart and raw bodies.
 //!
-//! [`read`] is the way in. In order: the head is checked ([`head`]), the engine admits the declared bytes, only
-//! then the body is read ([`body`]) and parsed ([`json`], [`multipart`], [`raw`]) into the same request types with
+//! [`read`] is the way in. In order: the head is checked ([`head`]), the engine lets the call in, only
+//! then the body is read ([`body`]), its bytes reserved as they arrive, and parsed ([`json`], [`multipart`], [`raw`]) into the same request types with
 //! the same field paths in errors. Values are checked by the field types ([`fields`]); what they mean together is
 //! the endpoint's business. Nothing is decoded here.
 
@@ -54,7 +54,8 @@ pub(crate) async fn read<R: Request>(
     if crate::faults::at("http::admit") {
         return Err(ApiError::not_ready());
     }
-    let admission = services.engine.admit(head.declared_bytes.unwrap_or(0), deadline)?;
+    let client = state.access().client_of(&parts.extensions, context);
+    let admission = services.engine.admit(client, head.declared_bytes.unwrap_or(0), deadline)?;
     let mut reader = BodyReader::new(body, &head, settings, context, (deadline, admission));
     let request = match &head.encoding {
         Encoding::Json { only_ascii } => {

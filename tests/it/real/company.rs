@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blip_server::engine::{Answered, Engine, EngineSettings};
+use blip_server::fairness::ClientId;
 use blip_server::input::{InputSettings, Tokenizer};
 use blip_server::kernels::gemm::Format;
 use blip_server::kernels::isa::Level;
@@ -201,7 +202,7 @@ async fn answers_in_company_equal_lone_ones(format: Format, dtype: Dtype) {
 
     let mut alone: Vec<Answered> = Vec::new();
     for (model, task) in &tasks {
-        let mut admission = handle.admit(0, deadline).unwrap();
+        let mut admission = handle.admit(ClientId::default(), 0, deadline).unwrap();
         admission.reserve(task.rows(), task.images().len()).unwrap();
         alone.push(admission.submit(*model, task.clone()).await.unwrap());
     }
@@ -212,17 +213,18 @@ async fn answers_in_company_equal_lone_ones(format: Format, dtype: Dtype) {
         let params = GenerationParams { max_new_tokens: 40, ..params };
         Task::Caption(Caption { image: prepared(&models[CAPTION.0], 0), prompt: None, params })
     };
-    let admission = handle.admit(0, deadline).unwrap();
+    let mut admission = handle.admit(ClientId::default(), 0, deadline).unwrap();
+    admission.reserve(1, 1).unwrap();
     let (pace, mut tokens) =
         admission.submit_streaming(CAPTION, long(GenerationParams::greedy(40)));
-    let mut admission = handle.admit(0, deadline).unwrap();
+    let mut admission = handle.admit(ClientId::default(), 0, deadline).unwrap();
     admission.reserve(3, 1).unwrap();
     let beams = admission.submit(CAPTION, long(beams(3)));
     let mut replies = Vec::new();
     for arriving in tasks.chunks(8) {
         tokens.next().await.unwrap();
         for (model, task) in arriving {
-            let mut admission = handle.admit(0, deadline).unwrap();
+            let mut admission = handle.admit(ClientId::default(), 0, deadline).unwrap();
             admission.reserve(task.rows(), task.images().len()).unwrap();
             replies.push(admission.submit(*model, task.clone()));
         }

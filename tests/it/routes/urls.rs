@@ -8,6 +8,7 @@ use crate::support::app::{TestConfig, json_request};
 use crate::support::inputs::image_id;
 use crate::support::origin::{any_loopback, fetching, ok, redirect};
 use crate::support::{Names, Origin, TestApp, png};
+use blip_server::fairness::ClientId;
 
 /// A service that fetches from loopback addresses on the origin's port.
 fn fetcher_of(origin: &Origin, names: &Arc<Names>) -> TestApp {
@@ -164,7 +165,12 @@ async fn nothing_that_is_refused_is_fetched() {
     small.json("/similarity", &request).await.refused(422, "batch_too_large");
     // A full server refuses the call before anybody is asked.
     let full = with_capacity(2 * MIB);
-    let held = full.handle.admit(2 * MIB - body, far()).unwrap();
+    let held = [(1, 2 * MIB - body), (2, MIB / 2)].map(|(client, bytes)| {
+        // The second takes what is kept for those who hold little.
+        let mut held = full.handle.admit(ClientId(client), 0, far()).unwrap();
+        held.reserve_bytes(bytes).unwrap();
+        held
+    });
     full.json("/similarity", &request).await.refused(503, "overloaded");
     assert_eq!(origin.connections(), 0);
     drop(held);

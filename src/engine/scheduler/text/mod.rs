@@ -8,10 +8,10 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::costs::{Costs, TextCost};
-use super::turns::{Pick, Turns};
 use super::{LaneId, Ready, after_linger};
 use crate::engine::EngineSettings;
 use crate::engine::ids::{CallId, FeatureKey, ItemId, TaskId};
+use crate::fairness::{Pick, Turns};
 use crate::task::ModelId;
 
 /// Projecting one image's keys and values costs as much as so many of its tokens run through the text tower:

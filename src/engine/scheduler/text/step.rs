@@ -1,17 +1,18 @@
 //! The next step of one model's groups.
 //!
-//! Running groups come first, in the order in which they joined, but no call's second group before every call's
-//! first: a call with many groups steps aside for one that arrives, and the groups left out keep their state and
-//! come back. Nothing overtakes a group that waits for room, so every group is finished in the end.
+//! Running groups come first, in the order in which they joined, but no client's second group before every client's
+//! first, and inside a client no call's second before every call's first: a client or a call with many groups steps
+//! aside for one that arrives, and the groups left out keep their state and come back. Nothing overtakes a group that
+//! waits for room, so every group is finished in the end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use super::{Item, Taken, Text};
 use crate::engine::EngineSettings;
 use crate::engine::ids::{CallId, FeatureKey, ItemId};
-use crate::engine::scheduler::turns::Pick;
 use crate::engine::scheduler::{LaneId, TextCost};
+use crate::fairness::{ClientId, Pick};
 use crate::task::ModelId;
 
 impl Text {
@@ -69,37 +70,49 @@ impl Text {
         let lane = self.lanes.get_mut(&LaneId::Step(model)).expect("a ready lane exists");
         let mut fill = lane.fill(settings, cost);
         fill.images.clone_from(&room.images);
-        let mut groups_of: HashMap<CallId, usize> = HashMap::new();
-        let ranked = ranked(&lane.running, &self.items, &mut groups_of);
-        let mut step = StepFill::default();
-        let mut open = true;
+        let mut groups = Groups::default();
+        let mut running = Running::new(&lane.running, &self.items, &mut groups);
+        let (mut step, mut open) = (StepFill::default(), true);
         for round in 1.. {
-            for &(_, group) in ranked.iter().filter(|&&(rank, _)| rank == round) {
-                if !fill.add(&self.items[&group]) {
-                    return StepFill { full: true, work: fill.work, ..step };
+            for client in running.clients.clone() {
+                while groups.chosen(client) < round {
+                    let Some((rank, group)) = running.next(client) else { break };
+                    // A call that has fewer groups comes first, and may still join.
+                    if open && lane.waiting.calls_of(client).any(|call| groups.of(call) + 1 < rank)
+                    {
+                        break;
+                    }
+                    if !fill.add(&self.items[&group]) {
+                        return StepFill { full: true, work: fill.work, ..step };
+                    }
+                    running.take(client);
+                    groups.choose(client);
+                    step.runs.push(group);
                 }
-                step.runs.push(group);
             }
             if open {
                 let items = &self.items;
                 let joins = lane.waiting.take(|group| {
-                    let item = &items[&group];
-                    let has = groups_of.entry(item.call).or_default();
-                    if *has >= round {
+                    let (item, client) = (&items[&group], items[&group].call.client);
+                    if groups.chosen(client) >= round {
+                        return Pick::PassClient;
+                    }
+                    let (of_client, of_call) = (groups.of_client(client), groups.of(item.call));
+                    if running.next(client).is_some_and(|(rank, _)| of_call + 1 >= rank) {
                         return Pick::Pass;
                     }
-                    if !room.has(item, *has == 0) || !fill.add(item) {
+                    if !room.has(item, (of_client == 0, of_call == 0)) || !fill.add(item) {
                         open = false;
                         return Pick::Stop;
                     }
                     room.add(item);
-                    *has += 1;
+                    groups.add(item.call);
+                    groups.choose(client);
                     Pick::Take
                 });
                 step.joins.extend(joins);
             }
-            let more_running = ranked.iter().any(|&(rank, _)| rank > round);
-            if !more_running && (!open || lane.waiting.front().is_none()) {
+            if running.is_empty() && (!open || lane.waiting.front().is_none()) {
                 break;
             }
         }
@@ -107,19 +120,81 @@ impl Text {
     }
 }
 
-/// Running groups in the order in which they joined, each with its place among those of its call (from 1);
-/// `groups_of` counts them.
-fn ranked(
-    running: &[ItemId],
-    items: &HashMap<ItemId, Item>,
-    groups_of: &mut HashMap<CallId, usize>,
-) -> Vec<(usize, ItemId)> {
-    let rank = |&group: &ItemId| {
-        let rank = groups_of.entry(items[&group].call).or_default();
-        *rank += 1;
-        (*rank, group)
-    };
-    running.iter().map(rank).collect()
+/// How many groups each client and call has, and how many of a client's are in the step.
+#[derive(Default)]
+struct Groups {
+    of_client: HashMap<ClientId, usize>,
+    of_call: HashMap<CallId, usize>,
+    chosen: HashMap<ClientId, usize>,
+}
+
+impl Groups {
+    fn of_client(&self, client: ClientId) -> usize {
+        self.of_client.get(&client).copied().unwrap_or(0)
+    }
+
+    fn of(&self, call: CallId) -> usize {
+        self.of_call.get(&call).copied().unwrap_or(0)
+    }
+
+    fn chosen(&self, client: ClientId) -> usize {
+        self.chosen.get(&client).copied().unwrap_or(0)
+    }
+
+    /// The call has one more: its how many-th.
+    fn add(&mut self, call: CallId) -> usize {
+        *self.of_client.entry(call.client).or_default() += 1;
+        let of_call = self.of_call.entry(call).or_default();
+        *of_call += 1;
+        *of_call
+    }
+
+    fn choose(&mut self, client: ClientId) {
+        *self.chosen.entry(client).or_default() += 1;
+    }
+}
+
+/// Running groups that are not in the step yet, by client.
+struct Running {
+    /// In the order in which their first groups joined.
+    clients: Vec<ClientId>,
+    /// Each group with its place among those of its call (from 1): the calls' first ones come first, then their second
+    /// ones; among equals whoever joined first.
+    queues: HashMap<ClientId, VecDeque<(usize, ItemId)>>,
+}
+
+impl Running {
+    /// `joined` in the order of joining; `groups` counts them.
+    fn new(joined: &[ItemId], items: &HashMap<ItemId, Item>, groups: &mut Groups) -> Self {
+        let mut running = Self { clients: Vec::new(), queues: HashMap::new() };
+        for &group in joined {
+            let call = items[&group].call;
+            let queue = running.queues.entry(call.client).or_default();
+            if queue.is_empty() {
+                running.clients.push(call.client);
+            }
+            queue.push_back((groups.add(call), group));
+        }
+        for queue in running.queues.values_mut() {
+            // Stable: among equals the order of joining stays.
+            queue.make_contiguous().sort_by_key(|&(rank, _)| rank);
+        }
+        running
+    }
+
+    fn next(&self, client: ClientId) -> Option<(usize, ItemId)> {
+        self.queues.get(&client)?.front().copied()
+    }
+
+    fn take(&mut self, client: ClientId) {
+        if let Some(queue) = self.queues.get_mut(&client) {
+            queue.pop_front();
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.queues.values().all(VecDeque::is_empty)
+    }
 }
 
 #[derive(Default)]
@@ -145,9 +220,14 @@ impl Room {
         item.own_kv + new_image.map_or(0, |_| item.image_kv)
     }
 
-    /// A quarter is kept for calls of which nothing runs: a large call cannot lock a small one out until it ends.
-    fn has(&self, item: &Item, first_of_call: bool) -> bool {
-        let open = |most: u64| if first_of_call { most } else { most - most / 4 };
+    /// A quarter is kept for calls of which nothing runs: a large call cannot lock a small one out until it ends. Clients
+    /// of which nothing runs find a quarter beyond the bound: one that fills it with many calls cannot lock them out.
+    fn has(&self, item: &Item, (first_of_client, first_of_call): (bool, bool)) -> bool {
+        let open = |most: u64| match (first_of_client, first_of_call) {
+            (true, _) => most.saturating_add(most / 4),
+            (false, true) => most,
+            (false, false) => most - most / 4,
+        };
         let (max_rows, max_kv) = (open(self.max_rows as u64), open(self.max_kv));
         let new_kv = self.new_kv(item);
         let rows_fit = self.rows == 0 || (self.rows + item.rows) as u64 <= max_rows;

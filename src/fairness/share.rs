@@ -1,0 +1,42 @@
+//! A bound that all clients share.
+
+/// The part of a bound that is added to it for clients that hold little: a quarter.
+const RESERVE: u64 = 4;
+
+/// True when a client that holds `own` may take `more`, where `clients` (itself included) hold `taken` of `capacity`.
+///
+/// A client that is alone may take everything. Where there are others, one that stays below its equal share finds up to a
+/// quarter of the capacity beyond the bound: whoever has filled the bound cannot shut it out. In all, never more than
+/// 1.25 times the capacity is taken.
+#[must_use]
+pub fn fits(capacity: u64, taken: u64, own: u64, clients: usize, more: u64) -> bool {
+    let after = taken.saturating_add(more);
+    if after <= capacity {
+        return true;
+    }
+    let reserve = capacity / RESERVE;
+    let share = (capacity / clients.max(1) as u64).min(reserve);
+    clients > 1 && own.saturating_add(more) <= share && after <= capacity.saturating_add(reserve)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_alone_may_take_everything_and_no_more() {
+        assert!(fits(100, 60, 60, 1, 40));
+        assert!(!fits(100, 60, 60, 1, 41));
+    }
+
+    #[test]
+    fn a_client_that_holds_little_gets_room_beyond_what_another_has_filled() {
+        assert!(fits(100, 100, 0, 2, 25));
+        assert!(!fits(100, 100, 0, 2, 26), "above the reserve");
+        assert!(fits(100, 110, 10, 2, 15));
+        assert!(!fits(100, 100, 100, 2, 1), "who has filled it gets nothing more");
+        assert!(!fits(100, 100, 0, 10, 11), "above the share of ten");
+        assert!(fits(100, 100, 0, 10, 10));
+        assert!(!fits(100, 100, 1, 2, u64::MAX), "no overflow");
+    }
+}

@@ -1,0 +1,309 @@
+//! Clients take turns, one item each, round and round; inside a client its calls do, and inside a call whoever came first
+//! is first.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::{CallId, ClientId};
+
+/// Items that wait, by client and call.
+#[derive(Debug)]
+pub struct Turns<T> {
+    /// Whose turn it is, from the front; every client here has items.
+    clients: VecDeque<ClientId>,
+    /// Of each client the calls that have items, in the order of their turns.
+    calls: HashMap<ClientId, VecDeque<CallId>>,
+    queues: HashMap<CallId, VecDeque<T>>,
+}
+
+/// What to do with the item at the head of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pick {
+    /// Take it; the turn of its call and client is over.
+    Take,
+    /// Not now; call and client keep their places, and the client's next call is asked.
+    Pass,
+    /// Nothing of this client now; it keeps its place.
+    PassClient,
+    /// It has been taken through another call: forget it, the turn stays.
+    Forget,
+    /// The unit is full.
+    Stop,
+}
+
+impl<T> Default for Turns<T> {
+    fn default() -> Self {
+        Self { clients: VecDeque::new(), calls: HashMap::new(), queues: HashMap::new() }
+    }
+}
+
+impl<T: Copy + PartialEq> Turns<T> {
+    /// Nothing waits.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends `item` to its call; a call without items enters behind the client's others, a client behind all others.
+    pub fn push(&mut self, call: CallId, item: T) {
+        let queue = self.queues.entry(call).or_default();
+        if queue.is_empty() {
+            let calls = self.calls.entry(call.client).or_default();
+            if calls.is_empty() {
+                self.clients.push_back(call.client);
+            }
+            calls.push_back(call);
+        }
+        queue.push_back(item);
+    }
+
+    /// Takes `item` out of its call's queue, if it is there.
+    pub fn remove(&mut self, call: CallId, item: T) {
+        let Some(queue) = self.queues.get_mut(&call) else { return };
+        queue.retain(|&waiting| waiting != item);
+        if queue.is_empty() {
+            self.queues.remove(&call);
+            let Some(calls) = self.calls.get_mut(&call.client) else { return };
+            calls.retain(|&waiting| waiting != call);
+            if calls.is_empty() {
+                self.calls.remove(&call.client);
+                self.clients.retain(|&waiting| waiting != call.client);
+            }
+        }
+    }
+
+    /// The item whose turn is next.
+    #[must_use]
+    pub fn front(&self) -> Option<T> {
+        let call = self.calls.get(self.clients.front()?)?.front()?;
+        self.queues.get(call)?.front().copied()
+    }
+
+    /// Takes the item whose turn it is.
+    pub fn pop(&mut self) -> Option<T> {
+        let mut taken = false;
+        let one = self
+            .take(|_| if std::mem::replace(&mut taken, true) { Pick::Stop } else { Pick::Take });
+        one.first().copied()
+    }
+
+    /// The clients that have items, in the order of their turns.
+    pub fn clients(&self) -> impl Iterator<Item = ClientId> {
+        self.clients.iter().copied()
+    }
+
+    /// Takes this client's next item, whoever's turn it is: for those who decide by more than turns whose it is.
+    pub fn pop_from(&mut self, client: ClientId) -> Option<T> {
+        let call = *self.calls.get(&client)?.front()?;
+        let item = *self.queues.get(&call)?.front()?;
+        let mut asked = false;
+        self.take(|head| match (asked, head == item) {
+            (true, _) => Pick::Stop,
+            (false, true) => {
+                asked = true;
+                Pick::Take
+            }
+            (false, false) => Pick::PassClient,
+        });
+        Some(item)
+    }
+
+    /// The client's calls that have items, in the order of their turns.
+    pub fn calls_of(&self, client: ClientId) -> impl Iterator<Item = CallId> {
+        self.calls.get(&client).into_iter().flatten().copied()
+    }
+
+    /// Items that wait, of each call.
+    pub fn waiting(&self) -> impl Iterator<Item = (CallId, &VecDeque<T>)> {
+        self.queues.iter().map(|(&call, queue)| (call, queue))
+    }
+
+    /// Goes round clients and calls and asks `pick` about the item at the head of each call, until it stops or all pass.
+    ///
+    /// # Panics
+    /// Never: a client in the order has calls, and a call in the order has items.
+    pub fn take(&mut self, mut pick: impl FnMut(T) -> Pick) -> Vec<T> {
+        let mut taken = Vec::new();
+        // Clients before `place` have nothing more to offer and keep their places; so do, of each client, the calls at its
+        // front that have passed. Whoever took an item goes to the back.
+        let mut place = 0;
+        let mut passed: HashMap<ClientId, usize> = HashMap::new();
+        while let Some(&client) = self.clients.get(place) {
+            let calls = self.calls.get_mut(&client).expect("a client in the order has calls");
+            let skip = *passed.get(&client).unwrap_or(&0);
+            let Some(&call) = calls.get(skip) else {
+                place += 1;
+                continue;
+            };
+            let queue = self.queues.get_mut(&call).expect("a call in the order has a queue");
+            let head = *queue.front().expect("a queue in the map has items");
+            match pick(head) {
+                Pick::Stop => break,
+                Pick::Pass => *passed.entry(client).or_default() += 1,
+                Pick::PassClient => place += 1,
+                Pick::Forget => {
+                    queue.pop_front();
+                    if queue.is_empty() {
+                        self.queues.remove(&call);
+                        calls.remove(skip);
+                        self.leave_if_empty(place);
+                    }
+                }
+                Pick::Take => {
+                    queue.pop_front();
+                    taken.push(head);
+                    calls.remove(skip);
+                    if queue.is_empty() {
+                        self.queues.remove(&call);
+                    } else {
+                        calls.push_back(call);
+                    }
+                    if !self.leave_if_empty(place) {
+                        self.clients.remove(place);
+                        self.clients.push_back(client);
+                    }
+                }
+            }
+        }
+        taken
+    }
+
+    /// Removes the client at `place` if it has no calls left.
+    fn leave_if_empty(&mut self, place: usize) -> bool {
+        let Some(&client) = self.clients.get(place) else { return true };
+        let empty = self.calls.get(&client).is_none_or(VecDeque::is_empty);
+        if empty {
+            self.calls.remove(&client);
+            self.clients.remove(place);
+        }
+        empty
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(client: u64, number: u64) -> CallId {
+        CallId { client: ClientId(client), number }
+    }
+
+    /// A call of a client that has no other.
+    fn lone(number: u64) -> CallId {
+        call(number, number)
+    }
+
+    fn take_n(turns: &mut Turns<u32>, n: usize) -> Vec<u32> {
+        let mut left = n;
+        turns.take(|_| {
+            if left == 0 {
+                return Pick::Stop;
+            }
+            left -= 1;
+            Pick::Take
+        })
+    }
+
+    #[test]
+    fn a_large_call_does_not_stand_before_a_single_one() {
+        for [large, single] in [[lone(1), lone(2)], [call(1, 1), call(1, 2)]] {
+            let mut turns = Turns::new();
+            (0..64).for_each(|item| turns.push(large, item));
+            turns.push(single, 100);
+            assert_eq!(take_n(&mut turns, 2), [0, 100]);
+            assert_eq!(take_n(&mut turns, 2), [1, 2]);
+        }
+    }
+
+    #[test]
+    fn a_client_of_many_calls_does_not_stand_before_one_of_a_single_call() {
+        let mut turns = Turns::new();
+        (0..64).for_each(|item| turns.push(call(1, u64::from(item)), item));
+        turns.push(call(2, 100), 100);
+        turns.push(call(2, 100), 101);
+        assert_eq!(take_n(&mut turns, 5), [0, 100, 1, 101, 2]);
+        turns.push(call(3, 101), 102);
+        assert_eq!(take_n(&mut turns, 2), [3, 102]);
+    }
+
+    #[test]
+    fn a_call_that_passes_keeps_its_place() {
+        let mut turns = Turns::new();
+        turns.push(lone(1), 1);
+        turns.push(lone(2), 2);
+        turns.push(lone(3), 4);
+        let even = turns.take(|item| if item % 2 == 0 { Pick::Take } else { Pick::Pass });
+        assert_eq!(even, [2, 4]);
+        assert_eq!(turns.front(), Some(1));
+    }
+
+    #[test]
+    fn a_client_whose_call_passes_offers_its_next_one_and_keeps_the_first_in_front() {
+        let mut turns = Turns::new();
+        turns.push(call(1, 1), 1);
+        turns.push(call(1, 2), 2);
+        turns.push(call(1, 2), 3);
+        turns.push(call(1, 3), 4);
+        let even = turns.take(|item| if item % 2 == 0 { Pick::Take } else { Pick::Pass });
+        assert_eq!(even, [2, 4]);
+        assert_eq!(take_n(&mut turns, 5), [1, 3]);
+        assert_eq!(turns.front(), None);
+    }
+
+    #[test]
+    fn a_client_that_passes_is_asked_once_and_keeps_its_place() {
+        let mut turns = Turns::new();
+        turns.push(call(1, 1), 1);
+        turns.push(call(1, 2), 2);
+        turns.push(call(2, 3), 3);
+        let mut asked = Vec::new();
+        let taken = turns.take(|item| {
+            asked.push(item);
+            if item < 3 { Pick::PassClient } else { Pick::Take }
+        });
+        assert_eq!((asked, taken), (vec![1, 3], vec![3]));
+        assert_eq!(turns.front(), Some(1));
+    }
+
+    #[test]
+    fn one_client_can_be_served_out_of_turn() {
+        let mut turns = Turns::new();
+        turns.push(call(1, 1), 1);
+        turns.push(call(2, 2), 2);
+        turns.push(call(2, 3), 3);
+        assert_eq!(turns.pop_from(ClientId(2)), Some(2));
+        assert_eq!(turns.pop_from(ClientId(2)), Some(3));
+        assert_eq!(turns.pop_from(ClientId(2)), None);
+        assert_eq!(turns.clients().collect::<Vec<_>>(), [ClientId(1)]);
+    }
+
+    #[test]
+    fn an_item_taken_through_another_call_costs_no_turn() {
+        let mut turns = Turns::new();
+        turns.push(lone(1), 7);
+        turns.push(lone(2), 7);
+        turns.push(lone(2), 8);
+        let mut seen = Vec::new();
+        let taken = turns.take(|item| {
+            if seen.contains(&item) {
+                return Pick::Forget;
+            }
+            seen.push(item);
+            Pick::Take
+        });
+        assert_eq!(taken, [7, 8]);
+        assert_eq!(turns.front(), None);
+    }
+
+    #[test]
+    fn removing_the_last_item_removes_call_and_client() {
+        let mut turns = Turns::new();
+        turns.push(lone(1), 1);
+        turns.push(lone(2), 2);
+        turns.remove(lone(1), 1);
+        turns.remove(lone(9), 1);
+        assert_eq!(turns.pop(), Some(2));
+        assert_eq!(turns.pop(), None);
+        assert_eq!(turns.front(), None);
+        assert_eq!(turns.waiting().count(), 0);
+    }
+}

@@ -1,0 +1,56 @@
+//! Measured memory: above a mark no further picture is decoded, whatever the declared sums say.
+
+use super::lock;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// How long one measurement holds: reading it takes some 20 us.
+const FRESH: Duration = Duration::from_millis(50);
+
+/// The process's resident memory against a mark.
+pub(super) struct MemoryMark {
+    mark_bytes: Option<u64>,
+    resident_bytes: fn() -> Option<u64>,
+    last: Mutex<Option<(Instant, bool)>>,
+}
+
+impl MemoryMark {
+    /// Without a mark memory is never short.
+    pub(super) fn new(mark_bytes: Option<u64>, resident_bytes: fn() -> Option<u64>) -> Self {
+        Self { mark_bytes, resident_bytes, last: Mutex::new(None) }
+    }
+
+    /// True while the process holds more than the mark. What cannot be measured is not short.
+    pub(super) fn is_passed(&self, now: Instant) -> bool {
+        let Some(mark) = self.mark_bytes else { return false };
+        let mut last = lock(&self.last);
+        match *last {
+            Some((at, passed)) if now.saturating_duration_since(at) < FRESH => passed,
+            _ => {
+                let passed = (self.resident_bytes)().is_some_and(|bytes| bytes > mark);
+                *last = Some((now, passed));
+                passed
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_passed_above_it_and_measured_again_later() {
+        let now = Instant::now();
+        let passed = |mark, resident| MemoryMark::new(mark, resident).is_passed(now);
+        assert!(passed(Some(99), || Some(100)));
+        assert!(!passed(Some(100), || Some(100)));
+        assert!(!passed(Some(99), || None));
+        assert!(!passed(None, || Some(100)));
+        let mut mark = MemoryMark::new(Some(99), || Some(100));
+        assert!(mark.is_passed(now));
+        mark.resident_bytes = || Some(1);
+        assert!(mark.is_passed(now + FRESH / 2));
+        assert!(!mark.is_passed(now + FRESH));
+    }
+}

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pictures as large as any may be, decoded in full: many seconds where nothing is optimised, so the short form leaves
 /// them out.
-const FULL_SIZE: [&str; 12] = [
+const FULL_SIZE: [&str; 16] = [
     "png 16-bit RGBA at the memory cap",
     "png interlaced grey of 16,384 x 3,000",
     "png 1 bit at the pixel cap",
@@ -35,6 +35,10 @@ const FULL_SIZE: [&str; 12] = [
     "jpeg 16,384 x 3,000 without data",
     "jpeg 12 scans at the pixel cap",
     "jpeg three scans apart at the pixel cap",
+    "jpeg four progressive components at the pixel cap",
+    "jpeg arithmetic without data at the pixel cap",
+    "jpeg arithmetic with a byte at the pixel cap",
+    "jpeg 12 arithmetic scans at the pixel cap",
     "bmp runs that end at once, at the cap",
 ];
 

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::demo::{self, DemoFile, DemoModel};
 use crate::engine::Rebuild;
 use crate::engine::backend::Backend;
+use crate::fairness;
 use crate::http::{Model, Models};
 use crate::hub::{self, CheckpointFiles, ModelSource, Progress, Source};
 use crate::input::{InputSettings, Tokenizer};
@@ -301,13 +302,13 @@ fn budget(config: &Config, weights: u64) -> MemoryBudget {
     MemoryBudget {
         weights,
         // A quarter more for clients that hold little, here and in keys and values.
-        bodies: config.engine.capacity_bytes / 4 * 5,
+        bodies: fairness::with_reserve(config.engine.capacity_bytes),
         fetched: config.fetch.most_bytes(config.http.input.max_image_bytes),
         decoding: config.images.decode_budget_bytes,
         pixels: config.images.pixel_cache_bytes,
         // Pinned features are cached ones too, where there is a cache.
         features: config.engine.feature_cache_bytes.max(config.engine.max_pinned_feature_bytes),
-        kv: config.engine.max_kv_bytes.saturating_add(config.engine.max_kv_bytes / 4),
+        kv: fairness::with_reserve(config.engine.max_kv_bytes),
     }
 }
 

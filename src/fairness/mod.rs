@@ -5,12 +5,12 @@
 //!
 //! - [`ClientId`], [`CallId`]: who asks.
 //! - [`Turns`]: items that wait, taken one by one from each client in turn.
-//! - [`fits`]: a bound that all share, with a part kept for clients that hold little.
+//! - [`fits`]: a bound that all share, with a part kept for clients that hold little ([`with_reserve`]).
 
 mod share;
 mod turns;
 
-pub use share::fits;
+pub use share::{fits, with_reserve};
 pub use turns::{Pick, Turns};
 
 /// A client, as far as fairness goes; opaque.

@@ -1,7 +1,10 @@
 //! A bound that all clients share.
 
-/// The part of a bound that is added to it for clients that hold little: a quarter.
-const RESERVE: u64 = 4;
+/// A bound with what is added to it for clients that hold little: a quarter.
+#[must_use]
+pub fn with_reserve(capacity: u64) -> u64 {
+    capacity.saturating_add(capacity / 4)
+}
 
 /// True when a client that holds `own` may take `more`, where `clients` (itself included) hold `taken` of `capacity`.
 ///
@@ -14,9 +17,9 @@ pub fn fits(capacity: u64, taken: u64, own: u64, clients: usize, more: u64) -> b
     if after <= capacity {
         return true;
     }
-    let reserve = capacity / RESERVE;
-    let share = (capacity / clients.max(1) as u64).min(reserve);
-    clients > 1 && own.saturating_add(more) <= share && after <= capacity.saturating_add(reserve)
+    let most = with_reserve(capacity);
+    let share = (capacity / clients.max(1) as u64).min(most - capacity);
+    clients > 1 && own.saturating_add(more) <= share && after <= most
 }
 
 #[cfg(test)]

@@ -80,10 +80,8 @@ impl<T: Copy + PartialEq> Turns<T> {
 
     /// Takes the item whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
-        let mut taken = false;
-        let one = self
-            .take(|_| if std::mem::replace(&mut taken, true) { Pick::Stop } else { Pick::Take });
-        one.first().copied()
+        let client = *self.clients.front()?;
+        self.pop_from(client)
     }
 
     /// The clients that have items, in the order of their turns.
@@ -93,28 +91,13 @@ impl<T: Copy + PartialEq> Turns<T> {
 
     /// Takes this client's next item, whoever's turn it is: for those who decide by more than turns whose it is.
     pub fn pop_from(&mut self, client: ClientId) -> Option<T> {
-        let call = *self.calls.get(&client)?.front()?;
-        let item = *self.queues.get(&call)?.front()?;
-        let mut asked = false;
-        self.take(|head| match (asked, head == item) {
-            (true, _) => Pick::Stop,
-            (false, true) => {
-                asked = true;
-                Pick::Take
-            }
-            (false, false) => Pick::PassClient,
-        });
-        Some(item)
+        let place = self.clients.iter().position(|&waiting| waiting == client)?;
+        self.take_head(place, 0)
     }
 
     /// The client's calls that have items, in the order of their turns.
     pub fn calls_of(&self, client: ClientId) -> impl Iterator<Item = CallId> {
         self.calls.get(&client).into_iter().flatten().copied()
-    }
-
-    /// Items that wait, of each call.
-    pub fn waiting(&self) -> impl Iterator<Item = (CallId, &VecDeque<T>)> {
-        self.queues.iter().map(|(&call, queue)| (call, queue))
     }
 
     /// Goes round clients and calls and asks `pick` about the item at the head of each call, until it stops or all pass.
@@ -148,23 +131,29 @@ impl<T: Copy + PartialEq> Turns<T> {
                         self.leave_if_empty(place);
                     }
                 }
-                Pick::Take => {
-                    queue.pop_front();
-                    taken.push(head);
-                    calls.remove(skip);
-                    if queue.is_empty() {
-                        self.queues.remove(&call);
-                    } else {
-                        calls.push_back(call);
-                    }
-                    if !self.leave_if_empty(place) {
-                        self.clients.remove(place);
-                        self.clients.push_back(client);
-                    }
-                }
+                Pick::Take => taken.extend(self.take_head(place, skip)),
             }
         }
         taken
+    }
+
+    /// Takes the head of the call at `skip` of the client at `place`; both go to the back, if they have items left.
+    fn take_head(&mut self, place: usize, skip: usize) -> Option<T> {
+        let client = *self.clients.get(place)?;
+        let calls = self.calls.get_mut(&client)?;
+        let call = calls.remove(skip)?;
+        let queue = self.queues.get_mut(&call)?;
+        let head = queue.pop_front();
+        if queue.is_empty() {
+            self.queues.remove(&call);
+        } else {
+            calls.push_back(call);
+        }
+        if !self.leave_if_empty(place) {
+            self.clients.remove(place);
+            self.clients.push_back(client);
+        }
+        head
     }
 
     /// Removes the client at `place` if it has no calls left.
@@ -304,6 +293,7 @@ mod tests {
         assert_eq!(turns.pop(), Some(2));
         assert_eq!(turns.pop(), None);
         assert_eq!(turns.front(), None);
-        assert_eq!(turns.waiting().count(), 0);
+        assert_eq!(turns.clients().count(), 0);
+        assert!(turns.queues.is_empty());
     }
 }

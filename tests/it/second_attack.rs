@@ -2,6 +2,7 @@
 //! Attackers and others come from different loopback addresses where fairness between clients is meant.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -35,6 +36,26 @@ fn post(path: &str, body: &str) -> Vec<u8> {
         body.len()
     );
     [head.as_bytes(), body.as_bytes()].concat()
+}
+
+/// Pictures that take a thread some tens of milliseconds, each of its own.
+fn large_pictures(marks: Range<u8>) -> Multipart {
+    marks.fold(Multipart::default(), |parts, mark| {
+        parts.file("image", &picture(mark, 2000, 1500, ImageFormat::Png))
+    })
+}
+
+/// A connection of the attacker on which a batch of large pictures was sent.
+async fn send_batch(server: &TestServer, marks: Range<u8>) -> TcpStream {
+    let body = large_pictures(marks).finish();
+    let head = format!(
+        "POST /caption/batch HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: multipart/form-data; boundary={BOUNDARY}\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut stream = connect_from(server, ATTACKER).await;
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&body).await.unwrap();
+    stream
 }
 
 async fn caption(server: &TestServer, shade: u8) -> String {
@@ -85,19 +106,7 @@ async fn one_batch_of_large_pictures_does_not_hold_up_the_pictures_of_others() {
         config.images = ImagesSettings { decode_threads: 2, ..ImagesSettings::default() };
     })
     .await;
-    let mut parts = Multipart::default();
-    for number in 0..40 {
-        parts = parts.file("image", &picture(number, 2000, 1500, ImageFormat::Png));
-    }
-    let body = parts.finish();
-    let head = format!(
-        "POST /caption/batch HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: multipart/form-data; boundary={}\r\ncontent-length: {}\r\n\r\n",
-        BOUNDARY,
-        body.len()
-    );
-    let mut batch = connect_from(&server, ATTACKER).await;
-    batch.write_all(head.as_bytes()).await.unwrap();
-    batch.write_all(&body).await.unwrap();
+    let batch = send_batch(&server, 0..40).await;
     while server.app.metrics.decode_permits_in_use.get() < 2 {
         tokio::task::yield_now().await;
     }
@@ -120,20 +129,7 @@ async fn files_of_clients_that_left_leave_the_decoding_queue_at_once() {
     })
     .await;
     for number in 0..4 {
-        let mut parts = Multipart::default();
-        for image in 0..40 {
-            let file = picture(number * 40 + image, 2000, 1500, ImageFormat::Png);
-            parts = parts.file("image", &file);
-        }
-        let body = parts.finish();
-        let head = format!(
-            "POST /caption/batch HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary={}\r\ncontent-length: {}\r\n\r\n",
-            BOUNDARY,
-            body.len()
-        );
-        let mut stream = connect_from(&server, ATTACKER).await;
-        stream.write_all(head.as_bytes()).await.unwrap();
-        stream.write_all(&body).await.unwrap();
+        let stream = send_batch(&server, number * 40..(number + 1) * 40).await;
         while server.app.metrics.decode_permits_in_use.get() == 0 {
             tokio::task::yield_now().await;
         }
@@ -159,11 +155,7 @@ async fn at_the_end_of_the_drain_time_every_call_is_answered_whatever_it_waits_f
     let never = futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
     let body = Request::post("/caption").header("content-type", "image/png");
     let reading = app.send(body.body(Body::from_stream(never)).unwrap());
-    let mut parts = Multipart::default();
-    for number in 0..20 {
-        parts = parts.file("image", &picture(number, 2000, 1500, ImageFormat::Png));
-    }
-    let decoding = app.multipart("/caption/batch", parts);
+    let decoding = app.multipart("/caption/batch", large_pictures(0..20));
     let abort = async {
         while app.metrics.decode_permits_in_use.get() == 0 {
             tokio::task::yield_now().await;

@@ -229,7 +229,7 @@ impl World {
                 assert_eq!(self.scheduler.text.kv_bytes(), kv);
                 // A quarter more for clients of which nothing ran.
                 let most = self.scheduler.settings.max_kv_bytes;
-                let most = most.saturating_add(most / 4);
+                let most = crate::fairness::with_reserve(most);
                 assert!(joined().count() <= 1 || kv <= most, "{kv} bytes of keys and values");
             }
         }

@@ -12,7 +12,7 @@ use super::{Item, Taken, Text};
 use crate::engine::EngineSettings;
 use crate::engine::ids::{CallId, FeatureKey, ItemId};
 use crate::engine::scheduler::{LaneId, TextCost};
-use crate::fairness::{ClientId, Pick};
+use crate::fairness::{self, ClientId, Pick};
 use crate::task::ModelId;
 
 impl Text {
@@ -224,7 +224,7 @@ impl Room {
     /// of which nothing runs find a quarter beyond the bound: one that fills it with many calls cannot lock them out.
     fn has(&self, item: &Item, (first_of_client, first_of_call): (bool, bool)) -> bool {
         let open = |most: u64| match (first_of_client, first_of_call) {
-            (true, _) => most.saturating_add(most / 4),
+            (true, _) => fairness::with_reserve(most),
             (false, true) => most,
             (false, false) => most - most / 4,
         };

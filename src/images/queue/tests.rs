@@ -1,0 +1,216 @@
+//! Whose job is next, what a newcomer would wait, and what the queue learns from the jobs that ended.
+
+use super::*;
+
+pub(in crate::images) fn call(client: u64, number: u64) -> CallId {
+    CallId { client: ClientId(client), number }
+}
+
+/// A call of a client that has no other.
+pub(in crate::images) fn lone(number: u64) -> CallId {
+    call(number, number)
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Wanted or not, and a million pixels.
+struct Idle(bool);
+
+const MEGAPIXEL: u64 = 1_000_000;
+
+impl Job for Idle {
+    fn is_wanted(&self) -> bool {
+        self.0
+    }
+
+    fn work(&self) -> u64 {
+        MEGAPIXEL
+    }
+
+    fn run(self: Box<Self>) -> Done {
+        Done::Work
+    }
+}
+
+fn push(queue: &mut Queue, lane: Lane, call: CallId) -> bool {
+    queue.push(Box::new(Idle(true)), lane, call).is_ok()
+}
+
+/// A job of the lane has run.
+fn learn(queue: &mut Queue, lane: Lane, took: Duration, done: Done) {
+    let began = Instant::now();
+    let client = ClientId(1);
+    queue.ended(Running { lane, client, began, work: MEGAPIXEL as f64 }, began + took, done);
+}
+
+/// Of the time when hashing takes a second and decoding two seconds a megapixel.
+fn known() -> Queue {
+    let work = MEGAPIXEL as f64;
+    let means = Queue { hash_seconds: 1.0, decode_seconds: 2.0, ..Queue::new(512) };
+    Queue { decode_work: work, typical_work: work, ..means }
+}
+
+/// The wait of a new call of a client of its own with one file.
+fn wait(queue: &Queue, threads: usize, now: Instant) -> Duration {
+    queue.wait(lone(99), 1, threads, now)
+}
+
+#[test]
+fn the_wait_is_the_mean_time_of_what_stands_before_shared_by_the_threads() {
+    let (mut queue, now) = (Queue::new(9), Instant::now());
+    push(&mut queue, Lane::Decodes, lone(1));
+    assert_eq!(wait(&queue, 1, now), Duration::ZERO, "nothing is known yet");
+    learn(&mut queue, Lane::Decodes, SECOND * 2, Done::Work);
+    learn(&mut queue, Lane::Hashes, SECOND, Done::Work);
+    assert_eq!(wait(&queue, 1, now), SECOND * 2);
+    push(&mut queue, Lane::Hashes, lone(2));
+    assert_eq!(wait(&queue, 1, now), SECOND * 4, "no more of it than the own work");
+    assert_eq!(wait(&queue, 2, now), SECOND * 2);
+    learn(&mut queue, Lane::Decodes, SECOND, Done::Work);
+    assert!(wait(&queue, 1, now) < SECOND * 4, "the mean follows");
+}
+
+#[test]
+fn of_others_no_more_stands_before_a_call_than_its_own_work() {
+    let (mut queue, now) = (known(), Instant::now());
+    for _ in 0..64 {
+        push(&mut queue, Lane::Decodes, call(1, 1));
+    }
+    assert_eq!(wait(&queue, 1, now), SECOND * 2, "one turn of the batch");
+    assert_eq!(queue.wait(call(1, 2), 1, 1, now), SECOND * 2, "also for its own client's calls");
+    for number in 2..12 {
+        push(&mut queue, Lane::Decodes, call(1, number));
+    }
+    assert_eq!(wait(&queue, 1, now), SECOND * 2, "many calls of one client are one turn");
+    assert_eq!(queue.wait(call(1, 99), 1, 1, now), SECOND * 22, "but for their own client");
+    assert_eq!(queue.wait(lone(99), 3, 1, now), SECOND * 6, "three files, three turns");
+}
+
+#[test]
+fn small_pictures_of_one_client_do_not_wait_for_the_large_ones_of_another() {
+    struct Sized(u64);
+    impl Job for Sized {
+        fn work(&self) -> u64 {
+            self.0
+        }
+
+        fn run(self: Box<Self>) -> Done {
+            Done::Work
+        }
+    }
+    let (mut queue, now) = (Queue::new(99), Instant::now());
+    let mut push = |megapixels: u64, call| {
+        assert!(queue.push(Box::new(Sized(megapixels * MEGAPIXEL)), Lane::Decodes, call).is_ok());
+    };
+    (0..10).for_each(|_| push(50, lone(1)));
+    (0..20).for_each(|number| push(1, call(2, number)));
+    let order: Vec<u64> =
+        std::iter::from_fn(|| queue.next(now)).map(|(job, _)| job.work() / MEGAPIXEL).collect();
+    // One large picture is in hand when the others come; all of theirs are less work than that.
+    assert_eq!(order[..21], [[50].as_slice(), &[1; 20]].concat());
+    assert_eq!(order.len(), 30);
+}
+
+#[test]
+fn a_decode_that_takes_longer_than_it_said_is_paid_for() {
+    let (mut queue, now) = (known(), Instant::now());
+    for client in [1, 2, 1, 2, 2] {
+        push(&mut queue, Lane::Decodes, lone(client));
+    }
+    let mut next = |took| {
+        let (_, running) = queue.next(now).unwrap();
+        queue.ended(running, now + took, Done::Work);
+        running.client
+    };
+    assert_eq!(next(SECOND * 60), ClientId(1));
+    let order: Vec<ClientId> = (0..4).map(|_| next(SECOND * 2)).collect();
+    assert_eq!(order, [2, 2, 2, 1].map(ClientId));
+}
+
+#[test]
+fn a_client_that_fills_the_queue_leaves_room_for_others() {
+    let mut queue = Queue::new(8);
+    let mut fill = |client| {
+        (0..99).take_while(|&number| push(&mut queue, Lane::Decodes, call(client, number))).count()
+    };
+    assert_eq!(fill(1), 8, "alone it may take everything");
+    assert_eq!(fill(2), 2, "a quarter more");
+    assert_eq!(fill(1), 0);
+    queue.close();
+    assert!(queue.next(Instant::now()).is_none());
+}
+
+#[test]
+fn files_that_are_refused_do_not_bring_the_estimate_down() {
+    let (mut queue, now) = (Queue::new(9), Instant::now());
+    let broken = Duration::from_micros(50);
+    learn(&mut queue, Lane::Decodes, broken, Done::Early);
+    learn(&mut queue, Lane::Decodes, SECOND, Done::Work);
+    push(&mut queue, Lane::Decodes, lone(1));
+    assert_eq!(wait(&queue, 1, now), SECOND, "the first that is decoded is believed in full");
+    for _ in 0..1000 {
+        learn(&mut queue, Lane::Decodes, broken, Done::Early);
+    }
+    assert_eq!(wait(&queue, 1, now), SECOND);
+    // One that fails late has kept a thread like any other.
+    learn(&mut queue, Lane::Decodes, SECOND * 11, Done::Early);
+    assert!(wait(&queue, 1, now) > SECOND * 5);
+}
+
+#[test]
+fn a_file_costs_by_its_work_and_small_ones_do_not_change_what_a_pixel_costs() {
+    struct Large;
+    impl Job for Large {
+        fn work(&self) -> u64 {
+            50 * MEGAPIXEL
+        }
+
+        fn run(self: Box<Self>) -> Done {
+            Done::Work
+        }
+    }
+    let (mut queue, now) = (known(), Instant::now());
+    assert!(queue.push(Box::new(Large), Lane::Decodes, call(99, 1)).is_ok());
+    assert_eq!(wait(&queue, 1, now), SECOND * 100);
+    for _ in 0..1000 {
+        let began = Instant::now();
+        let (lane, client) = (Lane::Decodes, ClientId(1));
+        let small = Running { lane, client, began, work: LEAST_WORK };
+        queue.ended(small, began + Duration::from_micros(50), Done::Work);
+    }
+    let seconds = wait(&queue, 1, now).as_secs_f64();
+    assert!((5.0..100.0).contains(&seconds), "{seconds}");
+}
+
+#[test]
+fn what_runs_counts_with_the_rest_of_its_time_where_no_thread_is_free() {
+    let (mut queue, now) = (known(), Instant::now());
+    assert_eq!(wait(&queue, 1, now), Duration::ZERO, "nothing waits and nothing runs");
+    push(&mut queue, Lane::Decodes, lone(1));
+    push(&mut queue, Lane::Hashes, lone(1));
+    let (_, hash) = queue.next(now).unwrap();
+    let (_, decode) = queue.next(now).unwrap();
+    assert_eq!((hash.lane, decode.lane), (Lane::Hashes, Lane::Decodes));
+    assert_eq!(wait(&queue, 2, now), SECOND * 5 / 2);
+    assert_eq!(wait(&queue, 3, now), Duration::ZERO, "a third thread would be free");
+    assert_eq!(wait(&queue, 2, now + SECOND), SECOND * 3 / 2);
+    queue.ended(hash, now + SECOND, Done::Work);
+    assert_eq!(wait(&queue, 1, now + SECOND), SECOND);
+    assert_eq!(wait(&queue, 1, now + SECOND * 7), SECOND * 7, "it overruns: as long again");
+    queue.ended(decode, now + SECOND * 2, Done::Work);
+    assert_eq!(wait(&queue, 1, now), Duration::ZERO, "an idle pool takes whatever comes");
+}
+
+#[test]
+fn what_nobody_wants_any_more_is_taken_out() {
+    let mut queue = Queue::new(2);
+    for lane in [Lane::Hashes, Lane::Decodes] {
+        assert!(queue.push(Box::new(Idle(false)), lane, lone(1)).is_ok());
+    }
+    assert!(!push(&mut queue, Lane::Decodes, lone(1)), "full");
+    assert_eq!(queue.take_unwanted().len(), 2);
+    assert!(push(&mut queue, Lane::Decodes, lone(1)));
+    assert_eq!(queue.take_unwanted().len(), 0);
+    assert!(queue.next(Instant::now()).is_some());
+    assert!(queue.next(Instant::now()).is_none());
+}

@@ -13,17 +13,19 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use axum::BoxError;
 use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// The client's address, as an extension of its requests.
 #[derive(Debug, Clone, Copy)]
@@ -45,8 +47,7 @@ pub(crate) struct Activity(Arc<Doing>);
 
 #[derive(Debug)]
 struct Doing {
-    /// The phase in the two low bits, above them the microseconds from [`EPOCH`] to its beginning: one value, so that
-    /// both are read together.
+    /// The phase in the low bits, above them its number from [`PHASES`]: one value, so that both are read together.
     phase: AtomicU64,
     /// A request was given up before its end: nothing else can be read from this connection.
     body_left: AtomicBool,
@@ -54,28 +55,47 @@ struct Doing {
     stalled: AtomicBool,
 }
 
-/// The beginning of all times of phases.
-static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// Counts the phases that connections have entered. The order of two phases is exact, which a clock does not give:
+/// two of them can begin within one of its ticks.
+static PHASES: AtomicU64 = AtomicU64::new(0);
 
 /// Nothing has arrived on a new connection.
 const SILENT: u64 = 0;
 /// A head is arriving, or a TLS handshake.
 const HEAD: u64 = 1;
+/// A request is being answered, and all of its body has arrived or been given up.
 const REQUEST: u64 = 2;
 /// Between two requests.
 const IDLE: u64 = 3;
+/// A request whose body is still arriving.
+const BODY: u64 = 4;
 
-const PHASE_BITS: u32 = 2;
+const PHASE_BITS: u32 = 3;
 const PHASE: u64 = (1 << PHASE_BITS) - 1;
 
-/// A connection that waits for a request; the one that is closed first is the least.
+/// A connection that waits for its client; the one that is closed first is the least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Waiting {
-    /// A head has begun to arrive.
-    pub(crate) head_begun: bool,
-    /// Microseconds from [`EPOCH`].
-    since: u64,
+    pub(crate) awaited: Awaited,
+    /// The number of its phase: smaller for one that has waited longer.
+    phase_number: u64,
 }
+
+/// What a connection waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Awaited {
+    /// A request of which nothing has arrived.
+    Request,
+    /// The rest of a head.
+    Head,
+    /// The rest of a body.
+    Body,
+}
+
+/// A body is not read on: its connection has to make room for others.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection makes room for others")]
+pub(crate) struct MadeRoom;
 
 impl Default for Activity {
     /// A new connection.
@@ -102,12 +122,18 @@ impl Activity {
         self.enter(HEAD);
     }
 
-    /// Whether the connection waits for a request, with nothing left to send.
+    /// Whether the connection waits for its client, with nothing left to send.
     pub(crate) fn waiting(&self) -> Option<Waiting> {
         let value = self.0.phase.load(Ordering::Acquire);
-        let (phase, since) = (value & PHASE, value >> PHASE_BITS);
-        let waits = phase != REQUEST && !self.0.stalled.load(Ordering::Acquire);
-        waits.then_some(Waiting { head_begun: phase == HEAD, since })
+        let (phase, phase_number) = (value & PHASE, value >> PHASE_BITS);
+        let awaited = match phase {
+            REQUEST => return None,
+            HEAD => Awaited::Head,
+            BODY => Awaited::Body,
+            _ => Awaited::Request,
+        };
+        let is_stalled = self.0.stalled.load(Ordering::Acquire);
+        (!is_stalled).then_some(Waiting { awaited, phase_number })
     }
 
     /// Notes that what remains of the input is not read.
@@ -126,13 +152,29 @@ impl Activity {
     }
 
     fn enter(&self, phase: u64) {
-        let since = EPOCH.elapsed().as_micros() as u64;
-        self.0.phase.store(since << PHASE_BITS | phase, Ordering::Release);
+        let number = PHASES.fetch_add(1, Ordering::Relaxed);
+        self.0.phase.store(number << PHASE_BITS | phase, Ordering::Release);
     }
 
-    /// The request's body, which tells when it is given up before its end.
-    pub(crate) fn watch_body(&self, body: Incoming) -> Body {
-        Body::new(WatchedBody { body, activity: self.clone(), ended: false })
+    /// The request's body, which tells when all of it has arrived or it is given up before its end. It fails with
+    /// [`MadeRoom`] once `leave` is cancelled.
+    pub(crate) fn watch_body(&self, body: Incoming, leave: CancellationToken) -> Body {
+        let ended = body.is_end_stream();
+        if !ended {
+            self.begin_body();
+        }
+        Body::new(WatchedBody { body, activity: self.clone(), leave, leaving: None, ended })
+    }
+
+    /// All of the head has been read, the body has not.
+    pub(crate) fn begin_body(&self) {
+        self.enter(BODY);
+    }
+
+    fn end_body(&self) {
+        if self.phase() == BODY {
+            self.enter(REQUEST);
+        }
     }
 
     /// True when a request was given up before its end.
@@ -159,20 +201,32 @@ impl Drop for RequestGuard {
 struct WatchedBody {
     body: Incoming,
     activity: Activity,
+    leave: CancellationToken,
+    /// Waits for `leave`, from the first wait for the client on.
+    leaving: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     ended: bool,
 }
 
 impl HttpBody for WatchedBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        self.ended |= matches!(frame, Poll::Ready(None));
-        frame
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        // What has arrived first: a body that is complete is not given up.
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            if frame.is_none() || self.body.is_end_stream() {
+                self.ended = true;
+                self.activity.end_body();
+            }
+            return Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)));
+        }
+        let this = &mut *self;
+        let leave = || Box::pin(this.leave.clone().cancelled_owned());
+        ready!(this.leaving.get_or_insert_with(leave).as_mut().poll(context));
+        Poll::Ready(Some(Err(MadeRoom.into())))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -189,6 +243,7 @@ impl Drop for WatchedBody {
         if !self.ended && !self.body.is_end_stream() {
             self.activity.leave_rest();
         }
+        self.activity.end_body();
     }
 }
 

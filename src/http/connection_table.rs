@@ -3,13 +3,14 @@
 //! While there are places, everybody gets one; many users may stand behind one address. When there are none:
 //!
 //! 1. The address that holds the most pays, if it holds more than its share (places divided by addresses present) and
-//!    more than the newcomer's address: its connection that waits longest for a request is closed.
+//!    more than the newcomer's address: its connection that has waited longest for its client is closed.
 //! 2. Otherwise the newcomer's own address replaces one of its own idle connections.
 //! 3. Otherwise the newcomer gets a place in the reserve, where the same rules hold: enough for one request to health or
 //!    metrics; anything else is refused as overloaded.
 //! 4. Otherwise it is closed.
 //!
-//! A request in progress, and an answer that is being sent, are never cut. What a connection is doing is told by its
+//! A request all of which has arrived, and an answer that is being sent, are never cut. One whose body is still arriving
+//! can be by the first rule, after idle connections and unfinished heads: it is answered 503. What a connection is doing is told by its
 //! [`Activity`], so a request costs this table nothing; a newcomer looks at every connection, but only when all places are
 //! taken (1,024 connections: a few microseconds).
 
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::access::client::Network;
-use super::connection::Activity;
+use super::connection::{Activity, Awaited};
 use crate::telemetry::metrics::Metrics;
 
 /// Between two log lines that say that the listener is full.
@@ -191,8 +192,8 @@ impl Places {
             .holders
             .iter()
             .filter(|(network, members)| **network != newcomer && members.len() > share.max(own));
-        // The address that holds the most first; of its connections an idle one before an unfinished head, and the one
-        // that has waited longest.
+        // The address that holds the most first; of its connections an idle one before an unfinished head, that before
+        // an unfinished body, and the one that has waited longest.
         let waiting = others.flat_map(|(network, members)| {
             let held = Reverse(members.len());
             members.iter().filter_map(move |(id, member)| {
@@ -206,7 +207,7 @@ impl Places {
         }
         let own = self.holders.get(&newcomer)?.iter().filter_map(|(id, member)| {
             let waiting = member.activity.waiting()?;
-            (!waiting.head_begun).then_some((waiting, *id))
+            (waiting.awaited == Awaited::Request).then_some((waiting, *id))
         });
         own.min().map(|(_, id)| (newcomer, id))
     }
@@ -216,6 +217,11 @@ impl Place {
     /// Resolves when the connection should end to make room.
     pub(crate) async fn told_to_leave(&self) {
         self.member.leave.cancelled().await;
+    }
+
+    /// Cancelled when the connection should end to make room.
+    pub(crate) fn leave_token(&self) -> CancellationToken {
+        self.member.leave.clone()
     }
 
     /// False for a connection of the reserve, unless there is a regular place for it by now.
@@ -366,6 +372,27 @@ mod tests {
         assert!(!slow.is_leaving() && own.is_in_reserve());
         let other = rig.connect("10.0.0.2");
         assert!(slow.is_leaving() && !other.is_in_reserve());
+    }
+
+    #[test]
+    fn an_unfinished_body_makes_room_after_heads_and_not_for_its_own_address() {
+        let rig = Rig::new(2);
+        let slow = rig.connect("10.0.0.1");
+        let _request = slow.activity.begin_request();
+        slow.activity.begin_body();
+        let head = rig.connect("10.0.0.1");
+        head.activity.begin_head();
+        let own = rig.connect("10.0.0.1");
+        assert!(own.is_in_reserve() && !slow.is_leaving() && !head.is_leaving());
+        let first = rig.connect("10.0.0.2");
+        assert!(head.is_leaving() && !slow.is_leaving() && !first.is_in_reserve());
+        // Neither address holds more than its share now; a third one finds the slow body of the one that does.
+        let _more = rig.connect("10.0.0.1");
+        drop(first);
+        let more = rig.connect("10.0.0.1");
+        let _busy = more.activity.begin_request();
+        let other = rig.connect("10.0.0.3");
+        assert!(slow.is_leaving() && !more.is_leaving() && !other.is_in_reserve());
     }
 
     #[test]

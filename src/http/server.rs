@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::access::client::Network;
-use super::connection::{Activity, PeerAddress, RequestGuard, TimedStream};
+use super::connection::{Activity, Awaited, PeerAddress, RequestGuard, TimedStream};
 use super::connection_table::{ConnectionTable, Place, sockets_of};
 use super::guarded_body::{BodyGuard, GuardedBody};
 use super::listener::{Accepted, Listener};
@@ -216,7 +216,7 @@ impl Connection {
                 () = self.shutdown.cancelled(), if !ending => {}
                 () = self.place.told_to_leave(), if !ending => {
                     // hyper would wait for the end of a head that has begun.
-                    if self.activity.waiting().is_some_and(|waiting| waiting.head_begun) {
+                    if self.activity.waiting().is_some_and(|it| it.awaited == Awaited::Head) {
                         return;
                     }
                 }
@@ -276,7 +276,8 @@ impl Connection {
         if !is_regular {
             request.extensions_mut().insert(NoRoom);
         }
-        let request = request.map(|body| self.activity.watch_body(body));
+        let leave = self.place.leave_token();
+        let request = request.map(|body| self.activity.watch_body(body, leave));
         let mut response = self.router.clone().oneshot(request).await?;
         // A shutdown that begins while this is polled would be seen too late by whoever polls.
         if !is_regular || self.activity.has_body_left() || self.shutdown.is_cancelled() {

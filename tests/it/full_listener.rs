@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::server::read_to_end;
-use crate::support::{TestServer, base64, png};
+use crate::support::{TestApp, TestServer, base64, png};
 
 const SOON: Duration = Duration::from_secs(8);
 const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -181,6 +181,29 @@ async fn requests_in_progress_are_never_cut_and_health_and_metrics_answer_beside
         let answer = answered(stream).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn requests_whose_bodies_do_not_come_shut_nobody_out() {
+    let server = with_places(2).await;
+    let begun = b"POST /caption HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 900\r\n\r\n{";
+    let first = send(&server, CROWD, begun).await;
+    let in_flight = |app: &TestApp, count| app.metrics.http_requests_in_flight.get() == count;
+    server.app.until("the first", |app| in_flight(app, 1)).await;
+    let mut second = send(&server, CROWD, begun).await;
+    server.app.until("both", |app| in_flight(app, 2)).await;
+    let mut one = served(&server, ONE).await;
+    let refused = tokio::time::timeout(SOON, read_to_end(first)).await.expect("answered");
+    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+    assert!(refused.contains("\"code\":\"overloaded\""), "{refused}");
+    assert!(refused.to_lowercase().contains("connection: close"), "{refused}");
+    // The other address has its share now.
+    is_open(&mut one).await;
+    let rest = format!("\"image\":\"{}\"", base64(&png(1)));
+    second.write_all(format!("{rest}{:1$}}}", "", 898 - rest.len()).as_bytes()).await.unwrap();
+    let answer = answered(&mut second).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     server.stop().await;
 }
 

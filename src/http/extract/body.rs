@@ -10,8 +10,10 @@ use http_body_util::BodyExt;
 
 use super::head::{Head, body_too_large};
 use crate::engine::Admission;
+use crate::http::connection::MadeRoom;
 use crate::http::error::{ApiError, Code};
 use crate::http::middleware::context::RequestContext;
+use crate::http::middleware::room::no_room;
 use crate::http::settings::HttpSettings;
 
 /// Most bytes allocated before they arrive; more are added as they come, twice as many each time.
@@ -116,6 +118,7 @@ impl<'a> BodyReader<'a> {
             Ok(Some(_)) if broken => Err(broken_body()),
             Ok(None) => Ok(None),
             Ok(Some(Ok(frame))) => Ok(Some(frame.into_data().unwrap_or_default())),
+            Ok(Some(Err(error))) if made_room(&error) => Err(no_room()),
             Ok(Some(Err(_))) => Err(broken_body()),
             Err(_) if limit == self.deadline => Err(ApiError::deadline_exceeded().closing()),
             Err(_) => {
@@ -124,6 +127,18 @@ impl<'a> BodyReader<'a> {
             }
         }
     }
+}
+
+/// Whether reading ended because the connection has to make room for others.
+fn made_room(error: &axum::Error) -> bool {
+    let mut source: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = source {
+        if error.is::<MadeRoom>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 fn broken_body() -> ApiError {

@@ -23,7 +23,11 @@ pub(crate) async fn room(request: Request, next: Next) -> Response {
     if has_room || is_open(path) || path == "/metrics" {
         return next.run(request).await;
     }
+    no_room().into_response()
+}
+
+/// Refuses a request whose connection has no place, or had to give it up.
+pub(crate) fn no_room() -> ApiError {
     let detail = "every connection that the server allows is in use; send the request again later";
-    let refusal = ApiError::new(Code::Overloaded, detail);
-    refusal.retry_after(RETRY_AFTER).closing().into_response()
+    ApiError::new(Code::Overloaded, detail).retry_after(RETRY_AFTER).closing()
 }

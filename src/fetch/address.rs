@@ -3,7 +3,8 @@
 //! Sources: IANA's registries of special-purpose addresses for IPv4 and IPv6. An IPv6 address that carries an IPv4
 //! one can lead there (through the kernel, a translator or a tunnel), so the inner address decides as well.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 /// IPv4 blocks where no public server lives: network and length of its prefix.
 const V4_REFUSED: [(Ipv4Addr, u32); 16] = [
@@ -58,6 +59,39 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
+/// True for a public address that is not this machine's own: services that listen on all addresses, and a firewall that
+/// trusts the machine itself, are not there for strangers.
+///
+/// Where a provider translates (the machine has a private address, the public one is the provider's), the machine does
+/// not know its public address: `fetch.allowed_hosts` or an egress policy has to help.
+pub(super) fn may_connect(address: IpAddr) -> bool {
+    is_public(address) && !is_own(address)
+}
+
+/// Whether this machine has this address: the system would send from it to itself. Nothing is sent to find out.
+fn is_own(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let source = || -> io::Result<IpAddr> {
+        let socket = UdpSocket::bind((any, 0))?;
+        // For a datagram socket that only chooses route and source; the port does not matter.
+        socket.connect((address, 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    source().is_ok_and(|source| source == address) || carried_v4(address).is_some_and(is_own)
+}
+
+/// The IPv4 address that a translator would make of this one.
+fn carried_v4(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V6(address) if within(address, NAT64) => Some(last_v4(address).into()),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    }
+}
+
 fn is_public_v4(address: Ipv4Addr) -> bool {
     !V4_REFUSED.iter().any(|&(network, length)| {
         let shift = 32 - length;
@@ -98,6 +132,21 @@ mod tests {
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap_or_else(|_| panic!("{text}"))
+    }
+
+    #[test]
+    fn the_machines_own_addresses_are_known_and_no_others() {
+        for own in ["127.0.0.1", "::ffff:127.0.0.1", "64:ff9b::127.0.0.1"] {
+            assert!(is_own(ip(own)), "{own}");
+        }
+        for foreign in ["8.8.8.8", "2606:4700::1111", "64:ff9b::8.8.8.8"] {
+            assert!(!is_own(ip(foreign)), "{foreign}");
+        }
+        // As it is seen from outside where nothing translates.
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        if socket.connect("8.8.8.8:9").is_ok() {
+            assert!(is_own(socket.local_addr().unwrap().ip()));
+        }
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Fetcher {
     ) -> Result<Self, FetchSetupError> {
         let surroundings = Surroundings {
             lookup: Arc::new(SystemLookup::new(settings.max_concurrent)),
-            permits: address::is_public,
+            permits: address::may_connect,
             ports: PORTS.to_vec(),
             roots: None,
         };

@@ -11,16 +11,17 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 
 use super::{HubError, HubSource};
 
-/// A symbolic link is not followed: opening it fails.
-const NO_FOLLOW: i32 = OFlags::NOFOLLOW.bits().cast_signed();
+/// A symbolic link is not followed, and a pipe is not waited for: opening them fails.
+const NO_FOLLOW_NOR_WAIT: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
 
 /// One repository's part of the cache.
 pub(super) struct RepositoryCache {
@@ -45,7 +46,11 @@ impl RepositoryCache {
         if self.snapshot(revision).is_dir() {
             return Some(revision.to_owned());
         }
-        let commit = fs::read_to_string(self.root.join("refs").join(revision)).ok()?;
+        let path = self.root.join("refs").join(revision);
+        // Reading a pipe that somebody has planted would wait for ever.
+        let commit =
+            fs::metadata(&path).is_ok_and(|it| it.is_file()).then(|| fs::read_to_string(&path));
+        let commit = commit?.ok()?;
         let commit = commit.trim();
         is_commit(commit).then(|| commit.to_owned())
     }
@@ -69,8 +74,8 @@ impl RepositoryCache {
         }
         let path = self.root.join("refs").join(revision);
         create_parent(&path)?;
-        let mut file =
-            open_no_link(&path, |options| options.create(true).write(true).truncate(true))?;
+        let mut file = open_no_link(&path, |options| options.create(true).write(true))?;
+        file.set_len(0).map_err(HubError::io("write", &path))?;
         file.write_all(commit.as_bytes()).map_err(HubError::io("write", &path))
     }
 
@@ -100,7 +105,7 @@ impl RepositoryCache {
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(BlobLock(file)),
-                Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(Errno::WOULDBLOCK) => {
                     if !waiting {
                         tracing::info!(lock = %path.display(), "another process downloads the same file; waiting for it");
                         waiting = true;
@@ -113,19 +118,35 @@ impl RepositoryCache {
     }
 }
 
-/// Opens a file of the cache that `options` say how to. A symbolic link in its place is refused: through one that
-/// somebody has planted, a download would write wherever it leads.
+/// Opens a file of the cache that `options` say how to. A symbolic link, a file with a second name (a hard link) or
+/// anything that is not a file is refused: through one that somebody has planted, a download would write wherever it
+/// leads.
 pub(super) fn open_no_link(
     path: &Path,
     options: impl FnOnce(&mut fs::OpenOptions) -> &mut fs::OpenOptions,
 ) -> Result<fs::File, HubError> {
-    let opened = options(fs::OpenOptions::new().custom_flags(NO_FOLLOW)).open(path);
-    opened.map_err(|error| {
-        let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
-        let advice = "it is a symbolic link, which no program puts there; delete it and try again";
-        let error = if is_link { io::Error::new(error.kind(), advice) } else { error };
-        HubError::io("open", path)(error)
-    })
+    let refused = |what: &str| {
+        let advice = format!("it {what}; delete it and try again");
+        HubError::io("open", path)(io::Error::other(advice))
+    };
+    let opened = options(fs::OpenOptions::new().custom_flags(NO_FOLLOW_NOR_WAIT)).open(path);
+    let file = opened.map_err(|error| match error.raw_os_error() {
+        Some(code) if code == Errno::LOOP.raw_os_error() => {
+            refused("is a symbolic link, which no program puts there")
+        }
+        Some(code) if code == Errno::NXIO.raw_os_error() => refused("is not a file"),
+        _ => HubError::io("open", path)(error),
+    })?;
+    let metadata = file.metadata().map_err(HubError::io("look at", path))?;
+    if !metadata.is_file() {
+        return Err(refused("is not a file"));
+    }
+    if metadata.nlink() > 1 {
+        return Err(refused(
+            "has a second name (a hard link), through which another file would change",
+        ));
+    }
+    Ok(file)
 }
 
 /// Creates the folder that a path stands in.

@@ -313,7 +313,12 @@ impl Ledger {
         let images = if probe { 0.0 } else { book.estimates.encodings(own.1) };
         let estimate = book.estimates.least_service(own.0, images, &self.settings);
         if estimate > left {
-            let error = EngineError::TooLargeForDeadline { estimate, deadline: left };
+            // A small call cannot be split, and after a stall the estimate is too high for a while: asking again helps.
+            let error = if small {
+                EngineError::Overloaded { retry_after: retry_after(estimate) }
+            } else {
+                EngineError::TooLargeForDeadline { estimate, deadline: left }
+            };
             return Err(self.refuse(Refusal::Deadline, error));
         }
         let wait = book.estimates.wait(&queue, &self.settings).mul_f64(SLIPPAGE);

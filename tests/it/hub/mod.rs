@@ -213,7 +213,21 @@ async fn a_planted_link_in_the_cache_is_refused_and_nothing_is_written_through_i
             assert_eq!(path, link);
             assert!(source.to_string().contains("symbolic link"), "{source}");
         }
-        std::fs::remove_file(cache.path().join(&place)).unwrap();
+        // A second name of another file, and a pipe, are refused as well; neither is changed or waited for.
+        let planted = cache.path().join(&place);
+        std::fs::remove_file(&planted).unwrap();
+        std::fs::hard_link(&target, &planted).unwrap();
+        let refused = fetch_tiny(&settings(&hub, cache.path())).await.unwrap_err();
+        let HubError::Io { path, source, .. } = refused else { panic!("{place}: {refused}") };
+        assert!(path == planted && source.to_string().contains("hard link"), "{place}: {source}");
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious", "{place}");
+        std::fs::remove_file(&planted).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&planted).status().expect("mkfifo");
+        assert!(made.success());
+        let refused = fetch_tiny(&settings(&hub, cache.path())).await.unwrap_err();
+        let HubError::Io { path, source, .. } = refused else { panic!("{place}: {refused}") };
+        assert!(path == planted && source.to_string().contains("not a file"), "{place}: {source}");
+        std::fs::remove_file(&planted).unwrap();
         fetch_tiny(&settings(&hub, cache.path())).await.unwrap();
     }
 }

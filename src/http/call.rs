@@ -19,7 +19,7 @@ use super::middleware::context::RequestContext;
 use super::models::Model;
 use super::settings::Limits;
 use super::state::HttpState;
-use crate::engine::Admission;
+use crate::engine::{Admission, EngineHandle};
 use crate::task::{ImageInfo, PreparedImage, Role, Task, TaskOutput};
 use crate::telemetry::logging::clipped;
 use crate::telemetry::metrics::Metrics;
@@ -27,22 +27,26 @@ use crate::telemetry::metrics::Metrics;
 /// Texts up to this many bytes in all are tokenised on the spot; more would hold up other connections.
 const INLINE_TEXT_BYTES: usize = 16 << 10;
 
-/// Waits for a part of a call, whatever it waits for itself: a body, a picture, the worker. It ends early when the engine
-/// can answer nothing any more.
+/// Waits for a part of a call, whatever it waits for itself: a body, a picture, the worker. It ends early at the deadline,
+/// and when the engine can answer nothing any more.
 ///
 /// # Errors
-/// `work`'s own; `shutting_down` or `worker_down` when the engine ends first.
-pub(crate) async fn unless_closed<T>(
-    state: &HttpState,
+/// `work`'s own; `deadline_exceeded`; `shutting_down` or `worker_down` when the engine ends first.
+pub(crate) async fn within<T>(
+    engine: &EngineHandle,
+    deadline: Instant,
     work: impl Future<Output = Result<T, ApiError>>,
 ) -> Result<T, ApiError> {
-    // Before the engine is there a call is refused at once.
-    let Ok(services) = state.services() else { return work.await };
-    tokio::select! {
-        biased;
-        result = work => result,
-        error = services.engine.closed() => Err(error.into()),
-    }
+    let unless_closed = async {
+        tokio::select! {
+            biased;
+            result = work => result,
+            error = engine.closed() => Err(error.into()),
+        }
+    };
+    tokio::time::timeout_at(deadline.into(), unless_closed)
+        .await
+        .unwrap_or_else(|_| Err(ApiError::deadline_exceeded()))
 }
 
 /// What is particular to an endpoint: one value is one input, checked.
@@ -127,6 +131,7 @@ pub(crate) struct Call<E: Endpoint> {
     pub(crate) model: Model,
     /// The call's room.
     pub(crate) admission: Admission,
+    pub(crate) engine: EngineHandle,
     context: RequestContext,
     metrics: std::sync::Arc<Metrics>,
     /// The inputs in order, those that were refused by themselves as errors.
@@ -219,6 +224,7 @@ impl<R> Opened<'_, R> {
             items: items.collect(),
             model,
             admission,
+            engine: services.engine.clone(),
             context: context.clone(),
             metrics: std::sync::Arc::clone(state.metrics()),
         })
@@ -226,12 +232,13 @@ impl<R> Opened<'_, R> {
 }
 
 impl<E: Endpoint> Call<E> {
-    /// Runs one input to its answer.
+    /// Runs one input to its answer, and counts its outcome.
     ///
     /// # Errors
-    /// What is wrong with this input, or with the server.
+    /// What is wrong with this input, or with the server; as [`within`].
     pub(crate) async fn run(&self, item: Result<Item<E>, ApiError>) -> Result<E::Answer, ApiError> {
-        let answer = self.run_uncounted(item).await;
+        let run = self.run_uncounted(item);
+        let answer = within(&self.engine, self.admission.deadline(), run).await;
         self.count(answer.as_ref().err());
         answer
     }

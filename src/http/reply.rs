@@ -88,10 +88,7 @@ pub(crate) async fn within_deadline<F: Future<Output = Result<Response, ApiError
     work: impl FnOnce(HttpRequest, std::time::Instant) -> F,
 ) -> Result<Response, ApiError> {
     let deadline = head::deadline(http.headers(), context.arrived, state.settings().deadline)?;
-    let work = call::unless_closed(state, work(http, deadline));
-    tokio::time::timeout_at(deadline.into(), work)
-        .await
-        .unwrap_or_else(|_| Err(ApiError::deadline_exceeded()))
+    call::within(&state.services()?.engine, deadline, work(http, deadline)).await
 }
 
 /// A call with one input.
@@ -142,21 +139,11 @@ pub(crate) async fn answer_batch<E: Endpoint, R: Request>(
         let opened = call::open::<R>(http, state, context, E::ROLE, deadline).await?;
         opened.prepare::<E>(true, split).await
     };
-    let prepare = call::unless_closed(state, prepare);
-    let mut call = tokio::time::timeout_at(deadline.into(), prepare)
-        .await
-        .map_err(|_| ApiError::deadline_exceeded())??;
+    let mut call = call::within(&state.services()?.engine, deadline, prepare).await?;
     let items = std::mem::take(&mut call.items);
     let call = &call;
     let answers = join_all(items.into_iter().enumerate().map(|(index, item)| async move {
-        let run = call::unless_closed(state, call.run(item));
-        let answer = tokio::time::timeout_at(deadline.into(), run).await;
-        let answer = answer.unwrap_or_else(|_| {
-            let late = ApiError::deadline_exceeded();
-            call.count(Some(&late));
-            Err(late)
-        });
-        answer.map_err(|error| match error.errors.first() {
+        call.run(item).await.map_err(|error| match error.errors.first() {
             Some(first) if !first.field.starts_with("inputs[") => {
                 error.inside(&format!("inputs[{index}]"))
             }

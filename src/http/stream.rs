@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
-use super::call::{AnswerParts, Call, Endpoint};
+use super::call::{AnswerParts, Call, Endpoint, within};
 use super::error::{ApiError, Code};
 use super::middleware::context::RequestContext;
 use super::middleware::server_timing::milliseconds;
@@ -99,7 +99,8 @@ pub(crate) async fn caption_stream(
     mut call: Call<CaptionPlan>,
     context: RequestContext,
 ) -> Result<Response, ApiError> {
-    let began = begin(&mut call).await;
+    let (engine, deadline) = (call.engine.clone(), call.admission.deadline());
+    let began = within(&engine, deadline, begin(&mut call)).await;
     let (plan, prompt, image, reply, tokens, first) = match began {
         Ok(began) => began,
         Err(error) => {

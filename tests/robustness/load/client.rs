@@ -1,6 +1,7 @@
 //! A client with keep-alive connections that tells exactly what became of each request.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,12 +26,20 @@ type Idle = (SendRequest<Full<Bytes>>, Instant);
 pub(crate) struct Pool {
     address: SocketAddr,
     idle: Mutex<Vec<Idle>>,
+    /// Requests come from so many addresses in turn, as a proxy would tell.
+    clients: u64,
+    sent: AtomicU64,
 }
 
 impl Pool {
     /// No connections yet.
     pub(crate) fn new(address: SocketAddr) -> Self {
-        Self { address, idle: Mutex::default() }
+        Self::of_clients(address, 1)
+    }
+
+    /// A proxy in front of so many clients; the server has to trust it.
+    pub(crate) fn of_clients(address: SocketAddr, clients: u64) -> Self {
+        Self { address, idle: Mutex::default(), clients, sent: AtomicU64::new(0) }
     }
 
     /// Sends a request and reads its answer to the end, for at most `patience`.
@@ -100,6 +109,8 @@ impl Pool {
     fn request(&self, ask: &Ask) -> Request<Full<Bytes>> {
         let request = Request::builder().method(ask.method).uri(&ask.target);
         let request = request.header("host", self.address.to_string());
+        let client = self.sent.fetch_add(1, Ordering::Relaxed) % self.clients;
+        let request = request.header("x-forwarded-for", format!("10.0.0.{client}"));
         let request = match ask.content_type {
             Some(content_type) => request.header("content-type", content_type),
             None => request,
@@ -122,7 +133,7 @@ async fn connect(address: SocketAddr) -> Option<SendRequest<Full<Bytes>>> {
 }
 
 /// The code in a problem document.
-fn problem_code(status: u16, body: &[u8]) -> Option<String> {
+pub(crate) fn problem_code(status: u16, body: &[u8]) -> Option<String> {
     if status < 400 {
         return None;
     }

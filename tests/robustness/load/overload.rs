@@ -21,7 +21,10 @@ use super::traffic::{Traffic, WRONG_STATUSES};
 /// A capacity of a few hundred requests a second: the time of the models, not that of HTTP or of the clients, is what
 /// there is too little of.
 const FLAGS: [&str; 6] = ["--image-us", "8000", "--unit-us", "1000", "--token-us", "100"];
-const SETTINGS: [(&str, &str); 1] = [("LOG__SAMPLE_EVERY", "0")];
+const SETTINGS: [(&str, &str); 2] =
+    [("LOG__SAMPLE_EVERY", "0"), ("SERVER__TRUSTED_PROXIES", "127.0.0.1")];
+/// Clients that share the server, by the addresses that the proxy in front of them tells.
+const CLIENTS: u64 = 16;
 /// Clients that find out the capacity: enough that the server is never idle.
 const SATURATING: usize = 64;
 /// The default of `engine.max_queue_wait_ms`.
@@ -65,7 +68,8 @@ async fn run(plan: Plan) -> Report {
     let server = Process::mock(&FLAGS, &SETTINGS);
     let address = server.address();
     let traffic = Traffic::new();
-    let target = Target::new(Arc::new(Pool::new(address)), move |index| traffic.mixed(index));
+    let pool = Arc::new(Pool::of_clients(address, CLIENTS));
+    let target = Target::new(pool, move |index| traffic.mixed(index));
     let (idle, _) = target.closed_loop(1, plan.measure).await;
     let (saturated, _) = target.closed_loop(SATURATING, plan.measure).await;
     let capacity = saturated.sent() as f64 / plan.measure.as_secs_f64();
@@ -188,7 +192,7 @@ async fn every_request_of_an_overload_is_answered_or_refused_and_counted_once() 
 #[ignore = "long"]
 async fn long() {
     let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
-    let steps = [(0.5, minutes(2)), (1.0, minutes(3)), (2.0, minutes(3)), (10.0, minutes(12))];
+    let steps = [(0.5, minutes(2)), (1.0, minutes(3)), (2.0, minutes(3)), (10.0, minutes(13))];
     let report = run(Plan { measure: Duration::from_secs(20), steps, faulty_clients: 8 }).await;
     let sent: u64 = report.rows.iter().map(|row| row.tally.sent()).sum();
     eprintln!("{sent} requests at a capacity of {:.0}/s", report.capacity);

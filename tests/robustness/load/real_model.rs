@@ -26,10 +26,10 @@ const MEASURE: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_secs(60);
 const OVERLOAD: f64 = 5.0;
 
-/// A picture of some megabytes, as cameras make them.
-fn photograph() -> Bytes {
+/// A picture of this size, as cameras make them: 12 megapixels are some megabytes.
+pub(crate) fn photograph((width, height): (u32, u32)) -> Bytes {
     let mut chance = Chance::new(6);
-    let picture = RgbImage::from_fn(SIZE.0, SIZE.1, |x, y| {
+    let picture = RgbImage::from_fn(width, height, |x, y| {
         let grain = chance.next();
         let light =
             |shift: u32| ((x / 16 + y / 12) as u8 / 2).wrapping_add((grain >> shift) as u8 & 15);
@@ -41,7 +41,7 @@ fn photograph() -> Bytes {
 }
 
 /// The photograph with a comment of its own behind the two bytes that begin a JPEG.
-fn numbered(photograph: &[u8], number: u64) -> Bytes {
+pub(crate) fn numbered(photograph: &[u8], number: u64) -> Bytes {
     let comment = [&[0xff, 0xfe, 0, 10][..], &number.to_be_bytes()].concat();
     [&photograph[..2], &comment, &photograph[2..]].concat().into()
 }
@@ -59,7 +59,7 @@ async fn step(target: &Target, server: &Process, rate: f64) -> (Tally, f64, u64)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long"]
 async fn long() {
-    let photograph = photograph();
+    let photograph = photograph(SIZE);
     eprintln!("pictures of {} x {}, {} KB", SIZE.0, SIZE.1, photograph.len() / 1000);
     let server = Process::start("serve", &[], &[("LOG__SAMPLE_EVERY", "0")], Keep::Tail);
     let target = Target::new(Arc::new(Pool::new(server.address())), move |index| {

@@ -1,21 +1,23 @@
-# blip-server in a container without a shell, as a user without rights.
+# blip-server in a container without a shell, running as an unprivileged user.
 #
 #   docker build -t blip-server .
 #   docker run --rm -p 127.0.0.1:8080:8080 blip-server                # the demo models, nothing to download
 #   docker run --rm -p 127.0.0.1:8080:8080 -v blip-weights:/weights blip-server serve --model Salesforce/blip-vqa-base
 #
-# Needs BuildKit (Docker's default since version 23). Tags name exact versions where an image has them; a tag can be moved
-# all the same. Pin the digests of both images (`FROM image:tag@sha256:...`; `docker buildx imagetools inspect IMAGE` prints
-# them) before a build that others rely on: no registry of images could be asked where this file was written.
+# Needs BuildKit (Docker's default since version 23). Tags name exact versions where an image has them, but a tag can be
+# moved. Before a build that others rely on, pin the digests of both images (`FROM image:tag@sha256:...`; `docker buildx
+# imagetools inspect IMAGE` prints them). They are not pinned here because no image registry was reachable when this
+# file was written.
 
-# Debian 13 on both sides: what is linked here runs there.
+# Debian 13 in both stages, so that the binary finds the libraries that it was linked with.
 FROM rust:1.95.0-trixie AS builder
-# The image's own toolchain is the one of rust-toolchain.toml; without its components nothing is downloaded.
+# The toolchain of the image, which is the version of rust-toolchain.toml. Setting it here keeps rustup from downloading
+# the components that the file lists.
 ENV RUSTUP_TOOLCHAIN=1.95.0
 WORKDIR /src
 COPY . .
-# Dependencies, downloaded and built, stay in the builder's caches: a change of the source builds the source alone.
-# The release profile strips the binary. The target folder is a cache and no layer, so the binary is copied out of it.
+# Downloaded and built dependencies stay in the builder's caches, so a source change rebuilds only this crate. The
+# release profile strips the binary. The target folder is a cache and not a layer, so the binary is copied out of it.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
     cargo build --release --locked --bin blip-server \
@@ -36,17 +38,17 @@ LABEL org.opencontainers.image.title="blip-server" \
       org.opencontainers.image.base.name="gcr.io/distroless/cc-debian13:nonroot"
 COPY --from=builder /out/blip-server /usr/local/bin/blip-server
 COPY config/docker.toml /etc/blip-server/docker.toml
-# A named volume takes its owner from here.
+# A named volume inherits its owner from this folder.
 COPY --from=builder --chown=65532:65532 /out/weights /weights
 ENV HF_HOME=/weights
 VOLUME /weights
 USER 65532:65532
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# The demo models are healthy within seconds; the first start of others downloads gigabytes, so not being ready counts only
-# after ten minutes.
+# The demo models are ready within seconds. The first start with other models downloads gigabytes, so failed checks
+# count only after ten minutes.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --start-interval=1s --retries=3 \
     CMD ["/usr/local/bin/blip-server", "healthcheck", "--config", "/etc/blip-server/docker.toml"]
-# A `--config` of your own, given after the image's name, wins over this one.
+# If you pass your own `--config` after the image name, it wins over this one.
 ENTRYPOINT ["/usr/local/bin/blip-server", "--config", "/etc/blip-server/docker.toml"]
 CMD ["serve"]

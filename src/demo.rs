@@ -1,9 +1,9 @@
-//! The demo models: three small BLIP checkpoints that know synthetic scenes of emoji, as bytes in the binary.
+//! The demo models: three small BLIP checkpoints, trained on synthetic scenes of emoji, as bytes in the binary.
 //!
-//! Bytes and names only; `app` turns them into models. `demo/README.md` is their model card, `demo/` has the scripts
-//! that made them. The feature `demo`, on by default, puts them in; without it there are none.
+//! Bytes and names only; `app` turns them into models. `demo/README.md` is their model card, and `demo/` has the
+//! scripts that made them. The feature `demo`, on by default, includes them; without it there are none.
 
-/// A file below `demo/models/`.
+/// Embeds a file below `demo/models/`.
 #[cfg(feature = "demo")]
 macro_rules! file {
     ($path:expr) => {
@@ -14,7 +14,7 @@ macro_rules! file {
     };
 }
 
-/// A model with its own documents in a folder of `demo/models/`.
+/// A demo model whose own documents are in a folder of `demo/models/`.
 #[cfg(feature = "demo")]
 macro_rules! model_of {
     ($name:literal, $folder:literal, $weights:expr) => {
@@ -39,34 +39,34 @@ const TEXT_ENCODER: DemoFile = file!("shared/text-encoder.safetensors");
 pub struct DemoFile {
     /// Its path in the source tree.
     pub path: &'static str,
-    /// Its content.
+    /// Its content, embedded at build time.
     pub bytes: &'static [u8],
 }
 
-/// One of the models.
+/// A demo model with all its files.
 #[derive(Debug, Clone, Copy)]
 pub struct DemoModel {
-    /// What requests call it, and what `--model` does.
+    /// Its name in requests and for `--model`.
     pub name: &'static str,
-    /// `config.json`.
+    /// The model's `config.json`, as in a checkpoint.
     pub config: DemoFile,
-    /// `preprocessor_config.json`.
+    /// The model's `preprocessor_config.json`, as in a checkpoint.
     pub preprocessor: DemoFile,
-    /// `tokenizer.json`.
+    /// The model's `tokenizer.json`, as in a checkpoint.
     pub tokenizer: DemoFile,
-    /// `tokenizer_config.json`.
+    /// The model's `tokenizer_config.json`, as in a checkpoint.
     pub tokenizer_config: DemoFile,
-    /// Shards in safetensors form; those of one path are one file, stored once.
+    /// Weights as safetensors shards. Models that name the same path share one file, which the binary holds once.
     pub weights: &'static [DemoFile],
 }
 
-/// The demo model of this name, where it is in the binary.
+/// The demo model of this name, if the binary contains it.
 #[must_use]
 pub fn model(name: &str) -> Option<&'static DemoModel> {
     MODELS.iter().find(|model| model.name == name)
 }
 
-/// Every demo model in the binary: of captions, of question answering, of retrieval.
+/// Every demo model in the binary: one for captions, one for question answering, one for retrieval.
 #[cfg(feature = "demo")]
 pub static MODELS: [DemoModel; 3] = [
     model_of!("demo-caption", "caption", [VISION, file!("caption/caption.safetensors")]),
@@ -78,6 +78,6 @@ pub static MODELS: [DemoModel; 3] = [
     ),
 ];
 
-/// Built without the feature `demo`: there are none.
+/// Empty, because the binary is built without the feature `demo`.
 #[cfg(not(feature = "demo"))]
 pub static MODELS: [DemoModel; 0] = [];

@@ -1,68 +1,68 @@
-//! The small files of a checkpoint: JSON objects whose fields are read one by one, so that a refusal can name the file,
-//! the field, its value and what is accepted.
+//! Reads the small JSON files of a checkpoint field by field, so that an error can name the file, the field, its value
+//! and what is accepted. Used by `model`, `hub` and the tokenizer of `input`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-/// How a file begins that stands for one in Git LFS.
+/// First bytes of a Git LFS pointer, a text file in place of the real one.
 pub const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 
-/// Longest value shown in a message, in characters.
+/// Maximum length of a value shown in a message, in characters.
 const SHOWN: usize = 120;
 
-/// Why a document cannot be used. Every text begins with the file.
+/// Why a document cannot be used. Every message begins with the path of the file.
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentError {
     /// The file cannot be read.
     #[error("cannot read {path}")]
     Read {
-        /// The file.
+        /// Path of the file at fault.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// A clone without Git LFS has pointers in place of its large files.
     #[error("{path} is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`")]
     LfsPointer {
-        /// The file.
+        /// Path of the file at fault.
         path: PathBuf,
     },
     /// The file has no bytes.
     #[error("{path} is empty; copy or download it again")]
     Empty {
-        /// The file.
+        /// Path of the file at fault.
         path: PathBuf,
     },
     /// The file is not JSON, or ends too soon.
     #[error("{path} is not valid JSON: line {line}, column {column}; copy or download it again")]
     NotJson {
-        /// The file.
+        /// Path of the file at fault.
         path: PathBuf,
-        /// Counted from 1.
+        /// Line of the error, counted from 1.
         line: usize,
-        /// Counted from 1; 0 before the first character.
+        /// Column of the error, counted from 1; 0 before the first character.
         column: usize,
     },
-    /// The file is JSON, but no object.
+    /// The file is JSON, but not an object.
     #[error("{path} is {kind}; accepted: a JSON object")]
     NotAnObject {
-        /// The file.
+        /// Path of the file at fault.
         path: PathBuf,
-        /// What it is.
+        /// The JSON type that it has, in words.
         kind: &'static str,
     },
     /// A field has a value that is not accepted.
     #[error("{path}: {field} is {value}; accepted: {accepted}")]
     Field {
-        /// The file.
+        /// Path of the file at fault.
         path: PathBuf,
         /// The field, as a path from the top: `text_config.hidden_size`.
         field: String,
-        /// Its value as JSON, shortened; `missing` where it has none.
+        /// Its value as JSON, shortened; `missing` if the field is absent.
         value: String,
-        /// What is accepted.
+        /// The accepted values, in words.
         accepted: String,
     },
 }
@@ -80,14 +80,14 @@ impl DocumentError {
         Self::Field { path, field, value, accepted: accepted.to_string() }
     }
 
-    /// True where the file's content is at fault, and not the machine that reads it.
+    /// True if the content of the file is at fault, and not the machine that reads it.
     #[must_use]
     pub fn is_content(&self) -> bool {
         !matches!(self, Self::Read { .. })
     }
 }
 
-/// The bytes of a file.
+/// Reads the bytes of a file.
 ///
 /// # Errors
 /// `Read`; `LfsPointer`.
@@ -100,7 +100,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, DocumentError> {
     Ok(bytes)
 }
 
-/// The JSON value in a file's bytes.
+/// Parses the bytes of a file as a JSON value.
 ///
 /// # Errors
 /// `Empty`; `NotJson`.
@@ -115,7 +115,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Value, DocumentError> {
     })
 }
 
-/// The JSON object in a file's bytes.
+/// Parses the bytes of a file as a JSON object.
 ///
 /// # Errors
 /// `Empty`; `NotJson`; `NotAnObject`.
@@ -124,7 +124,7 @@ pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, Doc
     match parse(path, bytes)? {
         Value::Object(object) => Ok(object),
         Value::Array(_) => Err(no_object("a list")),
-        Value::String(_) => Err(no_object("a text")),
+        Value::String(_) => Err(no_object("a string")),
         Value::Number(_) => Err(no_object("a number")),
         Value::Bool(_) | Value::Null => Err(no_object("true, false or null")),
     }
@@ -140,16 +140,16 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Those of the file's own object.
+    /// The fields of the file's own object.
     #[must_use]
     pub fn new(path: &'a Path, object: &'a Map<String, Value>) -> Self {
         Self { path, block: "", object }
     }
 
-    /// Those of the object under `field`; `None` where there is none.
+    /// The fields of the object under `field`; `None` if there is none.
     ///
     /// # Errors
-    /// `Field` where it is no object.
+    /// `Field` if it is not an object.
     pub fn block(&self, field: &'static str) -> Result<Option<Self>, DocumentError> {
         let object = self.optional(field, "an object", |value| value.as_object())?;
         Ok(object.map(|object| Self { path: self.path, block: field, object }))
@@ -161,7 +161,7 @@ impl<'a> Fields<'a> {
         self.object.get(field)
     }
 
-    /// A field's value.
+    /// A field's value; `None` if it is absent or `null`.
     #[must_use]
     pub fn get(&self, field: &str) -> Option<&'a Value> {
         self.raw(field).filter(|value| !value.is_null())
@@ -175,10 +175,10 @@ impl<'a> Fields<'a> {
         DocumentError::field(self.path.to_owned(), name, self.object.get(field), accepted)
     }
 
-    /// The field as `read` takes it; `None` where there is none.
+    /// The field as `read` converts it; `None` if it is absent or `null`.
     ///
     /// # Errors
-    /// `Field` where `read` gives nothing.
+    /// `Field` if `read` returns `None`.
     pub fn optional<T>(
         &self,
         field: &str,
@@ -189,20 +189,20 @@ impl<'a> Fields<'a> {
         self.get(field).map(read).transpose()
     }
 
-    /// A switch.
+    /// A boolean field; `None` if it is absent or `null`.
     ///
     /// # Errors
-    /// `Field`.
+    /// `Field` if it is not a boolean.
     pub fn boolean(&self, field: &str) -> Result<Option<bool>, DocumentError> {
         self.optional(field, "true or false", Value::as_bool)
     }
 
-    /// A text.
+    /// A string field; `None` if it is absent or `null`.
     ///
     /// # Errors
-    /// `Field`.
+    /// `Field` if it is not a string.
     pub fn text(&self, field: &str) -> Result<Option<&'a str>, DocumentError> {
-        self.optional(field, "a text", Value::as_str)
+        self.optional(field, "a string", Value::as_str)
     }
 }
 
@@ -232,7 +232,7 @@ mod tests {
                 "config.json is not valid JSON: line 2, column 4; copy or download it again",
             ),
             ("[1]", "config.json is a list; accepted: a JSON object"),
-            ("\"a\"", "config.json is a text; accepted: a JSON object"),
+            ("\"a\"", "config.json is a string; accepted: a JSON object"),
             ("1", "config.json is a number; accepted: a JSON object"),
             ("null", "config.json is true, false or null; accepted: a JSON object"),
         ];
@@ -255,11 +255,11 @@ mod tests {
         let expected = format!("config.json: inner.width is \"{start}...; accepted: true or false");
         assert_eq!(message, expected);
         let message = inner.text("side").unwrap_err().to_string();
-        assert_eq!(message, "config.json: inner.side is 0; accepted: a text");
+        assert_eq!(message, "config.json: inner.side is 0; accepted: a string");
         let message = fields.block("list").unwrap_err().to_string();
         assert_eq!(message, "config.json: list is []; accepted: an object");
         assert!(fields.block("none").unwrap().is_none());
-        let message = fields.refuse("absent", "a text").to_string();
-        assert_eq!(message, "config.json: absent is missing; accepted: a text");
+        let message = fields.refuse("absent", "a string").to_string();
+        assert_eq!(message, "config.json: absent is missing; accepted: a string");
     }
 }

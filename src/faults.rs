@@ -1,10 +1,10 @@
-//! Places where a fault can be injected: a panic, a delay, an error. Only with the cargo feature `failpoints`; without it
-//! every question here is a constant "no" and nothing is left in the binary.
+//! Fault injection: named places where tests inject a panic, a delay or an error. Works only with the cargo feature
+//! `failpoints`; without it every function here is a constant "no" and leaves nothing in the binary.
 //!
-//! `tests/robustness/faults` switches them on by name, through the crate `fail`; its documentation has the language
-//! (`5%panic`, `sleep(20)`, `return(oom)`). Names are `folder::place`.
+//! `tests/robustness/faults` enables them by name through the crate `fail`, whose documentation describes the syntax of
+//! actions (`5%panic`, `sleep(20)`, `return(oom)`). Names are `folder::place`.
 
-/// Every place, for tests that go through all of them.
+/// Names of all places, for tests that go through all of them.
 pub const PLACES: [&str; 24] = [
     "http::accept",
     "http::admit",
@@ -32,17 +32,17 @@ pub const PLACES: [&str; 24] = [
     "engine::rebuild",
 ];
 
-/// Errors that were injected so far; panics and delays are counted by whoever asked for them.
+/// Number of errors injected so far. Panics and delays are counted by the tests that request them.
 #[cfg(feature = "failpoints")]
 pub static ERRORS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
-/// Should this place fail now? Panics or waits where it is told to.
+/// Whether this place fails with an error now. Panics or sleeps if that is the action of the place.
 #[cfg(feature = "failpoints")]
 pub fn at(place: &str) -> bool {
     kind(place).is_some()
 }
 
-/// How this place should fail now: the text in `return(...)`.
+/// The error to return at this place now: the text in `return(...)`. Panics or sleeps like [`at`].
 #[cfg(feature = "failpoints")]
 pub fn kind(place: &str) -> Option<String> {
     debug_assert!(PLACES.contains(&place), "{place} is not in the list");
@@ -53,14 +53,14 @@ pub fn kind(place: &str) -> Option<String> {
     None
 }
 
-/// Should this place fail now? Never in this build.
+/// Whether this place fails with an error now: never in this build.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub const fn at(_: &str) -> bool {
     false
 }
 
-/// How this place should fail now. Never in this build.
+/// The error to return at this place now: always `None` in this build.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 #[must_use]

@@ -1,4 +1,5 @@
-//! BLIP vision-language models behind HTTP: captions, visual question answering, image-text similarity, embeddings.
+//! A server for BLIP vision-language models over HTTP: captions, visual question answering, image-text similarity,
+//! embeddings.
 //!
 //! ```text
 //! bytes ─ http/extract ─> image value ─ images, input ─> Pixels (u8, 384x384x3)   ┐
@@ -12,23 +13,23 @@
 //! | folder | what lives there |
 //! |---|---|
 //! | `task` | the vocabulary: tasks with their inputs and outputs |
-//! | `input` | untrusted bytes to model-ready values; synchronous, pure |
+//! | `input` | turns untrusted bytes into model-ready values; synchronous, pure |
 //! | `images` | id resolution, decoding pool, pixel cache, single flight |
-//! | `fetch` | images by URL: the guarded client |
-//! | `engine` | admission, scheduler, the worker thread, the seam to the model |
+//! | `fetch` | fetches images by URL, guarded against server-side request forgery |
+//! | `engine` | admission control, scheduler, continuous batching, the worker thread, the interface to the model |
 //! | `model` | BLIP: configuration, weights, towers, heads, search; on candle or on our kernels |
-//! | `kernels` | CPU kernels: matrix products, attention, what stands between them |
+//! | `kernels` | CPU kernels: matrix products, attention, and the operations between them |
 //! | `document` | the small files of a checkpoint: JSON objects and their fields |
 //! | `torch` | PyTorch's weight files: a zip archive, a pickle, tensors |
-//! | `hub` | where weights come from: directories, the Hugging Face hub, its cache |
+//! | `hub` | where weights come from: directories, the Hugging Face hub, the hub's cache on disk |
 //! | `demo` | the demo models: bytes in the binary |
-//! | `fairness` | clients and calls, whose turn it is, and what each may hold |
-//! | `faults` | where tests inject faults, with the feature `failpoints` only |
+//! | `fairness` | fair queueing among clients and calls, and the share of a capacity that each may hold |
+//! | `faults` | fault injection for tests, with the feature `failpoints` only |
 //! | `http` | router, endpoints, extractors, errors, OpenAPI |
 //! | `telemetry` | logging and metrics |
-//! | `config` | file, environment and flags to validated settings |
+//! | `config` | turns file, environment and flags into validated settings |
 //! | `cli` | the commands |
-//! | `app` | the composition root |
+//! | `app` | the composition root: builds the parts from the settings and connects them |
 
 pub mod app;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! Arguments to a command and an exit code; no logic.
+//! The binary: passes arguments and environment to `cli` and returns its exit code. No logic.
 
 use std::process::ExitCode;
 

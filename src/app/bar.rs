@@ -1,15 +1,15 @@
-//! How loading shows that it moves: a bar a model for people at a terminal. Everybody else reads the log's line when the
-//! model is there.
+//! The progress bar for loading models: one bar per model, for people at a terminal. Without a terminal, a log line
+//! reports each loaded model. `loading` drives it.
 
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// The bar of the model that is being loaded.
+/// Progress bar of the model that is being loaded; reused for the next model.
 pub(super) struct LoadBar(ProgressBar);
 
 impl LoadBar {
-    /// Hidden where standard error is no terminal.
+    /// Creates the bar; it stays hidden if standard error is not a terminal.
     pub(super) fn start() -> Self {
         let style = ProgressStyle::with_template("loading {msg:<28} [{bar:30}] {percent:>3} %")
             .expect("the template is a constant that the test renders")
@@ -21,7 +21,7 @@ impl LoadBar {
         Self(bar)
     }
 
-    /// So many more values of so many are there.
+    /// Advances the bar by `values` newly read weight values out of `of` in all.
     pub(super) fn read(&self, model: &str, values: u64, of: u64) {
         if self.0.position() == 0 {
             self.0.set_message(model.to_owned());
@@ -30,7 +30,7 @@ impl LoadBar {
         self.0.inc(values);
     }
 
-    /// The model is there: its bar makes room for the log's line.
+    /// Clears the bar of a loaded model, to make room for the log line.
     pub(super) fn next(&self) {
         self.0.set_position(0);
         self.0.finish_and_clear();

@@ -1,4 +1,5 @@
-//! What computes: device, number format, instructions and threads, resolved from the settings and this machine.
+//! Resolves the compute settings for this machine: device, number format, instruction set and threads. `loading` and
+//! `bench` call it.
 
 use std::num::NonZeroUsize;
 
@@ -12,42 +13,36 @@ use crate::model::ops::cpu::CpuOps;
 use crate::model::{BlipBackend, LoadError, Placement};
 use crate::task::{Device, Dtype};
 
-/// The settings with every `auto` resolved.
+/// The compute settings with every `auto` replaced by a concrete value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Compute {
-    /// Device and number format.
     pub(super) placement: Placement,
-    /// Instructions of the kernels.
+    /// Instruction set of the CPU kernels; unused where candle computes.
     pub(super) level: Level,
-    /// Threads of the models' arithmetic.
+    /// Threads that compute the models; at least 1.
     pub(super) threads: usize,
 }
 
-/// The operations that models are loaded for.
+/// The implementation of the model operations that models are loaded for.
 pub(super) enum ChosenOps {
-    /// Our kernels.
     Kernels(CpuOps),
-    /// candle's.
     Candle(CandleOps),
 }
 
-/// Loaded models over either, with the way to have them again; or a mock.
+/// The backend for the worker: loaded models with the function that reloads them, or a mock.
 pub(super) enum LoadedBackend {
-    /// Our kernels.
     Kernels(BlipBackend<CpuOps>, Rebuild<BlipBackend<CpuOps>>),
-    /// candle's operations.
     Candle(BlipBackend<CandleOps>, Rebuild<BlipBackend<CandleOps>>),
-    /// No models at all.
     Mock(FakeBackend),
 }
 
 impl Compute {
-    /// `auto` is a GPU where this build and this machine have one; bf16 there, and on a CPU that multiplies bf16
-    /// faster than f32; else f32.
+    /// Device `auto` becomes a GPU if this build and this machine support one, else the CPU. Format `auto` becomes bf16
+    /// on a GPU, and on a CPU with bf16 instructions (it multiplies bf16 faster than f32); else f32.
     pub(super) fn resolve(settings: ComputeSettings) -> Self {
         let device = match settings.device {
             DeviceChoice::Cuda(ordinal) => Device::Cuda(ordinal),
-            // Only CPUs have it here.
+            // Only the CPU backend supports int8.
             DeviceChoice::Auto if settings.dtype == DtypeChoice::Int8 => Device::Cpu,
             DeviceChoice::Auto if candle_core::utils::cuda_is_available() => Device::Cuda(0),
             DeviceChoice::Auto | DeviceChoice::Cpu => Device::Cpu,
@@ -68,10 +63,10 @@ impl Compute {
         }
     }
 
-    /// The operations for this.
+    /// Opens the device and creates the operations for it.
     ///
     /// # Errors
-    /// When the device cannot be opened, or the format is not one of its.
+    /// When the device cannot be opened, does not support the number format, or the threads cannot be started.
     pub(super) fn ops(self) -> Result<ChosenOps, LoadError> {
         let Some(format) = self.kernel_format() else {
             self.size_rayon();
@@ -79,8 +74,8 @@ impl Compute {
         };
         if self.level == Level::detect() && format != Format::F32 && Level::amx_was_refused() {
             tracing::warn!(
-                "this CPU has AMX, but the operating system does not let this process use it: captions and pictures \
-                 will take several times as long; a container's seccomp profile must allow arch_prctl"
+                "this CPU has AMX, but the operating system does not let this process use it: inference will take \
+                 several times as long; in a container, allow arch_prctl in the seccomp profile"
             );
         }
         tracing::info!(
@@ -95,12 +90,12 @@ impl Compute {
         let ops = CpuOps::try_new(self.level, format, self.threads);
         let ops = ops.map_err(|error| LoadError::Device {
             device: self.placement.device.to_string(),
-            detail: format!("no {} threads for the arithmetic: {error}", self.threads),
+            detail: format!("cannot start {} compute threads: {error}", self.threads),
         })?;
         Ok(ChosenOps::Kernels(ops))
     }
 
-    /// The kernels' format; `None` where candle computes.
+    /// The number format of the CPU kernels; `None` where candle computes.
     pub(super) fn kernel_format(self) -> Option<Format> {
         match (self.placement.device, self.placement.dtype) {
             (Device::Cpu, Dtype::F32) => Some(Format::F32),
@@ -110,8 +105,8 @@ impl Compute {
         }
     }
 
-    /// Sizes the pool that candle's arithmetic runs on before anything uses it. Its own default is the machine's
-    /// cores, whatever the container's quota.
+    /// Sizes the global rayon thread pool, on which candle computes, before anything uses it. By default rayon starts
+    /// one thread per core of the machine, whatever the CPU quota of the container.
     fn size_rayon(self) {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads)
@@ -122,8 +117,8 @@ impl Compute {
                 "computing with candle on {} threads",
                 self.threads
             ),
-            // Only a second server in one process comes here, as tests make them.
-            Err(error) => tracing::debug!(%error, "the arithmetic's threads were started before"),
+            // Only reached by a second server in the same process, as in tests.
+            Err(error) => tracing::debug!(%error, "the rayon thread pool was already started"),
         }
     }
 }

@@ -1,14 +1,16 @@
-//! File descriptors: what the settings may open at one time, against what the process may open.
+//! File descriptors: compares what the settings may open at one time with the limit of this process (RLIMIT_NOFILE).
+//! `App::serve` calls it once at start.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
 use crate::http;
 
-/// The runtime, listeners, standard streams, and files that are read for a moment: weights, keys, `/proc`.
+/// Descriptors of the server itself: runtime, listeners, standard streams, and files that are open briefly (weights,
+/// keys, `/proc`).
 const OWN: u64 = 64;
 
-/// Raises the limit of this process where the settings need more, and warns where that is not enough.
+/// Raises the soft limit of this process if the settings need more, and warns if the hard limit is too low.
 pub(super) fn ensure(config: &Config) {
     let needed = needed(config);
     let limit = getrlimit(Resource::Nofile);
@@ -17,19 +19,24 @@ pub(super) fn ensure(config: &Config) {
         Plan::Raise(to) => {
             let raised = Rlimit { current: to, maximum: limit.maximum };
             if let Err(error) = setrlimit(Resource::Nofile, raised) {
-                tracing::warn!(%error, "the limit of file descriptors could not be raised");
+                tracing::warn!(%error, "cannot raise the file descriptor limit");
                 warn(limit.current, needed);
             } else if to.is_some_and(|to| to < needed) {
                 warn(to, needed);
             } else {
-                tracing::debug!(from = limit.current, to, needed, "raised the limit of open files");
+                tracing::debug!(
+                    from = limit.current,
+                    to,
+                    needed,
+                    "raised the file descriptor limit"
+                );
             }
         }
         Plan::TooLow => warn(limit.current, needed),
     }
 }
 
-/// Connections, fetched images and the server's own files.
+/// Most descriptors that are open at one time: connections, image fetches and [`OWN`].
 fn needed(config: &Config) -> u64 {
     let connections = &config.http.connections;
     let fetches = if config.fetch.enabled { config.fetch.max_concurrent } else { 0 };
@@ -43,19 +50,19 @@ fn warn(limit: Option<u64>, needed: u64) {
     tracing::warn!(
         limit,
         needed,
-        "the process may open {limit} file descriptors, but server.max_connections and the rest may need {needed}: \
-         new connections will wait; raise the limit (ulimit -n {needed}, LimitNOFILE={needed}, docker run --ulimit \
-         nofile={needed}) or lower server.max_connections"
+        "this process may open {limit} file descriptors, but server.max_connections and other settings need up to \
+         {needed}: new connections will have to wait; raise the limit (ulimit -n {needed}, LimitNOFILE={needed}, \
+         docker run --ulimit nofile={needed}) or lower server.max_connections"
     );
 }
 
-/// What to do about a limit; `None` is no limit.
+/// What to do about the soft limit.
 #[derive(Debug, PartialEq, Eq)]
 enum Plan {
     Enough,
-    /// To the hard limit.
+    /// Raise the soft limit to this hard limit; `None` is unlimited.
     Raise(Option<u64>),
-    /// It stands at the hard limit already.
+    /// The soft limit already equals the hard limit.
     TooLow,
 }
 

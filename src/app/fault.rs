@@ -1,4 +1,5 @@
-//! Whose fault a failed start is: that of a checkpoint's files, or that of the machine and the network.
+//! Classifies the error of a failed start: is the checkpoint at fault, or the machine and the network? `cli` chooses
+//! the exit code accordingly.
 
 use std::error::Error;
 
@@ -7,24 +8,24 @@ use crate::hub::HubError;
 use crate::input::TokenizerError;
 use crate::model::LoadError;
 
-/// A tokenizer of another model gives ids that mean something else, or that the tables do not hold.
+/// The tokenizer belongs to another model: its ids mean something else, or lie outside the embedding table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum VocabularyMismatch {
-    /// Ids beyond the embedding table.
+    /// The tokenizer has ids beyond the embedding table.
     #[error(
-        "the tokenizer has {tokens} tokens, text_config.vocab_size of config.json is {vocab_size}: \
-         they belong to different models; copy both from one checkpoint"
+        "the tokenizer has {tokens} tokens, but text_config.vocab_size in config.json is {vocab_size}: \
+         they belong to different models; copy both from the same checkpoint"
     )]
     Size { tokens: usize, vocab_size: usize },
-    /// Another stop token.
     #[error(
-        "the tokenizer's separator token has the id {separator}, text_config.sep_token_id of config.json is \
-         {sep_token_id}: they belong to different models; copy both from one checkpoint"
+        "the tokenizer's separator token has the id {separator}, but text_config.sep_token_id in config.json is \
+         {sep_token_id}: they belong to different models; copy both from the same checkpoint"
     )]
     Separator { separator: u32, sep_token_id: u32 },
 }
 
-/// True where the content of a checkpoint, or what names it, is why something failed: trying again cannot help.
+/// True if the content of a checkpoint, or the setting that names it, caused the error: then a retry cannot help. The
+/// first error of a known type in the chain of causes decides.
 #[must_use]
 pub fn is_checkpoint_fault(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);

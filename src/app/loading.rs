@@ -1,4 +1,5 @@
-//! Sources to files, files to models and tokenizers, placed on a device.
+//! Loads the configured models: resolves sources to files (downloading if needed), loads weights onto the device, and
+//! loads the tokenizers. `App` and `bench` call it; `mock` replaces it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,15 +25,15 @@ use crate::model::{self, BlipBackend, LoadEvent, Loaded, ModelSpec, Placement, V
 use crate::task::{Device, Dtype};
 use crate::telemetry::metrics::Metrics;
 
-/// Everything that was loaded.
+/// What the server needs from the loaded models.
 pub(super) struct LoadedModels {
-    /// For the worker.
+    /// Goes to the worker thread of the engine.
     pub(super) backend: LoadedBackend,
-    /// For the handlers.
+    /// Model facts and tokenizers, for the HTTP handlers.
     pub(super) models: Models,
 }
 
-/// One model's files and where its tokenizer lies.
+/// The files of one model, found or downloaded but not loaded yet.
 pub(super) struct Located {
     pub(super) spec: ModelSpec,
     tokenizer: TokenizerPlace,
@@ -54,7 +55,7 @@ impl Located {
     }
 }
 
-/// Finds or downloads every model, then loads them one after the other.
+/// Finds or downloads every configured model, then loads them one after the other on a blocking thread.
 pub(super) async fn load(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<LoadedModels> {
     let located = locate(config).await?;
     let (config, metrics) = (config.clone(), Arc::clone(metrics));
@@ -62,7 +63,7 @@ pub(super) async fn load(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Res
     loaded.await.context("loading panicked")?
 }
 
-/// Finds or downloads every model.
+/// Finds or downloads the files of every configured model.
 pub(super) async fn locate(config: &Config) -> anyhow::Result<Vec<Located>> {
     let progress = Progress::detect();
     let mut located = Vec::with_capacity(config.models.len());
@@ -80,8 +81,8 @@ pub(super) async fn locate(config: &Config) -> anyhow::Result<Vec<Located>> {
     Ok(located)
 }
 
-/// What can be told of the models before anything is bound: of those in directories the documents, the headers of the
-/// weights and the tokenizer are read.
+/// Checks the models before any port is bound: for those in directories it reads the JSON files, the headers of the
+/// weight files and the tokenizer. Models of the hub are not checked here.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     for model in &config.models {
         let Source::Directory(directory) = &model.source else { continue };
@@ -102,9 +103,9 @@ fn load_files(
 ) -> anyhow::Result<LoadedModels> {
     let compute = Compute::resolve(config.compute);
     let specs: Vec<ModelSpec> = located.iter().map(|located| located.spec.clone()).collect();
-    // From the files' headers, so that a container that is too small hears why before it is killed.
+    // Needs only the headers of the weight files, so a container that is too small logs the reason before it is killed.
     let budget = budget(config, weight_bytes(&specs, compute.placement)?);
-    tracing::info!(memory.bound_bytes = budget.total(), "the settings allow {budget}");
+    tracing::info!(memory.bound_bytes = budget.total(), "memory allowed by the settings: {budget}");
     budget.check(MemoryLimit::detect()).map_err(anyhow::Error::msg)?;
     match compute.ops().context("cannot open the device")? {
         ChosenOps::Kernels(ops) => {
@@ -128,7 +129,7 @@ fn load_files(
     }
 }
 
-/// How the worker gets the same models again, from the same files, should the device have failed.
+/// Creates the function with which the worker reloads the same models from the same files after a device failure.
 fn rebuild<O: Ops + 'static>(
     compute: Compute,
     specs: Vec<ModelSpec>,
@@ -138,9 +139,9 @@ fn rebuild<O: Ops + 'static>(
 ) -> Rebuild<BlipBackend<O>> {
     let (models, metrics) = (models.clone(), Arc::clone(metrics));
     Box::new(move || {
-        let ops = pick(compute.ops()?).context("the device is not the one it was")?;
+        let ops = pick(compute.ops()?).context("the device changed since the start")?;
         let backend = load_models(ops, &specs, compute.placement, &metrics)?;
-        // The files may be others by now; the tokenizers in use are those of the start.
+        // The files may have changed since the start, but the tokenizers in use have not.
         for Model { info, tokenizer } in models.iter() {
             check_vocabulary(backend.vocabulary(info.id), tokenizer)
                 .with_context(|| format!("cannot serve model {}", info.name))?;
@@ -166,7 +167,7 @@ fn load_models<O: Ops>(
     .context("cannot load the models")
 }
 
-/// Every model with its tokenizer, for the handlers.
+/// Loads the tokenizers and pairs each with its model, for the handlers.
 fn with_tokenizers<O: Ops>(
     backend: &BlipBackend<O>,
     config: &Config,
@@ -182,8 +183,8 @@ fn with_tokenizers<O: Ops>(
     }
     if backend.models().iter().any(|info| info.demo) {
         tracing::warn!(
-            "serving the demo models inside the binary: they know synthetic scenes of emoji only, nothing of photographs. \
-             For those name models, for example: --model Salesforce/blip-image-captioning-base --model \
+            "serving the built-in demo models: they know only synthetic scenes of emoji, not photographs; for \
+             photographs name other models, for example: --model Salesforce/blip-image-captioning-base --model \
              Salesforce/blip-vqa-base --model Salesforce/blip-itm-base-coco"
         );
     }
@@ -278,10 +279,11 @@ fn report(loaded: &Loaded<'_>, metrics: &Metrics) {
     );
 }
 
-/// Bytes of the weights in host memory, towers that models will share counted for each.
+/// Estimated bytes of the weights in host memory. Towers that models share are counted once per model.
 fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64> {
-    // Hundredths of a byte a parameter. With the kernels tables of words stay f32, a head that is tied to its table stands
-    // beside it, and with 8 bits some layers are bf16: a base caption model (224 M) took 1.1 GB, 560 MB and 330 MB.
+    // Hundredths of a byte per parameter. With the kernels, embedding tables stay f32, a language model head that is
+    // tied to its table is stored a second time, and with int8 some layers are bf16: a base caption model (224 M
+    // parameters) took 1.1 GB in f32, 560 MB in bf16 and 330 MB in int8.
     let hundredths = match (placement.device, placement.dtype) {
         (Device::Cuda(_), _) => 0,
         (Device::Cpu, Dtype::F32) => 500,
@@ -301,12 +303,12 @@ fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64
 fn budget(config: &Config, weights: u64) -> MemoryBudget {
     MemoryBudget {
         weights,
-        // A quarter more for clients that hold little, here and in keys and values.
+        // Includes the reserve of a quarter for clients that hold little; the KV cache has one too.
         bodies: fairness::with_reserve(config.engine.capacity_bytes),
         fetched: config.fetch.most_bytes(config.http.input.max_image_bytes),
         decoding: config.images.decode_budget_bytes,
         pixels: config.images.pixel_cache_bytes,
-        // Pinned features are cached ones too, where there is a cache.
+        // Pinned features are part of the cache, if there is one, so the larger of the two bounds both.
         features: config.engine.feature_cache_bytes.max(config.engine.max_pinned_feature_bytes),
         kv: fairness::with_reserve(config.engine.max_kv_bytes),
     }

@@ -1,46 +1,47 @@
-//! What the process may come to need, against what it may have: logged at start, refused above the limit.
+//! Memory budget: compares what the settings allow the process to use with its memory limit. `loading` logs the budget
+//! at start and refuses to start if it exceeds the limit of the container.
 //!
-//! Every buffer has a bound of its own; this is their sum: what the settings allow, not a forecast. What a unit of
-//! work needs while it runs (activations: some 100 MB for a base model on a CPU) comes on top.
+//! Every buffer has its own bound; the budget is the sum of these bounds, not a forecast. It does not include the
+//! activations of a running work unit (some 100 MB for a base model on a CPU).
 
 use std::fmt;
 use std::path::Path;
 
-/// Bytes that each bounded buffer may grow to.
+/// The largest size of each bounded buffer, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MemoryBudget {
     /// Weights of all models in the dtype that they run in.
     pub(super) weights: u64,
-    /// Bodies of admitted requests.
+    /// Request bodies and prepared pixels of admitted requests (`engine.capacity_bytes` with its reserve).
     pub(super) bodies: u64,
-    /// Files that were fetched by URL and are not decoded yet.
+    /// Image files fetched by URL and not decoded yet.
     pub(super) fetched: u64,
-    /// Pictures being decoded.
+    /// Buffers of the images being decoded.
     pub(super) decoding: u64,
-    /// The cache of prepared pixels.
+    /// Cache of prepared pixels, keyed by image id.
     pub(super) pixels: u64,
-    /// The cache of encoded images.
+    /// Cache of encoded images (image features).
     pub(super) features: u64,
-    /// Keys and values of decoding rows.
+    /// KV cache of the text rows being decoded.
     pub(super) kv: u64,
 }
 
 impl MemoryBudget {
-    /// The sum.
+    /// Sum of all parts, in bytes.
     #[must_use]
     pub(super) fn total(&self) -> u64 {
         let Self { weights, bodies, fetched, decoding, pixels, features, kv } = *self;
         weights + bodies + fetched + decoding + pixels + features + kv
     }
 
-    /// Refuses a budget above `limit`.
+    /// Rejects a budget above a cgroup limit. The machine's memory is no hard limit, so it is not checked.
     ///
     /// # Errors
-    /// A text that names the parts and the limit, and what to lower.
+    /// A message that names the parts, the limit and the settings to lower.
     pub(super) fn check(&self, limit: Option<MemoryLimit>) -> Result<(), String> {
         match limit {
             Some(MemoryLimit::Cgroup(bytes)) if self.total() > bytes => Err(format!(
-                "the settings allow {self}, the container's memory limit is {}: raise the limit, or lower \
+                "the settings allow up to {self}, but the container's memory limit is {}: raise the limit, or lower \
                  engine.capacity_bytes, engine.max_kv_bytes, engine.feature_cache_bytes, \
                  images.decode_budget_bytes, images.pixel_cache_bytes or fetch.max_concurrent",
                 mebibytes(bytes)
@@ -54,7 +55,7 @@ impl fmt::Display for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} (weights {}, bodies {}, fetched files {}, decoding {}, pixel cache {}, feature cache {}, keys and values {})",
+            "{} (weights {}, bodies {}, fetched files {}, decoding {}, pixel cache {}, feature cache {}, KV cache {})",
             mebibytes(self.total()),
             mebibytes(self.weights),
             mebibytes(self.bodies),
@@ -67,31 +68,31 @@ impl fmt::Display for MemoryBudget {
     }
 }
 
-/// What the process may have.
+/// The memory limit of this process, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MemoryLimit {
-    /// A control group's limit: above it the process is killed.
+    /// Limit of the cgroup: above it the kernel kills the process.
     Cgroup(u64),
-    /// The machine's memory, shared with everything else on it.
+    /// Memory of the machine, shared with all other processes.
     Machine(u64),
 }
 
 impl MemoryLimit {
-    /// The limit of this process: its control group's (v2, then v1), else the machine's memory; none where neither
-    /// can be read.
+    /// Reads the limit of this process: that of its cgroup (v2, then v1), else the memory of the machine; `None` if
+    /// neither can be read.
     #[must_use]
     pub(super) fn detect() -> Option<Self> {
         let machine = read(Path::new("/proc/meminfo")).and_then(|text| parse_meminfo(&text));
         let files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
         let cgroup =
             files.iter().find_map(|file| read(Path::new(file))?.trim().parse::<u64>().ok());
-        // v1 says "no limit" by a number near 2^63; a limit above the machine's memory limits nothing.
+        // cgroup v1 reports "no limit" as a number near 2^63. A limit above the memory of the machine limits nothing.
         let cgroup = cgroup.filter(|&limit| machine.is_none_or(|machine| limit < machine));
         cgroup.map(Self::Cgroup).or(machine.map(Self::Machine))
     }
 }
 
-/// Where pictures are refused by default: nine tenths of what the process may have.
+/// Default high-water mark of resident memory, above which images are refused: nine tenths of the memory limit.
 pub(super) fn high_water_bytes() -> Option<u64> {
     let (MemoryLimit::Cgroup(bytes) | MemoryLimit::Machine(bytes)) = MemoryLimit::detect()?;
     Some(bytes / 10 * 9)
@@ -101,7 +102,7 @@ fn read(path: &Path) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
 
-/// `MemTotal:       24689764 kB`.
+/// Finds the line `MemTotal:       24689764 kB` and returns its value in bytes.
 fn parse_meminfo(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -1,5 +1,6 @@
-//! What `blip-server mock` serves: the engine's scripted backend with fixed latencies. Everything around a model is the
-//! real thing (connections, limits, admission, queues, decoding, caches, metrics); the answers mean nothing.
+//! The models of `blip-server mock`: the scripted fake backend of the engine, with fixed latencies and meaningless
+//! answers. Everything around the models is real: connections, limits, admission, queues, decoding, caches, metrics.
+//! `App` calls [`load`] instead of `loading::load`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,20 +17,20 @@ use crate::http::{Model, Models};
 use crate::input::Tokenizer;
 use crate::task::{ModelClass, ModelInfo, Preprocessing};
 
-/// How a mock behaves.
+/// Latencies, sizes and the leak of the mock models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MockSettings {
-    /// Time of every call of the backend.
+    /// Fixed time of every call of the backend.
     pub unit_time: Duration,
-    /// Time of each image that is encoded.
+    /// Additional time per encoded image.
     pub image_time: Duration,
-    /// Time of each token.
+    /// Additional time per token of a call.
     pub token_time: Duration,
-    /// Side of the images that its tower takes, in pixels.
+    /// Width and height of the images that the vision tower takes, in pixels.
     pub image_size: u32,
-    /// Tokens of every text that it writes, within the request's own limits.
+    /// Tokens of every generated text, within the limits of the request.
     pub text_length: usize,
-    /// Bytes that every encoded image leaves behind for good: what a search for leaks must find.
+    /// Bytes that are leaked per encoded image, so that leak tests have something to find.
     pub leak_bytes: usize,
 }
 
@@ -39,10 +40,13 @@ const MODELS: [(&str, ModelClass); 3] = [
     ("mock-retrieval", ModelClass::ImageTextRetrieval),
 ];
 
-/// One model of each role on one tower, with the demo models' tokenizer.
+/// Creates one model per role, all on one vision tower, with the tokenizer of the demo models.
+///
+/// # Errors
+/// When this binary was built without the demo models.
 pub(super) fn load(config: &Config, settings: MockSettings) -> anyhow::Result<LoadedModels> {
     let demo = demo::MODELS.first().context(
-        "the mock takes its tokenizer from the demo models, which this binary was built without",
+        "the mock needs the tokenizer of the demo models, but this binary was built without them",
     )?;
     let tokenizer = Tokenizer::from_texts(
         Path::new(demo.tokenizer.path),
@@ -64,7 +68,7 @@ pub(super) fn load(config: &Config, settings: MockSettings) -> anyhow::Result<Lo
     // The special tokens come first in the vocabulary.
     control.set_token_ids(tokenizer.sep_id() + 1..tokenizer.vocab_size() as u32);
     tracing::warn!(
-        "serving a mock: everything is real but the models, whose answers mean nothing and take fixed times"
+        "serving mock models: answers are meaningless and take fixed times; everything else is real"
     );
     let tokenizer = Arc::new(tokenizer);
     let models = infos.into_iter().map(|info| Model { info, tokenizer: Arc::clone(&tokenizer) });

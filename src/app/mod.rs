@@ -1,14 +1,14 @@
-//! The composition root: the only folder that knows every other one.
+//! The composition root: the only folder that may use every other one. Only `cli` calls it.
 //!
-//! - this file: from a checked configuration to a running server, and to its end.
-//! - `bar`: how loading shows that it moves.
-//! - `compute`: device, number format, instructions and threads, resolved.
-//! - `descriptors`: what the settings may open, against what the process may.
-//! - `fault`: whether a failed start is a checkpoint's fault.
-//! - `loading`: sources to files, files to models and tokenizers, placed on a device.
-//! - `mock`: models of fixed latency in their place.
-//! - `memory`: what the bounds allow in sum, against what the process may have.
-//! - [`mod@bench`]: the models alone, measured.
+//! - this file: [`App`] turns a checked configuration into a running server and shuts it down gracefully.
+//! - `bar`: the progress bar for loading models.
+//! - `compute`: resolves device, number format, instruction set and threads.
+//! - `descriptors`: compares the file descriptors that the settings need with the limit of the process.
+//! - `fault`: decides whether a checkpoint is at fault for a failed start.
+//! - `loading`: resolves sources to files, and loads models and tokenizers.
+//! - `mock`: mock models with fixed latencies, instead of loaded ones.
+//! - `memory`: compares the sum of all memory bounds with the memory limit.
+//! - [`mod@bench`]: measures the models without a server.
 
 mod bar;
 pub mod bench;
@@ -37,37 +37,37 @@ use compute::{Compute, LoadedBackend};
 pub use fault::is_checkpoint_fault;
 pub use mock::MockSettings;
 
-/// Once everybody has been answered the worker may finish the unit that it runs.
+/// How long the worker may still run its last work unit after all requests have been answered.
 const LAST_UNIT: Duration = Duration::from_secs(2);
 
-/// A server that has not begun to serve.
+/// A server that is assembled but does not serve yet; [`serve`](Self::serve) runs it.
 pub struct App {
     config: Config,
     metrics: Arc<Metrics>,
     state: HttpState,
     ready: CancellationToken,
-    /// Serves a mock instead of the configured models.
+    /// Settings of the mock models; `None` serves the configured models.
     mock: Option<MockSettings>,
-    /// Where operators are answered, apart from clients.
+    /// Separate listener for operators (health, metrics, info).
     operations: Option<TcpListener>,
 }
 
-/// The worker thread ended, or hung, while requests were served. Its reason has been logged.
+/// The worker thread ended, or hung, while requests were served. The reason has been logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the worker thread has ended or hangs")]
+#[error("the worker thread has ended or is hanging")]
 pub struct WorkerEnded;
 
-/// Reads what the configured directories say of their models, so that a broken one is told before a port is bound.
-/// Weights are read later, and so are models of the hub.
+/// Checks the models in configured directories without reading their weights, so that a broken checkpoint is reported
+/// before a port is bound. Weights and models of the hub are checked when they are loaded.
 ///
 /// # Errors
-/// The first fault; it names the model and the file.
+/// The first fault found; it names the model and the file.
 pub fn check_models(config: &Config) -> anyhow::Result<()> {
     loading::check(config)
 }
 
 impl App {
-    /// Puts the parts together that need no model. Cheap; nothing is read or bound.
+    /// Assembles the parts that need no model. This is cheap: it reads no file and binds no port.
     ///
     /// # Errors
     /// When the metrics cannot be registered.
@@ -84,36 +84,37 @@ impl App {
         })
     }
 
-    /// Serves a mock instead of the configured models.
+    /// Serves mock models instead of the configured ones.
     #[must_use]
     pub fn with_mock(self, settings: MockSettings) -> Self {
         Self { mock: Some(settings), ..self }
     }
 
-    /// Answers operators on a listener of their own, from the beginning of [`serve`](Self::serve) to its end.
+    /// Adds a separate listener for operators. It answers from the start of [`serve`](Self::serve) until its end.
     #[must_use]
     pub fn with_operations(self, listener: TcpListener) -> Self {
         Self { operations: Some(listener), ..self }
     }
 
-    /// What handlers hold, and what reads files again.
+    /// The state that the HTTP handlers share; it also reloads the files of keys and certificates.
     #[must_use]
     pub fn state(&self) -> &HttpState {
         &self.state
     }
 
-    /// A token that is cancelled once requests are served.
+    /// A token that is cancelled as soon as the server is ready for requests.
     #[must_use]
     pub fn ready(&self) -> CancellationToken {
         self.ready.clone()
     }
 
-    /// Answers on `listener` at once (health, metrics, documents; the rest is refused as not ready), loads the
-    /// models, serves until `shutdown`, drains.
+    /// Runs the server: answers on `listener` at once (health, metrics, documentation; everything else is refused as
+    /// not ready), loads the models, serves until `shutdown` is cancelled, then drains.
     ///
     /// # Errors
-    /// When a model cannot be had or loaded, or the engine cannot start; [`WarmUpError`] when a model that was loaded
-    /// cannot compute; [`WorkerEnded`] when the worker thread ended by itself.
+    /// When a model cannot be found, downloaded or loaded, the engine cannot start, or the drain timeout ended requests
+    /// without an answer; [`WarmUpError`] when a loaded model cannot compute; [`WorkerEnded`] when the worker thread
+    /// ended or hung.
     pub async fn serve(
         mut self,
         listener: impl Into<Listener>,
@@ -124,7 +125,7 @@ impl App {
         let operations = match self.operations.take().map(Listener::from) {
             Some(listener) => {
                 let url = listener.url().context("the operations listener has no address")?;
-                tracing::info!(server.operations_url = url, "operations on {url}");
+                tracing::info!(server.operations_url = url, "operations listener on {url}");
                 let (state, closing) = (self.state.clone(), closing.clone());
                 let serving =
                     async move { http::serve_operations(listener, &state, closing).await };
@@ -174,26 +175,26 @@ impl App {
         tracing::info!(server.url = url, "listening on {url}");
         let outcome = self.run(&engine.handle(), &shutdown, &closing).await;
         let drained = connections.await.context("serving connections failed")?;
-        // A worker that was lost may hang: nobody waits for it.
+        // On `WorkerEnded` return here: the worker may hang, so do not join it.
         outcome?;
         let join = tokio::task::spawn_blocking(move || engine.join());
         if let Ok(joined) = tokio::time::timeout(LAST_UNIT, join).await {
             joined.context("the worker did not end")?;
         } else {
-            // Everybody has been answered: a unit, or a backend that is being built anew, need not be waited for.
-            tracing::warn!("the worker is still at it; ending without it");
+            // All requests have been answered: do not wait for a work unit or a backend that is being rebuilt.
+            tracing::warn!("the worker is still busy; ending without waiting for it");
         }
         anyhow::ensure!(
             drained.requests_cut == 0,
-            "{} requests were cut without an answer when the drain time was over; raise server.drain_timeout_ms, or lower \
+            "the drain timeout ended {} requests without an answer; raise server.drain_timeout_ms or lower \
              server.deadline_ms",
             drained.requests_cut
         );
         Ok(())
     }
 
-    /// Until it is told to shut down, and through the drain; or until the worker ends by itself or hangs: then nothing
-    /// can be answered any more, and only a new process can.
+    /// Waits for `shutdown` and then drains. Returns early with an error if the worker thread ends unexpectedly or
+    /// hangs: this process can then answer no request any more, and only a restart helps.
     async fn run(
         &self,
         engine: &EngineHandle,
@@ -216,7 +217,7 @@ impl App {
         }
     }
 
-    /// Loads everything and sets the state to ready.
+    /// Loads the models, starts the engine and the decoding threads, warms up, and sets the state to ready.
     async fn start_engine(&self) -> anyhow::Result<Engine> {
         let start = Instant::now();
         let config = &self.config;
@@ -253,15 +254,20 @@ impl App {
         Ok(engine)
     }
 
-    /// The client for images by URL, where that is switched on.
+    /// Creates the client that fetches images by URL; `None` unless `fetch.enabled` is set.
     fn fetcher(&self) -> anyhow::Result<Option<Fetcher>> {
         let settings = &self.config.fetch;
         let max_bytes = self.config.http.input.max_image_bytes;
         let make = || Fetcher::try_new(settings, max_bytes, Arc::clone(&self.metrics));
-        settings.enabled.then(make).transpose().context("cannot set up fetching (fetch.enabled)")
+        settings
+            .enabled
+            .then(make)
+            .transpose()
+            .context("cannot create the image fetcher (fetch.enabled)")
     }
 
-    /// Not ready at once; after the delay nothing new is admitted; after the drain time what is left fails.
+    /// Drains: reports not ready at once, stops admitting requests after the drain delay, and fails the requests that
+    /// are still left at the drain timeout.
     async fn drain(&self, engine: &EngineHandle, closing: &CancellationToken) {
         let drain = self.config.drain;
         self.state.set_draining();
@@ -269,18 +275,22 @@ impl App {
         engine.drain();
         closing.cancel();
         if tokio::time::timeout(drain.timeout, engine.drained()).await.is_err() {
-            tracing::warn!(rows = engine.rows(), "the drain time is over, failing what is left");
+            tracing::warn!(
+                rows = engine.rows(),
+                "the drain timeout is over; failing the remaining requests"
+            );
             engine.abort();
         }
     }
 }
 
-/// A first burst that meets no estimates would all be admitted, and end in deadlines. A model that fails here would fail
-/// on every request.
+/// Warms the models up and logs the resulting cost estimates. Without estimates, admission control would admit the
+/// whole first burst, and many of its requests would miss their deadlines. A model that fails here would fail on every
+/// request.
 async fn measure(engine: &EngineHandle) -> anyhow::Result<()> {
     let start = Instant::now();
     engine.warm_up().await?;
-    // To the microsecond.
+    // Rounded to the microsecond.
     let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e6).round() / 1e3);
     let estimates = engine.estimates();
     tracing::info!(
@@ -288,7 +298,7 @@ async fn measure(engine: &EngineHandle) -> anyhow::Result<()> {
         image_ms = milliseconds(estimates.image),
         text_unit_ms = milliseconds(estimates.unit_fixed),
         text_token_ms = milliseconds(estimates.unit_per_token),
-        "measured what work costs"
+        "warmed up: measured the cost of images and text steps"
     );
     Ok(())
 }

@@ -1,4 +1,6 @@
-//! What the command line can say. Values stay text: `config` checks them like those of any other layer.
+//! The command-line grammar (clap): commands, flags and their help texts. Values of settings stay text here: `config`
+//! validates them like the values of every other layer. `cli::run` parses with it; `manual` generates shell completions
+//! and manual pages from it.
 
 use std::path::PathBuf;
 
@@ -9,7 +11,8 @@ use super::bench::BenchArguments;
 use super::mock::MockArguments;
 use crate::config::Flags;
 
-/// BLIP vision-language models behind HTTP: captions, visual question answering, similarity, embeddings.
+/// HTTP inference server for BLIP vision-language models: captions, visual question answering, image-text similarity,
+/// embeddings.
 #[derive(Debug, Parser)]
 #[command(name = "blip-server", version, after_help = EXAMPLES, subcommand_help_heading = "Commands")]
 pub(super) struct Arguments {
@@ -20,39 +23,38 @@ pub(super) struct Arguments {
 }
 
 const EXAMPLES: &str = "Examples:
-  blip-server                                                serves the demo models on 127.0.0.1:8080
-  blip-server --model Salesforce/blip-image-captioning-base  downloads a checkpoint and serves it
-  blip-server --listen :8080 --model cap=./checkpoint        serves a directory as \"cap\" on every address
-  blip-server help bench                                     tells the flags of a command";
+  blip-server                                          serve the demo models on 127.0.0.1:8080
+  blip-server --model Salesforce/blip-vqa-base         download a checkpoint and serve it
+  blip-server --listen :8080 --model cap=./checkpoint  serve a directory as \"cap\" on every address
+  blip-server help bench                               show the options of a command";
 
-/// What to do.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Loads the models and serves them (the default)
+    /// Load the models and serve them over HTTP (the default command)
     #[command(after_help = "Examples:
   blip-server serve --model Salesforce/blip-vqa-base --dtype f32
   blip-server serve --config /etc/blip-server/settings.toml")]
     Serve(ServeSettings),
-    /// Downloads checkpoints into the cache: resumes, verifies, prints where they are
+    /// Download checkpoints into the Hugging Face cache, resuming and verifying, and print their directories
     #[command(after_help = "Examples:
   blip-server download Salesforce/blip-itm-base-coco
   HF_ENDPOINT=https://hub.example blip-server download owner/name@v1.0")]
     Download {
-        /// Hub ids, optionally with @revision
+        /// Hub ids (owner/name), each optionally with @revision
         #[arg(required = true, value_name = "SRC")]
         sources: Vec<String>,
         #[command(flatten)]
         settings: FileSettings,
     },
-    /// Converts the `pytorch_model.bin` of a checkpoint to `model.safetensors` beside it
+    /// Convert the pytorch_model.bin of a checkpoint to model.safetensors in the same directory
     #[command(after_help = "Example:
   blip-server convert ./checkpoint")]
     Convert {
-        /// The checkpoint's directory
+        /// Directory that holds the checkpoint
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
-    /// Compares the official checkpoints with their known answers; downloads about 4 GB
+    /// Check the official checkpoints against their known answers; the first run downloads about 4 GB
     #[command(after_help = "Example:
   blip-server verify --dtype f32")]
     Verify {
@@ -61,7 +63,7 @@ pub(super) enum Command {
         #[command(flatten)]
         settings: FileSettings,
     },
-    /// Measures the models without HTTP: each kind of work, in batches, beside what the machine could do at most
+    /// Benchmark the models without HTTP: each kind of work by batch size, next to the limits of this machine
     #[command(after_help = "Examples:
   blip-server bench --task caption --batch 1 --batch 8
   blip-server bench --model ./checkpoint --dtypes f32,bf16 --json results.json")]
@@ -73,7 +75,7 @@ pub(super) enum Command {
         #[command(flatten)]
         settings: FileSettings,
     },
-    /// Serves models of fixed latency whose answers mean nothing, for load tests of everything around a model
+    /// Serve mock models with fixed latencies and meaningless answers, to load-test everything except the models
     #[command(after_help = "Example:
   blip-server mock --image-us 300000 --listen 127.0.0.1:9000")]
     Mock {
@@ -84,22 +86,22 @@ pub(super) enum Command {
         #[command(flatten)]
         settings: FileSettings,
     },
-    /// Prints the OpenAPI document
+    /// Print the OpenAPI document as YAML
     #[command(after_help = "Example:
   blip-server openapi --json > openapi.json")]
     Openapi {
-        /// As JSON instead of YAML
+        /// Print JSON instead of YAML
         #[arg(long)]
         json: bool,
-        /// With every condition between fields, for validators and fuzzers; as JSON
+        /// Include every condition between fields, for validators and fuzzers; always JSON
         #[arg(long)]
         strict: bool,
     },
-    /// Asks a running server whether it is ready; for containers
+    /// Exit with 0 if a running server is ready, else with 1; for container health checks
     #[command(after_help = "Example:
   blip-server healthcheck --url http://127.0.0.1:8080/health/ready")]
     Healthcheck {
-        /// What to ask instead of the configured address
+        /// http:// URL to request instead of the configured address
         #[arg(long, value_name = "URL")]
         url: Option<String>,
         #[command(flatten)]
@@ -107,28 +109,28 @@ pub(super) enum Command {
         #[command(flatten)]
         settings: FileSettings,
     },
-    /// Prints the effective settings, secrets hidden
+    /// Print the effective settings as TOML, with secrets hidden
     #[command(after_help = "Example:
   BLIP__LOG__FORMAT=json blip-server config > settings.toml")]
     Config(ServeSettings),
-    /// Prints a script with which a shell completes commands and flags
+    /// Print a completion script for a shell
     #[command(after_help = "Example:
   blip-server completions bash > /etc/bash_completion.d/blip-server")]
     Completions {
-        /// Which shell
+        /// Shell that the script is for
         shell: Shell,
     },
-    /// Writes the manual pages, one for each command, into a directory
+    /// Write manual pages, one per command, to a directory
     #[command(after_help = "Example:
   blip-server man /usr/local/share/man/man1")]
     Man {
-        /// An existing directory
+        /// Existing directory to write them to
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
 }
 
-/// The settings that have a flag; every other one stands in a file or in the environment.
+/// Settings that have a flag. All others are set in a file or in the environment.
 #[derive(Debug, Args)]
 pub(super) struct ServeSettings {
     #[command(flatten)]
@@ -139,14 +141,14 @@ pub(super) struct ServeSettings {
     file: FileSettings,
 }
 
-/// Of two `--config` the last counts: a container's entry point names one already.
+/// The last `--config` wins: the container image's entry point already passes one.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Settings")]
 pub(super) struct FileSettings {
-    /// Settings file; config/default.toml documents every key
+    /// Settings file (TOML); config/default.toml documents every key
     #[arg(long, value_name = "FILE", overrides_with = "config")]
     config: Option<PathBuf>,
-    /// auto, text or json [default: auto]
+    /// Log format: auto, text or json [default: auto]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
 }
@@ -154,7 +156,7 @@ pub(super) struct FileSettings {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Settings")]
 pub(super) struct ListenSettings {
-    /// Where to listen: 127.0.0.1:8080, localhost:8080, or :8080 for every address [default: 127.0.0.1:8080]
+    /// Address of the server: 127.0.0.1:8080, localhost:8080, or :8080 for every address [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<String>,
 }
@@ -162,7 +164,7 @@ pub(super) struct ListenSettings {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Settings")]
 pub(super) struct ModelSettings {
-    /// A model: a hub id, optionally with @revision, a directory, or demo; repeatable [default: demo]
+    /// Model to load: a hub id, optionally with @revision, a directory, or demo; repeatable [default: demo]
     #[arg(long = "model", value_name = "[NAME=]SRC")]
     models: Vec<String>,
     #[command(flatten)]
@@ -172,22 +174,23 @@ pub(super) struct ModelSettings {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Settings")]
 pub(super) struct ComputeSettings {
-    /// auto, cpu, cuda or cuda:N [default: auto]
+    /// Device that runs the models: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     device: Option<String>,
-    /// auto, f32, bf16, f16 or int8 [default: auto]
+    /// Number format of weights and activations: auto, f32, bf16, f16 or int8 [default: auto]
     #[arg(long)]
     dtype: Option<String>,
-    /// Instructions of the kernels: auto, portable, avx2, avx512, avx512-vnni, avx512-bf16 or amx [default: auto]
+    /// Instruction set of the CPU kernels: auto, portable, avx2, avx512, avx512-vnni, avx512-bf16 or amx
+    /// [default: auto]
     #[arg(long, value_name = "LEVEL")]
     cpu_isa: Option<String>,
-    /// Threads of the models' arithmetic; 0 takes what quota and affinity allow [default: 0]
+    /// Threads that compute the models; 0 uses as many as CPU quota and affinity allow [default: 0]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     threads: Option<String>,
 }
 
 impl Arguments {
-    /// The flags in front of the command and behind it; those behind win.
+    /// Merges the flags before and after the command; those after it win.
     pub(super) fn flags(&self) -> Flags {
         let mut flags = Flags::default();
         self.settings.put(&mut flags);
@@ -221,7 +224,7 @@ impl Arguments {
     }
 }
 
-/// Lays a flag that was given over what stands in its place.
+/// Replaces the value of `to` if the flag was given.
 fn put<T: Clone>(to: &mut Option<T>, given: Option<&T>) {
     if let Some(given) = given {
         *to = Some(given.clone());

@@ -1,4 +1,4 @@
-//! `convert DIR`: pickled weights to safetensors; says what was written.
+//! The command `convert DIR`: converts pickled weights to safetensors and prints what was written. `hub` does the work.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ pub(super) fn run(directory: &Path) -> Result<(), CommandError> {
     let kinds: Vec<String> =
         converted.tensors.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
     super::print(&format!(
-        "{}: {} bytes, tensors: {}; every one was read back and equals the original\n",
+        "wrote {}: {} bytes, tensors: {}; all tensors were read back and equal the originals\n",
         converted.path.display(),
         converted.bytes,
         kinds.join(", ")

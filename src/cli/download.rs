@@ -1,11 +1,11 @@
-//! `download SRC...`: checkpoints into the cache, so that a server can start without a network.
+//! The command `download SRC...`: fills the hub cache with checkpoints, so that a server can start without a network.
 
 use super::error::CommandError;
 use crate::config::Config;
 use crate::hub::{ModelSource, Progress, locate};
 
 pub(super) fn run(sources: &[String], config: &Config) -> Result<(), CommandError> {
-    // All are read before the first byte is downloaded.
+    // Parse all arguments before the first byte is downloaded.
     let sources: Vec<ModelSource> =
         sources.iter().map(|source| source.parse()).collect::<Result<_, _>>()?;
     let progress = Progress::detect();

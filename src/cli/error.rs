@@ -1,4 +1,4 @@
-//! Why a command failed, and the exit code that says so.
+//! The error type of all commands and its mapping to exit codes.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -10,33 +10,30 @@ use crate::hub::HubError;
 /// Exit code of a bad configuration or a bad checkpoint: `EX_CONFIG` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
 
-/// Exit code of a server whose models cannot compute, or whose worker ended by itself: `EX_SOFTWARE` of sysexits.h.
+/// Exit code of a server whose models cannot compute, or whose worker ended unexpectedly: `EX_SOFTWARE` of sysexits.h.
 const CANNOT_COMPUTE: u8 = 70;
 
-/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CommandError {
-    /// A setting is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A checkpoint cannot be had.
+    /// A checkpoint cannot be found, downloaded or converted.
     #[error(transparent)]
     Hub(#[from] HubError),
-    /// The server's worker thread ended by itself.
+    /// The worker thread of the server ended or hung while it was serving.
     #[error(transparent)]
     Worker(#[from] WorkerEnded),
-    /// A model was loaded and cannot compute.
+    /// A model was loaded but its warm-up failed.
     #[error("cannot start")]
     WarmUp(#[from] WarmUpError),
-    /// Anything else, with what was tried.
+    /// Any other failed action.
     #[error("{action}")]
     Failed {
-        /// What was tried.
+        /// The action as the message names it, such as "cannot start".
         action: String,
-        /// Why it did not work.
         source: Box<dyn Error + Send + Sync>,
     },
-    /// An answer that is well understood and not the good one.
+    /// The command ran, but its result is negative: not ready, or a wrong answer.
     #[error("{0}")]
     Negative(String),
 }
@@ -49,7 +46,7 @@ impl CommandError {
         Self::Failed { action: action.into(), source: source.into() }
     }
 
-    /// Why a server ended; `action` where nothing more is known of it.
+    /// Converts the error that ended a server; errors of unknown type are reported as a failed `action`.
     pub(super) fn of_server(action: &str, error: anyhow::Error) -> Self {
         let error = match error.downcast::<WorkerEnded>() {
             Ok(ended) => return ended.into(),
@@ -73,7 +70,7 @@ impl CommandError {
         }
     }
 
-    /// The message with those of its causes, outermost first.
+    /// The message followed by the messages of its causes, outermost first.
     pub(super) fn with_causes(&self) -> String {
         let mut text = self.to_string();
         let mut cause = self.source();
@@ -92,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_worker_that_ended_by_itself_is_told_from_other_failures() {
-        // An exit code cannot be compared, but shown.
+        // `ExitCode` has no `PartialEq`, so compare the debug texts.
         let shown = |error: &CommandError| format!("{:?}", error.exit_code());
         let failed = CommandError::failed("cannot start", std::io::Error::other("disk full"));
         assert_eq!(shown(&WorkerEnded.into()), format!("{:?}", ExitCode::from(70)));

@@ -1,6 +1,8 @@
-//! `healthcheck`: asks `GET /health/ready`; exit 0 when ready, 1 when not or when nobody answers.
-//! Containers run it, so it needs no shell, no curl and no certificates. The operations listener is asked where there is
-//! one; a public one that speaks TLS is taken at its word, since nothing secret is sent to it.
+//! The command `healthcheck`: requests `GET /health/ready`; exit code 0 if ready, 1 if not ready or without an answer.
+//!
+//! Container health checks run it, so it needs no shell, no curl and no root certificates. If an operations listener is
+//! configured, it asks that one. It does not verify the TLS certificate of the public listener, because nothing secret
+//! is sent.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -9,10 +11,11 @@ use super::error::CommandError;
 use crate::config::Config;
 use crate::hub::install_tls_provider;
 
-/// Below the timeout that container engines give a check by default (30 s), above a busy server's answer.
+/// Request timeout: below the default timeout that container engines give a health check (30 s), above the answer time
+/// of a busy server.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks `url`, which is plain HTTP, or the configured address, which is only read when no `url` is given.
+/// Asks `url`, which must be plain HTTP, else the configured address. `config` is called only without a `url`.
 pub(super) fn run(
     url: Option<&str>,
     config: impl FnOnce() -> Result<Config, CommandError>,
@@ -23,9 +26,7 @@ pub(super) fn run(
         return super::runtime()?.block_on(ask(&url, &client));
     };
     if !url.starts_with("http://") {
-        return Err(CommandError::Negative(format!(
-            "{url} is not an address that starts with http://"
-        )));
+        return Err(CommandError::Negative(format!("{url} is not a URL that starts with http://")));
     }
     super::runtime()?.block_on(ask(url, &plain_client(TIMEOUT)?))
 }
@@ -34,7 +35,7 @@ async fn ask(url: &str, client: &reqwest::Client) -> Result<(), CommandError> {
     let response = client.get(url).send().await;
     let status = response
         .map_err(|error| {
-            CommandError::failed(format!("{url} did not answer"), error.without_url())
+            CommandError::failed(format!("no answer from {url}"), error.without_url())
         })?
         .status();
     if status.is_success() {
@@ -43,7 +44,7 @@ async fn ask(url: &str, client: &reqwest::Client) -> Result<(), CommandError> {
     Err(CommandError::Negative(format!("not ready: {url} answered {status}")))
 }
 
-/// A client for plain HTTP on this machine: no proxy, no root certificates (an image may have none).
+/// A client for plain HTTP on this machine: no proxy, no root certificates (a container image may have none).
 pub(super) fn plain_client(timeout: Duration) -> Result<reqwest::Client, CommandError> {
     client(|builder| builder.timeout(timeout))
 }
@@ -55,7 +56,7 @@ fn client(
     let builder = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).tls_certs_only([]);
     change(builder)
         .build()
-        .map_err(|error| CommandError::failed("cannot make an HTTP client", error))
+        .map_err(|error| CommandError::failed("cannot create an HTTP client", error))
 }
 
 fn configured_url(config: &Config) -> Result<String, CommandError> {
@@ -66,10 +67,10 @@ fn configured_url(config: &Config) -> Result<String, CommandError> {
     }
 }
 
-/// A server that listens on every address is asked on loopback.
+/// Builds the URL of the readiness route. A server that listens on every address is asked on loopback.
 fn ready_url(scheme: &str, listen: SocketAddr) -> Result<String, CommandError> {
     if listen.port() == 0 {
-        let reason = "the server listens on port 0, so its real port is unknown; give --url";
+        let reason = "the server is configured to listen on port 0, so its actual port is unknown; pass --url";
         return Err(CommandError::Negative(reason.to_owned()));
     }
     let ip = match listen.ip() {
@@ -95,7 +96,7 @@ mod tests {
         assert!(url("127.0.0.1:0").unwrap_err().to_string().contains("--url"));
     }
 
-    /// Answers one request with `status` and returns its head.
+    /// Answers one request with `status`; the thread returns the request head.
     fn answer_once(status: &'static str) -> (String, std::thread::JoinHandle<String>) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = ready_url("http", listener.local_addr().unwrap()).unwrap();
@@ -111,7 +112,7 @@ mod tests {
     }
 
     fn never() -> Result<Config, CommandError> {
-        panic!("the configuration is not needed when a URL is given")
+        panic!("the configuration must not be loaded when a URL is given")
     }
 
     #[test]

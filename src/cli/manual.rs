@@ -1,4 +1,4 @@
-//! `completions SHELL` and `man DIR`: what shells and `man` know of the commands, made from their definition.
+//! The commands `completions SHELL` and `man DIR`: completion scripts and manual pages, generated from `args`.
 
 use std::path::Path;
 
@@ -10,18 +10,18 @@ use super::error::CommandError;
 
 const NAME: &str = "blip-server";
 
-/// Prints the completion script.
+/// Prints the completion script for `shell` to standard output.
 pub(super) fn completions(shell: Shell) -> Result<(), CommandError> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), NAME, &mut script);
     super::print(&String::from_utf8_lossy(&script))
 }
 
-/// Writes `blip-server.1` and a page for each command, and prints their paths.
+/// Writes `blip-server.1` and one page per command to `directory`, and prints the paths.
 pub(super) fn write_pages(directory: &Path) -> Result<(), CommandError> {
     let failed = |error| {
         let directory = directory.display();
-        CommandError::failed(format!("cannot write manual pages into {directory}"), error)
+        CommandError::failed(format!("cannot write manual pages to {directory}"), error)
     };
     clap_mangen::generate_to(Arguments::command(), directory).map_err(failed)?;
     let commands = Arguments::command();

@@ -1,5 +1,5 @@
-//! `mock`: the server as `serve` makes it, in front of models of fixed latency and no meaning: for load tests of proxies,
-//! limits and dashboards, and of the server itself.
+//! The command `mock`: runs the same server as `serve`, but with mock models that have fixed latencies and meaningless
+//! answers. It serves load tests of proxies, limits and dashboards, and of the server itself.
 
 use std::time::Duration;
 
@@ -9,26 +9,26 @@ use super::error::CommandError;
 use crate::app::{App, MockSettings};
 use crate::config::Config;
 
-/// How long the models take.
+/// How the mock models behave: latencies, sizes and a leak.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Mock")]
 pub(super) struct MockArguments {
-    /// Microseconds for each image that is encoded
+    /// Microseconds per image that the vision tower encodes
     #[arg(long, value_name = "N", default_value = "2000")]
     image_us: u64,
-    /// Microseconds of every vision batch and text step
+    /// Fixed microseconds per vision batch and per text step
     #[arg(long, value_name = "N", default_value = "500")]
     unit_us: u64,
-    /// Microseconds for each token
+    /// Microseconds per token of a text step
     #[arg(long, value_name = "N", default_value = "10")]
     token_us: u64,
-    /// Side of the images that the vision tower takes
+    /// Width and height of the images that the vision tower takes
     #[arg(long, value_name = "PIXELS", default_value = "64", value_parser = clap::value_parser!(u32).range(1..=1024))]
     image_size: u32,
-    /// Tokens of every text that is generated, within the request's own limits
+    /// Tokens of every generated text, within the limits of the request
     #[arg(long, value_name = "N", default_value = "8")]
     text_length: usize,
-    /// Bytes that every encoded image leaves behind for good: what a test that looks for leaks must find
+    /// Bytes that are leaked per encoded image: leak tests must find them
     #[arg(long, value_name = "N", default_value = "0", hide = true)]
     leak_bytes: usize,
 }

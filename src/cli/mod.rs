@@ -1,8 +1,10 @@
-//! The command line: what was asked for, and an exit code. One file a command; no command does the work itself.
+//! The command line: parses the arguments, runs one command, returns its exit code. `main` calls [`run`]. There is one
+//! file per command; commands delegate the work to `app`, `config`, `hub` and `http`.
 //!
-//! Exit codes: 0 done, 1 failed, 2 not understood (by the argument parser), 70 a model that cannot compute or a worker
-//! that ended by itself, 78 bad configuration or bad checkpoint files.
-//! Standard output carries what a command was asked for; logs and progress go to standard error.
+//! Exit codes: 0 success, 1 failure, 2 usage error (from the argument parser), 70 a model that cannot compute or a
+//! worker that ended unexpectedly, 78 bad configuration or bad checkpoint files.
+//!
+//! Results go to standard output; logs and progress go to standard error.
 
 mod args;
 mod bench;
@@ -29,12 +31,12 @@ use crate::telemetry::logging;
 use args::{Arguments, Command};
 use error::CommandError;
 
-/// Runs the command that `arguments` (the program's name first) name, under this environment.
+/// Runs the command given by `arguments` (program name first) with this environment.
 pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environment) -> ExitCode {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Help and version are errors to clap, too; where they cannot be printed nobody listens.
+            // clap reports help and version as errors too. If they cannot be printed, nobody reads them: ignore that.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -76,15 +78,15 @@ fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), Comma
     }
 }
 
-/// The runtime of a command that waits for the network.
+/// Creates the async runtime for a command that uses the network.
 fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| CommandError::failed("cannot start the runtime", error))
+        .map_err(|error| CommandError::failed("cannot start the async runtime", error))
 }
 
-/// Writes what was asked for to standard output.
+/// Writes a command's result to standard output and flushes it.
 fn print(text: &str) -> Result<(), CommandError> {
     let mut output = std::io::stdout().lock();
     output

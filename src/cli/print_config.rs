@@ -1,4 +1,4 @@
-//! `config`: prints the effective settings as a file that means the same, secrets hidden.
+//! The command `config`: prints the effective settings as a TOML file that can be loaded again; secrets are hidden.
 
 use super::error::CommandError;
 use crate::config::Config;

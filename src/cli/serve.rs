@@ -1,6 +1,8 @@
-//! `serve`: configuration to a running server. What can be told of the models without reading their weights is checked
-//! first; then the ports are bound, so that a taken one fails at once, before the models are loaded, which is `app`'s.
-//! Where no model is named anywhere, the demo models are served.
+//! The command `serve`: turns a configuration into a running server. `mock` starts its server here too.
+//!
+//! The order matters: first the models are checked as far as possible without reading their weights; then the ports are
+//! bound, so that a port in use fails at once; then `app` loads the models. Without any named model the demo models are
+//! served.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -18,7 +20,7 @@ pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
     if config.models.is_empty() {
         config.models = ModelSource::demo();
     }
-    // Built without demo models.
+    // This binary was built without the demo models.
     if config.models.is_empty() {
         return Err(ConfigError::NoModel.into());
     }
@@ -26,14 +28,14 @@ pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
     run_app(config, App::build)
 }
 
-/// Runs the server that `build` makes of the configuration, to its end.
+/// Runs the server that `build` creates from the configuration, until it has shut down.
 pub(super) fn run_app(
     config: Config,
     build: impl FnOnce(Config) -> anyhow::Result<App>,
 ) -> Result<(), CommandError> {
     let runtime = super::runtime()?;
     let served = runtime.block_on(serve(config, build));
-    // A load that is still running in a blocking thread must not hold the process.
+    // Do not wait for a blocking thread that may still be loading models.
     runtime.shutdown_background();
     served
 }
@@ -49,7 +51,7 @@ async fn serve(
     let mut listener = Listener::from(bind(config.listen).await?);
     if let Some(tls) = &config.http.tls {
         let tls = Tls::load(tls)
-            .map_err(|error| CommandError::failed("cannot read the certificate", error))?;
+            .map_err(|error| CommandError::failed("cannot load the TLS certificate", error))?;
         listener = listener.with_tls(tls);
     }
     let operations = match config.operations_listen {
@@ -74,18 +76,18 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, CommandError> {
     })
 }
 
-/// What to do where a port cannot be had.
+/// Advice that is appended to the error when a port cannot be bound.
 const ADVICE: [(ErrorKind, &str); 3] = [
     (
         ErrorKind::AddrInUse,
-        ", where another program listens; stop it, or choose another port with --listen ADDR:PORT",
+        ", because another program listens there; stop it, or choose another port with --listen ADDR:PORT",
     ),
     (
         ErrorKind::PermissionDenied,
-        "; ports below 1024 need rights: choose a higher one with --listen ADDR:PORT",
+        "; ports below 1024 need special permissions: choose a higher port with --listen ADDR:PORT",
     ),
     (
         ErrorKind::AddrNotAvailable,
-        "; this machine has no such address: choose one of its own, or :PORT for all of them",
+        "; this machine has no such address: choose one of its own addresses, or :PORT for all of them",
     ),
 ];

@@ -1,5 +1,5 @@
-//! SIGTERM and SIGINT: the first begins the drain, the second ends the process at once. SIGHUP: files that may change
-//! are read again.
+//! Unix signals. The first SIGTERM or SIGINT starts the graceful shutdown (drain), the second ends the process at once.
+//! SIGHUP reloads the files of API keys and TLS certificates. `serve` installs all of them.
 
 use std::io;
 
@@ -8,13 +8,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::logging;
 
-/// Exit code after a second signal: nothing was waited for.
+/// Exit code after a second signal: the process ends without waiting for requests (128 + SIGINT).
 const INTERRUPTED: i32 = 130;
 
-/// A token that the first signal cancels. The handlers are installed before this returns.
+/// Returns a token that the first signal cancels. The handlers are installed before this returns.
 ///
 /// # Errors
-/// When the system refuses a handler.
+/// When the operating system refuses a signal handler.
 pub(super) fn shutdown() -> io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -22,30 +22,30 @@ pub(super) fn shutdown() -> io::Result<CancellationToken> {
     let first = token.clone();
     tokio::spawn(async move {
         let name = next(&mut terminate, &mut interrupt).await;
-        tracing::info!(signal = name, "shutting down; a second signal ends at once");
+        tracing::info!(signal = name, "shutting down; a second signal ends the process at once");
         first.cancel();
         let name = next(&mut terminate, &mut interrupt).await;
-        tracing::warn!(signal = name, "second signal; ending at once");
+        tracing::warn!(signal = name, "second signal received; ending at once");
         logging::flush();
         std::process::exit(INTERRUPTED);
     });
     Ok(token)
 }
 
-/// Hangups, which from now on do not end the process.
+/// Returns the stream of SIGHUPs. From now on a SIGHUP does not end the process.
 ///
 /// # Errors
-/// When the system refuses a handler.
+/// When the operating system refuses the signal handler.
 pub(super) fn hangups() -> io::Result<Signal> {
     signal(SignalKind::hangup())
 }
 
-/// Calls `reload` at each hangup.
+/// Calls `reload` on every SIGHUP.
 pub(super) async fn on_hangup(mut hangups: Signal, reload: impl Fn()) {
     while hangups.recv().await.is_some() {
         tracing::info!(
             signal = "SIGHUP",
-            "reading the files of keys and certificates again, where there are any"
+            "reloading the files of API keys and TLS certificates, if any are configured"
         );
         reload();
     }

@@ -1,7 +1,8 @@
-//! `verify`: the official checkpoints against their known answers, through the whole server: a port on loopback,
-//! JSON in, JSON out. For machines with a network; the first run downloads about 4 GB.
+//! The command `verify`: checks the official checkpoints against their known answers, through the whole server (a port
+//! on loopback, JSON in, JSON out). It needs a network; the first run downloads about 4 GB.
 //!
-//! The answers are those of transformers' own integration tests (`tests/models/blip/test_modeling_blip.py`, greedy).
+//! The expected answers come from transformers' integration tests (`tests/models/blip/test_modeling_blip.py`, greedy
+//! search).
 
 use std::path::Path;
 use std::pin::pin;
@@ -18,20 +19,20 @@ use crate::app::App;
 use crate::config::Config;
 use crate::hub::{HubSource, ModelSource, Progress, fetch_file};
 
-/// The picture of all known answers: a woman and her dog on a beach.
+/// Hub repository and file of the picture that all known answers are about: a woman and her dog on a beach.
 const PICTURE: (&str, &str) = ("hf-internal-testing/blip-test-image", "demo.jpg");
-/// Relative and absolute tolerance of the probabilities, as in the reference's test.
+/// Relative and absolute tolerance of the probabilities, as in transformers' test.
 const TOLERANCE: f64 = 1e-3;
-/// Far above one answer of a base model on a slow processor.
+/// Timeout of one request, far above the time of one answer of a base model on a slow CPU.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
-/// One question with its answer.
+/// One request with its expected answer.
 struct Known {
     checkpoint: &'static str,
     endpoint: &'static str,
-    /// A field of the request beside `image` and `model`.
+    /// Name and value of a request field in addition to `image` and `model`.
     field: Option<(&'static str, &'static str)>,
-    /// Where the answer stands in the response, and what stands there.
+    /// JSON pointers into the response, each with the value expected there.
     expected: &'static [(&'static str, Expected)],
 }
 
@@ -79,7 +80,7 @@ const KNOWN: [Known; 4] = [
     },
 ];
 
-/// Loads the official checkpoints instead of the configured models; the other settings hold.
+/// Serves the official checkpoints instead of the configured models; all other settings apply.
 pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
     let mut checkpoints: Vec<&str> = KNOWN.iter().map(|known| known.checkpoint).collect();
     checkpoints.dedup();
@@ -89,7 +90,7 @@ pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
 }
 
 async fn verify(mut config: Config) -> Result<(), CommandError> {
-    // It asks itself, on loopback: the clients' keys and limits are not its own.
+    // This process is the only client, on loopback: API keys and rate limits are meant for others.
     (config.http.auth, config.http.rate_limit) = (None, None);
     let (repository, file) = PICTURE;
     let repository = HubSource { id: repository.to_owned(), revision: None };
@@ -100,8 +101,7 @@ async fn verify(mut config: Config) -> Result<(), CommandError> {
     let app = App::build(config).map_err(|error| CommandError::failed("cannot start", error))?;
     let (ready, shutdown) = (app.ready(), CancellationToken::new());
     let mut server = pin!(app.serve(listener, shutdown.clone()));
-    let failed =
-        |error| CommandError::of_server("the official checkpoints cannot be served", error);
+    let failed = |error| CommandError::of_server("cannot serve the official checkpoints", error);
     tokio::select! {
         served = &mut server => return served.map_err(failed),
         () = ready.cancelled() => {}
@@ -150,11 +150,11 @@ async fn ask(
         request[name] = json!(text);
     }
     let failed =
-        |error: reqwest::Error| CommandError::failed(format!("{url} did not answer"), error);
+        |error: reqwest::Error| CommandError::failed(format!("no answer from {url}"), error);
     let response = client
         .post(&url)
         .header("content-type", "application/json")
-        // A slow processor may take longer than the server's default; more than the server allows is capped.
+        // A slow CPU may need more than the server's default. The server caps what exceeds its limit.
         .header("x-request-timeout-ms", TIMEOUT.as_millis().to_string())
         .body(request.to_string())
         .send()
@@ -162,10 +162,10 @@ async fn ask(
         .map_err(failed)?;
     let body = response.bytes().await.map_err(failed)?;
     serde_json::from_slice(&body)
-        .map_err(|error| CommandError::failed(format!("{url} answered no JSON"), error))
+        .map_err(|error| CommandError::failed(format!("{url} did not answer with JSON"), error))
 }
 
-/// What is not as it should be, in words; nothing when all is well.
+/// Describes each difference between `answer` and the expected values; empty if all match.
 fn differences(known: &Known, answer: &Value) -> Vec<String> {
     let mut found = Vec::new();
     for (place, expected) in known.expected {
@@ -179,8 +179,8 @@ fn differences(known: &Known, answer: &Value) -> Vec<String> {
             }
         };
         if !same {
-            // Without the field the whole answer is the best explanation: it is a problem document.
-            found.push(format!("{place} is {}, known: {wanted}", actual.unwrap_or(answer)));
+            // If the field is missing, show the whole answer: it is a problem document that explains why.
+            found.push(format!("{place} is {}, expected {wanted}", actual.unwrap_or(answer)));
         }
     }
     found

@@ -1,5 +1,5 @@
-//! Keys, limits, proxies, TLS and the second listener: raw values to settings. Files that they name are read here, so
-//! that a wrong one stops the start; secrets appear in no error.
+//! Validates the settings of access: API keys, rate limits, trusted proxies, TLS and the operations listener. The files
+//! that they name are read here, so that a wrong file stops the start. No error contains a secret.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::validate::{Reader, read_address};
 use crate::http::{ApiKey, AuthSettings, KeysFile, RateLimitSettings, Tls, TlsSettings};
 
 impl Reader<'_> {
-    /// The second listener.
+    /// Address of the operations listener; `None` if there is none.
     pub(super) fn operations_listen(&self) -> Result<Option<SocketAddr>, ConfigError> {
         let server = &self.raw.server;
         if server.operations_listen.is_empty() {
@@ -17,13 +17,13 @@ impl Reader<'_> {
         }
         let address = self.address("server.operations_listen", &server.operations_listen)?;
         if address.port() != 0 && read_address(&server.listen) == Some(address) {
-            let accepted = "another address or port than server.listen";
+            let accepted = "an address or port other than server.listen";
             return Err(self.layers.invalid("server.operations_listen", accepted));
         }
         Ok(Some(address))
     }
 
-    /// Keys, from the settings and from a file.
+    /// API keys from the settings and from a file; `None` disables authentication.
     pub(super) fn auth(&self) -> Result<Option<AuthSettings>, ConfigError> {
         let raw = &self.raw.auth;
         if raw.keys.is_empty() && raw.keys_file.is_empty() {
@@ -31,7 +31,7 @@ impl Reader<'_> {
         }
         let keys = raw.keys.iter().map(|text| ApiKey::parse(text)).collect::<Result<Vec<_>, _>>();
         let keys = keys.map_err(|reason| {
-            let accepted = format!("keys, each a secret or ID:SECRET; {reason}");
+            let accepted = format!("API keys, each a SECRET or ID:SECRET; {reason}");
             self.layers.invalid("auth.keys", accepted)
         })?;
         let path = Some(raw.keys_file.as_str()).filter(|path| !path.is_empty());
@@ -45,20 +45,20 @@ impl Reader<'_> {
     fn keys_file(&self, path: &Path) -> Result<KeysFile, ConfigError> {
         KeysFile::load(path).map_err(|reason| {
             let accepted = format!(
-                "a file with one key a line, a secret or ID:SECRET, # before comments; {reason}"
+                "a file with one key per line, each a SECRET or ID:SECRET; # starts a comment; {reason}"
             );
             self.layers.invalid("auth.keys_file", accepted)
         })
     }
 
-    /// How often one key or address may ask.
+    /// Rate limit per API key or client address; `None` sets no limit.
     pub(super) fn rate_limit(&self) -> Option<RateLimitSettings> {
         let raw = &self.raw.rate_limit;
         let (requests_per_second, burst) = (raw.requests_per_second, raw.burst);
         (requests_per_second > 0).then_some(RateLimitSettings { requests_per_second, burst })
     }
 
-    /// Networks, or single addresses.
+    /// Trusted proxies: networks, or single addresses.
     pub(super) fn trusted_proxies<T: std::str::FromStr + From<std::net::IpAddr>>(
         &self,
     ) -> Result<Vec<T>, ConfigError> {
@@ -73,7 +73,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Certificate and key, both or none.
+    /// TLS certificate and key: both or none. They are loaded here only to check them.
     pub(super) fn tls(&self) -> Result<Option<TlsSettings>, ConfigError> {
         let server = &self.raw.server;
         let (certificate, key) = (&server.tls_certificate, &server.tls_key);
@@ -91,7 +91,7 @@ impl Reader<'_> {
         let settings =
             TlsSettings { certificate: PathBuf::from(certificate), key: PathBuf::from(key) };
         Tls::load(&settings).map_err(|error| {
-            let accepted = format!("a PEM file that fits its partner; {}", error.reason);
+            let accepted = format!("a PEM file (certificate and key must match); {}", error.reason);
             self.layers.invalid(&format!("server.{}", error.setting), accepted)
         })?;
         Ok(Some(settings))

@@ -1,4 +1,4 @@
-//! Settings that are one of a few names. `app` resolves `auto` where models are loaded.
+//! Settings whose value is one of a few names. `app` resolves `auto` when it loads the models.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,43 +6,43 @@ use std::str::FromStr;
 use crate::input::ResizeOrder;
 use crate::telemetry::logging::LogFormat;
 
-/// `compute.device`.
+/// The device that runs the models (`compute.device`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// A GPU where this build and this machine have one, else the processor.
+    /// A GPU if this build and this machine support one, else the CPU.
     Auto,
-    /// The processor.
+    /// The CPU of this machine, even if it has a GPU.
     Cpu,
-    /// An NVIDIA GPU by its ordinal.
+    /// The NVIDIA GPU with this ordinal.
     Cuda(usize),
 }
 
-/// `compute.dtype`.
+/// The number format of weights and activations (`compute.dtype`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DtypeChoice {
-    /// The best that the device is exact and fast in.
+    /// bf16 where the device multiplies it faster than f32, else f32.
     Auto,
-    /// 32-bit floats.
+    /// IEEE 754 single precision, 32 bits.
     F32,
-    /// bfloat16.
+    /// bfloat16: 16 bits with the exponent range of f32.
     Bf16,
-    /// 16-bit floats.
+    /// IEEE 754 half precision, 16 bits; slow on a CPU.
     F16,
-    /// 8-bit weights; the processor only.
+    /// Weights and activations in 8-bit integers; CPU only.
     Int8,
 }
 
-/// What `log.format` accepts.
+/// Accepted values of `log.format`, for messages.
 pub(super) const LOG_FORMATS: &str = "auto, text, json";
-/// What `compute.device` accepts.
+/// Accepted values of `compute.device`, for messages.
 pub(super) const DEVICES: &str = "auto, cpu, cuda, cuda:N";
-/// What `compute.dtype` accepts.
+/// Accepted values of `compute.dtype`, for messages.
 pub(super) const DTYPES: &str = "auto, f32, bf16, f16, int8";
 
-/// What `input.resize_order` accepts.
+/// Accepted values of `input.resize_order`, for messages.
 pub(super) const RESIZE_ORDERS: &str = "pillow13, horizontal_first";
 
-/// The text names no choice; what is accepted is the caller's to say.
+/// The text names none of the choices. The caller reports the accepted values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnknownChoice;
 
@@ -77,7 +77,7 @@ impl FromStr for DtypeChoice {
     }
 }
 
-/// Reads `log.format`.
+/// Parses the value of `log.format`.
 pub(super) fn log_format(text: &str) -> Result<LogFormat, UnknownChoice> {
     match text {
         "auto" => Ok(LogFormat::Auto),
@@ -87,7 +87,7 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, UnknownChoice> {
     }
 }
 
-/// Reads `input.resize_order`.
+/// Parses the value of `input.resize_order`.
 pub(super) fn resize_order(text: &str) -> Result<ResizeOrder, UnknownChoice> {
     ResizeOrder::ALL.into_iter().find(|order| order.name() == text).ok_or(UnknownChoice)
 }

@@ -1,4 +1,4 @@
-//! The defaults of every section, written from the folders' own settings types.
+//! The defaults of every section, converted from the defaults of each folder's own settings type.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ impl Default for RawServer {
 
 impl Default for RawAuth {
     fn default() -> Self {
-        // One a second in the long run: enough for a client whose key was just replaced, nothing for a guesser.
+        // One per second in the long run: enough for a client whose key was just replaced, useless for guessing keys.
         Self { keys: Vec::new(), keys_file: String::new(), failed_attempts_per_minute: 60 }
     }
 }
@@ -111,11 +111,11 @@ impl Default for RawImages {
     fn default() -> Self {
         let images = ImagesSettings::default();
         Self {
-            // Depends on the machine, so the file cannot name it.
+            // 0 means automatic: the value depends on the machine, so the file cannot name it.
             decode_threads: 0,
             decode_queue: images.decode_queue,
             decode_budget_bytes: images.decode_budget_bytes,
-            // Depends on the machine, too.
+            // 0 means automatic, for the same reason.
             memory_high_water_bytes: 0,
             pixel_cache_bytes: images.pixel_cache_bytes,
             pixel_cache_ttl_ms: millis(images.pixel_cache_ttl),
@@ -182,7 +182,7 @@ impl Default for RawLog {
     }
 }
 
-/// Whole milliseconds, as files have them.
+/// Converts to whole milliseconds, the unit of times in settings files.
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).expect("defaults are hours at most")
 }

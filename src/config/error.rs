@@ -1,65 +1,66 @@
-//! What is wrong with a setting, in words that let its writer mend it. The process ends with exit code 78 on any of these.
+//! Configuration errors. Each names the setting, its origin and what is accepted, so that the user can fix it. `cli`
+//! ends the process with exit code 78 on any of them.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::hub::HubError;
 
-/// Why the configuration is not accepted.
+/// Why the configuration was rejected. Nothing has been started by then.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A value that cannot be worked with.
-    #[error("{setting} = {value} ({origin}) is not accepted; accepted: {accepted}")]
+    /// The value of a setting is not accepted.
+    #[error("{setting} = {value} ({origin}) is invalid; accepted: {accepted}")]
     Invalid {
-        /// The setting's name: `section.key`.
+        /// Name of the setting: `section.key`.
         setting: String,
-        /// Its value as written.
+        /// Its value as written; hidden if it is a secret.
         value: String,
-        /// Where the value comes from.
+        /// Origin of the value, such as "from --listen" or "the default".
         origin: String,
-        /// What is accepted.
+        /// Description of the accepted values.
         accepted: String,
     },
-    /// A model whose source cannot be read.
+    /// The source of a model cannot be parsed, or its directory holds no checkpoint.
     #[error("{setting} ({origin}): {reason}")]
     Model {
-        /// Which of them: `models.0`.
+        /// Name of the list entry, such as `models.0`.
         setting: String,
-        /// Where it comes from.
+        /// Origin of the list of models.
         origin: String,
-        /// What is wrong with it.
+        /// The error of the hub folder about this source.
         reason: Box<HubError>,
     },
-    /// Serving was asked for, no model is named anywhere, and the binary holds no demo models.
+    /// A command needs models, but none is named and this binary has no demo models.
     #[error(
-        "no model is named, and no demo models are built into this binary; name one with --model SRC, in [[models]] or in BLIP__MODELS; SRC is a directory or a hub id such as Salesforce/blip-image-captioning-large"
+        "no model is configured, and this binary was built without the demo models; name a model with --model SRC, in [[models]] or in BLIP__MODELS; SRC is a directory or a hub id such as Salesforce/blip-image-captioning-large"
     )]
     NoModel,
-    /// A name that is none.
-    #[error("there is no setting {setting} ({origin}); accepted: {accepted}")]
+    /// No setting has this name.
+    #[error("unknown setting {setting} ({origin}); accepted: {accepted}")]
     Unknown {
-        /// The name: `section.key`.
+        /// The unknown name, `section.key`.
         setting: String,
-        /// Where it stands.
+        /// Origin of the name, such as a file or a variable.
         origin: String,
-        /// The names that are there.
+        /// The names that exist there.
         accepted: String,
     },
-    /// A file that cannot be read.
-    #[error("the configuration file {} cannot be read", path.display())]
+    /// The settings file cannot be read.
+    #[error("cannot read the settings file {}", path.display())]
     File {
-        /// Which file.
+        /// Path of the settings file.
         path: PathBuf,
-        /// Why not.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// A file that is no TOML.
-    #[error("the configuration file {} is not valid TOML: {reason}", path.display())]
+    /// The settings file is not valid TOML.
+    #[error("the settings file {} is not valid TOML: {reason}", path.display())]
     Syntax {
-        /// Which file.
+        /// Path of the settings file.
         path: PathBuf,
-        /// Where and what.
+        /// Line number and error of the TOML parser, without the line itself.
         reason: String,
     },
 }

@@ -1,7 +1,8 @@
-//! File, environment and flags as layers over the defaults, each value with its origin.
+//! Merges file, environment and flags as layers over the defaults, and remembers the origin of each value. `load` adds
+//! the layers; `validate` asks for origins.
 //!
-//! The tree of defaults says which names exist and what kind of value each takes, so text from the environment
-//! and from flags is read as that kind: a token of digits stays a string, `5s` for a number is refused.
+//! The tree of defaults defines which settings exist and which type each has. Text from the environment and from flags
+//! is parsed as that type: a token of digits stays a string, and `5s` for a number is rejected.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,21 +17,21 @@ use super::{ConfigError, RawConfig};
 /// Settings whose values are never shown.
 const SECRETS: [&str; 2] = ["hub.token", "auth.keys"];
 
-/// The layers so far, lowest first.
+/// The layers merged so far; later ones win.
 pub(super) struct Layers {
     figment: Figment,
     defaults: Value,
-    /// Which variable or flag set a setting, by `section.key`.
+    /// The variable or flag that set a setting, by `section.key`.
     names: BTreeMap<String, String>,
 }
 
-/// One layer; its name tells origins apart.
+/// One layer of values. Its name identifies the origin: a file, or [`NAMED`].
 struct Layer {
     name: String,
     values: Dict,
 }
 
-/// The metadata name of the layer whose values come from single variables or flags; `Layers::names` knows which.
+/// Metadata name of layers that hold one variable or flag each; `Layers::names` records which one.
 const NAMED: &str = "named";
 
 impl Provider for Layer {
@@ -44,7 +45,7 @@ impl Provider for Layer {
 }
 
 impl Layers {
-    /// The defaults.
+    /// Starts with the defaults alone.
     pub(super) fn new() -> Self {
         let raw = RawConfig::default();
         let defaults = Value::serialize(&raw).expect("settings are plain data");
@@ -52,14 +53,14 @@ impl Layers {
         Self { figment, defaults, names: BTreeMap::new() }
     }
 
-    /// Lays a file on top.
+    /// Adds a settings file as the top layer.
     ///
     /// # Errors
-    /// `File`, `Syntax`; what its names and values are is found by [`extract`](Self::extract).
+    /// `File`, `Syntax`. Unknown names and wrong types are found later, by [`extract`](Self::extract).
     pub(super) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-        // Where and what, but not the line itself: it may hold a secret.
+        // Report line number and error, but not the line itself: it may hold a secret.
         let values = toml::from_str(&text).map_err(|error: toml::de::Error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             let line = 1 + before.matches('\n').count();
@@ -70,10 +71,10 @@ impl Layers {
         Ok(())
     }
 
-    /// Lays one value on top, given as text by a variable or flag that `name` names.
+    /// Adds one value as the top layer. `text` comes from the variable or flag called `name`.
     ///
     /// # Errors
-    /// `Unknown`, or `Invalid` when the text is not of the setting's kind.
+    /// `Unknown`, or `Invalid` when the text does not have the type of the setting.
     pub(super) fn add_text(
         &mut self,
         path: &str,
@@ -97,7 +98,7 @@ impl Layers {
         Ok(())
     }
 
-    /// Lays the list of models on top, each `[NAME=]SRC`.
+    /// Adds the list of models as the top layer, each as `[NAME=]SRC`. It replaces the whole list below.
     pub(super) fn add_models(&mut self, sources: &[&str], name: &str) {
         let models: Vec<Value> = sources
             .iter()
@@ -111,17 +112,17 @@ impl Layers {
         self.figment = std::mem::take(&mut self.figment).merge(Layer { name, values });
     }
 
-    /// All layers as one.
+    /// Merges all layers into one configuration.
     ///
     /// # Errors
-    /// The first name that is unknown or value that is of the wrong kind.
+    /// The first unknown name or value of the wrong type.
     pub(super) fn extract(&self) -> Result<RawConfig, ConfigError> {
         self.figment.extract().map_err(|error| self.explain(&error))
     }
 
-    /// Where a setting's value comes from, in words.
+    /// Describes the origin of a setting's value, for messages: "from ..." or "the default".
     pub(super) fn origin(&self, path: &str) -> String {
-        // The list of models is replaced as a whole, so its fields come from wherever it does.
+        // The list of models is replaced as a whole, so its fields have the same origin as the list.
         let path = if path.starts_with("models") { "models" } else { path };
         match self.figment.find_metadata(path).map(|metadata| metadata.name.as_ref()) {
             Some(NAMED) => format!("from {}", self.names.get(path).map_or(NAMED, String::as_str)),
@@ -130,7 +131,7 @@ impl Layers {
         }
     }
 
-    /// An `Invalid` error about the value that a setting has now.
+    /// Creates an `Invalid` error about the current value of a setting.
     pub(super) fn invalid(&self, path: &str, accepted: impl Into<String>) -> ConfigError {
         let value = self
             .figment
@@ -144,12 +145,12 @@ impl Layers {
         }
     }
 
-    /// Whether there is a setting of this name.
+    /// True if a setting of this name exists.
     pub(super) fn has(&self, path: &str) -> bool {
         self.defaults.find_ref(path).is_some()
     }
 
-    /// The one setting that `name` may mean: `server_listen` and `listen` are `server.listen`.
+    /// Guesses which setting `name` means: `server_listen` and `listen` both mean `server.listen`. `None` if ambiguous.
     pub(super) fn names_like(&self, name: &str) -> Option<String> {
         let sections = self.defaults.as_dict()?;
         let keys =
@@ -176,7 +177,7 @@ impl Layers {
         ConfigError::Unknown { setting: path.to_owned(), origin, accepted }
     }
 
-    /// figment's error in our words. Only files can get here: text was read by kind before it became a layer.
+    /// Translates figment's error. Only values of files can cause it: text was parsed by type before it became a layer.
     fn explain(&self, error: &figment::Error) -> ConfigError {
         use figment::error::Kind;
 
@@ -187,7 +188,7 @@ impl Layers {
         }
         if let Kind::MissingField(field) = &error.kind {
             let path = format!("{path}.{field}");
-            return self.invalid(&path, "a value; it has no default");
+            return self.invalid(&path, "a value (this setting has no default)");
         }
         if let Kind::InvalidType(_, accepted) | Kind::InvalidValue(_, accepted) = &error.kind {
             return self.invalid(&path, in_words(accepted));
@@ -196,7 +197,7 @@ impl Layers {
     }
 }
 
-/// What serde expected, in the words of a settings file.
+/// Translates the type that serde expected into the words of a settings file.
 fn in_words(expected: &str) -> &str {
     match expected {
         "u8" => "a whole number from 0 to 255",
@@ -206,14 +207,14 @@ fn in_words(expected: &str) -> &str {
         "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
         "f32" | "f64" => "a number",
         "a boolean" => "true or false",
-        "a string" => "a text in quotes",
+        "a string" => "a string in quotes",
         "a sequence" => "a list in square brackets",
         _ if expected.contains("struct ") || expected.contains("map") => "a table",
         _ => expected,
     }
 }
 
-/// A value as a file would have it.
+/// Formats a value as a settings file would spell it.
 fn as_written(value: &Value) -> String {
     let list = |values: &[Value]| values.iter().map(as_written).collect::<Vec<_>>().join(", ");
     match value {
@@ -231,16 +232,16 @@ fn as_written(value: &Value) -> String {
     }
 }
 
-/// A value for an error message; secrets stay hidden.
+/// Formats a value for an error message; secrets stay hidden.
 fn shown(path: &str, value: impl FnOnce() -> String) -> String {
-    // An element of a list is as secret as the list.
+    // The elements of a secret list are secret too.
     let is_secret = SECRETS.iter().any(|secret| {
         path.strip_prefix(secret).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     });
     if is_secret { HIDDEN.to_owned() } else { value() }
 }
 
-/// Reads text as the kind of value that `like` is; the error says what is accepted.
+/// Parses text as a value of the same type as `like`. The error describes the accepted values.
 fn read_as(text: &str, like: &Value) -> Result<Value, String> {
     match like {
         Value::Num(..) => text

@@ -1,4 +1,4 @@
-//! The only reader of the environment, and the order in which the layers are laid.
+//! Loads the configuration: the only reader of the environment, and the order of the layers. `cli` calls it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,31 +6,31 @@ use std::path::{Path, PathBuf};
 use super::layers::Layers;
 use super::{Config, ConfigError, validate};
 
-/// The environment as a value: tests write their own.
+/// The environment variables as a value, so that tests can pass their own.
 pub type Environment = BTreeMap<String, String>;
 
-/// What the command line says; every flag stands for the setting beside it. Texts: they are checked like any other layer.
+/// The flags of the command line. Values are unchecked text: [`load`] validates them like those of any other layer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flags {
-    /// The file.
+    /// Path of the settings file.
     pub config: Option<PathBuf>,
-    /// `server.listen`
+    /// Overrides the setting `server.listen`, if given.
     pub listen: Option<String>,
-    /// `models`, each `[NAME=]SRC`; replaces the list of the lower layers.
+    /// Models, each as `[NAME=]SRC`. If not empty, the list replaces the `models` of all lower layers.
     pub models: Vec<String>,
-    /// `compute.device`
+    /// Overrides the setting `compute.device`, if given.
     pub device: Option<String>,
-    /// `compute.dtype`
+    /// Overrides the setting `compute.dtype`, if given.
     pub dtype: Option<String>,
-    /// `compute.cpu_isa`
+    /// Overrides the setting `compute.cpu_isa`, if given.
     pub cpu_isa: Option<String>,
-    /// `compute.threads`
+    /// Overrides the setting `compute.threads`, if given.
     pub threads: Option<String>,
-    /// `log.format`
+    /// Overrides the setting `log.format`, if given.
     pub log_format: Option<String>,
 }
 
-/// The variables of Hugging Face's tools that mean a setting of ours. `BLIP__HUB__...` wins over them.
+/// Variables of Hugging Face's tools and the settings that they set. `BLIP__HUB__...` wins over them.
 const HF_VARIABLES: [(&str, &str); 4] = [
     ("HF_ENDPOINT", "hub.endpoint"),
     ("HF_TOKEN", "hub.token"),
@@ -38,7 +38,7 @@ const HF_VARIABLES: [(&str, &str); 4] = [
     ("HF_HUB_OFFLINE", "hub.offline"),
 ];
 
-/// The environment of this process; variables that are not UTF-8 are none of ours.
+/// Reads the environment of this process. Variables that are not UTF-8 are ignored: no setting needs them.
 pub fn process_environment() -> Environment {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     let variables = std::env::vars_os();
@@ -47,10 +47,10 @@ pub fn process_environment() -> Environment {
         .collect()
 }
 
-/// Lays file, environment and flags over the defaults and checks the result.
+/// Merges file, environment and flags over the defaults and validates the result.
 ///
 /// # Errors
-/// The first thing that is wrong; nothing has been started or bound then.
+/// The first error found. Nothing has been started or bound by then.
 pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, ConfigError> {
     let mut layers = Layers::new();
     if let Some(file) = &flags.config {
@@ -63,7 +63,7 @@ pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, ConfigEr
     validate::validate(raw, &layers, misspelt(&layers, environment))
 }
 
-/// Variables that begin like ours, and would have no effect.
+/// Warnings about variables that start with `BLIP_` but not with `BLIP__`: they have no effect.
 fn misspelt(layers: &Layers, environment: &Environment) -> Vec<String> {
     let variables = environment.keys().filter_map(|variable| {
         let name = variable.strip_prefix("BLIP_")?;
@@ -74,7 +74,7 @@ fn misspelt(layers: &Layers, environment: &Environment) -> Vec<String> {
             let path = path.to_ascii_uppercase().replace('.', "__");
             format!("; did you mean BLIP__{path}?")
         });
-        format!("{variable} sets nothing: settings are called BLIP__SECTION__KEY{meant}")
+        format!("{variable} has no effect: settings are named BLIP__SECTION__KEY{meant}")
     };
     variables.map(warning).collect()
 }
@@ -85,7 +85,7 @@ fn add_environment(layers: &mut Layers, environment: &Environment) -> Result<(),
             continue;
         };
         let text = match (path, text.to_ascii_lowercase().as_str()) {
-            // What huggingface_hub takes for true and false.
+            // The spellings of true and false that huggingface_hub accepts.
             ("hub.offline", "1" | "on" | "yes" | "true") => "true",
             ("hub.offline", "0" | "off" | "no" | "false") => "false",
             _ => text,
@@ -127,7 +127,8 @@ fn add_flags(layers: &mut Layers, flags: &Flags) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Settings of the hub that nobody named follow `HF_HOME`, else the user's cache folder, as Hugging Face's tools do.
+/// Fills in the cache and the token if they are not set: from `HF_HOME`, else the user's cache folder, as Hugging
+/// Face's tools do.
 fn complete_hub(hub: &mut super::raw::RawHub, environment: &Environment) {
     let folder =
         |name: &str| environment.get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -144,7 +145,7 @@ fn complete_hub(hub: &mut super::raw::RawHub, environment: &Environment) {
     }
 }
 
-/// A token file is optional: `huggingface-cli login` writes one, most servers have none.
+/// Reads the token file, which is optional: `huggingface-cli login` writes one, most servers have none.
 fn read_token(file: &Path) -> Option<String> {
     std::fs::read_to_string(file).ok().map(|text| text.trim().to_owned())
 }

@@ -1,16 +1,17 @@
-//! What file, environment and flags say, turned into the validated settings of each folder.
+//! Configuration: turns defaults, file, environment and flags into the validated settings of each folder.
 //!
-//! Defaults lie under the file, the file under the environment, the environment under flags. Each value remembers
-//! where it came from, so a wrong one is reported with its name, its value, its origin and what is accepted.
+//! Flags win over the environment, the environment over the file, the file over the defaults. Each value remembers its
+//! origin, so an invalid one is reported with its name, its value, its origin and the accepted values.
 //!
-//! - `raw`: every setting as it is written: plain numbers and strings, units in the names.
-//! - `defaults`: their defaults, taken from the folders' own settings types.
-//! - `layers`: file, environment and flags as layers that know their origin.
+//! - `raw`: every setting as it is written in a file: plain numbers and strings, units in the names.
+//! - `defaults`: the defaults, taken from the settings types of the folders.
+//! - `layers`: merges the layers and remembers origins.
 //! - `load`: the only reader of the environment; tests pass a map.
+//! - `choice`: settings whose value is one of a few names.
 //! - `validate`: raw values to [`Config`], with the checks of each folder and those across folders.
-//! - `access`: the part of it about keys, limits, proxies and TLS.
+//! - `access`: the part of `validate` for keys, limits, proxies and TLS.
 //!
-//! Only `app`, `cli` and `main` import this folder; everybody else receives its own settings.
+//! Only `app`, `cli` and `main` import this folder; every other folder receives its own settings.
 
 mod access;
 mod choice;
@@ -39,60 +40,60 @@ use crate::hub::{HubSettings, ModelSource};
 use crate::images::ImagesSettings;
 use crate::telemetry::logging::LoggingSettings;
 
-/// Everything the process is told, checked.
+/// The validated configuration of the whole process.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where to listen; port 0 takes a free one.
+    /// Address of the public listener; port 0 picks a free port.
     pub listen: SocketAddr,
-    /// Where health, metrics and info are served apart from everything else; `None` serves them on `listen`.
+    /// Address of a separate listener for health, metrics and info; `None` serves them on `listen`.
     pub operations_listen: Option<SocketAddr>,
-    /// Models in the order given; the first of a role is its default. Names are distinct. May be empty.
+    /// Models in the configured order; the first of a role is its default. Names are unique. May be empty.
     pub models: Vec<ModelSource>,
-    /// What computes, in which number format, on how many threads.
+    /// Device, number format, instruction set and threads; `auto` is not resolved yet.
     pub compute: ComputeSettings,
-    /// Bounds and policy of the engine.
+    /// Bounds of admission control, batching and caches in the engine.
     pub engine: EngineSettings,
-    /// The decoding pool and the pixel cache.
+    /// Settings of the decoding pool and the pixel cache.
     pub images: ImagesSettings,
-    /// Limits, deadlines and switches of the HTTP side; the limits of one image and one text in it.
+    /// Limits, deadlines and switches of the HTTP server, including the limits of one image and one text.
     pub http: HttpSettings,
-    /// Images by URL.
+    /// Settings for fetching images by URL.
     pub fetch: FetchSettings,
-    /// Where weights come from.
+    /// Endpoint, cache and token for downloading weights.
     pub hub: HubSettings,
-    /// How and what is logged.
+    /// Format and filter of the log.
     pub log: LoggingSettings,
-    /// How long the process goes on after the first signal.
+    /// Times of the graceful shutdown.
     pub drain: DrainSettings,
-    /// What its writer may have meant otherwise: variables that look like settings and are none.
+    /// Warnings for the user, about variables that look like settings but have no effect.
     pub warnings: Vec<String>,
     raw: RawConfig,
 }
 
-/// What computes.
+/// Settings of the device that computes the models, as configured: `auto` is not resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ComputeSettings {
-    /// Which device.
+    /// Device that runs the models.
     pub device: DeviceChoice,
     /// Number format of weights and activations.
     pub dtype: DtypeChoice,
-    /// Instructions of the CPU's kernels; `None` takes the most that the CPU has.
+    /// Instruction set of the CPU kernels; `None` picks the best that the CPU supports.
     pub cpu_isa: Option<Level>,
-    /// Threads of the models' arithmetic; `None` takes what quota and affinity allow.
+    /// Threads that compute the models; `None` uses as many as CPU quota and affinity allow.
     pub threads: Option<NonZeroUsize>,
 }
 
-/// How long the process goes on after the first signal.
+/// How long the process continues after the first signal to shut down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainSettings {
-    /// Not ready, but still accepting: time for load balancers to notice.
+    /// Time for which the server still accepts requests but reports not ready, so that load balancers notice.
     pub delay: Duration,
-    /// Longest time that admitted requests have after that.
+    /// Longest time that requests in flight may take after `delay`.
     pub timeout: Duration,
 }
 
 impl Config {
-    /// The effective settings as a TOML file, secrets hidden.
+    /// Formats the effective settings as a TOML file, with secrets hidden.
     #[must_use]
     pub fn to_toml(&self) -> String {
         self.raw.to_toml()

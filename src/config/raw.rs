@@ -1,16 +1,16 @@
-//! Every setting as it is written in a file: section, key, plain value, units in the name.
-//! `config/default.toml` says what each one means; a test holds that file against these structs.
+//! Every setting as it is written in a file: section, key, plain value, with units in the names. `config/default.toml`
+//! documents each setting; a test compares that file with these structs.
 //!
-//! Defaults are taken from the settings types of the folders (`defaults`), so that no number stands twice.
+//! Defaults come from the settings types of the folders (`defaults`), so that no number is written twice.
 
-#![expect(clippy::struct_field_names, reason = "keys of a file are whole names: limits.max_rows")]
+#![expect(clippy::struct_field_names, reason = "keys are complete names: limits.max_rows")]
 
 use serde::{Deserialize, Serialize};
 
-/// What is shown of a secret.
+/// Shown instead of a secret.
 pub(super) const HIDDEN: &str = "(hidden)";
 
-/// The whole file.
+/// All sections of a settings file. Values are not checked yet.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawConfig {
@@ -25,11 +25,11 @@ pub struct RawConfig {
     pub(super) fetch: RawFetch,
     pub(super) hub: RawHub,
     pub(super) log: RawLog,
-    // Last: an array of tables ends every other section in TOML.
+    // Must be last: in TOML no section may follow an array of tables.
     pub(super) models: Vec<RawModel>,
 }
 
-/// Declares sections: structs that refuse unknown keys.
+/// Declares sections as structs that reject unknown keys.
 macro_rules! sections {
     ($($(#[doc = $doc:literal])+ $name:ident { $($key:ident: $kind:ty,)+ })+) => {$(
         $(#[doc = $doc])+
@@ -42,7 +42,7 @@ macro_rules! sections {
 }
 
 sections! {
-    /// `[server]`
+    /// Section `[server]`: listeners, deadlines, connections.
     RawServer {
         listen: String,
         operations_listen: String,
@@ -65,20 +65,20 @@ sections! {
         write_timeout_ms: u64,
     }
 
-    /// `[auth]`; no keys and an empty path stand for "open".
+    /// Section `[auth]`. Without keys and with an empty path, no key is required.
     RawAuth {
         keys: Vec<String>,
         keys_file: String,
         failed_attempts_per_minute: u32,
     }
 
-    /// `[rate_limit]`; 0 requests stand for "no limit".
+    /// Section `[rate_limit]`. 0 requests per second means no limit.
     RawRateLimit {
         requests_per_second: u32,
         burst: u32,
     }
 
-    /// `[limits]`
+    /// Section `[limits]`: limits of one call.
     RawLimits {
         max_body_bytes: u64,
         max_images: usize,
@@ -92,7 +92,7 @@ sections! {
         max_text_parts: usize,
     }
 
-    /// `[compute]`; 0 threads stands for "as many as allowed".
+    /// Section `[compute]`. 0 threads means as many as CPU quota and affinity allow.
     RawCompute {
         device: String,
         dtype: String,
@@ -100,7 +100,7 @@ sections! {
         threads: usize,
     }
 
-    /// `[engine]`
+    /// Section `[engine]`: admission control, batching, caches.
     RawEngine {
         capacity_rows: usize,
         capacity_bytes: u64,
@@ -119,7 +119,8 @@ sections! {
         worker_rebuild_interval_ms: u64,
     }
 
-    /// `[images]`; 0 decoding threads stands for "a quarter of the cores", 0 bytes of memory for "nine tenths of the limit".
+    /// Section `[images]`. 0 decoding threads means a quarter of the cores; 0 as high-water mark means nine tenths of
+    /// the memory limit.
     RawImages {
         decode_threads: usize,
         decode_queue: usize,
@@ -129,7 +130,7 @@ sections! {
         pixel_cache_ttl_ms: u64,
     }
 
-    /// `[input]`
+    /// Section `[input]`: limits of one image and one text.
     RawInput {
         max_image_bytes: usize,
         max_pixels: u64,
@@ -141,7 +142,7 @@ sections! {
         max_text_bytes: usize,
     }
 
-    /// `[fetch]`
+    /// Section `[fetch]`: images fetched by URL.
     RawFetch {
         enabled: bool,
         allowed_hosts: Vec<String>,
@@ -152,7 +153,7 @@ sections! {
         max_concurrent: usize,
     }
 
-    /// `[hub]`; empty texts stand for "not given".
+    /// Section `[hub]`. An empty string means not set.
     RawHub {
         endpoint: String,
         cache: String,
@@ -163,7 +164,7 @@ sections! {
         retry_pause_ms: u64,
     }
 
-    /// `[log]`
+    /// Section `[log]`: format, filter, sampling.
     RawLog {
         format: String,
         filter: String,
@@ -173,7 +174,7 @@ sections! {
     }
 }
 
-/// `[[models]]`
+/// One entry of the list `[[models]]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawModel {
@@ -183,7 +184,7 @@ pub(super) struct RawModel {
 }
 
 impl RawConfig {
-    /// As a TOML file, secrets hidden.
+    /// Formats the settings as a TOML file, with secrets hidden.
     ///
     /// # Panics
     /// Never: settings are plain data.
@@ -192,7 +193,7 @@ impl RawConfig {
         toml::to_string(&self.clone().without_secrets()).expect("settings are plain data")
     }
 
-    /// The same with every secret replaced by a word that no secret can be.
+    /// Replaces every secret by [`HIDDEN`], which is not a valid secret.
     pub(super) fn without_secrets(mut self) -> Self {
         let token = Some(&mut self.hub.token).filter(|token| !token.is_empty());
         for secret in token.into_iter().chain(&mut self.auth.keys) {

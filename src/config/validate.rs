@@ -1,4 +1,4 @@
-//! Raw values to [`Config`]: each folder's own checks, then those that look at two settings at once.
+//! Validates raw values and builds [`Config`]: runs the checks of each folder, and those that compare two settings.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,14 +20,15 @@ use crate::input::InputSettings;
 use crate::kernels::isa::Level;
 use crate::telemetry::logging::{self, LoggingSettings};
 
-/// More cores than machines have.
+/// Upper bound of `compute.threads`: more than the cores of any machine.
 const MAX_THREADS: usize = 1024;
-/// An idle worker would look like one that hangs.
+/// Lower bound of `engine.worker_hang_limit_ms`: an idle worker sends a heartbeat every second, so a lower limit would
+/// mistake it for a hanging one.
 const MIN_HANG_LIMIT_MILLIS: u64 = 5000;
-/// A day: longer times are slips of the unit.
+/// Upper bound of all times: one day. Longer times are probably mistakes in the unit.
 const MAX_MILLIS: u64 = 24 * 3600 * 1000;
 
-/// Checks every value and builds the settings of each folder.
+/// Checks every value and builds the settings of each folder. The first invalid value is the error.
 pub(super) fn validate(
     raw: RawConfig,
     layers: &Layers,
@@ -52,7 +53,7 @@ pub(super) fn validate(
     })
 }
 
-/// Reads one folder's settings at a time.
+/// Builds the settings of one folder per method, from the raw values.
 pub(super) struct Reader<'a> {
     pub(super) raw: &'a RawConfig,
     pub(super) layers: &'a Layers,
@@ -69,7 +70,7 @@ impl Reader<'_> {
         })
     }
 
-    /// A level that this CPU has.
+    /// The instruction set; it must be available on this CPU. `None` means `auto`.
     fn cpu_isa(&self) -> Result<Option<Level>, ConfigError> {
         let text = self.raw.compute.cpu_isa.as_str();
         if text == "auto" {
@@ -78,17 +79,17 @@ impl Reader<'_> {
         let levels = || Level::ALL.into_iter().filter(|level| level.is_available());
         levels().find(|level| level.name() == text).map(Some).ok_or_else(|| {
             let names: Vec<&str> = levels().map(Level::name).collect();
-            let accepted = format!("auto, or what this CPU has: {}", names.join(", "));
+            let accepted = format!("auto, or what this CPU supports: {}", names.join(", "));
             self.layers.invalid("compute.cpu_isa", accepted)
         })
     }
 
-    /// A device that this build can use.
+    /// The device; this build must support it.
     fn device(&self) -> Result<DeviceChoice, ConfigError> {
         let refused = |accepted| self.layers.invalid("compute.device", accepted);
         match self.raw.compute.device.parse().map_err(|_| refused(DEVICES))? {
             DeviceChoice::Cuda(_) if !cfg!(feature = "cuda") => {
-                Err(refused("auto, cpu; this build has no CUDA (build with --features cuda)"))
+                Err(refused("auto, cpu (for CUDA, build with --features cuda)"))
             }
             device @ (DeviceChoice::Auto | DeviceChoice::Cpu | DeviceChoice::Cuda(_)) => Ok(device),
         }
@@ -98,7 +99,7 @@ impl Reader<'_> {
         match self.raw.compute.threads {
             threads if threads > MAX_THREADS => Err(self
                 .layers
-                .invalid("compute.threads", "0 to 1024 (0: what quota and affinity allow)")),
+                .invalid("compute.threads", "0 to 1024 (0: what CPU quota and affinity allow)")),
             threads => Ok(NonZeroUsize::new(threads)),
         }
     }
@@ -106,7 +107,7 @@ impl Reader<'_> {
     fn engine(&self) -> Result<EngineSettings, ConfigError> {
         let raw = &self.raw.engine;
         if raw.worker_hang_limit_ms < MIN_HANG_LIMIT_MILLIS {
-            let accepted = "5000 or more: an idle worker gives a sign of life every second";
+            let accepted = "5000 or more: an idle worker sends a heartbeat every second";
             return Err(self.layers.invalid("engine.worker_hang_limit_ms", accepted));
         }
         let settings = EngineSettings {
@@ -171,7 +172,7 @@ impl Reader<'_> {
         Ok(settings)
     }
 
-    /// Names and addresses alone: an origin's scheme and port do not matter here.
+    /// Checks that hosts are names or addresses. Scheme and port of an origin do not matter here.
     fn allowed_hosts(&self) -> Result<Vec<String>, ConfigError> {
         let hosts = &self.raw.server.allowed_hosts;
         let is_host = |host: &String| {
@@ -181,7 +182,7 @@ impl Reader<'_> {
         if hosts.iter().all(is_host) {
             return Ok(hosts.clone());
         }
-        let accepted = "names or addresses without scheme and port: vision.example.org";
+        let accepted = "host names or addresses without scheme and port: vision.example.org";
         Err(self.layers.invalid("server.allowed_hosts", accepted))
     }
 
@@ -275,7 +276,7 @@ impl Reader<'_> {
         let raw = &self.raw.hub;
         let endpoint = raw.endpoint.trim_end_matches('/');
         if !(endpoint.starts_with("https://") || endpoint.starts_with("http://")) {
-            let accepted = "an address that starts with https:// or http://";
+            let accepted = "a URL that starts with https:// or http://";
             return Err(self.layers.invalid("hub.endpoint", accepted));
         }
         if raw.attempts == 0 {
@@ -312,7 +313,7 @@ impl Reader<'_> {
         })
     }
 
-    /// An address and a port.
+    /// Parses the address setting `path`; see [`read_address`].
     pub(super) fn address(&self, path: &str, text: &str) -> Result<SocketAddr, ConfigError> {
         read_address(text).ok_or_else(|| {
             let accepted = "an address and a port: 127.0.0.1:8080, localhost:8080, [::1]:8080, \
@@ -323,13 +324,14 @@ impl Reader<'_> {
 
     fn time(&self, path: &str, millis: u64) -> Result<Duration, ConfigError> {
         if millis > MAX_MILLIS {
-            let accepted = "milliseconds, at most 86400000 (a day)";
+            let accepted = "milliseconds, at most 86400000 (one day)";
             return Err(self.layers.invalid(path, accepted));
         }
         Ok(Duration::from_millis(millis))
     }
 
-    /// A folder's own check failed on a field; times have their unit in the setting's name.
+    /// Converts the failed check of a folder into an error about the setting. Names of settings that are times end in
+    /// `_ms`, those of the fields do not.
     fn refused(&self, section: &str, field: &str, accepted: &str) -> ConfigError {
         let path = format!("{section}.{field}");
         let path = if self.layers.has(&path) { path } else { path + "_ms" };
@@ -337,7 +339,7 @@ impl Reader<'_> {
     }
 }
 
-/// An IP address and a port; `localhost` is the loopback address, and no address at all every one of IPv4.
+/// Parses an IP address and a port. `localhost` means 127.0.0.1; without an address, `:PORT` means 0.0.0.0.
 pub(super) fn read_address(text: &str) -> Option<SocketAddr> {
     let port = |digits: &str| {
         let only_digits = digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -371,7 +373,7 @@ fn models(raw: &[RawModel], layers: &Layers) -> Result<Vec<ModelSource>, ConfigE
                     origin: layers.origin(&setting),
                     setting,
                     value: format!("\"{}\"", model.name),
-                    accepted: "names that differ; give one with NAME=SRC".to_owned(),
+                    accepted: "unique names; name a model with NAME=SRC".to_owned(),
                 });
             }
             models.push(model);
@@ -380,8 +382,8 @@ fn models(raw: &[RawModel], layers: &Layers) -> Result<Vec<ModelSource>, ConfigE
     Ok(models)
 }
 
-/// The models that one entry stands for. A directory is looked into at once: a mistyped one stops the start before a
-/// port is bound.
+/// The models of one entry: `demo` stands for several. A directory is checked at once, so that a typo stops the start
+/// before a port is bound.
 fn sources(model: &RawModel) -> Result<Vec<ModelSource>, HubError> {
     let sources = ModelSource::several(model.name.as_deref(), &model.source)?;
     for model in &sources {
@@ -392,7 +394,7 @@ fn sources(model: &RawModel) -> Result<Vec<ModelSource>, HubError> {
     Ok(sources)
 }
 
-/// Rules that name two settings: the first must not exceed the second.
+/// Checks the rules about two settings: the first must not exceed the second.
 fn check_pairs(reader: &Reader<'_>) -> Result<(), ConfigError> {
     let RawConfig { server, limits, engine, input, fetch, .. } = reader.raw;
     let pairs = [
@@ -409,14 +411,14 @@ fn check_pairs(reader: &Reader<'_>) -> Result<(), ConfigError> {
             "engine.capacity_bytes",
             engine.capacity_bytes,
         ),
-        // An image as raw body is the smallest encoding.
+        // A raw body is the most compact encoding of an image, so an image never fits into a smaller body.
         (
             "input.max_image_bytes",
             input.max_image_bytes as u64,
             "limits.max_body_bytes",
             limits.max_body_bytes,
         ),
-        // A wait that the deadline cuts would be admitted for nothing.
+        // A request that waits longer than its deadline would be admitted in vain.
         (
             "engine.max_queue_wait_ms",
             engine.max_queue_wait_ms,

@@ -1,63 +1,66 @@
-//! The seam between service and model: what the worker thread asks of whoever computes.
+//! The interface between the engine and the models: what the worker thread calls to compute.
 //!
-//! No tensor and no logits cross it. `model` implements it for BLIP, tests with a scripted fake.
-//! What a decoder keeps for an image (keys, values, search state) is the backend's own business.
+//! No tensor and no logits cross it. `model` implements it for BLIP, tests use a scripted fake. What a decoder keeps
+//! for an image (KV cache, search state) is the backend's own business.
 
 use crate::task::{
     Embedding, GenerationParams, ModelId, ModelInfo, Pixels, Sequence, TokenIds, TokenLogprob,
     TowerId,
 };
 
-/// Computes units of work. One value lives on one worker thread; calls never overlap.
+/// Computes work units. A backend lives on one worker thread; its calls never overlap.
 pub trait Backend {
-    /// What a text tower attends to: an image's features, or a question's states. Clones are cheap and share.
+    /// Encoder states that a text tower attends to: an image's features or a question's hidden states. Clones are cheap
+    /// and share the data.
     type Memory: Clone;
-    /// One sequence, or one beam set, with its search state and caches.
+    /// One sequence, or the beams of one beam search, with its search state and KV cache.
     type Group;
 
-    /// The loaded models; `ModelId(i)` is the i-th.
+    /// The loaded models; `ModelId(i)` is at index i.
     fn models(&self) -> &[ModelInfo];
 
-    /// Bytes that the features of one image of this tower occupy.
+    /// Size in bytes of one image's features from this tower.
     fn feature_bytes(&self, tower: TowerId) -> u64;
 
-    /// Bytes of cross-attention keys and values that decoding rows of one image of this model hold,
-    /// shared by all rows of that image; zero for models that decode from question states.
+    /// Bytes of cross-attention KV cache for one image of this model, shared by all decoding rows of that image. Zero
+    /// for models that decode from question states.
     fn cross_kv_bytes(&self, model: ModelId) -> u64;
 
-    /// Bytes of keys and values per token of a decoding row: its own tokens (prompt and new ones), and the tokens
-    /// of a question that it attends to.
+    /// Bytes of KV cache per token of a decoding row. Tokens are the row's own (prompt and generated) and those of the
+    /// question that it attends to.
     fn row_kv_bytes_per_token(&self, model: ModelId) -> u64;
 
-    /// Encodes images of the tower's input size; one result per image, in order.
+    /// Encodes images of the tower's input size. Returns one result per image, in order.
     ///
     /// # Errors
-    /// See [`BackendError`]; nothing is kept of a failed call.
+    /// See [`BackendError`]. A failed call has no effect.
     fn encode(
         &mut self,
         tower: TowerId,
         images: &[&Pixels],
     ) -> Result<Vec<Self::Memory>, BackendError>;
 
-    /// Runs rows that need a single pass; one output per row, in order.
+    /// Runs rows that need a single pass through a text tower. Returns one output per row, in order.
     ///
     /// # Errors
-    /// See [`BackendError`]; nothing is kept of a failed call.
+    /// See [`BackendError`]. A failed call has no effect.
     fn score(
         &mut self,
         model: ModelId,
         rows: &[OnePassRow<Self::Memory>],
     ) -> Result<Vec<OnePassOutput<Self::Memory>>, BackendError>;
 
-    /// Prepares a group; its first [`step`](Self::step) runs the prompt. Computes nothing.
+    /// Prepares a group without computing anything. Its first [`step`](Self::step) is the prefill, which runs the
+    /// prompt.
     fn open(&mut self, spec: GroupSpec<Self::Memory>) -> Self::Group;
 
-    /// Tokens that the group's next step runs: the prompt's at first, then its live rows.
+    /// Tokens that the group's next step runs: first the prompt's, later one for each live row.
     fn pending_tokens(&self, group: &Self::Group) -> usize;
 
-    /// Advances every group by one step; all groups belong to `model`. One event per group, in order.
-    /// All or nothing: after an error or a panic every group is as it was, so the caller may run
-    /// the halves again to find the one at fault.
+    /// Advances every group by one decode step. All groups belong to `model`. Returns one event per group, in order.
+    ///
+    /// All or nothing: after an error or a panic every group is as before the call, so the caller may run the halves
+    /// again to find the group at fault.
     ///
     /// # Errors
     /// See [`BackendError`].
@@ -71,48 +74,48 @@ pub trait Backend {
 /// A row that needs a single pass of one text tower.
 #[derive(Debug, Clone)]
 pub enum OnePassRow<M> {
-    /// VQA: the question, attending to the image; gives the memory of its answers.
+    /// VQA: encodes the question with cross-attention to the image. The output is what its answers attend to.
     EncodeQuestion {
-        /// The image's features.
+        /// Features of the image that the row attends to.
         image: M,
-        /// `[CLS] question [SEP]`.
+        /// Token ids, `[CLS] question [SEP]`.
         question: TokenIds,
     },
-    /// VQA: a candidate answer scored in full.
+    /// VQA: scores one candidate answer in full.
     ScoreCandidate {
-        /// The question's states.
+        /// Hidden states of the encoded question.
         question: M,
-        /// `[CLS] candidate [SEP]`.
+        /// Token ids, `[CLS] candidate [SEP]`.
         candidate: TokenIds,
     },
-    /// Retrieval: does this text describe this image?
+    /// Retrieval: the probability that this text describes this image.
     MatchPair {
-        /// The image's features.
+        /// Features of the image that the row attends to.
         image: M,
-        /// `[CLS] text [SEP]`.
+        /// Token ids, `[CLS] text [SEP]`.
         text: TokenIds,
     },
-    /// Retrieval: the image's projection.
+    /// Retrieval: projects the image into the shared embedding space.
     EmbedImage {
-        /// The image's features.
+        /// Features of the image to project.
         image: M,
     },
-    /// Retrieval: the text's projection.
+    /// Retrieval: projects the text into the shared embedding space.
     EmbedText {
-        /// `[CLS] text [SEP]`.
+        /// Token ids, `[CLS] text [SEP]`.
         text: TokenIds,
     },
-    /// Retrieval: the text encoder's state while it attends to the image.
+    /// Retrieval: the text encoder's state with cross-attention to the image.
     EmbedMultimodal {
-        /// The image's features.
+        /// Features of the image that the row attends to.
         image: M,
-        /// `[CLS] text [SEP]`.
+        /// Token ids, `[CLS] text [SEP]`.
         text: TokenIds,
     },
 }
 
 impl<M> OnePassRow<M> {
-    /// Tokens that the row runs through its tower (0 for an image's projection).
+    /// Tokens that the row runs through its tower; 0 for the projection of an image.
     #[must_use]
     pub fn tokens(&self) -> usize {
         match self {
@@ -126,55 +129,55 @@ impl<M> OnePassRow<M> {
     }
 }
 
-/// What a [`OnePassRow`] gives.
+/// Output of a [`OnePassRow`].
 #[derive(Debug, Clone)]
 pub enum OnePassOutput<M> {
-    /// Of `EncodeQuestion`.
+    /// The question's hidden states, for `EncodeQuestion`.
     Memory(M),
-    /// Of `ScoreCandidate`: the summed natural log-probability of its tokens and `[SEP]`.
+    /// For `ScoreCandidate`: the summed natural log-probability of the candidate's tokens and `[SEP]`.
     Logprob(f32),
-    /// Of `MatchPair`: the probability of "match".
+    /// For `MatchPair`: the probability of "match", 0..=1.
     Probability(f32),
-    /// Of the `Embed*` rows: the raw vector.
+    /// For the `Embed*` rows: the raw vector, not normalised.
     Embedding(Embedding),
 }
 
-/// What a new group generates.
+/// What a new group decodes, and how.
 #[derive(Debug, Clone)]
 pub struct GroupSpec<M> {
     /// The model whose decoder runs.
     pub model: ModelId,
-    /// The image's features (caption) or the question's states (VQA).
+    /// The image's features (caption) or the question's hidden states (VQA).
     pub memory: M,
-    /// `[CLS] prompt [SEP]` of a caption prompt.
+    /// Token ids of a caption prompt, `[CLS] prompt [SEP]`.
     pub prompt: Option<TokenIds>,
-    /// How to generate. With sampling, the group is one of the sequences drawn.
+    /// Decoding parameters. When sampling, this group is one of the sequences to draw.
     pub params: GenerationParams,
-    /// Which of the sequences drawn (0-based); 0 without sampling.
+    /// Index (0-based) among the sequences to draw; 0 unless sampling.
     pub sequence: usize,
 }
 
 /// What one step did to one group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepEvent {
-    /// The token that a single-sequence group appended; `None` for beams, whose tokens are not final yet.
+    /// The token that a single-sequence group appended. `None` for beam search, whose tokens are not final yet.
     pub token: Option<TokenLogprob>,
-    /// Tokens that this step generated (rows that advanced), for the counters.
+    /// Tokens that this step generated, one per row that advanced; for the counters.
     pub generated: usize,
-    /// The group's sequences, best first, when this step was its last.
+    /// The group's sequences, best first, if this step was its last.
     pub finished: Option<Vec<Sequence>>,
 }
 
-/// Why a call failed. Texts are for logs; clients never see them.
+/// Why a call failed. The texts are for logs; clients never see them.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BackendError {
     /// The device or a kernel failed.
     #[error("device error: {0}")]
     Device(String),
-    /// The device has no memory left; smaller units may succeed.
+    /// The device is out of memory. A smaller work unit may succeed.
     #[error("out of device memory: {0}")]
     OutOfMemory(String),
-    /// An output is NaN or infinite.
+    /// An output contains NaN or infinity.
     #[error("non-finite values in {0}")]
     NonFinite(&'static str),
 }

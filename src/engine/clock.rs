@@ -1,15 +1,15 @@
-//! The engine's clock comes in as an argument, so tests can move it by hand.
+//! The engine's clock. It is passed in as an argument, so that tests can move time by hand.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Tells the time. Clones share the source.
+/// A source of monotonic time. Clones share the source.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Instant + Send + Sync>);
 
 impl Clock {
-    /// A clock that asks `source`.
+    /// A clock that reads the time from `source`.
     pub fn new(source: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
         Self(Arc::new(source))
     }
@@ -19,7 +19,7 @@ impl Clock {
         Self::new(Instant::now)
     }
 
-    /// The present.
+    /// The current time of this clock.
     pub fn now(&self) -> Instant {
         (self.0)()
     }

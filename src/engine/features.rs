@@ -1,7 +1,7 @@
-//! Encoded images: cached, single-flight, pinned by the rows that attend to them, bounded in bytes.
+//! The feature cache: encoded images, single flight, pinned by the rows that attend to them, bounded in bytes.
 //!
-//! A flight is an image that is waiting to be encoded or being encoded; every task that wants it attaches to it.
-//! `worker` owns this; nothing here knows a tensor or runs a tower.
+//! A flight is an image that waits to be encoded or is being encoded. Every task that wants the image joins its flight
+//! as a waiter. `worker` owns this cache. Nothing here knows a tensor or runs a vision tower.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use super::ids::{FeatureKey, TaskId};
 use crate::task::Pixels;
 
-/// What a request for an image's features finds.
+/// Result of looking up an image's features.
 #[derive(Debug)]
 pub(crate) enum Lookup<M> {
-    /// They are here; pinned for the asker.
+    /// Cache hit. The entry is now pinned for the task that asked.
     Hit(M),
-    /// Someone else's encoding is under way; the asker waits for it too.
+    /// Another task's encoding is in flight. The task that asked is now one of its waiters.
     Joined,
-    /// Nobody has them: a flight begins, with the asker as its first waiter.
+    /// Cache miss. A flight starts, with the task that asked as its first waiter.
     Miss,
 }
 
@@ -27,7 +27,7 @@ struct Entry<M> {
     bytes: u64,
     pins: usize,
     expires: Instant,
-    /// Place in the order of use.
+    /// Tick of the last use; a key of `Features::order`.
     used: u64,
 }
 
@@ -37,11 +37,11 @@ struct Flight {
     waiters: Vec<TaskId>,
 }
 
-/// Encoded images and flights.
+/// Cached features and images in flight.
 #[derive(Debug)]
 pub(crate) struct Features<M> {
     entries: HashMap<FeatureKey, Entry<M>>,
-    /// Entries by last use, the oldest first.
+    /// Entries by the tick of their last use, least recently used first.
     order: BTreeMap<u64, FeatureKey>,
     flights: HashMap<FeatureKey, Flight>,
     capacity: u64,
@@ -53,7 +53,7 @@ pub(crate) struct Features<M> {
 }
 
 impl<M: Clone> Features<M> {
-    /// Keeps up to `capacity` bytes for up to `ttl`; 0 keeps nothing that no row pins.
+    /// Caches up to `capacity` bytes, each entry for up to `ttl`. With a capacity of 0 only pinned entries are kept.
     pub(crate) fn new(capacity: u64, ttl: Duration) -> Self {
         Self {
             entries: HashMap::new(),
@@ -68,7 +68,7 @@ impl<M: Clone> Features<M> {
         }
     }
 
-    /// Asks for an image's features on behalf of `task`.
+    /// Looks up an image's features on behalf of `task`, and starts or joins a flight if they are not cached.
     pub(crate) fn request(
         &mut self,
         key: FeatureKey,
@@ -89,12 +89,12 @@ impl<M: Clone> Features<M> {
         Lookup::Miss
     }
 
-    /// The pixels of a flight.
+    /// Pixels of the image in flight under `key`.
     pub(crate) fn pixels(&self, key: FeatureKey) -> Option<Arc<Pixels>> {
         self.flights.get(&key).map(|flight| Arc::clone(&flight.pixels))
     }
 
-    /// A waiter leaves its flight, which ends with the last one.
+    /// Removes a waiter from its flight. The flight ends with its last waiter.
     pub(crate) fn leave(&mut self, key: FeatureKey, task: TaskId) {
         if let Some(flight) = self.flights.get_mut(&key) {
             flight.waiters.retain(|&waiter| waiter != task);
@@ -104,7 +104,7 @@ impl<M: Clone> Features<M> {
         }
     }
 
-    /// A flight has landed: its waiters, each with a pin on the features.
+    /// Completes a flight. Returns its waiters, for each of which the new entry holds a pin.
     pub(crate) fn land(
         &mut self,
         key: FeatureKey,
@@ -126,12 +126,12 @@ impl<M: Clone> Features<M> {
         waiters
     }
 
-    /// A flight has failed: its waiters. The error is kept for nobody else.
+    /// Fails a flight. Returns its waiters. The error is not cached: the next request starts a new flight.
     pub(crate) fn fail(&mut self, key: FeatureKey) -> Vec<TaskId> {
         self.flights.remove(&key).map_or_else(Vec::new, |flight| flight.waiters)
     }
 
-    /// One pin less.
+    /// Removes one pin; an entry without pins may be evicted.
     pub(crate) fn unpin(&mut self, key: FeatureKey) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         entry.pins -= 1;
@@ -141,7 +141,7 @@ impl<M: Clone> Features<M> {
         }
     }
 
-    /// Drops what is too old and not pinned.
+    /// Drops entries that are past their time to live and not pinned.
     pub(crate) fn expire(&mut self, now: Instant) {
         let old = |entry: &Entry<M>| entry.pins == 0 && entry.expires <= now;
         let keys: Vec<FeatureKey> =
@@ -151,17 +151,16 @@ impl<M: Clone> Features<M> {
         }
     }
 
-    /// Bytes held.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Bytes that rows pin.
+    /// Bytes of entries that are pinned by rows.
     pub(crate) fn pinned_bytes(&self) -> u64 {
         self.pinned
     }
 
-    /// Entries pushed out by newer ones so far.
+    /// Entries evicted so far to make room for newer ones.
     pub(crate) fn evictions(&self) -> u64 {
         self.evictions
     }
@@ -184,7 +183,7 @@ impl<M: Clone> Features<M> {
             let unpinned = |key: &&FeatureKey| self.entries[*key].pins == 0;
             let Some(&key) = self.order.values().find(unpinned) else { return };
             self.drop_entry(key);
-            // With the cache off nothing is "pushed out": it was never to be kept.
+            // With the cache switched off this is no eviction: the entry was never meant to be kept.
             self.evictions += u64::from(self.capacity > 0);
         }
     }
@@ -226,7 +225,7 @@ mod tests {
         (Features::new(capacity, Duration::from_secs(60)), Instant::now())
     }
 
-    /// Encodes `image` for one task, which lets go of it at once.
+    /// Encodes `image` for one task, which releases its pin at once.
     fn encode(features: &mut Features<u8>, image: u8, now: Instant) {
         assert!(matches!(features.request(key(image), TaskId(0), &pixels(), now), Lookup::Miss));
         assert_eq!(features.land(key(image), image, 10, now), [TaskId(0)]);

@@ -1,4 +1,4 @@
-//! What `http` holds: admission, submission, replies, drain. Clones share one engine.
+//! The engine's API for `http`: admission, submission, replies, drain. Clones share one engine.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,17 +18,17 @@ use super::{EngineError, EngineSettings, WarmUpError};
 use crate::fairness::{CallId, ClientId};
 use crate::task::{ModelId, ModelInfo, Task, TaskOutput, TaskTiming, TokenLogprob};
 
-/// Tokens that a stream's reader may be behind before the task is dropped: the default limit on
-/// `max_new_tokens`, so that only longer texts can run into it.
+/// Tokens that a stream's reader may lag behind before its task is cancelled. Equals the default limit on
+/// `max_new_tokens`, so only longer texts can run into it.
 const STREAM_TOKENS: usize = 64;
 
-/// How many times the hang limit the building of a backend may take: it reads files of gigabytes.
+/// Rebuilding a backend may take this many times the hang limit, because it reads gigabytes of weights.
 const REBUILD_PATIENCE: u32 = 10;
 
-/// Between two looks at the worker's last sign of life.
+/// Interval between two checks of the worker's heartbeat.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The way into the engine.
+/// The way into the engine, for `http` and `app`. Cheap to clone.
 #[derive(Clone)]
 pub struct EngineHandle {
     shared: Arc<Shared>,
@@ -41,21 +41,23 @@ impl std::fmt::Debug for EngineHandle {
     }
 }
 
-/// What the engine can do at present.
+/// Readiness of the engine: whether it admits calls at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineState {
-    /// Admits and computes.
+    /// The engine admits calls and computes.
     Ready,
-    /// Finishes what was admitted, admits nothing.
+    /// The engine finishes the calls it has admitted and admits no new ones (graceful shutdown).
     Draining,
-    /// The backend failed and is being built anew; nothing is admitted until it works.
+    /// The backend failed and is being rebuilt. Nothing is admitted until it works again.
     Rebuilding,
-    /// The worker thread has ended, or has given no sign of life for `worker_hang_limit`: only a restart helps.
+    /// The worker thread has ended, or has had no heartbeat for `worker_hang_limit`. Only a restart helps.
     WorkerDown,
 }
 
-/// Room for one call, reserved before any of its work is done; one call is one party in the scheduler's turns.
-/// A task's rows are given back when it is over; the rest when this value and every task submitted through it are gone.
+/// One admitted call: the capacity reserved for it before any of its work is done.
+///
+/// In the scheduler's round robin one call counts once, however many tasks it has. A task's rows are released when it
+/// ends, the rest when this value and all tasks submitted through it are gone.
 #[derive(Debug)]
 pub struct Admission {
     handle: EngineHandle,
@@ -64,30 +66,30 @@ pub struct Admission {
     deadline: Instant,
 }
 
-/// A call's reservation, as [`Admission::hold`] gives it out.
+/// Keeps a call's reservation alive; see [`Admission::hold`].
 #[derive(Debug, Clone)]
 pub struct Hold {
     _room: Room,
 }
 
-/// A task's answer and where its time went.
+/// A task's answer with its timing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answered {
-    /// The answer; its variant equals the task's.
+    /// The answer. Its variant matches the task's.
     pub output: TaskOutput,
-    /// Where the time went.
+    /// How long the task waited and computed.
     pub timing: TaskTiming,
 }
 
-/// The pending answer of one task: resolves exactly once. Dropping it tells the engine that the client has left.
+/// The pending answer of one task; resolves exactly once. Dropping it cancels the task: its client has disconnected.
 #[derive(Debug)]
 pub struct Reply {
     answer: oneshot::Receiver<Result<Answered, EngineError>>,
-    /// Resolves when the worker hangs for good: no answer will come.
+    /// Resolves when the worker is declared hung, so no answer will come.
     given_up: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// The tokens of a single greedy or sampled sequence as they are generated; ends when the reply is ready.
+/// Tokens of a single greedy or sampled sequence as they are generated. Ends when the reply is ready.
 #[derive(Debug)]
 pub struct TokenStream(mpsc::Receiver<TokenLogprob>);
 
@@ -96,25 +98,25 @@ impl EngineHandle {
         Self { shared, inbox }
     }
 
-    /// The loaded models; `ModelId(i)` is the i-th.
+    /// The loaded models; `ModelId(i)` is at index i.
     #[must_use]
     pub fn models(&self) -> &[ModelInfo] {
         &self.shared.models
     }
 
-    /// Bounds and policy in use.
+    /// Limits and policy in use.
     #[must_use]
     pub fn settings(&self) -> &EngineSettings {
         &self.shared.settings
     }
 
-    /// What the worker has measured so far; admission tests against it.
+    /// Costs that the worker has measured so far. Admission control uses them.
     #[must_use]
     pub fn estimates(&self) -> Estimates {
         self.shared.ledger.estimates()
     }
 
-    /// What the worker has done so far.
+    /// Counts of what the worker has done so far.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
         self.shared.counters.snapshot()
@@ -126,13 +128,13 @@ impl EngineHandle {
         self.shared.ledger.rows()
     }
 
-    /// Time since the worker's last sign of life: about a second when idle, a unit's time when busy.
+    /// Time since the worker's last heartbeat: at most about a second when idle, the time of one work unit when busy.
     #[must_use]
     pub fn heartbeat_age(&self) -> Duration {
         self.shared.heartbeat_age()
     }
 
-    /// What the engine can do at present.
+    /// Readiness of the engine at present.
     #[must_use]
     pub fn state(&self) -> EngineState {
         let rebuilding = self.shared.is_rebuilding();
@@ -149,21 +151,21 @@ impl EngineHandle {
         }
     }
 
-    /// Has the worker measure what work costs with a small unit of each kind, so that admission has estimates before
-    /// the first request; to be called before any. None of it shows in metrics or statistics.
+    /// Runs one small work unit of each kind, so that admission control has cost estimates before the first request.
+    /// Call it before any request. It does not show in metrics or statistics.
     ///
     /// # Errors
-    /// `ModelFailed` when a unit failed or gave numbers that are not finite; `WorkerDown` when the worker has ended,
-    /// before or in the middle.
+    /// `ModelFailed` when a unit failed or returned non-finite numbers; `WorkerDown` when the worker has ended, before
+    /// the warm-up or during it.
     pub async fn warm_up(&self) -> Result<(), WarmUpError> {
         let (done, warmed) = oneshot::channel();
-        // Before the first request the inbox has room; full or closed, nobody would answer.
+        // Before the first request the inbox has room. If it is full or closed, nobody would answer.
         self.inbox.try_send(Message::WarmUp(done)).map_err(|_| WarmUpError::WorkerDown)?;
         warmed.await.unwrap_or(Err(WarmUpError::WorkerDown))
     }
 
-    /// Lets a call of `client` in that must be answered by `deadline`, if a row and `bytes` (the declared body) would find
-    /// room now. Nothing is reserved yet.
+    /// Admission control, first step: admits a call of `client` that must be answered by `deadline`, if one row and
+    /// `bytes` (the declared body length) would fit now. Nothing is reserved yet.
     ///
     /// # Errors
     /// `Overloaded`, `DeadlineExceeded`, `ShuttingDown`, `WorkerDown`.
@@ -181,23 +183,23 @@ impl EngineHandle {
         Ok(Admission { handle: self.clone(), room, admitted, deadline })
     }
 
-    /// From now on nothing is admitted; what was admitted goes on.
+    /// Starts draining: nothing new is admitted, admitted calls continue.
     pub fn drain(&self) {
         self.shared.ledger.drain();
         self.wake();
     }
 
-    /// Resolves when the worker thread has ended, whatever the reason.
+    /// Resolves when the worker thread has ended, for whatever reason.
     pub async fn ended(&self) {
         self.shared.ended().await;
     }
 
-    /// Resolves when the worker can never answer again: its thread has ended, or hangs. Replies that are still awaited
-    /// are then `WorkerDown`. Nothing else looks for a hanging worker: somebody has to wait here.
+    /// Resolves when the worker can never answer again: its thread has ended or hangs. Replies still awaited then
+    /// resolve to `WorkerDown`. This is the only detection of a hanging worker, so some task must await it.
     pub async fn lost(&self) {
         let look = (self.shared.settings.worker_hang_limit / 4).min(LOOK);
-        // A process that was stopped for a while finds an old sign of life when it goes on: the worker gets one look
-        // more to give another.
+        // After the process was suspended (SIGSTOP) the last heartbeat looks old. The worker gets one more interval to
+        // renew it.
         let mut suspected = None;
         loop {
             tokio::select! {
@@ -213,8 +215,8 @@ impl EngineHandle {
         }
     }
 
-    /// Resolves when no call can be answered any more, whatever it waits for: with `ShuttingDown` at the end of the drain
-    /// time, with `WorkerDown` when the worker has ended or hangs.
+    /// Resolves when no call can be answered any more: with `ShuttingDown` at the end of the drain time, with
+    /// `WorkerDown` when the worker has ended or hangs.
     pub async fn closed(&self) -> EngineError {
         let (shared, given_up) = (&self.shared, self.shared.given_up());
         tokio::select! {
@@ -225,20 +227,20 @@ impl EngineHandle {
         }
     }
 
-    /// Resolves when nothing that was admitted remains.
+    /// Resolves when all admitted calls have ended and released their reservations.
     pub async fn drained(&self) {
         self.shared.ledger.emptied().await;
     }
 
-    /// Fails every task that is still waiting or running with `ShuttingDown`: the end of the drain time.
-    /// Drains too; a unit that is running ends first.
+    /// Ends the drain time: drains, and fails every task that is waiting or running with `ShuttingDown`. A work unit
+    /// that is running completes first.
     pub fn abort(&self) {
         self.shared.ledger.drain();
         self.shared.abort();
         self.wake();
     }
 
-    /// The worker ends when nothing is left.
+    /// Asks the worker to end when it has no tasks left.
     pub(super) fn stop(&self) {
         self.shared.ledger.drain();
         self.shared.stop();
@@ -246,18 +248,18 @@ impl EngineHandle {
     }
 
     fn wake(&self) {
-        // A full inbox wakes the worker by itself, and a closed one has nobody to wake.
+        // A full inbox wakes the worker anyway, and a closed one has no worker behind it.
         let _ = self.inbox.try_send(Message::Wake);
     }
 }
 
 impl Admission {
-    /// Reserves the call's remaining room once its shape is known, before its images are decoded:
-    /// `rows` in all (`Task::rows` summed over its tasks) and `images` distinct images.
+    /// Admission control, second step: reserves capacity once the call's shape is known, before its images are decoded.
+    /// `rows` is the total over its tasks (`Task::rows`), `images` the number of distinct images.
     ///
     /// # Errors
-    /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, `ShuttingDown` (after an abort: a call
-    /// that was admitted before a drain goes on).
+    /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, and `ShuttingDown` after an abort only
+    /// (a call admitted before a drain continues).
     pub fn reserve(&mut self, rows: usize, images: usize) -> Result<(), EngineError> {
         let shared = &self.handle.shared;
         if shared.is_aborted() {
@@ -267,7 +269,7 @@ impl Admission {
         self.room.reserve(rows, images, left)
     }
 
-    /// Reserves `bytes` more: of a body as it arrives, and what is made of it.
+    /// Reserves `bytes` more, for a body as it arrives and for what is decoded from it.
     ///
     /// # Errors
     /// `Overloaded`.
@@ -275,8 +277,8 @@ impl Admission {
         self.room.reserve_bytes(bytes)
     }
 
-    /// Refuses a call that would wait so long for something else before its tasks can be submitted: the bounds of its wait
-    /// in the queue hold for that, too.
+    /// Rejects the call if it would wait for `wait` on something else before its tasks can be submitted. The limits on
+    /// the wait in the engine's queue apply to such a wait too.
     ///
     /// # Errors
     /// `Overloaded`.
@@ -285,31 +287,31 @@ impl Admission {
         self.room.check_wait(wait, left)
     }
 
-    /// The call's number, and whose it is.
+    /// Number of the call, and its client.
     #[must_use]
     pub fn call(&self) -> CallId {
         self.room.call()
     }
 
-    /// Keeps what the call has reserved until this is dropped, too: for bytes that outlive the call.
+    /// A guard that keeps the call's reservation until it is dropped, for bytes that outlive the call.
     #[must_use]
     pub fn hold(&self) -> Hold {
         Hold { _room: self.room.clone() }
     }
 
-    /// When the call must be answered.
+    /// Time by which the call must be answered.
     #[must_use]
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// Hands a task to the worker. Never blocks; refusals arrive through the reply: `TooManyRows` when the task
-    /// needs more rows than the call has reserved and not yet used, `WorkerDown`, `ShuttingDown`.
+    /// Hands a task to the worker. Never blocks. A rejection arrives through the reply: `TooManyRows` when the task
+    /// needs more rows than the call has reserved and not yet used, `WorkerDown`, or `ShuttingDown`.
     pub fn submit(&self, model: ModelId, task: Task) -> Reply {
         self.send(model, task, None)
     }
 
-    /// As [`submit`](Self::submit) for a task of one greedy or sampled sequence, with its tokens as they come.
+    /// Like [`submit`](Self::submit), for a task with a single greedy or sampled sequence; also streams its tokens.
     pub fn submit_streaming(&self, model: ModelId, task: Task) -> (Reply, TokenStream) {
         let (sender, tokens) = mpsc::channel(STREAM_TOKENS);
         (self.send(model, task, Some(sender)), TokenStream(tokens))
@@ -342,20 +344,21 @@ impl Admission {
             stream,
         };
         match self.handle.inbox.try_send(Message::Task(Box::new(submission))) {
-            // A message dropped before a closed inbox resolves the reply as `WorkerDown`.
+            // The closed inbox drops the message, which resolves the reply as `WorkerDown`.
             Ok(()) | Err(TrySendError::Disconnected(_)) => Reply::new(reply, shared),
             Err(TrySendError::Full(_)) => {
-                // Admission bounds tasks below the inbox's size; should that ever fail, it is load, not a panic.
+                // Admission keeps the number of tasks below the inbox's size. Should that ever fail, it is overload,
+                // not a panic.
                 let retry_after = shared.ledger.retry_after();
                 self.refused(EngineError::Overloaded { retry_after })
             }
         }
     }
 
-    /// A reply that is there already.
+    /// A reply that has already resolved to `error`.
     fn refused(&self, error: EngineError) -> Reply {
         let (sender, reply) = oneshot::channel();
-        // The receiver is in hand, so this arrives.
+        // The receiver is alive, so this cannot fail.
         let _ = sender.send(Err(error));
         Reply::new(reply, &self.handle.shared)
     }

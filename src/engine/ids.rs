@@ -1,4 +1,4 @@
-//! Names for what moves through the engine. Plain numbers, unique within one engine's life.
+//! Identifiers of what moves through the engine. Plain numbers, unique within one engine's lifetime.
 
 pub(crate) use crate::fairness::CallId;
 use crate::task::{ImageId, PreparedImage, Preprocessing, Scope, TowerId};
@@ -11,7 +11,8 @@ pub(crate) struct TaskId(pub(crate) u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ItemId(pub(crate) u64);
 
-/// What makes two encodings one: tower (so dtype and weights), owner, file and preparation.
+/// Identifies the features of one image: two requests with equal keys share one encoding. The tower stands for weights
+/// and dtype, the scope for the owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FeatureKey {
     pub(crate) tower: TowerId,
@@ -21,7 +22,7 @@ pub(crate) struct FeatureKey {
 }
 
 impl FeatureKey {
-    /// The key of this image's features from this tower.
+    /// The key of `image`'s features as computed by `tower`.
     pub(crate) fn new(tower: TowerId, image: &PreparedImage) -> Self {
         let PreparedImage { info, scope, preprocessing, .. } = image;
         Self { tower, scope: *scope, image: info.id, preprocessing: *preprocessing }

@@ -1,4 +1,4 @@
-//! Starting and ending an engine. `app` owns the [`Engine`]; everybody else holds handles.
+//! Starting and stopping an engine. `app` owns the [`Engine`]; everybody else holds an [`EngineHandle`].
 
 use std::io;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use super::worker::{Rebuild, spawn};
 use super::{Clock, EngineHandle, EngineSettings};
 use crate::telemetry::metrics::Metrics;
 
-/// Room in the inbox beside the tasks that admission bounds: wake-ups.
+/// Inbox capacity on top of the tasks, whose number admission bounds: for wake-up messages.
 const WAKE_UPS: usize = 16;
 
 /// A running engine: the worker thread and the first handle.
-/// Dropping it tells the worker to end when nothing is left, without waiting for that.
+/// Dropping it asks the worker to stop once all its tasks are done, but does not wait for that.
 #[derive(Debug)]
 pub struct Engine {
     handle: EngineHandle,
@@ -25,16 +25,16 @@ pub struct Engine {
 /// Why an engine did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A setting that the engine cannot work with.
+    /// The settings did not pass [`EngineSettings::check`].
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// The system gave no thread.
+    /// The operating system did not create the worker thread.
     #[error("cannot start the worker thread")]
     Thread(#[source] io::Error),
 }
 
 impl Engine {
-    /// Starts the worker thread, which owns `backend` from here on.
+    /// Starts the worker thread, which owns `backend` from now on.
     ///
     /// # Errors
     /// [`StartError`].
@@ -46,7 +46,7 @@ impl Engine {
         Self::start_with_clock(backend, settings, metrics, Clock::system())
     }
 
-    /// As [`start`](Self::start); a backend that does not work any more is replaced by what `rebuild` gives.
+    /// Like [`start`](Self::start), but a backend that stops working is replaced by one that `rebuild` returns.
     ///
     /// # Errors
     /// [`StartError`].
@@ -59,7 +59,7 @@ impl Engine {
         Self::launch(backend, Some(rebuild), settings, metrics, Clock::system())
     }
 
-    /// As [`start`](Self::start), with deadlines, linger and costs measured on `clock`.
+    /// Like [`start`](Self::start), with deadlines, linger times and costs measured on `clock`.
     ///
     /// # Errors
     /// [`StartError`].
@@ -80,7 +80,7 @@ impl Engine {
         clock: Clock,
     ) -> Result<Self, StartError> {
         settings.check()?;
-        // Every task holds a row at least, so admitted tasks always fit.
+        // Every task holds at least one row, so admitted tasks always fit.
         let (sender, inbox) = sync_channel(settings.capacity_rows + WAKE_UPS);
         let shared = Shared::new(backend.models().into(), settings, metrics, clock);
         let thread = spawn(backend, rebuild, Arc::clone(&shared), inbox);
@@ -88,14 +88,14 @@ impl Engine {
         Ok(Self { handle: EngineHandle::new(shared, sender), thread: Some(thread) })
     }
 
-    /// A way in; clones share the engine.
+    /// Another handle to this engine; clones share it.
     #[must_use]
     pub fn handle(&self) -> EngineHandle {
         self.handle.clone()
     }
 
-    /// Admits nothing more, lets what was submitted finish, and waits for the thread to end.
-    /// Blocks: call it after [`EngineHandle::drained`], or after [`EngineHandle::abort`] to end at the next unit.
+    /// Stops admission, lets submitted tasks finish, and waits for the thread to end. Blocking: call it after
+    /// [`EngineHandle::drained`], or after [`EngineHandle::abort`] to end after the current work unit.
     pub fn join(mut self) {
         self.handle.stop();
         if let Some(thread) = self.thread.take() {

@@ -1,14 +1,17 @@
-//! When things are computed: one dedicated worker thread per device that owns the models, and the way in.
+//! The inference engine: admission control, continuous batching, and one worker thread per device that owns the models.
+//! `http` calls it through [`EngineHandle`], `app` starts and stops it. The models themselves are in `model`, behind
+//! [`backend`].
 //!
-//! - [`backend`]: the seam to whoever computes; no tensor in it.
-//! - `admission`: capacity in rows and bytes, reserved before any work is done.
-//! - `plan`: what a task needs (image jobs, one-pass rows, groups) and how its answer is put together.
-//! - `scheduler`: the pure policy that picks the next unit; no clock, channel or tensor.
-//! - `features`: encoded images, cached and single-flight, bounded in bytes.
-//! - `worker`: the thread, a loop around the scheduler.
-//! - `handle`: what `http` holds.
-//! - `lifecycle`: starting and ending.
-//! - `sync`: the locks, flags, inbox and thread of all these, which tests run under chosen schedules (`schedules`).
+//! - [`backend`]: the trait between the engine and the models; no tensor crosses it.
+//! - `admission`: admission control. Capacity in rows and bytes is reserved before any work is done.
+//! - `plan`: what a task needs (images, single-pass rows, groups) and how its answer is assembled.
+//! - `scheduler`: the pure policy that picks the next work unit; it uses no clock, channel or tensor.
+//! - `features`: the cache of encoded images: single flight, bounded in bytes.
+//! - `worker`: the worker thread, a loop around the scheduler.
+//! - `handle`: the API that `http` uses.
+//! - `lifecycle`: starting and stopping.
+//! - `sync`: the locks, flags, inbox and thread that the engine uses; tests replace them to explore schedules
+//!   (`schedules`).
 //! - `fake`: a scripted backend for tests, here and in `tests/it`.
 
 mod admission;

@@ -2,20 +2,20 @@
 
 use std::time::Duration;
 
-/// Bounds and policy of the engine.
+/// Limits and scheduling policy of the engine. `config` fills it from the configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineSettings {
-    /// Rows admitted at one time; at least 256 unless the per-call limit is lower too.
+    /// Rows admitted at one time. At least 256, unless the per-call limit is lower as well.
     pub capacity_rows: usize,
-    /// Bytes of bodies and prepared pixels reserved by admitted requests.
+    /// Bytes of request bodies and prepared pixels that admitted calls may reserve.
     pub capacity_bytes: u64,
-    /// Longest estimated wait at which a request is still admitted.
+    /// Longest estimated wait with which a call is still admitted.
     pub max_queue_wait: Duration,
-    /// Time that one unit may take by estimate; at least one item runs whatever it takes.
+    /// Estimated time that one work unit may take. A unit always holds at least one item, however long that takes.
     pub unit_time: Duration,
-    /// How long a waiting image or row may be held back for company, from its arrival.
+    /// How long a waiting image or row may be held back so that others can share its batch, counted from its arrival.
     pub linger: Duration,
-    /// Vision's share of the worker's time while both stages have work, in percent 1..=99.
+    /// Share of the worker's time for vision while both stages have work, in percent, 1..=99.
     pub vision_share_percent: u8,
     /// Most images in one vision batch.
     pub max_batch_images: usize,
@@ -23,22 +23,24 @@ pub struct EngineSettings {
     pub max_batch_rows: usize,
     /// Most tokens in one text step.
     pub max_batch_tokens: usize,
-    /// Bytes of encoded images kept, those that waiting rows pin included; 0 keeps none beyond their rows.
+    /// Capacity of the feature cache in bytes, features pinned by waiting rows included; 0 caches nothing beyond the
+    /// rows' life.
     pub feature_cache_bytes: u64,
-    /// Bytes of encoded images that rows may pin; vision starts no image beyond (one may always run).
+    /// Bytes of features that rows may pin. Vision encodes no image that would exceed this, but one image may always
+    /// run.
     pub max_pinned_feature_bytes: u64,
-    /// How long an encoded image is kept.
+    /// Time to live of an entry in the feature cache.
     pub feature_cache_ttl: Duration,
-    /// Bytes of keys and values that decoding rows may hold: their images' and their own.
+    /// Bytes of KV cache that running groups may hold: cross-attention over their images, and their own tokens.
     pub max_kv_bytes: u64,
-    /// A worker without a sign of life for this long counts as down; far above the longest call of the backend.
+    /// A worker without a heartbeat for this long counts as down. Set it far above the longest single backend call.
     pub worker_hang_limit: Duration,
-    /// A backend that fails again within this time after it was built anew ends the worker.
+    /// A backend that fails again within this time after it was rebuilt ends the worker.
     pub worker_rebuild_interval: Duration,
 }
 
 impl Default for EngineSettings {
-    /// The defaults of a CPU.
+    /// The defaults for a CPU.
     fn default() -> Self {
         Self {
             capacity_rows: 512,
@@ -60,23 +62,23 @@ impl Default for EngineSettings {
     }
 }
 
-/// A setting that the engine cannot work with.
+/// A setting whose value the engine does not accept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field} is {value}, accepted: {accepted}")]
 pub struct SettingsError {
-    /// The field's name.
+    /// Name of the field, as in [`EngineSettings`].
     pub field: &'static str,
-    /// Its value.
+    /// The rejected value, as text.
     pub value: String,
-    /// What is accepted.
+    /// The accepted range, in words.
     pub accepted: &'static str,
 }
 
 impl EngineSettings {
-    /// Checks every value.
+    /// Checks all values.
     ///
     /// # Errors
-    /// The first field that the engine cannot work with.
+    /// Returns the first value that the engine does not accept.
     pub fn check(&self) -> Result<(), SettingsError> {
         let positive = [
             ("capacity_rows", self.capacity_rows as u64),

@@ -1,4 +1,4 @@
-//! What the worker and every handle see of each other: flags, counters, the ledger.
+//! State that the worker and all handles share: flags, counters, heartbeat, and the admission state.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use super::{Clock, EngineSettings};
 use crate::task::ModelInfo;
 use crate::telemetry::metrics::Metrics;
 
-/// One engine's common state. Held by every handle, every admission and the worker.
+/// One engine's shared state. Every handle, every admission and the worker hold it.
 pub(crate) struct Shared {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) models: Arc<[ModelInfo]>,
@@ -22,18 +22,18 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     /// Cancelled when the worker thread ends.
     ended: CancellationToken,
-    /// Cancelled when nobody waits for the worker any more: it hangs.
+    /// Cancelled when the worker is declared hung: nobody waits for it any longer.
     given_up: CancellationToken,
-    /// The backend is being built anew.
+    /// True while the backend is being rebuilt.
     rebuilding: AtomicBool,
-    /// From the end of the drain time.
+    /// Set at the end of the drain time.
     aborted: AtomicBool,
-    /// Cancelled at the end of the drain time: for those who wait.
+    /// Cancelled at the end of the drain time, to wake up waiters.
     abort: CancellationToken,
-    /// The worker ends when it has nothing left.
+    /// Set when the worker should end as soon as it has no tasks.
     stopping: AtomicBool,
     started: Instant,
-    /// Milliseconds after `started` of the worker's last sign of life.
+    /// The worker's last heartbeat, in milliseconds after `started`.
     heartbeat_ms: AtomicU64,
 }
 
@@ -77,7 +77,7 @@ impl Shared {
         self.rebuilding.load(Ordering::Acquire)
     }
 
-    /// While the backend is built anew nothing is admitted.
+    /// Nothing is admitted while the backend is being rebuilt.
     pub(crate) fn set_rebuilding(&self, rebuilding: bool) {
         self.beat();
         self.rebuilding.store(rebuilding, Ordering::Release);
@@ -86,14 +86,14 @@ impl Shared {
         self.metrics.ready.set(i64::from(!rebuilding && !draining));
     }
 
-    /// The worker hangs: whoever waits for it is told that it is down.
+    /// Declares the worker hung. Everyone who waits for it gets `WorkerDown`.
     pub(crate) fn give_up(&self) {
         self.metrics.worker_up.set(0);
         self.metrics.ready.set(0);
         self.given_up.cancel();
     }
 
-    /// Cancelled by [`give_up`](Self::give_up).
+    /// The token that [`give_up`](Self::give_up) cancels.
     pub(crate) fn given_up(&self) -> CancellationToken {
         self.given_up.clone()
     }
@@ -125,14 +125,14 @@ impl Shared {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// The worker lives. Measured on the system's clock: a hand-moved one says nothing about a hanging thread.
+    /// Records the worker's heartbeat. It uses the system clock: a clock moved by hand cannot detect a hanging thread.
     pub(crate) fn beat(&self) {
         let elapsed = self.started.elapsed().as_millis();
         self.heartbeat_ms.store(elapsed.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
         self.metrics.worker_heartbeat_timestamp_seconds.set(unix_seconds());
     }
 
-    /// The last sign of life, in milliseconds after the start.
+    /// The worker's last heartbeat, in milliseconds after the start.
     pub(crate) fn last_beat(&self) -> u64 {
         self.heartbeat_ms.load(Ordering::Relaxed)
     }
@@ -143,12 +143,12 @@ impl Shared {
     }
 }
 
-/// Wall time, for metrics only.
+/// Wall-clock time as seconds since the Unix epoch, for metrics only.
 pub(crate) fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// What the worker has done, since the start. Written by the worker alone.
+/// Counts of what the worker has done since the start. Only the worker writes them.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) submitted: AtomicU64,
@@ -170,42 +170,42 @@ pub(crate) struct Counters {
     pub(crate) most_step_rows: AtomicU64,
 }
 
-/// What the worker has done since the start: a snapshot, cheap to take.
+/// A snapshot of what the worker has done since the start; cheap to take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EngineStats {
     /// Tasks that reached the worker.
     pub submitted: u64,
-    /// Tasks answered.
+    /// Tasks that ended with an answer.
     pub answered: u64,
-    /// Tasks that failed.
+    /// Tasks that ended with an error other than those below.
     pub failed: u64,
-    /// Tasks dropped because their client had left or read too slowly.
+    /// Tasks cancelled because their client disconnected or read its stream too slowly.
     pub cancelled: u64,
-    /// Tasks whose deadline passed.
+    /// Tasks that ended because their deadline passed.
     pub expired: u64,
     /// Tasks ended by the end of the drain time.
     pub shut_down: u64,
-    /// Images encoded.
+    /// Images that a vision tower encoded successfully.
     pub images_encoded: u64,
-    /// Vision batches run.
+    /// Vision batches run, failed ones included.
     pub vision_units: u64,
-    /// Passes of one-pass rows run.
+    /// Batches of single-pass rows run.
     pub score_units: u64,
-    /// One-pass rows run.
+    /// Single-pass rows run in those batches.
     pub score_rows: u64,
-    /// Decoding steps run.
+    /// Decode steps run, prefill included.
     pub steps: u64,
-    /// Rows of all decoding steps: one for a group's first step, its live sequences afterwards.
+    /// Rows summed over all decode steps: one for a group's first step, its live sequences afterwards.
     pub step_rows: u64,
-    /// Steps in which a group ran its prompt (its first step).
+    /// Steps in which at least one group ran its prompt (its first step, the prefill).
     pub steps_with_prompt: u64,
-    /// Steps in which a single sequence went on.
+    /// Steps in which at least one single sequence continued.
     pub steps_with_decoding: u64,
-    /// Steps that held a beam group.
+    /// Steps that contained a beam search group.
     pub steps_with_beams: u64,
-    /// Steps that held a prompt, a sequence that went on, and a beam group, all three.
+    /// Steps that contained all three: a prompt, a continuing single sequence, and a beam search group.
     pub mixed_steps: u64,
-    /// Rows of the largest step.
+    /// Rows of the largest step so far.
     pub most_step_rows: u64,
 }
 

@@ -1,16 +1,17 @@
-//! A bound that all clients share.
+//! A capacity that all clients share.
 
-/// A bound with what is added to it for clients that hold little: a quarter.
+/// The capacity plus a reserve of a quarter for clients that hold little.
 #[must_use]
 pub fn with_reserve(capacity: u64) -> u64 {
     capacity.saturating_add(capacity / 4)
 }
 
-/// True when a client that holds `own` may take `more`, where `clients` (itself included) hold `taken` of `capacity`.
+/// True if a client that holds `own` may take `more` of a capacity that `clients` share (itself included) and of which
+/// `taken` is in use.
 ///
-/// A client that is alone may take everything. Where there are others, one that stays below its equal share finds up to a
-/// quarter of the capacity beyond the bound: whoever has filled the bound cannot shut it out. In all, never more than
-/// 1.25 times the capacity is taken.
+/// A client that is alone may take everything. Where there are others, a client below its equal share may use up to a
+/// quarter of the capacity beyond the limit, so a client that has filled the limit cannot lock it out. The total in use
+/// never exceeds 1.25 times the capacity.
 #[must_use]
 pub fn fits(capacity: u64, taken: u64, own: u64, clients: usize, more: u64) -> bool {
     let after = taken.saturating_add(more);

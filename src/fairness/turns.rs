@@ -1,32 +1,31 @@
-//! Clients take turns, one item each, round and round; inside a client its calls do, and inside a call whoever came first
-//! is first.
+//! Fair queueing: round robin over clients, within a client over its calls, and first in, first out within a call.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::{CallId, ClientId};
 
-/// Items that wait, by client and call.
+/// A fair queue of waiting items, by client and call.
 #[derive(Debug)]
 pub struct Turns<T> {
-    /// Whose turn it is, from the front; every client here has items.
+    /// Clients in the order of their turns. Every client in it has items.
     clients: VecDeque<ClientId>,
-    /// Of each client the calls that have items, in the order of their turns.
+    /// For each client its calls that have items, in the order of their turns.
     calls: HashMap<ClientId, VecDeque<CallId>>,
     queues: HashMap<CallId, VecDeque<T>>,
 }
 
-/// What to do with the item at the head of a call.
+/// What [`Turns::take`] does with the item at the head of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pick {
-    /// Take it; the turn of its call and client is over.
+    /// Take it. That ends the turn of its call and client.
     Take,
-    /// Not now; call and client keep their places, and the client's next call is asked.
+    /// Skip it. Call and client keep their places, and the client's next call is tried.
     Pass,
-    /// Nothing of this client now; it keeps its place.
+    /// Skip all items of this client. The client keeps its place.
     PassClient,
-    /// It has been taken through another call: forget it, the turn stays.
+    /// Drop it, because it was taken through another call. The turn is not used up.
     Forget,
-    /// The unit is full.
+    /// Stop, because the work unit is full.
     Stop,
 }
 
@@ -37,13 +36,14 @@ impl<T> Default for Turns<T> {
 }
 
 impl<T: Copy + PartialEq> Turns<T> {
-    /// Nothing waits.
+    /// A queue without any items.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Appends `item` to its call; a call without items enters behind the client's others, a client behind all others.
+    /// Appends `item` to its call. A call without items enters behind the client's other calls, a client without items
+    /// behind all other clients.
     pub fn push(&mut self, call: CallId, item: T) {
         let queue = self.queues.entry(call).or_default();
         if queue.is_empty() {
@@ -56,7 +56,7 @@ impl<T: Copy + PartialEq> Turns<T> {
         queue.push_back(item);
     }
 
-    /// Takes `item` out of its call's queue, if it is there.
+    /// Removes `item` from its call's queue, if it is there.
     pub fn remove(&mut self, call: CallId, item: T) {
         let Some(queue) = self.queues.get_mut(&call) else { return };
         queue.retain(|&waiting| waiting != item);
@@ -78,7 +78,7 @@ impl<T: Copy + PartialEq> Turns<T> {
         self.queues.get(call)?.front().copied()
     }
 
-    /// Takes the item whose turn it is.
+    /// Takes the item whose turn is next.
     pub fn pop(&mut self) -> Option<T> {
         let client = *self.clients.front()?;
         self.pop_from(client)
@@ -89,7 +89,7 @@ impl<T: Copy + PartialEq> Turns<T> {
         self.clients.iter().copied()
     }
 
-    /// Takes this client's next item, whoever's turn it is: for those who decide by more than turns whose it is.
+    /// Takes this client's next item out of turn, for callers that choose the client by other criteria as well.
     pub fn pop_from(&mut self, client: ClientId) -> Option<T> {
         let place = self.clients.iter().position(|&waiting| waiting == client)?;
         self.take_head(place, 0)
@@ -100,14 +100,15 @@ impl<T: Copy + PartialEq> Turns<T> {
         self.calls.get(&client).into_iter().flatten().copied()
     }
 
-    /// Goes round clients and calls and asks `pick` about the item at the head of each call, until it stops or all pass.
+    /// Cycles over clients and calls and asks `pick` about the item at the head of each call, until it stops or all are
+    /// skipped. Returns the items taken.
     ///
     /// # Panics
     /// Never: a client in the order has calls, and a call in the order has items.
     pub fn take(&mut self, mut pick: impl FnMut(T) -> Pick) -> Vec<T> {
         let mut taken = Vec::new();
-        // Clients before `place` have nothing more to offer and keep their places; so do, of each client, the calls at its
-        // front that have passed. Whoever took an item goes to the back.
+        // Clients before `place` have nothing more to offer and keep their places. So do, for each client, the calls at
+        // the front of its order that were skipped. A client or call that had an item taken goes to the back.
         let mut place = 0;
         let mut passed: HashMap<ClientId, usize> = HashMap::new();
         while let Some(&client) = self.clients.get(place) {
@@ -137,7 +138,7 @@ impl<T: Copy + PartialEq> Turns<T> {
         taken
     }
 
-    /// Takes the head of the call at `skip` of the client at `place`; both go to the back, if they have items left.
+    /// Takes the head of the call at `skip` of the client at `place`. Both go to the back if they have items left.
     fn take_head(&mut self, place: usize, skip: usize) -> Option<T> {
         let client = *self.clients.get(place)?;
         let calls = self.calls.get_mut(&client)?;
@@ -176,7 +177,7 @@ mod tests {
         CallId { client: ClientId(client), number }
     }
 
-    /// A call of a client that has no other.
+    /// A call of a client that has no other call.
     fn lone(number: u64) -> CallId {
         call(number, number)
     }

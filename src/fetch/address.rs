@@ -1,56 +1,57 @@
-//! Which addresses belong to the public internet. Everything that is not known to is refused.
+//! Which IP addresses belong to the public internet. An address that is not known to do so is rejected.
 //!
-//! Sources: IANA's registries of special-purpose addresses for IPv4 and IPv6. An IPv6 address that carries an IPv4
-//! one can lead there (through the kernel, a translator or a tunnel), so the inner address decides as well.
+//! Sources: IANA's registries of special-purpose addresses for IPv4 and IPv6. An IPv6 address that embeds an IPv4 one
+//! can lead to it (through the kernel, a translator or a tunnel), so the embedded address decides as well.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
-/// IPv4 blocks where no public server lives: network and length of its prefix.
+/// IPv4 blocks without public servers: network and prefix length.
 const V4_REFUSED: [(Ipv4Addr, u32); 16] = [
     // "This network"; 0.0.0.0 reaches the machine itself.
     (Ipv4Addr::UNSPECIFIED, 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
-    // Shared by providers for their NAT; some clouds keep metadata there (100.100.100.200).
+    // Shared by providers for carrier-grade NAT; some clouds serve metadata there (100.100.100.200).
     (Ipv4Addr::new(100, 64, 0, 0), 10),
     (Ipv4Addr::new(127, 0, 0, 0), 8),
-    // Link-local: the metadata of most clouds (169.254.169.254).
+    // Link-local: most clouds serve metadata there (169.254.169.254).
     (Ipv4Addr::new(169, 254, 0, 0), 16),
     (Ipv4Addr::new(172, 16, 0, 0), 12),
     (Ipv4Addr::new(192, 0, 0, 0), 24),
     (Ipv4Addr::new(192, 0, 2, 0), 24),
-    // Relays of 6to4, retired.
+    // 6to4 relays, retired.
     (Ipv4Addr::new(192, 88, 99, 0), 24),
     (Ipv4Addr::new(192, 168, 0, 0), 16),
     (Ipv4Addr::new(198, 18, 0, 0), 15),
     (Ipv4Addr::new(198, 51, 100, 0), 24),
     (Ipv4Addr::new(203, 0, 113, 0), 24),
-    // Multicast, then reserved with the broadcast address.
+    // Multicast; then reserved addresses with the broadcast address.
     (Ipv4Addr::new(224, 0, 0, 0), 4),
     (Ipv4Addr::new(240, 0, 0, 0), 4),
-    // A public address by number, but the platform's own services answer it inside Azure.
+    // Public by its number, but inside Azure the platform's own services answer there.
     (Ipv4Addr::new(168, 63, 129, 16), 32),
 ];
 
-/// IPv6 blocks inside `2000::/3` where no public server lives.
+/// IPv6 blocks inside `2000::/3` without public servers.
 const V6_REFUSED: [(Ipv6Addr, u32); 4] = [
-    // Protocol assignments: Teredo (2001::/32), benchmarks, ORCHID. A tunnel's inner address may lie anywhere.
+    // Protocol assignments: Teredo (2001::/32), benchmarks, ORCHID. The embedded address of a tunnel may be any.
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
     // Documentation, the old block and the new one.
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
-    // 6to4, retired (RFC 7526): a tunnel to the IPv4 address behind the prefix.
+    // 6to4, retired (RFC 7526): a tunnel to the IPv4 address that follows the prefix.
     (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
 ];
 
-/// The only block that is given out to the public.
+/// Global unicast, the only block that is allocated to the public.
 const V6_GLOBAL: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-/// IPv4 in an IPv6 socket: the kernel connects to the inner address.
+/// IPv4-mapped addresses: the kernel connects to the embedded IPv4 address.
 const V4_MAPPED: (Ipv6Addr, u32) = (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96);
-/// What DNS64 makes of an IPv4-only name. Its sibling `64:ff9b:1::/48` is a network's own and refused as one.
+/// The NAT64 prefix, which DNS64 puts before the IPv4 address of an IPv4-only name. Its sibling `64:ff9b:1::/48` is for
+/// use inside a network and rejected as such.
 const NAT64: (Ipv6Addr, u32) = (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96);
 
-/// True for an address of the public internet, none of whose parts leads elsewhere.
+/// True for an address of the public internet whose embedded IPv4 address, if it has one, is public as well.
 #[must_use]
 pub fn is_public(address: IpAddr) -> bool {
     match address {
@@ -59,16 +60,17 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// True for a public address that is not this machine's own: services that listen on all addresses, and a firewall that
-/// trusts the machine itself, are not there for strangers.
+/// True for a public address that is not this machine's own. A URL that leads back to this machine could reach
+/// services that listen on all addresses, past a firewall that trusts the machine itself.
 ///
-/// Where a provider translates (the machine has a private address, the public one is the provider's), the machine does
-/// not know its public address: `fetch.allowed_hosts` or an egress policy has to help.
+/// Behind a provider's NAT (the machine has a private address, the provider the public one) the machine does not know
+/// its public address: `fetch.allowed_hosts` or an egress policy has to help.
 pub(super) fn may_connect(address: IpAddr) -> bool {
     is_public(address) && !is_own(address)
 }
 
-/// Whether this machine has this address: the system would send from it to itself. Nothing is sent to find out.
+/// Whether this machine has this address: the system would then use it as the source address of a packet to itself.
+/// Sends nothing.
 fn is_own(address: IpAddr) -> bool {
     let address = address.to_canonical();
     let any: IpAddr = match address {
@@ -77,14 +79,14 @@ fn is_own(address: IpAddr) -> bool {
     };
     let source = || -> io::Result<IpAddr> {
         let socket = UdpSocket::bind((any, 0))?;
-        // For a datagram socket that only chooses route and source; the port does not matter.
+        // On a datagram socket this only chooses route and source address; the port does not matter.
         socket.connect((address, 9))?;
         Ok(socket.local_addr()?.ip())
     };
     source().is_ok_and(|source| source == address) || carried_v4(address).is_some_and(is_own)
 }
 
-/// The IPv4 address that a translator would make of this one.
+/// The IPv4 address to which a NAT64 translator turns this one.
 fn carried_v4(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V6(address) if within(address, NAT64) => Some(last_v4(address).into()),
@@ -118,8 +120,8 @@ fn last_v4(address: Ipv6Addr) -> Ipv4Addr {
     Ipv4Addr::from_bits(address.to_bits() as u32)
 }
 
-/// A tunnel to the IPv4 address at its end, whatever the prefix: `...:0:5efe:a.b.c.d`, the universal and the group bit
-/// of the interface set or not (RFC 5214).
+/// True for an ISATAP address: a tunnel to the IPv4 address in its last 32 bits, whatever the prefix
+/// (`...:0:5efe:a.b.c.d`, with the universal and group bits set or not, RFC 5214).
 fn is_isatap(address: Ipv6Addr) -> bool {
     let [.., high, low, _, _] = address.segments();
     high & !0x0300 == 0 && low == 0x5efe
@@ -142,7 +144,7 @@ mod tests {
         for foreign in ["8.8.8.8", "2606:4700::1111", "64:ff9b::8.8.8.8"] {
             assert!(!is_own(ip(foreign)), "{foreign}");
         }
-        // As it is seen from outside where nothing translates.
+        // Without NAT this is also the address that others see.
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         if socket.connect("8.8.8.8:9").is_ok() {
             assert!(is_own(socket.local_addr().unwrap().ip()));
@@ -188,11 +190,11 @@ mod tests {
             "2606:4700::1111",
             "2a00:1450:4001:80b::200e",
             "3ffe:ffff::1",
-            // What they carry is public.
+            // The embedded IPv4 address is public.
             "::ffff:8.8.8.8",
             "64:ff9b::8.8.8.8",
             "2606:4700::5efe:8.8.8.8",
-            // Looks like ISATAP, is not.
+            // Looks like ISATAP but is not.
             "2606:4700::1:5efe:10.0.0.1",
         ];
         let refused: Vec<_> = cases.into_iter().filter(|text| !is_public(ip(text))).collect();
@@ -212,7 +214,7 @@ mod tests {
         }
     }
 
-    /// Every IPv6 address that leads to an IPv4 one.
+    /// All kinds of IPv6 address that lead to an IPv4 one.
     fn carriers(v4: Ipv4Addr) -> Vec<Ipv6Addr> {
         let bits = v4.to_bits();
         let (high, low) = ((bits >> 16) as u16, bits as u16);

@@ -1,4 +1,4 @@
-//! The answer of a host, bounded: nothing but a 200 with plain bytes, and no more of them than an image file may have.
+//! Reads a host's response within bounds: status 200, no content encoding, no more bytes than an image file may have.
 
 use bytes::Bytes;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH};
@@ -6,14 +6,15 @@ use reqwest::{Response, StatusCode};
 
 use super::error::Failure;
 
-/// Most pieces that a file may arrive in: 160 bytes each for the largest one. Tiny ones cost far more than they bring.
+/// Maximum number of chunks of a file: 160 bytes each for the largest file. Tiny chunks cost far more than they
+/// deliver.
 const MAX_PIECES: usize = 65_536;
 
-/// Reads the image file. The announced length is believed only where it refuses.
+/// Reads the image file. The announced length is trusted only for rejecting a file.
 pub(super) async fn read(mut response: Response, max_bytes: usize) -> Result<Bytes, Failure> {
     check_head(&response, max_bytes)?;
     let (mut body, mut pieces) = (Vec::<u8>::new(), 0);
-    // Copied together: one-byte pieces, each in a buffer of its own, would take many times the limit.
+    // Copied into one buffer: one-byte chunks, each in a buffer of its own, would take many times the limit.
     while let Some(piece) = response.chunk().await.map_err(|_| Failure::Unreachable)? {
         pieces += 1;
         let length = body.len() + piece.len();
@@ -21,7 +22,7 @@ pub(super) async fn read(mut response: Response, max_bytes: usize) -> Result<Byt
             return Err(Failure::TooLarge);
         }
         if length > body.capacity() {
-            // Doubled, but never above the largest file.
+            // Doubled, but never above the size of the largest file.
             let capacity = (2 * body.capacity()).clamp(length, max_bytes);
             body.reserve_exact(capacity - body.len());
         }
@@ -35,7 +36,7 @@ fn check_head(response: &Response, max_bytes: usize) -> Result<(), Failure> {
         return Err(Failure::Status);
     }
     let headers = response.headers();
-    // It was asked for as it is; a bomb in gzip is not unpacked.
+    // The request asks for no encoding. A compressed body, which may be a gzip bomb, is never decompressed.
     if headers.get_all(CONTENT_ENCODING).iter().any(|encoding| encoding != "identity") {
         return Err(Failure::Status);
     }

@@ -1,8 +1,9 @@
-//! What `http` holds: one fetch, from the permit to the last byte, over at most so many redirects.
+//! [`Fetcher`], the handle that `http` holds: one fetch, from the permit to the last byte, over a limited number of
+//! redirects.
 //!
-//! reqwest is told to do nothing by itself: no redirects, no proxy, no cookies, no referer, no retries, no
+//! reqwest is configured to do nothing by itself: no redirects, no proxy, no cookies, no referer, no retries, no
 //! decompression, no connection kept for the next fetch. Each hop is a URL that passed `target`, resolved and checked
-//! by `resolver`; the peer's address is looked at once more when its answer arrives.
+//! by `resolver`. The peer's address is checked once more when its response arrives.
 
 use std::error::Error;
 use std::net::IpAddr;
@@ -39,26 +40,26 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
-/// A fetched file.
+/// A fetched file and the time it took.
 #[derive(Debug, Clone)]
 pub struct Fetched {
-    /// The file's bytes. Their place among the fetches is given back when the last clone of them is dropped.
+    /// The file's bytes. They hold the fetch permit until the last clone of them is dropped.
     pub bytes: Bytes,
-    /// From the first hop to the last byte.
+    /// Time from the first hop to the last byte, without the wait for a permit.
     pub took: Duration,
 }
 
-/// A place among the fetches in progress.
+/// Permit for a fetch in progress, counted by a gauge.
 struct Place {
     _permit: OwnedSemaphorePermit,
     _counted: GaugeGuard,
 }
 
-/// A file and the place that it was fetched in.
+/// A fetched file together with its permit.
 ///
-/// Files are bounded by the places and by nothing else: what a call has reserved in the engine does not count them, or
-/// calls that only wait for slow hosts would take the room of all others. So the place goes where the bytes go, through
-/// the queue of the decoding threads and the decoder.
+/// Only the permits bound the memory of fetched files. What a call reserves in the engine does not include them:
+/// otherwise calls that only wait for slow hosts would use up the reservations of all others. So the permit travels
+/// with the bytes, through the decoding queue and the decoder.
 struct Placed {
     bytes: Bytes,
     _place: Place,
@@ -70,15 +71,15 @@ impl AsRef<[u8]> for Placed {
     }
 }
 
-/// Why fetching could not be set up.
+/// Why the fetcher could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchSetupError {
-    /// A setting cannot work.
+    /// A setting has a value that is not accepted.
     #[error(transparent)]
     Setting(#[from] InvalidFetchSetting),
-    /// The client could not be made: most likely the machine has no root certificates.
+    /// The HTTP client could not be created: most likely the machine has no root certificates.
     #[error(
-        "the client cannot be made; https needs the system's root certificates (ca-certificates)"
+        "cannot create the HTTP client; https needs the system's root certificates: install the package ca-certificates"
     )]
     Client(#[source] reqwest::Error),
 }
@@ -88,7 +89,7 @@ pub(super) struct Surroundings {
     pub(super) lookup: Arc<dyn Lookup>,
     pub(super) permits: fn(IpAddr) -> bool,
     pub(super) ports: Vec<u16>,
-    /// Trusts these instead of the system's.
+    /// Root certificates that are trusted instead of the system's.
     pub(super) roots: Option<Vec<reqwest::Certificate>>,
 }
 
@@ -96,7 +97,7 @@ impl Fetcher {
     /// A fetcher that connects to public addresses only, for files up to `max_bytes`.
     ///
     /// # Errors
-    /// When a setting cannot work or the client cannot be made.
+    /// If a setting is not accepted or the HTTP client cannot be created.
     pub fn try_new(
         settings: &FetchSettings,
         max_bytes: usize,
@@ -111,7 +112,7 @@ impl Fetcher {
         Self::with_surroundings(settings, max_bytes, metrics, surroundings)
     }
 
-    /// For tests: other names, ports, roots, and another judgement of addresses.
+    /// For tests: other name resolution, ports and root certificates, and another check of addresses.
     ///
     /// # Errors
     /// As [`try_new`](Self::try_new).
@@ -135,7 +136,7 @@ impl Fetcher {
         let Surroundings { lookup, permits, ports, roots } = surroundings;
         let resolver = CheckedResolver { lookup, permits };
         let http = client(settings, resolver, roots).map_err(FetchSetupError::Client)?;
-        // The check has read them all.
+        // `check` has parsed every pattern.
         let hosts = settings.host_patterns().unwrap_or_default();
         let rules = Rules { allow_http: settings.allow_http, hosts, ports, permits };
         let permits = Arc::new(Semaphore::new(settings.max_concurrent));
@@ -143,10 +144,10 @@ impl Fetcher {
         Ok(Self(Arc::new(Shared { http, rules, settings, max_bytes, permits, metrics })))
     }
 
-    /// Reads a URL; nothing is asked of anybody yet.
+    /// Parses and checks a URL, without any network access.
     ///
     /// # Errors
-    /// The rule that it breaks.
+    /// `NotAllowed` with the rule that the URL breaks.
     pub fn target(&self, url: &str) -> Result<Target, FetchError> {
         Target::parse(url, &self.0.rules).map_err(|rule| {
             self.0.count(Failure::Blocked.label());
@@ -158,8 +159,8 @@ impl Fetcher {
     /// Fetches a file before `deadline`. Dropping the future closes the connection.
     ///
     /// # Errors
-    /// `Unreachable` for whatever went wrong out there, `Overloaded` where no permit was to be had in the time that a
-    /// fetch may take, `DeadlineExceeded`.
+    /// `Unreachable` for every failure at the other end, `Overloaded` if no permit became free within the total timeout
+    /// of a fetch, `DeadlineExceeded`.
     pub async fn fetch(&self, target: Target, deadline: Instant) -> Result<Fetched, FetchError> {
         let shared = &self.0;
         let place = shared.place(deadline).await?;
@@ -193,11 +194,11 @@ impl Fetcher {
 }
 
 impl Shared {
-    /// Waits for a place, no longer than a fetch may take.
+    /// Waits for a permit, at most for the total timeout of a fetch.
     async fn place(&self, deadline: Instant) -> Result<Place, FetchError> {
         let patience = deadline.min(Instant::now() + self.settings.total_timeout);
         let permit = Arc::clone(&self.permits).acquire_owned();
-        // It is never closed.
+        // The semaphore is never closed, so only the timeout can fail.
         let Ok(Ok(permit)) = tokio::time::timeout_at(patience.into(), permit).await else {
             let late = Instant::now() >= deadline;
             return Err(if late { FetchError::DeadlineExceeded } else { FetchError::Overloaded });
@@ -219,11 +220,11 @@ impl Shared {
         Err(Failure::Redirect)
     }
 
-    /// One hop.
+    /// Sends the request of one hop and checks the peer's address.
     async fn send(&self, target: &Target) -> Result<Response, Failure> {
         let request = self.http.get(target.url().clone()).header(ACCEPT_ENCODING, "identity");
         let response = request.send().await.map_err(|error| failure_of(&error))?;
-        // Resolver and target have decided this before; it must not depend on them alone.
+        // `resolver` and `target` have checked the address before; this check does not depend on them.
         match response.remote_addr() {
             Some(peer) if (self.rules.permits)(peer.ip()) => Ok(response),
             Some(_) | None => Err(Failure::Blocked),
@@ -246,7 +247,7 @@ fn client(
     resolver: CheckedResolver,
     roots: Option<Vec<reqwest::Certificate>>,
 ) -> Result<Client, reqwest::Error> {
-    // As for downloads of weights; the error only says that a provider is installed already.
+    // As in `hub`; the error only means that a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = Client::builder()
         .user_agent(concat!("blip-server/", env!("CARGO_PKG_VERSION")))
@@ -264,7 +265,7 @@ fn client(
     }
 }
 
-/// Redirects that a GET follows; other answers of the 300s have no file either.
+/// Redirects that a GET follows; other 3xx responses carry no file either.
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
@@ -307,7 +308,7 @@ mod tests {
         let late = fetcher.fetch(target.clone(), Instant::now()).await.unwrap_err();
         assert_eq!(late, FetchError::DeadlineExceeded);
         drop(permit);
-        // Its turn has come; what it finds is another matter.
+        // It has a permit now and fails for another reason.
         assert_eq!(fetcher.fetch(target, far).await.unwrap_err(), FetchError::Unreachable);
         assert_eq!(fetcher.0.metrics.fetch_total.with_label_values(&["blocked"]).get(), 1);
     }

@@ -1,86 +1,84 @@
-//! Why an image was not fetched. What the client may know stands in the words; the rest only in counters.
+//! Why an image was not fetched. A message says only what the client may know; the exact cause is only counted.
 
 /// Why a URL was not fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    /// The URL itself breaks a rule; nothing was asked of anybody.
+    /// The URL itself breaks a rule; no request was sent.
     #[error(transparent)]
     NotAllowed(#[from] NotAllowed),
-    /// It went wrong out there. One text for everything: names that do not exist, names with an address that is not
-    /// public, refused and slow connections, wrong answers. Who asks cannot tell one from another.
+    /// The fetch failed at the other end. All causes have one message, so that the client cannot tell them apart: names
+    /// that do not exist, names with an address that is not public, refused and slow connections, wrong responses.
     #[error(
-        "the image could not be fetched; its host must be public and answer in time with status 200 and an image file \
-         within the limits of /info, or send the image's bytes"
+        "cannot fetch the image; its host must be public and respond in time with status 200 and an image file within \
+         the limits of /info; otherwise send the image's bytes"
     )]
     Unreachable,
     /// Too many fetches are in progress (`overloaded`).
     #[error("too many images are being fetched")]
     Overloaded,
     /// The request's own deadline passed first.
-    #[error("the deadline passed while an image was fetched")]
+    #[error("the deadline passed while the image was being fetched")]
     DeadlineExceeded,
 }
 
 /// The rule that a URL breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotAllowed {
-    /// Longer than what is read.
-    #[error("the URL is too long; at most 4096 characters are read")]
+    /// The URL is longer than 4096 bytes.
+    #[error("the URL is too long; at most 4096 characters are accepted")]
     TooLong,
-    /// Spaces, control characters, backslashes: read differently by different parsers.
-    #[error("the URL holds a space, a control character or a backslash; percent-encode it")]
+    /// The URL has a space, a control character or a backslash, which parsers read differently.
+    #[error("the URL contains a space, a control character or a backslash; percent-encode it")]
     Characters,
-    /// No URL at all.
-    #[error("it is no valid URL; send https://host/path")]
+    /// The text is not a URL.
+    #[error("it is not a valid URL; send https://host/path")]
     Malformed,
-    /// Neither `https` nor, where that is allowed, `http`.
-    #[error("only https URLs are fetched (fetch.allow_http adds http)")]
+    /// The scheme is neither `https` nor, where that is allowed, `http`.
+    #[error("only https URLs are accepted (fetch.allow_http adds http)")]
     Scheme,
-    /// Neither 80 nor 443.
-    #[error("only ports 443 and 80 are fetched from; leave the port out")]
+    /// The port is neither 80 nor 443.
+    #[error("only ports 443 and 80 are allowed; leave the port out")]
     Port,
-    /// A user name or a password.
-    #[error("the URL holds a user name or a password; leave it out")]
+    /// The URL has a user name or a password.
+    #[error("the URL contains a user name or a password; leave it out")]
     UserInfo,
-    /// A fragment, which no server ever sees.
-    #[error("the URL holds a fragment; leave out the # and what follows")]
+    /// The URL has a fragment, which no server ever sees.
+    #[error("the URL contains a fragment; leave out the # and everything after it")]
     Fragment,
-    /// Not a name as they stand in the DNS.
+    /// The host is not a plain DNS name.
     #[error(
-        "the host is no name of the public DNS: letters, digits and hyphens between dots, no final dot"
+        "the host is not a valid public DNS name; use letters, digits and hyphens between dots, no final dot"
     )]
     Host,
-    /// An address that is not one of the public internet.
+    /// The host is an address outside the public internet.
     #[error(
-        "the host is an address outside the public internet; only public hosts are fetched from"
+        "the host is an address outside the public internet; images are fetched from public hosts only"
     )]
     Address,
-    /// Not on the list.
-    #[error(
-        "the host is not on the list of those that images are fetched from (fetch.allowed_hosts)"
-    )]
+    /// The host does not match `fetch.allowed_hosts`.
+    #[error("the host is not in the list of allowed hosts (fetch.allowed_hosts)")]
     NotListed,
 }
 
-/// What happened, as `fetch_total` names it.
+/// Why a fetch failed: the label `result` of `fetch_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// A rule forbids it: of the URL, of a redirect's target, or of an address that a name stands for.
+    /// A rule rejects the URL, the target of a redirect, or an address that a name resolves to.
     Blocked,
-    /// No connection, or no end, in time.
+    /// The connection or the whole fetch took too long.
     Timeout,
-    /// More bytes than an image file may have.
+    /// The body has more bytes than an image file may have, or too many chunks.
     TooLarge,
-    /// Not a 200 with plain bytes.
+    /// The response is not a 200 without content encoding.
     Status,
-    /// A redirect too many, or one that leads nowhere.
+    /// Too many redirects, or one without a valid target.
     Redirect,
-    /// Everything between the name and the last byte.
+    /// Any other failure, from name resolution to the last byte.
     Unreachable,
 }
 
 impl Failure {
-    /// The label of a fetch that went well.
+    /// The label of a successful fetch.
     pub(super) const OK: &'static str = "ok";
 
     pub(super) fn label(self) -> &'static str {

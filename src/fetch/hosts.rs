@@ -1,21 +1,21 @@
-//! The list of hosts that images may come from.
+//! The patterns of `fetch.allowed_hosts`, the hosts that images may come from.
 
 use url::Host;
 
-/// What an entry may be, in words.
+/// What an entry may be, for error messages.
 pub(super) const HOST_PATTERN: &str = "host names like example.org, or *.example.org for all names below it (no scheme, port or path)";
 
-/// An entry of the list.
+/// An entry of the setting `fetch.allowed_hosts`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum HostPattern {
-    /// This host.
+    /// Exactly this name or address.
     Exact(Host),
-    /// Every name that ends so; begins with a dot.
+    /// Every name with this ending, which begins with a dot.
     Below(String),
 }
 
 impl HostPattern {
-    /// Reads an entry; names of other alphabets become what they are in the DNS.
+    /// Parses an entry. Names in other alphabets are converted to their DNS form.
     pub(super) fn parse(text: &str) -> Option<Self> {
         match text.strip_prefix("*.") {
             None => host(text).map(Self::Exact),
@@ -26,7 +26,7 @@ impl HostPattern {
         }
     }
 
-    /// Whether a URL's host is meant.
+    /// Whether the pattern matches the host of a URL.
     pub(super) fn matches(&self, host: &Host<&str>) -> bool {
         match (self, host) {
             (Self::Exact(Host::Domain(name)), Host::Domain(given)) => name == given,
@@ -47,8 +47,8 @@ fn host(text: &str) -> Option<Host> {
     }
 }
 
-/// Names as they stand in the DNS: at most 253 characters, labels of 1 to 63 letters, digits, `-` and `_`, no final dot.
-/// Stricter than URLs are, so that no two parsers can read two hosts into one text.
+/// True for a plain DNS name: at most 253 characters, labels of 1 to 63 letters, digits, `-` and `_`, no final dot.
+/// Stricter than the rules for URLs, so that no two parsers can read two different hosts from one text.
 pub(super) fn is_plain_name(name: &str) -> bool {
     let is_label = |label: &str| {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');

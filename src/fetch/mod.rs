@@ -1,23 +1,24 @@
-//! Images by URL, and nothing else: the client that fetches what a stranger names, guarded against being turned on the
-//! networks that the server stands in (server-side request forgery).
+//! Fetches images by URL, and nothing else. The URL comes from an untrusted client, so the HTTP client is guarded
+//! against server-side request forgery (SSRF): requests to the networks that the server can reach.
 //!
 //! ```text
 //! text ─ target: scheme, port, host, literal address, allow-list ─> Target
-//!      ─ client: place ─ resolve, every answer checked ─ connect to those ─ GET ─ redirect? a new Target, at most so many
-//!      ─ body: status, encoding, size ─> bytes, which keep the place until they are decoded
+//!      ─ client: permit ─ resolve, check every address ─ connect to those ─ GET ─ redirect? a new Target, limited
+//!      ─ body: status, encoding, size ─> bytes, which hold the permit until they are decoded
 //! ```
 //!
 //! - `settings`: what may be fetched, and how long it may take. Off by default.
 //! - `address`: which addresses belong to the public internet; a pure function.
-//! - `hosts`: the list of hosts that images may come from.
+//! - `hosts`: the setting `fetch.allowed_hosts`, the list of hosts that images may come from.
 //! - `target`: a URL whose text has passed every rule; holding one proves it.
-//! - `resolver`: names to addresses, none of them unchecked; the connection goes to no other.
-//! - `client`: [`Fetcher`], what `http` holds: hops, time, room. `body`: the answer, bounded.
-//! - `testing`: how tests stand in for names, ports and addresses; production's constructor takes none of it.
+//! - `resolver`: name resolution that checks every address; the connection goes to no other.
+//! - `client`: [`Fetcher`], the handle that `http` holds: permits, hops, timeouts. `body`: the response, bounded.
+//! - `testing`: how tests replace name resolution, ports and the address check; production's constructor takes none of
+//!   it.
 //!
-//! Nothing is cached by URL: fetched bytes are an image like any other, known by their hash.
-//! What went wrong at the other end is counted and never told, so that nobody can map networks through the server.
-//! A URL may carry secrets in its path and query: no more than its host is logged, at debug level.
+//! Nothing is cached by URL: fetched bytes are an image like any other, identified by their hash. The cause of a
+//! failure at the other end is counted but not reported, so that nobody can map networks through the server. A URL may
+//! carry secrets in its path and query, so only its host is logged, at debug level.
 
 mod address;
 mod body;

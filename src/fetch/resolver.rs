@@ -1,5 +1,5 @@
-//! Names to addresses, none of them unchecked. The client connects to what comes out of here and asks no second time,
-//! so a name that changes its mind between check and connection (DNS rebinding) gains nothing.
+//! Name resolution that checks every address. The client connects to the addresses from here and does not resolve
+//! again, so a name that changes its address between check and connection (DNS rebinding) gains nothing.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;
 
-/// Asks the DNS.
+/// Name resolution; a trait, so that tests can replace it.
 pub trait Lookup: Send + Sync + 'static {
     /// Every address of `host`, IPv4 and IPv6.
     fn lookup(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
@@ -18,8 +18,8 @@ pub trait Lookup: Send + Sync + 'static {
 
 /// The system's resolver.
 ///
-/// It blocks a thread and cannot be interrupted: its own patience may be longer than that of who asks. So the number of
-/// questions in progress has its own bound, and strangers' slow names cannot take all of the runtime's threads.
+/// A lookup blocks a thread and cannot be interrupted; its own timeout may be longer than the caller's. So a semaphore
+/// bounds the lookups in progress, and slow names from untrusted clients cannot take all threads of the runtime.
 pub(super) struct SystemLookup {
     questions: Arc<Semaphore>,
     ask: fn(&str) -> io::Result<Vec<IpAddr>>,
@@ -38,7 +38,7 @@ impl SystemLookup {
 impl Lookup for SystemLookup {
     fn lookup(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
         let (questions, ask) = (Arc::clone(&self.questions), self.ask);
-        // With its final dot a name is absolute: the network's own search domains are not tried.
+        // A final dot makes the name absolute: the network's own search domains are not tried.
         let name = format!("{host}.");
         let asked = async move {
             let question = questions.acquire_owned().await.map_err(io::Error::other)?;
@@ -52,13 +52,13 @@ impl Lookup for SystemLookup {
     }
 }
 
-/// What reqwest resolves with: fails when any address of a name may not be connected to.
+/// The resolver for reqwest: fails if any address of a name is not permitted.
 pub(super) struct CheckedResolver {
     pub(super) lookup: Arc<dyn Lookup>,
     pub(super) permits: fn(IpAddr) -> bool,
 }
 
-/// One of a name's addresses may not be connected to; found again in the sources of reqwest's error.
+/// One of the addresses of a name is not permitted. `client` finds this error among the sources of reqwest's error.
 #[derive(Debug, thiserror::Error)]
 #[error("the name has an address outside the public internet")]
 pub(super) struct BlockedName;
@@ -78,7 +78,7 @@ impl Resolve for CheckedResolver {
             if !addresses.iter().all(|&address| permits(address)) {
                 return Err(BlockedName.into());
             }
-            // Port 0 stands for the URL's.
+            // Port 0 means the port of the URL.
             let addresses = addresses.into_iter().map(|address| SocketAddr::new(address, 0));
             Ok(Box::new(addresses) as Addrs)
         })
@@ -136,7 +136,7 @@ mod tests {
         while lookup.questions.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        // The question is on its way to a thread, or there already.
+        // The lookup is on its way to a thread, or there already.
         tokio::task::yield_now().await;
         asked.abort();
         assert!(asked.await.is_err());

@@ -4,22 +4,23 @@ use std::time::Duration;
 
 use super::hosts::{HOST_PATTERN, HostPattern};
 
-/// What may be fetched, and how long it may take. How large it may be is the limit of any image file.
+/// What may be fetched, and how long it may take. The size limit is that of every image file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchSettings {
-    /// Images are fetched by URL at all.
+    /// Whether images are fetched by URL at all.
     pub enabled: bool,
-    /// Hosts that images may come from: `example.org`, or `*.example.org` for all below it. Empty: every public host.
+    /// Hosts that images may come from: `example.org`, or `*.example.org` for all below it. If empty, every public
+    /// host.
     pub allowed_hosts: Vec<String>,
-    /// Takes `http://` besides `https://`.
+    /// Whether `http://` is accepted as well as `https://`.
     pub allow_http: bool,
-    /// From the name to a connection, TLS included.
+    /// Timeout from name resolution to an open connection, TLS included.
     pub connect_timeout: Duration,
-    /// From the first hop to the last byte.
+    /// Timeout from the first hop to the last byte; it also bounds the wait for a permit.
     pub total_timeout: Duration,
     /// Redirects that are followed, 0 to 10.
     pub max_redirects: usize,
-    /// Fetches in progress at one time, 1 to 1024; further ones wait. A fetched file counts until it is decoded.
+    /// Concurrent fetches, 1 to 1024; further ones wait. A fetched file counts until it is decoded.
     pub max_concurrent: usize,
 }
 
@@ -37,29 +38,29 @@ impl Default for FetchSettings {
     }
 }
 
-/// A setting whose value cannot work.
+/// A setting whose value is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name} = {value} is not accepted: it must be {accepted}")]
 pub struct InvalidFetchSetting {
-    /// The field's name.
+    /// Name of the field in [`FetchSettings`].
     pub name: &'static str,
-    /// Its value.
+    /// The rejected value as text.
     pub value: String,
-    /// What is accepted.
+    /// The accepted values, in words.
     pub accepted: &'static str,
 }
 
 impl FetchSettings {
-    /// Most bytes that fetched files take at one time, each of `max_image_bytes` at most; 0 where nothing is fetched.
+    /// Maximum bytes of all fetched files at one time, with at most `max_image_bytes` each; 0 if fetching is disabled.
     #[must_use]
     pub fn most_bytes(&self, max_image_bytes: usize) -> u64 {
         if self.enabled { self.max_concurrent as u64 * max_image_bytes as u64 } else { 0 }
     }
 
-    /// Checks every value.
+    /// Checks every value against its accepted range.
     ///
     /// # Errors
-    /// The first setting that cannot work.
+    /// The first setting whose value is not accepted.
     pub fn check(&self) -> Result<(), InvalidFetchSetting> {
         let refuse = |name, value, accepted| Err(InvalidFetchSetting { name, value, accepted });
         if let Err(pattern) = self.host_patterns() {
@@ -79,7 +80,7 @@ impl FetchSettings {
         Ok(())
     }
 
-    /// The list of hosts, read; else the first entry that is none.
+    /// The parsed `allowed_hosts`; the error is the first entry that is not valid.
     pub(super) fn host_patterns(&self) -> Result<Vec<HostPattern>, String> {
         let read = |text: &String| HostPattern::parse(text).ok_or_else(|| text.clone());
         self.allowed_hosts.iter().map(read).collect()

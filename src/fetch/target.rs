@@ -7,26 +7,26 @@ use url::{Host, Url};
 use super::error::{Failure, NotAllowed};
 use super::hosts::{HostPattern, is_plain_name};
 
-/// Longest URL that is read; signed ones of object stores have one to two thousand characters.
+/// Maximum length of a URL; signed URLs of object stores have one to two thousand characters.
 const MAX_URL_BYTES: usize = 4096;
 
-/// What a URL must be like.
+/// The rules that every URL must satisfy.
 #[derive(Debug, Clone)]
 pub(super) struct Rules {
     pub(super) allow_http: bool,
-    /// Empty: every host.
+    /// Hosts that are allowed; if empty, every host is.
     pub(super) hosts: Vec<HostPattern>,
     pub(super) ports: Vec<u16>,
     /// Whether an address may be connected to.
     pub(super) permits: fn(IpAddr) -> bool,
 }
 
-/// A URL that may be asked for, as far as its text tells. The addresses of a name are checked when it is resolved.
+/// A URL whose text has passed every rule. The addresses of a host name are checked when it is resolved.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Target(Url);
 
 impl Target {
-    /// Reads what a client sent.
+    /// Parses and checks a URL that a client sent.
     pub(super) fn parse(text: &str, rules: &Rules) -> Result<Self, NotAllowed> {
         if text.len() > MAX_URL_BYTES {
             return Err(NotAllowed::TooLong);
@@ -43,7 +43,8 @@ impl Target {
         Self::check(url, rules)
     }
 
-    /// The target of a redirect from here. Everything is checked anew, and nothing steps down from TLS.
+    /// The target of a redirect from this URL. Every rule is checked again, and a redirect from https to http is
+    /// rejected.
     pub(super) fn redirected(&self, location: &[u8], rules: &Rules) -> Result<Self, Failure> {
         let location = std::str::from_utf8(location).map_err(|_| Failure::Redirect)?;
         if location.len() > MAX_URL_BYTES {
@@ -75,7 +76,7 @@ impl Target {
         let address = match host {
             Host::Ipv4(address) => Some(IpAddr::from(address)),
             Host::Ipv6(address) => Some(IpAddr::from(address)),
-            // The client would connect to what parses as an address without asking the resolver.
+            // The client connects to a name that parses as an address without asking the resolver.
             Host::Domain(name) if is_plain_name(name) && name.parse::<IpAddr>().is_err() => None,
             Host::Domain(_) => return Err(NotAllowed::Host),
         };
@@ -88,25 +89,25 @@ impl Target {
         Ok(Self(url))
     }
 
-    /// The URL to ask for.
+    /// The checked URL, to be requested.
     pub(super) fn url(&self) -> &Url {
         &self.0
     }
 
-    /// The host, for logs.
+    /// The host, which may be logged.
     pub(super) fn host(&self) -> &str {
         self.0.host_str().unwrap_or_default()
     }
 }
 
 impl std::fmt::Debug for Target {
-    /// Path and query may be secrets.
+    /// Shows only the host: path and query may be secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Target").field(&self.host()).finish()
     }
 }
 
-/// What stands between `//` and the path.
+/// The part between `//` and the path.
 fn authority(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once("://")?;
     let rest = rest.trim_start_matches('/');

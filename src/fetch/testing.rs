@@ -1,6 +1,6 @@
-//! How tests stand in for the world: names that resolve to what a test says, ports of its own listeners, another
-//! judgement of addresses, roots of its own certificates. Not used outside tests: no setting leads here, and
-//! [`Fetcher::try_new`](super::Fetcher::try_new) takes none of it.
+//! What tests replace in the fetcher: name resolution, ports of their own listeners, the check of addresses, root
+//! certificates. Not used outside tests: no setting leads here, and [`Fetcher::try_new`](super::Fetcher::try_new) takes
+//! none of it.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,9 +12,9 @@ use futures_util::future::BoxFuture;
 use super::client::Surroundings;
 use super::{Lookup, is_public};
 
-/// What a test puts in the world's place.
+/// What a test replaces in the fetcher.
 pub struct Hooks {
-    /// Names to addresses.
+    /// Name resolution instead of the system's.
     pub lookup: Arc<dyn Lookup>,
     /// Whether an address may be connected to; [`is_public`] in production.
     pub permits: fn(IpAddr) -> bool,
@@ -25,7 +25,7 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// The production rules with these names.
+    /// The production rules with this name resolution.
     #[must_use]
     pub fn with_lookup(lookup: Arc<dyn Lookup>) -> Self {
         Self { lookup, permits: is_public, ports: vec![80, 443], roots: Vec::new() }
@@ -39,15 +39,15 @@ impl Hooks {
     }
 }
 
-/// Every name has these addresses.
+/// Name resolution that gives every name the same addresses.
 #[derive(Debug, Clone)]
 pub struct FixedLookup(Vec<IpAddr>);
 
 impl FixedLookup {
-    /// The addresses.
+    /// Name resolution with these addresses.
     ///
     /// # Panics
-    /// When one is none.
+    /// If one of them is not an IP address.
     #[must_use]
     pub fn new(addresses: &[&str]) -> Self {
         let parse = |text: &&str| text.parse().expect("an IP address");

@@ -1,9 +1,9 @@
-//! What every inference call goes through, single or batch, whatever its endpoint:
-//! read - plan - reserve - tokenise - fetch and decode images - submit - answer.
+//! The pipeline of every inference call, single or batch: read, plan, reserve capacity, tokenise, fetch and decode
+//! images, submit, answer. `reply` and `stream` drive it.
 //!
-//! An [`Endpoint`] says what is its own about that. Nothing that is refused is fetched or decoded: a malformed input refuses
-//! the whole call, then the rows of all inputs are reserved at once. From there on, what is wrong with one input
-//! stays with that input.
+//! The trait [`Endpoint`] supplies the parts that differ between endpoints. A call is rejected before any of its images
+//! are fetched or decoded: an invalid input fails the whole call, then the rows of all inputs are reserved at once.
+//! After that, an error of one input affects only that input.
 
 use std::future::Future;
 use std::time::Instant;
@@ -24,14 +24,14 @@ use crate::task::{ImageInfo, PreparedImage, Role, Task, TaskOutput};
 use crate::telemetry::logging::clipped;
 use crate::telemetry::metrics::Metrics;
 
-/// Texts up to this many bytes in all are tokenised on the spot; more would hold up other connections.
+/// Texts of up to this many bytes in total are tokenised on the async thread. More would block other connections.
 const INLINE_TEXT_BYTES: usize = 16 << 10;
 
-/// Waits for a part of a call, whatever it waits for itself: a body, a picture, the worker. It ends early at the deadline,
-/// and when the engine can answer nothing any more.
+/// Runs one part of a call, such as reading the body or waiting for the worker. Stops it at the deadline, or as soon as
+/// the engine can no longer answer any call.
 ///
 /// # Errors
-/// `work`'s own; `deadline_exceeded`; `shutting_down` or `worker_down` when the engine ends first.
+/// Those of `work`; `deadline_exceeded`; `shutting_down` or `not_ready` when the engine ends first.
 pub(crate) async fn within<T>(
     engine: &EngineHandle,
     deadline: Instant,
@@ -49,53 +49,53 @@ pub(crate) async fn within<T>(
         .unwrap_or_else(|_| Err(ApiError::deadline_exceeded()))
 }
 
-/// What is particular to an endpoint: one value is one input, checked.
+/// What is specific to an endpoint. A value is one validated input.
 pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
-    /// The task's name in metrics.
+    /// Value of the metric label `task`.
     const TASK: &'static str;
-    /// The role of the models that serve it.
+    /// Role of the models that serve this endpoint.
     const ROLE: Role;
-    /// One input as the client sent it.
+    /// One input as sent by the client.
     type Input: Send + 'static;
-    /// Its texts as ids.
+    /// Token ids of an input's texts.
     type Tokens: Send + Sync + 'static;
-    /// One answer, without the model's name.
+    /// Answer to one input, without the model's name.
     type Answer: Serialize + Send + 'static;
 
-    /// Checks what types alone cannot: conflicts, counts, what the model has.
+    /// Validates what field types cannot: conflicts between fields, counts, and what the model supports.
     ///
     /// # Errors
-    /// `invalid_request` and `batch_too_large` refuse the whole call, anything else this input alone.
+    /// `invalid_request` and `batch_too_large` fail the whole call; any other error fails this input only.
     fn plan(input: Self::Input, limits: &Limits, model: &Model) -> Result<Self, ApiError>;
 
-    /// Rows that it occupies.
+    /// Rows that the input needs: sequences x beams, candidates, image-text pairs or texts.
     fn rows(&self) -> usize;
 
-    /// Its images, in order.
+    /// The input's images, in the order in which `task` receives them.
     fn images(&self) -> Vec<ImageArg>;
 
-    /// Bytes of its texts.
+    /// Total size of the input's texts in bytes.
     fn text_bytes(&self) -> usize;
 
-    /// Its texts as ids.
+    /// Tokenises the input's texts.
     ///
     /// # Errors
-    /// `text_too_long`, naming the field.
+    /// `text_too_long` or `invalid_request`, naming the field.
     fn tokenize(&self, model: &Model) -> Result<Self::Tokens, ApiError>;
 
-    /// Lengths of its texts in tokens, for the metrics.
+    /// Length of each text in tokens, for the metric `prompt_tokens`.
     fn token_counts(tokens: &Self::Tokens) -> Vec<usize>;
 
-    /// The task for the worker.
+    /// Builds the task for the engine.
     fn task(&self, images: Vec<PreparedImage>, tokens: &Self::Tokens) -> Task;
 
-    /// The answer for the client.
+    /// Builds the answer for the client from the engine's output.
     ///
     /// # Errors
-    /// `inference_failed` when the output is not made of numbers.
+    /// `inference_failed` when the output holds a value that is not finite.
     fn answer(&self, parts: AnswerParts<'_, Self::Tokens>) -> Result<Self::Answer, ApiError>;
 
-    /// Tokens that were generated, for the log.
+    /// Number of generated tokens, for the access log.
     fn generated_tokens(output: &TaskOutput) -> usize {
         match output {
             TaskOutput::Caption(sequences) => sequences.iter().map(|s| s.tokens.len()).sum(),
@@ -104,53 +104,46 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     }
 }
 
-/// What an answer is made of.
+/// What [`Endpoint::answer`] builds an answer from.
 pub(crate) struct AnswerParts<'a, Tokens> {
-    /// The model that answered.
     pub(crate) model: &'a Model,
-    /// The input's images, in order.
+    /// Descriptions of the input's images, in order.
     pub(crate) images: Vec<ImageInfo>,
-    /// The input's texts.
     pub(crate) tokens: &'a Tokens,
-    /// What the worker computed.
     pub(crate) output: TaskOutput,
 }
 
-/// A call that was read: its inputs are checked next.
+/// A call that has been admitted and read. Its inputs are not validated yet.
 pub(crate) struct Opened<'a, R> {
-    /// What was asked.
     pub(crate) request: R,
     admission: Admission,
     state: &'a HttpState,
     context: &'a RequestContext,
 }
 
-/// A call whose room is reserved; its inputs can run.
+/// A prepared call: its capacity is reserved and its inputs can run.
 pub(crate) struct Call<E: Endpoint> {
-    /// The model that answers.
     pub(crate) model: Model,
-    /// The call's room.
+    /// The capacity reserved for the whole call.
     pub(crate) admission: Admission,
     pub(crate) engine: EngineHandle,
     context: RequestContext,
     metrics: std::sync::Arc<Metrics>,
-    /// The inputs in order, those that were refused by themselves as errors.
+    /// The inputs in order. An input that failed on its own is an error.
     pub(crate) items: Vec<Result<Item<E>, ApiError>>,
 }
 
-/// One input, ready to run.
+/// One input that is ready to run.
 pub(crate) struct Item<E: Endpoint> {
-    /// What is asked.
     pub(crate) plan: E,
-    /// Its texts.
     pub(crate) tokens: E::Tokens,
     images: Vec<SharedImage>,
 }
 
-/// Admits and reads a call. The deadline of the whole call is `deadline`.
+/// Admits a call and reads its body. `deadline` is that of the whole call.
 ///
 /// # Errors
-/// Everything that concerns the call as a whole.
+/// Those that concern the call as a whole.
 pub(crate) async fn open<'a, R: Request>(
     http: axum::extract::Request,
     state: &'a HttpState,
@@ -159,7 +152,7 @@ pub(crate) async fn open<'a, R: Request>(
     deadline: Instant,
 ) -> Result<Opened<'a, R>, ApiError> {
     let services = state.services()?;
-    // Without a model for the endpoint there is nothing to read the body for.
+    // Fail before the body is read if no model serves the endpoint.
     services.models.pick(role, None)?;
     let Admitted { request, admission } =
         extract::read(http, state, services, context, deadline).await?;
@@ -167,12 +160,13 @@ pub(crate) async fn open<'a, R: Request>(
 }
 
 impl<R> Opened<'_, R> {
-    /// Checks the inputs, reserves their rows, then tokenises texts and finds images.
+    /// Validates the inputs and reserves their capacity, then tokenises texts and parses image values.
     ///
-    /// `split` gives the model's name and the inputs; `batch` tells whether inputs are named `inputs[i]` in errors.
+    /// `split` takes the request apart into the model's name and the inputs. If `batch`, errors name an input as
+    /// `inputs[i]`.
     ///
     /// # Errors
-    /// What refuses the call as a whole.
+    /// Those that concern the call as a whole.
     pub(crate) async fn prepare<E: Endpoint>(
         self,
         batch: bool,
@@ -196,7 +190,7 @@ impl<R> Opened<'_, R> {
         let rows: usize = plans.iter().flatten().map(E::rows).sum();
         if rows > limits.max_rows {
             let detail = format!(
-                "the call needs {rows} rows, at most {} are taken (limits.max_rows); split it",
+                "the request needs {rows} rows, at most {} are allowed (limits.max_rows); split it",
                 limits.max_rows
             );
             return Err(ApiError::new(Code::BatchTooLarge, detail));
@@ -211,7 +205,7 @@ impl<R> Opened<'_, R> {
         images.parse(&state.settings().input, services.fetcher.as_ref()).await?;
         let files = images.files();
         if files > 0 {
-            // The engine's own estimate begins where the wait for a decoding thread ends.
+            // The engine's own estimate does not include the wait for a decoding thread.
             admission.check_wait(services.images.wait(admission.call(), files))?;
         }
         let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
@@ -232,10 +226,10 @@ impl<R> Opened<'_, R> {
 }
 
 impl<E: Endpoint> Call<E> {
-    /// Runs one input to its answer, and counts its outcome.
+    /// Runs one input until its answer is complete, and counts the outcome in the metrics.
     ///
     /// # Errors
-    /// What is wrong with this input, or with the server; as [`within`].
+    /// Those of this input or of the server, and those of [`within`].
     pub(crate) async fn run(&self, item: Result<Item<E>, ApiError>) -> Result<E::Answer, ApiError> {
         let run = self.run_uncounted(item);
         let answer = within(&self.engine, self.admission.deadline(), run).await;
@@ -264,10 +258,10 @@ impl<E: Endpoint> Call<E> {
         answer
     }
 
-    /// Waits for an input's images.
+    /// Waits until all images of an input are fetched and decoded.
     ///
     /// # Errors
-    /// The first image that cannot be had.
+    /// That of the first image, in order, that failed.
     pub(crate) async fn images(
         &self,
         images: Vec<SharedImage>,
@@ -276,7 +270,7 @@ impl<E: Endpoint> Call<E> {
         found.into_iter().collect()
     }
 
-    /// Counts an input's outcome.
+    /// Counts an input's outcome in the metric `items_total`.
     pub(crate) fn count(&self, error: Option<&ApiError>) {
         let code = error.map_or("ok", |error| error.code.name());
         let labels = [E::TASK, self.model.info.name.as_str(), code];
@@ -285,13 +279,13 @@ impl<E: Endpoint> Call<E> {
 }
 
 impl<E: Endpoint> Item<E> {
-    /// Its parts, for who runs it in another way.
+    /// Takes the input apart for `stream`, which does not use [`Call::run`].
     pub(crate) fn into_parts(self) -> (E, E::Tokens, Vec<SharedImage>) {
         (self.plan, self.tokens, self.images)
     }
 }
 
-/// Refuses more of something than a limit, naming both.
+/// Checks a count against a limit. The error names the field and the setting of the limit.
 ///
 /// # Errors
 /// `batch_too_large`.
@@ -306,23 +300,23 @@ pub(crate) fn check_count(
     }
     let given =
         if count > MAX_LISTED { format!("more than {MAX_LISTED}") } else { count.to_string() };
-    let detail = format!("{given} given, at most {max} are taken in one call ({setting})");
+    let detail = format!("{given} given, at most {max} are allowed per request ({setting})");
     Err(ApiError::field(Code::BatchTooLarge, field, detail))
 }
 
-/// Refuses a call that would not fit into an idle server either; waiting would be in vain.
+/// Rejects a call that would not fit even into an idle server: retrying it could never succeed.
 fn check_bytes(bytes: u64, capacity: u64) -> Result<(), ApiError> {
     if bytes <= capacity {
         return Ok(());
     }
     let detail = format!(
-        "the call needs {bytes} bytes for its body, images and pixels, at most {capacity} are held for all calls \
-         (engine.capacity_bytes); split it"
+        "the request needs {bytes} bytes for its body, images and pixels, but the server holds at most {capacity} for all \
+         requests (engine.capacity_bytes); split it"
     );
     Err(ApiError::new(Code::BatchTooLarge, detail))
 }
 
-/// Plans every input; what refuses the whole call is collected over all of them.
+/// Plans every input. `invalid_request` errors are collected over all inputs and fail the whole call.
 fn plan_all<E: Endpoint>(
     inputs: Vec<E::Input>,
     limits: &Limits,
@@ -346,12 +340,13 @@ fn plan_all<E: Endpoint>(
     }
 }
 
-/// The error with its input's place in a batch before the fields.
+/// Prefixes the fields of an error with the input's position if the call is a batch.
 fn named(error: ApiError, index: usize, batch: bool) -> ApiError {
     if batch { error.inside(&format!("inputs[{index}]")) } else { error }
 }
 
-/// Tokenises the texts of every input; many of them away from the threads that serve connections.
+/// Tokenises the texts of every input. More than [`INLINE_TEXT_BYTES`] go to a blocking thread, away from the threads
+/// that serve connections.
 async fn tokenize_all<E: Endpoint>(
     plans: &[Result<E, ApiError>],
     model: &Model,

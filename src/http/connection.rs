@@ -1,14 +1,15 @@
-//! The clock of one connection: how long a head may take, how long nothing may be read or written.
+//! The timeouts of one connection ([`TimedStream`]) and what it is doing at the moment ([`Activity`]). `server` wraps
+//! every stream in a [`TimedStream`]; `connection_table` reads the [`Activity`] when a connection has to make room for
+//! others.
 //!
-//! hyper's own header timeout runs from the moment it could read a head, so it also ends connections that are
-//! merely idle. Here it bounds the pause between two requests (`keep_alive`), and [`TimedStream`] bounds the head
-//! itself from its first byte. A head whose first bytes came during the previous request has only the longer
-//! bound.
+//! hyper's own header timeout starts as soon as hyper is ready to read a head, so it also ends connections that are
+//! merely idle. Here it is set to `keep_alive`, the longest pause between two requests, and [`TimedStream`] limits the
+//! time of the head itself, from its first byte. A head whose first bytes arrive during the previous request is subject
+//! only to the longer limit.
 //!
-//! A connection that closes while its client still sends (a refusal came before the end of its request, or requests
-//! were sent ahead) would be reset, and its last answer lost: [`TimedStream`] takes in what still arrives.
-//!
-//! [`Activity`] is also what `connection_table` asks when a connection has to make room.
+//! If a connection closes while its client is still sending, it is reset, and the client loses the last answer. That
+//! happens if a request is rejected before its end, or if the client sends further requests ahead (pipelining). So
+//! [`TimedStream`] first reads and discards what still arrives (lingering close).
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,78 +28,80 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// The client's address, as an extension of its requests.
+/// The address of the TCP peer, which `server` adds to the extensions of each request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 
-/// How long a connection reads on after an answer that came before its request's end, and how much. Closing at once
-/// would reset it, and the client, still sending, would lose the answer.
+/// How long a connection reads on after an answer that was sent before the end of its request. Closing at once would
+/// reset the connection, and the client, which is still sending, would lose the answer.
 const LINGER: Duration = Duration::from_secs(2);
+/// How many bytes it reads on at most.
 const LINGER_BYTES: u64 = 32 << 20;
 
-/// Why a stream ends whose client is too slow with a head.
+/// The error of a stream whose client takes too long to send a head.
 #[derive(Debug, thiserror::Error)]
-#[error("the head of a request took too long")]
+#[error("timed out reading the request head")]
 pub(crate) struct HeadTooSlow;
 
-/// What a connection is doing; shared by its stream, its service and the table of connections.
+/// What a connection is doing. Clones share it: the stream, the service of the connection and the connection table.
 #[derive(Debug, Clone)]
 pub(crate) struct Activity(Arc<Doing>);
 
 #[derive(Debug)]
 struct Doing {
-    /// The phase in the low bits, above them its number from [`PHASES`]: one value, so that both are read together.
+    /// The phase in the low [`PHASE_BITS`] bits, and above them its sequence number from [`PHASES`]. It is one value,
+    /// so that both are read together.
     phase: AtomicU64,
-    /// A request was given up before its end: nothing else can be read from this connection.
+    /// The rest of a request will not be read, so this connection cannot read another request.
     body_left: AtomicBool,
-    /// The client does not take what is written at present.
+    /// Writing is blocked, because the client does not read at the moment.
     stalled: AtomicBool,
 }
 
-/// Counts the phases that connections have entered. The order of two phases is exact, which a clock does not give:
-/// two of them can begin within one of its ticks.
+/// The next sequence number of a phase, for all connections. Sequence numbers order phases exactly, which a clock
+/// cannot do: two phases can begin within one of its ticks.
 static PHASES: AtomicU64 = AtomicU64::new(0);
 
-/// Nothing has arrived on a new connection.
+/// Phase of a new connection on which nothing has arrived.
 const SILENT: u64 = 0;
-/// A head is arriving, or a TLS handshake.
+/// Phase in which a head or a TLS handshake is arriving.
 const HEAD: u64 = 1;
-/// A request is being answered, and all of its body has arrived or been given up.
+/// Phase in which a request is being answered, and all of its body has arrived or was given up.
 const REQUEST: u64 = 2;
-/// Between two requests.
+/// Phase between two requests (keep-alive).
 const IDLE: u64 = 3;
-/// A request whose body is still arriving.
+/// Phase in which the body of a request is still arriving.
 const BODY: u64 = 4;
 
 const PHASE_BITS: u32 = 3;
 const PHASE: u64 = (1 << PHASE_BITS) - 1;
 
-/// A connection that waits for its client; the one that is closed first is the least.
+/// A connection that waits for its client. The connection with the smallest value is closed first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Waiting {
     pub(crate) awaited: Awaited,
-    /// The number of its phase: smaller for one that has waited longer.
+    /// Sequence number of its phase, which is smaller the longer the connection has waited.
     phase_number: u64,
 }
 
-/// What a connection waits for.
+/// What a connection waits for, in the order in which such connections are closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Awaited {
-    /// A request of which nothing has arrived.
+    /// A request of which nothing has arrived: the connection is idle.
     Request,
-    /// The rest of a head.
+    /// The rest of a request head that has begun to arrive.
     Head,
-    /// The rest of a body.
+    /// The rest of a request body.
     Body,
 }
 
-/// A body is not read on: its connection has to make room for others.
+/// The error with which reading a body ends because its connection has to make room for others.
 #[derive(Debug, thiserror::Error)]
-#[error("the connection makes room for others")]
+#[error("the connection has to make room for others")]
 pub(crate) struct MadeRoom;
 
 impl Default for Activity {
-    /// A new connection.
+    /// The activity of a new connection.
     fn default() -> Self {
         let activity = Self(Arc::new(Doing {
             phase: AtomicU64::default(),
@@ -111,18 +114,18 @@ impl Default for Activity {
 }
 
 impl Activity {
-    /// A head has been read; until the guard is dropped the request is being answered.
+    /// Notes that a head has been read. The request is being answered until the guard is dropped.
     pub(crate) fn begin_request(&self) -> RequestGuard {
         self.enter(REQUEST);
         RequestGuard(self.clone())
     }
 
-    /// The first byte of a head has arrived.
+    /// Notes that the first byte of a head has arrived.
     pub(crate) fn begin_head(&self) {
         self.enter(HEAD);
     }
 
-    /// Whether the connection waits for its client, with nothing left to send.
+    /// What the connection waits for; `None` if it answers a request or still has something to send.
     pub(crate) fn waiting(&self) -> Option<Waiting> {
         let value = self.0.phase.load(Ordering::Acquire);
         let (phase, phase_number) = (value & PHASE, value >> PHASE_BITS);
@@ -136,17 +139,17 @@ impl Activity {
         (!is_stalled).then_some(Waiting { awaited, phase_number })
     }
 
-    /// Notes that what remains of the input is not read.
+    /// Notes that the rest of the input will not be read.
     pub(crate) fn leave_rest(&self) {
         self.0.body_left.store(true, Ordering::Release);
     }
 
-    /// Notes whether the client takes what is written.
+    /// Notes whether writing is blocked because the client does not read.
     pub(crate) fn set_stalled(&self, stalled: bool) {
         self.0.stalled.store(stalled, Ordering::Release);
     }
 
-    /// True while something is written that the client does not take.
+    /// True while writing is blocked because the client does not read.
     pub(crate) fn is_stalled(&self) -> bool {
         self.0.stalled.load(Ordering::Acquire)
     }
@@ -156,8 +159,8 @@ impl Activity {
         self.0.phase.store(number << PHASE_BITS | phase, Ordering::Release);
     }
 
-    /// The request's body, which tells when all of it has arrived or it is given up before its end. It fails with
-    /// [`MadeRoom`] once `leave` is cancelled.
+    /// Wraps a request body, so that this activity notes when all of the body has arrived, or when it is dropped before
+    /// its end. Once `leave` is cancelled, reading fails with [`MadeRoom`].
     pub(crate) fn watch_body(&self, body: Incoming, leave: CancellationToken) -> Body {
         let ended = body.is_end_stream();
         if !ended {
@@ -166,7 +169,7 @@ impl Activity {
         Body::new(WatchedBody { body, activity: self.clone(), leave, leaving: None, ended })
     }
 
-    /// All of the head has been read, the body has not.
+    /// Notes that the head has been read, but not yet all of the body.
     pub(crate) fn begin_body(&self) {
         self.enter(BODY);
     }
@@ -177,7 +180,7 @@ impl Activity {
         }
     }
 
-    /// True when a request was given up before its end.
+    /// True if the rest of a request will not be read.
     pub(crate) fn has_body_left(&self) -> bool {
         self.0.body_left.load(Ordering::Acquire)
     }
@@ -187,7 +190,7 @@ impl Activity {
     }
 }
 
-/// A request being answered; the connection is idle when it is dropped.
+/// A request that is being answered. When the guard is dropped, the connection becomes idle.
 #[derive(Debug)]
 pub(crate) struct RequestGuard(Activity);
 
@@ -197,12 +200,12 @@ impl Drop for RequestGuard {
     }
 }
 
-/// A request's body on its way to a handler.
+/// A request body that updates the activity of its connection.
 struct WatchedBody {
     body: Incoming,
     activity: Activity,
     leave: CancellationToken,
-    /// Waits for `leave`, from the first wait for the client on.
+    /// Waits for `leave`; created when reading first has to wait for the client.
     leaving: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     ended: bool,
 }
@@ -215,7 +218,7 @@ impl HttpBody for WatchedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        // What has arrived first: a body that is complete is not given up.
+        // Read what has arrived before looking at `leave`: a complete body is never given up.
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             if frame.is_none() || self.body.is_end_stream() {
                 self.ended = true;
@@ -247,7 +250,7 @@ impl Drop for WatchedBody {
     }
 }
 
-/// A stream that gives up on clients that take too long.
+/// A stream that fails if its client takes too long to send a head or to read an answer.
 pub(crate) struct TimedStream<S> {
     inner: S,
     activity: Activity,
@@ -255,15 +258,15 @@ pub(crate) struct TimedStream<S> {
     write_timeout: Duration,
     /// Runs while a head is being read.
     head_timer: Option<Pin<Box<Sleep>>>,
-    /// Runs while the client does not take what is written.
+    /// Runs while writing is blocked because the client does not read.
     write_timer: Option<Pin<Box<Sleep>>>,
-    /// Runs from the end of what is written while the rest of a body is discarded.
+    /// Runs after the last write, while the rest of the input is discarded.
     linger_timer: Option<Pin<Box<Sleep>>>,
     lingered_bytes: u64,
 }
 
 impl<S> TimedStream<S> {
-    /// A new connection: its first head is awaited from now on.
+    /// The stream of a new connection. The timeout of its first head starts now.
     pub(crate) fn new(inner: S, activity: Activity, head: Duration, write: Duration) -> Self {
         Self {
             inner,
@@ -277,7 +280,7 @@ impl<S> TimedStream<S> {
         }
     }
 
-    /// Ends the wait for a head that takes too long.
+    /// Fails with [`HeadTooSlow`] if a head is being read and takes too long; pending otherwise.
     fn poll_head_timer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !matches!(self.activity.phase(), SILENT | HEAD) {
             self.head_timer = None;
@@ -289,7 +292,7 @@ impl<S> TimedStream<S> {
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, HeadTooSlow)))
     }
 
-    /// Passes a write's result on, or ends it when the client takes nothing for too long.
+    /// Returns the result of a write, or an error if writing has been blocked for too long.
     fn poll_write_timer<T>(
         &mut self,
         context: &mut Context<'_>,
@@ -307,13 +310,15 @@ impl<S> TimedStream<S> {
         let timeout = self.write_timeout;
         let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(timer.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "timed out writing: the client does not read",
+        )))
     }
 }
 
 impl<S: AsyncRead + Unpin> TimedStream<S> {
-    /// Whether something has arrived that nobody reads any more, such as the next of several requests that a client sent
-    /// at once.
+    /// True if input has arrived that nobody will read, such as the next of several pipelined requests.
     fn has_unread(&mut self, context: &mut Context<'_>) -> bool {
         let mut scratch = [0; 1];
         let mut buffer = ReadBuf::new(&mut scratch);
@@ -321,7 +326,7 @@ impl<S: AsyncRead + Unpin> TimedStream<S> {
         matches!(read, Poll::Ready(Ok(()))) && !buffer.filled().is_empty()
     }
 
-    /// Discards what still arrives, until the client is done or has had its time.
+    /// Discards what still arrives, until the client stops sending or [`LINGER`] or [`LINGER_BYTES`] is reached.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let timer = self.linger_timer.get_or_insert_with(|| Box::pin(sleep(LINGER)));
         if timer.as_mut().poll(context).is_ready() {
@@ -353,7 +358,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
         }
         if buffer.filled().len() > before {
             match self.activity.phase() {
-                // Its clock runs from the beginning of the connection.
+                // The timeout of the first head started with the connection.
                 SILENT => self.activity.begin_head(),
                 IDLE => {
                     self.activity.begin_head();

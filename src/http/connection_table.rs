@@ -1,18 +1,23 @@
-//! Who holds the places of a listener, and who makes room when all are taken.
+//! The connection limit of a listener: which connections have a place, and which one is closed when all places are
+//! taken (load shedding, fair between addresses). `server` asks for a place for each connection that it accepts.
 //!
-//! While there are places, everybody gets one; many users may stand behind one address. When there are none:
+//! While places are free, every connection gets one, because many users may share one address. When none is free, the
+//! first of these rules that applies decides about a new connection:
 //!
-//! 1. The address that holds the most pays, if it holds more than its share (places divided by addresses present) and
-//!    more than the newcomer's address: its connection that has waited longest for its client is closed.
-//! 2. Otherwise the newcomer's own address replaces one of its own idle connections.
-//! 3. Otherwise the newcomer gets a place in the reserve, where the same rules hold: enough for one request to health or
-//!    metrics; anything else is refused as overloaded.
-//! 4. Otherwise it is closed.
+//! 1. An address that holds more than its share (places divided by addresses present), and more than the newcomer's
+//!    address, loses a connection: the address that holds the most, and of its connections the one that has waited
+//!    longest for its client.
+//! 2. The newcomer replaces an idle connection of its own address.
+//! 3. The newcomer gets a place in the reserve, where the same two rules apply. That is enough for one request for
+//!    health or metrics; any other request is rejected as overloaded.
+//! 4. The newcomer is closed.
 //!
-//! A request all of which has arrived, and an answer that is being sent, are never cut. One whose body is still arriving
-//! can be by the first rule, after idle connections and unfinished heads: it is answered 503. What a connection is doing is told by its
-//! [`Activity`], so a request costs this table nothing; a newcomer looks at every connection, but only when all places are
-//! taken (1,024 connections: a few microseconds).
+//! A request that has arrived completely and an answer that is being sent are never cut. A request whose body is still
+//! arriving can be cut by the first rule, after idle connections and unfinished heads of the same address; it is
+//! answered with 503.
+//!
+//! The table reads what a connection is doing from its [`Activity`], so a request costs the table nothing. A newcomer
+//! scans all connections, but only if all places are taken (1,024 connections: a few microseconds).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -26,22 +31,22 @@ use super::access::client::Network;
 use super::connection::{Activity, Awaited};
 use crate::telemetry::metrics::Metrics;
 
-/// Between two log lines that say that the listener is full.
+/// Shortest time between two log lines that say that the listener is full.
 const REMINDER: Duration = Duration::from_secs(60);
 
-/// Places in the reserve of a listener with so many places: a probe and a scrape at one time, with room for attempts to
-/// fill it.
+/// Number of places in the reserve of a listener with this many regular places. A probe and a scrape at the same time
+/// need two; the rest makes it harder to fill the reserve on purpose.
 pub(crate) fn reserve_of(places: usize) -> usize {
     (places / 64).max(8)
 }
 
-/// Sockets that a listener with so many places may have open: its places, the reserve, and as many connections that
-/// have been told to leave and are about to end.
+/// Number of sockets that a listener with this many regular places may have open: the regular places, the reserve, and
+/// as many again for connections that were told to close and are about to end.
 pub(crate) fn sockets_of(places: usize) -> usize {
     places.saturating_add(2 * reserve_of(places))
 }
 
-/// The connections of one listener.
+/// The connections of one listener and their places.
 pub(crate) struct ConnectionTable {
     places: Mutex<AllPlaces>,
     metrics: Arc<Metrics>,
@@ -51,26 +56,26 @@ struct AllPlaces {
     next_id: u64,
     regular: Places,
     reserve: Places,
-    /// When the log last said that the listener is full.
+    /// When the log last said that the listener was full.
     reminded: Option<Instant>,
 }
 
-/// A bounded number of places and who has them.
+/// A bounded number of places, and the connections that hold them.
 struct Places {
     most: usize,
     taken: usize,
-    /// By network, then by connection.
+    /// By network, then by the id of the connection.
     holders: HashMap<Network, BTreeMap<u64, Member>>,
 }
 
-/// A connection as the table sees it.
+/// What the table knows about a connection that holds a place.
 #[derive(Clone)]
 struct Member {
     activity: Activity,
     leave: CancellationToken,
 }
 
-/// A connection's place; given back when dropped.
+/// The place of one connection; dropping it frees the place.
 pub(crate) struct Place {
     table: Arc<ConnectionTable>,
     network: Network,
@@ -80,7 +85,7 @@ pub(crate) struct Place {
 }
 
 impl ConnectionTable {
-    /// A table of so many places, and a reserve beside them.
+    /// A table with this many regular places, and a reserve in addition.
     pub(crate) fn new(places: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             places: Mutex::new(AllPlaces {
@@ -93,7 +98,8 @@ impl ConnectionTable {
         })
     }
 
-    /// A place for a new connection, whatever has to be closed for it; `None` when it has to be closed itself.
+    /// Gives a place to a new connection, and tells another connection to close if necessary; `None` if the new
+    /// connection must be closed.
     pub(crate) fn place(self: &Arc<Self>, network: Network, activity: &Activity) -> Option<Place> {
         let mut guard = self.lock();
         let all = &mut *guard;
@@ -117,7 +123,7 @@ impl ConnectionTable {
         Some(Place { table, network, id, member, in_reserve })
     }
 
-    /// Whether there is a free place now; tells a connection to leave for it, if that helps.
+    /// True if there is a free place, after telling a connection to close if all are taken and one may be closed.
     fn make_room(&self, places: &mut Places, newcomer: Network) -> bool {
         if !places.is_full() {
             return true;
@@ -141,7 +147,7 @@ impl ConnectionTable {
 }
 
 impl AllPlaces {
-    /// Says that the listener is full, once a minute.
+    /// Logs that the listener is full, at most once a minute.
     fn remind(&mut self) {
         let now = Instant::now();
         if self.reminded.is_some_and(|last| now.saturating_duration_since(last) < REMINDER) {
@@ -153,8 +159,8 @@ impl AllPlaces {
             connections = places.taken,
             addresses = places.holders.len(),
             most_of_one_address = places.holders.values().map(BTreeMap::len).max(),
-            "every connection that server.max_connections allows is open; idle ones of the addresses that hold the most \
-             make room for new ones"
+            "all connections that server.max_connections allows are open; closing idle ones of the addresses that hold the \
+             most to admit new ones"
         );
     }
 }
@@ -183,7 +189,7 @@ impl Places {
         Some(member)
     }
 
-    /// The connection that makes room for one of `newcomer`.
+    /// The connection that must make room for a new one of `newcomer`, by rules 1 and 2 of this module.
     fn who_pays(&self, newcomer: Network) -> Option<(Network, u64)> {
         let own = self.holders.get(&newcomer).map_or(0, BTreeMap::len);
         let addresses = self.holders.len() + usize::from(own == 0);
@@ -192,8 +198,8 @@ impl Places {
             .holders
             .iter()
             .filter(|(network, members)| **network != newcomer && members.len() > share.max(own));
-        // The address that holds the most first; of its connections an idle one before an unfinished head, that before
-        // an unfinished body, and the one that has waited longest.
+        // Order: the address that holds the most first; of its connections, idle ones before unfinished heads before
+        // unfinished bodies; of these, the one that has waited longest.
         let waiting = others.flat_map(|(network, members)| {
             let held = Reverse(members.len());
             members.iter().filter_map(move |(id, member)| {
@@ -214,17 +220,18 @@ impl Places {
 }
 
 impl Place {
-    /// Resolves when the connection should end to make room.
+    /// Resolves when the connection must close to make room.
     pub(crate) async fn told_to_leave(&self) {
         self.member.leave.cancelled().await;
     }
 
-    /// Cancelled when the connection should end to make room.
+    /// A token that is cancelled when the connection must close to make room.
     pub(crate) fn leave_token(&self) -> CancellationToken {
         self.member.leave.clone()
     }
 
-    /// False for a connection of the reserve, unless there is a regular place for it by now.
+    /// True if the connection has a regular place. A connection in the reserve moves to a regular place first, if the
+    /// rules now give it one.
     pub(crate) fn is_regular(&self) -> bool {
         if !self.in_reserve.load(Ordering::Relaxed) {
             return true;
@@ -232,7 +239,7 @@ impl Place {
         let mut guard = self.table.lock();
         let all = &mut *guard;
         let Some(member) = all.reserve.remove(self.network, self.id) else {
-            // It has been told to leave.
+            // The connection has been told to close.
             return false;
         };
         let has_room = self.table.make_room(&mut all.regular, self.network);
@@ -246,7 +253,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut all = self.table.lock();
-        // A connection that was told to leave is in neither.
+        // A connection that was told to close is in neither list.
         if all.regular.remove(self.network, self.id).is_none() {
             all.reserve.remove(self.network, self.id);
         }
@@ -262,7 +269,7 @@ mod tests {
         metrics: Arc<Metrics>,
     }
 
-    /// A connection and what it does.
+    /// A connection as a test holds it.
     struct Client {
         activity: Activity,
         place: Place,
@@ -277,7 +284,7 @@ mod tests {
             self.place.in_reserve.load(Ordering::Relaxed)
         }
 
-        /// Has asked, was answered, and waits.
+        /// Lets the connection become idle after one request.
         fn idle(self) -> Self {
             drop(self.activity.begin_request());
             self
@@ -319,7 +326,7 @@ mod tests {
         let rig = Rig::new(4);
         let bystander = rig.connect("10.0.0.9").idle();
         let crowd: Vec<Client> = (0..3).map(|_| rig.connect("10.0.0.1").idle()).collect();
-        // The first is not the one that has waited longest.
+        // The first has just finished a request, so it is not the one that has waited longest.
         drop(crowd[0].activity.begin_request());
         let newcomer = rig.connect("10.0.0.2");
         assert_eq!(leaving(&crowd), [false, true, false]);
@@ -386,7 +393,7 @@ mod tests {
         assert!(own.is_in_reserve() && !slow.is_leaving() && !head.is_leaving());
         let first = rig.connect("10.0.0.2");
         assert!(head.is_leaving() && !slow.is_leaving() && !first.is_in_reserve());
-        // Neither address holds more than its share now; a third one finds the slow body of the one that does.
+        // Now neither address holds more than its share. A connection from a third address makes the slow body close.
         let _more = rig.connect("10.0.0.1");
         drop(first);
         let more = rig.connect("10.0.0.1");
@@ -405,14 +412,14 @@ mod tests {
         busy[1].activity.set_stalled(true);
         let crowd: Vec<Client> = (0..8).map(|_| rig.connect("10.0.0.1")).collect();
         assert!(crowd.iter().all(Client::is_in_reserve));
-        // One more of the crowd replaces one of the crowd, and so does a probe, as long as the crowd has more.
+        // Another connection of the crowd replaces one of the crowd, and so does a probe while the crowd holds more.
         let more = rig.connect("10.0.0.1");
         let probe = rig.connect("10.0.0.2");
         assert!(more.is_in_reserve() && probe.is_in_reserve() && !probe.place.is_regular());
         assert_eq!(leaving(&crowd).iter().filter(|leaving| **leaving).count(), 2);
         assert_eq!(leaving(&busy), [false, false]);
         assert_eq!(rig.held(), (2, 8));
-        // Nobody in the reserve waits any more: there is nothing left to give.
+        // No connection in the reserve waits for its client any more, so a newcomer gets no place.
         let requests: Vec<_> = crowd[2..]
             .iter()
             .chain([&more, &probe])
@@ -431,7 +438,7 @@ mod tests {
         let waiting = rig.connect("10.0.0.2");
         assert!(waiting.is_in_reserve() && !waiting.place.is_regular());
         drop(request);
-        // Idle now: it may be closed, as its address holds more than its share without the newcomer.
+        // The busy connection ends, which frees a regular place.
         drop(busy);
         assert!(waiting.place.is_regular() && !waiting.is_in_reserve());
         assert_eq!(rig.held(), (1, 0));

@@ -1,4 +1,4 @@
-//! How errors of other folders become refusals: what each means to a client.
+//! Converts errors of other folders (`engine`, `images`, `fetch`, `input`) into [`ApiError`].
 
 use std::time::Duration;
 
@@ -14,46 +14,47 @@ impl From<EngineError> for ApiError {
         match error {
             EngineError::Overloaded { retry_after } => Self::new(
                 Code::Overloaded,
-                "the server has no room at present; try again after the delay in retry-after",
+                "the server is overloaded; retry after the delay in the retry-after header",
             )
             .retry_after(retry_after),
             EngineError::TooLargeForDeadline { estimate, deadline } => Self::new(
                 Code::BatchTooLarge,
                 format!(
-                    "the call would take about {} ms of an idle server, its deadline leaves {} ms; ask for less in one call",
+                    "the request would take about {} ms on an idle server, its deadline leaves {} ms; split it or ask for less",
                     estimate.as_millis(),
                     deadline.as_millis()
                 ),
             ),
             EngineError::TooManyRows { rows, capacity } => Self::new(
                 Code::BatchTooLarge,
-                format!("the call needs {rows} rows, the queue holds {capacity}; split it"),
+                format!(
+                    "the request needs {rows} rows, the queue holds {capacity} (engine.capacity_rows); split it"
+                ),
             ),
             EngineError::ShuttingDown => shutting_down(),
             EngineError::WorkerDown => Self::not_ready(),
             EngineError::DeadlineExceeded => Self::deadline_exceeded(),
             EngineError::InferenceFailed(_) => inference_failed(),
             EngineError::SlowReader => {
-                Self::new(Code::RequestTimeout, "the stream was read too slowly; read faster")
+                Self::new(Code::RequestTimeout, "the client reads too slowly; read faster")
             }
         }
     }
 }
 
-/// The process is ending.
 fn shutting_down() -> ApiError {
     let error = ApiError::new(
         Code::ShuttingDown,
-        "the server is shutting down; try another, or this one later",
+        "the server is shutting down; retry on another server, or later",
     );
     error.retry_after(Duration::from_secs(5))
 }
 
-/// The model failed, or gave something that is no number.
+/// The model failed, or its output was not finite.
 pub(crate) fn inference_failed() -> ApiError {
     ApiError::new(
         Code::InferenceFailed,
-        "the model failed on this input; the cause is in the server's log",
+        "the model failed on this input; the server log has the cause",
     )
 }
 
@@ -72,15 +73,15 @@ impl From<InputError> for ApiError {
                 Code::ImageTooLarge
             }
             InputError::OutOfMemory { bytes } => {
-                tracing::warn!(bytes, "no memory for an image");
+                tracing::warn!(bytes, "cannot allocate memory for an image");
                 return Self::new(Code::Overloaded, error.to_string())
                     .retry_after(Duration::from_secs(1));
             }
-            // Whoever waited has left; if someone is there all the same, the time is over.
+            // Decoding stops when nobody waits for the image any longer. A client that sees this error ran out of time.
             InputError::Stopped => return Self::deadline_exceeded(),
             InputError::TextTooLong { .. } => Code::TextTooLong,
             InputError::Tokenizer(cause) => {
-                tracing::error!(cause = clipped(&cause), "a tokenizer failed");
+                tracing::error!(cause = clipped(&cause), "the tokenizer failed");
                 return Self::internal();
             }
         };
@@ -94,10 +95,10 @@ impl From<ImagesError> for ApiError {
             ImagesError::Input(error) => error.into(),
             ImagesError::NotFound(_) => Self::new(
                 Code::ImageNotFound,
-                "the image is not held (any more); send its bytes again",
+                "no image with this id is in the cache; send the image's bytes again",
             ),
             ImagesError::Overloaded => {
-                Self::new(Code::Overloaded, "too many images wait for decoding; try again later")
+                Self::new(Code::Overloaded, "too many images wait to be decoded; retry later")
                     .retry_after(Duration::from_secs(1))
             }
         }
@@ -111,7 +112,7 @@ impl From<FetchError> for ApiError {
             FetchError::Unreachable => Code::UrlUnreachable,
             FetchError::DeadlineExceeded => return Self::deadline_exceeded(),
             FetchError::Overloaded => {
-                let detail = "too many images are being fetched; try again later";
+                let detail = "too many images are being fetched; retry later";
                 return Self::new(Code::Overloaded, detail).retry_after(Duration::from_secs(1));
             }
         };
@@ -120,7 +121,7 @@ impl From<FetchError> for ApiError {
 }
 
 impl ApiError {
-    /// The same error at a field.
+    /// Assigns the error to a field, unless it already names one.
     pub(crate) fn at(self, field: &str) -> Self {
         if !self.errors.is_empty() {
             return self;

@@ -1,12 +1,12 @@
-//! Every refusal that a client can see, and the only file with status codes of refusals.
+//! Every error that a client can see. This is the only file that assigns HTTP status codes to errors.
 //!
-//! - [`Code`] is the closed list of `api.md`; clients switch on it alone.
-//! - [`ApiError`] is what handlers and extractors return. Its `detail` says what is accepted and what to do
-//!   next, never how the server works inside; causes are logged where they happen.
-//! - [`Problem`] is its shape on the wire (RFC 9457). `middleware::problem` renders it, because only there the
-//!   request's id is known; batch answers and event streams render it themselves.
+//! - [`Code`] is the closed list of error codes from `api.md`. Clients switch on the code only.
+//! - [`ApiError`] is what handlers and extractors return. Its `detail` says what is accepted and what to do next. It
+//!   never reveals internals; causes are logged where they occur.
+//! - [`Problem`] is the response body of an error (RFC 9457). `middleware::problem` writes it, because the request's id
+//!   is known there. Batch answers and event streams write their own.
 //!
-//! How the errors of other folders become an [`ApiError`] is in `convert`.
+//! `convert` turns the errors of other folders into an [`ApiError`].
 
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,15 +17,15 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// The media type of every refusal.
+/// The media type of every error response.
 pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
 
-/// What comes with 401.
+/// The `www-authenticate` header of a 401 response.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"blip\"");
 
 macro_rules! codes {
     ($($code:ident $name:literal $status:ident $title:literal;)*) => {
-        /// What went wrong; the list is closed.
+        /// Error code to switch on; the list is closed.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
         #[serde(rename_all = "snake_case")]
         pub(crate) enum Code {
@@ -33,20 +33,19 @@ macro_rules! codes {
         }
 
         impl Code {
-            /// Every code.
             pub(crate) const ALL: &'static [Self] = &[$(Self::$code),*];
 
-            /// The code as clients see it.
+            /// The code as clients and metric labels see it.
             pub(crate) fn name(self) -> &'static str {
                 match self { $(Self::$code => $name,)* }
             }
 
-            /// Its status.
+            /// The HTTP status of the response.
             pub(crate) fn status(self) -> StatusCode {
                 match self { $(Self::$code => StatusCode::$status,)* }
             }
 
-            /// A short sentence that never varies.
+            /// A short sentence, always the same for one code.
             pub(crate) fn title(self) -> &'static str {
                 match self { $(Self::$code => $title,)* }
             }
@@ -56,52 +55,52 @@ macro_rules! codes {
 
 codes! {
     InvalidRequest "invalid_request" BAD_REQUEST "The request is not valid";
-    Unauthorized "unauthorized" UNAUTHORIZED "An API key is needed";
-    OriginNotAllowed "origin_not_allowed" FORBIDDEN "Pages of this origin may not ask";
-    RouteNotFound "route_not_found" NOT_FOUND "There is nothing at this path";
+    Unauthorized "unauthorized" UNAUTHORIZED "A valid API key is needed";
+    OriginNotAllowed "origin_not_allowed" FORBIDDEN "Requests from this origin are not allowed";
+    RouteNotFound "route_not_found" NOT_FOUND "No endpoint exists at this path";
     ModelNotFound "model_not_found" NOT_FOUND "No such model is loaded for this endpoint";
     TaskNotLoaded "task_not_loaded" NOT_FOUND "No loaded model serves this endpoint";
-    ImageNotFound "image_not_found" NOT_FOUND "The image is not held any more";
-    MethodNotAllowed "method_not_allowed" METHOD_NOT_ALLOWED "The path does not take this method";
-    HeadTooLarge "head_too_large" REQUEST_HEADER_FIELDS_TOO_LARGE "The head of the request is too large";
+    ImageNotFound "image_not_found" NOT_FOUND "The image is not in the cache";
+    MethodNotAllowed "method_not_allowed" METHOD_NOT_ALLOWED "The path does not support this method";
+    HeadTooLarge "head_too_large" REQUEST_HEADER_FIELDS_TOO_LARGE "The request line or headers are too large";
     RequestTimeout "request_timeout" REQUEST_TIMEOUT "The client was too slow";
     PayloadTooLarge "payload_too_large" PAYLOAD_TOO_LARGE "The body or an image file is too large";
-    UnsupportedMediaType "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE "The body's type or encoding is not accepted";
-    UnsupportedImageFormat "unsupported_image_format" UNSUPPORTED_MEDIA_TYPE "The image's format is not accepted";
+    UnsupportedMediaType "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE "The content type or encoding is not supported";
+    UnsupportedImageFormat "unsupported_image_format" UNSUPPORTED_MEDIA_TYPE "The image format is not supported";
     UndecodableImage "undecodable_image" UNPROCESSABLE_ENTITY "The image cannot be decoded";
     ImageTooLarge "image_too_large" UNPROCESSABLE_ENTITY "The image has too many pixels";
     TextTooLong "text_too_long" UNPROCESSABLE_ENTITY "A text is too long";
-    BatchTooLarge "batch_too_large" UNPROCESSABLE_ENTITY "The call asks for too much at once";
-    ScoreNotAvailable "score_not_available" UNPROCESSABLE_ENTITY "The model does not have this score";
-    FetchDisabled "fetch_disabled" UNPROCESSABLE_ENTITY "Images are not fetched by URL";
+    BatchTooLarge "batch_too_large" UNPROCESSABLE_ENTITY "The request asks for too much at once";
+    ScoreNotAvailable "score_not_available" UNPROCESSABLE_ENTITY "The model does not support this score";
+    FetchDisabled "fetch_disabled" UNPROCESSABLE_ENTITY "Fetching images by URL is disabled";
     UrlNotAllowed "url_not_allowed" UNPROCESSABLE_ENTITY "The URL is not allowed";
     UrlUnreachable "url_unreachable" UNPROCESSABLE_ENTITY "The URL could not be fetched";
     RateLimited "rate_limited" TOO_MANY_REQUESTS "Too many requests";
     InferenceFailed "inference_failed" INTERNAL_SERVER_ERROR "The model failed on this input";
-    InternalError "internal_error" INTERNAL_SERVER_ERROR "The server failed";
-    Overloaded "overloaded" SERVICE_UNAVAILABLE "The server has no room at present";
+    InternalError "internal_error" INTERNAL_SERVER_ERROR "Internal server error";
+    Overloaded "overloaded" SERVICE_UNAVAILABLE "The server is overloaded";
     NotReady "not_ready" SERVICE_UNAVAILABLE "The server is not ready";
     ShuttingDown "shutting_down" SERVICE_UNAVAILABLE "The server is shutting down";
     DeadlineExceeded "deadline_exceeded" GATEWAY_TIMEOUT "The deadline passed before the answer was ready";
 }
 
-/// A field at fault.
+/// An invalid field of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct FieldError {
-    /// Its path, the same in every encoding.
+    /// Path of the field, the same for JSON, forms and query strings.
     #[schema(example = "inputs[2].num_beams")]
     pub(crate) field: String,
-    /// What is accepted there.
+    /// What is wrong with the field, or what it accepts.
     pub(crate) detail: String,
 }
 
 impl FieldError {
-    /// A fault of `field`.
+    /// Replaces control characters in both texts.
     pub(crate) fn new(field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { field: printable(field.into()), detail: printable(detail.into()) }
     }
 
-    /// The same fault seen from the value that holds the field.
+    /// Prefixes the field's path with that of the value that contains it.
     pub(crate) fn inside(self, parent: &str) -> Self {
         if parent.is_empty() {
             return self;
@@ -110,62 +109,61 @@ impl FieldError {
     }
 }
 
-/// Without control characters: names of a client's own making are repeated, and a terminal that shows them would obey.
+/// Replaces control characters: errors repeat field names that the client made up, and a terminal would interpret them.
 fn printable(text: String) -> String {
     if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
 }
 
-/// A refusal or failure as handlers return it.
+/// An error as handlers and extractors return it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ApiError {
-    /// What went wrong.
     pub(crate) code: Code,
-    /// What is accepted and what to do next.
+    /// What is accepted and what the client can do next.
     pub(crate) detail: Cow<'static, str>,
-    /// The fields at fault.
+    /// The invalid fields; empty if the error concerns no field.
     pub(crate) errors: Vec<FieldError>,
-    /// When to try again.
+    /// Delay for the `retry-after` header.
     pub(crate) retry_after: Option<Duration>,
-    /// The connection cannot be used further: the request's body was left unread.
+    /// Close the connection after the response, because the request's body was not read to its end.
     pub(crate) close: bool,
 }
 
-/// A refusal on the wire.
+/// An error response (RFC 9457).
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Problem {
-    /// `urn:blip:problem:` and the code.
+    /// URI of the error type: `urn:blip:problem:` followed by `code`.
     #[serde(rename = "type")]
     #[schema(example = "urn:blip:problem:invalid_request")]
     kind: String,
-    /// A short sentence that never varies with the code.
+    /// A short sentence, always the same for one `code`.
     title: &'static str,
-    /// The HTTP status.
+    /// HTTP status of this error.
     #[schema(example = 400, minimum = 400, maximum = 599)]
     status: u16,
-    /// What to switch on.
+    /// Error code to switch on.
     #[schema(inline)]
     code: Code,
-    /// What is accepted and what to do next.
+    /// What is accepted and what you can do next.
     detail: String,
-    /// The request's id, as in `x-request-id`.
+    /// Request id, as in `x-request-id`.
     request_id: String,
-    /// The fields at fault.
+    /// The invalid fields; absent if the error concerns no field.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldError>,
 }
 
 impl ApiError {
-    /// A refusal without a field.
+    /// An error that concerns no single field.
     pub(crate) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { code, detail: detail.into(), errors: Vec::new(), retry_after: None, close: false }
     }
 
-    /// One field is at fault.
+    /// An error that concerns one field.
     pub(crate) fn field(code: Code, field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::fields(code, vec![FieldError::new(field, detail)])
     }
 
-    /// These fields are at fault; the detail repeats the first.
+    /// An error that concerns these fields. Its detail repeats the first of them.
     pub(crate) fn fields(code: Code, errors: Vec<FieldError>) -> Self {
         let detail = errors.first().map_or_else(
             || code.title().to_owned(),
@@ -174,41 +172,40 @@ impl ApiError {
         Self { errors, ..Self::new(code, detail) }
     }
 
-    /// The request is not valid as a whole.
+    /// `invalid_request` that concerns no single field.
     pub(crate) fn invalid(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::InvalidRequest, detail)
     }
 
-    /// The deadline has passed.
     pub(crate) fn deadline_exceeded() -> Self {
         Self::new(
             Code::DeadlineExceeded,
-            "the deadline passed before the answer was ready; ask for less, or allow more time",
+            "the deadline passed before the answer was ready; ask for less or allow more time",
         )
     }
 
-    /// The server is still loading, or its worker has gone.
+    /// Models are still loading, or the worker is down.
     pub(crate) fn not_ready() -> Self {
         let error = Self::new(Code::NotReady, "no model is ready to answer; see /health/ready");
         error.retry_after(Duration::from_secs(5))
     }
 
-    /// Something that must not happen; the cause has been logged.
+    /// An internal error. The caller has logged the cause.
     pub(crate) fn internal() -> Self {
-        Self::new(Code::InternalError, "the server failed on this request; the cause is in its log")
+        Self::new(Code::InternalError, "internal server error; the server log has the cause")
     }
 
-    /// Tells when to try again.
+    /// Sets the delay for the `retry-after` header.
     pub(crate) fn retry_after(self, delay: Duration) -> Self {
         Self { retry_after: Some(delay), ..self }
     }
 
-    /// Ends the connection after this answer.
+    /// Closes the connection after the response.
     pub(crate) fn closing(self) -> Self {
         Self { close: true, ..self }
     }
 
-    /// The same refusal seen from the value that holds the fields.
+    /// Prefixes the paths of all fields with that of the value that contains them.
     pub(crate) fn inside(mut self, parent: &str) -> Self {
         if let Some(first) = self.errors.first()
             && self.detail.starts_with(&first.field)
@@ -219,7 +216,7 @@ impl ApiError {
         self
     }
 
-    /// Its shape on the wire.
+    /// The problem that the client receives.
     pub(crate) fn to_problem(&self, request_id: &str) -> Problem {
         Problem {
             kind: format!("urn:blip:problem:{}", self.code.name()),
@@ -232,14 +229,14 @@ impl ApiError {
         }
     }
 
-    /// The body of its answer.
+    /// The response body: the problem as JSON.
     pub(crate) fn to_body(&self, request_id: &str) -> Vec<u8> {
         serde_json::to_vec(&self.to_problem(request_id))
             .expect("a problem holds only strings and numbers")
     }
 
-    /// `Retry-After` in whole seconds, at least 1; every other request is told a second more, so that those who were
-    /// refused together do not come back together.
+    /// `Retry-After` in whole seconds, rounded up, at least 1. Half of the requests get one second more (jitter), so
+    /// that clients rejected at the same time do not all retry at the same time.
     pub(crate) fn retry_after_value(&self, request_id: &str) -> Option<HeaderValue> {
         let seconds = self.retry_after?.as_millis().div_ceil(1000).max(1) as u64;
         Some(HeaderValue::from(seconds + jitter(request_id)))
@@ -247,7 +244,7 @@ impl ApiError {
 }
 
 impl IntoResponse for ApiError {
-    /// The status, the error itself as an extension, no body yet: `middleware::problem` adds it and `Retry-After`.
+    /// Sets the status and stores the error as an extension. `middleware::problem` adds the body and `Retry-After`.
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();
         if self.close {
@@ -261,22 +258,22 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// 0 or 1, by the request's id: the same request is told the same.
+/// 0 or 1, derived from the request's id, so that the same id always gets the same value.
 fn jitter(request_id: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     request_id.hash(&mut hasher);
     hasher.finish() & 1
 }
 
-/// The refusal that stands for a status that the framework answered by itself.
+/// The error for a status with which axum or hyper answered a request by itself.
 pub(crate) fn from_status(status: StatusCode) -> ApiError {
     match status {
         StatusCode::NOT_FOUND => {
-            ApiError::new(Code::RouteNotFound, "there is nothing at this path; check its spelling")
+            ApiError::new(Code::RouteNotFound, "no endpoint at this path; check the spelling")
         }
         StatusCode::METHOD_NOT_ALLOWED => ApiError::new(
             Code::MethodNotAllowed,
-            "this path does not take this method; the allow header lists those that it takes",
+            "this path does not support this method; the allow header lists those that it supports",
         ),
         StatusCode::REQUEST_TIMEOUT => {
             ApiError::new(Code::RequestTimeout, "the request did not arrive in time; send it again")

@@ -1,5 +1,5 @@
-//! What the flat generation parameters mean together: defaults, conflicts, and the strategy that follows.
-//! Ranges of single fields are checked by their types (`extract::fields`).
+//! Turns the generation parameters of a request into [`GenerationParams`]: defaults, conflicts between parameters, and
+//! the decoding strategy. The types of the fields check their ranges (`extract::fields`).
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -11,12 +11,12 @@ use super::extract::fields::{
 use super::settings::Limits;
 use crate::task::{EarlyStopping, GenerationParams, Strategy};
 
-/// Seeds are below 2^53: every JSON reader holds them exactly.
+/// Seeds are below 2^53, so that every JSON parser represents them exactly.
 const SEED_BITS: u32 = 53;
 const DEFAULT_MAX_NEW_TOKENS: usize = 20;
 const DEFAULT_TOP_K: usize = 50;
 
-/// The parameters as the client gave them.
+/// The parameters as sent by the client; `None` means absent.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct GenerationFields {
     pub(crate) max_new_tokens: Option<Int<1, 65_536>>,
@@ -35,7 +35,7 @@ pub(crate) struct GenerationFields {
 }
 
 impl GenerationFields {
-    /// The first parameter that is given at all; candidates take none.
+    /// Name of the first parameter that is present. `/vqa` rejects any of them together with `candidates`.
     pub(crate) fn first_given(&self) -> Option<&'static str> {
         let given = [
             ("max_new_tokens", self.max_new_tokens.is_some()),
@@ -55,10 +55,11 @@ impl GenerationFields {
         given.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
     }
 
-    /// What the parameters mean.
+    /// Applies the defaults and chooses the decoding strategy.
     ///
     /// # Errors
-    /// `invalid_request` with every conflict among them.
+    /// `invalid_request` with all conflicts between the parameters; `text_too_long` when `max_new_tokens` exceeds the
+    /// model's `max_text_tokens`.
     pub(crate) fn into_params(
         self,
         limits: &Limits,
@@ -92,7 +93,7 @@ impl GenerationFields {
         conflict(
             sampling && num_beams > 1,
             "num_beams",
-            "1 with do_sample: sampling with beams is not offered".to_owned(),
+            "must be 1 with do_sample; sampling with beams is not supported".to_owned(),
         );
         conflict(
             !sampling && num_return_sequences > num_beams,
@@ -102,9 +103,9 @@ impl GenerationFields {
         if !errors.is_empty() {
             return Err(ApiError::fields(Code::InvalidRequest, errors));
         }
-        // The start token and every new one but the last, which is never read, need a position each.
+        // The start token and every new token need a position, except the last one, which the decoder never reads.
         if max_new_tokens > max_text_tokens {
-            let detail = format!("the model writes at most {max_text_tokens} tokens");
+            let detail = format!("the model generates at most {max_text_tokens} tokens");
             return Err(ApiError::field(Code::TextTooLong, "max_new_tokens", detail));
         }
         Ok(GenerationParams {
@@ -141,7 +142,7 @@ impl GenerationFields {
         }
     }
 
-    /// Parameters set to something other than their default that could have no effect.
+    /// Errors for parameters that have no effect with the chosen strategy. A parameter set to its default is no error.
     fn without_effect(&self, sampling: bool, beams: bool) -> Vec<FieldError> {
         let differs = |value: Option<f32>, default: f32| {
             value.is_some_and(|value| (value - default).abs() > 0.0)
@@ -178,7 +179,7 @@ impl GenerationFields {
     }
 }
 
-/// The seed to report: drawn or given, where there is one.
+/// The seed to report in the answer, given or drawn; `None` unless sampling.
 pub(crate) fn seed_of(params: &GenerationParams) -> Option<u64> {
     match params.strategy {
         Strategy::Sample { seed, .. } => Some(seed),
@@ -190,8 +191,8 @@ fn count<const MIN: u64, const MAX: u64>(given: Option<Int<MIN, MAX>>, default: 
     given.map_or(default, |value| value.0 as usize)
 }
 
-/// A fresh seed from the operating system's randomness (by way of the standard library's hash keys, which are
-/// new for every `RandomState` of a thread); it has to differ between calls, not to be a secret.
+/// Draws a seed. It comes from the operating system's randomness by way of the standard library's hash keys, which
+/// differ for every `RandomState`. It must differ between calls, but need not be secret.
 fn draw_seed() -> u64 {
     RandomState::new().hash_one(std::time::Instant::now()) >> (u64::BITS - SEED_BITS)
 }
@@ -280,8 +281,8 @@ mod tests {
         assert_eq!(short(Some(Int(12))), Ok(GenerationParams::greedy(12)));
         let refused = short(Some(Int(13))).unwrap_err();
         assert_eq!(refused.code, Code::TextTooLong);
-        assert_eq!(refused.detail, "max_new_tokens: the model writes at most 12 tokens");
-        // The server's own limit is named whatever the model could do.
+        assert_eq!(refused.detail, "max_new_tokens: the model generates at most 12 tokens");
+        // The server's own limit is checked first, whatever the model's limit is.
         let refused = short(Some(Int(1000))).unwrap_err();
         assert_eq!((refused.code, refused.errors.len()), (Code::InvalidRequest, 1));
         assert!(refused.detail.contains("from 1 to 64"), "{}", refused.detail);

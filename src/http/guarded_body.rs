@@ -1,5 +1,5 @@
-//! An answer's body that holds something until it is dropped: what counts or times an answer lives as long as the
-//! answer is being sent. `server` and `middleware::observe` use it.
+//! A response body that keeps a guard alive until the body is dropped. So a guard that counts or times an answer lives
+//! as long as the answer is being sent. `server` and `middleware::observe` use it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,20 +8,21 @@ use axum::body::Body;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-/// What a body holds.
+/// A value that lives as long as a response body.
 pub(crate) trait BodyGuard {
-    /// The last byte has been handed on; not called for an answer that is given up before.
+    /// Called when the last byte has been passed on. Not called if the answer is abandoned before. May be called more
+    /// than once.
     fn ended(&mut self) {}
 }
 
-/// A body and its guard.
+/// A response body and its guard.
 pub(crate) struct GuardedBody<G> {
     body: Body,
     guard: G,
 }
 
 impl<G: BodyGuard> GuardedBody<G> {
-    /// Holds `guard` as long as the body lives.
+    /// Keeps `guard` alive as long as `body`.
     pub(crate) fn new(body: Body, mut guard: G) -> Self {
         if body.is_end_stream() {
             guard.ended();

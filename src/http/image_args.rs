@@ -1,5 +1,4 @@
-//! The images of a call: each distinct one is parsed once, fetched and decoded once, and awaited by every input that
-//! uses it.
+//! The images of a call. Each distinct image is parsed, fetched and decoded once, even if several inputs use it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,61 +20,60 @@ use crate::input::{ImageValue, InputSettings};
 use crate::task::{PreparedImage, Preprocessing};
 use crate::telemetry::logging::clipped;
 
-/// Base64 up to this length is undone on the spot (about 50 us).
+/// Base64 of up to this many bytes in total is decoded on the async thread (about 50 us).
 const INLINE_BASE64: usize = 64 << 10;
 
-/// An image of an input, and what the client called it.
+/// An image of an input, with the path of the field that holds it.
 #[derive(Debug, Clone)]
 pub(crate) struct ImageArg {
-    /// What the client sent.
     pub(crate) field: ImageField,
-    /// `image`, or `images[3]`.
+    /// Path of the field within its input: `image`, or `images[3]`.
     pub(crate) path: String,
 }
 
 impl ImageArg {
-    /// The one image of an input.
+    /// The only image of an input, from its field `image`.
     pub(crate) fn single(field: ImageField) -> Self {
         Self { field, path: "image".to_owned() }
     }
 
-    /// The images of an input that takes a list.
+    /// The images of an input, from its field `images`.
     pub(crate) fn list(fields: Vec<ImageField>) -> Vec<Self> {
         let named = fields.into_iter().enumerate();
         named.map(|(index, field)| Self { field, path: format!("images[{index}]") }).collect()
     }
 }
 
-/// A prepared image on its way; clones wait for the same.
+/// A future that resolves to a prepared image. Clones share the work and the result.
 pub(crate) type SharedImage = Shared<BoxFuture<'static, Result<PreparedImage, ApiError>>>;
 
 /// The distinct images of a call.
 pub(crate) struct ImageSet {
     distinct: Vec<Distinct>,
-    /// For each input, which images it uses.
+    /// For each input, the indices of its images in `distinct`.
     uses: Vec<Vec<usize>>,
 }
 
 struct Distinct {
     field: ImageField,
-    /// Where it stands first, for errors.
+    /// Path of the first field that holds the image, for errors.
     path: String,
     source: Result<Source, ApiError>,
 }
 
-/// Where an image's bytes come from.
+/// Where an image comes from.
 #[derive(Debug)]
 enum Source {
     Here(ImageSource),
     Url(Fetcher, Target),
 }
 
-/// What makes two images of a call the same one.
+/// Two images of a call with equal identities are processed once.
 #[derive(PartialEq, Eq, Hash)]
 enum Identity {
-    /// The place of its value in memory: an image that stands beside the inputs is shared by all of them.
+    /// Address and length of the value in memory. An image given as a default next to `inputs` is shared by all inputs.
     Place(usize, usize),
-    /// Its URL, so that a host is asked once however often it is named.
+    /// The URL, so that each URL is fetched only once.
     Url(Arc<str>),
 }
 
@@ -92,7 +90,7 @@ impl Identity {
 }
 
 impl ImageSet {
-    /// Collects the images of the inputs that were planned.
+    /// Collects the distinct images of all inputs that were planned successfully.
     pub(crate) fn new<E: Endpoint>(batch: bool, plans: &[Result<E, ApiError>]) -> Self {
         let mut places: HashMap<Identity, usize> = HashMap::new();
         let mut distinct = Vec::new();
@@ -113,22 +111,22 @@ impl ImageSet {
         Self { distinct, uses }
     }
 
-    /// How many different images the call has, as far as URLs and addresses in memory tell.
+    /// Number of distinct images, as far as URLs and memory addresses tell.
     pub(crate) fn distinct(&self) -> usize {
         self.distinct.len()
     }
 
-    /// Most bytes that the images take beside the body: what base64 decodes to, and prepared pixels. What is fetched has
-    /// a bound of its own, see [`Fetcher::fetch`].
+    /// Upper bound on the bytes that the images need in addition to the request body: decoded base64 and prepared
+    /// pixels. Fetched files have their own bound, see [`Fetcher::fetch`].
     pub(crate) fn bytes_beside_body(&self, preprocessing: Preprocessing) -> u64 {
         let pixels = u64::from(preprocessing.width) * u64::from(preprocessing.height) * 3;
         self.distinct.iter().map(|image| pixels + file_bytes(&image.field)).sum()
     }
 
-    /// Reads the image values: base64 to bytes, ids, URLs.
+    /// Parses the image values: base64, ids and URLs.
     ///
     /// # Errors
-    /// `invalid_request` when one is no image value at all; everything else stays with the image.
+    /// `invalid_request` when a value is not an image value. Any other error is stored with its image.
     pub(crate) async fn parse(
         &mut self,
         settings: &InputSettings,
@@ -166,7 +164,7 @@ impl ImageSet {
         }
     }
 
-    /// Images that came as a file or are to be fetched: they may have to be decoded.
+    /// Number of images that may have to be decoded: all but those given by id.
     pub(crate) fn files(&self) -> usize {
         let is_file = |image: &Distinct| {
             matches!(image.source, Ok(Source::Here(ImageSource::Bytes(_)) | Source::Url(..)))
@@ -174,7 +172,7 @@ impl ImageSet {
         self.distinct.iter().filter(|image| is_file(image)).count()
     }
 
-    /// Starts to find the images; each begins when the first input waits for it.
+    /// Makes the futures that fetch and decode the images. A future starts when an input first waits for it.
     pub(crate) fn finder(
         self,
         services: &Services,
@@ -198,7 +196,7 @@ impl ImageSet {
                         let fetched =
                             fetched.map_err(|error| ApiError::from(error).at(&image.path))?;
                         context.note(|notes| notes.add_fetch(fetched.took));
-                        // The bytes are bounded by their place among the fetches, which goes with them.
+                        // These bytes need no reservation: they hold a fetch permit, which bounds them.
                         ImageSource::Bytes(fetched.bytes)
                     }
                 };
@@ -220,8 +218,8 @@ impl ImageSet {
     }
 }
 
-/// A file that a decoding thread may hold after its call has ended, and the room that the call has reserved for it: it is
-/// given back when the last clone of the bytes is dropped.
+/// An image file together with the call's reservation for it. A decoding thread may hold the file after the call has
+/// ended; the reservation is released when the last clone of the bytes is dropped.
 struct Held {
     bytes: Bytes,
     _hold: Hold,
@@ -237,21 +235,21 @@ fn held(bytes: Bytes, hold: Hold) -> Bytes {
     Bytes::from_owner(Held { bytes, _hold: hold })
 }
 
-/// Images on their way, by input.
+/// The image futures of a call, by input.
 pub(crate) struct Finder {
     images: Vec<SharedImage>,
     uses: Vec<Vec<usize>>,
 }
 
 impl Finder {
-    /// The images of an input, in order.
+    /// The futures of an input's images, in order.
     pub(crate) fn of(&self, input: usize) -> Vec<SharedImage> {
         self.uses[input].iter().map(|&image| self.images[image].clone()).collect()
     }
 }
 
-/// Most bytes that an image value becomes beside the body: three for every four characters of base64. Ids and URLs count
-/// as if they were base64; their length is nothing.
+/// Upper bound on the bytes that an image value needs in addition to the body: three for every four characters of
+/// base64. Ids and URLs count as if they were base64; they are short enough not to matter.
 fn file_bytes(field: &ImageField) -> u64 {
     match field {
         ImageField::Bytes(_) => 0,

@@ -1,25 +1,26 @@
-//! What `/info` tells of batching; `app` fills it from the engine's settings, which `http` does not know.
+//! The batching settings that `/info` shows. `app` fills them in from the engine's settings, which `http` must not
+//! import.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// How work is batched.
+/// Settings of admission control and batching.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct BatchingInfo {
-    /// Rows admitted at one time.
+    /// Most rows admitted at a time; a row is one sequence, beam, candidate, image-text pair or text.
     pub capacity_rows: usize,
-    /// Bytes of bodies and prepared pixels that admitted requests may hold.
+    /// Most bytes of request bodies and prepared pixels that admitted requests may hold.
     pub capacity_bytes: u64,
-    /// Longest estimated wait at which a request is still admitted, in milliseconds.
+    /// Requests with a longer estimated wait are rejected, in milliseconds.
     pub max_queue_wait_ms: u64,
-    /// Time that one unit of work may take by estimate, in milliseconds.
+    /// Estimated time that one work unit (a vision batch or text step) may take, in milliseconds.
     pub unit_time_ms: u64,
-    /// How long work may be held back for company, in milliseconds.
+    /// How long an image or row may wait for a larger batch, in milliseconds.
     pub linger_ms: u64,
     /// Most images in one vision batch.
     pub max_batch_images: usize,
-    /// Most rows in one text step.
+    /// Most rows in one step of the text model.
     pub max_batch_rows: usize,
-    /// Most tokens in one text step.
+    /// Most tokens in one step of the text model.
     pub max_batch_tokens: usize,
 }

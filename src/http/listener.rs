@@ -1,4 +1,4 @@
-//! A bound socket, with or without TLS, and the next connection on it.
+//! A bound TCP socket, with or without TLS, which accepts connections. `cli` binds it; `server` accepts.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,21 +11,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::tls::Tls;
 
-/// Between two attempts to accept while the process has no file descriptor left.
+/// Pause after an error of `accept`, such as when the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Where connections come from.
+/// A socket that accepts connections.
 #[derive(Debug)]
 pub struct Listener {
     tcp: TcpListener,
     tls: Option<Arc<Tls>>,
 }
 
-/// A connection that was accepted; nothing has been read from it.
+/// An accepted connection, from which nothing has been read yet.
 pub(crate) struct Accepted {
     pub(crate) stream: TcpStream,
     pub(crate) peer: SocketAddr,
-    /// Its place among the sockets that may be open.
+    /// Counts the connection among the sockets that may be open.
     pub(crate) permit: OwnedSemaphorePermit,
 }
 
@@ -36,27 +36,27 @@ impl From<TcpListener> for Listener {
 }
 
 impl Listener {
-    /// The same socket, speaking TLS.
+    /// The same socket, with TLS on its connections.
     #[must_use]
     pub fn with_tls(self, tls: Tls) -> Self {
         Self { tls: Some(Arc::new(tls)), ..self }
     }
 
-    /// Its address as a client would write it: `https://127.0.0.1:8443`.
+    /// The base URL under which clients reach the socket, such as `https://127.0.0.1:8443`.
     ///
     /// # Errors
-    /// When the system does not know the address.
+    /// If the operating system cannot tell the address.
     pub fn url(&self) -> io::Result<String> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         Ok(format!("{scheme}://{}", self.tcp.local_addr()?))
     }
 
-    /// Its TLS, where it has any.
+    /// The TLS configuration, if the socket uses TLS.
     pub(crate) fn tls(&self) -> Option<Arc<Tls>> {
         self.tls.clone()
     }
 
-    /// The next connection, once there is room for it; `None` when shutting down.
+    /// Accepts the next connection, once there is a permit for it; `None` once `shutdown` is cancelled.
     pub(crate) async fn accept(
         &self,
         permits: &Arc<Semaphore>,
@@ -67,12 +67,12 @@ impl Listener {
                 Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
             loop {
                 match self.tcp.accept().await {
-                    // Dropped: as if the client had been refused by the system.
+                    // The fault drops the connection, as if the operating system had refused it.
                     Ok(_) if crate::faults::at("http::accept") => {}
                     Ok((stream, peer)) => return Accepted { stream, peer, permit },
                     Err(error) => {
-                        // Some errors belong to the connection, others (no descriptors) last until one is closed.
-                        tracing::warn!(%error, "a connection could not be accepted");
+                        // Some errors concern only this connection; others (no descriptors) last until one is closed.
+                        tracing::warn!(%error, "cannot accept a connection");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 }

@@ -1,4 +1,5 @@
-//! Label sets that are known before the first request start at 0, so that a rate exists from the first scrape.
+//! Creates label sets that are known before the first request with the value 0, so that rates exist from the first
+//! scrape. `state` calls this at start and when the models are loaded.
 
 use super::error::Code;
 use super::malformed;
@@ -18,7 +19,7 @@ const INFERENCE_ROUTES: &[&str] = &[
     "/embeddings/batch",
 ];
 
-/// Successes of the inference routes, every reason of refusal, and heads that are no requests.
+/// Creates the series for successes of the inference routes, for every error code, and for malformed request heads.
 pub(crate) fn initialise(metrics: &Metrics) {
     for route in INFERENCE_ROUTES {
         metrics.http_requests_total.with_label_values(&[*route, "POST", "200", "ok"]);
@@ -35,7 +36,7 @@ pub(crate) fn initialise(metrics: &Metrics) {
     }
 }
 
-/// Answered items of each loaded model.
+/// Creates the series for successful inputs of each loaded model.
 pub(crate) fn initialise_models(metrics: &Metrics, models: &Models) {
     for model in models.iter() {
         let tasks: &[&str] = match model.info.role() {

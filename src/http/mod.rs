@@ -1,17 +1,21 @@
-//! The HTTP side: requests to tasks, outputs to answers, refusals to problems.
+//! The HTTP server: turns requests into engine tasks, engine outputs into JSON answers, and errors into problems.
 //!
-//! - [`router()`]: the list of routes and the layers around them; [`serve`]: connections.
-//! - `routes`: one endpoint a file. `call` and `reply`: what all inference endpoints go through.
-//! - `extract`: bodies in any encoding to typed requests. `generation`, `image_args`, `text`: what fields mean.
-//! - `access`: API keys, rate limits, clients' addresses.
-//! - `listener`, `tls`, `server`, `connection`: sockets, encryption, connections and their clocks. `guarded_body`: answers
-//!   that are watched while they are sent. `connection_table`: who has a place when there are more connections than
-//!   places. `malformed`: heads that are no requests. `reload`: files of keys and certificates that change.
-//! - `error`: the closed list of refusals and their statuses. `convert`: other folders' errors as refusals.
-//! - `middleware`: ids, timings, metrics, the access log, bodies of refusals.
-//! - `openapi`: the document, generated from all of this; `written`: the same as bytes.
+//! - [`router()`]: the list of routes and the middleware around them. [`serve`]: accepts and serves connections.
+//! - `routes`: one endpoint per file. `call`: the pipeline of all inference endpoints. `reply`, `stream`: their
+//!   responses.
+//! - `extract`: request bodies in any encoding to typed requests. `generation`, `image_args`, `text`: fields to task
+//!   inputs.
+//! - `models`: the catalogue of loaded models. `sequences`: generated sequences in answers.
+//! - `access`: API keys, rate limits, client addresses behind proxies.
+//! - `listener`, `tls`, `server`, `connection`: sockets, TLS, connections and their timeouts. `guarded_body`: response
+//!   bodies that are observed while they are sent. `connection_table`: which connection to close when the listener is
+//!   full. `malformed`: request heads that hyper cannot parse. `reload`: key and certificate files that change at run
+//!   time.
+//! - `error`: the closed list of error codes and their statuses. `convert`: errors of other folders to these.
+//! - `middleware`: request ids, timings, metrics, access log, error bodies.
+//! - `openapi`: the OpenAPI documents, generated from the routes. `written`: the same, serialized.
 //!
-//! It knows images, texts and the engine's handle; no tensor, no scheduler, no file. `app` puts it together.
+//! This folder uses images, texts and the engine's handle, but no tensors, scheduler or files. `app` assembles it.
 
 mod access;
 mod call;

@@ -1,4 +1,5 @@
-//! The catalogue of loaded models: what a request's `model` may name. A look-up among names, never a path.
+//! The catalogue of loaded models, which a request selects by `model`. The name is only compared with those of loaded
+//! models, never used as a path.
 
 use std::sync::Arc;
 
@@ -6,31 +7,31 @@ use super::error::{ApiError, Code};
 use crate::input::Tokenizer;
 use crate::task::{ModelInfo, Role};
 
-/// A loaded model with what turns its texts into ids and back.
+/// A loaded model as HTTP handlers see it: a description and a tokenizer, no weights.
 #[derive(Clone)]
 pub struct Model {
-    /// What is known of it.
+    /// Name, role, limits and origin of the model.
     pub info: ModelInfo,
-    /// Its tokenizer.
+    /// Turns texts into token ids and back.
     pub tokenizer: Arc<Tokenizer>,
 }
 
-/// The loaded models in the order of the configuration; the first of a role is its default.
+/// The loaded models in configuration order. The first model of a role is the default for that role.
 #[derive(Clone)]
 pub struct Models(Arc<[Model]>);
 
 impl Models {
-    /// A catalogue of these models. Names are distinct (the configuration checks it).
+    /// Builds a catalogue. The names must be distinct, which `config` checks.
     pub fn new(models: Vec<Model>) -> Self {
         Self(models.into())
     }
 
-    /// The models in order.
+    /// All models in configuration order.
     pub fn iter(&self) -> impl Iterator<Item = &Model> {
         self.0.iter()
     }
 
-    /// The model that serves a request of this role.
+    /// Picks the model for a request: the model of this role called `name`, or the default.
     ///
     /// # Errors
     /// `task_not_loaded` when the role has no model, `model_not_found` when none of them is called `name`.
@@ -46,7 +47,7 @@ impl Models {
             let loaded: Vec<&str> =
                 self.of_role(role).map(|model| model.info.name.as_str()).collect();
             let detail = format!(
-                "loaded for this endpoint: {}; leave model out for the first",
+                "loaded for this endpoint: {}; leave model out to use the first",
                 loaded.join(", ")
             );
             ApiError::field(Code::ModelNotFound, "model", detail)

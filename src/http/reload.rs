@@ -1,9 +1,11 @@
-//! Files that may change while the server runs: keys and certificates.
+//! Watches files that may change while the server runs, and reloads them: API keys and TLS certificates. `server`
+//! starts one watcher for each.
 //!
-//! Their content is read every few seconds: it is a few kilobytes, and neither clocks, symbolic links nor equal sizes
-//! can hide a change that way. New contents are taken only when two successive looks saw the same, so that a file that
-//! is being written is not taken by half; one look is enough when somebody asks for it (SIGHUP), who knows that the files
-//! are complete. What cannot be used is logged once per change and changes nothing; the next look tries again.
+//! The content is read every few seconds. It is only a few kilobytes, and this way neither clocks, symbolic links nor
+//! equal sizes can hide a change. New content is applied only if two successive checks saw the same content, so that a
+//! file that is still being written is not applied in part. One check is enough if the operator asks for a reload
+//! (SIGHUP), because the operator knows that the files are complete. Content that cannot be used changes nothing and is
+//! logged once per change; the next check tries again.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -16,40 +18,40 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::metrics::Metrics;
 
-/// Beyond this a file is neither keys nor a certificate.
+/// Largest file that is read; no file of keys or certificates is larger.
 pub(crate) const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// What takes files over.
+/// A value that is loaded from files and can be replaced when they change.
 pub(crate) trait Watched: Send + Sync + 'static {
-    /// Its name in logs and metrics.
+    /// Name of the value in logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// What stays as it is while the files cannot be used, and what to do about it.
+    /// For the log, if the files cannot be used: what the server keeps using, and what the operator should do.
     fn advice(&self) -> &'static str;
 
-    /// The files, in the order of `apply`'s contents. Without any there is nothing to watch.
+    /// The files, in the order of the `contents` of [`apply`](Self::apply). If there are none, nothing is watched.
     fn paths(&self) -> Vec<&Path>;
 
-    /// Takes new contents over, all or nothing. Called for the contents of the start as well.
+    /// Applies new contents, either all or none of them. Also called once for the contents at startup.
     ///
     /// # Errors
-    /// Why they cannot be used, without a word of them.
+    /// The reason why they cannot be used, without anything of their content.
     fn apply(&self, contents: &[Vec<u8>]) -> Result<Outcome, String>;
 }
 
-/// How contents were taken.
+/// Result of applying contents.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// They mean what is in force already.
+    /// The contents mean the same as the value in use.
     Unchanged,
-    /// They are in force now; in words.
+    /// The contents are in use now; the text says so, for the log.
     Changed(String),
 }
 
-/// Reads a file that may be no larger than [`MAX_FILE_BYTES`].
+/// Reads a file of at most [`MAX_FILE_BYTES`] bytes.
 ///
 /// # Errors
-/// In words, with the path.
+/// A message that starts with the path.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
     let named = |reason: &dyn std::fmt::Display| format!("{}: {reason}", path.display());
     let file = std::fs::File::open(path).map_err(|error| named(&error))?;
@@ -61,7 +63,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(content)
 }
 
-/// Looks at the files every `interval`, and whenever `demands` changes, until `stop`.
+/// Checks the files every `interval`, and whenever `demands` changes, until `stop` is cancelled.
 pub(crate) async fn watch(
     watched: Arc<dyn Watched>,
     metrics: Arc<Metrics>,
@@ -86,33 +88,33 @@ pub(crate) async fn watch(
         match look.await {
             Ok(looked) => watcher = looked,
             Err(error) => {
-                tracing::error!(%error, "watching files panicked; they are not watched any more");
+                tracing::error!(%error, "the file watcher panicked; files are no longer watched");
                 return;
             }
         }
     }
 }
 
-/// Why the files are looked at.
+/// The reason for a check of the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
-    /// The time has come.
+    /// The interval has elapsed.
     Regular,
-    /// Somebody asked for it, and wants to be told how it went.
+    /// The operator asked for it (SIGHUP), so the result is always logged.
     Demanded,
 }
 
-/// Contents, or that they could not be read.
+/// Hash of the contents; `None` if they could not be read.
 type Seen = Option<[u8; 32]>;
 
 struct Watcher {
     watched: Arc<dyn Watched>,
     metrics: Arc<Metrics>,
-    /// Hash of the contents that were taken last.
+    /// Hash of the contents that were applied last.
     taken: Option<[u8; 32]>,
-    /// Hash of the contents of the last look, when they could be read.
+    /// Hash of the contents that the last check saw.
     seen: Seen,
-    /// What was logged and of which contents, so that it is logged once per change.
+    /// The failure that was logged last and the contents that caused it, so that it is logged once per change.
     failure: Option<(String, Seen)>,
 }
 
@@ -130,11 +132,11 @@ impl Watcher {
             Ok(Some(outcome)) => {
                 self.failure = None;
                 let what = match outcome {
-                    Outcome::Unchanged => "they are as before".to_owned(),
+                    Outcome::Unchanged => "unchanged".to_owned(),
                     Outcome::Changed(what) => what,
                 };
                 self.count("ok");
-                tracing::info!(files = name, "{name} were read again: {what}");
+                tracing::info!(files = name, "{name} reloaded: {what}");
             }
             Err(reason) => {
                 let failure = Some((reason, self.seen));
@@ -144,15 +146,16 @@ impl Watcher {
                 self.count("failed");
                 let reason = failure.as_ref().map(|(reason, _)| reason);
                 let advice = self.watched.advice();
-                tracing::warn!(files = name, reason, "cannot use the changed {name}: {advice}");
+                tracing::warn!(files = name, reason, "cannot load new {name}; {advice}");
                 self.failure = failure;
             }
         }
     }
 
-    /// Reads the files, and takes them over when the last look saw the same, or on demand; `None` when it did not.
+    /// Reads the files, and applies them if the last check saw the same contents or if `look` is on demand. Otherwise
+    /// returns `None`.
     fn try_look(&mut self, look: Look) -> Result<Option<Outcome>, String> {
-        // Until they are read: a look that could not read them does not count.
+        // Reset `seen` until the files are read: a check that cannot read them does not count as one of the two.
         let before = self.seen.take();
         let paths: Vec<PathBuf> = self.watched.paths().into_iter().map(Path::to_owned).collect();
         let contents: Vec<Vec<u8>> =
@@ -186,7 +189,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes every content but "bad".
+    /// Accepts every content that does not begin with "bad".
     struct Text {
         path: PathBuf,
         taken: Mutex<String>,
@@ -219,7 +222,7 @@ mod tests {
         }
     }
 
-    /// A file that holds "one", which was taken at the start, and who watches it.
+    /// A file with the content "one", which is in use, and its watcher.
     struct Rig {
         _directory: tempfile::TempDir,
         path: PathBuf,
@@ -243,7 +246,7 @@ mod tests {
             std::fs::write(&self.path, content).unwrap();
         }
 
-        /// What is in force after one more look, and how often it was changed and could not be.
+        /// The content in use after one more check, and the numbers of successful and failed reloads.
         fn look(&mut self) -> (String, u64, u64) {
             self.look_because(Look::Regular)
         }
@@ -264,7 +267,7 @@ mod tests {
     fn changes_are_taken_and_what_cannot_be_used_is_counted_once_and_changes_nothing() {
         let mut rig = Rig::start();
         assert_eq!([rig.look(), rig.look()], [state("one", 0, 0), state("one", 0, 0)]);
-        // The same size: only the content tells.
+        // The new content has the same size, so only the content shows the change.
         rig.write("two");
         assert_eq!([rig.look(), rig.look()], [state("one", 0, 0), state("two", 1, 0)]);
         assert_eq!(rig.look(), state("two", 1, 0));
@@ -330,7 +333,7 @@ mod tests {
         }
         rig.write("two and three");
         assert_eq!(rig.look(), state("one", 0, 0));
-        // A look that cannot read the file is none of the two.
+        // A check that cannot read the file does not count as one of the two.
         std::fs::remove_file(&rig.path).unwrap();
         assert_eq!(rig.look(), state("one", 0, 1));
         rig.write("two and three");

@@ -1,4 +1,4 @@
-//! What handlers end with: the deadline over the whole call, answers as JSON, the two shapes of a call.
+//! The common parts of inference handlers: the deadline of a whole call, the single and the batch response, and JSON.
 
 use std::future::Future;
 
@@ -18,10 +18,10 @@ use super::middleware::context::RequestContext;
 use super::state::HttpState;
 use crate::task::ImageInfo;
 
-/// An image as answers describe it.
+/// Description of an image in an answer.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct ImageAnswer {
-    /// `sha256:` and the digest of the file's bytes; send it in the place of the image while it is held.
+    /// `sha256:` and the hex digest of the file; may be sent instead of the image while it is cached.
     #[schema(example = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
     id: String,
     /// Width in pixels after EXIF rotation.
@@ -30,7 +30,7 @@ pub(crate) struct ImageAnswer {
     /// Height in pixels after EXIF rotation.
     #[schema(example = 480)]
     height: u32,
-    /// The file's format.
+    /// `jpeg`, `png`, `webp`, `gif` or `bmp`.
     #[schema(example = "jpeg")]
     format: &'static str,
 }
@@ -42,45 +42,43 @@ impl From<ImageInfo> for ImageAnswer {
     }
 }
 
-/// A single answer: the model's name and the answer's own fields.
+/// Response of a single call: the model's name next to the fields of the answer.
 #[derive(Debug, Serialize)]
 pub(crate) struct SingleResponse<A> {
-    /// The model that answered.
     pub(crate) model: String,
-    /// The answer.
     #[serde(flatten)]
     pub(crate) answer: A,
 }
 
-/// The answers of a batch call, in order.
+/// Response of a batch request.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct BatchResponse<A> {
-    /// The model that answered.
+    /// Name of the model that answered.
     model: String,
-    /// An answer or a problem for each input.
+    /// One answer or problem per input, in order.
     results: Vec<BatchResult<A>>,
-    /// How many of them are problems.
+    /// Number of inputs that failed.
     #[schema(example = 0, minimum = 0)]
     failed: usize,
 }
 
-/// What became of one input.
+/// Answer to one input, or its problem.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum BatchResult<A> {
-    /// Its answer.
+    /// The input was answered successfully.
     Answer(A),
-    /// Why there is none.
+    /// The input could not be answered.
     Failed {
-        /// The problem, as a single call would have answered it.
+        /// The problem, as in the response to a single request.
         error: Problem,
     },
 }
 
-/// Runs `work` until the call's deadline, which the client may have shortened, or the end of the engine.
+/// Runs `work` under the call's deadline, which the client may have shortened; see [`call::within`].
 ///
 /// # Errors
-/// `work`'s own, `deadline_exceeded`, `shutting_down`, `worker_down`.
+/// Those of `work`; `deadline_exceeded`, `shutting_down`, `not_ready`.
 pub(crate) async fn within_deadline<F: Future<Output = Result<Response, ApiError>>>(
     http: HttpRequest,
     state: &HttpState,
@@ -91,10 +89,10 @@ pub(crate) async fn within_deadline<F: Future<Output = Result<Response, ApiError
     call::within(&state.services()?.engine, deadline, work(http, deadline)).await
 }
 
-/// A call with one input.
+/// Handles a single call from request to response.
 ///
 /// # Errors
-/// Whatever refuses it or fails it.
+/// Any error of the call or of its input.
 pub(crate) async fn answer_single<E: Endpoint, R: Request>(
     state: &HttpState,
     context: &RequestContext,
@@ -114,20 +112,21 @@ pub(crate) async fn answer_single<E: Endpoint, R: Request>(
     .await
 }
 
-/// The answer of a call with one input.
+/// Runs the only input of a prepared call and writes the response.
 ///
 /// # Errors
-/// Whatever fails it.
+/// Any error of the input.
 pub(crate) async fn single_answer<E: Endpoint>(mut call: Call<E>) -> Result<Response, ApiError> {
     let item = call.items.pop().unwrap_or_else(|| Err(ApiError::internal()));
     let answer = call.run(item).await?;
     json(&SingleResponse { model: call.model.info.name.clone(), answer })
 }
 
-/// A call with many inputs: 200 once it was admitted, what is wrong with an input stands in its place.
+/// Handles a batch call from request to response. Once the call is admitted, the status is 200, and the error of an
+/// input is its entry in `results`.
 ///
 /// # Errors
-/// Whatever refuses the call as a whole.
+/// Those that concern the call as a whole.
 pub(crate) async fn answer_batch<E: Endpoint, R: Request>(
     state: &HttpState,
     context: &RequestContext,
@@ -159,16 +158,16 @@ pub(crate) async fn answer_batch<E: Endpoint, R: Request>(
     json(&BatchResponse { model: call.model.info.name.clone(), results: results.collect(), failed })
 }
 
-/// An answer as JSON. Written straight from its type: a detour through a generic value would widen `f32`.
+/// Serializes a JSON response directly from its type. Going through `serde_json::Value` would widen `f32` to `f64`.
 ///
 /// # Errors
-/// `internal_error`, which no answer type can cause.
+/// `internal_error` if serialization fails, which no answer type can cause.
 pub(crate) fn json<T: Serialize>(answer: &T) -> Result<Response, ApiError> {
     if crate::faults::at("http::answer") {
         return Err(ApiError::internal());
     }
     let body = serde_json::to_vec(answer).map_err(|error| {
-        tracing::error!(%error, "an answer could not be written");
+        tracing::error!(%error, "cannot serialize a response");
         ApiError::internal()
     })?;
     let content_type = HeaderValue::from_static("application/json");

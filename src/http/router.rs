@@ -1,4 +1,4 @@
-//! The list of routes, which also generates the OpenAPI document, and the layers around them.
+//! The list of routes, from which the OpenAPI document is generated, and the middleware layers around them.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ use super::middleware::server_timing::server_timing;
 use super::routes::{caption, documents, embeddings, health, info, metrics, similarity, vqa};
 use super::state::HttpState;
 
-/// Every documented route but those of the document itself.
+/// Every documented route except those of the OpenAPI document.
 pub(crate) fn routes() -> OpenApiRouter<HttpState> {
     inference_routes().merge(state_routes()).merge(metrics_routes())
 }
@@ -45,7 +45,7 @@ fn inference_routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(embeddings::embed_inputs_batch))
 }
 
-/// On both listeners.
+/// Health and `/info`, on both the public and the operations listener.
 fn state_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default()
         .routes(routes!(health::check_health))
@@ -54,12 +54,12 @@ fn state_routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(info::show_info))
 }
 
-/// On the operations listener, where there is one.
+/// `/metrics`: on the operations listener if there is one, else on the public listener.
 fn metrics_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default().routes(routes!(metrics::show_metrics))
 }
 
-/// The routes of the document itself; they can be switched off.
+/// The routes of the OpenAPI document, which a setting can switch off.
 pub(crate) fn document_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default()
         .routes(routes!(documents::show_openapi_json))
@@ -67,7 +67,7 @@ pub(crate) fn document_routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(documents::show_strict_openapi_json))
 }
 
-/// The public service: routes, documents where they are on, keys and limits, layers.
+/// The public router: routes, the OpenAPI documents if enabled, API keys, rate limits, and the common layers.
 pub fn router(state: HttpState) -> Router {
     let settings = state.settings();
     let mut router: Router<HttpState> =
@@ -85,13 +85,13 @@ pub fn router(state: HttpState) -> Router {
     layered(guarded(router.fallback(route_not_found), &state), state)
 }
 
-/// What operators see on a listener of their own.
+/// The router of the operations listener. It checks neither API keys nor rate limits.
 pub(crate) fn operations_router(state: HttpState) -> Router {
     let router = state_routes().merge(metrics_routes()).split_for_parts().0;
     layered(router.fallback(route_not_found), state)
 }
 
-/// The layers of the public service alone: who may ask, and how often.
+/// Adds the layers of the public router only: rate limits, API keys or origin checks, CORS.
 fn guarded(mut router: Router<HttpState>, state: &HttpState) -> Router<HttpState> {
     if state.access().limits_requests() {
         router = router.layer(from_fn_with_state(state.clone(), rate_limit));
@@ -107,7 +107,7 @@ fn guarded(mut router: Router<HttpState>, state: &HttpState) -> Router<HttpState
     router
 }
 
-/// The layers around the routes. Each stands outside those before it; `middleware` says why in this order.
+/// Adds the layers that both routers have. Each layer wraps those added before it; `middleware` explains the order.
 fn layered(router: Router<HttpState>, state: HttpState) -> Router {
     let settings = state.settings();
     let observer = Observer {

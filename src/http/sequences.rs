@@ -1,4 +1,4 @@
-//! Generated sequences as captions and answers tell of them.
+//! How answers describe generated sequences, and checks on the model's output.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -7,37 +7,37 @@ use super::convert::inference_failed;
 use super::error::ApiError;
 use crate::task::{FinishReason, Sequence};
 
-/// How sure the model was of a text, and why it ended.
+/// Length and probability of a generated text, and why it ended.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub(crate) struct SequenceFacts {
-    /// Generated tokens, the stop token included.
+    /// Number of generated tokens, including the stop token.
     #[schema(example = 7, minimum = 1)]
     token_count: usize,
-    /// `stop`: the model ended the text. `length`: `max_new_tokens` did.
+    /// `stop`: the model ended the text. `length`: it reached `max_new_tokens`.
     finish_reason: FinishReasonName,
     /// Sum of the tokens' natural log-probabilities under the unmodified distribution.
     #[schema(example = -0.84, maximum = 0)]
     logprob: f32,
-    /// `logprob / token_count`.
+    /// `logprob` divided by `token_count`.
     #[schema(example = -0.12, maximum = 0)]
     avg_logprob: f32,
 }
 
-/// Why a text ended.
+/// Why the generation of a text ended.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum FinishReasonName {
-    /// The model's stop token.
+    /// The model generated its stop token.
     Stop,
-    /// `max_new_tokens`.
+    /// The text reached `max_new_tokens` tokens.
     Length,
 }
 
 impl SequenceFacts {
-    /// The facts of a sequence.
+    /// Describes a generated sequence.
     ///
     /// # Errors
-    /// `inference_failed` when its log-probability is no number.
+    /// `inference_failed` when its log-probability is not finite.
     pub(crate) fn of(sequence: &Sequence) -> Result<Self, ApiError> {
         let logprob = finite(sequence.logprob())?;
         let token_count = sequence.tokens.len();
@@ -53,7 +53,7 @@ impl SequenceFacts {
     }
 }
 
-/// The number itself. JSON has no NaN and no infinity, and a model that gives them has failed.
+/// Checks that a number is finite. JSON has no NaN and no infinity, and a model that returns them has failed.
 ///
 /// # Errors
 /// `inference_failed`.
@@ -61,12 +61,12 @@ pub(crate) fn finite(number: f32) -> Result<f32, ApiError> {
     if number.is_finite() {
         return Ok(number);
     }
-    tracing::error!(%number, "the model gave a number that is not finite");
+    tracing::error!(%number, "the model returned a value that is not finite");
     Err(inference_failed())
 }
 
-/// The output is of another task than was asked: an invariant of the engine is broken.
+/// The engine's output belongs to a different kind of task, which breaks an invariant of the engine.
 pub(crate) fn wrong_output() -> ApiError {
-    tracing::error!("the engine answered another task than was asked");
+    tracing::error!("the engine returned the output of a different task");
     ApiError::internal()
 }

@@ -1,8 +1,9 @@
-//! Connections: bounding them, answering on them, ending them. `listener` accepts them, `connection_table` says which
-//! have a place, `tls` encrypts them.
+//! Serves connections: limits their number, answers requests on them, and closes them (graceful shutdown). `app` calls
+//! [`serve`] and [`serve_operations`]. `listener` accepts connections, `connection_table` decides which ones have a
+//! place, and `tls` encrypts them.
 //!
-//! An accept loop of our own, because `axum::serve` gives hyper no timer, without which its header timeout never
-//! fires. HTTP/1.1 only: no upgrade, no HTTP/2, whatever the head asks for.
+//! The accept loop is our own, because `axum::serve` gives hyper no timer, without which hyper's header timeout never
+//! fires. Only HTTP/1.1 is served: no upgrades and no HTTP/2, whatever the head asks for.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -39,32 +40,32 @@ use super::state::HttpState;
 use super::tls::Tls;
 use crate::telemetry::metrics::{GaugeGuard, Metrics};
 
-/// Between the end of the drain time, when the engine fails what is left, and the end of the connections: enough
-/// to write these answers.
+/// Time between the end of the drain timeout, when the engine fails the remaining requests, and the closing of their
+/// connections. It is enough to write these answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
-/// Connections of the operations listener: a few probes and scrapers.
+/// Connection limit of the operations listener, which serves a few probes and scrapers.
 const OPERATIONS_CONNECTIONS: usize = 64;
 
-/// Sockets that the listeners may have open at one time, where the public one has so many places.
+/// Number of sockets that all listeners together may have open, if the public one has `max_connections` places.
 pub fn max_sockets(max_connections: usize, with_operations: bool) -> usize {
     let operations = if with_operations { sockets_of(OPERATIONS_CONNECTIONS) } else { 0 };
     sockets_of(max_connections).saturating_add(operations)
 }
 
-/// How serving ended.
+/// Result of a graceful shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// Connections that were cut because they outlived the drain time.
+    /// Connections that were cut because they were still open after the drain timeout.
     pub cut: usize,
-    /// Requests that had no answer then.
+    /// Requests that had no answer when their connection was cut.
     pub requests_cut: u64,
 }
 
-/// Serves the public listener until `shutdown`, then lets requests in flight finish within `drain_timeout`. Watches the
-/// files of keys and certificate meanwhile.
+/// Serves the public listener until `shutdown` is cancelled, and then lets requests in flight finish within
+/// `drain_timeout` (graceful shutdown). Meanwhile it watches the files of the keys and the certificate.
 ///
-/// Whoever cancels `shutdown` has set the state to draining and the engine too, and aborts the engine after
-/// `drain_timeout`; connections live one second longer, so that these last answers are written.
+/// The caller must set the state and the engine to draining before it cancels `shutdown`, and abort the engine after
+/// `drain_timeout`. Connections live one second longer, so that these last answers are written.
 pub async fn serve(
     listener: impl Into<Listener>,
     router: Router,
@@ -83,8 +84,9 @@ pub async fn serve(
     serve_connections(listener, router, settings, state, shutdown).await
 }
 
-/// Serves the operations listener until `shutdown`: health, metrics and info, without keys and limits. It has
-/// connections of its own, so that probes and scrapes find a place however many clients there are.
+/// Serves the operations listener until `shutdown` is cancelled: health, metrics and info, without API keys and rate
+/// limits. It has a connection limit of its own, so that probes and scrapes find a place however many clients there
+/// are.
 pub async fn serve_operations(
     listener: impl Into<Listener>,
     state: &HttpState,
@@ -107,7 +109,8 @@ async fn serve_connections(
     shutdown: CancellationToken,
 ) -> Drained {
     let table = ConnectionTable::new(settings.max_connections, Arc::clone(state.metrics()));
-    // Beyond these, connections wait in the kernel's backlog: some that were told to leave have not gone yet.
+    // More connections than `max_connections`, because those that were told to close need time to end. Beyond this
+    // number, connections wait in the kernel's backlog.
     let sockets = sockets_of(settings.max_connections).min(Semaphore::MAX_PERMITS);
     let permits = Arc::new(Semaphore::new(sockets));
     let log = Arc::new(AccessLog::new(state.settings().access_log.clone()));
@@ -116,7 +119,7 @@ async fn serve_connections(
     while let Some(Accepted { stream, peer, permit }) = listener.accept(&permits, &shutdown).await {
         let activity = Activity::default();
         let Some(place) = table.place(Network::of(Some(peer.ip())), &activity) else {
-            tracing::debug!(%peer, "a connection found no room");
+            tracing::debug!(%peer, "connection closed: no place is free");
             continue;
         };
         let connection = Connection {
@@ -146,19 +149,19 @@ async fn serve_connections(
     tracing::warn!(
         connections = left,
         requests = requests_cut,
-        "the drain time is over, cutting connections"
+        "the drain timeout is over; closing the remaining connections"
     );
     cut.cancel();
     connections.wait().await;
     Drained { cut: left, requests_cut }
 }
 
-/// One connection.
+/// One open connection, with all that it needs to answer requests.
 struct Connection {
     router: Router,
     settings: ConnectionSettings,
     metrics: Arc<Metrics>,
-    /// Of heads that are no requests.
+    /// Logs heads that are not requests; the router's layers log requests.
     log: Arc<AccessLog>,
     peer: SocketAddr,
     activity: Activity,
@@ -172,16 +175,16 @@ struct Connection {
 impl Connection {
     async fn run(self, stream: TcpStream, tls: Option<Arc<Tls>>) {
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY could not be set");
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let settings = &self.settings;
         let (head, write) = (settings.header_read_timeout, settings.write_timeout);
-        // The clocks run below TLS: a handshake is a part of the first head.
+        // The timeouts apply below TLS, so the handshake counts as a part of the first head.
         let stream = TimedStream::new(stream, self.activity.clone(), head, write);
         let Some(tls) = tls else { return self.speak(stream).await };
         let handshake = tls.acceptor().accept(stream);
         let shaken = tokio::select! {
-            // Nothing was asked yet, so nothing is owed.
+            // There is no request yet, so the connection can close without an answer.
             () = self.shutdown.cancelled() => return,
             () = self.place.told_to_leave() => return,
             shaken = handshake => shaken,
@@ -190,12 +193,12 @@ impl Connection {
             Ok(stream) => self.speak(stream).await,
             Err(error) => {
                 self.metrics.tls_handshake_failures_total.inc();
-                tracing::debug!(%error, peer = %self.peer, "a TLS handshake failed");
+                tracing::debug!(%error, peer = %self.peer, "TLS handshake failed");
             }
         }
     }
 
-    /// HTTP on a stream that is ready for it.
+    /// Serves HTTP on a stream, after the TLS handshake if there is one.
     async fn speak(&self, stream: impl AsyncRead + AsyncWrite + Unpin) {
         let settings = &self.settings;
         let service = service_fn(|request| self.answer(request));
@@ -203,19 +206,20 @@ impl Connection {
             .timer(TokioTimer::new())
             .header_read_timeout(settings.keep_alive)
             .max_headers(settings.max_headers)
-            // The buffer's bound alone lets a longer head pass that arrives at once.
+            // `max_buf_size` alone would let a longer head pass if it arrives at once.
             .max_header_size(settings.max_head_bytes)
             .max_buf_size(settings.max_head_bytes)
             .serve_connection(TokioIo::new(WithoutAutomaticAnswers::new(stream)), service);
         let mut ending = false;
         let ended = loop {
             tokio::select! {
-                // The shutdown first: an answer that becomes ready at the same time has to say that the connection closes.
+                // Look at the shutdown first: an answer that becomes ready at the same time must say that the
+                // connection closes.
                 biased;
                 () = self.cut.cancelled() => return,
                 () = self.shutdown.cancelled(), if !ending => {}
                 () = self.place.told_to_leave(), if !ending => {
-                    // hyper would wait for the end of a head that has begun.
+                    // Do not shut down gracefully here: hyper would wait for the rest of the head.
                     if self.activity.waiting().is_some_and(|it| it.awaited == Awaited::Head) {
                         return;
                     }
@@ -234,12 +238,13 @@ impl Connection {
         tokio::select! {
             () = closing => {}
             () = self.cut.cancelled() => {}
-            // What is left to do is to take in what a refused client still sends.
+            // All that remains is to discard what a rejected client still sends.
             () = self.place.told_to_leave(), if !ending => {}
         }
     }
 
-    /// Ends the stream of a connection that hyper has left; where it left over a head that is no request, tells so.
+    /// Closes the stream of a connection after hyper has finished with it. If hyper stopped because of a malformed
+    /// head, answers that first.
     async fn close(
         &self,
         mut stream: impl AsyncWrite + Unpin,
@@ -249,26 +254,26 @@ impl Connection {
     ) {
         if let Err(error) = ended {
             let Some(head) = MalformedHead::of(&error, unread, kept_back, &self.settings) else {
-                tracing::debug!(%error, peer = %self.peer, "a connection ended badly");
+                tracing::debug!(%error, peer = %self.peer, "connection ended with an error");
                 return;
             };
             let answer = head.refuse(&self.metrics, &self.log, self.peer);
-            // An answer behind half of another one would be taken for a part of it.
+            // If an earlier answer was written only in part, the client would take this one for its continuation.
             if self.activity.is_stalled() || !head.can_answer() {
                 return;
             }
             self.activity.leave_rest();
             if let Err(error) = stream.write_all(&answer).await {
-                tracing::debug!(%error, peer = %self.peer, "a refusal could not be written");
+                tracing::debug!(%error, peer = %self.peer, "cannot write the answer to a malformed request");
                 return;
             }
         }
         if let Err(error) = stream.shutdown().await {
-            tracing::debug!(%error, peer = %self.peer, "a connection could not be closed");
+            tracing::debug!(%error, peer = %self.peer, "cannot close a connection");
         }
     }
 
-    /// Answers one request.
+    /// Answers one request through the router.
     async fn answer(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let guard = self.activity.begin_request();
         request.extensions_mut().insert(PeerAddress(self.peer));
@@ -279,7 +284,7 @@ impl Connection {
         let leave = self.place.leave_token();
         let request = request.map(|body| self.activity.watch_body(body, leave));
         let mut response = self.router.clone().oneshot(request).await?;
-        // A shutdown that begins while this is polled would be seen too late by whoever polls.
+        // Check `shutdown` here too: the loop in `speak` would see a shutdown that begins during this poll too late.
         if !is_regular || self.activity.has_body_left() || self.shutdown.is_cancelled() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -287,5 +292,5 @@ impl Connection {
     }
 }
 
-/// The connection is idle again once its answer's body is dropped.
+/// Makes the connection idle again once the body of its answer is dropped.
 impl BodyGuard for RequestGuard {}

@@ -1,5 +1,5 @@
-//! The settings of the HTTP side and their checks: limits of a call, timeouts of a connection, switches.
-//! `config` fills them, `/info` shows the limits, nothing else reads them whole.
+//! The settings of the HTTP side and their validation: limits of a call, timeouts of a connection, switches. `config`
+//! fills them, and `/info` shows the limits.
 
 use std::time::Duration;
 
@@ -10,104 +10,107 @@ use super::extract::fields::MAX_LISTED;
 use super::tls::TlsSettings;
 use crate::input::InputSettings;
 
-/// Everything that the HTTP side can be told.
+/// All settings of the HTTP side.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpSettings {
-    /// What one call may ask for.
+    /// Limits of one call.
     pub limits: Limits,
-    /// Limits of one image and one text: the settings of `input`, which checks them.
+    /// Limits of one image and one text; `input` enforces them.
     pub input: InputSettings,
-    /// One deadline: a request is answered this long after its arrival; clients may only shorten it.
+    /// The deadline of a request, counted from its arrival. Clients can only shorten it.
     pub deadline: Duration,
-    /// Timeouts and bounds of connections.
+    /// Timeouts and limits of connections.
     pub connections: ConnectionSettings,
-    /// Serves the OpenAPI documents and `/docs`.
+    /// Serves the OpenAPI documents and the page `/docs`.
     pub docs: bool,
-    /// Cross-origin requests; `None` answers none of them.
+    /// Cross-origin requests (CORS); `None` allows none of them.
     pub cors: Option<CorsSettings>,
-    /// Names under which the server is reached: pages of these hosts may ask where there are no keys.
+    /// Host names of the server. If there are no API keys, web pages of these hosts may send requests.
     pub allowed_hosts: Vec<String>,
-    /// The public listener has a loopback address, so no page but this machine's is its own.
+    /// The public listener has a loopback address. Then the `Host` field does not prove that a page belongs to the
+    /// server.
     pub on_loopback: bool,
-    /// What the access log holds.
+    /// What the access log contains.
     pub access_log: AccessLogSettings,
-    /// API keys; `None` lets everyone in.
+    /// API keys; `None` accepts requests without a key.
     pub auth: Option<AuthSettings>,
-    /// How often one key or address may ask; `None` sets no limit.
+    /// Rate limit of one key or address; `None` sets no limit.
     pub rate_limit: Option<RateLimitSettings>,
-    /// Proxies whose `x-forwarded-for` is believed.
+    /// Proxies whose `x-forwarded-for` is trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// TLS on the public listener.
+    /// TLS on the public listener; `None` serves plain HTTP.
     pub tls: Option<TlsSettings>,
-    /// Metrics are served on a listener of their own, and no more on the public one.
+    /// Metrics are served on a listener of their own, and not on the public one.
     pub operations_listener: bool,
-    /// Between two looks at the files of keys and certificates.
+    /// Time between two checks of the files of keys and certificates.
     pub file_check_interval: Duration,
 }
 
-/// What one call may ask for; all of it is shown by `/info`.
+/// Limits of one call; `/info` shows them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of a request body in any encoding.
+    /// Most bytes of a request body, in any encoding.
     pub max_body_bytes: u64,
-    /// Images in a single call.
+    /// Most images in a single call.
     pub max_images: usize,
-    /// Texts in a single call.
+    /// Most texts in a single call.
     pub max_texts: usize,
-    /// Questions in a single call.
+    /// Most questions in a single call.
     pub max_questions: usize,
-    /// Candidates in a single call.
+    /// Most candidates in a single call.
     pub max_candidates: usize,
-    /// Inputs in a batch call.
+    /// Most inputs in a batch call.
     pub max_batch_inputs: usize,
-    /// Rows of one call: questions x beams or candidates; pairs when `match` is asked; texts.
+    /// Most rows of one call: questions x beams or candidates; pairs if the `match` score is requested; texts.
     pub max_rows: usize,
-    /// Largest `max_new_tokens`.
+    /// Largest `max_new_tokens` that a call may request.
     pub max_new_tokens: usize,
-    /// Frames of a request body that carry data (1-byte frames cost far more memory than they bring).
+    /// Most data frames of a request body: 1-byte frames cost far more memory than they carry data.
     pub max_body_frames: usize,
-    /// Text parts in a multipart body, and fields of a query string.
+    /// Most text parts in a multipart body, and most fields in a query string.
     pub max_text_parts: usize,
 }
 
-/// Timeouts and bounds of connections.
+/// Timeouts and limits of connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionSettings {
-    /// Open connections. When there are as many, new ones take the places of idle ones; `connection_table` says whose.
+    /// Most open connections. When they are reached, new connections replace idle ones; `connection_table` decides
+    /// which.
     pub max_connections: usize,
-    /// From the first byte of a request (or the connection) to the end of its head.
+    /// Longest time from the first byte of a request (for the first request, from the start of the connection) to the
+    /// end of its head.
     pub header_read_timeout: Duration,
     /// How long a connection may stay open between two requests.
     pub keep_alive: Duration,
-    /// Fields in a request's head.
+    /// Most header fields in a request head.
     pub max_headers: usize,
-    /// Bytes of a request's head, and of the connection's read buffer.
+    /// Most bytes of a request head; also the size of the connection's read buffer.
     pub max_head_bytes: usize,
     /// Longest pause between two frames of a request body.
     pub body_idle_timeout: Duration,
-    /// Longest time that a request body may take.
+    /// Longest time in which all of a request body must arrive.
     pub body_total_timeout: Duration,
-    /// How long a client may refuse to read its answer.
+    /// How long writing an answer may be blocked because the client does not read.
     pub write_timeout: Duration,
-    /// How long requests in flight may go on once shutdown began.
+    /// How long requests in flight may continue after shutdown begins.
     pub drain_timeout: Duration,
 }
 
-/// Cross-origin requests.
+/// Settings of cross-origin requests (CORS).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CorsSettings {
-    /// Origins that may call, as `https://example.org`; a single `*` allows every one.
+    /// Origins that may send requests, such as `https://example.org`; `*` allows every origin.
     pub allowed_origins: Vec<String>,
 }
 
-/// What the access log holds.
+/// What the access log contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessLogSettings {
-    /// Logs every n-th successful request; 1 logs all, 0 none. Failures are always logged.
+    /// Logs every n-th successful request; 1 logs all, 0 none. Failures (5xx) are always logged.
     pub sample_every: u64,
-    /// Logs the address of the client.
+    /// Logs the client's IP address.
     pub client_ip: bool,
-    /// Most refusals (4xx) logged in a second.
+    /// Most rejected requests (4xx) that are logged in one second.
     pub max_refusals_per_second: u32,
 }
 
@@ -172,20 +175,20 @@ impl Default for AccessLogSettings {
     }
 }
 
-/// A setting whose value cannot be served with.
+/// A setting with a value that is out of range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{setting} is {value}, accepted: {accepted}")]
 pub struct HttpSettingsError {
-    /// The setting's name inside its section (`deadline`, `limits.max_rows`).
+    /// Name of the setting inside its section (`deadline`, `limits.max_rows`).
     pub setting: &'static str,
-    /// Its value.
+    /// The rejected value, as text; hidden if it may be secret.
     pub value: String,
-    /// What is accepted.
+    /// The values that are accepted, in words.
     pub accepted: &'static str,
 }
 
 impl HttpSettings {
-    /// Checks what types cannot say: nothing that must happen may be bounded by zero.
+    /// Checks what the types cannot express, such as that no limit is 0.
     ///
     /// # Errors
     /// The first setting that is out of range.
@@ -211,7 +214,7 @@ impl HttpSettings {
         }
         self.validate_lists()?;
         self.validate_times()?;
-        // hyper refuses (by panicking) a read buffer below 8 KiB.
+        // hyper panics if its read buffer is smaller than 8 KiB.
         if self.connections.max_head_bytes < 8192 {
             return Err(HttpSettingsError {
                 setting: "connections.max_head_bytes",
@@ -223,7 +226,8 @@ impl HttpSettings {
         self.validate_access()
     }
 
-    /// A limit of nothing would refuse everyone; keys that are no keys would let nobody in.
+    /// Checks keys and rate limits: a rate of 0 would reject every request, and so would an empty list of keys.
+    /// No secret may occur twice.
     fn validate_access(&self) -> Result<(), HttpSettingsError> {
         let refused =
             |setting, value: String, accepted| Err(HttpSettingsError { setting, value, accepted });
@@ -243,13 +247,14 @@ impl HttpSettings {
             keys[..index].iter().any(|known| known.has_secret_of(key))
         };
         if keys.is_empty() || keys.iter().enumerate().any(repeated) {
-            let accepted = "keys whose secrets differ, at least one";
+            let accepted = "at least one key, each with a different secret";
             return refused("auth.keys", "(hidden)".to_owned(), accepted);
         }
         Ok(())
     }
 
-    /// No more of a list is kept than this, so a higher limit could not be told from this one.
+    /// Checks that no limit is above [`MAX_LISTED`]: more items than that are not kept, so a higher limit would have no
+    /// effect.
     fn validate_lists(&self) -> Result<(), HttpSettingsError> {
         let limits = &self.limits;
         let counts = [

@@ -1,5 +1,5 @@
-//! What handlers hold: settings and metrics from the start, the models once they are loaded, and in which
-//! part of its life the process is. Clones share everything. `app` makes it and moves its phases.
+//! The state that all handlers share: settings and metrics from the start, the models once they are loaded, and whether
+//! the process is loading, serving or draining. `app` creates the state and changes its phase.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -17,7 +17,7 @@ use crate::fetch::Fetcher;
 use crate::images::Images;
 use crate::telemetry::metrics::Metrics;
 
-/// The state of the router.
+/// State of the router; clones share everything.
 #[derive(Clone)]
 pub struct HttpState(Arc<Shared>);
 
@@ -28,37 +28,37 @@ struct Shared {
     services: OnceLock<Services>,
     document: WrittenDocument,
     phase: AtomicU8,
-    /// Changes whenever files are to be read again.
+    /// Notifies the file watchers that they should reload their files.
     reloads: watch::Sender<()>,
 }
 
-/// What answers requests; known once the models are loaded.
+/// The services that answer requests, which exist once the models are loaded.
 pub struct Services {
-    /// Admission and the worker.
+    /// Handle to admission control and the worker thread.
     pub engine: EngineHandle,
-    /// Image values to prepared images.
+    /// Turns image values of requests into pixels: decoding pool and pixel cache.
     pub images: Images,
-    /// Images by URL, where that is switched on.
+    /// Fetches images by URL; `None` if that is switched off.
     pub fetcher: Option<Fetcher>,
-    /// Names, tokenizers, defaults per role.
+    /// The loaded models: names, tokenizers, and the default for each role.
     pub models: Models,
-    /// What `/info` tells of batching.
+    /// The batching settings that `/info` shows.
     pub batching: BatchingInfo,
     /// The instruction set that the CPU kernels use, for `/info`.
     pub cpu_isa: String,
 }
 
-/// Whether requests are served, as `/health/ready` names it.
+/// Whether the server accepts requests, as `/health/ready` reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Readiness {
-    /// Requests are served.
+    /// The server accepts and answers requests.
     Ready,
     /// The models are not loaded yet.
     Loading,
-    /// Shutting down: what was admitted is finished, nothing new should come.
+    /// The server is shutting down: it finishes admitted requests, and clients should send no new ones.
     Draining,
-    /// The worker thread has gone or hangs, or its backend is being built anew.
+    /// The worker thread has ended or hangs, or its backend is being rebuilt.
     WorkerDown,
 }
 
@@ -66,7 +66,7 @@ const PHASE_SERVING: u8 = 0;
 const PHASE_DRAINING: u8 = 1;
 
 impl HttpState {
-    /// A state that answers health, metrics and documents, and refuses the rest as not ready.
+    /// A state without models: health, metrics and the API documents work, and all other requests fail as not ready.
     pub fn new(settings: HttpSettings, metrics: Arc<Metrics>) -> Self {
         super::metric_labels::initialise(&metrics);
         let shared = Shared {
@@ -81,32 +81,32 @@ impl HttpState {
         Self(Arc::new(shared))
     }
 
-    /// From now on requests are served. A second call changes nothing.
+    /// Sets the services, so that requests are served from now on. A second call changes nothing.
     pub fn set_ready(&self, services: Services) {
         super::metric_labels::initialise_models(&self.0.metrics, &services.models);
-        // A second set of services can only come from a second call, which by contract changes nothing.
+        // `set` fails only on a second call, which by contract changes nothing.
         let _ = self.0.services.set(services);
         self.0.metrics.ready.set(i64::from(self.readiness() == Readiness::Ready));
     }
 
-    /// From now on `/health/ready` answers 503. Requests are still served until the engine drains.
+    /// Makes `/health/ready` answer 503 from now on. Requests are still served until the engine drains.
     pub fn set_draining(&self) {
         self.0.phase.store(PHASE_DRAINING, Ordering::Release);
         self.0.metrics.ready.set(0);
         self.0.metrics.draining.set(1);
     }
 
-    /// Reads the files of keys and certificates again, at once.
+    /// Tells the file watchers to reload the files of keys and certificates at once.
     pub fn reload_files(&self) {
         self.0.reloads.send_replace(());
     }
 
-    /// Sees each call of [`reload_files`](Self::reload_files) from now on.
+    /// A receiver that is notified of each future call of [`reload_files`](Self::reload_files).
     pub(crate) fn reloads(&self) -> watch::Receiver<()> {
         self.0.reloads.subscribe()
     }
 
-    /// Whether requests are served.
+    /// Whether the server accepts requests, from its phase and the state of the engine.
     pub fn readiness(&self) -> Readiness {
         if self.0.phase.load(Ordering::Acquire) == PHASE_DRAINING {
             return Readiness::Draining;
@@ -119,33 +119,32 @@ impl HttpState {
         }
     }
 
-    /// True when the worker thread has gone or hangs, while draining too: only a restart helps.
+    /// True if the worker thread has ended or hangs, even while draining. Only a restart of the process helps.
     pub(crate) fn worker_is_down(&self) -> bool {
         let services = self.0.services.get();
         services.is_some_and(|services| services.engine.state() == EngineState::WorkerDown)
     }
 
-    /// The settings.
+    /// The settings of the HTTP side.
     pub fn settings(&self) -> &HttpSettings {
         &self.0.settings
     }
 
-    /// The OpenAPI document, once it was asked for.
+    /// The cache of the OpenAPI documents.
     pub(crate) fn document(&self) -> &WrittenDocument {
         &self.0.document
     }
 
-    /// Keys and limits.
     pub(crate) fn access(&self) -> &Access {
         &self.0.access
     }
 
-    /// The metrics.
+    /// The metrics of this process.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.0.metrics
     }
 
-    /// What answers requests.
+    /// The services that answer requests.
     ///
     /// # Errors
     /// `not_ready` while the models load.

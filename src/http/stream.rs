@@ -1,7 +1,8 @@
-//! A caption as server-sent events: `delta` while it is generated, then one `done` or `error`.
+//! Streams a caption as server-sent events: `delta` while it is generated, then one `done` or `error`.
+//! `routes::caption` calls this.
 //!
-//! What fails before the first token is a plain refusal. Afterwards a task of its own carries tokens from the
-//! worker to the connection; it ends when the client leaves, and with it the work.
+//! An error before the first token is a plain error response. After it, a Tokio task forwards tokens from the engine to
+//! the connection. It ends when the client disconnects, which also cancels the work in the engine.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -23,64 +24,64 @@ use super::text;
 use crate::engine::{Reply, TokenStream};
 use crate::task::{ImageInfo, TaskTiming, TokenIds, TokenLogprob};
 
-/// Proxies close connections on which nothing moves; most wait 60 s.
+/// Interval of keep-alive comments. Proxies close idle connections, most of them after 60 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// Events between the task and the connection; tokens are far slower than a connection.
+/// Capacity of the channel between the task and the connection. Few are enough: generation is slower than a connection.
 const BUFFERED_EVENTS: usize = 8;
 
-/// A piece of text, with the tokens that settled it.
+/// A piece of generated text with its tokens.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Delta {
-    /// All of them joined are the caption's text.
+    /// The next piece; all pieces joined are the whole caption.
     #[schema(example = " cats")]
     text: String,
-    /// The new tokens; none where a held-back word is given out at the end.
+    /// The new tokens; empty if the last event only completes a word.
     tokens: Vec<DeltaToken>,
 }
 
-/// A generated token.
+/// One generated token and its probability.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct DeltaToken {
-    /// Its id.
+    /// Token id in the model's vocabulary.
     #[schema(example = 8870)]
     id: u32,
-    /// Its natural log-probability.
+    /// Natural log-probability of the token.
     #[schema(example = -0.12, maximum = 0)]
     logprob: f32,
 }
 
-/// The last event of a stream that went well.
+/// Last event of a successful stream.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Done {
-    /// The model that answered.
+    /// Name of the model that answered.
     model: String,
     #[serde(flatten)]
     answer: CaptionAnswer,
-    /// Where the time went.
+    /// Durations of the stages of this request.
     timing: Timing,
 }
 
-/// Where the time went, in milliseconds; the longest of each stage.
-#[expect(clippy::struct_field_names, reason = "on the wire a unit stands in the name")]
+/// Durations of the stages, in milliseconds; where work ran in parallel, the longest.
+#[expect(clippy::struct_field_names, reason = "names in the JSON end in the unit")]
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Timing {
-    /// Fetching the image, where it came by URL.
+    /// Fetching the image; absent unless it was given by URL.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = f64, required = false)]
     fetch_ms: Option<f64>,
     /// Decoding and resizing the image.
     decode_ms: f64,
-    /// Waiting for the worker.
+    /// Waiting in the queue of the engine.
     queue_ms: f64,
-    /// The vision tower.
+    /// Encoding the image in the vision tower.
     vision_ms: f64,
-    /// The text decoder.
+    /// Generating text in the decoder.
     text_ms: f64,
-    /// From the request's arrival to this event.
+    /// Time from the arrival of the request to this event.
     total_ms: f64,
 }
 
-/// A stream that has begun.
+/// A running stream; its first token has arrived.
 struct Caption {
     call: Call<CaptionPlan>,
     plan: CaptionPlan,
@@ -91,10 +92,10 @@ struct Caption {
     tokens: TokenStream,
 }
 
-/// Starts a stream, once the first token is there.
+/// Waits for the first token, then starts the stream.
 ///
 /// # Errors
-/// Whatever fails before the first token.
+/// Any error before the first token.
 pub(crate) async fn caption_stream(
     mut call: Call<CaptionPlan>,
     context: RequestContext,
@@ -112,7 +113,7 @@ pub(crate) async fn caption_stream(
     let (events, receiver) = mpsc::channel(BUFFERED_EVENTS);
     let caption = Caption { call, plan, prompt, image, context, reply, tokens };
     tokio::spawn(async move {
-        // A client that went away drops the receiver; dropping the caption then tells the engine.
+        // When the client disconnects, the receiver is dropped. Dropping `caption` then cancels the task in the engine.
         tokio::select! {
             () = events.closed() => {}
             () = caption.run(first, &events) => {}
@@ -127,7 +128,7 @@ pub(crate) async fn caption_stream(
 
 type Began = (CaptionPlan, Option<TokenIds>, ImageInfo, Reply, TokenStream, Option<TokenLogprob>);
 
-/// Everything up to the first token.
+/// Submits the task and waits for the first token.
 async fn begin(call: &mut Call<CaptionPlan>) -> Result<Began, ApiError> {
     let item = call.items.pop().unwrap_or_else(|| Err(ApiError::internal()))?;
     let (plan, prompt, images) = item.into_parts();
@@ -137,23 +138,23 @@ async fn begin(call: &mut Call<CaptionPlan>) -> Result<Began, ApiError> {
     let (mut reply, mut tokens) = call.admission.submit_streaming(call.model.info.id, task);
     let first = tokens.next().await;
     if first.is_none() {
-        // The sequence ended without a token: it failed.
+        // A sequence without a single token has failed; the reply holds the error.
         (&mut reply).await?;
-        tracing::error!("a stream ended before its first token, and without an error");
+        tracing::error!("a stream ended without an error before its first token");
         return Err(ApiError::internal());
     }
     Ok((plan, prompt, image, reply, tokens, first))
 }
 
 impl Caption {
-    /// Sends every event, the last one included.
+    /// Sends all events, including the final `done` or `error`.
     async fn run(mut self, first: Option<TokenLogprob>, events: &mpsc::Sender<Event>) {
         let deadline = self.call.admission.deadline();
         let generate = AssertUnwindSafe(self.generate(first, events)).catch_unwind();
         let outcome = match tokio::time::timeout_at(deadline.into(), generate).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => {
-                tracing::error!("a stream panicked");
+                tracing::error!("a caption stream panicked");
                 Err(ApiError::internal())
             }
             Err(_) => Err(ApiError::deadline_exceeded()),
@@ -166,7 +167,7 @@ impl Caption {
                 event("error", &error.to_problem(&self.context.id))
             }
         };
-        // A failed send means that the client has left.
+        // A failed send means that the client has disconnected.
         let _ = events.send(last).await;
     }
 
@@ -185,7 +186,7 @@ impl Caption {
             let delta =
                 Delta { text: detokenizer.push(id), tokens: vec![DeltaToken { id, logprob }] };
             if events.send(event("delta", &delta)).await.is_err() {
-                return Err(ApiError::new(Code::InternalError, "the client has left"));
+                return Err(ApiError::new(Code::InternalError, "the client has disconnected"));
             }
             next = self.tokens.next().await;
         }
@@ -193,7 +194,7 @@ impl Caption {
         let rest = detokenizer.finish();
         if !rest.is_empty() {
             let delta = Delta { text: rest, tokens: Vec::new() };
-            // When the client has left, the next send finds out as well.
+            // If the client has disconnected, the next send fails as well.
             let _ = events.send(event("delta", &delta)).await;
         }
         self.context.note(|notes| {
@@ -224,7 +225,7 @@ impl Caption {
     }
 }
 
-/// An event with its data on one line of JSON.
+/// Builds an event whose data is one line of JSON.
 fn event<T: Serialize>(name: &str, data: &T) -> Event {
     let json = serde_json::to_string(data).expect("events hold only strings and numbers");
     Event::default().event(name).data(json)

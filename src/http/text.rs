@@ -1,13 +1,14 @@
-//! Texts to ids with errors that name the field, and what generated texts begin with.
+//! Helpers of the endpoints for text fields: tokenization with errors that name the field, checks of missing and
+//! alternative fields, and the token ids of a prompt.
 
 use super::error::{ApiError, Code};
 use super::models::Model;
 use crate::task::TokenIds;
 
-/// `[CLS] text [SEP]`, of at most `max_tokens`.
+/// Tokenizes `text` as `[CLS] text [SEP]`, at most `max_tokens` tokens in all.
 ///
 /// # Errors
-/// `text_too_long`, `invalid_request`.
+/// `text_too_long` or `invalid_request`, with `field`.
 pub(crate) fn encode(
     model: &Model,
     field: &str,
@@ -17,21 +18,21 @@ pub(crate) fn encode(
     model.tokenizer.encode_within(text, max_tokens).map_err(|error| ApiError::from(error).at(field))
 }
 
-/// A field that must be given.
+/// The error for a required field that is missing.
 pub(crate) fn needed(field: &str) -> ApiError {
     ApiError::field(Code::InvalidRequest, field, "is needed")
 }
 
-/// The ids of a prompt's text: without `[CLS]` and `[SEP]`.
+/// The token ids of a prompt without its `[CLS]` and `[SEP]`; empty if there is no prompt.
 pub(crate) fn prompt_ids(prompt: Option<&TokenIds>) -> &[u32] {
     let ids = prompt.map_or(&[][..], TokenIds::as_slice);
     ids.get(1..ids.len().saturating_sub(1)).unwrap_or_default()
 }
 
-/// One of a pair of fields that mean the same, singular and plural, as a list.
+/// The values of a pair of alternative fields, such as `text` and `texts`, as one list.
 ///
 /// # Errors
-/// `invalid_request` when both are given, none is, or the list is empty.
+/// `invalid_request` if both fields or neither are given, or if the list is empty.
 pub(crate) fn one_or_many<T>(
     singular: (&str, Option<T>),
     plural: (&str, Option<Vec<T>>),

@@ -1,6 +1,7 @@
-//! TLS on the public listener: one certificate chain and its key from PEM files, read again when they change.
+//! TLS on the public listener: one certificate chain and its private key from PEM files, reloaded when they change.
 //!
-//! TLS 1.2 and 1.3 by rustls on ring; HTTP/1.1 is all that is offered. No client certificates.
+//! rustls with ring provides TLS 1.2 and 1.3. ALPN offers only HTTP/1.1. There are no client certificates. `cli` loads
+//! the files, `server` accepts with them, and `reload` watches them.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,32 +16,32 @@ use tokio_rustls::TlsAcceptor;
 
 use super::reload::{self, Outcome, Watched};
 
-/// Where certificate and key are.
+/// Paths of the certificate and its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsSettings {
-    /// PEM: the server's certificate, then those that lead to a root.
+    /// PEM file with the server's certificate, followed by the intermediate certificates.
     pub certificate: PathBuf,
-    /// PEM: its private key (PKCS#8, SEC1 or PKCS#1), not encrypted.
+    /// PEM file with the unencrypted private key of the certificate (PKCS#8, SEC1 or PKCS#1).
     pub key: PathBuf,
 }
 
-/// Files that are no certificate and key.
+/// The files cannot be used as a certificate and its key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: {reason}")]
 pub struct TlsError {
     /// `tls_certificate` or `tls_key`.
     pub setting: &'static str,
-    /// What is wrong, with the path; nothing of the content.
+    /// What is wrong, without anything of the file's content.
     pub reason: String,
 }
 
-/// What the server shows, and how it speaks.
+/// TLS for a listener: the certificate that the server presents, and the acceptor of connections.
 pub struct Tls {
     acceptor: TlsAcceptor,
     identity: Arc<Identity>,
 }
 
-/// Certificate and key; exchanged as one.
+/// The certificate and its key, which a reload replaces together.
 #[derive(Debug)]
 pub(crate) struct Identity {
     settings: TlsSettings,
@@ -49,13 +50,13 @@ pub(crate) struct Identity {
 }
 
 impl Tls {
-    /// Reads certificate and key.
+    /// Reads the certificate and the key.
     ///
     /// # Errors
-    /// When one of them cannot be read or used, or they do not belong together.
+    /// If one of them cannot be read or used, or if they do not belong together.
     ///
     /// # Panics
-    /// Never: ring knows both versions.
+    /// Never, because ring supports both TLS versions.
     pub fn load(settings: &TlsSettings) -> Result<Self, TlsError> {
         let refused = |setting, reason| TlsError { setting, reason };
         let certificate = reload::read(&settings.certificate)
@@ -77,12 +78,12 @@ impl Tls {
         Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), identity })
     }
 
-    /// What turns a connection into an encrypted one.
+    /// Performs the TLS handshake on an accepted connection.
     pub(crate) fn acceptor(&self) -> &TlsAcceptor {
         &self.acceptor
     }
 
-    /// What is watched.
+    /// The certificate and key, for `reload` to watch.
     pub(crate) fn identity(&self) -> Arc<Identity> {
         Arc::clone(&self.identity)
     }
@@ -107,8 +108,8 @@ impl Watched for Identity {
     }
 
     fn advice(&self) -> &'static str {
-        "the certificate that was read before is still shown; put a certificate and its key into server.tls_certificate \
-         and server.tls_key"
+        "keeping the current one: put a valid certificate and its key into the files of server.tls_certificate and \
+         server.tls_key"
     }
 
     fn paths(&self) -> Vec<&Path> {
@@ -124,11 +125,11 @@ impl Watched for Identity {
             return Ok(Outcome::Unchanged);
         }
         *current = Arc::new(certified);
-        Ok(Outcome::Changed("new connections are shown the new certificate".to_owned()))
+        Ok(Outcome::Changed("new connections get the new certificate".to_owned()))
     }
 }
 
-/// Certificates and the key of the first, from PEM.
+/// Parses a certificate chain and the key of its first certificate from PEM, and checks that they belong together.
 fn certified(
     certificate: &[u8],
     key: &[u8],
@@ -140,15 +141,15 @@ fn certified(
         .collect::<Result<_, _>>()
         .map_err(|error| refused("tls_certificate", &error))?;
     if chain.is_empty() {
-        return Err(refused("tls_certificate", &"the file holds no certificate in PEM"));
+        return Err(refused("tls_certificate", &"the file contains no certificate in PEM format"));
     }
-    // The reader's own words could hold a piece of the key.
+    // Drop the parser's message, which could contain a part of the key.
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
-        refused("tls_key", &"the file holds no private key in PEM that is not encrypted")
+        refused("tls_key", &"the file contains no unencrypted private key in PEM format")
     })?;
     CertifiedKey::from_der(chain, key, provider).map_err(|error| {
         if matches!(error, rustls::Error::InconsistentKeys(_)) {
-            return refused("tls_key", &"it is not the key of the certificate");
+            return refused("tls_key", &"the key does not belong to the certificate");
         }
         let is_certificate = matches!(error, rustls::Error::InvalidCertificate(_));
         refused(if is_certificate { "tls_certificate" } else { "tls_key" }, &error)

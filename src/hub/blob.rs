@@ -1,5 +1,5 @@
-//! One file into the cache: lock, resume, verify, rename, link. Whatever ends the process, the cache stays valid:
-//! bytes gather in `<etag>.incomplete`, and only a whole, verified file gets the blob's name.
+//! Downloads one file into the cache: lock, resume, verify, rename, link. However the process ends, the cache stays
+//! valid: bytes are collected in `<etag>.incomplete`, and only a complete, verified file gets the name of the blob.
 
 use std::io;
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::client::{Checksum, HubClient, Metadata, RemoteFile};
 use super::progress::FileProgress;
 use super::{HubError, Progress};
 
-/// Makes `remote` a file of its snapshot. A file that is there already costs no request.
+/// Downloads `remote` into its snapshot. A file that is there already costs no request.
 pub(super) async fn download(
     client: &HubClient,
     cache: &RepositoryCache,
@@ -40,8 +40,8 @@ pub(super) async fn download(
     cache.link(remote.commit, remote.file, &metadata.etag)
 }
 
-/// Fills `partial` up to the file's size, over as many connections as it takes.
-/// Attempts are counted from the last new byte, so a bad line is fine as long as it moves.
+/// Fills `partial` up to the file's size, over as many connections as needed. Failed attempts are counted from the last
+/// new byte, so a bad connection is tolerated as long as it makes progress.
 async fn gather(
     client: &HubClient,
     remote: RemoteFile<'_>,
@@ -67,7 +67,7 @@ async fn gather(
     }
 }
 
-/// One connection's worth of bytes, behind those that are there.
+/// Appends the bytes of one connection to those that `partial` has.
 async fn append(
     client: &HubClient,
     remote: RemoteFile<'_>,
@@ -91,16 +91,16 @@ async fn append(
             let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
             if !range.is_some_and(|range| range.starts_with(&format!("bytes {offset}-"))) {
                 let reason =
-                    format!("bytes from {offset} were asked for, the answer has {range:?}");
+                    format!("bytes from {offset} were requested, the response has {range:?}");
                 return Err(HubError::BadAnswer { url: remote.to_string(), reason });
             }
         }
-        // What is there does not fit what the hub has: the next attempt starts from nothing.
+        // The bytes on disk do not match the hub's file: the next attempt starts from the first byte.
         StatusCode::RANGE_NOT_SATISFIABLE => {
             restart(&file, partial).await?;
             return Err(cut_short(remote, metadata, 0));
         }
-        // A server that knows no ranges sends everything again.
+        // A server without support for ranges sends everything again.
         _ if offset > 0 => offset = restart(&file, partial).await?,
         _ => {}
     }
@@ -136,21 +136,21 @@ fn cut_short(remote: RemoteFile<'_>, metadata: &Metadata, got: u64) -> HubError 
     HubError::CutShort { file: remote.to_string(), got, size: metadata.size.unwrap_or(0) }
 }
 
-/// Bytes of a file; 0 where there is none.
+/// Length of a file in bytes; 0 if there is none.
 fn length(path: &Path) -> u64 {
     path.symlink_metadata().map_or(0, |metadata| metadata.len())
 }
 
-/// The checksum of a file in hexadecimal digits.
+/// Computes the checksum of a file, in hexadecimal digits.
 type Hash = fn(&Path) -> Result<String, HubError>;
 
-/// What an announced SHA-256 may be.
+/// The checksums that an announced SHA-256 may be.
 const OF_SHA256: &[Hash] = &[sha256];
-/// What an announced SHA-1 may be; the hub's first.
+/// The checksums that an announced SHA-1 may be; that of the Hugging Face hub first.
 const OF_SHA1: &[Hash] = &[git_sha1, sha1];
 
-/// Compares size and, where the hub announced one, the checksum. Damaged bytes are deleted: resuming them would never
-/// end well.
+/// Compares the size and, if the hub announced one, the checksum. Deletes damaged bytes: resuming them can never
+/// succeed.
 async fn verify(
     remote: RemoteFile<'_>,
     metadata: &Metadata,
@@ -159,11 +159,11 @@ async fn verify(
     let got = length(partial);
     if let Some(size) = metadata.size.filter(|&size| size != got) {
         std::fs::remove_file(partial).map_err(HubError::io("delete", partial))?;
-        let reason = format!("{got} bytes arrived, {size} were announced");
+        let reason = format!("{got} bytes were received, {size} were announced");
         return Err(HubError::BadAnswer { url: remote.to_string(), reason });
     }
     let Some(checksum) = metadata.checksum() else {
-        tracing::warn!(file = %remote, etag = metadata.etag, "the hub announces no checksum of this file; it is not verified");
+        tracing::warn!(file = %remote, etag = metadata.etag, "the hub announces no checksum for this file; it is not verified");
         return Ok(());
     };
     let (algorithm, hashes, expected): (_, &'static [Hash], _) = match checksum {
@@ -192,7 +192,7 @@ fn sha256(path: &Path) -> Result<String, HubError> {
     hash_file(Sha256::new(), path)
 }
 
-/// The name that git gives a file of this content: the SHA-1 of a header with its length, and the content.
+/// The blob id that git gives a file: the SHA-1 of a header with its length, followed by the content.
 fn git_sha1(path: &Path) -> Result<String, HubError> {
     hash_file(Sha1::new_with_prefix(format!("blob {}\0", length(path))), path)
 }
@@ -201,7 +201,7 @@ fn sha1(path: &Path) -> Result<String, HubError> {
     hash_file(Sha1::new(), path)
 }
 
-/// Feeds the file to `hash`; the result in hexadecimal digits.
+/// Hashes the file with `hash`; the result is in hexadecimal digits.
 fn hash_file<D: Digest>(mut hash: D, path: &Path) -> Result<String, HubError> {
     use std::fmt::Write;
 
@@ -213,7 +213,7 @@ fn hash_file<D: Digest>(mut hash: D, path: &Path) -> Result<String, HubError> {
     }))
 }
 
-/// Lets `io::copy` feed a hash.
+/// Lets `io::copy` write into a hash.
 struct HashWriter<'a, D>(&'a mut D);
 
 impl<D: Digest> io::Write for HashWriter<'_, D> {

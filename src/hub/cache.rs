@@ -7,7 +7,7 @@
 //! <cache>/.locks/models--owner--name/<etag>.lock           held by the process that writes the blob
 //! ```
 //!
-//! Names only reach this file after they were checked: ids and revisions by `source`, commits and etags by `client`.
+//! Callers check all names before they reach this file: ids and revisions in `source`, commits and etags in `client`.
 
 use std::fs;
 use std::io::{self, Write};
@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use super::{HubError, HubSource};
 
-/// A symbolic link is not followed, and a pipe is not waited for: opening them fails.
+/// Flags for opening: a symbolic link is an error, and a pipe does not block.
 const NO_FOLLOW_NOR_WAIT: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
 
 /// One repository's part of the cache.
@@ -29,7 +29,7 @@ pub(super) struct RepositoryCache {
     locks: PathBuf,
 }
 
-/// Holds the right to write one blob; given back on drop, and by the system when the process dies.
+/// Exclusive lock for writing one blob (`flock`), released on drop, and by the system when the process dies.
 pub(super) struct BlobLock(
     #[expect(dead_code, reason = "the lock lives as long as the open file")] fs::File,
 );
@@ -40,14 +40,15 @@ impl RepositoryCache {
         Self { root: cache.join(&folder), locks: cache.join(".locks").join(folder) }
     }
 
-    /// The commit that the cache knows for a revision: what `refs/` says, or the revision itself where a snapshot has its name.
+    /// The commit that the cache has for a revision: the content of `refs/<revision>`, or the revision itself if a
+    /// snapshot has its name.
     pub(super) fn commit(&self, source: &HubSource) -> Option<String> {
         let revision = source.revision();
         if self.snapshot(revision).is_dir() {
             return Some(revision.to_owned());
         }
         let path = self.root.join("refs").join(revision);
-        // Reading a pipe that somebody has planted would wait for ever.
+        // Reading a pipe that somebody has planted would block for ever.
         let commit =
             fs::metadata(&path).is_ok_and(|it| it.is_file()).then(|| fs::read_to_string(&path));
         let commit = commit?.ok()?;
@@ -67,7 +68,7 @@ impl RepositoryCache {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
     }
 
-    /// Notes which commit a revision is. Written last, so that an offline start finds complete snapshots only.
+    /// Records the commit of a revision. Called last, so that an offline start finds complete snapshots only.
     pub(super) fn write_ref(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         if revision == commit {
             return Ok(());
@@ -79,7 +80,7 @@ impl RepositoryCache {
         file.write_all(commit.as_bytes()).map_err(HubError::io("write", &path))
     }
 
-    /// Makes `file` of the snapshot lead to its blob. A link that another process has just made is as good.
+    /// Links `file` of the snapshot to its blob. A link that another process has just created is accepted.
     pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<(), HubError> {
         let link = self.snapshot(commit).join(file);
         create_parent(&link)?;
@@ -87,7 +88,7 @@ impl RepositoryCache {
         match symlink(&target, &link) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && link.exists() => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                // A link to a blob that somebody has deleted.
+                // The blob of an existing link has been deleted.
                 fs::remove_file(&link).map_err(HubError::io("replace", &link))?;
                 symlink(&target, &link).map_err(HubError::io("link", &link))
             }
@@ -95,7 +96,7 @@ impl RepositoryCache {
         }
     }
 
-    /// Waits until no other process writes this blob. Waiting is cancelled by dropping the future.
+    /// Waits until no other process writes this blob. Dropping the future cancels the wait.
     pub(super) async fn lock(&self, etag: &str) -> Result<BlobLock, HubError> {
         const POLL: Duration = Duration::from_millis(200);
         let path = self.locks.join(format!("{etag}.lock"));
@@ -107,7 +108,7 @@ impl RepositoryCache {
                 Ok(()) => return Ok(BlobLock(file)),
                 Err(Errno::WOULDBLOCK) => {
                     if !waiting {
-                        tracing::info!(lock = %path.display(), "another process downloads the same file; waiting for it");
+                        tracing::info!(lock = %path.display(), "another process is downloading the same file; waiting for it");
                         waiting = true;
                     }
                     tokio::time::sleep(POLL).await;
@@ -118,9 +119,8 @@ impl RepositoryCache {
     }
 }
 
-/// Opens a file of the cache that `options` say how to. A symbolic link, a file with a second name (a hard link) or
-/// anything that is not a file is refused: through one that somebody has planted, a download would write wherever it
-/// leads.
+/// Opens a file of the cache with `options`. Rejects a symbolic link, a file with a second name (a hard link) and
+/// anything that is not a regular file: if somebody has planted one, a download would write to wherever it leads.
 pub(super) fn open_no_link(
     path: &Path,
     options: impl FnOnce(&mut fs::OpenOptions) -> &mut fs::OpenOptions,
@@ -132,24 +132,24 @@ pub(super) fn open_no_link(
     let opened = options(fs::OpenOptions::new().custom_flags(NO_FOLLOW_NOR_WAIT)).open(path);
     let file = opened.map_err(|error| match error.raw_os_error() {
         Some(code) if code == Errno::LOOP.raw_os_error() => {
-            refused("is a symbolic link, which no program puts there")
+            refused("is a symbolic link, where only a regular file belongs")
         }
         Some(code) if code == Errno::NXIO.raw_os_error() => refused("is not a file"),
         _ => HubError::io("open", path)(error),
     })?;
-    let metadata = file.metadata().map_err(HubError::io("look at", path))?;
+    let metadata = file.metadata().map_err(HubError::io("inspect", path))?;
     if !metadata.is_file() {
         return Err(refused("is not a file"));
     }
     if metadata.nlink() > 1 {
         return Err(refused(
-            "has a second name (a hard link), through which another file would change",
+            "has a second name (a hard link), so writing to it would change another file",
         ));
     }
     Ok(file)
 }
 
-/// Creates the folder that a path stands in.
+/// Creates the parent directory of a path.
 pub(super) fn create_parent(path: &Path) -> Result<(), HubError> {
     let parent = path.parent().unwrap_or(path);
     fs::create_dir_all(parent).map_err(HubError::io("create", parent))
@@ -160,7 +160,7 @@ pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && is_lower_hex(text)
 }
 
-/// Lower-case hexadecimal digits.
+/// True if all characters are lower-case hexadecimal digits.
 pub(super) fn is_lower_hex(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

@@ -1,5 +1,5 @@
-//! The files of one checkpoint, found in a directory of the hub's layout. Names and presence only: nothing is parsed
-//! but the weight index, whose shard names are checked to stay inside the directory.
+//! Finds the files of one checkpoint in a directory with the hub's layout. Checks names and presence only. The weight
+//! index is the only file that is parsed: the shards that it names must be inside the directory.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,29 +7,29 @@ use std::path::{Path, PathBuf};
 use super::HubError;
 use crate::document::{self, Fields};
 
-/// Everything a loader opens.
+/// Every file that a loader opens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckpointFiles {
-    /// The directory that holds them (of a hub checkpoint: its snapshot).
+    /// The directory that holds them; for a hub checkpoint its snapshot.
     pub directory: PathBuf,
-    /// `config.json`.
+    /// Path of `config.json`, which every checkpoint has.
     pub config: PathBuf,
-    /// The weights.
+    /// The weight files, safetensors if present.
     pub weights: WeightFiles,
-    /// The tokenizer.
+    /// The file that holds the vocabulary.
     pub tokenizer: TokenizerFiles,
-    /// The files beside it that name classes, options and added tokens: those that are there.
+    /// Files next to it that define the tokenizer's class, options and added tokens; only those that exist.
     pub tokenizer_options: Vec<PathBuf>,
-    /// `preprocessor_config.json`, where there is one.
+    /// Path of `preprocessor_config.json`, if it exists.
     pub preprocessor: Option<PathBuf>,
-    /// `processor_config.json` (newer: the same under `image_processor`), where there is one.
-    /// At least one of the two is.
+    /// Path of `processor_config.json`, if it exists: a newer format with the same fields under `image_processor`. At
+    /// least one of the two files exists.
     pub processor: Option<PathBuf>,
-    /// The commit, of a hub checkpoint.
+    /// The commit of a hub checkpoint; `None` for a directory.
     pub revision: Option<String>,
 }
 
-/// Weight files, at least one, in the order of their names.
+/// At least one weight file, in the order of their names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WeightFiles {
     /// `model.safetensors` or the shards of its index.
@@ -38,25 +38,26 @@ pub enum WeightFiles {
     Pickle(Vec<PathBuf>),
 }
 
-/// How the vocabulary is given.
+/// The file that defines the vocabulary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenizerFiles {
-    /// `tokenizer.json`.
+    /// A complete tokenizer in `tokenizer.json`.
     Json(PathBuf),
-    /// `vocab.txt` of a BERT tokenizer.
+    /// The `vocab.txt` of a BERT tokenizer.
     Vocab(PathBuf),
 }
 
 /// One way in which weights are stored; [`WEIGHTS`] lists them best first.
 pub(super) struct WeightLayout {
-    /// The file: weights, or an index of shards.
+    /// Name of the file: weights, or an index of shards.
     pub(super) file: &'static str,
     /// Whether `file` is an index.
     pub(super) sharded: bool,
     wrap: fn(Vec<PathBuf>) -> WeightFiles,
 }
 
-/// safetensors are mapped and need no interpreter, so they come before pickles, sharded or not.
+/// The layouts in order of preference. Safetensors are memory-mapped and need no pickle interpreter, so they come
+/// before pickles, sharded or not.
 pub(super) const WEIGHTS: [WeightLayout; 4] = [
     WeightLayout { file: "model.safetensors", sharded: false, wrap: WeightFiles::Safetensors },
     WeightLayout {
@@ -68,27 +69,27 @@ pub(super) const WEIGHTS: [WeightLayout; 4] = [
     WeightLayout { file: "pytorch_model.bin.index.json", sharded: true, wrap: WeightFiles::Pickle },
 ];
 
-/// What errors call the weights.
+/// Name of the weights in error messages.
 pub(super) const WEIGHTS_WANTED: &str =
     "weights (model.safetensors, pytorch_model.bin, or an index of shards of either)";
-/// Weights that are not read, and what to do with them.
+/// Weight files that are not supported, and what to do with them.
 const OTHER_WEIGHTS: [(&str, &str); 2] = [
     (
         "tf_model.h5",
-        "its tf_model.h5 is TensorFlow's, which is not read; save it again with transformers 4 and its class, such as \
+        "its tf_model.h5 is a TensorFlow file, which is not supported; convert it with transformers 4 and its class, such as \
          BlipForConditionalGeneration.from_pretrained(DIRECTORY, from_tf=True).save_pretrained(DIRECTORY)",
     ),
     (
         "flax_model.msgpack",
-        "its flax_model.msgpack is Flax's, and transformers has no BLIP for it; fetch a checkpoint with `blip-server download`",
+        "its flax_model.msgpack is a Flax file, and transformers has no BLIP for Flax; fetch a checkpoint with `blip-server download`",
     ),
 ];
-/// What errors call the tokenizer.
+/// Name of the tokenizer in error messages.
 pub(super) const TOKENIZER_WANTED: &str = "tokenizer (tokenizer.json or vocab.txt)";
-/// The files that a tokenizer is made of beside its vocabulary.
+/// The files of a tokenizer other than its vocabulary.
 pub(super) const TOKENIZER_OPTIONS: [&str; 3] =
     ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
-/// What errors call the preprocessing.
+/// Name of the preprocessing in error messages.
 pub(super) const PREPROCESSOR_WANTED: &str =
     "image preprocessing (preprocessor_config.json or processor_config.json)";
 
@@ -108,7 +109,7 @@ impl CheckpointFiles {
             hint,
         };
         let config = find("config.json").ok_or_else(|| {
-            missing("config.json", "a checkpoint as save_pretrained writes it has one")
+            missing("config.json", "copy it there: save_pretrained writes it with the weights")
         })?;
         let weights = find_weights(directory)?.ok_or_else(|| {
             let of_another_library = OTHER_WEIGHTS.iter().find(|(file, _)| find(file).is_some());
@@ -161,7 +162,7 @@ pub(super) fn find_weights(directory: &Path) -> Result<Option<WeightFiles>, HubE
             return Err(HubError::MissingFile {
                 directory: directory.to_owned(),
                 missing: name,
-                hint: "the weight index names it: the checkpoint is not complete",
+                hint: "the weight index names it, so the checkpoint is incomplete; copy or download it again",
             });
         }
         shards.push(shard);
@@ -169,16 +170,16 @@ pub(super) fn find_weights(directory: &Path) -> Result<Option<WeightFiles>, HubE
     Ok(Some((layout.wrap)(shards)))
 }
 
-/// The shards that a weight index names, each once, in order.
+/// The shards that a weight index names, each once, in alphabetical order.
 ///
 /// # Errors
-/// `Document` when it cannot be read or is not one; `InvalidIndex` when it names nothing, or anything but plain files
-/// beside it.
+/// `Document` if it cannot be read or is not an index; `InvalidIndex` if it names nothing, or anything but plain files
+/// next to it.
 pub(super) fn read_index(path: &Path) -> Result<BTreeSet<String>, HubError> {
     let invalid = |reason: String| HubError::InvalidIndex { path: path.to_owned(), reason };
     let object = document::parse_object(path, &document::read(path)?)?;
     let fields = Fields::new(path, &object);
-    let accepted = "an object of tensor names and the files that hold them";
+    let accepted = "an object that maps tensor names to file names";
     let shards = fields.optional("weight_map", accepted, |value| {
         value.as_object()?.values().map(|file| file.as_str().map(str::to_owned)).collect()
     })?;
@@ -187,12 +188,12 @@ pub(super) fn read_index(path: &Path) -> Result<BTreeSet<String>, HubError> {
         return Err(invalid("its weight_map is empty; download the checkpoint again".to_owned()));
     }
     if let Some(shard) = shards.iter().find(|shard| !is_plain_file_name(shard)) {
-        return Err(invalid(format!("it names \"{shard}\", which is not a file beside it")));
+        return Err(invalid(format!("it names \"{shard}\", which is not a file next to it")));
     }
     Ok(shards)
 }
 
-/// A name that cannot lead out of a directory.
+/// True for a file name that cannot lead out of its directory.
 pub(super) fn is_plain_file_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     (1..=255).contains(&name.len()) && !name.starts_with('.') && name.chars().all(allowed)

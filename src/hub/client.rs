@@ -1,7 +1,7 @@
 //! The hub's HTTP protocol: one listing per revision, one HEAD and one ranged GET per file.
 //!
-//! Redirects are followed here and not by reqwest: the checksum stands in the headers of the first answer,
-//! before the redirect to the storage host, and the token must not travel to that host.
+//! Redirects are followed here and not by reqwest: the checksum is in the headers of the first response, before the
+//! redirect to the storage host, and the token must not be sent to that host.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,16 +16,16 @@ use super::cache::{is_commit, is_lower_hex};
 use super::checkpoint::is_plain_file_name;
 use super::{HubError, HubSettings, HubSource, Retry, Token};
 
-/// A connection that is not made in this time is tried again.
+/// A connection that is not open after this time is tried again.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A download that gives no byte for this long counts as cut.
+/// A download that receives no byte for this long counts as interrupted.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// The hub needs one or two; a loop needs an end.
+/// The hub needs one or two; the limit ends redirect loops.
 const MAX_REDIRECTS: usize = 10;
-/// A listing of a model repository is some kilobytes.
+/// The listing of a model repository takes some kilobytes.
 const MAX_LISTING_BYTES: usize = 16 << 20;
 
-/// Speaks to one hub.
+/// HTTP client for one hub endpoint.
 pub(super) struct HubClient {
     http: reqwest::Client,
     endpoint: Url,
@@ -33,7 +33,7 @@ pub(super) struct HubClient {
     retry: Retry,
 }
 
-/// What a revision holds.
+/// The commit of a revision and its file names.
 pub(super) struct Listing {
     pub(super) commit: String,
     pub(super) files: BTreeSet<String>,
@@ -42,7 +42,7 @@ pub(super) struct Listing {
 /// What the hub says about one file before it is downloaded.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Metadata {
-    /// Names the blob in the cache. The file's SHA-256 for large files, the SHA-1 of git's blob for small ones.
+    /// Name of the blob in the cache: the SHA-256 of a large file, git's blob SHA-1 of a small one.
     pub(super) etag: String,
     pub(super) size: Option<u64>,
 }
@@ -50,9 +50,9 @@ pub(super) struct Metadata {
 /// A checksum that the hub announces, in lower-case hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Checksum<'a> {
-    /// Of large files.
+    /// The SHA-256 of a large file.
     Sha256(&'a str),
-    /// Of small files: the name of git's blob; from a mirror it may be the SHA-1 of the bytes alone, as Artifactory's.
+    /// Of a small file: git's blob id. Some mirrors, such as Artifactory, announce the SHA-1 of the bytes alone.
     Sha1(&'a str),
 }
 
@@ -64,9 +64,9 @@ pub(super) struct RemoteFile<'a> {
     pub(super) file: &'a str,
 }
 
-/// Makes ring the process's TLS provider. Every client of reqwest needs it first; calling it again changes nothing.
+/// Installs ring as the process's TLS provider. Every reqwest client needs it first; further calls change nothing.
 pub fn install_tls_provider() {
-    // The error only says that a provider is installed already.
+    // The error only means that a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
@@ -75,7 +75,7 @@ impl HubClient {
         install_tls_provider();
         let endpoint = Url::parse(&settings.endpoint).map_err(|error| HubError::BadAnswer {
             url: settings.endpoint.clone(),
-            reason: format!("the endpoint is not an address: {error}"),
+            reason: format!("the endpoint is not a valid URL: {error}"),
         })?;
         let builder = || {
             let builder = reqwest::Client::builder()
@@ -98,7 +98,7 @@ impl HubClient {
         self.retry
     }
 
-    /// The commit that a revision is, and its files.
+    /// Requests the commit of a revision and its file names.
     pub(super) async fn listing(&self, source: &HubSource) -> Result<Listing, HubError> {
         #[derive(serde::Deserialize)]
         struct Answer {
@@ -134,7 +134,7 @@ impl HubClient {
         Ok(Listing { commit: answer.sha, files })
     }
 
-    /// The etag and size of a file, without its bytes.
+    /// Requests the etag and size of a file, without its bytes.
     pub(super) async fn metadata(&self, remote: RemoteFile<'_>) -> Result<Metadata, HubError> {
         let url = self.file_url(remote)?;
         retried(self.retry, || async {
@@ -149,7 +149,7 @@ impl HubClient {
         .await
     }
 
-    /// Starts the download of a file at byte `offset`. The answer is 200 (from the first byte), 206 or 416.
+    /// Starts the download of a file at byte `offset`. The response is 200 (from the first byte), 206 or 416.
     pub(super) async fn open(
         &self,
         remote: RemoteFile<'_>,
@@ -163,7 +163,7 @@ impl HubClient {
         Ok(response)
     }
 
-    /// Sends one request and follows redirects until `stop` or an answer that is none.
+    /// Sends one request and follows redirects until `stop` is true or a response is not a redirect.
     async fn send(
         &self,
         method: Method,
@@ -173,7 +173,7 @@ impl HubClient {
     ) -> Result<Response, HubError> {
         let mut url = start.clone();
         for _ in 0..=MAX_REDIRECTS {
-            // Compressed answers would spoil sizes and ranges.
+            // Compressed responses would break sizes and ranges.
             let mut request =
                 self.http.request(method.clone(), url.clone()).header(ACCEPT_ENCODING, "identity");
             if let Some(token) = &self.token
@@ -197,7 +197,7 @@ impl HubClient {
         })
     }
 
-    /// Statuses that end the download, each with its own advice.
+    /// Turns each status that ends the download into an error with its own advice.
     fn check(&self, response: &Response, id: &str, what: &str) -> Result<(), HubError> {
         match response.status() {
             status if status.is_success() => Ok(()),
@@ -210,14 +210,14 @@ impl HubClient {
                 what: match response.headers().get("x-error-code").map(HeaderValue::as_bytes) {
                     Some(b"RepoNotFound") => format!("the repository {id} was"),
                     Some(b"RevisionNotFound") => {
-                        format!("the repository {id} is there, but {what} was")
+                        format!("the repository {id} exists, but {what} was")
                     }
                     Some(b"EntryNotFound") => format!("the file {what} was"),
                     _ => format!("{what} (repository, revision or file) was"),
                 },
             }),
             status => Err(HubError::UnexpectedStatus {
-                // Without its query: storage hosts sign addresses there.
+                // Without its query: storage hosts put signatures there.
                 url: response.url().as_str().split('?').next().unwrap_or_default().to_owned(),
                 status: status.as_u16(),
             }),
@@ -241,7 +241,7 @@ impl std::fmt::Display for RemoteFile<'_> {
     }
 }
 
-/// Runs `attempt` until it succeeds, fails for good, or has failed as often as `retry` allows.
+/// Runs `attempt` until it succeeds, fails permanently, or has failed as often as `retry` allows.
 pub(super) async fn retried<T, F: Future<Output = Result<T, HubError>>>(
     retry: Retry,
     attempt: impl Fn() -> F,
@@ -254,7 +254,7 @@ pub(super) async fn retried<T, F: Future<Output = Result<T, HubError>>>(
                 if failures >= retry.attempts {
                     return Err(error);
                 }
-                tracing::warn!(%error, cause = error.cause(), failures, "the hub did not answer; trying again");
+                tracing::warn!(%error, cause = error.cause(), failures, "the request to the hub failed; trying again");
                 tokio::time::sleep(retry.pause(failures)).await;
             }
             done => return done,
@@ -262,7 +262,7 @@ pub(super) async fn retried<T, F: Future<Output = Result<T, HubError>>>(
     }
 }
 
-/// For `map_err` of connections. The address that failed stays out of the source: it may be a signed one.
+/// For `map_err` of requests. The URL is removed from the source, because it may contain a signature.
 pub(super) fn unreachable_at(url: &Url) -> impl FnOnce(reqwest::Error) -> HubError {
     let url = url.to_string();
     move |error| HubError::Unreachable { url, source: error.without_url() }
@@ -271,8 +271,8 @@ pub(super) fn unreachable_at(url: &Url) -> impl FnOnce(reqwest::Error) -> HubErr
 fn redirect_target(from: &Url, headers: &HeaderMap) -> Result<Url, String> {
     let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
     let target = from
-        .join(location.ok_or("a redirect that leads nowhere")?)
-        .map_err(|error| format!("a redirect to no address: {error}"))?;
+        .join(location.ok_or("a redirect without a location")?)
+        .map_err(|error| format!("a redirect to an invalid URL: {error}"))?;
     match target.scheme() {
         "https" => Ok(target),
         "http" if from.scheme() == "http" => Ok(target),
@@ -280,7 +280,8 @@ fn redirect_target(from: &Url, headers: &HeaderMap) -> Result<Url, String> {
     }
 }
 
-/// Large files: `x-linked-etag` (their SHA-256) and `x-linked-size`; others: `etag` and the length.
+/// Reads etag and size from response headers: `x-linked-etag` (the SHA-256) and `x-linked-size` for large files, `etag`
+/// and `content-length` for others.
 fn read_metadata(headers: &HeaderMap) -> Result<Metadata, String> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let (etag, size) = match text("x-linked-etag") {
@@ -297,7 +298,7 @@ fn read_metadata(headers: &HeaderMap) -> Result<Metadata, String> {
 }
 
 impl Metadata {
-    /// The checksum that the bytes must have; `None` where the etag is no checksum, as with some mirrors.
+    /// The checksum that the bytes must have; `None` if the etag is not a checksum, as with some mirrors.
     pub(super) fn checksum(&self) -> Option<Checksum<'_>> {
         let digits = Some(self.etag.as_str()).filter(|etag| is_lower_hex(etag))?;
         match digits.len() {

@@ -1,7 +1,7 @@
-//! `pytorch_model.bin` (or its shards) to `model.safetensors` beside it.
+//! Converts `pytorch_model.bin` (or its shards) to `model.safetensors` in the same directory.
 //!
-//! `torch` reads the pickle, and runs nothing. Every tensor keeps its name, shape, values and dtype, integers and
-//! duplicates of tied weights included. Called by the command `convert`.
+//! `torch` reads the pickle without executing anything. Every tensor keeps its name, shape, values and dtype, integers
+//! and duplicates of tied weights included. Called by the command `convert`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -15,22 +15,22 @@ use super::checkpoint::find_weights;
 use super::{HubError, WeightFiles};
 use crate::torch::{TorchError, TorchFile};
 
-/// What a conversion wrote.
+/// Result of a conversion, for the command's output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Converted {
-    /// The new file.
+    /// Path of the new file.
     pub path: PathBuf,
-    /// Its size.
+    /// Size of the new file in bytes.
     pub bytes: u64,
-    /// How many tensors of each dtype it holds.
+    /// Number of tensors of each dtype.
     pub tensors: BTreeMap<String, usize>,
 }
 
-/// Converts the weights of a checkpoint directory. Holds all tensors in memory once; writes beside the target,
-/// reads everything back, and only then gives the file its name.
+/// Converts the weights of a checkpoint directory. Holds all tensors in memory once. Writes a file next to the target,
+/// reads everything back, and only then renames it to the target.
 ///
 /// # Errors
-/// `NotADirectory`, `MissingFile` without weights, `Convert` when there is nothing to do or a file is damaged, `Io`.
+/// `NotADirectory`, `MissingFile` without weights, `Convert` if there is nothing to do or a file is damaged, `Io`.
 pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
     if !directory.is_dir() {
         return Err(HubError::NotADirectory { path: directory.to_owned() });
@@ -40,21 +40,21 @@ pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
         Some(WeightFiles::Safetensors(files)) => {
             return Err(refuse(
                 &files[0],
-                "it is in safetensors already; nothing to convert".to_owned(),
+                "it is already in safetensors format; nothing to convert".to_owned(),
             ));
         }
         None => {
             return Err(HubError::MissingFile {
                 directory: directory.to_owned(),
                 missing: "pytorch_model.bin".to_owned(),
-                hint: "name the directory of a checkpoint",
+                hint: "pass the directory of a checkpoint",
             });
         }
     };
     let tensors = read_pickles(&pickles)?;
     let target = directory.join("model.safetensors");
     let partial = directory.join("model.safetensors.incomplete");
-    // What an earlier run has left; or a link, through which this run would write into another file.
+    // Delete what an interrupted run has left, or a link through which this run would write into another file.
     match std::fs::remove_file(&partial) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(HubError::io("delete", &partial)(error));
@@ -63,15 +63,15 @@ pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
     }
     let written = write_verified(&tensors, &partial);
     if written.is_err() {
-        // The first error is the one to report; a file that was never made cannot be deleted.
+        // Report the first error; the file may never have been created.
         let _ = std::fs::remove_file(&partial);
     }
     let bytes = written?;
-    // As readable as the weights it was made of: a container's user has to read it, too.
+    // The same permissions as the source: the user of a container has to read the new file, too.
     let permissions =
         std::fs::metadata(&pickles[0]).map_err(HubError::io("read", &pickles[0]))?.permissions();
     std::fs::set_permissions(&partial, permissions)
-        .map_err(HubError::io("set the mode of", &partial))?;
+        .map_err(HubError::io("set the permissions of", &partial))?;
     std::fs::rename(&partial, &target).map_err(HubError::io("rename", &partial))?;
     let mut counts = BTreeMap::new();
     for tensor in tensors.values() {
@@ -94,9 +94,9 @@ fn read_pickles(files: &[PathBuf]) -> Result<BTreeMap<String, Tensor>, HubError>
             let tensor = pickle
                 .read(name)
                 .map_err(failed)?
-                .ok_or_else(|| refuse(file, format!("{name} is listed but not there")))?;
+                .ok_or_else(|| refuse(file, format!("{name} is listed but missing")))?;
             if tensors.insert(name.to_owned(), tensor).is_some() {
-                return Err(refuse(file, format!("{name} stands in two shards")));
+                return Err(refuse(file, format!("{name} is in two shards")));
             }
         }
     }
@@ -105,7 +105,7 @@ fn read_pickles(files: &[PathBuf]) -> Result<BTreeMap<String, Tensor>, HubError>
 
 /// Writes the tensors, flushes them to the disk, and reads every one back. Returns the file's size.
 fn write_verified(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Result<u64, HubError> {
-    // transformers refuses files that do not say whose layout they have.
+    // transformers rejects files whose metadata names no format.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(tensors, Some(metadata), path)
         .map_err(|error| refuse(path, error.to_string()))?;
@@ -130,9 +130,9 @@ fn read_back(
     let mut header = vec![0; length];
     file.read_exact(&mut header).map_err(io)?;
     let metadata: Metadata = serde_json::from_slice(&header)
-        .map_err(|error| refuse(path, format!("its header reads back wrong: {error}")))?;
+        .map_err(|error| refuse(path, format!("its header cannot be read back: {error}")))?;
     if metadata.tensors().len() != tensors.len() {
-        return Err(refuse(path, "it reads back with another number of tensors".to_owned()));
+        return Err(refuse(path, "it has a different number of tensors when read back".to_owned()));
     }
     let mut bytes = Vec::new();
     // In the order of their offsets, which is the order in the file.
@@ -146,7 +146,7 @@ fn read_back(
                 && bytes == *View::data(&tensor)
         });
         if !same {
-            return Err(refuse(path, format!("{name} reads back with other contents")));
+            return Err(refuse(path, format!("{name} is different when read back")));
         }
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! A hub id to a directory with a complete checkpoint: which commit, which files, from the cache or the network.
+//! Resolves a hub id to a directory with a complete checkpoint: which commit, which files, from the cache or the
+//! network.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use super::checkpoint::{
 use super::client::{HubClient, Listing, RemoteFile};
 use super::{CheckpointFiles, HubError, HubSettings, HubSource, Progress, Source, blob};
 
-/// The files of a model wherever it comes from: a directory is looked through, a hub id is [`fetch`]ed.
+/// The files of a model, wherever it comes from: a directory is searched, a hub id is [`fetch`]ed.
 ///
 /// # Errors
 /// Those of [`CheckpointFiles::resolve`] and of [`fetch`]; `InsideTheBinary` for a demo model.
@@ -52,10 +53,10 @@ pub async fn fetch_file(
     Ok(cache.snapshot(&commit).join(file))
 }
 
-/// Makes the checkpoint's files present and says where they are. Only what serving needs is downloaded.
+/// Ensures that the checkpoint's files are in the cache and returns their paths. Downloads only what serving needs.
 ///
-/// Offline, and for a commit that is in the cache, nothing is requested. Where the hub cannot be reached
-/// the revision's last known commit is used, with a warning: a server must start while the hub is down.
+/// Sends no request when offline, or for a commit that is in the cache. If the hub cannot be reached, the revision's
+/// last known commit is used, with a warning: a server must be able to start while the hub is down.
 ///
 /// # Errors
 /// `Refused`, `NotFound`, `NotCached`, `MissingInRepository`, `Unreachable`, `UnexpectedStatus`, `BadAnswer`,
@@ -90,7 +91,7 @@ pub async fn fetch(
     snapshot_files(&cache, &listing.commit)
 }
 
-/// What the cache has, complete; `NotCached` says what is missing.
+/// The checkpoint in the cache, if it is complete; otherwise `NotCached` says what is missing.
 fn find_cached(
     cache: &RepositoryCache,
     source: &HubSource,
@@ -98,7 +99,7 @@ fn find_cached(
 ) -> Result<CheckpointFiles, HubError> {
     let commit = cache
         .commit(source)
-        .ok_or_else(|| not_cached(source, settings, "the revision is unknown there".to_owned()))?;
+        .ok_or_else(|| not_cached(source, settings, "it does not have this revision".to_owned()))?;
     snapshot_files(cache, &commit).map_err(|error| not_cached(source, settings, error.to_string()))
 }
 
@@ -116,8 +117,8 @@ fn snapshot_files(cache: &RepositoryCache, commit: &str) -> Result<CheckpointFil
     Ok(CheckpointFiles { revision: Some(commit.to_owned()), ..files })
 }
 
-/// Downloads what is needed and not there: the small files first, so that a repository which is no BLIP
-/// checkpoint is refused before gigabytes arrive.
+/// Downloads the needed files that are missing: the small files first, so that a repository that is not a BLIP
+/// checkpoint is rejected before gigabytes are downloaded.
 async fn download_all(
     client: &HubClient,
     cache: &RepositoryCache,
@@ -156,7 +157,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// Picks them from the listing, or names what is missing.
+    /// Picks them from the listing; the error names what is missing.
     fn among(files: &BTreeSet<String>) -> Result<Self, &'static str> {
         let has = |name: &&'static str| files.contains(*name);
         let mut small = vec!["config.json"];

@@ -1,4 +1,5 @@
-//! Why weights could not be had. Texts are read by whoever starts the server: they say what to do next.
+//! Why weights could not be obtained. Operators read these messages when a server does not start, so they say what to
+//! do next.
 
 use std::error::Error;
 use std::io;
@@ -6,48 +7,48 @@ use std::path::{Path, PathBuf};
 
 use crate::document::DocumentError;
 
-/// What to do where the hub cannot be reached.
-const REACH: &str = "is there a network? Behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT, and with the files in the \
-                     cache already HF_HUB_OFFLINE=1; or name a directory as the model";
-/// How to do without the hub.
-const ELSEWHERE: &str = "name a directory with the checkpoint's files as the model";
+/// Advice if the hub cannot be reached.
+const REACH: &str = "check the network. Behind a proxy set HTTPS_PROXY, for a mirror set HF_ENDPOINT, and if the files are in the \
+                     cache already set HF_HUB_OFFLINE=1; or use a local directory as the model";
+/// Advice for working without the hub.
+const ELSEWHERE: &str = "use a local directory with the checkpoint's files as the model";
 
 /// Why a source is not valid, a checkpoint not complete, or a download not possible.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// `[NAME=]SRC` cannot be read.
+    /// `[NAME=]SRC` is not a valid model source.
     #[error("\"{text}\" is not a model source: {reason}")]
     InvalidSource {
-        /// What was given.
+        /// The source as it was given.
         text: String,
-        /// What is wrong with it.
+        /// What is wrong with it, and what is accepted.
         reason: String,
     },
-    /// `demo` was asked for, and the feature `demo` was off when the binary was built.
+    /// `demo` was requested, but the binary was built without the feature `demo`.
     #[error(
         "no demo models are built into this binary; name a model: a hub id such as Salesforce/blip-image-captioning-large, or a directory"
     )]
     DemoNotBuilt,
-    /// A demo model has no files: it is in the binary.
-    #[error("{name} is inside this binary: there is nothing to download")]
+    /// A demo model has no files on disk: it is part of the binary.
+    #[error("{name} is built into this binary; there is nothing to download")]
     InsideTheBinary {
-        /// Its name.
+        /// Name of the demo model.
         name: &'static str,
     },
-    /// The directory is not there.
+    /// The path does not lead to a directory.
     #[error("{} is not a directory", path.display())]
     NotADirectory {
-        /// What was given.
+        /// The path as it was given.
         path: PathBuf,
     },
-    /// A directory lacks a file.
+    /// A checkpoint directory lacks a required file.
     #[error("{} has no {missing}; {hint}", directory.display())]
     MissingFile {
-        /// Where it was looked for.
+        /// The directory that was searched.
         directory: PathBuf,
-        /// The file, or the alternatives.
+        /// Name of the file, or of the alternatives.
         missing: String,
-        /// What to do.
+        /// What the operator can do.
         hint: &'static str,
     },
     /// A small file of the checkpoint cannot be used.
@@ -56,130 +57,130 @@ pub enum HubError {
     /// A weight index names no files, or files that it must not.
     #[error("{}: {reason}", path.display())]
     InvalidIndex {
-        /// The index.
+        /// Path of the index file.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
     },
-    /// The repository has no file that is needed.
+    /// The repository lacks a file that serving needs.
     #[error(
         "{id} at revision {revision} has no {missing}; it is not a BLIP checkpoint in transformers' layout"
     )]
     MissingInRepository {
-        /// The repository.
+        /// The repository's id, `owner/name`, as requested.
         id: String,
-        /// The revision asked for.
+        /// The requested branch, tag or commit.
         revision: String,
-        /// The file, or the alternatives.
+        /// Name of the file, or of the alternatives.
         missing: &'static str,
     },
-    /// 401 or 403.
+    /// The hub answered 401 or 403.
     #[error("the hub refused access to {id} ({status}): it is private or gated, or does not exist; {}",
-        if *token_sent { "the token in HF_TOKEN may not read it" } else { "set HF_TOKEN to a token that may read it" })]
+        if *token_sent { "the token in HF_TOKEN has no read access to it" } else { "set HF_TOKEN to a token with read access to it" })]
     Refused {
-        /// The repository.
+        /// The repository's id, `owner/name`, as requested.
         id: String,
-        /// 401 or 403.
+        /// The HTTP status: 401 or 403.
         status: u16,
         /// Whether a token was sent.
         token_sent: bool,
     },
-    /// 404.
+    /// The hub answered 404: no such repository, revision or file.
     #[error(
         "{what} not found on the hub; check the spelling of the id (owner/name) and of the revision"
     )]
     NotFound {
-        /// Repository, revision or file.
+        /// The missing repository, revision or file, followed by "was".
         what: String,
     },
-    /// Offline, and the cache does not have it.
-    #[error("{id} at revision {revision} is not (completely) in the cache {}: {reason}; unset HF_HUB_OFFLINE, or run `blip-server download {id}` where there is a network", cache.display())]
+    /// The server is offline, and the cache lacks files of the checkpoint.
+    #[error("{id} at revision {revision} is not completely in the cache {}: {reason}; unset HF_HUB_OFFLINE, or run `blip-server download {id}` with network access", cache.display())]
     NotCached {
-        /// The repository.
+        /// The repository's id, `owner/name`, as requested.
         id: String,
-        /// The revision asked for.
+        /// The requested branch, tag or commit.
         revision: String,
-        /// The cache looked in.
+        /// The root of the cache that was searched.
         cache: PathBuf,
-        /// What is missing.
+        /// What is missing in the cache.
         reason: String,
     },
-    /// No connection, or cut connections up to the last attempt.
-    #[error("{url} could not be read; {REACH}")]
+    /// No connection, or interrupted connections in every attempt.
+    #[error("cannot read {url}; {REACH}")]
     Unreachable {
-        /// What was asked for.
+        /// The URL or file that was requested.
         url: String,
-        /// The last failure.
+        /// The error of the last attempt.
         #[source]
         source: reqwest::Error,
     },
-    /// A status that means neither success nor one of the above.
+    /// A status that means neither success nor one of the errors above.
     #[error("{url} answered {status}; try again later, or {ELSEWHERE}")]
     UnexpectedStatus {
-        /// What was asked for.
+        /// The URL that was requested, without its query.
         url: String,
-        /// The answer's status.
+        /// The HTTP status of the response.
         status: u16,
     },
-    /// An answer that the hub's protocol does not allow.
+    /// A response that the hub's protocol does not allow.
     #[error(
-        "{url} gave an answer that was not understood: {reason}; is HF_ENDPOINT a hub of Hugging Face or a mirror of it, and no \
-         proxy's page in between? Otherwise {ELSEWHERE}"
+        "unexpected response from {url}: {reason}; check that HF_ENDPOINT is the Hugging Face hub or a mirror of it, and that no \
+         proxy answers in its place. Otherwise {ELSEWHERE}"
     )]
     BadAnswer {
-        /// What was asked for.
+        /// The URL or file that was requested.
         url: String,
-        /// What is wrong with it.
+        /// What is wrong with the response.
         reason: String,
     },
     /// The connection ended before the file did.
     #[error(
-        "the download of {file} ended after {got} of {size} bytes; run the same command again: the download resumes"
+        "the download of {file} ended after {got} of {size} bytes; run the same command again to resume it"
     )]
     CutShort {
-        /// The file.
+        /// File name, repository id and commit.
         file: String,
-        /// Bytes on disk.
+        /// Bytes that are on disk now.
         got: u64,
         /// Bytes of the whole file.
         size: u64,
     },
-    /// The downloaded bytes are not those that the hub announced.
+    /// The checksum of the downloaded bytes is not the one that the hub announced.
     #[error(
-        "{file} is damaged: its {algorithm} is {actual}, the hub announced {expected}; what was downloaded has been deleted, try again"
+        "{file} is damaged: its {algorithm} is {actual}, but the hub announced {expected}; the downloaded file has been deleted; try again"
     )]
     WrongChecksum {
-        /// The file.
+        /// File name, repository id and commit.
         file: String,
         /// `SHA-256`, or `git SHA-1` of small files.
         algorithm: &'static str,
-        /// From the hub.
+        /// The checksum that the hub announced.
         expected: String,
-        /// Of the bytes received.
+        /// The checksum of the received bytes.
         actual: String,
     },
-    /// The HTTP client could not be made.
+    /// The HTTP client could not be created.
     #[error(
-        "the HTTP client could not be made; install root certificates (the package ca-certificates), or {ELSEWHERE}"
+        "cannot create the HTTP client; install root certificates (the package ca-certificates), or {ELSEWHERE}"
     )]
     Client(#[source] reqwest::Error),
-    /// A file operation failed.
+    /// An operation on a file or directory failed.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation, a verb such as "read".
         action: &'static str,
-        /// On what.
+        /// The file or directory it failed on.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
     /// A checkpoint cannot be converted.
     #[error("cannot convert {}: {reason}", path.display())]
     Convert {
-        /// The file at fault.
+        /// Path of the file at fault.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with the file.
         reason: String,
     },
 }
@@ -191,7 +192,7 @@ impl HubError {
         move |source| Self::Io { action, path, source }
     }
 
-    /// True where the checkpoint's content, or what names it, is at fault; not the network or this machine.
+    /// True if the checkpoint's content or the given source is at fault, and not the network or this machine.
     pub(crate) fn is_content(&self) -> bool {
         match self {
             Self::Document(error) => error.is_content(),
@@ -225,7 +226,7 @@ impl HubError {
         Some(cause.to_string())
     }
 
-    /// True where another attempt may succeed: connections and the far side's own troubles.
+    /// True if another attempt may succeed: failures of connections, and statuses of temporary server errors.
     pub(super) fn is_transient(&self) -> bool {
         if let Self::UnexpectedStatus { status, .. } = self {
             return matches!(status, 408 | 429 | 500..=599);

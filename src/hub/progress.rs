@@ -1,10 +1,10 @@
-//! How a download shows that it moves: bars for people at a terminal, log lines for everybody else.
+//! Progress of downloads: bars on a terminal, log lines otherwise.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// Where progress goes.
+/// How the progress of downloads is shown.
 #[derive(Debug, Clone)]
 pub enum Progress {
     /// A bar per file on standard error.
@@ -14,7 +14,7 @@ pub enum Progress {
 }
 
 impl Progress {
-    /// Bars where standard error is a terminal.
+    /// Bars if standard error is a terminal, otherwise log lines.
     #[must_use]
     pub fn detect() -> Self {
         use std::io::IsTerminal;
@@ -40,7 +40,7 @@ impl Progress {
     }
 }
 
-/// One file's progress.
+/// Progress of the download of one file.
 pub(super) struct FileProgress {
     bar: Option<ProgressBar>,
     name: String,
@@ -50,7 +50,7 @@ pub(super) struct FileProgress {
 }
 
 impl FileProgress {
-    /// The file has this many bytes now.
+    /// Reports that the file has this many bytes now.
     pub(super) fn at(&self, bytes: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(bytes);
@@ -59,7 +59,7 @@ impl FileProgress {
         }
     }
 
-    /// The file is complete and verified.
+    /// Reports that the file is complete and verified.
     pub(super) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish();
@@ -68,7 +68,7 @@ impl FileProgress {
         }
     }
 
-    /// The tenth reached, once each; the last is `finish`'s to say.
+    /// The tenth that has been reached, once each; `finish` reports the last.
     fn next_tenth(&self, bytes: u64) -> Option<u64> {
         let size = self.size.filter(|&size| size > 0)?;
         let tenth = (bytes.saturating_mul(10) / size).min(9);

@@ -1,32 +1,32 @@
-//! The hub's settings. `config` fills them from file, environment and the `HF_*` variables; tests write them out.
+//! Settings of the hub. `config` fills them from file, environment and the `HF_*` variables; tests set them directly.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How to reach the hub and where its files are kept.
+/// How to reach the hub and where downloads are cached.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HubSettings {
     /// The hub's address without a trailing slash (`HF_ENDPOINT`).
     pub endpoint: String,
-    /// The cache in the hub's layout (`HF_HUB_CACHE`, else `$HF_HOME/hub`).
+    /// Root of the cache in the hub's layout (`HF_HUB_CACHE`, else `$HF_HOME/hub`).
     pub cache: PathBuf,
-    /// Sent to the endpoint and to no other host (`HF_TOKEN`, else the token file).
+    /// Access token, sent to the endpoint and to no other host (`HF_TOKEN`, else the token file).
     pub token: Option<Token>,
-    /// Nothing is requested; the cache has it or the start fails (`HF_HUB_OFFLINE`).
+    /// Sends no requests: the start fails if the cache is not complete (`HF_HUB_OFFLINE`).
     pub offline: bool,
-    /// Proxies named by the environment (`HTTPS_PROXY`, `NO_PROXY`) are used.
+    /// Whether to use the proxies that the environment names (`HTTPS_PROXY`, `NO_PROXY`).
     pub use_system_proxy: bool,
-    /// What happens after cut connections, 429 and 5xx.
+    /// Retries after interrupted connections, 408, 429 and 5xx.
     pub retry: Retry,
 }
 
-/// How often and how long failed requests are tried again.
+/// How often failed requests are retried, with exponential backoff.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
     /// Attempts without a single new byte before giving up; at least 1.
     pub attempts: u32,
-    /// Pause before the second attempt; doubled for each further one, at most 30 s.
+    /// Pause before the second attempt; doubled for each further attempt, at most 30 s.
     pub first_pause: Duration,
 }
 
@@ -35,7 +35,8 @@ pub struct Retry {
 pub struct Token(String);
 
 impl Token {
-    /// Wraps a token; white space around it (a token file ends with a line break) is dropped. `None` when nothing is left.
+    /// Wraps a token. White space around it is dropped, because a token file ends with a line break. `None` if nothing
+    /// is left.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
         let text = text.trim();

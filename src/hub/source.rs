@@ -1,4 +1,4 @@
-//! What `[NAME=]SRC` means: a directory, a repository of the hub with an optional revision, or a demo model.
+//! Parses `[NAME=]SRC`: a directory, a repository of the hub with an optional revision, or a demo model.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use std::str::FromStr;
 use super::HubError;
 use crate::demo;
 
-/// A model as it was asked for: its name on the wire and where its files come from.
+/// A model as the operator gives it: its name in requests and where its files come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSource {
-    /// What requests call it: NAME, else the hub id, or the directory's last segment. `[A-Za-z0-9._/-]{1,128}`.
+    /// Name of the model in requests: NAME, else the hub id, or the directory's last segment. `[A-Za-z0-9._/-]{1,128}`.
     pub name: String,
     /// Where its files come from.
     pub source: Source,
@@ -30,7 +30,7 @@ pub enum Source {
 /// A repository of the hub at a revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubSource {
-    /// `owner/name`.
+    /// Id of the repository: `owner/name`.
     pub id: String,
     /// Branch, tag, `refs/pr/N` or commit; the default branch when absent.
     pub revision: Option<String>,
@@ -39,7 +39,7 @@ pub struct HubSource {
 /// The SRC that stands for every demo model.
 const DEMO: &str = "demo";
 
-/// The revision that stands for "none given".
+/// The revision that is used if none is given.
 pub(super) const DEFAULT_REVISION: &str = "main";
 
 impl HubSource {
@@ -59,7 +59,7 @@ impl FromStr for ModelSource {
     }
 }
 
-/// NAME, where there is one, and SRC.
+/// Splits `[NAME=]SRC` into NAME, if there is one, and SRC.
 fn split_name(text: &str) -> (Option<&str>, &str) {
     match text.split_once('=') {
         Some((name, source)) if !is_directory(text) => (Some(name), source),
@@ -68,11 +68,11 @@ fn split_name(text: &str) -> (Option<&str>, &str) {
 }
 
 impl ModelSource {
-    /// The models of one entry, its name given apart or as `NAME=SRC`: one model, except for `demo`, which stands for
-    /// all demo models.
+    /// The models of one configuration entry, whose name is given separately or as `NAME=SRC`. One model, except for
+    /// `demo`, which stands for all demo models.
     ///
     /// # Errors
-    /// Those of [`ModelSource::new`]; `InvalidSource` where `demo` is given a name.
+    /// Those of [`ModelSource::new`]; `InvalidSource` if `demo` is given a name.
     pub fn several(name: Option<&str>, source: &str) -> Result<Vec<Self>, HubError> {
         let (name, source) = if name.is_some() { (name, source) } else { split_name(source) };
         if source != DEMO {
@@ -87,7 +87,7 @@ impl ModelSource {
             Some(name) => Err(invalid(
                 DEMO,
                 format!(
-                    "it stands for {} models, which cannot all be called \"{name}\"; name one: {name}={}",
+                    "it stands for {} models, which cannot all be called \"{name}\"; choose one: {name}={}",
                     models.len(),
                     models[0].name
                 ),
@@ -95,7 +95,7 @@ impl ModelSource {
         }
     }
 
-    /// Every demo model in the binary; none where it was built without them.
+    /// Every demo model in the binary; empty if it was built without them.
     #[must_use]
     pub fn demo() -> Vec<Self> {
         let source = |model: &demo::DemoModel| Self {
@@ -105,7 +105,7 @@ impl ModelSource {
         demo::MODELS.iter().map(source).collect()
     }
 
-    /// A model from its name, where one was given, and its SRC.
+    /// A model from its name, if one was given, and its SRC.
     ///
     /// # Errors
     /// `InvalidSource`, `DemoNotBuilt`.
@@ -119,7 +119,7 @@ impl ModelSource {
             return Err(invalid(
                 source,
                 format!(
-                    "its name would be \"{name}\", but a name has 1 to 128 letters, digits, dots, dashes, underscores and slashes; give one: NAME=SRC"
+                    "its name would be \"{name}\", but a name has 1 to 128 letters, digits, dots, dashes, underscores and slashes; set one with NAME=SRC"
                 ),
             ));
         }
@@ -137,7 +137,7 @@ impl FromStr for Source {
         if text == DEMO {
             return Err(match demo::MODELS.first() {
                 Some(first) => {
-                    invalid(text, format!("one model is wanted here, such as {}", first.name))
+                    invalid(text, format!("one model is needed here, such as {}", first.name))
                 }
                 None => HubError::DemoNotBuilt,
             });
@@ -197,7 +197,7 @@ impl fmt::Display for HubSource {
     }
 }
 
-/// Paths are told by their beginning, or by being there.
+/// True if the text starts like a path or names something that exists.
 fn is_directory(text: &str) -> bool {
     let looks_like_a_path = ["/", "./", "../"].iter().any(|start| text.starts_with(start));
     looks_like_a_path
@@ -205,7 +205,7 @@ fn is_directory(text: &str) -> bool {
         || (!text.is_empty() && Path::new(text).exists())
 }
 
-/// The last segment of the path as written; of the directory that it leads to where it ends in dots.
+/// The last segment of the path as written. If that is dots, the last segment of the directory that the path leads to.
 fn last_segment(path: &Path) -> String {
     let written = path.file_name().map(ToOwned::to_owned);
     let resolved = || path.canonicalize().ok()?.file_name().map(ToOwned::to_owned);

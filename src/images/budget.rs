@@ -1,19 +1,19 @@
-//! Bytes that decodes in progress may hold together, charged by what headers declare.
+//! Byte budget of the decodes in progress. Each is charged the memory that its file's header implies.
 
 use super::lock;
 use std::sync::{Condvar, Mutex};
 
-/// A counter of bytes that blocks the decoding thread that would exceed it.
+/// A counting semaphore over bytes: it blocks a decoding thread until its bytes fit.
 #[derive(Debug)]
 pub(super) struct ByteBudget {
     capacity: u64,
     used: Mutex<u64>,
     freed: Condvar,
-    /// Held by whoever waits for bytes: newcomers with small needs queue behind, none overtakes.
+    /// Held while waiting for bytes, so that a later, smaller decode cannot overtake one that needs many bytes.
     turn: Mutex<()>,
 }
 
-/// Bytes taken from a budget; given back when dropped.
+/// Bytes taken from a budget. Dropping the permit returns them.
 #[derive(Debug)]
 pub(super) struct Permit<'budget> {
     budget: &'budget ByteBudget,
@@ -25,7 +25,8 @@ impl ByteBudget {
         Self { capacity, used: Mutex::new(0), freed: Condvar::new(), turn: Mutex::new(()) }
     }
 
-    /// Takes `bytes`, waiting until they are free. More than the whole budget is granted to one holder alone.
+    /// Blocks until `bytes` are free and takes them. A decode that needs more than the whole budget gets all of it and
+    /// runs alone.
     pub(super) fn acquire(&self, bytes: u64) -> Permit<'_> {
         let bytes = bytes.min(self.capacity);
         let _turn = lock(&self.turn);
@@ -59,7 +60,7 @@ mod tests {
             let (sender, granted) = mpsc::channel();
             let budget = &budget;
             scope.spawn(move || {
-                // Larger than the budget: it must have it all.
+                // Larger than the budget, so it needs all of it.
                 let _permit = budget.acquire(1000);
                 sender.send(*lock(&budget.used)).unwrap();
             });

@@ -1,4 +1,4 @@
-//! Prepared pixels, bounded in bytes and time. Errors are never kept.
+//! LRU cache of prepared pixels, bounded in bytes and in time to live. Errors are never cached.
 
 use super::{ImagesSettings, Key};
 use crate::task::PreparedImage;
@@ -11,16 +11,16 @@ use std::sync::Arc;
 /// The label of this cache in metrics.
 const LABEL: &str = "pixels";
 
-/// What an entry weighs beside its pixels: key, description, the cache's own bookkeeping (estimated).
+/// Estimated bytes of an entry besides its pixels: key, image description, the cache's own bookkeeping.
 const ENTRY_BYTES: usize = 512;
 
-/// The cache and its metrics; without a cache at all when its size is 0.
+/// The cache and its metrics. A configured size of 0 disables the cache.
 pub(super) struct PixelCache {
     entries: Option<Cache<Key, PreparedImage>>,
     metrics: Arc<Metrics>,
 }
 
-/// How a look-up ended, as its metric's label says it.
+/// How a look-up ended: the label `result` of `cache_requests_total`.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Lookup {
     Hit,
@@ -51,7 +51,8 @@ impl PixelCache {
             Cache::builder()
                 .max_capacity(settings.pixel_cache_bytes)
                 .time_to_live(settings.pixel_cache_ttl)
-                // An id must stay valid right after its image was sent: no admission by popularity.
+                // LRU without an admission policy: an id must be valid right after its image was sent, however
+                // unpopular it is.
                 .eviction_policy(EvictionPolicy::lru())
                 .weigher(|_, image: &PreparedImage| weight(image))
                 .eviction_listener(move |_, image, cause| {
@@ -69,13 +70,13 @@ impl PixelCache {
         self.entries.as_ref()?.get(key)
     }
 
-    /// Keeps an image, pushing out the least recently used ones.
+    /// Inserts an image and evicts the least recently used ones beyond the bound.
     pub(super) fn insert(&self, key: Key, image: PreparedImage) {
         if let Some(entries) = &self.entries {
             let bytes = self.metrics.cache_bytes.with_label_values(&[LABEL]);
             bytes.add(i64::from(weight(&image)));
             entries.insert(key, image);
-            // Evictions now, on this decoding thread, so that the bound holds at once.
+            // Evict now, on this decoding thread, so that the bound holds at once.
             entries.run_pending_tasks();
         }
     }

@@ -1,18 +1,18 @@
-//! Why an image could not be had. `http/error` gives each its code and status.
+//! Why an image could not be prepared. `http` gives each variant its error code and status.
 
 use crate::input::InputError;
 use crate::task::ImageId;
 
-/// Why an image was refused or not found.
+/// Why an image was rejected or not found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImagesError {
-    /// The file itself is at fault.
+    /// The file itself is invalid or exceeds a limit.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// No prepared pixels under this id (`image_not_found`): never sent, sent under another key, or expired.
-    #[error("the image {0} is not in the cache, send its bytes again")]
+    /// No prepared pixels under this id (`image_not_found`): never sent, sent with another API key, expired or evicted.
+    #[error("image {0} is not in the cache; send its bytes again")]
     NotFound(ImageId),
-    /// The decoding queue is full (`overloaded`).
-    #[error("too many images wait for decoding")]
+    /// The decoding queue is full, or memory is above its high-water mark (`overloaded`).
+    #[error("too many images are waiting to be decoded")]
     Overloaded,
 }

@@ -1,7 +1,7 @@
-//! Single flight: identical images in progress are one piece of work that anyone may join.
+//! Single flight: identical images in progress are decoded once, and every waiter gets the result.
 //!
-//! A flight is opened by whoever asks first and lives in the job that does the work, not in its opener: if that one
-//! leaves, the others still get the result. If all have left before the work starts, it is dropped.
+//! The first request for an image opens its flight, but the job that does the work owns it. If the first waiter leaves,
+//! the others still get the result. If all waiters leave before the work starts, the work is dropped.
 
 use super::{ImagesError, Key, Prepared, lock};
 use crate::task::PreparedImage;
@@ -9,20 +9,20 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 
-/// What everyone who waits for a flight sees.
+/// State of a flight, as its waiters see it.
 #[derive(Debug)]
 enum Progress {
     Pending,
     Done(Result<Prepared, ImagesError>),
 }
 
-/// The flights in progress.
+/// Flights in progress, at most one per key.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
     open: Mutex<HashMap<Key, Arc<watch::Sender<Progress>>>>,
 }
 
-/// The end of a flight that does the work; dropping it without a result tells all who wait that there is none.
+/// The worker's end of a flight. If it is dropped without a result, its waiters get `Overloaded`.
 #[derive(Debug)]
 pub(super) struct Flight {
     flights: Arc<Flights>,
@@ -30,23 +30,24 @@ pub(super) struct Flight {
     sender: Arc<watch::Sender<Progress>>,
 }
 
-/// The end of a flight that waits; dropping it means having left.
+/// A waiter's end of a flight. Dropping it means that the waiter has left.
 #[derive(Debug)]
 pub(super) struct Passenger(watch::Receiver<Progress>);
 
-/// What asking for an image led to.
+/// Outcome of asking for an image.
 #[derive(Debug)]
 pub(super) enum Boarding {
-    /// Its pixels are there already.
+    /// The pixels are in the cache.
     Cached(PreparedImage),
-    /// Someone is at it.
+    /// The work is in progress already; the waiter gets its result.
     Joined(Passenger),
-    /// Nobody was: the flight must be put to work.
+    /// Nobody has started the work: the caller must queue it with this flight.
     Opened(Passenger, Flight),
 }
 
 impl Flights {
-    /// Looks into the cache, joins a flight, or opens one, in one step, so that nothing is done twice.
+    /// Looks in the cache, else joins a flight, else opens one. One lock covers all three, so no image is decoded
+    /// twice.
     pub(super) fn board(
         self: &Arc<Self>,
         key: Key,
@@ -65,7 +66,8 @@ impl Flights {
         Boarding::Opened(Passenger(receiver), Flight { flights: Arc::clone(self), key, sender })
     }
 
-    /// As [`board`](Self::board) for someone who cannot open a flight: `None` where nothing is there to join.
+    /// As [`board`](Self::board) for an image given by its id, which has no bytes to open a flight with: `None` if it
+    /// is neither cached nor in flight.
     pub(super) fn join(
         &self,
         key: &Key,
@@ -80,12 +82,12 @@ impl Flights {
 }
 
 impl Flight {
-    /// True while someone waits; unlike [`is_wanted`](Self::is_wanted) it changes nothing and takes no lock.
+    /// True while there are waiters. Unlike [`is_wanted`](Self::is_wanted) it changes nothing and takes no lock.
     pub(super) fn has_passengers(&self) -> bool {
         self.sender.receiver_count() > 0
     }
 
-    /// True while someone waits. False closes the flight: nobody can join it any more.
+    /// True while there are waiters. If there are none, closes the flight, so that nobody can join it any more.
     pub(super) fn is_wanted(&self) -> bool {
         let mut open = lock(&self.flights.open);
         let wanted = self.has_passengers();
@@ -95,7 +97,8 @@ impl Flight {
         wanted
     }
 
-    /// The work has ended. A result must be in the cache before, so that nobody finds neither.
+    /// Completes the flight with `result`. The caller must put a success into the cache first: otherwise a request in
+    /// between would find neither the flight nor the pixels.
     pub(super) fn land(self, result: Result<Prepared, ImagesError>) {
         self.close(&mut lock(&self.flights.open));
         self.sender.send_replace(Progress::Done(result));
@@ -115,7 +118,7 @@ impl Drop for Flight {
 }
 
 impl Passenger {
-    /// The flight's result; `Overloaded` when it never ran.
+    /// Waits for the flight's result; `Overloaded` if the flight was dropped without one.
     pub(super) async fn arrival(mut self) -> Result<Prepared, ImagesError> {
         loop {
             if let Progress::Done(result) = &*self.0.borrow_and_update() {

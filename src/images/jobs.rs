@@ -1,4 +1,4 @@
-//! What runs on the pool: hashing a file, and making pixels of one.
+//! The two kinds of job of the pool: hashing a file, and decoding one to prepared pixels.
 
 use super::flights::Flight;
 use super::pool::{Done, Job};
@@ -10,20 +10,20 @@ use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-/// Tells the id of a file, and reads its header.
+/// Computes the id of a file (its SHA-256) and reads its header.
 pub(super) struct HashJob {
     pub(super) shared: Arc<Shared>,
     pub(super) file: Bytes,
     pub(super) sender: oneshot::Sender<(ImageId, Result<ImageHeader, InputError>)>,
 }
 
-/// Prepares a file for all who have boarded its flight.
+/// Prepares a file for all waiters of its flight.
 pub(super) struct DecodeJob {
     pub(super) shared: Arc<Shared>,
     pub(super) flight: Flight,
     pub(super) key: Key,
     pub(super) file: Bytes,
-    /// What it says, where that has been read.
+    /// The file's header, if it has been read already.
     pub(super) header: Option<ImageHeader>,
 }
 
@@ -38,7 +38,7 @@ impl Job for HashJob {
         }
         let id = image_id(&self.file);
         let header = self.shared.workshop.inspect(&self.file, id);
-        // The receiver may leave meanwhile; then nobody needs the id.
+        // The waiter may have left meanwhile; then nobody needs the id.
         let _ = self.sender.send((id, header));
         Done::Work
     }
@@ -64,7 +64,7 @@ impl Job for DecodeJob {
                 return Done::Early;
             }
             match shared.workshop.prepare(&file, key, header, &|| !flight.has_passengers()) {
-                // All had left. Should somebody have come since, it is begun anew; else it ends above.
+                // All waiters had left. If another has joined since, the decode restarts; otherwise it ends above.
                 Err(InputError::Stopped) => {}
                 result => break result,
             }

@@ -1,13 +1,13 @@
-//! Measured memory: above a mark no further picture is decoded, whatever the declared sums say.
+//! Load shedding by measured memory: above a high-water mark new decodes are rejected, whatever the byte budget says.
 
 use super::lock;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// How long one measurement holds: reading it takes some 20 us.
+/// How long a measurement is reused. Reading the resident memory takes about 20 us.
 const FRESH: Duration = Duration::from_millis(50);
 
-/// The process's resident memory against a mark.
+/// Compares the process's resident memory with a high-water mark.
 pub(super) struct MemoryMark {
     mark_bytes: Option<u64>,
     resident_bytes: fn() -> Option<u64>,
@@ -15,12 +15,12 @@ pub(super) struct MemoryMark {
 }
 
 impl MemoryMark {
-    /// Without a mark memory is never short.
+    /// Without a mark, memory never counts as short.
     pub(super) fn new(mark_bytes: Option<u64>, resident_bytes: fn() -> Option<u64>) -> Self {
         Self { mark_bytes, resident_bytes, last: Mutex::new(None) }
     }
 
-    /// True while the process holds more than the mark. What cannot be measured is not short.
+    /// True while the process holds more than the mark; false if that cannot be measured.
     pub(super) fn is_passed(&self, now: Instant) -> bool {
         let Some(mark) = self.mark_bytes else { return false };
         let mut last = lock(&self.last);

@@ -1,23 +1,23 @@
-//! From a picture file or an image id to prepared pixels: the decoding pool, the pixel cache, single flight.
+//! From a picture file or an image id to prepared pixels: the decoding thread pool, the pixel cache, single flight.
 //!
 //! ```text
-//! resolve ─ id? (SHA-256, large files on the pool) ─ cached? ─ in flight? join ─ else queue ─> pool thread:
-//!           anyone still waiting? ─ header ─ bytes from the budget ─ decode ─ resize ─> cache, all who wait
+//! resolve ─ id? (SHA-256; large files on the pool) ─ cached? ─ in flight? join ─ else queue ─> pool thread:
+//!           anyone still waiting? ─ header ─ bytes from the budget ─ decode ─ resize ─> cache, all waiters
 //! ```
 //!
-//! - [`Images`]: what `http` holds.
-//! - `pool`: few threads below the worker's priority. `queue`: what waits for them, clients and calls in turns. `jobs`:
-//!   what runs there.
-//! - `flights`: identical images in progress are one piece of work, also when the first who asked has left.
-//! - `workshop`: the work on one file; the only place where a decoder's panic is caught.
-//! - `budget`: bytes that decodes may hold together. `memory`: what the process holds in truth, above a mark nothing more
-//!   is decoded. `cache`: prepared pixels, bounded in bytes and time.
+//! - [`Images`]: the handle that `http` holds.
+//! - `pool`: a few threads that run below the priority of the inference worker. `queue`: the jobs that wait for a
+//!   thread, in fair order among clients and calls. `jobs`: what the threads run.
+//! - `flights`: single flight. Identical images in progress are decoded once, even if the first waiter leaves.
+//! - `workshop`: the work on one file; the only place that catches a decoder's panic.
+//! - `budget`: the bytes that decodes in progress may hold together. `memory`: load shedding; above a high-water mark
+//!   of resident memory new decodes are rejected. `cache`: prepared pixels, bounded in bytes and time.
 //!
-//! Time: an image is waited for until its request's deadline and no clock of its own runs. How long a decode takes on
-//! the wall says how busy the server is (these threads yield to the worker), not what is wrong with the file; what a
-//! file may cost is bounded by the limits that `input` checks from its header, before any pixel.
+//! Deadlines: a request waits for an image until its own deadline, and a decode has no timeout of its own. The wall
+//! time of a decode shows how busy the server is (these threads yield to the worker), not that the file is bad. The
+//! cost of a file is bounded by the limits that `input` checks from its header, before it decodes any pixel.
 //!
-//! No limits of single files (`input` has them), no fetching of addresses (`fetch`), no model.
+//! Not here: limits on single files (`input`), fetching by URL (`fetch`), the model.
 
 mod budget;
 mod cache;
@@ -41,7 +41,7 @@ use crate::task::{ImageId, PreparedImage, Preprocessing, Scope};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// What makes two pieces of work the same.
+/// Identity of a decode, for the cache and single flight: equal keys share one result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     scope: Scope,
@@ -49,7 +49,7 @@ struct Key {
     preprocessing: Preprocessing,
 }
 
-/// A prepared image and what it took.
+/// A prepared image and the time that its decoding and resizing took.
 #[derive(Debug, Clone)]
 struct Prepared {
     image: PreparedImage,
@@ -57,7 +57,7 @@ struct Prepared {
     preprocess: Duration,
 }
 
-/// No code panics while it holds one of this folder's locks, so a poisoned one still guards sound data.
+/// Locks a mutex, poisoned or not. No code panics while it holds one of this folder's locks, so the data is sound.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

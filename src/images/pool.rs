@@ -1,4 +1,4 @@
-//! A few threads below the worker's priority, and the way to them: hashing and decoding.
+//! The decoding thread pool: a few threads below the priority of the inference worker, which hash and decode files.
 
 use super::lock;
 use super::queue::{Queue, Running};
@@ -12,56 +12,55 @@ use std::time::{Duration, Instant};
 /// Niceness of the decoding threads: a busy worker gets about ten times their share of a core.
 const NICENESS: i32 = 10;
 
-/// Something to run on a pool thread.
+/// A piece of work for a pool thread.
 pub(super) trait Job: Send {
-    /// False when all who wanted it have left: it will not be run. Cheap, and takes no lock.
+    /// False when all waiters have left: the job will not be run. Cheap, and takes no lock.
     fn is_wanted(&self) -> bool {
         true
     }
 
-    /// What it costs, in pixels of a plain file.
+    /// Estimated cost, in pixels of a plain JPEG; 0 if unknown.
     fn work(&self) -> u64 {
         0
     }
 
-    /// True when nobody wants it and nobody can come to want it any more.
+    /// True when there are no waiters and none can join any more.
     fn is_abandoned(&self) -> bool {
         !self.is_wanted()
     }
 
-    /// Does it.
     fn run(self: Box<Self>) -> Done;
 }
 
-/// How a job ended.
+/// How a job ended, which decides whether its duration counts in the estimates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Done {
-    /// With what it was for: its time tells about the next.
+    /// The job did its work: its duration is a sample for the estimates.
     Work,
-    /// Early: nobody wanted it any more, or its file was refused. Files that are refused are not what others wait
-    /// for, and take microseconds.
+    /// The job ended early: its waiters had left, or its file was rejected. A rejected file takes microseconds and says
+    /// nothing about the decodes that others wait for.
     Early,
 }
 
-/// In which of the two queues a job waits. They take turns, so neither starves.
+/// Which of the two queues a job waits in. The queues alternate, so neither starves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// Short work that comes before a place in the other queue: hashing.
+    /// Hashing: short, and needed before a file can enter the other queue.
     Hashes,
-    /// Long work: decoding.
+    /// Decoding and resizing, which take long.
     Decodes,
 }
 
-/// The queue holds as many jobs as it may.
+/// The queue or the client's share of it is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct QueueFull;
 
-/// The way to the threads; they end when it is dropped, after the jobs that they run.
+/// Handle of the threads. Dropping it ends each of them after the job that it runs; waiting jobs are dropped.
 pub(super) struct Pool {
     shared: Arc<Shared>,
 }
 
-/// Shared by the pool's handle, which pushes, and its threads, which pop.
+/// Shared by the pool's handle, which pushes jobs, and its threads, which pop them.
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -69,7 +68,7 @@ struct Shared {
 }
 
 impl Pool {
-    /// Starts `threads` threads and queues of `capacity` jobs together.
+    /// Starts `threads` threads. `capacity` bounds the waiting jobs of both queues together.
     pub(super) fn start(threads: usize, capacity: usize) -> io::Result<Self> {
         let queue = Mutex::new(Queue::new(capacity));
         let pool = Self { shared: Arc::new(Shared { queue, changed: Condvar::new(), threads }) };
@@ -83,27 +82,27 @@ impl Pool {
         Ok(pool)
     }
 
-    /// How long the last of `files` files of a call that comes now would wait for its turn, by the mean times of late.
+    /// Estimated queueing delay of the last of `files` files of a call that arrives now, from moving averages.
     pub(super) fn wait(&self, call: CallId, files: usize) -> Duration {
         let Shared { queue, threads, .. } = &*self.shared;
         lock(queue).wait(call, files, *threads, Instant::now())
     }
 
-    /// Queues a job of a call; never blocks. A job that is refused is dropped.
+    /// Queues a job of a call without blocking. A rejected job is dropped.
     pub(super) fn submit(
         &self,
         job: Box<dyn Job>,
         lane: Lane,
         call: CallId,
     ) -> Result<(), QueueFull> {
-        // A refused job comes back: dropping it may run its owner's code, which must not happen under the lock.
+        // `push` returns a rejected job: dropping it may run its owner's code, which must not happen under the lock.
         let pushed = lock(&self.shared.queue).push(job, lane, call);
         pushed.map_err(|_refused| QueueFull)?;
         self.shared.changed.notify_one();
         Ok(())
     }
 
-    /// Takes out what nobody wants any more, with the files that it holds.
+    /// Removes the jobs without waiters from the queue, which frees their files.
     pub(super) fn sweep(&self) {
         let unwanted = lock(&self.shared.queue).take_unwanted();
         drop(unwanted);
@@ -121,7 +120,7 @@ impl Drop for Pool {
 impl Shared {
     fn work(&self) {
         while let Some((job, running)) = self.pop() {
-            // The job reports its own panics; this one keeps the thread alive whatever it forgot.
+            // Jobs catch their decoders' panics. This keeps the thread alive if another one escapes.
             let done = catch_unwind(AssertUnwindSafe(|| job.run())).unwrap_or_else(|_| {
                 tracing::error!("a decoding job panicked");
                 Done::Early
@@ -144,13 +143,14 @@ impl Shared {
     }
 }
 
-/// Best effort: some sandboxes forbid it. Linux keeps the priority per thread, so the process's own stays.
+/// Lowers the priority of this thread, best effort: some sandboxes forbid it. Linux keeps the priority per thread, so
+/// the rest of the process is not affected.
 fn lower_priority(report: bool) {
     let result = rustix::process::setpriority_process(None, NICENESS);
     if let Err(error) = result
         && report
     {
-        tracing::warn!(%error, "decoding threads run at normal priority");
+        tracing::warn!(%error, "cannot lower the priority of decoding threads; they run at normal priority");
     }
 }
 
@@ -167,7 +167,7 @@ mod tests {
         }
     }
 
-    /// A pool of one thread that is held until the sender is used or dropped.
+    /// A pool whose only thread is blocked until the sender is used or dropped.
     fn held(capacity: usize) -> (Pool, mpsc::Sender<()>) {
         let pool = Pool::start(1, capacity).unwrap();
         let (release, wait) = mpsc::channel::<()>();
@@ -265,7 +265,7 @@ mod tests {
         for (done, learns) in [(Done::Early, false), (Done::Work, true)] {
             let pool = Pool::start(1, 4).unwrap();
             pool.submit(Box::new(Ends(done)), Lane::Decodes, lone(1)).unwrap();
-            // The one thread has ended the first job when it runs the second.
+            // The only thread has recorded the end of the first job before it runs the next one.
             let (sender, ran) = mpsc::channel();
             pool.submit(Box::new(move || sender.send(()).unwrap()), Lane::Hashes, lone(1)).unwrap();
             let (sender, ran_last) = mpsc::channel();

@@ -1,4 +1,4 @@
-//! What `http` holds: an image, by its bytes or its id, to prepared pixels.
+//! [`Images`], the handle that `http` holds: resolves an image, given by its bytes or its id, to prepared pixels.
 
 use super::cache::{Lookup, PixelCache};
 use super::flights::{Boarding, Flight, Flights};
@@ -18,35 +18,36 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Files up to this size are hashed where they are: 64 KiB take 0.2 ms without SHA instructions, less than a hop.
+/// Files up to this size are hashed on the caller's thread: 64 KiB take 0.2 ms without SHA instructions, less than a
+/// hop to the pool.
 const HASHED_INLINE_BYTES: usize = 64 << 10;
 
-/// A file's id and, of one that was hashed on the pool, what its header says.
+/// A file's id and, if the file was hashed on the pool, its header.
 type Identified = (ImageId, Option<Result<ImageHeader, InputError>>);
 
-/// An image as it was sent.
+/// An image as a request gives it.
 #[derive(Debug, Clone)]
 pub enum ImageSource {
-    /// A picture file.
+    /// The bytes of a picture file.
     Bytes(Bytes),
-    /// An image that was sent before.
+    /// The id of an image that was sent before.
     Id(ImageId),
 }
 
 /// An image, ready for the vision tower.
 #[derive(Debug, Clone)]
 pub struct Resolved {
-    /// The image.
+    /// The image with its prepared pixels.
     pub image: PreparedImage,
-    /// Time of its decoding, header included; zero when it was cached.
+    /// Duration of decoding, without waiting for a thread or for memory; zero if the image was cached.
     pub decode: Duration,
-    /// Time of its resizing; zero when it was cached.
+    /// Duration of resizing; zero if the image was cached.
     pub preprocess: Duration,
-    /// True when no work was done.
+    /// True if the pixels came from the cache.
     pub cached: bool,
 }
 
-/// The way from image values to pixels. Clones share one pool and one cache.
+/// Turns images into prepared pixels. Clones share one thread pool and one cache.
 #[derive(Clone)]
 pub struct Images {
     shared: Arc<Shared>,
@@ -62,10 +63,10 @@ pub(super) struct Shared {
 }
 
 impl Images {
-    /// Starts the decoding threads. The settings have passed their checks.
+    /// Starts the decoding threads. The settings must have passed their checks.
     ///
     /// # Errors
-    /// When a thread cannot be started.
+    /// If a thread cannot be started.
     pub fn start(
         settings: &ImagesSettings,
         input_settings: InputSettings,
@@ -74,7 +75,7 @@ impl Images {
         Self::start_with(settings, input_settings, metrics, Box::new(decode))
     }
 
-    /// [`start`](Self::start) with another decoder.
+    /// As [`start`](Self::start), with another decoder.
     pub(super) fn start_with(
         settings: &ImagesSettings,
         input_settings: InputSettings,
@@ -91,11 +92,12 @@ impl Images {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Prepares an image of `call` for a tower's input. Dropping the future (at the request's deadline) is leaving: what
-    /// nobody waits for any more is taken out of the queue, with its file.
+    /// Prepares an image of `call` for the input of a vision tower. Dropping the future, as at the request's deadline,
+    /// gives up the wait: a job without waiters is removed from the queue, together with its file.
     ///
     /// # Errors
-    /// `Input` when the file is at fault, `NotFound` for an unknown id, `Overloaded`.
+    /// `Input` if the file is at fault, `NotFound` for an unknown id, `Overloaded` if the queue is full
+    /// or memory is above its high-water mark.
     pub async fn resolve(
         &self,
         source: ImageSource,
@@ -103,7 +105,7 @@ impl Images {
         scope: Scope,
         call: CallId,
     ) -> Result<Resolved, ImagesError> {
-        // Dropped after what is awaited: then that may be wanted by nobody any more.
+        // Dropped after the awaited future: only then can the job have lost its last waiter.
         let mut sweeper = Sweeper { pool: &self.shared.pool, armed: true };
         let result = self.find(source, preprocessing, scope, call).await;
         sweeper.armed = false;
@@ -156,13 +158,13 @@ impl Images {
         }
     }
 
-    /// How long the last of `files` files of a call that comes now would wait for a decoding thread, by estimate; no time
-    /// for images that are held.
+    /// Estimated time that the last of `files` files of a call that arrives now would wait for a decoding thread.
+    /// Images given by their ids do not count: they need no thread.
     pub fn wait(&self, call: CallId, files: usize) -> Duration {
         self.shared.pool.wait(call, files)
     }
 
-    /// The file's id; a large file is hashed on the pool, in turn with what waits there for decoding, and its header is
+    /// The file's id. A large file is hashed on the pool, in turn with the decodes that wait there, and its header is
     /// read there, too.
     async fn identify(&self, file: &Bytes, call: CallId) -> Result<Identified, ImagesError> {
         if crate::faults::at("images::identify") {
@@ -204,7 +206,7 @@ impl Images {
     }
 }
 
-/// Takes what nobody wants any more out of the queue when somebody leaves before the end.
+/// Removes jobs without waiters from the queue when a waiter leaves before its result.
 struct Sweeper<'pool> {
     pool: &'pool Pool,
     armed: bool,

@@ -5,23 +5,23 @@ use std::time::Duration;
 /// Bounds of the decoding pool and the pixel cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImagesSettings {
-    /// Decoding threads, 1 to 256.
+    /// Number of decoding threads, 1 to 256.
     pub decode_threads: usize,
-    /// Images that may wait for a thread; above, calls are refused.
+    /// Images that may wait for a decoding thread; further ones are rejected.
     pub decode_queue: usize,
     /// Bytes that all decodes in progress may hold together; one image alone may exceed it.
     pub decode_budget_bytes: u64,
-    /// Resident memory of the process above which pictures are refused; `None` sets no mark.
+    /// High-water mark of the process's resident memory, above which new pictures are rejected; `None` disables it.
     pub memory_high_water_bytes: Option<u64>,
-    /// Bytes of prepared pixels kept; 0 keeps none, and no image can be named by its id.
+    /// Size of the pixel cache in bytes. With 0 nothing is cached, and no image can be given by its id.
     pub pixel_cache_bytes: u64,
     /// How long prepared pixels are kept.
     pub pixel_cache_ttl: Duration,
 }
 
 impl Default for ImagesSettings {
-    /// A quarter of the cores (cgroup quota and affinity respected): decoding must not starve the models. Two at least: one
-    /// large picture must not hold up all others.
+    /// One decoding thread per four cores (cgroup quota and affinity respected), so that decoding does not starve the
+    /// models. At least two, so that one large picture does not hold up all others.
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
@@ -35,25 +35,25 @@ impl Default for ImagesSettings {
     }
 }
 
-/// A setting whose value cannot work.
+/// A setting whose value is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name} = {value} is not accepted: it must be {accepted}")]
 pub struct InvalidImagesSetting {
-    /// The field's name.
+    /// Name of the field in [`ImagesSettings`].
     pub name: &'static str,
-    /// Its value.
+    /// The rejected value as text.
     pub value: String,
-    /// What is accepted.
+    /// The accepted values, in words.
     pub accepted: &'static str,
 }
 
 impl ImagesSettings {
-    /// Checks every value.
+    /// Checks every value against its accepted range.
     ///
     /// # Errors
-    /// The first setting that cannot work.
+    /// The first setting whose value is not accepted.
     pub fn check(&self) -> Result<(), InvalidImagesSetting> {
-        // moka refuses to keep anything longer than 1000 years; a year is more than any process lives.
+        // moka accepts no time to live above 1000 years; a year is longer than any process lives.
         const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
         let refuse = |name, value, accepted| Err(InvalidImagesSetting { name, value, accepted });
         if !(1..=256).contains(&self.decode_threads) {

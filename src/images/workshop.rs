@@ -1,4 +1,4 @@
-//! The work on one file, on a pool thread: header, permit, decode, resize. Decoders may panic; nobody outside sees it.
+//! The work on one file, on a pool thread: header, byte permit, decode, resize. Panics of decoders are caught here.
 
 use super::budget::ByteBudget;
 use super::{Key, Prepared};
@@ -11,12 +11,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// [`crate::input::decode`], or what a test puts in its place.
+/// [`crate::input::decode`], or its replacement in a test.
 pub(super) type Decode = dyn Fn(&[u8], &ImageHeader, &InputSettings, Stop<'_>) -> Result<Picture, InputError>
     + Send
     + Sync;
 
-/// What all decoding threads share.
+/// Decoder, settings, byte budget and metrics that all decoding threads share.
 pub(super) struct Workshop {
     pub(super) decode: Box<Decode>,
     pub(super) settings: InputSettings,
@@ -46,8 +46,8 @@ impl Workshop {
         })
     }
 
-    /// Reads the header of a small file that a connection's thread can read in microseconds, by a reader of ours: those of
-    /// the other formats may inflate metadata first. `None` of those.
+    /// Reads the header of a small JPEG or BMP file on the caller's thread: our own readers take microseconds for it.
+    /// `None` for the other formats, whose readers may inflate metadata first.
     pub(super) fn inspect_here(
         &self,
         file: &[u8],
@@ -57,7 +57,8 @@ impl Workshop {
         quick.then(|| self.inspect(file, id))
     }
 
-    /// Prepares a file, whose header is read now where it has not been. `stop` is asked while it is decoded: true ends the work with [`InputError::Stopped`].
+    /// Prepares a file. Reads its header first if `header` is `None`. `stop` is polled during the decode: true ends the
+    /// work with [`InputError::Stopped`].
     pub(super) fn prepare(
         &self,
         file: &[u8],
@@ -69,7 +70,7 @@ impl Workshop {
         self.caught(file, key.id, || self.try_prepare(file, key, &header, stop))
     }
 
-    /// Runs work on a file; a decoder's panic becomes an error of the file.
+    /// Runs `work` on a file; a panic of the decoder becomes an error of the file.
     fn caught<T>(
         &self,
         file: &[u8],
@@ -94,7 +95,7 @@ impl Workshop {
     ) -> Result<Prepared, InputError> {
         let Key { scope, id, preprocessing } = key;
         let _permit = self.budget.acquire(header.working_bytes);
-        // It may have waited long.
+        // The wait for the permit may have been long.
         if stop() {
             return Err(InputError::Stopped);
         }
@@ -123,7 +124,7 @@ impl Workshop {
     }
 }
 
-/// The error that `faults` injects into this place, if it does now.
+/// Fails if `faults` injects an error into this place now.
 fn injected(place: &str, file: &[u8]) -> Result<(), InputError> {
     if !crate::faults::at(place) {
         return Ok(());

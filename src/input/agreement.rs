@@ -1,5 +1,6 @@
-//! What `inspect` announces holds for what `decode` does: the same size, and no more memory. Sound files of every format,
-//! files made to have two readings, and thousands that are damaged and spliced, the same in every run.
+//! Checks that what `inspect` announces holds for `decode`: the same size, and no more memory. The inputs are valid
+//! files of every format, files built to have two readings, and thousands of damaged and spliced files, the same in
+//! every run.
 
 use image::codecs::{gif::GifEncoder, jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder};
 use image::{ExtendedColorType, ImageEncoder};
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::memory::tally;
 use super::{ImageHeader, InputError, InputSettings, Picture, Stop, decode, inspect};
 
-/// Small limits: a damaged head may ask for the largest picture, thousands of times.
+/// Small limits, because damaged headers may announce the largest picture thousands of times.
 fn settings() -> InputSettings {
     let (max_pixels, max_side, max_decoded_bytes) = (1 << 17, 4096, 1 << 21);
     InputSettings { max_pixels, max_side, max_decoded_bytes, ..InputSettings::default() }
@@ -19,14 +20,14 @@ fn settings() -> InputSettings {
 
 const NEVER: Stop<'static> = &|| false;
 
-/// Inspects and decodes a file. The header, the picture or why there is none, and the peak of memory.
+/// Inspects and decodes a file. Returns the header, the picture or the error, and the peak memory of decoding in bytes.
 fn read(file: &[u8]) -> Option<(ImageHeader, Result<Picture, InputError>, u64)> {
     let header = inspect(file, &settings()).ok()?;
     let (peak, picture) = tally::peak(|| decode(file, &header, &settings(), NEVER));
     Some((header, picture, peak))
 }
 
-/// What is wrong with how a file is read, if anything.
+/// Describes how header and result of a file disagree, if they do.
 fn disagreement(file: &[u8]) -> Option<String> {
     let (header, picture, peak) = read(file)?;
     if peak > header.working_bytes {
@@ -38,7 +39,7 @@ fn disagreement(file: &[u8]) -> Option<String> {
     (stored != size && stored != turned).then(|| format!("{size:?}, {header:?} announced"))
 }
 
-/// Numbers that are the same in every run (`SplitMix64`).
+/// Deterministic pseudo-random numbers (`SplitMix64`).
 struct Random(u64);
 
 impl Random {
@@ -54,7 +55,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// Every file of the goldens of JPEG.
+/// Every file of the JPEG goldens.
 fn jpegs() -> Vec<Vec<u8>> {
     let mut files = Vec::new();
     for name in ["files.safetensors", "lossless.safetensors"] {
@@ -65,7 +66,7 @@ fn jpegs() -> Vec<Vec<u8>> {
     files
 }
 
-/// Pictures of the other formats, and the inputs that fuzzing kept.
+/// Pictures of the other formats, and the kept fuzzing corpus.
 fn others() -> Vec<Vec<u8>> {
     let mut files = Vec::new();
     let corpus = fixtures().with_file_name("fuzz").join("corpus");
@@ -82,7 +83,7 @@ fn others() -> Vec<Vec<u8>> {
     files
 }
 
-/// One colourful picture of this size in each format but JPEG and BMP, with transparency where there is any.
+/// A colourful picture of this size in each format except JPEG and BMP, with transparency where the format has it.
 fn encoded((width, height): (u32, u32)) -> Vec<Vec<u8>> {
     let pixels: Vec<u8> = (0..width * height)
         .flat_map(|at| {
@@ -110,7 +111,7 @@ fn segment(marker: u8, data: &[u8]) -> Vec<u8> {
     [&[0xff, marker][..], &(data.len() as u16 + 2).to_be_bytes(), data].concat()
 }
 
-/// The segments of a sound JPEG up to its first scan, that one included; then the rest.
+/// Splits a valid JPEG into its segments up to and including the first SOS, and the rest.
 fn segments(file: &[u8]) -> (Vec<Vec<u8>>, Vec<u8>) {
     let mut found = Vec::new();
     let mut at = 2;
@@ -130,7 +131,7 @@ fn is_frame(segment: &[u8]) -> bool {
     matches!(segment, [0xff, 0xc0..=0xc3 | 0xc9..=0xcb, ..])
 }
 
-/// Markers that stand alone, and some that have no meaning.
+/// Markers without a segment, and one that has no meaning.
 const ALONE: [u8; 12] = [0x01, 0xd0, 0xd1, 0xd2, 0xd3, 0xd4, 0xd5, 0xd6, 0xd7, 0xd8, 0xd9, 0x02];
 
 #[test]
@@ -147,14 +148,15 @@ fn a_frame_hidden_behind_a_marker_changes_neither_size_nor_memory() {
             let header = inspect(file, &settings()).unwrap();
             (header.width, header.height)
         };
-        // The number of lines, as a DNL segment tells it.
+        // The number of lines, as in a DNL segment.
         let lines = segment(0xdc, &decoy_frame[5..7]);
         let mut hidden: Vec<Vec<u8>> = ALONE
             .iter()
             .flat_map(|&code| {
                 let alone = vec![0xff, code];
                 let length = ((decoy_frame.len() + 2) as u16).to_be_bytes().to_vec();
-                // In plain sight, in a segment, or in what a reader takes for one that gives the marker a length.
+                // In plain sight, inside a segment, or in what looks like a segment to a reader that gives every marker
+                // a length.
                 [
                     [alone.clone(), decoy_frame.clone()].concat(),
                     segment(0xe5, &[alone.clone(), decoy_frame.clone()].concat()),
@@ -193,7 +195,7 @@ fn what_a_jpeg_is_announced_to_take_is_what_it_takes() {
         assert_eq!(disagreement(file), None, "{index}");
         let Some((header, Ok(picture), peak)) = read(file) else { continue };
         let rgb = picture.as_bytes().len() as u64;
-        // Turning, metadata and smoothing are counted, too, whether a file has them or not.
+        // Turning, metadata and smoothing are counted as well, whether or not a file has them.
         let others = (rgb * 2).max(file.len() as u64 * 2);
         let close = peak >= header.working_bytes * 3 / 4;
         assert!(close || header.working_bytes == others, "{index}: {peak}, {header:?}");
@@ -202,7 +204,7 @@ fn what_a_jpeg_is_announced_to_take_is_what_it_takes() {
     assert!(exact > 200, "{exact} files took what was announced");
 }
 
-/// A JPEG with segments moved, doubled, hidden in each other, and bytes changed.
+/// A JPEG with segments moved, duplicated and nested in each other, and with changed bytes.
 fn spliced(files: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let file = &files[random.below(files.len())];
     let other = &files[random.below(files.len())];
@@ -218,7 +220,7 @@ fn spliced(files: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
             3 => segment(0xdc, &[random.below(3) as u8, random.below(256) as u8]),
             4 => others.iter().find(|part| is_frame(part)).cloned().unwrap_or_default(),
             5 => {
-                // A whole scan, or a whole file, in front of the first one.
+                // A whole scan or a whole file before the first scan.
                 let whole = if random.below(2) == 0 { other } else { &other_rest };
                 whole[..whole.len().min(4096)].to_vec()
             }
@@ -235,7 +237,7 @@ fn spliced(files: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     file
 }
 
-/// Changes up to three bytes, mostly in the head, and sometimes cuts the file.
+/// Changes up to three bytes, mostly in the header, and sometimes truncates the file.
 fn damage(file: &mut Vec<u8>, random: &mut Random) {
     for _ in 0..random.below(4) {
         let end = if random.below(3) > 0 { file.len().min(400) } else { file.len() };
@@ -285,7 +287,7 @@ fn thousands_of_damaged_files_of_other_formats_are_read_as_announced() {
         }
         damage(&mut file, random);
         let outcome = std::panic::catch_unwind(|| (disagreement(&file), read(&file).is_some()));
-        // A decoder that panics on a damaged file is caught by `images`.
+        // `images` catches the panics of decoders on damaged files.
         let Ok((difference, read)) = outcome else { continue };
         assert_eq!(difference, None, "round {round}: {:x?}", &file[..file.len().min(600)]);
         announced += u32::from(read);
@@ -293,7 +295,7 @@ fn thousands_of_damaged_files_of_other_formats_are_read_as_announced() {
     assert!(announced > 300, "{announced} announced");
 }
 
-/// A PNG of 16-bit RGBA, with a chunk behind its head.
+/// A 16-bit RGBA PNG with an additional chunk after IHDR.
 fn deep_png((width, height): (u32, u32), name: [u8; 4], data: &[u8]) -> Vec<u8> {
     let pixels: Vec<u8> = (0..width * height * 8).map(|at| (at * 7 % 256) as u8).collect();
     let mut file = Vec::new();
@@ -324,7 +326,7 @@ fn a_turned_picture_of_the_deepest_pixels_takes_what_was_announced() {
         let picture = picture.unwrap();
         let size = if orientation > 4 { (120, 160) } else { (160, 120) };
         assert_eq!((picture.width(), picture.height()), size, "{orientation}");
-        // 8 bytes a pixel, and 3 for the turned picture.
+        // 8 bytes per pixel, and 3 for the turned picture.
         assert_eq!(header.working_bytes, 160 * 120 * 11);
         assert!(peak >= 160 * 120 * 8, "{peak}");
     }
@@ -358,7 +360,7 @@ fn a_canvas_counts_like_a_picture() {
     assert_eq!(disagreement(&gif(300, 200)), None);
 }
 
-/// One sound file of every format and way of coding, larger than what is read at a time.
+/// One valid file of every format and coding process, each larger than one read of the reader.
 fn kinds() -> Vec<Vec<u8>> {
     let mut files = encoded((120, 90));
     files.push(jpeg((120, 90)));
@@ -375,7 +377,7 @@ fn kinds() -> Vec<Vec<u8>> {
         let bytes = fs::read(fixtures().join("jpeg").join(archive)).unwrap();
         files.push(SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap().data().to_vec());
     }
-    // 24 bits a pixel; then run lengths of one colour.
+    // 24 bits per pixel; then runs (RLE8) of one colour.
     let bmp = |depth: u16, compression: u32, data: &[u8]| {
         let head = [54_u32, 40, 64, 48].map(u32::to_le_bytes).concat();
         let more = [compression, 0, 0, 0, 2, 0].map(u32::to_le_bytes).concat();
@@ -389,7 +391,7 @@ fn kinds() -> Vec<Vec<u8>> {
     files
 }
 
-/// Inspects and decodes with this `stop`; the error.
+/// Inspects and decodes a file with this `stop`.
 fn decode_until(file: &[u8], stop: Stop<'_>) -> Result<Picture, InputError> {
     let header = inspect(file, &settings()).unwrap();
     decode(file, &header, &settings(), stop)

@@ -1,5 +1,5 @@
-//! Variants of containers and headers against Pillow 13 and transformers 5.23: files, and either the digest of their
-//! upright RGB pixels or that Pillow refuses them (`tests/fixtures/make/containers.py`).
+//! Compares variants of containers and headers with Pillow 13 and transformers 5.23. Each case is a file with either
+//! the digest of its upright RGB pixels or the error that Pillow raises (`tests/fixtures/make/containers.py`).
 
 use super::{InputSettings, decode, image_id, inspect};
 use base64::Engine;
@@ -16,7 +16,7 @@ struct Goldens {
 #[derive(Deserialize)]
 struct Case {
     name: String,
-    /// Base64; absent where the name is that of a file.
+    /// Base64; absent if `name` is the name of a fixture file.
     file: Option<String>,
     #[serde(flatten)]
     seen: Seen,
@@ -29,8 +29,8 @@ enum Seen {
     Refused { refused: String },
 }
 
-/// Files that are read although Pillow raises: damaged metadata is no reason to refuse a picture, and a GIF with
-/// transparency and a grey palette of its own is sound.
+/// Files that are read here although Pillow raises: damaged metadata is no reason to reject a picture, and a GIF with
+/// transparency and a local grey palette is valid.
 const READ_ALL_THE_SAME: [&str; 2] =
     ["png/profile-damaged-stream", "gif/local-grey-table-transparent"];
 
@@ -38,7 +38,7 @@ fn fixture(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
 }
 
-/// What is wrong with a case, if anything.
+/// Describes how the result of a case differs from the expected one, if it does.
 fn difference(case: &Case) -> Option<String> {
     let file = case.file.as_ref().map(|file| STANDARD.decode(file).unwrap());
     let file = file.unwrap_or_else(|| fs::read(fixture("images").join(&case.name)).unwrap());
@@ -54,7 +54,7 @@ fn difference(case: &Case) -> Option<String> {
                 return Some(format!("{size:?}, expected {width} x {height}"));
             }
             let digest = image_id(picture.as_bytes()).to_string();
-            // Pixels of JPEGs have goldens of their own.
+            // JPEG pixels have goldens of their own.
             let exact = case.name != "field/exif-orientation-long.jpg";
             (exact && digest != format!("sha256:{sha256}")).then(|| "other pixels".to_owned())
         }

@@ -1,11 +1,12 @@
-//! A picture file to an upright, opaque RGB picture; everything a header can tell is checked before pixels exist.
+//! Decodes a picture file to an upright, opaque RGB picture. Everything that a header can tell is checked before pixels
+//! are allocated.
 //!
-//! Deliberately as Pillow and `transformers` do it: the first frame alone, the orientation of EXIF or XMP applied,
-//! transparency on a background. Not copied: ICC profiles are ignored (by both), 16-bit grey keeps its high byte (see
-//! `flatten`), the colour key of a PNG is compared at the file's own bit depth, a PNG without its last bytes is refused
-//! even where they carry no pixel, and damaged metadata is no reason to refuse a picture. JPEG and BMP have decoders of
-//! our own ([`super::jpeg`], [`super::bmp`]): what is exact there, and what is not read, is written at their beginning.
-//! PNG, WebP and GIF go through [`super::image_crate`].
+//! The results deliberately equal those of Pillow and `transformers`: only the first frame is read, the EXIF or XMP
+//! orientation is applied, transparency is composited over a background. Known differences and limits: ICC profiles are
+//! ignored (as in both), 16-bit grey keeps its high byte (see `flatten`), the colour key of a PNG is compared at the
+//! file's own bit depth, a PNG without its last bytes is rejected even if they carry no pixels, and damaged metadata is
+//! no reason to reject a picture. JPEG and BMP have decoders of our own ([`super::jpeg`], [`super::bmp`]), whose module
+//! comments say what they read and how exactly. PNG, WebP and GIF go through [`super::image_crate`].
 
 use super::flatten::flatten;
 use super::jpeg::{self, JpegError};
@@ -16,28 +17,28 @@ use super::turn::turned;
 use super::{InputError, InputSettings, Picture, bmp, image_crate, sniff_format};
 use crate::task::ImageFormat;
 
-/// What a file says before it is decoded.
+/// What is known about a file before it is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageHeader {
-    /// The format, by its first bytes.
+    /// The format that the first bytes announce.
     pub format: ImageFormat,
     /// Width in pixels as stored, before EXIF rotation.
     pub width: u32,
     /// Height in pixels as stored, before EXIF rotation.
     pub height: u32,
-    /// Most bytes that decoding, flattening and turning hold at one time, estimated from the header.
+    /// Peak memory of decoding, flattening and turning in bytes, estimated from the header.
     pub working_bytes: u64,
-    /// Estimated cost of decoding, in pixels of a plain JPEG: about the time that so many of them take. The scans of a
-    /// JPEG and the bytes of its data are counted; for other formats the pixels, times a measured factor. Told from the
-    /// header and, for a JPEG in several scans, from the heads of these.
+    /// Estimated cost of decoding, in pixels of a plain JPEG: decoding takes about as long as that many of them. For a
+    /// JPEG it counts the scans and the bytes of entropy-coded data; for other formats, the pixels times a measured
+    /// factor. It is computed from the header and, for a multi-scan JPEG, from all scan headers.
     pub work: u64,
 }
 
-/// Reads the header and checks it against every limit; allocates no pixels.
+/// Reads the header and checks it against every limit. Allocates no pixels.
 ///
 /// # Errors
-/// `ImageFileTooLarge`, `UnsupportedImageFormat`, `ImageTooLarge`, `DecodedImageTooLarge`, `UndecodableImage` (a
-/// broken header, a file that ends early), `OutOfMemory`.
+/// `ImageFileTooLarge`, `UnsupportedImageFormat`, `ImageTooLarge`, `DecodedImageTooLarge`, `UndecodableImage` (a broken
+/// header, a truncated file), `OutOfMemory`.
 pub fn inspect(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, InputError> {
     if file.len() > settings.max_image_bytes {
         let (bytes, max_bytes) = (file.len(), settings.max_image_bytes);
@@ -62,7 +63,7 @@ fn inspect_bmp(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, Inp
     let bytes = pixels * header.bytes_per_pixel();
     check_decoded(bytes, settings)?;
     header.check_length(file).map_err(refused_bmp)?;
-    // BMP has no orientation, and is flattened in place.
+    // BMP has no orientation and is flattened in place.
     let working_bytes = bytes + header.unpacked_bytes();
     Ok(ImageHeader { format, width, height, working_bytes, work: pixels })
 }
@@ -78,7 +79,7 @@ fn refused_bmp(refusal: bmp::Refusal) -> InputError {
     undecodable(ImageFormat::Bmp, problem)
 }
 
-/// The number of pixels, within the limits.
+/// Checks width and height against the limits and returns the number of pixels.
 pub(super) fn check_size(
     width: u32,
     height: u32,
@@ -92,7 +93,7 @@ pub(super) fn check_size(
     Ok(pixels)
 }
 
-/// Checks the bytes of a decoded picture, or of something as large.
+/// Checks the size in bytes of a decoded picture, or of a buffer that is bounded by the same limit.
 pub(super) fn check_decoded(bytes: u64, settings: &InputSettings) -> Result<(), InputError> {
     let max_bytes = settings.max_decoded_bytes;
     if bytes > max_bytes {
@@ -106,13 +107,13 @@ fn inspect_jpeg(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, In
     let jpeg::JpegInfo { width, height, .. } = info;
     let bytes = check_size(width, height, settings)? * 3;
     check_decoded(bytes, settings)?;
-    // Turning by EXIF needs the picture a second time, when everything else is gone.
+    // Turning by the EXIF orientation needs a second picture, after all other buffers are freed.
     let format = ImageFormat::Jpeg;
     let working_bytes = info.working_bytes.max(bytes * 2).max(metadata_bytes(file, format));
     Ok(ImageHeader { format, width, height, working_bytes, work: info.work })
 }
 
-/// The pixels of a JPEG, as stored.
+/// Decodes a JPEG to pixels as stored, before the orientation is applied.
 fn decode_jpeg(
     file: &[u8],
     settings: &InputSettings,
@@ -135,18 +136,19 @@ fn refused_jpeg(error: JpegError) -> InputError {
     }
 }
 
-/// How often the scans of a JPEG of the most pixels may walk over one of its components; a smaller one in proportion
-/// more. A scan that refines 63 coefficients counts as four, one of arithmetic coding as two. libjpeg writes 18 scans for
-/// four components of full size, 48 walks; what is tuned for size stays below that, too. libjpeg has no bound when it
-/// reads, and a scan costs a few bytes: 47 refinements of 50 megapixels took 3.9 s of a core, a plain file 0.4 s.
+/// Maximum number of passes over a full-size component that the scans of a JPEG of `max_pixels` may make in total; a
+/// smaller picture may have proportionally more. A scan that refines 63 coefficients counts as four, an
+/// arithmetic-coded scan as two. libjpeg writes 18 scans for four components of full size, which are 48 passes; scan
+/// scripts tuned for file size stay below that too. libjpeg has no bound when it reads, and a scan costs a file only a
+/// few bytes: 47 refinements of 50 megapixels took 3.9 s on one core, a plain file 0.4 s.
 const MAX_FULL_SIZE_WALKS: u64 = 56;
 
-/// Decodes a file that [`inspect`] has passed. `stop` is asked between rows; a lossy WebP, which is decoded in one go,
-/// asks only where it reads its file.
+/// Decodes a file that [`inspect`] has accepted. `stop` is polled between rows. A lossy WebP is decoded in one call, so
+/// it polls only while the file is read.
 ///
 /// # Errors
-/// `UndecodableImage`; the limits of `settings` are enforced a second time while decoding. `OutOfMemory`; `Stopped`
-/// once `stop` has said so.
+/// `UndecodableImage`; the errors of the limits in `settings`, which are enforced again during decoding; `OutOfMemory`;
+/// `Stopped` after `stop` returned true.
 pub fn decode(
     file: &[u8],
     header: &ImageHeader,
@@ -154,7 +156,7 @@ pub fn decode(
     stop: Stop<'_>,
 ) -> Result<Picture, InputError> {
     let format = header.format;
-    // Metadata are read and given back before there are pixels.
+    // Metadata buffers are freed before pixels are allocated.
     let orientation = orientation(file, format)?;
     let raster = match format {
         ImageFormat::Jpeg => decode_jpeg(file, settings, stop)?,
@@ -169,9 +171,9 @@ pub fn decode(
     turned(size, data, orientation, stop)
 }
 
-pub(super) const INCOMPLETE: &str = "the file ends before its picture is complete";
+pub(super) const INCOMPLETE: &str = "the file ends before the image is complete";
 pub(super) const DAMAGED: &str = "its data is damaged";
-pub(super) const VARIANT: &str = "it uses a variant of its format that is not read";
+pub(super) const VARIANT: &str = "it uses a variant of its format that is not supported";
 
 pub(super) fn undecodable(format: ImageFormat, problem: &str) -> InputError {
     InputError::UndecodableImage { format, problem: problem.to_owned() }
@@ -239,7 +241,7 @@ mod tests {
     fn a_file_cut_anywhere_is_refused() {
         for format in ImageFormat::ALL {
             let file = encoded(format);
-            // The last bytes carry no picture: a PNG's and a GIF's end marker, a WebP's padding.
+            // The last bytes carry no picture data: the end marker of PNG and GIF, the padding of WebP.
             for length in 24..file.len() - 16 {
                 let error = decode_whole(&file[..length], &InputSettings::default()).unwrap_err();
                 assert!(
@@ -256,7 +258,7 @@ mod tests {
             let mut file = encoded(format);
             let middle = file.len() / 2;
             file[12..middle].fill(0xff);
-            // Some decoders make a picture of it, and a header may declare too large a one.
+            // Some decoders produce a picture from it, and a damaged header may declare one that is too large.
             let Err(InputError::UndecodableImage { problem, .. }) =
                 decode_whole(&file, &InputSettings::default())
             else {
@@ -265,7 +267,7 @@ mod tests {
             let plain = [
                 INCOMPLETE,
                 "its data is damaged",
-                "it uses a variant of its format that is not read",
+                "it uses a variant of its format that is not supported",
                 "its header asks for too much memory",
                 "it has no pixels",
                 "it takes too much work to decode; save it again with fewer scans",
@@ -280,7 +282,7 @@ mod tests {
         let (max_pixels, max_side) = (u64::from(WIDTH * HEIGHT), WIDTH);
         let at_limit = InputSettings { max_pixels, max_side, ..InputSettings::default() };
         assert!(inspect(&file, &at_limit).is_ok());
-        // The header and nothing else: the pixels are never asked for.
+        // The header and nothing else: the pixels are never read.
         let head = &file[..60];
         let cases = [
             InputSettings { max_pixels: max_pixels - 1, ..at_limit.clone() },
@@ -315,7 +317,7 @@ mod tests {
         let mut png = encoded(ImageFormat::Png);
         png[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]);
         too_large(&png);
-        // A 1x1 screen and a frame of 65,535 a side on it.
+        // A 1x1 screen with a frame of 65,535 pixels a side.
         too_large(b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\0\0\0\x2c\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x4c\x01\0\x3b");
     }
 

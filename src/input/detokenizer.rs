@@ -1,15 +1,15 @@
-//! Text of ids as they are generated.
+//! Converts token ids to text incrementally, while they are generated.
 
 use super::Tokenizer;
 
-/// Turns ids into text piece by piece; the pieces joined are exactly [`Tokenizer::decode`] of all ids.
+/// Decodes ids piece by piece. The concatenated pieces equal [`Tokenizer::decode`] of all ids.
 ///
-/// With `clean_up_tokenization_spaces` what later ids can still change is held back.
+/// With `clean_up_tokenization_spaces`, text that later ids can still change is held back.
 #[derive(Debug)]
 pub struct Detokenizer<'tokenizer> {
     tokenizer: &'tokenizer Tokenizer,
     ids: Vec<u32>,
-    /// Bytes of the decoded text that were given out.
+    /// Number of bytes of the decoded text that were already returned.
     given: usize,
 }
 
@@ -18,7 +18,8 @@ impl<'tokenizer> Detokenizer<'tokenizer> {
         Self { tokenizer, ids: prompt.to_vec(), given: 0 }
     }
 
-    /// The text that this id settles, possibly none; the first piece begins with the prompt.
+    /// Adds an id and returns the text that can no longer change, possibly empty. The first piece begins with the
+    /// prompt.
     pub fn push(&mut self, id: u32) -> String {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids);
@@ -26,7 +27,7 @@ impl<'tokenizer> Detokenizer<'tokenizer> {
         self.give(&text, settled)
     }
 
-    /// The text held back: to be called once, when no id follows.
+    /// Returns the text that was held back. Call it once, after the last id.
     pub fn finish(&mut self) -> String {
         let text = self.tokenizer.decode(&self.ids);
         self.give(&text, text.len())
@@ -39,9 +40,9 @@ impl<'tokenizer> Detokenizer<'tokenizer> {
     }
 }
 
-/// Bytes of a cleaned-up text that no later id can change. Every rule starts at a space and what comes later joins
-/// only what follows the last one, with one exception: "n", "'", "t" become "n't" in two steps, so a last word
-/// but one that is "n" waits as well.
+/// Number of bytes of a cleaned-up text that no later id can change. Every clean-up rule starts at a space, and later
+/// ids can only merge with the text after the last one. There is one exception: "n", "'", "t" become "n't" in two
+/// steps, so an "n" as the second-to-last word is held back as well.
 fn settled(text: &str) -> usize {
     let last_word = text.rfind(' ').unwrap_or(0);
     let before = &text[..last_word];
@@ -55,7 +56,7 @@ mod tests {
     use proptest::prelude::*;
     use std::sync::LazyLock;
 
-    /// The words that the clean-up rules are about, and pieces that build them.
+    /// The words that the clean-up rules are about, and word pieces that form them.
     const WORDS: [&str; 24] = [
         "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "do", "not", ".", "?", "!", ",",
         "'", "n", "t", "s", "m", "ve", "re", "##s", "##t", "##n", "##'",

@@ -1,86 +1,86 @@
-//! What can be wrong with an image or a text that a client sent. `http/error` gives each its code and status.
+//! Errors of an image or a text that a client sent. `http/error` maps each to its error code and status.
 
 use crate::document::DocumentError;
 use crate::task::ImageFormat;
 
-/// Why an input was refused. Messages say what is accepted and carry no internals.
+/// Why an input was rejected. Messages say what is accepted and reveal no internals.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InputError {
-    /// The string where an image is wanted is none of the accepted kinds, or broken (`invalid_request`).
-    #[error("not an image value: {problem}")]
+    /// The string sent as an image is malformed, or of none of the accepted kinds (`invalid_request`).
+    #[error("invalid image value: {problem}")]
     InvalidImageValue {
-        /// What is wrong and what to send.
+        /// What is wrong and what to send instead.
         problem: &'static str,
     },
-    /// The file is larger than accepted (`payload_too_large`).
-    #[error("the image file has {bytes} bytes, at most {max_bytes} are accepted")]
+    /// The file exceeds the size limit (`payload_too_large`).
+    #[error("the image file has {bytes} bytes; at most {max_bytes} are accepted")]
     ImageFileTooLarge {
-        /// Bytes of the file, known or computed before decoding base64.
+        /// File size in bytes: known, or computed from the base64 length before decoding.
         bytes: usize,
-        /// The limit.
+        /// The configured maximum size in bytes.
         max_bytes: usize,
     },
-    /// The file has no bytes, so no format either (`unsupported_image_format`).
+    /// The file has no bytes and therefore no recognisable format (`unsupported_image_format`).
     #[error("the file is empty; send the bytes of a jpeg, png, webp, gif or bmp image")]
     EmptyImageFile,
-    /// The first bytes are of no accepted format (`unsupported_image_format`).
-    #[error("the image format is not supported, accepted are jpeg, png, webp, gif and bmp")]
+    /// The first bytes match none of the accepted formats (`unsupported_image_format`).
+    #[error("the image format is not supported; send a jpeg, png, webp, gif or bmp image")]
     UnsupportedImageFormat,
-    /// The file is corrupt or ends before its picture does (`undecodable_image`).
+    /// The file is corrupt or truncated (`undecodable_image`).
     #[error("the {} image cannot be decoded: {problem}", format.name())]
     UndecodableImage {
-        /// The format that its first bytes announce.
+        /// The format that the first bytes announce.
         format: ImageFormat,
-        /// What the decoder says.
+        /// The reason, in words for the client.
         problem: String,
     },
-    /// More pixels than accepted, or a side too long (`image_too_large`).
+    /// The picture exceeds the pixel count or side limit (`image_too_large`).
     #[error(
-        "the image has {width}x{height} pixels, at most {max_pixels} pixels and {max_side} a side are accepted"
+        "the image has {width}x{height} pixels; at most {max_pixels} pixels and {max_side} per side are accepted"
     )]
     ImageTooLarge {
         /// Width in pixels as stored.
         width: u32,
         /// Height in pixels as stored.
         height: u32,
-        /// Most pixels.
+        /// The configured maximum number of pixels.
         max_pixels: u64,
-        /// Longest side.
+        /// The configured maximum side in pixels.
         max_side: u32,
     },
-    /// Within the pixel limits, but its decoded form takes too much memory (`image_too_large`).
-    #[error("the decoded image would take {bytes} bytes, at most {max_bytes} are accepted")]
+    /// The picture is within the pixel limits, but its decoded form takes too much memory (`image_too_large`).
+    #[error("the decoded image would take {bytes} bytes; at most {max_bytes} are accepted")]
     DecodedImageTooLarge {
-        /// Bytes of the decoded picture.
+        /// Size of the decoded picture in bytes.
         bytes: u64,
-        /// The limit.
+        /// The configured maximum size in bytes.
         max_bytes: u64,
     },
-    /// The system has no memory for the picture at present (`overloaded`).
-    #[error("there is no memory for this image at present; try again later")]
+    /// The system cannot allocate the memory for the picture at the moment (`overloaded`).
+    #[error("not enough memory for this image at the moment; try again later")]
     OutOfMemory {
-        /// Bytes that could not be had.
+        /// Size of the failed allocation in bytes.
         bytes: u64,
     },
-    /// The decode was ended from outside, because nobody waits for it any more. No client sees this.
-    #[error("the image was not wanted any more")]
+    /// Decoding was cancelled because nobody waits for the result any more. No client sees this message.
+    #[error("decoding of the image was cancelled")]
     Stopped,
-    /// More characters or bytes than accepted (`text_too_long`).
-    #[error("the text has {length} {unit}, at most {limit} are accepted")]
+    /// The text exceeds a limit in characters, bytes or tokens (`text_too_long`).
+    #[error("the text has {length} {unit}; at most {limit} are accepted")]
     TextTooLong {
-        /// How long it is.
+        /// Length of the text, in `unit`.
         length: usize,
-        /// The limit.
+        /// The maximum length, in `unit`.
         limit: usize,
         /// What is counted: "characters", "bytes" or "tokens".
         unit: &'static str,
     },
-    /// Characters that no text holds (`invalid_request`).
+    /// The text contains a control character that is not allowed (`invalid_request`).
     #[error("the text contains the control character U+{character:04X} at byte {position}")]
     InvalidText {
-        /// The character.
+        /// Code point of the control character.
         character: u32,
-        /// Its place in the text, in bytes.
+        /// Byte offset of the character in the text.
         position: usize,
     },
     /// The tokenizer failed on this text (`internal_error`).
@@ -91,24 +91,24 @@ pub enum InputError {
 /// Why a tokenizer could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
-    /// Neither `tokenizer.json` nor `vocab.txt` in the directory.
+    /// The directory has neither `tokenizer.json` nor `vocab.txt`.
     #[error("no tokenizer.json and no vocab.txt in {0}")]
     NotFound(std::path::PathBuf),
-    /// A file cannot be read, or is not what its name says.
+    /// A file cannot be read, is not a JSON object, or has a field with an invalid value.
     #[error(transparent)]
     Document(#[from] DocumentError),
-    /// A file's content is not a tokenizer's.
+    /// The content of a file does not describe a usable tokenizer.
     #[error("{path} {problem}")]
     Invalid {
-        /// The file.
+        /// Path of the file at fault.
         path: std::path::PathBuf,
-        /// What is wrong.
+        /// What is wrong, as the rest of the sentence after the path.
         problem: String,
     },
 }
 
 impl TokenizerError {
-    /// True where the checkpoint's content is at fault, and not the machine that reads it.
+    /// True if the content of the checkpoint is at fault, not the machine that reads it.
     #[must_use]
     pub fn is_content(&self) -> bool {
         match self {

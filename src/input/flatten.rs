@@ -1,18 +1,18 @@
-//! Any layout that the decoders give to opaque 8-bit RGB, with Pillow's arithmetic.
+//! Converts any layout that decoders return to opaque 8-bit RGB, with Pillow's arithmetic.
 
 use super::InputError;
 use super::memory;
 use super::raster::{Layout, Raster};
 use super::stop::{self, Stop};
 
-/// Pixels or samples between two questions whether the picture is still wanted.
+/// Number of pixels or samples between two polls of `stop`.
 const PIECE: usize = 1 << 20;
 
-/// Opaque RGB, row-major. Transparency is composited over `background` as `Image.alpha_composite` does
-/// (`transformers/image_transforms.py`, `convert_to_rgb`); of 16-bit samples the high byte is kept, as Pillow
-/// does for colour. For 16-bit grey Pillow clips at 255 instead, which turns such pictures white: not copied.
+/// Returns opaque RGB, row-major. Transparency is composited over `background` as `Image.alpha_composite` does
+/// (`transformers/image_transforms.py`, `convert_to_rgb`). 16-bit samples keep their high byte, as in Pillow for
+/// colour. For 16-bit grey Pillow clips at 255 instead, which turns such pictures white: that is not copied.
 ///
-/// Pixels of three bytes or more are flattened in place; the others take a second buffer.
+/// RGB and RGBA pixels are flattened in place; grey pixels, with or without alpha, need a second buffer.
 ///
 /// # Errors
 /// `OutOfMemory`, `Stopped`.
@@ -37,7 +37,7 @@ pub(super) fn flatten(
     }
 }
 
-/// Of each 16-bit sample the high byte, moved towards the front.
+/// Keeps the high byte of each 16-bit sample, moving the bytes towards the front.
 fn keep_high_bytes(data: &mut Vec<u8>, stop: Stop<'_>) -> Result<(), InputError> {
     const HIGH: usize = if cfg!(target_endian = "big") { 0 } else { 1 };
     let samples = data.len() / 2;
@@ -66,7 +66,7 @@ fn widened<const CHANNELS: usize>(
     Ok(out)
 }
 
-/// In place: each pixel moves towards the front, so no second picture is allocated.
+/// Works in place: each pixel moves towards the front, so no second picture is allocated.
 fn flatten_rgba(
     mut data: Vec<u8>,
     stop: Stop<'_>,
@@ -84,7 +84,8 @@ fn flatten_rgba(
     Ok(data)
 }
 
-/// One channel over an opaque background: Pillow's `AlphaComposite.c`, which computes with 7 extra bits.
+/// Composites one channel over an opaque background, as Pillow's `AlphaComposite.c` does: with 7 extra bits of
+/// precision.
 fn composite(source: u8, background: u8, alpha: u8) -> u8 {
     const PRECISION_BITS: u32 = 7;
     let source_weight = u32::from(alpha) << PRECISION_BITS;

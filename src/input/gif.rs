@@ -1,35 +1,35 @@
-//! The first frame of a GIF, read with Pillow's rules (`GifImagePlugin`), and written again in the one form that the
-//! decoder reads as Pillow does: one colour table of 256 entries, and a screen that is the frame. `still` puts the frame
-//! on its real screen.
+//! Reads the first frame of a GIF with Pillow's rules (`GifImagePlugin`), and rewrites it in a form that the decoder
+//! reads as Pillow does: one colour table of 256 entries, and a screen of the frame's size. `still` places the frame on
+//! the original screen.
 
 use std::ops::Range;
 
 use super::memory::{self, OutOfMemory};
 
-/// The first frame of a whole GIF.
+/// The first frame of a complete GIF.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FirstFrame<'a> {
-    /// Width and height of the screen in pixels, enlarged where the frame lies partly outside.
+    /// Width and height of the screen in pixels, enlarged if the frame extends beyond it.
     pub(super) screen: (u32, u32),
-    /// Its own width and height in pixels.
+    /// Width and height of the frame in pixels.
     pub(super) sides: (u32, u32),
-    /// The transparent colour's index.
+    /// Index of the transparent colour, if there is one.
     pub(super) transparent: Option<u8>,
-    /// Left and top of the frame on the screen.
+    /// Left and top of the frame on the screen in pixels.
     pub(super) place: (u32, u32),
     interlaced: bool,
     /// RGB triples; `None` for a grey ramp.
     colours: Option<&'a [u8]>,
-    /// The code size and the sub-blocks, with the empty one at the end.
+    /// LZW code size and sub-blocks, including the empty one at the end.
     data: &'a [u8],
 }
 
-/// Header, logical screen descriptor.
+/// Size in bytes of the header and the logical screen descriptor.
 const HEAD: usize = 6 + 7;
-/// Entries of the colour table that is written.
+/// Number of entries of the colour table in the rewritten file.
 const COLOURS: usize = 256;
 
-/// Walks the blocks up to the end of the first frame's data; `None` when the file ends before or is no GIF.
+/// Walks the blocks up to the end of the first frame's data; `None` if the file ends earlier or is not a GIF.
 pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame<'_>> {
     let &[w0, w1, h0, h1, screen_flags] = file.get(6..)?.first_chunk()?;
     let global = colour_table(file, HEAD, screen_flags)?;
@@ -40,16 +40,17 @@ pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame<'_>> {
             0x21 => at = skip_extension(file, at, &mut transparent)?,
             0x2c => break,
             0x3b => return None,
-            // Pillow passes over stray bytes between blocks.
+            // Pillow skips stray bytes between blocks.
             _ => at += 1,
         }
     }
     let &[_, x0, x1, y0, y1, fw0, fw1, fh0, fh1, flags] = file.get(at..)?.first_chunk()?;
     let local = colour_table(file, at + 10, flags)?;
     let start = at + 10 + local.len();
-    // The byte before the data is the code size.
+    // The byte before the data is the LZW code size.
     let data = sub_blocks(file, start + 1)?;
-    // Pillow loses a local grey ramp beside other global colours; with transparency it raises there.
+    // Pillow ignores a local grey ramp if the global colour table is a different one; with transparency it raises an
+    // error there.
     let own = !local.is_empty() && (transparent.is_some() || !is_grey_ramp(local));
     let table = if own { local } else { global };
     let number = |bytes| u32::from(u16::from_le_bytes(bytes));
@@ -67,14 +68,15 @@ pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame<'_>> {
 }
 
 impl FirstFrame<'_> {
-    /// The colour of an index, RGB. Without a table it is grey; beyond a table it is black, as in Pillow.
+    /// The RGB colour of an index. Without a colour table it is grey; beyond the end of the table it is black, as in
+    /// Pillow.
     pub(super) fn colour(&self, index: u8) -> [u8; 3] {
         let Some(colours) = self.colours else { return [index; 3] };
         colours.as_chunks().0.get(usize::from(index)).copied().unwrap_or_default()
     }
 
-    /// Pillow paints what the frame leaves uncovered with the palette's first colour, unless a colour is transparent:
-    /// then it is clear (`GifImagePlugin.load_prepare`). RGBA.
+    /// RGBA colour of the screen around the frame. Pillow uses the first colour of the palette, or full transparency if
+    /// the frame has a transparent colour (`GifImagePlugin.load_prepare`).
     pub(super) fn uncovered(&self) -> [u8; 4] {
         if self.transparent.is_some() {
             return [0; 4];
@@ -88,7 +90,7 @@ impl FirstFrame<'_> {
     /// # Errors
     /// [`OutOfMemory`].
     pub(super) fn still(&self) -> Result<Vec<u8>, OutOfMemory> {
-        // The format has 16 bits for each.
+        // The format stores each side in 16 bits.
         let [width, height] = [self.sides.0, self.sides.1].map(|side| (side as u16).to_le_bytes());
         let mut file = memory::with_capacity(self.data.len() + 3 * COLOURS + 64)?;
         file.extend(b"GIF89a");
@@ -108,13 +110,13 @@ impl FirstFrame<'_> {
     }
 }
 
-/// The colour table that these flags announce, empty if none.
+/// The colour table that `flags` announce; empty if there is none.
 fn colour_table(file: &[u8], at: usize, flags: u8) -> Option<&[u8]> {
     let length = if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) };
     file.get(at..at + length)
 }
 
-/// True for a table whose every colour is its index, and for none (`_is_palette_needed`).
+/// True if every colour equals its index, and for an empty table (`_is_palette_needed`).
 fn is_grey_ramp(table: &[u8]) -> bool {
     let (colours, _) = table.as_chunks::<3>();
     colours
@@ -123,8 +125,8 @@ fn is_grey_ramp(table: &[u8]) -> bool {
         .all(|(index, colour)| colour.iter().all(|&value| usize::from(value) == index))
 }
 
-/// The place behind an extension: introducer, label, sub-blocks. A graphic control extension (0xf9) may name a
-/// transparent colour, which a later one does not take back.
+/// Skips an extension (introducer, label, sub-blocks) and returns the offset after it. A graphic control extension
+/// (0xf9) may set the transparent colour; a later one does not unset it.
 fn skip_extension(file: &[u8], at: usize, transparent: &mut Option<u8>) -> Option<usize> {
     let &[_, label, length] = file.get(at..)?.first_chunk()?;
     if label == 0xf9 && length >= 1 && *file.get(at + 3)? & 1 == 1 {
@@ -132,14 +134,14 @@ fn skip_extension(file: &[u8], at: usize, transparent: &mut Option<u8>) -> Optio
         *transparent = Some(*file.get(at + 6).filter(|_| length >= 4)?);
     }
     let mut end = sub_blocks(file, at + 2)?.end;
-    // Pillow reads on behind an extension without data.
+    // Pillow continues reading after an extension without data.
     if length == 0 && label != 0xfe {
         end = sub_blocks(file, end)?.end;
     }
     Some(end)
 }
 
-/// A chain of sub-blocks that starts at `at`, with the empty one at its end.
+/// The range of a chain of sub-blocks from `start`, including the empty one at the end.
 fn sub_blocks(file: &[u8], start: usize) -> Option<Range<usize>> {
     let mut at = start;
     loop {

@@ -1,4 +1,4 @@
-//! This folder against what Pillow 13 and transformers 5.23 say (`tests/fixtures/README.md` names every key).
+//! Compares this folder with Pillow 13 and transformers 5.23 (`tests/fixtures/README.md` documents every key).
 
 use super::{
     InputError, InputSettings, Picture, ResizeOrder, Tokenizer, decode, image_id, inspect, resize,
@@ -57,7 +57,7 @@ fn sample(formula: &str, x: u64, y: u64, c: u64) -> u8 {
     (value % 256) as u8
 }
 
-/// A picture by its formula.
+/// A synthetic picture that is computed by a formula.
 fn computed(formula: &str, width: u32, height: u32) -> Picture {
     let rows = (0..u64::from(height)).flat_map(|y| (0..u64::from(width)).map(move |x| (x, y)));
     let data = rows.flat_map(|(x, y)| (0..3).map(move |c| sample(formula, x, y, c)));
@@ -77,9 +77,9 @@ struct FilterCase {
     height: u32,
     to_width: u32,
     to_height: u32,
-    /// Digests in the order of Pillow's numbers.
+    /// Digests in the order of Pillow's filter numbers.
     filters: [String; 6],
-    /// The digest of bicubic with the horizontal pass first.
+    /// Digest of bicubic with the horizontal pass first.
     horizontal_first: String,
 }
 
@@ -135,7 +135,7 @@ struct ImageCase {
     width: u32,
     height: u32,
     tensor: String,
-    /// 16-bit grey: what a reader sees that takes the high byte, as this one does and Pillow does not.
+    /// 16-bit grey: the tensor of a reader that keeps the high byte, as this one does and Pillow does not.
     high_byte: Option<String>,
 }
 
@@ -171,7 +171,7 @@ struct OrientationCase {
     name: String,
     width: Option<u32>,
     height: Option<u32>,
-    /// `None`: Pillow refuses the file.
+    /// `None` if Pillow rejects the file.
     sha256: Option<String>,
 }
 
@@ -222,7 +222,7 @@ struct Decoding {
     clean: String,
 }
 
-/// The text at once, and in pieces behind a prompt of two ids.
+/// The text decoded at once, and in pieces after a prompt of two ids.
 fn decoded(tokenizer: &Tokenizer, ids: &[u32]) -> [String; 2] {
     let (prompt, new) = ids.split_at(ids.len().min(2));
     let mut detokenizer = tokenizer.detokenizer(prompt);
@@ -269,13 +269,13 @@ fn the_file_that_decides_in_transformers_decides_how_texts_are_normalised() {
 fn tokenizing_equals_transformers() {
     let goldens: TokenizerGoldens = read_json("reference/tokenizer.json");
     let load = |name| Tokenizer::load(&fixture(name), &InputSettings::default()).unwrap();
-    // One reads tokenizer.json, one vocab.txt alone, one cleans up.
+    // The first reads tokenizer.json, the second vocab.txt alone, the third cleans up.
     let (json, vocabulary, cleaning) =
         (load("caption-varied"), load("vqa-varied"), load("caption-talkative"));
     for tokenizer in [&json, &vocabulary] {
         assert_eq!(tokenizer.vocab_size(), goldens.vocabulary_size);
         for case in goldens.encode.iter().chain(&goldens.plain_special) {
-            // The reference drops control characters; here they are refused.
+            // The reference drops control characters; here they are rejected.
             let control = |c: char| c.is_ascii_control() && !matches!(c, '\n' | '\r' | '\t');
             match tokenizer.encode(&case.text) {
                 Ok(ids) => assert_eq!(ids.as_slice(), case.ids, "{:?}", case.text),

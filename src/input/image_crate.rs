@@ -1,8 +1,8 @@
 //! PNG, WebP and GIF, decoded by the `image` crate into a buffer of ours.
 //!
-//! What its decoders allocate for themselves cannot fail softly, so as much is asked for and given back in front of
-//! them ([`memory::check_free`]): a GIF's indices, the planes and the transparency of a WebP. Rows, metadata and code
-//! tables are not asked for; they are below 16 MiB or counted by `lossless`.
+//! Allocations inside its decoders abort the process if they fail. Before a decoder runs, [`memory::check_free`]
+//! therefore checks that their memory is available: the colour indices of a GIF, the planes and the transparency of a
+//! WebP. Rows, metadata and code tables are not checked; they are below 16 MiB or counted by `lossless`.
 
 use std::cell::Cell;
 
@@ -19,7 +19,8 @@ use super::stop::{Stop, StoppableFile};
 use super::{InputError, InputSettings, lossless, structure, webp};
 use crate::task::ImageFormat;
 
-/// Far above any row and any colour profile of a real PNG, far below a profile that is a bomb.
+/// Limit in bytes on the allocations of a decoder while it reads the header. Far above any row or ICC profile of a real
+/// PNG, far below a decompression bomb.
 const METADATA_BYTES: u64 = 16 << 20;
 
 /// Reads the header of a file and checks it against every limit.
@@ -68,7 +69,8 @@ pub(super) fn inspect(
     let (width, height) = still.canvas.unwrap_or(frame);
     let pixels = u64::from(width) * u64::from(height);
     let (decoded, rgb) = (frame_bytes.max(canvas_bytes), pixels * 3);
-    // The decoder at work; the frame beside its canvas; the picture beside its flat or turned form.
+    // The maximum over three phases: decoding; frame and canvas together; the picture together with its flattened or
+    // turned form.
     let working_bytes = (still.file_bytes() + frame_bytes + beside)
         .max(frame_bytes + canvas_bytes)
         .max(decoded.max(rgb) + rgb)
@@ -77,7 +79,7 @@ pub(super) fn inspect(
     Ok(ImageHeader { format, width, height, working_bytes, work })
 }
 
-/// Decodes a file that [`inspect`] has passed; as stored.
+/// Decodes a file that [`inspect`] has accepted to pixels as stored, before the orientation is applied.
 ///
 /// # Errors
 /// `UndecodableImage`, `DecodedImageTooLarge`, `OutOfMemory`, `Stopped`.
@@ -117,7 +119,7 @@ fn decode_frame(
     Ok(Raster { width, height, layout, data })
 }
 
-/// The file that is decoded in place of the client's.
+/// The file that is decoded in place of the client's: for WebP and GIF a rewritten one.
 fn open_still(file: &[u8], format: ImageFormat) -> Result<Still<'_>, InputError> {
     Still::of(file, format)?.ok_or_else(|| {
         let whole = structure::is_complete(file, format);
@@ -125,11 +127,11 @@ fn open_still(file: &[u8], format: ImageFormat) -> Result<Still<'_>, InputError>
     })
 }
 
-/// What a decoder holds beside the frame that it fills, by the size of the frame.
+/// Bytes that a decoder holds in addition to the frame buffer, estimated from the size of the frame.
 fn bytes_inside(file: &[u8], format: ImageFormat, frame: (u32, u32)) -> u64 {
     let pixels = u64::from(frame.0) * u64::from(frame.1);
     match format {
-        // Indices, before they become colours.
+        // Colour indices, before they are mapped to colours.
         ImageFormat::Gif => pixels,
         ImageFormat::WebP => {
             let parts = webp::parts(file, frame);
@@ -137,20 +139,20 @@ fn bytes_inside(file: &[u8], format: ImageFormat, frame: (u32, u32)) -> u64 {
             let side = |side: u32| u64::from(side).next_multiple_of(16);
             let lossy = parts.lossy.map_or(0, |_| side(frame.0) * side(frame.1) * 3 / 2);
             let lossless = parts.lossless.map_or(0, |stream| {
-                // Four channels; predictions, colours and groups of codes take a pixel for 4 x 4 each.
+                // Four channels; the predictor, colour and entropy images have one pixel for each 4 x 4 block.
                 let block = |side: u32| u64::from(side.div_ceil(4));
                 pixels * if stream.is_alpha { 5 } else { 4 } + block(frame.0) * block(frame.1) * 12
             });
             let plain_alpha = if parts.plain_alpha { pixels } else { 0 };
             lossy + lossless + plain_alpha
         }
-        // Beside some rows.
+        // In addition to a few rows.
         ImageFormat::Png => structure::png_metadata_bytes(file, METADATA_BYTES),
         ImageFormat::Jpeg | ImageFormat::Bmp => 0,
     }
 }
 
-/// Bytes of a lossless picture's code tables, which the decoder allocates without a limit.
+/// Size in bytes of a lossless picture's code tables, which the decoder allocates without a limit.
 fn check_codes(
     file: &[u8],
     frame: (u32, u32),
@@ -162,7 +164,7 @@ fn check_codes(
     }
 }
 
-/// `max_bytes` bounds what a decoder allocates for itself: a PNG's rows and metadata.
+/// Decoder limits: `max_bytes` bounds the decoder's own allocations, such as rows and metadata of a PNG.
 fn limits(max_bytes: u64) -> Limits {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(max_bytes);
@@ -175,7 +177,7 @@ fn open<'file>(
     settings: &InputSettings,
 ) -> Result<impl ImageDecoder + 'file, InputError> {
     let format_of_crate = match format {
-        // Read by decoders of our own before this one is asked for.
+        // Decoded by our own decoders, never here.
         ImageFormat::Jpeg | ImageFormat::Bmp => return Err(undecodable(format, VARIANT)),
         ImageFormat::Png => image::ImageFormat::Png,
         ImageFormat::WebP => image::ImageFormat::WebP,
@@ -199,9 +201,9 @@ fn refused(
     undecodable(format, describe(error))
 }
 
-/// A plain reason from a closed set; the decoder's own words are for programmers and go to the log.
+/// Maps a decoder error to one of a fixed set of reasons for the client. The decoder's own message goes to the log.
 fn describe(error: &ImageError) -> &'static str {
-    tracing::debug!(%error, "a decoder refused a file");
+    tracing::debug!(%error, "an image decoder rejected a file");
     if let ImageError::IoError(io) = error
         && io.kind() == std::io::ErrorKind::UnexpectedEof
     {
@@ -217,11 +219,12 @@ fn describe(error: &ImageError) -> &'static str {
     }
 }
 
-/// Work of the decoder in pixels, as [`ImageHeader::work`] counts them. Measured on pictures of 50 megapixels.
+/// Estimated cost of decoding in pixels of a plain JPEG, as in [`ImageHeader::work`]. Measured on pictures of 50
+/// megapixels.
 fn work(file: &[u8], format: ImageFormat, frame: (u32, u32), frame_bytes: u64) -> u64 {
     let pixels = u64::from(frame.0) * u64::from(frame.1);
     match format {
-        // By the bytes of its rows.
+        // Proportional to the size of its rows in bytes.
         ImageFormat::Png => frame_bytes / 2,
         ImageFormat::Gif => pixels * 3,
         ImageFormat::WebP => {

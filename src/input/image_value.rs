@@ -1,8 +1,8 @@
-//! The string that stands for an image in a request: file bytes in base64, an address, or an id.
+//! The string that stands for an image in a request: file bytes in base64, a URL, or an image id.
 //!
-//! Base64 is read leniently, because what is not a character of it carries no information: either alphabet (RFC 4648,
-//! sections 4 and 5), padding or none, ASCII white space anywhere. Wrong padding, a lone last character and set bits
-//! behind the last byte stay errors: they are signs of damaged data.
+//! Base64 is decoded leniently, because the alphabet, padding and white space carry no information: either alphabet
+//! (RFC 4648, sections 4 and 5), with or without padding, ASCII white space anywhere. Wrong padding, a lone last
+//! character and non-zero bits after the last byte remain errors, because they are signs of damaged data.
 
 use super::memory::{self, OutOfMemory};
 use super::{InputError, InputSettings};
@@ -13,30 +13,30 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 /// A parsed image value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageValue {
-    /// A picture file, base64 undone.
+    /// A picture file, decoded from base64.
     Bytes(Vec<u8>),
-    /// An `http://` or `https://` address; not checked further here.
+    /// An `http://` or `https://` URL, not checked further here.
     Url(String),
-    /// An image that was sent before.
+    /// The id of an image that was sent before.
     Id(ImageId),
 }
 
-const NOT_BASE64: &str = "it is no valid base64 (standard or URL-safe alphabet); an image value is a data URI, base64, \
-                          an http(s) URL, or \"sha256:\" and 64 hexadecimal digits";
+const NOT_BASE64: &str = "it is not valid base64 (standard or URL-safe alphabet); send a data URI, base64, \
+                          an http(s) URL, or \"sha256:\" followed by 64 hexadecimal digits";
 const WRONG_PADDING: &str =
-    "its base64 has the wrong padding, so a part of it may be missing; send all of it";
+    "its base64 padding is wrong, so data may be missing; send the complete value";
 const DATA_URI: &str = "a data URI must be data:<type>;base64,<data>";
-const ID: &str = "an image id is \"sha256:\" and 64 hexadecimal digits";
+const ID: &str = "an image id is \"sha256:\" followed by 64 hexadecimal digits";
 
-/// Characters of an id, its prefix included.
+/// Length of an image id in characters, including its prefix.
 const ID_LENGTH: usize = 7 + 64;
 
-/// Characters that are decoded at a time where they must be picked out first; whole groups of four.
+/// Number of characters that are decoded at a time if white space must be removed first; a multiple of four.
 const BLOCK: usize = 4096;
 
 impl ImageValue {
-    /// Reads an image value. White space around it is skipped. The size of a base64 value is computed and checked
-    /// before anything is allocated.
+    /// Parses an image value. Surrounding white space is ignored. The decoded size of a base64 value is computed and
+    /// checked before anything is allocated.
     ///
     /// # Errors
     /// `InvalidImageValue`, `ImageFileTooLarge`, `OutOfMemory`.
@@ -48,11 +48,11 @@ impl ImageValue {
         if Self::is_url(value) {
             let mut url = memory::with_capacity(value.len())?;
             url.extend_from_slice(value.as_bytes());
-            // It was text before.
+            // The bytes come from a `str`, so they are valid UTF-8.
             return Ok(Self::Url(String::from_utf8(url).unwrap_or_default()));
         }
         if starts_with_ignoring_case(value, "sha256:") {
-            // A longer one is none, and is not copied.
+            // A longer value cannot be an id, so it is not copied.
             let id = Some(value).filter(|value| value.len() <= ID_LENGTH);
             let id = id.and_then(|value| value.to_ascii_lowercase().parse().ok());
             return id.map(Self::Id).ok_or(InputError::InvalidImageValue { problem: ID });
@@ -60,7 +60,7 @@ impl ImageValue {
         decode_base64(value, settings)
     }
 
-    /// Whether a value is an `http://` or `https://` address.
+    /// True if a value is an `http://` or `https://` URL.
     pub fn is_url(value: &str) -> bool {
         let value = value.trim_ascii_start();
         starts_with_ignoring_case(value, "http://") || starts_with_ignoring_case(value, "https://")
@@ -74,7 +74,7 @@ fn starts_with_ignoring_case(value: &str, prefix: &str) -> bool {
         .is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
 }
 
-/// What follows the comma of `data:<anything>;base64,`; the declared type does not matter.
+/// The part after the comma of `data:<anything>;base64,`. The declared media type is ignored.
 fn data_uri_payload(uri: &str) -> Result<&str, InputError> {
     let problem = DATA_URI;
     let (head, payload) = uri.split_once(',').ok_or(InputError::InvalidImageValue { problem })?;
@@ -84,12 +84,12 @@ fn data_uri_payload(uri: &str) -> Result<&str, InputError> {
     }
 }
 
-/// What one pass over a base64 text finds.
+/// Result of one pass over a base64 text, before it is decoded.
 struct Survey {
-    /// Characters but white space and the padding at the end.
+    /// Number of characters without white space and trailing padding.
     characters: usize,
     padding: usize,
-    /// No white space, standard alphabet: the text can be decoded as it is.
+    /// True if the text can be decoded as it is: no white space, standard alphabet.
     plain: bool,
 }
 
@@ -102,7 +102,7 @@ impl Survey {
                 _ if byte.is_ascii_whitespace() => survey.plain = false,
                 _ => {
                     survey.plain &= !matches!(byte, b'-' | b'_');
-                    // Padding within the text is no padding: it counts as a character, which the decoder refuses.
+                    // Padding inside the text is invalid: it is counted as a character, which the decoder rejects.
                     survey.characters += 1 + std::mem::take(&mut survey.padding);
                 }
             }
@@ -114,7 +114,8 @@ impl Survey {
         self.characters / 4 * 3 + (self.characters % 4 * 3) / 4
     }
 
-    /// Room for the bytes. The decoder asks for whole groups of four characters, and for one at the end of a block.
+    /// Allocates the output buffer. The decoder requires room for whole groups of four characters, and for one more at
+    /// the end of a block.
     fn buffer(&self) -> Result<Vec<u8>, OutOfMemory> {
         memory::with_capacity((self.characters + self.padding).div_ceil(4) * 3 + 3)
     }
@@ -152,8 +153,8 @@ fn decode_base64(text: &str, settings: &InputSettings) -> Result<ImageValue, Inp
     })
 }
 
-/// Decodes block by block what is left without white space and padding, in the standard alphabet; so a wrapped text
-/// takes no second copy of itself.
+/// Removes white space and padding, maps to the standard alphabet and decodes block by block, so that a wrapped text
+/// needs no second copy.
 fn decode_picked(text: &str, survey: &Survey, decoded: &mut Vec<u8>) -> Option<()> {
     if !survey.has_right_padding() {
         return None;
@@ -221,7 +222,7 @@ mod tests {
             ("data:image/png;base64, ", "it is empty"),
             ("aGVsb", NOT_BASE64),
             ("aGV*bG8=", NOT_BASE64),
-            // U+00A0 is no ASCII white space.
+            // U+00A0 is not ASCII white space.
             ("aGVs\u{a0}bG8=", NOT_BASE64),
             ("aGVsbG8==", WRONG_PADDING),
             ("aGVsbG8 = =", WRONG_PADDING),
@@ -229,7 +230,7 @@ mod tests {
             ("=", WRONG_PADDING),
             ("aG=VsbG8", NOT_BASE64),
             ("aG= VsbG8", NOT_BASE64),
-            // The bits behind the last byte are not zero.
+            // The bits after the last byte are not zero.
             ("aGVsbG9=", NOT_BASE64),
             ("aGVsb G9", NOT_BASE64),
             ("ftp://example.org/a.png", NOT_BASE64),
@@ -245,7 +246,7 @@ mod tests {
         }
     }
 
-    /// A text with something after every so many characters.
+    /// Inserts `end` after every `width` characters.
     fn wrapped(text: &str, width: usize, end: &str) -> String {
         let lines: Vec<_> = text.as_bytes().chunks(width).map(String::from_utf8_lossy).collect();
         lines.join(end) + end
@@ -253,7 +254,8 @@ mod tests {
 
     #[test]
     fn every_spelling_of_base64_is_the_same_bytes() {
-        // 62 and 63 are the characters in which the alphabets differ; lengths around a block of the decoder.
+        // 62 and 63 are the characters in which the alphabets differ. The lengths lie around the block size of the
+        // decoder.
         for length in [1, 2, 3, 4, 5, 3070, 3071, 3072, 3073, 6144, 10_000] {
             let bytes: Vec<u8> = (0..length).map(|n: u32| !(n * 7 % 251) as u8).collect();
             let padded = STANDARD.encode(&bytes);
@@ -304,7 +306,7 @@ mod tests {
         for above in [above.clone(), wrapped(&above, 4, "\n"), above.replace('=', "")] {
             assert_eq!(ImageValue::parse(&above, &settings), Err(expected.clone()), "{above}");
         }
-        // Not even valid base64, but too long: the length alone refuses it.
+        // Not even valid base64, but too long: the length check alone rejects it.
         let garbage = "!".repeat(100);
         let expected = InputError::ImageFileTooLarge { bytes: 75, max_bytes: 64 };
         assert_eq!(ImageValue::parse(&garbage, &settings), Err(expected));

@@ -1,37 +1,38 @@
-//! How much memory the codes of a lossless `WebP` will take, told before it is decoded. The decoder takes no limit, and
-//! a file of 700 KB can announce 65,536 groups of Huffman codes that become 3 GB of tables, whatever its picture's size.
+//! Computes how much memory the Huffman codes of a lossless `WebP` need, before it is decoded. The decoder has no
+//! memory limit, and a file of 700 KB can announce 65,536 groups of Huffman codes (prefix code groups), which expand to
+//! 3 GB of tables whatever the size of the picture.
 //!
-//! Walks the bitstream (RFC 9649, section 3) as far as the codes of the picture itself; of the smaller images before
-//! them nothing is kept but the highest number of a group. Sizes of tables are those of the decoder that reads them
-//! next (`image-webp`, `HuffmanTree::build_implicit`).
+//! Parses the bitstream (RFC 9649, section 3) up to the codes of the picture itself. Of the smaller images before them
+//! it keeps only the highest group number. Table sizes are those of the decoder that reads the file next (`image-webp`,
+//! `HuffmanTree::build_implicit`).
 
 use super::webp::{self, Lossless};
 
-/// A bitstream that the decoder would refuse, too.
+/// A bitstream that the decoder would reject as well.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-/// Symbols of the five codes of a group: green and lengths, red, blue, alpha, distances.
+/// Number of symbols of the five codes of a group: green and lengths, red, blue, alpha, distances.
 const ALPHABETS: [usize; 5] = [256 + 24, 256, 256, 256, 40];
-/// In which order the lengths of the codes of lengths stand.
+/// The order in which the lengths of the code length code are stored.
 const LENGTH_ORDER: [usize; 19] =
     [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
-/// Longer codes are found through a tree behind the table.
+/// Codes longer than this are decoded through a tree behind the table.
 const TABLE_BITS: usize = 10;
 const NODE_BYTES: u64 = 16;
-/// A group without the tables of its codes.
+/// Size in bytes of a group without the tables of its codes.
 const GROUP_BYTES: u64 = 5 * 64;
 
-/// The head of a bitstream.
+/// First byte of a VP8L bitstream.
 const SIGNATURE: u32 = 0x2f;
 
-/// Most bytes that the tables of the picture's codes take; counting stops above `most`. `canvas` is the size in the
-/// file's header, within the limits on sizes.
+/// Size in bytes of the decoding tables of the picture's codes; counting stops once it exceeds `most`. `canvas` is the
+/// size in the file's header, already checked against the limits.
 ///
-/// Costs a step for each bit of the bitstream at most, and some for each symbol that a code may have.
+/// Takes at most one step for each bit of the bitstream, plus a few for each symbol of a code's alphabet.
 ///
 /// # Errors
-/// A bitstream that breaks off or contradicts itself, its frame or the canvas.
+/// If the bitstream is truncated, or contradicts itself, its frame or the canvas.
 pub(super) fn code_bytes(file: &[u8], canvas: (u32, u32), most: u64) -> Result<u64, Malformed> {
     let Some(Lossless { bytes, sides, is_alpha }) = webp::parts(file, canvas).lossless else {
         return Ok(0);
@@ -43,7 +44,7 @@ pub(super) fn code_bytes(file: &[u8], canvas: (u32, u32), most: u64) -> Result<u
     let head = bits.take(8)?;
     if !is_alpha {
         let own_sides = (bits.take(14)? + 1, bits.take(14)? + 1);
-        // Whether there is transparency, then the version.
+        // The alpha hint, then the version.
         if head != SIGNATURE || own_sides != sides || bits.take(4)? >> 1 != 0 {
             return Err(Malformed);
         }
@@ -60,12 +61,13 @@ fn picture_codes(
     let mut seen = [false; 4];
     while bits.take(1)? == 1 {
         let kind = bits.take(2)?;
-        // Once each, as the decoder has it: otherwise images of no bits could follow each other without end.
+        // Each transform at most once, as in the decoder: otherwise images of zero bits could follow each other
+        // endlessly.
         if std::mem::replace(&mut seen[kind as usize], true) {
             return Err(Malformed);
         }
         match kind {
-            // Prediction and colour: an image of a pixel for each block.
+            // Predictor and colour transform: an image with one pixel for each block.
             0 | 1 => {
                 let size = bits.take(3)? + 2;
                 skip_image(bits, (blocks(width, size), blocks(height, size)))?;
@@ -103,8 +105,9 @@ fn picture_codes(
     Ok(bytes)
 }
 
-/// Passes over an image that stands before the picture's codes; the highest number of a group, were it an entropy image
-/// (the 16 bits of red and green). Copies repeat what was literal before, so literals tell the highest.
+/// Skips an image that precedes the picture's codes. Returns the highest group number that it would contain as an
+/// entropy image (16 bits: red and green). Back-references only repeat earlier literals, so the literals give the
+/// maximum.
 fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, Malformed> {
     let cache = cache_size(bits)?;
     let mut codes = Vec::with_capacity(ALPHABETS.len());
@@ -132,7 +135,7 @@ fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, M
             _ => 1,
         };
         if bits.at == start {
-            // What took no bits comes again and again until the image is full: a few bytes may announce billions.
+            // A symbol that took no bits repeats until the image is full; a few bytes may announce billions of pixels.
             return if left % pixels == 0 { Ok(highest) } else { Err(Malformed) };
         }
         left = left.checked_sub(pixels).ok_or(Malformed)?;
@@ -140,7 +143,7 @@ fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, M
     Ok(highest)
 }
 
-/// Entries of the colour cache, which are further symbols of the first code.
+/// Number of entries of the colour cache; they extend the alphabet of the first code.
 fn cache_size(bits: &mut Bits<'_>) -> Result<usize, Malformed> {
     if bits.take(1)? == 0 {
         return Ok(0);
@@ -151,7 +154,7 @@ fn cache_size(bits: &mut Bits<'_>) -> Result<usize, Malformed> {
     }
 }
 
-/// A length or distance: its prefix tells how many bits follow.
+/// A length or distance; its prefix code gives the number of extra bits.
 fn prefixed(bits: &mut Bits<'_>, prefix: u16) -> Result<u32, Malformed> {
     let prefix = u32::from(prefix);
     if prefix < 4 {
@@ -161,7 +164,7 @@ fn prefixed(bits: &mut Bits<'_>, prefix: u16) -> Result<u32, Malformed> {
     Ok(((2 + (prefix & 1)) << extra) + bits.take(extra)? + 1)
 }
 
-/// A Huffman code: how many symbols have each length, and the symbols in the order of their codes.
+/// A canonical Huffman code: the number of symbols of each code length, and the symbols in code order.
 struct Code {
     counts: [u16; 16],
     symbols: Vec<u16>,
@@ -206,7 +209,7 @@ impl Code {
         Self::of(&lengths)
     }
 
-    /// One or two symbols, written out.
+    /// A simple code: one or two symbols, stored directly.
     fn read_simple(bits: &mut Bits<'_>, alphabet: usize) -> Result<Self, Malformed> {
         let two = bits.take(1)? == 1;
         let width = 1 + 7 * bits.take(1)?;
@@ -223,7 +226,7 @@ impl Code {
         Ok(Self { counts, symbols, table_bytes })
     }
 
-    /// The code of these lengths, 0 for symbols that do not occur.
+    /// The code with these code lengths; 0 for symbols that do not occur.
     fn of(lengths: &[u8]) -> Result<Self, Malformed> {
         let mut counts = [0_u16; 16];
         for &length in lengths {
@@ -252,7 +255,7 @@ impl Code {
         Ok(Self { counts, symbols, table_bytes })
     }
 
-    /// The next symbol; one that is alone takes no bits.
+    /// Reads the next symbol. A code with a single symbol takes no bits.
     fn symbol(&self, bits: &mut Bits<'_>) -> Result<u16, Malformed> {
         if let [only] = self.symbols[..] {
             return Ok(only);
@@ -271,15 +274,15 @@ impl Code {
     }
 }
 
-/// Bits, the lowest of each byte first.
+/// Bit reader, least significant bit of each byte first.
 struct Bits<'a> {
     bytes: &'a [u8],
-    /// The next bit.
+    /// Position of the next bit.
     at: usize,
 }
 
 impl Bits<'_> {
-    /// At most 24 bits.
+    /// Reads at most 24 bits.
     fn take(&mut self, count: u32) -> Result<u32, Malformed> {
         let end = self.at + count as usize;
         if end > self.bytes.len() * 8 {
@@ -299,7 +302,7 @@ impl Bits<'_> {
 mod tests {
     use super::*;
 
-    /// A 40 x 30 gradient.
+    /// A lossless WebP file of a 40 x 30 gradient.
     fn encoded() -> Vec<u8> {
         let pixels: Vec<u8> = (0..1200_u32).flat_map(|i| [i as u8, (i >> 4) as u8, 7]).collect();
         let mut file = Vec::new();
@@ -326,7 +329,7 @@ mod tests {
         assert_eq!(code_bytes(b"RIFF\x12\0\0\0WEBPVP8 \x02\0\0\0xx", (1, 1), 0), Ok(0));
     }
 
-    /// Bits as the format has them, lowest first.
+    /// Bit writer in the order of the format, least significant bit first.
     #[derive(Default)]
     struct Writer(Vec<bool>);
 
@@ -336,12 +339,13 @@ mod tests {
             self
         }
 
-        /// Five codes of one symbol each; green has a written-out code, so that it may be beyond 255.
+        /// Five codes of one symbol each. Green has a normal code rather than a simple one, so that its symbol may
+        /// exceed 255.
         fn image_of(&mut self, green: u32) -> &mut Self {
-            // No colour cache. Five lengths of code lengths are told: 0 and 1 have one, of one bit each.
+            // No colour cache. Five lengths of the code length code follow: 0 and 1 have one, of one bit each.
             self.put(0, 1).put(0, 1).put(1, 4).put(0, 6).put(1, 3).put(1, 3);
             self.put(0, 3);
-            // As many lengths as there are up to the symbol, two at least: zeros, and a one.
+            // As many code lengths as symbols up to this one, at least two: zeros and a one.
             let lengths = (green + 1).max(2);
             self.put(1, 1).put(4, 3).put(lengths - 2, 10);
             self.put(0, green).put(1, 1).put(0, lengths - green - 1);
@@ -361,7 +365,7 @@ mod tests {
             bits.0.chunks(8).map(byte).collect()
         }
 
-        /// A file of one lossless picture.
+        /// A file with one lossless picture.
         fn file(&self, sides: (u32, u32)) -> Vec<u8> {
             let stream = self.stream(sides);
             let size = |bytes: usize| (bytes as u32).to_le_bytes();
@@ -370,21 +374,21 @@ mod tests {
         }
     }
 
-    /// A transform of this kind whose image has a pixel for 4 x 4 of the picture.
+    /// A transform of this kind whose image has one pixel for each 4 x 4 block of the picture.
     fn transform(writer: &mut Writer, kind: u32) -> &mut Writer {
         writer.put(1, 1).put(kind, 2).put(0, 3)
     }
 
     #[test]
     fn an_image_that_takes_no_bits_is_passed_over_at_once() {
-        // As large as sides of 24 bits can make it: nobody lives to see the end of a walk by pixels.
+        // As large as sides of 24 bits allow: a pixel-by-pixel walk would practically never end.
         let sides = (1 << 24, 1 << 24);
         for (green, fits) in [(0, true), (255, true), (256, true), (257, true), (258, false)] {
             let bytes = Writer::default().image_of(green).stream((1, 1));
             let mut bits = Bits { bytes: &bytes, at: 40 };
             let highest = skip_image(&mut bits, sides);
             let literal = if green < 256 { green as u16 } else { 0 };
-            // Copies of three do not fill a power of two.
+            // Copies of length three do not fill a power of two exactly.
             assert_eq!(highest, if fits { Ok(literal) } else { Err(Malformed) }, "{green}");
         }
     }
@@ -392,7 +396,7 @@ mod tests {
     #[test]
     fn a_transform_comes_once() {
         let end = |writer: &mut Writer| {
-            // No further transform, one group of codes, which the picture takes no bits for.
+            // No further transform, then one group of codes in which each pixel takes no bits.
             writer.put(0, 1).put(0, 2);
             for _ in 0..5 {
                 writer.put(0b101, 3).put(0, 8);

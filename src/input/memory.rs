@@ -1,15 +1,15 @@
-//! Buffers whose size a client's file decides. Each is asked for in a way that can fail: the picture is then refused,
-//! where an ordinary allocation would end the process.
+//! Buffers whose size a client's file determines. They are allocated fallibly: if an allocation fails, the picture is
+//! rejected, where an ordinary allocation would abort the process.
 //!
-//! Buffers of fixed size, and those of a few hundred kilobytes at most (tables, one row), are allocated as usual.
+//! Buffers of fixed size, and buffers of at most a few hundred kilobytes (tables, one row), are allocated as usual.
 
 use super::InputError;
 use super::stop::{self, Stop, Stopped};
 
-/// The system has no memory for a buffer.
+/// The system cannot allocate a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct OutOfMemory {
-    /// Bytes that were asked for.
+    /// Size of the failed allocation in bytes.
     pub(super) bytes: u64,
 }
 
@@ -19,13 +19,14 @@ impl From<OutOfMemory> for InputError {
     }
 }
 
-/// Stays free beside every large buffer, for all that cannot fail softly: the rest of the process allocates too. Above
-/// 32 MiB, from where on glibc maps every allocation, so that asking for it and giving it back touches no memory.
+/// Memory that must stay free after every large allocation, for allocations that cannot fail gracefully, since the rest
+/// of the process allocates too. It is above 32 MiB, the size from which glibc always uses mmap, so that allocating and
+/// freeing it as a test touches no memory.
 const HEADROOM_BYTES: u64 = 40 << 20;
-/// Buffers from this size on are large.
+/// Buffers of at least this many bytes are large.
 const LARGE_BYTES: u64 = 1 << 20;
 
-/// An empty buffer with room for so many values.
+/// An empty buffer with capacity for `length` values.
 ///
 /// # Errors
 /// [`OutOfMemory`].
@@ -48,7 +49,7 @@ pub(super) fn with_capacity<T>(length: usize) -> Result<Vec<T>, OutOfMemory> {
     Ok(buffer)
 }
 
-/// A buffer of so many equal values.
+/// A buffer of `length` copies of `value`.
 ///
 /// # Errors
 /// [`OutOfMemory`].
@@ -58,11 +59,10 @@ pub(super) fn filled<T: Clone>(value: T, length: usize) -> Result<Vec<T>, OutOfM
     Ok(buffer)
 }
 
-/// Bytes that are written between two questions whether the picture is still wanted. Where memory is new, writing it the
-/// first time is slow.
+/// Bytes that are written between two polls of `stop`. The first write to a fresh page is slow.
 const PIECE_BYTES: usize = 4 << 20;
 
-/// As [`filled`], for the largest buffers: filling one takes a part of a second.
+/// Like [`filled`], for the largest buffers: filling one takes a fraction of a second, so it polls `stop`.
 ///
 /// # Errors
 /// [`OutOfMemory`], [`Stopped`].
@@ -80,15 +80,15 @@ where
     Ok(buffer)
 }
 
-/// Gives a large buffer back before the work goes on. Dropping it does the same; tests count what is given back here.
+/// Frees a large buffer before the work continues. Dropping it does the same; tests count what is freed here.
 pub(super) fn release<T>(buffer: Vec<T>) {
     #[cfg(test)]
     tally::released((buffer.capacity() * size_of::<T>()) as u64);
     drop(buffer);
 }
 
-/// Checks that so many bytes could be had, for decoders of others, whose allocations end the process when they fail.
-/// Another thread may take them meanwhile.
+/// Checks that `bytes` could be allocated now. Used before decoders of other crates, whose failed allocations abort the
+/// process. Another thread may take the memory in the meantime.
 ///
 /// # Errors
 /// [`OutOfMemory`].
@@ -100,12 +100,12 @@ pub(super) fn check_free(bytes: u64) -> Result<(), OutOfMemory> {
 fn is_free(bytes: u64) -> bool {
     let mut trial: Vec<u8> = Vec::new();
     let reserved = usize::try_from(bytes).is_ok_and(|bytes| trial.try_reserve_exact(bytes).is_ok());
-    // Without this the compiler may leave out an allocation that nobody uses.
+    // Without this the compiler may optimise away an unused allocation.
     std::hint::black_box(&trial);
     reserved
 }
 
-/// Counts the buffers of this module, by thread: tests compare their peak with what a header announced.
+/// Counts this module's buffers per thread: tests compare their peak with the size that a header announced.
 #[cfg(test)]
 pub(super) mod tally {
     use std::cell::Cell;
@@ -113,9 +113,9 @@ pub(super) mod tally {
     thread_local! {
         static LIVE: Cell<u64> = const { Cell::new(0) };
         static PEAK: Cell<u64> = const { Cell::new(0) };
-        /// Buffers that were asked for.
+        /// Number of allocations so far.
         static ASKED: Cell<u64> = const { Cell::new(0) };
-        /// The one of these that cannot be had.
+        /// Index of the allocation that must fail, for tests.
         static DENIED: Cell<Option<u64>> = const { Cell::new(None) };
     }
 
@@ -125,14 +125,14 @@ pub(super) mod tally {
         DENIED.get() == Some(asked)
     }
 
-    /// How many buffers `work` asks for.
+    /// Number of buffers that `work` allocates, and its result.
     pub(in super::super) fn count<T>(work: impl FnOnce() -> T) -> (u64, T) {
         ASKED.set(0);
         let result = work();
         (ASKED.get(), result)
     }
 
-    /// Does `work` where the buffer of this number, from 0, cannot be had.
+    /// Runs `work` with a failing allocation: the one with index `denied`, counted from 0.
     pub(in super::super) fn without<T>(denied: u64, work: impl FnOnce() -> T) -> T {
         DENIED.set(Some(denied));
         let (_, result) = count(work);
@@ -150,7 +150,8 @@ pub(super) mod tally {
         LIVE.set(LIVE.get().saturating_sub(bytes));
     }
 
-    /// Most bytes of buffers that `work` held at a time. A buffer counts until it is released, so the truth is never above.
+    /// Peak size in bytes of the buffers that `work` held. A buffer counts until it is released, so the true peak is
+    /// never higher.
     pub(in super::super) fn peak<T>(work: impl FnOnce() -> T) -> (u64, T) {
         LIVE.set(0);
         PEAK.set(0);

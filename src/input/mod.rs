@@ -1,12 +1,12 @@
-//! Untrusted bytes to model-ready values: synchronous and pure, no thread, no socket, no clock.
+//! Converts untrusted bytes to model-ready values. Synchronous and pure: no threads, no sockets, no clock.
 //!
-//! - [`ImageValue`]: what a client may write where an image is wanted.
-//! - [`inspect`], [`decode()`], [`resize()`]: a picture file to [`Pixels`], as Pillow and
-//!   `transformers` would make them; in stages, so that `images` can bound and time each one.
-//! - [`Tokenizer`], [`Detokenizer`]: text to ids and back.
+//! - [`ImageValue`]: the string that a client may send in place of an image.
+//! - [`inspect`], [`decode()`], [`resize()`]: from a picture file to [`Pixels`], with the results of Pillow and
+//!   `transformers`. These are separate stages so that `images` can bound and time each one.
+//! - [`Tokenizer`], [`Detokenizer`]: text to token ids and back.
 //!
-//! Callers: `images` (pictures, on its decoding threads) and `http` (image values, texts). A decoder may panic on
-//! a malicious file: whoever calls `inspect` or `decode` catches that.
+//! Callers: `images` (pictures, on its decoding thread pool) and `http` (image values, texts). A decoder may panic on a
+//! malicious file: the caller of `inspect` or `decode` must catch the panic.
 
 #[cfg(test)]
 mod agreement;
@@ -61,10 +61,10 @@ pub fn image_id(file: &[u8]) -> ImageId {
     ImageId::from_digest(Sha256::digest(file).into())
 }
 
-/// A picture file to pixels in one call: [`inspect`], [`decode()`], [`resize()`].
+/// Converts a picture file to pixels in one call: [`inspect`], [`decode()`], [`resize()`].
 ///
 /// # Errors
-/// Whatever is wrong with the file or above a limit.
+/// Any problem with the file, or any exceeded limit.
 pub fn prepare(
     file: &[u8],
     preprocessing: Preprocessing,

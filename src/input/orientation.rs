@@ -1,8 +1,8 @@
-//! The turn that makes a picture upright, as Pillow's `ImageOps.exif_transpose` finds it, which transformers'
-//! `load_image` calls: the EXIF tag Orientation of a JPEG, PNG or WebP, else `tiff:Orientation` in its XMP data.
+//! Finds the orientation of a picture as Pillow's `ImageOps.exif_transpose` does, which transformers' `load_image`
+//! calls: the EXIF tag Orientation of a JPEG, PNG or WebP, otherwise `tiff:Orientation` in its XMP data.
 //!
 //! Sources: `Image.getexif`, `Exif.load` and `ImageFileDirectory_v2.load` of Pillow 13. Where Pillow raises on broken
-//! metadata, the picture stays as it is.
+//! metadata, the picture stays as stored.
 
 use std::borrow::Cow;
 
@@ -12,23 +12,23 @@ use super::memory::{self, OutOfMemory};
 use super::{jpeg, riff};
 use crate::task::ImageFormat;
 
-/// Most bytes that a compressed text of a PNG may unfold to; Pillow takes as many.
+/// Maximum size in bytes of an inflated PNG text chunk; the same as in Pillow.
 const MAX_TEXT_BYTES: usize = 1 << 20;
-/// The EXIF tag.
+/// Number of the EXIF tag Orientation.
 const ORIENTATION: u16 = 0x0112;
-/// In front of EXIF data, once or more often, or not at all.
+/// Prefix of EXIF data; it may be absent or repeated.
 const EXIF_PREFIX: &[u8] = b"Exif\0\0";
 
-/// What a file says about itself.
+/// The metadata of a file that can hold its orientation.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Metadata<'a> {
     /// A TIFF structure, with or without the prefix `Exif\0\0`.
     pub(super) exif: Option<Cow<'a, [u8]>>,
-    /// RDF in XML.
+    /// XMP data: RDF in XML.
     pub(super) xmp: Option<Cow<'a, [u8]>>,
 }
 
-/// The turn of the picture in `file`.
+/// The EXIF or XMP orientation of the picture in `file`.
 ///
 /// # Errors
 /// [`OutOfMemory`].
@@ -48,36 +48,37 @@ pub(super) fn orientation(file: &[u8], format: ImageFormat) -> Result<Orientatio
     Ok(code.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms))
 }
 
-/// Most bytes that [`orientation`] holds for copies of metadata.
+/// Upper bound in bytes on the metadata copies that [`orientation`] holds.
 pub(super) fn metadata_bytes(file: &[u8], format: ImageFormat) -> u64 {
     let file_bytes = file.len() as u64;
     match format {
-        // Pieces of EXIF data in one buffer that grows by doubling.
+        // EXIF data from several segments, joined in one buffer that grows by doubling.
         ImageFormat::Jpeg => file_bytes * 2,
         ImageFormat::Png => {
-            // Texts that are unfolded; of those that are not, the bytes that hexadecimal digits stand for.
+            // Compressed text counts inflated; uncompressed text counts as the bytes that its hexadecimal digits
+            // encode.
             let texts = png_chunks(file).map(|(name, data)| match name {
                 b"zTXt" | b"iTXt" => (data.len() * 1032).min(MAX_TEXT_BYTES) * 2,
                 b"tEXt" => data.len() / 2,
                 _ => 0,
             });
-            // Three are kept at most: EXIF data, a profile, XMP data.
+            // At most three are kept: EXIF data, a raw profile, XMP data.
             (texts.sum::<usize>().min(3 * MAX_TEXT_BYTES) as u64).max(file_bytes / 2)
         }
         ImageFormat::WebP | ImageFormat::Gif | ImageFormat::Bmp => 0,
     }
 }
 
-/// What the EXIF data say of the orientation.
+/// The orientation in the EXIF data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tag {
     Absent,
-    /// There, but no number that stands for a turn. XMP data are not asked then.
+    /// Present, but not a valid orientation. XMP data is not consulted in this case.
     Unusable,
     Value(u8),
 }
 
-/// The tag in the first directory of a TIFF structure. Reads each entry once.
+/// Reads the tag from the first directory (IFD) of a TIFF structure. Reads each entry once.
 fn exif_orientation(mut data: &[u8]) -> Tag {
     while let Some(rest) = data.strip_prefix(EXIF_PREFIX) {
         data = rest;
@@ -85,12 +86,12 @@ fn exif_orientation(mut data: &[u8]) -> Tag {
     if data.is_empty() {
         return Tag::Absent;
     }
-    // Pillow raises on a damaged head, for a JPEG after it has taken note that EXIF data were read.
+    // Pillow raises on a damaged TIFF header; for a JPEG it has already recorded by then that EXIF data was read.
     let Some(order) = ByteOrder::of(data) else { return Tag::Unusable };
     let Some(start) = order.u32(data, 4) else { return Tag::Unusable };
     let start = start as usize;
     let count = order.u16(data, start).unwrap_or(0);
-    // Values of all entries so far that do not fit into their entries.
+    // Total size of the values so far that are stored outside their entries.
     let mut value_bytes = 0;
     for index in 0..usize::from(count) {
         let entry = start + 2 + index * 12;
@@ -109,7 +110,7 @@ fn exif_orientation(mut data: &[u8]) -> Tag {
 enum Entry {
     Orientation(Tag),
     Other,
-    /// Its values lie behind the end: Pillow reads no further.
+    /// The values lie beyond the end of the data: Pillow reads no further entries.
     Cut,
 }
 
@@ -119,7 +120,7 @@ fn read_entry(data: &[u8], entry: &[u8; 12], order: ByteOrder, value_bytes: &mut
     let size = u64::from(order.u32(entry, 4).unwrap_or(0)) * unit;
     let values = if size > 4 {
         *value_bytes += size;
-        // More than there can be: Pillow passes over such an entry.
+        // More than the data can hold: Pillow skips such an entry.
         if *value_bytes > data.len() as u64 {
             return Entry::Other;
         }
@@ -141,7 +142,7 @@ fn read_entry(data: &[u8], entry: &[u8; 12], order: ByteOrder, value_bytes: &mut
     )
 }
 
-/// Bytes of a value of each TIFF type; `None` for types that Pillow passes over.
+/// Size in bytes of one value of a TIFF type; `None` for types that Pillow skips.
 fn unit_size(kind: u16) -> Option<u64> {
     match kind {
         1 | 2 | 6 | 7 => Some(1),
@@ -152,7 +153,7 @@ fn unit_size(kind: u16) -> Option<u64> {
     }
 }
 
-/// The first value, where it is a number from 0 to 255. Bytes and texts are none for Pillow.
+/// The first value, if it is a number from 0 to 255. For Pillow, bytes and texts are not numbers.
 fn first_value(values: &[u8], kind: u16, order: ByteOrder) -> Option<u8> {
     let ratio = |top: i64, bottom: i64| (bottom != 0 && top % bottom == 0).then(|| top / bottom);
     let signed = |value: u32| i64::from(value.cast_signed());
@@ -188,7 +189,8 @@ enum ByteOrder {
 }
 
 impl ByteOrder {
-    /// Of a TIFF structure, by its first bytes; wrong orders of the second half are in use.
+    /// Byte order from the first bytes of a TIFF structure. Headers whose second half has the wrong byte order occur in
+    /// practice.
     fn of(data: &[u8]) -> Option<Self> {
         match data.first_chunk()? {
             b"II\x2a\0" | b"II\0\x2a" => Some(Self::Little),
@@ -213,7 +215,7 @@ impl ByteOrder {
     }
 }
 
-/// The first `tiff:Orientation="6"` or `tiff:Orientation>6`.
+/// The value of the first `tiff:Orientation="6"` or `tiff:Orientation>6`.
 fn xmp_orientation(xmp: &[u8]) -> Option<u8> {
     const NAME: &[u8] = b"tiff:Orientation";
     let mut rest = xmp;
@@ -226,7 +228,7 @@ fn xmp_orientation(xmp: &[u8]) -> Option<u8> {
     }
 }
 
-/// Names and data of the chunks of a PNG, as far as they are whole.
+/// Types and data of the complete chunks of a PNG.
 fn png_chunks(file: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
     let mut rest = file.get(8..).unwrap_or_default();
     std::iter::from_fn(move || {
@@ -234,13 +236,13 @@ fn png_chunks(file: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
         let (name, behind) = behind.split_first_chunk()?;
         let length = u32::from_be_bytes(*length) as usize;
         let data = behind.get(..length)?;
-        // The checksum.
+        // Skips the CRC.
         rest = behind.get(length + 4..).unwrap_or_default();
         Some((name, data))
     })
 }
 
-/// EXIF data of a PNG stand in a chunk of their own, or as hexadecimal text in those of older programs.
+/// EXIF data of a PNG is in an `eXIf` chunk, or as hexadecimal text in a text chunk of older programs.
 fn png(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
     let mut found = Metadata::default();
     let mut raw_profile = None;
@@ -265,7 +267,7 @@ fn png(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
     Ok(found)
 }
 
-/// Keyword and text of a text chunk, unfolded where it is compressed.
+/// Keyword and text of a text chunk, inflated if it is compressed.
 fn png_text<'a>(name: &[u8], data: &'a [u8]) -> Option<(&'a [u8], Cow<'a, [u8]>)> {
     let (keyword, rest) = split_at_zero(data)?;
     let (text, compressed) = match name {
@@ -297,8 +299,8 @@ fn split_at_zero(data: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((&data[..at], &data[at + 1..]))
 }
 
-/// A profile as `ImageMagick` writes it: an empty line, its name and its length in lines of their own, then digits.
-/// `None` where something else stands there.
+/// Decodes a raw profile as `ImageMagick` writes it: an empty line, a line with the name, a line with the length, then
+/// hexadecimal digits. `None` if the text contains anything else.
 ///
 /// # Errors
 /// [`OutOfMemory`]: the text may be as long as the file.
@@ -316,7 +318,7 @@ fn from_hexadecimal(text: &[u8]) -> Result<Option<Vec<u8>>, OutOfMemory> {
     Ok(high.is_none().then_some(bytes))
 }
 
-/// Chunks of a WebP count where the flags of its head announce them.
+/// Metadata chunks of a WebP count only if the flags of the VP8X chunk announce them.
 fn webp(file: &[u8]) -> Metadata<'_> {
     let Some(container) = riff::read(file) else { return Metadata::default() };
     Metadata {
@@ -379,12 +381,12 @@ mod tests {
         for data in [&b""[..], b"II\x2a\0\xff\xff\xff\xff", b"MM\0\x2a\0\0\0\x08\xff\xff"] {
             assert_eq!(exif_orientation(data), Tag::Absent);
         }
-        // An entry of four thousand million values in front of a sound one.
+        // An entry with four thousand million values before a valid one.
         let mut data = tiff(true, 2, u32::MAX, [0; 4]);
         (data[9], data[11]) = (2, 0x0e);
         data.extend(&tiff(true, 3, 1, [0, 6, 0, 0])[10..]);
         assert_eq!(exif_orientation(&data), Tag::Value(6));
-        // One of eight values behind the end: nothing is read any more.
+        // One entry with eight values beyond the end: no further entry is read.
         data[14..22].copy_from_slice(&[0, 0, 0, 8, 0xff, 0xff, 0xff, 0xff]);
         assert_eq!(exif_orientation(&data), Tag::Absent);
     }

@@ -1,9 +1,9 @@
-//! A decoded picture, upright, opaque, 8-bit RGB.
+//! A decoded picture: upright, opaque, 8-bit RGB.
 
 use crate::task::{ImageFormat, ImageId, ImageInfo};
 use std::fmt;
 
-/// RGB pixels, row-major `[height, width, 3]`, of the picture's own size after EXIF rotation.
+/// RGB pixels, row-major `[height, width, 3]`, at the picture's own size after the EXIF orientation is applied.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Picture {
     width: u32,
@@ -15,7 +15,7 @@ impl Picture {
     /// Wraps `data`, row-major `[height, width, 3]`.
     ///
     /// # Panics
-    /// When a side is zero or `data` does not hold `height * width * 3` bytes.
+    /// If a side is zero, or if `data` does not hold `height * width * 3` bytes.
     #[must_use]
     pub fn new(width: u32, height: u32, data: Vec<u8>) -> Self {
         let expected = width as usize * height as usize * 3;
@@ -24,25 +24,25 @@ impl Picture {
         Self { width, height, data }
     }
 
-    /// Width in pixels.
+    /// Width in pixels, after the orientation is applied.
     #[must_use]
     pub fn width(&self) -> u32 {
         self.width
     }
 
-    /// Height in pixels.
+    /// Height in pixels, after the orientation is applied.
     #[must_use]
     pub fn height(&self) -> u32 {
         self.height
     }
 
-    /// The bytes, `[height, width, 3]`.
+    /// The RGB samples, row-major `[height, width, 3]`.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.data
     }
 
-    /// What a client is told about it.
+    /// Id, size and format, for responses to clients.
     #[must_use]
     pub fn info(&self, id: ImageId, format: ImageFormat) -> ImageInfo {
         ImageInfo { id, width: self.width, height: self.height, format }

@@ -1,13 +1,13 @@
-//! Decoded pixels of any layout, before they are flattened to opaque RGB.
+//! Decoded pixels in any layout, before they are flattened to opaque RGB.
 
 use image::ColorType;
 
-/// Samples of a pixel.
+/// Number and width of the samples of a pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
-    /// 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+    /// 1: grey; 2: grey and alpha; 3: RGB; 4: RGBA.
     pub(super) channels: usize,
-    /// 16 bits a sample, in the byte order of the machine; else 8.
+    /// True for 16-bit samples, in native byte order; false for 8-bit samples.
     pub(super) wide: bool,
 }
 
@@ -30,12 +30,12 @@ impl Layout {
     }
 }
 
-/// A picture as its decoder gives it.
+/// A picture as the decoder returns it, before flattening and turning.
 #[derive(Debug)]
 pub(super) struct Raster {
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) layout: Layout,
-    /// Row-major, without padding.
+    /// Samples in row-major order without row padding.
     pub(super) data: Vec<u8>,
 }

@@ -1,9 +1,10 @@
 //! `Image.resize` of Pillow 13, bit for bit, for 8-bit channels: `ImagingResample` (`src/libImaging/Resample.c`) with
-//! each of its filters, and for the nearest sample `ImagingScaleAffine` (`Geometry.c`).
+//! each of its filters, and `ImagingScaleAffine` (`Geometry.c`) for nearest neighbour.
 //!
-//! Two passes with 8-bit values between them, so their order shows; coefficients in double precision, rounded to 22
-//! fractional bits. A pass is left out where the side does not change. The sums are exact integers, so their order
-//! and the instructions used cannot change the result; `pulp` picks the widest vectors of the machine at run time.
+//! There are two passes with 8-bit values between them, so their order affects the result. Coefficients are computed in
+//! double precision and rounded to 22 fractional bits. A pass is skipped if its side does not change. The sums are
+//! exact integers, so neither summation order nor instruction set can change the result; `pulp` selects the widest
+//! vectors of the CPU at run time.
 
 use std::f64::consts::PI;
 
@@ -11,31 +12,31 @@ use super::memory::{self, OutOfMemory};
 use super::{InputError, Picture, ResizeOrder};
 use crate::task::{Pixels, Preprocessing, Resample};
 
-/// 32 bits less 8 of the sample and 2 for overshoot, as in Pillow.
+/// 32 bits minus 8 for the sample and 2 for overshoot, as in Pillow.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 /// Half a unit, so that the final shift rounds.
 const HALF: i32 = 1 << (PRECISION_BITS - 1);
-/// Rows that the horizontal pass takes side by side: 16 x 3 channels fill three vectors of 16 lanes, or six of eight.
+/// Rows that the horizontal pass processes together: 16 x 3 channels fill three vectors of 16 lanes, or six of eight.
 const ROWS: usize = 16;
 const LANES: usize = ROWS * 3;
-/// Samples of a row that the vertical pass sums side by side: eight vectors, one cache line of the source.
+/// Samples of a row that the vertical pass sums together: eight vectors, one cache line of the source.
 const BLOCK: usize = 64;
 
-/// Squashes a picture to the size that a model takes, without keeping its aspect ratio.
+/// Resizes a picture to the input size of a model, without keeping its aspect ratio.
 ///
 /// # Errors
-/// `OutOfMemory`: between the passes there is a picture as long as the file's and as wide as the model's, or the other
-/// way round.
+/// `OutOfMemory`: between the passes there is an intermediate picture with one side of the source and one of the
+/// target.
 ///
 /// # Panics
-/// When a target side is zero.
+/// If a target side is zero.
 pub fn resize(
     picture: &Picture,
     preprocessing: Preprocessing,
     order: ResizeOrder,
 ) -> Result<Pixels, InputError> {
     let Preprocessing { width, height, resample } = preprocessing;
-    assert!(width > 0 && height > 0, "a model takes pixels");
+    assert!(width > 0 && height > 0, "target sides must not be zero");
     let Some(filter) = Filter::of(resample) else {
         return Ok(nearest(picture, width, height));
     };
@@ -62,17 +63,17 @@ pub fn resize(
     Ok(Pixels::new(width, height, data.into_boxed_slice()))
 }
 
-/// Pillow 13 takes the vertical pass first where the height shrinks by more than twice what the width does, in
-/// pixels (python-pillow/Pillow #9549; the rule was found by comparing 3,085 sizes on both sides of it). Before
-/// version 13 the horizontal pass was always the first.
+/// True if the vertical pass comes first. Pillow 13 does so if the height shrinks by more than twice as many pixels as
+/// the width (python-pillow/Pillow #9549; the rule was found by comparing 3,085 sizes on both sides of it). Before
+/// version 13 the horizontal pass always came first.
 fn vertical_first(picture: &Picture, out: Preprocessing, order: ResizeOrder) -> bool {
     let lost_rows = i64::from(picture.height()) - i64::from(out.height);
     let lost_columns = i64::from(picture.width()) - i64::from(out.width);
     order == ResizeOrder::Pillow13 && lost_rows > 0 && lost_rows > 2 * lost_columns
 }
 
-/// Each output sample is the one source sample at its centre. Centres are summed up in double precision, as
-/// `ImagingScaleAffine` does: their rounding decides at edges.
+/// Nearest neighbour: each output sample is the source sample at its centre. Centres are accumulated in double
+/// precision, as `ImagingScaleAffine` does, because their rounding decides at edges.
 fn nearest(picture: &Picture, width: u32, height: u32) -> Pixels {
     let positions = |source: u32, out: u32| -> Vec<Option<usize>> {
         let step = f64::from(source) / f64::from(out);
@@ -85,7 +86,7 @@ fn nearest(picture: &Picture, width: u32, height: u32) -> Pixels {
     let source = picture.as_bytes().as_chunks::<3>().0;
     let sample = |row: Option<usize>, column: Option<usize>| match (row, column) {
         (Some(row), Some(column)) => source[row * picture.width() as usize + column],
-        // A centre that rounding has put beyond the edge: Pillow leaves the sample black.
+        // Rounding moved the centre beyond the edge: Pillow leaves the sample black.
         _ => [0; 3],
     };
     let data: Vec<u8> = rows
@@ -95,7 +96,7 @@ fn nearest(picture: &Picture, width: u32, height: u32) -> Pixels {
     Pixels::new(width, height, data.into_boxed_slice())
 }
 
-/// A filter and how far it reaches, in source samples where the picture is not made smaller.
+/// A resampling filter. `support` is its radius in source samples if the picture is not made smaller.
 #[derive(Clone, Copy)]
 struct Filter {
     support: f64,
@@ -103,7 +104,7 @@ struct Filter {
 }
 
 impl Filter {
-    /// `None` for the nearest sample, which takes another way.
+    /// `None` for nearest neighbour, which uses no filter.
     fn of(resample: Resample) -> Option<Self> {
         let filter = |support, weight| Some(Self { support, weight });
         match resample {
@@ -117,14 +118,14 @@ impl Filter {
     }
 }
 
-/// What one output sample is made of: neighbouring input samples from `first` on, one coefficient each.
+/// The inputs of one output sample: consecutive source samples from `first` on, with one coefficient each.
 struct Taps {
     first: usize,
     coefficients: Vec<i32>,
 }
 
-/// `precompute_coeffs` and `normalize_coeffs_8bpc` for the whole side.
-#[expect(clippy::cast_sign_loss, reason = "a negative end saturates at 0, as wanted")]
+/// Taps of every output sample along one side (`precompute_coeffs` and `normalize_coeffs_8bpc`).
+#[expect(clippy::cast_sign_loss, reason = "a negative start saturates at 0, as intended")]
 fn taps(source: usize, out: usize, filter: Filter) -> Vec<Taps> {
     let scale = source as f64 / out as f64;
     let filter_scale = scale.max(1.0);
@@ -132,7 +133,7 @@ fn taps(source: usize, out: usize, filter: Filter) -> Vec<Taps> {
     (0..out)
         .map(|at| {
             let centre = (at as f64 + 0.5) * scale;
-            // Towards zero as in C; a negative end saturates at 0 here and is cut there.
+            // Truncates towards zero as in C. A negative start saturates at 0 here and is clamped to 0 there.
             let first = (centre - support + 0.5) as usize;
             let end = ((centre + support + 0.5) as usize).min(source);
             let weights: Vec<f64> = (first..end)
@@ -158,17 +159,15 @@ fn bicubic(x: f64) -> f64 {
     }
 }
 
-/// `box_filter`.
 fn box_filter(x: f64) -> f64 {
     if x > -0.5 && x <= 0.5 { 1.0 } else { 0.0 }
 }
 
-/// `bilinear_filter`.
 fn bilinear(x: f64) -> f64 {
     (1.0 - x.abs()).max(0.0)
 }
 
-/// `hamming_filter`, whose two constants are written in single precision there.
+/// `hamming_filter`. Its two constants are single precision in Pillow.
 fn hamming(x: f64) -> f64 {
     let x = x.abs();
     if x == 0.0 {
@@ -181,7 +180,7 @@ fn hamming(x: f64) -> f64 {
     }
 }
 
-/// `lanczos_filter`: a sinc within the first lobe of one three times as wide.
+/// `lanczos_filter`: a sinc windowed by the main lobe of a sinc three times as wide.
 fn lanczos(x: f64) -> f64 {
     if (-3.0..3.0).contains(&x) { sinc(x) * sinc(x / 3.0) } else { 0.0 }
 }
@@ -202,14 +201,14 @@ fn fixed_point(weight: f64, sum: f64) -> i32 {
     (if weight < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
 }
 
-/// `[rows, source_width, 3]` to `[rows, columns.len(), 3]`.
+/// Horizontal pass: `[rows, source_width, 3]` to `[rows, columns.len(), 3]`.
 struct Horizontal<'a> {
     source: &'a [u8],
     source_width: usize,
     columns: &'a [Taps],
 }
 
-// `dispatch` compiles `call` once for each vector width: what is inlined into it uses those instructions.
+// `dispatch` compiles `call` once for each vector width; code that is inlined into it uses those instructions.
 impl pulp::NullaryFnOnce for Horizontal<'_> {
     type Output = Result<Vec<u8>, OutOfMemory>;
 
@@ -250,7 +249,7 @@ impl pulp::NullaryFnOnce for Horizontal<'_> {
     }
 }
 
-/// `[any, row_bytes]` to `[rows.len(), row_bytes]`.
+/// Vertical pass: `[any, row_bytes]` to `[rows.len(), row_bytes]`.
 struct Vertical<'a> {
     source: &'a [u8],
     row_bytes: usize,
@@ -291,8 +290,8 @@ impl pulp::NullaryFnOnce for Vertical<'_> {
     }
 }
 
-/// `clip8`: back to 8 bits.
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+/// Shifts a sum back to 8 bits and clamps it (`clip8`).
+#[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn clip(sum: i32) -> u8 {
     let [sample, ..] = (sum >> PRECISION_BITS).clamp(0, 255).to_le_bytes();
@@ -313,7 +312,7 @@ mod tests {
         Picture::new(width, height, data)
     }
 
-    /// One pass along the rows by its definition, one sample at a time.
+    /// Reference for one pass along the rows: one sample at a time, by definition.
     fn slow_pass(source: &[u8], width: usize, columns: &[Taps]) -> Vec<u8> {
         let mut out = Vec::new();
         for row in source.chunks_exact(width * 3) {

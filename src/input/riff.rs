@@ -1,9 +1,9 @@
-//! The container of a `WebP`, read with libwebp's rules (`demux.c`, through which Pillow opens every file), and written
-//! again in the one form that the decoder reads without exceptions.
+//! Reads the RIFF container of a `WebP` with libwebp's rules (`demux.c`, through which Pillow opens every file), and
+//! rewrites it in a form that needs no special cases in the decoder.
 //!
-//! The flags of a `VP8X` chunk are hints that files get wrong: the decoder refuses a file that announces EXIF or XMP
+//! The flags of a `VP8X` chunk are hints that files get wrong: the decoder rejects a file that announces EXIF or XMP
 //! without the chunk, and drops the transparency of a lossless picture without the flag. The file that
-//! [`Container::still`] writes holds the first frame alone, so the checks of `webp` and `lossless` see exactly what is
+//! [`Container::still`] writes holds only the first frame, so the checks of `webp` and `lossless` see exactly what is
 //! decoded.
 
 use super::memory::{self, OutOfMemory};
@@ -13,43 +13,43 @@ const ANIMATED: u8 = 0x02;
 const XMP: u8 = 0x04;
 const EXIF: u8 = 0x08;
 const ALPHA: u8 = 0x10;
-/// With that of a colour profile; libwebp refuses others.
+/// All flags above plus the one for an ICC profile; libwebp rejects files with others.
 const KNOWN_FLAGS: u8 = 0x3e;
 
-/// Name and size of a chunk.
+/// Size in bytes of a chunk header: `FourCC` and chunk size.
 const CHUNK_HEAD: usize = 8;
-/// Place, sides, duration and blending of an animation's frame, before its chunks.
+/// Size in bytes of the ANMF frame header before the frame's own chunks: position, size, duration and blending.
 const FRAME_HEAD: usize = 16;
-/// The file's head: `RIFF`, size, `WEBP`.
+/// Size in bytes of the file header: `RIFF`, size, `WEBP`.
 const FILE_HEAD: usize = 12;
 
-/// What a file holds.
+/// The parsed container of a file: canvas, metadata and first frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Container<'a> {
     /// Width and height of the whole picture in pixels.
     pub(super) canvas: (u32, u32),
-    /// Left and top of the first frame on the canvas.
+    /// Left and top of the first frame on the canvas in pixels.
     pub(super) place: (u32, u32),
-    /// EXIF data, if the flags announce them.
+    /// EXIF data, if the flags announce it.
     pub(super) exif: Option<&'a [u8]>,
-    /// XMP data, if the flags announce them.
+    /// XMP data, if the flags announce it.
     pub(super) xmp: Option<&'a [u8]>,
     frame: Frame<'a>,
-    /// True when the transparency of the frame counts.
+    /// True if the transparency of the frame is used.
     with_alpha: bool,
 }
 
-/// A frame's own data.
+/// The chunks of one frame, and the size of its image.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Frame<'a> {
-    /// Those of the image.
+    /// Width and height of the image in pixels.
     sides: (u32, u32),
     alpha: Option<&'a [u8]>,
     image: Option<Image<'a>>,
 }
 
 impl Frame<'_> {
-    /// True when there is an image, within the canvas.
+    /// True if there is an image and it lies within the canvas.
     fn fits(&self, place: (u32, u32), canvas: (u32, u32)) -> bool {
         let within = |at: u32, side: u32, most: u32| at.saturating_add(side) <= most;
         self.image.is_some()
@@ -63,15 +63,15 @@ struct Image<'a> {
     lossless: bool,
     data: &'a [u8],
     sides: (u32, u32),
-    /// What a lossless bitstream says about its alpha.
+    /// The alpha hint in the header of a lossless bitstream.
     alpha: bool,
 }
 
-/// Reads a file; `None` where libwebp refuses the container. Looks at each chunk's head once.
+/// Parses a file; `None` if libwebp rejects the container. Visits each chunk header once.
 pub(super) fn read(file: &[u8]) -> Option<Container<'_>> {
     let size = file.get(4..8)?.first_chunk()?;
     let size = u32::from_le_bytes(*size) as usize;
-    // A missing last byte of padding is forgiven, here and for each chunk.
+    // A missing final padding byte is tolerated, here and in each chunk.
     let whole = file
         .get(..size.checked_add(CHUNK_HEAD)?)
         .or_else(|| file.get(..(size & !1) + CHUNK_HEAD))?;
@@ -94,15 +94,15 @@ fn extended<'a>(mut chunks: Chunks<'a>, head: &[u8]) -> Option<Container<'a>> {
     }
     let canvas = (side([w0, w1, w2]), side([h0, h1, h2]));
     let has = |flag| flags & flag != 0;
-    // The first frame, and whether it is an animation's.
+    // Position and data of the first frame, and whether it belongs to an animation.
     let mut first = None;
     let (mut exif, mut xmp, mut seen_anim) = (None, None, false);
-    // One chunk follows at least.
+    // At least one chunk follows.
     loop {
         let (name, data) = chunks.peek()?;
         match &name {
             b"ALPH" | b"VP8 " | b"VP8L" => {
-                // A second picture, or one in an animation.
+                // A second picture, or a still picture in an animation.
                 if first.is_some() || seen_anim || has(ANIMATED) {
                     return None;
                 }
@@ -115,7 +115,7 @@ fn extended<'a>(mut chunks: Chunks<'a>, head: &[u8]) -> Option<Container<'a>> {
             b"ANMF" if seen_anim => {
                 let (place, frame) = chunks.animation_frame()?;
                 if has(ANIMATED) {
-                    // libwebp refuses a file with one bad frame, whichever it is.
+                    // libwebp rejects the file if any frame is bad, not only the first.
                     if !frame.fits(place, canvas) {
                         return None;
                     }
@@ -130,7 +130,7 @@ fn extended<'a>(mut chunks: Chunks<'a>, head: &[u8]) -> Option<Container<'a>> {
                 xmp = xmp.or(has(XMP).then_some(data));
                 chunks.pass(data);
             }
-            // A second head, a short one of an animation, or a frame in front of it.
+            // A second VP8X chunk, an ANIM chunk that is too short, or a frame before the ANIM chunk.
             b"VP8X" | b"ANIM" | b"ANMF" => return None,
             _ => chunks.pass(data),
         }
@@ -143,7 +143,7 @@ fn extended<'a>(mut chunks: Chunks<'a>, head: &[u8]) -> Option<Container<'a>> {
     if !frame.fits(place, canvas) || (!has(ANIMATED) && frame.sides != canvas) {
         return None;
     }
-    // Of a lossless still picture the bitstream decides, elsewhere the flag.
+    // For a lossless still picture the bitstream decides, otherwise the flag.
     let with_alpha = if image.lossless && !animated { image.alpha } else { has(ALPHA) };
     Some(Container { canvas, place, exif, xmp, frame, with_alpha })
 }
@@ -154,8 +154,8 @@ impl Container<'_> {
         self.frame.sides
     }
 
-    /// The first frame as a still picture: a `VP8X` chunk with true flags, then its data. At most 64 bytes longer
-    /// than these.
+    /// The first frame as a still picture: a `VP8X` chunk with correct flags, then the frame's data. At most 64 bytes
+    /// longer than the data.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -192,21 +192,22 @@ fn side([low, middle, high]: [u8; 3]) -> u32 {
     u32::from_le_bytes([low, middle, high, 0]) + 1
 }
 
-/// The chunks that are left. Those of an animation's frame follow its head as if they stood alone, as in libwebp.
+/// Cursor over the chunks. The chunks of an animation frame are read as if they were top-level chunks after the frame
+/// header, as in libwebp.
 struct Chunks<'a> {
     data: &'a [u8],
     at: usize,
 }
 
 impl<'a> Chunks<'a> {
-    /// Name and data of the next chunk; `None` where it is not there in full.
+    /// `FourCC` and data of the next chunk; `None` if the chunk is truncated.
     fn peek(&self) -> Option<([u8; 4], &'a [u8])> {
         let (name, rest) = self.data.get(self.at..)?.split_first_chunk()?;
         let (size, rest) = rest.split_first_chunk()?;
         Some((*name, rest.get(..u32::from_le_bytes(*size) as usize)?))
     }
 
-    /// Goes behind a chunk of these data.
+    /// Moves past a chunk with this data, including its padding byte.
     fn pass(&mut self, data: &[u8]) {
         self.at += CHUNK_HEAD + data.len() + data.len() % 2;
     }
@@ -215,14 +216,14 @@ impl<'a> Chunks<'a> {
         self.at >= self.data.len()
     }
 
-    /// Takes the transparency and the image that stand here, with the image's sides; `None` where one is broken.
+    /// Consumes an ALPH chunk and an image chunk at the cursor; `None` if one is broken.
     fn frame(&mut self) -> Option<Frame<'a>> {
         let mut frame = Frame::default();
         while !self.at_end() {
             let (name, data) = self.peek()?;
             match &name {
                 b"ALPH" if frame.alpha.is_none() => {
-                    // Transparency stands before its image.
+                    // ALPH must precede the image.
                     if frame.image.is_some() {
                         return None;
                     }
@@ -243,7 +244,8 @@ impl<'a> Chunks<'a> {
 
     fn animation_frame(&mut self) -> Option<((u32, u32), Frame<'a>)> {
         let (_, data) = self.peek()?;
-        // Of the sides behind the place libwebp looks at the area alone; else it believes the image.
+        // libwebp uses only the area of the width and height in the frame header; for the size itself it trusts the
+        // image.
         let &[x0, x1, x2, y0, y1, y2, w0, w1, w2, h0, h1, h2, ..] =
             data.first_chunk::<FRAME_HEAD>()?;
         let place = |bytes| (side(bytes) - 1) * 2;
@@ -256,7 +258,7 @@ impl<'a> Chunks<'a> {
 }
 
 impl<'a> Image<'a> {
-    /// Reads the bitstream's own head (libwebp `VP8GetInfo`, `VP8LGetInfo`).
+    /// Parses the header of the bitstream (libwebp `VP8GetInfo`, `VP8LGetInfo`).
     fn read(name: [u8; 4], data: &'a [u8]) -> Option<Self> {
         if name == *b"VP8L" {
             let &[0x2f, a, b, c, d] = data.first_chunk()? else { return None };
@@ -271,7 +273,7 @@ impl<'a> Image<'a> {
         let tag = u32::from_le_bytes([t0, t1, t2, 0]);
         let side = |bytes| u32::from(u16::from_le_bytes(bytes) & 0x3fff);
         let sides = (side([w0, w1]), side([h0, h1]));
-        // A shown key frame of a known profile, whose first part fits into the data.
+        // A visible key frame of a known profile, whose first partition fits into the data.
         let sound = tag & 1 == 0 && tag >> 1 & 7 <= 3 && tag >> 4 & 1 == 1;
         let fits = ((tag >> 5) as usize) < data.len() && sides.0 > 0 && sides.1 > 0;
         (sound && fits).then_some(Self { lossless: false, data, sides, alpha: false })
@@ -282,7 +284,7 @@ impl<'a> Image<'a> {
 mod tests {
     use super::*;
 
-    /// 3 x 2 pixels, and whether they say that they have alpha.
+    /// A bitstream of 3 x 2 pixels with this alpha hint.
     fn lossless(alpha: bool) -> Vec<u8> {
         let head = 2 | 1 << 14 | u32::from(alpha) << 28;
         [&[0x2f][..], &head.to_le_bytes(), b"codes"].concat()
@@ -336,7 +338,7 @@ mod tests {
         let picture = lossless(false);
         let whole = file(&[(*b"VP8X", &head(EXIF)), (*b"VP8L", &picture), (*b"EXIF", b"abcd")]);
         assert!(read(&whole).is_some());
-        // The sizes of the file and of each chunk.
+        // The size fields of the file and of each chunk.
         for at in [4, 16, 34, 52] {
             let mut file = whole.clone();
             file[at..at + 4].fill(0xff);

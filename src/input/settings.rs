@@ -1,23 +1,24 @@
-//! Limits on what clients send, and their checks.
+//! Limits on the images and texts that clients send, and the checks of these settings.
 
-/// In which order a picture is resized where both sides change. Samples are rounded to 8 bits in between, so the order
-/// shows: in tall pictures up to one value of six differs, by some levels (docs/preprocessing.md).
+/// The order of the two resize passes when both sides of a picture change. Samples are rounded to 8 bits between the
+/// passes, so the order affects the result: in tall pictures up to one value in six differs, by a few levels
+/// (docs/preprocessing.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ResizeOrder {
-    /// As Pillow 13: the vertical pass first for tall pictures. transformers without torchvision, or with
+    /// The order of Pillow 13: vertical pass first for tall pictures. transformers uses it without torchvision, or with
     /// `backend="pil"`.
     #[default]
     Pillow13,
-    /// The horizontal pass always first: Pillow before 13, and the order of torchvision, which transformers 5 uses
-    /// where it is installed.
+    /// Horizontal pass always first: the order of Pillow before 13, and of torchvision, which transformers 5 uses when
+    /// it is installed.
     HorizontalFirst,
 }
 
 impl ResizeOrder {
-    /// Every order, the default first.
+    /// Every order, with the default first.
     pub const ALL: [Self; 2] = [Self::Pillow13, Self::HorizontalFirst];
 
-    /// The name in settings.
+    /// The name of the order in settings files.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -27,24 +28,24 @@ impl ResizeOrder {
     }
 }
 
-/// Bounds of one image and one text.
+/// Limits of one image and one text, and how an image is converted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputSettings {
-    /// Most bytes of a picture file.
+    /// Maximum size of a picture file in bytes.
     pub max_image_bytes: usize,
-    /// Most pixels of a picture.
+    /// Maximum number of pixels of a picture.
     pub max_pixels: u64,
-    /// Longest side of a picture in pixels; at most 65,535, what the formats can say.
+    /// Maximum side of a picture in pixels. At most 65,535, the largest value that the formats can express.
     pub max_side: u32,
-    /// Most bytes that one decoded picture may take.
+    /// Maximum size in bytes of one decoded picture.
     pub max_decoded_bytes: u64,
-    /// What lies behind transparent pixels, RGB.
+    /// RGB colour that shows through transparent pixels.
     pub alpha_background: [u8; 3],
-    /// Which pass of resizing comes first.
+    /// Which resize pass comes first.
     pub resize_order: ResizeOrder,
-    /// Most characters of a text.
+    /// Maximum length of a text in characters.
     pub max_text_chars: usize,
-    /// Most bytes of a text in UTF-8.
+    /// Maximum length of a text in bytes of UTF-8.
     pub max_text_bytes: usize,
 }
 
@@ -63,25 +64,25 @@ impl Default for InputSettings {
     }
 }
 
-/// A setting whose value cannot work.
+/// A setting whose value is out of range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name} = {value} is not accepted: it must be {accepted}")]
 pub struct InvalidInputSetting {
-    /// The field's name.
+    /// Name of the field in [`InputSettings`].
     pub name: &'static str,
-    /// Its value.
+    /// The value that was rejected.
     pub value: u64,
-    /// What is accepted.
+    /// Description of the accepted range, for the message.
     pub accepted: &'static str,
 }
 
 impl InputSettings {
-    /// Checks every value.
+    /// Checks that every value is in range.
     ///
     /// # Errors
-    /// The first setting that cannot work.
+    /// The first setting that is out of range.
     pub fn check(&self) -> Result<(), InvalidInputSetting> {
-        // Sides up to 65,535 and a pixel of 8 bytes stay far from overflow everywhere below.
+        // With sides up to 65,535 and pixels of at most 8 bytes, no size computed from these settings overflows.
         let checks: [(&'static str, u64, bool, &'static str); 6] = [
             (
                 "max_image_bytes",

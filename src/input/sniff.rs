@@ -1,4 +1,4 @@
-//! The format of a picture file by its first bytes: never by a name or a declared type.
+//! Detects the format of a picture file from its first bytes, never from a name or a declared type.
 
 use super::InputError;
 use crate::task::ImageFormat;
@@ -13,8 +13,8 @@ pub fn sniff_format(file: &[u8]) -> Result<ImageFormat, InputError> {
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Ok(ImageFormat::Png),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(ImageFormat::WebP),
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(ImageFormat::Gif),
-        // "BM" alone begins many texts. The header that follows has one of its known sizes, so three zero bytes, which no
-        // text has; the reserved fields before it hold anything.
+        // "BM" alone begins many texts. The DIB header that follows starts with one of its known sizes, hence with
+        // three zero bytes, which no text contains. The reserved fields before it may hold anything.
         [b'B', b'M', rest @ ..]
             if matches!(rest.get(12..16), Some([12 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0])) =>
         {

@@ -1,6 +1,6 @@
-//! The first frame of a WebP or GIF as a file of its own: what the decoder gets instead of the client's file. Both
-//! containers are read with the rules of Pillow (`riff`, `gif`) and written in a form that the decoder reads without
-//! exceptions, so every check of this file is a check of what is decoded.
+//! The first frame of a WebP or GIF, rewritten as a file of its own, which the decoder gets instead of the client's
+//! file. Both containers are parsed with the rules of Pillow (`riff`, `gif`) and written in a form that needs no
+//! special cases in the decoder. Every check of this file is therefore a check of what is decoded.
 
 use std::borrow::Cow;
 
@@ -9,21 +9,21 @@ use super::raster::Raster;
 use super::{gif, riff};
 use crate::task::ImageFormat;
 
-/// A file for the decoder.
+/// The file that the decoder reads, and where its frame lies on the canvas.
 #[derive(Debug)]
 pub(super) struct Still<'a> {
-    /// One frame; as long as the client's file at most, but for 900 bytes.
+    /// A single frame. At most 900 bytes longer than the client's file.
     pub(super) file: Cow<'a, [u8]>,
-    /// Width and height of the whole picture in pixels, where the container tells them.
+    /// Width and height of the whole picture in pixels, if the container gives them.
     pub(super) canvas: Option<(u32, u32)>,
-    /// Where the frame lies on the canvas, if it does not cover it.
+    /// Left and top of the frame on the canvas in pixels, unless the frame covers the canvas.
     place: Option<(u32, u32)>,
-    /// What is beside the frame, RGBA.
+    /// Colour of the canvas around the frame, RGBA.
     background: [u8; 4],
 }
 
 impl<'a> Still<'a> {
-    /// Reads the container; `None` where it breaks off or contradicts itself.
+    /// Parses the container; `None` if it is truncated or inconsistent.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -48,18 +48,18 @@ impl<'a> Still<'a> {
         Ok(Some(still))
     }
 
-    /// Bytes of the file, where it is a copy.
+    /// Size of the rewritten file in bytes; 0 if the client's own file is used.
     pub(super) fn file_bytes(&self) -> u64 {
         if matches!(self.file, Cow::Owned(_)) { self.file.len() as u64 } else { 0 }
     }
 
-    /// Bytes of the canvas, where the frame is put on one.
+    /// Size of the canvas in bytes; 0 if the frame covers it.
     pub(super) fn canvas_bytes(&self, bytes_per_pixel: u64) -> u64 {
         let canvas = self.canvas.filter(|_| self.place.is_some());
         canvas.map_or(0, |(width, height)| u64::from(width) * u64::from(height) * bytes_per_pixel)
     }
 
-    /// The whole picture: the frame, of 8-bit RGB or RGBA, on its canvas.
+    /// Places the frame, in 8-bit RGB or RGBA, on its canvas.
     ///
     /// # Errors
     /// [`OutOfMemory`].

@@ -1,15 +1,15 @@
-//! How a decode is ended from outside, when nobody wants its picture any more. Decoders of our own ask between rows;
-//! those of the `image` crate cannot be asked, so their reader asks for them.
+//! Cancels a decode whose result nobody waits for any more. Our own decoders poll a [`Stop`] callback between rows.
+//! Decoders of the `image` crate offer no such hook, so their reader polls for them.
 
 use std::cell::Cell;
 use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom};
 
 use super::InputError;
 
-/// Asked again and again while a picture is decoded, thousands of times a second: true ends the work. It must be cheap.
+/// Cancellation check that a decoder polls thousands of times a second: true ends the work. It must be cheap.
 pub type Stop<'a> = &'a dyn Fn() -> bool;
 
-/// The work was ended from outside.
+/// The decode was cancelled by its [`Stop`] callback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stopped;
 
@@ -19,26 +19,28 @@ impl From<Stopped> for InputError {
     }
 }
 
+/// Polls `stop` once.
+///
 /// # Errors
-/// [`Stopped`] where the work is to end.
+/// [`Stopped`] if the work is to end.
 pub(super) fn check(stop: Stop<'_>) -> Result<(), Stopped> {
     if stop() { Err(Stopped) } else { Ok(()) }
 }
 
-/// Bytes that a decoder is given at a time. A piece of a GIF becomes three million pixels at most, one of a PNG a million
-/// bytes: some milliseconds.
+/// Maximum number of bytes handed to a decoder per read. One such piece of a GIF expands to at most three million
+/// pixels, one of a PNG to at most a million bytes: a few milliseconds of work.
 const PIECE_BYTES: usize = 1 << 10;
-/// Most times that a decoder asks for bytes between two questions: some ask for each pixel, and a PNG's for each 8 KB of
-/// pixels, however few bytes of the file these are.
+/// Maximum number of reads between two polls. Counting bytes is not enough: some decoders issue a read for each pixel,
+/// and the PNG decoder one for each 8 KB of pixels, however few bytes of the file these take.
 const READS: u32 = 64;
 
-/// A file for decoders of the `image` crate. Reading fails once the work is to end.
+/// A file as input of a decoder of the `image` crate. Once `stop` returns true, reads fail.
 pub(super) struct StoppableFile<'f> {
     file: Cursor<&'f [u8]>,
     stop: Stop<'f>,
-    /// Set when reading was ended: an error of the decoder then means nothing else.
+    /// Set when a read failed because of `stop`. The decoder's error then says nothing about the file.
     stopped: &'f Cell<bool>,
-    /// Reads since the last question, and bytes until the next.
+    /// Reads since the last poll, and (`bytes_left`) bytes until the next one.
     reads: u32,
     bytes_left: usize,
 }
@@ -56,7 +58,7 @@ impl<'f> StoppableFile<'f> {
         (self.reads, self.bytes_left) = (0, PIECE_BYTES);
         check(self.stop).map_err(|Stopped| {
             self.stopped.set(true);
-            io::Error::other("the picture is not wanted any more")
+            io::Error::other("decoding was cancelled")
         })
     }
 }

@@ -1,10 +1,11 @@
-//! Whether a file is whole, told from its structure: the decoders fill the missing rest of a picture with grey or
-//! stop early without an error, Pillow raises. JPEG, PNG and BMP need no help, their decoders ask for every byte.
+//! Checks from a file's structure that it is complete. If a file is truncated, the decoders of WebP and GIF fill the
+//! rest of the picture with grey or stop early without an error, while Pillow raises. JPEG, PNG and BMP need no such
+//! check, because their decoders read every byte.
 
 use super::{gif, webp};
 use crate::task::ImageFormat;
 
-/// Bytes after the end are allowed (as Pillow does); a file that ends early is not.
+/// True unless the file is truncated. Bytes after the end are allowed, as in Pillow.
 pub(super) fn is_complete(file: &[u8], format: ImageFormat) -> bool {
     match format {
         ImageFormat::WebP => riff(file) && !webp::metadata_is_cut(file),
@@ -13,14 +14,15 @@ pub(super) fn is_complete(file: &[u8], format: ImageFormat) -> bool {
     }
 }
 
-/// The size in a PNG's first chunk; its decoder refuses rows beyond its memory limit before it tells the size.
+/// Width and height from the IHDR chunk of a PNG. Read here because the decoder rejects rows beyond its memory limit
+/// before it reports the size.
 pub(super) fn png_size(file: &[u8]) -> Option<(u32, u32)> {
     let (width, rest) = file.get(16..)?.split_first_chunk()?;
     Some((u32::from_be_bytes(*width), u32::from_be_bytes(*rest.first_chunk()?)))
 }
 
-/// Bytes of metadata that a PNG's decoder keeps: the chunks in front of the pixels, a colour profile unfolded to `most`
-/// bytes at most. DEFLATE makes a byte 1,032 at most.
+/// Bytes of metadata that the PNG decoder keeps from the chunks before the pixels, capped at `most`. A compressed ICC
+/// profile (`iCCP`) counts with its inflated size, capped too. DEFLATE expands one byte to at most 1,032.
 pub(super) fn png_metadata_bytes(file: &[u8], most: u64) -> u64 {
     let (mut at, mut bytes) = (8, 0_u64);
     while let Some(&[l0, l1, l2, l3, ref name @ ..]) =
@@ -38,7 +40,7 @@ pub(super) fn png_metadata_bytes(file: &[u8], most: u64) -> u64 {
     bytes.min(most)
 }
 
-/// The size in the RIFF header must be there, and all of the metadata; a missing last padding byte is forgiven.
+/// True if the file is as long as the RIFF header says. A missing final padding byte is tolerated.
 fn riff(file: &[u8]) -> bool {
     let Some(size) = file.get(4..8).and_then(|bytes| bytes.first_chunk()) else { return false };
     let size = u64::from(u32::from_le_bytes(*size));

@@ -1,4 +1,4 @@
-//! Turning an RGB picture upright.
+//! Applies the EXIF orientation to an RGB picture.
 
 use image::metadata::Orientation;
 
@@ -6,10 +6,12 @@ use super::memory;
 use super::stop::{self, Stop};
 use super::{InputError, Picture};
 
-/// Columns that are turned side by side: a cache line and a half of every source row, and as many rows written at once.
+/// Number of columns that are transposed together: one and a half cache lines of every source row. As many destination
+/// rows are written at once.
 const BAND: usize = 32;
 
-/// The turned picture. Mirroring and half turns happen in place, the others take a second picture.
+/// Returns the upright picture. Mirroring and half turns happen in place; the other orientations allocate a second
+/// picture.
 ///
 /// # Errors
 /// `OutOfMemory`, `Stopped`.
@@ -47,14 +49,15 @@ pub(super) fn turned(
     Ok(Picture::new(width, height, data))
 }
 
-/// Columns become rows.
+/// Transposes the picture, so that columns become rows.
 fn transposed(
     data: &[u8],
     (width, height): (usize, usize),
     orientation: Orientation,
     stop: Stop<'_>,
 ) -> Result<Vec<u8>, InputError> {
-    // A quarter turn to the right begins each row with the lowest pixel, one to the left the rows with the last column.
+    // A quarter turn clockwise starts each output row with the bottom pixel of a column; a turn counter-clockwise
+    // starts with the last column.
     let from_below = matches!(orientation, Orientation::Rotate90 | Orientation::Rotate270FlipH);
     let from_right = matches!(orientation, Orientation::Rotate270 | Orientation::Rotate270FlipH);
     let mut out: Vec<u8> = memory::filled_until::<_, InputError>(0, data.len(), stop)?;

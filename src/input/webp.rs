@@ -1,38 +1,39 @@
-//! Which parts of a `WebP` its decoder reads: those of its picture, or of an animation's first frame. Checks look at
-//! these alone, for two reasons: what is not read costs nothing, and what is read cannot hide from them.
+//! Finds the parts of a `WebP` that its decoder reads: those of the picture, or of the first frame of an animation.
+//! Checks look only at these parts, for two reasons: unread data costs nothing, and data that is read cannot escape the
+//! checks.
 //!
-//! Follows `image-webp` (`WebPDecoder::read_data`, `read_image`, `read_frame`) step by step, its oddities included.
+//! Follows `image-webp` (`WebPDecoder::read_data`, `read_image`, `read_frame`) step by step, quirks included.
 
-/// An animation, in the flags of a `VP8X` chunk.
+/// Flag of a `VP8X` chunk: the file is an animation.
 const ANIMATED: u8 = 0x02;
-/// A picture with transparency, in the same flags.
+/// Flag of a `VP8X` chunk: the picture has transparency.
 const ALPHA: u8 = 0x10;
-/// Place and sides of an animation's frame stand before its chunks.
+/// Size in bytes of the ANMF frame header before the frame's own chunks.
 const FRAME_HEAD: usize = 16;
 
-/// A lossless bitstream.
+/// A VP8L bitstream, of a picture or of its alpha channel.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Lossless<'a> {
-    /// All data of its chunk.
+    /// All data of the chunk.
     pub(super) bytes: &'a [u8],
-    /// Width and height as its surroundings announce them; checked by nobody yet.
+    /// Width and height in pixels as the container announces them; not verified yet.
     pub(super) sides: (u32, u32),
-    /// In a chunk of transparency the stream has no head of its own.
+    /// True if the stream comes from an ALPH chunk, where it has no header of its own.
     pub(super) is_alpha: bool,
 }
 
-/// What is read of a file.
+/// The parts of a file that the decoder reads.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Parts<'a> {
-    /// A lossy frame.
+    /// Data of a lossy (VP8) frame.
     pub(super) lossy: Option<&'a [u8]>,
-    /// A lossless picture, or the transparency of a lossy one.
+    /// A lossless picture, or the compressed alpha channel of a lossy one.
     pub(super) lossless: Option<Lossless<'a>>,
-    /// The transparency of a lossy frame stands there byte by byte.
+    /// True if the alpha channel of a lossy frame is stored uncompressed.
     pub(super) plain_alpha: bool,
 }
 
-/// The parts of a file whose header announces `canvas`. Looks at each chunk's head once.
+/// Finds the parts of a file whose header announces `canvas`. Visits each chunk header once.
 pub(super) fn parts(file: &[u8], canvas: (u32, u32)) -> Parts<'_> {
     let Some(first) = Chunk::at(file, 12) else { return Parts::default() };
     match &first.name {
@@ -50,19 +51,19 @@ pub(super) fn parts(file: &[u8], canvas: (u32, u32)) -> Parts<'_> {
     }
 }
 
-/// True when a lossy frame is larger than the canvas. The decoder believes the frame, allocates it, and compares only
-/// then.
+/// True if a lossy frame is larger than the canvas. The decoder trusts the frame, allocates it, and compares the sizes
+/// only then.
 pub(super) fn frame_exceeds(file: &[u8], canvas: (u32, u32)) -> bool {
     let head = parts(file, canvas).lossy.and_then(|data| data.get(6..)?.first_chunk());
     head.is_some_and(|&[w0, w1, h0, h1]| {
-        // Frame tag, start code, then 14 bits of each side.
+        // Frame tag, start code, then 14 bits for each side.
         let side = |bytes| u32::from(u16::from_le_bytes(bytes) & 0x3fff);
         side([w0, w1]) > canvas.0 || side([h0, h1]) > canvas.1
     })
 }
 
-/// True when orientation or colours announce more bytes than the file has. The decoder allocates what they announce, up to
-/// 4 GiB, before it reads.
+/// True if an EXIF, XMP or ICC chunk announces more bytes than the file has. The decoder allocates the announced size,
+/// up to 4 GiB, before it reads.
 pub(super) fn metadata_is_cut(file: &[u8]) -> bool {
     let mut at = 12;
     while let Some(chunk) = Chunk::at(file, at) {
@@ -85,16 +86,16 @@ impl<'a> Parts<'a> {
         Self { lossy: None, lossless, plain_alpha: false }
     }
 
-    /// A lossy frame and its transparency, which may be compressed like a lossless picture.
+    /// A lossy frame and its alpha channel, which may be compressed like a lossless picture.
     fn of_alpha(lossy: Option<&'a [u8]>, alpha: &'a [u8], sides: (u32, u32)) -> Self {
-        // The lowest two bits tell the compression: 1 is lossless.
+        // The lowest two bits give the compression method: 1 is lossless.
         let compressed = alpha.first().is_some_and(|head| head & 3 == 1);
         let lossless = compressed.then_some(Lossless { bytes: alpha, sides, is_alpha: true });
         Self { lossy, lossless, plain_alpha: !compressed }
     }
 }
 
-/// An animation's frame, of which the first chunk tells what it is.
+/// The parts of an animation frame. The `FourCC` of its first chunk decides the kind.
 fn of_frame(file: &[u8], frame: Chunk) -> Parts<'_> {
     let sides = frame.data(file).get(6..).and_then(|data| data.first_chunk());
     let (Some(&[w0, w1, w2, h0, h1, h2]), Some(chunk)) =
@@ -107,7 +108,7 @@ fn of_frame(file: &[u8], frame: Chunk) -> Parts<'_> {
     match &chunk.name {
         b"VP8 " => Parts::of_lossy(chunk.data(file)),
         b"VP8L" => Parts::of_picture(chunk.data(file), sides),
-        // What follows is taken for the lossy frame, whatever its name.
+        // The next chunk is read as the lossy frame, whatever its `FourCC`.
         b"ALPH" => {
             let lossy = Chunk::at(file, chunk.next()).map(|next| next.data(file));
             Parts::of_alpha(lossy, chunk.data(file), sides)
@@ -116,7 +117,7 @@ fn of_frame(file: &[u8], frame: Chunk) -> Parts<'_> {
     }
 }
 
-/// The first chunk of each kind.
+/// The first chunk of each kind in an extended file.
 #[derive(Default)]
 struct Found {
     lossy: Option<Chunk>,
@@ -129,7 +130,8 @@ impl Found {
     fn in_extended(file: &[u8], head: Chunk) -> Self {
         let mut found = Self::default();
         let mut at = head.next();
-        // As far as the decoder goes: some bytes beyond the announced size where the head is longer than usual.
+        // The end as the decoder computes it: a few bytes beyond the announced size if the VP8X chunk is longer than
+        // usual.
         let size = file.get(4..8).and_then(|size| size.first_chunk()).copied().unwrap_or_default();
         let end = at.saturating_add((u32::from_le_bytes(size) as usize).saturating_sub(12));
         while at < end
@@ -138,7 +140,7 @@ impl Found {
             found.keep(chunk);
             at = chunk.next();
         }
-        // Two chunks of the first frame are taken in, even where the flags tell of no animation.
+        // Up to two chunks of the first frame count too, even if the flags announce no animation.
         if let Some(frame) = found.frame {
             let mut at = frame.start + FRAME_HEAD;
             for _ in 0..2 {
@@ -179,9 +181,9 @@ impl Found {
 #[derive(Clone, Copy)]
 struct Chunk {
     name: [u8; 4],
-    /// Where its data begin.
+    /// Offset of the chunk's data in the file.
     start: usize,
-    /// Bytes of its data, as announced.
+    /// Announced size of the data in bytes.
     size: usize,
 }
 
@@ -192,13 +194,13 @@ impl Chunk {
         Some(Self { name: [a, b, c, d], start: at + 8, size })
     }
 
-    /// Its data, as far as the file has them.
+    /// The chunk's data, as far as the file has it.
     fn data(self, file: &[u8]) -> &[u8] {
         file.get(self.start..self.start.saturating_add(self.size).min(file.len()))
             .unwrap_or_default()
     }
 
-    /// Where the next chunk begins: behind a byte of padding after data of an odd size.
+    /// Offset of the next chunk, after the padding byte of odd-sized data.
     fn next(self) -> usize {
         self.start.saturating_add(self.size).saturating_add(self.size & 1)
     }
@@ -209,10 +211,10 @@ mod tests {
     use super::*;
 
     const CANVAS: (u32, u32) = (16, 32);
-    /// Key frames: tag, start code, sides.
+    /// Key frames: tag, start code, width and height.
     const FITTING: &[u8] = b"\x10\0\0\x9d\x01\x2a\x10\0\x20\0";
     const LARGE: &[u8] = b"\x10\0\0\x9d\x01\x2a\x11\0\x20\0";
-    /// Place and sides (4 x 5) of a frame.
+    /// Position and size (4 x 5) of a frame.
     const FRAME: &[u8] = b"\0\0\0\0\0\0\x03\0\0\x04\0\0\0\0\0\0";
 
     fn chunk(name: [u8; 4], data: &[u8]) -> Vec<u8> {
@@ -273,7 +275,7 @@ mod tests {
         let first = frame(&[chunk(*b"VP8L", b"inner")]);
         let file = extended(ANIMATED, &[chunk(*b"VP8L", b"outer"), first, frame(&[])]);
         assert_eq!(parts(&file, CANVAS), picture(b"inner", (4, 5)));
-        // Without the flag the picture is the outer one, or else the frame's.
+        // Without the flag the outer picture is read, or the frame's if there is no outer one.
         let file = extended(0, &[frame(&[chunk(*b"VP8L", b"inner")]), chunk(*b"VP8L", b"outer")]);
         assert_eq!(parts(&file, CANVAS), picture(b"outer", CANVAS));
         let file = extended(0, &[frame(&[chunk(*b"VP8L", b"inner")]), chunk(*b"VP8 ", FITTING)]);
@@ -295,7 +297,7 @@ mod tests {
     fn a_lossy_frame_beyond_its_canvas_is_found_wherever_it_is_read() {
         let files = |data: &[u8]| {
             let lossy = chunk(*b"VP8 ", data);
-            // The inner chunk seems to reach over what follows the frame.
+            // The inner chunk claims to extend over what follows the frame.
             let mut hiding = frame(&[chunk(*b"blip", b"")]);
             hiding[8 + FRAME.len() + 4..][..4].fill(0xff);
             [
@@ -303,7 +305,7 @@ mod tests {
                 extended(0, &[chunk(*b"XMP ", b"x"), lossy.clone()]),
                 extended(0, &[hiding, lossy.clone()]),
                 extended(ANIMATED, &[frame(std::slice::from_ref(&lossy))]),
-                // The decoder does not look at the name of what follows transparency.
+                // The decoder ignores the `FourCC` of the chunk after ALPH.
                 extended(ANIMATED, &[frame(&[chunk(*b"ALPH", b"\0"), chunk(*b"blip", data)])]),
             ]
         };

@@ -1,34 +1,36 @@
-//! Activations of the feed-forward layers: each as a function of one vector, and all but GELU as a pass over a product.
+//! Activation functions of the feed-forward layers, on one vector. All except GELU also run as a separate pass over a
+//! product.
 //!
-//! GELU, the activation of every official checkpoint, is fused into the matrix product (`gemm::epilogue`). The others run
-//! over its result: fusing them too would compile every microkernel once more for each.
+//! GELU, the activation of every official checkpoint, is fused into the matrix product (`gemm::epilogue`). The others
+//! run over the finished product: fusing them too would compile every microkernel once more per activation.
 
 use super::gemm::{MOST_COLUMNS, Shared};
 use super::isa::{Isa, Level, per_level};
 use super::pointwise::exp;
 use super::pool::Pool;
 
-/// What a feed-forward layer applies to its product. Sources: transformers `activations.py`, PyTorch.
+/// The activation that a feed-forward layer applies to its product. Sources: transformers `activations.py`, PyTorch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// `x (1 + erf(x / sqrt 2)) / 2`.
+    /// GELU by the error function: `x (1 + erf(x / sqrt 2)) / 2`.
     Gelu,
-    /// `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`: up to 5e-4 away from [`Activation::Gelu`].
+    /// GELU by tanh: `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`. Differs from [`Activation::Gelu`] by up to
+    /// 5e-4.
     GeluTanh,
-    /// `x sigmoid(1.702 x)`.
+    /// The sigmoid approximation of GELU: `x sigmoid(1.702 x)`.
     QuickGelu,
-    /// `max(x, 0)`.
+    /// The rectified linear unit: `max(x, 0)`.
     Relu,
-    /// `x sigmoid(x)`.
+    /// The sigmoid linear unit (swish): `x sigmoid(x)`.
     Silu,
-    /// `tanh(x)`.
+    /// The hyperbolic tangent of x: `tanh(x)`.
     Tanh,
 }
 
 /// `x sigmoid(slope x)`. NaN stays NaN.
 ///
-/// From `-87 / slope` downwards the true value is nearer to 0 than 2e-36. There the value at `-87 / slope` is returned,
-/// because `exp` of more than 88 overflows.
+/// For x below `-87 / slope` the true value is closer to 0 than 2e-36. The result is then the value at `-87 / slope`,
+/// because `exp` overflows above 88.
 #[inline(always)]
 fn scaled_silu<I: Isa>(isa: I, x: I::F, slope: f32) -> I::F {
     let x = isa.max(isa.splat(-87.0 / slope), x);
@@ -48,7 +50,7 @@ fn quick_gelu<I: Isa>(isa: I, x: I::F) -> I::F {
 
 /// GELU by tanh, as `x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))`: `(1 + tanh(u)) / 2` is `sigmoid(2 u)`.
 ///
-/// Below -9.98 the exponent would exceed 87; the true value there is nearer to 0 than 2e-36.
+/// For x below -9.98 the exponent would exceed 87; the true value there is closer to 0 than 2e-36.
 #[inline(always)]
 fn gelu_tanh<I: Isa>(isa: I, x: I::F) -> I::F {
     // 2 sqrt(2 / pi), and 0.044715 times it.
@@ -66,7 +68,8 @@ fn relu<I: Isa>(isa: I, x: I::F) -> I::F {
     isa.max(isa.splat(0.0), x)
 }
 
-/// tanh as `x P(x^2) / Q(x^2)`, constant beyond 7.9, where it is 1 in f32. Within 5e-7 of the larger of |x| and 1.
+/// tanh as `x P(x^2) / Q(x^2)`. It is constant beyond 7.9, where it is 1 in f32. The error is at most 5e-7 of the
+/// larger of |x| and 1.
 ///
 /// Coefficients: Eigen, `ptanh_float`.
 #[inline(always)]
@@ -91,17 +94,17 @@ fn tanh<I: Isa>(isa: I, x: I::F) -> I::F {
     isa.mul(isa.mul(x, p), isa.reciprocal(q))
 }
 
-/// Values that one part of a job changes: 64 KB, so that they stay in a first- or second-level cache.
+/// Number of values that one part of a job changes: 64 KB, which stay in a first- or second-level cache.
 const VALUES_A_PART: usize = 16 * 1024;
 
-/// Applies the activation to every value. A value's result does not depend on its place.
+/// Applies the activation to every value. A value's result does not depend on its position.
 pub fn apply(level: Level, pool: &mut Pool, activation: Activation, values: &mut [f32]) {
     let length = values.len();
     let all = Shared(values.as_mut_ptr());
     pool.run(length.div_ceil(VALUES_A_PART), &|part| {
         let start = part * VALUES_A_PART;
-        #[expect(unsafe_code, reason = "values of one part")]
-        // SAFETY: the values from `start` to the next part's are this part's alone.
+        #[expect(unsafe_code, reason = "a slice of values that only this part uses")]
+        // SAFETY: only this part uses the values from `start` up to the next part's first value.
         let values = unsafe {
             std::slice::from_raw_parts_mut(
                 all.pointer().add(start),
@@ -128,13 +131,13 @@ fn apply_generic<I: Isa>(isa: I, activation: Activation, values: &mut [f32]) {
     }
 }
 
-/// `function` of every value; the last ones are padded to a vector, so that they get the same bits.
+/// Applies `function` to every value. The last values are padded to a vector, so that they get the same bits.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of a slice")]
 fn each<I: Isa>(isa: I, values: &mut [f32], function: impl Fn(I, I::F) -> I::F) {
     let mut vectors = values.chunks_exact_mut(I::LANES);
     for vector in &mut vectors {
-        // SAFETY: the chunk is a vector long.
+        // SAFETY: the chunk is as long as a vector.
         unsafe {
             let value = isa.load(vector.as_ptr());
             isa.store(vector.as_mut_ptr(), function(isa, value));
@@ -144,7 +147,7 @@ fn each<I: Isa>(isa: I, values: &mut [f32], function: impl Fn(I, I::F) -> I::F) 
     if !rest.is_empty() {
         let mut padded = [0.0f32; MOST_COLUMNS];
         padded[..rest.len()].copy_from_slice(rest);
-        // SAFETY: the array holds a vector.
+        // SAFETY: the array is at least as long as a vector.
         unsafe {
             let value = isa.load(padded.as_ptr());
             isa.store(padded.as_mut_ptr(), function(isa, value));
@@ -167,7 +170,7 @@ mod tests {
         Activation::Tanh,
     ];
 
-    /// The slow twin, in f64.
+    /// Slow reference implementation, in f64.
     fn exact(activation: Activation, x: f64) -> f64 {
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         match activation {
@@ -189,7 +192,7 @@ mod tests {
         values
     }
 
-    /// Errors are measured against |x|, which every one of these functions stays below.
+    /// Errors are relative to |x|, because the magnitude of each of these functions is at most |x|.
     #[test]
     fn every_activation_is_within_five_ten_millionths_of_its_slow_twin() {
         let grid = |range: f32| (-20_000..=20_000i16).map(move |i| range * f32::from(i) / 20_000.0);
@@ -219,14 +222,14 @@ mod tests {
                     let equal = y.to_bits() == expected.to_bits();
                     assert!(equal || (y / expected - 1.0).abs() < 5e-7, "{what} of {x}: {y}");
                 }
-                // PyTorch gives NaN for -infinity where it multiplies infinity by zero.
+                // PyTorch returns NaN for -infinity if it multiplies infinity by zero.
                 let lowest = if activation == Activation::Tanh { -1.0 } else { 0.0 };
                 for x in [f32::NEG_INFINITY, f32::MIN, -1e20, -1e4] {
                     let y = at(x);
                     let gelu = activation == Activation::Gelu;
                     assert!(gelu || (y - lowest).abs() < 5e-7, "{what} of {x}: {y}");
                 }
-                // Subnormal numbers may become zero.
+                // Subnormal numbers may be flushed to zero.
                 for x in [1e-40f32, -1e-40, f32::from_bits(1), 1e-37, -1e-37, 0.0] {
                     let y = f64::from(at(x));
                     let error = (y - exact(activation, f64::from(x))).abs();

@@ -1,8 +1,9 @@
-//! What this machine could do at most: what the times of the kernels are held against. `bench` asks; serving does not.
+//! Upper limits of this machine, which the durations of the kernels are compared with. `bench` measures them; serving
+//! does not use them.
 //!
-//! Neither is a data sheet's number. [`read_bandwidth`] is what the pool's threads read from memory together,
-//! [`operations_per_second`] what the inner loop of a matrix product reaches where nothing is ever fetched from beyond
-//! L1, nothing is packed and nothing is done with the sums.
+//! The limits are measured, not taken from a data sheet. [`read_bandwidth`] is what the pool's threads together read
+//! from memory. [`operations_per_second`] is what the inner loop of a matrix product reaches if all data is in L1,
+//! nothing is packed, and the sums are not used.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -12,17 +13,17 @@ use super::isa::{Isa, Level, per_level};
 use super::memory::{LINE, Lines};
 use super::pool::Pool;
 
-/// Passes of which the best counts: another process, or a core that was asleep, slows one of them.
+/// Number of passes; the fastest counts. Another process, or a core that was asleep, may slow down a pass.
 const PASSES: usize = 5;
 
-/// Values in a part of a buffer that is read: 1 MB.
+/// Number of values in one part of the buffer that is read: 1 MB.
 const CHUNK: usize = 1 << 18;
 
-/// Parts of a pass of products: enough that a thread that comes late leaves little undone.
+/// Parts per thread in one pass of products: enough that a thread that starts late leaves little work undone.
 const PARTS_A_THREAD: usize = 8;
 
-/// Bytes a second that the pool's threads read together from a buffer of `bytes`, which should be many times what the
-/// caches hold.
+/// Bytes per second that the pool's threads together read from a buffer of `bytes`. The buffer should be many times
+/// larger than the caches.
 ///
 /// # Panics
 /// When `bytes` is less than 4.
@@ -30,7 +31,7 @@ const PARTS_A_THREAD: usize = 8;
 pub fn read_bandwidth(pool: &mut Pool, bytes: usize) -> f64 {
     let mut buffer = Lines::zeroed(bytes / size_of::<u32>());
     assert!(!buffer.is_empty(), "there is something to read");
-    // Written, because pages that were never written to may all be one.
+    // Write the buffer: pages that were never written may all map to one zero page.
     buffer.fill(1);
     let buffer: &[u32] = &buffer;
     let chunks = buffer.len().div_ceil(CHUNK);
@@ -43,13 +44,13 @@ pub fn read_bandwidth(pool: &mut Pool, bytes: usize) -> f64 {
     size_of_val(buffer) as f64 / best.as_secs_f64()
 }
 
-/// Multiplications and additions a second, of all threads of the pool together: an upper bound of what a matrix product
-/// at this level in this format can reach. A pass takes about `pass`, which should be many times what a thread needs to
-/// wake.
+/// Multiplications and additions per second of all threads of the pool together. This is an upper bound for a matrix
+/// product at this level in this format. A pass takes about `pass`, which should be many times longer than waking a
+/// thread takes.
 #[must_use]
 pub fn operations_per_second(level: Level, format: Format, pool: &mut Pool, pass: Duration) -> f64 {
-    // A matrix unit's tile and panel do not leave room for the sums in an L1 of 48 KB when their blocks are whole;
-    // shorter ones store more often. The better one is the bound.
+    // With whole blocks, the tile and panel of a matrix unit leave no room for the sums in an L1 of 48 KB; shorter
+    // blocks store the sums more often. The faster of the two is the bound.
     let block = Shape::of(level).k_block;
     let half = (block / 2).next_multiple_of(LINE);
     let rate = |groups| rate(level, format, pool, groups, pass);
@@ -82,7 +83,7 @@ fn best_of_passes(mut pass: impl FnMut()) -> Duration {
         pass();
         best = best.min(start.elapsed());
     }
-    // A clock may be coarser than a pass over very little.
+    // The clock may be coarser than a very short pass.
     best.max(Duration::from_nanos(1))
 }
 
@@ -99,7 +100,7 @@ fn generic<I: Isa>(isa: I, format: Format, groups: usize, repeats: usize) {
     }
 }
 
-/// One tile, all of whose groups are `one`, times one panel of the same, again and again.
+/// Multiplies one tile with one panel repeatedly; every group of both is `one`.
 #[inline(always)]
 #[expect(unsafe_code, reason = "tile, panel and sums by pointer")]
 fn repeated<I: Isa, D: Dot<I>>(isa: I, one: u32, groups: usize, repeats: usize) {
@@ -110,7 +111,8 @@ fn repeated<I: Isa, D: Dot<I>>(isa: I, one: u32, groups: usize, repeats: usize) 
     let mut sums = Lines::zeroed(I::ROWS * columns);
     for _ in 0..repeats {
         let (a, b, sums) = (black_box(a.as_ptr()), black_box(b.as_ptr()), sums.as_mut_ptr());
-        // SAFETY: a whole tile, a whole panel and their sums; `groups` are whole lines, which every set's units divide.
+        // SAFETY: `a` is a whole tile, `b` a whole panel, and `sums` has room for all their sums. `groups` is a
+        // multiple of a line, which is a multiple of every set's `GROUPS`.
         unsafe { run::<I, D>(isa, I::ROWS, a, b, groups, black_box(sums), false) };
     }
 }

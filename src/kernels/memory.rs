@@ -1,34 +1,34 @@
-//! Buffers that start at a cache line, the large ones on huge pages.
+//! Buffers aligned to cache lines; large buffers use huge pages.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-/// Groups (or f32) in a cache line, which is also one AVX-512 register.
+/// Groups (or f32 values) per cache line, which has the size of one AVX-512 register.
 pub(in crate::kernels) const LINE: usize = 16;
 
-/// Bytes of a line.
+/// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
 
-/// Bytes of a huge page. A product walks through megabytes of panels: with pages of 4 KB it waits for a translation every
-/// few hundred values.
+/// Bytes of a huge page. A product walks through megabytes of panels; with pages of 4 KB it would wait for an address
+/// translation every few hundred values.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// A growing buffer of 4-byte values on whole cache lines, zero when new.
+/// A growable buffer of 4-byte values, aligned to cache lines; a new buffer is zero.
 #[derive(Debug)]
 pub(in crate::kernels) struct Lines {
     values: NonNull<u32>,
-    /// In lines.
+    /// Capacity in cache lines, not in values.
     capacity: usize,
-    /// Values in use.
+    /// Number of values in use.
     length: usize,
 }
 
-#[expect(unsafe_code, reason = "memory of its own")]
-// SAFETY: the buffer owns its memory, as a vector does.
+#[expect(unsafe_code, reason = "the buffer owns its memory")]
+// SAFETY: the buffer owns its memory, as a `Vec` does.
 unsafe impl Send for Lines {}
-#[expect(unsafe_code, reason = "memory of its own")]
-// SAFETY: shared access only reads.
+#[expect(unsafe_code, reason = "the buffer owns its memory")]
+// SAFETY: shared access only reads the memory.
 unsafe impl Sync for Lines {}
 
 impl Default for Lines {
@@ -44,7 +44,7 @@ impl Lines {
         buffer
     }
 
-    /// Makes it `length` values long; what was there stays, what is new is zero or left over from earlier use.
+    /// Sets the length to `length` values. Existing values are kept; new values are zero or left over from earlier use.
     pub(in crate::kernels) fn resize(&mut self, length: usize) {
         let lines = length.div_ceil(LINE);
         if lines > self.capacity {
@@ -56,43 +56,45 @@ impl Lines {
         self.length = length;
     }
 
-    /// Memory of `lines` lines, zero.
+    /// Allocates `lines` cache lines, filled with zeros.
     #[expect(unsafe_code, reason = "allocation with an alignment")]
     fn allocate(lines: usize) -> Self {
         let layout = layout(lines);
-        // SAFETY: `lines` is not 0, so the layout has a size.
+        // SAFETY: `lines` is not 0, so the size of the layout is not 0.
         let Some(values) = NonNull::new(unsafe { alloc(layout) }) else {
             handle_alloc_error(layout)
         };
         advise_huge_pages(values, layout);
-        // SAFETY: just allocated with this size. Zeroing after the advice, so that the pages come as huge ones.
+        // SAFETY: the memory was just allocated with this size. It is zeroed after the advice, so that its pages are
+        // allocated as huge pages.
         unsafe { values.write_bytes(0, layout.size()) };
         Self { values: values.cast(), capacity: lines, length: 0 }
     }
 
-    /// As f32.
-    #[expect(unsafe_code, reason = "the same bytes as f32")]
+    /// The values, viewed as f32.
+    #[expect(unsafe_code, reason = "views the same bytes as f32")]
     pub(in crate::kernels) fn as_f32_mut(&mut self) -> &mut [f32] {
-        // SAFETY: every bit pattern is an f32, of the same size and alignment.
+        // SAFETY: every bit pattern is a valid f32, and f32 has the same size and alignment as u32.
         unsafe { std::slice::from_raw_parts_mut(self.values.as_ptr().cast(), self.length) }
     }
 }
 
-/// Whole lines; from the size of a huge page on, aligned as one.
+/// Layout of whole cache lines. From the size of a huge page on, it is aligned to a huge page.
 fn layout(lines: usize) -> Layout {
     let bytes = lines * LINE_BYTES;
     let alignment = if bytes < HUGE_PAGE { LINE_BYTES } else { HUGE_PAGE };
     Layout::from_size_align(bytes, alignment).expect("a buffer is smaller than the address space")
 }
 
-/// Asks for huge pages where the system gives them to those who ask. Without them all works, slower.
+/// Requests huge pages, which some systems give only on request. Everything works without them, but slower.
 #[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "advice on memory of our own")]
+#[expect(unsafe_code, reason = "madvise on memory that we own")]
 fn advise_huge_pages(memory: NonNull<u8>, layout: Layout) {
     use rustix::mm::{Advice, madvise};
     let bytes = layout.size() / HUGE_PAGE * HUGE_PAGE;
     if bytes > 0 {
-        // SAFETY: the range is ours; this advice changes no contents. Its refusal (a kernel without huge pages) is no loss.
+        // SAFETY: we own the range, and this advice changes no contents. If it is refused (a kernel without huge
+        // pages), nothing is lost.
         let _ = unsafe { madvise(memory.as_ptr().cast(), bytes, Advice::LinuxHugepage) };
     }
 }
@@ -101,10 +103,10 @@ fn advise_huge_pages(memory: NonNull<u8>, layout: Layout) {
 fn advise_huge_pages(_: NonNull<u8>, _: Layout) {}
 
 impl Drop for Lines {
-    #[expect(unsafe_code, reason = "memory of its own")]
+    #[expect(unsafe_code, reason = "the buffer owns its memory")]
     fn drop(&mut self) {
         if self.capacity > 0 {
-            // SAFETY: allocated with this layout.
+            // SAFETY: the memory was allocated with this layout.
             unsafe { dealloc(self.values.as_ptr().cast(), layout(self.capacity)) };
         }
     }
@@ -113,17 +115,17 @@ impl Drop for Lines {
 impl Deref for Lines {
     type Target = [u32];
 
-    #[expect(unsafe_code, reason = "lines as their values")]
+    #[expect(unsafe_code, reason = "views the lines as a slice of values")]
     fn deref(&self) -> &[u32] {
-        // SAFETY: `length` is at most the values in `lines`.
+        // SAFETY: `length` is at most the number of values in `capacity` lines, and all of them are initialised.
         unsafe { std::slice::from_raw_parts(self.values.as_ptr(), self.length) }
     }
 }
 
 impl DerefMut for Lines {
-    #[expect(unsafe_code, reason = "lines as their values")]
+    #[expect(unsafe_code, reason = "views the lines as a slice of values")]
     fn deref_mut(&mut self) -> &mut [u32] {
-        // SAFETY: as above, and the borrow is exclusive.
+        // SAFETY: as above; in addition, the borrow is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.values.as_ptr(), self.length) }
     }
 }

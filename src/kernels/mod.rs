@@ -1,25 +1,25 @@
-//! CPU kernels: matrix products over packed weights, attention, and what stands between them.
+//! CPU kernels: matrix products over packed weights, attention, and the operations between them.
 //!
-//! - [`isa`]: instruction sets, found at run time, and the vocabulary that everything else is written in once;
+//! - [`isa`]: instruction sets, detected at run time, and the vector operations that all kernels are written in;
 //! - [`gemm`]: `x W^T + b` with its epilogues, in f32, bf16 and 8-bit integers;
-//! - [`attention`]: over packed memories, and causally over few rows;
+//! - [`attention`]: over packed keys and values, and causally over few rows;
 //! - [`pointwise`]: exp, GELU, layer norm;
 //! - [`activation`]: the other activations of feed-forward layers;
 //! - [`rows`]: views of rows;
-//! - [`pool`]: the threads;
-//! - [`limits`]: what the machine could do at most.
+//! - [`pool`]: the thread pool;
+//! - [`limits`]: upper limits of the machine's speed.
 //!
-//! Nothing here knows of models or tensors: slices in, slices out, row by row. Besides the standard library only `rustix` is used,
-//! to ask for huge pages.
+//! Nothing here knows about models or tensors: the kernels read and write slices, row by row. `rustix` is the only
+//! dependency besides the standard library; it requests huge pages.
 
 #![expect(
     clippy::inline_always,
-    reason = "generic code gets a level's instructions only by being inlined where they are enabled"
+    reason = "generic code is compiled for a level only if it is inlined where its instructions are enabled"
 )]
 #![expect(
     clippy::cast_sign_loss,
     clippy::cast_possible_wrap,
-    reason = "groups are bits, read as whatever number their format says"
+    reason = "groups are raw bits, which each format interprets as its own kind of number"
 )]
 
 pub mod activation;

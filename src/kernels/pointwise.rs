@@ -1,18 +1,19 @@
-//! Functions of single values and of single rows: exp, erf, GELU, layer norm, softmax.
+//! Functions of single values and single rows: exp, erf, GELU, layer norm, log-sum-exp.
 
 use super::gemm::Shared;
 use super::isa::{Isa, Level, per_level};
 use super::pool::Pool;
 
-/// `e^x`, within 2 units in the last place for -87.3 <= x <= 88; below, 1.2e-38; NaN stays NaN. Callers subtract the
-/// largest value first, so nothing above 0 comes here.
+/// `e^x`, within 2 units in the last place for -87.3 <= x <= 88. Below that range the result is 1.2e-38; NaN stays NaN.
+/// Callers never pass more than 88: softmax subtracts the largest value first, and the activations clamp their
+/// argument.
 ///
-/// `2^n e^r` with `n = round(x / ln 2)` and a polynomial of degree 6 for `e^r`; source: Cephes `expf`.
+/// Computes `2^n e^r` with `n = round(x / ln 2)` and a polynomial of degree 6 for `e^r`. Source: Cephes `expf`.
 #[inline(always)]
 pub(super) fn exp<I: Isa>(isa: I, x: I::F) -> I::F {
     let x = isa.max(isa.splat(-87.3), x);
     let n = isa.round(isa.mul(x, isa.splat(std::f32::consts::LOG2_E)));
-    // ln 2 in two parts, the first with few bits, so that n times it is exact.
+    // ln 2 in two parts. The first part has few bits, so that its product with n is exact.
     let r = isa.mul_add(n, isa.splat(-0.693_359_4), x);
     let r = isa.mul_add(n, isa.splat(2.121_944_4e-4), r);
     let mut p = isa.splat(1.987_569_1e-4);
@@ -23,7 +24,8 @@ pub(super) fn exp<I: Isa>(isa: I, x: I::F) -> I::F {
     isa.mul(p, isa.power_of_two(n))
 }
 
-/// The error function as `x P(x^2) / Q(x^2)` on -4 to 4, beyond which it is 1 in f32. Within 5e-7.
+/// The error function as `x P(x^2) / Q(x^2)` for -4 <= x <= 4; beyond that range it is 1 in f32. The error is at most
+/// 5e-7.
 ///
 /// Coefficients: Eigen, `generic_fast_erf_float`.
 #[inline(always)]
@@ -48,14 +50,14 @@ pub(super) fn erf<I: Isa>(isa: I, x: I::F) -> I::F {
     isa.mul(isa.mul(x, p), isa.reciprocal(q))
 }
 
-/// `x (1 + erf(x / sqrt 2)) / 2`.
+/// GELU by the error function: `x (1 + erf(x / sqrt 2)) / 2`.
 #[inline(always)]
 pub(super) fn gelu<I: Isa>(isa: I, x: I::F) -> I::F {
     let half = isa.mul(x, isa.splat(0.5));
     isa.mul_add(half, erf(isa, isa.mul(x, isa.splat(std::f32::consts::FRAC_1_SQRT_2))), half)
 }
 
-/// The largest value and `ln(sum(exp(x)))`, summed in f64 by blocks; `None` where a value is not finite.
+/// The largest value, and `ln(sum(exp(x)))`, summed in f64 block by block; `None` if a value is not finite.
 #[must_use]
 pub fn log_sum_exp(level: Level, x: &[f32]) -> Option<(f32, f64)> {
     let mut result = None;
@@ -67,18 +69,18 @@ per_level! {
     fn log_sum_exp_of(x: &[f32], result: &mut Option<(f32, f64)>) = log_sum_exp_generic;
 }
 
-/// Values whose exponentials are summed in f32 before f64 takes over: a lane adds up 64 at most.
+/// Number of exponentials that are summed in f32 before the sum continues in f64: at most 64 per lane at AVX-512.
 const EXP_BLOCK: usize = 1024;
 
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of a slice")]
 fn log_sum_exp_generic<I: Isa>(isa: I, x: &[f32], result: &mut Option<(f32, f64)>) {
     let mut highest = isa.splat(f32::NEG_INFINITY);
-    // Zero times a value is NaN where it is not finite.
+    // Zero times a value is NaN if the value is not finite.
     let mut zeros = isa.splat(0.0);
     let whole = x.len() / I::LANES * I::LANES;
     for start in (0..whole).step_by(I::LANES) {
-        // SAFETY: within the slice.
+        // SAFETY: the vector lies within the slice.
         let value = unsafe { isa.load(x.as_ptr().add(start)) };
         highest = isa.max(highest, value);
         zeros = isa.mul_add(value, isa.splat(0.0), zeros);
@@ -97,7 +99,7 @@ fn log_sum_exp_generic<I: Isa>(isa: I, x: &[f32], result: &mut Option<(f32, f64)
     for block in (0..whole).step_by(EXP_BLOCK) {
         let mut sum = isa.splat(0.0);
         for start in (block..(block + EXP_BLOCK).min(whole)).step_by(I::LANES) {
-            // SAFETY: within the slice.
+            // SAFETY: the vector lies within the slice.
             let value = unsafe { isa.load(x.as_ptr().add(start)) };
             sum = isa.add(sum, exp(isa, isa.add(value, shift)));
         }
@@ -109,13 +111,14 @@ fn log_sum_exp_generic<I: Isa>(isa: I, x: &[f32], result: &mut Option<(f32, f64)
     *result = Some((largest, f64::from(largest) + total.ln()));
 }
 
-/// Rows of a layer norm that one part of a job computes.
+/// Number of rows of a layer norm that one part of a job computes.
 const ROWS_A_PART: usize = 16;
 
-/// `out = (x - mean) / sqrt(variance + eps) * weight + bias` of each row; all of `[rows, width]`.
+/// Layer norm of each row: `out = (x - mean) / sqrt(variance + eps) * weight + bias`. `x` and `out` are
+/// `[rows, width]`.
 ///
 /// # Panics
-/// When the lengths do not agree.
+/// When the lengths do not match.
 pub fn layer_norm(
     level: Level,
     pool: &mut Pool,
@@ -136,8 +139,8 @@ pub fn layer_norm(
         let first = part * ROWS_A_PART;
         let last = (first + ROWS_A_PART).min(rows);
         let norm = Norm { weight, bias, eps };
-        #[expect(unsafe_code, reason = "rows of one part")]
-        // SAFETY: the rows `first..last` are this part's alone.
+        #[expect(unsafe_code, reason = "a slice of rows that only this part writes")]
+        // SAFETY: only this part writes the rows `first..last`.
         let out = unsafe {
             std::slice::from_raw_parts_mut(to.pointer().add(first * width), (last - first) * width)
         };
@@ -183,7 +186,7 @@ fn norm_row<I: Isa>(isa: I, x: &[f32], norm: Norm<'_>, out: &mut [f32]) {
     let inverse = 1.0 / (squares / width as f32 + norm.eps).sqrt();
     let inverses = isa.splat(inverse);
     for start in (0..whole).step_by(I::LANES) {
-        // SAFETY: all four have `width` values.
+        // SAFETY: all four slices have `width` values.
         unsafe {
             let centred = isa.mul(isa.sub(isa.load(x.as_ptr().add(start)), means), inverses);
             let weight = isa.load(norm.weight.as_ptr().add(start));
@@ -196,7 +199,7 @@ fn norm_row<I: Isa>(isa: I, x: &[f32], norm: Norm<'_>, out: &mut [f32]) {
     }
 }
 
-/// The sum of a function of all values, in a fixed order.
+/// Sums a function of all values, in a fixed order.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of a slice")]
 fn sum_of<I: Isa>(
@@ -208,7 +211,7 @@ fn sum_of<I: Isa>(
     let mut sums = [isa.splat(0.0); 4];
     let whole = x.len() / I::LANES;
     for index in 0..whole {
-        // SAFETY: within the slice.
+        // SAFETY: the vector lies within the slice.
         let value = unsafe { isa.load(x.as_ptr().add(index * I::LANES)) };
         sums[index % 4] = isa.add(sums[index % 4], vector(isa, value));
     }
@@ -221,7 +224,7 @@ mod tests {
     use super::super::testing::{assert_all_close, erf as exact_erf, levels, values};
     use super::*;
 
-    /// The vector functions over whole slices.
+    /// The vector functions, to run over whole slices.
     #[derive(Clone, Copy, Debug)]
     enum Function {
         Exp,
@@ -237,7 +240,7 @@ mod tests {
     #[expect(unsafe_code, reason = "vectors of slices of one length")]
     fn map_generic<I: Isa>(isa: I, function: Function, x: &[f32], out: &mut [f32]) {
         for (x, out) in x.chunks_exact(I::LANES).zip(out.chunks_exact_mut(I::LANES)) {
-            // SAFETY: both are a vector long.
+            // SAFETY: both chunks are as long as a vector.
             unsafe {
                 let x = isa.load(x.as_ptr());
                 let y = match function {
@@ -250,7 +253,7 @@ mod tests {
         }
     }
 
-    /// `count` values from `low` to `high`, a whole number of vectors.
+    /// `count` evenly spaced values from `low` to `high`; `count` must be a multiple of a vector's length.
     fn grid(low: f32, high: f32, count: u16) -> Vec<f32> {
         (0..count).map(|i| low + (high - low) * f32::from(i) / f32::from(count - 1)).collect()
     }
@@ -318,7 +321,7 @@ mod tests {
             for width in [1, 3, 4, 7, 8, 15, 16, 17, 63, 64, 65, 192, 768, 1024] {
                 for rows in [1, ROWS_A_PART, ROWS_A_PART + 1] {
                     let mut x = values(rows * width, 1);
-                    // A mean far from zero: E[x^2] - E[x]^2 would be wrong by a part in a thousand.
+                    // The mean is far from zero, where E[x^2] - E[x]^2 would be wrong by one part in a thousand.
                     x[..width].iter_mut().for_each(|x| *x += 100.0);
                     let (weight, bias) = (values(width, 2), values(width, 3));
                     let mut out = vec![f32::NAN; x.len()];

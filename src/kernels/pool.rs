@@ -1,8 +1,9 @@
-//! The threads of the kernels: one caller, a few helpers that spin a little before they sleep.
+//! Thread pool of the kernels: the calling thread, and a few helper threads that spin for a short time before they
+//! sleep.
 //!
-//! One thread (the engine's worker) drives the pool. A job is a number of parts; whoever is free takes the next
-//! part, so that a core that another process keeps busy delays little. Which thread computes a part never
-//! changes a result: parts share nothing.
+//! One thread (the engine's worker) drives the pool. A job is a loop over numbered parts; a thread that is free takes
+//! the next part, so a core that another process keeps busy causes little delay. The parts share nothing, so the result
+//! does not depend on which thread computes a part.
 
 use std::any::Any;
 use std::io;
@@ -11,11 +12,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// How often a helper looks for work before it sleeps: some 50 microseconds, longer than the gap between two
-/// products of one layer, shorter than what anyone would notice of an idle server.
+/// Number of times that a helper checks for work before it sleeps. This takes about 50 microseconds: longer than the
+/// gap between two products of one layer, and short enough that an idle server uses no noticeable CPU time.
 const SPINS: usize = 2_000;
 
-/// Threads that share the parts of one job at a time.
+/// Threads that share the parts of a job. One job runs at a time.
 #[derive(Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -24,23 +25,25 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Shared {
-    /// Counts jobs.
+    /// Number of jobs started so far.
     epoch: AtomicUsize,
-    /// Parts taken of the running job.
+    /// Index of the next part of the running job to take.
     next: AtomicUsize,
-    /// Helpers inside the running job, for which `Pool::run` waits; grows under the lock of `job` only.
+    /// Number of helpers inside the running job. `Pool::run` waits until it is 0; it increases only under the lock of
+    /// `job`.
     busy: AtomicUsize,
-    /// What a helper panicked with in the running job.
+    /// Panic payload of a helper in the running job.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    /// The running job; gone when its parts are, so that a helper who wakes late is not waited for.
+    /// The running job. It is removed once all parts are taken, so that a helper that wakes up late does not delay the
+    /// caller.
     job: Mutex<Option<Job>>,
     wake: Condvar,
-    /// Helpers asleep.
+    /// Number of helpers that are asleep.
     sleeping: AtomicUsize,
     ended: AtomicBool,
 }
 
-/// What helpers run; valid until `Pool::run` returns, which waits for all of them.
+/// The work of the helpers. It is valid until `Pool::run` returns, and `Pool::run` waits for all helpers.
 #[derive(Clone, Copy)]
 struct Job {
     part: &'static (dyn Fn(usize) + Sync),
@@ -54,10 +57,10 @@ impl std::fmt::Debug for Job {
 }
 
 impl Pool {
-    /// A pool of `threads`, the caller's own included.
+    /// Starts a pool of `threads` threads, including the caller's own.
     ///
     /// # Errors
-    /// When the operating system gives no more threads.
+    /// When the operating system cannot start the threads.
     pub fn try_new(threads: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
@@ -69,7 +72,7 @@ impl Pool {
             sleeping: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
         });
-        // Dropped on an error, so that the helpers that were started end.
+        // On an error `pool` is dropped, which ends the helpers that have started.
         let mut pool = Self { shared, helpers: Vec::new() };
         for index in 1..threads.max(1) {
             let shared = Arc::clone(&pool.shared);
@@ -80,22 +83,22 @@ impl Pool {
         Ok(pool)
     }
 
-    /// A pool for tests, whose machine has threads.
+    /// A pool for tests, which can rely on a machine that can start threads.
     #[cfg(test)]
     pub(in crate::kernels) fn new(threads: usize) -> Self {
         Self::try_new(threads).expect("a few threads")
     }
 
-    /// Threads, the caller's included.
+    /// Number of threads, including the caller's own.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.helpers.len() + 1
     }
 
-    /// Calls `part` with every index below `parts`, on any of the threads, and returns when all have returned.
+    /// Calls `part` with every index below `parts`, on any of the threads. Returns after all calls have returned.
     ///
     /// # Panics
-    /// With what a part panicked with; the others have run or have been left out by then.
+    /// With the panic payload of a part. By then each other part has either run or been skipped.
     pub fn run(&mut self, parts: usize, part: &(dyn Fn(usize) + Sync)) {
         if self.helpers.is_empty() || parts <= 1 {
             (0..parts).for_each(part);
@@ -103,8 +106,8 @@ impl Pool {
         }
         let shared = &*self.shared;
         {
-            #[expect(unsafe_code, reason = "a borrowed closure for other threads")]
-            // SAFETY: only the lifetime changes; below, this call waits until no helper holds it.
+            #[expect(unsafe_code, reason = "lends a borrowed closure to other threads")]
+            // SAFETY: this changes only the lifetime. Below, this call waits until no helper holds the closure.
             let part = unsafe {
                 std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(
                     part,
@@ -115,7 +118,8 @@ impl Pool {
         }
         shared.epoch.fetch_add(1, Ordering::SeqCst);
         if shared.sleeping.load(Ordering::SeqCst) > 0 {
-            // Under the lock, so that a helper about to sleep is asleep or sees the epoch.
+            // Notify under the lock, so that a helper that is about to sleep is either asleep already or sees the new
+            // epoch.
             let _job = shared.lock();
             shared.wake.notify_all();
         }
@@ -127,7 +131,7 @@ impl Pool {
         let mut turns = 0;
         while shared.busy.load(Ordering::Acquire) > 0 {
             turns += 1;
-            // A helper that takes so long may have lost its core, to this thread perhaps.
+            // A helper that takes this long may have lost its core, possibly to this thread.
             if turns % SPINS == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
         let others = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -171,7 +175,7 @@ impl Shared {
         }
     }
 
-    /// The running job, which then waits for this helper.
+    /// Returns the running job, if any. `Pool::run` then waits for this helper.
     fn enter(&self) -> Option<Job> {
         let job = self.lock();
         if job.is_some() {
@@ -180,7 +184,7 @@ impl Shared {
         *job
     }
 
-    /// Returns when a job after number `seen` is there, or the end.
+    /// Blocks until a job after number `seen` has started, or the pool ends.
     fn wait(&self, seen: usize) {
         let there =
             || self.epoch.load(Ordering::SeqCst) != seen || self.ended.load(Ordering::Acquire);
@@ -207,7 +211,7 @@ impl Drop for Pool {
             self.shared.wake.notify_all();
         }
         for helper in self.helpers.drain(..) {
-            // A helper catches the panics of its jobs.
+            // `join` returns no panic, because a helper catches the panics of its jobs.
             let _ = helper.join();
         }
     }

@@ -1,15 +1,15 @@
-//! Views of rows.
+//! Views of matrix rows.
 
-/// Rows of a matrix that stands in columns of a wider one.
+/// A matrix that is stored in some columns of a wider row-major matrix.
 #[derive(Debug, Clone, Copy)]
 pub struct Rows<'a> {
-    /// The wider matrix, row by row, from the first row of these on.
+    /// Values of the wider matrix, starting at the first row of this one.
     pub values: &'a [f32],
-    /// Its width.
+    /// Width of the wider matrix, in values.
     pub stride: usize,
-    /// Where these rows' columns begin in it.
+    /// First column of this matrix in the wider one.
     pub column: usize,
-    /// How many rows.
+    /// Number of rows of this matrix.
     pub rows: usize,
 }
 
@@ -17,14 +17,14 @@ impl<'a> Rows<'a> {
     /// A whole matrix of this width.
     ///
     /// # Panics
-    /// When the values are not whole rows.
+    /// When `values` is not a whole number of rows.
     #[must_use]
     pub fn of(values: &'a [f32], width: usize) -> Self {
         assert!(values.len().is_multiple_of(width), "values are [rows, width]");
         Self { values, stride: width, column: 0, rows: values.len() / width }
     }
 
-    /// `width` columns of a row from `column` of these on.
+    /// `width` values of a row, starting at `column` of this matrix.
     #[inline(always)]
     pub(in crate::kernels) fn part(&self, row: usize, column: usize, width: usize) -> &'a [f32] {
         &self.values[row * self.stride + self.column + column..][..width]

@@ -1,8 +1,9 @@
-//! What the tests of the kernels share: which levels run, values to run on, how results are compared.
+//! Shared by the tests of the kernels: the instruction set levels to run, input values, and comparison of results.
 
 use super::isa::Level;
 
-/// The levels of this machine, AMX by emulation where it has AVX512-BF16 only. Says which are left out.
+/// All levels that this machine can run. AMX is emulated if the CPU has AVX512-BF16 but no AMX. Prints the skipped
+/// levels.
 pub(crate) fn levels() -> Vec<Level> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     super::isa::emulator::install();
@@ -19,7 +20,7 @@ pub(crate) fn levels() -> Vec<Level> {
     run
 }
 
-/// Seeded values between -1 and 1, a few larger.
+/// Pseudo-random values between -1 and 1, a few of them larger, from a seed.
 pub(super) fn values(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..count)
@@ -33,7 +34,8 @@ pub(super) fn values(count: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-/// Every value within `tolerance` of the expected one, relative to the magnitude beside it; else the first that is not.
+/// Checks that every value is within `tolerance` of the expected one, relative to the magnitude given with it. The
+/// error describes the first value that is not.
 pub(super) fn assert_all_close(
     what: &str,
     actual: &[f32],
@@ -50,7 +52,8 @@ pub(super) fn assert_all_close(
     Ok(())
 }
 
-/// The error function by its series and continued fraction, to 1e-15 (Abramowitz and Stegun 7.1.5, 7.1.14).
+/// The error function by its series and its continued fraction, accurate to 1e-15 (Abramowitz and Stegun 7.1.5,
+/// 7.1.14).
 pub(super) fn erf(x: f64) -> f64 {
     if x.abs() < 3.0 {
         let (mut term, mut sum) = (x, x);

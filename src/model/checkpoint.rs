@@ -1,4 +1,4 @@
-//! The four classes of transformers, put together from towers and heads.
+//! The four model classes of transformers, assembled from towers and heads.
 
 use std::sync::Arc;
 
@@ -12,19 +12,19 @@ use super::vision::VisionTower;
 use crate::engine::backend::BackendError;
 use crate::task::{Embedding, ModelClass};
 
-/// Where the text encoder of question answering and of retrieval stands in the state dict.
+/// Prefix of the text encoder in the state dict, for question answering and retrieval.
 pub(super) const TEXT_ENCODER: &str = "text_encoder";
 
-/// Everything of a model but its vision tower, which models may share; they may share text encoders too.
+/// The parts of a model except its vision tower, which models may share. Models may also share text encoders.
 #[derive(Debug)]
 pub(super) enum Checkpoint<O: Ops> {
-    /// `BlipForConditionalGeneration`.
+    /// Captioning: transformers' class `BlipForConditionalGeneration`, a decoder.
     Caption { decoder: Decoder<O> },
-    /// `BlipForQuestionAnswering`.
+    /// Visual question answering: transformers' class `BlipForQuestionAnswering`.
     Vqa { encoder: Arc<TextTower<O>>, decoder: Decoder<O> },
-    /// `BlipForImageTextRetrieval`.
+    /// Image-text matching and retrieval: transformers' class `BlipForImageTextRetrieval`.
     Retrieval(Box<Retrieval<O>>),
-    /// `BlipModel`.
+    /// Embeddings without a matching head: transformers' class `BlipModel`.
     Base(Box<Base<O>>),
 }
 
@@ -45,8 +45,8 @@ pub(super) struct Base<O: Ops> {
 }
 
 impl<O: Ops> Checkpoint<O> {
-    /// Loads the text side of `class`. `encoder` is the text encoder of question answering or retrieval, where another
-    /// model has it already.
+    /// Loads the text side of `class`. `encoder` is the text encoder for question answering or retrieval, if another
+    /// model has already loaded it.
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &BlipConfig,
@@ -67,8 +67,8 @@ impl<O: Ops> Checkpoint<O> {
             }
             ModelClass::QuestionAnswering => Self::Vqa {
                 encoder: text_encoder()?,
-                // The class builds both towers from one configuration, so the decoder's cross-attention has
-                // the vision width too: transformers cannot hold a VQA model whose widths differ.
+                // transformers builds both towers from one configuration, so the decoder's cross-attention also has the
+                // vision width. A VQA model whose widths differ cannot exist in transformers.
                 decoder: Decoder::load(loader, text, passing)?,
             },
             ModelClass::ImageTextRetrieval => {
@@ -94,7 +94,7 @@ impl<O: Ops> Checkpoint<O> {
         })
     }
 
-    /// The text encoder, where the class has one that models may share.
+    /// The text encoder, for the classes whose encoder models may share.
     pub(super) fn text_encoder(&self) -> Option<&Arc<TextTower<O>>> {
         match self {
             Self::Vqa { encoder, .. } => Some(encoder),
@@ -103,7 +103,7 @@ impl<O: Ops> Checkpoint<O> {
         }
     }
 
-    /// The tower that generates, for the generating classes.
+    /// The decoder, for the classes that generate text.
     pub(super) fn decoder(&self) -> Option<&Decoder<O>> {
         match self {
             Self::Caption { decoder } | Self::Vqa { decoder, .. } => Some(decoder),
@@ -111,7 +111,7 @@ impl<O: Ops> Checkpoint<O> {
         }
     }
 
-    /// The tower that reads whole texts, where the class has one.
+    /// The text encoder, for the classes that have one.
     pub(super) fn encoder(&self) -> Option<&TextTower<O>> {
         match self {
             Self::Caption { .. } => None,
@@ -121,7 +121,8 @@ impl<O: Ops> Checkpoint<O> {
         }
     }
 
-    /// The raw image embedding: the class row projected (retrieval), or pooled and projected (`BlipModel`).
+    /// The image embedding, not normalised: the `[CLS]` row projected (retrieval), or pooled and projected
+    /// (`BlipModel`).
     pub(super) fn embed_image(
         &self,
         ops: &O,
@@ -141,7 +142,7 @@ impl<O: Ops> Checkpoint<O> {
         Ok(first_embedding(ops.to_host(&projected)?))
     }
 
-    /// Raw text embeddings from `[CLS]` states `[rows, width]` of texts that saw no image.
+    /// Text embeddings, not normalised, from the `[CLS]` states `[rows, width]` of texts encoded without an image.
     pub(super) fn project_texts(
         &self,
         ops: &O,
@@ -157,8 +158,9 @@ impl<O: Ops> Checkpoint<O> {
         Ok(embeddings(ops.to_host(&projected)?))
     }
 
-    /// Raw multimodal embeddings from `[CLS]` states of texts that saw their image: the states themselves
-    /// (retrieval, as LAVIS' multimodal features), or pooled and projected (`BlipModel.get_multimodal_features`).
+    /// Multimodal embeddings, not normalised, from the `[CLS]` states of texts encoded with cross-attention to their
+    /// image. They are the states themselves (retrieval, as in LAVIS' multimodal features), or pooled and projected
+    /// (`BlipModel.get_multimodal_features`).
     pub(super) fn project_multimodal(
         &self,
         ops: &O,
@@ -171,7 +173,8 @@ impl<O: Ops> Checkpoint<O> {
         }
     }
 
-    /// Probabilities of "match" from `[CLS]` states of texts that saw their image: class 1 of the head's softmax.
+    /// Probabilities of "match": class 1 of the softmax over the matching head. `class` holds the `[CLS]` states of
+    /// texts encoded with cross-attention to their image.
     pub(super) fn match_probabilities(
         &self,
         ops: &O,
@@ -198,7 +201,7 @@ impl<O: Ops> Base<O> {
     }
 }
 
-/// Runs whole texts through an encoder; the `[CLS]` states `[texts, width]` and all states.
+/// Encodes whole texts. Returns the hidden states of all tokens, and the `[CLS]` states `[texts, width]`.
 pub(super) fn encode_texts<O: Ops>(
     ops: &O,
     tower: &TextTower<O>,
@@ -221,7 +224,7 @@ pub(super) fn encode_texts<O: Ops>(
     Ok(EncodedTexts { hidden, class })
 }
 
-/// What [`encode_texts`] gives.
+/// Hidden states of texts, returned by [`encode_texts`].
 pub(super) struct EncodedTexts<O: Ops> {
     pub(super) hidden: O::Act,
     pub(super) class: O::Act,
@@ -235,7 +238,8 @@ fn first_embedding(rows: Vec<Vec<f32>>) -> Embedding {
     Embedding::new(rows.into_iter().next().unwrap_or_default())
 }
 
-/// A plan that asks a class for what it does not have is a mistake of ours, not of a client.
+/// A batch that asks a model class for an output that it does not have is a bug of the server, not an error of the
+/// client.
 fn without(what: &str) -> BackendError {
     BackendError::Device(format!("this model class has no {what}"))
 }

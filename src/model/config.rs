@@ -1,8 +1,8 @@
-//! `config.json` with transformers' class defaults for every field that is left out.
+//! Reads `config.json`. A missing field gets the default of transformers' class.
 //! Source: transformers `BlipConfig`, `BlipTextConfig`, `BlipVisionConfig` (5.23).
 //!
-//! Files re-saved by transformers omit values that equal the class defaults, so the defaults here are
-//! the classes', traps included (8 text heads, where every official file says 12). Legacy generation keys
+//! transformers omits values that equal the class defaults when it saves a file. So the defaults here must be those of
+//! the classes, including the surprising ones (8 text heads, where every official file says 12). Legacy generation keys
 //! (`max_length`, `num_beams`, ...) are ignored, as transformers 5 ignores them.
 
 use std::path::Path;
@@ -15,37 +15,37 @@ use super::ops::Activation;
 use crate::document::{self, DocumentError, Fields};
 use crate::task::ModelClass;
 
-/// A whole checkpoint's configuration.
+/// The whole configuration of a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlipConfig {
-    /// Class names; one of BLIP's four decides the role.
+    /// Class names; the BLIP class among them decides which tasks the model serves.
     pub architectures: Vec<String>,
-    /// The text towers.
+    /// Configuration of the text towers.
     pub text_config: TextConfig,
-    /// The vision tower.
+    /// Configuration of the vision tower.
     pub vision_config: VisionConfig,
-    /// Width of `BlipModel`'s projections.
+    /// Output width of `BlipModel`'s projections.
     pub projection_dim: usize,
-    /// Width of the retrieval class's projections.
+    /// Output width of the retrieval class's projections.
     pub image_text_hidden_size: usize,
 }
 
-/// The text towers; encoder and decoder share one configuration.
+/// Configuration of the text towers; the encoder and the decoder share it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextConfig {
-    /// Rows of the embedding table and of the LM head.
+    /// Number of rows of the embedding table and of the LM head.
     pub vocab_size: usize,
-    /// Width.
+    /// Width of a hidden state.
     pub hidden_size: usize,
     /// Width between the two feed-forward layers.
     pub intermediate_size: usize,
-    /// Layers.
+    /// Number of transformer layers of the tower.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// Attention heads per layer; divides `hidden_size`.
     pub num_attention_heads: usize,
-    /// Longest sequence.
+    /// Length of the longest sequence, in tokens.
     pub max_position_embeddings: usize,
-    /// Activation, by its name in transformers.
+    /// Name of the activation, as transformers spells it.
     pub hidden_act: String,
     /// Epsilon of every layer norm.
     pub layer_norm_eps: f64,
@@ -57,22 +57,22 @@ pub struct TextConfig {
     pub is_decoder: bool,
 }
 
-/// The vision tower.
+/// Configuration of the vision tower.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VisionConfig {
-    /// Width.
+    /// Width of a hidden state.
     pub hidden_size: usize,
     /// Width between the two feed-forward layers.
     pub intermediate_size: usize,
-    /// Layers.
+    /// Number of transformer layers of the tower.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// Attention heads per layer; divides `hidden_size`.
     pub num_attention_heads: usize,
-    /// Side of the input in pixels.
+    /// Side of the square input image, in pixels.
     pub image_size: usize,
-    /// Side of a patch in pixels.
+    /// Side of a square patch, in pixels.
     pub patch_size: usize,
-    /// Activation, by its name in transformers.
+    /// Name of the activation, as transformers spells it.
     pub hidden_act: String,
     /// Epsilon of every layer norm.
     pub layer_norm_eps: f64,
@@ -123,8 +123,8 @@ impl Default for VisionConfig {
     }
 }
 
-/// Names of transformers' `ACT2FN` and what they compute. `gelu_new`, `gelu_accurate` and `gelu_fast` write the same formula as
-/// `gelu_pytorch_tanh` in other ways.
+/// Names in transformers' `ACT2FN`, and what they compute. `gelu_new`, `gelu_accurate` and `gelu_fast` are other
+/// spellings of the formula of `gelu_pytorch_tanh`.
 const ACTIVATIONS: [(&str, Activation); 12] = [
     ("gelu", Activation::Gelu),
     ("gelu_python", Activation::Gelu),
@@ -140,11 +140,11 @@ const ACTIVATIONS: [(&str, Activation); 12] = [
     ("tanh", Activation::Tanh),
 ];
 
-/// The names of [`ACTIVATIONS`], for messages.
+/// The names in [`ACTIVATIONS`], for error messages.
 const ACCEPTED_ACTIVATIONS: &str = "gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_python_tanh, \
                                     gelu_accurate, gelu_fast, quick_gelu, relu, silu, swish or tanh";
 
-/// Largest number of anything: the side of a tensor.
+/// Largest accepted count or width. It is also the largest dimension of a tensor.
 const LARGEST: u64 = i32::MAX as u64;
 
 const COUNT: &str = "a whole number from 1 to 2147483647";
@@ -159,7 +159,7 @@ impl TextConfig {
     /// The activation of feed-forward layers and of the LM head's transform.
     ///
     /// # Panics
-    /// Where `hidden_act` is unknown, which [`BlipConfig::read`] refuses.
+    /// If `hidden_act` is unknown; [`BlipConfig::read`] rejects such a file.
     #[must_use]
     pub fn activation(&self) -> Activation {
         activation(&self.hidden_act).expect(CHECKED)
@@ -170,13 +170,13 @@ impl VisionConfig {
     /// The activation between the two feed-forward layers.
     ///
     /// # Panics
-    /// Where `hidden_act` is unknown, which [`BlipConfig::read`] refuses.
+    /// If `hidden_act` is unknown; [`BlipConfig::read`] rejects such a file.
     #[must_use]
     pub fn activation(&self) -> Activation {
         activation(&self.hidden_act).expect(CHECKED)
     }
 
-    /// Tokens of one image: whole patches and the class token.
+    /// Number of tokens per image: one per whole patch, plus the class token.
     #[must_use]
     pub fn tokens(&self) -> usize {
         let side = self.image_size / self.patch_size;
@@ -188,7 +188,7 @@ impl BlipConfig {
     /// Reads and checks a `config.json`.
     ///
     /// # Errors
-    /// When the file cannot be read, is not a BLIP configuration, or asks for something BLIP does not have.
+    /// When the file cannot be read, is not a BLIP configuration, or needs a feature that BLIP does not have.
     pub fn read(file: &File) -> Result<Self, LoadError> {
         let object = document::parse_object(file.path(), &file.read()?)?;
         let fields = Fields::new(file.path(), &object);
@@ -208,10 +208,10 @@ impl BlipConfig {
         Ok(config)
     }
 
-    /// The class named in `architectures`.
+    /// The BLIP class named in `architectures`.
     ///
     /// # Errors
-    /// When none of BLIP's classes is named.
+    /// When `architectures` names none of BLIP's classes.
     pub fn class(&self, path: &Path) -> Result<ModelClass, LoadError> {
         let named = |class: &ModelClass| self.architectures.iter().any(|name| name == class.name());
         let refuse = || {
@@ -246,7 +246,7 @@ impl BlipConfig {
             let value = vision.num_attention_heads.into();
             return refuse("vision_config.num_attention_heads", value, "a divisor of hidden_size");
         }
-        // The convolution leaves out the pixels beyond the last whole patch.
+        // The convolution ignores the pixels beyond the last whole patch.
         if vision.patch_size > vision.image_size {
             let value = vision.patch_size.into();
             return refuse("vision_config.patch_size", value, "1 to image_size");
@@ -265,7 +265,7 @@ impl BlipConfig {
 }
 
 impl TextConfig {
-    /// Of the block in the file; the class defaults where there is none.
+    /// Reads the file's block, or returns the class defaults if the file has no such block.
     fn of(block: Option<Fields<'_>>) -> Result<Self, DocumentError> {
         let class = Self::default();
         let Some(fields) = block else { return Ok(class) };
@@ -296,7 +296,7 @@ impl TextConfig {
 }
 
 impl VisionConfig {
-    /// Of the block in the file; the class defaults where there is none.
+    /// Reads the file's block, or returns the class defaults if the file has no such block.
     fn of(block: Option<Fields<'_>>) -> Result<Self, DocumentError> {
         let class = Self::default();
         let Some(fields) = block else { return Ok(class) };
@@ -313,7 +313,8 @@ impl VisionConfig {
     }
 }
 
-/// The field as `read` takes it, or `default` where the file does not have it. `null` is refused, as in transformers.
+/// Parses the field with `read`, or returns `default` if the file does not have it. `null` is an error, as in
+/// transformers.
 fn given<'a, T>(
     fields: &Fields<'a>,
     field: &'static str,
@@ -327,12 +328,12 @@ fn given<'a, T>(
     }
 }
 
-/// A width or a number of things: from 1 to what a tensor's side can be.
+/// A width or a count: from 1 to the largest dimension of a tensor.
 fn count(fields: &Fields<'_>, field: &'static str, default: usize) -> Result<usize, DocumentError> {
     given(fields, field, COUNT, default, positive)
 }
 
-/// A side in pixels, written as a number or as two equal numbers.
+/// A side in pixels, written as one number or as two equal numbers.
 fn side(fields: &Fields<'_>, field: &'static str, default: usize) -> Result<usize, DocumentError> {
     given(fields, field, "a whole number from 1, or two equal ones", default, |value| {
         match value.as_array().map(Vec::as_slice) {
@@ -366,7 +367,7 @@ fn name(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned)
 }
 
-/// A list of names, one name, or none.
+/// Accepts a list of names, one name, or a missing field.
 fn architectures(fields: &Fields<'_>) -> Result<Vec<String>, DocumentError> {
     let names = fields.optional("architectures", "a list of class names", |value| {
         if let Some(name) = name(value) {

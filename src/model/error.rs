@@ -1,88 +1,88 @@
-//! Why a checkpoint cannot be loaded. Every text says which file or tensor, and what was expected.
+//! Why a checkpoint cannot be loaded. Every message names the file or tensor and says what was expected.
 
 use std::path::PathBuf;
 
 use crate::document::DocumentError;
 use crate::engine::backend::BackendError;
 
-/// A checkpoint that cannot be served.
+/// Error of a checkpoint that cannot be loaded or served.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// A file cannot be read, is not what its name says, or asks for something that BLIP does not have.
+    /// A file cannot be read, is not what its name says, or needs a feature that BLIP does not have.
     #[error(transparent)]
     Document(#[from] DocumentError),
-    /// A `.bin` file is no zip archive, which torch has written since 1.6.
+    /// A `.bin` file is not a zip archive, the format that torch has written since version 1.6.
     #[error(
         "{path} is not in the format of torch 1.6 or later; save it again with a current torch: \
          torch.save(torch.load(PATH, map_location=\"cpu\"), PATH)"
     )]
     OldPickle {
-        /// The file.
+        /// The file in the old format.
         path: PathBuf,
     },
-    /// A weights file is not what its name says, or is cut off.
+    /// A weights file is not what its name says, or is truncated.
     #[error("{path} is not a readable weights file: {detail}")]
     WeightsFile {
-        /// The file.
+        /// The weights file that cannot be read.
         path: PathBuf,
-        /// What the reader said.
+        /// The error message of the file's reader.
         detail: String,
     },
-    /// A tensor that the model needs is in none of the files.
+    /// None of the files contains a tensor that the model needs.
     #[error("tensor {name} {expected:?} is missing from {files}")]
     MissingTensor {
-        /// Its name in transformers' state dict.
+        /// Name of the tensor in transformers' state dict.
         name: String,
         /// The shape that the configuration implies.
         expected: Vec<usize>,
-        /// The files that were searched.
+        /// The files that were searched, separated by commas.
         files: String,
     },
-    /// A tensor has another shape than the configuration implies.
+    /// A tensor's shape differs from the shape that the configuration implies.
     #[error("tensor {name} in {path} has shape {found:?}, the configuration implies {expected:?}")]
     TensorShape {
-        /// Its name.
+        /// Name of the tensor in transformers' state dict.
         name: String,
-        /// Its shape.
+        /// The tensor's shape in the file.
         found: Vec<usize>,
         /// The shape that the configuration implies.
         expected: Vec<usize>,
-        /// Its file.
+        /// The file that holds the tensor.
         path: PathBuf,
     },
-    /// A tensor is not of floats.
+    /// A tensor's elements are not floats.
     #[error("tensor {name} in {path} holds {found}, floats are needed")]
     TensorDtype {
-        /// Its name.
+        /// Name of the tensor in transformers' state dict.
         name: String,
-        /// What it holds.
+        /// The element type that the file has.
         found: String,
-        /// Its file.
+        /// The file that holds the tensor.
         path: PathBuf,
     },
-    /// A tensor holds NaN or infinity.
+    /// A tensor contains NaN or infinity.
     #[error("tensor {name} in {path} holds NaN or infinite values")]
     NonFinite {
-        /// Its name.
+        /// Name of the tensor in transformers' state dict.
         name: String,
-        /// Its file.
+        /// The file that holds the tensor.
         path: PathBuf,
     },
-    /// The device cannot be used or has no room.
+    /// The device cannot be used, or does not have enough memory.
     #[error("device {device} cannot be used: {detail}")]
     Device {
-        /// The device.
+        /// Name of the device, as configured.
         device: String,
-        /// Why.
+        /// The reason, for the message.
         detail: String,
     },
-    /// Bringing weights to the device failed.
+    /// Transferring the weights to the device failed.
     #[error("loading weights failed")]
     Backend(#[from] BackendError),
 }
 
 impl LoadError {
-    /// True where the checkpoint's content is at fault, and not the machine that reads it.
+    /// True if the checkpoint's content is at fault, rather than the machine that reads it.
     #[must_use]
     pub fn is_content(&self) -> bool {
         match self {

@@ -1,4 +1,5 @@
-//! Memories that text towers attend to, and groups: sequences being decoded, with their caches and search.
+//! Encoder states that text towers attend to, and groups: the sequences being decoded, with their KV caches and their
+//! search.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -7,17 +8,19 @@ use super::search::Search;
 use crate::engine::backend::BackendError;
 use crate::task::ModelId;
 
-/// Keys and values of one memory, for every layer of one decoder.
+/// Cross-attention keys and values of one set of encoder states, for every layer of one decoder.
 pub(super) type CrossKeysValues<O> = Vec<<O as Ops>::KeysValues>;
 
-/// An image's features or a question's states. Clones share, the decoder's keys and values of it too.
+/// Encoder states: an image's features or an encoded question. Clones share the states, and also the decoder's
+/// cross-attention keys and values computed from them.
 #[derive(Debug)]
 pub struct Memory<O: Ops>(Arc<MemoryInner<O>>);
 
 struct MemoryInner<O: Ops> {
-    /// `[tokens, width]`.
+    /// Hidden states, `[tokens, width]`, on the device.
     states: O::Act,
-    /// Built when the first decoding group steps, freed with the last: the groups hold them, this only finds them.
+    /// Cross-attention keys and values per model. They are built when the first group decodes a step and freed with the
+    /// last group. Only the groups own them; this list lets later groups find them.
     cross: Mutex<Vec<(ModelId, Weak<CrossKeysValues<O>>)>>,
 }
 
@@ -38,17 +41,18 @@ impl<O: Ops> Memory<O> {
         Self(Arc::new(MemoryInner { states, cross: Mutex::default() }))
     }
 
-    /// `[tokens, width]`.
+    /// The hidden states, `[tokens, width]`, on the device.
     pub(super) fn states(&self) -> &O::Act {
         &self.0.states
     }
 
-    /// True for clones of one memory.
+    /// True if both are clones of the same encoder states.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// The keys and values of `model`'s decoder: those that living groups hold, or newly built ones.
+    /// The cross-attention keys and values for `model`'s decoder. Reuses those of a live group if there is one;
+    /// otherwise builds them.
     pub(super) fn cross_keys_values(
         &self,
         model: ModelId,
@@ -66,23 +70,23 @@ impl<O: Ops> Memory<O> {
     }
 }
 
-/// One sequence or beam set.
+/// One sequence or one set of beams that is being decoded.
 pub struct Group<O: Ops> {
     pub(super) memory: Memory<O>,
-    /// From the first step on.
+    /// Cross-attention keys and values, from the first step on.
     pub(super) cross: Option<Arc<CrossKeysValues<O>>>,
-    /// Start token and prompt.
+    /// Start token and prompt tokens.
     pub(super) start: Vec<u32>,
-    /// Live rows; none before the first step.
+    /// Live rows (one per beam); empty before the first step.
     pub(super) rows: Vec<Row<O>>,
     pub(super) search: Search,
 }
 
-/// One live row: a sequence's cache.
+/// KV cache of one live row, that is, of one sequence or beam.
 pub(super) struct Row<O: Ops> {
-    /// One per layer.
+    /// KV cache of each layer.
     pub(super) caches: Vec<O::KeysValues>,
-    /// Tokens in the caches; the next token's position.
+    /// Number of tokens in the caches, which is also the position of the next token.
     pub(super) length: usize,
 }
 
@@ -98,7 +102,7 @@ impl<O: Ops> std::fmt::Debug for Group<O> {
     }
 }
 
-/// Inputs of one group's next step, one entry a row: its new tokens, the position of the first, its caches.
+/// Input of a group's next step for one row: its new tokens, the position of the first of them, and its KV caches.
 pub(super) struct StepInput<'a, O: Ops> {
     pub(super) tokens: Vec<u32>,
     pub(super) position: usize,
@@ -106,7 +110,8 @@ pub(super) struct StepInput<'a, O: Ops> {
 }
 
 impl<O: Ops> Group<O> {
-    /// What the next step runs: the start tokens in one row at first, then each live row's last token.
+    /// Inputs of the next step. The first step is the prefill: one row with the start tokens. Later steps run the last
+    /// token of each live row.
     pub(super) fn inputs(&self) -> Vec<StepInput<'_, O>> {
         if self.rows.is_empty() {
             return vec![StepInput { tokens: self.start.clone(), position: 0, caches: None }];

@@ -1,4 +1,4 @@
-//! What stands on the text towers: the LM head, and a decoder as tower and head.
+//! Heads of the text towers: the LM head, and the decoder, which is a text tower with an LM head.
 
 use super::config::TextConfig;
 use super::error::LoadError;
@@ -8,10 +8,10 @@ use super::search::log_softmax;
 use super::text::{CrossMemory, Memory, NewTokens, SelfAttention, TextTower};
 use crate::engine::backend::BackendError;
 
-/// Rows whose logits are on the host at one time while candidates are scored: 64 x 30,524 x 4 B = 8 MB.
+/// Number of rows whose logits are on the host at the same time while candidates are scored: 64 x 30,524 x 4 B = 8 MB.
 const SCORED_ROWS: usize = 64;
 
-/// Hidden states to logits. Source: transformers `BlipTextLMPredictionHead`.
+/// LM head: hidden states to logits. Source: transformers `BlipTextLMPredictionHead`.
 #[derive(Debug)]
 struct LmHead<O: Ops> {
     transform: O::Linear,
@@ -20,19 +20,19 @@ struct LmHead<O: Ops> {
     output: O::Linear,
 }
 
-/// A text tower that generates.
+/// A text tower with an LM head, which generates text.
 #[derive(Debug)]
 pub(super) struct Decoder<O: Ops> {
     pub(super) tower: TextTower<O>,
     head: LmHead<O>,
     /// First token of every sequence.
     pub(super) bos: u32,
-    /// The stop token.
+    /// Token that ends a sequence.
     pub(super) stop: u32,
 }
 
 impl<O: Ops> Decoder<O> {
-    /// Loads `text_decoder.*`.
+    /// Loads the tensors under `text_decoder`.
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &TextConfig,
@@ -59,15 +59,15 @@ impl<O: Ops> Decoder<O> {
     }
 
     /// The tokens that a sequence starts with: the start token, then the prompt without `[CLS]` and `[SEP]`.
-    /// transformers cuts the last *column* of a padded batch; per row it is `[SEP]` that has to go.
+    /// transformers cuts off the last *column* of a padded batch; in each row, the token to remove is `[SEP]`.
     pub(super) fn start(&self, prompt: Option<&[u32]>) -> Vec<u32> {
         let prompt = prompt.unwrap_or_default();
         let middle = if prompt.len() > 2 { &prompt[1..prompt.len() - 1] } else { &[] };
         std::iter::once(self.bos).chain(middle.iter().copied()).collect()
     }
 
-    /// For each run's candidates (`[CLS] candidate [SEP]`), the summed log-probability of its tokens and `[SEP]`
-    /// after the start token. `runs` say how many consecutive candidates share a memory.
+    /// For each candidate (`[CLS] candidate [SEP]`), the sum of the log-probabilities of its tokens and of `[SEP]`,
+    /// given the start token. `runs` says how many consecutive candidates share the same encoder states.
     pub(super) fn score(
         &self,
         ops: &O,
@@ -78,7 +78,7 @@ impl<O: Ops> Decoder<O> {
             candidates.iter().map(|candidate| self.start(Some(candidate))).collect();
         let sequences: Vec<NewTokens<'_>> =
             inputs.iter().map(|tokens| NewTokens { tokens, position: 0 }).collect();
-        // A run of candidates is a run of all their tokens.
+        // Convert the runs from candidates to tokens.
         let mut start = 0;
         let runs: Vec<_> = runs
             .iter()

@@ -1,12 +1,13 @@
 //! BLIP: configuration, weights, towers, heads, search, and the backend that the engine drives.
 //!
-//! - [`config`], [`preprocessor`]: what a checkpoint says of itself.
-//! - [`load`]: files to weights.
-//! - [`ops`]: the fused operations; candle implements them.
+//! - [`config`], [`preprocessor`]: the checkpoint's own configuration files.
+//! - [`load`]: reads weight files.
+//! - [`ops`]: the fused operations, implemented by candle and by our CPU kernels.
 //! - `vision`, `text`, `heads`: the towers, one definition for every device and dtype.
-//! - `checkpoint`: the four classes, put together from towers and heads.
-//! - [`search`]: greedy, beams, sampling, over logits on the host.
-//! - `group`, [`backend`]: sequences being decoded, and the engine's seam.
+//! - `checkpoint`: the four model classes, assembled from towers and heads.
+//! - [`search`]: greedy search, beam search and sampling, over logits on the host.
+//! - `group`: the sequences being decoded and their KV caches.
+//! - [`backend`]: implements the engine's `Backend` trait.
 
 pub mod backend;
 mod checkpoint;

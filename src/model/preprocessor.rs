@@ -1,8 +1,9 @@
-//! What the model was trained to see: input size, filter and normalisation, from `preprocessor_config.json` or the
-//! `image_processor` block of the newer `processor_config.json`. Source: transformers `BlipImageProcessor` (5.23).
+//! Image preprocessing that the model was trained with: input size, resampling filter and normalisation. It is read
+//! from `preprocessor_config.json`, or from the `image_processor` block of the newer `processor_config.json`. Source:
+//! transformers `BlipImageProcessor` (5.23).
 //!
-//! `null` switches a step off (`do_rescale`, ...), as any false value does there. In place of any other `null` stands the
-//! class default, as in transformers 4; transformers 5 refuses to run such a processor.
+//! `null` disables a step (`do_rescale`, ...), as any false value does in transformers. Any other field that is `null`
+//! gets the class default, as in transformers 4; transformers 5 fails to run such a processor.
 
 use std::path::{Path, PathBuf};
 
@@ -14,34 +15,34 @@ use super::load::File;
 use crate::document::{self, DocumentError, Fields};
 use crate::task::{Preprocessing, Resample};
 
-/// Normalisation of the input: `(value * rescale_factor - mean) / std` per channel.
+/// Preprocessing of an input image. Normalisation is `(value * rescale_factor - mean) / std` per channel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocessor {
-    /// Size of the tower's input, and how pictures come to it.
+    /// Size of the tower's input, and how images are resized to it.
     pub preprocessing: Preprocessing,
-    /// Multiplies 8-bit values.
+    /// Factor that 8-bit values are multiplied by, usually 1/255.
     pub rescale_factor: f32,
-    /// Per channel, red first.
+    /// Mean per channel, red first, after rescaling.
     pub mean: [f32; 3],
-    /// Per channel, red first.
+    /// Standard deviation per channel, red first, after rescaling.
     pub std: [f32; 3],
 }
 
 /// `OPENAI_CLIP_MEAN` and `OPENAI_CLIP_STD` of transformers' `image_utils`.
 const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
-/// The class's `size` where a file gives none.
+/// The class default of `size`, for a file without one.
 const DEFAULT_SIDE: u32 = 384;
 const OLDER: &str = "preprocessor_config.json";
 const NEWER: &str = "processor_config.json";
-/// The block of the newer file.
+/// Block of the newer file that holds these fields.
 const BLOCK: &str = "image_processor";
 const ACCEPTED_BLOCK: &str = "an object with the fields of a preprocessor_config.json, \
-                              or that file beside this one";
-/// The field that names the class, and its name before transformers 4.27.
+                              or a preprocessor_config.json next to this file";
+/// The field that names the class, and the name that this field had before transformers 4.27.
 const CLASS: &str = "image_processor_type";
 const OLDER_CLASS: &str = "feature_extractor_type";
-/// What BLIP's class has been called; each means the same fields.
+/// All names that BLIP's image processor class has had; the fields mean the same in each.
 const CLASSES: [&str; 4] = [
     "BlipImageProcessor",
     "BlipImageProcessorFast",
@@ -49,12 +50,14 @@ const CLASSES: [&str; 4] = [
     "BlipFeatureExtractor",
 ];
 
-const SIZE: &str = "a number, [height, width] or {\"height\": ..., \"width\": ...}; nothing that keeps the aspect ratio";
+const SIZE: &str = "a number, [height, width] or {\"height\": ..., \"width\": ...}; \
+                    keeping the aspect ratio is not supported";
 const SQUARE: &str =
-    "true where size is a number (otherwise it is the shorter side, which is not built)";
+    "true if size is a number (false makes it the shorter side, which is not supported)";
 
-/// The file that decides where a checkpoint has both: `newer` (`processor_config.json`) if it has an `image_processor`
-/// block, else `older` (`preprocessor_config.json`), as `ProcessorMixin.from_pretrained` of transformers has it.
+/// The file to read when a checkpoint has both. That is `newer` (`processor_config.json`) if it has an
+/// `image_processor` block, else `older` (`preprocessor_config.json`), as in transformers'
+/// `ProcessorMixin.from_pretrained`.
 #[must_use]
 pub fn deciding_file(older: Option<PathBuf>, newer: Option<PathBuf>) -> Option<File> {
     let (Some(older), Some(newer)) = (&older, &newer) else {
@@ -63,18 +66,18 @@ pub fn deciding_file(older: Option<PathBuf>, newer: Option<PathBuf>) -> Option<F
     let newer = File::OnDisk(newer.clone());
     let decides = match read_object(&newer) {
         Ok(document) => document.get(BLOCK).is_some_and(Value::is_object),
-        // Whoever reads it next says what is wrong with it.
+        // The reader of this file reports what is wrong with it.
         Err(_) => true,
     };
     Some(if decides { newer } else { File::OnDisk(older.clone()) })
 }
 
 impl Preprocessor {
-    /// Reads the file that the checkpoint has, or takes the class defaults where it has none.
-    /// `file` is a `preprocessor_config.json` or a `processor_config.json`.
+    /// Reads the checkpoint's file, or returns the class defaults if it has none. `file` is a
+    /// `preprocessor_config.json` or a `processor_config.json`.
     ///
     /// # Errors
-    /// When the file is not valid, or its size is not the vision tower's.
+    /// When the file is not valid, or its size differs from the vision tower's input size.
     pub fn read(file: Option<&File>, vision: &VisionConfig) -> Result<Self, LoadError> {
         let Some(given) = file else {
             let side = vision.image_size as u32;
@@ -98,14 +101,14 @@ impl Preprocessor {
             return Err(fields.refuse("do_resize", "true").into());
         }
         if switch(fields, "do_center_crop")?.unwrap_or(false) {
-            return Err(fields.refuse("do_center_crop", "false, for cropping is not built").into());
+            return Err(fields.refuse("do_center_crop", "false; cropping is not supported").into());
         }
         let (height, width) = size(fields)?;
         let side = vision.image_size as u32;
         if (height, width) != (side, side) {
             let accepted = format!(
-                "{side}, vision_config.image_size of config.json, both ways: another size needs \
-                 interpolated position embeddings, which are not built"
+                "{side} for both sides, as vision_config.image_size of config.json; another size needs \
+                 interpolated position embeddings, which are not supported"
             );
             return Err(fields.refuse("size", accepted).into());
         }
@@ -128,9 +131,9 @@ impl Preprocessor {
     }
 }
 
-/// transformers runs the class that the file names, and only BLIP's is built here.
+/// transformers runs the class that the file names; only BLIP's class is implemented here.
 fn check_class(fields: &Fields<'_>) -> Result<(), DocumentError> {
-    // `AutoImageProcessor` looks at the older field only where the newer one is missing.
+    // `AutoImageProcessor` reads the older field only if the newer one is missing.
     let newer = fields.text(CLASS)?.map(|class| (CLASS, class));
     let older = || Ok(fields.text(OLDER_CLASS)?.map(|class| (OLDER_CLASS, class)));
     let Some((field, class)) = newer.map_or_else(older, |class| Ok(Some(class)))? else {
@@ -139,7 +142,7 @@ fn check_class(fields: &Fields<'_>) -> Result<(), DocumentError> {
     if CLASSES.contains(&class) { Ok(()) } else { Err(fields.refuse(field, "BlipImageProcessor")) }
 }
 
-/// A switch; `None` where the file does not name it, false where it is `null`.
+/// A boolean field: `None` if the file does not have it, false if it is `null`.
 fn switch(fields: &Fields<'_>, field: &'static str) -> Result<Option<bool>, DocumentError> {
     match fields.raw(field) {
         Some(Value::Null) => Ok(Some(false)),
@@ -147,7 +150,7 @@ fn switch(fields: &Fields<'_>, field: &'static str) -> Result<Option<bool>, Docu
     }
 }
 
-/// One number for all channels, or one for each.
+/// One number for all channels, or one number per channel.
 fn channels(fields: &Fields<'_>, field: &'static str) -> Result<Option<[f32; 3]>, DocumentError> {
     fields.optional(field, "a number, or three of them", |value| match value.as_array() {
         Some(list) => {
@@ -164,7 +167,7 @@ fn resample(fields: &Fields<'_>) -> Result<Resample, DocumentError> {
     Ok(fields.optional("resample", accepted, number)?.unwrap_or(Resample::Bicubic))
 }
 
-/// Height and width (`get_size_dict`).
+/// Height and width. Source: transformers `get_size_dict`.
 fn size(fields: &Fields<'_>) -> Result<(u32, u32), DocumentError> {
     let side = |value: &Value| value.as_u64().and_then(|side| u32::try_from(side).ok());
     let size = fields.optional("size", SIZE, |value| match value {
@@ -183,7 +186,7 @@ fn size(fields: &Fields<'_>) -> Result<(u32, u32), DocumentError> {
             side(value).map(|side| (side, side))
         }
     })?;
-    // A number is the shorter side unless this switch, true by default, makes it both.
+    // A single number is the shorter side, unless `default_to_square`, true by default, makes it both sides.
     let number = fields.get("size").is_some_and(Value::is_number);
     if number && !switch(fields, "default_to_square")?.unwrap_or(true) {
         return Err(fields.refuse("default_to_square", SQUARE));

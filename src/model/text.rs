@@ -1,9 +1,9 @@
-//! The text tower: BERT, post-norm, with cross-attention; encoder and decoder are the same layers.
-//! Source: transformers `BlipTextModel`.
+//! The text tower: BERT, post-norm, with cross-attention. The encoder and the decoder have the same layers. Source:
+//! transformers `BlipTextModel`.
 //!
-//! Sequences are concatenated, never padded. Self-attention is bidirectional (encoder) or causal over caches
-//! (decoder); cross-attention runs over cached keys and values (decoding), over features projected
-//! layer by layer (single passes), or not at all (text embeddings).
+//! Sequences are concatenated, never padded. Self-attention is bidirectional (encoder), or causal over a KV cache
+//! (decoder). Cross-attention uses cached keys and values (decoding), or encoder states that each layer projects itself
+//! (single passes), or is skipped (text embeddings).
 
 use super::config::TextConfig;
 use super::error::LoadError;
@@ -11,7 +11,7 @@ use super::load::{Loader, Scope};
 use super::ops::{Activation, Epilogue, MemoryUse, Ops, Run};
 use crate::engine::backend::BackendError;
 
-/// Tokens to hidden states `[rows, width]`.
+/// Computes hidden states `[rows, width]` from token ids.
 #[derive(Debug)]
 pub(super) struct TextTower<O: Ops> {
     word_embeddings: O::Table,
@@ -41,48 +41,48 @@ struct CrossAttention<O: Ops> {
     norm: O::LayerNorm,
 }
 
-/// What a tower's cross-attention will look at.
+/// Encoder states that a tower's cross-attention will attend to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CrossMemory {
-    /// Width of a row.
+    /// Width of one row of encoder states.
     pub(super) width: usize,
     pub(super) usage: MemoryUse,
 }
 
-/// New tokens of one sequence and where they stand in it.
+/// New tokens of one sequence, and their position in it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NewTokens<'a> {
     pub(super) tokens: &'a [u32],
-    /// Position of the first of them.
+    /// Position of the first new token.
     pub(super) position: usize,
 }
 
-/// How sequences attend to themselves.
+/// Which tokens self-attention may attend to.
 pub(super) enum SelfAttention<'a, O: Ops> {
-    /// Everything sees everything (encoders).
+    /// Every token attends to every token of its sequence (encoders).
     Bidirectional,
-    /// Causal, behind what is cached: `caches[i]` are sequence i's layers, none before its first step.
+    /// Causal, with a KV cache: `caches[i]` holds the layers of sequence i, or is `None` before its first step.
     Causal(&'a [Option<&'a [O::KeysValues]>]),
 }
 
-/// What sequences attend to besides themselves; the runs cover all new rows in order.
+/// Source of cross-attention. The runs cover all new rows, in order.
 pub(super) enum Memory<'a, O: Ops> {
-    /// Nothing: cross-attention is skipped.
+    /// No source: cross-attention is skipped.
     None,
-    /// Keys and values kept for every layer.
+    /// Cached keys and values of every layer.
     Cached(&'a [Run<&'a [O::KeysValues]>]),
-    /// Features or states `[tokens, memory width]`, projected in each layer and dropped again.
+    /// Encoder states `[tokens, memory width]`. Each layer projects them to keys and values, and drops these after use.
     States(&'a [Run<&'a O::Act>]),
 }
 
-/// Hidden states of the new rows, and (causal only) each sequence's extended caches, one per layer.
+/// Hidden states of the new rows. For causal attention also the extended KV caches: for each sequence, one per layer.
 pub(super) struct TextOutput<O: Ops> {
     pub(super) hidden: O::Act,
     pub(super) caches: Vec<Vec<O::KeysValues>>,
 }
 
 impl<O: Ops> TextTower<O> {
-    /// Loads the tower under `prefix` (`text_decoder.bert`, `text_encoder`, `text_model`).
+    /// Loads the tensors under `prefix` (`text_decoder.bert`, `text_encoder`, `text_model`).
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &TextConfig,
@@ -115,7 +115,7 @@ impl<O: Ops> TextTower<O> {
         })
     }
 
-    /// Keys and values of a memory for every layer; kept by whoever decodes over it.
+    /// Cross-attention keys and values of encoder states, for every layer. The decoding groups own them.
     pub(super) fn keys_values(
         &self,
         ops: &O,

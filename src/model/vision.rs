@@ -1,4 +1,5 @@
-//! The vision tower: a vision transformer, pre-norm, packed qkv. Source: transformers `BlipVisionModel`.
+//! The vision tower: a vision transformer, pre-norm, with q, k and v packed in one layer. Source: transformers
+//! `BlipVisionModel`.
 
 use super::config::VisionConfig;
 use super::error::LoadError;
@@ -8,7 +9,7 @@ use super::preprocessor::Preprocessor;
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
-/// Pixels to features `[tokens, width]` per image.
+/// Computes image features `[tokens, width]` from pixels.
 #[derive(Debug)]
 pub(super) struct VisionTower<O: Ops> {
     patch_embedding: O::PatchEmbedding,
@@ -31,7 +32,7 @@ struct VisionLayer<O: Ops> {
 }
 
 impl<O: Ops> VisionTower<O> {
-    /// Loads the tower under `vision_model.`.
+    /// Loads the tensors under `vision_model.`.
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &VisionConfig,
@@ -71,12 +72,12 @@ impl<O: Ops> VisionTower<O> {
         })
     }
 
-    /// Tokens of one image, the class token included.
+    /// Number of tokens per image, including the class token.
     pub(super) fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// Width of a feature.
+    /// Width of one feature row.
     pub(super) fn width(&self) -> usize {
         self.width
     }
@@ -101,7 +102,7 @@ impl<O: Ops> VisionTower<O> {
         ops.split_rows(&x, &lengths)
     }
 
-    /// transformers' `pooler_output`: the class row with `post_layernorm` applied a second time; `[1, width]`.
+    /// transformers' `pooler_output`, `[1, width]`: the `[CLS]` row, with `post_layernorm` applied a second time.
     pub(super) fn pool(&self, ops: &O, features: &O::Act) -> Result<O::Act, BackendError> {
         ops.layer_norm(&ops.select_rows(features, &[0])?, &self.post_layernorm)
     }

@@ -1,27 +1,27 @@
-//! Vectors and what is done with them outside the model.
+//! Embedding vectors, and the arithmetic on them outside the model.
 
-/// A raw (not normalised) feature vector.
+/// A raw feature vector, not normalised.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding(Vec<f32>);
 
-/// A vector without a direction cannot be normalised.
+/// The error of normalising a vector that has no direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ZeroNorm;
 
 impl Embedding {
-    /// Wraps a raw vector.
+    /// Wraps a raw vector of the model.
     #[must_use]
     pub fn new(values: Vec<f32>) -> Self {
         Self(values)
     }
 
-    /// The values.
+    /// The raw values in model order.
     #[must_use]
     pub fn as_slice(&self) -> &[f32] {
         &self.0
     }
 
-    /// The values, owned.
+    /// The raw values, without a copy.
     #[must_use]
     pub fn into_vec(self) -> Vec<f32> {
         self.0

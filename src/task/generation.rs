@@ -1,64 +1,64 @@
-//! How text is generated, and the text as it comes out: ids, log-probabilities, the reason it ended.
+//! Decoding parameters, and generated text: token ids, log-probabilities, and the finish reason.
 
-/// Parameters of one generation, meaning and results those of `transformers`' `generate`.
+/// Parameters of one generation. They mean the same as in `transformers`' `generate`, and give the same results.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationParams {
-    /// Most tokens to generate, stop token included; at least 1.
+    /// Upper bound on generated tokens, stop token included; at least 1.
     pub max_new_tokens: usize,
-    /// Tokens before which the stop token is forbidden; at most `max_new_tokens`.
+    /// Number of tokens before which the stop token is forbidden; at most `max_new_tokens`.
     pub min_new_tokens: usize,
-    /// Divides (positive) or multiplies (negative) the scores of tokens already present; 1.0 changes nothing.
+    /// Divides (if positive) or multiplies (if negative) the scores of tokens already present; 1.0 has no effect.
     pub repetition_penalty: f32,
-    /// No n-gram of this size occurs twice; 0 switches it off.
+    /// No n-gram of this size may occur twice; 0 disables the check.
     pub no_repeat_ngram_size: usize,
-    /// How the next token is chosen.
+    /// Decoding strategy: how the next token is chosen.
     pub strategy: Strategy,
 }
 
-/// How the next token is chosen.
+/// Decoding strategy: how the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Strategy {
-    /// The most probable token.
+    /// Greedy search: always the most probable token.
     Greedy,
-    /// Beam search.
+    /// Beam search over several hypotheses.
     Beams {
-        /// Beams kept, 2 or more.
+        /// Number of beams kept, 2 or more.
         num_beams: usize,
-        /// Sequences returned, 1..=`num_beams`.
+        /// Number of sequences returned, 1..=`num_beams`.
         num_return_sequences: usize,
-        /// Exponent of the length that divides a finished beam's score.
+        /// Exponent of the length by which a finished beam's score is divided.
         length_penalty: f32,
-        /// When to stop looking for better beams.
+        /// When to stop searching for better beams.
         early_stopping: EarlyStopping,
     },
-    /// Seeded sampling; noise is keyed by (seed, sequence, step), so company does not change a text.
+    /// Seeded sampling. Noise is keyed by (seed, sequence, step), so batch neighbours do not change a text.
     Sample {
-        /// 0..2^53.
+        /// Seed that reproduces the same samples, 0..2^53.
         seed: u64,
-        /// Sequences drawn, at least 1.
+        /// Number of sequences to draw, at least 1.
         num_return_sequences: usize,
-        /// Divides the logits; above 0.
+        /// Temperature by which the logits are divided; above 0.
         temperature: f32,
-        /// Keeps the k best tokens; 0 keeps all.
+        /// Keeps only the k most probable tokens; 0 keeps all.
         top_k: usize,
-        /// Keeps the smallest set of tokens whose probabilities reach this; 1.0 keeps all.
+        /// Nucleus sampling: keeps the smallest set of tokens whose probabilities sum to at least this; 1.0 keeps all.
         top_p: f32,
     },
 }
 
-/// `early_stopping` of beam search.
+/// The `early_stopping` parameter of beam search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EarlyStopping {
-    /// `false`: stop when no running beam can, at its current length, beat the worst finished one.
+    /// `false`: stop when no running beam, at its current length, can beat the worst finished one.
     Heuristic,
-    /// `true`: stop as soon as `num_beams` have finished.
+    /// `true`: stop as soon as `num_beams` beams have finished.
     WhenFull,
-    /// `"never"`: as `false`, with the most favourable length.
+    /// `"never"`: like `false`, but assuming the most favourable length.
     Never,
 }
 
 impl GenerationParams {
-    /// Greedy search for at most `max_new_tokens`, nothing else set.
+    /// Greedy search for at most `max_new_tokens` tokens, with all other parameters neutral.
     #[must_use]
     pub fn greedy(max_new_tokens: usize) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl GenerationParams {
         }
     }
 
-    /// Rows that one generation with these parameters occupies: beams, or sequences drawn.
+    /// Rows that one generation occupies with these parameters: beams, or sequences drawn.
     #[must_use]
     pub fn rows(&self) -> usize {
         match self.strategy {
@@ -81,30 +81,30 @@ impl GenerationParams {
     }
 }
 
-/// Why a sequence ended.
+/// Why the generation of a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The stop token.
+    /// The model generated the stop token.
     Stop,
-    /// `max_new_tokens`.
+    /// The sequence reached `max_new_tokens` tokens.
     Length,
 }
 
-/// One generated token.
+/// One generated token with its log-probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenLogprob {
-    /// Its id.
+    /// Token id in the model's vocabulary.
     pub id: u32,
-    /// Its natural log-probability under the model's unmodified distribution.
+    /// Natural log-probability under the model's unmodified distribution.
     pub logprob: f32,
 }
 
-/// One generated sequence: the new tokens alone, the stop token included where there is one.
+/// One generated sequence: only the new tokens, with the stop token if there is one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sequence {
-    /// The new tokens in order.
+    /// The new tokens, in order of generation.
     pub tokens: Vec<TokenLogprob>,
-    /// Why it ended.
+    /// Why the generation of this sequence ended.
     pub finish_reason: FinishReason,
 }
 
@@ -115,7 +115,7 @@ impl Sequence {
         self.tokens.iter().map(|token| token.logprob).sum()
     }
 
-    /// The ids of the text: the new tokens without the stop token.
+    /// Ids of the generated text: the new tokens without the stop token.
     #[must_use]
     pub fn text_ids(&self) -> Vec<u32> {
         let kept = match self.finish_reason {

@@ -1,25 +1,25 @@
-//! Images as the models see them: an id, a description, and pixels of the tower's input size.
+//! Images as the models need them: an id, a description, and pixels of the vision tower's input size.
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// SHA-256 of a picture file's bytes; written `sha256:<64 lower-case hex digits>`.
+/// SHA-256 of an image file's bytes, written as `sha256:<64 lower-case hex digits>`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ImageId([u8; 32]);
 
-/// The text is not `sha256:` and 64 hexadecimal digits.
+/// Error: the text is not `sha256:` followed by 64 lower-case hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParseImageIdError;
 
 impl ImageId {
-    /// The id of a file with this digest.
+    /// The id of a file with this SHA-256 digest.
     #[must_use]
     pub fn from_digest(digest: [u8; 32]) -> Self {
         Self(digest)
     }
 
-    /// The digest.
+    /// The 32 bytes of the SHA-256 digest.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -71,10 +71,10 @@ fn hex_digit(digit: u8) -> Result<u8, ParseImageIdError> {
     }
 }
 
-/// The file formats that are accepted.
+/// The image file formats that the server accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ImageFormat {
-    /// JPEG.
+    /// JPEG, the usual format of photographs.
     Jpeg,
     /// PNG (of an APNG: the default image).
     Png,
@@ -82,12 +82,12 @@ pub enum ImageFormat {
     WebP,
     /// GIF (the first frame).
     Gif,
-    /// Windows bitmap.
+    /// BMP, the Windows bitmap format.
     Bmp,
 }
 
 impl ImageFormat {
-    /// Every format, in the order in which errors list them.
+    /// All formats, in the order in which errors list them.
     pub const ALL: [Self; 5] = [Self::Jpeg, Self::Png, Self::WebP, Self::Gif, Self::Bmp];
 
     /// The lower-case name used on the wire and in labels.
@@ -103,20 +103,20 @@ impl ImageFormat {
     }
 }
 
-/// Whose images an id can name, and whose cached pixels and features an image can meet: one value for each API key,
-/// [`Scope::EVERYONE`] where there are no keys.
+/// Isolates clients from each other: the owner of image ids, and of cached pixels and features. Each API key has its
+/// own value; without keys it is [`Scope::EVERYONE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scope(pub u64);
 
 impl Scope {
-    /// The scope of a server without API keys.
+    /// The only scope of a server without API keys.
     pub const EVERYONE: Self = Self(0);
 }
 
-/// What a client is told about an image that it sent.
+/// Facts about an image that the client who sent it may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageInfo {
-    /// Digest of the file's bytes.
+    /// SHA-256 digest of the file's bytes.
     pub id: ImageId,
     /// Width in pixels after EXIF rotation.
     pub width: u32,
@@ -126,49 +126,50 @@ pub struct ImageInfo {
     pub format: ImageFormat,
 }
 
-/// How a decoded picture becomes [`Pixels`]: squashed to this size, its aspect ratio not kept.
-/// Two models with equal values share prepared pixels.
+/// How a decoded image becomes [`Pixels`]: resized to exactly this size, ignoring the aspect ratio. Two models with
+/// equal values share prepared pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Preprocessing {
-    /// Width in pixels.
+    /// Target width in pixels (the model's input).
     pub width: u32,
-    /// Height in pixels.
+    /// Target height in pixels (the model's input).
     pub height: u32,
-    /// The filter.
+    /// The resampling filter used for resizing.
     pub resample: Resample,
 }
 
 impl Preprocessing {
-    /// Pillow's BICUBIC, which every official checkpoint asks for.
+    /// Resizing with Pillow's BICUBIC filter, which every official checkpoint asks for.
     #[must_use]
     pub fn bicubic(width: u32, height: u32) -> Self {
         Self { width, height, resample: Resample::Bicubic }
     }
 }
 
-/// Pillow's resampling filters (`Image.Resampling`), the values of `resample` in a processor's configuration.
+/// Pillow's resampling filters (`Image.Resampling`). The numbers are the values of `resample` in a processor's
+/// configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Resample {
-    /// 0: the sample at the centre.
+    /// 0: nearest neighbour, the sample at the centre.
     Nearest,
     /// 1: a windowed sinc of three lobes.
     Lanczos,
-    /// 2: a triangle.
+    /// 2: linear interpolation with a triangle kernel.
     Bilinear,
-    /// 3: Keys' cubic with a = -0.5.
+    /// 3: Keys' cubic kernel with a = -0.5.
     Bicubic,
-    /// 4: the mean of the samples that a pixel covers.
+    /// 4: the mean of all samples that a pixel covers.
     Box,
     /// 5: a windowed sinc of one lobe.
     Hamming,
 }
 
 impl Resample {
-    /// Every filter, in the order of Pillow's numbers.
+    /// All filters, in the order of Pillow's numbers.
     pub const ALL: [Self; 6] =
         [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming];
 
-    /// Its name in Pillow, in lower case.
+    /// The filter's name in Pillow, in lower case.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -188,7 +189,7 @@ impl Resample {
     }
 }
 
-/// RGB pixels, row-major `[height, width, 3]`, 8 bits each, of a model's input size; not yet normalised.
+/// RGB pixels, row-major `[height, width, 3]`, 8 bits per channel, of a model's input size; not normalised yet.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pixels {
     width: u32,
@@ -208,19 +209,19 @@ impl Pixels {
         Self { width, height, data }
     }
 
-    /// Width in pixels.
+    /// Width of the image in pixels.
     #[must_use]
     pub fn width(&self) -> u32 {
         self.width
     }
 
-    /// Height in pixels.
+    /// Height of the image in pixels.
     #[must_use]
     pub fn height(&self) -> u32 {
         self.height
     }
 
-    /// The bytes, `[height, width, 3]`.
+    /// The pixel data, row-major `[height, width, 3]`.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.data
@@ -233,15 +234,15 @@ impl fmt::Debug for Pixels {
     }
 }
 
-/// A decoded, oriented, resized image and what it was. Clones share the pixels.
+/// A decoded, oriented and resized image, with facts about its file. Clones share the pixels.
 #[derive(Debug, Clone)]
 pub struct PreparedImage {
-    /// What it was.
+    /// Facts about the original file.
     pub info: ImageInfo,
-    /// Whose it is; part of every cache key.
+    /// Owner of the image; part of every cache key.
     pub scope: Scope,
-    /// Which preparation made `pixels`; part of every cache key.
+    /// How `pixels` were prepared; part of every cache key.
     pub preprocessing: Preprocessing,
-    /// The pixels, shared by the cache and every task that waits.
+    /// The pixels, shared by the cache and all tasks that use them.
     pub pixels: Arc<Pixels>,
 }

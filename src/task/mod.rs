@@ -1,7 +1,7 @@
-//! The vocabulary that every folder shares: what can be asked of a model, with what, and what comes back.
+//! The vocabulary that all folders share: what can be asked of a model, the inputs, and the outputs.
 //!
-//! Plain data only. No I/O, no tensor, no HTTP: this folder imports nothing but `std`.
-//! `http` builds these values from requests, `engine` plans and times them, `model` computes them.
+//! Plain data only. No I/O, no tensor, no HTTP: this folder imports nothing but `std`. `http` builds these values from
+//! requests, `engine` plans and schedules them, `model` computes them.
 
 mod embedding;
 mod generation;
@@ -22,128 +22,128 @@ pub use text::TokenIds;
 
 use std::time::Duration;
 
-/// One unit of a client's intent: an item of a batch call, or a single call.
+/// What a client wants computed: one item of a batch call, or a single call.
 #[derive(Debug, Clone)]
 pub enum Task {
-    /// Describe an image, from nothing or from a prompt.
+    /// Describe an image, freely or continuing a prompt.
     Caption(Caption),
     /// Answer questions about one image.
     Vqa(Vqa),
     /// Score every image against every text.
     Similarity(Similarity),
-    /// Turn an image, a text, or both into a vector.
+    /// Embed an image, a text, or both together as a vector.
     Embed(Embed),
 }
 
-/// A caption wanted for one image.
+/// A request to caption one image.
 #[derive(Debug, Clone)]
 pub struct Caption {
-    /// The image, ready for the vision tower.
+    /// The prepared image to describe.
     pub image: PreparedImage,
-    /// `[CLS] prompt [SEP]`; the model puts its own start token in place of `[CLS]` and drops `[SEP]`.
+    /// Token ids `[CLS] prompt [SEP]`. The model replaces `[CLS]` by its own start token and drops `[SEP]`.
     pub prompt: Option<TokenIds>,
-    /// How to generate.
+    /// Decoding parameters of the caption.
     pub params: GenerationParams,
 }
 
-/// Questions about one image; one vision pass serves them all.
+/// Questions about one image, which is encoded once for all of them.
 #[derive(Debug, Clone)]
 pub struct Vqa {
-    /// The image, ready for the vision tower.
+    /// The prepared image that the questions are about.
     pub image: PreparedImage,
-    /// `[CLS] question [SEP]` each; at least one.
+    /// Token ids of each question, `[CLS] question [SEP]`; at least one question.
     pub questions: Vec<TokenIds>,
-    /// What to do with each question.
+    /// How each question is answered.
     pub mode: VqaMode,
 }
 
-/// How a question is answered.
+/// How the questions of a [`Vqa`] task are answered.
 #[derive(Debug, Clone)]
 pub enum VqaMode {
-    /// Generate an answer.
+    /// Generate an answer with these parameters.
     Generate(GenerationParams),
-    /// Score each candidate in full (`[CLS] candidate [SEP]` each); nothing is generated.
+    /// Score each candidate in full (token ids `[CLS] candidate [SEP]`); nothing is generated.
     Rank(Vec<TokenIds>),
 }
 
-/// Every image against every text.
+/// Similarity of every image with every text.
 #[derive(Debug, Clone)]
 pub struct Similarity {
-    /// Images, rows of the answer.
+    /// Prepared images, the rows of the answer.
     pub images: Vec<PreparedImage>,
-    /// `[CLS] text [SEP]` each, columns of the answer.
+    /// Token ids of each text, `[CLS] text [SEP]`; the columns of the answer.
     pub texts: Vec<TokenIds>,
-    /// Which scores are wanted.
+    /// The kinds of scores to compute.
     pub scores: Scores,
 }
 
 /// Which scores a [`Similarity`] task computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scores {
-    /// The matching head's probability, one text pass per pair.
+    /// The image-text matching head's probability; needs one text pass per pair.
     pub matching: bool,
-    /// The dot product of the normalised projections (and the logit, where the model has a scale).
+    /// The dot product of the normalised projections, and the logit for models that have a logit scale.
     pub cosine: bool,
 }
 
-/// One vector.
+/// What to embed as one vector.
 #[derive(Debug, Clone)]
 pub enum Embed {
-    /// The image's projection.
+    /// Project the image into the embedding space shared with texts.
     Image(PreparedImage),
-    /// The text's projection.
+    /// Project the text (`[CLS] text [SEP]`) into the embedding space shared with images.
     Text(TokenIds),
-    /// The text encoder's `[CLS]` state while it attends to the image.
+    /// The text encoder's `[CLS]` state with cross-attention to the image.
     Multimodal(PreparedImage, TokenIds),
 }
 
-/// What a [`Task`] answers; the variant always equals the task's.
+/// The answer to a [`Task`]. Its variant always matches the task's.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TaskOutput {
-    /// Best first (beams) or in the order drawn (samples).
+    /// Sequences, best first (beam search) or in the order drawn (samples).
     Caption(Vec<Sequence>),
-    /// One per question, in order.
+    /// One answer per question, in order.
     Vqa(Vec<Answer>),
-    /// `cells[i][j]`: image i, text j.
+    /// Scores of image i and text j in `cells[i][j]`.
     Similarity(Vec<Vec<SimilarityCell>>),
-    /// The raw (not normalised) vector.
+    /// The raw vector, not normalised.
     Embed(Embedding),
 }
 
-/// The answer to one question.
+/// The answer to one question of a [`Vqa`] task.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     /// Generated sequences, best first or in the order drawn.
     Generated(Vec<Sequence>),
-    /// For each candidate, in the order given, the summed natural log-probability of its tokens and `[SEP]`.
+    /// Summed natural log-probability of each candidate's tokens and `[SEP]`, in the order of the candidates.
     Ranked(Vec<f32>),
 }
 
-/// The scores of one image and one text; absent where not asked or not available.
+/// The scores of one image and one text. `None` where not requested or not available.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SimilarityCell {
-    /// Probability of "match" in 0..=1.
+    /// Matching head's probability of "match", 0..=1.
     pub matching: Option<f32>,
-    /// Cosine in -1..=1.
+    /// Cosine similarity of the projections, -1..=1.
     pub cosine: Option<f32>,
     /// `exp(logit_scale) * cosine`, for models that have a logit scale.
     pub logit: Option<f32>,
 }
 
-/// Where an answered task's time went, seen from the worker.
+/// Where an answered task's time went, as measured by the worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TaskTiming {
-    /// From submission to the start of its first unit.
+    /// From submission to the start of the task's first work unit.
     pub queue: Duration,
-    /// Sum of the vision units that it took part in (zero when its features were cached).
+    /// Sum over the vision batches that the task took part in; zero when its features were cached.
     pub vision: Duration,
-    /// Sum of the text units that it took part in.
+    /// Sum over the text units that the task took part in.
     pub text: Duration,
 }
 
 impl Task {
-    /// Rows that the task occupies in the engine, as `engine.md` counts them:
-    /// sequences x beams, questions x (beams or candidates), pairs, texts; at least 1.
+    /// Rows that the task occupies in the engine: sequences x beams, questions x (beams or candidates), pairs, texts;
+    /// at least 1.
     #[must_use]
     pub fn rows(&self) -> usize {
         let rows = match self {
@@ -163,7 +163,7 @@ impl Task {
         rows.max(1)
     }
 
-    /// The images that the task needs, in order.
+    /// The prepared images that the task needs, in order; an image given twice is listed twice.
     #[must_use]
     pub fn images(&self) -> Vec<&PreparedImage> {
         match self {
@@ -176,7 +176,7 @@ impl Task {
     }
 }
 
-/// Rows of a similarity call: pairs when matching is asked, texts (for the cosine) and nothing for images.
+/// Rows of a similarity call: the pairs for matching, the texts for the cosine, nothing for images.
 #[must_use]
 pub fn similarity_rows(images: usize, texts: usize, scores: Scores) -> usize {
     let pairs = if scores.matching { images * texts } else { 0 };

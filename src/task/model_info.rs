@@ -1,28 +1,28 @@
-//! What is known of a loaded model without touching a tensor; `/info` shows it, `http` and `engine` plan with it.
+//! Facts about a loaded model, without any tensor. `/info` reports them; `http` and `engine` plan with them.
 
 use super::Preprocessing;
 
-/// Index of a loaded model, in the order of the configuration.
+/// Index of a loaded model, in configuration order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelId(pub usize);
 
-/// Index of a vision tower; models with byte-identical vision weights share one.
+/// Index of a vision tower. Models with byte-identical vision weights share one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TowerId(pub usize);
 
 /// The endpoint family that a model serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// `/caption`.
+    /// Models for `/caption`: they generate captions.
     Caption,
-    /// `/vqa`.
+    /// Models for `/vqa`: they answer questions.
     Vqa,
-    /// `/similarity` and `/embeddings`.
+    /// Models for `/similarity` and `/embeddings`.
     Retrieval,
 }
 
 impl Role {
-    /// Every role.
+    /// All roles, in the order of the enum.
     pub const ALL: [Self; 3] = [Self::Caption, Self::Vqa, Self::Retrieval];
 
     /// The lower-case name used on the wire.
@@ -36,21 +36,21 @@ impl Role {
     }
 }
 
-/// The transformers class in `architectures` of `config.json`.
+/// The model class in transformers, as listed in `architectures` of `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ModelClass {
-    /// `BlipForConditionalGeneration`.
+    /// `BlipForConditionalGeneration`, which generates captions.
     ConditionalGeneration,
-    /// `BlipForQuestionAnswering`.
+    /// `BlipForQuestionAnswering`, which answers questions about images.
     QuestionAnswering,
-    /// `BlipForImageTextRetrieval`.
+    /// `BlipForImageTextRetrieval`, with projections and a matching head.
     ImageTextRetrieval,
-    /// `BlipModel`.
+    /// `BlipModel`, with projections and a logit scale.
     Base,
 }
 
 impl ModelClass {
-    /// Every class.
+    /// All classes, in the order of the enum.
     pub const ALL: [Self; 4] = [
         Self::ConditionalGeneration,
         Self::QuestionAnswering,
@@ -58,7 +58,7 @@ impl ModelClass {
         Self::Base,
     ];
 
-    /// The class name in transformers.
+    /// Name of the class in transformers.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -79,7 +79,7 @@ impl ModelClass {
         }
     }
 
-    /// True where an image-text matching head gives `match`.
+    /// True if the class has an image-text matching head, which computes `match`.
     #[must_use]
     pub fn has_matching_head(self) -> bool {
         self == Self::ImageTextRetrieval
@@ -89,13 +89,13 @@ impl ModelClass {
 /// The number format of weights and activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
-    /// 32-bit floats, the reference.
+    /// 32-bit floating point, the reference.
     F32,
-    /// bfloat16.
+    /// 16-bit brain floating point (bfloat16).
     Bf16,
-    /// 16-bit floats.
+    /// 16-bit IEEE floating point (half precision).
     F16,
-    /// 8-bit weights and rows where that is exact enough, bf16 elsewhere.
+    /// 8-bit quantization of weights and activation rows where that is exact enough, bf16 elsewhere.
     Int8,
 }
 
@@ -112,12 +112,12 @@ impl Dtype {
     }
 }
 
-/// Where a model runs.
+/// The device on which a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Device {
-    /// The processor.
+    /// The CPU of this machine.
     Cpu,
-    /// An NVIDIA GPU by its ordinal.
+    /// An NVIDIA GPU with its ordinal.
     Cuda(usize),
 }
 
@@ -130,45 +130,45 @@ impl std::fmt::Display for Device {
     }
 }
 
-/// A loaded model.
+/// Facts about one loaded model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelInfo {
-    /// Its place among the loaded models.
+    /// Index of this model among the loaded models.
     pub id: ModelId,
-    /// The name that requests use.
+    /// The name that requests use for the model.
     pub name: String,
-    /// Its transformers class.
+    /// The model's class in transformers.
     pub class: ModelClass,
-    /// Hub id or directory, as configured.
+    /// Hugging Face hub id or directory, as configured.
     pub source: String,
-    /// The hub revision, where there is one.
+    /// Revision on the hub, if loaded from there.
     pub revision: Option<String>,
-    /// Number format.
+    /// Number format of its weights and activations.
     pub dtype: Dtype,
-    /// Where it runs.
+    /// The device on which it runs.
     pub device: Device,
-    /// Its vision tower.
+    /// Its vision tower, possibly shared with other models.
     pub tower: TowerId,
-    /// What its tower takes.
+    /// Image size and filter that its vision tower expects.
     pub preprocessing: Preprocessing,
-    /// Image tokens that its text towers attend to (577 for 384 px and patches of 16).
+    /// Image tokens that its text towers attend to: 577 for 384 px with patches of 16 px.
     pub image_tokens: usize,
-    /// Most tokens of a text, special ones and generated ones included (`max_position_embeddings`).
+    /// Upper bound on the tokens of a text, special and generated ones included (`max_position_embeddings`).
     pub max_text_tokens: usize,
-    /// Size of image and text embeddings, for the retrieval role.
+    /// Length of image and text embeddings, for the retrieval role.
     pub embedding_dimensions: Option<usize>,
-    /// Size of multimodal embeddings, for the retrieval role.
+    /// Length of multimodal embeddings, for the retrieval role.
     pub multimodal_dimensions: Option<usize>,
-    /// `exp(logit_scale)` of a `BlipModel`: what turns a cosine into a logit.
+    /// `exp(logit_scale)` of a `BlipModel`, the factor from a cosine to a logit.
     pub logit_scale: Option<f32>,
-    /// Parameters (weights), shared towers counted for each model.
+    /// Number of parameters; a shared tower counts for each model that uses it.
     pub parameter_count: u64,
-    /// True for the demo models inside the binary.
+    /// True for the demo models that are built into the binary.
     pub demo: bool,
 }
 
 impl ModelInfo {
-    /// The endpoints that it serves.
+    /// The role of the model's class.
     #[must_use]
     pub fn role(&self) -> Role {
         self.class.role()

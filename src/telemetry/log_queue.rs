@@ -1,8 +1,8 @@
-//! Log lines on their way to standard error: a queue bounded in bytes, and one thread that writes.
+//! A queue of log lines, bounded in bytes, and the one thread that writes them to standard error. `logging` uses it.
 //!
-//! Writing a log line never waits for the reader of the log. When the queue is full, lines are dropped and counted, and
-//! the log tells how many as soon as lines can be written again. `tracing-appender` has such a thread too, but neither
-//! a bound in bytes nor that notice, and its guard waits at the end of the process for a reader that may never come.
+//! Logging a line never blocks on a slow reader of the log. When the queue is full, lines are dropped and counted; as
+//! soon as lines can be written again, a notice in the log says how many. `tracing-appender` has such a thread too, but
+//! no bound in bytes and no notice. At the end of the process its guard also waits for a reader that may never come.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -13,39 +13,40 @@ use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
 
-/// Bytes of lines that wait to be written; as many again may be in the writer's hands. Some 7,000 lines of requests:
-/// a second of a busy server.
+/// Most bytes of queued lines; the writer may hold as many again. Holds about 7,000 access log lines, one second of a
+/// busy server.
 const MAX_BYTES: usize = 2 << 20;
-/// What a line takes beside its text: its place in the queue and the allocation.
+/// Bytes that a line needs in addition to its text: its queue entry and the allocator's overhead.
 const LINE_OVERHEAD: usize = 64;
-/// A writer that has finished no line for this long is stalled: nobody reads the log.
+/// A writer that has finished no line for this long is stalled, because nobody reads the log.
 const STALL: Duration = Duration::from_secs(1);
-/// Longest wait for lines that are being read, but slowly.
+/// Longest time that [`LogQueue::flush`] waits for a slow reader.
 const MAX_FLUSH: Duration = Duration::from_secs(5);
 
-/// Lines that were dropped since the process began. There is one log in a process, whatever number of registries.
+/// Lines dropped since the process started. A static, because a process has one log but may have several registries.
 static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
-    let help = "Log lines dropped because nobody read the log fast enough.";
+    let help = "Log lines dropped because the log was not read fast enough.";
     IntCounter::new("blip_log_lines_dropped_total", help).expect("a valid name")
 });
 
-/// The counter of dropped lines, for a registry.
+/// The counter of dropped lines, to register in a metrics registry.
 pub(super) fn dropped_lines() -> IntCounter {
     DROPPED.clone()
 }
 
-/// The queue. Clones share it; its thread lives as long as the process.
+/// Handle of the queue; clones share it. The writer thread lives as long as the process.
 #[derive(Clone)]
 pub(super) struct LogQueue(Arc<Shared>);
 
 struct Shared {
     queued: Mutex<Queued>,
-    /// Signals the writer: there is something to write.
+    /// Notified when there is something to write; the writer waits on it.
     filled: Condvar,
-    /// Signals those that wait for the end of the queue: everything is written.
+    /// Notified when everything is written; `flush` waits on it.
     emptied: Condvar,
     began: Instant,
-    /// Milliseconds from `began` to the end of the last write, or to the first line after a pause.
+    /// Time of the last progress, in milliseconds after `began`: the last write, or the first line queued after a
+    /// pause.
     moved: AtomicU64,
     dropped: IntCounter,
     max_bytes: usize,
@@ -56,18 +57,19 @@ struct Shared {
 struct Queued {
     lines: VecDeque<String>,
     bytes: usize,
-    /// Dropped lines that the log has not told yet.
+    /// Dropped lines that no notice in the log has reported yet.
     untold: u64,
-    /// The writer has lines in its hands.
+    /// True while the writer is writing lines that it took from the queue.
     writing: bool,
     writer: Option<thread::ThreadId>,
 }
 
 impl LogQueue {
-    /// A queue whose thread writes to standard error. `tell` logs how many lines were dropped.
+    /// Starts a queue whose thread writes to standard error. The thread calls `tell` to log how many lines were
+    /// dropped.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// When the thread cannot be started.
     pub(super) fn start(tell: fn(u64)) -> io::Result<Self> {
         let queue = Self::new(MAX_BYTES, STALL, dropped_lines());
         let shared = Arc::clone(&queue.0);
@@ -90,12 +92,12 @@ impl LogQueue {
         }))
     }
 
-    /// Queues a line, or drops it. Never waits.
+    /// Queues a line, or drops it if the queue is full. Never blocks.
     pub(super) fn push(&self, line: String) {
         let shared = &self.0;
         let mut queued = shared.lock();
         let bytes = line.len() + LINE_OVERHEAD;
-        // What the writer itself has to say, how many lines were dropped, always fits.
+        // The writer's own notice of dropped lines is always accepted.
         if queued.bytes + bytes > shared.max_bytes && queued.writer != Some(thread::current().id())
         {
             queued.untold += 1;
@@ -111,8 +113,8 @@ impl LogQueue {
         shared.filled.notify_one();
     }
 
-    /// Waits until everything is written: while lines are read, up to five seconds; when nobody reads, until a second
-    /// has passed since the last line was written.
+    /// Waits until everything is written, at most five seconds ([`MAX_FLUSH`]). If nobody reads the log, gives up one
+    /// second ([`STALL`]) after the last line was written.
     pub(super) fn flush(&self) {
         let shared = &self.0;
         let start = Instant::now();
@@ -131,7 +133,7 @@ impl LogQueue {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queued> {
-        // Lines and numbers: they mean the same after a panic.
+        // A panic cannot leave these lines and numbers inconsistent, so a poisoned lock is fine.
         self.queued.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -144,19 +146,19 @@ impl Shared {
         self.began.elapsed().saturating_sub(moved)
     }
 
-    /// The writer's thread.
+    /// Body of the writer thread; never returns.
     fn write_lines(&self, mut output: impl Write, tell: impl Fn(u64)) {
         self.lock().writer = Some(thread::current().id());
         loop {
             let (lines, untold) = self.take();
             for line in lines {
                 if output.write_all(line.as_bytes()).is_err() {
-                    // The reader has gone: there is nobody to tell.
+                    // The reader has closed its end, so no notice could reach it. Only count the line.
                     self.dropped.inc();
                 }
                 self.touch();
             }
-            // They were dropped after the lines above had been queued.
+            // The notice comes after the lines that were queued before the dropped ones.
             if untold > 0 {
                 tell(untold);
             }
@@ -168,7 +170,7 @@ impl Shared {
         }
     }
 
-    /// Every line that is queued, once there is any, and how many were dropped behind them.
+    /// Waits for work, then takes all queued lines and the number of lines dropped after them.
     fn take(&self) -> (VecDeque<String>, u64) {
         let mut queued = self.lock();
         while queued.is_done() {
@@ -192,7 +194,8 @@ mod tests {
 
     use super::*;
 
-    /// Tells of each line before it "writes" it, which takes a permit; without a sender of permits all go through.
+    /// A reader that reports each line, then blocks until it gets a permit. Without a sender of permits it never
+    /// blocks.
     struct Reader {
         seen: Sender<String>,
         permits: Receiver<()>,
@@ -210,7 +213,8 @@ mod tests {
         }
     }
 
-    /// A queue of so many lines of one letter, what its reader sees, and what lets it read.
+    /// A queue that holds `lines` lines of one letter, the lines that its reader sees, the sender of permits, and the
+    /// counter of dropped lines.
     fn queue(
         lines: usize,
         stall: Duration,
@@ -229,7 +233,7 @@ mod tests {
     fn lines_that_do_not_fit_are_dropped_counted_and_told_once_there_is_a_reader() {
         let (queue, lines, permit, dropped) = queue(3, Duration::from_secs(60));
         queue.push("a".to_owned());
-        // In the writer's hands, which nobody empties.
+        // The writer has taken this line and blocks, because there is no permit.
         assert_eq!(lines.recv().unwrap(), "a");
         for line in ["b", "c", "d", "e", "f"] {
             queue.push(line.to_owned());
@@ -250,13 +254,13 @@ mod tests {
         for number in 0..100 {
             queue.push(number.to_string());
         }
-        // One line is read; then no more.
+        // The reader reads one line, then stops.
         assert_eq!(lines.recv().unwrap(), "0");
         permit.send(()).unwrap();
         assert_eq!(lines.recv().unwrap(), "1");
         queue.flush();
         assert_eq!(lines.try_iter().count(), 0);
-        // Known to be stalled: nobody waits again.
+        // The log is known to be stalled, so `flush` returns at once.
         let start = Instant::now();
         for _ in 0..100 {
             queue.flush();

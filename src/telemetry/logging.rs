@@ -1,11 +1,11 @@
-//! Logs for people (text on a terminal) or machines (JSON lines), on standard error. Called once by `cli`.
+//! Logging to standard error, as text on a terminal or as JSON lines. `cli` calls [`init`] once.
 //!
-//! Lines go through a queue (`log_queue`), so that a log that nobody reads stops nobody who logs. Whoever ends the process
-//! calls [`flush`] before, and tells errors by [`write_error`].
+//! Lines go through a queue (`log_queue`), so that an unread log never blocks the code that logs. Code that ends the
+//! process calls [`flush`] first, and reports errors with [`write_error`].
 //!
-//! What clients send can reach a log line only inside a field; control characters are escaped in both formats, so
-//! that no client can write lines or terminal commands of its own. Text is therefore without colours. What may repeat a
-//! client's words (errors of parsers, messages of panics) goes through [`clipped`] first.
+//! Text from clients can reach a log line only inside a field. Control characters are escaped in both formats, so that
+//! no client can forge lines or send commands to a terminal; for the same reason text has no colours. Anything that may
+//! repeat text from a client (parser errors, panic messages) must go through [`clipped`].
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -20,26 +20,26 @@ use tracing_subscriber::{Layer, Registry};
 
 use super::log_queue::LogQueue;
 
-/// Where the lines of this process go, once [`init`] was called.
+/// The log queue of this process, set by [`init`].
 static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
-/// How to log.
+/// Settings of the section `logging`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggingSettings {
-    /// The lines' shape.
+    /// Plain text or JSON lines.
     pub format: LogFormat,
-    /// Levels, as `info` or `info,blip_server::engine=debug`.
+    /// Levels in the syntax of `EnvFilter`, such as `info` or `info,blip_server::engine=debug`.
     pub filter: String,
 }
 
-/// The shape of log lines.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     /// Text on a terminal, JSON otherwise.
     Auto,
-    /// For people.
+    /// Plain text for people, without colours.
     Text,
-    /// One object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -52,28 +52,28 @@ impl Default for LoggingSettings {
 /// Why logging could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// The filter is not one.
+    /// The setting `logging.filter` cannot be parsed.
     #[error(
-        "logging.filter is {filter:?}: {problem}; accepted are levels like info, or info,target=debug"
+        "logging.filter is {filter:?}: {problem}; use a level such as info, or info,target=debug"
     )]
     Filter {
-        /// What was given.
+        /// The value of the setting.
         filter: String,
-        /// What is wrong with it.
+        /// The parser's description of the error.
         problem: String,
     },
-    /// Something else logs already.
-    #[error("a logger is installed already")]
+    /// A global `tracing` subscriber already exists.
+    #[error("a logger is already installed")]
     Installed,
-    /// The system gives no thread.
-    #[error("the thread that writes the log cannot be started")]
+    /// The operating system could not start the writer thread.
+    #[error("cannot start the thread that writes the log")]
     Thread(#[source] io::Error),
 }
 
-/// Starts logging for the whole process; panics are logged too, with their place.
+/// Starts logging for the whole process, and logs panics with their source location.
 ///
 /// # Errors
-/// A filter that cannot be read, no thread, or a second call.
+/// When the filter cannot be parsed, the thread cannot be started, or logging was started before.
 pub fn init(settings: &LoggingSettings) -> Result<(), LoggingError> {
     let filter = filter(settings)?;
     if QUEUE.get().is_some() {
@@ -90,29 +90,29 @@ pub fn init(settings: &LoggingSettings) -> Result<(), LoggingError> {
     Ok(())
 }
 
-/// Waits until every line is written: as long as somebody reads them, for at most five seconds; a second when nobody does.
+/// Waits until all lines are written, at most five seconds. Gives up after one second if nobody reads the log.
 pub fn flush() {
     if let Some(queue) = QUEUE.get() {
         queue.flush();
     }
 }
 
-/// Writes why the process ends to standard error, after the lines of the log. Like [`flush`] it does not wait for a
-/// reader that never comes.
+/// Writes the error that ends the process to standard error, after all log lines. Like [`flush`], it gives up if nobody
+/// reads.
 pub fn write_error(text: &str) {
     if let Some(queue) = QUEUE.get() {
         queue.push(format!("{text}\n"));
         queue.flush();
     } else {
-        // Before there is a log; without a standard error nobody listens.
+        // Logging has not started. If standard error is closed, there is nowhere to report to.
         let _ = writeln!(io::stderr(), "{text}");
     }
 }
 
-/// Checks the settings without starting anything.
+/// Checks the settings without starting to log.
 ///
 /// # Errors
-/// A filter that cannot be read.
+/// When the filter cannot be parsed.
 pub fn check(settings: &LoggingSettings) -> Result<(), LoggingError> {
     filter(settings).map(|_| ())
 }
@@ -140,10 +140,11 @@ where
     if json { layer.json().flatten_event(true).boxed() } else { layer.boxed() }
 }
 
-/// Most bytes of a client's words in a log line.
+/// Most bytes of client text in one log field.
 const MAX_FOREIGN_BYTES: usize = 256;
 
-/// The beginning of a text, at most 256 bytes of it: for fields that may hold what a client sent.
+/// Cuts a text to at most 256 bytes at a character boundary and marks the cut with `...`. For log fields that may hold
+/// text from a client.
 pub fn clipped(text: &dyn fmt::Display) -> String {
     let mut text = text.to_string();
     if text.len() > MAX_FOREIGN_BYTES {
@@ -161,17 +162,17 @@ fn log_panic(info: &panic::PanicHookInfo<'_>) {
     let message = text.unwrap_or("no message");
     let place = info.location().map(ToString::to_string);
     let thread = std::thread::current();
-    tracing::error!(panic = clipped(&message), place, thread = thread.name(), "a panic");
-    // It may be the last line.
+    tracing::error!(panic = clipped(&message), place, thread = thread.name(), "panic");
+    // This may be the last line of the process.
     flush();
 }
 
-/// Called by the thread that writes, once lines can be written again.
+/// Logs a notice of dropped lines. The writer thread calls this when it can write again.
 fn log_dropped(lines: u64) {
-    tracing::warn!(lines, "{lines} lines were dropped here: the log was not read fast enough");
+    tracing::warn!(lines, "{lines} log lines were dropped here: the log was not read fast enough");
 }
 
-/// Queues what is written to it; the subscriber writes each line at once.
+/// Queues each write as one line. The subscriber writes every line with a single call.
 struct QueueWriter(&'static LogQueue);
 
 impl Write for QueueWriter {
@@ -185,7 +186,7 @@ impl Write for QueueWriter {
     }
 }
 
-/// Escapes control characters but the line feed at the end of what is written.
+/// Escapes control characters in a line, except the line feed at its end.
 struct EscapingWriter<W>(W);
 
 impl<W: Write> Write for EscapingWriter<W> {
@@ -204,7 +205,7 @@ fn escape(line: &str) -> String {
         Some(line) => (line, "\n"),
         None => (line, ""),
     };
-    // Besides the C0 and C1 controls: what reorders or hides text on a terminal.
+    // In addition to the C0 and C1 controls: characters that reorder or hide text on a terminal.
     let hidden = |c: char| {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -262,7 +263,7 @@ mod tests {
         assert_eq!(clipped(&"short"), "short");
         let long = clipped(&"é".repeat(200));
         assert_eq!(long, format!("{}...", "é".repeat(128)));
-        // An odd number of bytes before: no character is cut in two.
+        // With an odd number of bytes in front, the limit falls inside a character, which must not be split.
         assert_eq!(clipped(&format!("a{}", "é".repeat(200))).len(), 255 + 3);
     }
 

@@ -1,8 +1,8 @@
-//! Every metric of the process in one struct; the doc comment of a field is its HELP text.
+//! All Prometheus metrics of the process in one struct. The doc comment of a field is its HELP text.
 //!
-//! Labels come from closed sets only (routes, methods, configured model names, our own codes), never from
-//! a client's strings. Counters that are known in advance start at 0. Gauges that count things in progress
-//! are raised through [`GaugeGuard`], which cannot leak.
+//! Label values come from closed sets only (routes, methods, configured model names, our own codes), never from client
+//! input. Counters whose labels are known in advance start at 0. Gauges that count things in progress are changed
+//! through [`GaugeGuard`], which cannot leak.
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -13,7 +13,7 @@ use prometheus::{
 use super::log_queue::dropped_lines;
 use super::process::ProcessCollector;
 
-/// Builds one metric from its name, help, labels and buckets; the macro below calls it for each field.
+/// Builds a metric of one kind from its name, help, labels and buckets. The macro `metrics` calls it for each field.
 trait Metric: Sized + Collector + Clone + 'static {
     fn build(name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> prometheus::Result<Self>;
 }
@@ -41,7 +41,7 @@ metric_kinds! {
 }
 
 /// Declares the struct and its constructor: `/// HELP` `field: Kind [labels] {buckets}`.
-/// The metric's name is `blip_` and the field's.
+/// The metric is named `blip_` followed by the field's name.
 macro_rules! metrics {
     ($(#[$outer:meta])* pub struct $name:ident { $($(#[doc = $help:literal])+ $field:ident: $kind:ty $([$($label:literal),*])? $({$buckets:expr})?,)* }) => {
         $(#[$outer])*
@@ -51,11 +51,10 @@ macro_rules! metrics {
         }
 
         impl $name {
-            /// Registers every metric in a registry of its own, and those of the process: `process_*`, and
-            /// `blip_log_lines_dropped_total`.
+            /// Creates a registry with all metrics, `process_*` and `blip_log_lines_dropped_total` included.
             ///
             /// # Errors
-            /// When a metric's declaration is not valid for Prometheus.
+            /// When a metric's declaration is invalid for Prometheus.
             pub fn try_new() -> prometheus::Result<Self> {
                 let registry = Registry::new();
                 $(let $field = {
@@ -78,13 +77,13 @@ macro_rules! metrics {
     (@buckets $buckets:expr) => { $buckets };
 }
 
-/// A cached answer takes about a millisecond, a beam search on a CPU many seconds; the deadline is 30 s.
+/// Buckets from cached answers (about 1 ms) to beam searches on a CPU (many seconds). The default deadline is 30 s.
 const REQUEST_SECONDS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-/// Stages go from a tokenizer's tens of microseconds to a vision batch of seconds.
+/// Buckets from tokenising (tens of microseconds) to a vision batch (seconds).
 const STAGE_SECONDS: &[f64] =
     &[0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// 1 KiB to 16 MiB in steps of four, and the body limit's power above.
+/// 1 KiB to 64 MiB in powers of four. The default body limit is 32 MiB.
 const BODY_BYTES: &[f64] = &[
     1024.0,
     4096.0,
@@ -96,109 +95,110 @@ const BODY_BYTES: &[f64] = &[
     16_777_216.0,
     67_108_864.0,
 ];
-/// Powers of two up to the largest unit.
+/// Powers of two up to the largest work unit: `max_batch_rows`, 256 by default.
 const BATCH_SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
-/// Prompts and questions: a few words to the model's 512.
+/// From a few words to the 512 tokens that a model accepts.
 const PROMPT_TOKENS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
-/// A thumbnail to the 50-megapixel limit.
+/// From a thumbnail to the default limit of 50 megapixels.
 const PIXELS: &[f64] = &[1e4, 5e4, 1e5, 3e5, 1e6, 3e6, 1e7, 2.5e7, 5e7];
 
 metrics! {
-    /// The process's metrics. One value, shared by reference count.
+    /// The metrics of the process. All parts of the server share one value in an `Arc`.
     pub struct Metrics {
-        /// Requests answered, by matched route, method, status and problem code ("ok" when there is none).
+        /// Requests answered, by matched route, method, status and error code ("ok" if none).
         http_requests_total: IntCounterVec ["route", "method", "status", "code"],
-        /// Time from the request's head to its answer's last byte handed to the connection.
+        /// Time from a request's arrival until its response's last byte is handed to the connection.
         http_request_duration_seconds: HistogramVec ["route"] {REQUEST_SECONDS},
-        /// Requests being answered.
+        /// Requests that are being answered.
         http_requests_in_flight: IntGauge,
-        /// Bytes of request bodies.
+        /// Size of request bodies in bytes.
         http_request_body_bytes: Histogram {BODY_BYTES},
-        /// Refused or failed requests by problem code.
+        /// Rejected or failed requests, by error code.
         request_failures_total: IntCounterVec ["reason"],
-        /// Requests that had no answer yet when the drain time was over and their connections were cut.
+        /// Requests cut off without an answer because the drain time of a shutdown was over.
         http_requests_cut_total: IntCounter,
-        /// Open connections, those of operators too.
+        /// Open connections, including those of the operations listener.
         http_connections: IntGauge,
-        /// Connections that a full listener closed, by which (idle: made room for a newcomer; newcomer: found no room).
+        /// Connections closed by a full listener (idle: replaced by a new one; newcomer: rejected).
         http_connections_shed_total: IntCounterVec ["connection"],
-        /// Connections that ended before a TLS handshake was complete.
+        /// Connections that ended before their TLS handshake was complete.
         tls_handshake_failures_total: IntCounter,
-        /// Changed files that were read again, by kind (keys, certificate) and result (ok, failed).
+        /// Reloads of changed files, by kind (keys, certificate) and result (ok, failed).
         file_reloads_total: IntCounterVec ["files", "result"],
-        /// Work waiting, by stage (vision: images; text: rows).
+        /// Items waiting for the worker, by stage (vision: images; text: rows).
         queue_depth: IntGaugeVec ["stage"],
-        /// Rows that may be admitted at one time.
+        /// Most rows that may be admitted at a time.
         queue_capacity: IntGauge,
         /// Rows admitted and not yet answered.
         queue_rows: IntGauge,
-        /// Bytes reserved by admitted requests (bodies and prepared pixels).
+        /// Bytes reserved by admitted requests for bodies and prepared pixels.
         queue_bytes: IntGauge,
-        /// Time from submission to the start of the work, by stage.
+        /// Time from an item's submission to the start of its work, by stage.
         queue_wait_seconds: HistogramVec ["stage"] {REQUEST_SECONDS},
-        /// Unix time at which the oldest waiting task was submitted; 0 when nothing waits.
+        /// Unix time at which the oldest waiting task was submitted; 0 if none waits.
         queue_oldest_enqueue_timestamp_seconds: Gauge,
-        /// Requests refused before any work was done, by reason (full, deadline, draining, memory).
+        /// Requests rejected before any work was done, by reason (full, deadline, draining, memory).
         queue_rejected_total: IntCounterVec ["reason"],
-        /// Tasks dropped because their client had left.
+        /// Tasks cancelled because their client disconnected or read too slowly.
         queue_cancelled_total: IntCounter,
         /// Images per vision batch and rows per text step, by stage and model.
         batch_size: HistogramVec ["stage", "model"] {BATCH_SIZES},
-        /// Units run, by stage and what started them (full, linger, idle, drain).
+        /// Work units run, by stage and trigger (full, linger, idle, drain).
         batches_total: IntCounterVec ["stage", "trigger"],
-        /// Items answered, by task, model and problem code ("ok" when there is none); batch calls hide these behind 200.
+        /// Inputs answered, by task, model and error code ("ok" if none). A batch response is 200 even if inputs
+        /// failed.
         items_total: IntCounterVec ["task", "model", "code"],
-        /// Time of one stage's work (fetch, decode, preprocess, tokenize, vision, text, post).
+        /// Time spent in a stage (fetch, decode, preprocess, tokenize, vision, text, post).
         stage_duration_seconds: HistogramVec ["stage"] {STAGE_SECONDS},
-        /// Time from a call's admission (its head is read, its body not yet) to the first token of each sequence or beam group.
+        /// Time from admission (before the body is read) to the first token of a sequence or beam group.
         time_to_first_token_seconds: Histogram {REQUEST_SECONDS},
-        /// Time from one token of a sequence or beam group to its next.
+        /// Time between successive tokens of a sequence or beam group.
         inter_token_latency_seconds: Histogram {STAGE_SECONDS},
-        /// Tokens generated, discarded beams included.
+        /// Tokens generated, including those of discarded beams.
         generated_tokens_total: IntCounter,
-        /// Tokens of prompts, questions and texts, special ones included.
+        /// Length of prompts, questions and texts in tokens, including special tokens.
         prompt_tokens: Histogram {PROMPT_TOKENS},
-        /// Images encoded by a vision tower (cache hits and joined flights do not count).
+        /// Images encoded by a vision tower, not counting cache hits and shared (single-flight) encodings.
         images_encoded_total: IntCounter,
-        /// Fetches in progress, and fetched files that are not decoded yet.
+        /// Image fetches in progress, plus fetched files that are not decoded yet.
         fetch_permits_in_use: IntGauge,
-        /// Images fetched by URL, by result (ok, or what went wrong; blocked: an address or URL that is not allowed).
+        /// Image fetches by URL, by result (ok, or the failure; blocked: URL or address not allowed).
         fetch_total: IntCounterVec ["result"],
-        /// Pixels of decoded pictures.
+        /// Size of decoded images in pixels.
         image_pixels: Histogram {PIXELS},
-        /// Pictures decoded, by format.
+        /// Images decoded, by file format.
         image_format_total: IntCounterVec ["format"],
-        /// Decoding permits in use.
+        /// Images that are being decoded or resized.
         decode_permits_in_use: IntGauge,
-        /// 1 while the worker thread lives.
+        /// 1 while the worker thread is alive, else 0.
         worker_up: IntGauge,
-        /// Times that a backend which no longer worked was built anew.
+        /// Rebuilds of a backend that no longer worked.
         worker_restarts_total: IntCounter,
-        /// Outputs of the models that were NaN or infinite; each was refused.
+        /// Model outputs rejected because they were NaN or infinite.
         non_finite_outputs_total: IntCounter,
-        /// Units that did not fit into the device's memory.
+        /// Work units that ran out of device memory.
         oom_total: IntCounter,
-        /// Time the worker spent computing.
+        /// Seconds that the worker spent computing.
         worker_busy_seconds_total: prometheus::Counter,
-        /// Unix time of the worker's last sign of life.
+        /// Unix time of the worker's last heartbeat.
         worker_heartbeat_timestamp_seconds: Gauge,
-        /// Panics caught, by place (handler, decode, worker).
+        /// Panics caught, by location (handler, decode, worker).
         panics_total: IntCounterVec ["where"],
-        /// Cache look-ups, by cache (pixels, features) and result (hit, miss, joined: another request was already at it).
+        /// Cache look-ups, by cache (pixels, features) and result (hit, miss, joined: shares another request's work).
         cache_requests_total: IntCounterVec ["cache", "result"],
-        /// Bytes held, by cache.
+        /// Bytes held in a cache.
         cache_bytes: IntGaugeVec ["cache"],
-        /// Entries pushed out by newer ones, by cache.
+        /// Cache entries evicted, by cache.
         cache_evictions_total: IntCounterVec ["cache"],
-        /// 1 while requests are served.
+        /// 1 while the server is ready, else 0.
         ready: IntGauge,
-        /// 1 while shutting down.
+        /// 1 during graceful shutdown, else 0.
         draining: IntGauge,
-        /// 1; the version in the label.
+        /// Always 1; the label holds the version.
         build_info: IntGaugeVec ["version"],
-        /// 1 for each loaded model.
+        /// Always 1 for each loaded model.
         model_info: IntGaugeVec ["model", "role", "revision", "dtype", "device"],
-        /// Time it took to load a model.
+        /// Time to load a model.
         model_load_seconds: GaugeVec ["model"],
     }
 }
@@ -210,21 +210,21 @@ impl Metric for prometheus::Counter {
 }
 
 impl Metrics {
-    /// The registry, for gathering and for further collectors.
+    /// The registry behind these metrics, to gather them or to add collectors.
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Every metric in Prometheus' text form, version 0.0.4.
+    /// Encodes all metrics in the Prometheus text format, version 0.0.4.
     ///
     /// # Errors
-    /// When a metric cannot be written, which none of ours can cause.
+    /// When a metric cannot be encoded, which no metric of this struct causes.
     pub fn to_text(&self) -> prometheus::Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
-    /// Label sets that are known in advance start at 0, so that a rate exists from the first scrape.
+    /// Creates label sets that are known in advance with the value 0, so that rates exist from the first scrape.
     fn initialise(&self) {
         for stage in ["vision", "text"] {
             self.queue_depth.with_label_values(&[stage]);
@@ -268,7 +268,7 @@ impl Metrics {
     }
 }
 
-/// One more of something in progress; one less when dropped.
+/// Raises a gauge of things in progress, and lowers it again when dropped.
 #[derive(Debug)]
 pub struct GaugeGuard(IntGauge, i64);
 
@@ -301,7 +301,7 @@ mod tests {
     fn help_texts_are_the_doc_comments_and_known_labels_start_at_zero() {
         let text = Metrics::try_new().unwrap().to_text().unwrap();
         assert!(text.contains(
-            "# HELP blip_queue_cancelled_total Tasks dropped because their client had left.\n"
+            "# HELP blip_queue_cancelled_total Tasks cancelled because their client disconnected or read too slowly.\n"
         ));
         assert!(text.contains("blip_queue_rejected_total{reason=\"full\"} 0\n"));
         assert!(text.contains("blip_panics_total{where=\"handler\"} 0\n"));

@@ -1,4 +1,4 @@
-//! What the process tells people and machines about itself: logs and metrics.
+//! Observability of the process: logs and Prometheus metrics.
 
 mod log_queue;
 pub mod logging;

@@ -1,7 +1,7 @@
-//! The process's own figures (`process_*`), read from Linux' `/proc` at each scrape.
+//! Metrics of the process itself (`process_*`), read from Linux's `/proc` at each scrape.
 //!
-//! Names, help texts and units are those of the prometheus crate's feature `process`, which would bring four more
-//! packages (procfs and what it needs) to read these seven numbers. What cannot be read keeps its last value.
+//! Names, help texts and units are those of the `process` feature of the prometheus crate. That feature would add four
+//! dependencies (procfs and its own) to read these seven numbers. A metric that cannot be read keeps its last value.
 
 use std::fs;
 
@@ -9,15 +9,15 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntGauge};
 
-/// Clock ticks a second in `/proc/PID/stat`; part of Linux' interface on x86-64 and on aarch64, so no setting of the
-/// kernel changes it.
+/// Clock ticks per second in `/proc/PID/stat`. The value is part of the Linux ABI on x86-64 and aarch64 and does not
+/// depend on the kernel's configuration.
 const TICKS_PER_SECOND: i64 = 100;
 /// Fields of `/proc/PID/stat`, numbered as in proc(5).
 const USER_TICKS: usize = 14;
 const SYSTEM_TICKS: usize = 15;
 const START_TICKS: usize = 22;
 
-/// Seven metrics, with the values of the last scrape.
+/// Collector of the seven metrics. It keeps the values of the last scrape.
 pub(super) struct ProcessCollector {
     cpu_seconds: IntCounter,
     open_files: IntGauge,
@@ -71,7 +71,8 @@ impl ProcessCollector {
         let status = text("/proc/self/status");
 
         if let Some(seconds) = cpu_seconds(&stat) {
-            // Two scrapes at once may both add: the second finds nothing left.
+            // A counter cannot be set, so the difference is added. Two scrapes at once may both add it; the next
+            // differences are then 0 until the real value has caught up.
             self.cpu_seconds.inc_by(seconds.saturating_sub(self.cpu_seconds.get()));
         }
         let open = fs::read_dir("/proc/self/fd").ok().map(Iterator::count);
@@ -86,7 +87,7 @@ impl ProcessCollector {
     }
 }
 
-/// Resident memory of this process in bytes; `None` where the system does not tell.
+/// Resident memory of this process in bytes; `None` if `/proc` is not available.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
@@ -110,13 +111,14 @@ fn set(gauge: &IntGauge, value: Option<i64>) {
     }
 }
 
-/// The first number behind the name that begins a line; `None` for a word such as "unlimited".
+/// The number after `name` on the line that starts with it; `None` for a word such as "unlimited".
 fn number_after(text: &str, name: &str) -> Option<i64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
     rest.split_whitespace().next()?.parse().ok()
 }
 
-/// One field of `/proc/PID/stat`. Field 2, the program's name in parentheses, may itself hold spaces and parentheses.
+/// One field of `/proc/PID/stat`. Field 2, the program's name in parentheses, may contain spaces and parentheses
+/// itself.
 fn field(stat: &str, number: usize) -> Option<i64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()

@@ -1,5 +1,5 @@
-//! The zip archive: which entries it has and where their bytes are. Only entries that are stored as they are can be
-//! found, and torch.save writes no others: no entry is larger than the file.
+//! The zip archive: which entries it has and where their bytes are. Only stored (uncompressed) entries are accepted,
+//! the only kind that torch.save writes. So no entry is larger than the file.
 //!
 //! Source: PKWARE's APPNOTE.TXT, sections 4.3.7 to 4.3.16 and 4.5.3; torch always writes the 64-bit records too.
 
@@ -11,21 +11,21 @@ use std::path::Path;
 
 use super::error::{TorchError, shown};
 
-/// A checkpoint has one entry a tensor and a handful more.
+/// A checkpoint has one entry per tensor and a handful more.
 const MAX_ENTRIES: u64 = 1 << 16;
-/// Each of 1,000 entries takes about 80 bytes of the directory.
+/// Each of 1,000 entries takes about 80 bytes of the central directory.
 const MAX_DIRECTORY_BYTES: u64 = 16 << 20;
-/// The record at the end of every archive, which a comment may follow.
+/// Length of the record at the end of every archive, which a comment may follow.
 const END_BYTES: usize = 22;
 const LOCATOR_BYTES: usize = 20;
 const END64_BYTES: usize = 56;
 const MAX_COMMENT_BYTES: usize = 0xffff;
 const LOCAL_HEADER_BYTES: usize = 30;
 const DIRECTORY_HEADER_BYTES: usize = 46;
-/// The extra field with 64-bit sizes.
+/// Id of the extra field with 64-bit sizes.
 const ZIP64: u16 = 1;
 
-/// An open archive.
+/// An open archive whose central directory has been read.
 #[derive(Debug)]
 pub(super) struct Archive {
     file: File,
@@ -33,13 +33,13 @@ pub(super) struct Archive {
     entries: HashMap<String, Entry>,
 }
 
-/// What the directory says of an entry.
+/// An entry as the central directory describes it.
 #[derive(Debug)]
 struct Entry {
-    /// Where its own header is.
+    /// Offset of its local header in the file.
     header: u64,
     size: u64,
-    /// Neither packed nor encrypted.
+    /// Neither compressed nor encrypted, so `size` can be checked against the file.
     stored: bool,
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Section {
 }
 
 impl Archive {
-    /// Reads the directory.
+    /// Opens the file and reads its central directory.
     pub(super) fn open(path: &Path) -> Result<Self, TorchError> {
         let file = File::open(path).map_err(TorchError::Io)?;
         let length = file.metadata().map_err(TorchError::Io)?.len();
@@ -69,7 +69,7 @@ impl Archive {
         let mut fields = Fields(&directory);
         for _ in 0..entries {
             let (name, entry) = read_entry(&mut fields).ok_or(TorchError::Damaged)?;
-            // Programs differ in which of two they take.
+            // Programs differ in which of two entries with one name they use.
             if archive.entries.insert(name, entry).is_some() {
                 return Err(TorchError::Damaged);
             }
@@ -77,14 +77,14 @@ impl Archive {
         Ok(archive)
     }
 
-    /// Bytes of the file.
+    /// Length of the file in bytes.
     pub(super) fn length(&self) -> u64 {
         self.length
     }
 
-    /// Bytes of the file at `start`, where the file has them.
+    /// Reads `bytes` bytes of the file at offset `start`; `Damaged` if the file does not have them.
     pub(super) fn read(&self, start: u64, bytes: usize) -> Result<Vec<u8>, TorchError> {
-        // Before anything is allocated: the numbers come from the file.
+        // Checked before the buffer is allocated: the numbers come from the file.
         if start.checked_add(bytes as u64).is_none_or(|end| end > self.length) {
             return Err(TorchError::Damaged);
         }
@@ -98,7 +98,7 @@ impl Archive {
         Ok(buffer)
     }
 
-    /// The entry of this name; `None` where there is none.
+    /// The content of the entry with this name; `None` if there is none.
     pub(super) fn find(&self, name: &str) -> Result<Option<Section>, TorchError> {
         let Some(entry) = self.entries.get(name) else { return Ok(None) };
         if !entry.stored {
@@ -115,7 +115,7 @@ impl Archive {
         }
     }
 
-    /// The only entry whose name ends so, and what its name begins with.
+    /// The only entry whose name ends with `end`, and the beginning of its name.
     pub(super) fn only_entry(&self, end: &str) -> Result<(String, Section), TorchError> {
         let mut names =
             self.entries.keys().filter_map(|name| Some((name, name.strip_suffix(end)?)));
@@ -127,7 +127,7 @@ impl Archive {
         Ok((beginning.to_owned(), section))
     }
 
-    /// Start, bytes and entries of the directory.
+    /// Offset, length in bytes and number of entries of the central directory.
     fn directory(&self) -> Result<(u64, u64, u64), TorchError> {
         let longest = (END64_BYTES + LOCATOR_BYTES + END_BYTES + MAX_COMMENT_BYTES) as u64;
         let tail_start = self.length.saturating_sub(longest);
@@ -142,7 +142,7 @@ impl Archive {
     }
 }
 
-/// Where the last record of the archive begins: its comment is all that follows.
+/// Offset of the last record of the archive: the record whose comment is all that follows it.
 fn find_end(tail: &[u8]) -> Option<usize> {
     let last = tail.len().checked_sub(END_BYTES)?;
     (0..=last).rev().find(|&start| {
@@ -161,7 +161,7 @@ fn read_end(bytes: &[u8]) -> Option<(u64, u64, u64)> {
     Some((start.into(), size.into(), entries.into()))
 }
 
-/// Where the 64-bit record is.
+/// Offset of the 64-bit end record.
 fn read_locator(bytes: &[u8]) -> Option<u64> {
     let mut fields = Fields(bytes);
     fields.signature(*b"PK\x06\x07")?;
@@ -178,7 +178,7 @@ fn read_end64(bytes: &[u8]) -> Option<(u64, u64, u64)> {
     Some((start, size, entries))
 }
 
-/// One header of the directory.
+/// Reads one header of the central directory.
 fn read_entry(fields: &mut Fields<'_>) -> Option<(String, Entry)> {
     const ENCRYPTED: u16 = 1;
     const STORED: u16 = 0;
@@ -204,7 +204,7 @@ fn read_entry(fields: &mut Fields<'_>) -> Option<(String, Entry)> {
     Some((name, Entry { header, size, stored }))
 }
 
-/// The 64-bit numbers in an entry's extra fields: one for each that does not fit into 32 bits.
+/// The 64-bit numbers in an entry's extra fields: one for each number that does not fit into 32 bits.
 fn wide_sizes(extra: &[u8]) -> Fields<'_> {
     let mut fields = Fields(extra);
     while let Some(field) = fields.extra_field() {
@@ -215,7 +215,7 @@ fn wide_sizes(extra: &[u8]) -> Fields<'_> {
     Fields(&[])
 }
 
-/// Bytes from an entry's own header to its content.
+/// Bytes from an entry's local header to its content.
 fn data_start(header: &[u8]) -> Option<u64> {
     let mut fields = Fields(header);
     fields.signature(*b"PK\x03\x04")?;

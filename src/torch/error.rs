@@ -1,30 +1,30 @@
-//! Why a weight file of torch cannot be read. The texts continue "FILE is not a readable weights file: ".
+//! Why a PyTorch weight file cannot be read. The messages continue "FILE is not a readable weights file: ".
 
 use std::io;
 
-/// What is wrong with a file.
+/// What is wrong with a weight file.
 #[derive(Debug, thiserror::Error)]
 pub enum TorchError {
-    /// The disk, or the right to read.
+    /// The operating system could not read the file.
     #[error("it cannot be read")]
     Io(#[source] io::Error),
-    /// The archive or the pickle has no end, contradicts itself, or leads nowhere.
+    /// The archive or the pickle is truncated, contradicts itself, or refers to something that does not exist.
     #[error("it is cut off or damaged; download it again")]
     Damaged,
-    /// A tensor is larger than what the file holds of it.
+    /// A tensor has more values than the file holds for it.
     #[error(
-        "it holds less than all values of tensor {name}: it is cut off or damaged; download it again"
+        "it does not hold all values of tensor {name}: it is cut off or damaged; download it again"
     )]
     Truncated {
-        /// The tensor, quoted.
+        /// The name of the tensor, quoted.
         name: String,
     },
-    /// An entry of the archive is packed or encrypted, so its size is only a claim.
+    /// An entry of the archive is compressed or encrypted, so its size cannot be trusted.
     #[error(
-        "its entry {entry} is compressed or encrypted, as torch.save writes none; save it again: torch.save(torch.load(PATH), PATH)"
+        "its entry {entry} is compressed or encrypted, which torch.save never writes; save it again: torch.save(torch.load(PATH), PATH)"
     )]
     Compressed {
-        /// The entry, quoted.
+        /// The name of the entry, quoted.
         entry: String,
     },
     /// The pickle asks for something that no state dict needs.
@@ -33,43 +33,45 @@ pub enum TorchError {
          torch.save(model.state_dict(), PATH)"
     )]
     Opcode {
-        /// As `pickletools` calls it.
+        /// The name of the opcode in `pickletools`.
         opcode: &'static str,
     },
-    /// More than any checkpoint of BLIP has.
+    /// Something exceeds what any BLIP checkpoint has.
     #[error(
-        "it has more than {limit} {what}, far more than a checkpoint of BLIP; save its state dict alone: \
+        "it has more than {limit} {what}, far more than any BLIP checkpoint; save the state dict alone: \
          torch.save(model.state_dict(), PATH)"
     )]
     TooLarge {
-        /// What is counted.
+        /// What is counted, as a plural noun.
         what: &'static str,
-        /// How many are accepted.
+        /// How many of them are accepted.
         limit: u64,
     },
-    /// Many tensors claim the same values.
-    #[error("its tensors claim more than {limit} times the bytes that it has; download it again")]
+    /// Many tensors share the same values, so reading all of them would take too much memory.
+    #[error("its tensors claim more than {limit} times the bytes of the file; download it again")]
     Shared {
-        /// What is accepted.
+        /// Accepted ratio of tensor bytes to bytes of the file.
         limit: u64,
     },
-    /// Written on a machine with the other order of bytes.
-    #[error("its numbers are in big-endian order, which is not read; save it on another machine")]
+    /// Written on a machine with big-endian byte order.
+    #[error(
+        "its numbers are in big-endian order, which is not supported; save it on a little-endian machine"
+    )]
     BigEndian,
-    /// No tensors by name.
+    /// The file holds no tensors by name.
     #[error("it holds no state dict of tensors")]
     NoStateDict,
-    /// A tensor is a view of another one's values.
+    /// A tensor is a view whose values have gaps.
     #[error(
-        "tensor {name} is a view with gaps, which is not read; save it with tensor.contiguous()"
+        "tensor {name} is a view with gaps, which is not supported; save it with tensor.contiguous()"
     )]
     Strided {
-        /// The tensor, quoted.
+        /// The name of the tensor, quoted.
         name: String,
     },
 }
 
-/// A name of the file's for a message: quoted, without control characters, and not longer than a line.
+/// A name from the file, for a message: quoted, without control characters, at most 100 characters.
 pub(super) fn shown(name: &str) -> String {
     const MOST: usize = 100;
     let short: String = name.chars().take(MOST).collect();

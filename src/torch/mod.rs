@@ -1,13 +1,14 @@
-//! PyTorch's weight files (`pytorch_model.bin`): a zip archive with a pickle and one entry for each tensor's values.
+//! Reads PyTorch's weight files (`pytorch_model.bin`): a zip archive with a pickle and one entry for the values of each
+//! tensor.
 //!
 //! - `archive`: the entries of the zip file, and where their bytes are.
 //! - `pickle`: the values that the pickle describes.
 //! - `state_dict`: the tensors among these values.
-//! - this file: a file with its tensors, each read when it is asked for.
+//! - this file: [`TorchFile`], a weight file whose tensors are read on demand.
 //!
-//! Why not candle's reader: it copies every value that the pickle mentions again, so that 150 bytes make it allocate
-//! gigabytes, drops nested values by recursion, unpacks whatever the archive claims, and trusts the sizes of tensors.
-//! Here nothing is executed, copied or nested, and memory is bounded by the bytes that the file really has.
+//! Why not candle's reader: it copies a value each time the pickle refers to it, so that 150 bytes make it allocate
+//! gigabytes. It drops nested values by recursion, decompresses whatever the archive claims, and trusts the sizes of
+//! tensors. Here nothing is executed, copied or nested, and memory is bounded by the bytes that the file really has.
 //!
 //! Used by `model` (loading) and `hub` (`convert`).
 
@@ -25,11 +26,11 @@ use archive::Archive;
 pub use error::TorchError;
 use state_dict::TensorInfo;
 
-/// The pickle of 1,000 tensors has a quarter of a megabyte.
+/// The pickle of 1,000 tensors takes a quarter of a megabyte.
 const MAX_PICKLE_BYTES: u64 = 8 << 20;
 
-/// Tensors may share their values, as tied embeddings do. But no more of them than this many times the file: who
-/// reads all tensors needs memory for each.
+/// Accepted ratio of the bytes of all tensors to those of the file. Tensors may share their values, as tied embeddings
+/// do, but reading all of them needs memory for each.
 const MAX_SHARING: u64 = 8;
 
 /// A weight file whose pickle has been read.
@@ -43,7 +44,7 @@ pub struct TorchFile {
 #[derive(Debug)]
 struct Place {
     info: TensorInfo,
-    /// Where its first value is, from the beginning of the file.
+    /// Offset of its first value in the file, in bytes.
     start: u64,
     bytes: usize,
 }
@@ -52,7 +53,7 @@ impl TorchFile {
     /// Reads the archive's directory and the pickle, and checks that the file holds every tensor's values.
     ///
     /// # Errors
-    /// `Io`; every other one where the file is not as torch.save writes a state dict, or is too large for one.
+    /// `Io`; any other error if the file is not a state dict as torch.save writes it, or is too large for one.
     pub fn open(path: &Path) -> Result<Self, TorchError> {
         let archive = Archive::open(path)?;
         let (root, pickle) = archive.only_entry("/data.pkl")?;
@@ -83,22 +84,22 @@ impl TorchFile {
         Ok(Self { archive, tensors })
     }
 
-    /// The tensors' names in the order of the alphabet.
+    /// The names of the tensors in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Floats in all tensors.
+    /// Number of floating-point values in all tensors.
     #[must_use]
     pub fn float_count(&self) -> u64 {
         let infos = self.tensors.values().map(|place| &place.info);
         infos.filter(|info| info.dtype.is_float()).map(|info| info.count as u64).sum()
     }
 
-    /// A tensor in host memory; `None` when there is none of this name.
+    /// Reads a tensor into host memory; `None` if there is none of this name.
     ///
     /// # Errors
-    /// `Io`; `Strided` for a view whose values do not follow each other; `Damaged` when the file was cut meanwhile.
+    /// `Io`; `Strided` for a view whose values have gaps; `Damaged` if the file has been truncated meanwhile.
     pub fn read(&self, name: &str) -> Result<Option<Tensor>, TorchError> {
         let Some(Place { info, start, bytes }) = self.tensors.get(name) else { return Ok(None) };
         let Some(order) = info.order() else {
@@ -110,7 +111,7 @@ impl TorchFile {
 }
 
 impl Place {
-    /// Finds the values, all of which must be in the file.
+    /// Finds the values of a tensor, all of which must be in the file.
     fn find(
         archive: &Archive,
         root: &str,

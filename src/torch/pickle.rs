@@ -1,36 +1,37 @@
-//! A pickle's opcodes to the values that they describe. Nothing is executed: a call is a value like any other.
+//! Turns the opcodes of a pickle into the values that they describe. Nothing is executed: a call is a value like any
+//! other.
 //!
-//! Values are flat. A container is an index into a table, so a value that is mentioned again is not copied, whatever is
-//! nested is neither walked nor dropped by recursion, and memory grows by a few dozen bytes an opcode at most. Opcodes,
-//! the stack and marks are bounded too.
+//! Values are flat: a container is an index into a table. So a value that is referred to again is not copied, nested
+//! values are neither walked nor dropped by recursion, and memory grows by at most a few dozen bytes per opcode. The
+//! numbers of opcodes, values on the stack and marks are bounded, too.
 //!
-//! Source: `pickletools.py` of `CPython`, and what `torch.save` (protocol 2) writes of a state dict with its metadata.
+//! Source: `pickletools.py` of `CPython`, and what `torch.save` (protocol 2) writes for a state dict with its metadata.
 
 use std::collections::HashMap;
 
 use super::TorchError;
 
-/// 1,000 tensors take about 35,000.
+/// 1,000 tensors take about 35,000 opcodes.
 const MAX_OPCODES: u64 = 1 << 20;
 /// Python's pickler writes dictionaries in batches of 1,000 keys and values.
 const MAX_STACK: u64 = 1 << 14;
 /// Tuples and batches that are open at the same time; a tensor needs three.
 const MAX_MARKS: u64 = 1 << 10;
 
-/// A value; texts are the pickle's own bytes.
+/// A value. Texts borrow the bytes of the pickle.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Value<'a> {
     Int(i64),
     Text(&'a str),
-    /// A class or function: module and name, each a line.
+    /// A class or function: module and name, separated by a line break.
     Global(&'a str),
     Tuple(Items),
     Dict(DictId),
-    /// Two items: what is called, and with what.
+    /// Two items: the callable and its arguments.
     Call(Items),
-    /// One item: what `torch` finds a tensor's values by.
+    /// One item: the id by which `torch` finds the values of a tensor.
     Persistent(Items),
-    /// What no tensor needs: None, booleans, floats, lists, large integers.
+    /// Anything that no tensor needs: None, booleans, floats, lists, large integers.
     Other,
 }
 
@@ -41,14 +42,14 @@ pub(super) struct Items {
     count: u32,
 }
 
-/// A dictionary in the order of its table.
+/// Index of a dictionary in the table of dictionaries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DictId(u32);
 
 /// A pickle that has been read.
 #[derive(Debug, Default)]
 pub(super) struct Pickle<'a> {
-    /// What the whole pickle is.
+    /// The value of the whole pickle.
     root: Option<Value<'a>>,
     items: Vec<Value<'a>>,
     /// Keys and values in the order in which they were set; a key may come again.
@@ -56,7 +57,7 @@ pub(super) struct Pickle<'a> {
 }
 
 impl<'a> Pickle<'a> {
-    /// The entries of the dictionary that the whole pickle is; `None` where it is something else.
+    /// The entries of the dictionary that the whole pickle is; `None` if it is something else.
     pub(super) fn root_entries(&self) -> Option<&[(Value<'a>, Value<'a>)]> {
         match self.root {
             Some(Value::Dict(DictId(index))) => Some(&self.dicts[index as usize]),
@@ -81,7 +82,7 @@ impl<'a> Pickle<'a> {
     }
 }
 
-/// Reads a pickle to its STOP.
+/// Reads a pickle up to its STOP opcode.
 ///
 /// # Errors
 /// `Opcode`, `TooLarge`, `Damaged`.
@@ -100,7 +101,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Pickle<'_>, TorchError> {
 struct Reader<'a> {
     rest: &'a [u8],
     stack: Vec<Value<'a>>,
-    /// Heights of the stack; nothing below the last one may be taken.
+    /// Stack heights of the open marks; values below the last one must not be popped.
     marks: Vec<usize>,
     memo: HashMap<u32, Value<'a>>,
     pickle: Pickle<'a>,
@@ -161,7 +162,8 @@ impl<'a> Reader<'a> {
                 let count = self.since_mark()?;
                 self.set_items(count)?;
             }
-            // APPEND, APPENDS: no list is looked into. BUILD: attributes of an object, which no tensor needs.
+            // APPEND, APPENDS: the contents of lists are not needed. BUILD: attributes of an object, which no tensor
+            // needs.
             b'a' | b'b' => {
                 self.pop()?;
             }
@@ -225,7 +227,7 @@ impl<'a> Reader<'a> {
     fn mark(&mut self) -> Result<(), TorchError> {
         if self.marks.len() as u64 >= MAX_MARKS {
             return Err(TorchError::TooLarge {
-                what: "values inside each other",
+                what: "levels of nesting in its pickle",
                 limit: MAX_MARKS,
             });
         }
@@ -233,20 +235,20 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Takes the last mark away; the number of values above it.
+    /// Pops the last mark and returns the number of values above it.
     fn since_mark(&mut self) -> Result<usize, TorchError> {
         let height = self.marks.pop().ok_or(TorchError::Damaged)?;
         Ok(self.stack.len() - height)
     }
 
-    /// The place of the last `count` values, none of which may be below the last mark.
+    /// Stack index of the first of the last `count` values, none of which may be below the last mark.
     fn last(&self, count: usize) -> Result<usize, TorchError> {
         let floor = self.marks.last().copied().unwrap_or(0);
         let start = self.stack.len().checked_sub(count).filter(|&start| start >= floor);
         start.ok_or(TorchError::Damaged)
     }
 
-    /// A signed number; one of more than 64 bits is no size of anything.
+    /// Pushes a signed number. One of more than 64 bits cannot be a size.
     fn int(&mut self, bytes: usize) -> Result<(), TorchError> {
         let bytes = self.take(bytes)?;
         if bytes.len() > 8 {
@@ -298,14 +300,14 @@ impl<'a> Reader<'a> {
         self.push(Value::Tuple(items))
     }
 
-    /// Puts the last `count` values, keys and values in turn, into the dictionary before them.
+    /// Moves the last `count` values, alternately keys and values, into the dictionary below them.
     fn set_items(&mut self, count: usize) -> Result<(), TorchError> {
         let owner = self.last(count + 1)?;
         let (pairs, rest) = self.stack[owner + 1..].as_chunks::<2>();
         if !rest.is_empty() {
             return Err(TorchError::Damaged);
         }
-        // Another owner is an object of some class, which no tensor needs.
+        // Any other owner is an object of some class, which no tensor needs.
         if let Value::Dict(DictId(index)) = self.stack[owner] {
             let pairs = pairs.iter().map(|&[key, value]| (key, value));
             self.pickle.dicts[index as usize].extend(pairs);
@@ -330,7 +332,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The opcodes that exist and are refused, by the names of `pickletools`.
+/// Name in `pickletools` of an opcode that exists but is rejected.
 fn refused_name(opcode: u8) -> Option<&'static str> {
     Some(match opcode {
         b'0' => "POP",

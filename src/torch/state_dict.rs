@@ -1,4 +1,5 @@
-//! The tensors among a pickle's values: what `torch._utils._rebuild_tensor_v2` would be called with.
+//! Finds the tensors among the values of a pickle: the arguments that `torch._utils._rebuild_tensor_v2` would be called
+//! with.
 
 use candle_core::{DType, Device, Result as CandleResult, Shape, Tensor};
 
@@ -8,33 +9,34 @@ use super::pickle::{Pickle, Value};
 /// torch itself stops at 64 dimensions; BLIP's largest tensors have 4.
 const MAX_RANK: usize = 8;
 
-/// What the pickle says of a tensor.
+/// A tensor as the pickle describes it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct TensorInfo {
     pub(super) dtype: DType,
-    /// The entry of the archive with its values, below `data/`.
+    /// Name of the archive entry with its values, below `data/`.
     pub(super) key: String,
-    /// Values of the entry before its own.
+    /// Number of values in the entry before its own.
     pub(super) offset: u64,
-    /// Values of its own: the product of `size`.
+    /// Number of its own values: the product of `size`.
     pub(super) count: usize,
     size: Vec<usize>,
     strides: Vec<usize>,
 }
 
-/// How values that follow each other without gaps make a tensor.
+/// Memory layout of a tensor whose values have no gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
-    /// The last index runs fastest.
+    /// Row-major: the last index varies fastest.
     Rows,
-    /// The first index runs fastest: a transposed tensor.
+    /// Column-major: the first index varies fastest, as in a transposed tensor.
     Columns,
 }
 
-/// The tensors of a state dict by their names; entries that are none, or of types that no weights have, are left out.
+/// The tensors of a state dict with their names. Skips entries that are not tensors or have types that weights do not
+/// use.
 ///
 /// # Errors
-/// `NoStateDict`; `Damaged` when a tensor is described as torch does not.
+/// `NoStateDict`; `Damaged` if a tensor is not described as torch describes it.
 pub(super) fn tensors(pickle: &Pickle<'_>) -> Result<Vec<(String, TensorInfo)>, TorchError> {
     let entries = pickle.root_entries().ok_or(TorchError::NoStateDict)?;
     let mut tensors = Vec::new();
@@ -47,7 +49,7 @@ pub(super) fn tensors(pickle: &Pickle<'_>) -> Result<Vec<(String, TensorInfo)>, 
                 tracing::warn!(
                     tensor.name = name,
                     tensor.storage = storage,
-                    "leaving out a tensor of a type that is not read"
+                    "skipping a tensor of an unsupported type"
                 );
             }
         }
@@ -55,12 +57,13 @@ pub(super) fn tensors(pickle: &Pickle<'_>) -> Result<Vec<(String, TensorInfo)>, 
     Ok(tensors)
 }
 
-/// The arguments of `_rebuild_tensor_v2`, bare or inside the call that makes a parameter or a subclass of it.
+/// The arguments of `_rebuild_tensor_v2`, called directly or inside the call that makes a parameter or a subclass of
+/// it.
 fn rebuild_arguments<'p, 'a>(
     pickle: &'p Pickle<'a>,
     mut value: Value<'a>,
 ) -> Option<&'p [Value<'a>]> {
-    // A subclass of a parameter of a tensor: nothing is wrapped more often.
+    // A subclass of a parameter of a tensor is the deepest nesting that torch writes.
     const MOST_CALLS: usize = 3;
     for _ in 0..MOST_CALLS {
         let Value::Call(call) = value else { return None };
@@ -82,11 +85,11 @@ fn rebuild_arguments<'p, 'a>(
 
 enum Read<'a> {
     Tensor(TensorInfo),
-    /// Of this storage class.
+    /// A tensor of this storage class.
     Unsupported(&'a str),
 }
 
-/// Storage, offset, size and strides; `None` when they are not as torch writes them.
+/// Reads storage, offset, size and strides; `None` if they are not as torch writes them.
 fn read_arguments<'a>(pickle: &Pickle<'a>, arguments: &[Value<'a>]) -> Option<Read<'a>> {
     let [Value::Persistent(id), offset, Value::Tuple(size), Value::Tuple(strides), ..] = *arguments
     else {
@@ -103,7 +106,7 @@ fn read_arguments<'a>(pickle: &Pickle<'a>, arguments: &[Value<'a>]) -> Option<Re
     if size.len() != strides.len() || size.len() > MAX_RANK {
         return None;
     }
-    // Without the zeros too: products of some of the sides are taken later.
+    // Zeros count as one here: products of some of the sides are taken later.
     size.iter().try_fold(1_usize, |count, &side| count.checked_mul(side.max(1)))?;
     Some(Read::Tensor(TensorInfo {
         dtype,
@@ -135,7 +138,7 @@ fn dtype_of(class: &str) -> Option<DType> {
 }
 
 impl TensorInfo {
-    /// How its values follow each other; `None` when there are gaps or repetitions.
+    /// Memory layout of its values; `None` if there are gaps or repetitions.
     pub(super) fn order(&self) -> Option<Order> {
         let shape = Shape::from(self.size.clone());
         if self.count == 0 || shape.is_contiguous(&self.strides) {
@@ -149,7 +152,7 @@ impl TensorInfo {
 }
 
 impl Order {
-    /// The tensor of these values.
+    /// Makes the tensor from the bytes of its values.
     pub(super) fn tensor(
         self,
         values: &[u8],

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Are the files for containers and clusters well-formed? hadolint reads the Dockerfile, docker-compose resolves both profiles,
-# kubectl renders both kustomizations and kubernetes-validate holds them against the API's schema. hadolint and
-# kubernetes-validate come from PyPI; what cannot be had is skipped and named.
+# Checks the files for containers and clusters: hadolint lints the Dockerfile, docker-compose resolves both profiles,
+# kubectl renders both kustomizations, and kubernetes-validate validates them against the API schema. hadolint and
+# kubernetes-validate come from PyPI. Checks whose tools are missing are skipped with a message.
 #
 #   tests/deploy/check.sh
 set -euo pipefail

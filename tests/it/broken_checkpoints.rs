@@ -60,7 +60,7 @@ const CASES: &[Case] = &[
     // Files that are missing, or something else.
     Case(
         |d| remove(d, CONFIG),
-        "models.0 (from --model): DIR has no config.json; a checkpoint as save_pretrained writes it has one",
+        "models.0 (from --model): DIR has no config.json; copy it there: save_pretrained writes it with the weights",
     ),
     Case(
         without_weights,
@@ -71,14 +71,14 @@ const CASES: &[Case] = &[
             without_weights(d);
             write(d, "tf_model.h5", "x");
         },
-        "models.0 (from --model): DIR has no weights (model.safetensors, pytorch_model.bin, or an index of shards of either); its tf_model.h5 is TensorFlow's, which is not read; save it again with transformers 4 and its class, such as BlipForConditionalGeneration.from_pretrained(DIRECTORY, from_tf=True).save_pretrained(DIRECTORY)",
+        "models.0 (from --model): DIR has no weights (model.safetensors, pytorch_model.bin, or an index of shards of either); its tf_model.h5 is a TensorFlow file, which is not supported; convert it with transformers 4 and its class, such as BlipForConditionalGeneration.from_pretrained(DIRECTORY, from_tf=True).save_pretrained(DIRECTORY)",
     ),
     Case(
         |d| {
             without_weights(d);
             write(d, "flax_model.msgpack", "x");
         },
-        "models.0 (from --model): DIR has no weights (model.safetensors, pytorch_model.bin, or an index of shards of either); its flax_model.msgpack is Flax's, and transformers has no BLIP for it; fetch a checkpoint with `blip-server download`",
+        "models.0 (from --model): DIR has no weights (model.safetensors, pytorch_model.bin, or an index of shards of either); its flax_model.msgpack is a Flax file, and transformers has no BLIP for Flax; fetch a checkpoint with `blip-server download`",
     ),
     Case(
         |d| {
@@ -201,11 +201,11 @@ const CASES: &[Case] = &[
     ),
     Case(
         |d| set(d, PROCESSOR, "size", json!({"shortest_edge": 64})),
-        r#"DIR/preprocessor_config.json: size is {"shortest_edge":64}; accepted: a number, [height, width] or {"height": ..., "width": ...}; nothing that keeps the aspect ratio"#,
+        r#"DIR/preprocessor_config.json: size is {"shortest_edge":64}; accepted: a number, [height, width] or {"height": ..., "width": ...}; keeping the aspect ratio is not supported"#,
     ),
     Case(
         |d| set(d, PROCESSOR, "size", json!(32)),
-        "DIR/preprocessor_config.json: size is 32; accepted: 64, vision_config.image_size of config.json, both ways: another size needs interpolated position embeddings, which are not built",
+        "DIR/preprocessor_config.json: size is 32; accepted: 64 for both sides, as vision_config.image_size of config.json; another size needs interpolated position embeddings, which are not supported",
     ),
     Case(
         |d| set(d, PROCESSOR, "resample", json!(9)),
@@ -217,7 +217,7 @@ const CASES: &[Case] = &[
     ),
     Case(
         |d| set(d, PROCESSOR, "do_center_crop", json!(true)),
-        "DIR/preprocessor_config.json: do_center_crop is true; accepted: false, for cropping is not built",
+        "DIR/preprocessor_config.json: do_center_crop is true; accepted: false; cropping is not supported",
     ),
     Case(
         |d| set(d, PROCESSOR, "image_processor_type", json!("CLIPImageProcessor")),
@@ -228,7 +228,7 @@ const CASES: &[Case] = &[
             remove(d, PROCESSOR);
             write(d, "processor_config.json", "{}");
         },
-        "DIR/processor_config.json: image_processor is missing; accepted: an object with the fields of a preprocessor_config.json, or that file beside this one",
+        "DIR/processor_config.json: image_processor is missing; accepted: an object with the fields of a preprocessor_config.json, or a preprocessor_config.json next to this file",
     ),
     // Weights.
     Case(
@@ -241,7 +241,7 @@ const CASES: &[Case] = &[
     ),
     Case(
         |d| write(d, "model.safetensors", "<!DOCTYPE html>"),
-        "DIR/model.safetensors is not a readable weights file: it is in another format than its name says; download it again",
+        "DIR/model.safetensors is not a readable weights file: its format does not match its name; download it again",
     ),
     Case(
         |d| {
@@ -262,14 +262,14 @@ const CASES: &[Case] = &[
             without_weights(d);
             write(d, INDEX, "{}");
         },
-        "models.0 (from --model): DIR/model.safetensors.index.json: weight_map is missing; accepted: an object of tensor names and the files that hold them",
+        "models.0 (from --model): DIR/model.safetensors.index.json: weight_map is missing; accepted: an object that maps tensor names to file names",
     ),
     Case(
         |d| {
             without_weights(d);
             write(d, INDEX, r#"{"weight_map": {"a": 1}}"#);
         },
-        r#"models.0 (from --model): DIR/model.safetensors.index.json: weight_map is {"a":1}; accepted: an object of tensor names and the files that hold them"#,
+        r#"models.0 (from --model): DIR/model.safetensors.index.json: weight_map is {"a":1}; accepted: an object that maps tensor names to file names"#,
     ),
     Case(
         |d| {
@@ -283,14 +283,14 @@ const CASES: &[Case] = &[
             without_weights(d);
             write(d, INDEX, r#"{"weight_map": {"a": "../b"}}"#);
         },
-        r#"models.0 (from --model): DIR/model.safetensors.index.json: it names "../b", which is not a file beside it"#,
+        r#"models.0 (from --model): DIR/model.safetensors.index.json: it names "../b", which is not a file next to it"#,
     ),
     Case(
         |d| {
             without_weights(d);
             write(d, INDEX, r#"{"weight_map": {"a": "b.safetensors"}}"#);
         },
-        "models.0 (from --model): DIR has no b.safetensors; the weight index names it: the checkpoint is not complete",
+        "models.0 (from --model): DIR has no b.safetensors; the weight index names it, so the checkpoint is incomplete; copy or download it again",
     ),
     Case(
         |d| {
@@ -318,7 +318,7 @@ const CASES: &[Case] = &[
             without_weights(d);
             write(d, "pytorch_model.bin", "<html>");
         },
-        "DIR/pytorch_model.bin is not a readable weights file: torch.save writes no such file; download it again",
+        "DIR/pytorch_model.bin is not a readable weights file: it was not written by torch.save; download it again",
     ),
     // The tokenizer.
     Case(
@@ -343,11 +343,11 @@ const CASES: &[Case] = &[
     ),
     Case(
         |d| set(d, TOKENIZER, "model.vocab", json!({"a": "b"})),
-        "DIR/tokenizer.json has no model.vocab of words and ids, which BertTokenizer needs",
+        "DIR/tokenizer.json has no model.vocab that maps words to ids, which BertTokenizer needs",
     ),
     Case(
         |d| set(d, TOKENIZER, "pre_tokenizer", json!({"type": "Unheard"})),
-        "DIR/tokenizer.json is not a tokenizer that can be run; save it again with a current transformers: tokenizer.save_pretrained",
+        "DIR/tokenizer.json is not a valid tokenizer; save it again with tokenizer.save_pretrained of a current transformers release",
     ),
     Case(
         |d| {
@@ -361,14 +361,14 @@ const CASES: &[Case] = &[
             remove(d, TOKENIZER);
             write(d, "vocab.txt", "[UNK]\na\n");
         },
-        "the tokenizer's separator token has the id 2, text_config.sep_token_id of config.json is 58: they belong to different models; copy both from one checkpoint",
+        "the tokenizer's separator token has the id 2, but text_config.sep_token_id in config.json is 58: they belong to different models; copy both from the same checkpoint",
     ),
     Case(
         |d| {
             remove(d, TOKENIZER);
             write(d, "vocab.txt", "a\nb\n");
         },
-        "DIR/vocab.txt has no [UNK] in its vocabulary, the unknown token",
+        "DIR/vocab.txt has no vocabulary entry for the unknown token [UNK]",
     ),
     Case(
         |d| write(d, OPTIONS, "[]"),
@@ -384,38 +384,38 @@ const CASES: &[Case] = &[
     ),
     Case(
         |d| set(d, OPTIONS, "sep_token", json!("[GONE] [SEP]")),
-        r#"DIR/tokenizer_config.json: sep_token is "[GONE] [SEP]"; accepted: a token of one word"#,
+        r#"DIR/tokenizer_config.json: sep_token is "[GONE] [SEP]"; accepted: a token that is a single word"#,
     ),
     Case(
         |d| set(d, OPTIONS, "sep_token", json!(null)),
-        "DIR/tokenizer_config.json: sep_token is null; accepted: a token of one word",
+        "DIR/tokenizer_config.json: sep_token is null; accepted: a token that is a single word",
     ),
     Case(
         |d| set(d, OPTIONS, "tokenizer_class", json!("CLIPTokenizer")),
-        r#"DIR/tokenizer_config.json: tokenizer_class is "CLIPTokenizer"; accepted: BertTokenizer, DistilBertTokenizer and other names of the same class, or PreTrainedTokenizerFast; with or without Fast"#,
+        r#"DIR/tokenizer_config.json: tokenizer_class is "CLIPTokenizer"; accepted: BertTokenizer or one of its aliases (such as DistilBertTokenizer), or PreTrainedTokenizerFast; with or without the suffix Fast"#,
     ),
     Case(
         |d| {
             remove(d, TOKENIZER);
             set(d, OPTIONS, "tokenizer_class", json!("PreTrainedTokenizerFast"));
         },
-        r#"DIR/tokenizer_config.json: tokenizer_class is "PreTrainedTokenizerFast"; accepted: BertTokenizer where there is no tokenizer.json beside it"#,
+        r#"DIR/tokenizer_config.json: tokenizer_class is "PreTrainedTokenizerFast"; accepted: BertTokenizer, because there is no tokenizer.json"#,
     ),
     Case(
         |d| set(d, OPTIONS, "added_tokens_decoder", json!([])),
-        "DIR/tokenizer_config.json: added_tokens_decoder is []; accepted: an object of ids and tokens",
+        "DIR/tokenizer_config.json: added_tokens_decoder is []; accepted: an object that maps ids to tokens",
     ),
     Case(
         |d| set(d, OPTIONS, "added_tokens_decoder", json!({"7": "[PAD]"})),
-        r#"DIR/tokenizer_config.json: added_tokens_decoder.7 is "[PAD]"; accepted: an object with content"#,
+        r#"DIR/tokenizer_config.json: added_tokens_decoder.7 is "[PAD]"; accepted: an object with "content""#,
     ),
     Case(
         |d| set(d, OPTIONS, "extra_special_tokens", json!("a")),
-        r#"DIR/tokenizer_config.json: extra_special_tokens is "a"; accepted: a list of tokens: texts, or objects with "__type""#,
+        r#"DIR/tokenizer_config.json: extra_special_tokens is "a"; accepted: a list of tokens: strings, or objects with "__type""#,
     ),
     Case(
         |d| set(d, OPTIONS, "extra_special_tokens", json!(["<q>", "<r>", "<s>"])),
-        "the tokenizer has 990 tokens, text_config.vocab_size of config.json is 989: they belong to different models; copy both from one checkpoint",
+        "the tokenizer has 990 tokens, but text_config.vocab_size in config.json is 989: they belong to different models; copy both from the same checkpoint",
     ),
     Case(
         |d| set(d, "added_tokens.json", "blip", json!("7")),
@@ -427,7 +427,7 @@ const CASES: &[Case] = &[
     ),
     Case(
         |d| set(d, CONFIG, "text_config.sep_token_id", json!(57)),
-        "the tokenizer's separator token has the id 58, text_config.sep_token_id of config.json is 57: they belong to different models; copy both from one checkpoint",
+        "the tokenizer's separator token has the id 58, but text_config.sep_token_id in config.json is 57: they belong to different models; copy both from the same checkpoint",
     ),
 ];
 

@@ -171,7 +171,7 @@ fn a_model_that_cannot_compute_is_exit_70_named_and_never_ready() {
         let message = text(&output.stderr);
         assert_eq!(output.status.code(), Some(70), "{tensor}: {message}");
         let expected = format!(
-            "cannot start: model poisoned cannot be served: in the warm-up {unit} failed: "
+            "cannot start: model poisoned cannot be served: {unit} failed during warm-up: "
         );
         assert!(message.contains(&expected), "{tensor}: {message}");
         assert!(!message.contains("listening on"), "{tensor}: {message}");
@@ -186,7 +186,7 @@ fn a_port_that_is_taken_is_told_with_what_to_do() {
     assert_eq!(output.status.code(), Some(1));
     let message = text(&output.stderr);
     let expected = format!(
-        "cannot listen on {address}, where another program listens; stop it, or choose another port with --listen"
+        "cannot listen on {address}, because another program listens there; stop it, or choose another port with --listen"
     );
     assert!(message.contains(&expected), "{message}");
 }

@@ -229,7 +229,7 @@ fn a_wrong_value_names_setting_value_origin_and_what_is_accepted() {
         Case {
             variable: "BLIP__COMPUTE__CPU_ISA",
             value: "sse9",
-            says: ["compute.cpu_isa = \"sse9\"", "auto, or what this CPU has: portable"],
+            says: ["compute.cpu_isa = \"sse9\"", "auto, or what this CPU supports: portable"],
         },
         Case {
             variable: "BLIP__ENGINE__VISION_SHARE_PERCENT",
@@ -438,7 +438,7 @@ fn localhost_and_a_port_alone_are_addresses() {
     }
     let same = [("BLIP__SERVER__LISTEN", ":80"), ("BLIP__SERVER__OPERATIONS_LISTEN", "0.0.0.0:80")];
     let error = load_environment(&same).unwrap_err().to_string();
-    assert!(error.contains("another address or port than server.listen"), "{error}");
+    assert!(error.contains("an address or port other than server.listen"), "{error}");
 }
 
 #[test]
@@ -451,7 +451,7 @@ fn variables_that_look_like_settings_and_are_none_are_told() {
         ("BLIP__SERVER__LISTEN", "127.0.0.1:0"),
     ]);
     let told = |variable: &str, meant: &str| {
-        format!("{variable} sets nothing: settings are called BLIP__SECTION__KEY{meant}")
+        format!("{variable} has no effect: settings are named BLIP__SECTION__KEY{meant}")
     };
     let expected = [
         told("BLIP_NONSENSE", ""),

@@ -127,7 +127,7 @@ fn what_is_refused_is_named_with_its_value() {
         ),
         (
             serde_json::json!({"size": 8, "default_to_square": false}),
-            "default_to_square is false; accepted: true where size is a number",
+            "default_to_square is false; accepted: true if size is a number",
         ),
         (
             serde_json::json!({"size": 8, "image_processor_type": "ViTImageProcessor"}),

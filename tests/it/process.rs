@@ -65,7 +65,7 @@ fn a_hangup_reads_key_files_again_and_the_server_goes_on() {
 
     std::fs::write(&path, NEW_KEY).unwrap();
     server.signal(Signal::HUP);
-    server.line_with("keys were read again");
+    server.line_with("keys reloaded");
     assert!(info(&address, NEW_KEY).starts_with("HTTP/1.1 200"));
     assert!(info(&address, OLD_KEY).starts_with("HTTP/1.1 401"));
 
@@ -73,12 +73,12 @@ fn a_hangup_reads_key_files_again_and_the_server_goes_on() {
     for content in ["", "# none\n"] {
         std::fs::write(&path, content).unwrap();
         server.signal(Signal::HUP);
-        let line = server.line_with("still open the server");
+        let line = server.line_with("keeping the current ones");
         assert!(line.contains("WARN") && line.contains("no key"), "{line}");
     }
     std::fs::remove_file(&path).unwrap();
     server.signal(Signal::HUP);
-    let line = server.line_with("still open the server");
+    let line = server.line_with("keeping the current ones");
     assert!(line.contains("No such file"), "{line}");
     assert!(info(&address, NEW_KEY).starts_with("HTTP/1.1 200"));
 

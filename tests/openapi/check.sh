@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Is openapi.yaml valid, and the same to parsers of YAML 1.1? By openapi-spec-validator, PyYAML and redocly, which are installed
-# into a temporary folder from PyPI and npm. Where neither can be reached it says so and succeeds.
+# Checks that openapi.yaml is valid and that parsers of YAML 1.1 read the same document. It uses openapi-spec-validator,
+# PyYAML and redocly, installed into a temporary folder from PyPI and npm. A check whose tools cannot be installed is
+# skipped with a message, and the script still succeeds.
 #
 #   tests/openapi/check.sh target/debug/blip-server
 set -euo pipefail

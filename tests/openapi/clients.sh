@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Can programs use the document? Four generators read it from a running server, their clients are compiled and call every
-# operation, and a browser uploads a picture by "Try it out" in every operation of /docs. What is needed comes from PyPI and
-# npm, Chromium from Debian; what cannot be had is skipped and named.
+# Checks that programs can use the OpenAPI document. Four client generators read it from a running server; the generated
+# clients are compiled and call every operation. A browser uploads an image with "Try it out" in every operation of
+# /docs. The tools come from PyPI and npm, Chromium from Debian. Checks whose tools cannot be installed are skipped with
+# a message.
 #
 #   tests/openapi/clients.sh target/debug/blip-server
 set -euo pipefail
@@ -26,7 +27,7 @@ curl -sf --retry 600 --retry-delay 1 --retry-all-errors "$server/health/ready" >
 cd "$folder"
 curl -sf "$server/openapi.json" >openapi.json
 
-# Runs a generator. What it prints is shown if it fails, or if a line of it matches the pattern.
+# Runs a generator. Fails and shows its output if it fails, or if a line of its output matches the pattern.
 generate() {
   local unwanted=$1
   shift
@@ -34,7 +35,7 @@ generate() {
 }
 
 if python3 -m venv python >/dev/null 2>&1 && python/bin/pip install -q -r requirements.txt >/dev/null 2>&1; then
-  # YAML is the one kind of answer that it leaves out; the call is there.
+  # The generator leaves out only the YAML response; it still generates the call.
   generate 'skipping|Unable to (parse|process)|ERROR' \
     env PATH="$PWD/python/bin:$PATH" openapi-python-client generate --url "$server/openapi.json" --output-path generated_python_client
   PYTHONPATH=generated_python_client python/bin/python generated_python.py "$server" "$picture" openapi.json
@@ -42,7 +43,7 @@ if python3 -m venv python >/dev/null 2>&1 && python/bin/pip install -q -r requir
   generate 'ERROR' python/bin/openapi-generator-cli generate -g python -i "$server/openapi.json" -o openapi_generator_python
   python/bin/pip install -q ./openapi_generator_python >/dev/null 2>&1
   python/bin/python openapi_generator_python.py "$server" "$picture" openapi.json
-  # Without the property it imports the forms' types and does not write them.
+  # Without skipFormModel=false the generator imports the types of forms but does not generate them.
   generate 'ERROR' python/bin/openapi-generator-cli generate -g typescript-fetch -i "$server/openapi.json" -o openapi_generator \
     --global-property=skipFormModel=false --additional-properties=importFileExtension=.js
 else

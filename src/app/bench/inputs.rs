@@ -1,11 +1,11 @@
-//! The batches that are measured: the same bytes every time, no two items of a batch alike.
+//! Generates the input batches of the benchmarks: the same bytes in every run, and no two items of a batch alike.
 
 use crate::task::{Pixels, Preprocessing, TokenIds};
 
 /// Tokens of a short sentence, `[CLS]` and `[SEP]` included.
 const TEXT_TOKENS: usize = 10;
 
-/// Random numbers that depend on the item alone.
+/// Pseudo-random numbers that depend only on the index of the item.
 struct Noise(u64);
 
 impl Noise {
@@ -13,7 +13,7 @@ impl Noise {
         Self((item as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    /// splitmix64.
+    /// Next number of the splitmix64 generator.
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut value = self.0;
@@ -23,7 +23,7 @@ impl Noise {
     }
 }
 
-/// Light that falls off from one side to the other, another colour in each item, and grain: like a photograph out of
+/// A synthetic image: a brightness gradient with another colour for each item, plus grain, like a photograph out of
 /// focus.
 pub(super) fn picture(item: usize, size: Preprocessing) -> Pixels {
     let mut noise = Noise::of_item(item);
@@ -43,8 +43,8 @@ pub(super) fn picture(item: usize, size: Preprocessing) -> Pixels {
     Pixels::new(size.width, size.height, bytes.into())
 }
 
-/// A short sentence in a vocabulary of this size, for a model that reads `most` tokens. Which tokens stand in it does
-/// not change what is computed.
+/// A short text of random ids below `vocabulary`, at most `most` tokens long. The choice of tokens does not change how
+/// much is computed.
 pub(super) fn text(item: usize, vocabulary: usize, most: usize) -> TokenIds {
     let mut noise = Noise::of_item(item);
     let ids = (0..TEXT_TOKENS.min(most)).map(|_| (noise.next() % vocabulary as u64) as u32);

@@ -1,4 +1,5 @@
-//! One kind of work on one batch: the calls that the engine's worker makes for it, one after the other.
+//! One run of one kind of work on one batch: makes the same backend calls, one after the other, as the worker thread of
+//! the engine.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::task::{GenerationParams, ModelId, ModelInfo, Pixels, TokenIds, TowerI
 
 type Memory<O> = <BlipBackend<O> as Backend>::Memory;
 
-/// What is run, with everything that it runs on.
+/// One kind of work with its model and inputs.
 pub(super) struct Job {
     work: Work,
     model: ModelId,
@@ -31,11 +32,11 @@ impl Job {
         tokens: usize,
         vocabulary: usize,
     ) -> anyhow::Result<Self> {
-        // One token to start from.
+        // The first position holds the start token.
         let most = info.max_text_tokens.saturating_sub(1);
         ensure!(
             !work.generates() || tokens <= most,
-            "model {} writes at most {most} tokens, {tokens} are asked for",
+            "model {} generates at most {most} tokens, but {tokens} were requested",
             info.name
         );
         let picture = |item| inputs::picture(item, info.preprocessing);
@@ -50,7 +51,7 @@ impl Job {
         })
     }
 
-    /// What is there before the clock starts.
+    /// Encodes the images before the clock starts, if the work assumes known image features.
     pub(super) fn prepare<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,
@@ -58,8 +59,8 @@ impl Job {
         if self.work == Work::CaptionKnown { self.encode(backend) } else { Ok(Vec::new()) }
     }
 
-    /// The whole batch once; `known` is what [`prepare`](Self::prepare) gave. Memory that the batch took is free again
-    /// when the clock stops, as it is when the engine takes the next one.
+    /// Runs the whole batch once and returns the elapsed time. `known` is the result of [`prepare`](Self::prepare). The
+    /// time includes freeing the memory of the batch, which the engine also does before its next batch.
     pub(super) fn run<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,
@@ -114,7 +115,7 @@ impl Job {
         backend.score(self.model, &rows.collect::<Vec<_>>())
     }
 
-    /// The states of the questions.
+    /// Encodes images and questions; returns the encoder states of the questions.
     fn questions<O: Ops>(&self, backend: &mut BlipBackend<O>) -> anyhow::Result<Vec<Memory<O>>> {
         let ask = |(image, question)| OnePassRow::EncodeQuestion { image, question };
         let images = self.encode(backend)?;
@@ -126,11 +127,11 @@ impl Job {
             | OnePassOutput::Embedding(_) => None,
         });
         let states: Vec<_> = states.collect();
-        ensure!(states.len() == self.texts.len(), "a question has no states");
+        ensure!(states.len() == self.texts.len(), "the backend returned no states for a question");
         Ok(states)
     }
 
-    /// A group over each memory, all of them step by step to their end.
+    /// Opens one group per set of encoder states and decodes all groups together, step by step, to their end.
     fn generate<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,
@@ -158,7 +159,11 @@ impl Job {
             groups.retain(|_| events.next().is_some_and(|event| event.finished.is_none()));
             steps += 1;
         }
-        ensure!(steps == self.tokens, "{} tokens were asked for, {steps} came", self.tokens);
+        ensure!(
+            steps == self.tokens,
+            "{} tokens were requested, but {steps} were generated",
+            self.tokens
+        );
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The machine, and what it could do at most: what measured times are held against.
+//! Describes the machine and measures its upper bounds, with which `bench` compares the measured times.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -10,25 +10,26 @@ use crate::kernels::isa::Level;
 use crate::kernels::limits;
 use crate::kernels::pool::Pool;
 
-/// Many times what caches hold. A shared last level of 260 MB, as recent servers have, still flatters this a little.
+/// Size of the read buffer: many times the size of common caches. A shared last-level cache of 260 MB, as in recent
+/// servers, still makes the result a little too high.
 const BUFFER_BYTES: usize = 250_000_000;
 
-/// A pass of products: long beside the time that a thread needs to wake, short for a person.
+/// Duration of one pass of products: long compared with the wake-up time of a thread, short for a person.
 const PASS: Duration = Duration::from_millis(20);
 
-/// What measures.
+/// The machine that runs the benchmark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
-    /// The processor's name, or its architecture where the system has none.
+    /// Name of the CPU, or its architecture if the operating system reports no name.
     pub cpu: String,
-    /// Cores that this process may use.
+    /// Number of cores that this process may use.
     pub cores: usize,
-    /// The kernels' levels that it has, from least to most.
+    /// Instruction sets of the kernels that this CPU supports, from least to most.
     pub levels: Vec<&'static str>,
 }
 
 impl Machine {
-    /// This one.
+    /// Describes the machine that this process runs on.
     #[must_use]
     pub fn detect() -> Self {
         let levels = Level::ALL.into_iter().filter(|level| level.is_available());
@@ -46,22 +47,22 @@ fn cpu_name() -> Option<String> {
     line.split_once(':').map(|(_, name)| name.trim().to_owned())
 }
 
-/// What one setup could do.
+/// Measured upper bound of arithmetic for one number format and instruction set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// The number format.
+    /// Number format, as `--dtype` spells it.
     pub dtype: &'static str,
-    /// The kernels' level.
+    /// Instruction set of the kernels, as `--cpu-isa` spells it.
     pub level: &'static str,
-    /// Multiplications and additions a second, all threads together.
+    /// Multiplications and additions per second, all threads together.
     pub operations_per_second: f64,
 }
 
 impl Limits {
-    /// Measures; `None` where the kernels do not compute.
+    /// Measures the bound; `None` if these settings do not use the kernels.
     ///
     /// # Errors
-    /// When the operating system gives no more threads.
+    /// When the operating system cannot start the threads.
     pub fn measure(settings: ComputeSettings) -> io::Result<Option<Self>> {
         let compute = Compute::resolve(settings);
         let Some(format) = compute.kernel_format() else { return Ok(None) };
@@ -79,10 +80,10 @@ impl Limits {
     }
 }
 
-/// Bytes a second that the threads of these settings read from memory together.
+/// Measures how many bytes per second the threads of these settings read from memory together.
 ///
 /// # Errors
-/// When the operating system gives no more threads.
+/// When the operating system cannot start the threads.
 pub fn read_bytes_per_second(settings: ComputeSettings) -> io::Result<f64> {
     let mut pool = Pool::try_new(Compute::resolve(settings).threads)?;
     Ok(limits::read_bandwidth(&mut pool, BUFFER_BYTES))

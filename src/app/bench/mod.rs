@@ -1,11 +1,11 @@
-//! The models without HTTP and without a queue: one kind of work on one batch, run again and again. What the command
-//! `bench` measures with.
+//! Benchmarks of the models without HTTP and without a queue: runs one kind of work on one batch repeatedly. The
+//! command `bench` (`cli::bench`) calls it and prints the results.
 //!
-//! - this file: models loaded for one device, number format and level, and what is measured on them;
-//! - `work`: the kinds of work, and which models do them;
-//! - `inputs`: the batches that they run on;
-//! - `job`: one run;
-//! - `limits`: what the machine could do at most.
+//! - this file: [`Bench`] loads models for one device, number format and instruction set, and measures them;
+//! - `work`: the kinds of work, and which models support them;
+//! - `inputs`: the input batches;
+//! - `job`: one run of one kind of work on one batch;
+//! - `limits`: the measured upper bounds of the machine.
 
 mod inputs;
 mod job;
@@ -29,68 +29,68 @@ use job::Job;
 pub use limits::{Limits, Machine, read_bytes_per_second};
 pub use work::Work;
 
-/// Models whose files were found, to be loaded in one format after another.
+/// The files of the models to measure. They are found once, then loaded once per number format and instruction set.
 pub struct Checkpoints(Vec<Located>);
 
 impl Checkpoints {
     /// Finds or downloads every configured model.
     ///
     /// # Errors
-    /// When one cannot be had.
+    /// When a model cannot be found or downloaded.
     pub async fn locate(config: &Config) -> anyhow::Result<Self> {
         Ok(Self(loading::locate(config).await?))
     }
 }
 
-/// How something is measured.
+/// How often each kind of work runs, and how many tokens it generates.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
-    /// Timed runs.
+    /// Number of timed runs per measurement.
     pub runs: NonZeroUsize,
-    /// Runs before them that do not count.
+    /// Number of untimed runs before the timed ones.
     pub warm_up: usize,
-    /// Tokens of a caption or an answer: exactly as many, the stop token is forbidden before.
+    /// Exact number of tokens of a caption or an answer; the stop token is forbidden before that.
     pub tokens: NonZeroUsize,
-    /// One more run, of which the parts are told apart.
+    /// Adds one run that records the time of each part.
     pub profile: bool,
 }
 
 impl Plan {
-    /// Runs of all kinds.
+    /// Number of all runs per measurement: untimed, timed and profiled.
     #[must_use]
     pub fn all_runs(&self) -> usize {
         self.warm_up + self.runs.get() + usize::from(self.profile)
     }
 }
 
-/// What was measured.
+/// Times of one kind of work on one batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measurement {
-    /// Of each timed run, the whole batch.
+    /// Time of each timed run, for the whole batch.
     pub seconds: Vec<f64>,
-    /// Where the profiled run's time went, the longest first; empty without one.
+    /// Parts of the profiled run: operations, longest first, then the time between them; empty without profiling.
     pub parts: Vec<PartSeconds>,
 }
 
-/// A part of the profiled run.
+/// Time that the profiled run spent in one kind of operation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PartSeconds {
-    /// Its name.
+    /// Name of the operation, or "between operations".
     pub part: String,
-    /// Sum over its calls.
+    /// Total time over all its calls.
     pub seconds: f64,
-    /// How many.
+    /// Number of calls in the run.
     pub calls: usize,
-    /// What its calls had to do at least, where that is known.
+    /// Minimum work of all its calls, where it is known.
     pub work: Option<PartWork>,
 }
 
-/// What a product of many rows multiplies, or what one of few rows reads.
+/// Minimum work of a matrix product. With many rows arithmetic bounds it, with few rows reading the weights does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartWork {
-    /// Multiplications and additions.
+    /// Number of multiplications and additions.
     Operations(usize),
-    /// Bytes of weights, each call's read once.
+    /// Bytes of weights, read once per call.
     Bytes(usize),
 }
 
@@ -109,18 +109,18 @@ impl PartWork {
     }
 }
 
-/// What computes, every `auto` resolved.
+/// What computes, with every `auto` resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setup {
-    /// The number format.
+    /// Number format of weights and activations, such as `bf16`.
     pub dtype: &'static str,
-    /// The kernels' instructions; `candle`, or the GPU, where the kernels do not compute.
+    /// Instruction set of the kernels; where they are not used, `candle` or the name of the GPU.
     pub level: String,
-    /// Threads of the arithmetic.
+    /// Number of threads that compute the models.
     pub threads: usize,
 }
 
-/// Loaded models.
+/// Models loaded for one setup, ready to be measured.
 pub struct Bench {
     models: Box<dyn Models>,
     setup: Setup,
@@ -130,7 +130,7 @@ impl Bench {
     /// Loads the models for these settings.
     ///
     /// # Errors
-    /// When one cannot be loaded, or there is no such device.
+    /// When a model cannot be loaded or the device cannot be opened.
     pub fn load(settings: ComputeSettings, checkpoints: &Checkpoints) -> anyhow::Result<Self> {
         let compute = Compute::resolve(settings);
         let specs = checkpoints.0.iter().map(|located| located.spec.clone()).collect::<Vec<_>>();
@@ -151,23 +151,23 @@ impl Bench {
         Ok(Self { models, setup })
     }
 
-    /// What computes.
+    /// The resolved device, number format and threads of these models.
     #[must_use]
     pub fn setup(&self) -> &Setup {
         &self.setup
     }
 
-    /// The kinds of work, or all where none is named, each with every model that does it; a vision tower that models
-    /// share stands with the first of them.
+    /// Pairs each of `works` (all kinds if empty) with every model that supports it. A vision tower that models share
+    /// is listed only for the first of them.
     ///
     /// # Errors
-    /// When no model does one of them.
+    /// When no model supports one of `works`.
     pub fn cases(&self, works: &[Work]) -> anyhow::Result<Vec<(ModelInfo, Work)>> {
         let infos = self.models.infos();
         for work in works {
             ensure!(
                 infos.iter().any(|info| work.is_done_by(info.class)),
-                "no model does {work}; what the models do: {}",
+                "no model supports {work}; the models support: {}",
                 Work::names(
                     Work::ALL
                         .iter()
@@ -187,10 +187,10 @@ impl Bench {
         Ok(infos.iter().flat_map(of_model).collect())
     }
 
-    /// Measures one kind of work of one model on a batch. `on_run` is called after each run.
+    /// Measures one kind of work with one model on a batch of `batch` items. Calls `on_run` after each run.
     ///
     /// # Errors
-    /// When the model has no room for so many tokens, or the device fails.
+    /// When the model cannot generate that many tokens, or the device fails.
     pub fn measure(
         &mut self,
         (info, work): &(ModelInfo, Work),
@@ -215,16 +215,16 @@ impl Bench {
     }
 }
 
-/// One run of a job.
+/// Times of one run of a job; `parts` is empty without profiling.
 struct Run {
     seconds: f64,
     parts: Vec<PartSeconds>,
 }
 
-/// Loaded models over any operations.
+/// Loaded models, with the type of their operations erased.
 trait Models {
     fn infos(&self) -> &[ModelInfo];
-    /// Rows of the model's table of words.
+    /// Rows of the model's embedding table.
     fn vocabulary(&self, model: ModelId) -> usize;
     fn run(&mut self, job: &Job, profile: bool) -> anyhow::Result<Run>;
 }
@@ -280,7 +280,7 @@ impl<O: Ops> Models for Loaded<O> {
     }
 }
 
-/// What a run does between the operations: search, lists, memory.
+/// Name of the part for all time outside the operations: search, lists, allocation.
 const OUTSIDE: &str = "between operations";
 
 #[cfg(test)]

@@ -1,31 +1,31 @@
-//! The kinds of work that are measured.
+//! The kinds of work that `bench` measures, and which model classes support them.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::task::ModelClass;
 
-/// What one item of a batch asks for.
+/// A kind of work; one item of a batch runs it once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// An image through its tower.
+    /// Encode an image with the vision tower.
     Vision,
-    /// A caption of an image: its tower, then token by token.
+    /// Caption an image: encode it, then decode token by token.
     Caption,
-    /// A caption of an image whose features are there.
+    /// Caption an image whose features are already cached.
     CaptionKnown,
-    /// An answer to a question about an image: tower, question, then token by token.
+    /// Answer a question about an image: encode both, then decode token by token.
     Vqa,
-    /// Does this text describe this image? Tower and one pass of the text.
+    /// Image-text matching: encode the image, then one pass of the text.
     Match,
-    /// An image's vector.
+    /// Embed an image in the shared space.
     EmbedImage,
-    /// A text's vector.
+    /// Embed a text in the shared space.
     EmbedText,
 }
 
 impl Work {
-    /// Every kind.
+    /// All kinds of work, in the order of the report.
     pub const ALL: [Self; 7] = [
         Self::Vision,
         Self::Caption,
@@ -36,7 +36,7 @@ impl Work {
         Self::EmbedText,
     ];
 
-    /// As `--task` spells it.
+    /// The name, as `--task` spells it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -50,13 +50,13 @@ impl Work {
         }
     }
 
-    /// True where tokens are generated.
+    /// True if this work generates tokens.
     #[must_use]
     pub fn generates(self) -> bool {
         matches!(self, Self::Caption | Self::CaptionKnown | Self::Vqa)
     }
 
-    /// True for models of this class.
+    /// True if models of this class support this work.
     #[must_use]
     pub fn is_done_by(self, class: ModelClass) -> bool {
         match self {
@@ -70,7 +70,7 @@ impl Work {
         }
     }
 
-    /// The names, for a message.
+    /// Lists the names of `works`, separated by commas, for a message.
     pub(super) fn names<'a>(works: impl Iterator<Item = &'a Self>) -> String {
         works.map(|work| work.name()).collect::<Vec<_>>().join(", ")
     }
@@ -82,9 +82,9 @@ impl fmt::Display for Work {
     }
 }
 
-/// The text names no kind of work.
+/// Error of parsing a text that names no kind of work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("accepted: {}", Work::names(Work::ALL.iter()))]
+#[error("must be one of {}", Work::names(Work::ALL.iter()))]
 pub struct UnknownWork;
 
 impl FromStr for Work {

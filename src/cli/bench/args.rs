@@ -1,4 +1,5 @@
-//! The flags of `bench`. Settings (models, device, number format, level, threads) have those of every command.
+//! The flags of `bench`. The settings (models, device, number format, instruction set, threads) use the shared flags of
+//! `cli::args`.
 
 use std::num::NonZeroUsize;
 
@@ -6,35 +7,36 @@ use clap::Args;
 
 use crate::app::bench::{Plan, Work};
 
-/// What to measure, and how often.
+/// What to measure and how many times.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Measuring")]
+#[command(next_help_heading = "Measurement")]
 pub(in crate::cli) struct BenchArguments {
-    /// vision, caption, caption-known (the image's features are there), vqa, match, embed-image or embed-text; repeatable [default: all that the models do]
+    /// Work to measure: vision, caption, caption-known (image features are cached), vqa, match, embed-image or
+    /// embed-text; repeatable [default: all that the models support]
     #[arg(long = "task", value_name = "TASK")]
     pub(super) tasks: Vec<Work>,
-    /// Items that run together; repeatable
+    /// Batch size: items that run together; repeatable
     #[arg(long = "batch", value_name = "N", default_values = ["1", "8"])]
     pub(super) batches: Vec<NonZeroUsize>,
-    /// Several number formats one after the other, instead of --dtype
+    /// Number formats to measure one after the other, instead of --dtype
     #[arg(long, value_name = "DTYPE,...", value_delimiter = ',')]
     pub(super) dtypes: Vec<String>,
-    /// Several levels of instructions one after the other, instead of --cpu-isa
+    /// Instruction sets to measure one after the other, instead of --cpu-isa
     #[arg(long, value_name = "LEVEL,...", value_delimiter = ',')]
     pub(super) levels: Vec<String>,
-    /// Timed runs of each
+    /// Timed runs of each measurement
     #[arg(long, value_name = "N", default_value = "5")]
     runs: NonZeroUsize,
-    /// Runs before those, not timed
+    /// Runs before the timed ones, not timed
     #[arg(long, value_name = "N", default_value = "1")]
     warm_up: usize,
-    /// New tokens of a caption or an answer, neither fewer nor more
+    /// Exact number of tokens generated for a caption or an answer
     #[arg(long, value_name = "N", default_value = "20")]
     tokens: NonZeroUsize,
-    /// One more run of each, which says where its time went
+    /// Add a profiled run to each measurement and show where its time went
     #[arg(long)]
     profile: bool,
-    /// Writes the results as JSON, too; - writes them to standard output instead of the table
+    /// Also write the results to FILE as JSON; - prints the JSON instead of the table
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<String>,
 }

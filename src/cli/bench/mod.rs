@@ -1,7 +1,8 @@
-//! `bench`: how long the models take, without HTTP: each kind of work, in batches, in one number format and at one
-//! level of instructions after the other. A table for people, JSON for the scripts of `tests/perf`.
+//! The command `bench`: measures the models without HTTP. It runs each kind of work at each batch size, for every
+//! requested number format and instruction set. It prints a table for people, or JSON for the scripts of `tests/perf`.
+//! The measurements themselves are in `app::bench`.
 //!
-//! - this file: what is measured in which order;
+//! - this file: what is measured, and in which order;
 //! - `args`: the flags; `report`: the JSON; `table`: the table.
 
 mod args;
@@ -20,7 +21,7 @@ use crate::telemetry::logging::{self, LoggingSettings};
 pub(super) use args::BenchArguments;
 use report::{Report, ResultReport};
 
-/// The FILE that stands for standard output.
+/// The value of `--json` that means standard output.
 const STANDARD_OUTPUT: &str = "-";
 
 pub(super) fn run(
@@ -40,7 +41,7 @@ pub(super) fn run(
     write(arguments, &report)
 }
 
-/// One configuration for each number format and level that is asked for; all are checked before anything is loaded.
+/// Builds one configuration per requested number format and instruction set. All are checked before anything is loaded.
 fn configs(
     arguments: &BenchArguments,
     flags: &Flags,
@@ -58,7 +59,7 @@ fn configs(
             if config.models.is_empty() {
                 config.models = ModelSource::demo();
             }
-            // Built without demo models.
+            // This binary was built without the demo models.
             if config.models.is_empty() {
                 return Err(ConfigError::NoModel.into());
             }
@@ -68,7 +69,7 @@ fn configs(
     Ok(configs)
 }
 
-/// Lines of the default level would tear the progress bar, and say what the table says.
+/// Raises the default log level to `warn`: `info` lines would break the progress bar and repeat the table.
 fn quiet(settings: &LoggingSettings) -> LoggingSettings {
     let default = settings.filter == LoggingSettings::default().filter;
     let filter = if default { "warn".to_owned() } else { settings.filter.clone() };
@@ -81,12 +82,12 @@ fn measure(
     checkpoints: &Checkpoints,
 ) -> anyhow::Result<Report> {
     let bar = bar();
-    bar.set_message("what the machine could do");
+    bar.set_message("limits of this machine");
     let settings = configs[0].compute;
     let machine = Machine::detect();
     let threads = settings.threads.map_or(machine.cores, NonZeroUsize::get);
     let mut report = Report::new(machine, threads, read_bytes_per_second(settings)?);
-    // Before any model is loaded: the buffers are large.
+    // Measure the limits before any model is loaded: their buffers are large.
     for config in configs {
         let Some(limits) = Limits::measure(config.compute)? else { continue };
         report.add_limits(&limits);
@@ -95,7 +96,7 @@ fn measure(
     for config in configs {
         bar.set_message("loading");
         let bench = Bench::load(config.compute, checkpoints)?;
-        // What the kernels do not compute is the same at every level.
+        // Without the kernels (candle, GPU) all instruction sets give the same setup: measure it once.
         if !measured.contains(bench.setup()) {
             measured.push(bench.setup().clone());
             measure_all(arguments, bench, &bar, &mut report.results)?;
@@ -105,7 +106,7 @@ fn measure(
     Ok(report)
 }
 
-/// Everything that one set of loaded models is asked for.
+/// Measures every kind of work at every batch size with one set of loaded models.
 fn measure_all(
     arguments: &BenchArguments,
     mut bench: Bench,
@@ -128,7 +129,7 @@ fn measure_all(
     Ok(())
 }
 
-/// On standard error, where that is a terminal.
+/// A progress bar on standard error; hidden if that is not a terminal.
 fn bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:<36} [{bar:30}] {pos}/{len} {eta}")
         .expect("the template is a constant that the tests render")
@@ -139,7 +140,7 @@ fn bar() -> ProgressBar {
 fn write(arguments: &BenchArguments, report: &Report) -> Result<(), CommandError> {
     let Some(file) = &arguments.json else { return super::print(&table::table(report)) };
     let json = serde_json::to_string_pretty(report)
-        .map_err(|error| CommandError::failed("cannot write the results", error))?
+        .map_err(|error| CommandError::failed("cannot serialise the results", error))?
         + "\n";
     if file == STANDARD_OUTPUT {
         return super::print(&json);

@@ -1,10 +1,10 @@
-//! What was measured, as JSON. `tests/perf` reads it: names and meanings stay.
+//! The JSON report of `bench`. The scripts of `tests/perf` read it, so names and meanings of fields must not change.
 
 use serde::Serialize;
 
 use crate::app::bench::{Limits, Machine, Measurement, PartSeconds, PartWork, Plan, Setup, Work};
 
-/// The whole document.
+/// The whole JSON document of one `bench` run.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     version: &'static str,
@@ -17,16 +17,16 @@ pub(super) struct Report {
 struct MachineReport {
     cpu: String,
     cores: usize,
-    /// Of the models' arithmetic.
+    /// Threads that computed the models.
     threads: usize,
     levels: Vec<&'static str>,
 }
 
-/// What the machine could do at most, all threads together.
+/// Measured upper bounds of this machine, for all threads together.
 #[derive(Debug, Serialize)]
 struct LimitsReport {
     read_bytes_per_second: f64,
-    /// Of the first format and level measured; null where the kernels did not compute.
+    /// The value of the first format and level measured; null where the kernels are not used.
     operations_per_second: Option<f64>,
     by_format: Vec<FormatReport>,
 }
@@ -38,7 +38,7 @@ struct FormatReport {
     operations_per_second: f64,
 }
 
-/// One kind of work of one model on one batch.
+/// Result of one kind of work with one model at one batch size.
 #[derive(Debug, Serialize)]
 pub(super) struct ResultReport {
     pub(super) model: String,
@@ -47,18 +47,18 @@ pub(super) struct ResultReport {
     pub(super) level: String,
     pub(super) threads: usize,
     pub(super) batch: usize,
-    /// New tokens of each item; null where none are generated.
+    /// Generated tokens per item; null for work that generates none.
     pub(super) tokens: Option<usize>,
     runs: usize,
     warm_up: usize,
-    /// Of each run, the whole batch.
+    /// Time of each timed run, for the whole batch.
     seconds: Vec<f64>,
     pub(super) median_s: f64,
     pub(super) min_s: f64,
     pub(super) max_s: f64,
-    /// Of the median.
+    /// Median divided by the batch size.
     pub(super) per_item_s: f64,
-    /// Of one more run.
+    /// Parts of the profiled run; empty without `--profile`.
     pub(super) parts: Vec<PartReport>,
 }
 
@@ -67,10 +67,10 @@ pub(super) struct PartReport {
     pub(super) part: String,
     pub(super) seconds: f64,
     pub(super) calls: usize,
-    /// What it had to multiply and add at least.
+    /// Minimum number of multiplications and additions, where they bound the part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) operations: Option<usize>,
-    /// What it had to read at least.
+    /// Minimum number of bytes read, where reading weights bounds the part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) bytes: Option<usize>,
 }
@@ -90,7 +90,7 @@ impl Report {
         }
     }
 
-    /// Adds what one setup could do; of equal ones the first counts.
+    /// Adds the limits of one setup. A format and level that is already listed is ignored.
     pub(super) fn add_limits(&mut self, limits: &Limits) {
         let Limits { dtype, level, operations_per_second } = *limits;
         let known = &mut self.limits.by_format;
@@ -100,17 +100,17 @@ impl Report {
         self.limits.operations_per_second.get_or_insert(operations_per_second);
     }
 
-    /// The first lines of the table: on what and against what it was measured.
+    /// The first lines of the table: the machine and its limits.
     pub(super) fn head(&self) -> String {
         let MachineReport { cpu, cores, threads, .. } = &self.machine;
         let reads = self.limits.read_bytes_per_second / 1e9;
         let limits = self.limits.by_format.iter().map(|limit| {
             let FormatReport { level, dtype, operations_per_second } = limit;
             let billions = operations_per_second / 1e9;
-            format!("multiplies at most {billions:.0} GOP/s in {dtype} with {level}\n")
+            format!("peak arithmetic: {billions:.0} GOP/s in {dtype} with {level}\n")
         });
         format!("{cpu}, {cores} cores, {threads} threads\n")
-            + &format!("reads at most {reads:.1} GB/s from memory\n")
+            + &format!("peak memory reads: {reads:.1} GB/s\n")
             + &limits.collect::<String>()
     }
 }
@@ -159,7 +159,7 @@ impl PartReport {
     }
 }
 
-/// The middle of sorted numbers, or the mean of the two in the middle.
+/// Median of sorted numbers: the middle one, or the mean of the two in the middle; 0 if empty.
 fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
     match sorted {

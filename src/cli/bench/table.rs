@@ -1,4 +1,4 @@
-//! What was measured, for people: a line for each result, its parts below it.
+//! The table of `bench` for people: one line per result, with the parts of its profiled run below it.
 
 use super::report::{PartReport, Report, ResultReport};
 
@@ -12,13 +12,12 @@ const COLUMNS: [&str; 10] = [
     "median ms",
     "min ms",
     "max ms",
-    "ms an item",
+    "ms/item",
 ];
 
-/// Columns of words stand on the left, numbers on the right.
+/// The first columns hold words and are aligned left; the others hold numbers and are aligned right.
 const WORDS: usize = 4;
 
-/// The table.
 pub(super) fn table(report: &Report) -> String {
     let rows: Vec<[String; 10]> = report.results.iter().map(cells).collect();
     let width = |column: usize| {
@@ -59,7 +58,7 @@ fn line(cells: &[String; 10], widths: &[usize; 10]) -> String {
     line.trim_end().to_owned() + "\n"
 }
 
-/// Where one more run's time went, and how fast that was.
+/// Lines of the profiled run: time, share, calls and rate of each part.
 fn parts(parts: &[PartReport]) -> String {
     let total: f64 = parts.iter().map(|part| part.seconds).sum();
     let line = |part: &PartReport| {

@@ -1,57 +1,57 @@
-//! How long admitted work will take, from what the worker has measured. Pure arithmetic.
+//! Estimates of how long admitted work takes, from the worker's measurements. Pure arithmetic.
 //!
-//! Text work is counted in tokens: a row needs `row_tokens` of them over `row_units` units. A unit costs
-//! `unit_fixed` (reading the weights) and `unit_per_token`, and holds as many tokens as fit its time; rows beyond
-//! that wait for others to leave. Before anything is measured every estimate is zero: admit and learn.
+//! Text work is counted in tokens: a row needs `row_tokens` tokens over `row_units` work units. A unit costs
+//! `unit_fixed` (reading the weights) plus `unit_per_token` for each token, and holds as many tokens as fit its time.
+//! Rows beyond that wait until others leave. Before anything is measured every estimate is zero: admit, and learn.
 
 use std::time::Duration;
 
 use crate::engine::EngineSettings;
 use crate::engine::scheduler::TextCost;
 
-/// What the worker has measured, all towers and models together.
+/// Costs that the worker has measured, over all towers and models.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Estimates {
     /// Seconds to encode one image.
     pub image: Option<f64>,
-    /// Seconds of a text unit apart from its tokens.
+    /// Seconds of a text unit without its tokens.
     pub unit_fixed: Option<f64>,
     /// Seconds that each token adds to a text unit.
     pub unit_per_token: Option<f64>,
-    /// Tokens that a row runs from its first unit to its last.
+    /// Tokens that a row runs in all, from its first unit to its last.
     pub row_tokens: Option<f64>,
-    /// Units that a row takes part in.
+    /// Units that a row takes part in, from its first to its last.
     pub row_units: Option<f64>,
-    /// Share of images that were neither cached nor under way when they were looked up, of late.
+    /// Recent miss rate of the feature cache: the share of images neither cached nor in flight when looked up.
     pub image_misses: Option<f64>,
-    /// Something of this has not been measured for a minute.
+    /// True if a measurement is older than a minute.
     pub stale: bool,
 }
 
-/// However many images were cached of late, the next ones cost this part of an encoding.
+/// Lower bound on the miss rate: even if all recent images were cached, the next ones cost this part of an encoding.
 const LEAST_MISSES: f64 = 0.05;
 
-/// What stands before a call.
+/// The queue ahead of a call.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// Rows whose turn comes first.
+    /// Rows that are scheduled before the call.
     pub(super) rows: usize,
-    /// Encodings to be expected whose turn comes first.
+    /// Expected number of encodings that are scheduled before the call.
     pub(super) images: f64,
-    /// Rows without images of their own are at work: the text stage will not run dry with these images.
+    /// True if rows without images of their own are queued or running. Then text has work left after these images.
     pub(super) other_rows: bool,
-    /// Images are being encoded, if not before the call's own.
+    /// True if other calls have images to encode, even if those come after the call's own.
     pub(super) other_images: bool,
 }
 
-/// The text side by numbers.
+/// Cost model of the text stage, in tokens and units.
 struct TextModel {
     cost: TextCost,
-    /// Tokens that fit one unit.
+    /// Tokens that fit into one unit.
     unit_tokens: f64,
-    /// Tokens of one row in one unit.
+    /// Tokens that one row runs in one unit.
     row_tokens: f64,
-    /// Units of one row.
+    /// Units that one row needs.
     row_units: f64,
 }
 
@@ -71,7 +71,7 @@ impl Estimates {
         })
     }
 
-    /// Encodings to be expected of so many images that have not been looked up yet.
+    /// Expected number of encodings for `images` images that have not been looked up yet.
     pub(super) fn encodings(&self, images: usize) -> f64 {
         self.image_misses.unwrap_or(1.0).clamp(LEAST_MISSES, 1.0) * images as f64
     }
@@ -80,15 +80,15 @@ impl Estimates {
         self.image.unwrap_or(0.0) * images
     }
 
-    /// All the time that the worker needs for `rows` and to encode `images`.
+    /// Total worker time for `rows` rows and `images` encodings.
     pub(super) fn work(&self, rows: usize, images: f64, settings: &EngineSettings) -> Duration {
         let text = self.text(settings).map_or(0.0, |text| text.seconds(rows as f64));
         seconds(self.vision_seconds(images) + text)
     }
 
-    /// How long a call waits behind `queue`: images come one after another, rows join each other as far as units have
-    /// room. Where both stages are at work each goes on at its share of the worker, for as long as more work comes;
-    /// only rows that belong to the images before end with them.
+    /// Estimated wait of a call behind `queue`. Images are encoded one after another; rows share units as far as these
+    /// have room. While both stages have work, each proceeds at its share of the worker. That lasts as long as more
+    /// work comes; only rows that belong to the images in the queue end with them.
     pub(super) fn wait(&self, queue: &Queue, settings: &EngineSettings) -> Duration {
         let vision_share = f64::from(settings.vision_share_percent) / 100.0;
         let share = |shared: bool, share: f64| if shared { share } else { 1.0 };
@@ -104,8 +104,8 @@ impl Estimates {
         }
     }
 
-    /// The least time in which an idle server could do `rows` and `images`: every row needs a unit at least.
-    /// The call's kind is not known, so the bound is that of the cheapest.
+    /// Lower bound on the time that an idle server needs for `rows` and `images`: each row needs at least one unit. The
+    /// kind of call is not known, so this is the bound of the cheapest kind.
     pub(super) fn least_service(
         &self,
         rows: usize,
@@ -119,7 +119,7 @@ impl Estimates {
 }
 
 impl TextModel {
-    /// Units in which each row has had one turn, at least one if there is any row.
+    /// Units until each row has run once; at least one if there is any row.
     fn units(&self, rows: f64) -> f64 {
         (rows * self.row_tokens / self.unit_tokens).max(if rows > 0.0 { 1.0 } else { 0.0 })
     }
@@ -129,14 +129,14 @@ impl TextModel {
         self.row_units * (units * self.cost.fixed + rows * self.row_tokens * self.cost.per_token)
     }
 
-    /// Time until rows that do not fit a unit have found room.
+    /// Time until the rows that do not fit into a unit have found room in one.
     fn queued_seconds(&self, rows: f64) -> f64 {
         let over = rows - self.unit_tokens / self.row_tokens;
         if over > 0.0 { self.seconds(over) } else { 0.0 }
     }
 }
 
-/// Durations are bounded so that no estimate, however wrong, overflows.
+/// Bounded, so that no estimate overflows, however wrong it is.
 fn seconds(value: f64) -> Duration {
     Duration::from_secs_f64(value.clamp(0.0, 1e6))
 }

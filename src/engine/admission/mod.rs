@@ -1,14 +1,16 @@
-//! Capacity in rows and bytes, reserved before any work is done. Nothing here waits: a refusal is a result.
+//! Admission control: capacity in rows and bytes, reserved before any work is done. Nothing here waits; an overloaded
+//! engine sheds load with an error.
 //!
-//! The [`Ledger`] is one std mutex around a few numbers: it is held for nanoseconds and never across an await.
-//! Room is held by values that give it back when they are dropped: a [`Room`] for what a call has reserved and not
-//! yet submitted, a [`Claim`] for each submitted task. `handle` hands rooms out, tasks carry claims to the worker.
+//! The [`Ledger`] is one std mutex around a few numbers. It is held for nanoseconds and never across an await.
+//! Reservations are guards that release their capacity when dropped: a [`Room`] for what a call has reserved and not
+//! yet submitted, a [`Claim`] for each submitted task. `handle` creates rooms; tasks carry their claims to the worker.
 //!
-//! What an image costs is known only when the worker has looked it up: until then it counts as the share of an encoding
-//! that images have needed of late; found (cached, or under way for another task) it costs nothing, missed all of it.
+//! The cost of an image is known only after the worker has looked it up in the feature cache. Until then it counts as a
+//! fraction of an encoding, the recent miss rate. After a hit (cached, or in flight for another task) it costs nothing,
+//! after a miss a full encoding.
 //!
-//! Estimates are learnt from units that run, so a bad one must not keep units from running: where nothing else is
-//! admitted a small call always passes, and so does any call once the estimates are stale.
+//! Estimates are learnt from work units that run, so a bad estimate must not stop units from running. While no other
+//! call has work, the estimates never reject a small call, nor any call once they are stale.
 
 mod estimate;
 mod room;
@@ -28,29 +30,30 @@ use super::{EngineError, EngineSettings};
 use crate::fairness::{self, ClientId};
 use crate::telemetry::metrics::Metrics;
 
-/// Rows and images of a call so small that one of it on an idle engine is the way to learn what work costs.
+/// Most rows and images of a "small" call. On an idle engine the estimates never reject one, so that the worker learns
+/// again what work costs.
 const SMALL: (usize, usize) = (8, 1);
 
-/// How much longer calls wait than the backend's own times say: between its calls the worker plans and answers, beside it
-/// HTTP wants the cores, and a call whose turn has come shares the worker until it is done. At ten times the capacity of
-/// two cores 1 % of the accepted calls took 4.5 s where 3 s were estimated (2026-11-25).
+/// Safety factor: calls wait longer than the backend's own times suggest. Between backend calls the worker plans and
+/// answers, HTTP competes for the cores, and a call whose turn has come shares the worker until it is done. At ten
+/// times the capacity of two cores, 1 % of the accepted calls took 4.5 s where 3 s were estimated (2026-11-25).
 const SLIPPAGE: f64 = 1.5;
 
-/// `Retry-After` in seconds: at least one, and short enough that a recovered server is found again.
+/// Bounds of `Retry-After` in seconds: at least one, and short enough that clients soon find a recovered server.
 const RETRY_AFTER_SECONDS: (f64, f64) = (1.0, 30.0);
 
-/// What is taken at present.
+/// Capacity in use by one call, one client, or all of them.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Taken {
     rows: usize,
-    /// Images that still have to be looked up.
+    /// Images not yet looked up in the feature cache.
     images: usize,
-    /// Images that were looked up in vain and still have to be encoded.
+    /// Cache misses: images that still have to be encoded.
     encodings: usize,
     bytes: u64,
 }
 
-/// What a client holds, and each of its calls that are alive.
+/// Capacity that a client uses, in all and by call number (live calls only).
 #[derive(Debug, Default)]
 struct Client {
     taken: Taken,
@@ -58,7 +61,7 @@ struct Client {
 }
 
 impl Taken {
-    /// True when something of it is for the worker to do; a call whose body is being read holds bytes alone.
+    /// True if the worker has something to do for it. A call whose body is still being read uses bytes only.
     fn is_work(self) -> bool {
         self.rows + self.images + self.encodings > 0
     }
@@ -82,13 +85,14 @@ impl Taken {
     }
 }
 
-/// Other calls that hold something, and what of them stands before a call with `own` rows and images. Clients take turns,
-/// then the calls of a client: of another call of its client no more than its own items come first, of another client no
-/// more than there are turns until then.
+/// The queue ahead of `call`, which needs `own` rows and images. Also returns the number of other calls with work.
+///
+/// Round robin serves clients in turn, then the calls of each client in turn. So of another call of the same client no
+/// more items go first than the call's own, and of another client no more than the rounds until the call's last item.
 fn before(book: &Book, call: CallId, own: (usize, usize)) -> (usize, Queue) {
     let mut queue = Queue::default();
     let (mut calls, mut all) = (0, Taken::default());
-    // Turns of the call's own client until its last item.
+    // Rounds that the call's own client needs until the call's last item.
     let (mut turns_rows, mut turns_images) = own;
     let mut count = |taken: Taken, most: (usize, usize)| {
         let encodings = taken.encodings.min(most.1);
@@ -122,19 +126,19 @@ fn before(book: &Book, call: CallId, own: (usize, usize)) -> (usize, Queue) {
 #[derive(Debug)]
 struct Book {
     taken: Taken,
-    /// Who holds what of it; nothing that was admitted remains when it is empty.
+    /// Usage by client. Empty when nothing that was admitted remains.
     clients: HashMap<ClientId, Client>,
     next_call: u64,
     draining: bool,
     estimates: Estimates,
 }
 
-/// Who holds how much. Shared by every handle, every room and the worker.
+/// The admission controller: who uses how much capacity. Shared by all handles, all rooms and the worker.
 pub(crate) struct Ledger {
     book: Mutex<Book>,
     settings: EngineSettings,
     metrics: Arc<Metrics>,
-    /// Told when the last room is given back.
+    /// Notified when the last room is released.
     emptied: Notify,
 }
 
@@ -144,7 +148,7 @@ impl std::fmt::Debug for Ledger {
     }
 }
 
-/// Why a request was refused, as `queue_rejected_total` names it.
+/// Why a call was rejected; the label of `queue_rejected_total`.
 #[derive(Debug, Clone, Copy)]
 enum Refusal {
     Full,
@@ -185,9 +189,10 @@ impl Ledger {
         })
     }
 
-    /// Lets a call of `client` in, if a row more could be served in time and `bytes` would find room now. It holds nothing
-    /// yet: bytes are reserved as they arrive, rows once they are known, so that a call of which nothing more comes keeps
-    /// nobody out.
+    /// Admits a call of `client` if one more row could be served in time and `bytes` would fit now.
+    ///
+    /// The call uses no capacity yet: bytes are reserved as they arrive, rows once their number is known. So a call
+    /// whose body stalls does not keep other calls out.
     pub(crate) fn admit(
         self: &Arc<Self>,
         client: ClientId,
@@ -200,7 +205,7 @@ impl Ledger {
             return Err(self.refuse(Refusal::Draining, EngineError::ShuttingDown));
         }
         let call = CallId { client, number: book.next_call };
-        // What it brings is known later; the least is one row.
+        // What the call needs is known later; it needs at least one row.
         self.check_wait(&book, call, (1, 0), deadline.saturating_duration_since(now))?;
         self.check_room(&book, client, Taken { rows: 1, bytes, ..Taken::default() })?;
         book.next_call += 1;
@@ -209,7 +214,7 @@ impl Ledger {
         Ok(Room::new(Arc::clone(self), call))
     }
 
-    /// Raises what a call holds from `held` to `rows` and `images`.
+    /// Raises a call's reservation from `held` to `rows` and `images`. Returns what was added.
     fn raise(
         &self,
         (call, held): (CallId, Taken),
@@ -234,7 +239,7 @@ impl Ledger {
         Ok(more)
     }
 
-    /// Takes `bytes` more.
+    /// Reserves `bytes` more for a call.
     fn raise_bytes(&self, call: CallId, bytes: u64) -> Result<(), EngineError> {
         let mut book = self.book();
         let more = Taken { bytes, ..Taken::default() };
@@ -243,17 +248,16 @@ impl Ledger {
         Ok(())
     }
 
-    /// Publishes what the worker has measured.
+    /// Updates the estimates with what the worker has measured.
     pub(crate) fn publish(&self, estimates: Estimates) {
         self.book().estimates = estimates;
     }
 
-    /// What the worker has measured.
     pub(crate) fn estimates(&self) -> Estimates {
         self.book().estimates
     }
 
-    /// From now on nothing is admitted.
+    /// Starts draining: from now on no call is admitted.
     pub(crate) fn drain(&self) {
         self.book().draining = true;
     }
@@ -262,15 +266,15 @@ impl Ledger {
         self.book().draining
     }
 
-    /// Rows taken.
+    /// Rows in use.
     pub(crate) fn rows(&self) -> usize {
         self.book().taken.rows
     }
 
-    /// Resolves when no room is left out.
+    /// Resolves when all rooms have been released.
     pub(crate) async fn emptied(&self) {
         loop {
-            // Registered before the look, so that no notification falls between.
+            // Registered before the check, so that no notification is missed in between.
             let emptied = self.emptied.notified();
             if self.book().clients.is_empty() {
                 return;
@@ -279,7 +283,7 @@ impl Ledger {
         }
     }
 
-    /// The answer to "when should I come again": when what is taken now is done.
+    /// Value for `Retry-After`: the estimated time until all current work is done.
     pub(crate) fn retry_after(&self) -> Duration {
         let book = self.book();
         self.retry(&book)
@@ -291,8 +295,8 @@ impl Ledger {
         retry_after(book.estimates.work(rows, images, &self.settings))
     }
 
-    /// Would `own` rows and images of `call` take or wait too long? Clients and calls take turns: a large call delays a
-    /// single one by one turn, and so does a client with many calls.
+    /// Rejects `own` rows and images of `call` if they would take or wait too long. With round robin a large call
+    /// delays a single one by one turn only, and so does a client with many calls.
     fn check_wait(
         &self,
         book: &Book,
@@ -308,12 +312,12 @@ impl Ledger {
         if calls == 0 && (small || book.estimates.stale) {
             return Ok(());
         }
-        // No image is on its way, so this one is what tells anew what an image costs.
+        // No image is queued, so encoding this one renews the estimate of what an image costs.
         let probe = small && queue.images == 0.0;
         let images = if probe { 0.0 } else { book.estimates.encodings(own.1) };
         let estimate = book.estimates.least_service(own.0, images, &self.settings);
         if estimate > left {
-            // A small call cannot be split, and after a stall the estimate is too high for a while: asking again helps.
+            // A small call cannot be split. After a stall the estimate is too high for a while, so retrying helps.
             let error = if small {
                 EngineError::Overloaded { retry_after: retry_after(estimate) }
             } else {
@@ -325,7 +329,7 @@ impl Ledger {
         self.check_time(wait, estimate, left)
     }
 
-    /// Refuses a wait longer than any call may have, or one after which `work` would end behind the deadline.
+    /// Rejects a wait above `max_queue_wait`, or one after which `work` would end beyond the deadline.
     fn check_time(
         &self,
         wait: Duration,
@@ -371,7 +375,7 @@ impl Ledger {
         self.show(book);
     }
 
-    /// Takes more for a call that has been admitted; nothing is tested.
+    /// Adds to an admitted call's usage without any check.
     fn take(&self, call: CallId, more: Taken) {
         let mut book = self.book();
         self.add(&mut book, call, more);
@@ -389,7 +393,7 @@ impl Ledger {
         self.show(&book);
     }
 
-    /// A call's room is given back; its tasks have ended before.
+    /// Ends a call and releases its remaining reservation. Its tasks have ended before.
     fn end_call(&self, call: CallId, rest: Taken) {
         self.give_back(call, rest);
         let mut book = self.book();
@@ -404,19 +408,19 @@ impl Ledger {
         }
     }
 
-    /// Under the lock, so that the last writer shows the last state.
+    /// Updates the gauges. Called under the lock, so that the last writer shows the last state.
     fn show(&self, book: &Book) {
         self.metrics.queue_rows.set(book.taken.rows.try_into().unwrap_or(i64::MAX));
         self.metrics.queue_bytes.set(book.taken.bytes.try_into().unwrap_or(i64::MAX));
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
-        // The numbers are consistent at every instruction that could panic.
+        // No instruction that could panic leaves the numbers inconsistent.
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// When to come again if what stands before takes so long.
+/// `Retry-After` if the work ahead takes `work`.
 fn retry_after(work: Duration) -> Duration {
     let (least, most) = RETRY_AFTER_SECONDS;
     Duration::from_secs_f64(work.as_secs_f64().ceil().clamp(least, most))

@@ -1,4 +1,4 @@
-//! What a call and its tasks hold; given back when they are dropped.
+//! Reservations of a call and of its tasks; guards that release capacity when dropped.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -8,8 +8,9 @@ use crate::engine::EngineError;
 use crate::engine::ids::CallId;
 use crate::engine::sync::{Mutex, MutexGuard};
 
-/// A call's room: what it has reserved and not yet submitted, and its bytes. Shared by the call's
-/// [`Admission`](crate::engine::Admission) and the claims of its tasks; the bytes go back with the last of them.
+/// A call's reservation: rows and images not yet submitted, and all its bytes. The call's
+/// [`Admission`](crate::engine::Admission) and the claims of its tasks share it; its bytes are released with the last
+/// of them.
 #[derive(Debug, Clone)]
 pub(crate) struct Room(Arc<Inner>);
 
@@ -22,20 +23,20 @@ struct Inner {
 
 #[derive(Debug)]
 struct Held {
-    /// Reserved in all, to know what a second reservation adds.
+    /// All that was ever reserved, to compute what a further reservation adds.
     reserved: Taken,
-    /// Reserved and not submitted.
+    /// Reserved and not yet submitted.
     rest: Taken,
 }
 
-/// The rows and images of one submitted task; the rows go back when the task is over.
+/// Reservation of one submitted task: its rows and images. Its rows are released when the task ends.
 #[derive(Debug)]
 pub(crate) struct Claim {
     room: Room,
     rows: usize,
-    /// Not looked up yet.
+    /// Images not yet looked up in the feature cache.
     images: usize,
-    /// To be encoded for this task.
+    /// Cache misses: images being encoded for this task.
     encodings: usize,
 }
 
@@ -49,7 +50,7 @@ impl Room {
         self.0.call
     }
 
-    /// Raises the reservation to `rows` and `images` in all, with `left` until the deadline.
+    /// Raises the reservation to `rows` and `images` in all. `left` is the time until the deadline.
     pub(crate) fn reserve(
         &self,
         rows: usize,
@@ -63,12 +64,12 @@ impl Room {
         Ok(())
     }
 
-    /// Refuses a call that would wait so long elsewhere, with `left` until the deadline.
+    /// Rejects a call that would wait for `wait` on something else. `left` is the time until the deadline.
     pub(crate) fn check_wait(&self, wait: Duration, left: Duration) -> Result<(), EngineError> {
         self.0.ledger.check_time(wait, Duration::ZERO, left)
     }
 
-    /// Takes `bytes` more.
+    /// Reserves `bytes` more for this call.
     pub(crate) fn reserve_bytes(&self, bytes: u64) -> Result<(), EngineError> {
         let mut held = self.held();
         self.0.ledger.raise_bytes(self.0.call, bytes)?;
@@ -76,10 +77,10 @@ impl Room {
         Ok(())
     }
 
-    /// Moves `rows` and up to `images` from the reservation to a task.
+    /// Moves `rows` and up to `images` from the call's reservation to a task.
     ///
     /// # Errors
-    /// `TooManyRows` when the call has not reserved so many.
+    /// `TooManyRows` when the call has fewer rows left.
     pub(crate) fn claim(&self, rows: usize, images: usize) -> Result<Claim, EngineError> {
         let mut held = self.held();
         if rows > held.rest.rows {
@@ -105,13 +106,12 @@ impl Drop for Inner {
 }
 
 impl Claim {
-    /// The call's number.
     pub(crate) fn call(&self) -> CallId {
         self.room.call()
     }
 
-    /// One of the task's images has been looked up, and is cached or under way for another task: it costs nothing.
-    /// Should that other task leave, its encoding goes on uncounted.
+    /// Cache hit, or the image is in flight for another task: it costs this task nothing. If that other task leaves,
+    /// its encoding continues uncounted.
     pub(crate) fn image_found(&mut self) {
         if self.images > 0 {
             self.images -= 1;
@@ -120,7 +120,7 @@ impl Claim {
         }
     }
 
-    /// One of the task's images has been looked up in vain: it is encoded for this task.
+    /// Cache miss: the image will be encoded for this task.
     pub(crate) fn image_missed(&mut self) {
         if self.images > 0 {
             self.image_found();
@@ -130,7 +130,7 @@ impl Claim {
         }
     }
 
-    /// An image that was encoded for this task is done.
+    /// The encoding of an image for this task is complete.
     pub(crate) fn image_encoded(&mut self) {
         if self.encodings > 0 {
             self.encodings -= 1;

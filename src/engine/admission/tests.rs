@@ -1,4 +1,4 @@
-//! Who is let in: room in rows and bytes, estimated waits, deadlines, and the way back from spoilt estimates.
+//! Admission control: capacity in rows and bytes, estimated waits, deadlines, and recovery from bad estimates.
 
 use super::*;
 use crate::telemetry::metrics::Metrics;
@@ -88,7 +88,7 @@ fn a_long_wait_is_refused_with_the_time_the_queue_needs() {
         room
     };
     let mut rooms: Vec<Room> = (0..3).map(|_| room()).collect();
-    // Three images of a second each stand before a newcomer's: with what comes between them that is more than the three
+    // Three images of a second each are queued before the newcomer's. With the safety factor that exceeds the three
     // seconds that it may wait.
     let newcomer = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = newcomer.reserve(1, 1, SOON).unwrap_err();
@@ -105,7 +105,7 @@ fn a_large_call_delays_a_single_one_by_one_turn_only() {
     large.reserve(8, 8, SOON).unwrap();
     let single = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(single.reserve(1, 1, SOON).is_ok());
-    // Another large one would wait for eight turns.
+    // Another large call would wait for eight turns.
     let refused = single.reserve(8, 8, SOON).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
     let mut claim = large.claim(8, 8).unwrap();
@@ -188,7 +188,7 @@ fn a_client_that_has_taken_everything_leaves_a_part_to_others() {
     assert!(other.reserve(3, 0, SOON).is_err() && other.reserve_bytes(1).is_err());
 }
 
-/// Nothing but so many rows.
+/// A queue of `rows` rows and nothing else.
 fn rows(rows: usize) -> Queue {
     Queue { rows, ..Queue::default() }
 }
@@ -197,12 +197,12 @@ fn rows(rows: usize) -> Queue {
 fn a_stage_that_others_keep_at_work_slows_the_other_one_down() {
     let settings = EngineSettings::default();
     let wait = |queue: Queue| measured().wait(&queue, &settings).as_secs_f64();
-    // Two images of a second each, with their own rows or none: all the work there is.
+    // Two images of a second each with their two rows; no other work.
     let images = || Queue { rows: 2, images: 2.0, other_images: true, ..Queue::default() };
     assert!(wait(images()) < 3.5, "{}", wait(images()));
-    // Beside rows that go on whatever becomes of the images, these have half of the worker.
+    // Next to rows that go on regardless of the images, the images get half of the worker.
     assert!(wait(Queue { other_rows: true, ..images() }) >= 4.0);
-    // Rows too many for one unit, alone and beside images that are not before the call's own.
+    // More rows than fit one unit: alone, and next to images that are not ahead of the call.
     let (alone, beside) = (rows(10), Queue { other_rows: true, other_images: true, ..rows(10) });
     let (alone, beside) = (wait(alone), wait(beside));
     assert!((beside - 2.0 * alone).abs() < 1e-6, "{alone} {beside}");
@@ -211,7 +211,7 @@ fn a_stage_that_others_keep_at_work_slows_the_other_one_down() {
 #[test]
 fn rows_that_share_units_do_not_wait_for_each_other() {
     let settings = EngineSettings::default();
-    // A unit of 100 ms holds 5 tokens beside its fixed 50 ms.
+    // A unit of 100 ms holds 5 tokens besides its fixed 50 ms.
     assert_eq!(measured().wait(&rows(5), &settings), Duration::ZERO);
     let wait = measured().wait(&rows(10), &settings).as_secs_f64();
     // Five rows wait until the five before them have left: 20 units of 100 ms.
@@ -231,7 +231,7 @@ fn draining_admits_nothing_but_lets_admitted_calls_go_on() {
     assert_eq!(metrics.queue_rejected_total.with_label_values(&["draining"]).get(), 1);
 }
 
-/// An image takes longer than any deadline, by a measurement that went wrong.
+/// A bad measurement: an image takes longer than any deadline.
 fn spoilt() -> Estimates {
     Estimates { image: Some(1000.0), ..measured() }
 }
@@ -242,7 +242,7 @@ fn an_idle_engine_lets_a_small_call_through_whatever_was_measured() {
     ledger.publish(Estimates { unit_fixed: Some(1000.0), ..spoilt() });
     let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(room.reserve(8, 1, SOON).is_ok());
-    // Not "too large": a call of one row cannot be split, and the estimate may be right again soon.
+    // Not `TooLargeForDeadline`: a call of one row cannot be split, and the estimate may soon be right again.
     let refused = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
     drop(room);
@@ -285,7 +285,7 @@ fn a_text_call_does_not_wait_for_images() {
             room
         })
         .collect();
-    // Less than an image takes.
+    // A deadline shorter than the time of one image.
     let text = ledger.admit(ClientId::default(), 0, now + Duration::from_millis(500), now).unwrap();
     assert!(text.reserve(1, 0, Duration::from_millis(500)).is_ok());
     drop(rooms);
@@ -306,7 +306,7 @@ fn a_call_that_alone_exceeds_its_deadline_is_too_large_however_long_the_queue() 
 
 #[test]
 fn images_count_as_what_such_images_have_needed_of_late() {
-    // A second of encoding stands before ten calls that go on beside it.
+    // A second of encoding is queued before ten calls that can run next to it.
     let max_queue_wait = Duration::from_secs(10);
     let settings = EngineSettings { max_queue_wait, ..EngineSettings::default() };
     let (ledger, _, now) = ledger(&settings);
@@ -324,7 +324,7 @@ fn images_count_as_what_such_images_have_needed_of_late() {
         })
         .collect();
     drop((cached, encoding));
-    // 64 images that are probably cached are not too large, 64 that are not would be.
+    // 64 images that are probably cached are not too large, but 64 others would be.
     let many = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(many.reserve(64, 64, SOON).is_ok());
     ledger.publish(Estimates { image_misses: Some(1.0), ..estimates });

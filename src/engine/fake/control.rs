@@ -1,4 +1,4 @@
-//! The other side of the fake: gate, faults, costs, log; and what makes it a mock that serves (`app::mock`).
+//! The test's side of the fake: gate, faults, costs, log. Also the settings that make it a mock server (`app::mock`).
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,18 +11,18 @@ use crate::engine::backend::BackendError;
 /// A test that waits longer than this for the worker has found a deadlock.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A call of the backend.
+/// The kinds of backend calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FakeCall {
-    /// A vision batch.
+    /// A call to encode a vision batch.
     Encode,
-    /// A pass of one-pass rows.
+    /// A call to run single-pass rows.
     Score,
-    /// A step of groups.
+    /// A call to advance groups by one decode step.
     Step,
 }
 
-/// By what a fault finds its item.
+/// How a fault identifies its item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FakeMark {
     /// The first byte of the item's image.
@@ -31,35 +31,35 @@ pub enum FakeMark {
     Token(u32),
 }
 
-/// What happens to a call that holds a marked item.
+/// What happens to a call that contains a marked item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FakeFault {
-    /// A device error.
+    /// The call returns a device error.
     Error,
-    /// A panic.
+    /// The call panics inside the backend.
     Panic,
-    /// Out of memory, whenever the call holds more items than this.
+    /// The call is out of memory whenever it has more items than this.
     OutOfMemoryAbove(usize),
-    /// The call succeeds; the item's numbers are NaN.
+    /// The call succeeds, but the item's numbers are NaN.
     NonFinite,
 }
 
-/// One call that the worker made.
+/// One call that the worker made to the backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FakeUnit {
-    /// Which.
+    /// The kind of backend call.
     pub call: FakeCall,
-    /// Of which tower (`Encode`) or model.
+    /// Index of the tower (`Encode`) or the model.
     pub of: usize,
-    /// Tokens that it ran.
+    /// Tokens that the call ran in all.
     pub tokens: usize,
-    /// The marks of each item.
+    /// Marks of each item in the call.
     pub items: Vec<Vec<FakeMark>>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Calls that may pass; `None` when the gate is open.
+    /// Calls that may pass the gate; `None` while it is open.
     permits: Option<usize>,
     at_gate: bool,
     log: Vec<FakeUnit>,
@@ -69,30 +69,30 @@ struct State {
     open_groups: usize,
     deadly: bool,
     costs: Option<Costs>,
-    /// Calls are remembered.
+    /// Whether calls are logged.
     remembers: bool,
     stop: u32,
-    /// Bytes kept for good with every image, and what was kept.
+    /// Bytes leaked for every encoded image, and the leaked bytes.
     leak: usize,
     leaked: Vec<Vec<u8>>,
 }
 
-/// How long calls take.
+/// Simulated durations of calls.
 #[derive(Debug, Clone)]
 struct Costs {
-    /// The clock that they move on; without one the caller sleeps.
+    /// The clock that calls move forward. Without one the caller sleeps.
     clock: Option<ManualClock>,
     time: FakeTime,
 }
 
-/// Time of a call: the sum of these.
+/// Duration of a call: the sum of these parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FakeTime {
-    /// Of any call.
+    /// Part that every call takes.
     pub fixed: Duration,
-    /// For each image that is encoded.
+    /// Added for each image that is encoded.
     pub image: Duration,
-    /// For each token.
+    /// Added for each token in the call.
     pub token: Duration,
 }
 
@@ -108,7 +108,7 @@ struct Inner {
     changed: Condvar,
 }
 
-/// Drives a [`FakeBackend`](super::FakeBackend) from the test. Clones share it.
+/// Controls a [`FakeBackend`](super::FakeBackend) from the test. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct FakeControl(Arc<Inner>);
 
@@ -132,28 +132,28 @@ impl FakeControl {
         Self(Arc::new(Inner { state: Mutex::new(state), changed: Condvar::new() }))
     }
 
-    /// From now on every call waits at the gate.
+    /// Closes the gate: from now on every call waits at it.
     pub fn hold(&self) {
         self.state().permits = Some(0);
     }
 
-    /// Lets `calls` calls through a gate that is held.
+    /// Lets `calls` calls pass a closed gate.
     pub fn pass(&self, calls: usize) {
         let mut state = self.state();
         state.permits = state.permits.map(|permits| permits + calls);
         self.0.changed.notify_all();
     }
 
-    /// Opens the gate.
+    /// Opens the gate for all calls.
     pub fn release(&self) {
         self.state().permits = None;
         self.0.changed.notify_all();
     }
 
-    /// Blocks until a call stands at the gate.
+    /// Blocks until a call waits at the gate.
     ///
     /// # Panics
-    /// When none comes.
+    /// When no call comes within 20 seconds.
     pub fn wait_until_held(&self) {
         let state = self.state();
         let waiting = |state: &mut State| !(state.at_gate && state.permits == Some(0));
@@ -166,22 +166,22 @@ impl FakeControl {
         assert!(!timeout.timed_out(), "no call has come to the gate");
     }
 
-    /// From now on calls that hold an item with this mark have this fault.
+    /// From now on, calls that contain an item with this mark have this fault.
     pub fn fault(&self, call: FakeCall, mark: FakeMark, fault: FakeFault) {
         self.state().faults.push((call, mark, fault));
     }
 
-    /// Takes all faults back.
+    /// Removes all faults set so far.
     pub fn clear_faults(&self) {
         self.state().faults.clear();
     }
 
-    /// The next task with an image panics where the worker guards nothing: its thread dies.
+    /// The next task with an image panics where the worker does not catch it, which kills its thread.
     pub fn kill_worker(&self) {
         self.state().deadly = true;
     }
 
-    /// Takes that back.
+    /// Reverts [`kill_worker`](Self::kill_worker) for later tasks.
     pub fn spare_worker(&self) {
         self.state().deadly = false;
     }
@@ -196,12 +196,12 @@ impl FakeControl {
         self.state().text_length = Some(tokens);
     }
 
-    /// Generated ids come from this range (default 1000..2000), which the tokenizer at hand should know.
+    /// Generated ids come from this range (default 1000..2000). The tokenizer in use should know them.
     pub fn set_token_ids(&self, ids: Range<u32>) {
         self.state().token_ids = ids;
     }
 
-    /// Calls take this long on `clock`: a fixed part, a part per image, a part per token.
+    /// Sets how long calls take on `clock`: a fixed part, a part per image, a part per token.
     pub fn set_costs(
         &self,
         clock: &ManualClock,
@@ -213,22 +213,22 @@ impl FakeControl {
         self.state().costs = Some(Costs { clock: Some(clock.clone()), time });
     }
 
-    /// Calls take this long in truth: the worker sleeps, as it would wait for a device.
+    /// Makes calls take real time: the worker sleeps, as it would wait for a device.
     pub fn sleep(&self, time: FakeTime) {
         self.state().costs = Some(Costs { clock: None, time });
     }
 
-    /// Forgets calls as soon as they were made: a log would grow for ever.
+    /// Disables the log, which would grow without bound in a long run.
     pub fn forget_calls(&self) {
         self.state().remembers = false;
     }
 
-    /// Sequences end with this token (default [`STOP`](super::STOP)).
+    /// Sets the token that ends sequences (default [`STOP`](super::STOP)).
     pub fn set_stop_token(&self, stop: u32) {
         self.state().stop = stop;
     }
 
-    /// Every encoded image leaves this many bytes behind for good: a leak for tests that look for leaks.
+    /// Leaks this many bytes for every encoded image, for tests that detect leaks.
     pub fn set_leak(&self, bytes: usize) {
         self.state().leak = bytes;
     }
@@ -237,13 +237,13 @@ impl FakeControl {
         self.state().stop
     }
 
-    /// Every call so far, failed ones included.
+    /// All calls so far, failed ones included.
     #[must_use]
     pub fn log(&self) -> Vec<FakeUnit> {
         self.state().log.clone()
     }
 
-    /// Groups that the worker holds.
+    /// Groups that the worker holds at present.
     #[must_use]
     pub fn open_groups(&self) -> usize {
         self.state().open_groups
@@ -273,7 +273,7 @@ impl FakeControl {
         self.state().faults.iter().any(hit)
     }
 
-    /// A call comes in: it waits at the gate, is logged, takes its time, and fails if it is to.
+    /// Handles a call: waits at the gate, logs the call, takes its time, and fails if a fault applies.
     pub(super) fn enter(
         &self,
         call: FakeCall,
@@ -294,7 +294,7 @@ impl FakeControl {
         let images = if call == FakeCall::Encode { items.len() } else { 0 };
         let leak = state.leak;
         if leak > 0 {
-            // Written, so that the bytes are there and not only promised.
+            // Filled with ones, so that the pages are resident and not only reserved.
             state.leaked.extend((0..images).map(|_| vec![1; leak]));
         }
         let mut sleep = Duration::ZERO;
@@ -332,7 +332,7 @@ impl FakeControl {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the event that a mock waits for is the passing of time"
+    reason = "a mock simulates latency: the event that it waits for is the passing of time"
 )]
 fn pass_time(time: Duration) {
     if !time.is_zero() {
@@ -353,24 +353,24 @@ fn fires(fault: FakeFault, items: usize) -> bool {
 pub struct ManualClock(Arc<Mutex<Instant>>);
 
 impl ManualClock {
-    /// A clock that shows the present.
+    /// A clock that starts at the present.
     #[must_use]
     pub fn start() -> Self {
         Self(Arc::new(Mutex::new(Instant::now())))
     }
 
-    /// Its time.
+    /// Its current, manually set time.
     #[must_use]
     pub fn now(&self) -> Instant {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves it on.
+    /// Moves the clock forward by `by`.
     pub fn advance(&self, by: Duration) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) += by;
     }
 
-    /// What the engine takes.
+    /// This clock in the form that the engine accepts.
     #[must_use]
     pub fn clock(&self) -> Clock {
         let clock = self.clone();

@@ -1,8 +1,8 @@
-//! A scripted backend for tests: it computes hashes instead of captions, waits at a gate that the test opens, and
-//! fails where it is told to. No sleeps: the test blocks until the worker stands at the gate, and the other way round.
+//! A scripted backend for tests. It computes hashes instead of captions, waits at a gate that the test opens, and fails
+//! where the test tells it to. Nothing sleeps: the test blocks until the worker waits at the gate, and vice versa.
 //!
-//! Its answers depend on everything that they should depend on (pixels, texts, parameters, sequence) and on nothing
-//! else, so a row that leaks into another changes a number. Tests drive it through [`FakeControl`]; `blip-server mock`
+//! The answers depend on all that they should depend on (pixels, texts, parameters, sequence) and on nothing else. So a
+//! row that leaks into another one changes a number. Tests control it through [`FakeControl`]. `blip-server mock`
 //! serves it with fixed latencies, for load tests of everything around a model.
 
 mod control;
@@ -19,17 +19,17 @@ use crate::task::{
     Strategy, TokenIds, TokenLogprob, TowerId,
 };
 
-/// The stop token of fake models, until the control says another: `[SEP]`.
+/// The stop token of fake models (`[SEP]`), unless the control sets another one.
 pub const STOP: u32 = 102;
 
-/// What the fake keeps of an image or a question.
+/// What the fake keeps of an encoded image or question.
 #[derive(Debug, Clone)]
 pub struct FakeMemory {
     digest: u64,
     marks: Arc<[FakeMark]>,
 }
 
-/// A fake sequence or beam set.
+/// A fake sequence or beam search.
 #[derive(Debug)]
 pub struct FakeGroup {
     digest: u64,
@@ -41,14 +41,14 @@ pub struct FakeGroup {
     control: FakeControl,
 }
 
-/// The backend; its [`FakeControl`] stays with the test.
+/// The fake backend. Its [`FakeControl`] stays with the test.
 #[derive(Debug)]
 pub struct FakeBackend {
     models: Vec<ModelInfo>,
     control: FakeControl,
 }
 
-/// A model of 2 x 2 pixels whose embeddings have four numbers.
+/// A model for images of 2 x 2 pixels, with embeddings of length four.
 #[must_use]
 pub fn model(id: usize, name: &str, class: ModelClass, tower: usize) -> ModelInfo {
     ModelInfo {
@@ -71,7 +71,7 @@ pub fn model(id: usize, name: &str, class: ModelClass, tower: usize) -> ModelInf
     }
 }
 
-/// Caption (tower 0), VQA (tower 1), retrieval (tower 2) and `BlipModel` (tower 2 too), ids 0 to 3.
+/// Models with ids 0 to 3: caption (tower 0), VQA (tower 1), retrieval (tower 2) and `BlipModel` (also tower 2).
 #[must_use]
 pub fn models() -> Vec<ModelInfo> {
     vec![
@@ -82,7 +82,7 @@ pub fn models() -> Vec<ModelInfo> {
     ]
 }
 
-/// A 2 x 2 image whose first byte is `mark`; its id follows from the mark.
+/// A 2 x 2 image whose bytes are all `mark`. Its id follows from the mark.
 #[must_use]
 pub fn image(mark: u8) -> PreparedImage {
     let mut id = [0; 32];
@@ -100,21 +100,21 @@ pub fn image(mark: u8) -> PreparedImage {
     }
 }
 
-/// `[CLS] tokens [SEP]`.
+/// A text with the token ids `[CLS] tokens [SEP]`.
 #[must_use]
 pub fn text(tokens: &[u32]) -> TokenIds {
     TokenIds::new([&[101], tokens, &[STOP]].concat())
 }
 
 impl FakeBackend {
-    /// A backend with these models, and its control.
+    /// A backend with these models, and the control that drives it.
     #[must_use]
     pub fn new(models: Vec<ModelInfo>) -> (Self, FakeControl) {
         let control = FakeControl::new();
         (Self::on(models, &control), control)
     }
 
-    /// A backend that obeys a control which is there already.
+    /// A backend that is driven by an existing control.
     #[must_use]
     pub fn on(models: Vec<ModelInfo>, control: &FakeControl) -> Self {
         Self { models, control: control.clone() }
@@ -211,7 +211,7 @@ impl FakeGroup {
         }
     }
 
-    /// Tokens that it generates: what its digest says, within the parameters.
+    /// Number of tokens that it generates, derived from its digest, within the parameters' limits.
     fn length(&self) -> usize {
         let wanted = self.control.text_length().unwrap_or(2 + (self.digest % 7) as usize);
         wanted.clamp(self.params.min_new_tokens.max(1), self.params.max_new_tokens)
@@ -250,7 +250,7 @@ impl FakeGroup {
         Sequence { tokens, finish_reason: self.finish() }
     }
 
-    /// Which of the sequences drawn it is.
+    /// Index among the sequences drawn, 0-based.
     #[must_use]
     pub fn sequence(&self) -> usize {
         self.sequence

@@ -1,7 +1,8 @@
-//! What one task needs and how its answer is put together: a state machine without clock, queue or tensor.
+//! What one task needs and how its answer is assembled: a state machine without clock, queue or tensor. `worker` drives
+//! it.
 //!
-//! Images come first; each image that is ready gives rows and groups (an encoded question gives more of them);
-//! results go into their slots; when none is empty the answer is complete. `worker` drives it.
+//! Images come first. Each encoded image yields rows and groups, and each encoded question yields more of them. Results
+//! fill slots. When no slot is empty the answer is complete.
 
 mod results;
 #[cfg(test)]
@@ -18,14 +19,14 @@ use crate::task::{
     TaskOutput, TokenIds, Vqa, VqaMode,
 };
 
-/// Where a result belongs.
+/// Where a result belongs in the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Slot {
-    /// The states of question `.0`: not a result yet.
+    /// Hidden states of question `.0`; an intermediate result.
     Question(usize),
     /// Candidate `.1` of question `.0`.
     Candidate(usize, usize),
-    /// Group `.1` of question `.0` (of the only caption: 0).
+    /// Group `.1` of question `.0`; for a caption, question 0.
     Group(usize, usize),
     /// Distinct image `.0` against text `.1`.
     Pair(usize, usize),
@@ -33,34 +34,34 @@ pub(crate) enum Slot {
     Image(usize),
     /// The projection of text `.0`.
     Text(usize),
-    /// The only vector of an embedding.
+    /// The only vector of an embedding task.
     Vector,
 }
 
-/// Something that could run now.
+/// Work that can run now.
 #[derive(Debug)]
 pub(crate) enum Work<M> {
-    /// A one-pass row, and the image that it attends to.
+    /// A single-pass row, and the image that it attends to.
     Row { slot: Slot, row: OnePassRow<M>, image: Option<FeatureKey> },
-    /// A group, and the image, or the tokens of the question, that it attends to.
+    /// A group, with what it attends to: an image, or the tokens of a question.
     Group { slot: Slot, spec: GroupSpec<M>, image: Option<FeatureKey>, question_tokens: usize },
 }
 
-/// One task on its way.
+/// Plan and results of one task.
 #[derive(Debug)]
 pub(crate) struct Plan {
     model: ModelInfo,
     task: Task,
-    /// Distinct images in order of first use.
+    /// Distinct images, in order of first use.
     images: Vec<(FeatureKey, Arc<Pixels>)>,
     results: Results,
 }
 
 impl Plan {
-    /// Plans a task for a model.
+    /// Plans `task` for `model`.
     ///
     /// # Errors
-    /// [`PlanError::Misfit`] when the model cannot do the task: `http` should not have submitted it.
+    /// [`PlanError::Misfit`] when the model cannot do the task. `http` should not have submitted it then.
     pub(crate) fn try_new(model: &ModelInfo, task: Task) -> Result<Self, PlanError> {
         check(model, &task)?;
         let mut images: Vec<(FeatureKey, Arc<Pixels>)> = Vec::new();
@@ -77,17 +78,17 @@ impl Plan {
         Ok(Self { model: model.clone(), task, images, results })
     }
 
-    /// The distinct images that it needs.
+    /// The distinct images that the task needs.
     pub(crate) fn images(&self) -> &[(FeatureKey, Arc<Pixels>)] {
         &self.images
     }
 
-    /// True when every result is in.
+    /// True if no result is missing.
     pub(crate) fn is_complete(&self) -> bool {
         self.results.is_complete()
     }
 
-    /// The answer of a complete plan.
+    /// Assembles the answer of a complete plan.
     ///
     /// # Errors
     /// [`PlanError::Misfit`] when a result is missing.
@@ -95,7 +96,7 @@ impl Plan {
         self.results.into_output()
     }
 
-    /// Work that needs no image.
+    /// Work that needs no image, ready at the start.
     pub(crate) fn start<M>(&self) -> Vec<Work<M>> {
         match &self.task {
             Task::Similarity(similarity) if similarity.scores.cosine => {
@@ -107,7 +108,7 @@ impl Plan {
         }
     }
 
-    /// Work that an image's features make possible.
+    /// Work that becomes ready with an image's features.
     pub(crate) fn image_ready<M: Clone>(&self, key: FeatureKey, memory: &M) -> Vec<Work<M>> {
         let Some(place) = self.images.iter().position(|(other, _)| *other == key) else {
             return Vec::new();
@@ -152,10 +153,10 @@ impl Plan {
         }
     }
 
-    /// A row has its result; a question's states make more work possible.
+    /// Stores a row's result. The states of a question yield more work.
     ///
     /// # Errors
-    /// [`PlanError`] when the result is not what the slot takes, or not finite.
+    /// [`PlanError`] when the result does not fit the slot or is not finite.
     pub(crate) fn row_done<M: Clone>(
         &mut self,
         slot: Slot,
@@ -166,7 +167,7 @@ impl Plan {
                 Ok(self.answer(q, vqa, &states))
             }
             (Slot::Question(_), _, _) | (_, OnePassOutput::Memory(_), _) => {
-                Err(PlanError::Misfit("a row's output is not of the row's kind"))
+                Err(PlanError::Misfit("a row's output has the wrong kind"))
             }
             (slot, OnePassOutput::Logprob(value) | OnePassOutput::Probability(value), _) => {
                 self.results.set_number(slot, value).map(|()| Vec::new())
@@ -177,7 +178,7 @@ impl Plan {
         }
     }
 
-    /// A group has ended with its sequences, best first.
+    /// Stores the sequences of a finished group, best first.
     ///
     /// # Errors
     /// [`PlanError`] when a log-probability is not finite.
@@ -235,7 +236,7 @@ impl Plan {
     }
 }
 
-/// Groups of one generation: samples are drawn each on their own, beams go together.
+/// Groups of one generation. Each sample is a group of its own; the beams of a beam search form one group.
 fn group_count(params: &GenerationParams) -> usize {
     match params.strategy {
         Strategy::Greedy | Strategy::Beams { .. } => 1,
@@ -262,7 +263,7 @@ fn check(model: &ModelInfo, task: &Task) -> Result<(), PlanError> {
         Task::Similarity(_) | Task::Embed(_) => Role::Retrieval,
     };
     if model.role() != role {
-        return Err(PlanError::Misfit("the model has another role"));
+        return Err(PlanError::Misfit("the model has a different role"));
     }
     let prepared = |image: &&PreparedImage| image.preprocessing == model.preprocessing;
     if !task.images().iter().all(prepared) {

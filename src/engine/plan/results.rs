@@ -1,28 +1,28 @@
-//! The slots that a task's results go into, and the answer made of them. Nothing that is not finite gets through.
+//! The slots for a task's results, and the answer assembled from them. Rejects results that are not finite.
 
 use super::{Slot, group_count};
 use crate::task::{Answer, Embedding, Scores, Sequence, SimilarityCell, Task, TaskOutput, VqaMode};
 
-/// Why a task has no answer although its work was done. Texts are for logs.
+/// Why a task has no answer although its work was done. The texts are for logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PlanError {
-    /// A result is NaN or infinite.
+    /// A result contains NaN or infinity.
     #[error("non-finite values in {0}")]
     NonFinite(&'static str),
-    /// A vector without a direction has no cosine.
-    #[error("an embedding has norm zero")]
+    /// An embedding is zero, so it has no direction and no cosine.
+    #[error("an embedding has zero norm")]
     ZeroNorm,
-    /// Task, model or result do not belong together.
+    /// Task, model and result do not fit together.
     #[error("{0}")]
     Misfit(&'static str),
 }
 
 const WRONG_SLOT: PlanError = PlanError::Misfit("a result does not belong to its task");
 
-/// Results as they come in.
+/// The results received so far.
 #[derive(Debug)]
 pub(super) struct Results {
-    /// Slots still empty.
+    /// Number of slots still empty.
     missing: usize,
     kind: Kind,
 }
@@ -36,7 +36,7 @@ enum Kind {
     Vector(Option<Embedding>),
 }
 
-/// A similarity answer by distinct images; `places[i]` is the distinct image of the task's i-th.
+/// Results of a similarity task, by distinct image. `places[i]` is the distinct image of the task's i-th image.
 #[derive(Debug)]
 struct Table {
     scores: Scores,
@@ -49,7 +49,7 @@ struct Table {
 }
 
 impl Results {
-    /// Empty slots for a task whose i-th image is distinct image `places[i]` of `images`.
+    /// Empty slots for a task with `images` distinct images, of which `places[i]` is the task's i-th.
     pub(super) fn new(
         task: &Task,
         places: &[usize],
@@ -99,7 +99,7 @@ impl Results {
         self.missing == 0
     }
 
-    /// A log-probability or a probability.
+    /// Stores a log-probability or a probability.
     pub(super) fn set_number(&mut self, slot: Slot, value: f32) -> Result<(), PlanError> {
         if !value.is_finite() {
             return Err(PlanError::NonFinite("a score"));
@@ -116,7 +116,7 @@ impl Results {
         fill(cell, value, &mut self.missing)
     }
 
-    /// A raw vector.
+    /// Stores a raw vector, normalised where the answer needs only its direction.
     pub(super) fn set_vector(&mut self, slot: Slot, vector: Embedding) -> Result<(), PlanError> {
         if !vector.as_slice().iter().all(|value| value.is_finite()) {
             return Err(PlanError::NonFinite("an embedding"));
@@ -124,7 +124,7 @@ impl Results {
         let direction = vector.normalized();
         let (cell, value) = match (&mut self.kind, slot) {
             (Kind::Vector(cell), Slot::Vector) => {
-                // A vector that its client cannot normalise is no answer either.
+                // A vector that the client cannot normalise is no answer either.
                 direction.map_err(|_| PlanError::ZeroNorm)?;
                 (Some(cell), vector)
             }
@@ -139,7 +139,7 @@ impl Results {
         fill(cell, value, &mut self.missing)
     }
 
-    /// What a group generated.
+    /// Stores the sequences that a group generated.
     pub(super) fn set_sequences(
         &mut self,
         slot: Slot,
@@ -159,7 +159,7 @@ impl Results {
         fill(cell, sequences, &mut self.missing)
     }
 
-    /// The answer, when nothing is missing.
+    /// Assembles the answer. Fails if a result is missing.
     pub(super) fn into_output(self) -> Result<TaskOutput, PlanError> {
         const MISSING: PlanError = PlanError::Misfit("a result is missing");
         let joined = |groups: Vec<Option<Vec<Sequence>>>| {
@@ -202,7 +202,7 @@ impl Table {
     fn cell(&self, image: usize, text: usize) -> SimilarityCell {
         let directions = (&self.image_directions[image], &self.text_directions[text]);
         let cosine = match directions {
-            // The norms are 1 within rounding only.
+            // The norms are 1 only up to rounding.
             (Some(image), Some(text)) => Some(image.dot(text).clamp(-1.0, 1.0)),
             _ => None,
         };

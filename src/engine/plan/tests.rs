@@ -1,10 +1,9 @@
-//! What each task is planned into, and how its answer is put together.
+//! What work each task is planned into, and how its answer is assembled.
 
 use super::*;
 use crate::engine::fake;
 use crate::task::{Answer, Embedding, FinishReason, Scores, Similarity, TokenLogprob};
 
-/// A stand-in for features.
 type Memory = &'static str;
 
 fn plan(model: usize, task: Task) -> Plan {

@@ -1,4 +1,5 @@
-//! What work costs, learnt from what it took: per image and tower, and per text lane a fixed part and a part per token.
+//! Cost model of the work, learnt from measured times: seconds per image for each tower, and for each text lane a fixed
+//! part and a part per token. Exponential moving averages throughout.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,27 +7,28 @@ use std::time::Duration;
 use super::LaneId;
 use crate::task::TowerId;
 
-/// Weight of the newest of many measurements: about the last ten count.
+/// Weight of the newest measurement in the moving average: about the last ten count.
 const NEWEST: f64 = 0.1;
 
-/// Weight of the newest of `count` measurements: a mean at first, so that a cold start is soon outvoted.
+/// Weight of the newest of `count` measurements. A plain mean at first, so that a slow cold start soon loses its
+/// weight.
 fn newest(count: u32) -> f64 {
     NEWEST.max(1.0 / f64::from(count))
 }
 
-/// Before two different sizes were measured: the part of a step's time taken as fixed. A text step mostly reads
-/// weights; three quarters lets the next unit be three times as large, so that sizes do get to differ.
+/// Fraction of a step's time taken as fixed, until two different sizes have been measured. A text step mostly reads
+/// weights. Three quarters lets the next unit be three times as large, so that different sizes do get measured.
 const FIXED_PART_AT_FIRST: f64 = 0.75;
 
-/// Sizes differ enough to tell slope from noise when their variance is above this part of their squared mean: they
-/// spread by a third of it. Steps of nearly one size differ in time by chance, and a slope read from that can make a
-/// step look as if its weights cost nothing and every token a tenth of a second.
+/// Sizes differ enough to tell slope from noise if their variance exceeds this fraction of their squared mean: they
+/// then spread by a third of it. Steps of nearly one size differ in time by chance. A slope read from that noise could
+/// claim that reading the weights costs nothing and each token a tenth of a second.
 const ENOUGH_VARIANCE: f64 = 0.1;
 
-/// A slope below this part of time over size is noise: work is never free.
+/// A slope below this fraction of time over size is noise: work is never free.
 const LEAST_SLOPE: f64 = 0.01;
 
-/// Seconds of a text unit: `fixed + per_token * work`, where work is counted in tokens.
+/// Seconds of a text unit: `fixed + per_token * work`, with `work` in tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct TextCost {
     pub(crate) fixed: f64,
@@ -38,14 +40,14 @@ impl TextCost {
         self.fixed + self.per_token * work
     }
 
-    /// Seconds that one unit may take. Where reading the weights alone takes longer than `unit_time`, a unit
-    /// of one row would waste it on each row: then as much again may be spent on rows.
+    /// Seconds that one unit may take. If reading the weights alone takes longer than `unit_time`, units of one row
+    /// would pay that time for each row. So rows may then use as much time again as the weights.
     pub(crate) fn budget(self, unit_time: Duration) -> f64 {
         unit_time.as_secs_f64().max(2.0 * self.fixed)
     }
 }
 
-/// A line through measurements, older ones fading.
+/// Line fitted to measurements by exponentially weighted least squares.
 #[derive(Debug, Clone, Copy)]
 struct Line {
     count: u32,
@@ -83,7 +85,7 @@ impl Line {
     }
 }
 
-/// A mean of measurements, older ones fading.
+/// Exponential moving average of measurements.
 #[derive(Debug, Clone, Copy, Default)]
 struct Mean {
     count: u32,
@@ -97,7 +99,7 @@ impl Mean {
     }
 }
 
-/// Everything measured.
+/// All measured costs, per tower and lane and over all of them.
 #[derive(Debug, Default)]
 pub(super) struct Costs {
     images: HashMap<TowerId, Mean>,
@@ -107,14 +109,14 @@ pub(super) struct Costs {
 }
 
 impl Costs {
-    /// Learns from a vision unit.
+    /// Learns from a vision batch.
     pub(super) fn record_images(&mut self, tower: TowerId, images: usize, elapsed: Duration) {
         let each = elapsed.as_secs_f64() / images.max(1) as f64;
         self.images.entry(tower).or_default().add(each);
         self.any_image.get_or_insert_default().add(each);
     }
 
-    /// Learns from a text unit.
+    /// Learns from a text unit of `work` tokens.
     pub(super) fn record_text(&mut self, lane: LaneId, work: f64, elapsed: Duration) {
         let (work, seconds) = (work.max(1.0), elapsed.as_secs_f64());
         self.lanes
@@ -127,22 +129,22 @@ impl Costs {
         }
     }
 
-    /// Seconds of one image of this tower, once measured.
+    /// Measured seconds per image of this tower.
     pub(super) fn image(&self, tower: TowerId) -> Option<f64> {
         self.images.get(&tower).map(|mean| mean.value)
     }
 
-    /// Cost of this lane's units, once measured.
+    /// Measured cost of this lane's units.
     pub(super) fn text(&self, lane: LaneId) -> Option<TextCost> {
         self.lanes.get(&lane).map(Line::cost)
     }
 
-    /// Seconds of one image of whichever tower.
+    /// Measured seconds per image, over all towers.
     pub(super) fn any_image(&self) -> Option<f64> {
         self.any_image.map(|mean| mean.value)
     }
 
-    /// Cost of text units of whichever lane.
+    /// Measured cost of text units, over all lanes.
     pub(super) fn any_text(&self) -> Option<TextCost> {
         self.any_text.as_ref().map(Line::cost)
     }

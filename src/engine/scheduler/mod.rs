@@ -1,13 +1,13 @@
-//! The policy: which unit the worker runs next. Pure: no clock, no channel, no tensor; items are ids with costs.
-//! Inside a stage clients take turns, and so do the calls of a client (`fairness`).
+//! The scheduling policy: which work unit the worker runs next. Pure: no clock, channel or tensor. Items are ids with
+//! costs. Within a stage, fair queueing (`fairness`): clients take turns, and so do the calls of a client.
 //!
-//! - [`share`]: vision and text share time.
-//! - [`costs`]: what work costs, learnt from what it took.
-//! - [`vision`]: images that wait for a tower, and the next vision batch.
-//! - [`text`]: rows and groups, and the next text step or pass.
+//! - [`share`]: divides the worker's time between vision and text.
+//! - [`costs`]: costs of work, learnt from measured times.
+//! - [`vision`]: images that wait for a vision tower, and the next vision batch.
+//! - [`text`]: rows and groups, and the next decode step or batch of single-pass rows.
 //!
-//! `worker` calls it: it drops tasks that are due, asks [`Scheduler::decide`], runs the unit, and reports with
-//! [`Scheduler::record`]. What an id stands for is the worker's business.
+//! `worker` calls it: it removes tasks that are due, calls [`Scheduler::decide`], runs the unit, and reports its time
+//! with [`Scheduler::record`]. Only the worker knows what an id refers to.
 
 mod costs;
 #[cfg(test)]
@@ -30,72 +30,73 @@ use super::EngineSettings;
 use super::ids::{CallId, FeatureKey, ItemId, TaskId};
 use crate::task::{ModelId, TowerId};
 
-/// The two kinds of work.
+/// The two kinds of work that share the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Stage {
     Vision = 0,
     Text = 1,
 }
 
-/// A kind of text unit of one model; each learns its own costs.
+/// One kind of text unit of one model; each lane learns its own costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum LaneId {
-    /// One-pass rows.
+    /// Single-pass rows of this model.
     Score(ModelId),
-    /// Groups that generate.
+    /// Groups that decode with this model.
     Step(ModelId),
 }
 
-/// Why a unit runs now.
+/// Why a unit runs now; the label of `batches_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Trigger {
-    /// It holds as much as it may.
+    /// It is as large as the limits allow.
     Full,
-    /// It has been held back for company long enough.
+    /// Its oldest item has waited for the linger time.
     Linger,
-    /// Nothing else waits.
+    /// Nothing is worth waiting for, so it runs at once.
     Idle,
-    /// Draining: nothing is held back.
+    /// The engine is draining, so nothing is held back.
     Drain,
 }
 
-/// What the worker runs without looking up.
+/// A work unit: what the worker runs without interruption, one vision batch or one text unit.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Unit {
     pub(crate) work: UnitWork,
     pub(crate) trigger: Trigger,
-    /// For each item that starts with this unit: how long it waited in its stage.
+    /// Time that each item which starts with this unit has waited in its stage.
     pub(crate) waited: Vec<Duration>,
 }
 
-/// A vision batch, or a text pass or step.
+/// The items of a unit, by kind.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum UnitWork {
-    /// Images of one tower. They have left the scheduler.
+    /// Images for one tower. They have left the scheduler.
     Encode { tower: TowerId, images: Vec<FeatureKey> },
-    /// One-pass rows of one model. They have left the scheduler. `work` is their size in tokens.
+    /// Single-pass rows of one model. They have left the scheduler. `work` is their cost in tokens.
     Score { model: ModelId, rows: Vec<ItemId>, work: f64 },
-    /// Groups of one model, those that join now last; they stay until [`Scheduler::finish`].
+    /// Groups of one model; the last `joining` of them join now. They stay in the scheduler until
+    /// [`Scheduler::finish`].
     Step { model: ModelId, groups: Vec<ItemId>, joining: usize, work: f64 },
 }
 
-/// What to do now.
+/// What the worker does now.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Decision {
-    /// Run this, then [`Scheduler::record`] it.
+    /// Run this unit, then report it to [`Scheduler::record`].
     Run(Unit),
     /// Nothing runs before this time, unless something arrives.
     WaitUntil(Instant),
-    /// Nothing waits that could run.
+    /// No work is waiting that could run.
     Idle,
 }
 
-/// What a task that left had waiting.
+/// What a removed task had in the scheduler.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Left {
-    /// Images that nobody waits for any more.
+    /// Images that no task waits for any more.
     pub(crate) images: Vec<FeatureKey>,
-    /// Its rows and groups, running ones included.
+    /// The task's rows and groups, running ones included.
     pub(crate) items: Vec<ItemId>,
 }
 
@@ -107,7 +108,7 @@ struct TaskEntry {
     items: BTreeSet<ItemId>,
 }
 
-/// When a stage or lane could run.
+/// When a stage or a lane can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ready {
     Now(Trigger),
@@ -115,7 +116,7 @@ enum Ready {
     No,
 }
 
-/// The policy and everything that waits.
+/// The policy, with all items that wait or run.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     settings: EngineSettings,
@@ -128,7 +129,7 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// `image_tokens[model]`: tokens that a text tower attends to in one image of each model.
+    /// `image_tokens[model]` is the number of image tokens that each model's text tower attends to.
     pub(crate) fn new(settings: EngineSettings, image_tokens: &[usize]) -> Self {
         Self {
             tasks: BTreeMap::new(),
@@ -141,34 +142,35 @@ impl Scheduler {
         }
     }
 
-    /// Announces a task before its items are pushed.
+    /// Registers a task. Call it before its items are pushed.
     pub(crate) fn add_task(&mut self, task: TaskId, call: CallId, deadline: Instant) {
         let entry = TaskEntry { call, deadline, images: Vec::new(), items: BTreeSet::new() };
         self.tasks.insert(task, entry);
     }
 
-    /// `task` waits for this image, of `bytes` once encoded; an image that already waits is joined.
+    /// `task` waits for this image, which needs `bytes` once encoded. It joins a job for the same image if there is
+    /// one.
     pub(crate) fn push_image(&mut self, task: TaskId, key: FeatureKey, bytes: u64, now: Instant) {
         let Some(entry) = self.tasks.get_mut(&task) else { return };
         entry.images.push(key);
         self.vision.push(key, bytes, task, entry.call, now);
     }
 
-    /// `task` has a one-pass row that could run.
+    /// Adds a single-pass row of `task` that can run.
     pub(crate) fn push_row(&mut self, task: TaskId, row: RowEntry, now: Instant) {
         let Some(entry) = self.tasks.get_mut(&task) else { return };
         entry.items.insert(row.id);
         self.text.push_row(task, entry.call, row, now);
     }
 
-    /// `task` has a group that could join.
+    /// Adds a group of `task` that can join a step.
     pub(crate) fn push_group(&mut self, task: TaskId, group: GroupEntry, now: Instant) {
         let Some(entry) = self.tasks.get_mut(&task) else { return };
         entry.items.insert(group.id);
         self.text.push_group(task, entry.call, group, now);
     }
 
-    /// Tasks whose deadline has passed. The caller removes them before it asks for a unit.
+    /// Tasks whose deadline has passed. The caller removes them before it calls [`decide`](Self::decide).
     pub(crate) fn due(&self, now: Instant) -> Vec<TaskId> {
         let due = self.tasks.iter().filter(|(_, entry)| entry.deadline <= now);
         due.map(|(&task, _)| task).collect()
@@ -179,7 +181,7 @@ impl Scheduler {
         self.tasks.values().map(|entry| entry.deadline).min()
     }
 
-    /// The task is over, whatever the reason: nothing of it runs any more.
+    /// Removes a task that has ended, for whatever reason. Nothing of it runs any more.
     pub(crate) fn remove_task(&mut self, task: TaskId) -> Left {
         let Some(entry) = self.tasks.remove(&task) else { return Left::default() };
         let images = entry.images.into_iter().filter(|&key| self.vision.leave(key, task)).collect();
@@ -190,7 +192,7 @@ impl Scheduler {
         Left { images, items }
     }
 
-    /// A running group has ended (or failed).
+    /// Removes a running group that has finished or failed.
     pub(crate) fn finish(&mut self, group: ItemId) {
         if let Some(task) = self.text.task_of(group) {
             self.forget(task, group);
@@ -198,32 +200,32 @@ impl Scheduler {
         self.text.remove(group);
     }
 
-    /// Tokens that a running group's next step runs.
+    /// Sets the tokens that a running group's next step runs.
     pub(crate) fn set_tokens(&mut self, group: ItemId, tokens: usize) {
         self.text.set_tokens(group, tokens);
     }
 
-    /// From now on nothing is held back for company.
+    /// Starts draining: items no longer linger.
     pub(crate) fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// Images and rows that wait (running groups do not).
+    /// Queue depth: images that wait, and rows that wait (running groups excluded).
     pub(crate) fn depth(&self) -> (usize, usize) {
         (self.vision.len(), self.text.waiting_rows())
     }
 
-    /// Cost of one image in seconds, and of text units, over all towers and models; once measured.
+    /// Measured cost of one image in seconds, and of text units, over all towers and models.
     pub(crate) fn measured(&self) -> (Option<f64>, Option<TextCost>) {
         (self.costs.any_image(), self.costs.any_text())
     }
 
-    /// Work of projecting one image for this model's texts, in tokens.
+    /// Cost of projecting one image for this model's text tower, in tokens.
     pub(crate) fn image_work(&self, model: ModelId) -> f64 {
         self.text.image_work(model)
     }
 
-    /// The next unit. `pinned` is the size in bytes of the encoded images that rows hold.
+    /// Picks the next unit. `pinned` is the size in bytes of the features that rows pin.
     pub(crate) fn decide(&mut self, now: Instant, pinned: u64) -> Decision {
         debug_assert!(self.due(now).is_empty(), "the caller removes due tasks first");
         let linger = if self.draining { Duration::ZERO } else { self.settings.linger };
@@ -244,7 +246,7 @@ impl Scheduler {
         }
     }
 
-    /// Reports what a unit took; costs are learnt from units that went well.
+    /// Reports the time that a unit took. Costs are learnt only from units that succeeded.
     pub(crate) fn record(&mut self, work: &UnitWork, elapsed: Duration, went_well: bool) {
         let stage = match work {
             UnitWork::Encode { tower, images } => {
@@ -319,7 +321,7 @@ impl Scheduler {
     }
 }
 
-/// When work that arrived at `oldest` may run: at once if it fills a unit, else when it has lingered.
+/// When work whose oldest item arrived at `oldest` can run: at once if it fills a unit, else after the linger time.
 fn after_linger(oldest: Instant, linger: Duration, full: bool, now: Instant) -> Ready {
     if full {
         return Ready::Now(Trigger::Full);

@@ -1,5 +1,5 @@
-//! Properties of the policy under a hand-moved clock: a small world submits, leaves, lets time pass and runs units.
-//! Longer than other files because every property is a law of that one world.
+//! Properties of the policy under a clock moved by hand. A small simulated worker submits tasks, removes them, lets
+//! time pass and runs units. Longer than other files because all properties are checked on this one simulation.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::fairness::ClientId;
 use crate::task::{ImageId, Preprocessing, Scope};
 
 const BYTES: u64 = 10;
-/// Of an image, and of each row of a group.
+/// KV cache bytes of an image; `ROW_KV` is that of each row of a group.
 const KV: u64 = 100;
 const ROW_KV: u64 = 10;
 const MILLI: Duration = Duration::from_millis(1);
@@ -25,7 +25,7 @@ fn key(tower: usize, image: u8) -> FeatureKey {
     }
 }
 
-/// A call of a client that has no other.
+/// A call of a client that has no other call.
 fn lone(call: u64) -> CallId {
     CallId { client: ClientId(call), number: call }
 }
@@ -42,7 +42,7 @@ fn settings() -> EngineSettings {
     }
 }
 
-/// What a task of the world needs once its image is there.
+/// What a task needs once its image is encoded.
 #[derive(Debug, Clone, Copy)]
 enum Need {
     Group { beams: usize, steps: usize, tokens: usize },
@@ -75,7 +75,7 @@ struct Item {
     joined: bool,
 }
 
-/// Stands in for the worker, and checks every unit.
+/// Simulates the worker, and checks every unit.
 struct World {
     scheduler: Scheduler,
     now: Instant,
@@ -137,7 +137,7 @@ impl World {
         assert!(self.items.values().all(|item| item.task != task), "nothing of it remains");
     }
 
-    /// One turn: what is over is dropped, then a unit runs. False when nothing could run.
+    /// One turn of the worker: removes due tasks, then runs a unit. False when nothing could run.
     fn turn(&mut self, elapsed: impl Fn(&UnitWork) -> Duration) -> bool {
         for task in self.scheduler.due(self.now) {
             self.end(task, Outcome::Expired);
@@ -227,7 +227,7 @@ impl World {
                 let rows: usize = joined().map(|item| item.rows).sum();
                 let kv = images.len() as u64 * KV + rows as u64 * ROW_KV;
                 assert_eq!(self.scheduler.text.kv_bytes(), kv);
-                // A quarter more for clients of which nothing ran.
+                // Clients with nothing running may use a quarter more.
                 let most = self.scheduler.settings.max_kv_bytes;
                 let most = crate::fairness::with_reserve(most);
                 assert!(joined().count() <= 1 || kv <= most, "{kv} bytes of keys and values");
@@ -341,7 +341,7 @@ proptest! {
         prop_assert!(world.items.is_empty() && world.waiting.is_empty());
     }
 
-    /// Of each other call at most one image starts before a newcomer's, whatever waits.
+    /// Of each other call, at most one image is encoded before a newcomer's, however many wait.
     #[test]
     fn a_single_call_waits_at_most_one_turn_of_the_others(sizes in proptest::collection::vec(1..40u8, 1..8), units in 0..6usize) {
         let mut world = World::new(EngineSettings { linger: Duration::ZERO, max_pinned_feature_bytes: u64::MAX, ..settings() });
@@ -376,7 +376,7 @@ proptest! {
         prop_assert!(per_call.values().all(|&images| images <= 1), "{:?}", per_call);
     }
 
-    /// A newcomer's group is in the next step of its model, however many groups of one call run.
+    /// A newcomer's group is in the next step of its model, however many groups of one call are running.
     #[test]
     fn a_newcomers_group_joins_the_next_step(groups in 1..40usize, warm in 4..20usize, rows in 4..64usize) {
         let mut world = World::new(EngineSettings { linger: Duration::ZERO, max_batch_rows: rows, max_batch_tokens: 4, max_kv_bytes: u64::MAX, ..settings() });
@@ -388,7 +388,7 @@ proptest! {
             world.turn(cost);
         }
         let newcomer = world.submit(1, key(0, 1), need, Duration::from_secs(600));
-        // Its image is encoded first; a step has been measured by then.
+        // Its image is encoded first. By then a step has been measured.
         while world.waiting.contains_key(&newcomer) {
             world.turn(cost);
         }
@@ -420,7 +420,7 @@ fn two_full_stages_get_their_shares() {
         }
         let mut spent = [0.0; 2];
         for image in 0..2000_u32 {
-            // Vision never runs dry.
+            // The vision stage always has work.
             let mut id = [0; 32];
             id[..4].copy_from_slice(&image.to_le_bytes());
             let fresh = FeatureKey { image: ImageId::from_digest(id), ..key(1, 0) };
@@ -448,7 +448,7 @@ fn an_image_lingers_for_company_from_its_arrival_and_runs_at_once_when_draining(
     let need = Need::Rows { count: 1, tokens: 1 };
     let start = world.now;
     world.submit(0, key(0, 1), need, Duration::from_secs(60));
-    // Until a cost is known a unit holds one image, so nothing is held back for company.
+    // Until a cost is known a unit holds one image, so nothing is held back to share a batch.
     assert!(matches!(world.scheduler.decide(world.now, 0), Decision::Run(_)));
     let work = UnitWork::Encode { tower: TowerId(0), images: vec![key(0, 1)] };
     world.scheduler.record(&work, MILLI, true);
@@ -501,7 +501,7 @@ fn groups_of_one_image_join_as_far_as_their_own_keys_and_values_fit() {
     }
     let joined = |world: &World| world.items.values().filter(|item| item.joined).count();
     assert_eq!(joined(&world), 8);
-    // A quarter more of the bytes for clients of which nothing runs yet, however many calls the other one has.
+    // Clients with nothing running may use a quarter more of the bytes, however many calls the other client has.
     for client in 2..9 {
         world.submit_as(call(client, 100 + client), key(0, 1), need, Duration::from_secs(60));
     }
@@ -539,7 +539,7 @@ fn a_client_of_many_calls_does_not_keep_the_group_of_another_waiting() {
         world.turn(|_| MILLI);
     }
     assert_eq!(world.outcomes[&task], Outcome::Answered);
-    // What it stepped into the place of goes on afterwards.
+    // The groups whose place it took continue afterwards.
     for _ in 0..20_000 {
         world.turn(|_| MILLI);
     }

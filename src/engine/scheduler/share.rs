@@ -1,11 +1,11 @@
-//! How vision and text share the worker: by measured time, each in proportion to its share while both have work.
+//! How vision and text share the worker: by measured time, in proportion to their shares while both have work.
 
 use std::time::Duration;
 
 use super::Stage;
 
-/// Deficit round robin over two stages, kept as the time each has used divided by its share:
-/// the stage that is behind goes next. A stage without work saves nothing up.
+/// Deficit round robin over two stages, kept as each stage's used time divided by its share. The stage that is behind
+/// runs next. A stage without work accumulates no credit.
 #[derive(Debug)]
 pub(super) struct Share {
     weights: [f64; 2],
@@ -14,13 +14,13 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// `vision_percent` in 1..=99.
+    /// `vision_percent` is clamped to 1..=99.
     pub(super) fn new(vision_percent: u8) -> Self {
         let vision = f64::from(vision_percent.clamp(1, 99)) / 100.0;
         Self { weights: [vision, 1.0 - vision], used: [0.0; 2], active: [false; 2] }
     }
 
-    /// The stage that runs next, of those that are ready (`[vision, text]`).
+    /// The stage that runs next, out of those that are ready (`[vision, text]`).
     pub(super) fn choose(&mut self, ready: [bool; 2]) -> Option<Stage> {
         for (stage, other) in [(0, 1), (1, 0)] {
             if ready[stage] && !self.active[stage] {
@@ -36,7 +36,7 @@ impl Share {
         Some(if vision_next { Stage::Vision } else { Stage::Text })
     }
 
-    /// Charges the time of a unit.
+    /// Charges a unit's time to its stage.
     pub(super) fn charge(&mut self, stage: Stage, elapsed: Duration) {
         let place = stage as usize;
         self.used[place] += elapsed.as_secs_f64() / self.weights[place];

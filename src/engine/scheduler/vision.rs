@@ -1,4 +1,5 @@
-//! Images that wait for a tower. One job an image, whoever waits for it; a vision batch is of one tower.
+//! Images that wait for a vision tower. Each image is one job, however many tasks wait for it. A vision batch uses one
+//! tower.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -17,19 +18,19 @@ struct Job {
     waiters: Vec<(TaskId, CallId)>,
 }
 
-/// The images that wait, in turns by client and call. A job stands in the queue of every call that waits for it.
+/// Waiting images, queued fairly by client and call. A job is in the queue of every call that waits for it.
 #[derive(Debug)]
 pub(super) struct Vision {
     jobs: HashMap<FeatureKey, Job>,
     turns: Turns<FeatureKey>,
 }
 
-/// A vision batch, taken out of the queue.
+/// A vision batch; its images have left the queue.
 pub(super) struct Batch {
     pub(super) tower: TowerId,
     pub(super) images: Vec<FeatureKey>,
     pub(super) waited: Vec<Duration>,
-    /// Who waited for which image.
+    /// The tasks that waited, and for which image.
     pub(super) left: Vec<(TaskId, FeatureKey)>,
     pub(super) full: bool,
 }
@@ -58,7 +59,7 @@ impl Vision {
         job.waiters.push((task, call));
     }
 
-    /// A task no longer waits; true when nobody does and the job is gone.
+    /// Removes a waiter. Returns true if it was the last one, which removes the job.
     pub(super) fn leave(&mut self, key: FeatureKey, task: TaskId) -> bool {
         let Some(job) = self.jobs.get_mut(&key) else { return false };
         let Some(place) = job.waiters.iter().position(|&(waiting, _)| waiting == task) else {
@@ -87,14 +88,14 @@ impl Vision {
         if !fits_budget(pinned, self.jobs[&head].bytes, settings) {
             return Ready::No;
         }
-        // Linger looks at the images of the tower whose turn it is: they are the company to wait for.
+        // Only images of the next tower count: only they can share its batch.
         let mates = || self.jobs.iter().filter(|(key, _)| key.tower == head.tower);
         let full = mates().count() >= most_images(head.tower, settings, costs);
         let oldest = mates().map(|(_, job)| job.arrival).min().unwrap_or(now);
         after_linger(oldest, linger, full, now)
     }
 
-    /// The next batch; the caller has seen that the stage is ready.
+    /// Takes the next batch. The caller has checked that the stage is ready.
     pub(super) fn take(
         &mut self,
         now: Instant,
@@ -134,15 +135,15 @@ impl Vision {
     }
 }
 
-/// True when an image of `bytes` may be encoded while `pinned` bytes are held. One always may when nothing is held.
+/// True if an image of `bytes` may be encoded while `pinned` bytes are pinned. One image may always run.
 fn fits_budget(pinned: u64, bytes: u64, settings: &EngineSettings) -> bool {
     pinned == 0 || pinned.saturating_add(bytes) <= settings.max_pinned_feature_bytes
 }
 
-/// Images that a batch may hold: within the unit's time by estimate, one at least, and one until there is an estimate.
+/// Most images that fit into a batch by estimated time: at least one, and only one until there is an estimate.
 fn most_images(tower: TowerId, settings: &EngineSettings, costs: &Costs) -> usize {
     let each = costs.image(tower).map_or(settings.unit_time, Duration::from_secs_f64);
-    // An image that costs nothing leaves the setting as the bound.
+    // Images of negligible cost leave `max_batch_images` as the only limit.
     let in_time = settings.unit_time.as_nanos() / each.as_nanos().max(1);
     usize::try_from(in_time).unwrap_or(usize::MAX).clamp(1, settings.max_batch_images)
 }

@@ -1,4 +1,4 @@
-//! One caller: it is let in or not, hands in some tasks, and waits for each or leaves.
+//! One caller: it is admitted or rejected, submits some tasks, and then waits for each of them or disconnects.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -14,17 +14,17 @@ use crate::engine::{Admission, Answered, EngineError, Reply, TokenStream};
 use crate::fairness::ClientId;
 use crate::task::{Caption, Embed, GenerationParams, ModelId, Task, TaskOutput};
 
-/// Bytes that a call declares.
+/// Bytes that each call declares.
 const BYTES: u64 = 1000;
 
-/// What a client holds of a task.
+/// A client's side of one task.
 struct Pending {
     reply: Reply,
     stream: Option<TokenStream>,
     mark: Option<FakeMark>,
     is_poisoned: bool,
     deadline: Instant,
-    /// The engine was not yet told to stop when the task had been handed in.
+    /// The task was submitted before the engine was told to stop.
     before_stop: bool,
 }
 
@@ -54,7 +54,7 @@ pub(super) fn run(world: &World) {
     drop(kept);
 }
 
-/// Room for `rows` rows, if the engine has any.
+/// Reserves `rows` rows, if the engine has capacity.
 fn admit(world: &World, rows: usize, deadline: Instant) -> Option<Admission> {
     let was_drained = world.has_drained.load(Ordering::SeqCst);
     let admitted = world.handle.admit(ClientId::default(), BYTES, deadline);
@@ -78,7 +78,7 @@ fn admit(world: &World, rows: usize, deadline: Instant) -> Option<Admission> {
     }
 }
 
-/// A refusal has its reason.
+/// Checks that a rejection has a valid reason.
 fn refused(world: &World, deadline: Instant, error: &EngineError) {
     let event = match error {
         EngineError::Overloaded { .. } | EngineError::TooLargeForDeadline { .. } => {
@@ -135,7 +135,7 @@ fn caption(mark: u8) -> Task {
     Task::Caption(Caption { image: fake::image(mark), prompt: None, params })
 }
 
-/// The client is gone: at most the unit in progress still runs for it.
+/// The client disconnects. From then on at most the unit in progress runs for it.
 fn leave(world: &World, pending: Option<Pending>) {
     let Some(Pending { reply, stream, mark, deadline, .. }) = pending else { return };
     drop(reply);
@@ -154,7 +154,7 @@ fn wait(world: &World, pending: Pending) {
     }
     let outcome = block_on(pending.reply);
     let Pending { mark, deadline, is_poisoned, before_stop, .. } = pending;
-    // Answers leave after their last unit.
+    // Answers are sent after the task's last unit.
     world.is_over(Over { mark, deadline, at: world.units_begun(), more: 0 });
     let event = match outcome {
         Ok(Answered { output, .. }) => {

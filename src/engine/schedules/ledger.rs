@@ -1,5 +1,5 @@
-//! The ledger alone, small enough for every schedule there is: a call comes and goes while a drain waits for the last
-//! one, so that neither a lost notification nor a late admission is a matter of chance.
+//! The admission controller alone, small enough to explore every possible schedule. A call comes and goes while a drain
+//! waits for the last one, so lost notifications and late admissions are found for certain, not by chance.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,7 +15,8 @@ use crate::engine::admission::Ledger;
 use crate::fairness::ClientId;
 use crate::telemetry::metrics::Metrics;
 
-/// A call that is admitted before the drain, or refused; the drain waits for the former.
+/// One thread makes a call, which is either admitted before the drain or rejected. The drain waits for it in the former
+/// case.
 fn a_call_and_a_drain(admitted: &Arc<AtomicUsize>) {
     let metrics = Arc::new(Metrics::try_new().unwrap());
     let ledger = Ledger::new(&EngineSettings::default(), Arc::clone(&metrics));

@@ -1,21 +1,26 @@
-//! The engine's queue under schedules that a checker (shuttle) chooses: clients that submit, stream, wait and leave,
-//! deadlines that pass, drain, abort, stop, and the worker's death, each at any point between any two operations.
+//! The engine's queue under schedules chosen by a checker (shuttle): clients submit, stream, wait and disconnect,
+//! deadlines pass, the engine is drained, aborted or stopped, the worker dies. Each of these happens at any point
+//! between any two operations.
 //!
-//! It is the real handle, ledger and worker loop (see `sync`), with the fake backend and a clock that moves on with
-//! every look at it. In every schedule each task that was submitted is answered once and nobody waits for ever; nothing
-//! is admitted after a drain; nothing runs for a client that has left, for a deadline that has passed or after an
-//! abort, beyond the unit in progress; outcomes add up to the submitted; and rows, bytes and groups go back to zero.
+//! It runs the real handle, admission controller and worker loop (see `sync`), with the fake backend and a clock that
+//! moves with every reading. The tests check that in every schedule
+//! - each submitted task is answered once and nobody waits for ever,
+//! - nothing is admitted after a drain,
+//! - nothing runs for a client that has disconnected, for a deadline that has passed or after an abort, beyond the unit
+//!   in progress,
+//! - outcomes add up to the submitted tasks, and rows, bytes and groups return to zero.
 //!
+//! Files:
 //! - `world`: one schedule's engine and how it ends.
 //! - `client`: one caller.
-//! - `ledger`: its way in and out alone, under every schedule there is.
-//! - `verdict`: what holds when all is over.
+//! - `ledger`: the admission controller alone, under every possible schedule.
+//! - `verdict`: what must hold at the end of a schedule.
 //! - `pace`: the points between operations at which the checker may switch threads.
-//! - `tally`: what happened over all schedules, so that none of this holds only because nothing happened.
+//! - `tally`: counts what happened over all schedules, so that no check passes only because nothing happened.
 //!
-//! The long form: `cargo test --release --lib -- --ignored --nocapture engine::schedules::long`.
-//! A failure prints its schedule for `shuttle::replay(|| world::play(&Tally::default()), "...")`; that of a random
-//! schedule also its seed, and `SHUTTLE_RANDOM_SEED=<seed>` makes it the first schedule of the next run.
+//! The long form: `cargo test --release --lib -- --ignored --nocapture engine::schedules::long`. A failure prints its
+//! schedule for `shuttle::replay(|| world::play(&Tally::default()), "...")`. For a random schedule it also prints the
+//! seed; `SHUTTLE_RANDOM_SEED=<seed>` makes it the first schedule of the next run.
 
 mod client;
 mod ledger;
@@ -32,20 +37,20 @@ use shuttle::{Config, Runner};
 
 use self::tally::Tally;
 
-/// Preemptions that a PCT schedule chooses, plus one.
+/// Bug depth of the PCT scheduler: the preemptions in a schedule, plus one.
 const PCT_DEPTH: usize = 3;
 
-/// The same schedules every time.
+/// Fixed seed, so that every run explores the same schedules.
 const SEED: u64 = 20;
 
-/// Schedules of each kind in the short form and in the long one.
+/// Number of schedules of each kind: `SHORT` in every test run, `LONG` in the ignored test.
 const SHORT: usize = 6000;
 const LONG: usize = 100_000;
 
-/// Bytes of a thread's stack under the checker.
+/// Stack size of a thread under the checker, in bytes.
 const STACK: usize = 512 << 10;
 
-/// Runs worlds under `scheduler`; how many, and what happened in them.
+/// Runs worlds under `scheduler`. Returns how many, and what happened in them.
 fn explore(scheduler: impl Scheduler + 'static) -> (usize, Tally) {
     let tally = Tally::default();
     let seen = tally.clone();
@@ -61,20 +66,20 @@ fn run(scheduler: impl Scheduler + 'static, body: impl Fn() + Send + Sync + 'sta
 fn config() -> Config {
     let mut config = Config::new();
     config.stack_size = STACK;
-    // Said once: orderings are not explored (`sync`).
+    // The warning says that memory orderings are not explored; `sync` documents that.
     config.silence_warnings = true;
     config
 }
 
-/// Shuttle reports every panic as the failure of its schedule: not those that the fake backend is told to have, nor
-/// those of tests that it does not run.
+/// Shuttle reports every panic as a failure of its schedule. This hook hides the panics that the fake backend is
+/// scripted to have, and leaves those of tests outside shuttle to the usual hook.
 fn quieten() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let usual: Arc<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> = Arc::from(take_hook());
         let before = Arc::clone(&usual);
         set_hook(Box::new(move |panic| before(panic)));
-        // The first run puts shuttle's hook before that one.
+        // The first run installs shuttle's hook in front of that one.
         Runner::new(DfsScheduler::new(Some(1), false), config()).run(|| {});
         let shuttles = take_hook();
         set_hook(Box::new(move |panic| {

@@ -1,5 +1,5 @@
-//! Points at which the checker may switch threads where the engine itself has none: at each look at the clock, and
-//! before and after each call of the backend.
+//! Adds points at which the checker may switch threads where the engine itself has none: at each reading of the clock,
+//! and before and after each backend call.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use crate::engine::fake::{FakeBackend, FakeGroup, FakeMemory, ManualClock};
 use crate::engine::sync::point;
 use crate::task::{ModelId, ModelInfo, Pixels, TowerId};
 
-/// The clock moves on by this at every look of the engine.
+/// Every reading by the engine moves the clock by this.
 const TICK: Duration = Duration::from_millis(1);
 
-/// What the engine reads `clock` through.
+/// The clock as the engine sees it: moves with every reading.
 pub(super) fn ticking(clock: &ManualClock) -> Clock {
     let clock = clock.clone();
     Clock::new(move || {
@@ -25,11 +25,11 @@ pub(super) fn ticking(clock: &ManualClock) -> Clock {
     })
 }
 
-/// The fake backend, with points around its calls.
+/// The fake backend, with a switch point before and after its calls.
 pub(super) struct PacedBackend {
     pub(super) backend: FakeBackend,
     pub(super) clock: ManualClock,
-    /// When each call began.
+    /// When each backend call began.
     pub(super) begun: Arc<Mutex<Vec<Instant>>>,
 }
 

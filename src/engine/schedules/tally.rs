@@ -1,10 +1,10 @@
-//! What happened over all schedules.
+//! Counts what happened over all schedules.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Something that the schedules are to contain.
+/// Something that must happen in at least one schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
     Submitted,

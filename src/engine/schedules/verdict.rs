@@ -1,4 +1,4 @@
-//! What holds when all threads of a schedule have ended.
+//! Checks at the end of a schedule, when all its threads have ended.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -12,12 +12,12 @@ use crate::fairness::ClientId;
 
 /// A task that nobody waits for any more.
 pub(super) struct Over {
-    /// What its units are known by, if no other task has the same.
+    /// Identifies the task's units; `None` if another task has the same mark.
     pub(super) mark: Option<FakeMark>,
     pub(super) deadline: Instant,
-    /// Units that had begun by then.
+    /// Number of units that had begun by then.
     pub(super) at: usize,
-    /// Units that may still run for it.
+    /// Number of units that may still run for it.
     pub(super) more: usize,
 }
 
@@ -31,12 +31,12 @@ impl World {
         self.over.lock().unwrap_or_else(PoisonError::into_inner).push(over);
     }
 
-    /// The worker may have panicked.
+    /// True if the worker may have panicked.
     pub(super) fn may_die(&self) -> bool {
         self.begun.kill.load(Ordering::SeqCst)
     }
 
-    /// The worker may have ended.
+    /// True if the worker may have ended.
     pub(super) fn may_be_down(&self) -> bool {
         self.may_die() || self.begun.stop.load(Ordering::SeqCst)
     }
@@ -44,7 +44,7 @@ impl World {
     pub(super) fn judge(&self) {
         self.nothing_is_left();
         self.outcomes_add_up();
-        // A call that fails is run again in halves: more than one unit for the same items.
+        // After a failed call its halves run again, so there may be more than one unit for the same items.
         if !self.is_faulty {
             self.nothing_ran_for_nobody();
         }
@@ -86,7 +86,7 @@ impl World {
         if !was_cut.iter().any(|flag| flag.load(Ordering::SeqCst)) {
             assert_eq!(stats.submitted, sent, "every task has reached the worker");
         }
-        // Each client that waited saw what was counted; of those that left, nobody knows.
+        // Clients that waited saw exactly what was counted. What clients that disconnected would have seen is unknown.
         let left = self.tally.of(Event::Left);
         let seen = [
             (stats.answered, Event::Answered),

@@ -1,4 +1,4 @@
-//! One schedule's engine, its callers, and the way it ends.
+//! One schedule's engine, its callers, and how it ends.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,16 +19,16 @@ use crate::engine::sync::point;
 use crate::engine::{Engine, EngineHandle, EngineSettings};
 use crate::telemetry::metrics::Metrics;
 
-/// Rows that the ledger has: few enough that clients are turned away.
+/// The engine's capacity in rows: so few that some clients are rejected.
 pub(super) const CAPACITY: usize = 5;
 
-/// The image at fault in worlds with faults.
+/// The image whose calls fail in worlds with faults.
 pub(super) const POISONED: u8 = 250;
 
-/// An image that several tasks have.
+/// An image that several tasks use.
 pub(super) const SHARED: u8 = 251;
 
-/// What the ending has begun, said before it does it.
+/// Which ending has begun. Each flag is set before the action it names.
 #[derive(Default)]
 pub(super) struct Begun {
     pub(super) drain: AtomicBool,
@@ -37,21 +37,21 @@ pub(super) struct Begun {
     pub(super) kill: AtomicBool,
 }
 
-/// What every thread of one schedule sees.
+/// State that all threads of one schedule share.
 pub(super) struct World {
     pub(super) handle: EngineHandle,
     pub(super) control: FakeControl,
     pub(super) metrics: Arc<Metrics>,
     pub(super) clock: ManualClock,
-    /// Of all schedules.
+    /// Counts over all schedules so far.
     pub(super) total: Tally,
-    /// Of this one.
+    /// Counts of this schedule only.
     pub(super) tally: Tally,
     pub(super) is_faulty: bool,
     pub(super) begun: Begun,
-    /// `drain` has returned.
+    /// Set after `drain` has returned.
     pub(super) has_drained: AtomicBool,
-    /// Nothing that was admitted remained, after that.
+    /// Set after a drain, once no admitted call remained.
     pub(super) was_emptied: AtomicBool,
     /// Units that had begun when `abort` returned.
     pub(super) aborted_at: AtomicUsize,
@@ -62,20 +62,20 @@ pub(super) struct World {
     next_mark: AtomicU8,
 }
 
-/// How a world ends, before the clients have ended or after.
+/// How a world ends, either before its clients have finished or after.
 #[derive(Clone, Copy)]
 enum Ending {
-    /// When the clients have ended.
+    /// Nothing happens until all clients have finished.
     Quiet,
     Drain,
     Abort,
-    /// Drain, then abort.
+    /// Drain first, then abort.
     Cut,
-    /// `Engine::join`, or the engine dropped, while clients come and go.
+    /// Calls `Engine::join`, or drops the engine, while clients come and go.
     Stop {
         join: bool,
     },
-    /// The worker's thread panics.
+    /// The worker's thread panics outside the backend.
     Kill,
 }
 
@@ -93,14 +93,14 @@ impl Ending {
     }
 }
 
-/// Up to `most` points at which others may run.
+/// Up to `most` points at which other threads may run.
 pub(super) fn dawdle(most: usize) {
     for _ in 0..thread_rng().gen_range(0..=most) {
         point();
     }
 }
 
-/// One schedule from start to end.
+/// Runs one schedule from start to end.
 pub(super) fn play(total: &Tally) {
     let (world, engine) = World::start(total);
     let threads: Vec<_> = (0..thread_rng().gen_range(1..=3))
@@ -179,7 +179,7 @@ impl World {
         self.next_mark.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Units that have begun.
+    /// Number of units that have begun.
     pub(super) fn units_begun(&self) -> usize {
         self.control.log().len()
     }
@@ -192,7 +192,7 @@ impl World {
         }
     }
 
-    /// Ends the world; the engine, if it is still to be joined.
+    /// Ends the world. Returns the engine if it must still be joined.
     fn end(&self, ending: Ending, engine: Engine) -> Option<Engine> {
         dawdle(80);
         match ending {

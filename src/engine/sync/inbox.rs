@@ -1,10 +1,10 @@
-//! A bounded channel that is `std`'s on a real thread, and a model of it on shuttle's primitives under an explored
-//! schedule. (Shuttle's own channel keeps what is in it when the receiver goes, where `std` drops it, and never times
-//! out.)
+//! A bounded channel: `std`'s on a real thread, and a model of it built on shuttle's primitives under an explored
+//! schedule. Shuttle's own channel differs from `std`'s: it keeps its messages when the receiver is dropped, and never
+//! times out.
 //!
-//! Time does not pass by itself under the checker. A short timed wait is over whenever nothing has come, so it ends at
-//! any point that a schedule may choose; one of [`PATIENCE`] or more never is. So a wake-up that gets lost is a
-//! deadlock, which the checker reports, and not an answer that comes a heartbeat late.
+//! Time does not pass by itself under the checker. A short timed wait ends at once if the channel is empty, so at any
+//! point that a schedule may choose. A wait of [`PATIENCE`] or longer never times out. So a lost wake-up is a deadlock,
+//! which the checker reports, rather than an answer that is late by one heartbeat interval.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{RecvTimeoutError, TryRecvError, TrySendError};
@@ -15,16 +15,14 @@ use shuttle::sync::{Condvar, Mutex, MutexGuard};
 
 use super::twins::is_explored;
 
-/// From here on a timed wait only ends when something comes.
+/// Timed waits of at least this duration end only when a message comes.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// As `std`'s.
 pub(crate) enum SyncSender<T> {
     Real(mpsc::SyncSender<T>),
     Explored(Arc<Channel<T>>),
 }
 
-/// As `std`'s.
 pub(crate) enum Receiver<T> {
     Real(mpsc::Receiver<T>),
     Explored(Arc<Channel<T>>),
@@ -42,7 +40,6 @@ struct State<T> {
     has_receiver: bool,
 }
 
-/// As `std`'s.
 pub(crate) fn sync_channel<T>(bound: usize) -> (SyncSender<T>, Receiver<T>) {
     if !is_explored() {
         let (sender, receiver) = mpsc::sync_channel(bound);

@@ -1,13 +1,14 @@
-//! The locks, flags, inbox and thread that the engine's threads share: `std`'s and tokio's, and nothing else, outside
-//! this crate's own tests.
+//! The locks, flags, inbox and thread that the engine's threads share. Outside this crate's own tests they are simply
+//! those of `std` and tokio.
 //!
-//! In those tests each value asks when it is made whether a schedule-exploring checker (shuttle) runs the code, and is
-//! then the checker's twin (`twins`, `inbox`), which hands over to another thread before each operation. So the handle,
-//! the ledger and the worker's loop run under thousands of chosen schedules (`schedules`) in the very build, and beside
-//! the very tests, that run them on real threads: a feature or `--cfg` would want a second build that somebody has to
-//! remember, and generic parameters would reach every signature of the engine.
+//! In those tests each value checks at its creation whether a schedule-exploring checker (shuttle) runs the code. If so
+//! it uses the checker's counterpart (`twins`, `inbox`), which may switch to another thread before each operation. This
+//! way the handle, the admission controller and the worker's loop run under thousands of chosen schedules
+//! (`schedules`). They do so in the same build, and next to the same tests, that run them on real threads. A feature or
+//! `--cfg` would need a second build that somebody has to remember, and generic parameters would spread to every
+//! signature of the engine.
 //!
-//! Counters, metrics, replies and token streams stay what they are: each of their operations is part of a step.
+//! Counters, metrics, replies and token streams are not replaced: each of their operations is part of a larger step.
 //! Memory orderings are not explored: under the checker every operation is sequentially consistent.
 
 #[cfg(test)]

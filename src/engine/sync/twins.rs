@@ -1,5 +1,5 @@
-//! A mutex, a flag and a thread that are `std`'s on a real thread and shuttle's under an explored schedule; and tokio's
-//! notification, before which an explored schedule may switch threads.
+//! Counterparts of `std`'s mutex, flag and thread: `std`'s own on a real thread, shuttle's under an explored schedule.
+//! Also tokio's `Notify`, before whose operations an explored schedule may switch threads.
 
 use std::any::Any;
 use std::io;
@@ -10,34 +10,32 @@ use std::sync::{LockResult, PoisonError};
 
 use tokio::sync::futures::Notified;
 
-/// A schedule is being explored, and this is one of its threads.
+/// True if a schedule is being explored and this is one of its threads.
 pub(super) fn is_explored() -> bool {
     shuttle::current::try_get_current_task().is_some()
 }
 
-/// Under an explored schedule another thread may run here; elsewhere nothing happens.
+/// Under an explored schedule another thread may run here. Otherwise does nothing.
 pub(crate) fn point() {
     if is_explored() {
-        // The least of the checker's operations.
+        // The cheapest of the checker's operations.
         shuttle::sync::atomic::AtomicBool::new(false).load(Ordering::SeqCst);
     }
 }
 
-/// As `std`'s.
 #[derive(Debug)]
 pub(crate) enum Mutex<T> {
     Real(std::sync::Mutex<T>),
     Explored(shuttle::sync::Mutex<T>),
 }
 
-/// As `std`'s.
 #[derive(Debug)]
 pub(crate) enum MutexGuard<'a, T> {
     Real(std::sync::MutexGuard<'a, T>),
     Explored(shuttle::sync::MutexGuard<'a, T>),
 }
 
-/// `result` with its guard, poisoned or not, made one of ours.
+/// `result` with its guard, poisoned or not, wrapped by `wrap`.
 fn guarded<G, H>(result: LockResult<G>, wrap: impl Fn(G) -> H) -> LockResult<H> {
     match result {
         Ok(guard) => Ok(wrap(guard)),
@@ -89,7 +87,6 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// As `std`'s.
 #[derive(Debug)]
 pub(crate) enum AtomicBool {
     Real(std::sync::atomic::AtomicBool),
@@ -120,7 +117,6 @@ impl AtomicBool {
     }
 }
 
-/// As tokio's.
 #[derive(Debug)]
 pub(crate) struct Notify(tokio::sync::Notify);
 
@@ -140,11 +136,9 @@ impl Notify {
     }
 }
 
-/// As `std`'s.
 #[derive(Debug)]
 pub(crate) struct Builder(Option<String>);
 
-/// As `std`'s.
 #[derive(Debug)]
 pub(crate) enum JoinHandle<T> {
     Real(std::thread::JoinHandle<T>),
@@ -167,7 +161,7 @@ impl Builder {
     ) -> io::Result<JoinHandle<T>> {
         let name = self.0.unwrap_or_default();
         if is_explored() {
-            // A panic ends this thread, as it should, and not the checker.
+            // A panic ends only this thread, as with `std`, and not the checker.
             let body = || catch_unwind(AssertUnwindSafe(body));
             shuttle::thread::Builder::new().name(name).spawn(body).map(JoinHandle::Explored)
         } else {

@@ -1,4 +1,4 @@
-//! Errors and panics cost the item at fault and nobody else; a dead worker says so.
+//! Errors and panics fail only the item at fault; a dead worker is reported.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,9 +11,9 @@ use crate::fairness::ClientId;
 use crate::task::{GenerationParams, ModelId, Task, VqaMode};
 use crate::telemetry::metrics::Metrics;
 
-/// Submits captions of images 1 to 8 while the worker is held, so that they share units; gives the outcomes.
+/// Submits captions of images 1 to 8 while the worker is held, so that they share units. Returns their outcomes.
 fn eight_captions(bench: &Bench) -> Vec<Result<(), EngineError>> {
-    // Units are learnt to be cheap first, so that all eight fit one.
+    // First teach the engine that units are cheap, so that all eight fit into one.
     let warm = bench.admit(1);
     assert!(wait(warm.submit(CAPTION, caption(99))).is_ok());
     bench.control.hold();
@@ -128,7 +128,7 @@ fn a_dead_worker_resolves_every_reply_and_admits_nothing() {
     assert_eq!(metrics.worker_up.get(), 0);
 }
 
-/// An engine whose worker stands at the gate with a caption, for longer than it may.
+/// An engine whose worker waits at the gate with a caption for longer than its hang limit.
 fn hanging() -> (Bench, Reply) {
     let settings =
         EngineSettings { worker_hang_limit: Duration::from_millis(1), ..EngineSettings::default() };
@@ -152,7 +152,7 @@ fn a_worker_that_hangs_is_down() {
     assert!(wait(reply).is_ok());
 }
 
-/// An engine whose backend can be built anew, on a fake that a new backend shares, and how often it was.
+/// An engine whose backend can be rebuilt, on a fake that the new backend shares. Also counts the rebuilds.
 fn supervised(
     outcome: impl Fn(usize) -> Result<(), &'static str> + Send + 'static,
 ) -> (Bench, Arc<AtomicUsize>) {
@@ -166,7 +166,7 @@ fn supervised(
     (bench, rebuilt)
 }
 
-/// Every call of this kind fails from now on, those of probes too (their image is black, their tokens are 0).
+/// From now on every call of this kind fails, including those of probes (their image is black, their tokens are 0).
 fn break_backend(bench: &Bench, call: FakeCall, fault: FakeFault) {
     for mark in [FakeMark::Image(0), FakeMark::Image(7), FakeMark::Token(0)] {
         bench.control.fault(call, mark, fault);
@@ -193,7 +193,7 @@ fn a_backend_that_fails_its_probe_is_built_anew_and_serves_again() {
     }
 }
 
-/// Waits until the backend was built anew `times` times and serves.
+/// Waits until the backend has been rebuilt `times` times and the engine is ready.
 async fn ready_again(bench: &Bench, rebuilt: &AtomicUsize, times: usize) {
     while rebuilt.load(Ordering::SeqCst) < times || bench.handle.state() != EngineState::Ready {
         tokio::task::yield_now().await;
@@ -224,7 +224,7 @@ fn while_the_backend_is_built_anew_waiting_tasks_fail_and_nothing_is_admitted() 
     let broken = admission.submit(CAPTION, caption(7));
     let spare = bench.admit(1);
     bench.control.wait_until_held();
-    // Arrives while the first is being encoded, so it still waits when the backend is given up.
+    // Arrives while the first task's image is being encoded, so it still waits when the backend is given up.
     let waiting =
         admission.submit(VQA, vqa(8, &[&[30]], VqaMode::Generate(GenerationParams::greedy(4))));
     bench.control.release();

@@ -1,4 +1,4 @@
-//! Images are encoded once, whoever asks, and features are kept within bounds.
+//! Images are encoded once, however many tasks want them, and features stay within their limits.
 
 use super::support::*;
 use crate::engine::EngineSettings;
@@ -19,7 +19,7 @@ fn identical_images_in_flight_are_encoded_once_though_nothing_is_cached() {
     let bench = Bench::start(uncached());
     bench.control.hold();
     let admissions: Vec<_> = (0..8).map(|_| bench.admit(1)).collect();
-    // The first occupies the worker with another image, so that the others are all waiting.
+    // The first task occupies the worker with another image, so that all the others wait.
     let other = admissions[0].submit(CAPTION, caption(99));
     bench.control.wait_until_held();
     let replies: Vec<_> =
@@ -58,7 +58,7 @@ fn a_waiter_that_leaves_during_the_encoding_does_not_harm_the_other() {
     bench.control.wait_until_held();
     let first = admissions[0].submit(CAPTION, caption(1));
     let second = admissions[1].submit(CAPTION, caption(1));
-    // Image 99, then its first text step or image 1: by the third call image 1 stands at the gate or is through.
+    // Image 99 runs, then its first text step or image 1. At the third call image 1 waits at the gate or has passed it.
     bench.control.pass(2);
     bench.control.wait_until_held();
     drop(first);

@@ -1,4 +1,4 @@
-//! Overload, deadlines, clients that leave, draining.
+//! Overload, deadlines, clients that disconnect, graceful shutdown (drain).
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ fn a_running_group_stops_at_its_deadline() {
     bench.clock.advance(Duration::from_secs(3));
     bench.control.release();
     assert_eq!(wait(late), Err(EngineError::DeadlineExceeded));
-    // One image, four steps, and the step that was at the gate.
+    // One image, four steps, and the step that waited at the gate.
     assert_eq!(bench.control.log().len(), 6);
     assert_eq!(bench.control.open_groups(), 0);
 }
@@ -122,7 +122,7 @@ fn draining_finishes_what_was_admitted_and_admits_nothing() {
         bench.handle.admit(ClientId::default(), 0, deadline).unwrap_err(),
         EngineError::ShuttingDown
     );
-    // The call was admitted before: its second task goes on too.
+    // The call was admitted before the drain, so its second task still runs.
     let second = admission.submit(CAPTION, caption(2));
     bench.control.release();
     assert!(wait(running).is_ok() && wait(second).is_ok());
@@ -154,7 +154,7 @@ fn clients_on_many_threads_that_come_and_go_while_draining_begins_all_get_one_ou
                     let mut replies: Vec<_> = (0..3)
                         .map(|place| admission.submit(CAPTION, caption(image(place))))
                         .collect();
-                    // One client in three leaves early.
+                    // In one round out of three a client drops one reply early.
                     replies.truncate(3 - round % 3 / 2);
                     for reply in replies {
                         assert!(wait(reply).is_ok());
@@ -197,7 +197,7 @@ fn a_wait_that_is_too_long_by_measurement_is_refused() {
     let bench = Bench::start(EngineSettings { max_queue_wait, ..EngineSettings::default() });
     let (second, image) = (Duration::from_secs(1), Duration::from_millis(900));
     bench.control.set_costs(&bench.clock, Duration::ZERO, image, Duration::from_millis(10));
-    // Measured: nearly a second an image.
+    // Now measured: nearly a second per image.
     assert!(wait(bench.admit(1).submit(CAPTION, caption(100))).is_ok());
     bench.control.hold();
     let admissions: Vec<_> = (0..3).map(|_| bench.admit(1)).collect();

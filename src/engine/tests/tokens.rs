@@ -1,4 +1,4 @@
-//! How long tokens take, as the metrics tell it.
+//! Time to first token and inter-token latency, as the metrics report them.
 
 use std::time::Duration;
 
@@ -6,13 +6,14 @@ use super::support::*;
 use crate::engine::EngineSettings;
 use crate::task::{Task, TaskOutput};
 
-/// Runs one caption on a clock that only the backend moves: 1 s an image, 10 ms a step. Its tokens.
+/// Runs one caption on a clock that only the backend moves: 1 s per image, 10 ms per step. Returns the number of its
+/// tokens.
 fn generate(task: Task) -> (usize, Bench) {
     let bench = Bench::start(EngineSettings::default());
     let (image, step) = (Duration::from_secs(1), Duration::from_millis(10));
     bench.control.set_costs(&bench.clock, step, image, Duration::ZERO);
     let admission = bench.admit(task.rows());
-    // What passes between a call's head and its task (its body, its picture) counts.
+    // The time between a call's head and its task (for its body and image) counts as well.
     bench.clock.advance(Duration::from_millis(500));
     let TaskOutput::Caption(sequences) = wait(admission.submit(CAPTION, task)).unwrap().output
     else {

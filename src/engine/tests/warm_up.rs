@@ -1,4 +1,4 @@
-//! Costs measured before the first request.
+//! The warm-up: costs measured before the first request.
 
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ fn a_unit_that_fails_in_the_warm_up_teaches_nothing_and_names_its_model() {
     assert_eq!(bench.handle.estimates().image, None);
 }
 
-/// Whatever a unit does wrong, on whichever model: an error, a panic, no memory, numbers that are no answer.
+/// For every kind of failure on any model: an error, a panic, out of memory, non-finite numbers.
 #[test]
 fn every_kind_of_unit_that_fails_in_any_way_fails_the_warm_up() {
     let (image, text) = (FakeMark::Image(0), FakeMark::Token(0));

@@ -1,4 +1,4 @@
-//! Panics and errors of the backend, caught; and the search for the item at fault.
+//! Catches panics and errors of the backend, and searches for the item at fault.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,7 +8,7 @@ use crate::engine::EngineError;
 use crate::engine::backend::BackendError;
 use crate::telemetry::logging::clipped;
 
-/// Why a call of the backend gave nothing.
+/// Why a call of the backend returned no result.
 #[derive(Debug, Clone)]
 pub(super) enum Fault {
     Error(BackendError),
@@ -16,7 +16,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    /// What the task at fault is told. Running out of memory with a single item is the server's load, not the item.
+    /// The error for the task at fault. Running out of memory with a single item is overload, not the item's fault.
     pub(super) fn to_error(&self, retry_after: Duration) -> EngineError {
         match self {
             Self::Error(BackendError::OutOfMemory(_)) => EngineError::Overloaded { retry_after },
@@ -25,7 +25,7 @@ impl Fault {
         }
     }
 
-    /// What whoever starts the server reads.
+    /// The cause as text, for the operator who starts the server.
     pub(super) fn cause(&self) -> String {
         match self {
             Self::Error(error) => error.to_string(),
@@ -33,13 +33,14 @@ impl Fault {
         }
     }
 
-    /// A smaller unit may fit.
+    /// True if a smaller unit may succeed.
     pub(super) fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Error(BackendError::OutOfMemory(_)))
     }
 }
 
-/// Calls the backend. Its contract makes the unwind safe: a failed call keeps nothing, groups stay as they were.
+/// Calls the backend. Unwinding is safe by the backend's contract: a failed call has no effect, groups stay as they
+/// were.
 pub(super) fn attempt<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Result<T, Fault> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => Ok(value),
@@ -48,7 +49,7 @@ pub(super) fn attempt<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Resu
     }
 }
 
-/// The error that `faults` injects into a call of the backend, if it does now.
+/// The error that `faults` injects into this call of the backend, if any.
 pub(super) fn injected(place: &str) -> Result<(), BackendError> {
     match crate::faults::kind(place).as_deref() {
         None => Ok(()),
@@ -58,15 +59,17 @@ pub(super) fn injected(place: &str) -> Result<(), BackendError> {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(super) fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "unknown".into())
 }
 
-/// Runs `items` together; when that fails, its halves, down to the items at fault, which alone have errors. What does
-/// not fit into the device's memory is halved once: whatever fills it will not be gone for a quarter either.
-/// One result per item, in order.
+/// Runs `items` together. If that fails, runs the halves, down to the single items at fault; only these fail. Returns
+/// one result per item, in order.
+///
+/// On out-of-memory the items are halved once. If a half fails too, all its items report it: whatever fills the memory
+/// is unlikely to leave room for quarters.
 pub(super) fn run_or_split<T, R>(
     items: &mut [T],
     call: &mut impl FnMut(&mut [T]) -> Result<Vec<R>, Fault>,
@@ -86,7 +89,9 @@ fn run<T, R>(
         if outputs.len() == items.len() {
             return Ok(outputs);
         }
-        Err(Fault::Error(BackendError::Device("a call gave too few or too many results".into())))
+        Err(Fault::Error(BackendError::Device(
+            "a call returned the wrong number of results".into(),
+        )))
     });
     match outcome {
         Ok(outputs) => outputs.into_iter().map(Ok).collect(),
@@ -126,7 +131,7 @@ mod tests {
                 Err(fault) => panic!("{fault:?}"),
             }
         }
-        // 16, then two halves of 8, 4, 2 and 1.
+        // All 16, then two halves each of 8, 4, 2 and 1.
         assert_eq!((results.len(), calls), (16, 9));
     }
 

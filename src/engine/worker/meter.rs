@@ -1,4 +1,4 @@
-//! The worker's metrics and counters: the only file of the worker that knows their names.
+//! The worker's metrics and counters. No other file of the worker knows their names.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,36 +17,36 @@ use crate::telemetry::logging::clipped;
 const STAGES: [Stage; 2] = [Stage::Vision, Stage::Text];
 const TRIGGERS: [Trigger; 4] = [Trigger::Full, Trigger::Linger, Trigger::Idle, Trigger::Drain];
 
-/// Weight of the newest ended row in what is known of rows: about the last twenty count.
+/// Weight of the newest finished row in the moving average of row lengths: about the last twenty count.
 const NEWEST: f64 = 0.05;
 
-/// Weight of the newest look-up in the share of images that had to be encoded.
+/// Weight of the newest look-up in the moving average of the miss rate.
 const NEWEST_LOOKUP: f64 = 0.05;
 
-/// Estimates that nothing has refreshed for so long may be of other times.
+/// Estimates older than this are stale: load may have changed since.
 const STALE: Duration = Duration::from_secs(60);
 
-/// What a step holds.
+/// Counts of what a decode step contains.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct StepMix {
-    /// Groups in their first step.
+    /// Groups in their first step (prefill).
     pub(super) prompts: usize,
-    /// Single sequences that go on.
+    /// Single sequences past their first step.
     pub(super) decoding: usize,
-    /// Beam groups, in whichever step.
+    /// Beam search groups, in whichever step.
     pub(super) beams: usize,
     pub(super) rows: usize,
 }
 
-/// Writes what the worker does.
+/// Writes the metrics and counters, and keeps moving averages for the estimates.
 pub(super) struct Meter {
     shared: Arc<Shared>,
     evictions: u64,
-    /// Units and tokens of a row's life.
+    /// Moving averages of the units and tokens of a row, from its first unit to its last.
     row_life: Option<(f64, f64)>,
-    /// Share of images that had to be encoded; all of them until some were looked up.
+    /// Moving average of the feature cache's miss rate; 1.0 until images have been looked up.
     misses: f64,
-    /// When units of each stage were last measured.
+    /// When a unit of each stage was last measured.
     measured: [Option<Instant>; 2],
 }
 
@@ -67,7 +67,7 @@ fn trigger_label(trigger: Trigger) -> &'static str {
 }
 
 impl Meter {
-    /// Every label set known in advance starts at 0.
+    /// Initialises every label set that is known in advance to 0.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let metrics = &shared.metrics;
         for stage in STAGES.map(stage_label) {
@@ -91,7 +91,7 @@ impl Meter {
         count(&self.shared.counters.submitted, 1);
     }
 
-    /// A task has its outcome.
+    /// Counts the outcome of a task.
     pub(super) fn outcome(&self, error: Option<&EngineError>) {
         let counters = &self.shared.counters;
         let counter = match error {
@@ -110,7 +110,7 @@ impl Meter {
         count(counter, 1);
     }
 
-    /// A task has nobody left to answer.
+    /// Counts a task whose client is gone.
     pub(super) fn cancelled(&self) {
         count(&self.shared.counters.cancelled, 1);
         self.shared.metrics.queue_cancelled_total.inc();
@@ -127,7 +127,7 @@ impl Meter {
         self.shared.metrics.cache_requests_total.with_label_values(&["features", result]).inc();
     }
 
-    /// A unit begins.
+    /// Counts a unit that begins, and the time that its new items waited.
     pub(super) fn unit(&self, stage: Stage, trigger: Trigger, waited: &[Duration]) {
         let (stage, metrics) = (stage_label(stage), &self.shared.metrics);
         metrics.batches_total.with_label_values(&[stage, trigger_label(trigger)]).inc();
@@ -137,7 +137,8 @@ impl Meter {
         }
     }
 
-    /// A call of the backend has returned: a sign of life, and maybe a fault to log. Faults: 0 or 1.
+    /// Records a finished backend call: renews the heartbeat, and counts and logs a fault. Returns the number of
+    /// faults, 0 or 1.
     pub(super) fn call<T>(&self, what: &str, items: usize, result: &Result<T, Fault>) -> usize {
         self.shared.beat();
         match result {
@@ -163,7 +164,7 @@ impl Meter {
         1
     }
 
-    /// An output was NaN or infinite.
+    /// Counts an output with NaN or infinity.
     pub(super) fn non_finite(&self) {
         self.shared.metrics.non_finite_outputs_total.inc();
     }
@@ -199,7 +200,8 @@ impl Meter {
         self.batch(Stage::Text, model, mix.rows, elapsed);
     }
 
-    /// A sequence or beam group has a token more: its first, `gap` after its call was admitted, or one `gap` after the last.
+    /// Records a new token of a sequence or beam search. For the first token, `gap` is the time since its call was
+    /// admitted, for the others the time since the previous token.
     pub(super) fn token(&self, first: bool, gap: Duration) {
         let metrics = &self.shared.metrics;
         let histogram = if first {
@@ -214,7 +216,7 @@ impl Meter {
         self.shared.metrics.generated_tokens_total.inc_by(tokens as u64);
     }
 
-    /// A row has run its last unit.
+    /// Records a row that has run its last unit.
     pub(super) fn row_ended(&mut self, units: usize, tokens: f64) {
         let units = units as f64;
         let (old_units, old_tokens) = self.row_life.unwrap_or((units, tokens));
@@ -222,7 +224,7 @@ impl Meter {
         self.row_life = Some((fade(old_units, units), fade(old_tokens, tokens)));
     }
 
-    /// What waits, and for how long the oldest task has.
+    /// Updates the gauges of queue depth, and of when the oldest waiting task was submitted.
     pub(super) fn queue(&self, (images, rows): (usize, usize), oldest: Option<Duration>) {
         let metrics = &self.shared.metrics;
         for (stage, depth) in STAGES.into_iter().zip([images, rows]) {
@@ -242,12 +244,12 @@ impl Meter {
         self.evictions = evictions;
     }
 
-    /// A unit of this stage has taught what it costs.
+    /// Records that a unit of this stage has been measured.
     pub(super) fn measured(&mut self, stage: Stage, now: Instant) {
         self.measured[stage as usize] = Some(now);
     }
 
-    /// What admission tests against.
+    /// The estimates that admission control uses.
     pub(super) fn estimates(
         &self,
         (image, text): (Option<f64>, Option<TextCost>),

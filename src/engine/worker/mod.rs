@@ -1,15 +1,15 @@
-//! The worker: a loop around the scheduler that owns the backend, the features and every admitted task.
+//! The worker: a loop around the scheduler that owns the backend, the feature cache and every admitted task.
 //!
 //! - `thread`: the loop and its inbox.
-//! - `units`: runs vision batches, passes and steps.
-//! - `fault`: panics and errors caught, and the search for the item at fault.
-//! - `supervision`: a backend that no longer works is built anew, once.
-//! - `probe`: whether it works, asked after a unit of which nothing came.
+//! - `units`: runs vision batches, batches of single-pass rows, and decode steps.
+//! - `fault`: catches the backend's panics and errors, and searches for the item at fault.
+//! - `supervision`: rebuilds a backend that has failed.
+//! - `probe`: checks whether the backend works, after a unit without any result.
 //! - `meter`: metrics and counters.
-//! - `warm_up`: what work costs, before there is any.
+//! - `warm_up`: measures costs before the first request.
 //!
-//! Everything here runs on one thread, one [`Worker::turn`] after another; tests call it without a thread.
-//! Answers leave at the end of a turn, when the gauges show the state after it.
+//! Everything here runs on one thread, one [`Worker::turn`] after another; tests call it without a thread. Answers are
+//! sent at the end of a turn, when the gauges show the state after it.
 
 mod fault;
 mod meter;
@@ -58,16 +58,16 @@ pub(crate) struct Submission {
 /// How a task ends.
 pub(crate) type Outcome = Result<Answered, EngineError>;
 
-/// What a turn came to.
+/// What the thread does after a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// A unit ran: look again at once.
+    /// A unit ran. Take the next turn at once.
     Ran,
     /// Nothing runs before this time, unless something arrives.
     WaitUntil(Instant),
-    /// Nothing runs unless something arrives.
+    /// Nothing runs until something arrives.
     Idle,
-    /// The backend does not work any more.
+    /// The backend has failed its probe.
     Sick,
 }
 
@@ -82,13 +82,13 @@ struct Active {
     claim: Claim,
     reply: oneshot::Sender<Outcome>,
     stream: Option<mpsc::Sender<TokenLogprob>>,
-    /// Images that are still to be encoded, and whether for this task first.
+    /// Images not yet encoded. The flag is true if this task's cache miss started the encoding.
     awaited: Vec<(FeatureKey, bool)>,
-    /// Images pinned, with the rows and groups that attend to each.
+    /// Images that the task pins, with the number of its rows and groups that attend to each.
     pinned: HashMap<FeatureKey, usize>,
 }
 
-/// A one-pass row that waits.
+/// A single-pass row that waits.
 struct Row<M> {
     task: TaskId,
     slot: Slot,
@@ -102,16 +102,16 @@ struct Group<M> {
     slot: Slot,
     image: Option<FeatureKey>,
     rows: usize,
-    /// What to open it with, until it joins.
+    /// Passed to the backend when the group joins; `None` afterwards.
     spec: Option<GroupSpec<M>>,
-    /// Steps taken, and tokens run per row.
+    /// Steps taken so far, and tokens run per row.
     units: usize,
     tokens: f64,
-    /// When it got its newest token; before the first, when its call was admitted.
+    /// When the group got its newest token; before its first token, when its call was admitted.
     last_token: Instant,
 }
 
-/// The owner of the backend.
+/// Owner of the backend, the feature cache and all tasks.
 pub(crate) struct Worker<B: Backend> {
     backend: B,
     shared: Arc<Shared>,
@@ -120,13 +120,14 @@ pub(crate) struct Worker<B: Backend> {
     tasks: BTreeMap<TaskId, Active>,
     rows: HashMap<ItemId, Row<B::Memory>>,
     groups: HashMap<ItemId, Group<B::Memory>>,
-    /// The backend's side of groups that run.
+    /// The backend's state of the groups that run.
     opened: HashMap<ItemId, B::Group>,
     next_id: u64,
     meter: Meter,
-    /// A model of which the last unit gave nothing at all: is it the unit, or the backend?
+    /// Model whose last failure may be the backend's fault: a unit without any result, a group that could not be
+    /// opened, or an output that is not finite. The next turn probes the backend.
     suspect: Option<ModelId>,
-    /// Outcomes of this turn.
+    /// Outcomes of this turn, sent at its end.
     outbox: Vec<(oneshot::Sender<Outcome>, Outcome)>,
 }
 
@@ -151,17 +152,17 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// True when every task has its outcome.
+    /// True if every task has its outcome.
     pub(crate) fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
 
-    /// Nothing is held back for company from now on.
+    /// Starts draining: items no longer linger.
     pub(crate) fn drain(&mut self) {
         self.scheduler.drain();
     }
 
-    /// Takes a task over; from here it gets exactly one outcome.
+    /// Takes over a task. From now on it gets exactly one outcome.
     pub(crate) fn accept(&mut self, submission: Submission) {
         let Submission { model, task, admitted, deadline, submitted, claim, reply, stream } =
             submission;
@@ -225,11 +226,11 @@ impl<B: Backend> Worker<B> {
         self.settle(id);
     }
 
-    /// Drops what is over, runs one unit if there is one, and sends the outcomes.
+    /// One turn: drops tasks that are over, runs one unit if there is one, and sends the outcomes.
     pub(crate) fn turn(&mut self) -> Next {
         self.shared.beat();
         faults::at("engine::turn");
-        // One look at the clock: what is not yet due when tasks are dropped is not due when a unit is chosen.
+        // The clock is read once: a task that is not due when due tasks are dropped is not due when a unit is chosen.
         let now = self.shared.clock.now();
         self.drop_what_is_over(now);
         if let Some(model) = self.suspect.take()
@@ -254,7 +255,7 @@ impl<B: Backend> Worker<B> {
         next
     }
 
-    /// Nothing can be answered any more.
+    /// Ends all tasks with `WorkerDown`.
     pub(crate) fn fail_all(&mut self) {
         for task in self.tasks.keys().copied().collect::<Vec<_>>() {
             self.finish(task, Err(EngineError::WorkerDown));
@@ -263,8 +264,8 @@ impl<B: Backend> Worker<B> {
         self.send();
     }
 
-    /// The end of the drain time, deadlines, and clients that have left. Clients leave at their deadline too, so
-    /// deadlines come first: such a task has expired, nobody cancelled it.
+    /// Ends tasks after an abort, past their deadline, or whose client has disconnected. Clients disconnect at their
+    /// deadline too, so deadlines are checked first: such a task has expired, nobody cancelled it.
     fn drop_what_is_over(&mut self, now: Instant) {
         if self.shared.is_aborted() {
             for task in self.tasks.keys().copied().collect::<Vec<_>>() {
@@ -285,7 +286,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// An image that `task` waits for is encoded, and pinned for it.
+    /// An image that `task` waits for is encoded, and pinned for the task.
     fn image_ready(&mut self, task: TaskId, key: FeatureKey, memory: &B::Memory, now: Instant) {
         let Some(active) = self.tasks.get_mut(&task) else {
             self.features.unpin(key);
@@ -295,7 +296,7 @@ impl<B: Backend> Worker<B> {
             active.claim.image_encoded();
         }
         active.awaited.retain(|&(awaited, _)| awaited != key);
-        // One more than its rows until they are known, so that it is not let go of in between.
+        // One pin more than its rows need, until these are known, so that it is not released in between.
         active.pinned.insert(key, 1);
         let work = active.plan.image_ready(key, memory);
         self.enqueue(task, work, now);
@@ -319,10 +320,11 @@ impl<B: Backend> Worker<B> {
                 }
                 Work::Group { slot, spec, image, question_tokens } => {
                     let rows = group_rows(&spec.params);
-                    // The model drops the prompt's [SEP]; without a prompt it starts from one token.
+                    // The model drops the prompt's [SEP]. Without a prompt it starts from one token.
                     let tokens = spec.prompt.as_ref().map_or(1, |prompt| prompt.len().max(2) - 1);
                     let image_kv = image.map(|key| (key, self.backend.cross_kv_bytes(model)));
-                    // Beside a row's tokens so far, a step holds their next keys and values until it has succeeded.
+                    // A step keeps the new keys and values next to a row's present ones until it succeeds, hence the
+                    // factor 2.
                     let most_tokens = 2 * rows * (tokens + spec.params.max_new_tokens);
                     let own_kv = self.backend.row_kv_bytes_per_token(model)
                         * (most_tokens + question_tokens) as u64;
@@ -338,7 +340,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// A row or group of `task` no longer attends to `image`.
+    /// A row or group of `task` that attended to `image` has ended.
     fn release(&mut self, task: TaskId, image: Option<FeatureKey>) {
         let Some(key) = image else { return };
         let Some(active) = self.tasks.get_mut(&task) else { return };
@@ -375,7 +377,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Takes a task out, with everything that waits, runs or is pinned for it.
+    /// Removes a task, with everything that waits, runs or is pinned for it.
     fn remove(&mut self, task: TaskId) -> Option<Active> {
         let active = self.tasks.remove(&task)?;
         for item in self.scheduler.remove_task(task).items {
@@ -392,7 +394,7 @@ impl<B: Backend> Worker<B> {
         Some(active)
     }
 
-    /// The first unit of a task begins.
+    /// Records a task's queue time when its first unit begins.
     fn started(&mut self, task: TaskId, now: Instant) {
         if let Some(active) = self.tasks.get_mut(&task)
             && !active.started
@@ -416,7 +418,7 @@ impl<B: Backend> Worker<B> {
     fn send(&mut self) {
         for (reply, outcome) in self.outbox.drain(..) {
             faults::at("engine::send");
-            // An error means that the client has left in the meantime: the outcome is nobody's.
+            // An error means that the client has disconnected in the meantime, so nobody needs the outcome.
             let _ = reply.send(outcome);
         }
     }
@@ -441,7 +443,7 @@ impl From<PlanError> for EngineError {
     }
 }
 
-/// Adds `elapsed` to one kind of a task's time.
+/// Adds `elapsed` to one part of a task's timing.
 fn add(total: &mut Duration, elapsed: Duration) {
     *total = total.saturating_add(elapsed);
 }

@@ -1,14 +1,16 @@
-//! Does the backend still work? Asked after a unit of which nothing came: then either its items are poisoned, which costs
-//! them alone, or the backend is broken, which would cost everybody. Items of our own, known to be good, tell which.
+//! Probes whether the backend still works, after a failure that may be its fault: a unit in which every item failed, a
+//! group that could not be opened, or an output that is not finite. Either the items are poisoned, which costs only
+//! them, or the backend is broken, which would cost every task. Known good items tell which.
 
 use super::Worker;
 use crate::engine::backend::{Backend, OnePassOutput};
 use crate::task::ModelId;
 
 impl<B: Backend> Worker<B> {
-    /// Runs one small unit of each kind that `model` has; true when all succeed with finite numbers. Takes about as
-    /// long as one short request, so poisoned requests slow the others down by no more than good ones would.
-    /// A device that has no memory left says nothing about whether it works.
+    /// Runs one small unit of each kind that `model` supports. Returns true if all succeed with finite numbers.
+    ///
+    /// It takes about as long as one short request, so poisoned requests slow down the others no more than good ones
+    /// would. Running out of memory proves nothing and counts as working.
     pub(super) fn probe(&mut self, model: ModelId) -> bool {
         if crate::faults::at("engine::probe") {
             return false;
@@ -23,14 +25,14 @@ impl<B: Backend> Worker<B> {
         if works {
             tracing::warn!(
                 model.id = info.name,
-                "the backend works: the failed items were at fault"
+                "the backend passed its probe; the failed items were at fault"
             );
         }
         works
     }
 }
 
-/// True when what a probe gave could be an answer.
+/// True if the output contains no NaN or infinity.
 pub(super) fn is_finite<M>(output: &OnePassOutput<M>) -> bool {
     match output {
         OnePassOutput::Memory(_) => true,

@@ -1,4 +1,5 @@
-//! The whole engine without its thread, under a hand-moved clock: random calls, faults, departures, deadlines, drain.
+//! Properties of the whole engine without its thread, under a clock moved by hand. Random calls, faults, clients that
+//! disconnect, deadlines, drain.
 
 use std::collections::HashMap;
 
@@ -19,7 +20,7 @@ use crate::telemetry::metrics::Metrics;
 
 const MILLI: Duration = Duration::from_millis(1);
 
-/// What a client asks for, small enough to shrink well.
+/// What a client requests; small, so that failures shrink well.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Ask {
     Caption { image: u8, prompt: Option<u32>, beams: usize, samples: usize },
@@ -130,12 +131,12 @@ fn task(ask: &Ask) -> (ModelId, Task) {
     }
 }
 
-/// Images 5 and texts with token 15 are at fault in the calls that hold them.
+/// Calls that contain image 5 or a text with token 15 fail.
 fn is_poisoned(ask: &Ask) -> bool {
     let (images, texts) = match ask {
         Ask::Caption { image, prompt, .. } => (vec![*image], prompt.iter().copied().collect()),
         Ask::Answer { image, questions, .. } => (vec![*image], questions.clone()),
-        // Nothing is asked, nothing runs.
+        // Nothing is requested, so nothing runs.
         Ask::Pairs { matching: false, cosine: false, .. } => (Vec::new(), Vec::new()),
         Ask::Pairs { images, texts, .. } => (images.clone(), texts.clone()),
         Ask::Embed { image, text } => {
@@ -161,7 +162,7 @@ fn settings() -> EngineSettings {
     }
 }
 
-/// A client's end of one task.
+/// The client's side of one task.
 struct Pending {
     ask: Ask,
     deadline: Instant,
@@ -267,8 +268,8 @@ impl World {
         next
     }
 
-    /// The calls of this turn hold nothing of clients that had left or of tasks past their deadline: each image
-    /// and text in them is still wanted by somebody.
+    /// The backend calls of this turn contain nothing of clients that had disconnected or of tasks past their deadline:
+    /// some live task still wants each image and text in them.
     fn check_units(&self, from: usize, now: Instant) {
         let wanted = |mark: &FakeMark| {
             self.pending.iter().any(|pending| {
@@ -287,7 +288,7 @@ impl World {
             })
         };
         for unit in &self.control.log()[from..] {
-            // A probe's image is black, its text all zeros: they are nobody's by design.
+            // A probe uses a black image and texts of zeros, which belong to no task.
             let probe = |mark: &&FakeMark| matches!(mark, FakeMark::Image(0) | FakeMark::Token(0));
             for mark in unit.items.iter().flatten().filter(|mark| !probe(mark)) {
                 assert!(wanted(mark), "{mark:?} of {unit:?} is nobody's");
@@ -305,7 +306,7 @@ impl World {
     }
 }
 
-/// What a task answers alone.
+/// The answer to a task that runs alone.
 fn lone_answer(ask: &Ask, known: &mut HashMap<Ask, TaskOutput>) -> TaskOutput {
     if let Some(output) = known.get(ask) {
         return output.clone();
@@ -396,7 +397,7 @@ fn caption_of(image: u8) -> Vec<Ask> {
 
 #[test]
 fn a_deadline_that_passes_in_the_middle_of_a_turn_waits_for_the_next_one() {
-    // The clock moves on with every look at it, so each deadline falls between two other looks.
+    // Each reading of the clock moves it on, so each deadline falls between two other readings.
     for deadline_ms in 1..60 {
         let clock = ManualClock::start();
         let ticking = {
@@ -436,7 +437,7 @@ fn only_the_task_that_an_image_is_encoded_for_counts_for_it() {
     let embed = |image| vec![Ask::Embed { image: Some(image), text: None }];
     assert!(world.call(embed(1), deadline));
     world.finish();
-    // One that is cached, one that is not, and one that waits for the same.
+    // One image that is cached, one that is not, and a second task waiting for the latter.
     for image in [1, 2, 2] {
         assert!(world.call(embed(image), deadline));
     }
@@ -458,7 +459,7 @@ fn estimates_that_nothing_refreshes_become_stale() {
     world.clock.advance(MILLI);
     world.turn();
     assert!(world.shared.ledger.estimates().stale);
-    // Another image: one that is cached would tell nothing of what images cost.
+    // A new image: a cached one would say nothing about the cost of encoding.
     assert!(world.call(caption_of(2), world.clock.now() + Duration::from_secs(600)));
     world.finish();
     assert!(!world.shared.ledger.estimates().stale);
@@ -466,7 +467,7 @@ fn estimates_that_nothing_refreshes_become_stale() {
 
 #[test]
 fn a_group_is_charged_for_its_rows_at_their_longest_twice_and_for_its_question() {
-    // One byte a token: twice one start token and six new ones, and three of the question.
+    // One byte per token: twice (one start token and six new ones), plus three of the question: 17 bytes for a group.
     for (max_kv_bytes, together) in [(34, 2), (33, 1)] {
         let settings = EngineSettings { max_kv_bytes, ..EngineSettings::default() };
         let mut world = World::new(settings);

@@ -1,8 +1,8 @@
-//! The thread from its start to its end: it runs the worker, and replaces a backend that does not work any more.
+//! Supervision of the worker thread: runs the worker, and rebuilds a backend that has failed.
 //!
-//! A backend is given up when a probe fails after a unit of which nothing came, or when the worker itself panicked.
-//! Then the engine is not ready, every task is told that the worker is down, and the backend is built anew; when that
-//! fails, or was done a short while ago, the thread ends, so that the process can be restarted.
+//! A backend is given up when it fails a probe after a unit without any result, or when the worker itself panicked.
+//! Then the engine is not ready, every task ends with `WorkerDown`, and the backend is rebuilt. If rebuilding fails, or
+//! was done a short while ago, the thread ends, so that the process can be restarted.
 
 use std::error::Error;
 use std::io;
@@ -18,16 +18,16 @@ use crate::engine::shared::Shared;
 use crate::engine::sync::{Builder, JoinHandle, Receiver};
 use crate::telemetry::logging::clipped;
 
-/// The thread's name, as debuggers and `top` show it.
+/// Name of the thread, as debuggers and `top` show it.
 const NAME: &str = "blip-worker";
 
-/// Builds the backend anew, with the same models. Called on the worker's thread, after the old one was dropped.
+/// Rebuilds the backend with the same models. Called on the worker thread, after the old backend was dropped.
 pub type Rebuild<B> = Box<dyn FnMut() -> Result<B, Box<dyn Error + Send + Sync>> + Send>;
 
-/// Starts the thread. It owns the backend until it ends, which `shared` then says.
+/// Starts the worker thread. It owns the backend until it ends, and marks its end in `shared`.
 ///
 /// # Errors
-/// When the system gives no thread.
+/// Returns an error when the operating system does not create a thread.
 pub(crate) fn spawn<B: Backend + Send + 'static>(
     backend: B,
     rebuild: Option<Rebuild<B>>,
@@ -37,12 +37,12 @@ pub(crate) fn spawn<B: Backend + Send + 'static>(
     Builder::new().name(NAME.into()).spawn(move || {
         let _alive = Alive(Arc::clone(&shared));
         let mut supervisor = Supervisor { rebuild, shared, rebuilt: None };
-        // Dropped after `died`: who learns from a dropped reply that the worker is down also sees it in the state.
+        // Dropped after `died`: a client whose reply was dropped (worker down) sees the same in the engine's state.
         let _inbox = supervisor.supervise(backend, inbox);
     })
 }
 
-/// Says that the thread has ended, however it ended.
+/// Marks the thread's end in the shared state, even after a panic.
 struct Alive(Arc<Shared>);
 
 impl Drop for Alive {
@@ -54,7 +54,7 @@ impl Drop for Alive {
 struct Supervisor<B> {
     rebuild: Option<Rebuild<B>>,
     shared: Arc<Shared>,
-    /// When the backend was last built anew.
+    /// When the backend was last rebuilt.
     rebuilt: Option<Instant>,
 }
 
@@ -63,16 +63,17 @@ impl<B: Backend> Supervisor<B> {
         let mut worker = Worker::new(backend, Arc::clone(&self.shared));
         while self.run(&mut worker, &inbox) == Ended::Sick {
             let heal = self.may_rebuild();
-            // The state first: whoever is told sees it.
+            // The state is set first, so that notified clients see it.
             if heal {
                 self.shared.set_rebuilding(true);
             } else {
                 self.shared.died();
             }
-            // After a panic the worker's own books may be torn; dropping them answers everybody, too.
+            // A panic may have left the worker's data inconsistent. If this fails as well, dropping the worker answers
+            // its tasks.
             let _ = catch_unwind(AssertUnwindSafe(|| worker.fail_all()));
             drop(worker);
-            // Dropping a task answers it, too: who waits would wait for files of gigabytes to be read.
+            // Dropping a task answers it. Otherwise its client would wait while gigabytes of weights are read.
             while inbox.try_recv().is_ok() {}
             if !heal {
                 return inbox;
@@ -80,13 +81,13 @@ impl<B: Backend> Supervisor<B> {
             match self.build() {
                 Ok(healed) => worker = healed,
                 Err(error) => {
-                    tracing::error!(%error, "the backend cannot be built anew");
+                    tracing::error!(%error, "cannot rebuild the backend; the worker ends");
                     self.shared.died();
                     return inbox;
                 }
             }
             self.shared.set_rebuilding(false);
-            tracing::info!("the backend works again");
+            tracing::info!("backend rebuilt; serving again");
         }
         self.shared.died();
         inbox
@@ -107,37 +108,37 @@ impl<B: Backend> Supervisor<B> {
     fn may_rebuild(&self) -> bool {
         let now = self.shared.clock.now();
         let interval = self.shared.settings.worker_rebuild_interval;
-        // One that fails again so soon will not be healed by doing the same once more.
+        // A backend that fails again this soon is not fixed by another rebuild.
         let again = |at: Instant| now.saturating_duration_since(at) < interval;
         match (&self.rebuild, self.rebuilt) {
             _ if self.shared.ledger.is_draining() => {
-                tracing::error!("the backend does not work any more, and the server is ending");
+                tracing::error!("the backend has failed during shutdown; not rebuilding it");
             }
-            (None, _) => tracing::error!("the backend does not work any more"),
+            (None, _) => tracing::error!("the backend has failed and cannot be rebuilt"),
             (_, Some(at)) if again(at) => {
-                tracing::error!("the backend does not work although it was built anew");
+                tracing::error!("the backend has failed again soon after its rebuild; giving up");
             }
             _ => return true,
         }
         false
     }
 
-    /// A worker on a new backend that passed its probes.
+    /// Builds a worker on a new backend and checks it with a warm-up.
     fn build(&mut self) -> Result<Worker<B>, Box<dyn Error + Send + Sync>> {
-        tracing::error!("the backend does not work any more; building it anew");
-        let rebuild = self.rebuild.as_mut().ok_or("there is no way to build it")?;
+        tracing::error!("the backend has failed; rebuilding it");
+        let rebuild = self.rebuild.as_mut().ok_or("rebuilding is not supported")?;
         if crate::faults::at("engine::rebuild") {
             return Err("an injected fault".into());
         }
-        // Building panics where loading does, which must not look like a bug of the worker.
+        // Building can panic where loading does. That must not look like a bug of the worker.
         let built = catch_unwind(AssertUnwindSafe(rebuild));
         let backend = built.unwrap_or_else(|payload| Err(message(payload.as_ref()).into()))?;
         if *backend.models() != *self.shared.models {
-            return Err("the models have changed in the meantime".into());
+            return Err("the models have changed since the start".into());
         }
         let mut worker = Worker::new(backend, Arc::clone(&self.shared));
         if let Err(error) = worker.warm_up() {
-            return Err(format!("it does not work either: {error}").into());
+            return Err(format!("the new backend fails as well: {error}").into());
         }
         self.shared.metrics.worker_restarts_total.inc();
         self.rebuilt = Some(self.shared.clock.now());

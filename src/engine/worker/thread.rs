@@ -1,4 +1,4 @@
-//! The thread's loop: it drains the inbox, takes a turn, and sleeps only when there is nothing to run.
+//! The loop of the worker thread: it drains the inbox, takes a turn, and sleeps only when there is nothing to run.
 
 use std::time::Duration;
 
@@ -9,31 +9,31 @@ use crate::engine::WarmUpError;
 use crate::engine::backend::Backend;
 use crate::engine::sync::{Receiver, RecvTimeoutError, TryRecvError};
 
-/// An idle worker gives a sign of life this often.
+/// Interval at which an idle worker renews its heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// What reaches the worker.
+/// Messages to the worker thread.
 pub(crate) enum Message {
-    /// A task.
     Task(Box<Submission>),
-    /// Measure what work costs, then say whether every unit succeeded.
+    /// Measure what work costs, then report whether every unit succeeded.
     WarmUp(oneshot::Sender<Result<(), WarmUpError>>),
-    /// A flag has changed: look.
+    /// A flag has changed; wake up and check.
     Wake,
 }
 
 /// Why the loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
-    /// Nothing is left and nothing more can come.
+    /// No task is left and none can arrive any more.
     Done,
-    /// The backend does not work any more.
+    /// The backend has failed its probe, or the worker has panicked.
     Sick,
 }
 
 pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>) -> Ended {
     loop {
-        // Asked before the inbox is emptied: what was submitted before the engine was told to stop is then in there.
+        // Read before the inbox is drained: everything submitted before the engine was told to stop is then in the
+        // inbox.
         let stopping = worker.shared.is_stopping();
         let open = drain(worker, inbox);
         if !open {
@@ -43,7 +43,7 @@ pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>)
             Next::Ran => continue,
             Next::WaitUntil(at) => at.saturating_duration_since(worker.now()).min(HEARTBEAT),
             Next::Idle if worker.is_empty() && (!open || stopping) => return Ended::Done,
-            // Told to stop since: the message that says so may have been taken out already.
+            // Stopped in the meantime: the wake-up message for that may already have been consumed.
             Next::Idle if !stopping && worker.shared.is_stopping() => continue,
             Next::Sick => return Ended::Sick,
             Next::Idle => HEARTBEAT,
@@ -55,7 +55,7 @@ pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>)
     }
 }
 
-/// Takes everything out of the inbox; false when nobody can send any more.
+/// Handles all messages in the inbox. Returns false when no sender is left.
 fn drain<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>) -> bool {
     loop {
         match inbox.try_recv() {
@@ -71,7 +71,7 @@ fn receive<B: Backend>(worker: &mut Worker<B>, message: Message) {
         Message::Task(submission) => worker.accept(*submission),
         Message::WarmUp(done) => {
             let outcome = worker.warm_up();
-            // Whoever asked may have left; the estimates are there all the same.
+            // The caller may have gone; the estimates are updated all the same.
             let _ = done.send(outcome);
         }
         Message::Wake => {}

@@ -1,4 +1,4 @@
-//! Runs units: vision batches, passes of one-pass rows, and steps.
+//! Runs work units: vision batches, batches of single-pass rows, and decode steps.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ fn stage_of(work: &UnitWork) -> Stage {
 }
 
 impl<B: Backend> Worker<B> {
-    /// Runs a unit and spreads its results.
+    /// Runs a unit and distributes its results to the tasks.
     pub(super) fn run(&mut self, unit: Unit) {
         let Unit { work, trigger, waited } = unit;
         self.meter.unit(stage_of(&work), trigger, &waited);
@@ -83,7 +83,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Books a vision unit on the tasks that waited for it, once each.
+    /// Adds the time of a vision unit to the tasks that waited for it, once per task.
     fn took_part(
         &mut self,
         waiters: &[TaskId],
@@ -156,7 +156,7 @@ impl<B: Backend> Worker<B> {
         for &id in joining {
             self.open(id);
         }
-        // A group that could not be opened has taken its task's other groups with it.
+        // If a group cannot be opened, its whole task fails, and the task's other groups are gone as well.
         let mut groups: Vec<(ItemId, B::Group)> =
             ids.iter().filter_map(|&id| self.opened.remove(&id).map(|group| (id, group))).collect();
         if groups.is_empty() {
@@ -202,7 +202,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// What one step did to one group.
+    /// Handles what one step did to one group: streams the token, and completes the group if it has finished.
     fn stepped(&mut self, id: ItemId, task: TaskId, group: B::Group, event: StepEvent) {
         self.meter.generated(event.generated);
         if let Some(token) = event.token
@@ -215,7 +215,7 @@ impl<B: Backend> Worker<B> {
                     self.finish(task, Err(EngineError::SlowReader));
                     return;
                 }
-                // Nobody reads along; the reply may still be wanted.
+                // Nobody reads the stream any more; the reply may still be wanted.
                 Err(TrySendError::Closed(_)) => active.stream = None,
             }
         }
@@ -243,7 +243,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Opens a group that joins.
+    /// Opens a group that joins the step.
     fn open(&mut self, id: ItemId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let (task, Some(spec)) = (group.task, group.spec.take()) else { return };
@@ -264,7 +264,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// What kinds of rows a step holds.
+    /// Counts the kinds of rows in a step.
     fn mix(&self, running: &[ItemId], joining: &[ItemId]) -> StepMix {
         let mut mix = StepMix { prompts: joining.len(), rows: joining.len(), ..StepMix::default() };
         for id in running {
@@ -279,7 +279,7 @@ impl<B: Backend> Worker<B> {
         mix
     }
 
-    /// Charges a unit's time and learns from it if it went well.
+    /// Charges a unit's time to its stage; learns its cost if it succeeded.
     pub(super) fn record(&mut self, work: &UnitWork, start: Instant, went_well: bool) -> Duration {
         let now = self.now();
         let elapsed = now.saturating_duration_since(start);
@@ -298,7 +298,8 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// A unit of which nothing came leaves two explanations: its items, or the backend. Being out of memory is neither.
+    /// If a whole unit failed, either its items or the backend are at fault: the next turn probes the backend. Running
+    /// out of memory proves neither.
     fn doubt<T>(&mut self, model: ModelId, results: &[Result<T, Fault>]) {
         let failed =
             |result: &Result<T, Fault>| matches!(result, Err(fault) if !fault.is_out_of_memory());
@@ -307,7 +308,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// An output that the task's plan cannot take.
+    /// Fails a task whose plan cannot accept an output. Non-finite numbers make the backend suspect.
     fn misfit(&mut self, task: TaskId, error: PlanError) {
         if matches!(error, PlanError::NonFinite(_)) {
             self.meter.non_finite();
@@ -321,7 +322,7 @@ impl<B: Backend> Worker<B> {
         self.finish(task, Err(error));
     }
 
-    /// A model that uses this tower, for the label.
+    /// A model that uses this tower, for the metric label.
     fn model_of(&self, tower: TowerId) -> ModelId {
         let model = self.shared.models.iter().find(|model| model.tower == tower);
         model.map_or(ModelId(0), |model| model.id)

@@ -1,6 +1,8 @@
-//! What work costs, measured before anybody waits: one small unit of each kind on each tower and model, so that the
-//! first burst already meets estimates. None of it counts as served work, and nothing of it is kept. A unit that fails
-//! shows that its model cannot be served. `probe` runs the same units to learn whether the backend works.
+//! Warm-up: measures what work costs before the first request, with one small unit of each kind on each tower and
+//! model, so that even the first burst meets estimates.
+//!
+//! None of it counts as served work, and no result is kept. A unit that fails shows that its model cannot be served.
+//! `probe` runs the same units to check whether the backend works.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,24 +23,24 @@ use crate::task::{
 /// Tokens of a short question.
 const TEXT_TOKENS: usize = 8;
 
-/// Units and tokens of a caption, until some were generated.
+/// Assumed number of units and tokens of a caption, until real ones have been generated.
 const CAPTION_TOKENS: usize = 10;
 
-/// The first step projects the image, the second is like all that follow.
+/// The first step also projects the image; the second is like all that follow.
 const STEPS: usize = 2;
 
-/// A unit that failed: what it was to compute, and why it did not.
+/// A unit that failed: what it should have computed, and why it failed.
 pub(super) struct UnitFault {
     unit: &'static str,
     cause: String,
 }
 
 impl<B: Backend> Worker<B> {
-    /// Runs the units and publishes what they cost. One that fails is logged and teaches nothing; the others run all
-    /// the same.
+    /// Runs the units and publishes their costs. A unit that fails is logged and teaches nothing; the other models are
+    /// still warmed up.
     ///
     /// # Errors
-    /// `ModelFailed` with the first unit that failed.
+    /// `ModelFailed` for the first unit that failed.
     pub(super) fn warm_up(&mut self) -> Result<(), WarmUpError> {
         let models = Arc::clone(&self.shared.models);
         let mut images: HashMap<TowerId, B::Memory> = HashMap::new();
@@ -53,7 +55,7 @@ impl<B: Backend> Worker<B> {
         outcome
     }
 
-    /// The units of one model; `images` holds what its tower gave for another model, if it did.
+    /// Runs the units of one model. `images` holds the features from towers that other models have already run.
     fn warm_model(
         &mut self,
         model: &ModelInfo,
@@ -67,7 +69,8 @@ impl<B: Backend> Worker<B> {
         self.warm_texts(model, &image, true)
     }
 
-    /// A black image. Once: it takes by far the most time of all, and a cold start is soon outvoted.
+    /// Encodes a black image. Only once: an image takes by far the most time, and a slow cold start soon loses its
+    /// weight.
     pub(super) fn warm_tower(
         &mut self,
         model: &ModelInfo,
@@ -85,7 +88,8 @@ impl<B: Backend> Worker<B> {
         encoded.into_iter().next().ok_or_else(|| UnitFault::without_result(UNIT))
     }
 
-    /// Each kind of text unit. To learn from it, it runs twice: the first touches the weights, the second is measured.
+    /// Runs each kind of text unit. To learn from a unit it runs twice: the first run touches the weights, the second
+    /// is measured.
     pub(super) fn warm_texts(
         &mut self,
         model: &ModelInfo,
@@ -124,7 +128,7 @@ impl<B: Backend> Worker<B> {
             ModelClass::ImageTextRetrieval | ModelClass::Base => {
                 let row = OnePassRow::EmbedText { text: text.clone() };
                 self.warm_pass("embedding a text", model.id, row, 0.0, learn)?;
-                // A projection alone, whose time is no text unit's.
+                // Projects one image only, so its time says nothing about text units.
                 if !learn {
                     let row = OnePassRow::EmbedImage { image: image.clone() };
                     self.warm_pass("embedding an image", model.id, row, 0.0, false)?;
@@ -138,7 +142,8 @@ impl<B: Backend> Worker<B> {
         Ok(())
     }
 
-    /// One row; it fails, too, when its numbers are not finite. What is learned is of a row of [`TEXT_TOKENS`] tokens.
+    /// Runs one single-pass row, and fails if its numbers are not finite. Learns the cost of a row of [`TEXT_TOKENS`]
+    /// tokens.
     fn warm_pass(
         &mut self,
         unit: &'static str,
@@ -159,7 +164,7 @@ impl<B: Backend> Worker<B> {
         if is_finite(&output) { Ok(output) } else { Err(UnitFault::non_finite(unit)) }
     }
 
-    /// The first steps of one sequence; they fail, too, when their numbers are not finite.
+    /// Runs the first steps of one sequence, and fails if their numbers are not finite.
     fn warm_steps(
         &mut self,
         model: ModelId,
@@ -190,7 +195,7 @@ impl<B: Backend> Worker<B> {
         Ok(())
     }
 
-    /// Makes a call, and learns from it what `work` costs.
+    /// Calls the backend. If `work` is given, learns its cost from the elapsed time.
     fn measure<T>(
         &mut self,
         unit: &'static str,
@@ -211,10 +216,10 @@ impl<B: Backend> Worker<B> {
 
 impl UnitFault {
     fn non_finite(unit: &'static str) -> Self {
-        Self { unit, cause: "it gave NaN or infinite values".to_owned() }
+        Self { unit, cause: "it returned NaN or infinite values".to_owned() }
     }
 
     fn without_result(unit: &'static str) -> Self {
-        Self { unit, cause: "it gave no result of its kind".to_owned() }
+        Self { unit, cause: "it returned no result of the expected kind".to_owned() }
     }
 }

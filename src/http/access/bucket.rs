@@ -1,25 +1,26 @@
-//! Token buckets, one for each caller, in bounded memory.
+//! Rate limiting by token buckets, one for each caller, in bounded memory.
 //!
-//! Our own forty lines instead of `governor`, because two things are needed that it does not offer: looking without
-//! taking (a request without a key is no guess, but waits where too many were made), and a bound on the number of
-//! callers that holds at every moment, whoever they pretend to be. The arithmetic is the same (GCRA): a caller is one
-//! instant, that at which its bucket will be full again.
+//! These are forty lines of our own instead of the crate `governor`, because two things are needed that it does not
+//! offer. The first is to look at a bucket without taking a token: a request without a key is not a guess, but has to
+//! wait if its address has made too many. The second is a limit on the number of callers that always holds, whoever
+//! they pretend to be. The algorithm is the same (GCRA): the state of a caller is one instant, at which its bucket will
+//! be full again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Callers that are told apart; about 4 MiB. Those beyond share one bucket.
+/// Most callers that have a bucket of their own; they take about 4 MiB. All further callers share one bucket.
 const MAX_CALLERS: usize = 65_536;
-/// Between two searches for callers that can be forgotten.
+/// Shortest time between two scans for callers that can be forgotten.
 const PURGE_PAUSE: Duration = Duration::from_secs(1);
 
-/// How fast buckets fill: the time that one token takes.
+/// How fast buckets fill: the time until one token is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rate(Duration);
 
-/// One bucket for each caller.
+/// The buckets of all callers, with one rate and size.
 pub(crate) struct Buckets<C> {
     rate: Rate,
     burst: u32,
@@ -27,42 +28,42 @@ pub(crate) struct Buckets<C> {
     state: Mutex<State<C>>,
 }
 
-/// A caller's bucket, as clients are told of it.
+/// The state of a caller's bucket, as the `RateLimit` header fields report it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Allowance {
-    /// Tokens of a full bucket.
+    /// Number of tokens in a full bucket.
     pub(crate) quota: u32,
-    /// How long an empty one takes to be full.
+    /// Time in which an empty bucket becomes full.
     pub(crate) window: Duration,
-    /// Whole tokens left.
+    /// Whole tokens that are left now.
     pub(crate) left: u32,
-    /// How long until it is full.
+    /// Time until the bucket is full.
     pub(crate) full_after: Duration,
 }
 
 struct State<C> {
-    /// When each bucket is full; a caller that is not here has a full one.
+    /// When each caller's bucket will be full. The bucket of a caller that is missing here is full.
     callers: HashMap<C, Instant>,
-    /// When the bucket of everyone who found no place is full.
+    /// When the bucket that all further callers share will be full.
     others: Option<Instant>,
-    /// When full buckets were last looked for.
+    /// When the last scan for full buckets was.
     purged: Option<Instant>,
 }
 
 impl Rate {
-    /// So many a second; `None` for 0, which means no limit.
+    /// A rate of `count` tokens per second; `None` for 0, which means no limit.
     pub(crate) fn per_second(count: u32) -> Option<Self> {
         (count > 0).then(|| Self(Duration::from_secs(1) / count))
     }
 
-    /// So many a minute; `None` for 0, which means no limit.
+    /// A rate of `count` tokens per minute; `None` for 0, which means no limit.
     pub(crate) fn per_minute(count: u32) -> Option<Self> {
         (count > 0).then(|| Self(Duration::from_secs(60) / count))
     }
 }
 
 impl<C: Hash + Eq> Buckets<C> {
-    /// Full buckets of `burst` tokens.
+    /// Buckets of `burst` tokens, all of them full.
     pub(crate) fn new(rate: Rate, burst: u32) -> Self {
         Self::bounded(rate, burst, MAX_CALLERS)
     }
@@ -72,10 +73,10 @@ impl<C: Hash + Eq> Buckets<C> {
         Self { rate, burst, max_callers, state: Mutex::new(state) }
     }
 
-    /// Takes a token.
+    /// Takes a token from the caller's bucket.
     ///
     /// # Errors
-    /// How long to wait for one.
+    /// The time to wait for the next token, if there is none.
     pub(crate) fn take(&self, caller: C, now: Instant) -> Result<(), Duration> {
         let mut state = self.lock();
         let has_place = state.find_place(&caller, self.max_callers, now);
@@ -91,14 +92,14 @@ impl<C: Hash + Eq> Buckets<C> {
         Ok(())
     }
 
-    /// How long to wait for a token, none of which is taken; `None` when there is one.
+    /// The time to wait for the next token; `None` if there is one now. Takes no token.
     pub(crate) fn wait(&self, caller: &C, now: Instant) -> Option<Duration> {
         let mut state = self.lock();
         let has_place = state.find_place(caller, self.max_callers, now);
         self.beyond_burst(state.full_at(has_place, caller, now) + self.rate.0, now)
     }
 
-    /// What the caller has left, without taking of it.
+    /// The state of the caller's bucket. Takes no token.
     pub(crate) fn allowance(&self, caller: &C, now: Instant) -> Allowance {
         let mut state = self.lock();
         let has_place = state.find_place(caller, self.max_callers, now);
@@ -108,7 +109,8 @@ impl<C: Hash + Eq> Buckets<C> {
         Allowance { quota: self.burst, window, left: left as u32, full_after }
     }
 
-    /// By how much a bucket that is full at `full_at` would have less than nothing now.
+    /// How long a bucket that will be full at `full_at` is still in debt (has fewer than 0 tokens); `None` if it is
+    /// not.
     fn beyond_burst(&self, full_at: Instant, now: Instant) -> Option<Duration> {
         let missing = full_at.saturating_duration_since(now);
         let wait = missing.saturating_sub(self.rate.0 * self.burst);
@@ -122,7 +124,7 @@ impl<C: Hash + Eq> Buckets<C> {
 }
 
 impl<C: Hash + Eq> State<C> {
-    /// Whether the caller has a bucket of its own, or could have one.
+    /// True if the caller has a bucket of its own, or there is space for one.
     fn find_place(&mut self, caller: &C, max_callers: usize, now: Instant) -> bool {
         if self.callers.len() < max_callers || self.callers.contains_key(caller) {
             return true;
@@ -131,14 +133,15 @@ impl<C: Hash + Eq> State<C> {
         self.callers.len() < max_callers
     }
 
-    /// When the caller's bucket is full, at the earliest now.
+    /// When the bucket that the caller uses will be full; `now` if it is full already.
     fn full_at(&self, has_place: bool, caller: &C, now: Instant) -> Instant {
         let own = || self.callers.get(caller);
         let full_at = if has_place { own() } else { self.others.as_ref() };
         full_at.map_or(now, |full_at| now.max(*full_at))
     }
 
-    /// Forgets those whose buckets are full: nothing is lost with them. Not at every call, since it looks at all.
+    /// Forgets callers whose buckets are full, which loses no information. Runs at most once per [`PURGE_PAUSE`],
+    /// because it scans all callers.
     fn purge(&mut self, now: Instant) {
         let due = |at: Instant| now.saturating_duration_since(at) >= PURGE_PAUSE;
         if self.purged.is_none_or(due) {
@@ -191,7 +194,7 @@ mod tests {
         assert_eq!(buckets.take('a', start + second(0.4)), Err(second(0.1)));
         assert_eq!(buckets.take('a', start + second(0.5)), Ok(()));
         assert_eq!(buckets.take('a', start + second(0.5)), wait);
-        // Idling fills the bucket, and no further.
+        // Idle time fills the bucket, but no further than `burst`.
         let taken: Vec<_> = (0..4).map(|_| buckets.take('a', start + second(60.0))).collect();
         assert_eq!(taken, [Ok(()), Ok(()), Ok(()), wait]);
     }
@@ -229,10 +232,10 @@ mod tests {
         let passed = (0..10_000).filter(|caller| buckets.take(*caller, now).is_ok()).count();
         assert_eq!(passed, 100 + 2);
         assert_eq!(buckets.lock().callers.len(), 100);
-        // Whoever has a place keeps his own bucket.
+        // A caller that has a bucket of its own keeps it.
         assert_eq!(buckets.take(5, now), Ok(()));
         assert!(buckets.take(5, now).is_err());
-        // Time frees the places.
+        // Once the buckets are full again, their callers are forgotten.
         let later = now + second(10.0);
         assert_eq!(buckets.take(20_000, later), Ok(()));
         assert_eq!(buckets.lock().callers.len(), 1);

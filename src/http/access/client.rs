@@ -1,5 +1,5 @@
-//! The address that a request came from. `x-forwarded-for` is believed only from the proxies that the settings name:
-//! anybody can send that header.
+//! Determines the address that a request came from. `x-forwarded-for` is trusted only if it comes from a proxy that the
+//! settings name, because any client can send that header. `middleware::client` calls this.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,16 +8,18 @@ use ipnet::IpNet;
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// The client's address, as an extension of its requests; `None` without a socket.
+/// The client's address, which `middleware::client` adds to the request's extensions; `None` without a socket, as in
+/// tests.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClientAddress(pub(crate) Option<IpAddr>);
 
-/// Whose addresses one client can choose among freely: an IPv4 address, or the first half of an IPv6 address.
+/// The addresses among which one client can choose freely: a single IPv4 address, or an IPv6 /64 network. Limits by
+/// address count by network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Network(IpAddr);
 
 impl Network {
-    /// The network of an address.
+    /// The network of an address. An IPv4 address that is mapped into IPv6 counts as IPv4.
     pub(crate) fn of(address: Option<IpAddr>) -> Self {
         match address.map(|address| address.to_canonical()) {
             None => Self(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
@@ -30,13 +32,13 @@ impl Network {
     }
 }
 
-/// The address of whoever asked: the peer's, or what a trusted peer says, from the right, up to the first address that
-/// is no trusted proxy's.
+/// The client's address: the peer's, or, if the peer is a trusted proxy, the first address from the right in
+/// `x-forwarded-for` that is not a trusted proxy.
 pub(crate) fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
     let mut client = peer.to_canonical();
     let forwarded = headers.get_all(X_FORWARDED_FOR).iter().rev();
-    // What is not text ends the chain like any other entry that is no address.
+    // A value that is not text ends the chain, like any other entry that is not an address.
     let entries = forwarded.flat_map(|value| value.to_str().unwrap_or_default().rsplit(','));
     for entry in entries {
         if !is_trusted(client) {
@@ -48,7 +50,7 @@ pub(crate) fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
     client
 }
 
-/// An address, with or without a port.
+/// Parses an IP address, with or without a port or brackets.
 fn parse(entry: &str) -> Option<IpAddr> {
     let bare = entry.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(entry);
     let with_port = || entry.parse::<std::net::SocketAddr>().ok().map(|address| address.ip());

@@ -1,4 +1,5 @@
-//! What keys and limits add to the OpenAPI document: the scheme, and the refusals of every route that needs a key.
+//! Adds API keys and rate limits to the OpenAPI document: the security scheme, and the error responses of every route
+//! that needs a key. `openapi` calls it.
 
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
@@ -7,12 +8,13 @@ use utoipa::openapi::{Components, OpenApi};
 use crate::http::error::Code;
 use crate::http::openapi::problems;
 
-/// The scheme's name in the document.
+/// Name of the security scheme in the document.
 const SCHEME: &str = "api_key";
 
-const DESCRIPTION: &str = "Needed where the server has API keys, which is off by default.";
+const DESCRIPTION: &str =
+    "Required if the server is configured with API keys. By default it has none.";
 
-/// Completes the document.
+/// Adds the security scheme, and to each operation its security requirement and error responses.
 pub(crate) fn add(document: &mut OpenApi) {
     let scheme =
         HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(DESCRIPTION)).build();

@@ -1,4 +1,4 @@
-//! One API key: who it belongs to, and the hash of its secret. The secret itself is forgotten where it is read.
+//! One API key: the id of its owner and the hash of its secret. The secret itself is not kept after parsing.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,61 +7,62 @@ use sha2::{Digest, Sha256};
 
 use crate::task::Scope;
 
-/// Shorter secrets can be guessed.
+/// Fewest characters of a secret: shorter ones can be guessed.
 const MIN_SECRET_LENGTH: usize = 16;
 const MAX_SECRET_LENGTH: usize = 256;
 const MAX_ID_LENGTH: usize = 64;
 
-/// A key. Secrets of one id belong together (an old one and a new one): they share images and limits.
+/// An API key. Keys with the same id (such as an old and a new secret) belong to one owner: they share images and
+/// limits.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey {
     id: Arc<str>,
     scope: Scope,
-    /// SHA-256 of the secret.
+    /// SHA-256 hash of the secret.
     digest: [u8; 32],
 }
 
-/// Why a text is no key. Never tells the text.
+/// Why a text is not an API key. The message never contains the text, which may be a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ApiKeyError {
-    /// The secret is too short, too long, or has other characters.
-    #[error("a secret has 16 to 256 letters, digits and -._~+/=")]
+    /// The secret is too short or too long, or has a character that is not allowed.
+    #[error("a secret must have 16 to 256 characters: letters, digits and -._~+/=")]
     Secret,
-    /// The part before the colon is no id.
-    #[error("an id, before the colon, has 1 to 64 letters, digits and ._-")]
+    /// The part before the colon is not a valid id.
+    #[error("an id, before the colon, must have 1 to 64 characters: letters, digits and ._-")]
     Id,
 }
 
-/// Why a file of keys is not taken. Tells the line, never its text.
+/// Why a file of keys is rejected. The message names the line, but never contains its text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApiKeyFileError {
-    /// The file is not text.
-    #[error("it is not UTF-8")]
+    /// The file is not UTF-8 text.
+    #[error("it is not valid UTF-8")]
     Encoding,
-    /// A line is no key.
+    /// A line is not a valid key.
     #[error("line {line}: {reason}")]
     Line {
-        /// Counted from 1.
+        /// Number of the line, counted from 1.
         line: usize,
-        /// What is wrong with it.
+        /// Why the line is not a key.
         reason: ApiKeyError,
     },
-    /// A secret stands there twice, so it has no one owner.
-    #[error("line {line}: this secret stands there already")]
+    /// A secret occurs twice, so its owner would be ambiguous.
+    #[error("line {line}: this secret is already on an earlier line")]
     Repeated {
-        /// Counted from 1.
+        /// Number of the second line, counted from 1.
         line: usize,
     },
-    /// Nothing but comments.
-    #[error("it holds no key")]
+    /// The file has only comments and blank lines.
+    #[error("it contains no key")]
     Empty,
 }
 
 impl ApiKey {
-    /// Reads `id:secret`, or a secret alone, which gets an id from its hash.
+    /// Parses `id:secret`, or a secret alone. A secret alone gets an id from its hash: 12 hexadecimal digits.
     ///
     /// # Errors
-    /// When the text is neither.
+    /// If the text is neither.
     pub fn parse(text: &str) -> Result<Self, ApiKeyError> {
         let (id, secret) = match text.split_once(':') {
             Some((id, secret)) => (Some(id), secret),
@@ -83,17 +84,17 @@ impl ApiKey {
             None => {
                 let [a, b, c, d, e, f, ..] = digest;
                 let id = format!("{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}{f:02x}");
-                // Hashed once more: not even a part of a secret's hash is a number that travels.
+                // Hash the digest again, so that the scope reveals no part of the secret's hash.
                 let scope = scope(&Sha256::digest(digest).into());
                 Ok(Self { id: id.into(), scope, digest })
             }
         }
     }
 
-    /// Reads a file's content: one key a line, `#` begins a comment.
+    /// Parses the content of a key file: one key per line; `#` starts a comment.
     ///
     /// # Errors
-    /// When a line is no key, or none is one.
+    /// If a line is not a key, a secret occurs twice, or there is no key.
     pub fn parse_file(content: &[u8]) -> Result<Vec<Self>, ApiKeyFileError> {
         let text = std::str::from_utf8(content).map_err(|_| ApiKeyFileError::Encoding)?;
         let mut keys: Vec<Self> = Vec::new();
@@ -111,17 +112,16 @@ impl ApiKey {
         if keys.is_empty() { Err(ApiKeyFileError::Empty) } else { Ok(keys) }
     }
 
-    /// Who it belongs to, for the log.
+    /// The id of the key's owner, as the log shows it.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Whose images its requests meet.
+    /// The scope of images and caches that requests with this key use.
     pub(crate) fn scope(&self) -> Scope {
         self.scope
     }
 
-    /// The id, shared.
     pub(crate) fn shared_id(&self) -> Arc<str> {
         Arc::clone(&self.id)
     }
@@ -130,7 +130,7 @@ impl ApiKey {
         &self.digest
     }
 
-    /// True when both have the same secret.
+    /// True if both keys have the same secret.
     pub fn has_secret_of(&self, other: &Self) -> bool {
         self.digest == other.digest
     }
@@ -142,7 +142,7 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// A number of an owner's own; 0 is everyone's.
+/// The scope of an owner, from the first 8 bytes of `digest`; never 0, which is [`Scope::EVERYONE`].
 fn scope(digest: &[u8; 32]) -> Scope {
     let mut first = [0; 8];
     first.copy_from_slice(&digest[..8]);
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn a_broken_file_names_its_line_and_not_its_text() {
         let cases: [(&[u8], &str); 4] = [
-            (b"# nothing\n\n", "it holds no key"),
+            (b"# nothing\n\n", "it contains no key"),
             (b"a:secret-of-client-a\nb:oops oops oops oops\n", "line 2"),
             (b"secret-of-client-a\nb:secret-of-client-a\n", "line 2"),
             (b"\xff\xfe", "UTF-8"),

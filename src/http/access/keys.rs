@@ -1,4 +1,5 @@
-//! The keys of a server, and the one comparison that must not tell how close a guess was.
+//! The set of keys that a server accepts, and the constant-time look-up of a secret, which must not reveal how close a
+//! guess was. `reload` reloads the keys of the file; `middleware::authenticate` looks secrets up.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -9,17 +10,17 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use super::{ApiKey, AuthSettings};
 use crate::http::reload::{Outcome, Watched};
 
-/// Every key that opens the server. Those of the file can be exchanged while requests are answered.
+/// All keys that the server accepts. The keys from the file can be replaced while the server runs.
 pub struct ApiKeys {
-    /// From the configuration.
+    /// Keys from the configuration itself, which never change.
     configured: Vec<ApiKey>,
     file: Option<PathBuf>,
-    /// `configured` and the file's; each request takes the list as it is.
+    /// The keys of `configured` and of the file. A reload replaces the list as a whole; a request uses one list.
     current: RwLock<Arc<[ApiKey]>>,
 }
 
 impl ApiKeys {
-    /// The keys of the settings.
+    /// The keys from the configuration and those that the file had at startup.
     pub fn new(settings: &AuthSettings) -> Self {
         let file = settings.keys_file.as_ref();
         let of_file = file.map(|file| file.keys.as_slice()).unwrap_or_default();
@@ -30,10 +31,10 @@ impl ApiKeys {
         }
     }
 
-    /// The key of this secret.
+    /// The key that has this secret, looked up in constant time.
     ///
-    /// Hashes are compared, so nothing of a secret's own bytes steers the time; each with every key, so neither does
-    /// the place of the right one.
+    /// The time does not depend on the secret's own bytes, because hashes are compared. It does not depend on the
+    /// position of the right key either, because every key is compared.
     pub fn identify(&self, secret: &str) -> Option<ApiKey> {
         let digest: [u8; 32] = Sha256::digest(secret).into();
         let keys = self.current();
@@ -52,8 +53,8 @@ impl Watched for ApiKeys {
     }
 
     fn advice(&self) -> &'static str {
-        "the keys that were read before still open the server; put at least one key into auth.keys_file, or end the \
-         server if nobody may use it"
+        "keeping the current ones: put at least one key into auth.keys_file, or stop the server if nobody may use \
+         it"
     }
 
     fn paths(&self) -> Vec<&Path> {
@@ -64,7 +65,7 @@ impl Watched for ApiKeys {
         let Some(content) = contents.first() else { return Ok(Outcome::Unchanged) };
         let of_file = ApiKey::parse_file(content).map_err(|error| error.to_string())?;
         if of_file.iter().any(|key| self.configured.iter().any(|known| known.has_secret_of(key))) {
-            return Err("a secret of it stands in auth.keys already".to_owned());
+            return Err("one of its secrets is already in auth.keys".to_owned());
         }
         let keys: Arc<[ApiKey]> = self.configured.iter().cloned().chain(of_file).collect();
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
@@ -77,13 +78,13 @@ impl Watched for ApiKeys {
     }
 }
 
-/// The key that `equal` finds equal to `digest`, after every key was compared.
+/// The key whose digest `equal` finds equal to `digest`. Every key is compared, also after a match.
 fn find<'a>(
     keys: &'a [ApiKey],
     digest: &[u8; 32],
     mut equal: impl FnMut(&[u8; 32], &[u8; 32]) -> Choice,
 ) -> Option<&'a ApiKey> {
-    // No list of keys has this many.
+    // An index that no list reaches means "not found".
     let mut place = u64::MAX;
     for (index, key) in (0_u64..).zip(keys) {
         place.conditional_assign(&index, equal(key.digest(), digest));

@@ -1,12 +1,12 @@
-//! Who may ask, and how often: API keys, rate limits, the client's address behind proxies.
+//! Access control: API keys, rate limits, and the client's address behind proxies. All of it is off by default.
 //!
-//! - [`ApiKey`], [`ApiKeys`]: keys as hashes, compared in constant time, some of them from a file that is watched.
-//! - `bucket`: how often one caller may do something, for a bounded number of callers.
+//! - [`ApiKey`], [`ApiKeys`]: keys as hashes, compared in constant time. Some may come from a file that is watched.
+//! - `bucket`: rate limiting by token buckets, for a bounded number of callers.
 //! - `client`: the address that a request came from.
-//! - `document`: what all of this adds to the OpenAPI document.
-//! - `settings`: what `config` fills.
+//! - `document`: what access control adds to the OpenAPI document.
+//! - `settings`: the settings, which `config` fills.
 //!
-//! The layers that ask here are `middleware::{client, authenticate, rate_limit}`. All of it is off by default.
+//! The layers `middleware::{client, authenticate, rate_limit}` call this. They turn its results into responses.
 
 pub(crate) mod bucket;
 pub(crate) mod client;
@@ -31,42 +31,44 @@ use super::middleware::context::RequestContext;
 use crate::fairness::ClientId;
 use crate::task::Scope;
 
-/// Failed attempts that an address has at once, before the rate of the setting holds.
+/// Wrong keys that an address may send in a burst, before `failed_attempts_per_minute` applies.
 const FAILED_ATTEMPTS_BURST: u32 = 20;
 
-/// True for the routes that probes ask: they need no key and have no limit.
+/// True for the health routes, which probes call: they need no key and have no rate limit.
 pub(crate) fn is_open(route: &str) -> bool {
     ["/health", "/health/live", "/health/ready"].contains(&route)
 }
 
-/// True for the routes that need no key: those of probes, and the documents with their page, which are no secret.
+/// True for the routes that need no key: the health routes, and the API documents with their page, which are not
+/// secret.
 pub(crate) fn is_public(route: &str) -> bool {
     is_open(route) || route == "/" || route.starts_with("/docs") || route.starts_with("/openapi")
 }
 
-/// What the layers ask.
+/// The API keys and rate limits of a server; part of the router's state.
 pub(crate) struct Access {
-    /// The keys, where there are any.
+    /// `None` if the server has no keys, so that requests need none.
     keys: Option<Arc<ApiKeys>>,
-    /// Wrong keys, by address.
+    /// Counts wrong keys by network.
     failures: Option<Buckets<Network>>,
-    /// Requests, by key or address.
+    /// Counts requests by key, or by network if there are no keys.
     requests: Option<Buckets<Caller>>,
-    /// Makes a number of a caller, with keys of its own: nobody can choose an address that meets another's number.
+    /// Hashes a caller to its [`ClientId`]. The hash is seeded at random, so nobody can choose an address that collides
+    /// with another caller.
     numbers: RandomState,
 }
 
-/// Whose requests are counted together.
+/// The party whose requests one rate limit counts together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Caller {
-    /// Everyone with this key.
+    /// Everyone who uses keys of this owner.
     Key(Scope),
-    /// Everyone at this address, where there are no keys.
+    /// Everyone in this network, if there are no keys.
     Address(Network),
 }
 
 impl Caller {
-    /// The key that a request came with, else the address.
+    /// The owner of the request's key, or the network of `address` if it came without a key.
     pub(crate) fn of(context: &RequestContext, address: ClientAddress) -> Self {
         match context.notes().owner {
             Some(owner) => Self::Key(owner.scope),
@@ -76,7 +78,7 @@ impl Caller {
 }
 
 impl Access {
-    /// What the settings ask for.
+    /// Keys and limits as the settings define them, with full buckets.
     pub(crate) fn new(auth: Option<&AuthSettings>, limit: Option<RateLimitSettings>) -> Self {
         let failures = auth.and_then(|auth| Rate::per_minute(auth.failed_attempts_per_minute));
         let requests = limit
@@ -89,24 +91,24 @@ impl Access {
         }
     }
 
-    /// The keys; `None` when everyone may ask.
+    /// The keys; `None` if requests need no key.
     pub(crate) fn keys(&self) -> Option<&Arc<ApiKeys>> {
         self.keys.as_ref()
     }
 
-    /// True when requests are limited.
+    /// True if the server limits the rate of requests.
     pub(crate) fn limits_requests(&self) -> bool {
         self.requests.is_some()
     }
 
-    /// The key of this secret.
+    /// The key that has this secret.
     ///
-    /// A right secret always passes, whatever came from its address before: many clients may share one (a proxy, NAT),
-    /// and one of them with wrong keys must not lock the others out. That a right guess is told at full speed helps
-    /// nobody: a secret has 16 characters at least.
+    /// A valid secret always passes, however many wrong keys came from its address: many clients may share an address
+    /// (a proxy, NAT), and one that sends wrong keys must not lock out the others. Accepting a right guess at full
+    /// speed does not help an attacker, because a secret has at least 16 characters.
     ///
     /// # Errors
-    /// `unauthorized`; `rate_limited` instead where the address has sent too many wrong keys.
+    /// `unauthorized`; or `rate_limited` if the address has sent too many wrong keys.
     pub(crate) fn authenticate(
         &self,
         keys: &ApiKeys,
@@ -119,35 +121,36 @@ impl Access {
         }
         let wait = self.failures.as_ref().and_then(|failures| match secret {
             Some(_) => failures.take(from, now).err(),
-            // No guess: it costs nothing.
+            // A request without a secret is not a guess, so it takes no token.
             None => failures.wait(&from, now),
         });
         if let Some(wait) = wait {
-            let detail = "too many wrong API keys from this address; send a right one, or wait";
+            let detail = "too many wrong API keys from this address; send a valid key, or wait";
             return Err(limited(detail, wait));
         }
         let detail = match secret {
-            Some(_) => "the API key is not one of this server's; ask its operator for one",
-            None => "this server wants an API key; send the header authorization: Bearer KEY",
+            Some(_) => "the API key is not valid; ask the operator of this server for a key",
+            None => "this server requires an API key; send the header authorization: Bearer KEY",
         };
         Err(ApiError::new(Code::Unauthorized, detail))
     }
 
-    /// Whose request it is, for turns and shares: its key's, else its address's.
+    /// The client that a request counts for in fair queueing and admission control: the owner of its key, or its
+    /// network if it came without a key.
     pub(crate) fn client_of(&self, extensions: &Extensions, context: &RequestContext) -> ClientId {
         let address = extensions.get().copied().unwrap_or(ClientAddress(None));
         ClientId(self.numbers.hash_one(Caller::of(context, address)))
     }
 
-    /// What a caller has left of its rate; `None` where there is no limit.
+    /// What a caller has left of its rate limit; `None` if there is no limit.
     pub(crate) fn allowance(&self, caller: Caller, now: Instant) -> Option<Allowance> {
         self.requests.as_ref().map(|requests| requests.allowance(&caller, now))
     }
 
-    /// Counts a request.
+    /// Counts a request against its caller's rate limit.
     ///
     /// # Errors
-    /// `rate_limited`.
+    /// `rate_limited`, with the time to wait.
     pub(crate) fn admit(&self, caller: Caller, now: Instant) -> Result<(), ApiError> {
         let Some(requests) = &self.requests else { return Ok(()) };
         requests.take(caller, now).map_err(|wait| {
@@ -155,7 +158,10 @@ impl Access {
                 Caller::Key(_) => "with this API key",
                 Caller::Address(_) => "from this address",
             };
-            limited(format!("too many requests {whose}; wait, then go on more slowly"), wait)
+            limited(
+                format!("too many requests {whose}; wait, then send requests more slowly"),
+                wait,
+            )
         })
     }
 }
@@ -196,7 +202,7 @@ mod tests {
         assert_eq!(ask(None, 1, now).unwrap_err(), Code::RateLimited);
         assert_eq!(ask(right, 1, now).unwrap().id(), "a");
         assert_eq!(ask(WRONG, 2, now).unwrap_err(), Code::Unauthorized);
-        // A right key takes no token and gives none.
+        // A valid key neither takes a token nor gives one back.
         assert_eq!(ask(WRONG, 1, now).unwrap_err(), Code::RateLimited);
         let later = now + Duration::from_secs(1);
         assert_eq!(ask(None, 1, later).unwrap_err(), Code::Unauthorized);

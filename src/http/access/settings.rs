@@ -1,35 +1,36 @@
-//! Keys and limits as the server is told them. `config` fills these; a server without them is open and unlimited.
+//! The settings of API keys and rate limits, which `config` fills. A server without them accepts every request.
 
 use std::path::{Path, PathBuf};
 
 use super::ApiKey;
 use crate::http::reload;
 
-/// Requests need a key.
+/// API keys; if these settings are present, requests need a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthSettings {
     /// Keys from the configuration itself.
     pub keys: Vec<ApiKey>,
-    /// Keys from a file that may change.
+    /// Keys from a file, which is reloaded when it changes.
     pub keys_file: Option<KeysFile>,
-    /// How often an address may send a wrong key; 0 lets it go on.
+    /// Wrong keys that one address may send per minute; 0 means no limit.
     pub failed_attempts_per_minute: u32,
 }
 
-/// A file of keys.
+/// A file of API keys, one per line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeysFile {
-    /// Where it is.
+    /// Path of the file, which is watched while the server runs.
     pub path: PathBuf,
-    /// What it held at the start.
+    /// Keys that the file contained at startup.
     pub keys: Vec<ApiKey>,
 }
 
 impl KeysFile {
-    /// Reads the file.
+    /// Reads and parses the file at `path`.
     ///
     /// # Errors
-    /// In words, without a word of its content, when it cannot be read or is no list of keys.
+    /// A message if the file cannot be read or is not a list of keys. The message contains the path, but nothing of the
+    /// content.
     pub fn load(path: &Path) -> Result<Self, String> {
         let content = reload::read(path)?;
         let keys =
@@ -38,12 +39,12 @@ impl KeysFile {
     }
 }
 
-/// How often one key (one address, where there are no keys) may ask. A batch call is one request: what it costs is
-/// bounded by its rows, and by the engine's admission.
+/// The rate limit of one key, or of one address if there are no keys. A batch call counts as one request: its cost is
+/// bounded by the limit on rows and by admission control in the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimitSettings {
-    /// In the long run; at least 1.
+    /// Sustained rate, at which tokens are added to the bucket; at least 1.
     pub requests_per_second: u32,
-    /// At once; at least 1.
+    /// Requests that may come at once: the size of the token bucket; at least 1.
     pub burst: u32,
 }

@@ -1,6 +1,8 @@
-//! Reads a request's body within its bounds: bytes, frames, pauses, time, and what the engine has room for.
+//! Reads a request body and enforces its limits: bytes, frames, the pause between frames, the total time, and the bytes
+//! that admission control grants.
 //!
-//! Frames are copied as they come: a body of 1-byte chunks would otherwise keep a whole read buffer alive for each.
+//! Frames are copied as they arrive. Otherwise each chunk of a body of 1-byte chunks would keep a whole read buffer
+//! alive.
 
 use std::time::Instant;
 
@@ -16,28 +18,29 @@ use crate::http::middleware::context::RequestContext;
 use crate::http::middleware::room::no_room;
 use crate::http::settings::HttpSettings;
 
-/// Most bytes allocated before they arrive; more are added as they come, twice as many each time.
+/// Most bytes that are allocated before any of the body has arrived. The buffer then grows as data arrives, doubling
+/// each time.
 const FIRST_ALLOCATION: u64 = 64 << 10;
 
-/// A body being read.
+/// A body being read, with the limits that apply to it.
 pub(crate) struct BodyReader<'a> {
     body: Body,
     settings: &'a HttpSettings,
     context: &'a RequestContext,
     admission: Admission,
     declared_bytes: Option<u64>,
-    /// The request's own deadline.
+    /// When the request must be answered.
     deadline: Instant,
-    /// When the body must have arrived.
+    /// When all of the body must have arrived.
     body_deadline: Instant,
     bytes: u64,
     frames: usize,
-    /// Why reading failed, for parsers that see the body only as a stream.
+    /// Why reading failed. Parsers that get the body as a stream store the error here, since a stream cannot carry it.
     pub(crate) failure: Option<ApiError>,
 }
 
 impl<'a> BodyReader<'a> {
-    /// A reader at the body's beginning; its time runs from now.
+    /// A reader at the beginning of `body`. `body_total_timeout` starts now.
     pub(crate) fn new(
         body: Body,
         head: &Head,
@@ -59,16 +62,16 @@ impl<'a> BodyReader<'a> {
         }
     }
 
-    /// The room that was reserved, once the body has been read.
+    /// The call's reservation, which now includes the bytes that were read.
     pub(crate) fn into_admission(self) -> Admission {
         self.admission
     }
 
-    /// The next piece, or `None` at the end.
+    /// The next piece of the body, never empty; `None` at the end.
     ///
     /// # Errors
-    /// `payload_too_large`, `request_timeout`, `deadline_exceeded`, `overloaded`, `invalid_request` when the
-    /// stream breaks.
+    /// `payload_too_large`, `request_timeout`, `deadline_exceeded`, `overloaded`; `invalid_request` if the body ends
+    /// early.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
         loop {
             let Some(frame) = self.frame().await? else { return Ok(None) };
@@ -84,10 +87,10 @@ impl<'a> BodyReader<'a> {
         }
     }
 
-    /// The whole body.
+    /// Reads all that is left of the body.
     ///
     /// # Errors
-    /// As [`next`](Self::next).
+    /// Those of [`next`](Self::next).
     pub(crate) async fn read_all(&mut self) -> Result<Bytes, ApiError> {
         let expected = self.declared_bytes.unwrap_or(0).min(FIRST_ALLOCATION);
         let mut whole = Vec::with_capacity(expected as usize);
@@ -104,11 +107,12 @@ impl<'a> BodyReader<'a> {
         if self.bytes > max {
             return Err(body_too_large(max));
         }
-        // Not what was declared: a client that declares much and sends nothing must hold nothing.
+        // Reserve what arrived, not what `Content-Length` declares: a client that declares much and sends nothing must
+        // not hold a reservation.
         self.admission.reserve_bytes(length).map_err(|error| ApiError::from(error).closing())
     }
 
-    /// The next data frame; trailers are passed over.
+    /// The next data frame. A trailer frame counts as an empty one.
     async fn frame(&mut self) -> Result<Option<Bytes>, ApiError> {
         let idle = Instant::now() + self.settings.connections.body_idle_timeout;
         let limit = idle.min(self.body_deadline).min(self.deadline);
@@ -129,7 +133,7 @@ impl<'a> BodyReader<'a> {
     }
 }
 
-/// Whether reading ended because the connection has to make room for others.
+/// True if reading ended because the connection has to make room for others: [`MadeRoom`] is among the causes.
 fn made_room(error: &axum::Error) -> bool {
     let mut source: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = source {

@@ -1,27 +1,28 @@
-//! The `content-disposition` and `content-type` of a part, as browsers and client libraries really write them.
+//! Reads the `content-disposition` and `content-type` of a multipart part, as browsers and client libraries really
+//! write them. `multipart` uses it, and `head` uses the functions about charsets.
 //!
-//! RFC 7578 wants `form-data; name="image"; filename="a.jpg"`. What comes as well: names without quotes, `filename*`
-//! (RFC 5987) alone or beside `filename`, file names in Latin-1 or any other encoding, encoded words (RFC 2047), quoted
-//! pairs, and backslashes that are a path's. The file name itself is never used, only whether there is one, so its
-//! encoding does not matter; a name that is not UTF-8 must not turn an image into a text.
+//! RFC 7578 requires `form-data; name="image"; filename="a.jpg"`. Real clients also send names without quotes,
+//! `filename*` (RFC 5987) alone or together with `filename`, file names in Latin-1 or any other encoding, encoded words
+//! (RFC 2047), quoted pairs, and backslashes that belong to a path. The file name itself is never used, only whether
+//! there is one, so its encoding does not matter: a part whose file name is not UTF-8 is still an image, not a text.
 
 use axum::http::{HeaderMap, header};
 
-/// What the head of a part says.
+/// What the header fields of a part say about its content.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Disposition {
-    /// The field's name.
+    /// Name of the form field; bytes that are not UTF-8 are replaced.
     pub(super) name: String,
-    /// A `filename` or `filename*` is given, even an empty one.
+    /// The part has a `filename` or `filename*`, even an empty one.
     has_file_name: bool,
-    /// The type is `image/*` or `application/octet-stream`.
+    /// The content type is `image/*` or `application/octet-stream`.
     is_binary: bool,
-    /// The charset that a text part declares is one that UTF-8 does not satisfy, so only ASCII can be read.
+    /// The part declares a charset that is not compatible with UTF-8, so its text may contain only ASCII.
     pub(super) foreign_charset: bool,
 }
 
 impl Disposition {
-    /// Reads the head of a part; `None` where it names no field.
+    /// Reads the header fields of a part; `None` if they do not name a form field.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let given = headers.get(header::CONTENT_DISPOSITION)?.as_bytes();
         let mut name = None;
@@ -46,7 +47,7 @@ impl Disposition {
         })
     }
 
-    /// Does the part hold the bytes of an image, not a text?
+    /// True if the part contains the bytes of an image, false if it contains a text.
     pub(super) fn is_file(&self) -> bool {
         self.has_file_name || self.is_binary
     }
@@ -58,7 +59,7 @@ fn is_binary(media_type: &[u8]) -> bool {
     is_image || essence.eq_ignore_ascii_case(b"application/octet-stream")
 }
 
-/// The `charset` of a content type, in lower case; an empty one counts as none.
+/// The `charset` parameter of a content type, in lower case; `None` if it is missing or empty.
 pub(super) fn charset(media_type: &[u8]) -> Option<String> {
     let charset = parameters(media_type).find(|(key, _)| key.eq_ignore_ascii_case(b"charset"));
     let charset = String::from_utf8_lossy(&charset?.1).to_ascii_lowercase();
@@ -66,21 +67,21 @@ pub(super) fn charset(media_type: &[u8]) -> Option<String> {
     (!charset.is_empty()).then_some(charset)
 }
 
-/// Is every text in this charset also UTF-8? US-ASCII is a part of it; clients that declare it and send UTF-8 are read
-/// too, for such bytes have no meaning in US-ASCII.
+/// True if every text in this charset is also valid UTF-8. US-ASCII is a subset of UTF-8. Clients that declare US-ASCII
+/// but send UTF-8 are accepted too, because bytes above 127 have no other meaning in US-ASCII.
 pub(super) fn is_utf8_compatible(charset: &str) -> bool {
     ["utf-8", "utf8", "us-ascii", "ascii", "ansi_x3.4-1968", "iso646-us", "unicode-1-1-utf-8"]
         .contains(&charset)
 }
 
-/// Does this charset have the characters of ASCII in their places? An ASCII text in it can then be read as UTF-8.
+/// True if this charset encodes the ASCII characters as ASCII does, so a text of ASCII characters can be read as UTF-8.
 pub(super) fn is_ascii_superset(charset: &str) -> bool {
     let families = ["iso-8859-", "iso8859-", "iso_8859-", "windows-125", "cp125", "koi8-", "euc-"];
     ["latin1", "latin-1", "l1", "gbk", "gb2312", "gb18030", "big5", "shift_jis"].contains(&charset)
         || families.iter().any(|family| charset.starts_with(family))
 }
 
-/// The parameters of a header's value: each name with its value, quotes undone.
+/// The parameters after the first `;` of a header value: name and value of each, the value without its quotes.
 fn parameters(value: &[u8]) -> impl Iterator<Item = (&[u8], Vec<u8>)> {
     let start = value.iter().position(|&byte| byte == b';').unwrap_or(value.len());
     let mut rest = &value[start..];
@@ -91,7 +92,7 @@ fn parameters(value: &[u8]) -> impl Iterator<Item = (&[u8], Vec<u8>)> {
             let key = rest[..key_end].trim_ascii_end();
             rest = &rest[key_end..];
             if rest.first() != Some(&b'=') {
-                // A word without a value; `rest` begins with the next semicolon.
+                // A parameter without a value; `rest` starts at the next semicolon.
                 continue;
             }
             let given = rest[1..].trim_ascii_start();
@@ -108,8 +109,8 @@ fn parameters(value: &[u8]) -> impl Iterator<Item = (&[u8], Vec<u8>)> {
     })
 }
 
-/// A quoted string to its closing quote, and what follows. `\"` and `\\` are escapes; any other backslash is itself, as in
-/// the paths that some clients send.
+/// Splits `quoted`, which starts after an opening quote, into the string up to its closing quote and the rest. `\"` and
+/// `\\` are escapes. Any other backslash is kept, as in the paths that some clients send.
 fn unquoted(quoted: &[u8]) -> (Vec<u8>, &[u8]) {
     let mut text = Vec::new();
     let mut rest = quoted;
@@ -183,7 +184,7 @@ mod tests {
         {
             assert!(!of(head, text.as_bytes()).unwrap().is_file(), "{text}");
         }
-        // `filename` within another word or value is none.
+        // `filename` inside another name or value does not count.
         for none in
             [&br#"form-data; name="filename""#[..], br#"form-data; name="a"; xfilename="b""#]
         {

@@ -1,5 +1,6 @@
-//! The types of request fields: each knows what it accepts, says so in errors, and writes its own schema.
-//! They hold what the client said; what it means is decided by the endpoints (`plan`) and `generation`.
+//! The types of request fields. Each type defines what it accepts, says so in errors, and provides its own JSON Schema.
+//!
+//! Fields hold what the client sent. The endpoints (`plan`) and `generation` decide what it means.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -16,7 +17,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 pub(crate) use super::image_field::ImageField;
 
-/// Reads a field that may be left out: `null` in JSON and an empty value in a form mean that it is absent.
+/// Deserializes an optional field. `null` in JSON and an empty value in a form mean that the field is absent.
 pub(crate) fn present<'de, D: Deserializer<'de>, T: Field>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
@@ -45,9 +46,9 @@ impl<'de, T: Field> Visitor<'de> for PresentVisitor<T> {
     }
 }
 
-/// A type that fields of requests may have: by being on this list it promises to be bounded.
+/// A type that request fields may have. An implementation promises that a value takes bounded memory.
 pub(crate) trait Field: DeserializeOwned {
-    /// Reads a value.
+    /// Reads a value that is present; lists override it to be bounded.
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::deserialize(deserializer)
     }
@@ -68,7 +69,8 @@ impl<T: DeserializeOwned> Field for Vec<T> {
     }
 }
 
-/// A `T` read from an object. Serde's own structs also take lists of their fields in order.
+/// A `T` that is read only from a JSON object. Serde's derived structs would also accept a list of their fields in
+/// order.
 pub(crate) struct FromObject<T>(pub(crate) T);
 
 struct ObjectVisitor<T>(PhantomData<T>);
@@ -91,11 +93,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for FromObject<T> {
     }
 }
 
-/// Items that a list keeps of what a client sends; no limit of a list may be set higher.
+/// Most items of a client's list that are kept; no limit on the length of a list may be set higher.
 pub(crate) const MAX_LISTED: usize = 1024;
 
-/// At most [`MAX_LISTED`] items and one: three bytes of JSON can make an item of hundreds, so what no limit admits is
-/// read but not kept. The one too many lets the limit's own check refuse the list.
+/// A list of at most [`MAX_LISTED`] + 1 items. Further items are parsed but not kept, because three bytes of JSON can
+/// become an item of hundreds of bytes. The one item above the limit lets the limit's own check reject the list.
 struct BoundedList<T>(Vec<T>);
 
 struct BoundedListVisitor<T>(PhantomData<T>);
@@ -124,11 +126,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for BoundedList<T> {
     }
 }
 
-/// Reads a list of objects, bounded as every list. `null` is reported as a missing list.
+/// Reads a list of objects, bounded as [`BoundedList`] is. `null` is reported as a missing field.
 pub(crate) fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
-    // `deserialize_seq` would refuse `null` before the visitor sees it.
+    // `deserialize_seq` would reject `null` before the visitor sees it.
     deserializer.deserialize_any(ObjectsVisitor(PhantomData))
 }
 
@@ -152,7 +154,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectsVisitor<T> {
     }
 }
 
-/// An integer in `MIN..=MAX`; `4.0` is the integer 4, as JSON Schema has it.
+/// An integer in `MIN..=MAX`. `4.0` counts as the integer 4, as in JSON Schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Int<const MIN: u64, const MAX: u64>(pub(crate) u64);
 
@@ -207,13 +209,13 @@ impl<const MIN: u64, const MAX: u64> PartialSchema for Int<MIN, MAX> {
 
 impl<const MIN: u64, const MAX: u64> ToSchema for Int<MIN, MAX> {}
 
-/// The nearest `f32`, but a number above 0 stays above 0: ranges are those of the number as it was written.
+/// The nearest `f32`, except that a number above 0 stays above 0: the range was checked for the number as written.
 fn nearest_f32(given: f64) -> f32 {
     let nearest = given as f32;
     if nearest == 0.0 && given > 0.0 { f32::from_bits(1) } else { nearest }
 }
 
-/// Declares a number with its range: what is expected, in words, as a test and as a schema.
+/// Declares types for numbers in a range. Each gives the range three times: in words, as a test and as a schema.
 macro_rules! number_fields {
     ($($(#[doc = $doc:literal])+ $name:ident, $expected:literal, |$value:ident| $test:expr, |$object:ident| $schema:expr;)*) => {$(
         $(#[doc = $doc])+
@@ -266,27 +268,29 @@ macro_rules! number_fields {
 }
 
 number_fields! {
-    /// Divides the logits when sampling.
+    /// Sampling temperature, which divides the logits.
     Temperature, "a number above 0, at most 100", |value| value > 0.0 && value <= 100.0,
         |object| object.exclusive_minimum(Some(0.0)).maximum(Some(100.0));
-    /// The probability mass that sampling keeps.
+    /// Probability mass that nucleus sampling keeps.
     TopP, "a number above 0, at most 1", |value| value > 0.0 && value <= 1.0,
         |object| object.exclusive_minimum(Some(0.0)).maximum(Some(1.0));
-    /// The penalty of repeated tokens.
+    /// Penalty for tokens that are already present.
     RepetitionPenalty, "a number above 0, at most 100", |value| value > 0.0 && value <= 100.0,
         |object| object.exclusive_minimum(Some(0.0)).maximum(Some(100.0));
-    /// The exponent of a beam's length. Further out f32 scores overflow, and transformers returns empty texts.
+    /// Exponent of a beam's length in beam search. Outside this range f32 scores overflow, and transformers returns
+    /// empty texts.
     LengthPenalty, "a number from -3 to 10", |value| (-3.0..=10.0).contains(&value),
         |object| object.minimum(Some(-3.0)).maximum(Some(10.0));
 }
 
-/// A text: not empty, no control characters but white space (the model would drop them unseen).
+/// A text that is not empty and has no control characters except tabs and line breaks: the tokenizer would silently
+/// drop them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Text(pub(crate) Arc<str>);
 
 impl Text {
     const EXPECTED: &'static str =
-        "a string that is not empty, without control characters but tabs and line breaks";
+        "a non-empty string without control characters other than tabs and line breaks";
 
     fn checked<E: Error>(text: &str) -> Result<Self, E> {
         let is_control = |c: char| c.is_ascii_control() && !matches!(c, '\t' | '\n' | '\r');
@@ -312,7 +316,7 @@ impl Visitor<'_> for TextVisitor {
 
     fn visit_byte_buf<E: Error>(self, _: Vec<u8>) -> Result<Text, E> {
         Err(E::custom(
-            "this part carries a file name or an image's type, which only images do; send it as a text part",
+            "this part has a file name or an image type, which only images may have; send it as a text part",
         ))
     }
 }
@@ -337,9 +341,8 @@ impl ToSchema for Text {}
 /// `early_stopping`: `true`, `false` or `"never"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EarlyStoppingField {
-    /// A boolean.
     Flag(bool),
-    /// `"never"`.
+    /// The string `"never"`.
     Never,
 }
 
@@ -403,7 +406,7 @@ mod tests {
         assert!(error::<Int<1, 8>>("-1").contains("expected an integer from 1 to 8"));
         assert!(error::<Int<1, 8>>("1.5").contains("expected an integer from 1 to 8"));
         assert!(error::<Int<1, 8>>("\"3\"").contains("expected an integer from 1 to 8"));
-        // `present` takes null for fields; within a list it is an error.
+        // `present` accepts null for a field; inside a list null is an error.
         assert!(error::<Int<1, 8>>("null").contains("expected an integer from 1 to 8"));
     }
 
@@ -417,9 +420,9 @@ mod tests {
     #[test]
     fn ranges_are_those_of_the_number_as_it_was_written() {
         assert!((serde_json::from_str::<Temperature>("0.5").unwrap().0 - 0.5).abs() < f32::EPSILON);
-        // Zero as an f32, and not zero: what the document accepts is accepted.
+        // It would round to 0 as an f32, but the OpenAPI document accepts it, so it is accepted.
         assert!(serde_json::from_str::<Temperature>("5e-324").unwrap().0 > 0.0);
-        // 100 and 1 as an f32, and above.
+        // These are above the range, but would round to 100 or 1 as an f32.
         assert!(error::<Temperature>("100.0000001").contains("a number above 0, at most 100"));
         assert!(error::<Temperature>("100.00000000000001").contains("a number above 0"));
         assert!(error::<TopP>("1.00000000001").contains("a number above 0, at most 1"));
@@ -440,7 +443,7 @@ mod tests {
         let many = read(100_000);
         assert_eq!(many.len(), MAX_LISTED + 1);
         assert!(many.capacity() <= 2 * MAX_LISTED, "{}", many.capacity());
-        // What is not kept is still JSON.
+        // Items that are not kept must still be valid JSON.
         let broken = format!("[{}}}]", "\"a\",".repeat(2000));
         assert!(serde_json::from_str::<BoundedList<Text>>(&broken).is_err());
     }
@@ -448,7 +451,7 @@ mod tests {
     #[test]
     fn texts_refuse_control_characters_and_nothing() {
         assert_eq!(&*serde_json::from_str::<Text>("\"a\\tb\\n\"").unwrap().0, "a\tb\n");
-        assert!(error::<Text>("\"\"").contains("not empty"));
+        assert!(error::<Text>("\"\"").contains("non-empty"));
         assert!(error::<Text>("\"a\\u0000\"").contains("control characters"));
         assert!(error::<Text>("\"\\u001b[31m\"").contains("control characters"));
     }

@@ -1,11 +1,11 @@
-//! Fields that arrived as parts or in a query string, read into the same request types as JSON.
+//! Reads the fields of a multipart body or a query string into the same request types as JSON.
 //!
-//! A [`Form`] is a serde deserializer: the type of each field decides how its text is read (numbers and
-//! booleans in more spellings than JSON has, list fields from repetition), so types, ranges, unknown fields and error
-//! paths are those of JSON without a second definition.
+//! A [`Form`] is a serde deserializer. The type of each field decides how its text is read: numbers and booleans in
+//! more spellings than JSON has, list fields from repeated values. So forms need no second definition of types, ranges,
+//! unknown fields and error paths. `multipart` and `raw` fill a form; `json::parse_form` reads it.
 //!
-//! An empty value means that the field is absent: HTML forms and Swagger UI send their empty inputs. Its name must be a
-//! known one all the same.
+//! An empty value means that the field is absent, because HTML forms and Swagger UI also send inputs that were left
+//! empty. The field's name must still be a known one.
 
 use bytes::Bytes;
 use serde::de::value::{Error, SeqDeserializer};
@@ -14,7 +14,7 @@ use serde::forward_to_deserialize_any;
 
 use super::scalar::Scalar;
 
-/// Fields whose values are repeated.
+/// The list fields, which a form fills by repeating the name.
 const LISTS: [&str; 5] = ["images", "texts", "questions", "candidates", "scores"];
 
 /// One value of a field.
@@ -22,7 +22,7 @@ const LISTS: [&str; 5] = ["images", "texts", "questions", "candidates", "scores"
 pub(crate) enum Value {
     /// A text part, or a value in the query string.
     Text(String),
-    /// A part with a file name or an image's type, or a raw body.
+    /// A part with a file name or an image type, or a raw body.
     File(Bytes),
 }
 
@@ -35,11 +35,11 @@ impl Value {
     }
 }
 
-/// Fields in the order of their first appearance, each with all its values.
+/// Fields in the order of their first appearance, each with all of its values.
 #[derive(Debug, Default)]
 pub(crate) struct Form {
     fields: Vec<(String, Vec<Value>)>,
-    /// In a batch call, the images that are one input each.
+    /// In a batch call, the `image` values, each of which is one input; `None` in a single call.
     inputs: Option<Vec<Value>>,
 }
 
@@ -49,7 +49,8 @@ impl Form {
         Self { fields: Vec::new(), inputs: Some(Vec::new()) }
     }
 
-    /// How errors name the next value of a field: as in JSON, where a list or a batch stands around it.
+    /// The path by which errors name the next value of a field. It is the path of that value in JSON: with the index in
+    /// a list, or below the input of a batch.
     pub(crate) fn next_place(&self, name: &str) -> String {
         match (&self.inputs, name) {
             (Some(inputs), "image") => format!("inputs[{}].image", inputs.len()),
@@ -61,7 +62,7 @@ impl Form {
         }
     }
 
-    /// Adds a value to a field. An empty one adds the name alone, and in a batch an empty `image` is no input.
+    /// Adds a value to a field. An empty value adds only the name. In a batch, an empty `image` adds no input.
     pub(crate) fn push(&mut self, name: &str, value: Value) {
         let value = Some(value).filter(|value| !value.is_empty());
         if let Some(inputs) = &mut self.inputs
@@ -112,7 +113,7 @@ impl<'de> Deserializer<'de> for Form {
     }
 }
 
-/// Walks a form's fields; the images of a batch come last, as the list `inputs`.
+/// Yields the fields of a form to serde. The images of a batch come last, as the list `inputs`.
 struct Fields {
     given: std::vec::IntoIter<(String, Vec<Value>)>,
     inputs: Option<Vec<Value>>,
@@ -135,7 +136,7 @@ impl<'de> MapAccess<'de> for Fields {
     ) -> Result<Option<K::Value>, Error> {
         if let Some((name, values)) = self.given.next() {
             if self.inputs.is_some() && name == "inputs" {
-                // Refused with the value: by then the field's name is known to whoever tracks the path.
+                // Rejected at its value: by then `serde_path_to_error` has recorded the field's name.
                 self.value = Some(FieldValue::InputsAsText);
                 return seed.deserialize(name.into_deserializer()).map(Some);
             }
@@ -166,12 +167,12 @@ impl<'de> MapAccess<'de> for Fields {
                 seed.deserialize(SeqDeserializer::new(inputs))
             }
             Some(FieldValue::InputsAsText) => seed.deserialize(InputsAsText),
-            None => Err(de::Error::custom("a value was asked for before its field")),
+            None => Err(de::Error::custom("value requested before its field name")),
         }
     }
 }
 
-/// The field `inputs`, which no form holds.
+/// Rejects a field named `inputs` in a form: a form cannot express a list of inputs.
 struct InputsAsText;
 
 impl<'de> Deserializer<'de> for InputsAsText {
@@ -179,7 +180,7 @@ impl<'de> Deserializer<'de> for InputsAsText {
 
     fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Error> {
         Err(de::Error::custom(
-            "a list of inputs is sent as application/json; in multipart each image part is one input",
+            "send a list of inputs as application/json; in multipart, each image part is one input",
         ))
     }
 
@@ -189,7 +190,7 @@ impl<'de> Deserializer<'de> for InputsAsText {
     }
 }
 
-/// All values of one field: a list where the type wants one, else exactly one value.
+/// All values of one field. The field's type decides whether they are read as a list or must be exactly one value.
 struct Values {
     values: Vec<Value>,
     plural: Option<&'static str>,
@@ -201,8 +202,8 @@ impl Values {
         match (self.values.pop(), count) {
             (Some(value), 1) => Ok(Scalar(value)),
             (_, _) => Err(de::Error::custom(match self.plural {
-                Some(plural) => format!("given {count} times; several go into {plural}, repeated"),
-                None => format!("given {count} times, it takes one value"),
+                Some(plural) => format!("given {count} times; for several values repeat {plural}"),
+                None => format!("given {count} times; only one value is allowed"),
             })),
         }
     }
@@ -335,9 +336,9 @@ mod tests {
         let twice = form_of(Form::default(), &[("text", "a"), ("text", "b")]);
         let error = parse_form::<SimilarityRequest>(twice).unwrap_err();
         assert_eq!(error.errors[0].field, "text");
-        assert_eq!(error.errors[0].detail, "given 2 times; several go into texts, repeated");
+        assert_eq!(error.errors[0].detail, "given 2 times; for several values repeat texts");
         let (field, detail) = fault(&[("prompt", "a"), ("prompt", "b")]);
-        assert_eq!((&*field, &*detail), ("prompt", "given 2 times, it takes one value"));
+        assert_eq!((&*field, &*detail), ("prompt", "given 2 times; only one value is allowed"));
     }
 
     #[test]
@@ -354,7 +355,7 @@ mod tests {
         assert!(request.num_beams.is_none() && request.prompt.is_none());
         assert!(request.stream.is_none() && request.model.is_none());
         assert_eq!(fault(&[("unheard_of", "")]).0, "unheard_of");
-        // An empty one beside a full one: the field was given once.
+        // An empty value does not count: the field is given once.
         assert_eq!(
             caption(&[("num_beams", ""), ("num_beams", "3")]).unwrap().num_beams.unwrap().0,
             3

@@ -1,4 +1,5 @@
-//! What a request's head alone can refuse: type, encoding, declared size, deadline.
+//! Checks that need only the request head: content type, content encoding, declared size, deadline. `extract::read`
+//! calls [`Head::check`] before it reads any of the body.
 
 use std::time::{Duration, Instant};
 
@@ -9,17 +10,15 @@ use super::disposition::{charset, is_ascii_superset, is_utf8_compatible};
 use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
 
-/// RFC 2046 allows no longer ones.
+/// Longest boundary that RFC 2046 allows.
 const MAX_BOUNDARY_LENGTH: usize = 70;
-/// The header's name.
 const X_REQUEST_TIMEOUT_MS: &str = "x-request-timeout-ms";
 
-/// A head that passed.
+/// What a request head that passed all checks says about its body.
 #[derive(Debug)]
 pub(crate) struct Head {
-    /// How the body is to be read.
     pub(crate) encoding: Encoding,
-    /// `Content-Length`, where there is one.
+    /// `Content-Length`, if the head has one.
     pub(crate) declared_bytes: Option<u64>,
 }
 
@@ -28,29 +27,27 @@ pub(crate) struct Head {
 pub(crate) enum Encoding {
     /// `application/json`, `application/<anything>+json` or `text/json`.
     Json {
-        /// The declared charset agrees with UTF-8 on ASCII alone, so nothing else can be read.
+        /// The declared charset agrees with UTF-8 only for ASCII characters, so the body may contain no others.
         only_ascii: bool,
     },
     /// `multipart/form-data`.
-    Multipart {
-        /// What separates the parts.
-        boundary: String,
-    },
-    /// `image/*`, `application/octet-stream`, or no type: one image, the other fields in the query string.
+    Multipart { boundary: String },
+    /// `image/*`, `application/octet-stream`, or no type: the body is one image, and the query string has the other
+    /// fields.
     Raw,
 }
 
 impl Head {
-    /// Checks a head.
+    /// Checks everything but the deadline.
     ///
     /// # Errors
-    /// `unsupported_media_type`, `payload_too_large` (closing the connection), `invalid_request`.
+    /// `unsupported_media_type`, `payload_too_large` (which closes the connection), `invalid_request`.
     pub(crate) fn check(parts: &Parts, settings: &HttpSettings) -> Result<Self, ApiError> {
         check_content_encoding(&parts.headers)?;
         let encoding = encoding(&parts.headers)?;
         if encoding != Encoding::Raw && parts.uri.query().is_some_and(|query| !query.is_empty()) {
             return Err(ApiError::invalid(
-                "the query string is read only beside a raw image body; send its fields in the body",
+                "a query string is allowed only with a raw image body; send its fields in the body",
             ));
         }
         let declared_bytes = declared_bytes(&parts.headers)?;
@@ -62,17 +59,18 @@ impl Head {
     }
 }
 
-/// The body exceeds the limit; what is left of it stays unread, so the connection ends.
+/// The error for a body above `max` bytes. The rest of the body stays unread, so the connection closes.
 pub(crate) fn body_too_large(max: u64) -> ApiError {
     let detail =
-        format!("the body exceeds {max} bytes, the limit of this server; send less in one call");
+        format!("the body exceeds the limit of this server, {max} bytes; send less in one call");
     ApiError::new(Code::PayloadTooLarge, detail).closing()
 }
 
-/// When the request must be answered: the client's own wish, or the server's setting where that is sooner.
+/// The deadline by which the request must be answered: that of the client's `x-request-timeout-ms`, or that of the
+/// server's `limit` if it is sooner or the client sets none. Both count from `arrived`.
 ///
 /// # Errors
-/// `invalid_request` when the header is not an integer of at least 1.
+/// `invalid_request` if the header is not an integer of at least 1.
 pub(crate) fn deadline(
     headers: &HeaderMap,
     arrived: Instant,
@@ -82,13 +80,14 @@ pub(crate) fn deadline(
     match value.to_str().ok().and_then(milliseconds) {
         Some(wish) if !wish.is_zero() => Ok(arrived + wish.min(limit)),
         Some(_) | None => {
-            let detail = "an integer of milliseconds, at least 1";
+            let detail = "must be a whole number of milliseconds, at least 1";
             Err(ApiError::field(Code::InvalidRequest, X_REQUEST_TIMEOUT_MS, detail))
         }
     }
 }
 
-/// Digits and nothing else; more than a `u64` holds is more than any limit.
+/// Parses a string of digits only. A number that does not fit into a `u64` becomes `u64::MAX`, which is above any
+/// limit.
 fn milliseconds(text: &str) -> Option<Duration> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| Duration::from_millis(text.parse().unwrap_or(u64::MAX)))
@@ -102,7 +101,7 @@ fn check_content_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
     if encoded {
         return Err(ApiError::new(
             Code::UnsupportedMediaType,
-            "compressed bodies are not read; send the body without content-encoding",
+            "compressed bodies are not supported; send the body without content-encoding",
         ));
     }
     Ok(())
@@ -127,18 +126,19 @@ fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
         "application/octet-stream" | "" => Ok(Encoding::Raw),
         "application/x-www-form-urlencoded" => Err(ApiError::new(
             Code::UnsupportedMediaType,
-            "forms are not read (curl sends this type by default); add -H 'content-type: application/json', \
-             or -H 'content-type: application/octet-stream' for an image file",
+            "URL-encoded forms are not supported (curl sends this type by default); add \
+             -H 'content-type: application/json', or -H 'content-type: application/octet-stream' for an image file",
         )),
         image if image.starts_with("image/") => Ok(Encoding::Raw),
         _ => Err(ApiError::new(
             Code::UnsupportedMediaType,
-            "accepted are application/json, multipart/form-data, image/* and application/octet-stream",
+            "content-type must be application/json, multipart/form-data, image/* or application/octet-stream",
         )),
     }
 }
 
-/// JSON in a charset that its bytes can satisfy: UTF-8 or ASCII by any name, others as long as the body is ASCII.
+/// Decides by the charset how JSON can be read: UTF-8 and ASCII under any of their names always, supersets of ASCII
+/// only if the body is ASCII, other charsets not at all.
 fn json(content_type: &[u8]) -> Result<Encoding, ApiError> {
     match charset(content_type) {
         None => Ok(Encoding::Json { only_ascii: false }),
@@ -148,10 +148,9 @@ fn json(content_type: &[u8]) -> Result<Encoding, ApiError> {
     }
 }
 
-/// The body's charset is not the one that JSON is read in.
+/// The error for a JSON body in a charset other than UTF-8.
 pub(super) fn not_utf8() -> ApiError {
-    let detail =
-        "JSON is read as UTF-8 only; encode it so and leave the charset out of content-type";
+    let detail = "JSON must be UTF-8; encode it as UTF-8 and leave the charset out of content-type";
     ApiError::new(Code::UnsupportedMediaType, detail)
 }
 
@@ -164,7 +163,7 @@ fn boundary(content_type: &str) -> Result<String, ApiError> {
     if (1..=MAX_BOUNDARY_LENGTH).contains(&boundary.len()) {
         return Ok(boundary);
     }
-    Err(ApiError::invalid("a multipart boundary has 1 to 70 characters"))
+    Err(ApiError::invalid("a multipart boundary must have 1 to 70 characters"))
 }
 
 #[cfg(test)]

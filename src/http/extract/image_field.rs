@@ -1,4 +1,5 @@
-//! The field type of images: a string (base64, data URI, URL, id) or the bytes of a file, not looked at yet.
+//! The field type for images: a string (base64, data URI, URL or id) or the bytes of a file. The content is not
+//! examined here; `image_args` does that.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,17 +11,18 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::fields::{Field, string_schema};
 
-/// What a client sent in the place of an image. Clones share the bytes.
+/// An image as the client sent it. Clones share the bytes.
 #[derive(Clone)]
 pub(crate) enum ImageField {
     /// A string: data URI, base64, URL or id.
     Value(Arc<str>),
-    /// The file's bytes.
+    /// The bytes of an image file, from a multipart part or a raw body.
     Bytes(Bytes),
 }
 
 impl ImageField {
-    /// Where its bytes lie: equal for clones, so an image shared by many inputs is looked at once.
+    /// Address and length of the bytes in memory. They are equal for clones, so an image that many inputs share is
+    /// processed only once.
     pub(crate) fn address(&self) -> (usize, usize) {
         match self {
             Self::Value(text) => (text.as_ptr().addr(), text.len()),
@@ -30,7 +32,7 @@ impl ImageField {
 }
 
 impl fmt::Debug for ImageField {
-    /// The kind and size: image bytes have no place in logs.
+    /// Shows only the kind and size: image bytes must not get into logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Value(text) => write!(f, "ImageField::Value({} characters)", text.len()),
@@ -63,8 +65,12 @@ impl<'de> Deserialize<'de> for ImageField {
     }
 }
 
-/// Base64 in either alphabet with its padding or none, by itself or in a data URI, whose last character has no bits to
-/// spare; an id; an address. ASCII white space may stand anywhere in base64, and around the others.
+/// The JSON Schema pattern of an image value, which is one of:
+///
+/// - base64 in either alphabet, with or without padding, alone or in a data URI; the unused bits of its last character
+///   must be 0, and ASCII white space may occur anywhere in it;
+/// - an id, with optional ASCII white space around it;
+/// - an `http://` or `https://` URL, with optional ASCII white space before it.
 const IMAGE_VALUE: &str = concat!(
     r"^[ \t\n\f\r]*(?:[Dd][Aa][Tt][Aa]:[^,]*;[ \t\n\f\r]*[Bb][Aa][Ss][Ee]64[ \t\n\f\r]*,[ \t\n\f\r]*)?",
     r"(?:(?:[A-Za-z0-9+/_-][ \t\n\f\r]*){4})*",

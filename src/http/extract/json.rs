@@ -1,4 +1,4 @@
-//! JSON bodies, and serde's errors in words for clients (also those of forms).
+//! Parses JSON bodies, and rewrites serde's error messages for clients, those of forms included.
 
 use bytes::Bytes;
 
@@ -8,21 +8,23 @@ use super::unknown;
 use crate::http::error::{ApiError, Code};
 use crate::telemetry::logging::clipped;
 
-/// Longest text of an error: serde repeats what it was given, which may be a whole image.
+/// Longest error message in characters: serde repeats the value that it rejects, which may be a whole image.
 const MAX_DETAIL: usize = 300;
+/// Longest field path in an error, in characters: it may contain a name that the client made up.
 const MAX_FIELD: usize = 128;
 
-/// U+FEFF in UTF-8, which some editors and Windows tools put before a text.
+/// U+FEFF in UTF-8, which some editors and Windows tools put at the start of a text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Bodies up to this size are parsed on the spot (below 0.3 ms); more would hold up other connections.
+/// Largest body that is parsed on the async worker thread (in less than 0.3 ms). Parsing a larger one there would delay
+/// other connections.
 const INLINE_BYTES: usize = 64 << 10;
 
-/// Reads a JSON body, a large one away from the threads that serve connections. `only_ascii` where the declared charset
-/// is neither ASCII nor UTF-8.
+/// Parses a JSON body. A large body is parsed in tokio's blocking thread pool, away from the threads that serve
+/// connections. `only_ascii` is true if the declared charset is neither ASCII nor UTF-8.
 ///
 /// # Errors
-/// `invalid_request`, naming the field; `unsupported_media_type`.
+/// `invalid_request`, with the field; `unsupported_media_type`.
 pub(super) async fn parse_body<R: Request>(body: Bytes, only_ascii: bool) -> Result<R, ApiError> {
     if body.len() <= INLINE_BYTES {
         return parse(&body, only_ascii);
@@ -53,10 +55,10 @@ fn parse<R: Request>(body: &[u8], only_ascii: bool) -> Result<R, ApiError> {
     Ok(request)
 }
 
-/// Reads a request from a deserializer that is no JSON.
+/// Reads a request from the fields of a multipart body or a query string.
 ///
 /// # Errors
-/// `invalid_request`, naming the field.
+/// `invalid_request`, with the field.
 pub(crate) fn parse_form<R: Request>(form: super::form::Form) -> Result<R, ApiError> {
     serde_path_to_error::deserialize(form)
         .map_err(|error| at_field(&error.path().to_string(), &error.inner().to_string()))
@@ -69,7 +71,7 @@ fn not_json(error: &serde_json::Error) -> ApiError {
     ))
 }
 
-/// Serde's words at serde's path, put right for clients.
+/// The client's error for serde's `message` at serde's `path`.
 fn at_field(path: &str, message: &str) -> ApiError {
     let message = without_position(message);
     let (path, message) = match name_in(message, "duplicate field `")
@@ -97,7 +99,8 @@ fn join(path: &str, name: &str) -> String {
     if path == "." { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-/// Without " at line 1 column 7": the field is named, and other encodings have no lines.
+/// `message` without a trailing " at line 1 column 7". The error names the field instead, and other encodings have no
+/// lines.
 fn without_position(message: &str) -> &str {
     match message.rfind(" at line ") {
         Some(end) if message[end..].contains(" column ") => &message[..end],
@@ -105,7 +108,7 @@ fn without_position(message: &str) -> &str {
     }
 }
 
-/// Rust's words for types in the words of JSON.
+/// Replaces serde's names of types by those of JSON.
 fn in_clients_words(message: &str) -> String {
     let Some((given, expected)) = message.rsplit_once(", expected ") else {
         return message.to_owned();
@@ -119,7 +122,7 @@ fn in_clients_words(message: &str) -> String {
     format!("{given}, expected {expected}")
 }
 
-/// At most `max` characters: the beginning, and the end, which says what is expected.
+/// Shortens `text` to about `max` characters: its beginning, and its end, which says what is expected.
 fn shorten(text: &str, max: usize) -> String {
     let length = text.chars().count();
     if length <= max {
@@ -185,7 +188,7 @@ mod tests {
         assert!(input.image.is_none() && input.num_beams.is_none() && input.do_sample.is_none());
         assert!(input.early_stopping.is_none() && input.temperature.is_none());
         assert_eq!(fault("\u{feff}\u{feff}{}").0, "");
-        // A name must be known even where its value is null.
+        // An unknown name is an error even if its value is null.
         assert_eq!(fault(r#"{"inputs": [{"beams": null}]}"#).0, "inputs[0].beams");
         let utf16 = parse::<CaptionRequest>(b"\xff\xfe{\0}\0", false).unwrap_err();
         assert!(utf16.detail.contains("UTF-16"), "{}", utf16.detail);

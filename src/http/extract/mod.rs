@@ -1,9 +1,15 @@
-//! A request's body to a typed request, whatever its encoding: one pipeline for JSON, multipart and raw bodies.
+//! Turns an HTTP request into a typed request: one pipeline for JSON, multipart and raw bodies.
 //!
-//! [`read`] is the way in. In order: the head is checked ([`head`]), the engine lets the call in, only
-//! then the body is read ([`body`]), its bytes reserved as they arrive, and parsed ([`json`], [`multipart`], [`raw`]) into the same request types with
-//! the same field paths in errors. Values are checked by the field types ([`fields`]); what they mean together is
-//! the endpoint's business. Nothing is decoded here.
+//! `call` calls [`read`], which works in this order:
+//!
+//! 1. [`head`] checks the request head.
+//! 2. Admission control in the engine admits the call. Nothing of the body has been read so far.
+//! 3. [`body`] reads the body and reserves its bytes as they arrive.
+//! 4. [`json`], [`multipart`] or [`raw`] parses the body. All three fill the same request types and name fields by the
+//!    same paths in errors.
+//!
+//! The field types ([`fields`]) check single values; the endpoints check how values fit together. Images are not
+//! decoded here.
 
 pub(crate) mod body;
 mod disposition;
@@ -29,18 +35,18 @@ use super::middleware::context::RequestContext;
 use super::state::{HttpState, Services};
 use crate::engine::Admission;
 
-/// A request that was admitted and understood.
+/// A request that passed admission control and was parsed.
 pub(crate) struct Admitted<R> {
-    /// What was asked.
     pub(crate) request: R,
-    /// Room for it.
+    /// What the engine has reserved for the call, the bytes of its body included.
     pub(crate) admission: Admission,
 }
 
-/// Admits and reads a request. Refusals from the head alone come before a byte of the body is read.
+/// Admits, reads and parses a request. A request that its head or admission control rejects is rejected before any
+/// byte of its body is read.
 ///
 /// # Errors
-/// What the head, the engine or the body refuses.
+/// Those of [`Head::check`], of admission control, of [`BodyReader`] and of the parsers.
 pub(crate) async fn read<R: Request>(
     http: HttpRequest,
     state: &HttpState,
@@ -67,8 +73,8 @@ pub(crate) async fn read<R: Request>(
     Ok(Admitted { request, admission: reader.into_admission() })
 }
 
-/// An image file above the limit, known before it was read to its end.
+/// The error for an image file above `max` bytes. The rest of the body may be unread, so the connection closes.
 fn image_file_too_large(field: &str, max: usize) -> ApiError {
-    let detail = format!("an image file has at most {max} bytes (/info shows the limits)");
+    let detail = format!("an image file may have at most {max} bytes (/info shows the limits)");
     ApiError::field(Code::PayloadTooLarge, field, detail).closing()
 }

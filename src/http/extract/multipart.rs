@@ -1,9 +1,11 @@
-//! `multipart/form-data`: parts with a file name or of an image's type are image bytes, the others are text, whatever
-//! their type (also `application/json`: the text is not read as JSON). Empty parts are absent fields. Parts are read as
-//! they arrive, each within its own bound.
+//! Parses `multipart/form-data` bodies as they arrive, with a size limit for each part; `extract::read` calls it.
 //!
-//! Between two parts the parser keeps what it has and searches all of it again whenever more arrives, so what may
-//! stand there (the preamble, a part's head) is bounded here, and it is handed one piece at a time.
+//! Parts that have a file name or an image type are image bytes. All others are text, whatever their type: even a part
+//! of type `application/json` is not parsed as JSON. Empty parts are absent fields.
+//!
+//! Between two parts, multer buffers what has arrived and searches all of it again whenever more arrives. That would
+//! cost quadratic time, so this file limits the bytes before the first boundary and in the header of a part, and gives
+//! multer one piece at a time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -18,18 +20,18 @@ use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
 use crate::telemetry::logging::clipped;
 
-/// Longer than any field's name.
+/// Longest accepted field name; all known names are shorter.
 const MAX_NAME_BYTES: usize = 64;
 
-/// Bytes after which no further piece is read for one part's head, or before the first boundary; browsers and client
-/// libraries write less than 1 KiB.
+/// Once more than this has arrived for the header of one part, or before the first boundary, reading stops with an
+/// error. Browsers and client libraries write less than 1 KiB.
 const MAX_PART_HEAD_BYTES: usize = 64 << 10;
 
-/// Reads a multipart body.
+/// Reads and parses a multipart body.
 ///
 /// # Errors
-/// `invalid_request`, naming the field; `payload_too_large`, `text_too_long`, `batch_too_large`; what the reader
-/// refuses.
+/// `invalid_request`, with the field; `payload_too_large`, `text_too_long`, `batch_too_large`; those of
+/// [`BodyReader::next`].
 pub(super) async fn parse<R: Request>(
     boundary: &str,
     reader: &mut BodyReader<'_>,
@@ -39,7 +41,7 @@ pub(super) async fn parse<R: Request>(
     let form = {
         let pieces = stream::unfold((&mut *reader, false), |(reader, again)| async move {
             if again {
-                // The parser takes all that is ready before it looks at any of it.
+                // Multer reads everything that is ready before it parses any of it: return `Pending` after each piece.
                 tokio::task::yield_now().await;
             }
             match next_piece(reader, head_bytes).await {
@@ -53,24 +55,24 @@ pub(super) async fn parse<R: Request>(
         let mut parts = Parts::new(R::BATCH, settings, head_bytes);
         parts.read(Multipart::new(pieces, boundary)).await.map(|()| parts.form)
     };
-    // Why reading failed says more than that the multipart was cut short by it.
+    // If reading failed, its cause says more than the parse error that follows from it.
     if let Some(failure) = reader.failure.take() {
         return Err(failure);
     }
     let form = form?;
-    // What follows the last boundary means nothing, but unread it would end the connection.
+    // Bytes after the last boundary are ignored, but the connection cannot be reused if they stay unread.
     while reader.next().await?.is_some() {}
     super::json::parse_form(form)
 }
 
-/// The next piece of the body, unless a head has had its share.
+/// The next piece of the body. Fails if more than [`MAX_PART_HEAD_BYTES`] have arrived since the end of the last part.
 async fn next_piece(
     reader: &mut BodyReader<'_>,
     head_bytes: &AtomicUsize,
 ) -> Result<Option<bytes::Bytes>, ApiError> {
     if head_bytes.load(Ordering::Relaxed) > MAX_PART_HEAD_BYTES {
         let detail = format!(
-            "the head of a part, or what stands before the first boundary, exceeds {MAX_PART_HEAD_BYTES} bytes; \
+            "the header of a part, or the text before the first boundary, exceeds {MAX_PART_HEAD_BYTES} bytes; \
              let the client library write the body"
         );
         return Err(ApiError::invalid(detail).closing());
@@ -80,17 +82,17 @@ async fn next_piece(
     Ok(piece)
 }
 
-/// The parts read so far.
+/// The parts read so far, with their counts.
 struct Parts<'a> {
     form: Form,
-    /// Files named `image`, each an input of a batch.
+    /// Files named `image` in a batch call, each of which is one input.
     image_files: usize,
-    /// Files named `images`.
+    /// All other files: `images`, and `image` in a single call.
     list_files: usize,
     texts: usize,
     batch: bool,
     settings: &'a HttpSettings,
-    /// Bytes that arrived since the end of the last part.
+    /// Bytes that arrived since the content of the last part; shared with [`next_piece`].
     head_bytes: &'a AtomicUsize,
 }
 
@@ -103,13 +105,11 @@ impl<'a> Parts<'a> {
     async fn read(&mut self, mut multipart: Multipart<'_>) -> Result<(), ApiError> {
         while let Some(field) = multipart.next_field().await.map_err(|error| malformed(&error))? {
             self.head_bytes.store(0, Ordering::Relaxed);
-            // Multer takes a file name that is not UTF-8 for none.
+            // Not multer's own parser: it ignores a file name that is not UTF-8.
             let head = Disposition::of(field.headers());
             let known = |head: &Disposition| (1..=MAX_NAME_BYTES).contains(&head.name.len());
             let Some(head) = head.filter(known) else {
-                return Err(ApiError::invalid(
-                    "each part of a multipart body needs a field's name",
-                ));
+                return Err(ApiError::invalid("each part of a multipart body needs a field name"));
             };
             let value = if head.is_file() {
                 self.file(&head.name, field).await?
@@ -129,26 +129,26 @@ impl<'a> Parts<'a> {
             return Err(super::image_file_too_large(&self.form.next_place(name), max));
         };
         if bytes.is_empty() {
-            // A file input of an HTML form in which nothing was chosen.
+            // An HTML form sends an empty file for a file input without a selection; do not count it.
             *self.files(name) -= 1;
         }
         Ok(Value::File(bytes.into()))
     }
 
-    /// The count of files under a name.
+    /// The counter for files of this name.
     fn files(&mut self, name: &str) -> &mut usize {
         if self.batch && name == "image" { &mut self.image_files } else { &mut self.list_files }
     }
 
-    /// Refuses one file too many under the name and limit that JSON has for it.
+    /// Counts a file, and rejects one too many with the field and limit that apply to JSON.
     fn count_file(&mut self, name: &str) -> Result<(), ApiError> {
         let limits = &self.settings.limits;
         let (field, max, setting) = match name {
             "image" if self.batch => ("inputs", limits.max_batch_inputs, "limits.max_batch_inputs"),
-            // A repeated `image` of a single call is refused later, with its plural.
+            // A repeated `image` in a single call is rejected later, with a hint to the plural.
             "image" | "images" => ("images", limits.max_images, "limits.max_images"),
             other => {
-                let detail = "files are images: the part is named image (or images, repeated, where several are taken)";
+                let detail = "a file must be an image, in a part named image (or images, repeated, for several)";
                 return Err(ApiError::field(Code::InvalidRequest, other, detail).closing());
             }
         };
@@ -157,7 +157,7 @@ impl<'a> Parts<'a> {
         if *count <= max {
             return Ok(());
         }
-        let detail = format!("at most {max} are taken in one call ({setting})");
+        let detail = format!("at most {max} are allowed per request ({setting})");
         Err(ApiError::field(Code::BatchTooLarge, field, detail).closing())
     }
 
@@ -168,7 +168,7 @@ impl<'a> Parts<'a> {
             let detail = format!("more than {max_parts} text parts (limits.max_text_parts)");
             return Err(ApiError::new(Code::BatchTooLarge, detail).closing());
         }
-        // An image value may be base64, and then as long as the body allows.
+        // An image may be sent as base64, which only the limit of the body bounds.
         let is_image = matches!(&*head.name, "image" | "images");
         let max = if is_image { usize::MAX } else { self.settings.input.max_text_bytes };
         let place = self.form.next_place(&head.name);
@@ -176,15 +176,16 @@ impl<'a> Parts<'a> {
             ApiError::field(Code::TextTooLong, &*place, format!("at most {max} bytes")).closing()
         })?;
         if head.foreign_charset && !bytes.is_ascii() {
-            let detail = "text parts are read as UTF-8; send this one with charset=utf-8";
+            let detail =
+                "text parts are read as UTF-8; encode this one as UTF-8 and declare charset=utf-8";
             return Err(ApiError::field(Code::InvalidRequest, &*place, detail));
         }
         String::from_utf8(bytes)
             .map(Value::Text)
-            .map_err(|_| ApiError::field(Code::InvalidRequest, &*place, "text parts are UTF-8"))
+            .map_err(|_| ApiError::field(Code::InvalidRequest, &*place, "is not valid UTF-8"))
     }
 
-    /// A part's bytes, or `None` when there are more than `max`.
+    /// The bytes of a part; `None` if there are more than `max`.
     async fn collect(&self, mut field: Field<'_>, max: usize) -> Result<Option<Vec<u8>>, ApiError> {
         let mut bytes = Vec::new();
         while let Some(piece) = field.chunk().await.map_err(|error| malformed(&error))? {
@@ -199,7 +200,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Multer's reasons are all about the body's shape; its words are for programmers.
+/// The client's error for any error of multer. All of these are about the syntax of the body, in words for programmers,
+/// so multer's own message only goes to the log.
 fn malformed(error: &multer::Error) -> ApiError {
     tracing::debug!(error = clipped(error), "malformed multipart body");
     ApiError::invalid(

@@ -1,4 +1,4 @@
-//! Raw bodies: one image, the other fields in the query string.
+//! Parses raw bodies: the body is one image, and the query string has the other fields. `extract::read` calls it.
 
 use bytes::Bytes;
 
@@ -7,10 +7,10 @@ use super::request::Request;
 use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
 
-/// Reads a raw body and its query string. An empty body is no image.
+/// Parses a raw body and its query string. An empty body means that the image is missing.
 ///
 /// # Errors
-/// `invalid_request`, naming the field; `payload_too_large`, `batch_too_large`.
+/// `invalid_request`, with the field; `payload_too_large`, `batch_too_large`.
 pub(super) fn parse<R: Request>(
     query: Option<&str>,
     body: Bytes,
@@ -30,7 +30,8 @@ pub(super) fn parse<R: Request>(
     for (count, (name, value)) in fields.enumerate() {
         let max = settings.limits.max_text_parts;
         if count >= max {
-            let detail = format!("more than {max} fields (limits.max_text_parts)");
+            let detail =
+                format!("more than {max} fields in the query string (limits.max_text_parts)");
             return Err(ApiError::new(Code::BatchTooLarge, detail));
         }
         form.push(&name, Value::Text(value.into_owned()));
@@ -38,7 +39,8 @@ pub(super) fn parse<R: Request>(
     super::json::parse_form(form)
 }
 
-/// Is a query string UTF-8 once its `%XX` are bytes? The parser would put U+FFFD in the place of what is not.
+/// True if a query string is valid UTF-8 once it is percent-decoded. `form_urlencoded` itself would silently replace
+/// invalid bytes by U+FFFD.
 fn is_utf8(query: &str) -> bool {
     let mut rest = query.as_bytes();
     let mut decoded = Vec::with_capacity(rest.len());

@@ -1,11 +1,13 @@
-//! `requests!` declares what an endpoint takes: the single call, the batch call, and one input of a batch, from
-//! one list of fields. Serde cannot flatten a struct and refuse unknown fields at once, hence a macro.
+//! The `requests!` macro, which declares the request types of an endpoint from one list of fields: the single call, the
+//! batch call, and one input of a batch. It is a macro because serde cannot both flatten a struct and reject unknown
+//! fields.
 //!
-//! An endpoint whose input ends in `generation` has the flat generation parameters as well.
+//! An endpoint whose input ends in `generation` also gets the generation parameters, as flat fields. The doc comments
+//! of all fields are their descriptions in the OpenAPI document.
 
-/// A request type that all three encodings can fill.
+/// A request type that JSON, multipart and raw bodies can all fill.
 pub(crate) trait Request: serde::de::DeserializeOwned + Send + 'static {
-    /// In multipart and raw bodies each image is one input.
+    /// True for a batch call, where each `image` of a multipart or raw body is one input.
     const BATCH: bool;
 }
 
@@ -20,37 +22,43 @@ macro_rules! requests {
             $(#[$batch_attr])* batch $Batch
             $(#[$input_attr])* input $Input {
                 $($(#[doc = $doc])+ $field: $type,)*
-                /// Most tokens to generate, the stop token included; 20 by default, at most 64 unless the server is set otherwise.
+                /// Maximum number of tokens to generate, including the stop token; 20 by default. The largest allowed
+                /// value is 64 unless the server is configured otherwise.
                 max_new_tokens: $crate::http::extract::fields::Int<1, 65_536>,
-                /// Tokens before which the text may not end; 0 by default, at most `max_new_tokens`.
+                /// Minimum number of tokens to generate before the text may end; 0 by default, at most
+                /// `max_new_tokens`.
                 min_new_tokens: $crate::http::extract::fields::Int<0, 65_536>,
-                /// Beams of a beam search; 1 (none) by default.
+                /// Number of beams for beam search; 1 (no beam search) by default.
                 num_beams: $crate::http::extract::fields::Int<1, 8>,
-                /// Sequences in the answer; 1 by default, at most `num_beams` unless sampling.
+                /// Number of sequences to return; 1 by default, at most `num_beams` unless `do_sample` is true.
                 num_return_sequences: $crate::http::extract::fields::Int<1, 8>,
-                /// Draws tokens at random instead of taking the most probable; false by default.
+                /// Samples tokens at random instead of taking the most probable one; false by default.
                 do_sample: bool,
-                /// Sampling: divides the logits; 1.0 by default.
+                /// Sampling only: divides the logits, so higher values make the text more varied; 1.0 by default.
                 temperature: $crate::http::extract::fields::Temperature,
-                /// Sampling: keeps the k most probable tokens, 0 keeps all; 50 by default.
+                /// Sampling only: samples from the k most probable tokens; 0 means all tokens; 50 by default.
                 top_k: $crate::http::extract::fields::Int<0, 100_000>,
-                /// Sampling: keeps the smallest set of tokens whose probabilities reach this; 1.0 by default.
+                /// Sampling only (nucleus sampling): samples from the smallest set of most probable tokens whose
+                /// probabilities add up to at least this value; 1.0 (all tokens) by default.
                 top_p: $crate::http::extract::fields::TopP,
-                /// Above 1 makes tokens that are already present less probable; 1.0 by default.
+                /// Values above 1 make tokens that are already in the text less probable; 1.0 (off) by default.
                 repetition_penalty: $crate::http::extract::fields::RepetitionPenalty,
-                /// No sequence of this many tokens occurs twice; 0 (off) by default.
+                /// No sequence of this many tokens may occur twice in the text; 0 (off) by default.
                 no_repeat_ngram_size: $crate::http::extract::fields::Int<0, 64>,
-                /// Beams: exponent of the length that divides a beam's score; 1.0 by default.
+                /// Beam search only: the score of a beam is divided by its length to this power, so higher values
+                /// favour longer texts; 1.0 by default.
                 length_penalty: $crate::http::extract::fields::LengthPenalty,
-                /// Beams: when to stop looking for better ones; false by default.
+                /// Beam search only: `true` stops as soon as `num_beams` texts are finished, `false` when a better text
+                /// is unlikely, `"never"` when a better text is impossible; false by default.
                 early_stopping: $crate::http::extract::fields::EarlyStoppingField,
-                /// Sampling: makes the draw repeatable; drawn and reported when left out.
+                /// Sampling only: the same seed reproduces the same samples. If it is missing, the server draws a seed
+                /// and reports it in the response.
                 seed: $crate::http::extract::fields::Int<0, 9_007_199_254_740_991>,
             }
         }
 
         impl $Input {
-            /// The generation parameters as the client gave them.
+            /// The generation parameters as the client sent them, not checked against each other.
             fn generation(&self) -> $crate::http::generation::GenerationFields {
                 $crate::http::generation::GenerationFields {
                     max_new_tokens: self.max_new_tokens,
@@ -79,7 +87,7 @@ macro_rules! requests {
         #[serde(deny_unknown_fields)]
         $(#[$single_attr])*
         pub(crate) struct $Single {
-            /// A loaded model's name; the first of the endpoint's role by default.
+            /// Name of a loaded model; by default the first one that serves this endpoint.
             #[serde(default, deserialize_with = "crate::http::extract::fields::present")]
             #[schema(value_type = $crate::http::extract::fields::Text, inline, required = false)]
             pub(crate) model: Option<$crate::http::extract::fields::Text>,
@@ -101,11 +109,12 @@ macro_rules! requests {
         #[serde(deny_unknown_fields)]
         $(#[$batch_attr])*
         pub(crate) struct $Batch {
-            /// A loaded model's name; the first of the endpoint's role by default.
+            /// Name of a loaded model; by default the first one that serves this endpoint.
             #[serde(default, deserialize_with = "crate::http::extract::fields::present")]
             #[schema(value_type = $crate::http::extract::fields::Text, inline, required = false)]
             pub(crate) model: Option<$crate::http::extract::fields::Text>,
-            /// The inputs, answered in order. A field that stands beside them is a default for each; an input's own wins.
+            /// The inputs, answered in order. A field next to `inputs` is the default for each input; an input's own
+            /// field takes precedence.
             #[serde(deserialize_with = "crate::http::extract::fields::objects")]
             #[schema(min_items = 1)]
             pub(crate) inputs: Vec<$Input>,
@@ -130,15 +139,15 @@ macro_rules! requests {
         }
 
         impl $Single {
-            /// The one input of a single call.
+            /// Drops the fields that only a single call has.
             fn into_input(self) -> $Input {
                 $Input { $($field: self.$field,)* }
             }
         }
 
         impl $Batch {
-            /// The inputs with their defaults filled in; `yields` first clears defaults that an input replaces
-            /// by another name.
+            /// The inputs with defaults filled in. For each input, `yields` first clears the defaults that the input
+            /// replaces under another name (such as `questions` when the input has `question`).
             fn into_inputs(self, yields: fn(&$Input, &mut $Input)) -> Vec<$Input> {
                 let defaults = $Input { $($field: self.$field,)* };
                 let fill = |input: $Input| {

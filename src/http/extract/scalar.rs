@@ -1,4 +1,5 @@
-//! One value of a form's field as the type of the field wants it: text, number, boolean, enumeration or file.
+//! Deserializes one value of a form field (see `form`) as the type of the field requires: text, number, boolean,
+//! enumeration or file.
 
 use serde::de::value::Error;
 use serde::de::{self, Deserializer, IntoDeserializer, Visitor};
@@ -6,7 +7,7 @@ use serde::forward_to_deserialize_any;
 
 use super::form::Value;
 
-/// One value.
+/// One value of a form field, as a serde deserializer.
 pub(super) struct Scalar(pub(super) Value);
 
 impl IntoDeserializer<'_, Error> for Scalar {
@@ -77,7 +78,7 @@ impl<'de> Deserializer<'de> for Scalar {
         match self.0 {
             Value::Text(text) => visitor.visit_enum(text.into_deserializer()),
             Value::File(_) => Err(de::Error::custom(
-                "this part carries a file name or an image's type, which only images do; send it as a text part",
+                "this part has a file name or an image type, which only images may have; send it as a text part",
             )),
         }
     }
@@ -94,7 +95,8 @@ enum Number {
     Float(f64),
 }
 
-/// Reads a boolean in the spellings of JSON, Python, HTML forms (`on`) and configuration files.
+/// Reads a boolean in the spellings of JSON, Python, HTML forms (`on`) and configuration files. White space around it
+/// is skipped.
 fn flag(text: &str) -> Option<bool> {
     let text = text.trim();
     let is_one_of = |words: [&str; 3]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
@@ -104,7 +106,7 @@ fn flag(text: &str) -> Option<bool> {
     is_one_of(["false", "0", "off"]).then_some(false)
 }
 
-/// Reads a number as JSON writes it (no sign `+`, no leading zeros), white space around it skipped.
+/// Reads a number in the syntax of JSON: no `+` sign, no leading zeros. White space around it is skipped.
 fn number(value: &Value) -> Option<Number> {
     let Value::Text(text) = value else { return None };
     let text = text.trim();

@@ -1,11 +1,13 @@
-//! The message for an unknown field: which field was probably meant.
+//! Error messages for unknown fields, with a suggestion of the field that was probably meant.
 //!
-//! Clients come from other APIs (`OpenAI`, Ollama, Hugging Face, Replicate) and from frameworks that spell lists with
-//! brackets. One table serves all encodings, because every encoding ends in serde's message about unknown fields.
+//! Clients are often written for other APIs (`OpenAI`, Ollama, Hugging Face, Replicate), or with frameworks that add
+//! brackets to the names of lists. One table serves all encodings, because serde reports unknown fields in the same
+//! words for each of them. `json` calls this.
 
 use std::fmt::Write;
 
-/// Names of other APIs, and the fields that they may mean here; the first that the endpoint has is named.
+/// Field names of other APIs, each group with the fields of this API that it may mean. The message suggests the first
+/// of these that the endpoint has.
 const SYNONYMS: &[(&[&str], &[&str])] = &[
     (
         &[
@@ -169,11 +171,11 @@ const SYNONYMS: &[(&[&str], &[&str])] = &[
     (&["streaming", "sse"], &["stream"]),
 ];
 
-/// Names longer than this are compared with nothing.
+/// Longest name, in bytes, for which a suggestion is looked up: the edit distance costs time for each byte.
 const MAX_COMPARED: usize = 40;
 
-/// Serde's message about an unknown field in words for clients; `None` when it is another message. `in_input` is true
-/// for a field of one input of a batch.
+/// Rewrites serde's message about an unknown field for clients; `None` if `message` is about something else. `in_input`
+/// is true for a field of one input of a batch.
 pub(super) fn in_words(message: &str, in_input: bool) -> Option<String> {
     let (name, expected) = message.strip_prefix("unknown field `")?.rsplit_once("`, expected ")?;
     let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
@@ -181,7 +183,7 @@ pub(super) fn in_words(message: &str, in_input: bool) -> Option<String> {
     if let Some(advice) = advice(name, &known, in_input) {
         words.push_str(advice);
     } else if let Some(field) = likely(name, &known) {
-        let repeated = if name.contains('[') { ", repeated, without brackets" } else { "" };
+        let repeated = if name.contains('[') { " (repeated, without brackets)" } else { "" };
         let _ = write!(words, ", did you mean `{field}`{repeated}?");
     } else {
         words.push(';');
@@ -190,23 +192,24 @@ pub(super) fn in_words(message: &str, in_input: bool) -> Option<String> {
     Some(words)
 }
 
-/// For fields that exist, but not here.
+/// Advice for a field that exists in this API, but not at this place.
 fn advice(name: &str, known: &[&str], in_input: bool) -> Option<&'static str> {
     let in_batch = in_input || known.contains(&"inputs");
     match name {
-        "model" if in_input => Some(": it stands beside `inputs` and holds for all of them;"),
-        "stream" if in_batch => Some(": only a single call streams;"),
+        "model" if in_input => Some(": move it next to `inputs`, where it applies to all;"),
+        "stream" if in_batch => Some(": only single calls can be streamed;"),
         "inputs" if known.contains(&"image") => {
-            Some(": a list of inputs is sent to the path with /batch behind it;")
+            Some(": send a list of inputs to the same path followed by /batch;")
         }
         other if known.contains(&"inputs") && other.starts_with("inputs[") => {
-            Some(": a list of inputs is sent as application/json;")
+            Some(": send a list of inputs as application/json;")
         }
         _ => None,
     }
 }
 
-/// The known field that was probably meant.
+/// The known field that `name` probably means: the same name in another spelling, a synonym, or the known field with
+/// the smallest edit distance.
 fn likely<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     if name.len() > MAX_COMPARED {
         return None;
@@ -222,12 +225,13 @@ fn likely<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     }
     let distances = known.iter().map(|field| (distance(&name, field), *field));
     let (least, field) = distances.min()?;
-    // Two changes make any short word of another.
+    // Two edits turn almost any short word into another.
     let allowed = if name.len() < 5 { 1 } else { 2 };
     (least <= allowed).then_some(field)
 }
 
-/// `maxNewTokens`, `Max-New-Tokens`, `texts[]`, `texts[0]` as our fields are written.
+/// Converts `maxNewTokens`, `Max-New-Tokens`, `texts[]` or `texts[0]` to the spelling of this API (`max_new_tokens`,
+/// `texts`).
 fn plain(name: &str) -> String {
     let name = name.split_once('[').map_or(name, |(name, _)| name).trim();
     let mut plain = String::with_capacity(name.len() + 4);
@@ -246,7 +250,8 @@ fn plain(name: &str) -> String {
     plain
 }
 
-/// Insertions, deletions and replacements of characters between two words (Levenshtein).
+/// Levenshtein distance: the fewest insertions, deletions and replacements of characters that turn one word into the
+/// other.
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
@@ -359,14 +364,14 @@ mod tests {
         let words = in_words(serde, false).unwrap();
         assert_eq!(
             words,
-            "unknown field `texts[]`, did you mean `texts`, repeated, without brackets? accepted: image, text, texts"
+            "unknown field `texts[]`, did you mean `texts` (repeated, without brackets)? accepted: image, text, texts"
         );
         let odd = in_words("unknown field `a`, b`, expected `image` or `inputs`", false).unwrap();
         assert_eq!(odd, "unknown field `a`, b`; accepted: image, inputs");
         let stream = in_words("unknown field `stream`, expected `image`", true).unwrap();
-        assert!(stream.contains("only a single call streams"), "{stream}");
+        assert!(stream.contains("only single calls can be streamed"), "{stream}");
         let model = in_words("unknown field `model`, expected `image`", true).unwrap();
-        assert!(model.contains("beside `inputs`"), "{model}");
+        assert!(model.contains("next to `inputs`"), "{model}");
         let inputs = in_words("unknown field `inputs`, expected `image`", false).unwrap();
         assert!(inputs.contains("/batch"), "{inputs}");
         assert_eq!(in_words("invalid type: null, expected a list", false), None);

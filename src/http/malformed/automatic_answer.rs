@@ -1,8 +1,9 @@
-//! hyper's own answers to heads that it cannot read, kept back.
+//! A stream wrapper that holds back hyper's own answers to heads that it cannot parse.
 //!
 //! hyper offers no way to change or switch off these answers: `HTTP/1.1 400 Bad Request`, a few fixed fields, no body.
-//! They are recognised among the bytes that it writes: nothing else that this server writes is an error without a body and
-//! without an `x-request-id`. hyper takes them for written and ends the connection with the parse error.
+//! They are recognised among the bytes that hyper writes, because nothing else that this server writes is an error
+//! without a body and without an `x-request-id`. hyper is told that they were written, and ends the connection with the
+//! parse error. `server` wraps every stream in this.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -10,20 +11,20 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Longest automatic answer: the status line and three fields take about 120 bytes.
+/// Longest automatic answer in bytes: the status line and three fields take about 120.
 const MAX_BYTES: usize = 192;
 
-/// A stream that lets every byte pass but those of hyper's automatic answers. It stays open when hyper shuts it down:
-/// whoever takes it back may have another answer to write, and closes it.
+/// A stream that passes on every byte except those of hyper's automatic answers. It stays open when hyper shuts it
+/// down: the caller takes it back with [`into_parts`](Self::into_parts), may write another answer, and closes it.
 pub(crate) struct WithoutAutomaticAnswers<S> {
     inner: S,
     kept_back: Option<KeptBack>,
 }
 
-/// What of an automatic answer is worth keeping.
+/// The part of an automatic answer that is needed for the answer that replaces it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct KeptBack {
-    /// The value of its `date`, which hyper writes without asking the clock each time.
+    /// The value of its `date` field, which hyper caches so that it need not read the clock each time.
     pub(crate) date: Option<String>,
 }
 
@@ -36,12 +37,12 @@ impl KeptBack {
 }
 
 impl<S> WithoutAutomaticAnswers<S> {
-    /// Around a stream that hyper writes to.
+    /// Wraps a stream that hyper will write to.
     pub(crate) fn new(inner: S) -> Self {
         Self { inner, kept_back: None }
     }
 
-    /// The stream, and the answer that was kept back.
+    /// The inner stream, and the answer that was held back, if there was one.
     pub(crate) fn into_parts(self) -> (S, Option<KeptBack>) {
         (self.inner, self.kept_back)
     }
@@ -69,7 +70,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WithoutAutomaticAnswers<S> {
                 self.kept_back = Some(KeptBack::of(bytes));
                 Poll::Ready(Ok(bytes.len()))
             }
-            // The end of the answer before comes first.
+            // First write the bytes before it, which end an earlier answer.
             Some(start) => Pin::new(&mut self.inner).poll_write(context, &bytes[..start]),
         }
     }
@@ -99,9 +100,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WithoutAutomaticAnswers<S> {
     }
 }
 
-/// Where an automatic answer begins that ends with these bytes.
+/// If `bytes` end with an automatic answer, the offset at which it begins.
 fn start_of_automatic_answer(bytes: &[u8]) -> Option<usize> {
-    // Bodies end otherwise, but for the last chunk of a stream: nearly every write ends here.
+    // Nearly every write returns here: only the last chunk of a stream, or a body that happens to, also ends like this.
     if !bytes.ends_with(b"\r\n\r\n") {
         return None;
     }
@@ -117,7 +118,7 @@ fn start_of_automatic_answer(bytes: &[u8]) -> Option<usize> {
     (is_error && lines.all(is_automatic)).then_some(bytes.len() - tail.len() + start)
 }
 
-/// The beginning of every status line, up to the minor version.
+/// The beginning of every HTTP/1 status line, up to the minor version.
 const STATUS_LINE: &[u8] = b"HTTP/1.";
 
 #[cfg(test)]

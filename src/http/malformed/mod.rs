@@ -1,8 +1,9 @@
-//! Heads that are no requests: why, what their sender is told, how they are counted and logged.
+//! Handles request heads that hyper cannot parse: classifies the error, builds the answer, counts and logs it.
 //!
-//! hyper answers such a head by itself, with a status and an empty body, and then ends the connection with an error.
-//! [`WithoutAutomaticAnswers`] keeps that answer back, so that `server` can write one with a problem in its place. No
-//! layer of the router sees these heads, so this file also does what `middleware::observe` does for requests.
+//! hyper itself answers such a head with a status and an empty body, and then ends the connection with an error.
+//! [`WithoutAutomaticAnswers`] holds that answer back, so that `server` can write an answer with a problem body
+//! instead. No layer of the router sees these heads, so this file also does what `middleware::observe` does for
+//! requests.
 
 mod automatic_answer;
 
@@ -22,28 +23,29 @@ use super::settings::ConnectionSettings;
 use crate::telemetry::metrics::Metrics;
 pub(crate) use automatic_answer::{KeptBack, WithoutAutomaticAnswers};
 
-/// Their route in metrics and the log.
+/// The route label of such heads in metrics and the log.
 pub(crate) const ROUTE: &str = "malformed";
-/// Their method there.
+/// The method label of such heads in metrics and the log.
 pub(crate) const METHOD: &str = "other";
 
-/// The codes of such heads.
+/// The error codes with which such heads are answered.
 pub(crate) const CODES: [Code; 3] =
     [Code::InvalidRequest, Code::HeadTooLarge, Code::RequestTimeout];
 
-/// A head that is no request.
+/// A head that is not a valid request, or that did not arrive in time.
 #[derive(Debug)]
 pub(crate) struct MalformedHead {
     refusal: ApiError,
-    /// An answer can be written: nothing of another one is left unsent.
+    /// An answer can be written, because no part of an earlier answer is left unsent.
     can_answer: bool,
     date: Option<String>,
-    /// For the log: what the parser said.
+    /// The parser's message, for the log.
     reason: String,
 }
 
 impl MalformedHead {
-    /// Why a connection ended, if it was over a head. `unread` is what was read of it, `kept_back` hyper's own answer.
+    /// Classifies the error with which a connection ended; `None` if the cause was not a head. `unread` holds the bytes
+    /// of the head that were read, and `kept_back` is hyper's own answer, if it wrote one.
     pub(crate) fn of(
         error: &hyper::Error,
         unread: &[u8],
@@ -53,33 +55,33 @@ impl MalformedHead {
         let refusal = if error.is_parse_too_large() {
             too_large(settings)
         } else if error.is_parse_version_h2() {
-            ApiError::invalid("HTTP/2 is not spoken here; send HTTP/1.1")
+            ApiError::invalid("HTTP/2 is not supported; use HTTP/1.1")
         } else if error.is_parse() && unread.starts_with(&TLS_RECORD) {
-            ApiError::invalid("this is TLS, and plain HTTP is spoken here; ask with http://")
+            ApiError::invalid("this port serves plain HTTP, not TLS; use http://")
         } else if error.is_parse() {
-            ApiError::invalid(format!("this is not the head of an HTTP/1.1 request: {error}"))
+            ApiError::invalid(format!("the request head is not valid HTTP/1.1: {error}"))
         } else if !unread.is_empty() && is_too_slow(error) {
             ApiError::new(
                 Code::RequestTimeout,
-                "the head of the request did not arrive in time; send it at once",
+                "the request head did not arrive in time; send it without pauses",
             )
         } else {
             return None;
         };
         let is_too_slow = refusal.code == Code::RequestTimeout;
         let reason = if is_too_slow { HeadTooSlow.to_string() } else { error.to_string() };
-        // hyper has no answer to HTTP/2 and to slow heads.
+        // hyper does not answer HTTP/2 and slow heads itself.
         let can_answer = kept_back.is_some() || !error.is_parse() || error.is_parse_version_h2();
         let date = kept_back.and_then(|kept_back| kept_back.date);
         Some(Self { refusal, can_answer, date, reason })
     }
 
-    /// Whether an answer can be written.
+    /// True if an answer can be written to the stream.
     pub(crate) fn can_answer(&self) -> bool {
         self.can_answer
     }
 
-    /// Counts and logs it; the answer to it.
+    /// Counts and logs the head, and returns the bytes of the answer to it.
     pub(crate) fn refuse(&self, metrics: &Metrics, log: &AccessLog, peer: SocketAddr) -> Vec<u8> {
         let (code, id) = (self.refusal.code, new_id());
         let status = code.status().as_u16();
@@ -98,7 +100,7 @@ impl MalformedHead {
         self.answer(&id)
     }
 
-    /// As the layers of the router would have written it.
+    /// The bytes of the answer, with the same header fields that the layers of the router would set.
     fn answer(&self, id: &str) -> Vec<u8> {
         let body = self.refusal.to_body(id);
         let mut headers = HeaderMap::new();
@@ -133,11 +135,14 @@ fn too_large(settings: &ConnectionSettings) -> ApiError {
     let (fields, bytes) = (settings.max_headers, settings.max_head_bytes);
     ApiError::new(
         Code::HeadTooLarge,
-        format!("a head may have {fields} fields and {bytes} bytes; send fewer or shorter fields"),
+        format!(
+            "a request head may have at most {fields} fields and {bytes} bytes; send fewer or shorter fields"
+        ),
     )
 }
 
-/// One of the two clocks of a head has run out.
+/// True if one of the two timeouts of a head has expired: that of [`TimedStream`](super::connection::TimedStream) or
+/// that of hyper.
 fn is_too_slow(error: &hyper::Error) -> bool {
     let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
     let of_stream = causes.any(|cause| {

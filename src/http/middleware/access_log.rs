@@ -1,5 +1,9 @@
-//! One log line per request: INFO for answers (every n-th, by setting), WARN for refusals (so many a second), ERROR for
-//! failures of ours; DEBUG for probes and scrapes, which come by the clock and would hide the rest. Never image bytes, texts, queries or secrets.
+//! The access log: one line per request. Never contains image bytes, texts, query strings or secrets.
+//!
+//! - INFO: successful requests; a setting samples every n-th.
+//! - WARN: rejected requests (4xx), with a maximum per second.
+//! - ERROR: failures of the server (5xx).
+//! - DEBUG: probes and scrapes, which come periodically and would hide the rest.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,19 +22,19 @@ pub(crate) struct AccessLog {
     refusals: Mutex<Second>,
 }
 
-/// A head that was refused before it became a request.
+/// A head that was rejected before it became a request; `malformed` fills it.
 pub(crate) struct RefusedHead<'a> {
     pub(crate) id: &'a str,
     pub(crate) route: &'static str,
     pub(crate) method: &'static str,
     pub(crate) status: u16,
     pub(crate) code: &'static str,
-    /// What is wrong with it.
+    /// What is wrong with the head, in the parser's words.
     pub(crate) problem: &'a str,
     pub(crate) peer: SocketAddr,
 }
 
-/// Refusals logged in the current second.
+/// Counts of rejected requests, for the limit per second.
 struct Second {
     began: Instant,
     logged: u32,
@@ -38,7 +42,7 @@ struct Second {
 }
 
 impl AccessLog {
-    /// A log with nothing in it yet.
+    /// A log that has written nothing yet.
     pub(crate) fn new(settings: AccessLogSettings) -> Self {
         let second = Second { began: Instant::now(), logged: 0, suppressed: 0 };
         Self { settings, successes: AtomicU64::new(0), refusals: Mutex::new(second) }
@@ -50,7 +54,7 @@ impl AccessLog {
         let task = notes.task.unwrap_or_default();
         let client_ip = request.client.filter(|_| self.settings.client_ip);
         let image = notes.image;
-        // One list of fields for three levels: `tracing` wants the level in the macro.
+        // A macro, so that one list of fields serves four levels: `tracing` needs the level at compile time.
         macro_rules! line {
             ($level:ident, $message:literal $(, $suppressed:ident)?) => {
                 tracing::$level!(
@@ -83,7 +87,7 @@ impl AccessLog {
         }
         let by_the_clock = is_open(request.route) || request.route == "/metrics";
         match request.status {
-            _ if request.probe => line!(debug, "probe told that the server is not ready"),
+            _ if request.probe => line!(debug, "probe answered: the server is not ready"),
             ..400 if by_the_clock => line!(debug, "probe or scrape answered"),
             ..400 => {
                 if self.samples() {
@@ -99,7 +103,7 @@ impl AccessLog {
         }
     }
 
-    /// Writes the line of a head that is no request, unless the rate limit drops it.
+    /// Writes the line of a head that is not a request, unless the rate limit drops it.
     pub(crate) fn write_refused_head(&self, head: &RefusedHead<'_>) {
         let Some(suppressed) = self.admits_refusal(Instant::now()) else { return };
         let client_ip = self.settings.client_ip.then(|| tracing::field::display(head.peer.ip()));
@@ -122,7 +126,8 @@ impl AccessLog {
         every > 0 && self.successes.fetch_add(1, Ordering::Relaxed).is_multiple_of(every)
     }
 
-    /// How many refusals went unlogged before this one, or `None` when it goes unlogged too.
+    /// Number of rejected requests that were not logged since the last one that was; `None` if this one must not be
+    /// logged either.
     fn admits_refusal(&self, now: Instant) -> Option<u64> {
         let mut second = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         if now.saturating_duration_since(second.began) >= Duration::from_secs(1) {

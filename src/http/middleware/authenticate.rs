@@ -1,5 +1,5 @@
-//! Lets in who has an API key, and those who ask for health or documents. Decided from the head: nothing of a refused request's body
-//! is read. The secret goes no further than here.
+//! Authentication: requests need a valid API key, except those for health and the API documents. The decision needs
+//! only the head, so the body of a rejected request is not read. The secret is removed from the request here.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::http::access::client::{ClientAddress, Network};
 use crate::http::access::is_public;
 use crate::http::state::HttpState;
 
-/// The layer; only there where the server has keys.
+/// The layer; `router` adds it only if the server has keys.
 pub(crate) async fn authenticate(
     State(state): State<HttpState>,
     Extension(context): Extension<RequestContext>,
@@ -38,7 +38,7 @@ pub(crate) async fn authenticate(
     }
 }
 
-/// The secret of the one `Authorization: Bearer` header; two headers name nobody.
+/// The secret in the `Authorization: Bearer` field; `None` if there is no such field, or more than one `Authorization`.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };

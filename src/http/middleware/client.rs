@@ -1,4 +1,4 @@
-//! Finds out whose request it is, as far as addresses tell: for the log, and for limits where there are no keys.
+//! Determines the client's address. The access log uses it, and limits count by it if the server has no keys.
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -8,7 +8,7 @@ use crate::http::access::client::{ClientAddress, address};
 use crate::http::connection::PeerAddress;
 use crate::http::state::HttpState;
 
-/// The layer.
+/// The layer, which adds the [`ClientAddress`] to the request's extensions.
 pub(crate) async fn client(
     State(state): State<HttpState>,
     mut request: Request,

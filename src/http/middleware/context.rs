@@ -1,5 +1,5 @@
-//! What is known of the request in hand: its id, when it came, and what handlers note down about it for the
-//! `server-timing` header, the access log and the metrics. Made by `request_id`, read by every other layer.
+//! The context of one request: its id, its time of arrival, and notes that handlers make about it for the
+//! `server-timing` field, the access log and the metrics. `request_id` creates it, and all other layers read it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,95 +7,95 @@ use std::time::{Duration, Instant};
 use crate::http::error::Code;
 use crate::task::{ImageInfo, Scope, TaskTiming};
 
-/// A request, as an extension of it. Clones share the notes.
+/// Context of a request, kept in the request's extensions. Clones share the notes.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestContext {
-    /// The id that the client sees.
+    /// The request id that the client sees.
     pub(crate) id: Arc<str>,
-    /// When its head had been read.
+    /// When the head of the request had been read.
     pub(crate) arrived: Instant,
     notes: Arc<Mutex<Notes>>,
 }
 
-/// Whose API key the request came with.
+/// The owner of the API key that a request came with.
 #[derive(Debug, Clone)]
 pub(crate) struct KeyOwner {
-    /// For the log.
+    /// The id that the log shows.
     pub(crate) id: Arc<str>,
-    /// For caches and limits.
+    /// The scope of caches and limits.
     pub(crate) scope: Scope,
 }
 
-/// What handlers note down.
+/// Notes about a request, which layers and handlers fill in as they learn more.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Notes {
-    /// Whose key it came with, where there are keys.
+    /// `None` if the server has no keys.
     pub(crate) owner: Option<KeyOwner>,
-    /// The model that answers.
+    /// Name of the model that answers.
     pub(crate) model: Option<String>,
-    /// Bytes of the body that were read.
+    /// Bytes of the body read so far.
     pub(crate) bytes_in: u64,
-    /// Inputs of the call.
+    /// Number of inputs of the call.
     pub(crate) inputs: usize,
-    /// Fetching by URL, the longest of its images.
+    /// Time to fetch an image by URL; the longest of the call's images.
     pub(crate) fetch: Option<Duration>,
-    /// Decoding and resizing, the longest of its images.
+    /// Time to decode and resize an image; the longest of the call's images.
     pub(crate) decode: Option<Duration>,
-    /// Queue, vision and text, each the longest of its items.
+    /// Times in the queue, the vision tower and the text tower; for each, the longest of the call's items.
     pub(crate) task: Option<TaskTiming>,
-    /// The first image.
+    /// Format and size of the first image.
     pub(crate) image: Option<ImageInfo>,
-    /// Images whose pixels were held already.
+    /// Images whose pixels were in the cache already.
     pub(crate) cached_images: usize,
-    /// Tokens in the answer.
+    /// Number of tokens in the answer.
     pub(crate) tokens: usize,
-    /// Why a stream that had begun ended badly.
+    /// The error with which a stream ended after it had begun.
     pub(crate) stream_error: Option<Code>,
-    /// The answer is a stream: its timings stand in the last event.
+    /// The answer is a stream, so its timings are in its last event.
     pub(crate) streaming: bool,
 }
 
 impl RequestContext {
-    /// A request that has just come.
+    /// The context of a request that arrives now.
     pub(crate) fn new(id: Arc<str>) -> Self {
         Self { id, arrived: Instant::now(), notes: Arc::default() }
     }
 
-    /// Changes the notes.
+    /// Changes the notes in place.
     pub(crate) fn note(&self, change: impl FnOnce(&mut Notes)) {
-        // Notes are plain values: what a panicking handler left behind is still worth logging.
+        // Ignore a poisoned lock: notes are plain values, and those that a panicking handler left are worth logging.
         change(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// The notes as they are.
+    /// A copy of the current notes.
     pub(crate) fn notes(&self) -> Notes {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whose images it can name, and whose cached work it can meet.
+    /// The scope of image ids and caches that the request may use.
     pub(crate) fn scope(&self) -> Scope {
         let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         notes.owner.as_ref().map_or(Scope::EVERYONE, |owner| owner.scope)
     }
 
-    /// Time since it came.
+    /// Time since the request arrived.
     pub(crate) fn elapsed(&self) -> Duration {
         self.arrived.elapsed()
     }
 }
 
 impl Notes {
-    /// Adds the time that the fetch of one image took.
+    /// Adds the time to fetch one image.
     pub(crate) fn add_fetch(&mut self, fetch: Duration) {
         self.fetch = Some(self.fetch.unwrap_or_default().max(fetch));
     }
 
-    /// Adds the time that one image took.
+    /// Adds the time to decode one image.
     pub(crate) fn add_decode(&mut self, decode: Duration) {
         self.decode = Some(self.decode.unwrap_or_default().max(decode));
     }
 
-    /// Adds the time that one item took.
+    /// Adds the times of one item.
     pub(crate) fn add_task(&mut self, timing: TaskTiming) {
         let longest = self.task.unwrap_or_default();
         self.task = Some(TaskTiming {

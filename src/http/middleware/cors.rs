@@ -1,4 +1,5 @@
-//! Cross-origin requests, for the origins that the settings name; without the setting there is no such layer.
+//! Allows cross-origin requests (CORS) from the origins that the settings name. Without that setting, `router` adds no
+//! such layer.
 
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -7,7 +8,7 @@ use super::request_id::X_REQUEST_ID;
 use super::server_timing::SERVER_TIMING;
 use crate::http::settings::CorsSettings;
 
-/// The layer for these settings.
+/// Builds the layer from the settings; invalid origins were rejected by their validation.
 pub(crate) fn cors(settings: &CorsSettings) -> CorsLayer {
     let any = settings.allowed_origins.iter().any(|origin| origin == "*");
     let origins = settings.allowed_origins.iter().filter_map(|origin| origin.parse().ok());

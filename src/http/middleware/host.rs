@@ -1,5 +1,5 @@
-//! Refuses requests whose `Host` is missing, repeated or malformed (RFC 9112, section 3.2): where two servers read two
-//! hosts in one request, one of them answers for the wrong site.
+//! Rejects requests whose `Host` field is missing, repeated or malformed (RFC 9112, section 3.2). If a proxy and a
+//! server could read different hosts from one request, one of them would answer for the wrong site.
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, Version, header};
@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::http::error::ApiError;
 
-/// The layer.
+/// The layer, which answers such requests with 400 and closes the connection.
 pub(crate) async fn host(request: Request, next: Next) -> Response {
     match check(request.version(), request.headers()) {
         Ok(()) => next.run(request).await,
@@ -16,7 +16,8 @@ pub(crate) async fn host(request: Request, next: Next) -> Response {
     }
 }
 
-/// HTTP/1.0 has no `Host`, and HTTP/2 puts it into the target. A target in absolute form does not replace it.
+/// Checks that `Host` is there once and is valid. HTTP/1.0 need not have it, and HTTP/2 has the host in its target. In
+/// HTTP/1.1, a target in absolute form does not replace it.
 fn check(version: Version, headers: &HeaderMap) -> Result<(), &'static str> {
     let mut given = headers.get_all(header::HOST).iter();
     match (given.next(), given.next()) {
@@ -24,11 +25,12 @@ fn check(version: Version, headers: &HeaderMap) -> Result<(), &'static str> {
         (None, _) => Ok(()),
         (Some(_), Some(_)) => Err("the host header is given more than once"),
         (Some(value), None) if is_host(value.as_bytes()) => Ok(()),
-        (Some(_), None) => Err("the host header is not a name or address, with a port or without"),
+        (Some(_), None) => Err("the host header must be a name or address, with or without port"),
     }
 }
 
-/// `uri-host [":" port]` of RFC 3986. An empty one is that of a target without a host.
+/// True if `value` is a `uri-host [":" port]` of RFC 3986. It may be empty: clients send an empty `Host` if the target
+/// URI has no host.
 fn is_host(value: &[u8]) -> bool {
     let (host, port) = if let Some(rest) = value.strip_prefix(b"[") {
         let Some(end) = rest.iter().position(|&byte| byte == b']') else { return false };

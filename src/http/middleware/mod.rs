@@ -1,11 +1,21 @@
-//! What every request passes through, one idea a file. From the outside in:
+//! The layers that every request passes through, one per file. `router` stacks them. From the outside in:
 //!
-//! `request_id` (makes the context) - `client` (whose address) - `observe` (metrics and the access log, until the last
-//! byte) - `headers` - `server_timing` - `problem` (bodies of refusals) - `host` - `room` - `panic` - `cors` -
-//! `authenticate`, or `origin` where there are no keys - `rate_limit` - the routes, which check the limits of a call.
+//! 1. `request_id` creates the [`RequestContext`](context::RequestContext).
+//! 2. `client` determines the client's address.
+//! 3. `observe` records metrics and the access log, until the last byte of the answer.
+//! 4. `headers` sets the security header fields.
+//! 5. `server_timing` sets the `server-timing` field.
+//! 6. `problem` writes the bodies of error responses.
+//! 7. `host` checks the `Host` field.
+//! 8. `room` rejects requests on connections for which the listener has no place (load shedding).
+//! 9. `panic` turns a panic into a 500 response.
+//! 10. `cors` handles cross-origin requests.
+//! 11. `authenticate` checks the API key; if the server has no keys, `origin` checks the page instead.
+//! 12. `rate_limit` limits the requests of each key or address.
 //!
-//! `cors` stands outside the keys, because browsers send none when they ask beforehand; limits stand inside, because
-//! they count by key. Bodies are read by the routes: what a layer refuses, it refuses from the head alone.
+//! Then come the routes, which check the limits of a call. `cors` is outside `authenticate`, because browsers send no
+//! key with a preflight request. `rate_limit` is inside it, because it counts by key. Only the routes read bodies: a
+//! layer that rejects a request decides by its head alone.
 
 pub(crate) mod access_log;
 pub(crate) mod authenticate;

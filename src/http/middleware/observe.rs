@@ -1,7 +1,9 @@
-//! Counts and times every request until its answer's last byte was handed on, then logs it once.
+//! Observability of requests: counts and times every request until the last byte of its answer was passed to the
+//! connection, then logs it once.
 //!
-//! Labels come from closed sets: the matched route or "unmatched", the methods that we know or "other", our own
-//! codes. A request whose client leaves before the answer counts as status 499.
+//! Labels come from closed sets, so that their cardinality is bounded: the matched route or "unmatched", a known method
+//! or "other", and the codes of `error`. A request whose client disconnects before the end of the answer counts as
+//! status 499.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,31 +23,31 @@ use crate::http::guarded_body::{BodyGuard, GuardedBody};
 use crate::http::state::{HttpState, Readiness};
 use crate::telemetry::metrics::GaugeGuard;
 
-/// What the layer needs.
+/// The state of the layer.
 #[derive(Clone)]
 pub(crate) struct Observer {
-    /// Where requests are counted; why a probe was told "not ready".
+    /// Has the metrics, and the reason for which a probe got "not ready".
     pub(crate) state: HttpState,
-    /// Where they are logged.
+    /// Logs each request once it has ended.
     pub(crate) log: Arc<AccessLog>,
 }
 
-/// A finished request, for the log.
+/// A finished request, as the access log gets it.
 pub(crate) struct Finished<'a> {
     pub(crate) context: &'a RequestContext,
     pub(crate) route: &'a str,
     pub(crate) method: &'static str,
-    /// 499 when the client left.
+    /// HTTP status; 499 if the client disconnected.
     pub(crate) status: u16,
     /// A problem code, `ok`, or `client_closed`.
     pub(crate) code: &'static str,
-    /// A probe was told "not ready": no failure of a request.
+    /// The answer is "not ready" to a probe, which is not a failure of a request.
     pub(crate) probe: bool,
     pub(crate) client: Option<IpAddr>,
     pub(crate) trace_id: Option<&'a str>,
 }
 
-/// The layer.
+/// The layer, which keeps a [`Record`] alive until the answer has been sent.
 pub(crate) async fn observe(
     State(observer): State<Observer>,
     Extension(context): Extension<RequestContext>,
@@ -76,12 +78,12 @@ pub(crate) async fn observe(
     response.map(|body| Body::new(GuardedBody::new(body, record)))
 }
 
-/// What a refused request would have been told.
+/// The code that a rejected request would get in this state.
 fn unready_code(state: &HttpState) -> Code {
     if state.readiness() == Readiness::Draining { Code::ShuttingDown } else { Code::NotReady }
 }
 
-/// What is known of a request in flight; dropping it ends the observation.
+/// What is known about a request in flight. Dropping it counts and logs the request.
 struct Record {
     _in_flight: GaugeGuard,
     observer: Observer,
@@ -92,9 +94,9 @@ struct Record {
     trace_id: Option<String>,
     /// Status and code, once the head of the answer is known.
     answer: Option<(StatusCode, &'static str)>,
-    /// A probe was told "not ready".
+    /// The answer is "not ready" to a probe.
     probe: bool,
-    /// The answer's last byte has been handed on.
+    /// The last byte of the answer was passed to the connection.
     complete: bool,
 }
 
@@ -137,13 +139,13 @@ impl BodyGuard for Record {
     }
 }
 
-/// The method, or "other" for what we do not know.
+/// The method, or "other" for an unknown one, since clients can send any.
 fn method_label(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     known.into_iter().find(|known| *known == method.as_str()).unwrap_or("other")
 }
 
-/// The trace id of a W3C `traceparent`: `00-<32 hex digits>-<16>-<2>`.
+/// The trace id from a W3C `traceparent` field: `00-<32 hex digits>-<16>-<2>`.
 fn trace_id(request: &Request) -> Option<String> {
     let header = request.headers().get("traceparent")?.to_str().ok()?;
     let mut fields = header.split('-');

@@ -1,7 +1,10 @@
-//! Which web pages may ask, where no key says who asks: those of this machine, of the origins and hosts that the settings
-//! name, and behind an address of its own those of the server itself. Browsers send `Origin` with every POST and with what
-//! crosses origins; other clients send none and are not concerned. So no page can use the server of whoever visits it,
-//! by a form, or by a name that leads to the visitor's own machine.
+//! Decides which web pages may send requests to a server without API keys (protection against cross-site request
+//! forgery and DNS rebinding). Without this check, any page could use a server on its visitor's machine: by a form, or
+//! by a host name that resolves to that machine.
+//!
+//! Allowed are pages of this machine, and pages of the origins and hosts that the settings name. If the server listens
+//! on another address than loopback, pages of the server's own host are allowed too. Browsers send `Origin` with every
+//! POST and with cross-origin requests. Other clients do not send it, and this layer lets them pass.
 
 use std::net::IpAddr;
 
@@ -14,7 +17,7 @@ use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
 use crate::http::state::HttpState;
 
-/// The layer; only there where the server has no keys.
+/// The layer; `router` adds it only if the server has no keys.
 pub(crate) async fn origin(
     State(state): State<HttpState>,
     request: Request,
@@ -22,7 +25,7 @@ pub(crate) async fn origin(
 ) -> Response {
     match check(request.headers(), state.settings()) {
         Ok(()) => next.run(request).await,
-        // Nothing of its body is read.
+        // The body stays unread, so the connection must close.
         Err(error) => error.closing().into_response(),
     }
 }
@@ -36,8 +39,8 @@ fn check(headers: &HeaderMap, settings: &HttpSettings) -> Result<(), ApiError> {
     }
     Err(ApiError::new(
         Code::OriginNotAllowed,
-        "pages of this origin may not use the server; its operator can name the origin in server.cors_allowed_origins, \
-         or the name under which the server is reached in server.allowed_hosts",
+        "web pages of this origin may not use the server; its operator can add the origin to \
+         server.cors_allowed_origins, or the host name of the server to server.allowed_hosts",
     ))
 }
 
@@ -46,7 +49,7 @@ fn is_allowed(origin: &str, headers: &HeaderMap, settings: &HttpSettings) -> boo
     if named.any(|named| named == "*" || named == origin) {
         return true;
     }
-    // `null`, which sandboxes and files send, has no host.
+    // Sandboxed pages and local files send the origin `null`, which has no host.
     let Some(host) = host_of(origin) else { return false };
     let same = |name: &String| name.eq_ignore_ascii_case(&host);
     is_loopback(&host)
@@ -54,14 +57,14 @@ fn is_allowed(origin: &str, headers: &HeaderMap, settings: &HttpSettings) -> boo
         || !settings.on_loopback && asked_host(headers).is_some_and(|asked| same(&asked))
 }
 
-/// The host of an origin, `scheme://host[:port]`, without brackets.
+/// The host of an origin `scheme://host[:port]`, without the brackets of an IPv6 address.
 fn host_of(origin: &str) -> Option<String> {
     let uri: Uri = origin.parse().ok()?;
     let authority = uri.authority().filter(|_| uri.scheme().is_some())?;
     Some(bare(authority.host()))
 }
 
-/// The name in `Host`.
+/// The host in the `Host` field, without port and brackets.
 fn asked_host(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(header::HOST)?.to_str().ok()?;
     let authority: axum::http::uri::Authority = text.parse().ok()?;
@@ -107,7 +110,7 @@ mod tests {
         }
         for origin in [
             "https://evil.example",
-            // A name that leads to this machine: the browser asks for it by that name.
+            // DNS rebinding: the name resolves to this machine, and the browser sends it as origin and host.
             "http://rebound.example:8080",
             "http://localhost.evil.example",
             "http://127.0.0.1.evil.example",

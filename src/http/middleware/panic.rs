@@ -1,4 +1,5 @@
-//! A panic in a handler costs its own request alone: 500 and a count; the panic hook has logged it.
+//! Catches a panic in a handler, so that only its own request fails: the response is 500, and the panic is counted. The
+//! panic hook has already logged it.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use tower_http::catch_panic::ResponseForPanic;
 use crate::http::error::ApiError;
 use crate::telemetry::metrics::Metrics;
 
-/// Turns a caught panic into a refusal.
+/// Turns a caught panic into an error response.
 #[derive(Clone)]
 pub(crate) struct PanicResponder(pub(crate) Arc<Metrics>);
 

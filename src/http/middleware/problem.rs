@@ -1,5 +1,6 @@
-//! Gives every refusal its body: ours, which carry an [`ApiError`], and those that the framework answered by
-//! itself (a wrong method, an asset that is not there), which have only a status.
+//! Writes the problem body (`application/problem+json`) of every error response: of those of this server, which have an
+//! [`ApiError`] in their extensions, and of those that the framework creates itself (a wrong method, a missing asset),
+//! which have only a status.
 
 use axum::body::Body;
 use axum::extract::{Extension, Request};
@@ -10,11 +11,11 @@ use axum::response::Response;
 use super::context::RequestContext;
 use crate::http::error::{self, ApiError, Code, PROBLEM_JSON};
 
-/// The code of a refusal, left on the response for the layers outside.
+/// The code of an error response, kept in its extensions for the outer layers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RefusedWith(pub(crate) Code);
 
-/// The layer.
+/// The layer, which also sets `retry-after`.
 pub(crate) async fn problem(
     Extension(context): Extension<RequestContext>,
     request: Request,
@@ -44,11 +45,11 @@ fn is_answer(response: &Response) -> bool {
     !response.status().is_client_error() && !response.status().is_server_error()
 }
 
-/// `/health/ready` answers 503 with its own body.
+/// True for responses like the 503 of `/health/ready`, which has a body of its own.
 fn has_its_own_body(response: &Response) -> bool {
     response.extensions().get::<OwnBody>().is_some()
 }
 
-/// Marks a response whose status is an error but whose body is meant.
+/// Marks a response that has an error status, but must keep its body.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OwnBody;

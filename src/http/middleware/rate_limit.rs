@@ -1,5 +1,5 @@
-//! Counts requests by key, or by address where there are no keys. Health and metrics are not counted: whoever watches the
-//! server must see it when it is flooded, too.
+//! Rate limiting: counts requests by key, or by address if the server has no keys. Requests for health and metrics are
+//! not counted, because monitoring must still work when the server is flooded.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::http::access::client::ClientAddress;
 use crate::http::access::{Caller, is_open};
 use crate::http::state::HttpState;
 
-/// The layer; only there where a limit is set.
+/// The layer; `router` adds it only if a rate limit is set.
 pub(crate) async fn rate_limit(
     State(state): State<HttpState>,
     Extension(context): Extension<RequestContext>,
@@ -40,8 +40,8 @@ pub(crate) async fn rate_limit(
     response
 }
 
-/// `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10): the quota and its window, what is left of
-/// it and when it is whole again, in seconds rounded up.
+/// Sets `RateLimit-Policy` (quota and window) and `RateLimit` (requests left, and time until the quota is full again),
+/// as in draft-ietf-httpapi-ratelimit-headers-10. Times are in seconds, rounded up.
 fn put_fields(headers: &mut HeaderMap, allowance: Allowance) {
     let Allowance { quota, window, left, full_after } = allowance;
     let seconds = |time: Duration| time.as_millis().div_ceil(1000);

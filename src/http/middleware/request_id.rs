@@ -1,5 +1,5 @@
-//! Gives every request its id, the client's own where it is acceptable, and every response the same id back.
-//! The outermost layer: everything inside can rely on the [`RequestContext`].
+//! Gives every request an id, and returns it in the response. The client's own `x-request-id` is used if it is valid.
+//! This is the outermost layer, so all others can rely on the [`RequestContext`].
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,15 +12,14 @@ use axum::response::Response;
 
 use super::context::RequestContext;
 
-/// The header's name.
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_LENGTH: usize = 128;
 
-/// Different in every process, so that ids of two replicas do not meet.
+/// A random number of this process, so that two replicas do not produce the same id.
 static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// The layer.
+/// The layer, which also creates the [`RequestContext`].
 pub(crate) async fn request_id(mut request: Request, next: Next) -> Response {
     let id = accepted(request.headers().get(&X_REQUEST_ID)).unwrap_or_else(new_id);
     request.extensions_mut().insert(RequestContext::new(Arc::clone(&id)));
@@ -30,7 +29,7 @@ pub(crate) async fn request_id(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// The client's id when it is `[A-Za-z0-9._:-]{1,128}`.
+/// The client's id, if it matches `[A-Za-z0-9._:-]{1,128}`.
 fn accepted(value: Option<&HeaderValue>) -> Option<Arc<str>> {
     let id = value?.to_str().ok()?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
@@ -38,7 +37,7 @@ fn accepted(value: Option<&HeaderValue>) -> Option<Arc<str>> {
     acceptable.then(|| id.into())
 }
 
-/// 16 hexadecimal digits of the process and 8 or more of a counter.
+/// A new id: 16 hexadecimal digits for the process and at least 8 from a counter.
 pub(crate) fn new_id() -> Arc<str> {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("{:016x}-{number:08x}", *PROCESS).into()

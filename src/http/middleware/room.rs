@@ -1,4 +1,5 @@
-//! Refuses requests of connections for which the listener has no place, but those of probes and scrapes.
+//! Load shedding: rejects requests on connections that have no regular place at the listener (see `connection_table`),
+//! except those of probes and scrapes.
 
 use std::time::Duration;
 
@@ -9,14 +10,14 @@ use axum::response::{IntoResponse, Response};
 use crate::http::access::is_open;
 use crate::http::error::{ApiError, Code};
 
-/// A place becomes free with the next connection that ends or falls idle.
+/// When clients should retry: a place becomes free with the next connection that ends or becomes idle.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Marks a request whose connection has a place in the reserve only.
+/// Marks a request whose connection has only a place in the reserve.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NoRoom;
 
-/// The layer.
+/// The layer, which answers such requests with 503.
 pub(crate) async fn room(request: Request, next: Next) -> Response {
     let has_room = request.extensions().get::<NoRoom>().is_none();
     let path = request.uri().path();
@@ -26,8 +27,8 @@ pub(crate) async fn room(request: Request, next: Next) -> Response {
     no_room().into_response()
 }
 
-/// Refuses a request whose connection has no place, or had to give it up.
+/// The error for a request whose connection has no regular place, or had to give it up.
 pub(crate) fn no_room() -> ApiError {
-    let detail = "every connection that the server allows is in use; send the request again later";
+    let detail = "all connections that the server allows are in use; send the request again later";
     ApiError::new(Code::Overloaded, detail).retry_after(RETRY_AFTER).closing()
 }

@@ -1,5 +1,6 @@
-//! `server-timing`: where the time went, in milliseconds, stages only where they apply. A stream tells what is
-//! known when it begins; the rest stands in its last event.
+//! Sets the `server-timing` field: the time that each stage of a request took, in milliseconds. Stages that the request
+//! did not have are left out. The field of a streamed answer has what is known when the stream begins; the stream's
+//! last event has the rest.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -11,10 +12,9 @@ use axum::response::Response;
 
 use super::context::RequestContext;
 
-/// The header's name.
 pub(crate) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-/// The layer.
+/// The layer, which reads the notes of the request's context.
 pub(crate) async fn server_timing(
     Extension(context): Extension<RequestContext>,
     request: Request,
@@ -49,7 +49,7 @@ fn header_value(context: &RequestContext) -> String {
     value
 }
 
-/// Milliseconds to the microsecond.
+/// `time` in milliseconds, rounded to a microsecond.
 pub(crate) fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }

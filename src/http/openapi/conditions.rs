@@ -1,13 +1,15 @@
-//! What the fields of a request mean together, as far as a schema can say it: one of these, only beside that.
+//! Conditions between the fields of a request, as far as JSON Schema can express them: "exactly one of these", "only
+//! together with that". They are part of the strict document.
 //!
-//! A schema cannot compare two values (`min_new_tokens` with `max_new_tokens`, sequences with beams), and in a batch
-//! an input's own fields replace the defaults beside `inputs`: such conflicts are told by the server alone.
+//! A schema cannot compare two values (`min_new_tokens` with `max_new_tokens`, sequences with beams). In a batch, an
+//! input's own fields override the defaults next to `inputs`, which a schema cannot express either. Only the server
+//! reports such conflicts.
 
 use serde_json::{Value, json};
 use utoipa::openapi::schema::{Array, Object};
 use utoipa::openapi::{RefOr, Schema};
 
-/// Parameters of generation that candidates take none of.
+/// The generation parameters. None of them is allowed together with `candidates`.
 pub(super) const GENERATION: [&str; 13] = [
     "max_new_tokens",
     "min_new_tokens",
@@ -23,10 +25,10 @@ pub(super) const GENERATION: [&str; 13] = [
     "early_stopping",
     "seed",
 ];
-/// Lists whose items differ from one another.
+/// Fields that are lists of distinct items.
 const DISTINCT: [&str; 2] = ["candidates", "scores"];
 
-/// Adds its conditions to the schema of the request of this name.
+/// Adds the conditions to the schema `request`, which is called `name`.
 pub(super) fn add(request: &mut Object, name: &str) {
     let batch = request.properties.contains_key("inputs");
     for (field, property) in &mut request.properties {
@@ -41,11 +43,11 @@ pub(super) fn add(request: &mut Object, name: &str) {
         "EmbeddingsRequest" => vec![embedding_types()],
         _ => return,
     };
-    // Objects have no field for these words; what stands in `extensions` is written beside the others.
+    // utoipa's `Object` has no field for `allOf`. The entries of `extensions` are serialized next to its own fields.
     request.extensions.get_or_insert_default().insert("allOf".to_owned(), conditions.into());
 }
 
-/// No list that is given is empty.
+/// Requires at least one item and, if `distinct`, unique items.
 fn bound(list: &mut Array, distinct: bool) {
     list.min_items = Some(1);
     list.unique_items = distinct;
@@ -55,7 +57,7 @@ fn exactly_one(singular: &str, plural: &str) -> Value {
     json!({"oneOf": [{"required": [singular]}, {"required": [plural]}]})
 }
 
-/// The three ways to generate; a parameter that has no effect in one keeps its default there.
+/// The three decoding strategies. A parameter without effect in a strategy may only have its default value there.
 fn strategies() -> Value {
     json!({"oneOf": [
         {
@@ -88,7 +90,7 @@ fn strategies() -> Value {
     ]})
 }
 
-/// One sequence without beams can be streamed.
+/// Only one sequence without beam search can be streamed.
 fn streaming() -> Value {
     json!({"anyOf": [
         {"properties": {"stream": {"const": false}}},
@@ -96,7 +98,7 @@ fn streaming() -> Value {
     ]})
 }
 
-/// Candidates are ranked, nothing is generated then.
+/// An answer is either generated, or ranked among candidates without generation parameters.
 fn generated_or_ranked() -> Value {
     let none: serde_json::Map<String, Value> =
         GENERATION.iter().map(|name| ((*name).to_owned(), Value::Bool(false))).collect();

@@ -1,4 +1,4 @@
-//! What a stream consists of: the schema of one server-sent event, by its name.
+//! The schema of one server-sent event of a caption stream. It is part of the strict document only.
 
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -9,21 +9,22 @@ use utoipa::openapi::{Ref, RefOr, Schema};
 use crate::http::error::Problem;
 use crate::http::stream::{Delta, Done};
 
-/// The schema's name.
+/// Name of the event schema in the document's components.
 pub(super) const NAME: &str = "CaptionEvent";
 const EVENT_STREAM: &str = "text/event-stream";
 
-/// One event of a stream.
+/// The schema of an event: `data` depends on the name in `event`.
 pub(super) fn schema() -> RefOr<Schema> {
     let mut event = Object::with_type(SchemaType::Type(Type::Object));
-    event.description = Some("One event: pieces of text, then the answer or a problem.".to_owned());
+    event.description =
+        Some("One event: pieces of text, then either the full answer or a problem.".to_owned());
     event.required = ["event", "data"].map(str::to_owned).into();
     let kinds = json!([
         kind("delta", &Delta::name()),
         kind("done", &Done::name()),
         kind("error", &Problem::name()),
     ]);
-    // Objects have no field for this word; what stands in `extensions` is written beside the others.
+    // utoipa's `Object` has no field for `oneOf`. The entries of `extensions` are serialized next to its own fields.
     event.extensions.get_or_insert_default().insert("oneOf".to_owned(), kinds);
     event.into()
 }
@@ -41,7 +42,7 @@ fn kind(event: &str, schema: &str) -> Value {
     })
 }
 
-/// Refers to the schema where an operation answers with a stream.
+/// Makes the 200 response of a streaming operation refer to the event schema.
 pub(super) fn refer(operation: &mut Operation) {
     let Some(RefOr::T(answer)) = operation.responses.responses.get_mut("200") else { return };
     if let Some(RefOr::T(stream)) = answer.content.get_mut(EVENT_STREAM) {

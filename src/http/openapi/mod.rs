@@ -1,6 +1,9 @@
-//! The OpenAPI documents: generated from the routes, completed with what attributes cannot say once for all (refusals,
-//! headers, the other two encodings). The strict one says all that a schema can say; the plain one leaves out what client
-//! generators cannot read. `openapi.yaml` at the root is the plain one, held by a test.
+//! The OpenAPI documents. They are generated from the routes; this folder adds what attributes on handlers would have
+//! to repeat: error responses, headers, and the multipart and raw request bodies.
+//!
+//! The strict document says everything that a schema can express. The plain document leaves out what client generators
+//! cannot read. `openapi.yaml` in the repository root is the plain document; a test keeps it up to date. `written`
+//! caches the documents in serialized form for `routes::documents`.
 
 mod conditions;
 mod events;
@@ -28,25 +31,25 @@ use crate::http::router;
 use crate::http::settings::Limits;
 use crate::http::stream::{Delta, DeltaToken, Done, Timing};
 
-const DESCRIPTION: &str = "BLIP vision-language models: captions, visual question answering, image-text similarity, \
-embeddings.\n\nEvery response carries `x-request-id` and `server-timing`. Every refusal is an \
-`application/problem+json`; switch on its `code`. Unknown fields are refused. In a request, `null` in JSON, an empty part and an empty value in the query string mean \
-that the field is absent, so no schema lists `null`; in an answer there is no `null`.\n\n\
-An **image value** is a data URI, base64 (standard or URL-safe alphabet, padding optional, white space skipped), the \
-`id` of an image sent before, or, \
-where the server fetches them (`fetch_enabled` in `/info`), an `https://` URL. \
-JPEG, PNG, WebP, GIF and BMP are told apart by their first bytes.";
+const DESCRIPTION: &str = "BLIP vision-language models: image captioning, visual question answering, image-text similarity, \
+embeddings.\n\nEvery response has the headers `x-request-id` and `server-timing`. Every error is an \
+`application/problem+json`; switch on its `code`. Unknown fields are rejected. `null` in JSON, an empty form part and an \
+empty query value mean that a field is absent, so no schema lists `null`. Responses contain no `null`.\n\n\
+An **image value** is a data URI, base64 (standard or URL-safe alphabet, padding optional, white space ignored), the \
+`id` of an image sent before that is still cached, or, \
+if fetching is enabled (`fetch_enabled` in `/info`), an `https://` URL. \
+The first bytes decide the format: JPEG, PNG, WebP, GIF or BMP.";
 
-/// A scene of the demo models' kind, 64 x 64 pixels, for examples that can be sent as they are: "two cats on a blue
-/// background".
+/// A JPEG of 64 x 64 pixels in base64, a scene of the kind that the demo models know: "two cats on a blue background".
+/// With it, the examples in the document can be sent unchanged.
 pub(crate) const EXAMPLE_IMAGE: &str = "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5aYVpQYEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT0//wAARCABAAEADASIAAhEBAxEB/8QAGgABAQADAQEAAAAAAAAAAAAAAAUBAwQCBv/EACUQAAICAgIBBAIDAAAAAAAAAAECAAMEEQUSMSFBUWETIhQVcf/EABoBAAIDAQEAAAAAAAAAAAAAAAAFAQIGBAP/xAAhEQABBAICAgMAAAAAAAAAAAABAAIDEQUhBDESoVHw8f/aAAwDAQACEQMRAD8AmxMqpZgqgkk6AHvMuj1uyWKVZTogj1E0/kLq9rMUateYiJZQkREEJERBC7+FrL8pS3XaoezfQEs5WJh8uRl02KwYaD1MCDo6kjhcmvHyyLiAjjXY+AfuUa8LNpyFrxRVXxxRqxVjsFA7Hff1HoQD7E7MyGbnni5Ycw+NDR+e7/Fo8XHE/jlrhe9hauU4/DweJXoC2Qzgdm8/chSpy61Y9GLg12vYcddFnbsx/wBPzJceYgyO4wfISSd7SrIhgnLWCgNJERGa4UiIghJ7SyxBpLHUfCsRPE6uNFTcjQt6hqy4DA/c8piGsLnC62rxglwANWubz5mJ9HdweJZkOabHVN66gg9TNHNri/1+N/DCFK3ZCyEEb99n52IshzXHmlbFH2fS75cZNFG6R5GvahxERwlqREQQk2Y9n4b0t1vowOpriVc0OBaeipa4tNhXbDiWk3YOdXhmy1brj+wZ2HsfXwfBE5+RysUYi4mIEb9i9jInRSx8nX2ZKiJ+PhIYZRJ5E10NfSmU2UlljLKAtIiI6SxIiIIX/9k=";
 
-const RAW_DESCRIPTION: &str = "The image file; fields stand in the query string.";
+const RAW_DESCRIPTION: &str = "The image file; other fields go in the query string.";
 
-/// Fields without which a request has no meaning.
+/// Required request fields, as (schema, field). All fields are optional in the Rust types.
 const REQUIRED_FIELDS: [(&str, &str); 2] = [("CaptionRequest", "image"), ("VqaRequest", "image")];
 
-/// An OpenAPI document; its fields in the order in which it is written.
+/// An OpenAPI document. The order of the fields is the order of serialization.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Document {
     openapi: Value,
@@ -64,7 +67,7 @@ impl Document {
         Self {
             openapi: take("openapi"),
             info: take("info"),
-            // Wherever the document was read from.
+            // Relative: the server from which the document was read.
             servers: json!([{"url": "/"}]),
             tags: take("tags"),
             paths: take("paths"),
@@ -72,49 +75,49 @@ impl Document {
         }
     }
 
-    /// As JSON, for programs.
+    /// Serializes the document as compact JSON.
     ///
     /// # Errors
-    /// Never: it is made of constants.
+    /// Never: the document is made of constants.
     pub fn to_json(&self) -> serde_json::Result<String> {
         serde_json::to_string(self)
     }
 
-    /// As JSON, for people.
+    /// Serializes the document as indented JSON.
     ///
     /// # Errors
-    /// Never: it is made of constants.
+    /// Never: the document is made of constants.
     pub fn to_pretty_json(&self) -> serde_json::Result<String> {
         serde_json::to_string_pretty(self)
     }
 
-    /// As YAML.
+    /// Serializes the document as YAML.
     ///
     /// # Errors
-    /// Never: it is made of constants.
+    /// Never: the document is made of constants.
     pub fn to_yaml(&self) -> Result<String, yaml_serde::Error> {
         yaml_serde::to_string(self)
     }
 }
 
-/// The plain document, which client generators can read.
+/// The plain document, which client generators can read, with the default limits.
 #[must_use]
 pub fn document() -> Document {
     document_for(&Limits::default())
 }
 
-/// The strict document, with all conditions between fields.
+/// The strict document, which has all conditions between fields, with the default limits.
 #[must_use]
 pub fn strict_document() -> Document {
     strict_document_for(&Limits::default())
 }
 
-/// As [`document`] for a server with these limits.
+/// The plain document of a server with these limits.
 pub(crate) fn document_for(limits: &Limits) -> Document {
     Document::of(plain::plain(value(limits)))
 }
 
-/// As [`strict_document`] for a server with these limits.
+/// The strict document of a server with these limits.
 pub(crate) fn strict_document_for(limits: &Limits) -> Document {
     Document::of(value(limits))
 }
@@ -131,8 +134,10 @@ fn built(limits: &Limits) -> OpenApi {
     info.description = Some(DESCRIPTION.to_owned());
     info.license = Some(License::new(LICENSE));
     let tag = |name: &str, text: &str| TagBuilder::new().name(name).description(Some(text)).build();
-    let tags =
-        [tag("inference", "What the models can do"), tag("operations", "What operators need")];
+    let tags = [
+        tag("inference", "Run the models"),
+        tag("operations", "Health, server information, metrics, this document"),
+    ];
     let mut document = OpenApiBuilder::new().info(info).tags(Some(tags)).build();
     document.merge(routes);
     super::access::document::add(&mut document);
@@ -156,8 +161,8 @@ fn built(limits: &Limits) -> OpenApi {
     document
 }
 
-/// An inlined field comes out as "all of its schema and an object with its description": the description belongs
-/// to the schema itself, and no number is an object.
+/// Moves the description of an inlined field into the schema of the field. utoipa writes such a field as `allOf` of its
+/// schema and an object that has only the description, which is wrong: a number is not an object.
 fn merge_descriptions(schema: &mut RefOr<Schema>) {
     let RefOr::T(inner) = schema else { return };
     match inner {
@@ -185,7 +190,8 @@ fn merge_descriptions(schema: &mut RefOr<Schema>) {
     }
 }
 
-/// Schemas that only refusals and events refer to; fields that are needed.
+/// Adds the schemas that only error responses and events refer to, then corrects all schemas: descriptions, the limit
+/// on new tokens, required fields and conditions.
 fn add_schemas(document: &mut OpenApi, limits: &Limits) {
     let components = document.components.get_or_insert_default();
     let mut add = |name: std::borrow::Cow<'static, str>, schema| {
@@ -214,7 +220,7 @@ fn add_schemas(document: &mut OpenApi, limits: &Limits) {
         }
     }
     for (name, schema) in &mut components.schemas {
-        // Whatever refuses unknown fields is a request.
+        // Only request schemas have `additionalProperties`: they reject unknown fields.
         if let RefOr::T(Schema::Object(object)) = schema
             && object.additional_properties.is_some()
         {
@@ -234,16 +240,16 @@ fn add_response_headers(operation: &mut Operation) {
         let RefOr::T(response) = response else { continue };
         response.headers.insert(
             "x-request-id".to_owned(),
-            text("The request's id: the client's own where acceptable.").into(),
+            text("Request id: the client's own if valid, else generated.").into(),
         );
         response.headers.insert(
             "server-timing".to_owned(),
-            text("Where the time went, in milliseconds.").into(),
+            text("Durations of the stages, in milliseconds.").into(),
         );
     }
 }
 
-/// Multipart and raw bodies, derived from the JSON request.
+/// Adds multipart and raw request bodies, derived from the JSON request body.
 fn add_encodings(operation: &mut Operation, schemas: &BTreeMap<String, RefOr<Schema>>) {
     let Some(RefOr::T(body)) = &mut operation.request_body else { return };
     body.required = Some(Required::True);
@@ -264,13 +270,13 @@ fn add_encodings(operation: &mut Operation, schemas: &BTreeMap<String, RefOr<Sch
     }
 }
 
-/// The JSON request with files in the place of image values; in a batch each file is one input.
+/// The form schema: the JSON request with files in place of image values. In a batch, each file is one input.
 fn multipart_schema(request: &Object) -> Object {
     let mut form = Object::with_type(SchemaType::Type(Type::Object));
     form.additional_properties.clone_from(&request.additional_properties);
     form.extensions.clone_from(&request.extensions);
     let batch = request.properties.contains_key("inputs");
-    // Nothing but files named `image` makes the inputs of a batch.
+    // The inputs of a batch in a form are the files named `image`, and nothing else.
     form.required = if batch { vec!["image".to_owned()] } else { request.required.clone() };
     for (name, property) in &request.properties {
         match name.as_str() {
@@ -290,7 +296,7 @@ fn multipart_schema(request: &Object) -> Object {
     form
 }
 
-/// The bytes of a file; none of them would mean that there is no file.
+/// The schema of a file. An empty file counts as absent, so one byte is the minimum.
 fn binary() -> Object {
     ObjectBuilder::new()
         .schema_type(SchemaType::Type(Type::String))
@@ -306,16 +312,16 @@ fn timeout_parameter() -> Parameter {
         .parameter_in(ParameterIn::Header)
         .required(Required::False)
         .description(Some(
-            "When the answer is of no use any more; at most the server's own deadline.",
+            "Timeout of the whole request in milliseconds; capped at the server's own deadline.",
         ))
         .schema(Some(schema))
         .build()
 }
 
-/// The refusals of every inference route.
+/// The error responses of every inference route.
 pub(crate) struct InferenceProblems;
 
-/// The refusal of routes that need loaded models.
+/// The error response of routes that need loaded models.
 pub(crate) struct NotReadyProblem;
 
 type Responses = BTreeMap<String, RefOr<Response>>;
@@ -355,7 +361,7 @@ impl IntoResponses for NotReadyProblem {
     }
 }
 
-/// One response for each group of codes with a status in common.
+/// One response for each group of codes; all codes of a group have the same status.
 pub(super) fn problems(groups: &[&[Code]]) -> Responses {
     groups
         .iter()
@@ -363,7 +369,7 @@ pub(super) fn problems(groups: &[&[Code]]) -> Responses {
         .collect()
 }
 
-/// A response with an example for its first code.
+/// An error response that lists its codes and has an example for the first.
 fn refusal(codes: &[Code]) -> Response {
     let names: Vec<String> = codes.iter().map(|code| format!("`{}`", code.name())).collect();
     let content = ContentBuilder::new()
@@ -382,7 +388,7 @@ fn refusal(codes: &[Code]) -> Response {
     }
     let seconds = HeaderBuilder::new()
         .schema(Some(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1.0))))
-        .description(Some("Seconds after which to try again."))
+        .description(Some("Seconds to wait before retrying."))
         .build();
     response.header("retry-after", seconds).build()
 }

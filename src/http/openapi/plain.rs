@@ -1,19 +1,23 @@
-//! The plain document: the strict one without what generators of clients and editors stumble over, and shorter.
+//! Turns the strict document into the plain one: shorter, and without what client generators and editors fail on.
 //!
-//! Left out are conditions between fields, a second media type for raw bodies, event streams, links, and the bounds of files
-//! and texts; headers, parameters and refusals stand once, as components; kinds of an answer are joined. Whatever is valid
-//! by the strict document is valid by this one. Fields of forms have examples, for Swagger UI.
+//! - Left out: conditions between fields, a second media type for raw bodies, event streams, links, and the bounds of
+//!   files and texts.
+//! - Shared as components: headers, parameters and error responses.
+//! - Merged: the variants of an answer become one object.
+//! - Added: examples for form fields, for Swagger UI.
+//!
+//! Whatever is valid under the strict document is valid under this one.
 
 use serde_json::{Map, Value, json};
 
 use super::conditions::GENERATION;
 use crate::http::error::PROBLEM_JSON;
 
-/// Media types that the plain document leaves out: `application/octet-stream` says the same as `image/*`, and an
-/// event stream beside a JSON answer makes generators give up on either.
+/// Media types that the plain document leaves out. `image/*` says the same as `application/octet-stream`. If a response
+/// can be JSON or an event stream, generators handle neither.
 const LEFT_OUT: [&str; 2] = ["image/*", "text/event-stream"];
 
-/// The plain form of a strict document.
+/// Makes the plain document from a strict one.
 pub(super) fn plain(mut document: Value) -> Value {
     let mut shared = Shared::default();
     if let Some(paths) = object(&mut document, "/paths") {
@@ -39,7 +43,8 @@ pub(super) fn plain(mut document: Value) -> Value {
     document
 }
 
-/// Schemas to which nothing refers any more: those of events, and kinds of answers that were joined.
+/// Removes schemas that nothing refers to: those of events, and the merged variants of answers. Repeats until none is
+/// left, because a removed schema may hold the last reference to another.
 fn drop_unreferenced(document: &mut Value) {
     loop {
         let text = document.to_string();
@@ -52,7 +57,7 @@ fn drop_unreferenced(document: &mut Value) {
     }
 }
 
-/// What many operations have in common, by the names that it gets.
+/// Components that several operations share, by component name.
 #[derive(Default)]
 struct Shared {
     headers: Map<String, Value>,
@@ -61,7 +66,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// A reference to the header of this name.
+    /// Stores a header as a component and returns the reference to it.
     fn header(&mut self, name: &str, header: Value) -> Value {
         let component = pascal(name);
         let reference = json!({"$ref": format!("#/components/headers/{component}")});
@@ -69,7 +74,7 @@ impl Shared {
         reference
     }
 
-    /// A reference to the parameter, which is the same wherever it is taken.
+    /// Stores a parameter as a component and returns the reference to it. A parameter of one name is always the same.
     fn parameter(&mut self, parameter: Value) -> Value {
         let component = pascal(parameter["name"].as_str().unwrap_or_default());
         let reference = json!({"$ref": format!("#/components/parameters/{component}")});
@@ -77,12 +82,12 @@ impl Shared {
         reference
     }
 
-    /// A reference to the refusal, which is called after its first code.
+    /// Stores an error response as a component named after its first code, and returns the reference to it.
     fn refusal(&mut self, refusal: Value) -> Value {
         let description = refusal["description"].as_str().unwrap_or_default();
         let code = description.split('`').nth(1).unwrap_or("refusal");
         let first = pascal(code);
-        // Refusals of several routes may begin with one code and go on otherwise.
+        // Error responses with the same first code may differ in the other codes: then the name gets a number.
         let names = (1..).map(|number| match number {
             1 => first.clone(),
             _ => format!("{first}{number}"),
@@ -98,7 +103,7 @@ impl Shared {
     }
 }
 
-/// The object at this place, where there is one.
+/// The object at this JSON pointer, if there is one.
 fn object<'v>(value: &'v mut Value, pointer: &str) -> Option<&'v mut Map<String, Value>> {
     value.pointer_mut(pointer).and_then(Value::as_object_mut)
 }
@@ -140,7 +145,7 @@ fn simplify_operation(operation: &mut Value, shared: &mut Shared) {
     }
 }
 
-/// Conditions stand beside the properties of a request; an answer's `allOf` joins schemas and stays.
+/// Removes the conditions of a request schema, which are its `allOf`. An `allOf` in an answer merges schemas and stays.
 fn without_conditions(schema: &mut Value) {
     if let Some(schema) = schema.as_object_mut()
         && schema.contains_key("additionalProperties")
@@ -149,8 +154,8 @@ fn without_conditions(schema: &mut Value) {
     }
 }
 
-/// An answer that joins fields of its own with a choice between kinds becomes one object, in which the fields of the kinds
-/// may be left out: generators cannot join an object with a choice.
+/// Turns an answer that combines its own fields with a `oneOf` into one object, in which the fields of the variants are
+/// optional. Generators cannot combine an object with a `oneOf`.
 fn join_choices(schemas: &mut Map<String, Value>) {
     let all = schemas.clone();
     let is_choice =
@@ -168,7 +173,7 @@ fn join_choices(schemas: &mut Map<String, Value>) {
     }
 }
 
-/// The schema itself, or that which it refers to.
+/// Follows the `$ref` of a schema; a schema without one is returned as it is.
 fn resolved<'v>(schema: &'v Value, all: &'v Map<String, Value>) -> Option<&'v Value> {
     match schema.get("$ref").and_then(Value::as_str) {
         Some(reference) => all.get(reference.rsplit('/').next()?),
@@ -176,7 +181,8 @@ fn resolved<'v>(schema: &'v Value, all: &'v Map<String, Value>) -> Option<&'v Va
     }
 }
 
-/// The properties of a schema and of its parts; `needed` unless they belong to one of several kinds.
+/// Collects the properties of a schema and its parts. `needed` is false inside a `oneOf`: required fields of one
+/// variant are optional in the merged object.
 fn collect(
     schema: &Value,
     all: &Map<String, Value>,
@@ -200,8 +206,8 @@ fn collect(
     }
 }
 
-/// Generators check the length of a text where the schema bounds that of a file; and texts without control characters are
-/// what everybody sends, so their pattern, longer than the rest of the field, goes too.
+/// Removes `minLength` from files and `pattern` from texts. Generated clients check a file's `minLength` as if it were
+/// text. The pattern only excludes control characters, which nobody sends, and is longer than the rest of the field.
 fn without_bounds(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
@@ -222,10 +228,12 @@ fn is_file(schema: &Map<String, Value>) -> bool {
     schema.get("format").is_some_and(|format| format == "binary")
 }
 
-/// In a form everything but a file is text: a choice between kinds of JSON is none.
+/// Simplifies a form. All form values but files are text, so a `oneOf` of JSON types becomes a list of accepted
+/// strings.
 fn simplify_form(form: &mut Value) {
     let Some(properties) = object(form, "/properties") else { return };
-    // The fields of a batch are those of the single call, and parameters of generation those of JSON: described there.
+    // To save space: fields of a batch are described in the single call's form, generation parameters in the JSON
+    // schema.
     let is_batch = properties.get("image").is_some_and(|image| image["type"] == "array");
     for (name, property) in properties {
         let Some(object) = property.as_object_mut() else { continue };
@@ -237,14 +245,15 @@ fn simplify_form(form: &mut Value) {
             object.insert("enum".to_owned(), json!(["true", "false", "never"]));
         }
         let of_files = object.get("items").and_then(Value::as_object).is_some_and(is_file);
-        // `images` beside `image`: none, where the one is given.
+        // `images` gets an empty default: it must be absent when `image` is given.
         if !is_file(object) && (!of_files || name != "image") {
             put_default(name, object);
         }
     }
 }
 
-/// Swagger UI fills its inputs with examples: those of a form change nothing as they stand. Empty parts mean absent.
+/// Sets the example of a form field to its default, or to an empty value, which means absent. Swagger UI fills its
+/// inputs with the examples, so that a form sent unchanged behaves as if the fields were left out.
 fn put_default(name: &str, field: &mut Map<String, Value>) {
     let is_list = field.get("type").is_some_and(|kind| kind == "array");
     let nothing = if is_list { json!([]) } else { json!("") };
@@ -253,7 +262,7 @@ fn put_default(name: &str, field: &mut Map<String, Value>) {
     field.insert("example".to_owned(), default_of(name).unwrap_or(nothing));
 }
 
-/// What a field is that is left out.
+/// The value that a field has when it is left out.
 fn default_of(name: &str) -> Option<Value> {
     Some(match name {
         "max_new_tokens" => json!(20),
@@ -270,7 +279,7 @@ fn default_of(name: &str) -> Option<Value> {
     })
 }
 
-/// `x-request-id` and `invalid_request` as names of components.
+/// A component name: `x-request-id` becomes `RequestId`, `invalid_request` becomes `InvalidRequest`.
 fn pascal(name: &str) -> String {
     let words = name.trim_start_matches("x-").split(['-', '_']);
     let capitalised = words.map(|word| {

@@ -1,4 +1,4 @@
-//! `POST /caption` and `/caption/batch`: describe an image, from nothing or from a prompt.
+//! `POST /caption` and `/caption/batch`: caption an image, optionally as the continuation of a prompt.
 
 use std::sync::Arc;
 
@@ -26,45 +26,45 @@ use crate::task::{
 };
 
 requests! {
-    /// A caption wanted.
+    /// Request for the captions of one image.
     #[schema(example = json!({"image": EXAMPLE_IMAGE}))]
     single CaptionRequest {
-        /// Answers with server-sent events while the text is generated (one sequence, no beams); false by default.
+        /// Streams the text as server-sent events (only for one sequence without beam search); false by default.
         stream: bool,
     }
-    /// Captions wanted for many images.
+    /// Request for the captions of many images.
     #[schema(example = json!({"inputs": [{"image": EXAMPLE_IMAGE, "num_beams": 3}], "max_new_tokens": 30}))]
     batch CaptionBatchRequest
-    /// One caption wanted.
+    /// One input of a caption batch.
     input CaptionInput {
-        /// The image: a data URI, base64, the id of an image sent before, or a URL where the server fetches them.
+        /// An image value: base64, data URI, id of a cached image, or `https://` URL where fetching is enabled.
         image: ImageField,
-        /// How the caption begins.
+        /// Text that the caption continues.
         prompt: Text,
     } generation
 }
 
-/// A caption, or several.
+/// The captions of one image.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct CaptionAnswer {
-    /// Beams come best first, samples in the order drawn.
+    /// One per sequence: beams best first, samples in the order drawn.
     #[schema(min_items = 1)]
     captions: Vec<CaptionText>,
-    /// The image.
+    /// Id, size and format of the image.
     image: ImageAnswer,
-    /// What makes the same samples again.
+    /// Seed that reproduces these samples.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = u64, required = false, example = 1234, minimum = 0, maximum = 9_007_199_254_740_991_u64)]
     seed: Option<u64>,
 }
 
-/// One caption.
+/// One caption and how it was generated.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct CaptionText {
-    /// Prompt and continuation.
+    /// The whole caption, including the prompt.
     #[schema(example = "two cats on a blue background")]
     text: String,
-    /// With a prompt: the new part alone.
+    /// The generated text without the prompt; absent without a prompt.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
     continuation: Option<String>,
@@ -72,17 +72,17 @@ pub(crate) struct CaptionText {
     facts: SequenceFacts,
 }
 
-/// The answer to one caption request.
+/// The captions and the model that generated them.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct CaptionResponse {
-    /// The model that answered.
+    /// Name of the model that answered.
     #[schema(example = "demo-caption")]
     model: String,
     #[serde(flatten)]
     answer: CaptionAnswer,
 }
 
-/// A caption request, checked.
+/// One validated input of `/caption` or `/caption/batch`.
 #[derive(Debug, Clone)]
 pub(crate) struct CaptionPlan {
     image: ImageField,
@@ -117,7 +117,7 @@ impl Endpoint for CaptionPlan {
 
     fn tokenize(&self, model: &Model) -> Result<Option<TokenIds>, ApiError> {
         let Some(prompt) = &self.prompt else { return Ok(None) };
-        // The model reads the prompt without its [SEP] and every new token but the last; each needs a position.
+        // The decoder reads the prompt without its [SEP], then every new token but the last. Each needs a position.
         let max = (model.info.max_text_tokens + 2).saturating_sub(self.params.max_new_tokens);
         text::encode(model, "prompt", prompt, max).map(Some)
     }
@@ -146,13 +146,13 @@ impl Endpoint for CaptionPlan {
 }
 
 impl CaptionPlan {
-    /// True when tokens can be told as they come: one sequence, no beams.
+    /// True if tokens can be sent as they are generated: one sequence, no beam search.
     fn streams(&self) -> bool {
         self.params.rows() == 1
     }
 }
 
-/// A sequence as text behind its prompt.
+/// Decodes a generated sequence together with the prompt that it continues.
 fn caption_text(
     model: &Model,
     prompt: Option<&TokenIds>,
@@ -168,10 +168,10 @@ fn caption_text(
     })
 }
 
-/// Describe an image
+/// Caption an image
 ///
-/// Generates a caption, from nothing or from the beginning given in `prompt`. The image is sent as an image value in
-/// JSON, as a file in a multipart form, or as the raw body with the other fields in the query string.
+/// Generates a caption, or continues the text in `prompt`. Send the image as an image value in JSON, as a file in a
+/// multipart form, or as the raw body with the other fields in the query string.
 #[utoipa::path(
     post,
     path = "/caption",
@@ -179,7 +179,7 @@ fn caption_text(
     tag = "inference",
     request_body(content = CaptionRequest, content_type = "application/json"),
     responses(
-        (status = 200, description = "The caption. With `stream`: events `delta`, then one `done` or `error`.", content(
+        (status = 200, description = "The captions. With `stream`: `delta` events, then one `done` or `error` event.", content(
             (CaptionResponse = "application/json", example = json!({
                 "model": "demo-caption",
                 "captions": [{"text": "two cats on a blue background", "token_count": 7, "finish_reason": "stop", "logprob": -0.84, "avg_logprob": -0.12}],
@@ -208,7 +208,7 @@ pub(crate) async fn caption_image(
         }
         let streams = |item: &Result<_, _>| item.as_ref().is_ok_and(|item: &call::Item<CaptionPlan>| item.plan.streams());
         if !call.items.iter().all(|item| item.is_err() || streams(item)) {
-            let detail = "one sequence without beams can be streamed; leave out num_beams and num_return_sequences";
+            let detail = "only one sequence without beam search can be streamed; leave out num_beams and num_return_sequences";
             return Err(ApiError::field(Code::InvalidRequest, "stream", detail));
         }
         stream::caption_stream(call, context.clone()).await
@@ -216,10 +216,10 @@ pub(crate) async fn caption_image(
     .await
 }
 
-/// Describe many images
+/// Caption many images
 ///
-/// Each input is answered in its place; a field beside `inputs` is a default for all of them. In a multipart form
-/// each `image` file is one input.
+/// Returns one result per input, in the same order. A field next to `inputs` is the default for every input. In a
+/// multipart form, each `image` file is one input.
 #[utoipa::path(
     post,
     path = "/caption/batch",

@@ -1,4 +1,5 @@
-//! `GET /openapi.json`, `/openapi.yaml`, `/openapi-strict.json`, and the way to `/docs` (whose page is mounted in `router`).
+//! `GET /openapi.json`, `/openapi.yaml`, `/openapi-strict.json`, and the redirect from `/` to `/docs/`.
+//! The Swagger UI page itself is mounted in `router`.
 
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use crate::http::error::ApiError;
 use crate::http::state::HttpState;
 
-/// This document as JSON
+/// OpenAPI document in JSON, for client generators
 #[utoipa::path(
     get,
     path = "/openapi.json",
@@ -23,7 +24,7 @@ pub(crate) async fn show_openapi_json(
     Ok(document("application/json", json))
 }
 
-/// This document as YAML
+/// OpenAPI document in YAML, for client generators
 #[utoipa::path(
     get,
     path = "/openapi.yaml",
@@ -38,7 +39,7 @@ pub(crate) async fn show_openapi_yaml(
     Ok(document("application/yaml", yaml))
 }
 
-/// This document with every condition between fields, as JSON
+/// OpenAPI document in JSON with all conditions between fields
 #[utoipa::path(
     get,
     path = "/openapi-strict.json",
@@ -58,7 +59,7 @@ fn document(content_type: &'static str, document: Bytes) -> Response {
     ([(header::CONTENT_TYPE, content_type)], document).into_response()
 }
 
-/// Leads to the page with the documentation.
+/// Redirects `/` to the Swagger UI page.
 pub(crate) async fn lead_to_docs() -> Redirect {
     Redirect::temporary("/docs/")
 }

@@ -1,4 +1,4 @@
-//! `POST /embeddings` and `/embeddings/batch`: an image, a text, or both as a vector.
+//! `POST /embeddings` and `/embeddings/batch`: embed an image, a text, or both together as one vector.
 
 use std::sync::Arc;
 
@@ -26,93 +26,93 @@ use crate::http::text;
 use crate::task::{Embed, Embedding, PreparedImage, Role, Task, TaskOutput, TokenIds};
 
 requests! {
-    /// A vector wanted.
+    /// Request to embed one image or text.
     #[schema(example = json!({"text": "two cats on a sofa"}))]
     single EmbeddingsRequest {}
-    /// Many vectors wanted.
+    /// Request to embed many images or texts.
     #[schema(example = json!({"inputs": [{"text": "two cats"}, {"image": EXAMPLE_IMAGE}], "encoding_format": "base64"}))]
     batch EmbeddingsBatchRequest
-    /// One vector wanted.
+    /// One input of an embeddings batch.
     input EmbeddingsInput {
-        /// The image: a data URI, base64, the id of an image sent before, or a URL where the server fetches them.
+        /// An image value: base64, data URI, id of a cached image, or `https://` URL where fetching is enabled.
         image: ImageField,
-        /// The text.
+        /// Text to embed; see also `truncate`.
         text: Text,
-        /// What is embedded; by default what is given. `multimodal` takes both and lies in a space of its own.
+        /// What to embed; by default the given field. `multimodal` needs both and has a vector space of its own.
         r#type: EmbeddingType,
-        /// Divides the vector by its length; true by default.
+        /// Divides the vector by its Euclidean norm; true by default.
         normalize: bool,
-        /// Cuts too long a text instead of refusing it; false by default.
+        /// Truncates long texts instead of rejecting them; false by default.
         truncate: bool,
         /// `float` (default), or `base64` of little-endian 32-bit floats.
         encoding_format: EncodingFormat,
     }
 }
 
-/// What a vector stands for.
+/// What a vector represents, and its vector space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum EmbeddingType {
-    /// An image, in the space that it shares with texts.
+    /// An image, in the vector space shared with texts.
     Image,
-    /// A text, in the space that it shares with images.
+    /// A text, in the vector space shared with images.
     Text,
-    /// A text seen together with an image.
+    /// A text encoded with cross-attention to an image, in a vector space of its own.
     Multimodal,
 }
 
-/// How a vector is written.
+/// How a vector is encoded in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum EncodingFormat {
-    /// A list of numbers.
+    /// A JSON list of numbers.
     Float,
-    /// Little-endian 32-bit floats in base64.
+    /// A base64 string of little-endian 32-bit floats.
     Base64,
 }
 
 impl Field for EmbeddingType {}
 impl Field for EncodingFormat {}
 
-/// A vector.
+/// The embedding of one input.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct EmbeddingAnswer {
-    /// What it stands for.
+    /// What the vector represents; decides the vector space.
     #[schema(inline)]
     r#type: EmbeddingType,
-    /// Its length.
+    /// Number of values in the vector.
     #[schema(example = 256, minimum = 1)]
     dimensions: usize,
-    /// Its values.
+    /// The values, in the requested `encoding_format`.
     #[schema(inline)]
     embedding: Values,
-    /// The image, where there is one.
+    /// Id, size and format of the image; absent for a text.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = ImageAnswer, required = false)]
     image: Option<ImageAnswer>,
 }
 
-/// The values of a vector in the format asked for.
+/// The values of a vector in the requested format.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum Values {
-    /// Numbers.
+    /// The values as a JSON list.
     Float(Vec<f32>),
-    /// Base64.
+    /// Little-endian 32-bit floats in base64.
     Base64(String),
 }
 
-/// The answer to one embeddings request.
+/// The embedding and the model that computed it.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct EmbeddingsResponse {
-    /// The model that answered.
+    /// Name of the model that answered.
     #[schema(example = "demo-retrieval")]
     model: String,
     #[serde(flatten)]
     answer: EmbeddingAnswer,
 }
 
-/// An embeddings request, checked.
+/// One validated input of `/embeddings` or `/embeddings/batch`.
 #[derive(Debug, Clone)]
 pub(crate) struct EmbeddingPlan {
     subject: Subject,
@@ -220,7 +220,10 @@ impl EmbeddingPlan {
         }
     }
 
-    /// The vector as asked for, made of numbers.
+    /// Normalises the vector if requested.
+    ///
+    /// # Errors
+    /// `inference_failed` when a value is not finite or the vector has no direction.
     fn finished(&self, raw: Embedding) -> Result<Vec<f32>, ApiError> {
         for &value in raw.as_slice() {
             finite(value)?;
@@ -229,14 +232,14 @@ impl EmbeddingPlan {
             return Ok(raw.into_vec());
         }
         let normalized = raw.normalized().map_err(|_| {
-            tracing::error!("the model gave a vector without a direction");
+            tracing::error!("the model returned a vector that cannot be normalised: its norm is zero or not finite");
             inference_failed()
         })?;
         Ok(normalized.into_vec())
     }
 }
 
-/// What is to be embedded, from the type asked for and what was given.
+/// Decides what to embed from the requested type and the given fields.
 fn subject(
     asked: Option<EmbeddingType>,
     image: Option<ImageField>,
@@ -261,24 +264,24 @@ fn subject(
             refused("text", "is needed for this type")
         }
         (Some(EmbeddingType::Image), Some(_), Some(_)) => {
-            refused("text", "is not taken with \"type\": \"image\"")
+            refused("text", "is not allowed with \"type\": \"image\"")
         }
         (Some(EmbeddingType::Text), Some(_), Some(_)) => {
-            refused("image", "is not taken with \"type\": \"text\"")
+            refused("image", "is not allowed with \"type\": \"text\"")
         }
     }
 }
 
-/// Little-endian 32-bit floats in base64.
+/// Encodes a vector as base64 of little-endian 32-bit floats.
 fn packed(vector: &[f32]) -> String {
     let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
     STANDARD.encode(bytes)
 }
 
-/// Turn an image or a text into a vector
+/// Embed an image or a text
 ///
-/// Vectors of images and texts share one space: their dot product is the `cosine` of `/similarity`. With
-/// `"type": "multimodal"` the text is read together with the image; those vectors have a space of their own.
+/// Image and text vectors share one space: their dot product is the `cosine` of `/similarity`. With
+/// `"type": "multimodal"` the text is encoded together with the image; these vectors have a space of their own.
 #[utoipa::path(
     post,
     path = "/embeddings",
@@ -286,7 +289,7 @@ fn packed(vector: &[f32]) -> String {
     tag = "inference",
     request_body(content = EmbeddingsRequest, content_type = "application/json"),
     responses(
-        (status = 200, description = "The vector.", body = EmbeddingsResponse, example = json!({
+        (status = 200, description = "The embedding.", body = EmbeddingsResponse, example = json!({
             "model": "demo-retrieval", "type": "text", "dimensions": 4, "embedding": [0.5, -0.5, 0.5, 0.5],
         })),
         InferenceProblems,
@@ -306,10 +309,10 @@ pub(crate) async fn embed_inputs(
     .await
 }
 
-/// Turn many images and texts into vectors
+/// Embed many images and texts
 ///
-/// Each input is answered in its place; a field beside `inputs` is a default for all of them. In a multipart form
-/// each `image` file is one input.
+/// Returns one result per input, in the same order. A field next to `inputs` is the default for every input. In a
+/// multipart form, each `image` file is one input.
 #[utoipa::path(
     post,
     path = "/embeddings/batch",

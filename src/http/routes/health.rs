@@ -1,4 +1,4 @@
-//! `GET /health/live`, `/health/ready`, `/health`: what orchestrators ask. Load is no reason to be unready.
+//! `GET /health/live`, `/health/ready`, `/health`: liveness and readiness probes. An overloaded server stays ready.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -11,17 +11,17 @@ use crate::http::middleware::problem::OwnBody;
 use crate::http::reply;
 use crate::http::state::{HttpState, Readiness};
 
-/// Whether requests are served.
+/// Answer of the health probes.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Health {
-    /// Only `ready` comes with 200.
+    /// State of the server; `/health/ready` answers 200 only for `ready`.
     #[schema(inline)]
     status: Readiness,
 }
 
-/// Is the process alive?
+/// Liveness probe
 ///
-/// 200 while the process and its worker give signs of life, also while it loads or drains.
+/// Answers 200 while the process and its worker thread are alive, also during loading and graceful shutdown.
 #[utoipa::path(
     get,
     path = "/health/live",
@@ -29,22 +29,22 @@ pub(crate) struct Health {
     tag = "operations",
     responses(
         (status = 200, description = "Alive.", body = Health),
-        (status = 503, description = "The worker has ended or hangs: restart the process.", body = Health),
+        (status = 503, description = "The worker thread has ended or hangs; restart the process.", body = Health),
     ),
 )]
 pub(crate) async fn check_liveness(State(state): State<HttpState>) -> Result<Response, ApiError> {
     answer(state.readiness(), !state.worker_is_down())
 }
 
-/// Are requests served?
+/// Readiness probe: can requests be sent?
 #[utoipa::path(
     get,
     path = "/health/ready",
     operation_id = "check_readiness",
     tag = "operations",
     responses(
-        (status = 200, description = "Requests are served.", body = Health),
-        (status = 503, description = "Loading, draining, or the worker is down.", body = Health),
+        (status = 200, description = "Ready to serve requests.", body = Health),
+        (status = 503, description = "Models are loading, the server is shutting down, or the worker is down.", body = Health),
     ),
 )]
 pub(crate) async fn check_readiness(State(state): State<HttpState>) -> Result<Response, ApiError> {
@@ -52,17 +52,17 @@ pub(crate) async fn check_readiness(State(state): State<HttpState>) -> Result<Re
     answer(status, status == Readiness::Ready)
 }
 
-/// Are requests served?
+/// Readiness probe
 ///
-/// The same as `/health/ready`.
+/// Same as `/health/ready`.
 #[utoipa::path(
     get,
     path = "/health",
     operation_id = "check_health",
     tag = "operations",
     responses(
-        (status = 200, description = "Requests are served.", body = Health),
-        (status = 503, description = "Loading, draining, or the worker is down.", body = Health),
+        (status = 200, description = "Ready to serve requests.", body = Health),
+        (status = 503, description = "Models are loading, the server is shutting down, or the worker is down.", body = Health),
     ),
 )]
 pub(crate) async fn check_health(state: State<HttpState>) -> Result<Response, ApiError> {

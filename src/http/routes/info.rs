@@ -1,4 +1,4 @@
-//! `GET /info`: what this server is, what it has loaded, what it takes.
+//! `GET /info`: the server's version, loaded models, limits and batching settings.
 
 use axum::extract::State;
 use axum::response::Response;
@@ -12,116 +12,132 @@ use crate::http::settings::HttpSettings;
 use crate::http::state::HttpState;
 use crate::task::{ModelInfo, Role};
 
-/// What this server is.
+/// Version, models, limits and batching of this server.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Info {
-    /// The server's version.
+    /// Version of this blip-server binary.
     #[schema(example = "0.1.0")]
     version: &'static str,
-    /// The loaded models; the first of a role is its default.
+    /// The loaded models; the first of each role is the default for it.
     models: Vec<ModelDescription>,
-    /// What one call may ask for.
+    /// Limits of one request, from the settings.
     limits: LimitsDescription,
-    /// How work is batched.
+    /// Settings of admission control and batching.
     batching: BatchingInfo,
-    /// The instruction set that the CPU kernels use.
+    /// Instruction set that the CPU kernels use.
     #[schema(example = "x86-64-v4")]
     cpu_isa: String,
-    /// Order of the two passes that resize a picture: `pillow13` or `horizontal_first` (the setting
-    /// `input.resize_order`).
+    /// Order of the two passes of image resizing: `pillow13` or `horizontal_first` (setting `input.resize_order`).
     #[schema(example = "pillow13")]
     resize_order: &'static str,
 }
 
-/// A loaded model.
+/// A model that this server has loaded.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ModelDescription {
-    /// What requests call it.
+    /// Value for `model` in requests.
     #[schema(example = "blip-image-captioning-base")]
     name: String,
-    /// The endpoints that it serves: `caption`, `vqa` or `retrieval`.
+    /// `caption`, `vqa`, or `retrieval` (which serves `/similarity` and `/embeddings`).
     #[schema(example = "caption")]
     role: &'static str,
-    /// True for the model that answers requests of its role that name none.
+    /// Whether it answers requests of its role that leave out `model`.
     default: bool,
-    /// Hub id or directory.
+    /// Hugging Face hub id, or local directory.
     #[schema(example = "Salesforce/blip-image-captioning-base")]
     source: String,
-    /// The hub revision.
+    /// Hub revision; absent for a directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
     revision: Option<String>,
-    /// Its class in transformers.
+    /// Class of the model in `transformers`.
     #[schema(example = "BlipForConditionalGeneration")]
     class: &'static str,
-    /// Number format of weights and activations.
+    /// Data type of weights and activations.
     #[schema(example = "f32")]
     dtype: &'static str,
-    /// Where it runs.
+    /// Device that runs the model.
     #[schema(example = "cpu")]
     device: String,
-    /// Size of its image and text embeddings.
+    /// Number of dimensions of image and text embeddings.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = usize, required = false, example = 256)]
     dimensions: Option<usize>,
-    /// Size of its multimodal embeddings.
+    /// Number of dimensions of multimodal embeddings.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = usize, required = false, example = 768)]
     multimodal_dimensions: Option<usize>,
-    /// Side of the pictures that its vision tower takes, in pixels.
+    /// Input size of the vision tower: width and height in pixels.
     #[schema(example = 384)]
     image_size: u32,
-    /// Filter that brings pictures to this size, by its name in Pillow.
+    /// Pillow name of the filter that resizes images to this size.
     #[schema(example = "bicubic")]
     resample: &'static str,
-    /// Most tokens of a text.
+    /// Most tokens in a text.
     #[schema(example = 512)]
     max_text_tokens: usize,
-    /// Weights.
+    /// Number of parameters of the model.
     parameters: u64,
-    /// True for the demo models inside the binary, which know synthetic scenes only.
+    /// Whether this is a built-in demo model, trained on synthetic scenes only.
     demo: bool,
-    /// What to know before its answers are trusted.
+    /// Limitation to know before trusting the answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false, example = "knows synthetic scenes of emoji only")]
     note: Option<&'static str>,
 }
 
-/// Said of every demo model.
-const DEMO_NOTE: &str = "knows synthetic scenes of emoji only, nothing of photographs; for those serve an official checkpoint, such as --model Salesforce/blip-image-captioning-base";
+/// The `note` of every demo model.
+const DEMO_NOTE: &str = "knows synthetic scenes of emoji only, not photographs; for photographs, serve an official checkpoint, for example --model Salesforce/blip-image-captioning-base";
 
-/// What one call may ask for.
+/// Limits of one request, from the settings `limits` and `input`.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct LimitsDescription {
+    /// Most bytes of a request body, in any encoding.
     max_body_bytes: u64,
+    /// Most bytes of an image file, after base64 decoding.
     max_image_bytes: usize,
+    /// Most pixels of an image.
     max_image_pixels: u64,
+    /// Longest side of an image, in pixels.
     max_image_side: u32,
+    /// Most bytes of memory for one decoded image.
     max_decoded_bytes: u64,
+    /// Most images in a single request or one input of a batch.
     max_images: usize,
+    /// Most texts in a single request or one input of a batch.
     max_texts: usize,
+    /// Most questions in a single request or one input of a batch.
     max_questions: usize,
+    /// Most candidates in a single request or one input of a batch.
     max_candidates: usize,
+    /// Most inputs in a batch request.
     max_batch_inputs: usize,
+    /// Most rows in a request: questions x beams or candidates, image-text pairs for `match`, texts.
     max_rows: usize,
+    /// Most characters of a text, before it is tokenised.
     max_text_chars: usize,
+    /// Most bytes of a text in UTF-8.
     max_text_bytes: usize,
+    /// Largest `max_new_tokens` that a request may ask for.
     max_new_tokens: usize,
+    /// Most pieces (HTTP body frames) in which a request body may arrive.
     max_body_frames: usize,
+    /// Most text parts in a multipart form, and most fields in a query string.
     max_text_parts: usize,
+    /// Deadline of a request in milliseconds; `x-request-timeout-ms` can only shorten it.
     deadline_ms: u64,
-    /// Image values may be `https://` addresses.
+    /// Whether image values may be `https://` URLs.
     fetch_enabled: bool,
 }
 
-/// What this server is and takes
+/// Server version, loaded models and limits
 #[utoipa::path(
     get,
     path = "/info",
     operation_id = "show_info",
     tag = "operations",
     responses(
-        (status = 200, description = "Version, models, limits, batching.", body = Info),
+        (status = 200, description = "Version, models, limits and batching.", body = Info),
         crate::http::openapi::NotReadyProblem,
     ),
 )]

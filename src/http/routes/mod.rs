@@ -1,4 +1,4 @@
-//! One endpoint, one file: what it takes, what it answers, its documentation, its handler.
+//! One endpoint per file: request and response types, OpenAPI documentation, and handler. `router` lists the handlers.
 
 pub(crate) mod caption;
 pub(crate) mod documents;

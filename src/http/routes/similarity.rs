@@ -26,47 +26,47 @@ use crate::task::{
 };
 
 requests! {
-    /// Images and texts to score against one another.
+    /// Request for the scores of images against texts.
     #[schema(example = json!({"image": EXAMPLE_IMAGE, "texts": ["two cats on a blue background", "a red car"]}))]
     single SimilarityRequest {}
-    /// Many such pairings.
+    /// Request for many sets of scores.
     #[schema(example = json!({"inputs": [{"image": EXAMPLE_IMAGE}], "texts": ["two cats on a blue background", "a red car"], "scores": ["cosine"]}))]
     batch SimilarityBatchRequest
-    /// Images and texts to score against one another.
+    /// One input of a similarity batch.
     input SimilarityInput {
-        /// One image; several go into `images`.
+        /// A single image; use `images` for several.
         image: ImageField,
-        /// Images, the rows of the answer.
+        /// Images: the rows of `scores` in the answer.
         images: Vec<ImageField>,
-        /// One text; several go into `texts`.
+        /// A single text; use `texts` for several.
         text: Text,
-        /// Texts, the columns of the answer.
+        /// Texts: the columns of `scores` in the answer.
         texts: Vec<Text>,
-        /// Which scores to compute; by default what the model has.
+        /// Scores to compute; by default all that the model supports.
         scores: Vec<ScoreName>,
     }
 }
 
-/// A kind of score.
+/// A kind of score to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ScoreName {
-    /// Probability of the matching head: one look at the pair together.
+    /// Probability of the image-text matching head, a cross-encoder: one text pass for each pair.
     Match,
-    /// Cosine of the two embeddings (and the logit, where the model has a scale).
+    /// Cosine similarity of the two embeddings, and the logit if the model has a logit scale.
     Cosine,
 }
 
-/// The scores of some images and texts.
+/// Scores of every image against every text.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct SimilarityAnswer {
-    /// The images, in order.
+    /// The images, in request order.
     images: Vec<ImageAnswer>,
-    /// `scores[i][j]`: image i, text j.
+    /// `scores[i][j]` belongs to image `i` and text `j`.
     scores: Vec<Vec<ScoreCell>>,
 }
 
-/// The scores of one image and one text: those that were asked for and that the model has.
+/// Scores of one image and one text: those that were requested and that the model supports.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ScoreCell {
     /// Probability that the text describes the image.
@@ -77,28 +77,28 @@ pub(crate) struct ScoreCell {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = f32, required = false, example = 0.5162)]
     cosine: Option<f32>,
-    /// The cosine times the model's scale, where it has one.
+    /// `cosine` times the model's logit scale, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = f32, required = false)]
     logit: Option<f32>,
 }
 
-/// The answer to one similarity request.
+/// The scores and the model that computed them.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct SimilarityResponse {
-    /// The model that answered.
+    /// Name of the model that answered.
     #[schema(example = "demo-retrieval")]
     model: String,
     #[serde(flatten)]
     answer: SimilarityAnswer,
 }
 
-/// A similarity request, checked.
+/// One validated input of `/similarity` or `/similarity/batch`.
 #[derive(Debug, Clone)]
 pub(crate) struct SimilarityPlan {
     images: Vec<ImageArg>,
     texts: Vec<Arc<str>>,
-    /// `texts`, or `text` where the client gave one.
+    /// The field that the client used, `text` or `texts`; errors name it.
     written_in: &'static str,
     scores: Scores,
 }
@@ -171,7 +171,7 @@ impl Endpoint for SimilarityPlan {
     }
 }
 
-/// The scores that were asked for, or all that the model has.
+/// The requested scores; by default all that the model supports.
 fn wanted_scores(asked: Option<Vec<ScoreName>>, model: &Model) -> Result<Scores, ApiError> {
     let has_matching = model.info.class.has_matching_head();
     let Some(asked) = asked else {
@@ -180,11 +180,14 @@ fn wanted_scores(asked: Option<Vec<ScoreName>>, model: &Model) -> Result<Scores,
     let count = |name| asked.iter().filter(|asked| **asked == name).count();
     let (matching, cosine) = (count(ScoreName::Match), count(ScoreName::Cosine));
     if asked.is_empty() || matching > 1 || cosine > 1 {
-        let detail = "one or both of \"match\" and \"cosine\", each once";
+        let detail = "accepts \"match\" and \"cosine\", each at most once; at least one is needed";
         return Err(ApiError::field(Code::InvalidRequest, "scores", detail));
     }
     if matching == 1 && !has_matching {
-        let detail = format!("{} has no matching head, only \"cosine\"", model.info.name);
+        let detail = format!(
+            "{} has no image-text matching head; only \"cosine\" is available",
+            model.info.name
+        );
         return Err(ApiError::field(Code::ScoreNotAvailable, "scores", detail));
     }
     Ok(Scores { matching: matching == 1, cosine: cosine == 1 })
@@ -200,8 +203,8 @@ fn cell(cell: SimilarityCell) -> Result<ScoreCell, ApiError> {
 
 /// Score images against texts
 ///
-/// `match` is the probability that a text describes an image, by a look at both together; `cosine` compares the two
-/// embeddings, much faster for many texts.
+/// `match` is the probability that a text describes an image, computed from both together. `cosine` compares their
+/// embeddings, which is much faster for many texts.
 #[utoipa::path(
     post,
     path = "/similarity",
@@ -209,7 +212,7 @@ fn cell(cell: SimilarityCell) -> Result<ScoreCell, ApiError> {
     tag = "inference",
     request_body(content = SimilarityRequest, content_type = "application/json"),
     responses(
-        (status = 200, description = "The scores of every image with every text.", body = SimilarityResponse, example = json!({
+        (status = 200, description = "The scores of every image against every text.", body = SimilarityResponse, example = json!({
             "model": "demo-retrieval",
             "images": [{"id": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "width": 640, "height": 480, "format": "jpeg"}],
             "scores": [[{"match": 0.9971, "cosine": 0.5162}, {"match": 0.0021, "cosine": 0.221}]],
@@ -231,10 +234,10 @@ pub(crate) async fn score_similarity(
     .await
 }
 
-/// Score many pairings of images and texts
+/// Score many sets of images and texts
 ///
-/// Each input is answered in its place; a field beside `inputs` is a default for all of them. In a multipart form
-/// each `image` file is one input.
+/// Returns one result per input, in the same order. A field next to `inputs` is the default for every input. In a
+/// multipart form, each `image` file is one input.
 #[utoipa::path(
     post,
     path = "/similarity/batch",

@@ -1,7 +1,9 @@
-//! What waits for the decoding threads, whose job is next, and how long a newcomer would wait.
+//! The queue before the decoding threads: admission, which job is next, and how long a new call would wait.
 //!
-//! Clients share the threads by work, not by pictures: whoever has had the least goes next (start-time fair queueing), so
-//! that large pictures of one client do not stand before small ones of another. Inside a client calls take turns.
+//! Clients share the threads by work, not by number of pictures: the client that has received the least work is next
+//! (start-time fair queueing). So large pictures of one client do not delay small ones of another. The calls of one
+//! client take turns (round robin). The queue is a pure struct: `pool` has the lock and the threads, and the time is an
+//! argument.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -11,16 +13,17 @@ use crate::fairness::{self, CallId, ClientId, Turns};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Weight of the newest job in means over jobs.
+/// Weight of the newest job in the exponential moving averages.
 const NEWEST: f64 = 0.1;
 
-/// However small a picture is, it costs as much as one of so many pixels: about 100 us.
+/// Minimum work of a picture in pixels, however small it is: about 100 us.
 const LEAST_WORK: f64 = 1e4;
 
-/// What a pixel costs is told by about so many of the last pixels: small pictures can hardly change it.
+/// Window of the moving average of the time per pixel: about this many of the last pixels. It is weighted by pixels, so
+/// small pictures hardly change it.
 const REMEMBERED_WORK: f64 = 5e7;
 
-/// Jobs that wait, and those that run.
+/// Jobs that wait, jobs that run, and moving averages of their durations.
 #[derive(Default)]
 pub(super) struct Queue {
     capacity: usize,
@@ -28,26 +31,26 @@ pub(super) struct Queue {
     next_id: u64,
     hashes: Turns<u64>,
     decodes: Turns<u64>,
-    /// Jobs of each client that wait.
+    /// Number of waiting jobs of each client that has any.
     clients: HashMap<ClientId, usize>,
-    /// The work that each client has had, on one scale: who comes back or is new begins at `served`.
+    /// The work that each client has received, as its finish time on the scale of virtual time. A client without an
+    /// entry starts at `served`.
     had: HashMap<ClientId, f64>,
-    /// What the client had that was served last.
+    /// Virtual time: the start time of the decode that was taken last.
     served: f64,
     running: Vec<Running>,
-    /// Mean time of hashing of late, in seconds; 0 before the first.
+    /// Moving average of the duration of hashing, in seconds; 0 before the first.
     hash_seconds: f64,
-    /// Time and work of decodes of late; their ratio is what a pixel costs.
+    /// Decaying sums of the seconds and the work of recent decodes; their ratio is the time per pixel.
     decode_seconds: f64,
     decode_work: f64,
-    /// Mean work of decodes of late: what a file that is still being hashed is taken for.
+    /// Moving average of the work of a decode: the estimate for a file that is still being hashed.
     typical_work: f64,
-    /// Whose turn it is; without jobs of that kind the other goes on.
+    /// Whether a decode is next. If the lane that is next has no jobs, the other goes on.
     decode_next: bool,
     closed: bool,
 }
 
-/// A job that waits.
 struct Waiting {
     job: Box<dyn Job>,
     lane: Lane,
@@ -55,7 +58,7 @@ struct Waiting {
     work: f64,
 }
 
-/// A job on a thread.
+/// A job that a thread runs now.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Running {
     lane: Lane,
@@ -69,7 +72,7 @@ impl Queue {
         Self { capacity, ..Self::default() }
     }
 
-    /// Appends a job; a queue that is full, or has no room for this client, gives it back.
+    /// Appends a job. If the queue or the client's share of it is full, the error returns the job.
     pub(super) fn push(
         &mut self,
         job: Box<dyn Job>,
@@ -91,7 +94,7 @@ impl Queue {
         Ok(())
     }
 
-    /// The job whose turn it is; it runs from now on.
+    /// Takes the next job, which counts as running from `now`.
     pub(super) fn next(&mut self, now: Instant) -> Option<(Box<dyn Job>, Running)> {
         let decode =
             self.decode_next && self.decodes.front().is_some() || self.hashes.front().is_none();
@@ -107,7 +110,7 @@ impl Queue {
         Some((job, running))
     }
 
-    /// The next decode of the client that has had the least work.
+    /// Takes the next decode of the client that has received the least work.
     fn next_decode(&mut self) -> Option<u64> {
         let had = |client: &ClientId| {
             self.had.get(client).map_or(self.served, |had| had.max(self.served))
@@ -117,12 +120,12 @@ impl Queue {
         let id = self.decodes.pop_from(client)?;
         let work = self.jobs.get(&id).map_or(0.0, |waiting| waiting.work);
         self.had.insert(client, self.served + work);
-        // Who is behind begins anew all the same.
+        // A client at or before the virtual time starts there with or without an entry.
         self.had.retain(|_, had| *had > self.served);
         Some(id)
     }
 
-    /// Takes out the jobs that nobody wants any more.
+    /// Removes the jobs without waiters and returns them, so that the caller can drop them outside the lock.
     pub(super) fn take_unwanted(&mut self) -> Vec<Box<dyn Job>> {
         let unwanted = self
             .jobs
@@ -137,7 +140,7 @@ impl Queue {
         take.collect()
     }
 
-    /// Nothing runs from now on; what waited is given back.
+    /// Closes the queue: no further job runs. Returns the waiting jobs, for dropping outside the lock.
     pub(super) fn close(&mut self) -> impl Sized + use<> {
         self.closed = true;
         (self.hashes, self.decodes) = (Turns::new(), Turns::new());
@@ -149,8 +152,7 @@ impl Queue {
         self.closed
     }
 
-    /// A job has ended: its time tells about the next. One that ended early can only tell that jobs take longer than
-    /// thought.
+    /// Records the end of a job and learns from its duration. A job that ended early can only raise an estimate.
     pub(super) fn ended(&mut self, job: Running, now: Instant, done: Done) {
         if let Some(place) = self.running.iter().position(|running| *running == job) {
             self.running.swap_remove(place);
@@ -175,7 +177,7 @@ impl Queue {
         }
     }
 
-    /// A decode that took longer than its header said is charged for that: nobody gains by understating.
+    /// Charges the client for a decode that took longer than its header implied: understating the work gains nothing.
     fn charge(&mut self, job: Running, took: f64) {
         let expected = self.decode_time(job.work);
         if job.lane == Lane::Decodes && took > expected && expected > 0.0 {
@@ -184,16 +186,16 @@ impl Queue {
         }
     }
 
-    /// Seconds that a decode of so much work takes; 0 while nothing is known.
+    /// Estimated seconds of a decode of this work; 0 while nothing is known.
     fn decode_time(&self, work: f64) -> f64 {
         if self.decode_work > 0.0 { work * self.decode_seconds / self.decode_work } else { 0.0 }
     }
 
-    /// Time until one of `threads` threads is free for the last of `files` files of a call that comes now; none while
-    /// one has nothing to do.
+    /// Estimated time until a thread is free for the last of `files` files of a call that arrives now; zero while one
+    /// of the `threads` threads is idle.
     ///
-    /// Of another call of the same client no more than `files` come first, of another client no more work than that of
-    /// this client until then.
+    /// Fair queueing bounds what comes first: of each other call of this client at most `files` jobs, and of each other
+    /// client at most as much work as this client has until then.
     pub(super) fn wait(
         &self,
         call: CallId,
@@ -219,12 +221,12 @@ impl Queue {
         Duration::from_secs_f64((running + before) / threads as f64)
     }
 
-    /// What each call has waiting.
+    /// Waiting jobs of each call, with their estimated time.
     fn loads(&self) -> HashMap<CallId, Load> {
         let mut loads: HashMap<CallId, Load> = HashMap::new();
         for waiting in self.jobs.values() {
             let seconds = match waiting.lane {
-                // What is hashed is decoded next, as far as anybody knows.
+                // Assume that a decode follows every hash.
                 Lane::Hashes => self.hash_seconds + self.decode_time(self.typical_work),
                 Lane::Decodes => self.decode_time(waiting.work),
             };
@@ -233,7 +235,8 @@ impl Queue {
         loads
     }
 
-    /// What a job still takes by estimate; one that has run longer than that, as long again as it has run.
+    /// Estimated seconds until a running job ends. One that has overrun its estimate is expected to take as long again
+    /// as it has run.
     fn seconds_left(&self, job: Running, now: Instant) -> f64 {
         let ran = now.saturating_duration_since(job.began).as_secs_f64();
         let left = |all: f64| if ran > all && all > 0.0 { ran } else { all - ran.min(all) };
@@ -250,7 +253,7 @@ impl Queue {
         }
     }
 
-    /// A job has left its turns.
+    /// Removes a job that has left its turns.
     fn forget(&mut self, id: u64) -> Option<(Box<dyn Job>, ClientId, f64)> {
         let Waiting { job, call, work, .. } = self.jobs.remove(&id)?;
         if let Some(own) = self.clients.get_mut(&call.client) {
@@ -268,12 +271,12 @@ impl Queue {
     }
 }
 
-/// Takes a value into a mean, the first in full.
+/// Updates an exponential moving average; the first value counts in full.
 fn follow(mean: &mut f64, value: f64) {
     *mean += if *mean == 0.0 { value } else { NEWEST * (value - *mean) };
 }
 
-/// Jobs that wait, and the time that they take.
+/// A number of waiting jobs and their estimated seconds in total.
 #[derive(Debug, Default, Clone, Copy)]
 struct Load {
     jobs: usize,
@@ -286,7 +289,7 @@ impl Load {
         self.seconds += other.seconds;
     }
 
-    /// The time of as many of them as come first within so many turns.
+    /// Estimated seconds of the jobs that are served within `turns` turns.
     fn seconds_of(self, turns: usize) -> f64 {
         self.seconds * self.jobs.min(turns) as f64 / self.jobs.max(1) as f64
     }

@@ -1,4 +1,4 @@
-//! Whose job is next, what a newcomer would wait, and what the queue learns from the jobs that ended.
+//! Which job is next, how long a new call would wait, and what the queue learns from jobs that ended.
 
 use super::*;
 
@@ -6,14 +6,14 @@ pub(in crate::images) fn call(client: u64, number: u64) -> CallId {
     CallId { client: ClientId(client), number }
 }
 
-/// A call of a client that has no other.
+/// The only call of its client.
 pub(in crate::images) fn lone(number: u64) -> CallId {
     call(number, number)
 }
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Wanted or not, and a million pixels.
+/// A job of a million pixels; the flag says whether it still has waiters.
 struct Idle(bool);
 
 const MEGAPIXEL: u64 = 1_000_000;
@@ -36,21 +36,21 @@ fn push(queue: &mut Queue, lane: Lane, call: CallId) -> bool {
     queue.push(Box::new(Idle(true)), lane, call).is_ok()
 }
 
-/// A job of the lane has run.
+/// Reports to the queue that a job of the lane ran for `took`.
 fn learn(queue: &mut Queue, lane: Lane, took: Duration, done: Done) {
     let began = Instant::now();
     let client = ClientId(1);
     queue.ended(Running { lane, client, began, work: MEGAPIXEL as f64 }, began + took, done);
 }
 
-/// Of the time when hashing takes a second and decoding two seconds a megapixel.
+/// A queue that has learned that hashing takes a second and decoding two seconds per megapixel.
 fn known() -> Queue {
     let work = MEGAPIXEL as f64;
     let means = Queue { hash_seconds: 1.0, decode_seconds: 2.0, ..Queue::new(512) };
     Queue { decode_work: work, typical_work: work, ..means }
 }
 
-/// The wait of a new call of a client of its own with one file.
+/// Estimated wait of a call with one file of a new client.
 fn wait(queue: &Queue, threads: usize, now: Instant) -> Duration {
     queue.wait(lone(99), 1, threads, now)
 }
@@ -64,10 +64,10 @@ fn the_wait_is_the_mean_time_of_what_stands_before_shared_by_the_threads() {
     learn(&mut queue, Lane::Hashes, SECOND, Done::Work);
     assert_eq!(wait(&queue, 1, now), SECOND * 2);
     push(&mut queue, Lane::Hashes, lone(2));
-    assert_eq!(wait(&queue, 1, now), SECOND * 4, "no more of it than the own work");
+    assert_eq!(wait(&queue, 1, now), SECOND * 4, "of others no more than the own work");
     assert_eq!(wait(&queue, 2, now), SECOND * 2);
     learn(&mut queue, Lane::Decodes, SECOND, Done::Work);
-    assert!(wait(&queue, 1, now) < SECOND * 4, "the mean follows");
+    assert!(wait(&queue, 1, now) < SECOND * 4, "the average follows");
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn of_others_no_more_stands_before_a_call_than_its_own_work() {
         push(&mut queue, Lane::Decodes, call(1, number));
     }
     assert_eq!(wait(&queue, 1, now), SECOND * 2, "many calls of one client are one turn");
-    assert_eq!(queue.wait(call(1, 99), 1, 1, now), SECOND * 22, "but for their own client");
+    assert_eq!(queue.wait(call(1, 99), 1, 1, now), SECOND * 22, "except for their own client");
     assert_eq!(queue.wait(lone(99), 3, 1, now), SECOND * 6, "three files, three turns");
 }
 
@@ -106,7 +106,7 @@ fn small_pictures_of_one_client_do_not_wait_for_the_large_ones_of_another() {
     (0..20).for_each(|number| push(1, call(2, number)));
     let order: Vec<u64> =
         std::iter::from_fn(|| queue.next(now)).map(|(job, _)| job.work() / MEGAPIXEL).collect();
-    // One large picture is in hand when the others come; all of theirs are less work than that.
+    // The first large picture is taken first. All twenty small ones together are less work than that, so they are next.
     assert_eq!(order[..21], [[50].as_slice(), &[1; 20]].concat());
     assert_eq!(order.len(), 30);
 }
@@ -152,7 +152,7 @@ fn files_that_are_refused_do_not_bring_the_estimate_down() {
         learn(&mut queue, Lane::Decodes, broken, Done::Early);
     }
     assert_eq!(wait(&queue, 1, now), SECOND);
-    // One that fails late has kept a thread like any other.
+    // One that fails late has occupied a thread like any other.
     learn(&mut queue, Lane::Decodes, SECOND * 11, Done::Early);
     assert!(wait(&queue, 1, now) > SECOND * 5);
 }

@@ -1,8 +1,9 @@
-//! BMP, read as Pillow does (`BmpImagePlugin`): header sizes 12 to 124, 1 to 32 bits, palettes of any length, RLE4 and
-//! RLE8, and the bit fields that Pillow knows. Reserved fields, planes and the file's own idea of its size are ignored.
+//! Decodes BMP as Pillow does (`BmpImagePlugin`): DIB headers of 12 to 124 bytes, 1 to 32 bits per pixel, palettes of
+//! any length, RLE4 and RLE8, and the bit fields that Pillow supports. Reserved fields, the number of planes and the
+//! file size in the header are ignored.
 //!
-//! A palette that is a plain grey ramp is dropped, as in Pillow: two such colours make a 1-bit picture, whatever the
-//! depth.
+//! A palette that is a plain grey ramp is dropped, as in Pillow. If it has two colours, the picture is read as 1 bit
+//! per pixel, whatever its declared depth.
 
 mod runs;
 
@@ -11,21 +12,21 @@ use super::memory::{self, OutOfMemory};
 use super::raster::{Layout, Raster};
 use super::stop::{self, Stop, Stopped};
 
-/// The file's head: `BM`, size, two reserved fields, offset of the pixels.
+/// Size in bytes of the file header: `BM`, size, two reserved fields, offset of the pixels.
 const FILE_HEAD: usize = 14;
 
-/// Why a file is not read.
+/// Why a BMP file is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// The file ends before its picture does.
+    /// The file ends before its pixel data does.
     Incomplete,
-    /// A depth, compression, palette or bit field that Pillow does not read either.
+    /// A depth, compression, palette or bit field that Pillow does not support either.
     Unsupported,
-    /// Compressed data that do not fill the picture.
+    /// Compressed data that does not fill the picture.
     Damaged,
-    /// There is no memory for so many bytes.
+    /// A buffer of this many bytes cannot be allocated.
     OutOfMemory(u64),
-    /// The work was ended from outside.
+    /// The decode was cancelled by its [`Stop`] callback.
     Stopped,
 }
 
@@ -41,46 +42,44 @@ impl From<Stopped> for Refusal {
     }
 }
 
-/// What the header says.
+/// The parsed file header, DIB header and palette.
 #[derive(Debug)]
 pub(super) struct Header<'a> {
-    /// Width in pixels.
     pub(super) width: u32,
-    /// Height in pixels.
     pub(super) height: u32,
     top_down: bool,
     pixels: Pixels,
-    /// Bytes of a row in the file.
+    /// Bytes per row in the file, including padding.
     stride: u64,
-    /// Where the pixels begin.
+    /// Offset of the pixel data in the file.
     offset: usize,
     palette: Palette<'a>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pixels {
-    /// Bits of an index.
+    /// Palette indices of this many bits.
     Indexed(u8),
-    /// Run lengths; true for two indices in a byte.
+    /// Run-length encoded indices; `four_bits` (RLE4) has two indices in a byte, otherwise (RLE8) one.
     Runs { four_bits: bool },
-    /// 5 bits each of blue, green and red; or 6 of green.
+    /// 16 bits: 5 each of blue, green and red, or 6 of green.
     Bits16 { six_green: bool },
-    /// Bytes of a pixel, then the place of red, green, blue and alpha in it.
+    /// Whole bytes: `count` per pixel, then the byte positions of red, green, blue and alpha in the pixel.
     Bytes { count: usize, order: [usize; 3], alpha: Option<usize> },
 }
 
-/// Colours of the indices.
+/// The colours that palette indices map to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Palette<'a> {
-    /// Entries of so many bytes, blue first; black beyond the last.
+    /// Entries of this many bytes, in the order blue, green, red; indices beyond the last entry are black.
     Table(&'a [u8], usize),
-    /// 0 is black, all else white.
+    /// Index 0 is black, every other index white.
     BlackWhite,
-    /// Each index is its own grey.
+    /// The index is the grey value itself.
     Grey,
 }
 
-/// The picture of a file whose [`Header`] has been checked against the limits.
+/// Decodes a file whose [`Header`] has been checked against the limits.
 ///
 /// # Errors
 /// Any [`Refusal`].
@@ -89,7 +88,7 @@ pub(super) fn decode(file: &[u8], stop: Stop<'_>) -> Result<Raster, Refusal> {
 }
 
 impl<'a> Header<'a> {
-    /// Reads all that stands before the pixels.
+    /// Parses everything before the pixel data.
     ///
     /// # Errors
     /// `Incomplete`, `Unsupported`.
@@ -125,14 +124,14 @@ impl<'a> Header<'a> {
             offset: word(10)? as usize,
             palette: Palette::Grey,
         };
-        // Bit fields behind a short header move what follows.
+        // With a 40-byte DIB header the bit fields follow the header and move the pixel data.
         let mut behind = end + if compression == 3 && size == 40 { 12 } else { 0 };
         if bits <= 8 {
             let colours = if colours == 0 { 1 << bits } else { colours };
             let (palette, bytes) = Palette::read(file, end, entry, colours)?;
             (header.palette, behind) = (palette, end + bytes);
             header.narrow(bits)?;
-            // Some writers point at the palette.
+            // Some writers give the offset of the palette instead of the pixels.
             if header.offset == end {
                 header.offset += entry * colours as usize;
             }
@@ -143,7 +142,7 @@ impl<'a> Header<'a> {
         Ok(header)
     }
 
-    /// A grey palette decides how many bits an index has, as in Pillow.
+    /// A grey palette determines how many bits an index has, as in Pillow.
     fn narrow(&mut self, bits: u16) -> Result<(), Refusal> {
         if self.pixels != Pixels::Indexed(bits as u8) {
             return Ok(());
@@ -160,17 +159,16 @@ impl<'a> Header<'a> {
         Ok(())
     }
 
-    /// True when pixels have transparency.
     fn has_alpha(&self) -> bool {
         matches!(self.pixels, Pixels::Bytes { alpha: Some(_), .. })
     }
 
-    /// Of the decoded picture.
+    /// Bytes per pixel of the decoded picture.
     pub(super) fn bytes_per_pixel(&self) -> u64 {
         if self.has_alpha() { 4 } else { 3 }
     }
 
-    /// Bytes of the indices that run lengths unpack to.
+    /// Size in bytes of the indices that run-length encoding unpacks to; 0 without it.
     pub(super) fn unpacked_bytes(&self) -> u64 {
         match self.pixels {
             Pixels::Runs { .. } => Runs::bytes(u64::from(self.width) * u64::from(self.height)),
@@ -178,7 +176,8 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// Looks whether the file has all pixels, before any is allocated. Run lengths tell it only when they are unpacked.
+    /// Checks that the file contains all pixels, before any are allocated. For run-length encoding only unpacking can
+    /// tell.
     ///
     /// # Errors
     /// `Incomplete`.
@@ -187,7 +186,7 @@ impl<'a> Header<'a> {
         let needed = match self.pixels {
             Pixels::Runs { .. } => 0,
             Pixels::Indexed(_) | Pixels::Bits16 { .. } | Pixels::Bytes { .. } => {
-                // Padding of the last row may miss.
+                // The padding of the last row may be missing.
                 self.stride.saturating_mul(rows).saturating_add(self.row_bytes() as u64)
             }
         };
@@ -195,7 +194,8 @@ impl<'a> Header<'a> {
         if (there as u64) < needed { Err(Refusal::Incomplete) } else { Ok(()) }
     }
 
-    /// The picture. Its size must have been checked: 3 or 4 bytes a pixel are allocated, and one more for run lengths.
+    /// Decodes the pixels. The size must have been checked: this allocates 3 or 4 bytes per pixel, and one more for
+    /// run-length encoding.
     ///
     /// # Errors
     /// `Incomplete`, `Damaged`, `OutOfMemory`, `Stopped`.
@@ -226,7 +226,7 @@ impl<'a> Header<'a> {
         Ok(Raster { width: self.width, height: self.height, layout, data: out })
     }
 
-    /// Bytes of a row without its padding.
+    /// Bytes per row of the pixel data, without padding.
     fn row_bytes(&self) -> usize {
         let width = self.width as usize;
         match self.pixels {
@@ -284,7 +284,7 @@ impl Pixels {
         }
     }
 
-    /// Red, green, blue and alpha as masks of a pixel, in the header or behind a short one.
+    /// Bit fields: masks of red, green, blue and alpha, inside a long DIB header or after a 40-byte one.
     fn of_masks(file: &[u8], size: usize, bits: u16) -> Result<Self, Refusal> {
         let mask =
             |index: usize| u32_at(file, FILE_HEAD + 40 + index * 4).ok_or(Refusal::Incomplete);
@@ -312,7 +312,7 @@ impl Pixels {
 }
 
 impl<'a> Palette<'a> {
-    /// The palette at `start`, and how many of its bytes the file has.
+    /// The palette at `start`, and how many of its bytes the file contains.
     fn read(
         file: &'a [u8],
         start: usize,
@@ -364,7 +364,7 @@ fn u16_at(file: &[u8], at: usize) -> Option<u16> {
 mod tests {
     use super::*;
 
-    /// A head of 40 bytes for `width` x `height` pixels, without a palette.
+    /// A file header and a 40-byte DIB header for `width` x `height` pixels, without a palette.
     fn head((width, height): (i32, i32), bits: u16, compression: u32, colours: u32) -> Vec<u8> {
         let mut file = b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();
         file.extend([width.to_le_bytes(), height.to_le_bytes()].concat());

@@ -1,33 +1,34 @@
-//! Run-length encoded indices of a BMP, unpacked as Pillow's `BmpRleDecoder` does it, its oddities included.
+//! Unpacks the run-length encoded indices of a BMP as Pillow's `BmpRleDecoder` does, quirks included.
 
 use super::Refusal;
 use crate::input::memory;
 use crate::input::stop::{self, Stop};
 
-/// Codes between two questions whether the picture is still wanted.
+/// Number of RLE codes between two polls of `stop`.
 const CODES_BETWEEN: usize = 1 << 14;
 
-/// Run lengths and what they unpack to.
+/// Run-length encoded indices, and the size of the picture that they unpack to.
 pub(super) struct Runs<'a> {
-    /// All that follows in the file.
+    /// The rest of the file, from the pixel data on.
     pub(super) data: &'a [u8],
-    /// 1 where the data begin at an odd place in the file: literal runs end at an even one.
+    /// 1 if the data starts at an odd offset in the file, because literal runs are padded to an even offset.
     pub(super) odd: usize,
     /// Width of the picture in pixels.
     pub(super) width: usize,
-    /// Pixels of the picture.
+    /// Total number of pixels of the picture.
     pub(super) pixels: usize,
-    /// True for two indices in a byte.
+    /// True for RLE4: two indices in a byte.
     pub(super) four_bits: bool,
 }
 
 impl Runs<'_> {
-    /// Bytes that unpacking holds: an index a pixel, and the last run, which may reach beyond.
+    /// Peak size in bytes of the unpacked indices: one byte for each pixel, and the last run, which may extend beyond
+    /// the picture.
     pub(super) fn bytes(pixels: u64) -> u64 {
         pixels + 256
     }
 
-    /// Indices in the order of the file, few if the data end early.
+    /// Returns the indices in file order; fewer than `pixels` if the data ends early.
     ///
     /// # Errors
     /// `OutOfMemory`, `Stopped`.
@@ -76,7 +77,7 @@ impl Runs<'_> {
         Ok(out)
     }
 
-    /// Copies indices; the place behind them, or `None` where the data or the picture end.
+    /// Copies a literal run. Returns the offset after it, or `None` if the data or the picture ends.
     fn literal(&self, out: &mut Vec<u8>, at: usize, count: usize) -> Option<usize> {
         let count = count.min(self.pixels - out.len());
         let bytes = if self.four_bits { count.div_ceil(2) } else { count };

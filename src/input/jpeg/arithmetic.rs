@@ -7,12 +7,12 @@ use super::probabilities::STATES;
 use super::scan::{BlockDecoder, Restarts};
 use super::source::Source;
 
-/// Decodes the blocks of one scan.
+/// Decodes the blocks of an arithmetic-coded scan.
 #[derive(Debug)]
 pub(super) struct Arithmetic<'s, 'a> {
     decoder: Decoder<'s, 'a>,
     restarts: Restarts,
-    /// Statistics of DC and AC values, by table.
+    /// Statistics of DC and AC values, by conditioning table.
     dc: [DcStatistics; 16],
     ac: [AcStatistics; 16],
     components: Vec<Coder>,
@@ -25,17 +25,17 @@ pub(super) struct Arithmetic<'s, 'a> {
 type DcStatistics = [u8; 64];
 type AcStatistics = [u8; 256];
 
-/// One component of the scan.
+/// The decoding state of one component of the scan.
 #[derive(Debug)]
 struct Coder {
     tables: ScanComponent,
-    /// The DC value of the block before.
+    /// DC value of the previous block (the DC predictor).
     predicted: i32,
-    /// The statistics that its difference selects (T.81, table F.4).
+    /// Statistics area selected by the previous DC difference (T.81, table F.4).
     context: usize,
-    /// Bounds of small and large differences.
+    /// Bounds L and U between small and large DC differences.
     bounds: (u8, u8),
-    /// The last coefficient whose magnitude counts as one of the low ones.
+    /// Kx: the last coefficient whose magnitude uses the statistics of low frequencies.
     low_coefficients: u8,
 }
 
@@ -50,8 +50,9 @@ enum Pass {
 }
 
 impl<'s, 'a> Arithmetic<'s, 'a> {
-    /// Begins a scan; [`super::progressive::check`] has passed a progressive one. `fuel` bounds the decisions: after
-    /// a marker the decoder goes on with zeros, so the length of the file does not.
+    /// Starts a scan; a progressive one must have passed [`super::progressive::check`]. `fuel` bounds the number of
+    /// binary decisions, because after a marker the decoder continues with zeros and the length of the file is no
+    /// bound.
     pub(super) fn start(
         source: &'s mut Source<'a>,
         tables: &Tables,
@@ -82,17 +83,17 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
             pass,
             first: usize::from(scan.first),
             last: usize::from(scan.last),
-            // The parameters of a sequential scan mean nothing, whatever a file says there.
+            // The parameters of a sequential scan have no meaning, whatever the file contains.
             low: if process.progressive { u32::from(scan.low) } else { 0 },
         }
     }
 
-    /// Decisions that are left.
+    /// Number of decisions that are left.
     pub(super) fn fuel(&self) -> u64 {
         self.decoder.fuel
     }
 
-    /// The DC value of a block: its difference from the one before. False where the data are damaged.
+    /// Decodes the DC value of a block: its difference from the previous one. False if the data is damaged.
     fn dc_value(&mut self, component: usize) -> Result<bool, JpegError> {
         let coder = &mut self.components[component];
         let statistics = &mut self.dc[coder.tables.dc_table];
@@ -130,7 +131,7 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
         Ok(true)
     }
 
-    /// AC values from `first` to `last`, shifted by the scan's lowest bit.
+    /// Decodes the AC values from `first` to `last`, shifted by the position of the scan's lowest bit.
     fn ac_values(&mut self, component: usize, block: &mut Block) -> Result<bool, JpegError> {
         let (first, last) = match self.pass {
             Pass::Sequential => (1, 63),
@@ -178,7 +179,7 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
         Ok(true)
     }
 
-    /// One more bit of a band.
+    /// Decodes one more bit of a band.
     fn refine(&mut self, block: &mut Block) -> Result<bool, JpegError> {
         let bit = 1_i16 << self.low;
         let statistics = &mut self.ac[self.components[0].tables.ac_table];
@@ -218,7 +219,7 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
 }
 
 impl BlockDecoder for Arithmetic<'_, '_> {
-    /// Running into a marker is no fault here: encoders leave zeros at the end out.
+    /// Reaching a marker is not an error here: encoders omit zeros at the end.
     fn is_exhausted(&self) -> bool {
         false
     }
@@ -271,18 +272,18 @@ impl BlockDecoder for Arithmetic<'_, '_> {
 #[derive(Debug)]
 struct Decoder<'s, 'a> {
     source: &'s mut Source<'a>,
-    /// Base of the interval, with the bits that were read ahead.
+    /// Base of the interval (C register), with the bits that were read ahead.
     code: i64,
-    /// Size of the interval, normalised to 0x8000..=0x10000.
+    /// Size of the interval (A register), normalised to 0x8000..=0x10000.
     size: i64,
-    /// Bits that may be shifted out before the next byte; [`GAVE_UP`] after damaged data.
+    /// Bits that may be shifted out before the next byte is read; [`GAVE_UP`] after damaged data.
     shifts_left: i32,
-    /// Decisions that are still paid for.
+    /// Number of decisions that may still be taken.
     fuel: u64,
 }
 
 const GAVE_UP: i32 = -1;
-/// Two bytes have to be read first.
+/// Two bytes must be read first.
 const AT_START: i32 = -16;
 
 impl<'s, 'a> Decoder<'s, 'a> {
@@ -296,7 +297,7 @@ impl<'s, 'a> Decoder<'s, 'a> {
         Ok(())
     }
 
-    /// Damaged data: what is left up to the next restart stays as it is.
+    /// Damaged data: everything up to the next restart stays unchanged.
     fn give_up(&mut self) {
         self.shifts_left = GAVE_UP;
     }
@@ -305,7 +306,7 @@ impl<'s, 'a> Decoder<'s, 'a> {
         self.shifts_left == GAVE_UP
     }
 
-    /// One decision; `state` holds the estimated probability and the more probable value, and learns.
+    /// Decodes one decision. `state` holds the estimated probability and the more probable symbol, and adapts.
     fn decide(&mut self, state: &mut u8) -> Result<bool, JpegError> {
         self.fuel = self.fuel.checked_sub(1).ok_or(JpegError::TooMuchWork)?;
         self.renormalise()?;
@@ -329,12 +330,12 @@ impl<'s, 'a> Decoder<'s, 'a> {
         Ok((more_probable != 0) != is_less_probable)
     }
 
-    /// One decision at even odds, which learns nothing.
+    /// Decodes one decision with fixed even odds, without adaptation.
     fn decide_evenly(&mut self) -> Result<bool, JpegError> {
         self.decide(&mut 113)
     }
 
-    /// The bits below the highest one of a magnitude (T.81, figure F.24).
+    /// Decodes the bits below the highest one of a magnitude (T.81, figure F.24).
     fn magnitude_bits(&mut self, state: &mut u8, magnitude: i32) -> Result<i32, JpegError> {
         let (mut value, mut bit) = (magnitude, magnitude >> 1);
         while bit > 0 {
@@ -350,7 +351,7 @@ impl<'s, 'a> Decoder<'s, 'a> {
         while self.size < 0x8000 {
             self.shifts_left -= 1;
             if self.shifts_left < 0 {
-                // Zeros behind a marker are part of the code.
+                // After a marker the code continues with zeros.
                 let byte = self.source.data_byte()?.unwrap_or(0);
                 self.code = self.code << 8 | i64::from(byte);
                 self.shifts_left += 8;

@@ -1,16 +1,17 @@
-//! Bits of Huffman-coded data, most significant first; `jpeg_fill_bit_buffer` of libjpeg-turbo's `jdhuff.c`.
+//! Bit reader for Huffman-coded data, most significant bit first (`jpeg_fill_bit_buffer` of libjpeg-turbo's
+//! `jdhuff.c`).
 
 use super::JpegError;
 use super::source::Source;
 
-/// Reads bits until a marker ends them. From there on every bit is zero, and [`Self::is_exhausted`] tells that one
-/// of these was needed.
+/// Reads bits up to a marker. After that every bit is zero, and [`Self::is_exhausted`] tells that such a bit was
+/// consumed.
 #[derive(Debug)]
 pub(super) struct BitReader<'s, 'a> {
     source: &'s mut Source<'a>,
-    /// The next bits, left-justified; zeros behind them.
+    /// The next bits, left-justified and followed by zeros.
     buffer: u64,
-    /// Valid bits in `buffer`.
+    /// Number of valid bits in `buffer`.
     left: u32,
     exhausted: bool,
 }
@@ -20,13 +21,13 @@ impl<'s, 'a> BitReader<'s, 'a> {
         Self { source, buffer: 0, left: 0, exhausted: false }
     }
 
-    /// True once bits behind the last one were asked for (`insufficient_data`).
+    /// True once a bit after the last one was consumed (`insufficient_data`).
     pub(super) fn is_exhausted(&self) -> bool {
         self.exhausted
     }
 
-    /// Loads bits, so that the next two calls of [`Self::peek`] and [`Self::take`] find theirs: a code and its value,
-    /// 32 bits at most.
+    /// Loads enough bits for the next two calls of [`Self::peek`] and [`Self::take`]: a code and its value, at most 32
+    /// bits.
     #[inline]
     pub(super) fn prepare(&mut self) -> Result<(), JpegError> {
         if self.left < 32 { self.fill() } else { Ok(()) }
@@ -41,9 +42,10 @@ impl<'s, 'a> BitReader<'s, 'a> {
             if !has_byte_ff(chunk) {
                 self.buffer |= chunk >> self.left;
                 self.source.skip(((63 - self.left) / 8) as usize);
-                // 56 to 63: seven bytes, and the bits of one more that were there.
+                // As many whole bytes as fit below 64 bits were added: 56 to 63 bits are valid now.
                 self.left |= 0b11_1000;
-                // Bits of a byte that is not counted yet would stand twice if another one came in its place.
+                // Clears the partial byte that `left` does not count, so that the next refill cannot merge another byte
+                // with it.
                 self.buffer &= !0 << (64 - self.left);
                 return Ok(());
             }
@@ -51,7 +53,7 @@ impl<'s, 'a> BitReader<'s, 'a> {
         self.fill_by_bytes()
     }
 
-    /// Up to a marker or the end of the file. The end is no error here: enough bits may be left.
+    /// Fills up to a marker or the end of the file. The end is not an error here, because enough bits may be left.
     #[cold]
     fn fill_by_bytes(&mut self) -> Result<(), JpegError> {
         while self.left <= 56 {
@@ -67,16 +69,16 @@ impl<'s, 'a> BitReader<'s, 'a> {
         Ok(())
     }
 
-    /// The next `count` bits, 1 to 16, without moving; zeros behind the last one.
+    /// The next `count` bits, 1 to 16, without consuming them; zeros after the last one.
     #[inline]
     pub(super) fn peek(&self, count: u32) -> u32 {
         (self.buffer >> (64 - count)) as u32
     }
 
-    /// Moves on by `count` bits.
+    /// Consumes `count` bits.
     ///
     /// # Errors
-    /// `Truncated` where the file ends before a marker does.
+    /// `Truncated` if the file ends without a marker.
     #[inline]
     pub(super) fn consume(&mut self, count: u32) -> Result<(), JpegError> {
         if count > self.left {
@@ -87,7 +89,7 @@ impl<'s, 'a> BitReader<'s, 'a> {
         Ok(())
     }
 
-    /// The next `count` bits, 1 to 16.
+    /// Reads the next `count` bits, 1 to 16.
     ///
     /// # Errors
     /// As [`Self::consume`].
@@ -98,7 +100,7 @@ impl<'s, 'a> BitReader<'s, 'a> {
         Ok(bits)
     }
 
-    /// One bit, loading more where there is none.
+    /// Reads one bit, and loads more if none is left.
     ///
     /// # Errors
     /// As [`Self::consume`].
@@ -110,7 +112,7 @@ impl<'s, 'a> BitReader<'s, 'a> {
         Ok(self.take(1)? != 0)
     }
 
-    /// Zeros from here on.
+    /// Supplies zeros from here on.
     #[cold]
     fn exhaust(&mut self) -> Result<(), JpegError> {
         if self.source.pending() == 0 {
@@ -122,7 +124,7 @@ impl<'s, 'a> BitReader<'s, 'a> {
         Ok(())
     }
 
-    /// Drops what is left of an interval and goes on behind its restart marker (`process_restart`).
+    /// Drops the rest of the restart interval and continues after its restart marker (`process_restart`).
     ///
     /// # Errors
     /// `Truncated`.
@@ -130,7 +132,7 @@ impl<'s, 'a> BitReader<'s, 'a> {
         self.buffer = 0;
         self.left = 0;
         self.source.restart(due)?;
-        // A marker that stays pending makes the interval an empty one: no data for it either.
+        // A marker that stays pending makes the interval empty, so its data is exhausted as well.
         if self.source.pending() == 0 {
             self.exhausted = false;
         }
@@ -138,11 +140,11 @@ impl<'s, 'a> BitReader<'s, 'a> {
     }
 }
 
-/// True when one of eight bytes is 0xFF, the first byte of stuffing and markers.
+/// True if one of eight bytes is 0xFF, which starts byte stuffing and markers.
 fn has_byte_ff(bytes: u64) -> bool {
     const LOW: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x8080_8080_8080_8080;
-    // A byte of the complement is zero exactly where it borrows from its high bit.
+    // A byte of the complement is zero exactly where the subtraction borrows from its high bit.
     (!bytes).wrapping_sub(LOW) & bytes & HIGH != 0
 }
 
@@ -157,7 +159,7 @@ mod tests {
         let mut source = Source::new(&stuffed);
         let mut bits = BitReader::new(&mut source);
         let mut read = Vec::new();
-        // 3 and 5 bits alternate, so every refill happens at another place.
+        // 3 and 5 bits alternate, so that refills happen at different positions.
         while read.len() < 512 {
             bits.prepare().unwrap();
             let high = bits.take(3).unwrap();

@@ -1,60 +1,58 @@
-//! Where decoded coefficients are kept until they become samples.
+//! Storage for decoded coefficients until they are transformed to samples.
 
 use super::JpegError;
 use super::frame::{Block, Component, Frame};
 use crate::input::memory;
 use crate::input::stop::Stop;
 
-/// Coefficients of one component: all of its rows, or those of one row of MCUs.
+/// Coefficients of one component: of the whole picture, or of one row of MCUs.
 #[derive(Debug)]
 pub(super) struct BlockGrid {
     blocks: Vec<Block>,
-    /// Blocks in a row, padding included.
+    /// Blocks in a row, including padding.
     width: usize,
-    /// The row of the picture that `blocks` begins with.
+    /// The row of the picture at which `blocks` starts.
     first_row: usize,
 }
 
 impl BlockGrid {
-    /// Rows of blocks kept.
     fn new(width: usize, rows: usize, stop: Stop<'_>) -> Result<Self, JpegError> {
         let blocks = memory::filled_until::<_, JpegError>([0; 64], width * rows, stop)?;
         Ok(Self { blocks, width, first_row: 0 })
     }
 
-    /// Every row: for pictures whose scans are apart.
+    /// All rows of the component, for multi-scan files.
     pub(super) fn whole(component: &Component, stop: Stop<'_>) -> Result<Self, JpegError> {
         Self::new(component.padded_width, component.padded_height, stop)
     }
 
-    /// One row of MCUs, for pictures in one scan.
+    /// One row of MCUs, for single-scan files.
     pub(super) fn strip(component: &Component, stop: Stop<'_>) -> Result<Self, JpegError> {
         Self::new(component.padded_width, component.v, stop)
     }
 
-    /// A block by its place in the picture.
+    /// The block at a position in the picture.
     pub(super) fn block_mut(&mut self, row: usize, column: usize) -> &mut Block {
         &mut self.blocks[(row - self.first_row) * self.width + column]
     }
 
-    /// A row of blocks, padding included.
+    /// A row of blocks, including padding.
     pub(super) fn row(&self, row: usize) -> &[Block] {
         &self.blocks[(row - self.first_row) * self.width..][..self.width]
     }
 
-    /// Gives the memory back.
     pub(super) fn release(self) {
         memory::release(self.blocks);
     }
 
-    /// Clears the strip for the rows from `first_row` on.
+    /// Clears the strip and lets it start at `first_row`.
     pub(super) fn restart_at(&mut self, first_row: usize) {
         self.first_row = first_row;
         self.blocks.fill([0; 64]);
     }
 }
 
-/// The coefficients of every component.
+/// Allocates the coefficients of every component, for multi-scan files.
 ///
 /// # Errors
 /// `OutOfMemory`, `Stopped`.
@@ -62,7 +60,7 @@ pub(super) fn whole_picture(frame: &Frame, stop: Stop<'_>) -> Result<Vec<BlockGr
     frame.components.iter().map(|component| BlockGrid::whole(component, stop)).collect()
 }
 
-/// Room for one row of MCUs.
+/// Allocates one row of MCUs of every component, for single-scan files.
 ///
 /// # Errors
 /// `OutOfMemory`, `Stopped`.
@@ -70,12 +68,12 @@ pub(super) fn one_strip(frame: &Frame, stop: Stop<'_>) -> Result<Vec<BlockGrid>,
     frame.components.iter().map(|component| BlockGrid::strip(component, stop)).collect()
 }
 
-/// Bytes of [`whole_picture`].
+/// Size in bytes of the result of [`whole_picture`].
 pub(super) fn whole_bytes(frame: &Frame) -> u64 {
     frame.samples() * size_of::<i16>() as u64
 }
 
-/// Bytes of [`one_strip`].
+/// Size in bytes of the result of [`one_strip`].
 pub(super) fn strip_bytes(frame: &Frame) -> u64 {
     let blocks = |component: &Component| (component.padded_width * component.v) as u64;
     frame.components.iter().map(blocks).sum::<u64>() * size_of::<Block>() as u64

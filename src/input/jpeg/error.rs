@@ -1,28 +1,28 @@
-//! Why a JPEG file is refused. `input/decode` turns each variant into the message that a client reads.
+//! Errors of JPEG files. `input/decode` maps each variant to the message that a client reads.
 
 use crate::input::memory::OutOfMemory;
 use crate::input::stop::Stopped;
 
-/// What is wrong with a JPEG file.
+/// Why a JPEG file is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(in crate::input) enum JpegError {
     /// The file ends before its last scan does.
-    #[error("the file ends before its picture is complete")]
+    #[error("the file ends before the image is complete")]
     Truncated,
-    /// A segment or its entropy-coded data break the rules; libjpeg stops at the same places.
+    /// A segment or the entropy-coded data is invalid; libjpeg stops at the same places.
     #[error("its data is damaged")]
     Damaged,
-    /// A process of the standard that libjpeg-turbo, and so Pillow, does not read as 8-bit samples.
-    #[error("it uses {0}, which is not read")]
+    /// A process of the standard that libjpeg-turbo, and therefore Pillow, does not decode to 8-bit samples.
+    #[error("it uses {0}, which is not supported")]
     Unsupported(&'static str),
-    /// Decoding would cost more than the limits allow: see [`super::Limits`].
+    /// Decoding would cost more than [`super::Limits`] allows.
     #[error("it takes too much work to decode; save it again with fewer scans")]
     TooMuchWork,
-    /// There is no memory for so many bytes.
-    #[error("there is no memory for it at present")]
+    /// A buffer of this many bytes cannot be allocated.
+    #[error("not enough memory for it at the moment")]
     OutOfMemory(u64),
-    /// The work was ended from outside.
-    #[error("it was not wanted any more")]
+    /// The decode was cancelled by its [`Stop`](crate::input::Stop) callback.
+    #[error("decoding was cancelled")]
     Stopped,
 }
 

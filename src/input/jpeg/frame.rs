@@ -1,73 +1,73 @@
-//! The frame of a JPEG file: its components, their geometry in blocks, and the colours that they mean.
+//! The frame of a JPEG file (SOF): its components, their geometry in blocks, and their colour space.
 //!
 //! Sources: `get_sof` in `jdmarker.c`, `initial_setup` in `jdinput.c`, `default_decompress_parms` in `jdapimin.c`.
 
 use super::JpegError;
 use super::source::{Segment, marker};
 
-/// Longest side that libjpeg takes (`JPEG_MAX_DIMENSION`).
+/// Maximum side in pixels that libjpeg accepts (`JPEG_MAX_DIMENSION`).
 const MAX_SIDE: u16 = 65_500;
-/// Largest sampling factor (`MAX_SAMP_FACTOR`).
+/// Maximum sampling factor of a component (`MAX_SAMP_FACTOR`).
 const MAX_SAMPLING: u8 = 4;
-/// Samples along a side of a block of coefficients.
+/// Side of a block of coefficients in samples.
 pub(super) const BLOCK_SIDE: usize = 8;
 
-/// Coefficients of one block in natural order: row by row, frequencies rising.
+/// Coefficients of one block in natural order: row by row, with rising frequencies.
 pub(super) type Block = [i16; 64];
 
-/// How the picture is coded.
+/// The coding process of the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Process {
     pub(super) progressive: bool,
     pub(super) arithmetic: bool,
-    /// Samples are coded themselves, not coefficients: a block is one sample.
+    /// Samples are coded directly, not as coefficients: a block is a single sample.
     pub(super) lossless: bool,
 }
 
 impl Process {
-    /// Sequential Huffman coding of coefficients.
+    /// Sequential DCT with Huffman coding.
     pub(super) const SEQUENTIAL: Self =
         Self { progressive: false, arithmetic: false, lossless: false };
 
-    /// Samples along a side of a block (`data_unit` of libjpeg-turbo).
+    /// Side of a block in samples (`data_unit` of libjpeg-turbo).
     pub(super) fn block_side(self) -> usize {
         if self.lossless { 1 } else { BLOCK_SIDE }
     }
 }
 
-/// What the samples of the components mean.
+/// The colour space of the components.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Colours {
     Grey,
     Rgb,
     YCbCr,
-    /// Inverted, as Adobe writes it and Pillow takes it (raw mode `CMYK;I`).
+    /// Inverted, as Adobe writes it and Pillow reads it (raw mode `CMYK;I`).
     Cmyk,
-    /// CMYK whose first three components went through the transform of `YCbCr`.
+    /// CMYK whose first three components were converted like `YCbCr`.
     Ycck,
 }
 
-/// One component of the frame.
+/// One component of the frame, with its geometry.
 #[derive(Debug, Clone)]
 pub(super) struct Component {
     pub(super) id: u8,
-    /// Sampling factors, 1 to 4.
+    /// Sampling factors, horizontal (`h`) and vertical (`v`), 1 to 4.
     pub(super) h: usize,
     pub(super) v: usize,
-    /// The slot of its quantisation table, as the file names it.
+    /// Slot of the quantisation table, as the file gives it.
     pub(super) quant_slot: u8,
-    /// Blocks that carry samples of the picture.
+    /// Size in blocks that contain samples of the picture.
     pub(super) width_in_blocks: usize,
     pub(super) height_in_blocks: usize,
-    /// Blocks with the padding that interleaved scans carry.
+    /// Size in blocks, including the padding of interleaved scans.
     pub(super) padded_width: usize,
     pub(super) padded_height: usize,
-    /// Samples of the picture, without padding.
+    /// Size in samples, without padding.
     pub(super) width: usize,
     pub(super) height: usize,
 }
 
-/// A frame header, checked.
+/// A frame header that passed all checks.
 #[derive(Debug, Clone)]
 pub(super) struct Frame {
     pub(super) process: Process,
@@ -76,14 +76,15 @@ pub(super) struct Frame {
     pub(super) components: Vec<Component>,
     pub(super) max_h: usize,
     pub(super) max_v: usize,
-    /// Rows of interleaved MCUs (minimum coded units: one block of every component, times its sampling factors).
+    /// Rows of interleaved MCUs. An MCU (minimum coded unit) contains, for every component, one block times its
+    /// sampling factors.
     pub(super) mcu_rows: usize,
     /// Interleaved MCUs in a row.
     pub(super) mcus_per_row: usize,
 }
 
 impl Frame {
-    /// Reads the segment behind the marker `code`, which is one of SOF0 to SOF15.
+    /// Parses the segment after the marker `code`, which is one of SOF0 to SOF15.
     ///
     /// # Errors
     /// `Unsupported` for what Pillow does not read, `Damaged`.
@@ -102,7 +103,9 @@ impl Frame {
             return Err(JpegError::Unsupported("samples of more or fewer than 8 bits"));
         }
         if !matches!(count, 1 | 3 | 4) {
-            return Err(JpegError::Unsupported("neither 1, 3 nor 4 colour components"));
+            return Err(JpegError::Unsupported(
+                "a number of colour components other than 1, 3 or 4",
+            ));
         }
         let (entries, _) = list.as_chunks::<3>();
         let sampling = |&[_, factors, _]: &[u8; 3]| (factors >> 4, factors & 15);
@@ -136,7 +139,7 @@ impl Frame {
         Ok(Self { process, width, height, components, max_h, max_v, mcu_rows, mcus_per_row })
     }
 
-    /// Samples of all components, padding included.
+    /// Samples of all components, including padding.
     pub(super) fn samples(&self) -> u64 {
         let blocks =
             |component: &Component| (component.padded_width * component.padded_height) as u64;
@@ -144,10 +147,11 @@ impl Frame {
         self.components.iter().map(blocks).sum::<u64>() * side * side
     }
 
-    /// The colours that the components mean, told by the markers JFIF and Adobe (its transform), else by their ids.
+    /// The colour space, from the JFIF and Adobe markers (`adobe` is its transform code), otherwise from the component
+    /// ids.
     ///
     /// # Errors
-    /// `Unsupported` where lossless samples would have to be converted: libjpeg-turbo does not.
+    /// `Unsupported` if lossless samples would need colour conversion, which libjpeg-turbo does not do.
     pub(super) fn colours(&self, jfif: bool, adobe: Option<u8>) -> Result<Colours, JpegError> {
         let lossless = self.process.lossless;
         match (self.components.as_slice(), adobe) {

@@ -1,5 +1,5 @@
-//! Several hundred kinds of JPEG against Pillow 13: the pixels of each, or that it is refused
-//! (`jpegs.py` and `lossless_jpegs.py` of `tests/fixtures/make` wrote both).
+//! Compares several hundred variants of JPEG with Pillow 13: the pixels of each, or that it is rejected (written by
+//! `jpegs.py` and `lossless_jpegs.py` of `tests/fixtures/make`).
 
 use super::{JpegError, Limits, decode};
 use crate::input::image_id;
@@ -18,7 +18,7 @@ struct Case {
     name: String,
     width: Option<u32>,
     height: Option<u32>,
-    /// `None`: Pillow refuses the file.
+    /// `None` if Pillow rejects the file.
     sha256: Option<String>,
 }
 
@@ -27,8 +27,8 @@ fn fixture(name: &str) -> Vec<u8> {
     fs::read(folder.join(name)).unwrap()
 }
 
-/// Pillow reads a file without its end marker only where the last bits happen to be loaded; all of its samples are
-/// there, so it is read here.
+/// Pillow reads a file without EOI only if the last bits happen to be loaded. All samples are there, so it is read
+/// here.
 const READ_HERE: [&str; 3] =
     ["no end marker", "restarts, no end marker", "together, no end marker"];
 
@@ -122,7 +122,7 @@ fn samples_of_lossless_scans_count_by_eight() {
     assert_eq!(error, JpegError::TooMuchWork);
 }
 
-/// Pillow has every row of a single scan before it reads the next 64 KiB: it never sees what is wrong there.
+/// Pillow has every row of a single scan before it reads the next 64 KiB, so it never sees an error there.
 #[test]
 fn damage_behind_the_last_read_of_pillow_is_no_damage() {
     let cases = [("files.safetensors", "comment"), ("lossless.safetensors", "larger")];
@@ -133,7 +133,7 @@ fn damage_behind_the_last_read_of_pillow_is_no_damage() {
         let pixels = |gap: usize| {
             let mut file = whole[..whole.len() - 2].to_vec();
             file.resize(gap, 0);
-            // A frame of a process that libjpeg does not know.
+            // A frame of a process that libjpeg does not support.
             file.extend(b"\xff\xc7\xff\xd9");
             decode(&file, Limits { max_blocks: 1 << 20 }, &|| false).map(|decoded| decoded.data)
         };

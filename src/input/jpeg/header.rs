@@ -1,13 +1,14 @@
-//! Everything that segments say in front of scans: tables, the frame, the colours, restart intervals.
+//! Parses the segments before scans: tables (DQT, DHT, DAC), the frame (SOF), colour markers (APP0, APP14) and restart
+//! intervals (DRI).
 //!
-//! Follows `read_markers` of libjpeg-turbo's `jdmarker.c`, its order of checks included.
+//! Follows `read_markers` of libjpeg-turbo's `jdmarker.c`, including the order of its checks.
 
 use super::JpegError;
 use super::frame::{Colours, Frame};
 use super::source::{Segment, Source, marker};
 
-/// Positions of the coefficients of a block in the order in which they are coded, as indices into a
-/// [`super::frame::Block`]. Sixteen more entries catch runs that damaged data lead beyond the block.
+/// Zigzag order: the positions of the coefficients in a [`super::frame::Block`], in the order in which they are coded.
+/// Sixteen more entries catch run lengths of damaged data that lead beyond the block.
 #[rustfmt::skip]
 pub(super) const NATURAL_ORDER: [u8; 80] = [
      0,  1,  8, 16,  9,  2,  3, 10, 17, 24, 32, 25, 18, 11,  4,  5,
@@ -17,61 +18,61 @@ pub(super) const NATURAL_ORDER: [u8; 80] = [
     63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63,
 ];
 
-/// A Huffman table as a file gives it.
+/// A Huffman table as the DHT segment gives it.
 #[derive(Debug, Clone)]
 pub(super) struct HuffmanSpec {
-    /// How many codes have each length, 1 to 16 bits; entry 0 is unused.
+    /// Number of codes of each length, 1 to 16 bits; entry 0 is unused.
     pub(super) counts: [u8; 17],
-    /// Symbols in the order of their codes, zeros behind them.
+    /// Symbols in code order, followed by zeros.
     pub(super) symbols: [u8; 256],
 }
 
-/// Tables in force when a scan begins.
+/// The tables in effect when a scan starts.
 #[derive(Debug, Clone)]
 pub(super) struct Tables {
-    /// Quantisation, natural order.
+    /// Quantisation tables in natural order, by slot.
     pub(super) quant: [Option<[u16; 64]>; 4],
     pub(super) dc: [Option<HuffmanSpec>; 4],
     pub(super) ac: [Option<HuffmanSpec>; 4],
     /// Conditioning of arithmetic coding: bounds L and U for DC, Kx for AC.
     pub(super) arithmetic_dc: [(u8, u8); 16],
     pub(super) arithmetic_ac: [u8; 16],
-    /// MCUs between restart markers; 0 where there are none.
+    /// MCUs between restart markers; 0 if there are none.
     pub(super) restart_interval: u16,
 }
 
-/// A component of a scan.
+/// One component of a scan and its entropy coding tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ScanComponent {
-    /// Its index in the frame.
+    /// Index of the component in the frame.
     pub(super) index: usize,
     pub(super) dc_table: usize,
     pub(super) ac_table: usize,
 }
 
-/// A scan header.
+/// A parsed scan header (SOS).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Scan {
-    /// One to four.
+    /// Between one and four components.
     pub(super) components: Vec<ScanComponent>,
-    /// First and last coefficient, in coding order.
+    /// First and last coefficient of the scan, in zigzag order.
     pub(super) first: u8,
     pub(super) last: u8,
-    /// Successive approximation: the bit position of the scan before (0: none), and of this one.
+    /// Successive approximation: the bit position of the previous scan (0 if there was none), and of this one.
     pub(super) high: u8,
     pub(super) low: u8,
 }
 
-/// What ends a run of segments.
+/// What ends a sequence of segments.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A scan begins: entropy-coded data follow.
+    /// A scan starts: entropy-coded data follows.
     Scan(Scan),
-    /// The end-of-image marker.
+    /// The end-of-image marker (EOI).
     End,
 }
 
-/// Reads segments and keeps what they say.
+/// Parses segments and keeps their contents.
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) tables: Tables,
@@ -95,7 +96,7 @@ impl Header {
         Self { tables, frame: None, jfif: false, adobe: None, started: false, saw_scan: false }
     }
 
-    /// Reads up to the first scan. Streams of tables alone may stand in front of the picture, as libjpeg allows.
+    /// Reads up to the first scan. Abbreviated table-only streams may precede the picture, as in libjpeg.
     ///
     /// # Errors
     /// `Truncated`, `Damaged`, `Unsupported`.
@@ -137,10 +138,10 @@ impl Header {
                 marker::DAC => self.conditioning(source.segment()?)?,
                 marker::DQT => self.quantisation(source.segment()?)?,
                 marker::DRI => self.restart_interval(source.segment()?)?,
-                // JPG is reserved; the others of the block are frames.
-                0xc8 => return Err(JpegError::Unsupported("an extension of JPEG")),
+                // The JPG marker is reserved; the others in this range are frames (SOF).
+                0xc8 => return Err(JpegError::Unsupported("a reserved JPEG extension")),
                 marker::SOF0..=0xcf => {
-                    // A file has one frame.
+                    // A file has only one frame.
                     if self.frame.is_some() {
                         return Err(JpegError::Damaged);
                     }
@@ -159,16 +160,16 @@ impl Header {
                 marker::APP0..=marker::APP15 | marker::COM | marker::DNL => {
                     source.segment()?.rest()?;
                 }
-                // Pillow's own walk over the head of a file knows no TEM.
+                // Pillow's own scan of the header does not know TEM.
                 marker::TEM if !self.saw_scan => return Err(JpegError::Damaged),
                 marker::TEM | marker::RST0..=marker::RST7 => {}
-                // A second start, and markers that no JPEG of today has.
+                // A second SOI, and markers that no current JPEG contains.
                 _ => return Err(JpegError::Damaged),
             }
         }
     }
 
-    /// The colours of the frame, by the markers read so far.
+    /// The colour space of the frame, according to the markers read so far.
     ///
     /// # Errors
     /// `Unsupported`.
@@ -176,7 +177,7 @@ impl Header {
         frame.colours(self.jfif, self.adobe)
     }
 
-    /// What a start-of-image marker resets (`get_soi`); the other tables stay.
+    /// Resets what SOI resets (`get_soi`); the other tables stay.
     fn start(&mut self) {
         self.started = true;
         self.jfif = false;
@@ -195,7 +196,8 @@ impl Header {
         let mut components: Vec<ScanComponent> = Vec::with_capacity(usize::from(count));
         for _ in 0..count {
             let [id, tables] = segment.array()?;
-            // Components may share an id. libjpeg passes over one where the scan has as many components already.
+            // Components may share an id. libjpeg skips a component whose index is below the number of components
+            // already in the scan.
             let found = frame
                 .components
                 .iter()

@@ -1,37 +1,38 @@
-//! Huffman codes: tables made for reading (`jpeg_make_d_derived_tbl` of libjpeg-turbo's `jdhuff.c`), and the tables
-//! that Motion JPEG leaves out of its files (`jstdhuff.c`; Recommendation T.81, annex K.3).
+//! Huffman decoding tables (`jpeg_make_d_derived_tbl` of libjpeg-turbo's `jdhuff.c`), and the standard tables, which
+//! Motion JPEG omits from its files (`jstdhuff.c`; Recommendation T.81, annex K.3).
 
 use super::JpegError;
 use super::bits::BitReader;
 use super::header::{HuffmanSpec, Tables};
 
-/// Bits that one look into the table decodes: longer codes are rare.
+/// Bits that one table lookup decodes; longer codes are rare.
 const LOOKAHEAD: u32 = 10;
 const ENTRIES: usize = 1 << LOOKAHEAD;
 
-/// A table made for reading.
+/// A Huffman table prepared for decoding.
 #[derive(Debug, Clone)]
 pub(super) struct HuffmanTable {
-    /// For the next [`LOOKAHEAD`] bits: length of the code in the upper byte, symbol in the lower; 0 for longer codes.
+    /// Indexed by the next [`LOOKAHEAD`] bits: code length in the upper byte, symbol in the lower; 0 for longer codes.
     short: Box<[u16; ENTRIES]>,
-    /// For AC tables and the next [`LOOKAHEAD`] bits: a whole coefficient, code and value, where both fit. Value in the
-    /// upper byte, then four bits of run and four of the length of both; 0 where they do not fit.
+    /// For AC tables, indexed by the next [`LOOKAHEAD`] bits: a whole coefficient, if code and value fit into these
+    /// bits. The value is in the upper byte, followed by four bits of zero run and four bits of the total length; 0 if
+    /// they do not fit.
     whole: Box<[i16; ENTRIES]>,
-    /// The largest code of each length, -1 where there is none.
+    /// The largest code of each length; -1 if there is none.
     max_code: [i32; 17],
-    /// The index of a symbol less its code, by length.
+    /// By length: the index of a symbol minus its code.
     offset: [i32; 17],
     symbols: [u8; 256],
 }
 
-/// What a table codes.
+/// The kind of values that a table encodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Differences of DC values.
+    /// Differences between DC values.
     Dc,
-    /// Runs and AC values.
+    /// Zero runs and sizes of AC values.
     Ac,
-    /// Differences of samples in lossless files.
+    /// Differences between samples in lossless files.
     Lossless,
 }
 
@@ -46,10 +47,10 @@ impl Class {
 }
 
 impl HuffmanTable {
-    /// The table that a scan names.
+    /// Prepares the table in the slot that a scan names.
     ///
     /// # Errors
-    /// `Damaged` where the file has not given it, or its codes are no prefix code.
+    /// `Damaged` if the file does not define it, or if its codes do not form a prefix code.
     pub(super) fn find(
         specs: &[Option<HuffmanSpec>; 4],
         slot: usize,
@@ -82,7 +83,7 @@ impl HuffmanTable {
             }
             if count > 0 {
                 table.max_code[length] = code.cast_signed() - 1;
-                // The code of all ones is not allowed, and longer ones would follow it.
+                // The code of all ones is not allowed, and longer codes would start with it.
                 if code >= 1 << length {
                     return Err(JpegError::Damaged);
                 }
@@ -121,7 +122,7 @@ impl HuffmanTable {
         }
     }
 
-    /// The next symbol. Call [`BitReader::prepare`] first.
+    /// Decodes the next symbol. Call [`BitReader::prepare`] first.
     ///
     /// # Errors
     /// `Truncated`.
@@ -135,7 +136,8 @@ impl HuffmanTable {
         Ok(symbol)
     }
 
-    /// A code of more than [`LOOKAHEAD`] bits. Where there is none, 17 bits are taken and 0 is read, as libjpeg does.
+    /// Decodes a code of more than [`LOOKAHEAD`] bits. If there is no such code, it consumes 17 bits and returns 0, as
+    /// libjpeg does.
     #[cold]
     fn long_symbol(&self, bits: &mut BitReader<'_, '_>) -> Result<u8, JpegError> {
         for length in LOOKAHEAD + 1..=16 {
@@ -153,8 +155,8 @@ impl HuffmanTable {
         Ok(0)
     }
 
-    /// A coefficient whose code and value are short: its value, the zeros in front of it, the bits of both.
-    /// Call [`BitReader::prepare`] first.
+    /// Looks up a coefficient whose code and value are short. Returns its value, the number of zeros before it, and the
+    /// length of both in bits. Call [`BitReader::prepare`] first.
     #[inline]
     pub(super) fn whole_coefficient(&self, bits: &BitReader<'_, '_>) -> Option<(i16, usize, u32)> {
         let entry = self.whole[bits.peek(LOOKAHEAD) as usize];
@@ -164,14 +166,15 @@ impl HuffmanTable {
     }
 }
 
-/// A value of `size` bits, 1 to 15, whose negative ones are coded less one (`HUFF_EXTEND`; T.81, figure F.12).
+/// Extends a value of `size` bits, 1 to 15, whose negative values are stored minus one (`HUFF_EXTEND`; T.81, figure
+/// F.12).
 #[inline]
 pub(super) fn extend(raw: u32, size: u32) -> i32 {
     let raw = raw.cast_signed();
     if raw < 1 << (size - 1) { raw + (-1 << size) + 1 } else { raw }
 }
 
-/// Gives the tables of annex K where the file has none in the first two slots, as `std_huff_tables` does.
+/// Fills the first two slots with the tables of annex K if the file does not define them, as `std_huff_tables` does.
 pub(super) fn fill_in_standard_tables(tables: &mut Tables) {
     let [luma, chroma, ..] = &mut tables.dc;
     luma.get_or_insert_with(|| spec(DC_LUMA_COUNTS, DC_SYMBOLS));

@@ -1,21 +1,21 @@
-//! Blocks of coefficients to samples: the accurate integer transform of libjpeg (`jidctint.c`), in the 16-bit form of
-//! its x86 kernels (`simd/x86_64/jidctint-avx2.asm`), which Pillow's wheels run.
+//! Inverse DCT of blocks of coefficients: the accurate integer transform of libjpeg (`jidctint.c`), in the 16-bit form
+//! of its x86 kernels (`simd/x86_64/jidctint-avx2.asm`), which Pillow's wheels run.
 //!
-//! Both forms give the same samples wherever 16 bits hold the values, as in every file that an encoder writes.
-//! Where they do not, the kernels wrap or saturate, and so does this.
+//! Both forms give the same samples if all values fit into 16 bits, as in every file that an encoder writes. Otherwise
+//! the kernels wrap or saturate, and so does this code.
 
 use super::frame::{BLOCK_SIDE, Block};
 
-/// Fractional bits of the constants.
+/// Fractional bits of the multiplication constants.
 const CONSTANT_BITS: u32 = 13;
-/// Fractional bits between the passes.
+/// Fractional bits of the values between the passes.
 const PASS_BITS: u32 = 2;
 
 /// 16-bit rows of a block.
 type Rows = [[i16; 8]; 8];
 
-/// Transforms a row of blocks into eight rows of samples, `stride` apart in `out`.
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+/// Transforms a row of blocks to eight rows of samples, `stride` apart in `out`.
+#[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 pub(super) fn transform_row(blocks: &[Block], quant: &[u16; 64], out: &mut [u8], stride: usize) {
     for (at, block) in blocks.iter().enumerate() {
@@ -26,12 +26,12 @@ pub(super) fn transform_row(blocks: &[Block], quant: &[u16; 64], out: &mut [u8],
     }
 }
 
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+#[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn transform(block: &Block, quant: &[u16; 64]) -> [[u8; 8]; 8] {
     let (first_row, others) = block.split_at(8);
     if others.iter().fold(0, |any, &value| any | value) == 0 {
-        // Columns of one value each. 16 bits wrap here, where the full pass would saturate.
+        // Each column is constant. 16 bits wrap here, where the full pass would saturate.
         let column = |at: usize| dequantise(first_row[at], quant[at]) << PASS_BITS;
         if first_row[1..] == [0; 7] {
             let sample = centred(descale::<{ PASS_BITS + 3 }>(i32::from(column(0))));
@@ -50,12 +50,12 @@ fn transform(block: &Block, quant: &[u16; 64]) -> [[u8; 8]; 8] {
     second_pass(&pass::<{ CONSTANT_BITS - PASS_BITS }>(&rows))
 }
 
-/// The transform along the rows, and back to samples around 128.
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+/// The transform along the rows, and the conversion to samples around 128.
+#[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn second_pass(columns: &Rows) -> [[u8; 8]; 8] {
     let rows = transposed(&pass::<{ CONSTANT_BITS + PASS_BITS + 3 }>(&transposed(columns)));
-    // Loops, here and below: `array::map` is a function of its own, without the caller's vector instructions.
+    // Loops, here and below, because `array::map` is a function of its own, without the caller's vector instructions.
     let mut samples = [[0; 8]; 8];
     for (out, row) in samples.as_flattened_mut().iter_mut().zip(rows.as_flattened()) {
         *out = centred(*row);
@@ -68,23 +68,23 @@ fn dequantise(value: i16, factor: u16) -> i16 {
     value.wrapping_mul(factor.cast_signed())
 }
 
-/// Divides by 2^`BITS`, rounding half up, and saturates at 16 bits.
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+/// Divides by 2^`BITS`, rounding half up, and saturates to 16 bits.
+#[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn descale<const BITS: u32>(value: i32) -> i16 {
     let rounded = value.wrapping_add(1 << (BITS - 1)) >> BITS;
     rounded.clamp(i32::from(i16::MIN), i32::from(i16::MAX)) as i16
 }
 
-/// Saturates at 8 bits and moves the middle to 128.
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+/// Saturates to 8 bits and shifts the centre to 128.
+#[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn centred(value: i16) -> u8 {
     let [sample, _] = (value.clamp(-128, 127) + 128).to_le_bytes();
     sample
 }
 
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+#[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn transposed(rows: &Rows) -> Rows {
     let mut columns = [[0; 8]; 8];
@@ -97,7 +97,7 @@ fn transposed(rows: &Rows) -> Rows {
 }
 
 /// One-dimensional transforms down the columns of `x`: Loeffler, Ligtenberg and Moschytz (ICASSP 1989), eleven
-/// multiplications, here regrouped into products of pairs.
+/// multiplications, here regrouped into pairs of products.
 #[inline(always)]
 fn pass<const BITS: u32>(x: &Rows) -> Rows {
     // The paper's constants, times 2^13.
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
     use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
-    /// The inverse transform by its definition (T.81, A.3.3).
+    /// The inverse DCT by its definition (T.81, A.3.3).
     fn by_definition(block: &Block, quant: &[u16; 64]) -> [[f64; 8]; 8] {
         let scale = |frequency: usize| if frequency == 0 { FRAC_1_SQRT_2 } else { 1.0 };
         let wave = |at: usize, frequency: usize| {

@@ -1,4 +1,4 @@
-//! Lossless coding with Huffman codes (SOF3; T.81, annex H): each sample is a prediction from its neighbours and a
+//! Lossless JPEG with Huffman coding (SOF3; T.81, annex H): each sample is a prediction from its neighbours plus a
 //! coded difference. Follows `jdlhuff.c` (codes), `jddiffct.c` (order of rows, restarts) and `jdlossls.c` (predictors)
 //! of libjpeg-turbo, which computes modulo 2^16 whatever the precision.
 
@@ -13,12 +13,12 @@ use super::source::Source;
 use crate::input::memory;
 use crate::input::stop::{self, Stop};
 
-/// Bits of a sample; [`Frame::read`] refuses other precisions.
+/// Bits per sample; [`Frame::read`] rejects other precisions.
 const PRECISION: u8 = 8;
-/// The size that stands for a difference of 32,768, with no bits behind it.
+/// The size code of a difference of 32,768, which has no further bits.
 const LARGEST_SIZE: u8 = 16;
 
-/// Bytes that a scan of all components holds beside their planes.
+/// Bytes that a scan of all components needs in addition to the planes.
 pub(super) fn row_bytes(frame: &Frame) -> u64 {
     let samples = |component: &Component| (component.padded_width * (component.v + 1)) as u64;
     frame.components.iter().map(samples).sum::<u64>() * size_of::<u16>() as u64
@@ -27,7 +27,7 @@ pub(super) fn row_bytes(frame: &Frame) -> u64 {
 /// Decodes a scan into the planes of its components.
 ///
 /// # Errors
-/// `Damaged` where a parameter, a table or the restart interval is not allowed, `Truncated`, `OutOfMemory`, `Stopped`.
+/// `Damaged` if a parameter, a table or the restart interval is invalid, `Truncated`, `OutOfMemory`, `Stopped`.
 pub(super) fn decode_scan(
     source: &mut Source<'_>,
     tables: &Tables,
@@ -48,18 +48,20 @@ pub(super) fn decode_scan(
     Ok(())
 }
 
-/// How samples follow from differences, as the scan header says.
+/// How samples are reconstructed from differences, from the scan header.
 #[derive(Debug, Clone, Copy)]
 struct Method {
-    /// The predictor of all but the first row and column, 1 to 7.
+    /// The predictor for all but the first row and column, 1 to 7.
     predictor: u8,
-    /// The point transform: low bits of each sample that are not coded.
+    /// The point transform: the number of low bits of each sample that are not coded.
     shift: u8,
 }
 
 impl Method {
+    /// Checks the parameters of a lossless scan.
+    ///
     /// # Errors
-    /// `Damaged` where the parameters mean no lossless scan (`start_pass_lossless`).
+    /// `Damaged` if they are not valid for a lossless scan (`start_pass_lossless`).
     fn of(scan: &Scan) -> Result<Self, JpegError> {
         let &Scan { first: predictor, last, high, low: shift, .. } = scan;
         if !(1..=7).contains(&predictor) || last != 0 || high != 0 || shift >= PRECISION {
@@ -69,10 +71,10 @@ impl Method {
     }
 }
 
-/// A scan that is being decoded.
+/// The state of a scan that is being decoded.
 struct Decoder<'s, 'a, 'f> {
     bits: BitReader<'s, 'a>,
-    /// Counts rows of MCUs: an interval has whole rows.
+    /// Counts rows of MCUs, because a restart interval has whole rows.
     restarts: Restarts,
     method: Method,
     /// MCUs in a row of the scan.
@@ -80,19 +82,19 @@ struct Decoder<'s, 'a, 'f> {
     parts: Vec<Part<'f>>,
 }
 
-/// A component of the scan.
+/// The state of one component of the scan.
 struct Part<'f> {
-    /// Its index in the frame.
+    /// Index of the component in the frame.
     index: usize,
     component: &'f Component,
     table: HuffmanTable,
-    /// Samples that an MCU has of it.
+    /// Samples of the component in one MCU.
     mcu_width: usize,
     mcu_height: usize,
-    /// The last row of samples of the previous row of MCUs, then the rows of this one: first differences, then
-    /// samples. All of them modulo 2^16 and without the point transform.
+    /// The last row of samples of the previous row of MCUs, then the rows of the current one: first as differences,
+    /// then as samples. All values are modulo 2^16 and without the point transform.
     rows: Vec<u16>,
-    /// The next row to be reconstructed is the first one of a scan or an interval.
+    /// True if the next row to be reconstructed is the first one of a scan or a restart interval.
     is_first_row: bool,
 }
 
@@ -118,19 +120,20 @@ impl<'s, 'a, 'f> Decoder<'s, 'a, 'f> {
 
     /// Reads the differences of one row of interleaved MCUs (`decompress_data`).
     fn read_differences(&mut self, mcu_row: usize) -> Result<(), JpegError> {
-        // Alone, a component has an MCU for each sample and no rows of padding.
+        // In a scan of its own, a component has one MCU for each sample and no padding rows.
         let rows = if let [only] = self.parts.as_slice() { only.rows_at(mcu_row) } else { 1 };
         (0..rows).try_for_each(|row| self.read_mcus(row))
     }
 
-    /// Reads one row of MCUs of the scan to `row` of the row of interleaved ones (`decode_mcus`).
+    /// Reads one row of the scan's MCUs into `row` of the row of interleaved MCUs (`decode_mcus`).
     fn read_mcus(&mut self, row: usize) -> Result<(), JpegError> {
         let Self { bits, restarts, mcus, parts, .. } = self;
         if let Some(due) = restarts.next() {
             bits.restart(due)?;
             start_prediction(parts);
         }
-        // Data that end inside a row go on as zero bits. Rows behind it have no differences and the middle grey.
+        // Data that ends inside a row continues as zero bits. The rows after it have no differences and become middle
+        // grey.
         if bits.is_exhausted() {
             for part in parts.iter_mut() {
                 let first = part.offset(row, 0);
@@ -153,15 +156,15 @@ impl<'s, 'a, 'f> Decoder<'s, 'a, 'f> {
     }
 }
 
-/// libjpeg does so before any row of the current MCUs is reconstructed. Where an interval begins at a later one of
-/// these rows, it is thus the first that is predicted without a row above.
+/// Resets the prediction of all components. libjpeg does so before any row of the current MCUs is reconstructed. If an
+/// interval starts at a later one of these rows, the first of them is thus predicted without a row above.
 fn start_prediction(parts: &mut [Part<'_>]) {
     for part in parts {
         part.is_first_row = true;
     }
 }
 
-/// A difference modulo 2^16 (T.81, H.2.2).
+/// Reads a difference modulo 2^16 (T.81, H.2.2).
 #[inline]
 fn read_difference(bits: &mut BitReader<'_, '_>, table: &HuffmanTable) -> Result<u16, JpegError> {
     bits.prepare()?;
@@ -199,7 +202,7 @@ impl<'f> Part<'f> {
         })
     }
 
-    /// Where a sample of the current row of MCUs is in `rows`.
+    /// Index in `rows` of a sample of the current row of MCUs.
     fn offset(&self, row: usize, column: usize) -> usize {
         (row + 1) * self.component.padded_width + column
     }
@@ -210,7 +213,7 @@ impl<'f> Part<'f> {
         (height - mcu_row * v).min(v)
     }
 
-    /// Makes samples of the differences of a row of MCUs and writes them to the plane.
+    /// Reconstructs the samples of a row of MCUs from their differences and writes them to the plane.
     fn reconstruct(&mut self, method: Method, plane: &mut Plane, mcu_row: usize) {
         let Method { predictor, shift } = method;
         let &Component { width, v, padded_width: stride, .. } = self.component;
@@ -231,7 +234,7 @@ impl<'f> Part<'f> {
     }
 }
 
-/// The first row of a scan or an interval: each sample is predicted by the one on its left.
+/// First row of a scan or an interval: each sample is predicted from the one on its left.
 fn add_from_left(row: &mut [u16], before_first: u16) {
     let mut left = before_first;
     for sample in row {
@@ -240,7 +243,7 @@ fn add_from_left(row: &mut [u16], before_first: u16) {
     }
 }
 
-/// Any other row (T.81, table H.1), from the samples on the left, above, and above on the left.
+/// Any other row (T.81, table H.1): predicted from the samples on the left, above, and above left.
 fn add_predictions(row: &mut [u16], above: &[u16], predictor: u8) {
     match predictor {
         1 => predict(row, above, |left, _, _| left),
@@ -272,7 +275,7 @@ mod tests {
 
     #[test]
     fn predictors_are_those_of_table_h_1() {
-        // Left 7, above 20, corner 4; a difference of 1 on top.
+        // Left 7, above 20, above left 4; the difference is 1.
         let expected = [8, 21, 5, 24, 16, 22, 14];
         for (predictor, expected) in (1..).zip(expected) {
             let mut row = [3, 1];

@@ -1,18 +1,18 @@
-//! JPEG files, decoded to the pixels that Pillow gives, bit for bit.
+//! Decodes JPEG files to the pixels that Pillow produces, bit for bit.
 //!
-//! Pillow decodes with libjpeg-turbo. Its arithmetic is integers, so this folder repeats it: the same transform, the
-//! same upsampling, the same colours, and the same way on where data are damaged. One reading of the file decides
-//! limits and pixels: [`read_header`] and [`decode`] go through the same code. Written for libjpeg-turbo 3.2, which
-//! Pillow 13 brings; `tests/fixtures/jpeg` has what Pillow made of several hundred variants.
+//! Pillow decodes with libjpeg-turbo, whose arithmetic is integer, so this folder repeats it: the same IDCT, upsampling
+//! and colour conversion, and the same recovery from damaged data. Limits and pixels come from one parse of the file:
+//! [`read_header`] and [`decode`] share their code. Written for libjpeg-turbo 3.2, which Pillow 13 bundles;
+//! `tests/fixtures/jpeg` holds Pillow's output for several hundred variants.
 //!
-//! What is read: Huffman and arithmetic coding, sequential and progressive, lossless with Huffman codes, 8 bits a
-//! sample, one, three or four components. What is not, Pillow does not read either. A crate was weighed
-//! (libjpeg-turbo-rs 0.9): it differs from Pillow in one variant of eight, panics on some damaged files, and promises
-//! no memory safety.
+//! Supported: Huffman and arithmetic coding, sequential and progressive, lossless with Huffman codes; 8 bits per
+//! sample; one, three or four components. Pillow does not read the other processes either. A crate was evaluated
+//! (libjpeg-turbo-rs 0.9): it differs from Pillow in one variant out of eight, panics on some damaged files, and
+//! promises no memory safety.
 //!
-//! `source` (bytes and markers), `header` (segments), `frame` (geometry), `scan` (order of blocks) with `sequential`,
-//! `progressive`, `arithmetic` (coding), `coefficients`, `smoothing`, `idct`; `lossless` in place of all these;
-//! `output` (upsampling, colours).
+//! Modules: `source` (bytes and markers), `header` (segments), `frame` (geometry), `scan` (order of blocks) with the
+//! entropy decoders `sequential`, `progressive` and `arithmetic`; `coefficients`, `smoothing`, `idct`; `lossless`,
+//! which replaces the steps from `scan` to `idct`; `output` (upsampling, colour conversion).
 
 mod arithmetic;
 mod bits;
@@ -51,28 +51,28 @@ use smoothing::Progress;
 use source::{Segment, Source, marker};
 use std::borrow::Cow;
 
-/// What the header says.
+/// Size and estimated costs of a picture, from its header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct JpegInfo {
     /// Width in pixels, as stored.
     pub(super) width: u32,
     /// Height in pixels, as stored.
     pub(super) height: u32,
-    /// Most bytes that [`decode`] holds at one time, the picture itself included.
+    /// Peak memory of [`decode`] in bytes, including the picture itself.
     pub(super) working_bytes: u64,
-    /// Cost of [`decode`] in pixels, as `ImageHeader::work` has them.
+    /// Cost of [`decode`] in pixels of a plain JPEG, as in `ImageHeader::work`.
     pub(super) work: u64,
 }
 
-/// Bounds on the work of one file.
+/// Limits on the work for one file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Most work of all scans together, in blocks that a scan without data walks over (`scan::work_of_scan`). A scan
-    /// costs a file a few bytes and the decoder a walk over the picture.
+    /// Maximum work of all scans together, in blocks that a scan without data traverses (`scan::work_of_scan`). A scan
+    /// costs a file a few bytes, but costs the decoder a pass over the picture.
     pub(super) max_blocks: u64,
 }
 
-/// A decoded picture, `[height, width, 3]`, RGB, as stored: orientation is the caller's.
+/// A decoded picture as stored, RGB, `[height, width, 3]`. The caller applies the orientation.
 #[derive(Debug)]
 pub(super) struct Decoded {
     pub(super) width: u32,
@@ -80,10 +80,10 @@ pub(super) struct Decoded {
     pub(super) data: Vec<u8>,
 }
 
-/// Reads the file up to its first scan. Allocates no pixels.
+/// Reads the file up to its first scan (SOS). Allocates no pixels.
 ///
 /// # Errors
-/// [`JpegError`].
+/// Any [`JpegError`] of the header.
 pub(super) fn read_header(file: &[u8]) -> Result<JpegInfo, JpegError> {
     let mut source = Source::new(file);
     let (frame, scan) = Header::new().first_scan(&mut source)?;
@@ -92,8 +92,8 @@ pub(super) fn read_header(file: &[u8]) -> Result<JpegInfo, JpegError> {
     Ok(JpegInfo { width, height, working_bytes: working_bytes(&frame, &scan), work })
 }
 
-/// Planes of all components, and beside them coefficients while scans are read, then the picture. Lossless files have no
-/// coefficients, and those in one scan a strip of them.
+/// Peak memory: the planes of all components, plus first the coefficients (while scans are decoded) and then the
+/// picture. Lossless files have no coefficients; single-scan files hold one strip of them.
 fn working_bytes(frame: &Frame, first_scan: &Scan) -> u64 {
     let planes: u64 = frame.components.iter().map(|component| Plane::bytes(frame, component)).sum();
     let decoding = if frame.process.lossless {
@@ -106,16 +106,16 @@ fn working_bytes(frame: &Frame, first_scan: &Scan) -> u64 {
     planes + decoding.max(Picture::bytes(frame))
 }
 
-/// True when coefficients of a block come in several scans, or different components do.
+/// True if the coefficients of a block, or the components, are spread over several scans.
 fn is_in_parts(frame: &Frame, first_scan: &Scan) -> bool {
     frame.process.progressive || first_scan.components.len() < frame.components.len()
 }
 
-/// EXIF and XMP data in front of the first scan, as Pillow collects them (`JpegImagePlugin.APP`): EXIF data go on in
-/// further segments, of several XMP segments the last counts. Empty where the head cannot be read.
+/// EXIF and XMP data before the first scan, collected as Pillow does (`JpegImagePlugin.APP`): EXIF data continues
+/// across segments; of several XMP segments the last one counts. Empty if the header cannot be read.
 ///
 /// # Errors
-/// [`OutOfMemory`]: pieces of EXIF data may be as long as the file together.
+/// [`OutOfMemory`]: joined EXIF segments may be as long as the file.
 pub(super) fn metadata(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
     const EXIF: &[u8] = b"Exif\0\0";
     const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
@@ -147,7 +147,7 @@ pub(super) fn metadata(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
 }
 
 fn append(exif: &mut Cow<'_, [u8]>, piece: &[u8]) -> Result<(), OutOfMemory> {
-    // The first piece alone is one segment: 64 KiB at most.
+    // The first segment alone is at most 64 KiB.
     let exif = exif.to_mut();
     let refused = OutOfMemory { bytes: (exif.len() + piece.len()) as u64 };
     exif.try_reserve(piece.len()).map_err(|_| refused)?;
@@ -155,10 +155,10 @@ fn append(exif: &mut Cow<'_, [u8]>, piece: &[u8]) -> Result<(), OutOfMemory> {
     Ok(())
 }
 
-/// Decodes a file. `stop` is asked between rows.
+/// Decodes a file. `stop` is polled between rows.
 ///
 /// # Errors
-/// [`JpegError`].
+/// Any [`JpegError`] of the header or the scans.
 pub(super) fn decode(file: &[u8], limits: Limits, stop: Stop<'_>) -> Result<Decoded, JpegError> {
     let mut source = Source::new(file);
     let mut header = Header::new();
@@ -192,22 +192,23 @@ pub(super) fn decode(file: &[u8], limits: Limits, stop: Stop<'_>) -> Result<Deco
     Ok(Decoded { width: frame.width as u32, height: frame.height as u32, data })
 }
 
-/// Reads the scans of a frame.
+/// Decodes the scans of a frame.
 struct ScanReader<'f, 'a> {
     source: Source<'a>,
     header: Header,
     frame: &'f Frame,
-    /// The table of each component, as it was when its first scan began (`latch_quant_tables`).
+    /// The quantisation table of each component, as it was at the start of the component's first scan
+    /// (`latch_quant_tables`).
     quant: Vec<Option<[u16; 64]>>,
     progress: Progress,
     blocks_left: u64,
-    /// Decisions that arithmetic decoding may still take.
+    /// Number of binary decisions that arithmetic decoding may still take.
     decisions_left: u64,
     stop: Stop<'f>,
 }
 
 impl ScanReader<'_, '_> {
-    /// All components in one scan: each row of MCUs becomes samples at once.
+    /// Decodes a single-scan file: each row of MCUs becomes samples at once.
     fn one_scan(&mut self, scan: &Scan) -> Result<Vec<Plane>, JpegError> {
         let frame = self.frame;
         let mut planes = planes(frame, self.stop)?;
@@ -229,8 +230,8 @@ impl ScanReader<'_, '_> {
         Ok(planes)
     }
 
-    /// Reads on behind the only scan, as libjpeg does up to the end marker. Pillow has all rows by then: that the file
-    /// ends is no error any more, anything else that is wrong is one, as far as Pillow has read the file.
+    /// Reads on after the only scan, as libjpeg does up to EOI. By then Pillow has all rows, so the end of the file is
+    /// no longer an error. Any other problem is, as far as Pillow has read the file.
     fn finish(&mut self) -> Result<(), JpegError> {
         self.source.end_with_read();
         match self.header.next(&mut self.source) {
@@ -240,7 +241,7 @@ impl ScanReader<'_, '_> {
         }
     }
 
-    /// Coefficients are collected from all scans first.
+    /// Decodes a multi-scan file: the coefficients of all scans are collected first.
     fn many_scans(&mut self, mut scan: Scan) -> Result<Vec<Plane>, JpegError> {
         let frame = self.frame;
         let mut planes = planes(frame, self.stop)?;
@@ -255,7 +256,7 @@ impl ScanReader<'_, '_> {
         }
         let smoothing = self.progress.smoothing(&self.quant).filter(|_| frame.process.progressive);
         for (index, (grid, plane)) in grids.into_iter().zip(&mut planes).enumerate() {
-            // A component that no scan names is grey, as zeros are.
+            // A component that no scan contains is grey, because its coefficients are zero.
             let quant = self.quant[index].unwrap_or([0; 64]);
             for row in 0..frame.components[index].height_in_blocks {
                 stop::check(self.stop)?;
@@ -273,7 +274,7 @@ impl ScanReader<'_, '_> {
         Ok(planes)
     }
 
-    /// Lossless scans give the samples of their components, with no coefficients between.
+    /// Decodes lossless scans, which yield the samples of their components without coefficients.
     fn lossless_scans(&mut self, mut scan: Scan) -> Result<Vec<Plane>, JpegError> {
         let frame = self.frame;
         let in_parts = is_in_parts(frame, &scan);
@@ -296,11 +297,11 @@ impl ScanReader<'_, '_> {
                 Event::End => break,
             }
         }
-        // libjpeg refuses to show samples that were never written.
+        // libjpeg refuses to output samples that were never written.
         if is_missing.contains(&true) { Err(JpegError::Damaged) } else { Ok(planes) }
     }
 
-    /// Counts the work of a scan.
+    /// Subtracts the work of a scan from the budget.
     fn charge(&mut self, scan: &Scan) -> Result<(), JpegError> {
         check_mcu(self.frame, scan)?;
         let work = work_of_scan(self.frame, scan);
@@ -308,7 +309,7 @@ impl ScanReader<'_, '_> {
         Ok(())
     }
 
-    /// Checks a scan and keeps the quantisation tables of components that it names first.
+    /// Checks a scan and latches the quantisation tables of components that appear for the first time.
     fn begin(&mut self, scan: &Scan) -> Result<Vec<[u16; 64]>, JpegError> {
         let frame = self.frame;
         self.charge(scan)?;
@@ -326,7 +327,7 @@ impl ScanReader<'_, '_> {
         Ok(self.quant.iter().map(|table| table.unwrap_or([0; 64])).collect())
     }
 
-    /// Decodes a scan; `row_done` sees each row of MCUs.
+    /// Decodes a scan and calls `row_done` after each row of MCUs.
     fn run(
         &mut self,
         scan: &Scan,
@@ -351,8 +352,9 @@ impl ScanReader<'_, '_> {
     }
 }
 
-/// Decisions that all scans of a picture may take beside those of empty blocks: far more than a file of this length can
-/// code, and some for each block, because behind the last byte a decoder goes on with zeros, which may mean anything.
+/// Number of binary decisions that all scans of a picture may take, in addition to those of empty blocks. It is far
+/// more than a file of this length can encode, plus a number for each block, because after the last byte the decoder
+/// continues with zeros, which may decode to anything.
 fn arithmetic_fuel(frame: &Frame, file_bytes: usize) -> u64 {
     const PER_BLOCK: u64 = 128;
     const PER_BYTE: u64 = 32;
@@ -360,10 +362,10 @@ fn arithmetic_fuel(frame: &Frame, file_bytes: usize) -> u64 {
     blocks * PER_BLOCK + file_bytes as u64 * PER_BYTE
 }
 
-/// Decisions that a block takes to say that it has nothing: two, and the refinement of some coefficients.
+/// Decisions that an empty block takes: two to say that it is empty, and the refinement of some coefficients.
 const EMPTY_BLOCK_DECISIONS: u64 = 8;
 
-/// Where the blocks of a scan go.
+/// Destination of the blocks of a scan.
 struct Target<'t> {
     frame: &'t Frame,
     scan: &'t Scan,
@@ -395,7 +397,7 @@ fn planes(frame: &Frame, stop: Stop<'_>) -> Result<Vec<Plane>, JpegError> {
     frame.components.iter().map(plane).collect()
 }
 
-/// A row of blocks to its samples.
+/// Transforms a row of blocks to samples (IDCT).
 fn transform(blocks: &[frame::Block], quant: &[u16; 64], plane: &mut Plane, row: usize) {
     let stride = plane.stride;
     let out = &mut plane.samples[row * stride * 8..][..stride * 8];
@@ -410,7 +412,7 @@ struct TransformRow<'r> {
     stride: usize,
 }
 
-// `dispatch` compiles `call` once for each vector width: what is inlined into it uses those instructions.
+// `dispatch` compiles `call` once for each vector width; code that is inlined into it uses those instructions.
 impl pulp::NullaryFnOnce for TransformRow<'_> {
     type Output = ();
 

@@ -1,12 +1,12 @@
-//! Samples of the components to rows of RGB: upsampling (`jdsample.c`), colours (`jdcolor.c`), and for four
-//! components Pillow's `CMYK;I` and `cmyk2rgb`.
+//! Converts samples of the components to rows of RGB: upsampling (`jdsample.c`), colour conversion (`jdcolor.c`), and
+//! for four components Pillow's `CMYK;I` and `cmyk2rgb`.
 
 use super::JpegError;
 use super::frame::{Colours, Component, Frame};
 use crate::input::memory;
 use crate::input::stop::{self, Stop};
 
-/// Samples of one component: rows of `stride`, padding behind `width` and `height`.
+/// Samples of one component in rows of `stride`, with padding beyond `width` and `height`.
 #[derive(Debug)]
 pub(super) struct Plane {
     pub(super) samples: Vec<u8>,
@@ -16,24 +16,26 @@ pub(super) struct Plane {
     upsampling: Upsampling,
 }
 
-/// How a component comes to the size of the picture.
+/// How a component is upsampled to the size of the picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Upsampling {
-    /// It has that size.
+    /// The component already has that size.
     None,
-    /// Twice as wide: three parts of the nearer sample, one of the farther (`h2v1_fancy_upsample`).
+    /// Doubles the width: three quarters of the nearer sample plus one quarter of the farther (`h2v1_fancy_upsample`).
     Wider,
-    /// Twice as high, in the same way (`h1v2_fancy_upsample`).
+    /// Doubles the height, in the same way (`h1v2_fancy_upsample`).
     Higher,
-    /// Both (`h2v2_fancy_upsample`).
+    /// Doubles width and height in this way (`h2v2_fancy_upsample`).
     Both,
-    /// Each sample repeated (`int_upsample`), as always in lossless files.
+    /// Repeats each sample (`int_upsample`), as always in lossless files.
     Repeat { h: usize, v: usize },
 }
 
 impl Upsampling {
+    /// Selects the upsampling of a component.
+    ///
     /// # Errors
-    /// `Damaged` where the factors do not divide: libjpeg does not read these.
+    /// `Unsupported` if the sampling factors do not divide evenly: libjpeg does not read such files.
     fn choose(frame: &Frame, component: &Component) -> Result<Self, JpegError> {
         let Component { h, v, width, .. } = *component;
         let (max_h, max_v) = (frame.max_h, frame.max_v);
@@ -47,16 +49,16 @@ impl Upsampling {
             _ if max_h.is_multiple_of(h) && max_v.is_multiple_of(v) => {
                 Self::Repeat { h: max_h / h, v: max_v / v }
             }
-            _ => return Err(JpegError::Unsupported("sampling factors that do not divide")),
+            _ => return Err(JpegError::Unsupported("sampling factors that do not divide evenly")),
         })
     }
 }
 
 impl Plane {
-    /// Room for all samples of a component.
+    /// Allocates all samples of a component.
     ///
     /// # Errors
-    /// `Unsupported` where its sampling cannot be undone, `OutOfMemory`, `Stopped`.
+    /// `Unsupported` if its sampling factors do not divide evenly, `OutOfMemory`, `Stopped`.
     pub(super) fn new(
         frame: &Frame,
         component: &Component,
@@ -71,7 +73,7 @@ impl Plane {
         Ok(Self { samples, stride, width, height, upsampling })
     }
 
-    /// Bytes of its samples.
+    /// Size of the samples in bytes.
     pub(super) fn bytes(frame: &Frame, component: &Component) -> u64 {
         let side = frame.process.block_side();
         (component.width_in_blocks * side * component.height_in_blocks * side) as u64
@@ -81,13 +83,13 @@ impl Plane {
         &self.samples[y * self.stride..][..self.stride]
     }
 
-    /// Row `y` of the component.
+    /// Row `y` of the component, including padding.
     pub(super) fn row_mut(&mut self, y: usize) -> &mut [u8] {
         &mut self.samples[y * self.stride..][..self.stride]
     }
 
-    /// Row `y` of the picture, in `out`, or as it lies in the plane.
-    #[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+    /// Row `y` of the picture: written to `out`, or borrowed from the plane if no upsampling is needed.
+    #[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
     #[inline(always)]
     fn upsampled<'o>(&'o self, y: usize, sums: &mut [u16], out: &'o mut [u8]) -> &'o [u8] {
         match self.upsampling {
@@ -95,7 +97,7 @@ impl Plane {
             Upsampling::Wider => widen(&self.row(y)[..self.width], out),
             Upsampling::Higher => {
                 let (near, far) = self.neighbours(y);
-                // The row above rounds down where it is between two, the row below up.
+                // The upper row of a pair rounds halves down, the lower one rounds halves up.
                 let bias = if y.is_multiple_of(2) { 1 } else { 2 };
                 for ((out, &near), &far) in out.iter_mut().zip(near).zip(far) {
                     *out = ((u16::from(near) * 3 + u16::from(far) + bias) >> 2) as u8;
@@ -118,7 +120,7 @@ impl Plane {
         out
     }
 
-    /// For a plane of half the height: the nearer row of row `y`, and the farther one, which at an edge is the same.
+    /// For a plane of half the height: the nearer and the farther source row of row `y`. At an edge both are the same.
     fn neighbours(&self, y: usize) -> (&[u8], &[u8]) {
         let near = y / 2;
         let far = if y.is_multiple_of(2) {
@@ -130,7 +132,7 @@ impl Plane {
     }
 }
 
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+#[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn widen(row: &[u8], out: &mut [u8]) {
     let last = row.len() - 1;
@@ -147,7 +149,7 @@ fn widen(row: &[u8], out: &mut [u8]) {
     pairs[last] = general(row[last - 1], row[last], row[last]);
 }
 
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+#[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn widen_sums(sums: &[u16], out: &mut [u8]) {
     let last = sums.len() - 1;
@@ -163,7 +165,7 @@ fn widen_sums(sums: &[u16], out: &mut [u8]) {
     pairs[last] = general(sums[last - 1], sums[last], sums[last]);
 }
 
-/// The whole picture from its planes: `[height, width, 3]`.
+/// Converts the planes to the whole picture, `[height, width, 3]`.
 pub(super) struct Picture<'p> {
     pub(super) frame: &'p Frame,
     pub(super) planes: &'p [Plane],
@@ -171,11 +173,11 @@ pub(super) struct Picture<'p> {
     pub(super) stop: Stop<'p>,
 }
 
-/// Rows between two questions whether the picture is still wanted.
+/// Rows between two polls of `stop`.
 const ROWS_BETWEEN: usize = 16;
 
 impl Picture<'_> {
-    /// Bytes of the picture, and of the rows that upsampling holds.
+    /// Size in bytes of the picture and of the row buffers for upsampling.
     pub(super) fn bytes(frame: &Frame) -> u64 {
         let row = padded_width(frame) * (size_of::<u16>() + frame.components.len());
         (frame.width * frame.height * 3 + row) as u64
@@ -186,7 +188,7 @@ fn padded_width(frame: &Frame) -> usize {
     frame.width.next_multiple_of(frame.max_h * 8)
 }
 
-// `dispatch` compiles `call` once for each vector width: what is inlined into it uses those instructions.
+// `dispatch` compiles `call` once for each vector width; code that is inlined into it uses those instructions.
 impl pulp::NullaryFnOnce for Picture<'_> {
     type Output = Result<Vec<u8>, JpegError>;
 
@@ -223,7 +225,7 @@ impl pulp::NullaryFnOnce for Picture<'_> {
                 Colours::Rgb => convert(pixels, rows, |red, green, blue, _| [red, green, blue]),
                 Colours::YCbCr => convert(pixels, rows, |y, cb, cr, _| rgb(y, cb, cr)),
                 Colours::Cmyk => convert(pixels, rows, print_to_screen),
-                // libjpeg turns these into CMYK by inverting the RGB values.
+                // libjpeg converts YCCK to CMYK by inverting the RGB values.
                 Colours::Ycck => convert(pixels, rows, |y, cb, cr, black| {
                     let [red, green, blue] = rgb(y, cb, cr);
                     print_to_screen(255 - red, 255 - green, 255 - blue, black)
@@ -236,11 +238,11 @@ impl pulp::NullaryFnOnce for Picture<'_> {
     }
 }
 
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+#[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn convert(pixels: &mut [[u8; 3]], rows: [&[u8]; 4], colour: impl Fn(u8, u8, u8, u8) -> [u8; 3]) {
     let [first, second, third, fourth] = rows;
-    // Pictures of three components have no fourth row.
+    // Pictures with three components have no fourth row.
     let fourth = if fourth.is_empty() { first } else { fourth };
     let samples = first.iter().zip(second).zip(third).zip(fourth);
     for (pixel, (((&a, &b), &c), &d)) in pixels.iter_mut().zip(samples) {
@@ -248,7 +250,8 @@ fn convert(pixels: &mut [[u8; 3]], rows: [&[u8]; 4], colour: impl Fn(u8, u8, u8,
     }
 }
 
-/// JFIF's equations with 16 fractional bits (`build_ycc_rgb_table`, `ycc_rgb_convert`).
+/// Converts `YCbCr` to RGB with the equations of JFIF and 16 fractional bits (`build_ycc_rgb_table`,
+/// `ycc_rgb_convert`).
 #[inline(always)]
 fn rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     const HALF: i32 = 1 << 15;
@@ -259,18 +262,18 @@ fn rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     [clamped(red), clamped(green), clamped(blue)]
 }
 
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+#[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn clamped(value: i32) -> u8 {
     let [sample, ..] = value.clamp(0, 255).to_le_bytes();
     sample
 }
 
-/// `cmyk2rgb` of Pillow's `Convert.c`, for inverted samples.
-#[expect(clippy::inline_always, reason = "the vector instructions are those of the caller")]
+/// Converts inverted CMYK samples to RGB (`cmyk2rgb` of Pillow's `Convert.c`).
+#[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn print_to_screen(cyan: u8, magenta: u8, yellow: u8, black: u8) -> [u8; 3] {
-    // The inverse of the inverted black is what is left of the light.
+    // The inverted black sample is the remaining light.
     let light = i32::from(black);
     [cyan, magenta, yellow].map(|inverted| {
         let product = (255 - i32::from(inverted)) * light + 128;
@@ -288,7 +291,7 @@ mod tests {
         widen(&[10, 20, 40], &mut out);
         assert_eq!(out, [10, 13, 17, 25, 35, 40]);
         let mut out = [0; 6];
-        // Sums of rows are four times as large.
+        // The vertical sums are four times as large.
         widen_sums(&[40, 80, 160], &mut out);
         assert_eq!(out, [10, 12, 18, 25, 35, 40]);
     }

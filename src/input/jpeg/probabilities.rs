@@ -1,8 +1,8 @@
-//! The estimator of arithmetic coding (T.81, table D.3), as `jaricom.c` of libjpeg-turbo has it.
+//! The probability estimation table of arithmetic coding (T.81, table D.3), as in `jaricom.c` of libjpeg-turbo.
 
-/// For each state: the estimated probability of the less probable value in 1/0x10000 of the interval, the state after
-/// it, the state after the more probable one, and 1 where the less probable one becomes the more probable one. The last
-/// state estimates one half for ever (T.851, 10.3).
+/// For each state: the estimated probability of the less probable symbol (LPS) in units of 1/0x10000 of the interval;
+/// the next state after an LPS; the next state after the more probable symbol (MPS); and 1 if LPS and MPS are exchanged
+/// after an LPS. The last state always estimates one half (T.851, 10.3).
 #[rustfmt::skip]
 pub(super) const STATES: [(u16, u8, u8, u8); 114] = [
     (0x5a1d, 1, 1, 1), (0x2586, 14, 2, 0), (0x1114, 16, 3, 0), (0x080b, 18, 4, 0), (0x03d8, 20, 5, 0),

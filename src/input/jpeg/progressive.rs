@@ -8,7 +8,7 @@ use super::huffman::{Class, HuffmanTable, extend};
 use super::scan::{BlockDecoder, Restarts};
 use super::source::Source;
 
-/// Decodes the blocks of one scan.
+/// Decodes the blocks of a progressive scan.
 #[derive(Debug)]
 pub(super) struct Progressive<'s, 'a> {
     bits: BitReader<'s, 'a>,
@@ -19,14 +19,14 @@ pub(super) struct Progressive<'s, 'a> {
     low: u32,
 }
 
-/// What a scan adds to the coefficients.
+/// What a scan adds to the coefficients (spectral selection and successive approximation).
 #[derive(Debug)]
 enum Pass {
-    /// The DC values, all bits but the lowest; one coder for each component.
+    /// The DC values without their lowest bits; one coder for each component.
     DcFirst(Vec<DcCoder>),
     /// One more bit of the DC values.
     DcRefine,
-    /// A band of AC values of one component, all bits but the lowest.
+    /// A band of AC values of one component, without their lowest bits.
     AcFirst { table: HuffmanTable, end_of_band_run: u32 },
     /// One more bit of a band.
     AcRefine { table: HuffmanTable, end_of_band_run: u32 },
@@ -38,7 +38,7 @@ struct DcCoder {
     predicted: i32,
 }
 
-/// Checks the parameters of a progressive scan, of either coding (`start_pass_phuff_decoder`).
+/// Checks the parameters of a progressive scan, with Huffman or arithmetic coding (`start_pass_phuff_decoder`).
 ///
 /// # Errors
 /// `Damaged`.
@@ -52,10 +52,10 @@ pub(super) fn check(scan: &Scan) -> Result<(), JpegError> {
 }
 
 impl<'s, 'a> Progressive<'s, 'a> {
-    /// Begins a scan that [`check`] has passed.
+    /// Starts a scan that passed [`check`].
     ///
     /// # Errors
-    /// `Damaged` where a table is missing or is none.
+    /// `Damaged` if a table is missing or invalid.
     pub(super) fn start(
         source: &'s mut Source<'a>,
         tables: &Tables,
@@ -101,7 +101,7 @@ impl BlockDecoder for Progressive<'_, '_> {
                 }
             }
         }
-        // Zeros do not change a DC value, so libjpeg does not ask there.
+        // Zero bits do not change a DC value, so libjpeg does not check here.
         Ok(matches!(self.pass, Pass::DcRefine) || !self.bits.is_exhausted())
     }
 
@@ -139,7 +139,7 @@ impl BlockDecoder for Progressive<'_, '_> {
     }
 }
 
-/// The coefficients of a scan, in coding order, and the position of its lowest bit.
+/// The coefficients of a scan in zigzag order, and the position of its lowest bit.
 #[derive(Clone, Copy)]
 struct Band {
     first: usize,
@@ -147,7 +147,7 @@ struct Band {
     low: u32,
 }
 
-/// The first bits of a band. Returns how many further blocks end where they begin.
+/// Decodes the first bits of a band. Returns the number of further blocks in the end-of-band run.
 fn ac_first(
     bits: &mut BitReader<'_, '_>,
     table: &HuffmanTable,
@@ -180,13 +180,15 @@ fn ac_first(
     Ok(0)
 }
 
-/// Blocks that an end-of-band code covers, the present one included: 2^run and `run` more bits.
+/// Number of blocks that an end-of-band code covers, including the current one: 2^run plus the value of `run` more
+/// bits.
 fn end_of_band(bits: &mut BitReader<'_, '_>, run: u32) -> Result<u32, JpegError> {
     let more = if run > 0 { bits.take(run)? } else { 0 };
     Ok((1 << run) + more)
 }
 
-/// One more bit of a band. Takes and returns how many blocks, this one included, have no new coefficients.
+/// Decodes one more bit of a band. `end_of_band_run` is the number of blocks without new coefficients, including this
+/// one; returns the number left after it.
 fn ac_refine(
     bits: &mut BitReader<'_, '_>,
     table: &HuffmanTable,
@@ -203,7 +205,7 @@ fn ac_refine(
             let (run, size) = (u32::from(symbol >> 4), symbol & 15);
             let mut new = 0;
             if size > 0 {
-                // A new coefficient has one bit; what else damaged data say is taken for one.
+                // A new coefficient has one bit; libjpeg treats any other size in damaged data as one.
                 new = if bits.take(1)? != 0 { bit } else { -bit };
             } else if run < 15 {
                 end_of_band_run = end_of_band(bits, run)?;
@@ -223,8 +225,8 @@ fn ac_refine(
     Ok(end_of_band_run)
 }
 
-/// Refines coefficients that are not zero, passes over `zeros` that are, and returns the place of the zero behind
-/// them, or the place behind the band.
+/// Refines non-zero coefficients and skips `zeros` zero ones. Returns the position of the zero after those, or the
+/// position after the band.
 #[inline]
 fn refine_up_to_zero(
     bits: &mut BitReader<'_, '_>,

@@ -1,22 +1,24 @@
-//! The order in which a scan gives blocks, and its restart intervals (`jdcoefct.c`, `per_scan_setup` of `jdinput.c`).
+//! The order of the blocks in a scan, and its restart intervals (`jdcoefct.c`, `per_scan_setup` of `jdinput.c`).
 
 use super::JpegError;
 use super::coefficients::BlockGrid;
 use super::frame::{Block, Frame, Process};
 use super::header::{Scan, Tables};
 
-/// One way of coding, in the middle of a scan.
+/// The entropy decoder of a scan.
 pub(super) trait BlockDecoder {
-    /// True while data are missing that a damaged file should have had: blocks stay as they are until the next restart.
+    /// True once the data ran out before the end of the interval, in a damaged file. Blocks stay unchanged until the
+    /// next restart.
     fn is_exhausted(&self) -> bool;
 
-    /// Begins an MCU: takes a restart marker where one is due. False: its blocks are left as they are.
+    /// Starts an MCU and reads a restart marker if one is due. False if the blocks of the MCU stay unchanged.
     ///
     /// # Errors
     /// `Truncated`.
     fn begin_mcu(&mut self) -> Result<bool, JpegError>;
 
-    /// Decodes one block of the scan's component with this index. False ends the MCU early: the data are damaged.
+    /// Decodes one block. `component` is the index within the scan. False ends the MCU early because the data is
+    /// damaged.
     ///
     /// # Errors
     /// `Truncated`, `TooMuchWork`.
@@ -36,12 +38,12 @@ impl Restarts {
         Self::every(tables.restart_interval)
     }
 
-    /// A marker after each `interval` MCUs, or rows of these; 0 for none.
+    /// A marker after every `interval` MCUs or rows of MCUs; 0 for none.
     pub(super) fn every(interval: u16) -> Self {
         Self { interval, left: interval, next: 0 }
     }
 
-    /// Counts an MCU. The number of the restart marker, 0 to 7, that comes in front of it, where one does.
+    /// Counts an MCU. Returns the number, 0 to 7, of the restart marker before it, if there is one.
     pub(super) fn next(&mut self) -> Option<u8> {
         if self.interval == 0 {
             return None;
@@ -56,11 +58,11 @@ impl Restarts {
     }
 }
 
-/// Decodes the blocks that `scan` has in one row of interleaved MCUs; rows come in order, from 0. Returns true when
-/// some MCU began with data to read.
+/// Decodes the blocks of `scan` in one row of interleaved MCUs. Rows must be decoded in order, from 0. Returns true if
+/// data was left at the start of at least one MCU.
 ///
 /// # Errors
-/// As the decoder's.
+/// The errors of the entropy decoder.
 pub(super) fn decode_mcu_row(
     decoder: &mut impl BlockDecoder,
     frame: &Frame,
@@ -93,7 +95,7 @@ pub(super) fn decode_mcu_row(
     Ok(has_data)
 }
 
-/// A scan of one component: every block is an MCU, and there is no padding.
+/// A non-interleaved scan: it has one component, every block is an MCU, and there is no padding.
 fn decode_alone(
     decoder: &mut impl BlockDecoder,
     frame: &Frame,
@@ -116,7 +118,7 @@ fn decode_alone(
     Ok(has_data)
 }
 
-/// Blocks that a scan walks over, padding included; samples of a lossless one.
+/// Blocks that a scan traverses, including padding; for a lossless scan, samples.
 pub(super) fn blocks_in_scan(frame: &Frame, scan: &Scan) -> u64 {
     let blocks = |part: &super::header::ScanComponent| {
         let component = &frame.components[part.index];
@@ -125,13 +127,14 @@ pub(super) fn blocks_in_scan(frame: &Frame, scan: &Scan) -> u64 {
     scan.components.iter().map(blocks).sum()
 }
 
-/// Work of a scan in blocks that are cheap to walk over: what it costs when it adds nothing, which a few bytes of a file
-/// can say. What it adds costs bytes of the file, so its length bounds that.
+/// Work of a scan, in blocks that are cheap to traverse: the cost of a scan that adds nothing, which takes only a few
+/// bytes of a file. The work for added data takes bytes of the file, so the length of the file bounds it.
 pub(super) fn work_of_scan(frame: &Frame, scan: &Scan) -> u64 {
     work_of_walk(frame.process, blocks_in_scan(frame, scan), (scan.first, scan.last, scan.high))
 }
 
-/// The same for a scan of so many blocks, or samples, by its parameters: first and last coefficient, and the bit before.
+/// The same for a scan that traverses `walked` blocks (or samples), from its parameters: first and last coefficient,
+/// and previous bit position.
 pub(super) fn work_of_walk(
     process: Process,
     walked: u64,
@@ -141,7 +144,7 @@ pub(super) fn work_of_walk(
     let work = if lossless {
         walked.div_ceil(LOSSLESS_SAMPLES)
     } else if progressive && first > 0 && high > 0 {
-        // Each coefficient of the band is looked at. Arithmetic decoding looks at those in front of it, too.
+        // Each coefficient of the band is visited. Arithmetic decoding also visits those before the band.
         let first = if arithmetic { 1 } else { first };
         let band = u64::from(last.saturating_sub(first)) + 1;
         walked.saturating_mul(band.div_ceil(REFINED_COEFFICIENTS))
@@ -153,16 +156,16 @@ pub(super) fn work_of_walk(
     work.saturating_add(SCAN_START)
 }
 
-/// How many times more a block without data costs with arithmetic coding.
+/// Cost factor of arithmetic coding for a block without data.
 const ARITHMETIC: u64 = 2;
 /// Samples of a lossless scan that cost as much as a block without data.
 const LOSSLESS_SAMPLES: u64 = 8;
-/// Coefficients that a refinement looks at for the cost of a block.
+/// Coefficients that a refinement scan visits at the cost of one block.
 const REFINED_COEFFICIENTS: u64 = 16;
-/// What the tables of a scan cost, in blocks.
+/// Cost of preparing the tables of a scan, in blocks.
 const SCAN_START: u64 = 256;
 
-/// An interleaved MCU has at most ten blocks (`D_MAX_BLOCKS_IN_MCU`; T.81, B.2.3).
+/// Checks that an interleaved MCU has at most ten blocks (`D_MAX_BLOCKS_IN_MCU`; T.81, B.2.3).
 ///
 /// # Errors
 /// `Damaged`.
@@ -194,15 +197,15 @@ mod tests {
     #[test]
     fn the_scans_that_libjpeg_writes_are_within_what_is_read() {
         let process = Process { progressive: true, ..Process::SEQUENTIAL };
-        // `jpeg_simple_progression` for four components, here of 50 megapixels each: first and last coefficient, the bit
-        // before.
+        // `jpeg_simple_progression` for four components, here of 50 megapixels each: first and last coefficient,
+        // previous bit position.
         let script = [(1, 5, 0), (6, 63, 0), (1, 63, 2), (1, 63, 1)];
         let blocks = 1000 * 782;
         let alone: u64 = script.iter().map(|&scan| work_of_walk(process, blocks, scan)).sum();
         let together: u64 =
             [(0, 0, 0), (0, 0, 1)].map(|scan| work_of_walk(process, blocks * 4, scan)).iter().sum();
         assert!(alone * 4 + together < 56 * 50_000_000 / 64);
-        // Refinements alone are refused long before they add up to minutes.
+        // Refinement scans alone are rejected long before they add up to minutes.
         assert!(work_of_walk(process, blocks, (1, 63, 1)) * 14 > 56 * 50_000_000 / 64);
     }
 }

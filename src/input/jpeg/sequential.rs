@@ -8,7 +8,7 @@ use super::huffman::{Class, HuffmanTable, extend};
 use super::scan::{BlockDecoder, Restarts};
 use super::source::Source;
 
-/// Decodes the blocks of one scan.
+/// Decodes the blocks of a sequential scan.
 #[derive(Debug)]
 pub(super) struct Sequential<'s, 'a> {
     bits: BitReader<'s, 'a>,
@@ -20,13 +20,15 @@ pub(super) struct Sequential<'s, 'a> {
 struct Coder {
     dc: HuffmanTable,
     ac: HuffmanTable,
-    /// The DC value of the block before.
+    /// DC value of the previous block (the DC predictor).
     predicted: i32,
 }
 
 impl<'s, 'a> Sequential<'s, 'a> {
+    /// Prepares the tables of a scan.
+    ///
     /// # Errors
-    /// `Damaged` where a table is missing or is none.
+    /// `Damaged` if a table is missing or invalid.
     pub(super) fn start(
         source: &'s mut Source<'a>,
         tables: &Tables,
@@ -82,7 +84,7 @@ impl BlockDecoder for Sequential<'_, '_> {
             let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
             if size > 0 {
                 at += run;
-                // Damaged data can lead beyond the block: NATURAL_ORDER says where libjpeg puts these.
+                // Damaged data can lead beyond the block: `NATURAL_ORDER` gives the position that libjpeg uses.
                 block[usize::from(NATURAL_ORDER[at])] = extend(bits.take(size)?, size) as i16;
                 at += 1;
             } else if run == 15 {

@@ -1,43 +1,43 @@
-//! Guesses for coefficients that a progressive file has not given yet, from the DC values around a block:
-//! `decompress_smooth_data` of libjpeg-turbo's `jdcoefct.c`. It shows where a file ends after its first scans; one
-//! with all its bits is not touched.
+//! Interblock smoothing: estimates coefficients that a progressive file has not delivered yet from the DC values of the
+//! neighbouring blocks (`decompress_smooth_data` of libjpeg-turbo's `jdcoefct.c`). It affects only files that end after
+//! their first scans; a file with all its bits is unchanged.
 
 use super::coefficients::BlockGrid;
 use super::frame::{Block, Component, Frame};
 use super::header::Scan;
 use crate::input::memory::{self, OutOfMemory};
 
-/// Coefficients, in coding order, that take part.
+/// Number of coefficients, in zigzag order, that take part in smoothing.
 const COEFFICIENTS: usize = 10;
-/// Their positions in a block.
+/// Positions of these coefficients in a block.
 const POSITIONS: [usize; COEFFICIENTS] = [0, 1, 8, 16, 9, 2, 3, 10, 17, 24];
-/// No scan has given any bit of a coefficient.
+/// No scan has delivered any bit of the coefficient.
 const UNKNOWN: i8 = -1;
 
-/// DC values around a block, five rows of five, the block in the middle.
+/// DC values of five rows of five blocks, with the current block in the middle.
 type Window = [[i32; 5]; 5];
 
 /// Which bits of each coefficient are known, by component.
 #[derive(Debug)]
 pub(super) struct Progress {
-    /// The lowest bit known; [`UNKNOWN`], or 0 where all are.
+    /// Position of the lowest known bit: [`UNKNOWN`], or 0 if all bits are known.
     known: Vec<[i8; 64]>,
     /// The same before the component's last scan.
     before: Vec<[i8; 64]>,
     scans: u32,
-    /// The last row of MCUs of the last scan for which there were data.
+    /// The last row of MCUs in the last scan that had data.
     last_good_row: usize,
 }
 
 impl Progress {
     pub(super) fn new(frame: &Frame) -> Self {
         let none = || vec![[UNKNOWN; 64]; frame.components.len()];
-        // The rows of a component that no scan names are never asked for.
+        // The entries of a component that no scan contains are never read.
         let before = vec![[0; 64]; frame.components.len()];
         Self { known: none(), before, scans: 0, last_good_row: 0 }
     }
 
-    /// Notes what a scan is about to give (`start_pass_phuff_decoder`).
+    /// Records what a scan is about to deliver (`start_pass_phuff_decoder`).
     pub(super) fn note(&mut self, scan: &Scan) {
         self.scans += 1;
         let (first, last) = (usize::from(scan.first), usize::from(scan.last));
@@ -54,13 +54,13 @@ impl Progress {
         }
     }
 
-    /// Notes that a row of MCUs had data.
+    /// Records that a row of MCUs had data.
     pub(super) fn good_row(&mut self, row: usize) {
         self.last_good_row = row;
     }
 
-    /// What smoothing needs, where it has to be done (`smoothing_ok`): some coefficient is not known in full, and
-    /// all quantisers that take part can be divided by.
+    /// Returns the smoothing if it applies (`smoothing_ok`): some coefficient is not fully known, and no quantiser
+    /// involved is zero.
     pub(super) fn smoothing(&self, quant: &[Option<[u16; 64]>]) -> Option<Smoothing<'_>> {
         let usable = |table: &Option<[u16; 64]>| {
             table.as_ref().is_some_and(|table| POSITIONS.iter().all(|&at| table[at] != 0))
@@ -74,14 +74,14 @@ impl Progress {
     }
 }
 
-/// Smooths rows of blocks.
+/// Smooths the blocks of a component, row by row.
 #[derive(Debug)]
 pub(super) struct Smoothing<'p> {
     progress: &'p Progress,
 }
 
 impl Smoothing<'_> {
-    /// A row of blocks with its guesses. `index` is the component's, `row` the row of blocks.
+    /// A row of blocks with the estimates filled in. `index` is the component, `row` the row of blocks.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -108,7 +108,7 @@ impl Smoothing<'_> {
         Ok(blocks)
     }
 
-    /// Behind the rows that the last scan reached, what was known before it counts.
+    /// Known bits in a row of MCUs. Rows that the last scan did not reach have the state before it.
     fn known(&self, index: usize, mcu_row: usize) -> [i8; COEFFICIENTS] {
         let Progress { known, before, scans, last_good_row } = self.progress;
         if mcu_row <= *last_good_row {
@@ -118,14 +118,14 @@ impl Smoothing<'_> {
     }
 }
 
-/// Bytes of the longest row that [`Smoothing::row`] gives.
+/// Size in bytes of the longest row that [`Smoothing::row`] returns.
 pub(super) fn row_bytes(frame: &Frame) -> u64 {
     let width = |component: &Component| component.width_in_blocks * size_of::<Block>();
     frame.components.iter().map(width).max().unwrap_or(0) as u64
 }
 
-/// The rows two above to two below. At the edges the nearest one stands in; which rows count as edges follows
-/// libjpeg's arithmetic, which takes the last row of MCUs for the height of all of them.
+/// The rows from two above to two below. Beyond an edge the nearest row is used. Which rows count as edges follows
+/// libjpeg's arithmetic, which in the last row of MCUs assumes that all of them have its height.
 fn rows_around(frame: &Frame, component: &Component, row: usize) -> [usize; 5] {
     let mcu_row = row / component.v;
     let in_mcu_row = row % component.v;
@@ -151,13 +151,13 @@ fn window(rows: &[&[Block]; 5], column: usize, width: usize) -> Window {
     rows.map(|row| columns.map(|column| i32::from(row[column][0])))
 }
 
-/// Weights of the DC values around a block, times 256 over the quantiser of DC.
+/// Weights of the DC values in a window, scaled by 256 over the DC quantiser.
 type Weights = [[i32; 5]; 5];
 
 struct Estimator<'q> {
     known: [i8; COEFFICIENTS],
     quant: &'q [u16; 64],
-    /// No AC value is known at all: the DC value is smoothed too, and more coefficients are guessed.
+    /// True if no AC value is known at all: then the DC value is smoothed too, and more coefficients are estimated.
     from_dc_alone: bool,
 }
 
@@ -175,7 +175,7 @@ impl<'q> Estimator<'q> {
             let low = self.known[at];
             if low != 0 && block[position] == 0 {
                 let guess = self.guess(&weights[at], window, position);
-                // What is known of its upper bits says that it is smaller than the lowest of these.
+                // The known upper bits are zero, so the magnitude is below the lowest of them.
                 let bound = if low > 0 { (1 << low) - 1 } else { i64::MAX };
                 block[position] = guess.clamp(-bound, bound) as i16;
             }
@@ -196,7 +196,7 @@ impl<'q> Estimator<'q> {
     }
 }
 
-/// Weights where no AC value is known, in the order of [`POSITIONS`].
+/// Weights if no AC value is known, in the order of [`POSITIONS`].
 #[rustfmt::skip]
 const FROM_DC_ALONE: [Weights; COEFFICIENTS] = [
     [[-2, -6, -8, -6, -2], [-6, 6, 42, 6, -6], [-8, 42, 152, 42, -8], [-6, 6, 42, 6, -6], [-2, -6, -8, -6, -2]],
@@ -211,7 +211,7 @@ const FROM_DC_ALONE: [Weights; COEFFICIENTS] = [
     [[0; 5], [0, 1, 2, 1, 0], [0; 5], [0, -1, -2, -1, 0], [0; 5]],
 ];
 
-/// Weights where some AC values are known; the first is unused.
+/// Weights if some AC values are known; the first entry is unused.
 #[rustfmt::skip]
 const BESIDE_AC: [Weights; COEFFICIENTS] = [
     [[0; 5]; 5],

@@ -1,11 +1,11 @@
-//! The bytes of a JPEG file: markers, segments, and the place where entropy-coded data continue.
+//! Reads the bytes of a JPEG file: markers, segments and entropy-coded data.
 //!
-//! Follows `jdmarker.c` of libjpeg-turbo. A marker that ends a run of entropy-coded data stays *pending* until
-//! somebody reads it, as `unread_marker` does there.
+//! Follows `jdmarker.c` of libjpeg-turbo. A marker that ends entropy-coded data stays *pending* until it is consumed,
+//! like `unread_marker` there.
 
 use super::JpegError;
 
-/// Marker codes, without the 0xFF in front of them.
+/// Marker codes without the leading 0xFF.
 pub(super) mod marker {
     pub(in super::super) const TEM: u8 = 0x01;
     pub(in super::super) const SOF0: u8 = 0xc0;
@@ -26,15 +26,15 @@ pub(super) mod marker {
     pub(in super::super) const COM: u8 = 0xfe;
 }
 
-/// Bytes that Pillow reads at a time (`MAXBLOCK` of `ImageFile.py`).
+/// Number of bytes that Pillow reads at a time (`MAXBLOCK` of `ImageFile.py`).
 const READ_BYTES: usize = 1 << 16;
 
-/// A cursor over the file.
+/// A cursor over the bytes of the file.
 #[derive(Debug)]
 pub(super) struct Source<'a> {
     data: &'a [u8],
     at: usize,
-    /// A marker that was met and not read yet; 0 where there is none.
+    /// A marker that was found but not consumed yet; 0 if there is none.
     pending: u8,
 }
 
@@ -43,18 +43,18 @@ impl<'a> Source<'a> {
         Self { data, at: 0, pending: 0 }
     }
 
-    /// What is not read yet.
+    /// The unread bytes of the file.
     pub(super) fn rest(&self) -> &'a [u8] {
         self.data.get(self.at..).unwrap_or_default()
     }
 
-    /// Ends the file with the piece of it that Pillow has read by now.
+    /// Truncates the file to the part that Pillow has read by now.
     pub(super) fn end_with_read(&mut self) {
         let read = self.at.next_multiple_of(READ_BYTES).min(self.data.len());
         self.data = &self.data[..read];
     }
 
-    /// The pending marker; 0 where there is none.
+    /// The pending marker; 0 if there is none.
     pub(super) fn pending(&self) -> u8 {
         self.pending
     }
@@ -63,7 +63,7 @@ impl<'a> Source<'a> {
         self.pending = 0;
     }
 
-    /// The next byte.
+    /// Reads the next byte.
     ///
     /// # Errors
     /// `Truncated` at the end of the file.
@@ -73,17 +73,17 @@ impl<'a> Source<'a> {
         Ok(byte)
     }
 
-    /// `N` bytes at once, without moving, where the file has so many.
+    /// The next `N` bytes without consuming them, if the file has as many.
     pub(super) fn peek<const N: usize>(&self) -> Option<[u8; N]> {
         self.data.get(self.at..)?.first_chunk().copied()
     }
 
-    /// Moves past bytes that [`Self::peek`] showed.
+    /// Consumes bytes that [`Self::peek`] returned.
     pub(super) fn skip(&mut self, bytes: usize) {
         self.at += bytes;
     }
 
-    /// One byte of entropy-coded data, stuffing removed; `None` where a marker ends them, which is then pending.
+    /// Reads one byte of entropy-coded data and removes byte stuffing. `None` at a marker, which becomes pending.
     ///
     /// # Errors
     /// `Truncated` at the end of the file.
@@ -96,7 +96,7 @@ impl<'a> Source<'a> {
             return Ok(Some(byte));
         }
         let mut code = self.byte()?;
-        // Fill bytes may stand in front of a marker. libjpeg takes them in front of a stuffed zero too.
+        // Fill bytes (0xFF) may precede a marker. libjpeg accepts them before a stuffed zero as well.
         while code == 0xff {
             code = self.byte()?;
         }
@@ -107,10 +107,10 @@ impl<'a> Source<'a> {
         Ok(None)
     }
 
-    /// Moves past the next marker, over anything in front of it, and leaves it pending (`next_marker`).
+    /// Skips to and past the next marker, which becomes pending (`next_marker`).
     ///
     /// # Errors
-    /// `Truncated` where no marker comes.
+    /// `Truncated` if no marker follows.
     pub(super) fn next_marker(&mut self) -> Result<u8, JpegError> {
         loop {
             while self.byte()? != 0xff {}
@@ -125,10 +125,10 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The pending marker, else the next one.
+    /// The pending marker, or else the next one.
     ///
     /// # Errors
-    /// `Truncated` where no marker comes.
+    /// `Truncated` if no marker follows.
     pub(super) fn marker(&mut self) -> Result<u8, JpegError> {
         match self.pending {
             0 => self.next_marker(),
@@ -136,7 +136,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The first marker, which must be SOI with nothing in front of it (`first_marker`).
+    /// Reads the first marker: the next two bytes must be SOI (`first_marker`).
     ///
     /// # Errors
     /// `Truncated`, `Damaged`.
@@ -147,11 +147,12 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// The segment behind a marker: its first two bytes give the length, themselves included. Moves past it, or to the
-    /// end of the file. A length below two, which does not cover itself, makes an empty segment.
+    /// Reads the segment after a marker. Its first two bytes are its length, which includes them. Moves past the
+    /// segment, or to the end of the file. A length below two, which does not even cover itself, gives an empty
+    /// segment.
     ///
     /// # Errors
-    /// `Truncated` where the length itself is cut off.
+    /// `Truncated` if the length itself is cut off.
     pub(super) fn segment(&mut self) -> Result<Segment<'a>, JpegError> {
         let length = usize::from(u16::from_be_bytes([self.byte()?, self.byte()?]));
         let declared = length.saturating_sub(2);
@@ -160,8 +161,8 @@ impl<'a> Source<'a> {
         Ok(Segment { data: &self.data[start..self.at], declared, is_too_short: length < 2 })
     }
 
-    /// Finds the restart marker that is due, or decides how to go on without it (`read_restart_marker`,
-    /// `jpeg_resync_to_restart`). A marker that stays pending makes the next interval an empty one.
+    /// Finds the RST marker that is due, or resynchronises without it (`read_restart_marker`,
+    /// `jpeg_resync_to_restart`). If a marker stays pending, the next restart interval is empty.
     ///
     /// # Errors
     /// `Truncated`.
@@ -173,20 +174,20 @@ impl<'a> Source<'a> {
         }
         loop {
             match found {
-                // Not a marker of any kind: look for the next one.
+                // Not a valid marker: look for the next one.
                 ..marker::SOF0 => {}
                 marker::RST0..=marker::RST7 => match (found - marker::RST0).wrapping_sub(due) & 7 {
-                    // One of the next two: the one that is due was lost, so its data are.
+                    // One of the next two: the due marker was lost, and its interval with it.
                     1 | 2 => return Ok(()),
-                    // One of the last two: it came late, the one that is due lies ahead.
+                    // One of the previous two: it is late, and the due marker is still ahead.
                     6 | 7 => {}
-                    // The one that is due, or one too far away to tell: go on behind it.
+                    // The due marker, or one too far away to tell: continue after it.
                     _ => {
                         self.pending = 0;
                         return Ok(());
                     }
                 },
-                // The end of the scan.
+                // Any other marker ends the scan.
                 _ => return Ok(()),
             }
             found = self.next_marker()?;
@@ -194,26 +195,26 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The data of a segment, read from its beginning.
+/// The data of a segment, consumed from its start.
 #[derive(Debug)]
 pub(super) struct Segment<'a> {
     data: &'a [u8],
-    /// Bytes that the segment has left by its own length; `data` has fewer where the file ends.
+    /// Bytes left according to the segment's length; `data` has fewer if the file ends earlier.
     declared: usize,
-    /// Its length does not even cover itself.
+    /// True if the length does not even cover itself.
     is_too_short: bool,
 }
 
 impl<'a> Segment<'a> {
-    /// Bytes left by the segment's own length.
+    /// Bytes left according to the segment's length.
     pub(super) fn left(&self) -> usize {
         self.declared
     }
 
-    /// The next bytes.
+    /// Reads the next `bytes` bytes.
     ///
     /// # Errors
-    /// `Damaged` behind the end of the segment, `Truncated` behind the end of the file.
+    /// `Damaged` beyond the end of the segment, `Truncated` beyond the end of the file.
     pub(super) fn take(&mut self, bytes: usize) -> Result<&'a [u8], JpegError> {
         self.declared = self.declared.checked_sub(bytes).ok_or(JpegError::Damaged)?;
         let (taken, rest) = self.data.split_at_checked(bytes).ok_or(JpegError::Truncated)?;
@@ -221,7 +222,7 @@ impl<'a> Segment<'a> {
         Ok(taken)
     }
 
-    /// The next bytes, as an array.
+    /// Reads the next `N` bytes as an array.
     ///
     /// # Errors
     /// As [`Self::take`].
@@ -230,7 +231,7 @@ impl<'a> Segment<'a> {
         taken.try_into().map_err(|_| JpegError::Damaged)
     }
 
-    /// All that is left.
+    /// Reads the rest of the segment.
     ///
     /// # Errors
     /// `Truncated`.
@@ -238,7 +239,7 @@ impl<'a> Segment<'a> {
         self.take(self.declared)
     }
 
-    /// Checks that the segment is read exactly to its end.
+    /// Checks that the segment was read exactly to its end.
     ///
     /// # Errors
     /// `Damaged`.
@@ -274,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_restart_marker_is_found_or_left_pending_as_libjpeg_does() {
-        // What lies ahead when RST2 is due, and what is pending afterwards.
+        // The bytes that follow when RST2 is due, and the marker that is pending afterwards.
         let cases: [(&[u8], u8); 6] = [
             (b"..\xff\xd2", 0),
             (b"\xff\xd3", 0xd3),

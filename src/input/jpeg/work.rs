@@ -1,7 +1,7 @@
-//! What decoding will cost, told from the heads of the scans.
+//! Estimates the cost of decoding from the scan headers.
 //!
-//! Scans are found as pairs of bytes, wherever they stand: every scan that the decoder meets begins with such a pair, so
-//! none is missed, and a file can make itself dearer only.
+//! Scan headers are found by searching for the bytes of the SOS marker anywhere in the file. Every scan that the
+//! decoder meets begins with them, so none is missed; a file can only make itself look more expensive.
 
 use super::frame::{Component, Frame};
 use super::header::Scan;
@@ -9,21 +9,22 @@ use super::is_in_parts;
 use super::scan::{work_of_scan, work_of_walk};
 use super::source::marker;
 
-/// Bytes that are looked at together: vector instructions compare them at once, and many hold no 0xFF.
+/// Number of bytes that are searched together: vector instructions compare them at once, and many chunks contain no
+/// 0xFF.
 const CHUNK: usize = 64;
-/// A walk over a block costs as much as so many pixels of a plain file. Measured at 50 megapixels: 11 ns a pixel, and for
-/// 781,250 blocks 28 ms (DC refined), 150 ms (AC refined), 80 ms (arithmetic coding), 100 ms (lossless).
+/// Cost of traversing a block, in pixels of a plain file. Measured at 50 megapixels: 11 ns per pixel, and for 781,250
+/// blocks 28 ms (DC refinement), 150 ms (AC refinement), 80 ms (arithmetic coding), 100 ms (lossless).
 const PIXELS_PER_BLOCK: u64 = 4;
-/// A byte of entropy-coded data costs as much as so many pixels, with Huffman codes and with arithmetic coding.
+/// Cost of a byte of entropy-coded data in pixels, with Huffman coding and with arithmetic coding.
 const PIXELS_PER_BYTE: u64 = 3;
 const PIXELS_PER_ARITHMETIC_BYTE: u64 = 8;
 
-/// Cost in pixels of a plain file. `rest` is what follows the head of the first scan.
+/// Estimated cost in pixels of a plain file. `rest` is the file after the header of the first scan.
 pub(super) fn estimate(frame: &Frame, first_scan: &Scan, rest: &[u8]) -> u64 {
     let pixels = (frame.width * frame.height) as u64;
     let per_byte =
         if frame.process.arithmetic { PIXELS_PER_ARITHMETIC_BYTE } else { PIXELS_PER_BYTE };
-    // Transform and colours; of a file in parts its coefficients are kept, too.
+    // IDCT and colour conversion; a multi-scan file also stores its coefficients.
     let (times, later) =
         if is_in_parts(frame, first_scan) { (2, later_scans(frame, rest)) } else { (1, 0) };
     let blocks = work_of_scan(frame, first_scan).saturating_add(later);
@@ -32,11 +33,11 @@ pub(super) fn estimate(frame: &Frame, first_scan: &Scan, rest: &[u8]) -> u64 {
         .saturating_add(rest.len() as u64 * per_byte)
 }
 
-/// Work of the scans behind the first, in blocks.
+/// Work of all scans after the first one, in blocks.
 fn later_scans(frame: &Frame, rest: &[u8]) -> u64 {
     let mut total = 0_u64;
     for (index, chunk) in rest.chunks(CHUNK).enumerate() {
-        // Counted without an early end: that is what vector instructions do.
+        // No early exit, so that vector instructions can be used.
         if chunk.iter().map(|&byte| u8::from(byte == 0xff)).sum::<u8>() == 0 {
             continue;
         }
@@ -48,7 +49,7 @@ fn later_scans(frame: &Frame, rest: &[u8]) -> u64 {
     total
 }
 
-/// Work of the scan whose marker stands here, without its first byte; `None` where there is none.
+/// Work of the scan whose SOS marker is at this position, without its 0xFF; `None` if there is none.
 fn scan_work(frame: &Frame, found: &[u8]) -> Option<u64> {
     let (&[code, _, _, count], behind) = found.split_first_chunk()?;
     if code != marker::SOS || !(1..=4).contains(&count) {
@@ -56,7 +57,7 @@ fn scan_work(frame: &Frame, found: &[u8]) -> Option<u64> {
     }
     let (listed, parameters) = behind.split_at_checked(usize::from(count) * 2)?;
     let &[first, last, approximation] = parameters.first_chunk()?;
-    // Several components may share an id.
+    // Several components may have the same id.
     let largest = |id| {
         let named = frame.components.iter().filter(|component| component.id == id);
         named.map(blocks).max().unwrap_or(0)
@@ -77,14 +78,15 @@ mod tests {
         [&[0xff, marker][..], &(data.len() as u16 + 2).to_be_bytes(), data].concat()
     }
 
-    /// Scans of these components behind a frame of three, 64 pixels a side; `frame` is its marker.
+    /// Estimated work of a file of 64 x 64 pixels with three components. `frame` is the SOF marker; each of `scans`
+    /// lists the components of one scan.
     fn work(frame: u8, scans: &[&[u8]]) -> u64 {
         let mut file = b"\xff\xd8".to_vec();
         file.extend(segment(frame, b"\x08\0\x40\0\x40\x03\x01\x22\0\x02\x11\0\x03\x11\0"));
         for components in scans {
             let listed: Vec<u8> = components.iter().flat_map(|&id| [id, 0]).collect();
             let head = [&[components.len() as u8][..], &listed, &[0, 63, 0]].concat();
-            // Data with stuffing, and as long as two chunks.
+            // Entropy-coded data with byte stuffing, longer than two chunks.
             file.extend([segment(0xda, &head), b"\xff\0".repeat(70)].concat());
         }
         file.extend(b"\xff\xd9");
@@ -94,12 +96,12 @@ mod tests {
     #[test]
     fn every_scan_that_is_read_counts_by_what_it_walks_over() {
         let pixels = 64 * 64;
-        // Bytes behind the head of the first scan: data, heads of the others, the end.
+        // Bytes after the header of the first scan: data, the other scan headers, EOI.
         let bytes = |scans: u64, listed: u64| 140 * scans + 2 + 8 * (scans - 1) + 2 * listed;
-        // Luma has 64 blocks, chroma 16 each; each scan costs 256 more.
+        // Luma has 64 blocks, each chroma component 16; each scan costs 256 more.
         let all = 96 + 256;
         assert_eq!(work(0xc0, &[&[1, 2, 3]]), pixels + 4 * all + 3 * bytes(1, 0));
-        // What follows the only scan is not read.
+        // A second scan of a single-scan file is not decoded.
         let twice = work(0xc0, &[&[1, 2, 3], &[1, 2, 3]]);
         assert_eq!(twice, pixels + 4 * all + 3 * bytes(2, 3));
         let apart = work(0xc0, &[&[1], &[2], &[3]]);

@@ -1,5 +1,5 @@
-//! From the files of a checkpoint to a tokenizer. Sources (transformers 5.23): `models/auto/tokenization_auto.py` (which
-//! class), `models/bert/tokenization_bert.py`, `tokenization_utils_tokenizers.py` (added tokens).
+//! Builds a tokenizer from the files of a checkpoint. Sources (transformers 5.23): `models/auto/tokenization_auto.py`
+//! (selection of the class), `models/bert/tokenization_bert.py`, `tokenization_utils_tokenizers.py` (added tokens).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use super::token::{Given, Token};
 use super::{TokenizerError, invalid};
 use crate::document::DocumentError;
 
-/// A tokenizer, and what is to be known of it beside.
+/// A tokenizer with the ids and options that are needed to use it.
 pub(super) struct Built {
     pub(super) inner: tokenizers::Tokenizer,
     pub(super) cls: u32,
@@ -26,12 +26,12 @@ pub(super) struct Built {
     pub(super) clean_up: bool,
 }
 
-/// What a class of transformers makes of the files.
+/// How the tokenizer class of transformers uses the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
-    /// Takes the vocabulary of either file, and makes everything else anew.
+    /// Uses the vocabulary of either file and rebuilds everything else.
     Bert,
-    /// Runs `tokenizer.json` as it is.
+    /// Loads the complete `tokenizer.json` without changes.
     AsIs,
 }
 
@@ -47,12 +47,12 @@ const BERT: [&str; 10] = [
     "DPRQuestionEncoderTokenizer",
     "DPRReaderTokenizer",
 ];
-/// A name that is none of its classes is `PreTrainedTokenizerFast` to transformers; of such only these are taken here, for
-/// other names may be of classes that are not built.
+/// transformers treats an unknown class name as `PreTrainedTokenizerFast`. Only these names are accepted here, because
+/// others may denote classes that are not implemented.
 const AS_IS: [&str; 5] =
     ["PreTrainedTokenizer", "TokenizersBackend", "BlipTokenizer", "BlipProcessor", ""];
-const ACCEPTED_CLASSES: &str = "BertTokenizer, DistilBertTokenizer and other names of the same class, \
-                                or PreTrainedTokenizerFast; with or without Fast";
+const ACCEPTED_CLASSES: &str = "BertTokenizer or one of its aliases (such as DistilBertTokenizer), \
+                                or PreTrainedTokenizerFast; with or without the suffix Fast";
 
 pub(super) fn build(files: &Files) -> Result<Built, TokenizerError> {
     let class = class(files)?;
@@ -65,7 +65,7 @@ pub(super) fn build(files: &Files) -> Result<Built, TokenizerError> {
         Class::AsIs => as_is(files)?,
     };
     if !matches!(inner.get_decoder(), Some(DecoderWrapper::WordPiece(_))) {
-        let problem = "has a decoder other than WordPiece, which BLIP's texts are made with";
+        let problem = "has a decoder other than WordPiece, the only one that BLIP uses";
         return Err(invalid(&path, problem));
     }
     inner.with_padding(None);
@@ -87,8 +87,8 @@ pub(super) fn build(files: &Files) -> Result<Built, TokenizerError> {
     Ok(Built { inner, cls, sep, clean_up })
 }
 
-const BROKEN: &str = "is not a tokenizer that can be run; save it again with a current transformers: \
-                      tokenizer.save_pretrained";
+const BROKEN: &str = "is not a valid tokenizer; save it again with tokenizer.save_pretrained of a \
+                      current transformers release";
 
 fn class(files: &Files) -> Result<Class, DocumentError> {
     let declared = files.config.entries.iter().find(|(key, _)| key == "tokenizer_class");
@@ -108,13 +108,13 @@ fn class(files: &Files) -> Result<Class, DocumentError> {
     } else if !AS_IS.contains(&name) {
         Err(refuse(ACCEPTED_CLASSES))
     } else if files.tokenizer.is_none() {
-        Err(refuse("BertTokenizer where there is no tokenizer.json beside it"))
+        Err(refuse("BertTokenizer, because there is no tokenizer.json"))
     } else {
         Ok(Class::AsIs)
     }
 }
 
-/// The names that `BertTokenizer` takes where no file gives them.
+/// The named tokens that `BertTokenizer` uses if no file declares them.
 fn set_bert_names(options: &mut Options, files: &Files) {
     for name in ["unk_token", "sep_token", "pad_token", "cls_token", "mask_token"] {
         options.default(name, || {
@@ -124,7 +124,8 @@ fn set_bert_names(options: &mut Options, files: &Files) {
     }
 }
 
-/// `BertTokenizer` over the vocabulary of `tokenizer.json`, else over `vocab.txt`; and the file that gave it.
+/// `BertTokenizer` with the vocabulary of `tokenizer.json`, or of `vocab.txt` if there is none. Returns the path of the
+/// file used, too.
 fn bert(
     files: &Files,
     options: &Options,
@@ -151,7 +152,7 @@ fn bert(
 fn vocabulary(files: &Files) -> Result<(PathBuf, WordPieceBuilder), TokenizerError> {
     if let Some(tokenizer) = &files.tokenizer {
         let path = files.path(TOKENIZER);
-        // transformers runs the rest of the file once, without its words.
+        // transformers loads the rest of the file once, without its vocabulary.
         let mut rest = tokenizer.clone();
         rest.insert("added_tokens".to_owned(), Value::Array(Vec::new()));
         let words = match rest.get_mut("model") {
@@ -168,7 +169,7 @@ fn vocabulary(files: &Files) -> Result<(PathBuf, WordPieceBuilder), TokenizerErr
             words.as_object()?.iter().map(entry).collect()
         });
         let Some(words) = words else {
-            let problem = "has no model.vocab of words and ids, which BertTokenizer needs";
+            let problem = "has no model.vocab that maps words to ids, which BertTokenizer needs";
             return Err(invalid(&path, problem));
         };
         return Ok((path, WordPiece::builder().vocab(words)));
@@ -182,7 +183,6 @@ fn vocabulary(files: &Files) -> Result<(PathBuf, WordPieceBuilder), TokenizerErr
     Ok((path, WordPiece::builder().vocab(words)))
 }
 
-/// `tokenizer.json` as it is.
 fn as_is(files: &Files) -> Result<(tokenizers::Tokenizer, PathBuf), TokenizerError> {
     let path = files.path(TOKENIZER);
     let Some(tokenizer) = &files.tokenizer else {
@@ -201,7 +201,7 @@ fn parse(
         .ok_or_else(|| invalid(path, BROKEN))
 }
 
-/// A switch; `None` where no file gives it. `null` is refused unless `null` is said to be one.
+/// A boolean option; `None` if no file sets it. `null` is rejected unless the argument `null` allows it.
 fn switch(options: &Options, key: &str, null: bool) -> Result<Option<bool>, DocumentError> {
     match options.get(key) {
         None => Ok(None),
@@ -213,8 +213,8 @@ fn switch(options: &Options, key: &str, null: bool) -> Result<Option<bool>, Docu
     }
 }
 
-/// The named special tokens with their names: the standard ones first, then the checkpoint's own, which may also give
-/// a standard name another token.
+/// The named special tokens: standard names first, then the checkpoint's own names, which may also redefine a standard
+/// name.
 fn names(options: &Options) -> Result<Vec<(&str, &Entry)>, DocumentError> {
     let accepted = "a token: its text, or an object with \"__type\": \"AddedToken\"";
     let token = |entry: &Entry| entry.given.text().is_some();
@@ -235,7 +235,7 @@ fn names(options: &Options) -> Result<Vec<(&str, &Entry)>, DocumentError> {
     }
 }
 
-/// Every token to add, in the order in which those that the vocabulary lacks get their ids.
+/// Every token to add. The order determines the ids of tokens that the vocabulary lacks.
 fn added_tokens(
     inner: &tokenizers::Tokenizer,
     options: &Options,
@@ -251,7 +251,7 @@ fn added_tokens(
             Given::List(items) if items.iter().all(|item| item.text().is_some()) => items,
             Given::Json(Value::Null) => &[][..],
             Given::Json(_) | Given::Token(_) | Given::List(_) => {
-                return Err(entry.refuse("a list of tokens: texts, or objects with \"__type\""));
+                return Err(entry.refuse("a list of tokens: strings, or objects with \"__type\""));
             }
         },
     };
@@ -273,7 +273,8 @@ fn added_tokens(
         .collect())
 }
 
-/// A token that is looked for in the normalised text must not vanish there: `tokenizers` panics on the first text.
+/// Rejects an added token that is matched in normalised text but normalises to an empty string: `tokenizers` would
+/// panic on the first text.
 fn check_normalised(
     inner: &tokenizers::Tokenizer,
     added: &[AddedToken],
@@ -289,7 +290,7 @@ fn check_normalised(
         Some(token) => Err(invalid(
             path,
             &format!(
-                "cannot take the added token {:?}, of which normalisation leaves nothing; give it \"normalized\": false",
+                "has the added token {:?}, which normalisation reduces to nothing; set its \"normalized\" to false",
                 token.content
             ),
         )),
@@ -297,21 +298,21 @@ fn check_normalised(
     }
 }
 
-/// Without its unknown token in the vocabulary a tokenizer fails on the first text with an unknown word.
+/// Rejects a tokenizer whose vocabulary lacks its unknown token: it would fail on the first text with an unknown word.
 fn check_unknown_token(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(), TokenizerError> {
     let ModelWrapper::WordPiece(model) = inner.get_model() else {
-        return Err(invalid(
-            path,
-            "has a model other than WordPiece, which BLIP's texts are made with",
-        ));
+        return Err(invalid(path, "has a model other than WordPiece, the only one that BLIP uses"));
     };
     if tokenizers::Model::token_to_id(model, &model.unk_token).is_some() {
         return Ok(());
     }
-    Err(invalid(path, &format!("has no {} in its vocabulary, the unknown token", model.unk_token)))
+    Err(invalid(
+        path,
+        &format!("has no vocabulary entry for the unknown token {}", model.unk_token),
+    ))
 }
 
-/// The id of a named token, which every text begins or ends with.
+/// The id of a named token that every text begins or ends with.
 fn id(
     inner: &tokenizers::Tokenizer,
     names: &[(&str, &Entry)],
@@ -325,9 +326,10 @@ fn id(
     id.ok_or_else(|| refuse_name(entry, name, files))
 }
 
-/// `entry` is what stands under the name; nothing does where a file switches it off.
+/// Error for a missing or invalid named token. `entry` is the value under its name, or `None` if a file sets it to
+/// null.
 fn refuse_name(entry: Option<&Entry>, name: &str, files: &Files) -> DocumentError {
-    let accepted = "a token of one word";
+    let accepted = "a token that is a single word";
     let Some(entry) = entry else {
         let null = Some(&Value::Null);
         return DocumentError::field(files.path(CONFIG), name.to_owned(), null, accepted);
@@ -335,7 +337,7 @@ fn refuse_name(entry: Option<&Entry>, name: &str, files: &Files) -> DocumentErro
     entry.refuse(accepted)
 }
 
-/// The tokens before and after a text, by the post-processor.
+/// The ids that the post-processor puts before and after a text.
 fn frame(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(u32, u32), TokenizerError> {
     let ids = |text: &str, special| {
         inner.encode_fast(text, special).map(|encoding| encoding.get_ids().to_vec())

@@ -1,4 +1,4 @@
-//! A JSON object whose keys keep the order of the file: tokens that a vocabulary lacks get their ids in it.
+//! A JSON object that keeps the order of its keys: tokens that a vocabulary lacks get their ids in file order.
 
 use std::fmt;
 use std::path::Path;
@@ -9,27 +9,27 @@ use serde_json::Value;
 
 use crate::document::{self, DocumentError};
 
-/// Keys and values, in the order of the file.
+/// Keys and values of a file, in file order.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(super) struct Entries {
-    /// Each key once; of a repeated one the last value.
+    /// Each key once; if a key is repeated, the last value counts.
     pub(super) entries: Vec<(String, Value)>,
-    /// Those of the object under `extra_special_tokens`, where that is one.
+    /// The entries of the object `extra_special_tokens`, if its value is an object.
     pub(super) extra: Vec<(String, Value)>,
 }
 
-/// The one key whose object has an order that matters.
+/// The only key whose value is an object with a significant order.
 pub(super) const EXTRA: &str = "extra_special_tokens";
 
 impl Entries {
-    /// The object in a file's bytes.
+    /// Parses the JSON object in a file's bytes.
     pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, DocumentError> {
         #[derive(Deserialize)]
         struct Inner {
             #[serde(default, rename = "extra_special_tokens")]
             extra: InOrder,
         }
-        // Says what is wrong where it is no JSON object; the two passes below then cannot fail.
+        // Reports what is wrong if this is not a JSON object. After that the two passes below cannot fail.
         document::parse_object(path, bytes)?;
         let entries: InOrder = serde_json::from_slice(bytes).unwrap_or_default();
         let extra = serde_json::from_slice(bytes).map(|inner: Inner| inner.extra);
@@ -37,7 +37,7 @@ impl Entries {
     }
 }
 
-/// An object in its order; nothing for any other value.
+/// An object in file order; empty for any other JSON value.
 #[derive(Default)]
 struct InOrder(Vec<(String, Value)>);
 
@@ -94,7 +94,7 @@ impl<'de> Deserialize<'de> for InOrder {
     }
 }
 
-/// Sets a key where it stands, or at the end.
+/// Replaces the value of a key in place, or appends the key.
 pub(super) fn set<T>(entries: &mut Vec<(String, T)>, key: &str, value: T) {
     match entries.iter_mut().find(|(known, _)| known == key) {
         Some((_, place)) => *place = value,

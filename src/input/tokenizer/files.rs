@@ -1,4 +1,4 @@
-//! The files of a checkpoint that say how its texts become ids.
+//! Reads the files of a checkpoint that define its tokenizer.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -15,24 +15,24 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const VOCABULARY: &str = "vocab.txt";
 const MODEL_CONFIG: &str = "config.json";
 
-/// What was read, before anything is made of it. `None` where there is no such file.
+/// The parsed files, before they are interpreted. `None` if a file does not exist.
 #[derive(Debug)]
 pub(super) struct Files {
     pub(super) directory: PathBuf,
-    /// `tokenizer_config.json`; empty where there is none.
+    /// `tokenizer_config.json`; empty if it does not exist.
     pub(super) config: Entries,
     pub(super) special_tokens_map: Option<Entries>,
     pub(super) added_tokens: Option<Entries>,
-    /// `tokenizer.json`.
+    /// The contents of `tokenizer.json`, as an object.
     pub(super) tokenizer: Option<Map<String, Value>>,
-    /// `vocab.txt`. Read only where there is no `tokenizer.json`, beside which it means nothing.
+    /// `vocab.txt`. Read only if there is no `tokenizer.json`, which takes precedence.
     pub(super) vocabulary: Option<Vec<u8>>,
-    /// `tokenizer_class` of `config.json`.
+    /// The field `tokenizer_class` of `config.json`.
     pub(super) model_class: Option<Value>,
 }
 
 impl Files {
-    /// Reads those that are in `directory`.
+    /// Reads the files that exist in `directory`.
     pub(super) fn read(directory: &Path) -> Result<Self, DocumentError> {
         let bytes = |name: &str| read(&directory.join(name));
         let entries = |name: &str| -> Result<Option<Entries>, DocumentError> {
@@ -56,7 +56,7 @@ impl Files {
         })
     }
 
-    /// A `tokenizer.json` and its `tokenizer_config.json` alone.
+    /// Parses a `tokenizer.json` and a `tokenizer_config.json` without any other files.
     pub(super) fn of_texts(
         path: &Path,
         tokenizer: &str,
@@ -74,13 +74,13 @@ impl Files {
         })
     }
 
-    /// The path of one of them, for messages.
+    /// The path of a file of the checkpoint, for error messages.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 }
 
-/// The file's bytes, or `None` when there is no such file.
+/// The bytes of a file, or `None` if it does not exist.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, DocumentError> {
     match document::read(path) {
         Ok(bytes) => Ok(Some(bytes)),

@@ -1,4 +1,4 @@
-//! Tokenizers from every combination of files, held against transformers (`tests/fixtures/make/tokenizer_files.py`).
+//! Compares tokenizers from many combinations of files with transformers (`tests/fixtures/make/tokenizer_files.py`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use super::{Tokenizer, TokenizerError};
 use crate::input::InputSettings;
 
-/// Refused by name, though transformers loads them: without ends of texts, with an unknown token that fails on the first
-/// unknown word, or of a class that is not built.
+/// Cases that are rejected here although transformers loads them: without start or end token, with an unknown token
+/// that fails on the first unknown word, or of a class that is not implemented.
 const REFUSED_HERE: [&str; 17] = [
     "added_tokens.json, ids as strings",
     "added_tokens.json, a token that is normalised to nothing",
@@ -32,7 +32,7 @@ const REFUSED_HERE: [&str; 17] = [
     "vocab.txt, empty",
 ];
 
-/// Read here, though transformers refuses options of them that mean nothing here.
+/// Cases that load here although transformers rejects one of their options, which has no meaning here.
 const READ_HERE: [&str; 2] = ["an unknown side of padding", "an option that is named as a method"];
 
 #[derive(Deserialize)]
@@ -45,10 +45,10 @@ struct Goldens {
 #[derive(Deserialize)]
 struct Case {
     name: String,
-    /// Which vocabulary files of the fixture lie in the folder.
+    /// Which vocabulary files of the fixture are in the directory.
     base: String,
     files: BTreeMap<String, String>,
-    /// What differs in its `tokenizer.json`.
+    /// Changes to the fixture's `tokenizer.json`, by key.
     edit: BTreeMap<String, Value>,
     #[serde(default)]
     drop: Vec<String>,
@@ -61,7 +61,7 @@ struct Case {
 struct Expected {
     tokens: usize,
     ids: Vec<Option<Vec<u32>>>,
-    /// By the text's index: ids where special tokens in it are plain text, as they are here.
+    /// By index of the text: ids if special tokens in the text are plain text, as they are here.
     #[serde(default)]
     plain_ids: BTreeMap<String, Option<Vec<u32>>>,
     decoded: Vec<String>,
@@ -71,7 +71,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// `pre_tokenizer` or `model.unk_token` of a `tokenizer.json`.
+/// Finds the object and key of a path such as `pre_tokenizer` or `model.unk_token` in a `tokenizer.json`.
 fn place<'a>(
     document: &'a mut Map<String, Value>,
     key: &str,

@@ -1,7 +1,7 @@
-//! Text to ids and back, as `transformers` does it with the files of one checkpoint.
+//! Converts text to token ids and back, as `transformers` does with the files of a checkpoint.
 //!
-//! Deviation, on purpose: special tokens inside a client's text are plain text (`[SEP]` becomes the ids of its
-//! characters), so that no text can end itself or speak for the model.
+//! One deliberate deviation: special tokens inside a client's text are plain text (`[SEP]` becomes the ids of its
+//! characters). Otherwise a text could end itself or inject tokens in the role of the model.
 
 mod build;
 mod entries;
@@ -18,7 +18,7 @@ use self::files::Files;
 use super::{Detokenizer, InputError, InputSettings, TokenizerError, check_text};
 use crate::task::TokenIds;
 
-/// A checkpoint's tokenizer. Shared by every thread behind an `Arc`.
+/// The tokenizer of a checkpoint. All threads share it through an `Arc`.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     settings: InputSettings,
@@ -28,18 +28,18 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer of a checkpoint's directory, from `tokenizer.json`, else `vocab.txt`, and the files beside it
-    /// that name classes, options and added tokens. Padding and truncation that a file declares are switched off.
-    /// `settings` bound every text.
+    /// Loads the tokenizer from a checkpoint directory: from `tokenizer.json`, or `vocab.txt` if there is none, and the
+    /// other files that define its class, options and added tokens. Padding and truncation settings of a file are
+    /// disabled. `settings` limits every text.
     ///
     /// # Errors
-    /// A missing or broken file; a tokenizer that does not put one token before and one after a text.
+    /// A missing or broken file, or a tokenizer that does not put one token before and one after a text.
     pub fn load(directory: &Path, settings: &InputSettings) -> Result<Self, TokenizerError> {
         Self::of(&Files::read(directory)?, settings)
     }
 
-    /// As [`Tokenizer::load`], from the texts of a `tokenizer.json` and its `tokenizer_config.json`; `path` is what
-    /// messages call the first.
+    /// Like [`Tokenizer::load`], from the contents of `tokenizer.json` and `tokenizer_config.json`. Error messages use
+    /// `path` for the first.
     ///
     /// # Errors
     /// As [`Tokenizer::load`].
@@ -57,7 +57,7 @@ impl Tokenizer {
         Ok(Self { inner, settings: settings.clone(), clean_up, cls, sep })
     }
 
-    /// `[CLS] text [SEP]`, whatever its length in tokens.
+    /// Encodes a text as `[CLS] text [SEP]`, without a limit in tokens.
     ///
     /// # Errors
     /// `TextTooLong` in bytes or characters, `InvalidText`, `Tokenizer`.
@@ -75,10 +75,10 @@ impl Tokenizer {
         Ok(TokenIds::new(ids))
     }
 
-    /// As [`encode`](Self::encode), refusing more than `max_tokens` tokens, special ones included.
+    /// Like [`encode`](Self::encode), but rejects a text of more than `max_tokens` tokens, including special tokens.
     ///
     /// # Errors
-    /// As [`encode`](Self::encode); `TextTooLong` in tokens.
+    /// As [`encode`](Self::encode), and `TextTooLong` in tokens.
     pub fn encode_within(&self, text: &str, max_tokens: usize) -> Result<TokenIds, InputError> {
         let ids = self.encode(text)?;
         if ids.len() > max_tokens {
@@ -88,7 +88,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// As [`encode`](Self::encode), dropping tokens before `[SEP]` until at most `max_tokens` (2 or more) are left.
+    /// Like [`encode`](Self::encode), but drops tokens before `[SEP]` until at most `max_tokens` (2 or more) remain.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -102,19 +102,19 @@ impl Tokenizer {
         Ok(TokenIds::new(kept))
     }
 
-    /// The text of these ids without special tokens and without ids that the vocabulary does not hold, spaced as
-    /// `transformers`' `decode(ids, skip_special_tokens=True)` spaces it.
+    /// Decodes ids to text. Special tokens and ids that are not in the vocabulary are skipped. The spacing is that of
+    /// `decode(ids, skip_special_tokens=True)` in `transformers`.
     #[must_use]
     #[expect(
         clippy::missing_panics_doc,
-        reason = "`load` accepts WordPiece decoders only, they cannot fail"
+        reason = "`load` accepts only WordPiece decoders, which cannot fail"
     )]
     pub fn decode(&self, ids: &[u32]) -> String {
         let text = self.inner.decode(ids, true).expect("a WordPiece decoder accepts any tokens");
         if self.clean_up { clean_up(&text) } else { text }
     }
 
-    /// The text that `new` adds to `prompt` in `decode(prompt and new)`, without the space between them.
+    /// The text that `new` adds to `prompt` when both are decoded together, without the space between them.
     #[must_use]
     pub fn decode_continuation(&self, prompt: &[u32], new: &[u32]) -> String {
         let before = self.decode(prompt);
@@ -128,32 +128,32 @@ impl Tokenizer {
         whole[common..].trim_start().to_owned()
     }
 
-    /// Decodes ids one by one as they are generated, `prompt` first.
+    /// Decodes ids one by one while they are generated, starting with `prompt`.
     #[must_use]
     pub fn detokenizer(&self, prompt: &[u32]) -> Detokenizer<'_> {
         Detokenizer::new(self, prompt)
     }
 
-    /// True when later ids can still change how the last word is spaced.
+    /// True if later ids can still change the spacing of the last word.
     pub(super) fn cleans_up(&self) -> bool {
         self.clean_up
     }
 
-    /// One more than the largest id, added tokens included: a table with as many rows holds them all. The model's may
-    /// be larger by tokens without a text.
+    /// The largest id plus one, including added tokens: a table with this many rows covers all ids. The model's
+    /// vocabulary may be larger, by tokens that have no text.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         let largest = self.inner.get_vocab(true).into_values().max();
         largest.map_or(0, |id| id as usize + 1)
     }
 
-    /// The id of `[CLS]`.
+    /// The id of the start token `[CLS]`.
     #[must_use]
     pub fn cls_id(&self) -> u32 {
         self.cls
     }
 
-    /// The id of `[SEP]`.
+    /// The id of the end token `[SEP]`.
     #[must_use]
     pub fn sep_id(&self) -> u32 {
         self.sep
@@ -170,7 +170,7 @@ fn invalid(path: &Path, problem: &str) -> TokenizerError {
     TokenizerError::Invalid { path: path.to_owned(), problem: problem.to_owned() }
 }
 
-/// `clean_up_tokenization` of `transformers/tokenization_utils_base.py`, on top of the decoder's own clean-up.
+/// `clean_up_tokenization` of `transformers/tokenization_utils_base.py`, applied after the decoder's own clean-up.
 fn clean_up(text: &str) -> String {
     text.replace(" .", ".")
         .replace(" ?", "?")

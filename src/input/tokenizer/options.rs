@@ -1,6 +1,5 @@
-//! The options and the added tokens of a tokenizer, from all files that give some, in the order in which transformers
-//! lets them overrule each other. Source: `PreTrainedTokenizerBase._from_pretrained`
-//! (`transformers/tokenization_utils_base.py`, 5.23).
+//! The options and added tokens of a tokenizer, merged from all files that set them, with the precedence of
+//! transformers. Source: `PreTrainedTokenizerBase._from_pretrained` (`transformers/tokenization_utils_base.py`, 5.23).
 
 use std::path::PathBuf;
 
@@ -11,15 +10,15 @@ use super::files::{ADDED_TOKENS, CONFIG, Files, SPECIAL_TOKENS_MAP, TOKENIZER};
 use super::token::{Given, Place, Token};
 use crate::document::DocumentError;
 
-/// The names of the special tokens that every tokenizer has a place for.
+/// Names of the standard special tokens, which every tokenizer has.
 pub(super) const NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// The older name of [`EXTRA`].
+/// The older name of the key [`EXTRA`].
 const ADDITIONAL: &str = "additional_special_tokens";
 const ADDED_TOKENS_DECODER: &str = "added_tokens_decoder";
 
-/// A value and where it stands.
+/// An option's value, and the file and field that it comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Entry {
     pub(super) given: Given,
@@ -36,7 +35,7 @@ impl Entry {
         self.place.refuse(&self.given.shown(), accepted)
     }
 
-    /// Python's truth of it.
+    /// True if Python treats the value as false.
     fn is_false(&self) -> bool {
         match &self.given {
             Given::Json(Value::Null | Value::Bool(false)) => true,
@@ -49,16 +48,16 @@ impl Entry {
     }
 }
 
-/// What the files say, put together.
+/// Options and added tokens, merged from all files.
 #[derive(Debug)]
 pub(super) struct Options {
-    /// By key, in the order in which the files first name them.
+    /// By key, in the order in which the files first set them.
     entries: Vec<(String, Entry)>,
-    /// Names of the checkpoint's own (`image_token`), with their tokens.
+    /// The checkpoint's own names (such as `image_token`) with their tokens.
     pub(super) own: Vec<(String, Entry)>,
-    /// Added tokens by the ids that the files give them, which only order them.
+    /// Added tokens with the ids that the files give them. These ids only determine the order.
     added: Vec<(f64, Token)>,
-    /// Every added token by its text, those included whose id another one took.
+    /// Every added token by its text, including tokens whose id another one has replaced.
     by_content: Vec<(String, Token)>,
 }
 
@@ -85,31 +84,31 @@ impl Options {
         Ok(options)
     }
 
-    /// The value of a key, `null` included.
+    /// The value of a key, which may be `null`.
     pub(super) fn get(&self, key: &str) -> Option<&Entry> {
         self.entries.iter().find(|(known, _)| known == key).map(|(_, entry)| entry)
     }
 
-    /// Every key with its value.
+    /// Every key with its value, in file order.
     pub(super) fn entries(&self) -> &[(String, Entry)] {
         &self.entries
     }
 
-    /// Sets a key that no file names.
+    /// Sets a key that no file sets.
     pub(super) fn default(&mut self, key: &str, entry: impl FnOnce() -> Entry) {
         if self.get(key).is_none() {
             self.entries.push((key.to_owned(), entry()));
         }
     }
 
-    /// The added tokens in the order of their ids.
+    /// The added tokens, sorted by their ids.
     pub(super) fn added(&self) -> Vec<Token> {
         let mut added: Vec<&(f64, Token)> = self.added.iter().collect();
         added.sort_by(|a, b| a.0.total_cmp(&b.0));
         added.into_iter().map(|(_, token)| token.clone()).collect()
     }
 
-    /// Calls the older key by its present name, unless `blocked` by what stands there.
+    /// Renames the older key to the current one, unless `blocked` returns true for the current one's value.
     pub(super) fn rename_additional(&mut self, blocked: impl FnOnce(&Entry) -> bool) {
         if self.get(EXTRA).is_some_and(blocked) {
             return;
@@ -148,7 +147,7 @@ impl Options {
         self.take_named_extra(named.collect());
     }
 
-    /// `extra_special_tokens` as an object names tokens of the checkpoint's own.
+    /// If `extra_special_tokens` is an object, its keys are names of the checkpoint's own tokens.
     fn take_named_extra(&mut self, named: Vec<(&String, Entry)>) {
         let is_object = |entry: &Entry| matches!(entry.given, Given::Json(Value::Object(_)));
         if !self.get(EXTRA).is_some_and(is_object) {
@@ -160,26 +159,26 @@ impl Options {
         }
     }
 
-    /// Where `tokenizer_config.json` lists the added tokens, no other file's count.
+    /// If `tokenizer_config.json` lists the added tokens, those of other files are ignored.
     fn take_decoder(&mut self, decoder: &Entry) -> Result<(), DocumentError> {
         let Given::Json(Value::Object(tokens)) = &decoder.given else {
-            return Err(decoder.refuse("an object of ids and tokens"));
+            return Err(decoder.refuse("an object that maps ids to tokens"));
         };
         for (id, token) in tokens {
             let place =
                 Place { field: format!("{}.{id}", decoder.place.field), ..decoder.place.clone() };
             let Ok(id) = id.trim().parse::<i64>() else {
-                return Err(place.refuse(token, "a token under a whole number"));
+                return Err(place.refuse(token, "a token whose key is a whole number"));
             };
             let Value::Object(object) = token else {
-                return Err(place.refuse(token, "an object with content"));
+                return Err(place.refuse(token, "an object with \"content\""));
             };
             self.put(id as f64, Token::read(object, None, &place)?);
         }
         Ok(())
     }
 
-    /// Every key of `special_tokens_map.json` overrules.
+    /// Every key of `special_tokens_map.json` takes precedence over earlier files.
     fn take_special_tokens_map(&mut self, files: &Files) -> Result<(), DocumentError> {
         let Some(map) = &files.special_tokens_map else { return Ok(()) };
         let file = || files.path(SPECIAL_TOKENS_MAP);
@@ -199,7 +198,7 @@ impl Options {
         Ok(())
     }
 
-    /// The extra tokens so far and those of `items` that are not among them.
+    /// The extra tokens so far, followed by those of `items` that are not among them.
     fn with_extra(&self, items: &[Value], place: &Place) -> Result<Given, DocumentError> {
         let mut extra = match self.get(EXTRA).map(|entry| &entry.given) {
             Some(Given::List(known)) => known.clone(),
@@ -208,7 +207,7 @@ impl Options {
         for item in items {
             let given = match item.as_object() {
                 Some(token) if token.contains_key("special") => {
-                    return Err(place.refuse(item, "texts, and objects without special"));
+                    return Err(place.refuse(item, "strings, and objects without \"special\""));
                 }
                 Some(token) => Given::Token(Token::read(token, Some(true), place)?),
                 None => Given::from(item.clone()),
@@ -220,7 +219,7 @@ impl Options {
         Ok(Given::List(extra))
     }
 
-    /// `added_tokens.json`: texts and ids. Special are those that the files so far name.
+    /// `added_tokens.json`: texts and ids. Tokens that earlier files name as special tokens are special.
     fn take_added_tokens(&mut self, files: &Files) -> Result<(), DocumentError> {
         let Some(tokens) = &files.added_tokens else { return Ok(()) };
         let mut special: Vec<String> = Vec::new();
@@ -239,7 +238,7 @@ impl Options {
         Ok(())
     }
 
-    /// The added tokens of `tokenizer.json`, which it gives with their flags.
+    /// The added tokens of `tokenizer.json`, with their flags.
     fn take_tokenizer(&mut self, files: &Files) -> Result<(), DocumentError> {
         let Some(tokenizer) = &files.tokenizer else { return Ok(()) };
         let place = Place { file: files.path(TOKENIZER), field: "added_tokens".to_owned() };
@@ -259,7 +258,7 @@ impl Options {
         Ok(())
     }
 
-    /// A name whose text is an added token's means that token, with its flags.
+    /// If a named token's text equals that of an added token, the name refers to that token, with its flags.
     fn name_added_tokens(&mut self) {
         for (key, entry) in &mut self.entries {
             let text = entry.given.text().filter(|_| NAMES.contains(&key.as_str()));
@@ -272,12 +271,12 @@ impl Options {
     }
 }
 
-/// A name of the checkpoint's own: `image_token`.
+/// True for a name of the checkpoint's own, such as `image_token`.
 pub(super) fn is_own_name(key: &str) -> bool {
     key.ends_with("_token") && !NAMES.contains(&key)
 }
 
-/// Objects that say of themselves that they are tokens become some, in lists too.
+/// Converts objects that declare themselves as tokens, also inside lists.
 fn typed(given: &mut Given, place: &Place) -> Result<(), DocumentError> {
     let is_token =
         |object: &Map<String, Value>| object.get("__type").is_some_and(|kind| kind == "AddedToken");

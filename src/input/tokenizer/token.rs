@@ -1,4 +1,4 @@
-//! Added and special tokens as the files of a checkpoint give them.
+//! Added and special tokens as the files of a checkpoint declare them.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use tokenizers::AddedToken;
 
 use crate::document::DocumentError;
 
-/// Where a value stands, for messages.
+/// The file and field of a value, for error messages.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Place {
     pub(super) file: PathBuf,
@@ -25,25 +25,25 @@ impl Place {
     }
 }
 
-/// A token with its flags (`AddedToken` of transformers).
-#[expect(clippy::struct_excessive_bools, reason = "the flags that files give a token")]
+/// A token with its flags (`AddedToken` in transformers).
+#[expect(clippy::struct_excessive_bools, reason = "these are the flags of a token in the files")]
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Token {
     pub(super) content: String,
-    /// Takes the spaces before it.
+    /// Also matches the white space before the token.
     lstrip: bool,
-    /// Takes the spaces after it.
+    /// Also matches the white space after the token.
     rstrip: bool,
-    /// Is found between other letters no more.
+    /// Matches only as a whole word.
     single_word: bool,
-    /// Left out when ids are decoded.
+    /// The token is skipped when ids are decoded.
     pub(super) special: bool,
-    /// Is looked for in the normalised text; where the file does not say, the opposite of `special`.
+    /// The token is matched in the normalised text. If the file does not say, the opposite of `special`.
     normalized: Option<bool>,
 }
 
 impl Token {
-    /// Without flags; `special` as given, looked for in the normalised text where it is not.
+    /// A token without flags except `special`. It is matched in the normalised text unless it is special.
     pub(super) fn plain(content: &str, special: bool) -> Self {
         Self {
             content: content.to_owned(),
@@ -55,7 +55,7 @@ impl Token {
         }
     }
 
-    /// That of an object. `special` overrules the object's own flag.
+    /// Reads a token from a JSON object. `special` overrides the object's own flag.
     pub(super) fn read(
         object: &Map<String, Value>,
         special: Option<bool>,
@@ -69,7 +69,7 @@ impl Token {
         let content = match object.get("content") {
             None | Some(Value::Null) => String::new(),
             Some(Value::String(content)) => content.clone(),
-            Some(other) => return Err(place.of("content").refuse(other, "a text")),
+            Some(other) => return Err(place.of("content").refuse(other, "a string")),
         };
         Ok(Self {
             content,
@@ -84,7 +84,8 @@ impl Token {
         })
     }
 
-    /// For the tokenizer. `named`: it is one of the checkpoint's named tokens, and so special.
+    /// Converts the token for the `tokenizers` crate. `named` means that it is one of the checkpoint's named special
+    /// tokens, which makes it special.
     pub(super) fn to_added(&self, named: bool) -> AddedToken {
         let special = self.special || named;
         AddedToken::from(self.content.clone(), special)
@@ -95,7 +96,7 @@ impl Token {
     }
 }
 
-/// A value of the options: JSON as the file has it, or what is known to be a token.
+/// The value of an option: JSON as in the file, or a value known to be a token.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Given {
     Json(Value),
@@ -104,7 +105,7 @@ pub(super) enum Given {
 }
 
 impl Given {
-    /// The token's text, where this is a token or the text of one.
+    /// The text of the token, if this value is a token or a string.
     pub(super) fn text(&self) -> Option<&str> {
         match self {
             Self::Json(Value::String(text)) => Some(text),
@@ -117,7 +118,7 @@ impl Given {
         matches!(self, Self::Json(Value::Null))
     }
 
-    /// For messages.
+    /// The value as JSON, for error messages.
     pub(super) fn shown(&self) -> Value {
         match self {
             Self::Json(value) => value.clone(),

@@ -1,4 +1,4 @@
-//! Attention of text being written: few rows of f32 over few, each up to itself.
+//! Causal attention for text generation: few rows of f32 attend to few rows, each to those up to itself.
 
 use super::super::gemm::Shared;
 use super::super::isa::{Isa, Level, per_level};
@@ -8,19 +8,20 @@ use super::super::pool::Pool;
 use super::super::rows::Rows;
 use super::{Heads, STRIP};
 
-/// One sequence's new rows behind what it has, all as f32.
+/// New rows of one sequence and its KV cache, all in f32.
 #[derive(Debug, Clone, Copy)]
 pub struct CausalRun<'a> {
     /// Queries of the new rows: `[rows, heads x width]`.
     pub queries: Rows<'a>,
-    /// Keys and values of old and new rows, the old first: `[rows, 2 x heads x width]`, in as many pieces as they came in.
+    /// The KV cache including the new rows: keys and values of all rows in order, `[rows, 2 x heads x width]`, in the
+    /// pieces that the decode steps appended.
     pub memory: &'a [Rows<'a>],
 }
 
-/// Every new row attends to its sequence's rows up to itself; `out` is `[rows of all runs, heads x width]`.
+/// Every new row attends to the rows of its sequence up to itself; `out` is `[rows of all runs, heads x width]`.
 ///
 /// # Panics
-/// When the lengths do not agree.
+/// When the lengths do not match.
 pub fn attend_causally(
     level: Level,
     pool: &mut Pool,
@@ -42,8 +43,8 @@ pub fn attend_causally(
     let out = Shared(out.as_mut_ptr());
     let part = |index: usize| {
         let run = runs[index];
-        #[expect(unsafe_code, reason = "each run's rows are one part's")]
-        // SAFETY: runs do not overlap.
+        #[expect(unsafe_code, reason = "each run's rows are written by one part")]
+        // SAFETY: the rows of different runs do not overlap.
         let out = unsafe {
             std::slice::from_raw_parts_mut(
                 out.pointer().add(starts[index] * width),
@@ -91,11 +92,11 @@ fn causal_generic<I: Isa>(
                     token += 1;
                 }
             }
-            // What is left over there from earlier use could be anything.
+            // The rest of the buffer may hold anything from earlier use.
             scores[visible..].fill(f32::NEG_INFINITY);
             let shift = isa.splat(-largest);
             for start in (0..visible).step_by(I::LANES) {
-                // SAFETY: within the padded scores.
+                // SAFETY: the vector lies within the padded scores, whose length is a multiple of a vector's.
                 unsafe {
                     let place = scores.as_mut_ptr().add(start);
                     let shifted = isa.add(isa.load(place), shift);
@@ -119,14 +120,14 @@ fn causal_generic<I: Isa>(
     }
 }
 
-/// `out += scale * values`.
+/// Computes `out += scale * values`.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of slices of one length")]
 fn add_scaled<I: Isa>(isa: I, out: &mut [f32], values: &[f32], scale: f32) {
     let whole = out.len() / I::LANES * I::LANES;
     let scales = isa.splat(scale);
     for start in (0..whole).step_by(I::LANES) {
-        // SAFETY: within both slices.
+        // SAFETY: the vectors lie within both slices.
         unsafe {
             let place = out.as_mut_ptr().add(start);
             let sum = isa.mul_add(isa.load(values.as_ptr().add(start)), scales, isa.load(place));
@@ -144,7 +145,7 @@ fn dot<I: Isa>(isa: I, a: &[f32], b: &[f32]) -> f32 {
     let whole = a.len() / I::LANES * I::LANES;
     let mut sums = isa.splat(0.0);
     for start in (0..whole).step_by(I::LANES) {
-        // SAFETY: within both slices.
+        // SAFETY: the vectors lie within both slices.
         unsafe {
             sums =
                 isa.mul_add(isa.load(a.as_ptr().add(start)), isa.load(b.as_ptr().add(start)), sums);

@@ -6,24 +6,24 @@ use super::super::memory::{LINE, Lines};
 use super::super::pool::Pool;
 use super::super::rows::Rows;
 
-/// Heads and their width.
+/// Number of attention heads, and their width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {
-    /// How many.
+    /// Number of attention heads per layer.
     pub count: usize,
-    /// Columns of one.
+    /// Width of one head, in values.
     pub width: usize,
 }
 
 impl Heads {
-    /// The inverse square root of a head's width.
+    /// The inverse square root of a head's width, by which scores are scaled.
     #[must_use]
     pub fn scale(self) -> f32 {
         (self.width as f32).sqrt().recip()
     }
 }
 
-/// Keys and values of one sequence, packed.
+/// Packed keys and values of one sequence.
 #[derive(Debug)]
 pub struct Memory {
     pub(super) level: Level,
@@ -37,32 +37,32 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// An empty memory, whose attention will run in `format`.
+    /// Empty keys and values, for attention that runs in `format`.
     ///
     /// # Panics
-    /// For 8-bit integers: attention has no such form.
+    /// If `format` is 8-bit integers, which attention does not support.
     #[must_use]
     pub fn new(level: Level, format: Format, heads: Heads) -> Self {
         assert_ne!(format, Format::Int8, "attention runs in f32 or bf16");
         Self { level, format, heads, tokens: 0, keys: Lines::default(), values: Lines::default() }
     }
 
-    /// Takes the keys and values `[tokens, heads x width]` of one sequence in place of what it has.
+    /// Replaces the contents with the keys and values `[tokens, heads x width]` of one sequence.
     ///
     /// # Panics
-    /// When there are not as many keys as values.
+    /// When the numbers of keys and values differ.
     pub fn pack(&mut self, pool: &mut Pool, heads: Heads, keys: Rows<'_>, values: Rows<'_>) {
         assert_eq!(keys.rows, values.rows, "a token has a key and a value");
         (self.heads, self.tokens) = (heads, keys.rows);
         let (level, format) = (self.level, self.format);
         let (key_size, value_size) = sizes(level, format, heads, keys.rows);
-        // Left-over values in columns beyond tokens and width are never looked at.
+        // Columns beyond the tokens and the width may keep old values; no result depends on them.
         self.keys.resize(heads.count * key_size);
         self.values.resize(heads.count * value_size);
         let (key_to, value_to) = (Shared(self.keys.as_mut_ptr()), Shared(self.values.as_mut_ptr()));
         pool.run(heads.count, &|head| {
-            #[expect(unsafe_code, reason = "each head's panels are one part's")]
-            // SAFETY: heads do not overlap, and each is as long as the buffer was made for.
+            #[expect(unsafe_code, reason = "each head's panels are written by one part")]
+            // SAFETY: heads do not overlap, and the buffers have room for every head.
             let (key_to, value_to) = unsafe {
                 (
                     std::slice::from_raw_parts_mut(key_to.pointer().add(head * key_size), key_size),
@@ -77,13 +77,13 @@ impl Memory {
         });
     }
 
-    /// Its heads.
+    /// Number and width of the heads.
     #[must_use]
     pub fn heads(&self) -> Heads {
         self.heads
     }
 
-    /// Bytes that a memory of these dimensions takes.
+    /// Bytes that keys and values of these dimensions take.
     #[must_use]
     pub fn bytes_of(level: Level, format: Format, heads: Heads, tokens: usize) -> usize {
         let (keys, values) = sizes(level, format, heads, tokens);
@@ -91,7 +91,7 @@ impl Memory {
     }
 }
 
-/// Groups of one head's keys and values.
+/// Sizes of one head's keys and of its values, in groups.
 fn sizes(level: Level, format: Format, heads: Heads, tokens: usize) -> (usize, usize) {
     let shape = Shape::of(level);
     (
@@ -100,7 +100,7 @@ fn sizes(level: Level, format: Format, heads: Heads, tokens: usize) -> (usize, u
     )
 }
 
-/// One head of a sequence.
+/// Keys and values of one head.
 #[derive(Clone, Copy)]
 struct Head<'a> {
     index: usize,
@@ -110,7 +110,7 @@ struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    /// Columns of a row of this head from `column` on.
+    /// `width` values of a row of this head, starting at `column`.
     #[inline(always)]
     fn part(&self, of: Rows<'a>, row: usize, column: usize, width: usize) -> &'a [f32] {
         of.part(row, self.index * self.width + column, width)
@@ -141,7 +141,7 @@ fn pack_head_generic<I: Isa>(
     }
 }
 
-/// Each key becomes a column.
+/// Packs the keys of a head; each key becomes a column.
 #[inline(always)]
 #[expect(unsafe_code, reason = "whole lines by pointer")]
 fn pack_keys<I: Isa, C: Convert<I, Scaling = ()>>(isa: I, head: Head<'_>, to: &mut [u32]) {
@@ -153,7 +153,7 @@ fn pack_keys<I: Isa, C: Convert<I, Scaling = ()>>(isa: I, head: Head<'_>, to: &m
     for token in 0..keys.rows {
         let row = head.part(keys, token, 0, width);
         let column = (token / columns) * groups * columns + token % columns;
-        // Of a width that does not fill its last line, the line's rest is zero, as the padding has to be.
+        // If the width does not fill its last line, the rest of the line is zero, because padding must be zero.
         for (index, values) in row.chunks(LINE * C::GROUP).enumerate() {
             block[..values.len()].copy_from_slice(values);
             block[values.len()..].fill(0.0);
@@ -167,7 +167,7 @@ fn pack_keys<I: Isa, C: Convert<I, Scaling = ()>>(isa: I, head: Head<'_>, to: &m
     }
 }
 
-/// Values stay rows; with bf16 two tokens make a row of groups.
+/// Packs the values of a head; they stay rows. In bf16, two tokens make one row of groups.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of arrays")]
 fn pack_values<I: Isa>(isa: I, bf16: bool, head: Head<'_>, to: &mut [u32]) {

@@ -1,11 +1,13 @@
-//! Attention: `softmax(q k^T / sqrt(d)) v` per head, over a memory packed once, or causally over plain rows.
+//! Attention per head, `softmax(q k^T / sqrt(d)) v`, over keys and values that are packed once, or causally over plain
+//! rows.
 //!
-//! - [`Memory`] (`memory`) holds the keys and values of one sequence as panels of the matrix product: `k` as weights `[tokens, d]`,
-//!   `v^T` as weights `[d, tokens]`, head by head. [`attend`] goes through the queries in strips of one tile's rows:
-//!   scores, softmax and the sum over values of a strip stay in the cache.
-//! - [`attend_causally`] (`causal`) is for the few rows of text decoding: dot products over rows of f32.
+//! - [`Memory`] (`memory`) holds the keys and values of one sequence as panels of the matrix product, head by head: `k`
+//!   as weights `[tokens, d]`, `v^T` as weights `[d, tokens]`. [`attend`] processes the queries in strips of as many
+//!   rows as a tile has: the scores, the softmax and the weighted sum of a strip stay in the cache.
+//! - [`attend_causally`] (`causal`) is for the few rows of text generation: dot products over rows of f32.
 //!
-//! A query's result does not depend on its company: each value is one chain of sums in the order of the keys.
+//! The result of a query does not depend on its batch neighbours: each value is a single chain of sums in the order of
+//! the keys.
 
 mod causal;
 mod memory;
@@ -26,21 +28,21 @@ use super::pointwise::exp;
 use super::pool::Pool;
 use super::rows::Rows;
 
-/// Queries of one sequence, and what they attend to.
+/// Queries of one sequence, and the keys and values that they attend to.
 #[derive(Debug, Clone, Copy)]
 pub struct Run<'a> {
-    /// `[rows, heads x width]`.
+    /// The queries, `[rows, heads x width]`.
     pub queries: Rows<'a>,
-    /// Their memory.
+    /// Packed keys and values that the queries attend to.
     pub memory: &'a Memory,
-    /// Scores are multiplied with this: as a rule the inverse square root of a head's width.
+    /// Factor that scores are multiplied by, usually the inverse square root of a head's width.
     pub scale: f32,
 }
 
-/// Strips of queries that one part of a job goes through at most.
+/// Largest number of strips of queries in one part of a job.
 const STRIPS_A_PART: usize = 8;
 
-/// Queries of a part: eight strips of a tile's rows; fewer where the heads alone would not occupy the threads.
+/// Number of queries per part: eight strips of a tile's rows, or fewer if the heads alone would not occupy all threads.
 fn part_rows(level: Level, threads: usize, runs: &[Run<'_>]) -> usize {
     let most = Shape::of(level).rows * STRIPS_A_PART;
     let heads: usize = runs.iter().map(|run| run.memory.heads.count).sum();
@@ -48,21 +50,21 @@ fn part_rows(level: Level, threads: usize, runs: &[Run<'_>]) -> usize {
     longest.div_ceil(threads.div_ceil(heads.max(1))).clamp(1, most)
 }
 
-/// One part: some rows of one head of one run.
+/// A part of the job: some rows of one head of one run.
 #[derive(Debug, Clone, Copy)]
 struct Part {
     run: usize,
     head: usize,
     first: usize,
     last: usize,
-    /// Row of the result where the run begins.
+    /// Row of the result at which the run starts.
     start: usize,
 }
 
-/// Every run's queries attend to all of its memory; `out` is `[rows of all runs, heads x width]`.
+/// The queries of every run attend to all of the run's keys and values; `out` is `[rows of all runs, heads x width]`.
 ///
 /// # Panics
-/// When the lengths do not agree.
+/// When the lengths do not match.
 pub fn attend(level: Level, pool: &mut Pool, runs: &[Run<'_>], out: &mut [f32]) {
     let strip = part_rows(level, pool.threads(), runs);
     let mut parts = Vec::new();
@@ -91,16 +93,16 @@ pub fn attend(level: Level, pool: &mut Pool, runs: &[Run<'_>], out: &mut [f32]) 
     let out = Shared(out.as_mut_ptr());
     pool.run(parts.len(), &|index| {
         let part = parts[index];
-        // Outside of `strips`: a closure in there would not be compiled for the level.
+        // Outside of `strips`, because a closure inside it would not be compiled for the level's instructions.
         STRIP.with_borrow_mut(|scratch| strips(level, runs[part.run], part, scratch, out));
     });
 }
 
-/// Scratch of one strip.
+/// Scratch buffers of one strip.
 #[derive(Debug, Default)]
 struct Strip {
     queries: Lines,
-    /// `[panels of tokens][rows][columns]`.
+    /// Scores, `[panels of tokens][rows][columns]`.
     scores: Lines,
     row: Lines,
     probabilities: Lines,
@@ -108,7 +110,7 @@ struct Strip {
 }
 
 thread_local! {
-    /// 577 tokens and 12 rows: 28 KB of scores, 14 KB of probabilities in bf16.
+    /// For 577 tokens and 12 rows: 28 KB of scores, and 14 KB of probabilities in bf16.
     static STRIP: RefCell<Strip> = RefCell::new(Strip::default());
 }
 
@@ -163,8 +165,8 @@ fn strip<I: Isa, D: Dot<I> + ConvertPair<I>>(
     let keys = &memory.keys[part.head * panels * columns * depth..];
     let value_panels = width.div_ceil(columns);
     let values = &memory.values[part.head * value_panels * columns * length..];
-    // SAFETY: every buffer was made long enough above; a panel's offset lies in the head's panels; the rows of the
-    // result are this part's alone in this head's columns.
+    // SAFETY: every buffer was made large enough above. A panel's offset lies within the head's panels. Only this part
+    // writes its rows of the result in this head's columns.
     unsafe {
         for r in 0..rows {
             let query = queries.part(first + r, part.head * width, width);
@@ -217,10 +219,10 @@ fn strip<I: Isa, D: Dot<I> + ConvertPair<I>>(
     }
 }
 
-/// One query's scores.
+/// Scores of one query.
 #[derive(Clone, Copy)]
 struct Scores {
-    /// Of the first panel.
+    /// Scores of the first panel.
     first: *const f32,
     /// Values from one panel to the next.
     stride: usize,
@@ -228,11 +230,12 @@ struct Scores {
     scale: f32,
 }
 
-/// `e^(scale (score - largest))` of one row of scores, as groups of the format, in lines `stride` values apart from `to`
-/// on; of columns beyond the tokens almost zero, which the values' padding makes zero. Returns the sum.
+/// Writes `e^(scale (score - largest))` of one row of scores as groups of the format, in lines that start at `to` and
+/// are `stride` values apart. Columns beyond the tokens get almost zero, which the zero padding of the values cancels.
+/// Returns the sum.
 ///
 /// # Safety
-/// The scores are there for `tokens` rounded up to a panel; `to` is valid for as many groups.
+/// The scores are valid for `tokens` rounded up to whole panels, and `to` is valid for as many groups.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors by pointer")]
 unsafe fn softmax<I: Isa, D: ConvertPair<I>>(
@@ -243,14 +246,14 @@ unsafe fn softmax<I: Isa, D: ConvertPair<I>>(
 ) -> f32 {
     let columns = I::LANES * I::VECTORS;
     let panels = scores.tokens.div_ceil(columns);
-    // Columns beyond the tokens are scores of zeros.
+    // Columns beyond the tokens hold the scores of padding, so the last panel is copied without them.
     let mut last = [f32::NEG_INFINITY; MOST_COLUMNS];
     let in_last = scores.tokens - (panels - 1) * columns;
-    // SAFETY: as this function's.
+    // SAFETY: this function's contract.
     unsafe {
         let last_scores = scores.first.add((panels - 1) * scores.stride);
         std::ptr::copy_nonoverlapping(last_scores, last.as_mut_ptr(), in_last);
-        // Closures stay with pointers: one over vectors would not be compiled for the level.
+        // The closure handles only pointers: a closure over vectors would not be compiled for the level's instructions.
         let of = |panel: usize| {
             let is_last = panel + 1 == panels;
             if is_last { last.as_ptr() } else { scores.first.add(panel * scores.stride) }
@@ -264,7 +267,7 @@ unsafe fn softmax<I: Isa, D: ConvertPair<I>>(
         let largest = isa.splat(isa.largest(isa.max(first, second)));
         let mut sums = [isa.splat(0.0); 2];
         for panel in 0..panels {
-            // The difference first: never above 0, however large the scores.
+            // Subtract before scaling: the difference is never above 0, however large the scores are.
             let first = isa.mul(isa.sub(isa.load(of(panel)), largest), scale);
             let second = isa.mul(isa.sub(isa.load(of(panel).add(I::LANES)), largest), scale);
             let pair = [exp(isa, first), exp(isa, second)];

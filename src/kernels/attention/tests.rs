@@ -1,4 +1,4 @@
-//! Both forms of attention, at every level, against the slow twin in f64.
+//! Compares both forms of attention, at every level, with a slow reference in f64.
 
 use super::super::isa::{Level, to_bf16};
 use super::super::pool::Pool;
@@ -6,7 +6,7 @@ use super::super::rows::Rows;
 use super::super::testing::{assert_all_close, levels, values};
 use super::{CausalRun, Format, Heads, Memory, Run, Shape, attend, attend_causally};
 
-/// Queries, keys and values of one sequence in columns of one matrix, as a packed qkv product gives them.
+/// Queries, keys and values of one sequence as columns of one matrix, as the packed qkv product writes them.
 struct Sequence {
     qkv: Vec<f32>,
     heads: Heads,
@@ -30,8 +30,8 @@ impl Sequence {
     }
 }
 
-/// `softmax(q k^T / sqrt(d)) v` of every row over the keys that `visible` lets it see; what the format keeps of each
-/// operand goes in. Beside each value the largest magnitude of its column of values.
+/// Slow reference: `softmax(q k^T / sqrt(d)) v` of every row, over the first `visible(row)` keys, with operands rounded
+/// to the format. Returns each value with the largest magnitude in its column of values.
 fn slow_twin(
     format: Format,
     queries: Rows<'_>,
@@ -71,7 +71,7 @@ fn slow_twin(
     out
 }
 
-/// The probabilities are rounded to the format too, each by itself: a part in 256 at most in bf16.
+/// The probabilities are rounded to the format too, each separately: by one part in 256 at most in bf16.
 fn tolerance(format: Format) -> f64 {
     match format {
         Format::F32 | Format::Int8 => 2e-6,
@@ -203,7 +203,7 @@ fn causal_attention_equals_the_slow_twin_with_and_without_a_past() {
                 let heads = Heads { count, width };
                 let sequence = Sequence::new(heads, past + new, 9);
                 let whole = count * width;
-                // Keys and values of the past in pieces of three rows, the new ones behind.
+                // Keys and values of the past in pieces of three rows, followed by the new ones.
                 let part = |first: usize, rows: usize| Rows {
                     values: &sequence.qkv[first * 3 * whole..],
                     stride: 3 * whole,

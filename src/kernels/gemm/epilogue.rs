@@ -1,4 +1,5 @@
-//! What happens to a tile of sums before it is stored: scale, bias, activation, residual.
+//! Epilogue of the matrix product: scale, bias, activation and residual are applied to a tile of sums before it is
+//! stored.
 
 use super::super::activation::Activation;
 use super::super::isa::Isa;
@@ -7,18 +8,19 @@ use super::rows::{PackedRows, Shared};
 use super::tile::MOST_COLUMNS;
 use super::weights::{Format, Weights};
 
-/// What a layer does with its product.
+/// Epilogue of a layer, applied to its product in addition to the bias.
 #[derive(Debug, Clone, Copy)]
 pub enum Epilogue<'a> {
-    /// Nothing but the bias.
+    /// Nothing in addition to the bias.
     None,
-    /// An activation. Only [`Activation::Gelu`] is fused; `gemm::linear` applies the others to the finished product.
+    /// An activation function. Only [`Activation::Gelu`] is fused; `gemm::linear` applies the others to the finished
+    /// product.
     Activation(Activation),
-    /// Adds this `[rows, n]`.
+    /// Adds a residual of shape `[rows, n]`.
     Residual(&'a [f32]),
 }
 
-/// A product's result and everything that its tiles need on their way there.
+/// Finishes tiles: the destination of a product, and everything that its epilogue needs.
 pub(super) struct Finish<'a> {
     weights: &'a Weights,
     packed: &'a PackedRows,
@@ -26,16 +28,16 @@ pub(super) struct Finish<'a> {
     out: Out,
 }
 
-/// Where a result's rows go.
+/// Destination of a product's rows.
 #[derive(Clone, Copy)]
 pub(super) struct Out {
     pub(super) first: Shared<f32>,
-    /// Values from one row to the next; n where nothing stands beside the result.
+    /// Values from one row to the next; n if the destination holds only this result.
     pub(super) stride: usize,
 }
 
 impl<'a> Finish<'a> {
-    /// `out` has a place for every row; a residual lies as it does.
+    /// `out` must have room for every row; a residual has the same layout as `out`.
     pub(super) fn new(
         weights: &'a Weights,
         packed: &'a PackedRows,
@@ -45,12 +47,12 @@ impl<'a> Finish<'a> {
         Self { weights, packed, epilogue, out }
     }
 
-    /// Finishes `sums` `[height, columns]` of the tile at `row` and `panel`.
+    /// Applies the epilogue to the `sums` `[height, columns]` of the tile at `row` and `panel`, and stores the result.
     ///
     /// # Safety
-    /// `sums` is valid for that; no other part finishes this tile.
+    /// `sums` is valid for this shape, and no other part finishes this tile.
     #[inline(always)]
-    #[expect(unsafe_code, reason = "a tile of the result, which is this part's alone")]
+    #[expect(unsafe_code, reason = "writes a tile of the result that no other part writes")]
     pub(super) unsafe fn tile<I: Isa>(
         &self,
         isa: I,
@@ -61,11 +63,12 @@ impl<'a> Finish<'a> {
     ) {
         let columns = I::LANES * I::VECTORS;
         let width = columns.min(self.weights.n() - panel * columns);
-        // The last panel may reach beyond the result: its rows are finished here.
+        // The last panel may extend beyond the result; its rows are finished in these buffers.
         let (mut residual, mut edge) = ([0.0f32; MOST_COLUMNS], [0.0f32; MOST_COLUMNS]);
         for r in 0..height {
             let at = (row + r) * self.out.stride + panel * columns;
-            // SAFETY: `at` and `width` more lie in row `row + r` of the result; sums as the caller says.
+            // SAFETY: the `width` values from `at` on lie in row `row + r` of the result; the caller guarantees the
+            // sums.
             unsafe {
                 let out = self.out.first.pointer().add(at);
                 let whole = width == columns;
@@ -90,22 +93,23 @@ impl<'a> Finish<'a> {
         }
     }
 
-    /// The epilogue of one vector; `beside` is the residual's.
+    /// Applies the epilogue to one vector; `beside` points to the residual's vector.
     ///
     /// # Safety
-    /// `beside` is valid for a vector where there is a residual.
+    /// If there is a residual, `beside` is valid for reading a vector.
     #[inline(always)]
     #[expect(unsafe_code, reason = "a vector of the residual by pointer")]
     unsafe fn finish<I: Isa>(&self, isa: I, value: I::F, beside: *const f32) -> I::F {
         match self.epilogue {
             Epilogue::Activation(Activation::Gelu) => gelu(isa, value),
             Epilogue::None | Epilogue::Activation(_) => value,
-            // SAFETY: as this function's.
+            // SAFETY: this function's contract.
             Epilogue::Residual(_) => isa.add(value, unsafe { isa.load(beside) }),
         }
     }
 
-    /// A vector of sums as f32 with the bias; of 8-bit products `(sum - zero x column sum) x scales`.
+    /// One vector of sums as f32, with the bias added. For 8-bit products it is `(sum - zero x column sum) x scales`
+    /// plus the bias.
     #[inline(always)]
     #[expect(unsafe_code, reason = "vectors of padded columns")]
     unsafe fn value<I: Isa>(&self, isa: I, sums: *const u32, row: usize, column: usize) -> I::F {

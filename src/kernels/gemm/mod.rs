@@ -1,14 +1,15 @@
-//! `y = epilogue(x W^T + b)` over weights packed once.
+//! Matrix product (GEMM) with fused epilogue: `y = epilogue(x W^T + b)`, with weights that are packed once.
 //!
-//! - `weights`: a layer's weights, packed into **panels** of one tile's width;
-//! - `rows`: the other operand, packed into **tiles** of one tile's height, for each product anew;
-//! - `tile`: the inner loop, one tile of one panel, written once for all instruction sets and number formats;
-//! - `epilogue`: what happens to a tile before it is stored;
+//! - `weights`: packs a layer's weights into **panels**, each as wide as a tile;
+//! - `rows`: packs the other operand into **tiles** of rows, again for each product;
+//! - `tile`: the inner loop, which multiplies one tile with one panel; written once for all instruction sets and
+//!   formats;
+//! - `epilogue`: what is applied to a tile before it is stored;
 //! - this file: which thread computes what.
 //!
-//! Every value of the result is one chain of sums over K in ascending order (of blocks of 32 values on a matrix unit, which
-//! has an order of its own within them), whatever the number of rows, tiles, blocks and threads: a row has the same bits
-//! alone and in any company.
+//! Every value of the result is a single chain of sums over K in ascending order. (On a matrix unit it is a chain over
+//! blocks of 32 values, and the unit has an order of its own within a block.) The order does not depend on the number
+//! of rows, tiles, blocks or threads. So a row has the same bits alone and with any batch neighbours.
 
 mod epilogue;
 mod rows;
@@ -33,16 +34,16 @@ use super::rows::Rows;
 use epilogue::{Finish, Out};
 use rows::PackedRows;
 
-/// Scratch memory of products, kept between calls.
+/// Scratch memory of products, reused between calls.
 #[derive(Debug, Default)]
 pub struct Scratch {
     rows: PackedRows,
 }
 
-/// `out = epilogue(x W^T + b)`: `x` `[rows, k]`, `out` `[rows, n]`.
+/// Computes `out = epilogue(x W^T + b)`; `x` is `[rows, k]`, `out` is `[rows, n]`.
 ///
 /// # Panics
-/// When the lengths do not agree.
+/// When the lengths do not match.
 pub fn linear(
     level: Level,
     pool: &mut Pool,
@@ -70,7 +71,7 @@ pub fn linear(
     pool.run(plan.parts(), &|part| {
         let (rows, panels) = plan.part(part);
         let block = tile::Block { packed, weights, finish: &finish, rows, panels };
-        // Outside of `compute`: a closure in there would not be compiled for the level.
+        // Outside of `compute`, because a closure inside it would not be compiled for the level's instructions.
         tile::SUMS.with_borrow_mut(|sums| compute(level, block, sums));
     });
     match epilogue {
@@ -79,11 +80,11 @@ pub fn linear(
     }
 }
 
-/// One product a head, side by side: columns `h x k..` of `x` `[rows, heads x k]` times the h-th weights make columns
+/// Computes one product per head. Columns `h x k..` of `x` `[rows, heads x k]` times the weights of head h give columns
 /// `h x n..` of `out` `[rows, heads x n]`.
 ///
 /// # Panics
-/// When the lengths do not agree, or the weights differ in shape.
+/// When the lengths do not match, or the weights differ in shape.
 pub fn linear_by_head(
     level: Level,
     pool: &mut Pool,
@@ -122,11 +123,11 @@ pub fn linear_by_head(
 }
 
 thread_local! {
-    /// One head's rows.
+    /// Packed rows of the head that this thread computes.
     static HEAD: RefCell<PackedRows> = RefCell::new(PackedRows::default());
 }
 
-/// Which rows and panels a part computes.
+/// Splits a product into parts: which rows and panels each part computes.
 struct Plan {
     rows: usize,
     row_block: usize,
@@ -135,8 +136,8 @@ struct Plan {
 }
 
 impl Plan {
-    /// Row blocks that L2 holds; panels in so many blocks that there are about eight parts a thread, so that one busy
-    /// core does not hold up the others.
+    /// Row blocks fit into L2. Panels are split into so many blocks that there are about eight parts per thread, so
+    /// that one busy core does not delay the others.
     fn new(level: Level, rows: usize, weights: &Weights, threads: usize) -> Self {
         let Shape { rows: tile, row_block_bytes, .. } = Shape::of(level);
         let row_bytes = weights.groups() * 4;
@@ -156,7 +157,7 @@ impl Plan {
         self.rows.div_ceil(self.row_block) * self.panel_blocks()
     }
 
-    /// Panels vary fastest, so that threads at work at one time share the rows.
+    /// Panels vary fastest, so that threads that run at the same time share the rows.
     fn part(&self, index: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
         let (row, panel) = (index / self.panel_blocks(), index % self.panel_blocks());
         let (row, panel) = (row * self.row_block, panel * self.panel_block);

@@ -1,7 +1,7 @@
-//! The left operand, packed for one product: converted to the format's groups, tile by tile.
+//! The left operand, packed for one product: converted to the groups of the format, tile by tile.
 //!
-//! A tile of `r` rows lies as `[k blocks of 16 groups][r][16 groups]`: the inner loop walks it with one pointer, each
-//! cache line is one row's, and packing writes whole lines.
+//! A tile of `r` rows is stored as `[k blocks of 16 groups][r][16 groups]`. So the inner loop reads it with one
+//! pointer, each cache line belongs to one row, and packing writes whole cache lines.
 
 use super::super::isa::{Isa, Level, per_level};
 use super::super::memory::{LINE, Lines};
@@ -10,7 +10,7 @@ use super::super::rows::Rows;
 use super::tile::{Bf16, F32, Int8};
 use super::weights::{Format, Shape};
 
-/// Rows in tiles, and how 8-bit rows are scaled.
+/// Packed rows in tiles, and the scales of 8-bit rows.
 #[derive(Debug, Default)]
 pub(in crate::kernels) struct PackedRows {
     groups: Lines,
@@ -19,26 +19,26 @@ pub(in crate::kernels) struct PackedRows {
     padded_groups: usize,
 }
 
-/// `value = (byte - zero) * scale` of one row.
+/// Quantization of one row to 8 bits: `value = (byte - zero) * scale`.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::kernels) struct Quantised {
     pub(super) scale: f32,
     pub(super) zero: i32,
 }
 
-/// A pointer that parts of a job write through, each to a place of its own.
+/// A pointer that the parts of a job write through, each part to places of its own.
 #[derive(Clone, Copy)]
 pub(in crate::kernels) struct Shared<T>(pub(in crate::kernels) *mut T);
 
 #[expect(unsafe_code, reason = "disjoint writes from several threads")]
-// SAFETY: users write to disjoint places only; each says why.
+// SAFETY: users write only to disjoint places; each user says why they are disjoint.
 unsafe impl<T: Send> Send for Shared<T> {}
 #[expect(unsafe_code, reason = "disjoint writes from several threads")]
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
-    /// The same from a later column of the first row on.
+    /// The pointer moved to a later column of the first row.
     pub(in crate::kernels) fn columns_from(self, column: usize) -> Self {
         Self(self.0.wrapping_add(column))
     }
@@ -48,11 +48,11 @@ impl<T> Shared<T> {
     }
 }
 
-/// Tiles packed in one part of a job.
+/// Number of tiles that one part of a job packs.
 const TILES_A_PART: usize = 2;
 
 impl PackedRows {
-    /// Takes `k` columns of `x`.
+    /// Packs `k` columns of `x`, in parallel on the pool.
     pub(super) fn pack(
         &mut self,
         level: Level,
@@ -65,7 +65,7 @@ impl PackedRows {
         self.pack_on(run, level, x, k, format);
     }
 
-    /// The same on this thread alone, for who is part of a job already.
+    /// As `pack`, but on the calling thread, for callers that are already inside a part of a job.
     pub(super) fn pack_alone(&mut self, level: Level, x: Rows<'_>, k: usize, format: Format) {
         let run = |parts: usize, part: &(dyn Fn(usize) + Sync)| (0..parts).for_each(part);
         self.pack_on(run, level, x, k, format);
@@ -99,7 +99,7 @@ impl PackedRows {
         });
     }
 
-    /// The first group of the tile that begins with `row`, at group `k` (a multiple of [`LINE`]) of K.
+    /// The first group of the tile that starts with `row`, at group `k` (a multiple of [`LINE`]) of K.
     #[inline(always)]
     pub(super) fn tile(&self, row: usize, rows_in_tile: usize, k: usize) -> *const u32 {
         self.groups[row * self.padded_groups + k * rows_in_tile..].as_ptr()
@@ -124,7 +124,7 @@ per_level! {
 }
 
 #[inline(always)]
-#[expect(unsafe_code, reason = "rows of one tile belong to one part")]
+#[expect(unsafe_code, reason = "only one part writes the rows of a tile")]
 fn generic<I: Isa>(
     isa: I,
     source: Source<'_>,
@@ -136,7 +136,8 @@ fn generic<I: Isa>(
     let padded = k.div_ceil(format.group()).next_multiple_of(LINE);
     for index in 0..rows {
         let row = x.part(first + index, 0, k);
-        // SAFETY: the buffer holds `rows x padded` groups; this tile's begin at its first row's and are its own.
+        // SAFETY: the buffer holds `rows x padded` groups. The groups of this tile start at those of its first row, and
+        // no other part writes them.
         unsafe {
             let to = groups.pointer().add(first * padded + index * LINE);
             match format {
@@ -153,29 +154,30 @@ fn generic<I: Isa>(
 }
 
 #[expect(unsafe_code, reason = "lines by pointer")]
-/// How a block of f32 becomes a line of groups.
+/// Conversion of a block of f32 values to one cache line of groups.
 pub(in crate::kernels) trait Convert<I: Isa> {
-    /// f32 in a group.
+    /// Number of f32 values per group.
     const GROUP: usize;
     type Scaling: Copy;
     /// # Safety
-    /// `from` is valid for `LINE x GROUP` reads, `to` for `LINE` writes.
+    /// `from` is valid for `LINE x GROUP` reads, and `to` for `LINE` writes.
     unsafe fn line(isa: I, from: *const f32, to: *mut u32, scaling: Self::Scaling);
 }
 
 #[expect(unsafe_code, reason = "groups by pointer")]
-/// How two vectors of f32 that follow each other in a row become groups.
+/// Conversion of two vectors of f32 that are adjacent in a row to groups.
 pub(in crate::kernels) trait ConvertPair<I: Isa>:
     Convert<I, Scaling = ()>
 {
-    /// Writes the groups of the `index`-th pair of vectors of a row whose lines begin at `to` and lie `stride` values apart.
+    /// Writes the groups of the `index`-th pair of vectors of a row. The row's lines start at `to` and are `stride`
+    /// values apart.
     ///
     /// # Safety
-    /// `to` is valid for that line.
+    /// `to` is valid for writing that line.
     unsafe fn pair(isa: I, pair: [I::F; 2], to: *mut u32, stride: usize, index: usize);
 }
 
-/// Where a row's group stands.
+/// Offset of a group of a row.
 #[inline(always)]
 fn place(group: usize, stride: usize) -> usize {
     group / LINE * stride + group % LINE
@@ -186,7 +188,7 @@ impl<I: Isa> ConvertPair<I> for F32 {
     #[inline(always)]
     unsafe fn pair(isa: I, [first, second]: [I::F; 2], to: *mut u32, stride: usize, index: usize) {
         let group = 2 * index * I::LANES;
-        // SAFETY: a vector's groups lie in one line, as lines are a whole number of vectors.
+        // SAFETY: a vector's groups lie within one line, because a line is a whole number of vectors.
         unsafe {
             isa.store(to.add(place(group, stride)).cast(), first);
             isa.store(to.add(place(group + I::LANES, stride)).cast(), second);
@@ -206,10 +208,10 @@ impl<I: Isa> ConvertPair<I> for Bf16 {
     }
 }
 
-/// One row's groups: a line at every `rows_in_tile`-th line from `to`.
+/// Converts one row to groups: one line at every `rows_in_tile`-th line from `to` on.
 ///
 /// # Safety
-/// `to` is valid for that.
+/// `to` is valid for writing these lines.
 #[inline(always)]
 #[expect(unsafe_code, reason = "lines of one row in a tile")]
 pub(in crate::kernels) unsafe fn row_to_groups<I: Isa, C: Convert<I>>(
@@ -222,7 +224,7 @@ pub(in crate::kernels) unsafe fn row_to_groups<I: Isa, C: Convert<I>>(
     let block = LINE * C::GROUP;
     let mut blocks = row.chunks_exact(block);
     for block in &mut blocks {
-        // SAFETY: the block is whole; the caller gives the lines.
+        // SAFETY: the block is complete; the caller guarantees the lines.
         unsafe {
             C::line(isa, block.as_ptr(), to, scaling);
             to = to.add(rows_in_tile * LINE);
@@ -232,7 +234,7 @@ pub(in crate::kernels) unsafe fn row_to_groups<I: Isa, C: Convert<I>>(
     if !rest.is_empty() {
         let mut padded = [0.0f32; 4 * LINE];
         padded[..rest.len()].copy_from_slice(rest);
-        // SAFETY: as above.
+        // SAFETY: the padded array is a complete block; the caller guarantees the lines.
         unsafe { C::line(isa, padded.as_ptr(), to, scaling) };
     }
 }
@@ -244,7 +246,7 @@ impl<I: Isa> Convert<I> for F32 {
     #[inline(always)]
     unsafe fn line(isa: I, from: *const f32, to: *mut u32, (): ()) {
         for lane in (0..LINE).step_by(I::LANES) {
-            // SAFETY: within the line.
+            // SAFETY: the vector lies within the line.
             unsafe { isa.store(to.add(lane).cast(), isa.load(from.add(lane))) };
         }
     }
@@ -257,7 +259,7 @@ impl<I: Isa> Convert<I> for Bf16 {
     #[inline(always)]
     unsafe fn line(isa: I, from: *const f32, to: *mut u32, (): ()) {
         for lane in (0..LINE).step_by(I::LANES) {
-            // SAFETY: within the line.
+            // SAFETY: the vectors lie within the line.
             unsafe {
                 let first = isa.load(from.add(2 * lane));
                 let second = isa.load(from.add(2 * lane + I::LANES));
@@ -270,14 +272,14 @@ impl<I: Isa> Convert<I> for Bf16 {
 #[expect(unsafe_code, reason = "whole lines by pointer")]
 impl<I: Isa> Convert<I> for Int8 {
     const GROUP: usize = 4;
-    /// The inverse of the scale, and the zero.
+    /// The inverse of the scale, and the zero point.
     type Scaling = (f32, f32);
     #[inline(always)]
     unsafe fn line(isa: I, from: *const f32, to: *mut u32, (inverse, zero): (f32, f32)) {
         let (inverse, zero) = (isa.splat(inverse), isa.splat(zero));
-        // Not fused: every level rounds to the same bytes.
+        // The multiplication and the addition are not fused, so that every level rounds to the same bytes.
         for value in (0..4 * LINE).step_by(I::LANES) {
-            // SAFETY: within the line.
+            // SAFETY: the vector lies within the line.
             unsafe {
                 let scaled = isa.add(isa.mul(isa.load(from.add(value)), inverse), zero);
                 isa.store_bytes(to.cast::<u8>().add(value), scaled);
@@ -286,16 +288,16 @@ impl<I: Isa> Convert<I> for Int8 {
     }
 }
 
-/// The row's range, 0 included, on 0 to 255; and the inverse of the scale.
+/// Maps the row's range, extended to include 0, to 0..=255. Returns the quantization and the inverse of its scale.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of a slice")]
 fn quantise<I: Isa>(isa: I, row: &[f32]) -> (Quantised, f32) {
     let whole = row.len() / I::LANES * I::LANES;
     let (mut low, mut high) = (isa.splat(0.0), isa.splat(0.0));
-    // Zero times a value is NaN where it is not finite; minima and maxima lose a NaN.
+    // Zero times a value is NaN if the value is not finite; minima and maxima would lose a NaN.
     let mut zeros = isa.splat(0.0);
     for start in (0..whole).step_by(I::LANES) {
-        // SAFETY: within the row.
+        // SAFETY: the vector lies within the row.
         let x = unsafe { isa.load(row.as_ptr().add(start)) };
         (low, high) = (isa.min(low, x), isa.max(high, x));
         zeros = isa.mul_add(x, isa.splat(0.0), zeros);
@@ -309,7 +311,7 @@ fn quantise<I: Isa>(isa: I, row: &[f32]) -> (Quantised, f32) {
     }
     let range = high - low;
     if zero.is_nan() || range == 0.0 || range.is_infinite() {
-        // Not finite, which has to come out as NaN; or all zero.
+        // Either a value is not finite, so the results must be NaN, or all values are zero.
         let scale = if zero.is_nan() || range.is_infinite() { f32::NAN } else { 0.0 };
         return (Quantised { scale, zero: 0 }, 0.0);
     }

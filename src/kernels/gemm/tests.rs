@@ -1,4 +1,4 @@
-//! Every level and format against the slow twin: three loops over the same rounded operands, in f64.
+//! Compares every level and format with a slow reference: three loops over the same rounded operands, in f64.
 
 use super::super::activation::Activation;
 use super::super::isa::{Level, to_bf16};
@@ -6,7 +6,7 @@ use super::super::pool::Pool;
 use super::super::testing::{assert_all_close, levels, values};
 use super::{Epilogue, Format, Scratch, Shape, Weights, linear, linear_by_head};
 
-/// What the format keeps of a matrix's rows.
+/// The values of a matrix row after rounding to the format.
 fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
     match format {
         Format::F32 => row.iter().map(|&x| f64::from(x)).collect(),
@@ -34,7 +34,7 @@ fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
     }
 }
 
-/// `x W^T + b` of rounded operands, and the sum of the products' magnitudes, by which errors are measured.
+/// `x W^T + b` of the rounded operands, and the sum of the products' magnitudes, which errors are relative to.
 fn slow_twin(
     format: Format,
     x: &[f32],
@@ -57,7 +57,8 @@ fn slow_twin(
     out
 }
 
-/// Sums of k products in f32, in any order, stay within k/2 roundings; a chain of them is nearer to sqrt(k).
+/// The error of a sum of k f32 products, in any order, is at most k/2 roundings; that of a chain of sums is closer to
+/// sqrt(k).
 fn tolerance(k: usize) -> f64 {
     f64::from(f32::EPSILON) * (4.0 + (k as f64).sqrt())
 }
@@ -97,7 +98,7 @@ fn every_level_and_format_equals_the_slow_twin_around_the_edges_of_tiles_and_blo
                     }
                 }
             }
-            // Around blocks of K: 192 groups (128 on the matrix unit) of 1, 2 or 4.
+            // Sizes around blocks of K, which have 192 groups (128 on the matrix unit) of 1, 2 or 4 values.
             for k in [191, 192, 193, 255, 257, 385, 511, 513, 767, 768, 769] {
                 failures.extend(check(level, format, rows + 2, columns + 1, k).err());
             }
@@ -106,8 +107,8 @@ fn every_level_and_format_equals_the_slow_twin_around_the_edges_of_tiles_and_blo
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
-/// The products of the base, large and demo models, with few of their rows and columns where the whole would be slow: the
-/// slow twin is. Row blocks and panels of blocks are crossed all the same.
+/// The products of the base, large and demo models. Where the slow reference would take too long, they have fewer rows
+/// and columns, but still more than one row block and more than one block of panels.
 #[test]
 fn every_level_and_format_equals_the_slow_twin_on_the_shapes_of_the_models() {
     let mut failures = Vec::new();
@@ -169,7 +170,7 @@ fn a_row_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads() {
     }
 }
 
-/// With the largest magnitudes opposite and equal the largest value lies at 255.5, which rounds to 256.
+/// If the lowest and the highest value have equal magnitude, the highest is quantized to 255.5, which rounds to 256.
 #[test]
 fn the_largest_value_of_an_8_bit_row_stays_the_largest() {
     for level in levels() {
@@ -192,7 +193,8 @@ fn the_largest_value_of_an_8_bit_row_stays_the_largest() {
     }
 }
 
-/// On a machine without AMX the emulator must have run, or the other tests show nothing of it.
+/// On a machine without AMX, checks that the emulator has run; otherwise the other tests would not cover the matrix
+/// unit.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[test]
 fn the_matrix_unit_multiplies_bf16_and_integers_but_not_f32() {
@@ -202,7 +204,7 @@ fn the_matrix_unit_multiplies_bf16_and_integers_but_not_f32() {
     }
     for (format, uses) in [(Format::F32, false), (Format::Bf16, true), (Format::Int8, true)] {
         let before = emulator::products();
-        // The emulator counts by thread.
+        // One thread only, because the emulator counts per thread.
         check_on(&mut Pool::new(1), Level::Amx, format, [40, 33, 100]).unwrap();
         assert_eq!(emulator::products() > before, uses, "{format:?}");
     }
@@ -304,7 +306,7 @@ fn what_is_not_a_number_stays_so_and_spoils_no_other_row() {
                 );
                 for (row, values) in out.chunks(n).enumerate() {
                     let finite = values.iter().filter(|x| x.is_finite()).count();
-                    // An infinity may cancel to 0 in GELU; no value of that row may look like a result.
+                    // GELU may turn an infinity into 0; but not every value of that row may look like a valid result.
                     let expected = if row == 2 { finite < n } else { finite == n };
                     assert!(expected, "{level} {format:?} {bad} row {row}: {finite} finite");
                 }

@@ -1,4 +1,4 @@
-//! The inner loop: one tile of rows against one panel of weights, in registers.
+//! The inner loop (microkernel): multiplies one tile of rows with one panel of weights, in registers.
 
 use std::ops::Range;
 
@@ -8,33 +8,33 @@ use super::epilogue::Finish;
 use super::rows::PackedRows;
 use super::weights::Weights;
 
-/// Most rows of a tile, of any set.
+/// Largest number of rows of a tile, over all instruction sets.
 pub(in crate::kernels) const MOST_ROWS: usize = 32;
-/// Most columns of a tile, of any set.
+/// Largest number of columns of a tile, over all instruction sets.
 pub(in crate::kernels) const MOST_COLUMNS: usize = 32;
 
 #[expect(unsafe_code, reason = "sums by pointer")]
-/// A number format, as the inner loop sees it: what a group multiplies to and what it adds up in.
+/// A number format, for the inner loop: how two groups are multiplied, and the type of the sums.
 pub(in crate::kernels) trait Dot<I: Isa> {
-    /// Sums, one a lane.
+    /// A vector of sums, one per lane.
     type Sum: Copy;
-    /// The matrix unit's kind of groups; `None` where it has no such kind.
+    /// Whether the matrix unit treats the groups as integers; `None` if it does not support the format.
     const INTEGERS: Option<bool>;
     fn zero(isa: I) -> Self::Sum;
     fn dot(isa: I, sum: Self::Sum, a: I::G, b: I::G) -> Self::Sum;
     /// # Safety
-    /// `from` is valid for a vector's reads.
+    /// `from` is valid for reading a vector.
     unsafe fn load(isa: I, from: *const u32) -> Self::Sum;
     /// # Safety
-    /// `to` is valid for a vector's writes.
+    /// `to` is valid for writing a vector.
     unsafe fn store(isa: I, to: *mut u32, sum: Self::Sum);
 }
 
-/// Groups of one f32.
+/// Groups of one f32, summed in f32.
 pub(in crate::kernels) struct F32;
-/// Groups of two bf16, summed in f32.
+/// Groups of two bf16 values, summed in f32.
 pub(in crate::kernels) struct Bf16;
-/// Groups of four 8-bit integers, unsigned rows and signed weights, summed in i32.
+/// Groups of four 8-bit integers (rows unsigned, weights signed), summed in i32.
 pub(in crate::kernels) struct Int8;
 
 macro_rules! float_sums {
@@ -53,12 +53,12 @@ macro_rules! float_sums {
             }
             #[inline(always)]
             unsafe fn load(isa: I, from: *const u32) -> I::F {
-                // SAFETY: as the trait says.
+                // SAFETY: the caller keeps the trait's contract.
                 unsafe { isa.load(from.cast()) }
             }
             #[inline(always)]
             unsafe fn store(isa: I, to: *mut u32, sum: I::F) {
-                // SAFETY: as the trait says.
+                // SAFETY: the caller keeps the trait's contract.
                 unsafe { isa.store(to.cast(), sum) }
             }
         }
@@ -83,17 +83,17 @@ impl<I: Isa> Dot<I> for Int8 {
     }
     #[inline(always)]
     unsafe fn load(isa: I, from: *const u32) -> I::G {
-        // SAFETY: as the trait says.
+        // SAFETY: the caller keeps the trait's contract.
         unsafe { isa.load_i32(from.cast()) }
     }
     #[inline(always)]
     unsafe fn store(isa: I, to: *mut u32, sum: I::G) {
-        // SAFETY: as the trait says.
+        // SAFETY: the caller keeps the trait's contract.
         unsafe { isa.store_i32(to.cast(), sum) }
     }
 }
 
-/// A part of a product.
+/// The rows and panels of a product that one part of a job computes.
 pub(super) struct Block<'a> {
     pub(super) packed: &'a PackedRows,
     pub(super) weights: &'a Weights,
@@ -102,7 +102,7 @@ pub(super) struct Block<'a> {
     pub(super) panels: Range<usize>,
 }
 
-/// The block, block of K by block of K.
+/// Computes the block, one block of K after the other.
 #[inline(always)]
 #[expect(unsafe_code, reason = "tiles, panels and sums by pointer")]
 pub(super) fn block<I: Isa, D: Dot<I>>(
@@ -113,7 +113,7 @@ pub(super) fn block<I: Isa, D: Dot<I>>(
     let columns = I::LANES * I::VECTORS;
     let groups = weights.groups();
     let k_blocks = groups.div_ceil(I::K_BLOCK).max(1);
-    // With one block of K a tile's sums are finished at once.
+    // With a single block of K, the sums of a tile are finished immediately.
     let kept_rows = if k_blocks == 1 { MOST_ROWS } else { rows.len() };
     sums.resize(kept_rows * columns);
     let sums = sums.as_mut_ptr();
@@ -123,8 +123,8 @@ pub(super) fn block<I: Isa, D: Dot<I>>(
             let length = I::K_BLOCK.min(groups - k);
             for row in rows.clone().step_by(I::ROWS) {
                 let height = I::ROWS.min(rows.end - row);
-                // SAFETY: `packed` and `weights` hold what they give pointers to; `sums` holds `height` rows from
-                // any kept row on.
+                // SAFETY: `packed` and `weights` hold the data that they return pointers to. `sums` has room for
+                // `height` rows, starting at any kept row.
                 unsafe {
                     let kept = if k_blocks == 1 { 0 } else { row - rows.start };
                     let sums = sums.add(kept * columns);
@@ -145,11 +145,12 @@ thread_local! {
     pub(super) static SUMS: std::cell::RefCell<Lines> = std::cell::RefCell::new(Lines::default());
 }
 
-/// One tile times one panel: `sums` `[rows, columns]` are written, or added to where `add`.
+/// Multiplies one tile with one panel. Writes the result to `sums` `[rows, columns]`, or adds it to them if `add` is
+/// true.
 ///
 /// # Safety
-/// `rows` is 1 to `I::ROWS`; `a` is a tile of `rows` rows and `b` a panel, both of `groups` groups (the tile's last line
-/// whole); `groups` is a multiple of `I::GROUPS`; `sums` is valid for `rows x columns`.
+/// `rows` is 1 to `I::ROWS`. `a` is a tile of `rows` rows and `b` is a panel, both of `groups` groups; the last line of
+/// the tile is complete. `groups` is a multiple of `I::GROUPS`. `sums` is valid for `rows x columns` values.
 #[inline(always)]
 #[expect(unsafe_code, reason = "tile, panel and sums by pointer")]
 pub(in crate::kernels) unsafe fn run<I: Isa, D: Dot<I>>(
@@ -161,7 +162,7 @@ pub(in crate::kernels) unsafe fn run<I: Isa, D: Dot<I>>(
     sums: *mut u32,
     add: bool,
 ) {
-    // What the tiles, the epilogue and the packing are written for.
+    // Assumptions of the tiles, the epilogue and the packing.
     const {
         assert!(I::VECTORS == 2 && LINE.is_multiple_of(I::LANES));
         assert!(I::ROWS <= MOST_ROWS && I::LANES * I::VECTORS <= MOST_COLUMNS);
@@ -169,14 +170,14 @@ pub(in crate::kernels) unsafe fn run<I: Isa, D: Dot<I>>(
     if let (true, Some(integers)) = (I::MATRIX_UNIT, D::INTEGERS) {
         let blocks = groups / LINE;
         let tile = MatrixTile { integers, rows, a, b, blocks, sums, add };
-        // SAFETY: as this function's.
+        // SAFETY: this function's contract.
         return unsafe { isa.matrix_tile(tile) };
     }
     macro_rules! highest {
         ($height:expr, $operands:expr, $($rows:literal)*) => {
             match $height {
                 $($rows.. if $rows <= I::ROWS => {
-                    // SAFETY: as this function's.
+                    // SAFETY: this function's contract.
                     unsafe { tile::<I, D, $rows>(isa, $operands) };
                     $rows
                 })*
@@ -186,22 +187,23 @@ pub(in crate::kernels) unsafe fn run<I: Isa, D: Dot<I>>(
     }
     let mut first = 0;
     while first < rows {
-        // SAFETY: rows from `first` on lie `first` lines into each block of the tile, and `first` rows into the sums.
+        // SAFETY: the rows from `first` on start `first` lines into each block of the tile, and `first` rows into the
+        // sums.
         let operands = unsafe {
             let sums = sums.add(first * I::LANES * I::VECTORS);
             Operands { a: a.add(first * LINE), stride: rows * LINE, b, groups, sums, add }
         };
-        // Twelve rows' sums fill the registers. Each height is compiled anew for every set and format: other heights are
-        // put together of these.
+        // The sums of twelve rows fill the registers. Each height is compiled separately for every set and format, so
+        // other heights are composed of these.
         first += highest!(rows - first, operands, 12 8 6 4 3 2 1);
     }
 }
 
-/// What [`tile`] multiplies.
+/// Operands and result of [`tile`].
 #[derive(Clone, Copy)]
 struct Operands {
     a: *const u32,
-    /// Groups from one block of 16 groups of `a` to the next.
+    /// Groups of `a` from one block of 16 groups to the next.
     stride: usize,
     b: *const u32,
     groups: usize,
@@ -242,7 +244,7 @@ unsafe fn tile<I: Isa, D: Dot<I>, const R: usize>(isa: I, operands: Operands) {
     }
 }
 
-/// One group of every row times one group of every column.
+/// Multiplies one group of every row with one group of every column, and adds to the sums.
 #[inline(always)]
 #[expect(unsafe_code, reason = "tile and panel by pointer")]
 unsafe fn step<I: Isa, D: Dot<I>, const R: usize>(

@@ -1,7 +1,7 @@
-//! A linear layer's weights, converted and packed once at load.
+//! Weights of a linear layer, converted and packed once, at load.
 //!
-//! `W` `[n, k]` lies as **panels** of a tile's columns: `[panels][groups of K][columns]`, so that the inner loop reads
-//! it front to back. Columns beyond `n` are zero.
+//! `W` `[n, k]` is stored as **panels** that are as wide as a tile: `[panels][groups of K][columns]`. So the inner loop
+//! reads it from front to back. Columns beyond `n` are zero.
 
 use super::super::isa::to_bf16;
 use super::super::isa::{Isa, Level, per_level};
@@ -12,16 +12,17 @@ use super::rows::Shared;
 /// Number format of a layer's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// f32.
+    /// f32 weights and rows, sums in f32.
     F32,
     /// bf16 weights and rows, sums in f32.
     Bf16,
-    /// 8-bit weights, one scale a column; 8-bit rows, one scale and zero a row; sums in i32, which are exact.
+    /// 8-bit weights with one scale per column, and 8-bit rows with one scale and one zero point per row; the sums are
+    /// in i32 and exact.
     Int8,
 }
 
 impl Format {
-    /// Values of K in a group of four bytes.
+    /// Number of values of K in a group of four bytes.
     #[must_use]
     pub const fn group(self) -> usize {
         match self {
@@ -40,38 +41,38 @@ pub struct Weights {
     n: usize,
     k: usize,
     columns: usize,
-    /// Groups of K, padded.
+    /// Number of groups of K, including padding.
     groups: usize,
     packed: Lines,
-    /// Padded to whole panels, as the next two; zeros where the layer has none.
+    /// The bias; zeros if the layer has none. This and the next two are padded to whole panels.
     bias: Vec<f32>,
     scales: Vec<f32>,
     column_sums: Vec<i32>,
 }
 
-/// A level's tiles.
+/// Tile sizes of a level.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::kernels) struct Shape {
-    /// Rows of a tile.
+    /// Number of rows of a tile.
     pub(in crate::kernels) rows: usize,
-    /// Columns of a panel.
+    /// Number of columns of a panel.
     pub(in crate::kernels) columns: usize,
-    /// Bytes of packed rows that stay in the second-level cache.
+    /// Most bytes of packed rows that stay in the second-level cache.
     pub(in crate::kernels) row_block_bytes: usize,
-    /// Groups of K per block.
+    /// Number of groups of K per block.
     pub(in crate::kernels) k_block: usize,
     group_unit: usize,
 }
 
 impl Shape {
-    /// That of a level.
+    /// Tile sizes of the given level.
     pub(in crate::kernels) fn of(level: Level) -> Self {
         let mut shape = Self::default();
         per_level_shape(level, &mut shape);
         shape
     }
 
-    /// Groups that `values` of K take in a panel, the last ones padded with zeros.
+    /// Number of groups that `values` values of K take in a panel, including padding with zeros.
     pub(in crate::kernels) fn groups(self, format: Format, values: usize) -> usize {
         values.div_ceil(format.group()).next_multiple_of(self.group_unit)
     }
@@ -93,10 +94,10 @@ fn shape_of<I: Isa>(_: I, shape: &mut Shape) {
 }
 
 impl Weights {
-    /// Packs `weight` `[n, k]`, given row by row, and `bias` `[n]`.
+    /// Packs `weight` `[n, k]`, in row-major order, and `bias` `[n]`.
     ///
     /// # Panics
-    /// When the lengths do not agree.
+    /// When the lengths do not match.
     #[must_use]
     pub fn pack(
         level: Level,
@@ -131,14 +132,14 @@ impl Weights {
                     let (bits, of_group) = pack_group(format, group, scale);
                     sum += of_group;
                     #[expect(unsafe_code, reason = "panels are packed by several threads")]
-                    // SAFETY: the place lies in this part's panel.
+                    // SAFETY: the place lies in the panel of this part.
                     unsafe {
                         *to.pointer().add((panel * groups + index) * columns + column) = bits;
                     }
                 }
                 if int8 {
                     #[expect(unsafe_code, reason = "panels are packed by several threads")]
-                    // SAFETY: the column is this part's.
+                    // SAFETY: only this part writes the column.
                     unsafe {
                         *scale_to.pointer().add(first + column) = scale;
                         *sum_to.pointer().add(first + column) = sum;
@@ -160,25 +161,25 @@ impl Weights {
         }
     }
 
-    /// The level that they are packed for.
+    /// The instruction set level that the weights are packed for.
     #[must_use]
     pub fn level(&self) -> Level {
         self.level
     }
 
-    /// Number format.
+    /// Number format of the packed weights.
     #[must_use]
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// Columns of the result.
+    /// Number of columns of the result.
     #[must_use]
     pub fn n(&self) -> usize {
         self.n
     }
 
-    /// Columns of the rows.
+    /// Number of columns of the rows.
     #[must_use]
     pub fn k(&self) -> usize {
         self.k
@@ -192,7 +193,7 @@ impl Weights {
         self.n.div_ceil(self.columns)
     }
 
-    /// The first group of a panel, from group `k` on.
+    /// Pointer to a panel's groups, from group `k` on.
     #[inline(always)]
     pub(super) fn panel(&self, panel: usize, k: usize) -> *const u32 {
         self.packed[(panel * self.groups() + k) * self.columns..].as_ptr()
@@ -218,7 +219,7 @@ fn largest(row: &[f32]) -> f32 {
     row.iter().fold(0.0, |most, x| most.max(x.abs()))
 }
 
-/// Up to a group of values as its bits, and the sum of its integers.
+/// Packs up to a group of values. Returns the bits of the group, and the sum of its integers.
 fn pack_group(format: Format, values: &[f32], scale: f32) -> (u32, i32) {
     match format {
         Format::F32 => (values[0].to_bits(), 0),

@@ -1,14 +1,15 @@
-//! The matrix unit of Intel's server processors: whether this process may use it, and one product of tiles.
+//! The matrix unit of Intel's server processors (AMX): whether this process may use it, and one product of tiles.
 //!
-//! A tile register holds 16 rows of 64 bytes. `tdpbf16ps` and `tdpbusd` multiply a tile of 16 rows x 16 groups with one of
-//! 16 groups x 16 columns and add to 16 x 16 sums. Both operands already lie that way: a tile of `gemm::rows` is blocks of
-//! `[rows][16 groups]`, a panel of `gemm::weights` is blocks of `[16 groups][32 columns]`.
+//! A tile register holds 16 rows of 64 bytes. `tdpbf16ps` and `tdpbusd` multiply a tile of 16 rows x 16 groups with one
+//! of 16 groups x 16 columns, and add the result to 16 x 16 sums. Both operands are already in this layout: a tile of
+//! `gemm::rows` is made of blocks of `[rows][16 groups]`, and a panel of `gemm::weights` of blocks of
+//! `[16 groups][32 columns]`.
 //!
-//! The intrinsics are not in stable Rust, so this is assembly; one block from the first load to the last store, so that
-//! nothing can come between tile registers that the compiler does not know. Source: Intel SDM, volume 2, and the
-//! optimisation manual's chapter on AMX.
+//! Stable Rust does not have the intrinsics, so this file uses inline assembly. It is one block from the first load to
+//! the last store, because the compiler does not know the contents of tile registers and must not insert code in
+//! between. Source: Intel SDM, volume 2, and the optimisation manual's chapter on AMX.
 
-#![expect(unsafe_code, reason = "assembly")]
+#![expect(unsafe_code, reason = "inline assembly")]
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
@@ -17,19 +18,19 @@ use std::sync::OnceLock;
 
 use super::lanes::MatrixTile;
 
-/// Whether this process may use the unit.
+/// Whether this process may use the matrix unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Support {
-    /// The CPU, or the operating system, has none.
+    /// The CPU has no matrix unit, or the operating system does not support it.
     Absent,
-    /// It is there; the operating system did not give it to this process.
+    /// The CPU has the unit, but the operating system refused it to this process.
     Refused,
-    /// It is there and was given.
+    /// The unit is present, and this process may use it.
     Usable,
 }
 
 impl Support {
-    /// Asks for it the first time; threads started later have it too.
+    /// Requests the unit at the first call. Threads that are started later may use it too.
     pub(super) fn of_this_process() -> Self {
         static SUPPORT: OnceLock<Support> = OnceLock::new();
         *SUPPORT.get_or_init(|| {
@@ -44,21 +45,22 @@ impl Support {
     }
 }
 
-/// CPUID leaf 7: AMX-BF16, AMX-TILE, AMX-INT8 in EDX; and the operating system saves both states (XCR0 bits 17 and 18).
+/// Checks CPUID leaf 7 (AMX-BF16, AMX-TILE and AMX-INT8 in EDX), and that the operating system saves both states (XCR0
+/// bits 17 and 18).
 fn is_present() -> bool {
     const NEEDED: u32 = 1 << 22 | 1 << 24 | 1 << 25;
     const STATES: u64 = 1 << 17 | 1 << 18;
     if !is_x86_feature_detected!("xsave") || !is_x86_feature_detected!("avx512f") {
         return false;
     }
-    // Leaf 7 exists where AVX-512 does.
+    // Leaf 7 exists on every CPU with AVX-512.
     let leaf = __cpuid_count(7, 0);
-    // SAFETY: XSAVE was detected, which the standard library only reports where the operating system set OSXSAVE.
+    // SAFETY: XSAVE was detected, and the standard library reports it only if the operating system has set OSXSAVE.
     leaf.edx & NEEDED == NEEDED && unsafe { _xgetbv(0) } & STATES == STATES
 }
 
-/// `arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`: Linux gives the 8 KB state only to a process that asks
-/// (Documentation/arch/x86/xstate.rst).
+/// Requests the tile state by `arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`. Linux gives the 8 KB of state only to a
+/// process that requests it (Documentation/arch/x86/xstate.rst).
 fn request() -> bool {
     #[cfg(target_os = "linux")]
     {
@@ -66,7 +68,7 @@ fn request() -> bool {
         const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
         const XTILEDATA: usize = 18;
         let result: isize;
-        // SAFETY: the call reads and writes no memory of ours.
+        // SAFETY: this system call neither reads nor writes memory of ours.
         unsafe {
             asm!(
                 "syscall",
@@ -86,10 +88,10 @@ fn request() -> bool {
     }
 }
 
-/// Rows of a tile register.
+/// Number of rows of a tile register.
 const HALF: usize = 16;
 
-/// `ldtilecfg`'s operand: palette 1, and bytes and rows of each register.
+/// Operand of `ldtilecfg`: palette 1, and the bytes per row and the number of rows of each register.
 #[repr(C, align(64))]
 struct Configuration {
     palette: u8,
@@ -100,12 +102,14 @@ struct Configuration {
 }
 
 thread_local! {
-    /// Rows that this thread's tile registers are configured for; 0 before the first time. They stay configured, because
-    /// configuring costs about as much as six products: nothing else on these threads may use the unit.
+    /// Number of rows that this thread's tile registers are configured for; 0 before the first configuration. They stay
+    /// configured, because configuring takes about as long as six products. So no other code on these threads may use
+    /// the unit.
     static CONFIGURED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Sums in registers 0 to 3 (upper left, upper right, lower left, lower right), rows in 4 and 5, weights in 6 and 7.
+/// Configures the registers: 0 to 3 hold sums (upper left, upper right, lower left, lower right), 4 and 5 rows, 6 and 7
+/// weights.
 fn configure(rows: usize) {
     if CONFIGURED.get() == rows {
         return;
@@ -123,7 +127,7 @@ fn configure(rows: usize) {
         configuration.rows[register] = *rows;
         configuration.bytes[register] = if *rows > 0 { 64 } else { 0 };
     }
-    // SAFETY: called where the unit was proved; the operand is 64 bytes and lives.
+    // SAFETY: the caller has proof of the unit; the operand has 64 bytes and outlives the instruction.
     unsafe {
         asm!(
             "ldtilecfg [{}]",
@@ -136,8 +140,8 @@ fn configure(rows: usize) {
     CONFIGURED.set(rows);
 }
 
-/// The loop over blocks for both kinds of groups: `$dot` is the product; `$lower` are the lines that only tiles of more
-/// than 16 rows have.
+/// The loop over blocks, for both kinds of groups. `$dot` is the multiply instruction. `both halves` adds the lines
+/// that only tiles of more than 16 rows need.
 macro_rules! product {
     ($dot:literal, $tile:ident, one half) => {
         product!(@ $tile, concat!(
@@ -174,7 +178,7 @@ macro_rules! product {
             add = in(reg) u32::from($tile.add),
             sums = in(reg) $tile.sums,
             lower = in(reg) $tile.sums.wrapping_add(HALF * 32),
-            // Bytes between a tile's rows; twice as many between a panel's.
+            // Bytes between the rows of a tile; the rows of a panel and of the sums are twice as far apart.
             stride = in(reg) 64usize,
             step = in(reg) $tile.rows * 64,
             a = inout(reg) $tile.a => _,
@@ -190,12 +194,12 @@ macro_rules! product {
 /// Multiplies one tile of rows with one panel of 32 columns.
 ///
 /// # Safety
-/// The unit is usable; the pointers are valid as [`MatrixTile`] says, with 1 to 32 rows and at least one block.
+/// The unit is usable. The pointers are valid as [`MatrixTile`] requires, for 1 to 32 rows and at least one block.
 #[inline]
 pub(super) unsafe fn multiply(tile: MatrixTile) {
     debug_assert!((1..=2 * HALF).contains(&tile.rows) && tile.blocks > 0);
     configure(tile.rows);
-    // SAFETY: this function's contract; registers are configured for just these rows.
+    // SAFETY: this function's contract; the registers are configured for exactly this number of rows.
     unsafe {
         match (tile.integers, tile.rows > HALF) {
             (false, false) => product!("tdpbf16ps", tile, one half),

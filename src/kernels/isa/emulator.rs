@@ -1,8 +1,9 @@
-//! AMX in software, for tests on machines without it: the eight instructions that `amx` uses, run by the handler of the
-//! illegal-instruction signal that such machines raise.
+//! AMX emulated in software, for tests on machines without it. Such machines raise an illegal-instruction signal; its
+//! handler runs the eight instructions that `amx` uses.
 //!
-//! Source: Intel SDM, volume 2 (encodings, and the pseudo-code of each instruction). What it cannot show is how fast a
-//! real unit is, nor how it rounds within one product of tiles: here sums are f32, one fused product after the other.
+//! Source: Intel SDM, volume 2 (encodings, and the pseudo-code of each instruction). The emulator shows neither the
+//! speed of a real unit nor its rounding within one product of tiles: here each product is added to an f32 sum, one
+//! after the other, with one rounding each, as if fused.
 
 #![expect(unsafe_code, reason = "a signal handler that reads the instruction it interrupts")]
 
@@ -15,20 +16,20 @@ thread_local! {
     static EMULATED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// True once [`install`] has made the instructions available. `Level::detect` never asks.
+/// True once [`install`] has made the instructions available. `Level::detect` ignores emulation.
 pub(super) fn is_installed() -> bool {
     INSTALLED.load(Ordering::Acquire)
 }
 
-/// Makes the level usable on this machine; false where that cannot be, as AVX512-BF16 is not emulated. Where the CPU has
-/// the unit, nothing is emulated.
+/// Makes the AMX level usable on this machine. Returns false if that is impossible because the CPU lacks AVX512-BF16,
+/// which is not emulated. If the CPU has the matrix unit, nothing is emulated.
 pub(in crate::kernels) fn install() -> bool {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         if super::Level::Amx.is_available() || !super::Level::Avx512Bf16.is_available() {
             return;
         }
-        // SAFETY: the handler is reentrant per thread and touches only its own thread's registers.
+        // SAFETY: the handler is reentrant per thread and accesses only its own thread's registers.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = handle as extern "C" fn(_, _, _) as usize;
@@ -40,7 +41,7 @@ pub(in crate::kernels) fn install() -> bool {
     super::Level::Amx.is_available()
 }
 
-/// Products of tiles that were emulated on this thread so far.
+/// Number of tile products emulated on this thread so far.
 pub(in crate::kernels) fn products() -> usize {
     EMULATED.get()
 }
@@ -49,7 +50,7 @@ pub(in crate::kernels) fn products() -> usize {
 struct Tile {
     rows: usize,
     bytes: usize,
-    /// 16 rows of 16 groups.
+    /// The contents: 16 rows of 16 groups.
     groups: [[u32; 16]; 16],
 }
 
@@ -60,20 +61,20 @@ thread_local! {
 }
 
 extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel gives a `ucontext_t` that is ours to change until we return.
+    // SAFETY: the kernel passes a `ucontext_t` that the handler may change until it returns.
     let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
     let at = registers[libc::REG_RIP as usize] as *const u8;
     let done = TILES.with_borrow_mut(|tiles| {
-        // SAFETY: `at` is the instruction that the CPU just read.
+        // SAFETY: `at` points to the instruction that the CPU has just read.
         unsafe { Instruction::read(at, registers) }.and_then(|instruction| {
-            // SAFETY: memory operands are those of the interrupted program.
+            // SAFETY: the memory operands are those of the interrupted program.
             unsafe { instruction.execute(tiles) }.then_some(instruction.length)
         })
     });
     match done {
         Some(length) => registers[libc::REG_RIP as usize] += length as i64,
-        // Not one of ours: the default action, on return.
-        // SAFETY: restores what the process started with.
+        // Not an instruction that we emulate: the default action runs after the return.
+        // SAFETY: this restores the handler that the process started with.
         None => unsafe {
             libc::signal(libc::SIGILL, libc::SIG_DFL);
         },
@@ -81,10 +82,10 @@ extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc
 }
 
 struct Instruction {
-    /// 0 none, 1 `66`, 2 `F3`, 3 `F2`.
+    /// Encoded prefix: 0 is none, 1 is `66`, 2 is `F3`, 3 is `F2`.
     prefix: u8,
     opcode: u8,
-    /// ModRM.mod is 3: no memory operand.
+    /// True if ModRM.mod is 3: the instruction has no memory operand.
     is_register: bool,
     reg: usize,
     rm: usize,
@@ -95,9 +96,9 @@ struct Instruction {
 }
 
 impl Instruction {
-    /// Decodes a three-byte VEX instruction of map `0F 38`.
+    /// Decodes a three-byte VEX instruction of opcode map `0F 38`.
     unsafe fn read(at: *const u8, registers: &[i64; 23]) -> Option<Self> {
-        // SAFETY: the longest instruction is 15 bytes; code pages go on behind every function of ours.
+        // SAFETY: an instruction has at most 15 bytes, and mapped code continues behind each of our functions.
         let byte = |index: usize| unsafe { *at.add(index) };
         if byte(0) != 0xc4 || byte(1) & 0x1f != 2 {
             return None;
@@ -139,7 +140,7 @@ impl Instruction {
                 let bytes = std::array::from_fn(|i| byte(displacement + i));
                 i32::from_le_bytes(bytes) as isize
             }
-            // Without a displacement base 5 would be none at all, which `amx` never writes.
+            // Without a displacement, base 5 means no base register; `amx` never uses that form.
             _ if base == 5 => return None,
             _ => 0,
         };
@@ -147,12 +148,12 @@ impl Instruction {
         Some(instruction)
     }
 
-    /// False for an instruction that is not of AMX.
+    /// Executes the instruction. Returns false if it is not an AMX instruction.
     unsafe fn execute(&self, tiles: &mut [Tile; 8]) -> bool {
         match (self.opcode, self.prefix, self.is_register) {
             // ldtilecfg
             (0x49, 0, false) => {
-                // SAFETY: the program's operand is 64 bytes.
+                // SAFETY: the operand of the interrupted program has 64 bytes.
                 let bytes = unsafe { &*(self.base as *const [u8; 64]) };
                 for (index, tile) in tiles.iter_mut().enumerate() {
                     *tile = EMPTY;
@@ -172,7 +173,7 @@ impl Instruction {
                 for (row, groups) in tile.groups.iter_mut().enumerate().take(tile.rows) {
                     let memory = (self.base + row * self.stride) as *mut u32;
                     for (index, group) in groups.iter_mut().enumerate().take(tile.bytes / 4) {
-                        // SAFETY: the program's operand.
+                        // SAFETY: the address is an operand of the interrupted program.
                         unsafe {
                             if self.prefix == 3 {
                                 *group = memory.add(index).read_unaligned();
@@ -218,7 +219,7 @@ fn product(sums: &mut Tile, a: &Tile, b: &Tile, integers: bool) {
     }
 }
 
-/// A general register by its number in instructions.
+/// Value of a general-purpose register, by its number in instruction encodings.
 fn general(registers: &[i64; 23], number: usize) -> usize {
     use libc::{
         REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_RAX, REG_RBP,

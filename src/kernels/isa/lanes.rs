@@ -1,38 +1,39 @@
-//! The vocabulary of the kernels: a handful of operations on one vector of f32 or of 4-byte groups.
+//! The vector operations that kernels are written in: a handful of operations on one vector of f32 or of 4-byte groups.
 
-#![expect(unsafe_code, reason = "operations by pointer are declared here")]
+#![expect(unsafe_code, reason = "the trait declares loads and stores by pointer")]
 
-/// An instruction set. A value is proof that the CPU has it.
+/// An instruction set. A value of the type is proof that the CPU supports it.
 ///
 /// A **group** is four bytes of one operand that a dot product consumes at once: one f32, two bf16 or four 8-bit
-/// integers, lowest index in the lowest bits. `Self::G` holds [`Isa::LANES`] of them.
+/// integers, the lowest index in the lowest bits. `Self::G` holds [`Isa::LANES`] groups.
 ///
 /// # Safety
-/// Implementations are only constructed after detection; every method may use the set's instructions.
+/// Values of an implementation are constructed only after detection; every method may use the set's instructions.
 pub(in crate::kernels) unsafe trait Isa:
     Copy + Send + Sync + 'static
 {
-    /// f32 lanes.
+    /// A vector of f32 lanes.
     type F: Copy;
-    /// Groups, or i32 lanes.
+    /// A vector of groups, or of i32 lanes.
     type G: Copy;
-    /// Lanes of a vector.
+    /// Number of lanes per vector.
     const LANES: usize;
-    /// Rows of a tile of the matrix product.
+    /// Largest number of rows of a tile of the matrix product.
     const ROWS: usize;
-    /// Vectors that a tile is wide.
+    /// Width of a tile of the matrix product, in vectors.
     const VECTORS: usize;
-    /// Groups of K per block, a multiple of 16: a panel's block (192 x 32 x 4 B = 24 KB) and a tile's (192 x 12 x 4 B = 9 KB)
-    /// lie in the first-level cache together.
+    /// Groups of K per block, a multiple of 16. A panel's block (192 x 32 x 4 B = 24 KB) and a tile's block (192 x 12 x
+    /// 4 B = 9 KB) fit together into the first-level cache.
     const K_BLOCK: usize = 192;
-    /// Bytes of packed rows that stay in the second-level cache (1 MB on Zen 4) while panels pass by.
+    /// Bytes of packed rows that stay in the second-level cache (1 MB on Zen 4) while the panels are read one after the
+    /// other.
     const ROW_BLOCK_BYTES: usize = 384 * 1024;
-    /// Groups of K come in multiples of this; operands are padded with zeros.
+    /// The number of groups of K is a multiple of this; operands are padded with zeros.
     const GROUPS: usize = 1;
-    /// True where [`Isa::matrix_tile`] multiplies bf16 and 8-bit integers.
+    /// True if [`Isa::matrix_tile`] multiplies bf16 and 8-bit integers.
     const MATRIX_UNIT: bool = false;
 
-    /// All lanes `value`.
+    /// Sets all lanes to `value`.
     fn splat(self, value: f32) -> Self::F;
     /// # Safety
     /// `from` is valid for `LANES` reads.
@@ -44,31 +45,31 @@ pub(in crate::kernels) unsafe trait Isa:
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
-    /// `1 / a` within 2 units in the last place, for `a` whose inverse is an ordinary number.
+    /// `1 / a` within 2 units in the last place, for `a` whose inverse is a normal number.
     fn reciprocal(self, a: Self::F) -> Self::F {
         self.div(self.splat(1.0), a)
     }
-    /// `a * b + c`, rounded once where the set has FMA.
+    /// `a * b + c`, rounded once if the set has FMA.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The larger; NaN where `b` is NaN.
+    /// The larger value per lane; NaN if `b` is NaN.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
-    /// The smaller; NaN where `b` is NaN.
+    /// The smaller value per lane; NaN if `b` is NaN.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
-    /// To the nearest integer, ties to even.
+    /// Rounds to the nearest integer, ties to even.
     fn round(self, a: Self::F) -> Self::F;
-    /// `2^n` for whole `n` from -126 to 127.
+    /// `2^n` for integer `n` from -126 to 127.
     fn power_of_two(self, n: Self::F) -> Self::F;
-    /// The sum of all lanes, in a fixed order.
+    /// Sum of all lanes, in a fixed order.
     fn sum(self, a: Self::F) -> f32;
-    /// The largest lane; lanes are not NaN.
+    /// The largest lane; no lane may be NaN.
     fn largest(self, a: Self::F) -> f32;
 
-    /// All lanes `group`.
+    /// Sets all lanes to `group`.
     fn splat_group(self, group: u32) -> Self::G;
     /// # Safety
     /// `from` is valid for `LANES` reads.
     unsafe fn load_groups(self, from: *const u32) -> Self::G;
-    /// All lanes 0.
+    /// Sets all lanes to 0.
     fn zero_groups(self) -> Self::G;
     /// # Safety
     /// `from` is valid for `LANES` reads.
@@ -76,61 +77,63 @@ pub(in crate::kernels) unsafe trait Isa:
     /// # Safety
     /// `to` is valid for `LANES` writes.
     unsafe fn store_i32(self, to: *mut i32, value: Self::G);
-    /// i32 lanes as f32.
+    /// Converts i32 lanes to f32.
     fn to_f32(self, a: Self::G) -> Self::F;
-    /// `a * b` of i32 lanes, lower 32 bits.
+    /// `a * b` of i32 lanes, the lower 32 bits.
     fn mul_i32(self, a: Self::G, b: Self::G) -> Self::G;
-    /// `a - b` of i32 lanes.
+    /// `a - b` per i32 lane, wrapping.
     fn sub_i32(self, a: Self::G, b: Self::G) -> Self::G;
 
-    /// `acc + a * b`, groups of one f32.
+    /// `acc + a * b`; a group is one f32.
     fn dot_f32(self, acc: Self::F, a: Self::G, b: Self::G) -> Self::F;
-    /// `acc + a0 * b0 + a1 * b1`, groups of two bf16.
+    /// `acc + a0 * b0 + a1 * b1`; a group is two bf16 values.
     fn dot_bf16(self, acc: Self::F, a: Self::G, b: Self::G) -> Self::F;
-    /// `acc + a0 * b0 + ... + a3 * b3`, unsigned 8-bit `a`, signed 8-bit `b`.
+    /// `acc + a0 * b0 + ... + a3 * b3`; a group is four 8-bit integers, unsigned in `a`, signed in `b`.
     fn dot_int8(self, acc: Self::G, a: Self::G, b: Self::G) -> Self::G;
-    /// Rounded to bf16 (ties to even): lane i of the result is the group of `even[i]` and `odd[i]`.
+    /// Rounds to bf16 (ties to even) and interleaves: lane i of the result is the group of `even[i]` and `odd[i]`.
     fn pair_bf16(self, even: Self::F, odd: Self::F) -> Self::G;
-    /// Rounded to bf16 (ties to even): the groups of `first`'s lanes in order, then those of `second`.
+    /// Rounds to bf16 (ties to even) and packs adjacent lanes: the groups of `first`'s lanes in order, then those of
+    /// `second`.
     fn pack_bf16(self, first: Self::F, second: Self::F) -> Self::G;
     /// # Safety
     /// `to` is valid for `LANES` writes.
     unsafe fn store_groups(self, to: *mut u32, value: Self::G);
 
-    /// Lanes rounded to the nearest integer, ties to even; below 0 and above 255 they saturate.
+    /// Rounds lanes to the nearest integer, ties to even, and stores them as bytes; values below 0 and above 255
+    /// saturate.
     ///
     /// # Safety
     /// `to` is valid for `LANES` writes.
     unsafe fn store_bytes(self, to: *mut u8, value: Self::F);
 
-    /// One tile on the matrix unit, where there is one.
+    /// Multiplies one tile on the matrix unit, if the set has one.
     ///
     /// # Safety
-    /// As [`MatrixTile`] says.
+    /// The conditions of [`MatrixTile`] hold.
     unsafe fn matrix_tile(self, tile: MatrixTile) {
         unreachable!("asked only where MATRIX_UNIT is set, not for {tile:?}")
     }
 }
 
-/// One tile of rows times one panel of weights, as `gemm::tile` has them.
+/// One tile of rows and one panel of weights, in the layout of `gemm::tile`.
 #[cfg_attr(
     not(target_arch = "x86_64"),
     expect(dead_code, reason = "only x86-64 has a matrix unit that is used")
 )]
 #[derive(Debug, Clone, Copy)]
 pub(in crate::kernels) struct MatrixTile {
-    /// Groups of four 8-bit integers, sums in i32; else of two bf16, sums in f32.
+    /// True for groups of four 8-bit integers with sums in i32; false for groups of two bf16 values with sums in f32.
     pub(in crate::kernels) integers: bool,
-    /// 1 to `ROWS`.
+    /// Number of rows, from 1 to `ROWS`.
     pub(in crate::kernels) rows: usize,
-    /// `[blocks of 16 groups][rows][16]`.
+    /// The tile: `[blocks of 16 groups][rows][16]`.
     pub(in crate::kernels) a: *const u32,
-    /// `[blocks of 16 groups][16][columns]`.
+    /// The panel: `[blocks of 16 groups][16][columns]`.
     pub(in crate::kernels) b: *const u32,
-    /// Blocks of 16 groups, at least one.
+    /// Number of blocks of 16 groups, at least one.
     pub(in crate::kernels) blocks: usize,
-    /// `[rows, columns]`.
+    /// Result of the product, `[rows, columns]`.
     pub(in crate::kernels) sums: *mut u32,
-    /// Adds to `sums`; else writes them.
+    /// True adds the product to `sums`; false overwrites `sums`.
     pub(in crate::kernels) add: bool,
 }

@@ -1,7 +1,9 @@
-//! Instruction sets: which there are, which of them this CPU has, and how code is written once for all.
+//! Instruction sets: which ones exist, which of them this CPU supports, and how a kernel is written once for all of
+//! them.
 //!
-//! A [`Level`] is a name; an `Isa` value is proof that the CPU has its instructions, and the vocabulary that kernels
-//! are written in. `per_level!` turns the one into the other and enters a function compiled for it.
+//! A [`Level`] is only a name. An `Isa` value is proof that the CPU supports the instructions, and provides the vector
+//! operations that kernels are written in. `per_level!` turns a [`Level`] into an `Isa` value and calls a function
+//! compiled for it.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -19,36 +21,36 @@ pub(super) use portable::{Portable, to_bf16};
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Amx, Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 
-/// What the kernels may use, from least to most; each includes those before it.
+/// Instruction set level of the kernels, in ascending order; each level includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// What every CPU of the architecture has (SSE2, NEON).
+    /// Instructions that every CPU of the architecture has (SSE2, NEON).
     Portable,
     /// AVX2 and FMA: eight f32 lanes.
     Avx2,
     /// AVX-512 F, BW, DQ, VL: sixteen f32 lanes.
     Avx512,
-    /// With VNNI: dot products of four 8-bit integers.
+    /// AVX-512 with VNNI: dot products of four 8-bit integers.
     Avx512Vnni,
-    /// With BF16: dot products of two bf16.
+    /// AVX-512 with BF16: dot products of two bf16 values.
     Avx512Bf16,
-    /// With AMX: tiles of 16 x 16 sums, in bf16 and 8-bit integers.
+    /// AMX: tiles of 16 x 16 sums, in bf16 and 8-bit integers.
     Amx,
 }
 
 impl Level {
-    /// All levels, from least to most.
+    /// All levels in ascending order.
     pub const ALL: [Self; 6] =
         [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16, Self::Amx];
 
-    /// The most that this CPU has.
+    /// The highest level that this CPU supports.
     #[must_use]
     pub fn detect() -> Self {
         let own = |level: &Self| level.is_available() && !level.is_emulated();
         Self::ALL.into_iter().rev().find(own).unwrap_or(Self::Portable)
     }
 
-    /// True when this CPU and its operating system have all of it.
+    /// True if this CPU and its operating system support all instructions of the level.
     #[must_use]
     pub fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
@@ -66,7 +68,7 @@ impl Level {
         }
     }
 
-    /// True where tests run its instructions in software.
+    /// True if tests emulate the instructions of this level in software.
     pub(in crate::kernels) fn is_emulated(self) -> bool {
         #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
         let emulated = emulator::is_installed();
@@ -75,7 +77,7 @@ impl Level {
         emulated && self == Self::Amx
     }
 
-    /// True when this CPU has a matrix unit whose use the operating system refused to this process.
+    /// True if this CPU has a matrix unit, but the operating system refused this process the permission to use it.
     #[must_use]
     pub fn amx_was_refused() -> bool {
         #[cfg(target_arch = "x86_64")]
@@ -88,13 +90,13 @@ impl Level {
         }
     }
 
-    /// True when it multiplies bf16 faster than f32.
+    /// True if the level multiplies bf16 faster than f32.
     #[must_use]
     pub fn has_bf16(self) -> bool {
         self >= Self::Avx512Bf16
     }
 
-    /// As `cpu_isa` spells it.
+    /// Name of the level as a value of `cpu_isa`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -116,8 +118,9 @@ impl fmt::Display for Level {
 
 /// Defines `$name(level, ...)`, which runs the generic `$generic(isa, ...)` compiled for the level's instructions.
 ///
-/// The generic function and everything below it must be `#[inline(always)]`: code gets a level's instructions by being
-/// inlined here. Panics where the CPU lacks the level; `Level::is_available` is asked when a level is chosen.
+/// The generic function and everything that it calls must be `#[inline(always)]`: only code that is inlined here is
+/// compiled for a level's instructions. `$name` panics if the CPU does not support the level; callers check
+/// `Level::is_available` when they choose a level.
 macro_rules! per_level {
     ($(#[$meta:meta])* $visibility:vis fn $name:ident $(<$($g:ident : $bound:path),+>)? ($($argument:ident : $type:ty),* $(,)?) = $generic:expr;) => {
         $(#[$meta])*

@@ -1,8 +1,8 @@
-//! What every CPU has: arrays of four, which compilers turn into SSE2 or NEON.
+//! The portable level, for every CPU: arrays of four lanes, which compilers turn into SSE2 or NEON.
 
 use super::Isa;
 
-/// No particular instructions.
+/// No instructions beyond those of the architecture.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::kernels) struct Portable;
 
@@ -13,19 +13,20 @@ fn zip<T: Copy, U>(a: [T; LANES], b: [T; LANES], f: impl Fn(T, T) -> U) -> [U; L
     [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
 }
 
-/// A fused product where the architecture has one (the library function elsewhere takes a hundred times as long).
+/// Fused multiply-add if the architecture has the instruction (elsewhere the library function takes a hundred times as
+/// long).
 #[inline(always)]
 fn mul_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(target_arch = "aarch64") { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// bf16 is the upper half of f32.
+/// Converts a group of two bf16 values to f32; bf16 is the upper half of f32.
 #[inline(always)]
 fn widen(group: u32) -> (f32, f32) {
     (f32::from_bits(group << 16), f32::from_bits(group & 0xffff_0000))
 }
 
-/// Ties to even; NaN stays NaN.
+/// Rounds to bf16, ties to even; NaN stays NaN.
 #[inline(always)]
 pub(in crate::kernels) fn to_bf16(value: f32) -> u32 {
     let bits = value.to_bits();
@@ -34,7 +35,7 @@ pub(in crate::kernels) fn to_bf16(value: f32) -> u32 {
 }
 
 #[expect(unsafe_code, reason = "loads and stores by pointer")]
-// SAFETY: no instruction beyond the architecture's own is used.
+// SAFETY: it uses only instructions that the architecture always has.
 unsafe impl Isa for Portable {
     type F = [f32; LANES];
     type G = [u32; LANES];
@@ -48,12 +49,12 @@ unsafe impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> Self::F {
-        // SAFETY: as the trait says.
+        // SAFETY: the caller keeps the trait's contract.
         unsafe { from.cast::<Self::F>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, value: Self::F) {
-        // SAFETY: as the trait says.
+        // SAFETY: the caller keeps the trait's contract.
         unsafe { to.cast::<Self::F>().write_unaligned(value) }
     }
     #[inline(always)]
@@ -86,7 +87,7 @@ unsafe impl Isa for Portable {
     }
     #[inline(always)]
     fn round(self, a: Self::F) -> Self::F {
-        // Adding 1.5 x 2^23 leaves no bits behind the point; for |a| < 2^22, as everywhere here.
+        // Adding 1.5 x 2^23 leaves no fraction bits. This is valid for |a| < 2^22, which holds for all callers.
         const SHIFT: f32 = 12_582_912.0;
         a.map(|a| (a + SHIFT) - SHIFT)
     }
@@ -108,7 +109,7 @@ unsafe impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn load_groups(self, from: *const u32) -> Self::G {
-        // SAFETY: as the trait says.
+        // SAFETY: the caller keeps the trait's contract.
         unsafe { from.cast::<Self::G>().read_unaligned() }
     }
     #[inline(always)]
@@ -117,12 +118,12 @@ unsafe impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn load_i32(self, from: *const i32) -> Self::G {
-        // SAFETY: as the trait says.
+        // SAFETY: the caller keeps the trait's contract.
         unsafe { from.cast::<Self::G>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store_i32(self, to: *mut i32, value: Self::G) {
-        // SAFETY: as the trait says.
+        // SAFETY: the caller keeps the trait's contract.
         unsafe { to.cast::<Self::G>().write_unaligned(value) }
     }
     #[inline(always)]
@@ -167,12 +168,12 @@ unsafe impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn store_bytes(self, to: *mut u8, value: Self::F) {
-        // SAFETY: as the trait says.
+        // SAFETY: the caller keeps the trait's contract.
         unsafe { to.cast::<[u8; LANES]>().write(self.round(value).map(|value| value as u8)) }
     }
     #[inline(always)]
     unsafe fn store_groups(self, to: *mut u32, value: Self::G) {
-        // SAFETY: as the trait says.
+        // SAFETY: the caller keeps the trait's contract.
         unsafe { to.cast::<Self::G>().write_unaligned(value) }
     }
 }

@@ -1,4 +1,4 @@
-//! The x86-64 sets: AVX2 with FMA, and AVX-512 with and without dot products.
+//! The x86-64 instruction sets: AVX2 with FMA, AVX-512 with and without dot products, and AMX.
 
 #![expect(unsafe_code, reason = "intrinsics; each set's value proves that the CPU has them")]
 #![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "eighty intrinsics"))]
@@ -8,23 +8,23 @@ use std::arch::x86_64::*;
 use super::amx;
 use super::lanes::{Isa, MatrixTile};
 
-/// AVX2 and FMA.
+/// Proof that the CPU supports AVX2 and FMA.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::kernels) struct Avx2(());
 
-/// AVX-512 F, BW, DQ, VL.
+/// Proof that the CPU supports AVX-512 F, BW, DQ and VL.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::kernels) struct Avx512(());
 
-/// With VNNI.
+/// Proof that the CPU supports [`Avx512`] and VNNI.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::kernels) struct Avx512Vnni(());
 
-/// With VNNI and BF16.
+/// Proof that the CPU supports [`Avx512Vnni`] and BF16.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::kernels) struct Avx512Bf16(());
 
-/// With the matrix unit: AMX TILE, BF16 and INT8.
+/// Proof that the CPU supports [`Avx512Bf16`] and the matrix unit: AMX TILE, BF16 and INT8.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::kernels) struct Amx(());
 
@@ -74,7 +74,7 @@ impl Amx {
     }
 }
 
-/// One-line methods over an intrinsic.
+/// Defines methods that are one expression of intrinsics.
 macro_rules! forward {
     ($($name:ident($($a:ident: $t:ty),*) -> $r:ty = $e:expr;)*) => {$(
         #[inline(always)]
@@ -85,21 +85,21 @@ macro_rules! forward {
     )*};
 }
 
-/// Loads and stores.
+/// Defines the methods that load and store by pointer.
 macro_rules! memory {
     ($($name:ident($($a:ident: $t:ty),*) $(-> $r:ty)? = $e:expr;)*) => {$(
         #[inline(always)]
         unsafe fn $name(self, $($a: $t),*) $(-> $r)? {
-            // SAFETY: `self` proves the instructions, the caller the memory.
+            // SAFETY: `self` proves the instructions, and the caller guarantees the memory.
             unsafe { $e }
         }
     )*};
 }
 
-/// In the upper half of each lane the value rounded to bf16, ties to even; NaN stays NaN.
+/// The upper half of each lane becomes the value rounded to bf16, ties to even; NaN stays NaN.
 #[inline(always)]
 unsafe fn bf16_bits_256(value: __m256) -> __m256i {
-    // SAFETY: called where AVX2 was proved.
+    // SAFETY: callers have proof of AVX2.
     unsafe {
         let bits = _mm256_castps_si256(value);
         let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
@@ -110,10 +110,10 @@ unsafe fn bf16_bits_256(value: __m256) -> __m256i {
     }
 }
 
-/// As [`bf16_bits_256`].
+/// As [`bf16_bits_256`], for vectors of AVX-512.
 #[inline(always)]
 unsafe fn bf16_bits_512(value: __m512) -> __m512i {
-    // SAFETY: called where AVX-512 was proved.
+    // SAFETY: callers have proof of AVX-512.
     unsafe {
         let bits = _mm512_castps_si512(value);
         let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
@@ -123,12 +123,12 @@ unsafe fn bf16_bits_512(value: __m512) -> __m512i {
     }
 }
 
-// SAFETY: constructed by `detect` only.
+// SAFETY: only `detect` constructs a value.
 unsafe impl Isa for Avx2 {
     type F = __m256;
     type G = __m256i;
     const LANES: usize = 8;
-    // 6 x 2 accumulators, 2 of the weights, 1 of the rows: 15 of 16 registers.
+    // 6 x 2 accumulators, 2 registers for the weights, 1 for the rows: 15 of 16 registers.
     const ROWS: usize = 6;
     const VECTORS: usize = 2;
 
@@ -170,7 +170,7 @@ unsafe impl Isa for Avx2 {
             _mm256_fmadd_ps(upper(a), upper(b), _mm256_fmadd_ps(low(a), low(b), acc))
         };
         dot_int8(acc: __m256i, a: __m256i, b: __m256i) -> __m256i = {
-            // vpmaddubsw saturates; in 16 bits nothing can.
+            // `vpmaddubsw` would saturate. Products of 16-bit operands, summed in 32 bits, cannot.
             let bytes = _mm256_set1_epi32(0x00ff_00ff);
             let (even, odd) = (_mm256_and_si256(a, bytes), _mm256_srli_epi16::<8>(a));
             let signed_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b));
@@ -207,10 +207,10 @@ unsafe impl Isa for Avx2 {
     }
 }
 
-/// What the AVX-512 sets share.
+/// Implements [`Isa`] for the AVX-512 sets, which differ only in their arguments here.
 macro_rules! avx512 {
     ($($set:ident: $dot_bf16:expr, $dot_int8:expr, $pair_bf16:expr, $pack_bf16:expr $(, $unit:tt)?;)*) => {$(
-        // SAFETY: constructed by `detect` only.
+        // SAFETY: only `detect` constructs a value.
         unsafe impl Isa for $set {
             type F = __m512;
             type G = __m512i;
@@ -224,7 +224,8 @@ macro_rules! avx512 {
                 sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
                 mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
                 div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
-                // 14 bits, doubled by one step of Newton's: a division takes as long as ten products.
+                // The estimate has 14 bits, and one Newton step doubles them. A division takes as long as ten
+                // multiplications.
                 reciprocal(a: __m512) -> __m512 = {
                     let guess = _mm512_rcp14_ps(a);
                     let error = _mm512_fnmadd_ps(a, guess, _mm512_set1_ps(1.0));
@@ -270,14 +271,14 @@ macro_rules! avx512 {
             }
         }
     )*};
-    // 12 x 2 accumulators, 2 of the weights, 1 of the rows: 27 of 32 registers.
+    // 12 x 2 accumulators, 2 registers for the weights, 1 for the rows: 27 of 32 registers.
     (@tile) => {
         const ROWS: usize = 12;
     };
-    // 2 x 2 tiles of sums, 2 of the rows, 2 of the weights: all 8.
+    // 2 x 2 tiles for the sums, 2 for the rows, 2 for the weights: all 8 tile registers.
     (@tile matrix_unit) => {
         const ROWS: usize = 32;
-        // 128 x 32 x 4 B = 16 KB each of a panel and of a tile's rows, in 48 KB.
+        // A panel's block and a tile's block take 128 x 32 x 4 B = 16 KB each, of 48 KB of L1.
         const K_BLOCK: usize = 128;
         // The second-level cache of these processors has 2 MB.
         const ROW_BLOCK_BYTES: usize = 1024 * 1024;
@@ -286,7 +287,7 @@ macro_rules! avx512 {
 
         #[inline(always)]
         unsafe fn matrix_tile(self, tile: MatrixTile) {
-            // SAFETY: `self` proves the instructions, the caller the memory.
+            // SAFETY: `self` proves the instructions, and the caller guarantees the memory.
             unsafe { amx::multiply(tile) }
         }
     };
@@ -301,7 +302,7 @@ avx512! {
 
 #[inline(always)]
 unsafe fn dot_bf16_by_f32(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
-    // SAFETY: called by AVX-512 sets only.
+    // SAFETY: only AVX-512 sets call this.
     unsafe {
         let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
         let low = |x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x));
@@ -312,7 +313,7 @@ unsafe fn dot_bf16_by_f32(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
 
 #[inline(always)]
 unsafe fn dot_int8_by_i16(acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
-    // SAFETY: called by AVX-512 sets only.
+    // SAFETY: only AVX-512 sets call this.
     unsafe {
         let bytes = _mm512_set1_epi32(0x00ff_00ff);
         let (even, odd) = (_mm512_and_si512(a, bytes), _mm512_srli_epi16::<8>(a));
@@ -325,7 +326,7 @@ unsafe fn dot_int8_by_i16(acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
 
 #[inline(always)]
 unsafe fn pair_bf16_by_integers(even: __m512, odd: __m512) -> __m512i {
-    // SAFETY: called by AVX-512 sets only.
+    // SAFETY: only AVX-512 sets call this.
     unsafe {
         let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
         let even = _mm512_srli_epi32::<16>(bf16_bits_512(even));
@@ -335,7 +336,7 @@ unsafe fn pair_bf16_by_integers(even: __m512, odd: __m512) -> __m512i {
 
 #[inline(always)]
 unsafe fn pack_bf16_by_integers(first: __m512, second: __m512) -> __m512i {
-    // SAFETY: called by AVX-512 sets only.
+    // SAFETY: only AVX-512 sets call this.
     unsafe {
         let half = |x| _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bf16_bits_512(x)));
         _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(first)), half(second))
@@ -344,7 +345,7 @@ unsafe fn pack_bf16_by_integers(first: __m512, second: __m512) -> __m512i {
 
 #[inline(always)]
 unsafe fn dot_bf16(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
-    // SAFETY: called where BF16 was proved; both types are 64 bytes of bits.
+    // SAFETY: callers have proof of BF16; both types are 64 bytes without invalid bit patterns.
     unsafe {
         let (a, b) = (
             std::mem::transmute::<__m512i, __m512bh>(a),
@@ -356,7 +357,7 @@ unsafe fn dot_bf16(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
 
 #[inline(always)]
 unsafe fn pair_bf16(even: __m512, odd: __m512) -> __m512i {
-    // SAFETY: called where BF16 was proved; both types are 32 bytes of bits.
+    // SAFETY: callers have proof of BF16; both types are 32 bytes without invalid bit patterns.
     unsafe {
         let widen = |x| {
             _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)))
@@ -367,6 +368,6 @@ unsafe fn pair_bf16(even: __m512, odd: __m512) -> __m512i {
 
 #[inline(always)]
 unsafe fn pack_bf16(first: __m512, second: __m512) -> __m512i {
-    // SAFETY: called where BF16 was proved; both types are 64 bytes of bits.
+    // SAFETY: callers have proof of BF16; both types are 64 bytes without invalid bit patterns.
     unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
 }

@@ -1,7 +1,8 @@
-//! One ragged step: every group's new tokens through the decoder together, then each group's search.
+//! One decode step over a ragged batch: the new tokens of all groups run through the decoder together, then each
+//! group's search advances.
 //!
-//! Nothing is written to a group before the whole step has succeeded, so that a caller may run the
-//! halves of a failed step again.
+//! A group is changed only after the whole step has succeeded. So the caller may split the batch of a failed step and
+//! run each half again.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::model::search::{Advance, Search};
 use crate::model::text::{Memory, NewTokens, SelfAttention};
 use crate::task::ModelId;
 
-/// What a step found out about one group, before it is written back.
+/// Result of a step for one group, before it is written back.
 struct Outcome<O: Ops> {
     search: Search,
     rows: Vec<Row<O>>,
@@ -46,7 +47,7 @@ pub(super) fn step<O: Ops>(
     Ok(commits.map(|((group, cross), outcome)| commit(group, cross, outcome)).collect())
 }
 
-/// Each group's keys and values of its memory, shared among the groups of one memory.
+/// Each group's cross-attention keys and values; groups with the same encoder states share them.
 fn cross_keys_values<O: Ops>(
     ops: &O,
     model: ModelId,
@@ -116,7 +117,7 @@ fn run<O: Ops>(
     Ok(outcomes.into_iter().map(|outcome| outcome.expect("the order names every group")).collect())
 }
 
-/// Indices of the groups such that those of one memory are neighbours, otherwise in their own order.
+/// Order of the groups that makes groups with the same encoder states adjacent, and otherwise keeps their order.
 fn adjacent_by_memory<T>(cross: &[Arc<T>]) -> Vec<usize> {
     let first_of = |index: usize| {
         cross.iter().position(|other| Arc::ptr_eq(other, &cross[index])).unwrap_or(index)
@@ -126,7 +127,7 @@ fn adjacent_by_memory<T>(cross: &[Arc<T>]) -> Vec<usize> {
     order
 }
 
-/// Neighbouring runs over one memory become one, so that its keys are read once.
+/// Merges adjacent runs over the same keys and values, so that these are read once.
 fn merged<'a, T>(runs: &[Run<&'a [T]>]) -> Vec<Run<&'a [T]>> {
     let mut merged: Vec<Run<&'a [T]>> = Vec::with_capacity(runs.len());
     for run in runs {

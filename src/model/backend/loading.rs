@@ -1,4 +1,4 @@
-//! Checkpoints to a backend: device, dtype, towers shared where their weights are byte-identical.
+//! Loads checkpoints into a backend. Towers with byte-identical weights are shared.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -17,72 +17,72 @@ use crate::model::text::TextTower;
 use crate::model::vision::VisionTower;
 use crate::task::{Device, Dtype, ModelClass, ModelId, ModelInfo, TowerId};
 
-/// One model to load.
+/// A model to load, and where its files are.
 #[derive(Debug, Clone)]
 pub struct ModelSpec {
-    /// The name that requests use.
+    /// Name of the model in requests.
     pub name: String,
-    /// Hub id or directory, as configured.
+    /// Hub id or directory, as in the configuration.
     pub source: String,
-    /// The hub revision, where there is one.
+    /// Revision on the hub; `None` for a directory.
     pub revision: Option<String>,
-    /// True for the demo models inside the binary.
+    /// True for the demo models, which are embedded in the binary.
     pub demo: bool,
-    /// Its files.
+    /// Configuration and weight files of the checkpoint.
     pub files: ModelFiles,
 }
 
-/// Where and in which number format models run.
+/// Device and number format that models run in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
-    /// The device.
+    /// Device that holds the weights.
     pub device: Device,
-    /// The number format of weights and activations.
+    /// Number format of weights and activations.
     pub dtype: Dtype,
 }
 
-/// What one model's load tells its caller, for logs and metrics.
+/// Result of loading one model, for logs and metrics.
 #[derive(Debug, Clone, Copy)]
 pub struct Loaded<'a> {
-    /// The model.
+    /// Description of the loaded model.
     pub info: &'a ModelInfo,
-    /// Time it took.
+    /// Time that loading the model took.
     pub elapsed: Duration,
-    /// True when it shares an earlier model's vision tower.
+    /// True if the model shares the vision tower of an earlier model.
     pub shares_tower: bool,
 }
 
-/// What happens while models are loaded.
+/// Progress of loading, reported to the caller.
 #[derive(Debug)]
 pub enum LoadEvent<'a> {
-    /// Values were read, converted and packed.
+    /// Values of a tensor were read; they are converted and packed next.
     Read {
-        /// The model's name.
+        /// Name of the model in requests.
         model: &'a str,
-        /// How many since the last such event of this model.
+        /// Number of values since the previous such event of this model.
         values: u64,
-        /// How many its files hold; fewer are read where models share towers.
+        /// Number of values in the model's files. Fewer are read if the model shares a tower.
         of: u64,
     },
-    /// A model is complete.
+    /// A model is completely loaded.
     Loaded(Loaded<'a>),
 }
 
-/// What can be told of a model without reading its weights: its documents are read, the headers of its weight files are
-/// checked. Gives what its tokenizer has to agree with.
+/// Checks a model without reading its weights: reads its configuration files and the headers of its weight files.
+/// Returns the vocabulary that its tokenizer must match.
 ///
 /// # Errors
-/// Whatever is wrong with them; the error names the file.
+/// When one of the files is not valid; the error names the file.
 pub fn check(spec: &ModelSpec) -> Result<Vocabulary, LoadError> {
     Opened::open(spec).map(|opened| Vocabulary::of(&opened.config))
 }
 
 impl<O: Ops> BlipBackend<O> {
-    /// Loads the models, to be computed by `ops`, which runs where and how `placement` says. `on_event` hears how it
-    /// goes.
+    /// Loads the models to run on `ops`. `placement` is the device and format of `ops`, for the models' descriptions.
+    /// `on_event` is called with the progress.
     ///
     /// # Errors
-    /// The first model that cannot be loaded; the error names the file or tensor.
+    /// The error of the first model that cannot be loaded; it names the file or tensor.
     pub fn load(
         ops: O,
         specs: &[ModelSpec],
@@ -208,23 +208,23 @@ fn logit_scale(weights: &Weights, class: ModelClass) -> Result<Option<f32>, Load
 }
 
 impl Placement {
-    /// candle's operations on this device in this number format.
+    /// candle's operations on this device and in this number format.
     ///
     /// # Errors
-    /// When there is no such device, or candle does not have the format.
+    /// When the device does not exist, or candle does not support the format.
     pub fn candle_ops(self) -> Result<CandleOps, LoadError> {
         let refuse = |detail: String| LoadError::Device { device: self.device.to_string(), detail };
         let dtype = match self.dtype {
             Dtype::F32 => DType::F32,
             Dtype::Bf16 => DType::BF16,
             Dtype::F16 => DType::F16,
-            Dtype::Int8 => return Err(refuse("int8 is for CPUs".to_owned())),
+            Dtype::Int8 => return Err(refuse("int8 runs on CPUs only".to_owned())),
         };
         let device = match self.device {
             Device::Cpu => candle_core::Device::Cpu,
             Device::Cuda(_) if !candle_core::utils::cuda_is_available() => {
                 return Err(refuse(
-                    "this build has no CUDA: build with --features cuda".to_owned(),
+                    "this build has no CUDA support; build with --features cuda".to_owned(),
                 ));
             }
             Device::Cuda(ordinal) => candle_core::Device::new_cuda_with_stream(ordinal)

@@ -1,9 +1,9 @@
-//! The engine's seam on BLIP: loaded models behind [`Backend`].
+//! Implements the engine's [`Backend`] trait for loaded BLIP models.
 //!
-//! - this file: the loaded models and the vision side;
-//! - `decode`: one ragged step of groups;
-//! - `single_pass`: questions, candidates, pairs, embeddings;
-//! - `loading`: checkpoints to a backend; `sharing`: which parts they share.
+//! - this file: the loaded models, and encoding images;
+//! - `decode`: one decode step over a ragged batch of groups;
+//! - `single_pass`: questions, candidates, matching pairs and embeddings;
+//! - `loading`: loads checkpoints into a backend; `sharing`: finds the parts that models share.
 
 mod decode;
 mod loading;
@@ -29,31 +29,31 @@ pub struct BlipBackend<O: Ops> {
     pub(super) towers: Vec<VisionTower<O>>,
     pub(super) models: Vec<Checkpoint<O>>,
     infos: Vec<ModelInfo>,
-    /// Decoder keys and values of one image, per model.
+    /// Bytes of the decoder's cross-attention keys and values for one image, per model.
     cross_kv_bytes: Vec<u64>,
-    /// Keys and values of one token in all layers, per model.
+    /// KV cache bytes of one token in all layers, per model.
     token_kv_bytes: Vec<u64>,
     vocabularies: Vec<Vocabulary>,
 }
 
-/// What a model's tokenizer has to agree with.
+/// Properties of a model that its tokenizer must match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vocabulary {
-    /// Rows of the embedding table.
+    /// Number of rows of the embedding table.
     pub size: usize,
-    /// The stop token, which is the tokenizer's `[SEP]`.
+    /// Token that ends a sequence; it is the tokenizer's `[SEP]`.
     pub stop_token: u32,
 }
 
 impl<O: Ops> BlipBackend<O> {
-    /// What the model's tokenizer has to agree with.
+    /// The properties that the model's tokenizer must match.
     #[must_use]
     pub fn vocabulary(&self, model: ModelId) -> Vocabulary {
         self.vocabularies[model.0]
     }
 
-    /// Returns when the memory is computed. A device computes behind the calls; what they give to the host has been
-    /// waited for, memories have not.
+    /// Blocks until the encoder states are computed. A GPU computes asynchronously: calls that copy results to the host
+    /// wait for it, but calls that return encoder states do not.
     ///
     /// # Errors
     /// When the device failed.

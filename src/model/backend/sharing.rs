@@ -1,7 +1,8 @@
-//! Which parts models share: vision towers and text encoders with equal configurations and byte-identical weights.
+//! Finds the parts that models share: vision towers and text encoders with equal configurations and byte-identical
+//! weights.
 //!
-//! Weights are compared by digests, and digests are made only where configurations are equal: a checkpoint that has
-//! nobody to share with is not read twice.
+//! Weights are compared by digest. A digest is computed only if another checkpoint has an equal configuration, so the
+//! weights of a checkpoint that cannot share anything are not read twice.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::model::load::Weights;
 use crate::model::preprocessor::Preprocessor;
 use crate::task::{ModelClass, TowerId};
 
-/// A checkpoint whose documents were read and whose weight files were opened.
+/// A checkpoint whose configuration files were read and whose weight files were opened.
 pub(super) struct Opened {
     pub(super) config: BlipConfig,
     pub(super) class: ModelClass,
@@ -35,7 +36,7 @@ impl Opened {
         (self.config.vision_config.clone(), self.preprocessor.clone())
     }
 
-    /// `None` for the classes that have no such encoder.
+    /// `None` for the classes without a shareable text encoder.
     fn text_encoder(&self) -> Option<EncoderIdentity> {
         match self.class {
             ModelClass::QuestionAnswering | ModelClass::ImageTextRetrieval => {
@@ -46,22 +47,22 @@ impl Opened {
     }
 }
 
-/// Everything but the weights that makes two vision towers the same.
+/// Everything except the weights that determines a vision tower.
 type VisionIdentity = (VisionConfig, Preprocessor);
-/// Everything but the weights that makes two text encoders the same: their configuration and the width of what their
-/// cross-attention looks at.
+/// Everything except the weights that determines a text encoder: its configuration, and the width of the encoder states
+/// that its cross-attention reads.
 type EncoderIdentity = (TextConfig, usize);
 
-/// An identity with its weights' digest; `None` where no other checkpoint has the identity.
+/// An identity, with the digest of the weights; `None` if no other checkpoint has this identity.
 #[derive(PartialEq)]
 pub(super) struct Key<I> {
     identity: I,
     fingerprint: Option<[u8; 32]>,
 }
 
-/// What was loaded so far and what may still be shared. `E` is the text encoder.
+/// The parts loaded so far that later models may share. `E` is the type of a text encoder.
 pub(super) struct Shared<E> {
-    /// Of every checkpoint that is loaded together.
+    /// Identities of all checkpoints that are loaded together; duplicates mean that sharing is possible.
     visions: Vec<VisionIdentity>,
     encoders: Vec<EncoderIdentity>,
     loaded_towers: Vec<(Key<VisionIdentity>, TowerId)>,
@@ -82,7 +83,7 @@ impl<E> Shared<E> {
         key(opened.vision(), &self.visions, &opened.weights, "vision_model.")
     }
 
-    /// `None` for the classes that have no such encoder.
+    /// `None` for the classes without a shareable text encoder.
     pub(super) fn encoder_key(
         &self,
         opened: &Opened,

@@ -1,7 +1,7 @@
-//! Rows that need one pass of one tower: questions, candidates, pairs, embeddings.
+//! Rows that need a single pass of one tower: questions, candidates, matching pairs and embeddings.
 //!
-//! Rows of one kind run together; rows of one memory stand next to each other, so that its keys and values
-//! are computed once per layer.
+//! Rows of the same kind run together. Rows with the same encoder states are made adjacent, so that each layer projects
+//! these to keys and values only once.
 
 use crate::engine::backend::{BackendError, OnePassOutput, OnePassRow};
 use crate::model::checkpoint::{Checkpoint, encode_texts};
@@ -14,14 +14,14 @@ use crate::task::TokenIds;
 type Row<O> = OnePassRow<Memory<O>>;
 type Output<O> = OnePassOutput<Memory<O>>;
 
-/// A row that reads a text while attending to a memory, and its place in the call.
+/// A row whose text attends to encoder states; `place` is its index in the call.
 struct Attending<'a, O: Ops> {
     place: usize,
     memory: &'a Memory<O>,
     text: &'a TokenIds,
 }
 
-/// Runs the rows; one output per row, in order.
+/// Runs the rows; returns one output per row, in order.
 pub(super) fn score<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
@@ -67,7 +67,7 @@ pub(super) fn score<O: Ops>(
     Ok(outputs.into_iter().map(|output| output.expect("every kind of row was run")).collect())
 }
 
-/// Questions, pairs and multimodal embeddings: the text encoder over image features.
+/// Runs questions, pairs and multimodal embeddings: the text encoder with cross-attention to image features.
 fn score_attending<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
@@ -115,7 +115,8 @@ fn score_attending<O: Ops>(
     Ok(())
 }
 
-/// Candidates: the decoder over question states, every token's probability summed.
+/// Scores candidates: the decoder with cross-attention to the question's states, summing the log-probabilities of all
+/// tokens.
 fn score_candidates<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
@@ -148,7 +149,7 @@ fn class_rows<O: Ops>(
     ops.select_rows(class, &indices)
 }
 
-/// Rows of one memory become neighbours, otherwise in their own order.
+/// Makes rows with the same encoder states adjacent, and otherwise keeps their order.
 fn adjacent_by_memory<O: Ops>(mut rows: Vec<Attending<'_, O>>) -> Vec<Attending<'_, O>> {
     let mut memories: Vec<&Memory<O>> = Vec::new();
     let mut order: Vec<usize> = Vec::with_capacity(rows.len());
@@ -164,7 +165,7 @@ fn adjacent_by_memory<O: Ops>(mut rows: Vec<Attending<'_, O>>) -> Vec<Attending<
     keyed.into_iter().map(|(_, row)| row).collect()
 }
 
-/// Neighbours of one memory as one run, each row counted by `size`.
+/// Merges adjacent rows with the same encoder states into one run; `size` gives the length of each row.
 fn runs<'a, O: Ops>(
     rows: &[Attending<'a, O>],
     size: impl Fn(&Attending<'a, O>) -> usize,

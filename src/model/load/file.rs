@@ -1,20 +1,20 @@
-//! One file of a checkpoint: on disk, or inside the binary (the demo models).
+//! One file of a checkpoint, on disk or embedded in the binary (the demo models).
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use crate::document::{self, DocumentError};
 
-/// Where one file's bytes are.
+/// Location of one file's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum File {
-    /// On disk.
+    /// A file on disk, by its path.
     OnDisk(PathBuf),
-    /// In the binary.
+    /// A file embedded in the binary.
     InBinary {
-        /// What messages call it: its path in the source tree.
+        /// Path in the source tree, which messages show.
         path: &'static str,
-        /// Its content.
+        /// The whole content of the file.
         bytes: &'static [u8],
     },
 }
@@ -26,7 +26,7 @@ impl From<PathBuf> for File {
 }
 
 impl File {
-    /// Where it is, for messages; its last segment tells what kind of file it is.
+    /// Path for messages; its last segment tells what kind of file it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         match self {
@@ -35,7 +35,7 @@ impl File {
         }
     }
 
-    /// All of it.
+    /// Reads the whole file; the bytes of an embedded file are not copied.
     pub(in crate::model) fn read(&self) -> Result<Cow<'static, [u8]>, DocumentError> {
         match self {
             Self::OnDisk(path) => document::read(path).map(Cow::Owned),

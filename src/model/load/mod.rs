@@ -1,8 +1,8 @@
-//! Checkpoint files to weights in the operations' own form.
+//! Loads checkpoint files as weights in the form that the operations use.
 //!
-//! - [`File`]: a checkpoint's file, on disk or inside the binary.
-//! - [`Weights`]: tensors by name from safetensors (mapped, sharded too) or PyTorch files.
-//! - `Loader`: layers by name, with every shape checked against the configuration.
+//! - [`File`]: one file of a checkpoint, on disk or embedded in the binary.
+//! - [`Weights`]: finds tensors by name in safetensors files (memory-mapped, possibly sharded) or PyTorch files.
+//! - `Loader`: loads layers by name, and checks every shape against the configuration.
 
 mod file;
 mod weights;
@@ -18,27 +18,27 @@ use super::config::TextConfig;
 use super::error::LoadError;
 use super::ops::{MemoryUse, Ops, PatchEmbeddingWeights};
 
-/// The files of one checkpoint.
+/// All files of one checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFiles {
-    /// `config.json`.
+    /// The model configuration, a `config.json`.
     pub config: File,
-    /// `preprocessor_config.json` or `processor_config.json`, where there is one.
+    /// `preprocessor_config.json` or `processor_config.json`, if the checkpoint has one.
     pub preprocessor: Option<File>,
-    /// The weights.
+    /// The files that hold the tensors.
     pub weights: WeightFiles,
 }
 
-/// The weights' files, one or several shards.
+/// Weight files of a checkpoint: one file or several shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WeightFiles {
-    /// `model.safetensors` or its shards.
+    /// The file `model.safetensors` or its shards.
     Safetensors(Vec<File>),
-    /// `pytorch_model.bin` or its shards; read without executing anything.
+    /// The file `pytorch_model.bin` or its shards; reading them executes no code.
     Pickle(Vec<PathBuf>),
 }
 
-/// A place in the state dict: `text_decoder.bert.encoder.layer.3`.
+/// A prefix in the state dict, such as `text_decoder.bert.encoder.layer.3`.
 #[derive(Debug, Clone)]
 pub(super) struct Scope(String);
 
@@ -56,11 +56,11 @@ impl Scope {
     }
 }
 
-/// Takes layers out of the weights and hands them to the operations.
+/// Reads the tensors of a layer and passes them to the operations.
 pub(super) struct Loader<'a, O: Ops> {
     weights: &'a Weights,
     ops: &'a O,
-    /// Told how many values each tensor has.
+    /// Called with the number of values of each tensor that is read.
     on_read: &'a dyn Fn(u64),
 }
 
@@ -69,14 +69,14 @@ impl<'a, O: Ops> Loader<'a, O> {
         Self { weights, ops, on_read }
     }
 
-    /// A tensor of floats with this name and shape.
+    /// Reads a float tensor of this name and shape.
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let tensor = self.weights.get(name, shape)?;
         (self.on_read)(tensor.elem_count() as u64);
         Ok(tensor)
     }
 
-    /// `weight` `[out, in]` and `bias` `[out]` under `scope`.
+    /// Loads `weight` `[out, in]` and `bias` `[out]` under `scope`; `width` is `in`.
     pub(super) fn linear(
         &self,
         scope: &Scope,
@@ -88,7 +88,7 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(self.ops.load_linear(&weight, Some(&bias))?)
     }
 
-    /// `weight` `[out, in]` under `scope`, no bias.
+    /// Loads `weight` `[out, in]` under `scope`, without a bias; `width` is `in`.
     pub(super) fn linear_without_bias(
         &self,
         scope: &Scope,
@@ -99,7 +99,7 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(self.ops.load_linear(&weight, None)?)
     }
 
-    /// Several layers `[out, in]` as one `[n x out, in]`: one product instead of n.
+    /// Loads several layers `[out, in]` as one layer `[n x out, in]`, so that they need one product instead of n.
     pub(super) fn stacked_linear(
         &self,
         scopes: &[Scope],
@@ -110,7 +110,7 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(self.ops.load_linear(&weight, Some(&bias))?)
     }
 
-    /// The weights that make keys and values `[out]` each of a memory `[width]`: those under the two scopes.
+    /// Loads the projection of encoder states `[width]` to keys and values `[out]` each, from the two scopes.
     pub(super) fn key_value(
         &self,
         scopes: &[Scope; 2],
@@ -122,7 +122,7 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(self.ops.load_key_value(&weight, &bias, heads, usage)?)
     }
 
-    /// Weights `[n x out, in]` and biases `[n x out]` of several layers.
+    /// Concatenates the weights `[n x out, in]` and the biases `[n x out]` of several layers.
     fn stacked(
         &self,
         scopes: &[Scope],
@@ -137,7 +137,7 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok((part("weight", &[out, width])?, part("bias", &[out])?))
     }
 
-    /// `weight` and `bias` `[width]` under `scope`.
+    /// Loads `weight` and `bias` `[width]` under `scope`.
     pub(super) fn layer_norm(
         &self,
         scope: &Scope,
@@ -149,12 +149,12 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(self.ops.load_layer_norm(&weight, &bias, eps)?)
     }
 
-    /// A table `[n, width]`.
+    /// Loads an embedding table `[n, width]`.
     pub(super) fn table(&self, table: &Tensor) -> Result<O::Table, LoadError> {
         Ok(self.ops.load_table(table)?)
     }
 
-    /// See [`PatchEmbeddingWeights`].
+    /// Loads the patch embedding; see [`PatchEmbeddingWeights`].
     pub(super) fn patch_embedding(
         &self,
         weights: &PatchEmbeddingWeights,
@@ -162,7 +162,8 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(self.ops.load_patch_embedding(weights)?)
     }
 
-    /// Word embeddings `[vocabulary, width]`; a file that ties its head may hold only the head's weight.
+    /// Reads the word embeddings `[vocabulary, width]`. A file with tied weights may hold only the head's weight, which
+    /// is the same tensor.
     pub(super) fn word_embeddings(
         &self,
         name: &str,
@@ -180,9 +181,9 @@ impl<'a, O: Ops> Loader<'a, O> {
         }
     }
 
-    /// The LM head's output layer under `text_decoder`. Which names a file holds differs by the version
-    /// of transformers that wrote it: `decoder.weight` where present, else the word embeddings (tied);
-    /// `decoder.bias` where present, else `bias`.
+    /// Loads the output layer of the LM head under `text_decoder`. The names in the file depend on the version of
+    /// transformers that wrote it. The weight is `decoder.weight` if present, else the word embeddings (tied weights).
+    /// The bias is `decoder.bias` if present, else `bias`.
     pub(super) fn lm_output(&self, config: &TextConfig) -> Result<O::Linear, LoadError> {
         let decoder = Scope::new("text_decoder");
         let head = decoder.child("cls.predictions");

@@ -1,4 +1,4 @@
-//! Tensors by name, from mapped safetensors files or PyTorch files (a reader that executes nothing).
+//! Finds tensors by name in memory-mapped safetensors files, or in PyTorch files (whose reader executes no code).
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -14,18 +14,18 @@ use crate::document::{DocumentError, LFS_POINTER};
 use crate::model::error::LoadError;
 use crate::torch::{TorchError, TorchFile};
 
-/// The tensors of one checkpoint, whichever files hold them. Nothing is read before it is asked for.
+/// The tensors of one checkpoint, in whichever files hold them. A tensor is read only when it is requested.
 pub struct Weights {
     files: Vec<(PathBuf, Source)>,
-    /// By name; `LayerNorm.gamma` and `.beta` stand here as `LayerNorm.weight` and `.bias`.
+    /// Location of each tensor by name. `LayerNorm.gamma` and `.beta` are listed as `LayerNorm.weight` and `.bias`.
     places: HashMap<String, Place>,
 }
 
-/// Where a tensor is.
+/// Location of one tensor in the files.
 struct Place {
-    /// Index in `files`.
+    /// Index of the file in `files`.
     file: usize,
-    /// Its name in that file.
+    /// Name of the tensor in that file.
     name: String,
 }
 
@@ -45,7 +45,7 @@ impl Weights {
     /// Opens the files and reads their headers.
     ///
     /// # Errors
-    /// When a file cannot be read or is not of its kind.
+    /// When a file cannot be read or does not have the expected format.
     pub fn open(files: &WeightFiles) -> Result<Self, LoadError> {
         let mut weights = Self { files: Vec::new(), places: HashMap::new() };
         match files {
@@ -67,7 +67,7 @@ impl Weights {
         let index = self.files.len();
         for name in source.names() {
             let place = Place { file: index, name: name.clone() };
-            // A file that has both names keeps the current one.
+            // If a file has both names, the current name takes precedence.
             if let Some(current) = current_name(&name) {
                 self.places.entry(current).or_insert(place);
             } else {
@@ -77,13 +77,13 @@ impl Weights {
         self.files.push((path.to_owned(), source));
     }
 
-    /// True when a tensor of this name exists.
+    /// True if one of the files has a tensor of this name.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
         self.places.contains_key(name)
     }
 
-    /// Every name, in order of the alphabet.
+    /// All tensor names in alphabetical order.
     #[must_use]
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.places.keys().map(String::as_str).collect();
@@ -91,16 +91,16 @@ impl Weights {
         names
     }
 
-    /// Floats in all tensors of the files.
+    /// Total number of float values in the files.
     #[must_use]
     pub fn parameter_count(&self) -> u64 {
         self.files.iter().map(|(_, source)| source.parameter_count()).sum()
     }
 
-    /// A tensor of finite floats with this shape, in host memory, in the file's dtype.
+    /// Reads a tensor with this shape whose values are finite floats, into host memory, in the file's dtype.
     ///
     /// # Errors
-    /// When it is missing, has another shape, is not of floats, or holds NaN or infinity.
+    /// When the tensor is missing, has another shape, does not hold floats, or contains NaN or infinity.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let tensor = self.read(name, shape)?;
         let path = &self.files[self.places[name].file].0;
@@ -126,7 +126,8 @@ impl Weights {
         Ok(tensor)
     }
 
-    /// A digest of names, shapes, dtypes and bytes of every tensor under `prefix`: equal exactly when they are.
+    /// A digest of the names, shapes, dtypes and values of all tensors under `prefix`. Two digests are equal exactly
+    /// when all of these are equal.
     ///
     /// # Errors
     /// When a tensor cannot be read.
@@ -144,7 +145,7 @@ impl Weights {
         Ok(digest.finalize().into())
     }
 
-    /// The tensor as the file has it; `expected` is only for the error.
+    /// Reads the tensor as the file has it; `expected` only serves the error message.
     fn read(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
         let missing = || LoadError::MissingTensor {
             name: name.to_owned(),
@@ -192,15 +193,15 @@ impl Source {
     }
 }
 
-/// What a tensor of an old checkpoint is called today; `None` for names in use. Source: transformers 5.23
-/// `conversion_mapping.py`, "legacy", which renames these two and no other `gamma` or `beta`.
+/// Current name of a tensor from an old checkpoint; `None` for names still in use. Source: transformers 5.23
+/// `conversion_mapping.py`, "legacy", which renames these two names and no other `gamma` or `beta`.
 fn current_name(name: &str) -> Option<String> {
     let renamed = |old, new| name.strip_suffix(old).map(|prefix| format!("{prefix}{new}"));
     renamed("LayerNorm.gamma", "LayerNorm.weight")
         .or_else(|| renamed("LayerNorm.beta", "LayerNorm.bias"))
 }
 
-/// Floats in all of these tensors.
+/// Number of float values in these tensors.
 fn floats(tensors: &[(String, TensorView<'_>)]) -> u64 {
     let is_float =
         |view: &TensorView<'_>| DType::try_from(view.dtype()).is_ok_and(|dtype| dtype.is_float());
@@ -217,7 +218,7 @@ fn open_safetensors(file: &File) -> Result<Source, LoadError> {
     }
 }
 
-/// The first bytes of a file, fewer where it has no more.
+/// The first bytes of a file, or the whole file if it is shorter.
 ///
 /// # Errors
 /// `Read`; `LfsPointer`.
@@ -234,9 +235,9 @@ fn beginning(path: &Path) -> Result<Vec<u8>, DocumentError> {
 
 fn open_mapped(path: &Path) -> Result<Source, LoadError> {
     let beginning = beginning(path)?;
-    // SAFETY: the mapping is read only while the model loads (every tensor is copied out of it), and the header
-    // check of safetensors has made sure that the file is as long as its tensors say. A file that is cut
-    // short by another process during those seconds would end ours; weights are not edited in place.
+    // SAFETY: the mapping is read only while the model loads, and every tensor is copied out of it. The header check of
+    // safetensors has verified that the file is as long as its tensors need. If another process truncated the file
+    // during those seconds, our process would be killed; weight files are not edited in place.
     #[expect(unsafe_code, reason = "mapping a file is unsafe by nature")]
     let file = unsafe { MmapedSafetensors::new(path) };
     let file = file.map_err(|_| unusable(path, safetensors_problem(&beginning)))?;
@@ -245,7 +246,7 @@ fn open_mapped(path: &Path) -> Result<Source, LoadError> {
 
 fn open_pickle(path: &Path) -> Result<Source, LoadError> {
     const ZIP: &[u8] = b"PK";
-    // The magic number that torch.save pickled before 1.6 (`torch/serialization.py`, `MAGIC_NUMBER`).
+    // Magic number that `torch.save` pickled before 1.6 (`torch/serialization.py`, `MAGIC_NUMBER`).
     const OLD: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
     let beginning = beginning(path)?;
     if beginning.starts_with(OLD) {
@@ -255,7 +256,7 @@ fn open_pickle(path: &Path) -> Result<Source, LoadError> {
         return Err(unusable(path, EMPTY));
     }
     if !beginning.starts_with(ZIP) {
-        return Err(unusable(path, "torch.save writes no such file; download it again"));
+        return Err(unusable(path, "it was not written by torch.save; download it again"));
     }
     TorchFile::open(path).map(Source::Pickle).map_err(|error| of_torch(path, error))
 }
@@ -263,12 +264,13 @@ fn open_pickle(path: &Path) -> Result<Source, LoadError> {
 const EMPTY: &str = "it is empty; download it again";
 const DAMAGED: &str = "it is cut off or damaged; download it again";
 
-/// Why a file that begins so is no safetensors file: eight bytes of a length, then that many of a JSON object.
+/// Why a file with these first bytes is not a safetensors file. Such a file starts with a length of eight bytes,
+/// followed by a JSON object of that length.
 fn safetensors_problem(beginning: &[u8]) -> &'static str {
     match beginning {
         [] => EMPTY,
         [_, _, _, _, _, _, _, _, b'{', ..] => DAMAGED,
-        _ => "it is in another format than its name says; download it again",
+        _ => "its format does not match its name; download it again",
     }
 }
 
@@ -289,11 +291,11 @@ fn unreadable(path: &Path, error: &candle_core::Error) -> LoadError {
 
 fn is_finite(tensor: &Tensor) -> candle_core::Result<bool> {
     let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    // A sum of x * 0 is NaN as soon as one x is not finite, and vectorises where a search does not.
+    // The sum of x * 0 is NaN if any x is not finite. The sum vectorises; a search does not.
     Ok(values.chunks(4096).all(|chunk| chunk.iter().map(|value| value * 0.0).sum::<f32>() == 0.0))
 }
 
-/// Feeds the values' bit patterns; the dtype stands in the header line, so widening loses nothing.
+/// Hashes the bit patterns of the values. The header line contains the dtype, so widening to f32 loses no information.
 fn update_with_values(digest: &mut Sha256, tensor: &Tensor) -> candle_core::Result<()> {
     if !tensor.dtype().is_float() {
         let values = tensor.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;

@@ -1,4 +1,5 @@
-//! The fused operations on candle's tensors: every device, every dtype, and the oracle for faster kernels.
+//! The fused operations on candle's tensors, for every device and dtype. They are the reference that the CPU kernels
+//! are tested against.
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 
@@ -6,24 +7,24 @@ use super::{Activation, Epilogue, KeptMemory, MemoryUse, Ops, PatchEmbeddingWeig
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
-/// Up to here the weight is the larger operand by far.
+/// Up to this number of rows the weight is by far the larger operand.
 const FEW_ROWS: usize = 32;
 
-/// Runs on one device in one dtype.
+/// Operations on one device in one dtype.
 #[derive(Debug, Clone)]
 pub struct CandleOps {
     device: Device,
     dtype: DType,
 }
 
-/// `y = x W^T + b`, the weight kept as `[out, in]`.
+/// Linear layer `y = x W^T + b`; the weight is stored as `[out, in]`.
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
 }
 
-/// Weight, bias and epsilon.
+/// Weights of one layer norm, in the dtype of the operations.
 #[derive(Debug)]
 pub struct LayerNorm {
     weight: Tensor,
@@ -31,19 +32,19 @@ pub struct LayerNorm {
     eps: f32,
 }
 
-/// Patches as rows of a matrix product.
+/// Patch embedding as a matrix product: each patch is one row.
 #[derive(Debug)]
 pub struct PatchEmbedding {
     /// `[width, 3 x patch x patch]` and `[width]`.
     linear: Linear,
     class_embedding: Tensor,
     position_embedding: Tensor,
-    /// For each channel and 8-bit value, the normalised value.
+    /// The normalised value of each 8-bit value, per channel.
     normalised: [[f32; 256]; 3],
     patch: usize,
 }
 
-/// `[heads, tokens, head width]` each.
+/// Keys and values, each `[heads, tokens, head width]`.
 #[derive(Debug, Clone)]
 pub struct KeysValues {
     keys: Tensor,
@@ -62,7 +63,7 @@ impl From<candle_core::Error> for BackendError {
 }
 
 impl CandleOps {
-    /// Operations on `device` in `dtype` (f32, bf16 or f16).
+    /// Operations on `device` in `dtype`, which is f32, bf16 or f16.
     #[must_use]
     pub fn new(device: Device, dtype: DType) -> Self {
         Self { device, dtype }
@@ -72,13 +73,13 @@ impl CandleOps {
         Ok(tensor.to_device(&self.device)?.to_dtype(self.dtype)?.contiguous()?)
     }
 
-    /// `x W^T`. On a CPU, up to [`FEW_ROWS`] rows give the same bits for a row whatever its company; above that
-    /// gemm sums in another order, which moves the last bits.
+    /// `x W^T`. On a CPU, up to [`FEW_ROWS`] rows, the bits of a row's result do not depend on the other rows of the
+    /// batch. With more rows the `gemm` crate sums in another order, which changes the last bits.
     ///
-    /// gemm takes another path for a single row too: a lone row is computed beside a copy of itself.
-    /// (And another one for products of up to 256 values, which only the tiny models of the tests have.)
-    /// With few rows it packs the whole weight on one thread; with the operands exchanged it packs the rows instead:
-    /// 768 x 3072 and 8 rows take 0.7 ms instead of 4 (2 cores with AVX-512, 2026-11).
+    /// `gemm` also takes another code path for a single row, so a single row is computed together with a copy of
+    /// itself. (It takes yet another path for products of up to 256 values, which occur only in the tiny models of the
+    /// tests.) With few rows `gemm` packs the whole weight on one thread. With the operands exchanged it packs the rows
+    /// instead: 768 x 3072 with 8 rows takes 0.7 ms instead of 4 (2 cores with AVX-512, 2026-11).
     fn product(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor, BackendError> {
         let rows = x.dim(0)?;
         if !self.device.is_cpu() || rows > FEW_ROWS {
@@ -88,8 +89,9 @@ impl CandleOps {
         Ok(weight.matmul(&x.t()?)?.t()?.narrow(0, 0, rows)?.contiguous()?)
     }
 
-    /// `softmax(q k^T / sqrt(head width) + mask) v`; the softmax in f32 whatever the dtype.
-    /// `q` `[heads, rows, d]`, `k` and `v` `[heads, tokens, d]`, `mask` `[rows, tokens]`; gives `[rows, heads x d]`.
+    /// `softmax(q k^T / sqrt(head width) + mask) v`; the softmax is computed in f32 for every dtype. `q` is
+    /// `[heads, rows, d]`, `k` and `v` are `[heads, tokens, d]`, `mask` is `[rows, tokens]`; the result is
+    /// `[rows, heads x d]`.
     fn attend(
         &self,
         q: &Tensor,
@@ -97,7 +99,7 @@ impl CandleOps {
         mask: Option<&Tensor>,
     ) -> Result<Tensor, BackendError> {
         let (heads, rows, head_width) = q.dims3()?;
-        // A lone row beside a copy of itself, as in `product`.
+        // A single row is computed together with a copy of itself, as in `product`.
         let q = &if rows == 1 { Tensor::cat(&[q, q], 1)? } else { q.clone() };
         let scale = 1.0 / (head_width as f64).sqrt();
         let scores = q.affine(scale, 0.0)?.matmul(&kv.keys.t()?)?.to_dtype(DType::F32)?;
@@ -110,7 +112,7 @@ impl CandleOps {
         Ok(context.transpose(0, 1)?.contiguous()?.reshape((rows, heads * head_width))?)
     }
 
-    /// Columns `index * width ..` of `[rows, n x width]` as `[heads, rows, head width]`.
+    /// Part `index` of the `parts` equal column parts of `x` `[rows, parts x width]`, as `[heads, rows, head width]`.
     fn heads_of(
         x: &Tensor,
         index: usize,
@@ -123,7 +125,7 @@ impl CandleOps {
         Ok(part.reshape((rows, heads, width / heads))?.transpose(0, 1)?.contiguous()?)
     }
 
-    /// Consecutive slices of rows, one per length, all in the storage of `x`.
+    /// Consecutive slices of rows, one per length; all share the storage of `x`.
     fn views(x: &Tensor, lengths: &[usize]) -> Result<Vec<Tensor>, BackendError> {
         let mut start = 0;
         let mut views = Vec::with_capacity(lengths.len());
@@ -134,7 +136,8 @@ impl CandleOps {
         Ok(views)
     }
 
-    /// 0 where row i (at position `past + i`) may look at token j, minus infinity elsewhere: `[rows, past + rows]`.
+    /// Mask `[rows, past + rows]`: 0 where row i (at position `past + i`) may attend to token j, minus infinity
+    /// elsewhere.
     fn causal_mask(&self, past: usize, rows: usize) -> Result<Tensor, BackendError> {
         let visible = |i: usize, j: usize| if j <= past + i { 0.0 } else { f32::NEG_INFINITY };
         let mask: Vec<f32> =
@@ -142,7 +145,7 @@ impl CandleOps {
         Ok(Tensor::from_vec(mask, (rows, past + rows), &self.device)?)
     }
 
-    /// `[images x patches, 3 x patch x patch]`, channels outermost, as the convolution's kernel lies.
+    /// Patches `[images x patches, 3 x patch x patch]`, channels outermost, in the layout of the convolution's kernel.
     fn patches(
         &self,
         weights: &PatchEmbedding,
@@ -176,7 +179,7 @@ impl CandleOps {
 fn activate(x: &Tensor, activation: Activation) -> Result<Tensor, BackendError> {
     Ok(match activation {
         Activation::Gelu => x.gelu_erf()?,
-        // candle calls GELU by tanh `gelu`.
+        // candle's `gelu` is the tanh approximation.
         Activation::GeluTanh => x.gelu()?,
         Activation::QuickGelu => (x * candle_nn::ops::sigmoid(&(x * 1.702)?)?)?,
         Activation::Relu => x.relu()?,
@@ -369,7 +372,7 @@ impl Ops for CandleOps {
         {
             return Ok(views);
         }
-        // A view keeps the storage of the whole batch alive.
+        // A view would keep the storage of the whole batch alive.
         Ok(views.iter().map(Tensor::force_contiguous).collect::<Result<_, _>>()?)
     }
 
@@ -398,7 +401,7 @@ impl Ops for CandleOps {
 mod tests {
     use super::*;
 
-    /// Numbers without a pattern that a wrong order of summation would survive.
+    /// Pseudo-random numbers without a pattern, so that a wrong order of summation changes the result.
     fn noise(rows: usize, width: usize, seed: u32) -> Tensor {
         let mut state = seed;
         let values: Vec<f32> = (0..rows * width)

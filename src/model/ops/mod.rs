@@ -1,10 +1,12 @@
-//! The fused operations that the towers are written against: the seam at which a device or an instruction set is added.
+//! The fused operations that the towers are written against. A new device or instruction set is added here, by
+//! implementing [`Ops`].
 //!
-//! [`Ops`] knows nothing of BLIP, the towers know nothing of tensors. [`candle`] implements it for every device
-//! and dtype and is the oracle; [`cpu`] implements it on our own kernels; [`timed`] measures either.
+//! [`Ops`] knows nothing about BLIP, and the towers know nothing about tensors. [`candle`] implements it for every
+//! device and dtype and is the reference for tests; [`cpu`] implements it on our own kernels; [`timed`] measures either
+//! of them.
 //!
-//! Texts never pad: activations are `[rows, width]` over concatenated sequences, and attention is told
-//! where each sequence lies.
+//! Texts are never padded: activations are `[rows, width]` over concatenated sequences, and attention receives the
+//! length of each sequence.
 
 pub mod candle;
 pub mod cpu;
@@ -18,71 +20,72 @@ use crate::engine::backend::BackendError;
 pub use crate::kernels::activation::Activation;
 use crate::task::Pixels;
 
-/// What a linear layer does with its product before it is stored.
+/// Epilogue of a linear layer: what is applied to the product before it is stored.
 #[derive(Debug, Clone, Copy)]
 pub enum Epilogue<'a, A> {
-    /// `x W^T + b`.
+    /// Only the bias: `x W^T + b`.
     None,
-    /// `activation(x W^T + b)`.
+    /// An activation function: `activation(x W^T + b)`.
     Activation(Activation),
-    /// `x W^T + b + residual`.
+    /// A residual connection: `x W^T + b + residual`.
     Residual(&'a A),
 }
 
-/// A run of consecutive rows that attend to the same memory.
+/// Consecutive rows that attend to the same keys and values.
 #[derive(Debug, Clone, Copy)]
 pub struct Run<M> {
-    /// What they attend to.
+    /// The keys and values, or the encoder states, that the rows attend to.
     pub memory: M,
-    /// How many rows.
+    /// Number of rows in the run.
     pub rows: usize,
 }
 
-/// How cross-attention's keys and values are used.
+/// Lifetime of the cross-attention keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemoryUse {
-    /// Kept while texts are written over an image, a few rows a step.
+    /// Persistent: kept while text is generated for an image, and read by a few rows in each step.
     Kept,
-    /// Needed by one pass, or of a short text.
+    /// Transient: used by one pass only, or computed from a short text.
     Passing,
 }
 
-/// Dimensions of an image's memory that is kept for one decoder.
+/// Dimensions of the cross-attention keys and values of one image that are kept for one decoder.
 #[derive(Debug, Clone, Copy)]
 pub struct KeptMemory {
-    /// Tokens of the image.
+    /// Number of tokens of the image.
     pub tokens: usize,
-    /// Width of its features.
+    /// Width of the image's features.
     pub memory_width: usize,
-    /// Layers of the decoder.
+    /// Number of layers of the decoder.
     pub layers: usize,
-    /// Heads of a layer.
+    /// Number of attention heads per layer.
     pub heads: usize,
-    /// Width of the decoder.
+    /// Width of the decoder's hidden state.
     pub width: usize,
 }
 
-/// What patch embedding needs: a convolution with stride = kernel, the class token, the positions, normalisation.
+/// Parameters of the patch embedding: a convolution whose stride equals its kernel, the class token, the position
+/// embeddings, and the normalisation of pixels.
 #[derive(Debug)]
 pub struct PatchEmbeddingWeights {
-    /// `[width, 3, patch, patch]`.
+    /// Kernel of the convolution, `[width, 3, patch, patch]`.
     pub weight: Tensor,
-    /// `[width]`.
+    /// Bias of the convolution, `[width]`.
     pub bias: Tensor,
-    /// `[1, 1, width]`.
+    /// Embedding of the class token, `[1, 1, width]`.
     pub class_embedding: Tensor,
-    /// `[1, tokens, width]`.
+    /// Position embeddings of all tokens, `[1, tokens, width]`.
     pub position_embedding: Tensor,
-    /// Subtracted from each channel after division by 255.
+    /// Mean per channel, subtracted after multiplication by `rescale`.
     pub mean: [f32; 3],
-    /// Divides each channel after that.
+    /// Standard deviation per channel; the last step divides by it.
     pub std: [f32; 3],
-    /// Multiplies the 8-bit values (1/255).
+    /// Factor that 8-bit values are multiplied by, usually 1/255.
     pub rescale: f32,
 }
 
 impl PatchEmbeddingWeights {
-    /// For each channel and 8-bit value, the normalised value.
+    /// Lookup table: the normalised value of each 8-bit value, per channel.
     fn normalised(&self) -> [[f32; 256]; 3] {
         std::array::from_fn(|channel| {
             std::array::from_fn(|value| {
@@ -94,25 +97,25 @@ impl PatchEmbeddingWeights {
 
 /// About a dozen operations, enough for every tower and head of BLIP.
 ///
-/// Weights arrive as CPU tensors in the file's dtype and are brought into the implementation's own form once.
-/// All activations are `[rows, width]`. A call either returns a whole result or an error; nothing is kept.
+/// Weights arrive as CPU tensors in the file's dtype; each implementation converts them once, at load. All activations
+/// are `[rows, width]`. A call returns either a complete result or an error, and keeps no state.
 pub trait Ops: Debug {
-    /// Activations `[rows, width]`; clones share.
+    /// Activations `[rows, width]`; clones share the values.
     type Act: Clone + Debug;
-    /// A linear layer's weights.
+    /// Weights of one linear layer.
     type Linear: Debug;
-    /// The weights that make keys and values of a memory.
+    /// Weights of a layer that projects encoder states to keys and values.
     type KeyValue: Debug;
-    /// A layer norm's weights.
+    /// Weights of one layer norm.
     type LayerNorm: Debug;
-    /// A table of rows `[n, width]`.
+    /// An embedding table, `[n, width]`.
     type Table: Debug;
-    /// The patch embedding's weights.
+    /// Weights of the patch embedding.
     type PatchEmbedding: Debug;
-    /// Keys and values of one sequence in one layer; clones share.
+    /// Keys and values of one sequence in one layer; clones share them.
     type KeysValues: Clone + Debug;
 
-    /// `weight` `[out, in]`, `bias` `[out]`.
+    /// Loads a linear layer: `weight` is `[out, in]`, `bias` is `[out]`.
     ///
     /// # Errors
     /// When the device fails.
@@ -121,7 +124,8 @@ pub trait Ops: Debug {
         weight: &Tensor,
         bias: Option<&Tensor>,
     ) -> Result<Self::Linear, BackendError>;
-    /// `weight` `[2 x width, memory width]` and `bias` `[2 x width]`, keys first.
+    /// Loads a projection to keys and values: `weight` is `[2 x width, memory width]`, `bias` is `[2 x width]`, keys
+    /// first.
     ///
     /// # Errors
     /// When the device fails.
@@ -132,7 +136,7 @@ pub trait Ops: Debug {
         heads: usize,
         usage: MemoryUse,
     ) -> Result<Self::KeyValue, BackendError>;
-    /// `weight` and `bias` `[width]`.
+    /// Loads a layer norm; `weight` and `bias` are `[width]`.
     ///
     /// # Errors
     /// When the device fails.
@@ -142,12 +146,12 @@ pub trait Ops: Debug {
         bias: &Tensor,
         eps: f64,
     ) -> Result<Self::LayerNorm, BackendError>;
-    /// `table` `[n, width]`.
+    /// Loads an embedding table `[n, width]`.
     ///
     /// # Errors
     /// When the device fails.
     fn load_table(&self, table: &Tensor) -> Result<Self::Table, BackendError>;
-    /// See [`PatchEmbeddingWeights`].
+    /// Loads the patch embedding; see [`PatchEmbeddingWeights`].
     ///
     /// # Errors
     /// When the device fails.
@@ -156,7 +160,8 @@ pub trait Ops: Debug {
         weights: &PatchEmbeddingWeights,
     ) -> Result<Self::PatchEmbedding, BackendError>;
 
-    /// Pixels to `[images x tokens, width]`: normalised patches times weights, the class token first, positions added.
+    /// Embeds pixels as `[images x tokens, width]`: normalises the patches, multiplies them by the weights, puts the
+    /// class token first, and adds the position embeddings.
     ///
     /// # Errors
     /// When the device fails.
@@ -165,7 +170,7 @@ pub trait Ops: Debug {
         weights: &Self::PatchEmbedding,
         images: &[&Pixels],
     ) -> Result<Self::Act, BackendError>;
-    /// `words[token] + positions[position]` for each pair.
+    /// Computes `words[token] + positions[position]` for each pair.
     ///
     /// # Errors
     /// When the device fails.
@@ -175,7 +180,7 @@ pub trait Ops: Debug {
         positions: &Self::Table,
         tokens: &[(u32, u32)],
     ) -> Result<Self::Act, BackendError>;
-    /// `(x - mean) / sqrt(var + eps) * weight + bias` over each row.
+    /// Computes `(x - mean) / sqrt(var + eps) * weight + bias` over each row.
     ///
     /// # Errors
     /// When the device fails.
@@ -184,7 +189,7 @@ pub trait Ops: Debug {
         x: &Self::Act,
         weights: &Self::LayerNorm,
     ) -> Result<Self::Act, BackendError>;
-    /// `[rows, in]` to `[rows, out]`.
+    /// Applies a linear layer with its epilogue: `[rows, in]` to `[rows, out]`.
     ///
     /// # Errors
     /// When the device fails.
@@ -194,7 +199,7 @@ pub trait Ops: Debug {
         weights: &Self::Linear,
         epilogue: Epilogue<'_, Self::Act>,
     ) -> Result<Self::Act, BackendError>;
-    /// Every sequence attends to the whole of itself; `qkv` is `[rows, 3 x width]`, `lengths` sum to `rows`.
+    /// Bidirectional self-attention within each sequence. `qkv` is `[rows, 3 x width]`; `lengths` sum to `rows`.
     ///
     /// # Errors
     /// When the device fails.
@@ -204,8 +209,9 @@ pub trait Ops: Debug {
         heads: usize,
         lengths: &[usize],
     ) -> Result<Self::Act, BackendError>;
-    /// Every sequence's new rows attend to its cached rows and causally to each other. `caches[i]` is what
-    /// sequence i has cached; returned beside the output are the caches with the new rows behind them.
+    /// Causal self-attention with a KV cache. The new rows of a sequence attend to its cached rows, and causally to
+    /// each other. `caches[i]` is the cache of sequence i. Returns the output, and the caches with the new rows
+    /// appended.
     ///
     /// # Errors
     /// When the device fails.
@@ -216,7 +222,8 @@ pub trait Ops: Debug {
         lengths: &[usize],
         caches: &[Option<&Self::KeysValues>],
     ) -> Result<(Self::Act, Vec<Self::KeysValues>), BackendError>;
-    /// Keys and values of a memory `[tokens, memory width]`, or whatever stands for them.
+    /// Keys and values of encoder states `[tokens, memory width]`, or an equivalent form of them (see
+    /// [`cpu::FoldedMemory`]).
     ///
     /// # Errors
     /// When the device fails.
@@ -226,7 +233,7 @@ pub trait Ops: Debug {
         weights: &Self::KeyValue,
         heads: usize,
     ) -> Result<Self::KeysValues, BackendError>;
-    /// Each run of query rows attends to all of its memory.
+    /// Cross-attention: each run of query rows attends to all of its keys and values.
     ///
     /// # Errors
     /// When the device fails.
@@ -236,26 +243,26 @@ pub trait Ops: Debug {
         heads: usize,
         runs: &[Run<&Self::KeysValues>],
     ) -> Result<Self::Act, BackendError>;
-    /// The rows with these indices, in this order.
+    /// Copies the rows with these indices, in this order.
     ///
     /// # Errors
     /// When the device fails.
     fn select_rows(&self, x: &Self::Act, rows: &[usize]) -> Result<Self::Act, BackendError>;
-    /// Consecutive slices of rows, one per length, each in memory of its own: images or questions of one batch
-    /// outlive each other.
+    /// Splits the rows into consecutive slices, one per length. Each slice has memory of its own, because the images or
+    /// questions of a batch have different lifetimes.
     ///
     /// # Errors
     /// When the device fails.
     fn split_rows(&self, x: &Self::Act, lengths: &[usize]) -> Result<Vec<Self::Act>, BackendError>;
-    /// Images that a vision tower of this many tokens and this width encodes together at most.
+    /// Largest number of images to encode in one pass, for a vision tower with this number of tokens and this width.
     fn images_per_pass(&self, tokens: usize, width: usize) -> usize;
-    /// Bytes that features of this shape take while they are kept.
+    /// Bytes that stored features `[tokens, width]` take.
     fn feature_bytes(&self, tokens: usize, width: usize) -> u64;
-    /// Bytes of all layers' keys and values of a memory that is kept.
+    /// Bytes of the persistent cross-attention keys and values, in all layers of the decoder.
     fn memory_bytes(&self, memory: KeptMemory) -> u64;
-    /// Bytes of one layer's keys and values of one token of a text being written.
+    /// Bytes per token of one layer's KV cache.
     fn causal_bytes(&self, width: usize) -> u64;
-    /// All values on the host as f32, one vector a row.
+    /// Copies all values to the host as f32, one vector per row.
     ///
     /// # Errors
     /// When the device fails.

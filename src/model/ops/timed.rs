@@ -1,7 +1,7 @@
-//! Operations that are timed: forwards every call to another implementation and adds up, part by part, how long the
-//! calls took and how many there were. `bench --profile` measures with it; nothing else does.
+//! Profiler: forwards every operation to another implementation. It counts the calls and adds up their durations, per
+//! kind of work. Only `bench --profile` uses it.
 //!
-//! Times are those of the calls: on a GPU, which computes behind them, they say little.
+//! It measures the duration of the calls. On a GPU, which computes asynchronously, these durations say little.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,70 +15,70 @@ use super::{Epilogue, KeptMemory, MemoryUse, Ops, PatchEmbeddingWeights, Run};
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
-/// Below this many rows a product is bound by reading its weights: the number of rows says little.
+/// A product with fewer rows is limited by reading its weights, so its number of rows is not recorded.
 const MANY_ROWS: usize = 64;
 
-/// Forwards to `O`, and keeps time while [`Times`] is recording.
+/// Forwards to `O`, and measures time while [`Times`] is recording.
 #[derive(Debug)]
 pub struct Timed<O> {
     ops: O,
     times: Arc<Times>,
 }
 
-/// What was recorded. The operations and whoever reads share it; recording is off at first.
+/// The recorded durations, shared by the operations and their reader. Recording is off at first.
 #[derive(Debug, Default)]
 pub struct Times {
     recording: AtomicBool,
     parts: Mutex<BTreeMap<Part, Spent>>,
 }
 
-/// A kind of work.
+/// A kind of work, by which durations are added up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
-    /// A linear layer with its epilogue.
+    /// A linear layer, including its epilogue.
     Linear {
-        /// Values in a row of what it takes.
+        /// Width of the layer's input.
         input: usize,
-        /// Values in a row of what it gives.
+        /// Width of the layer's output.
         output: usize,
-        /// How many rows, where they are many.
+        /// Number of rows, for products with many rows only.
         rows: Option<usize>,
     },
-    /// Sequences that attend to themselves.
+    /// Bidirectional attention within each sequence.
     SelfAttention,
-    /// Rows that attend to keys and values made before.
+    /// Attention to the keys and values of encoder states.
     CrossAttention,
-    /// New rows that attend to those before them and to each other.
+    /// Causal attention with a KV cache, of the decoder's new rows.
     CachedAttention,
-    /// Keys and values of an image or a question, their product included.
+    /// Cross-attention keys and values of an image or a question, including the projection.
     KeysAndValues,
-    /// Layer norm.
+    /// Layer norm over each row.
     LayerNorm,
-    /// Pixels to rows, the product included.
+    /// Embedding of pixels as rows, including the product.
     PatchEmbedding,
-    /// Tokens to rows.
+    /// Embedding of token ids as rows.
     EmbedTokens,
-    /// Rows picked, split, or brought to the host.
+    /// Selecting rows, splitting rows, and copying rows to the host.
     Copies,
 }
 
-/// Time and calls.
+/// Total duration and number of calls.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Spent {
-    /// Sum over the calls.
+    /// Sum of the durations of all calls.
     pub time: Duration,
-    /// How many.
+    /// Number of calls that were measured.
     pub calls: usize,
 }
 
-/// Activations that know how many rows they have.
+/// Activations with their number of rows.
 #[derive(Debug, Clone)]
 pub struct Act<A> {
     values: A,
     rows: usize,
 }
 
-/// A linear layer that knows its shape.
+/// A linear layer with its shape.
 #[derive(Debug)]
 pub struct Linear<L> {
     weights: L,
@@ -86,7 +86,7 @@ pub struct Linear<L> {
     output: usize,
 }
 
-/// A patch embedding that knows how many rows an image becomes.
+/// A patch embedding with its number of tokens per image.
 #[derive(Debug)]
 pub struct PatchEmbedding<P> {
     weights: P,
@@ -94,13 +94,13 @@ pub struct PatchEmbedding<P> {
 }
 
 impl<O> Timed<O> {
-    /// Keeps the time of `ops`.
+    /// Wraps `ops`, with recording off.
     #[must_use]
     pub fn new(ops: O) -> Self {
         Self { ops, times: Arc::default() }
     }
 
-    /// Where recording is switched and read.
+    /// The recorder, which starts and stops recording and returns the durations.
     #[must_use]
     pub fn times(&self) -> Arc<Times> {
         Arc::clone(&self.times)
@@ -118,13 +118,13 @@ impl<O> Timed<O> {
 }
 
 impl Times {
-    /// Forgets what was recorded and records from now on.
+    /// Clears the recorded durations and starts recording.
     pub fn start(&self) {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.recording.store(true, Ordering::Relaxed);
     }
 
-    /// Ends the recording; what took longest first.
+    /// Stops recording and returns the durations, longest first.
     #[must_use]
     pub fn stop(&self) -> Vec<(Part, Spent)> {
         self.recording.store(false, Ordering::Relaxed);
@@ -161,7 +161,7 @@ impl fmt::Display for Part {
     }
 }
 
-/// The result with the rows that it is known to have.
+/// Attaches the known number of rows to the result.
 fn with_rows<A>(rows: usize, result: Result<A, BackendError>) -> Result<Act<A>, BackendError> {
     result.map(|values| Act { values, rows })
 }

@@ -1,5 +1,5 @@
-//! Beam search. Source: transformers 5.23 `GenerationMixin._beam_search` and the functions it calls, whose
-//! arithmetic (f32, minus 1e9 for "cannot be chosen") is kept so that ids are equal.
+//! Beam search. Source: transformers 5.23 `GenerationMixin._beam_search` and the functions that it calls. Their
+//! arithmetic (f32, minus 1e9 for "cannot be chosen") is kept, so that the token ids are equal.
 
 use super::processors::Processors;
 use super::scores::{log_softmax, top_indices};
@@ -9,10 +9,10 @@ use crate::task::{
     EarlyStopping, FinishReason, GenerationParams, Sequence, Strategy, TokenLogprob,
 };
 
-/// transformers' "cannot be chosen" while staying finite.
+/// transformers' score of a choice that is not allowed; it is finite.
 const UNLIKELY: f32 = -1.0e9;
 
-/// A beam set.
+/// Beam search of one group.
 #[derive(Debug, Clone)]
 pub struct BeamSearch {
     processors: Processors,
@@ -23,11 +23,11 @@ pub struct BeamSearch {
     max_new_tokens: usize,
     stop_token: u32,
     prompt: Vec<u32>,
-    /// Beams that go on, best first; always `num_beams`.
+    /// Running beams, best first; always `num_beams`.
     running: Vec<Beam>,
-    /// The best finished ones, best first; always `num_beams`, placeholders included.
+    /// The best finished beams, best first; always `num_beams`, including placeholders.
     finished: Vec<Beam>,
-    /// False once no running beam can improve on the finished ones; stays false.
+    /// False once no running beam can improve on the finished ones; never becomes true again.
     improvable: bool,
     generated: usize,
 }
@@ -35,12 +35,12 @@ pub struct BeamSearch {
 #[derive(Debug, Clone)]
 struct Beam {
     tokens: Vec<TokenLogprob>,
-    /// Sum of processed log-probabilities; with the length penalty applied where finished.
+    /// Sum of the processed log-probabilities; for finished beams, with the length penalty applied.
     score: f32,
     done: bool,
 }
 
-/// One continuation among the `2 x num_beams` best.
+/// One of the `2 x num_beams` best continuations.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     score: f32,
@@ -50,7 +50,7 @@ struct Candidate {
 }
 
 impl BeamSearch {
-    /// `params.strategy` is `Beams`; any other strategy counts as one beam.
+    /// `params.strategy` is `Beams`; any other strategy is treated as a single beam.
     pub(super) fn new(params: &GenerationParams, start: SearchStart) -> Self {
         let (num_beams, num_return_sequences, length_penalty, early_stopping) = match params
             .strategy
@@ -70,7 +70,7 @@ impl BeamSearch {
             max_new_tokens: params.max_new_tokens,
             stop_token: start.stop_token,
             prompt: start.prompt,
-            // Only the first beam counts at first, or all would be the same.
+            // At first only the first beam counts; otherwise all beams would be identical.
             running: (0..num_beams)
                 .map(|index| beam(if index == 0 { 0.0 } else { UNLIKELY }))
                 .collect(),
@@ -96,12 +96,12 @@ impl BeamSearch {
         Ok(Advance { token: None, parents, generated: self.num_beams, finished })
     }
 
-    /// `_get_top_k_continuations`: the `2 x num_beams` best over all beams, best first.
+    /// transformers' `_get_top_k_continuations`: the `2 x num_beams` best continuations of all beams, best first.
     fn best_continuations(&self, logits: &[Vec<f32>]) -> Result<Vec<Candidate>, BackendError> {
         let keep = 2 * self.num_beams;
         let mut candidates = Vec::with_capacity(keep * self.num_beams);
         for (index, beam) in self.running.iter().enumerate() {
-            // The prompt's step has one row, which is every beam's.
+            // The prefill has one row, which all beams share.
             let raw = log_softmax(&logits[index.min(logits.len() - 1)])?;
             let mut scores = raw.clone();
             self.processors.apply(&mut scores, &self.ids_of(beam), beam.tokens.len());
@@ -115,13 +115,14 @@ impl BeamSearch {
                 candidates.push(Candidate { score: scores[id], beam: index, token, hits_stop });
             }
         }
-        // Stable, so that equals keep the order of beams and ids.
+        // A stable sort, so that equal scores keep the order of beams and ids.
         candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
         candidates.truncate(keep);
         Ok(candidates)
     }
 
-    /// `_get_running_beams_for_next_iteration` and `_update_finished_beams`; returns the parents' rows.
+    /// transformers' `_get_running_beams_for_next_iteration` and `_update_finished_beams`. Returns the rows of the
+    /// parents.
     fn choose_running(&mut self, candidates: &[Candidate], rows: usize) -> Vec<usize> {
         let beams: Vec<Beam> = candidates.iter().map(|candidate| self.extend(candidate)).collect();
         let scores: Vec<f32> = candidates
@@ -150,14 +151,15 @@ impl BeamSearch {
             }
             merged.push(Beam { score, done, ..beam.clone() });
         }
-        // Best first, equals in their order. A finished beam stands before every placeholder, even where an extreme
-        // length penalty pushes its score below -1e9; transformers then returns the placeholder, an empty text.
+        // Best first; equal scores keep their order. A finished beam precedes every placeholder, even if an extreme
+        // length penalty pushes its score below -1e9. In that case transformers returns the placeholder, an empty text.
         merged.sort_by(|a, b| b.done.cmp(&a.done).then(b.score.total_cmp(&a.score)));
         merged.truncate(self.num_beams);
         self.finished = merged;
     }
 
-    /// `_check_early_stop_heuristic` and `_beam_search_has_unfinished_sequences`; `generated` counts this step.
+    /// transformers' `_check_early_stop_heuristic` and `_beam_search_has_unfinished_sequences`. `generated` includes
+    /// this step.
     fn is_over(&mut self, all_hit: bool) -> bool {
         let length = match self.early_stopping {
             EarlyStopping::Never if self.length_penalty > 0.0 => self.max_new_tokens,
@@ -174,8 +176,8 @@ impl BeamSearch {
         !(self.improvable && open && !all_hit)
     }
 
-    /// The best finished beams; where an extreme length penalty ended the search before there were enough,
-    /// the running ones stand in for placeholders.
+    /// The best finished beams. If an extreme length penalty ends the search before there are enough of them, running
+    /// beams replace the placeholders.
     fn sequences(&self) -> Vec<Sequence> {
         let finished = self.finished.iter().filter(|beam| beam.done);
         let returned = finished.chain(&self.running).take(self.num_return_sequences);

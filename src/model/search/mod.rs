@@ -1,8 +1,8 @@
-//! How the next token is chosen: search strategies over the logits of one step, on the host.
-//! Source: transformers 5.23 `generation/utils.py` and `generation/logits_process.py`.
+//! Search strategies: how the next token is chosen from the logits of one decode step, on the host. Source:
+//! transformers 5.23 `generation/utils.py` and `generation/logits_process.py`.
 //!
-//! A search belongs to one group. It knows nothing of caches or towers: each step it is given the logits of
-//! its live rows and says which rows go on, and from which.
+//! A search belongs to one group. It knows nothing about KV caches or towers. Each step it receives the logits of its
+//! live rows, and returns which rows continue and which row each of them continues from.
 
 mod beams;
 mod processors;
@@ -17,41 +17,41 @@ use crate::task::{GenerationParams, Sequence, Strategy, TokenLogprob};
 use beams::BeamSearch;
 use single::SingleSearch;
 
-/// What a search needs besides its parameters.
+/// Start state of a search, besides its generation parameters.
 #[derive(Debug, Clone)]
 pub struct SearchStart {
-    /// Start token and prompt; penalties see them.
+    /// Start token and prompt; the repetition penalties include them.
     pub prompt: Vec<u32>,
-    /// The stop token (`sep_token_id`).
+    /// Token that ends a sequence (`sep_token_id`).
     pub stop_token: u32,
-    /// Which of the sequences drawn; keys the sampling noise.
+    /// Index of the sequence among those sampled for one request; part of the key of the sampling noise.
     pub sequence: usize,
 }
 
 /// The search state of one group.
 #[derive(Debug, Clone)]
 pub enum Search {
-    /// One sequence, greedy or sampled.
+    /// Greedy search or sampling of one sequence.
     Single(SingleSearch),
-    /// A beam set.
+    /// Beam search over several sequences.
     Beams(BeamSearch),
 }
 
-/// What one step decided.
+/// Result of one decode step of a search.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Advance {
-    /// The token that a single sequence appended.
+    /// The token that a single sequence appended; `None` for beams.
     pub token: Option<TokenLogprob>,
-    /// For each row that goes on, the row of this step that it continues.
+    /// For each row that continues, the row of this step that is its parent.
     pub parents: Vec<usize>,
-    /// Tokens generated in this step.
+    /// Number of tokens generated in this step, over all beams.
     pub generated: usize,
-    /// All sequences, best first, when this was the last step.
+    /// All sequences, best first, if this was the last step.
     pub finished: Option<Vec<Sequence>>,
 }
 
 impl Search {
-    /// A search before its first step.
+    /// Creates a search that has not run a step yet.
     #[must_use]
     pub fn new(params: &GenerationParams, start: SearchStart) -> Self {
         match params.strategy {
@@ -62,7 +62,7 @@ impl Search {
         }
     }
 
-    /// The token that each live row runs next; the prompt's step comes before any of them.
+    /// The next input token of each live row; empty before the first step, which runs the prompt.
     #[must_use]
     pub fn next_tokens(&self) -> Vec<u32> {
         match self {
@@ -71,10 +71,10 @@ impl Search {
         }
     }
 
-    /// Takes the logits of each live row, one row alone for the prompt's step.
+    /// Advances the search with the logits of each live row. The prefill has one row.
     ///
     /// # Errors
-    /// [`BackendError::NonFinite`] when logits are NaN or infinite; the search is then useless.
+    /// [`BackendError::NonFinite`] when logits are NaN or infinite; the search must not be used afterwards.
     pub fn advance(&mut self, logits: &[Vec<f32>]) -> Result<Advance, BackendError> {
         match self {
             Self::Single(search) => search.advance(&logits[0]),

@@ -1,8 +1,8 @@
-//! What changes scores before a choice, in transformers' order: repetition penalty, n-grams, minimum length.
+//! Logits processors, in transformers' order: repetition penalty, n-gram ban, minimum length.
 
 use crate::task::GenerationParams;
 
-/// The processors of one group.
+/// The logits processors of one group.
 #[derive(Debug, Clone)]
 pub(super) struct Processors {
     repetition_penalty: f32,
@@ -21,7 +21,8 @@ impl Processors {
         }
     }
 
-    /// Changes `scores` for a row whose tokens so far, prompt included, are `tokens`; `generated` of them are new.
+    /// Changes the `scores` of a row. `tokens` are the row's tokens so far, including the prompt; `generated` of them
+    /// are new.
     pub(super) fn apply(&self, scores: &mut [f32], tokens: &[u32], generated: usize) {
         self.penalize_repetition(scores, tokens);
         self.ban_repeated_ngrams(scores, tokens);
@@ -30,7 +31,8 @@ impl Processors {
         }
     }
 
-    /// `RepetitionPenaltyLogitsProcessor`: each token present, once: divided when positive, multiplied when negative.
+    /// transformers' `RepetitionPenaltyLogitsProcessor`: the score of each token that occurs is divided by the penalty
+    /// if positive and multiplied by it if negative. A token that occurs several times is penalised once.
     fn penalize_repetition(&self, scores: &mut [f32], tokens: &[u32]) {
         let penalty = self.repetition_penalty;
         if (penalty - 1.0).abs() < f32::EPSILON {
@@ -45,7 +47,7 @@ impl Processors {
         }
     }
 
-    /// `NoRepeatNGramLogitsProcessor`: a token that would complete an n-gram for the second time is impossible.
+    /// transformers' `NoRepeatNGramLogitsProcessor`: bans a token that would complete an n-gram for the second time.
     fn ban_repeated_ngrams(&self, scores: &mut [f32], tokens: &[u32]) {
         let size = self.no_repeat_ngram_size;
         if size == 0 || tokens.len() < size {

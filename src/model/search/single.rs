@@ -1,4 +1,4 @@
-//! One sequence: the best token each step, or one drawn with noise keyed by (seed, sequence, step).
+//! Search of one sequence. Each step takes the best token, or samples one with noise keyed by (seed, sequence, step).
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -9,14 +9,14 @@ use super::{Advance, SearchStart};
 use crate::engine::backend::BackendError;
 use crate::task::{FinishReason, GenerationParams, Sequence, Strategy, TokenLogprob};
 
-/// Greedy or sampled.
+/// Greedy search or sampling of one sequence.
 #[derive(Debug, Clone)]
 pub struct SingleSearch {
     processors: Processors,
     sampling: Option<Sampling>,
     max_new_tokens: usize,
     stop_token: u32,
-    /// Prompt and new tokens.
+    /// Prompt tokens, followed by the new tokens.
     ids: Vec<u32>,
     tokens: Vec<TokenLogprob>,
 }
@@ -80,13 +80,13 @@ impl SingleSearch {
 }
 
 impl Sampling {
-    /// Temperature, top-k, top-p (transformers' order), then the inverse of the cumulative distribution at one
-    /// uniform number. Tokens are walked best first, so the draw does not depend on ids.
+    /// Applies temperature, top-k and top-p in transformers' order, then inverts the cumulative distribution at one
+    /// uniform random number. The tokens are in descending order of score, so the draw does not depend on their ids.
     fn draw(&self, scores: &[f32], step: u64) -> usize {
         let possible = scores.iter().filter(|score| **score > f32::NEG_INFINITY).count();
         let kept = if self.top_k == 0 { possible } else { self.top_k.min(possible) };
         let mut order = top_indices(scores, kept);
-        // Scores equal to the last one kept stay, as `TopKLogitsWarper` compares with it.
+        // Scores equal to the last one kept stay too, because `TopKLogitsWarper` compares with that score.
         if let Some(&last) = order.last().filter(|_| kept < possible) {
             let equals = (0..scores.len()).filter(|&id| scores[id] >= scores[last]);
             order = equals.collect();
@@ -109,7 +109,8 @@ impl Sampling {
         order[weights.len() - 1]
     }
 
-    /// `TopPLogitsWarper`: drops the tail whose cumulative probability is at most `1 - top_p`; keeps at least one.
+    /// transformers' `TopPLogitsWarper` (nucleus sampling): drops the tail whose cumulative probability is at most
+    /// `1 - top_p`; keeps at least one token.
     fn keep_nucleus(&self, weights: &mut Vec<f64>) {
         if self.top_p >= 1.0 {
             return;
@@ -125,12 +126,12 @@ impl Sampling {
         }
     }
 
-    /// A number in 0..1 that depends on seed, sequence and step alone.
+    /// A random number in 0..1 that depends only on the seed, the sequence and the step.
     fn uniform(&self, step: u64) -> f64 {
         let mut noise = ChaCha8Rng::seed_from_u64(self.seed);
         noise.set_stream(self.sequence);
         noise.set_word_pos(u128::from(step) * 2);
-        // The upper 53 bits, as many as an f64 holds.
+        // The upper 53 bits; an f64 holds exactly as many.
         (noise.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
@@ -170,7 +171,7 @@ mod tests {
 
     #[test]
     fn draws_follow_the_distribution() {
-        // Probabilities 1/2, 1/4, 1/4: four standard deviations of 4,000 draws are below 0.032.
+        // Probabilities 1/2, 1/4, 1/4. Four standard deviations over 4,000 draws are less than 0.032.
         let logits = [0.5f32.ln(), 0.25f32.ln(), 0.25f32.ln()];
         let mut counts = [0u32; 3];
         for seed in 0..4000 {

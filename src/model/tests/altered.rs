@@ -1,5 +1,6 @@
-//! Checkpoints whose configuration or tensor names were altered: other activations, an image size that is no multiple of the
-//! patch, captions that fill every position, `LayerNorm` tensors under their old names. References: `reference/altered.json`.
+//! Checkpoints with an altered configuration or altered tensor names: other activations, an image size that is not a
+//! multiple of the patch, captions that fill every position, and `LayerNorm` tensors under their old names. References:
+//! `reference/altered.json`.
 
 use std::path::Path;
 
@@ -18,7 +19,7 @@ use crate::model::text::Memory;
 use crate::model::{BlipBackend, ModelSpec};
 use crate::task::{Pixels, TowerId};
 
-/// The checkpoint with these fields of its configuration replaced; documents are written into `directory`.
+/// The checkpoint with these fields of its configuration replaced; the changed files are written into `directory`.
 fn altered(directory: &Path, checkpoint: &str, vision: &Value, text: &Value) -> ModelSpec {
     let mut spec = spec(checkpoint);
     let read = |path: &Path| -> Value {
@@ -55,7 +56,7 @@ fn loaded(spec: ModelSpec) -> Tested {
     BlipBackend::load(make(), &[spec], CPU_F32, |_| {}).unwrap()
 }
 
-/// What the reference computes for a class, by the name of its tensor.
+/// The states that the reference records for a model class, with the names of its tensors.
 fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str, Vec<f32>)> {
     let (ops, reference) = (&backend.ops, Reference::read(checkpoint));
     let image = features(backend, &reference, photo);
@@ -89,7 +90,8 @@ fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str,
     states
 }
 
-/// The tolerance of each case is a tenth of the distance to the same checkpoint with another activation on either side.
+/// The tolerance of each case is a tenth of the distance to the same checkpoint with another activation in either
+/// tower.
 #[test]
 fn every_activation_of_either_tower_equals_the_reference() {
     let reference = Reference::read("altered");
@@ -111,7 +113,7 @@ fn every_activation_of_either_tower_equals_the_reference() {
     }
 }
 
-/// `(x*7 + y*13 + c*29 + x*y) % 256`.
+/// An image of the given side, with values `(x*7 + y*13 + c*29 + x*y) % 256`.
 fn mix(side: usize) -> Pixels {
     let value = |y: usize, x: usize, c: usize| ((x * 7 + y * 13 + c * 29 + x * y) % 256) as u8;
     let bytes: Vec<u8> =
@@ -129,7 +131,7 @@ fn pixels_beyond_the_last_whole_patch_are_left_out_as_the_convolution_does() {
         let size = json!({"image_size": side});
         let mut backend = loaded(altered(directory.path(), checkpoint, &size, &json!({})));
         let expected = reference.tensor(&format!("odd.{checkpoint}"));
-        // Two pictures together: the second one's patches do not start where the first one's bytes end.
+        // Two images in one batch: the patches of the second do not start where the bytes of the first end.
         let (one, other) =
             (mix(side), Pixels::new(side as u32, side as u32, vec![9; side * side * 3].into()));
         for images in [vec![&one], vec![&other, &one]] {

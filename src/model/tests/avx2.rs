@@ -1,3 +1,3 @@
-//! Parity of our kernels with AVX2.
+//! Parity tests of our kernels with AVX2.
 
 suite!(CpuOps, kernels(Level::Avx2, Format::F32));

@@ -1,3 +1,3 @@
-//! Parity of our kernels with AVX-512.
+//! Parity tests of our kernels with AVX-512.
 
 suite!(CpuOps, kernels(Level::Avx512, Format::F32));

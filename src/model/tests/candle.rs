@@ -1,3 +1,3 @@
-//! Parity of candle's operations.
+//! Parity tests of candle's operations.
 
 suite!(CandleOps, CPU_F32.candle_ops().unwrap());

@@ -1,4 +1,4 @@
-//! Checkpoints that cannot be served say which tensor or file, what was found and what was expected.
+//! The error of a checkpoint that cannot be served names the tensor or file, what was found and what was expected.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use candle_core::{DType, Device as CandleDevice, Tensor};
 use super::{CPU_F32, fixtures, spec};
 use crate::model::{BlipBackend, LoadError};
 
-/// A copy of `retrieval` whose tensors went through `change`.
+/// Loads a copy of `retrieval` whose tensors were modified by `change`.
 fn changed(
     directory: &Path,
     change: impl FnOnce(&mut HashMap<String, Tensor>),
@@ -117,7 +117,7 @@ fn an_unknown_class_lists_those_that_are_served() {
     );
 }
 
-/// What loading says of a copy of `vqa-varied` in which one file has another content.
+/// The error of loading a copy of `vqa-varied` in which one file has other content.
 fn error_with(file: &str, content: &[u8]) -> String {
     let directory = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(fixtures().join("vqa-varied")).unwrap() {
@@ -146,7 +146,7 @@ fn a_git_lfs_pointer_is_called_that() {
 
 #[test]
 fn a_pickle_of_an_old_torch_is_told_how_to_be_saved_again() {
-    // What torch.save wrote first before 1.6: a pickled magic number.
+    // The first bytes that `torch.save` wrote before 1.6: a pickled magic number.
     let error = error_with("pytorch_model.bin", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.");
     assert!(
         error.starts_with(
@@ -163,7 +163,7 @@ fn what_is_no_file_of_torch_is_told_apart_from_a_damaged_one() {
         (b"", "it is empty; download it again"),
         (
             b"<!doctype html><title>Not found</title>",
-            "torch.save writes no such file; download it again",
+            "it was not written by torch.save; download it again",
         ),
         (&whole[..whole.len() / 2], "it is cut off or damaged; download it again"),
     ];

@@ -1,4 +1,5 @@
-//! Token ids of every deterministic generation parameter, alone and combined, against transformers' `generate`.
+//! Compares token ids with those of transformers' `generate`, for every deterministic generation parameter, alone and
+//! combined.
 
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use crate::task::{
 
 const MODEL: ModelId = ModelId(0);
 
-/// The parameters of a golden, those of `api.md` by name.
+/// The parameters of a golden case, by their names in the API.
 pub(super) fn params(json: &Value) -> GenerationParams {
     let count = |name: &str, default: usize| json[name].as_u64().map_or(default, |n| n as usize);
     let number = |name: &str| json[name].as_f64().map_or(1.0, |n| n as f32);
@@ -54,7 +55,7 @@ pub(super) fn params(json: &Value) -> GenerationParams {
     }
 }
 
-/// What a golden's decoder attends to: the image, or the question about it.
+/// Encoder states that the decoder of a golden case attends to: the image, or the question about it.
 pub(super) fn memory(
     backend: &mut Tested,
     reference: &Reference,
@@ -73,7 +74,7 @@ pub(super) fn memory(
     }
 }
 
-/// A new group for a golden. `input_ids` start with bos; the seam takes `[CLS] prompt [SEP]`.
+/// A new group for a golden case. `input_ids` start with `bos`; the `Backend` trait takes `[CLS] prompt [SEP]`.
 pub(super) fn open(
     backend: &mut Tested,
     reference: &Reference,
@@ -149,8 +150,8 @@ fn talkative_answers_equal_the_reference_for_every_parameter() {
     generation_equals_the_reference("vqa-talkative");
 }
 
-/// All goldens of a checkpoint in one ragged batch, a new one joining at each step: prompts, decoding rows and
-/// beams share steps, and every answer is still the reference's.
+/// All golden cases of a checkpoint run in one ragged batch, and a new one joins at each step (continuous batching).
+/// Prefill rows, decoding rows and beams share steps, and every answer must still equal the reference.
 #[test]
 fn goldens_that_join_one_running_batch_keep_their_answers() {
     for checkpoint in ["caption-talkative", "vqa-talkative"] {

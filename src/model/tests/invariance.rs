@@ -1,4 +1,4 @@
-//! What must not change an answer: company in a batch, a failed step, another model on the same tower.
+//! Things that must not change an answer: batch neighbours, a failed step, another model on the same tower.
 
 use super::{Reference, TestedOps, assert_close, generation, load, tokens};
 use crate::engine::backend::{Backend, OnePassOutput, OnePassRow};
@@ -6,7 +6,7 @@ use crate::model::group::Memory;
 use crate::model::ops::Ops;
 use crate::task::{ModelId, TowerId};
 
-/// f32 scores alone and in company may differ by rounding only.
+/// Largest relative difference between f32 scores of a row alone and of the same row in a batch: rounding only.
 const COMPANY: f32 = 1e-5;
 
 #[test]
@@ -40,7 +40,8 @@ fn pairs_of_several_images_in_one_call_keep_their_probabilities() {
         .map(|photo| backend.encode(TowerId(0), &[&reference.pixels(photo)]).unwrap().remove(0))
         .collect();
     let mut rows = Vec::new();
-    // Texts outside, images inside: neighbours in the call have different memories.
+    // The outer loop is over texts, the inner over images, so that adjacent rows of the call have different encoder
+    // states.
     for text in reference.list("texts") {
         for image in &images {
             rows.push(OnePassRow::MatchPair { image: image.clone(), text: tokens(&text["ids"]) });

@@ -1,16 +1,15 @@
-//! Parity with transformers: what every tower, head and search gives for the tiny checkpoints of `tests/fixtures`
-//! against what the reference wrote down. Here and not in `tests/it`, because hidden states are nobody else's business.
+//! Parity with transformers: compares the outputs of every tower, head and search on the tiny checkpoints in
+//! `tests/fixtures` with those recorded from the reference. These tests are here and not in `tests/it` because hidden
+//! states are private to this module.
 
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "whatever else came instead is printed by the panic"
-)]
+#![expect(clippy::wildcard_enum_match_arm, reason = "the panic prints the unexpected variant")]
 #![expect(
     clippy::duplicate_mod,
-    reason = "the same tests over every implementation of the operations"
+    reason = "the same tests run over every implementation of the operations"
 )]
 
-/// The tests of parity over one implementation of the operations; a file for each, so that paths resolve.
+/// The parity tests over one implementation of the operations. Each implementation has a file of its own, so that the
+/// `#[path]` attributes resolve.
 macro_rules! suite {
     ($ops:ty, $make:expr) => {
         #[path = "altered.rs"]
@@ -63,7 +62,8 @@ use crate::kernels::gemm::Format;
 use crate::kernels::isa::Level;
 use crate::task::{Device, Dtype, Pixels, TokenIds};
 
-/// Our kernels at `level` on two threads; at the most that this CPU has, and saying so, where that is less.
+/// Our kernels at `level` on two threads. If this CPU does not support the level, its highest level runs instead, and a
+/// message says so.
 pub(super) fn kernels(level: Level, format: Format) -> CpuOps {
     let available = if level.is_available() { level } else { Level::detect() };
     if available != level {
@@ -72,10 +72,11 @@ pub(super) fn kernels(level: Level, format: Format) -> CpuOps {
     CpuOps::try_new(available, format, 2).unwrap()
 }
 
-/// Largest accepted difference, as a part of the largest magnitude; wrong runs are ten times as far (see the JSON).
+/// Largest accepted difference, relative to the largest magnitude. Wrong implementations differ by ten times as much
+/// (see the JSON).
 pub(super) const TOLERANCE: f32 = 1e-4;
 
-/// The checkpoints, in the order of the fixtures' README.
+/// All checkpoints, in the order of the fixtures' README.
 pub(super) const CHECKPOINTS: [&str; 6] =
     ["caption-varied", "caption-talkative", "vqa-varied", "vqa-talkative", "retrieval", "base"];
 
@@ -83,7 +84,7 @@ pub(super) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// The files of a fixture directory; `hub` does this for real directories.
+/// The files of a fixture directory. For real directories, `hub` finds them.
 pub(super) fn files(directory: &Path) -> ModelFiles {
     let existing = |name: &str| Some(directory.join(name)).filter(|path| path.exists());
     let preprocessor =
@@ -119,7 +120,7 @@ pub(super) fn spec(checkpoint: &str) -> ModelSpec {
 
 pub(super) const CPU_F32: Placement = Placement { device: Device::Cpu, dtype: Dtype::F32 };
 
-/// `reference/{name}.json` and `reference/{name}.safetensors`.
+/// The contents of `reference/{name}.json` and `reference/{name}.safetensors`.
 pub(super) struct Reference {
     pub(super) json: Value,
     tensors: HashMap<String, Tensor>,
@@ -139,7 +140,7 @@ impl Reference {
         tensor.flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    /// Names after `prefix.` of all tensors that have it.
+    /// Suffixes of the names of all tensors that start with `prefix.`.
     pub(super) fn names(&self, prefix: &str) -> Vec<String> {
         let mut names: Vec<String> = self
             .tensors
@@ -177,7 +178,7 @@ pub(super) fn tokens(value: &Value) -> TokenIds {
     TokenIds::new(ids(value))
 }
 
-/// Largest difference over largest magnitude.
+/// Largest difference, relative to the largest magnitude.
 pub(super) fn distance(actual: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(actual.len(), expected.len(), "numbers of values differ");
     let difference = |(a, b): (&f32, &f32)| (a - b).abs();

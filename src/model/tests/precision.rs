@@ -1,4 +1,4 @@
-//! Number formats below f32: near to it, and able to do everything.
+//! Number formats below f32: results stay close to f32, and every model class works.
 
 use super::{CPU_F32, Reference, kernels, spec, tokens};
 use crate::engine::backend::{Backend, GroupSpec, OnePassOutput, OnePassRow};
@@ -13,7 +13,7 @@ fn placement(dtype: Dtype) -> Placement {
     Placement { dtype, ..CPU_F32 }
 }
 
-/// The smallest cosine between image embeddings of the tiny retrieval model and the reference's.
+/// The smallest cosine between the image embeddings of the tiny retrieval model and those of the reference.
 fn least_cosine<O: Ops>(ops: O, dtype: Dtype) -> f32 {
     let reference = Reference::read("retrieval");
     let mut backend =
@@ -29,8 +29,8 @@ fn least_cosine<O: Ops>(ops: O, dtype: Dtype) -> f32 {
     least
 }
 
-/// bf16 keeps 8 bits of mantissa, f16 11; 8-bit integers of a range about 7: the embeddings of the tiny model move by
-/// about that much.
+/// bf16 has 8 bits of mantissa, f16 has 11, and 8-bit integers have about 7 for a given range. The embeddings of the
+/// tiny model differ by about that much.
 #[test]
 fn every_format_stays_near_f32_at_every_level() {
     for (dtype, least) in [(Dtype::Bf16, 0.999), (Dtype::F16, 0.9999)] {
@@ -47,7 +47,7 @@ fn every_format_stays_near_f32_at_every_level() {
     }
 }
 
-/// A caption and an answer, greedily.
+/// Generates a caption and an answer with greedy search.
 fn generates<O: Ops>(ops: impl Fn() -> O, dtype: Dtype) {
     for checkpoint in ["caption-talkative", "vqa-talkative"] {
         let reference = Reference::read(checkpoint);

@@ -1,4 +1,4 @@
-//! Candidates, matching, embeddings, cosines, through the seam that the engine uses.
+//! Candidates, matching, embeddings and cosines, through the `Backend` trait that the engine uses.
 
 use super::{Tested, TestedOps, Reference, TOLERANCE, assert_close, generation, load, tokens};
 use crate::engine::backend::{Backend, OnePassOutput, OnePassRow};
@@ -42,7 +42,8 @@ fn candidates_are_scored_in_full_as_the_reference_scores_them() {
             let rows: Vec<Row> = candidates
                 .iter()
                 .map(|candidate| {
-                    // The fixtures list tokens and stop token; the seam takes `[CLS]` before them.
+                    // The fixtures list the tokens and the stop token; the `Backend` trait takes them with `[CLS]` in
+                    // front.
                     let ids: Vec<u32> =
                         std::iter::once(cls).chain(super::ids(&candidate["ids"])).collect();
                     let candidate = crate::task::TokenIds::new(ids);
@@ -88,7 +89,7 @@ fn matching_probabilities_and_cosines_equal_the_reference() {
     );
 }
 
-/// Images first, then texts, in one call; the cosine of every image with every text.
+/// The cosine of every image with every text; all images and then all texts are embedded in one call.
 fn cosines(backend: &mut Tested, reference: &Reference) -> Vec<f32> {
     let images = images(backend, reference);
     let texts = reference.list("texts");

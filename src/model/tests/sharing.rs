@@ -1,4 +1,4 @@
-//! Models share what is byte-identical: held on the demo checkpoints, which were exported to share.
+//! Models share byte-identical parts. Tested with the demo checkpoints, which were exported to share parts.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Timed operations: the same answers, and where their time went.
+//! The profiler (`ops::timed`) gives the same answers as the operations that it wraps, and records where time was
+//! spent.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ fn load<O: Ops>(ops: O) -> BlipBackend<O> {
     BlipBackend::load(ops, &[spec(CHECKPOINT)], CPU_F32, |_| {}).unwrap()
 }
 
-/// Captions of two photographs.
+/// Greedy captions of two photographs.
 fn captions<O: Ops>(backend: &mut BlipBackend<O>) -> Vec<Sequence> {
     let reference = Reference::read(CHECKPOINT);
     let cases = reference.list("generation").iter();

@@ -1,4 +1,4 @@
-//! Hidden states and logits of every tower.
+//! Compares hidden states and logits of every tower with the reference.
 
 use super::{CHECKPOINTS, Tested, TestedOps, Reference, TOLERANCE, assert_close, ids, load};
 use crate::model::checkpoint::encode_texts;
@@ -17,7 +17,7 @@ pub(super) fn features(backend: &Tested, reference: &Reference, photo: &str) -> 
     backend.towers[0].encode(&backend.ops, &[&pixels]).unwrap().remove(0)
 }
 
-/// A teacher-forced pass over `ids`: hidden states and logits at every position.
+/// A teacher-forced pass over `ids`; returns the hidden states and logits at every position.
 pub(super) fn forward(
     backend: &Tested,
     decoder: &Decoder<TestedOps>,

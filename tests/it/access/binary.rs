@@ -15,7 +15,7 @@ fn operators_see_the_drain_to_its_end() {
     let settings = [("SERVER__OPERATIONS_LISTEN", "127.0.0.1:0"), ("AUTH__KEYS", key.as_str())];
     // An image takes two seconds: time to look around while it is encoded.
     let mut server = ServerProcess::start(&["--image-us", "2000000"], &settings);
-    let operations = server.address("operations on http://");
+    let operations = server.address("operations listener on http://");
     let public = server.public_address();
     assert!(get(&public, "/metrics").starts_with("HTTP/1.1 401"));
     assert!(get(&public, "/health/ready").starts_with("HTTP/1.1 200"));

@@ -313,7 +313,7 @@ async fn a_private_repository_names_the_variable_and_opens_with_the_token() {
 
     let wrong = HubSettings { token: Token::new("hf_wrong"), ..without.clone() };
     let error = fetch_tiny(&wrong).await.unwrap_err().to_string();
-    assert!(error.contains("may not read it") && !error.contains("hf_wrong"), "{error}");
+    assert!(error.contains("has no read access") && !error.contains("hf_wrong"), "{error}");
 
     hub.forget();
     let right = HubSettings { token: Token::new(TOKEN), ..without };

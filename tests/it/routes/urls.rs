@@ -107,7 +107,7 @@ async fn what_breaks_a_rule_is_refused_in_the_rules_words_and_stays_with_its_inp
         ("http://a.example.org/#x", "fragment"),
         ("http://a.example.org./", "no final dot"),
         ("http://a.example.org/a b", "percent-encode"),
-        ("http://[::1", "no valid URL"),
+        ("http://[::1", "not a valid URL"),
     ];
     let mut inputs: Vec<Value> = cases.iter().map(|(url, _)| json!({"image": url})).collect();
     inputs.push(json!({"image": origin.url("/a.png")}));

@@ -1,11 +1,11 @@
-//! A unit being filled: what it holds and what fits beside that.
+//! A text unit being filled: what it contains, and what still fits.
 
 use super::{Item, Lane};
 use crate::engine::EngineSettings;
 use crate::engine::ids::FeatureKey;
 use crate::engine::scheduler::TextCost;
 
-/// A unit being filled, and its limits.
+/// A text unit being filled, with its limits.
 pub(super) struct Fill<'a> {
     settings: &'a EngineSettings,
     cost: Option<TextCost>,
@@ -14,12 +14,12 @@ pub(super) struct Fill<'a> {
     rows: usize,
     tokens: usize,
     pub(super) work: f64,
-    /// Images whose projection the unit shares or has paid for.
+    /// Images whose keys and values the unit reuses or has already been charged for.
     pub(super) images: Vec<FeatureKey>,
 }
 
 impl Fill<'_> {
-    /// Adds an item if it fits; the first always does.
+    /// Adds an item if it fits. The first item always does.
     pub(super) fn add(&mut self, item: &Item) -> bool {
         let new_image = item.image.filter(|image| !self.images.contains(image) && !item.running);
         let image_work = if new_image.is_some() { self.image_work } else { 0.0 };

@@ -1,5 +1,5 @@
-//! Rows and groups that wait or run, and the next text unit. One lane for each model's one-pass rows and one for
-//! its groups; lanes take turns.
+//! Rows and groups that wait or run, and the next text unit. Each model has one lane for its single-pass rows and one
+//! for its groups. Lanes take turns (round robin).
 
 mod fill;
 mod step;
@@ -14,33 +14,33 @@ use crate::engine::ids::{CallId, FeatureKey, ItemId, TaskId};
 use crate::fairness::{Pick, Turns};
 use crate::task::ModelId;
 
-/// Projecting one image's keys and values costs as much as so many of its tokens run through the text tower:
-/// 16 GFLOP for 577 image tokens against 0.2 GFLOP for a text token (12 layers x 14 x 768 x 768 x 2), so one in 8.
+/// Image tokens whose keys and values can be projected at the cost of running one text token: 16 GFLOP for 577 image
+/// tokens against 0.2 GFLOP for a text token (12 layers x 14 x 768 x 768 x 2), so about 8.
 const IMAGE_TOKENS_PER_TOKEN: f64 = 8.0;
 
-/// A one-pass row.
+/// A single-pass row that is ready to run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowEntry {
     pub(crate) id: ItemId,
     pub(crate) model: ModelId,
-    /// Tokens that it runs; 0 for an image's projection.
+    /// Tokens that the row runs; 0 for an image's projection.
     pub(crate) tokens: usize,
-    /// The image that it attends to.
+    /// The image that the row attends to.
     pub(crate) image: Option<FeatureKey>,
 }
 
-/// A sequence or a beam set.
+/// A sequence or a beam search that is ready to join a step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GroupEntry {
     pub(crate) id: ItemId,
     pub(crate) model: ModelId,
-    /// Rows that it occupies: its beams.
+    /// Rows that the group occupies: its beams.
     pub(crate) rows: usize,
-    /// Tokens that its first step runs.
+    /// Tokens that its first step (prefill) runs.
     pub(crate) tokens: usize,
-    /// The image whose keys and values it shares with other groups, and their bytes.
+    /// The image whose cross-attention KV cache it shares with other groups, and the size of that cache in bytes.
     pub(crate) image_kv: Option<(FeatureKey, u64)>,
-    /// Bytes of the keys and values that it holds for itself, at the most: its rows' and its question's.
+    /// Upper bound in bytes of its own KV cache: that of its rows and of its question.
     pub(crate) own_kv: u64,
 }
 
@@ -61,34 +61,34 @@ struct Item {
 #[derive(Debug)]
 struct Lane {
     waiting: Turns<ItemId>,
-    /// Groups that have joined, in that order; empty in a lane of one-pass rows.
+    /// Groups that have joined, in joining order. Empty in a lane of single-pass rows.
     running: Vec<ItemId>,
-    /// Work of projecting one image, in tokens.
+    /// Cost of projecting one image, in tokens.
     image_work: f64,
 }
 
-/// Everything that waits or runs on the text side.
+/// All items that wait or run in the text stage.
 #[derive(Debug)]
 pub(super) struct Text {
     items: HashMap<ItemId, Item>,
     lanes: HashMap<LaneId, Lane>,
     order: VecDeque<LaneId>,
-    /// Images whose keys and values are held, with the running groups that share them.
+    /// Images with a cross-attention KV cache: the number of running groups that share it, and its bytes.
     image_kv: HashMap<(ModelId, FeatureKey), (usize, u64)>,
-    /// Bytes that running groups hold for themselves.
+    /// Bytes of KV cache that running groups hold on their own.
     own_kv: u64,
     max_kv_bytes: u64,
 }
 
-/// A text unit's items.
+/// The items of the next text unit.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     pub(super) items: Vec<ItemId>,
-    /// How many of `items`, at the end, join now.
+    /// Number of items, at the end of `items`, that join now.
     pub(super) joining: usize,
     pub(super) work: f64,
     pub(super) waited: Vec<Duration>,
-    /// Rows that have left, with their tasks.
+    /// Rows that have left the queue, with their tasks.
     pub(super) left: Vec<(TaskId, ItemId)>,
     pub(super) full: bool,
 }
@@ -181,7 +181,7 @@ impl Text {
         self.own_kv + self.image_kv.values().map(|&(_, bytes)| bytes).sum::<u64>()
     }
 
-    /// Takes an item out, waiting or running.
+    /// Removes an item, waiting or running.
     pub(super) fn remove(&mut self, id: ItemId) {
         let Some(item) = self.items.remove(&id) else { return };
         let lane = self.lanes.get_mut(&item.lane).expect("an item's lane exists");
@@ -201,7 +201,7 @@ impl Text {
         }
     }
 
-    /// The lane whose turn it is among those that can run; else when the first could.
+    /// The next lane in turn that can run now. If there is none, the earliest time at which one can.
     pub(super) fn ready(
         &self,
         now: Instant,
@@ -250,7 +250,7 @@ impl Text {
         after_linger(oldest, linger, full, now)
     }
 
-    /// Fills a unit of this lane, whose turn is over with that.
+    /// Fills a unit of this lane and ends the lane's turn.
     pub(super) fn take(
         &mut self,
         id: LaneId,
@@ -293,15 +293,15 @@ impl Text {
         taken
     }
 
-    /// True for a model whose groups all wait because others hold the keys and values: what they give back is its
-    /// own, or it would wait for ever.
+    /// True for a model of which nothing runs and whose next group does not fit next to the KV cache of other models.
+    /// The bytes that those release are then kept for it, otherwise it might wait for ever.
     fn lacks_kv(&self, id: LaneId) -> bool {
         let lane = &self.lanes[&id];
         let Some(head) = lane.waiting.front().filter(|_| lane.running.is_empty()) else {
             return false;
         };
         let head = &self.items[&head];
-        // Nothing of this model runs, so nothing of the image is there to be shared.
+        // Nothing of this model runs, so no KV cache of the image exists that could be shared.
         let (held, needed) = (self.kv_bytes(), head.own_kv + head.image_kv);
         held > 0 && needed > 0 && held.saturating_add(needed) > self.max_kv_bytes
     }

@@ -1,9 +1,9 @@
-//! The next step of one model's groups.
+//! Fills the next decode step of one model's groups (continuous batching).
 //!
-//! Running groups come first, in the order in which they joined, but no client's second group before every client's
-//! first, and inside a client no call's second before every call's first: a client or a call with many groups steps
-//! aside for one that arrives, and the groups left out keep their state and come back. Nothing overtakes a group that
-//! waits for room, so every group is finished in the end.
+//! Running groups come first, in the order in which they joined. But no client gets a second group into the step before
+//! every client has its first, and within a client no call gets its second before every call has its first. So a client
+//! or call with many groups makes room for one that arrives. Groups left out of a step keep their state and continue
+//! later. Nothing overtakes a group that waits for capacity, so every group finishes eventually.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
@@ -46,7 +46,7 @@ impl Text {
         taken
     }
 
-    /// What a model's groups may still take.
+    /// Capacity that is left for this model's groups.
     fn room(&self, model: ModelId, max_rows: usize) -> Room {
         let running = &self.lanes[&LaneId::Step(model)].running;
         let elsewhere =
@@ -77,7 +77,7 @@ impl Text {
             for client in running.clients.clone() {
                 while groups.chosen(client) < round {
                     let Some((rank, group)) = running.next(client) else { break };
-                    // A call that has fewer groups comes first, and may still join.
+                    // A call that has fewer groups goes first; one of its waiting groups may still join.
                     if open && lane.waiting.calls_of(client).any(|call| groups.of(call) + 1 < rank)
                     {
                         break;
@@ -120,7 +120,7 @@ impl Text {
     }
 }
 
-/// How many groups each client and call has, and how many of a client's are in the step.
+/// Counts the groups of each client and call, and how many of each client's are in the step.
 #[derive(Default)]
 struct Groups {
     of_client: HashMap<ClientId, usize>,
@@ -141,7 +141,7 @@ impl Groups {
         self.chosen.get(&client).copied().unwrap_or(0)
     }
 
-    /// The call has one more: its how many-th.
+    /// Counts one more group of the call. Returns its rank among the call's groups, from 1.
     fn add(&mut self, call: CallId) -> usize {
         *self.of_client.entry(call.client).or_default() += 1;
         let of_call = self.of_call.entry(call).or_default();
@@ -156,15 +156,14 @@ impl Groups {
 
 /// Running groups that are not in the step yet, by client.
 struct Running {
-    /// In the order in which their first groups joined.
+    /// Clients in the order in which their first groups joined.
     clients: Vec<ClientId>,
-    /// Each group with its place among those of its call (from 1): the calls' first ones come first, then their second
-    /// ones; among equals whoever joined first.
+    /// Each group with its rank among those of its call (from 1). Sorted by rank, then by joining order.
     queues: HashMap<ClientId, VecDeque<(usize, ItemId)>>,
 }
 
 impl Running {
-    /// `joined` in the order of joining; `groups` counts them.
+    /// `joined` is in joining order. Adds its groups to the counts in `groups`.
     fn new(joined: &[ItemId], items: &HashMap<ItemId, Item>, groups: &mut Groups) -> Self {
         let mut running = Self { clients: Vec::new(), queues: HashMap::new() };
         for &group in joined {
@@ -176,7 +175,7 @@ impl Running {
             queue.push_back((groups.add(call), group));
         }
         for queue in running.queues.values_mut() {
-            // Stable: among equals the order of joining stays.
+            // The sort is stable, so equal ranks keep their joining order.
             queue.make_contiguous().sort_by_key(|&(rank, _)| rank);
         }
         running
@@ -205,7 +204,7 @@ struct StepFill {
     full: bool,
 }
 
-/// What running groups may hold together, those that sit out a step included.
+/// Capacity for all running groups together, those left out of a step included.
 struct Room {
     rows: usize,
     max_rows: usize,
@@ -220,8 +219,9 @@ impl Room {
         item.own_kv + new_image.map_or(0, |_| item.image_kv)
     }
 
-    /// A quarter is kept for calls of which nothing runs: a large call cannot lock a small one out until it ends. Clients
-    /// of which nothing runs find a quarter beyond the bound: one that fills it with many calls cannot lock them out.
+    /// True if a waiting group fits. A quarter of the capacity is kept for calls that have nothing running, so that a
+    /// large call cannot lock out a small one until it ends. Clients that have nothing running get another quarter
+    /// beyond the limit, so that a client with many calls cannot lock them out.
     fn has(&self, item: &Item, (first_of_client, first_of_call): (bool, bool)) -> bool {
         let open = |most: u64| match (first_of_client, first_of_call) {
             (true, _) => fairness::with_reserve(most),

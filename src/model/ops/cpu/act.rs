@@ -1,13 +1,13 @@
-//! Activations: rows of f32 in buffers that are used again.
+//! Activations: rows of f32 in reused buffers.
 //!
-//! A layer's results are megabytes that live for microseconds. Fresh memory for each would cost a page fault every
-//! 4 KB: about as long as a layer norm over it.
+//! The results of a layer are megabytes that live for microseconds. Fresh memory for each of them would cost a page
+//! fault per 4 KB, which takes about as long as a layer norm over it.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::kernels::attention::Memory;
 
-/// `[rows, width]` f32 values; clones share.
+/// Activations `[rows, width]` in f32; clones share the buffer.
 #[derive(Debug, Clone)]
 pub struct Act {
     rows: usize,
@@ -15,31 +15,31 @@ pub struct Act {
     buffer: Arc<Buffer>,
 }
 
-/// Buffers that wait for their next use.
+/// Pool of free buffers, for reuse.
 #[derive(Debug, Default)]
 pub(super) struct Arena {
     free: Mutex<Vec<Vec<f32>>>,
 }
 
-/// Buffers that wait at most: more than the activations that a layer has at a time.
+/// Largest number of free buffers: more than one layer uses at the same time.
 const MOST_FREE: usize = 12;
-/// Bytes that wait at most: what a layer over eight images of base size has at a time.
+/// Most bytes in free buffers: the memory that a layer over eight images uses in a model of base size.
 const MOST_FREE_BYTES: usize = 192 << 20;
 
 #[derive(Debug)]
 struct Buffer {
     values: Vec<f32>,
-    /// Where it goes when nobody needs it; nowhere for what is kept for long.
+    /// Arena that the buffer returns to when it is dropped; empty for long-lived activations.
     home: Weak<Arena>,
-    /// The rows as attention reads them; lives as long as someone attends to them.
+    /// The rows packed for attention. The users of this copy own it; it is freed with the last of them.
     packed: Mutex<Weak<Memory>>,
 }
 
 impl Arena {
-    /// A buffer of `length` values, left over from earlier use.
+    /// A buffer of `length` values; its contents are left over from earlier use.
     pub(super) fn take(&self, length: usize) -> Vec<f32> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        // The smallest that is large enough: they are sorted.
+        // The list is sorted, so this is the smallest buffer that is large enough.
         let fitting = free.iter().position(|values| values.capacity() >= length);
         let mut values = match fitting {
             Some(index) => free.remove(index),
@@ -59,7 +59,7 @@ impl Arena {
         let bytes = |free: &[Vec<f32>]| {
             free.iter().map(|values| values.capacity() * size_of::<f32>()).sum::<usize>()
         };
-        // A single unit of unusual size does not keep its memory for ever.
+        // A single unusually large work unit must not hold its memory for ever.
         while bytes(&free) > MOST_FREE_BYTES {
             free.pop();
         }
@@ -67,7 +67,7 @@ impl Arena {
 }
 
 impl Act {
-    /// Values `[rows, width]` in a buffer that returns to `home`.
+    /// Activations `[rows, width]` in a buffer that returns to `home` when it is dropped.
     pub(super) fn from_arena(
         home: &Arc<Arena>,
         rows: usize,
@@ -86,7 +86,7 @@ impl Act {
         }
     }
 
-    /// Values `[rows, width]` in memory of their own size, to be kept.
+    /// Long-lived activations `[rows, width]` in memory of exactly their size.
     pub(super) fn kept(rows: usize, width: usize, values: Vec<f32>) -> Self {
         Self {
             rows,
@@ -95,7 +95,7 @@ impl Act {
         }
     }
 
-    /// The rows packed for attention: what someone holds already, or what `pack` makes.
+    /// The rows packed for attention: the copy that is already in use, or else the result of `pack`.
     pub(super) fn packed(&self, pack: impl FnOnce() -> Memory) -> Arc<Memory> {
         let mut held = self.buffer.packed.lock().unwrap_or_else(PoisonError::into_inner);
         held.upgrade().unwrap_or_else(|| {
@@ -105,22 +105,19 @@ impl Act {
         })
     }
 
-    /// How many rows.
     pub(super) fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Values in a row.
     pub(super) fn width(&self) -> usize {
         self.width
     }
 
-    /// All values, row by row.
+    /// All values in row-major order.
     pub(super) fn values(&self) -> &[f32] {
         &self.buffer.values
     }
 
-    /// One row.
     pub(super) fn row(&self, index: usize) -> &[f32] {
         &self.buffer.values[index * self.width..][..self.width]
     }

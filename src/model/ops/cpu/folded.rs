@@ -1,12 +1,16 @@
-//! Cross-attention over an image without its keys and values.
+//! Cross-attention over image features, without computing keys and values. The key and value projections are folded
+//! into the queries and the results, as in the weight absorption of multi-head latent attention.
 //!
-//! A score is `q (W_k f + b_k) = (q W_k) f + q b_k`, and `q b_k` is the same for every token, so that softmax drops it; a
-//! result is `sum p (W_v f + b_v) = W_v (sum p f) + b_v`, as the probabilities sum to one. So attention runs over the
-//! features `f` themselves, for every layer the same: 1.8 MB an image instead of 21 MB (base, bf16), and the 16 GFLOP that
-//! compute them are not spent. What it costs is a wider attention: 577 x 768 values a head instead of 577 x 64.
-//! It pays below one head's width of query rows an image (64, for base): captions have 20, beams of three 60.
+//! A score is `q (W_k f + b_k) = (q W_k) f + q b_k`. The term `q b_k` is the same for every token, so softmax cancels
+//! it. A result is `sum p (W_v f + b_v) = W_v (sum p f) + b_v`, because the probabilities sum to one. So attention can
+//! run over the features `f` themselves, which are the same for every layer.
 //!
-//! It is chosen by what the tower is for, never by how many rows there are: a row has the same bits in any company.
+//! This takes 1.8 MB per image instead of 21 MB (base, bf16), and saves the 16 GFLOP of the projections. The price is a
+//! wider attention: 577 x 768 values per head instead of 577 x 64. It pays off while an image has fewer query rows than
+//! a head is wide (64, for base): captions have 20, and three beams have 60.
+//!
+//! The lifetime of the keys and values decides whether this form is used, never the number of rows. So the bits of a
+//! row's result do not depend on its batch neighbours.
 
 use std::sync::Arc;
 
@@ -19,16 +23,16 @@ use crate::kernels::pool::Pool;
 use crate::kernels::rows::Rows;
 use crate::model::ops::Run;
 
-/// One layer's weights, head by head.
+/// Folded key and value weights of one layer, one entry per head.
 #[derive(Debug)]
 pub struct FoldedWeights {
-    /// `W_k` transposed: `[memory width, head width]` each.
+    /// `W_k` transposed, `[memory width, head width]` per head.
     keys: Vec<Weights>,
-    /// `W_v` and its bias: `[head width, memory width]` each.
+    /// `W_v` with its bias, `[head width, memory width]` per head.
     values: Vec<Weights>,
 }
 
-/// An image's features as one layer attends to them.
+/// An image's features, with the folded weights of the layer that attends to them.
 #[derive(Debug, Clone)]
 pub struct FoldedMemory {
     features: Arc<Memory>,
@@ -42,7 +46,7 @@ impl FoldedMemory {
 }
 
 impl FoldedWeights {
-    /// `weight` `[2 x width, memory width]` and `bias` `[2 x width]`, keys first.
+    /// Packs `weight` `[2 x width, memory width]` and `bias` `[2 x width]`, keys first.
     pub(super) fn pack(
         level: Level,
         pool: &mut Pool,
@@ -73,7 +77,7 @@ impl FoldedWeights {
 }
 
 impl CpuOps {
-    /// What stands for the keys and values of `memory`.
+    /// The folded form of the keys and values of `memory`.
     pub(super) fn folded(&self, memory: &Act, weights: &Arc<FoldedWeights>) -> KeysValues {
         let features = memory.packed(|| {
             let heads = Heads { count: 1, width: memory.width() };
@@ -85,7 +89,7 @@ impl CpuOps {
         KeysValues::Folded(FoldedMemory { features, weights: Arc::clone(weights) })
     }
 
-    /// `query` is `[rows, width]`, as the result; all memories are of one layer.
+    /// `query` and the result are `[rows, width]`. All runs must belong to the same layer.
     pub(super) fn folded_attention(
         &self,
         query: &Act,
@@ -116,7 +120,7 @@ impl CpuOps {
         let scale = Heads { count: heads, width: query.len() / rows / heads }.scale();
         let memory_width = weights.keys.first().map_or(0, Weights::n);
         let wide = heads * memory_width;
-        // Every head of a row is a query of its own over the features.
+        // Every head of a row is a separate query over the features.
         let queries = self.act(rows, wide, |state, out| {
             gemm::linear_by_head(level, &mut state.pool, query, &weights.keys, out);
         });
@@ -138,10 +142,12 @@ impl CpuOps {
     }
 }
 
-/// Rows whose queries over features are there at one time: 256 x 12 heads x 768 x 4 B = 9 MB, and as much for results.
+/// Number of rows that are processed at a time: their queries over the features take 256 x 12 heads x 768 x 4 B = 9 MB,
+/// and their results as much again.
 const SLICE_ROWS: usize = 256;
 
-/// The runs in slices of at most that many rows, cut where they have to be. A row's bits do not depend on it.
+/// Splits the runs into slices of at most [`SLICE_ROWS`] rows. A run may be cut; the bits of a row's result do not
+/// depend on it.
 fn slices<'a>(
     runs: &[Run<&'a KeysValues>],
 ) -> Result<Vec<Vec<Run<&'a FoldedMemory>>>, BackendError> {

@@ -1,8 +1,10 @@
-//! The fused operations on our own CPU kernels: f32, bf16 and 8-bit integers, at the level that the CPU has.
+//! The fused operations on our own CPU kernels, in f32, bf16 and 8-bit integers, at the instruction set level of the
+//! CPU.
 //!
-//! Activations are f32 throughout; a product rounds its rows to the weights' format as it packs them. Sums are f32
-//! (exact integers for 8 bits); softmax, layer norm, GELU and the residual stream are f32 in every format. With 8-bit
-//! weights attention and the patch embedding run in bf16, and layers of fewer than 64 columns (the matching head) too.
+//! Activations are always f32. A product rounds its rows to the weights' format when it packs them. Sums are f32 (for 8
+//! bits: exact integers). Softmax, layer norm, GELU and the residual stream are f32 in every format. With 8-bit
+//! weights, these parts run in bf16: attention, the patch embedding, and layers of fewer than 64 columns (the matching
+//! head).
 
 mod act;
 mod causal;
@@ -28,23 +30,25 @@ use crate::kernels::pool::Pool;
 use crate::kernels::rows::Rows;
 use crate::task::Pixels;
 
-/// Layers with fewer columns gain nothing from 8 bits, and decide much.
+/// Layers with fewer columns are not quantized to 8 bits: they gain nothing from it, and the answer depends on them
+/// directly.
 const FEW_COLUMNS: usize = 64;
 
-/// Bytes of a layer's widest activations in one pass: what stays in a third-level cache beside the weights. One image of
-/// base size has 7 MB; eight together take 2.5 % longer than one by one, as everything comes from memory.
+/// Most bytes of a layer's widest activations in one pass, so that they stay in the third-level cache together with the
+/// weights. One image of base size has 7 MB. Eight images in one pass take 2.5 % longer than eight passes of one image,
+/// because everything then comes from memory.
 const PASS_BYTES: usize = 12 << 20;
 
-/// Packed sequences whose memory is kept for the next call: 3 MB each at most (512 tokens, f32).
+/// Largest number of packed sequences whose buffers are kept for the next call: 3 MB each at most (512 tokens, f32).
 const MOST_MEMORIES: usize = 8;
 
-/// Computes at one level in one format on a pool of its own.
+/// Operations at one instruction set level, in one format, on a thread pool of their own.
 #[derive(Debug)]
 pub struct CpuOps {
     level: Level,
     format: Format,
     arena: Arc<Arena>,
-    /// One thread calls; the lock is never waited for.
+    /// Only one thread calls, so the lock is never contended.
     state: Mutex<State>,
 }
 
@@ -52,11 +56,11 @@ pub struct CpuOps {
 struct State {
     pool: Pool,
     scratch: Scratch,
-    /// Packed sequences of one call of self-attention, kept for their memory.
+    /// Packed keys and values of one call of self-attention; kept to reuse their buffers.
     memories: Vec<Memory>,
 }
 
-/// Weight, bias and epsilon.
+/// Weights of one layer norm, in f32.
 #[derive(Debug)]
 pub struct LayerNorm {
     weight: Vec<f32>,
@@ -64,50 +68,50 @@ pub struct LayerNorm {
     eps: f32,
 }
 
-/// Rows `[n, width]` as f32.
+/// An embedding table `[n, width]` in f32.
 #[derive(Debug)]
 pub struct Table {
     values: Vec<f32>,
     width: usize,
 }
 
-/// Patches as rows of a matrix product.
+/// Patch embedding as a matrix product: each patch is one row.
 #[derive(Debug)]
 pub struct PatchEmbedding {
     linear: Weights,
     class_embedding: Vec<f32>,
-    /// `[tokens, width]`.
+    /// Position embeddings of all tokens, `[tokens, width]`.
     positions: Vec<f32>,
-    /// For each channel and 8-bit value, the normalised value.
+    /// The normalised value of each 8-bit value, per channel.
     normalised: [[f32; 256]; 3],
     patch: usize,
 }
 
-/// What makes keys and values of a memory in one layer.
+/// Weights of one layer's projection to cross-attention keys and values.
 #[derive(Debug)]
 pub enum KeyValue {
-    /// They are computed.
+    /// Keys and values are computed.
     Projected(Weights),
-    /// They are folded into queries and results.
+    /// The projections are folded into queries and results; see [`FoldedMemory`].
     Folded(Arc<FoldedWeights>),
 }
 
 /// Keys and values of one sequence in one layer.
 #[derive(Debug, Clone)]
 pub enum KeysValues {
-    /// Of an image or a question: packed once, attended to by many.
+    /// Keys and values of encoder states, packed once and read by many queries.
     Memory(Arc<Memory>),
-    /// Of an image, not computed at all.
+    /// Image features in place of the keys and values, which are never computed.
     Folded(FoldedMemory),
-    /// Of a text being written.
+    /// KV cache of text that is being generated.
     Causal(Arc<CausalRows>),
 }
 
 impl CpuOps {
-    /// Operations at `level`, which the CPU has, with weights in `format`, on `threads` threads.
+    /// Operations at `level`, which the CPU must support, with weights in `format`, on `threads` threads.
     ///
     /// # Errors
-    /// When the operating system gives no more threads.
+    /// When the operating system cannot start the threads.
     pub fn try_new(level: Level, format: Format, threads: usize) -> io::Result<Self> {
         let pool = Pool::try_new(threads)?;
         let state = State { pool, scratch: Scratch::default(), memories: Vec::new() };
@@ -118,7 +122,7 @@ impl CpuOps {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where 8 bits are not enough.
+    /// Format of the parts for which 8 bits are not accurate enough.
     fn careful_format(&self) -> Format {
         if self.format == Format::Int8 { Format::Bf16 } else { self.format }
     }
@@ -140,7 +144,7 @@ impl CpuOps {
         Act::from_arena(&self.arena, rows, width, values)
     }
 
-    /// `[images x patches, 3 x patch x patch]`, channels outermost, as the convolution's kernel lies.
+    /// Patches `[images x patches, 3 x patch x patch]`, channels outermost, in the layout of the convolution's kernel.
     fn patches(&self, weights: &PatchEmbedding, images: &[&Pixels]) -> Vec<f32> {
         let patch = weights.patch;
         let line_values = |image: &Pixels| image.width() as usize / patch * weights.linear.k();
@@ -150,7 +154,7 @@ impl CpuOps {
             .collect();
         let total = lines.iter().map(|(image, _)| line_values(image)).sum();
         let mut values = self.arena.take(total);
-        // Images of one tower have one size.
+        // All images of one tower have the same size.
         let each = lines.first().map_or(1, |(image, _)| line_values(image));
         let places: Vec<Mutex<&mut [f32]>> = values.chunks_mut(each).map(Mutex::new).collect();
         self.state().pool.run(lines.len(), &|index| {
@@ -163,7 +167,7 @@ impl CpuOps {
     }
 }
 
-/// One line of patches.
+/// Writes one line of patches.
 fn patch_line(weights: &PatchEmbedding, image: &Pixels, line: usize, to: &mut [f32]) {
     let patch = weights.patch;
     let width = image.width() as usize;
@@ -182,18 +186,18 @@ fn patch_line(weights: &PatchEmbedding, image: &Pixels, line: usize, to: &mut [f
     }
 }
 
-/// All values as f32.
+/// All values of the tensor as f32.
 fn values(tensor: &Tensor) -> Result<Vec<f32>, BackendError> {
     Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
-/// Part `index` of `parts` that stand side by side in `x`'s columns, rows `start..start + rows`.
+/// Part `index` of the `parts` equal column parts of `x`, rows `start..start + rows`.
 fn columns(x: &Act, index: usize, parts: usize, start: usize, rows: usize) -> Rows<'_> {
     let stride = x.width();
     Rows { values: &x.values()[start * stride..], stride, column: index * stride / parts, rows }
 }
 
-/// Where each run of `lengths` begins.
+/// First row of each sequence, given their lengths.
 fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
     lengths.iter().scan(0, |next, length| {
         let start = *next;
@@ -463,7 +467,7 @@ impl Ops for CpuOps {
     }
 
     fn images_per_pass(&self, tokens: usize, width: usize) -> usize {
-        // The widest activations of a layer have four times the tower's width.
+        // The widest activations of a layer are four times as wide as the tower.
         (PASS_BYTES / (4 * tokens * width * size_of::<f32>())).max(1)
     }
 
@@ -472,7 +476,7 @@ impl Ops for CpuOps {
     }
 
     fn memory_bytes(&self, memory: KeptMemory) -> u64 {
-        // One packed copy of the features serves all layers.
+        // All layers share one packed copy of the features.
         let heads = Heads { count: 1, width: memory.memory_width };
         Memory::bytes_of(self.level, self.careful_format(), heads, memory.tokens) as u64
     }
@@ -486,7 +490,7 @@ impl Ops for CpuOps {
     }
 }
 
-/// A tower that mixes up its memories is a mistake of ours.
+/// A tower that passes keys and values of the wrong form is a bug of the server.
 fn wrong_form() -> BackendError {
     BackendError::Device("keys and values of the wrong form".to_owned())
 }

@@ -1,4 +1,4 @@
-//! File descriptors: compares what the settings may open at one time with the limit of this process (RLIMIT_NOFILE).
+//! File descriptors: compares what the settings may open at one time with the limit of this process (`RLIMIT_NOFILE`).
 //! `App::serve` calls it once at start.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

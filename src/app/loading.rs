@@ -9,7 +9,7 @@ use anyhow::Context;
 use super::bar::LoadBar;
 use super::compute::{ChosenOps, Compute, LoadedBackend};
 use super::fault::VocabularyMismatch;
-use super::memory::{MemoryBudget, MemoryLimit};
+use super::memory_budget::{MemoryBudget, MemoryLimit};
 use crate::config::Config;
 use crate::demo::{self, DemoFile, DemoModel};
 use crate::engine::Rebuild;

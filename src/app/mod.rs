@@ -16,7 +16,7 @@ mod compute;
 mod descriptors;
 mod fault;
 mod loading;
-mod memory;
+mod memory_budget;
 mod mock;
 
 use std::sync::Arc;
@@ -226,7 +226,7 @@ impl App {
             Some(settings) => mock::load(config, settings)?,
             None => loading::load(config, &self.metrics).await?,
         };
-        let mark = config.images.memory_high_water_bytes.or_else(memory::high_water_bytes);
+        let mark = config.images.memory_high_water_bytes.or_else(memory_budget::high_water_bytes);
         let images = ImagesSettings { memory_high_water_bytes: mark, ..config.images.clone() };
         let images = Images::start(&images, config.http.input.clone(), Arc::clone(&self.metrics))
             .context("cannot start the decoding threads")?;

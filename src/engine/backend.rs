@@ -12,7 +12,7 @@ use crate::task::{
 pub trait Backend {
     /// Encoder states that a text tower attends to: an image's features or a question's hidden states. Clones are cheap
     /// and share the data.
-    type Memory: Clone;
+    type EncoderStates: Clone;
     /// One sequence, or the beams of one beam search, with its search state and KV cache.
     type Group;
 
@@ -38,21 +38,21 @@ pub trait Backend {
         &mut self,
         tower: TowerId,
         images: &[&Pixels],
-    ) -> Result<Vec<Self::Memory>, BackendError>;
+    ) -> Result<Vec<Self::EncoderStates>, BackendError>;
 
     /// Runs rows that need a single pass through a text tower. Returns one output per row, in order.
     ///
     /// # Errors
     /// See [`BackendError`]. A failed call has no effect.
-    fn score(
+    fn run_single_pass(
         &mut self,
         model: ModelId,
-        rows: &[OnePassRow<Self::Memory>],
-    ) -> Result<Vec<OnePassOutput<Self::Memory>>, BackendError>;
+        rows: &[SinglePassRow<Self::EncoderStates>],
+    ) -> Result<Vec<SinglePassOutput<Self::EncoderStates>>, BackendError>;
 
     /// Prepares a group without computing anything. Its first [`step`](Self::step) is the prefill, which runs the
     /// prompt.
-    fn open(&mut self, spec: GroupSpec<Self::Memory>) -> Self::Group;
+    fn open(&mut self, spec: GroupSpec<Self::EncoderStates>) -> Self::Group;
 
     /// Tokens that the group's next step runs: first the prompt's, later one for each live row.
     fn pending_tokens(&self, group: &Self::Group) -> usize;
@@ -73,7 +73,7 @@ pub trait Backend {
 
 /// A row that needs a single pass of one text tower.
 #[derive(Debug, Clone)]
-pub enum OnePassRow<M> {
+pub enum SinglePassRow<M> {
     /// VQA: encodes the question with cross-attention to the image. The output is what its answers attend to.
     EncodeQuestion {
         /// Features of the image that the row attends to.
@@ -114,7 +114,7 @@ pub enum OnePassRow<M> {
     },
 }
 
-impl<M> OnePassRow<M> {
+impl<M> SinglePassRow<M> {
     /// Tokens that the row runs through its tower; 0 for the projection of an image.
     #[must_use]
     pub fn tokens(&self) -> usize {
@@ -129,11 +129,11 @@ impl<M> OnePassRow<M> {
     }
 }
 
-/// Output of a [`OnePassRow`].
+/// Output of a [`SinglePassRow`].
 #[derive(Debug, Clone)]
-pub enum OnePassOutput<M> {
+pub enum SinglePassOutput<M> {
     /// The question's hidden states, for `EncodeQuestion`.
-    Memory(M),
+    EncoderStates(M),
     /// For `ScoreCandidate`: the summed natural log-probability of the candidate's tokens and `[SEP]`.
     Logprob(f32),
     /// For `MatchPair`: the probability of "match", 0..=1.

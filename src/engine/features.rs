@@ -95,7 +95,7 @@ impl<M: Clone> Features<M> {
     }
 
     /// Removes a waiter from its flight. The flight ends with its last waiter.
-    pub(crate) fn leave(&mut self, key: FeatureKey, task: TaskId) {
+    pub(crate) fn withdraw(&mut self, key: FeatureKey, task: TaskId) {
         if let Some(flight) = self.flights.get_mut(&key) {
             flight.waiters.retain(|&waiter| waiter != task);
             if flight.waiters.is_empty() {
@@ -105,7 +105,7 @@ impl<M: Clone> Features<M> {
     }
 
     /// Completes a flight. Returns its waiters, for each of which the new entry holds a pin.
-    pub(crate) fn land(
+    pub(crate) fn complete(
         &mut self,
         key: FeatureKey,
         memory: M,
@@ -228,7 +228,7 @@ mod tests {
     /// Encodes `image` for one task, which releases its pin at once.
     fn encode(features: &mut Features<u8>, image: u8, now: Instant) {
         assert!(matches!(features.request(key(image), TaskId(0), &pixels(), now), Lookup::Miss));
-        assert_eq!(features.land(key(image), image, 10, now), [TaskId(0)]);
+        assert_eq!(features.complete(key(image), image, 10, now), [TaskId(0)]);
         features.unpin(key(image));
     }
 
@@ -237,7 +237,7 @@ mod tests {
         if hit {
             features.unpin(key(image));
         } else {
-            features.leave(key(image), TaskId(1));
+            features.withdraw(key(image), TaskId(1));
         }
         hit
     }
@@ -268,7 +268,7 @@ mod tests {
         let (mut features, now) = cache(0);
         assert!(matches!(features.request(key(1), TaskId(1), &pixels(), now), Lookup::Miss));
         assert!(matches!(features.request(key(1), TaskId(2), &pixels(), now), Lookup::Joined));
-        assert_eq!(features.land(key(1), 1, 10, now), [TaskId(1), TaskId(2)]);
+        assert_eq!(features.complete(key(1), 1, 10, now), [TaskId(1), TaskId(2)]);
         features.unpin(key(1));
         assert!(is_hit(&mut features, 1, now + Duration::from_secs(61)));
         features.unpin(key(1));
@@ -289,12 +289,12 @@ mod tests {
         let (mut features, now) = cache(100);
         features.request(key(1), TaskId(1), &pixels(), now);
         features.request(key(1), TaskId(2), &pixels(), now);
-        features.leave(key(1), TaskId(1));
+        features.withdraw(key(1), TaskId(1));
         assert!(features.pixels(key(1)).is_some());
         assert_eq!(features.fail(key(1)), [TaskId(2)]);
         assert!(features.pixels(key(1)).is_none());
         assert!(matches!(features.request(key(1), TaskId(3), &pixels(), now), Lookup::Miss));
-        features.leave(key(1), TaskId(3));
+        features.withdraw(key(1), TaskId(3));
         assert!(features.pixels(key(1)).is_none());
     }
 }

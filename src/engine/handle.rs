@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::admission::{Estimates, Room};
+use super::admission::{CallReservation, Estimates};
 use super::ids::FeatureKey;
 use super::shared::{EngineStats, Shared};
 use super::sync::{SyncSender, TrySendError};
@@ -61,15 +61,15 @@ pub enum EngineState {
 #[derive(Debug)]
 pub struct Admission {
     handle: EngineHandle,
-    room: Room,
+    room: CallReservation,
     admitted: Instant,
     deadline: Instant,
 }
 
 /// Keeps a call's reservation alive; see [`Admission::hold`].
 #[derive(Debug, Clone)]
-pub struct Hold {
-    _room: Room,
+pub struct ReservationGuard {
+    _room: CallReservation,
 }
 
 /// A task's answer with its timing.
@@ -113,7 +113,7 @@ impl EngineHandle {
     /// Costs that the worker has measured so far. Admission control uses them.
     #[must_use]
     pub fn estimates(&self) -> Estimates {
-        self.shared.ledger.estimates()
+        self.shared.admission.estimates()
     }
 
     /// Counts of what the worker has done so far.
@@ -125,7 +125,7 @@ impl EngineHandle {
     /// Rows admitted and not yet answered.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.shared.ledger.rows()
+        self.shared.admission.rows()
     }
 
     /// Time since the worker's last heartbeat: at most about a second when idle, the time of one work unit when busy.
@@ -144,7 +144,7 @@ impl EngineHandle {
             EngineState::WorkerDown
         } else if rebuilding {
             EngineState::Rebuilding
-        } else if self.shared.ledger.is_draining() {
+        } else if self.shared.admission.is_draining() {
             EngineState::Draining
         } else {
             EngineState::Ready
@@ -179,13 +179,13 @@ impl EngineHandle {
             return Err(EngineError::WorkerDown);
         }
         let admitted = self.shared.clock.now();
-        let room = self.shared.ledger.admit(client, bytes, deadline, admitted)?;
+        let room = self.shared.admission.admit(client, bytes, deadline, admitted)?;
         Ok(Admission { handle: self.clone(), room, admitted, deadline })
     }
 
     /// Starts draining: nothing new is admitted, admitted calls continue.
     pub fn drain(&self) {
-        self.shared.ledger.drain();
+        self.shared.admission.drain();
         self.wake();
     }
 
@@ -229,20 +229,20 @@ impl EngineHandle {
 
     /// Resolves when all admitted calls have ended and released their reservations.
     pub async fn drained(&self) {
-        self.shared.ledger.emptied().await;
+        self.shared.admission.emptied().await;
     }
 
     /// Ends the drain time: drains, and fails every task that is waiting or running with `ShuttingDown`. A work unit
     /// that is running completes first.
     pub fn abort(&self) {
-        self.shared.ledger.drain();
+        self.shared.admission.drain();
         self.shared.abort();
         self.wake();
     }
 
     /// Asks the worker to end when it has no tasks left.
     pub(super) fn stop(&self) {
-        self.shared.ledger.drain();
+        self.shared.admission.drain();
         self.shared.stop();
         self.wake();
     }
@@ -295,8 +295,8 @@ impl Admission {
 
     /// A guard that keeps the call's reservation until it is dropped, for bytes that outlive the call.
     #[must_use]
-    pub fn hold(&self) -> Hold {
-        Hold { _room: self.room.clone() }
+    pub fn hold(&self) -> ReservationGuard {
+        ReservationGuard { _room: self.room.clone() }
     }
 
     /// Time by which the call must be answered.
@@ -349,7 +349,7 @@ impl Admission {
             Err(TrySendError::Full(_)) => {
                 // Admission keeps the number of tasks below the inbox's size. Should that ever fail, it is overload,
                 // not a panic.
-                let retry_after = shared.ledger.retry_after();
+                let retry_after = shared.admission.retry_after();
                 self.refused(EngineError::Overloaded { retry_after })
             }
         }

@@ -38,7 +38,9 @@ mod worker;
 pub use admission::Estimates;
 pub use clock::Clock;
 pub use error::{EngineError, WarmUpError};
-pub use handle::{Admission, Answered, EngineHandle, EngineState, Hold, Reply, TokenStream};
+pub use handle::{
+    Admission, Answered, EngineHandle, EngineState, Reply, ReservationGuard, TokenStream,
+};
 pub use lifecycle::{Engine, StartError};
 pub use settings::{EngineSettings, SettingsError};
 pub use shared::EngineStats;

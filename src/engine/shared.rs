@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 
-use super::admission::Ledger;
+use super::admission::AdmissionController;
 use super::sync::AtomicBool;
 use super::{Clock, EngineSettings};
 use crate::task::ModelInfo;
@@ -14,7 +14,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// One engine's shared state. Every handle, every admission and the worker hold it.
 pub(crate) struct Shared {
-    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) admission: Arc<AdmissionController>,
     pub(crate) models: Arc<[ModelInfo]>,
     pub(crate) settings: EngineSettings,
     pub(crate) metrics: Arc<Metrics>,
@@ -46,7 +46,7 @@ impl Shared {
     ) -> Arc<Self> {
         metrics.worker_up.set(1);
         Arc::new(Self {
-            ledger: Ledger::new(&settings, Arc::clone(&metrics)),
+            admission: AdmissionController::new(&settings, Arc::clone(&metrics)),
             models,
             settings,
             metrics,
@@ -82,7 +82,7 @@ impl Shared {
         self.beat();
         self.rebuilding.store(rebuilding, Ordering::Release);
         self.metrics.worker_up.set(i64::from(!rebuilding));
-        let draining = self.ledger.is_draining() || self.metrics.draining.get() != 0;
+        let draining = self.admission.is_draining() || self.metrics.draining.get() != 0;
         self.metrics.ready.set(i64::from(!rebuilding && !draining));
     }
 
@@ -159,7 +159,7 @@ pub(crate) struct Counters {
     pub(crate) shut_down: AtomicU64,
     pub(crate) images_encoded: AtomicU64,
     pub(crate) vision_units: AtomicU64,
-    pub(crate) score_units: AtomicU64,
+    pub(crate) single_pass_batches: AtomicU64,
     pub(crate) score_rows: AtomicU64,
     pub(crate) steps: AtomicU64,
     pub(crate) step_rows: AtomicU64,
@@ -190,7 +190,7 @@ pub struct EngineStats {
     /// Vision batches run, failed ones included.
     pub vision_units: u64,
     /// Batches of single-pass rows run.
-    pub score_units: u64,
+    pub single_pass_batches: u64,
     /// Single-pass rows run in those batches.
     pub score_rows: u64,
     /// Decode steps run, prefill included.
@@ -221,7 +221,7 @@ impl Counters {
             shut_down: read(&self.shut_down),
             images_encoded: read(&self.images_encoded),
             vision_units: read(&self.vision_units),
-            score_units: read(&self.score_units),
+            single_pass_batches: read(&self.single_pass_batches),
             score_rows: read(&self.score_rows),
             steps: read(&self.steps),
             step_rows: read(&self.step_rows),

@@ -29,9 +29,9 @@ const PORTS: [u16; 2] = [80, 443];
 
 /// Fetches images by URL. Clones share the client and its bounds.
 #[derive(Clone)]
-pub struct Fetcher(Arc<Shared>);
+pub struct Fetcher(Arc<FetcherInner>);
 
-struct Shared {
+struct FetcherInner {
     http: Client,
     rules: Rules,
     settings: FetchSettings,
@@ -50,7 +50,7 @@ pub struct Fetched {
 }
 
 /// Permit for a fetch in progress, counted by a gauge.
-struct Place {
+struct FetchPermit {
     _permit: OwnedSemaphorePermit,
     _counted: GaugeGuard,
 }
@@ -60,12 +60,12 @@ struct Place {
 /// Only the permits bound the memory of fetched files. What a call reserves in the engine does not include them:
 /// otherwise calls that only wait for slow hosts would use up the reservations of all others. So the permit travels
 /// with the bytes, through the decoding queue and the decoder.
-struct Placed {
+struct BytesWithPermit {
     bytes: Bytes,
-    _place: Place,
+    _place: FetchPermit,
 }
 
-impl AsRef<[u8]> for Placed {
+impl AsRef<[u8]> for BytesWithPermit {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -85,7 +85,7 @@ pub enum FetchSetupError {
 }
 
 /// What differs between production and tests.
-pub(super) struct Surroundings {
+pub(super) struct Dependencies {
     pub(super) lookup: Arc<dyn Lookup>,
     pub(super) permits: fn(IpAddr) -> bool,
     pub(super) ports: Vec<u16>,
@@ -103,13 +103,13 @@ impl Fetcher {
         max_bytes: usize,
         metrics: Arc<Metrics>,
     ) -> Result<Self, FetchSetupError> {
-        let surroundings = Surroundings {
+        let surroundings = Dependencies {
             lookup: Arc::new(SystemLookup::new(settings.max_concurrent)),
             permits: address::may_connect,
             ports: PORTS.to_vec(),
             roots: None,
         };
-        Self::with_surroundings(settings, max_bytes, metrics, surroundings)
+        Self::with_dependencies(settings, max_bytes, metrics, surroundings)
     }
 
     /// For tests: other name resolution, ports and root certificates, and another check of addresses.
@@ -123,17 +123,17 @@ impl Fetcher {
         metrics: Arc<Metrics>,
         hooks: testing::Hooks,
     ) -> Result<Self, FetchSetupError> {
-        Self::with_surroundings(settings, max_bytes, metrics, hooks.into_surroundings())
+        Self::with_dependencies(settings, max_bytes, metrics, hooks.into_dependencies())
     }
 
-    fn with_surroundings(
+    fn with_dependencies(
         settings: &FetchSettings,
         max_bytes: usize,
         metrics: Arc<Metrics>,
-        surroundings: Surroundings,
+        surroundings: Dependencies,
     ) -> Result<Self, FetchSetupError> {
         settings.check()?;
-        let Surroundings { lookup, permits, ports, roots } = surroundings;
+        let Dependencies { lookup, permits, ports, roots } = surroundings;
         let resolver = CheckedResolver { lookup, permits };
         let http = client(settings, resolver, roots).map_err(FetchSetupError::Client)?;
         // `check` has parsed every pattern.
@@ -141,7 +141,7 @@ impl Fetcher {
         let rules = Rules { allow_http: settings.allow_http, hosts, ports, permits };
         let permits = Arc::new(Semaphore::new(settings.max_concurrent));
         let settings = settings.clone();
-        Ok(Self(Arc::new(Shared { http, rules, settings, max_bytes, permits, metrics })))
+        Ok(Self(Arc::new(FetcherInner { http, rules, settings, max_bytes, permits, metrics })))
     }
 
     /// Parses and checks a URL, without any network access.
@@ -182,7 +182,7 @@ impl Fetcher {
         );
         match result {
             Ok(bytes) => {
-                let bytes = Bytes::from_owner(Placed { bytes, _place: place });
+                let bytes = Bytes::from_owner(BytesWithPermit { bytes, _place: place });
                 Ok(Fetched { bytes, took })
             }
             Err(Failure::Timeout) if Instant::now() >= deadline => {
@@ -193,9 +193,9 @@ impl Fetcher {
     }
 }
 
-impl Shared {
+impl FetcherInner {
     /// Waits for a permit, at most for the total timeout of a fetch.
-    async fn place(&self, deadline: Instant) -> Result<Place, FetchError> {
+    async fn place(&self, deadline: Instant) -> Result<FetchPermit, FetchError> {
         let patience = deadline.min(Instant::now() + self.settings.total_timeout);
         let permit = Arc::clone(&self.permits).acquire_owned();
         // The semaphore is never closed, so only the timeout can fail.
@@ -204,7 +204,7 @@ impl Shared {
             return Err(if late { FetchError::DeadlineExceeded } else { FetchError::Overloaded });
         };
         let counted = GaugeGuard::new(&self.metrics.fetch_permits_in_use);
-        Ok(Place { _permit: permit, _counted: counted })
+        Ok(FetchPermit { _permit: permit, _counted: counted })
     }
 
     /// Follows redirects to the file.

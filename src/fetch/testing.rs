@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
-use super::client::Surroundings;
+use super::client::Dependencies;
 use super::{Lookup, is_public};
 
 /// What a test replaces in the fetcher.
@@ -31,11 +31,11 @@ impl Hooks {
         Self { lookup, permits: is_public, ports: vec![80, 443], roots: Vec::new() }
     }
 
-    pub(super) fn into_surroundings(self) -> Surroundings {
+    pub(super) fn into_dependencies(self) -> Dependencies {
         let roots = self.roots.iter().filter_map(|der| reqwest::Certificate::from_der(der).ok());
         let roots = Some(roots.collect());
         let Self { lookup, permits, ports, .. } = self;
-        Surroundings { lookup, permits, ports, roots }
+        Dependencies { lookup, permits, ports, roots }
     }
 }
 

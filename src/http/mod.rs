@@ -1,63 +1,43 @@
-//! The HTTP server: turns requests into engine tasks, engine outputs into JSON answers, and errors into problems.
+//! The HTTP side: turns requests into tasks, outputs into answers, and refusals into problem documents.
 //!
-//! - [`router()`]: the list of routes and the middleware around them. [`serve`]: accepts and serves connections.
-//! - `routes`: one endpoint per file. `call`: the pipeline of all inference endpoints. `reply`, `stream`: their
-//!   responses.
-//! - `extract`: request bodies in any encoding to typed requests. `generation`, `image_args`, `text`: fields to task
-//!   inputs.
-//! - `models`: the catalogue of loaded models. `sequences`: generated sequences in answers.
-//! - `access`: API keys, rate limits, client addresses behind proxies.
-//! - `listener`, `tls`, `server`, `connection`: sockets, TLS, connections and their timeouts. `guarded_body`: response
-//!   bodies that are observed while they are sent. `connection_table`: which connection to close when the listener is
-//!   full. `malformed`: request heads that hyper cannot parse. `reload`: key and certificate files that change at run
-//!   time.
-//! - `error`: the closed list of error codes and their statuses. `convert`: errors of other folders to these.
-//! - `middleware`: request ids, timings, metrics, access log, error bodies.
-//! - `openapi`: the OpenAPI documents, generated from the routes. `written`: the same, serialized.
+//! From the socket inwards:
 //!
-//! This folder uses images, texts and the engine's handle, but no tensors, scheduler or files. `app` assembles it.
+//! - `transport`: sockets, TLS, connections and their clocks; [`serve`].
+//! - [`router()`]: the list of routes, the layers around them, and the OpenAPI documents generated from them.
+//! - `middleware`: ids, timings, metrics, the access log, keys and rate limits, problem bodies.
+//! - `routes`: one endpoint per file. `openapi`: what the documents say beyond the handlers' attributes.
+//! - `inference`: the pipeline that every inference call goes through.
+//! - `extract`: request bodies in any encoding, parsed into typed requests.
+//! - `state`: what handlers share. `settings`: the limits and switches of this folder.
+//! - `access`: API keys, rate limits, client addresses. `reload`: files that change while the server runs.
+//! - `context`: what is known of a request in progress. `error`: the closed list of refusals and their status codes.
+//!
+//! This folder knows images, texts and the engine's handle, but no tensor, scheduler or weight file. `app` assembles it.
 
 mod access;
-mod call;
-mod connection;
-mod connection_table;
-mod convert;
+mod context;
 mod error;
 mod extract;
-mod generation;
-mod guarded_body;
-mod image_args;
-mod info;
-mod listener;
-mod malformed;
-mod metric_labels;
+mod inference;
 mod middleware;
-mod models;
 mod openapi;
 mod reload;
-mod reply;
 mod router;
 mod routes;
-mod sequences;
-mod server;
 mod settings;
 mod state;
-mod stream;
-mod text;
-mod tls;
-mod written;
+mod transport;
 
 pub use access::{
     ApiKey, ApiKeyError, ApiKeyFileError, ApiKeys, AuthSettings, KeysFile, RateLimitSettings,
 };
-pub use info::BatchingInfo;
-pub use listener::Listener;
-pub use models::{Model, Models};
-pub use openapi::{Document, document, strict_document};
-pub use router::router;
-pub use server::{Drained, max_sockets, serve, serve_operations};
+pub use openapi::Document;
+pub use router::{document, router, strict_document};
 pub use settings::{
     AccessLogSettings, ConnectionSettings, CorsSettings, HttpSettings, HttpSettingsError, Limits,
+    TlsSettings,
 };
+pub use state::batching::BatchingInfo;
+pub use state::models::{Model, Models};
 pub use state::{HttpState, Readiness, Services};
-pub use tls::{Tls, TlsError, TlsSettings};
+pub use transport::{Drained, Listener, Tls, TlsError, max_sockets, serve, serve_operations};

@@ -78,11 +78,11 @@ pub(crate) async fn watch(
     loop {
         let look = tokio::select! {
             () = stop.cancelled() => return,
-            Ok(()) = demands.changed() => Look::Demanded,
-            () = tokio::time::sleep(interval) => Look::Regular,
+            Ok(()) = demands.changed() => Trigger::Demanded,
+            () = tokio::time::sleep(interval) => Trigger::Regular,
         };
         let look = tokio::task::spawn_blocking(move || {
-            watcher.look(look);
+            watcher.check(look);
             watcher
         });
         match look.await {
@@ -97,7 +97,7 @@ pub(crate) async fn watch(
 
 /// The reason for a check of the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
+enum Trigger {
     /// The interval has elapsed.
     Regular,
     /// The operator asked for it (SIGHUP), so the result is always logged.
@@ -123,9 +123,9 @@ impl Watcher {
         Self { watched, metrics, taken: None, seen: None, failure: None }
     }
 
-    fn look(&mut self, look: Look) {
+    fn check(&mut self, look: Trigger) {
         let name = self.watched.name();
-        let is_news = |failure: &Option<_>| look == Look::Demanded || failure.is_some();
+        let is_news = |failure: &Option<_>| look == Trigger::Demanded || failure.is_some();
         match self.try_look(look) {
             Ok(None) => {}
             Ok(Some(Outcome::Unchanged)) if !is_news(&self.failure) => {}
@@ -140,7 +140,7 @@ impl Watcher {
             }
             Err(reason) => {
                 let failure = Some((reason, self.seen));
-                if look == Look::Regular && self.failure == failure {
+                if look == Trigger::Regular && self.failure == failure {
                     return;
                 }
                 self.count("failed");
@@ -152,9 +152,9 @@ impl Watcher {
         }
     }
 
-    /// Reads the files, and applies them if the last check saw the same contents or if `look` is on demand. Otherwise
+    /// Reads the files, and applies them if the last check saw the same contents or if `check` is on demand. Otherwise
     /// returns `None`.
-    fn try_look(&mut self, look: Look) -> Result<Option<Outcome>, String> {
+    fn try_look(&mut self, look: Trigger) -> Result<Option<Outcome>, String> {
         // Reset `seen` until the files are read: a check that cannot read them does not count as one of the two.
         let before = self.seen.take();
         let paths: Vec<PathBuf> = self.watched.paths().into_iter().map(Path::to_owned).collect();
@@ -170,7 +170,7 @@ impl Watcher {
         if self.taken == Some(digest) {
             return Ok(Some(Outcome::Unchanged));
         }
-        if look == Look::Regular && before != Some(digest) {
+        if look == Trigger::Regular && before != Some(digest) {
             return Ok(None);
         }
         let outcome = self.watched.apply(&contents)?;
@@ -247,12 +247,12 @@ mod tests {
         }
 
         /// The content in use after one more check, and the numbers of successful and failed reloads.
-        fn look(&mut self) -> (String, u64, u64) {
-            self.look_because(Look::Regular)
+        fn check(&mut self) -> (String, u64, u64) {
+            self.look_because(Trigger::Regular)
         }
 
-        fn look_because(&mut self, look: Look) -> (String, u64, u64) {
-            self.watcher.look(look);
+        fn look_because(&mut self, look: Trigger) -> (String, u64, u64) {
+            self.watcher.check(look);
             let reloads =
                 |result| self.metrics.file_reloads_total.with_label_values(&["keys", result]);
             (self.text.taken.lock().unwrap().clone(), reloads("ok").get(), reloads("failed").get())
@@ -266,20 +266,20 @@ mod tests {
     #[test]
     fn changes_are_taken_and_what_cannot_be_used_is_counted_once_and_changes_nothing() {
         let mut rig = Rig::start();
-        assert_eq!([rig.look(), rig.look()], [state("one", 0, 0), state("one", 0, 0)]);
+        assert_eq!([rig.check(), rig.check()], [state("one", 0, 0), state("one", 0, 0)]);
         // The new content has the same size, so only the content shows the change.
         rig.write("two");
-        assert_eq!([rig.look(), rig.look()], [state("one", 0, 0), state("two", 1, 0)]);
-        assert_eq!(rig.look(), state("two", 1, 0));
+        assert_eq!([rig.check(), rig.check()], [state("one", 0, 0), state("two", 1, 0)]);
+        assert_eq!(rig.check(), state("two", 1, 0));
         rig.write("bad");
-        assert_eq!([rig.look(), rig.look()], [state("two", 1, 0), state("two", 1, 1)]);
-        assert_eq!(rig.look(), state("two", 1, 1));
+        assert_eq!([rig.check(), rig.check()], [state("two", 1, 0), state("two", 1, 1)]);
+        assert_eq!(rig.check(), state("two", 1, 1));
         std::fs::remove_file(&rig.path).unwrap();
-        assert_eq!(rig.look(), state("two", 1, 2));
+        assert_eq!(rig.check(), state("two", 1, 2));
         rig.write(&"x".repeat(1 + (1 << 20)));
-        assert_eq!(rig.look(), state("two", 1, 3));
+        assert_eq!(rig.check(), state("two", 1, 3));
         rig.write("two");
-        assert_eq!(rig.look(), state("two", 2, 3));
+        assert_eq!(rig.check(), state("two", 2, 3));
     }
 
     #[test]
@@ -287,9 +287,9 @@ mod tests {
         let mut rig = Rig::start();
         for (failed, content) in (1..).zip(["bad", "bad ", "bad"]) {
             rig.write(content);
-            assert_eq!(rig.look(), state("one", 0, failed - 1));
+            assert_eq!(rig.check(), state("one", 0, failed - 1));
             for _ in 0..3 {
-                assert_eq!(rig.look(), state("one", 0, failed));
+                assert_eq!(rig.check(), state("one", 0, failed));
             }
         }
     }
@@ -298,13 +298,13 @@ mod tests {
     fn on_demand_one_look_is_enough_and_every_failure_is_told() {
         let mut rig = Rig::start();
         rig.write("two");
-        assert_eq!(rig.look_because(Look::Demanded), state("two", 1, 0));
+        assert_eq!(rig.look_because(Trigger::Demanded), state("two", 1, 0));
         rig.write("bad");
-        assert_eq!(rig.look_because(Look::Demanded), state("two", 1, 1));
-        assert_eq!(rig.look(), state("two", 1, 1));
-        assert_eq!(rig.look_because(Look::Demanded), state("two", 1, 2));
+        assert_eq!(rig.look_because(Trigger::Demanded), state("two", 1, 1));
+        assert_eq!(rig.check(), state("two", 1, 1));
+        assert_eq!(rig.look_because(Trigger::Demanded), state("two", 1, 2));
         rig.write("two");
-        assert_eq!(rig.look_because(Look::Demanded), state("two", 2, 2));
+        assert_eq!(rig.look_because(Trigger::Demanded), state("two", 2, 2));
     }
 
     #[tokio::test]
@@ -329,15 +329,15 @@ mod tests {
         let mut rig = Rig::start();
         for half in ["t", "tw", "bad", "two an", ""] {
             rig.write(half);
-            assert_eq!(rig.look(), state("one", 0, 0), "{half:?}");
+            assert_eq!(rig.check(), state("one", 0, 0), "{half:?}");
         }
         rig.write("two and three");
-        assert_eq!(rig.look(), state("one", 0, 0));
+        assert_eq!(rig.check(), state("one", 0, 0));
         // A check that cannot read the file does not count as one of the two.
         std::fs::remove_file(&rig.path).unwrap();
-        assert_eq!(rig.look(), state("one", 0, 1));
+        assert_eq!(rig.check(), state("one", 0, 1));
         rig.write("two and three");
-        assert_eq!(rig.look(), state("one", 0, 1));
-        assert_eq!(rig.look(), state("two and three", 1, 1));
+        assert_eq!(rig.check(), state("one", 0, 1));
+        assert_eq!(rig.check(), state("two and three", 1, 1));
     }
 }

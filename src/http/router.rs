@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -25,24 +26,60 @@ use super::middleware::rate_limit::rate_limit;
 use super::middleware::request_id::request_id;
 use super::middleware::room::room;
 use super::middleware::server_timing::server_timing;
-use super::routes::{caption, documents, embeddings, health, info, metrics, similarity, vqa};
+use super::openapi::endpoint::EndpointRules;
+use super::openapi::{self, Document};
+use super::routes::documents::Documents;
+use super::routes::{
+    InferenceEndpoint, caption, documents, embeddings, health, info, metrics, similarity, vqa,
+};
+use super::settings::Limits;
 use super::state::HttpState;
+use super::state::metric_labels;
 
-/// Every documented route except those of the OpenAPI document.
-pub(crate) fn routes() -> OpenApiRouter<HttpState> {
-    inference_routes().merge(state_routes()).merge(metrics_routes())
+/// The endpoints that run a model. A new one is a file in `routes` and its name here.
+fn inference_endpoints() -> [InferenceEndpoint; 4] {
+    [caption::endpoint(), vqa::endpoint(), similarity::endpoint(), embeddings::endpoint()]
 }
 
-fn inference_routes() -> OpenApiRouter<HttpState> {
-    OpenApiRouter::default()
-        .routes(routes!(caption::caption_image))
-        .routes(routes!(caption::caption_image_batch))
-        .routes(routes!(vqa::answer_question))
-        .routes(routes!(vqa::answer_question_batch))
-        .routes(routes!(similarity::score_similarity))
-        .routes(routes!(similarity::score_similarity_batch))
-        .routes(routes!(embeddings::embed_inputs))
-        .routes(routes!(embeddings::embed_inputs_batch))
+/// The plain OpenAPI document, which client generators can read, of a server with the default limits.
+#[must_use]
+pub fn document() -> Document {
+    plain_document_for(&Limits::default())
+}
+
+/// The strict OpenAPI document, which has all conditions between fields, of a server with the default limits.
+#[must_use]
+pub fn strict_document() -> Document {
+    strict_document_for(&Limits::default())
+}
+
+/// The plain document of a server with these limits.
+pub(crate) fn plain_document_for(limits: &Limits) -> Document {
+    let (routes, rules) = documented();
+    openapi::plain(routes, &rules, limits)
+}
+
+/// The strict document of a server with these limits.
+pub(crate) fn strict_document_for(limits: &Limits) -> Document {
+    let (routes, rules) = documented();
+    openapi::strict(routes, &rules, limits)
+}
+
+/// What the documents are generated from: every route, and the rules of the inference endpoints.
+fn documented() -> (OpenApi, Vec<EndpointRules>) {
+    let (inference, rules) = inference_routes();
+    let routes = inference.merge(state_routes()).merge(metrics_routes()).merge(document_routes());
+    (routes.split_for_parts().1, rules)
+}
+
+fn inference_routes() -> (OpenApiRouter<HttpState>, Vec<EndpointRules>) {
+    let mut router = OpenApiRouter::default();
+    let mut rules = Vec::new();
+    for endpoint in inference_endpoints() {
+        router = router.merge(endpoint.router);
+        rules.push(endpoint.rules);
+    }
+    (router, rules)
 }
 
 /// Health and `/info`, on both the public and the operations listener.
@@ -60,7 +97,7 @@ fn metrics_routes() -> OpenApiRouter<HttpState> {
 }
 
 /// The routes of the OpenAPI document, which a setting can switch off.
-pub(crate) fn document_routes() -> OpenApiRouter<HttpState> {
+fn document_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default()
         .routes(routes!(documents::show_openapi_json))
         .routes(routes!(documents::show_openapi_yaml))
@@ -70,29 +107,32 @@ pub(crate) fn document_routes() -> OpenApiRouter<HttpState> {
 /// The public router: routes, the OpenAPI documents if enabled, API keys, rate limits, and the common layers.
 pub fn router(state: HttpState) -> Router {
     let settings = state.settings();
-    let mut router: Router<HttpState> =
-        inference_routes().merge(state_routes()).split_for_parts().0;
+    let (inference, described) = inference_routes().0.split_for_parts();
+    metric_labels::initialise_routes(state.metrics(), described.paths.paths.keys());
+    let mut router: Router<HttpState> = inference.merge(state_routes().split_for_parts().0);
     if !settings.operations_listener {
         router = router.merge(metrics_routes().split_for_parts().0);
     }
     if settings.docs {
+        let documents =
+            Documents::new(settings.limits.clone(), plain_document_for, strict_document_for);
         let page = SwaggerUi::new("/docs").config(Config::from("/openapi.json"));
         router = router
-            .merge(document_routes().split_for_parts().0)
-            .route("/", get(documents::lead_to_docs))
+            .merge(document_routes().split_for_parts().0.layer(Extension(documents)))
+            .route("/", get(documents::redirect_to_docs))
             .merge(page);
     }
-    layered(guarded(router.fallback(route_not_found), &state), state)
+    with_common_layers(with_access_layers(router.fallback(route_not_found), &state), state)
 }
 
 /// The router of the operations listener. It checks neither API keys nor rate limits.
 pub(crate) fn operations_router(state: HttpState) -> Router {
     let router = state_routes().merge(metrics_routes()).split_for_parts().0;
-    layered(router.fallback(route_not_found), state)
+    with_common_layers(router.fallback(route_not_found), state)
 }
 
 /// Adds the layers of the public router only: rate limits, API keys or origin checks, CORS.
-fn guarded(mut router: Router<HttpState>, state: &HttpState) -> Router<HttpState> {
+fn with_access_layers(mut router: Router<HttpState>, state: &HttpState) -> Router<HttpState> {
     if state.access().limits_requests() {
         router = router.layer(from_fn_with_state(state.clone(), rate_limit));
     }
@@ -108,7 +148,7 @@ fn guarded(mut router: Router<HttpState>, state: &HttpState) -> Router<HttpState
 }
 
 /// Adds the layers that both routers have. Each layer wraps those added before it; `middleware` explains the order.
-fn layered(router: Router<HttpState>, state: HttpState) -> Router {
+fn with_common_layers(router: Router<HttpState>, state: HttpState) -> Router {
     let settings = state.settings();
     let observer = Observer {
         state: state.clone(),
@@ -150,7 +190,7 @@ mod tests {
     async fn a_panic_in_a_handler_is_a_500_with_a_body_and_is_counted() {
         let metrics = Arc::new(Metrics::try_new().unwrap());
         let state = HttpState::new(HttpSettings::default(), Arc::clone(&metrics));
-        let router = layered(Router::new().route("/panic", get(fall_over)), state);
+        let router = with_common_layers(Router::new().route("/panic", get(fall_over)), state);
         let request = Request::get("/panic").header("host", "x").header("x-request-id", "p-1");
         let request = request.body(Body::empty());
         let response = router.oneshot(request.unwrap()).await.unwrap();

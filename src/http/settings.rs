@@ -1,14 +1,16 @@
 //! The settings of the HTTP side and their validation: limits of a call, timeouts of a connection, switches. `config`
 //! fills them, and `/info` shows the limits.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::access::{ApiKey, AuthSettings, RateLimitSettings};
-use super::extract::fields::MAX_LISTED;
-use super::tls::TlsSettings;
 use crate::input::InputSettings;
+
+/// Most items of a client's list that are kept; no limit on the length of a list may be set higher.
+pub(crate) const MAX_LISTED: usize = 1024;
 
 /// All settings of the HTTP side.
 #[derive(Debug, Clone, PartialEq)]
@@ -313,6 +315,15 @@ impl HttpSettings {
             }),
         }
     }
+}
+
+/// Paths of the certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// PEM file with the server's certificate, followed by the intermediate certificates.
+    pub certificate: PathBuf,
+    /// PEM file with the unencrypted private key of the certificate (PKCS#8, SEC1 or PKCS#1).
+    pub key: PathBuf,
 }
 
 #[cfg(test)]

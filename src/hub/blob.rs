@@ -92,7 +92,7 @@ async fn append(
             if !range.is_some_and(|range| range.starts_with(&format!("bytes {offset}-"))) {
                 let reason =
                     format!("bytes from {offset} were requested, the response has {range:?}");
-                return Err(HubError::BadAnswer { url: remote.to_string(), reason });
+                return Err(HubError::UnexpectedResponse { url: remote.to_string(), reason });
             }
         }
         // The bytes on disk do not match the hub's file: the next attempt starts from the first byte.
@@ -133,7 +133,7 @@ async fn restart(file: &tokio::fs::File, partial: &Path) -> Result<u64, HubError
 }
 
 fn cut_short(remote: RemoteFile<'_>, metadata: &Metadata, got: u64) -> HubError {
-    HubError::CutShort { file: remote.to_string(), got, size: metadata.size.unwrap_or(0) }
+    HubError::Interrupted { file: remote.to_string(), got, size: metadata.size.unwrap_or(0) }
 }
 
 /// Length of a file in bytes; 0 if there is none.
@@ -145,9 +145,9 @@ fn length(path: &Path) -> u64 {
 type Hash = fn(&Path) -> Result<String, HubError>;
 
 /// The checksums that an announced SHA-256 may be.
-const OF_SHA256: &[Hash] = &[sha256];
+const SHA256_CANDIDATES: &[Hash] = &[sha256];
 /// The checksums that an announced SHA-1 may be; that of the Hugging Face hub first.
-const OF_SHA1: &[Hash] = &[git_sha1, sha1];
+const SHA1_CANDIDATES: &[Hash] = &[git_sha1, sha1];
 
 /// Compares the size and, if the hub announced one, the checksum. Deletes damaged bytes: resuming them can never
 /// succeed.
@@ -160,15 +160,15 @@ async fn verify(
     if let Some(size) = metadata.size.filter(|&size| size != got) {
         std::fs::remove_file(partial).map_err(HubError::io("delete", partial))?;
         let reason = format!("{got} bytes were received, {size} were announced");
-        return Err(HubError::BadAnswer { url: remote.to_string(), reason });
+        return Err(HubError::UnexpectedResponse { url: remote.to_string(), reason });
     }
     let Some(checksum) = metadata.checksum() else {
         tracing::warn!(file = %remote, etag = metadata.etag, "the hub announces no checksum for this file; it is not verified");
         return Ok(());
     };
     let (algorithm, hashes, expected): (_, &'static [Hash], _) = match checksum {
-        Checksum::Sha256(expected) => ("SHA-256", OF_SHA256, expected),
-        Checksum::Sha1(expected) => ("git SHA-1", OF_SHA1, expected),
+        Checksum::Sha256(expected) => ("SHA-256", SHA256_CANDIDATES, expected),
+        Checksum::Sha1(expected) => ("git SHA-1", SHA1_CANDIDATES, expected),
     };
     let path = partial.to_owned();
     let found = tokio::task::spawn_blocking(move || {

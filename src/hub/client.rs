@@ -73,10 +73,11 @@ pub fn install_tls_provider() {
 impl HubClient {
     pub(super) fn try_new(settings: &HubSettings) -> Result<Self, HubError> {
         install_tls_provider();
-        let endpoint = Url::parse(&settings.endpoint).map_err(|error| HubError::BadAnswer {
-            url: settings.endpoint.clone(),
-            reason: format!("the endpoint is not a valid URL: {error}"),
-        })?;
+        let endpoint =
+            Url::parse(&settings.endpoint).map_err(|error| HubError::UnexpectedResponse {
+                url: settings.endpoint.clone(),
+                reason: format!("the endpoint is not a valid URL: {error}"),
+            })?;
         let builder = || {
             let builder = reqwest::Client::builder()
                 .user_agent(concat!("blip-server/", env!("CARGO_PKG_VERSION")))
@@ -111,7 +112,7 @@ impl HubClient {
         }
         let revision = source.revision().replace('/', "%2F");
         let url = self.url(&format!("api/models/{}/revision/{revision}", source.id))?;
-        let bad = |reason: String| HubError::BadAnswer { url: url.to_string(), reason };
+        let bad = |reason: String| HubError::UnexpectedResponse { url: url.to_string(), reason };
         let body = retried(self.retry, || async {
             let mut response = self.send(Method::GET, &url, 0, |_| false).await?;
             self.check(&response, &source.id, &format!("{source}"))?;
@@ -144,7 +145,7 @@ impl HubClient {
                 self.check(&response, remote.id, &remote.to_string())?;
             }
             read_metadata(response.headers())
-                .map_err(|reason| HubError::BadAnswer { url: url.to_string(), reason })
+                .map_err(|reason| HubError::UnexpectedResponse { url: url.to_string(), reason })
         })
         .await
     }
@@ -188,10 +189,11 @@ impl HubClient {
             if !response.status().is_redirection() || stop(&response) {
                 return Ok(response);
             }
-            url = redirect_target(&url, response.headers())
-                .map_err(|reason| HubError::BadAnswer { url: start.to_string(), reason })?;
+            url = redirect_target(&url, response.headers()).map_err(|reason| {
+                HubError::UnexpectedResponse { url: start.to_string(), reason }
+            })?;
         }
-        Err(HubError::BadAnswer {
+        Err(HubError::UnexpectedResponse {
             url: start.to_string(),
             reason: format!("more than {MAX_REDIRECTS} redirects"),
         })
@@ -231,7 +233,7 @@ impl HubClient {
     fn url(&self, path: &str) -> Result<Url, HubError> {
         let text = format!("{}/{path}", self.endpoint.as_str().trim_end_matches('/'));
         Url::parse(&text)
-            .map_err(|error| HubError::BadAnswer { url: text, reason: error.to_string() })
+            .map_err(|error| HubError::UnexpectedResponse { url: text, reason: error.to_string() })
     }
 }
 

@@ -14,7 +14,7 @@ use super::{CheckpointFiles, HubError, HubSettings, HubSource, Progress, Source,
 /// The files of a model, wherever it comes from: a directory is searched, a hub id is [`fetch`]ed.
 ///
 /// # Errors
-/// Those of [`CheckpointFiles::resolve`] and of [`fetch`]; `InsideTheBinary` for a demo model.
+/// Those of [`CheckpointFiles::resolve`] and of [`fetch`]; `EmbeddedModel` for a demo model.
 pub async fn locate(
     source: &Source,
     settings: &HubSettings,
@@ -23,7 +23,7 @@ pub async fn locate(
     match source {
         Source::Directory(directory) => CheckpointFiles::resolve(directory),
         Source::Hub(hub) => fetch(hub, settings, progress).await,
-        Source::Demo(name) => Err(HubError::InsideTheBinary { name }),
+        Source::Demo(name) => Err(HubError::EmbeddedModel { name }),
     }
 }
 
@@ -59,8 +59,8 @@ pub async fn fetch_file(
 /// last known commit is used, with a warning: a server must be able to start while the hub is down.
 ///
 /// # Errors
-/// `Refused`, `NotFound`, `NotCached`, `MissingInRepository`, `Unreachable`, `UnexpectedStatus`, `BadAnswer`,
-/// `CutShort`, `WrongChecksum`, `Client`, `Io`, `InvalidIndex`.
+/// `Refused`, `NotFound`, `NotCached`, `MissingInRepository`, `Unreachable`, `UnexpectedStatus`, `UnexpectedResponse`,
+/// `Interrupted`, `WrongChecksum`, `Client`, `Io`, `InvalidIndex`.
 pub async fn fetch(
     source: &HubSource,
     settings: &HubSettings,

@@ -31,7 +31,7 @@ pub enum HubError {
     DemoNotBuilt,
     /// A demo model has no files on disk: it is part of the binary.
     #[error("{name} is built into this binary; there is nothing to download")]
-    InsideTheBinary {
+    EmbeddedModel {
         /// Name of the demo model.
         name: &'static str,
     },
@@ -127,7 +127,7 @@ pub enum HubError {
         "unexpected response from {url}: {reason}; check that HF_ENDPOINT is the Hugging Face hub or a mirror of it, and that no \
          proxy answers in its place. Otherwise {ELSEWHERE}"
     )]
-    BadAnswer {
+    UnexpectedResponse {
         /// The URL or file that was requested.
         url: String,
         /// What is wrong with the response.
@@ -137,7 +137,7 @@ pub enum HubError {
     #[error(
         "the download of {file} ended after {got} of {size} bytes; run the same command again to resume it"
     )]
-    CutShort {
+    Interrupted {
         /// File name, repository id and commit.
         file: String,
         /// Bytes that are on disk now.
@@ -198,7 +198,7 @@ impl HubError {
             Self::Document(error) => error.is_content(),
             Self::InvalidSource { .. }
             | Self::DemoNotBuilt
-            | Self::InsideTheBinary { .. }
+            | Self::EmbeddedModel { .. }
             | Self::NotADirectory { .. }
             | Self::MissingFile { .. }
             | Self::InvalidIndex { .. }
@@ -209,8 +209,8 @@ impl HubError {
             | Self::NotCached { .. }
             | Self::Unreachable { .. }
             | Self::UnexpectedStatus { .. }
-            | Self::BadAnswer { .. }
-            | Self::CutShort { .. }
+            | Self::UnexpectedResponse { .. }
+            | Self::Interrupted { .. }
             | Self::WrongChecksum { .. }
             | Self::Client(_)
             | Self::Io { .. } => false,
@@ -231,6 +231,6 @@ impl HubError {
         if let Self::UnexpectedStatus { status, .. } = self {
             return matches!(status, 408 | 429 | 500..=599);
         }
-        matches!(self, Self::Unreachable { .. } | Self::CutShort { .. })
+        matches!(self, Self::Unreachable { .. } | Self::Interrupted { .. })
     }
 }

@@ -1,8 +1,8 @@
 //! The two kinds of job of the pool: hashing a file, and decoding one to prepared pixels.
 
-use super::flights::Flight;
-use super::pool::{Done, Job};
-use super::resolve::Shared;
+use super::in_flight::Flight;
+use super::pool::{Job, JobOutcome};
+use super::resolve::ImagesInner;
 use super::{ImagesError, Key};
 use crate::input::{ImageHeader, InputError, image_id};
 use crate::task::ImageId;
@@ -12,14 +12,14 @@ use tokio::sync::oneshot;
 
 /// Computes the id of a file (its SHA-256) and reads its header.
 pub(super) struct HashJob {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<ImagesInner>,
     pub(super) file: Bytes,
     pub(super) sender: oneshot::Sender<(ImageId, Result<ImageHeader, InputError>)>,
 }
 
 /// Prepares a file for all waiters of its flight.
 pub(super) struct DecodeJob {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<ImagesInner>,
     pub(super) flight: Flight,
     pub(super) key: Key,
     pub(super) file: Bytes,
@@ -32,15 +32,15 @@ impl Job for HashJob {
         !self.sender.is_closed()
     }
 
-    fn run(self: Box<Self>) -> Done {
+    fn run(self: Box<Self>) -> JobOutcome {
         if self.sender.is_closed() {
-            return Done::Early;
+            return JobOutcome::EndedEarly;
         }
         let id = image_id(&self.file);
-        let header = self.shared.workshop.inspect(&self.file, id);
+        let header = self.shared.processor.inspect(&self.file, id);
         // The waiter may have left meanwhile; then nobody needs the id.
         let _ = self.sender.send((id, header));
-        Done::Work
+        JobOutcome::Completed
     }
 }
 
@@ -50,30 +50,30 @@ impl Job for DecodeJob {
     }
 
     fn is_wanted(&self) -> bool {
-        self.flight.has_passengers()
+        self.flight.has_waiters()
     }
 
     fn is_abandoned(&self) -> bool {
         !self.flight.is_wanted()
     }
 
-    fn run(self: Box<Self>) -> Done {
+    fn run(self: Box<Self>) -> JobOutcome {
         let Self { shared, flight, key, file, header } = *self;
         let result = loop {
             if !flight.is_wanted() {
-                return Done::Early;
+                return JobOutcome::EndedEarly;
             }
-            match shared.workshop.prepare(&file, key, header, &|| !flight.has_passengers()) {
+            match shared.processor.prepare(&file, key, header, &|| !flight.has_waiters()) {
                 // All waiters had left. If another has joined since, the decode restarts; otherwise it ends above.
                 Err(InputError::Stopped) => {}
                 result => break result,
             }
         };
-        let done = if result.is_ok() { Done::Work } else { Done::Early };
+        let done = if result.is_ok() { JobOutcome::Completed } else { JobOutcome::EndedEarly };
         if let Ok(prepared) = &result {
             shared.cache.insert(key, prepared.image.clone());
         }
-        flight.land(result.map_err(ImagesError::Input));
+        flight.complete(result.map_err(ImagesError::Input));
         done
     }
 }

@@ -8,20 +8,20 @@ use std::time::{Duration, Instant};
 const FRESH: Duration = Duration::from_millis(50);
 
 /// Compares the process's resident memory with a high-water mark.
-pub(super) struct MemoryMark {
+pub(super) struct HighWaterMark {
     mark_bytes: Option<u64>,
     resident_bytes: fn() -> Option<u64>,
     last: Mutex<Option<(Instant, bool)>>,
 }
 
-impl MemoryMark {
+impl HighWaterMark {
     /// Without a mark, memory never counts as short.
     pub(super) fn new(mark_bytes: Option<u64>, resident_bytes: fn() -> Option<u64>) -> Self {
         Self { mark_bytes, resident_bytes, last: Mutex::new(None) }
     }
 
     /// True while the process holds more than the mark; false if that cannot be measured.
-    pub(super) fn is_passed(&self, now: Instant) -> bool {
+    pub(super) fn is_exceeded(&self, now: Instant) -> bool {
         let Some(mark) = self.mark_bytes else { return false };
         let mut last = lock(&self.last);
         match *last {
@@ -42,15 +42,15 @@ mod tests {
     #[test]
     fn a_mark_is_passed_above_it_and_measured_again_later() {
         let now = Instant::now();
-        let passed = |mark, resident| MemoryMark::new(mark, resident).is_passed(now);
+        let passed = |mark, resident| HighWaterMark::new(mark, resident).is_exceeded(now);
         assert!(passed(Some(99), || Some(100)));
         assert!(!passed(Some(100), || Some(100)));
         assert!(!passed(Some(99), || None));
         assert!(!passed(None, || Some(100)));
-        let mut mark = MemoryMark::new(Some(99), || Some(100));
-        assert!(mark.is_passed(now));
+        let mut mark = HighWaterMark::new(Some(99), || Some(100));
+        assert!(mark.is_exceeded(now));
         mark.resident_bytes = || Some(1);
-        assert!(mark.is_passed(now + FRESH / 2));
-        assert!(!mark.is_passed(now + FRESH));
+        assert!(mark.is_exceeded(now + FRESH / 2));
+        assert!(!mark.is_exceeded(now + FRESH));
     }
 }

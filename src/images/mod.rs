@@ -8,8 +8,8 @@
 //! - [`Images`]: the handle that `http` holds.
 //! - `pool`: a few threads that run below the priority of the inference worker. `queue`: the jobs that wait for a
 //!   thread, in fair order among clients and calls. `jobs`: what the threads run.
-//! - `flights`: single flight. Identical images in progress are decoded once, even if the first waiter leaves.
-//! - `workshop`: the work on one file; the only place that catches a decoder's panic.
+//! - `in_flight`: single flight. Identical images in progress are decoded once, even if the first waiter leaves.
+//! - `processor`: the work on one file; the only place that catches a decoder's panic.
 //! - `budget`: the bytes that decodes in progress may hold together. `memory`: load shedding; above a high-water mark
 //!   of resident memory new decodes are rejected. `cache`: prepared pixels, bounded in bytes and time.
 //!
@@ -22,16 +22,16 @@
 mod budget;
 mod cache;
 mod error;
-mod flights;
+mod in_flight;
 mod jobs;
 mod memory;
 mod pool;
+mod processor;
 mod queue;
 mod resolve;
 mod settings;
 #[cfg(test)]
 mod tests;
-mod workshop;
 
 pub use error::ImagesError;
 pub use resolve::{ImageSource, Images, Resolved};

@@ -29,17 +29,17 @@ pub(super) trait Job: Send {
         !self.is_wanted()
     }
 
-    fn run(self: Box<Self>) -> Done;
+    fn run(self: Box<Self>) -> JobOutcome;
 }
 
 /// How a job ended, which decides whether its duration counts in the estimates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Done {
+pub(super) enum JobOutcome {
     /// The job did its work: its duration is a sample for the estimates.
-    Work,
+    Completed,
     /// The job ended early: its waiters had left, or its file was rejected. A rejected file takes microseconds and says
     /// nothing about the decodes that others wait for.
-    Early,
+    EndedEarly,
 }
 
 /// Which of the two queues a job waits in. The queues alternate, so neither starves.
@@ -123,7 +123,7 @@ impl Shared {
             // Jobs catch their decoders' panics. This keeps the thread alive if another one escapes.
             let done = catch_unwind(AssertUnwindSafe(|| job.run())).unwrap_or_else(|_| {
                 tracing::error!("a decoding job panicked");
-                Done::Early
+                JobOutcome::EndedEarly
             });
             lock(&self.queue).ended(running, Instant::now(), done);
         }
@@ -161,9 +161,9 @@ mod tests {
     use std::sync::mpsc;
 
     impl<F: FnOnce() + Send> Job for F {
-        fn run(self: Box<Self>) -> Done {
+        fn run(self: Box<Self>) -> JobOutcome {
             self();
-            Done::Work
+            JobOutcome::Completed
         }
     }
 
@@ -256,13 +256,13 @@ mod tests {
 
     #[test]
     fn a_pool_learns_from_jobs_that_did_their_work_alone() {
-        struct Ends(Done);
+        struct Ends(JobOutcome);
         impl Job for Ends {
-            fn run(self: Box<Self>) -> Done {
+            fn run(self: Box<Self>) -> JobOutcome {
                 self.0
             }
         }
-        for (done, learns) in [(Done::Early, false), (Done::Work, true)] {
+        for (done, learns) in [(JobOutcome::EndedEarly, false), (JobOutcome::Completed, true)] {
             let pool = Pool::start(1, 4).unwrap();
             pool.submit(Box::new(Ends(done)), Lane::Decodes, lone(1)).unwrap();
             // The only thread has recorded the end of the first job before it runs the next one.

@@ -1,11 +1,11 @@
 //! [`Images`], the handle that `http` holds: resolves an image, given by its bytes or its id, to prepared pixels.
 
 use super::cache::{Lookup, PixelCache};
-use super::flights::{Boarding, Flight, Flights};
+use super::in_flight::{Flight, InFlight, JoinOrStart};
 use super::jobs::{DecodeJob, HashJob};
-use super::memory::MemoryMark;
+use super::memory::HighWaterMark;
 use super::pool::{Lane, Pool, QueueFull};
-use super::workshop::{Decode, Workshop};
+use super::processor::{Decode, FileProcessor};
 use super::{ImagesError, ImagesSettings, Key};
 use crate::fairness::CallId;
 use crate::input::{ImageHeader, InputError, InputSettings, decode, image_id};
@@ -50,16 +50,16 @@ pub struct Resolved {
 /// Turns images into prepared pixels. Clones share one thread pool and one cache.
 #[derive(Clone)]
 pub struct Images {
-    shared: Arc<Shared>,
+    shared: Arc<ImagesInner>,
 }
 
 /// Held by every clone of [`Images`] and by every job on the pool.
-pub(super) struct Shared {
+pub(super) struct ImagesInner {
     pool: Pool,
     pub(super) cache: PixelCache,
-    flights: Arc<Flights>,
-    pub(super) workshop: Workshop,
-    memory: MemoryMark,
+    in_flight: Arc<InFlight>,
+    pub(super) processor: FileProcessor,
+    memory: HighWaterMark,
 }
 
 impl Images {
@@ -82,12 +82,17 @@ impl Images {
         metrics: Arc<Metrics>,
         decode: Box<Decode>,
     ) -> io::Result<Self> {
-        let shared = Shared {
+        let shared = ImagesInner {
             pool: Pool::start(settings.decode_threads, settings.decode_queue)?,
             cache: PixelCache::new(settings, Arc::clone(&metrics)),
-            flights: Arc::default(),
-            workshop: Workshop::new(input_settings, settings.decode_budget_bytes, metrics, decode),
-            memory: MemoryMark::new(settings.memory_high_water_bytes, resident_bytes),
+            in_flight: Arc::default(),
+            processor: FileProcessor::new(
+                input_settings,
+                settings.decode_budget_bytes,
+                metrics,
+                decode,
+            ),
+            memory: HighWaterMark::new(settings.memory_high_water_bytes, resident_bytes),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -120,10 +125,10 @@ impl Images {
         call: CallId,
     ) -> Result<Resolved, ImagesError> {
         let shared = &self.shared;
-        let boarding = match source {
+        let joined = match source {
             ImageSource::Id(id) => {
                 let key = Key { scope, id, preprocessing };
-                shared.flights.join(&key, || shared.cache.get(&key)).ok_or_else(|| {
+                shared.in_flight.join(&key, || shared.cache.get(&key)).ok_or_else(|| {
                     shared.cache.count(Lookup::Miss);
                     ImagesError::NotFound(id)
                 })?
@@ -131,29 +136,29 @@ impl Images {
             ImageSource::Bytes(file) => {
                 let (id, inspected) = self.identify(&file, call).await?;
                 let key = Key { scope, id, preprocessing };
-                match shared.flights.board(key, || shared.cache.get(&key)) {
-                    Boarding::Opened(passenger, flight) => {
+                match shared.in_flight.join_or_start(key, || shared.cache.get(&key)) {
+                    JoinOrStart::Started(passenger, flight) => {
                         shared.cache.count(Lookup::Miss);
                         let inspected =
-                            inspected.or_else(|| shared.workshop.inspect_here(&file, id));
+                            inspected.or_else(|| shared.processor.inspect_here(&file, id));
                         match inspected.transpose() {
                             Ok(header) => self.enqueue(flight, key, (file, header), call)?,
-                            Err(error) => flight.land(Err(error.into())),
+                            Err(error) => flight.complete(Err(error.into())),
                         }
-                        return passenger.arrival().await.map(Resolved::fresh);
+                        return passenger.wait().await.map(Resolved::fresh);
                     }
-                    boarding @ (Boarding::Cached(_) | Boarding::Joined(_)) => boarding,
+                    joined @ (JoinOrStart::Cached(_) | JoinOrStart::Joined(_)) => joined,
                 }
             }
         };
-        match boarding {
-            Boarding::Cached(image) => {
+        match joined {
+            JoinOrStart::Cached(image) => {
                 shared.cache.count(Lookup::Hit);
                 Ok(Resolved::cached(image))
             }
-            Boarding::Joined(passenger) | Boarding::Opened(passenger, _) => {
+            JoinOrStart::Joined(passenger) | JoinOrStart::Started(passenger, _) => {
                 shared.cache.count(Lookup::Joined);
-                passenger.arrival().await.map(Resolved::fresh)
+                passenger.wait().await.map(Resolved::fresh)
             }
         }
     }
@@ -170,7 +175,7 @@ impl Images {
         if crate::faults::at("images::identify") {
             return Err(ImagesError::Overloaded);
         }
-        let (bytes, max_bytes) = (file.len(), self.shared.workshop.settings.max_image_bytes);
+        let (bytes, max_bytes) = (file.len(), self.shared.processor.settings.max_image_bytes);
         if bytes > max_bytes {
             return Err(InputError::ImageFileTooLarge { bytes, max_bytes }.into());
         }
@@ -195,8 +200,8 @@ impl Images {
         if crate::faults::at("images::enqueue") {
             return Err(QueueFull);
         }
-        if self.shared.memory.is_passed(Instant::now()) {
-            let rejected = &self.shared.workshop.metrics.queue_rejected_total;
+        if self.shared.memory.is_exceeded(Instant::now()) {
+            let rejected = &self.shared.processor.metrics.queue_rejected_total;
             rejected.with_label_values(&["memory"]).inc();
             return Err(QueueFull);
         }

@@ -13,7 +13,7 @@ use super::jpeg::{self, JpegError};
 use super::orientation::{metadata_bytes, orientation};
 use super::raster::{Layout, Raster};
 use super::stop::{self, Stop};
-use super::turn::turned;
+use super::turn::apply_orientation;
 use super::{InputError, InputSettings, Picture, bmp, image_crate, sniff_format};
 use crate::task::ImageFormat;
 
@@ -68,13 +68,13 @@ fn inspect_bmp(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, Inp
     Ok(ImageHeader { format, width, height, working_bytes, work: pixels })
 }
 
-fn refused_bmp(refusal: bmp::Refusal) -> InputError {
+fn refused_bmp(refusal: bmp::BmpError) -> InputError {
     let problem = match refusal {
-        bmp::Refusal::OutOfMemory(bytes) => return InputError::OutOfMemory { bytes },
-        bmp::Refusal::Stopped => return InputError::Stopped,
-        bmp::Refusal::Incomplete => INCOMPLETE,
-        bmp::Refusal::Unsupported => VARIANT,
-        bmp::Refusal::Damaged => DAMAGED,
+        bmp::BmpError::OutOfMemory(bytes) => return InputError::OutOfMemory { bytes },
+        bmp::BmpError::Stopped => return InputError::Stopped,
+        bmp::BmpError::Incomplete => TRUNCATED_FILE,
+        bmp::BmpError::Unsupported => UNSUPPORTED_VARIANT,
+        bmp::BmpError::Damaged => DAMAGED_DATA,
     };
     undecodable(ImageFormat::Bmp, problem)
 }
@@ -119,7 +119,7 @@ fn decode_jpeg(
     settings: &InputSettings,
     stop: Stop<'_>,
 ) -> Result<Raster, InputError> {
-    let max_blocks = settings.max_pixels.saturating_mul(MAX_FULL_SIZE_WALKS) / 64;
+    let max_blocks = settings.max_pixels.saturating_mul(MAX_FULL_COMPONENT_PASSES) / 64;
     let jpeg::Decoded { width, height, data } =
         jpeg::decode(file, jpeg::Limits { max_blocks }, stop).map_err(refused_jpeg)?;
     Ok(Raster { width, height, layout: Layout::RGB, data })
@@ -141,7 +141,7 @@ fn refused_jpeg(error: JpegError) -> InputError {
 /// arithmetic-coded scan as two. libjpeg writes 18 scans for four components of full size, which are 48 passes; scan
 /// scripts tuned for file size stay below that too. libjpeg has no bound when it reads, and a scan costs a file only a
 /// few bytes: 47 refinements of 50 megapixels took 3.9 s on one core, a plain file 0.4 s.
-const MAX_FULL_SIZE_WALKS: u64 = 56;
+const MAX_FULL_COMPONENT_PASSES: u64 = 56;
 
 /// Decodes a file that [`inspect`] has accepted. `stop` is polled between rows. A lossy WebP is decoded in one call, so
 /// it polls only while the file is read.
@@ -168,12 +168,13 @@ pub fn decode(
     stop::check(stop)?;
     let size = (raster.width, raster.height);
     let data = flatten(raster, settings.alpha_background, stop)?;
-    turned(size, data, orientation, stop)
+    apply_orientation(size, data, orientation, stop)
 }
 
-pub(super) const INCOMPLETE: &str = "the file ends before the image is complete";
-pub(super) const DAMAGED: &str = "its data is damaged";
-pub(super) const VARIANT: &str = "it uses a variant of its format that is not supported";
+pub(super) const TRUNCATED_FILE: &str = "the file ends before the image is complete";
+pub(super) const DAMAGED_DATA: &str = "its data is damaged";
+pub(super) const UNSUPPORTED_VARIANT: &str =
+    "it uses a variant of its format that is not supported";
 
 pub(super) fn undecodable(format: ImageFormat, problem: &str) -> InputError {
     InputError::UndecodableImage { format, problem: problem.to_owned() }
@@ -265,7 +266,7 @@ mod tests {
                 continue;
             };
             let plain = [
-                INCOMPLETE,
+                TRUNCATED_FILE,
                 "its data is damaged",
                 "it uses a variant of its format that is not supported",
                 "its header asks for too much memory",

@@ -1,6 +1,6 @@
 //! PNG, WebP and GIF, decoded by the `image` crate into a buffer of ours.
 //!
-//! Allocations inside its decoders abort the process if they fail. Before a decoder runs, [`memory::check_free`]
+//! Allocations inside its decoders abort the process if they fail. Before a decoder runs, [`memory::probe_available`]
 //! therefore checks that their memory is available: the colour indices of a GIF, the planes and the transparency of a
 //! WebP. Rows, metadata and code tables are not checked; they are below 16 MiB or counted by `lossless`.
 
@@ -9,12 +9,13 @@ use std::cell::Cell;
 use image::{ImageDecoder, ImageError, ImageReader, Limits};
 
 use super::decode::{
-    DAMAGED, INCOMPLETE, ImageHeader, VARIANT, check_decoded, check_size, undecodable,
+    DAMAGED_DATA, ImageHeader, TRUNCATED_FILE, UNSUPPORTED_VARIANT, check_decoded, check_size,
+    undecodable,
 };
 use super::memory;
 use super::orientation::metadata_bytes;
 use super::raster::{Layout, Raster};
-use super::still::Still;
+use super::still::StandaloneFrame;
 use super::stop::{Stop, StoppableFile};
 use super::{InputError, InputSettings, lossless, structure, webp};
 use crate::task::ImageFormat;
@@ -45,7 +46,7 @@ pub(super) fn inspect(
     let stopped = Cell::new(false);
     let decoder = open(StoppableFile::new(file, &|| false, &stopped), format, settings);
     if decoder.is_err() && !structure::is_complete(file, format) {
-        return Err(undecodable(format, INCOMPLETE));
+        return Err(undecodable(format, TRUNCATED_FILE));
     }
     let decoder = decoder?;
     let frame = decoder.dimensions();
@@ -57,7 +58,7 @@ pub(super) fn inspect(
     let canvas_bytes = still.canvas_bytes(frame_bytes / frame_pixels);
     check_decoded(frame_bytes.max(canvas_bytes), settings)?;
     if !structure::is_complete(file, format) {
-        return Err(undecodable(format, INCOMPLETE));
+        return Err(undecodable(format, TRUNCATED_FILE));
     }
     let mut beside = bytes_inside(file, format, frame);
     if format == ImageFormat::WebP {
@@ -110,20 +111,21 @@ fn decode_frame(
     let mut decoder = open(source, format, settings)?;
     decoder.set_limits(limits(settings.max_decoded_bytes)).map_err(|error| refused(&error))?;
     let (width, height) = decoder.dimensions();
-    let layout = Layout::of(decoder.color_type()).ok_or_else(|| undecodable(format, VARIANT))?;
+    let layout =
+        Layout::of(decoder.color_type()).ok_or_else(|| undecodable(format, UNSUPPORTED_VARIANT))?;
     let length = usize::try_from(decoder.total_bytes())
         .map_err(|_| memory::OutOfMemory { bytes: decoder.total_bytes() })?;
     let mut data: Vec<u8> = memory::filled_until::<_, InputError>(0, length, stop)?;
-    memory::check_free(bytes_inside(file, format, (width, height)))?;
+    memory::probe_available(bytes_inside(file, format, (width, height)))?;
     decoder.read_image(&mut data).map_err(|error| refused(&error))?;
     Ok(Raster { width, height, layout, data })
 }
 
 /// The file that is decoded in place of the client's: for WebP and GIF a rewritten one.
-fn open_still(file: &[u8], format: ImageFormat) -> Result<Still<'_>, InputError> {
-    Still::of(file, format)?.ok_or_else(|| {
+fn open_still(file: &[u8], format: ImageFormat) -> Result<StandaloneFrame<'_>, InputError> {
+    StandaloneFrame::of(file, format)?.ok_or_else(|| {
         let whole = structure::is_complete(file, format);
-        undecodable(format, if whole { DAMAGED } else { INCOMPLETE })
+        undecodable(format, if whole { DAMAGED_DATA } else { TRUNCATED_FILE })
     })
 }
 
@@ -160,7 +162,7 @@ fn check_codes(
 ) -> Result<u64, InputError> {
     match lossless::code_bytes(file, frame, settings.max_decoded_bytes) {
         Ok(bytes) => check_decoded(bytes, settings).map(|()| bytes),
-        Err(lossless::Malformed) => Err(undecodable(ImageFormat::WebP, DAMAGED)),
+        Err(lossless::Malformed) => Err(undecodable(ImageFormat::WebP, DAMAGED_DATA)),
     }
 }
 
@@ -178,7 +180,9 @@ fn open<'file>(
 ) -> Result<impl ImageDecoder + 'file, InputError> {
     let format_of_crate = match format {
         // Decoded by our own decoders, never here.
-        ImageFormat::Jpeg | ImageFormat::Bmp => return Err(undecodable(format, VARIANT)),
+        ImageFormat::Jpeg | ImageFormat::Bmp => {
+            return Err(undecodable(format, UNSUPPORTED_VARIANT));
+        }
         ImageFormat::Png => image::ImageFormat::Png,
         ImageFormat::WebP => image::ImageFormat::WebP,
         ImageFormat::Gif => image::ImageFormat::Gif,
@@ -207,15 +211,15 @@ fn describe(error: &ImageError) -> &'static str {
     if let ImageError::IoError(io) = error
         && io.kind() == std::io::ErrorKind::UnexpectedEof
     {
-        return INCOMPLETE;
+        return TRUNCATED_FILE;
     }
     match error {
-        ImageError::Unsupported(_) => VARIANT,
+        ImageError::Unsupported(_) => UNSUPPORTED_VARIANT,
         ImageError::Limits(_) => "its header asks for too much memory",
         ImageError::Decoding(_)
         | ImageError::Encoding(_)
         | ImageError::Parameter(_)
-        | ImageError::IoError(_) => DAMAGED,
+        | ImageError::IoError(_) => DAMAGED_DATA,
     }
 }
 

@@ -85,7 +85,7 @@ fn data_uri_payload(uri: &str) -> Result<&str, InputError> {
 }
 
 /// Result of one pass over a base64 text, before it is decoded.
-struct Survey {
+struct Base64Scan {
     /// Number of characters without white space and trailing padding.
     characters: usize,
     padding: usize,
@@ -93,7 +93,7 @@ struct Survey {
     plain: bool,
 }
 
-impl Survey {
+impl Base64Scan {
     fn of(text: &str) -> Self {
         let mut survey = Self { characters: 0, padding: 0, plain: true };
         for byte in text.bytes() {
@@ -128,7 +128,7 @@ impl Survey {
 
 fn decode_base64(text: &str, settings: &InputSettings) -> Result<ImageValue, InputError> {
     let invalid = |problem| InputError::InvalidImageValue { problem };
-    let survey = Survey::of(text);
+    let survey = Base64Scan::of(text);
     if survey.characters == 0 && survey.padding == 0 {
         return Err(invalid("it is empty"));
     }
@@ -142,7 +142,7 @@ fn decode_base64(text: &str, settings: &InputSettings) -> Result<ImageValue, Inp
     } else if survey.plain {
         STANDARD_NO_PAD.decode_vec(text, &mut decoded).is_ok()
     } else {
-        decode_picked(text, &survey, &mut decoded).is_some()
+        decode_without_whitespace(text, &survey, &mut decoded).is_some()
     };
     is_valid.then_some(decoded).map(ImageValue::Bytes).ok_or_else(|| {
         invalid(if has_only_base64(text) && !survey.has_right_padding() {
@@ -155,7 +155,7 @@ fn decode_base64(text: &str, settings: &InputSettings) -> Result<ImageValue, Inp
 
 /// Removes white space and padding, maps to the standard alphabet and decodes block by block, so that a wrapped text
 /// needs no second copy.
-fn decode_picked(text: &str, survey: &Survey, decoded: &mut Vec<u8>) -> Option<()> {
+fn decode_without_whitespace(text: &str, survey: &Base64Scan, decoded: &mut Vec<u8>) -> Option<()> {
     if !survey.has_right_padding() {
         return None;
     }
@@ -285,7 +285,7 @@ mod tests {
         for length in [1, 2, 3, 4, 3069, 3070, 3071, 3072, 3073, 6143] {
             let padded = STANDARD.encode(vec![7; length]);
             for text in [padded.clone(), padded.replace('=', ""), wrapped(&padded, 76, "\n")] {
-                let survey = Survey::of(&text);
+                let survey = Base64Scan::of(&text);
                 let reserved = survey.buffer().unwrap().capacity();
                 let Ok(ImageValue::Bytes(bytes)) = parse(&text) else { panic!("{text}") };
                 assert_eq!((bytes.len(), bytes.capacity()), (length, reserved));

@@ -41,7 +41,7 @@ pub(super) fn with_capacity<T>(length: usize) -> Result<Vec<T>, OutOfMemory> {
     }
     let mut buffer = Vec::new();
     buffer.try_reserve_exact(length).map_err(|_| OutOfMemory { bytes })?;
-    if bytes >= LARGE_BYTES && !is_free(HEADROOM_BYTES) {
+    if bytes >= LARGE_BYTES && !can_allocate(HEADROOM_BYTES) {
         return Err(OutOfMemory { bytes });
     }
     #[cfg(test)]
@@ -92,12 +92,12 @@ pub(super) fn release<T>(buffer: Vec<T>) {
 ///
 /// # Errors
 /// [`OutOfMemory`].
-pub(super) fn check_free(bytes: u64) -> Result<(), OutOfMemory> {
+pub(super) fn probe_available(bytes: u64) -> Result<(), OutOfMemory> {
     let wanted = if bytes >= LARGE_BYTES { bytes.saturating_add(HEADROOM_BYTES) } else { bytes };
-    if is_free(wanted) { Ok(()) } else { Err(OutOfMemory { bytes }) }
+    if can_allocate(wanted) { Ok(()) } else { Err(OutOfMemory { bytes }) }
 }
 
-fn is_free(bytes: u64) -> bool {
+fn can_allocate(bytes: u64) -> bool {
     let mut trial: Vec<u8> = Vec::new();
     let reserved = usize::try_from(bytes).is_ok_and(|bytes| trial.try_reserve_exact(bytes).is_ok());
     // Without this the compiler may optimise away an unused allocation.
@@ -169,8 +169,8 @@ mod tests {
         let bytes = 1 << 60;
         assert_eq!(with_capacity::<u64>(1 << 57).unwrap_err(), OutOfMemory { bytes });
         assert_eq!(filled(0_u8, 1 << 60).unwrap_err(), OutOfMemory { bytes });
-        assert_eq!(check_free(bytes), Err(OutOfMemory { bytes }));
+        assert_eq!(probe_available(bytes), Err(OutOfMemory { bytes }));
         assert_eq!(filled(7_u16, 3), Ok(vec![7; 3]));
-        assert_eq!(check_free(1 << 10), Ok(()));
+        assert_eq!(probe_available(1 << 10), Ok(()));
     }
 }

@@ -11,7 +11,7 @@ use crate::task::ImageFormat;
 
 /// The file that the decoder reads, and where its frame lies on the canvas.
 #[derive(Debug)]
-pub(super) struct Still<'a> {
+pub(super) struct StandaloneFrame<'a> {
     /// A single frame. At most 900 bytes longer than the client's file.
     pub(super) file: Cow<'a, [u8]>,
     /// Width and height of the whole picture in pixels, if the container gives them.
@@ -22,7 +22,7 @@ pub(super) struct Still<'a> {
     background: [u8; 4],
 }
 
-impl<'a> Still<'a> {
+impl<'a> StandaloneFrame<'a> {
     /// Parses the container; `None` if it is truncated or inconsistent.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ const BAND: usize = 32;
 ///
 /// # Errors
 /// `OutOfMemory`, `Stopped`.
-pub(super) fn turned(
+pub(super) fn apply_orientation(
     (width, height): (u32, u32),
     mut data: Vec<u8>,
     orientation: Orientation,
@@ -92,7 +92,8 @@ mod tests {
                 let mut expected = DynamicImage::ImageRgb8(image);
                 expected.apply_orientation(orientation);
                 let picture =
-                    turned((width, height), data.clone(), orientation, &|| false).unwrap();
+                    apply_orientation((width, height), data.clone(), orientation, &|| false)
+                        .unwrap();
                 assert_eq!(
                     (picture.width(), picture.height()),
                     (expected.width(), expected.height())

@@ -4,7 +4,7 @@
 //! GELU, the activation of every official checkpoint, is fused into the matrix product (`gemm::epilogue`). The others
 //! run over the finished product: fusing them too would compile every microkernel once more per activation.
 
-use super::gemm::{MOST_COLUMNS, Shared};
+use super::gemm::{DisjointMutPtr, MOST_COLUMNS};
 use super::isa::{Isa, Level, per_level};
 use super::pointwise::exp;
 use super::pool::Pool;
@@ -100,7 +100,7 @@ const VALUES_A_PART: usize = 16 * 1024;
 /// Applies the activation to every value. A value's result does not depend on its position.
 pub fn apply(level: Level, pool: &mut Pool, activation: Activation, values: &mut [f32]) {
     let length = values.len();
-    let all = Shared(values.as_mut_ptr());
+    let all = DisjointMutPtr(values.as_mut_ptr());
     pool.run(length.div_ceil(VALUES_A_PART), &|part| {
         let start = part * VALUES_A_PART;
         #[expect(unsafe_code, reason = "a slice of values that only this part uses")]

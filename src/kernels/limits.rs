@@ -8,9 +8,9 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use super::aligned_buffer::{AlignedBuffer, LINE};
 use super::gemm::{Bf16, Dot, F32, Format, Int8, Shape, run};
 use super::isa::{Isa, Level, per_level};
-use super::memory::{LINE, Lines};
 use super::pool::Pool;
 
 /// Number of passes; the fastest counts. Another process, or a core that was asleep, may slow down a pass.
@@ -29,7 +29,7 @@ const PARTS_A_THREAD: usize = 8;
 /// When `bytes` is less than 4.
 #[must_use]
 pub fn read_bandwidth(pool: &mut Pool, bytes: usize) -> f64 {
-    let mut buffer = Lines::zeroed(bytes / size_of::<u32>());
+    let mut buffer = AlignedBuffer::zeroed(bytes / size_of::<u32>());
     assert!(!buffer.is_empty(), "there is something to read");
     // Write the buffer: pages that were never written may all map to one zero page.
     buffer.fill(1);
@@ -105,10 +105,11 @@ fn generic<I: Isa>(isa: I, format: Format, groups: usize, repeats: usize) {
 #[expect(unsafe_code, reason = "tile, panel and sums by pointer")]
 fn repeated<I: Isa, D: Dot<I>>(isa: I, one: u32, groups: usize, repeats: usize) {
     let columns = I::LANES * I::VECTORS;
-    let (mut a, mut b) = (Lines::zeroed(I::ROWS * groups), Lines::zeroed(columns * groups));
+    let (mut a, mut b) =
+        (AlignedBuffer::zeroed(I::ROWS * groups), AlignedBuffer::zeroed(columns * groups));
     a.fill(one);
     b.fill(one);
-    let mut sums = Lines::zeroed(I::ROWS * columns);
+    let mut sums = AlignedBuffer::zeroed(I::ROWS * columns);
     for _ in 0..repeats {
         let (a, b, sums) = (black_box(a.as_ptr()), black_box(b.as_ptr()), sums.as_mut_ptr());
         // SAFETY: `a` is a whole tile, `b` a whole panel, and `sums` has room for all their sums. `groups` is a

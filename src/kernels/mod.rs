@@ -23,11 +23,11 @@
 )]
 
 pub mod activation;
+mod aligned_buffer;
 pub mod attention;
 pub mod gemm;
 pub mod isa;
 pub mod limits;
-mod memory;
 pub mod pointwise;
 pub mod pool;
 pub mod rows;

@@ -1,6 +1,6 @@
 //! Functions of single values and single rows: exp, erf, GELU, layer norm, log-sum-exp.
 
-use super::gemm::Shared;
+use super::gemm::DisjointMutPtr;
 use super::isa::{Isa, Level, per_level};
 use super::pool::Pool;
 
@@ -134,7 +134,7 @@ pub fn layer_norm(
         "all are [rows, width]"
     );
     let rows = x.len() / width;
-    let to = Shared(out.as_mut_ptr());
+    let to = DisjointMutPtr(out.as_mut_ptr());
     pool.run(rows.div_ceil(ROWS_A_PART), &|part| {
         let first = part * ROWS_A_PART;
         let last = (first + ROWS_A_PART).min(rows);

@@ -19,12 +19,12 @@ const SPINS: usize = 2_000;
 /// Threads that share the parts of a job. One job runs at a time.
 #[derive(Debug)]
 pub struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolState>,
     helpers: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct PoolState {
     /// Number of jobs started so far.
     epoch: AtomicUsize,
     /// Index of the next part of the running job to take.
@@ -62,7 +62,7 @@ impl Pool {
     /// # Errors
     /// When the operating system cannot start the threads.
     pub fn try_new(threads: usize) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(PoolState {
             epoch: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
@@ -141,7 +141,7 @@ impl Pool {
     }
 }
 
-impl Shared {
+impl PoolState {
     fn lock(&self) -> MutexGuard<'_, Option<Job>> {
         self.job.lock().unwrap_or_else(PoisonError::into_inner)
     }

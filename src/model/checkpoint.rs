@@ -6,8 +6,8 @@ use super::config::BlipConfig;
 use super::error::LoadError;
 use super::heads::Decoder;
 use super::load::{Loader, Scope};
-use super::ops::{Activation, Epilogue, MemoryUse, Ops};
-use super::text::{CrossMemory, Memory, NewTokens, SelfAttention, TextTower};
+use super::ops::{Activation, Epilogue, KvLifetime, Ops};
+use super::text::{CrossAttention, CrossAttentionWidth, NewTokens, SelfAttention, TextTower};
 use super::vision::VisionTower;
 use crate::engine::backend::BackendError;
 use crate::task::{Embedding, ModelClass};
@@ -55,14 +55,14 @@ impl<O: Ops> Checkpoint<O> {
     ) -> Result<Self, LoadError> {
         let (text, vision) = (&config.text_config, config.vision_config.hidden_size);
         let width = text.hidden_size;
-        let passing = CrossMemory { width: vision, usage: MemoryUse::Passing };
+        let passing = CrossAttentionWidth { width: vision, usage: KvLifetime::Transient };
         let text_encoder = || match encoder {
             Some(encoder) => Ok(encoder),
             None => TextTower::load(loader, text, TEXT_ENCODER, passing).map(Arc::new),
         };
         Ok(match class {
             ModelClass::ConditionalGeneration => {
-                let kept = CrossMemory { width: vision, usage: MemoryUse::Kept };
+                let kept = CrossAttentionWidth { width: vision, usage: KvLifetime::Persistent };
                 Self::Caption { decoder: Decoder::load(loader, text, kept)? }
             }
             ModelClass::QuestionAnswering => Self::Vqa {
@@ -206,7 +206,7 @@ pub(super) fn encode_texts<O: Ops>(
     ops: &O,
     tower: &TextTower<O>,
     texts: &[&[u32]],
-    memory: &Memory<'_, O>,
+    memory: &CrossAttention<'_, O>,
 ) -> Result<EncodedTexts<O>, BackendError> {
     let sequences: Vec<NewTokens<'_>> =
         texts.iter().map(|tokens| NewTokens { tokens, position: 0 }).collect();

@@ -9,36 +9,36 @@ use crate::engine::backend::BackendError;
 use crate::task::ModelId;
 
 /// Cross-attention keys and values of one set of encoder states, for every layer of one decoder.
-pub(super) type CrossKeysValues<O> = Vec<<O as Ops>::KeysValues>;
+pub(super) type CrossKvCache<O> = Vec<<O as Ops>::KvCache>;
 
 /// Encoder states: an image's features or an encoded question. Clones share the states, and also the decoder's
 /// cross-attention keys and values computed from them.
 #[derive(Debug)]
-pub struct Memory<O: Ops>(Arc<MemoryInner<O>>);
+pub struct EncoderStates<O: Ops>(Arc<EncoderStatesInner<O>>);
 
-struct MemoryInner<O: Ops> {
+struct EncoderStatesInner<O: Ops> {
     /// Hidden states, `[tokens, width]`, on the device.
     states: O::Act,
     /// Cross-attention keys and values per model. They are built when the first group decodes a step and freed with the
     /// last group. Only the groups own them; this list lets later groups find them.
-    cross: Mutex<Vec<(ModelId, Weak<CrossKeysValues<O>>)>>,
+    cross: Mutex<Vec<(ModelId, Weak<CrossKvCache<O>>)>>,
 }
 
-impl<O: Ops> Clone for Memory<O> {
+impl<O: Ops> Clone for EncoderStates<O> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<O: Ops> std::fmt::Debug for MemoryInner<O> {
+impl<O: Ops> std::fmt::Debug for EncoderStatesInner<O> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("MemoryInner")
     }
 }
 
-impl<O: Ops> Memory<O> {
+impl<O: Ops> EncoderStates<O> {
     pub(super) fn new(states: O::Act) -> Self {
-        Self(Arc::new(MemoryInner { states, cross: Mutex::default() }))
+        Self(Arc::new(EncoderStatesInner { states, cross: Mutex::default() }))
     }
 
     /// The hidden states, `[tokens, width]`, on the device.
@@ -56,8 +56,8 @@ impl<O: Ops> Memory<O> {
     pub(super) fn cross_keys_values(
         &self,
         model: ModelId,
-        build: impl FnOnce(&O::Act) -> Result<CrossKeysValues<O>, BackendError>,
-    ) -> Result<Arc<CrossKeysValues<O>>, BackendError> {
+        build: impl FnOnce(&O::Act) -> Result<CrossKvCache<O>, BackendError>,
+    ) -> Result<Arc<CrossKvCache<O>>, BackendError> {
         let mut cross = self.0.cross.lock().unwrap_or_else(PoisonError::into_inner);
         cross.retain(|(_, held)| held.strong_count() > 0);
         let found = cross.iter().find(|(owner, _)| *owner == model);
@@ -72,9 +72,9 @@ impl<O: Ops> Memory<O> {
 
 /// One sequence or one set of beams that is being decoded.
 pub struct Group<O: Ops> {
-    pub(super) memory: Memory<O>,
+    pub(super) memory: EncoderStates<O>,
     /// Cross-attention keys and values, from the first step on.
-    pub(super) cross: Option<Arc<CrossKeysValues<O>>>,
+    pub(super) cross: Option<Arc<CrossKvCache<O>>>,
     /// Start token and prompt tokens.
     pub(super) start: Vec<u32>,
     /// Live rows (one per beam); empty before the first step.
@@ -85,7 +85,7 @@ pub struct Group<O: Ops> {
 /// KV cache of one live row, that is, of one sequence or beam.
 pub(super) struct Row<O: Ops> {
     /// KV cache of each layer.
-    pub(super) caches: Vec<O::KeysValues>,
+    pub(super) caches: Vec<O::KvCache>,
     /// Number of tokens in the caches, which is also the position of the next token.
     pub(super) length: usize,
 }
@@ -106,7 +106,7 @@ impl<O: Ops> std::fmt::Debug for Group<O> {
 pub(super) struct StepInput<'a, O: Ops> {
     pub(super) tokens: Vec<u32>,
     pub(super) position: usize,
-    pub(super) caches: Option<&'a [O::KeysValues]>,
+    pub(super) caches: Option<&'a [O::KvCache]>,
 }
 
 impl<O: Ops> Group<O> {

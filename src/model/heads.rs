@@ -5,7 +5,7 @@ use super::error::LoadError;
 use super::load::{Loader, Scope};
 use super::ops::{Activation, Epilogue, Ops, Run};
 use super::search::log_softmax;
-use super::text::{CrossMemory, Memory, NewTokens, SelfAttention, TextTower};
+use super::text::{CrossAttention, CrossAttentionWidth, NewTokens, SelfAttention, TextTower};
 use crate::engine::backend::BackendError;
 
 /// Number of rows whose logits are on the host at the same time while candidates are scored: 64 x 30,524 x 4 B = 8 MB.
@@ -36,7 +36,7 @@ impl<O: Ops> Decoder<O> {
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &TextConfig,
-        memory: CrossMemory,
+        memory: CrossAttentionWidth,
     ) -> Result<Self, LoadError> {
         let scope = Scope::new("text_decoder").child("cls.predictions.transform");
         let (width, eps) = (config.hidden_size, config.layer_norm_eps);
@@ -93,7 +93,7 @@ impl<O: Ops> Decoder<O> {
             ops,
             &sequences,
             &SelfAttention::Causal(&caches),
-            &Memory::States(&runs),
+            &CrossAttention::Project(&runs),
         )?;
         let targets: Vec<(usize, u32)> = candidates
             .iter()

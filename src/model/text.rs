@@ -8,7 +8,7 @@
 use super::config::TextConfig;
 use super::error::LoadError;
 use super::load::{Loader, Scope};
-use super::ops::{Activation, Epilogue, MemoryUse, Ops, Run};
+use super::ops::{Activation, Epilogue, KvLifetime, Ops, Run};
 use crate::engine::backend::BackendError;
 
 /// Computes hidden states `[rows, width]` from token ids.
@@ -26,7 +26,7 @@ struct TextLayer<O: Ops> {
     qkv: O::Linear,
     attention_output: O::Linear,
     attention_norm: O::LayerNorm,
-    cross: Option<CrossAttention<O>>,
+    cross: Option<CrossAttentionWeights<O>>,
     intermediate: O::Linear,
     activation: Activation,
     output: O::Linear,
@@ -34,19 +34,19 @@ struct TextLayer<O: Ops> {
 }
 
 #[derive(Debug)]
-struct CrossAttention<O: Ops> {
+struct CrossAttentionWeights<O: Ops> {
     query: O::Linear,
-    key_value: O::KeyValue,
+    key_value: O::KvProjection,
     output: O::Linear,
     norm: O::LayerNorm,
 }
 
 /// Encoder states that a tower's cross-attention will attend to.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct CrossMemory {
+pub(super) struct CrossAttentionWidth {
     /// Width of one row of encoder states.
     pub(super) width: usize,
-    pub(super) usage: MemoryUse,
+    pub(super) usage: KvLifetime,
 }
 
 /// New tokens of one sequence, and their position in it.
@@ -62,23 +62,23 @@ pub(super) enum SelfAttention<'a, O: Ops> {
     /// Every token attends to every token of its sequence (encoders).
     Bidirectional,
     /// Causal, with a KV cache: `caches[i]` holds the layers of sequence i, or is `None` before its first step.
-    Causal(&'a [Option<&'a [O::KeysValues]>]),
+    Causal(&'a [Option<&'a [O::KvCache]>]),
 }
 
 /// Source of cross-attention. The runs cover all new rows, in order.
-pub(super) enum Memory<'a, O: Ops> {
+pub(super) enum CrossAttention<'a, O: Ops> {
     /// No source: cross-attention is skipped.
-    None,
+    Skip,
     /// Cached keys and values of every layer.
-    Cached(&'a [Run<&'a [O::KeysValues]>]),
+    Cached(&'a [Run<&'a [O::KvCache]>]),
     /// Encoder states `[tokens, memory width]`. Each layer projects them to keys and values, and drops these after use.
-    States(&'a [Run<&'a O::Act>]),
+    Project(&'a [Run<&'a O::Act>]),
 }
 
 /// Hidden states of the new rows. For causal attention also the extended KV caches: for each sequence, one per layer.
 pub(super) struct TextOutput<O: Ops> {
     pub(super) hidden: O::Act,
-    pub(super) caches: Vec<Vec<O::KeysValues>>,
+    pub(super) caches: Vec<Vec<O::KvCache>>,
 }
 
 impl<O: Ops> TextTower<O> {
@@ -87,7 +87,7 @@ impl<O: Ops> TextTower<O> {
         loader: &Loader<'_, O>,
         config: &TextConfig,
         prefix: &str,
-        memory: CrossMemory,
+        memory: CrossAttentionWidth,
     ) -> Result<Self, LoadError> {
         let scope = Scope::new(prefix);
         let embeddings = scope.child("embeddings");
@@ -120,7 +120,7 @@ impl<O: Ops> TextTower<O> {
         &self,
         ops: &O,
         memory: &O::Act,
-    ) -> Result<Vec<O::KeysValues>, BackendError> {
+    ) -> Result<Vec<O::KvCache>, BackendError> {
         let cross = self.layers.iter().filter_map(|layer| layer.cross.as_ref());
         cross.map(|cross| ops.keys_values(memory, &cross.key_value, self.heads)).collect()
     }
@@ -131,7 +131,7 @@ impl<O: Ops> TextTower<O> {
         ops: &O,
         sequences: &[NewTokens<'_>],
         attention: &SelfAttention<'_, O>,
-        memory: &Memory<'_, O>,
+        memory: &CrossAttention<'_, O>,
     ) -> Result<TextOutput<O>, BackendError> {
         let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
         let mut hidden = self.embed(ops, sequences)?;
@@ -178,14 +178,19 @@ impl<O: Ops> TextLayer<O> {
         loader: &Loader<'_, O>,
         config: &TextConfig,
         scope: &Scope,
-        memory: CrossMemory,
+        memory: CrossAttentionWidth,
     ) -> Result<Self, LoadError> {
         let (width, inner, eps) =
             (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
         let attention = scope.child("attention.self");
         let packed = ["query", "key", "value"].map(|part| attention.child(part));
         let cross = if config.is_decoder {
-            Some(CrossAttention::load(loader, config, &scope.child("crossattention"), memory)?)
+            Some(CrossAttentionWeights::load(
+                loader,
+                config,
+                &scope.child("crossattention"),
+                memory,
+            )?)
         } else {
             None
         };
@@ -216,12 +221,12 @@ impl<O: Ops> TextLayer<O> {
     }
 }
 
-impl<O: Ops> CrossAttention<O> {
+impl<O: Ops> CrossAttentionWeights<O> {
     fn load(
         loader: &Loader<'_, O>,
         config: &TextConfig,
         scope: &Scope,
-        memory: CrossMemory,
+        memory: CrossAttentionWidth,
     ) -> Result<Self, LoadError> {
         let (width, heads) = (config.hidden_size, config.num_attention_heads);
         let packed = ["self.key", "self.value"].map(|part| scope.child(part));
@@ -243,19 +248,19 @@ impl<O: Ops> CrossAttention<O> {
         hidden: O::Act,
         heads: usize,
         layer: usize,
-        memory: &Memory<'_, O>,
+        memory: &CrossAttention<'_, O>,
     ) -> Result<O::Act, BackendError> {
         let query = || ops.linear(&hidden, &self.query, Epilogue::None);
         let context = match memory {
-            Memory::None => return Ok(hidden),
-            Memory::Cached(runs) => {
+            CrossAttention::Skip => return Ok(hidden),
+            CrossAttention::Cached(runs) => {
                 let runs: Vec<_> = runs
                     .iter()
                     .map(|run| Run { memory: &run.memory[layer], rows: run.rows })
                     .collect();
                 ops.cross_attention(&query()?, heads, &runs)?
             }
-            Memory::States(runs) => {
+            CrossAttention::Project(runs) => {
                 let projected = runs
                     .iter()
                     .map(|run| ops.keys_values(run.memory, &self.key_value, heads))

@@ -36,9 +36,9 @@ pub(super) fn dropped_lines() -> IntCounter {
 
 /// Handle of the queue; clones share it. The writer thread lives as long as the process.
 #[derive(Clone)]
-pub(super) struct LogQueue(Arc<Shared>);
+pub(super) struct LogQueue(Arc<LogBuffer>);
 
-struct Shared {
+struct LogBuffer {
     queued: Mutex<Queued>,
     /// Notified when there is something to write; the writer waits on it.
     filled: Condvar,
@@ -58,7 +58,7 @@ struct Queued {
     lines: VecDeque<String>,
     bytes: usize,
     /// Dropped lines that no notice in the log has reported yet.
-    untold: u64,
+    unreported: u64,
     /// True while the writer is writing lines that it took from the queue.
     writing: bool,
     writer: Option<thread::ThreadId>,
@@ -80,7 +80,7 @@ impl LogQueue {
     }
 
     fn new(max_bytes: usize, stall: Duration, dropped: IntCounter) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(LogBuffer {
             queued: Mutex::default(),
             filled: Condvar::new(),
             emptied: Condvar::new(),
@@ -100,12 +100,12 @@ impl LogQueue {
         // The writer's own notice of dropped lines is always accepted.
         if queued.bytes + bytes > shared.max_bytes && queued.writer != Some(thread::current().id())
         {
-            queued.untold += 1;
+            queued.unreported += 1;
             shared.dropped.inc();
             return;
         }
         if queued.is_done() {
-            shared.touch();
+            shared.record_progress();
         }
         queued.bytes += bytes;
         queued.lines.push_back(line);
@@ -120,7 +120,7 @@ impl LogQueue {
         let start = Instant::now();
         let mut queued = shared.lock();
         while !queued.is_done() {
-            let patience = shared.stall.saturating_sub(shared.since_moved());
+            let patience = shared.stall.saturating_sub(shared.since_progress());
             let patience = patience.min(MAX_FLUSH.saturating_sub(start.elapsed()));
             if patience.is_zero() {
                 return;
@@ -131,17 +131,17 @@ impl LogQueue {
     }
 }
 
-impl Shared {
+impl LogBuffer {
     fn lock(&self) -> MutexGuard<'_, Queued> {
         // A panic cannot leave these lines and numbers inconsistent, so a poisoned lock is fine.
         self.queued.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn touch(&self) {
+    fn record_progress(&self) {
         self.moved.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    fn since_moved(&self) -> Duration {
+    fn since_progress(&self) -> Duration {
         let moved = Duration::from_millis(self.moved.load(Ordering::Relaxed));
         self.began.elapsed().saturating_sub(moved)
     }
@@ -150,17 +150,17 @@ impl Shared {
     fn write_lines(&self, mut output: impl Write, tell: impl Fn(u64)) {
         self.lock().writer = Some(thread::current().id());
         loop {
-            let (lines, untold) = self.take();
+            let (lines, unreported) = self.take();
             for line in lines {
                 if output.write_all(line.as_bytes()).is_err() {
                     // The reader has closed its end, so no notice could reach it. Only count the line.
                     self.dropped.inc();
                 }
-                self.touch();
+                self.record_progress();
             }
             // The notice comes after the lines that were queued before the dropped ones.
-            if untold > 0 {
-                tell(untold);
+            if unreported > 0 {
+                tell(unreported);
             }
             let mut queued = self.lock();
             queued.writing = false;
@@ -178,13 +178,13 @@ impl Shared {
         }
         queued.writing = true;
         queued.bytes = 0;
-        (std::mem::take(&mut queued.lines), std::mem::take(&mut queued.untold))
+        (std::mem::take(&mut queued.lines), std::mem::take(&mut queued.unreported))
     }
 }
 
 impl Queued {
     fn is_done(&self) -> bool {
-        self.lines.is_empty() && self.untold == 0 && !self.writing
+        self.lines.is_empty() && self.unreported == 0 && !self.writing
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) struct TensorInfo {
 
 /// Memory layout of a tensor whose values have no gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
+pub(super) enum MemoryLayout {
     /// Row-major: the last index varies fastest.
     Rows,
     /// Column-major: the first index varies fastest, as in a transposed tensor.
@@ -139,19 +139,19 @@ fn dtype_of(class: &str) -> Option<DType> {
 
 impl TensorInfo {
     /// Memory layout of its values; `None` if there are gaps or repetitions.
-    pub(super) fn order(&self) -> Option<Order> {
+    pub(super) fn order(&self) -> Option<MemoryLayout> {
         let shape = Shape::from(self.size.clone());
         if self.count == 0 || shape.is_contiguous(&self.strides) {
-            Some(Order::Rows)
+            Some(MemoryLayout::Rows)
         } else if shape.is_fortran_contiguous(&self.strides) {
-            Some(Order::Columns)
+            Some(MemoryLayout::Columns)
         } else {
             None
         }
     }
 }
 
-impl Order {
+impl MemoryLayout {
     /// Makes the tensor from the bytes of its values.
     pub(super) fn tensor(
         self,

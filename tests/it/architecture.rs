@@ -205,6 +205,69 @@ fn the_checker_sees_arrows_in_every_spelling() {
     assert!(violations(&room, &code_of("//! [`crate::http`]\n/// `tokio::x`\n")).is_empty());
 }
 
+/// The rooms of `src/http`, lowest first: a file may name its own room and those before it.
+const HTTP_ORDER: [&str; 13] = [
+    "error",
+    "context",
+    "reload",
+    "access",
+    "settings",
+    "state",
+    "middleware",
+    "extract",
+    "inference",
+    "openapi",
+    "routes",
+    "router",
+    "transport",
+];
+
+#[test]
+fn the_rooms_of_http_import_downwards_only() {
+    let mut wrong = Vec::new();
+    let rank = |room: &str| HTTP_ORDER.iter().position(|known| *known == room);
+    for file in files_of("http") {
+        let place = file.strip_prefix(source().join("http")).unwrap();
+        let room = place.components().next().unwrap().as_os_str().to_str().unwrap();
+        let room = room.trim_end_matches(".rs");
+        if room == "mod" {
+            continue;
+        }
+        let own = rank(room).unwrap_or_else(|| panic!("http/{room} has no place in HTTP_ORDER"));
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = code_of(&text);
+        // Tests may drive the whole folder.
+        let code = code.split("#[cfg(test)]").next().unwrap_or(&code);
+        let depth = place.components().count() - usize::from(file.ends_with("mod.rs"));
+        for start in ["crate::http::".to_owned(), "super::".repeat(depth)] {
+            for path in paths_after(&start, code) {
+                if rank(first(&path)).is_some_and(|other| other > own) {
+                    wrong.push(format!("http/{}: {start}{path}", place.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "these imports go upwards:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_document_that_the_source_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut missing = Vec::new();
+    for file in files_of("") {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let is_path = |c: char| c.is_ascii_alphanumeric() || "/_-.".contains(c);
+        for word in text.split(|c: char| !is_path(c)).map(|word| word.trim_end_matches('.')) {
+            // A README of a checkpoint is no document of ours.
+            let named = word.ends_with(".md") && word != "README.md";
+            if named && !root.join(word).exists() {
+                missing.push(format!("{}: {word}", file.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "documents that do not exist:\n{}", missing.join("\n"));
+}
+
 fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }

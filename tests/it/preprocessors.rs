@@ -107,7 +107,10 @@ fn what_is_refused_is_named_with_its_value() {
             "size is {\"shortest_edge\":8}; accepted: a number",
         ),
         (serde_json::json!({"size": "8"}), "size is \"8\"; accepted: a number"),
-        (serde_json::json!({"size": 9}), "size is 9; accepted: 8, vision_config.image_size"),
+        (
+            serde_json::json!({"size": 9}),
+            "size is 9; accepted: 8 for both sides, as vision_config.image_size",
+        ),
         (
             serde_json::json!({"size": 8, "do_resize": "yes"}),
             "do_resize is \"yes\"; accepted: true or false",

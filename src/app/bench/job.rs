@@ -7,12 +7,12 @@ use anyhow::ensure;
 
 use super::inputs;
 use super::work::Work;
-use crate::engine::backend::{Backend, BackendError, GroupSpec, OnePassOutput, OnePassRow};
+use crate::engine::backend::{Backend, BackendError, GroupSpec, SinglePassOutput, SinglePassRow};
 use crate::model::BlipBackend;
 use crate::model::ops::Ops;
 use crate::task::{GenerationParams, ModelId, ModelInfo, Pixels, TokenIds, TowerId};
 
-type Memory<O> = <BlipBackend<O> as Backend>::Memory;
+type EncoderStates<O> = <BlipBackend<O> as Backend>::EncoderStates;
 
 /// One kind of work with its model and inputs.
 pub(super) struct Job {
@@ -55,7 +55,7 @@ impl Job {
     pub(super) fn prepare<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,
-    ) -> anyhow::Result<Vec<Memory<O>>> {
+    ) -> anyhow::Result<Vec<EncoderStates<O>>> {
         if self.work == Work::CaptionKnown { self.encode(backend) } else { Ok(Vec::new()) }
     }
 
@@ -64,7 +64,7 @@ impl Job {
     pub(super) fn run<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,
-        known: Vec<Memory<O>>,
+        known: Vec<EncoderStates<O>>,
     ) -> anyhow::Result<Duration> {
         let start = Instant::now();
         match self.work {
@@ -79,26 +79,32 @@ impl Job {
                 self.generate(backend, questions)?;
             }
             Work::Match => {
-                let pair = |(image, text)| OnePassRow::MatchPair { image, text };
+                let pair = |(image, text)| SinglePassRow::MatchPair { image, text };
                 let images = self.encode(backend)?;
-                self.score(backend, images.into_iter().zip(self.texts.clone()).map(pair))?;
+                self.run_single_pass(
+                    backend,
+                    images.into_iter().zip(self.texts.clone()).map(pair),
+                )?;
             }
             Work::EmbedImage => {
                 let images = self.encode(backend)?;
-                self.score(
+                self.run_single_pass(
                     backend,
-                    images.into_iter().map(|image| OnePassRow::EmbedImage { image }),
+                    images.into_iter().map(|image| SinglePassRow::EmbedImage { image }),
                 )?;
             }
             Work::EmbedText => {
-                let text = |text| OnePassRow::EmbedText { text };
-                self.score(backend, self.texts.iter().cloned().map(text))?;
+                let text = |text| SinglePassRow::EmbedText { text };
+                self.run_single_pass(backend, self.texts.iter().cloned().map(text))?;
             }
         }
         Ok(start.elapsed())
     }
 
-    fn encode<O: Ops>(&self, backend: &mut BlipBackend<O>) -> anyhow::Result<Vec<Memory<O>>> {
+    fn encode<O: Ops>(
+        &self,
+        backend: &mut BlipBackend<O>,
+    ) -> anyhow::Result<Vec<EncoderStates<O>>> {
         let pictures: Vec<&Pixels> = self.pictures.iter().collect();
         let images = backend.encode(self.tower, &pictures)?;
         if let Some(last) = images.last() {
@@ -107,24 +113,28 @@ impl Job {
         Ok(images)
     }
 
-    fn score<O: Ops>(
+    fn run_single_pass<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,
-        rows: impl Iterator<Item = OnePassRow<Memory<O>>>,
-    ) -> Result<Vec<OnePassOutput<Memory<O>>>, BackendError> {
-        backend.score(self.model, &rows.collect::<Vec<_>>())
+        rows: impl Iterator<Item = SinglePassRow<EncoderStates<O>>>,
+    ) -> Result<Vec<SinglePassOutput<EncoderStates<O>>>, BackendError> {
+        backend.run_single_pass(self.model, &rows.collect::<Vec<_>>())
     }
 
     /// Encodes images and questions; returns the encoder states of the questions.
-    fn questions<O: Ops>(&self, backend: &mut BlipBackend<O>) -> anyhow::Result<Vec<Memory<O>>> {
-        let ask = |(image, question)| OnePassRow::EncodeQuestion { image, question };
+    fn questions<O: Ops>(
+        &self,
+        backend: &mut BlipBackend<O>,
+    ) -> anyhow::Result<Vec<EncoderStates<O>>> {
+        let ask = |(image, question)| SinglePassRow::EncodeQuestion { image, question };
         let images = self.encode(backend)?;
-        let outputs = self.score(backend, images.into_iter().zip(self.texts.clone()).map(ask))?;
+        let outputs =
+            self.run_single_pass(backend, images.into_iter().zip(self.texts.clone()).map(ask))?;
         let states = outputs.into_iter().filter_map(|output| match output {
-            OnePassOutput::Memory(states) => Some(states),
-            OnePassOutput::Logprob(_)
-            | OnePassOutput::Probability(_)
-            | OnePassOutput::Embedding(_) => None,
+            SinglePassOutput::EncoderStates(states) => Some(states),
+            SinglePassOutput::Logprob(_)
+            | SinglePassOutput::Probability(_)
+            | SinglePassOutput::Embedding(_) => None,
         });
         let states: Vec<_> = states.collect();
         ensure!(states.len() == self.texts.len(), "the backend returned no states for a question");
@@ -135,7 +145,7 @@ impl Job {
     fn generate<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,
-        memories: Vec<Memory<O>>,
+        memories: Vec<EncoderStates<O>>,
     ) -> anyhow::Result<()> {
         let params = GenerationParams {
             min_new_tokens: self.tokens,

@@ -39,13 +39,13 @@ pub(super) struct Queue {
     /// Expected number of encodings that are scheduled before the call.
     pub(super) images: f64,
     /// True if rows without images of their own are queued or running. Then text has work left after these images.
-    pub(super) other_rows: bool,
+    pub(super) text_has_other_work: bool,
     /// True if other calls have images to encode, even if those come after the call's own.
-    pub(super) other_images: bool,
+    pub(super) vision_has_other_work: bool,
 }
 
 /// Cost model of the text stage, in tokens and units.
-struct TextModel {
+struct TextCostModel {
     cost: TextCost,
     /// Tokens that fit into one unit.
     unit_tokens: f64,
@@ -56,14 +56,14 @@ struct TextModel {
 }
 
 impl Estimates {
-    fn text(&self, settings: &EngineSettings) -> Option<TextModel> {
+    fn text(&self, settings: &EngineSettings) -> Option<TextCostModel> {
         let cost = TextCost { fixed: self.unit_fixed?, per_token: self.unit_per_token? };
         let row_units = self.row_units?.max(1.0);
         let row_tokens = self.row_tokens?.max(1.0) / row_units;
         let in_time = (cost.budget(settings.unit_time) - cost.fixed) / cost.per_token.max(1e-9);
         let in_rows = row_tokens * settings.max_batch_rows as f64;
         let most = in_rows.min(settings.max_batch_tokens as f64).max(row_tokens);
-        Some(TextModel {
+        Some(TextCostModel {
             cost,
             unit_tokens: in_time.clamp(row_tokens, most),
             row_tokens,
@@ -92,12 +92,13 @@ impl Estimates {
     pub(super) fn wait(&self, queue: &Queue, settings: &EngineSettings) -> Duration {
         let vision_share = f64::from(settings.vision_share_percent) / 100.0;
         let share = |shared: bool, share: f64| if shared { share } else { 1.0 };
-        let vision = self.vision_seconds(queue.images) / share(queue.other_rows, vision_share);
+        let vision =
+            self.vision_seconds(queue.images) / share(queue.text_has_other_work, vision_share);
         let rows = queue.rows as f64;
         let queued = self.text(settings).map_or(0.0, |text| text.queued_seconds(rows));
-        let text = queued / share(queue.other_images, 1.0 - vision_share);
+        let text = queued / share(queue.vision_has_other_work, 1.0 - vision_share);
         let wait = seconds(vision + text);
-        if queue.other_rows {
+        if queue.text_has_other_work {
             wait
         } else {
             wait.min(self.work(queue.rows, queue.images, settings))
@@ -112,13 +113,13 @@ impl Estimates {
         images: f64,
         settings: &EngineSettings,
     ) -> Duration {
-        let one_pass = |text: TextModel| TextModel { row_units: 1.0, ..text };
+        let one_pass = |text: TextCostModel| TextCostModel { row_units: 1.0, ..text };
         let text = self.text(settings).map_or(0.0, |text| one_pass(text).seconds(rows as f64));
         seconds(self.vision_seconds(images) + text)
     }
 }
 
-impl TextModel {
+impl TextCostModel {
     /// Units until each row has run once; at least one if there is any row.
     fn units(&self, rows: f64) -> f64 {
         (rows * self.row_tokens / self.unit_tokens).max(if rows > 0.0 { 1.0 } else { 0.0 })

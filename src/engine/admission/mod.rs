@@ -1,9 +1,9 @@
 //! Admission control: capacity in rows and bytes, reserved before any work is done. Nothing here waits; an overloaded
 //! engine sheds load with an error.
 //!
-//! The [`Ledger`] is one std mutex around a few numbers. It is held for nanoseconds and never across an await.
-//! Reservations are guards that release their capacity when dropped: a [`Room`] for what a call has reserved and not
-//! yet submitted, a [`Claim`] for each submitted task. `handle` creates rooms; tasks carry their claims to the worker.
+//! The [`AdmissionController`] is one std mutex around a few numbers. It is held for nanoseconds and never across an await.
+//! Reservations are guards that release their capacity when dropped: a [`CallReservation`] for what a call has reserved and not
+//! yet submitted, a [`TaskReservation`] for each submitted task. `handle` creates rooms; tasks carry their claims to the worker.
 //!
 //! The cost of an image is known only after the worker has looked it up in the feature cache. Until then it counts as a
 //! fraction of an encoding, the recent miss rate. After a hit (cached, or in flight for another task) it costs nothing,
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 pub use self::estimate::Estimates;
 use self::estimate::Queue;
-pub(crate) use self::room::{Claim, Room};
+pub(crate) use self::room::{CallReservation, TaskReservation};
 use super::ids::CallId;
 use super::sync::{Mutex, MutexGuard, Notify};
 use super::{EngineError, EngineSettings};
@@ -44,7 +44,7 @@ const RETRY_AFTER_SECONDS: (f64, f64) = (1.0, 30.0);
 
 /// Capacity in use by one call, one client, or all of them.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Taken {
+struct Usage {
     rows: usize,
     /// Images not yet looked up in the feature cache.
     images: usize,
@@ -56,11 +56,11 @@ struct Taken {
 /// Capacity that a client uses, in all and by call number (live calls only).
 #[derive(Debug, Default)]
 struct Client {
-    taken: Taken,
-    calls: HashMap<u64, Taken>,
+    taken: Usage,
+    calls: HashMap<u64, Usage>,
 }
 
-impl Taken {
+impl Usage {
     /// True if the worker has something to do for it. A call whose body is still being read uses bytes only.
     fn is_work(self) -> bool {
         self.rows + self.images + self.encodings > 0
@@ -89,20 +89,20 @@ impl Taken {
 ///
 /// Round robin serves clients in turn, then the calls of each client in turn. So of another call of the same client no
 /// more items go first than the call's own, and of another client no more than the rounds until the call's last item.
-fn before(book: &Book, call: CallId, own: (usize, usize)) -> (usize, Queue) {
+fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, Queue) {
     let mut queue = Queue::default();
-    let (mut calls, mut all) = (0, Taken::default());
+    let (mut calls, mut all) = (0, Usage::default());
     // Rounds that the call's own client needs until the call's last item.
     let (mut turns_rows, mut turns_images) = own;
-    let mut count = |taken: Taken, most: (usize, usize)| {
+    let mut count = |taken: Usage, most: (usize, usize)| {
         let encodings = taken.encodings.min(most.1);
         let unknown = taken.images.min(most.1 - encodings);
         let rows = taken.rows.min(most.0);
         queue.rows += rows;
-        queue.images += encodings as f64 + book.estimates.encodings(unknown);
+        queue.images += encodings as f64 + state.estimates.encodings(unknown);
         (rows, encodings + unknown)
     };
-    if let Some(client) = book.clients.get(&call.client) {
+    if let Some(client) = state.clients.get(&call.client) {
         for taken in client.calls.iter().filter(|&(&other, _)| other != call.number).map(|it| *it.1)
         {
             let (rows, images) = count(taken, own);
@@ -112,20 +112,20 @@ fn before(book: &Book, call: CallId, own: (usize, usize)) -> (usize, Queue) {
             all = all.plus(taken);
         }
     }
-    for client in book.clients.iter().filter(|&(&other, _)| other != call.client).map(|it| it.1) {
+    for client in state.clients.iter().filter(|&(&other, _)| other != call.client).map(|it| it.1) {
         count(client.taken, (turns_rows, turns_images));
         calls += usize::from(client.taken.is_work());
         all = all.plus(client.taken);
     }
-    let images = all.encodings as f64 + book.estimates.encodings(all.images);
-    queue.other_rows = all.rows as f64 > images;
-    queue.other_images = images > 0.0;
+    let images = all.encodings as f64 + state.estimates.encodings(all.images);
+    queue.text_has_other_work = all.rows as f64 > images;
+    queue.vision_has_other_work = images > 0.0;
     (calls, queue)
 }
 
 #[derive(Debug)]
-struct Book {
-    taken: Taken,
+struct State {
+    taken: Usage,
     /// Usage by client. Empty when nothing that was admitted remains.
     clients: HashMap<ClientId, Client>,
     next_call: u64,
@@ -134,17 +134,17 @@ struct Book {
 }
 
 /// The admission controller: who uses how much capacity. Shared by all handles, all rooms and the worker.
-pub(crate) struct Ledger {
-    book: Mutex<Book>,
+pub(crate) struct AdmissionController {
+    state: Mutex<State>,
     settings: EngineSettings,
     metrics: Arc<Metrics>,
     /// Notified when the last room is released.
     emptied: Notify,
 }
 
-impl std::fmt::Debug for Ledger {
+impl std::fmt::Debug for AdmissionController {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ledger").field("book", &self.book).finish_non_exhaustive()
+        f.debug_struct("Ledger").field("book", &self.state).finish_non_exhaustive()
     }
 }
 
@@ -168,21 +168,21 @@ impl Refusal {
     }
 }
 
-impl Ledger {
+impl AdmissionController {
     pub(crate) fn new(settings: &EngineSettings, metrics: Arc<Metrics>) -> Arc<Self> {
         metrics.queue_capacity.set(settings.capacity_rows.try_into().unwrap_or(i64::MAX));
         for refusal in Refusal::ALL {
             metrics.queue_rejected_total.with_label_values(&[refusal.label()]).inc_by(0);
         }
-        let book = Book {
-            taken: Taken::default(),
+        let state = State {
+            taken: Usage::default(),
             clients: HashMap::new(),
             next_call: 0,
             draining: false,
             estimates: Estimates::default(),
         };
         Arc::new(Self {
-            book: Mutex::new(book),
+            state: Mutex::new(state),
             settings: settings.clone(),
             metrics,
             emptied: Notify::new(),
@@ -199,76 +199,76 @@ impl Ledger {
         bytes: u64,
         deadline: Instant,
         now: Instant,
-    ) -> Result<Room, EngineError> {
-        let mut book = self.book();
-        if book.draining {
+    ) -> Result<CallReservation, EngineError> {
+        let mut state = self.state();
+        if state.draining {
             return Err(self.refuse(Refusal::Draining, EngineError::ShuttingDown));
         }
-        let call = CallId { client, number: book.next_call };
+        let call = CallId { client, number: state.next_call };
         // What the call needs is known later; it needs at least one row.
-        self.check_wait(&book, call, (1, 0), deadline.saturating_duration_since(now))?;
-        self.check_room(&book, client, Taken { rows: 1, bytes, ..Taken::default() })?;
-        book.next_call += 1;
-        self.add(&mut book, call, Taken::default());
-        drop(book);
-        Ok(Room::new(Arc::clone(self), call))
+        self.check_wait(&state, call, (1, 0), deadline.saturating_duration_since(now))?;
+        self.check_room(&state, client, Usage { rows: 1, bytes, ..Usage::default() })?;
+        state.next_call += 1;
+        self.add(&mut state, call, Usage::default());
+        drop(state);
+        Ok(CallReservation::new(Arc::clone(self), call))
     }
 
     /// Raises a call's reservation from `held` to `rows` and `images`. Returns what was added.
-    fn raise(
+    fn reserve_more(
         &self,
-        (call, held): (CallId, Taken),
+        (call, held): (CallId, Usage),
         rows: usize,
         images: usize,
         left: Duration,
-    ) -> Result<Taken, EngineError> {
+    ) -> Result<Usage, EngineError> {
         let capacity = self.settings.capacity_rows;
         if rows > capacity {
             let error = EngineError::TooManyRows { rows, capacity };
             return Err(self.refuse(Refusal::Full, error));
         }
-        let mut book = self.book();
-        self.check_wait(&book, call, (rows, images), left)?;
-        let more = Taken {
+        let mut state = self.state();
+        self.check_wait(&state, call, (rows, images), left)?;
+        let more = Usage {
             rows: rows.saturating_sub(held.rows),
             images: images.saturating_sub(held.images),
-            ..Taken::default()
+            ..Usage::default()
         };
-        self.check_room(&book, call.client, more)?;
-        self.add(&mut book, call, more);
+        self.check_room(&state, call.client, more)?;
+        self.add(&mut state, call, more);
         Ok(more)
     }
 
     /// Reserves `bytes` more for a call.
-    fn raise_bytes(&self, call: CallId, bytes: u64) -> Result<(), EngineError> {
-        let mut book = self.book();
-        let more = Taken { bytes, ..Taken::default() };
-        self.check_room(&book, call.client, more)?;
-        self.add(&mut book, call, more);
+    fn reserve_more_bytes(&self, call: CallId, bytes: u64) -> Result<(), EngineError> {
+        let mut state = self.state();
+        let more = Usage { bytes, ..Usage::default() };
+        self.check_room(&state, call.client, more)?;
+        self.add(&mut state, call, more);
         Ok(())
     }
 
     /// Updates the estimates with what the worker has measured.
     pub(crate) fn publish(&self, estimates: Estimates) {
-        self.book().estimates = estimates;
+        self.state().estimates = estimates;
     }
 
     pub(crate) fn estimates(&self) -> Estimates {
-        self.book().estimates
+        self.state().estimates
     }
 
     /// Starts draining: from now on no call is admitted.
     pub(crate) fn drain(&self) {
-        self.book().draining = true;
+        self.state().draining = true;
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.book().draining
+        self.state().draining
     }
 
     /// Rows in use.
     pub(crate) fn rows(&self) -> usize {
-        self.book().taken.rows
+        self.state().taken.rows
     }
 
     /// Resolves when all rooms have been released.
@@ -276,7 +276,7 @@ impl Ledger {
         loop {
             // Registered before the check, so that no notification is missed in between.
             let emptied = self.emptied.notified();
-            if self.book().clients.is_empty() {
+            if self.state().clients.is_empty() {
                 return;
             }
             emptied.await;
@@ -285,21 +285,21 @@ impl Ledger {
 
     /// Value for `Retry-After`: the estimated time until all current work is done.
     pub(crate) fn retry_after(&self) -> Duration {
-        let book = self.book();
-        self.retry(&book)
+        let state = self.state();
+        self.retry(&state)
     }
 
-    fn retry(&self, book: &Book) -> Duration {
-        let Taken { rows, images, encodings, .. } = book.taken;
-        let images = book.estimates.encodings(images) + encodings as f64;
-        retry_after(book.estimates.work(rows, images, &self.settings))
+    fn retry(&self, state: &State) -> Duration {
+        let Usage { rows, images, encodings, .. } = state.taken;
+        let images = state.estimates.encodings(images) + encodings as f64;
+        retry_after(state.estimates.work(rows, images, &self.settings))
     }
 
     /// Rejects `own` rows and images of `call` if they would take or wait too long. With round robin a large call
     /// delays a single one by one turn only, and so does a client with many calls.
     fn check_wait(
         &self,
-        book: &Book,
+        state: &State,
         call: CallId,
         own: (usize, usize),
         left: Duration,
@@ -307,15 +307,15 @@ impl Ledger {
         if left.is_zero() {
             return Err(self.refuse(Refusal::Deadline, EngineError::DeadlineExceeded));
         }
-        let (calls, queue) = before(book, call, own);
+        let (calls, queue) = queue_ahead_of(state, call, own);
         let small = own.0 <= SMALL.0 && own.1 <= SMALL.1;
-        if calls == 0 && (small || book.estimates.stale) {
+        if calls == 0 && (small || state.estimates.stale) {
             return Ok(());
         }
         // No image is queued, so encoding this one renews the estimate of what an image costs.
         let probe = small && queue.images == 0.0;
-        let images = if probe { 0.0 } else { book.estimates.encodings(own.1) };
-        let estimate = book.estimates.least_service(own.0, images, &self.settings);
+        let images = if probe { 0.0 } else { state.estimates.encodings(own.1) };
+        let estimate = state.estimates.least_service(own.0, images, &self.settings);
         if estimate > left {
             // A small call cannot be split. After a stall the estimate is too high for a while, so retrying helps.
             let error = if small {
@@ -325,7 +325,7 @@ impl Ledger {
             };
             return Err(self.refuse(Refusal::Deadline, error));
         }
-        let wait = book.estimates.wait(&queue, &self.settings).mul_f64(SLIPPAGE);
+        let wait = state.estimates.wait(&queue, &self.settings).mul_f64(SLIPPAGE);
         self.check_time(wait, estimate, left)
     }
 
@@ -346,16 +346,16 @@ impl Ledger {
         Ok(())
     }
 
-    fn check_room(&self, book: &Book, client: ClientId, more: Taken) -> Result<(), EngineError> {
-        let holder = book.clients.get(&client);
+    fn check_room(&self, state: &State, client: ClientId, more: Usage) -> Result<(), EngineError> {
+        let holder = state.clients.get(&client);
         let own = holder.map(|client| client.taken).unwrap_or_default();
-        let clients = book.clients.len() + usize::from(holder.is_none());
+        let clients = state.clients.len() + usize::from(holder.is_none());
         let fit = |capacity, taken, own, more| fairness::fits(capacity, taken, own, clients, more);
-        let (all, rows) = (&book.taken, |taken: &Taken| taken.rows as u64);
+        let (all, rows) = (&state.taken, |taken: &Usage| taken.rows as u64);
         if !fit(self.settings.capacity_rows as u64, rows(all), rows(&own), rows(&more))
             || !fit(self.settings.capacity_bytes, all.bytes, own.bytes, more.bytes)
         {
-            let overloaded = EngineError::Overloaded { retry_after: self.retry(book) };
+            let overloaded = EngineError::Overloaded { retry_after: self.retry(state) };
             return Err(self.refuse(Refusal::Full, overloaded));
         }
         Ok(())
@@ -366,57 +366,57 @@ impl Ledger {
         error
     }
 
-    fn add(&self, book: &mut Book, call: CallId, more: Taken) {
-        book.taken = book.taken.plus(more);
-        let client = book.clients.entry(call.client).or_default();
+    fn add(&self, state: &mut State, call: CallId, more: Usage) {
+        state.taken = state.taken.plus(more);
+        let client = state.clients.entry(call.client).or_default();
         client.taken = client.taken.plus(more);
         let held = client.calls.entry(call.number).or_default();
         *held = held.plus(more);
-        self.show(book);
+        self.update_gauges(state);
     }
 
     /// Adds to an admitted call's usage without any check.
-    fn take(&self, call: CallId, more: Taken) {
-        let mut book = self.book();
-        self.add(&mut book, call, more);
+    fn take(&self, call: CallId, more: Usage) {
+        let mut state = self.state();
+        self.add(&mut state, call, more);
     }
 
-    fn give_back(&self, call: CallId, less: Taken) {
-        let mut book = self.book();
-        book.taken = book.taken.minus(less);
-        if let Some(client) = book.clients.get_mut(&call.client) {
+    fn give_back(&self, call: CallId, less: Usage) {
+        let mut state = self.state();
+        state.taken = state.taken.minus(less);
+        if let Some(client) = state.clients.get_mut(&call.client) {
             client.taken = client.taken.minus(less);
             if let Some(held) = client.calls.get_mut(&call.number) {
                 *held = held.minus(less);
             }
         }
-        self.show(&book);
+        self.update_gauges(&state);
     }
 
     /// Ends a call and releases its remaining reservation. Its tasks have ended before.
-    fn end_call(&self, call: CallId, rest: Taken) {
+    fn end_call(&self, call: CallId, rest: Usage) {
         self.give_back(call, rest);
-        let mut book = self.book();
-        if let Some(client) = book.clients.get_mut(&call.client) {
+        let mut state = self.state();
+        if let Some(client) = state.clients.get_mut(&call.client) {
             client.calls.remove(&call.number);
             if client.calls.is_empty() {
-                book.clients.remove(&call.client);
+                state.clients.remove(&call.client);
             }
         }
-        if book.clients.is_empty() {
+        if state.clients.is_empty() {
             self.emptied.notify_waiters();
         }
     }
 
     /// Updates the gauges. Called under the lock, so that the last writer shows the last state.
-    fn show(&self, book: &Book) {
-        self.metrics.queue_rows.set(book.taken.rows.try_into().unwrap_or(i64::MAX));
-        self.metrics.queue_bytes.set(book.taken.bytes.try_into().unwrap_or(i64::MAX));
+    fn update_gauges(&self, state: &State) {
+        self.metrics.queue_rows.set(state.taken.rows.try_into().unwrap_or(i64::MAX));
+        self.metrics.queue_bytes.set(state.taken.bytes.try_into().unwrap_or(i64::MAX));
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
+    fn state(&self) -> MutexGuard<'_, State> {
         // No instruction that could panic leaves the numbers inconsistent.
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

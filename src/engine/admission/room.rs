@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::{Ledger, Taken};
+use super::{AdmissionController, Usage};
 use crate::engine::EngineError;
 use crate::engine::ids::CallId;
 use crate::engine::sync::{Mutex, MutexGuard};
@@ -12,11 +12,11 @@ use crate::engine::sync::{Mutex, MutexGuard};
 /// [`Admission`](crate::engine::Admission) and the claims of its tasks share it; its bytes are released with the last
 /// of them.
 #[derive(Debug, Clone)]
-pub(crate) struct Room(Arc<Inner>);
+pub(crate) struct CallReservation(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    ledger: Arc<Ledger>,
+    admission: Arc<AdmissionController>,
     call: CallId,
     held: Mutex<Held>,
 }
@@ -24,15 +24,15 @@ struct Inner {
 #[derive(Debug)]
 struct Held {
     /// All that was ever reserved, to compute what a further reservation adds.
-    reserved: Taken,
+    reserved: Usage,
     /// Reserved and not yet submitted.
-    rest: Taken,
+    rest: Usage,
 }
 
 /// Reservation of one submitted task: its rows and images. Its rows are released when the task ends.
 #[derive(Debug)]
-pub(crate) struct Claim {
-    room: Room,
+pub(crate) struct TaskReservation {
+    room: CallReservation,
     rows: usize,
     /// Images not yet looked up in the feature cache.
     images: usize,
@@ -40,10 +40,10 @@ pub(crate) struct Claim {
     encodings: usize,
 }
 
-impl Room {
-    pub(super) fn new(ledger: Arc<Ledger>, call: CallId) -> Self {
-        let held = Mutex::new(Held { reserved: Taken::default(), rest: Taken::default() });
-        Self(Arc::new(Inner { ledger, call, held }))
+impl CallReservation {
+    pub(super) fn new(admission: Arc<AdmissionController>, call: CallId) -> Self {
+        let held = Mutex::new(Held { reserved: Usage::default(), rest: Usage::default() });
+        Self(Arc::new(Inner { admission, call, held }))
     }
 
     pub(crate) fn call(&self) -> CallId {
@@ -58,7 +58,8 @@ impl Room {
         left: Duration,
     ) -> Result<(), EngineError> {
         let mut held = self.held();
-        let more = self.0.ledger.raise((self.0.call, held.reserved), rows, images, left)?;
+        let more =
+            self.0.admission.reserve_more((self.0.call, held.reserved), rows, images, left)?;
         held.reserved = held.reserved.plus(more);
         held.rest = held.rest.plus(more);
         Ok(())
@@ -66,13 +67,13 @@ impl Room {
 
     /// Rejects a call that would wait for `wait` on something else. `left` is the time until the deadline.
     pub(crate) fn check_wait(&self, wait: Duration, left: Duration) -> Result<(), EngineError> {
-        self.0.ledger.check_time(wait, Duration::ZERO, left)
+        self.0.admission.check_time(wait, Duration::ZERO, left)
     }
 
     /// Reserves `bytes` more for this call.
     pub(crate) fn reserve_bytes(&self, bytes: u64) -> Result<(), EngineError> {
         let mut held = self.held();
-        self.0.ledger.raise_bytes(self.0.call, bytes)?;
+        self.0.admission.reserve_more_bytes(self.0.call, bytes)?;
         held.rest.bytes += bytes;
         Ok(())
     }
@@ -81,7 +82,7 @@ impl Room {
     ///
     /// # Errors
     /// `TooManyRows` when the call has fewer rows left.
-    pub(crate) fn claim(&self, rows: usize, images: usize) -> Result<Claim, EngineError> {
+    pub(crate) fn claim(&self, rows: usize, images: usize) -> Result<TaskReservation, EngineError> {
         let mut held = self.held();
         if rows > held.rest.rows {
             return Err(EngineError::TooManyRows { rows, capacity: held.rest.rows });
@@ -90,7 +91,7 @@ impl Room {
         held.rest.rows -= rows;
         held.rest.images -= images;
         drop(held);
-        Ok(Claim { room: self.clone(), rows, images, encodings: 0 })
+        Ok(TaskReservation { room: self.clone(), rows, images, encodings: 0 })
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -101,49 +102,49 @@ impl Room {
 impl Drop for Inner {
     fn drop(&mut self) {
         let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.ledger.end_call(self.call, held.rest);
+        self.admission.end_call(self.call, held.rest);
     }
 }
 
-impl Claim {
+impl TaskReservation {
     pub(crate) fn call(&self) -> CallId {
         self.room.call()
     }
 
     /// Cache hit, or the image is in flight for another task: it costs this task nothing. If that other task leaves,
     /// its encoding continues uncounted.
-    pub(crate) fn image_found(&mut self) {
+    pub(crate) fn record_cache_hit(&mut self) {
         if self.images > 0 {
             self.images -= 1;
-            let image = Taken { images: 1, ..Taken::default() };
-            self.room.0.ledger.give_back(self.room.0.call, image);
+            let image = Usage { images: 1, ..Usage::default() };
+            self.room.0.admission.give_back(self.room.0.call, image);
         }
     }
 
     /// Cache miss: the image will be encoded for this task.
-    pub(crate) fn image_missed(&mut self) {
+    pub(crate) fn record_cache_miss(&mut self) {
         if self.images > 0 {
-            self.image_found();
+            self.record_cache_hit();
             self.encodings += 1;
-            let encoding = Taken { encodings: 1, ..Taken::default() };
-            self.room.0.ledger.take(self.room.0.call, encoding);
+            let encoding = Usage { encodings: 1, ..Usage::default() };
+            self.room.0.admission.take(self.room.0.call, encoding);
         }
     }
 
     /// The encoding of an image for this task is complete.
-    pub(crate) fn image_encoded(&mut self) {
+    pub(crate) fn record_encoded(&mut self) {
         if self.encodings > 0 {
             self.encodings -= 1;
-            let encoding = Taken { encodings: 1, ..Taken::default() };
-            self.room.0.ledger.give_back(self.room.0.call, encoding);
+            let encoding = Usage { encodings: 1, ..Usage::default() };
+            self.room.0.admission.give_back(self.room.0.call, encoding);
         }
     }
 }
 
-impl Drop for Claim {
+impl Drop for TaskReservation {
     fn drop(&mut self) {
         let Self { rows, images, encodings, .. } = *self;
-        let taken = Taken { rows, images, encodings, bytes: 0 };
-        self.room.0.ledger.give_back(self.room.0.call, taken);
+        let taken = Usage { rows, images, encodings, bytes: 0 };
+        self.room.0.admission.give_back(self.room.0.call, taken);
     }
 }

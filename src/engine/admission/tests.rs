@@ -3,9 +3,9 @@
 use super::*;
 use crate::telemetry::metrics::Metrics;
 
-fn ledger(settings: &EngineSettings) -> (Arc<Ledger>, Arc<Metrics>, Instant) {
+fn admission(settings: &EngineSettings) -> (Arc<AdmissionController>, Arc<Metrics>, Instant) {
     let metrics = Arc::new(Metrics::try_new().unwrap());
-    (Ledger::new(settings, Arc::clone(&metrics)), metrics, Instant::now())
+    (AdmissionController::new(settings, Arc::clone(&metrics)), metrics, Instant::now())
 }
 
 fn small() -> EngineSettings {
@@ -21,8 +21,8 @@ const SOON: Duration = Duration::from_secs(30);
 
 #[test]
 fn room_is_given_back_when_call_and_tasks_are_gone() {
-    let (ledger, metrics, now) = ledger(&small());
-    let room = ledger.admit(ClientId::default(), 400, now + SOON, now).unwrap();
+    let (admission, metrics, now) = admission(&small());
+    let room = admission.admit(ClientId::default(), 400, now + SOON, now).unwrap();
     assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (0, 0), "nothing came yet");
     room.reserve(6, 2, SOON).unwrap();
     room.reserve_bytes(500).unwrap();
@@ -32,38 +32,38 @@ fn room_is_given_back_when_call_and_tasks_are_gone() {
     assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (6, 500));
     drop(claim);
     assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (0, 0));
-    assert_eq!(ledger.book().taken, Taken::default());
+    assert_eq!(admission.state().taken, Usage::default());
 }
 
 #[test]
 fn a_finished_task_frees_its_rows_before_its_call_ends() {
-    let (ledger, metrics, now) = ledger(&small());
-    let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let (admission, metrics, now) = admission(&small());
+    let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     room.reserve(6, 0, SOON).unwrap();
     drop(room.claim(4, 0).unwrap());
     assert_eq!(metrics.queue_rows.get(), 2);
     assert!(matches!(room.claim(3, 0), Err(EngineError::TooManyRows { rows: 3, capacity: 2 })));
     drop(room);
-    assert_eq!(ledger.rows(), 0);
+    assert_eq!(admission.rows(), 0);
 }
 
 #[test]
 fn a_full_ledger_refuses_and_takes_nothing() {
-    let (ledger, metrics, now) = ledger(&small());
-    let first = ledger.admit(ClientId::default(), 900, now + SOON, now).unwrap();
+    let (admission, metrics, now) = admission(&small());
+    let first = admission.admit(ClientId::default(), 900, now + SOON, now).unwrap();
     first.reserve_bytes(900).unwrap();
     let overloaded = EngineError::Overloaded { retry_after: Duration::from_secs(1) };
-    assert_eq!(ledger.admit(ClientId::default(), 101, now + SOON, now).unwrap_err(), overloaded);
+    assert_eq!(admission.admit(ClientId::default(), 101, now + SOON, now).unwrap_err(), overloaded);
     first.reserve(9, 0, SOON).unwrap();
-    let second = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let second = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert_eq!(second.reserve(2, 0, SOON).unwrap_err(), overloaded);
     second.reserve(1, 0, SOON).unwrap();
-    assert_eq!(ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap_err(), overloaded);
+    assert_eq!(admission.admit(ClientId::default(), 0, now + SOON, now).unwrap_err(), overloaded);
     assert_eq!(
         second.reserve(11, 0, SOON).unwrap_err(),
         EngineError::TooManyRows { rows: 11, capacity: 10 }
     );
-    assert_eq!(ledger.rows(), 10);
+    assert_eq!(admission.rows(), 10);
     assert_eq!(metrics.queue_rejected_total.with_label_values(&["full"]).get(), 4);
 }
 
@@ -80,17 +80,17 @@ fn measured() -> Estimates {
 
 #[test]
 fn a_long_wait_is_refused_with_the_time_the_queue_needs() {
-    let (ledger, _, now) = ledger(&small());
-    ledger.publish(measured());
+    let (admission, _, now) = admission(&small());
+    admission.publish(measured());
     let room = || {
-        let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+        let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
         room.reserve(1, 1, SOON).unwrap();
         room
     };
-    let mut rooms: Vec<Room> = (0..3).map(|_| room()).collect();
+    let mut rooms: Vec<CallReservation> = (0..3).map(|_| room()).collect();
     // Three images of a second each are queued before the newcomer's. With the safety factor that exceeds the three
     // seconds that it may wait.
-    let newcomer = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let newcomer = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = newcomer.reserve(1, 1, SOON).unwrap_err();
     assert_eq!(refused, EngineError::Overloaded { retry_after: Duration::from_secs(5) });
     rooms.pop();
@@ -99,26 +99,26 @@ fn a_long_wait_is_refused_with_the_time_the_queue_needs() {
 
 #[test]
 fn a_large_call_delays_a_single_one_by_one_turn_only() {
-    let (ledger, _, now) = ledger(&small());
-    ledger.publish(measured());
-    let large = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let (admission, _, now) = admission(&small());
+    admission.publish(measured());
+    let large = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     large.reserve(8, 8, SOON).unwrap();
-    let single = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let single = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(single.reserve(1, 1, SOON).is_ok());
     // Another large call would wait for eight turns.
     let refused = single.reserve(8, 8, SOON).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
     let mut claim = large.claim(8, 8).unwrap();
-    (0..8).for_each(|_| claim.image_found());
+    (0..8).for_each(|_| claim.record_cache_hit());
     drop(claim);
     assert!(single.reserve(8, 8, SOON).is_ok());
 }
 
 #[test]
 fn a_call_that_an_idle_server_cannot_finish_is_not_retryable() {
-    let (ledger, metrics, now) = ledger(&small());
-    ledger.publish(measured());
-    let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let (admission, metrics, now) = admission(&small());
+    admission.publish(measured());
+    let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = room.reserve(8, 8, Duration::from_secs(5)).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused:?}");
     assert!(room.reserve(8, 2, Duration::from_secs(5)).is_ok());
@@ -129,13 +129,13 @@ fn a_call_that_an_idle_server_cannot_finish_is_not_retryable() {
 
 #[test]
 fn a_wait_beyond_the_deadline_is_refused_though_short() {
-    let (ledger, metrics, now) = ledger(&small());
-    ledger.publish(measured());
-    let first = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let (admission, metrics, now) = admission(&small());
+    admission.publish(measured());
+    let first = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     first.reserve(2, 2, SOON).unwrap();
-    let second = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let second = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     second.reserve(1, 1, SOON).unwrap();
-    let third = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let third = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = third.reserve(1, 1, Duration::from_millis(2500)).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }));
     assert_eq!(metrics.queue_rejected_total.with_label_values(&["deadline"]).get(), 1);
@@ -143,16 +143,16 @@ fn a_wait_beyond_the_deadline_is_refused_though_short() {
 
 #[test]
 fn calls_whose_bodies_do_not_come_hold_nothing_and_stand_before_nobody() {
-    let (ledger, metrics, now) = ledger(&small());
-    ledger.publish(measured());
-    let silent: Vec<Room> =
-        (0..100).map(|_| ledger.admit(ClientId(1), 1000, now + SOON, now).unwrap()).collect();
+    let (admission, metrics, now) = admission(&small());
+    admission.publish(measured());
+    let silent: Vec<CallReservation> =
+        (0..100).map(|_| admission.admit(ClientId(1), 1000, now + SOON, now).unwrap()).collect();
     for room in &silent {
         room.reserve_bytes(1).unwrap();
     }
     assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (0, 100));
     for client in [ClientId(1), ClientId(2)] {
-        let room = ledger.admit(client, 800, now + SOON, now).unwrap();
+        let room = admission.admit(client, 800, now + SOON, now).unwrap();
         room.reserve_bytes(800).unwrap();
         room.reserve(10, 1, SOON).unwrap();
     }
@@ -160,29 +160,29 @@ fn calls_whose_bodies_do_not_come_hold_nothing_and_stand_before_nobody() {
 
 #[test]
 fn a_client_with_many_calls_delays_another_by_one_turn_and_itself_by_all() {
-    let (ledger, _, now) = ledger(&EngineSettings { capacity_rows: 100, ..small() });
-    ledger.publish(measured());
-    let _rooms: Vec<Room> = (0..8)
+    let (admission, _, now) = admission(&EngineSettings { capacity_rows: 100, ..small() });
+    admission.publish(measured());
+    let _rooms: Vec<CallReservation> = (0..8)
         .filter_map(|_| {
-            let room = ledger.admit(ClientId(1), 0, now + SOON, now).unwrap();
+            let room = admission.admit(ClientId(1), 0, now + SOON, now).unwrap();
             room.reserve(1, 1, SOON).is_ok().then_some(room)
         })
         .collect();
-    let own = ledger.admit(ClientId(1), 0, now + SOON, now).unwrap();
+    let own = admission.admit(ClientId(1), 0, now + SOON, now).unwrap();
     assert!(matches!(own.reserve(1, 1, SOON), Err(EngineError::Overloaded { .. })));
-    let other = ledger.admit(ClientId(2), 0, now + SOON, now).unwrap();
+    let other = admission.admit(ClientId(2), 0, now + SOON, now).unwrap();
     assert!(other.reserve(1, 1, SOON).is_ok());
 }
 
 #[test]
 fn a_client_that_has_taken_everything_leaves_a_part_to_others() {
-    let (ledger, _, now) = ledger(&small());
-    let all = ledger.admit(ClientId(1), 0, now + SOON, now).unwrap();
+    let (admission, _, now) = admission(&small());
+    let all = admission.admit(ClientId(1), 0, now + SOON, now).unwrap();
     all.reserve(10, 0, SOON).unwrap();
     all.reserve_bytes(1000).unwrap();
-    let own = ledger.admit(ClientId(1), 0, now + SOON, now);
+    let own = admission.admit(ClientId(1), 0, now + SOON, now);
     assert!(matches!(own, Err(EngineError::Overloaded { .. })));
-    let other = ledger.admit(ClientId(2), 250, now + SOON, now).unwrap();
+    let other = admission.admit(ClientId(2), 250, now + SOON, now).unwrap();
     other.reserve(2, 0, SOON).unwrap();
     other.reserve_bytes(250).unwrap();
     assert!(other.reserve(3, 0, SOON).is_err() && other.reserve_bytes(1).is_err());
@@ -198,12 +198,13 @@ fn a_stage_that_others_keep_at_work_slows_the_other_one_down() {
     let settings = EngineSettings::default();
     let wait = |queue: Queue| measured().wait(&queue, &settings).as_secs_f64();
     // Two images of a second each with their two rows; no other work.
-    let images = || Queue { rows: 2, images: 2.0, other_images: true, ..Queue::default() };
+    let images = || Queue { rows: 2, images: 2.0, vision_has_other_work: true, ..Queue::default() };
     assert!(wait(images()) < 3.5, "{}", wait(images()));
     // Next to rows that go on regardless of the images, the images get half of the worker.
-    assert!(wait(Queue { other_rows: true, ..images() }) >= 4.0);
+    assert!(wait(Queue { text_has_other_work: true, ..images() }) >= 4.0);
     // More rows than fit one unit: alone, and next to images that are not ahead of the call.
-    let (alone, beside) = (rows(10), Queue { other_rows: true, other_images: true, ..rows(10) });
+    let (alone, beside) =
+        (rows(10), Queue { text_has_other_work: true, vision_has_other_work: true, ..rows(10) });
     let (alone, beside) = (wait(alone), wait(beside));
     assert!((beside - 2.0 * alone).abs() < 1e-6, "{alone} {beside}");
 }
@@ -220,11 +221,11 @@ fn rows_that_share_units_do_not_wait_for_each_other() {
 
 #[test]
 fn draining_admits_nothing_but_lets_admitted_calls_go_on() {
-    let (ledger, metrics, now) = ledger(&small());
-    let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
-    ledger.drain();
+    let (admission, metrics, now) = admission(&small());
+    let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    admission.drain();
     assert_eq!(
-        ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap_err(),
+        admission.admit(ClientId::default(), 0, now + SOON, now).unwrap_err(),
         EngineError::ShuttingDown
     );
     assert!(room.reserve(3, 0, SOON).is_ok());
@@ -238,66 +239,71 @@ fn spoilt() -> Estimates {
 
 #[test]
 fn an_idle_engine_lets_a_small_call_through_whatever_was_measured() {
-    let (ledger, _, now) = ledger(&small());
-    ledger.publish(Estimates { unit_fixed: Some(1000.0), ..spoilt() });
-    let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let (admission, _, now) = admission(&small());
+    admission.publish(Estimates { unit_fixed: Some(1000.0), ..spoilt() });
+    let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(room.reserve(8, 1, SOON).is_ok());
     // Not `TooLargeForDeadline`: a call of one row cannot be split, and the estimate may soon be right again.
-    let refused = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap_err();
+    let refused = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
     drop(room);
     assert!(
-        ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap().reserve(1, 1, SOON).is_ok()
+        admission
+            .admit(ClientId::default(), 0, now + SOON, now)
+            .unwrap()
+            .reserve(1, 1, SOON)
+            .is_ok()
     );
 }
 
 #[test]
 fn one_image_passes_beside_texts_so_that_its_cost_is_learnt_anew() {
-    let (ledger, _, now) = ledger(&small());
-    ledger.publish(spoilt());
-    let text = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
-    let image = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let (admission, _, now) = admission(&small());
+    admission.publish(spoilt());
+    let text = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let image = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(image.reserve(1, 1, SOON).is_ok());
-    let second = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let second = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(second.reserve(1, 1, SOON).is_err());
     drop(text);
 }
 
 #[test]
 fn stale_estimates_do_not_refuse_a_large_call_on_an_idle_engine() {
-    let (ledger, _, now) = ledger(&small());
-    ledger.publish(spoilt());
-    let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let (admission, _, now) = admission(&small());
+    admission.publish(spoilt());
+    let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = room.reserve(4, 4, SOON).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
-    ledger.publish(Estimates { stale: true, ..spoilt() });
+    admission.publish(Estimates { stale: true, ..spoilt() });
     assert!(room.reserve(4, 4, SOON).is_ok());
 }
 
 #[test]
 fn a_text_call_does_not_wait_for_images() {
-    let (ledger, _, now) = ledger(&small());
-    ledger.publish(measured());
-    let rooms: Vec<Room> = (0..3)
+    let (admission, _, now) = admission(&small());
+    admission.publish(measured());
+    let rooms: Vec<CallReservation> = (0..3)
         .map(|_| {
-            let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+            let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
             room.reserve(1, 1, SOON).unwrap();
             room
         })
         .collect();
     // A deadline shorter than the time of one image.
-    let text = ledger.admit(ClientId::default(), 0, now + Duration::from_millis(500), now).unwrap();
+    let text =
+        admission.admit(ClientId::default(), 0, now + Duration::from_millis(500), now).unwrap();
     assert!(text.reserve(1, 0, Duration::from_millis(500)).is_ok());
     drop(rooms);
 }
 
 #[test]
 fn a_call_that_alone_exceeds_its_deadline_is_too_large_however_long_the_queue() {
-    let (ledger, _, now) = ledger(&small());
-    ledger.publish(measured());
-    let first = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let (admission, _, now) = admission(&small());
+    admission.publish(measured());
+    let first = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     first.reserve(4, 4, SOON).unwrap();
-    let second = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let second = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = second.reserve(4, 4, Duration::from_secs(2)).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
     let refused = second.reserve(4, 4, SOON).unwrap_err();
@@ -309,50 +315,50 @@ fn images_count_as_what_such_images_have_needed_of_late() {
     // A second of encoding is queued before ten calls that can run next to it.
     let max_queue_wait = Duration::from_secs(10);
     let settings = EngineSettings { max_queue_wait, ..EngineSettings::default() };
-    let (ledger, _, now) = ledger(&settings);
+    let (admission, _, now) = admission(&settings);
     let estimates = Estimates { unit_per_token: Some(0.001), ..measured() };
-    ledger.publish(Estimates { image_misses: Some(0.0), ..estimates });
-    let new = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    admission.publish(Estimates { image_misses: Some(0.0), ..estimates });
+    let new = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     new.reserve(1, 1, SOON).unwrap();
     let mut encoding = new.claim(1, 1).unwrap();
-    encoding.image_missed();
-    let cached: Vec<Room> = (0..10)
+    encoding.record_cache_miss();
+    let cached: Vec<CallReservation> = (0..10)
         .map(|_| {
-            let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+            let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
             room.reserve(1, 1, SOON).unwrap();
             room
         })
         .collect();
     drop((cached, encoding));
     // 64 images that are probably cached are not too large, but 64 others would be.
-    let many = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let many = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(many.reserve(64, 64, SOON).is_ok());
-    ledger.publish(Estimates { image_misses: Some(1.0), ..estimates });
+    admission.publish(Estimates { image_misses: Some(1.0), ..estimates });
     let refused = many.reserve(64, 64, SOON).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
 }
 
 #[test]
 fn an_image_looked_up_in_vain_counts_in_full_until_it_is_encoded() {
-    let (ledger, _, now) = ledger(&small());
-    ledger.publish(Estimates { image_misses: Some(0.0), ..measured() });
-    let mut claims: Vec<Claim> = (0..3)
+    let (admission, _, now) = admission(&small());
+    admission.publish(Estimates { image_misses: Some(0.0), ..measured() });
+    let mut claims: Vec<TaskReservation> = (0..3)
         .map(|_| {
-            let room = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+            let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
             room.reserve(1, 1, SOON).unwrap();
             room.claim(1, 1).unwrap()
         })
         .collect();
-    let newcomer = ledger.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let newcomer = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(newcomer.reserve(1, 1, SOON).is_ok());
-    claims.iter_mut().for_each(Claim::image_missed);
+    claims.iter_mut().for_each(TaskReservation::record_cache_miss);
     let refused = newcomer.reserve(1, 1, SOON).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
     let mut first = claims.remove(0);
-    first.image_encoded();
+    first.record_encoded();
     drop(first);
     assert!(newcomer.reserve(1, 1, SOON).is_ok());
     drop(claims);
     drop(newcomer);
-    assert_eq!(ledger.book().taken, Taken::default());
+    assert_eq!(admission.state().taken, Usage::default());
 }

@@ -17,7 +17,7 @@ pub enum FakeCall {
     /// A call to encode a vision batch.
     Encode,
     /// A call to run single-pass rows.
-    Score,
+    SinglePass,
     /// A call to advance groups by one decode step.
     Step,
 }
@@ -186,7 +186,7 @@ impl FakeControl {
         self.state().deadly = false;
     }
 
-    pub(super) fn die_if_told(&self) {
+    pub(super) fn panic_if_scripted(&self) {
         let deadly = self.state().deadly;
         assert!(!deadly, "scripted death of the worker");
     }

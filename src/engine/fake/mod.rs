@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 pub use control::{FakeCall, FakeControl, FakeFault, FakeMark, FakeTime, FakeUnit, ManualClock};
 
-use super::backend::{Backend, BackendError, GroupSpec, OnePassOutput, OnePassRow, StepEvent};
+use super::backend::{
+    Backend, BackendError, GroupSpec, SinglePassOutput, SinglePassRow, StepEvent,
+};
 use crate::task::{
     Device, Dtype, Embedding, FinishReason, GenerationParams, ImageFormat, ImageId, ImageInfo,
     ModelClass, ModelId, ModelInfo, Pixels, PreparedImage, Preprocessing, Scope, Sequence,
@@ -24,7 +26,7 @@ pub const STOP: u32 = 102;
 
 /// What the fake keeps of an encoded image or question.
 #[derive(Debug, Clone)]
-pub struct FakeMemory {
+pub struct FakeEncoderStates {
     digest: u64,
     marks: Arc<[FakeMark]>,
 }
@@ -122,7 +124,7 @@ impl FakeBackend {
 }
 
 impl Backend for FakeBackend {
-    type Memory = FakeMemory;
+    type EncoderStates = FakeEncoderStates;
     type Group = FakeGroup;
 
     fn models(&self) -> &[ModelInfo] {
@@ -130,7 +132,7 @@ impl Backend for FakeBackend {
     }
 
     fn feature_bytes(&self, _: TowerId) -> u64 {
-        self.control.die_if_told();
+        self.control.panic_if_scripted();
         100
     }
 
@@ -146,31 +148,31 @@ impl Backend for FakeBackend {
         &mut self,
         tower: TowerId,
         images: &[&Pixels],
-    ) -> Result<Vec<FakeMemory>, BackendError> {
+    ) -> Result<Vec<FakeEncoderStates>, BackendError> {
         let mark = |pixels: &&Pixels| FakeMark::Image(pixels.as_bytes()[0]);
         let marks: Vec<Vec<FakeMark>> = images.iter().map(|pixels| vec![mark(pixels)]).collect();
         self.control.enter(FakeCall::Encode, tower.0, 0, &marks)?;
-        let encode = |(pixels, marks): (&&Pixels, Vec<FakeMark>)| FakeMemory {
+        let encode = |(pixels, marks): (&&Pixels, Vec<FakeMark>)| FakeEncoderStates {
             digest: digest(&(tower.0, pixels.as_bytes())),
             marks: marks.into(),
         };
         Ok(images.iter().zip(marks).map(encode).collect())
     }
 
-    fn score(
+    fn run_single_pass(
         &mut self,
         model: ModelId,
-        rows: &[OnePassRow<FakeMemory>],
-    ) -> Result<Vec<OnePassOutput<FakeMemory>>, BackendError> {
+        rows: &[SinglePassRow<FakeEncoderStates>],
+    ) -> Result<Vec<SinglePassOutput<FakeEncoderStates>>, BackendError> {
         let marks: Vec<Vec<FakeMark>> = rows.iter().map(row_marks).collect();
-        let tokens = rows.iter().map(OnePassRow::tokens).sum();
-        self.control.enter(FakeCall::Score, model.0, tokens, &marks)?;
-        let poisoned = |marks: &[FakeMark]| self.control.is_non_finite(FakeCall::Score, marks);
+        let tokens = rows.iter().map(SinglePassRow::tokens).sum();
+        self.control.enter(FakeCall::SinglePass, model.0, tokens, &marks)?;
+        let poisoned = |marks: &[FakeMark]| self.control.is_non_finite(FakeCall::SinglePass, marks);
         let outputs = rows.iter().zip(&marks);
         Ok(outputs.map(|(row, marks)| row_output(model, row, marks, poisoned(marks))).collect())
     }
 
-    fn open(&mut self, spec: GroupSpec<FakeMemory>) -> FakeGroup {
+    fn open(&mut self, spec: GroupSpec<FakeEncoderStates>) -> FakeGroup {
         let prompt = spec.prompt.as_ref();
         let mut marks = spec.memory.marks.to_vec();
         marks.extend(prompt.iter().flat_map(|prompt| token_marks(prompt)));
@@ -273,44 +275,46 @@ fn token_marks(text: &TokenIds) -> Vec<FakeMark> {
     text.as_slice().iter().map(|&id| FakeMark::Token(id)).collect()
 }
 
-fn row_marks(row: &OnePassRow<FakeMemory>) -> Vec<FakeMark> {
+fn row_marks(row: &SinglePassRow<FakeEncoderStates>) -> Vec<FakeMark> {
     let (memory, text) = parts(row);
     let mut marks = memory.map_or_else(Vec::new, |memory| memory.marks.to_vec());
     marks.extend(text.iter().flat_map(|text| token_marks(text)));
     marks
 }
 
-fn parts(row: &OnePassRow<FakeMemory>) -> (Option<&FakeMemory>, Option<&TokenIds>) {
+fn parts(
+    row: &SinglePassRow<FakeEncoderStates>,
+) -> (Option<&FakeEncoderStates>, Option<&TokenIds>) {
     match row {
-        OnePassRow::EncodeQuestion { image: memory, question: text }
-        | OnePassRow::ScoreCandidate { question: memory, candidate: text }
-        | OnePassRow::MatchPair { image: memory, text }
-        | OnePassRow::EmbedMultimodal { image: memory, text } => (Some(memory), Some(text)),
-        OnePassRow::EmbedImage { image } => (Some(image), None),
-        OnePassRow::EmbedText { text } => (None, Some(text)),
+        SinglePassRow::EncodeQuestion { image: memory, question: text }
+        | SinglePassRow::ScoreCandidate { question: memory, candidate: text }
+        | SinglePassRow::MatchPair { image: memory, text }
+        | SinglePassRow::EmbedMultimodal { image: memory, text } => (Some(memory), Some(text)),
+        SinglePassRow::EmbedImage { image } => (Some(image), None),
+        SinglePassRow::EmbedText { text } => (None, Some(text)),
     }
 }
 
 fn row_output(
     model: ModelId,
-    row: &OnePassRow<FakeMemory>,
+    row: &SinglePassRow<FakeEncoderStates>,
     marks: &[FakeMark],
     non_finite: bool,
-) -> OnePassOutput<FakeMemory> {
+) -> SinglePassOutput<FakeEncoderStates> {
     let (memory, text) = parts(row);
     let digest = digest(&(model.0, memory.map(|memory| memory.digest), text));
     let part = if non_finite { f32::NAN } else { (digest % 1000) as f32 / 1000.0 };
     match row {
-        OnePassRow::EncodeQuestion { .. } => {
-            OnePassOutput::Memory(FakeMemory { digest, marks: marks.into() })
+        SinglePassRow::EncodeQuestion { .. } => {
+            SinglePassOutput::EncoderStates(FakeEncoderStates { digest, marks: marks.into() })
         }
-        OnePassRow::ScoreCandidate { .. } => OnePassOutput::Logprob(-part),
-        OnePassRow::MatchPair { .. } => OnePassOutput::Probability(part),
-        OnePassRow::EmbedImage { .. }
-        | OnePassRow::EmbedText { .. }
-        | OnePassRow::EmbedMultimodal { .. } => {
+        SinglePassRow::ScoreCandidate { .. } => SinglePassOutput::Logprob(-part),
+        SinglePassRow::MatchPair { .. } => SinglePassOutput::Probability(part),
+        SinglePassRow::EmbedImage { .. }
+        | SinglePassRow::EmbedText { .. }
+        | SinglePassRow::EmbedMultimodal { .. } => {
             let value = |shift: u32| part + ((digest >> shift) % 16) as f32 + 1.0;
-            OnePassOutput::Embedding(Embedding::new([0, 8, 16, 24].map(value).to_vec()))
+            SinglePassOutput::Embedding(Embedding::new([0, 8, 16, 24].map(value).to_vec()))
         }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 pub(crate) use self::results::PlanError;
 use self::results::Results;
-use super::backend::{GroupSpec, OnePassOutput, OnePassRow};
+use super::backend::{GroupSpec, SinglePassOutput, SinglePassRow};
 use super::ids::FeatureKey;
 use crate::task::{
     Embed, GenerationParams, ModelInfo, Pixels, PreparedImage, Role, Sequence, Strategy, Task,
@@ -42,7 +42,7 @@ pub(crate) enum Slot {
 #[derive(Debug)]
 pub(crate) enum Work<M> {
     /// A single-pass row, and the image that it attends to.
-    Row { slot: Slot, row: OnePassRow<M>, image: Option<FeatureKey> },
+    Row { slot: Slot, row: SinglePassRow<M>, image: Option<FeatureKey> },
     /// A group, with what it attends to: an image, or the tokens of a question.
     Group { slot: Slot, spec: GroupSpec<M>, image: Option<FeatureKey>, question_tokens: usize },
 }
@@ -125,29 +125,32 @@ impl Plan {
                 .enumerate()
                 .map(|(q, question)| {
                     let question = question.clone();
-                    row(Slot::Question(q), OnePassRow::EncodeQuestion { image: image(), question })
+                    row(
+                        Slot::Question(q),
+                        SinglePassRow::EncodeQuestion { image: image(), question },
+                    )
                 })
                 .collect(),
             Task::Similarity(similarity) => {
                 let mut work = Vec::new();
                 if similarity.scores.cosine {
-                    let embed = OnePassRow::EmbedImage { image: image() };
+                    let embed = SinglePassRow::EmbedImage { image: image() };
                     work.push(row(Slot::Image(place), embed));
                 }
                 if similarity.scores.matching {
                     work.extend(similarity.texts.iter().enumerate().map(|(t, text)| {
-                        let pair = OnePassRow::MatchPair { image: image(), text: text.clone() };
+                        let pair = SinglePassRow::MatchPair { image: image(), text: text.clone() };
                         row(Slot::Pair(place, t), pair)
                     }));
                 }
                 work
             }
             Task::Embed(Embed::Image(_)) => {
-                vec![row(Slot::Vector, OnePassRow::EmbedImage { image: image() })]
+                vec![row(Slot::Vector, SinglePassRow::EmbedImage { image: image() })]
             }
             Task::Embed(Embed::Multimodal(_, text)) => {
                 let text = text.clone();
-                vec![row(Slot::Vector, OnePassRow::EmbedMultimodal { image: image(), text })]
+                vec![row(Slot::Vector, SinglePassRow::EmbedMultimodal { image: image(), text })]
             }
             Task::Embed(Embed::Text(_)) => Vec::new(),
         }
@@ -160,19 +163,19 @@ impl Plan {
     pub(crate) fn row_done<M: Clone>(
         &mut self,
         slot: Slot,
-        output: OnePassOutput<M>,
+        output: SinglePassOutput<M>,
     ) -> Result<Vec<Work<M>>, PlanError> {
         match (slot, output, &self.task) {
-            (Slot::Question(q), OnePassOutput::Memory(states), Task::Vqa(vqa)) => {
+            (Slot::Question(q), SinglePassOutput::EncoderStates(states), Task::Vqa(vqa)) => {
                 Ok(self.answer(q, vqa, &states))
             }
-            (Slot::Question(_), _, _) | (_, OnePassOutput::Memory(_), _) => {
+            (Slot::Question(_), _, _) | (_, SinglePassOutput::EncoderStates(_), _) => {
                 Err(PlanError::Misfit("a row's output has the wrong kind"))
             }
-            (slot, OnePassOutput::Logprob(value) | OnePassOutput::Probability(value), _) => {
+            (slot, SinglePassOutput::Logprob(value) | SinglePassOutput::Probability(value), _) => {
                 self.results.set_number(slot, value).map(|()| Vec::new())
             }
-            (slot, OnePassOutput::Embedding(vector), _) => {
+            (slot, SinglePassOutput::Embedding(vector), _) => {
                 self.results.set_vector(slot, vector).map(|()| Vec::new())
             }
         }
@@ -198,7 +201,7 @@ impl Plan {
                 .enumerate()
                 .map(|(c, candidate)| Work::Row {
                     slot: Slot::Candidate(question, c),
-                    row: OnePassRow::ScoreCandidate {
+                    row: SinglePassRow::ScoreCandidate {
                         question: states.clone(),
                         candidate: candidate.clone(),
                     },
@@ -253,7 +256,7 @@ pub(crate) fn group_rows(params: &GenerationParams) -> usize {
 }
 
 fn embed_text<M>(slot: Slot, text: TokenIds) -> Work<M> {
-    Work::Row { slot, row: OnePassRow::EmbedText { text }, image: None }
+    Work::Row { slot, row: SinglePassRow::EmbedText { text }, image: None }
 }
 
 fn check(model: &ModelInfo, task: &Task) -> Result<(), PlanError> {

@@ -4,7 +4,7 @@ use super::*;
 use crate::engine::fake;
 use crate::task::{Answer, Embedding, FinishReason, Scores, Similarity, TokenLogprob};
 
-type Memory = &'static str;
+type EncoderStates = &'static str;
 
 fn plan(model: usize, task: Task) -> Plan {
     Plan::try_new(&fake::models()[model], task).unwrap()
@@ -28,7 +28,7 @@ fn sequence(logprob: f32) -> Sequence {
     Sequence { tokens, finish_reason: FinishReason::Length }
 }
 
-fn slots(work: &[Work<Memory>]) -> Vec<Slot> {
+fn slots(work: &[Work<EncoderStates>]) -> Vec<Slot> {
     work.iter()
         .map(|work| match work {
             Work::Row { slot, .. } | Work::Group { slot, .. } => *slot,
@@ -40,17 +40,18 @@ fn slots(work: &[Work<Memory>]) -> Vec<Slot> {
 fn questions_are_encoded_before_their_answers_begin() {
     let mut plan = plan(1, vqa(VqaMode::Generate(GenerationParams::greedy(5))));
     let key = plan.images()[0].0;
-    assert!(plan.start::<Memory>().is_empty());
+    assert!(plan.start::<EncoderStates>().is_empty());
     let work = plan.image_ready(key, &"image");
     assert_eq!(slots(&work), [Slot::Question(0), Slot::Question(1)]);
-    let groups = plan.row_done(Slot::Question(1), OnePassOutput::Memory("second")).unwrap();
+    let groups =
+        plan.row_done(Slot::Question(1), SinglePassOutput::EncoderStates("second")).unwrap();
     let [Work::Group { slot: Slot::Group(1, 0), spec, image: None, question_tokens }] = &groups[..]
     else {
         panic!("{groups:?}")
     };
     assert_eq!(*question_tokens, 3);
     assert_eq!(spec.memory, "second");
-    plan.row_done(Slot::Question(0), OnePassOutput::Memory("first")).unwrap();
+    plan.row_done(Slot::Question(0), SinglePassOutput::EncoderStates("first")).unwrap();
     plan.group_done(Slot::Group(1, 0), vec![sequence(-2.0)]).unwrap();
     assert!(!plan.is_complete());
     plan.group_done(Slot::Group(0, 0), vec![sequence(-1.0)]).unwrap();
@@ -62,12 +63,13 @@ fn questions_are_encoded_before_their_answers_begin() {
 fn candidates_come_back_in_their_order() {
     let mut plan = plan(1, vqa(VqaMode::Rank(vec![fake::text(&[3]), fake::text(&[4])])));
     for question in [0, 1] {
-        let rows = plan.row_done(Slot::Question(question), OnePassOutput::Memory("q")).unwrap();
+        let rows =
+            plan.row_done(Slot::Question(question), SinglePassOutput::EncoderStates("q")).unwrap();
         let expected = [0, 1].map(|candidate| Slot::Candidate(question, candidate));
         assert_eq!(slots(&rows), expected);
     }
     for (slot, value) in [((1, 1), -4.0), ((0, 0), -1.0), ((1, 0), -3.0), ((0, 1), -2.0)] {
-        let output = OnePassOutput::<Memory>::Logprob(value);
+        let output = SinglePassOutput::<EncoderStates>::Logprob(value);
         plan.row_done(Slot::Candidate(slot.0, slot.1), output).unwrap();
     }
     let expected = vec![Answer::Ranked(vec![-1.0, -2.0]), Answer::Ranked(vec![-3.0, -4.0])];
@@ -84,11 +86,13 @@ fn an_image_given_twice_is_computed_once_and_answered_twice() {
         let work = plan.image_ready(key, &"image");
         assert_eq!(slots(&work), [Slot::Image(place), Slot::Pair(place, 0)]);
         let vector = Embedding::new(vec![3.0, 4.0 * place as f32]);
-        plan.row_done(Slot::Image(place), OnePassOutput::<Memory>::Embedding(vector)).unwrap();
-        let match_probability = OnePassOutput::<Memory>::Probability(0.25 * (place + 1) as f32);
+        plan.row_done(Slot::Image(place), SinglePassOutput::<EncoderStates>::Embedding(vector))
+            .unwrap();
+        let match_probability =
+            SinglePassOutput::<EncoderStates>::Probability(0.25 * (place + 1) as f32);
         plan.row_done(Slot::Pair(place, 0), match_probability).unwrap();
     }
-    let text = OnePassOutput::<Memory>::Embedding(Embedding::new(vec![2.0, 0.0]));
+    let text = SinglePassOutput::<EncoderStates>::Embedding(Embedding::new(vec![2.0, 0.0]));
     plan.row_done(Slot::Text(0), text).unwrap();
     let Ok(TaskOutput::Similarity(cells)) = plan.into_output() else { panic!() };
     let scores: Vec<_> = cells.iter().map(|row| (row[0].matching, row[0].cosine)).collect();
@@ -129,11 +133,12 @@ fn samples_are_groups_of_their_own_in_the_order_drawn() {
 #[test]
 fn what_is_not_finite_or_has_no_direction_is_an_error() {
     let mut pairs = plan(2, similarity(&[1], 1, true, true));
-    let nan = OnePassOutput::<Memory>::Probability(f32::NAN);
+    let nan = SinglePassOutput::<EncoderStates>::Probability(f32::NAN);
     assert_eq!(pairs.row_done(Slot::Pair(0, 0), nan).unwrap_err(), PlanError::NonFinite("a score"));
-    let zero = OnePassOutput::<Memory>::Embedding(Embedding::new(vec![0.0, 0.0]));
+    let zero = SinglePassOutput::<EncoderStates>::Embedding(Embedding::new(vec![0.0, 0.0]));
     assert_eq!(pairs.row_done(Slot::Text(0), zero).unwrap_err(), PlanError::ZeroNorm);
-    let infinite = OnePassOutput::<Memory>::Embedding(Embedding::new(vec![f32::INFINITY]));
+    let infinite =
+        SinglePassOutput::<EncoderStates>::Embedding(Embedding::new(vec![f32::INFINITY]));
     let error = pairs.row_done(Slot::Image(0), infinite).unwrap_err();
     assert_eq!(error, PlanError::NonFinite("an embedding"));
     let mut answers = plan(1, vqa(VqaMode::Generate(GenerationParams::greedy(5))));
@@ -145,7 +150,7 @@ fn what_is_not_finite_or_has_no_direction_is_an_error() {
 fn vectors_of_different_lengths_are_an_error_not_a_panic() {
     let mut plan = plan(2, similarity(&[1], 1, false, true));
     for (slot, vector) in [(Slot::Image(0), vec![1.0, 2.0]), (Slot::Text(0), vec![1.0])] {
-        let output = OnePassOutput::<Memory>::Embedding(Embedding::new(vector));
+        let output = SinglePassOutput::<EncoderStates>::Embedding(Embedding::new(vector));
         plan.row_done(slot, output).unwrap();
     }
     assert!(matches!(plan.into_output(), Err(PlanError::Misfit(_))));

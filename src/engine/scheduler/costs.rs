@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::LaneId;
+use super::Lane;
 use crate::task::TowerId;
 
 /// Weight of the newest measurement in the moving average: about the last ten count.
@@ -49,7 +49,7 @@ impl TextCost {
 
 /// Line fitted to measurements by exponentially weighted least squares.
 #[derive(Debug, Clone, Copy)]
-struct Line {
+struct FittedLine {
     count: u32,
     x: f64,
     y: f64,
@@ -58,7 +58,7 @@ struct Line {
     slope: Option<f64>,
 }
 
-impl Line {
+impl FittedLine {
     fn new(x: f64, y: f64) -> Self {
         Self { count: 1, x, y, xx: x * x, xy: x * y, slope: None }
     }
@@ -87,12 +87,12 @@ impl Line {
 
 /// Exponential moving average of measurements.
 #[derive(Debug, Clone, Copy, Default)]
-struct Mean {
+struct MovingAverage {
     count: u32,
     value: f64,
 }
 
-impl Mean {
+impl MovingAverage {
     fn add(&mut self, new: f64) {
         self.count = self.count.saturating_add(1);
         self.value += newest(self.count) * (new - self.value);
@@ -102,10 +102,10 @@ impl Mean {
 /// All measured costs, per tower and lane and over all of them.
 #[derive(Debug, Default)]
 pub(super) struct Costs {
-    images: HashMap<TowerId, Mean>,
-    any_image: Option<Mean>,
-    lanes: HashMap<LaneId, Line>,
-    any_text: Option<Line>,
+    images: HashMap<TowerId, MovingAverage>,
+    any_image: Option<MovingAverage>,
+    lanes: HashMap<Lane, FittedLine>,
+    any_text: Option<FittedLine>,
 }
 
 impl Costs {
@@ -117,15 +117,15 @@ impl Costs {
     }
 
     /// Learns from a text unit of `work` tokens.
-    pub(super) fn record_text(&mut self, lane: LaneId, work: f64, elapsed: Duration) {
+    pub(super) fn record_text(&mut self, lane: Lane, work: f64, elapsed: Duration) {
         let (work, seconds) = (work.max(1.0), elapsed.as_secs_f64());
         self.lanes
             .entry(lane)
             .and_modify(|line| line.add(work, seconds))
-            .or_insert_with(|| Line::new(work, seconds));
+            .or_insert_with(|| FittedLine::new(work, seconds));
         match &mut self.any_text {
             Some(line) => line.add(work, seconds),
-            None => self.any_text = Some(Line::new(work, seconds)),
+            None => self.any_text = Some(FittedLine::new(work, seconds)),
         }
     }
 
@@ -135,8 +135,8 @@ impl Costs {
     }
 
     /// Measured cost of this lane's units.
-    pub(super) fn text(&self, lane: LaneId) -> Option<TextCost> {
-        self.lanes.get(&lane).map(Line::cost)
+    pub(super) fn text(&self, lane: Lane) -> Option<TextCost> {
+        self.lanes.get(&lane).map(FittedLine::cost)
     }
 
     /// Measured seconds per image, over all towers.
@@ -146,7 +146,7 @@ impl Costs {
 
     /// Measured cost of text units, over all lanes.
     pub(super) fn any_text(&self) -> Option<TextCost> {
-        self.any_text.as_ref().map(Line::cost)
+        self.any_text.as_ref().map(FittedLine::cost)
     }
 }
 
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
     use crate::task::ModelId;
 
-    const LANE: LaneId = LaneId::Step(ModelId(0));
+    const LANE: Lane = Lane::Step(ModelId(0));
 
     #[test]
     fn fixed_and_per_token_parts_are_told_apart() {

@@ -39,9 +39,9 @@ pub(crate) enum Stage {
 
 /// One kind of text unit of one model; each lane learns its own costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum LaneId {
+pub(crate) enum Lane {
     /// Single-pass rows of this model.
-    Score(ModelId),
+    SinglePass(ModelId),
     /// Groups that decode with this model.
     Step(ModelId),
 }
@@ -74,7 +74,7 @@ pub(crate) enum UnitWork {
     /// Images for one tower. They have left the scheduler.
     Encode { tower: TowerId, images: Vec<FeatureKey> },
     /// Single-pass rows of one model. They have left the scheduler. `work` is their cost in tokens.
-    Score { model: ModelId, rows: Vec<ItemId>, work: f64 },
+    SinglePass { model: ModelId, rows: Vec<ItemId>, work: f64 },
     /// Groups of one model; the last `joining` of them join now. They stay in the scheduler until
     /// [`Scheduler::finish`].
     Step { model: ModelId, groups: Vec<ItemId>, joining: usize, work: f64 },
@@ -93,7 +93,7 @@ pub(crate) enum Decision {
 
 /// What a removed task had in the scheduler.
 #[derive(Debug, Default, PartialEq)]
-pub(crate) struct Left {
+pub(crate) struct Withdrawn {
     /// Images that no task waits for any more.
     pub(crate) images: Vec<FeatureKey>,
     /// The task's rows and groups, running ones included.
@@ -182,14 +182,14 @@ impl Scheduler {
     }
 
     /// Removes a task that has ended, for whatever reason. Nothing of it runs any more.
-    pub(crate) fn remove_task(&mut self, task: TaskId) -> Left {
-        let Some(entry) = self.tasks.remove(&task) else { return Left::default() };
+    pub(crate) fn remove_task(&mut self, task: TaskId) -> Withdrawn {
+        let Some(entry) = self.tasks.remove(&task) else { return Withdrawn::default() };
         let images = entry.images.into_iter().filter(|&key| self.vision.leave(key, task)).collect();
         let items: Vec<ItemId> = entry.items.into_iter().collect();
         for &item in &items {
             self.text.remove(item);
         }
-        Left { images, items }
+        Withdrawn { images, items }
     }
 
     /// Removes a running group that has finished or failed.
@@ -255,15 +255,15 @@ impl Scheduler {
                 }
                 Stage::Vision
             }
-            UnitWork::Score { model, work, .. } => {
+            UnitWork::SinglePass { model, work, .. } => {
                 if went_well {
-                    self.costs.record_text(LaneId::Score(*model), *work, elapsed);
+                    self.costs.record_text(Lane::SinglePass(*model), *work, elapsed);
                 }
                 Stage::Text
             }
             UnitWork::Step { model, work, .. } => {
                 if went_well {
-                    self.costs.record_text(LaneId::Step(*model), *work, elapsed);
+                    self.costs.record_text(Lane::Step(*model), *work, elapsed);
                 }
                 Stage::Text
             }
@@ -286,16 +286,16 @@ impl Scheduler {
         })
     }
 
-    fn text_unit(&mut self, lane: LaneId, now: Instant, trigger: Trigger) -> Decision {
+    fn text_unit(&mut self, lane: Lane, now: Instant, trigger: Trigger) -> Decision {
         let taken = self.text.take(lane, now, &self.settings, &self.costs);
         let work = match lane {
-            LaneId::Score(model) => {
+            Lane::SinglePass(model) => {
                 for &(task, row) in &taken.left {
                     self.forget(task, row);
                 }
-                UnitWork::Score { model, rows: taken.items, work: taken.work }
+                UnitWork::SinglePass { model, rows: taken.items, work: taken.work }
             }
-            LaneId::Step(model) => UnitWork::Step {
+            Lane::Step(model) => UnitWork::Step {
                 model,
                 groups: taken.items,
                 joining: taken.joining,

@@ -174,7 +174,7 @@ impl World {
                     assert!(self.waiting.values().any(|(waiting, _)| waiting == image));
                 }
             }
-            UnitWork::Score { rows: items, .. } | UnitWork::Step { groups: items, .. } => {
+            UnitWork::SinglePass { rows: items, .. } | UnitWork::Step { groups: items, .. } => {
                 assert!(!items.is_empty());
                 let of = |item: &ItemId| self.items.get(item).expect("the task is alive");
                 let rows: usize = items.iter().map(|item| of(item).rows).sum();
@@ -197,13 +197,13 @@ impl World {
                     self.image_ready(image);
                 }
             }
-            UnitWork::Score { rows, .. } => {
+            UnitWork::SinglePass { rows, .. } => {
                 let mut tasks = BTreeSet::new();
                 for row in rows {
                     tasks.insert(self.items.remove(&row).expect("a row runs once").task);
                 }
                 for task in tasks {
-                    self.settle(task);
+                    self.complete_task(task);
                 }
             }
             UnitWork::Step { groups, joining, .. } => {
@@ -219,7 +219,7 @@ impl World {
                         let task = item.task;
                         self.scheduler.finish(*group);
                         self.items.remove(group);
-                        self.settle(task);
+                        self.complete_task(task);
                     }
                 }
                 let joined = || self.items.values().filter(|item| item.joined);
@@ -268,7 +268,7 @@ impl World {
         }
     }
 
-    fn settle(&mut self, task: TaskId) {
+    fn complete_task(&mut self, task: TaskId) {
         if self.items.values().all(|item| item.task != task) && !self.waiting.contains_key(&task) {
             self.end(task, Outcome::Answered);
         }
@@ -278,7 +278,7 @@ impl World {
 fn cost(work: &UnitWork) -> Duration {
     match work {
         UnitWork::Encode { images, .. } => 9 * MILLI * images.len() as u32,
-        UnitWork::Score { rows, .. } => 2 * MILLI + MILLI * rows.len() as u32,
+        UnitWork::SinglePass { rows, .. } => 2 * MILLI + MILLI * rows.len() as u32,
         UnitWork::Step { groups, .. } => 3 * MILLI + MILLI * groups.len() as u32 / 4,
     }
 }

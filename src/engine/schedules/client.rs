@@ -8,7 +8,7 @@ use shuttle::rand::{Rng, thread_rng};
 
 use super::tally::Event;
 use super::verdict::Over;
-use super::world::{CAPACITY, POISONED, SHARED, World, dawdle};
+use super::world::{CAPACITY, POISONED, SHARED, World, yield_randomly};
 use crate::engine::fake::{self, FakeMark};
 use crate::engine::{Admission, Answered, EngineError, Reply, TokenStream};
 use crate::fairness::ClientId;
@@ -30,7 +30,7 @@ struct Pending {
 
 pub(super) fn run(world: &World) {
     let mut random = thread_rng();
-    dawdle(20);
+    yield_randomly(20);
     let left = if random.gen_bool(0.4) { random.gen_range(5..80) } else { 100_000 };
     let deadline = world.clock.now() + Duration::from_millis(left);
     let rows = random.gen_range(1..=3);
@@ -45,7 +45,7 @@ pub(super) fn run(world: &World) {
     let kept = random.gen_bool(0.5).then_some(admission);
     for pending in pending {
         if random.gen_bool(0.25) {
-            dawdle(30);
+            yield_randomly(30);
             leave(world, Some(pending));
         } else {
             wait(world, pending);

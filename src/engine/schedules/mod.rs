@@ -13,7 +13,7 @@
 //! Files:
 //! - `world`: one schedule's engine and how it ends.
 //! - `client`: one caller.
-//! - `ledger`: the admission controller alone, under every possible schedule.
+//! - `admission`: the admission controller alone, under every possible schedule.
 //! - `verdict`: what must hold at the end of a schedule.
 //! - `pace`: the points between operations at which the checker may switch threads.
 //! - `tally`: counts what happened over all schedules, so that no check passes only because nothing happened.
@@ -22,8 +22,8 @@
 //! schedule for `shuttle::replay(|| world::play(&Tally::default()), "...")`. For a random schedule it also prints the
 //! seed; `SHUTTLE_RANDOM_SEED=<seed>` makes it the first schedule of the next run.
 
+mod admission;
 mod client;
-mod ledger;
 mod pace;
 mod tally;
 mod verdict;

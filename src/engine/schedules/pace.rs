@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::engine::Clock;
 use crate::engine::backend::{
-    Backend, BackendError, GroupSpec, OnePassOutput, OnePassRow, StepEvent,
+    Backend, BackendError, GroupSpec, SinglePassOutput, SinglePassRow, StepEvent,
 };
-use crate::engine::fake::{FakeBackend, FakeGroup, FakeMemory, ManualClock};
+use crate::engine::fake::{FakeBackend, FakeEncoderStates, FakeGroup, ManualClock};
 use crate::engine::sync::point;
 use crate::task::{ModelId, ModelInfo, Pixels, TowerId};
 
@@ -44,7 +44,7 @@ impl PacedBackend {
 }
 
 impl Backend for PacedBackend {
-    type Memory = FakeMemory;
+    type EncoderStates = FakeEncoderStates;
     type Group = FakeGroup;
 
     fn models(&self) -> &[ModelInfo] {
@@ -67,19 +67,19 @@ impl Backend for PacedBackend {
         &mut self,
         tower: TowerId,
         images: &[&Pixels],
-    ) -> Result<Vec<FakeMemory>, BackendError> {
+    ) -> Result<Vec<FakeEncoderStates>, BackendError> {
         self.paced(|backend| backend.encode(tower, images))
     }
 
-    fn score(
+    fn run_single_pass(
         &mut self,
         model: ModelId,
-        rows: &[OnePassRow<FakeMemory>],
-    ) -> Result<Vec<OnePassOutput<FakeMemory>>, BackendError> {
-        self.paced(|backend| backend.score(model, rows))
+        rows: &[SinglePassRow<FakeEncoderStates>],
+    ) -> Result<Vec<SinglePassOutput<FakeEncoderStates>>, BackendError> {
+        self.paced(|backend| backend.run_single_pass(model, rows))
     }
 
-    fn open(&mut self, spec: GroupSpec<FakeMemory>) -> FakeGroup {
+    fn open(&mut self, spec: GroupSpec<FakeEncoderStates>) -> FakeGroup {
         self.backend.open(spec)
     }
 

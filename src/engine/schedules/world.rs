@@ -94,7 +94,7 @@ impl Ending {
 }
 
 /// Up to `most` points at which other threads may run.
-pub(super) fn dawdle(most: usize) {
+pub(super) fn yield_randomly(most: usize) {
     for _ in 0..thread_rng().gen_range(0..=most) {
         point();
     }
@@ -187,14 +187,14 @@ impl World {
     /// Moves the clock far enough to pass short deadlines.
     fn let_time_pass(&self) {
         for _ in 0..2 {
-            dawdle(40);
+            yield_randomly(40);
             self.clock.advance(Duration::from_millis(thread_rng().gen_range(0..30)));
         }
     }
 
     /// Ends the world. Returns the engine if it must still be joined.
     fn end(&self, ending: Ending, engine: Engine) -> Option<Engine> {
-        dawdle(80);
+        yield_randomly(80);
         match ending {
             Ending::Quiet => {}
             Ending::Drain => self.drain(),
@@ -203,7 +203,7 @@ impl World {
                 self.begun.drain.store(true, Ordering::SeqCst);
                 self.handle.drain();
                 self.has_drained.store(true, Ordering::SeqCst);
-                dawdle(40);
+                yield_randomly(40);
                 self.abort();
             }
             Ending::Stop { join } => {

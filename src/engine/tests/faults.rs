@@ -50,7 +50,7 @@ fn the_poisoned_item_alone_fails_in_every_kind_of_unit() {
 #[test]
 fn a_poisoned_question_fails_its_own_task() {
     let bench = Bench::start(EngineSettings::default());
-    bench.control.fault(FakeCall::Score, FakeMark::Token(66), FakeFault::Panic);
+    bench.control.fault(FakeCall::SinglePass, FakeMark::Token(66), FakeFault::Panic);
     let admission = bench.admit(8);
     let pairs = |text| similarity(&[1, 2], &[&[40], &[text]], true, false);
     let bad = admission.submit(RETRIEVAL, pairs(66));
@@ -84,7 +84,7 @@ fn a_single_item_too_large_for_the_device_is_load() {
 #[test]
 fn numbers_that_are_not_finite_are_no_answer() {
     let bench = Bench::start(EngineSettings::default());
-    bench.control.fault(FakeCall::Score, FakeMark::Token(66), FakeFault::NonFinite);
+    bench.control.fault(FakeCall::SinglePass, FakeMark::Token(66), FakeFault::NonFinite);
     bench.control.fault(FakeCall::Step, FakeMark::Image(5), FakeFault::NonFinite);
     let admission = bench.admit(8);
     let tasks: [(ModelId, Task); 3] = [

@@ -40,10 +40,10 @@ fn a_warm_up_runs_every_kind_of_unit_on_every_model_and_counts_for_nothing() {
     }
     for (call, model) in [
         (FakeCall::Step, CAPTION),
-        (FakeCall::Score, VQA),
+        (FakeCall::SinglePass, VQA),
         (FakeCall::Step, VQA),
-        (FakeCall::Score, RETRIEVAL),
-        (FakeCall::Score, CLIP),
+        (FakeCall::SinglePass, RETRIEVAL),
+        (FakeCall::SinglePass, CLIP),
     ] {
         assert!(ran(call, model.0), "{call:?} of {model:?}");
     }
@@ -86,8 +86,8 @@ fn every_kind_of_unit_that_fails_in_any_way_fails_the_warm_up() {
         (FakeCall::Step, image, FakeFault::Panic, "fake-caption: generating a token"),
         (FakeCall::Step, image, FakeFault::NonFinite, "fake-caption: generating a token"),
         (FakeCall::Step, text, FakeFault::NonFinite, "fake-vqa: generating a token"),
-        (FakeCall::Score, text, FakeFault::Error, "fake-vqa: encoding a question"),
-        (FakeCall::Score, text, FakeFault::NonFinite, "fake-retrieval: embedding a text"),
+        (FakeCall::SinglePass, text, FakeFault::Error, "fake-vqa: encoding a question"),
+        (FakeCall::SinglePass, text, FakeFault::NonFinite, "fake-retrieval: embedding a text"),
     ] {
         let bench = bench();
         bench.control.fault(call, mark, fault);

@@ -177,9 +177,15 @@ impl Meter {
         self.batch(Stage::Vision, model, batch, elapsed);
     }
 
-    pub(super) fn scored(&mut self, model: ModelId, rows: usize, tokens: f64, elapsed: Duration) {
+    pub(super) fn single_pass_done(
+        &mut self,
+        model: ModelId,
+        rows: usize,
+        tokens: f64,
+        elapsed: Duration,
+    ) {
         let counters = &self.shared.counters;
-        count(&counters.score_units, 1);
+        count(&counters.single_pass_batches, 1);
         count(&counters.score_rows, rows);
         self.batch(Stage::Text, model, rows, elapsed);
         for _ in 0..rows {

@@ -31,8 +31,8 @@ use self::meter::Meter;
 pub use self::supervision::Rebuild;
 pub(crate) use self::supervision::spawn;
 pub(crate) use self::thread::Message;
-use super::admission::Claim;
-use super::backend::{Backend, GroupSpec, OnePassRow};
+use super::admission::TaskReservation;
+use super::backend::{Backend, GroupSpec, SinglePassRow};
 use super::features::{Features, Lookup};
 use super::ids::{FeatureKey, ItemId, TaskId};
 use super::plan::{Plan, PlanError, Slot, Work, group_rows};
@@ -50,7 +50,7 @@ pub(crate) struct Submission {
     pub(crate) admitted: Instant,
     pub(crate) deadline: Instant,
     pub(crate) submitted: Instant,
-    pub(crate) claim: Claim,
+    pub(crate) claim: TaskReservation,
     pub(crate) reply: oneshot::Sender<Outcome>,
     pub(crate) stream: Option<mpsc::Sender<TokenLogprob>>,
 }
@@ -68,18 +68,18 @@ pub(crate) enum Next {
     /// Nothing runs until something arrives.
     Idle,
     /// The backend has failed its probe.
-    Sick,
+    BackendFailed,
 }
 
 /// A task that has no outcome yet.
-struct Active {
+struct ActiveTask {
     model: ModelId,
     plan: Plan,
     admitted: Instant,
     submitted: Instant,
     started: bool,
     timing: TaskTiming,
-    claim: Claim,
+    claim: TaskReservation,
     reply: oneshot::Sender<Outcome>,
     stream: Option<mpsc::Sender<TokenLogprob>>,
     /// Images not yet encoded. The flag is true if this task's cache miss started the encoding.
@@ -93,7 +93,7 @@ struct Row<M> {
     task: TaskId,
     slot: Slot,
     image: Option<FeatureKey>,
-    input: OnePassRow<M>,
+    input: SinglePassRow<M>,
 }
 
 /// A group that waits or runs.
@@ -116,10 +116,10 @@ pub(crate) struct Worker<B: Backend> {
     backend: B,
     shared: Arc<Shared>,
     scheduler: Scheduler,
-    features: Features<B::Memory>,
-    tasks: BTreeMap<TaskId, Active>,
-    rows: HashMap<ItemId, Row<B::Memory>>,
-    groups: HashMap<ItemId, Group<B::Memory>>,
+    features: Features<B::EncoderStates>,
+    tasks: BTreeMap<TaskId, ActiveTask>,
+    rows: HashMap<ItemId, Row<B::EncoderStates>>,
+    groups: HashMap<ItemId, Group<B::EncoderStates>>,
     /// The backend's state of the groups that run.
     opened: HashMap<ItemId, B::Group>,
     next_id: u64,
@@ -189,7 +189,7 @@ impl<B: Backend> Worker<B> {
         let (now, call) = (self.shared.clock.now(), claim.call());
         let images = plan.images().to_vec();
         let start = plan.start();
-        let active = Active {
+        let active = ActiveTask {
             model,
             plan,
             admitted,
@@ -211,9 +211,9 @@ impl<B: Backend> Worker<B> {
             let missed = matches!(found, Lookup::Miss);
             let claim = &mut self.task(id).claim;
             if missed {
-                claim.image_missed();
+                claim.record_cache_miss();
             } else {
-                claim.image_found();
+                claim.record_cache_hit();
             }
             if let Lookup::Hit(memory) = found {
                 self.image_ready(id, key, &memory, now);
@@ -223,7 +223,7 @@ impl<B: Backend> Worker<B> {
                 self.task(id).awaited.push((key, missed));
             }
         }
-        self.settle(id);
+        self.complete_task(id);
     }
 
     /// One turn: drops tasks that are over, runs one unit if there is one, and sends the outcomes.
@@ -232,12 +232,12 @@ impl<B: Backend> Worker<B> {
         faults::at("engine::turn");
         // The clock is read once: a task that is not due when due tasks are dropped is not due when a unit is chosen.
         let now = self.shared.clock.now();
-        self.drop_what_is_over(now);
+        self.reap_finished(now);
         if let Some(model) = self.suspect.take()
             && !self.probe(model)
         {
             self.send();
-            return Next::Sick;
+            return Next::BackendFailed;
         }
         let next = match self.scheduler.decide(now, self.features.pinned_bytes()) {
             Decision::Run(unit) => {
@@ -266,19 +266,19 @@ impl<B: Backend> Worker<B> {
 
     /// Ends tasks after an abort, past their deadline, or whose client has disconnected. Clients disconnect at their
     /// deadline too, so deadlines are checked first: such a task has expired, nobody cancelled it.
-    fn drop_what_is_over(&mut self, now: Instant) {
+    fn reap_finished(&mut self, now: Instant) {
         if self.shared.is_aborted() {
             for task in self.tasks.keys().copied().collect::<Vec<_>>() {
                 self.finish(task, Err(EngineError::ShuttingDown));
             }
         }
-        if self.shared.ledger.is_draining() {
+        if self.shared.admission.is_draining() {
             self.scheduler.drain();
         }
         for task in self.scheduler.due(now) {
             self.finish(task, Err(EngineError::DeadlineExceeded));
         }
-        let gone = |(_, active): &(&TaskId, &Active)| active.reply.is_closed();
+        let gone = |(_, active): &(&TaskId, &ActiveTask)| active.reply.is_closed();
         let departed: Vec<TaskId> = self.tasks.iter().filter(gone).map(|(&task, _)| task).collect();
         for task in departed {
             self.meter.cancelled();
@@ -287,13 +287,19 @@ impl<B: Backend> Worker<B> {
     }
 
     /// An image that `task` waits for is encoded, and pinned for the task.
-    fn image_ready(&mut self, task: TaskId, key: FeatureKey, memory: &B::Memory, now: Instant) {
+    fn image_ready(
+        &mut self,
+        task: TaskId,
+        key: FeatureKey,
+        memory: &B::EncoderStates,
+        now: Instant,
+    ) {
         let Some(active) = self.tasks.get_mut(&task) else {
             self.features.unpin(key);
             return;
         };
         if active.awaited.contains(&(key, true)) {
-            active.claim.image_encoded();
+            active.claim.record_encoded();
         }
         active.awaited.retain(|&(awaited, _)| awaited != key);
         // One pin more than its rows need, until these are known, so that it is not released in between.
@@ -304,7 +310,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Hands new work of a task to the scheduler.
-    fn enqueue(&mut self, task: TaskId, work: Vec<Work<B::Memory>>, now: Instant) {
+    fn enqueue(&mut self, task: TaskId, work: Vec<Work<B::EncoderStates>>, now: Instant) {
         let model = self.task(task).model;
         for work in work {
             let id = ItemId(self.fresh_id());
@@ -353,11 +359,11 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Answers the task if its plan is complete.
-    fn settle(&mut self, task: TaskId) {
+    fn complete_task(&mut self, task: TaskId) {
         if self.tasks.get(&task).is_some_and(|active| active.plan.is_complete())
             && let Some(active) = self.remove(task)
         {
-            let Active { plan, timing, claim, reply, .. } = active;
+            let ActiveTask { plan, timing, claim, reply, .. } = active;
             drop(claim);
             let outcome = match plan.into_output() {
                 Ok(output) => Ok(Answered { output, timing }),
@@ -370,7 +376,7 @@ impl<B: Backend> Worker<B> {
 
     /// Ends a task without an answer.
     fn finish(&mut self, task: TaskId, outcome: Outcome) {
-        if let Some(Active { claim, reply, .. }) = self.remove(task) {
+        if let Some(ActiveTask { claim, reply, .. }) = self.remove(task) {
             drop(claim);
             self.meter.outcome(outcome.as_ref().err());
             self.outbox.push((reply, outcome));
@@ -378,7 +384,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Removes a task, with everything that waits, runs or is pinned for it.
-    fn remove(&mut self, task: TaskId) -> Option<Active> {
+    fn remove(&mut self, task: TaskId) -> Option<ActiveTask> {
         let active = self.tasks.remove(&task)?;
         for item in self.scheduler.remove_task(task).items {
             self.rows.remove(&item);
@@ -386,7 +392,7 @@ impl<B: Backend> Worker<B> {
             self.opened.remove(&item);
         }
         for &(key, _) in &active.awaited {
-            self.features.leave(key, task);
+            self.features.withdraw(key, task);
         }
         for &key in active.pinned.keys() {
             self.features.unpin(key);
@@ -412,7 +418,7 @@ impl<B: Backend> Worker<B> {
         self.meter.queue(self.scheduler.depth(), age);
         self.meter.features(self.features.bytes(), self.features.evictions());
         let measured = self.scheduler.measured();
-        self.shared.ledger.publish(self.meter.estimates(measured, now));
+        self.shared.admission.publish(self.meter.estimates(measured, now));
     }
 
     fn send(&mut self) {
@@ -428,7 +434,7 @@ impl<B: Backend> Worker<B> {
         self.next_id
     }
 
-    fn task(&mut self, task: TaskId) -> &mut Active {
+    fn task(&mut self, task: TaskId) -> &mut ActiveTask {
         self.tasks.get_mut(&task).expect("the caller has just seen the task")
     }
 

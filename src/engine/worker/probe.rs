@@ -3,7 +3,7 @@
 //! them, or the backend is broken, which would cost every task. Known good items tell which.
 
 use super::Worker;
-use crate::engine::backend::{Backend, OnePassOutput};
+use crate::engine::backend::{Backend, SinglePassOutput};
 use crate::task::ModelId;
 
 impl<B: Backend> Worker<B> {
@@ -33,11 +33,13 @@ impl<B: Backend> Worker<B> {
 }
 
 /// True if the output contains no NaN or infinity.
-pub(super) fn is_finite<M>(output: &OnePassOutput<M>) -> bool {
+pub(super) fn is_finite<M>(output: &SinglePassOutput<M>) -> bool {
     match output {
-        OnePassOutput::Memory(_) => true,
-        OnePassOutput::Logprob(value) | OnePassOutput::Probability(value) => value.is_finite(),
-        OnePassOutput::Embedding(embedding) => {
+        SinglePassOutput::EncoderStates(_) => true,
+        SinglePassOutput::Logprob(value) | SinglePassOutput::Probability(value) => {
+            value.is_finite()
+        }
+        SinglePassOutput::Embedding(embedding) => {
             embedding.as_slice().iter().all(|value| value.is_finite())
         }
     }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::admission::Room;
+use crate::engine::admission::CallReservation;
 use crate::engine::fake::{
     self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark, ManualClock,
 };
@@ -194,8 +194,9 @@ impl World {
         Self { worker, shared, control, clock, pending: Vec::new(), cancelled: 0, aborted: false }
     }
 
-    fn room(&self, asks: &[Ask], deadline: Instant) -> Result<Room, EngineError> {
-        let room = self.shared.ledger.admit(ClientId::default(), 10, deadline, self.clock.now())?;
+    fn room(&self, asks: &[Ask], deadline: Instant) -> Result<CallReservation, EngineError> {
+        let room =
+            self.shared.admission.admit(ClientId::default(), 10, deadline, self.clock.now())?;
         let rows = asks.iter().map(|ask| task(ask).1.rows()).sum();
         room.reserve(rows, asks.len(), deadline.saturating_duration_since(self.clock.now()))?;
         Ok(room)
@@ -203,7 +204,7 @@ impl World {
 
     /// Submits a call if it is admitted.
     fn call(&mut self, asks: Vec<Ask>, deadline: Instant) -> bool {
-        let was_draining = self.shared.ledger.is_draining();
+        let was_draining = self.shared.admission.is_draining();
         let Ok(room) = self.room(&asks, deadline) else { return false };
         assert!(!was_draining, "nothing is admitted after drain");
         for ask in asks {
@@ -245,9 +246,9 @@ impl World {
             Op::Turn => {
                 self.turn();
             }
-            Op::Drain => self.shared.ledger.drain(),
+            Op::Drain => self.shared.admission.drain(),
             Op::Abort => {
-                self.shared.ledger.drain();
+                self.shared.admission.drain();
                 self.shared.abort();
                 self.aborted = true;
             }
@@ -373,7 +374,7 @@ proptest! {
         world.control.set_costs(&world.clock, MILLI, 9 * MILLI, MILLI / 4);
         if let Some(panics) = poison {
             let fault = if panics { FakeFault::Panic } else { FakeFault::Error };
-            for call in [FakeCall::Encode, FakeCall::Score, FakeCall::Step] {
+            for call in [FakeCall::Encode, FakeCall::SinglePass, FakeCall::Step] {
                 world.control.fault(call, FakeMark::Image(5), fault);
                 world.control.fault(call, FakeMark::Token(15), fault);
             }
@@ -441,28 +442,28 @@ fn only_the_task_that_an_image_is_encoded_for_counts_for_it() {
     for image in [1, 2, 2] {
         assert!(world.call(embed(image), deadline));
     }
-    assert_eq!(world.shared.ledger.retry_after(), 5000 * MILLI);
+    assert_eq!(world.shared.admission.retry_after(), 5000 * MILLI);
     world.finish();
-    assert_eq!(world.shared.ledger.retry_after(), 1000 * MILLI);
+    assert_eq!(world.shared.admission.retry_after(), 1000 * MILLI);
 }
 
 #[test]
 fn estimates_that_nothing_refreshes_become_stale() {
     let mut world = World::new(EngineSettings::default());
-    assert!(!world.shared.ledger.estimates().stale);
+    assert!(!world.shared.admission.estimates().stale);
     let deadline = world.clock.now() + Duration::from_secs(600);
     assert!(world.call(one_caption(), deadline));
     world.finish();
     world.clock.advance(60_000 * MILLI);
     world.turn();
-    assert!(!world.shared.ledger.estimates().stale);
+    assert!(!world.shared.admission.estimates().stale);
     world.clock.advance(MILLI);
     world.turn();
-    assert!(world.shared.ledger.estimates().stale);
+    assert!(world.shared.admission.estimates().stale);
     // A new image: a cached one would say nothing about the cost of encoding.
     assert!(world.call(caption_of(2), world.clock.now() + Duration::from_secs(600)));
     world.finish();
-    assert!(!world.shared.ledger.estimates().stale);
+    assert!(!world.shared.admission.estimates().stale);
 }
 
 #[test]

@@ -61,10 +61,10 @@ struct Supervisor<B> {
 impl<B: Backend> Supervisor<B> {
     fn supervise(&mut self, backend: B, inbox: Receiver<Message>) -> Receiver<Message> {
         let mut worker = Worker::new(backend, Arc::clone(&self.shared));
-        while self.run(&mut worker, &inbox) == Ended::Sick {
-            let heal = self.may_rebuild();
+        while self.run(&mut worker, &inbox) == Ended::BackendFailed {
+            let can_rebuild = self.may_rebuild();
             // The state is set first, so that notified clients see it.
-            if heal {
+            if can_rebuild {
                 self.shared.set_rebuilding(true);
             } else {
                 self.shared.died();
@@ -75,11 +75,11 @@ impl<B: Backend> Supervisor<B> {
             drop(worker);
             // Dropping a task answers it. Otherwise its client would wait while gigabytes of weights are read.
             while inbox.try_recv().is_ok() {}
-            if !heal {
+            if !can_rebuild {
                 return inbox;
             }
             match self.build() {
-                Ok(healed) => worker = healed,
+                Ok(rebuilt) => worker = rebuilt,
                 Err(error) => {
                     tracing::error!(%error, "cannot rebuild the backend; the worker ends");
                     self.shared.died();
@@ -100,7 +100,7 @@ impl<B: Backend> Supervisor<B> {
                 self.shared.metrics.panics_total.with_label_values(&["worker"]).inc();
                 let panic = clipped(&message(payload.as_ref()));
                 tracing::error!(panic, "the worker thread panicked outside the backend");
-                Ended::Sick
+                Ended::BackendFailed
             }
         }
     }
@@ -111,7 +111,7 @@ impl<B: Backend> Supervisor<B> {
         // A backend that fails again this soon is not fixed by another rebuild.
         let again = |at: Instant| now.saturating_duration_since(at) < interval;
         match (&self.rebuild, self.rebuilt) {
-            _ if self.shared.ledger.is_draining() => {
+            _ if self.shared.admission.is_draining() => {
                 tracing::error!("the backend has failed during shutdown; not rebuilding it");
             }
             (None, _) => tracing::error!("the backend has failed and cannot be rebuilt"),

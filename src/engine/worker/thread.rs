@@ -27,7 +27,7 @@ pub(super) enum Ended {
     /// No task is left and none can arrive any more.
     Done,
     /// The backend has failed its probe, or the worker has panicked.
-    Sick,
+    BackendFailed,
 }
 
 pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>) -> Ended {
@@ -45,7 +45,7 @@ pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>)
             Next::Idle if worker.is_empty() && (!open || stopping) => return Ended::Done,
             // Stopped in the meantime: the wake-up message for that may already have been consumed.
             Next::Idle if !stopping && worker.shared.is_stopping() => continue,
-            Next::Sick => return Ended::Sick,
+            Next::BackendFailed => return Ended::BackendFailed,
             Next::Idle => HEARTBEAT,
         };
         match inbox.recv_timeout(wait) {

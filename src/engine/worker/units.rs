@@ -10,7 +10,7 @@ use super::fault::{Fault, attempt, injected, run_or_split};
 use super::meter::StepMix;
 use super::{Worker, add};
 use crate::engine::EngineError;
-use crate::engine::backend::{Backend, BackendError, OnePassRow, StepEvent};
+use crate::engine::backend::{Backend, BackendError, SinglePassRow, StepEvent};
 use crate::engine::ids::{FeatureKey, ItemId, TaskId};
 use crate::engine::plan::{PlanError, Slot};
 use crate::engine::scheduler::{Stage, Unit, UnitWork};
@@ -19,7 +19,7 @@ use crate::task::{ModelId, Pixels, TowerId};
 fn stage_of(work: &UnitWork) -> Stage {
     match work {
         UnitWork::Encode { .. } => Stage::Vision,
-        UnitWork::Score { .. } | UnitWork::Step { .. } => Stage::Text,
+        UnitWork::SinglePass { .. } | UnitWork::Step { .. } => Stage::Text,
     }
 }
 
@@ -30,8 +30,8 @@ impl<B: Backend> Worker<B> {
         self.meter.unit(stage_of(&work), trigger, &waited);
         match &work {
             UnitWork::Encode { tower, images } => self.encode(&work, *tower, images),
-            UnitWork::Score { model, rows, work: tokens } => {
-                self.score(&work, *model, rows, *tokens);
+            UnitWork::SinglePass { model, rows, work: tokens } => {
+                self.run_single_pass(&work, *model, rows, *tokens);
             }
             UnitWork::Step { model, groups, joining, work: tokens } => {
                 self.step(&work, *model, groups, *joining, *tokens);
@@ -62,16 +62,16 @@ impl<B: Backend> Worker<B> {
         let bytes = self.backend.feature_bytes(tower);
         let encoded = results.iter().filter(|result| result.is_ok()).count();
         self.meter.encoded(self.model_of(tower), flights.len(), encoded, elapsed);
-        self.doubt(self.model_of(tower), &results);
-        let mut took_part = BTreeSet::new();
+        self.suspect_backend(self.model_of(tower), &results);
+        let mut participated = BTreeSet::new();
         for ((key, _), result) in flights.into_iter().zip(results) {
             match result {
                 Ok(memory) => {
-                    let waiters = self.features.land(key, memory.clone(), bytes, now);
-                    self.took_part(&waiters, &mut took_part, start, elapsed);
+                    let waiters = self.features.complete(key, memory.clone(), bytes, now);
+                    self.participated(&waiters, &mut participated, start, elapsed);
                     for task in waiters {
                         self.image_ready(task, key, &memory, now);
-                        self.settle(task);
+                        self.complete_task(task);
                     }
                 }
                 Err(fault) => {
@@ -84,7 +84,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Adds the time of a vision unit to the tasks that waited for it, once per task.
-    fn took_part(
+    fn participated(
         &mut self,
         waiters: &[TaskId],
         known: &mut BTreeSet<TaskId>,
@@ -101,9 +101,9 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    fn score(&mut self, work: &UnitWork, model: ModelId, ids: &[ItemId], tokens: f64) {
+    fn run_single_pass(&mut self, work: &UnitWork, model: ModelId, ids: &[ItemId], tokens: f64) {
         let mut meta: Vec<(TaskId, Slot, Option<FeatureKey>)> = Vec::with_capacity(ids.len());
-        let mut rows: Vec<OnePassRow<B::Memory>> = Vec::with_capacity(ids.len());
+        let mut rows: Vec<SinglePassRow<B::EncoderStates>> = Vec::with_capacity(ids.len());
         for row in ids.iter().filter_map(|id| self.rows.remove(id)) {
             meta.push((row.task, row.slot, row.image));
             rows.push(row.input);
@@ -115,19 +115,20 @@ impl<B: Backend> Worker<B> {
         }
         let (backend, meter) = (&mut self.backend, &self.meter);
         let mut faults = 0;
-        let results = run_or_split(&mut rows, &mut |part: &mut [OnePassRow<B::Memory>]| {
-            let result = attempt(|| {
-                injected("engine::score")?;
-                backend.score(model, part)
+        let results =
+            run_or_split(&mut rows, &mut |part: &mut [SinglePassRow<B::EncoderStates>]| {
+                let result = attempt(|| {
+                    injected("engine::score")?;
+                    backend.run_single_pass(model, part)
+                });
+                faults += meter.call("score", part.len(), &result);
+                result
             });
-            faults += meter.call("score", part.len(), &result);
-            result
-        });
         let elapsed = self.record(work, start, faults == 0);
         let now = self.now();
         self.book_text_time(&tasks, elapsed);
-        self.meter.scored(model, rows.len(), tokens, elapsed);
-        self.doubt(model, &results);
+        self.meter.single_pass_done(model, rows.len(), tokens, elapsed);
+        self.suspect_backend(model, &results);
         drop(rows);
         for ((task, slot, image), result) in meta.into_iter().zip(results) {
             let Some(active) = self.tasks.get_mut(&task) else { continue };
@@ -135,9 +136,9 @@ impl<B: Backend> Worker<B> {
                 Ok(Ok(more)) => {
                     self.enqueue(task, more, now);
                     self.release(task, image);
-                    self.settle(task);
+                    self.complete_task(task);
                 }
-                Ok(Err(error)) => self.misfit(task, error),
+                Ok(Err(error)) => self.fail_plan(task, error),
                 Err(fault) => self.fail(task, &fault),
             }
         }
@@ -183,7 +184,7 @@ impl<B: Backend> Worker<B> {
         let now = self.now();
         self.book_text_time(&tasks, elapsed);
         self.meter.stepped(model, &mix, elapsed);
-        self.doubt(model, &results);
+        self.suspect_backend(model, &results);
         let per_row = tokens / mix.rows.max(1) as f64;
         for ((id, group), result) in groups.into_iter().zip(results) {
             let Some(meta) = self.groups.get_mut(&id) else { continue };
@@ -237,9 +238,9 @@ impl<B: Backend> Worker<B> {
         match active.plan.group_done(meta.slot, sequences) {
             Ok(()) => {
                 self.release(task, meta.image);
-                self.settle(task);
+                self.complete_task(task);
             }
-            Err(error) => self.misfit(task, error),
+            Err(error) => self.fail_plan(task, error),
         }
     }
 
@@ -300,7 +301,7 @@ impl<B: Backend> Worker<B> {
 
     /// If a whole unit failed, either its items or the backend are at fault: the next turn probes the backend. Running
     /// out of memory proves neither.
-    fn doubt<T>(&mut self, model: ModelId, results: &[Result<T, Fault>]) {
+    fn suspect_backend<T>(&mut self, model: ModelId, results: &[Result<T, Fault>]) {
         let failed =
             |result: &Result<T, Fault>| matches!(result, Err(fault) if !fault.is_out_of_memory());
         if !results.is_empty() && results.iter().all(failed) {
@@ -309,7 +310,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Fails a task whose plan cannot accept an output. Non-finite numbers make the backend suspect.
-    fn misfit(&mut self, task: TaskId, error: PlanError) {
+    fn fail_plan(&mut self, task: TaskId, error: PlanError) {
         if matches!(error, PlanError::NonFinite(_)) {
             self.meter.non_finite();
             self.suspect = self.tasks.get(&task).map(|active| active.model);
@@ -318,7 +319,7 @@ impl<B: Backend> Worker<B> {
     }
 
     fn fail(&mut self, task: TaskId, fault: &Fault) {
-        let error = fault.to_error(self.shared.ledger.retry_after());
+        let error = fault.to_error(self.shared.admission.retry_after());
         self.finish(task, Err(error));
     }
 

@@ -12,7 +12,7 @@ use super::fault::attempt;
 use super::probe::is_finite;
 use crate::engine::WarmUpError;
 use crate::engine::backend::{
-    Backend, BackendError, GroupSpec, OnePassOutput, OnePassRow, StepEvent,
+    Backend, BackendError, GroupSpec, SinglePassOutput, SinglePassRow, StepEvent,
 };
 use crate::engine::ids::FeatureKey;
 use crate::engine::scheduler::UnitWork;
@@ -43,7 +43,7 @@ impl<B: Backend> Worker<B> {
     /// `ModelFailed` for the first unit that failed.
     pub(super) fn warm_up(&mut self) -> Result<(), WarmUpError> {
         let models = Arc::clone(&self.shared.models);
-        let mut images: HashMap<TowerId, B::Memory> = HashMap::new();
+        let mut images: HashMap<TowerId, B::EncoderStates> = HashMap::new();
         let mut outcome = Ok(());
         for model in models.iter() {
             let warmed = self.warm_model(model, &mut images);
@@ -59,7 +59,7 @@ impl<B: Backend> Worker<B> {
     fn warm_model(
         &mut self,
         model: &ModelInfo,
-        images: &mut HashMap<TowerId, B::Memory>,
+        images: &mut HashMap<TowerId, B::EncoderStates>,
     ) -> Result<(), UnitFault> {
         let image = match images.get(&model.tower) {
             Some(image) => image.clone(),
@@ -75,7 +75,7 @@ impl<B: Backend> Worker<B> {
         &mut self,
         model: &ModelInfo,
         learn: bool,
-    ) -> Result<B::Memory, UnitFault> {
+    ) -> Result<B::EncoderStates, UnitFault> {
         const UNIT: &str = "encoding an image";
         let (size, tower) = (model.preprocessing, model.tower);
         let black = vec![0; 3 * size.width as usize * size.height as usize];
@@ -93,7 +93,7 @@ impl<B: Backend> Worker<B> {
     pub(super) fn warm_texts(
         &mut self,
         model: &ModelInfo,
-        image: &B::Memory,
+        image: &B::EncoderStates,
         learn: bool,
     ) -> Result<(), UnitFault> {
         self.warm_text_units(model, image, false)?;
@@ -103,7 +103,7 @@ impl<B: Backend> Worker<B> {
     fn warm_text_units(
         &mut self,
         model: &ModelInfo,
-        image: &B::Memory,
+        image: &B::EncoderStates,
         learn: bool,
     ) -> Result<(), UnitFault> {
         let text = TokenIds::new([0; TEXT_TOKENS]);
@@ -115,28 +115,30 @@ impl<B: Backend> Worker<B> {
             ModelClass::QuestionAnswering => {
                 const UNIT: &str = "encoding a question";
                 let question = text.clone();
-                let row = OnePassRow::EncodeQuestion { image: image.clone(), question };
+                let row = SinglePassRow::EncodeQuestion { image: image.clone(), question };
                 match self.warm_pass(UNIT, model.id, row, image_work, learn)? {
-                    OnePassOutput::Memory(states) => {
+                    SinglePassOutput::EncoderStates(states) => {
                         self.warm_steps(model.id, states, 0.0, learn)?;
                     }
-                    OnePassOutput::Logprob(_)
-                    | OnePassOutput::Probability(_)
-                    | OnePassOutput::Embedding(_) => return Err(UnitFault::without_result(UNIT)),
+                    SinglePassOutput::Logprob(_)
+                    | SinglePassOutput::Probability(_)
+                    | SinglePassOutput::Embedding(_) => {
+                        return Err(UnitFault::without_result(UNIT));
+                    }
                 }
             }
             ModelClass::ImageTextRetrieval | ModelClass::Base => {
-                let row = OnePassRow::EmbedText { text: text.clone() };
+                let row = SinglePassRow::EmbedText { text: text.clone() };
                 self.warm_pass("embedding a text", model.id, row, 0.0, learn)?;
                 // Projects one image only, so its time says nothing about text units.
                 if !learn {
-                    let row = OnePassRow::EmbedImage { image: image.clone() };
+                    let row = SinglePassRow::EmbedImage { image: image.clone() };
                     self.warm_pass("embedding an image", model.id, row, 0.0, false)?;
                 }
             }
         }
         if model.class.has_matching_head() {
-            let row = OnePassRow::MatchPair { image: image.clone(), text };
+            let row = SinglePassRow::MatchPair { image: image.clone(), text };
             self.warm_pass("matching an image and a text", model.id, row, image_work, learn)?;
         }
         Ok(())
@@ -148,15 +150,16 @@ impl<B: Backend> Worker<B> {
         &mut self,
         unit: &'static str,
         model: ModelId,
-        row: OnePassRow<B::Memory>,
+        row: SinglePassRow<B::EncoderStates>,
         image_work: f64,
         learn: bool,
-    ) -> Result<OnePassOutput<B::Memory>, UnitFault> {
+    ) -> Result<SinglePassOutput<B::EncoderStates>, UnitFault> {
         let tokens = TEXT_TOKENS as f64 + image_work;
-        let work = UnitWork::Score { model, rows: Vec::new(), work: tokens };
+        let work = UnitWork::SinglePass { model, rows: Vec::new(), work: tokens };
         let rows = [row];
-        let outputs =
-            self.measure(unit, learn.then_some(&work), |backend| backend.score(model, &rows))?;
+        let outputs = self.measure(unit, learn.then_some(&work), |backend| {
+            backend.run_single_pass(model, &rows)
+        })?;
         if learn {
             self.meter.row_ended(1, tokens);
         }
@@ -168,7 +171,7 @@ impl<B: Backend> Worker<B> {
     fn warm_steps(
         &mut self,
         model: ModelId,
-        memory: B::Memory,
+        memory: B::EncoderStates,
         image_work: f64,
         learn: bool,
     ) -> Result<(), UnitFault> {

@@ -1,12 +1,16 @@
 //! Determines the address that a request came from. `x-forwarded-for` is trusted only if it comes from a proxy that the
 //! settings name, because any client can send that header. `middleware::client` calls this.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use axum::http::HeaderMap;
 use ipnet::IpNet;
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// The address of the TCP peer, which `server` adds to the extensions of each request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 
 /// The client's address, which `middleware::client` adds to the request's extensions; `None` without a socket, as in
 /// tests.

@@ -10,7 +10,6 @@
 
 pub(crate) mod bucket;
 pub(crate) mod client;
-pub(crate) mod document;
 mod key;
 mod keys;
 mod settings;
@@ -26,8 +25,8 @@ pub use settings::{AuthSettings, KeysFile, RateLimitSettings};
 
 use self::bucket::{Allowance, Buckets, Rate};
 use self::client::{ClientAddress, Network};
+use super::context::RequestContext;
 use super::error::{ApiError, Code};
-use super::middleware::context::RequestContext;
 use crate::fairness::ClientId;
 use crate::task::Scope;
 
@@ -137,7 +136,7 @@ impl Access {
 
     /// The client that a request counts for in fair queueing and admission control: the owner of its key, or its
     /// network if it came without a key.
-    pub(crate) fn client_of(&self, extensions: &Extensions, context: &RequestContext) -> ClientId {
+    pub(crate) fn client_id(&self, extensions: &Extensions, context: &RequestContext) -> ClientId {
         let address = extensions.get().copied().unwrap_or(ClientAddress(None));
         ClientId(self.numbers.hash_one(Caller::of(context, address)))
     }

@@ -12,15 +12,19 @@ use http_body_util::BodyExt;
 
 use super::head::{Head, body_too_large};
 use crate::engine::Admission;
-use crate::http::connection::MadeRoom;
+use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
-use crate::http::middleware::context::RequestContext;
-use crate::http::middleware::room::no_room;
+use crate::http::middleware::room::listener_full;
 use crate::http::settings::HttpSettings;
 
 /// Most bytes that are allocated before any of the body has arrived. The buffer then grows as data arrives, doubling
 /// each time.
 const FIRST_ALLOCATION: u64 = 64 << 10;
+
+/// The error with which reading a body ends because its connection has to make room for others.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection has to make room for others")]
+pub(crate) struct ClosedToMakeRoom;
 
 /// A body being read, with the limits that apply to it.
 pub(crate) struct BodyReader<'a> {
@@ -78,7 +82,7 @@ impl<'a> BodyReader<'a> {
             self.frames += 1;
             if self.frames > self.settings.limits.max_body_frames {
                 let detail = "the body arrives in too many small pieces; send larger chunks";
-                return Err(ApiError::new(Code::PayloadTooLarge, detail).closing());
+                return Err(ApiError::new(Code::PayloadTooLarge, detail).close_connection());
             }
             if !frame.is_empty() {
                 self.account(frame.len() as u64)?;
@@ -109,7 +113,9 @@ impl<'a> BodyReader<'a> {
         }
         // Reserve what arrived, not what `Content-Length` declares: a client that declares much and sends nothing must
         // not hold a reservation.
-        self.admission.reserve_bytes(length).map_err(|error| ApiError::from(error).closing())
+        self.admission
+            .reserve_bytes(length)
+            .map_err(|error| ApiError::from(error).close_connection())
     }
 
     /// The next data frame. A trailer frame counts as an empty one.
@@ -122,22 +128,24 @@ impl<'a> BodyReader<'a> {
             Ok(Some(_)) if broken => Err(broken_body()),
             Ok(None) => Ok(None),
             Ok(Some(Ok(frame))) => Ok(Some(frame.into_data().unwrap_or_default())),
-            Ok(Some(Err(error))) if made_room(&error) => Err(no_room()),
+            Ok(Some(Err(error))) if is_closed_to_make_room(&error) => Err(listener_full()),
             Ok(Some(Err(_))) => Err(broken_body()),
-            Err(_) if limit == self.deadline => Err(ApiError::deadline_exceeded().closing()),
+            Err(_) if limit == self.deadline => {
+                Err(ApiError::deadline_exceeded().close_connection())
+            }
             Err(_) => {
                 let detail = "the body did not arrive in time; send it again, faster or smaller";
-                Err(ApiError::new(Code::RequestTimeout, detail).closing())
+                Err(ApiError::new(Code::RequestTimeout, detail).close_connection())
             }
         }
     }
 }
 
-/// True if reading ended because the connection has to make room for others: [`MadeRoom`] is among the causes.
-fn made_room(error: &axum::Error) -> bool {
+/// True if reading ended because the connection has to make room for others: [`ClosedToMakeRoom`] is among the causes.
+fn is_closed_to_make_room(error: &axum::Error) -> bool {
     let mut source: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = source {
-        if error.is::<MadeRoom>() {
+        if error.is::<ClosedToMakeRoom>() {
             return true;
         }
         source = error.source();
@@ -146,5 +154,5 @@ fn made_room(error: &axum::Error) -> bool {
 }
 
 fn broken_body() -> ApiError {
-    ApiError::invalid("the body ended before it was complete; send it again").closing()
+    ApiError::invalid("the body ended before it was complete; send it again").close_connection()
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use crate::http::settings::MAX_LISTED;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{
     Deserialize, DeserializeOwned, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess,
@@ -14,8 +15,6 @@ use serde::de::{
 use utoipa::openapi::schema::{Object, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
-
-pub(crate) use super::image_field::ImageField;
 
 /// Deserializes an optional field. `null` in JSON and an empty value in a form mean that the field is absent.
 pub(crate) fn present<'de, D: Deserializer<'de>, T: Field>(
@@ -92,9 +91,6 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for FromObject<T> {
         deserializer.deserialize_map(ObjectVisitor(PhantomData))
     }
 }
-
-/// Most items of a client's list that are kept; no limit on the length of a list may be set higher.
-pub(crate) const MAX_LISTED: usize = 1024;
 
 /// A list of at most [`MAX_LISTED`] + 1 items. Further items are parsed but not kept, because three bytes of JSON can
 /// become an item of hundreds of bytes. The one item above the limit lets the limit's own check reject the list.

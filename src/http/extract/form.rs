@@ -7,24 +7,14 @@
 //! An empty value means that the field is absent, because HTML forms and Swagger UI also send inputs that were left
 //! empty. The field's name must still be a known one.
 
-use bytes::Bytes;
 use serde::de::value::{Error, SeqDeserializer};
 use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::scalar::Scalar;
+use super::scalar::{Scalar, Value};
 
 /// The list fields, which a form fills by repeating the name.
 const LISTS: [&str; 5] = ["images", "texts", "questions", "candidates", "scores"];
-
-/// One value of a field.
-#[derive(Debug, Clone)]
-pub(crate) enum Value {
-    /// A text part, or a value in the query string.
-    Text(String),
-    /// A part with a file name or an image type, or a raw body.
-    File(Bytes),
-}
 
 impl Value {
     fn is_empty(&self) -> bool {
@@ -51,7 +41,7 @@ impl Form {
 
     /// The path by which errors name the next value of a field. It is the path of that value in JSON: with the index in
     /// a list, or below the input of a batch.
-    pub(crate) fn next_place(&self, name: &str) -> String {
+    pub(crate) fn next_path(&self, name: &str) -> String {
         match (&self.inputs, name) {
             (Some(inputs), "image") => format!("inputs[{}].image", inputs.len()),
             (_, list) if LISTS.contains(&list) => {
@@ -255,6 +245,7 @@ mod tests {
     use crate::http::extract::json::parse_form;
     use crate::http::routes::caption::{CaptionBatchRequest, CaptionRequest};
     use crate::http::routes::similarity::SimilarityRequest;
+    use bytes::Bytes;
 
     fn form_of(form: Form, fields: &[(&str, &str)]) -> Form {
         let each = fields.iter();

@@ -63,7 +63,7 @@ impl Head {
 pub(crate) fn body_too_large(max: u64) -> ApiError {
     let detail =
         format!("the body exceeds the limit of this server, {max} bytes; send less in one call");
-    ApiError::new(Code::PayloadTooLarge, detail).closing()
+    ApiError::new(Code::PayloadTooLarge, detail).close_connection()
 }
 
 /// The deadline by which the request must be answered: that of the client's `x-request-timeout-ms`, or that of the

@@ -80,7 +80,7 @@ fn at_field(path: &str, message: &str) -> ApiError {
         Some(name) if message.starts_with("missing") => (join(path, name), "is needed".to_owned()),
         Some(name) => (join(path, name), "given more than once".to_owned()),
         None => {
-            let unknown = unknown::in_words(message, path.starts_with("inputs["));
+            let unknown = unknown::explain_unknown_field(message, path.starts_with("inputs["));
             (path.to_owned(), unknown.unwrap_or_else(|| in_clients_words(message)))
         }
     };

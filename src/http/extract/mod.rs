@@ -15,8 +15,9 @@ pub(crate) mod body;
 mod disposition;
 pub(crate) mod fields;
 pub(crate) mod form;
+pub(crate) mod generation;
 pub(crate) mod head;
-mod image_field;
+pub(crate) mod image_field;
 mod json;
 mod multipart;
 mod raw;
@@ -30,13 +31,13 @@ use std::time::Instant;
 use self::body::BodyReader;
 use self::head::{Encoding, Head};
 use self::request::Request;
+use super::context::RequestContext;
 use super::error::{ApiError, Code};
-use super::middleware::context::RequestContext;
 use super::state::{HttpState, Services};
 use crate::engine::Admission;
 
 /// A request that passed admission control and was parsed.
-pub(crate) struct Admitted<R> {
+pub(crate) struct AdmittedRequest<R> {
     pub(crate) request: R,
     /// What the engine has reserved for the call, the bytes of its body included.
     pub(crate) admission: Admission,
@@ -53,14 +54,14 @@ pub(crate) async fn read<R: Request>(
     services: &Services,
     context: &RequestContext,
     deadline: Instant,
-) -> Result<Admitted<R>, ApiError> {
+) -> Result<AdmittedRequest<R>, ApiError> {
     let (parts, body) = http.into_parts();
     let settings = state.settings();
     let head = Head::check(&parts, settings)?;
     if crate::faults::at("http::admit") {
         return Err(ApiError::not_ready());
     }
-    let client = state.access().client_of(&parts.extensions, context);
+    let client = state.access().client_id(&parts.extensions, context);
     let admission = services.engine.admit(client, head.declared_bytes.unwrap_or(0), deadline)?;
     let mut reader = BodyReader::new(body, &head, settings, context, (deadline, admission));
     let request = match &head.encoding {
@@ -70,11 +71,11 @@ pub(crate) async fn read<R: Request>(
         Encoding::Multipart { boundary } => multipart::parse(boundary, &mut reader, settings).await,
         Encoding::Raw => raw::parse(parts.uri.query(), reader.read_all().await?, settings),
     }?;
-    Ok(Admitted { request, admission: reader.into_admission() })
+    Ok(AdmittedRequest { request, admission: reader.into_admission() })
 }
 
 /// The error for an image file above `max` bytes. The rest of the body may be unread, so the connection closes.
 fn image_file_too_large(field: &str, max: usize) -> ApiError {
     let detail = format!("an image file may have at most {max} bytes (/info shows the limits)");
-    ApiError::field(Code::PayloadTooLarge, field, detail).closing()
+    ApiError::field(Code::PayloadTooLarge, field, detail).close_connection()
 }

@@ -14,8 +14,9 @@ use multer::{Field, Multipart};
 
 use super::body::BodyReader;
 use super::disposition::Disposition;
-use super::form::{Form, Value};
+use super::form::Form;
 use super::request::Request;
+use super::scalar::Value;
 use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
 use crate::telemetry::logging::clipped;
@@ -75,7 +76,7 @@ async fn next_piece(
             "the header of a part, or the text before the first boundary, exceeds {MAX_PART_HEAD_BYTES} bytes; \
              let the client library write the body"
         );
-        return Err(ApiError::invalid(detail).closing());
+        return Err(ApiError::invalid(detail).close_connection());
     }
     let piece = reader.next().await?;
     head_bytes.fetch_add(piece.as_ref().map_or(0, bytes::Bytes::len), Ordering::Relaxed);
@@ -126,7 +127,7 @@ impl<'a> Parts<'a> {
         self.count_file(name)?;
         let max = self.settings.input.max_image_bytes;
         let Some(bytes) = self.collect(field, max).await? else {
-            return Err(super::image_file_too_large(&self.form.next_place(name), max));
+            return Err(super::image_file_too_large(&self.form.next_path(name), max));
         };
         if bytes.is_empty() {
             // An HTML form sends an empty file for a file input without a selection; do not count it.
@@ -149,7 +150,7 @@ impl<'a> Parts<'a> {
             "image" | "images" => ("images", limits.max_images, "limits.max_images"),
             other => {
                 let detail = "a file must be an image, in a part named image (or images, repeated, for several)";
-                return Err(ApiError::field(Code::InvalidRequest, other, detail).closing());
+                return Err(ApiError::field(Code::InvalidRequest, other, detail).close_connection());
             }
         };
         let count = self.files(name);
@@ -158,7 +159,7 @@ impl<'a> Parts<'a> {
             return Ok(());
         }
         let detail = format!("at most {max} are allowed per request ({setting})");
-        Err(ApiError::field(Code::BatchTooLarge, field, detail).closing())
+        Err(ApiError::field(Code::BatchTooLarge, field, detail).close_connection())
     }
 
     async fn text(&mut self, head: &Disposition, field: Field<'_>) -> Result<Value, ApiError> {
@@ -166,14 +167,15 @@ impl<'a> Parts<'a> {
         let max_parts = self.settings.limits.max_text_parts;
         if self.texts > max_parts {
             let detail = format!("more than {max_parts} text parts (limits.max_text_parts)");
-            return Err(ApiError::new(Code::BatchTooLarge, detail).closing());
+            return Err(ApiError::new(Code::BatchTooLarge, detail).close_connection());
         }
         // An image may be sent as base64, which only the limit of the body bounds.
         let is_image = matches!(&*head.name, "image" | "images");
         let max = if is_image { usize::MAX } else { self.settings.input.max_text_bytes };
-        let place = self.form.next_place(&head.name);
+        let place = self.form.next_path(&head.name);
         let bytes = self.collect(field, max).await?.ok_or_else(|| {
-            ApiError::field(Code::TextTooLong, &*place, format!("at most {max} bytes")).closing()
+            ApiError::field(Code::TextTooLong, &*place, format!("at most {max} bytes"))
+                .close_connection()
         })?;
         if head.foreign_charset && !bytes.is_ascii() {
             let detail =
@@ -207,5 +209,5 @@ fn malformed(error: &multer::Error) -> ApiError {
     ApiError::invalid(
         "the multipart body is malformed or incomplete; let the client library write it",
     )
-    .closing()
+    .close_connection()
 }

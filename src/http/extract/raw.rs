@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 
-use super::form::{Form, Value};
+use super::form::Form;
 use super::request::Request;
+use super::scalar::Value;
 use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
 

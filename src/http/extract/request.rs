@@ -22,45 +22,41 @@ macro_rules! requests {
             $(#[$batch_attr])* batch $Batch
             $(#[$input_attr])* input $Input {
                 $($(#[doc = $doc])+ $field: $type,)*
-                /// Maximum number of tokens to generate, including the stop token; 20 by default. The largest allowed
-                /// value is 64 unless the server is configured otherwise.
+                /// Most tokens to generate, including the stop token; default 20, maximum 64 unless configured
+                /// otherwise.
                 max_new_tokens: $crate::http::extract::fields::Int<1, 65_536>,
-                /// Minimum number of tokens to generate before the text may end; 0 by default, at most
-                /// `max_new_tokens`.
+                /// Fewest tokens to generate; default 0, maximum `max_new_tokens`.
                 min_new_tokens: $crate::http::extract::fields::Int<0, 65_536>,
-                /// Number of beams for beam search; 1 (no beam search) by default.
+                /// Number of beams; default 1 (no beam search).
                 num_beams: $crate::http::extract::fields::Int<1, 8>,
-                /// Number of sequences to return; 1 by default, at most `num_beams` unless `do_sample` is true.
+                /// Sequences to return; default 1, at most `num_beams` unless sampling.
                 num_return_sequences: $crate::http::extract::fields::Int<1, 8>,
-                /// Samples tokens at random instead of taking the most probable one; false by default.
+                /// Samples tokens instead of taking the most probable ones; default false.
                 do_sample: bool,
-                /// Sampling only: divides the logits, so higher values make the text more varied; 1.0 by default.
+                /// Sampling: divides the logits; higher values give more varied texts; default 1.0.
                 temperature: $crate::http::extract::fields::Temperature,
-                /// Sampling only: samples from the k most probable tokens; 0 means all tokens; 50 by default.
+                /// Sampling: only the k most probable tokens, 0 for all; default 50.
                 top_k: $crate::http::extract::fields::Int<0, 100_000>,
-                /// Sampling only (nucleus sampling): samples from the smallest set of most probable tokens whose
-                /// probabilities add up to at least this value; 1.0 (all tokens) by default.
+                /// Sampling: only the most probable tokens that together reach this probability; default 1.0.
                 top_p: $crate::http::extract::fields::TopP,
-                /// Values above 1 make tokens that are already in the text less probable; 1.0 (off) by default.
+                /// Above 1, tokens already in the text become less probable; default 1.0.
                 repetition_penalty: $crate::http::extract::fields::RepetitionPenalty,
-                /// No sequence of this many tokens may occur twice in the text; 0 (off) by default.
+                /// No sequence of this many tokens occurs twice; default 0 (off).
                 no_repeat_ngram_size: $crate::http::extract::fields::Int<0, 64>,
-                /// Beam search only: the score of a beam is divided by its length to this power, so higher values
-                /// favour longer texts; 1.0 by default.
+                /// Beams: a score is divided by the length to this power; higher favours longer texts; default 1.0.
                 length_penalty: $crate::http::extract::fields::LengthPenalty,
-                /// Beam search only: `true` stops as soon as `num_beams` texts are finished, `false` when a better text
-                /// is unlikely, `"never"` when a better text is impossible; false by default.
+                /// Beams: stop once `num_beams` texts are finished (`true`), or when better ones are unlikely (`false`,
+                /// default) or impossible (`"never"`).
                 early_stopping: $crate::http::extract::fields::EarlyStoppingField,
-                /// Sampling only: the same seed reproduces the same samples. If it is missing, the server draws a seed
-                /// and reports it in the response.
+                /// Sampling: repeats the same samples; drawn and reported if missing.
                 seed: $crate::http::extract::fields::Int<0, 9_007_199_254_740_991>,
             }
         }
 
         impl $Input {
             /// The generation parameters as the client sent them, not checked against each other.
-            fn generation(&self) -> $crate::http::generation::GenerationFields {
-                $crate::http::generation::GenerationFields {
+            fn generation(&self) -> $crate::http::extract::generation::GenerationFields {
+                $crate::http::extract::generation::GenerationFields {
                     max_new_tokens: self.max_new_tokens,
                     min_new_tokens: self.min_new_tokens,
                     num_beams: self.num_beams,
@@ -87,7 +83,7 @@ macro_rules! requests {
         #[serde(deny_unknown_fields)]
         $(#[$single_attr])*
         pub(crate) struct $Single {
-            /// Name of a loaded model; by default the first one that serves this endpoint.
+            /// Name of a loaded model; default: the first that serves this endpoint.
             #[serde(default, deserialize_with = "crate::http::extract::fields::present")]
             #[schema(value_type = $crate::http::extract::fields::Text, inline, required = false)]
             pub(crate) model: Option<$crate::http::extract::fields::Text>,
@@ -109,7 +105,7 @@ macro_rules! requests {
         #[serde(deny_unknown_fields)]
         $(#[$batch_attr])*
         pub(crate) struct $Batch {
-            /// Name of a loaded model; by default the first one that serves this endpoint.
+            /// Name of a loaded model; default: the first that serves this endpoint.
             #[serde(default, deserialize_with = "crate::http::extract::fields::present")]
             #[schema(value_type = $crate::http::extract::fields::Text, inline, required = false)]
             pub(crate) model: Option<$crate::http::extract::fields::Text>,
@@ -140,7 +136,7 @@ macro_rules! requests {
 
         impl $Single {
             /// Drops the fields that only a single call has.
-            fn into_input(self) -> $Input {
+            pub(crate) fn into_input(self) -> $Input {
                 $Input { $($field: self.$field,)* }
             }
         }
@@ -148,7 +144,7 @@ macro_rules! requests {
         impl $Batch {
             /// The inputs with defaults filled in. For each input, `yields` first clears the defaults that the input
             /// replaces under another name (such as `questions` when the input has `question`).
-            fn into_inputs(self, yields: fn(&$Input, &mut $Input)) -> Vec<$Input> {
+            pub(crate) fn into_inputs(self, yields: fn(&$Input, &mut $Input)) -> Vec<$Input> {
                 let defaults = $Input { $($field: self.$field,)* };
                 let fill = |input: $Input| {
                     let mut defaults = defaults.clone();

@@ -1,11 +1,19 @@
 //! Deserializes one value of a form field (see `form`) as the type of the field requires: text, number, boolean,
 //! enumeration or file.
 
+use bytes::Bytes;
 use serde::de::value::Error;
 use serde::de::{self, Deserializer, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::form::Value;
+/// One value of a field.
+#[derive(Debug, Clone)]
+pub(crate) enum Value {
+    /// A text part, or a value in the query string.
+    Text(String),
+    /// A part with a file name or an image type, or a raw body.
+    File(Bytes),
+}
 
 /// One value of a form field, as a serde deserializer.
 pub(super) struct Scalar(pub(super) Value);

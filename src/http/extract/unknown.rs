@@ -176,13 +176,13 @@ const MAX_COMPARED: usize = 40;
 
 /// Rewrites serde's message about an unknown field for clients; `None` if `message` is about something else. `in_input`
 /// is true for a field of one input of a batch.
-pub(super) fn in_words(message: &str, in_input: bool) -> Option<String> {
+pub(super) fn explain_unknown_field(message: &str, in_input: bool) -> Option<String> {
     let (name, expected) = message.strip_prefix("unknown field `")?.rsplit_once("`, expected ")?;
     let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
     let mut words = format!("unknown field `{name}`");
     if let Some(advice) = advice(name, &known, in_input) {
         words.push_str(advice);
-    } else if let Some(field) = likely(name, &known) {
+    } else if let Some(field) = closest_field(name, &known) {
         let repeated = if name.contains('[') { " (repeated, without brackets)" } else { "" };
         let _ = write!(words, ", did you mean `{field}`{repeated}?");
     } else {
@@ -210,7 +210,7 @@ fn advice(name: &str, known: &[&str], in_input: bool) -> Option<&'static str> {
 
 /// The known field that `name` probably means: the same name in another spelling, a synonym, or the known field with
 /// the smallest edit distance.
-fn likely<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+fn closest_field<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     if name.len() > MAX_COMPARED {
         return None;
     }
@@ -335,7 +335,7 @@ mod tests {
             (EMBEDDINGS, "kind", Some("type")),
         ];
         for (known, name, expected) in cases {
-            assert_eq!(likely(name, known), expected, "{name}");
+            assert_eq!(closest_field(name, known), expected, "{name}");
         }
     }
 
@@ -361,19 +361,23 @@ mod tests {
     #[test]
     fn a_message_keeps_the_accepted_names_and_says_where_a_field_belongs() {
         let serde = "unknown field `texts[]`, expected one of `image`, `text`, `texts`";
-        let words = in_words(serde, false).unwrap();
+        let words = explain_unknown_field(serde, false).unwrap();
         assert_eq!(
             words,
             "unknown field `texts[]`, did you mean `texts` (repeated, without brackets)? accepted: image, text, texts"
         );
-        let odd = in_words("unknown field `a`, b`, expected `image` or `inputs`", false).unwrap();
+        let odd =
+            explain_unknown_field("unknown field `a`, b`, expected `image` or `inputs`", false)
+                .unwrap();
         assert_eq!(odd, "unknown field `a`, b`; accepted: image, inputs");
-        let stream = in_words("unknown field `stream`, expected `image`", true).unwrap();
+        let stream =
+            explain_unknown_field("unknown field `stream`, expected `image`", true).unwrap();
         assert!(stream.contains("only single calls can be streamed"), "{stream}");
-        let model = in_words("unknown field `model`, expected `image`", true).unwrap();
+        let model = explain_unknown_field("unknown field `model`, expected `image`", true).unwrap();
         assert!(model.contains("next to `inputs`"), "{model}");
-        let inputs = in_words("unknown field `inputs`, expected `image`", false).unwrap();
+        let inputs =
+            explain_unknown_field("unknown field `inputs`, expected `image`", false).unwrap();
         assert!(inputs.contains("/batch"), "{inputs}");
-        assert_eq!(in_words("invalid type: null, expected a list", false), None);
+        assert_eq!(explain_unknown_field("invalid type: null, expected a list", false), None);
     }
 }

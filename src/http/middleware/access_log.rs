@@ -5,14 +5,14 @@
 //! - ERROR: failures of the server (5xx).
 //! - DEBUG: probes and scrapes, which come periodically and would hide the rest.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::observe::Finished;
 use super::server_timing::milliseconds;
 use crate::http::access::is_open;
+use crate::http::context::RequestContext;
 use crate::http::settings::AccessLogSettings;
 
 /// Decides which requests are logged, and writes them.
@@ -20,6 +20,21 @@ pub(crate) struct AccessLog {
     settings: AccessLogSettings,
     successes: AtomicU64,
     refusals: Mutex<Second>,
+}
+
+/// A finished request, as the access log gets it.
+pub(crate) struct Finished<'a> {
+    pub(crate) context: &'a RequestContext,
+    pub(crate) route: &'a str,
+    pub(crate) method: &'static str,
+    /// HTTP status; 499 if the client disconnected.
+    pub(crate) status: u16,
+    /// A problem code, `ok`, or `client_closed`.
+    pub(crate) code: &'static str,
+    /// The answer is "not ready" to a probe, which is not a failure of a request.
+    pub(crate) probe: bool,
+    pub(crate) client: Option<IpAddr>,
+    pub(crate) trace_id: Option<&'a str>,
 }
 
 /// A head that was rejected before it became a request; `malformed` fills it.

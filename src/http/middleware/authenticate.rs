@@ -8,9 +8,9 @@ use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::context::{KeyOwner, RequestContext};
 use crate::http::access::client::{ClientAddress, Network};
 use crate::http::access::is_public;
+use crate::http::context::{KeyOwner, RequestContext};
 use crate::http::state::HttpState;
 
 /// The layer; `router` adds it only if the server has keys.

@@ -4,8 +4,8 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 
+use crate::http::access::client::PeerAddress;
 use crate::http::access::client::{ClientAddress, address};
-use crate::http::connection::PeerAddress;
 use crate::http::state::HttpState;
 
 /// The layer, which adds the [`ClientAddress`] to the request's extensions.

@@ -12,7 +12,7 @@ use crate::http::error::ApiError;
 pub(crate) async fn host(request: Request, next: Next) -> Response {
     match check(request.version(), request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(detail) => ApiError::invalid(detail).closing().into_response(),
+        Err(detail) => ApiError::invalid(detail).close_connection().into_response(),
     }
 }
 

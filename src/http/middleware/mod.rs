@@ -1,6 +1,6 @@
 //! The layers that every request passes through, one per file. `router` stacks them. From the outside in:
 //!
-//! 1. `request_id` creates the [`RequestContext`](context::RequestContext).
+//! 1. `request_id` creates the [`RequestContext`](super::context::RequestContext).
 //! 2. `client` determines the client's address.
 //! 3. `observe` records metrics and the access log, until the last byte of the answer.
 //! 4. `headers` sets the security header fields.
@@ -20,8 +20,8 @@
 pub(crate) mod access_log;
 pub(crate) mod authenticate;
 pub(crate) mod client;
-pub(crate) mod context;
 pub(crate) mod cors;
+pub(crate) mod guarded_body;
 pub(crate) mod headers;
 pub(crate) mod host;
 pub(crate) mod observe;

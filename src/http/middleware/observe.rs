@@ -14,12 +14,12 @@ use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::access_log::AccessLog;
-use super::context::RequestContext;
-use super::problem::{OwnBody, RefusedWith};
+use super::access_log::{AccessLog, Finished};
+use super::guarded_body::{BodyGuard, GuardedBody};
+use super::problem::{ErrorCode, KeepBody};
 use crate::http::access::client::ClientAddress;
+use crate::http::context::RequestContext;
 use crate::http::error::Code;
-use crate::http::guarded_body::{BodyGuard, GuardedBody};
 use crate::http::state::{HttpState, Readiness};
 use crate::telemetry::metrics::GaugeGuard;
 
@@ -30,21 +30,6 @@ pub(crate) struct Observer {
     pub(crate) state: HttpState,
     /// Logs each request once it has ended.
     pub(crate) log: Arc<AccessLog>,
-}
-
-/// A finished request, as the access log gets it.
-pub(crate) struct Finished<'a> {
-    pub(crate) context: &'a RequestContext,
-    pub(crate) route: &'a str,
-    pub(crate) method: &'static str,
-    /// HTTP status; 499 if the client disconnected.
-    pub(crate) status: u16,
-    /// A problem code, `ok`, or `client_closed`.
-    pub(crate) code: &'static str,
-    /// The answer is "not ready" to a probe, which is not a failure of a request.
-    pub(crate) probe: bool,
-    pub(crate) client: Option<IpAddr>,
-    pub(crate) trace_id: Option<&'a str>,
 }
 
 /// The layer, which keeps a [`Record`] alive until the answer has been sent.
@@ -68,8 +53,8 @@ pub(crate) async fn observe(
     };
     let response = next.run(request).await;
     let extensions = response.extensions();
-    record.probe = extensions.get::<OwnBody>().is_some();
-    let code = match extensions.get::<RefusedWith>() {
+    record.probe = extensions.get::<KeepBody>().is_some();
+    let code = match extensions.get::<ErrorCode>() {
         Some(refused) => refused.0.name(),
         None if record.probe => unready_code(&record.observer.state).name(),
         None => "ok",

@@ -26,7 +26,7 @@ pub(crate) async fn origin(
     match check(request.headers(), state.settings()) {
         Ok(()) => next.run(request).await,
         // The body stays unread, so the connection must close.
-        Err(error) => error.closing().into_response(),
+        Err(error) => error.close_connection().into_response(),
     }
 }
 

@@ -8,12 +8,12 @@ use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::context::RequestContext;
+use crate::http::context::RequestContext;
 use crate::http::error::{self, ApiError, Code, PROBLEM_JSON};
 
 /// The code of an error response, kept in its extensions for the outer layers.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct RefusedWith(pub(crate) Code);
+pub(crate) struct ErrorCode(pub(crate) Code);
 
 /// The layer, which also sets `retry-after`.
 pub(crate) async fn problem(
@@ -36,7 +36,7 @@ pub(crate) async fn problem(
     if let Some(value) = refusal.retry_after_value(&context.id) {
         headers.insert(header::RETRY_AFTER, value);
     }
-    response.extensions_mut().insert(RefusedWith(refusal.code));
+    response.extensions_mut().insert(ErrorCode(refusal.code));
     *response.body_mut() = Body::from(body);
     response
 }
@@ -47,9 +47,9 @@ fn is_answer(response: &Response) -> bool {
 
 /// True for responses like the 503 of `/health/ready`, which has a body of its own.
 fn has_its_own_body(response: &Response) -> bool {
-    response.extensions().get::<OwnBody>().is_some()
+    response.extensions().get::<KeepBody>().is_some()
 }
 
 /// Marks a response that has an error status, but must keep its body.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct OwnBody;
+pub(crate) struct KeepBody;

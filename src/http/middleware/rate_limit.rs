@@ -8,10 +8,10 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::context::RequestContext;
 use crate::http::access::bucket::Allowance;
 use crate::http::access::client::ClientAddress;
 use crate::http::access::{Caller, is_open};
+use crate::http::context::RequestContext;
 use crate::http::state::HttpState;
 
 /// The layer; `router` adds it only if a rate limit is set.

@@ -15,20 +15,20 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Marks a request whose connection has only a place in the reserve.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct NoRoom;
+pub(crate) struct InReserve;
 
 /// The layer, which answers such requests with 503.
 pub(crate) async fn room(request: Request, next: Next) -> Response {
-    let has_room = request.extensions().get::<NoRoom>().is_none();
+    let has_room = request.extensions().get::<InReserve>().is_none();
     let path = request.uri().path();
     if has_room || is_open(path) || path == "/metrics" {
         return next.run(request).await;
     }
-    no_room().into_response()
+    listener_full().into_response()
 }
 
 /// The error for a request whose connection has no regular place, or had to give it up.
-pub(crate) fn no_room() -> ApiError {
+pub(crate) fn listener_full() -> ApiError {
     let detail = "all connections that the server allows are in use; send the request again later";
-    ApiError::new(Code::Overloaded, detail).retry_after(RETRY_AFTER).closing()
+    ApiError::new(Code::Overloaded, detail).retry_after(RETRY_AFTER).close_connection()
 }

@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 use utoipa::openapi::schema::{Array, Object};
 use utoipa::openapi::{RefOr, Schema};
 
+use super::endpoint::EndpointRules;
+
 /// The generation parameters. None of them is allowed together with `candidates`.
-pub(super) const GENERATION: [&str; 13] = [
+pub(crate) const GENERATION: [&str; 13] = [
     "max_new_tokens",
     "min_new_tokens",
     "num_beams",
@@ -25,26 +27,21 @@ pub(super) const GENERATION: [&str; 13] = [
     "early_stopping",
     "seed",
 ];
-/// Fields that are lists of distinct items.
-const DISTINCT: [&str; 2] = ["candidates", "scores"];
 
-/// Adds the conditions to the schema `request`, which is called `name`.
-pub(super) fn add(request: &mut Object, name: &str) {
+/// Adds bounds to the lists of the schema `request`, which is called `name`, and the conditions of its endpoint if it is
+/// the request of a single call.
+pub(super) fn add(request: &mut Object, name: &str, rules: &[EndpointRules]) {
     let batch = request.properties.contains_key("inputs");
     for (field, property) in &mut request.properties {
         if let RefOr::T(Schema::Array(list)) = property {
-            bound(list, !batch && DISTINCT.contains(&field.as_str()));
+            let distinct = rules.iter().any(|rules| rules.distinct_lists.contains(&&**field));
+            bound(list, !batch && distinct);
         }
     }
-    let conditions = match name {
-        "CaptionRequest" => vec![strategies(), streaming()],
-        "VqaRequest" => vec![exactly_one("question", "questions"), generated_or_ranked()],
-        "SimilarityRequest" => vec![exactly_one("image", "images"), exactly_one("text", "texts")],
-        "EmbeddingsRequest" => vec![embedding_types()],
-        _ => return,
-    };
+    let Some(rules) = rules.iter().find(|rules| rules.request == name) else { return };
     // utoipa's `Object` has no field for `allOf`. The entries of `extensions` are serialized next to its own fields.
-    request.extensions.get_or_insert_default().insert("allOf".to_owned(), conditions.into());
+    let conditions = rules.conditions.clone().into();
+    request.extensions.get_or_insert_default().insert("allOf".to_owned(), conditions);
 }
 
 /// Requires at least one item and, if `distinct`, unique items.
@@ -53,12 +50,13 @@ fn bound(list: &mut Array, distinct: bool) {
     list.unique_items = distinct;
 }
 
-fn exactly_one(singular: &str, plural: &str) -> Value {
+/// Requires one of two spellings of a field, and forbids the other.
+pub(crate) fn exactly_one(singular: &str, plural: &str) -> Value {
     json!({"oneOf": [{"required": [singular]}, {"required": [plural]}]})
 }
 
 /// The three decoding strategies. A parameter without effect in a strategy may only have its default value there.
-fn strategies() -> Value {
+pub(crate) fn strategies() -> Value {
     json!({"oneOf": [
         {
             "title": "Greedy search",
@@ -86,44 +84,6 @@ fn strategies() -> Value {
                 "num_beams": {"const": 1},
                 "length_penalty": {"const": 1}, "early_stopping": {"const": false},
             },
-        },
-    ]})
-}
-
-/// Only one sequence without beam search can be streamed.
-fn streaming() -> Value {
-    json!({"anyOf": [
-        {"properties": {"stream": {"const": false}}},
-        {"properties": {"num_beams": {"const": 1}, "num_return_sequences": {"const": 1}}},
-    ]})
-}
-
-/// An answer is either generated, or ranked among candidates without generation parameters.
-fn generated_or_ranked() -> Value {
-    let none: serde_json::Map<String, Value> =
-        GENERATION.iter().map(|name| ((*name).to_owned(), Value::Bool(false))).collect();
-    json!({"oneOf": [
-        {"title": "Generated", "properties": {"candidates": false}, "allOf": [strategies()]},
-        {"title": "Ranked", "required": ["candidates"], "properties": none},
-    ]})
-}
-
-fn embedding_types() -> Value {
-    json!({"oneOf": [
-        {
-            "title": "Image",
-            "required": ["image"],
-            "properties": {"type": {"const": "image"}, "text": false, "truncate": {"const": false}},
-        },
-        {
-            "title": "Text",
-            "required": ["text"],
-            "properties": {"type": {"const": "text"}, "image": false},
-        },
-        {
-            "title": "Multimodal",
-            "required": ["image", "text", "type"],
-            "properties": {"type": {"const": "multimodal"}},
         },
     ]})
 }

@@ -1,35 +1,47 @@
-//! OpenAPI links from a response to further calls: the id of an image can be sent instead of the image while its pixels
-//! are cached. Links are part of the strict document only.
+//! OpenAPI links from one response to the next call: an image's id stands for the image while its pixels are cached.
 
-use serde_json::json;
-use utoipa::openapi::RefOr;
+use serde_json::{Value, json};
 use utoipa::openapi::link::Link;
 use utoipa::openapi::path::Operation;
+use utoipa::openapi::{OpenApi, RefOr};
 
-/// Operations whose response always holds an image id, with the runtime expression that locates the id.
-const IDS: [(&str, &str); 3] = [
-    ("caption_image", "$response.body#/image/id"),
-    ("answer_question", "$response.body#/image/id"),
-    ("score_similarity", "$response.body#/images/0/id"),
-];
+use super::endpoint::EndpointRules;
+use super::{operations, request_schema};
 
-/// Adds links to the operation's 200 response, if that holds an image id.
-pub(super) fn add(operation: &mut Operation) {
-    let name = operation.operation_id.as_deref().unwrap_or_default();
-    let Some((_, id)) = IDS.iter().find(|(known, _)| *known == name) else { return };
-    let Some(RefOr::T(answer)) = operation.responses.responses.get_mut("200") else { return };
-    let calls = [
-        ("caption", "caption_image", json!({"image": id})),
-        ("ask", "answer_question", json!({"image": id, "question": "what is in the picture?"})),
-        ("compare", "score_similarity", json!({"image": id, "text": "two cats"})),
-        ("embed", "embed_inputs", json!({"image": id})),
-    ];
-    for (link, target, body) in calls {
-        let link_to = Link::builder()
-            .operation_id(target)
-            .request_body(Some(body))
-            .description("Use the same image by its id, without sending it again.")
-            .build();
-        answer.links.insert(link.to_owned(), link_to.into());
+/// Adds to every operation whose response has an image's id the links to the calls that continue with the image.
+pub(super) fn add(document: &mut OpenApi, rules: &[EndpointRules]) {
+    let targets: Vec<(String, &EndpointRules)> = operations(document)
+        .filter_map(|operation| {
+            let rules = rules_of(operation, rules)?;
+            Some((operation.operation_id.clone()?, rules))
+        })
+        .collect();
+    for operation in operations(document) {
+        let Some(id) = rules_of(operation, rules).and_then(|rules| rules.image_id) else {
+            continue;
+        };
+        let Some(RefOr::T(answer)) = operation.responses.responses.get_mut("200") else { continue };
+        for (operation_id, target) in &targets {
+            let link = Link::builder()
+                .operation_id(operation_id)
+                .request_body(Some(body(id, &target.follow_up.fields)))
+                .description("Use the same image by its id, without sending it again.")
+                .build();
+            answer.links.insert(target.follow_up.link.to_owned(), link.into());
+        }
     }
+}
+
+/// The rules of the endpoint whose single call this operation is.
+fn rules_of<'r>(operation: &Operation, rules: &'r [EndpointRules]) -> Option<&'r EndpointRules> {
+    let name = request_schema(operation)?;
+    rules.iter().find(|rules| rules.request == name)
+}
+
+fn body(id: &str, fields: &Value) -> Value {
+    let mut body = json!({"image": id});
+    if let (Some(body), Some(fields)) = (body.as_object_mut(), fields.as_object()) {
+        body.extend(fields.clone());
+    }
+    body
 }

@@ -5,31 +5,31 @@
 //! cannot read. `openapi.yaml` in the repository root is the plain document; a test keeps it up to date. `written`
 //! caches the documents in serialized form for `routes::documents`.
 
-mod conditions;
-mod events;
+mod access;
+pub(crate) mod conditions;
+pub(crate) mod endpoint;
 mod links;
 mod plain;
+mod problems;
 
 use std::collections::BTreeMap;
 
-use axum::http::StatusCode;
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
-use utoipa::openapi::response::{Response, ResponseBuilder};
 use utoipa::openapi::schema::{ArrayBuilder, Object, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
-    Info, License, OpenApi, OpenApiBuilder, Ref, RefOr, Required, Schema, SchemaFormat,
+    Info, License, OpenApi, OpenApiBuilder, RefOr, Required, Schema, SchemaFormat,
 };
-use utoipa::{IntoResponses, PartialSchema, ToSchema};
+use utoipa::{PartialSchema, ToSchema};
 
-use crate::http::error::{ApiError, Code, FieldError, PROBLEM_JSON, Problem};
-use crate::http::router;
+use self::endpoint::EndpointRules;
+pub(crate) use self::problems::{InferenceProblems, NotReadyProblem};
+use crate::http::error::{FieldError, Problem};
 use crate::http::settings::Limits;
-use crate::http::stream::{Delta, DeltaToken, Done, Timing};
 
 const DESCRIPTION: &str = "BLIP vision-language models: image captioning, visual question answering, image-text similarity, \
 embeddings.\n\nEvery response has the headers `x-request-id` and `server-timing`. Every error is an \
@@ -45,9 +45,6 @@ The first bytes decide the format: JPEG, PNG, WebP, GIF or BMP.";
 pub(crate) const EXAMPLE_IMAGE: &str = "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5aYVpQYEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT0//wAARCABAAEADASIAAhEBAxEB/8QAGgABAQADAQEAAAAAAAAAAAAAAAUBAwQCBv/EACUQAAICAgIBBAIDAAAAAAAAAAECAAMEEQUSMSFBUWETIhQVcf/EABoBAAIDAQEAAAAAAAAAAAAAAAAFAQIGBAP/xAAhEQABBAICAgMAAAAAAAAAAAABAAIDEQUhBDESoVHw8f/aAAwDAQACEQMRAD8AmxMqpZgqgkk6AHvMuj1uyWKVZTogj1E0/kLq9rMUateYiJZQkREEJERBC7+FrL8pS3XaoezfQEs5WJh8uRl02KwYaD1MCDo6kjhcmvHyyLiAjjXY+AfuUa8LNpyFrxRVXxxRqxVjsFA7Hff1HoQD7E7MyGbnni5Ycw+NDR+e7/Fo8XHE/jlrhe9hauU4/DweJXoC2Qzgdm8/chSpy61Y9GLg12vYcddFnbsx/wBPzJceYgyO4wfISSd7SrIhgnLWCgNJERGa4UiIghJ7SyxBpLHUfCsRPE6uNFTcjQt6hqy4DA/c8piGsLnC62rxglwANWubz5mJ9HdweJZkOabHVN66gg9TNHNri/1+N/DCFK3ZCyEEb99n52IshzXHmlbFH2fS75cZNFG6R5GvahxERwlqREQQk2Y9n4b0t1vowOpriVc0OBaeipa4tNhXbDiWk3YOdXhmy1brj+wZ2HsfXwfBE5+RysUYi4mIEb9i9jInRSx8nX2ZKiJ+PhIYZRJ5E10NfSmU2UlljLKAtIiI6SxIiIIX/9k=";
 
 const RAW_DESCRIPTION: &str = "The image file; other fields go in the query string.";
-
-/// Required request fields, as (schema, field). All fields are optional in the Rust types.
-const REQUIRED_FIELDS: [(&str, &str); 2] = [("CaptionRequest", "image"), ("VqaRequest", "image")];
 
 /// An OpenAPI document. The order of the fields is the order of serialization.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -100,36 +97,20 @@ impl Document {
     }
 }
 
-/// The plain document, which client generators can read, with the default limits.
-#[must_use]
-pub fn document() -> Document {
-    document_for(&Limits::default())
+/// The plain document, which client generators can read. `routes` are the documented routes of a server with these
+/// limits, `rules` those of its inference endpoints.
+pub(crate) fn plain(routes: OpenApi, rules: &[EndpointRules], limits: &Limits) -> Document {
+    Document::of(plain::plain(complete(routes, rules, limits)))
 }
 
-/// The strict document, which has all conditions between fields, with the default limits.
-#[must_use]
-pub fn strict_document() -> Document {
-    strict_document_for(&Limits::default())
-}
-
-/// The plain document of a server with these limits.
-pub(crate) fn document_for(limits: &Limits) -> Document {
-    Document::of(plain::plain(value(limits)))
-}
-
-/// The strict document of a server with these limits.
-pub(crate) fn strict_document_for(limits: &Limits) -> Document {
-    Document::of(value(limits))
-}
-
-fn value(limits: &Limits) -> Value {
-    serde_json::to_value(built(limits)).expect("the document is made of constants")
+/// The strict document, which has all conditions between fields. The arguments are those of [`plain()`].
+pub(crate) fn strict(routes: OpenApi, rules: &[EndpointRules], limits: &Limits) -> Document {
+    Document::of(complete(routes, rules, limits))
 }
 
 const LICENSE: &str = "MIT OR Apache-2.0";
 
-fn built(limits: &Limits) -> OpenApi {
-    let (_, routes) = router::routes().merge(router::document_routes()).split_for_parts();
+fn complete(routes: OpenApi, rules: &[EndpointRules], limits: &Limits) -> Value {
     let mut info = Info::new("blip-server", env!("CARGO_PKG_VERSION"));
     info.description = Some(DESCRIPTION.to_owned());
     info.license = Some(License::new(LICENSE));
@@ -140,25 +121,36 @@ fn built(limits: &Limits) -> OpenApi {
     ];
     let mut document = OpenApiBuilder::new().info(info).tags(Some(tags)).build();
     document.merge(routes);
-    super::access::document::add(&mut document);
-    add_schemas(&mut document, limits);
+    self::access::add(&mut document);
+    add_schemas(&mut document, rules, limits);
+    links::add(&mut document, rules);
     let schemas = document
         .components
         .as_ref()
         .map(|components| components.schemas.clone())
         .unwrap_or_default();
-    for item in document.paths.paths.values_mut() {
-        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
-            add_response_headers(operation);
-            links::add(operation);
-            events::refer(operation);
-            if operation.request_body.is_some() {
-                add_encodings(operation, &schemas);
-                operation.parameters.get_or_insert_default().push(timeout_parameter().into());
-            }
+    for operation in operations(&mut document) {
+        add_response_headers(operation);
+        if operation.request_body.is_some() {
+            add_encodings(operation, &schemas);
+            operation.parameters.get_or_insert_default().push(timeout_parameter().into());
         }
     }
-    document
+    serde_json::to_value(document).expect("the document is made of constants")
+}
+
+/// Every operation of the document.
+fn operations(document: &mut OpenApi) -> impl Iterator<Item = &mut Operation> {
+    let items = document.paths.paths.values_mut();
+    items.flat_map(|item| [&mut item.get, &mut item.post].into_iter().flatten())
+}
+
+/// Schema name of the operation's JSON request.
+fn request_schema(operation: &Operation) -> Option<&str> {
+    let Some(RefOr::T(body)) = &operation.request_body else { return None };
+    let RefOr::T(json) = body.content.get("application/json")? else { return None };
+    let Some(RefOr::Ref(reference)) = &json.schema else { return None };
+    reference.ref_location.rsplit('/').next()
 }
 
 /// Moves the description of an inlined field into the schema of the field. utoipa writes such a field as `allOf` of its
@@ -190,20 +182,15 @@ fn merge_descriptions(schema: &mut RefOr<Schema>) {
     }
 }
 
-/// Adds the schemas that only error responses and events refer to, then corrects all schemas: descriptions, the limit
+/// Adds the schemas that only error responses refer to, then corrects all schemas: descriptions, the limit
 /// on new tokens, required fields and conditions.
-fn add_schemas(document: &mut OpenApi, limits: &Limits) {
+fn add_schemas(document: &mut OpenApi, rules: &[EndpointRules], limits: &Limits) {
     let components = document.components.get_or_insert_default();
     let mut add = |name: std::borrow::Cow<'static, str>, schema| {
         components.schemas.insert(name.into_owned(), schema);
     };
     add(Problem::name(), Problem::schema());
     add(FieldError::name(), FieldError::schema());
-    add(Delta::name(), Delta::schema());
-    add(DeltaToken::name(), DeltaToken::schema());
-    add(Done::name(), Done::schema());
-    add(Timing::name(), Timing::schema());
-    add(events::NAME.into(), events::schema());
     components.schemas.values_mut().for_each(merge_descriptions);
     let max_new_tokens = limits.max_new_tokens as f64;
     for schema in components.schemas.values_mut() {
@@ -214,9 +201,10 @@ fn add_schemas(document: &mut OpenApi, limits: &Limits) {
             }
         }
     }
-    for (schema, field) in REQUIRED_FIELDS {
-        if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(schema) {
-            object.required.push(field.to_owned());
+    for rules in rules {
+        if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(&*rules.request)
+        {
+            object.required.extend(rules.required.iter().map(|field| (*field).to_owned()));
         }
     }
     for (name, schema) in &mut components.schemas {
@@ -224,7 +212,7 @@ fn add_schemas(document: &mut OpenApi, limits: &Limits) {
         if let RefOr::T(Schema::Object(object)) = schema
             && object.additional_properties.is_some()
         {
-            conditions::add(object, name);
+            conditions::add(object, name, rules);
         }
     }
 }
@@ -251,13 +239,10 @@ fn add_response_headers(operation: &mut Operation) {
 
 /// Adds multipart and raw request bodies, derived from the JSON request body.
 fn add_encodings(operation: &mut Operation, schemas: &BTreeMap<String, RefOr<Schema>>) {
+    let Some(name) = request_schema(operation).map(str::to_owned) else { return };
     let Some(RefOr::T(body)) = &mut operation.request_body else { return };
     body.required = Some(Required::True);
-    let json = body.content.get("application/json");
-    let Some(RefOr::T(json)) = json else { return };
-    let Some(RefOr::Ref(reference)) = &json.schema else { return };
-    let name = reference.ref_location.rsplit('/').next().unwrap_or_default();
-    let Some(RefOr::T(Schema::Object(request))) = schemas.get(name) else { return };
+    let Some(RefOr::T(Schema::Object(request))) = schemas.get(&name) else { return };
 
     let form = multipart_schema(request);
     let multipart = ContentBuilder::new().schema(Some(form)).build();
@@ -316,87 +301,4 @@ fn timeout_parameter() -> Parameter {
         ))
         .schema(Some(schema))
         .build()
-}
-
-/// The error responses of every inference route.
-pub(crate) struct InferenceProblems;
-
-/// The error response of routes that need loaded models.
-pub(crate) struct NotReadyProblem;
-
-type Responses = BTreeMap<String, RefOr<Response>>;
-
-impl IntoResponses for InferenceProblems {
-    fn responses() -> Responses {
-        use Code::{
-            BatchTooLarge, DeadlineExceeded, FetchDisabled, ImageNotFound, ImageTooLarge,
-            InferenceFailed, InternalError, InvalidRequest, ModelNotFound, NotReady, Overloaded,
-            PayloadTooLarge, RequestTimeout, ScoreNotAvailable, ShuttingDown, TaskNotLoaded,
-            TextTooLong, UndecodableImage, UnsupportedImageFormat, UnsupportedMediaType,
-        };
-        problems(&[
-            &[InvalidRequest],
-            &[TaskNotLoaded, ModelNotFound, ImageNotFound],
-            &[RequestTimeout],
-            &[PayloadTooLarge],
-            &[UnsupportedMediaType, UnsupportedImageFormat],
-            &[
-                UndecodableImage,
-                ImageTooLarge,
-                TextTooLong,
-                BatchTooLarge,
-                ScoreNotAvailable,
-                FetchDisabled,
-            ],
-            &[InferenceFailed, InternalError],
-            &[Overloaded, NotReady, ShuttingDown],
-            &[DeadlineExceeded],
-        ])
-    }
-}
-
-impl IntoResponses for NotReadyProblem {
-    fn responses() -> Responses {
-        problems(&[&[Code::NotReady]])
-    }
-}
-
-/// One response for each group of codes; all codes of a group have the same status.
-pub(super) fn problems(groups: &[&[Code]]) -> Responses {
-    groups
-        .iter()
-        .map(|codes| (codes[0].status().as_u16().to_string(), refusal(codes).into()))
-        .collect()
-}
-
-/// An error response that lists its codes and has an example for the first.
-fn refusal(codes: &[Code]) -> Response {
-    let names: Vec<String> = codes.iter().map(|code| format!("`{}`", code.name())).collect();
-    let content = ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name(Problem::name())))
-        .example(Some(json!(example(codes[0]).to_problem("01hv3k2q9x-1"))))
-        .build();
-    let response =
-        ResponseBuilder::new().description(names.join(", ")).content(PROBLEM_JSON, content);
-    if codes[0] == Code::Unauthorized {
-        let challenge = HeaderBuilder::new().schema(Some(Object::with_type(Type::String))).build();
-        return response.header("www-authenticate", challenge).build();
-    }
-    let come_back = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
-    if !come_back.contains(&codes[0].status()) {
-        return response.build();
-    }
-    let seconds = HeaderBuilder::new()
-        .schema(Some(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1.0))))
-        .description(Some("Seconds to wait before retrying."))
-        .build();
-    response.header("retry-after", seconds).build()
-}
-
-fn example(code: Code) -> ApiError {
-    if code == Code::InvalidRequest {
-        let detail = "invalid value: integer `9`, expected an integer from 1 to 8";
-        return ApiError::field(code, "inputs[2].num_beams", detail);
-    }
-    ApiError::new(code, code.title())
 }

@@ -19,7 +19,7 @@ const LEFT_OUT: [&str; 2] = ["image/*", "text/event-stream"];
 
 /// Makes the plain document from a strict one.
 pub(super) fn plain(mut document: Value) -> Value {
-    let mut shared = Shared::default();
+    let mut shared = SharedComponents::default();
     if let Some(paths) = object(&mut document, "/paths") {
         for operation in
             paths.values_mut().filter_map(Value::as_object_mut).flat_map(Map::values_mut)
@@ -29,10 +29,10 @@ pub(super) fn plain(mut document: Value) -> Value {
     }
     if let Some(components) = object(&mut document, "/components") {
         if let Some(schemas) = components.get_mut("schemas").and_then(Value::as_object_mut) {
-            join_choices(schemas);
+            merge_variants(schemas);
             schemas.values_mut().for_each(|schema| {
-                without_conditions(schema);
-                without_bounds(schema);
+                remove_conditions(schema);
+                remove_bounds(schema);
             });
         }
         components.insert("headers".to_owned(), shared.headers.into());
@@ -59,13 +59,13 @@ fn drop_unreferenced(document: &mut Value) {
 
 /// Components that several operations share, by component name.
 #[derive(Default)]
-struct Shared {
+struct SharedComponents {
     headers: Map<String, Value>,
     parameters: Map<String, Value>,
     responses: Map<String, Value>,
 }
 
-impl Shared {
+impl SharedComponents {
     /// Stores a header as a component and returns the reference to it.
     fn header(&mut self, name: &str, header: Value) -> Value {
         let component = pascal(name);
@@ -108,7 +108,7 @@ fn object<'v>(value: &'v mut Value, pointer: &str) -> Option<&'v mut Map<String,
     value.pointer_mut(pointer).and_then(Value::as_object_mut)
 }
 
-fn simplify_operation(operation: &mut Value, shared: &mut Shared) {
+fn simplify_operation(operation: &mut Value, shared: &mut SharedComponents) {
     for parameter in
         operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten()
     {
@@ -118,8 +118,8 @@ fn simplify_operation(operation: &mut Value, shared: &mut Shared) {
         content.retain(|media_type, _| !LEFT_OUT.contains(&media_type.as_str()));
         for (media_type, media) in content {
             let Some(schema) = media.get_mut("schema") else { continue };
-            without_conditions(schema);
-            without_bounds(schema);
+            remove_conditions(schema);
+            remove_bounds(schema);
             if media_type == "multipart/form-data" {
                 simplify_form(schema);
             }
@@ -146,7 +146,7 @@ fn simplify_operation(operation: &mut Value, shared: &mut Shared) {
 }
 
 /// Removes the conditions of a request schema, which are its `allOf`. An `allOf` in an answer merges schemas and stays.
-fn without_conditions(schema: &mut Value) {
+fn remove_conditions(schema: &mut Value) {
     if let Some(schema) = schema.as_object_mut()
         && schema.contains_key("additionalProperties")
     {
@@ -156,7 +156,7 @@ fn without_conditions(schema: &mut Value) {
 
 /// Turns an answer that combines its own fields with a `oneOf` into one object, in which the fields of the variants are
 /// optional. Generators cannot combine an object with a `oneOf`.
-fn join_choices(schemas: &mut Map<String, Value>) {
+fn merge_variants(schemas: &mut Map<String, Value>) {
     let all = schemas.clone();
     let is_choice =
         |part: &Value| resolved(part, &all).is_some_and(|part| part.get("oneOf").is_some());
@@ -208,7 +208,7 @@ fn collect(
 
 /// Removes `minLength` from files and `pattern` from texts. Generated clients check a file's `minLength` as if it were
 /// text. The pattern only excludes control characters, which nobody sends, and is longer than the rest of the field.
-fn without_bounds(schema: &mut Value) {
+fn remove_bounds(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
             if object.get("type").is_some_and(|kind| kind == "string") {
@@ -217,9 +217,9 @@ fn without_bounds(schema: &mut Value) {
             if is_file(object) {
                 object.remove("minLength");
             }
-            object.values_mut().for_each(without_bounds);
+            object.values_mut().for_each(remove_bounds);
         }
-        Value::Array(items) => items.iter_mut().for_each(without_bounds),
+        Value::Array(items) => items.iter_mut().for_each(remove_bounds),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
@@ -247,14 +247,14 @@ fn simplify_form(form: &mut Value) {
         let of_files = object.get("items").and_then(Value::as_object).is_some_and(is_file);
         // `images` gets an empty default: it must be absent when `image` is given.
         if !is_file(object) && (!of_files || name != "image") {
-            put_default(name, object);
+            set_default_example(name, object);
         }
     }
 }
 
 /// Sets the example of a form field to its default, or to an empty value, which means absent. Swagger UI fills its
 /// inputs with the examples, so that a form sent unchanged behaves as if the fields were left out.
-fn put_default(name: &str, field: &mut Map<String, Value>) {
+fn set_default_example(name: &str, field: &mut Map<String, Value>) {
     let is_list = field.get("type").is_some_and(|kind| kind == "array");
     let nothing = if is_list { json!([]) } else { json!("") };
     field.remove("minLength");
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn refusals_stand_once_and_others_of_the_same_code_beside() {
-        let mut shared = Shared::default();
+        let mut shared = SharedComponents::default();
         let refusal = |codes: &str| json!({"description": codes});
         let reference = |name: &str| json!({"$ref": format!("#/components/responses/{name}")});
         let first = shared.refusal(refusal("`not_ready`"));

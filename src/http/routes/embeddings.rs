@@ -7,24 +7,67 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use crate::http::call::{AnswerParts, Endpoint};
-use crate::http::convert::inference_failed;
+use super::InferenceEndpoint;
+use crate::http::context::RequestContext;
+use crate::http::error::convert::inference_failed;
 use crate::http::error::{ApiError, Code};
-use crate::http::extract::fields::{Field, ImageField, Text};
+use crate::http::extract::fields::{Field, Text};
+use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
-use crate::http::image_args::ImageArg;
-use crate::http::middleware::context::RequestContext;
-use crate::http::models::Model;
+use crate::http::inference::call::{AnswerParts, Endpoint};
+use crate::http::inference::image_args::ImageArg;
+use crate::http::inference::reply;
+use crate::http::inference::reply::{BatchResponse, ImageAnswer};
+use crate::http::inference::sequences::{finite, wrong_output};
+use crate::http::inference::text;
+use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
-use crate::http::reply::{self, BatchResponse, ImageAnswer};
-use crate::http::sequences::{finite, wrong_output};
 use crate::http::settings::Limits;
 use crate::http::state::HttpState;
-use crate::http::text;
+use crate::http::state::models::Model;
 use crate::task::{Embed, Embedding, PreparedImage, Role, Task, TaskOutput, TokenIds};
 
+/// The endpoint, for the router and the documents.
+pub(crate) fn endpoint() -> InferenceEndpoint {
+    InferenceEndpoint {
+        router: OpenApiRouter::default()
+            .routes(routes!(embed_inputs))
+            .routes(routes!(embed_inputs_batch)),
+        rules: EndpointRules {
+            request: EmbeddingsRequest::name(),
+            required: &[],
+            distinct_lists: &[],
+            conditions: vec![embedding_types()],
+            image_id: None,
+            follow_up: FollowUp { link: "embed", fields: json!({}) },
+        },
+    }
+}
+
+fn embedding_types() -> Value {
+    json!({"oneOf": [
+        {
+            "title": "Image",
+            "required": ["image"],
+            "properties": {"type": {"const": "image"}, "text": false, "truncate": {"const": false}},
+        },
+        {
+            "title": "Text",
+            "required": ["text"],
+            "properties": {"type": {"const": "text"}, "image": false},
+        },
+        {
+            "title": "Multimodal",
+            "required": ["image", "text", "type"],
+            "properties": {"type": {"const": "multimodal"}},
+        },
+    ]})
+}
 requests! {
     /// Request to embed one image or text.
     #[schema(example = json!({"text": "two cats on a sofa"}))]
@@ -34,7 +77,7 @@ requests! {
     batch EmbeddingsBatchRequest
     /// One input of an embeddings batch.
     input EmbeddingsInput {
-        /// An image value: base64, data URI, id of a cached image, or `https://` URL where fetching is enabled.
+        /// Image value: base64, data URI, id of a cached image, or URL where fetching is enabled.
         image: ImageField,
         /// Text to embed; see also `truncate`.
         text: Text,

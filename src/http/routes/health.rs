@@ -7,8 +7,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::error::ApiError;
-use crate::http::middleware::problem::OwnBody;
-use crate::http::reply;
+use crate::http::inference::reply;
+use crate::http::middleware::problem::KeepBody;
 use crate::http::state::{HttpState, Readiness};
 
 /// Answer of the health probes.
@@ -73,7 +73,7 @@ fn answer(status: Readiness, good: bool) -> Result<Response, ApiError> {
     let mut response = reply::json(&Health { status })?;
     if !good {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-        response.extensions_mut().insert(OwnBody);
+        response.extensions_mut().insert(KeepBody);
     }
     Ok(response)
 }

@@ -6,10 +6,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::error::ApiError;
-use crate::http::info::BatchingInfo;
-use crate::http::reply;
+use crate::http::inference::reply;
 use crate::http::settings::HttpSettings;
 use crate::http::state::HttpState;
+use crate::http::state::batching::BatchingInfo;
 use crate::task::{ModelInfo, Role};
 
 /// Version, models, limits and batching of this server.
@@ -89,44 +89,35 @@ pub(crate) struct ModelDescription {
 /// The `note` of every demo model.
 const DEMO_NOTE: &str = "knows synthetic scenes of emoji only, not photographs; for photographs, serve an official checkpoint, for example --model Salesforce/blip-image-captioning-base";
 
-/// Limits of one request, from the settings `limits` and `input`.
+/// Limits of one request, from the settings `limits` and `input`. Numbers of images, texts, questions and candidates are
+/// those of a single request or of one input of a batch.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct LimitsDescription {
-    /// Most bytes of a request body, in any encoding.
     max_body_bytes: u64,
-    /// Most bytes of an image file, after base64 decoding.
+    /// After base64 decoding.
     max_image_bytes: usize,
-    /// Most pixels of an image.
     max_image_pixels: u64,
-    /// Longest side of an image, in pixels.
+    /// In pixels.
     max_image_side: u32,
-    /// Most bytes of memory for one decoded image.
+    /// Memory of one decoded image.
     max_decoded_bytes: u64,
-    /// Most images in a single request or one input of a batch.
     max_images: usize,
-    /// Most texts in a single request or one input of a batch.
     max_texts: usize,
-    /// Most questions in a single request or one input of a batch.
     max_questions: usize,
-    /// Most candidates in a single request or one input of a batch.
     max_candidates: usize,
-    /// Most inputs in a batch request.
     max_batch_inputs: usize,
-    /// Most rows in a request: questions x beams or candidates, image-text pairs for `match`, texts.
+    /// Questions x beams or candidates, image-text pairs for `match`, texts.
     max_rows: usize,
-    /// Most characters of a text, before it is tokenised.
+    /// Before tokenization.
     max_text_chars: usize,
-    /// Most bytes of a text in UTF-8.
     max_text_bytes: usize,
-    /// Largest `max_new_tokens` that a request may ask for.
     max_new_tokens: usize,
-    /// Most pieces (HTTP body frames) in which a request body may arrive.
+    /// Pieces (HTTP frames) in which a body may arrive.
     max_body_frames: usize,
-    /// Most text parts in a multipart form, and most fields in a query string.
+    /// Text parts in a form, fields in a query string.
     max_text_parts: usize,
-    /// Deadline of a request in milliseconds; `x-request-timeout-ms` can only shorten it.
+    /// `x-request-timeout-ms` can only shorten it.
     deadline_ms: u64,
-    /// Whether image values may be `https://` URLs.
     fetch_enabled: bool,
 }
 

@@ -8,3 +8,16 @@ pub(crate) mod info;
 pub(crate) mod metrics;
 pub(crate) mod similarity;
 pub(crate) mod vqa;
+
+use utoipa_axum::router::OpenApiRouter;
+
+use super::openapi::endpoint::EndpointRules;
+use super::state::HttpState;
+
+/// An endpoint that runs a model, as the router lists it. Its file in this folder makes it.
+pub(crate) struct InferenceEndpoint {
+    /// The handlers of the single call and of the batch call.
+    pub(crate) router: OpenApiRouter<HttpState>,
+    /// What the documents say beyond the attributes of the handlers.
+    pub(crate) rules: EndpointRules,
+}

@@ -5,25 +5,50 @@ use std::sync::Arc;
 use axum::extract::{Extension, Request as HttpRequest, State};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use crate::http::call::{AnswerParts, Endpoint, check_count};
+use super::InferenceEndpoint;
+use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
-use crate::http::extract::fields::{ImageField, Text};
+use crate::http::extract::fields::Text;
+use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
-use crate::http::image_args::ImageArg;
-use crate::http::middleware::context::RequestContext;
-use crate::http::models::Model;
+use crate::http::inference::call::{AnswerParts, Endpoint, check_count};
+use crate::http::inference::image_args::ImageArg;
+use crate::http::inference::reply;
+use crate::http::inference::reply::{BatchResponse, ImageAnswer};
+use crate::http::inference::sequences::{finite, wrong_output};
+use crate::http::inference::text;
+use crate::http::openapi::conditions::exactly_one;
+use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
-use crate::http::reply::{self, BatchResponse, ImageAnswer};
-use crate::http::sequences::{finite, wrong_output};
 use crate::http::settings::Limits;
 use crate::http::state::HttpState;
-use crate::http::text;
+use crate::http::state::models::Model;
 use crate::task::{
     PreparedImage, Role, Scores, Similarity, SimilarityCell, Task, TaskOutput, TokenIds,
     similarity_rows,
 };
+
+/// The endpoint, for the router and the documents.
+pub(crate) fn endpoint() -> InferenceEndpoint {
+    InferenceEndpoint {
+        router: OpenApiRouter::default()
+            .routes(routes!(score_similarity))
+            .routes(routes!(score_similarity_batch)),
+        rules: EndpointRules {
+            request: SimilarityRequest::name(),
+            required: &[],
+            distinct_lists: &["scores"],
+            conditions: vec![exactly_one("image", "images"), exactly_one("text", "texts")],
+            image_id: Some("$response.body#/images/0/id"),
+            follow_up: FollowUp { link: "compare", fields: json!({"text": "two cats"}) },
+        },
+    }
+}
 
 requests! {
     /// Request for the scores of images against texts.

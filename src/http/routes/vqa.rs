@@ -7,25 +7,63 @@ use std::sync::Arc;
 use axum::extract::{Extension, Request as HttpRequest, State};
 use axum::response::Response;
 use serde::Serialize;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use crate::http::call::{AnswerParts, Endpoint, check_count};
+use super::InferenceEndpoint;
+use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
-use crate::http::extract::fields::{ImageField, Text};
+use crate::http::extract::fields::Text;
+use crate::http::extract::generation::seed_of;
+use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
-use crate::http::generation::seed_of;
-use crate::http::image_args::ImageArg;
-use crate::http::middleware::context::RequestContext;
-use crate::http::models::Model;
+use crate::http::inference::call::{AnswerParts, Endpoint, check_count};
+use crate::http::inference::image_args::ImageArg;
+use crate::http::inference::reply;
+use crate::http::inference::reply::{BatchResponse, ImageAnswer};
+use crate::http::inference::sequences::{SequenceFacts, finite, wrong_output};
+use crate::http::inference::text;
+use crate::http::openapi::conditions::{GENERATION, exactly_one, strategies};
+use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
-use crate::http::reply::{self, BatchResponse, ImageAnswer};
-use crate::http::sequences::{SequenceFacts, finite, wrong_output};
 use crate::http::settings::Limits;
 use crate::http::state::HttpState;
-use crate::http::text;
+use crate::http::state::models::Model;
 use crate::task::{
     Answer, GenerationParams, PreparedImage, Role, Task, TaskOutput, TokenIds, Vqa, VqaMode,
 };
+
+/// The endpoint, for the router and the documents.
+pub(crate) fn endpoint() -> InferenceEndpoint {
+    InferenceEndpoint {
+        router: OpenApiRouter::default()
+            .routes(routes!(answer_question))
+            .routes(routes!(answer_question_batch)),
+        rules: EndpointRules {
+            request: VqaRequest::name(),
+            required: &["image"],
+            distinct_lists: &["candidates"],
+            conditions: vec![exactly_one("question", "questions"), generated_or_ranked()],
+            image_id: Some("$response.body#/image/id"),
+            follow_up: FollowUp {
+                link: "ask",
+                fields: json!({"question": "what is in the picture?"}),
+            },
+        },
+    }
+}
+
+/// An answer is either generated, or ranked among candidates without generation parameters.
+fn generated_or_ranked() -> Value {
+    let none: serde_json::Map<String, Value> =
+        GENERATION.iter().map(|name| ((*name).to_owned(), Value::Bool(false))).collect();
+    json!({"oneOf": [
+        {"title": "Generated", "properties": {"candidates": false}, "allOf": [strategies()]},
+        {"title": "Ranked", "required": ["candidates"], "properties": none},
+    ]})
+}
 
 requests! {
     /// Request for answers about one image.
@@ -36,7 +74,7 @@ requests! {
     batch VqaBatchRequest
     /// One input of a VQA batch.
     input VqaInput {
-        /// An image value: base64, data URI, id of a cached image, or `https://` URL where fetching is enabled.
+        /// Image value: base64, data URI, id of a cached image, or URL where fetching is enabled.
         image: ImageField,
         /// A single question; use `questions` for several.
         question: Text,

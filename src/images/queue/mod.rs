@@ -8,7 +8,7 @@
 #[cfg(test)]
 pub(super) mod tests;
 
-use super::pool::{Done, Job, Lane};
+use super::pool::{Job, JobOutcome, Lane};
 use crate::fairness::{self, CallId, ClientId, Turns};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -34,10 +34,10 @@ pub(super) struct Queue {
     /// Number of waiting jobs of each client that has any.
     clients: HashMap<ClientId, usize>,
     /// The work that each client has received, as its finish time on the scale of virtual time. A client without an
-    /// entry starts at `served`.
-    had: HashMap<ClientId, f64>,
+    /// entry starts at `virtual_time`.
+    finish_times: HashMap<ClientId, f64>,
     /// Virtual time: the start time of the decode that was taken last.
-    served: f64,
+    virtual_time: f64,
     running: Vec<Running>,
     /// Moving average of the duration of hashing, in seconds; 0 before the first.
     hash_seconds: f64,
@@ -112,16 +112,19 @@ impl Queue {
 
     /// Takes the next decode of the client that has received the least work.
     fn next_decode(&mut self) -> Option<u64> {
-        let had = |client: &ClientId| {
-            self.had.get(client).map_or(self.served, |had| had.max(self.served))
+        let finish_times = |client: &ClientId| {
+            self.finish_times
+                .get(client)
+                .map_or(self.virtual_time, |finish_times| finish_times.max(self.virtual_time))
         };
-        let client = self.decodes.clients().min_by(|a, b| had(a).total_cmp(&had(b)))?;
-        self.served = had(&client);
+        let client =
+            self.decodes.clients().min_by(|a, b| finish_times(a).total_cmp(&finish_times(b)))?;
+        self.virtual_time = finish_times(&client);
         let id = self.decodes.pop_from(client)?;
         let work = self.jobs.get(&id).map_or(0.0, |waiting| waiting.work);
-        self.had.insert(client, self.served + work);
+        self.finish_times.insert(client, self.virtual_time + work);
         // A client at or before the virtual time starts there with or without an entry.
-        self.had.retain(|_, had| *had > self.served);
+        self.finish_times.retain(|_, finish_times| *finish_times > self.virtual_time);
         Some(id)
     }
 
@@ -153,7 +156,7 @@ impl Queue {
     }
 
     /// Records the end of a job and learns from its duration. A job that ended early can only raise an estimate.
-    pub(super) fn ended(&mut self, job: Running, now: Instant, done: Done) {
+    pub(super) fn ended(&mut self, job: Running, now: Instant, done: JobOutcome) {
         if let Some(place) = self.running.iter().position(|running| *running == job) {
             self.running.swap_remove(place);
         }
@@ -163,16 +166,16 @@ impl Queue {
             Lane::Hashes => self.hash_seconds,
             Lane::Decodes => self.decode_time(job.work),
         };
-        if done == Done::Early && (expected == 0.0 || took <= expected) {
+        if done == JobOutcome::EndedEarly && (expected == 0.0 || took <= expected) {
             return;
         }
         match job.lane {
-            Lane::Hashes => follow(&mut self.hash_seconds, took),
+            Lane::Hashes => update_average(&mut self.hash_seconds, took),
             Lane::Decodes => {
                 let kept = (-job.work / REMEMBERED_WORK).exp();
                 self.decode_seconds = self.decode_seconds * kept + took;
                 self.decode_work = self.decode_work * kept + job.work;
-                follow(&mut self.typical_work, job.work);
+                update_average(&mut self.typical_work, job.work);
             }
         }
     }
@@ -182,7 +185,7 @@ impl Queue {
         let expected = self.decode_time(job.work);
         if job.lane == Lane::Decodes && took > expected && expected > 0.0 {
             let more = job.work * (took / expected - 1.0);
-            *self.had.entry(job.client).or_insert(self.served) += more;
+            *self.finish_times.entry(job.client).or_insert(self.virtual_time) += more;
         }
     }
 
@@ -272,7 +275,7 @@ impl Queue {
 }
 
 /// Updates an exponential moving average; the first value counts in full.
-fn follow(mean: &mut f64, value: f64) {
+fn update_average(mean: &mut f64, value: f64) {
     *mean += if *mean == 0.0 { value } else { NEWEST * (value - *mean) };
 }
 

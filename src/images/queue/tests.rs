@@ -27,8 +27,8 @@ impl Job for Idle {
         MEGAPIXEL
     }
 
-    fn run(self: Box<Self>) -> Done {
-        Done::Work
+    fn run(self: Box<Self>) -> JobOutcome {
+        JobOutcome::Completed
     }
 }
 
@@ -37,7 +37,7 @@ fn push(queue: &mut Queue, lane: Lane, call: CallId) -> bool {
 }
 
 /// Reports to the queue that a job of the lane ran for `took`.
-fn learn(queue: &mut Queue, lane: Lane, took: Duration, done: Done) {
+fn learn(queue: &mut Queue, lane: Lane, took: Duration, done: JobOutcome) {
     let began = Instant::now();
     let client = ClientId(1);
     queue.ended(Running { lane, client, began, work: MEGAPIXEL as f64 }, began + took, done);
@@ -60,13 +60,13 @@ fn the_wait_is_the_mean_time_of_what_stands_before_shared_by_the_threads() {
     let (mut queue, now) = (Queue::new(9), Instant::now());
     push(&mut queue, Lane::Decodes, lone(1));
     assert_eq!(wait(&queue, 1, now), Duration::ZERO, "nothing is known yet");
-    learn(&mut queue, Lane::Decodes, SECOND * 2, Done::Work);
-    learn(&mut queue, Lane::Hashes, SECOND, Done::Work);
+    learn(&mut queue, Lane::Decodes, SECOND * 2, JobOutcome::Completed);
+    learn(&mut queue, Lane::Hashes, SECOND, JobOutcome::Completed);
     assert_eq!(wait(&queue, 1, now), SECOND * 2);
     push(&mut queue, Lane::Hashes, lone(2));
     assert_eq!(wait(&queue, 1, now), SECOND * 4, "of others no more than the own work");
     assert_eq!(wait(&queue, 2, now), SECOND * 2);
-    learn(&mut queue, Lane::Decodes, SECOND, Done::Work);
+    learn(&mut queue, Lane::Decodes, SECOND, JobOutcome::Completed);
     assert!(wait(&queue, 1, now) < SECOND * 4, "the average follows");
 }
 
@@ -94,8 +94,8 @@ fn small_pictures_of_one_client_do_not_wait_for_the_large_ones_of_another() {
             self.0
         }
 
-        fn run(self: Box<Self>) -> Done {
-            Done::Work
+        fn run(self: Box<Self>) -> JobOutcome {
+            JobOutcome::Completed
         }
     }
     let (mut queue, now) = (Queue::new(99), Instant::now());
@@ -119,7 +119,7 @@ fn a_decode_that_takes_longer_than_it_said_is_paid_for() {
     }
     let mut next = |took| {
         let (_, running) = queue.next(now).unwrap();
-        queue.ended(running, now + took, Done::Work);
+        queue.ended(running, now + took, JobOutcome::Completed);
         running.client
     };
     assert_eq!(next(SECOND * 60), ClientId(1));
@@ -144,16 +144,16 @@ fn a_client_that_fills_the_queue_leaves_room_for_others() {
 fn files_that_are_refused_do_not_bring_the_estimate_down() {
     let (mut queue, now) = (Queue::new(9), Instant::now());
     let broken = Duration::from_micros(50);
-    learn(&mut queue, Lane::Decodes, broken, Done::Early);
-    learn(&mut queue, Lane::Decodes, SECOND, Done::Work);
+    learn(&mut queue, Lane::Decodes, broken, JobOutcome::EndedEarly);
+    learn(&mut queue, Lane::Decodes, SECOND, JobOutcome::Completed);
     push(&mut queue, Lane::Decodes, lone(1));
     assert_eq!(wait(&queue, 1, now), SECOND, "the first that is decoded is believed in full");
     for _ in 0..1000 {
-        learn(&mut queue, Lane::Decodes, broken, Done::Early);
+        learn(&mut queue, Lane::Decodes, broken, JobOutcome::EndedEarly);
     }
     assert_eq!(wait(&queue, 1, now), SECOND);
     // One that fails late has occupied a thread like any other.
-    learn(&mut queue, Lane::Decodes, SECOND * 11, Done::Early);
+    learn(&mut queue, Lane::Decodes, SECOND * 11, JobOutcome::EndedEarly);
     assert!(wait(&queue, 1, now) > SECOND * 5);
 }
 
@@ -165,8 +165,8 @@ fn a_file_costs_by_its_work_and_small_ones_do_not_change_what_a_pixel_costs() {
             50 * MEGAPIXEL
         }
 
-        fn run(self: Box<Self>) -> Done {
-            Done::Work
+        fn run(self: Box<Self>) -> JobOutcome {
+            JobOutcome::Completed
         }
     }
     let (mut queue, now) = (known(), Instant::now());
@@ -176,7 +176,7 @@ fn a_file_costs_by_its_work_and_small_ones_do_not_change_what_a_pixel_costs() {
         let began = Instant::now();
         let (lane, client) = (Lane::Decodes, ClientId(1));
         let small = Running { lane, client, began, work: LEAST_WORK };
-        queue.ended(small, began + Duration::from_micros(50), Done::Work);
+        queue.ended(small, began + Duration::from_micros(50), JobOutcome::Completed);
     }
     let seconds = wait(&queue, 1, now).as_secs_f64();
     assert!((5.0..100.0).contains(&seconds), "{seconds}");
@@ -194,10 +194,10 @@ fn what_runs_counts_with_the_rest_of_its_time_where_no_thread_is_free() {
     assert_eq!(wait(&queue, 2, now), SECOND * 5 / 2);
     assert_eq!(wait(&queue, 3, now), Duration::ZERO, "a third thread would be free");
     assert_eq!(wait(&queue, 2, now + SECOND), SECOND * 3 / 2);
-    queue.ended(hash, now + SECOND, Done::Work);
+    queue.ended(hash, now + SECOND, JobOutcome::Completed);
     assert_eq!(wait(&queue, 1, now + SECOND), SECOND);
     assert_eq!(wait(&queue, 1, now + SECOND * 7), SECOND * 7, "it overruns: as long again");
-    queue.ended(decode, now + SECOND * 2, Done::Work);
+    queue.ended(decode, now + SECOND * 2, JobOutcome::Completed);
     assert_eq!(wait(&queue, 1, now), Duration::ZERO, "an idle pool takes whatever comes");
 }
 

@@ -17,7 +17,7 @@ const FILE_HEAD: usize = 14;
 
 /// Why a BMP file is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum BmpError {
     /// The file ends before its pixel data does.
     Incomplete,
     /// A depth, compression, palette or bit field that Pillow does not support either.
@@ -30,13 +30,13 @@ pub(super) enum Refusal {
     Stopped,
 }
 
-impl From<OutOfMemory> for Refusal {
+impl From<OutOfMemory> for BmpError {
     fn from(OutOfMemory { bytes }: OutOfMemory) -> Self {
         Self::OutOfMemory(bytes)
     }
 }
 
-impl From<Stopped> for Refusal {
+impl From<Stopped> for BmpError {
     fn from(_: Stopped) -> Self {
         Self::Stopped
     }
@@ -82,8 +82,8 @@ enum Palette<'a> {
 /// Decodes a file whose [`Header`] has been checked against the limits.
 ///
 /// # Errors
-/// Any [`Refusal`].
-pub(super) fn decode(file: &[u8], stop: Stop<'_>) -> Result<Raster, Refusal> {
+/// Any [`BmpError`].
+pub(super) fn decode(file: &[u8], stop: Stop<'_>) -> Result<Raster, BmpError> {
     Header::read(file)?.decode(file, stop)
 }
 
@@ -92,16 +92,16 @@ impl<'a> Header<'a> {
     ///
     /// # Errors
     /// `Incomplete`, `Unsupported`.
-    pub(super) fn read(file: &'a [u8]) -> Result<Self, Refusal> {
-        let word = |at| u32_at(file, at).ok_or(Refusal::Incomplete);
-        let short = |at| u16_at(file, at).ok_or(Refusal::Incomplete);
+    pub(super) fn read(file: &'a [u8]) -> Result<Self, BmpError> {
+        let word = |at| u32_at(file, at).ok_or(BmpError::Incomplete);
+        let short = |at| u16_at(file, at).ok_or(BmpError::Incomplete);
         let size = word(FILE_HEAD)? as usize;
         if !matches!(size, 12 | 40 | 52 | 56 | 64 | 108 | 124) {
-            return Err(Refusal::Unsupported);
+            return Err(BmpError::Unsupported);
         }
         let end = FILE_HEAD + size;
         if file.len() < end {
-            return Err(Refusal::Incomplete);
+            return Err(BmpError::Incomplete);
         }
         let old = size == 12;
         let (width, height, bits) = if old {
@@ -143,7 +143,7 @@ impl<'a> Header<'a> {
     }
 
     /// A grey palette determines how many bits an index has, as in Pillow.
-    fn narrow(&mut self, bits: u16) -> Result<(), Refusal> {
+    fn narrow(&mut self, bits: u16) -> Result<(), BmpError> {
         if self.pixels != Pixels::Indexed(bits as u8) {
             return Ok(());
         }
@@ -153,7 +153,7 @@ impl<'a> Header<'a> {
             Palette::Grey => 8,
         };
         if u16::from(narrowed) > bits {
-            return Err(Refusal::Unsupported);
+            return Err(BmpError::Unsupported);
         }
         self.pixels = Pixels::Indexed(narrowed);
         Ok(())
@@ -181,7 +181,7 @@ impl<'a> Header<'a> {
     ///
     /// # Errors
     /// `Incomplete`.
-    pub(super) fn check_length(&self, file: &[u8]) -> Result<(), Refusal> {
+    pub(super) fn check_length(&self, file: &[u8]) -> Result<(), BmpError> {
         let rows = u64::from(self.height).saturating_sub(1);
         let needed = match self.pixels {
             Pixels::Runs { .. } => 0,
@@ -190,8 +190,8 @@ impl<'a> Header<'a> {
                 self.stride.saturating_mul(rows).saturating_add(self.row_bytes() as u64)
             }
         };
-        let there = file.len().checked_sub(self.offset).ok_or(Refusal::Incomplete)?;
-        if (there as u64) < needed { Err(Refusal::Incomplete) } else { Ok(()) }
+        let there = file.len().checked_sub(self.offset).ok_or(BmpError::Incomplete)?;
+        if (there as u64) < needed { Err(BmpError::Incomplete) } else { Ok(()) }
     }
 
     /// Decodes the pixels. The size must have been checked: this allocates 3 or 4 bytes per pixel, and one more for
@@ -199,16 +199,16 @@ impl<'a> Header<'a> {
     ///
     /// # Errors
     /// `Incomplete`, `Damaged`, `OutOfMemory`, `Stopped`.
-    fn decode(&self, file: &[u8], stop: Stop<'_>) -> Result<Raster, Refusal> {
+    fn decode(&self, file: &[u8], stop: Stop<'_>) -> Result<Raster, BmpError> {
         self.check_length(file)?;
-        let data = file.get(self.offset..).ok_or(Refusal::Incomplete)?;
+        let data = file.get(self.offset..).ok_or(BmpError::Incomplete)?;
         let (width, height) = (self.width as usize, self.height as usize);
         let mut unpacked = Vec::new();
         let (data, stride) = if let Pixels::Runs { four_bits } = self.pixels {
             let odd = self.offset % 2;
             unpacked = Runs { data, odd, width, pixels: width * height, four_bits }.unpack(stop)?;
             if unpacked.len() < width * height {
-                return Err(Refusal::Damaged);
+                return Err(BmpError::Damaged);
             }
             (&unpacked[..], width)
         } else {
@@ -271,7 +271,7 @@ impl<'a> Header<'a> {
 }
 
 impl Pixels {
-    fn read(file: &[u8], size: usize, bits: u16, compression: u32) -> Result<Self, Refusal> {
+    fn read(file: &[u8], size: usize, bits: u16, compression: u32) -> Result<Self, BmpError> {
         let bgr = |count| Self::Bytes { count, order: [2, 1, 0], alpha: None };
         match (compression, bits) {
             (0, 1 | 4 | 8) => Ok(Self::Indexed(bits as u8)),
@@ -280,14 +280,14 @@ impl Pixels {
             (0, 32) => Ok(bgr(4)),
             (1 | 2, 1 | 4 | 8) => Ok(Self::Runs { four_bits: compression == 2 }),
             (3, 16 | 24 | 32) => Self::of_masks(file, size, bits),
-            _ => Err(Refusal::Unsupported),
+            _ => Err(BmpError::Unsupported),
         }
     }
 
     /// Bit fields: masks of red, green, blue and alpha, inside a long DIB header or after a 40-byte one.
-    fn of_masks(file: &[u8], size: usize, bits: u16) -> Result<Self, Refusal> {
+    fn of_masks(file: &[u8], size: usize, bits: u16) -> Result<Self, BmpError> {
         let mask =
-            |index: usize| u32_at(file, FILE_HEAD + 40 + index * 4).ok_or(Refusal::Incomplete);
+            |index: usize| u32_at(file, FILE_HEAD + 40 + index * 4).ok_or(BmpError::Incomplete);
         let alpha = if size >= 56 { mask(3)? } else { 0 };
         let masks = [mask(0)?, mask(1)?, mask(2)?];
         let bytes = |order, alpha| Ok(Self::Bytes { count: 4, order, alpha });
@@ -306,7 +306,7 @@ impl Pixels {
                 bytes([2, 1, 0], Some(3))
             }
             (32, [0xff00_0000, 0xff00, 0xff], 0xff_0000) => bytes([3, 1, 0], Some(2)),
-            _ => Err(Refusal::Unsupported),
+            _ => Err(BmpError::Unsupported),
         }
     }
 }
@@ -318,19 +318,19 @@ impl<'a> Palette<'a> {
         start: usize,
         entry: usize,
         colours: u32,
-    ) -> Result<(Self, usize), Refusal> {
+    ) -> Result<(Self, usize), BmpError> {
         if colours == 0 || colours > 1 << 16 {
-            return Err(Refusal::Unsupported);
+            return Err(BmpError::Unsupported);
         }
         let colours = colours as usize;
         let end = (start + entry * colours).min(file.len());
-        let table = file.get(start..end).ok_or(Refusal::Incomplete)?;
+        let table = file.get(start..end).ok_or(BmpError::Incomplete)?;
         let is_grey = (0..colours).all(|index| {
             let grey = if colours == 2 { index * 255 } else { index } as u8;
             table.get(index * entry..).is_some_and(|rest| rest.starts_with(&[grey; 3]))
         });
         if !is_grey && table.len() / entry > 256 {
-            return Err(Refusal::Unsupported);
+            return Err(BmpError::Unsupported);
         }
         let palette = match (is_grey, colours) {
             (true, ..=2) => Self::BlackWhite,
@@ -383,11 +383,11 @@ mod tests {
             [head((8, 8), 24, 0, 0), vec![0; 191]].concat(),
         ] {
             let header = Header::read(&file).unwrap();
-            assert_eq!(header.check_length(&file), Err(Refusal::Incomplete));
-            assert_eq!(header.decode(&file, &|| false).unwrap_err(), Refusal::Incomplete);
+            assert_eq!(header.check_length(&file), Err(BmpError::Incomplete));
+            assert_eq!(header.decode(&file, &|| false).unwrap_err(), BmpError::Incomplete);
         }
         let absurd = head((8, 8), 8, 0, u32::MAX);
-        assert_eq!(Header::read(&absurd).unwrap_err(), Refusal::Unsupported);
+        assert_eq!(Header::read(&absurd).unwrap_err(), BmpError::Unsupported);
         for length in 14..54 {
             assert!(Header::read(&head(largest, 24, 0, 0)[..length]).is_err(), "{length}");
         }

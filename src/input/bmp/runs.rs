@@ -1,6 +1,6 @@
 //! Unpacks the run-length encoded indices of a BMP as Pillow's `BmpRleDecoder` does, quirks included.
 
-use super::Refusal;
+use super::BmpError;
 use crate::input::memory;
 use crate::input::stop::{self, Stop};
 
@@ -32,7 +32,7 @@ impl Runs<'_> {
     ///
     /// # Errors
     /// `OutOfMemory`, `Stopped`.
-    pub(super) fn unpack(&self, stop: Stop<'_>) -> Result<Vec<u8>, Refusal> {
+    pub(super) fn unpack(&self, stop: Stop<'_>) -> Result<Vec<u8>, BmpError> {
         let mut out = memory::with_capacity(Self::bytes(self.pixels as u64) as usize)?;
         let (mut at, mut x, mut codes) = (0, 0, 0);
         while out.len() < self.pixels

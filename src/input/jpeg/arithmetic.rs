@@ -2,7 +2,7 @@
 
 use super::JpegError;
 use super::frame::{Block, Process};
-use super::header::{NATURAL_ORDER, Scan, ScanComponent, Tables};
+use super::header::{Scan, ScanComponent, Tables, ZIGZAG};
 use super::probabilities::STATES;
 use super::scan::{BlockDecoder, Restarts};
 use super::source::Source;
@@ -173,7 +173,7 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
             }
             let value = decoder.magnitude_bits(&mut statistics[at + 14], magnitude)? + 1;
             let value = if negative { -value } else { value };
-            block[usize::from(NATURAL_ORDER[k])] = (value << self.low) as i16;
+            block[usize::from(ZIGZAG[k])] = (value << self.low) as i16;
             k += 1;
         }
         Ok(true)
@@ -184,7 +184,7 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
         let bit = 1_i16 << self.low;
         let statistics = &mut self.ac[self.components[0].tables.ac_table];
         let decoder = &mut self.decoder;
-        let is_set = |&k: &usize| block[usize::from(NATURAL_ORDER[k])] != 0;
+        let is_set = |&k: &usize| block[usize::from(ZIGZAG[k])] != 0;
         let end_before = (1..=self.last).rev().find(is_set).unwrap_or(0);
         let mut k = self.first;
         while k <= self.last {
@@ -193,7 +193,7 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
                 break;
             }
             loop {
-                let coefficient = &mut block[usize::from(NATURAL_ORDER[k])];
+                let coefficient = &mut block[usize::from(ZIGZAG[k])];
                 if *coefficient != 0 {
                     if decoder.decide(&mut statistics[at + 2])? {
                         let away_from_zero = if *coefficient < 0 { -bit } else { bit };

@@ -10,7 +10,7 @@ use super::source::{Segment, Source, marker};
 /// Zigzag order: the positions of the coefficients in a [`super::frame::Block`], in the order in which they are coded.
 /// Sixteen more entries catch run lengths of damaged data that lead beyond the block.
 #[rustfmt::skip]
-pub(super) const NATURAL_ORDER: [u8; 80] = [
+pub(super) const ZIGZAG: [u8; 80] = [
      0,  1,  8, 16,  9,  2,  3, 10, 17, 24, 32, 25, 18, 11,  4,  5,
     12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13,  6,  7, 14, 21, 28,
     35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
@@ -237,7 +237,7 @@ impl Header {
             let width = if head >> 4 == 0 { 1 } else { 2 };
             let values = segment.take(64 * width)?;
             let mut table = [0; 64];
-            for (value, &position) in values.chunks(width).zip(&NATURAL_ORDER) {
+            for (value, &position) in values.chunks(width).zip(&ZIGZAG) {
                 table[usize::from(position)] =
                     value.iter().fold(0, |sum, &byte| sum << 8 | u16::from(byte));
             }

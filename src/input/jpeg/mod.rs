@@ -98,7 +98,7 @@ fn working_bytes(frame: &Frame, first_scan: &Scan) -> u64 {
     let planes: u64 = frame.components.iter().map(|component| Plane::bytes(frame, component)).sum();
     let decoding = if frame.process.lossless {
         lossless::row_bytes(frame)
-    } else if is_in_parts(frame, first_scan) {
+    } else if is_multi_scan(frame, first_scan) {
         coefficients::whole_bytes(frame) + smoothing::row_bytes(frame)
     } else {
         coefficients::strip_bytes(frame)
@@ -107,7 +107,7 @@ fn working_bytes(frame: &Frame, first_scan: &Scan) -> u64 {
 }
 
 /// True if the coefficients of a block, or the components, are spread over several scans.
-fn is_in_parts(frame: &Frame, first_scan: &Scan) -> bool {
+fn is_multi_scan(frame: &Frame, first_scan: &Scan) -> bool {
     frame.process.progressive || first_scan.components.len() < frame.components.len()
 }
 
@@ -171,7 +171,7 @@ pub(super) fn decode(file: &[u8], limits: Limits, stop: Stop<'_>) -> Result<Deco
         quant: vec![None; frame.components.len()],
         progress: Progress::new(&frame),
         blocks_left: limits.max_blocks,
-        decisions_left: arithmetic_fuel(&frame, file.len()),
+        decisions_left: decision_budget(&frame, file.len()),
         source,
         header,
         frame: &frame,
@@ -179,10 +179,10 @@ pub(super) fn decode(file: &[u8], limits: Limits, stop: Stop<'_>) -> Result<Deco
     };
     let planes = if frame.process.lossless {
         reader.lossless_scans(scan)?
-    } else if is_in_parts(&frame, &scan) {
-        reader.many_scans(scan)?
+    } else if is_multi_scan(&frame, &scan) {
+        reader.decode_multi_scan(scan)?
     } else {
-        reader.one_scan(&scan)?
+        reader.decode_single_scan(&scan)?
     };
     let picture = Picture { frame: &frame, planes: &planes, colours, stop };
     let data = pulp::Arch::new().dispatch(picture)?;
@@ -209,7 +209,7 @@ struct ScanReader<'f, 'a> {
 
 impl ScanReader<'_, '_> {
     /// Decodes a single-scan file: each row of MCUs becomes samples at once.
-    fn one_scan(&mut self, scan: &Scan) -> Result<Vec<Plane>, JpegError> {
+    fn decode_single_scan(&mut self, scan: &Scan) -> Result<Vec<Plane>, JpegError> {
         let frame = self.frame;
         let mut planes = planes(frame, self.stop)?;
         let mut grids = coefficients::one_strip(frame, self.stop)?;
@@ -242,7 +242,7 @@ impl ScanReader<'_, '_> {
     }
 
     /// Decodes a multi-scan file: the coefficients of all scans are collected first.
-    fn many_scans(&mut self, mut scan: Scan) -> Result<Vec<Plane>, JpegError> {
+    fn decode_multi_scan(&mut self, mut scan: Scan) -> Result<Vec<Plane>, JpegError> {
         let frame = self.frame;
         let mut planes = planes(frame, self.stop)?;
         let mut grids = coefficients::whole_picture(frame, self.stop)?;
@@ -277,7 +277,7 @@ impl ScanReader<'_, '_> {
     /// Decodes lossless scans, which yield the samples of their components without coefficients.
     fn lossless_scans(&mut self, mut scan: Scan) -> Result<Vec<Plane>, JpegError> {
         let frame = self.frame;
-        let in_parts = is_in_parts(frame, &scan);
+        let in_parts = is_multi_scan(frame, &scan);
         let mut planes = planes(frame, self.stop)?;
         let mut is_missing = vec![true; planes.len()];
         loop {
@@ -355,7 +355,7 @@ impl ScanReader<'_, '_> {
 /// Number of binary decisions that all scans of a picture may take, in addition to those of empty blocks. It is far
 /// more than a file of this length can encode, plus a number for each block, because after the last byte the decoder
 /// continues with zeros, which may decode to anything.
-fn arithmetic_fuel(frame: &Frame, file_bytes: usize) -> u64 {
+fn decision_budget(frame: &Frame, file_bytes: usize) -> u64 {
     const PER_BLOCK: u64 = 128;
     const PER_BYTE: u64 = 32;
     let blocks = frame.samples() / 64;

@@ -224,11 +224,11 @@ impl pulp::NullaryFnOnce for Picture<'_> {
                 }
                 Colours::Rgb => convert(pixels, rows, |red, green, blue, _| [red, green, blue]),
                 Colours::YCbCr => convert(pixels, rows, |y, cb, cr, _| rgb(y, cb, cr)),
-                Colours::Cmyk => convert(pixels, rows, print_to_screen),
+                Colours::Cmyk => convert(pixels, rows, inverted_cmyk_to_rgb),
                 // libjpeg converts YCCK to CMYK by inverting the RGB values.
                 Colours::Ycck => convert(pixels, rows, |y, cb, cr, black| {
                     let [red, green, blue] = rgb(y, cb, cr);
-                    print_to_screen(255 - red, 255 - green, 255 - blue, black)
+                    inverted_cmyk_to_rgb(255 - red, 255 - green, 255 - blue, black)
                 }),
             }
         }
@@ -272,7 +272,7 @@ fn clamped(value: i32) -> u8 {
 /// Converts inverted CMYK samples to RGB (`cmyk2rgb` of Pillow's `Convert.c`).
 #[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
-fn print_to_screen(cyan: u8, magenta: u8, yellow: u8, black: u8) -> [u8; 3] {
+fn inverted_cmyk_to_rgb(cyan: u8, magenta: u8, yellow: u8, black: u8) -> [u8; 3] {
     // The inverted black sample is the remaining light.
     let light = i32::from(black);
     [cyan, magenta, yellow].map(|inverted| {
@@ -301,8 +301,8 @@ mod tests {
         assert_eq!(rgb(128, 128, 128), [128; 3]);
         assert_eq!(rgb(76, 85, 255), [254, 0, 0]);
         assert_eq!(rgb(0, 0, 0), [0, 135, 0]);
-        assert_eq!(print_to_screen(255, 255, 255, 255), [255; 3]);
-        assert_eq!(print_to_screen(0, 255, 255, 255), [0, 255, 255]);
-        assert_eq!(print_to_screen(200, 100, 50, 0), [0; 3]);
+        assert_eq!(inverted_cmyk_to_rgb(255, 255, 255, 255), [255; 3]);
+        assert_eq!(inverted_cmyk_to_rgb(0, 255, 255, 255), [0, 255, 255]);
+        assert_eq!(inverted_cmyk_to_rgb(200, 100, 50, 0), [0; 3]);
     }
 }

@@ -3,7 +3,7 @@
 use super::JpegError;
 use super::bits::BitReader;
 use super::frame::Block;
-use super::header::{NATURAL_ORDER, Scan, Tables};
+use super::header::{Scan, Tables, ZIGZAG};
 use super::huffman::{Class, HuffmanTable, extend};
 use super::scan::{BlockDecoder, Restarts};
 use super::source::Source;
@@ -160,7 +160,7 @@ fn ac_first(
         if let Some((value, run, length)) = table.whole_coefficient(bits) {
             bits.consume(length)?;
             at += run;
-            block[usize::from(NATURAL_ORDER[at])] = value << band.low;
+            block[usize::from(ZIGZAG[at])] = value << band.low;
             at += 1;
             continue;
         }
@@ -169,7 +169,7 @@ fn ac_first(
         if size > 0 {
             at += run as usize;
             let value = extend(bits.take(size)?, size) << band.low;
-            block[usize::from(NATURAL_ORDER[at])] = value as i16;
+            block[usize::from(ZIGZAG[at])] = value as i16;
             at += 1;
         } else if run == 15 {
             at += 16;
@@ -213,7 +213,7 @@ fn ac_refine(
             }
             at = refine_up_to_zero(bits, Band { first: at, ..band }, block, run)?;
             if new != 0 {
-                block[usize::from(NATURAL_ORDER[at])] = new;
+                block[usize::from(ZIGZAG[at])] = new;
             }
             at += 1;
         }
@@ -236,7 +236,7 @@ fn refine_up_to_zero(
 ) -> Result<usize, JpegError> {
     let bit = 1_i16 << band.low;
     for at in band.first..=band.last {
-        let coefficient = &mut block[usize::from(NATURAL_ORDER[at])];
+        let coefficient = &mut block[usize::from(ZIGZAG[at])];
         if *coefficient == 0 {
             if zeros == 0 {
                 return Ok(at);

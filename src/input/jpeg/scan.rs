@@ -130,16 +130,12 @@ pub(super) fn blocks_in_scan(frame: &Frame, scan: &Scan) -> u64 {
 /// Work of a scan, in blocks that are cheap to traverse: the cost of a scan that adds nothing, which takes only a few
 /// bytes of a file. The work for added data takes bytes of the file, so the length of the file bounds it.
 pub(super) fn work_of_scan(frame: &Frame, scan: &Scan) -> u64 {
-    work_of_walk(frame.process, blocks_in_scan(frame, scan), (scan.first, scan.last, scan.high))
+    scan_cost(frame.process, blocks_in_scan(frame, scan), (scan.first, scan.last, scan.high))
 }
 
 /// The same for a scan that traverses `walked` blocks (or samples), from its parameters: first and last coefficient,
 /// and previous bit position.
-pub(super) fn work_of_walk(
-    process: Process,
-    walked: u64,
-    (first, last, high): (u8, u8, u8),
-) -> u64 {
+pub(super) fn scan_cost(process: Process, walked: u64, (first, last, high): (u8, u8, u8)) -> u64 {
     let Process { progressive, arithmetic, lossless } = process;
     let work = if lossless {
         walked.div_ceil(LOSSLESS_SAMPLES)
@@ -201,11 +197,11 @@ mod tests {
         // previous bit position.
         let script = [(1, 5, 0), (6, 63, 0), (1, 63, 2), (1, 63, 1)];
         let blocks = 1000 * 782;
-        let alone: u64 = script.iter().map(|&scan| work_of_walk(process, blocks, scan)).sum();
+        let alone: u64 = script.iter().map(|&scan| scan_cost(process, blocks, scan)).sum();
         let together: u64 =
-            [(0, 0, 0), (0, 0, 1)].map(|scan| work_of_walk(process, blocks * 4, scan)).iter().sum();
+            [(0, 0, 0), (0, 0, 1)].map(|scan| scan_cost(process, blocks * 4, scan)).iter().sum();
         assert!(alone * 4 + together < 56 * 50_000_000 / 64);
         // Refinement scans alone are rejected long before they add up to minutes.
-        assert!(work_of_walk(process, blocks, (1, 63, 1)) * 14 > 56 * 50_000_000 / 64);
+        assert!(scan_cost(process, blocks, (1, 63, 1)) * 14 > 56 * 50_000_000 / 64);
     }
 }

@@ -3,7 +3,7 @@
 use super::JpegError;
 use super::bits::BitReader;
 use super::frame::Block;
-use super::header::{NATURAL_ORDER, Scan, Tables};
+use super::header::{Scan, Tables, ZIGZAG};
 use super::huffman::{Class, HuffmanTable, extend};
 use super::scan::{BlockDecoder, Restarts};
 use super::source::Source;
@@ -76,7 +76,7 @@ impl BlockDecoder for Sequential<'_, '_> {
             if let Some((value, run, length)) = ac.whole_coefficient(bits) {
                 bits.consume(length)?;
                 at += run;
-                block[usize::from(NATURAL_ORDER[at])] = value;
+                block[usize::from(ZIGZAG[at])] = value;
                 at += 1;
                 continue;
             }
@@ -84,8 +84,8 @@ impl BlockDecoder for Sequential<'_, '_> {
             let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
             if size > 0 {
                 at += run;
-                // Damaged data can lead beyond the block: `NATURAL_ORDER` gives the position that libjpeg uses.
-                block[usize::from(NATURAL_ORDER[at])] = extend(bits.take(size)?, size) as i16;
+                // Damaged data can lead beyond the block: `ZIGZAG` gives the position that libjpeg uses.
+                block[usize::from(ZIGZAG[at])] = extend(bits.take(size)?, size) as i16;
                 at += 1;
             } else if run == 15 {
                 at += 16;

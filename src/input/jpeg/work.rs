@@ -5,8 +5,8 @@
 
 use super::frame::{Component, Frame};
 use super::header::Scan;
-use super::is_in_parts;
-use super::scan::{work_of_scan, work_of_walk};
+use super::is_multi_scan;
+use super::scan::{scan_cost, work_of_scan};
 use super::source::marker;
 
 /// Number of bytes that are searched together: vector instructions compare them at once, and many chunks contain no
@@ -26,7 +26,7 @@ pub(super) fn estimate(frame: &Frame, first_scan: &Scan, rest: &[u8]) -> u64 {
         if frame.process.arithmetic { PIXELS_PER_ARITHMETIC_BYTE } else { PIXELS_PER_BYTE };
     // IDCT and colour conversion; a multi-scan file also stores its coefficients.
     let (times, later) =
-        if is_in_parts(frame, first_scan) { (2, later_scans(frame, rest)) } else { (1, 0) };
+        if is_multi_scan(frame, first_scan) { (2, later_scans(frame, rest)) } else { (1, 0) };
     let blocks = work_of_scan(frame, first_scan).saturating_add(later);
     (pixels * times)
         .saturating_add(blocks.saturating_mul(PIXELS_PER_BLOCK))
@@ -63,7 +63,7 @@ fn scan_work(frame: &Frame, found: &[u8]) -> Option<u64> {
         named.map(blocks).max().unwrap_or(0)
     };
     let walked = listed.as_chunks::<2>().0.iter().map(|&[id, _]| largest(id)).sum();
-    Some(work_of_walk(frame.process, walked, (first, last, approximation >> 4)))
+    Some(scan_cost(frame.process, walked, (first, last, approximation >> 4)))
 }
 
 fn blocks(component: &Component) -> u64 {

@@ -1,8 +1,8 @@
 //! Causal attention for text generation: few rows of f32 attend to few rows, each to those up to itself.
 
-use super::super::gemm::Shared;
+use super::super::aligned_buffer::{AlignedBuffer, LINE};
+use super::super::gemm::DisjointMutPtr;
 use super::super::isa::{Isa, Level, per_level};
-use super::super::memory::{LINE, Lines};
 use super::super::pointwise::exp;
 use super::super::pool::Pool;
 use super::super::rows::Rows;
@@ -40,7 +40,7 @@ pub fn attend_causally(
         .collect();
     let rows: usize = runs.iter().map(|run| run.queries.rows).sum();
     assert_eq!(out.len(), rows * width, "out is [rows, width]");
-    let out = Shared(out.as_mut_ptr());
+    let out = DisjointMutPtr(out.as_mut_ptr());
     let part = |index: usize| {
         let run = runs[index];
         #[expect(unsafe_code, reason = "each run's rows are written by one part")]
@@ -58,7 +58,7 @@ pub fn attend_causally(
 }
 
 per_level! {
-    fn causal(heads: Heads, run: CausalRun<'_>, scores: &mut Lines, out: &mut [f32]) = causal_generic;
+    fn causal(heads: Heads, run: CausalRun<'_>, scores: &mut AlignedBuffer, out: &mut [f32]) = causal_generic;
 }
 
 #[inline(always)]
@@ -67,7 +67,7 @@ fn causal_generic<I: Isa>(
     isa: I,
     heads: Heads,
     run: CausalRun<'_>,
-    scores: &mut Lines,
+    scores: &mut AlignedBuffer,
     out: &mut [f32],
 ) {
     let (d, width) = (heads.width, heads.count * heads.width);

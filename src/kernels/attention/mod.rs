@@ -1,7 +1,7 @@
 //! Attention per head, `softmax(q k^T / sqrt(d)) v`, over keys and values that are packed once, or causally over plain
 //! rows.
 //!
-//! - [`Memory`] (`memory`) holds the keys and values of one sequence as panels of the matrix product, head by head: `k`
+//! - [`PackedKv`] (`packed_kv`) holds the keys and values of one sequence as panels of the matrix product, head by head: `k`
 //!   as weights `[tokens, d]`, `v^T` as weights `[d, tokens]`. [`attend`] processes the queries in strips of as many
 //!   rows as a tile has: the scores, the softmax and the weighted sum of a strip stay in the cache.
 //! - [`attend_causally`] (`causal`) is for the few rows of text generation: dot products over rows of f32.
@@ -10,20 +10,21 @@
 //! the keys.
 
 mod causal;
-mod memory;
+mod packed_kv;
 #[cfg(test)]
 mod tests;
 
 use std::cell::RefCell;
 
 pub use causal::{CausalRun, attend_causally};
-pub use memory::{Heads, Memory};
+pub use packed_kv::{Heads, PackedKv};
 
+use super::aligned_buffer::{AlignedBuffer, LINE};
 use super::gemm::{
-    Bf16, ConvertPair, Dot, F32, Format, MOST_COLUMNS, MOST_ROWS, Shape, Shared, row_to_groups, run,
+    Bf16, ConvertPair, DisjointMutPtr, Dot, F32, Format, MOST_COLUMNS, MOST_ROWS, Shape,
+    row_to_groups, run,
 };
 use super::isa::{Isa, Level, per_level};
-use super::memory::{LINE, Lines};
 use super::pointwise::exp;
 use super::pool::Pool;
 use super::rows::Rows;
@@ -34,7 +35,7 @@ pub struct Run<'a> {
     /// The queries, `[rows, heads x width]`.
     pub queries: Rows<'a>,
     /// Packed keys and values that the queries attend to.
-    pub memory: &'a Memory,
+    pub memory: &'a PackedKv,
     /// Factor that scores are multiplied by, usually the inverse square root of a head's width.
     pub scale: f32,
 }
@@ -90,7 +91,7 @@ pub fn attend(level: Level, pool: &mut Pool, runs: &[Run<'_>], out: &mut [f32]) 
     let Some(first) = runs.first() else { return };
     let width = first.memory.heads.count * first.memory.heads.width;
     assert_eq!(out.len(), start * width, "out is [rows, width]");
-    let out = Shared(out.as_mut_ptr());
+    let out = DisjointMutPtr(out.as_mut_ptr());
     pool.run(parts.len(), &|index| {
         let part = parts[index];
         // Outside of `strips`, because a closure inside it would not be compiled for the level's instructions.
@@ -101,12 +102,12 @@ pub fn attend(level: Level, pool: &mut Pool, runs: &[Run<'_>], out: &mut [f32]) 
 /// Scratch buffers of one strip.
 #[derive(Debug, Default)]
 struct Strip {
-    queries: Lines,
+    queries: AlignedBuffer,
     /// Scores, `[panels of tokens][rows][columns]`.
-    scores: Lines,
-    row: Lines,
-    probabilities: Lines,
-    sums: Lines,
+    scores: AlignedBuffer,
+    row: AlignedBuffer,
+    probabilities: AlignedBuffer,
+    sums: AlignedBuffer,
 }
 
 thread_local! {
@@ -115,11 +116,17 @@ thread_local! {
 }
 
 per_level! {
-    fn strips(run: Run<'_>, part: Part, scratch: &mut Strip, out: Shared<f32>) = strips_generic;
+    fn strips(run: Run<'_>, part: Part, scratch: &mut Strip, out: DisjointMutPtr<f32>) = strips_generic;
 }
 
 #[inline(always)]
-fn strips_generic<I: Isa>(isa: I, run: Run<'_>, part: Part, scratch: &mut Strip, out: Shared<f32>) {
+fn strips_generic<I: Isa>(
+    isa: I,
+    run: Run<'_>,
+    part: Part,
+    scratch: &mut Strip,
+    out: DisjointMutPtr<f32>,
+) {
     match run.memory.format {
         Format::Bf16 => strips_in::<I, Bf16>(isa, run, part, scratch, out),
         Format::F32 | Format::Int8 => strips_in::<I, F32>(isa, run, part, scratch, out),
@@ -132,7 +139,7 @@ fn strips_in<I: Isa, D: Dot<I> + ConvertPair<I>>(
     run: Run<'_>,
     part: Part,
     scratch: &mut Strip,
-    out: Shared<f32>,
+    out: DisjointMutPtr<f32>,
 ) {
     for first in (part.first..part.last).step_by(I::ROWS) {
         let rows = I::ROWS.min(part.last - first);
@@ -149,7 +156,7 @@ fn strip<I: Isa, D: Dot<I> + ConvertPair<I>>(
     first: usize,
     rows: usize,
     scratch: &mut Strip,
-    out: Shared<f32>,
+    out: DisjointMutPtr<f32>,
 ) {
     let Heads { count, width } = memory.heads;
     let columns = I::LANES * I::VECTORS;

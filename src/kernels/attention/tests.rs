@@ -4,7 +4,7 @@ use super::super::isa::{Level, to_bf16};
 use super::super::pool::Pool;
 use super::super::rows::Rows;
 use super::super::testing::{assert_all_close, levels, values};
-use super::{CausalRun, Format, Heads, Memory, Run, Shape, attend, attend_causally};
+use super::{CausalRun, Format, Heads, PackedKv, Run, Shape, attend, attend_causally};
 
 /// Queries, keys and values of one sequence as columns of one matrix, as the packed qkv product writes them.
 struct Sequence {
@@ -23,8 +23,8 @@ impl Sequence {
         Rows { values: &self.qkv, stride: 3 * width, column: index * width, rows: self.rows }
     }
 
-    fn packed(&self, level: Level, format: Format, pool: &mut Pool) -> Memory {
-        let mut memory = Memory::new(level, format, self.heads);
+    fn packed(&self, level: Level, format: Format, pool: &mut Pool) -> PackedKv {
+        let mut memory = PackedKv::new(level, format, self.heads);
         memory.pack(pool, self.heads, self.part(1), self.part(2));
         memory
     }
@@ -32,7 +32,7 @@ impl Sequence {
 
 /// Slow reference: `softmax(q k^T / sqrt(d)) v` of every row, over the first `visible(row)` keys, with operands rounded
 /// to the format. Returns each value with the largest magnitude in its column of values.
-fn slow_twin(
+fn reference(
     format: Format,
     queries: Rows<'_>,
     memory: &Sequence,
@@ -100,7 +100,7 @@ fn attention_equals_the_slow_twin_around_the_edges_of_tiles_and_panels() {
                             scale: memory.heads.scale(),
                         };
                         attend(level, &mut pool, &[run], &mut out);
-                        let expected = slow_twin(format, asking.part(0), &memory, |_| tokens);
+                        let expected = reference(format, asking.part(0), &memory, |_| tokens);
                         let what = format!(
                             "{level} {format:?} {queries} queries, {tokens} tokens, {count}x{width}"
                         );
@@ -126,7 +126,7 @@ fn a_memory_used_again_for_fewer_tokens_keeps_nothing_of_the_old() {
             let mut used = old.packed(level, format, &mut pool);
             used.pack(&mut pool, heads, new.part(1), new.part(2));
             let fresh = new.packed(level, format, &mut pool);
-            let mut attended = |memory: &Memory| {
+            let mut attended = |memory: &PackedKv| {
                 let mut out = vec![0.0; 13 * 48];
                 attend(
                     level,
@@ -221,7 +221,7 @@ fn causal_attention_equals_the_slow_twin_with_and_without_a_past() {
                 let mut out = vec![f32::NAN; new * whole];
                 let run = CausalRun { queries, memory: &pieces };
                 attend_causally(level, &mut Pool::new(2), heads, &[run], &mut out);
-                let expected = slow_twin(Format::F32, queries, &sequence, |row| past + row + 1);
+                let expected = reference(Format::F32, queries, &sequence, |row| past + row + 1);
                 let what = format!("{level} {past} + {new} rows, {count}x{width}");
                 failures.extend(assert_all_close(&what, &out, &expected, 4e-6).err());
             }

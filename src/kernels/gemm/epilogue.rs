@@ -4,7 +4,7 @@
 use super::super::activation::Activation;
 use super::super::isa::Isa;
 use super::super::pointwise::gelu;
-use super::rows::{PackedRows, Shared};
+use super::rows::{DisjointMutPtr, PackedRows};
 use super::tile::MOST_COLUMNS;
 use super::weights::{Format, Weights};
 
@@ -31,7 +31,7 @@ pub(super) struct Finish<'a> {
 /// Destination of a product's rows.
 #[derive(Clone, Copy)]
 pub(super) struct Out {
-    pub(super) first: Shared<f32>,
+    pub(super) first: DisjointMutPtr<f32>,
     /// Values from one row to the next; n if the destination holds only this result.
     pub(super) stride: usize,
 }

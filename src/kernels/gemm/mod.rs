@@ -19,7 +19,7 @@ mod tile;
 mod weights;
 
 pub use epilogue::Epilogue;
-pub(super) use rows::{Convert, ConvertPair, Shared, row_to_groups};
+pub(super) use rows::{Convert, ConvertPair, DisjointMutPtr, row_to_groups};
 pub(super) use tile::{Bf16, Dot, F32, Int8, MOST_COLUMNS, MOST_ROWS, run};
 pub(super) use weights::Shape;
 pub use weights::{Format, Weights};
@@ -27,8 +27,8 @@ pub use weights::{Format, Weights};
 use std::cell::RefCell;
 
 use super::activation::{self, Activation};
+use super::aligned_buffer::AlignedBuffer;
 use super::isa::{Isa, Level, per_level};
-use super::memory::Lines;
 use super::pool::Pool;
 use super::rows::Rows;
 use epilogue::{Finish, Out};
@@ -65,7 +65,7 @@ pub fn linear(
     }
     scratch.rows.pack(level, pool, Rows::of(x, weights.k()), weights.k(), weights.format());
     let packed = &scratch.rows;
-    let to = Out { first: Shared(out.as_mut_ptr()), stride: weights.n() };
+    let to = Out { first: DisjointMutPtr(out.as_mut_ptr()), stride: weights.n() };
     let finish = Finish::new(weights, packed, epilogue, to);
     let plan = Plan::new(level, rows, weights, pool.threads());
     pool.run(plan.parts(), &|part| {
@@ -102,7 +102,7 @@ pub fn linear_by_head(
     if rows == 0 {
         return;
     }
-    let to = Shared(out.as_mut_ptr());
+    let to = DisjointMutPtr(out.as_mut_ptr());
     pool.run(heads, &|head| {
         let weights = &weights[head];
         let x = Rows { values: x, stride: heads * k, column: head * k, rows };
@@ -169,11 +169,11 @@ impl Plan {
 }
 
 per_level! {
-    fn compute(block: tile::Block<'_>, sums: &mut Lines) = generic;
+    fn compute(block: tile::Block<'_>, sums: &mut AlignedBuffer) = generic;
 }
 
 #[inline(always)]
-fn generic<I: Isa>(isa: I, block: tile::Block<'_>, sums: &mut Lines) {
+fn generic<I: Isa>(isa: I, block: tile::Block<'_>, sums: &mut AlignedBuffer) {
     match block.weights.format() {
         Format::F32 => tile::block::<I, tile::F32>(isa, block, sums),
         Format::Bf16 => tile::block::<I, tile::Bf16>(isa, block, sums),

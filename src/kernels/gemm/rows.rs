@@ -3,8 +3,8 @@
 //! A tile of `r` rows is stored as `[k blocks of 16 groups][r][16 groups]`. So the inner loop reads it with one
 //! pointer, each cache line belongs to one row, and packing writes whole cache lines.
 
+use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::isa::{Isa, Level, per_level};
-use super::super::memory::{LINE, Lines};
 use super::super::pool::Pool;
 use super::super::rows::Rows;
 use super::tile::{Bf16, F32, Int8};
@@ -13,7 +13,7 @@ use super::weights::{Format, Shape};
 /// Packed rows in tiles, and the scales of 8-bit rows.
 #[derive(Debug, Default)]
 pub(in crate::kernels) struct PackedRows {
-    groups: Lines,
+    groups: AlignedBuffer,
     quantised: Vec<Quantised>,
     rows: usize,
     padded_groups: usize,
@@ -28,16 +28,16 @@ pub(in crate::kernels) struct Quantised {
 
 /// A pointer that the parts of a job write through, each part to places of its own.
 #[derive(Clone, Copy)]
-pub(in crate::kernels) struct Shared<T>(pub(in crate::kernels) *mut T);
+pub(in crate::kernels) struct DisjointMutPtr<T>(pub(in crate::kernels) *mut T);
 
 #[expect(unsafe_code, reason = "disjoint writes from several threads")]
 // SAFETY: users write only to disjoint places; each user says why they are disjoint.
-unsafe impl<T: Send> Send for Shared<T> {}
+unsafe impl<T: Send> Send for DisjointMutPtr<T> {}
 #[expect(unsafe_code, reason = "disjoint writes from several threads")]
 // SAFETY: as above.
-unsafe impl<T: Send> Sync for Shared<T> {}
+unsafe impl<T: Send> Sync for DisjointMutPtr<T> {}
 
-impl<T> Shared<T> {
+impl<T> DisjointMutPtr<T> {
     /// The pointer moved to a later column of the first row.
     pub(in crate::kernels) fn columns_from(self, column: usize) -> Self {
         Self(self.0.wrapping_add(column))
@@ -86,8 +86,8 @@ impl PackedRows {
         if format == Format::Int8 {
             self.quantised.resize(self.rows, Quantised::default());
         }
-        let (rows, groups) = (self.rows, Shared(self.groups.as_mut_ptr()));
-        let quantised = Shared(self.quantised.as_mut_ptr());
+        let (rows, groups) = (self.rows, DisjointMutPtr(self.groups.as_mut_ptr()));
+        let quantised = DisjointMutPtr(self.quantised.as_mut_ptr());
         let parts = rows.div_ceil(tile * TILES_A_PART);
         run(parts, &|part| {
             let first = part * tile * TILES_A_PART;
@@ -120,7 +120,7 @@ struct Source<'a> {
 }
 
 per_level! {
-    fn pack_tile(source: Source<'_>, format: Format, groups: Shared<u32>, quantised: Shared<Quantised>) = generic;
+    fn pack_tile(source: Source<'_>, format: Format, groups: DisjointMutPtr<u32>, quantised: DisjointMutPtr<Quantised>) = generic;
 }
 
 #[inline(always)]
@@ -129,8 +129,8 @@ fn generic<I: Isa>(
     isa: I,
     source: Source<'_>,
     format: Format,
-    groups: Shared<u32>,
-    quantised: Shared<Quantised>,
+    groups: DisjointMutPtr<u32>,
+    quantised: DisjointMutPtr<Quantised>,
 ) {
     let Source { x, k, first, rows } = source;
     let padded = k.div_ceil(format.group()).next_multiple_of(LINE);

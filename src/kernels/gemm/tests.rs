@@ -35,7 +35,7 @@ fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
 }
 
 /// `x W^T + b` of the rounded operands, and the sum of the products' magnitudes, which errors are relative to.
-fn slow_twin(
+fn reference(
     format: Format,
     x: &[f32],
     weight: &[f32],
@@ -79,7 +79,7 @@ fn check_on(
     let mut out = vec![f32::NAN; m * n];
     let mut scratch = Scratch::default();
     linear(level, pool, &mut scratch, &x, &weights, Epilogue::None, &mut out);
-    let expected = slow_twin(format, &x, &weight, bias.as_deref(), n, k);
+    let expected = reference(format, &x, &weight, bias.as_deref(), n, k);
     assert_all_close(&format!("{level} {format:?} {m}x{n}x{k}"), &out, &expected, tolerance(k))
 }
 

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::isa::{Isa, MatrixTile};
-use super::super::memory::{LINE, Lines};
 use super::epilogue::Finish;
 use super::rows::PackedRows;
 use super::weights::Weights;
@@ -108,7 +108,7 @@ pub(super) struct Block<'a> {
 pub(super) fn block<I: Isa, D: Dot<I>>(
     isa: I,
     Block { packed, weights, finish, rows, panels }: Block<'_>,
-    sums: &mut Lines,
+    sums: &mut AlignedBuffer,
 ) {
     let columns = I::LANES * I::VECTORS;
     let groups = weights.groups();
@@ -142,7 +142,7 @@ pub(super) fn block<I: Isa, D: Dot<I>>(
 
 thread_local! {
     /// Sums of the rows of a block, `[rows, columns]`: 256 rows x 32 x 4 B = 32 KB in L2.
-    pub(super) static SUMS: std::cell::RefCell<Lines> = std::cell::RefCell::new(Lines::default());
+    pub(super) static SUMS: std::cell::RefCell<AlignedBuffer> = std::cell::RefCell::new(AlignedBuffer::default());
 }
 
 /// Multiplies one tile with one panel. Writes the result to `sums` `[rows, columns]`, or adds it to them if `add` is

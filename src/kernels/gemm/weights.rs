@@ -3,11 +3,11 @@
 //! `W` `[n, k]` is stored as **panels** that are as wide as a tile: `[panels][groups of K][columns]`. So the inner loop
 //! reads it from front to back. Columns beyond `n` are zero.
 
+use super::super::aligned_buffer::AlignedBuffer;
 use super::super::isa::to_bf16;
 use super::super::isa::{Isa, Level, per_level};
-use super::super::memory::Lines;
 use super::super::pool::Pool;
-use super::rows::Shared;
+use super::rows::DisjointMutPtr;
 
 /// Number format of a layer's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct Weights {
     columns: usize,
     /// Number of groups of K, including padding.
     groups: usize,
-    packed: Lines,
+    packed: AlignedBuffer,
     /// The bias; zeros if the layer has none. This and the next two are padded to whole panels.
     bias: Vec<f32>,
     scales: Vec<f32>,
@@ -112,7 +112,7 @@ impl Weights {
         let shape = Shape::of(level);
         let (columns, groups) = (shape.columns, shape.groups(format, k));
         let panels = n.div_ceil(columns);
-        let mut packed = Lines::zeroed(panels * groups * columns);
+        let mut packed = AlignedBuffer::zeroed(panels * groups * columns);
         let mut padded_bias = vec![0.0; panels * columns];
         if let Some(bias) = bias {
             padded_bias[..n].copy_from_slice(bias);
@@ -120,8 +120,9 @@ impl Weights {
         let int8 = format == Format::Int8;
         let mut scales = vec![0.0; if int8 { panels * columns } else { 0 }];
         let mut column_sums = vec![0; scales.len()];
-        let to = Shared(packed.as_mut_ptr());
-        let (scale_to, sum_to) = (Shared(scales.as_mut_ptr()), Shared(column_sums.as_mut_ptr()));
+        let to = DisjointMutPtr(packed.as_mut_ptr());
+        let (scale_to, sum_to) =
+            (DisjointMutPtr(scales.as_mut_ptr()), DisjointMutPtr(column_sums.as_mut_ptr()));
         pool.run(panels, &|panel| {
             let first = panel * columns;
             for column in 0..columns.min(n - first) {

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 
 use crate::engine::backend::{BackendError, StepEvent};
-use crate::model::group::{CrossKeysValues, Group, Row, StepInput};
+use crate::model::group::{CrossKvCache, Group, Row, StepInput};
 use crate::model::heads::Decoder;
 use crate::model::ops::{Ops, Run};
 use crate::model::search::{Advance, Search};
-use crate::model::text::{Memory, NewTokens, SelfAttention};
+use crate::model::text::{CrossAttention, NewTokens, SelfAttention};
 use crate::task::ModelId;
 
 /// Result of a step for one group, before it is written back.
@@ -53,7 +53,7 @@ fn cross_keys_values<O: Ops>(
     model: ModelId,
     decoder: &Decoder<O>,
     groups: &[&mut Group<O>],
-) -> Result<Vec<Arc<CrossKeysValues<O>>>, BackendError> {
+) -> Result<Vec<Arc<CrossKvCache<O>>>, BackendError> {
     let of_group = |group: &&mut Group<O>| match &group.cross {
         Some(cross) => Ok(Arc::clone(cross)),
         None => {
@@ -67,7 +67,7 @@ fn run<O: Ops>(
     ops: &O,
     decoder: &Decoder<O>,
     groups: &[&Group<O>],
-    cross: &[Arc<CrossKeysValues<O>>],
+    cross: &[Arc<CrossKvCache<O>>],
 ) -> Result<Vec<Outcome<O>>, BackendError> {
     let order = adjacent_by_memory(cross);
     let inputs: Vec<Vec<StepInput<'_, O>>> = groups.iter().map(|group| group.inputs()).collect();
@@ -88,7 +88,7 @@ fn run<O: Ops>(
         ops,
         &sequences,
         &SelfAttention::Causal(&caches),
-        &Memory::Cached(&runs),
+        &CrossAttention::Cached(&runs),
     )?;
     let mut end = 0;
     let lasts: Vec<usize> = sequences

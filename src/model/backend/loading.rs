@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use candle_core::DType;
 
-use super::sharing::{Opened, Shared};
+use super::sharing::{OpenedCheckpoint, SharedParts};
 use super::{BlipBackend, Vocabulary};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::BlipConfig;
 use crate::model::error::LoadError;
 use crate::model::load::{Loader, ModelFiles, Weights};
 use crate::model::ops::candle::CandleOps;
-use crate::model::ops::{KeptMemory, Ops};
+use crate::model::ops::{Ops, PersistentKvShape};
 use crate::model::text::TextTower;
 use crate::model::vision::VisionTower;
 use crate::task::{Device, Dtype, ModelClass, ModelId, ModelInfo, TowerId};
@@ -74,7 +74,7 @@ pub enum LoadEvent<'a> {
 /// # Errors
 /// When one of the files is not valid; the error names the file.
 pub fn check(spec: &ModelSpec) -> Result<Vocabulary, LoadError> {
-    Opened::open(spec).map(|opened| Vocabulary::of(&opened.config))
+    OpenedCheckpoint::open(spec).map(|opened| Vocabulary::of(&opened.config))
 }
 
 impl<O: Ops> BlipBackend<O> {
@@ -99,8 +99,9 @@ impl<O: Ops> BlipBackend<O> {
             vocabularies: Vec::new(),
         };
         let on_event = RefCell::new(on_event);
-        let checkpoints = specs.iter().map(Opened::open).collect::<Result<Vec<_>, _>>()?;
-        let mut shared = Shared::new(&checkpoints);
+        let checkpoints =
+            specs.iter().map(OpenedCheckpoint::open).collect::<Result<Vec<_>, _>>()?;
+        let mut shared = SharedParts::new(&checkpoints);
         for (spec, opened) in specs.iter().zip(&checkpoints) {
             let start = Instant::now();
             let towers = backend.towers.len();
@@ -121,12 +122,12 @@ impl<O: Ops> BlipBackend<O> {
     fn add(
         &mut self,
         spec: &ModelSpec,
-        opened: &Opened,
+        opened: &OpenedCheckpoint,
         placement: Placement,
-        shared: &mut Shared<TextTower<O>>,
+        shared: &mut SharedParts<TextTower<O>>,
         on_read: &dyn Fn(u64),
     ) -> Result<(), LoadError> {
-        let Opened { config, class, preprocessor, weights } = opened;
+        let OpenedCheckpoint { config, class, preprocessor, weights } = opened;
         let (class, loader) = (*class, Loader::new(weights, &self.ops, on_read));
         let vision = shared.vision_key(opened)?;
         let tower = if let Some(tower) = shared.tower(&vision) {
@@ -140,9 +141,9 @@ impl<O: Ops> BlipBackend<O> {
         shared.add_encoder(text, checkpoint.text_encoder());
         let text_config = &config.text_config;
         let (layers, width) = (text_config.num_hidden_layers, text_config.hidden_size);
-        self.token_kv_bytes.push(layers as u64 * self.ops.causal_bytes(width));
+        self.token_kv_bytes.push(layers as u64 * self.ops.kv_bytes_per_token(width));
         self.cross_kv_bytes.push(match class {
-            ModelClass::ConditionalGeneration => self.ops.memory_bytes(KeptMemory {
+            ModelClass::ConditionalGeneration => self.ops.cross_kv_bytes(PersistentKvShape {
                 tokens: config.vision_config.tokens(),
                 memory_width: config.vision_config.hidden_size,
                 layers,

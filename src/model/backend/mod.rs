@@ -13,12 +13,12 @@ mod single_pass;
 pub use loading::{LoadEvent, Loaded, ModelSpec, Placement, check};
 
 use super::checkpoint::Checkpoint;
-use super::group::{Group, Memory};
+use super::group::{EncoderStates, Group};
 use super::ops::Ops;
 use super::search::{Search, SearchStart};
 use super::vision::VisionTower;
 use crate::engine::backend::{
-    Backend, BackendError, GroupSpec, OnePassOutput, OnePassRow, StepEvent,
+    Backend, BackendError, GroupSpec, SinglePassOutput, SinglePassRow, StepEvent,
 };
 use crate::task::{ModelId, ModelInfo, Pixels, TowerId};
 
@@ -57,14 +57,14 @@ impl<O: Ops> BlipBackend<O> {
     ///
     /// # Errors
     /// When the device failed.
-    pub fn wait_for(&self, memory: &Memory<O>) -> Result<(), BackendError> {
+    pub fn wait_for(&self, memory: &EncoderStates<O>) -> Result<(), BackendError> {
         let row = self.ops.select_rows(memory.states(), &[0])?;
         self.ops.to_host(&row).map(drop)
     }
 }
 
 impl<O: Ops> Backend for BlipBackend<O> {
-    type Memory = Memory<O>;
+    type EncoderStates = EncoderStates<O>;
     type Group = Group<O>;
 
     fn models(&self) -> &[ModelInfo] {
@@ -88,21 +88,21 @@ impl<O: Ops> Backend for BlipBackend<O> {
         &mut self,
         tower: TowerId,
         images: &[&Pixels],
-    ) -> Result<Vec<Memory<O>>, BackendError> {
+    ) -> Result<Vec<EncoderStates<O>>, BackendError> {
         let features = self.towers[tower.0].encode(&self.ops, images)?;
-        Ok(features.into_iter().map(Memory::new).collect())
+        Ok(features.into_iter().map(EncoderStates::new).collect())
     }
 
-    fn score(
+    fn run_single_pass(
         &mut self,
         model: ModelId,
-        rows: &[OnePassRow<Memory<O>>],
-    ) -> Result<Vec<OnePassOutput<Memory<O>>>, BackendError> {
+        rows: &[SinglePassRow<EncoderStates<O>>],
+    ) -> Result<Vec<SinglePassOutput<EncoderStates<O>>>, BackendError> {
         let tower = &self.towers[self.infos[model.0].tower.0];
-        single_pass::score(&self.ops, &self.models[model.0], tower, rows)
+        single_pass::run_single_pass(&self.ops, &self.models[model.0], tower, rows)
     }
 
-    fn open(&mut self, spec: GroupSpec<Memory<O>>) -> Group<O> {
+    fn open(&mut self, spec: GroupSpec<EncoderStates<O>>) -> Group<O> {
         let decoder =
             self.models[spec.model.0].decoder().expect("the plan opens groups of decoders only");
         let start = decoder.start(spec.prompt.as_ref().map(crate::task::TokenIds::as_slice));

@@ -15,14 +15,14 @@ use crate::model::preprocessor::Preprocessor;
 use crate::task::{ModelClass, TowerId};
 
 /// A checkpoint whose configuration files were read and whose weight files were opened.
-pub(super) struct Opened {
+pub(super) struct OpenedCheckpoint {
     pub(super) config: BlipConfig,
     pub(super) class: ModelClass,
     pub(super) preprocessor: Preprocessor,
     pub(super) weights: Weights,
 }
 
-impl Opened {
+impl OpenedCheckpoint {
     pub(super) fn open(spec: &ModelSpec) -> Result<Self, LoadError> {
         let config = BlipConfig::read(&spec.files.config)?;
         let class = config.class(spec.files.config.path())?;
@@ -61,7 +61,7 @@ pub(super) struct Key<I> {
 }
 
 /// The parts loaded so far that later models may share. `E` is the type of a text encoder.
-pub(super) struct Shared<E> {
+pub(super) struct SharedParts<E> {
     /// Identities of all checkpoints that are loaded together; duplicates mean that sharing is possible.
     visions: Vec<VisionIdentity>,
     encoders: Vec<EncoderIdentity>,
@@ -69,24 +69,27 @@ pub(super) struct Shared<E> {
     loaded_encoders: Vec<(Key<EncoderIdentity>, Arc<E>)>,
 }
 
-impl<E> Shared<E> {
-    pub(super) fn new(checkpoints: &[Opened]) -> Self {
+impl<E> SharedParts<E> {
+    pub(super) fn new(checkpoints: &[OpenedCheckpoint]) -> Self {
         Self {
-            visions: checkpoints.iter().map(Opened::vision).collect(),
-            encoders: checkpoints.iter().filter_map(Opened::text_encoder).collect(),
+            visions: checkpoints.iter().map(OpenedCheckpoint::vision).collect(),
+            encoders: checkpoints.iter().filter_map(OpenedCheckpoint::text_encoder).collect(),
             loaded_towers: Vec::new(),
             loaded_encoders: Vec::new(),
         }
     }
 
-    pub(super) fn vision_key(&self, opened: &Opened) -> Result<Key<VisionIdentity>, LoadError> {
+    pub(super) fn vision_key(
+        &self,
+        opened: &OpenedCheckpoint,
+    ) -> Result<Key<VisionIdentity>, LoadError> {
         key(opened.vision(), &self.visions, &opened.weights, "vision_model.")
     }
 
     /// `None` for the classes without a shareable text encoder.
     pub(super) fn encoder_key(
         &self,
-        opened: &Opened,
+        opened: &OpenedCheckpoint,
     ) -> Result<Option<Key<EncoderIdentity>>, LoadError> {
         let prefix = format!("{TEXT_ENCODER}.");
         let identity = opened.text_encoder();

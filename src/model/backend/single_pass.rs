@@ -3,26 +3,26 @@
 //! Rows of the same kind run together. Rows with the same encoder states are made adjacent, so that each layer projects
 //! these to keys and values only once.
 
-use crate::engine::backend::{BackendError, OnePassOutput, OnePassRow};
+use crate::engine::backend::{BackendError, SinglePassOutput, SinglePassRow};
 use crate::model::checkpoint::{Checkpoint, encode_texts};
-use crate::model::group::Memory;
+use crate::model::group::EncoderStates;
 use crate::model::ops::{Ops, Run};
 use crate::model::text;
 use crate::model::vision::VisionTower;
 use crate::task::TokenIds;
 
-type Row<O> = OnePassRow<Memory<O>>;
-type Output<O> = OnePassOutput<Memory<O>>;
+type Row<O> = SinglePassRow<EncoderStates<O>>;
+type Output<O> = SinglePassOutput<EncoderStates<O>>;
 
 /// A row whose text attends to encoder states; `place` is its index in the call.
-struct Attending<'a, O: Ops> {
+struct CrossAttendingRow<'a, O: Ops> {
     place: usize,
-    memory: &'a Memory<O>,
+    memory: &'a EncoderStates<O>,
     text: &'a TokenIds,
 }
 
 /// Runs the rows; returns one output per row, in order.
-pub(super) fn score<O: Ops>(
+pub(super) fn run_single_pass<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
     tower: &VisionTower<O>,
@@ -34,51 +34,53 @@ pub(super) fn score<O: Ops>(
     let mut texts = Vec::new();
     for (place, row) in rows.iter().enumerate() {
         match row {
-            OnePassRow::EncodeQuestion { image: memory, question: text }
-            | OnePassRow::MatchPair { image: memory, text }
-            | OnePassRow::EmbedMultimodal { image: memory, text } => {
-                attending.push(Attending { place, memory, text });
+            SinglePassRow::EncodeQuestion { image: memory, question: text }
+            | SinglePassRow::MatchPair { image: memory, text }
+            | SinglePassRow::EmbedMultimodal { image: memory, text } => {
+                attending.push(CrossAttendingRow { place, memory, text });
             }
-            OnePassRow::ScoreCandidate { question: memory, candidate: text } => {
-                candidates.push(Attending { place, memory, text });
+            SinglePassRow::ScoreCandidate { question: memory, candidate: text } => {
+                candidates.push(CrossAttendingRow { place, memory, text });
             }
-            OnePassRow::EmbedText { text } => texts.push((place, text)),
-            OnePassRow::EmbedImage { image } => {
+            SinglePassRow::EmbedText { text } => texts.push((place, text)),
+            SinglePassRow::EmbedImage { image } => {
                 let embedding = checkpoint.embed_image(ops, tower, image.states())?;
-                outputs[place] = Some(OnePassOutput::Embedding(embedding));
+                outputs[place] = Some(SinglePassOutput::Embedding(embedding));
             }
         }
     }
     if !attending.is_empty() {
-        score_attending(ops, checkpoint, rows, attending, &mut outputs)?;
+        run_text_encoder(ops, checkpoint, rows, attending, &mut outputs)?;
     }
     if !candidates.is_empty() {
         score_candidates(ops, checkpoint, candidates, &mut outputs)?;
     }
     if !texts.is_empty() {
         let tokens: Vec<&[u32]> = texts.iter().map(|(_, text)| text.as_slice()).collect();
-        let encoded = encode_texts(ops, encoder(checkpoint)?, &tokens, &text::Memory::None)?;
+        let encoded =
+            encode_texts(ops, encoder(checkpoint)?, &tokens, &text::CrossAttention::Skip)?;
         for ((place, _), embedding) in
             texts.iter().zip(checkpoint.project_texts(ops, &encoded.class)?)
         {
-            outputs[*place] = Some(OnePassOutput::Embedding(embedding));
+            outputs[*place] = Some(SinglePassOutput::Embedding(embedding));
         }
     }
     Ok(outputs.into_iter().map(|output| output.expect("every kind of row was run")).collect())
 }
 
 /// Runs questions, pairs and multimodal embeddings: the text encoder with cross-attention to image features.
-fn score_attending<O: Ops>(
+fn run_text_encoder<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
     rows: &[Row<O>],
-    attending: Vec<Attending<'_, O>>,
+    attending: Vec<CrossAttendingRow<'_, O>>,
     outputs: &mut [Option<Output<O>>],
 ) -> Result<(), BackendError> {
     let attending = adjacent_by_memory(attending);
     let texts: Vec<&[u32]> = attending.iter().map(|row| row.text.as_slice()).collect();
     let runs = runs(&attending, |row| row.text.len());
-    let encoded = encode_texts(ops, encoder(checkpoint)?, &texts, &text::Memory::States(&runs))?;
+    let encoded =
+        encode_texts(ops, encoder(checkpoint)?, &texts, &text::CrossAttention::Project(&runs))?;
     let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
     let mut pairs = Vec::new();
     let mut multimodal = Vec::new();
@@ -86,14 +88,15 @@ fn score_attending<O: Ops>(
         attending.iter().zip(ops.split_rows(&encoded.hidden, &lengths)?).enumerate()
     {
         match rows[row.place] {
-            OnePassRow::EncodeQuestion { .. } => {
-                outputs[row.place] = Some(OnePassOutput::Memory(Memory::new(states)));
+            SinglePassRow::EncodeQuestion { .. } => {
+                outputs[row.place] =
+                    Some(SinglePassOutput::EncoderStates(EncoderStates::new(states)));
             }
-            OnePassRow::MatchPair { .. } => pairs.push((index, row.place)),
-            OnePassRow::EmbedMultimodal { .. } => multimodal.push((index, row.place)),
-            OnePassRow::ScoreCandidate { .. }
-            | OnePassRow::EmbedText { .. }
-            | OnePassRow::EmbedImage { .. } => {}
+            SinglePassRow::MatchPair { .. } => pairs.push((index, row.place)),
+            SinglePassRow::EmbedMultimodal { .. } => multimodal.push((index, row.place)),
+            SinglePassRow::ScoreCandidate { .. }
+            | SinglePassRow::EmbedText { .. }
+            | SinglePassRow::EmbedImage { .. } => {}
         }
     }
     if !pairs.is_empty() {
@@ -101,7 +104,7 @@ fn score_attending<O: Ops>(
         for ((_, place), probability) in
             pairs.iter().zip(checkpoint.match_probabilities(ops, &class)?)
         {
-            outputs[*place] = Some(OnePassOutput::Probability(probability));
+            outputs[*place] = Some(SinglePassOutput::Probability(probability));
         }
     }
     if !multimodal.is_empty() {
@@ -109,7 +112,7 @@ fn score_attending<O: Ops>(
         for ((_, place), embedding) in
             multimodal.iter().zip(checkpoint.project_multimodal(ops, &class)?)
         {
-            outputs[*place] = Some(OnePassOutput::Embedding(embedding));
+            outputs[*place] = Some(SinglePassOutput::Embedding(embedding));
         }
     }
     Ok(())
@@ -120,7 +123,7 @@ fn score_attending<O: Ops>(
 fn score_candidates<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
-    candidates: Vec<Attending<'_, O>>,
+    candidates: Vec<CrossAttendingRow<'_, O>>,
     outputs: &mut [Option<Output<O>>],
 ) -> Result<(), BackendError> {
     let decoder = checkpoint
@@ -130,7 +133,7 @@ fn score_candidates<O: Ops>(
     let texts: Vec<&[u32]> = candidates.iter().map(|row| row.text.as_slice()).collect();
     let scores = decoder.score(ops, &texts, &runs(&candidates, |_| 1))?;
     for (row, score) in candidates.iter().zip(scores) {
-        outputs[row.place] = Some(OnePassOutput::Logprob(score));
+        outputs[row.place] = Some(SinglePassOutput::Logprob(score));
     }
     Ok(())
 }
@@ -150,8 +153,10 @@ fn class_rows<O: Ops>(
 }
 
 /// Makes rows with the same encoder states adjacent, and otherwise keeps their order.
-fn adjacent_by_memory<O: Ops>(mut rows: Vec<Attending<'_, O>>) -> Vec<Attending<'_, O>> {
-    let mut memories: Vec<&Memory<O>> = Vec::new();
+fn adjacent_by_memory<O: Ops>(
+    mut rows: Vec<CrossAttendingRow<'_, O>>,
+) -> Vec<CrossAttendingRow<'_, O>> {
+    let mut memories: Vec<&EncoderStates<O>> = Vec::new();
     let mut order: Vec<usize> = Vec::with_capacity(rows.len());
     for row in &rows {
         let known = memories.iter().position(|memory| memory.is(row.memory));
@@ -167,8 +172,8 @@ fn adjacent_by_memory<O: Ops>(mut rows: Vec<Attending<'_, O>>) -> Vec<Attending<
 
 /// Merges adjacent rows with the same encoder states into one run; `size` gives the length of each row.
 fn runs<'a, O: Ops>(
-    rows: &[Attending<'a, O>],
-    size: impl Fn(&Attending<'a, O>) -> usize,
+    rows: &[CrossAttendingRow<'a, O>],
+    size: impl Fn(&CrossAttendingRow<'a, O>) -> usize,
 ) -> Vec<Run<&'a O::Act>> {
     let mut runs: Vec<Run<&'a O::Act>> = Vec::new();
     for row in rows {

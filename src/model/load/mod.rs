@@ -16,7 +16,7 @@ pub use weights::Weights;
 
 use super::config::TextConfig;
 use super::error::LoadError;
-use super::ops::{MemoryUse, Ops, PatchEmbeddingWeights};
+use super::ops::{KvLifetime, Ops, PatchEmbeddingWeights};
 
 /// All files of one checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,8 +116,8 @@ impl<'a, O: Ops> Loader<'a, O> {
         scopes: &[Scope; 2],
         [out, width]: [usize; 2],
         heads: usize,
-        usage: MemoryUse,
-    ) -> Result<O::KeyValue, LoadError> {
+        usage: KvLifetime,
+    ) -> Result<O::KvProjection, LoadError> {
         let (weight, bias) = self.stacked(scopes, out, width)?;
         Ok(self.ops.load_key_value(&weight, &bias, heads, usage)?)
     }

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 
-use super::{Activation, Epilogue, KeptMemory, MemoryUse, Ops, PatchEmbeddingWeights, Run};
+use super::{Activation, Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, Run};
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
@@ -46,7 +46,7 @@ pub struct PatchEmbedding {
 
 /// Keys and values, each `[heads, tokens, head width]`.
 #[derive(Debug, Clone)]
-pub struct KeysValues {
+pub struct KvCache {
     keys: Tensor,
     values: Tensor,
 }
@@ -95,7 +95,7 @@ impl CandleOps {
     fn attend(
         &self,
         q: &Tensor,
-        kv: &KeysValues,
+        kv: &KvCache,
         mask: Option<&Tensor>,
     ) -> Result<Tensor, BackendError> {
         let (heads, rows, head_width) = q.dims3()?;
@@ -191,11 +191,11 @@ fn activate(x: &Tensor, activation: Activation) -> Result<Tensor, BackendError> 
 impl Ops for CandleOps {
     type Act = Tensor;
     type Linear = Linear;
-    type KeyValue = Linear;
+    type KvProjection = Linear;
     type LayerNorm = LayerNorm;
     type Table = Tensor;
     type PatchEmbedding = PatchEmbedding;
-    type KeysValues = KeysValues;
+    type KvCache = KvCache;
 
     fn load_linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Linear, BackendError> {
         let bias = bias.map(|bias| self.place(bias)).transpose()?;
@@ -207,7 +207,7 @@ impl Ops for CandleOps {
         weight: &Tensor,
         bias: &Tensor,
         _: usize,
-        _: MemoryUse,
+        _: KvLifetime,
     ) -> Result<Linear, BackendError> {
         self.load_linear(weight, Some(bias))
     }
@@ -300,7 +300,7 @@ impl Ops for CandleOps {
             let q = Self::heads_of(&sequence, 0, 3, heads)?;
             let keys = Self::heads_of(&sequence, 1, 3, heads)?;
             let values = Self::heads_of(&sequence, 2, 3, heads)?;
-            outputs.push(self.attend(&q, &KeysValues { keys, values }, None)?);
+            outputs.push(self.attend(&q, &KvCache { keys, values }, None)?);
         }
         Ok(Tensor::cat(&outputs, 0)?)
     }
@@ -310,8 +310,8 @@ impl Ops for CandleOps {
         qkv: &Tensor,
         heads: usize,
         lengths: &[usize],
-        caches: &[Option<&KeysValues>],
-    ) -> Result<(Tensor, Vec<KeysValues>), BackendError> {
+        caches: &[Option<&KvCache>],
+    ) -> Result<(Tensor, Vec<KvCache>), BackendError> {
         let mut outputs = Vec::with_capacity(lengths.len());
         let mut extended = Vec::with_capacity(lengths.len());
         for (sequence, cache) in Self::views(qkv, lengths)?.iter().zip(caches) {
@@ -322,9 +322,9 @@ impl Ops for CandleOps {
                 Some(cache) => {
                     let keys = Tensor::cat(&[&cache.keys, &keys], 1)?;
                     let values = Tensor::cat(&[&cache.values, &values], 1)?;
-                    (cache.keys.dim(1)?, KeysValues { keys, values })
+                    (cache.keys.dim(1)?, KvCache { keys, values })
                 }
-                None => (0, KeysValues { keys, values }),
+                None => (0, KvCache { keys, values }),
             };
             let rows = q.dim(1)?;
             let mask = if rows > 1 { Some(self.causal_mask(past, rows)?) } else { None };
@@ -337,20 +337,20 @@ impl Ops for CandleOps {
     fn keys_values(
         &self,
         memory: &Tensor,
-        weights: &Self::KeyValue,
+        weights: &Self::KvProjection,
         heads: usize,
-    ) -> Result<KeysValues, BackendError> {
+    ) -> Result<KvCache, BackendError> {
         let projected = self.linear(memory, weights, Epilogue::None)?;
         let keys = Self::heads_of(&projected, 0, 2, heads)?;
         let values = Self::heads_of(&projected, 1, 2, heads)?;
-        Ok(KeysValues { keys, values })
+        Ok(KvCache { keys, values })
     }
 
     fn cross_attention(
         &self,
         query: &Tensor,
         heads: usize,
-        runs: &[Run<&KeysValues>],
+        runs: &[Run<&KvCache>],
     ) -> Result<Tensor, BackendError> {
         let lengths: Vec<usize> = runs.iter().map(|run| run.rows).collect();
         let mut outputs = Vec::with_capacity(runs.len());
@@ -384,11 +384,11 @@ impl Ops for CandleOps {
         (tokens * width * self.dtype.size_in_bytes()) as u64
     }
 
-    fn memory_bytes(&self, memory: KeptMemory) -> u64 {
+    fn cross_kv_bytes(&self, memory: PersistentKvShape) -> u64 {
         2 * memory.layers as u64 * self.feature_bytes(memory.tokens, memory.width)
     }
 
-    fn causal_bytes(&self, width: usize) -> u64 {
+    fn kv_bytes_per_token(&self, width: usize) -> u64 {
         2 * self.feature_bytes(1, width)
     }
 

@@ -42,16 +42,16 @@ pub struct Run<M> {
 
 /// Lifetime of the cross-attention keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MemoryUse {
+pub enum KvLifetime {
     /// Persistent: kept while text is generated for an image, and read by a few rows in each step.
-    Kept,
+    Persistent,
     /// Transient: used by one pass only, or computed from a short text.
-    Passing,
+    Transient,
 }
 
 /// Dimensions of the cross-attention keys and values of one image that are kept for one decoder.
 #[derive(Debug, Clone, Copy)]
-pub struct KeptMemory {
+pub struct PersistentKvShape {
     /// Number of tokens of the image.
     pub tokens: usize,
     /// Width of the image's features.
@@ -105,7 +105,7 @@ pub trait Ops: Debug {
     /// Weights of one linear layer.
     type Linear: Debug;
     /// Weights of a layer that projects encoder states to keys and values.
-    type KeyValue: Debug;
+    type KvProjection: Debug;
     /// Weights of one layer norm.
     type LayerNorm: Debug;
     /// An embedding table, `[n, width]`.
@@ -113,7 +113,7 @@ pub trait Ops: Debug {
     /// Weights of the patch embedding.
     type PatchEmbedding: Debug;
     /// Keys and values of one sequence in one layer; clones share them.
-    type KeysValues: Clone + Debug;
+    type KvCache: Clone + Debug;
 
     /// Loads a linear layer: `weight` is `[out, in]`, `bias` is `[out]`.
     ///
@@ -134,8 +134,8 @@ pub trait Ops: Debug {
         weight: &Tensor,
         bias: &Tensor,
         heads: usize,
-        usage: MemoryUse,
-    ) -> Result<Self::KeyValue, BackendError>;
+        usage: KvLifetime,
+    ) -> Result<Self::KvProjection, BackendError>;
     /// Loads a layer norm; `weight` and `bias` are `[width]`.
     ///
     /// # Errors
@@ -220,19 +220,19 @@ pub trait Ops: Debug {
         qkv: &Self::Act,
         heads: usize,
         lengths: &[usize],
-        caches: &[Option<&Self::KeysValues>],
-    ) -> Result<(Self::Act, Vec<Self::KeysValues>), BackendError>;
+        caches: &[Option<&Self::KvCache>],
+    ) -> Result<(Self::Act, Vec<Self::KvCache>), BackendError>;
     /// Keys and values of encoder states `[tokens, memory width]`, or an equivalent form of them (see
-    /// [`cpu::FoldedMemory`]).
+    /// [`cpu::AbsorbedKv`]).
     ///
     /// # Errors
     /// When the device fails.
     fn keys_values(
         &self,
         memory: &Self::Act,
-        weights: &Self::KeyValue,
+        weights: &Self::KvProjection,
         heads: usize,
-    ) -> Result<Self::KeysValues, BackendError>;
+    ) -> Result<Self::KvCache, BackendError>;
     /// Cross-attention: each run of query rows attends to all of its keys and values.
     ///
     /// # Errors
@@ -241,7 +241,7 @@ pub trait Ops: Debug {
         &self,
         query: &Self::Act,
         heads: usize,
-        runs: &[Run<&Self::KeysValues>],
+        runs: &[Run<&Self::KvCache>],
     ) -> Result<Self::Act, BackendError>;
     /// Copies the rows with these indices, in this order.
     ///
@@ -259,9 +259,9 @@ pub trait Ops: Debug {
     /// Bytes that stored features `[tokens, width]` take.
     fn feature_bytes(&self, tokens: usize, width: usize) -> u64;
     /// Bytes of the persistent cross-attention keys and values, in all layers of the decoder.
-    fn memory_bytes(&self, memory: KeptMemory) -> u64;
+    fn cross_kv_bytes(&self, memory: PersistentKvShape) -> u64;
     /// Bytes per token of one layer's KV cache.
-    fn causal_bytes(&self, width: usize) -> u64;
+    fn kv_bytes_per_token(&self, width: usize) -> u64;
     /// Copies all values to the host as f32, one vector per row.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 
-use super::{Epilogue, KeptMemory, MemoryUse, Ops, PatchEmbeddingWeights, Run};
+use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, Run};
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
@@ -169,11 +169,11 @@ fn with_rows<A>(rows: usize, result: Result<A, BackendError>) -> Result<Act<A>, 
 impl<O: Ops> Ops for Timed<O> {
     type Act = Act<O::Act>;
     type Linear = Linear<O::Linear>;
-    type KeyValue = O::KeyValue;
+    type KvProjection = O::KvProjection;
     type LayerNorm = O::LayerNorm;
     type Table = O::Table;
     type PatchEmbedding = PatchEmbedding<O::PatchEmbedding>;
-    type KeysValues = O::KeysValues;
+    type KvCache = O::KvCache;
 
     fn load_linear(
         &self,
@@ -189,8 +189,8 @@ impl<O: Ops> Ops for Timed<O> {
         weight: &Tensor,
         bias: &Tensor,
         heads: usize,
-        usage: MemoryUse,
-    ) -> Result<O::KeyValue, BackendError> {
+        usage: KvLifetime,
+    ) -> Result<O::KvProjection, BackendError> {
         self.ops.load_key_value(weight, bias, heads, usage)
     }
 
@@ -270,8 +270,8 @@ impl<O: Ops> Ops for Timed<O> {
         qkv: &Self::Act,
         heads: usize,
         lengths: &[usize],
-        caches: &[Option<&O::KeysValues>],
-    ) -> Result<(Self::Act, Vec<O::KeysValues>), BackendError> {
+        caches: &[Option<&O::KvCache>],
+    ) -> Result<(Self::Act, Vec<O::KvCache>), BackendError> {
         let call = |ops: &O| ops.cached_attention(&qkv.values, heads, lengths, caches);
         let (values, caches) = self.time(Part::CachedAttention, call)?;
         Ok((Act { values, rows: qkv.rows }, caches))
@@ -280,9 +280,9 @@ impl<O: Ops> Ops for Timed<O> {
     fn keys_values(
         &self,
         memory: &Self::Act,
-        weights: &O::KeyValue,
+        weights: &O::KvProjection,
         heads: usize,
-    ) -> Result<O::KeysValues, BackendError> {
+    ) -> Result<O::KvCache, BackendError> {
         let call = |ops: &O| ops.keys_values(&memory.values, weights, heads);
         self.time(Part::KeysAndValues, call)
     }
@@ -291,7 +291,7 @@ impl<O: Ops> Ops for Timed<O> {
         &self,
         query: &Self::Act,
         heads: usize,
-        runs: &[Run<&O::KeysValues>],
+        runs: &[Run<&O::KvCache>],
     ) -> Result<Self::Act, BackendError> {
         let call = |ops: &O| ops.cross_attention(&query.values, heads, runs);
         with_rows(query.rows, self.time(Part::CrossAttention, call))
@@ -315,12 +315,12 @@ impl<O: Ops> Ops for Timed<O> {
         self.ops.feature_bytes(tokens, width)
     }
 
-    fn memory_bytes(&self, memory: KeptMemory) -> u64 {
-        self.ops.memory_bytes(memory)
+    fn cross_kv_bytes(&self, memory: PersistentKvShape) -> u64 {
+        self.ops.cross_kv_bytes(memory)
     }
 
-    fn causal_bytes(&self, width: usize) -> u64 {
-        self.ops.causal_bytes(width)
+    fn kv_bytes_per_token(&self, width: usize) -> u64 {
+        self.ops.kv_bytes_per_token(width)
     }
 
     fn to_host(&self, x: &Self::Act) -> Result<Vec<Vec<f32>>, BackendError> {

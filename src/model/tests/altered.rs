@@ -15,7 +15,7 @@ use super::{
 use crate::engine::backend::Backend;
 use crate::model::checkpoint::encode_texts;
 use crate::model::ops::Run;
-use crate::model::text::Memory;
+use crate::model::text::CrossAttention;
 use crate::model::{BlipBackend, ModelSpec};
 use crate::task::{Pixels, TowerId};
 
@@ -68,7 +68,7 @@ fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str,
         if let Some(encoder) = model.encoder() {
             let question = ids(&case["question_ids"]);
             let runs = [Run { memory: &image, rows: question.len() }];
-            let encoded = encode_texts(ops, encoder, &[&question], &Memory::States(&runs));
+            let encoded = encode_texts(ops, encoder, &[&question], &CrossAttention::Project(&runs));
             memory = encoded.unwrap().hidden;
             states.push(("question", flat(backend, &memory)));
         }
@@ -80,11 +80,11 @@ fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str,
         return states;
     }
     let (encoder, text) = (model.encoder().unwrap(), ids(&reference.list("texts")[0]["ids"]));
-    let alone = encode_texts(ops, encoder, &[&text], &Memory::None).unwrap();
+    let alone = encode_texts(ops, encoder, &[&text], &CrossAttention::Skip).unwrap();
     states.push(("text", flat(backend, &alone.hidden)));
     if checkpoint == "retrieval" {
         let runs = [Run { memory: &image, rows: text.len() }];
-        let both = encode_texts(ops, encoder, &[&text], &Memory::States(&runs)).unwrap();
+        let both = encode_texts(ops, encoder, &[&text], &CrossAttention::Project(&runs)).unwrap();
         states.push(("multimodal", flat(backend, &both.hidden)));
     }
     states

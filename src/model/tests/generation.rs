@@ -4,8 +4,8 @@
 use serde_json::Value;
 
 use super::{Tested, TestedOps, Reference, assert_close, ids, load};
-use crate::engine::backend::{Backend, GroupSpec, OnePassOutput, OnePassRow};
-use crate::model::group::{Group, Memory};
+use crate::engine::backend::{Backend, GroupSpec, SinglePassOutput, SinglePassRow};
+use crate::model::group::{Group, EncoderStates};
 use crate::task::{
     EarlyStopping, FinishReason, GenerationParams, ModelId, Sequence, Strategy, TokenIds, TowerId,
 };
@@ -60,16 +60,16 @@ pub(super) fn memory(
     backend: &mut Tested,
     reference: &Reference,
     case: &Value,
-) -> Memory<TestedOps> {
+) -> EncoderStates<TestedOps> {
     let pixels = reference.pixels(case["photo"].as_str().unwrap());
     let image = backend.encode(TowerId(0), &[&pixels]).unwrap().remove(0);
     if case["question_ids"].is_null() {
         return image;
     }
     let question = TokenIds::new(ids(&case["question_ids"]));
-    let row = OnePassRow::EncodeQuestion { image, question };
-    match backend.score(MODEL, &[row]).unwrap().remove(0) {
-        OnePassOutput::Memory(memory) => memory,
+    let row = SinglePassRow::EncodeQuestion { image, question };
+    match backend.run_single_pass(MODEL, &[row]).unwrap().remove(0) {
+        SinglePassOutput::EncoderStates(memory) => memory,
         other => panic!("a question gives a memory, not {other:?}"),
     }
 }
@@ -79,7 +79,7 @@ pub(super) fn open(
     backend: &mut Tested,
     reference: &Reference,
     case: &Value,
-    memory: Memory<TestedOps>,
+    memory: EncoderStates<TestedOps>,
 ) -> Group<TestedOps> {
     let special = &reference.json["ids"];
     let start = ids(&case["input_ids"]);

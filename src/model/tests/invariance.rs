@@ -1,13 +1,13 @@
 //! Things that must not change an answer: batch neighbours, a failed step, another model on the same tower.
 
 use super::{Reference, TestedOps, assert_close, generation, load, tokens};
-use crate::engine::backend::{Backend, OnePassOutput, OnePassRow};
-use crate::model::group::Memory;
+use crate::engine::backend::{Backend, SinglePassOutput, SinglePassRow};
+use crate::model::group::EncoderStates;
 use crate::model::ops::Ops;
 use crate::task::{ModelId, TowerId};
 
 /// Largest relative difference between f32 scores of a row alone and of the same row in a batch: rounding only.
-const COMPANY: f32 = 1e-5;
+const BATCH_TOLERANCE: f32 = 1e-5;
 
 #[test]
 fn models_with_identical_vision_weights_share_one_tower() {
@@ -24,10 +24,10 @@ fn a_batch_of_images_gives_each_image_its_lone_features() {
     let together = backend.encode(TowerId(0), &pixels.iter().collect::<Vec<_>>()).unwrap();
     for ((photo, pixels), together) in photos.iter().zip(&pixels).zip(together) {
         let alone = backend.encode(TowerId(0), &[pixels]).unwrap().remove(0);
-        let flat = |memory: &Memory<TestedOps>| -> Vec<f32> {
+        let flat = |memory: &EncoderStates<TestedOps>| -> Vec<f32> {
             backend.ops.to_host(memory.states()).unwrap().concat()
         };
-        assert_close(photo, &flat(&together), &flat(&alone), COMPANY);
+        assert_close(photo, &flat(&together), &flat(&alone), BATCH_TOLERANCE);
     }
 }
 
@@ -44,20 +44,20 @@ fn pairs_of_several_images_in_one_call_keep_their_probabilities() {
     // states.
     for text in reference.list("texts") {
         for image in &images {
-            rows.push(OnePassRow::MatchPair { image: image.clone(), text: tokens(&text["ids"]) });
+            rows.push(SinglePassRow::MatchPair { image: image.clone(), text: tokens(&text["ids"]) });
         }
     }
-    let number = |output: OnePassOutput<_>| match output {
-        OnePassOutput::Probability(probability) => probability,
+    let number = |output: SinglePassOutput<_>| match output {
+        SinglePassOutput::Probability(probability) => probability,
         other => panic!("{other:?}"),
     };
     let together: Vec<f32> =
-        backend.score(ModelId(0), &rows).unwrap().into_iter().map(number).collect();
+        backend.run_single_pass(ModelId(0), &rows).unwrap().into_iter().map(number).collect();
     let alone: Vec<f32> = rows
         .iter()
-        .map(|row| number(backend.score(ModelId(0), std::slice::from_ref(row)).unwrap().remove(0)))
+        .map(|row| number(backend.run_single_pass(ModelId(0), std::slice::from_ref(row)).unwrap().remove(0)))
         .collect();
-    assert_close("pairs", &together, &alone, COMPANY);
+    assert_close("pairs", &together, &alone, BATCH_TOLERANCE);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Number formats below f32: results stay close to f32, and every model class works.
 
 use super::{CPU_F32, Reference, kernels, spec, tokens};
-use crate::engine::backend::{Backend, GroupSpec, OnePassOutput, OnePassRow};
+use crate::engine::backend::{Backend, GroupSpec, SinglePassOutput, SinglePassRow};
 use crate::kernels::gemm::Format;
 use crate::kernels::isa::Level;
 use crate::kernels::testing::levels;
@@ -21,8 +21,9 @@ fn least_cosine<O: Ops>(ops: O, dtype: Dtype) -> f32 {
     let mut least = 1.0f32;
     for photo in reference.names("vision") {
         let image = backend.encode(TowerId(0), &[&reference.pixels(&photo)]).unwrap().remove(0);
-        let output = backend.score(ModelId(0), &[OnePassRow::EmbedImage { image }]).unwrap();
-        let OnePassOutput::Embedding(actual) = &output[0] else { panic!("{output:?}") };
+        let output =
+            backend.run_single_pass(ModelId(0), &[SinglePassRow::EmbedImage { image }]).unwrap();
+        let SinglePassOutput::Embedding(actual) = &output[0] else { panic!("{output:?}") };
         let expected = Embedding::new(reference.tensor(&format!("image_embed.{photo}")));
         least = least.min(actual.normalized().unwrap().dot(&expected.normalized().unwrap()));
     }
@@ -58,9 +59,9 @@ fn generates<O: Ops>(ops: impl Fn() -> O, dtype: Dtype) {
         let mut memory = backend.encode(TowerId(0), &[&pixels]).unwrap().remove(0);
         if !case["question_ids"].is_null() {
             let question = tokens(&case["question_ids"]);
-            let row = OnePassRow::EncodeQuestion { image: memory, question };
-            let output = backend.score(ModelId(0), &[row]).unwrap().remove(0);
-            let OnePassOutput::Memory(states) = output else { panic!("{output:?}") };
+            let row = SinglePassRow::EncodeQuestion { image: memory, question };
+            let output = backend.run_single_pass(ModelId(0), &[row]).unwrap().remove(0);
+            let SinglePassOutput::EncoderStates(states) = output else { panic!("{output:?}") };
             memory = states;
         }
         let mut group = backend.open(GroupSpec {

@@ -1,27 +1,27 @@
 //! Candidates, matching, embeddings and cosines, through the `Backend` trait that the engine uses.
 
 use super::{Tested, TestedOps, Reference, TOLERANCE, assert_close, generation, load, tokens};
-use crate::engine::backend::{Backend, OnePassOutput, OnePassRow};
-use crate::model::group::Memory;
+use crate::engine::backend::{Backend, SinglePassOutput, SinglePassRow};
+use crate::model::group::EncoderStates;
 use crate::task::{Embedding, ModelId, TowerId};
 
-type Row = OnePassRow<Memory<TestedOps>>;
+type Row = SinglePassRow<EncoderStates<TestedOps>>;
 
-fn embedding(output: &OnePassOutput<Memory<TestedOps>>) -> &Embedding {
+fn embedding(output: &SinglePassOutput<EncoderStates<TestedOps>>) -> &Embedding {
     match output {
-        OnePassOutput::Embedding(embedding) => embedding,
+        SinglePassOutput::Embedding(embedding) => embedding,
         other => panic!("expected an embedding, not {other:?}"),
     }
 }
 
-fn number(output: &OnePassOutput<Memory<TestedOps>>) -> f32 {
+fn number(output: &SinglePassOutput<EncoderStates<TestedOps>>) -> f32 {
     match output {
-        OnePassOutput::Logprob(number) | OnePassOutput::Probability(number) => *number,
+        SinglePassOutput::Logprob(number) | SinglePassOutput::Probability(number) => *number,
         other => panic!("expected a number, not {other:?}"),
     }
 }
 
-fn images(backend: &mut Tested, reference: &Reference) -> Vec<(String, Memory<TestedOps>)> {
+fn images(backend: &mut Tested, reference: &Reference) -> Vec<(String, EncoderStates<TestedOps>)> {
     let photos = reference.list("photos").iter().map(|photo| photo.as_str().unwrap().to_owned());
     photos
         .map(|photo| {
@@ -47,11 +47,11 @@ fn candidates_are_scored_in_full_as_the_reference_scores_them() {
                     let ids: Vec<u32> =
                         std::iter::once(cls).chain(super::ids(&candidate["ids"])).collect();
                     let candidate = crate::task::TokenIds::new(ids);
-                    OnePassRow::ScoreCandidate { question: question.clone(), candidate }
+                    SinglePassRow::ScoreCandidate { question: question.clone(), candidate }
                 })
                 .collect();
             let actual: Vec<f32> =
-                backend.score(ModelId(0), &rows).unwrap().iter().map(number).collect();
+                backend.run_single_pass(ModelId(0), &rows).unwrap().iter().map(number).collect();
             let expected: Vec<f32> = candidates
                 .iter()
                 .map(|candidate| candidate["logprob"].as_f64().unwrap() as f32)
@@ -69,7 +69,7 @@ fn matching_probabilities_and_cosines_equal_the_reference() {
     let pairs: Vec<Row> = images
         .iter()
         .flat_map(|(_, image)| {
-            let pair = |text: &serde_json::Value| OnePassRow::MatchPair {
+            let pair = |text: &serde_json::Value| SinglePassRow::MatchPair {
                 image: image.clone(),
                 text: tokens(&text["ids"]),
             };
@@ -77,7 +77,7 @@ fn matching_probabilities_and_cosines_equal_the_reference() {
         })
         .collect();
     let matching: Vec<f32> =
-        backend.score(ModelId(0), &pairs).unwrap().iter().map(number).collect();
+        backend.run_single_pass(ModelId(0), &pairs).unwrap().iter().map(number).collect();
     let expected: Vec<f32> =
         reference.tensor("itm_probabilities").chunks_exact(2).map(|pair| pair[1]).collect();
     assert_close("itm", &matching, &expected, TOLERANCE);
@@ -95,10 +95,10 @@ fn cosines(backend: &mut Tested, reference: &Reference) -> Vec<f32> {
     let texts = reference.list("texts");
     let rows: Vec<Row> = images
         .iter()
-        .map(|(_, image)| OnePassRow::EmbedImage { image: image.clone() })
-        .chain(texts.iter().map(|text| OnePassRow::EmbedText { text: tokens(&text["ids"]) }))
+        .map(|(_, image)| SinglePassRow::EmbedImage { image: image.clone() })
+        .chain(texts.iter().map(|text| SinglePassRow::EmbedText { text: tokens(&text["ids"]) }))
         .collect();
-    let outputs = backend.score(ModelId(0), &rows).unwrap();
+    let outputs = backend.run_single_pass(ModelId(0), &rows).unwrap();
     let unit: Vec<Embedding> =
         outputs.iter().map(|output| embedding(output).normalized().unwrap()).collect();
     let (images, texts) = unit.split_at(images.len());
@@ -109,15 +109,15 @@ fn cosines(backend: &mut Tested, reference: &Reference) -> Vec<f32> {
 fn retrieval_embeddings_equal_the_reference() {
     let (mut backend, reference) = (load(&["retrieval"]), Reference::read("retrieval"));
     for (photo, image) in images(&mut backend, &reference) {
-        let rows = [OnePassRow::EmbedImage { image: image.clone() }];
-        let output = backend.score(ModelId(0), &rows).unwrap();
+        let rows = [SinglePassRow::EmbedImage { image: image.clone() }];
+        let output = backend.run_single_pass(ModelId(0), &rows).unwrap();
         let expected = reference.tensor(&format!("image_embed.{photo}"));
         assert_close(&photo, embedding(&output[0]).as_slice(), &expected, TOLERANCE);
         for text in reference.list("texts") {
             let name = text["name"].as_str().unwrap();
             let rows =
-                [OnePassRow::EmbedMultimodal { image: image.clone(), text: tokens(&text["ids"]) }];
-            let output = backend.score(ModelId(0), &rows).unwrap();
+                [SinglePassRow::EmbedMultimodal { image: image.clone(), text: tokens(&text["ids"]) }];
+            let output = backend.run_single_pass(ModelId(0), &rows).unwrap();
             let states = reference.tensor(&format!("multimodal.{photo}.{name}"));
             let actual = embedding(&output[0]).as_slice();
             assert_close(name, actual, &states[..actual.len()], TOLERANCE);
@@ -125,8 +125,8 @@ fn retrieval_embeddings_equal_the_reference() {
     }
     for text in reference.list("texts") {
         let name = text["name"].as_str().unwrap();
-        let rows = [OnePassRow::EmbedText { text: tokens(&text["ids"]) }];
-        let output = backend.score(ModelId(0), &rows).unwrap();
+        let rows = [SinglePassRow::EmbedText { text: tokens(&text["ids"]) }];
+        let output = backend.run_single_pass(ModelId(0), &rows).unwrap();
         let expected = reference.tensor(&format!("text_embed.{name}"));
         assert_close(name, embedding(&output[0]).as_slice(), &expected, TOLERANCE);
     }
@@ -136,17 +136,17 @@ fn retrieval_embeddings_equal_the_reference() {
 fn blip_model_features_and_logits_equal_the_reference() {
     let (mut backend, reference) = (load(&["base"]), Reference::read("base"));
     for (photo, image) in images(&mut backend, &reference) {
-        let rows = [OnePassRow::EmbedImage { image: image.clone() }];
-        let output = backend.score(ModelId(0), &rows).unwrap();
+        let rows = [SinglePassRow::EmbedImage { image: image.clone() }];
+        let output = backend.run_single_pass(ModelId(0), &rows).unwrap();
         let expected = reference.tensor(&format!("image_features.{photo}"));
         assert_close(&photo, embedding(&output[0]).as_slice(), &expected, TOLERANCE);
         for text in reference.list("texts") {
             let (name, ids) = (text["name"].as_str().unwrap(), tokens(&text["ids"]));
             let rows = [
-                OnePassRow::EmbedMultimodal { image: image.clone(), text: ids.clone() },
-                OnePassRow::EmbedText { text: ids },
+                SinglePassRow::EmbedMultimodal { image: image.clone(), text: ids.clone() },
+                SinglePassRow::EmbedText { text: ids },
             ];
-            let output = backend.score(ModelId(0), &rows).unwrap();
+            let output = backend.run_single_pass(ModelId(0), &rows).unwrap();
             let both = reference.tensor(&format!("multimodal_features.{photo}.{name}"));
             assert_close(name, embedding(&output[0]).as_slice(), &both, TOLERANCE);
             let alone = reference.tensor(&format!("text_features.{name}"));

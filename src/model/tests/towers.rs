@@ -4,7 +4,7 @@ use super::{CHECKPOINTS, Tested, TestedOps, Reference, TOLERANCE, assert_close, 
 use crate::model::checkpoint::encode_texts;
 use crate::model::heads::Decoder;
 use crate::model::ops::{Ops, Run};
-use crate::model::text::{Memory, NewTokens, SelfAttention};
+use crate::model::text::{CrossAttention, NewTokens, SelfAttention};
 
 pub(super) type Act = <TestedOps as Ops>::Act;
 
@@ -28,7 +28,7 @@ pub(super) fn forward(
     let runs = [Run { memory, rows: ids.len() }];
     let sequence = [NewTokens { tokens: ids, position: 0 }];
     let attention = SelfAttention::Causal(&[None]);
-    let output = decoder.tower.forward(ops, &sequence, &attention, &Memory::States(&runs)).unwrap();
+    let output = decoder.tower.forward(ops, &sequence, &attention, &CrossAttention::Project(&runs)).unwrap();
     (flat(backend, &output.hidden), decoder.logits(ops, &output.hidden).unwrap().concat())
 }
 
@@ -74,7 +74,7 @@ fn question_encoder_and_answer_decoder_equal_the_reference() {
             let question = ids(&case["question_ids"]);
             let runs = [Run { memory: &image, rows: question.len() }];
             let encoded =
-                encode_texts(&backend.ops, encoder, &[&question], &Memory::States(&runs)).unwrap();
+                encode_texts(&backend.ops, encoder, &[&question], &CrossAttention::Project(&runs)).unwrap();
             let states = flat(&backend, &encoded.hidden);
             let what = format!("{checkpoint} {name}");
             assert_close(&what, &states, &reference.tensor(&format!("question.{name}")), TOLERANCE);
@@ -92,7 +92,7 @@ fn text_encoders_equal_the_reference_with_and_without_an_image() {
         let encoder = backend.models[0].encoder().unwrap();
         for case in reference.list("texts") {
             let (name, text) = (case["name"].as_str().unwrap(), ids(&case["ids"]));
-            let alone = encode_texts(&backend.ops, encoder, &[&text], &Memory::None).unwrap();
+            let alone = encode_texts(&backend.ops, encoder, &[&text], &CrossAttention::Skip).unwrap();
             let expected = reference.tensor(&format!("text.{name}"));
             assert_close(name, &flat(&backend, &alone.hidden), &expected, TOLERANCE);
             for photo in reference.names("vision") {
@@ -101,7 +101,7 @@ fn text_encoders_equal_the_reference_with_and_without_an_image() {
                 }
                 let image = features(&backend, &reference, &photo);
                 let runs = [Run { memory: &image, rows: text.len() }];
-                let memory = Memory::States(&runs);
+                let memory = CrossAttention::Project(&runs);
                 let both = encode_texts(&backend.ops, encoder, &[&text], &memory).unwrap();
                 let expected = reference.tensor(&format!("multimodal.{photo}.{name}"));
                 assert_close(name, &flat(&backend, &both.hidden), &expected, TOLERANCE);

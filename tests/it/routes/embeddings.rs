@@ -91,7 +91,7 @@ async fn each_wrong_combination_is_a_400_at_its_field() {
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_that_are_none_are_a_500_and_never_sent() {
     let app = TestApp::start();
-    app.control.fault(FakeCall::Score, FakeMark::Image(9), FakeFault::NonFinite);
+    app.control.fault(FakeCall::SinglePass, FakeMark::Image(9), FakeFault::NonFinite);
     let answer = app.json("/embeddings", &json!({"image": base64(&png(9))})).await;
     answer.refused(500, "inference_failed");
 }

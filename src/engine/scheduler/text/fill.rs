@@ -1,6 +1,6 @@
 //! A text unit being filled: what it contains, and what still fits.
 
-use super::{Item, Lane};
+use super::{Item, LaneQueue};
 use crate::engine::EngineSettings;
 use crate::engine::ids::FeatureKey;
 use crate::engine::scheduler::TextCost;
@@ -42,7 +42,7 @@ impl Fill<'_> {
     }
 }
 
-impl Lane {
+impl LaneQueue {
     pub(super) fn fill<'a>(
         &self,
         settings: &'a EngineSettings,

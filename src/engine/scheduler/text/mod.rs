@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::costs::{Costs, TextCost};
-use super::{LaneId, Ready, after_linger};
+use super::{Lane, Ready, after_linger};
 use crate::engine::EngineSettings;
 use crate::engine::ids::{CallId, FeatureKey, ItemId, TaskId};
 use crate::fairness::{Pick, Turns};
@@ -48,7 +48,7 @@ pub(crate) struct GroupEntry {
 struct Item {
     task: TaskId,
     call: CallId,
-    lane: LaneId,
+    lane: Lane,
     arrival: Instant,
     rows: usize,
     tokens: usize,
@@ -59,7 +59,7 @@ struct Item {
 }
 
 #[derive(Debug)]
-struct Lane {
+struct LaneQueue {
     waiting: Turns<ItemId>,
     /// Groups that have joined, in joining order. Empty in a lane of single-pass rows.
     running: Vec<ItemId>,
@@ -71,8 +71,8 @@ struct Lane {
 #[derive(Debug)]
 pub(super) struct Text {
     items: HashMap<ItemId, Item>,
-    lanes: HashMap<LaneId, Lane>,
-    order: VecDeque<LaneId>,
+    lanes: HashMap<Lane, LaneQueue>,
+    order: VecDeque<Lane>,
     /// Images with a cross-attention KV cache: the number of running groups that share it, and its bytes.
     image_kv: HashMap<(ModelId, FeatureKey), (usize, u64)>,
     /// Bytes of KV cache that running groups hold on their own.
@@ -82,7 +82,7 @@ pub(super) struct Text {
 
 /// The items of the next text unit.
 #[derive(Debug, Default)]
-pub(super) struct Taken {
+pub(super) struct TextBatch {
     pub(super) items: Vec<ItemId>,
     /// Number of items, at the end of `items`, that join now.
     pub(super) joining: usize,
@@ -104,9 +104,9 @@ impl Text {
             max_kv_bytes,
         };
         for (model, &tokens) in image_tokens.iter().enumerate() {
-            for lane in [LaneId::Step(ModelId(model)), LaneId::Score(ModelId(model))] {
+            for lane in [Lane::Step(ModelId(model)), Lane::SinglePass(ModelId(model))] {
                 let image_work = tokens as f64 / IMAGE_TOKENS_PER_TOKEN;
-                let empty = Lane { waiting: Turns::new(), running: Vec::new(), image_work };
+                let empty = LaneQueue { waiting: Turns::new(), running: Vec::new(), image_work };
                 text.lanes.insert(lane, empty);
                 text.order.push_back(lane);
             }
@@ -118,7 +118,7 @@ impl Text {
         let item = Item {
             task,
             call,
-            lane: LaneId::Score(row.model),
+            lane: Lane::SinglePass(row.model),
             arrival: now,
             rows: 1,
             tokens: row.tokens,
@@ -140,7 +140,7 @@ impl Text {
         let item = Item {
             task,
             call,
-            lane: LaneId::Step(group.model),
+            lane: Lane::Step(group.model),
             arrival: now,
             rows: group.rows,
             tokens: group.tokens,
@@ -170,7 +170,7 @@ impl Text {
     }
 
     pub(super) fn image_work(&self, model: ModelId) -> f64 {
-        self.lanes.get(&LaneId::Step(model)).map_or(0.0, |lane| lane.image_work)
+        self.lanes.get(&Lane::Step(model)).map_or(0.0, |lane| lane.image_work)
     }
 
     pub(super) fn waiting_rows(&self) -> usize {
@@ -191,7 +191,7 @@ impl Text {
         }
         lane.running.retain(|&running| running != id);
         self.own_kv -= item.own_kv;
-        if let (LaneId::Step(model), Some(image)) = (item.lane, item.image)
+        if let (Lane::Step(model), Some(image)) = (item.lane, item.image)
             && let Some((shared, _)) = self.image_kv.get_mut(&(model, image))
         {
             *shared -= 1;
@@ -208,7 +208,7 @@ impl Text {
         linger: Duration,
         settings: &EngineSettings,
         costs: &Costs,
-    ) -> (Option<LaneId>, Ready) {
+    ) -> (Option<Lane>, Ready) {
         let mut best = Ready::No;
         for &id in &self.order {
             match (self.lane_ready(id, now, linger, settings, costs), best) {
@@ -223,7 +223,7 @@ impl Text {
 
     fn lane_ready(
         &self,
-        id: LaneId,
+        id: Lane,
         now: Instant,
         linger: Duration,
         settings: &EngineSettings,
@@ -235,7 +235,7 @@ impl Text {
         }
         match lane.waiting.front() {
             None => return Ready::No,
-            Some(_) if self.lacks_kv(id) => return Ready::No,
+            Some(_) if self.is_blocked_on_kv(id) => return Ready::No,
             Some(_) => {}
         }
         if linger.is_zero() {
@@ -253,27 +253,27 @@ impl Text {
     /// Fills a unit of this lane and ends the lane's turn.
     pub(super) fn take(
         &mut self,
-        id: LaneId,
+        id: Lane,
         now: Instant,
         settings: &EngineSettings,
         costs: &Costs,
-    ) -> Taken {
+    ) -> TextBatch {
         self.order.retain(|&waiting| waiting != id);
         self.order.push_back(id);
         let cost = costs.text(id);
         match id {
-            LaneId::Score(_) => self.take_rows(id, now, settings, cost),
-            LaneId::Step(model) => self.take_groups(model, now, settings, cost),
+            Lane::SinglePass(_) => self.take_rows(id, now, settings, cost),
+            Lane::Step(model) => self.take_groups(model, now, settings, cost),
         }
     }
 
     fn take_rows(
         &mut self,
-        id: LaneId,
+        id: Lane,
         now: Instant,
         settings: &EngineSettings,
         cost: Option<TextCost>,
-    ) -> Taken {
+    ) -> TextBatch {
         let lane = self.lanes.get_mut(&id).expect("a ready lane exists");
         let (mut fill, mut full, items) = (lane.fill(settings, cost), false, &self.items);
         let rows = lane.waiting.take(|row| {
@@ -283,7 +283,7 @@ impl Text {
             full = true;
             Pick::Stop
         });
-        let mut taken = Taken { work: fill.work, full, ..Taken::default() };
+        let mut taken = TextBatch { work: fill.work, full, ..TextBatch::default() };
         for &row in &rows {
             let item = self.items.remove(&row).expect("a waiting row is known");
             taken.waited.push(now.saturating_duration_since(item.arrival));
@@ -295,7 +295,7 @@ impl Text {
 
     /// True for a model of which nothing runs and whose next group does not fit next to the KV cache of other models.
     /// The bytes that those release are then kept for it, otherwise it might wait for ever.
-    fn lacks_kv(&self, id: LaneId) -> bool {
+    fn is_blocked_on_kv(&self, id: Lane) -> bool {
         let lane = &self.lanes[&id];
         let Some(head) = lane.waiting.front().filter(|_| lane.running.is_empty()) else {
             return false;

@@ -8,10 +8,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
-use super::{Item, Taken, Text};
+use super::{Item, Text, TextBatch};
 use crate::engine::EngineSettings;
 use crate::engine::ids::{CallId, FeatureKey, ItemId};
-use crate::engine::scheduler::{LaneId, TextCost};
+use crate::engine::scheduler::{Lane, TextCost};
 use crate::fairness::{self, ClientId, Pick};
 use crate::task::ModelId;
 
@@ -22,14 +22,14 @@ impl Text {
         now: Instant,
         settings: &EngineSettings,
         cost: Option<TextCost>,
-    ) -> Taken {
+    ) -> TextBatch {
         let step = self.fill_step(model, settings, cost);
-        let mut taken = Taken {
+        let mut taken = TextBatch {
             joining: step.joins.len(),
             work: step.work,
             full: step.full,
             items: step.runs,
-            ..Taken::default()
+            ..TextBatch::default()
         };
         for &group in &step.joins {
             let item = self.items.get_mut(&group).expect("a waiting group is known");
@@ -40,18 +40,18 @@ impl Text {
             }
             self.own_kv += item.own_kv;
         }
-        let lane = self.lanes.get_mut(&LaneId::Step(model)).expect("a ready lane exists");
+        let lane = self.lanes.get_mut(&Lane::Step(model)).expect("a ready lane exists");
         lane.running.extend(&step.joins);
         taken.items.extend(step.joins);
         taken
     }
 
     /// Capacity that is left for this model's groups.
-    fn room(&self, model: ModelId, max_rows: usize) -> Room {
-        let running = &self.lanes[&LaneId::Step(model)].running;
+    fn room(&self, model: ModelId, max_rows: usize) -> StepCapacity {
+        let running = &self.lanes[&Lane::Step(model)].running;
         let elsewhere =
-            self.order.iter().any(|&lane| lane != LaneId::Step(model) && self.lacks_kv(lane));
-        Room {
+            self.order.iter().any(|&lane| lane != Lane::Step(model) && self.is_blocked_on_kv(lane));
+        StepCapacity {
             rows: running.iter().map(|group| self.items[group].rows).sum(),
             max_rows,
             kv: self.kv_bytes(),
@@ -67,7 +67,7 @@ impl Text {
         cost: Option<TextCost>,
     ) -> StepFill {
         let mut room = self.room(model, settings.max_batch_rows);
-        let lane = self.lanes.get_mut(&LaneId::Step(model)).expect("a ready lane exists");
+        let lane = self.lanes.get_mut(&Lane::Step(model)).expect("a ready lane exists");
         let mut fill = lane.fill(settings, cost);
         fill.images.clone_from(&room.images);
         let mut groups = Groups::default();
@@ -205,7 +205,7 @@ struct StepFill {
 }
 
 /// Capacity for all running groups together, those left out of a step included.
-struct Room {
+struct StepCapacity {
     rows: usize,
     max_rows: usize,
     kv: u64,
@@ -213,7 +213,7 @@ struct Room {
     images: Vec<FeatureKey>,
 }
 
-impl Room {
+impl StepCapacity {
     fn new_kv(&self, item: &Item) -> u64 {
         let new_image = item.image.filter(|image| !self.images.contains(image));
         item.own_kv + new_image.map_or(0, |_| item.image_kv)

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::kernels::attention::Memory;
+use crate::kernels::attention::PackedKv;
 
 /// Activations `[rows, width]` in f32; clones share the buffer.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ struct Buffer {
     /// Arena that the buffer returns to when it is dropped; empty for long-lived activations.
     home: Weak<Arena>,
     /// The rows packed for attention. The users of this copy own it; it is freed with the last of them.
-    packed: Mutex<Weak<Memory>>,
+    packed: Mutex<Weak<PackedKv>>,
 }
 
 impl Arena {
@@ -96,7 +96,7 @@ impl Act {
     }
 
     /// The rows packed for attention: the copy that is already in use, or else the result of `pack`.
-    pub(super) fn packed(&self, pack: impl FnOnce() -> Memory) -> Arc<Memory> {
+    pub(super) fn packed(&self, pack: impl FnOnce() -> PackedKv) -> Arc<PackedKv> {
         let mut held = self.buffer.packed.lock().unwrap_or_else(PoisonError::into_inner);
         held.upgrade().unwrap_or_else(|| {
             let packed = Arc::new(pack());

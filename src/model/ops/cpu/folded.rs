@@ -14,9 +14,9 @@
 
 use std::sync::Arc;
 
-use super::{Act, CpuOps, KeysValues, wrong_form};
+use super::{Act, CpuOps, KvCache, wrong_form};
 use crate::engine::backend::BackendError;
-use crate::kernels::attention::{self, Heads, Memory};
+use crate::kernels::attention::{self, Heads, PackedKv};
 use crate::kernels::gemm::{self, Format, Weights};
 use crate::kernels::isa::Level;
 use crate::kernels::pool::Pool;
@@ -25,7 +25,7 @@ use crate::model::ops::Run;
 
 /// Folded key and value weights of one layer, one entry per head.
 #[derive(Debug)]
-pub struct FoldedWeights {
+pub struct AbsorbedKvWeights {
     /// `W_k` transposed, `[memory width, head width]` per head.
     keys: Vec<Weights>,
     /// `W_v` with its bias, `[head width, memory width]` per head.
@@ -34,18 +34,18 @@ pub struct FoldedWeights {
 
 /// An image's features, with the folded weights of the layer that attends to them.
 #[derive(Debug, Clone)]
-pub struct FoldedMemory {
-    features: Arc<Memory>,
-    weights: Arc<FoldedWeights>,
+pub struct AbsorbedKv {
+    features: Arc<PackedKv>,
+    weights: Arc<AbsorbedKvWeights>,
 }
 
-impl FoldedMemory {
-    pub(super) fn weights(&self) -> &FoldedWeights {
+impl AbsorbedKv {
+    pub(super) fn weights(&self) -> &AbsorbedKvWeights {
         &self.weights
     }
 }
 
-impl FoldedWeights {
+impl AbsorbedKvWeights {
     /// Packs `weight` `[2 x width, memory width]` and `bias` `[2 x width]`, keys first.
     pub(super) fn pack(
         level: Level,
@@ -78,23 +78,23 @@ impl FoldedWeights {
 
 impl CpuOps {
     /// The folded form of the keys and values of `memory`.
-    pub(super) fn folded(&self, memory: &Act, weights: &Arc<FoldedWeights>) -> KeysValues {
+    pub(super) fn folded(&self, memory: &Act, weights: &Arc<AbsorbedKvWeights>) -> KvCache {
         let features = memory.packed(|| {
             let heads = Heads { count: 1, width: memory.width() };
             let rows = Rows::of(memory.values(), memory.width());
-            let mut packed = Memory::new(self.level, self.careful_format(), heads);
+            let mut packed = PackedKv::new(self.level, self.attention_format(), heads);
             packed.pack(&mut self.state().pool, heads, rows, rows);
             packed
         });
-        KeysValues::Folded(FoldedMemory { features, weights: Arc::clone(weights) })
+        KvCache::Folded(AbsorbedKv { features, weights: Arc::clone(weights) })
     }
 
     /// `query` and the result are `[rows, width]`. All runs must belong to the same layer.
     pub(super) fn folded_attention(
         &self,
         query: &Act,
-        weights: &FoldedWeights,
-        runs: &[Run<&KeysValues>],
+        weights: &AbsorbedKvWeights,
+        runs: &[Run<&KvCache>],
     ) -> Result<Act, BackendError> {
         let width = query.width();
         let mut out = self.arena.take(query.rows() * width);
@@ -111,8 +111,8 @@ impl CpuOps {
     fn folded_slice(
         &self,
         query: &[f32],
-        weights: &FoldedWeights,
-        runs: &[Run<&FoldedMemory>],
+        weights: &AbsorbedKvWeights,
+        runs: &[Run<&AbsorbedKv>],
         out: &mut [f32],
     ) {
         let (heads, level) = (weights.keys.len(), self.level);
@@ -148,13 +148,11 @@ const SLICE_ROWS: usize = 256;
 
 /// Splits the runs into slices of at most [`SLICE_ROWS`] rows. A run may be cut; the bits of a row's result do not
 /// depend on it.
-fn slices<'a>(
-    runs: &[Run<&'a KeysValues>],
-) -> Result<Vec<Vec<Run<&'a FoldedMemory>>>, BackendError> {
-    let mut slices: Vec<Vec<Run<&FoldedMemory>>> = Vec::new();
+fn slices<'a>(runs: &[Run<&'a KvCache>]) -> Result<Vec<Vec<Run<&'a AbsorbedKv>>>, BackendError> {
+    let mut slices: Vec<Vec<Run<&AbsorbedKv>>> = Vec::new();
     let mut room = 0;
     for run in runs {
-        let KeysValues::Folded(memory) = run.memory else { return Err(wrong_form()) };
+        let KvCache::Folded(memory) = run.memory else { return Err(wrong_form()) };
         let mut left = run.rows;
         while left > 0 {
             if room == 0 {

@@ -18,11 +18,11 @@ use candle_core::{DType, Tensor};
 pub use act::Act;
 use act::Arena;
 pub use causal::CausalRows;
-pub use folded::{FoldedMemory, FoldedWeights};
+pub use folded::{AbsorbedKv, AbsorbedKvWeights};
 
-use super::{Epilogue, KeptMemory, MemoryUse, Ops, PatchEmbeddingWeights, Run};
+use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, Run};
 use crate::engine::backend::BackendError;
-use crate::kernels::attention::{self, CausalRun, Heads, Memory};
+use crate::kernels::attention::{self, CausalRun, Heads, PackedKv};
 use crate::kernels::gemm::{self, Format, Scratch, Weights};
 use crate::kernels::isa::Level;
 use crate::kernels::pointwise;
@@ -57,7 +57,7 @@ struct State {
     pool: Pool,
     scratch: Scratch,
     /// Packed keys and values of one call of self-attention; kept to reuse their buffers.
-    memories: Vec<Memory>,
+    memories: Vec<PackedKv>,
 }
 
 /// Weights of one layer norm, in f32.
@@ -89,20 +89,20 @@ pub struct PatchEmbedding {
 
 /// Weights of one layer's projection to cross-attention keys and values.
 #[derive(Debug)]
-pub enum KeyValue {
+pub enum KvProjection {
     /// Keys and values are computed.
     Projected(Weights),
-    /// The projections are folded into queries and results; see [`FoldedMemory`].
-    Folded(Arc<FoldedWeights>),
+    /// The projections are folded into queries and results; see [`AbsorbedKv`].
+    Folded(Arc<AbsorbedKvWeights>),
 }
 
 /// Keys and values of one sequence in one layer.
 #[derive(Debug, Clone)]
-pub enum KeysValues {
+pub enum KvCache {
     /// Keys and values of encoder states, packed once and read by many queries.
-    Memory(Arc<Memory>),
+    PackedKv(Arc<PackedKv>),
     /// Image features in place of the keys and values, which are never computed.
-    Folded(FoldedMemory),
+    Folded(AbsorbedKv),
     /// KV cache of text that is being generated.
     Causal(Arc<CausalRows>),
 }
@@ -123,7 +123,7 @@ impl CpuOps {
     }
 
     /// Format of the parts for which 8 bits are not accurate enough.
-    fn careful_format(&self) -> Format {
+    fn attention_format(&self) -> Format {
         if self.format == Format::Int8 { Format::Bf16 } else { self.format }
     }
 
@@ -209,15 +209,15 @@ fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
 impl Ops for CpuOps {
     type Act = Act;
     type Linear = Weights;
-    type KeyValue = KeyValue;
+    type KvProjection = KvProjection;
     type LayerNorm = LayerNorm;
     type Table = Table;
     type PatchEmbedding = PatchEmbedding;
-    type KeysValues = KeysValues;
+    type KvCache = KvCache;
 
     fn load_linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Weights, BackendError> {
         let few = weight.dim(0)? < FEW_COLUMNS;
-        self.pack(weight, bias, if few { self.careful_format() } else { self.format })
+        self.pack(weight, bias, if few { self.attention_format() } else { self.format })
     }
 
     fn load_key_value(
@@ -225,16 +225,19 @@ impl Ops for CpuOps {
         weight: &Tensor,
         bias: &Tensor,
         heads: usize,
-        usage: MemoryUse,
-    ) -> Result<KeyValue, BackendError> {
+        usage: KvLifetime,
+    ) -> Result<KvProjection, BackendError> {
         match usage {
-            MemoryUse::Passing => self.load_linear(weight, Some(bias)).map(KeyValue::Projected),
-            MemoryUse::Kept => {
+            KvLifetime::Transient => {
+                self.load_linear(weight, Some(bias)).map(KvProjection::Projected)
+            }
+            KvLifetime::Persistent => {
                 let (weight, bias) = (values(weight)?, values(bias)?);
                 let pool = &mut self.state().pool;
-                let format = self.careful_format();
-                let folded = FoldedWeights::pack(self.level, pool, format, &weight, &bias, heads);
-                Ok(KeyValue::Folded(Arc::new(folded)))
+                let format = self.attention_format();
+                let folded =
+                    AbsorbedKvWeights::pack(self.level, pool, format, &weight, &bias, heads);
+                Ok(KvProjection::Folded(Arc::new(folded)))
             }
         }
     }
@@ -258,7 +261,7 @@ impl Ops for CpuOps {
     ) -> Result<PatchEmbedding, BackendError> {
         let (_, _, patch, _) = weights.weight.dims4()?;
         Ok(PatchEmbedding {
-            linear: self.pack(&weights.weight, Some(&weights.bias), self.careful_format())?,
+            linear: self.pack(&weights.weight, Some(&weights.bias), self.attention_format())?,
             class_embedding: values(&weights.class_embedding)?,
             positions: values(&weights.position_embedding)?,
             normalised: weights.normalised(),
@@ -345,7 +348,7 @@ impl Ops for CpuOps {
         let heads = Heads { count: heads, width: width / heads };
         Ok(self.act(qkv.rows(), width, |State { pool, memories, .. }, out| {
             let missing = lengths.len().saturating_sub(memories.len());
-            let memory = || Memory::new(self.level, self.careful_format(), heads);
+            let memory = || PackedKv::new(self.level, self.attention_format(), heads);
             memories.extend(std::iter::repeat_with(memory).take(missing));
             for ((memory, start), &rows) in memories.iter_mut().zip(starts(lengths)).zip(lengths) {
                 memory.pack(
@@ -375,15 +378,15 @@ impl Ops for CpuOps {
         qkv: &Act,
         heads: usize,
         lengths: &[usize],
-        caches: &[Option<&KeysValues>],
-    ) -> Result<(Act, Vec<KeysValues>), BackendError> {
+        caches: &[Option<&KvCache>],
+    ) -> Result<(Act, Vec<KvCache>), BackendError> {
         let width = qkv.width() / 3;
         let heads = Heads { count: heads, width: width / heads };
         let mut extended = Vec::with_capacity(lengths.len());
         for ((start, &rows), cache) in starts(lengths).zip(lengths).zip(caches) {
             let past = match cache {
-                Some(KeysValues::Causal(past)) => Some(&**past),
-                Some(KeysValues::Memory(_) | KeysValues::Folded(_)) => return Err(wrong_form()),
+                Some(KvCache::Causal(past)) => Some(&**past),
+                Some(KvCache::PackedKv(_) | KvCache::Folded(_)) => return Err(wrong_form()),
                 None => None,
             };
             extended.push(Arc::new(CausalRows::extend(past, qkv, start, rows)));
@@ -400,36 +403,36 @@ impl Ops for CpuOps {
         let out = self.act(qkv.rows(), width, |state, out| {
             attention::attend_causally(self.level, &mut state.pool, heads, &runs, out);
         });
-        Ok((out, extended.into_iter().map(KeysValues::Causal).collect()))
+        Ok((out, extended.into_iter().map(KvCache::Causal).collect()))
     }
 
     fn keys_values(
         &self,
         memory: &Act,
-        weights: &KeyValue,
+        weights: &KvProjection,
         heads: usize,
-    ) -> Result<KeysValues, BackendError> {
+    ) -> Result<KvCache, BackendError> {
         let weights = match weights {
-            KeyValue::Projected(weights) => weights,
-            KeyValue::Folded(weights) => return Ok(self.folded(memory, weights)),
+            KvProjection::Projected(weights) => weights,
+            KvProjection::Folded(weights) => return Ok(self.folded(memory, weights)),
         };
         let projected = self.linear(memory, weights, Epilogue::None)?;
         let rows = projected.rows();
         let heads = Heads { count: heads, width: projected.width() / 2 / heads };
-        let mut packed = Memory::new(self.level, self.careful_format(), heads);
+        let mut packed = PackedKv::new(self.level, self.attention_format(), heads);
         let (keys, values) =
             (columns(&projected, 0, 2, 0, rows), columns(&projected, 1, 2, 0, rows));
         packed.pack(&mut self.state().pool, heads, keys, values);
-        Ok(KeysValues::Memory(Arc::new(packed)))
+        Ok(KvCache::PackedKv(Arc::new(packed)))
     }
 
     fn cross_attention(
         &self,
         query: &Act,
         _: usize,
-        runs: &[Run<&KeysValues>],
+        runs: &[Run<&KvCache>],
     ) -> Result<Act, BackendError> {
-        if let Some(KeysValues::Folded(first)) = runs.first().map(|run| run.memory) {
+        if let Some(KvCache::Folded(first)) = runs.first().map(|run| run.memory) {
             return self.folded_attention(query, first.weights(), runs);
         }
         let lengths: Vec<usize> = runs.iter().map(|run| run.rows).collect();
@@ -437,12 +440,12 @@ impl Ops for CpuOps {
             .iter()
             .zip(starts(&lengths))
             .map(|(run, start)| match run.memory {
-                KeysValues::Memory(memory) => Ok(attention::Run {
+                KvCache::PackedKv(memory) => Ok(attention::Run {
                     queries: columns(query, 0, 1, start, run.rows),
                     memory,
                     scale: memory.heads().scale(),
                 }),
-                KeysValues::Causal(_) | KeysValues::Folded(_) => Err(wrong_form()),
+                KvCache::Causal(_) | KvCache::Folded(_) => Err(wrong_form()),
             })
             .collect::<Result<Vec<_>, _>>()?;
         Ok(self.act(query.rows(), query.width(), |state, out| {
@@ -475,13 +478,13 @@ impl Ops for CpuOps {
         (tokens * width * size_of::<f32>()) as u64
     }
 
-    fn memory_bytes(&self, memory: KeptMemory) -> u64 {
+    fn cross_kv_bytes(&self, memory: PersistentKvShape) -> u64 {
         // All layers share one packed copy of the features.
         let heads = Heads { count: 1, width: memory.memory_width };
-        Memory::bytes_of(self.level, self.careful_format(), heads, memory.tokens) as u64
+        PackedKv::bytes_of(self.level, self.attention_format(), heads, memory.tokens) as u64
     }
 
-    fn causal_bytes(&self, width: usize) -> u64 {
+    fn kv_bytes_per_token(&self, width: usize) -> u64 {
         2 * self.feature_bytes(1, width)
     }
 

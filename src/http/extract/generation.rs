@@ -1,0 +1,295 @@
+//! Turns the generation parameters of a request into [`GenerationParams`]: defaults, conflicts between parameters, and
+//! the decoding strategy. The types of the fields check their ranges (`extract::fields`).
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
+use super::fields::{EarlyStoppingField, Int, LengthPenalty, RepetitionPenalty, Temperature, TopP};
+use crate::http::error::{ApiError, Code, FieldError};
+use crate::http::settings::Limits;
+use crate::task::{EarlyStopping, GenerationParams, Strategy};
+
+/// Seeds are below 2^53, so that every JSON parser represents them exactly.
+const SEED_BITS: u32 = 53;
+const DEFAULT_MAX_NEW_TOKENS: usize = 20;
+const DEFAULT_TOP_K: usize = 50;
+
+/// The parameters as sent by the client; `None` means absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct GenerationFields {
+    pub(crate) max_new_tokens: Option<Int<1, 65_536>>,
+    pub(crate) min_new_tokens: Option<Int<0, 65_536>>,
+    pub(crate) num_beams: Option<Int<1, 8>>,
+    pub(crate) num_return_sequences: Option<Int<1, 8>>,
+    pub(crate) do_sample: Option<bool>,
+    pub(crate) temperature: Option<Temperature>,
+    pub(crate) top_k: Option<Int<0, 100_000>>,
+    pub(crate) top_p: Option<TopP>,
+    pub(crate) repetition_penalty: Option<RepetitionPenalty>,
+    pub(crate) no_repeat_ngram_size: Option<Int<0, 64>>,
+    pub(crate) length_penalty: Option<LengthPenalty>,
+    pub(crate) early_stopping: Option<EarlyStoppingField>,
+    pub(crate) seed: Option<Int<0, 9_007_199_254_740_991>>,
+}
+
+impl GenerationFields {
+    /// Name of the first parameter that is present. `/vqa` rejects any of them together with `candidates`.
+    pub(crate) fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            ("max_new_tokens", self.max_new_tokens.is_some()),
+            ("min_new_tokens", self.min_new_tokens.is_some()),
+            ("num_beams", self.num_beams.is_some()),
+            ("num_return_sequences", self.num_return_sequences.is_some()),
+            ("do_sample", self.do_sample.is_some()),
+            ("temperature", self.temperature.is_some()),
+            ("top_k", self.top_k.is_some()),
+            ("top_p", self.top_p.is_some()),
+            ("repetition_penalty", self.repetition_penalty.is_some()),
+            ("no_repeat_ngram_size", self.no_repeat_ngram_size.is_some()),
+            ("length_penalty", self.length_penalty.is_some()),
+            ("early_stopping", self.early_stopping.is_some()),
+            ("seed", self.seed.is_some()),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
+    }
+
+    /// Applies the defaults and chooses the decoding strategy.
+    ///
+    /// # Errors
+    /// `invalid_request` with all conflicts between the parameters; `text_too_long` when `max_new_tokens` exceeds the
+    /// model's `max_text_tokens`.
+    pub(crate) fn into_params(
+        self,
+        limits: &Limits,
+        max_text_tokens: usize,
+    ) -> Result<GenerationParams, ApiError> {
+        let max_new_tokens = count(
+            self.max_new_tokens,
+            DEFAULT_MAX_NEW_TOKENS.min(limits.max_new_tokens).min(max_text_tokens),
+        );
+        let min_new_tokens = count(self.min_new_tokens, 0);
+        let num_beams = count(self.num_beams, 1);
+        let num_return_sequences = count(self.num_return_sequences, 1);
+        let sampling = self.do_sample.unwrap_or(false);
+
+        let mut errors = self.without_effect(sampling, num_beams > 1);
+        let mut conflict = |wrong: bool, field: &str, detail: String| {
+            if wrong {
+                errors.push(FieldError::new(field, detail));
+            }
+        };
+        conflict(
+            max_new_tokens > limits.max_new_tokens,
+            "max_new_tokens",
+            format!("an integer from 1 to {}, the limit of this server", limits.max_new_tokens),
+        );
+        conflict(
+            min_new_tokens > max_new_tokens,
+            "min_new_tokens",
+            format!("at most max_new_tokens, which is {max_new_tokens}"),
+        );
+        conflict(
+            sampling && num_beams > 1,
+            "num_beams",
+            "must be 1 with do_sample; sampling with beams is not supported".to_owned(),
+        );
+        conflict(
+            !sampling && num_return_sequences > num_beams,
+            "num_return_sequences",
+            format!("at most num_beams, which is {num_beams}, unless do_sample is true"),
+        );
+        if !errors.is_empty() {
+            return Err(ApiError::fields(Code::InvalidRequest, errors));
+        }
+        // The start token and every new token need a position, except the last one, which the decoder never reads.
+        if max_new_tokens > max_text_tokens {
+            let detail = format!("the model generates at most {max_text_tokens} tokens");
+            return Err(ApiError::field(Code::TextTooLong, "max_new_tokens", detail));
+        }
+        Ok(GenerationParams {
+            max_new_tokens,
+            min_new_tokens,
+            repetition_penalty: self.repetition_penalty.map_or(1.0, |penalty| penalty.0),
+            no_repeat_ngram_size: count(self.no_repeat_ngram_size, 0),
+            strategy: self.strategy(sampling, num_beams, num_return_sequences),
+        })
+    }
+
+    fn strategy(&self, sampling: bool, num_beams: usize, num_return_sequences: usize) -> Strategy {
+        if sampling {
+            return Strategy::Sample {
+                seed: self.seed.map_or_else(draw_seed, |seed| seed.0),
+                num_return_sequences,
+                temperature: self.temperature.map_or(1.0, |temperature| temperature.0),
+                top_k: count(self.top_k, DEFAULT_TOP_K),
+                top_p: self.top_p.map_or(1.0, |top_p| top_p.0),
+            };
+        }
+        if num_beams == 1 {
+            return Strategy::Greedy;
+        }
+        Strategy::Beams {
+            num_beams,
+            num_return_sequences,
+            length_penalty: self.length_penalty.map_or(1.0, |penalty| penalty.0),
+            early_stopping: match self.early_stopping {
+                None | Some(EarlyStoppingField::Flag(false)) => EarlyStopping::Heuristic,
+                Some(EarlyStoppingField::Flag(true)) => EarlyStopping::WhenFull,
+                Some(EarlyStoppingField::Never) => EarlyStopping::Never,
+            },
+        }
+    }
+
+    /// Errors for parameters that have no effect with the chosen strategy. A parameter set to its default is no error.
+    fn without_effect(&self, sampling: bool, beams: bool) -> Vec<FieldError> {
+        let differs = |value: Option<f32>, default: f32| {
+            value.is_some_and(|value| (value - default).abs() > 0.0)
+        };
+        let sampled = [
+            ("temperature", differs(self.temperature.map(|value| value.0), 1.0)),
+            ("top_k", self.top_k.is_some_and(|top_k| top_k.0 != DEFAULT_TOP_K as u64)),
+            ("top_p", differs(self.top_p.map(|value| value.0), 1.0)),
+            ("seed", self.seed.is_some()),
+        ];
+        let beamed = [
+            ("length_penalty", differs(self.length_penalty.map(|value| value.0), 1.0)),
+            (
+                "early_stopping",
+                self.early_stopping.is_some_and(|given| given != EarlyStoppingField::Flag(false)),
+            ),
+        ];
+        let sampled = sampled.into_iter().map(|(field, set)| {
+            (
+                field,
+                set && !sampling,
+                "has no effect without do_sample; set do_sample or leave it out",
+            )
+        });
+        let beamed = beamed.into_iter().map(|(field, set)| {
+            (
+                field,
+                set && !beams,
+                "has no effect without beams; set num_beams above 1 or leave it out",
+            )
+        });
+        let idle = sampled.chain(beamed).filter(|(_, idle, _)| *idle);
+        idle.map(|(field, _, detail)| FieldError::new(field, detail)).collect()
+    }
+}
+
+/// The seed to report in the answer, given or drawn; `None` unless sampling.
+pub(crate) fn seed_of(params: &GenerationParams) -> Option<u64> {
+    match params.strategy {
+        Strategy::Sample { seed, .. } => Some(seed),
+        Strategy::Greedy | Strategy::Beams { .. } => None,
+    }
+}
+
+fn count<const MIN: u64, const MAX: u64>(given: Option<Int<MIN, MAX>>, default: usize) -> usize {
+    given.map_or(default, |value| value.0 as usize)
+}
+
+/// Draws a seed. It comes from the operating system's randomness by way of the standard library's hash keys, which
+/// differ for every `RandomState`. It must differ between calls, but need not be secret.
+fn draw_seed() -> u64 {
+    RandomState::new().hash_one(std::time::Instant::now()) >> (u64::BITS - SEED_BITS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(fields: GenerationFields) -> Result<GenerationParams, Vec<String>> {
+        fields
+            .into_params(&Limits::default(), 512)
+            .map_err(|error| error.errors.into_iter().map(|error| error.field).collect())
+    }
+
+    #[test]
+    fn nothing_given_is_greedy_search_for_20_tokens() {
+        assert_eq!(params(GenerationFields::default()), Ok(GenerationParams::greedy(20)));
+    }
+
+    #[test]
+    fn every_conflict_is_reported_with_its_field() {
+        let fields = GenerationFields {
+            num_beams: Some(Int(4)),
+            do_sample: Some(true),
+            early_stopping: None,
+            max_new_tokens: Some(Int(5)),
+            min_new_tokens: Some(Int(6)),
+            ..GenerationFields::default()
+        };
+        assert_eq!(params(fields), Err(vec!["min_new_tokens".into(), "num_beams".into()]));
+    }
+
+    #[test]
+    fn parameters_without_effect_are_refused_and_defaults_are_not() {
+        let idle = GenerationFields {
+            temperature: Some(Temperature(0.5)),
+            top_k: Some(Int(10)),
+            top_p: Some(TopP(0.5)),
+            seed: Some(Int(1)),
+            length_penalty: Some(LengthPenalty(2.0)),
+            early_stopping: Some(EarlyStoppingField::Never),
+            ..GenerationFields::default()
+        };
+        let refused = params(idle).unwrap_err();
+        assert_eq!(
+            refused,
+            ["temperature", "top_k", "top_p", "seed", "length_penalty", "early_stopping"]
+        );
+
+        let defaults = GenerationFields {
+            temperature: Some(Temperature(1.0)),
+            top_k: Some(Int(50)),
+            top_p: Some(TopP(1.0)),
+            length_penalty: Some(LengthPenalty(1.0)),
+            early_stopping: Some(EarlyStoppingField::Flag(false)),
+            ..GenerationFields::default()
+        };
+        assert_eq!(params(defaults), Ok(GenerationParams::greedy(20)));
+    }
+
+    #[test]
+    fn more_sequences_than_beams_need_sampling() {
+        let fields = GenerationFields { num_return_sequences: Some(Int(3)), ..Default::default() };
+        assert_eq!(params(fields), Err(vec!["num_return_sequences".to_owned()]));
+        let sampled = GenerationFields { do_sample: Some(true), ..fields };
+        assert_eq!(params(sampled).map(|params| params.rows()), Ok(3));
+    }
+
+    #[test]
+    fn the_servers_own_limit_of_new_tokens_is_named() {
+        let fields = GenerationFields { max_new_tokens: Some(Int(65)), ..Default::default() };
+        let error = fields.into_params(&Limits::default(), 512).unwrap_err();
+        assert_eq!(
+            error.detail,
+            "max_new_tokens: an integer from 1 to 64, the limit of this server"
+        );
+    }
+
+    #[test]
+    fn a_model_of_few_positions_shortens_the_default_and_refuses_a_wish() {
+        let short = |max_new_tokens| {
+            let fields = GenerationFields { max_new_tokens, ..GenerationFields::default() };
+            fields.into_params(&Limits::default(), 12)
+        };
+        assert_eq!(short(None), Ok(GenerationParams::greedy(12)));
+        assert_eq!(short(Some(Int(12))), Ok(GenerationParams::greedy(12)));
+        let refused = short(Some(Int(13))).unwrap_err();
+        assert_eq!(refused.code, Code::TextTooLong);
+        assert_eq!(refused.detail, "max_new_tokens: the model generates at most 12 tokens");
+        // The server's own limit is checked first, whatever the model's limit is.
+        let refused = short(Some(Int(1000))).unwrap_err();
+        assert_eq!((refused.code, refused.errors.len()), (Code::InvalidRequest, 1));
+        assert!(refused.detail.contains("from 1 to 64"), "{}", refused.detail);
+    }
+
+    #[test]
+    fn a_seed_is_drawn_below_two_to_the_53_and_differs_between_calls() {
+        let seeds: std::collections::HashSet<u64> = (0..8).map(|_| draw_seed()).collect();
+        assert_eq!(seeds.len(), 8);
+        assert!(seeds.iter().all(|seed| *seed < 1 << SEED_BITS));
+    }
+}

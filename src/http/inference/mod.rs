@@ -1,0 +1,12 @@
+//! The pipeline of every inference call, single or batch: read, plan, reserve, tokenize, find images, submit, answer.
+//!
+//! - `call`: the steps, and the trait that each endpoint implements. `reply`: runs them and writes the response.
+//! - `image_args`: the images of a call. Each distinct one is fetched and decoded once.
+//! - `text`: the texts of a call, tokenized within the model's limits.
+//! - `sequences`: generated sequences and scores, as answers show them.
+
+pub(crate) mod call;
+pub(crate) mod image_args;
+pub(crate) mod reply;
+pub(crate) mod sequences;
+pub(crate) mod text;

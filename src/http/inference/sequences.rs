@@ -1,0 +1,72 @@
+//! How answers describe generated sequences, and checks on the model's output.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::http::error::ApiError;
+use crate::http::error::convert::inference_failed;
+use crate::task::{FinishReason, Sequence};
+
+/// Length and probability of a generated text, and why it ended.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub(crate) struct SequenceFacts {
+    /// Number of generated tokens, including the stop token.
+    #[schema(example = 7, minimum = 1)]
+    token_count: usize,
+    /// `stop`: the model ended the text. `length`: it reached `max_new_tokens`.
+    finish_reason: FinishReasonName,
+    /// Sum of the tokens' natural log-probabilities under the unmodified distribution.
+    #[schema(example = -0.84, maximum = 0)]
+    logprob: f32,
+    /// `logprob` divided by `token_count`.
+    #[schema(example = -0.12, maximum = 0)]
+    avg_logprob: f32,
+}
+
+/// Why the generation of a text ended.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum FinishReasonName {
+    /// The model generated its stop token.
+    Stop,
+    /// The text reached `max_new_tokens` tokens.
+    Length,
+}
+
+impl SequenceFacts {
+    /// Describes a generated sequence.
+    ///
+    /// # Errors
+    /// `inference_failed` when its log-probability is not finite.
+    pub(crate) fn of(sequence: &Sequence) -> Result<Self, ApiError> {
+        let logprob = finite(sequence.logprob())?;
+        let token_count = sequence.tokens.len();
+        Ok(Self {
+            token_count,
+            finish_reason: match sequence.finish_reason {
+                FinishReason::Stop => FinishReasonName::Stop,
+                FinishReason::Length => FinishReasonName::Length,
+            },
+            logprob,
+            avg_logprob: logprob / token_count.max(1) as f32,
+        })
+    }
+}
+
+/// Checks that a number is finite. JSON has no NaN and no infinity, and a model that returns them has failed.
+///
+/// # Errors
+/// `inference_failed`.
+pub(crate) fn finite(number: f32) -> Result<f32, ApiError> {
+    if number.is_finite() {
+        return Ok(number);
+    }
+    tracing::error!(%number, "the model returned a value that is not finite");
+    Err(inference_failed())
+}
+
+/// The engine's output belongs to a different kind of task, which breaks an invariant of the engine.
+pub(crate) fn wrong_output() -> ApiError {
+    tracing::error!("the engine returned the output of a different task");
+    ApiError::internal()
+}

@@ -1,0 +1,40 @@
+//! Adds API keys and rate limits to the OpenAPI document: the security scheme, and the error responses of every route
+//! that needs a key. `openapi` calls it.
+
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{Components, OpenApi};
+
+use super::problems::problems;
+use crate::http::error::Code;
+
+/// Name of the security scheme in the document.
+const SCHEME: &str = "api_key";
+
+const DESCRIPTION: &str =
+    "Required if the server is configured with API keys. By default it has none.";
+
+/// Adds the security scheme, and to each operation its security requirement and error responses.
+pub(crate) fn add(document: &mut OpenApi) {
+    let scheme =
+        HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(DESCRIPTION)).build();
+    let components = document.components.get_or_insert_with(Components::new);
+    components.add_security_scheme(SCHEME, SecurityScheme::Http(scheme));
+    for (path, item) in &mut document.paths.paths {
+        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+            if crate::http::access::is_public(path) {
+                operation.security = Some(Vec::new());
+            } else {
+                guard(operation);
+            }
+        }
+    }
+}
+
+fn guard(operation: &mut Operation) {
+    let without_key = SecurityRequirement::default();
+    let with_key = SecurityRequirement::new(SCHEME, Vec::<String>::new());
+    operation.security = Some(vec![without_key, with_key]);
+    let codes = [Code::Unauthorized, Code::OriginNotAllowed, Code::RateLimited];
+    operation.responses.responses.extend(problems(&codes.each_ref().map(std::slice::from_ref)));
+}

@@ -1,0 +1,97 @@
+//! The error responses of operations: one per status code, with an example.
+
+use std::collections::BTreeMap;
+
+use axum::http::StatusCode;
+use serde_json::json;
+use utoipa::openapi::content::ContentBuilder;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::response::{Response, ResponseBuilder};
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{IntoResponses, ToSchema};
+
+use crate::http::error::{ApiError, Code, PROBLEM_JSON, Problem};
+
+/// The error responses of every inference route.
+pub(crate) struct InferenceProblems;
+
+/// The error response of routes that need loaded models.
+pub(crate) struct NotReadyProblem;
+
+type Responses = BTreeMap<String, RefOr<Response>>;
+
+impl IntoResponses for InferenceProblems {
+    fn responses() -> Responses {
+        use Code::{
+            BatchTooLarge, DeadlineExceeded, FetchDisabled, ImageNotFound, ImageTooLarge,
+            InferenceFailed, InternalError, InvalidRequest, ModelNotFound, NotReady, Overloaded,
+            PayloadTooLarge, RequestTimeout, ScoreNotAvailable, ShuttingDown, TaskNotLoaded,
+            TextTooLong, UndecodableImage, UnsupportedImageFormat, UnsupportedMediaType,
+        };
+        problems(&[
+            &[InvalidRequest],
+            &[TaskNotLoaded, ModelNotFound, ImageNotFound],
+            &[RequestTimeout],
+            &[PayloadTooLarge],
+            &[UnsupportedMediaType, UnsupportedImageFormat],
+            &[
+                UndecodableImage,
+                ImageTooLarge,
+                TextTooLong,
+                BatchTooLarge,
+                ScoreNotAvailable,
+                FetchDisabled,
+            ],
+            &[InferenceFailed, InternalError],
+            &[Overloaded, NotReady, ShuttingDown],
+            &[DeadlineExceeded],
+        ])
+    }
+}
+
+impl IntoResponses for NotReadyProblem {
+    fn responses() -> Responses {
+        problems(&[&[Code::NotReady]])
+    }
+}
+
+/// One response for each group of codes; all codes of a group have the same status.
+pub(super) fn problems(groups: &[&[Code]]) -> Responses {
+    groups
+        .iter()
+        .map(|codes| (codes[0].status().as_u16().to_string(), refusal(codes).into()))
+        .collect()
+}
+
+/// An error response that lists its codes and has an example for the first.
+fn refusal(codes: &[Code]) -> Response {
+    let names: Vec<String> = codes.iter().map(|code| format!("`{}`", code.name())).collect();
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name(Problem::name())))
+        .example(Some(json!(example(codes[0]).to_problem("01hv3k2q9x-1"))))
+        .build();
+    let response =
+        ResponseBuilder::new().description(names.join(", ")).content(PROBLEM_JSON, content);
+    if codes[0] == Code::Unauthorized {
+        let challenge = HeaderBuilder::new().schema(Some(Object::with_type(Type::String))).build();
+        return response.header("www-authenticate", challenge).build();
+    }
+    let come_back = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
+    if !come_back.contains(&codes[0].status()) {
+        return response.build();
+    }
+    let seconds = HeaderBuilder::new()
+        .schema(Some(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1.0))))
+        .description(Some("Seconds to wait before retrying."))
+        .build();
+    response.header("retry-after", seconds).build()
+}
+
+fn example(code: Code) -> ApiError {
+    if code == Code::InvalidRequest {
+        let detail = "invalid value: integer `9`, expected an integer from 1 to 8";
+        return ApiError::field(code, "inputs[2].num_beams", detail);
+    }
+    ApiError::new(code, code.title())
+}

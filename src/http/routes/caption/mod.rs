@@ -1,0 +1,130 @@
+//! `POST /caption` and `/caption/batch`: caption an image, optionally as the continuation of a prompt.
+//!
+//! - `plan`: the request, its validated form, and the answer.
+//! - `stream`: the answer as server-sent events. `events`: their schema.
+
+mod events;
+mod plan;
+mod stream;
+
+use axum::extract::{Extension, Request as HttpRequest, State};
+use axum::response::Response;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use self::events::CaptionEvent;
+use self::plan::{CaptionAnswer, CaptionPlan, CaptionResponse};
+pub(crate) use self::plan::{CaptionBatchRequest, CaptionRequest};
+use super::InferenceEndpoint;
+use crate::http::context::RequestContext;
+use crate::http::error::{ApiError, Code};
+use crate::http::inference::call::{self, Call, Endpoint};
+use crate::http::inference::reply::{self, BatchResponse};
+use crate::http::openapi::InferenceProblems;
+use crate::http::openapi::conditions::strategies;
+use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
+use crate::http::state::HttpState;
+
+/// The endpoint, for the router and the documents.
+pub(crate) fn endpoint() -> InferenceEndpoint {
+    InferenceEndpoint {
+        router: OpenApiRouter::default()
+            .routes(routes!(caption_image))
+            .routes(routes!(caption_image_batch)),
+        rules: EndpointRules {
+            request: CaptionRequest::name(),
+            required: &["image"],
+            distinct_lists: &[],
+            conditions: vec![strategies(), streaming()],
+            image_id: Some("$response.body#/image/id"),
+            follow_up: FollowUp { link: "caption", fields: json!({}) },
+        },
+    }
+}
+
+/// Only one sequence without beam search can be streamed.
+fn streaming() -> Value {
+    json!({"anyOf": [
+        {"properties": {"stream": {"const": false}}},
+        {"properties": {"num_beams": {"const": 1}, "num_return_sequences": {"const": 1}}},
+    ]})
+}
+
+/// Caption an image
+///
+/// Generates a caption, or continues the text in `prompt`. Send the image as an image value in JSON, as a file in a
+/// multipart form, or as the raw body with the other fields in the query string.
+#[utoipa::path(
+    post,
+    path = "/caption",
+    operation_id = "caption_image",
+    tag = "inference",
+    request_body(content = CaptionRequest, content_type = "application/json"),
+    responses(
+        (status = 200, description = "The captions. With `stream`: `delta` events, then one `done` or `error` event.", content(
+            (CaptionResponse = "application/json", example = json!({
+                "model": "demo-caption",
+                "captions": [{"text": "two cats on a blue background", "token_count": 7, "finish_reason": "stop", "logprob": -0.84, "avg_logprob": -0.12}],
+                "image": {"id": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "width": 640, "height": 480, "format": "jpeg"},
+            })),
+            (CaptionEvent = "text/event-stream"),
+        )),
+        InferenceProblems,
+    ),
+)]
+pub(crate) async fn caption_image(
+    State(state): State<HttpState>,
+    Extension(context): Extension<RequestContext>,
+    http: HttpRequest,
+) -> Result<Response, ApiError> {
+    let (state, context) = (&state, &context);
+    reply::within_deadline(http, state, context, |http, deadline| async move {
+        let role = CaptionPlan::ROLE;
+        let opened = call::open::<CaptionRequest>(http, state, context, role, deadline).await?;
+        let streaming = opened.request.stream.unwrap_or(false);
+        let call: Call<CaptionPlan> = opened
+            .prepare(false, |mut request| (request.model.take(), vec![request.into_input()]))
+            .await?;
+        if !streaming {
+            return reply::single_answer(call).await;
+        }
+        let streams = |item: &Result<_, _>| item.as_ref().is_ok_and(|item: &call::Item<CaptionPlan>| item.plan.streams());
+        if !call.items.iter().all(|item| item.is_err() || streams(item)) {
+            let detail = "only one sequence without beam search can be streamed; leave out num_beams and num_return_sequences";
+            return Err(ApiError::field(Code::InvalidRequest, "stream", detail));
+        }
+        stream::caption_stream(call, context.clone()).await
+    })
+    .await
+}
+
+/// Caption many images
+///
+/// Returns one result per input, in the same order. A field next to `inputs` is the default for every input. In a
+/// multipart form, each `image` file is one input.
+#[utoipa::path(
+    post,
+    path = "/caption/batch",
+    operation_id = "caption_image_batch",
+    tag = "inference",
+    request_body(content = CaptionBatchRequest, content_type = "application/json"),
+    responses(
+        (status = 200, description = "An answer or a problem for each input, in order.", body = BatchResponse<CaptionAnswer>),
+        InferenceProblems,
+    ),
+)]
+pub(crate) async fn caption_image_batch(
+    State(state): State<HttpState>,
+    Extension(context): Extension<RequestContext>,
+    http: HttpRequest,
+) -> Result<Response, ApiError> {
+    reply::answer_batch::<CaptionPlan, CaptionBatchRequest>(
+        &state,
+        &context,
+        http,
+        |mut request| (request.model.take(), request.into_inputs(|_, _| ())),
+    )
+    .await
+}

@@ -1,0 +1,232 @@
+//! Streams a caption as server-sent events: `delta` while it is generated, then one `done` or `error`.
+//! `routes::caption` calls this.
+//!
+//! An error before the first token is a plain error response. After it, a Tokio task forwards tokens from the engine to
+//! the connection. It ends when the client disconnects, which also cancels the work in the engine.
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::{FutureExt, stream};
+use serde::Serialize;
+use tokio::sync::mpsc;
+use utoipa::ToSchema;
+
+use super::plan::{CaptionAnswer, CaptionPlan};
+use crate::engine::{Reply, TokenStream};
+use crate::http::context::RequestContext;
+use crate::http::error::{ApiError, Code};
+use crate::http::inference::call::{AnswerParts, Call, Endpoint, within};
+use crate::http::inference::text;
+use crate::http::middleware::server_timing::milliseconds;
+use crate::task::{ImageInfo, TaskTiming, TokenIds, TokenLogprob};
+
+/// Interval of keep-alive comments. Proxies close idle connections, most of them after 60 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Capacity of the channel between the task and the connection. Few are enough: generation is slower than a connection.
+const BUFFERED_EVENTS: usize = 8;
+
+/// A piece of generated text with its tokens.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Delta {
+    /// The next piece; all pieces joined are the whole caption.
+    #[schema(example = " cats")]
+    text: String,
+    /// The new tokens; empty if the last event only completes a word.
+    tokens: Vec<DeltaToken>,
+}
+
+/// One generated token and its probability.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DeltaToken {
+    /// Token id in the model's vocabulary.
+    #[schema(example = 8870)]
+    id: u32,
+    /// Natural log-probability of the token.
+    #[schema(example = -0.12, maximum = 0)]
+    logprob: f32,
+}
+
+/// Last event of a successful stream.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Done {
+    /// Name of the model that answered.
+    model: String,
+    #[serde(flatten)]
+    answer: CaptionAnswer,
+    /// Durations of the stages of this request.
+    timing: Timing,
+}
+
+/// Durations of the stages, in milliseconds; where work ran in parallel, the longest.
+#[expect(clippy::struct_field_names, reason = "names in the JSON end in the unit")]
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Timing {
+    /// Fetching the image; absent unless it was given by URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = f64, required = false)]
+    fetch_ms: Option<f64>,
+    /// Decoding and resizing the image.
+    decode_ms: f64,
+    /// Waiting in the queue of the engine.
+    queue_ms: f64,
+    /// Encoding the image in the vision tower.
+    vision_ms: f64,
+    /// Generating text in the decoder.
+    text_ms: f64,
+    /// Time from the arrival of the request to this event.
+    total_ms: f64,
+}
+
+/// A running stream; its first token has arrived.
+struct Caption {
+    call: Call<CaptionPlan>,
+    plan: CaptionPlan,
+    prompt: Option<TokenIds>,
+    image: ImageInfo,
+    context: RequestContext,
+    reply: Reply,
+    tokens: TokenStream,
+}
+
+/// Waits for the first token, then starts the stream.
+///
+/// # Errors
+/// Any error before the first token.
+pub(crate) async fn caption_stream(
+    mut call: Call<CaptionPlan>,
+    context: RequestContext,
+) -> Result<Response, ApiError> {
+    let (engine, deadline) = (call.engine.clone(), call.admission.deadline());
+    let began = within(&engine, deadline, begin(&mut call)).await;
+    let (plan, prompt, image, reply, tokens, first) = match began {
+        Ok(began) => began,
+        Err(error) => {
+            call.count(Some(&error));
+            return Err(error);
+        }
+    };
+    context.note(|notes| notes.streaming = true);
+    let (events, receiver) = mpsc::channel(BUFFERED_EVENTS);
+    let caption = Caption { call, plan, prompt, image, context, reply, tokens };
+    tokio::spawn(async move {
+        // When the client disconnects, the receiver is dropped. Dropping `caption` then cancels the task in the engine.
+        tokio::select! {
+            () = events.closed() => {}
+            () = caption.run(first, &events) => {}
+        }
+    });
+    let events = stream::unfold(receiver, |mut receiver| async {
+        let event = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(event), receiver))
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+}
+
+type Began = (CaptionPlan, Option<TokenIds>, ImageInfo, Reply, TokenStream, Option<TokenLogprob>);
+
+/// Submits the task and waits for the first token.
+async fn begin(call: &mut Call<CaptionPlan>) -> Result<Began, ApiError> {
+    let item = call.items.pop().unwrap_or_else(|| Err(ApiError::internal()))?;
+    let (plan, prompt, images) = item.into_parts();
+    let images = call.images(images).await?;
+    let image = images.first().ok_or_else(ApiError::internal)?.info;
+    let task = plan.task(images, &prompt);
+    let (mut reply, mut tokens) = call.admission.submit_streaming(call.model.info.id, task);
+    let first = tokens.next().await;
+    if first.is_none() {
+        // A sequence without a single token has failed; the reply holds the error.
+        (&mut reply).await?;
+        tracing::error!("a stream ended without an error before its first token");
+        return Err(ApiError::internal());
+    }
+    Ok((plan, prompt, image, reply, tokens, first))
+}
+
+impl Caption {
+    /// Sends all events, including the final `done` or `error`.
+    async fn run(mut self, first: Option<TokenLogprob>, events: &mpsc::Sender<Event>) {
+        let deadline = self.call.admission.deadline();
+        let generate = AssertUnwindSafe(self.generate(first, events)).catch_unwind();
+        let outcome = match tokio::time::timeout_at(deadline.into(), generate).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => {
+                tracing::error!("a caption stream panicked");
+                Err(ApiError::internal())
+            }
+            Err(_) => Err(ApiError::deadline_exceeded()),
+        };
+        self.call.count(outcome.as_ref().err());
+        let last = match outcome {
+            Ok(done) => event("done", &done),
+            Err(error) => {
+                self.context.note(|notes| notes.stream_error = Some(error.code));
+                event("error", &error.to_problem(&self.context.id))
+            }
+        };
+        // A failed send means that the client has disconnected.
+        let _ = events.send(last).await;
+    }
+
+    async fn generate(
+        &mut self,
+        first: Option<TokenLogprob>,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Done, ApiError> {
+        let mut detokenizer =
+            self.call.model.tokenizer.detokenizer(text::prompt_ids(self.prompt.as_ref()));
+        let mut next = first;
+        while let Some(TokenLogprob { id, logprob }) = next {
+            if crate::faults::at("http::stream") {
+                return Err(ApiError::internal());
+            }
+            let delta =
+                Delta { text: detokenizer.push(id), tokens: vec![DeltaToken { id, logprob }] };
+            if events.send(event("delta", &delta)).await.is_err() {
+                return Err(ApiError::new(Code::InternalError, "the client has disconnected"));
+            }
+            next = self.tokens.next().await;
+        }
+        let answered = (&mut self.reply).await?;
+        let rest = detokenizer.finish();
+        if !rest.is_empty() {
+            let delta = Delta { text: rest, tokens: Vec::new() };
+            // If the client has disconnected, the next send fails as well.
+            let _ = events.send(event("delta", &delta)).await;
+        }
+        self.context.note(|notes| {
+            notes.add_task(answered.timing);
+            notes.tokens += CaptionPlan::generated_tokens(&answered.output);
+        });
+        let parts = AnswerParts {
+            model: &self.call.model,
+            images: vec![self.image],
+            tokens: &self.prompt,
+            output: answered.output,
+        };
+        let answer = self.plan.answer(parts)?;
+        let model = self.call.model.info.name.clone();
+        Ok(Done { model, answer, timing: self.timing(answered.timing) })
+    }
+
+    fn timing(&self, task: TaskTiming) -> Timing {
+        let notes = self.context.notes();
+        Timing {
+            fetch_ms: notes.fetch.map(milliseconds),
+            decode_ms: milliseconds(notes.decode.unwrap_or_default()),
+            queue_ms: milliseconds(task.queue),
+            vision_ms: milliseconds(task.vision),
+            text_ms: milliseconds(task.text),
+            total_ms: milliseconds(self.context.elapsed()),
+        }
+    }
+}
+
+/// Builds an event whose data is one line of JSON.
+fn event<T: Serialize>(name: &str, data: &T) -> Event {
+    let json = serde_json::to_string(data).expect("events hold only strings and numbers");
+    Event::default().event(name).data(json)
+}

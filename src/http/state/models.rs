@@ -1,0 +1,60 @@
+//! The catalogue of loaded models, which a request selects by `model`. The name is only compared with those of loaded
+//! models, never used as a path.
+
+use std::sync::Arc;
+
+use crate::http::error::{ApiError, Code};
+use crate::input::Tokenizer;
+use crate::task::{ModelInfo, Role};
+
+/// A loaded model as HTTP handlers see it: a description and a tokenizer, no weights.
+#[derive(Clone)]
+pub struct Model {
+    /// Name, role, limits and origin of the model.
+    pub info: ModelInfo,
+    /// Turns texts into token ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+}
+
+/// The loaded models in configuration order. The first model of a role is the default for that role.
+#[derive(Clone)]
+pub struct Models(Arc<[Model]>);
+
+impl Models {
+    /// Builds a catalogue. The names must be distinct, which `config` checks.
+    pub fn new(models: Vec<Model>) -> Self {
+        Self(models.into())
+    }
+
+    /// All models in configuration order.
+    pub fn iter(&self) -> impl Iterator<Item = &Model> {
+        self.0.iter()
+    }
+
+    /// Picks the model for a request: the model of this role called `name`, or the default.
+    ///
+    /// # Errors
+    /// `task_not_loaded` when the role has no model, `model_not_found` when none of them is called `name`.
+    pub(crate) fn pick(&self, role: Role, name: Option<&str>) -> Result<&Model, ApiError> {
+        let Some(default) = self.of_role(role).next() else {
+            return Err(ApiError::new(
+                Code::TaskNotLoaded,
+                format!("no {} model is loaded; start the server with one (--model)", role.name()),
+            ));
+        };
+        let Some(name) = name else { return Ok(default) };
+        self.of_role(role).find(|model| model.info.name == name).ok_or_else(|| {
+            let loaded: Vec<&str> =
+                self.of_role(role).map(|model| model.info.name.as_str()).collect();
+            let detail = format!(
+                "loaded for this endpoint: {}; leave model out to use the first",
+                loaded.join(", ")
+            );
+            ApiError::field(Code::ModelNotFound, "model", detail)
+        })
+    }
+
+    fn of_role(&self, role: Role) -> impl Iterator<Item = &Model> {
+        self.0.iter().filter(move |model| model.info.role() == role)
+    }
+}

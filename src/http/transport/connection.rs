@@ -1,0 +1,404 @@
+//! The timeouts of one connection ([`TimedStream`]) and what it is doing at the moment ([`Activity`]). `server` wraps
+//! every stream in a [`TimedStream`]; `connection_table` reads the [`Activity`] when a connection has to make room for
+//! others.
+//!
+//! hyper's own header timeout starts as soon as hyper is ready to read a head, so it also ends connections that are
+//! merely idle. Here it is set to `keep_alive`, the longest pause between two requests, and [`TimedStream`] limits the
+//! time of the head itself, from its first byte. A head whose first bytes arrive during the previous request is subject
+//! only to the longer limit.
+//!
+//! If a connection closes while its client is still sending, it is reset, and the client loses the last answer. That
+//! happens if a request is rejected before its end, or if the client sends further requests ahead (pipelining). So
+//! [`TimedStream`] first reads and discards what still arrives (lingering close).
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use crate::http::extract::body::ClosedToMakeRoom;
+use axum::BoxError;
+use axum::body::Body;
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// How long a connection reads on after an answer that was sent before the end of its request. Closing at once would
+/// reset the connection, and the client, which is still sending, would lose the answer.
+const LINGER: Duration = Duration::from_secs(2);
+/// How many bytes it reads on at most.
+const LINGER_BYTES: u64 = 32 << 20;
+
+/// The error of a stream whose client takes too long to send a head.
+#[derive(Debug, thiserror::Error)]
+#[error("timed out reading the request head")]
+pub(crate) struct HeadTooSlow;
+
+/// What a connection is doing. Clones share it: the stream, the service of the connection and the connection table.
+#[derive(Debug, Clone)]
+pub(crate) struct Activity(Arc<ActivityState>);
+
+#[derive(Debug)]
+struct ActivityState {
+    /// The phase in the low [`PHASE_BITS`] bits, and above them its sequence number from [`PHASES`]. It is one value,
+    /// so that both are read together.
+    phase: AtomicU64,
+    /// The rest of a request will not be read, so this connection cannot read another request.
+    unread_input: AtomicBool,
+    /// Writing is blocked, because the client does not read at the moment.
+    stalled: AtomicBool,
+}
+
+/// The next sequence number of a phase, for all connections. Sequence numbers order phases exactly, which a clock
+/// cannot do: two phases can begin within one of its ticks.
+static PHASES: AtomicU64 = AtomicU64::new(0);
+
+/// Phase of a new connection on which nothing has arrived.
+const SILENT: u64 = 0;
+/// Phase in which a head or a TLS handshake is arriving.
+const HEAD: u64 = 1;
+/// Phase in which a request is being answered, and all of its body has arrived or was given up.
+const REQUEST: u64 = 2;
+/// Phase between two requests (keep-alive).
+const IDLE: u64 = 3;
+/// Phase in which the body of a request is still arriving.
+const BODY: u64 = 4;
+
+const PHASE_BITS: u32 = 3;
+const PHASE: u64 = (1 << PHASE_BITS) - 1;
+
+/// A connection that waits for its client. The connection with the smallest value is closed first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Waiting {
+    pub(crate) awaited: Awaited,
+    /// Sequence number of its phase, which is smaller the longer the connection has waited.
+    phase_number: u64,
+}
+
+/// What a connection waits for, in the order in which such connections are closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Awaited {
+    /// A request of which nothing has arrived: the connection is idle.
+    Request,
+    /// The rest of a request head that has begun to arrive.
+    Head,
+    /// The rest of a request body.
+    Body,
+}
+
+impl Default for Activity {
+    /// The activity of a new connection.
+    fn default() -> Self {
+        let activity = Self(Arc::new(ActivityState {
+            phase: AtomicU64::default(),
+            unread_input: AtomicBool::default(),
+            stalled: AtomicBool::default(),
+        }));
+        activity.enter(SILENT);
+        activity
+    }
+}
+
+impl Activity {
+    /// Notes that a head has been read. The request is being answered until the guard is dropped.
+    pub(crate) fn begin_request(&self) -> RequestGuard {
+        self.enter(REQUEST);
+        RequestGuard(self.clone())
+    }
+
+    /// Notes that the first byte of a head has arrived.
+    pub(crate) fn begin_head(&self) {
+        self.enter(HEAD);
+    }
+
+    /// What the connection waits for; `None` if it answers a request or still has something to send.
+    pub(crate) fn waiting(&self) -> Option<Waiting> {
+        let value = self.0.phase.load(Ordering::Acquire);
+        let (phase, phase_number) = (value & PHASE, value >> PHASE_BITS);
+        let awaited = match phase {
+            REQUEST => return None,
+            HEAD => Awaited::Head,
+            BODY => Awaited::Body,
+            _ => Awaited::Request,
+        };
+        let is_stalled = self.0.stalled.load(Ordering::Acquire);
+        (!is_stalled).then_some(Waiting { awaited, phase_number })
+    }
+
+    /// Notes that the rest of the input will not be read.
+    pub(crate) fn abandon_input(&self) {
+        self.0.unread_input.store(true, Ordering::Release);
+    }
+
+    /// Notes whether writing is blocked because the client does not read.
+    pub(crate) fn set_stalled(&self, stalled: bool) {
+        self.0.stalled.store(stalled, Ordering::Release);
+    }
+
+    /// True while writing is blocked because the client does not read.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.0.stalled.load(Ordering::Acquire)
+    }
+
+    fn enter(&self, phase: u64) {
+        let number = PHASES.fetch_add(1, Ordering::Relaxed);
+        self.0.phase.store(number << PHASE_BITS | phase, Ordering::Release);
+    }
+
+    /// Wraps a request body, so that this activity notes when all of the body has arrived, or when it is dropped before
+    /// its end. Once `leave` is cancelled, reading fails with [`ClosedToMakeRoom`].
+    pub(crate) fn watch_body(&self, body: Incoming, leave: CancellationToken) -> Body {
+        let ended = body.is_end_stream();
+        if !ended {
+            self.begin_body();
+        }
+        Body::new(WatchedBody { body, activity: self.clone(), leave, leaving: None, ended })
+    }
+
+    /// Notes that the head has been read, but not yet all of the body.
+    pub(crate) fn begin_body(&self) {
+        self.enter(BODY);
+    }
+
+    fn end_body(&self) {
+        if self.phase() == BODY {
+            self.enter(REQUEST);
+        }
+    }
+
+    /// True if the rest of a request will not be read.
+    pub(crate) fn has_unread_input(&self) -> bool {
+        self.0.unread_input.load(Ordering::Acquire)
+    }
+
+    fn phase(&self) -> u64 {
+        self.0.phase.load(Ordering::Acquire) & PHASE
+    }
+}
+
+/// A request that is being answered. When the guard is dropped, the connection becomes idle.
+#[derive(Debug)]
+pub(crate) struct RequestGuard(Activity);
+
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        self.0.enter(IDLE);
+    }
+}
+
+/// A request body that updates the activity of its connection.
+struct WatchedBody {
+    body: Incoming,
+    activity: Activity,
+    leave: CancellationToken,
+    /// Waits for `leave`; created when reading first has to wait for the client.
+    leaving: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    ended: bool,
+}
+
+impl HttpBody for WatchedBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        // Read what has arrived before looking at `leave`: a complete body is never given up.
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            if frame.is_none() || self.body.is_end_stream() {
+                self.ended = true;
+                self.activity.end_body();
+            }
+            return Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)));
+        }
+        let this = &mut *self;
+        let leave = || Box::pin(this.leave.clone().cancelled_owned());
+        ready!(this.leaving.get_or_insert_with(leave).as_mut().poll(context));
+        Poll::Ready(Some(Err(ClosedToMakeRoom.into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for WatchedBody {
+    fn drop(&mut self) {
+        if !self.ended && !self.body.is_end_stream() {
+            self.activity.abandon_input();
+        }
+        self.activity.end_body();
+    }
+}
+
+/// A stream that fails if its client takes too long to send a head or to read an answer.
+pub(crate) struct TimedStream<S> {
+    inner: S,
+    activity: Activity,
+    head_timeout: Duration,
+    write_timeout: Duration,
+    /// Runs while a head is being read.
+    head_timer: Option<Pin<Box<Sleep>>>,
+    /// Runs while writing is blocked because the client does not read.
+    write_timer: Option<Pin<Box<Sleep>>>,
+    /// Runs after the last write, while the rest of the input is discarded.
+    linger_timer: Option<Pin<Box<Sleep>>>,
+    lingered_bytes: u64,
+}
+
+impl<S> TimedStream<S> {
+    /// The stream of a new connection. The timeout of its first head starts now.
+    pub(crate) fn new(inner: S, activity: Activity, head: Duration, write: Duration) -> Self {
+        Self {
+            inner,
+            activity,
+            head_timeout: head,
+            write_timeout: write,
+            head_timer: Some(Box::pin(sleep(head))),
+            write_timer: None,
+            linger_timer: None,
+            lingered_bytes: 0,
+        }
+    }
+
+    /// Fails with [`HeadTooSlow`] if a head is being read and takes too long; pending otherwise.
+    fn poll_head_timer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !matches!(self.activity.phase(), SILENT | HEAD) {
+            self.head_timer = None;
+            return Poll::Pending;
+        }
+        let timeout = self.head_timeout;
+        let timer = self.head_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(timer.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, HeadTooSlow)))
+    }
+
+    /// Returns the result of a write, or an error if writing has been blocked for too long.
+    fn poll_write_timer<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            if self.write_timer.take().is_some() {
+                self.activity.set_stalled(false);
+            }
+            return result;
+        }
+        if self.write_timer.is_none() {
+            self.activity.set_stalled(true);
+        }
+        let timeout = self.write_timeout;
+        let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        ready!(timer.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "timed out writing: the client does not read",
+        )))
+    }
+}
+
+impl<S: AsyncRead + Unpin> TimedStream<S> {
+    /// True if input has arrived that nobody will read, such as the next of several pipelined requests.
+    fn has_unread(&mut self, context: &mut Context<'_>) -> bool {
+        let mut scratch = [0; 1];
+        let mut buffer = ReadBuf::new(&mut scratch);
+        let read = Pin::new(&mut self.inner).poll_read(context, &mut buffer);
+        matches!(read, Poll::Ready(Ok(()))) && !buffer.filled().is_empty()
+    }
+
+    /// Discards what still arrives, until the client stops sending or [`LINGER`] or [`LINGER_BYTES`] is reached.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let timer = self.linger_timer.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if timer.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut scratch = [0; 16 << 10];
+        while self.lingered_bytes < LINGER_BYTES {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            let read = ready!(Pin::new(&mut self.inner).poll_read(context, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                break;
+            }
+            self.lingered_bytes += buffer.filled().len() as u64;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(context, buffer);
+        if read.is_pending() {
+            return self.poll_head_timer(context);
+        }
+        if buffer.filled().len() > before {
+            match self.activity.phase() {
+                // The timeout of the first head started with the connection.
+                SILENT => self.activity.begin_head(),
+                IDLE => {
+                    self.activity.begin_head();
+                    let timeout = self.head_timeout;
+                    self.head_timer = Some(Box::pin(sleep(timeout)));
+                }
+                _ => {}
+            }
+        }
+        read
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(context, bytes);
+        self.poll_write_timer(context, result)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.inner).poll_flush(context);
+        self.poll_write_timer(context, result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.linger_timer.is_none() {
+            let result = Pin::new(&mut self.inner).poll_shutdown(context);
+            ready!(self.poll_write_timer(context, result))?;
+            if !self.activity.has_unread_input() && !self.has_unread(context) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        self.poll_linger(context).map(Ok)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(context, slices);
+        self.poll_write_timer(context, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}

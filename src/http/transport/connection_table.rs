@@ -1,0 +1,446 @@
+//! The connection limit of a listener: which connections have a place, and which one is closed when all places are
+//! taken (load shedding, fair between addresses). `server` asks for a place for each connection that it accepts.
+//!
+//! While places are free, every connection gets one, because many users may share one address. When none is free, the
+//! first of these rules that applies decides about a new connection:
+//!
+//! 1. An address that holds more than its share (places divided by addresses present), and more than the newcomer's
+//!    address, loses a connection: the address that holds the most, and of its connections the one that has waited
+//!    longest for its client.
+//! 2. The newcomer replaces an idle connection of its own address.
+//! 3. The newcomer gets a place in the reserve, where the same two rules apply. That is enough for one request for
+//!    health or metrics; any other request is rejected as overloaded.
+//! 4. The newcomer is closed.
+//!
+//! A request that has arrived completely and an answer that is being sent are never cut. A request whose body is still
+//! arriving can be cut by the first rule, after idle connections and unfinished heads of the same address; it is
+//! answered with 503.
+//!
+//! The table reads what a connection is doing from its [`Activity`], so a request costs the table nothing. A newcomer
+//! scans all connections, but only if all places are taken (1,024 connections: a few microseconds).
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{Activity, Awaited};
+use crate::http::access::client::Network;
+use crate::telemetry::metrics::Metrics;
+
+/// Shortest time between two log lines that say that the listener is full.
+const REMINDER: Duration = Duration::from_secs(60);
+
+/// Number of places in the reserve of a listener with this many regular places. A probe and a scrape at the same time
+/// need two; the rest makes it harder to fill the reserve on purpose.
+pub(crate) fn reserve_of(places: usize) -> usize {
+    (places / 64).max(8)
+}
+
+/// Number of sockets that a listener with this many regular places may have open: the regular places, the reserve, and
+/// as many again for connections that were told to close and are about to end.
+pub(crate) fn sockets_of(places: usize) -> usize {
+    places.saturating_add(2 * reserve_of(places))
+}
+
+/// The connections of one listener and their places.
+pub(crate) struct ConnectionTable {
+    places: Mutex<AllPlaces>,
+    metrics: Arc<Metrics>,
+}
+
+struct AllPlaces {
+    next_id: u64,
+    regular: Places,
+    reserve: Places,
+    /// When the log last said that the listener was full.
+    reminded: Option<Instant>,
+}
+
+/// A bounded number of places, and the connections that hold them.
+struct Places {
+    most: usize,
+    taken: usize,
+    /// By network, then by the id of the connection.
+    holders: HashMap<Network, BTreeMap<u64, Member>>,
+}
+
+/// What the table knows about a connection that holds a place.
+#[derive(Clone)]
+struct Member {
+    activity: Activity,
+    leave: CancellationToken,
+}
+
+/// The place of one connection; dropping it frees the place.
+pub(crate) struct Place {
+    table: Arc<ConnectionTable>,
+    network: Network,
+    id: u64,
+    member: Member,
+    in_reserve: AtomicBool,
+}
+
+impl ConnectionTable {
+    /// A table with this many regular places, and a reserve in addition.
+    pub(crate) fn new(places: usize, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            places: Mutex::new(AllPlaces {
+                next_id: 0,
+                regular: Places::new(places),
+                reserve: Places::new(reserve_of(places)),
+                reminded: None,
+            }),
+            metrics,
+        })
+    }
+
+    /// Gives a place to a new connection, and tells another connection to close if necessary; `None` if the new
+    /// connection must be closed.
+    pub(crate) fn place(self: &Arc<Self>, network: Network, activity: &Activity) -> Option<Place> {
+        let mut guard = self.lock();
+        let all = &mut *guard;
+        if all.regular.is_full() {
+            all.remind();
+        }
+        let (places, in_reserve) = if self.make_room(&mut all.regular, network) {
+            (&mut all.regular, false)
+        } else if self.make_room(&mut all.reserve, network) {
+            (&mut all.reserve, true)
+        } else {
+            self.count("newcomer");
+            return None;
+        };
+        let id = all.next_id;
+        all.next_id += 1;
+        let member = Member { activity: activity.clone(), leave: CancellationToken::new() };
+        places.insert(network, id, member.clone());
+        drop(guard);
+        let (table, in_reserve) = (Arc::clone(self), AtomicBool::new(in_reserve));
+        Some(Place { table, network, id, member, in_reserve })
+    }
+
+    /// True if there is a free place, after telling a connection to close if all are taken and one may be closed.
+    fn make_room(&self, places: &mut Places, newcomer: Network) -> bool {
+        if !places.is_full() {
+            return true;
+        }
+        let Some((network, id)) = places.connection_to_close(newcomer) else { return false };
+        if let Some(member) = places.remove(network, id) {
+            self.count("idle");
+            member.leave.cancel();
+        }
+        true
+    }
+
+    fn count(&self, connection: &str) {
+        self.metrics.http_connections_shed_total.with_label_values(&[connection]).inc();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, AllPlaces> {
+        // Nothing panics while it holds this lock.
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AllPlaces {
+    /// Logs that the listener is full, at most once a minute.
+    fn remind(&mut self) {
+        let now = Instant::now();
+        if self.reminded.is_some_and(|last| now.saturating_duration_since(last) < REMINDER) {
+            return;
+        }
+        self.reminded = Some(now);
+        let places = &self.regular;
+        tracing::warn!(
+            connections = places.taken,
+            addresses = places.holders.len(),
+            most_of_one_address = places.holders.values().map(BTreeMap::len).max(),
+            "all connections that server.max_connections allows are open; closing idle ones of the addresses that hold the \
+             most to admit new ones"
+        );
+    }
+}
+
+impl Places {
+    fn new(most: usize) -> Self {
+        Self { most, taken: 0, holders: HashMap::new() }
+    }
+
+    fn is_full(&self) -> bool {
+        self.taken >= self.most
+    }
+
+    fn insert(&mut self, network: Network, id: u64, member: Member) {
+        self.holders.entry(network).or_default().insert(id, member);
+        self.taken += 1;
+    }
+
+    fn remove(&mut self, network: Network, id: u64) -> Option<Member> {
+        let members = self.holders.get_mut(&network)?;
+        let member = members.remove(&id)?;
+        if members.is_empty() {
+            self.holders.remove(&network);
+        }
+        self.taken -= 1;
+        Some(member)
+    }
+
+    /// The connection that must make room for a new one of `newcomer`, by rules 1 and 2 of this module.
+    fn connection_to_close(&self, newcomer: Network) -> Option<(Network, u64)> {
+        let own = self.holders.get(&newcomer).map_or(0, BTreeMap::len);
+        let addresses = self.holders.len() + usize::from(own == 0);
+        let share = self.most / addresses;
+        let others = self
+            .holders
+            .iter()
+            .filter(|(network, members)| **network != newcomer && members.len() > share.max(own));
+        // Order: the address that holds the most first; of its connections, idle ones before unfinished heads before
+        // unfinished bodies; of these, the one that has waited longest.
+        let waiting = others.flat_map(|(network, members)| {
+            let held = Reverse(members.len());
+            members.iter().filter_map(move |(id, member)| {
+                let waiting = member.activity.waiting()?;
+                Some((held, waiting, *id, *network))
+            })
+        });
+        let other = waiting.min_by_key(|(held, waiting, id, _)| (*held, *waiting, *id));
+        if let Some((_, _, id, network)) = other {
+            return Some((network, id));
+        }
+        let own = self.holders.get(&newcomer)?.iter().filter_map(|(id, member)| {
+            let waiting = member.activity.waiting()?;
+            (waiting.awaited == Awaited::Request).then_some((waiting, *id))
+        });
+        own.min().map(|(_, id)| (newcomer, id))
+    }
+}
+
+impl Place {
+    /// Resolves when the connection must close to make room.
+    pub(crate) async fn close_requested(&self) {
+        self.member.leave.cancelled().await;
+    }
+
+    /// A token that is cancelled when the connection must close to make room.
+    pub(crate) fn close_token(&self) -> CancellationToken {
+        self.member.leave.clone()
+    }
+
+    /// True if the connection has a regular place. A connection in the reserve moves to a regular place first, if the
+    /// rules now give it one.
+    pub(crate) fn is_regular(&self) -> bool {
+        if !self.in_reserve.load(Ordering::Relaxed) {
+            return true;
+        }
+        let mut guard = self.table.lock();
+        let all = &mut *guard;
+        let Some(member) = all.reserve.remove(self.network, self.id) else {
+            // The connection has been told to close.
+            return false;
+        };
+        let has_room = self.table.make_room(&mut all.regular, self.network);
+        let places = if has_room { &mut all.regular } else { &mut all.reserve };
+        places.insert(self.network, self.id, member);
+        self.in_reserve.store(!has_room, Ordering::Relaxed);
+        has_room
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut all = self.table.lock();
+        // A connection that was told to close is in neither list.
+        if all.regular.remove(self.network, self.id).is_none() {
+            all.reserve.remove(self.network, self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Rig {
+        table: Arc<ConnectionTable>,
+        metrics: Arc<Metrics>,
+    }
+
+    /// A connection as a test holds it.
+    struct Client {
+        activity: Activity,
+        place: Place,
+    }
+
+    impl Client {
+        fn is_leaving(&self) -> bool {
+            self.place.member.leave.is_cancelled()
+        }
+
+        fn is_in_reserve(&self) -> bool {
+            self.place.in_reserve.load(Ordering::Relaxed)
+        }
+
+        /// Lets the connection become idle after one request.
+        fn idle(self) -> Self {
+            drop(self.activity.begin_request());
+            self
+        }
+    }
+
+    impl Rig {
+        fn new(places: usize) -> Self {
+            let metrics = Arc::new(Metrics::try_new().unwrap());
+            Self { table: ConnectionTable::new(places, Arc::clone(&metrics)), metrics }
+        }
+
+        fn try_connect(&self, address: &str) -> Option<Client> {
+            let activity = Activity::default();
+            let network = Network::of(Some(address.parse().unwrap()));
+            self.table.place(network, &activity).map(|place| Client { activity, place })
+        }
+
+        fn connect(&self, address: &str) -> Client {
+            self.try_connect(address).expect("a place")
+        }
+
+        fn shed(&self, connection: &str) -> u64 {
+            self.metrics.http_connections_shed_total.with_label_values(&[connection]).get()
+        }
+
+        fn held(&self) -> (usize, usize) {
+            let all = self.table.lock();
+            (all.regular.taken, all.reserve.taken)
+        }
+    }
+
+    fn leaving(clients: &[Client]) -> Vec<bool> {
+        clients.iter().map(Client::is_leaving).collect()
+    }
+
+    #[test]
+    fn the_longest_idle_of_the_address_that_holds_the_most_makes_room() {
+        let rig = Rig::new(4);
+        let bystander = rig.connect("10.0.0.9").idle();
+        let crowd: Vec<Client> = (0..3).map(|_| rig.connect("10.0.0.1").idle()).collect();
+        // The first has just finished a request, so it is not the one that has waited longest.
+        drop(crowd[0].activity.begin_request());
+        let newcomer = rig.connect("10.0.0.2");
+        assert_eq!(leaving(&crowd), [false, true, false]);
+        assert!(!bystander.is_leaving() && !newcomer.is_in_reserve());
+        assert_eq!((rig.shed("idle"), rig.held()), (1, (4, 0)));
+        drop((bystander, crowd, newcomer));
+        assert_eq!(rig.held(), (0, 0));
+    }
+
+    #[test]
+    fn addresses_within_one_ipv6_network_are_one() {
+        let rig = Rig::new(3);
+        let crowd: Vec<Client> =
+            (1..=2).map(|host| rig.connect(&format!("2001:db8::{host}")).idle()).collect();
+        let bystander = rig.connect("2001:db8:0:1::1").idle();
+        rig.connect("10.0.0.1");
+        assert_eq!(leaving(&crowd), [true, false]);
+        assert!(!bystander.is_leaving());
+    }
+
+    #[test]
+    fn no_address_pays_for_one_that_holds_as_much() {
+        let rig = Rig::new(4);
+        let a: Vec<Client> = (0..2).map(|_| rig.connect("10.0.0.1").idle()).collect();
+        let b: Vec<Client> = (0..2).map(|_| rig.connect("10.0.0.2").idle()).collect();
+        rig.connect("10.0.0.2").idle();
+        assert_eq!((leaving(&a), leaving(&b)), (vec![false, false], vec![true, false]));
+    }
+
+    #[test]
+    fn with_as_many_addresses_as_places_the_longest_idle_of_all_makes_room() {
+        let rig = Rig::new(3);
+        let clients: Vec<Client> =
+            (1..=3).map(|host| rig.connect(&format!("10.0.0.{host}")).idle()).collect();
+        let newcomer = rig.connect("10.0.0.4");
+        assert_eq!(leaving(&clients), [true, false, false]);
+        assert!(!newcomer.is_in_reserve());
+    }
+
+    #[test]
+    fn an_unfinished_head_makes_room_after_idle_ones_and_not_for_its_own_address() {
+        let rig = Rig::new(2);
+        let slow = rig.connect("10.0.0.1");
+        slow.activity.begin_head();
+        let idle = rig.connect("10.0.0.1").idle();
+        let own = rig.connect("10.0.0.1");
+        own.activity.begin_head();
+        assert!(!slow.is_leaving() && idle.is_leaving() && !own.is_in_reserve());
+        let own = rig.connect("10.0.0.1");
+        assert!(!slow.is_leaving() && own.is_in_reserve());
+        let other = rig.connect("10.0.0.2");
+        assert!(slow.is_leaving() && !other.is_in_reserve());
+    }
+
+    #[test]
+    fn an_unfinished_body_makes_room_after_heads_and_not_for_its_own_address() {
+        let rig = Rig::new(2);
+        let slow = rig.connect("10.0.0.1");
+        let _request = slow.activity.begin_request();
+        slow.activity.begin_body();
+        let head = rig.connect("10.0.0.1");
+        head.activity.begin_head();
+        let own = rig.connect("10.0.0.1");
+        assert!(own.is_in_reserve() && !slow.is_leaving() && !head.is_leaving());
+        let first = rig.connect("10.0.0.2");
+        assert!(head.is_leaving() && !slow.is_leaving() && !first.is_in_reserve());
+        // Now neither address holds more than its share. A connection from a third address makes the slow body close.
+        let _more = rig.connect("10.0.0.1");
+        drop(first);
+        let more = rig.connect("10.0.0.1");
+        let _busy = more.activity.begin_request();
+        let other = rig.connect("10.0.0.3");
+        assert!(slow.is_leaving() && !more.is_leaving() && !other.is_in_reserve());
+    }
+
+    #[test]
+    fn requests_in_progress_and_answers_being_sent_stay_and_the_reserve_is_contested_by_the_same_rules()
+     {
+        let rig = Rig::new(2);
+        let busy: Vec<Client> = (0..2).map(|_| rig.connect("10.0.0.1")).collect();
+        let request = busy[0].activity.begin_request();
+        drop(busy[1].activity.begin_request());
+        busy[1].activity.set_stalled(true);
+        let crowd: Vec<Client> = (0..8).map(|_| rig.connect("10.0.0.1")).collect();
+        assert!(crowd.iter().all(Client::is_in_reserve));
+        // Another connection of the crowd replaces one of the crowd, and so does a probe while the crowd holds more.
+        let more = rig.connect("10.0.0.1");
+        let probe = rig.connect("10.0.0.2");
+        assert!(more.is_in_reserve() && probe.is_in_reserve() && !probe.place.is_regular());
+        assert_eq!(leaving(&crowd).iter().filter(|leaving| **leaving).count(), 2);
+        assert_eq!(leaving(&busy), [false, false]);
+        assert_eq!(rig.held(), (2, 8));
+        // No connection in the reserve waits for its client any more, so a newcomer gets no place.
+        let requests: Vec<_> = crowd[2..]
+            .iter()
+            .chain([&more, &probe])
+            .map(|client| client.activity.begin_request())
+            .collect();
+        assert!(rig.try_connect("10.0.0.3").is_none());
+        assert_eq!(rig.shed("newcomer"), 1);
+        drop((request, requests));
+    }
+
+    #[test]
+    fn a_connection_of_the_reserve_takes_a_regular_place_once_there_is_one() {
+        let rig = Rig::new(1);
+        let busy = rig.connect("10.0.0.1");
+        let request = busy.activity.begin_request();
+        let waiting = rig.connect("10.0.0.2");
+        assert!(waiting.is_in_reserve() && !waiting.place.is_regular());
+        drop(request);
+        // The busy connection ends, which frees a regular place.
+        drop(busy);
+        assert!(waiting.place.is_regular() && !waiting.is_in_reserve());
+        assert_eq!(rig.held(), (1, 0));
+    }
+}

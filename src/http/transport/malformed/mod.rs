@@ -1,0 +1,146 @@
+//! Handles request heads that hyper cannot parse: classifies the error, builds the answer, counts and logs it.
+//!
+//! hyper itself answers such a head with a status and an empty body, and then ends the connection with an error.
+//! [`WithoutAutomaticAnswers`] holds that answer back, so that `server` can write an answer with a problem body
+//! instead. No layer of the router sees these heads, so this file also does what `middleware::observe` does for
+//! requests.
+
+mod automatic_answer;
+
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::IntoResponse;
+
+pub(crate) use self::automatic_answer::{KeptBack, WithoutAutomaticAnswers};
+use super::connection::HeadTooSlow;
+use crate::http::error::{ApiError, Code, PROBLEM_JSON};
+use crate::http::middleware::access_log::{AccessLog, RefusedHead};
+use crate::http::middleware::headers::set_security_headers;
+use crate::http::middleware::request_id::{X_REQUEST_ID, new_id};
+use crate::http::settings::ConnectionSettings;
+use crate::http::state::metric_labels::malformed::{METHOD, ROUTE};
+use crate::telemetry::metrics::Metrics;
+
+/// A head that is not a valid request, or that did not arrive in time.
+#[derive(Debug)]
+pub(crate) struct MalformedHead {
+    refusal: ApiError,
+    /// An answer can be written, because no part of an earlier answer is left unsent.
+    can_answer: bool,
+    date: Option<String>,
+    /// The parser's message, for the log.
+    reason: String,
+}
+
+impl MalformedHead {
+    /// Classifies the error with which a connection ended; `None` if the cause was not a head. `unread` holds the bytes
+    /// of the head that were read, and `kept_back` is hyper's own answer, if it wrote one.
+    pub(crate) fn of(
+        error: &hyper::Error,
+        unread: &[u8],
+        kept_back: Option<KeptBack>,
+        settings: &ConnectionSettings,
+    ) -> Option<Self> {
+        let refusal = if error.is_parse_too_large() {
+            too_large(settings)
+        } else if error.is_parse_version_h2() {
+            ApiError::invalid("HTTP/2 is not supported; use HTTP/1.1")
+        } else if error.is_parse() && unread.starts_with(&TLS_RECORD) {
+            ApiError::invalid("this port serves plain HTTP, not TLS; use http://")
+        } else if error.is_parse() {
+            ApiError::invalid(format!("the request head is not valid HTTP/1.1: {error}"))
+        } else if !unread.is_empty() && is_too_slow(error) {
+            ApiError::new(
+                Code::RequestTimeout,
+                "the request head did not arrive in time; send it without pauses",
+            )
+        } else {
+            return None;
+        };
+        let is_too_slow = refusal.code == Code::RequestTimeout;
+        let reason = if is_too_slow { HeadTooSlow.to_string() } else { error.to_string() };
+        // hyper does not answer HTTP/2 and slow heads itself.
+        let can_answer = kept_back.is_some() || !error.is_parse() || error.is_parse_version_h2();
+        let date = kept_back.and_then(|kept_back| kept_back.date);
+        Some(Self { refusal, can_answer, date, reason })
+    }
+
+    /// True if an answer can be written to the stream.
+    pub(crate) fn can_answer(&self) -> bool {
+        self.can_answer
+    }
+
+    /// Counts and logs the head, and returns the bytes of the answer to it.
+    pub(crate) fn refuse(&self, metrics: &Metrics, log: &AccessLog, peer: SocketAddr) -> Vec<u8> {
+        let (code, id) = (self.refusal.code, new_id());
+        let status = code.status().as_u16();
+        let labels = [ROUTE, METHOD, &status.to_string(), code.name()];
+        metrics.http_requests_total.with_label_values(&labels).inc();
+        metrics.request_failures_total.with_label_values(&[code.name()]).inc();
+        log.write_refused_head(&RefusedHead {
+            id: &id,
+            route: ROUTE,
+            method: METHOD,
+            status,
+            code: code.name(),
+            problem: &self.reason,
+            peer,
+        });
+        self.answer(&id)
+    }
+
+    /// The bytes of the answer, with the same header fields that the layers of the router would set.
+    fn answer(&self, id: &str) -> Vec<u8> {
+        let body = self.refusal.to_body(id);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        headers.insert(
+            X_REQUEST_ID,
+            HeaderValue::from_str(id).expect("an id holds only letters, digits and ._:-"),
+        );
+        if let Some(date) = self.date.as_ref().and_then(|date| date.parse().ok()) {
+            headers.insert(header::DATE, date);
+        }
+        set_security_headers(&mut headers);
+        headers
+            .extend(self.refusal.clone().close_connection().into_response().into_parts().0.headers);
+        let mut answer = format!("HTTP/1.1 {}\r\n", self.refusal.code.status()).into_bytes();
+        for (name, value) in &headers {
+            answer.extend_from_slice(name.as_str().as_bytes());
+            answer.extend_from_slice(b": ");
+            answer.extend_from_slice(value.as_bytes());
+            answer.extend_from_slice(b"\r\n");
+        }
+        answer.extend_from_slice(b"\r\n");
+        answer.extend_from_slice(&body);
+        answer
+    }
+}
+
+/// The first bytes of a TLS handshake record.
+const TLS_RECORD: [u8; 2] = [0x16, 0x03];
+
+fn too_large(settings: &ConnectionSettings) -> ApiError {
+    let (fields, bytes) = (settings.max_headers, settings.max_head_bytes);
+    ApiError::new(
+        Code::HeadTooLarge,
+        format!(
+            "a request head may have at most {fields} fields and {bytes} bytes; send fewer or shorter fields"
+        ),
+    )
+}
+
+/// True if one of the two timeouts of a head has expired: that of [`TimedStream`](super::connection::TimedStream) or
+/// that of hyper.
+fn is_too_slow(error: &hyper::Error) -> bool {
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+    let of_stream = causes.any(|cause| {
+        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        matches!(inner, Some(inner) if inner.is::<HeadTooSlow>())
+    });
+    of_stream || error.is_timeout()
+}

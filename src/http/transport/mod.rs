@@ -1,0 +1,18 @@
+//! Sockets, TLS and connections, up to the point where hyper has a request for the router.
+//!
+//! - `listener`: the socket that connections are accepted from. `tls`: the certificate, and the acceptor of connections.
+//! - `server`: runs each connection, and drains all of them at shutdown.
+//! - `connection`: the timeouts of one connection, and what it is doing at the moment.
+//! - `connection_table`: which connections have a place, and which one closes when all places are taken.
+//! - `malformed`: answers, counts and logs request heads that hyper rejects.
+
+mod connection;
+mod connection_table;
+mod listener;
+mod malformed;
+mod server;
+mod tls;
+
+pub use listener::Listener;
+pub use server::{Drained, max_sockets, serve, serve_operations};
+pub use tls::{Tls, TlsError};

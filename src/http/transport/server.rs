@@ -1,0 +1,296 @@
+//! Serves connections: limits their number, answers requests on them, and closes them (graceful shutdown). `app` calls
+//! [`serve`] and [`serve_operations`]. `listener` accepts connections, `connection_table` decides which ones have a
+//! place, and `tls` encrypts them.
+//!
+//! The accept loop is our own, because `axum::serve` gives hyper no timer, without which hyper's header timeout never
+//! fires. Only HTTP/1.1 is served: no upgrades and no HTTP/2, whatever the head asks for.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use super::connection::{Activity, Awaited, RequestGuard, TimedStream};
+use super::connection_table::{ConnectionTable, Place, sockets_of};
+use super::listener::{Accepted, Listener};
+use super::malformed::{KeptBack, MalformedHead, WithoutAutomaticAnswers};
+use super::tls::Tls;
+use crate::http::access::client::{Network, PeerAddress};
+use crate::http::middleware::access_log::AccessLog;
+use crate::http::middleware::guarded_body::{BodyGuard, GuardedBody};
+use crate::http::middleware::room::InReserve;
+use crate::http::reload::{Watched, watch};
+use crate::http::router::operations_router;
+use crate::http::settings::ConnectionSettings;
+use crate::http::state::HttpState;
+use crate::telemetry::metrics::{GaugeGuard, Metrics};
+
+/// Time between the end of the drain timeout, when the engine fails the remaining requests, and the closing of their
+/// connections. It is enough to write these answers.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// Connection limit of the operations listener, which serves a few probes and scrapers.
+const OPERATIONS_CONNECTIONS: usize = 64;
+
+/// Number of sockets that all listeners together may have open, if the public one has `max_connections` places.
+pub fn max_sockets(max_connections: usize, with_operations: bool) -> usize {
+    let operations = if with_operations { sockets_of(OPERATIONS_CONNECTIONS) } else { 0 };
+    sockets_of(max_connections).saturating_add(operations)
+}
+
+/// Result of a graceful shutdown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections that were cut because they were still open after the drain timeout.
+    pub cut: usize,
+    /// Requests that had no answer when their connection was cut.
+    pub requests_cut: u64,
+}
+
+/// Serves the public listener until `shutdown` is cancelled, and then lets requests in flight finish within
+/// `drain_timeout` (graceful shutdown). Meanwhile it watches the files of the keys and the certificate.
+///
+/// The caller must set the state and the engine to draining before it cancels `shutdown`, and abort the engine after
+/// `drain_timeout`. Connections live one second longer, so that these last answers are written.
+pub async fn serve(
+    listener: impl Into<Listener>,
+    router: Router,
+    state: &HttpState,
+    shutdown: CancellationToken,
+) -> Drained {
+    let listener = listener.into();
+    let identity = listener.tls().map(|tls| tls.identity() as Arc<dyn Watched>);
+    let keys = state.access().keys().map(|keys| Arc::clone(keys) as Arc<dyn Watched>);
+    for watched in identity.into_iter().chain(keys) {
+        let interval = state.settings().file_check_interval;
+        let metrics = Arc::clone(state.metrics());
+        tokio::spawn(watch(watched, metrics, interval, state.reloads(), shutdown.clone()));
+    }
+    let settings = state.settings().connections.clone();
+    serve_connections(listener, router, settings, state, shutdown).await
+}
+
+/// Serves the operations listener until `shutdown` is cancelled: health, metrics and info, without API keys and rate
+/// limits. It has a connection limit of its own, so that probes and scrapes find a place however many clients there
+/// are.
+pub async fn serve_operations(
+    listener: impl Into<Listener>,
+    state: &HttpState,
+    shutdown: CancellationToken,
+) -> Drained {
+    let settings = ConnectionSettings {
+        max_connections: OPERATIONS_CONNECTIONS,
+        drain_timeout: Duration::ZERO,
+        ..state.settings().connections.clone()
+    };
+    let router = operations_router(state.clone());
+    serve_connections(listener.into(), router, settings, state, shutdown).await
+}
+
+async fn serve_connections(
+    listener: Listener,
+    router: Router,
+    settings: ConnectionSettings,
+    state: &HttpState,
+    shutdown: CancellationToken,
+) -> Drained {
+    let table = ConnectionTable::new(settings.max_connections, Arc::clone(state.metrics()));
+    // More connections than `max_connections`, because those that were told to close need time to end. Beyond this
+    // number, connections wait in the kernel's backlog.
+    let sockets = sockets_of(settings.max_connections).min(Semaphore::MAX_PERMITS);
+    let permits = Arc::new(Semaphore::new(sockets));
+    let log = Arc::new(AccessLog::new(state.settings().access_log.clone()));
+    let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
+    while let Some(Accepted { stream, peer, permit }) = listener.accept(&permits, &shutdown).await {
+        let activity = Activity::default();
+        let Some(place) = table.place(Network::of(Some(peer.ip())), &activity) else {
+            tracing::debug!(%peer, "connection closed: no place is free");
+            continue;
+        };
+        let connection = Connection {
+            router: router.clone(),
+            settings: settings.clone(),
+            metrics: Arc::clone(state.metrics()),
+            log: Arc::clone(&log),
+            peer,
+            activity,
+            place,
+            shutdown: shutdown.clone(),
+            cut: cut.clone(),
+            _counted: GaugeGuard::new(&state.metrics().http_connections),
+            _permit: permit,
+        };
+        connections.spawn(connection.run(stream, listener.tls()));
+    }
+    drop(listener);
+    connections.close();
+    let drained = tokio::time::timeout(settings.drain_timeout + LAST_ANSWERS, connections.wait());
+    if drained.await.is_ok() {
+        return Drained { cut: 0, requests_cut: 0 };
+    }
+    let left = connections.len();
+    let requests_cut = state.metrics().http_requests_in_flight.get().try_into().unwrap_or(0);
+    state.metrics().http_requests_cut_total.inc_by(requests_cut);
+    tracing::warn!(
+        connections = left,
+        requests = requests_cut,
+        "the drain timeout is over; closing the remaining connections"
+    );
+    cut.cancel();
+    connections.wait().await;
+    Drained { cut: left, requests_cut }
+}
+
+/// One open connection, with all that it needs to answer requests.
+struct Connection {
+    router: Router,
+    settings: ConnectionSettings,
+    metrics: Arc<Metrics>,
+    /// Logs heads that are not requests; the router's layers log requests.
+    log: Arc<AccessLog>,
+    peer: SocketAddr,
+    activity: Activity,
+    place: Place,
+    shutdown: CancellationToken,
+    cut: CancellationToken,
+    _counted: GaugeGuard,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream, tls: Option<Arc<Tls>>) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+        let settings = &self.settings;
+        let (head, write) = (settings.header_read_timeout, settings.write_timeout);
+        // The timeouts apply below TLS, so the handshake counts as a part of the first head.
+        let stream = TimedStream::new(stream, self.activity.clone(), head, write);
+        let Some(tls) = tls else { return self.serve_http(stream).await };
+        let handshake = tls.acceptor().accept(stream);
+        let handshake_result = tokio::select! {
+            // There is no request yet, so the connection can close without an answer.
+            () = self.shutdown.cancelled() => return,
+            () = self.place.close_requested() => return,
+            handshake_result = handshake => handshake_result,
+        };
+        match handshake_result {
+            Ok(stream) => self.serve_http(stream).await,
+            Err(error) => {
+                self.metrics.tls_handshake_failures_total.inc();
+                tracing::debug!(%error, peer = %self.peer, "TLS handshake failed");
+            }
+        }
+    }
+
+    /// Serves HTTP on a stream, after the TLS handshake if there is one.
+    async fn serve_http(&self, stream: impl AsyncRead + AsyncWrite + Unpin) {
+        let settings = &self.settings;
+        let service = service_fn(|request| self.answer(request));
+        let mut connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(settings.keep_alive)
+            .max_headers(settings.max_headers)
+            // `max_buf_size` alone would let a longer head pass if it arrives at once.
+            .max_header_size(settings.max_head_bytes)
+            .max_buf_size(settings.max_head_bytes)
+            .serve_connection(TokioIo::new(WithoutAutomaticAnswers::new(stream)), service);
+        let mut ending = false;
+        let ended = loop {
+            tokio::select! {
+                // Look at the shutdown first: an answer that becomes ready at the same time must say that the
+                // connection closes.
+                biased;
+                () = self.cut.cancelled() => return,
+                () = self.shutdown.cancelled(), if !ending => {}
+                () = self.place.close_requested(), if !ending => {
+                    // Do not shut down gracefully here: hyper would wait for the rest of the head.
+                    if self.activity.waiting().is_some_and(|it| it.awaited == Awaited::Head) {
+                        return;
+                    }
+                }
+                ended = &mut connection => break ended,
+            }
+            ending = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        };
+        let parts = connection.into_parts();
+        if !parts.read_buf.is_empty() {
+            self.activity.abandon_input();
+        }
+        let (stream, kept_back) = parts.io.into_inner().into_parts();
+        let closing = self.close(stream, ended, kept_back, &parts.read_buf);
+        tokio::select! {
+            () = closing => {}
+            () = self.cut.cancelled() => {}
+            // All that remains is to discard what a rejected client still sends.
+            () = self.place.close_requested(), if !ending => {}
+        }
+    }
+
+    /// Closes the stream of a connection after hyper has finished with it. If hyper stopped because of a malformed
+    /// head, answers that first.
+    async fn close(
+        &self,
+        mut stream: impl AsyncWrite + Unpin,
+        ended: hyper::Result<()>,
+        kept_back: Option<KeptBack>,
+        unread: &[u8],
+    ) {
+        if let Err(error) = ended {
+            let Some(head) = MalformedHead::of(&error, unread, kept_back, &self.settings) else {
+                tracing::debug!(%error, peer = %self.peer, "connection ended with an error");
+                return;
+            };
+            let answer = head.refuse(&self.metrics, &self.log, self.peer);
+            // If an earlier answer was written only in part, the client would take this one for its continuation.
+            if self.activity.is_stalled() || !head.can_answer() {
+                return;
+            }
+            self.activity.abandon_input();
+            if let Err(error) = stream.write_all(&answer).await {
+                tracing::debug!(%error, peer = %self.peer, "cannot write the answer to a malformed request");
+                return;
+            }
+        }
+        if let Err(error) = stream.shutdown().await {
+            tracing::debug!(%error, peer = %self.peer, "cannot close a connection");
+        }
+    }
+
+    /// Answers one request through the router.
+    async fn answer(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let guard = self.activity.begin_request();
+        request.extensions_mut().insert(PeerAddress(self.peer));
+        let is_regular = self.place.is_regular();
+        if !is_regular {
+            request.extensions_mut().insert(InReserve);
+        }
+        let leave = self.place.close_token();
+        let request = request.map(|body| self.activity.watch_body(body, leave));
+        let mut response = self.router.clone().oneshot(request).await?;
+        // Check `shutdown` here too: the loop in `serve_http` would see a shutdown that begins during this poll too late.
+        if !is_regular || self.activity.has_unread_input() || self.shutdown.is_cancelled() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response.map(|body| Body::new(GuardedBody::new(body, guard))))
+    }
+}
+
+/// Makes the connection idle again once the body of its answer is dropped.
+impl BodyGuard for RequestGuard {}

@@ -1,0 +1,130 @@
+//! Single flight: identical images in progress are decoded once, and every waiter gets the result.
+//!
+//! The first request for an image opens its flight, but the job that does the work owns it. If the first waiter leaves,
+//! the others still get the result. If all waiters leave before the work starts, the work is dropped.
+
+use super::{ImagesError, Key, Prepared, lock};
+use crate::task::PreparedImage;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
+
+/// State of a flight, as its waiters see it.
+#[derive(Debug)]
+enum Progress {
+    Pending,
+    JobOutcome(Result<Prepared, ImagesError>),
+}
+
+/// Flights in progress, at most one per key.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    open: Mutex<HashMap<Key, Arc<watch::Sender<Progress>>>>,
+}
+
+/// The worker's end of a flight. If it is dropped without a result, its waiters get `Overloaded`.
+#[derive(Debug)]
+pub(super) struct Flight {
+    owner: Arc<InFlight>,
+    key: Key,
+    sender: Arc<watch::Sender<Progress>>,
+}
+
+/// A waiter's end of a flight. Dropping it means that the waiter has left.
+#[derive(Debug)]
+pub(super) struct Waiter(watch::Receiver<Progress>);
+
+/// Outcome of asking for an image.
+#[derive(Debug)]
+pub(super) enum JoinOrStart {
+    /// The pixels are in the cache.
+    Cached(PreparedImage),
+    /// The work is in progress already; the waiter gets its result.
+    Joined(Waiter),
+    /// Nobody has started the work: the caller must queue it with this flight.
+    Started(Waiter, Flight),
+}
+
+impl InFlight {
+    /// Looks in the cache, else joins a flight, else opens one. One lock covers all three, so no image is decoded
+    /// twice.
+    pub(super) fn join_or_start(
+        self: &Arc<Self>,
+        key: Key,
+        cached: impl FnOnce() -> Option<PreparedImage>,
+    ) -> JoinOrStart {
+        let mut open = lock(&self.open);
+        if let Some(image) = cached() {
+            return JoinOrStart::Cached(image);
+        }
+        if let Some(sender) = open.get(&key) {
+            return JoinOrStart::Joined(Waiter(sender.subscribe()));
+        }
+        let (sender, receiver) = watch::channel(Progress::Pending);
+        let sender = Arc::new(sender);
+        open.insert(key, Arc::clone(&sender));
+        JoinOrStart::Started(Waiter(receiver), Flight { owner: Arc::clone(self), key, sender })
+    }
+
+    /// As [`join_or_start`](Self::join_or_start) for an image given by its id, which has no bytes to open a flight with: `None` if it
+    /// is neither cached nor in flight.
+    pub(super) fn join(
+        &self,
+        key: &Key,
+        cached: impl FnOnce() -> Option<PreparedImage>,
+    ) -> Option<JoinOrStart> {
+        let open = lock(&self.open);
+        if let Some(image) = cached() {
+            return Some(JoinOrStart::Cached(image));
+        }
+        open.get(key).map(|sender| JoinOrStart::Joined(Waiter(sender.subscribe())))
+    }
+}
+
+impl Flight {
+    /// True while there are waiters. Unlike [`is_wanted`](Self::is_wanted) it changes nothing and takes no lock.
+    pub(super) fn has_waiters(&self) -> bool {
+        self.sender.receiver_count() > 0
+    }
+
+    /// True while there are waiters. If there are none, closes the flight, so that nobody can join it any more.
+    pub(super) fn is_wanted(&self) -> bool {
+        let mut open = lock(&self.owner.open);
+        let wanted = self.has_waiters();
+        if !wanted {
+            self.close(&mut open);
+        }
+        wanted
+    }
+
+    /// Completes the flight with `result`. The caller must put a success into the cache first: otherwise a request in
+    /// between would find neither the flight nor the pixels.
+    pub(super) fn complete(self, result: Result<Prepared, ImagesError>) {
+        self.close(&mut lock(&self.owner.open));
+        self.sender.send_replace(Progress::JobOutcome(result));
+    }
+
+    fn close(&self, open: &mut HashMap<Key, Arc<watch::Sender<Progress>>>) {
+        if open.get(&self.key).is_some_and(|sender| Arc::ptr_eq(sender, &self.sender)) {
+            open.remove(&self.key);
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.close(&mut lock(&self.owner.open));
+    }
+}
+
+impl Waiter {
+    /// Waits for the flight's result; `Overloaded` if the flight was dropped without one.
+    pub(super) async fn wait(mut self) -> Result<Prepared, ImagesError> {
+        loop {
+            if let Progress::JobOutcome(result) = &*self.0.borrow_and_update() {
+                return result.clone();
+            }
+            self.0.changed().await.map_err(|_| ImagesError::Overloaded)?;
+        }
+    }
+}

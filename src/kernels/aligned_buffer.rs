@@ -1,0 +1,152 @@
+//! Buffers aligned to cache lines; large buffers use huge pages.
+
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+/// Groups (or f32 values) per cache line, which has the size of one AVX-512 register.
+pub(in crate::kernels) const LINE: usize = 16;
+
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
+
+/// Bytes of a huge page. A product walks through megabytes of panels; with pages of 4 KB it would wait for an address
+/// translation every few hundred values.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// A growable buffer of 4-byte values, aligned to cache lines; a new buffer is zero.
+#[derive(Debug)]
+pub(in crate::kernels) struct AlignedBuffer {
+    values: NonNull<u32>,
+    /// Capacity in cache lines, not in values.
+    capacity: usize,
+    /// Number of values in use.
+    length: usize,
+}
+
+#[expect(unsafe_code, reason = "the buffer owns its memory")]
+// SAFETY: the buffer owns its memory, as a `Vec` does.
+unsafe impl Send for AlignedBuffer {}
+#[expect(unsafe_code, reason = "the buffer owns its memory")]
+// SAFETY: shared access only reads the memory.
+unsafe impl Sync for AlignedBuffer {}
+
+impl Default for AlignedBuffer {
+    fn default() -> Self {
+        Self { values: NonNull::dangling(), capacity: 0, length: 0 }
+    }
+}
+
+impl AlignedBuffer {
+    pub(in crate::kernels) fn zeroed(length: usize) -> Self {
+        let mut buffer = Self::default();
+        buffer.resize(length);
+        buffer
+    }
+
+    /// Sets the length to `length` values. Existing values are kept; new values are zero or left over from earlier use.
+    pub(in crate::kernels) fn resize(&mut self, length: usize) {
+        let lines = length.div_ceil(LINE);
+        if lines > self.capacity {
+            let mut larger = Self::allocate(lines);
+            larger.length = self.length;
+            larger.copy_from_slice(self);
+            *self = larger;
+        }
+        self.length = length;
+    }
+
+    /// Allocates `lines` cache lines, filled with zeros.
+    #[expect(unsafe_code, reason = "allocation with an alignment")]
+    fn allocate(lines: usize) -> Self {
+        let layout = layout(lines);
+        // SAFETY: `lines` is not 0, so the size of the layout is not 0.
+        let Some(values) = NonNull::new(unsafe { alloc(layout) }) else {
+            handle_alloc_error(layout)
+        };
+        advise_huge_pages(values, layout);
+        // SAFETY: the memory was just allocated with this size. It is zeroed after the advice, so that its pages are
+        // allocated as huge pages.
+        unsafe { values.write_bytes(0, layout.size()) };
+        Self { values: values.cast(), capacity: lines, length: 0 }
+    }
+
+    /// The values, viewed as f32.
+    #[expect(unsafe_code, reason = "views the same bytes as f32")]
+    pub(in crate::kernels) fn as_f32_mut(&mut self) -> &mut [f32] {
+        // SAFETY: every bit pattern is a valid f32, and f32 has the same size and alignment as u32.
+        unsafe { std::slice::from_raw_parts_mut(self.values.as_ptr().cast(), self.length) }
+    }
+}
+
+/// Layout of whole cache lines. From the size of a huge page on, it is aligned to a huge page.
+fn layout(lines: usize) -> Layout {
+    let bytes = lines * LINE_BYTES;
+    let alignment = if bytes < HUGE_PAGE { LINE_BYTES } else { HUGE_PAGE };
+    Layout::from_size_align(bytes, alignment).expect("a buffer is smaller than the address space")
+}
+
+/// Requests huge pages, which some systems give only on request. Everything works without them, but slower.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "madvise on memory that we own")]
+fn advise_huge_pages(memory: NonNull<u8>, layout: Layout) {
+    use rustix::mm::{Advice, madvise};
+    let bytes = layout.size() / HUGE_PAGE * HUGE_PAGE;
+    if bytes > 0 {
+        // SAFETY: we own the range, and this advice changes no contents. If it is refused (a kernel without huge
+        // pages), nothing is lost.
+        let _ = unsafe { madvise(memory.as_ptr().cast(), bytes, Advice::LinuxHugepage) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages(_: NonNull<u8>, _: Layout) {}
+
+impl Drop for AlignedBuffer {
+    #[expect(unsafe_code, reason = "the buffer owns its memory")]
+    fn drop(&mut self) {
+        if self.capacity > 0 {
+            // SAFETY: the memory was allocated with this layout.
+            unsafe { dealloc(self.values.as_ptr().cast(), layout(self.capacity)) };
+        }
+    }
+}
+
+impl Deref for AlignedBuffer {
+    type Target = [u32];
+
+    #[expect(unsafe_code, reason = "views the lines as a slice of values")]
+    fn deref(&self) -> &[u32] {
+        // SAFETY: `length` is at most the number of values in `capacity` lines, and all of them are initialised.
+        unsafe { std::slice::from_raw_parts(self.values.as_ptr(), self.length) }
+    }
+}
+
+impl DerefMut for AlignedBuffer {
+    #[expect(unsafe_code, reason = "views the lines as a slice of values")]
+    fn deref_mut(&mut self) -> &mut [u32] {
+        // SAFETY: as above; in addition, the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.values.as_ptr(), self.length) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_grows_keeps_what_it_has_and_is_zero_where_new() {
+        let mut buffer = AlignedBuffer::default();
+        assert!(buffer.is_empty());
+        for length in [1, 16, 17, 100_000, 3 << 20] {
+            let before = buffer.len();
+            buffer.resize(length);
+            assert_eq!(buffer.as_ptr() as usize % LINE_BYTES, 0);
+            assert!(buffer[..before].iter().all(|&value| value == 7));
+            assert!(buffer[before..].iter().all(|&value| value == 0));
+            buffer.fill(7);
+        }
+        buffer.resize(2);
+        assert_eq!(buffer[..], [7, 7]);
+    }
+}

@@ -35,7 +35,7 @@ const LEAST_MISSES: f64 = 0.05;
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// Rows that are scheduled before the call.
-    pub(super) rows: usize,
+    pub(super) rows: f64,
     /// Expected number of encodings that are scheduled before the call.
     pub(super) images: f64,
     /// True if rows without images of their own are queued or running. Then text has work left after these images.
@@ -55,6 +55,35 @@ struct TextCostModel {
     row_units: f64,
 }
 
+/// What the work of one client has cost recently. Clients differ: one sends the same image again and again, another only
+/// new ones, and averages over all of them would promise both the same wait.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Profile {
+    /// Share of its images that were misses in the feature cache, as a moving average.
+    image_misses: Option<f64>,
+    /// Tokens that one of its rows runs in all, as a moving average.
+    row_tokens: Option<f64>,
+}
+
+/// Weight of the newest value in the moving averages of a client.
+const NEWEST_OF_CLIENT: f64 = 0.05;
+
+impl Profile {
+    /// `average` is over all clients: a new client is like the others until it shows otherwise.
+    pub(super) fn record_lookup(&mut self, missed: bool, average: &Estimates) {
+        follow(&mut self.image_misses, average.image_misses, if missed { 1.0 } else { 0.0 });
+    }
+
+    pub(super) fn record_row(&mut self, tokens: f64, average: &Estimates) {
+        follow(&mut self.row_tokens, average.row_tokens, tokens);
+    }
+}
+
+fn follow(mean: &mut Option<f64>, start: Option<f64>, value: f64) {
+    let old = mean.or(start).unwrap_or(value);
+    *mean = Some(old + NEWEST_OF_CLIENT * (value - old));
+}
+
 impl Estimates {
     fn text(&self, settings: &EngineSettings) -> Option<TextCostModel> {
         let cost = TextCost { fixed: self.unit_fixed?, per_token: self.unit_per_token? };
@@ -72,8 +101,18 @@ impl Estimates {
     }
 
     /// Expected number of encodings for `images` images that have not been looked up yet.
-    pub(super) fn encodings(&self, images: usize) -> f64 {
-        self.image_misses.unwrap_or(1.0).clamp(LEAST_MISSES, 1.0) * images as f64
+    /// `profile` is that of the client who asks for them.
+    pub(super) fn encodings(&self, images: usize, profile: Profile) -> f64 {
+        let misses = profile.image_misses.or(self.image_misses).unwrap_or(1.0);
+        misses.clamp(LEAST_MISSES, 1.0) * images as f64
+    }
+
+    /// How many average rows one row of a client costs: a caption runs ten times the tokens of a short text.
+    pub(super) fn row_weight(&self, profile: Profile) -> f64 {
+        match (profile.row_tokens, self.row_tokens) {
+            (Some(own), Some(average)) if average > 0.0 => own / average,
+            _ => 1.0,
+        }
     }
 
     fn vision_seconds(&self, images: f64) -> f64 {
@@ -81,8 +120,8 @@ impl Estimates {
     }
 
     /// Total worker time for `rows` rows and `images` encodings.
-    pub(super) fn work(&self, rows: usize, images: f64, settings: &EngineSettings) -> Duration {
-        let text = self.text(settings).map_or(0.0, |text| text.seconds(rows as f64));
+    pub(super) fn work(&self, rows: f64, images: f64, settings: &EngineSettings) -> Duration {
+        let text = self.text(settings).map_or(0.0, |text| text.seconds(rows));
         seconds(self.vision_seconds(images) + text)
     }
 
@@ -94,8 +133,7 @@ impl Estimates {
         let share = |shared: bool, share: f64| if shared { share } else { 1.0 };
         let vision =
             self.vision_seconds(queue.images) / share(queue.text_has_other_work, vision_share);
-        let rows = queue.rows as f64;
-        let queued = self.text(settings).map_or(0.0, |text| text.queued_seconds(rows));
+        let queued = self.text(settings).map_or(0.0, |text| text.queued_seconds(queue.rows));
         let text = queued / share(queue.vision_has_other_work, 1.0 - vision_share);
         let wait = seconds(vision + text);
         if queue.text_has_other_work {

@@ -22,7 +22,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use self::estimate::Estimates;
-use self::estimate::Queue;
+use self::estimate::{Profile, Queue};
 pub(crate) use self::room::{CallReservation, TaskReservation};
 use super::ids::CallId;
 use super::sync::{Mutex, MutexGuard, Notify};
@@ -58,6 +58,7 @@ struct Usage {
 struct Client {
     taken: Usage,
     calls: HashMap<u64, Usage>,
+    profile: Profile,
 }
 
 impl Usage {
@@ -94,18 +95,18 @@ fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, Q
     let (mut calls, mut all) = (0, Usage::default());
     // Rounds that the call's own client needs until the call's last item.
     let (mut turns_rows, mut turns_images) = own;
-    let mut count = |taken: Usage, most: (usize, usize)| {
+    let mut count = |taken: Usage, most: (usize, usize), profile: Profile| {
         let encodings = taken.encodings.min(most.1);
         let unknown = taken.images.min(most.1 - encodings);
         let rows = taken.rows.min(most.0);
-        queue.rows += rows;
-        queue.images += encodings as f64 + state.estimates.encodings(unknown);
+        queue.rows += rows as f64 * state.estimates.row_weight(profile);
+        queue.images += encodings as f64 + state.estimates.encodings(unknown, profile);
         (rows, encodings + unknown)
     };
     if let Some(client) = state.clients.get(&call.client) {
         for taken in client.calls.iter().filter(|&(&other, _)| other != call.number).map(|it| *it.1)
         {
-            let (rows, images) = count(taken, own);
+            let (rows, images) = count(taken, own, client.profile);
             turns_rows += rows;
             turns_images += images;
             calls += usize::from(taken.is_work());
@@ -113,11 +114,11 @@ fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, Q
         }
     }
     for client in state.clients.iter().filter(|&(&other, _)| other != call.client).map(|it| it.1) {
-        count(client.taken, (turns_rows, turns_images));
+        count(client.taken, (turns_rows, turns_images), client.profile);
         calls += usize::from(client.taken.is_work());
         all = all.plus(client.taken);
     }
-    let images = all.encodings as f64 + state.estimates.encodings(all.images);
+    let images = all.encodings as f64 + state.estimates.encodings(all.images, Profile::default());
     queue.text_has_other_work = all.rows as f64 > images;
     queue.vision_has_other_work = images > 0.0;
     (calls, queue)
@@ -165,6 +166,13 @@ impl Refusal {
             Self::Deadline => "deadline",
             Self::Draining => "draining",
         }
+    }
+}
+
+impl State {
+    /// What the client's work has cost recently; nothing is known of a client without a call in progress.
+    fn profile(&self, client: ClientId) -> Profile {
+        self.clients.get(&client).map(|client| client.profile).unwrap_or_default()
     }
 }
 
@@ -291,8 +299,8 @@ impl AdmissionController {
 
     fn retry(&self, state: &State) -> Duration {
         let Usage { rows, images, encodings, .. } = state.taken;
-        let images = state.estimates.encodings(images) + encodings as f64;
-        retry_after(state.estimates.work(rows, images, &self.settings))
+        let images = state.estimates.encodings(images, Profile::default()) + encodings as f64;
+        retry_after(state.estimates.work(rows as f64, images, &self.settings))
     }
 
     /// Rejects `own` rows and images of `call` if they would take or wait too long. With round robin a large call
@@ -314,7 +322,8 @@ impl AdmissionController {
         }
         // No image is queued, so encoding this one renews the estimate of what an image costs.
         let probe = small && queue.images == 0.0;
-        let images = if probe { 0.0 } else { state.estimates.encodings(own.1) };
+        let images =
+            if probe { 0.0 } else { state.estimates.encodings(own.1, state.profile(call.client)) };
         let estimate = state.estimates.least_service(own.0, images, &self.settings);
         if estimate > left {
             // A small call cannot be split. After a stall the estimate is too high for a while, so retrying helps.
@@ -405,6 +414,22 @@ impl AdmissionController {
         }
         if state.clients.is_empty() {
             self.emptied.notify_waiters();
+        }
+    }
+
+    /// Records whether an image of the client was a miss in the feature cache.
+    fn record_lookup(&self, client: ClientId, missed: bool) {
+        let State { clients, estimates, .. } = &mut *self.state();
+        if let Some(client) = clients.get_mut(&client) {
+            client.profile.record_lookup(missed, estimates);
+        }
+    }
+
+    /// Records the tokens that a row of the client ran in all.
+    fn record_row(&self, client: ClientId, tokens: f64) {
+        let State { clients, estimates, .. } = &mut *self.state();
+        if let Some(client) = clients.get_mut(&client) {
+            client.profile.record_row(tokens, estimates);
         }
     }
 

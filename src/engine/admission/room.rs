@@ -114,6 +114,11 @@ impl TaskReservation {
     /// Cache hit, or the image is in flight for another task: it costs this task nothing. If that other task leaves,
     /// its encoding continues uncounted.
     pub(crate) fn record_cache_hit(&mut self) {
+        self.room.0.admission.record_lookup(self.call().client, false);
+        self.give_back_image();
+    }
+
+    fn give_back_image(&mut self) {
         if self.images > 0 {
             self.images -= 1;
             let image = Usage { images: 1, ..Usage::default() };
@@ -121,10 +126,16 @@ impl TaskReservation {
         }
     }
 
+    /// A row of the task has run its last unit, after so many tokens in all.
+    pub(crate) fn record_row(&self, tokens: f64) {
+        self.room.0.admission.record_row(self.call().client, tokens);
+    }
+
     /// Cache miss: the image will be encoded for this task.
     pub(crate) fn record_cache_miss(&mut self) {
+        self.room.0.admission.record_lookup(self.call().client, true);
         if self.images > 0 {
-            self.record_cache_hit();
+            self.give_back_image();
             self.encodings += 1;
             let encoding = Usage { encodings: 1, ..Usage::default() };
             self.room.0.admission.take(self.room.0.call, encoding);

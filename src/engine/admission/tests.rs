@@ -190,7 +190,7 @@ fn a_client_that_has_taken_everything_leaves_a_part_to_others() {
 
 /// A queue of `rows` rows and nothing else.
 fn rows(rows: usize) -> Queue {
-    Queue { rows, ..Queue::default() }
+    Queue { rows: rows as f64, ..Queue::default() }
 }
 
 #[test]
@@ -198,7 +198,8 @@ fn a_stage_that_others_keep_at_work_slows_the_other_one_down() {
     let settings = EngineSettings::default();
     let wait = |queue: Queue| measured().wait(&queue, &settings).as_secs_f64();
     // Two images of a second each with their two rows; no other work.
-    let images = || Queue { rows: 2, images: 2.0, vision_has_other_work: true, ..Queue::default() };
+    let images =
+        || Queue { rows: 2.0, images: 2.0, vision_has_other_work: true, ..Queue::default() };
     assert!(wait(images()) < 3.5, "{}", wait(images()));
     // Next to rows that go on regardless of the images, the images get half of the worker.
     assert!(wait(Queue { text_has_other_work: true, ..images() }) >= 4.0);
@@ -333,9 +334,40 @@ fn images_count_as_what_such_images_have_needed_of_late() {
     // 64 images that are probably cached are not too large, but 64 others would be.
     let many = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(many.reserve(64, 64, SOON).is_ok());
+    drop(many);
     admission.publish(Estimates { image_misses: Some(1.0), ..estimates });
-    let refused = many.reserve(64, 64, SOON).unwrap_err();
+    let other = admission.admit(ClientId(2), 0, now + SOON, now).unwrap();
+    let refused = other.reserve(64, 64, SOON).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
+}
+
+#[test]
+fn a_client_is_estimated_by_what_its_own_images_and_rows_have_cost() {
+    // Of sixty calls with an image each, or with eight rows each: how many are admitted at one time.
+    let settings = EngineSettings { capacity_rows: 1000, ..small() };
+    let admitted = |shape: (usize, usize), learn: &dyn Fn(&mut TaskReservation)| {
+        let (admission, _, now) = admission(&settings);
+        admission.publish(Estimates { image_misses: Some(0.1), ..measured() });
+        let first = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+        first.reserve(1, 1, SOON).unwrap();
+        let mut claim = first.claim(1, 1).unwrap();
+        (0..100).for_each(|_| learn(&mut claim));
+        drop(claim);
+        let calls = (0..60).map(|_| {
+            let call = admission.admit(ClientId::default(), 0, now + SOON, now).ok()?;
+            call.reserve(shape.0, shape.1, SOON).ok().map(|()| call)
+        });
+        calls.flatten().collect::<Vec<_>>().len()
+    };
+    let (image, rows) = ((1, 1), (8, 0));
+    assert!(
+        admitted(image, &|claim| claim.record_cache_miss())
+            < admitted(image, &|claim| claim.record_cache_hit())
+    );
+    assert!(
+        admitted(rows, &|claim| claim.record_row(200.0))
+            < admitted(rows, &|claim| claim.record_row(1.0))
+    );
 }
 
 #[test]

@@ -128,12 +128,14 @@ impl<B: Backend> Worker<B> {
         let now = self.now();
         self.book_text_time(&tasks, elapsed);
         self.meter.single_pass_done(model, rows.len(), tokens, elapsed);
+        let tokens_per_row = tokens / rows.len().max(1) as f64;
         self.suspect_backend(model, &results);
         drop(rows);
         for ((task, slot, image), result) in meta.into_iter().zip(results) {
             let Some(active) = self.tasks.get_mut(&task) else { continue };
             match result.map(|output| active.plan.row_done(slot, output)) {
                 Ok(Ok(more)) => {
+                    active.claim.record_row(tokens_per_row);
                     self.enqueue(task, more, now);
                     self.release(task, image);
                     self.complete_task(task);
@@ -235,6 +237,7 @@ impl<B: Backend> Worker<B> {
         let Some(meta) = self.groups.remove(&id) else { return };
         self.meter.row_ended(meta.units, meta.tokens);
         let Some(active) = self.tasks.get_mut(&task) else { return };
+        active.claim.record_row(meta.tokens);
         match active.plan.group_done(meta.slot, sequences) {
             Ok(()) => {
                 self.release(task, meta.image);

@@ -10,7 +10,6 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::admission::{CallReservation, Estimates};
-use super::ids::FeatureKey;
 use super::shared::{EngineStats, Shared};
 use super::sync::{SyncSender, TrySendError};
 use super::worker::{Message, Submission};
@@ -183,6 +182,12 @@ impl EngineHandle {
         Ok(Admission { handle: self.clone(), room, admitted, deadline })
     }
 
+    /// Announces a shutdown: requests are still admitted until [`drain`](Self::drain), but if the backend is rebuilt
+    /// meanwhile, the engine does not report to be ready again.
+    pub fn announce_shutdown(&self) {
+        self.shared.announce_shutdown();
+    }
+
     /// Starts draining: nothing new is admitted, admitted calls continue.
     pub fn drain(&self) {
         self.shared.admission.drain();
@@ -328,7 +333,7 @@ impl Admission {
         }
         let (sender, reply) = oneshot::channel();
         let shared = &self.handle.shared;
-        let claim = match self.room.claim(task.rows(), self.distinct_images(model, &task)) {
+        let claim = match self.room.claim(task.shape().rows, task.distinct_images().0.len()) {
             Ok(claim) if !shared.is_aborted() => claim,
             Ok(_) => return self.refused(EngineError::ShuttingDown),
             Err(error) => return self.refused(error),
@@ -361,18 +366,6 @@ impl Admission {
         // The receiver is alive, so this cannot fail.
         let _ = sender.send(Err(error));
         Reply::new(reply, &self.handle.shared)
-    }
-
-    fn distinct_images(&self, model: ModelId, task: &Task) -> usize {
-        let Some(info) = self.handle.models().get(model.0) else { return 0 };
-        let mut keys: Vec<FeatureKey> = Vec::new();
-        for image in task.images() {
-            let key = FeatureKey::new(info.tower, image);
-            if !keys.contains(&key) {
-                keys.push(key);
-            }
-        }
-        keys.len()
     }
 }
 

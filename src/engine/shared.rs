@@ -26,6 +26,8 @@ pub(crate) struct Shared {
     given_up: CancellationToken,
     /// True while the backend is being rebuilt.
     rebuilding: AtomicBool,
+    /// The server is shutting down. Requests are still admitted until the engine drains, but it is never ready again.
+    leaving: AtomicBool,
     /// Set at the end of the drain time.
     aborted: AtomicBool,
     /// Cancelled at the end of the drain time, to wake up waiters.
@@ -55,6 +57,7 @@ impl Shared {
             ended: CancellationToken::new(),
             given_up: CancellationToken::new(),
             rebuilding: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             aborted: AtomicBool::new(false),
             abort: CancellationToken::new(),
             stopping: AtomicBool::new(false),
@@ -82,8 +85,13 @@ impl Shared {
         self.beat();
         self.rebuilding.store(rebuilding, Ordering::Release);
         self.metrics.worker_up.set(i64::from(!rebuilding));
-        let draining = self.admission.is_draining() || self.metrics.draining.get() != 0;
+        let draining = self.admission.is_draining() || self.leaving.load(Ordering::Acquire);
         self.metrics.ready.set(i64::from(!rebuilding && !draining));
+    }
+
+    /// The server begins to shut down: from now on a rebuilt backend does not make it ready again.
+    pub(crate) fn announce_shutdown(&self) {
+        self.leaving.store(true, Ordering::Release);
     }
 
     /// Declares the worker hung. Everyone who waits for it gets `WorkerDown`.

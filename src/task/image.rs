@@ -246,3 +246,13 @@ pub struct PreparedImage {
     /// The pixels, shared by the cache and all tasks that use them.
     pub pixels: Arc<Pixels>,
 }
+
+impl PreparedImage {
+    /// True if both have the same features in every vision tower: the same image, prepared in the same way, for the same
+    /// owner.
+    #[must_use]
+    pub fn has_features_of(&self, other: &Self) -> bool {
+        (self.info.id, self.scope, self.preprocessing)
+            == (other.info.id, other.scope, other.preprocessing)
+    }
+}

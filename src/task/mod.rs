@@ -6,7 +6,9 @@
 mod embedding;
 mod generation;
 mod image;
+mod kind;
 mod model_info;
+mod shape;
 mod text;
 
 pub use embedding::{Embedding, ZeroNorm};
@@ -17,7 +19,9 @@ pub use image::{
     ImageFormat, ImageId, ImageInfo, ParseImageIdError, Pixels, PreparedImage, Preprocessing,
     Resample, Scope,
 };
+pub use kind::TaskKind;
 pub use model_info::{Device, Dtype, ModelClass, ModelId, ModelInfo, Role, TowerId};
+pub use shape::TaskShape;
 pub use text::TokenIds;
 
 use std::time::Duration;
@@ -139,47 +143,4 @@ pub struct TaskTiming {
     pub vision: Duration,
     /// Sum over the text units that the task took part in.
     pub text: Duration,
-}
-
-impl Task {
-    /// Rows that the task occupies in the engine: sequences x beams, questions x (beams or candidates), pairs, texts;
-    /// at least 1.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        let rows = match self {
-            Self::Caption(caption) => caption.params.rows(),
-            Self::Vqa(vqa) => {
-                let each = match &vqa.mode {
-                    VqaMode::Generate(params) => params.rows(),
-                    VqaMode::Rank(candidates) => candidates.len(),
-                };
-                vqa.questions.len() * each
-            }
-            Self::Similarity(similarity) => {
-                similarity_rows(similarity.images.len(), similarity.texts.len(), similarity.scores)
-            }
-            Self::Embed(_) => 1,
-        };
-        rows.max(1)
-    }
-
-    /// The prepared images that the task needs, in order; an image given twice is listed twice.
-    #[must_use]
-    pub fn images(&self) -> Vec<&PreparedImage> {
-        match self {
-            Self::Caption(caption) => vec![&caption.image],
-            Self::Vqa(vqa) => vec![&vqa.image],
-            Self::Similarity(similarity) => similarity.images.iter().collect(),
-            Self::Embed(Embed::Image(image) | Embed::Multimodal(image, _)) => vec![image],
-            Self::Embed(Embed::Text(_)) => Vec::new(),
-        }
-    }
-}
-
-/// Rows of a similarity call: the pairs for matching, the texts for the cosine, nothing for images.
-#[must_use]
-pub fn similarity_rows(images: usize, texts: usize, scores: Scores) -> usize {
-    let pairs = if scores.matching { images * texts } else { 0 };
-    let encoded = if scores.cosine { texts } else { 0 };
-    pairs + encoded
 }

@@ -64,16 +64,11 @@ impl Plan {
     /// [`PlanError::Misfit`] when the model cannot do the task. `http` should not have submitted it then.
     pub(crate) fn try_new(model: &ModelInfo, task: Task) -> Result<Self, PlanError> {
         check(model, &task)?;
-        let mut images: Vec<(FeatureKey, Arc<Pixels>)> = Vec::new();
-        let mut places = Vec::new();
-        for image in task.images() {
-            let key = FeatureKey::new(model.tower, image);
-            let known = images.iter().position(|(other, _)| *other == key);
-            places.push(known.unwrap_or(images.len()));
-            if known.is_none() {
-                images.push((key, Arc::clone(&image.pixels)));
-            }
-        }
+        let (distinct, places) = task.distinct_images();
+        let images: Vec<(FeatureKey, Arc<Pixels>)> = distinct
+            .into_iter()
+            .map(|image| (FeatureKey::new(model.tower, image), Arc::clone(&image.pixels)))
+            .collect();
         let results = Results::new(&task, &places, images.len(), model.logit_scale);
         Ok(Self { model: model.clone(), task, images, results })
     }

@@ -6,7 +6,7 @@ use crate::engine::fake::{FakeCall, FakeMark};
 use crate::task::{Answer, ModelId, Task, TaskOutput, VqaMode};
 
 fn ask(bench: &Bench, model: ModelId, task: Task) -> TaskOutput {
-    let admission = bench.admit(task.rows());
+    let admission = bench.admit(task.shape().rows);
     wait(admission.submit(model, task)).unwrap().output
 }
 
@@ -69,7 +69,7 @@ fn answers_are_the_same_alone_and_in_company() {
     let bench = Bench::start(EngineSettings::default());
     bench.control.hold();
     let admissions: Vec<_> =
-        every_kind().iter().map(|(_, task)| bench.admit(task.rows())).collect();
+        every_kind().iter().map(|(_, task)| bench.admit(task.shape().rows)).collect();
     let replies: Vec<_> = every_kind()
         .into_iter()
         .zip(&admissions)

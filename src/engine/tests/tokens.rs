@@ -12,7 +12,7 @@ fn generate(task: Task) -> (usize, Bench) {
     let bench = Bench::start(EngineSettings::default());
     let (image, step) = (Duration::from_secs(1), Duration::from_millis(10));
     bench.control.set_costs(&bench.clock, step, image, Duration::ZERO);
-    let admission = bench.admit(task.rows());
+    let admission = bench.admit(task.shape().rows);
     // The time between a call's head and its task (for its body and image) counts as well.
     bench.clock.advance(Duration::from_millis(500));
     let TaskOutput::Caption(sequences) = wait(admission.submit(CAPTION, task)).unwrap().output

@@ -1,5 +1,6 @@
 //! The worker's metrics and counters. No other file of the worker knows their names.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -48,6 +49,8 @@ pub(super) struct Meter {
     misses: f64,
     /// When a unit of each stage was last measured.
     measured: [Option<Instant>; 2],
+    /// Backend calls that ran out of memory.
+    out_of_memory: Cell<u64>,
 }
 
 fn stage_label(stage: Stage) -> &'static str {
@@ -84,7 +87,14 @@ impl Meter {
         metrics.cache_bytes.with_label_values(&["features"]).set(0);
         metrics.cache_evictions_total.with_label_values(&["features"]).inc_by(0);
         metrics.panics_total.with_label_values(&["worker"]).inc_by(0);
-        Self { shared, evictions: 0, row_life: None, misses: 1.0, measured: [None; 2] }
+        Self {
+            shared,
+            evictions: 0,
+            row_life: None,
+            misses: 1.0,
+            measured: [None; 2],
+            out_of_memory: Cell::new(0),
+        }
     }
 
     pub(super) fn submitted(&self) {
@@ -145,7 +155,10 @@ impl Meter {
             Ok(_) => return 0,
             Err(Fault::Error(error)) => {
                 match error {
-                    BackendError::OutOfMemory(_) => self.shared.metrics.oom_total.inc(),
+                    BackendError::OutOfMemory(_) => {
+                        self.out_of_memory.set(self.out_of_memory.get() + 1);
+                        self.shared.metrics.oom_total.inc();
+                    }
                     BackendError::NonFinite(_) => self.non_finite(),
                     BackendError::Device(_) => {}
                 }
@@ -162,6 +175,11 @@ impl Meter {
             }
         }
         1
+    }
+
+    /// Backend calls that ran out of memory so far.
+    pub(super) fn out_of_memory(&self) -> u64 {
+        self.out_of_memory.get()
     }
 
     /// Counts an output with NaN or infinity.

@@ -16,10 +16,10 @@ impl<B: Backend> Worker<B> {
             return false;
         }
         let Some(info) = self.shared.models.get(model.0).cloned() else { return true };
-        let full_before = self.shared.metrics.oom_total.get();
+        let full_before = self.meter.out_of_memory();
         let image = self.warm_tower(&info, false);
         let works = image.is_ok_and(|image| self.warm_texts(&info, &image, false).is_ok());
-        if self.shared.metrics.oom_total.get() > full_before {
+        if self.meter.out_of_memory() > full_before {
             return true;
         }
         if works {

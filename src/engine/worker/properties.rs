@@ -197,7 +197,7 @@ impl World {
     fn room(&self, asks: &[Ask], deadline: Instant) -> Result<CallReservation, EngineError> {
         let room =
             self.shared.admission.admit(ClientId::default(), 10, deadline, self.clock.now())?;
-        let rows = asks.iter().map(|ask| task(ask).1.rows()).sum();
+        let rows = asks.iter().map(|ask| task(ask).1.shape().rows).sum();
         room.reserve(rows, asks.len(), deadline.saturating_duration_since(self.clock.now()))?;
         Ok(room)
     }
@@ -209,7 +209,7 @@ impl World {
         assert!(!was_draining, "nothing is admitted after drain");
         for ask in asks {
             let (model, task) = task(&ask);
-            let claim = room.claim(task.rows(), task.images().len()).unwrap();
+            let claim = room.claim(task.shape().rows, task.images().len()).unwrap();
             let (sender, reply) = oneshot::channel();
             let submitted = self.clock.now();
             let stream = None;

@@ -22,7 +22,7 @@ use crate::http::settings::Limits;
 use crate::http::settings::MAX_LISTED;
 use crate::http::state::HttpState;
 use crate::http::state::models::Model;
-use crate::task::{ImageInfo, PreparedImage, Role, Task, TaskOutput};
+use crate::task::{ImageInfo, PreparedImage, Role, TaskKind, TaskOutput, TaskShape};
 use crate::telemetry::logging::clipped;
 use crate::telemetry::metrics::Metrics;
 
@@ -61,6 +61,8 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     type Input: Send + 'static;
     /// Token ids of an input's texts.
     type Tokens: Send + Sync + 'static;
+    /// What the engine computes for one input.
+    type Task: TaskKind;
     /// Answer to one input, without the model's name.
     type Answer: Serialize + Send + 'static;
 
@@ -70,8 +72,8 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     /// `invalid_request` and `batch_too_large` fail the whole call; any other error fails this input only.
     fn plan(input: Self::Input, limits: &Limits, model: &Model) -> Result<Self, ApiError>;
 
-    /// Rows that the input needs: sequences x beams, candidates, image-text pairs or texts.
-    fn rows(&self) -> usize;
+    /// How much of the engine the input will occupy.
+    fn shape(&self) -> TaskShape;
 
     /// The input's images, in the order in which `task` receives them.
     fn images(&self) -> Vec<ImageArg>;
@@ -89,30 +91,41 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     fn token_counts(tokens: &Self::Tokens) -> Vec<usize>;
 
     /// Builds the task for the engine.
-    fn task(&self, images: Vec<PreparedImage>, tokens: &Self::Tokens) -> Task;
+    fn task(&self, images: Vec<PreparedImage>, tokens: &Self::Tokens) -> Self::Task;
 
     /// Builds the answer for the client from the engine's output.
     ///
     /// # Errors
     /// `inference_failed` when the output holds a value that is not finite.
-    fn answer(&self, parts: AnswerParts<'_, Self::Tokens>) -> Result<Self::Answer, ApiError>;
+    fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<Self::Answer, ApiError>;
 
     /// Number of generated tokens, for the access log.
-    fn generated_tokens(output: &TaskOutput) -> usize {
-        match output {
-            TaskOutput::Caption(sequences) => sequences.iter().map(|s| s.tokens.len()).sum(),
-            TaskOutput::Vqa(_) | TaskOutput::Similarity(_) | TaskOutput::Embed(_) => 0,
-        }
+    fn generated_tokens(_output: &OutputOf<Self>) -> usize {
+        0
     }
 }
 
+/// Output of the engine for one input of an endpoint.
+pub(crate) type OutputOf<E> = <<E as Endpoint>::Task as TaskKind>::Output;
+
 /// What [`Endpoint::answer`] builds an answer from.
-pub(crate) struct AnswerParts<'a, Tokens> {
+pub(crate) struct AnswerParts<'a, E: Endpoint> {
     pub(crate) model: &'a Model,
     /// Descriptions of the input's images, in order.
     pub(crate) images: Vec<ImageInfo>,
-    pub(crate) tokens: &'a Tokens,
-    pub(crate) output: TaskOutput,
+    pub(crate) tokens: &'a E::Tokens,
+    pub(crate) output: OutputOf<E>,
+}
+
+/// The engine's output for an input of this endpoint.
+///
+/// # Errors
+/// `internal_error` if it belongs to another kind of task, which breaks an invariant of the engine.
+pub(crate) fn typed<E: Endpoint>(output: TaskOutput) -> Result<OutputOf<E>, ApiError> {
+    E::Task::output(output).ok_or_else(|| {
+        tracing::error!("the engine returned the output of a different task");
+        ApiError::internal()
+    })
 }
 
 /// A call that has been admitted and read. Its inputs are not validated yet.
@@ -189,7 +202,7 @@ impl<R> AdmittedCall<'_, R> {
         check_count("inputs", inputs.len(), limits.max_batch_inputs, "limits.max_batch_inputs")?;
         let plans = plan_all::<E>(inputs, limits, &model, batch)?;
 
-        let rows: usize = plans.iter().flatten().map(E::rows).sum();
+        let rows: usize = plans.iter().flatten().map(|plan| plan.shape().rows).sum();
         if rows > limits.max_rows {
             let detail = format!(
                 "the request needs {rows} rows, at most {} are allowed (limits.max_rows); split it",
@@ -246,14 +259,14 @@ impl<E: Endpoint> Call<E> {
         let Item { plan, tokens, images } = item?;
         let images = self.images(images).await?;
         let infos = images.iter().map(|image| image.info).collect();
-        let task = plan.task(images, &tokens);
+        let task = plan.task(images, &tokens).into();
         let answered = self.admission.submit(self.model.info.id, task).await?;
+        let output = typed::<E>(answered.output)?;
         self.context.note(|notes| {
             notes.add_task(answered.timing);
-            notes.tokens += E::generated_tokens(&answered.output);
+            notes.tokens += E::generated_tokens(&output);
         });
         let began = Instant::now();
-        let output = answered.output;
         let parts = AnswerParts { model: &self.model, images: infos, tokens: &tokens, output };
         let answer = plan.answer(parts);
         self.metrics

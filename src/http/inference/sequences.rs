@@ -65,8 +65,8 @@ pub(crate) fn finite(number: f32) -> Result<f32, ApiError> {
     Err(inference_failed())
 }
 
-/// The engine's output belongs to a different kind of task, which breaks an invariant of the engine.
-pub(crate) fn wrong_output() -> ApiError {
-    tracing::error!("the engine returned the output of a different task");
+/// The engine's output has fewer or more values than the task asked for, which breaks an invariant of the engine.
+pub(crate) fn wrong_count() -> ApiError {
+    tracing::error!("the engine returned the wrong number of values");
     ApiError::internal()
 }

@@ -23,14 +23,14 @@ use crate::http::inference::call::{AnswerParts, Endpoint};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
-use crate::http::inference::sequences::{finite, wrong_output};
+use crate::http::inference::sequences::finite;
 use crate::http::inference::text;
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
 use crate::http::settings::Limits;
 use crate::http::state::HttpState;
 use crate::http::state::models::Model;
-use crate::task::{Embed, Embedding, PreparedImage, Role, Task, TaskOutput, TokenIds};
+use crate::task::{Embed, Embedding, PreparedImage, Role, TaskShape, TokenIds};
 
 /// The endpoint, for the router and the documents.
 pub(crate) fn endpoint() -> InferenceEndpoint {
@@ -176,6 +176,7 @@ impl Endpoint for EmbeddingPlan {
     const ROLE: Role = Role::Retrieval;
     type Input = EmbeddingsInput;
     type Tokens = Option<TokenIds>;
+    type Task = Embed;
     type Answer = EmbeddingAnswer;
 
     fn plan(input: EmbeddingsInput, _: &Limits, _: &Model) -> Result<Self, ApiError> {
@@ -193,8 +194,8 @@ impl Endpoint for EmbeddingPlan {
         })
     }
 
-    fn rows(&self) -> usize {
-        1
+    fn shape(&self) -> TaskShape {
+        TaskShape::embed(self.images().len())
     }
 
     fn images(&self) -> Vec<ImageArg> {
@@ -224,20 +225,17 @@ impl Endpoint for EmbeddingPlan {
         tokens.iter().map(TokenIds::len).collect()
     }
 
-    fn task(&self, mut images: Vec<PreparedImage>, tokens: &Option<TokenIds>) -> Task {
-        Task::Embed(match (images.pop(), tokens.clone()) {
+    fn task(&self, mut images: Vec<PreparedImage>, tokens: &Option<TokenIds>) -> Embed {
+        match (images.pop(), tokens.clone()) {
             (Some(image), Some(text)) => Embed::Multimodal(image, text),
             (Some(image), None) => Embed::Image(image),
             (None, Some(text)) => Embed::Text(text),
             (None, None) => unreachable!("a plan has an image or a text"),
-        })
+        }
     }
 
-    fn answer(
-        &self,
-        parts: AnswerParts<'_, Option<TokenIds>>,
-    ) -> Result<EmbeddingAnswer, ApiError> {
-        let TaskOutput::Embed(raw) = parts.output else { return Err(wrong_output()) };
+    fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<EmbeddingAnswer, ApiError> {
+        let raw = parts.output;
         let vector = self.finished(raw)?;
         Ok(EmbeddingAnswer {
             r#type: match self.subject {

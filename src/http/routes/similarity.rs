@@ -20,7 +20,7 @@ use crate::http::inference::call::{AnswerParts, Endpoint, check_count};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
-use crate::http::inference::sequences::{finite, wrong_output};
+use crate::http::inference::sequences::finite;
 use crate::http::inference::text;
 use crate::http::openapi::conditions::exactly_one;
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
@@ -28,10 +28,7 @@ use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
 use crate::http::settings::Limits;
 use crate::http::state::HttpState;
 use crate::http::state::models::Model;
-use crate::task::{
-    PreparedImage, Role, Scores, Similarity, SimilarityCell, Task, TaskOutput, TokenIds,
-    similarity_rows,
-};
+use crate::task::{PreparedImage, Role, Scores, Similarity, SimilarityCell, TaskShape, TokenIds};
 
 /// The endpoint, for the router and the documents.
 pub(crate) fn endpoint() -> InferenceEndpoint {
@@ -133,6 +130,7 @@ impl Endpoint for SimilarityPlan {
     const ROLE: Role = Role::Retrieval;
     type Input = SimilarityInput;
     type Tokens = Vec<TokenIds>;
+    type Task = Similarity;
     type Answer = SimilarityAnswer;
 
     fn plan(input: SimilarityInput, limits: &Limits, model: &Model) -> Result<Self, ApiError> {
@@ -155,8 +153,8 @@ impl Endpoint for SimilarityPlan {
         })
     }
 
-    fn rows(&self) -> usize {
-        similarity_rows(self.images.len(), self.texts.len(), self.scores).max(1)
+    fn shape(&self) -> TaskShape {
+        TaskShape::similarity(self.images.len(), self.texts.len(), self.scores)
     }
 
     fn images(&self) -> Vec<ImageArg> {
@@ -182,12 +180,12 @@ impl Endpoint for SimilarityPlan {
         tokens.iter().map(TokenIds::len).collect()
     }
 
-    fn task(&self, images: Vec<PreparedImage>, tokens: &Vec<TokenIds>) -> Task {
-        Task::Similarity(Similarity { images, texts: tokens.clone(), scores: self.scores })
+    fn task(&self, images: Vec<PreparedImage>, tokens: &Vec<TokenIds>) -> Similarity {
+        Similarity { images, texts: tokens.clone(), scores: self.scores }
     }
 
-    fn answer(&self, parts: AnswerParts<'_, Vec<TokenIds>>) -> Result<SimilarityAnswer, ApiError> {
-        let TaskOutput::Similarity(rows) = parts.output else { return Err(wrong_output()) };
+    fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<SimilarityAnswer, ApiError> {
+        let rows = parts.output;
         let scores = rows.into_iter().map(|row| row.into_iter().map(cell).collect());
         Ok(SimilarityAnswer {
             images: parts.images.into_iter().map(ImageAnswer::from).collect(),

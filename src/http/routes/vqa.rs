@@ -23,7 +23,7 @@ use crate::http::inference::call::{AnswerParts, Endpoint, check_count};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
-use crate::http::inference::sequences::{SequenceFacts, finite, wrong_output};
+use crate::http::inference::sequences::{SequenceFacts, finite, wrong_count};
 use crate::http::inference::text;
 use crate::http::openapi::conditions::{GENERATION, exactly_one, strategies};
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
@@ -32,7 +32,7 @@ use crate::http::settings::Limits;
 use crate::http::state::HttpState;
 use crate::http::state::models::Model;
 use crate::task::{
-    Answer, GenerationParams, PreparedImage, Role, Task, TaskOutput, TokenIds, Vqa, VqaMode,
+    Answer, GenerationParams, PreparedImage, Role, TaskShape, TokenIds, Vqa, VqaMode,
 };
 
 /// The endpoint, for the router and the documents.
@@ -176,6 +176,7 @@ impl Endpoint for VqaPlan {
     const ROLE: Role = Role::Vqa;
     type Input = VqaInput;
     type Tokens = VqaTokens;
+    type Task = Vqa;
     type Answer = VqaAnswer;
 
     fn plan(input: VqaInput, limits: &Limits, model: &Model) -> Result<Self, ApiError> {
@@ -202,12 +203,12 @@ impl Endpoint for VqaPlan {
         Ok(Self { image, questions, asked_in, mode })
     }
 
-    fn rows(&self) -> usize {
-        let each = match &self.mode {
-            PlannedMode::Generate(params) => params.rows(),
-            PlannedMode::Rank(candidates) => candidates.len(),
-        };
-        self.questions.len() * each
+    fn shape(&self) -> TaskShape {
+        let questions = self.questions.len();
+        match &self.mode {
+            PlannedMode::Generate(params) => TaskShape::generated_answers(questions, params),
+            PlannedMode::Rank(candidates) => TaskShape::ranked_answers(questions, candidates.len()),
+        }
     }
 
     fn images(&self) -> Vec<ImageArg> {
@@ -241,18 +242,18 @@ impl Endpoint for VqaPlan {
         tokens.questions.iter().chain(&tokens.candidates).map(TokenIds::len).collect()
     }
 
-    fn task(&self, mut images: Vec<PreparedImage>, tokens: &VqaTokens) -> Task {
+    fn task(&self, mut images: Vec<PreparedImage>, tokens: &VqaTokens) -> Vqa {
         let image = images.pop().expect("a VQA plan has one image");
         let mode = match &self.mode {
             PlannedMode::Generate(params) => VqaMode::Generate(params.clone()),
             PlannedMode::Rank(_) => VqaMode::Rank(tokens.candidates.clone()),
         };
-        Task::Vqa(Vqa { image, questions: tokens.questions.clone(), mode })
+        Vqa { image, questions: tokens.questions.clone(), mode }
     }
 
-    fn answer(&self, parts: AnswerParts<'_, VqaTokens>) -> Result<VqaAnswer, ApiError> {
-        let TaskOutput::Vqa(outputs) = parts.output else { return Err(wrong_output()) };
-        let image = parts.images.first().copied().ok_or_else(wrong_output)?;
+    fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<VqaAnswer, ApiError> {
+        let outputs = parts.output;
+        let image = parts.images.first().copied().ok_or_else(ApiError::internal)?;
         let mut answers = Vec::new();
         for (question, output) in self.questions.iter().zip(outputs) {
             answers.extend(self.answer_question(parts.model, question, output)?);
@@ -264,8 +265,7 @@ impl Endpoint for VqaPlan {
         Ok(VqaAnswer { answers, image: image.into(), seed })
     }
 
-    fn generated_tokens(output: &TaskOutput) -> usize {
-        let TaskOutput::Vqa(answers) = output else { return 0 };
+    fn generated_tokens(answers: &Vec<Answer>) -> usize {
         let counts = answers.iter().map(|answer| match answer {
             Answer::Generated(sequences) => sequences.iter().map(|s| s.tokens.len()).sum(),
             Answer::Ranked(_) => 0,
@@ -301,7 +301,7 @@ impl VqaPlan {
             }
             Answer::Ranked(logprobs) => {
                 let ranking = rank(self.candidates(), &logprobs)?;
-                let best = ranking.first().ok_or_else(wrong_output)?.answer.to_string();
+                let best = ranking.first().ok_or_else(wrong_count)?.answer.to_string();
                 let question = Arc::clone(question);
                 Ok(vec![QuestionAnswer {
                     question,
@@ -336,7 +336,7 @@ fn check_candidates(candidates: Vec<Text>, limits: &Limits) -> Result<Vec<Arc<st
 /// after subtracting the maximum.
 fn rank(candidates: &[Arc<str>], logprobs: &[f32]) -> Result<Vec<RankedAnswer>, ApiError> {
     if candidates.len() != logprobs.len() {
-        return Err(wrong_output());
+        return Err(wrong_count());
     }
     for &logprob in logprobs {
         finite(logprob)?;

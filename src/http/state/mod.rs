@@ -85,6 +85,9 @@ impl HttpState {
     /// Sets the services, so that requests are served from now on. A second call changes nothing.
     pub fn set_ready(&self, services: Services) {
         self::metric_labels::initialise_models(&self.0.metrics, &services.models);
+        if self.0.phase.load(Ordering::Acquire) == PHASE_DRAINING {
+            services.engine.announce_shutdown();
+        }
         // `set` fails only on a second call, which by contract changes nothing.
         let _ = self.0.services.set(services);
         self.0.metrics.ready.set(i64::from(self.readiness() == Readiness::Ready));
@@ -95,6 +98,9 @@ impl HttpState {
         self.0.phase.store(PHASE_DRAINING, Ordering::Release);
         self.0.metrics.ready.set(0);
         self.0.metrics.draining.set(1);
+        if let Some(services) = self.0.services.get() {
+            services.engine.announce_shutdown();
+        }
     }
 
     /// Tells the file watchers to reload the files of keys and certificates at once.

@@ -203,7 +203,7 @@ async fn answers_in_company_equal_lone_ones(format: Format, dtype: Dtype) {
     let mut alone: Vec<Answered> = Vec::new();
     for (model, task) in &tasks {
         let mut admission = handle.admit(ClientId::default(), 0, deadline).unwrap();
-        admission.reserve(task.rows(), task.images().len()).unwrap();
+        admission.reserve(task.shape().rows, task.images().len()).unwrap();
         alone.push(admission.submit(*model, task.clone()).await.unwrap());
     }
     let before = handle.stats();
@@ -225,7 +225,7 @@ async fn answers_in_company_equal_lone_ones(format: Format, dtype: Dtype) {
         tokens.next().await.unwrap();
         for (model, task) in arriving {
             let mut admission = handle.admit(ClientId::default(), 0, deadline).unwrap();
-            admission.reserve(task.rows(), task.images().len()).unwrap();
+            admission.reserve(task.shape().rows, task.images().len()).unwrap();
             replies.push(admission.submit(*model, task.clone()));
         }
     }

@@ -13,14 +13,12 @@ use crate::http::extract::request::requests;
 use crate::http::inference::call::{AnswerParts, Endpoint};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::ImageAnswer;
-use crate::http::inference::sequences::{SequenceFacts, wrong_output};
+use crate::http::inference::sequences::SequenceFacts;
 use crate::http::inference::text;
 use crate::http::openapi::EXAMPLE_IMAGE;
 use crate::http::settings::Limits;
 use crate::http::state::models::Model;
-use crate::task::{
-    Caption, GenerationParams, PreparedImage, Role, Sequence, Task, TaskOutput, TokenIds,
-};
+use crate::task::{Caption, GenerationParams, PreparedImage, Role, Sequence, TaskShape, TokenIds};
 
 requests! {
     /// Request for the captions of one image.
@@ -92,6 +90,7 @@ impl Endpoint for CaptionPlan {
     const ROLE: Role = Role::Caption;
     type Input = CaptionInput;
     type Tokens = Option<TokenIds>;
+    type Task = Caption;
     type Answer = CaptionAnswer;
 
     fn plan(input: CaptionInput, limits: &Limits, model: &Model) -> Result<Self, ApiError> {
@@ -100,8 +99,8 @@ impl Endpoint for CaptionPlan {
         Ok(Self { image, prompt: input.prompt.map(|prompt| prompt.0), params })
     }
 
-    fn rows(&self) -> usize {
-        self.params.rows()
+    fn shape(&self) -> TaskShape {
+        TaskShape::caption(&self.params)
     }
 
     fn images(&self) -> Vec<ImageArg> {
@@ -123,15 +122,18 @@ impl Endpoint for CaptionPlan {
         tokens.iter().map(TokenIds::len).collect()
     }
 
-    fn task(&self, mut images: Vec<PreparedImage>, tokens: &Option<TokenIds>) -> Task {
+    fn task(&self, mut images: Vec<PreparedImage>, tokens: &Option<TokenIds>) -> Caption {
         let image = images.pop().expect("a caption plan has one image");
-        Task::Caption(Caption { image, prompt: tokens.clone(), params: self.params.clone() })
+        Caption { image, prompt: tokens.clone(), params: self.params.clone() }
     }
 
-    fn answer(&self, parts: AnswerParts<'_, Option<TokenIds>>) -> Result<CaptionAnswer, ApiError> {
-        let AnswerParts { model, images, tokens, output } = parts;
-        let TaskOutput::Caption(sequences) = output else { return Err(wrong_output()) };
-        let image = images.first().copied().ok_or_else(wrong_output)?;
+    fn generated_tokens(sequences: &Vec<Sequence>) -> usize {
+        sequences.iter().map(|sequence| sequence.tokens.len()).sum()
+    }
+
+    fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<CaptionAnswer, ApiError> {
+        let AnswerParts { model, images, tokens, output: sequences } = parts;
+        let image = images.first().copied().ok_or_else(ApiError::internal)?;
         let captions =
             sequences.iter().map(|sequence| caption_text(model, tokens.as_ref(), sequence));
         Ok(CaptionAnswer {

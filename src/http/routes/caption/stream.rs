@@ -19,7 +19,7 @@ use super::plan::{CaptionAnswer, CaptionPlan};
 use crate::engine::{Reply, TokenStream};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
-use crate::http::inference::call::{AnswerParts, Call, Endpoint, within};
+use crate::http::inference::call::{AnswerParts, Call, Endpoint, typed, within};
 use crate::http::inference::text;
 use crate::http::middleware::server_timing::milliseconds;
 use crate::task::{ImageInfo, TaskTiming, TokenIds, TokenLogprob};
@@ -134,7 +134,7 @@ async fn begin(call: &mut Call<CaptionPlan>) -> Result<Began, ApiError> {
     let (plan, prompt, images) = item.into_parts();
     let images = call.images(images).await?;
     let image = images.first().ok_or_else(ApiError::internal)?.info;
-    let task = plan.task(images, &prompt);
+    let task = plan.task(images, &prompt).into();
     let (mut reply, mut tokens) = call.admission.submit_streaming(call.model.info.id, task);
     let first = tokens.next().await;
     if first.is_none() {
@@ -191,6 +191,7 @@ impl Caption {
             next = self.tokens.next().await;
         }
         let answered = (&mut self.reply).await?;
+        let output = typed::<CaptionPlan>(answered.output)?;
         let rest = detokenizer.finish();
         if !rest.is_empty() {
             let delta = Delta { text: rest, tokens: Vec::new() };
@@ -199,13 +200,13 @@ impl Caption {
         }
         self.context.note(|notes| {
             notes.add_task(answered.timing);
-            notes.tokens += CaptionPlan::generated_tokens(&answered.output);
+            notes.tokens += CaptionPlan::generated_tokens(&output);
         });
         let parts = AnswerParts {
             model: &self.call.model,
             images: vec![self.image],
             tokens: &self.prompt,
-            output: answered.output,
+            output,
         };
         let answer = self.plan.answer(parts)?;
         let model = self.call.model.info.name.clone();

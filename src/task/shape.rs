@@ -1,0 +1,102 @@
+//! How much of the engine a task occupies. This is the only place that counts rows: `http` computes a shape before the
+//! images are prepared, to reserve capacity; the engine computes it again from the submitted task.
+
+use super::{Embed, GenerationParams, PreparedImage, Scores, Task, VqaMode};
+
+/// Rows and images of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaskShape {
+    /// Rows that the task occupies in the engine, at least 1.
+    pub rows: usize,
+    /// Images that the task names; an image named twice counts twice.
+    pub images: usize,
+}
+
+impl TaskShape {
+    /// A caption: one row for each sequence and beam.
+    #[must_use]
+    pub fn caption(params: &GenerationParams) -> Self {
+        Self::new(params.rows(), 1)
+    }
+
+    /// Questions with generated answers: for each question one row for each sequence and beam.
+    #[must_use]
+    pub fn generated_answers(questions: usize, params: &GenerationParams) -> Self {
+        Self::new(questions * params.rows(), 1)
+    }
+
+    /// Questions with ranked candidates: a row for each question and candidate.
+    #[must_use]
+    pub fn ranked_answers(questions: usize, candidates: usize) -> Self {
+        Self::new(questions * candidates, 1)
+    }
+
+    /// Similarity: the pairs for matching, the texts for the cosine. Images alone need no row.
+    #[must_use]
+    pub fn similarity(images: usize, texts: usize, scores: Scores) -> Self {
+        let pairs = if scores.matching { images * texts } else { 0 };
+        let encoded = if scores.cosine { texts } else { 0 };
+        Self::new(pairs + encoded, images)
+    }
+
+    /// One vector of an image, a text, or both.
+    #[must_use]
+    pub fn embed(images: usize) -> Self {
+        Self::new(1, images)
+    }
+
+    fn new(rows: usize, images: usize) -> Self {
+        Self { rows: rows.max(1), images }
+    }
+}
+
+impl Task {
+    /// How much of the engine the task occupies.
+    #[must_use]
+    pub fn shape(&self) -> TaskShape {
+        match self {
+            Self::Caption(caption) => TaskShape::caption(&caption.params),
+            Self::Vqa(vqa) => match &vqa.mode {
+                VqaMode::Generate(params) => {
+                    TaskShape::generated_answers(vqa.questions.len(), params)
+                }
+                VqaMode::Rank(candidates) => {
+                    TaskShape::ranked_answers(vqa.questions.len(), candidates.len())
+                }
+            },
+            Self::Similarity(similarity) => TaskShape::similarity(
+                similarity.images.len(),
+                similarity.texts.len(),
+                similarity.scores,
+            ),
+            Self::Embed(_) => TaskShape::embed(self.images().len()),
+        }
+    }
+
+    /// The prepared images that the task needs, in order; an image given twice is listed twice.
+    #[must_use]
+    pub fn images(&self) -> Vec<&PreparedImage> {
+        match self {
+            Self::Caption(caption) => vec![&caption.image],
+            Self::Vqa(vqa) => vec![&vqa.image],
+            Self::Similarity(similarity) => similarity.images.iter().collect(),
+            Self::Embed(Embed::Image(image) | Embed::Multimodal(image, _)) => vec![image],
+            Self::Embed(Embed::Text(_)) => Vec::new(),
+        }
+    }
+
+    /// The images without repetitions, in order of first use, and for each listed image its place among them.
+    #[must_use]
+    pub fn distinct_images(&self) -> (Vec<&PreparedImage>, Vec<usize>) {
+        let mut distinct: Vec<&PreparedImage> = Vec::new();
+        let mut places = Vec::new();
+        for image in self.images() {
+            let known = distinct.iter().position(|other| other.has_features_of(image));
+            places.push(known.unwrap_or(distinct.len()));
+            if known.is_none() {
+                distinct.push(image);
+            }
+        }
+        (distinct, places)
+    }
+}

@@ -259,7 +259,8 @@ fn every_document_that_the_source_names_exists() {
         let is_path = |c: char| c.is_ascii_alphanumeric() || "/_-.".contains(c);
         for word in text.split(|c: char| !is_path(c)).map(|word| word.trim_end_matches('.')) {
             // A README of a checkpoint is no document of ours.
-            let named = word.ends_with(".md") && word != "README.md";
+            let named = Path::new(word).extension().is_some_and(|extension| extension == "md")
+                && word != "README.md";
             if named && !root.join(word).exists() {
                 missing.push(format!("{}: {word}", file.display()));
             }

@@ -1,7 +1,7 @@
-//! The interface between the engine and the models: what the worker thread calls to compute.
+//! The interface between the engine and the models. The worker thread calls it to compute.
 //!
-//! No tensor and no logits cross it. `model` implements it for BLIP, tests use a scripted fake. What a decoder keeps
-//! for an image (KV cache, search state) is the backend's own business.
+//! No tensor and no logits cross this interface. `model` implements it for BLIP, tests use a scripted fake. What a
+//! decoder keeps for an image (KV cache, search state) is internal to the backend.
 
 use crate::task::{
     Embedding, GenerationParams, ModelId, ModelInfo, Pixels, Sequence, TokenIds, TokenLogprob,
@@ -16,18 +16,18 @@ pub trait Backend {
     /// One sequence, or the beams of one beam search, with its search state and KV cache.
     type Group;
 
-    /// The loaded models; `ModelId(i)` is at index i.
+    /// Returns the loaded models; `ModelId(i)` is at index i.
     fn models(&self) -> &[ModelInfo];
 
-    /// Size in bytes of one image's features from this tower.
+    /// Returns the size in bytes of the features that this tower computes for one image.
     fn feature_bytes(&self, tower: TowerId) -> u64;
 
-    /// Bytes of cross-attention KV cache for one image of this model, shared by all decoding rows of that image. Zero
-    /// for models that decode from question states.
+    /// Returns the size in bytes of this model's cross-attention KV cache for one image. All decoding rows of the image
+    /// share that cache. Zero for models whose decoder attends to question states instead (VQA).
     fn cross_kv_bytes(&self, model: ModelId) -> u64;
 
-    /// Bytes of KV cache per token of a decoding row. Tokens are the row's own (prompt and generated) and those of the
-    /// question that it attends to.
+    /// Returns the number of bytes of KV cache for each token of a decoding row. The row's own tokens (prompt and
+    /// generated) count, and so do those of the question that it attends to.
     fn row_kv_bytes_per_token(&self, model: ModelId) -> u64;
 
     /// Encodes images of the tower's input size. Returns one result per image, in order.
@@ -54,13 +54,14 @@ pub trait Backend {
     /// prompt.
     fn open(&mut self, spec: GroupSpec<Self::EncoderStates>) -> Self::Group;
 
-    /// Tokens that the group's next step runs: first the prompt's, later one for each live row.
+    /// Returns the number of tokens that the group's next step runs: in the first step those of the prompt, later one
+    /// for each live row.
     fn pending_tokens(&self, group: &Self::Group) -> usize;
 
     /// Advances every group by one decode step. All groups belong to `model`. Returns one event per group, in order.
     ///
-    /// All or nothing: after an error or a panic every group is as before the call, so the caller may run the halves
-    /// again to find the group at fault.
+    /// After an error or a panic every group is in the same state as before the call. So the caller may run each half
+    /// of the groups again, to find the group at fault.
     ///
     /// # Errors
     /// See [`BackendError`].
@@ -71,24 +72,25 @@ pub trait Backend {
     ) -> Result<Vec<StepEvent>, BackendError>;
 }
 
-/// A row that needs a single pass of one text tower.
+/// A row that needs only one pass through a text tower or, for `EmbedImage`, only a projection.
 #[derive(Debug, Clone)]
 pub enum SinglePassRow<M> {
-    /// VQA: encodes the question with cross-attention to the image. The output is what its answers attend to.
+    /// VQA: encodes the question with cross-attention to the image. The rows and groups that answer the question attend
+    /// to the output.
     EncodeQuestion {
         /// Features of the image that the row attends to.
         image: M,
         /// Token ids, `[CLS] question [SEP]`.
         question: TokenIds,
     },
-    /// VQA: scores one candidate answer in full.
+    /// VQA: computes the log-probability of one candidate answer.
     ScoreCandidate {
         /// Hidden states of the encoded question.
         question: M,
         /// Token ids, `[CLS] candidate [SEP]`.
         candidate: TokenIds,
     },
-    /// Retrieval: the probability that this text describes this image.
+    /// Retrieval: computes the probability that this text describes this image.
     MatchPair {
         /// Features of the image that the row attends to.
         image: M,
@@ -105,7 +107,7 @@ pub enum SinglePassRow<M> {
         /// Token ids, `[CLS] text [SEP]`.
         text: TokenIds,
     },
-    /// Retrieval: the text encoder's state with cross-attention to the image.
+    /// Retrieval: computes the text encoder's `[CLS]` state with cross-attention to the image.
     EmbedMultimodal {
         /// Features of the image that the row attends to.
         image: M,
@@ -115,7 +117,7 @@ pub enum SinglePassRow<M> {
 }
 
 impl<M> SinglePassRow<M> {
-    /// Tokens that the row runs through its tower; 0 for the projection of an image.
+    /// Returns the number of tokens that the row runs through its tower; 0 for the projection of an image.
     #[must_use]
     pub fn tokens(&self) -> usize {
         match self {
@@ -142,33 +144,33 @@ pub enum SinglePassOutput<M> {
     Embedding(Embedding),
 }
 
-/// What a new group decodes, and how.
+/// Input of a new group: the encoder states, the prompt and the decoding parameters.
 #[derive(Debug, Clone)]
 pub struct GroupSpec<M> {
     /// The model whose decoder runs.
     pub model: ModelId,
-    /// The image's features (caption) or the question's hidden states (VQA).
+    /// What the group attends to: the image's features (caption) or the question's hidden states (VQA).
     pub memory: M,
     /// Token ids of a caption prompt, `[CLS] prompt [SEP]`.
     pub prompt: Option<TokenIds>,
-    /// Decoding parameters. When sampling, this group is one of the sequences to draw.
+    /// Decoding parameters. If they ask for several samples, each sample is a group of its own.
     pub params: GenerationParams,
-    /// Index (0-based) among the sequences to draw; 0 unless sampling.
+    /// Index of this group's sequence among the samples, from 0; 0 unless sampling.
     pub sequence: usize,
 }
 
-/// What one step did to one group.
+/// The result of one step for one group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepEvent {
     /// The token that a single-sequence group appended. `None` for beam search, whose tokens are not final yet.
     pub token: Option<TokenLogprob>,
-    /// Tokens that this step generated, one per row that advanced; for the counters.
+    /// Number of tokens that this step generated, one for each row that advanced. Used only for counters.
     pub generated: usize,
     /// The group's sequences, best first, if this step was its last.
     pub finished: Option<Vec<Sequence>>,
 }
 
-/// Why a call failed. The texts are for logs; clients never see them.
+/// Why a backend call failed. The texts are for logs; clients never see them.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BackendError {
     /// The device or a kernel failed.

@@ -9,17 +9,17 @@ use std::time::Instant;
 pub struct Clock(Arc<dyn Fn() -> Instant + Send + Sync>);
 
 impl Clock {
-    /// A clock that reads the time from `source`.
+    /// Creates a clock that reads the time from `source`.
     pub fn new(source: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
         Self(Arc::new(source))
     }
 
-    /// The system's monotonic clock.
+    /// Returns the system's monotonic clock.
     pub fn system() -> Self {
         Self::new(Instant::now)
     }
 
-    /// The current time of this clock.
+    /// Returns the current time of this clock.
     pub fn now(&self) -> Instant {
         (self.0)()
     }

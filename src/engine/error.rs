@@ -3,16 +3,18 @@
 
 use std::time::Duration;
 
-/// Why a request was rejected, or why an admitted task has no answer. These are results, never panics.
+/// Why a request was rejected, or why an admitted task has no answer. Always returned as an `Err`, never raised as a
+/// panic.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum EngineError {
-    /// No capacity left: rows, bytes, or an estimated wait above `max_queue_wait` or beyond the deadline.
+    /// There is not enough free capacity in rows or bytes, or the estimated wait exceeds `max_queue_wait` or the
+    /// deadline.
     #[error("overloaded")]
     Overloaded {
-        /// When to try again, estimated from the work that is queued.
+        /// How long to wait before trying again, estimated from the work that is queued.
         retry_after: Duration,
     },
-    /// More work than an idle server could finish before the deadline; retrying does not help.
+    /// The call needs more time than is left until its deadline, even on an idle server; retrying does not help.
     #[error(
         "the call needs about {estimate:?} on an idle server, but its deadline is in {deadline:?}"
     )]
@@ -22,15 +24,15 @@ pub enum EngineError {
         /// Time left until the call's deadline.
         deadline: Duration,
     },
-    /// More rows than the queue's whole capacity.
+    /// The call needs more rows than the queue can hold in all, or the task needs more rows than its call has left.
     #[error("{rows} rows exceed the queue's capacity of {capacity}")]
     TooManyRows {
-        /// Rows that the call or task needs.
+        /// Number of rows that the call or task needs.
         rows: usize,
-        /// Rows that the queue holds in all, or that the call has reserved and not yet used.
+        /// Number of rows that the queue can hold in all, or that the call has reserved and not yet used.
         capacity: usize,
     },
-    /// The engine is draining: nothing new is admitted. Or the drain time ended before the task was done.
+    /// The engine is draining and admits nothing new, or the drain time ended before the task was done.
     #[error("shutting down")]
     ShuttingDown,
     /// The worker thread has ended, hangs, or is rebuilding its backend.
@@ -50,7 +52,7 @@ pub enum EngineError {
 /// Why the warm-up failed. The engine must not serve after such an error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WarmUpError {
-    /// A model was loaded but cannot compute.
+    /// A model was loaded but cannot run inference.
     #[error(
         "model {model} cannot be served: {unit} failed during warm-up: {cause}; check its weights, number format and \
          device: download or save the checkpoint again, or try another --dtype or --device"

@@ -1,7 +1,8 @@
-//! The feature cache: encoded images, single flight, pinned by the rows that attend to them, bounded in bytes.
+//! The feature cache. It keeps encoded images, limited in bytes, and pins those that rows attend to. If several tasks
+//! want the same image, it is encoded only once (single flight).
 //!
 //! A flight is an image that waits to be encoded or is being encoded. Every task that wants the image joins its flight
-//! as a waiter. `worker` owns this cache. Nothing here knows a tensor or runs a vision tower.
+//! as a waiter. `worker` owns this cache. Nothing here handles tensors or runs a vision tower.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -27,7 +28,7 @@ struct Entry<M> {
     bytes: u64,
     pins: usize,
     expires: Instant,
-    /// Tick of the last use; a key of `Features::order`.
+    /// Value of `Features::ticks` at the last use; the entry's key in `Features::order`.
     used: u64,
 }
 
@@ -53,7 +54,8 @@ pub(crate) struct Features<M> {
 }
 
 impl<M: Clone> Features<M> {
-    /// Caches up to `capacity` bytes, each entry for up to `ttl`. With a capacity of 0 only pinned entries are kept.
+    /// Creates a cache of up to `capacity` bytes that keeps each entry for up to `ttl`. With a capacity of 0 only
+    /// pinned entries are kept.
     pub(crate) fn new(capacity: u64, ttl: Duration) -> Self {
         Self {
             entries: HashMap::new(),
@@ -89,12 +91,12 @@ impl<M: Clone> Features<M> {
         Lookup::Miss
     }
 
-    /// Pixels of the image in flight under `key`.
+    /// Returns the pixels of the image in flight under `key`, if there is one.
     pub(crate) fn pixels(&self, key: FeatureKey) -> Option<Arc<Pixels>> {
         self.flights.get(&key).map(|flight| Arc::clone(&flight.pixels))
     }
 
-    /// Removes a waiter from its flight. The flight ends with its last waiter.
+    /// Removes a waiter from its flight. The flight ends when its last waiter is removed.
     pub(crate) fn withdraw(&mut self, key: FeatureKey, task: TaskId) {
         if let Some(flight) = self.flights.get_mut(&key) {
             flight.waiters.retain(|&waiter| waiter != task);
@@ -104,7 +106,8 @@ impl<M: Clone> Features<M> {
         }
     }
 
-    /// Completes a flight. Returns its waiters, for each of which the new entry holds a pin.
+    /// Ends a flight whose image has been encoded: caches the features, and returns the waiters. The new entry is
+    /// pinned once for each waiter.
     pub(crate) fn complete(
         &mut self,
         key: FeatureKey,
@@ -126,7 +129,8 @@ impl<M: Clone> Features<M> {
         waiters
     }
 
-    /// Fails a flight. Returns its waiters. The error is not cached: the next request starts a new flight.
+    /// Ends a flight whose encoding failed, and returns its waiters. The error is not cached: the next request starts a
+    /// new flight.
     pub(crate) fn fail(&mut self, key: FeatureKey) -> Vec<TaskId> {
         self.flights.remove(&key).map_or_else(Vec::new, |flight| flight.waiters)
     }
@@ -155,12 +159,12 @@ impl<M: Clone> Features<M> {
         self.bytes
     }
 
-    /// Bytes of entries that are pinned by rows.
+    /// Returns the total size in bytes of the entries that rows pin.
     pub(crate) fn pinned_bytes(&self) -> u64 {
         self.pinned
     }
 
-    /// Entries evicted so far to make room for newer ones.
+    /// Returns the number of entries evicted so far to make room for newer ones.
     pub(crate) fn evictions(&self) -> u64 {
         self.evictions
     }
@@ -183,7 +187,7 @@ impl<M: Clone> Features<M> {
             let unpinned = |key: &&FeatureKey| self.entries[*key].pins == 0;
             let Some(&key) = self.order.values().find(unpinned) else { return };
             self.drop_entry(key);
-            // With the cache switched off this is no eviction: the entry was never meant to be kept.
+            // With the cache disabled this does not count as an eviction: the entry was never meant to be kept.
             self.evictions += u64::from(self.capacity > 0);
         }
     }

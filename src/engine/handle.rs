@@ -17,17 +17,17 @@ use super::{EngineError, EngineSettings, WarmUpError};
 use crate::fairness::{CallId, ClientId};
 use crate::task::{ModelId, ModelInfo, Task, TaskOutput, TaskTiming, TokenLogprob};
 
-/// Tokens that a stream's reader may lag behind before its task is cancelled. Equals the default limit on
-/// `max_new_tokens`, so only longer texts can run into it.
+/// Number of tokens by which a stream's reader may lag behind; a task whose reader lags further is cancelled. Equals
+/// the default limit on `max_new_tokens`, so only longer texts can reach it.
 const STREAM_TOKENS: usize = 64;
 
-/// Rebuilding a backend may take this many times the hang limit, because it reads gigabytes of weights.
+/// Rebuilding a backend may take this many times `worker_hang_limit`, because it reads gigabytes of weights.
 const REBUILD_PATIENCE: u32 = 10;
 
 /// Interval between two checks of the worker's heartbeat.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The way into the engine, for `http` and `app`. Cheap to clone.
+/// The API of the engine, for `http` and `app`. Cheap to clone.
 #[derive(Clone)]
 pub struct EngineHandle {
     shared: Arc<Shared>,
@@ -53,10 +53,10 @@ pub enum EngineState {
     WorkerDown,
 }
 
-/// One admitted call: the capacity reserved for it before any of its work is done.
+/// An admitted call, with the capacity that is reserved for it before any of its work is done.
 ///
-/// In the scheduler's round robin one call counts once, however many tasks it has. A task's rows are released when it
-/// ends, the rest when this value and all tasks submitted through it are gone.
+/// In the scheduler's round robin a call gets one turn at a time, however many tasks it has. The rows of a task are
+/// released when the task ends. The rest is released when this value and all tasks submitted through it are gone.
 #[derive(Debug)]
 pub struct Admission {
     handle: EngineHandle,
@@ -65,7 +65,7 @@ pub struct Admission {
     deadline: Instant,
 }
 
-/// Keeps a call's reservation alive; see [`Admission::hold`].
+/// A guard that keeps a call's reservation alive; see [`Admission::hold`].
 #[derive(Debug, Clone)]
 pub struct ReservationGuard {
     _room: CallReservation,
@@ -80,15 +80,16 @@ pub struct Answered {
     pub timing: TaskTiming,
 }
 
-/// The pending answer of one task; resolves exactly once. Dropping it cancels the task: its client has disconnected.
+/// The pending answer of one task: a future that resolves exactly once. Dropping it means that the client has
+/// disconnected, and cancels the task.
 #[derive(Debug)]
 pub struct Reply {
     answer: oneshot::Receiver<Result<Answered, EngineError>>,
-    /// Resolves when the worker is declared hung, so no answer will come.
+    /// Resolves when the worker is declared hung; then no answer will come.
     given_up: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// Tokens of a single greedy or sampled sequence as they are generated. Ends when the reply is ready.
+/// The tokens of a single greedy or sampled sequence, as they are generated. The stream ends when the reply is ready.
 #[derive(Debug)]
 pub struct TokenStream(mpsc::Receiver<TokenLogprob>);
 
@@ -97,43 +98,44 @@ impl EngineHandle {
         Self { shared, inbox }
     }
 
-    /// The loaded models; `ModelId(i)` is at index i.
+    /// Returns the loaded models; `ModelId(i)` is at index i.
     #[must_use]
     pub fn models(&self) -> &[ModelInfo] {
         &self.shared.models
     }
 
-    /// Limits and policy in use.
+    /// Returns the limits and the scheduling policy in use.
     #[must_use]
     pub fn settings(&self) -> &EngineSettings {
         &self.shared.settings
     }
 
-    /// Costs that the worker has measured so far. Admission control uses them.
+    /// Returns the costs that the worker has measured so far, which admission control uses.
     #[must_use]
     pub fn estimates(&self) -> Estimates {
         self.shared.admission.estimates()
     }
 
-    /// Counts of what the worker has done so far.
+    /// Returns counts of what the worker has done so far.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
         self.shared.counters.snapshot()
     }
 
-    /// Rows admitted and not yet answered.
+    /// Returns the number of rows that are reserved for calls and tasks in progress.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.shared.admission.rows()
     }
 
-    /// Time since the worker's last heartbeat: at most about a second when idle, the time of one work unit when busy.
+    /// Returns the time since the worker's last heartbeat. It is at most about a second when the worker is idle, and
+    /// the time of one work unit when it is busy.
     #[must_use]
     pub fn heartbeat_age(&self) -> Duration {
         self.shared.heartbeat_age()
     }
 
-    /// Readiness of the engine at present.
+    /// Returns the present readiness of the engine.
     #[must_use]
     pub fn state(&self) -> EngineState {
         let rebuilding = self.shared.is_rebuilding();
@@ -151,20 +153,20 @@ impl EngineHandle {
     }
 
     /// Runs one small work unit of each kind, so that admission control has cost estimates before the first request.
-    /// Call it before any request. It does not show in metrics or statistics.
+    /// Call this before any request. The warm-up does not show in metrics or statistics.
     ///
     /// # Errors
-    /// `ModelFailed` when a unit failed or returned non-finite numbers; `WorkerDown` when the worker has ended, before
-    /// the warm-up or during it.
+    /// `ModelFailed` if a unit fails or returns non-finite numbers; `WorkerDown` if the worker ends before or during
+    /// the warm-up.
     pub async fn warm_up(&self) -> Result<(), WarmUpError> {
         let (done, warmed) = oneshot::channel();
-        // Before the first request the inbox has room. If it is full or closed, nobody would answer.
+        // Before the first request the inbox has room. If the inbox is full or closed, nobody would answer.
         self.inbox.try_send(Message::WarmUp(done)).map_err(|_| WarmUpError::WorkerDown)?;
         warmed.await.unwrap_or(Err(WarmUpError::WorkerDown))
     }
 
-    /// Admission control, first step: admits a call of `client` that must be answered by `deadline`, if one row and
-    /// `bytes` (the declared body length) would fit now. Nothing is reserved yet.
+    /// Admits a call of `client` that must be answered by `deadline`, if one row and `bytes` (the declared body length)
+    /// would fit now. This is the first step of admission control; it reserves nothing yet.
     ///
     /// # Errors
     /// `Overloaded`, `DeadlineExceeded`, `ShuttingDown`, `WorkerDown`.
@@ -182,13 +184,13 @@ impl EngineHandle {
         Ok(Admission { handle: self.clone(), room, admitted, deadline })
     }
 
-    /// Announces a shutdown: requests are still admitted until [`drain`](Self::drain), but if the backend is rebuilt
-    /// meanwhile, the engine does not report to be ready again.
+    /// Tells the engine that a shutdown is about to begin. Requests are still admitted until [`drain`](Self::drain).
+    /// But if the backend is rebuilt in the meantime, the engine does not report itself as ready again.
     pub fn announce_shutdown(&self) {
         self.shared.announce_shutdown();
     }
 
-    /// Starts draining: nothing new is admitted, admitted calls continue.
+    /// Starts draining: new calls are rejected, admitted calls continue.
     pub fn drain(&self) {
         self.shared.admission.drain();
         self.wake();
@@ -199,8 +201,9 @@ impl EngineHandle {
         self.shared.ended().await;
     }
 
-    /// Resolves when the worker can never answer again: its thread has ended or hangs. Replies still awaited then
-    /// resolve to `WorkerDown`. This is the only detection of a hanging worker, so some task must await it.
+    /// Resolves when the worker can never answer again because its thread has ended or hangs. Replies that are still
+    /// awaited then resolve to `WorkerDown`. Nothing else detects a hanging worker, so some task must await this
+    /// function.
     pub async fn lost(&self) {
         let look = (self.shared.settings.worker_hang_limit / 4).min(LOOK);
         // After the process was suspended (SIGSTOP) the last heartbeat looks old. The worker gets one more interval to
@@ -220,8 +223,8 @@ impl EngineHandle {
         }
     }
 
-    /// Resolves when no call can be answered any more: with `ShuttingDown` at the end of the drain time, with
-    /// `WorkerDown` when the worker has ended or hangs.
+    /// Resolves when no call can be answered any more: to `ShuttingDown` at the end of the drain time, to `WorkerDown`
+    /// when the worker has ended or hangs.
     pub async fn closed(&self) -> EngineError {
         let (shared, given_up) = (&self.shared, self.shared.given_up());
         tokio::select! {
@@ -237,8 +240,8 @@ impl EngineHandle {
         self.shared.admission.emptied().await;
     }
 
-    /// Ends the drain time: drains, and fails every task that is waiting or running with `ShuttingDown`. A work unit
-    /// that is running completes first.
+    /// Ends the drain time: stops admission, and fails every waiting or running task with `ShuttingDown`. A work unit
+    /// in progress completes first.
     pub fn abort(&self) {
         self.shared.admission.drain();
         self.shared.abort();
@@ -253,18 +256,19 @@ impl EngineHandle {
     }
 
     fn wake(&self) {
-        // A full inbox wakes the worker anyway, and a closed one has no worker behind it.
+        // If the inbox is full, the worker wakes up anyway. If it is closed, there is no worker.
         let _ = self.inbox.try_send(Message::Wake);
     }
 }
 
 impl Admission {
-    /// Admission control, second step: reserves capacity once the call's shape is known, before its images are decoded.
-    /// `rows` is the total over its tasks (`Task::rows`), `images` the number of distinct images.
+    /// Reserves capacity for the call, once its rows and images are known and before its images are decoded. This is
+    /// the second step of admission control. `rows` is the total over the call's tasks (`TaskShape::rows`), `images`
+    /// the number of distinct images.
     ///
     /// # Errors
-    /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, and `ShuttingDown` after an abort only
-    /// (a call admitted before a drain continues).
+    /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, and `ShuttingDown`, which occurs only
+    /// after an abort: a drain lets calls that are already admitted finish.
     pub fn reserve(&mut self, rows: usize, images: usize) -> Result<(), EngineError> {
         let shared = &self.handle.shared;
         if shared.is_aborted() {
@@ -274,7 +278,7 @@ impl Admission {
         self.room.reserve(rows, images, left)
     }
 
-    /// Reserves `bytes` more, for a body as it arrives and for what is decoded from it.
+    /// Reserves `bytes` more bytes, for a body as it arrives and for the data decoded from it.
     ///
     /// # Errors
     /// `Overloaded`.
@@ -282,8 +286,8 @@ impl Admission {
         self.room.reserve_bytes(bytes)
     }
 
-    /// Rejects the call if it would wait for `wait` on something else before its tasks can be submitted. The limits on
-    /// the wait in the engine's queue apply to such a wait too.
+    /// Rejects the call if it would have to wait too long outside the engine, for `wait`, before its tasks can be
+    /// submitted. The same limits apply as to the wait in the engine's queue.
     ///
     /// # Errors
     /// `Overloaded`.
@@ -292,31 +296,33 @@ impl Admission {
         self.room.check_wait(wait, left)
     }
 
-    /// Number of the call, and its client.
+    /// Returns the number of the call and its client.
     #[must_use]
     pub fn call(&self) -> CallId {
         self.room.call()
     }
 
-    /// A guard that keeps the call's reservation until it is dropped, for bytes that outlive the call.
+    /// Returns a guard that keeps the call's reservation until the guard is dropped, for bytes that outlive the call.
     #[must_use]
     pub fn hold(&self) -> ReservationGuard {
         ReservationGuard { _room: self.room.clone() }
     }
 
-    /// Time by which the call must be answered.
+    /// Returns the time by which the call must be answered.
     #[must_use]
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// Hands a task to the worker. Never blocks. A rejection arrives through the reply: `TooManyRows` when the task
-    /// needs more rows than the call has reserved and not yet used, `WorkerDown`, or `ShuttingDown`.
+    /// Hands a task to the worker without blocking. If the task is rejected, the reply resolves to the error:
+    /// `TooManyRows` if the task needs more rows than the call has reserved and not yet used, otherwise `WorkerDown` or
+    /// `ShuttingDown`.
     pub fn submit(&self, model: ModelId, task: Task) -> Reply {
         self.send(model, task, None)
     }
 
-    /// Like [`submit`](Self::submit), for a task with a single greedy or sampled sequence; also streams its tokens.
+    /// Like [`submit`](Self::submit), but also streams the tokens. The task must have a single greedy or sampled
+    /// sequence.
     pub fn submit_streaming(&self, model: ModelId, task: Task) -> (Reply, TokenStream) {
         let (sender, tokens) = mpsc::channel(STREAM_TOKENS);
         (self.send(model, task, Some(sender)), TokenStream(tokens))
@@ -352,15 +358,15 @@ impl Admission {
             // The closed inbox drops the message, which resolves the reply as `WorkerDown`.
             Ok(()) | Err(TrySendError::Disconnected(_)) => Reply::new(reply, shared),
             Err(TrySendError::Full(_)) => {
-                // Admission keeps the number of tasks below the inbox's size. Should that ever fail, it is overload,
-                // not a panic.
+                // Admission keeps the number of tasks below the inbox's size. If that ever fails, the task is rejected
+                // as overload, without a panic.
                 let retry_after = shared.admission.retry_after();
                 self.refused(EngineError::Overloaded { retry_after })
             }
         }
     }
 
-    /// A reply that has already resolved to `error`.
+    /// Returns a reply that has already resolved to `error`.
     fn refused(&self, error: EngineError) -> Reply {
         let (sender, reply) = oneshot::channel();
         // The receiver is alive, so this cannot fail.
@@ -387,7 +393,7 @@ impl Future for Reply {
 }
 
 impl TokenStream {
-    /// The next token, or `None` when the sequence has ended.
+    /// Waits for the next token. Returns `None` when the sequence has ended.
     pub async fn next(&mut self) -> Option<TokenLogprob> {
         self.0.recv().await
     }

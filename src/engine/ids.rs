@@ -1,18 +1,19 @@
-//! Identifiers of what moves through the engine. Plain numbers, unique within one engine's lifetime.
+//! Ids of tasks, rows and groups, and the key of an image's features. Ids are plain numbers, unique within one engine's
+//! lifetime.
 
 pub(crate) use crate::fairness::CallId;
 use crate::task::{ImageId, PreparedImage, Preprocessing, Scope, TowerId};
 
-/// One submitted task of a call.
+/// Id of one submitted task of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct TaskId(pub(crate) u64);
 
-/// One row or group of a task.
+/// Id of one row or group of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ItemId(pub(crate) u64);
 
-/// Identifies the features of one image: two requests with equal keys share one encoding. The tower stands for weights
-/// and dtype, the scope for the owner.
+/// Key of the features of one image. Requests with equal keys share one encoding. The tower identifies weights and
+/// dtype, the scope the owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FeatureKey {
     pub(crate) tower: TowerId,
@@ -22,7 +23,7 @@ pub(crate) struct FeatureKey {
 }
 
 impl FeatureKey {
-    /// The key of `image`'s features as computed by `tower`.
+    /// Returns the key of the features that `tower` computes for `image`.
     pub(crate) fn new(tower: TowerId, image: &PreparedImage) -> Self {
         let PreparedImage { info, scope, preprocessing, .. } = image;
         Self { tower, scope: *scope, image: info.id, preprocessing: *preprocessing }

@@ -11,11 +11,11 @@ use super::worker::{Rebuild, spawn};
 use super::{Clock, EngineHandle, EngineSettings};
 use crate::telemetry::metrics::Metrics;
 
-/// Inbox capacity on top of the tasks, whose number admission bounds: for wake-up messages.
+/// Number of places in the inbox for wake-up messages, in addition to one place for each admitted task.
 const WAKE_UPS: usize = 16;
 
-/// A running engine: the worker thread and the first handle.
-/// Dropping it asks the worker to stop once all its tasks are done, but does not wait for that.
+/// A running engine: the worker thread and the first handle. Dropping it asks the worker to stop once all its tasks are
+/// done, but does not wait for that.
 #[derive(Debug)]
 pub struct Engine {
     handle: EngineHandle,
@@ -80,7 +80,7 @@ impl Engine {
         clock: Clock,
     ) -> Result<Self, StartError> {
         settings.check()?;
-        // Every task holds at least one row, so admitted tasks always fit.
+        // Every task reserves at least one row, so admitted tasks always fit into the inbox.
         let (sender, inbox) = sync_channel(settings.capacity_rows + WAKE_UPS);
         let shared = Shared::new(backend.models().into(), settings, metrics, clock);
         let thread = spawn(backend, rebuild, Arc::clone(&shared), inbox);
@@ -88,13 +88,13 @@ impl Engine {
         Ok(Self { handle: EngineHandle::new(shared, sender), thread: Some(thread) })
     }
 
-    /// Another handle to this engine; clones share it.
+    /// Returns a handle to this engine.
     #[must_use]
     pub fn handle(&self) -> EngineHandle {
         self.handle.clone()
     }
 
-    /// Stops admission, lets submitted tasks finish, and waits for the thread to end. Blocking: call it after
+    /// Stops admission, lets submitted tasks finish, and blocks until the worker thread has ended. Call this after
     /// [`EngineHandle::drained`], or after [`EngineHandle::abort`] to end after the current work unit.
     pub fn join(mut self) {
         self.handle.stop();

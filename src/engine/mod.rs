@@ -4,15 +4,20 @@
 //!
 //! - [`backend`]: the trait between the engine and the models; no tensor crosses it.
 //! - `admission`: admission control. Capacity in rows and bytes is reserved before any work is done.
-//! - `plan`: what a task needs (images, single-pass rows, groups) and how its answer is assembled.
+//! - `plan`: which images, single-pass rows and groups a task needs, and how its answer is assembled.
 //! - `scheduler`: the pure policy that picks the next work unit; it uses no clock, channel or tensor.
-//! - `features`: the cache of encoded images: single flight, bounded in bytes.
+//! - `features`: the cache of encoded images, with single flight and a limit in bytes.
 //! - `worker`: the worker thread, a loop around the scheduler.
 //! - `handle`: the API that `http` uses.
 //! - `lifecycle`: starting and stopping.
-//! - `sync`: the locks, flags, inbox and thread that the engine uses; tests replace them to explore schedules
+//! - `sync`: the locks, flags, inbox and thread that the engine uses. Tests replace them to explore thread schedules
 //!   (`schedules`).
 //! - `fake`: a scripted backend for tests, here and in `tests/it`.
+//!
+//! Terms (more in `docs/glossary.md`): a *row* is one sequence that a text tower processes. A *single-pass row* needs
+//! one pass through the tower. A *group* is what one search decodes, step by step: a single sequence, or the beams of
+//! one beam search. An *item* is a row or a group. A *work unit* is what the worker runs without interruption: either a
+//! vision batch, or a *text unit*, which is a batch of single-pass rows or a decode step. A *stage* is vision or text.
 
 mod admission;
 pub mod backend;

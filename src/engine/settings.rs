@@ -2,40 +2,42 @@
 
 use std::time::Duration;
 
-/// Limits and scheduling policy of the engine. `config` fills it from the configuration.
+/// Limits and scheduling policy of the engine. `config` fills this struct from the configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineSettings {
-    /// Rows admitted at one time. At least 256, unless the per-call limit is lower as well.
+    /// Maximum number of rows that admitted calls may reserve at one time. `config` requires at least the number that
+    /// one call may have (`limits.max_rows`, by default 256).
     pub capacity_rows: usize,
-    /// Bytes of request bodies and prepared pixels that admitted calls may reserve.
+    /// Maximum number of bytes that admitted calls may reserve at one time, for request bodies and prepared pixels.
     pub capacity_bytes: u64,
     /// Longest estimated wait with which a call is still admitted.
     pub max_queue_wait: Duration,
-    /// Estimated time that one work unit may take. A unit always holds at least one item, however long that takes.
+    /// Maximum estimated time of one work unit. A unit always holds at least one item, however long that takes.
     pub unit_time: Duration,
     /// How long a waiting image or row may be held back so that others can share its batch, counted from its arrival.
     pub linger: Duration,
-    /// Share of the worker's time for vision while both stages have work, in percent, 1..=99.
+    /// Percentage of the worker's time for vision while both vision and text have work, 1..=99.
     pub vision_share_percent: u8,
-    /// Most images in one vision batch.
+    /// Maximum number of images in one vision batch.
     pub max_batch_images: usize,
-    /// Most rows in one text step.
+    /// Maximum number of rows in one text unit.
     pub max_batch_rows: usize,
-    /// Most tokens in one text step.
+    /// Maximum number of tokens in one text unit (a decode step or a batch of single-pass rows).
     pub max_batch_tokens: usize,
-    /// Capacity of the feature cache in bytes, features pinned by waiting rows included; 0 caches nothing beyond the
-    /// rows' life.
+    /// Capacity of the feature cache in bytes. Features that rows pin count as well. With 0, features are dropped as
+    /// soon as no row needs them.
     pub feature_cache_bytes: u64,
-    /// Bytes of features that rows may pin. Vision encodes no image that would exceed this, but one image may always
-    /// run.
+    /// Maximum number of bytes of features that rows may pin. An image that would exceed this is not encoded yet,
+    /// unless nothing is pinned.
     pub max_pinned_feature_bytes: u64,
     /// Time to live of an entry in the feature cache.
     pub feature_cache_ttl: Duration,
-    /// Bytes of KV cache that running groups may hold: cross-attention over their images, and their own tokens.
+    /// Maximum number of bytes of KV cache that running groups may hold, for cross-attention to their images and for
+    /// their own tokens.
     pub max_kv_bytes: u64,
     /// A worker without a heartbeat for this long counts as down. Set it far above the longest single backend call.
     pub worker_hang_limit: Duration,
-    /// A backend that fails again within this time after it was rebuilt ends the worker.
+    /// If the backend fails again within this time after it was rebuilt, the worker ends.
     pub worker_rebuild_interval: Duration,
 }
 

@@ -22,11 +22,12 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     /// Cancelled when the worker thread ends.
     ended: CancellationToken,
-    /// Cancelled when the worker is declared hung: nobody waits for it any longer.
+    /// Cancelled when the worker is declared hung; then nobody waits for the worker any longer.
     given_up: CancellationToken,
     /// True while the backend is being rebuilt.
     rebuilding: AtomicBool,
-    /// The server is shutting down. Requests are still admitted until the engine drains, but it is never ready again.
+    /// True once the server is shutting down. Requests are still admitted until the engine drains, but a rebuilt
+    /// backend does not make the engine ready again.
     leaving: AtomicBool,
     /// Set at the end of the drain time.
     aborted: AtomicBool,
@@ -80,7 +81,7 @@ impl Shared {
         self.rebuilding.load(Ordering::Acquire)
     }
 
-    /// Nothing is admitted while the backend is being rebuilt.
+    /// Records whether the backend is being rebuilt. Nothing is admitted during a rebuild.
     pub(crate) fn set_rebuilding(&self, rebuilding: bool) {
         self.beat();
         self.rebuilding.store(rebuilding, Ordering::Release);
@@ -89,19 +90,19 @@ impl Shared {
         self.metrics.ready.set(i64::from(!rebuilding && !draining));
     }
 
-    /// The server begins to shut down: from now on a rebuilt backend does not make it ready again.
+    /// Records that the server begins to shut down. From now on a rebuilt backend does not make the engine ready again.
     pub(crate) fn announce_shutdown(&self) {
         self.leaving.store(true, Ordering::Release);
     }
 
-    /// Declares the worker hung. Everyone who waits for it gets `WorkerDown`.
+    /// Declares the worker hung. Every caller that waits for the worker gets `WorkerDown`.
     pub(crate) fn give_up(&self) {
         self.metrics.worker_up.set(0);
         self.metrics.ready.set(0);
         self.given_up.cancel();
     }
 
-    /// The token that [`give_up`](Self::give_up) cancels.
+    /// Returns the token that [`give_up`](Self::give_up) cancels.
     pub(crate) fn given_up(&self) -> CancellationToken {
         self.given_up.clone()
     }
@@ -133,14 +134,15 @@ impl Shared {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// Records the worker's heartbeat. It uses the system clock: a clock moved by hand cannot detect a hanging thread.
+    /// Records a heartbeat of the worker, on the system's clock: a clock that tests move by hand cannot show that a
+    /// thread hangs.
     pub(crate) fn beat(&self) {
         let elapsed = self.started.elapsed().as_millis();
         self.heartbeat_ms.store(elapsed.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
         self.metrics.worker_heartbeat_timestamp_seconds.set(unix_seconds());
     }
 
-    /// The worker's last heartbeat, in milliseconds after the start.
+    /// Returns the time of the worker's last heartbeat, in milliseconds after the start.
     pub(crate) fn last_beat(&self) -> u64 {
         self.heartbeat_ms.load(Ordering::Relaxed)
     }
@@ -151,7 +153,7 @@ impl Shared {
     }
 }
 
-/// Wall-clock time as seconds since the Unix epoch, for metrics only.
+/// Returns the wall-clock time in seconds since the Unix epoch; for metrics only.
 pub(crate) fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
@@ -178,42 +180,43 @@ pub(crate) struct Counters {
     pub(crate) most_step_rows: AtomicU64,
 }
 
-/// A snapshot of what the worker has done since the start; cheap to take.
+/// Counts of what the worker has done since the start, read at one moment; cheap to take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EngineStats {
-    /// Tasks that reached the worker.
+    /// Number of tasks that reached the worker.
     pub submitted: u64,
-    /// Tasks that ended with an answer.
+    /// Number of tasks that ended with an answer.
     pub answered: u64,
-    /// Tasks that ended with an error other than those below.
+    /// Number of tasks that ended with an error other than those below.
     pub failed: u64,
-    /// Tasks cancelled because their client disconnected or read its stream too slowly.
+    /// Number of tasks cancelled because their client disconnected or read its stream too slowly.
     pub cancelled: u64,
-    /// Tasks that ended because their deadline passed.
+    /// Number of tasks that ended because their deadline passed.
     pub expired: u64,
-    /// Tasks ended by the end of the drain time.
+    /// Number of tasks that ended because the drain time was over.
     pub shut_down: u64,
-    /// Images that a vision tower encoded successfully.
+    /// Number of images that a vision tower encoded successfully.
     pub images_encoded: u64,
-    /// Vision batches run, failed ones included.
+    /// Number of vision batches that were run, including failed ones.
     pub vision_units: u64,
-    /// Batches of single-pass rows run.
+    /// Number of batches of single-pass rows that were run.
     pub single_pass_batches: u64,
-    /// Single-pass rows run in those batches.
+    /// Number of single-pass rows in those batches.
     pub score_rows: u64,
-    /// Decode steps run, prefill included.
+    /// Number of decode steps that were run, prefill included.
     pub steps: u64,
-    /// Rows summed over all decode steps: one for a group's first step, its live sequences afterwards.
+    /// Number of rows summed over all decode steps. A group counts as one row in its first step, and as its number of
+    /// live sequences in later steps.
     pub step_rows: u64,
-    /// Steps in which at least one group ran its prompt (its first step, the prefill).
+    /// Number of steps in which at least one group ran its prompt (its first step, the prefill).
     pub steps_with_prompt: u64,
-    /// Steps in which at least one single sequence continued.
+    /// Number of steps in which at least one single sequence continued.
     pub steps_with_decoding: u64,
-    /// Steps that contained a beam search group.
+    /// Number of steps that contained a beam search group.
     pub steps_with_beams: u64,
-    /// Steps that contained all three: a prompt, a continuing single sequence, and a beam search group.
+    /// Number of steps that contained all three: a prompt, a continuing single sequence, and a beam search group.
     pub mixed_steps: u64,
-    /// Rows of the largest step so far.
+    /// Number of rows in the largest step so far.
     pub most_step_rows: u64,
 }
 

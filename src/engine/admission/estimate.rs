@@ -1,8 +1,9 @@
 //! Estimates of how long admitted work takes, from the worker's measurements. Pure arithmetic.
 //!
-//! Text work is counted in tokens: a row needs `row_tokens` tokens over `row_units` work units. A unit costs
-//! `unit_fixed` (reading the weights) plus `unit_per_token` for each token, and holds as many tokens as fit its time.
-//! Rows beyond that wait until others leave. Before anything is measured every estimate is zero: admit, and learn.
+//! Text work is counted in tokens. A row runs `row_tokens` tokens, spread over `row_units` work units. A unit takes
+//! `unit_fixed` seconds (to read the weights) plus `unit_per_token` for each token, and holds as many tokens as fit
+//! into `unit_time`. Rows that do not fit wait until others leave. Before the first measurement every estimate is zero,
+//! so that calls are admitted and the worker can measure.
 
 use std::time::Duration;
 
@@ -14,54 +15,58 @@ use crate::engine::scheduler::TextCost;
 pub struct Estimates {
     /// Seconds to encode one image.
     pub image: Option<f64>,
-    /// Seconds of a text unit without its tokens.
+    /// Seconds that a text unit takes in addition to the time for its tokens.
     pub unit_fixed: Option<f64>,
     /// Seconds that each token adds to a text unit.
     pub unit_per_token: Option<f64>,
-    /// Tokens that a row runs in all, from its first unit to its last.
+    /// Number of tokens that a row runs in all, from its first unit to its last; an average.
     pub row_tokens: Option<f64>,
-    /// Units that a row takes part in, from its first to its last.
+    /// Number of units that a row takes part in, from its first to its last; an average.
     pub row_units: Option<f64>,
-    /// Recent miss rate of the feature cache: the share of images neither cached nor in flight when looked up.
+    /// Recent miss rate of the feature cache: the fraction of images that were neither cached nor in flight when looked
+    /// up.
     pub image_misses: Option<f64>,
     /// True if a measurement is older than a minute.
     pub stale: bool,
 }
 
-/// Lower bound on the miss rate: even if all recent images were cached, the next ones cost this part of an encoding.
+/// Lower bound on the miss rate. Even if all recent images were cached, each further image counts as this fraction of
+/// an encoding.
 const LEAST_MISSES: f64 = 0.05;
 
-/// The queue ahead of a call.
+/// The work that is scheduled before a call.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// Rows that are scheduled before the call.
+    /// Number of rows that are scheduled before the call, each weighted by its client's `row_weight`.
     pub(super) rows: f64,
     /// Expected number of encodings that are scheduled before the call.
     pub(super) images: f64,
-    /// True if rows without images of their own are queued or running. Then text has work left after these images.
+    /// True if rows that do not wait for images are queued or running. Then the worker's time is shared with them while
+    /// `images` are encoded.
     pub(super) text_has_other_work: bool,
-    /// True if other calls have images to encode, even if those come after the call's own.
+    /// True if other calls have images to encode, even if those come after the call's own. Then the worker's time is
+    /// shared with them while `rows` run.
     pub(super) vision_has_other_work: bool,
 }
 
 /// Cost model of the text stage, in tokens and units.
 struct TextCostModel {
     cost: TextCost,
-    /// Tokens that fit into one unit.
+    /// Number of tokens that fit into one unit.
     unit_tokens: f64,
-    /// Tokens that one row runs in one unit.
+    /// Number of tokens that one row runs in one unit.
     row_tokens: f64,
-    /// Units that one row needs.
+    /// Number of units that one row needs.
     row_units: f64,
 }
 
-/// What the work of one client has cost recently. Clients differ: one sends the same image again and again, another only
-/// new ones, and averages over all of them would promise both the same wait.
+/// Recent cost of one client's work. Clients differ: one sends the same image again and again, another only new images.
+/// Averages over all clients would promise both the same wait.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Profile {
-    /// Share of its images that were misses in the feature cache, as a moving average.
+    /// Fraction of the client's images that were misses in the feature cache; a moving average.
     image_misses: Option<f64>,
-    /// Tokens that one of its rows runs in all, as a moving average.
+    /// Number of tokens that one of the client's rows runs in all; a moving average.
     row_tokens: Option<f64>,
 }
 
@@ -69,7 +74,8 @@ pub(super) struct Profile {
 const NEWEST_OF_CLIENT: f64 = 0.05;
 
 impl Profile {
-    /// `average` is over all clients: a new client is like the others until it shows otherwise.
+    /// Records whether an image was a cache miss. `average` is over all clients; the client's moving average starts
+    /// from it.
     pub(super) fn record_lookup(&mut self, missed: bool, average: &Estimates) {
         follow(&mut self.image_misses, average.image_misses, if missed { 1.0 } else { 0.0 });
     }
@@ -100,14 +106,15 @@ impl Estimates {
         })
     }
 
-    /// Expected number of encodings for `images` images that have not been looked up yet.
-    /// `profile` is that of the client who asks for them.
+    /// Returns the expected number of encodings for `images` images that have not been looked up yet, requested by a
+    /// client with this profile.
     pub(super) fn encodings(&self, images: usize, profile: Profile) -> f64 {
         let misses = profile.image_misses.or(self.image_misses).unwrap_or(1.0);
         misses.clamp(LEAST_MISSES, 1.0) * images as f64
     }
 
-    /// How many average rows one row of a client costs: a caption runs ten times the tokens of a short text.
+    /// Returns the cost of one row of this client, in average rows. Rows differ: a caption runs ten times the tokens of
+    /// a short text.
     pub(super) fn row_weight(&self, profile: Profile) -> f64 {
         match (profile.row_tokens, self.row_tokens) {
             (Some(own), Some(average)) if average > 0.0 => own / average,
@@ -119,15 +126,16 @@ impl Estimates {
         self.image.unwrap_or(0.0) * images
     }
 
-    /// Total worker time for `rows` rows and `images` encodings.
+    /// Returns the total worker time for `rows` rows and `images` encodings.
     pub(super) fn work(&self, rows: f64, images: f64, settings: &EngineSettings) -> Duration {
         let text = self.text(settings).map_or(0.0, |text| text.seconds(rows));
         seconds(self.vision_seconds(images) + text)
     }
 
-    /// Estimated wait of a call behind `queue`. Images are encoded one after another; rows share units as far as these
-    /// have room. While both stages have work, each proceeds at its share of the worker. That lasts as long as more
-    /// work comes; only rows that belong to the images in the queue end with them.
+    /// Returns the estimated wait of a call behind `queue`. Images are encoded one after another; rows share units as
+    /// long as there is room. While both stages have work, each gets only its share of the worker's time, and this
+    /// lasts as long as new work arrives. But if all rows belong to images of the queue, they end with them, so the
+    /// wait is at most the queue's total work.
     pub(super) fn wait(&self, queue: &Queue, settings: &EngineSettings) -> Duration {
         let vision_share = f64::from(settings.vision_share_percent) / 100.0;
         let share = |shared: bool, share: f64| if shared { share } else { 1.0 };
@@ -143,8 +151,8 @@ impl Estimates {
         }
     }
 
-    /// Lower bound on the time that an idle server needs for `rows` and `images`: each row needs at least one unit. The
-    /// kind of call is not known, so this is the bound of the cheapest kind.
+    /// Returns a lower bound on the time that an idle server needs for `rows` and `images`. Each row counts as one
+    /// unit, as in the cheapest kind of call, because the kind is not known here.
     pub(super) fn least_service(
         &self,
         rows: usize,
@@ -158,7 +166,7 @@ impl Estimates {
 }
 
 impl TextCostModel {
-    /// Units until each row has run once; at least one if there is any row.
+    /// Returns the number of units until each row has run once; at least one if there is any row.
     fn units(&self, rows: f64) -> f64 {
         (rows * self.row_tokens / self.unit_tokens).max(if rows > 0.0 { 1.0 } else { 0.0 })
     }
@@ -168,14 +176,14 @@ impl TextCostModel {
         self.row_units * (units * self.cost.fixed + rows * self.row_tokens * self.cost.per_token)
     }
 
-    /// Time until the rows that do not fit into a unit have found room in one.
+    /// Returns the seconds until the rows that do not fit into a unit have found room in one.
     fn queued_seconds(&self, rows: f64) -> f64 {
         let over = rows - self.unit_tokens / self.row_tokens;
         if over > 0.0 { self.seconds(over) } else { 0.0 }
     }
 }
 
-/// Bounded, so that no estimate overflows, however wrong it is.
+/// Converts seconds to a duration within 0 to 1,000,000 s, so that no estimate overflows, however wrong it is.
 fn seconds(value: f64) -> Duration {
     Duration::from_secs_f64(value.clamp(0.0, 1e6))
 }

@@ -1,16 +1,17 @@
-//! Admission control: capacity in rows and bytes, reserved before any work is done. Nothing here waits; an overloaded
-//! engine sheds load with an error.
+//! Admission control: capacity in rows and bytes is reserved before any work is done. Admission never waits; an
+//! overloaded engine sheds load by rejecting calls.
 //!
-//! The [`AdmissionController`] is one std mutex around a few numbers. It is held for nanoseconds and never across an await.
-//! Reservations are guards that release their capacity when dropped: a [`CallReservation`] for what a call has reserved and not
-//! yet submitted, a [`TaskReservation`] for each submitted task. `handle` creates rooms; tasks carry their claims to the worker.
+//! The [`AdmissionController`] is a mutex around a few numbers. It is held for nanoseconds and never across an await.
+//! Reservations are guards that release their capacity when dropped. A [`CallReservation`] holds what a call has
+//! reserved and not yet submitted, a [`TaskReservation`] the part of one submitted task. `handle` creates the former;
+//! tasks carry the latter to the worker.
 //!
 //! The cost of an image is known only after the worker has looked it up in the feature cache. Until then it counts as a
-//! fraction of an encoding, the recent miss rate. After a hit (cached, or in flight for another task) it costs nothing,
-//! after a miss a full encoding.
+//! fraction of an encoding, namely the recent miss rate. After a hit (cached, or in flight for another task) it costs
+//! nothing, after a miss a full encoding.
 //!
-//! Estimates are learnt from work units that run, so a bad estimate must not stop units from running. While no other
-//! call has work, the estimates never reject a small call, nor any call once they are stale.
+//! Estimates are learnt from work units that run, so a bad estimate must not stop units from running. Therefore, while
+//! no other call has work, estimates never reject a small call, and stale estimates reject no call at all.
 
 mod estimate;
 mod room;
@@ -30,30 +31,39 @@ use super::{EngineError, EngineSettings};
 use crate::fairness::{self, ClientId};
 use crate::telemetry::metrics::Metrics;
 
-/// Most rows and images of a "small" call. On an idle engine the estimates never reject one, so that the worker learns
-/// again what work costs.
+/// Maximum numbers of rows and images of a "small" call. On an idle engine the estimates never reject a small call, so
+/// that the worker can measure again what work costs.
 const SMALL: (usize, usize) = (8, 1);
 
-/// Safety factor: calls wait longer than the backend's own times suggest. Between backend calls the worker plans and
-/// answers, HTTP competes for the cores, and a call whose turn has come shares the worker until it is done. At ten
-/// times the capacity of two cores, 1 % of the accepted calls took 4.5 s where 3 s were estimated (2026-11-25).
-const SLIPPAGE: f64 = 1.5;
+/// Safety factor on estimated waits, because calls wait longer than the backend's own times suggest. Between backend
+/// calls the worker plans and sends answers, HTTP competes for the cores, and a call whose turn has come shares the
+/// worker with others until it is done. At ten times the capacity of two cores, 1 % of the accepted calls took 4.5 s
+/// where 3 s were estimated (2026-11-25).
+/// This is the factor at the start; after that it follows what calls have really waited.
+const FIRST_SLIPPAGE: f64 = 1.5;
+/// Range of the factor. Above it, something other than a wrong estimate makes calls wait.
+const SLIPPAGES: (f64, f64) = (1.0, 4.0);
+/// Waits that were expected to be shorter say little about long ones.
+const LEAST_TELLING_WAIT: Duration = Duration::from_secs(1);
+/// Weight of a call in the moving average of the factor, if it waited longer than the factor says and if it did not. The
+/// average settles where about one call in twenty waits longer.
+const SLIPPAGE_WEIGHTS: (f64, f64) = (0.02, 0.001);
 
 /// Bounds of `Retry-After` in seconds: at least one, and short enough that clients soon find a recovered server.
 const RETRY_AFTER_SECONDS: (f64, f64) = (1.0, 30.0);
 
-/// Capacity in use by one call, one client, or all of them.
+/// Capacity in use by one call, one client, or all clients.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Usage {
     rows: usize,
-    /// Images not yet looked up in the feature cache.
+    /// Number of images not yet looked up in the feature cache.
     images: usize,
-    /// Cache misses: images that still have to be encoded.
+    /// Number of images that were cache misses and still have to be encoded.
     encodings: usize,
     bytes: u64,
 }
 
-/// Capacity that a client uses, in all and by call number (live calls only).
+/// Capacity that a client uses, in all and by call number (calls in progress only).
 #[derive(Debug, Default)]
 struct Client {
     taken: Usage,
@@ -62,7 +72,7 @@ struct Client {
 }
 
 impl Usage {
-    /// True if the worker has something to do for it. A call whose body is still being read uses bytes only.
+    /// True if there is work for the worker. A call whose body is still being read uses bytes only.
     fn is_work(self) -> bool {
         self.rows + self.images + self.encodings > 0
     }
@@ -86,14 +96,16 @@ impl Usage {
     }
 }
 
-/// The queue ahead of `call`, which needs `own` rows and images. Also returns the number of other calls with work.
+/// Returns the number of others that have work (calls of the same client, and other clients), and the work that is
+/// scheduled before `call`, which needs `own` rows and images.
 ///
-/// Round robin serves clients in turn, then the calls of each client in turn. So of another call of the same client no
-/// more items go first than the call's own, and of another client no more than the rounds until the call's last item.
+/// Round robin serves clients in turn, and within a client its calls in turn. So from any other call of the same
+/// client, at most `own` items go before the last item of `call`. Any other client gets at most one item into each
+/// round, up to the round with the last item of `call`.
 fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, Queue) {
     let mut queue = Queue::default();
     let (mut calls, mut all) = (0, Usage::default());
-    // Rounds that the call's own client needs until the call's last item.
+    // Number of rounds until the call's last item.
     let (mut turns_rows, mut turns_images) = own;
     let mut count = |taken: Usage, most: (usize, usize), profile: Profile| {
         let encodings = taken.encodings.min(most.1);
@@ -127,29 +139,32 @@ fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, Q
 #[derive(Debug)]
 struct State {
     taken: Usage,
-    /// Usage by client. Empty when nothing that was admitted remains.
+    /// The clients with calls in progress. Empty when all admitted calls have ended.
     clients: HashMap<ClientId, Client>,
     next_call: u64,
     draining: bool,
     estimates: Estimates,
+    /// How much longer calls wait than the estimates say.
+    slippage: f64,
 }
 
-/// The admission controller: who uses how much capacity. Shared by all handles, all rooms and the worker.
+/// The admission controller. It records how much capacity each call uses. Shared by all handles, all reservations and
+/// the worker.
 pub(crate) struct AdmissionController {
     state: Mutex<State>,
     settings: EngineSettings,
     metrics: Arc<Metrics>,
-    /// Notified when the last room is released.
+    /// Notified when the last admitted call has ended.
     emptied: Notify,
 }
 
 impl std::fmt::Debug for AdmissionController {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ledger").field("book", &self.state).finish_non_exhaustive()
+        f.debug_struct("AdmissionController").field("state", &self.state).finish_non_exhaustive()
     }
 }
 
-/// Why a call was rejected; the label of `queue_rejected_total`.
+/// Why a call was rejected; a label value of `queue_rejected_total`.
 #[derive(Debug, Clone, Copy)]
 enum Refusal {
     Full,
@@ -170,7 +185,7 @@ impl Refusal {
 }
 
 impl State {
-    /// What the client's work has cost recently; nothing is known of a client without a call in progress.
+    /// Returns the recent cost of the client's work. Nothing is known about a client without a call in progress.
     fn profile(&self, client: ClientId) -> Profile {
         self.clients.get(&client).map(|client| client.profile).unwrap_or_default()
     }
@@ -188,6 +203,7 @@ impl AdmissionController {
             next_call: 0,
             draining: false,
             estimates: Estimates::default(),
+            slippage: FIRST_SLIPPAGE,
         };
         Arc::new(Self {
             state: Mutex::new(state),
@@ -199,7 +215,7 @@ impl AdmissionController {
 
     /// Admits a call of `client` if one more row could be served in time and `bytes` would fit now.
     ///
-    /// The call uses no capacity yet: bytes are reserved as they arrive, rows once their number is known. So a call
+    /// The call uses no capacity yet: bytes are reserved as they arrive, and rows once their number is known. So a call
     /// whose body stalls does not keep other calls out.
     pub(crate) fn admit(
         self: &Arc<Self>,
@@ -213,7 +229,7 @@ impl AdmissionController {
             return Err(self.refuse(Refusal::Draining, EngineError::ShuttingDown));
         }
         let call = CallId { client, number: state.next_call };
-        // What the call needs is known later; it needs at least one row.
+        // The call's rows are not known yet, but it needs at least one.
         self.check_wait(&state, call, (1, 0), deadline.saturating_duration_since(now))?;
         self.check_room(&state, client, Usage { rows: 1, bytes, ..Usage::default() })?;
         state.next_call += 1;
@@ -222,21 +238,22 @@ impl AdmissionController {
         Ok(CallReservation::new(Arc::clone(self), call))
     }
 
-    /// Raises a call's reservation from `held` to `rows` and `images`. Returns what was added.
+    /// Raises a call's reservation from `held` to `rows` and `images`. Returns the difference. `left` is the time until
+    /// the deadline.
     fn reserve_more(
         &self,
         (call, held): (CallId, Usage),
         rows: usize,
         images: usize,
         left: Duration,
-    ) -> Result<Usage, EngineError> {
+    ) -> Result<(Usage, Duration), EngineError> {
         let capacity = self.settings.capacity_rows;
         if rows > capacity {
             let error = EngineError::TooManyRows { rows, capacity };
             return Err(self.refuse(Refusal::Full, error));
         }
         let mut state = self.state();
-        self.check_wait(&state, call, (rows, images), left)?;
+        let expected = self.check_wait(&state, call, (rows, images), left)?;
         let more = Usage {
             rows: rows.saturating_sub(held.rows),
             images: images.saturating_sub(held.images),
@@ -244,7 +261,7 @@ impl AdmissionController {
         };
         self.check_room(&state, call.client, more)?;
         self.add(&mut state, call, more);
-        Ok(more)
+        Ok((more, expected))
     }
 
     /// Reserves `bytes` more for a call.
@@ -256,7 +273,7 @@ impl AdmissionController {
         Ok(())
     }
 
-    /// Updates the estimates with what the worker has measured.
+    /// Replaces the estimates with those that the worker has measured.
     pub(crate) fn publish(&self, estimates: Estimates) {
         self.state().estimates = estimates;
     }
@@ -274,15 +291,15 @@ impl AdmissionController {
         self.state().draining
     }
 
-    /// Rows in use.
+    /// Returns the number of rows in use.
     pub(crate) fn rows(&self) -> usize {
         self.state().taken.rows
     }
 
-    /// Resolves when all rooms have been released.
+    /// Resolves when all admitted calls have ended and released their reservations.
     pub(crate) async fn emptied(&self) {
         loop {
-            // Registered before the check, so that no notification is missed in between.
+            // The waiter is registered before the check, so that it misses no notification in between.
             let emptied = self.emptied.notified();
             if self.state().clients.is_empty() {
                 return;
@@ -291,7 +308,7 @@ impl AdmissionController {
         }
     }
 
-    /// Value for `Retry-After`: the estimated time until all current work is done.
+    /// Returns the value for `Retry-After`: the estimated time until all current work is done.
     pub(crate) fn retry_after(&self) -> Duration {
         let state = self.state();
         self.retry(&state)
@@ -303,24 +320,26 @@ impl AdmissionController {
         retry_after(state.estimates.work(rows as f64, images, &self.settings))
     }
 
-    /// Rejects `own` rows and images of `call` if they would take or wait too long. With round robin a large call
-    /// delays a single one by one turn only, and so does a client with many calls.
+    /// Rejects `call`, which needs `own` rows and images, if its work or its wait would take too long. `left` is the
+    /// time until its deadline. With round robin a large call delays a single one by one turn only, and so does a
+    /// client with many calls.
     fn check_wait(
         &self,
         state: &State,
         call: CallId,
         own: (usize, usize),
         left: Duration,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Duration, EngineError> {
         if left.is_zero() {
             return Err(self.refuse(Refusal::Deadline, EngineError::DeadlineExceeded));
         }
         let (calls, queue) = queue_ahead_of(state, call, own);
         let small = own.0 <= SMALL.0 && own.1 <= SMALL.1;
         if calls == 0 && (small || state.estimates.stale) {
-            return Ok(());
+            return Ok(Duration::ZERO);
         }
-        // No image is queued, so encoding this one renews the estimate of what an image costs.
+        // If no image is queued, the image of a small call is not counted: encoding it renews the estimate of an
+        // image's cost.
         let probe = small && queue.images == 0.0;
         let images =
             if probe { 0.0 } else { state.estimates.encodings(own.1, state.profile(call.client)) };
@@ -334,11 +353,13 @@ impl AdmissionController {
             };
             return Err(self.refuse(Refusal::Deadline, error));
         }
-        let wait = state.estimates.wait(&queue, &self.settings).mul_f64(SLIPPAGE);
-        self.check_time(wait, estimate, left)
+        let wait = state.estimates.wait(&queue, &self.settings);
+        self.check_time(wait.mul_f64(state.slippage), estimate, left)?;
+        Ok(wait + estimate)
     }
 
-    /// Rejects a wait above `max_queue_wait`, or one after which `work` would end beyond the deadline.
+    /// Rejects a call whose wait exceeds `max_queue_wait`, or whose `work` would end after its deadline, which is in
+    /// `left`.
     fn check_time(
         &self,
         wait: Duration,
@@ -402,7 +423,7 @@ impl AdmissionController {
         self.update_gauges(&state);
     }
 
-    /// Ends a call and releases its remaining reservation. Its tasks have ended before.
+    /// Ends a call and releases its remaining reservation. Its tasks have already ended.
     fn end_call(&self, call: CallId, rest: Usage) {
         self.give_back(call, rest);
         let mut state = self.state();
@@ -425,7 +446,7 @@ impl AdmissionController {
         }
     }
 
-    /// Records the tokens that a row of the client ran in all.
+    /// Records the total number of tokens that a row of the client ran.
     fn record_row(&self, client: ClientId, tokens: f64) {
         let State { clients, estimates, .. } = &mut *self.state();
         if let Some(client) = clients.get_mut(&client) {
@@ -433,19 +454,32 @@ impl AdmissionController {
         }
     }
 
-    /// Updates the gauges. Called under the lock, so that the last writer shows the last state.
+    /// Learns from an answered task: the wait and the service that were expected at admission, and the time that it took.
+    fn record_answered(&self, expected: Duration, took: Duration) {
+        if expected < LEAST_TELLING_WAIT {
+            return;
+        }
+        let (least, most) = SLIPPAGES;
+        let ratio = (took.as_secs_f64() / expected.as_secs_f64()).clamp(least, most);
+        let mut state = self.state();
+        let (longer, shorter) = SLIPPAGE_WEIGHTS;
+        let weight = if ratio > state.slippage { longer } else { shorter };
+        state.slippage += weight * (ratio - state.slippage);
+    }
+
+    /// Updates the gauges. Called under the lock, so that the gauges end with the latest state.
     fn update_gauges(&self, state: &State) {
         self.metrics.queue_rows.set(state.taken.rows.try_into().unwrap_or(i64::MAX));
         self.metrics.queue_bytes.set(state.taken.bytes.try_into().unwrap_or(i64::MAX));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // No instruction that could panic leaves the numbers inconsistent.
+        // A poisoned lock is usable, because no code that can panic leaves the numbers inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// `Retry-After` if the work ahead takes `work`.
+/// Returns the value of `Retry-After` if the work ahead takes `work`.
 fn retry_after(work: Duration) -> Duration {
     let (least, most) = RETRY_AFTER_SECONDS;
     Duration::from_secs_f64(work.as_secs_f64().ceil().clamp(least, most))

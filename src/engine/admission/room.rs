@@ -1,4 +1,4 @@
-//! Reservations of a call and of its tasks; guards that release capacity when dropped.
+//! The reservations of a call and of its tasks. They are guards that release their capacity when dropped.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -8,9 +8,9 @@ use crate::engine::EngineError;
 use crate::engine::ids::CallId;
 use crate::engine::sync::{Mutex, MutexGuard};
 
-/// A call's reservation: rows and images not yet submitted, and all its bytes. The call's
-/// [`Admission`](crate::engine::Admission) and the claims of its tasks share it; its bytes are released with the last
-/// of them.
+/// A call's reservation: the rows and images that are not yet submitted, and all the bytes. The call's
+/// [`Admission`](crate::engine::Admission) and the reservations of its tasks share it. The bytes are released when the
+/// last of these is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct CallReservation(Arc<Inner>);
 
@@ -21,28 +21,31 @@ struct Inner {
     held: Mutex<Held>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Held {
-    /// All that was ever reserved, to compute what a further reservation adds.
+    /// Rows and images reserved so far, submitted ones included. A further reservation adds only the difference.
     reserved: Usage,
-    /// Reserved and not yet submitted.
+    /// Rows and images that are reserved and not yet submitted, and all the bytes.
     rest: Usage,
+    /// Wait and service that were expected at the last reservation.
+    expected: Duration,
 }
 
-/// Reservation of one submitted task: its rows and images. Its rows are released when the task ends.
+/// Reservation of one submitted task: its rows and images. It is dropped, and the rows are released, when the task
+/// ends.
 #[derive(Debug)]
 pub(crate) struct TaskReservation {
     room: CallReservation,
     rows: usize,
-    /// Images not yet looked up in the feature cache.
+    /// Number of images not yet looked up in the feature cache.
     images: usize,
-    /// Cache misses: images being encoded for this task.
+    /// Number of cache misses: images that are still to be encoded for this task.
     encodings: usize,
 }
 
 impl CallReservation {
     pub(super) fn new(admission: Arc<AdmissionController>, call: CallId) -> Self {
-        let held = Mutex::new(Held { reserved: Usage::default(), rest: Usage::default() });
+        let held = Mutex::new(Held::default());
         Self(Arc::new(Inner { admission, call, held }))
     }
 
@@ -58,14 +61,16 @@ impl CallReservation {
         left: Duration,
     ) -> Result<(), EngineError> {
         let mut held = self.held();
-        let more =
+        let (more, expected) =
             self.0.admission.reserve_more((self.0.call, held.reserved), rows, images, left)?;
+        held.expected = expected;
         held.reserved = held.reserved.plus(more);
         held.rest = held.rest.plus(more);
         Ok(())
     }
 
-    /// Rejects a call that would wait for `wait` on something else. `left` is the time until the deadline.
+    /// Rejects the call if it would have to wait too long outside the engine, for `wait`. `left` is the time until the
+    /// deadline.
     pub(crate) fn check_wait(&self, wait: Duration, left: Duration) -> Result<(), EngineError> {
         self.0.admission.check_time(wait, Duration::ZERO, left)
     }
@@ -78,10 +83,10 @@ impl CallReservation {
         Ok(())
     }
 
-    /// Moves `rows` and up to `images` from the call's reservation to a task.
+    /// Moves `rows` and up to `images` from the call's reservation to that of a new task.
     ///
     /// # Errors
-    /// `TooManyRows` when the call has fewer rows left.
+    /// `TooManyRows` if the call has fewer rows left.
     pub(crate) fn claim(&self, rows: usize, images: usize) -> Result<TaskReservation, EngineError> {
         let mut held = self.held();
         if rows > held.rest.rows {
@@ -111,8 +116,8 @@ impl TaskReservation {
         self.room.call()
     }
 
-    /// Cache hit, or the image is in flight for another task: it costs this task nothing. If that other task leaves,
-    /// its encoding continues uncounted.
+    /// Records that an image is cached, or in flight for another task, so that it costs this task nothing. If the other
+    /// task ends early, the encoding continues without being counted.
     pub(crate) fn record_cache_hit(&mut self) {
         self.room.0.admission.record_lookup(self.call().client, false);
         self.give_back_image();
@@ -126,12 +131,18 @@ impl TaskReservation {
         }
     }
 
-    /// A row of the task has run its last unit, after so many tokens in all.
+    /// The task has been answered, this long after its submission.
+    pub(crate) fn record_answered(&self, took: Duration) {
+        let expected = self.room.held().expected;
+        self.room.0.admission.record_answered(expected, took);
+    }
+
+    /// Records that a row of the task has run its last unit, after `tokens` tokens in all.
     pub(crate) fn record_row(&self, tokens: f64) {
         self.room.0.admission.record_row(self.call().client, tokens);
     }
 
-    /// Cache miss: the image will be encoded for this task.
+    /// Records a cache miss: the image will be encoded for this task.
     pub(crate) fn record_cache_miss(&mut self) {
         self.room.0.admission.record_lookup(self.call().client, true);
         if self.images > 0 {
@@ -142,7 +153,7 @@ impl TaskReservation {
         }
     }
 
-    /// The encoding of an image for this task is complete.
+    /// Records that the encoding of an image for this task is complete.
     pub(crate) fn record_encoded(&mut self) {
         if self.encodings > 0 {
             self.encodings -= 1;

@@ -1,4 +1,4 @@
-//! Admission control: capacity in rows and bytes, estimated waits, deadlines, and recovery from bad estimates.
+//! Tests of admission control: capacity in rows and bytes, estimated waits, deadlines, and recovery from bad estimates.
 
 use super::*;
 use crate::telemetry::metrics::Metrics;
@@ -188,7 +188,7 @@ fn a_client_that_has_taken_everything_leaves_a_part_to_others() {
     assert!(other.reserve(3, 0, SOON).is_err() && other.reserve_bytes(1).is_err());
 }
 
-/// A queue of `rows` rows and nothing else.
+/// Returns a queue of `rows` rows and nothing else.
 fn rows(rows: usize) -> Queue {
     Queue { rows: rows as f64, ..Queue::default() }
 }
@@ -201,9 +201,10 @@ fn a_stage_that_others_keep_at_work_slows_the_other_one_down() {
     let images =
         || Queue { rows: 2.0, images: 2.0, vision_has_other_work: true, ..Queue::default() };
     assert!(wait(images()) < 3.5, "{}", wait(images()));
-    // Next to rows that go on regardless of the images, the images get half of the worker.
+    // If rows run that do not wait for images, the images get half of the worker's time.
     assert!(wait(Queue { text_has_other_work: true, ..images() }) >= 4.0);
-    // More rows than fit one unit: alone, and next to images that are not ahead of the call.
+    // More rows than fit into one unit: first without other work, then with other work, including images that are not
+    // ahead of the call.
     let (alone, beside) =
         (rows(10), Queue { text_has_other_work: true, vision_has_other_work: true, ..rows(10) });
     let (alone, beside) = (wait(alone), wait(beside));
@@ -213,7 +214,7 @@ fn a_stage_that_others_keep_at_work_slows_the_other_one_down() {
 #[test]
 fn rows_that_share_units_do_not_wait_for_each_other() {
     let settings = EngineSettings::default();
-    // A unit of 100 ms holds 5 tokens besides its fixed 50 ms.
+    // A unit of 100 ms holds 5 tokens of 10 ms in addition to its fixed 50 ms.
     assert_eq!(measured().wait(&rows(5), &settings), Duration::ZERO);
     let wait = measured().wait(&rows(10), &settings).as_secs_f64();
     // Five rows wait until the five before them have left: 20 units of 100 ms.
@@ -233,7 +234,7 @@ fn draining_admits_nothing_but_lets_admitted_calls_go_on() {
     assert_eq!(metrics.queue_rejected_total.with_label_values(&["draining"]).get(), 1);
 }
 
-/// A bad measurement: an image takes longer than any deadline.
+/// Returns estimates with a bad measurement: an image takes longer than any deadline.
 fn spoilt() -> Estimates {
     Estimates { image: Some(1000.0), ..measured() }
 }
@@ -291,7 +292,7 @@ fn a_text_call_does_not_wait_for_images() {
             room
         })
         .collect();
-    // A deadline shorter than the time of one image.
+    // The deadline is shorter than the time of one image.
     let text =
         admission.admit(ClientId::default(), 0, now + Duration::from_millis(500), now).unwrap();
     assert!(text.reserve(1, 0, Duration::from_millis(500)).is_ok());
@@ -313,7 +314,7 @@ fn a_call_that_alone_exceeds_its_deadline_is_too_large_however_long_the_queue() 
 
 #[test]
 fn images_count_as_what_such_images_have_needed_of_late() {
-    // A second of encoding is queued before ten calls that can run next to it.
+    // One second of encoding is queued before ten calls. They are admitted, because their images are probably cached.
     let max_queue_wait = Duration::from_secs(10);
     let settings = EngineSettings { max_queue_wait, ..EngineSettings::default() };
     let (admission, _, now) = admission(&settings);
@@ -331,7 +332,7 @@ fn images_count_as_what_such_images_have_needed_of_late() {
         })
         .collect();
     drop((cached, encoding));
-    // 64 images that are probably cached are not too large, but 64 others would be.
+    // A call with 64 images that are probably cached is not too large. With 64 new images it would be.
     let many = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(many.reserve(64, 64, SOON).is_ok());
     drop(many);
@@ -343,7 +344,7 @@ fn images_count_as_what_such_images_have_needed_of_late() {
 
 #[test]
 fn a_client_is_estimated_by_what_its_own_images_and_rows_have_cost() {
-    // Of sixty calls with an image each, or with eight rows each: how many are admitted at one time.
+    // Returns how many of sixty calls are admitted at one time, each with one image or each with eight rows.
     let settings = EngineSettings { capacity_rows: 1000, ..small() };
     let admitted = |shape: (usize, usize), learn: &dyn Fn(&mut TaskReservation)| {
         let (admission, _, now) = admission(&settings);
@@ -393,4 +394,23 @@ fn an_image_looked_up_in_vain_counts_in_full_until_it_is_encoded() {
     drop(claims);
     drop(newcomer);
     assert_eq!(admission.state().taken, Usage::default());
+}
+
+#[test]
+fn estimates_follow_what_calls_have_really_waited() {
+    let (admission, _, now) = admission(&small());
+    admission.publish(measured());
+    let call = || admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let first = call();
+    first.reserve(1, 1, SOON).unwrap();
+    let learner = call();
+    learner.reserve(1, 1, SOON).unwrap();
+    let claim = learner.claim(1, 1).unwrap();
+    let passes = || call().reserve(1, 1, SOON).is_ok();
+    assert!(passes());
+    // About two seconds were expected.
+    (0..300).for_each(|_| claim.record_answered(Duration::from_secs(6)));
+    assert!(!passes());
+    (0..3000).for_each(|_| claim.record_answered(Duration::from_secs(2)));
+    assert!(passes());
 }

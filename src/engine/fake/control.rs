@@ -1,4 +1,5 @@
-//! The test's side of the fake: gate, faults, costs, log. Also the settings that make it a mock server (`app::mock`).
+//! Controls of the fake backend for tests: gate, faults, costs, log. Also the settings that make it a mock server
+//! (`app::mock`).
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -51,7 +52,7 @@ pub struct FakeUnit {
     pub call: FakeCall,
     /// Index of the tower (`Encode`) or the model.
     pub of: usize,
-    /// Tokens that the call ran in all.
+    /// Number of tokens that the call ran in all.
     pub tokens: usize,
     /// Marks of each item in the call.
     pub items: Vec<Vec<FakeMark>>,
@@ -59,7 +60,7 @@ pub struct FakeUnit {
 
 #[derive(Debug)]
 struct State {
-    /// Calls that may pass the gate; `None` while it is open.
+    /// Number of calls that may still pass the gate; `None` while the gate is open.
     permits: Option<usize>,
     at_gate: bool,
     log: Vec<FakeUnit>,
@@ -72,7 +73,7 @@ struct State {
     /// Whether calls are logged.
     remembers: bool,
     stop: u32,
-    /// Bytes leaked for every encoded image, and the leaked bytes.
+    /// Number of bytes to leak for every encoded image; `leaked` holds them.
     leak: usize,
     leaked: Vec<Vec<u8>>,
 }
@@ -80,12 +81,12 @@ struct State {
 /// Simulated durations of calls.
 #[derive(Debug, Clone)]
 struct Costs {
-    /// The clock that calls move forward. Without one the caller sleeps.
+    /// The clock that calls move forward. If `None`, calls sleep instead.
     clock: Option<ManualClock>,
     time: FakeTime,
 }
 
-/// Duration of a call: the sum of these parts.
+/// Parts of a call's duration; the duration is their sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FakeTime {
     /// Part that every call takes.
@@ -153,7 +154,7 @@ impl FakeControl {
     /// Blocks until a call waits at the gate.
     ///
     /// # Panics
-    /// When no call comes within 20 seconds.
+    /// If no call comes within 20 seconds.
     pub fn wait_until_held(&self) {
         let state = self.state();
         let waiting = |state: &mut State| !(state.at_gate && state.permits == Some(0));
@@ -166,7 +167,7 @@ impl FakeControl {
         assert!(!timeout.timed_out(), "no call has come to the gate");
     }
 
-    /// From now on, calls that contain an item with this mark have this fault.
+    /// From now on, applies this fault to calls of this kind that contain an item with this mark.
     pub fn fault(&self, call: FakeCall, mark: FakeMark, fault: FakeFault) {
         self.state().faults.push((call, mark, fault));
     }
@@ -176,7 +177,7 @@ impl FakeControl {
         self.state().faults.clear();
     }
 
-    /// The next task with an image panics where the worker does not catch it, which kills its thread.
+    /// Makes the next task with an image panic where the worker does not catch it, which kills the worker's thread.
     pub fn kill_worker(&self) {
         self.state().deadly = true;
     }
@@ -191,12 +192,12 @@ impl FakeControl {
         assert!(!deadly, "scripted death of the worker");
     }
 
-    /// Every text gets this many tokens (within its parameters) instead of 2 to 8.
+    /// Sets the number of tokens of every text (within its parameters), instead of 2 to 8.
     pub fn set_text_length(&self, tokens: usize) {
         self.state().text_length = Some(tokens);
     }
 
-    /// Generated ids come from this range (default 1000..2000). The tokenizer in use should know them.
+    /// Sets the range of generated ids (default 1000..2000). The tokenizer in use should know them.
     pub fn set_token_ids(&self, ids: Range<u32>) {
         self.state().token_ids = ids;
     }
@@ -237,13 +238,13 @@ impl FakeControl {
         self.state().stop
     }
 
-    /// All calls so far, failed ones included.
+    /// Returns all calls so far, including failed ones.
     #[must_use]
     pub fn log(&self) -> Vec<FakeUnit> {
         self.state().log.clone()
     }
 
-    /// Groups that the worker holds at present.
+    /// Returns the number of groups that the worker holds at present.
     #[must_use]
     pub fn open_groups(&self) -> usize {
         self.state().open_groups
@@ -273,7 +274,7 @@ impl FakeControl {
         self.state().faults.iter().any(hit)
     }
 
-    /// Handles a call: waits at the gate, logs the call, takes its time, and fails if a fault applies.
+    /// Handles a call: waits at the gate, logs the call, lets its duration pass, and fails if a fault applies.
     pub(super) fn enter(
         &self,
         call: FakeCall,
@@ -353,13 +354,13 @@ fn fires(fault: FakeFault, items: usize) -> bool {
 pub struct ManualClock(Arc<Mutex<Instant>>);
 
 impl ManualClock {
-    /// A clock that starts at the present.
+    /// Creates a clock that starts at the present time.
     #[must_use]
     pub fn start() -> Self {
         Self(Arc::new(Mutex::new(Instant::now())))
     }
 
-    /// Its current, manually set time.
+    /// Returns the clock's current, manually set time.
     #[must_use]
     pub fn now(&self) -> Instant {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -370,7 +371,7 @@ impl ManualClock {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) += by;
     }
 
-    /// This clock in the form that the engine accepts.
+    /// Returns this clock in the form that the engine accepts.
     #[must_use]
     pub fn clock(&self) -> Clock {
         let clock = self.clone();

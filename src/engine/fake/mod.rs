@@ -1,9 +1,9 @@
 //! A scripted backend for tests. It computes hashes instead of captions, waits at a gate that the test opens, and fails
 //! where the test tells it to. Nothing sleeps: the test blocks until the worker waits at the gate, and vice versa.
 //!
-//! The answers depend on all that they should depend on (pixels, texts, parameters, sequence) and on nothing else. So a
-//! row that leaks into another one changes a number. Tests control it through [`FakeControl`]. `blip-server mock`
-//! serves it with fixed latencies, for load tests of everything around a model.
+//! The answers depend on all that they should depend on (pixels, texts, parameters, sequence) and on nothing else. So
+//! if data of one row leaks into another, a number changes. Tests control the backend through [`FakeControl`].
+//! `blip-server mock` serves it with fixed latencies, for load tests of everything around a model.
 
 mod control;
 
@@ -50,7 +50,7 @@ pub struct FakeBackend {
     control: FakeControl,
 }
 
-/// A model for images of 2 x 2 pixels, with embeddings of length four.
+/// Returns a model for images of 2 x 2 pixels, with embeddings of length four.
 #[must_use]
 pub fn model(id: usize, name: &str, class: ModelClass, tower: usize) -> ModelInfo {
     ModelInfo {
@@ -73,7 +73,8 @@ pub fn model(id: usize, name: &str, class: ModelClass, tower: usize) -> ModelInf
     }
 }
 
-/// Models with ids 0 to 3: caption (tower 0), VQA (tower 1), retrieval (tower 2) and `BlipModel` (also tower 2).
+/// Returns models with ids 0 to 3: caption (tower 0), VQA (tower 1), retrieval (tower 2) and `BlipModel` (also tower
+/// 2).
 #[must_use]
 pub fn models() -> Vec<ModelInfo> {
     vec![
@@ -84,7 +85,7 @@ pub fn models() -> Vec<ModelInfo> {
     ]
 }
 
-/// A 2 x 2 image whose bytes are all `mark`. Its id follows from the mark.
+/// Returns a 2 x 2 image whose bytes are all `mark`. Its id is derived from the mark.
 #[must_use]
 pub fn image(mark: u8) -> PreparedImage {
     let mut id = [0; 32];
@@ -102,21 +103,21 @@ pub fn image(mark: u8) -> PreparedImage {
     }
 }
 
-/// A text with the token ids `[CLS] tokens [SEP]`.
+/// Returns a text with the token ids `[CLS] tokens [SEP]`.
 #[must_use]
 pub fn text(tokens: &[u32]) -> TokenIds {
     TokenIds::new([&[101], tokens, &[STOP]].concat())
 }
 
 impl FakeBackend {
-    /// A backend with these models, and the control that drives it.
+    /// Creates a backend with these models, and the control that drives it.
     #[must_use]
     pub fn new(models: Vec<ModelInfo>) -> (Self, FakeControl) {
         let control = FakeControl::new();
         (Self::on(models, &control), control)
     }
 
-    /// A backend that is driven by an existing control.
+    /// Creates a backend that is driven by an existing control.
     #[must_use]
     pub fn on(models: Vec<ModelInfo>, control: &FakeControl) -> Self {
         Self { models, control: control.clone() }
@@ -213,7 +214,8 @@ impl FakeGroup {
         }
     }
 
-    /// Number of tokens that it generates, derived from its digest, within the parameters' limits.
+    /// Returns the number of tokens that the group generates, within the parameters' limits. It is derived from the
+    /// digest unless the control sets it.
     fn length(&self) -> usize {
         let wanted = self.control.text_length().unwrap_or(2 + (self.digest % 7) as usize);
         wanted.clamp(self.params.min_new_tokens.max(1), self.params.max_new_tokens)
@@ -252,7 +254,7 @@ impl FakeGroup {
         Sequence { tokens, finish_reason: self.finish() }
     }
 
-    /// Index among the sequences drawn, 0-based.
+    /// Returns the index of the group's sequence among the samples, from 0.
     #[must_use]
     pub fn sequence(&self) -> usize {
         self.sequence

@@ -1,8 +1,8 @@
-//! What one task needs and how its answer is assembled: a state machine without clock, queue or tensor. `worker` drives
-//! it.
+//! The plan of one task: which images, rows and groups it needs, and how its answer is assembled. A plan is a state
+//! machine without clock, queue or tensor; `worker` drives it.
 //!
-//! Images come first. Each encoded image yields rows and groups, and each encoded question yields more of them. Results
-//! fill slots. When no slot is empty the answer is complete.
+//! Images come first. Each encoded image makes rows and groups ready to run, and so does each encoded question. Every
+//! result fills a slot of the answer. When no slot is empty, the answer is complete.
 
 mod results;
 #[cfg(test)]
@@ -24,11 +24,11 @@ use crate::task::{
 pub(crate) enum Slot {
     /// Hidden states of question `.0`; an intermediate result.
     Question(usize),
-    /// Candidate `.1` of question `.0`.
+    /// The score of candidate `.1` for question `.0`.
     Candidate(usize, usize),
-    /// Group `.1` of question `.0`; for a caption, question 0.
+    /// The sequences of group `.1` for question `.0` (a caption counts as question 0).
     Group(usize, usize),
-    /// Distinct image `.0` against text `.1`.
+    /// The matching score of distinct image `.0` and text `.1`.
     Pair(usize, usize),
     /// The projection of distinct image `.0`.
     Image(usize),
@@ -38,12 +38,12 @@ pub(crate) enum Slot {
     Vector,
 }
 
-/// Work that can run now.
+/// Work that is ready to run.
 #[derive(Debug)]
 pub(crate) enum Work<M> {
-    /// A single-pass row, and the image that it attends to.
+    /// A single-pass row. `image` is the image whose features it uses.
     Row { slot: Slot, row: SinglePassRow<M>, image: Option<FeatureKey> },
-    /// A group, with what it attends to: an image, or the tokens of a question.
+    /// A group. It attends to `image`, or to a question of `question_tokens` tokens.
     Group { slot: Slot, spec: GroupSpec<M>, image: Option<FeatureKey>, question_tokens: usize },
 }
 
@@ -61,7 +61,7 @@ impl Plan {
     /// Plans `task` for `model`.
     ///
     /// # Errors
-    /// [`PlanError::Misfit`] when the model cannot do the task. `http` should not have submitted it then.
+    /// [`PlanError::Misfit`] if the model cannot do the task; `http` should not submit such a task.
     pub(crate) fn try_new(model: &ModelInfo, task: Task) -> Result<Self, PlanError> {
         check(model, &task)?;
         let (distinct, places) = task.distinct_images();
@@ -73,7 +73,7 @@ impl Plan {
         Ok(Self { model: model.clone(), task, images, results })
     }
 
-    /// The distinct images that the task needs.
+    /// Returns the distinct images that the task needs.
     pub(crate) fn images(&self) -> &[(FeatureKey, Arc<Pixels>)] {
         &self.images
     }
@@ -86,12 +86,12 @@ impl Plan {
     /// Assembles the answer of a complete plan.
     ///
     /// # Errors
-    /// [`PlanError::Misfit`] when a result is missing.
+    /// [`PlanError::Misfit`] if a result is missing or the vectors to compare differ in length.
     pub(crate) fn into_output(self) -> Result<TaskOutput, PlanError> {
         self.results.into_output()
     }
 
-    /// Work that needs no image, ready at the start.
+    /// Returns the work that needs no image, which is ready at the start.
     pub(crate) fn start<M>(&self) -> Vec<Work<M>> {
         match &self.task {
             Task::Similarity(similarity) if similarity.scores.cosine => {
@@ -103,7 +103,7 @@ impl Plan {
         }
     }
 
-    /// Work that becomes ready with an image's features.
+    /// Returns the work that becomes ready once the image with this key is encoded; `memory` holds its features.
     pub(crate) fn image_ready<M: Clone>(&self, key: FeatureKey, memory: &M) -> Vec<Work<M>> {
         let Some(place) = self.images.iter().position(|(other, _)| *other == key) else {
             return Vec::new();
@@ -151,10 +151,11 @@ impl Plan {
         }
     }
 
-    /// Stores a row's result. The states of a question yield more work.
+    /// Stores a row's result. If that is the hidden states of a question, returns the rows or groups that attend to
+    /// them.
     ///
     /// # Errors
-    /// [`PlanError`] when the result does not fit the slot or is not finite.
+    /// [`PlanError`] if the result does not fit the slot or is not finite.
     pub(crate) fn row_done<M: Clone>(
         &mut self,
         slot: Slot,
@@ -179,7 +180,7 @@ impl Plan {
     /// Stores the sequences of a finished group, best first.
     ///
     /// # Errors
-    /// [`PlanError`] when a log-probability is not finite.
+    /// [`PlanError`] if a log-probability is not finite.
     pub(crate) fn group_done(
         &mut self,
         slot: Slot,
@@ -234,7 +235,8 @@ impl Plan {
     }
 }
 
-/// Groups of one generation. Each sample is a group of its own; the beams of a beam search form one group.
+/// Returns the number of groups of one generation. Each sequence to draw is a group of its own; the beams of a beam
+/// search form one group.
 fn group_count(params: &GenerationParams) -> usize {
     match params.strategy {
         Strategy::Greedy | Strategy::Beams { .. } => 1,
@@ -242,7 +244,7 @@ fn group_count(params: &GenerationParams) -> usize {
     }
 }
 
-/// Rows that one group of this generation occupies.
+/// Returns the number of rows that one group of this generation occupies.
 pub(crate) fn group_rows(params: &GenerationParams) -> usize {
     match params.strategy {
         Strategy::Beams { num_beams, .. } => num_beams,

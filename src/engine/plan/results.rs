@@ -1,9 +1,9 @@
-//! The slots for a task's results, and the answer assembled from them. Rejects results that are not finite.
+//! Keeps a task's results in slots and assembles the answer from them. Rejects results that are not finite.
 
 use super::{Slot, group_count};
 use crate::task::{Answer, Embedding, Scores, Sequence, SimilarityCell, Task, TaskOutput, VqaMode};
 
-/// Why a task has no answer although its work was done. The texts are for logs.
+/// Why a task cannot be planned, or why its results give no answer. The texts are for logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PlanError {
     /// A result contains NaN or infinity.
@@ -12,7 +12,7 @@ pub(crate) enum PlanError {
     /// An embedding is zero, so it has no direction and no cosine.
     #[error("an embedding has zero norm")]
     ZeroNorm,
-    /// Task, model and result do not fit together.
+    /// The model cannot do the task, or a result does not belong to the task.
     #[error("{0}")]
     Misfit(&'static str),
 }
@@ -36,7 +36,7 @@ enum Kind {
     Vector(Option<Embedding>),
 }
 
-/// Results of a similarity task, by distinct image. `places[i]` is the distinct image of the task's i-th image.
+/// Results of a similarity task, indexed by distinct image. The task's i-th image is the distinct image `places[i]`.
 #[derive(Debug)]
 struct Table {
     scores: Scores,
@@ -49,7 +49,8 @@ struct Table {
 }
 
 impl Results {
-    /// Empty slots for a task with `images` distinct images, of which `places[i]` is the task's i-th.
+    /// Creates empty slots for a task with `images` distinct images. The task's i-th image is the distinct image
+    /// `places[i]`.
     pub(super) fn new(
         task: &Task,
         places: &[usize],
@@ -116,7 +117,7 @@ impl Results {
         fill(cell, value, &mut self.missing)
     }
 
-    /// Stores a raw vector, normalised where the answer needs only its direction.
+    /// Stores a vector: as it is for an embedding task, normalised for a similarity task.
     pub(super) fn set_vector(&mut self, slot: Slot, vector: Embedding) -> Result<(), PlanError> {
         if !vector.as_slice().iter().all(|value| value.is_finite()) {
             return Err(PlanError::NonFinite("an embedding"));
@@ -124,7 +125,7 @@ impl Results {
         let direction = vector.normalized();
         let (cell, value) = match (&mut self.kind, slot) {
             (Kind::Vector(cell), Slot::Vector) => {
-                // A vector that the client cannot normalise is no answer either.
+                // Clients normalise this vector themselves. If it cannot be normalised, it is no answer either.
                 direction.map_err(|_| PlanError::ZeroNorm)?;
                 (Some(cell), vector)
             }
@@ -159,7 +160,7 @@ impl Results {
         fill(cell, sequences, &mut self.missing)
     }
 
-    /// Assembles the answer. Fails if a result is missing.
+    /// Assembles the answer. Fails if a result is missing or the vectors to compare differ in length.
     pub(super) fn into_output(self) -> Result<TaskOutput, PlanError> {
         const MISSING: PlanError = PlanError::Misfit("a result is missing");
         let joined = |groups: Vec<Option<Vec<Sequence>>>| {

@@ -1,4 +1,4 @@
-//! What work each task is planned into, and how its answer is assembled.
+//! Tests of the plan: which work each task needs, and how its answer is assembled.
 
 use super::*;
 use crate::engine::fake;

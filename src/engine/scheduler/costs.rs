@@ -1,5 +1,5 @@
-//! Cost model of the work, learnt from measured times: seconds per image for each tower, and for each text lane a fixed
-//! part and a part per token. Exponential moving averages throughout.
+//! Cost model of the work, learnt from measured times. It has the seconds per image for each tower, and for each text
+//! lane a fixed part and a part per token. All values are exponential moving averages.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,28 +7,29 @@ use std::time::Duration;
 use super::Lane;
 use crate::task::TowerId;
 
-/// Weight of the newest measurement in the moving average: about the last ten count.
+/// Weight of the newest measurement in the moving average. With 0.1 about the last ten measurements count.
 const NEWEST: f64 = 0.1;
 
-/// Weight of the newest of `count` measurements. A plain mean at first, so that a slow cold start soon loses its
-/// weight.
+/// Returns the weight of the newest of `count` measurements. The average is a plain mean at first, so that a slow cold
+/// start soon loses its weight.
 fn newest(count: u32) -> f64 {
     NEWEST.max(1.0 / f64::from(count))
 }
 
-/// Fraction of a step's time taken as fixed, until two different sizes have been measured. A text step mostly reads
-/// weights. Three quarters lets the next unit be three times as large, so that different sizes do get measured.
+/// Fraction of a text unit's time that is assumed to be fixed, until units of two different sizes have been measured. A
+/// text unit mostly reads weights. With three quarters the next unit may be three times as large, so that different
+/// sizes do get measured.
 const FIXED_PART_AT_FIRST: f64 = 0.75;
 
-/// Sizes differ enough to tell slope from noise if their variance exceeds this fraction of their squared mean: they
-/// then spread by a third of it. Steps of nearly one size differ in time by chance. A slope read from that noise could
-/// claim that reading the weights costs nothing and each token a tenth of a second.
+/// Minimum variance of the sizes of units, as a fraction of their squared mean, for a slope to be computed. The sizes
+/// then spread by about a third of their mean. Units of nearly equal size differ in time only by chance. A slope
+/// computed from that noise could claim that reading the weights costs nothing and each token a tenth of a second.
 const ENOUGH_VARIANCE: f64 = 0.1;
 
-/// A slope below this fraction of time over size is noise: work is never free.
+/// Lower bound on the slope, as a fraction of mean time over mean size. A smaller slope is noise: work is never free.
 const LEAST_SLOPE: f64 = 0.01;
 
-/// Seconds of a text unit: `fixed + per_token * work`, with `work` in tokens.
+/// Cost of a text unit. The unit takes `fixed + per_token * work` seconds, with `work` in tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct TextCost {
     pub(crate) fixed: f64,
@@ -40,14 +41,15 @@ impl TextCost {
         self.fixed + self.per_token * work
     }
 
-    /// Seconds that one unit may take. If reading the weights alone takes longer than `unit_time`, units of one row
-    /// would pay that time for each row. So rows may then use as much time again as the weights.
+    /// Returns the seconds that one unit may take: `unit_time`, but at least twice the fixed part. If reading the
+    /// weights took longer than `unit_time`, units would hold only one row, and each row would pay for reading all
+    /// weights. So the rows of a unit may take as long as reading the weights.
     pub(crate) fn budget(self, unit_time: Duration) -> f64 {
         unit_time.as_secs_f64().max(2.0 * self.fixed)
     }
 }
 
-/// Line fitted to measurements by exponentially weighted least squares.
+/// A line fitted to measurements by exponentially weighted least squares.
 #[derive(Debug, Clone, Copy)]
 struct FittedLine {
     count: u32,
@@ -109,14 +111,14 @@ pub(super) struct Costs {
 }
 
 impl Costs {
-    /// Learns from a vision batch.
+    /// Learns the cost of an image from a vision batch.
     pub(super) fn record_images(&mut self, tower: TowerId, images: usize, elapsed: Duration) {
         let each = elapsed.as_secs_f64() / images.max(1) as f64;
         self.images.entry(tower).or_default().add(each);
         self.any_image.get_or_insert_default().add(each);
     }
 
-    /// Learns from a text unit of `work` tokens.
+    /// Learns the cost of a text unit from one with `work` tokens.
     pub(super) fn record_text(&mut self, lane: Lane, work: f64, elapsed: Duration) {
         let (work, seconds) = (work.max(1.0), elapsed.as_secs_f64());
         self.lanes
@@ -129,22 +131,22 @@ impl Costs {
         }
     }
 
-    /// Measured seconds per image of this tower.
+    /// Returns the measured seconds per image of this tower.
     pub(super) fn image(&self, tower: TowerId) -> Option<f64> {
         self.images.get(&tower).map(|mean| mean.value)
     }
 
-    /// Measured cost of this lane's units.
+    /// Returns the measured cost of this lane's units.
     pub(super) fn text(&self, lane: Lane) -> Option<TextCost> {
         self.lanes.get(&lane).map(FittedLine::cost)
     }
 
-    /// Measured seconds per image, over all towers.
+    /// Returns the measured seconds per image, over all towers.
     pub(super) fn any_image(&self) -> Option<f64> {
         self.any_image.map(|mean| mean.value)
     }
 
-    /// Measured cost of text units, over all lanes.
+    /// Returns the measured cost of text units, over all lanes.
     pub(super) fn any_text(&self) -> Option<TextCost> {
         self.any_text.as_ref().map(FittedLine::cost)
     }

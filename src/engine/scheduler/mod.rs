@@ -1,13 +1,14 @@
-//! The scheduling policy: which work unit the worker runs next. Pure: no clock, channel or tensor. Items are ids with
-//! costs. Within a stage, fair queueing (`fairness`): clients take turns, and so do the calls of a client.
+//! The scheduling policy, which picks the work unit that the worker runs next. It is pure: no clock, channel or tensor.
+//! Its items are ids with costs. Within a stage it queues fairly (`fairness`): clients take turns, and so do the calls
+//! of a client.
 //!
 //! - [`share`]: divides the worker's time between vision and text.
 //! - [`costs`]: costs of work, learnt from measured times.
 //! - [`vision`]: images that wait for a vision tower, and the next vision batch.
 //! - [`text`]: rows and groups, and the next decode step or batch of single-pass rows.
 //!
-//! `worker` calls it: it removes tasks that are due, calls [`Scheduler::decide`], runs the unit, and reports its time
-//! with [`Scheduler::record`]. Only the worker knows what an id refers to.
+//! In each turn, `worker` removes the tasks whose deadline has passed, calls [`Scheduler::decide`], runs the unit, and
+//! reports its time with [`Scheduler::record`]. Only the worker knows what an id refers to.
 
 mod costs;
 #[cfg(test)]
@@ -37,7 +38,7 @@ pub(crate) enum Stage {
     Text = 1,
 }
 
-/// One kind of text unit of one model; each lane learns its own costs.
+/// One kind of text unit of one model. Costs are learnt separately for each lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Lane {
     /// Single-pass rows of this model.
@@ -46,25 +47,25 @@ pub(crate) enum Lane {
     Step(ModelId),
 }
 
-/// Why a unit runs now; the label of `batches_total`.
+/// Why a unit runs now; a label value of `batches_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Trigger {
-    /// It is as large as the limits allow.
+    /// The unit is as large as the limits allow.
     Full,
-    /// Its oldest item has waited for the linger time.
+    /// The unit's oldest item has waited for the linger time.
     Linger,
-    /// Nothing is worth waiting for, so it runs at once.
+    /// There is nothing to wait for, so the unit runs at once.
     Idle,
     /// The engine is draining, so nothing is held back.
     Drain,
 }
 
-/// A work unit: what the worker runs without interruption, one vision batch or one text unit.
+/// A work unit, which the worker runs without interruption: one vision batch or one text unit.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Unit {
     pub(crate) work: UnitWork,
     pub(crate) trigger: Trigger,
-    /// Time that each item which starts with this unit has waited in its stage.
+    /// For each item that starts with this unit, the time that it has waited in its stage.
     pub(crate) waited: Vec<Duration>,
 }
 
@@ -75,8 +76,8 @@ pub(crate) enum UnitWork {
     Encode { tower: TowerId, images: Vec<FeatureKey> },
     /// Single-pass rows of one model. They have left the scheduler. `work` is their cost in tokens.
     SinglePass { model: ModelId, rows: Vec<ItemId>, work: f64 },
-    /// Groups of one model; the last `joining` of them join now. They stay in the scheduler until
-    /// [`Scheduler::finish`].
+    /// Groups of one model. The last `joining` of them are new and run their first step. All of them stay in the
+    /// scheduler until [`Scheduler::finish`].
     Step { model: ModelId, groups: Vec<ItemId>, joining: usize, work: f64 },
 }
 
@@ -85,13 +86,13 @@ pub(crate) enum UnitWork {
 pub(crate) enum Decision {
     /// Run this unit, then report it to [`Scheduler::record`].
     Run(Unit),
-    /// Nothing runs before this time, unless something arrives.
+    /// Nothing can run before this time, unless something arrives.
     WaitUntil(Instant),
-    /// No work is waiting that could run.
+    /// Nothing can run until something arrives.
     Idle,
 }
 
-/// What a removed task had in the scheduler.
+/// What was removed from the scheduler together with a task.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Withdrawn {
     /// Images that no task waits for any more.
@@ -116,7 +117,7 @@ enum Ready {
     No,
 }
 
-/// The policy, with all items that wait or run.
+/// The scheduling policy, with all items that wait or run.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     settings: EngineSettings,
@@ -129,7 +130,8 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// `image_tokens[model]` is the number of image tokens that each model's text tower attends to.
+    /// Creates a scheduler without items. `image_tokens[model]` is the number of image tokens that the model's text
+    /// tower attends to.
     pub(crate) fn new(settings: EngineSettings, image_tokens: &[usize]) -> Self {
         Self {
             tasks: BTreeMap::new(),
@@ -148,40 +150,40 @@ impl Scheduler {
         self.tasks.insert(task, entry);
     }
 
-    /// `task` waits for this image, which needs `bytes` once encoded. It joins a job for the same image if there is
-    /// one.
+    /// Adds an image that `task` waits for; its features will need `bytes` bytes. If another task already waits for the
+    /// same image, they share one job.
     pub(crate) fn push_image(&mut self, task: TaskId, key: FeatureKey, bytes: u64, now: Instant) {
         let Some(entry) = self.tasks.get_mut(&task) else { return };
         entry.images.push(key);
         self.vision.push(key, bytes, task, entry.call, now);
     }
 
-    /// Adds a single-pass row of `task` that can run.
+    /// Adds a single-pass row of `task` that is ready to run.
     pub(crate) fn push_row(&mut self, task: TaskId, row: RowEntry, now: Instant) {
         let Some(entry) = self.tasks.get_mut(&task) else { return };
         entry.items.insert(row.id);
         self.text.push_row(task, entry.call, row, now);
     }
 
-    /// Adds a group of `task` that can join a step.
+    /// Adds a group of `task` that is ready to join a step.
     pub(crate) fn push_group(&mut self, task: TaskId, group: GroupEntry, now: Instant) {
         let Some(entry) = self.tasks.get_mut(&task) else { return };
         entry.items.insert(group.id);
         self.text.push_group(task, entry.call, group, now);
     }
 
-    /// Tasks whose deadline has passed. The caller removes them before it calls [`decide`](Self::decide).
+    /// Returns the tasks whose deadline has passed. The caller removes them before it calls [`decide`](Self::decide).
     pub(crate) fn due(&self, now: Instant) -> Vec<TaskId> {
         let due = self.tasks.iter().filter(|(_, entry)| entry.deadline <= now);
         due.map(|(&task, _)| task).collect()
     }
 
-    /// The earliest deadline of all tasks.
+    /// Returns the earliest deadline of all tasks.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.tasks.values().map(|entry| entry.deadline).min()
     }
 
-    /// Removes a task that has ended, for whatever reason. Nothing of it runs any more.
+    /// Removes a task that has ended for any reason, with everything that waits or runs for it.
     pub(crate) fn remove_task(&mut self, task: TaskId) -> Withdrawn {
         let Some(entry) = self.tasks.remove(&task) else { return Withdrawn::default() };
         let images = entry.images.into_iter().filter(|&key| self.vision.leave(key, task)).collect();
@@ -200,27 +202,27 @@ impl Scheduler {
         self.text.remove(group);
     }
 
-    /// Sets the tokens that a running group's next step runs.
+    /// Sets the number of tokens that a running group's next step runs.
     pub(crate) fn set_tokens(&mut self, group: ItemId, tokens: usize) {
         self.text.set_tokens(group, tokens);
     }
 
-    /// Starts draining: items no longer linger.
+    /// Starts draining: from now on no item is held back for the linger time.
     pub(crate) fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// Queue depth: images that wait, and rows that wait (running groups excluded).
+    /// Returns the number of waiting images and of waiting rows (the queue depth). Rows of running groups do not count.
     pub(crate) fn depth(&self) -> (usize, usize) {
         (self.vision.len(), self.text.waiting_rows())
     }
 
-    /// Measured cost of one image in seconds, and of text units, over all towers and models.
+    /// Returns the measured seconds per image and the measured cost of text units, over all towers and models.
     pub(crate) fn measured(&self) -> (Option<f64>, Option<TextCost>) {
         (self.costs.any_image(), self.costs.any_text())
     }
 
-    /// Cost of projecting one image for this model's text tower, in tokens.
+    /// Returns the cost of projecting one image for this model's text tower, in tokens.
     pub(crate) fn image_work(&self, model: ModelId) -> f64 {
         self.text.image_work(model)
     }
@@ -246,7 +248,7 @@ impl Scheduler {
         }
     }
 
-    /// Reports the time that a unit took. Costs are learnt only from units that succeeded.
+    /// Records the time that a unit took. Costs are learnt only from units that succeeded.
     pub(crate) fn record(&mut self, work: &UnitWork, elapsed: Duration, went_well: bool) {
         let stage = match work {
             UnitWork::Encode { tower, images } => {
@@ -321,7 +323,8 @@ impl Scheduler {
     }
 }
 
-/// When work whose oldest item arrived at `oldest` can run: at once if it fills a unit, else after the linger time.
+/// Returns when a stage or lane can run if its oldest waiting item arrived at `oldest`: at once if its items fill a
+/// unit, otherwise after the linger time.
 fn after_linger(oldest: Instant, linger: Duration, full: bool, now: Instant) -> Ready {
     if full {
         return Ready::Now(Trigger::Full);

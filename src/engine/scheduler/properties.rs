@@ -1,5 +1,6 @@
-//! Properties of the policy under a clock moved by hand. A small simulated worker submits tasks, removes them, lets
-//! time pass and runs units. Longer than other files because all properties are checked on this one simulation.
+//! Property tests of the scheduling policy, with a clock moved by hand. A small simulated worker submits tasks, removes
+//! them, lets time pass and runs units. This file is longer than others because all properties are checked on this one
+//! simulation.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use crate::fairness::ClientId;
 use crate::task::{ImageId, Preprocessing, Scope};
 
 const BYTES: u64 = 10;
-/// KV cache bytes of an image; `ROW_KV` is that of each row of a group.
+/// Bytes of cross-attention KV cache for an image; `ROW_KV` is the number of bytes for each row of a group.
 const KV: u64 = 100;
 const ROW_KV: u64 = 10;
 const MILLI: Duration = Duration::from_millis(1);
@@ -25,7 +26,7 @@ fn key(tower: usize, image: u8) -> FeatureKey {
     }
 }
 
-/// A call of a client that has no other call.
+/// Returns the only call of a client. Both have the same number.
 fn lone(call: u64) -> CallId {
     CallId { client: ClientId(call), number: call }
 }
@@ -75,7 +76,7 @@ struct Item {
     joined: bool,
 }
 
-/// Simulates the worker, and checks every unit.
+/// A simulated worker that checks every unit.
 struct World {
     scheduler: Scheduler,
     now: Instant,
@@ -137,7 +138,7 @@ impl World {
         assert!(self.items.values().all(|item| item.task != task), "nothing of it remains");
     }
 
-    /// One turn of the worker: removes due tasks, then runs a unit. False when nothing could run.
+    /// Takes one turn of the worker: removes due tasks, then runs a unit. Returns false if nothing could run.
     fn turn(&mut self, elapsed: impl Fn(&UnitWork) -> Duration) -> bool {
         for task in self.scheduler.due(self.now) {
             self.end(task, Outcome::Expired);
@@ -227,7 +228,7 @@ impl World {
                 let rows: usize = joined().map(|item| item.rows).sum();
                 let kv = images.len() as u64 * KV + rows as u64 * ROW_KV;
                 assert_eq!(self.scheduler.text.kv_bytes(), kv);
-                // Clients with nothing running may use a quarter more.
+                // Clients without running groups may exceed the limit by a quarter.
                 let most = self.scheduler.settings.max_kv_bytes;
                 let most = crate::fairness::with_reserve(most);
                 assert!(joined().count() <= 1 || kv <= most, "{kv} bytes of keys and values");
@@ -341,7 +342,8 @@ proptest! {
         prop_assert!(world.items.is_empty() && world.waiting.is_empty());
     }
 
-    /// Of each other call, at most one image is encoded before a newcomer's, however many wait.
+    /// However many images other calls have waiting, at most one image of each call is encoded before a newcomer's
+    /// image.
     #[test]
     fn a_single_call_waits_at_most_one_turn_of_the_others(sizes in proptest::collection::vec(1..40u8, 1..8), units in 0..6usize) {
         let mut world = World::new(EngineSettings { linger: Duration::ZERO, max_pinned_feature_bytes: u64::MAX, ..settings() });
@@ -376,7 +378,7 @@ proptest! {
         prop_assert!(per_call.values().all(|&images| images <= 1), "{:?}", per_call);
     }
 
-    /// A newcomer's group is in the next step of its model, however many groups of one call are running.
+    /// However many groups of one call are running, a newcomer's group is in the next step of its model.
     #[test]
     fn a_newcomers_group_joins_the_next_step(groups in 1..40usize, warm in 4..20usize, rows in 4..64usize) {
         let mut world = World::new(EngineSettings { linger: Duration::ZERO, max_batch_rows: rows, max_batch_tokens: 4, max_kv_bytes: u64::MAX, ..settings() });
@@ -388,7 +390,7 @@ proptest! {
             world.turn(cost);
         }
         let newcomer = world.submit(1, key(0, 1), need, Duration::from_secs(600));
-        // Its image is encoded first. By then a step has been measured.
+        // The newcomer's image is encoded first. By then a step has been measured.
         while world.waiting.contains_key(&newcomer) {
             world.turn(cost);
         }
@@ -448,7 +450,7 @@ fn an_image_lingers_for_company_from_its_arrival_and_runs_at_once_when_draining(
     let need = Need::Rows { count: 1, tokens: 1 };
     let start = world.now;
     world.submit(0, key(0, 1), need, Duration::from_secs(60));
-    // Until a cost is known a unit holds one image, so nothing is held back to share a batch.
+    // Until a cost is known, a unit holds only one image, so nothing is held back to share a batch.
     assert!(matches!(world.scheduler.decide(world.now, 0), Decision::Run(_)));
     let work = UnitWork::Encode { tower: TowerId(0), images: vec![key(0, 1)] };
     world.scheduler.record(&work, MILLI, true);
@@ -501,7 +503,7 @@ fn groups_of_one_image_join_as_far_as_their_own_keys_and_values_fit() {
     }
     let joined = |world: &World| world.items.values().filter(|item| item.joined).count();
     assert_eq!(joined(&world), 8);
-    // Clients with nothing running may use a quarter more of the bytes, however many calls the other client has.
+    // Clients without running groups may exceed the limit by a quarter, however many calls the other client has.
     for client in 2..9 {
         world.submit_as(call(client, 100 + client), key(0, 1), need, Duration::from_secs(60));
     }
@@ -539,7 +541,7 @@ fn a_client_of_many_calls_does_not_keep_the_group_of_another_waiting() {
         world.turn(|_| MILLI);
     }
     assert_eq!(world.outcomes[&task], Outcome::Answered);
-    // The groups whose place it took continue afterwards.
+    // The groups whose places the single call took continue afterwards.
     for _ in 0..20_000 {
         world.turn(|_| MILLI);
     }

@@ -1,11 +1,12 @@
-//! How vision and text share the worker: by measured time, in proportion to their shares while both have work.
+//! Divides the worker's time between vision and text. While both have work, each gets measured time in proportion to
+//! its share.
 
 use std::time::Duration;
 
 use super::Stage;
 
-/// Deficit round robin over two stages, kept as each stage's used time divided by its share. The stage that is behind
-/// runs next. A stage without work accumulates no credit.
+/// Deficit round robin over two stages. `used` is the time that each stage has used, divided by its share. The stage
+/// with the smaller value runs next. A stage without work accumulates no credit.
 #[derive(Debug)]
 pub(super) struct Share {
     weights: [f64; 2],
@@ -14,13 +15,13 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// `vision_percent` is clamped to 1..=99.
+    /// Creates the shares. `vision_percent` is clamped to 1..=99.
     pub(super) fn new(vision_percent: u8) -> Self {
         let vision = f64::from(vision_percent.clamp(1, 99)) / 100.0;
         Self { weights: [vision, 1.0 - vision], used: [0.0; 2], active: [false; 2] }
     }
 
-    /// The stage that runs next, out of those that are ready (`[vision, text]`).
+    /// Returns the stage that runs next, out of those that are ready (`[vision, text]`).
     pub(super) fn choose(&mut self, ready: [bool; 2]) -> Option<Stage> {
         for (stage, other) in [(0, 1), (1, 0)] {
             if ready[stage] && !self.active[stage] {

@@ -30,7 +30,7 @@ pub(super) struct Batch {
     pub(super) tower: TowerId,
     pub(super) images: Vec<FeatureKey>,
     pub(super) waited: Vec<Duration>,
-    /// The tasks that waited, and for which image.
+    /// The tasks that waited for these images, each with its image.
     pub(super) left: Vec<(TaskId, FeatureKey)>,
     pub(super) full: bool,
 }
@@ -88,7 +88,7 @@ impl Vision {
         if !fits_budget(pinned, self.jobs[&head].bytes, settings) {
             return Ready::No;
         }
-        // Only images of the next tower count: only they can share its batch.
+        // Count only images for the same tower as the head: no others can join its batch.
         let mates = || self.jobs.iter().filter(|(key, _)| key.tower == head.tower);
         let full = mates().count() >= most_images(head.tower, settings, costs);
         let oldest = mates().map(|(_, job)| job.arrival).min().unwrap_or(now);
@@ -135,15 +135,17 @@ impl Vision {
     }
 }
 
-/// True if an image of `bytes` may be encoded while `pinned` bytes are pinned. One image may always run.
+/// True if an image of `bytes` bytes may be encoded while `pinned` bytes are pinned. If nothing is pinned, any image
+/// may.
 fn fits_budget(pinned: u64, bytes: u64, settings: &EngineSettings) -> bool {
     pinned == 0 || pinned.saturating_add(bytes) <= settings.max_pinned_feature_bytes
 }
 
-/// Most images that fit into a batch by estimated time: at least one, and only one until there is an estimate.
+/// Returns the maximum number of images in a batch, by their estimated time: at least one, and only one until there is
+/// an estimate.
 fn most_images(tower: TowerId, settings: &EngineSettings, costs: &Costs) -> usize {
     let each = costs.image(tower).map_or(settings.unit_time, Duration::from_secs_f64);
-    // Images of negligible cost leave `max_batch_images` as the only limit.
+    // If an image costs next to nothing, `max_batch_images` is the only limit.
     let in_time = settings.unit_time.as_nanos() / each.as_nanos().max(1);
     usize::try_from(in_time).unwrap_or(usize::MAX).clamp(1, settings.max_batch_images)
 }

@@ -1,5 +1,5 @@
 //! The admission controller alone, small enough to explore every possible schedule. A call comes and goes while a drain
-//! waits for the last one, so lost notifications and late admissions are found for certain, not by chance.
+//! waits for the last call to end. So lost notifications and late admissions are found for certain, not by chance.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,8 +15,8 @@ use crate::engine::admission::AdmissionController;
 use crate::fairness::ClientId;
 use crate::telemetry::metrics::Metrics;
 
-/// One thread makes a call, which is either admitted before the drain or rejected. The drain waits for it in the former
-/// case.
+/// Makes a call on one thread and drains on another. The call is either rejected, or admitted before the drain, which
+/// then waits for the call to end.
 fn a_call_and_a_drain(admitted: &Arc<AtomicUsize>) {
     let metrics = Arc::new(Metrics::try_new().unwrap());
     let admission = AdmissionController::new(&EngineSettings::default(), Arc::clone(&metrics));

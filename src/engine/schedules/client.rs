@@ -14,7 +14,7 @@ use crate::engine::{Admission, Answered, EngineError, Reply, TokenStream};
 use crate::fairness::ClientId;
 use crate::task::{Caption, Embed, GenerationParams, ModelId, Task, TaskOutput};
 
-/// Bytes that each call declares.
+/// Number of bytes that each call declares.
 const BYTES: u64 = 1000;
 
 /// A client's side of one task.
@@ -24,7 +24,7 @@ struct Pending {
     mark: Option<FakeMark>,
     is_poisoned: bool,
     deadline: Instant,
-    /// The task was submitted before the engine was told to stop.
+    /// True if the task was submitted before the engine was told to stop.
     before_stop: bool,
 }
 
@@ -54,7 +54,8 @@ pub(super) fn run(world: &World) {
     drop(kept);
 }
 
-/// Reserves `rows` rows, if the engine has capacity.
+/// Admits a call and reserves `rows` rows and the same number of images. If the engine rejects the call, checks the
+/// reason and returns `None`.
 fn admit(world: &World, rows: usize, deadline: Instant) -> Option<Admission> {
     let was_drained = world.has_drained.load(Ordering::SeqCst);
     let admitted = world.handle.admit(ClientId::default(), BYTES, deadline);
@@ -135,7 +136,7 @@ fn caption(mark: u8) -> Task {
     Task::Caption(Caption { image: fake::image(mark), prompt: None, params })
 }
 
-/// The client disconnects. From then on at most the unit in progress runs for it.
+/// Lets the client of a task disconnect. From then on at most the unit in progress runs for the task.
 fn leave(world: &World, pending: Option<Pending>) {
     let Some(Pending { reply, stream, mark, deadline, .. }) = pending else { return };
     drop(reply);
@@ -154,7 +155,7 @@ fn wait(world: &World, pending: Pending) {
     }
     let outcome = block_on(pending.reply);
     let Pending { mark, deadline, is_poisoned, before_stop, .. } = pending;
-    // Answers are sent after the task's last unit.
+    // Answers are sent after the task's last unit, so no further unit may run for it.
     world.is_over(Over { mark, deadline, at: world.units_begun(), more: 0 });
     let event = match outcome {
         Ok(Answered { output, .. }) => {

@@ -1,26 +1,25 @@
-//! The engine's queue under schedules chosen by a checker (shuttle): clients submit, stream, wait and disconnect,
-//! deadlines pass, the engine is drained, aborted or stopped, the worker dies. Each of these happens at any point
+//! The engine under thread schedules that a checker (shuttle) chooses. Clients submit, stream, wait and disconnect,
+//! deadlines pass, the engine is drained, aborted or stopped, or the worker dies. Each of these can happen at any point
 //! between any two operations.
 //!
-//! It runs the real handle, admission controller and worker loop (see `sync`), with the fake backend and a clock that
-//! moves with every reading. The tests check that in every schedule
-//! - each submitted task is answered once and nobody waits for ever,
+//! The tests run the real handle, admission controller and worker loop (see `sync`), with the fake backend and a clock
+//! that moves with every reading. They check that in every schedule
+//! - each submitted task is answered once, and nobody waits for ever,
 //! - nothing is admitted after a drain,
-//! - nothing runs for a client that has disconnected, for a deadline that has passed or after an abort, beyond the unit
-//!   in progress,
-//! - outcomes add up to the submitted tasks, and rows, bytes and groups return to zero.
+//! - at most the unit in progress still runs after a client has disconnected, a deadline has passed, or an abort,
+//! - outcomes add up to the submitted tasks, and the numbers of rows, bytes and groups return to zero.
 //!
 //! Files:
-//! - `world`: one schedule's engine and how it ends.
+//! - `world`: the engine and the callers of one schedule, and how it ends.
 //! - `client`: one caller.
 //! - `admission`: the admission controller alone, under every possible schedule.
-//! - `verdict`: what must hold at the end of a schedule.
+//! - `verdict`: checks what must hold at the end of a schedule.
 //! - `pace`: the points between operations at which the checker may switch threads.
 //! - `tally`: counts what happened over all schedules, so that no check passes only because nothing happened.
 //!
-//! The long form: `cargo test --release --lib -- --ignored --nocapture engine::schedules::long`. A failure prints its
-//! schedule for `shuttle::replay(|| world::play(&Tally::default()), "...")`. For a random schedule it also prints the
-//! seed; `SHUTTLE_RANDOM_SEED=<seed>` makes it the first schedule of the next run.
+//! The long version is run with `cargo test --release --lib -- --ignored --nocapture engine::schedules::long`. A
+//! failure prints its schedule for `shuttle::replay(|| world::play(&Tally::default()), "...")`. For a random schedule
+//! it also prints the seed; `SHUTTLE_RANDOM_SEED=<seed>` makes it the first schedule of the next run.
 
 mod admission;
 mod client;
@@ -37,7 +36,7 @@ use shuttle::{Config, Runner};
 
 use self::tally::Tally;
 
-/// Bug depth of the PCT scheduler: the preemptions in a schedule, plus one.
+/// Bug depth of the PCT scheduler: one more than the number of preemptions in a schedule.
 const PCT_DEPTH: usize = 3;
 
 /// Fixed seed, so that every run explores the same schedules.
@@ -50,7 +49,8 @@ const LONG: usize = 100_000;
 /// Stack size of a thread under the checker, in bytes.
 const STACK: usize = 512 << 10;
 
-/// Runs worlds under `scheduler`. Returns how many, and what happened in them.
+/// Runs one `world` for each schedule of `scheduler`. Returns the number of schedules and the counts of what happened
+/// in them.
 fn explore(scheduler: impl Scheduler + 'static) -> (usize, Tally) {
     let tally = Tally::default();
     let seen = tally.clone();
@@ -71,15 +71,15 @@ fn config() -> Config {
     config
 }
 
-/// Shuttle reports every panic as a failure of its schedule. This hook hides the panics that the fake backend is
-/// scripted to have, and leaves those of tests outside shuttle to the usual hook.
+/// Installs a panic hook. Shuttle reports every panic as a failure of its schedule. This hook hides the scripted panics
+/// of the fake backend, and leaves panics of tests outside shuttle to the usual hook.
 fn quieten() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let usual: Arc<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> = Arc::from(take_hook());
         let before = Arc::clone(&usual);
         set_hook(Box::new(move |panic| before(panic)));
-        // The first run installs shuttle's hook in front of that one.
+        // The first run installs shuttle's hook, which calls the one above.
         Runner::new(DfsScheduler::new(Some(1), false), config()).run(|| {});
         let shuttles = take_hook();
         set_hook(Box::new(move |panic| {

@@ -12,10 +12,10 @@ use crate::engine::fake::{FakeBackend, FakeEncoderStates, FakeGroup, ManualClock
 use crate::engine::sync::point;
 use crate::task::{ModelId, ModelInfo, Pixels, TowerId};
 
-/// Every reading by the engine moves the clock by this.
+/// Time by which each reading of the engine moves the clock.
 const TICK: Duration = Duration::from_millis(1);
 
-/// The clock as the engine sees it: moves with every reading.
+/// Returns the clock for the engine, which moves with every reading.
 pub(super) fn ticking(clock: &ManualClock) -> Clock {
     let clock = clock.clone();
     Clock::new(move || {

@@ -15,9 +15,9 @@ pub(super) struct Over {
     /// Identifies the task's units; `None` if another task has the same mark.
     pub(super) mark: Option<FakeMark>,
     pub(super) deadline: Instant,
-    /// Number of units that had begun by then.
+    /// Number of units that had begun when nobody waited for the task any more.
     pub(super) at: usize,
-    /// Number of units that may still run for it.
+    /// Number of units that may still run for the task.
     pub(super) more: usize,
 }
 
@@ -44,7 +44,7 @@ impl World {
     pub(super) fn judge(&self) {
         self.nothing_is_left();
         self.outcomes_add_up();
-        // After a failed call its halves run again, so there may be more than one unit for the same items.
+        // After a failed call its halves run again, so more than one unit may contain the same items.
         if !self.is_faulty {
             self.nothing_ran_for_nobody();
         }
@@ -86,7 +86,8 @@ impl World {
         if !was_cut.iter().any(|flag| flag.load(Ordering::SeqCst)) {
             assert_eq!(stats.submitted, sent, "every task has reached the worker");
         }
-        // Clients that waited saw exactly what was counted. What clients that disconnected would have seen is unknown.
+        // Clients that waited saw exactly the outcomes that were counted. What clients that disconnected would have
+        // seen is unknown.
         let left = self.tally.of(Event::Left);
         let seen = [
             (stats.answered, Event::Answered),

@@ -1,4 +1,4 @@
-//! One schedule's engine, its callers, and how it ends.
+//! The engine of one schedule, its callers, and how it ends.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use crate::engine::sync::point;
 use crate::engine::{Engine, EngineHandle, EngineSettings};
 use crate::telemetry::metrics::Metrics;
 
-/// The engine's capacity in rows: so few that some clients are rejected.
+/// The engine's capacity in rows. It is so small that some clients are rejected.
 pub(super) const CAPACITY: usize = 5;
 
 /// The image whose calls fail in worlds with faults.
@@ -28,7 +28,7 @@ pub(super) const POISONED: u8 = 250;
 /// An image that several tasks use.
 pub(super) const SHARED: u8 = 251;
 
-/// Which ending has begun. Each flag is set before the action it names.
+/// Flags for the endings that have begun. Each flag is set before the action that it names.
 #[derive(Default)]
 pub(super) struct Begun {
     pub(super) drain: AtomicBool,
@@ -51,9 +51,9 @@ pub(super) struct World {
     pub(super) begun: Begun,
     /// Set after `drain` has returned.
     pub(super) has_drained: AtomicBool,
-    /// Set after a drain, once no admitted call remained.
+    /// Set after a drain, when no admitted call is left.
     pub(super) was_emptied: AtomicBool,
-    /// Units that had begun when `abort` returned.
+    /// Number of units that had begun when `abort` returned.
     pub(super) aborted_at: AtomicUsize,
     /// When each unit began.
     pub(super) units: Arc<Mutex<Vec<Instant>>>,
@@ -93,7 +93,7 @@ impl Ending {
     }
 }
 
-/// Up to `most` points at which other threads may run.
+/// Passes a random number of points, `most` at most, at which other threads may run.
 pub(super) fn yield_randomly(most: usize) {
     for _ in 0..thread_rng().gen_range(0..=most) {
         point();
@@ -174,12 +174,12 @@ impl World {
         (Arc::new(world), engine)
     }
 
-    /// A first byte or token that no other task has.
+    /// Returns a first byte or token that no other task has.
     pub(super) fn fresh_mark(&self) -> u8 {
         self.next_mark.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Number of units that have begun.
+    /// Returns the number of units that have begun.
     pub(super) fn units_begun(&self) -> usize {
         self.control.log().len()
     }

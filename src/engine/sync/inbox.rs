@@ -1,10 +1,10 @@
-//! A bounded channel: `std`'s on a real thread, and a model of it built on shuttle's primitives under an explored
-//! schedule. Shuttle's own channel differs from `std`'s: it keeps its messages when the receiver is dropped, and never
-//! times out.
+//! A bounded channel. On a real thread it is `std`'s. On a thread of a schedule that shuttle explores, it is a model of
+//! `std`'s channel, built on shuttle's primitives. Shuttle's own channel behaves differently: it keeps its messages
+//! when the receiver is dropped, and never times out.
 //!
-//! Time does not pass by itself under the checker. A short timed wait ends at once if the channel is empty, so at any
-//! point that a schedule may choose. A wait of [`PATIENCE`] or longer never times out. So a lost wake-up is a deadlock,
-//! which the checker reports, rather than an answer that is late by one heartbeat interval.
+//! Under the checker (shuttle) time does not pass by itself. A short timed wait on an empty channel ends at once, so it
+//! can time out at any point that a schedule chooses. A wait of [`PATIENCE`] or longer never times out. So a lost
+//! wake-up shows as a deadlock, which the checker reports, and not as an answer that is late by one heartbeat interval.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{RecvTimeoutError, TryRecvError, TrySendError};
@@ -15,7 +15,7 @@ use shuttle::sync::{Condvar, Mutex, MutexGuard};
 
 use super::twins::is_explored;
 
-/// Timed waits of at least this duration end only when a message comes.
+/// Timed waits of at least this duration end only when a message arrives.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(crate) enum SyncSender<T> {

@@ -1,12 +1,12 @@
-//! The locks, flags, inbox and thread that the engine's threads share. Outside this crate's own tests they are simply
+//! The types of the locks, flags, inbox and thread that the engine uses. Outside this crate's own tests they are simply
 //! those of `std` and tokio.
 //!
-//! In those tests each value checks at its creation whether a schedule-exploring checker (shuttle) runs the code. If so
-//! it uses the checker's counterpart (`twins`, `inbox`), which may switch to another thread before each operation. This
-//! way the handle, the admission controller and the worker's loop run under thousands of chosen schedules
-//! (`schedules`). They do so in the same build, and next to the same tests, that run them on real threads. A feature or
-//! `--cfg` would need a second build that somebody has to remember, and generic parameters would spread to every
-//! signature of the engine.
+//! In those tests each value checks, when it is created, whether its thread is run by shuttle, a checker that explores
+//! thread schedules. If so, the value uses shuttle's counterpart (`twins`, `inbox`), which may switch to another thread
+//! before each operation. In this way the handle, the admission controller and the worker's loop run under thousands of
+//! chosen schedules (`schedules`). These tests are in the same build as those that run the same code on real threads. A
+//! feature or `--cfg` would need a second build that somebody has to remember, and generic parameters would spread to
+//! every signature of the engine.
 //!
 //! Counters, metrics, replies and token streams are not replaced: each of their operations is part of a larger step.
 //! Memory orderings are not explored: under the checker every operation is sequentially consistent.

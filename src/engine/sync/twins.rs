@@ -1,5 +1,5 @@
-//! Counterparts of `std`'s mutex, flag and thread: `std`'s own on a real thread, shuttle's under an explored schedule.
-//! Also tokio's `Notify`, before whose operations an explored schedule may switch threads.
+//! A mutex, a flag and a thread that are `std`'s on a real thread, and shuttle's on a thread of an explored schedule.
+//! Also tokio's `Notify`, with a point before each operation at which shuttle may switch threads.
 
 use std::any::Any;
 use std::io;
@@ -10,15 +10,15 @@ use std::sync::{LockResult, PoisonError};
 
 use tokio::sync::futures::Notified;
 
-/// True if a schedule is being explored and this is one of its threads.
+/// True if the current thread belongs to a schedule that shuttle explores.
 pub(super) fn is_explored() -> bool {
     shuttle::current::try_get_current_task().is_some()
 }
 
-/// Under an explored schedule another thread may run here. Otherwise does nothing.
+/// Lets shuttle switch to another thread. Does nothing on a real thread.
 pub(crate) fn point() {
     if is_explored() {
-        // The cheapest of the checker's operations.
+        // This is shuttle's cheapest operation.
         shuttle::sync::atomic::AtomicBool::new(false).load(Ordering::SeqCst);
     }
 }
@@ -35,7 +35,7 @@ pub(crate) enum MutexGuard<'a, T> {
     Explored(shuttle::sync::MutexGuard<'a, T>),
 }
 
-/// `result` with its guard, poisoned or not, wrapped by `wrap`.
+/// Wraps the guard in `result` with `wrap`, whether the lock is poisoned or not.
 fn guarded<G, H>(result: LockResult<G>, wrap: impl Fn(G) -> H) -> LockResult<H> {
     match result {
         Ok(guard) => Ok(wrap(guard)),
@@ -161,7 +161,7 @@ impl Builder {
     ) -> io::Result<JoinHandle<T>> {
         let name = self.0.unwrap_or_default();
         if is_explored() {
-            // A panic ends only this thread, as with `std`, and not the checker.
+            // As with `std`, a panic ends only this thread; uncaught, it would end the checker.
             let body = || catch_unwind(AssertUnwindSafe(body));
             shuttle::thread::Builder::new().name(name).spawn(body).map(JoinHandle::Explored)
         } else {

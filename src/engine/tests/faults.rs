@@ -1,4 +1,4 @@
-//! Errors and panics fail only the item at fault; a dead worker is reported.
+//! Tests that errors and panics fail only the item at fault, and that a dead worker is reported.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// Submits captions of images 1 to 8 while the worker is held, so that they share units. Returns their outcomes.
 fn eight_captions(bench: &Bench) -> Vec<Result<(), EngineError>> {
-    // First teach the engine that units are cheap, so that all eight fit into one.
+    // First let the engine measure that units are cheap, so that all eight fit into one.
     let warm = bench.admit(1);
     assert!(wait(warm.submit(CAPTION, caption(99))).is_ok());
     bench.control.hold();
@@ -128,7 +128,7 @@ fn a_dead_worker_resolves_every_reply_and_admits_nothing() {
     assert_eq!(metrics.worker_up.get(), 0);
 }
 
-/// An engine whose worker waits at the gate with a caption for longer than its hang limit.
+/// Returns an engine whose worker waits at the gate with a caption for longer than its hang limit.
 fn hanging() -> (Bench, Reply) {
     let settings =
         EngineSettings { worker_hang_limit: Duration::from_millis(1), ..EngineSettings::default() };
@@ -152,7 +152,8 @@ fn a_worker_that_hangs_is_down() {
     assert!(wait(reply).is_ok());
 }
 
-/// An engine whose backend can be rebuilt, on a fake that the new backend shares. Also counts the rebuilds.
+/// Returns an engine whose backend can be rebuilt, and a counter of the rebuilds. The new backend has the same control
+/// as the old one.
 fn supervised(
     outcome: impl Fn(usize) -> Result<(), &'static str> + Send + 'static,
 ) -> (Bench, Arc<AtomicUsize>) {
@@ -166,7 +167,8 @@ fn supervised(
     (bench, rebuilt)
 }
 
-/// From now on every call of this kind fails, including those of probes (their image is black, their tokens are 0).
+/// Makes every call of this kind fail from now on, including those of probes (their image is black, their tokens are
+/// 0).
 fn break_backend(bench: &Bench, call: FakeCall, fault: FakeFault) {
     for mark in [FakeMark::Image(0), FakeMark::Image(7), FakeMark::Token(0)] {
         bench.control.fault(call, mark, fault);
@@ -224,7 +226,7 @@ fn while_the_backend_is_built_anew_waiting_tasks_fail_and_nothing_is_admitted() 
     let broken = admission.submit(CAPTION, caption(7));
     let spare = bench.admit(1);
     bench.control.wait_until_held();
-    // Arrives while the first task's image is being encoded, so it still waits when the backend is given up.
+    // This task arrives while the first task's image is being encoded, so it still waits when the backend is given up.
     let waiting =
         admission.submit(VQA, vqa(8, &[&[30]], VqaMode::Generate(GenerationParams::greedy(4))));
     bench.control.release();

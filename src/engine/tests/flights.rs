@@ -1,4 +1,4 @@
-//! Images are encoded once, however many tasks want them, and features stay within their limits.
+//! Tests that images are encoded once, however many tasks want them, and that features stay within their limits.
 
 use super::support::*;
 use crate::engine::EngineSettings;
@@ -58,7 +58,8 @@ fn a_waiter_that_leaves_during_the_encoding_does_not_harm_the_other() {
     bench.control.wait_until_held();
     let first = admissions[0].submit(CAPTION, caption(1));
     let second = admissions[1].submit(CAPTION, caption(1));
-    // Image 99 runs, then its first text step or image 1. At the third call image 1 waits at the gate or has passed it.
+    // First image 99 is encoded, then its first text step or image 1 runs. At the third call image 1 waits at the gate
+    // or has passed it.
     bench.control.pass(2);
     bench.control.wait_until_held();
     drop(first);

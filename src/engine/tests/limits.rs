@@ -1,4 +1,4 @@
-//! Overload, deadlines, clients that disconnect, graceful shutdown (drain).
+//! Tests of overload, deadlines, disconnecting clients and graceful shutdown (drain).
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ fn a_running_group_stops_at_its_deadline() {
     bench.clock.advance(Duration::from_secs(3));
     bench.control.release();
     assert_eq!(wait(late), Err(EngineError::DeadlineExceeded));
-    // One image, four steps, and the step that waited at the gate.
+    // The log has one image, four steps, and the step that waited at the gate.
     assert_eq!(bench.control.log().len(), 6);
     assert_eq!(bench.control.open_groups(), 0);
 }
@@ -197,7 +197,7 @@ fn a_wait_that_is_too_long_by_measurement_is_refused() {
     let bench = Bench::start(EngineSettings { max_queue_wait, ..EngineSettings::default() });
     let (second, image) = (Duration::from_secs(1), Duration::from_millis(900));
     bench.control.set_costs(&bench.clock, Duration::ZERO, image, Duration::from_millis(10));
-    // Now measured: nearly a second per image.
+    // The cost is now measured: nearly a second per image.
     assert!(wait(bench.admit(1).submit(CAPTION, caption(100))).is_ok());
     bench.control.hold();
     let admissions: Vec<_> = (0..3).map(|_| bench.admit(1)).collect();

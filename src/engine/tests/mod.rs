@@ -1,4 +1,4 @@
-//! The engine through its handle, on its real thread, with the scripted backend.
+//! Tests of the engine through its handle, on its real thread, with the scripted backend.
 
 mod answers;
 mod faults;

@@ -36,7 +36,7 @@ impl Bench {
         Self { handle: engine.handle(), control, metrics, clock, engine: Some(engine) }
     }
 
-    /// An engine whose backend is rebuilt by `rebuild`.
+    /// Starts an engine whose backend is rebuilt by `rebuild`.
     pub(super) fn supervised(
         rebuild: impl Fn(&FakeControl) -> Result<FakeBackend, &'static str> + Send + 'static,
     ) -> Self {
@@ -50,7 +50,7 @@ impl Bench {
         Self { handle: engine.handle(), control, metrics, clock, engine: Some(engine) }
     }
 
-    /// Reserves `rows` rows and as many images, with a deadline in 30 seconds.
+    /// Admits a call with `rows` rows and the same number of images. Its deadline is in 30 seconds.
     pub(super) fn admit(&self, rows: usize) -> Admission {
         self.admit_for(rows, Duration::from_secs(30))
     }
@@ -87,7 +87,7 @@ impl Drop for Bench {
     }
 }
 
-/// Blocks the test's thread on a future. Fails after 20 seconds, so that a missing answer is no hang.
+/// Blocks the test's thread on a future. Fails after 20 seconds, so that a missing answer does not hang the test.
 pub(super) fn wait<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let patience = Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! Time to first token and inter-token latency, as the metrics report them.
+//! Tests of time to first token and inter-token latency, as the metrics report them.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use super::support::*;
 use crate::engine::EngineSettings;
 use crate::task::{Task, TaskOutput};
 
-/// Runs one caption on a clock that only the backend moves: 1 s per image, 10 ms per step. Returns the number of its
-/// tokens.
+/// Runs one task on a clock that only the backend moves: 1 s per image, 10 ms per step. Returns the number of tokens of
+/// the first sequence.
 fn generate(task: Task) -> (usize, Bench) {
     let bench = Bench::start(EngineSettings::default());
     let (image, step) = (Duration::from_secs(1), Duration::from_millis(10));
     bench.control.set_costs(&bench.clock, step, image, Duration::ZERO);
     let admission = bench.admit(task.shape().rows);
-    // The time between a call's head and its task (for its body and image) counts as well.
+    // The time between a call's head and its task (for reading the body and decoding the image) counts as well.
     bench.clock.advance(Duration::from_millis(500));
     let TaskOutput::Caption(sequences) = wait(admission.submit(CAPTION, task)).unwrap().output
     else {

@@ -1,4 +1,4 @@
-//! The warm-up: costs measured before the first request.
+//! Tests of the warm-up, which measures costs before the first request.
 
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ fn a_unit_that_fails_in_the_warm_up_teaches_nothing_and_names_its_model() {
     assert_eq!(bench.handle.estimates().image, None);
 }
 
-/// For every kind of failure on any model: an error, a panic, out of memory, non-finite numbers.
+/// Checks every kind of failure: an error, a panic, out of memory, non-finite numbers.
 #[test]
 fn every_kind_of_unit_that_fails_in_any_way_fails_the_warm_up() {
     let (image, text) = (FakeMark::Image(0), FakeMark::Token(0));

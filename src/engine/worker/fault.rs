@@ -16,7 +16,8 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    /// The error for the task at fault. Running out of memory with a single item is overload, not the item's fault.
+    /// Returns the error for the task at fault. If a single item ran out of memory, that is overload, not the item's
+    /// fault.
     pub(super) fn to_error(&self, retry_after: Duration) -> EngineError {
         match self {
             Self::Error(BackendError::OutOfMemory(_)) => EngineError::Overloaded { retry_after },
@@ -25,7 +26,7 @@ impl Fault {
         }
     }
 
-    /// The cause as text, for the operator who starts the server.
+    /// Returns the cause as text, for the operator who starts the server.
     pub(super) fn cause(&self) -> String {
         match self {
             Self::Error(error) => error.to_string(),
@@ -39,8 +40,8 @@ impl Fault {
     }
 }
 
-/// Calls the backend. Unwinding is safe by the backend's contract: a failed call has no effect, groups stay as they
-/// were.
+/// Calls the backend and catches panics. This is unwind-safe because the backend's contract says that a failed call has
+/// no effect and leaves the groups unchanged.
 pub(super) fn attempt<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Result<T, Fault> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => Ok(value),
@@ -49,7 +50,7 @@ pub(super) fn attempt<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Resu
     }
 }
 
-/// The error that `faults` injects into this call of the backend, if any.
+/// Fails with the error that `crate::faults` injects into this call of the backend, if any.
 pub(super) fn injected(place: &str) -> Result<(), BackendError> {
     match crate::faults::kind(place).as_deref() {
         None => Ok(()),
@@ -59,17 +60,17 @@ pub(super) fn injected(place: &str) -> Result<(), BackendError> {
     }
 }
 
-/// The message of a panic.
+/// Returns the message of a panic.
 pub(super) fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "unknown".into())
 }
 
-/// Runs `items` together. If that fails, runs the halves, down to the single items at fault; only these fail. Returns
-/// one result per item, in order.
+/// Runs `items` together. If that fails, runs each half, and so on down to single items, so that only the items at
+/// fault fail. Returns one result per item, in order.
 ///
-/// On out-of-memory the items are halved once. If a half fails too, all its items report it: whatever fills the memory
-/// is unlikely to leave room for quarters.
+/// If the backend runs out of memory, the items are halved only once. If a half runs out of memory too, all its items
+/// fail: whatever fills the memory is unlikely to leave room for quarters.
 pub(super) fn run_or_split<T, R>(
     items: &mut [T],
     call: &mut impl FnMut(&mut [T]) -> Result<Vec<R>, Fault>,
@@ -131,7 +132,7 @@ mod tests {
                 Err(fault) => panic!("{fault:?}"),
             }
         }
-        // All 16, then two halves each of 8, 4, 2 and 1.
+        // One call with all 16 items, then two calls each with 8, 4, 2 and 1.
         assert_eq!((results.len(), calls), (16, 9));
     }
 

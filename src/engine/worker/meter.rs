@@ -18,7 +18,8 @@ use crate::telemetry::logging::clipped;
 const STAGES: [Stage; 2] = [Stage::Vision, Stage::Text];
 const TRIGGERS: [Trigger; 4] = [Trigger::Full, Trigger::Linger, Trigger::Idle, Trigger::Drain];
 
-/// Weight of the newest finished row in the moving average of row lengths: about the last twenty count.
+/// Weight of the newest finished row in the moving averages of units and tokens per row. About the last twenty rows
+/// count.
 const NEWEST: f64 = 0.05;
 
 /// Weight of the newest look-up in the moving average of the miss rate.
@@ -30,11 +31,11 @@ const STALE: Duration = Duration::from_secs(60);
 /// Counts of what a decode step contains.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct StepMix {
-    /// Groups in their first step (prefill).
+    /// Number of groups in their first step (prefill).
     pub(super) prompts: usize,
-    /// Single sequences past their first step.
+    /// Number of single sequences past their first step.
     pub(super) decoding: usize,
-    /// Beam search groups, in whichever step.
+    /// Number of beam search groups, in their first step or past it.
     pub(super) beams: usize,
     pub(super) rows: usize,
 }
@@ -43,13 +44,13 @@ pub(super) struct StepMix {
 pub(super) struct Meter {
     shared: Arc<Shared>,
     evictions: u64,
-    /// Moving averages of the units and tokens of a row, from its first unit to its last.
+    /// Moving averages of the number of units and of tokens of a row, from its first unit to its last.
     row_life: Option<(f64, f64)>,
     /// Moving average of the feature cache's miss rate; 1.0 until images have been looked up.
     misses: f64,
     /// When a unit of each stage was last measured.
     measured: [Option<Instant>; 2],
-    /// Backend calls that ran out of memory.
+    /// Number of backend calls that ran out of memory.
     out_of_memory: Cell<u64>,
 }
 
@@ -70,7 +71,7 @@ fn trigger_label(trigger: Trigger) -> &'static str {
 }
 
 impl Meter {
-    /// Initialises every label set that is known in advance to 0.
+    /// Creates the meter, and initialises the metrics to 0 for all label values that are known in advance.
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let metrics = &shared.metrics;
         for stage in STAGES.map(stage_label) {
@@ -120,7 +121,7 @@ impl Meter {
         count(counter, 1);
     }
 
-    /// Counts a task whose client is gone.
+    /// Counts a task that was cancelled because its client disconnected or read its stream too slowly.
     pub(super) fn cancelled(&self) {
         count(&self.shared.counters.cancelled, 1);
         self.shared.metrics.queue_cancelled_total.inc();
@@ -137,7 +138,7 @@ impl Meter {
         self.shared.metrics.cache_requests_total.with_label_values(&["features", result]).inc();
     }
 
-    /// Counts a unit that begins, and the time that its new items waited.
+    /// Counts a unit that begins, and records how long its new items have waited.
     pub(super) fn unit(&self, stage: Stage, trigger: Trigger, waited: &[Duration]) {
         let (stage, metrics) = (stage_label(stage), &self.shared.metrics);
         metrics.batches_total.with_label_values(&[stage, trigger_label(trigger)]).inc();
@@ -177,7 +178,7 @@ impl Meter {
         1
     }
 
-    /// Backend calls that ran out of memory so far.
+    /// Returns the number of backend calls that have run out of memory so far.
     pub(super) fn out_of_memory(&self) -> u64 {
         self.out_of_memory.get()
     }
@@ -225,7 +226,7 @@ impl Meter {
     }
 
     /// Records a new token of a sequence or beam search. For the first token, `gap` is the time since its call was
-    /// admitted, for the others the time since the previous token.
+    /// admitted; for later ones, the time since the previous token.
     pub(super) fn token(&self, first: bool, gap: Duration) {
         let metrics = &self.shared.metrics;
         let histogram = if first {
@@ -248,7 +249,8 @@ impl Meter {
         self.row_life = Some((fade(old_units, units), fade(old_tokens, tokens)));
     }
 
-    /// Updates the gauges of queue depth, and of when the oldest waiting task was submitted.
+    /// Updates the gauges of the queue depth and of the time at which the oldest waiting task was submitted. `oldest`
+    /// is the age of that task.
     pub(super) fn queue(&self, (images, rows): (usize, usize), oldest: Option<Duration>) {
         let metrics = &self.shared.metrics;
         for (stage, depth) in STAGES.into_iter().zip([images, rows]) {
@@ -273,7 +275,7 @@ impl Meter {
         self.measured[stage as usize] = Some(now);
     }
 
-    /// The estimates that admission control uses.
+    /// Returns the estimates that admission control uses.
     pub(super) fn estimates(
         &self,
         (image, text): (Option<f64>, Option<TextCost>),

@@ -4,12 +4,12 @@
 //! - `units`: runs vision batches, batches of single-pass rows, and decode steps.
 //! - `fault`: catches the backend's panics and errors, and searches for the item at fault.
 //! - `supervision`: rebuilds a backend that has failed.
-//! - `probe`: checks whether the backend works, after a unit without any result.
+//! - `probe`: checks whether the backend works, after a failure that may be its fault.
 //! - `meter`: metrics and counters.
 //! - `warm_up`: measures costs before the first request.
 //!
 //! Everything here runs on one thread, one [`Worker::turn`] after another; tests call it without a thread. Answers are
-//! sent at the end of a turn, when the gauges show the state after it.
+//! sent at the end of a turn, after the gauges have been updated.
 
 mod fault;
 mod meter;
@@ -42,7 +42,7 @@ use super::{Answered, EngineError};
 use crate::faults;
 use crate::task::{ModelId, Task, TaskTiming, TokenLogprob};
 
-/// A task on its way to the worker. Dropping it resolves its reply as `WorkerDown`.
+/// A task on its way to the worker. Dropping it resolves its reply to `WorkerDown`.
 #[derive(Debug)]
 pub(crate) struct Submission {
     pub(crate) model: ModelId,
@@ -55,17 +55,17 @@ pub(crate) struct Submission {
     pub(crate) stream: Option<mpsc::Sender<TokenLogprob>>,
 }
 
-/// How a task ends.
+/// The result of a task: its answer or an error.
 pub(crate) type Outcome = Result<Answered, EngineError>;
 
-/// What the thread does after a turn.
+/// What the worker's thread does after a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// A unit ran. Take the next turn at once.
+    /// A unit ran. The thread takes the next turn at once.
     Ran,
-    /// Nothing runs before this time, unless something arrives.
+    /// Nothing can run before this time, unless something arrives.
     WaitUntil(Instant),
-    /// Nothing runs until something arrives.
+    /// Nothing can run until something arrives.
     Idle,
     /// The backend has failed its probe.
     BackendFailed,
@@ -102,12 +102,12 @@ struct Group<M> {
     slot: Slot,
     image: Option<FeatureKey>,
     rows: usize,
-    /// Passed to the backend when the group joins; `None` afterwards.
+    /// Passed to the backend when the group joins a step; `None` afterwards.
     spec: Option<GroupSpec<M>>,
-    /// Steps taken so far, and tokens run per row.
+    /// Number of steps that the group has taken; `tokens` is the number of tokens run per row.
     units: usize,
     tokens: f64,
-    /// When the group got its newest token; before its first token, when its call was admitted.
+    /// When the group got its newest token. Before its first token: when its call was admitted.
     last_token: Instant,
 }
 
@@ -120,12 +120,12 @@ pub(crate) struct Worker<B: Backend> {
     tasks: BTreeMap<TaskId, ActiveTask>,
     rows: HashMap<ItemId, Row<B::EncoderStates>>,
     groups: HashMap<ItemId, Group<B::EncoderStates>>,
-    /// The backend's state of the groups that run.
+    /// The backend's state of each running group.
     opened: HashMap<ItemId, B::Group>,
     next_id: u64,
     meter: Meter,
-    /// Model whose last failure may be the backend's fault: a unit without any result, a group that could not be
-    /// opened, or an output that is not finite. The next turn probes the backend.
+    /// The model whose last failure may be the backend's fault. Such failures are a unit without any result, a group
+    /// that could not be opened, and an output that is not finite. The next turn probes the backend.
     suspect: Option<ModelId>,
     /// Outcomes of this turn, sent at its end.
     outbox: Vec<(oneshot::Sender<Outcome>, Outcome)>,
@@ -157,7 +157,7 @@ impl<B: Backend> Worker<B> {
         self.tasks.is_empty()
     }
 
-    /// Starts draining: items no longer linger.
+    /// Starts draining: from now on no item is held back for the linger time.
     pub(crate) fn drain(&mut self) {
         self.scheduler.drain();
     }
@@ -226,11 +226,12 @@ impl<B: Backend> Worker<B> {
         self.complete_task(id);
     }
 
-    /// One turn: drops tasks that are over, runs one unit if there is one, and sends the outcomes.
+    /// Takes one turn: removes tasks that are over, runs one unit if one is ready, and sends the outcomes.
     pub(crate) fn turn(&mut self) -> Next {
         self.shared.beat();
         faults::at("engine::turn");
-        // The clock is read once: a task that is not due when due tasks are dropped is not due when a unit is chosen.
+        // The clock is read only once. So a task that is not due when due tasks are removed is still not due when a
+        // unit is chosen.
         let now = self.shared.clock.now();
         self.reap_finished(now);
         if let Some(model) = self.suspect.take()
@@ -264,8 +265,9 @@ impl<B: Backend> Worker<B> {
         self.send();
     }
 
-    /// Ends tasks after an abort, past their deadline, or whose client has disconnected. Clients disconnect at their
-    /// deadline too, so deadlines are checked first: such a task has expired, nobody cancelled it.
+    /// Ends all tasks after an abort; otherwise those that are past their deadline or whose client has disconnected.
+    /// Clients disconnect at their deadline too, so deadlines are checked first: such a task counts as expired, not as
+    /// cancelled.
     fn reap_finished(&mut self, now: Instant) {
         if self.shared.is_aborted() {
             for task in self.tasks.keys().copied().collect::<Vec<_>>() {
@@ -286,7 +288,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// An image that `task` waits for is encoded, and pinned for the task.
+    /// Hands an encoded image to `task`, for which it is pinned, and enqueues the work that is now ready.
     fn image_ready(
         &mut self,
         task: TaskId,
@@ -302,7 +304,7 @@ impl<B: Backend> Worker<B> {
             active.claim.record_encoded();
         }
         active.awaited.retain(|&(awaited, _)| awaited != key);
-        // One pin more than its rows need, until these are known, so that it is not released in between.
+        // The image counts one user too many until the task's rows are enqueued, so that it is not unpinned before.
         active.pinned.insert(key, 1);
         let work = active.plan.image_ready(key, memory);
         self.enqueue(task, work, now);
@@ -329,7 +331,7 @@ impl<B: Backend> Worker<B> {
                     // The model drops the prompt's [SEP]. Without a prompt it starts from one token.
                     let tokens = spec.prompt.as_ref().map_or(1, |prompt| prompt.len().max(2) - 1);
                     let image_kv = image.map(|key| (key, self.backend.cross_kv_bytes(model)));
-                    // A step keeps the new keys and values next to a row's present ones until it succeeds, hence the
+                    // Until a step succeeds, it keeps the new keys and values in addition to the old ones, hence the
                     // factor 2.
                     let most_tokens = 2 * rows * (tokens + spec.params.max_new_tokens);
                     let own_kv = self.backend.row_kv_bytes_per_token(model)
@@ -346,7 +348,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// A row or group of `task` that attended to `image` has ended.
+    /// Records that a row or group of `task` that attended to `image` has ended. After the last one, unpins the image.
     fn release(&mut self, task: TaskId, image: Option<FeatureKey>) {
         let Some(key) = image else { return };
         let Some(active) = self.tasks.get_mut(&task) else { return };
@@ -363,7 +365,9 @@ impl<B: Backend> Worker<B> {
         if self.tasks.get(&task).is_some_and(|active| active.plan.is_complete())
             && let Some(active) = self.remove(task)
         {
-            let ActiveTask { plan, timing, claim, reply, .. } = active;
+            let now = self.now();
+            let ActiveTask { plan, timing, claim, submitted, reply, .. } = active;
+            claim.record_answered(now.saturating_duration_since(submitted));
             drop(claim);
             let outcome = match plan.into_output() {
                 Ok(output) => Ok(Answered { output, timing }),

@@ -1,16 +1,16 @@
-//! Probes whether the backend still works, after a failure that may be its fault: a unit in which every item failed, a
-//! group that could not be opened, or an output that is not finite. Either the items are poisoned, which costs only
-//! them, or the backend is broken, which would cost every task. Known good items tell which.
+//! Checks whether the backend still works, after a failure that may be its fault: a unit in which every item failed, a
+//! group that could not be opened, or an output that is not finite. If the items are at fault, only their tasks fail.
+//! If the backend is broken, every task would fail. Running items that are known to be good shows which is the case.
 
 use super::Worker;
 use crate::engine::backend::{Backend, SinglePassOutput};
 use crate::task::ModelId;
 
 impl<B: Backend> Worker<B> {
-    /// Runs one small unit of each kind that `model` supports. Returns true if all succeed with finite numbers.
+    /// Runs one small unit of each kind that `model` supports. Returns true if all of them succeed with finite numbers.
     ///
-    /// It takes about as long as one short request, so poisoned requests slow down the others no more than good ones
-    /// would. Running out of memory proves nothing and counts as working.
+    /// The probe takes about as long as one short request, so requests that make units fail slow down others no more
+    /// than good ones would. If the probe runs out of memory, that proves nothing, and the backend counts as working.
     pub(super) fn probe(&mut self, model: ModelId) -> bool {
         if crate::faults::at("engine::probe") {
             return false;

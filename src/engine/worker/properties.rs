@@ -1,5 +1,5 @@
-//! Properties of the whole engine without its thread, under a clock moved by hand. Random calls, faults, clients that
-//! disconnect, deadlines, drain.
+//! Property tests of the whole engine without its thread, with a clock moved by hand. They use random calls, faults,
+//! deadlines, disconnecting clients and drains.
 
 use std::collections::HashMap;
 
@@ -131,12 +131,12 @@ fn task(ask: &Ask) -> (ModelId, Task) {
     }
 }
 
-/// Calls that contain image 5 or a text with token 15 fail.
+/// True if the task contains image 5 or a text with token 15. If faults are set, such tasks fail.
 fn is_poisoned(ask: &Ask) -> bool {
     let (images, texts) = match ask {
         Ask::Caption { image, prompt, .. } => (vec![*image], prompt.iter().copied().collect()),
         Ask::Answer { image, questions, .. } => (vec![*image], questions.clone()),
-        // Nothing is requested, so nothing runs.
+        // No score is requested, so nothing runs.
         Ask::Pairs { matching: false, cosine: false, .. } => (Vec::new(), Vec::new()),
         Ask::Pairs { images, texts, .. } => (images.clone(), texts.clone()),
         Ask::Embed { image, text } => {
@@ -185,7 +185,7 @@ impl World {
         Self::with_clock(settings, clock.clone(), clock.clock())
     }
 
-    /// A world whose worker reads the time from `source`.
+    /// Creates a world whose worker reads the time from `source`.
     fn with_clock(settings: EngineSettings, clock: ManualClock, source: Clock) -> Self {
         let (backend, control) = FakeBackend::new(fake::models());
         let metrics = Arc::new(Metrics::try_new().unwrap());
@@ -202,7 +202,7 @@ impl World {
         Ok(room)
     }
 
-    /// Submits a call if it is admitted.
+    /// Submits a call if it is admitted. Returns whether it was.
     fn call(&mut self, asks: Vec<Ask>, deadline: Instant) -> bool {
         let was_draining = self.shared.admission.is_draining();
         let Ok(room) = self.room(&asks, deadline) else { return false };
@@ -269,8 +269,8 @@ impl World {
         next
     }
 
-    /// The backend calls of this turn contain nothing of clients that had disconnected or of tasks past their deadline:
-    /// some live task still wants each image and text in them.
+    /// Checks that the backend calls of this turn contain nothing of clients that had disconnected or of tasks past
+    /// their deadline: some live task still wants each image and text in them.
     fn check_units(&self, from: usize, now: Instant) {
         let wanted = |mark: &FakeMark| {
             self.pending.iter().any(|pending| {
@@ -307,7 +307,7 @@ impl World {
     }
 }
 
-/// The answer to a task that runs alone.
+/// Returns the answer to a task that runs alone.
 fn lone_answer(ask: &Ask, known: &mut HashMap<Ask, TaskOutput>) -> TaskOutput {
     if let Some(output) = known.get(ask) {
         return output.clone();
@@ -398,7 +398,7 @@ fn caption_of(image: u8) -> Vec<Ask> {
 
 #[test]
 fn a_deadline_that_passes_in_the_middle_of_a_turn_waits_for_the_next_one() {
-    // Each reading of the clock moves it on, so each deadline falls between two other readings.
+    // Each reading of the clock moves it forward by 1 ms, so each deadline falls between a different pair of readings.
     for deadline_ms in 1..60 {
         let clock = ManualClock::start();
         let ticking = {
@@ -438,7 +438,7 @@ fn only_the_task_that_an_image_is_encoded_for_counts_for_it() {
     let embed = |image| vec![Ask::Embed { image: Some(image), text: None }];
     assert!(world.call(embed(1), deadline));
     world.finish();
-    // One image that is cached, one that is not, and a second task waiting for the latter.
+    // One task with a cached image, one with a new image, and one more that waits for the same new image.
     for image in [1, 2, 2] {
         assert!(world.call(embed(image), deadline));
     }
@@ -468,7 +468,8 @@ fn estimates_that_nothing_refreshes_become_stale() {
 
 #[test]
 fn a_group_is_charged_for_its_rows_at_their_longest_twice_and_for_its_question() {
-    // One byte per token: twice (one start token and six new ones), plus three of the question: 17 bytes for a group.
+    // Each token needs one byte. A group is charged for twice its seven tokens (one start token and six new ones), plus
+    // three tokens of the question: 17 bytes.
     for (max_kv_bytes, together) in [(34, 2), (33, 1)] {
         let settings = EngineSettings { max_kv_bytes, ..EngineSettings::default() };
         let mut world = World::new(settings);

@@ -1,8 +1,8 @@
 //! Supervision of the worker thread: runs the worker, and rebuilds a backend that has failed.
 //!
-//! A backend is given up when it fails a probe after a unit without any result, or when the worker itself panicked.
-//! Then the engine is not ready, every task ends with `WorkerDown`, and the backend is rebuilt. If rebuilding fails, or
-//! was done a short while ago, the thread ends, so that the process can be restarted.
+//! A backend is given up when it fails a probe (see `probe`), or when the worker itself panics. Then the engine is not
+//! ready, every task ends with `WorkerDown`, and the backend is rebuilt. If rebuilding fails, or the last rebuild was a
+//! short while ago, the thread ends, so that the process can be restarted.
 
 use std::error::Error;
 use std::io;
@@ -21,13 +21,14 @@ use crate::telemetry::logging::clipped;
 /// Name of the thread, as debuggers and `top` show it.
 const NAME: &str = "blip-worker";
 
-/// Rebuilds the backend with the same models. Called on the worker thread, after the old backend was dropped.
+/// A function that rebuilds the backend with the same models. It is called on the worker thread, after the old backend
+/// was dropped.
 pub type Rebuild<B> = Box<dyn FnMut() -> Result<B, Box<dyn Error + Send + Sync>> + Send>;
 
-/// Starts the worker thread. It owns the backend until it ends, and marks its end in `shared`.
+/// Starts the worker thread, which owns the backend. When the thread ends, it records that in `shared`.
 ///
 /// # Errors
-/// Returns an error when the operating system does not create a thread.
+/// Returns an error if the operating system does not create a thread.
 pub(crate) fn spawn<B: Backend + Send + 'static>(
     backend: B,
     rebuild: Option<Rebuild<B>>,
@@ -37,12 +38,13 @@ pub(crate) fn spawn<B: Backend + Send + 'static>(
     Builder::new().name(NAME.into()).spawn(move || {
         let _alive = Alive(Arc::clone(&shared));
         let mut supervisor = Supervisor { rebuild, shared, rebuilt: None };
-        // Dropped after `died`: a client whose reply was dropped (worker down) sees the same in the engine's state.
+        // The inbox is dropped only after `died`. So a client whose reply was dropped (worker down) sees the same in
+        // the engine's state.
         let _inbox = supervisor.supervise(backend, inbox);
     })
 }
 
-/// Marks the thread's end in the shared state, even after a panic.
+/// A guard that records the thread's end in the shared state, even after a panic.
 struct Alive(Arc<Shared>);
 
 impl Drop for Alive {
@@ -63,17 +65,18 @@ impl<B: Backend> Supervisor<B> {
         let mut worker = Worker::new(backend, Arc::clone(&self.shared));
         while self.run(&mut worker, &inbox) == Ended::BackendFailed {
             let can_rebuild = self.may_rebuild();
-            // The state is set first, so that notified clients see it.
+            // The state is set before tasks end, so that clients that are notified see it.
             if can_rebuild {
                 self.shared.set_rebuilding(true);
             } else {
                 self.shared.died();
             }
-            // A panic may have left the worker's data inconsistent. If this fails as well, dropping the worker answers
-            // its tasks.
+            // A panic may have left the worker's data inconsistent. If `fail_all` panics as well, dropping the worker
+            // answers its tasks.
             let _ = catch_unwind(AssertUnwindSafe(|| worker.fail_all()));
             drop(worker);
-            // Dropping a task answers it. Otherwise its client would wait while gigabytes of weights are read.
+            // Dropping a submitted task answers it. Otherwise its client would wait while gigabytes of weights are
+            // read.
             while inbox.try_recv().is_ok() {}
             if !can_rebuild {
                 return inbox;
@@ -130,7 +133,7 @@ impl<B: Backend> Supervisor<B> {
         if crate::faults::at("engine::rebuild") {
             return Err("an injected fault".into());
         }
-        // Building can panic where loading does. That must not look like a bug of the worker.
+        // Loading the models can panic. That must not look like a bug of the worker.
         let built = catch_unwind(AssertUnwindSafe(rebuild));
         let backend = built.unwrap_or_else(|payload| Err(message(payload.as_ref()).into()))?;
         if *backend.models() != *self.shared.models {

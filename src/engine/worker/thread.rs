@@ -1,4 +1,4 @@
-//! The loop of the worker thread: it drains the inbox, takes a turn, and sleeps only when there is nothing to run.
+//! The loop of the worker thread. It drains the inbox, takes a turn, and sleeps only if there is nothing to run.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub(crate) enum Message {
     Task(Box<Submission>),
     /// Measure what work costs, then report whether every unit succeeded.
     WarmUp(oneshot::Sender<Result<(), WarmUpError>>),
-    /// A flag has changed; wake up and check.
+    /// A flag has changed; wake up and check the flags.
     Wake,
 }
 
@@ -32,8 +32,8 @@ pub(super) enum Ended {
 
 pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>) -> Ended {
     loop {
-        // Read before the inbox is drained: everything submitted before the engine was told to stop is then in the
-        // inbox.
+        // `stopping` is read before the inbox is drained. So if it is set, everything that was submitted before the
+        // stop is already in the inbox.
         let stopping = worker.shared.is_stopping();
         let open = drain(worker, inbox);
         if !open {
@@ -43,7 +43,8 @@ pub(super) fn run<B: Backend>(worker: &mut Worker<B>, inbox: &Receiver<Message>)
             Next::Ran => continue,
             Next::WaitUntil(at) => at.saturating_duration_since(worker.now()).min(HEARTBEAT),
             Next::Idle if worker.is_empty() && (!open || stopping) => return Ended::Done,
-            // Stopped in the meantime: the wake-up message for that may already have been consumed.
+            // The engine was stopped in the meantime, and the wake-up message for that may already have been consumed.
+            // So check again instead of sleeping.
             Next::Idle if !stopping && worker.shared.is_stopping() => continue,
             Next::BackendFailed => return Ended::BackendFailed,
             Next::Idle => HEARTBEAT,
@@ -71,7 +72,7 @@ fn receive<B: Backend>(worker: &mut Worker<B>, message: Message) {
         Message::Task(submission) => worker.accept(*submission),
         Message::WarmUp(done) => {
             let outcome = worker.warm_up();
-            // The caller may have gone; the estimates are updated all the same.
+            // The caller may have gone. The estimates are updated all the same.
             let _ = done.send(outcome);
         }
         Message::Wake => {}

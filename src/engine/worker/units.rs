@@ -83,7 +83,8 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Adds the time of a vision unit to the tasks that waited for it, once per task.
+    /// Adds the time of a vision batch to the tasks that waited for one of its images, once per task. `known` holds the
+    /// tasks that have already been charged.
     fn participated(
         &mut self,
         waiters: &[TaskId],
@@ -159,7 +160,7 @@ impl<B: Backend> Worker<B> {
         for &id in joining {
             self.open(id);
         }
-        // If a group cannot be opened, its whole task fails, and the task's other groups are gone as well.
+        // If a group cannot be opened, its whole task fails, and the task's other groups are removed as well.
         let mut groups: Vec<(ItemId, B::Group)> =
             ids.iter().filter_map(|&id| self.opened.remove(&id).map(|group| (id, group))).collect();
         if groups.is_empty() {
@@ -205,7 +206,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Handles what one step did to one group: streams the token, and completes the group if it has finished.
+    /// Handles the result of one step for one group: streams the token, and completes the group if it has finished.
     fn stepped(&mut self, id: ItemId, task: TaskId, group: B::Group, event: StepEvent) {
         self.meter.generated(event.generated);
         if let Some(token) = event.token
@@ -247,7 +248,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Opens a group that joins the step.
+    /// Opens a group that joins the step. If that fails, its task fails.
     fn open(&mut self, id: ItemId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let (task, Some(spec)) = (group.task, group.spec.take()) else { return };
@@ -268,7 +269,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Counts the kinds of rows in a step.
+    /// Counts the groups in a step by kind, and its rows.
     fn mix(&self, running: &[ItemId], joining: &[ItemId]) -> StepMix {
         let mut mix = StepMix { prompts: joining.len(), rows: joining.len(), ..StepMix::default() };
         for id in running {
@@ -283,7 +284,7 @@ impl<B: Backend> Worker<B> {
         mix
     }
 
-    /// Charges a unit's time to its stage; learns its cost if it succeeded.
+    /// Charges a unit's time to its stage, and learns its cost if the unit succeeded. Returns the time.
     pub(super) fn record(&mut self, work: &UnitWork, start: Instant, went_well: bool) -> Duration {
         let now = self.now();
         let elapsed = now.saturating_duration_since(start);
@@ -302,8 +303,8 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// If a whole unit failed, either its items or the backend are at fault: the next turn probes the backend. Running
-    /// out of memory proves neither.
+    /// Marks the backend as suspect if every item of a unit failed, so that the next turn probes it: either the items
+    /// or the backend are at fault. Running out of memory proves neither and does not count.
     fn suspect_backend<T>(&mut self, model: ModelId, results: &[Result<T, Fault>]) {
         let failed =
             |result: &Result<T, Fault>| matches!(result, Err(fault) if !fault.is_out_of_memory());
@@ -326,7 +327,7 @@ impl<B: Backend> Worker<B> {
         self.finish(task, Err(error));
     }
 
-    /// A model that uses this tower, for the metric label.
+    /// Returns a model that uses this tower, for the metric label.
     fn model_of(&self, tower: TowerId) -> ModelId {
         let model = self.shared.models.iter().find(|model| model.tower == tower);
         model.map_or(ModelId(0), |model| model.id)

@@ -1,8 +1,8 @@
-//! Warm-up: measures what work costs before the first request, with one small unit of each kind on each tower and
-//! model, so that even the first burst meets estimates.
+//! Warm-up: measures what work costs before the first request, so that there are estimates even for a first burst of
+//! requests. It runs one small unit of each kind on each tower and model.
 //!
-//! None of it counts as served work, and no result is kept. A unit that fails shows that its model cannot be served.
-//! `probe` runs the same units to check whether the backend works.
+//! These units do not count as served work, and no result is kept. A unit that fails shows that its model cannot be
+//! served. `probe` runs the same units to check whether the backend works.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use crate::task::{
     GenerationParams, ImageId, ModelClass, ModelId, ModelInfo, Pixels, Scope, TokenIds, TowerId,
 };
 
-/// Tokens of a short question.
+/// Number of tokens in each text: that of a short question.
 const TEXT_TOKENS: usize = 8;
 
-/// Assumed number of units and tokens of a caption, until real ones have been generated.
+/// Assumed number of units and tokens of a caption, until real captions have been generated.
 const CAPTION_TOKENS: usize = 10;
 
-/// The first step also projects the image; the second is like all that follow.
+/// Number of steps to run. The first step also projects the image; the second is like all later ones.
 const STEPS: usize = 2;
 
 /// A unit that failed: what it should have computed, and why it failed.
@@ -36,8 +36,8 @@ pub(super) struct UnitFault {
 }
 
 impl<B: Backend> Worker<B> {
-    /// Runs the units and publishes their costs. A unit that fails is logged and teaches nothing; the other models are
-    /// still warmed up.
+    /// Runs the units of all models and publishes their costs. A unit that fails is logged and not measured; the other
+    /// models are still warmed up.
     ///
     /// # Errors
     /// `ModelFailed` for the first unit that failed.
@@ -69,8 +69,8 @@ impl<B: Backend> Worker<B> {
         self.warm_texts(model, &image, true)
     }
 
-    /// Encodes a black image. Only once: an image takes by far the most time, and a slow cold start soon loses its
-    /// weight.
+    /// Encodes a black image and returns its features. If `learn` is set, learns the cost from this single run: an
+    /// image takes by far the most time, and a slow cold start soon loses its weight.
     pub(super) fn warm_tower(
         &mut self,
         model: &ModelInfo,
@@ -88,8 +88,8 @@ impl<B: Backend> Worker<B> {
         encoded.into_iter().next().ok_or_else(|| UnitFault::without_result(UNIT))
     }
 
-    /// Runs each kind of text unit. To learn from a unit it runs twice: the first run touches the weights, the second
-    /// is measured.
+    /// Runs each kind of text unit. If `learn` is set, runs each twice: the first run brings the weights into memory,
+    /// the second is measured.
     pub(super) fn warm_texts(
         &mut self,
         model: &ModelInfo,
@@ -130,7 +130,7 @@ impl<B: Backend> Worker<B> {
             ModelClass::ImageTextRetrieval | ModelClass::Base => {
                 let row = SinglePassRow::EmbedText { text: text.clone() };
                 self.warm_pass("embedding a text", model.id, row, 0.0, learn)?;
-                // Projects one image only, so its time says nothing about text units.
+                // This row only projects one image, so its time says nothing about text units.
                 if !learn {
                     let row = SinglePassRow::EmbedImage { image: image.clone() };
                     self.warm_pass("embedding an image", model.id, row, 0.0, false)?;
@@ -144,8 +144,8 @@ impl<B: Backend> Worker<B> {
         Ok(())
     }
 
-    /// Runs one single-pass row, and fails if its numbers are not finite. Learns the cost of a row of [`TEXT_TOKENS`]
-    /// tokens.
+    /// Runs one single-pass row, and fails if its numbers are not finite. If `learn` is set, learns its cost as that of
+    /// a row of [`TEXT_TOKENS`] tokens.
     fn warm_pass(
         &mut self,
         unit: &'static str,

@@ -1,11 +1,11 @@
-//! A text unit being filled: what it contains, and what still fits.
+//! A text unit that is being filled. It keeps track of its contents and decides whether another item fits.
 
 use super::{Item, LaneQueue};
 use crate::engine::EngineSettings;
 use crate::engine::ids::FeatureKey;
 use crate::engine::scheduler::TextCost;
 
-/// A text unit being filled, with its limits.
+/// A text unit that is being filled, with its limits.
 pub(super) struct Fill<'a> {
     settings: &'a EngineSettings,
     cost: Option<TextCost>,
@@ -19,7 +19,7 @@ pub(super) struct Fill<'a> {
 }
 
 impl Fill<'_> {
-    /// Adds an item if it fits. The first item always does.
+    /// Adds an item if it fits, and returns whether it did. The first item always fits.
     pub(super) fn add(&mut self, item: &Item) -> bool {
         let new_image = item.image.filter(|image| !self.images.contains(image) && !item.running);
         let image_work = if new_image.is_some() { self.image_work } else { 0.0 };

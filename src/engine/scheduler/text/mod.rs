@@ -1,5 +1,5 @@
-//! Rows and groups that wait or run, and the next text unit. Each model has one lane for its single-pass rows and one
-//! for its groups. Lanes take turns (round robin).
+//! Keeps the rows and groups that wait or run, and picks the next text unit. Each model has one lane for its
+//! single-pass rows and one for its groups. Lanes take turns (round robin).
 
 mod fill;
 mod step;
@@ -14,8 +14,8 @@ use crate::engine::ids::{CallId, FeatureKey, ItemId, TaskId};
 use crate::fairness::{Pick, Turns};
 use crate::task::ModelId;
 
-/// Image tokens whose keys and values can be projected at the cost of running one text token: 16 GFLOP for 577 image
-/// tokens against 0.2 GFLOP for a text token (12 layers x 14 x 768 x 768 x 2), so about 8.
+/// Number of image tokens whose keys and values can be projected at the cost of running one text token. 577 image
+/// tokens need 16 GFLOP, a text token 0.2 GFLOP (12 layers x 14 x 768 x 768 x 2), so the number is about 8.
 const IMAGE_TOKENS_PER_TOKEN: f64 = 8.0;
 
 /// A single-pass row that is ready to run.
@@ -23,7 +23,7 @@ const IMAGE_TOKENS_PER_TOKEN: f64 = 8.0;
 pub(crate) struct RowEntry {
     pub(crate) id: ItemId,
     pub(crate) model: ModelId,
-    /// Tokens that the row runs; 0 for an image's projection.
+    /// Number of tokens that the row runs; 0 for an image's projection.
     pub(crate) tokens: usize,
     /// The image that the row attends to.
     pub(crate) image: Option<FeatureKey>,
@@ -34,13 +34,14 @@ pub(crate) struct RowEntry {
 pub(crate) struct GroupEntry {
     pub(crate) id: ItemId,
     pub(crate) model: ModelId,
-    /// Rows that the group occupies: its beams.
+    /// Number of rows that the group occupies, one for each beam.
     pub(crate) rows: usize,
-    /// Tokens that its first step (prefill) runs.
+    /// Number of tokens that the group's first step (prefill) runs.
     pub(crate) tokens: usize,
-    /// The image whose cross-attention KV cache it shares with other groups, and the size of that cache in bytes.
+    /// The image whose cross-attention KV cache the group shares with other groups, and the size of that cache in
+    /// bytes.
     pub(crate) image_kv: Option<(FeatureKey, u64)>,
-    /// Upper bound in bytes of its own KV cache: that of its rows and of its question.
+    /// Upper bound in bytes on the KV cache that the group does not share: that of its rows and of its question.
     pub(crate) own_kv: u64,
 }
 
@@ -73,9 +74,10 @@ pub(super) struct Text {
     items: HashMap<ItemId, Item>,
     lanes: HashMap<Lane, LaneQueue>,
     order: VecDeque<Lane>,
-    /// Images with a cross-attention KV cache: the number of running groups that share it, and its bytes.
+    /// For each image with a cross-attention KV cache: the number of running groups that share the cache, and its size
+    /// in bytes.
     image_kv: HashMap<(ModelId, FeatureKey), (usize, u64)>,
-    /// Bytes of KV cache that running groups hold on their own.
+    /// Number of bytes of KV cache that running groups do not share.
     own_kv: u64,
     max_kv_bytes: u64,
 }
@@ -84,7 +86,7 @@ pub(super) struct Text {
 #[derive(Debug, Default)]
 pub(super) struct TextBatch {
     pub(super) items: Vec<ItemId>,
-    /// Number of items, at the end of `items`, that join now.
+    /// Number of items that join the running step with this unit; they are the last ones in `items`.
     pub(super) joining: usize,
     pub(super) work: f64,
     pub(super) waited: Vec<Duration>,
@@ -181,7 +183,7 @@ impl Text {
         self.own_kv + self.image_kv.values().map(|&(_, bytes)| bytes).sum::<u64>()
     }
 
-    /// Removes an item, waiting or running.
+    /// Removes a waiting or running item.
     pub(super) fn remove(&mut self, id: ItemId) {
         let Some(item) = self.items.remove(&id) else { return };
         let lane = self.lanes.get_mut(&item.lane).expect("an item's lane exists");
@@ -201,7 +203,8 @@ impl Text {
         }
     }
 
-    /// The next lane in turn that can run now. If there is none, the earliest time at which one can.
+    /// Returns the next lane in turn that can run now. If there is none, returns the earliest time at which a lane can
+    /// run.
     pub(super) fn ready(
         &self,
         now: Instant,
@@ -293,15 +296,15 @@ impl Text {
         taken
     }
 
-    /// True for a model of which nothing runs and whose next group does not fit next to the KV cache of other models.
-    /// The bytes that those release are then kept for it, otherwise it might wait for ever.
+    /// True if no group of this lane runs and its next group does not fit in addition to the KV cache of other models.
+    /// Bytes that other models release are then kept for this lane; otherwise it might wait for ever.
     fn is_blocked_on_kv(&self, id: Lane) -> bool {
         let lane = &self.lanes[&id];
         let Some(head) = lane.waiting.front().filter(|_| lane.running.is_empty()) else {
             return false;
         };
         let head = &self.items[&head];
-        // Nothing of this model runs, so no KV cache of the image exists that could be shared.
+        // No group of this model runs, so there is no KV cache of the image that could be shared.
         let (held, needed) = (self.kv_bytes(), head.own_kv + head.image_kv);
         held > 0 && needed > 0 && held.saturating_add(needed) > self.max_kv_bytes
     }

@@ -2,8 +2,8 @@
 //!
 //! Running groups come first, in the order in which they joined. But no client gets a second group into the step before
 //! every client has its first, and within a client no call gets its second before every call has its first. So a client
-//! or call with many groups makes room for one that arrives. Groups left out of a step keep their state and continue
-//! later. Nothing overtakes a group that waits for capacity, so every group finishes eventually.
+//! or call with many groups makes room for a new client or call. Groups left out of a step keep their state and
+//! continue later. Nothing overtakes a group that waits for capacity, so every group finishes eventually.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
@@ -46,7 +46,7 @@ impl Text {
         taken
     }
 
-    /// Capacity that is left for this model's groups.
+    /// Returns the capacity for this model's groups, and how much of it is in use.
     fn room(&self, model: ModelId, max_rows: usize) -> StepCapacity {
         let running = &self.lanes[&Lane::Step(model)].running;
         let elsewhere =
@@ -77,7 +77,7 @@ impl Text {
             for client in running.clients.clone() {
                 while groups.chosen(client) < round {
                     let Some((rank, group)) = running.next(client) else { break };
-                    // A call that has fewer groups goes first; one of its waiting groups may still join.
+                    // A call with fewer groups goes first: one of its waiting groups may still join.
                     if open && lane.waiting.calls_of(client).any(|call| groups.of(call) + 1 < rank)
                     {
                         break;
@@ -120,7 +120,7 @@ impl Text {
     }
 }
 
-/// Counts the groups of each client and call, and how many of each client's are in the step.
+/// Counts of the groups of each client and of each call, and of each client's groups in the step.
 #[derive(Default)]
 struct Groups {
     of_client: HashMap<ClientId, usize>,
@@ -141,7 +141,7 @@ impl Groups {
         self.chosen.get(&client).copied().unwrap_or(0)
     }
 
-    /// Counts one more group of the call. Returns its rank among the call's groups, from 1.
+    /// Counts one more group of the call. Returns the group's rank: its number within the call, from 1.
     fn add(&mut self, call: CallId) -> usize {
         *self.of_client.entry(call.client).or_default() += 1;
         let of_call = self.of_call.entry(call).or_default();
@@ -158,12 +158,13 @@ impl Groups {
 struct Running {
     /// Clients in the order in which their first groups joined.
     clients: Vec<ClientId>,
-    /// Each group with its rank among those of its call (from 1). Sorted by rank, then by joining order.
+    /// Per client: its groups as `(rank, id)`, where the rank is the group's number within its call, from 1. Sorted by
+    /// rank, then by joining order.
     queues: HashMap<ClientId, VecDeque<(usize, ItemId)>>,
 }
 
 impl Running {
-    /// `joined` is in joining order. Adds its groups to the counts in `groups`.
+    /// Queues the groups of `joined`, which is in joining order, and counts them in `groups`.
     fn new(joined: &[ItemId], items: &HashMap<ItemId, Item>, groups: &mut Groups) -> Self {
         let mut running = Self { clients: Vec::new(), queues: HashMap::new() };
         for &group in joined {
@@ -204,7 +205,7 @@ struct StepFill {
     full: bool,
 }
 
-/// Capacity for all running groups together, those left out of a step included.
+/// Rows and bytes of KV cache in use and their limits, for all running groups, including those left out of a step.
 struct StepCapacity {
     rows: usize,
     max_rows: usize,
@@ -219,9 +220,9 @@ impl StepCapacity {
         item.own_kv + new_image.map_or(0, |_| item.image_kv)
     }
 
-    /// True if a waiting group fits. A quarter of the capacity is kept for calls that have nothing running, so that a
-    /// large call cannot lock out a small one until it ends. Clients that have nothing running get another quarter
-    /// beyond the limit, so that a client with many calls cannot lock them out.
+    /// True if a waiting group fits. A quarter of the capacity is kept for calls without running groups, so that a
+    /// large call cannot lock out a small one for as long as it runs. Clients without running groups may exceed the
+    /// capacity by a quarter, so that a client with many calls cannot lock them out.
     fn has(&self, item: &Item, (first_of_client, first_of_call): (bool, bool)) -> bool {
         let open = |most: u64| match (first_of_client, first_of_call) {
             (true, _) => fairness::with_reserve(most),

@@ -1,7 +1,8 @@
 //! The demo models: three small BLIP checkpoints, trained on synthetic scenes of emoji, as bytes in the binary.
 //!
-//! Bytes and names only; `app` turns them into models. `demo/README.md` is their model card, and `demo/` has the
-//! scripts that made them. The feature `demo`, on by default, includes them; without it there are none.
+//! This file holds only bytes and names; `app` turns them into models. `demo/README.md` is their model card, and
+//! `demo/` has the scripts that made them. The cargo feature `demo`, on by default, includes the models; without it
+//! there are none.
 
 /// Embeds a file below `demo/models/`.
 #[cfg(feature = "demo")]
@@ -14,7 +15,7 @@ macro_rules! file {
     };
 }
 
-/// A demo model whose own documents are in a folder of `demo/models/`.
+/// Builds a `DemoModel` whose JSON files are in the folder `$folder` of `demo/models/`.
 #[cfg(feature = "demo")]
 macro_rules! model_of {
     ($name:literal, $folder:literal, $weights:expr) => {
@@ -37,16 +38,16 @@ const TEXT_ENCODER: DemoFile = file!("shared/text-encoder.safetensors");
 /// One file of a demo model.
 #[derive(Debug, Clone, Copy)]
 pub struct DemoFile {
-    /// Its path in the source tree.
+    /// Path of the file in the source tree.
     pub path: &'static str,
-    /// Its content, embedded at build time.
+    /// Content of the file, embedded at build time.
     pub bytes: &'static [u8],
 }
 
 /// A demo model with all its files.
 #[derive(Debug, Clone, Copy)]
 pub struct DemoModel {
-    /// Its name in requests and for `--model`.
+    /// Name of the model in requests and for `--model`.
     pub name: &'static str,
     /// The model's `config.json`, as in a checkpoint.
     pub config: DemoFile,
@@ -56,11 +57,11 @@ pub struct DemoModel {
     pub tokenizer: DemoFile,
     /// The model's `tokenizer_config.json`, as in a checkpoint.
     pub tokenizer_config: DemoFile,
-    /// Weights as safetensors shards. Models that name the same path share one file, which the binary holds once.
+    /// Weights as safetensors shards. Several models may have a shard with the same path; the binary holds it once.
     pub weights: &'static [DemoFile],
 }
 
-/// The demo model of this name, if the binary contains it.
+/// Returns the demo model of this name, if the binary contains it.
 #[must_use]
 pub fn model(name: &str) -> Option<&'static DemoModel> {
     MODELS.iter().find(|model| model.name == name)

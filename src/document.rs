@@ -1,12 +1,12 @@
 //! Reads the small JSON files of a checkpoint field by field, so that an error can name the file, the field, its value
-//! and what is accepted. Used by `model`, `hub` and the tokenizer of `input`.
+//! and the accepted values. Used by `model`, `hub` and the tokenizer of `input`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-/// First bytes of a Git LFS pointer, a text file in place of the real one.
+/// First bytes of a Git LFS pointer, a text file that replaces the real file.
 pub const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 
 /// Maximum length of a value shown in a message, in characters.
@@ -23,7 +23,7 @@ pub enum DocumentError {
         /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A clone without Git LFS has pointers in place of its large files.
+    /// The file is a Git LFS pointer, which a clone without Git LFS has in place of a large file.
     #[error("{path} is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`")]
     LfsPointer {
         /// Path of the file at fault.
@@ -50,7 +50,7 @@ pub enum DocumentError {
     NotAnObject {
         /// Path of the file at fault.
         path: PathBuf,
-        /// The JSON type that it has, in words.
+        /// The JSON type of the content, in words.
         kind: &'static str,
     },
     /// A field has a value that is not accepted.
@@ -68,7 +68,7 @@ pub enum DocumentError {
 }
 
 impl DocumentError {
-    /// The error that names a field, its value and what is accepted.
+    /// Returns the error that names a field, its value and the accepted values.
     #[must_use]
     pub fn field(
         path: PathBuf,
@@ -134,19 +134,19 @@ pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, Doc
 #[derive(Debug, Clone, Copy)]
 pub struct Fields<'a> {
     path: &'a Path,
-    /// The field that holds the object; empty for the file's own object.
+    /// The field that holds the object; empty for the top-level object of the file.
     block: &'static str,
     object: &'a Map<String, Value>,
 }
 
 impl<'a> Fields<'a> {
-    /// The fields of the file's own object.
+    /// Returns the fields of the top-level object of the file.
     #[must_use]
     pub fn new(path: &'a Path, object: &'a Map<String, Value>) -> Self {
         Self { path, block: "", object }
     }
 
-    /// The fields of the object under `field`; `None` if there is none.
+    /// Returns the fields of the object under `field`; `None` if the field is absent or `null`.
     ///
     /// # Errors
     /// `Field` if it is not an object.
@@ -155,19 +155,19 @@ impl<'a> Fields<'a> {
         Ok(object.map(|object| Self { path: self.path, block: field, object }))
     }
 
-    /// A field's value, `null` included.
+    /// Returns the value of a field, including `null`.
     #[must_use]
     pub fn raw(&self, field: &str) -> Option<&'a Value> {
         self.object.get(field)
     }
 
-    /// A field's value; `None` if it is absent or `null`.
+    /// Returns the value of a field; `None` if it is absent or `null`.
     #[must_use]
     pub fn get(&self, field: &str) -> Option<&'a Value> {
         self.raw(field).filter(|value| !value.is_null())
     }
 
-    /// The error that names `field`, its value and what is accepted.
+    /// Returns the error that names `field`, its value and the accepted values.
     #[must_use]
     pub fn refuse(&self, field: &str, accepted: impl fmt::Display) -> DocumentError {
         let dot = if self.block.is_empty() { "" } else { "." };
@@ -175,7 +175,7 @@ impl<'a> Fields<'a> {
         DocumentError::field(self.path.to_owned(), name, self.object.get(field), accepted)
     }
 
-    /// The field as `read` converts it; `None` if it is absent or `null`.
+    /// Returns the value of a field, converted by `read`; `None` if it is absent or `null`.
     ///
     /// # Errors
     /// `Field` if `read` returns `None`.
@@ -189,7 +189,7 @@ impl<'a> Fields<'a> {
         self.get(field).map(read).transpose()
     }
 
-    /// A boolean field; `None` if it is absent or `null`.
+    /// Returns the value of a boolean field; `None` if it is absent or `null`.
     ///
     /// # Errors
     /// `Field` if it is not a boolean.
@@ -197,7 +197,7 @@ impl<'a> Fields<'a> {
         self.optional(field, "true or false", Value::as_bool)
     }
 
-    /// A string field; `None` if it is absent or `null`.
+    /// Returns the value of a string field; `None` if it is absent or `null`.
     ///
     /// # Errors
     /// `Field` if it is not a string.
@@ -206,7 +206,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A value as JSON, shortened.
+/// Formats a value as JSON, shortened to [`SHOWN`] characters.
 fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(SHOWN) {

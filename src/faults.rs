@@ -1,10 +1,11 @@
 //! Fault injection: named places where tests inject a panic, a delay or an error. Works only with the cargo feature
-//! `failpoints`; without it every function here is a constant "no" and leaves nothing in the binary.
+//! `failpoints`. Without it, every function here returns a constant that means "no fault" and leaves nothing in the
+//! binary.
 //!
-//! `tests/robustness/faults` enables them by name through the crate `fail`, whose documentation describes the syntax of
-//! actions (`5%panic`, `sleep(20)`, `return(oom)`). Names are `folder::place`.
+//! `tests/robustness/faults` enables the places by name through the crate `fail`, whose documentation describes the
+//! syntax of actions (`5%panic`, `sleep(20)`, `return(oom)`). The names have the form `folder::place`.
 
-/// Names of all places, for tests that go through all of them.
+/// Names of all places where faults can be injected, for tests that cover every one.
 pub const PLACES: [&str; 24] = [
     "http::accept",
     "http::admit",
@@ -36,13 +37,15 @@ pub const PLACES: [&str; 24] = [
 #[cfg(feature = "failpoints")]
 pub static ERRORS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
-/// Whether this place fails with an error now. Panics or sleeps if that is the action of the place.
+/// Returns whether the code at this place must return an error now. Panics or sleeps if that is the action of the
+/// place.
 #[cfg(feature = "failpoints")]
 pub fn at(place: &str) -> bool {
     kind(place).is_some()
 }
 
-/// The error to return at this place now: the text in `return(...)`. Panics or sleeps like [`at`].
+/// Returns the error that the code at this place must return now, as the text in `return(...)`; `None` if there is
+/// none. Panics or sleeps like [`at`].
 #[cfg(feature = "failpoints")]
 pub fn kind(place: &str) -> Option<String> {
     debug_assert!(PLACES.contains(&place), "{place} is not in the list");
@@ -53,14 +56,14 @@ pub fn kind(place: &str) -> Option<String> {
     None
 }
 
-/// Whether this place fails with an error now: never in this build.
+/// Returns whether the code at this place must return an error now: always false in this build.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub const fn at(_: &str) -> bool {
     false
 }
 
-/// The error to return at this place now: always `None` in this build.
+/// Returns the error that the code at this place must return now: always `None` in this build.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 #[must_use]

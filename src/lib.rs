@@ -12,19 +12,19 @@
 //!
 //! | folder | what lives there |
 //! |---|---|
-//! | `task` | the vocabulary: tasks with their inputs and outputs |
+//! | `task` | the tasks, with their inputs and outputs |
 //! | `input` | turns untrusted bytes into model-ready values; synchronous, pure |
 //! | `images` | id resolution, decoding pool, pixel cache, single flight |
 //! | `fetch` | fetches images by URL, guarded against server-side request forgery |
 //! | `engine` | admission control, scheduler, continuous batching, the worker thread, the interface to the model |
-//! | `model` | BLIP: configuration, weights, towers, heads, search; on candle or on our kernels |
+//! | `model` | BLIP: configuration, weights, towers, heads, search; runs on candle or on `kernels` |
 //! | `kernels` | CPU kernels: matrix products, attention, and the operations between them |
 //! | `document` | the small files of a checkpoint: JSON objects and their fields |
 //! | `torch` | PyTorch's weight files: a zip archive, a pickle, tensors |
-//! | `hub` | where weights come from: directories, the Hugging Face hub, the hub's cache on disk |
-//! | `demo` | the demo models: bytes in the binary |
+//! | `hub` | finds or downloads weights: directories, the Hugging Face hub, the hub's cache on disk |
+//! | `demo` | the demo models, which are embedded in the binary |
 //! | `fairness` | fair queueing among clients and calls, and the share of a capacity that each may hold |
-//! | `faults` | fault injection for tests, with the feature `failpoints` only |
+//! | `faults` | fault injection for tests, only with the cargo feature `failpoints` |
 //! | `http` | router, endpoints, extractors, errors, OpenAPI |
 //! | `telemetry` | logging and metrics |
 //! | `config` | turns file, environment and flags into validated settings |

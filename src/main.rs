@@ -1,4 +1,4 @@
-//! The binary: passes arguments and environment to `cli` and returns its exit code. No logic.
+//! The binary: passes arguments and environment to `cli` and returns its exit code. Contains no other logic.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! The progress bar for loading models: one bar per model, for people at a terminal. Without a terminal, a log line
-//! reports each loaded model. `loading` drives it.
+//! The progress bar for loading models, with one bar per model. It appears only on a terminal; elsewhere, only a log
+//! line reports each loaded model. `loading` drives it.
 
 use std::io::IsTerminal;
 
@@ -21,7 +21,7 @@ impl LoadBar {
         Self(bar)
     }
 
-    /// Advances the bar by `values` newly read weight values out of `of` in all.
+    /// Advances the bar by `values` newly read weight values; the model has `of` values in all.
     pub(super) fn read(&self, model: &str, values: u64, of: u64) {
         if self.0.position() == 0 {
             self.0.set_message(model.to_owned());

@@ -17,13 +17,13 @@ use crate::task::{Device, Dtype};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Compute {
     pub(super) placement: Placement,
-    /// Instruction set of the CPU kernels; unused where candle computes.
+    /// Instruction set of the CPU kernels; unused if candle computes the models.
     pub(super) level: Level,
-    /// Threads that compute the models; at least 1.
+    /// Number of threads that compute the models; at least 1.
     pub(super) threads: usize,
 }
 
-/// The implementation of the model operations that models are loaded for.
+/// The implementation of the model operations with which models are loaded.
 pub(super) enum ChosenOps {
     Kernels(CpuOps),
     Candle(CandleOps),
@@ -37,8 +37,9 @@ pub(super) enum LoadedBackend {
 }
 
 impl Compute {
-    /// Device `auto` becomes a GPU if this build and this machine support one, else the CPU. Format `auto` becomes bf16
-    /// on a GPU, and on a CPU with bf16 instructions (it multiplies bf16 faster than f32); else f32.
+    /// Replaces every `auto`. The device becomes a GPU if this build and this machine support one, else the CPU. The
+    /// number format becomes bf16 on a GPU, and on a CPU with bf16 instructions (which multiply bf16 faster than f32);
+    /// else f32.
     pub(super) fn resolve(settings: ComputeSettings) -> Self {
         let device = match settings.device {
             DeviceChoice::Cuda(ordinal) => Device::Cuda(ordinal),
@@ -95,7 +96,7 @@ impl Compute {
         Ok(ChosenOps::Kernels(ops))
     }
 
-    /// The number format of the CPU kernels; `None` where candle computes.
+    /// Returns the number format of the CPU kernels; `None` if candle computes the models.
     pub(super) fn kernel_format(self) -> Option<Format> {
         match (self.placement.device, self.placement.dtype) {
             (Device::Cpu, Dtype::F32) => Some(Format::F32),
@@ -105,8 +106,8 @@ impl Compute {
         }
     }
 
-    /// Sizes the global rayon thread pool, on which candle computes, before anything uses it. By default rayon starts
-    /// one thread per core of the machine, whatever the CPU quota of the container.
+    /// Sizes the global rayon thread pool, on which candle computes, before anything uses it. By default, rayon starts
+    /// one thread per core of the machine and ignores the CPU quota of the container.
     fn size_rayon(self) {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads)

@@ -1,13 +1,13 @@
-//! File descriptors: compares what the settings may open at one time with the limit of this process (`RLIMIT_NOFILE`).
-//! `App::serve` calls it once at start.
+//! File descriptors: compares the number that the settings allow to be open at one time with the limit of this process
+//! (`RLIMIT_NOFILE`). `App::serve` calls it once at start.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
 use crate::http;
 
-/// Descriptors of the server itself: runtime, listeners, standard streams, and files that are open briefly (weights,
-/// keys, `/proc`).
+/// Number of descriptors for the server itself: runtime, listeners, standard streams, and files that are open briefly
+/// (weights, keys, `/proc`).
 const OWN: u64 = 64;
 
 /// Raises the soft limit of this process if the settings need more, and warns if the hard limit is too low.
@@ -36,7 +36,7 @@ pub(super) fn ensure(config: &Config) {
     }
 }
 
-/// Most descriptors that are open at one time: connections, image fetches and [`OWN`].
+/// Returns the maximum number of descriptors that are open at one time, for connections, image fetches and [`OWN`].
 fn needed(config: &Config) -> u64 {
     let connections = &config.http.connections;
     let fetches = if config.fetch.enabled { config.fetch.max_concurrent } else { 0 };
@@ -62,7 +62,7 @@ enum Plan {
     Enough,
     /// Raise the soft limit to this hard limit; `None` is unlimited.
     Raise(Option<u64>),
-    /// The soft limit already equals the hard limit.
+    /// The soft limit cannot be raised, because it already equals the hard limit.
     TooLow,
 }
 

@@ -1,5 +1,5 @@
-//! Classifies the error of a failed start: is the checkpoint at fault, or the machine and the network? `cli` chooses
-//! the exit code accordingly.
+//! Decides whether a failed start is the fault of a checkpoint, or of the machine or the network. `cli` chooses the
+//! exit code accordingly.
 
 use std::error::Error;
 
@@ -8,7 +8,7 @@ use crate::hub::HubError;
 use crate::input::TokenizerError;
 use crate::model::LoadError;
 
-/// The tokenizer belongs to another model: its ids mean something else, or lie outside the embedding table.
+/// The tokenizer belongs to another model, because its ids have other meanings or lie outside the embedding table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum VocabularyMismatch {
     /// The tokenizer has ids beyond the embedding table.
@@ -24,8 +24,8 @@ pub(super) enum VocabularyMismatch {
     Separator { separator: u32, sep_token_id: u32 },
 }
 
-/// True if the content of a checkpoint, or the setting that names it, caused the error: then a retry cannot help. The
-/// first error of a known type in the chain of causes decides.
+/// True if the content of a checkpoint, or the setting that names it, caused the error, so that a retry cannot help.
+/// The first error of a known type in the chain of causes decides.
 #[must_use]
 pub fn is_checkpoint_fault(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);

@@ -25,9 +25,9 @@ use crate::model::{self, BlipBackend, LoadEvent, Loaded, ModelSpec, Placement, V
 use crate::task::{Device, Dtype};
 use crate::telemetry::metrics::Metrics;
 
-/// What the server needs from the loaded models.
+/// The loaded models, in two parts for the engine and for the HTTP handlers.
 pub(super) struct LoadedModels {
-    /// Goes to the worker thread of the engine.
+    /// The backend for the worker thread of the engine.
     pub(super) backend: LoadedBackend,
     /// Model facts and tokenizers, for the HTTP handlers.
     pub(super) models: Models,
@@ -81,7 +81,7 @@ pub(super) async fn locate(config: &Config) -> anyhow::Result<Vec<Located>> {
     Ok(located)
 }
 
-/// Checks the models before any port is bound: for those in directories it reads the JSON files, the headers of the
+/// Checks the models in directories, before any port is bound. For each, reads the JSON files, the headers of the
 /// weight files and the tokenizer. Models of the hub are not checked here.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     for model in &config.models {
@@ -103,7 +103,8 @@ fn load_files(
 ) -> anyhow::Result<LoadedModels> {
     let compute = Compute::resolve(config.compute);
     let specs: Vec<ModelSpec> = located.iter().map(|located| located.spec.clone()).collect();
-    // Needs only the headers of the weight files, so a container that is too small logs the reason before it is killed.
+    // The budget needs only the headers of the weight files. If the container is too small, the log thus gives the
+    // reason before the kernel kills the process.
     let budget = budget(config, weight_bytes(&specs, compute.placement)?);
     tracing::info!(memory.bound_bytes = budget.total(), "memory allowed by the settings: {budget}");
     budget.check(MemoryLimit::detect()).map_err(anyhow::Error::msg)?;
@@ -141,7 +142,8 @@ fn rebuild<O: Ops + 'static>(
     Box::new(move || {
         let ops = pick(compute.ops()?).context("the device changed since the start")?;
         let backend = load_models(ops, &specs, compute.placement, &metrics)?;
-        // The files may have changed since the start, but the tokenizers in use have not.
+        // The files may have changed since the start, but the tokenizers in use have not, so check that they still
+        // match.
         for Model { info, tokenizer } in models.iter() {
             check_vocabulary(backend.vocabulary(info.id), tokenizer)
                 .with_context(|| format!("cannot serve model {}", info.name))?;
@@ -279,11 +281,12 @@ fn report(loaded: &Loaded<'_>, metrics: &Metrics) {
     );
 }
 
-/// Estimated bytes of the weights in host memory. Towers that models share are counted once per model.
+/// Estimates the size of the weights in host memory, in bytes. A tower that models share is counted once for each of
+/// these models.
 fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64> {
     // Hundredths of a byte per parameter. With the kernels, embedding tables stay f32, a language model head that is
-    // tied to its table is stored a second time, and with int8 some layers are bf16: a base caption model (224 M
-    // parameters) took 1.1 GB in f32, 560 MB in bf16 and 330 MB in int8.
+    // tied to its embedding table is stored a second time, and with int8 some layers are bf16. A base caption model
+    // (224 M parameters) took 1.1 GB in f32, 560 MB in bf16 and 330 MB in int8.
     let hundredths = match (placement.device, placement.dtype) {
         (Device::Cuda(_), _) => 0,
         (Device::Cpu, Dtype::F32) => 500,
@@ -303,12 +306,12 @@ fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64
 fn budget(config: &Config, weights: u64) -> MemoryBudget {
     MemoryBudget {
         weights,
-        // Includes the reserve of a quarter for clients that hold little; the KV cache has one too.
+        // Includes the reserve of a quarter for clients that hold little; the KV cache has such a reserve too.
         bodies: fairness::with_reserve(config.engine.capacity_bytes),
         fetched: config.fetch.most_bytes(config.http.input.max_image_bytes),
         decoding: config.images.decode_budget_bytes,
         pixels: config.images.pixel_cache_bytes,
-        // Pinned features are part of the cache, if there is one, so the larger of the two bounds both.
+        // If there is a feature cache, pinned features are part of it, so the larger of the two limits bounds both.
         features: config.engine.feature_cache_bytes.max(config.engine.max_pinned_feature_bytes),
         kv: fairness::with_reserve(config.engine.max_kv_bytes),
     }

@@ -1,5 +1,5 @@
-//! Memory budget: compares what the settings allow the process to use with its memory limit. `loading` logs the budget
-//! at start and refuses to start if it exceeds the limit of the container.
+//! Memory budget: compares the amount of memory that the settings allow the process to use with its memory limit.
+//! `loading` logs the budget at start and refuses to start if it exceeds the limit of the container.
 //!
 //! Every buffer has its own bound; the budget is the sum of these bounds, not a forecast. It does not include the
 //! activations of a running work unit (some 100 MB for a base model on a CPU).
@@ -34,7 +34,7 @@ impl MemoryBudget {
         weights + bodies + fetched + decoding + pixels + features + kv
     }
 
-    /// Rejects a budget above a cgroup limit. The machine's memory is no hard limit, so it is not checked.
+    /// Rejects a budget above a cgroup limit. The machine's memory is not a hard limit, so it is not checked.
     ///
     /// # Errors
     /// A message that names the parts, the limit and the settings to lower.
@@ -71,7 +71,7 @@ impl fmt::Display for MemoryBudget {
 /// The memory limit of this process, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MemoryLimit {
-    /// Limit of the cgroup: above it the kernel kills the process.
+    /// Limit of the cgroup. If the process exceeds it, the kernel kills the process.
     Cgroup(u64),
     /// Memory of the machine, shared with all other processes.
     Machine(u64),
@@ -86,13 +86,15 @@ impl MemoryLimit {
         let files = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
         let cgroup =
             files.iter().find_map(|file| read(Path::new(file))?.trim().parse::<u64>().ok());
-        // cgroup v1 reports "no limit" as a number near 2^63. A limit above the memory of the machine limits nothing.
+        // cgroup v1 reports "no limit" as a number near 2^63. A limit above the memory of the machine has no effect, so
+        // it is ignored.
         let cgroup = cgroup.filter(|&limit| machine.is_none_or(|machine| limit < machine));
         cgroup.map(Self::Cgroup).or(machine.map(Self::Machine))
     }
 }
 
-/// Default high-water mark of resident memory, above which images are refused: nine tenths of the memory limit.
+/// Returns the default high-water mark of resident memory, above which images are rejected. It is nine tenths of the
+/// memory limit.
 pub(super) fn high_water_bytes() -> Option<u64> {
     let (MemoryLimit::Cgroup(bytes) | MemoryLimit::Machine(bytes)) = MemoryLimit::detect()?;
     Some(bytes / 10 * 9)

@@ -17,20 +17,20 @@ use crate::http::{Model, Models};
 use crate::input::Tokenizer;
 use crate::task::{ModelClass, ModelInfo, Preprocessing};
 
-/// Latencies, sizes and the leak of the mock models.
+/// Latencies, sizes and the deliberate memory leak of the mock models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MockSettings {
-    /// Fixed time of every call of the backend.
+    /// Fixed time that every call of the backend takes.
     pub unit_time: Duration,
     /// Additional time per encoded image.
     pub image_time: Duration,
-    /// Additional time per token of a call.
+    /// Additional time per token in a call of the backend.
     pub token_time: Duration,
-    /// Width and height of the images that the vision tower takes, in pixels.
+    /// Width and height in pixels of the input images of the vision tower.
     pub image_size: u32,
-    /// Tokens of every generated text, within the limits of the request.
+    /// Number of tokens in every generated text, within the limits of the request.
     pub text_length: usize,
-    /// Bytes that are leaked per encoded image, so that leak tests have something to find.
+    /// Number of bytes leaked per encoded image, as a check that leak tests find the leak.
     pub leak_bytes: usize,
 }
 
@@ -40,7 +40,7 @@ const MODELS: [(&str, ModelClass); 3] = [
     ("mock-retrieval", ModelClass::ImageTextRetrieval),
 ];
 
-/// Creates one model per role, all on one vision tower, with the tokenizer of the demo models.
+/// Creates one model per role, all sharing one vision tower, with the tokenizer of the demo models.
 ///
 /// # Errors
 /// When this binary was built without the demo models.
@@ -65,7 +65,7 @@ pub(super) fn load(config: &Config, settings: MockSettings) -> anyhow::Result<Lo
     control.set_text_length(settings.text_length);
     control.set_leak(settings.leak_bytes);
     control.set_stop_token(tokenizer.sep_id());
-    // The special tokens come first in the vocabulary.
+    // The special tokens come first in the vocabulary, so the generated ids start after `[SEP]`.
     control.set_token_ids(tokenizer.sep_id() + 1..tokenizer.vocab_size() as u32);
     tracing::warn!(
         "serving mock models: answers are meaningless and take fixed times; everything else is real"

@@ -7,7 +7,7 @@
 //! - `fault`: decides whether a checkpoint is at fault for a failed start.
 //! - `loading`: resolves sources to files, and loads models and tokenizers.
 //! - `mock`: mock models with fixed latencies, instead of loaded ones.
-//! - `memory`: compares the sum of all memory bounds with the memory limit.
+//! - `memory_budget`: compares the sum of all memory bounds with the memory limit.
 //! - [`mod@bench`]: measures the models without a server.
 
 mod bar;
@@ -90,31 +90,32 @@ impl App {
         Self { mock: Some(settings), ..self }
     }
 
-    /// Adds a separate listener for operators. It answers from the start of [`serve`](Self::serve) until its end.
+    /// Adds a separate listener for operators. It answers requests as long as [`serve`](Self::serve) runs.
     #[must_use]
     pub fn with_operations(self, listener: TcpListener) -> Self {
         Self { operations: Some(listener), ..self }
     }
 
-    /// The state that the HTTP handlers share; it also reloads the files of keys and certificates.
+    /// Returns the state that the HTTP handlers share. Its method `reload_files` reloads the files of API keys and TLS
+    /// certificates.
     #[must_use]
     pub fn state(&self) -> &HttpState {
         &self.state
     }
 
-    /// A token that is cancelled as soon as the server is ready for requests.
+    /// Returns a token that is cancelled as soon as the server is ready for requests.
     #[must_use]
     pub fn ready(&self) -> CancellationToken {
         self.ready.clone()
     }
 
-    /// Runs the server: answers on `listener` at once (health, metrics, documentation; everything else is refused as
-    /// not ready), loads the models, serves until `shutdown` is cancelled, then drains.
+    /// Runs the server. It answers on `listener` at once: health, metrics and documentation work, and all other
+    /// requests are rejected as not ready. Then it loads the models, serves until `shutdown` is cancelled, and drains.
     ///
     /// # Errors
     /// When a model cannot be found, downloaded or loaded, the engine cannot start, or the drain timeout ended requests
-    /// without an answer; [`WarmUpError`] when a loaded model cannot compute; [`WorkerEnded`] when the worker thread
-    /// ended or hung.
+    /// without an answer; [`WarmUpError`] when a loaded model cannot run inference; [`WorkerEnded`] when the worker
+    /// thread ended or hung.
     pub async fn serve(
         mut self,
         listener: impl Into<Listener>,
@@ -181,7 +182,7 @@ impl App {
         if let Ok(joined) = tokio::time::timeout(LAST_UNIT, join).await {
             joined.context("the worker did not end")?;
         } else {
-            // All requests have been answered: do not wait for a work unit or a backend that is being rebuilt.
+            // All requests have been answered, so do not wait for a work unit or a backend that is being rebuilt.
             tracing::warn!("the worker is still busy; ending without waiting for it");
         }
         anyhow::ensure!(
@@ -194,7 +195,7 @@ impl App {
     }
 
     /// Waits for `shutdown` and then drains. Returns early with an error if the worker thread ends unexpectedly or
-    /// hangs: this process can then answer no request any more, and only a restart helps.
+    /// hangs. This process can then no longer answer any request, and only a restart helps.
     async fn run(
         &self,
         engine: &EngineHandle,
@@ -266,8 +267,8 @@ impl App {
             .context("cannot create the image fetcher (fetch.enabled)")
     }
 
-    /// Drains: reports not ready at once, stops admitting requests after the drain delay, and fails the requests that
-    /// are still left at the drain timeout.
+    /// Drains the server: reports not ready at once, stops admitting requests after the drain delay, and fails the
+    /// requests that are still left at the drain timeout.
     async fn drain(&self, engine: &EngineHandle, closing: &CancellationToken) {
         let drain = self.config.drain;
         self.state.set_draining();

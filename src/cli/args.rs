@@ -63,7 +63,8 @@ pub(super) enum Command {
         #[command(flatten)]
         settings: FileSettings,
     },
-    /// Benchmark the models without HTTP: each kind of work by batch size, next to the limits of this machine
+    /// Benchmark the models without HTTP: time each kind of work at each batch size, and measure the limits of this
+    /// machine
     #[command(after_help = "Examples:
   blip-server bench --task caption --batch 1 --batch 8
   blip-server bench --model ./checkpoint --dtypes f32,bf16 --json results.json")]
@@ -117,14 +118,14 @@ pub(super) enum Command {
     #[command(after_help = "Example:
   blip-server completions bash > /etc/bash_completion.d/blip-server")]
     Completions {
-        /// Shell that the script is for
+        /// Shell for which to print the script
         shell: Shell,
     },
     /// Write manual pages, one per command, to a directory
     #[command(after_help = "Example:
   blip-server man /usr/local/share/man/man1")]
     Man {
-        /// Existing directory to write them to
+        /// Existing directory to write the pages to
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
@@ -141,7 +142,7 @@ pub(super) struct ServeSettings {
     file: FileSettings,
 }
 
-/// The last `--config` wins: the container image's entry point already passes one.
+/// The last `--config` wins, so that users can override the one that the container image's entry point passes.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Settings")]
 pub(super) struct FileSettings {
@@ -184,13 +185,13 @@ pub(super) struct ComputeSettings {
     /// [default: auto]
     #[arg(long, value_name = "LEVEL")]
     cpu_isa: Option<String>,
-    /// Threads that compute the models; 0 uses as many as CPU quota and affinity allow [default: 0]
+    /// Number of threads that compute the models; 0 uses as many as the CPU quota and affinity allow [default: 0]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     threads: Option<String>,
 }
 
 impl Arguments {
-    /// Merges the flags before and after the command; those after it win.
+    /// Merges the flags given before and after the command; those after the command win.
     pub(super) fn flags(&self) -> Flags {
         let mut flags = Flags::default();
         self.settings.put(&mut flags);

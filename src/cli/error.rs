@@ -7,10 +7,11 @@ use crate::app::{WarmUpError, WorkerEnded, is_checkpoint_fault};
 use crate::config::ConfigError;
 use crate::hub::HubError;
 
-/// Exit code of a bad configuration or a bad checkpoint: `EX_CONFIG` of sysexits.h.
+/// Exit code for a bad configuration or a bad checkpoint: `EX_CONFIG` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
 
-/// Exit code of a server whose models cannot compute, or whose worker ended unexpectedly: `EX_SOFTWARE` of sysexits.h.
+/// Exit code of a server whose models cannot run inference, or whose worker ended unexpectedly: `EX_SOFTWARE` of
+/// sysexits.h.
 const CANNOT_COMPUTE: u8 = 70;
 
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +34,7 @@ pub(super) enum CommandError {
         action: String,
         source: Box<dyn Error + Send + Sync>,
     },
-    /// The command ran, but its result is negative: not ready, or a wrong answer.
+    /// The command ran, but its result is negative, such as a server that is not ready or a wrong answer.
     #[error("{0}")]
     Negative(String),
 }
@@ -70,7 +71,7 @@ impl CommandError {
         }
     }
 
-    /// The message followed by the messages of its causes, outermost first.
+    /// Returns the message followed by the messages of its causes, outermost first.
     pub(super) fn with_causes(&self) -> String {
         let mut text = self.to_string();
         let mut cause = self.source();

@@ -1,8 +1,9 @@
-//! The command `healthcheck`: requests `GET /health/ready`; exit code 0 if ready, 1 if not ready or without an answer.
+//! The command `healthcheck`: requests `GET /health/ready`. The exit code is 0 if the server is ready, and 1 if it is
+//! not ready or does not answer.
 //!
-//! Container health checks run it, so it needs no shell, no curl and no root certificates. If an operations listener is
-//! configured, it asks that one. It does not verify the TLS certificate of the public listener, because nothing secret
-//! is sent.
+//! Container health checks run this command, so it needs no shell, curl or root certificates. It sends the request to
+//! the operations listener if one is configured. It does not verify the TLS certificate of the public listener, because
+//! it sends nothing secret.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -11,11 +12,12 @@ use super::error::CommandError;
 use crate::config::Config;
 use crate::hub::install_tls_provider;
 
-/// Request timeout: below the default timeout that container engines give a health check (30 s), above the answer time
-/// of a busy server.
+/// Request timeout. It is shorter than the default timeout of health checks in container engines (30 s), and longer
+/// than the answer time of a busy server.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks `url`, which must be plain HTTP, else the configured address. `config` is called only without a `url`.
+/// Sends the request to `url`, which must be plain HTTP, or to the configured address if there is no `url`. Calls
+/// `config` only in the second case.
 pub(super) fn run(
     url: Option<&str>,
     config: impl FnOnce() -> Result<Config, CommandError>,
@@ -44,7 +46,8 @@ async fn ask(url: &str, client: &reqwest::Client) -> Result<(), CommandError> {
     Err(CommandError::Negative(format!("not ready: {url} answered {status}")))
 }
 
-/// A client for plain HTTP on this machine: no proxy, no root certificates (a container image may have none).
+/// Creates a client for plain HTTP on this machine. It uses no proxy and no root certificates, because a container
+/// image may have none.
 pub(super) fn plain_client(timeout: Duration) -> Result<reqwest::Client, CommandError> {
     client(|builder| builder.timeout(timeout))
 }
@@ -67,7 +70,7 @@ fn configured_url(config: &Config) -> Result<String, CommandError> {
     }
 }
 
-/// Builds the URL of the readiness route. A server that listens on every address is asked on loopback.
+/// Builds the URL of the readiness route. If the server listens on every address, the URL uses loopback.
 fn ready_url(scheme: &str, listen: SocketAddr) -> Result<String, CommandError> {
     if listen.port() == 0 {
         let reason = "the server is configured to listen on port 0, so its actual port is unknown; pass --url";
@@ -129,7 +132,7 @@ mod tests {
 
     #[test]
     fn nobody_there_is_a_failure() {
-        // A port that was free a moment ago.
+        // After the drop, nothing listens on this port.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = ready_url("http", listener.local_addr().unwrap()).unwrap();
         drop(listener);

@@ -1,5 +1,5 @@
 //! The command `mock`: runs the same server as `serve`, but with mock models that have fixed latencies and meaningless
-//! answers. It serves load tests of proxies, limits and dashboards, and of the server itself.
+//! answers. It is used for load tests of proxies, limits and dashboards, and of the server itself.
 
 use std::time::Duration;
 
@@ -9,26 +9,26 @@ use super::error::CommandError;
 use crate::app::{App, MockSettings};
 use crate::config::Config;
 
-/// How the mock models behave: latencies, sizes and a leak.
+/// Behaviour of the mock models: latencies, sizes and a deliberate memory leak.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Mock")]
 pub(super) struct MockArguments {
-    /// Microseconds per image that the vision tower encodes
+    /// Additional microseconds per image that the vision tower encodes
     #[arg(long, value_name = "N", default_value = "2000")]
     image_us: u64,
-    /// Fixed microseconds per vision batch and per text step
+    /// Fixed number of microseconds per vision batch and per text step
     #[arg(long, value_name = "N", default_value = "500")]
     unit_us: u64,
-    /// Microseconds per token of a text step
+    /// Additional microseconds per token of a text step
     #[arg(long, value_name = "N", default_value = "10")]
     token_us: u64,
-    /// Width and height of the images that the vision tower takes
+    /// Width and height of the input images of the vision tower
     #[arg(long, value_name = "PIXELS", default_value = "64", value_parser = clap::value_parser!(u32).range(1..=1024))]
     image_size: u32,
-    /// Tokens of every generated text, within the limits of the request
+    /// Number of tokens in every generated text, within the limits of the request
     #[arg(long, value_name = "N", default_value = "8")]
     text_length: usize,
-    /// Bytes that are leaked per encoded image: leak tests must find them
+    /// Number of bytes to leak per encoded image, as a check of leak tests
     #[arg(long, value_name = "N", default_value = "0", hide = true)]
     leak_bytes: usize,
 }

@@ -1,8 +1,8 @@
-//! The command line: parses the arguments, runs one command, returns its exit code. `main` calls [`run`]. There is one
-//! file per command; commands delegate the work to `app`, `config`, `hub` and `http`.
+//! The command line: parses the arguments, runs one command and returns its exit code. `main` calls [`run`]. There is
+//! one file per command; commands delegate the work to `app`, `config`, `hub` and `http`.
 //!
-//! Exit codes: 0 success, 1 failure, 2 usage error (from the argument parser), 70 a model that cannot compute or a
-//! worker that ended unexpectedly, 78 bad configuration or bad checkpoint files.
+//! Exit codes: 0: success; 1: failure; 2: usage error, found by the argument parser; 70: a model cannot run inference,
+//! or the worker ended unexpectedly; 78: the configuration or the files of a checkpoint are bad.
 //!
 //! Results go to standard output; logs and progress go to standard error.
 
@@ -36,7 +36,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environm
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
-            // clap reports help and version as errors too. If they cannot be printed, nobody reads them: ignore that.
+            // clap reports help and version as errors too. If they cannot be printed, nobody reads them, so ignore that
+            // failure.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }

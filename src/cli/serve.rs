@@ -1,8 +1,8 @@
 //! The command `serve`: turns a configuration into a running server. `mock` starts its server here too.
 //!
 //! The order matters: first the models are checked as far as possible without reading their weights; then the ports are
-//! bound, so that a port in use fails at once; then `app` loads the models. Without any named model the demo models are
-//! served.
+//! bound, so that a port that is already in use is reported at once; then `app` loads the models. If no model is
+//! configured, the demo models are served.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
     if config.models.is_empty() {
         config.models = ModelSource::demo();
     }
-    // This binary was built without the demo models.
+    // The list is still empty if this binary was built without the demo models.
     if config.models.is_empty() {
         return Err(ConfigError::NoModel.into());
     }

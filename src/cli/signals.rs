@@ -1,4 +1,4 @@
-//! Unix signals. The first SIGTERM or SIGINT starts the graceful shutdown (drain), the second ends the process at once.
+//! Unix signals. The first SIGTERM or SIGINT starts the graceful shutdown (drain); the second ends the process at once.
 //! SIGHUP reloads the files of API keys and TLS certificates. `serve` installs all of them.
 
 use std::io;
@@ -32,7 +32,7 @@ pub(super) fn shutdown() -> io::Result<CancellationToken> {
     Ok(token)
 }
 
-/// Returns the stream of SIGHUPs. From now on a SIGHUP does not end the process.
+/// Returns the stream of SIGHUPs. After this call, a SIGHUP no longer ends the process.
 ///
 /// # Errors
 /// When the operating system refuses the signal handler.

@@ -1,5 +1,5 @@
-//! The command `verify`: checks the official checkpoints against their known answers, through the whole server (a port
-//! on loopback, JSON in, JSON out). It needs a network; the first run downloads about 4 GB.
+//! The command `verify`: checks the official checkpoints against their known answers. It starts the complete server on
+//! a loopback port and sends JSON requests to it. It needs a network; the first run downloads about 4 GB.
 //!
 //! The expected answers come from transformers' integration tests (`tests/models/blip/test_modeling_blip.py`, greedy
 //! search).
@@ -19,11 +19,11 @@ use crate::app::App;
 use crate::config::Config;
 use crate::hub::{HubSource, ModelSource, Progress, fetch_file};
 
-/// Hub repository and file of the picture that all known answers are about: a woman and her dog on a beach.
+/// Hub repository and file name of the picture for all known answers. It shows a woman and her dog on a beach.
 const PICTURE: (&str, &str) = ("hf-internal-testing/blip-test-image", "demo.jpg");
 /// Relative and absolute tolerance of the probabilities, as in transformers' test.
 const TOLERANCE: f64 = 1e-3;
-/// Timeout of one request, far above the time of one answer of a base model on a slow CPU.
+/// Timeout of one request, far longer than a base model on a slow CPU needs for one answer.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// One request with its expected answer.
@@ -80,7 +80,7 @@ const KNOWN: [Known; 4] = [
     },
 ];
 
-/// Serves the official checkpoints instead of the configured models; all other settings apply.
+/// Verifies the official checkpoints, which replace the configured models; all other settings apply.
 pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
     let mut checkpoints: Vec<&str> = KNOWN.iter().map(|known| known.checkpoint).collect();
     checkpoints.dedup();
@@ -90,7 +90,7 @@ pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
 }
 
 async fn verify(mut config: Config) -> Result<(), CommandError> {
-    // This process is the only client, on loopback: API keys and rate limits are meant for others.
+    // Disable API keys and rate limits, because this process is the only client and uses loopback.
     (config.http.auth, config.http.rate_limit) = (None, None);
     let (repository, file) = PICTURE;
     let repository = HubSource { id: repository.to_owned(), revision: None };
@@ -154,7 +154,7 @@ async fn ask(
     let response = client
         .post(&url)
         .header("content-type", "application/json")
-        // A slow CPU may need more than the server's default. The server caps what exceeds its limit.
+        // A slow CPU may need long, so ask for the client's whole timeout. The server caps it at its own deadline.
         .header("x-request-timeout-ms", TIMEOUT.as_millis().to_string())
         .body(request.to_string())
         .send()
@@ -179,7 +179,7 @@ fn differences(known: &Known, answer: &Value) -> Vec<String> {
             }
         };
         if !same {
-            // If the field is missing, show the whole answer: it is a problem document that explains why.
+            // If the field is missing, show the whole answer, which is then a problem document that explains why.
             found.push(format!("{place} is {}, expected {wanted}", actual.unwrap_or(answer)));
         }
     }

@@ -1,5 +1,6 @@
-//! Validates the settings of access: API keys, rate limits, trusted proxies, TLS and the operations listener. The files
-//! that they name are read here, so that a wrong file stops the start. No error contains a secret.
+//! Validates the settings that control access: API keys, rate limits, trusted proxies, TLS and the operations listener.
+//! The files that they name are read here, so that the server does not start with an invalid file. No error contains a
+//! secret.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use super::validate::{Reader, read_address};
 use crate::http::{ApiKey, AuthSettings, KeysFile, RateLimitSettings, Tls, TlsSettings};
 
 impl Reader<'_> {
-    /// Address of the operations listener; `None` if there is none.
+    /// Returns the address of the operations listener; `None` if there is none.
     pub(super) fn operations_listen(&self) -> Result<Option<SocketAddr>, ConfigError> {
         let server = &self.raw.server;
         if server.operations_listen.is_empty() {
@@ -23,7 +24,7 @@ impl Reader<'_> {
         Ok(Some(address))
     }
 
-    /// API keys from the settings and from a file; `None` disables authentication.
+    /// Returns the API keys from the settings and from a file; `None` disables authentication.
     pub(super) fn auth(&self) -> Result<Option<AuthSettings>, ConfigError> {
         let raw = &self.raw.auth;
         if raw.keys.is_empty() && raw.keys_file.is_empty() {
@@ -51,14 +52,14 @@ impl Reader<'_> {
         })
     }
 
-    /// Rate limit per API key or client address; `None` sets no limit.
+    /// Returns the rate limit per API key or client address; `None` if there is no limit.
     pub(super) fn rate_limit(&self) -> Option<RateLimitSettings> {
         let raw = &self.raw.rate_limit;
         let (requests_per_second, burst) = (raw.requests_per_second, raw.burst);
         (requests_per_second > 0).then_some(RateLimitSettings { requests_per_second, burst })
     }
 
-    /// Trusted proxies: networks, or single addresses.
+    /// Returns the trusted proxies, each a network or a single address.
     pub(super) fn trusted_proxies<T: std::str::FromStr + From<std::net::IpAddr>>(
         &self,
     ) -> Result<Vec<T>, ConfigError> {
@@ -73,7 +74,8 @@ impl Reader<'_> {
         })
     }
 
-    /// TLS certificate and key: both or none. They are loaded here only to check them.
+    /// Returns the paths of the TLS certificate and its key; `None` if neither is set. The files are loaded here only
+    /// to check them.
     pub(super) fn tls(&self) -> Result<Option<TlsSettings>, ConfigError> {
         let server = &self.raw.server;
         let (certificate, key) = (&server.tls_certificate, &server.tls_key);

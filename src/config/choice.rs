@@ -42,7 +42,7 @@ pub(super) const DTYPES: &str = "auto, f32, bf16, f16, int8";
 /// Accepted values of `input.resize_order`, for messages.
 pub(super) const RESIZE_ORDERS: &str = "pillow13, horizontal_first";
 
-/// The text names none of the choices. The caller reports the accepted values.
+/// Error for a text that names none of the choices. The caller reports the accepted values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnknownChoice;
 

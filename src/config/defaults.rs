@@ -1,4 +1,4 @@
-//! The defaults of every section, converted from the defaults of each folder's own settings type.
+//! Default values of every section of a settings file, converted from the defaults of each folder's own settings type.
 
 use std::time::Duration;
 
@@ -44,7 +44,8 @@ impl Default for RawServer {
 
 impl Default for RawAuth {
     fn default() -> Self {
-        // One per second in the long run: enough for a client whose key was just replaced, useless for guessing keys.
+        // This allows one failed attempt per second in the long run: enough for a client whose key was just replaced,
+        // but far too few for guessing keys.
         Self { keys: Vec::new(), keys_file: String::new(), failed_attempts_per_minute: 60 }
     }
 }
@@ -115,7 +116,7 @@ impl Default for RawImages {
             decode_threads: 0,
             decode_queue: images.decode_queue,
             decode_budget_bytes: images.decode_budget_bytes,
-            // 0 means automatic, for the same reason.
+            // 0 means automatic, for the same reason as above.
             memory_high_water_bytes: 0,
             pixel_cache_bytes: images.pixel_cache_bytes,
             pixel_cache_ttl_ms: millis(images.pixel_cache_ttl),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::hub::HubError;
 
-/// Why the configuration was rejected. Nothing has been started by then.
+/// Why the configuration was rejected. Nothing has been started yet.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The value of a setting is not accepted.
@@ -14,7 +14,7 @@ pub enum ConfigError {
     Invalid {
         /// Name of the setting: `section.key`.
         setting: String,
-        /// Its value as written; hidden if it is a secret.
+        /// Value of the setting as written; hidden if it is a secret.
         value: String,
         /// Origin of the value, such as "from --listen" or "the default".
         origin: String,
@@ -28,7 +28,7 @@ pub enum ConfigError {
         setting: String,
         /// Origin of the list of models.
         origin: String,
-        /// The error of the hub folder about this source.
+        /// The error that the `hub` folder reported for this source.
         reason: Box<HubError>,
     },
     /// A command needs models, but none is named and this binary has no demo models.
@@ -43,7 +43,7 @@ pub enum ConfigError {
         setting: String,
         /// Origin of the name, such as a file or a variable.
         origin: String,
-        /// The names that exist there.
+        /// Existing keys of that section, or existing sections.
         accepted: String,
     },
     /// The settings file cannot be read.

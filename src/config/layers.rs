@@ -2,7 +2,8 @@
 //! the layers; `validate` asks for origins.
 //!
 //! The tree of defaults defines which settings exist and which type each has. Text from the environment and from flags
-//! is parsed as that type: a token of digits stays a string, and `5s` for a number is rejected.
+//! is parsed as the type of its setting. For example, a hub token that consists of digits stays a string, and `5s` is
+//! rejected for a number.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,7 +22,7 @@ const SECRETS: [&str; 2] = ["hub.token", "auth.keys"];
 pub(super) struct Layers {
     figment: Figment,
     defaults: Value,
-    /// The variable or flag that set a setting, by `section.key`.
+    /// Name of the variable or flag that set each setting, by `section.key`.
     names: BTreeMap<String, String>,
 }
 
@@ -56,7 +57,7 @@ impl Layers {
     /// Adds a settings file as the top layer.
     ///
     /// # Errors
-    /// `File`, `Syntax`. Unknown names and wrong types are found later, by [`extract`](Self::extract).
+    /// `File` or `Syntax`. Unknown names and wrong types are found later, by [`extract`](Self::extract).
     pub(super) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
@@ -98,7 +99,7 @@ impl Layers {
         Ok(())
     }
 
-    /// Adds the list of models as the top layer, each as `[NAME=]SRC`. It replaces the whole list below.
+    /// Adds a list of models, each as `[NAME=]SRC`, as the top layer. It replaces the lists of all lower layers.
     pub(super) fn add_models(&mut self, sources: &[&str], name: &str) {
         let models: Vec<Value> = sources
             .iter()
@@ -232,7 +233,7 @@ fn as_written(value: &Value) -> String {
     }
 }
 
-/// Formats a value for an error message; secrets stay hidden.
+/// Formats the value of the setting `path` for an error message; a secret value stays hidden.
 fn shown(path: &str, value: impl FnOnce() -> String) -> String {
     // The elements of a secret list are secret too.
     let is_secret = SECRETS.iter().any(|secret| {

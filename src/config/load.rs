@@ -1,4 +1,5 @@
-//! Loads the configuration: the only reader of the environment, and the order of the layers. `cli` calls it.
+//! Loads the configuration: applies the layers in order, and is the only code that reads the environment. `cli` calls
+//! this.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ pub struct Flags {
     pub log_format: Option<String>,
 }
 
-/// Variables of Hugging Face's tools and the settings that they set. `BLIP__HUB__...` wins over them.
+/// Variables of Hugging Face's tools and the settings that they set. `BLIP__HUB__...` variables override them.
 const HF_VARIABLES: [(&str, &str); 4] = [
     ("HF_ENDPOINT", "hub.endpoint"),
     ("HF_TOKEN", "hub.token"),
@@ -63,7 +64,7 @@ pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, ConfigEr
     validate::validate(raw, &layers, misspelt(&layers, environment))
 }
 
-/// Warnings about variables that start with `BLIP_` but not with `BLIP__`: they have no effect.
+/// Returns warnings about variables that start with `BLIP_` but not with `BLIP__`, which have no effect.
 fn misspelt(layers: &Layers, environment: &Environment) -> Vec<String> {
     let variables = environment.keys().filter_map(|variable| {
         let name = variable.strip_prefix("BLIP_")?;
@@ -127,8 +128,8 @@ fn add_flags(layers: &mut Layers, flags: &Flags) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Fills in the cache and the token if they are not set: from `HF_HOME`, else the user's cache folder, as Hugging
-/// Face's tools do.
+/// Fills in the hub's cache folder and token if they are not set. Takes both from `HF_HOME`, else from the user's cache
+/// folder, as Hugging Face's tools do.
 fn complete_hub(hub: &mut super::raw::RawHub, environment: &Environment) {
     let folder =
         |name: &str| environment.get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -145,7 +146,7 @@ fn complete_hub(hub: &mut super::raw::RawHub, environment: &Environment) {
     }
 }
 
-/// Reads the token file, which is optional: `huggingface-cli login` writes one, most servers have none.
+/// Reads the token file, which is optional: `huggingface-cli login` writes one, but most servers have none.
 fn read_token(file: &Path) -> Option<String> {
     std::fs::read_to_string(file).ok().map(|text| text.trim().to_owned())
 }

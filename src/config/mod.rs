@@ -1,14 +1,14 @@
 //! Configuration: turns defaults, file, environment and flags into the validated settings of each folder.
 //!
-//! Flags win over the environment, the environment over the file, the file over the defaults. Each value remembers its
-//! origin, so an invalid one is reported with its name, its value, its origin and the accepted values.
+//! Flags override the environment, the environment overrides the file, and the file overrides the defaults. Each value
+//! remembers its origin, so an invalid one is reported with its name, its value, its origin and the accepted values.
 //!
 //! - `raw`: every setting as it is written in a file: plain numbers and strings, units in the names.
 //! - `defaults`: the defaults, taken from the settings types of the folders.
 //! - `layers`: merges the layers and remembers origins.
 //! - `load`: the only reader of the environment; tests pass a map.
 //! - `choice`: settings whose value is one of a few names.
-//! - `validate`: raw values to [`Config`], with the checks of each folder and those across folders.
+//! - `validate`: converts raw values to [`Config`], with the checks of each folder and those across folders.
 //! - `access`: the part of `validate` for keys, limits, proxies and TLS.
 //!
 //! Only `app`, `cli` and `main` import this folder; every other folder receives its own settings.
@@ -47,7 +47,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Address of a separate listener for health, metrics and info; `None` serves them on `listen`.
     pub operations_listen: Option<SocketAddr>,
-    /// Models in the configured order; the first of a role is its default. Names are unique. May be empty.
+    /// Models in the configured order; the first model of each role is the default for that role. Names are unique. The
+    /// list may be empty.
     pub models: Vec<ModelSource>,
     /// Device, number format, instruction set and threads; `auto` is not resolved yet.
     pub compute: ComputeSettings,
@@ -79,7 +80,7 @@ pub struct ComputeSettings {
     pub dtype: DtypeChoice,
     /// Instruction set of the CPU kernels; `None` picks the best that the CPU supports.
     pub cpu_isa: Option<Level>,
-    /// Threads that compute the models; `None` uses as many as CPU quota and affinity allow.
+    /// Number of threads that compute the models; `None` means as many as the CPU quota and affinity allow.
     pub threads: Option<NonZeroUsize>,
 }
 
@@ -88,7 +89,7 @@ pub struct ComputeSettings {
 pub struct DrainSettings {
     /// Time for which the server still accepts requests but reports not ready, so that load balancers notice.
     pub delay: Duration,
-    /// Longest time that requests in flight may take after `delay`.
+    /// Longest time that requests in flight may still take after `delay`.
     pub timeout: Duration,
 }
 

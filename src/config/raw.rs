@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Shown instead of a secret.
+/// Text that is shown instead of a secret.
 pub(super) const HIDDEN: &str = "(hidden)";
 
 /// All sections of a settings file. Values are not checked yet.
@@ -25,7 +25,7 @@ pub struct RawConfig {
     pub(super) fetch: RawFetch,
     pub(super) hub: RawHub,
     pub(super) log: RawLog,
-    // Must be last: in TOML no section may follow an array of tables.
+    // Must be last, because in TOML no section may follow an array of tables.
     pub(super) models: Vec<RawModel>,
 }
 
@@ -65,7 +65,7 @@ sections! {
         write_timeout_ms: u64,
     }
 
-    /// Section `[auth]`. Without keys and with an empty path, no key is required.
+    /// Section `[auth]`. If `keys` and `keys_file` are empty, requests need no key.
     RawAuth {
         keys: Vec<String>,
         keys_file: String,
@@ -92,7 +92,7 @@ sections! {
         max_text_parts: usize,
     }
 
-    /// Section `[compute]`. 0 threads means as many as CPU quota and affinity allow.
+    /// Section `[compute]`. 0 threads means as many as the CPU quota and affinity allow.
     RawCompute {
         device: String,
         dtype: String,

@@ -20,15 +20,15 @@ use crate::input::InputSettings;
 use crate::kernels::isa::Level;
 use crate::telemetry::logging::{self, LoggingSettings};
 
-/// Upper bound of `compute.threads`: more than the cores of any machine.
+/// Upper bound of `compute.threads`, which is more than the number of cores of any machine.
 const MAX_THREADS: usize = 1024;
 /// Lower bound of `engine.worker_hang_limit_ms`: an idle worker sends a heartbeat every second, so a lower limit would
 /// mistake it for a hanging one.
 const MIN_HANG_LIMIT_MILLIS: u64 = 5000;
-/// Upper bound of all times: one day. Longer times are probably mistakes in the unit.
+/// Upper bound of all times in milliseconds: one day. Longer times are probably mistakes in the unit.
 const MAX_MILLIS: u64 = 24 * 3600 * 1000;
 
-/// Checks every value and builds the settings of each folder. The first invalid value is the error.
+/// Checks every value and builds the settings of each folder. Returns an error about the first invalid value.
 pub(super) fn validate(
     raw: RawConfig,
     layers: &Layers,
@@ -53,7 +53,7 @@ pub(super) fn validate(
     })
 }
 
-/// Builds the settings of one folder per method, from the raw values.
+/// Builds the validated settings from the raw values. Each folder's settings have their own method.
 pub(super) struct Reader<'a> {
     pub(super) raw: &'a RawConfig,
     pub(super) layers: &'a Layers,
@@ -70,7 +70,7 @@ impl Reader<'_> {
         })
     }
 
-    /// The instruction set; it must be available on this CPU. `None` means `auto`.
+    /// Returns the instruction set, which must be available on this CPU; `None` means `auto`.
     fn cpu_isa(&self) -> Result<Option<Level>, ConfigError> {
         let text = self.raw.compute.cpu_isa.as_str();
         if text == "auto" {
@@ -84,7 +84,7 @@ impl Reader<'_> {
         })
     }
 
-    /// The device; this build must support it.
+    /// Returns the device, which this build must support.
     fn device(&self) -> Result<DeviceChoice, ConfigError> {
         let refused = |accepted| self.layers.invalid("compute.device", accepted);
         match self.raw.compute.device.parse().map_err(|_| refused(DEVICES))? {
@@ -172,7 +172,7 @@ impl Reader<'_> {
         Ok(settings)
     }
 
-    /// Checks that hosts are names or addresses. Scheme and port of an origin do not matter here.
+    /// Returns the allowed hosts. Each must be a host name or an address, without scheme and port.
     fn allowed_hosts(&self) -> Result<Vec<String>, ConfigError> {
         let hosts = &self.raw.server.allowed_hosts;
         let is_host = |host: &String| {
@@ -313,7 +313,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Parses the address setting `path`; see [`read_address`].
+    /// Parses `text`, the address in the setting `path`; see [`read_address`].
     pub(super) fn address(&self, path: &str, text: &str) -> Result<SocketAddr, ConfigError> {
         read_address(text).ok_or_else(|| {
             let accepted = "an address and a port: 127.0.0.1:8080, localhost:8080, [::1]:8080, \
@@ -330,8 +330,8 @@ impl Reader<'_> {
         Ok(Duration::from_millis(millis))
     }
 
-    /// Converts the failed check of a folder into an error about the setting. Names of settings that are times end in
-    /// `_ms`, those of the fields do not.
+    /// Converts the failed check of a folder into an error about the setting. The names of settings that are times end
+    /// in `_ms`, but the field names in a folder's error do not.
     fn refused(&self, section: &str, field: &str, accepted: &str) -> ConfigError {
         let path = format!("{section}.{field}");
         let path = if self.layers.has(&path) { path } else { path + "_ms" };
@@ -382,8 +382,8 @@ fn models(raw: &[RawModel], layers: &Layers) -> Result<Vec<ModelSource>, ConfigE
     Ok(models)
 }
 
-/// The models of one entry: `demo` stands for several. A directory is checked at once, so that a typo stops the start
-/// before a port is bound.
+/// Returns the models of one entry; `demo` stands for several. A directory is checked here, so that a typo is reported
+/// before any port is bound.
 fn sources(model: &RawModel) -> Result<Vec<ModelSource>, HubError> {
     let sources = ModelSource::several(model.name.as_deref(), &model.source)?;
     for model in &sources {
@@ -394,7 +394,7 @@ fn sources(model: &RawModel) -> Result<Vec<ModelSource>, HubError> {
     Ok(sources)
 }
 
-/// Checks the rules about two settings: the first must not exceed the second.
+/// Checks pairs of settings, in which the first must not exceed the second.
 fn check_pairs(reader: &Reader<'_>) -> Result<(), ConfigError> {
     let RawConfig { server, limits, engine, input, fetch, .. } = reader.raw;
     let pairs = [
@@ -411,14 +411,15 @@ fn check_pairs(reader: &Reader<'_>) -> Result<(), ConfigError> {
             "engine.capacity_bytes",
             engine.capacity_bytes,
         ),
-        // A raw body is the most compact encoding of an image, so an image never fits into a smaller body.
+        // A raw body is the most compact encoding of an image, so an image never fits into a body that is smaller than
+        // the image.
         (
             "input.max_image_bytes",
             input.max_image_bytes as u64,
             "limits.max_body_bytes",
             limits.max_body_bytes,
         ),
-        // A request that waits longer than its deadline would be admitted in vain.
+        // A request that waits longer than its deadline would be admitted for nothing.
         (
             "engine.max_queue_wait_ms",
             engine.max_queue_wait_ms,

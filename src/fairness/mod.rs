@@ -1,11 +1,13 @@
 //! Fairness between clients: round robin, and a limit on how much one client may hold while others wait.
 //!
-//! A client is an API key, or a client address where there are no keys (`http` decides). Every scarce resource is
-//! shared by client first, and by call within a client: places in the worker's units, decoding threads, rows and bytes.
+//! A client is identified by its API key, or by its address if the server has no keys (`http` decides). Every scarce
+//! resource is shared among clients first, and then among the calls of each client. Such resources are places in the
+//! worker's work units, decoding threads, rows and bytes.
 //!
-//! - [`ClientId`], [`CallId`]: who makes a request.
-//! - [`Turns`]: a fair queue. Waiting items are taken one by one from each client in turn.
-//! - [`fits`]: a shared capacity, with a part reserved for clients that hold little ([`with_reserve`]).
+//! - [`ClientId`], [`CallId`]: identify the client and the call behind a request.
+//! - [`Turns`]: a fair queue, which takes items one by one from each client in turn.
+//! - [`fits`]: decides whether a client may take more of a shared capacity. A part of it is reserved for clients that
+//!   hold little ([`with_reserve`]).
 
 mod share;
 mod turns;
@@ -13,11 +15,11 @@ mod turns;
 pub use share::{fits, with_reserve};
 pub use turns::{Pick, Turns};
 
-/// Opaque id of a client, the unit of fairness.
+/// Opaque id of a client. Capacity is shared fairly between clients.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(pub u64);
 
-/// One call of a client; the number is unique within one engine's life.
+/// Id of one call of a client. The number is unique within one engine's lifetime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallId {
     /// The client that makes the call.

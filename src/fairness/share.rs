@@ -1,17 +1,17 @@
 //! A capacity that all clients share.
 
-/// The capacity plus a reserve of a quarter for clients that hold little.
+/// Returns the capacity plus a reserve of a quarter, which is for clients that hold little.
 #[must_use]
 pub fn with_reserve(capacity: u64) -> u64 {
     capacity.saturating_add(capacity / 4)
 }
 
-/// True if a client that holds `own` may take `more` of a capacity that `clients` share (itself included) and of which
-/// `taken` is in use.
+/// True if a client that holds `own` may take `more` of a capacity that `clients` clients share, this one included.
+/// `taken` is what they hold in all.
 ///
-/// A client that is alone may take everything. Where there are others, a client below its equal share may use up to a
-/// quarter of the capacity beyond the limit, so a client that has filled the limit cannot lock it out. The total in use
-/// never exceeds 1.25 times the capacity.
+/// A client that is alone may take everything. If there are others, a client that holds less than its equal share may
+/// exceed the capacity by up to a quarter. So another client that has filled the capacity cannot lock it out. The total
+/// in use never exceeds 1.25 times the capacity.
 #[must_use]
 pub fn fits(capacity: u64, taken: u64, own: u64, clients: usize, more: u64) -> bool {
     let after = taken.saturating_add(more);

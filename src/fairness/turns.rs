@@ -7,23 +7,23 @@ use super::{CallId, ClientId};
 /// A fair queue of waiting items, by client and call.
 #[derive(Debug)]
 pub struct Turns<T> {
-    /// Clients in the order of their turns. Every client in it has items.
+    /// Clients in the order of their turns. Every client in this list has items.
     clients: VecDeque<ClientId>,
-    /// For each client its calls that have items, in the order of their turns.
+    /// For each client, the calls that have items, in the order of their turns.
     calls: HashMap<ClientId, VecDeque<CallId>>,
     queues: HashMap<CallId, VecDeque<T>>,
 }
 
-/// What [`Turns::take`] does with the item at the head of a call.
+/// What [`Turns::take`] does with the item at the head of a call's queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pick {
-    /// Take it. That ends the turn of its call and client.
+    /// Take the item, which ends the turn of its call and client.
     Take,
-    /// Skip it. Call and client keep their places, and the client's next call is tried.
+    /// Skip the item. Its call and client keep their places, and the client's next call is tried.
     Pass,
     /// Skip all items of this client. The client keeps its place.
     PassClient,
-    /// Drop it, because it was taken through another call. The turn is not used up.
+    /// Remove the item without using up the turn, because it was taken through another call.
     Forget,
     /// Stop, because the work unit is full.
     Stop,
@@ -36,14 +36,14 @@ impl<T> Default for Turns<T> {
 }
 
 impl<T: Copy + PartialEq> Turns<T> {
-    /// A queue without any items.
+    /// Creates a queue without any items.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Appends `item` to its call. A call without items enters behind the client's other calls, a client without items
-    /// behind all other clients.
+    /// Appends `item` to the queue of `call`. If the call had no items, it goes behind the client's other calls. If the
+    /// client had no items, it goes behind all other clients.
     pub fn push(&mut self, call: CallId, item: T) {
         let queue = self.queues.entry(call).or_default();
         if queue.is_empty() {
@@ -71,44 +71,46 @@ impl<T: Copy + PartialEq> Turns<T> {
         }
     }
 
-    /// The item whose turn is next.
+    /// Returns the item whose turn is next.
     #[must_use]
     pub fn front(&self) -> Option<T> {
         let call = self.calls.get(self.clients.front()?)?.front()?;
         self.queues.get(call)?.front().copied()
     }
 
-    /// Takes the item whose turn is next.
+    /// Removes and returns the item whose turn is next.
     pub fn pop(&mut self) -> Option<T> {
         let client = *self.clients.front()?;
         self.pop_from(client)
     }
 
-    /// The clients that have items, in the order of their turns.
+    /// Returns the clients that have items, in the order of their turns.
     pub fn clients(&self) -> impl Iterator<Item = ClientId> {
         self.clients.iter().copied()
     }
 
-    /// Takes this client's next item out of turn, for callers that choose the client by other criteria as well.
+    /// Removes and returns this client's next item, out of turn. For callers that choose the client by other criteria
+    /// as well.
     pub fn pop_from(&mut self, client: ClientId) -> Option<T> {
         let place = self.clients.iter().position(|&waiting| waiting == client)?;
         self.take_head(place, 0)
     }
 
-    /// The client's calls that have items, in the order of their turns.
+    /// Returns the client's calls that have items, in the order of their turns.
     pub fn calls_of(&self, client: ClientId) -> impl Iterator<Item = CallId> {
         self.calls.get(&client).into_iter().flatten().copied()
     }
 
-    /// Cycles over clients and calls and asks `pick` about the item at the head of each call, until it stops or all are
-    /// skipped. Returns the items taken.
+    /// Cycles over clients and calls, and asks `pick` about the item at the head of each call's queue. Ends when `pick`
+    /// returns `Stop` or all remaining items have been skipped. Returns the items taken.
     ///
     /// # Panics
     /// Never: a client in the order has calls, and a call in the order has items.
     pub fn take(&mut self, mut pick: impl FnMut(T) -> Pick) -> Vec<T> {
         let mut taken = Vec::new();
-        // Clients before `place` have nothing more to offer and keep their places. So do, for each client, the calls at
-        // the front of its order that were skipped. A client or call that had an item taken goes to the back.
+        // Clients before `place` have nothing more to offer and keep their places. For each client, `passed` counts the
+        // calls at the front of its order that were skipped; these keep their places too. A client or call from which
+        // an item was taken goes to the back.
         let mut place = 0;
         let mut passed: HashMap<ClientId, usize> = HashMap::new();
         while let Some(&client) = self.clients.get(place) {
@@ -138,7 +140,8 @@ impl<T: Copy + PartialEq> Turns<T> {
         taken
     }
 
-    /// Takes the head of the call at `skip` of the client at `place`. Both go to the back if they have items left.
+    /// Removes and returns the first item of a call, given by the client's index `place` and the call's index `skip`.
+    /// Call and client go to the back if they have items left.
     fn take_head(&mut self, place: usize, skip: usize) -> Option<T> {
         let client = *self.clients.get(place)?;
         let calls = self.calls.get_mut(&client)?;
@@ -157,7 +160,7 @@ impl<T: Copy + PartialEq> Turns<T> {
         head
     }
 
-    /// Removes the client at `place` if it has no calls left.
+    /// Removes the client at index `place` if it has no calls left. Returns true in that case.
     fn leave_if_empty(&mut self, place: usize) -> bool {
         let Some(&client) = self.clients.get(place) else { return true };
         let empty = self.calls.get(&client).is_none_or(VecDeque::is_empty);
@@ -177,7 +180,7 @@ mod tests {
         CallId { client: ClientId(client), number }
     }
 
-    /// A call of a client that has no other call.
+    /// Returns the only call of a client. Both have the same number.
     fn lone(number: u64) -> CallId {
         call(number, number)
     }

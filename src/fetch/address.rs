@@ -1,7 +1,7 @@
-//! Which IP addresses belong to the public internet. An address that is not known to do so is rejected.
+//! Decides which IP addresses belong to the public internet. An address that is not known to belong to it is rejected.
 //!
-//! Sources: IANA's registries of special-purpose addresses for IPv4 and IPv6. An IPv6 address that embeds an IPv4 one
-//! can lead to it (through the kernel, a translator or a tunnel), so the embedded address decides as well.
+//! Sources: IANA's registries of special-purpose addresses for IPv4 and IPv6. An IPv6 address that embeds an IPv4
+//! address can lead to it (through the kernel, a translator or a tunnel), so the embedded address must be public too.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -25,16 +25,16 @@ const V4_REFUSED: [(Ipv4Addr, u32); 16] = [
     (Ipv4Addr::new(198, 18, 0, 0), 15),
     (Ipv4Addr::new(198, 51, 100, 0), 24),
     (Ipv4Addr::new(203, 0, 113, 0), 24),
-    // Multicast; then reserved addresses with the broadcast address.
+    // Multicast, then the reserved block, which includes the broadcast address.
     (Ipv4Addr::new(224, 0, 0, 0), 4),
     (Ipv4Addr::new(240, 0, 0, 0), 4),
-    // Public by its number, but inside Azure the platform's own services answer there.
+    // Formally a public address, but inside Azure the platform's own services answer there.
     (Ipv4Addr::new(168, 63, 129, 16), 32),
 ];
 
 /// IPv6 blocks inside `2000::/3` without public servers.
 const V6_REFUSED: [(Ipv6Addr, u32); 4] = [
-    // Protocol assignments: Teredo (2001::/32), benchmarks, ORCHID. The embedded address of a tunnel may be any.
+    // Protocol assignments: Teredo (2001::/32), benchmarks, ORCHID. A tunnel can embed any IPv4 address.
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
     // Documentation, the old block and the new one.
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
@@ -47,8 +47,8 @@ const V6_REFUSED: [(Ipv6Addr, u32); 4] = [
 const V6_GLOBAL: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 /// IPv4-mapped addresses: the kernel connects to the embedded IPv4 address.
 const V4_MAPPED: (Ipv6Addr, u32) = (Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96);
-/// The NAT64 prefix, which DNS64 puts before the IPv4 address of an IPv4-only name. Its sibling `64:ff9b:1::/48` is for
-/// use inside a network and rejected as such.
+/// The NAT64 prefix, which DNS64 puts before the IPv4 address of an IPv4-only name. The similar prefix `64:ff9b:1::/48`
+/// is for use inside a network and is therefore rejected.
 const NAT64: (Ipv6Addr, u32) = (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96);
 
 /// True for an address of the public internet whose embedded IPv4 address, if it has one, is public as well.
@@ -60,17 +60,17 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// True for a public address that is not this machine's own. A URL that leads back to this machine could reach
-/// services that listen on all addresses, past a firewall that trusts the machine itself.
+/// True for a public address that is not this machine's own. A URL that leads back to this machine could reach services
+/// that listen on all addresses, bypassing a firewall that trusts the machine itself.
 ///
-/// Behind a provider's NAT (the machine has a private address, the provider the public one) the machine does not know
-/// its public address: `fetch.allowed_hosts` or an egress policy has to help.
+/// Behind a provider's NAT, the machine has only a private address and does not know its public one. There, the public
+/// address must be blocked by `fetch.allowed_hosts` or an egress policy.
 pub(super) fn may_connect(address: IpAddr) -> bool {
     is_public(address) && !is_own(address)
 }
 
-/// Whether this machine has this address: the system would then use it as the source address of a packet to itself.
-/// Sends nothing.
+/// True if this machine has this address: the system then chooses the same address as the source of a packet to it.
+/// Sends no packet.
 fn is_own(address: IpAddr) -> bool {
     let address = address.to_canonical();
     let any: IpAddr = match address {
@@ -79,14 +79,14 @@ fn is_own(address: IpAddr) -> bool {
     };
     let source = || -> io::Result<IpAddr> {
         let socket = UdpSocket::bind((any, 0))?;
-        // On a datagram socket this only chooses route and source address; the port does not matter.
+        // On a datagram socket, this only chooses the route and the source address; the port does not matter.
         socket.connect((address, 9))?;
         Ok(socket.local_addr()?.ip())
     };
     source().is_ok_and(|source| source == address) || carried_v4(address).is_some_and(is_own)
 }
 
-/// The IPv4 address to which a NAT64 translator turns this one.
+/// Returns the IPv4 address into which a NAT64 translator converts this address; `None` without the NAT64 prefix.
 fn carried_v4(address: IpAddr) -> Option<IpAddr> {
     match address {
         IpAddr::V6(address) if within(address, NAT64) => Some(last_v4(address).into()),
@@ -115,12 +115,12 @@ fn within(address: Ipv6Addr, (network, length): (Ipv6Addr, u32)) -> bool {
     address.to_bits() >> shift == network.to_bits() >> shift
 }
 
-/// The IPv4 address in the last 32 bits.
+/// Returns the IPv4 address in the last 32 bits.
 fn last_v4(address: Ipv6Addr) -> Ipv4Addr {
     Ipv4Addr::from_bits(address.to_bits() as u32)
 }
 
-/// True for an ISATAP address: a tunnel to the IPv4 address in its last 32 bits, whatever the prefix
+/// True for an ISATAP address, which is a tunnel to the IPv4 address in its last 32 bits, with any prefix
 /// (`...:0:5efe:a.b.c.d`, with the universal and group bits set or not, RFC 5214).
 fn is_isatap(address: Ipv6Addr) -> bool {
     let [.., high, low, _, _] = address.segments();
@@ -144,7 +144,7 @@ mod tests {
         for foreign in ["8.8.8.8", "2606:4700::1111", "64:ff9b::8.8.8.8"] {
             assert!(!is_own(ip(foreign)), "{foreign}");
         }
-        // Without NAT this is also the address that others see.
+        // Without NAT, this is also the address that others see.
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         if socket.connect("8.8.8.8:9").is_ok() {
             assert!(is_own(socket.local_addr().unwrap().ip()));
@@ -214,7 +214,7 @@ mod tests {
         }
     }
 
-    /// All kinds of IPv6 address that lead to an IPv4 one.
+    /// Returns IPv6 addresses of all kinds that lead to this IPv4 address.
     fn carriers(v4: Ipv4Addr) -> Vec<Ipv6Addr> {
         let bits = v4.to_bits();
         let (high, low) = ((bits >> 16) as u16, bits as u16);

@@ -6,15 +6,15 @@ use reqwest::{Response, StatusCode};
 
 use super::error::Failure;
 
-/// Maximum number of chunks of a file: 160 bytes each for the largest file. Tiny chunks cost far more than they
-/// deliver.
+/// Maximum number of chunks of a file. A file of the default maximum size may arrive in chunks of 160 bytes each;
+/// smaller chunks cost far more than they deliver.
 const MAX_PIECES: usize = 65_536;
 
-/// Reads the image file. The announced length is trusted only for rejecting a file.
+/// Reads the image file. The declared length is trusted only for rejecting a file.
 pub(super) async fn read(mut response: Response, max_bytes: usize) -> Result<Bytes, Failure> {
     check_head(&response, max_bytes)?;
     let (mut body, mut pieces) = (Vec::<u8>::new(), 0);
-    // Copied into one buffer: one-byte chunks, each in a buffer of its own, would take many times the limit.
+    // Chunks are copied into one buffer. One-byte chunks, each kept in its own buffer, would take many times the limit.
     while let Some(piece) = response.chunk().await.map_err(|_| Failure::Unreachable)? {
         pieces += 1;
         let length = body.len() + piece.len();
@@ -22,7 +22,7 @@ pub(super) async fn read(mut response: Response, max_bytes: usize) -> Result<Byt
             return Err(Failure::TooLarge);
         }
         if length > body.capacity() {
-            // Doubled, but never above the size of the largest file.
+            // Double the capacity, but not beyond the size of the largest file.
             let capacity = (2 * body.capacity()).clamp(length, max_bytes);
             body.reserve_exact(capacity - body.len());
         }

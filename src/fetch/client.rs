@@ -1,9 +1,9 @@
-//! [`Fetcher`], the handle that `http` holds: one fetch, from the permit to the last byte, over a limited number of
-//! redirects.
+//! [`Fetcher`], the handle that `http` holds. It does the whole fetch, from the permit to the last byte, and follows a
+//! limited number of redirects.
 //!
 //! reqwest is configured to do nothing by itself: no redirects, no proxy, no cookies, no referer, no retries, no
-//! decompression, no connection kept for the next fetch. Each hop is a URL that passed `target`, resolved and checked
-//! by `resolver`. The peer's address is checked once more when its response arrives.
+//! decompression, no connection kept for the next fetch. Each hop requests a URL that passed `target`, at addresses
+//! that `resolver` has checked. The peer's address is checked once more when its response arrives.
 
 use std::error::Error;
 use std::net::IpAddr;
@@ -24,10 +24,10 @@ use super::target::{Rules, Target};
 use super::{address, testing};
 use crate::telemetry::metrics::{GaugeGuard, Metrics};
 
-/// Ports that images are fetched from.
+/// Ports from which images may be fetched.
 const PORTS: [u16; 2] = [80, 443];
 
-/// Fetches images by URL. Clones share the client and its bounds.
+/// A handle that fetches images by URL. Clones share the HTTP client and the limits.
 #[derive(Clone)]
 pub struct Fetcher(Arc<FetcherInner>);
 
@@ -43,13 +43,13 @@ struct FetcherInner {
 /// A fetched file and the time it took.
 #[derive(Debug, Clone)]
 pub struct Fetched {
-    /// The file's bytes. They hold the fetch permit until the last clone of them is dropped.
+    /// The file's bytes. They keep the fetch permit until the last clone of them is dropped.
     pub bytes: Bytes,
     /// Time from the first hop to the last byte, without the wait for a permit.
     pub took: Duration,
 }
 
-/// Permit for a fetch in progress, counted by a gauge.
+/// A permit for a fetch in progress, counted by a gauge.
 struct FetchPermit {
     _permit: OwnedSemaphorePermit,
     _counted: GaugeGuard,
@@ -57,9 +57,9 @@ struct FetchPermit {
 
 /// A fetched file together with its permit.
 ///
-/// Only the permits bound the memory of fetched files. What a call reserves in the engine does not include them:
-/// otherwise calls that only wait for slow hosts would use up the reservations of all others. So the permit travels
-/// with the bytes, through the decoding queue and the decoder.
+/// Only the permits bound the memory of fetched files. A call's reservation in the engine does not include this memory:
+/// otherwise calls that only wait for slow hosts would use up what other calls could reserve. So the permit stays with
+/// the bytes on their way through the decoding queue and the decoder.
 struct BytesWithPermit {
     bytes: Bytes,
     _place: FetchPermit,
@@ -84,7 +84,7 @@ pub enum FetchSetupError {
     Client(#[source] reqwest::Error),
 }
 
-/// What differs between production and tests.
+/// The parts of a fetcher that tests replace.
 pub(super) struct Dependencies {
     pub(super) lookup: Arc<dyn Lookup>,
     pub(super) permits: fn(IpAddr) -> bool,
@@ -94,7 +94,7 @@ pub(super) struct Dependencies {
 }
 
 impl Fetcher {
-    /// A fetcher that connects to public addresses only, for files up to `max_bytes`.
+    /// Creates a fetcher that connects only to public addresses and accepts files up to `max_bytes`.
     ///
     /// # Errors
     /// If a setting is not accepted or the HTTP client cannot be created.
@@ -112,10 +112,10 @@ impl Fetcher {
         Self::with_dependencies(settings, max_bytes, metrics, surroundings)
     }
 
-    /// For tests: other name resolution, ports and root certificates, and another check of addresses.
+    /// Creates a fetcher for tests, with the name resolution, ports, root certificates and address check in `hooks`.
     ///
     /// # Errors
-    /// As [`try_new`](Self::try_new).
+    /// The same as for [`try_new`](Self::try_new).
     #[doc(hidden)]
     pub fn with_hooks(
         settings: &FetchSettings,
@@ -136,7 +136,7 @@ impl Fetcher {
         let Dependencies { lookup, permits, ports, roots } = surroundings;
         let resolver = CheckedResolver { lookup, permits };
         let http = client(settings, resolver, roots).map_err(FetchSetupError::Client)?;
-        // `check` has parsed every pattern.
+        // `check` has already parsed every pattern, so this does not fail.
         let hosts = settings.host_patterns().unwrap_or_default();
         let rules = Rules { allow_http: settings.allow_http, hosts, ports, permits };
         let permits = Arc::new(Semaphore::new(settings.max_concurrent));
@@ -207,7 +207,7 @@ impl FetcherInner {
         Ok(FetchPermit { _permit: permit, _counted: counted })
     }
 
-    /// Follows redirects to the file.
+    /// Sends the request, follows redirects and reads the file.
     async fn follow(&self, mut target: Target) -> Result<Bytes, Failure> {
         for _ in 0..=self.settings.max_redirects {
             let response = self.send(&target).await?;
@@ -224,7 +224,7 @@ impl FetcherInner {
     async fn send(&self, target: &Target) -> Result<Response, Failure> {
         let request = self.http.get(target.url().clone()).header(ACCEPT_ENCODING, "identity");
         let response = request.send().await.map_err(|error| failure_of(&error))?;
-        // `resolver` and `target` have checked the address before; this check does not depend on them.
+        // `resolver` and `target` have already checked the address; this check does not depend on them.
         match response.remote_addr() {
             Some(peer) if (self.rules.permits)(peer.ip()) => Ok(response),
             Some(_) | None => Err(Failure::Blocked),
@@ -247,7 +247,7 @@ fn client(
     resolver: CheckedResolver,
     roots: Option<Vec<reqwest::Certificate>>,
 ) -> Result<Client, reqwest::Error> {
-    // As in `hub`; the error only means that a provider is installed already.
+    // As in `hub`, the error only means that a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = Client::builder()
         .user_agent(concat!("blip-server/", env!("CARGO_PKG_VERSION")))
@@ -265,7 +265,7 @@ fn client(
     }
 }
 
-/// Redirects that a GET follows; other 3xx responses carry no file either.
+/// True for redirects that a GET follows. Other 3xx responses carry no file either and are rejected by `body`.
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
@@ -308,7 +308,7 @@ mod tests {
         let late = fetcher.fetch(target.clone(), Instant::now()).await.unwrap_err();
         assert_eq!(late, FetchError::DeadlineExceeded);
         drop(permit);
-        // It has a permit now and fails for another reason.
+        // The fetch gets a permit now and fails for another reason.
         assert_eq!(fetcher.fetch(target, far).await.unwrap_err(), FetchError::Unreachable);
         assert_eq!(fetcher.0.metrics.fetch_total.with_label_values(&["blocked"]).get(), 1);
     }

@@ -1,4 +1,5 @@
-//! Why an image was not fetched. A message says only what the client may know; the exact cause is only counted.
+//! Why an image was not fetched. Messages say only what the client may know; the exact cause is only counted in
+//! metrics.
 
 /// Why a URL was not fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -16,7 +17,7 @@ pub enum FetchError {
     /// Too many fetches are in progress (`overloaded`).
     #[error("too many images are being fetched")]
     Overloaded,
-    /// The request's own deadline passed first.
+    /// The request's own deadline passed before the file was fetched.
     #[error("the deadline passed while the image was being fetched")]
     DeadlineExceeded,
 }
@@ -27,13 +28,13 @@ pub enum NotAllowed {
     /// The URL is longer than 4096 bytes.
     #[error("the URL is too long; at most 4096 characters are accepted")]
     TooLong,
-    /// The URL has a space, a control character or a backslash, which parsers read differently.
+    /// The URL has a space, a control character or a backslash, which URL parsers interpret differently.
     #[error("the URL contains a space, a control character or a backslash; percent-encode it")]
     Characters,
     /// The text is not a URL.
     #[error("it is not a valid URL; send https://host/path")]
     Malformed,
-    /// The scheme is neither `https` nor, where that is allowed, `http`.
+    /// The scheme is neither `https` nor, if `fetch.allow_http` is set, `http`.
     #[error("only https URLs are accepted (fetch.allow_http adds http)")]
     Scheme,
     /// The port is neither 80 nor 443.
@@ -60,7 +61,7 @@ pub enum NotAllowed {
     NotListed,
 }
 
-/// Why a fetch failed: the label `result` of `fetch_total`.
+/// Why a fetch failed. This is the value of the label `result` of `fetch_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure {
     /// A rule rejects the URL, the target of a redirect, or an address that a name resolves to.
@@ -69,9 +70,9 @@ pub(super) enum Failure {
     Timeout,
     /// The body has more bytes than an image file may have, or too many chunks.
     TooLarge,
-    /// The response is not a 200 without content encoding.
+    /// The response has a status other than 200, or a content encoding.
     Status,
-    /// Too many redirects, or one without a valid target.
+    /// There were too many redirects, or a redirect had no valid target.
     Redirect,
     /// Any other failure, from name resolution to the last byte.
     Unreachable,

@@ -2,7 +2,7 @@
 
 use url::Host;
 
-/// What an entry may be, for error messages.
+/// Describes the accepted entries, for error messages.
 pub(super) const HOST_PATTERN: &str = "host names like example.org, or *.example.org for all names below it (no scheme, port or path)";
 
 /// An entry of the setting `fetch.allowed_hosts`.
@@ -26,7 +26,7 @@ impl HostPattern {
         }
     }
 
-    /// Whether the pattern matches the host of a URL.
+    /// True if the pattern matches the host of a URL.
     pub(super) fn matches(&self, host: &Host<&str>) -> bool {
         match (self, host) {
             (Self::Exact(Host::Domain(name)), Host::Domain(given)) => name == given,
@@ -48,7 +48,7 @@ fn host(text: &str) -> Option<Host> {
 }
 
 /// True for a plain DNS name: at most 253 characters, labels of 1 to 63 letters, digits, `-` and `_`, no final dot.
-/// Stricter than the rules for URLs, so that no two parsers can read two different hosts from one text.
+/// This is stricter than the rules for URLs, so that no two parsers can read two different hosts from one text.
 pub(super) fn is_plain_name(name: &str) -> bool {
     let is_label = |label: &str| {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');

@@ -1,5 +1,6 @@
 //! Fetches images by URL, and nothing else. The URL comes from an untrusted client, so the HTTP client is guarded
-//! against server-side request forgery (SSRF): requests to the networks that the server can reach.
+//! against server-side request forgery (SSRF), that is, against requests to internal networks that the server can
+//! reach.
 //!
 //! ```text
 //! text ─ target: scheme, port, host, literal address, allow-list ─> Target
@@ -7,18 +8,19 @@
 //!      ─ body: status, encoding, size ─> bytes, which hold the permit until they are decoded
 //! ```
 //!
-//! - `settings`: what may be fetched, and how long it may take. Off by default.
+//! - `settings`: what may be fetched, and how long it may take. Fetching is off by default.
 //! - `address`: which addresses belong to the public internet; a pure function.
 //! - `hosts`: the setting `fetch.allowed_hosts`, the list of hosts that images may come from.
-//! - `target`: a URL whose text has passed every rule; holding one proves it.
-//! - `resolver`: name resolution that checks every address; the connection goes to no other.
-//! - `client`: [`Fetcher`], the handle that `http` holds: permits, hops, timeouts. `body`: the response, bounded.
-//! - `testing`: how tests replace name resolution, ports and the address check; production's constructor takes none of
-//!   it.
+//! - `target`: [`Target`], a URL whose text has passed every rule. A value of this type is the proof.
+//! - `resolver`: name resolution that checks every address. Connections go only to addresses that passed.
+//! - `client`: [`Fetcher`], the handle that `http` holds, with its permits, redirects and timeouts. `body`: reads the
+//!   response within bounds.
+//! - `testing`: lets tests replace name resolution, ports, root certificates and the address check. The constructor for
+//!   production does not accept such replacements.
 //!
 //! Nothing is cached by URL: fetched bytes are an image like any other, identified by their hash. The cause of a
-//! failure at the other end is counted but not reported, so that nobody can map networks through the server. A URL may
-//! carry secrets in its path and query, so only its host is logged, at debug level.
+//! failure at the other end is counted in metrics but not reported to the client, so that nobody can map networks
+//! through the server. A URL may carry secrets in its path and query, so only its host is logged, at debug level.
 
 mod address;
 mod body;

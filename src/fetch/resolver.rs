@@ -10,16 +10,17 @@ use futures_util::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;
 
-/// Name resolution; a trait, so that tests can replace it.
+/// Name resolution. It is a trait so that tests can replace it.
 pub trait Lookup: Send + Sync + 'static {
-    /// Every address of `host`, IPv4 and IPv6.
+    /// Returns every address of `host`, IPv4 and IPv6.
     fn lookup(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
 }
 
 /// The system's resolver.
 ///
-/// A lookup blocks a thread and cannot be interrupted; its own timeout may be longer than the caller's. So a semaphore
-/// bounds the lookups in progress, and slow names from untrusted clients cannot take all threads of the runtime.
+/// A lookup blocks a thread and cannot be interrupted, and its own timeout may be longer than the caller's. A semaphore
+/// therefore bounds the lookups in progress, so that slow names from untrusted clients cannot take all threads of the
+/// runtime.
 pub(super) struct SystemLookup {
     questions: Arc<Semaphore>,
     ask: fn(&str) -> io::Result<Vec<IpAddr>>,
@@ -38,7 +39,7 @@ impl SystemLookup {
 impl Lookup for SystemLookup {
     fn lookup(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
         let (questions, ask) = (Arc::clone(&self.questions), self.ask);
-        // A final dot makes the name absolute: the network's own search domains are not tried.
+        // A final dot makes the name absolute, so that the network's own search domains are not tried.
         let name = format!("{host}.");
         let asked = async move {
             let question = questions.acquire_owned().await.map_err(io::Error::other)?;
@@ -52,13 +53,13 @@ impl Lookup for SystemLookup {
     }
 }
 
-/// The resolver for reqwest: fails if any address of a name is not permitted.
+/// The resolver that reqwest uses. It fails if any address of a name is not permitted.
 pub(super) struct CheckedResolver {
     pub(super) lookup: Arc<dyn Lookup>,
     pub(super) permits: fn(IpAddr) -> bool,
 }
 
-/// One of the addresses of a name is not permitted. `client` finds this error among the sources of reqwest's error.
+/// Error: an address of the name is not permitted. `client` finds this error among the sources of reqwest's error.
 #[derive(Debug, thiserror::Error)]
 #[error("the name has an address outside the public internet")]
 pub(super) struct BlockedName;
@@ -136,7 +137,7 @@ mod tests {
         while lookup.questions.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        // The lookup is on its way to a thread, or there already.
+        // By now, the lookup is queued for a thread or already runs on one.
         tokio::task::yield_now().await;
         asked.abort();
         assert!(asked.await.is_err());

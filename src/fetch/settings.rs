@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::hosts::{HOST_PATTERN, HostPattern};
 
-/// What may be fetched, and how long it may take. The size limit is that of every image file.
+/// What may be fetched, and how long it may take. The size limit for image files applies to fetched files too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchSettings {
-    /// Whether images are fetched by URL at all.
+    /// Whether images may be given by URL at all.
     pub enabled: bool,
-    /// Hosts that images may come from: `example.org`, or `*.example.org` for all below it. If empty, every public
-    /// host.
+    /// Hosts that images may come from: `example.org`, or `*.example.org` for all names below it. If the list is empty,
+    /// images may come from every public host.
     pub allowed_hosts: Vec<String>,
     /// Whether `http://` is accepted as well as `https://`.
     pub allow_http: bool,
@@ -18,9 +18,10 @@ pub struct FetchSettings {
     pub connect_timeout: Duration,
     /// Timeout from the first hop to the last byte; it also bounds the wait for a permit.
     pub total_timeout: Duration,
-    /// Redirects that are followed, 0 to 10.
+    /// Maximum number of redirects that a fetch follows, 0 to 10.
     pub max_redirects: usize,
-    /// Concurrent fetches, 1 to 1024; further ones wait. A fetched file counts until it is decoded.
+    /// Maximum number of concurrent fetches, 1 to 1024; further fetches wait. A fetched file counts until it is
+    /// decoded.
     pub max_concurrent: usize,
 }
 
@@ -51,7 +52,8 @@ pub struct InvalidFetchSetting {
 }
 
 impl FetchSettings {
-    /// Maximum bytes of all fetched files at one time, with at most `max_image_bytes` each; 0 if fetching is disabled.
+    /// Returns the maximum total size in bytes of all fetched files at one time, if each has at most `max_image_bytes`;
+    /// 0 if fetching is disabled.
     #[must_use]
     pub fn most_bytes(&self, max_image_bytes: usize) -> u64 {
         if self.enabled { self.max_concurrent as u64 * max_image_bytes as u64 } else { 0 }
@@ -80,7 +82,7 @@ impl FetchSettings {
         Ok(())
     }
 
-    /// The parsed `allowed_hosts`; the error is the first entry that is not valid.
+    /// Parses `allowed_hosts`. The error is the first entry that is not valid.
     pub(super) fn host_patterns(&self) -> Result<Vec<HostPattern>, String> {
         let read = |text: &String| HostPattern::parse(text).ok_or_else(|| text.clone());
         self.allowed_hosts.iter().map(read).collect()

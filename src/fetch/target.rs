@@ -1,4 +1,5 @@
-//! A URL whose text has passed every rule. Each hop of a fetch goes through here, the first and the redirected ones.
+//! [`Target`], a URL whose text has passed every rule. Every URL of a fetch is checked here: the client's own and those
+//! of redirects.
 
 use std::net::IpAddr;
 
@@ -7,7 +8,7 @@ use url::{Host, Url};
 use super::error::{Failure, NotAllowed};
 use super::hosts::{HostPattern, is_plain_name};
 
-/// Maximum length of a URL; signed URLs of object stores have one to two thousand characters.
+/// Maximum length of a URL in bytes. Signed URLs of object stores have one to two thousand characters.
 const MAX_URL_BYTES: usize = 4096;
 
 /// The rules that every URL must satisfy.
@@ -43,8 +44,8 @@ impl Target {
         Self::check(url, rules)
     }
 
-    /// The target of a redirect from this URL. Every rule is checked again, and a redirect from https to http is
-    /// rejected.
+    /// Returns the target of a redirect from this URL to `location`. Every rule is checked again, and a redirect from
+    /// https to http is rejected.
     pub(super) fn redirected(&self, location: &[u8], rules: &Rules) -> Result<Self, Failure> {
         let location = std::str::from_utf8(location).map_err(|_| Failure::Redirect)?;
         if location.len() > MAX_URL_BYTES {
@@ -76,7 +77,8 @@ impl Target {
         let address = match host {
             Host::Ipv4(address) => Some(IpAddr::from(address)),
             Host::Ipv6(address) => Some(IpAddr::from(address)),
-            // The client connects to a name that parses as an address without asking the resolver.
+            // Names that parse as an address are rejected: the HTTP client would connect to them without asking the
+            // resolver.
             Host::Domain(name) if is_plain_name(name) && name.parse::<IpAddr>().is_err() => None,
             Host::Domain(_) => return Err(NotAllowed::Host),
         };
@@ -89,12 +91,12 @@ impl Target {
         Ok(Self(url))
     }
 
-    /// The checked URL, to be requested.
+    /// Returns the URL for the request.
     pub(super) fn url(&self) -> &Url {
         &self.0
     }
 
-    /// The host, which may be logged.
+    /// Returns the host, the only part of the URL that may be logged.
     pub(super) fn host(&self) -> &str {
         self.0.host_str().unwrap_or_default()
     }
@@ -107,7 +109,7 @@ impl std::fmt::Debug for Target {
     }
 }
 
-/// The part between `//` and the path.
+/// Returns the part of a URL between `//` and the path.
 fn authority(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once("://")?;
     let rest = rest.trim_start_matches('/');

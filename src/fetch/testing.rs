@@ -1,6 +1,6 @@
-//! What tests replace in the fetcher: name resolution, ports of their own listeners, the check of addresses, root
-//! certificates. Not used outside tests: no setting leads here, and [`Fetcher::try_new`](super::Fetcher::try_new) takes
-//! none of it.
+//! Replacements for parts of the fetcher in tests: name resolution, the ports of the tests' own listeners, the address
+//! check, root certificates. Production cannot use them: no setting selects them, and
+//! [`Fetcher::try_new`](super::Fetcher::try_new) does not accept them.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,20 +12,21 @@ use futures_util::future::BoxFuture;
 use super::client::Dependencies;
 use super::{Lookup, is_public};
 
-/// What a test replaces in the fetcher.
+/// The parts of the fetcher that a test replaces.
 pub struct Hooks {
     /// Name resolution instead of the system's.
     pub lookup: Arc<dyn Lookup>,
-    /// Whether an address may be connected to; [`is_public`] in production.
+    /// Whether an address may be connected to. In production it must be public ([`is_public`]) and not this machine's
+    /// own.
     pub permits: fn(IpAddr) -> bool,
     /// Ports that may be connected to; 80 and 443 in production.
     pub ports: Vec<u16>,
-    /// Certificates (DER) that are trusted; the system's in production.
+    /// Root certificates (DER) that are trusted; in production, those of the system.
     pub roots: Vec<Vec<u8>>,
 }
 
 impl Hooks {
-    /// The production rules with this name resolution.
+    /// Returns hooks with this name resolution, the ports of production, every public address and no root certificates.
     #[must_use]
     pub fn with_lookup(lookup: Arc<dyn Lookup>) -> Self {
         Self { lookup, permits: is_public, ports: vec![80, 443], roots: Vec::new() }
@@ -44,10 +45,10 @@ impl Hooks {
 pub struct FixedLookup(Vec<IpAddr>);
 
 impl FixedLookup {
-    /// Name resolution with these addresses.
+    /// Creates a name resolution that returns these addresses.
     ///
     /// # Panics
-    /// If one of them is not an IP address.
+    /// If one of the texts is not an IP address.
     #[must_use]
     pub fn new(addresses: &[&str]) -> Self {
         let parse = |text: &&str| text.parse().expect("an IP address");

@@ -12,7 +12,7 @@ use crate::task::{ImageInfo, Scope, TaskTiming};
 pub(crate) struct RequestContext {
     /// The request id that the client sees.
     pub(crate) id: Arc<str>,
-    /// When the head of the request had been read.
+    /// When the request head had been read completely.
     pub(crate) arrived: Instant,
     notes: Arc<Mutex<Notes>>,
 }
@@ -29,73 +29,74 @@ pub(crate) struct KeyOwner {
 /// Notes about a request, which layers and handlers fill in as they learn more.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Notes {
-    /// `None` if the server has no keys.
+    /// Owner of the API key; `None` if the server has no keys or the request needed none.
     pub(crate) owner: Option<KeyOwner>,
-    /// Name of the model that answers.
+    /// Name of the model that answers the request.
     pub(crate) model: Option<String>,
-    /// Bytes of the body read so far.
+    /// Number of bytes of the body that have been read.
     pub(crate) bytes_in: u64,
     /// Number of inputs of the call.
     pub(crate) inputs: usize,
-    /// Time to fetch an image by URL; the longest of the call's images.
+    /// Longest time to fetch an image of the call by URL.
     pub(crate) fetch: Option<Duration>,
-    /// Time to decode and resize an image; the longest of the call's images.
+    /// Longest time to decode and resize an image of the call.
     pub(crate) decode: Option<Duration>,
-    /// Times in the queue, the vision tower and the text tower; for each, the longest of the call's items.
+    /// Times in the queue, the vision tower and the text tower; each is the longest among the items of the call.
     pub(crate) task: Option<TaskTiming>,
     /// Format and size of the first image.
     pub(crate) image: Option<ImageInfo>,
-    /// Images whose pixels were in the cache already.
+    /// Number of images whose pixels were already in the cache.
     pub(crate) cached_images: usize,
-    /// Number of tokens in the answer.
+    /// Number of tokens in the response.
     pub(crate) tokens: usize,
     /// The error with which a stream ended after it had begun.
     pub(crate) stream_error: Option<Code>,
-    /// The answer is a stream, so its timings are in its last event.
+    /// True if the response is a stream. Its timings are then in the last event of the stream.
     pub(crate) streaming: bool,
 }
 
 impl RequestContext {
-    /// The context of a request that arrives now.
+    /// Creates the context of a request that arrives now.
     pub(crate) fn new(id: Arc<str>) -> Self {
         Self { id, arrived: Instant::now(), notes: Arc::default() }
     }
 
     /// Changes the notes in place.
     pub(crate) fn note(&self, change: impl FnOnce(&mut Notes)) {
-        // Ignore a poisoned lock: notes are plain values, and those that a panicking handler left are worth logging.
+        // Ignore a poisoned lock: notes are plain values, and the notes that a panicking handler left are worth
+        // logging.
         change(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// A copy of the current notes.
+    /// Returns a copy of the current notes.
     pub(crate) fn notes(&self) -> Notes {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The scope of image ids and caches that the request may use.
+    /// Returns the scope of image ids and caches that the request may use.
     pub(crate) fn scope(&self) -> Scope {
         let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         notes.owner.as_ref().map_or(Scope::EVERYONE, |owner| owner.scope)
     }
 
-    /// Time since the request arrived.
+    /// Returns the time since the request arrived.
     pub(crate) fn elapsed(&self) -> Duration {
         self.arrived.elapsed()
     }
 }
 
 impl Notes {
-    /// Adds the time to fetch one image.
+    /// Notes the time to fetch one image. The longest time is kept.
     pub(crate) fn add_fetch(&mut self, fetch: Duration) {
         self.fetch = Some(self.fetch.unwrap_or_default().max(fetch));
     }
 
-    /// Adds the time to decode one image.
+    /// Notes the time to decode one image. The longest time is kept.
     pub(crate) fn add_decode(&mut self, decode: Duration) {
         self.decode = Some(self.decode.unwrap_or_default().max(decode));
     }
 
-    /// Adds the times of one item.
+    /// Notes the times of one item. The longest time of each stage is kept.
     pub(crate) fn add_task(&mut self, timing: TaskTiming) {
         let longest = self.task.unwrap_or_default();
         self.task = Some(TaskTiming {

@@ -1,18 +1,20 @@
-//! The HTTP side: turns requests into tasks, outputs into answers, and refusals into problem documents.
+//! The HTTP side: turns requests into tasks for the engine, outputs into responses, and errors into problem documents.
 //!
 //! From the socket inwards:
 //!
-//! - `transport`: sockets, TLS, connections and their clocks; [`serve`].
+//! - `transport`: sockets, TLS, and connections with their timeouts; [`serve`].
 //! - [`router()`]: the list of routes, the layers around them, and the OpenAPI documents generated from them.
 //! - `middleware`: ids, timings, metrics, the access log, keys and rate limits, problem bodies.
-//! - `routes`: one endpoint per file. `openapi`: what the documents say beyond the handlers' attributes.
+//! - `routes`: one endpoint per file. `openapi`: the parts of the OpenAPI documents that do not come from the
+//!   attributes of the handlers.
 //! - `inference`: the pipeline that every inference call goes through.
-//! - `extract`: request bodies in any encoding, parsed into typed requests.
-//! - `state`: what handlers share. `settings`: the limits and switches of this folder.
-//! - `access`: API keys, rate limits, client addresses. `reload`: files that change while the server runs.
-//! - `context`: what is known of a request in progress. `error`: the closed list of refusals and their status codes.
+//! - `extract`: parses request bodies in any encoding into typed requests.
+//! - `state`: the data that handlers share. `settings`: the limits and switches of this folder.
+//! - `access`: API keys, rate limits, client addresses. `reload`: reloads files that change while the server runs.
+//! - `context`: notes about a request in progress. `error`: the closed list of error codes and their HTTP status.
 //!
-//! This folder knows images, texts and the engine's handle, but no tensor, scheduler or weight file. `app` assembles it.
+//! This folder depends on images, texts and the handle of the engine, but not on tensors, the scheduler or weight
+//! files. `app` assembles its parts.
 
 mod access;
 mod context;

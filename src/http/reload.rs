@@ -1,11 +1,11 @@
-//! Watches files that may change while the server runs, and reloads them: API keys and TLS certificates. `server`
+//! Watches files of API keys and TLS certificates while the server runs, and reloads them when they change. `server`
 //! starts one watcher for each.
 //!
-//! The content is read every few seconds. It is only a few kilobytes, and this way neither clocks, symbolic links nor
-//! equal sizes can hide a change. New content is applied only if two successive checks saw the same content, so that a
-//! file that is still being written is not applied in part. One check is enough if the operator asks for a reload
-//! (SIGHUP), because the operator knows that the files are complete. Content that cannot be used changes nothing and is
-//! logged once per change; the next check tries again.
+//! Each check, every few seconds, reads the whole content, which is only a few kilobytes. This detects changes that
+//! time stamps, symbolic links or equal sizes would hide. New content is applied only if two successive checks saw the
+//! same content, so that a file that is still being written is not applied in part. One check is enough if the operator
+//! asks for a reload (SIGHUP), because the operator knows that the files are complete. Content that cannot be used
+//! changes nothing and is logged once per change; the next check tries again.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -18,33 +18,35 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::metrics::Metrics;
 
-/// Largest file that is read; no file of keys or certificates is larger.
+/// Maximum size in bytes of a file that is read; files of keys and certificates are smaller.
 pub(crate) const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// A value that is loaded from files and can be replaced when they change.
 pub(crate) trait Watched: Send + Sync + 'static {
-    /// Name of the value in logs and metrics.
+    /// Returns the name of the value in logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// For the log, if the files cannot be used: what the server keeps using, and what the operator should do.
+    /// Returns a text for the log if the files cannot be used: what the server keeps using, and what the operator
+    /// should do.
     fn advice(&self) -> &'static str;
 
-    /// The files, in the order of the `contents` of [`apply`](Self::apply). If there are none, nothing is watched.
+    /// Returns the paths of the files, in the order of the `contents` of [`apply`](Self::apply). If there are none,
+    /// nothing is watched.
     fn paths(&self) -> Vec<&Path>;
 
     /// Applies new contents, either all or none of them. Also called once for the contents at startup.
     ///
     /// # Errors
-    /// The reason why they cannot be used, without anything of their content.
+    /// The reason why the contents cannot be used, without any part of the contents.
     fn apply(&self, contents: &[Vec<u8>]) -> Result<Outcome, String>;
 }
 
-/// Result of applying contents.
+/// What [`Watched::apply`] did with the contents.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The contents mean the same as the value in use.
     Unchanged,
-    /// The contents are in use now; the text says so, for the log.
+    /// The contents are in use now. The text describes the change, for the log.
     Changed(String),
 }
 
@@ -100,7 +102,7 @@ pub(crate) async fn watch(
 enum Trigger {
     /// The interval has elapsed.
     Regular,
-    /// The operator asked for it (SIGHUP), so the result is always logged.
+    /// The operator asked for the check (SIGHUP), so the result is always logged.
     Demanded,
 }
 
@@ -114,7 +116,8 @@ struct Watcher {
     taken: Option<[u8; 32]>,
     /// Hash of the contents that the last check saw.
     seen: Seen,
-    /// The failure that was logged last and the contents that caused it, so that it is logged once per change.
+    /// The failure that was logged last, and the contents that caused it. Both are kept so that a failure is logged
+    /// once per change.
     failure: Option<(String, Seen)>,
 }
 
@@ -152,10 +155,11 @@ impl Watcher {
         }
     }
 
-    /// Reads the files, and applies them if the last check saw the same contents or if `check` is on demand. Otherwise
-    /// returns `None`.
+    /// Reads the files. Applies their contents if the last check saw the same contents, or if the operator asked for
+    /// this check. Otherwise returns `None`.
     fn try_look(&mut self, look: Trigger) -> Result<Option<Outcome>, String> {
-        // Reset `seen` until the files are read: a check that cannot read them does not count as one of the two.
+        // Reset `seen` until the files are read: a check that cannot read them does not count as one of the two
+        // successive checks.
         let before = self.seen.take();
         let paths: Vec<PathBuf> = self.watched.paths().into_iter().map(Path::to_owned).collect();
         let contents: Vec<Vec<u8>> =
@@ -189,7 +193,7 @@ mod tests {
 
     use super::*;
 
-    /// Accepts every content that does not begin with "bad".
+    /// A value that accepts all contents except those that begin with "bad".
     struct Text {
         path: PathBuf,
         taken: Mutex<String>,
@@ -246,7 +250,7 @@ mod tests {
             std::fs::write(&self.path, content).unwrap();
         }
 
-        /// The content in use after one more check, and the numbers of successful and failed reloads.
+        /// Runs one more check. Returns the content in use, and the numbers of successful and failed reloads.
         fn check(&mut self) -> (String, u64, u64) {
             self.look_because(Trigger::Regular)
         }
@@ -333,7 +337,7 @@ mod tests {
         }
         rig.write("two and three");
         assert_eq!(rig.check(), state("one", 0, 0));
-        // A check that cannot read the file does not count as one of the two.
+        // A check that cannot read the file does not count as one of the two successive checks.
         std::fs::remove_file(&rig.path).unwrap();
         assert_eq!(rig.check(), state("one", 0, 1));
         rig.write("two and three");

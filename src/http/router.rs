@@ -1,4 +1,4 @@
-//! The list of routes, from which the OpenAPI document is generated, and the middleware layers around them.
+//! The list of routes, from which the OpenAPI documents are generated, and the middleware layers around them.
 
 use std::sync::Arc;
 
@@ -36,36 +36,36 @@ use super::settings::Limits;
 use super::state::HttpState;
 use super::state::metric_labels;
 
-/// The endpoints that run a model. A new one is a file in `routes` and its name here.
+/// Returns the endpoints that run a model. To add an endpoint, write its file in `routes` and list it here.
 fn inference_endpoints() -> [InferenceEndpoint; 4] {
     [caption::endpoint(), vqa::endpoint(), similarity::endpoint(), embeddings::endpoint()]
 }
 
-/// The plain OpenAPI document, which client generators can read, of a server with the default limits.
+/// Returns the plain OpenAPI document, which client generators can read, for a server with the default limits.
 #[must_use]
 pub fn document() -> Document {
     plain_document_for(&Limits::default())
 }
 
-/// The strict OpenAPI document, which has all conditions between fields, of a server with the default limits.
+/// Returns the strict OpenAPI document, which has all conditions between fields, for a server with the default limits.
 #[must_use]
 pub fn strict_document() -> Document {
     strict_document_for(&Limits::default())
 }
 
-/// The plain document of a server with these limits.
+/// Returns the plain document for a server with these limits.
 pub(crate) fn plain_document_for(limits: &Limits) -> Document {
     let (routes, rules) = documented();
     openapi::plain(routes, &rules, limits)
 }
 
-/// The strict document of a server with these limits.
+/// Returns the strict document for a server with these limits.
 pub(crate) fn strict_document_for(limits: &Limits) -> Document {
     let (routes, rules) = documented();
     openapi::strict(routes, &rules, limits)
 }
 
-/// What the documents are generated from: every route, and the rules of the inference endpoints.
+/// Returns the input of the generated documents: every route, and the rules of the inference endpoints.
 fn documented() -> (OpenApi, Vec<EndpointRules>) {
     let (inference, rules) = inference_routes();
     let routes = inference.merge(state_routes()).merge(metrics_routes()).merge(document_routes());
@@ -82,7 +82,7 @@ fn inference_routes() -> (OpenApiRouter<HttpState>, Vec<EndpointRules>) {
     (router, rules)
 }
 
-/// Health and `/info`, on both the public and the operations listener.
+/// Returns the routes of the health probes and `/info`. Both the public and the operations listener serve them.
 fn state_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default()
         .routes(routes!(health::check_health))
@@ -91,12 +91,12 @@ fn state_routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(info::show_info))
 }
 
-/// `/metrics`: on the operations listener if there is one, else on the public listener.
+/// Returns the route `/metrics`. The operations listener serves it if there is one, else the public listener.
 fn metrics_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default().routes(routes!(metrics::show_metrics))
 }
 
-/// The routes of the OpenAPI document, which a setting can switch off.
+/// Returns the routes of the OpenAPI documents, which a setting can switch off.
 fn document_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default()
         .routes(routes!(documents::show_openapi_json))
@@ -104,7 +104,7 @@ fn document_routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(documents::show_strict_openapi_json))
 }
 
-/// The public router: routes, the OpenAPI documents if enabled, API keys, rate limits, and the common layers.
+/// Builds the public router: routes, the OpenAPI documents if enabled, API keys, rate limits, and the common layers.
 pub fn router(state: HttpState) -> Router {
     let settings = state.settings();
     let (inference, described) = inference_routes().0.split_for_parts();
@@ -125,13 +125,13 @@ pub fn router(state: HttpState) -> Router {
     with_common_layers(with_access_layers(router.fallback(route_not_found), &state), state)
 }
 
-/// The router of the operations listener. It checks neither API keys nor rate limits.
+/// Builds the router of the operations listener, which checks neither API keys nor rate limits.
 pub(crate) fn operations_router(state: HttpState) -> Router {
     let router = state_routes().merge(metrics_routes()).split_for_parts().0;
     with_common_layers(router.fallback(route_not_found), state)
 }
 
-/// Adds the layers of the public router only: rate limits, API keys or origin checks, CORS.
+/// Adds the layers that only the public router has: rate limits, API keys or origin checks, CORS.
 fn with_access_layers(mut router: Router<HttpState>, state: &HttpState) -> Router<HttpState> {
     if state.access().limits_requests() {
         router = router.layer(from_fn_with_state(state.clone(), rate_limit));

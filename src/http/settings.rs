@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::access::{ApiKey, AuthSettings, RateLimitSettings};
 use crate::input::InputSettings;
 
-/// Most items of a client's list that are kept; no limit on the length of a list may be set higher.
+/// Maximum number of items of a list in a request that are kept. A limit on the length of a list cannot be set higher.
 pub(crate) const MAX_LISTED: usize = 1024;
 
 /// All settings of the HTTP side.
@@ -19,18 +19,18 @@ pub struct HttpSettings {
     pub limits: Limits,
     /// Limits of one image and one text; `input` enforces them.
     pub input: InputSettings,
-    /// The deadline of a request, counted from its arrival. Clients can only shorten it.
+    /// Maximum time from the arrival of a request to its response. Clients can only shorten it.
     pub deadline: Duration,
     /// Timeouts and limits of connections.
     pub connections: ConnectionSettings,
-    /// Serves the OpenAPI documents and the page `/docs`.
+    /// Whether the server serves the OpenAPI documents and the page `/docs`.
     pub docs: bool,
     /// Cross-origin requests (CORS); `None` allows none of them.
     pub cors: Option<CorsSettings>,
     /// Host names of the server. If there are no API keys, web pages of these hosts may send requests.
     pub allowed_hosts: Vec<String>,
-    /// The public listener has a loopback address. Then the `Host` field does not prove that a page belongs to the
-    /// server.
+    /// True if the public listener has a loopback address. The `Host` field then does not prove that a page belongs to
+    /// the server.
     pub on_loopback: bool,
     /// What the access log contains.
     pub access_log: AccessLogSettings,
@@ -42,7 +42,7 @@ pub struct HttpSettings {
     pub trusted_proxies: Vec<IpNet>,
     /// TLS on the public listener; `None` serves plain HTTP.
     pub tls: Option<TlsSettings>,
-    /// Metrics are served on a listener of their own, and not on the public one.
+    /// True if metrics are served on a separate listener, and not on the public one.
     pub operations_listener: bool,
     /// Time between two checks of the files of keys and certificates.
     pub file_check_interval: Duration,
@@ -51,50 +51,52 @@ pub struct HttpSettings {
 /// Limits of one call; `/info` shows them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Most bytes of a request body, in any encoding.
+    /// Maximum size of a request body in bytes, in any encoding.
     pub max_body_bytes: u64,
-    /// Most images in a single call.
+    /// Maximum number of images in a single call.
     pub max_images: usize,
-    /// Most texts in a single call.
+    /// Maximum number of texts in a single call.
     pub max_texts: usize,
-    /// Most questions in a single call.
+    /// Maximum number of questions in a single call.
     pub max_questions: usize,
-    /// Most candidates in a single call.
+    /// Maximum number of candidates in a single call.
     pub max_candidates: usize,
-    /// Most inputs in a batch call.
+    /// Maximum number of inputs in a batch call.
     pub max_batch_inputs: usize,
-    /// Most rows of one call: questions x beams or candidates; pairs if the `match` score is requested; texts.
+    /// Maximum number of rows of one call. Depending on the call, these are questions x beams or candidates, image-text
+    /// pairs if the `match` score is requested, or texts.
     pub max_rows: usize,
     /// Largest `max_new_tokens` that a call may request.
     pub max_new_tokens: usize,
-    /// Most data frames of a request body: 1-byte frames cost far more memory than they carry data.
+    /// Maximum number of data frames of a request body. A limit on bytes is not enough, because a 1-byte frame costs
+    /// far more memory than its data.
     pub max_body_frames: usize,
-    /// Most text parts in a multipart body, and most fields in a query string.
+    /// Maximum number of text parts in a multipart body, and of fields in a query string.
     pub max_text_parts: usize,
 }
 
 /// Timeouts and limits of connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionSettings {
-    /// Most open connections. When they are reached, new connections replace idle ones; `connection_table` decides
+    /// Maximum number of open connections. At this limit, new connections replace idle ones; `connection_table` decides
     /// which.
     pub max_connections: usize,
-    /// Longest time from the first byte of a request (for the first request, from the start of the connection) to the
+    /// Maximum time from the first byte of a request (for the first request, from the start of the connection) to the
     /// end of its head.
     pub header_read_timeout: Duration,
-    /// How long a connection may stay open between two requests.
+    /// Maximum time that a connection may stay open between two requests.
     pub keep_alive: Duration,
-    /// Most header fields in a request head.
+    /// Maximum number of header fields in a request head.
     pub max_headers: usize,
-    /// Most bytes of a request head; also the size of the connection's read buffer.
+    /// Maximum size of a request head in bytes; also the size of the read buffer of the connection.
     pub max_head_bytes: usize,
-    /// Longest pause between two frames of a request body.
+    /// Maximum pause between two frames of a request body.
     pub body_idle_timeout: Duration,
-    /// Longest time in which all of a request body must arrive.
+    /// Maximum time in which all of a request body must arrive.
     pub body_total_timeout: Duration,
-    /// How long writing an answer may be blocked because the client does not read.
+    /// Maximum time for which writing a response may be blocked because the client does not read.
     pub write_timeout: Duration,
-    /// How long requests in flight may continue after shutdown begins.
+    /// Maximum time for which requests in flight may continue after shutdown begins.
     pub drain_timeout: Duration,
 }
 
@@ -108,11 +110,11 @@ pub struct CorsSettings {
 /// What the access log contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessLogSettings {
-    /// Logs every n-th successful request; 1 logs all, 0 none. Failures (5xx) are always logged.
+    /// Every n-th successful request is logged; 1 logs all, 0 none. Failures (5xx) are always logged.
     pub sample_every: u64,
-    /// Logs the client's IP address.
+    /// True if the log contains the IP address of the client.
     pub client_ip: bool,
-    /// Most rejected requests (4xx) that are logged in one second.
+    /// Maximum number of rejected requests (4xx) that are logged in one second.
     pub max_refusals_per_second: u32,
 }
 
@@ -177,20 +179,20 @@ impl Default for AccessLogSettings {
     }
 }
 
-/// A setting with a value that is out of range.
+/// The error for a setting whose value is out of range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{setting} is {value}, accepted: {accepted}")]
 pub struct HttpSettingsError {
-    /// Name of the setting inside its section (`deadline`, `limits.max_rows`).
+    /// Name of the setting among the HTTP settings, such as `deadline` or `limits.max_rows`.
     pub setting: &'static str,
     /// The rejected value, as text; hidden if it may be secret.
     pub value: String,
-    /// The values that are accepted, in words.
+    /// Description of the values that are accepted.
     pub accepted: &'static str,
 }
 
 impl HttpSettings {
-    /// Checks what the types cannot express, such as that no limit is 0.
+    /// Checks the conditions that types cannot express, such as that no limit is 0.
     ///
     /// # Errors
     /// The first setting that is out of range.
@@ -228,8 +230,8 @@ impl HttpSettings {
         self.validate_access()
     }
 
-    /// Checks keys and rate limits: a rate of 0 would reject every request, and so would an empty list of keys.
-    /// No secret may occur twice.
+    /// Checks keys and rate limits. A rate of 0 would reject every request, and so would an empty list of keys. No
+    /// secret may occur twice.
     fn validate_access(&self) -> Result<(), HttpSettingsError> {
         let refused =
             |setting, value: String, accepted| Err(HttpSettingsError { setting, value, accepted });
@@ -255,8 +257,8 @@ impl HttpSettings {
         Ok(())
     }
 
-    /// Checks that no limit is above [`MAX_LISTED`]: more items than that are not kept, so a higher limit would have no
-    /// effect.
+    /// Checks that no limit on the length of a list is above [`MAX_LISTED`]. Further items are not kept, so a higher
+    /// limit would have no effect.
     fn validate_lists(&self) -> Result<(), HttpSettingsError> {
         let limits = &self.limits;
         let counts = [
@@ -317,7 +319,7 @@ impl HttpSettings {
     }
 }
 
-/// Paths of the certificate and its key.
+/// Paths of the TLS certificate and its private key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsSettings {
     /// PEM file with the server's certificate, followed by the intermediate certificates.

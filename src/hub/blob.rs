@@ -15,7 +15,7 @@ use super::client::{Checksum, HubClient, Metadata, RemoteFile};
 use super::progress::FileProgress;
 use super::{HubError, Progress};
 
-/// Downloads `remote` into its snapshot. A file that is there already costs no request.
+/// Downloads `remote` into its snapshot. If the file is already there, sends no request.
 pub(super) async fn download(
     client: &HubClient,
     cache: &RepositoryCache,
@@ -40,8 +40,8 @@ pub(super) async fn download(
     cache.link(remote.commit, remote.file, &metadata.etag)
 }
 
-/// Fills `partial` up to the file's size, over as many connections as needed. Failed attempts are counted from the last
-/// new byte, so a bad connection is tolerated as long as it makes progress.
+/// Appends to `partial` until it has the file's size, over any number of connections. Failed attempts are counted from
+/// the last new byte, so a bad connection is tolerated while it makes progress.
 async fn gather(
     client: &HubClient,
     remote: RemoteFile<'_>,
@@ -67,7 +67,7 @@ async fn gather(
     }
 }
 
-/// Appends the bytes of one connection to those that `partial` has.
+/// Opens one connection and appends the bytes that it delivers to `partial`.
 async fn append(
     client: &HubClient,
     remote: RemoteFile<'_>,
@@ -100,7 +100,7 @@ async fn append(
             restart(&file, partial).await?;
             return Err(cut_short(remote, metadata, 0));
         }
-        // A server without support for ranges sends everything again.
+        // A server without support for ranges sends the whole file again.
         _ if offset > 0 => offset = restart(&file, partial).await?,
         _ => {}
     }
@@ -136,21 +136,21 @@ fn cut_short(remote: RemoteFile<'_>, metadata: &Metadata, got: u64) -> HubError 
     HubError::Interrupted { file: remote.to_string(), got, size: metadata.size.unwrap_or(0) }
 }
 
-/// Length of a file in bytes; 0 if there is none.
+/// Returns the length of a file in bytes; 0 if there is no file.
 fn length(path: &Path) -> u64 {
     path.symlink_metadata().map_or(0, |metadata| metadata.len())
 }
 
-/// Computes the checksum of a file, in hexadecimal digits.
+/// A function that computes the checksum of a file, in hexadecimal digits.
 type Hash = fn(&Path) -> Result<String, HubError>;
 
-/// The checksums that an announced SHA-256 may be.
+/// The functions that may have computed a SHA-256 that the hub sends.
 const SHA256_CANDIDATES: &[Hash] = &[sha256];
-/// The checksums that an announced SHA-1 may be; that of the Hugging Face hub first.
+/// The functions that may have computed a SHA-1 that the hub sends; the Hugging Face hub uses the first.
 const SHA1_CANDIDATES: &[Hash] = &[git_sha1, sha1];
 
-/// Compares the size and, if the hub announced one, the checksum. Deletes damaged bytes: resuming them can never
-/// succeed.
+/// Compares the file with the size and the checksum that the hub sent, if it sent them. If one differs, deletes the
+/// file, because resuming damaged bytes can never succeed.
 async fn verify(
     remote: RemoteFile<'_>,
     metadata: &Metadata,
@@ -192,7 +192,8 @@ fn sha256(path: &Path) -> Result<String, HubError> {
     hash_file(Sha256::new(), path)
 }
 
-/// The blob id that git gives a file: the SHA-1 of a header with its length, followed by the content.
+/// Computes the blob id that git gives to a file: the SHA-1 of a header with the file's length, followed by the
+/// content.
 fn git_sha1(path: &Path) -> Result<String, HubError> {
     hash_file(Sha1::new_with_prefix(format!("blob {}\0", length(path))), path)
 }
@@ -201,7 +202,7 @@ fn sha1(path: &Path) -> Result<String, HubError> {
     hash_file(Sha1::new(), path)
 }
 
-/// Hashes the file with `hash`; the result is in hexadecimal digits.
+/// Hashes the file and returns the result in hexadecimal digits.
 fn hash_file<D: Digest>(mut hash: D, path: &Path) -> Result<String, HubError> {
     use std::fmt::Write;
 

@@ -1,4 +1,5 @@
-//! The hub's cache on disk, in the layout of Python's `huggingface_hub`, so that both share downloads:
+//! The hub's cache on disk, in the layout of Python's `huggingface_hub`, so that Python tools and this server share
+//! downloads:
 //!
 //! ```text
 //! <cache>/models--owner--name/refs/<revision>              a commit, as text
@@ -7,7 +8,7 @@
 //! <cache>/.locks/models--owner--name/<etag>.lock           held by the process that writes the blob
 //! ```
 //!
-//! Callers check all names before they reach this file: ids and revisions in `source`, commits and etags in `client`.
+//! All names are checked before they reach this file: ids and revisions in `source`, commits and etags in `client`.
 
 use std::fs;
 use std::io::{self, Write};
@@ -20,7 +21,7 @@ use rustix::io::Errno;
 
 use super::{HubError, HubSource};
 
-/// Flags for opening: a symbolic link is an error, and a pipe does not block.
+/// Flags for opening a file: opening a symbolic link is an error, and opening a pipe does not block.
 const NO_FOLLOW_NOR_WAIT: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
 
 /// One repository's part of the cache.
@@ -29,7 +30,8 @@ pub(super) struct RepositoryCache {
     locks: PathBuf,
 }
 
-/// Exclusive lock for writing one blob (`flock`), released on drop, and by the system when the process dies.
+/// Exclusive lock (`flock`) for writing one blob. It is released on drop, and by the operating system when the process
+/// dies.
 pub(super) struct BlobLock(
     #[expect(dead_code, reason = "the lock lives as long as the open file")] fs::File,
 );
@@ -40,15 +42,15 @@ impl RepositoryCache {
         Self { root: cache.join(&folder), locks: cache.join(".locks").join(folder) }
     }
 
-    /// The commit that the cache has for a revision: the content of `refs/<revision>`, or the revision itself if a
-    /// snapshot has its name.
+    /// Returns the commit that the cache has for a revision: the revision itself if a snapshot has that name, otherwise
+    /// the content of `refs/<revision>`.
     pub(super) fn commit(&self, source: &HubSource) -> Option<String> {
         let revision = source.revision();
         if self.snapshot(revision).is_dir() {
             return Some(revision.to_owned());
         }
         let path = self.root.join("refs").join(revision);
-        // Reading a pipe that somebody has planted would block for ever.
+        // Accept only a regular file: reading a pipe that somebody has planted would block for ever.
         let commit =
             fs::metadata(&path).is_ok_and(|it| it.is_file()).then(|| fs::read_to_string(&path));
         let commit = commit?.ok()?;
@@ -68,7 +70,7 @@ impl RepositoryCache {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
     }
 
-    /// Records the commit of a revision. Called last, so that an offline start finds complete snapshots only.
+    /// Records the commit of a revision. Called last, so that an offline start finds only complete snapshots.
     pub(super) fn write_ref(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         if revision == commit {
             return Ok(());
@@ -80,7 +82,7 @@ impl RepositoryCache {
         file.write_all(commit.as_bytes()).map_err(HubError::io("write", &path))
     }
 
-    /// Links `file` of the snapshot to its blob. A link that another process has just created is accepted.
+    /// Creates the snapshot's link from `file` to its blob. Accepts a link that another process has just created.
     pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<(), HubError> {
         let link = self.snapshot(commit).join(file);
         create_parent(&link)?;
@@ -96,7 +98,7 @@ impl RepositoryCache {
         }
     }
 
-    /// Waits until no other process writes this blob. Dropping the future cancels the wait.
+    /// Waits until no other process writes this blob, and returns the lock. Dropping the future cancels the wait.
     pub(super) async fn lock(&self, etag: &str) -> Result<BlobLock, HubError> {
         const POLL: Duration = Duration::from_millis(200);
         let path = self.locks.join(format!("{etag}.lock"));
@@ -120,7 +122,8 @@ impl RepositoryCache {
 }
 
 /// Opens a file of the cache with `options`. Rejects a symbolic link, a file with a second name (a hard link) and
-/// anything that is not a regular file: if somebody has planted one, a download would write to wherever it leads.
+/// anything that is not a regular file: if somebody has planted one of these, a download would write to the file that
+/// it leads to.
 pub(super) fn open_no_link(
     path: &Path,
     options: impl FnOnce(&mut fs::OpenOptions) -> &mut fs::OpenOptions,
@@ -155,7 +158,7 @@ pub(super) fn create_parent(path: &Path) -> Result<(), HubError> {
     fs::create_dir_all(parent).map_err(HubError::io("create", parent))
 }
 
-/// A git commit: 40 lower-case hexadecimal digits.
+/// True for a git commit id: 40 lower-case hexadecimal digits.
 pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && is_lower_hex(text)
 }

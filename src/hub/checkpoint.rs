@@ -1,5 +1,5 @@
-//! Finds the files of one checkpoint in a directory with the hub's layout. Checks names and presence only. The weight
-//! index is the only file that is parsed: the shards that it names must be inside the directory.
+//! Finds the files of one checkpoint in a directory with the hub's layout. Checks names and presence only. Parses only
+//! the weight index, because the shards that it names must be inside the directory.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use super::HubError;
 use crate::document::{self, Fields};
 
-/// Every file that a loader opens.
+/// The paths of all files that a loader opens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckpointFiles {
-    /// The directory that holds them; for a hub checkpoint its snapshot.
+    /// The directory that holds the files; for a hub checkpoint, its snapshot in the cache.
     pub directory: PathBuf,
     /// Path of `config.json`, which every checkpoint has.
     pub config: PathBuf,
@@ -18,18 +18,18 @@ pub struct CheckpointFiles {
     pub weights: WeightFiles,
     /// The file that holds the vocabulary.
     pub tokenizer: TokenizerFiles,
-    /// Files next to it that define the tokenizer's class, options and added tokens; only those that exist.
+    /// Files that define the tokenizer's class, options and added tokens, if they exist.
     pub tokenizer_options: Vec<PathBuf>,
     /// Path of `preprocessor_config.json`, if it exists.
     pub preprocessor: Option<PathBuf>,
     /// Path of `processor_config.json`, if it exists: a newer format with the same fields under `image_processor`. At
-    /// least one of the two files exists.
+    /// least one of `preprocessor` and `processor` is set.
     pub processor: Option<PathBuf>,
     /// The commit of a hub checkpoint; `None` for a directory.
     pub revision: Option<String>,
 }
 
-/// At least one weight file, in the order of their names.
+/// The weight files of a checkpoint: at least one, ordered by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WeightFiles {
     /// `model.safetensors` or the shards of its index.
@@ -47,9 +47,9 @@ pub enum TokenizerFiles {
     Vocab(PathBuf),
 }
 
-/// One way in which weights are stored; [`WEIGHTS`] lists them best first.
+/// One form in which weights are stored. [`WEIGHTS`] lists all forms, the preferred one first.
 pub(super) struct WeightLayout {
-    /// Name of the file: weights, or an index of shards.
+    /// Name of the weight file, or of the index of its shards.
     pub(super) file: &'static str,
     /// Whether `file` is an index.
     pub(super) sharded: bool,
@@ -72,7 +72,7 @@ pub(super) const WEIGHTS: [WeightLayout; 4] = [
 /// Name of the weights in error messages.
 pub(super) const WEIGHTS_WANTED: &str =
     "weights (model.safetensors, pytorch_model.bin, or an index of shards of either)";
-/// Weight files that are not supported, and what to do with them.
+/// Names of weight files that are not supported, each with what the operator can do.
 const OTHER_WEIGHTS: [(&str, &str); 2] = [
     (
         "tf_model.h5",
@@ -143,7 +143,7 @@ impl CheckpointFiles {
     }
 }
 
-/// The weights of a directory, safetensors first; `None` when it has none.
+/// Returns the weight files of a directory, in the first layout of [`WEIGHTS`] that it has; `None` if it has none.
 ///
 /// # Errors
 /// `InvalidIndex`, `MissingFile` for a shard, `Io`.
@@ -170,11 +170,11 @@ pub(super) fn find_weights(directory: &Path) -> Result<Option<WeightFiles>, HubE
     Ok(Some((layout.wrap)(shards)))
 }
 
-/// The shards that a weight index names, each once, in alphabetical order.
+/// Returns the names of the shards in a weight index, each once, in alphabetical order.
 ///
 /// # Errors
-/// `Document` if it cannot be read or is not an index; `InvalidIndex` if it names nothing, or anything but plain files
-/// next to it.
+/// `Document` if the file cannot be read or is not an index; `InvalidIndex` if it names nothing, or anything other than
+/// plain file names.
 pub(super) fn read_index(path: &Path) -> Result<BTreeSet<String>, HubError> {
     let invalid = |reason: String| HubError::InvalidIndex { path: path.to_owned(), reason };
     let object = document::parse_object(path, &document::read(path)?)?;

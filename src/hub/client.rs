@@ -1,7 +1,7 @@
 //! The hub's HTTP protocol: one listing per revision, one HEAD and one ranged GET per file.
 //!
-//! Redirects are followed here and not by reqwest: the checksum is in the headers of the first response, before the
-//! redirect to the storage host, and the token must not be sent to that host.
+//! Redirects are followed here and not by reqwest, because the checksum is in the headers of the first response, before
+//! the redirect to the storage host, and because the token must not be sent to that host.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use super::cache::{is_commit, is_lower_hex};
 use super::checkpoint::is_plain_file_name;
 use super::{HubError, HubSettings, HubSource, Retry, Token};
 
-/// A connection that is not open after this time is tried again.
+/// Maximum time for opening a connection; then the attempt fails and is retried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A download that receives no byte for this long counts as interrupted.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// The hub needs one or two; the limit ends redirect loops.
+/// Maximum number of redirects of a request. The hub needs one or two; the limit ends redirect loops.
 const MAX_REDIRECTS: usize = 10;
-/// The listing of a model repository takes some kilobytes.
+/// Maximum size of a listing. That of a model repository takes some kilobytes.
 const MAX_LISTING_BYTES: usize = 16 << 20;
 
 /// HTTP client for one hub endpoint.
@@ -33,26 +33,27 @@ pub(super) struct HubClient {
     retry: Retry,
 }
 
-/// The commit of a revision and its file names.
+/// The commit of a revision and the names of its files.
 pub(super) struct Listing {
     pub(super) commit: String,
     pub(super) files: BTreeSet<String>,
 }
 
-/// What the hub says about one file before it is downloaded.
+/// Etag and size of one file, which the hub sends before the file is downloaded.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Metadata {
-    /// Name of the blob in the cache: the SHA-256 of a large file, git's blob SHA-1 of a small one.
+    /// Name of the blob in the cache: the SHA-256 of a large file, or the SHA-1 that git gives to the blob of a small
+    /// file.
     pub(super) etag: String,
     pub(super) size: Option<u64>,
 }
 
-/// A checksum that the hub announces, in lower-case hexadecimal digits.
+/// A checksum that the hub sends, in lower-case hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Checksum<'a> {
     /// The SHA-256 of a large file.
     Sha256(&'a str),
-    /// Of a small file: git's blob id. Some mirrors, such as Artifactory, announce the SHA-1 of the bytes alone.
+    /// Git's blob id of a small file. Some mirrors, such as Artifactory, send the SHA-1 of the bytes alone.
     Sha1(&'a str),
 }
 
@@ -64,7 +65,8 @@ pub(super) struct RemoteFile<'a> {
     pub(super) file: &'a str,
 }
 
-/// Installs ring as the process's TLS provider. Every reqwest client needs it first; further calls change nothing.
+/// Installs ring as the process's TLS provider. Must be called before a reqwest client is built; further calls have no
+/// effect.
 pub fn install_tls_provider() {
     // The error only means that a provider is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -87,7 +89,8 @@ impl HubClient {
             if settings.use_system_proxy { builder } else { builder.no_proxy() }
         };
         let http = match builder().build() {
-            // A plain-text mirror works on a machine without root certificates, too.
+            // Without root certificates on the machine, the client cannot be built. A plain-text mirror does not need
+            // them.
             Err(_) if endpoint.scheme() == "http" => builder().tls_certs_only([]).build(),
             built => built,
         };
@@ -99,7 +102,7 @@ impl HubClient {
         self.retry
     }
 
-    /// Requests the commit of a revision and its file names.
+    /// Requests the commit of a revision and the names of its files.
     pub(super) async fn listing(&self, source: &HubSource) -> Result<Listing, HubError> {
         #[derive(serde::Deserialize)]
         struct Answer {
@@ -150,7 +153,8 @@ impl HubClient {
         .await
     }
 
-    /// Starts the download of a file at byte `offset`. The response is 200 (from the first byte), 206 or 416.
+    /// Starts the download of a file at byte `offset`. The status of the response is 200 (all bytes from the first
+    /// one), 206 or 416.
     pub(super) async fn open(
         &self,
         remote: RemoteFile<'_>,
@@ -164,7 +168,8 @@ impl HubClient {
         Ok(response)
     }
 
-    /// Sends one request and follows redirects until `stop` is true or a response is not a redirect.
+    /// Sends one request and follows redirects until `stop` returns true for a response or a response is not a
+    /// redirect.
     async fn send(
         &self,
         method: Method,
@@ -199,7 +204,7 @@ impl HubClient {
         })
     }
 
-    /// Turns each status that ends the download into an error with its own advice.
+    /// Returns an error, with advice in its message, for each status other than success.
     fn check(&self, response: &Response, id: &str, what: &str) -> Result<(), HubError> {
         match response.status() {
             status if status.is_success() => Ok(()),
@@ -219,7 +224,7 @@ impl HubClient {
                 },
             }),
             status => Err(HubError::UnexpectedStatus {
-                // Without its query: storage hosts put signatures there.
+                // The URL is shown without its query, because storage hosts put signatures there.
                 url: response.url().as_str().split('?').next().unwrap_or_default().to_owned(),
                 status: status.as_u16(),
             }),
@@ -243,7 +248,7 @@ impl std::fmt::Display for RemoteFile<'_> {
     }
 }
 
-/// Runs `attempt` until it succeeds, fails permanently, or has failed as often as `retry` allows.
+/// Runs `attempt` until it succeeds, fails permanently, or has failed `retry.attempts` times. Returns its last result.
 pub(super) async fn retried<T, F: Future<Output = Result<T, HubError>>>(
     retry: Retry,
     attempt: impl Fn() -> F,
@@ -264,7 +269,8 @@ pub(super) async fn retried<T, F: Future<Output = Result<T, HubError>>>(
     }
 }
 
-/// For `map_err` of requests. The URL is removed from the source, because it may contain a signature.
+/// Returns a function for `map_err` of requests, which builds `Unreachable`. It removes the URL from the source error,
+/// because the URL may contain a signature.
 pub(super) fn unreachable_at(url: &Url) -> impl FnOnce(reqwest::Error) -> HubError {
     let url = url.to_string();
     move |error| HubError::Unreachable { url, source: error.without_url() }
@@ -291,7 +297,7 @@ fn read_metadata(headers: &HeaderMap) -> Result<Metadata, String> {
         None => (text(ETAG.as_str()), text(CONTENT_LENGTH.as_str())),
     };
     let etag = etag.ok_or("no etag")?.trim_start_matches("W/").trim_matches('"');
-    // It becomes a file name.
+    // The etag becomes a file name.
     if !is_plain_file_name(etag) {
         return Err(format!("\"{etag}\" is not an etag that can name a file"));
     }
@@ -300,7 +306,7 @@ fn read_metadata(headers: &HeaderMap) -> Result<Metadata, String> {
 }
 
 impl Metadata {
-    /// The checksum that the bytes must have; `None` if the etag is not a checksum, as with some mirrors.
+    /// Returns the checksum that the bytes must have; `None` if the etag is not a checksum, as with some mirrors.
     pub(super) fn checksum(&self) -> Option<Checksum<'_>> {
         let digits = Some(self.etag.as_str()).filter(|etag| is_lower_hex(etag))?;
         match digits.len() {

@@ -1,7 +1,7 @@
 //! Converts `pytorch_model.bin` (or its shards) to `model.safetensors` in the same directory.
 //!
-//! `torch` reads the pickle without executing anything. Every tensor keeps its name, shape, values and dtype, integers
-//! and duplicates of tied weights included. Called by the command `convert`.
+//! `torch` reads the pickle without executing anything. Every tensor keeps its name, shape, values and dtype. Integer
+//! tensors and duplicates of tied weights are converted too. Called by the command `convert`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -26,11 +26,12 @@ pub struct Converted {
     pub tensors: BTreeMap<String, usize>,
 }
 
-/// Converts the weights of a checkpoint directory. Holds all tensors in memory once. Writes a file next to the target,
-/// reads everything back, and only then renames it to the target.
+/// Converts the weights of a checkpoint directory. Holds one copy of all tensors in memory. Writes a temporary file
+/// next to the target, reads all of it back, and only then renames it to the target.
 ///
 /// # Errors
-/// `NotADirectory`, `MissingFile` without weights, `Convert` if there is nothing to do or a file is damaged, `Io`.
+/// `NotADirectory`, `MissingFile` if there are no weights, `Convert` if there is nothing to do or a file is damaged,
+/// `Io`.
 pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
     if !directory.is_dir() {
         return Err(HubError::NotADirectory { path: directory.to_owned() });
@@ -67,7 +68,7 @@ pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
         let _ = std::fs::remove_file(&partial);
     }
     let bytes = written?;
-    // The same permissions as the source: the user of a container has to read the new file, too.
+    // Use the permissions of the source, because the user of a container has to read the new file, too.
     let permissions =
         std::fs::metadata(&pickles[0]).map_err(HubError::io("read", &pickles[0]))?.permissions();
     std::fs::set_permissions(&partial, permissions)
@@ -103,7 +104,7 @@ fn read_pickles(files: &[PathBuf]) -> Result<BTreeMap<String, Tensor>, HubError>
     Ok(tensors)
 }
 
-/// Writes the tensors, flushes them to the disk, and reads every one back. Returns the file's size.
+/// Writes the tensors, flushes them to the disk, and reads every tensor back. Returns the size of the file in bytes.
 fn write_verified(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Result<u64, HubError> {
     // transformers rejects files whose metadata names no format.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -135,7 +136,7 @@ fn read_back(
         return Err(refuse(path, "it has a different number of tensors when read back".to_owned()));
     }
     let mut bytes = Vec::new();
-    // In the order of their offsets, which is the order in the file.
+    // `offset_keys` has the order of the offsets, which is the order in the file.
     for name in metadata.offset_keys() {
         let info = metadata.info(&name).expect("offset_keys lists the tensors of info");
         bytes.resize(info.data_offsets.1 - info.data_offsets.0, 0);

@@ -1,5 +1,5 @@
-//! Resolves a hub id to a directory with a complete checkpoint: which commit, which files, from the cache or the
-//! network.
+//! Resolves a hub id to a directory with a complete checkpoint: determines the commit and the files that are needed,
+//! and downloads those that the cache does not have.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::checkpoint::{
 use super::client::{HubClient, Listing, RemoteFile};
 use super::{CheckpointFiles, HubError, HubSettings, HubSource, Progress, Source, blob};
 
-/// The files of a model, wherever it comes from: a directory is searched, a hub id is [`fetch`]ed.
+/// Returns the files of a model: searches a directory, or calls [`fetch`] for a hub id.
 ///
 /// # Errors
 /// Those of [`CheckpointFiles::resolve`] and of [`fetch`]; `EmbeddedModel` for a demo model.
@@ -27,7 +27,7 @@ pub async fn locate(
     }
 }
 
-/// One file of a repository, from the cache or the network.
+/// Returns the path of one file of a repository. Downloads the file if it is not in the cache.
 ///
 /// # Errors
 /// Those of [`fetch`].
@@ -71,7 +71,7 @@ pub async fn fetch(
     if settings.offline {
         return cached;
     }
-    // Commits never change; branches and tags may have moved.
+    // A commit never changes, so a cached one needs no request. A branch or tag may have moved.
     if is_commit(source.revision())
         && let Ok(files) = cached
     {
@@ -91,7 +91,7 @@ pub async fn fetch(
     snapshot_files(&cache, &listing.commit)
 }
 
-/// The checkpoint in the cache, if it is complete; otherwise `NotCached` says what is missing.
+/// Returns the checkpoint in the cache if it is complete; otherwise `NotCached`, which says what is missing.
 fn find_cached(
     cache: &RepositoryCache,
     source: &HubSource,
@@ -117,7 +117,7 @@ fn snapshot_files(cache: &RepositoryCache, commit: &str) -> Result<CheckpointFil
     Ok(CheckpointFiles { revision: Some(commit.to_owned()), ..files })
 }
 
-/// Downloads the needed files that are missing: the small files first, so that a repository that is not a BLIP
+/// Downloads the needed files that are missing. The small files come first, so that a repository that is not a BLIP
 /// checkpoint is rejected before gigabytes are downloaded.
 async fn download_all(
     client: &HubClient,
@@ -151,13 +151,13 @@ async fn download_all(
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     small: Vec<&'static str>,
-    /// The weights, or their index.
+    /// Name of the weight file, or of the index of its shards.
     weights: &'static str,
     sharded: bool,
 }
 
 impl Wanted {
-    /// Picks them from the listing; the error names what is missing.
+    /// Picks the needed files from a listing. The error names the file that is missing.
     fn among(files: &BTreeSet<String>) -> Result<Self, &'static str> {
         let has = |name: &&'static str| files.contains(*name);
         let mut small = vec!["config.json"];

@@ -51,10 +51,10 @@ pub enum HubError {
         /// What the operator can do.
         hint: &'static str,
     },
-    /// A small file of the checkpoint cannot be used.
+    /// A small JSON file of the checkpoint cannot be used.
     #[error(transparent)]
     Document(#[from] DocumentError),
-    /// A weight index names no files, or files that it must not.
+    /// A weight index lists no files, or names that are not plain file names.
     #[error("{}: {reason}", path.display())]
     InvalidIndex {
         /// Path of the index file.
@@ -82,10 +82,10 @@ pub enum HubError {
         id: String,
         /// The HTTP status: 401 or 403.
         status: u16,
-        /// Whether a token was sent.
+        /// Whether the request contained a token.
         token_sent: bool,
     },
-    /// The hub answered 404: no such repository, revision or file.
+    /// The hub answered 404: there is no such repository, revision or file.
     #[error(
         "{what} not found on the hub; check the spelling of the id (owner/name) and of the revision"
     )]
@@ -105,7 +105,7 @@ pub enum HubError {
         /// What is missing in the cache.
         reason: String,
     },
-    /// No connection, or interrupted connections in every attempt.
+    /// In every attempt, the connection could not be opened or was interrupted.
     #[error("cannot read {url}; {REACH}")]
     Unreachable {
         /// The URL or file that was requested.
@@ -114,7 +114,7 @@ pub enum HubError {
         #[source]
         source: reqwest::Error,
     },
-    /// A status that means neither success nor one of the errors above.
+    /// The hub answered with a status that is neither success nor covered by the variants above.
     #[error("{url} answered {status}; try again later, or {ELSEWHERE}")]
     UnexpectedStatus {
         /// The URL that was requested, without its query.
@@ -140,21 +140,21 @@ pub enum HubError {
     Interrupted {
         /// File name, repository id and commit.
         file: String,
-        /// Bytes that are on disk now.
+        /// Number of bytes that are on disk now.
         got: u64,
-        /// Bytes of the whole file.
+        /// Size of the whole file in bytes.
         size: u64,
     },
-    /// The checksum of the downloaded bytes is not the one that the hub announced.
+    /// The checksum of the downloaded bytes is not the one that the hub sent.
     #[error(
         "{file} is damaged: its {algorithm} is {actual}, but the hub announced {expected}; the downloaded file has been deleted; try again"
     )]
     WrongChecksum {
         /// File name, repository id and commit.
         file: String,
-        /// `SHA-256`, or `git SHA-1` of small files.
+        /// Name of the checksum: `SHA-256`, or `git SHA-1` for small files.
         algorithm: &'static str,
-        /// The checksum that the hub announced.
+        /// The checksum that the hub sent for the file.
         expected: String,
         /// The checksum of the received bytes.
         actual: String,
@@ -169,7 +169,7 @@ pub enum HubError {
     Io {
         /// The operation, a verb such as "read".
         action: &'static str,
-        /// The file or directory it failed on.
+        /// The file or directory on which the operation failed.
         path: PathBuf,
         /// The error of the operating system.
         #[source]
@@ -186,7 +186,7 @@ pub enum HubError {
 }
 
 impl HubError {
-    /// For `map_err` of file operations.
+    /// Returns a function for `map_err` of file operations, which builds `Io`.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
@@ -217,7 +217,7 @@ impl HubError {
         }
     }
 
-    /// The innermost cause, for logs that show one line.
+    /// Returns the message of the innermost cause, for logs that show one line.
     pub(super) fn cause(&self) -> Option<String> {
         let mut cause = self.source()?;
         while let Some(inner) = cause.source() {
@@ -226,7 +226,7 @@ impl HubError {
         Some(cause.to_string())
     }
 
-    /// True if another attempt may succeed: failures of connections, and statuses of temporary server errors.
+    /// True if another attempt may succeed: the connection failed, or the status indicates a temporary server error.
     pub(super) fn is_transient(&self) -> bool {
         if let Self::UnexpectedStatus { status, .. } = self {
             return matches!(status, 408 | 429 | 500..=599);

@@ -1,18 +1,18 @@
 //! Where weights come from: a directory, or the Hugging Face hub and its cache on disk.
 //!
-//! - [`ModelSource`], [`Source`]: what `[NAME=]SRC` means.
-//! - [`CheckpointFiles`]: the files of one checkpoint, found in a directory. Paths only; reading the files is up to the
-//!   caller.
-//! - [`fetch`]: resolves a hub id to such a directory: revision to commit; missing files are downloaded, resumed,
-//!   verified, cached.
+//! - [`ModelSource`], [`Source`]: parse `[NAME=]SRC`, with which the operator names a model.
+//! - [`CheckpointFiles`]: the paths of a checkpoint's files, found in a directory. The caller reads the files.
+//! - [`fetch`]: resolves a hub id to such a directory. Looks up the commit of the revision, and downloads missing files
+//!   to the cache, resuming interrupted downloads and verifying checksums.
 //! - [`convert_to_safetensors`]: converts `pytorch_model.bin` to `model.safetensors` in the same directory.
 //!
 //! Called by `app` and by the commands `download` and `convert`. Does not read the environment: all settings come from
 //! [`HubSettings`].
 //!
-//! Why not the `hf-hub` crate: since 1.0 it always brings `hf-xet`, with its own runtime, caches and some eighty
-//! packages, for a protocol whose files the hub also serves over plain HTTP with ranges. This server needs one listing,
-//! one HEAD and one ranged GET per file. The cache layout is the same, so Python tools and this server share downloads.
+//! Why this does not use the `hf-hub` crate: since 1.0 that crate always depends on `hf-xet`, which has its own runtime
+//! and caches and some eighty packages. But the hub serves the same files over plain HTTP with ranges, so this server
+//! needs only one listing, and one HEAD and one ranged GET per file. The cache layout is the same, so Python tools and
+//! this server share downloads.
 
 mod blob;
 mod cache;

@@ -9,12 +9,12 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 pub enum Progress {
     /// A bar per file on standard error.
     Bars(MultiProgress),
-    /// A log line when a file starts, at every tenth of it, and at its end.
+    /// A log line when the download of a file starts, after every tenth of the file, and at its end.
     Log,
 }
 
 impl Progress {
-    /// Bars if standard error is a terminal, otherwise log lines.
+    /// Returns `Bars` if standard error is a terminal, otherwise `Log`.
     #[must_use]
     pub fn detect() -> Self {
         use std::io::IsTerminal;
@@ -50,7 +50,7 @@ pub(super) struct FileProgress {
 }
 
 impl FileProgress {
-    /// Reports that the file has this many bytes now.
+    /// Reports that `bytes` bytes of the file are on disk now.
     pub(super) fn at(&self, bytes: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(bytes);
@@ -68,7 +68,8 @@ impl FileProgress {
         }
     }
 
-    /// The tenth that has been reached, once each; `finish` reports the last.
+    /// Returns the tenth of the file that has been reached, or `None` if it has been returned before. `finish` reports
+    /// the last tenth.
     fn next_tenth(&self, bytes: u64) -> Option<u64> {
         let size = self.size.filter(|&size| size > 0)?;
         let tenth = (bytes.saturating_mul(10) / size).min(9);

@@ -1,4 +1,5 @@
-//! Settings of the hub. `config` fills them from file, environment and the `HF_*` variables; tests set them directly.
+//! Settings of the hub. `config` fills them from the configuration file, the environment and the `HF_*` variables;
+//! tests set them directly.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ pub struct HubSettings {
     pub cache: PathBuf,
     /// Access token, sent to the endpoint and to no other host (`HF_TOKEN`, else the token file).
     pub token: Option<Token>,
-    /// Sends no requests: the start fails if the cache is not complete (`HF_HUB_OFFLINE`).
+    /// If true, no requests are sent, and the start fails if the cache is not complete (`HF_HUB_OFFLINE`).
     pub offline: bool,
     /// Whether to use the proxies that the environment names (`HTTPS_PROXY`, `NO_PROXY`).
     pub use_system_proxy: bool,
@@ -24,26 +25,26 @@ pub struct HubSettings {
 /// How often failed requests are retried, with exponential backoff.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
-    /// Attempts without a single new byte before giving up; at least 1.
+    /// Maximum number of consecutive attempts that yield no new byte; at least 1.
     pub attempts: u32,
     /// Pause before the second attempt; doubled for each further attempt, at most 30 s.
     pub first_pause: Duration,
 }
 
-/// An access token: its text never reaches logs or error messages.
+/// An access token. Its text never appears in logs or error messages.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
 impl Token {
-    /// Wraps a token. White space around it is dropped, because a token file ends with a line break. `None` if nothing
-    /// is left.
+    /// Creates a token from `text` without the surrounding white space, because a token file ends with a line break.
+    /// Returns `None` if nothing is left.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
         let text = text.trim();
         (!text.is_empty()).then(|| Self(text.to_owned()))
     }
 
-    /// The secret itself, for the `Authorization` header only.
+    /// Returns the text of the token, for the `Authorization` header only.
     pub(super) fn secret(&self) -> &str {
         &self.0
     }
@@ -62,7 +63,7 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// The pause after the `failures`-th failure in a row (1-based).
+    /// Returns the pause after this number of consecutive failures, counted from 1.
     pub(super) fn pause(&self, failures: u32) -> Duration {
         const LONGEST: Duration = Duration::from_secs(30);
         self.first_pause.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST)

@@ -7,10 +7,11 @@ use std::str::FromStr;
 use super::HubError;
 use crate::demo;
 
-/// A model as the operator gives it: its name in requests and where its files come from.
+/// A model as the operator specifies it: its name in requests and where its files come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSource {
-    /// Name of the model in requests: NAME, else the hub id, or the directory's last segment. `[A-Za-z0-9._/-]{1,128}`.
+    /// Name of the model in requests: NAME, else the hub id, or the directory's last segment. Matches
+    /// `[A-Za-z0-9._/-]{1,128}`.
     pub name: String,
     /// Where its files come from.
     pub source: Source,
@@ -23,7 +24,7 @@ pub enum Source {
     Directory(PathBuf),
     /// A repository of the hub.
     Hub(HubSource),
-    /// A demo model inside the binary, by its name.
+    /// Name of a demo model in the binary.
     Demo(&'static str),
 }
 
@@ -36,14 +37,14 @@ pub struct HubSource {
     pub revision: Option<String>,
 }
 
-/// The SRC that stands for every demo model.
+/// The SRC that means every demo model.
 const DEMO: &str = "demo";
 
 /// The revision that is used if none is given.
 pub(super) const DEFAULT_REVISION: &str = "main";
 
 impl HubSource {
-    /// The revision, or the default branch.
+    /// Returns the revision, or the default branch if none is given.
     #[must_use]
     pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or(DEFAULT_REVISION)
@@ -68,8 +69,8 @@ fn split_name(text: &str) -> (Option<&str>, &str) {
 }
 
 impl ModelSource {
-    /// The models of one configuration entry, whose name is given separately or as `NAME=SRC`. One model, except for
-    /// `demo`, which stands for all demo models.
+    /// Returns the models of one configuration entry, whose name is given separately or as `NAME=SRC`. That is one
+    /// model, unless the source is `demo`, which means all demo models.
     ///
     /// # Errors
     /// Those of [`ModelSource::new`]; `InvalidSource` if `demo` is given a name.
@@ -95,7 +96,7 @@ impl ModelSource {
         }
     }
 
-    /// Every demo model in the binary; empty if it was built without them.
+    /// Returns every demo model in the binary; none if it was built without them.
     #[must_use]
     pub fn demo() -> Vec<Self> {
         let source = |model: &demo::DemoModel| Self {
@@ -105,7 +106,7 @@ impl ModelSource {
         demo::MODELS.iter().map(source).collect()
     }
 
-    /// A model from its name, if one was given, and its SRC.
+    /// Creates a model from its SRC and its name. Without a name, the model has the default name of its source.
     ///
     /// # Errors
     /// `InvalidSource`, `DemoNotBuilt`.
@@ -197,7 +198,7 @@ impl fmt::Display for HubSource {
     }
 }
 
-/// True if the text starts like a path or names something that exists.
+/// True if the text starts like a path, or if a file or directory of this name exists.
 fn is_directory(text: &str) -> bool {
     let looks_like_a_path = ["/", "./", "../"].iter().any(|start| text.starts_with(start));
     looks_like_a_path
@@ -205,7 +206,8 @@ fn is_directory(text: &str) -> bool {
         || (!text.is_empty() && Path::new(text).exists())
 }
 
-/// The last segment of the path as written. If that is dots, the last segment of the directory that the path leads to.
+/// Returns the last segment of the path as written. If that is `.` or `..`, returns the last segment of the directory
+/// that the path leads to.
 fn last_segment(path: &Path) -> String {
     let written = path.file_name().map(ToOwned::to_owned);
     let resolved = || path.canonicalize().ok()?.file_name().map(ToOwned::to_owned);

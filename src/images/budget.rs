@@ -1,9 +1,10 @@
-//! Byte budget of the decodes in progress. Each is charged the memory that its file's header implies.
+//! The byte budget of the decodes in progress. Each decode is charged the memory that its file's header implies. The
+//! budget puts backpressure on the decoding threads: a thread waits until enough bytes are free.
 
 use super::lock;
 use std::sync::{Condvar, Mutex};
 
-/// A counting semaphore over bytes: it blocks a decoding thread until its bytes fit.
+/// A counting semaphore over bytes. It blocks a decoding thread until the bytes that its decode needs are free.
 #[derive(Debug)]
 pub(super) struct ByteBudget {
     capacity: u64,

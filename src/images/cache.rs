@@ -1,4 +1,4 @@
-//! LRU cache of prepared pixels, bounded in bytes and in time to live. Errors are never cached.
+//! An LRU cache of prepared pixels, bounded in bytes and in time to live. Errors are never cached.
 
 use super::{ImagesSettings, Key};
 use crate::task::PreparedImage;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// The label of this cache in metrics.
 const LABEL: &str = "pixels";
 
-/// Estimated bytes of an entry besides its pixels: key, image description, the cache's own bookkeeping.
+/// Estimated size in bytes of an entry in addition to its pixels: key, image description, the cache's own bookkeeping.
 const ENTRY_BYTES: usize = 512;
 
 /// The cache and its metrics. A configured size of 0 disables the cache.
@@ -20,7 +20,7 @@ pub(super) struct PixelCache {
     metrics: Arc<Metrics>,
 }
 
-/// How a look-up ended: the label `result` of `cache_requests_total`.
+/// The outcome of a look-up. It is the value of the label `result` of `cache_requests_total`.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Lookup {
     Hit,
@@ -70,13 +70,13 @@ impl PixelCache {
         self.entries.as_ref()?.get(key)
     }
 
-    /// Inserts an image and evicts the least recently used ones beyond the bound.
+    /// Inserts an image, and evicts the least recently used images if the cache exceeds its size limit.
     pub(super) fn insert(&self, key: Key, image: PreparedImage) {
         if let Some(entries) = &self.entries {
             let bytes = self.metrics.cache_bytes.with_label_values(&[LABEL]);
             bytes.add(i64::from(weight(&image)));
             entries.insert(key, image);
-            // Evict now, on this decoding thread, so that the bound holds at once.
+            // Evict now, on this decoding thread, so that the limit holds at once.
             entries.run_pending_tasks();
         }
     }

@@ -1,7 +1,8 @@
 //! Single flight: identical images in progress are decoded once, and every waiter gets the result.
 //!
-//! The first request for an image opens its flight, but the job that does the work owns it. If the first waiter leaves,
-//! the others still get the result. If all waiters leave before the work starts, the work is dropped.
+//! A flight is one decode and its waiters. The first request for an image opens its flight, but the job that does the
+//! work owns the flight. If the first waiter leaves, the others still get the result. If all waiters leave before the
+//! work starts, the work is dropped.
 
 use super::{ImagesError, Key, Prepared, lock};
 use crate::task::PreparedImage;
@@ -22,7 +23,7 @@ pub(super) struct InFlight {
     open: Mutex<HashMap<Key, Arc<watch::Sender<Progress>>>>,
 }
 
-/// The worker's end of a flight. If it is dropped without a result, its waiters get `Overloaded`.
+/// The job's end of a flight. If it is dropped without a result, the waiters get `Overloaded`.
 #[derive(Debug)]
 pub(super) struct Flight {
     owner: Arc<InFlight>,
@@ -34,20 +35,20 @@ pub(super) struct Flight {
 #[derive(Debug)]
 pub(super) struct Waiter(watch::Receiver<Progress>);
 
-/// Outcome of asking for an image.
+/// Outcome of a request for an image.
 #[derive(Debug)]
 pub(super) enum JoinOrStart {
     /// The pixels are in the cache.
     Cached(PreparedImage),
     /// The work is in progress already; the waiter gets its result.
     Joined(Waiter),
-    /// Nobody has started the work: the caller must queue it with this flight.
+    /// The work has not been started: the caller must queue a job with this flight.
     Started(Waiter, Flight),
 }
 
 impl InFlight {
-    /// Looks in the cache, else joins a flight, else opens one. One lock covers all three, so no image is decoded
-    /// twice.
+    /// Returns the image from the cache; otherwise joins its flight; otherwise opens a flight. One lock covers all
+    /// three steps, so no image is decoded twice.
     pub(super) fn join_or_start(
         self: &Arc<Self>,
         key: Key,
@@ -66,8 +67,8 @@ impl InFlight {
         JoinOrStart::Started(Waiter(receiver), Flight { owner: Arc::clone(self), key, sender })
     }
 
-    /// As [`join_or_start`](Self::join_or_start) for an image given by its id, which has no bytes to open a flight with: `None` if it
-    /// is neither cached nor in flight.
+    /// Like [`join_or_start`](Self::join_or_start), but for an image given by its id. It cannot open a flight, because
+    /// there are no bytes to decode, so it returns `None` if the image is neither cached nor in flight.
     pub(super) fn join(
         &self,
         key: &Key,
@@ -97,8 +98,8 @@ impl Flight {
         wanted
     }
 
-    /// Completes the flight with `result`. The caller must put a success into the cache first: otherwise a request in
-    /// between would find neither the flight nor the pixels.
+    /// Completes the flight with `result`. The caller must put a success into the cache first; otherwise a request that
+    /// arrives in between would find neither the flight nor the pixels.
     pub(super) fn complete(self, result: Result<Prepared, ImagesError>) {
         self.close(&mut lock(&self.owner.open));
         self.sender.send_replace(Progress::JobOutcome(result));

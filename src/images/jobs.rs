@@ -10,14 +10,14 @@ use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-/// Computes the id of a file (its SHA-256) and reads its header.
+/// A job that computes the id of a file (its SHA-256) and reads its header.
 pub(super) struct HashJob {
     pub(super) shared: Arc<ImagesInner>,
     pub(super) file: Bytes,
     pub(super) sender: oneshot::Sender<(ImageId, Result<ImageHeader, InputError>)>,
 }
 
-/// Prepares a file for all waiters of its flight.
+/// A job that decodes and resizes a file for all waiters of its flight.
 pub(super) struct DecodeJob {
     pub(super) shared: Arc<ImagesInner>,
     pub(super) flight: Flight,
@@ -64,7 +64,8 @@ impl Job for DecodeJob {
                 return JobOutcome::EndedEarly;
             }
             match shared.processor.prepare(&file, key, header, &|| !flight.has_waiters()) {
-                // All waiters had left. If another has joined since, the decode restarts; otherwise it ends above.
+                // All waiters had left. If another waiter has joined since then, the decode restarts; otherwise the
+                // check above ends it.
                 Err(InputError::Stopped) => {}
                 result => break result,
             }

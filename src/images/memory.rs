@@ -1,4 +1,5 @@
-//! Load shedding by measured memory: above a high-water mark new decodes are rejected, whatever the byte budget says.
+//! Load shedding by measured memory: above a high-water mark, new decodes are rejected even if the byte budget is not
+//! used up.
 
 use super::lock;
 use std::sync::Mutex;
@@ -15,12 +16,12 @@ pub(super) struct HighWaterMark {
 }
 
 impl HighWaterMark {
-    /// Without a mark, memory never counts as short.
+    /// If `mark_bytes` is `None`, the mark is never exceeded.
     pub(super) fn new(mark_bytes: Option<u64>, resident_bytes: fn() -> Option<u64>) -> Self {
         Self { mark_bytes, resident_bytes, last: Mutex::new(None) }
     }
 
-    /// True while the process holds more than the mark; false if that cannot be measured.
+    /// True if the resident memory exceeds the mark; false if it cannot be measured.
     pub(super) fn is_exceeded(&self, now: Instant) -> bool {
         let Some(mark) = self.mark_bytes else { return false };
         let mut last = lock(&self.last);

@@ -1,4 +1,5 @@
-//! From a picture file or an image id to prepared pixels: the decoding thread pool, the pixel cache, single flight.
+//! Turns a picture file or an image id into prepared pixels, with a decoding thread pool, a pixel cache and single
+//! flight.
 //!
 //! ```text
 //! resolve ─ id? (SHA-256; large files on the pool) ─ cached? ─ in flight? join ─ else queue ─> pool thread:
@@ -6,12 +7,12 @@
 //! ```
 //!
 //! - [`Images`]: the handle that `http` holds.
-//! - `pool`: a few threads that run below the priority of the inference worker. `queue`: the jobs that wait for a
-//!   thread, in fair order among clients and calls. `jobs`: what the threads run.
+//! - `pool`: a few threads with a lower priority than the inference worker. `queue`: the jobs that wait for a thread,
+//!   in fair order among clients and calls. `jobs`: the two kinds of job that the threads run.
 //! - `in_flight`: single flight. Identical images in progress are decoded once, even if the first waiter leaves.
-//! - `processor`: the work on one file; the only place that catches a decoder's panic.
-//! - `budget`: the bytes that decodes in progress may hold together. `memory`: load shedding; above a high-water mark
-//!   of resident memory new decodes are rejected. `cache`: prepared pixels, bounded in bytes and time.
+//! - `processor`: does the work on one file. It is the place where a decoder's panic is caught.
+//! - `budget`: limits the bytes that all decodes in progress hold together. `memory`: load shedding; above a high-water
+//!   mark of resident memory, new decodes are rejected. `cache`: prepared pixels, bounded in bytes and in time to live.
 //!
 //! Deadlines: a request waits for an image until its own deadline, and a decode has no timeout of its own. The wall
 //! time of a decode shows how busy the server is (these threads yield to the worker), not that the file is bad. The
@@ -41,7 +42,7 @@ use crate::task::{ImageId, PreparedImage, Preprocessing, Scope};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Identity of a decode, for the cache and single flight: equal keys share one result.
+/// Identity of a decode, for the cache and single flight. Equal keys share one result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     scope: Scope,
@@ -57,7 +58,8 @@ struct Prepared {
     preprocess: Duration,
 }
 
-/// Locks a mutex, poisoned or not. No code panics while it holds one of this folder's locks, so the data is sound.
+/// Locks a mutex, even if it is poisoned: no code panics while it holds one of this folder's locks, so the data is
+/// consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,12 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Niceness of the decoding threads: a busy worker gets about ten times their share of a core.
+/// Niceness of the decoding threads. A busy worker thread gets about ten times as much of a core as a decoding thread.
 const NICENESS: i32 = 10;
 
 /// A piece of work for a pool thread.
 pub(super) trait Job: Send {
-    /// False when all waiters have left: the job will not be run. Cheap, and takes no lock.
+    /// False if all waiters have left, so that the job need not be run. Must be cheap and take no lock.
     fn is_wanted(&self) -> bool {
         true
     }
@@ -24,7 +24,7 @@ pub(super) trait Job: Send {
         0
     }
 
-    /// True when there are no waiters and none can join any more.
+    /// True if there are no waiters and none can join any more.
     fn is_abandoned(&self) -> bool {
         !self.is_wanted()
     }
@@ -35,7 +35,7 @@ pub(super) trait Job: Send {
 /// How a job ended, which decides whether its duration counts in the estimates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum JobOutcome {
-    /// The job did its work: its duration is a sample for the estimates.
+    /// The job did its work, so its duration counts in the estimates.
     Completed,
     /// The job ended early: its waiters had left, or its file was rejected. A rejected file takes microseconds and says
     /// nothing about the decodes that others wait for.
@@ -55,12 +55,12 @@ pub(super) enum Lane {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct QueueFull;
 
-/// Handle of the threads. Dropping it ends each of them after the job that it runs; waiting jobs are dropped.
+/// The handle of the pool. Dropping it drops the waiting jobs, and ends each thread after the job that it is running.
 pub(super) struct Pool {
     shared: Arc<Shared>,
 }
 
-/// Shared by the pool's handle, which pushes jobs, and its threads, which pop them.
+/// The state shared by the pool's handle, which pushes jobs, and its threads, which pop them.
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -68,7 +68,7 @@ struct Shared {
 }
 
 impl Pool {
-    /// Starts `threads` threads. `capacity` bounds the waiting jobs of both queues together.
+    /// Starts `threads` threads. `capacity` is the maximum number of waiting jobs in both queues together.
     pub(super) fn start(threads: usize, capacity: usize) -> io::Result<Self> {
         let queue = Mutex::new(Queue::new(capacity));
         let pool = Self { shared: Arc::new(Shared { queue, changed: Condvar::new(), threads }) };
@@ -82,7 +82,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Estimated queueing delay of the last of `files` files of a call that arrives now, from moving averages.
+    /// Estimates, from moving averages, the queueing delay of the last of `files` files if their call arrived now.
     pub(super) fn wait(&self, call: CallId, files: usize) -> Duration {
         let Shared { queue, threads, .. } = &*self.shared;
         lock(queue).wait(call, files, *threads, Instant::now())
@@ -95,7 +95,7 @@ impl Pool {
         lane: Lane,
         call: CallId,
     ) -> Result<(), QueueFull> {
-        // `push` returns a rejected job: dropping it may run its owner's code, which must not happen under the lock.
+        // `push` returns a rejected job, so that it is dropped outside the lock: dropping it may run its owner's code.
         let pushed = lock(&self.shared.queue).push(job, lane, call);
         pushed.map_err(|_refused| QueueFull)?;
         self.shared.changed.notify_one();
@@ -120,7 +120,7 @@ impl Drop for Pool {
 impl Shared {
     fn work(&self) {
         while let Some((job, running)) = self.pop() {
-            // Jobs catch their decoders' panics. This keeps the thread alive if another one escapes.
+            // Jobs catch the panics of their decoders. If another panic escapes, this keeps the thread alive.
             let done = catch_unwind(AssertUnwindSafe(|| job.run())).unwrap_or_else(|_| {
                 tracing::error!("a decoding job panicked");
                 JobOutcome::EndedEarly
@@ -143,8 +143,8 @@ impl Shared {
     }
 }
 
-/// Lowers the priority of this thread, best effort: some sandboxes forbid it. Linux keeps the priority per thread, so
-/// the rest of the process is not affected.
+/// Tries to lower the priority of this thread; some sandboxes forbid it, and `report` says whether to log that. Linux
+/// keeps the priority per thread, so the rest of the process is not affected.
 fn lower_priority(report: bool) {
     let result = rustix::process::setpriority_process(None, NICENESS);
     if let Err(error) = result
@@ -167,7 +167,7 @@ mod tests {
         }
     }
 
-    /// A pool whose only thread is blocked until the sender is used or dropped.
+    /// Returns a pool whose only thread is blocked until the sender is used or dropped.
     fn held(capacity: usize) -> (Pool, mpsc::Sender<()>) {
         let pool = Pool::start(1, capacity).unwrap();
         let (release, wait) = mpsc::channel::<()>();
@@ -265,7 +265,7 @@ mod tests {
         for (done, learns) in [(JobOutcome::EndedEarly, false), (JobOutcome::Completed, true)] {
             let pool = Pool::start(1, 4).unwrap();
             pool.submit(Box::new(Ends(done)), Lane::Decodes, lone(1)).unwrap();
-            // The only thread has recorded the end of the first job before it runs the next one.
+            // The only thread records the end of a job before it runs the next one.
             let (sender, ran) = mpsc::channel();
             pool.submit(Box::new(move || sender.send(()).unwrap()), Lane::Hashes, lone(1)).unwrap();
             let (sender, ran_last) = mpsc::channel();

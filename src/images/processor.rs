@@ -1,4 +1,5 @@
-//! The work on one file, on a pool thread: header, byte permit, decode, resize. Panics of decoders are caught here.
+//! Does the work on one file: reads the header, takes a permit from the byte budget, decodes and resizes. Panics of
+//! decoders are caught here.
 
 use super::budget::ByteBudget;
 use super::{Key, Prepared};
@@ -46,8 +47,8 @@ impl FileProcessor {
         })
     }
 
-    /// Reads the header of a small JPEG or BMP file on the caller's thread: our own readers take microseconds for it.
-    /// `None` for the other formats, whose readers may inflate metadata first.
+    /// Reads the header of a small JPEG or BMP file on the caller's thread, where our own readers take only
+    /// microseconds. Returns `None` for the other formats, whose readers may inflate metadata first.
     pub(super) fn inspect_here(
         &self,
         file: &[u8],
@@ -57,8 +58,8 @@ impl FileProcessor {
         quick.then(|| self.inspect(file, id))
     }
 
-    /// Prepares a file. Reads its header first if `header` is `None`. `stop` is polled during the decode: true ends the
-    /// work with [`InputError::Stopped`].
+    /// Decodes and resizes a file. Reads its header first if `header` is `None`. Polls `stop` during the decode; if it
+    /// returns true, the work ends with [`InputError::Stopped`].
     pub(super) fn prepare(
         &self,
         file: &[u8],
@@ -70,7 +71,7 @@ impl FileProcessor {
         self.catch_panic(file, key.id, || self.try_prepare(file, key, &header, stop))
     }
 
-    /// Runs `work` on a file; a panic of the decoder becomes an error of the file.
+    /// Runs `work` on a file. If the decoder panics, returns an `UndecodableImage` error for the file.
     fn catch_panic<T>(
         &self,
         file: &[u8],
@@ -95,7 +96,7 @@ impl FileProcessor {
     ) -> Result<Prepared, InputError> {
         let Key { scope, id, preprocessing } = key;
         let _permit = self.budget.acquire(header.working_bytes);
-        // The wait for the permit may have been long.
+        // All waiters may have left during the wait for the permit.
         if stop() {
             return Err(InputError::Stopped);
         }
@@ -124,7 +125,7 @@ impl FileProcessor {
     }
 }
 
-/// Fails if `faults` injects an error into this place now.
+/// Returns an error if `faults` injects one at this place now.
 fn injected(place: &str, file: &[u8]) -> Result<(), InputError> {
     if !crate::faults::at(place) {
         return Ok(());

@@ -18,14 +18,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Files up to this size are hashed on the caller's thread: 64 KiB take 0.2 ms without SHA instructions, less than a
-/// hop to the pool.
+/// Maximum size in bytes of a file that is hashed on the caller's thread. Without SHA instructions, 64 KiB take 0.2 ms,
+/// less than a hop to the pool.
 const HASHED_INLINE_BYTES: usize = 64 << 10;
 
 /// A file's id and, if the file was hashed on the pool, its header.
 type Identified = (ImageId, Option<Result<ImageHeader, InputError>>);
 
-/// An image as a request gives it.
+/// An image in a request, given by its bytes or by its id.
 #[derive(Debug, Clone)]
 pub enum ImageSource {
     /// The bytes of a picture file.
@@ -47,13 +47,13 @@ pub struct Resolved {
     pub cached: bool,
 }
 
-/// Turns images into prepared pixels. Clones share one thread pool and one cache.
+/// A handle that turns images into prepared pixels. Clones share one thread pool and one cache.
 #[derive(Clone)]
 pub struct Images {
     shared: Arc<ImagesInner>,
 }
 
-/// Held by every clone of [`Images`] and by every job on the pool.
+/// The state that all clones of [`Images`] and all jobs on the pool share.
 pub(super) struct ImagesInner {
     pool: Pool,
     pub(super) cache: PixelCache,
@@ -75,7 +75,7 @@ impl Images {
         Self::start_with(settings, input_settings, metrics, Box::new(decode))
     }
 
-    /// As [`start`](Self::start), with another decoder.
+    /// Like [`start`](Self::start), but with the given decoder.
     pub(super) fn start_with(
         settings: &ImagesSettings,
         input_settings: InputSettings,
@@ -97,8 +97,8 @@ impl Images {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Prepares an image of `call` for the input of a vision tower. Dropping the future, as at the request's deadline,
-    /// gives up the wait: a job without waiters is removed from the queue, together with its file.
+    /// Returns an image of `call`, prepared for the input of a vision tower. Dropping the future, for example at the
+    /// request's deadline, ends the wait. A job without waiters is removed from the queue, together with its file.
     ///
     /// # Errors
     /// `Input` if the file is at fault, `NotFound` for an unknown id, `Overloaded` if the queue is full
@@ -110,7 +110,7 @@ impl Images {
         scope: Scope,
         call: CallId,
     ) -> Result<Resolved, ImagesError> {
-        // Dropped after the awaited future: only then can the job have lost its last waiter.
+        // This is dropped after the awaited future, because only then can the job have lost its last waiter.
         let mut sweeper = Sweeper { pool: &self.shared.pool, armed: true };
         let result = self.find(source, preprocessing, scope, call).await;
         sweeper.armed = false;
@@ -163,14 +163,14 @@ impl Images {
         }
     }
 
-    /// Estimated time that the last of `files` files of a call that arrives now would wait for a decoding thread.
-    /// Images given by their ids do not count: they need no thread.
+    /// Estimates how long the last of `files` files would wait for a decoding thread if their call arrived now. Images
+    /// given by their ids do not count, because they need no thread.
     pub fn wait(&self, call: CallId, files: usize) -> Duration {
         self.shared.pool.wait(call, files)
     }
 
-    /// The file's id. A large file is hashed on the pool, in turn with the decodes that wait there, and its header is
-    /// read there, too.
+    /// Returns the file's id. A large file is hashed on the pool, where hashes take turns with the waiting decodes. Its
+    /// header is read there too, and returned with the id.
     async fn identify(&self, file: &Bytes, call: CallId) -> Result<Identified, ImagesError> {
         if crate::faults::at("images::identify") {
             return Err(ImagesError::Overloaded);
@@ -211,7 +211,7 @@ impl Images {
     }
 }
 
-/// Removes jobs without waiters from the queue when a waiter leaves before its result.
+/// A waiter's guard. If the waiter leaves before its result, the guard removes the jobs without waiters from the queue.
 struct Sweeper<'pool> {
     pool: &'pool Pool,
     armed: bool,

@@ -2,26 +2,27 @@
 
 use std::time::Duration;
 
-/// Bounds of the decoding pool and the pixel cache.
+/// Limits on the decoding pool and the pixel cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImagesSettings {
     /// Number of decoding threads, 1 to 256.
     pub decode_threads: usize,
-    /// Images that may wait for a decoding thread; further ones are rejected.
+    /// Maximum number of images that wait for a decoding thread; further images are rejected.
     pub decode_queue: usize,
-    /// Bytes that all decodes in progress may hold together; one image alone may exceed it.
+    /// Maximum number of bytes that all decodes in progress hold together. An image that needs more is decoded alone.
     pub decode_budget_bytes: u64,
-    /// High-water mark of the process's resident memory, above which new pictures are rejected; `None` disables it.
+    /// High-water mark of the process's resident memory in bytes, above which new pictures are rejected; `None`
+    /// disables it.
     pub memory_high_water_bytes: Option<u64>,
-    /// Size of the pixel cache in bytes. With 0 nothing is cached, and no image can be given by its id.
+    /// Size of the pixel cache in bytes. If it is 0, nothing is cached, and no image can be given by its id.
     pub pixel_cache_bytes: u64,
     /// How long prepared pixels are kept.
     pub pixel_cache_ttl: Duration,
 }
 
 impl Default for ImagesSettings {
-    /// One decoding thread per four cores (cgroup quota and affinity respected), so that decoding does not starve the
-    /// models. At least two, so that one large picture does not hold up all others.
+    /// Sets one decoding thread per four cores (cgroup quota and affinity respected), so that decoding does not starve
+    /// the models, but at least two, so that one large picture does not hold up all others.
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
@@ -53,7 +54,7 @@ impl ImagesSettings {
     /// # Errors
     /// The first setting whose value is not accepted.
     pub fn check(&self) -> Result<(), InvalidImagesSetting> {
-        // moka accepts no time to live above 1000 years; a year is longer than any process lives.
+        // moka accepts at most 1000 years as time to live. A year is longer than any process lives.
         const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
         let refuse = |name, value, accepted| Err(InvalidImagesSetting { name, value, accepted });
         if !(1..=256).contains(&self.decode_threads) {

@@ -17,14 +17,14 @@ const EIGHT: Preprocessing = Preprocessing { width: 8, height: 8, resample: Resa
 
 const CALL: CallId = CallId { client: ClientId(1), number: 1 };
 
-/// A PNG picture of 4x4 pixels in one shade of grey.
+/// Encodes a PNG picture of 4x4 pixels in one shade of grey.
 fn png(shade: u8) -> Bytes {
     let mut file = Vec::new();
     PngEncoder::new(&mut file).write_image(&[shade; 48], 4, 4, ExtendedColorType::Rgb8).unwrap();
     file.into()
 }
 
-/// [`Images`] with a decoder that reports each call and then does what the test says.
+/// [`Images`] with a decoder that reports each call and then does what the next [`Verdict`] of the test says.
 struct Rig {
     images: Images,
     metrics: Arc<Metrics>,
@@ -90,7 +90,7 @@ fn failure() -> InputError {
     InputError::UndecodableImage { format: ImageFormat::Png, problem: "as told".to_owned() }
 }
 
-/// Polls once. Small files are hashed inline, so the image is queued or joined afterwards.
+/// Polls the future once. Small files are hashed inline, so the image is queued or joined afterwards.
 fn begin<F: Future>(future: Pin<&mut F>) {
     let mut context = Context::from_waker(Waker::noop());
     assert!(matches!(future.poll(&mut context), Poll::Pending));
@@ -168,14 +168,14 @@ async fn an_image_whose_waiters_all_left_before_its_turn_is_not_decoded() {
     drop(one);
     assert!(!abandoned.is_unique(), "one still waits for it");
     drop(other);
-    // Its file has left the queue with the last waiter.
+    // When the last waiter left, the file was removed from the queue.
     assert!(abandoned.is_unique());
     rig.say(Verdict::Decode);
     rig.say(Verdict::Decode);
     running.await.unwrap();
     last.await.unwrap();
     assert_eq!(rig.decodes(), 2);
-    // It can be requested again.
+    // The same image can be requested again.
     rig.say(Verdict::Decode);
     assert!(!rig.resolve(&abandoned).await.unwrap().cached);
 }
@@ -265,7 +265,7 @@ async fn a_full_queue_refuses_and_keeps_serving() {
 async fn a_slow_decode_is_no_fault_of_the_file_and_its_work_is_kept_for_the_next_who_asks() {
     let rig = Rig::new(&one_thread());
     let file = png(8);
-    // Drop the future, as a request's deadline does; the decode has begun by then.
+    // Drop the future after the decode has begun, as a request's deadline does.
     let mut patient = Box::pin(rig.resolve(&file));
     begin(patient.as_mut());
     rig.started.recv().unwrap();

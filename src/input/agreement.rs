@@ -1,6 +1,6 @@
-//! Checks that what `inspect` announces holds for `decode`: the same size, and no more memory. The inputs are valid
-//! files of every format, files built to have two readings, and thousands of damaged and spliced files, the same in
-//! every run.
+//! Checks that `decode` keeps to the header that `inspect` returns: the picture has the size in the header, and
+//! decoding needs no more memory than the header says. The inputs are valid files of every format, files built so that
+//! two parsers could read them differently, and thousands of damaged and spliced files. They are the same in every run.
 
 use image::codecs::{gif::GifEncoder, jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder};
 use image::{ExtendedColorType, ImageEncoder};
@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use super::memory::tally;
 use super::{ImageHeader, InputError, InputSettings, Picture, Stop, decode, inspect};
 
-/// Small limits, because damaged headers may announce the largest picture thousands of times.
+/// Returns limits that are small enough for thousands of damaged files, since each of them may claim the largest
+/// picture that the limits allow.
 fn settings() -> InputSettings {
     let (max_pixels, max_side, max_decoded_bytes) = (1 << 17, 4096, 1 << 21);
     InputSettings { max_pixels, max_side, max_decoded_bytes, ..InputSettings::default() }
@@ -20,14 +21,15 @@ fn settings() -> InputSettings {
 
 const NEVER: Stop<'static> = &|| false;
 
-/// Inspects and decodes a file. Returns the header, the picture or the error, and the peak memory of decoding in bytes.
+/// Inspects and decodes a file. Returns the header, the picture or the error, and the peak memory of decoding in bytes;
+/// `None` if `inspect` rejects the file.
 fn read(file: &[u8]) -> Option<(ImageHeader, Result<Picture, InputError>, u64)> {
     let header = inspect(file, &settings()).ok()?;
     let (peak, picture) = tally::peak(|| decode(file, &header, &settings(), NEVER));
     Some((header, picture, peak))
 }
 
-/// Describes how header and result of a file disagree, if they do.
+/// Returns a description of how the result of decoding a file contradicts its header, or `None` if it does not.
 fn disagreement(file: &[u8]) -> Option<String> {
     let (header, picture, peak) = read(file)?;
     if peak > header.working_bytes {
@@ -55,7 +57,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// Every file of the JPEG goldens.
+/// Returns every file of the JPEG goldens.
 fn jpegs() -> Vec<Vec<u8>> {
     let mut files = Vec::new();
     for name in ["files.safetensors", "lossless.safetensors"] {
@@ -66,7 +68,8 @@ fn jpegs() -> Vec<Vec<u8>> {
     files
 }
 
-/// Pictures of the other formats, and the kept fuzzing corpus.
+/// Returns the image fixtures, the kept fuzzing corpus of the other formats and a few encoded pictures, except files of
+/// 64 KiB or more.
 fn others() -> Vec<Vec<u8>> {
     let mut files = Vec::new();
     let corpus = fixtures().with_file_name("fuzz").join("corpus");
@@ -83,7 +86,7 @@ fn others() -> Vec<Vec<u8>> {
     files
 }
 
-/// A colourful picture of this size in each format except JPEG and BMP, with transparency where the format has it.
+/// Encodes a colourful RGBA picture of this size as PNG, lossless WebP and GIF.
 fn encoded((width, height): (u32, u32)) -> Vec<Vec<u8>> {
     let pixels: Vec<u8> = (0..width * height)
         .flat_map(|at| {
@@ -111,7 +114,7 @@ fn segment(marker: u8, data: &[u8]) -> Vec<u8> {
     [&[0xff, marker][..], &(data.len() as u16 + 2).to_be_bytes(), data].concat()
 }
 
-/// Splits a valid JPEG into its segments up to and including the first SOS, and the rest.
+/// Splits a valid JPEG. Returns its segments from the first one after SOI to the first SOS, and the bytes after them.
 fn segments(file: &[u8]) -> (Vec<Vec<u8>>, Vec<u8>) {
     let mut found = Vec::new();
     let mut at = 2;
@@ -131,7 +134,7 @@ fn is_frame(segment: &[u8]) -> bool {
     matches!(segment, [0xff, 0xc0..=0xc3 | 0xc9..=0xcb, ..])
 }
 
-/// Markers without a segment, and one that has no meaning.
+/// Codes of the markers that have no segment, and one code without a meaning (0x02).
 const ALONE: [u8; 12] = [0x01, 0xd0, 0xd1, 0xd2, 0xd3, 0xd4, 0xd5, 0xd6, 0xd7, 0xd8, 0xd9, 0x02];
 
 #[test]
@@ -148,15 +151,15 @@ fn a_frame_hidden_behind_a_marker_changes_neither_size_nor_memory() {
             let header = inspect(file, &settings()).unwrap();
             (header.width, header.height)
         };
-        // The number of lines, as in a DNL segment.
+        // A DNL segment with the number of lines of the decoy.
         let lines = segment(0xdc, &decoy_frame[5..7]);
         let mut hidden: Vec<Vec<u8>> = ALONE
             .iter()
             .flat_map(|&code| {
                 let alone = vec![0xff, code];
                 let length = ((decoy_frame.len() + 2) as u16).to_be_bytes().to_vec();
-                // In plain sight, inside a segment, or in what looks like a segment to a reader that gives every marker
-                // a length.
+                // The decoy frame after the marker, inside a segment, and in what looks like a segment to a reader that
+                // expects a length after every marker.
                 [
                     [alone.clone(), decoy_frame.clone()].concat(),
                     segment(0xe5, &[alone.clone(), decoy_frame.clone()].concat()),
@@ -195,7 +198,7 @@ fn what_a_jpeg_is_announced_to_take_is_what_it_takes() {
         assert_eq!(disagreement(file), None, "{index}");
         let Some((header, Ok(picture), peak)) = read(file) else { continue };
         let rgb = picture.as_bytes().len() as u64;
-        // Turning, metadata and smoothing are counted as well, whether or not a file has them.
+        // The header counts memory for turning, metadata and smoothing even if a file needs none of it.
         let others = (rgb * 2).max(file.len() as u64 * 2);
         let close = peak >= header.working_bytes * 3 / 4;
         assert!(close || header.working_bytes == others, "{index}: {peak}, {header:?}");
@@ -204,7 +207,8 @@ fn what_a_jpeg_is_announced_to_take_is_what_it_takes() {
     assert!(exact > 200, "{exact} files took what was announced");
 }
 
-/// A JPEG with segments moved, duplicated and nested in each other, and with changed bytes.
+/// Returns one of `files` with one to three markers, segments or scans inserted, some of them from another file or
+/// nested in a segment, and with changed bytes.
 fn spliced(files: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let file = &files[random.below(files.len())];
     let other = &files[random.below(files.len())];
@@ -220,7 +224,7 @@ fn spliced(files: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
             3 => segment(0xdc, &[random.below(3) as u8, random.below(256) as u8]),
             4 => others.iter().find(|part| is_frame(part)).cloned().unwrap_or_default(),
             5 => {
-                // A whole scan or a whole file before the first scan.
+                // Another file, or the data after its first SOS segment, at most 4,096 bytes of it.
                 let whole = if random.below(2) == 0 { other } else { &other_rest };
                 whole[..whole.len().min(4096)].to_vec()
             }
@@ -287,7 +291,7 @@ fn thousands_of_damaged_files_of_other_formats_are_read_as_announced() {
         }
         damage(&mut file, random);
         let outcome = std::panic::catch_unwind(|| (disagreement(&file), read(&file).is_some()));
-        // `images` catches the panics of decoders on damaged files.
+        // A decoder may panic on a damaged file. In production, `images` catches the panic.
         let Ok((difference, read)) = outcome else { continue };
         assert_eq!(difference, None, "round {round}: {:x?}", &file[..file.len().min(600)]);
         announced += u32::from(read);
@@ -295,7 +299,7 @@ fn thousands_of_damaged_files_of_other_formats_are_read_as_announced() {
     assert!(announced > 300, "{announced} announced");
 }
 
-/// A 16-bit RGBA PNG with an additional chunk after IHDR.
+/// Encodes a 16-bit RGBA PNG of this size and inserts a chunk after IHDR.
 fn deep_png((width, height): (u32, u32), name: [u8; 4], data: &[u8]) -> Vec<u8> {
     let pixels: Vec<u8> = (0..width * height * 8).map(|at| (at * 7 % 256) as u8).collect();
     let mut file = Vec::new();
@@ -326,7 +330,7 @@ fn a_turned_picture_of_the_deepest_pixels_takes_what_was_announced() {
         let picture = picture.unwrap();
         let size = if orientation > 4 { (120, 160) } else { (160, 120) };
         assert_eq!((picture.width(), picture.height()), size, "{orientation}");
-        // 8 bytes per pixel, and 3 for the turned picture.
+        // 8 bytes per pixel for the decoded picture, and 3 for the turned one.
         assert_eq!(header.working_bytes, 160 * 120 * 11);
         assert!(peak >= 160 * 120 * 8, "{peak}");
     }
@@ -343,7 +347,7 @@ fn a_profile_in_hexadecimal_takes_no_more_than_the_file() {
 
 #[test]
 fn a_canvas_counts_like_a_picture() {
-    // A frame of one pixel in the corner of a screen.
+    // A screen of this size with a frame of one pixel in its corner.
     let gif = |width: u16, height: u16| {
         let sides = [width.to_le_bytes(), height.to_le_bytes()].concat();
         [
@@ -360,7 +364,7 @@ fn a_canvas_counts_like_a_picture() {
     assert_eq!(disagreement(&gif(300, 200)), None);
 }
 
-/// One valid file of every format and coding process, each larger than one read of the reader.
+/// Returns one valid file for every format and coding process, each too large for the reader to fetch in a single read.
 fn kinds() -> Vec<Vec<u8>> {
     let mut files = encoded((120, 90));
     files.push(jpeg((120, 90)));
@@ -377,7 +381,7 @@ fn kinds() -> Vec<Vec<u8>> {
         let bytes = fs::read(fixtures().join("jpeg").join(archive)).unwrap();
         files.push(SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap().data().to_vec());
     }
-    // 24 bits per pixel; then runs (RLE8) of one colour.
+    // A BMP with 24 bits per pixel, then one with runs of a single colour (RLE8).
     let bmp = |depth: u16, compression: u32, data: &[u8]| {
         let head = [54_u32, 40, 64, 48].map(u32::to_le_bytes).concat();
         let more = [compression, 0, 0, 0, 2, 0].map(u32::to_le_bytes).concat();
@@ -391,7 +395,7 @@ fn kinds() -> Vec<Vec<u8>> {
     files
 }
 
-/// Inspects and decodes a file with this `stop`.
+/// Inspects a file and decodes it with this `stop` callback.
 fn decode_until(file: &[u8], stop: Stop<'_>) -> Result<Picture, InputError> {
     let header = inspect(file, &settings()).unwrap();
     decode(file, &header, &settings(), stop)

@@ -1,5 +1,6 @@
-//! Compares variants of containers and headers with Pillow 13 and transformers 5.23. Each case is a file with either
-//! the digest of its upright RGB pixels or the error that Pillow raises (`tests/fixtures/make/containers.py`).
+//! Checks that variants of containers and headers are read as Pillow 13 and transformers 5.23 read them. Each case is a
+//! file with either the digest of its upright RGB pixels or the error that Pillow raises
+//! (`tests/fixtures/make/containers.py`).
 
 use super::{InputSettings, decode, image_id, inspect};
 use base64::Engine;
@@ -16,7 +17,7 @@ struct Goldens {
 #[derive(Deserialize)]
 struct Case {
     name: String,
-    /// Base64; absent if `name` is the name of a fixture file.
+    /// The file in base64; absent if `name` is the name of a fixture file.
     file: Option<String>,
     #[serde(flatten)]
     seen: Seen,
@@ -29,8 +30,8 @@ enum Seen {
     Refused { refused: String },
 }
 
-/// Files that are read here although Pillow raises: damaged metadata is no reason to reject a picture, and a GIF with
-/// transparency and a local grey palette is valid.
+/// Names of the cases that are accepted here although Pillow raises an error: damaged metadata is no reason to reject a
+/// picture, and a GIF with transparency and a local grey palette is valid.
 const READ_ALL_THE_SAME: [&str; 2] =
     ["png/profile-damaged-stream", "gif/local-grey-table-transparent"];
 
@@ -38,7 +39,7 @@ fn fixture(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
 }
 
-/// Describes how the result of a case differs from the expected one, if it does.
+/// Returns a description of how the result of a case differs from the expected one, or `None` if it does not.
 fn difference(case: &Case) -> Option<String> {
     let file = case.file.as_ref().map(|file| STANDARD.decode(file).unwrap());
     let file = file.unwrap_or_else(|| fs::read(fixture("images").join(&case.name)).unwrap());
@@ -54,7 +55,7 @@ fn difference(case: &Case) -> Option<String> {
                 return Some(format!("{size:?}, expected {width} x {height}"));
             }
             let digest = image_id(picture.as_bytes()).to_string();
-            // JPEG pixels have goldens of their own.
+            // Other goldens cover JPEG pixels, so only the size of this file is compared.
             let exact = case.name != "field/exif-orientation-long.jpg";
             (exact && digest != format!("sha256:{sha256}")).then(|| "other pixels".to_owned())
         }

@@ -1,12 +1,16 @@
-//! Decodes a picture file to an upright, opaque RGB picture. Everything that a header can tell is checked before pixels
-//! are allocated.
+//! Decodes a picture file to an upright, opaque RGB picture. Everything that can be checked from the header is checked
+//! before pixels are allocated.
 //!
 //! The results deliberately equal those of Pillow and `transformers`: only the first frame is read, the EXIF or XMP
-//! orientation is applied, transparency is composited over a background. Known differences and limits: ICC profiles are
-//! ignored (as in both), 16-bit grey keeps its high byte (see `flatten`), the colour key of a PNG is compared at the
-//! file's own bit depth, a PNG without its last bytes is rejected even if they carry no pixels, and damaged metadata is
-//! no reason to reject a picture. JPEG and BMP have decoders of our own ([`super::jpeg`], [`super::bmp`]), whose module
-//! comments say what they read and how exactly. PNG, WebP and GIF go through [`super::image_crate`].
+//! orientation is applied, transparency is composited over a background, and ICC profiles are ignored. The known
+//! differences are:
+//! - 16-bit grey keeps its high byte (see `flatten`).
+//! - The colour key of a PNG is compared at the file's own bit depth.
+//! - A PNG without its last bytes is rejected even if these bytes carry no pixels.
+//! - A picture with damaged metadata is accepted.
+//!
+//! JPEG and BMP have decoders of our own ([`super::jpeg`], [`super::bmp`]). Their module comments say which files they
+//! read and how exact the results are. PNG, WebP and GIF are decoded through [`super::image_crate`].
 
 use super::flatten::flatten;
 use super::jpeg::{self, JpegError};
@@ -20,25 +24,25 @@ use crate::task::ImageFormat;
 /// What is known about a file before it is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageHeader {
-    /// The format that the first bytes announce.
+    /// The format indicated by the file's first bytes.
     pub format: ImageFormat,
-    /// Width in pixels as stored, before EXIF rotation.
+    /// Width in pixels as stored, before the orientation is applied.
     pub width: u32,
-    /// Height in pixels as stored, before EXIF rotation.
+    /// Height in pixels as stored, before the orientation is applied.
     pub height: u32,
-    /// Peak memory of decoding, flattening and turning in bytes, estimated from the header.
+    /// Peak memory in bytes of decoding, flattening and turning, estimated from the header.
     pub working_bytes: u64,
-    /// Estimated cost of decoding, in pixels of a plain JPEG: decoding takes about as long as that many of them. For a
-    /// JPEG it counts the scans and the bytes of entropy-coded data; for other formats, the pixels times a measured
-    /// factor. It is computed from the header and, for a multi-scan JPEG, from all scan headers.
+    /// Estimated cost of decoding: the number of pixels of a plain JPEG that take about as long. For a JPEG, the
+    /// estimate counts the scans and the bytes of entropy-coded data; for other formats, it is the number of pixels
+    /// times a measured factor. It is computed from the header and, for a multi-scan JPEG, from all scan headers.
     pub work: u64,
 }
 
-/// Reads the header and checks it against every limit. Allocates no pixels.
+/// Reads the header of a file and checks it against every limit. Allocates no pixels.
 ///
 /// # Errors
-/// `ImageFileTooLarge`, `UnsupportedImageFormat`, `ImageTooLarge`, `DecodedImageTooLarge`, `UndecodableImage` (a broken
-/// header, a truncated file), `OutOfMemory`.
+/// `EmptyImageFile`, `ImageFileTooLarge`, `UnsupportedImageFormat`, `ImageTooLarge`, `DecodedImageTooLarge`,
+/// `OutOfMemory`; `UndecodableImage` if the header is broken or the file is truncated.
 pub fn inspect(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, InputError> {
     if file.len() > settings.max_image_bytes {
         let (bytes, max_bytes) = (file.len(), settings.max_image_bytes);
@@ -63,7 +67,7 @@ fn inspect_bmp(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, Inp
     let bytes = pixels * header.bytes_per_pixel();
     check_decoded(bytes, settings)?;
     header.check_length(file).map_err(refused_bmp)?;
-    // BMP has no orientation and is flattened in place.
+    // A BMP has no orientation and is flattened in place, so neither step needs a second picture.
     let working_bytes = bytes + header.unpacked_bytes();
     Ok(ImageHeader { format, width, height, working_bytes, work: pixels })
 }
@@ -93,7 +97,8 @@ pub(super) fn check_size(
     Ok(pixels)
 }
 
-/// Checks the size in bytes of a decoded picture, or of a buffer that is bounded by the same limit.
+/// Checks that `bytes`, the size of a decoded picture or of a buffer with the same limit, is at most
+/// `max_decoded_bytes`.
 pub(super) fn check_decoded(bytes: u64, settings: &InputSettings) -> Result<(), InputError> {
     let max_bytes = settings.max_decoded_bytes;
     if bytes > max_bytes {
@@ -107,13 +112,13 @@ fn inspect_jpeg(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, In
     let jpeg::JpegInfo { width, height, .. } = info;
     let bytes = check_size(width, height, settings)? * 3;
     check_decoded(bytes, settings)?;
-    // Turning by the EXIF orientation needs a second picture, after all other buffers are freed.
+    // Applying the orientation needs a second picture, but only after all other buffers are freed.
     let format = ImageFormat::Jpeg;
     let working_bytes = info.working_bytes.max(bytes * 2).max(metadata_bytes(file, format));
     Ok(ImageHeader { format, width, height, working_bytes, work: info.work })
 }
 
-/// Decodes a JPEG to pixels as stored, before the orientation is applied.
+/// Decodes a JPEG. Returns the pixels as stored, before the orientation is applied.
 fn decode_jpeg(
     file: &[u8],
     settings: &InputSettings,
@@ -136,19 +141,20 @@ fn refused_jpeg(error: JpegError) -> InputError {
     }
 }
 
-/// Maximum number of passes over a full-size component that the scans of a JPEG of `max_pixels` may make in total; a
-/// smaller picture may have proportionally more. A scan that refines 63 coefficients counts as four, an
-/// arithmetic-coded scan as two. libjpeg writes 18 scans for four components of full size, which are 48 passes; scan
-/// scripts tuned for file size stay below that too. libjpeg has no bound when it reads, and a scan costs a file only a
-/// few bytes: 47 refinements of 50 megapixels took 3.9 s on one core, a plain file 0.4 s.
+/// Maximum total number of passes over a full-size component that the scans of a JPEG with `max_pixels` pixels may
+/// make. A smaller picture may have proportionally more. A scan that refines 63 coefficients counts as four passes, an
+/// arithmetic-coded scan as two. For four full-size components, libjpeg writes 18 scans, which count as 48 passes; scan
+/// scripts tuned for file size stay below that too. libjpeg has no such limit when it reads a file, and each scan adds
+/// only a few bytes to a file. A picture of 50 megapixels with 47 refinement scans took 3.9 s on one core, a plain one
+/// 0.4 s.
 const MAX_FULL_COMPONENT_PASSES: u64 = 56;
 
-/// Decodes a file that [`inspect`] has accepted. `stop` is polled between rows. A lossy WebP is decoded in one call, so
-/// it polls only while the file is read.
+/// Decodes a file that [`inspect`] has accepted. Polls `stop` between rows. A lossy WebP is decoded in one call, so for
+/// such a file `stop` is polled only while the file is read.
 ///
 /// # Errors
-/// `UndecodableImage`; the errors of the limits in `settings`, which are enforced again during decoding; `OutOfMemory`;
-/// `Stopped` after `stop` returned true.
+/// `UndecodableImage`; the errors for exceeded limits, which are enforced again during decoding; `OutOfMemory`;
+/// `Stopped` if `stop` returns true.
 pub fn decode(
     file: &[u8],
     header: &ImageHeader,
@@ -156,7 +162,7 @@ pub fn decode(
     stop: Stop<'_>,
 ) -> Result<Picture, InputError> {
     let format = header.format;
-    // Metadata buffers are freed before pixels are allocated.
+    // This comes first, so that the metadata buffers are freed before pixels are allocated.
     let orientation = orientation(file, format)?;
     let raster = match format {
         ImageFormat::Jpeg => decode_jpeg(file, settings, stop)?,
@@ -259,7 +265,7 @@ mod tests {
             let mut file = encoded(format);
             let middle = file.len() / 2;
             file[12..middle].fill(0xff);
-            // Some decoders produce a picture from it, and a damaged header may declare one that is too large.
+            // Some decoders still produce a picture, and a damaged header may declare a picture that is too large.
             let Err(InputError::UndecodableImage { problem, .. }) =
                 decode_whole(&file, &InputSettings::default())
             else {
@@ -283,7 +289,7 @@ mod tests {
         let (max_pixels, max_side) = (u64::from(WIDTH * HEIGHT), WIDTH);
         let at_limit = InputSettings { max_pixels, max_side, ..InputSettings::default() };
         assert!(inspect(&file, &at_limit).is_ok());
-        // The header and nothing else: the pixels are never read.
+        // The header alone, without the pixels.
         let head = &file[..60];
         let cases = [
             InputSettings { max_pixels: max_pixels - 1, ..at_limit.clone() },
@@ -318,7 +324,7 @@ mod tests {
         let mut png = encoded(ImageFormat::Png);
         png[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]);
         too_large(&png);
-        // A 1x1 screen with a frame of 65,535 pixels a side.
+        // A GIF with a screen of 1x1 pixels and a frame of 65,535 pixels a side.
         too_large(b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\0\0\0\x2c\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x4c\x01\0\x3b");
     }
 
@@ -355,7 +361,7 @@ mod tests {
 
     #[test]
     fn what_a_gif_frame_leaves_uncovered_has_the_first_colour() {
-        // 3x1 screen, 1x1 frame at the right; palette: (10, 11, 12), white.
+        // A GIF with a 3x1 screen and a 1x1 frame at its right end; the palette is (10, 11, 12) and white.
         let gif = b"GIF89a\x03\0\x01\0\x80\0\0\x0a\x0b\x0c\xff\xff\xff\x2c\x02\0\0\0\x01\0\x01\0\0\x02\x02\x4c\x01\0\x3b";
         let picture = decode_whole(gif, &InputSettings::default()).unwrap();
         assert_eq!(picture.as_bytes(), [10, 11, 12, 10, 11, 12, 255, 255, 255]);

@@ -2,14 +2,14 @@
 
 use super::Tokenizer;
 
-/// Decodes ids piece by piece. The concatenated pieces equal [`Tokenizer::decode`] of all ids.
+/// An incremental decoder of token ids. The concatenated pieces that it returns equal [`Tokenizer::decode`] of all ids.
 ///
-/// With `clean_up_tokenization_spaces`, text that later ids can still change is held back.
+/// If the tokenizer's `clean_up_tokenization_spaces` is true, text that later ids can still change is held back.
 #[derive(Debug)]
 pub struct Detokenizer<'tokenizer> {
     tokenizer: &'tokenizer Tokenizer,
     ids: Vec<u32>,
-    /// Number of bytes of the decoded text that were already returned.
+    /// Number of bytes of the decoded text that have already been returned.
     given: usize,
 }
 
@@ -18,8 +18,8 @@ impl<'tokenizer> Detokenizer<'tokenizer> {
         Self { tokenizer, ids: prompt.to_vec(), given: 0 }
     }
 
-    /// Adds an id and returns the text that can no longer change, possibly empty. The first piece begins with the
-    /// prompt.
+    /// Adds an id. Returns the new text that later ids can no longer change; it may be empty. The first piece begins
+    /// with the text of the prompt.
     pub fn push(&mut self, id: u32) -> String {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids);
@@ -40,9 +40,9 @@ impl<'tokenizer> Detokenizer<'tokenizer> {
     }
 }
 
-/// Number of bytes of a cleaned-up text that no later id can change. Every clean-up rule starts at a space, and later
-/// ids can only merge with the text after the last one. There is one exception: "n", "'", "t" become "n't" in two
-/// steps, so an "n" as the second-to-last word is held back as well.
+/// Returns the number of bytes at the start of a cleaned-up text that no later id can change. Every clean-up rule
+/// starts at a space, and later ids can only merge with the text after the last space. There is one exception: "n",
+/// "'", "t" become "n't" in two steps, so an "n" as the second-to-last word is held back as well.
 fn settled(text: &str) -> usize {
     let last_word = text.rfind(' ').unwrap_or(0);
     let before = &text[..last_word];
@@ -56,7 +56,7 @@ mod tests {
     use proptest::prelude::*;
     use std::sync::LazyLock;
 
-    /// The words that the clean-up rules are about, and word pieces that form them.
+    /// A vocabulary of words that the clean-up rules change, and of word pieces that form such words.
     const WORDS: [&str; 24] = [
         "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "do", "not", ".", "?", "!", ",",
         "'", "n", "t", "s", "m", "ve", "re", "##s", "##t", "##n", "##'",

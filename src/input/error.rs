@@ -1,4 +1,5 @@
-//! Errors of an image or a text that a client sent. `http/error` maps each to its error code and status.
+//! Why an image or a text that a client sent is rejected, and why a tokenizer cannot be loaded. `http/error` maps each
+//! [`InputError`] to its error code and status.
 
 use crate::document::DocumentError;
 use crate::task::ImageFormat;
@@ -6,7 +7,7 @@ use crate::task::ImageFormat;
 /// Why an input was rejected. Messages say what is accepted and reveal no internals.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InputError {
-    /// The string sent as an image is malformed, or of none of the accepted kinds (`invalid_request`).
+    /// The string sent as an image is malformed or is of none of the accepted kinds (`invalid_request`).
     #[error("invalid image value: {problem}")]
     InvalidImageValue {
         /// What is wrong and what to send instead.
@@ -15,7 +16,7 @@ pub enum InputError {
     /// The file exceeds the size limit (`payload_too_large`).
     #[error("the image file has {bytes} bytes; at most {max_bytes} are accepted")]
     ImageFileTooLarge {
-        /// File size in bytes: known, or computed from the base64 length before decoding.
+        /// File size in bytes. For base64, it is computed from the length of the text before decoding.
         bytes: usize,
         /// The configured maximum size in bytes.
         max_bytes: usize,
@@ -29,9 +30,9 @@ pub enum InputError {
     /// The file is corrupt or truncated (`undecodable_image`).
     #[error("the {} image cannot be decoded: {problem}", format.name())]
     UndecodableImage {
-        /// The format that the first bytes announce.
+        /// The format indicated by the file's first bytes.
         format: ImageFormat,
-        /// The reason, in words for the client.
+        /// The reason, worded for the client.
         problem: String,
     },
     /// The picture exceeds the pixel count or side limit (`image_too_large`).
@@ -62,7 +63,7 @@ pub enum InputError {
         /// Size of the failed allocation in bytes.
         bytes: u64,
     },
-    /// Decoding was cancelled because nobody waits for the result any more. No client sees this message.
+    /// Decoding was cancelled because nobody is waiting for the result any more. No client sees this message.
     #[error("decoding of the image was cancelled")]
     Stopped,
     /// The text exceeds a limit in characters, bytes or tokens (`text_too_long`).
@@ -102,7 +103,7 @@ pub enum TokenizerError {
     Invalid {
         /// Path of the file at fault.
         path: std::path::PathBuf,
-        /// What is wrong, as the rest of the sentence after the path.
+        /// What is wrong, worded so that it continues a sentence that begins with the path.
         problem: String,
     },
 }

@@ -1,4 +1,4 @@
-//! Converts any layout that decoders return to opaque 8-bit RGB, with Pillow's arithmetic.
+//! Converts pixels in any layout that the decoders return to opaque 8-bit RGB, with Pillow's arithmetic.
 
 use super::InputError;
 use super::memory;
@@ -8,9 +8,10 @@ use super::stop::{self, Stop};
 /// Number of pixels or samples between two polls of `stop`.
 const PIECE: usize = 1 << 20;
 
-/// Returns opaque RGB, row-major. Transparency is composited over `background` as `Image.alpha_composite` does
-/// (`transformers/image_transforms.py`, `convert_to_rgb`). 16-bit samples keep their high byte, as in Pillow for
-/// colour. For 16-bit grey Pillow clips at 255 instead, which turns such pictures white: that is not copied.
+/// Returns the pixels of `raster` as opaque RGB, row-major. Transparency is composited over `background` as
+/// `Image.alpha_composite` does (`transformers/image_transforms.py`, `convert_to_rgb`). 16-bit samples keep their high
+/// byte, as in Pillow for colour. For 16-bit grey, Pillow instead clips at 255, which turns such pictures white; this
+/// is not copied.
 ///
 /// RGB and RGBA pixels are flattened in place; grey pixels, with or without alpha, need a second buffer.
 ///
@@ -66,7 +67,8 @@ fn widened<const CHANNELS: usize>(
     Ok(out)
 }
 
-/// Works in place: each pixel moves towards the front, so no second picture is allocated.
+/// Composites each RGBA pixel with `over`. Works in place by moving each pixel towards the front, so no second picture
+/// is allocated.
 fn flatten_rgba(
     mut data: Vec<u8>,
     stop: Stop<'_>,
@@ -84,8 +86,8 @@ fn flatten_rgba(
     Ok(data)
 }
 
-/// Composites one channel over an opaque background, as Pillow's `AlphaComposite.c` does: with 7 extra bits of
-/// precision.
+/// Composites one channel over an opaque background with 7 extra bits of precision, as Pillow's `AlphaComposite.c`
+/// does.
 fn composite(source: u8, background: u8, alpha: u8) -> u8 {
     const PRECISION_BITS: u32 = 7;
     let source_weight = u32::from(alpha) << PRECISION_BITS;
@@ -110,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_half_clear_pixel_is_composited_as_pillow_does() {
-        // Image.alpha_composite(white, (v, v, v, a)) of Pillow 13.
+        // Each case is (v, a, the result of `Image.alpha_composite(white, (v, v, v, a))` in Pillow 13).
         let cases = [
             (0, 1, 254),
             (0, 128, 127),

@@ -1,6 +1,6 @@
-//! Reads the first frame of a GIF with Pillow's rules (`GifImagePlugin`), and rewrites it in a form that the decoder
-//! reads as Pillow does: one colour table of 256 entries, and a screen of the frame's size. `still` places the frame on
-//! the original screen.
+//! Reads the first frame of a GIF with Pillow's rules (`GifImagePlugin`), and rewrites it as a file that the decoder
+//! reads as Pillow reads the original: with one colour table of 256 entries and a screen of the frame's size. `still`
+//! places the frame on the original screen.
 
 use std::ops::Range;
 
@@ -15,12 +15,12 @@ pub(super) struct FirstFrame<'a> {
     pub(super) sides: (u32, u32),
     /// Index of the transparent colour, if there is one.
     pub(super) transparent: Option<u8>,
-    /// Left and top of the frame on the screen in pixels.
+    /// Position of the frame's left and top edges on the screen in pixels.
     pub(super) place: (u32, u32),
     interlaced: bool,
-    /// RGB triples; `None` for a grey ramp.
+    /// The colour table as RGB triples; `None` for a grey ramp (see [`is_grey_ramp`]).
     colours: Option<&'a [u8]>,
-    /// LZW code size and sub-blocks, including the empty one at the end.
+    /// LZW code size and sub-blocks, including the empty sub-block at the end.
     data: &'a [u8],
 }
 
@@ -29,7 +29,8 @@ const HEAD: usize = 6 + 7;
 /// Number of entries of the colour table in the rewritten file.
 const COLOURS: usize = 256;
 
-/// Walks the blocks up to the end of the first frame's data; `None` if the file ends earlier or is not a GIF.
+/// Finds the first frame by walking the blocks up to the end of its data. Returns `None` if the file ends earlier or
+/// has no frame.
 pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame<'_>> {
     let &[w0, w1, h0, h1, screen_flags] = file.get(6..)?.first_chunk()?;
     let global = colour_table(file, HEAD, screen_flags)?;
@@ -49,8 +50,8 @@ pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame<'_>> {
     let start = at + 10 + local.len();
     // The byte before the data is the LZW code size.
     let data = sub_blocks(file, start + 1)?;
-    // Pillow ignores a local grey ramp if the global colour table is a different one; with transparency it raises an
-    // error there.
+    // Pillow ignores a local grey ramp if the global colour table is a different one. If the frame also has a
+    // transparent colour, Pillow raises an error; here, the local table is used.
     let own = !local.is_empty() && (transparent.is_some() || !is_grey_ramp(local));
     let table = if own { local } else { global };
     let number = |bytes| u32::from(u16::from_le_bytes(bytes));
@@ -68,15 +69,15 @@ pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame<'_>> {
 }
 
 impl FirstFrame<'_> {
-    /// The RGB colour of an index. Without a colour table it is grey; beyond the end of the table it is black, as in
-    /// Pillow.
+    /// Returns the RGB colour of an index. It is grey if there is no colour table, and black beyond the end of the
+    /// table, as in Pillow.
     pub(super) fn colour(&self, index: u8) -> [u8; 3] {
         let Some(colours) = self.colours else { return [index; 3] };
         colours.as_chunks().0.get(usize::from(index)).copied().unwrap_or_default()
     }
 
-    /// RGBA colour of the screen around the frame. Pillow uses the first colour of the palette, or full transparency if
-    /// the frame has a transparent colour (`GifImagePlugin.load_prepare`).
+    /// Returns the RGBA colour of the screen around the frame. As in Pillow (`GifImagePlugin.load_prepare`), this is
+    /// the first colour of the palette, or full transparency if the frame has a transparent colour.
     pub(super) fn uncovered(&self) -> [u8; 4] {
         if self.transparent.is_some() {
             return [0; 4];
@@ -85,7 +86,7 @@ impl FirstFrame<'_> {
         [red, green, blue, 255]
     }
 
-    /// The frame as a file of its own, at most 900 bytes longer than its data.
+    /// Returns a GIF file with only this frame, at most 900 bytes longer than the frame's data.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -95,7 +96,7 @@ impl FirstFrame<'_> {
         let mut file = memory::with_capacity(self.data.len() + 3 * COLOURS + 64)?;
         file.extend(b"GIF89a");
         file.extend([width, height].concat());
-        // A table of 256 entries, background 0.
+        // Flags (a colour table of 256 entries), background index and aspect ratio.
         file.extend([0xf7, 0, 0]);
         file.extend((0..=255).flat_map(|index| self.colour(index)));
         if let Some(transparent) = self.transparent {
@@ -110,13 +111,15 @@ impl FirstFrame<'_> {
     }
 }
 
-/// The colour table that `flags` announce; empty if there is none.
+/// Returns the colour table at offset `at`; an empty one if `flags` say that there is none; `None` if the file ends
+/// before the table does.
 fn colour_table(file: &[u8], at: usize, flags: u8) -> Option<&[u8]> {
     let length = if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) };
     file.get(at..at + length)
 }
 
-/// True if every colour equals its index, and for an empty table (`_is_palette_needed`).
+/// True if each entry of the table is the grey value that equals its index, and for an empty table (Pillow's
+/// `_is_palette_needed`).
 fn is_grey_ramp(table: &[u8]) -> bool {
     let (colours, _) = table.as_chunks::<3>();
     colours
@@ -126,22 +129,22 @@ fn is_grey_ramp(table: &[u8]) -> bool {
 }
 
 /// Skips an extension (introducer, label, sub-blocks) and returns the offset after it. A graphic control extension
-/// (0xf9) may set the transparent colour; a later one does not unset it.
+/// (label 0xf9) may set `transparent`; a later one does not clear it.
 fn skip_extension(file: &[u8], at: usize, transparent: &mut Option<u8>) -> Option<usize> {
     let &[_, label, length] = file.get(at..)?.first_chunk()?;
     if label == 0xf9 && length >= 1 && *file.get(at + 3)? & 1 == 1 {
-        // Flags, delay in two bytes, index.
+        // The index comes after the flags and the delay, which has two bytes.
         *transparent = Some(*file.get(at + 6).filter(|_| length >= 4)?);
     }
     let mut end = sub_blocks(file, at + 2)?.end;
-    // Pillow continues reading after an extension without data.
+    // After an extension without data, Pillow skips a second chain of sub-blocks.
     if length == 0 && label != 0xfe {
         end = sub_blocks(file, end)?.end;
     }
     Some(end)
 }
 
-/// The range of a chain of sub-blocks from `start`, including the empty one at the end.
+/// Returns the range of the chain of sub-blocks that begins at `start`, including the empty sub-block at its end.
 fn sub_blocks(file: &[u8], start: usize) -> Option<Range<usize>> {
     let mut at = start;
     loop {
@@ -157,7 +160,7 @@ fn sub_blocks(file: &[u8], start: usize) -> Option<Range<usize>> {
 mod tests {
     use super::*;
 
-    /// 2x2 screen, a global palette of two colours, transparency, a comment, one frame.
+    /// A GIF with a 2x2 screen, a global palette of two colours, transparency, a comment and one frame.
     const GIF: &[u8] = b"GIF89a\x02\0\x02\0\x80\0\0\x0a\x0b\x0c\xff\xff\xff\
         \x21\xf9\x04\x01\0\0\x01\0\x21\xfe\x02hi\0\
         \x2c\0\0\0\0\x02\0\x02\0\0\x02\x02\x4c\x01\0\x3b";

@@ -1,4 +1,5 @@
-//! Compares this folder with Pillow 13 and transformers 5.23 (`tests/fixtures/README.md` documents every key).
+//! Compares the results of this folder with those of Pillow 13 and transformers 5.23 (`tests/fixtures/README.md`
+//! documents every key of the golden files).
 
 use super::{
     InputError, InputSettings, Picture, ResizeOrder, Tokenizer, decode, image_id, inspect, resize,
@@ -57,7 +58,7 @@ fn sample(formula: &str, x: u64, y: u64, c: u64) -> u8 {
     (value % 256) as u8
 }
 
-/// A synthetic picture that is computed by a formula.
+/// Returns a picture whose samples are computed by a formula (see [`sample`]).
 fn computed(formula: &str, width: u32, height: u32) -> Picture {
     let rows = (0..u64::from(height)).flat_map(|y| (0..u64::from(width)).map(move |x| (x, y)));
     let data = rows.flat_map(|(x, y)| (0..3).map(move |c| sample(formula, x, y, c)));
@@ -79,7 +80,7 @@ struct FilterCase {
     to_height: u32,
     /// Digests in the order of Pillow's filter numbers.
     filters: [String; 6],
-    /// Digest of bicubic with the horizontal pass first.
+    /// Digest of the bicubic result with the horizontal pass first.
     horizontal_first: String,
 }
 
@@ -135,7 +136,7 @@ struct ImageCase {
     width: u32,
     height: u32,
     tensor: String,
-    /// 16-bit grey: the tensor of a reader that keeps the high byte, as this one does and Pillow does not.
+    /// For 16-bit grey, the key of a tensor that keeps the high byte, as this folder does and Pillow does not.
     high_byte: Option<String>,
 }
 
@@ -222,7 +223,7 @@ struct Decoding {
     clean: String,
 }
 
-/// The text decoded at once, and in pieces after a prompt of two ids.
+/// Returns the text of `ids` twice: decoded at once, and decoded in pieces after a prompt of two ids.
 fn decoded(tokenizer: &Tokenizer, ids: &[u32]) -> [String; 2] {
     let (prompt, new) = ids.split_at(ids.len().min(2));
     let mut detokenizer = tokenizer.detokenizer(prompt);
@@ -269,13 +270,14 @@ fn the_file_that_decides_in_transformers_decides_how_texts_are_normalised() {
 fn tokenizing_equals_transformers() {
     let goldens: TokenizerGoldens = read_json("reference/tokenizer.json");
     let load = |name| Tokenizer::load(&fixture(name), &InputSettings::default()).unwrap();
-    // The first reads tokenizer.json, the second vocab.txt alone, the third cleans up.
+    // The first tokenizer is loaded from tokenizer.json and the second from vocab.txt alone; the third cleans up
+    // spaces.
     let (json, vocabulary, cleaning) =
         (load("caption-varied"), load("vqa-varied"), load("caption-talkative"));
     for tokenizer in [&json, &vocabulary] {
         assert_eq!(tokenizer.vocab_size(), goldens.vocabulary_size);
         for case in goldens.encode.iter().chain(&goldens.plain_special) {
-            // The reference drops control characters; here they are rejected.
+            // The reference drops control characters; this tokenizer rejects them.
             let control = |c: char| c.is_ascii_control() && !matches!(c, '\n' | '\r' | '\t');
             match tokenizer.encode(&case.text) {
                 Ok(ids) => assert_eq!(ids.as_slice(), case.ids, "{:?}", case.text),

@@ -1,8 +1,9 @@
-//! PNG, WebP and GIF, decoded by the `image` crate into a buffer of ours.
+//! Decodes PNG, WebP and GIF with the `image` crate, into a buffer that is allocated here.
 //!
-//! Allocations inside its decoders abort the process if they fail. Before a decoder runs, [`memory::probe_available`]
-//! therefore checks that their memory is available: the colour indices of a GIF, the planes and the transparency of a
-//! WebP. Rows, metadata and code tables are not checked; they are below 16 MiB or counted by `lossless`.
+//! If an allocation inside one of the crate's decoders fails, the process aborts. Before a decoder runs,
+//! [`memory::probe_available`] therefore checks that memory is available for its large buffers: the colour indices of a
+//! GIF, the planes and the transparency of a WebP. Rows, metadata and code tables are not checked; they are below 16
+//! MiB or counted by `lossless`.
 
 use std::cell::Cell;
 
@@ -20,14 +21,14 @@ use super::stop::{Stop, StoppableFile};
 use super::{InputError, InputSettings, lossless, structure, webp};
 use crate::task::ImageFormat;
 
-/// Limit in bytes on the allocations of a decoder while it reads the header. Far above any row or ICC profile of a real
-/// PNG, far below a decompression bomb.
+/// Limit in bytes on what a decoder may allocate while it reads the header. It is far above any row or ICC profile of a
+/// real PNG, and far below a decompression bomb.
 const METADATA_BYTES: u64 = 16 << 20;
 
 /// Reads the header of a file and checks it against every limit.
 ///
 /// # Errors
-/// As [`super::inspect`].
+/// The same as for [`super::inspect`].
 pub(super) fn inspect(
     file: &[u8],
     format: ImageFormat,
@@ -70,8 +71,8 @@ pub(super) fn inspect(
     let (width, height) = still.canvas.unwrap_or(frame);
     let pixels = u64::from(width) * u64::from(height);
     let (decoded, rgb) = (frame_bytes.max(canvas_bytes), pixels * 3);
-    // The maximum over three phases: decoding; frame and canvas together; the picture together with its flattened or
-    // turned form.
+    // The maximum over four phases: decoding; frame and canvas together; the picture together with its flattened or
+    // turned form; reading the metadata.
     let working_bytes = (still.file_bytes() + frame_bytes + beside)
         .max(frame_bytes + canvas_bytes)
         .max(decoded.max(rgb) + rgb)
@@ -80,7 +81,7 @@ pub(super) fn inspect(
     Ok(ImageHeader { format, width, height, working_bytes, work })
 }
 
-/// Decodes a file that [`inspect`] has accepted to pixels as stored, before the orientation is applied.
+/// Decodes a file that [`inspect`] has accepted. Returns the pixels as stored, before the orientation is applied.
 ///
 /// # Errors
 /// `UndecodableImage`, `DecodedImageTooLarge`, `OutOfMemory`, `Stopped`.
@@ -121,7 +122,8 @@ fn decode_frame(
     Ok(Raster { width, height, layout, data })
 }
 
-/// The file that is decoded in place of the client's: for WebP and GIF a rewritten one.
+/// Returns the file to be decoded: for WebP and GIF, a rewritten file with only the first frame; otherwise, the
+/// client's own.
 fn open_still(file: &[u8], format: ImageFormat) -> Result<StandaloneFrame<'_>, InputError> {
     StandaloneFrame::of(file, format)?.ok_or_else(|| {
         let whole = structure::is_complete(file, format);
@@ -129,32 +131,35 @@ fn open_still(file: &[u8], format: ImageFormat) -> Result<StandaloneFrame<'_>, I
     })
 }
 
-/// Bytes that a decoder holds in addition to the frame buffer, estimated from the size of the frame.
+/// Estimates, from the size of the frame, the number of bytes that a decoder holds in addition to the frame buffer.
 fn bytes_inside(file: &[u8], format: ImageFormat, frame: (u32, u32)) -> u64 {
     let pixels = u64::from(frame.0) * u64::from(frame.1);
     match format {
-        // Colour indices, before they are mapped to colours.
+        // Colour indices of one byte per pixel, before they are mapped to colours.
         ImageFormat::Gif => pixels,
         ImageFormat::WebP => {
             let parts = webp::parts(file, frame);
-            // Planes of macroblocks, 16 pixels a side: luma, and chroma at half the size.
+            // Planes of whole macroblocks, 16 pixels a side: one for luma, and two for chroma with half the width and
+            // height.
             let side = |side: u32| u64::from(side).next_multiple_of(16);
             let lossy = parts.lossy.map_or(0, |_| side(frame.0) * side(frame.1) * 3 / 2);
             let lossless = parts.lossless.map_or(0, |stream| {
-                // Four channels; the predictor, colour and entropy images have one pixel for each 4 x 4 block.
+                // Four channels, and a copy of one of them for an alpha channel. The predictor, colour and entropy
+                // images have one pixel for each 4 x 4 block.
                 let block = |side: u32| u64::from(side.div_ceil(4));
                 pixels * if stream.is_alpha { 5 } else { 4 } + block(frame.0) * block(frame.1) * 12
             });
             let plain_alpha = if parts.plain_alpha { pixels } else { 0 };
             lossy + lossless + plain_alpha
         }
-        // In addition to a few rows.
+        // Metadata; the decoder also holds a few rows, which do not count.
         ImageFormat::Png => structure::png_metadata_bytes(file, METADATA_BYTES),
         ImageFormat::Jpeg | ImageFormat::Bmp => 0,
     }
 }
 
-/// Size in bytes of a lossless picture's code tables, which the decoder allocates without a limit.
+/// Returns the size in bytes of a lossless picture's code tables, checked against `max_decoded_bytes`: the decoder
+/// allocates them without a limit.
 fn check_codes(
     file: &[u8],
     frame: (u32, u32),
@@ -166,7 +171,8 @@ fn check_codes(
     }
 }
 
-/// Decoder limits: `max_bytes` bounds the decoder's own allocations, such as rows and metadata of a PNG.
+/// Returns the limits for a decoder: `max_bytes` bounds the decoder's own allocations, such as rows and metadata of a
+/// PNG.
 fn limits(max_bytes: u64) -> Limits {
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(max_bytes);
@@ -179,7 +185,7 @@ fn open<'file>(
     settings: &InputSettings,
 ) -> Result<impl ImageDecoder + 'file, InputError> {
     let format_of_crate = match format {
-        // Decoded by our own decoders, never here.
+        // Never used here, since these formats have decoders of our own.
         ImageFormat::Jpeg | ImageFormat::Bmp => {
             return Err(undecodable(format, UNSUPPORTED_VARIANT));
         }
@@ -223,12 +229,12 @@ fn describe(error: &ImageError) -> &'static str {
     }
 }
 
-/// Estimated cost of decoding in pixels of a plain JPEG, as in [`ImageHeader::work`]. Measured on pictures of 50
-/// megapixels.
+/// Estimates the cost of decoding, in pixels of a plain JPEG as in [`ImageHeader::work`]. The factors were measured on
+/// pictures of 50 megapixels.
 fn work(file: &[u8], format: ImageFormat, frame: (u32, u32), frame_bytes: u64) -> u64 {
     let pixels = u64::from(frame.0) * u64::from(frame.1);
     match format {
-        // Proportional to the size of its rows in bytes.
+        // The cost of a PNG is proportional to the size of its rows in bytes.
         ImageFormat::Png => frame_bytes / 2,
         ImageFormat::Gif => pixels * 3,
         ImageFormat::WebP => {

@@ -1,8 +1,9 @@
-//! The string that stands for an image in a request: file bytes in base64, a URL, or an image id.
+//! Parses the string that represents an image in a request: file bytes in base64, a URL, or an image id.
 //!
 //! Base64 is decoded leniently, because the alphabet, padding and white space carry no information: either alphabet
-//! (RFC 4648, sections 4 and 5), with or without padding, ASCII white space anywhere. Wrong padding, a lone last
-//! character and non-zero bits after the last byte remain errors, because they are signs of damaged data.
+//! (RFC 4648, sections 4 and 5) is accepted, with or without padding, and with ASCII white space anywhere. Wrong
+//! padding, a single character left over at the end and non-zero bits after the last byte remain errors, because they
+//! are signs of damaged data.
 
 use super::memory::{self, OutOfMemory};
 use super::{InputError, InputSettings};
@@ -74,7 +75,7 @@ fn starts_with_ignoring_case(value: &str, prefix: &str) -> bool {
         .is_some_and(|head| head.eq_ignore_ascii_case(prefix.as_bytes()))
 }
 
-/// The part after the comma of `data:<anything>;base64,`. The declared media type is ignored.
+/// Returns the part of a data URI after `data:<anything>;base64,`. The declared media type is ignored.
 fn data_uri_payload(uri: &str) -> Result<&str, InputError> {
     let problem = DATA_URI;
     let (head, payload) = uri.split_once(',').ok_or(InputError::InvalidImageValue { problem })?;
@@ -89,7 +90,7 @@ struct Base64Scan {
     /// Number of characters without white space and trailing padding.
     characters: usize,
     padding: usize,
-    /// True if the text can be decoded as it is: no white space, standard alphabet.
+    /// True if the text can be decoded as it is: it has no white space and uses the standard alphabet.
     plain: bool,
 }
 
@@ -114,8 +115,8 @@ impl Base64Scan {
         self.characters / 4 * 3 + (self.characters % 4 * 3) / 4
     }
 
-    /// Allocates the output buffer. The decoder requires room for whole groups of four characters, and for one more at
-    /// the end of a block.
+    /// Allocates the output buffer. The decoder requires room for whole groups of four characters, and for one more
+    /// group at the end of a block.
     fn buffer(&self) -> Result<Vec<u8>, OutOfMemory> {
         memory::with_capacity((self.characters + self.padding).div_ceil(4) * 3 + 3)
     }
@@ -153,8 +154,8 @@ fn decode_base64(text: &str, settings: &InputSettings) -> Result<ImageValue, Inp
     })
 }
 
-/// Removes white space and padding, maps to the standard alphabet and decodes block by block, so that a wrapped text
-/// needs no second copy.
+/// Decodes a text block by block, removing white space and padding and mapping characters to the standard alphabet, so
+/// that a wrapped text needs no second copy. Returns `None` if the text is not valid base64.
 fn decode_without_whitespace(text: &str, survey: &Base64Scan, decoded: &mut Vec<u8>) -> Option<()> {
     if !survey.has_right_padding() {
         return None;
@@ -254,8 +255,7 @@ mod tests {
 
     #[test]
     fn every_spelling_of_base64_is_the_same_bytes() {
-        // 62 and 63 are the characters in which the alphabets differ. The lengths lie around the block size of the
-        // decoder.
+        // The alphabets differ in the characters for 62 and 63. Some lengths lie around the block size of the decoder.
         for length in [1, 2, 3, 4, 5, 3070, 3071, 3072, 3073, 6144, 10_000] {
             let bytes: Vec<u8> = (0..length).map(|n: u32| !(n * 7 % 251) as u8).collect();
             let padded = STANDARD.encode(&bytes);
@@ -306,7 +306,7 @@ mod tests {
         for above in [above.clone(), wrapped(&above, 4, "\n"), above.replace('=', "")] {
             assert_eq!(ImageValue::parse(&above, &settings), Err(expected.clone()), "{above}");
         }
-        // Not even valid base64, but too long: the length check alone rejects it.
+        // This is not valid base64, but the length check comes first and rejects it.
         let garbage = "!".repeat(100);
         let expected = InputError::ImageFileTooLarge { bytes: 75, max_bytes: 64 };
         assert_eq!(ImageValue::parse(&garbage, &settings), Err(expected));

@@ -1,23 +1,25 @@
 //! Computes how much memory the Huffman codes of a lossless `WebP` need, before it is decoded. The decoder has no
-//! memory limit, and a file of 700 KB can announce 65,536 groups of Huffman codes (prefix code groups), which expand to
-//! 3 GB of tables whatever the size of the picture.
+//! memory limit, and a file of 700 KB can declare 65,536 groups of five Huffman codes (prefix code groups), which
+//! expand to 3 GB of tables whatever the size of the picture.
 //!
-//! Parses the bitstream (RFC 9649, section 3) up to the codes of the picture itself. Of the smaller images before them
-//! it keeps only the highest group number. Table sizes are those of the decoder that reads the file next (`image-webp`,
-//! `HuffmanTree::build_implicit`).
+//! Parses the bitstream (RFC 9649, section 3) up to the codes of the picture itself. Skips the smaller images before
+//! them, but keeps the highest group number in the entropy image, which gives the number of groups. Table sizes are
+//! those of `image-webp` (`HuffmanTree::build_implicit`), the decoder that reads the file next.
 
 use super::webp::{self, Lossless};
 
-/// A bitstream that the decoder would reject as well.
+/// Error: the bitstream is invalid, so the decoder would reject it as well.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
-/// Number of symbols of the five codes of a group: green and lengths, red, blue, alpha, distances.
+/// Number of symbols in the alphabet of each of the five codes in a group: green and lengths, red, blue, alpha,
+/// distances.
 const ALPHABETS: [usize; 5] = [256 + 24, 256, 256, 256, 40];
 /// The order in which the lengths of the code length code are stored.
 const LENGTH_ORDER: [usize; 19] =
     [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
-/// Codes longer than this are decoded through a tree behind the table.
+/// Maximum length in bits of a code that the decoder looks up directly in a table. Longer codes continue in a tree
+/// after the table.
 const TABLE_BITS: usize = 10;
 const NODE_BYTES: u64 = 16;
 /// Size in bytes of a group without the tables of its codes.
@@ -26,13 +28,15 @@ const GROUP_BYTES: u64 = 5 * 64;
 /// First byte of a VP8L bitstream.
 const SIGNATURE: u32 = 0x2f;
 
-/// Size in bytes of the decoding tables of the picture's codes; counting stops once it exceeds `most`. `canvas` is the
-/// size in the file's header, already checked against the limits.
+/// Returns the size in bytes of the decoding tables for the picture's Huffman codes; 0 if the file has no lossless
+/// bitstream. Stops counting once the total exceeds `most`. `canvas` is the size in the file's header, already checked
+/// against the limits.
 ///
 /// Takes at most one step for each bit of the bitstream, plus a few for each symbol of a code's alphabet.
 ///
 /// # Errors
-/// If the bitstream is truncated, or contradicts itself, its frame or the canvas.
+/// [`Malformed`] if the bitstream is truncated or inconsistent, or if its size differs from that of the frame or
+/// exceeds the canvas.
 pub(super) fn code_bytes(file: &[u8], canvas: (u32, u32), most: u64) -> Result<u64, Malformed> {
     let Some(Lossless { bytes, sides, is_alpha }) = webp::parts(file, canvas).lossless else {
         return Ok(0);
@@ -44,7 +48,7 @@ pub(super) fn code_bytes(file: &[u8], canvas: (u32, u32), most: u64) -> Result<u
     let head = bits.take(8)?;
     if !is_alpha {
         let own_sides = (bits.take(14)? + 1, bits.take(14)? + 1);
-        // The alpha hint, then the version.
+        // These four bits are the alpha hint and the version.
         if head != SIGNATURE || own_sides != sides || bits.take(4)? >> 1 != 0 {
             return Err(Malformed);
         }
@@ -61,13 +65,13 @@ fn picture_codes(
     let mut seen = [false; 4];
     while bits.take(1)? == 1 {
         let kind = bits.take(2)?;
-        // Each transform at most once, as in the decoder: otherwise images of zero bits could follow each other
-        // endlessly.
+        // As in the decoder, each transform may occur at most once. Otherwise images that take no bits could follow
+        // each other endlessly.
         if std::mem::replace(&mut seen[kind as usize], true) {
             return Err(Malformed);
         }
         match kind {
-            // Predictor and colour transform: an image with one pixel for each block.
+            // The predictor and colour transforms have an image with one pixel for each block.
             0 | 1 => {
                 let size = bits.take(3)? + 2;
                 skip_image(bits, (blocks(width, size), blocks(height, size)))?;
@@ -105,9 +109,9 @@ fn picture_codes(
     Ok(bytes)
 }
 
-/// Skips an image that precedes the picture's codes. Returns the highest group number that it would contain as an
-/// entropy image (16 bits: red and green). Back-references only repeat earlier literals, so the literals give the
-/// maximum.
+/// Skips an image that precedes the picture's codes. Returns the highest group number in it, in case it is the entropy
+/// image, whose red and green values form a 16-bit group number. Back-references only repeat earlier literals, so the
+/// literals give the maximum.
 fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, Malformed> {
     let cache = cache_size(bits)?;
     let mut codes = Vec::with_capacity(ALPHABETS.len());
@@ -135,7 +139,8 @@ fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, M
             _ => 1,
         };
         if bits.at == start {
-            // A symbol that took no bits repeats until the image is full; a few bytes may announce billions of pixels.
+            // A symbol that takes no bits repeats until the image is full. It must not be read pixel by pixel, since a
+            // few bytes can declare billions of pixels.
             return if left % pixels == 0 { Ok(highest) } else { Err(Malformed) };
         }
         left = left.checked_sub(pixels).ok_or(Malformed)?;
@@ -143,7 +148,8 @@ fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, M
     Ok(highest)
 }
 
-/// Number of entries of the colour cache; they extend the alphabet of the first code.
+/// Reads the number of entries in the colour cache, which extend the alphabet of a group's first code. Returns 0 if
+/// there is no cache.
 fn cache_size(bits: &mut Bits<'_>) -> Result<usize, Malformed> {
     if bits.take(1)? == 0 {
         return Ok(0);
@@ -154,7 +160,7 @@ fn cache_size(bits: &mut Bits<'_>) -> Result<usize, Malformed> {
     }
 }
 
-/// A length or distance; its prefix code gives the number of extra bits.
+/// Reads a length or distance whose prefix code is `prefix`. The prefix gives the number of extra bits to read.
 fn prefixed(bits: &mut Bits<'_>, prefix: u16) -> Result<u32, Malformed> {
     let prefix = u32::from(prefix);
     if prefix < 4 {
@@ -209,7 +215,7 @@ impl Code {
         Self::of(&lengths)
     }
 
-    /// A simple code: one or two symbols, stored directly.
+    /// Reads a simple code: one or two symbols, stored directly.
     fn read_simple(bits: &mut Bits<'_>, alphabet: usize) -> Result<Self, Malformed> {
         let two = bits.take(1)? == 1;
         let width = 1 + 7 * bits.take(1)?;
@@ -226,7 +232,7 @@ impl Code {
         Ok(Self { counts, symbols, table_bytes })
     }
 
-    /// The code with these code lengths; 0 for symbols that do not occur.
+    /// Builds the code from these code lengths; a length of 0 marks an unused symbol.
     fn of(lengths: &[u8]) -> Result<Self, Malformed> {
         let mut counts = [0_u16; 16];
         for &length in lengths {
@@ -282,7 +288,7 @@ struct Bits<'a> {
 }
 
 impl Bits<'_> {
-    /// Reads at most 24 bits.
+    /// Reads the next `count` bits, at most 24.
     fn take(&mut self, count: u32) -> Result<u32, Malformed> {
         let end = self.at + count as usize;
         if end > self.bytes.len() * 8 {
@@ -302,7 +308,7 @@ impl Bits<'_> {
 mod tests {
     use super::*;
 
-    /// A lossless WebP file of a 40 x 30 gradient.
+    /// Returns a lossless WebP file of a 40 x 30 gradient.
     fn encoded() -> Vec<u8> {
         let pixels: Vec<u8> = (0..1200_u32).flat_map(|i| [i as u8, (i >> 4) as u8, 7]).collect();
         let mut file = Vec::new();
@@ -329,7 +335,7 @@ mod tests {
         assert_eq!(code_bytes(b"RIFF\x12\0\0\0WEBPVP8 \x02\0\0\0xx", (1, 1), 0), Ok(0));
     }
 
-    /// Bit writer in the order of the format, least significant bit first.
+    /// A bit writer in the order of the format, least significant bit first.
     #[derive(Default)]
     struct Writer(Vec<bool>);
 
@@ -339,13 +345,14 @@ mod tests {
             self
         }
 
-        /// Five codes of one symbol each. Green has a normal code rather than a simple one, so that its symbol may
-        /// exceed 255.
+        /// Writes the five codes of an image, with one symbol each. Green has a normal code rather than a simple one,
+        /// so that its symbol may exceed 255.
         fn image_of(&mut self, green: u32) -> &mut Self {
-            // No colour cache. Five lengths of the code length code follow: 0 and 1 have one, of one bit each.
+            // No colour cache; then five lengths for the code length code, in which the symbols 0 and 1 take one bit
+            // each.
             self.put(0, 1).put(0, 1).put(1, 4).put(0, 6).put(1, 3).put(1, 3);
             self.put(0, 3);
-            // As many code lengths as symbols up to this one, at least two: zeros and a one.
+            // One code length for each symbol up to `green`, but at least two: 1 for `green`, 0 for the others.
             let lengths = (green + 1).max(2);
             self.put(1, 1).put(4, 3).put(lengths - 2, 10);
             self.put(0, green).put(1, 1).put(0, lengths - green - 1);
@@ -365,7 +372,7 @@ mod tests {
             bits.0.chunks(8).map(byte).collect()
         }
 
-        /// A file with one lossless picture.
+        /// Returns a WebP file with this bitstream as its only picture.
         fn file(&self, sides: (u32, u32)) -> Vec<u8> {
             let stream = self.stream(sides);
             let size = |bytes: usize| (bytes as u32).to_le_bytes();
@@ -374,21 +381,21 @@ mod tests {
         }
     }
 
-    /// A transform of this kind whose image has one pixel for each 4 x 4 block of the picture.
+    /// Writes the header of a transform of this kind, whose image has one pixel for each 4 x 4 block of the picture.
     fn transform(writer: &mut Writer, kind: u32) -> &mut Writer {
         writer.put(1, 1).put(kind, 2).put(0, 3)
     }
 
     #[test]
     fn an_image_that_takes_no_bits_is_passed_over_at_once() {
-        // As large as sides of 24 bits allow: a pixel-by-pixel walk would practically never end.
+        // The largest image with sides of 24 bits: reading it pixel by pixel would practically never end.
         let sides = (1 << 24, 1 << 24);
         for (green, fits) in [(0, true), (255, true), (256, true), (257, true), (258, false)] {
             let bytes = Writer::default().image_of(green).stream((1, 1));
             let mut bits = Bits { bytes: &bytes, at: 40 };
             let highest = skip_image(&mut bits, sides);
             let literal = if green < 256 { green as u16 } else { 0 };
-            // Copies of length three do not fill a power of two exactly.
+            // 258 copies three pixels at a time, which does not fill a power of two exactly.
             assert_eq!(highest, if fits { Ok(literal) } else { Err(Malformed) }, "{green}");
         }
     }
@@ -396,7 +403,7 @@ mod tests {
     #[test]
     fn a_transform_comes_once() {
         let end = |writer: &mut Writer| {
-            // No further transform, then one group of codes in which each pixel takes no bits.
+            // No further transform and no cache; then one group of codes in which a pixel takes no bits.
             writer.put(0, 1).put(0, 2);
             for _ in 0..5 {
                 writer.put(0b101, 3).put(0, 8);

@@ -1,12 +1,12 @@
-//! Buffers whose size a client's file determines. They are allocated fallibly: if an allocation fails, the picture is
-//! rejected, where an ordinary allocation would abort the process.
+//! Allocates the buffers whose size a client's file determines. If such an allocation fails, the picture is rejected;
+//! after a failed ordinary allocation, the process would abort.
 //!
 //! Buffers of fixed size, and buffers of at most a few hundred kilobytes (tables, one row), are allocated as usual.
 
 use super::InputError;
 use super::stop::{self, Stop, Stopped};
 
-/// The system cannot allocate a buffer.
+/// Error: the system cannot allocate a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct OutOfMemory {
     /// Size of the failed allocation in bytes.
@@ -19,14 +19,14 @@ impl From<OutOfMemory> for InputError {
     }
 }
 
-/// Memory that must stay free after every large allocation, for allocations that cannot fail gracefully, since the rest
-/// of the process allocates too. It is above 32 MiB, the size from which glibc always uses mmap, so that allocating and
-/// freeing it as a test touches no memory.
+/// Number of bytes that must remain available after every large allocation, because the rest of the process also
+/// allocates memory and aborts if that fails. It is above 32 MiB, the size from which glibc always uses mmap, so that
+/// allocating and freeing it as a test touches no memory.
 const HEADROOM_BYTES: u64 = 40 << 20;
-/// Buffers of at least this many bytes are large.
+/// Size in bytes from which a buffer is large: its allocation must leave [`HEADROOM_BYTES`] available.
 const LARGE_BYTES: u64 = 1 << 20;
 
-/// An empty buffer with capacity for `length` values.
+/// Returns an empty buffer with capacity for `length` values.
 ///
 /// # Errors
 /// [`OutOfMemory`].
@@ -49,7 +49,7 @@ pub(super) fn with_capacity<T>(length: usize) -> Result<Vec<T>, OutOfMemory> {
     Ok(buffer)
 }
 
-/// A buffer of `length` copies of `value`.
+/// Returns a buffer of `length` copies of `value`.
 ///
 /// # Errors
 /// [`OutOfMemory`].
@@ -59,10 +59,10 @@ pub(super) fn filled<T: Clone>(value: T, length: usize) -> Result<Vec<T>, OutOfM
     Ok(buffer)
 }
 
-/// Bytes that are written between two polls of `stop`. The first write to a fresh page is slow.
+/// Number of bytes written between two polls of `stop`. The first write to a fresh page is slow.
 const PIECE_BYTES: usize = 4 << 20;
 
-/// Like [`filled`], for the largest buffers: filling one takes a fraction of a second, so it polls `stop`.
+/// Like [`filled`], but polls `stop`. It is for the largest buffers, which take a fraction of a second to fill.
 ///
 /// # Errors
 /// [`OutOfMemory`], [`Stopped`].
@@ -80,15 +80,16 @@ where
     Ok(buffer)
 }
 
-/// Frees a large buffer before the work continues. Dropping it does the same; tests count what is freed here.
+/// Frees a large buffer before the work continues. It does the same as a plain drop, except that tests count the bytes
+/// that it frees.
 pub(super) fn release<T>(buffer: Vec<T>) {
     #[cfg(test)]
     tally::released((buffer.capacity() * size_of::<T>()) as u64);
     drop(buffer);
 }
 
-/// Checks that `bytes` could be allocated now. Used before decoders of other crates, whose failed allocations abort the
-/// process. Another thread may take the memory in the meantime.
+/// Checks that `bytes` could be allocated now. Call it before decoders of other crates, whose failed allocations abort
+/// the process. Another thread may still take the memory in the meantime.
 ///
 /// # Errors
 /// [`OutOfMemory`].
@@ -105,7 +106,7 @@ fn can_allocate(bytes: u64) -> bool {
     reserved
 }
 
-/// Counts this module's buffers per thread: tests compare their peak with the size that a header announced.
+/// Counts the bytes that this module allocates, per thread. Tests compare the peak with `ImageHeader::working_bytes`.
 #[cfg(test)]
 pub(super) mod tally {
     use std::cell::Cell;
@@ -125,14 +126,14 @@ pub(super) mod tally {
         DENIED.get() == Some(asked)
     }
 
-    /// Number of buffers that `work` allocates, and its result.
+    /// Runs `work`. Returns the number of buffers that it allocates, and its result.
     pub(in super::super) fn count<T>(work: impl FnOnce() -> T) -> (u64, T) {
         ASKED.set(0);
         let result = work();
         (ASKED.get(), result)
     }
 
-    /// Runs `work` with a failing allocation: the one with index `denied`, counted from 0.
+    /// Runs `work` and lets its allocation with index `denied` fail, counted from 0.
     pub(in super::super) fn without<T>(denied: u64, work: impl FnOnce() -> T) -> T {
         DENIED.set(Some(denied));
         let (_, result) = count(work);
@@ -150,8 +151,8 @@ pub(super) mod tally {
         LIVE.set(LIVE.get().saturating_sub(bytes));
     }
 
-    /// Peak size in bytes of the buffers that `work` held. A buffer counts until it is released, so the true peak is
-    /// never higher.
+    /// Runs `work`. Returns the peak size in bytes of its buffers, and its result. A buffer counts until it is
+    /// released, so the true peak is never higher.
     pub(in super::super) fn peak<T>(work: impl FnOnce() -> T) -> (u64, T) {
         LIVE.set(0);
         PEAK.set(0);

@@ -1,9 +1,9 @@
-//! Converts untrusted bytes to model-ready values. Synchronous and pure: no threads, no sockets, no clock.
+//! Converts untrusted bytes to model-ready values. All functions are synchronous and use no threads, sockets or clock.
 //!
-//! - [`ImageValue`]: the string that a client may send in place of an image.
-//! - [`inspect`], [`decode()`], [`resize()`]: from a picture file to [`Pixels`], with the results of Pillow and
-//!   `transformers`. These are separate stages so that `images` can bound and time each one.
-//! - [`Tokenizer`], [`Detokenizer`]: text to token ids and back.
+//! - [`ImageValue`]: the string that represents an image in a request.
+//! - [`inspect`], [`decode()`], [`resize()`]: the stages that convert a picture file to [`Pixels`], with the results of
+//!   Pillow and `transformers`. They are separate so that `images` can bound and time each one.
+//! - [`Tokenizer`], [`Detokenizer`]: convert text to token ids and back.
 //!
 //! Callers: `images` (pictures, on its decoding thread pool) and `http` (image values, texts). A decoder may panic on a
 //! malicious file: the caller of `inspect` or `decode` must catch the panic.
@@ -55,7 +55,7 @@ pub use tokenizer::Tokenizer;
 use crate::task::{ImageId, ImageInfo, Pixels, Preprocessing};
 use sha2::{Digest, Sha256};
 
-/// The id of a picture file: SHA-256 of its bytes.
+/// Returns the id of a picture file, which is the SHA-256 of its bytes.
 #[must_use]
 pub fn image_id(file: &[u8]) -> ImageId {
     ImageId::from_digest(Sha256::digest(file).into())
@@ -64,7 +64,7 @@ pub fn image_id(file: &[u8]) -> ImageId {
 /// Converts a picture file to pixels in one call: [`inspect`], [`decode()`], [`resize()`].
 ///
 /// # Errors
-/// Any problem with the file, or any exceeded limit.
+/// The errors of [`inspect`], [`decode()`] and [`resize()`].
 pub fn prepare(
     file: &[u8],
     preprocessing: Preprocessing,

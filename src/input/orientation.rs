@@ -1,8 +1,8 @@
 //! Finds the orientation of a picture as Pillow's `ImageOps.exif_transpose` does, which transformers' `load_image`
 //! calls: the EXIF tag Orientation of a JPEG, PNG or WebP, otherwise `tiff:Orientation` in its XMP data.
 //!
-//! Sources: `Image.getexif`, `Exif.load` and `ImageFileDirectory_v2.load` of Pillow 13. Where Pillow raises on broken
-//! metadata, the picture stays as stored.
+//! Sources: `Image.getexif`, `Exif.load` and `ImageFileDirectory_v2.load` of Pillow 13. If Pillow raises an error on
+//! broken metadata, the picture stays as stored.
 
 use std::borrow::Cow;
 
@@ -19,7 +19,7 @@ const ORIENTATION: u16 = 0x0112;
 /// Prefix of EXIF data; it may be absent or repeated.
 const EXIF_PREFIX: &[u8] = b"Exif\0\0";
 
-/// The metadata of a file that can hold its orientation.
+/// The parts of a file's metadata that can give its orientation.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Metadata<'a> {
     /// A TIFF structure, with or without the prefix `Exif\0\0`.
@@ -28,7 +28,7 @@ pub(super) struct Metadata<'a> {
     pub(super) xmp: Option<Cow<'a, [u8]>>,
 }
 
-/// The EXIF or XMP orientation of the picture in `file`.
+/// Returns the orientation of the picture in `file` from its EXIF or XMP data; `NoTransforms` if neither gives one.
 ///
 /// # Errors
 /// [`OutOfMemory`].
@@ -48,28 +48,28 @@ pub(super) fn orientation(file: &[u8], format: ImageFormat) -> Result<Orientatio
     Ok(code.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms))
 }
 
-/// Upper bound in bytes on the metadata copies that [`orientation`] holds.
+/// Returns an upper bound on the bytes of metadata that [`orientation`] copies.
 pub(super) fn metadata_bytes(file: &[u8], format: ImageFormat) -> u64 {
     let file_bytes = file.len() as u64;
     match format {
         // EXIF data from several segments, joined in one buffer that grows by doubling.
         ImageFormat::Jpeg => file_bytes * 2,
         ImageFormat::Png => {
-            // Compressed text counts inflated; uncompressed text counts as the bytes that its hexadecimal digits
-            // encode.
+            // Compressed text counts with its inflated size, uncompressed text with the number of bytes that its
+            // hexadecimal digits encode.
             let texts = png_chunks(file).map(|(name, data)| match name {
                 b"zTXt" | b"iTXt" => (data.len() * 1032).min(MAX_TEXT_BYTES) * 2,
                 b"tEXt" => data.len() / 2,
                 _ => 0,
             });
-            // At most three are kept: EXIF data, a raw profile, XMP data.
+            // At most three texts are kept: EXIF data, a raw profile, XMP data.
             (texts.sum::<usize>().min(3 * MAX_TEXT_BYTES) as u64).max(file_bytes / 2)
         }
         ImageFormat::WebP | ImageFormat::Gif | ImageFormat::Bmp => 0,
     }
 }
 
-/// The orientation in the EXIF data.
+/// What the EXIF data says about the orientation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tag {
     Absent,
@@ -78,7 +78,7 @@ enum Tag {
     Value(u8),
 }
 
-/// Reads the tag from the first directory (IFD) of a TIFF structure. Reads each entry once.
+/// Reads the orientation from the first directory (IFD) of a TIFF structure. Reads each entry once.
 fn exif_orientation(mut data: &[u8]) -> Tag {
     while let Some(rest) = data.strip_prefix(EXIF_PREFIX) {
         data = rest;
@@ -86,12 +86,13 @@ fn exif_orientation(mut data: &[u8]) -> Tag {
     if data.is_empty() {
         return Tag::Absent;
     }
-    // Pillow raises on a damaged TIFF header; for a JPEG it has already recorded by then that EXIF data was read.
+    // Pillow raises an error on a damaged TIFF header. For a JPEG, it has by then recorded that EXIF data was read, so
+    // it does not consult the XMP data.
     let Some(order) = ByteOrder::of(data) else { return Tag::Unusable };
     let Some(start) = order.u32(data, 4) else { return Tag::Unusable };
     let start = start as usize;
     let count = order.u16(data, start).unwrap_or(0);
-    // Total size of the values so far that are stored outside their entries.
+    // Total size in bytes of the values so far that are stored outside their entries.
     let mut value_bytes = 0;
     for index in 0..usize::from(count) {
         let entry = start + 2 + index * 12;
@@ -110,7 +111,7 @@ fn exif_orientation(mut data: &[u8]) -> Tag {
 enum Entry {
     Orientation(Tag),
     Other,
-    /// The values lie beyond the end of the data: Pillow reads no further entries.
+    /// The values of the entry lie beyond the end of the data. Pillow reads no further entries.
     Cut,
 }
 
@@ -120,7 +121,7 @@ fn read_entry(data: &[u8], entry: &[u8; 12], order: ByteOrder, value_bytes: &mut
     let size = u64::from(order.u32(entry, 4).unwrap_or(0)) * unit;
     let values = if size > 4 {
         *value_bytes += size;
-        // More than the data can hold: Pillow skips such an entry.
+        // The values so far exceed the size of the data. Pillow skips such an entry.
         if *value_bytes > data.len() as u64 {
             return Entry::Other;
         }
@@ -142,7 +143,7 @@ fn read_entry(data: &[u8], entry: &[u8; 12], order: ByteOrder, value_bytes: &mut
     )
 }
 
-/// Size in bytes of one value of a TIFF type; `None` for types that Pillow skips.
+/// Returns the size in bytes of one value of a TIFF type; `None` for types that Pillow skips.
 fn unit_size(kind: u16) -> Option<u64> {
     match kind {
         1 | 2 | 6 | 7 => Some(1),
@@ -153,7 +154,8 @@ fn unit_size(kind: u16) -> Option<u64> {
     }
 }
 
-/// The first value, if it is a number from 0 to 255. For Pillow, bytes and texts are not numbers.
+/// Returns the first value, if it is a number from 0 to 255. BYTE, ASCII and UNDEFINED give `None`: Pillow returns them
+/// as `bytes` or `str`, not as numbers.
 fn first_value(values: &[u8], kind: u16, order: ByteOrder) -> Option<u8> {
     let ratio = |top: i64, bottom: i64| (bottom != 0 && top % bottom == 0).then(|| top / bottom);
     let signed = |value: u32| i64::from(value.cast_signed());
@@ -189,8 +191,8 @@ enum ByteOrder {
 }
 
 impl ByteOrder {
-    /// Byte order from the first bytes of a TIFF structure. Headers whose second half has the wrong byte order occur in
-    /// practice.
+    /// Returns the byte order from the first bytes of a TIFF structure. Accepts headers whose second half has the wrong
+    /// byte order, since they occur in practice.
     fn of(data: &[u8]) -> Option<Self> {
         match data.first_chunk()? {
             b"II\x2a\0" | b"II\0\x2a" => Some(Self::Little),
@@ -215,7 +217,7 @@ impl ByteOrder {
     }
 }
 
-/// The value of the first `tiff:Orientation="6"` or `tiff:Orientation>6`.
+/// Returns the digit in the first text of the form `tiff:Orientation="6"` or `tiff:Orientation>6`.
 fn xmp_orientation(xmp: &[u8]) -> Option<u8> {
     const NAME: &[u8] = b"tiff:Orientation";
     let mut rest = xmp;
@@ -228,7 +230,7 @@ fn xmp_orientation(xmp: &[u8]) -> Option<u8> {
     }
 }
 
-/// Types and data of the complete chunks of a PNG.
+/// Returns the type and the data of each complete chunk of a PNG.
 fn png_chunks(file: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
     let mut rest = file.get(8..).unwrap_or_default();
     std::iter::from_fn(move || {
@@ -242,7 +244,8 @@ fn png_chunks(file: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
     })
 }
 
-/// EXIF data of a PNG is in an `eXIf` chunk, or as hexadecimal text in a text chunk of older programs.
+/// Finds the metadata of a PNG. EXIF data is in an `eXIf` chunk or, in files of older programs, in a text chunk as
+/// hexadecimal digits.
 fn png(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
     let mut found = Metadata::default();
     let mut raw_profile = None;
@@ -267,7 +270,8 @@ fn png(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
     Ok(found)
 }
 
-/// Keyword and text of a text chunk, inflated if it is compressed.
+/// Returns the keyword of a text chunk and its text, inflated if it is compressed; `None` if the chunk is invalid or
+/// its keyword is not one of those read here.
 fn png_text<'a>(name: &[u8], data: &'a [u8]) -> Option<(&'a [u8], Cow<'a, [u8]>)> {
     let (keyword, rest) = split_at_zero(data)?;
     let (text, compressed) = match name {
@@ -303,7 +307,7 @@ fn split_at_zero(data: &[u8]) -> Option<(&[u8], &[u8])> {
 /// hexadecimal digits. `None` if the text contains anything else.
 ///
 /// # Errors
-/// [`OutOfMemory`]: the text may be as long as the file.
+/// [`OutOfMemory`], since the text may be as long as the file.
 fn from_hexadecimal(text: &[u8]) -> Result<Option<Vec<u8>>, OutOfMemory> {
     let digits = text.splitn(4, |&byte| byte == b'\n').nth(3).unwrap_or_default();
     let mut bytes = memory::with_capacity(digits.len() / 2)?;
@@ -318,7 +322,7 @@ fn from_hexadecimal(text: &[u8]) -> Result<Option<Vec<u8>>, OutOfMemory> {
     Ok(high.is_none().then_some(bytes))
 }
 
-/// Metadata chunks of a WebP count only if the flags of the VP8X chunk announce them.
+/// Finds the metadata of a WebP. Its metadata chunks count only if the flags of the VP8X chunk declare them.
 fn webp(file: &[u8]) -> Metadata<'_> {
     let Some(container) = riff::read(file) else { return Metadata::default() };
     Metadata {
@@ -331,7 +335,7 @@ fn webp(file: &[u8]) -> Metadata<'_> {
 mod tests {
     use super::*;
 
-    /// A TIFF structure with one entry for the orientation.
+    /// Returns a TIFF structure whose only entry is the orientation.
     fn tiff(big: bool, kind: u16, count: u32, value: [u8; 4]) -> Vec<u8> {
         let u16 = |value: u16| if big { value.to_be_bytes() } else { value.to_le_bytes() };
         let u32 = |value: u32| if big { value.to_be_bytes() } else { value.to_le_bytes() };
@@ -381,12 +385,12 @@ mod tests {
         for data in [&b""[..], b"II\x2a\0\xff\xff\xff\xff", b"MM\0\x2a\0\0\0\x08\xff\xff"] {
             assert_eq!(exif_orientation(data), Tag::Absent);
         }
-        // An entry with four thousand million values before a valid one.
+        // An entry that declares four thousand million values, followed by a valid entry.
         let mut data = tiff(true, 2, u32::MAX, [0; 4]);
         (data[9], data[11]) = (2, 0x0e);
         data.extend(&tiff(true, 3, 1, [0, 6, 0, 0])[10..]);
         assert_eq!(exif_orientation(&data), Tag::Value(6));
-        // One entry with eight values beyond the end: no further entry is read.
+        // An entry whose eight values lie beyond the end, so no further entry is read.
         data[14..22].copy_from_slice(&[0, 0, 0, 8, 0xff, 0xff, 0xff, 0xff]);
         assert_eq!(exif_orientation(&data), Tag::Absent);
     }

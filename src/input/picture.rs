@@ -3,7 +3,7 @@
 use crate::task::{ImageFormat, ImageId, ImageInfo};
 use std::fmt;
 
-/// RGB pixels, row-major `[height, width, 3]`, at the picture's own size after the EXIF orientation is applied.
+/// A decoded picture: RGB pixels, row-major `[height, width, 3]`, after the orientation is applied and before resizing.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Picture {
     width: u32,
@@ -12,7 +12,7 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Wraps `data`, row-major `[height, width, 3]`.
+    /// Wraps the RGB samples in `data`, row-major `[height, width, 3]`.
     ///
     /// # Panics
     /// If a side is zero, or if `data` does not hold `height * width * 3` bytes.
@@ -36,13 +36,13 @@ impl Picture {
         self.height
     }
 
-    /// The RGB samples, row-major `[height, width, 3]`.
+    /// Returns the RGB samples, row-major `[height, width, 3]`.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.data
     }
 
-    /// Id, size and format, for responses to clients.
+    /// Returns the id, size and format, for responses to clients.
     #[must_use]
     pub fn info(&self, id: ImageId, format: ImageFormat) -> ImageInfo {
         ImageInfo { id, width: self.width, height: self.height, format }

@@ -2,10 +2,10 @@
 
 use image::ColorType;
 
-/// Number and width of the samples of a pixel.
+/// The number and the width of the samples of a pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
-    /// 1: grey; 2: grey and alpha; 3: RGB; 4: RGBA.
+    /// Number of samples per pixel: 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for RGBA.
     pub(super) channels: usize,
     /// True for 16-bit samples, in native byte order; false for 8-bit samples.
     pub(super) wide: bool,
@@ -15,7 +15,7 @@ impl Layout {
     pub(super) const RGB: Self = Self { channels: 3, wide: false };
     pub(super) const RGBA: Self = Self { channels: 4, wide: false };
 
-    /// `None` for floating-point samples, which no accepted format has.
+    /// Returns the layout of a colour type; `None` for floating-point samples, which no accepted format has.
     pub(super) fn of(colour: ColorType) -> Option<Self> {
         let channels = usize::from(colour.channel_count());
         match usize::from(colour.bytes_per_pixel()) / channels {

@@ -1,10 +1,11 @@
-//! `Image.resize` of Pillow 13, bit for bit, for 8-bit channels: `ImagingResample` (`src/libImaging/Resample.c`) with
-//! each of its filters, and `ImagingScaleAffine` (`Geometry.c`) for nearest neighbour.
+//! A port of `Image.resize` of Pillow 13 for 8-bit channels, with bit-identical results: `ImagingResample`
+//! (`src/libImaging/Resample.c`) with each of its filters, and `ImagingScaleAffine` (`Geometry.c`) for nearest
+//! neighbour.
 //!
-//! There are two passes with 8-bit values between them, so their order affects the result. Coefficients are computed in
-//! double precision and rounded to 22 fractional bits. A pass is skipped if its side does not change. The sums are
-//! exact integers, so neither summation order nor instruction set can change the result; `pulp` selects the widest
-//! vectors of the CPU at run time.
+//! Resizing takes two passes with 8-bit values between them, so the order of the passes affects the result. The pass
+//! along a side is skipped if the side does not change. Coefficients are computed in double precision and rounded to 22
+//! fractional bits. The sums are exact integers, so neither summation order nor instruction set can change the result;
+//! `pulp` selects the widest vectors of the CPU at run time.
 
 use std::f64::consts::PI;
 
@@ -12,21 +13,22 @@ use super::memory::{self, OutOfMemory};
 use super::{InputError, Picture, ResizeOrder};
 use crate::task::{Pixels, Preprocessing, Resample};
 
-/// 32 bits minus 8 for the sample and 2 for overshoot, as in Pillow.
+/// Number of fractional bits of a coefficient: 32 minus 8 for the sample and 2 for overshoot, as in Pillow.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
-/// Half a unit, so that the final shift rounds.
+/// Half a unit of the result. It is added to each sum so that the final shift rounds.
 const HALF: i32 = 1 << (PRECISION_BITS - 1);
-/// Rows that the horizontal pass processes together: 16 x 3 channels fill three vectors of 16 lanes, or six of eight.
+/// Number of rows that the horizontal pass processes together: 16 x 3 channels fill three vectors of 16 lanes, or six
+/// of eight.
 const ROWS: usize = 16;
 const LANES: usize = ROWS * 3;
-/// Samples of a row that the vertical pass sums together: eight vectors, one cache line of the source.
+/// Number of samples of a row that the vertical pass sums together: eight vectors, or one cache line of the source.
 const BLOCK: usize = 64;
 
 /// Resizes a picture to the input size of a model, without keeping its aspect ratio.
 ///
 /// # Errors
-/// `OutOfMemory`: between the passes there is an intermediate picture with one side of the source and one of the
-/// target.
+/// `OutOfMemory`. Each pass allocates its result; the result of the first is an intermediate picture with one side of
+/// the source and one of the target.
 ///
 /// # Panics
 /// If a target side is zero.
@@ -63,17 +65,18 @@ pub fn resize(
     Ok(Pixels::new(width, height, data.into_boxed_slice()))
 }
 
-/// True if the vertical pass comes first. Pillow 13 does so if the height shrinks by more than twice as many pixels as
-/// the width (python-pillow/Pillow #9549; the rule was found by comparing 3,085 sizes on both sides of it). Before
-/// version 13 the horizontal pass always came first.
+/// True if the vertical pass comes first. In Pillow 13, this is the case if the height shrinks by more than twice as
+/// many pixels as the width (python-pillow/Pillow #9549; this rule was found by comparing 3,085 sizes on both sides of
+/// it). Before version 13, the horizontal pass always came first.
 fn vertical_first(picture: &Picture, out: Preprocessing, order: ResizeOrder) -> bool {
     let lost_rows = i64::from(picture.height()) - i64::from(out.height);
     let lost_columns = i64::from(picture.width()) - i64::from(out.width);
     order == ResizeOrder::Pillow13 && lost_rows > 0 && lost_rows > 2 * lost_columns
 }
 
-/// Nearest neighbour: each output sample is the source sample at its centre. Centres are accumulated in double
-/// precision, as `ImagingScaleAffine` does, because their rounding decides at edges.
+/// Resizes by nearest neighbour: each output pixel is the source pixel at its centre. The centres are accumulated in
+/// double precision, as in `ImagingScaleAffine`, because their rounding errors decide which of two adjacent pixels is
+/// chosen.
 fn nearest(picture: &Picture, width: u32, height: u32) -> Pixels {
     let positions = |source: u32, out: u32| -> Vec<Option<usize>> {
         let step = f64::from(source) / f64::from(out);
@@ -86,7 +89,7 @@ fn nearest(picture: &Picture, width: u32, height: u32) -> Pixels {
     let source = picture.as_bytes().as_chunks::<3>().0;
     let sample = |row: Option<usize>, column: Option<usize>| match (row, column) {
         (Some(row), Some(column)) => source[row * picture.width() as usize + column],
-        // Rounding moved the centre beyond the edge: Pillow leaves the sample black.
+        // Rounding moved the centre beyond the edge. Pillow leaves such a pixel black.
         _ => [0; 3],
     };
     let data: Vec<u8> = rows
@@ -96,7 +99,8 @@ fn nearest(picture: &Picture, width: u32, height: u32) -> Pixels {
     Pixels::new(width, height, data.into_boxed_slice())
 }
 
-/// A resampling filter. `support` is its radius in source samples if the picture is not made smaller.
+/// A resampling filter. `support` is its radius in source samples; it grows in proportion if the picture is made
+/// smaller.
 #[derive(Clone, Copy)]
 struct Filter {
     support: f64,
@@ -104,7 +108,7 @@ struct Filter {
 }
 
 impl Filter {
-    /// `None` for nearest neighbour, which uses no filter.
+    /// Returns the filter for a method; `None` for nearest neighbour, which uses no filter.
     fn of(resample: Resample) -> Option<Self> {
         let filter = |support, weight| Some(Self { support, weight });
         match resample {
@@ -124,7 +128,7 @@ struct Taps {
     coefficients: Vec<i32>,
 }
 
-/// Taps of every output sample along one side (`precompute_coeffs` and `normalize_coeffs_8bpc`).
+/// Computes the taps of every output sample along one side (Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc`).
 #[expect(clippy::cast_sign_loss, reason = "a negative start saturates at 0, as intended")]
 fn taps(source: usize, out: usize, filter: Filter) -> Vec<Taps> {
     let scale = source as f64 / out as f64;
@@ -133,7 +137,7 @@ fn taps(source: usize, out: usize, filter: Filter) -> Vec<Taps> {
     (0..out)
         .map(|at| {
             let centre = (at as f64 + 0.5) * scale;
-            // Truncates towards zero as in C. A negative start saturates at 0 here and is clamped to 0 there.
+            // The cast truncates towards zero, as in C. A negative start saturates at 0; the C code clamps it to 0.
             let first = (centre - support + 0.5) as usize;
             let end = ((centre + support + 0.5) as usize).min(source);
             let weights: Vec<f64> = (first..end)
@@ -146,7 +150,7 @@ fn taps(source: usize, out: usize, filter: Filter) -> Vec<Taps> {
         .collect()
 }
 
-/// `bicubic_filter`: the Keys kernel with a = -0.5.
+/// Pillow's `bicubic_filter`: the Keys kernel with a = -0.5.
 fn bicubic(x: f64) -> f64 {
     const A: f64 = -0.5;
     let x = x.abs();
@@ -167,7 +171,7 @@ fn bilinear(x: f64) -> f64 {
     (1.0 - x.abs()).max(0.0)
 }
 
-/// `hamming_filter`. Its two constants are single precision in Pillow.
+/// Pillow's `hamming_filter`. The two constants are single precision there.
 fn hamming(x: f64) -> f64 {
     let x = x.abs();
     if x == 0.0 {
@@ -180,7 +184,7 @@ fn hamming(x: f64) -> f64 {
     }
 }
 
-/// `lanczos_filter`: a sinc windowed by the main lobe of a sinc three times as wide.
+/// Pillow's `lanczos_filter`: a sinc windowed by the main lobe of a sinc three times as wide.
 fn lanczos(x: f64) -> f64 {
     if (-3.0..3.0).contains(&x) { sinc(x) * sinc(x / 3.0) } else { 0.0 }
 }
@@ -194,21 +198,22 @@ fn sinc(x: f64) -> f64 {
     }
 }
 
-/// A normalised weight with 22 fractional bits, rounded half away from zero.
+/// Normalises a weight and converts it to fixed point with 22 fractional bits, rounded half away from zero.
 fn fixed_point(weight: f64, sum: f64) -> i32 {
     let weight = if sum == 0.0 { weight } else { weight / sum };
     let scaled = weight * f64::from(1 << PRECISION_BITS);
     (if weight < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
 }
 
-/// Horizontal pass: `[rows, source_width, 3]` to `[rows, columns.len(), 3]`.
+/// The horizontal pass, which resizes `[rows, source_width, 3]` to `[rows, columns.len(), 3]`.
 struct Horizontal<'a> {
     source: &'a [u8],
     source_width: usize,
     columns: &'a [Taps],
 }
 
-// `dispatch` compiles `call` once for each vector width; code that is inlined into it uses those instructions.
+// `dispatch` compiles `call` once for each vector width. Code that is inlined into `call` uses the instructions of that
+// width.
 impl pulp::NullaryFnOnce for Horizontal<'_> {
     type Output = Result<Vec<u8>, OutOfMemory>;
 
@@ -249,7 +254,7 @@ impl pulp::NullaryFnOnce for Horizontal<'_> {
     }
 }
 
-/// Vertical pass: `[any, row_bytes]` to `[rows.len(), row_bytes]`.
+/// The vertical pass, which resizes `[source rows, row_bytes]` to `[rows.len(), row_bytes]`.
 struct Vertical<'a> {
     source: &'a [u8],
     row_bytes: usize,
@@ -290,7 +295,7 @@ impl pulp::NullaryFnOnce for Vertical<'_> {
     }
 }
 
-/// Shifts a sum back to 8 bits and clamps it (`clip8`).
+/// Shifts a sum back to 8 bits and clamps it (Pillow's `clip8`).
 #[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn clip(sum: i32) -> u8 {
@@ -312,7 +317,7 @@ mod tests {
         Picture::new(width, height, data)
     }
 
-    /// Reference for one pass along the rows: one sample at a time, by definition.
+    /// Reference implementation of one pass along the rows. It computes one sample at a time, by definition.
     fn slow_pass(source: &[u8], width: usize, columns: &[Taps]) -> Vec<u8> {
         let mut out = Vec::new();
         for row in source.chunks_exact(width * 3) {

@@ -1,10 +1,10 @@
 //! Reads the RIFF container of a `WebP` with libwebp's rules (`demux.c`, through which Pillow opens every file), and
-//! rewrites it in a form that needs no special cases in the decoder.
+//! rewrites its first frame as a file that needs no special cases in the decoder.
 //!
-//! The flags of a `VP8X` chunk are hints that files get wrong: the decoder rejects a file that announces EXIF or XMP
-//! without the chunk, and drops the transparency of a lossless picture without the flag. The file that
-//! [`Container::still`] writes holds only the first frame, so the checks of `webp` and `lossless` see exactly what is
-//! decoded.
+//! The flags of a `VP8X` chunk are wrong in some files, and the decoder trusts them: it rejects a file if they declare
+//! EXIF or XMP and the chunk is missing, and it drops the transparency of a lossless picture if they do not declare it.
+//! The file that [`Container::still`] writes contains only the first frame, so the checks of `webp` and `lossless` see
+//! exactly what is decoded.
 
 use super::memory::{self, OutOfMemory};
 
@@ -13,12 +13,13 @@ const ANIMATED: u8 = 0x02;
 const XMP: u8 = 0x04;
 const EXIF: u8 = 0x08;
 const ALPHA: u8 = 0x10;
-/// All flags above plus the one for an ICC profile; libwebp rejects files with others.
+/// All the flags above and the flag for an ICC profile. libwebp rejects files with any other flag.
 const KNOWN_FLAGS: u8 = 0x3e;
 
 /// Size in bytes of a chunk header: `FourCC` and chunk size.
 const CHUNK_HEAD: usize = 8;
-/// Size in bytes of the ANMF frame header before the frame's own chunks: position, size, duration and blending.
+/// Size in bytes of the header of an ANMF chunk: position, size, duration and blending. The frame's own chunks follow
+/// it.
 const FRAME_HEAD: usize = 16;
 /// Size in bytes of the file header: `RIFF`, size, `WEBP`.
 const FILE_HEAD: usize = 12;
@@ -28,11 +29,11 @@ const FILE_HEAD: usize = 12;
 pub(super) struct Container<'a> {
     /// Width and height of the whole picture in pixels.
     pub(super) canvas: (u32, u32),
-    /// Left and top of the first frame on the canvas in pixels.
+    /// Position of the first frame's left and top edges on the canvas in pixels.
     pub(super) place: (u32, u32),
-    /// EXIF data, if the flags announce it.
+    /// EXIF data, if the flags declare it.
     pub(super) exif: Option<&'a [u8]>,
-    /// XMP data, if the flags announce it.
+    /// XMP data, if the flags declare it.
     pub(super) xmp: Option<&'a [u8]>,
     frame: Frame<'a>,
     /// True if the transparency of the frame is used.
@@ -67,7 +68,7 @@ struct Image<'a> {
     alpha: bool,
 }
 
-/// Parses a file; `None` if libwebp rejects the container. Visits each chunk header once.
+/// Parses a file. Returns `None` if libwebp rejects the container. Visits each chunk header once.
 pub(super) fn read(file: &[u8]) -> Option<Container<'_>> {
     let size = file.get(4..8)?.first_chunk()?;
     let size = u32::from_le_bytes(*size) as usize;
@@ -97,12 +98,12 @@ fn extended<'a>(mut chunks: Chunks<'a>, head: &[u8]) -> Option<Container<'a>> {
     // Position and data of the first frame, and whether it belongs to an animation.
     let mut first = None;
     let (mut exif, mut xmp, mut seen_anim) = (None, None, false);
-    // At least one chunk follows.
+    // libwebp requires at least one chunk here, so the end is tested after each chunk.
     loop {
         let (name, data) = chunks.peek()?;
         match &name {
             b"ALPH" | b"VP8 " | b"VP8L" => {
-                // A second picture, or a still picture in an animation.
+                // libwebp rejects a second picture, and a still picture in an animation.
                 if first.is_some() || seen_anim || has(ANIMATED) {
                     return None;
                 }
@@ -130,7 +131,7 @@ fn extended<'a>(mut chunks: Chunks<'a>, head: &[u8]) -> Option<Container<'a>> {
                 xmp = xmp.or(has(XMP).then_some(data));
                 chunks.pass(data);
             }
-            // A second VP8X chunk, an ANIM chunk that is too short, or a frame before the ANIM chunk.
+            // libwebp rejects a second VP8X chunk, an ANIM chunk that is too short, and a frame before the ANIM chunk.
             b"VP8X" | b"ANIM" | b"ANMF" => return None,
             _ => chunks.pass(data),
         }
@@ -143,7 +144,7 @@ fn extended<'a>(mut chunks: Chunks<'a>, head: &[u8]) -> Option<Container<'a>> {
     if !frame.fits(place, canvas) || (!has(ANIMATED) && frame.sides != canvas) {
         return None;
     }
-    // For a lossless still picture the bitstream decides, otherwise the flag.
+    // For a lossless still picture, the hint in the bitstream decides; otherwise, the flag does.
     let with_alpha = if image.lossless && !animated { image.alpha } else { has(ALPHA) };
     Some(Container { canvas, place, exif, xmp, frame, with_alpha })
 }
@@ -154,8 +155,8 @@ impl Container<'_> {
         self.frame.sides
     }
 
-    /// The first frame as a still picture: a `VP8X` chunk with correct flags, then the frame's data. At most 64 bytes
-    /// longer than the data.
+    /// Returns a file with the first frame as a still picture: a `VP8X` chunk with correct flags, then the frame's
+    /// data. The file is at most 64 bytes longer than the data.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -192,22 +193,22 @@ fn side([low, middle, high]: [u8; 3]) -> u32 {
     u32::from_le_bytes([low, middle, high, 0]) + 1
 }
 
-/// Cursor over the chunks. The chunks of an animation frame are read as if they were top-level chunks after the frame
-/// header, as in libwebp.
+/// A cursor over the chunks of a file. As in libwebp, the chunks inside an animation frame are read as if they were
+/// top-level chunks after the frame header.
 struct Chunks<'a> {
     data: &'a [u8],
     at: usize,
 }
 
 impl<'a> Chunks<'a> {
-    /// `FourCC` and data of the next chunk; `None` if the chunk is truncated.
+    /// Returns the `FourCC` and data of the next chunk; `None` if the chunk is truncated.
     fn peek(&self) -> Option<([u8; 4], &'a [u8])> {
         let (name, rest) = self.data.get(self.at..)?.split_first_chunk()?;
         let (size, rest) = rest.split_first_chunk()?;
         Some((*name, rest.get(..u32::from_le_bytes(*size) as usize)?))
     }
 
-    /// Moves past a chunk with this data, including its padding byte.
+    /// Moves the cursor past a chunk with this data, including its padding byte.
     fn pass(&mut self, data: &[u8]) {
         self.at += CHUNK_HEAD + data.len() + data.len() % 2;
     }
@@ -216,7 +217,8 @@ impl<'a> Chunks<'a> {
         self.at >= self.data.len()
     }
 
-    /// Consumes an ALPH chunk and an image chunk at the cursor; `None` if one is broken.
+    /// Consumes the ALPH chunk, if there is one, and the image chunk at the cursor. Returns `None` if one of them is
+    /// broken.
     fn frame(&mut self) -> Option<Frame<'a>> {
         let mut frame = Frame::default();
         while !self.at_end() {
@@ -244,8 +246,8 @@ impl<'a> Chunks<'a> {
 
     fn animation_frame(&mut self) -> Option<((u32, u32), Frame<'a>)> {
         let (_, data) = self.peek()?;
-        // libwebp uses only the area of the width and height in the frame header; for the size itself it trusts the
-        // image.
+        // libwebp uses the width and height in the frame header only to check the area; it takes the actual size from
+        // the image.
         let &[x0, x1, x2, y0, y1, y2, w0, w1, w2, h0, h1, h2, ..] =
             data.first_chunk::<FRAME_HEAD>()?;
         let place = |bytes| (side(bytes) - 1) * 2;
@@ -273,7 +275,7 @@ impl<'a> Image<'a> {
         let tag = u32::from_le_bytes([t0, t1, t2, 0]);
         let side = |bytes| u32::from(u16::from_le_bytes(bytes) & 0x3fff);
         let sides = (side([w0, w1]), side([h0, h1]));
-        // A visible key frame of a known profile, whose first partition fits into the data.
+        // The frame must be a visible key frame of a known profile, and its first partition must fit into the data.
         let sound = tag & 1 == 0 && tag >> 1 & 7 <= 3 && tag >> 4 & 1 == 1;
         let fits = ((tag >> 5) as usize) < data.len() && sides.0 > 0 && sides.1 > 0;
         (sound && fits).then_some(Self { lossless: false, data, sides, alpha: false })
@@ -284,7 +286,7 @@ impl<'a> Image<'a> {
 mod tests {
     use super::*;
 
-    /// A bitstream of 3 x 2 pixels with this alpha hint.
+    /// Returns the start of a lossless bitstream of 3 x 2 pixels with this alpha hint.
     fn lossless(alpha: bool) -> Vec<u8> {
         let head = 2 | 1 << 14 | u32::from(alpha) << 28;
         [&[0x2f][..], &head.to_le_bytes(), b"codes"].concat()
@@ -338,7 +340,7 @@ mod tests {
         let picture = lossless(false);
         let whole = file(&[(*b"VP8X", &head(EXIF)), (*b"VP8L", &picture), (*b"EXIF", b"abcd")]);
         assert!(read(&whole).is_some());
-        // The size fields of the file and of each chunk.
+        // Offsets of the size fields of the file and of each chunk.
         for at in [4, 16, 34, 52] {
             let mut file = whole.clone();
             file[at..at + 4].fill(0xff);

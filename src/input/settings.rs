@@ -1,16 +1,16 @@
-//! Limits on the images and texts that clients send, and the checks of these settings.
+//! Settings for the images and texts that clients send, mostly limits, and the checks of these settings.
 
 /// The order of the two resize passes when both sides of a picture change. Samples are rounded to 8 bits between the
 /// passes, so the order affects the result: in tall pictures up to one value in six differs, by a few levels
 /// (docs/preprocessing.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ResizeOrder {
-    /// The order of Pillow 13: vertical pass first for tall pictures. transformers uses it without torchvision, or with
-    /// `backend="pil"`.
+    /// The order of Pillow 13: the vertical pass comes first for tall pictures. transformers uses this order without
+    /// torchvision, or with `backend="pil"`.
     #[default]
     Pillow13,
-    /// Horizontal pass always first: the order of Pillow before 13, and of torchvision, which transformers 5 uses when
-    /// it is installed.
+    /// The horizontal pass always comes first. This is the order of Pillow before 13, and of torchvision, which
+    /// transformers 5 uses if it is installed.
     HorizontalFirst,
 }
 
@@ -18,7 +18,7 @@ impl ResizeOrder {
     /// Every order, with the default first.
     pub const ALL: [Self; 2] = [Self::Pillow13, Self::HorizontalFirst];
 
-    /// The name of the order in settings files.
+    /// Returns the name of the order in settings files.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -28,14 +28,14 @@ impl ResizeOrder {
     }
 }
 
-/// Limits of one image and one text, and how an image is converted.
+/// Limits on a single image and a single text, and how an image is converted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputSettings {
     /// Maximum size of a picture file in bytes.
     pub max_image_bytes: usize,
     /// Maximum number of pixels of a picture.
     pub max_pixels: u64,
-    /// Maximum side of a picture in pixels. At most 65,535, the largest value that the formats can express.
+    /// Maximum width and height of a picture in pixels. At most 65,535, the largest side of a JPEG or GIF.
     pub max_side: u32,
     /// Maximum size in bytes of one decoded picture.
     pub max_decoded_bytes: u64,

@@ -1,6 +1,6 @@
-//! The first frame of a WebP or GIF, rewritten as a file of its own, which the decoder gets instead of the client's
-//! file. Both containers are parsed with the rules of Pillow (`riff`, `gif`) and written in a form that needs no
-//! special cases in the decoder. Every check of this file is therefore a check of what is decoded.
+//! Rewrites the first frame of a WebP or GIF as a separate file, which is decoded in place of the client's file. `riff`
+//! and `gif` parse the containers with the rules of Pillow and write files that need no special cases in the decoder.
+//! Every check of the rewritten file is therefore a check of what is decoded.
 
 use std::borrow::Cow;
 
@@ -12,18 +12,19 @@ use crate::task::ImageFormat;
 /// The file that the decoder reads, and where its frame lies on the canvas.
 #[derive(Debug)]
 pub(super) struct StandaloneFrame<'a> {
-    /// A single frame. At most 900 bytes longer than the client's file.
+    /// A file with a single frame: the client's own, or a rewritten one that is at most 900 bytes longer.
     pub(super) file: Cow<'a, [u8]>,
     /// Width and height of the whole picture in pixels, if the container gives them.
     pub(super) canvas: Option<(u32, u32)>,
-    /// Left and top of the frame on the canvas in pixels, unless the frame covers the canvas.
+    /// Position of the frame's left and top edges on the canvas in pixels; `None` if the frame covers the canvas.
     place: Option<(u32, u32)>,
-    /// Colour of the canvas around the frame, RGBA.
+    /// RGBA colour of the canvas around the frame.
     background: [u8; 4],
 }
 
 impl<'a> StandaloneFrame<'a> {
-    /// Parses the container; `None` if it is truncated or inconsistent.
+    /// Parses the container and, for WebP and GIF, rewrites its first frame. Returns `None` if the container is
+    /// truncated or inconsistent.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -48,18 +49,19 @@ impl<'a> StandaloneFrame<'a> {
         Ok(Some(still))
     }
 
-    /// Size of the rewritten file in bytes; 0 if the client's own file is used.
+    /// Returns the size of the rewritten file in bytes; 0 if the client's own file is used.
     pub(super) fn file_bytes(&self) -> u64 {
         if matches!(self.file, Cow::Owned(_)) { self.file.len() as u64 } else { 0 }
     }
 
-    /// Size of the canvas in bytes; 0 if the frame covers it.
+    /// Returns the size of the canvas in bytes; 0 if the frame covers the canvas.
     pub(super) fn canvas_bytes(&self, bytes_per_pixel: u64) -> u64 {
         let canvas = self.canvas.filter(|_| self.place.is_some());
         canvas.map_or(0, |(width, height)| u64::from(width) * u64::from(height) * bytes_per_pixel)
     }
 
-    /// Places the frame, in 8-bit RGB or RGBA, on its canvas.
+    /// Returns the canvas with the decoded frame (8-bit RGB or RGBA) placed on it; the frame itself if it covers the
+    /// canvas.
     ///
     /// # Errors
     /// [`OutOfMemory`].

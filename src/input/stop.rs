@@ -1,15 +1,16 @@
-//! Cancels a decode whose result nobody waits for any more. Our own decoders poll a [`Stop`] callback between rows.
-//! Decoders of the `image` crate offer no such hook, so their reader polls for them.
+//! Cancels a decode whose result nobody is waiting for any more. Our own decoders poll a [`Stop`] callback between
+//! rows. Decoders of the `image` crate cannot poll it, so the reader that gives them the file does.
 
 use std::cell::Cell;
 use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom};
 
 use super::InputError;
 
-/// Cancellation check that a decoder polls thousands of times a second: true ends the work. It must be cheap.
+/// A cancellation check: if it returns true, decoding ends. It must be cheap, because a decoder calls it thousands of
+/// times a second.
 pub type Stop<'a> = &'a dyn Fn() -> bool;
 
-/// The decode was cancelled by its [`Stop`] callback.
+/// Error: the [`Stop`] callback cancelled the decode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stopped;
 
@@ -22,26 +23,27 @@ impl From<Stopped> for InputError {
 /// Polls `stop` once.
 ///
 /// # Errors
-/// [`Stopped`] if the work is to end.
+/// [`Stopped`] if `stop` returns true.
 pub(super) fn check(stop: Stop<'_>) -> Result<(), Stopped> {
     if stop() { Err(Stopped) } else { Ok(()) }
 }
 
-/// Maximum number of bytes handed to a decoder per read. One such piece of a GIF expands to at most three million
-/// pixels, one of a PNG to at most a million bytes: a few milliseconds of work.
+/// Maximum size in bytes of a buffered read, and number of bytes after which the reader polls. This much of a GIF
+/// expands to at most three million pixels, and of a PNG to at most a million bytes: a few milliseconds of work.
 const PIECE_BYTES: usize = 1 << 10;
 /// Maximum number of reads between two polls. Counting bytes is not enough: some decoders issue a read for each pixel,
-/// and the PNG decoder one for each 8 KB of pixels, however few bytes of the file these take.
+/// and the PNG decoder issues one for each 8 KB of pixels, even if the pixels take up few bytes of the file.
 const READS: u32 = 64;
 
-/// A file as input of a decoder of the `image` crate. Once `stop` returns true, reads fail.
+/// A file as the input of a decoder of the `image` crate. Once `stop` returns true, reads fail.
 pub(super) struct StoppableFile<'f> {
     file: Cursor<&'f [u8]>,
     stop: Stop<'f>,
-    /// Set when a read failed because of `stop`. The decoder's error then says nothing about the file.
+    /// Set to true if a read failed because of `stop`. In that case, the decoder's error says nothing about the file.
     stopped: &'f Cell<bool>,
-    /// Reads since the last poll, and (`bytes_left`) bytes until the next one.
+    /// Number of reads since the last poll.
     reads: u32,
+    /// Number of bytes that may be read before the next poll.
     bytes_left: usize,
 }
 

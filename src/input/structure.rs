@@ -1,6 +1,6 @@
-//! Checks from a file's structure that it is complete. If a file is truncated, the decoders of WebP and GIF fill the
-//! rest of the picture with grey or stop early without an error, while Pillow raises. JPEG, PNG and BMP need no such
-//! check, because their decoders read every byte.
+//! Checks from the structure of a file that the file is complete. If a file is truncated, the decoders of WebP and GIF
+//! fill the rest of the picture with grey or stop early without an error, while Pillow raises an error. JPEG, PNG and
+//! BMP need no such check, because their decoders read every byte.
 
 use super::{gif, webp};
 use crate::task::ImageFormat;
@@ -14,15 +14,16 @@ pub(super) fn is_complete(file: &[u8], format: ImageFormat) -> bool {
     }
 }
 
-/// Width and height from the IHDR chunk of a PNG. Read here because the decoder rejects rows beyond its memory limit
-/// before it reports the size.
+/// Returns the width and height from the IHDR chunk of a PNG. They are read here because the decoder rejects rows
+/// beyond its memory limit before it reports the size.
 pub(super) fn png_size(file: &[u8]) -> Option<(u32, u32)> {
     let (width, rest) = file.get(16..)?.split_first_chunk()?;
     Some((u32::from_be_bytes(*width), u32::from_be_bytes(*rest.first_chunk()?)))
 }
 
-/// Bytes of metadata that the PNG decoder keeps from the chunks before the pixels, capped at `most`. A compressed ICC
-/// profile (`iCCP`) counts with its inflated size, capped too. DEFLATE expands one byte to at most 1,032.
+/// Returns the number of bytes of metadata that the PNG decoder keeps from the chunks before the pixels, at most
+/// `most`. A compressed ICC profile (`iCCP`) counts with its maximum inflated size, also at most `most`: DEFLATE
+/// expands one byte to at most 1,032.
 pub(super) fn png_metadata_bytes(file: &[u8], most: u64) -> u64 {
     let (mut at, mut bytes) = (8, 0_u64);
     while let Some(&[l0, l1, l2, l3, ref name @ ..]) =
@@ -40,7 +41,7 @@ pub(super) fn png_metadata_bytes(file: &[u8], most: u64) -> u64 {
     bytes.min(most)
 }
 
-/// True if the file is as long as the RIFF header says. A missing final padding byte is tolerated.
+/// True if the file is at least as long as the RIFF header says. A missing final padding byte is tolerated.
 fn riff(file: &[u8]) -> bool {
     let Some(size) = file.get(4..8).and_then(|bytes| bytes.first_chunk()) else { return false };
     let size = u64::from(u32::from_le_bytes(*size));

@@ -1,12 +1,12 @@
-//! Checks that a text must pass before it is tokenised.
+//! The checks that a text must pass before it is tokenised.
 
 use super::{InputError, InputSettings};
 
 /// Checks the size and the characters of a text.
 ///
 /// # Errors
-/// `TextTooLong` (bytes are checked first, then characters); `InvalidText` for NUL and the other C0 controls and DEL,
-/// except line feed, carriage return and tab.
+/// `TextTooLong` (bytes are checked first, then characters); `InvalidText` for C0 control characters, NUL among them,
+/// and DEL. Line feed, carriage return and tab are allowed.
 pub fn check_text(text: &str, settings: &InputSettings) -> Result<(), InputError> {
     let too_long = |length, limit, unit| Err(InputError::TextTooLong { length, limit, unit });
     if text.len() > settings.max_text_bytes {

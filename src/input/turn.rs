@@ -6,8 +6,8 @@ use super::memory;
 use super::stop::{self, Stop};
 use super::{InputError, Picture};
 
-/// Number of columns that are transposed together: one and a half cache lines of every source row. As many destination
-/// rows are written at once.
+/// Number of columns that are transposed together: one and a half cache lines of every source row. They become 32
+/// destination rows, which are written at the same time.
 const BAND: usize = 32;
 
 /// Returns the upright picture. Mirroring and half turns happen in place; the other orientations allocate a second
@@ -49,15 +49,15 @@ pub(super) fn apply_orientation(
     Ok(Picture::new(width, height, data))
 }
 
-/// Transposes the picture, so that columns become rows.
+/// Returns the picture with its columns turned into rows, in the order that `orientation` requires.
 fn transposed(
     data: &[u8],
     (width, height): (usize, usize),
     orientation: Orientation,
     stop: Stop<'_>,
 ) -> Result<Vec<u8>, InputError> {
-    // A quarter turn clockwise starts each output row with the bottom pixel of a column; a turn counter-clockwise
-    // starts with the last column.
+    // After a quarter turn clockwise, each output row starts with the bottom pixel of a column. After a quarter turn
+    // counter-clockwise, the first output row is the last column.
     let from_below = matches!(orientation, Orientation::Rotate90 | Orientation::Rotate270FlipH);
     let from_right = matches!(orientation, Orientation::Rotate270 | Orientation::Rotate270FlipH);
     let mut out: Vec<u8> = memory::filled_until::<_, InputError>(0, data.len(), stop)?;

@@ -1,6 +1,6 @@
 //! Finds the parts of a `WebP` that its decoder reads: those of the picture, or of the first frame of an animation.
-//! Checks look only at these parts, for two reasons: unread data costs nothing, and data that is read cannot escape the
-//! checks.
+//! Checks look at exactly these parts. Data that the decoder skips costs nothing and needs no check; data that it reads
+//! is always checked.
 //!
 //! Follows `image-webp` (`WebPDecoder::read_data`, `read_image`, `read_frame`) step by step, quirks included.
 
@@ -8,17 +8,17 @@
 const ANIMATED: u8 = 0x02;
 /// Flag of a `VP8X` chunk: the picture has transparency.
 const ALPHA: u8 = 0x10;
-/// Size in bytes of the ANMF frame header before the frame's own chunks.
+/// Size in bytes of the header of an ANMF chunk. The frame's own chunks follow it.
 const FRAME_HEAD: usize = 16;
 
-/// A VP8L bitstream, of a picture or of its alpha channel.
+/// A VP8L bitstream, which contains a picture or the alpha channel of a lossy picture.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Lossless<'a> {
     /// All data of the chunk.
     pub(super) bytes: &'a [u8],
-    /// Width and height in pixels as the container announces them; not verified yet.
+    /// Width and height in pixels that the container declares, not yet compared with those in the bitstream.
     pub(super) sides: (u32, u32),
-    /// True if the stream comes from an ALPH chunk, where it has no header of its own.
+    /// True if the bitstream comes from an ALPH chunk, where it has no header of its own.
     pub(super) is_alpha: bool,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct Parts<'a> {
     pub(super) plain_alpha: bool,
 }
 
-/// Finds the parts of a file whose header announces `canvas`. Visits each chunk header once.
+/// Finds the parts of a file whose header declares the size `canvas`. Visits each chunk header once.
 pub(super) fn parts(file: &[u8], canvas: (u32, u32)) -> Parts<'_> {
     let Some(first) = Chunk::at(file, 12) else { return Parts::default() };
     match &first.name {
@@ -51,19 +51,19 @@ pub(super) fn parts(file: &[u8], canvas: (u32, u32)) -> Parts<'_> {
     }
 }
 
-/// True if a lossy frame is larger than the canvas. The decoder trusts the frame, allocates it, and compares the sizes
-/// only then.
+/// True if a lossy frame is larger than the canvas. The decoder allocates the size that the frame declares, and only
+/// then compares it with the canvas.
 pub(super) fn frame_exceeds(file: &[u8], canvas: (u32, u32)) -> bool {
     let head = parts(file, canvas).lossy.and_then(|data| data.get(6..)?.first_chunk());
     head.is_some_and(|&[w0, w1, h0, h1]| {
-        // Frame tag, start code, then 14 bits for each side.
+        // The two sides follow the frame tag and the start code, with 14 bits each.
         let side = |bytes| u32::from(u16::from_le_bytes(bytes) & 0x3fff);
         side([w0, w1]) > canvas.0 || side([h0, h1]) > canvas.1
     })
 }
 
-/// True if an EXIF, XMP or ICC chunk announces more bytes than the file has. The decoder allocates the announced size,
-/// up to 4 GiB, before it reads.
+/// True if an EXIF, XMP or ICC chunk declares more bytes than the file has. The decoder allocates the declared size, up
+/// to 4 GiB, before it reads.
 pub(super) fn metadata_is_cut(file: &[u8]) -> bool {
     let mut at = 12;
     while let Some(chunk) = Chunk::at(file, at) {
@@ -86,16 +86,16 @@ impl<'a> Parts<'a> {
         Self { lossy: None, lossless, plain_alpha: false }
     }
 
-    /// A lossy frame and its alpha channel, which may be compressed like a lossless picture.
+    /// Returns the parts of a lossy frame with an alpha channel, which may be compressed like a lossless picture.
     fn of_alpha(lossy: Option<&'a [u8]>, alpha: &'a [u8], sides: (u32, u32)) -> Self {
-        // The lowest two bits give the compression method: 1 is lossless.
+        // The lowest two bits of the first byte give the compression method: 1 is lossless.
         let compressed = alpha.first().is_some_and(|head| head & 3 == 1);
         let lossless = compressed.then_some(Lossless { bytes: alpha, sides, is_alpha: true });
         Self { lossy, lossless, plain_alpha: !compressed }
     }
 }
 
-/// The parts of an animation frame. The `FourCC` of its first chunk decides the kind.
+/// Returns the parts of an animation frame. The `FourCC` of its first chunk decides which parts it has.
 fn of_frame(file: &[u8], frame: Chunk) -> Parts<'_> {
     let sides = frame.data(file).get(6..).and_then(|data| data.first_chunk());
     let (Some(&[w0, w1, w2, h0, h1, h2]), Some(chunk)) =
@@ -108,7 +108,7 @@ fn of_frame(file: &[u8], frame: Chunk) -> Parts<'_> {
     match &chunk.name {
         b"VP8 " => Parts::of_lossy(chunk.data(file)),
         b"VP8L" => Parts::of_picture(chunk.data(file), sides),
-        // The next chunk is read as the lossy frame, whatever its `FourCC`.
+        // The decoder reads the next chunk as the lossy frame, whatever its `FourCC` is.
         b"ALPH" => {
             let lossy = Chunk::at(file, chunk.next()).map(|next| next.data(file));
             Parts::of_alpha(lossy, chunk.data(file), sides)
@@ -130,8 +130,8 @@ impl Found {
     fn in_extended(file: &[u8], head: Chunk) -> Self {
         let mut found = Self::default();
         let mut at = head.next();
-        // The end as the decoder computes it: a few bytes beyond the announced size if the VP8X chunk is longer than
-        // usual.
+        // The end as the decoder computes it. It is a few bytes beyond the declared size if the VP8X chunk is longer
+        // than usual.
         let size = file.get(4..8).and_then(|size| size.first_chunk()).copied().unwrap_or_default();
         let end = at.saturating_add((u32::from_le_bytes(size) as usize).saturating_sub(12));
         while at < end
@@ -140,7 +140,7 @@ impl Found {
             found.keep(chunk);
             at = chunk.next();
         }
-        // Up to two chunks of the first frame count too, even if the flags announce no animation.
+        // The decoder also uses up to two chunks of the first frame, even if the flags declare no animation.
         if let Some(frame) = found.frame {
             let mut at = frame.start + FRAME_HEAD;
             for _ in 0..2 {
@@ -183,7 +183,7 @@ struct Chunk {
     name: [u8; 4],
     /// Offset of the chunk's data in the file.
     start: usize,
-    /// Announced size of the data in bytes.
+    /// Size of the data in bytes, as declared in the chunk header.
     size: usize,
 }
 
@@ -194,13 +194,13 @@ impl Chunk {
         Some(Self { name: [a, b, c, d], start: at + 8, size })
     }
 
-    /// The chunk's data, as far as the file has it.
+    /// Returns the chunk's data, or as much of it as the file contains.
     fn data(self, file: &[u8]) -> &[u8] {
         file.get(self.start..self.start.saturating_add(self.size).min(file.len()))
             .unwrap_or_default()
     }
 
-    /// Offset of the next chunk, after the padding byte of odd-sized data.
+    /// Returns the offset of the next chunk, after the padding byte of odd-sized data.
     fn next(self) -> usize {
         self.start.saturating_add(self.size).saturating_add(self.size & 1)
     }
@@ -211,10 +211,10 @@ mod tests {
     use super::*;
 
     const CANVAS: (u32, u32) = (16, 32);
-    /// Key frames: tag, start code, width and height.
+    /// The headers of two lossy key frames: tag, start code, width and height.
     const FITTING: &[u8] = b"\x10\0\0\x9d\x01\x2a\x10\0\x20\0";
     const LARGE: &[u8] = b"\x10\0\0\x9d\x01\x2a\x11\0\x20\0";
-    /// Position and size (4 x 5) of a frame.
+    /// The header of an ANMF chunk with a frame of 4 x 5 pixels.
     const FRAME: &[u8] = b"\0\0\0\0\0\0\x03\0\0\x04\0\0\0\0\0\0";
 
     fn chunk(name: [u8; 4], data: &[u8]) -> Vec<u8> {
@@ -275,7 +275,7 @@ mod tests {
         let first = frame(&[chunk(*b"VP8L", b"inner")]);
         let file = extended(ANIMATED, &[chunk(*b"VP8L", b"outer"), first, frame(&[])]);
         assert_eq!(parts(&file, CANVAS), picture(b"inner", (4, 5)));
-        // Without the flag the outer picture is read, or the frame's if there is no outer one.
+        // Without the flag, the decoder reads the outer picture, or the picture in the frame if there is no outer one.
         let file = extended(0, &[frame(&[chunk(*b"VP8L", b"inner")]), chunk(*b"VP8L", b"outer")]);
         assert_eq!(parts(&file, CANVAS), picture(b"outer", CANVAS));
         let file = extended(0, &[frame(&[chunk(*b"VP8L", b"inner")]), chunk(*b"VP8 ", FITTING)]);
@@ -297,7 +297,7 @@ mod tests {
     fn a_lossy_frame_beyond_its_canvas_is_found_wherever_it_is_read() {
         let files = |data: &[u8]| {
             let lossy = chunk(*b"VP8 ", data);
-            // The inner chunk claims to extend over what follows the frame.
+            // The chunk inside the frame claims to extend over the chunk that follows the frame.
             let mut hiding = frame(&[chunk(*b"blip", b"")]);
             hiding[8 + FRAME.len() + 4..][..4].fill(0xff);
             [

@@ -1,8 +1,8 @@
-//! Activation functions of the feed-forward layers, on one vector. All except GELU also run as a separate pass over a
-//! product.
+//! Activation functions of the feed-forward layers, written for one vector. [`apply`] runs a function over all values
+//! of a finished product.
 //!
-//! GELU, the activation of every official checkpoint, is fused into the matrix product (`gemm::epilogue`). The others
-//! run over the finished product: fusing them too would compile every microkernel once more per activation.
+//! GELU, the activation of every official checkpoint, is fused into the matrix product instead (`gemm::epilogue`). The
+//! others are not, because that would compile every microkernel once more per activation.
 
 use super::gemm::{DisjointMutPtr, MOST_COLUMNS};
 use super::isa::{Isa, Level, per_level};
@@ -12,10 +12,10 @@ use super::pool::Pool;
 /// The activation that a feed-forward layer applies to its product. Sources: transformers `activations.py`, PyTorch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// GELU by the error function: `x (1 + erf(x / sqrt 2)) / 2`.
+    /// Exact GELU, using the error function: `x (1 + erf(x / sqrt 2)) / 2`.
     Gelu,
-    /// GELU by tanh: `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`. Differs from [`Activation::Gelu`] by up to
-    /// 5e-4.
+    /// The tanh approximation of GELU: `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`. Differs from
+    /// [`Activation::Gelu`] by up to 5e-4.
     GeluTanh,
     /// The sigmoid approximation of GELU: `x sigmoid(1.702 x)`.
     QuickGelu,
@@ -27,10 +27,10 @@ pub enum Activation {
     Tanh,
 }
 
-/// `x sigmoid(slope x)`. NaN stays NaN.
+/// Computes `x sigmoid(slope x)`; NaN stays NaN.
 ///
-/// For x below `-87 / slope` the true value is closer to 0 than 2e-36. The result is then the value at `-87 / slope`,
-/// because `exp` overflows above 88.
+/// For x below `-87 / slope`, the result is the value at `-87 / slope`, because `exp` overflows above 88. The true
+/// value there is closer to 0 than 2e-36.
 #[inline(always)]
 fn scaled_silu<I: Isa>(isa: I, x: I::F, slope: f32) -> I::F {
     let x = isa.max(isa.splat(-87.0 / slope), x);
@@ -48,12 +48,14 @@ fn quick_gelu<I: Isa>(isa: I, x: I::F) -> I::F {
     scaled_silu(isa, x, 1.702)
 }
 
-/// GELU by tanh, as `x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))`: `(1 + tanh(u)) / 2` is `sigmoid(2 u)`.
+/// Computes the tanh approximation of GELU as `x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))`, because
+/// `(1 + tanh(u)) / 2` is `sigmoid(2 u)`.
 ///
-/// For x below -9.98 the exponent would exceed 87; the true value there is closer to 0 than 2e-36.
+/// x is clamped to at least -9.98, because below that the exponent would exceed 87. The true value there is closer to 0
+/// than 2e-36.
 #[inline(always)]
 fn gelu_tanh<I: Isa>(isa: I, x: I::F) -> I::F {
-    // 2 sqrt(2 / pi), and 0.044715 times it.
+    // `LINEAR` is 2 sqrt(2 / pi), and `CUBIC` is 0.044715 times `LINEAR`.
     const LINEAR: f32 = 1.595_769;
     const CUBIC: f32 = 0.071_354_82;
     let x = isa.max(isa.splat(-9.98), x);
@@ -62,14 +64,14 @@ fn gelu_tanh<I: Isa>(isa: I, x: I::F) -> I::F {
     isa.mul(x, isa.reciprocal(isa.add(isa.splat(1.0), power)))
 }
 
-/// 0 for negative values; NaN stays NaN.
+/// Returns 0 for negative values; NaN stays NaN.
 #[inline(always)]
 fn relu<I: Isa>(isa: I, x: I::F) -> I::F {
     isa.max(isa.splat(0.0), x)
 }
 
-/// tanh as `x P(x^2) / Q(x^2)`. It is constant beyond 7.9, where it is 1 in f32. The error is at most 5e-7 of the
-/// larger of |x| and 1.
+/// Computes tanh as `x P(x^2) / Q(x^2)`. For |x| above 7.9 the result is constant, because |tanh x| is 1 in f32 there.
+/// The error is at most 5e-7 of the larger of |x| and 1.
 ///
 /// Coefficients: Eigen, `ptanh_float`.
 #[inline(always)]
@@ -94,7 +96,7 @@ fn tanh<I: Isa>(isa: I, x: I::F) -> I::F {
     isa.mul(isa.mul(x, p), isa.reciprocal(q))
 }
 
-/// Number of values that one part of a job changes: 64 KB, which stay in a first- or second-level cache.
+/// Number of values that one part of a job processes: 64 KB, which stay in a first- or second-level cache.
 const VALUES_A_PART: usize = 16 * 1024;
 
 /// Applies the activation to every value. A value's result does not depend on its position.
@@ -131,7 +133,8 @@ fn apply_generic<I: Isa>(isa: I, activation: Activation, values: &mut [f32]) {
     }
 }
 
-/// Applies `function` to every value. The last values are padded to a vector, so that they get the same bits.
+/// Applies `function` to every value. The last values are padded to a whole vector, so that they get the same bits as
+/// elsewhere in the slice.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of a slice")]
 fn each<I: Isa>(isa: I, values: &mut [f32], function: impl Fn(I, I::F) -> I::F) {
@@ -222,7 +225,8 @@ mod tests {
                     let equal = y.to_bits() == expected.to_bits();
                     assert!(equal || (y / expected - 1.0).abs() < 5e-7, "{what} of {x}: {y}");
                 }
-                // PyTorch returns NaN for -infinity if it multiplies infinity by zero.
+                // Exact GELU is exempt, because it gives NaN for -infinity. So does PyTorch where it multiplies
+                // infinity by zero.
                 let lowest = if activation == Activation::Tanh { -1.0 } else { 0.0 };
                 for x in [f32::NEG_INFINITY, f32::MIN, -1e20, -1e4] {
                     let y = at(x);

@@ -4,17 +4,16 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-/// Groups (or f32 values) per cache line, which has the size of one AVX-512 register.
+/// Number of 4-byte values per cache line. A cache line has the size of one AVX-512 register.
 pub(in crate::kernels) const LINE: usize = 16;
 
-/// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
 
-/// Bytes of a huge page. A product walks through megabytes of panels; with pages of 4 KB it would wait for an address
-/// translation every few hundred values.
+/// Size of a huge page in bytes. A product walks through megabytes of panels; with pages of 4 KB it would wait for an
+/// address translation every few hundred values.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// A growable buffer of 4-byte values, aligned to cache lines; a new buffer is zero.
+/// A growable buffer of 4-byte values, aligned to cache lines. A new buffer is filled with zeros.
 #[derive(Debug)]
 pub(in crate::kernels) struct AlignedBuffer {
     values: NonNull<u32>,
@@ -71,7 +70,7 @@ impl AlignedBuffer {
         Self { values: values.cast(), capacity: lines, length: 0 }
     }
 
-    /// The values, viewed as f32.
+    /// Returns the values as f32 with the same bits.
     #[expect(unsafe_code, reason = "views the same bytes as f32")]
     pub(in crate::kernels) fn as_f32_mut(&mut self) -> &mut [f32] {
         // SAFETY: every bit pattern is a valid f32, and f32 has the same size and alignment as u32.
@@ -79,22 +78,23 @@ impl AlignedBuffer {
     }
 }
 
-/// Layout of whole cache lines. From the size of a huge page on, it is aligned to a huge page.
+/// Returns the layout of `lines` cache lines. A buffer of at least the size of a huge page is aligned to a huge page, a
+/// smaller one to a cache line.
 fn layout(lines: usize) -> Layout {
     let bytes = lines * LINE_BYTES;
     let alignment = if bytes < HUGE_PAGE { LINE_BYTES } else { HUGE_PAGE };
     Layout::from_size_align(bytes, alignment).expect("a buffer is smaller than the address space")
 }
 
-/// Requests huge pages, which some systems give only on request. Everything works without them, but slower.
+/// Requests huge pages, because some systems use them only on request. Without them everything works, but more slowly.
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "madvise on memory that we own")]
 fn advise_huge_pages(memory: NonNull<u8>, layout: Layout) {
     use rustix::mm::{Advice, madvise};
     let bytes = layout.size() / HUGE_PAGE * HUGE_PAGE;
     if bytes > 0 {
-        // SAFETY: we own the range, and this advice changes no contents. If it is refused (a kernel without huge
-        // pages), nothing is lost.
+        // SAFETY: we own the range, and this advice does not change its contents. The result is ignored: a kernel
+        // without huge pages rejects the advice, which is harmless.
         let _ = unsafe { madvise(memory.as_ptr().cast(), bytes, Advice::LinuxHugepage) };
     }
 }

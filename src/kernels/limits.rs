@@ -1,9 +1,9 @@
-//! Upper limits of this machine, which the durations of the kernels are compared with. `bench` measures them; serving
-//! does not use them.
+//! Measures upper limits of this machine's speed, with which the speed of the kernels is compared. `bench` calls this
+//! file; serving does not.
 //!
-//! The limits are measured, not taken from a data sheet. [`read_bandwidth`] is what the pool's threads together read
-//! from memory. [`operations_per_second`] is what the inner loop of a matrix product reaches if all data is in L1,
-//! nothing is packed, and the sums are not used.
+//! The limits are measured, not taken from a data sheet. [`read_bandwidth`] is the rate at which all threads of the
+//! pool together read from memory. [`operations_per_second`] is the rate that the inner loop of a matrix product
+//! reaches if all data is in L1, nothing is packed, and the sums are not used.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -13,17 +13,19 @@ use super::gemm::{Bf16, Dot, F32, Format, Int8, Shape, run};
 use super::isa::{Isa, Level, per_level};
 use super::pool::Pool;
 
-/// Number of passes; the fastest counts. Another process, or a core that was asleep, may slow down a pass.
+/// Number of passes per measurement. The fastest one counts, because another process, or a core that was asleep, may
+/// slow down a pass.
 const PASSES: usize = 5;
 
-/// Number of values in one part of the buffer that is read: 1 MB.
+/// Number of values that one part of the job reads: 1 MB.
 const CHUNK: usize = 1 << 18;
 
-/// Parts per thread in one pass of products: enough that a thread that starts late leaves little work undone.
+/// Number of parts per thread in one pass of products. There are several, so that the other threads do the work of a
+/// thread that starts late.
 const PARTS_A_THREAD: usize = 8;
 
-/// Bytes per second that the pool's threads together read from a buffer of `bytes`. The buffer should be many times
-/// larger than the caches.
+/// Measures how many bytes per second the threads of the pool together read from a buffer of `bytes` bytes. The buffer
+/// should be many times larger than the caches.
 ///
 /// # Panics
 /// When `bytes` is less than 4.
@@ -44,13 +46,13 @@ pub fn read_bandwidth(pool: &mut Pool, bytes: usize) -> f64 {
     size_of_val(buffer) as f64 / best.as_secs_f64()
 }
 
-/// Multiplications and additions per second of all threads of the pool together. This is an upper bound for a matrix
-/// product at this level in this format. A pass takes about `pass`, which should be many times longer than waking a
-/// thread takes.
+/// Measures how many multiplications and additions per second all threads of the pool together execute. This is an
+/// upper bound for a matrix product at this level in this format. `pass` is the approximate duration of a pass; it
+/// should be many times longer than waking a thread takes.
 #[must_use]
 pub fn operations_per_second(level: Level, format: Format, pool: &mut Pool, pass: Duration) -> f64 {
-    // With whole blocks, the tile and panel of a matrix unit leave no room for the sums in an L1 of 48 KB; shorter
-    // blocks store the sums more often. The faster of the two is the bound.
+    // With blocks of full length, the tile and the panel of a matrix unit leave no room for the sums in an L1 cache of
+    // 48 KB. With blocks of half the length, the sums are stored more often. The bound is the faster of the two.
     let block = Shape::of(level).k_block;
     let half = (block / 2).next_multiple_of(LINE);
     let rate = |groups| rate(level, format, pool, groups, pass);
@@ -100,7 +102,7 @@ fn generic<I: Isa>(isa: I, format: Format, groups: usize, repeats: usize) {
     }
 }
 
-/// Multiplies one tile with one panel repeatedly; every group of both is `one`.
+/// Multiplies one tile with one panel `repeats` times. Every group of four bytes in both is `one`.
 #[inline(always)]
 #[expect(unsafe_code, reason = "tile, panel and sums by pointer")]
 fn repeated<I: Isa, D: Dot<I>>(isa: I, one: u32, groups: usize, repeats: usize) {
@@ -113,7 +115,7 @@ fn repeated<I: Isa, D: Dot<I>>(isa: I, one: u32, groups: usize, repeats: usize) 
     for _ in 0..repeats {
         let (a, b, sums) = (black_box(a.as_ptr()), black_box(b.as_ptr()), sums.as_mut_ptr());
         // SAFETY: `a` is a whole tile, `b` a whole panel, and `sums` has room for all their sums. `groups` is a
-        // multiple of a line, which is a multiple of every set's `GROUPS`.
+        // multiple of a line, which is a multiple of every instruction set's `GROUPS`.
         unsafe { run::<I, D>(isa, I::ROWS, a, b, groups, black_box(sums), false) };
     }
 }

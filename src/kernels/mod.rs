@@ -2,24 +2,24 @@
 //!
 //! - [`isa`]: instruction sets, detected at run time, and the vector operations that all kernels are written in;
 //! - [`gemm`]: `x W^T + b` with its epilogues, in f32, bf16 and 8-bit integers;
-//! - [`attention`]: over packed keys and values, and causally over few rows;
+//! - [`attention`]: attention over packed keys and values, and causal attention over few rows;
 //! - [`pointwise`]: exp, GELU, layer norm;
 //! - [`activation`]: the other activations of feed-forward layers;
-//! - [`rows`]: views of rows;
+//! - [`rows`]: views of matrix rows;
 //! - [`pool`]: the thread pool;
-//! - [`limits`]: upper limits of the machine's speed.
+//! - [`limits`]: measures upper limits of the machine's speed.
 //!
-//! Nothing here knows about models or tensors: the kernels read and write slices, row by row. `rustix` is the only
-//! dependency besides the standard library; it requests huge pages.
+//! Nothing here knows about models or tensors: the kernels read and write slices, row by row. Besides the standard
+//! library, the kernels depend only on `rustix`, with which they request huge pages.
 
 #![expect(
     clippy::inline_always,
-    reason = "generic code is compiled for a level only if it is inlined where its instructions are enabled"
+    reason = "generic code uses a level's instructions only if it is inlined into a function that enables them"
 )]
 #![expect(
     clippy::cast_sign_loss,
     clippy::cast_possible_wrap,
-    reason = "groups are raw bits, which each format interprets as its own kind of number"
+    reason = "a group (see `isa::lanes::Isa`) is raw bits, which each format interprets as its own type of number"
 )]
 
 pub mod activation;

@@ -4,11 +4,11 @@ use super::gemm::DisjointMutPtr;
 use super::isa::{Isa, Level, per_level};
 use super::pool::Pool;
 
-/// `e^x`, within 2 units in the last place for -87.3 <= x <= 88. Below that range the result is 1.2e-38; NaN stays NaN.
-/// Callers never pass more than 88: softmax subtracts the largest value first, and the activations clamp their
-/// argument.
+/// Computes `e^x` within 2 units in the last place for -87.3 <= x <= 88. Below that range the result is 1.2e-38; NaN
+/// stays NaN. Callers never pass more than 88: softmax subtracts the largest value first, and the activations clamp
+/// their argument.
 ///
-/// Computes `2^n e^r` with `n = round(x / ln 2)` and a polynomial of degree 6 for `e^r`. Source: Cephes `expf`.
+/// The result is `2^n e^r` with `n = round(x / ln 2)` and a polynomial of degree 6 for `e^r`. Source: Cephes `expf`.
 #[inline(always)]
 pub(super) fn exp<I: Isa>(isa: I, x: I::F) -> I::F {
     let x = isa.max(isa.splat(-87.3), x);
@@ -24,8 +24,8 @@ pub(super) fn exp<I: Isa>(isa: I, x: I::F) -> I::F {
     isa.mul(p, isa.power_of_two(n))
 }
 
-/// The error function as `x P(x^2) / Q(x^2)` for -4 <= x <= 4; beyond that range it is 1 in f32. The error is at most
-/// 5e-7.
+/// Computes the error function as `x P(x^2) / Q(x^2)` for -4 <= x <= 4. Beyond that range the result is 1 or -1, as the
+/// exact value is in f32. The error is at most 5e-7.
 ///
 /// Coefficients: Eigen, `generic_fast_erf_float`.
 #[inline(always)]
@@ -50,14 +50,15 @@ pub(super) fn erf<I: Isa>(isa: I, x: I::F) -> I::F {
     isa.mul(isa.mul(x, p), isa.reciprocal(q))
 }
 
-/// GELU by the error function: `x (1 + erf(x / sqrt 2)) / 2`.
+/// Exact GELU, using the error function: `x (1 + erf(x / sqrt 2)) / 2`.
 #[inline(always)]
 pub(super) fn gelu<I: Isa>(isa: I, x: I::F) -> I::F {
     let half = isa.mul(x, isa.splat(0.5));
     isa.mul_add(half, erf(isa, isa.mul(x, isa.splat(std::f32::consts::FRAC_1_SQRT_2))), half)
 }
 
-/// The largest value, and `ln(sum(exp(x)))`, summed in f64 block by block; `None` if a value is not finite.
+/// Returns the largest value and `ln(sum(exp(x)))`; the sum is accumulated in f64, block by block. Returns `None` if a
+/// value is not finite.
 #[must_use]
 pub fn log_sum_exp(level: Level, x: &[f32]) -> Option<(f32, f64)> {
     let mut result = None;
@@ -69,14 +70,15 @@ per_level! {
     fn log_sum_exp_of(x: &[f32], result: &mut Option<(f32, f64)>) = log_sum_exp_generic;
 }
 
-/// Number of exponentials that are summed in f32 before the sum continues in f64: at most 64 per lane at AVX-512.
+/// Number of exponentials that are summed in f32 before the sum is added to the f64 total: at most 64 per lane at
+/// AVX-512.
 const EXP_BLOCK: usize = 1024;
 
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of a slice")]
 fn log_sum_exp_generic<I: Isa>(isa: I, x: &[f32], result: &mut Option<(f32, f64)>) {
     let mut highest = isa.splat(f32::NEG_INFINITY);
-    // Zero times a value is NaN if the value is not finite.
+    // Detects values that are not finite: zero times such a value is NaN.
     let mut zeros = isa.splat(0.0);
     let whole = x.len() / I::LANES * I::LANES;
     for start in (0..whole).step_by(I::LANES) {
@@ -114,7 +116,7 @@ fn log_sum_exp_generic<I: Isa>(isa: I, x: &[f32], result: &mut Option<(f32, f64)
 /// Number of rows of a layer norm that one part of a job computes.
 const ROWS_A_PART: usize = 16;
 
-/// Layer norm of each row: `out = (x - mean) / sqrt(variance + eps) * weight + bias`. `x` and `out` are
+/// Computes the layer norm of each row: `out = (x - mean) / sqrt(variance + eps) * weight + bias`. `x` and `out` are
 /// `[rows, width]`.
 ///
 /// # Panics
@@ -199,7 +201,8 @@ fn norm_row<I: Isa>(isa: I, x: &[f32], norm: Norm<'_>, out: &mut [f32]) {
     }
 }
 
-/// Sums a function of all values, in a fixed order.
+/// Returns the sum of a function of all values, in a fixed order. `vector` computes the function for whole vectors,
+/// `single` for the remaining values.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of a slice")]
 fn sum_of<I: Isa>(
@@ -224,7 +227,7 @@ mod tests {
     use super::super::testing::{assert_all_close, erf as exact_erf, levels, values};
     use super::*;
 
-    /// The vector functions, to run over whole slices.
+    /// The function that [`map`] applies to a whole slice.
     #[derive(Clone, Copy, Debug)]
     enum Function {
         Exp,
@@ -253,7 +256,7 @@ mod tests {
         }
     }
 
-    /// `count` evenly spaced values from `low` to `high`; `count` must be a multiple of a vector's length.
+    /// Returns `count` evenly spaced values from `low` to `high`; `count` must be a multiple of a vector's length.
     fn grid(low: f32, high: f32, count: u16) -> Vec<f32> {
         (0..count).map(|i| low + (high - low) * f32::from(i) / f32::from(count - 1)).collect()
     }

@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// Number of times that a helper checks for work before it sleeps. This takes about 50 microseconds: longer than the
-/// gap between two products of one layer, and short enough that an idle server uses no noticeable CPU time.
+/// Number of times that a helper checks for work before it sleeps. The checks take about 50 microseconds. This is
+/// longer than the gap between two products of one layer, and short enough that an idle server uses no noticeable CPU
+/// time.
 const SPINS: usize = 2_000;
 
 /// Threads that share the parts of a job. One job runs at a time.
@@ -27,12 +28,12 @@ pub struct Pool {
 struct PoolState {
     /// Number of jobs started so far.
     epoch: AtomicUsize,
-    /// Index of the next part of the running job to take.
+    /// Index of the next part of the running job that a thread takes.
     next: AtomicUsize,
-    /// Number of helpers inside the running job. `Pool::run` waits until it is 0; it increases only under the lock of
-    /// `job`.
+    /// Number of helpers that work on the running job. `Pool::run` waits until it is 0; it increases only under the
+    /// lock of `job`.
     busy: AtomicUsize,
-    /// Panic payload of a helper in the running job.
+    /// Payload of a panic in a helper, for the running job.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// The running job. It is removed once all parts are taken, so that a helper that wakes up late does not delay the
     /// caller.
@@ -43,7 +44,8 @@ struct PoolState {
     ended: AtomicBool,
 }
 
-/// The work of the helpers. It is valid until `Pool::run` returns, and `Pool::run` waits for all helpers.
+/// The running job as the helpers see it. `part` is valid until `Pool::run` returns, and `Pool::run` waits for all
+/// helpers.
 #[derive(Clone, Copy)]
 struct Job {
     part: &'static (dyn Fn(usize) + Sync),
@@ -83,7 +85,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// A pool for tests, which can rely on a machine that can start threads.
+    /// Starts a pool for tests. Panics if the threads cannot be started.
     #[cfg(test)]
     pub(in crate::kernels) fn new(threads: usize) -> Self {
         Self::try_new(threads).expect("a few threads")
@@ -98,7 +100,7 @@ impl Pool {
     /// Calls `part` with every index below `parts`, on any of the threads. Returns after all calls have returned.
     ///
     /// # Panics
-    /// With the panic payload of a part. By then each other part has either run or been skipped.
+    /// If a part panics, with the same payload. By then, every other part has either run or been skipped.
     pub fn run(&mut self, parts: usize, part: &(dyn Fn(usize) + Sync)) {
         if self.helpers.is_empty() || parts <= 1 {
             (0..parts).for_each(part);
@@ -175,7 +177,8 @@ impl PoolState {
         }
     }
 
-    /// Returns the running job, if any. `Pool::run` then waits for this helper.
+    /// Joins the running job and returns it; `None` if no job is running. `Pool::run` waits for helpers that have
+    /// joined.
     fn enter(&self) -> Option<Job> {
         let job = self.lock();
         if job.is_some() {
@@ -184,7 +187,7 @@ impl PoolState {
         *job
     }
 
-    /// Blocks until a job after number `seen` has started, or the pool ends.
+    /// Blocks until the number of started jobs differs from `seen`, or the pool ends.
     fn wait(&self, seen: usize) {
         let there =
             || self.epoch.load(Ordering::SeqCst) != seen || self.ended.load(Ordering::Acquire);

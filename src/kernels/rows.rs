@@ -3,7 +3,7 @@
 /// A matrix that is stored in some columns of a wider row-major matrix.
 #[derive(Debug, Clone, Copy)]
 pub struct Rows<'a> {
-    /// Values of the wider matrix, starting at the first row of this one.
+    /// Values of the wider matrix, from the first row of this matrix on.
     pub values: &'a [f32],
     /// Width of the wider matrix, in values.
     pub stride: usize,
@@ -14,7 +14,7 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// A whole matrix of this width.
+    /// Views `values` as a whole matrix whose rows have `width` values.
     ///
     /// # Panics
     /// When `values` is not a whole number of rows.
@@ -24,7 +24,7 @@ impl<'a> Rows<'a> {
         Self { values, stride: width, column: 0, rows: values.len() / width }
     }
 
-    /// `width` values of a row, starting at `column` of this matrix.
+    /// Returns `width` values of row `row`, starting at `column` of this matrix.
     #[inline(always)]
     pub(in crate::kernels) fn part(&self, row: usize, column: usize, width: usize) -> &'a [f32] {
         &self.values[row * self.stride + self.column + column..][..width]

@@ -2,8 +2,8 @@
 
 use super::isa::Level;
 
-/// All levels that this machine can run. AMX is emulated if the CPU has AVX512-BF16 but no AMX. Prints the skipped
-/// levels.
+/// Returns all levels that this machine can run. AMX is emulated if the CPU has AVX512-BF16 but no AMX. Prints the
+/// skipped levels.
 pub(crate) fn levels() -> Vec<Level> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     super::isa::emulator::install();
@@ -20,7 +20,8 @@ pub(crate) fn levels() -> Vec<Level> {
     run
 }
 
-/// Pseudo-random values between -1 and 1, a few of them larger, from a seed.
+/// Returns `count` pseudo-random values that depend only on `seed`. Most lie between -1 and 1, and about one in 32 lies
+/// between -4 and 4.
 pub(super) fn values(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..count)
@@ -34,8 +35,8 @@ pub(super) fn values(count: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-/// Checks that every value is within `tolerance` of the expected one, relative to the magnitude given with it. The
-/// error describes the first value that is not.
+/// Checks `actual` against `expected`, which holds pairs of a value and a magnitude. Each value may differ from the
+/// expected value by at most `tolerance` times the magnitude. The error describes the first value that differs more.
 pub(super) fn assert_all_close(
     what: &str,
     actual: &[f32],
@@ -52,8 +53,8 @@ pub(super) fn assert_all_close(
     Ok(())
 }
 
-/// The error function by its series and its continued fraction, accurate to 1e-15 (Abramowitz and Stegun 7.1.5,
-/// 7.1.14).
+/// Computes the error function from its power series and its continued fraction, accurate to 1e-15 (Abramowitz and
+/// Stegun 7.1.5, 7.1.14).
 pub(super) fn erf(x: f64) -> f64 {
     if x.abs() < 3.0 {
         let (mut term, mut sum) = (x, x);

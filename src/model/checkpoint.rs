@@ -1,4 +1,4 @@
-//! The four model classes of transformers, assembled from towers and heads.
+//! The four BLIP model classes of transformers, assembled from towers and heads.
 
 use std::sync::Arc;
 
@@ -12,19 +12,20 @@ use super::vision::VisionTower;
 use crate::engine::backend::BackendError;
 use crate::task::{Embedding, ModelClass};
 
-/// Prefix of the text encoder in the state dict, for question answering and retrieval.
+/// Prefix of the text encoder's tensors in the state dict of models for question answering and for retrieval.
 pub(super) const TEXT_ENCODER: &str = "text_encoder";
 
-/// The parts of a model except its vision tower, which models may share. Models may also share text encoders.
+/// A model without its vision tower, which is kept apart because several models may share it. A text encoder in an
+/// `Arc` may be shared, too.
 #[derive(Debug)]
 pub(super) enum Checkpoint<O: Ops> {
-    /// Captioning: transformers' class `BlipForConditionalGeneration`, a decoder.
+    /// Captioning, transformers' class `BlipForConditionalGeneration`.
     Caption { decoder: Decoder<O> },
-    /// Visual question answering: transformers' class `BlipForQuestionAnswering`.
+    /// Visual question answering, transformers' class `BlipForQuestionAnswering`.
     Vqa { encoder: Arc<TextTower<O>>, decoder: Decoder<O> },
-    /// Image-text matching and retrieval: transformers' class `BlipForImageTextRetrieval`.
+    /// Image-text matching and retrieval, transformers' class `BlipForImageTextRetrieval`.
     Retrieval(Box<Retrieval<O>>),
-    /// Embeddings without a matching head: transformers' class `BlipModel`.
+    /// Embeddings without a matching head, transformers' class `BlipModel`.
     Base(Box<Base<O>>),
 }
 
@@ -45,8 +46,8 @@ pub(super) struct Base<O: Ops> {
 }
 
 impl<O: Ops> Checkpoint<O> {
-    /// Loads the text side of `class`. `encoder` is the text encoder for question answering or retrieval, if another
-    /// model has already loaded it.
+    /// Loads a model of this class, without its vision tower. If another model has already loaded the same text encoder
+    /// (question answering and retrieval only), `encoder` is that encoder.
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &BlipConfig,
@@ -67,8 +68,9 @@ impl<O: Ops> Checkpoint<O> {
             }
             ModelClass::QuestionAnswering => Self::Vqa {
                 encoder: text_encoder()?,
-                // transformers builds both towers from one configuration, so the decoder's cross-attention also has the
-                // vision width. A VQA model whose widths differ cannot exist in transformers.
+                // The decoder attends to question states, which have the text width. But transformers builds both text
+                // towers from one configuration, so the weights of the decoder's cross-attention have the vision width.
+                // So no VQA model of transformers can have a text width that differs from its vision width.
                 decoder: Decoder::load(loader, text, passing)?,
             },
             ModelClass::ImageTextRetrieval => {
@@ -94,7 +96,7 @@ impl<O: Ops> Checkpoint<O> {
         })
     }
 
-    /// The text encoder, for the classes whose encoder models may share.
+    /// Returns the text encoder if models of this class may share it, else `None`.
     pub(super) fn text_encoder(&self) -> Option<&Arc<TextTower<O>>> {
         match self {
             Self::Vqa { encoder, .. } => Some(encoder),
@@ -103,7 +105,7 @@ impl<O: Ops> Checkpoint<O> {
         }
     }
 
-    /// The decoder, for the classes that generate text.
+    /// Returns the decoder, or `None` if this class does not generate text.
     pub(super) fn decoder(&self) -> Option<&Decoder<O>> {
         match self {
             Self::Caption { decoder } | Self::Vqa { decoder, .. } => Some(decoder),
@@ -111,7 +113,7 @@ impl<O: Ops> Checkpoint<O> {
         }
     }
 
-    /// The text encoder, for the classes that have one.
+    /// Returns the text encoder, or `None` if this class has none.
     pub(super) fn encoder(&self) -> Option<&TextTower<O>> {
         match self {
             Self::Caption { .. } => None,
@@ -121,8 +123,8 @@ impl<O: Ops> Checkpoint<O> {
         }
     }
 
-    /// The image embedding, not normalised: the `[CLS]` row projected (retrieval), or pooled and projected
-    /// (`BlipModel`).
+    /// Returns the image embedding, not normalised. It is the projected `[CLS]` row (retrieval), or the pooled and
+    /// projected row (`BlipModel`).
     pub(super) fn embed_image(
         &self,
         ops: &O,
@@ -142,7 +144,8 @@ impl<O: Ops> Checkpoint<O> {
         Ok(first_embedding(ops.to_host(&projected)?))
     }
 
-    /// Text embeddings, not normalised, from the `[CLS]` states `[rows, width]` of texts encoded without an image.
+    /// Returns the text embeddings, not normalised. `class` holds the `[CLS]` states `[rows, width]` of texts that were
+    /// encoded without an image.
     pub(super) fn project_texts(
         &self,
         ops: &O,
@@ -158,9 +161,9 @@ impl<O: Ops> Checkpoint<O> {
         Ok(embeddings(ops.to_host(&projected)?))
     }
 
-    /// Multimodal embeddings, not normalised, from the `[CLS]` states of texts encoded with cross-attention to their
-    /// image. They are the states themselves (retrieval, as in LAVIS' multimodal features), or pooled and projected
-    /// (`BlipModel.get_multimodal_features`).
+    /// Returns the multimodal embeddings, not normalised. `class` holds the `[CLS]` states of texts that were encoded
+    /// with cross-attention to their image. For retrieval, these states are the embeddings, as in LAVIS' multimodal
+    /// features. For `BlipModel`, the states are pooled and projected (`BlipModel.get_multimodal_features`).
     pub(super) fn project_multimodal(
         &self,
         ops: &O,
@@ -173,8 +176,8 @@ impl<O: Ops> Checkpoint<O> {
         }
     }
 
-    /// Probabilities of "match": class 1 of the softmax over the matching head. `class` holds the `[CLS]` states of
-    /// texts encoded with cross-attention to their image.
+    /// Returns the probability of "match" for each text, that is, class 1 of the softmax over the matching head's
+    /// outputs. `class` holds the `[CLS]` states of texts that were encoded with cross-attention to their image.
     pub(super) fn match_probabilities(
         &self,
         ops: &O,
@@ -224,7 +227,7 @@ pub(super) fn encode_texts<O: Ops>(
     Ok(EncodedTexts { hidden, class })
 }
 
-/// Hidden states of texts, returned by [`encode_texts`].
+/// Result of [`encode_texts`]: the hidden states of all tokens, and the `[CLS]` states.
 pub(super) struct EncodedTexts<O: Ops> {
     pub(super) hidden: O::Act,
     pub(super) class: O::Act,
@@ -238,8 +241,8 @@ fn first_embedding(rows: Vec<Vec<f32>>) -> Embedding {
     Embedding::new(rows.into_iter().next().unwrap_or_default())
 }
 
-/// A batch that asks a model class for an output that it does not have is a bug of the server, not an error of the
-/// client.
+/// Returns the error for an output that this model class does not have. A batch that asks for such an output is a bug
+/// in the server, not a client error.
 fn without(what: &str) -> BackendError {
     BackendError::Device(format!("this model class has no {what}"))
 }

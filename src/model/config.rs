@@ -1,9 +1,9 @@
-//! Reads `config.json`. A missing field gets the default of transformers' class.
+//! Reads `config.json`. A field that is missing gets the default that it has in transformers' configuration class.
 //! Source: transformers `BlipConfig`, `BlipTextConfig`, `BlipVisionConfig` (5.23).
 //!
-//! transformers omits values that equal the class defaults when it saves a file. So the defaults here must be those of
-//! the classes, including the surprising ones (8 text heads, where every official file says 12). Legacy generation keys
-//! (`max_length`, `num_beams`, ...) are ignored, as transformers 5 ignores them.
+//! When transformers saves a file, it omits values that equal the class defaults. So the defaults here must be the
+//! same, even the surprising ones: 8 text heads, although every official file says 12. Legacy generation keys
+//! (`max_length`, `num_beams`, ...) are ignored, as in transformers 5.
 
 use std::path::Path;
 
@@ -15,45 +15,45 @@ use super::ops::Activation;
 use crate::document::{self, DocumentError, Fields};
 use crate::task::ModelClass;
 
-/// The whole configuration of a checkpoint.
+/// The model configuration of a checkpoint, read from `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlipConfig {
-    /// Class names; the BLIP class among them decides which tasks the model serves.
+    /// Class names. The BLIP class among them decides which tasks the model serves.
     pub architectures: Vec<String>,
     /// Configuration of the text towers.
     pub text_config: TextConfig,
     /// Configuration of the vision tower.
     pub vision_config: VisionConfig,
-    /// Output width of `BlipModel`'s projections.
+    /// Width of the embeddings of `BlipModel`, that is, of the output of its projections.
     pub projection_dim: usize,
-    /// Output width of the retrieval class's projections.
+    /// Width of the embeddings of `BlipForImageTextRetrieval`, that is, of the output of its projections.
     pub image_text_hidden_size: usize,
 }
 
-/// Configuration of the text towers; the encoder and the decoder share it.
+/// Configuration of the text towers. The encoder and the decoder of a model share it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextConfig {
     /// Number of rows of the embedding table and of the LM head.
     pub vocab_size: usize,
     /// Width of a hidden state.
     pub hidden_size: usize,
-    /// Width between the two feed-forward layers.
+    /// Width between the two layers of a feed-forward block.
     pub intermediate_size: usize,
     /// Number of transformer layers of the tower.
     pub num_hidden_layers: usize,
-    /// Attention heads per layer; divides `hidden_size`.
+    /// Number of attention heads per layer. `hidden_size` is a multiple of it.
     pub num_attention_heads: usize,
-    /// Length of the longest sequence, in tokens.
+    /// Maximum length of a sequence in tokens.
     pub max_position_embeddings: usize,
-    /// Name of the activation, as transformers spells it.
+    /// Name of the activation function in transformers.
     pub hidden_act: String,
     /// Epsilon of every layer norm.
     pub layer_norm_eps: f64,
     /// First token of captions and answers.
     pub bos_token_id: u32,
-    /// Stop token (not `eos_token_id`, which BLIP never generates).
+    /// Token that ends a sequence. This is not `eos_token_id`, which BLIP never generates.
     pub sep_token_id: u32,
-    /// True gives every text layer cross-attention weights, in the encoder too.
+    /// If true, every text layer has cross-attention weights, in the encoder too.
     pub is_decoder: bool,
 }
 
@@ -62,17 +62,17 @@ pub struct TextConfig {
 pub struct VisionConfig {
     /// Width of a hidden state.
     pub hidden_size: usize,
-    /// Width between the two feed-forward layers.
+    /// Width between the two layers of a feed-forward block.
     pub intermediate_size: usize,
     /// Number of transformer layers of the tower.
     pub num_hidden_layers: usize,
-    /// Attention heads per layer; divides `hidden_size`.
+    /// Number of attention heads per layer. `hidden_size` is a multiple of it.
     pub num_attention_heads: usize,
     /// Side of the square input image, in pixels.
     pub image_size: usize,
     /// Side of a square patch, in pixels.
     pub patch_size: usize,
-    /// Name of the activation, as transformers spells it.
+    /// Name of the activation function in transformers.
     pub hidden_act: String,
     /// Epsilon of every layer norm.
     pub layer_norm_eps: f64,
@@ -123,8 +123,8 @@ impl Default for VisionConfig {
     }
 }
 
-/// Names in transformers' `ACT2FN`, and what they compute. `gelu_new`, `gelu_accurate` and `gelu_fast` are other
-/// spellings of the formula of `gelu_pytorch_tanh`.
+/// Names of activation functions in transformers' `ACT2FN`, and the function that each name stands for. `gelu_new`,
+/// `gelu_accurate` and `gelu_fast` are other names for the formula of `gelu_pytorch_tanh`.
 const ACTIVATIONS: [(&str, Activation); 12] = [
     ("gelu", Activation::Gelu),
     ("gelu_python", Activation::Gelu),
@@ -144,7 +144,7 @@ const ACTIVATIONS: [(&str, Activation); 12] = [
 const ACCEPTED_ACTIVATIONS: &str = "gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_python_tanh, \
                                     gelu_accurate, gelu_fast, quick_gelu, relu, silu, swish or tanh";
 
-/// Largest accepted count or width. It is also the largest dimension of a tensor.
+/// Maximum count or width that a file may give. It is also the maximum dimension of a tensor.
 const LARGEST: u64 = i32::MAX as u64;
 
 const COUNT: &str = "a whole number from 1 to 2147483647";
@@ -156,10 +156,10 @@ fn activation(name: &str) -> Option<Activation> {
 }
 
 impl TextConfig {
-    /// The activation of feed-forward layers and of the LM head's transform.
+    /// Returns the activation function of the feed-forward blocks and of the LM head's transform layer.
     ///
     /// # Panics
-    /// If `hidden_act` is unknown; [`BlipConfig::read`] rejects such a file.
+    /// If `hidden_act` is unknown. [`BlipConfig::read`] rejects a file with an unknown name.
     #[must_use]
     pub fn activation(&self) -> Activation {
         activation(&self.hidden_act).expect(CHECKED)
@@ -167,16 +167,16 @@ impl TextConfig {
 }
 
 impl VisionConfig {
-    /// The activation between the two feed-forward layers.
+    /// Returns the activation function of the feed-forward blocks.
     ///
     /// # Panics
-    /// If `hidden_act` is unknown; [`BlipConfig::read`] rejects such a file.
+    /// If `hidden_act` is unknown. [`BlipConfig::read`] rejects a file with an unknown name.
     #[must_use]
     pub fn activation(&self) -> Activation {
         activation(&self.hidden_act).expect(CHECKED)
     }
 
-    /// Number of tokens per image: one per whole patch, plus the class token.
+    /// Returns the number of tokens per image: one for each whole patch, plus the class token.
     #[must_use]
     pub fn tokens(&self) -> usize {
         let side = self.image_size / self.patch_size;
@@ -188,7 +188,7 @@ impl BlipConfig {
     /// Reads and checks a `config.json`.
     ///
     /// # Errors
-    /// When the file cannot be read, is not a BLIP configuration, or needs a feature that BLIP does not have.
+    /// When the file cannot be read, is not a BLIP configuration, or asks for a feature that is not supported.
     pub fn read(file: &File) -> Result<Self, LoadError> {
         let object = document::parse_object(file.path(), &file.read()?)?;
         let fields = Fields::new(file.path(), &object);
@@ -208,7 +208,7 @@ impl BlipConfig {
         Ok(config)
     }
 
-    /// The BLIP class named in `architectures`.
+    /// Returns the BLIP class that `architectures` names. `path` is the file that an error names.
     ///
     /// # Errors
     /// When `architectures` names none of BLIP's classes.
@@ -246,7 +246,7 @@ impl BlipConfig {
             let value = vision.num_attention_heads.into();
             return refuse("vision_config.num_attention_heads", value, "a divisor of hidden_size");
         }
-        // The convolution ignores the pixels beyond the last whole patch.
+        // The patch size need not divide the image size: the convolution ignores pixels beyond the last whole patch.
         if vision.patch_size > vision.image_size {
             let value = vision.patch_size.into();
             return refuse("vision_config.patch_size", value, "1 to image_size");
@@ -265,7 +265,7 @@ impl BlipConfig {
 }
 
 impl TextConfig {
-    /// Reads the file's block, or returns the class defaults if the file has no such block.
+    /// Reads the fields of `block`. If the file has no such block, returns the defaults of transformers' class.
     fn of(block: Option<Fields<'_>>) -> Result<Self, DocumentError> {
         let class = Self::default();
         let Some(fields) = block else { return Ok(class) };
@@ -296,7 +296,7 @@ impl TextConfig {
 }
 
 impl VisionConfig {
-    /// Reads the file's block, or returns the class defaults if the file has no such block.
+    /// Reads the fields of `block`. If the file has no such block, returns the defaults of transformers' class.
     fn of(block: Option<Fields<'_>>) -> Result<Self, DocumentError> {
         let class = Self::default();
         let Some(fields) = block else { return Ok(class) };
@@ -313,8 +313,8 @@ impl VisionConfig {
     }
 }
 
-/// Parses the field with `read`, or returns `default` if the file does not have it. `null` is an error, as in
-/// transformers.
+/// Returns the value of the field, parsed by `read`, or `default` if the file does not have the field. `null` is an
+/// error, as in transformers.
 fn given<'a, T>(
     fields: &Fields<'a>,
     field: &'static str,
@@ -328,12 +328,12 @@ fn given<'a, T>(
     }
 }
 
-/// A width or a count: from 1 to the largest dimension of a tensor.
+/// Returns a width or a count, which may be from 1 to `LARGEST`.
 fn count(fields: &Fields<'_>, field: &'static str, default: usize) -> Result<usize, DocumentError> {
     given(fields, field, COUNT, default, positive)
 }
 
-/// A side in pixels, written as one number or as two equal numbers.
+/// Returns a side in pixels. The file may give it as one number or as two equal numbers.
 fn side(fields: &Fields<'_>, field: &'static str, default: usize) -> Result<usize, DocumentError> {
     given(fields, field, "a whole number from 1, or two equal ones", default, |value| {
         match value.as_array().map(Vec::as_slice) {
@@ -367,7 +367,7 @@ fn name(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned)
 }
 
-/// Accepts a list of names, one name, or a missing field.
+/// Returns the class names. The file may have a list of names, a single name, or no such field.
 fn architectures(fields: &Fields<'_>) -> Result<Vec<String>, DocumentError> {
     let names = fields.optional("architectures", "a list of class names", |value| {
         if let Some(name) = name(value) {

@@ -1,17 +1,19 @@
-//! Why a checkpoint cannot be loaded. Every message names the file or tensor and says what was expected.
+//! Errors of loading a checkpoint. Every message about a checkpoint names the file or tensor and says what was
+//! expected.
 
 use std::path::PathBuf;
 
 use crate::document::DocumentError;
 use crate::engine::backend::BackendError;
 
-/// Error of a checkpoint that cannot be loaded or served.
+/// Why a checkpoint cannot be loaded or served.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// A file cannot be read, is not what its name says, or needs a feature that BLIP does not have.
+    /// A file cannot be read, does not have the format that its name indicates, or asks for a feature that is not
+    /// supported.
     #[error(transparent)]
     Document(#[from] DocumentError),
-    /// A `.bin` file is not a zip archive, the format that torch has written since version 1.6.
+    /// A `.bin` file has the format that torch wrote before version 1.6, which introduced zip archives.
     #[error(
         "{path} is not in the format of torch 1.6 or later; save it again with a current torch: \
          torch.save(torch.load(PATH, map_location=\"cpu\"), PATH)"
@@ -20,12 +22,12 @@ pub enum LoadError {
         /// The file in the old format.
         path: PathBuf,
     },
-    /// A weights file is not what its name says, or is truncated.
+    /// A weights file does not have the format that its name indicates, or is truncated.
     #[error("{path} is not a readable weights file: {detail}")]
     WeightsFile {
         /// The weights file that cannot be read.
         path: PathBuf,
-        /// The error message of the file's reader.
+        /// What is wrong with the file, for the message.
         detail: String,
     },
     /// None of the files contains a tensor that the model needs.
@@ -55,7 +57,7 @@ pub enum LoadError {
     TensorDtype {
         /// Name of the tensor in transformers' state dict.
         name: String,
-        /// The element type that the file has.
+        /// The element type of the tensor in the file.
         found: String,
         /// The file that holds the tensor.
         path: PathBuf,
@@ -73,7 +75,7 @@ pub enum LoadError {
     Device {
         /// Name of the device, as configured.
         device: String,
-        /// The reason, for the message.
+        /// Why the device cannot be used, for the message.
         detail: String,
     },
     /// Transferring the weights to the device failed.

@@ -1,5 +1,5 @@
-//! Encoder states that text towers attend to, and groups: the sequences being decoded, with their KV caches and their
-//! search.
+//! Encoder states, which text towers attend to, and groups. A group is a sequence, or the beams of one beam search,
+//! that is being decoded, with its KV caches and its search state.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -8,19 +8,19 @@ use super::search::Search;
 use crate::engine::backend::BackendError;
 use crate::task::ModelId;
 
-/// Cross-attention keys and values of one set of encoder states, for every layer of one decoder.
+/// Cross-attention keys and values of one image or question, for every layer of one decoder.
 pub(super) type CrossKvCache<O> = Vec<<O as Ops>::KvCache>;
 
-/// Encoder states: an image's features or an encoded question. Clones share the states, and also the decoder's
-/// cross-attention keys and values computed from them.
+/// Encoder states: an image's features or an encoded question. Clones share the states, and also the cross-attention
+/// keys and values that decoders compute from them.
 #[derive(Debug)]
 pub struct EncoderStates<O: Ops>(Arc<EncoderStatesInner<O>>);
 
 struct EncoderStatesInner<O: Ops> {
     /// Hidden states, `[tokens, width]`, on the device.
     states: O::Act,
-    /// Cross-attention keys and values per model. They are built when the first group decodes a step and freed with the
-    /// last group. Only the groups own them; this list lets later groups find them.
+    /// Cross-attention keys and values per model. They are built in the first decode step of the first group that needs
+    /// them, and freed with the last such group. Only the groups own them; this list lets later groups find them.
     cross: Mutex<Vec<(ModelId, Weak<CrossKvCache<O>>)>>,
 }
 
@@ -41,7 +41,7 @@ impl<O: Ops> EncoderStates<O> {
         Self(Arc::new(EncoderStatesInner { states, cross: Mutex::default() }))
     }
 
-    /// The hidden states, `[tokens, width]`, on the device.
+    /// Returns the hidden states, `[tokens, width]`, on the device.
     pub(super) fn states(&self) -> &O::Act {
         &self.0.states
     }
@@ -51,8 +51,8 @@ impl<O: Ops> EncoderStates<O> {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// The cross-attention keys and values for `model`'s decoder. Reuses those of a live group if there is one;
-    /// otherwise builds them.
+    /// Returns the cross-attention keys and values for `model`'s decoder. If a live group already holds them, returns
+    /// those; otherwise builds them from the hidden states with `build`.
     pub(super) fn cross_keys_values(
         &self,
         model: ModelId,
@@ -70,14 +70,14 @@ impl<O: Ops> EncoderStates<O> {
     }
 }
 
-/// One sequence or one set of beams that is being decoded.
+/// A sequence, or the beams of one beam search, that is being decoded.
 pub struct Group<O: Ops> {
     pub(super) memory: EncoderStates<O>,
-    /// Cross-attention keys and values, from the first step on.
+    /// Cross-attention keys and values; `None` before the first step.
     pub(super) cross: Option<Arc<CrossKvCache<O>>>,
-    /// Start token and prompt tokens.
+    /// The start token, followed by the prompt tokens.
     pub(super) start: Vec<u32>,
-    /// Live rows (one per beam); empty before the first step.
+    /// The live rows, one per beam. Empty before the first step.
     pub(super) rows: Vec<Row<O>>,
     pub(super) search: Search,
 }
@@ -102,7 +102,8 @@ impl<O: Ops> std::fmt::Debug for Group<O> {
     }
 }
 
-/// Input of a group's next step for one row: its new tokens, the position of the first of them, and its KV caches.
+/// Input of the next decode step for one row of a group: its new tokens, the position of the first of them, and its KV
+/// caches (`None` in the first step).
 pub(super) struct StepInput<'a, O: Ops> {
     pub(super) tokens: Vec<u32>,
     pub(super) position: usize,
@@ -110,8 +111,8 @@ pub(super) struct StepInput<'a, O: Ops> {
 }
 
 impl<O: Ops> Group<O> {
-    /// Inputs of the next step. The first step is the prefill: one row with the start tokens. Later steps run the last
-    /// token of each live row.
+    /// Returns the inputs of the next step, one per row. The first step is the prefill, which has one row with the
+    /// start tokens. Later steps run the last token of each live row.
     pub(super) fn inputs(&self) -> Vec<StepInput<'_, O>> {
         if self.rows.is_empty() {
             return vec![StepInput { tokens: self.start.clone(), position: 0, caches: None }];

@@ -1,4 +1,4 @@
-//! Heads of the text towers: the LM head, and the decoder, which is a text tower with an LM head.
+//! The LM head, and the decoder, which is a text tower with an LM head. `checkpoint` has the other heads.
 
 use super::config::TextConfig;
 use super::error::LoadError;
@@ -8,10 +8,11 @@ use super::search::log_softmax;
 use super::text::{CrossAttention, CrossAttentionWidth, NewTokens, SelfAttention, TextTower};
 use crate::engine::backend::BackendError;
 
-/// Number of rows whose logits are on the host at the same time while candidates are scored: 64 x 30,524 x 4 B = 8 MB.
+/// Maximum number of rows whose logits are on the host at the same time while candidates are scored. These logits take
+/// 64 x 30,524 x 4 B = 8 MB.
 const SCORED_ROWS: usize = 64;
 
-/// LM head: hidden states to logits. Source: transformers `BlipTextLMPredictionHead`.
+/// LM head, which computes logits from hidden states. Source: transformers `BlipTextLMPredictionHead`.
 #[derive(Debug)]
 struct LmHead<O: Ops> {
     transform: O::Linear,
@@ -32,7 +33,7 @@ pub(super) struct Decoder<O: Ops> {
 }
 
 impl<O: Ops> Decoder<O> {
-    /// Loads the tensors under `text_decoder`.
+    /// Loads a decoder from the tensors under `text_decoder`.
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &TextConfig,
@@ -50,7 +51,7 @@ impl<O: Ops> Decoder<O> {
         Ok(Self { tower, head, bos: config.bos_token_id, stop: config.sep_token_id })
     }
 
-    /// Logits `[rows, vocabulary]` on the host.
+    /// Computes the logits `[rows, vocabulary]` of these hidden states and copies them to the host.
     pub(super) fn logits(&self, ops: &O, hidden: &O::Act) -> Result<Vec<Vec<f32>>, BackendError> {
         let x =
             ops.linear(hidden, &self.head.transform, Epilogue::Activation(self.head.activation))?;
@@ -58,16 +59,17 @@ impl<O: Ops> Decoder<O> {
         ops.to_host(&ops.linear(&x, &self.head.output, Epilogue::None)?)
     }
 
-    /// The tokens that a sequence starts with: the start token, then the prompt without `[CLS]` and `[SEP]`.
-    /// transformers cuts off the last *column* of a padded batch; in each row, the token to remove is `[SEP]`.
+    /// Returns the tokens that a sequence starts with: the start token, then the prompt without `[CLS]` and `[SEP]`.
+    /// transformers cuts off the last *column* of a padded batch; the token that this is meant to remove from each row
+    /// is `[SEP]`.
     pub(super) fn start(&self, prompt: Option<&[u32]>) -> Vec<u32> {
         let prompt = prompt.unwrap_or_default();
         let middle = if prompt.len() > 2 { &prompt[1..prompt.len() - 1] } else { &[] };
         std::iter::once(self.bos).chain(middle.iter().copied()).collect()
     }
 
-    /// For each candidate (`[CLS] candidate [SEP]`), the sum of the log-probabilities of its tokens and of `[SEP]`,
-    /// given the start token. `runs` says how many consecutive candidates share the same encoder states.
+    /// Returns for each candidate (`[CLS] candidate [SEP]`) the sum of the log-probabilities of its tokens and of
+    /// `[SEP]`, given the start token. Each run in `runs` counts consecutive candidates with the same encoder states.
     pub(super) fn score(
         &self,
         ops: &O,
@@ -78,7 +80,7 @@ impl<O: Ops> Decoder<O> {
             candidates.iter().map(|candidate| self.start(Some(candidate))).collect();
         let sequences: Vec<NewTokens<'_>> =
             inputs.iter().map(|tokens| NewTokens { tokens, position: 0 }).collect();
-        // Convert the runs from candidates to tokens.
+        // From here on, the runs count tokens instead of candidates.
         let mut start = 0;
         let runs: Vec<_> = runs
             .iter()

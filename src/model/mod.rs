@@ -1,9 +1,9 @@
 //! BLIP: configuration, weights, towers, heads, search, and the backend that the engine drives.
 //!
-//! - [`config`], [`preprocessor`]: the checkpoint's own configuration files.
+//! - [`config`], [`preprocessor`]: read the checkpoint's own configuration files.
 //! - [`load`]: reads weight files.
 //! - [`ops`]: the fused operations, implemented by candle and by our CPU kernels.
-//! - `vision`, `text`, `heads`: the towers, one definition for every device and dtype.
+//! - `vision`, `text`, `heads`: the towers and the LM head, with one definition for every device and dtype.
 //! - `checkpoint`: the four model classes, assembled from towers and heads.
 //! - [`search`]: greedy search, beam search and sampling, over logits on the host.
 //! - `group`: the sequences being decoded and their KV caches.

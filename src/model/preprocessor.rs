@@ -1,9 +1,10 @@
-//! Image preprocessing that the model was trained with: input size, resampling filter and normalisation. It is read
+//! The image preprocessing that a model was trained with: input size, resampling filter and normalisation. It is read
 //! from `preprocessor_config.json`, or from the `image_processor` block of the newer `processor_config.json`. Source:
 //! transformers `BlipImageProcessor` (5.23).
 //!
-//! `null` disables a step (`do_rescale`, ...), as any false value does in transformers. Any other field that is `null`
-//! gets the class default, as in transformers 4; transformers 5 fails to run such a processor.
+//! If a field that enables a step (`do_rescale`, ...) is `null`, the step is disabled, because transformers treats
+//! `null` as false. Any other field that is `null` gets the default of transformers' class, as in transformers 4;
+//! transformers 5 fails to run such an image processor.
 
 use std::path::{Path, PathBuf};
 
@@ -18,31 +19,31 @@ use crate::task::{Preprocessing, Resample};
 /// Preprocessing of an input image. Normalisation is `(value * rescale_factor - mean) / std` per channel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocessor {
-    /// Size of the tower's input, and how images are resized to it.
+    /// Input size of the vision tower, and the filter that resizes images to it.
     pub preprocessing: Preprocessing,
-    /// Factor that 8-bit values are multiplied by, usually 1/255.
+    /// Factor by which 8-bit values are multiplied, usually 1/255.
     pub rescale_factor: f32,
-    /// Mean per channel, red first, after rescaling.
+    /// Mean of each channel, red first, subtracted after rescaling.
     pub mean: [f32; 3],
-    /// Standard deviation per channel, red first, after rescaling.
+    /// Standard deviation of each channel, red first; the last step divides by it.
     pub std: [f32; 3],
 }
 
-/// `OPENAI_CLIP_MEAN` and `OPENAI_CLIP_STD` of transformers' `image_utils`.
+/// Default mean and standard deviation: `OPENAI_CLIP_MEAN` and `OPENAI_CLIP_STD` of transformers' `image_utils`.
 const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
-/// The class default of `size`, for a file without one.
+/// Default of `size` in transformers' BLIP image processor, used when the file does not set it.
 const DEFAULT_SIDE: u32 = 384;
 const OLDER: &str = "preprocessor_config.json";
 const NEWER: &str = "processor_config.json";
-/// Block of the newer file that holds these fields.
+/// Field of `processor_config.json` whose object has the fields of a `preprocessor_config.json`.
 const BLOCK: &str = "image_processor";
 const ACCEPTED_BLOCK: &str = "an object with the fields of a preprocessor_config.json, \
                               or a preprocessor_config.json next to this file";
-/// The field that names the class, and the name that this field had before transformers 4.27.
+/// Field that names the class of the image processor. Before transformers 4.27, it was called `feature_extractor_type`.
 const CLASS: &str = "image_processor_type";
 const OLDER_CLASS: &str = "feature_extractor_type";
-/// All names that BLIP's image processor class has had; the fields mean the same in each.
+/// All names that BLIP's image processor class has had. The fields have the same meaning in all of them.
 const CLASSES: [&str; 4] = [
     "BlipImageProcessor",
     "BlipImageProcessorFast",
@@ -55,7 +56,7 @@ const SIZE: &str = "a number, [height, width] or {\"height\": ..., \"width\": ..
 const SQUARE: &str =
     "true if size is a number (false makes it the shorter side, which is not supported)";
 
-/// The file to read when a checkpoint has both. That is `newer` (`processor_config.json`) if it has an
+/// Returns the file to read. If a checkpoint has both files, this is `newer` (`processor_config.json`) if that has an
 /// `image_processor` block, else `older` (`preprocessor_config.json`), as in transformers'
 /// `ProcessorMixin.from_pretrained`.
 #[must_use]
@@ -66,18 +67,18 @@ pub fn deciding_file(older: Option<PathBuf>, newer: Option<PathBuf>) -> Option<F
     let newer = File::OnDisk(newer.clone());
     let decides = match read_object(&newer) {
         Ok(document) => document.get(BLOCK).is_some_and(Value::is_object),
-        // The reader of this file reports what is wrong with it.
+        // Choose this file: `Preprocessor::read` then reports what is wrong with it.
         Err(_) => true,
     };
     Some(if decides { newer } else { File::OnDisk(older.clone()) })
 }
 
 impl Preprocessor {
-    /// Reads the checkpoint's file, or returns the class defaults if it has none. `file` is a
-    /// `preprocessor_config.json` or a `processor_config.json`.
+    /// Reads `file`, which is a `preprocessor_config.json` or a `processor_config.json`. If the checkpoint has no such
+    /// file, returns the defaults of transformers' class, with the input size of the vision tower.
     ///
     /// # Errors
-    /// When the file is not valid, or its size differs from the vision tower's input size.
+    /// When the file is not valid, or its `size` differs from the vision tower's input size.
     pub fn read(file: Option<&File>, vision: &VisionConfig) -> Result<Self, LoadError> {
         let Some(given) = file else {
             let side = vision.image_size as u32;
@@ -131,7 +132,8 @@ impl Preprocessor {
     }
 }
 
-/// transformers runs the class that the file names; only BLIP's class is implemented here.
+/// Rejects a file that names the class of another image processor. transformers runs the class that the file names;
+/// only BLIP's class is implemented here.
 fn check_class(fields: &Fields<'_>) -> Result<(), DocumentError> {
     // `AutoImageProcessor` reads the older field only if the newer one is missing.
     let newer = fields.text(CLASS)?.map(|class| (CLASS, class));
@@ -142,7 +144,7 @@ fn check_class(fields: &Fields<'_>) -> Result<(), DocumentError> {
     if CLASSES.contains(&class) { Ok(()) } else { Err(fields.refuse(field, "BlipImageProcessor")) }
 }
 
-/// A boolean field: `None` if the file does not have it, false if it is `null`.
+/// Returns a boolean field: `None` if the file does not have the field, false if it is `null`.
 fn switch(fields: &Fields<'_>, field: &'static str) -> Result<Option<bool>, DocumentError> {
     match fields.raw(field) {
         Some(Value::Null) => Ok(Some(false)),
@@ -150,7 +152,7 @@ fn switch(fields: &Fields<'_>, field: &'static str) -> Result<Option<bool>, Docu
     }
 }
 
-/// One number for all channels, or one number per channel.
+/// Returns one number per channel. The file may have a single number, for all channels, or three numbers.
 fn channels(fields: &Fields<'_>, field: &'static str) -> Result<Option<[f32; 3]>, DocumentError> {
     fields.optional(field, "a number, or three of them", |value| match value.as_array() {
         Some(list) => {
@@ -167,7 +169,7 @@ fn resample(fields: &Fields<'_>) -> Result<Resample, DocumentError> {
     Ok(fields.optional("resample", accepted, number)?.unwrap_or(Resample::Bicubic))
 }
 
-/// Height and width. Source: transformers `get_size_dict`.
+/// Returns height and width in pixels. Source: transformers `get_size_dict`.
 fn size(fields: &Fields<'_>) -> Result<(u32, u32), DocumentError> {
     let side = |value: &Value| value.as_u64().and_then(|side| u32::try_from(side).ok());
     let size = fields.optional("size", SIZE, |value| match value {
@@ -186,7 +188,8 @@ fn size(fields: &Fields<'_>) -> Result<(u32, u32), DocumentError> {
             side(value).map(|side| (side, side))
         }
     })?;
-    // A single number is the shorter side, unless `default_to_square`, true by default, makes it both sides.
+    // A single number stands for both sides, unless `default_to_square` is false (it is true by default). Then the
+    // number is the shorter side, which is not supported.
     let number = fields.get("size").is_some_and(Value::is_number);
     if number && !switch(fields, "default_to_square")?.unwrap_or(true) {
         return Err(fields.refuse("default_to_square", SQUARE));

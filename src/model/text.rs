@@ -1,9 +1,9 @@
-//! The text tower: BERT, post-norm, with cross-attention. The encoder and the decoder have the same layers. Source:
+//! The text tower: a post-norm BERT with cross-attention. The encoder and the decoder have the same layers. Source:
 //! transformers `BlipTextModel`.
 //!
-//! Sequences are concatenated, never padded. Self-attention is bidirectional (encoder), or causal over a KV cache
-//! (decoder). Cross-attention uses cached keys and values (decoding), or encoder states that each layer projects itself
-//! (single passes), or is skipped (text embeddings).
+//! Sequences are concatenated, never padded. Self-attention is bidirectional in the encoder, and causal with a KV cache
+//! in the decoder. Cross-attention uses cached keys and values (decoding), or encoder states that each layer projects
+//! itself (single passes); for text embeddings it is skipped.
 
 use super::config::TextConfig;
 use super::error::LoadError;
@@ -11,7 +11,7 @@ use super::load::{Loader, Scope};
 use super::ops::{Activation, Epilogue, KvLifetime, Ops, Run};
 use crate::engine::backend::BackendError;
 
-/// Computes hidden states `[rows, width]` from token ids.
+/// A text tower, which computes hidden states `[rows, width]` from token ids.
 #[derive(Debug)]
 pub(super) struct TextTower<O: Ops> {
     word_embeddings: O::Table,
@@ -41,7 +41,8 @@ struct CrossAttentionWeights<O: Ops> {
     norm: O::LayerNorm,
 }
 
-/// Encoder states that a tower's cross-attention will attend to.
+/// The width of the encoder states that a tower's cross-attention attends to, and the lifetime of the keys and values
+/// computed from them. Both decide how the weights are loaded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CrossAttentionWidth {
     /// Width of one row of encoder states.
@@ -49,7 +50,7 @@ pub(super) struct CrossAttentionWidth {
     pub(super) usage: KvLifetime,
 }
 
-/// New tokens of one sequence, and their position in it.
+/// New tokens of one sequence, and their position in the sequence.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NewTokens<'a> {
     pub(super) tokens: &'a [u32],
@@ -61,28 +62,31 @@ pub(super) struct NewTokens<'a> {
 pub(super) enum SelfAttention<'a, O: Ops> {
     /// Every token attends to every token of its sequence (encoders).
     Bidirectional,
-    /// Causal, with a KV cache: `caches[i]` holds the layers of sequence i, or is `None` before its first step.
+    /// Causal attention with a KV cache. Element i holds the caches of all layers for sequence i; it is `None` in the
+    /// first step of the sequence.
     Causal(&'a [Option<&'a [O::KvCache]>]),
 }
 
-/// Source of cross-attention. The runs cover all new rows, in order.
+/// What the new rows attend to in cross-attention. The runs cover all new rows, in order.
 pub(super) enum CrossAttention<'a, O: Ops> {
-    /// No source: cross-attention is skipped.
+    /// Cross-attention is skipped.
     Skip,
-    /// Cached keys and values of every layer.
+    /// Keys and values that were computed before, one element per layer.
     Cached(&'a [Run<&'a [O::KvCache]>]),
-    /// Encoder states `[tokens, memory width]`. Each layer projects them to keys and values, and drops these after use.
+    /// Encoder states `[tokens, memory width]`. Each layer projects them to keys and values, and drops the keys and
+    /// values after use.
     Project(&'a [Run<&'a O::Act>]),
 }
 
-/// Hidden states of the new rows. For causal attention also the extended KV caches: for each sequence, one per layer.
+/// Result of a pass: the hidden states of the new rows and, for causal attention, the extended KV caches of each
+/// sequence, one per layer.
 pub(super) struct TextOutput<O: Ops> {
     pub(super) hidden: O::Act,
     pub(super) caches: Vec<Vec<O::KvCache>>,
 }
 
 impl<O: Ops> TextTower<O> {
-    /// Loads the tensors under `prefix` (`text_decoder.bert`, `text_encoder`, `text_model`).
+    /// Loads a text tower from the tensors under `prefix`: `text_decoder.bert`, `text_encoder` or `text_model`.
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &TextConfig,
@@ -115,7 +119,8 @@ impl<O: Ops> TextTower<O> {
         })
     }
 
-    /// Cross-attention keys and values of encoder states, for every layer. The decoding groups own them.
+    /// Computes the cross-attention keys and values of these encoder states for every layer. The groups that are being
+    /// decoded own them.
     pub(super) fn keys_values(
         &self,
         ops: &O,

@@ -1,5 +1,5 @@
-//! The vision tower: a vision transformer, pre-norm, with q, k and v packed in one layer. Source: transformers
-//! `BlipVisionModel`.
+//! The vision tower: a pre-norm vision transformer, with query, key and value packed in one linear layer. Source:
+//! transformers `BlipVisionModel`.
 
 use super::config::VisionConfig;
 use super::error::LoadError;
@@ -9,7 +9,7 @@ use super::preprocessor::Preprocessor;
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
-/// Computes image features `[tokens, width]` from pixels.
+/// A vision tower, which computes image features `[tokens, width]` from pixels.
 #[derive(Debug)]
 pub(super) struct VisionTower<O: Ops> {
     patch_embedding: O::PatchEmbedding,
@@ -32,7 +32,7 @@ struct VisionLayer<O: Ops> {
 }
 
 impl<O: Ops> VisionTower<O> {
-    /// Loads the tensors under `vision_model.`.
+    /// Loads a vision tower from the tensors under `vision_model.`.
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &VisionConfig,
@@ -72,17 +72,18 @@ impl<O: Ops> VisionTower<O> {
         })
     }
 
-    /// Number of tokens per image, including the class token.
+    /// Returns the number of tokens per image, including the class token.
     pub(super) fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// Width of one feature row.
+    /// Returns the width of one feature row.
     pub(super) fn width(&self) -> usize {
         self.width
     }
 
-    /// Features `[tokens, width]` of each image, after the final layer norm (transformers' `last_hidden_state`).
+    /// Returns the features `[tokens, width]` of each image, after the final layer norm (transformers'
+    /// `last_hidden_state`).
     pub(super) fn encode(&self, ops: &O, images: &[&Pixels]) -> Result<Vec<O::Act>, BackendError> {
         let together = ops.images_per_pass(self.tokens, self.width);
         let mut features = Vec::with_capacity(images.len());
@@ -102,7 +103,8 @@ impl<O: Ops> VisionTower<O> {
         ops.split_rows(&x, &lengths)
     }
 
-    /// transformers' `pooler_output`, `[1, width]`: the `[CLS]` row, with `post_layernorm` applied a second time.
+    /// Returns transformers' `pooler_output`, `[1, width]`: the `[CLS]` row, with `post_layernorm` applied a second
+    /// time.
     pub(super) fn pool(&self, ops: &O, features: &O::Act) -> Result<O::Act, BackendError> {
         ops.layer_norm(&ops.select_rows(features, &[0])?, &self.post_layernorm)
     }

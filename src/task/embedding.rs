@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding(Vec<f32>);
 
-/// The error of normalising a vector that has no direction.
+/// Error: the vector has no direction, so it cannot be normalised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ZeroNorm;
 
@@ -15,22 +15,22 @@ impl Embedding {
         Self(values)
     }
 
-    /// The raw values in model order.
+    /// Returns the raw values in model order.
     #[must_use]
     pub fn as_slice(&self) -> &[f32] {
         &self.0
     }
 
-    /// The raw values, without a copy.
+    /// Returns the raw values without copying them.
     #[must_use]
     pub fn into_vec(self) -> Vec<f32> {
         self.0
     }
 
-    /// The vector divided by its Euclidean norm (accumulated in f64).
+    /// Returns the vector divided by its Euclidean norm, which is accumulated in f64.
     ///
     /// # Errors
-    /// [`ZeroNorm`] when the norm is zero or not finite.
+    /// [`ZeroNorm`] if the norm is zero or not finite.
     pub fn normalized(&self) -> Result<Self, ZeroNorm> {
         let squares: f64 = self.0.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
         let norm = squares.sqrt();
@@ -41,10 +41,10 @@ impl Embedding {
         Ok(Self(self.0.iter().map(scale).collect()))
     }
 
-    /// Dot product with a vector of the same length, accumulated in f64.
+    /// Returns the dot product with a vector of the same length, accumulated in f64.
     ///
     /// # Panics
-    /// When the lengths differ.
+    /// If the lengths differ.
     #[must_use]
     pub fn dot(&self, other: &Self) -> f32 {
         assert_eq!(self.0.len(), other.0.len(), "embeddings of one space have one length");

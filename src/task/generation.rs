@@ -3,9 +3,9 @@
 /// Parameters of one generation. They mean the same as in `transformers`' `generate`, and give the same results.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationParams {
-    /// Upper bound on generated tokens, stop token included; at least 1.
+    /// Maximum number of generated tokens, stop token included; at least 1.
     pub max_new_tokens: usize,
-    /// Number of tokens before which the stop token is forbidden; at most `max_new_tokens`.
+    /// The stop token is forbidden until this number of tokens has been generated; at most `max_new_tokens`.
     pub min_new_tokens: usize,
     /// Divides (if positive) or multiplies (if negative) the scores of tokens already present; 1.0 has no effect.
     pub repetition_penalty: f32,
@@ -26,7 +26,7 @@ pub enum Strategy {
         num_beams: usize,
         /// Number of sequences returned, 1..=`num_beams`.
         num_return_sequences: usize,
-        /// Exponent of the length by which a finished beam's score is divided.
+        /// Exponent of the length. A finished beam's score is divided by its length to this power.
         length_penalty: f32,
         /// When to stop searching for better beams.
         early_stopping: EarlyStopping,
@@ -53,12 +53,12 @@ pub enum EarlyStopping {
     Heuristic,
     /// `true`: stop as soon as `num_beams` beams have finished.
     WhenFull,
-    /// `"never"`: like `false`, but assuming the most favourable length.
+    /// `"never"`: like `false`, but the running beam is assumed to reach its most favourable length.
     Never,
 }
 
 impl GenerationParams {
-    /// Greedy search for at most `max_new_tokens` tokens, with all other parameters neutral.
+    /// Returns parameters for a greedy search for at most `max_new_tokens` tokens, with all other parameters neutral.
     #[must_use]
     pub fn greedy(max_new_tokens: usize) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl GenerationParams {
         }
     }
 
-    /// Rows that one generation occupies with these parameters: beams, or sequences drawn.
+    /// Returns the number of rows that one generation occupies: one for each beam or each sequence to draw.
     #[must_use]
     pub fn rows(&self) -> usize {
         match self.strategy {
@@ -109,13 +109,13 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// Sum of the tokens' log-probabilities.
+    /// Returns the sum of the tokens' log-probabilities.
     #[must_use]
     pub fn logprob(&self) -> f32 {
         self.tokens.iter().map(|token| token.logprob).sum()
     }
 
-    /// Ids of the generated text: the new tokens without the stop token.
+    /// Returns the ids of the generated text: the new tokens without the stop token.
     #[must_use]
     pub fn text_ids(&self) -> Vec<u32> {
         let kept = match self.finish_reason {

@@ -13,13 +13,13 @@ pub struct ImageId([u8; 32]);
 pub struct ParseImageIdError;
 
 impl ImageId {
-    /// The id of a file with this SHA-256 digest.
+    /// Returns the id of a file with this SHA-256 digest.
     #[must_use]
     pub fn from_digest(digest: [u8; 32]) -> Self {
         Self(digest)
     }
 
-    /// The 32 bytes of the SHA-256 digest.
+    /// Returns the 32 bytes of the SHA-256 digest.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -76,11 +76,11 @@ fn hex_digit(digit: u8) -> Result<u8, ParseImageIdError> {
 pub enum ImageFormat {
     /// JPEG, the usual format of photographs.
     Jpeg,
-    /// PNG (of an APNG: the default image).
+    /// PNG; for an APNG, the default image.
     Png,
-    /// WebP, lossy or lossless (of an animation: the first frame).
+    /// WebP, lossy or lossless; for an animation, the first frame.
     WebP,
-    /// GIF (the first frame).
+    /// GIF; for an animation, the first frame.
     Gif,
     /// BMP, the Windows bitmap format.
     Bmp,
@@ -90,7 +90,7 @@ impl ImageFormat {
     /// All formats, in the order in which errors list them.
     pub const ALL: [Self; 5] = [Self::Jpeg, Self::Png, Self::WebP, Self::Gif, Self::Bmp];
 
-    /// The lower-case name used on the wire and in labels.
+    /// Returns the lower-case name used on the wire and in metric labels.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -103,8 +103,8 @@ impl ImageFormat {
     }
 }
 
-/// Isolates clients from each other: the owner of image ids, and of cached pixels and features. Each API key has its
-/// own value; without keys it is [`Scope::EVERYONE`].
+/// Owner of image ids, and of cached pixels and features. Isolates clients from each other: each API key has its own
+/// scope. A server without keys has only [`Scope::EVERYONE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scope(pub u64);
 
@@ -126,20 +126,20 @@ pub struct ImageInfo {
     pub format: ImageFormat,
 }
 
-/// How a decoded image becomes [`Pixels`]: resized to exactly this size, ignoring the aspect ratio. Two models with
-/// equal values share prepared pixels.
+/// How a decoded image is converted to [`Pixels`]: it is resized to exactly this size, ignoring the aspect ratio. Two
+/// models with equal values share prepared pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Preprocessing {
-    /// Target width in pixels (the model's input).
+    /// Target width in pixels, which is the width of the model's input.
     pub width: u32,
-    /// Target height in pixels (the model's input).
+    /// Target height in pixels, which is the height of the model's input.
     pub height: u32,
     /// The resampling filter used for resizing.
     pub resample: Resample,
 }
 
 impl Preprocessing {
-    /// Resizing with Pillow's BICUBIC filter, which every official checkpoint asks for.
+    /// Returns a preprocessing with Pillow's BICUBIC filter, which every official checkpoint specifies.
     #[must_use]
     pub fn bicubic(width: u32, height: u32) -> Self {
         Self { width, height, resample: Resample::Bicubic }
@@ -169,7 +169,7 @@ impl Resample {
     pub const ALL: [Self; 6] =
         [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming];
 
-    /// The filter's name in Pillow, in lower case.
+    /// Returns the filter's name in Pillow, in lower case.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -182,14 +182,15 @@ impl Resample {
         }
     }
 
-    /// The filter with this number in Pillow.
+    /// Returns the filter with this number in Pillow; `None` if there is none.
     #[must_use]
     pub fn from_number(number: u64) -> Option<Self> {
         usize::try_from(number).ok().and_then(|number| Self::ALL.get(number)).copied()
     }
 }
 
-/// RGB pixels, row-major `[height, width, 3]`, 8 bits per channel, of a model's input size; not normalised yet.
+/// An image of a model's input size, as RGB pixels with 8 bits per channel, row-major `[height, width, 3]`, not yet
+/// normalised.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pixels {
     width: u32,
@@ -201,7 +202,7 @@ impl Pixels {
     /// Wraps `data`, row-major `[height, width, 3]`.
     ///
     /// # Panics
-    /// When `data` does not hold `height * width * 3` bytes.
+    /// If `data` does not hold `height * width * 3` bytes.
     #[must_use]
     pub fn new(width: u32, height: u32, data: Box<[u8]>) -> Self {
         let expected = width as usize * height as usize * 3;
@@ -209,19 +210,19 @@ impl Pixels {
         Self { width, height, data }
     }
 
-    /// Width of the image in pixels.
+    /// Returns the width of the image in pixels.
     #[must_use]
     pub fn width(&self) -> u32 {
         self.width
     }
 
-    /// Height of the image in pixels.
+    /// Returns the height of the image in pixels.
     #[must_use]
     pub fn height(&self) -> u32 {
         self.height
     }
 
-    /// The pixel data, row-major `[height, width, 3]`.
+    /// Returns the pixel data, row-major `[height, width, 3]`.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.data
@@ -248,8 +249,8 @@ pub struct PreparedImage {
 }
 
 impl PreparedImage {
-    /// True if both have the same features in every vision tower: the same image, prepared in the same way, for the same
-    /// owner.
+    /// True if both images have the same features in every vision tower, that is, if they are the same image, prepared
+    /// in the same way, for the same owner.
     #[must_use]
     pub fn has_features_of(&self, other: &Self) -> bool {
         (self.info.id, self.scope, self.preprocessing)

@@ -1,15 +1,17 @@
-//! The four kinds of tasks, each with the type of its output: a caption can only be answered by sequences.
+//! The four kinds of tasks, each with the type of its output. So the compiler checks, for example, that a caption is
+//! answered by sequences.
 
 use super::{
     Answer, Caption, Embed, Embedding, Sequence, Similarity, SimilarityCell, Task, TaskOutput, Vqa,
 };
 
-/// One kind of task.
+/// A kind of task, with the type of its output.
 pub trait TaskKind: Into<Task> {
-    /// What answers a task of this kind.
+    /// The type of the answer to a task of this kind.
     type Output;
 
-    /// The output of this kind; `None` if the output belongs to another kind, which no engine returns.
+    /// Converts a task's output to the output of this kind. Returns `None` if it belongs to another kind, which no
+    /// engine returns.
     fn output(output: TaskOutput) -> Option<Self::Output>;
 }
 

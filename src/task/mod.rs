@@ -1,7 +1,7 @@
-//! The vocabulary that all folders share: what can be asked of a model, the inputs, and the outputs.
+//! The types that all folders share: the tasks for a model, their inputs, and their outputs.
 //!
-//! Plain data only. No I/O, no tensor, no HTTP: this folder imports nothing but `std`. `http` builds these values from
-//! requests, `engine` plans and schedules them, `model` computes them.
+//! They are plain data. No I/O, no tensor, no HTTP: this folder imports nothing but `std`. `http` builds these values
+//! from requests, `engine` plans and schedules them, `model` computes the outputs.
 
 mod embedding;
 mod generation;
@@ -26,7 +26,7 @@ pub use text::TokenIds;
 
 use std::time::Duration;
 
-/// What a client wants computed: one item of a batch call, or a single call.
+/// Something that a client wants computed: a single call, or one item of a batch call.
 #[derive(Debug, Clone)]
 pub enum Task {
     /// Describe an image, freely or continuing a prompt.
@@ -44,7 +44,7 @@ pub enum Task {
 pub struct Caption {
     /// The prepared image to describe.
     pub image: PreparedImage,
-    /// Token ids `[CLS] prompt [SEP]`. The model replaces `[CLS]` by its own start token and drops `[SEP]`.
+    /// Token ids `[CLS] prompt [SEP]`. The model replaces `[CLS]` with its own start token and drops `[SEP]`.
     pub prompt: Option<TokenIds>,
     /// Decoding parameters of the caption.
     pub params: GenerationParams,
@@ -66,7 +66,7 @@ pub struct Vqa {
 pub enum VqaMode {
     /// Generate an answer with these parameters.
     Generate(GenerationParams),
-    /// Score each candidate in full (token ids `[CLS] candidate [SEP]`); nothing is generated.
+    /// Compute the log-probability of each candidate answer (token ids `[CLS] candidate [SEP]`); nothing is generated.
     Rank(Vec<TokenIds>),
 }
 
@@ -97,7 +97,7 @@ pub enum Embed {
     Image(PreparedImage),
     /// Project the text (`[CLS] text [SEP]`) into the embedding space shared with images.
     Text(TokenIds),
-    /// The text encoder's `[CLS]` state with cross-attention to the image.
+    /// Compute the text encoder's `[CLS]` state with cross-attention to the image.
     Multimodal(PreparedImage, TokenIds),
 }
 
@@ -123,7 +123,7 @@ pub enum Answer {
     Ranked(Vec<f32>),
 }
 
-/// The scores of one image and one text. `None` where not requested or not available.
+/// The scores of one image and one text. A score is `None` if it was not requested or the model cannot compute it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SimilarityCell {
     /// Matching head's probability of "match", 0..=1.
@@ -134,13 +134,13 @@ pub struct SimilarityCell {
     pub logit: Option<f32>,
 }
 
-/// Where an answered task's time went, as measured by the worker.
+/// How long an answered task waited and computed, as measured by the worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TaskTiming {
-    /// From submission to the start of the task's first work unit.
+    /// Time from submission to the start of the task's first work unit.
     pub queue: Duration,
-    /// Sum over the vision batches that the task took part in; zero when its features were cached.
+    /// Total time of the vision batches that the task took part in; zero if its features were cached.
     pub vision: Duration,
-    /// Sum over the text units that the task took part in.
+    /// Total time of the text units that the task took part in.
     pub text: Duration,
 }

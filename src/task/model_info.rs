@@ -6,7 +6,7 @@ use super::Preprocessing;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelId(pub usize);
 
-/// Index of a vision tower. Models with byte-identical vision weights share one.
+/// Index of a vision tower. Models with byte-identical vision weights share a tower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TowerId(pub usize);
 
@@ -25,7 +25,7 @@ impl Role {
     /// All roles, in the order of the enum.
     pub const ALL: [Self; 3] = [Self::Caption, Self::Vqa, Self::Retrieval];
 
-    /// The lower-case name used on the wire.
+    /// Returns the lower-case name used on the wire.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -58,7 +58,7 @@ impl ModelClass {
         Self::Base,
     ];
 
-    /// Name of the class in transformers.
+    /// Returns the name of the class in transformers.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -69,7 +69,7 @@ impl ModelClass {
         }
     }
 
-    /// The endpoints that a model of this class serves.
+    /// Returns the endpoint family that a model of this class serves.
     #[must_use]
     pub fn role(self) -> Role {
         match self {
@@ -95,12 +95,12 @@ pub enum Dtype {
     Bf16,
     /// 16-bit IEEE floating point (half precision).
     F16,
-    /// 8-bit quantization of weights and activation rows where that is exact enough, bf16 elsewhere.
+    /// 8-bit quantization of weights and activation rows where that is accurate enough, bf16 elsewhere.
     Int8,
 }
 
 impl Dtype {
-    /// The lower-case name used in settings and on the wire.
+    /// Returns the lower-case name used in settings and on the wire.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -143,21 +143,21 @@ pub struct ModelInfo {
     pub source: String,
     /// Revision on the hub, if loaded from there.
     pub revision: Option<String>,
-    /// Number format of its weights and activations.
+    /// Number format of the model's weights and activations.
     pub dtype: Dtype,
-    /// The device on which it runs.
+    /// The device on which the model runs.
     pub device: Device,
-    /// Its vision tower, possibly shared with other models.
+    /// The model's vision tower, possibly shared with other models.
     pub tower: TowerId,
-    /// Image size and filter that its vision tower expects.
+    /// Image size and resampling filter that the vision tower expects.
     pub preprocessing: Preprocessing,
-    /// Image tokens that its text towers attend to: 577 for 384 px with patches of 16 px.
+    /// Number of image tokens that the text towers attend to: 577 for 384 px with patches of 16 px.
     pub image_tokens: usize,
-    /// Upper bound on the tokens of a text, special and generated ones included (`max_position_embeddings`).
+    /// Maximum number of tokens in a text, including special and generated ones (`max_position_embeddings`).
     pub max_text_tokens: usize,
-    /// Length of image and text embeddings, for the retrieval role.
+    /// Length of image and text embeddings; only for the retrieval role.
     pub embedding_dimensions: Option<usize>,
-    /// Length of multimodal embeddings, for the retrieval role.
+    /// Length of multimodal embeddings; only for the retrieval role.
     pub multimodal_dimensions: Option<usize>,
     /// `exp(logit_scale)` of a `BlipModel`, the factor from a cosine to a logit.
     pub logit_scale: Option<f32>,
@@ -168,7 +168,7 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// The role of the model's class.
+    /// Returns the endpoint family that the model serves.
     #[must_use]
     pub fn role(&self) -> Role {
         self.class.role()

@@ -1,37 +1,40 @@
-//! How much of the engine a task occupies. This is the only place that counts rows: `http` computes a shape before the
-//! images are prepared, to reserve capacity; the engine computes it again from the submitted task.
+//! The number of rows and images that a task needs. A row is one sequence that a text tower processes, such as a beam
+//! or an image-text pair. This is the only place that counts rows: `http` computes a shape before the images are
+//! prepared, to reserve capacity; the engine computes it again from the submitted task.
 
 use super::{Embed, GenerationParams, PreparedImage, Scores, Task, VqaMode};
 
-/// Rows and images of a task.
+/// The number of rows and images that a task needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskShape {
-    /// Rows that the task occupies in the engine, at least 1.
+    /// Number of rows that the task occupies in the engine, at least 1.
     pub rows: usize,
-    /// Images that the task names; an image named twice counts twice.
+    /// Number of images that the task names; an image named twice counts twice.
     pub images: usize,
 }
 
 impl TaskShape {
-    /// A caption: one row for each sequence and beam.
+    /// Returns the shape of a caption: one row for each beam or each sequence to draw.
     #[must_use]
     pub fn caption(params: &GenerationParams) -> Self {
         Self::new(params.rows(), 1)
     }
 
-    /// Questions with generated answers: for each question one row for each sequence and beam.
+    /// Returns the shape of questions with generated answers: for each question, one row for each beam or sequence to
+    /// draw.
     #[must_use]
     pub fn generated_answers(questions: usize, params: &GenerationParams) -> Self {
         Self::new(questions * params.rows(), 1)
     }
 
-    /// Questions with ranked candidates: a row for each question and candidate.
+    /// Returns the shape of questions with ranked candidates: one row for each pair of a question and a candidate.
     #[must_use]
     pub fn ranked_answers(questions: usize, candidates: usize) -> Self {
         Self::new(questions * candidates, 1)
     }
 
-    /// Similarity: the pairs for matching, the texts for the cosine. Images alone need no row.
+    /// Returns the shape of a similarity task. Matching needs one row for each pair of image and text, the cosine one
+    /// row for each text. Images alone need no row.
     #[must_use]
     pub fn similarity(images: usize, texts: usize, scores: Scores) -> Self {
         let pairs = if scores.matching { images * texts } else { 0 };
@@ -39,7 +42,7 @@ impl TaskShape {
         Self::new(pairs + encoded, images)
     }
 
-    /// One vector of an image, a text, or both.
+    /// Returns the shape of an embedding task, which computes one vector of an image, a text, or both: one row.
     #[must_use]
     pub fn embed(images: usize) -> Self {
         Self::new(1, images)
@@ -51,7 +54,7 @@ impl TaskShape {
 }
 
 impl Task {
-    /// How much of the engine the task occupies.
+    /// Returns the number of rows and images that the task needs.
     #[must_use]
     pub fn shape(&self) -> TaskShape {
         match self {
@@ -73,7 +76,7 @@ impl Task {
         }
     }
 
-    /// The prepared images that the task needs, in order; an image given twice is listed twice.
+    /// Returns the prepared images that the task needs, in order; an image given twice is listed twice.
     #[must_use]
     pub fn images(&self) -> Vec<&PreparedImage> {
         match self {
@@ -85,7 +88,8 @@ impl Task {
         }
     }
 
-    /// The images without repetitions, in order of first use, and for each listed image its place among them.
+    /// Returns the images without repetitions, in order of first use. Also returns, for each image that the task lists,
+    /// its index among them.
     #[must_use]
     pub fn distinct_images(&self) -> (Vec<&PreparedImage>, Vec<usize>) {
         let mut distinct: Vec<&PreparedImage> = Vec::new();

@@ -13,13 +13,13 @@ impl TokenIds {
         Self(ids.into())
     }
 
-    /// The ids, including `[CLS]` and `[SEP]`.
+    /// Returns the ids, including `[CLS]` and `[SEP]`.
     #[must_use]
     pub fn as_slice(&self) -> &[u32] {
         &self.0
     }
 
-    /// Number of ids, special tokens included.
+    /// Returns the number of ids, special tokens included.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()

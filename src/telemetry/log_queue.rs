@@ -1,8 +1,9 @@
 //! A queue of log lines, bounded in bytes, and the one thread that writes them to standard error. `logging` uses it.
 //!
 //! Logging a line never blocks on a slow reader of the log. When the queue is full, lines are dropped and counted; as
-//! soon as lines can be written again, a notice in the log says how many. `tracing-appender` has such a thread too, but
-//! no bound in bytes and no notice. At the end of the process its guard also waits for a reader that may never come.
+//! soon as lines can be written again, a notice in the log says how many were dropped. `tracing-appender` has such a
+//! thread too, but its queue has no bound in bytes and it logs no notice. At the end of the process, its guard also
+//! waits for a reader that may never read.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -13,23 +14,24 @@ use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
 
-/// Most bytes of queued lines; the writer may hold as many again. Holds about 7,000 access log lines, one second of a
-/// busy server.
+/// Maximum size of the queued lines in bytes. The lines that the writer has taken from the queue may need the same size
+/// again. The queue can hold about 7,000 access log lines, which is one second of a busy server.
 const MAX_BYTES: usize = 2 << 20;
-/// Bytes that a line needs in addition to its text: its queue entry and the allocator's overhead.
+/// Number of bytes that a line needs in addition to its text, for its queue entry and the allocator's overhead.
 const LINE_OVERHEAD: usize = 64;
-/// A writer that has finished no line for this long is stalled, because nobody reads the log.
+/// If the writer has finished no line for this long, nobody reads the log, so `flush` no longer waits.
 const STALL: Duration = Duration::from_secs(1);
 /// Longest time that [`LogQueue::flush`] waits for a slow reader.
 const MAX_FLUSH: Duration = Duration::from_secs(5);
 
-/// Lines dropped since the process started. A static, because a process has one log but may have several registries.
+/// Number of lines dropped since the process started. This is a static, because a process has one log but may have
+/// several registries.
 static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
     let help = "Log lines dropped because the log was not read fast enough.";
     IntCounter::new("blip_log_lines_dropped_total", help).expect("a valid name")
 });
 
-/// The counter of dropped lines, to register in a metrics registry.
+/// Returns the counter of dropped lines, to be registered in a metrics registry.
 pub(super) fn dropped_lines() -> IntCounter {
     DROPPED.clone()
 }
@@ -45,7 +47,7 @@ struct LogBuffer {
     /// Notified when everything is written; `flush` waits on it.
     emptied: Condvar,
     began: Instant,
-    /// Time of the last progress, in milliseconds after `began`: the last write, or the first line queued after a
+    /// Time of the last progress, in milliseconds after `began`. Progress is a write, or the first line queued after a
     /// pause.
     moved: AtomicU64,
     dropped: IntCounter,
@@ -57,7 +59,7 @@ struct LogBuffer {
 struct Queued {
     lines: VecDeque<String>,
     bytes: usize,
-    /// Dropped lines that no notice in the log has reported yet.
+    /// Number of dropped lines that no notice in the log has reported yet.
     unreported: u64,
     /// True while the writer is writing lines that it took from the queue.
     writing: bool,
@@ -113,8 +115,8 @@ impl LogQueue {
         shared.filled.notify_one();
     }
 
-    /// Waits until everything is written, at most five seconds ([`MAX_FLUSH`]). If nobody reads the log, gives up one
-    /// second ([`STALL`]) after the last line was written.
+    /// Waits until everything is written, for at most five seconds ([`MAX_FLUSH`]). If nobody reads the log, gives up
+    /// one second ([`STALL`]) after the last line was written.
     pub(super) fn flush(&self) {
         let shared = &self.0;
         let start = Instant::now();
@@ -133,7 +135,7 @@ impl LogQueue {
 
 impl LogBuffer {
     fn lock(&self) -> MutexGuard<'_, Queued> {
-        // A panic cannot leave these lines and numbers inconsistent, so a poisoned lock is fine.
+        // A panic cannot leave these lines and numbers inconsistent, so a poisoned lock can still be used.
         self.queued.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -213,8 +215,8 @@ mod tests {
         }
     }
 
-    /// A queue that holds `lines` lines of one letter, the lines that its reader sees, the sender of permits, and the
-    /// counter of dropped lines.
+    /// Returns a queue that holds `lines` lines of one letter, the lines that its reader sees, the sender of permits,
+    /// and the counter of dropped lines.
     fn queue(
         lines: usize,
         stall: Duration,

@@ -4,8 +4,8 @@
 //! process calls [`flush`] first, and reports errors with [`write_error`].
 //!
 //! Text from clients can reach a log line only inside a field. Control characters are escaped in both formats, so that
-//! no client can forge lines or send commands to a terminal; for the same reason text has no colours. Anything that may
-//! repeat text from a client (parser errors, panic messages) must go through [`clipped`].
+//! no client can forge lines or send commands to a terminal. For the same reason, the text format has no colours.
+//! Anything that may repeat text from a client (parser errors, panic messages) must go through [`clipped`].
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -23,12 +23,12 @@ use super::log_queue::LogQueue;
 /// The log queue of this process, set by [`init`].
 static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
-/// Settings of the section `logging`.
+/// Settings of the log's format and filter, from the section `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggingSettings {
     /// Plain text or JSON lines.
     pub format: LogFormat,
-    /// Levels in the syntax of `EnvFilter`, such as `info` or `info,blip_server::engine=debug`.
+    /// Levels of the lines to log, in the syntax of `EnvFilter`, such as `info` or `info,blip_server::engine=debug`.
     pub filter: String,
 }
 
@@ -37,7 +37,7 @@ pub struct LoggingSettings {
 pub enum LogFormat {
     /// Text on a terminal, JSON otherwise.
     Auto,
-    /// Plain text for people, without colours.
+    /// Plain text, one line per event, without colours.
     Text,
     /// One JSON object per line.
     Json,
@@ -52,10 +52,8 @@ impl Default for LoggingSettings {
 /// Why logging could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// The setting `logging.filter` cannot be parsed.
-    #[error(
-        "logging.filter is {filter:?}: {problem}; use a level such as info, or info,target=debug"
-    )]
+    /// The setting `log.filter` cannot be parsed.
+    #[error("log.filter is {filter:?}: {problem}; use a level such as info, or info,target=debug")]
     Filter {
         /// The value of the setting.
         filter: String,
@@ -90,7 +88,7 @@ pub fn init(settings: &LoggingSettings) -> Result<(), LoggingError> {
     Ok(())
 }
 
-/// Waits until all lines are written, at most five seconds. Gives up after one second if nobody reads the log.
+/// Waits until all lines are written, for at most five seconds. Gives up after one second if nobody reads the log.
 pub fn flush() {
     if let Some(queue) = QUEUE.get() {
         queue.flush();
@@ -98,7 +96,7 @@ pub fn flush() {
 }
 
 /// Writes the error that ends the process to standard error, after all log lines. Like [`flush`], it gives up if nobody
-/// reads.
+/// reads the log.
 pub fn write_error(text: &str) {
     if let Some(queue) = QUEUE.get() {
         queue.push(format!("{text}\n"));
@@ -140,11 +138,11 @@ where
     if json { layer.json().flatten_event(true).boxed() } else { layer.boxed() }
 }
 
-/// Most bytes of client text in one log field.
+/// Maximum size in bytes of a text from a client in one log field.
 const MAX_FOREIGN_BYTES: usize = 256;
 
-/// Cuts a text to at most 256 bytes at a character boundary and marks the cut with `...`. For log fields that may hold
-/// text from a client.
+/// Cuts a text to at most 256 bytes at a character boundary and marks the cut with `...`. Must be used for log fields
+/// that may hold text from a client.
 pub fn clipped(text: &dyn fmt::Display) -> String {
     let mut text = text.to_string();
     if text.len() > MAX_FOREIGN_BYTES {
@@ -172,7 +170,7 @@ fn log_dropped(lines: u64) {
     tracing::warn!(lines, "{lines} log lines were dropped here: the log was not read fast enough");
 }
 
-/// Queues each write as one line. The subscriber writes every line with a single call.
+/// A writer that queues each write as one line. The subscriber writes every line with a single call.
 struct QueueWriter(&'static LogQueue);
 
 impl Write for QueueWriter {
@@ -186,7 +184,7 @@ impl Write for QueueWriter {
     }
 }
 
-/// Escapes control characters in a line, except the line feed at its end.
+/// A writer that escapes control characters in a line, except the line feed at its end.
 struct EscapingWriter<W>(W);
 
 impl<W: Write> Write for EscapingWriter<W> {
@@ -205,7 +203,7 @@ fn escape(line: &str) -> String {
         Some(line) => (line, "\n"),
         None => (line, ""),
     };
-    // In addition to the C0 and C1 controls: characters that reorder or hide text on a terminal.
+    // In addition to the C0 and C1 control characters, escape those that reorder or hide text on a terminal.
     let hidden = |c: char| {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -280,7 +278,7 @@ mod tests {
         let settings =
             LoggingSettings { filter: "blip=loud".to_owned(), ..LoggingSettings::default() };
         let error = check(&settings).unwrap_err().to_string();
-        assert!(error.starts_with("logging.filter is \"blip=loud\""), "{error}");
+        assert!(error.starts_with("log.filter is \"blip=loud\""), "{error}");
         assert!(check(&LoggingSettings::default()).is_ok());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Label values come from closed sets only (routes, methods, configured model names, our own codes), never from client
 //! input. Counters whose labels are known in advance start at 0. Gauges that count things in progress are changed
-//! through [`GaugeGuard`], which cannot leak.
+//! through [`GaugeGuard`], which always lowers them again.
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -13,7 +13,8 @@ use prometheus::{
 use super::log_queue::dropped_lines;
 use super::process::ProcessCollector;
 
-/// Builds a metric of one kind from its name, help, labels and buckets. The macro `metrics` calls it for each field.
+/// A kind of metric that is built from a name, help text, labels and buckets. The macro `metrics` calls `build` for
+/// each field.
 trait Metric: Sized + Collector + Clone + 'static {
     fn build(name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> prometheus::Result<Self>;
 }
@@ -40,8 +41,8 @@ metric_kinds! {
     HistogramVec => |opts, labels, buckets| Self::new(HistogramOpts::from(opts).buckets(buckets.to_vec()), labels);
 }
 
-/// Declares the struct and its constructor: `/// HELP` `field: Kind [labels] {buckets}`.
-/// The metric is named `blip_` followed by the field's name.
+/// Declares the struct and its constructor. A field is declared as `/// HELP` and `field: Kind [labels] {buckets}`; its
+/// metric is named `blip_` followed by the field's name.
 macro_rules! metrics {
     ($(#[$outer:meta])* pub struct $name:ident { $($(#[doc = $help:literal])+ $field:ident: $kind:ty $([$($label:literal),*])? $({$buckets:expr})?,)* }) => {
         $(#[$outer])*
@@ -77,13 +78,14 @@ macro_rules! metrics {
     (@buckets $buckets:expr) => { $buckets };
 }
 
-/// Buckets from cached answers (about 1 ms) to beam searches on a CPU (many seconds). The default deadline is 30 s.
+/// Buckets in seconds, from cached answers (about 1 ms) to beam searches on a CPU (many seconds). The default deadline
+/// is 30 s.
 const REQUEST_SECONDS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-/// Buckets from tokenising (tens of microseconds) to a vision batch (seconds).
+/// Buckets in seconds, from tokenising (tens of microseconds) to a vision batch (seconds).
 const STAGE_SECONDS: &[f64] =
     &[0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// 1 KiB to 64 MiB in powers of four. The default body limit is 32 MiB.
+/// Buckets from 1 KiB to 64 MiB in powers of four. The default body limit is 32 MiB.
 const BODY_BYTES: &[f64] = &[
     1024.0,
     4096.0,
@@ -95,11 +97,11 @@ const BODY_BYTES: &[f64] = &[
     16_777_216.0,
     67_108_864.0,
 ];
-/// Powers of two up to the largest work unit: `max_batch_rows`, 256 by default.
+/// Buckets in powers of two up to the size of the largest work unit, which is `max_batch_rows` (256 by default).
 const BATCH_SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
-/// From a few words to the 512 tokens that a model accepts.
+/// Buckets in powers of two, up to the 512 tokens that a model accepts.
 const PROMPT_TOKENS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
-/// From a thumbnail to the default limit of 50 megapixels.
+/// Buckets from the size of a thumbnail to the default limit of 50 megapixels.
 const PIXELS: &[f64] = &[1e4, 5e4, 1e5, 3e5, 1e6, 3e6, 1e7, 2.5e7, 5e7];
 
 metrics! {
@@ -115,11 +117,11 @@ metrics! {
         http_request_body_bytes: Histogram {BODY_BYTES},
         /// Rejected or failed requests, by error code.
         request_failures_total: IntCounterVec ["reason"],
-        /// Requests cut off without an answer because the drain time of a shutdown was over.
+        /// Requests cut off without an answer at the drain timeout of a shutdown.
         http_requests_cut_total: IntCounter,
         /// Open connections, including those of the operations listener.
         http_connections: IntGauge,
-        /// Connections closed by a full listener (idle: replaced by a new one; newcomer: rejected).
+        /// Connections closed because the listener was full (idle: replaced by a new one; newcomer: rejected).
         http_connections_shed_total: IntCounterVec ["connection"],
         /// Connections that ended before their TLS handshake was complete.
         tls_handshake_failures_total: IntCounter,
@@ -127,7 +129,7 @@ metrics! {
         file_reloads_total: IntCounterVec ["files", "result"],
         /// Items waiting for the worker, by stage (vision: images; text: rows).
         queue_depth: IntGaugeVec ["stage"],
-        /// Most rows that may be admitted at a time.
+        /// Maximum number of rows admitted at a time.
         queue_capacity: IntGauge,
         /// Rows admitted and not yet answered.
         queue_rows: IntGauge,
@@ -196,7 +198,7 @@ metrics! {
         draining: IntGauge,
         /// Always 1; the label holds the version.
         build_info: IntGaugeVec ["version"],
-        /// Always 1 for each loaded model.
+        /// Always 1; the labels describe a loaded model.
         model_info: IntGaugeVec ["model", "role", "revision", "dtype", "device"],
         /// Time to load a model.
         model_load_seconds: GaugeVec ["model"],
@@ -210,7 +212,7 @@ impl Metric for prometheus::Counter {
 }
 
 impl Metrics {
-    /// The registry behind these metrics, to gather them or to add collectors.
+    /// Returns the registry of these metrics, to gather them or to add collectors.
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.registry
@@ -268,7 +270,7 @@ impl Metrics {
     }
 }
 
-/// Raises a gauge of things in progress, and lowers it again when dropped.
+/// A guard that raises a gauge of things in progress, and lowers it again when dropped.
 #[derive(Debug)]
 pub struct GaugeGuard(IntGauge, i64);
 

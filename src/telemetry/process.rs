@@ -1,7 +1,8 @@
 //! Metrics of the process itself (`process_*`), read from Linux's `/proc` at each scrape.
 //!
 //! Names, help texts and units are those of the `process` feature of the prometheus crate. That feature would add four
-//! dependencies (procfs and its own) to read these seven numbers. A metric that cannot be read keeps its last value.
+//! dependencies (procfs and what procfs needs) to read these seven numbers. A metric that cannot be read keeps its last
+//! value.
 
 use std::fs;
 
@@ -71,7 +72,7 @@ impl ProcessCollector {
         let status = text("/proc/self/status");
 
         if let Some(seconds) = cpu_seconds(&stat) {
-            // A counter cannot be set, so the difference is added. Two scrapes at once may both add it; the next
+            // A counter cannot be set, so the difference is added. Two concurrent scrapes may both add it; later
             // differences are then 0 until the real value has caught up.
             self.cpu_seconds.inc_by(seconds.saturating_sub(self.cpu_seconds.get()));
         }
@@ -87,7 +88,7 @@ impl ProcessCollector {
     }
 }
 
-/// Resident memory of this process in bytes; `None` if `/proc` is not available.
+/// Returns the resident memory of this process in bytes; `None` if `/proc` is not available.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
@@ -111,14 +112,15 @@ fn set(gauge: &IntGauge, value: Option<i64>) {
     }
 }
 
-/// The number after `name` on the line that starts with it; `None` for a word such as "unlimited".
+/// Finds the line that starts with `name` and returns the number after `name`; `None` if a word such as "unlimited"
+/// follows.
 fn number_after(text: &str, name: &str) -> Option<i64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
     rest.split_whitespace().next()?.parse().ok()
 }
 
-/// One field of `/proc/PID/stat`. Field 2, the program's name in parentheses, may contain spaces and parentheses
-/// itself.
+/// Returns one field of `/proc/PID/stat`. Splits the text after the last `)`, because field 2, the program's name in
+/// parentheses, may itself contain spaces and parentheses.
 fn field(stat: &str, number: usize) -> Option<i64> {
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
@@ -160,7 +162,7 @@ mod tests {
         assert!(collector.resident_bytes.get() > 1024 * 1024);
         assert!(collector.virtual_bytes.get() >= collector.resident_bytes.get());
         assert!(collector.threads.get() >= 1);
-        // 2020-01-01: a start time in seconds since 1970 and not since boot.
+        // Later than 2020-01-01, so the start time counts from 1970 and not from boot.
         assert!(collector.start_seconds.get() > 1_577_836_800);
     }
 }

@@ -1,5 +1,5 @@
-//! The zip archive: which entries it has and where their bytes are. Only stored (uncompressed) entries are accepted,
-//! the only kind that torch.save writes. So no entry is larger than the file.
+//! Reads the directory of the zip archive and locates the bytes of its entries. Accepts only stored (uncompressed)
+//! entries, the only kind that torch.save writes. So no entry is larger than the file.
 //!
 //! Source: PKWARE's APPNOTE.TXT, sections 4.3.7 to 4.3.16 and 4.5.3; torch always writes the 64-bit records too.
 
@@ -11,11 +11,11 @@ use std::path::Path;
 
 use super::error::{TorchError, shown};
 
-/// A checkpoint has one entry per tensor and a handful more.
+/// Maximum number of entries. A checkpoint has one per tensor and a few more.
 const MAX_ENTRIES: u64 = 1 << 16;
-/// Each of 1,000 entries takes about 80 bytes of the central directory.
+/// Maximum size of the central directory. Each of 1,000 entries takes about 80 bytes of it.
 const MAX_DIRECTORY_BYTES: u64 = 16 << 20;
-/// Length of the record at the end of every archive, which a comment may follow.
+/// Size in bytes of the end record, which every archive has. A comment may follow it.
 const END_BYTES: usize = 22;
 const LOCATOR_BYTES: usize = 20;
 const END64_BYTES: usize = 56;
@@ -36,14 +36,14 @@ pub(super) struct Archive {
 /// An entry as the central directory describes it.
 #[derive(Debug)]
 struct Entry {
-    /// Offset of its local header in the file.
+    /// Offset of the entry's local header in the file, in bytes.
     header: u64,
     size: u64,
-    /// Neither compressed nor encrypted, so `size` can be checked against the file.
+    /// True if the entry is neither compressed nor encrypted, so that `size` can be checked against the file.
     stored: bool,
 }
 
-/// The bytes of an entry, all of them inside the file.
+/// Position of an entry's bytes, all of which are inside the file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Section {
     pub(super) start: u64,
@@ -69,7 +69,7 @@ impl Archive {
         let mut fields = Fields(&directory);
         for _ in 0..entries {
             let (name, entry) = read_entry(&mut fields).ok_or(TorchError::Damaged)?;
-            // Programs differ in which of two entries with one name they use.
+            // Duplicate names are rejected, because programs differ in which of the two entries they use.
             if archive.entries.insert(name, entry).is_some() {
                 return Err(TorchError::Damaged);
             }
@@ -84,7 +84,7 @@ impl Archive {
 
     /// Reads `bytes` bytes of the file at offset `start`; `Damaged` if the file does not have them.
     pub(super) fn read(&self, start: u64, bytes: usize) -> Result<Vec<u8>, TorchError> {
-        // Checked before the buffer is allocated: the numbers come from the file.
+        // The range is checked before the buffer is allocated, because the numbers come from the file.
         if start.checked_add(bytes as u64).is_none_or(|end| end > self.length) {
             return Err(TorchError::Damaged);
         }
@@ -98,7 +98,7 @@ impl Archive {
         Ok(buffer)
     }
 
-    /// The content of the entry with this name; `None` if there is none.
+    /// Returns the position of the content of the entry with this name; `None` if there is no such entry.
     pub(super) fn find(&self, name: &str) -> Result<Option<Section>, TorchError> {
         let Some(entry) = self.entries.get(name) else { return Ok(None) };
         if !entry.stored {
@@ -115,7 +115,8 @@ impl Archive {
         }
     }
 
-    /// The only entry whose name ends with `end`, and the beginning of its name.
+    /// Finds the only entry whose name ends with `end`. Returns the beginning of its name and the position of its
+    /// content.
     pub(super) fn only_entry(&self, end: &str) -> Result<(String, Section), TorchError> {
         let mut names =
             self.entries.keys().filter_map(|name| Some((name, name.strip_suffix(end)?)));
@@ -127,7 +128,7 @@ impl Archive {
         Ok((beginning.to_owned(), section))
     }
 
-    /// Offset, length in bytes and number of entries of the central directory.
+    /// Returns the offset, length in bytes and number of entries of the central directory.
     fn directory(&self) -> Result<(u64, u64, u64), TorchError> {
         let longest = (END64_BYTES + LOCATOR_BYTES + END_BYTES + MAX_COMMENT_BYTES) as u64;
         let tail_start = self.length.saturating_sub(longest);
@@ -142,7 +143,8 @@ impl Archive {
     }
 }
 
-/// Offset of the last record of the archive: the record whose comment is all that follows it.
+/// Returns the offset of the end record in `tail`. It is the record whose comment reaches exactly to the end of the
+/// file.
 fn find_end(tail: &[u8]) -> Option<usize> {
     let last = tail.len().checked_sub(END_BYTES)?;
     (0..=last).rev().find(|&start| {
@@ -161,7 +163,7 @@ fn read_end(bytes: &[u8]) -> Option<(u64, u64, u64)> {
     Some((start.into(), size.into(), entries.into()))
 }
 
-/// Offset of the 64-bit end record.
+/// Returns the offset of the 64-bit end record.
 fn read_locator(bytes: &[u8]) -> Option<u64> {
     let mut fields = Fields(bytes);
     fields.signature(*b"PK\x06\x07")?;
@@ -204,7 +206,7 @@ fn read_entry(fields: &mut Fields<'_>) -> Option<(String, Entry)> {
     Some((name, Entry { header, size, stored }))
 }
 
-/// The 64-bit numbers in an entry's extra fields: one for each number that does not fit into 32 bits.
+/// Returns the 64-bit numbers in an entry's extra fields: one for each number that does not fit into 32 bits.
 fn wide_sizes(extra: &[u8]) -> Fields<'_> {
     let mut fields = Fields(extra);
     while let Some(field) = fields.extra_field() {
@@ -215,7 +217,7 @@ fn wide_sizes(extra: &[u8]) -> Fields<'_> {
     Fields(&[])
 }
 
-/// Bytes from an entry's local header to its content.
+/// Returns the number of bytes from the start of an entry's local header to its content.
 fn data_start(header: &[u8]) -> Option<u64> {
     let mut fields = Fields(header);
     fields.signature(*b"PK\x03\x04")?;
@@ -224,7 +226,7 @@ fn data_start(header: &[u8]) -> Option<u64> {
     Some(LOCAL_HEADER_BYTES as u64 + u64::from(name) + u64::from(extra))
 }
 
-/// The rest of a record, read field by field; little-endian.
+/// The unread rest of a record with little-endian fields.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {

@@ -1,4 +1,4 @@
-//! Why a PyTorch weight file cannot be read. The messages continue "FILE is not a readable weights file: ".
+//! Why a PyTorch weight file cannot be read. The messages are shown after "FILE is not a readable weights file: ".
 
 use std::io;
 
@@ -8,7 +8,7 @@ pub enum TorchError {
     /// The operating system could not read the file.
     #[error("it cannot be read")]
     Io(#[source] io::Error),
-    /// The archive or the pickle is truncated, contradicts itself, or refers to something that does not exist.
+    /// The archive or the pickle is truncated or inconsistent, or refers to something that does not exist.
     #[error("it is cut off or damaged; download it again")]
     Damaged,
     /// A tensor has more values than the file holds for it.
@@ -27,7 +27,7 @@ pub enum TorchError {
         /// The name of the entry, quoted.
         entry: String,
     },
-    /// The pickle asks for something that no state dict needs.
+    /// The pickle contains an opcode that no state dict needs.
     #[error(
         "its pickle has the opcode {opcode}, which torch.save does not write for a state dict; save it again: \
          torch.save(model.state_dict(), PATH)"
@@ -36,15 +36,15 @@ pub enum TorchError {
         /// The name of the opcode in `pickletools`.
         opcode: &'static str,
     },
-    /// Something exceeds what any BLIP checkpoint has.
+    /// A count or size exceeds that of any BLIP checkpoint by far.
     #[error(
         "it has more than {limit} {what}, far more than any BLIP checkpoint; save the state dict alone: \
          torch.save(model.state_dict(), PATH)"
     )]
     TooLarge {
-        /// What is counted, as a plural noun.
+        /// What is counted, in the plural.
         what: &'static str,
-        /// How many of them are accepted.
+        /// Maximum number that is accepted.
         limit: u64,
     },
     /// Many tensors share the same values, so reading all of them would take too much memory.
@@ -53,12 +53,12 @@ pub enum TorchError {
         /// Accepted ratio of tensor bytes to bytes of the file.
         limit: u64,
     },
-    /// Written on a machine with big-endian byte order.
+    /// The file was written on a machine with big-endian byte order.
     #[error(
         "its numbers are in big-endian order, which is not supported; save it on a little-endian machine"
     )]
     BigEndian,
-    /// The file holds no tensors by name.
+    /// The file holds no dictionary of named tensors.
     #[error("it holds no state dict of tensors")]
     NoStateDict,
     /// A tensor is a view whose values have gaps.
@@ -71,7 +71,7 @@ pub enum TorchError {
     },
 }
 
-/// A name from the file, for a message: quoted, without control characters, at most 100 characters.
+/// Formats a name from the file for a message: quoted, without control characters, at most 100 characters.
 pub(super) fn shown(name: &str) -> String {
     const MOST: usize = 100;
     let short: String = name.chars().take(MOST).collect();

@@ -1,14 +1,15 @@
 //! Reads PyTorch's weight files (`pytorch_model.bin`): a zip archive with a pickle and one entry for the values of each
 //! tensor.
 //!
-//! - `archive`: the entries of the zip file, and where their bytes are.
-//! - `pickle`: the values that the pickle describes.
-//! - `state_dict`: the tensors among these values.
+//! - `archive`: finds the entries of the zip file and the positions of their bytes.
+//! - `pickle`: decodes the pickle into values.
+//! - `state_dict`: finds the tensors among these values.
 //! - this file: [`TorchFile`], a weight file whose tensors are read on demand.
 //!
-//! Why not candle's reader: it copies a value each time the pickle refers to it, so that 150 bytes make it allocate
-//! gigabytes. It drops nested values by recursion, decompresses whatever the archive claims, and trusts the sizes of
-//! tensors. Here nothing is executed, copied or nested, and memory is bounded by the bytes that the file really has.
+//! Why this does not use candle's reader: that reader copies a value each time the pickle refers to it, so that 150
+//! bytes make it allocate gigabytes. It drops nested values by recursion, decompresses data of any claimed size, and
+//! trusts the sizes of tensors. The reader here executes nothing, neither copies nor nests values, and its memory is
+//! bounded by the actual size of the file.
 //!
 //! Used by `model` (loading) and `hub` (`convert`).
 
@@ -26,11 +27,11 @@ use archive::Archive;
 pub use error::TorchError;
 use state_dict::TensorInfo;
 
-/// The pickle of 1,000 tensors takes a quarter of a megabyte.
+/// Maximum size of the pickle. For 1,000 tensors it takes a quarter of a megabyte.
 const MAX_PICKLE_BYTES: u64 = 8 << 20;
 
-/// Accepted ratio of the bytes of all tensors to those of the file. Tensors may share their values, as tied embeddings
-/// do, but reading all of them needs memory for each.
+/// Maximum ratio of the bytes of all tensors to those of the file. Tensors may share their values, as tied embeddings
+/// do, but each tensor that is read needs memory for its own copy.
 const MAX_SHARING: u64 = 8;
 
 /// A weight file whose pickle has been read.
@@ -40,11 +41,11 @@ pub struct TorchFile {
     tensors: BTreeMap<String, Place>,
 }
 
-/// A tensor and the file's bytes that hold its values.
+/// A tensor and the position of its values in the file.
 #[derive(Debug)]
 struct Place {
     info: TensorInfo,
-    /// Offset of its first value in the file, in bytes.
+    /// Offset of the tensor's first value in the file, in bytes.
     start: u64,
     bytes: usize,
 }
@@ -84,22 +85,22 @@ impl TorchFile {
         Ok(Self { archive, tensors })
     }
 
-    /// The names of the tensors in alphabetical order.
+    /// Returns the names of the tensors in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Number of floating-point values in all tensors.
+    /// Returns the number of floating-point values in all tensors.
     #[must_use]
     pub fn float_count(&self) -> u64 {
         let infos = self.tensors.values().map(|place| &place.info);
         infos.filter(|info| info.dtype.is_float()).map(|info| info.count as u64).sum()
     }
 
-    /// Reads a tensor into host memory; `None` if there is none of this name.
+    /// Reads a tensor into host memory; returns `None` if there is no tensor of this name.
     ///
     /// # Errors
-    /// `Io`; `Strided` for a view whose values have gaps; `Damaged` if the file has been truncated meanwhile.
+    /// `Io`; `Strided` for a view whose values have gaps; `Damaged` if the file has been truncated since it was opened.
     pub fn read(&self, name: &str) -> Result<Option<Tensor>, TorchError> {
         let Some(Place { info, start, bytes }) = self.tensors.get(name) else { return Ok(None) };
         let Some(order) = info.order() else {
@@ -111,7 +112,7 @@ impl TorchFile {
 }
 
 impl Place {
-    /// Finds the values of a tensor, all of which must be in the file.
+    /// Finds the values of a tensor. All of them must be in the file.
     fn find(
         archive: &Archive,
         root: &str,

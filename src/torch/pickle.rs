@@ -1,5 +1,5 @@
-//! Turns the opcodes of a pickle into the values that they describe. Nothing is executed: a call is a value like any
-//! other.
+//! Turns the opcodes of a pickle into the values that they describe. Nothing is executed: a call becomes a value like
+//! any other.
 //!
 //! Values are flat: a container is an index into a table. So a value that is referred to again is not copied, nested
 //! values are neither walked nor dropped by recursion, and memory grows by at most a few dozen bytes per opcode. The
@@ -11,25 +11,25 @@ use std::collections::HashMap;
 
 use super::TorchError;
 
-/// 1,000 tensors take about 35,000 opcodes.
+/// Maximum number of opcodes. 1,000 tensors take about 35,000.
 const MAX_OPCODES: u64 = 1 << 20;
-/// Python's pickler writes dictionaries in batches of 1,000 keys and values.
+/// Maximum number of values on the stack. Python's pickler writes dictionaries in batches of 1,000 keys and values.
 const MAX_STACK: u64 = 1 << 14;
-/// Tuples and batches that are open at the same time; a tensor needs three.
+/// Maximum number of open marks: of tuples and batches that are open at the same time. A tensor needs three.
 const MAX_MARKS: u64 = 1 << 10;
 
-/// A value. Texts borrow the bytes of the pickle.
+/// A value that the pickle describes. Texts borrow the bytes of the pickle.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Value<'a> {
     Int(i64),
     Text(&'a str),
-    /// A class or function: module and name, separated by a line break.
+    /// A class or function: its module and name, separated by a line break.
     Global(&'a str),
     Tuple(Items),
     Dict(DictId),
-    /// Two items: the callable and its arguments.
+    /// A call. It has two items: the callable and its arguments.
     Call(Items),
-    /// One item: the id by which `torch` finds the values of a tensor.
+    /// A reference to the values of a tensor. It has one item: the id by which `torch` finds them.
     Persistent(Items),
     /// Anything that no tensor needs: None, booleans, floats, lists, large integers.
     Other,
@@ -46,18 +46,18 @@ pub(super) struct Items {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DictId(u32);
 
-/// A pickle that has been read.
+/// The values of a pickle that has been read.
 #[derive(Debug, Default)]
 pub(super) struct Pickle<'a> {
     /// The value of the whole pickle.
     root: Option<Value<'a>>,
     items: Vec<Value<'a>>,
-    /// Keys and values in the order in which they were set; a key may come again.
+    /// Keys and values of each dictionary, in the order in which they were set; a key may occur more than once.
     dicts: Vec<Vec<(Value<'a>, Value<'a>)>>,
 }
 
 impl<'a> Pickle<'a> {
-    /// The entries of the dictionary that the whole pickle is; `None` if it is something else.
+    /// Returns the entries if the whole pickle is one dictionary, otherwise `None`.
     pub(super) fn root_entries(&self) -> Option<&[(Value<'a>, Value<'a>)]> {
         match self.root {
             Some(Value::Dict(DictId(index))) => Some(&self.dicts[index as usize]),
@@ -65,7 +65,7 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// The values of a tuple, a call or a persistent id.
+    /// Returns the values of a tuple, a call or a persistent id.
     pub(super) fn items(&self, Items { start, count }: Items) -> &[Value<'a>] {
         &self.items[start as usize..][..count as usize]
     }
@@ -108,7 +108,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Reads one opcode; true when it was the last.
+    /// Reads and applies one opcode. Returns true if it was the last.
     fn step(&mut self) -> Result<bool, TorchError> {
         match self.byte()? {
             // PROTO
@@ -162,8 +162,8 @@ impl<'a> Reader<'a> {
                 let count = self.since_mark()?;
                 self.set_items(count)?;
             }
-            // APPEND, APPENDS: the contents of lists are not needed. BUILD: attributes of an object, which no tensor
-            // needs.
+            // APPEND, APPENDS, BUILD: the contents of lists and the attributes of objects are dropped, because no
+            // tensor needs them.
             b'a' | b'b' => {
                 self.pop()?;
             }
@@ -199,7 +199,7 @@ impl<'a> Reader<'a> {
         Ok(self.take(1)?[0])
     }
 
-    /// A little-endian number of up to four bytes.
+    /// Reads a little-endian number of up to four bytes.
     fn number(&mut self, bytes: usize) -> Result<u32, TorchError> {
         let bytes = self.take(bytes)?;
         Ok(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte)))
@@ -241,14 +241,14 @@ impl<'a> Reader<'a> {
         Ok(self.stack.len() - height)
     }
 
-    /// Stack index of the first of the last `count` values, none of which may be below the last mark.
+    /// Returns the stack index of the first of the last `count` values, none of which may be below the last mark.
     fn last(&self, count: usize) -> Result<usize, TorchError> {
         let floor = self.marks.last().copied().unwrap_or(0);
         let start = self.stack.len().checked_sub(count).filter(|&start| start >= floor);
         start.ok_or(TorchError::Damaged)
     }
 
-    /// Pushes a signed number. One of more than 64 bits cannot be a size.
+    /// Reads a signed number and pushes it. A number of more than 64 bits cannot be a size, so it becomes `Other`.
     fn int(&mut self, bytes: usize) -> Result<(), TorchError> {
         let bytes = self.take(bytes)?;
         if bytes.len() > 8 {
@@ -332,7 +332,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Name in `pickletools` of an opcode that exists but is rejected.
+/// Returns the name in `pickletools` of an opcode that exists but is rejected.
 fn refused_name(opcode: u8) -> Option<&'static str> {
     Some(match opcode {
         b'0' => "POP",

@@ -1,12 +1,12 @@
-//! Finds the tensors among the values of a pickle: the arguments that `torch._utils._rebuild_tensor_v2` would be called
-//! with.
+//! Finds the tensors among the values of a pickle. The arguments of a call of `torch._utils._rebuild_tensor_v2`
+//! describe a tensor; the call itself is not executed.
 
 use candle_core::{DType, Device, Result as CandleResult, Shape, Tensor};
 
 use super::TorchError;
 use super::pickle::{Pickle, Value};
 
-/// torch itself stops at 64 dimensions; BLIP's largest tensors have 4.
+/// Maximum number of dimensions. torch itself stops at 64; BLIP's largest tensors have 4.
 const MAX_RANK: usize = 8;
 
 /// A tensor as the pickle describes it.
@@ -15,9 +15,9 @@ pub(super) struct TensorInfo {
     pub(super) dtype: DType,
     /// Name of the archive entry with its values, below `data/`.
     pub(super) key: String,
-    /// Number of values in the entry before its own.
+    /// Number of values in the entry before the first value of this tensor.
     pub(super) offset: u64,
-    /// Number of its own values: the product of `size`.
+    /// Number of values of this tensor: the product of `size`.
     pub(super) count: usize,
     size: Vec<usize>,
     strides: Vec<usize>,
@@ -32,11 +32,11 @@ pub(super) enum MemoryLayout {
     Columns,
 }
 
-/// The tensors of a state dict with their names. Skips entries that are not tensors or have types that weights do not
-/// use.
+/// Returns the tensors of a state dict with their names. Skips entries that are not tensors or have types that weights
+/// do not use.
 ///
 /// # Errors
-/// `NoStateDict`; `Damaged` if a tensor is not described as torch describes it.
+/// `NoStateDict`; `Damaged` if the pickled description of a tensor does not have the form that torch writes.
 pub(super) fn tensors(pickle: &Pickle<'_>) -> Result<Vec<(String, TensorInfo)>, TorchError> {
     let entries = pickle.root_entries().ok_or(TorchError::NoStateDict)?;
     let mut tensors = Vec::new();
@@ -57,8 +57,8 @@ pub(super) fn tensors(pickle: &Pickle<'_>) -> Result<Vec<(String, TensorInfo)>, 
     Ok(tensors)
 }
 
-/// The arguments of `_rebuild_tensor_v2`, called directly or inside the call that makes a parameter or a subclass of
-/// it.
+/// Returns the arguments of `_rebuild_tensor_v2` if `value` is a call of it, directly or inside the calls that make a
+/// parameter or a subclass of one.
 fn rebuild_arguments<'p, 'a>(
     pickle: &'p Pickle<'a>,
     mut value: Value<'a>,
@@ -85,11 +85,11 @@ fn rebuild_arguments<'p, 'a>(
 
 enum Read<'a> {
     Tensor(TensorInfo),
-    /// A tensor of this storage class.
+    /// The storage class of the tensor.
     Unsupported(&'a str),
 }
 
-/// Reads storage, offset, size and strides; `None` if they are not as torch writes them.
+/// Reads storage, offset, size and strides; `None` if they do not have the form that torch writes.
 fn read_arguments<'a>(pickle: &Pickle<'a>, arguments: &[Value<'a>]) -> Option<Read<'a>> {
     let [Value::Persistent(id), offset, Value::Tuple(size), Value::Tuple(strides), ..] = *arguments
     else {
@@ -106,7 +106,8 @@ fn read_arguments<'a>(pickle: &Pickle<'a>, arguments: &[Value<'a>]) -> Option<Re
     if size.len() != strides.len() || size.len() > MAX_RANK {
         return None;
     }
-    // Zeros count as one here: products of some of the sides are taken later.
+    // The product of the sides must not overflow. Zeros count as one here, because products of some of the sides are
+    // taken later.
     size.iter().try_fold(1_usize, |count, &side| count.checked_mul(side.max(1)))?;
     Some(Read::Tensor(TensorInfo {
         dtype,
@@ -138,7 +139,7 @@ fn dtype_of(class: &str) -> Option<DType> {
 }
 
 impl TensorInfo {
-    /// Memory layout of its values; `None` if there are gaps or repetitions.
+    /// Returns the memory layout of the values; `None` if there are gaps or repetitions.
     pub(super) fn order(&self) -> Option<MemoryLayout> {
         let shape = Shape::from(self.size.clone());
         if self.count == 0 || shape.is_contiguous(&self.strides) {
@@ -152,7 +153,7 @@ impl TensorInfo {
 }
 
 impl MemoryLayout {
-    /// Makes the tensor from the bytes of its values.
+    /// Builds the tensor from the bytes of its values.
     pub(super) fn tensor(
         self,
         values: &[u8],

@@ -1,8 +1,9 @@
-//! Generates the input batches of the benchmarks: the same bytes in every run, and no two items of a batch alike.
+//! Generates the input batches of the benchmarks: the bytes are the same in every run, and no two items of a batch are
+//! alike.
 
 use crate::task::{Pixels, Preprocessing, TokenIds};
 
-/// Tokens of a short sentence, `[CLS]` and `[SEP]` included.
+/// Number of tokens of a short sentence, including `[CLS]` and `[SEP]`.
 const TEXT_TOKENS: usize = 10;
 
 /// Pseudo-random numbers that depend only on the index of the item.
@@ -13,7 +14,7 @@ impl Noise {
         Self((item as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    /// Next number of the splitmix64 generator.
+    /// Returns the next number of the splitmix64 generator.
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut value = self.0;
@@ -23,8 +24,8 @@ impl Noise {
     }
 }
 
-/// A synthetic image: a brightness gradient with another colour for each item, plus grain, like a photograph out of
-/// focus.
+/// Generates a synthetic image: a brightness gradient with a different colour for each item, plus grain. It resembles a
+/// photograph that is out of focus.
 pub(super) fn picture(item: usize, size: Preprocessing) -> Pixels {
     let mut noise = Noise::of_item(item);
     let slopes: [(u64, u64); 3] = std::array::from_fn(|_| (noise.next() % 128, noise.next() % 128));
@@ -43,8 +44,8 @@ pub(super) fn picture(item: usize, size: Preprocessing) -> Pixels {
     Pixels::new(size.width, size.height, bytes.into())
 }
 
-/// A short text of random ids below `vocabulary`, at most `most` tokens long. The choice of tokens does not change how
-/// much is computed.
+/// Generates a short text of at most `most` tokens, with random ids below `vocabulary`. The choice of tokens does not
+/// change the amount of computation.
 pub(super) fn text(item: usize, vocabulary: usize, most: usize) -> TokenIds {
     let mut noise = Noise::of_item(item);
     let ids = (0..TEXT_TOKENS.min(most)).map(|_| (noise.next() % vocabulary as u64) as u32);

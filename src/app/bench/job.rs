@@ -32,7 +32,7 @@ impl Job {
         tokens: usize,
         vocabulary: usize,
     ) -> anyhow::Result<Self> {
-        // The first position holds the start token.
+        // The first position holds the start token, so it is not available for a generated token.
         let most = info.max_text_tokens.saturating_sub(1);
         ensure!(
             !work.generates() || tokens <= most,
@@ -51,7 +51,7 @@ impl Job {
         })
     }
 
-    /// Encodes the images before the clock starts, if the work assumes known image features.
+    /// Encodes the images before the clock starts, if the work assumes that the image features are cached.
     pub(super) fn prepare<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,
@@ -141,7 +141,8 @@ impl Job {
         Ok(states)
     }
 
-    /// Opens one group per set of encoder states and decodes all groups together, step by step, to their end.
+    /// Opens one group (here a single greedy sequence) per set of encoder states, and decodes all groups together, step
+    /// by step, until they have finished.
     fn generate<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,

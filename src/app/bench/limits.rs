@@ -10,11 +10,12 @@ use crate::kernels::isa::Level;
 use crate::kernels::limits;
 use crate::kernels::pool::Pool;
 
-/// Size of the read buffer: many times the size of common caches. A shared last-level cache of 260 MB, as in recent
-/// servers, still makes the result a little too high.
+/// Size of the read buffer in bytes: many times the size of common caches. With a shared last-level cache of 260 MB, as
+/// in recent servers, the result is still a little too high.
 const BUFFER_BYTES: usize = 250_000_000;
 
-/// Duration of one pass of products: long compared with the wake-up time of a thread, short for a person.
+/// Duration of one timed pass of products: long compared with a thread's wake-up time, but too short for a user to
+/// notice.
 const PASS: Duration = Duration::from_millis(20);
 
 /// The machine that runs the benchmark.
@@ -24,7 +25,7 @@ pub struct Machine {
     pub cpu: String,
     /// Number of cores that this process may use.
     pub cores: usize,
-    /// Instruction sets of the kernels that this CPU supports, from least to most.
+    /// Instruction sets of the kernels that this CPU supports, from the least to the most capable.
     pub levels: Vec<&'static str>,
 }
 
@@ -54,12 +55,12 @@ pub struct Limits {
     pub dtype: &'static str,
     /// Instruction set of the kernels, as `--cpu-isa` spells it.
     pub level: &'static str,
-    /// Multiplications and additions per second, all threads together.
+    /// Number of multiplications and additions per second, for all threads together.
     pub operations_per_second: f64,
 }
 
 impl Limits {
-    /// Measures the bound; `None` if these settings do not use the kernels.
+    /// Measures the bound. Returns `None` if these settings do not use the kernels.
     ///
     /// # Errors
     /// When the operating system cannot start the threads.

@@ -1,5 +1,5 @@
-//! Benchmarks of the models without HTTP and without a queue: runs one kind of work on one batch repeatedly. The
-//! command `bench` (`cli::bench`) calls it and prints the results.
+//! Benchmarks the models without HTTP and without a queue: runs one kind of work on one batch repeatedly. The command
+//! `bench` (`cli::bench`) calls it and prints the results.
 //!
 //! - this file: [`Bench`] loads models for one device, number format and instruction set, and measures them;
 //! - `work`: the kinds of work, and which models support them;
@@ -42,16 +42,16 @@ impl Checkpoints {
     }
 }
 
-/// How often each kind of work runs, and how many tokens it generates.
+/// How many times each kind of work runs, and how many tokens it generates.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     /// Number of timed runs per measurement.
     pub runs: NonZeroUsize,
     /// Number of untimed runs before the timed ones.
     pub warm_up: usize,
-    /// Exact number of tokens of a caption or an answer; the stop token is forbidden before that.
+    /// Exact number of tokens to generate for a caption or an answer; the stop token is forbidden before that.
     pub tokens: NonZeroUsize,
-    /// Adds one run that records the time of each part.
+    /// Whether to add one run that records the time of each part.
     pub profile: bool,
 }
 
@@ -66,9 +66,10 @@ impl Plan {
 /// Times of one kind of work on one batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measurement {
-    /// Time of each timed run, for the whole batch.
+    /// Time in seconds that each timed run took for the whole batch.
     pub seconds: Vec<f64>,
-    /// Parts of the profiled run: operations, longest first, then the time between them; empty without profiling.
+    /// Parts of the profiled run: the operations, longest first, followed by the time between operations. Empty without
+    /// profiling.
     pub parts: Vec<PartSeconds>,
 }
 
@@ -77,20 +78,21 @@ pub struct Measurement {
 pub struct PartSeconds {
     /// Name of the operation, or "between operations".
     pub part: String,
-    /// Total time over all its calls.
+    /// Total time in seconds of all calls of the operation.
     pub seconds: f64,
     /// Number of calls in the run.
     pub calls: usize,
-    /// Minimum work of all its calls, where it is known.
+    /// Minimum work of all calls of the operation, if it is known.
     pub work: Option<PartWork>,
 }
 
-/// Minimum work of a matrix product. With many rows arithmetic bounds it, with few rows reading the weights does.
+/// Minimum work of a matrix product. Arithmetic limits the speed of a product with many rows; reading the weights
+/// limits that of a product with few rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartWork {
     /// Number of multiplications and additions.
     Operations(usize),
-    /// Bytes of weights, read once per call.
+    /// Number of bytes of weights to read; each call reads its weights once.
     Bytes(usize),
 }
 
@@ -109,12 +111,12 @@ impl PartWork {
     }
 }
 
-/// What computes, with every `auto` resolved.
+/// Number format, instruction set and threads of a measurement, with every `auto` resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setup {
     /// Number format of weights and activations, such as `bf16`.
     pub dtype: &'static str,
-    /// Instruction set of the kernels; where they are not used, `candle` or the name of the GPU.
+    /// Instruction set of the kernels, or, if the kernels are not used, `candle` or the name of the GPU.
     pub level: String,
     /// Number of threads that compute the models.
     pub threads: usize,
@@ -151,14 +153,14 @@ impl Bench {
         Ok(Self { models, setup })
     }
 
-    /// The resolved device, number format and threads of these models.
+    /// Returns the resolved number format, instruction set and threads of these models.
     #[must_use]
     pub fn setup(&self) -> &Setup {
         &self.setup
     }
 
-    /// Pairs each of `works` (all kinds if empty) with every model that supports it. A vision tower that models share
-    /// is listed only for the first of them.
+    /// Pairs each of `works` (all kinds if empty) with every model that supports it. If models share a vision tower, it
+    /// is listed only for the first of these models.
     ///
     /// # Errors
     /// When no model supports one of `works`.
@@ -190,7 +192,7 @@ impl Bench {
     /// Measures one kind of work with one model on a batch of `batch` items. Calls `on_run` after each run.
     ///
     /// # Errors
-    /// When the model cannot generate that many tokens, or the device fails.
+    /// When the model cannot generate as many tokens as `plan` requests, or the device fails.
     pub fn measure(
         &mut self,
         (info, work): &(ModelInfo, Work),
@@ -224,7 +226,7 @@ struct Run {
 /// Loaded models, with the type of their operations erased.
 trait Models {
     fn infos(&self) -> &[ModelInfo];
-    /// Rows of the model's embedding table.
+    /// Returns the number of rows of the model's embedding table.
     fn vocabulary(&self, model: ModelId) -> usize;
     fn run(&mut self, job: &Job, profile: bool) -> anyhow::Result<Run>;
 }
@@ -280,7 +282,7 @@ impl<O: Ops> Models for Loaded<O> {
     }
 }
 
-/// Name of the part for all time outside the operations: search, lists, allocation.
+/// Name of the part for all time outside the operations, spent on search, lists and allocation.
 const OUTSIDE: &str = "between operations";
 
 #[cfg(test)]

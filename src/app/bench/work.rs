@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::task::ModelClass;
 
-/// A kind of work; one item of a batch runs it once.
+/// A kind of work. It runs once for each item of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     /// Encode an image with the vision tower.
@@ -16,7 +16,7 @@ pub enum Work {
     CaptionKnown,
     /// Answer a question about an image: encode both, then decode token by token.
     Vqa,
-    /// Image-text matching: encode the image, then one pass of the text.
+    /// Match an image with a text: encode the image, then run the text in one pass.
     Match,
     /// Embed an image in the shared space.
     EmbedImage,
@@ -36,7 +36,7 @@ impl Work {
         Self::EmbedText,
     ];
 
-    /// The name, as `--task` spells it.
+    /// Returns the name, as `--task` spells it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -82,7 +82,7 @@ impl fmt::Display for Work {
     }
 }
 
-/// Error of parsing a text that names no kind of work.
+/// Error for a text that names no kind of work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be one of {}", Work::names(Work::ALL.iter()))]
 pub struct UnknownWork;

@@ -15,7 +15,7 @@ pub(in crate::cli) struct BenchArguments {
     /// embed-text; repeatable [default: all that the models support]
     #[arg(long = "task", value_name = "TASK")]
     pub(super) tasks: Vec<Work>,
-    /// Batch size: items that run together; repeatable
+    /// Batch size: number of items that run together; repeatable
     #[arg(long = "batch", value_name = "N", default_values = ["1", "8"])]
     pub(super) batches: Vec<NonZeroUsize>,
     /// Number formats to measure one after the other, instead of --dtype
@@ -24,10 +24,10 @@ pub(in crate::cli) struct BenchArguments {
     /// Instruction sets to measure one after the other, instead of --cpu-isa
     #[arg(long, value_name = "LEVEL,...", value_delimiter = ',')]
     pub(super) levels: Vec<String>,
-    /// Timed runs of each measurement
+    /// Number of timed runs of each measurement
     #[arg(long, value_name = "N", default_value = "5")]
     runs: NonZeroUsize,
-    /// Runs before the timed ones, not timed
+    /// Untimed warm-up runs before the timed runs
     #[arg(long, value_name = "N", default_value = "1")]
     warm_up: usize,
     /// Exact number of tokens generated for a caption or an answer

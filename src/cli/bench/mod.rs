@@ -1,8 +1,8 @@
 //! The command `bench`: measures the models without HTTP. It runs each kind of work at each batch size, for every
-//! requested number format and instruction set. It prints a table for people, or JSON for the scripts of `tests/perf`.
+//! requested number format and instruction set. It prints a table for users, or JSON for the scripts in `tests/perf`.
 //! The measurements themselves are in `app::bench`.
 //!
-//! - this file: what is measured, and in which order;
+//! - this file: decides what is measured, and in which order;
 //! - `args`: the flags; `report`: the JSON; `table`: the table.
 
 mod args;
@@ -59,7 +59,7 @@ fn configs(
             if config.models.is_empty() {
                 config.models = ModelSource::demo();
             }
-            // This binary was built without the demo models.
+            // The list is still empty if this binary was built without the demo models.
             if config.models.is_empty() {
                 return Err(ConfigError::NoModel.into());
             }
@@ -69,7 +69,7 @@ fn configs(
     Ok(configs)
 }
 
-/// Raises the default log level to `warn`: `info` lines would break the progress bar and repeat the table.
+/// Raises the default log level to `warn`, because `info` lines would break the progress bar and repeat the table.
 fn quiet(settings: &LoggingSettings) -> LoggingSettings {
     let default = settings.filter == LoggingSettings::default().filter;
     let filter = if default { "warn".to_owned() } else { settings.filter.clone() };
@@ -87,7 +87,7 @@ fn measure(
     let machine = Machine::detect();
     let threads = settings.threads.map_or(machine.cores, NonZeroUsize::get);
     let mut report = Report::new(machine, threads, read_bytes_per_second(settings)?);
-    // Measure the limits before any model is loaded: their buffers are large.
+    // Measure the limits before any model is loaded, because this needs large buffers.
     for config in configs {
         let Some(limits) = Limits::measure(config.compute)? else { continue };
         report.add_limits(&limits);
@@ -96,7 +96,8 @@ fn measure(
     for config in configs {
         bar.set_message("loading");
         let bench = Bench::load(config.compute, checkpoints)?;
-        // Without the kernels (candle, GPU) all instruction sets give the same setup: measure it once.
+        // If the kernels are not used (candle or GPU), all instruction sets give the same setup, so measure it only
+        // once.
         if !measured.contains(bench.setup()) {
             measured.push(bench.setup().clone());
             measure_all(arguments, bench, &bar, &mut report.results)?;
@@ -129,7 +130,7 @@ fn measure_all(
     Ok(())
 }
 
-/// A progress bar on standard error; hidden if that is not a terminal.
+/// Creates a progress bar on standard error, hidden if standard error is not a terminal.
 fn bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:<36} [{bar:30}] {pos}/{len} {eta}")
         .expect("the template is a constant that the tests render")

@@ -17,7 +17,7 @@ pub(super) struct Report {
 struct MachineReport {
     cpu: String,
     cores: usize,
-    /// Threads that computed the models.
+    /// Number of threads that computed the models.
     threads: usize,
     levels: Vec<&'static str>,
 }
@@ -26,7 +26,7 @@ struct MachineReport {
 #[derive(Debug, Serialize)]
 struct LimitsReport {
     read_bytes_per_second: f64,
-    /// The value of the first format and level measured; null where the kernels are not used.
+    /// The value of the first number format and instruction set measured; null if the kernels are not used.
     operations_per_second: Option<f64>,
     by_format: Vec<FormatReport>,
 }
@@ -47,11 +47,11 @@ pub(super) struct ResultReport {
     pub(super) level: String,
     pub(super) threads: usize,
     pub(super) batch: usize,
-    /// Generated tokens per item; null for work that generates none.
+    /// Number of generated tokens per item; null for work that generates none.
     pub(super) tokens: Option<usize>,
     runs: usize,
     warm_up: usize,
-    /// Time of each timed run, for the whole batch.
+    /// Time in seconds that each timed run took for the whole batch.
     seconds: Vec<f64>,
     pub(super) median_s: f64,
     pub(super) min_s: f64,
@@ -67,10 +67,10 @@ pub(super) struct PartReport {
     pub(super) part: String,
     pub(super) seconds: f64,
     pub(super) calls: usize,
-    /// Minimum number of multiplications and additions, where they bound the part.
+    /// Minimum number of multiplications and additions, if arithmetic limits the speed of the part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) operations: Option<usize>,
-    /// Minimum number of bytes read, where reading weights bounds the part.
+    /// Minimum number of bytes read, if reading weights limits the speed of the part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) bytes: Option<usize>,
 }
@@ -90,7 +90,7 @@ impl Report {
         }
     }
 
-    /// Adds the limits of one setup. A format and level that is already listed is ignored.
+    /// Adds the limits of one setup, unless its number format and instruction set are already listed.
     pub(super) fn add_limits(&mut self, limits: &Limits) {
         let Limits { dtype, level, operations_per_second } = *limits;
         let known = &mut self.limits.by_format;
@@ -100,7 +100,7 @@ impl Report {
         self.limits.operations_per_second.get_or_insert(operations_per_second);
     }
 
-    /// The first lines of the table: the machine and its limits.
+    /// Returns the first lines of the table, which describe the machine and its limits.
     pub(super) fn head(&self) -> String {
         let MachineReport { cpu, cores, threads, .. } = &self.machine;
         let reads = self.limits.read_bytes_per_second / 1e9;
@@ -159,7 +159,7 @@ impl PartReport {
     }
 }
 
-/// Median of sorted numbers: the middle one, or the mean of the two in the middle; 0 if empty.
+/// Returns the median of sorted numbers: the middle number, or the mean of the two in the middle; 0 if there are none.
 fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
     match sorted {

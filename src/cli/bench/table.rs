@@ -1,4 +1,4 @@
-//! The table of `bench` for people: one line per result, with the parts of its profiled run below it.
+//! The table that `bench` prints: one line per result, followed by the parts of its profiled run.
 
 use super::report::{PartReport, Report, ResultReport};
 
@@ -15,7 +15,8 @@ const COLUMNS: [&str; 10] = [
     "ms/item",
 ];
 
-/// The first columns hold words and are aligned left; the others hold numbers and are aligned right.
+/// Number of columns, from the left, that hold words and are left-aligned. The others hold numbers and are
+/// right-aligned.
 const WORDS: usize = 4;
 
 pub(super) fn table(report: &Report) -> String {
@@ -58,7 +59,7 @@ fn line(cells: &[String; 10], widths: &[usize; 10]) -> String {
     line.trim_end().to_owned() + "\n"
 }
 
-/// Lines of the profiled run: time, share, calls and rate of each part.
+/// Formats the profiled run: one line per part with its time, share, calls and rate.
 fn parts(parts: &[PartReport]) -> String {
     let total: f64 = parts.iter().map(|part| part.seconds).sum();
     let line = |part: &PartReport| {

@@ -1,26 +1,26 @@
-//! Rate limiting by token buckets, one for each caller, in bounded memory.
+//! Rate limiting with one token bucket per caller, in bounded memory.
 //!
-//! These are forty lines of our own instead of the crate `governor`, because two things are needed that it does not
-//! offer. The first is to look at a bucket without taking a token: a request without a key is not a guess, but has to
-//! wait if its address has made too many. The second is a limit on the number of callers that always holds, whoever
-//! they pretend to be. The algorithm is the same (GCRA): the state of a caller is one instant, at which its bucket will
-//! be full again.
+//! These forty lines replace the crate `governor`, which lacks two things. The first is a way to check a bucket without
+//! taking a token: a request without a key does not guess a key, so it takes no token, but it must wait if its address
+//! has made too many guesses. The second is a limit on the number of callers that always holds, however many addresses
+//! a client pretends to have. The algorithm is the same (GCRA): the state of a caller is one instant, the time at which
+//! its bucket will be full again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Most callers that have a bucket of their own; they take about 4 MiB. All further callers share one bucket.
+/// Maximum number of callers with their own bucket; these take about 4 MiB. All further callers share one bucket.
 const MAX_CALLERS: usize = 65_536;
-/// Shortest time between two scans for callers that can be forgotten.
+/// Minimum time between two scans that remove callers whose buckets are full.
 const PURGE_PAUSE: Duration = Duration::from_secs(1);
 
-/// How fast buckets fill: the time until one token is added.
+/// Rate at which buckets fill, stored as the time until one token is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rate(Duration);
 
-/// The buckets of all callers, with one rate and size.
+/// The buckets of all callers, which have the same rate and size.
 pub(crate) struct Buckets<C> {
     rate: Rate,
     burst: u32,
@@ -35,35 +35,35 @@ pub(crate) struct Allowance {
     pub(crate) quota: u32,
     /// Time in which an empty bucket becomes full.
     pub(crate) window: Duration,
-    /// Whole tokens that are left now.
+    /// Number of whole tokens that are left now.
     pub(crate) left: u32,
     /// Time until the bucket is full.
     pub(crate) full_after: Duration,
 }
 
 struct State<C> {
-    /// When each caller's bucket will be full. The bucket of a caller that is missing here is full.
+    /// When each caller's bucket will be full. A caller that is missing here has a full bucket.
     callers: HashMap<C, Instant>,
     /// When the bucket that all further callers share will be full.
     others: Option<Instant>,
-    /// When the last scan for full buckets was.
+    /// Time of the last scan for full buckets.
     purged: Option<Instant>,
 }
 
 impl Rate {
-    /// A rate of `count` tokens per second; `None` for 0, which means no limit.
+    /// Returns the rate of `count` tokens per second; `None` for 0, which means no limit.
     pub(crate) fn per_second(count: u32) -> Option<Self> {
         (count > 0).then(|| Self(Duration::from_secs(1) / count))
     }
 
-    /// A rate of `count` tokens per minute; `None` for 0, which means no limit.
+    /// Returns the rate of `count` tokens per minute; `None` for 0, which means no limit.
     pub(crate) fn per_minute(count: u32) -> Option<Self> {
         (count > 0).then(|| Self(Duration::from_secs(60) / count))
     }
 }
 
 impl<C: Hash + Eq> Buckets<C> {
-    /// Buckets of `burst` tokens, all of them full.
+    /// Creates buckets of `burst` tokens, all of them full.
     pub(crate) fn new(rate: Rate, burst: u32) -> Self {
         Self::bounded(rate, burst, MAX_CALLERS)
     }
@@ -92,14 +92,14 @@ impl<C: Hash + Eq> Buckets<C> {
         Ok(())
     }
 
-    /// The time to wait for the next token; `None` if there is one now. Takes no token.
+    /// Returns the time to wait for the next token; `None` if there is a token now. Takes no token.
     pub(crate) fn wait(&self, caller: &C, now: Instant) -> Option<Duration> {
         let mut state = self.lock();
         let has_place = state.find_place(caller, self.max_callers, now);
         self.beyond_burst(state.full_at(has_place, caller, now) + self.rate.0, now)
     }
 
-    /// The state of the caller's bucket. Takes no token.
+    /// Returns the state of the caller's bucket. Takes no token.
     pub(crate) fn allowance(&self, caller: &C, now: Instant) -> Allowance {
         let mut state = self.lock();
         let has_place = state.find_place(caller, self.max_callers, now);
@@ -109,8 +109,8 @@ impl<C: Hash + Eq> Buckets<C> {
         Allowance { quota: self.burst, window, left: left as u32, full_after }
     }
 
-    /// How long a bucket that will be full at `full_at` is still in debt (has fewer than 0 tokens); `None` if it is
-    /// not.
+    /// Returns how long until a bucket that will be full at `full_at` is out of debt (debt: fewer than 0 tokens).
+    /// `None` if it is not in debt now.
     fn beyond_burst(&self, full_at: Instant, now: Instant) -> Option<Duration> {
         let missing = full_at.saturating_duration_since(now);
         let wait = missing.saturating_sub(self.rate.0 * self.burst);
@@ -118,13 +118,14 @@ impl<C: Hash + Eq> Buckets<C> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<C>> {
-        // Nothing panics while it holds this lock.
+        // No code panics while it holds this lock, so a poisoned lock cannot occur.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<C: Hash + Eq> State<C> {
-    /// True if the caller has a bucket of its own, or there is space for one.
+    /// True if the caller has its own bucket, or if there is space for one. Purges full buckets if that is needed to
+    /// make space.
     fn find_place(&mut self, caller: &C, max_callers: usize, now: Instant) -> bool {
         if self.callers.len() < max_callers || self.callers.contains_key(caller) {
             return true;
@@ -133,7 +134,8 @@ impl<C: Hash + Eq> State<C> {
         self.callers.len() < max_callers
     }
 
-    /// When the bucket that the caller uses will be full; `now` if it is full already.
+    /// Returns the time at which the bucket that the caller uses (its own or the shared one) will be full; `now` if it
+    /// is already full.
     fn full_at(&self, has_place: bool, caller: &C, now: Instant) -> Instant {
         let own = || self.callers.get(caller);
         let full_at = if has_place { own() } else { self.others.as_ref() };

@@ -12,18 +12,18 @@ const X_FORWARDED_FOR: &str = "x-forwarded-for";
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 
-/// The client's address, which `middleware::client` adds to the request's extensions; `None` without a socket, as in
-/// tests.
+/// The client's address, which `middleware::client` adds to the request's extensions; `None` if there is no socket, as
+/// in tests.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClientAddress(pub(crate) Option<IpAddr>);
 
-/// The addresses among which one client can choose freely: a single IPv4 address, or an IPv6 /64 network. Limits by
-/// address count by network.
+/// The addresses that one client can use at will: a single IPv4 address, or an IPv6 /64 network. Limits per address are
+/// in fact limits per network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Network(IpAddr);
 
 impl Network {
-    /// The network of an address. An IPv4 address that is mapped into IPv6 counts as IPv4.
+    /// Returns the network of an address. An IPv4-mapped IPv6 address counts as IPv4.
     pub(crate) fn of(address: Option<IpAddr>) -> Self {
         match address.map(|address| address.to_canonical()) {
             None => Self(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
@@ -36,13 +36,13 @@ impl Network {
     }
 }
 
-/// The client's address: the peer's, or, if the peer is a trusted proxy, the first address from the right in
-/// `x-forwarded-for` that is not a trusted proxy.
+/// Returns the client's address. This is the peer's address, unless the peer is a trusted proxy: then it is the first
+/// address from the right in `x-forwarded-for` that is not a trusted proxy.
 pub(crate) fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
     let mut client = peer.to_canonical();
     let forwarded = headers.get_all(X_FORWARDED_FOR).iter().rev();
-    // A value that is not text ends the chain, like any other entry that is not an address.
+    // A header value that is not text ends the chain, like any entry that is not an address.
     let entries = forwarded.flat_map(|value| value.to_str().unwrap_or_default().rsplit(','));
     for entry in entries {
         if !is_trusted(client) {

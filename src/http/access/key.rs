@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::task::Scope;
 
-/// Fewest characters of a secret: shorter ones can be guessed.
+/// Minimum length of a secret in characters. Shorter secrets can be guessed.
 const MIN_SECRET_LENGTH: usize = 16;
 const MAX_SECRET_LENGTH: usize = 256;
 const MAX_ID_LENGTH: usize = 64;
@@ -50,7 +50,7 @@ pub enum ApiKeyFileError {
     /// A secret occurs twice, so its owner would be ambiguous.
     #[error("line {line}: this secret is already on an earlier line")]
     Repeated {
-        /// Number of the second line, counted from 1.
+        /// Number of the line on which the secret occurs again, counted from 1.
         line: usize,
     },
     /// The file has only comments and blank lines.
@@ -59,10 +59,11 @@ pub enum ApiKeyFileError {
 }
 
 impl ApiKey {
-    /// Parses `id:secret`, or a secret alone. A secret alone gets an id from its hash: 12 hexadecimal digits.
+    /// Parses `id:secret`, or a secret alone. In the second case the id is taken from the hash of the secret: 12
+    /// hexadecimal digits.
     ///
     /// # Errors
-    /// If the text is neither.
+    /// If the text has neither form, or if its id or its secret is not valid.
     pub fn parse(text: &str) -> Result<Self, ApiKeyError> {
         let (id, secret) = match text.split_once(':') {
             Some((id, secret)) => (Some(id), secret),
@@ -112,12 +113,12 @@ impl ApiKey {
         if keys.is_empty() { Err(ApiKeyFileError::Empty) } else { Ok(keys) }
     }
 
-    /// The id of the key's owner, as the log shows it.
+    /// Returns the id of the key's owner, which appears in the log.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The scope of images and caches that requests with this key use.
+    /// Returns the scope of images and caches that requests with this key use.
     pub(crate) fn scope(&self) -> Scope {
         self.scope
     }
@@ -142,7 +143,8 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// The scope of an owner, from the first 8 bytes of `digest`; never 0, which is [`Scope::EVERYONE`].
+/// Returns the scope of an owner, taken from the first 8 bytes of `digest`. It is never 0, which is
+/// [`Scope::EVERYONE`].
 fn scope(digest: &[u8; 32]) -> Scope {
     let mut first = [0; 8];
     first.copy_from_slice(&digest[..8]);

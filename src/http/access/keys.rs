@@ -1,5 +1,5 @@
-//! The set of keys that a server accepts, and the constant-time look-up of a secret, which must not reveal how close a
-//! guess was. `reload` reloads the keys of the file; `middleware::authenticate` looks secrets up.
+//! The set of keys that a server accepts. A secret is looked up in constant time, so that the time does not reveal how
+//! close a guess was. `reload` reloads the key file; `middleware::authenticate` looks up secrets.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,12 +15,13 @@ pub struct ApiKeys {
     /// Keys from the configuration itself, which never change.
     configured: Vec<ApiKey>,
     file: Option<PathBuf>,
-    /// The keys of `configured` and of the file. A reload replaces the list as a whole; a request uses one list.
+    /// The keys of `configured` and of the file. A reload replaces the whole list, so a request never sees a mixture of
+    /// old and new keys.
     current: RwLock<Arc<[ApiKey]>>,
 }
 
 impl ApiKeys {
-    /// The keys from the configuration and those that the file had at startup.
+    /// Creates the set of the keys in the configuration and the keys that the file contained at startup.
     pub fn new(settings: &AuthSettings) -> Self {
         let file = settings.keys_file.as_ref();
         let of_file = file.map(|file| file.keys.as_slice()).unwrap_or_default();
@@ -31,9 +32,9 @@ impl ApiKeys {
         }
     }
 
-    /// The key that has this secret, looked up in constant time.
+    /// Returns the key that has this secret. Takes constant time.
     ///
-    /// The time does not depend on the secret's own bytes, because hashes are compared. It does not depend on the
+    /// The time does not depend on the bytes of the secret, because hashes are compared. It does not depend on the
     /// position of the right key either, because every key is compared.
     pub fn identify(&self, secret: &str) -> Option<ApiKey> {
         let digest: [u8; 32] = Sha256::digest(secret).into();
@@ -42,7 +43,7 @@ impl ApiKeys {
     }
 
     fn current(&self) -> Arc<[ApiKey]> {
-        // Nothing panics while it holds this lock.
+        // No code panics while it holds this lock, so a poisoned lock cannot occur.
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -78,7 +79,7 @@ impl Watched for ApiKeys {
     }
 }
 
-/// The key whose digest `equal` finds equal to `digest`. Every key is compared, also after a match.
+/// Returns the key whose digest equals `digest`, as decided by `equal`. Compares every key, even after a match.
 fn find<'a>(
     keys: &'a [ApiKey],
     digest: &[u8; 32],

@@ -1,12 +1,13 @@
 //! Access control: API keys, rate limits, and the client's address behind proxies. All of it is off by default.
 //!
-//! - [`ApiKey`], [`ApiKeys`]: keys as hashes, compared in constant time. Some may come from a file that is watched.
+//! - [`ApiKey`], [`ApiKeys`]: keys as hashes, compared in constant time. Keys can come from a file, which is reloaded
+//!   when it changes.
 //! - `bucket`: rate limiting by token buckets, for a bounded number of callers.
 //! - `client`: the address that a request came from.
-//! - `document`: what access control adds to the OpenAPI document.
 //! - `settings`: the settings, which `config` fills.
 //!
-//! The layers `middleware::{client, authenticate, rate_limit}` call this. They turn its results into responses.
+//! The layers `middleware::{client, authenticate, rate_limit}` call this module and turn its results into responses.
+//! `openapi::access` adds access control to the OpenAPI document.
 
 pub(crate) mod bucket;
 pub(crate) mod client;
@@ -30,29 +31,30 @@ use super::error::{ApiError, Code};
 use crate::fairness::ClientId;
 use crate::task::Scope;
 
-/// Wrong keys that an address may send in a burst, before `failed_attempts_per_minute` applies.
+/// Number of wrong keys that an address may send at once, before `failed_attempts_per_minute` applies.
 const FAILED_ATTEMPTS_BURST: u32 = 20;
 
-/// True for the health routes, which probes call: they need no key and have no rate limit.
+/// True for the health routes, which probes call. They need no key and have no rate limit.
 pub(crate) fn is_open(route: &str) -> bool {
     ["/health", "/health/live", "/health/ready"].contains(&route)
 }
 
-/// True for the routes that need no key: the health routes, and the API documents with their page, which are not
-/// secret.
+/// True for the routes that need no key: the health routes, the API documents, and the page that shows the documents.
+/// None of these are secret.
 pub(crate) fn is_public(route: &str) -> bool {
     is_open(route) || route == "/" || route.starts_with("/docs") || route.starts_with("/openapi")
 }
 
 /// The API keys and rate limits of a server; part of the router's state.
 pub(crate) struct Access {
-    /// `None` if the server has no keys, so that requests need none.
+    /// `None` if the server has no keys. Requests then need no key.
     keys: Option<Arc<ApiKeys>>,
-    /// Counts wrong keys by network.
+    /// Token buckets for wrong keys, one per network; `None` if their number is not limited.
     failures: Option<Buckets<Network>>,
-    /// Counts requests by key, or by network if there are no keys.
+    /// Token buckets for requests, one per owner of keys, or per network if there are no keys; `None` if there is no
+    /// rate limit.
     requests: Option<Buckets<Caller>>,
-    /// Hashes a caller to its [`ClientId`]. The hash is seeded at random, so nobody can choose an address that collides
+    /// Hashes a caller to its [`ClientId`]. The hash has a random seed, so nobody can choose an address that collides
     /// with another caller.
     numbers: RandomState,
 }
@@ -67,7 +69,7 @@ pub(crate) enum Caller {
 }
 
 impl Caller {
-    /// The owner of the request's key, or the network of `address` if it came without a key.
+    /// Returns the owner of the request's key, or the network of `address` if the request has no key.
     pub(crate) fn of(context: &RequestContext, address: ClientAddress) -> Self {
         match context.notes().owner {
             Some(owner) => Self::Key(owner.scope),
@@ -77,7 +79,7 @@ impl Caller {
 }
 
 impl Access {
-    /// Keys and limits as the settings define them, with full buckets.
+    /// Creates the keys and limits that the settings define. All buckets are full.
     pub(crate) fn new(auth: Option<&AuthSettings>, limit: Option<RateLimitSettings>) -> Self {
         let failures = auth.and_then(|auth| Rate::per_minute(auth.failed_attempts_per_minute));
         let requests = limit
@@ -90,7 +92,7 @@ impl Access {
         }
     }
 
-    /// The keys; `None` if requests need no key.
+    /// Returns the keys; `None` if requests need no key.
     pub(crate) fn keys(&self) -> Option<&Arc<ApiKeys>> {
         self.keys.as_ref()
     }
@@ -100,11 +102,11 @@ impl Access {
         self.requests.is_some()
     }
 
-    /// The key that has this secret.
+    /// Returns the key that has this secret.
     ///
     /// A valid secret always passes, however many wrong keys came from its address: many clients may share an address
-    /// (a proxy, NAT), and one that sends wrong keys must not lock out the others. Accepting a right guess at full
-    /// speed does not help an attacker, because a secret has at least 16 characters.
+    /// (a proxy, NAT), and one that sends wrong keys must not lock out the others. A right guess is thus never delayed.
+    /// This does not help an attacker, because a secret has at least 16 characters.
     ///
     /// # Errors
     /// `unauthorized`; or `rate_limited` if the address has sent too many wrong keys.
@@ -134,14 +136,14 @@ impl Access {
         Err(ApiError::new(Code::Unauthorized, detail))
     }
 
-    /// The client that a request counts for in fair queueing and admission control: the owner of its key, or its
-    /// network if it came without a key.
+    /// Returns the client to which fair queueing and admission control attribute a request: the owner of its key, or
+    /// its network if it has no key.
     pub(crate) fn client_id(&self, extensions: &Extensions, context: &RequestContext) -> ClientId {
         let address = extensions.get().copied().unwrap_or(ClientAddress(None));
         ClientId(self.numbers.hash_one(Caller::of(context, address)))
     }
 
-    /// What a caller has left of its rate limit; `None` if there is no limit.
+    /// Returns the part of its rate limit that a caller has left; `None` if there is no limit.
     pub(crate) fn allowance(&self, caller: Caller, now: Instant) -> Option<Allowance> {
         self.requests.as_ref().map(|requests| requests.allowance(&caller, now))
     }

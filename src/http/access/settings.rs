@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use super::ApiKey;
 use crate::http::reload;
 
-/// API keys; if these settings are present, requests need a key.
+/// Settings of API keys. If they are present, requests need a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthSettings {
     /// Keys from the configuration itself.
     pub keys: Vec<ApiKey>,
     /// Keys from a file, which is reloaded when it changes.
     pub keys_file: Option<KeysFile>,
-    /// Wrong keys that one address may send per minute; 0 means no limit.
+    /// Number of wrong keys that one address may send per minute; 0 means no limit.
     pub failed_attempts_per_minute: u32,
 }
 
@@ -29,7 +29,7 @@ impl KeysFile {
     /// Reads and parses the file at `path`.
     ///
     /// # Errors
-    /// A message if the file cannot be read or is not a list of keys. The message contains the path, but nothing of the
+    /// A message if the file cannot be read or is not a list of keys. The message contains the path, but no part of the
     /// content.
     pub fn load(path: &Path) -> Result<Self, String> {
         let content = reload::read(path)?;
@@ -45,6 +45,6 @@ impl KeysFile {
 pub struct RateLimitSettings {
     /// Sustained rate, at which tokens are added to the bucket; at least 1.
     pub requests_per_second: u32,
-    /// Requests that may come at once: the size of the token bucket; at least 1.
+    /// Number of requests that may come at once, which is the size of the token bucket; at least 1.
     pub burst: u32,
 }

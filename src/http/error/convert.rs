@@ -50,7 +50,7 @@ fn shutting_down() -> ApiError {
     error.retry_after(Duration::from_secs(5))
 }
 
-/// The model failed, or its output was not finite.
+/// Returns the error for a model that failed or whose output was not finite.
 pub(crate) fn inference_failed() -> ApiError {
     ApiError::new(
         Code::InferenceFailed,
@@ -77,7 +77,8 @@ impl From<InputError> for ApiError {
                 return Self::new(Code::Overloaded, error.to_string())
                     .retry_after(Duration::from_secs(1));
             }
-            // Decoding stops when nobody waits for the image any longer. A client that sees this error ran out of time.
+            // Decoding stops when no request waits for the image any longer. A client that still sees this error has
+            // reached its deadline.
             InputError::Stopped => return Self::deadline_exceeded(),
             InputError::TextTooLong { .. } => Code::TextTooLong,
             InputError::Tokenizer(cause) => {

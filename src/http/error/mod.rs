@@ -1,6 +1,6 @@
 //! Every error that a client can see. This is the only file that assigns HTTP status codes to errors.
 //!
-//! - [`Code`] is the closed list of error codes. Clients switch on the code only.
+//! - [`Code`] is the closed list of error codes. Clients should switch only on the code.
 //! - [`ApiError`] is what handlers and extractors return. Its `detail` says what is accepted and what to do next. It
 //!   never reveals internals; causes are logged where they occur.
 //! - [`Problem`] is the response body of an error (RFC 9457). `middleware::problem` writes it, because the request's id
@@ -37,12 +37,12 @@ macro_rules! codes {
         impl Code {
             pub(crate) const ALL: &'static [Self] = &[$(Self::$code),*];
 
-            /// The code as clients and metric labels see it.
+            /// Returns the code as it appears in responses and metric labels.
             pub(crate) fn name(self) -> &'static str {
                 match self { $(Self::$code => $name,)* }
             }
 
-            /// The HTTP status of the response.
+            /// Returns the HTTP status of the response.
             pub(crate) fn status(self) -> StatusCode {
                 match self { $(Self::$code => StatusCode::$status,)* }
             }
@@ -97,12 +97,12 @@ pub(crate) struct FieldError {
 }
 
 impl FieldError {
-    /// Replaces control characters in both texts.
+    /// Creates the error, with control characters in both texts replaced.
     pub(crate) fn new(field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { field: printable(field.into()), detail: printable(detail.into()) }
     }
 
-    /// Prefixes the field's path with that of the value that contains it.
+    /// Prefixes the field's path with `parent`, the path of the value that contains the field.
     pub(crate) fn prefix_fields(self, parent: &str) -> Self {
         if parent.is_empty() {
             return self;
@@ -111,12 +111,13 @@ impl FieldError {
     }
 }
 
-/// Replaces control characters: errors repeat field names that the client made up, and a terminal would interpret them.
+/// Replaces control characters. Errors repeat field names that the client made up, and a terminal would interpret
+/// control characters in them.
 fn printable(text: String) -> String {
     if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
 }
 
-/// An error as handlers and extractors return it.
+/// The error type of handlers and extractors.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ApiError {
     pub(crate) code: Code,
@@ -126,7 +127,7 @@ pub(crate) struct ApiError {
     pub(crate) errors: Vec<FieldError>,
     /// Delay for the `retry-after` header.
     pub(crate) retry_after: Option<Duration>,
-    /// Close the connection after the response, because the request's body was not read to its end.
+    /// True to close the connection after the response, because the request's body was not read to its end.
     pub(crate) close: bool,
 }
 
@@ -155,17 +156,17 @@ pub(crate) struct Problem {
 }
 
 impl ApiError {
-    /// An error that concerns no single field.
+    /// Creates an error that concerns no single field.
     pub(crate) fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { code, detail: detail.into(), errors: Vec::new(), retry_after: None, close: false }
     }
 
-    /// An error that concerns one field.
+    /// Creates an error that concerns one field.
     pub(crate) fn field(code: Code, field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::fields(code, vec![FieldError::new(field, detail)])
     }
 
-    /// An error that concerns these fields. Its detail repeats the first of them.
+    /// Creates an error that concerns these fields. Its detail repeats the first field error.
     pub(crate) fn fields(code: Code, errors: Vec<FieldError>) -> Self {
         let detail = errors.first().map_or_else(
             || code.title().to_owned(),
@@ -174,7 +175,7 @@ impl ApiError {
         Self { errors, ..Self::new(code, detail) }
     }
 
-    /// `invalid_request` that concerns no single field.
+    /// Creates an `invalid_request` error that concerns no single field.
     pub(crate) fn invalid(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::InvalidRequest, detail)
     }
@@ -186,13 +187,13 @@ impl ApiError {
         )
     }
 
-    /// Models are still loading, or the worker is down.
+    /// Creates the error for a server whose models are still loading or whose worker is down.
     pub(crate) fn not_ready() -> Self {
         let error = Self::new(Code::NotReady, "no model is ready to answer; see /health/ready");
         error.retry_after(Duration::from_secs(5))
     }
 
-    /// An internal error. The caller has logged the cause.
+    /// Creates an internal error. The caller must already have logged the cause.
     pub(crate) fn internal() -> Self {
         Self::new(Code::InternalError, "internal server error; the server log has the cause")
     }
@@ -202,12 +203,12 @@ impl ApiError {
         Self { retry_after: Some(delay), ..self }
     }
 
-    /// Closes the connection after the response.
+    /// Makes the server close the connection after the response.
     pub(crate) fn close_connection(self) -> Self {
         Self { close: true, ..self }
     }
 
-    /// Prefixes the paths of all fields with that of the value that contains them.
+    /// Prefixes the paths of all fields with `parent`, the path of the value that contains the fields.
     pub(crate) fn prefix_fields(mut self, parent: &str) -> Self {
         if let Some(first) = self.errors.first()
             && self.detail.starts_with(&first.field)
@@ -218,7 +219,7 @@ impl ApiError {
         self
     }
 
-    /// The problem that the client receives.
+    /// Returns the problem that the client receives.
     pub(crate) fn to_problem(&self, request_id: &str) -> Problem {
         Problem {
             kind: format!("urn:blip:problem:{}", self.code.name()),
@@ -231,14 +232,14 @@ impl ApiError {
         }
     }
 
-    /// The response body: the problem as JSON.
+    /// Returns the response body, which is the problem as JSON.
     pub(crate) fn to_body(&self, request_id: &str) -> Vec<u8> {
         serde_json::to_vec(&self.to_problem(request_id))
             .expect("a problem holds only strings and numbers")
     }
 
-    /// `Retry-After` in whole seconds, rounded up, at least 1. Half of the requests get one second more (jitter), so
-    /// that clients rejected at the same time do not all retry at the same time.
+    /// Returns the value of `Retry-After` in whole seconds, rounded up, at least 1. Half of the requests get one second
+    /// more (jitter), so that clients rejected at the same time do not all retry at the same time.
     pub(crate) fn retry_after_value(&self, request_id: &str) -> Option<HeaderValue> {
         let seconds = self.retry_after?.as_millis().div_ceil(1000).max(1) as u64;
         Some(HeaderValue::from(seconds + jitter(request_id)))
@@ -260,14 +261,14 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// 0 or 1, derived from the request's id, so that the same id always gets the same value.
+/// Returns 0 or 1, derived from the request's id, so that the same id always gets the same value.
 fn jitter(request_id: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     request_id.hash(&mut hasher);
     hasher.finish() & 1
 }
 
-/// The error for a status with which axum or hyper answered a request by itself.
+/// Returns the error for a status that axum or hyper set on its own response, without a handler.
 pub(crate) fn from_status(status: StatusCode) -> ApiError {
     match status {
         StatusCode::NOT_FOUND => {

@@ -1,8 +1,8 @@
-//! Reads a request body and enforces its limits: bytes, frames, the pause between frames, the total time, and the bytes
-//! that admission control grants.
+//! Reads a request body and enforces its limits: the numbers of bytes and frames, the pause between frames, the total
+//! time, and the number of bytes that admission control grants.
 //!
-//! Frames are copied as they arrive. Otherwise each chunk of a body of 1-byte chunks would keep a whole read buffer
-//! alive.
+//! Frames are copied as they arrive. Otherwise a body that arrives in 1-byte chunks would keep a whole read buffer
+//! alive for each chunk.
 
 use std::time::Instant;
 
@@ -17,16 +17,16 @@ use crate::http::error::{ApiError, Code};
 use crate::http::middleware::room::listener_full;
 use crate::http::settings::HttpSettings;
 
-/// Most bytes that are allocated before any of the body has arrived. The buffer then grows as data arrives, doubling
-/// each time.
+/// Maximum number of bytes that are allocated before any of the body has arrived. The buffer then doubles whenever the
+/// arriving data needs more space.
 const FIRST_ALLOCATION: u64 = 64 << 10;
 
-/// The error with which reading a body ends because its connection has to make room for others.
+/// The error that ends the reading of a body when its connection must close to make room for others.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection has to make room for others")]
 pub(crate) struct ClosedToMakeRoom;
 
-/// A body being read, with the limits that apply to it.
+/// A request body that is being read, with the limits that apply to it.
 pub(crate) struct BodyReader<'a> {
     body: Body,
     settings: &'a HttpSettings,
@@ -39,12 +39,13 @@ pub(crate) struct BodyReader<'a> {
     body_deadline: Instant,
     bytes: u64,
     frames: usize,
-    /// Why reading failed. Parsers that get the body as a stream store the error here, since a stream cannot carry it.
+    /// Why reading failed. `multipart` gets the body as a stream, whose error type cannot hold an [`ApiError`], so it
+    /// stores the error here.
     pub(crate) failure: Option<ApiError>,
 }
 
 impl<'a> BodyReader<'a> {
-    /// A reader at the beginning of `body`. `body_total_timeout` starts now.
+    /// Creates a reader at the beginning of `body`. `body_total_timeout` starts now.
     pub(crate) fn new(
         body: Body,
         head: &Head,
@@ -66,12 +67,12 @@ impl<'a> BodyReader<'a> {
         }
     }
 
-    /// The call's reservation, which now includes the bytes that were read.
+    /// Returns the reservation of the call, which now includes the bytes that were read.
     pub(crate) fn into_admission(self) -> Admission {
         self.admission
     }
 
-    /// The next piece of the body, never empty; `None` at the end.
+    /// Returns the next piece of the body, which is never empty; `None` at the end of the body.
     ///
     /// # Errors
     /// `payload_too_large`, `request_timeout`, `deadline_exceeded`, `overloaded`; `invalid_request` if the body ends
@@ -91,10 +92,10 @@ impl<'a> BodyReader<'a> {
         }
     }
 
-    /// Reads all that is left of the body.
+    /// Reads the rest of the body.
     ///
     /// # Errors
-    /// Those of [`next`](Self::next).
+    /// The errors of [`next`](Self::next).
     pub(crate) async fn read_all(&mut self) -> Result<Bytes, ApiError> {
         let expected = self.declared_bytes.unwrap_or(0).min(FIRST_ALLOCATION);
         let mut whole = Vec::with_capacity(expected as usize);
@@ -111,14 +112,14 @@ impl<'a> BodyReader<'a> {
         if self.bytes > max {
             return Err(body_too_large(max));
         }
-        // Reserve what arrived, not what `Content-Length` declares: a client that declares much and sends nothing must
-        // not hold a reservation.
+        // Reserve the bytes that arrived, not the number that `Content-Length` declares: a client that declares much
+        // and sends nothing must not hold a reservation.
         self.admission
             .reserve_bytes(length)
             .map_err(|error| ApiError::from(error).close_connection())
     }
 
-    /// The next data frame. A trailer frame counts as an empty one.
+    /// Reads the next data frame; `None` at the end of the body. Returns a trailer frame as an empty data frame.
     async fn frame(&mut self) -> Result<Option<Bytes>, ApiError> {
         let idle = Instant::now() + self.settings.connections.body_idle_timeout;
         let limit = idle.min(self.body_deadline).min(self.deadline);
@@ -141,7 +142,7 @@ impl<'a> BodyReader<'a> {
     }
 }
 
-/// True if reading ended because the connection has to make room for others: [`ClosedToMakeRoom`] is among the causes.
+/// True if [`ClosedToMakeRoom`] is among the causes of `error`.
 fn is_closed_to_make_room(error: &axum::Error) -> bool {
     let mut source: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = source {

@@ -1,10 +1,10 @@
-//! Reads the `content-disposition` and `content-type` of a multipart part, as browsers and client libraries really
-//! write them. `multipart` uses it, and `head` uses the functions about charsets.
+//! Parses the `content-disposition` and `content-type` of a multipart part, in all forms that browsers and client
+//! libraries write. `multipart` calls this; `head` uses only the functions for charsets.
 //!
 //! RFC 7578 requires `form-data; name="image"; filename="a.jpg"`. Real clients also send names without quotes,
 //! `filename*` (RFC 5987) alone or together with `filename`, file names in Latin-1 or any other encoding, encoded words
-//! (RFC 2047), quoted pairs, and backslashes that belong to a path. The file name itself is never used, only whether
-//! there is one, so its encoding does not matter: a part whose file name is not UTF-8 is still an image, not a text.
+//! (RFC 2047), quoted pairs, and backslashes that belong to a path. Only the presence of a file name matters, not its
+//! text or encoding: a part whose file name is not UTF-8 still contains an image, not a text.
 
 use axum::http::{HeaderMap, header};
 
@@ -13,16 +13,16 @@ use axum::http::{HeaderMap, header};
 pub(super) struct Disposition {
     /// Name of the form field; bytes that are not UTF-8 are replaced.
     pub(super) name: String,
-    /// The part has a `filename` or `filename*`, even an empty one.
+    /// True if the part has a `filename` or `filename*`, even an empty one.
     has_file_name: bool,
-    /// The content type is `image/*` or `application/octet-stream`.
+    /// True if the content type is `image/*` or `application/octet-stream`.
     is_binary: bool,
-    /// The part declares a charset that is not compatible with UTF-8, so its text may contain only ASCII.
+    /// True if the declared charset is not compatible with UTF-8. The text of the part may then contain only ASCII.
     pub(super) foreign_charset: bool,
 }
 
 impl Disposition {
-    /// Reads the header fields of a part; `None` if they do not name a form field.
+    /// Parses the header fields of a part. Returns `None` if they do not name a form field.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let given = headers.get(header::CONTENT_DISPOSITION)?.as_bytes();
         let mut name = None;
@@ -59,7 +59,7 @@ fn is_binary(media_type: &[u8]) -> bool {
     is_image || essence.eq_ignore_ascii_case(b"application/octet-stream")
 }
 
-/// The `charset` parameter of a content type, in lower case; `None` if it is missing or empty.
+/// Returns the `charset` parameter of a content type, in lower case; `None` if it is missing or empty.
 pub(super) fn charset(media_type: &[u8]) -> Option<String> {
     let charset = parameters(media_type).find(|(key, _)| key.eq_ignore_ascii_case(b"charset"));
     let charset = String::from_utf8_lossy(&charset?.1).to_ascii_lowercase();
@@ -74,14 +74,16 @@ pub(super) fn is_utf8_compatible(charset: &str) -> bool {
         .contains(&charset)
 }
 
-/// True if this charset encodes the ASCII characters as ASCII does, so a text of ASCII characters can be read as UTF-8.
+/// True if this charset encodes ASCII characters as ASCII does. A text of only ASCII characters can then be read as
+/// UTF-8.
 pub(super) fn is_ascii_superset(charset: &str) -> bool {
     let families = ["iso-8859-", "iso8859-", "iso_8859-", "windows-125", "cp125", "koi8-", "euc-"];
     ["latin1", "latin-1", "l1", "gbk", "gb2312", "gb18030", "big5", "shift_jis"].contains(&charset)
         || families.iter().any(|family| charset.starts_with(family))
 }
 
-/// The parameters after the first `;` of a header value: name and value of each, the value without its quotes.
+/// Iterates over the parameters after the first `;` of a header value. Each item is the name and the value without its
+/// quotes.
 fn parameters(value: &[u8]) -> impl Iterator<Item = (&[u8], Vec<u8>)> {
     let start = value.iter().position(|&byte| byte == b';').unwrap_or(value.len());
     let mut rest = &value[start..];
@@ -92,7 +94,7 @@ fn parameters(value: &[u8]) -> impl Iterator<Item = (&[u8], Vec<u8>)> {
             let key = rest[..key_end].trim_ascii_end();
             rest = &rest[key_end..];
             if rest.first() != Some(&b'=') {
-                // A parameter without a value; `rest` starts at the next semicolon.
+                // Skip a parameter without a value. `rest` now starts at the next semicolon.
                 continue;
             }
             let given = rest[1..].trim_ascii_start();
@@ -109,8 +111,9 @@ fn parameters(value: &[u8]) -> impl Iterator<Item = (&[u8], Vec<u8>)> {
     })
 }
 
-/// Splits `quoted`, which starts after an opening quote, into the string up to its closing quote and the rest. `\"` and
-/// `\\` are escapes. Any other backslash is kept, as in the paths that some clients send.
+/// Splits `quoted`, which starts after an opening quote, into the string before the closing quote and the rest after
+/// it. `\"` and `\\` are escapes. Any other backslash is kept, because some clients send paths that contain
+/// backslashes.
 fn unquoted(quoted: &[u8]) -> (Vec<u8>, &[u8]) {
     let mut text = Vec::new();
     let mut rest = quoted;

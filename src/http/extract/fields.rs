@@ -1,6 +1,7 @@
-//! The types of request fields. Each type defines what it accepts, says so in errors, and provides its own JSON Schema.
+//! The types of request fields. Each type defines which values it accepts, names them in errors, and provides its own
+//! JSON Schema.
 //!
-//! Fields hold what the client sent. The endpoints (`plan`) and `generation` decide what it means.
+//! A field holds the value that the client sent. The endpoints and `generation` interpret it.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -45,9 +46,9 @@ impl<'de, T: Field> Visitor<'de> for PresentVisitor<T> {
     }
 }
 
-/// A type that request fields may have. An implementation promises that a value takes bounded memory.
+/// A type that request fields may have. A value of such a type must use bounded memory.
 pub(crate) trait Field: DeserializeOwned {
-    /// Reads a value that is present; lists override it to be bounded.
+    /// Deserializes a value that is present. Lists override this method to bound the number of their items.
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::deserialize(deserializer)
     }
@@ -68,8 +69,8 @@ impl<T: DeserializeOwned> Field for Vec<T> {
     }
 }
 
-/// A `T` that is read only from a JSON object. Serde's derived structs would also accept a list of their fields in
-/// order.
+/// A `T` that can be deserialized only from a JSON object. The code that serde derives for a struct would also accept a
+/// list of the field values in order.
 pub(crate) struct FromObject<T>(pub(crate) T);
 
 struct ObjectVisitor<T>(PhantomData<T>);
@@ -92,8 +93,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for FromObject<T> {
     }
 }
 
-/// A list of at most [`MAX_LISTED`] + 1 items. Further items are parsed but not kept, because three bytes of JSON can
-/// become an item of hundreds of bytes. The one item above the limit lets the limit's own check reject the list.
+/// A list of at most [`MAX_LISTED`] + 1 items. Further items are parsed but not kept, because an item of three bytes in
+/// JSON can occupy hundreds of bytes in memory. The one item above the limit makes the later check of the length fail.
 struct BoundedList<T>(Vec<T>);
 
 struct BoundedListVisitor<T>(PhantomData<T>);
@@ -122,7 +123,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for BoundedList<T> {
     }
 }
 
-/// Reads a list of objects, bounded as [`BoundedList`] is. `null` is reported as a missing field.
+/// Deserializes a list of objects, with the bound of [`BoundedList`]. Reports `null` as a missing field.
 pub(crate) fn objects<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
@@ -205,13 +206,15 @@ impl<const MIN: u64, const MAX: u64> PartialSchema for Int<MIN, MAX> {
 
 impl<const MIN: u64, const MAX: u64> ToSchema for Int<MIN, MAX> {}
 
-/// The nearest `f32`, except that a number above 0 stays above 0: the range was checked for the number as written.
+/// Converts to the nearest `f32`, except that a number above 0 stays above 0. The range was checked for the number as
+/// the client wrote it.
 fn nearest_f32(given: f64) -> f32 {
     let nearest = given as f32;
     if nearest == 0.0 && given > 0.0 { f32::from_bits(1) } else { nearest }
 }
 
-/// Declares types for numbers in a range. Each gives the range three times: in words, as a test and as a schema.
+/// Declares types for numbers in a range. Each declaration gives the range three times: in words, as a test and as a
+/// schema.
 macro_rules! number_fields {
     ($($(#[doc = $doc:literal])+ $name:ident, $expected:literal, |$value:ident| $test:expr, |$object:ident| $schema:expr;)*) => {$(
         $(#[doc = $doc])+
@@ -267,20 +270,20 @@ number_fields! {
     /// Sampling temperature, which divides the logits.
     Temperature, "a number above 0, at most 100", |value| value > 0.0 && value <= 100.0,
         |object| object.exclusive_minimum(Some(0.0)).maximum(Some(100.0));
-    /// Probability mass that nucleus sampling keeps.
+    /// Total probability of the tokens that nucleus sampling keeps.
     TopP, "a number above 0, at most 1", |value| value > 0.0 && value <= 1.0,
         |object| object.exclusive_minimum(Some(0.0)).maximum(Some(1.0));
-    /// Penalty for tokens that are already present.
+    /// Penalty for tokens that already occur in the text.
     RepetitionPenalty, "a number above 0, at most 100", |value| value > 0.0 && value <= 100.0,
         |object| object.exclusive_minimum(Some(0.0)).maximum(Some(100.0));
-    /// Exponent of a beam's length in beam search. Outside this range f32 scores overflow, and transformers returns
-    /// empty texts.
+    /// Exponent that beam search applies to the length of a beam. Outside this range, f32 scores overflow, and
+    /// transformers returns empty texts.
     LengthPenalty, "a number from -3 to 10", |value| (-3.0..=10.0).contains(&value),
         |object| object.minimum(Some(-3.0)).maximum(Some(10.0));
 }
 
-/// A text that is not empty and has no control characters except tabs and line breaks: the tokenizer would silently
-/// drop them.
+/// A text that is not empty and has no control characters other than tabs and line breaks. The tokenizer would silently
+/// drop other control characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Text(pub(crate) Arc<str>);
 
@@ -416,9 +419,9 @@ mod tests {
     #[test]
     fn ranges_are_those_of_the_number_as_it_was_written() {
         assert!((serde_json::from_str::<Temperature>("0.5").unwrap().0 - 0.5).abs() < f32::EPSILON);
-        // It would round to 0 as an f32, but the OpenAPI document accepts it, so it is accepted.
+        // This number would round to 0 as an f32. It is accepted, because the OpenAPI document accepts it.
         assert!(serde_json::from_str::<Temperature>("5e-324").unwrap().0 > 0.0);
-        // These are above the range, but would round to 100 or 1 as an f32.
+        // These numbers are above the range, but as an f32 they would round to 100 or 1, which are in the range.
         assert!(error::<Temperature>("100.0000001").contains("a number above 0, at most 100"));
         assert!(error::<Temperature>("100.00000000000001").contains("a number above 0"));
         assert!(error::<TopP>("1.00000000001").contains("a number above 0, at most 1"));

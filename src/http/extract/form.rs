@@ -1,11 +1,11 @@
-//! Reads the fields of a multipart body or a query string into the same request types as JSON.
+//! Deserializes the fields of a multipart body or a query string into the same request types as JSON.
 //!
-//! A [`Form`] is a serde deserializer. The type of each field decides how its text is read: numbers and booleans in
-//! more spellings than JSON has, list fields from repeated values. So forms need no second definition of types, ranges,
-//! unknown fields and error paths. `multipart` and `raw` fill a form; `json::parse_form` reads it.
+//! A [`Form`] is a serde deserializer. The type of each field decides how the text of the field is read: numbers and
+//! booleans in more spellings than JSON has, lists from repeated fields. So forms need no separate definitions of
+//! types, ranges, unknown fields and error paths. `multipart` and `raw` fill a form; `json::parse_form` reads it.
 //!
 //! An empty value means that the field is absent, because HTML forms and Swagger UI also send inputs that were left
-//! empty. The field's name must still be a known one.
+//! empty. The field's name must still be known.
 
 use serde::de::value::{Error, SeqDeserializer};
 use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
@@ -13,7 +13,7 @@ use serde::forward_to_deserialize_any;
 
 use super::scalar::{Scalar, Value};
 
-/// The list fields, which a form fills by repeating the name.
+/// Names of the list fields. A form fills a list by repeating its name.
 const LISTS: [&str; 5] = ["images", "texts", "questions", "candidates", "scores"];
 
 impl Value {
@@ -25,7 +25,7 @@ impl Value {
     }
 }
 
-/// Fields in the order of their first appearance, each with all of its values.
+/// The fields of a form in the order of their first appearance, each with all of its values.
 #[derive(Debug, Default)]
 pub(crate) struct Form {
     fields: Vec<(String, Vec<Value>)>,
@@ -34,13 +34,13 @@ pub(crate) struct Form {
 }
 
 impl Form {
-    /// A form of a batch call: each `image` becomes one input.
+    /// Creates the form of a batch call, in which each `image` becomes one input.
     pub(crate) fn of_batch() -> Self {
         Self { fields: Vec::new(), inputs: Some(Vec::new()) }
     }
 
-    /// The path by which errors name the next value of a field. It is the path of that value in JSON: with the index in
-    /// a list, or below the input of a batch.
+    /// Returns the path that names the next value of a field in errors. It is the path that the value would have in
+    /// JSON: `texts[1]` for an item of a list, `inputs[1].image` for an image of a batch.
     pub(crate) fn next_path(&self, name: &str) -> String {
         match (&self.inputs, name) {
             (Some(inputs), "image") => format!("inputs[{}].image", inputs.len()),
@@ -52,7 +52,8 @@ impl Form {
         }
     }
 
-    /// Adds a value to a field. An empty value adds only the name. In a batch, an empty `image` adds no input.
+    /// Adds a value to a field. An empty value adds the field without a value. In a batch, an empty `image` adds no
+    /// input.
     pub(crate) fn push(&mut self, name: &str, value: Value) {
         let value = Some(value).filter(|value| !value.is_empty());
         if let Some(inputs) = &mut self.inputs
@@ -103,7 +104,7 @@ impl<'de> Deserializer<'de> for Form {
     }
 }
 
-/// Yields the fields of a form to serde. The images of a batch come last, as the list `inputs`.
+/// The fields of a form as a serde map. The images of a batch come last, as the list `inputs`.
 struct Fields {
     given: std::vec::IntoIter<(String, Vec<Value>)>,
     inputs: Option<Vec<Value>>,
@@ -126,7 +127,8 @@ impl<'de> MapAccess<'de> for Fields {
     ) -> Result<Option<K::Value>, Error> {
         if let Some((name, values)) = self.given.next() {
             if self.inputs.is_some() && name == "inputs" {
-                // Rejected at its value: by then `serde_path_to_error` has recorded the field's name.
+                // Reject this field at its value, not here: by then `serde_path_to_error` has recorded the name of the
+                // field.
                 self.value = Some(FieldValue::InputsAsText);
                 return seed.deserialize(name.into_deserializer()).map(Some);
             }
@@ -162,7 +164,7 @@ impl<'de> MapAccess<'de> for Fields {
     }
 }
 
-/// Rejects a field named `inputs` in a form: a form cannot express a list of inputs.
+/// A deserializer that rejects the field `inputs` of a form, because a form cannot express a list of inputs.
 struct InputsAsText;
 
 impl<'de> Deserializer<'de> for InputsAsText {
@@ -346,7 +348,7 @@ mod tests {
         assert!(request.num_beams.is_none() && request.prompt.is_none());
         assert!(request.stream.is_none() && request.model.is_none());
         assert_eq!(fault(&[("unheard_of", "")]).0, "unheard_of");
-        // An empty value does not count: the field is given once.
+        // An empty value does not count, so the field is not repeated here.
         assert_eq!(
             caption(&[("num_beams", ""), ("num_beams", "3")]).unwrap().num_beams.unwrap().0,
             3

@@ -1,5 +1,5 @@
-//! Turns the generation parameters of a request into [`GenerationParams`]: defaults, conflicts between parameters, and
-//! the decoding strategy. The types of the fields check their ranges (`extract::fields`).
+//! Turns the generation parameters of a request into [`GenerationParams`]: applies defaults, rejects conflicting
+//! parameters and chooses the decoding strategy. The field types (`extract::fields`) have already checked the ranges.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -9,12 +9,12 @@ use crate::http::error::{ApiError, Code, FieldError};
 use crate::http::settings::Limits;
 use crate::task::{EarlyStopping, GenerationParams, Strategy};
 
-/// Seeds are below 2^53, so that every JSON parser represents them exactly.
+/// Number of bits of a drawn seed. Every JSON parser represents integers below 2^53 exactly.
 const SEED_BITS: u32 = 53;
 const DEFAULT_MAX_NEW_TOKENS: usize = 20;
 const DEFAULT_TOP_K: usize = 50;
 
-/// The parameters as sent by the client; `None` means absent.
+/// The generation parameters as the client sent them; `None` if a parameter is absent.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct GenerationFields {
     pub(crate) max_new_tokens: Option<Int<1, 65_536>>,
@@ -33,7 +33,8 @@ pub(crate) struct GenerationFields {
 }
 
 impl GenerationFields {
-    /// Name of the first parameter that is present. `/vqa` rejects any of them together with `candidates`.
+    /// Returns the name of the first parameter that is present. `/vqa` rejects a request with both `candidates` and any
+    /// of these parameters.
     pub(crate) fn first_given(&self) -> Option<&'static str> {
         let given = [
             ("max_new_tokens", self.max_new_tokens.is_some()),
@@ -56,8 +57,8 @@ impl GenerationFields {
     /// Applies the defaults and chooses the decoding strategy.
     ///
     /// # Errors
-    /// `invalid_request` with all conflicts between the parameters; `text_too_long` when `max_new_tokens` exceeds the
-    /// model's `max_text_tokens`.
+    /// `invalid_request`, which lists all conflicts between the parameters; `text_too_long` if `max_new_tokens` exceeds
+    /// `max_text_tokens`, the limit of the model.
     pub(crate) fn into_params(
         self,
         limits: &Limits,
@@ -101,7 +102,8 @@ impl GenerationFields {
         if !errors.is_empty() {
             return Err(ApiError::fields(Code::InvalidRequest, errors));
         }
-        // The start token and every new token need a position, except the last one, which the decoder never reads.
+        // The decoder needs one position for the start token and one for each new token except the last, which it never
+        // reads: `max_new_tokens` positions in total.
         if max_new_tokens > max_text_tokens {
             let detail = format!("the model generates at most {max_text_tokens} tokens");
             return Err(ApiError::field(Code::TextTooLong, "max_new_tokens", detail));
@@ -140,7 +142,8 @@ impl GenerationFields {
         }
     }
 
-    /// Errors for parameters that have no effect with the chosen strategy. A parameter set to its default is no error.
+    /// Returns an error for each parameter that has no effect with the chosen strategy, unless it has its default
+    /// value.
     fn without_effect(&self, sampling: bool, beams: bool) -> Vec<FieldError> {
         let differs = |value: Option<f32>, default: f32| {
             value.is_some_and(|value| (value - default).abs() > 0.0)
@@ -177,7 +180,7 @@ impl GenerationFields {
     }
 }
 
-/// The seed to report in the answer, given or drawn; `None` unless sampling.
+/// Returns the seed to report in the response, given by the client or drawn; `None` unless sampling.
 pub(crate) fn seed_of(params: &GenerationParams) -> Option<u64> {
     match params.strategy {
         Strategy::Sample { seed, .. } => Some(seed),
@@ -189,8 +192,8 @@ fn count<const MIN: u64, const MAX: u64>(given: Option<Int<MIN, MAX>>, default: 
     given.map_or(default, |value| value.0 as usize)
 }
 
-/// Draws a seed. It comes from the operating system's randomness by way of the standard library's hash keys, which
-/// differ for every `RandomState`. It must differ between calls, but need not be secret.
+/// Draws a seed. Seeds must differ between calls, but need not be secret. The randomness comes from the operating
+/// system through the hash keys of the standard library, which differ for every `RandomState`.
 fn draw_seed() -> u64 {
     RandomState::new().hash_one(std::time::Instant::now()) >> (u64::BITS - SEED_BITS)
 }
@@ -280,7 +283,7 @@ mod tests {
         let refused = short(Some(Int(13))).unwrap_err();
         assert_eq!(refused.code, Code::TextTooLong);
         assert_eq!(refused.detail, "max_new_tokens: the model generates at most 12 tokens");
-        // The server's own limit is checked first, whatever the model's limit is.
+        // The server's own limit is checked first, so the model's limit does not matter here.
         let refused = short(Some(Int(1000))).unwrap_err();
         assert_eq!((refused.code, refused.errors.len()), (Code::InvalidRequest, 1));
         assert!(refused.detail.contains("from 1 to 64"), "{}", refused.detail);

@@ -10,11 +10,11 @@ use super::disposition::{charset, is_ascii_superset, is_utf8_compatible};
 use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
 
-/// Longest boundary that RFC 2046 allows.
+/// Maximum length of a multipart boundary in characters (RFC 2046).
 const MAX_BOUNDARY_LENGTH: usize = 70;
 const X_REQUEST_TIMEOUT_MS: &str = "x-request-timeout-ms";
 
-/// What a request head that passed all checks says about its body.
+/// What a request head says about its body, once the head has passed all checks.
 #[derive(Debug)]
 pub(crate) struct Head {
     pub(crate) encoding: Encoding,
@@ -22,12 +22,13 @@ pub(crate) struct Head {
     pub(crate) declared_bytes: Option<u64>,
 }
 
-/// How a body is to be read.
+/// How a body must be parsed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Encoding {
     /// `application/json`, `application/<anything>+json` or `text/json`.
     Json {
-        /// The declared charset agrees with UTF-8 only for ASCII characters, so the body may contain no others.
+        /// True if the declared charset agrees with UTF-8 only for ASCII characters. The body may then contain no other
+        /// characters.
         only_ascii: bool,
     },
     /// `multipart/form-data`.
@@ -38,7 +39,7 @@ pub(crate) enum Encoding {
 }
 
 impl Head {
-    /// Checks everything but the deadline.
+    /// Checks everything in the head except the deadline.
     ///
     /// # Errors
     /// `unsupported_media_type`, `payload_too_large` (which closes the connection), `invalid_request`.
@@ -59,15 +60,15 @@ impl Head {
     }
 }
 
-/// The error for a body above `max` bytes. The rest of the body stays unread, so the connection closes.
+/// Returns the error for a body of more than `max` bytes. The rest of the body stays unread, so the connection closes.
 pub(crate) fn body_too_large(max: u64) -> ApiError {
     let detail =
         format!("the body exceeds the limit of this server, {max} bytes; send less in one call");
     ApiError::new(Code::PayloadTooLarge, detail).close_connection()
 }
 
-/// The deadline by which the request must be answered: that of the client's `x-request-timeout-ms`, or that of the
-/// server's `limit` if it is sooner or the client sets none. Both count from `arrived`.
+/// Returns the time by which the request must be answered: `arrived` plus the client's `x-request-timeout-ms`, or plus
+/// the server's `limit` if that is shorter or the client sets no timeout.
 ///
 /// # Errors
 /// `invalid_request` if the header is not an integer of at least 1.
@@ -86,8 +87,8 @@ pub(crate) fn deadline(
     }
 }
 
-/// Parses a string of digits only. A number that does not fit into a `u64` becomes `u64::MAX`, which is above any
-/// limit.
+/// Parses a number of milliseconds, which may contain only digits. A number that does not fit into a `u64` becomes
+/// `u64::MAX`, which is above any limit.
 fn milliseconds(text: &str) -> Option<Duration> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| Duration::from_millis(text.parse().unwrap_or(u64::MAX)))
@@ -137,8 +138,8 @@ fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
     }
 }
 
-/// Decides by the charset how JSON can be read: UTF-8 and ASCII under any of their names always, supersets of ASCII
-/// only if the body is ASCII, other charsets not at all.
+/// Decides from the declared charset how to read JSON. UTF-8 and ASCII are accepted under any of their names, other
+/// supersets of ASCII only if the body is ASCII, and all other charsets are rejected.
 fn json(content_type: &[u8]) -> Result<Encoding, ApiError> {
     match charset(content_type) {
         None => Ok(Encoding::Json { only_ascii: false }),
@@ -148,7 +149,7 @@ fn json(content_type: &[u8]) -> Result<Encoding, ApiError> {
     }
 }
 
-/// The error for a JSON body in a charset other than UTF-8.
+/// Returns the error for a JSON body in a charset other than UTF-8.
 pub(super) fn not_utf8() -> ApiError {
     let detail = "JSON must be UTF-8; encode it as UTF-8 and leave the charset out of content-type";
     ApiError::new(Code::UnsupportedMediaType, detail)

@@ -1,5 +1,5 @@
-//! The field type for images: a string (base64, data URI, URL or id) or the bytes of a file. The content is not
-//! examined here; `image_args` does that.
+//! The field type for images: a string (base64, data URI, URL or id) or the bytes of a file. The content is examined in
+//! `image_args`, not here.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ pub(crate) enum ImageField {
 }
 
 impl ImageField {
-    /// Address and length of the bytes in memory. They are equal for clones, so an image that many inputs share is
-    /// processed only once.
+    /// Returns the address and length of the bytes in memory. They are equal for clones, so a caller can recognise an
+    /// image that many inputs share, and process it only once.
     pub(crate) fn address(&self) -> (usize, usize) {
         match self {
             Self::Value(text) => (text.as_ptr().addr(), text.len()),
@@ -67,8 +67,8 @@ impl<'de> Deserialize<'de> for ImageField {
 
 /// The JSON Schema pattern of an image value, which is one of:
 ///
-/// - base64 in either alphabet, with or without padding, alone or in a data URI; the unused bits of its last character
-///   must be 0, and ASCII white space may occur anywhere in it;
+/// - base64 in either alphabet, with or without padding, alone or in a data URI; the unused bits of the last character
+///   must be 0, and ASCII white space may occur anywhere in the base64 text;
 /// - an id, with optional ASCII white space around it;
 /// - an `http://` or `https://` URL, with optional ASCII white space before it.
 const IMAGE_VALUE: &str = concat!(

@@ -1,4 +1,4 @@
-//! Parses JSON bodies, and rewrites serde's error messages for clients, those of forms included.
+//! Parses JSON bodies, and turns the errors of serde into messages for clients, for JSON and for forms.
 
 use bytes::Bytes;
 
@@ -8,20 +8,23 @@ use super::unknown;
 use crate::http::error::{ApiError, Code};
 use crate::telemetry::logging::clipped;
 
-/// Longest error message in characters: serde repeats the value that it rejects, which may be a whole image.
+/// Maximum length of an error message in characters. Serde repeats the value that it rejects, which may be a whole
+/// image.
 const MAX_DETAIL: usize = 300;
-/// Longest field path in an error, in characters: it may contain a name that the client made up.
+/// Maximum length of a field path in an error, in characters. The path may contain an unknown name of any length that
+/// the client sent.
 const MAX_FIELD: usize = 128;
 
-/// U+FEFF in UTF-8, which some editors and Windows tools put at the start of a text.
+/// U+FEFF in UTF-8. Some editors and Windows tools put it at the start of a text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Largest body that is parsed on the async worker thread (in less than 0.3 ms). Parsing a larger one there would delay
-/// other connections.
+/// Maximum size in bytes of a body that is parsed on the async worker thread, which takes less than 0.3 ms. Parsing a
+/// larger body there would delay other connections.
 const INLINE_BYTES: usize = 64 << 10;
 
-/// Parses a JSON body. A large body is parsed in tokio's blocking thread pool, away from the threads that serve
-/// connections. `only_ascii` is true if the declared charset is neither ASCII nor UTF-8.
+/// Parses a JSON body. A large body is parsed in the blocking thread pool of tokio, away from the threads that serve
+/// connections. `only_ascii` rejects a body with characters outside ASCII; it is true if the declared charset is
+/// neither ASCII nor UTF-8.
 ///
 /// # Errors
 /// `invalid_request`, with the field; `unsupported_media_type`.
@@ -55,7 +58,7 @@ fn parse<R: Request>(body: &[u8], only_ascii: bool) -> Result<R, ApiError> {
     Ok(request)
 }
 
-/// Reads a request from the fields of a multipart body or a query string.
+/// Deserializes a request from the fields of a multipart body or a query string.
 ///
 /// # Errors
 /// `invalid_request`, with the field.
@@ -71,7 +74,7 @@ fn not_json(error: &serde_json::Error) -> ApiError {
     ))
 }
 
-/// The client's error for serde's `message` at serde's `path`.
+/// Converts a `message` of serde about the field at `path` into an error for the client.
 fn at_field(path: &str, message: &str) -> ApiError {
     let message = without_position(message);
     let (path, message) = match name_in(message, "duplicate field `")
@@ -99,8 +102,8 @@ fn join(path: &str, name: &str) -> String {
     if path == "." { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-/// `message` without a trailing " at line 1 column 7". The error names the field instead, and other encodings have no
-/// lines.
+/// Returns `message` without a trailing " at line 1 column 7". The error names the field instead, and other encodings
+/// have no lines.
 fn without_position(message: &str) -> &str {
     match message.rfind(" at line ") {
         Some(end) if message[end..].contains(" column ") => &message[..end],
@@ -108,7 +111,7 @@ fn without_position(message: &str) -> &str {
     }
 }
 
-/// Replaces serde's names of types by those of JSON.
+/// Replaces the type names of serde with those of JSON.
 fn in_clients_words(message: &str) -> String {
     let Some((given, expected)) = message.rsplit_once(", expected ") else {
         return message.to_owned();
@@ -122,7 +125,8 @@ fn in_clients_words(message: &str) -> String {
     format!("{given}, expected {expected}")
 }
 
-/// Shortens `text` to about `max` characters: its beginning, and its end, which says what is expected.
+/// Shortens `text` to about `max` characters. Keeps the beginning and the end, because the end says which value is
+/// expected.
 fn shorten(text: &str, max: usize) -> String {
     let length = text.chars().count();
     if length <= max {

@@ -1,15 +1,15 @@
 //! Turns an HTTP request into a typed request: one pipeline for JSON, multipart and raw bodies.
 //!
-//! `call` calls [`read`], which works in this order:
+//! `inference::call` calls [`read`], which works in this order:
 //!
 //! 1. [`head`] checks the request head.
-//! 2. Admission control in the engine admits the call. Nothing of the body has been read so far.
+//! 2. Admission control in the engine admits the call. None of the body has been read at this point.
 //! 3. [`body`] reads the body and reserves its bytes as they arrive.
-//! 4. [`json`], [`multipart`] or [`raw`] parses the body. All three fill the same request types and name fields by the
-//!    same paths in errors.
+//! 4. [`json`], [`multipart`] or [`raw`] parses the body. All three produce the same request types, and their errors
+//!    name fields by the same paths.
 //!
-//! The field types ([`fields`]) check single values; the endpoints check how values fit together. Images are not
-//! decoded here.
+//! The field types ([`fields`]) check single values; the endpoints check combinations of values. Images are not decoded
+//! here.
 
 pub(crate) mod body;
 mod disposition;
@@ -39,15 +39,15 @@ use crate::engine::Admission;
 /// A request that passed admission control and was parsed.
 pub(crate) struct AdmittedRequest<R> {
     pub(crate) request: R,
-    /// What the engine has reserved for the call, the bytes of its body included.
+    /// The engine's reservation for the call, including the bytes of its body.
     pub(crate) admission: Admission,
 }
 
-/// Admits, reads and parses a request. A request that its head or admission control rejects is rejected before any
-/// byte of its body is read.
+/// Admits, reads and parses a request. If the request head or admission control rejects a request, no byte of its body
+/// is read.
 ///
 /// # Errors
-/// Those of [`Head::check`], of admission control, of [`BodyReader`] and of the parsers.
+/// The errors of [`Head::check`], admission control, [`BodyReader`] and the parsers.
 pub(crate) async fn read<R: Request>(
     http: HttpRequest,
     state: &HttpState,
@@ -74,7 +74,8 @@ pub(crate) async fn read<R: Request>(
     Ok(AdmittedRequest { request, admission: reader.into_admission() })
 }
 
-/// The error for an image file above `max` bytes. The rest of the body may be unread, so the connection closes.
+/// Returns the error for an image file of more than `max` bytes. The rest of the body may be unread, so the connection
+/// closes.
 fn image_file_too_large(field: &str, max: usize) -> ApiError {
     let detail = format!("an image file may have at most {max} bytes (/info shows the limits)");
     ApiError::field(Code::PayloadTooLarge, field, detail).close_connection()

@@ -1,11 +1,11 @@
-//! Parses `multipart/form-data` bodies as they arrive, with a size limit for each part; `extract::read` calls it.
+//! Parses `multipart/form-data` bodies as they arrive, with a size limit for each part. `extract::read` calls this.
 //!
-//! Parts that have a file name or an image type are image bytes. All others are text, whatever their type: even a part
-//! of type `application/json` is not parsed as JSON. Empty parts are absent fields.
+//! A part that has a file name or an image type contains an image. Every other part contains text, whatever its type:
+//! even a part of type `application/json` is not parsed as JSON. An empty part means that the field is absent.
 //!
-//! Between two parts, multer buffers what has arrived and searches all of it again whenever more arrives. That would
-//! cost quadratic time, so this file limits the bytes before the first boundary and in the header of a part, and gives
-//! multer one piece at a time.
+//! Between two parts, multer buffers the bytes that have arrived, and searches all of them again whenever more arrive.
+//! This would take quadratic time. So this file limits the number of bytes before the first boundary and in the header
+//! of a part, and passes multer one piece at a time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -21,11 +21,11 @@ use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
 use crate::telemetry::logging::clipped;
 
-/// Longest accepted field name; all known names are shorter.
+/// Maximum length of a field name in bytes. All known names are shorter.
 const MAX_NAME_BYTES: usize = 64;
 
-/// Once more than this has arrived for the header of one part, or before the first boundary, reading stops with an
-/// error. Browsers and client libraries write less than 1 KiB.
+/// Maximum number of bytes in the header of a part, or before the first boundary. Reading stops with an error once more
+/// than this have arrived. Browsers and client libraries write less than 1 KiB.
 const MAX_PART_HEAD_BYTES: usize = 64 << 10;
 
 /// Reads and parses a multipart body.
@@ -42,7 +42,8 @@ pub(super) async fn parse<R: Request>(
     let form = {
         let pieces = stream::unfold((&mut *reader, false), |(reader, again)| async move {
             if again {
-                // Multer reads everything that is ready before it parses any of it: return `Pending` after each piece.
+                // Multer reads all pieces that are ready before it parses any of them. Return `Pending` after each
+                // piece, so that multer parses the piece before it reads the next one.
                 tokio::task::yield_now().await;
             }
             match next_piece(reader, head_bytes).await {
@@ -56,17 +57,19 @@ pub(super) async fn parse<R: Request>(
         let mut parts = Parts::new(R::BATCH, settings, head_bytes);
         parts.read(Multipart::new(pieces, boundary)).await.map(|()| parts.form)
     };
-    // If reading failed, its cause says more than the parse error that follows from it.
+    // If reading failed, return the cause: it says more than the parse error that follows from it.
     if let Some(failure) = reader.failure.take() {
         return Err(failure);
     }
     let form = form?;
-    // Bytes after the last boundary are ignored, but the connection cannot be reused if they stay unread.
+    // Read the bytes after the last boundary, although they are ignored: a connection with unread bytes cannot be
+    // reused.
     while reader.next().await?.is_some() {}
     super::json::parse_form(form)
 }
 
-/// The next piece of the body. Fails if more than [`MAX_PART_HEAD_BYTES`] have arrived since the end of the last part.
+/// Returns the next piece of the body; `None` at the end. Fails if more than [`MAX_PART_HEAD_BYTES`] have arrived since
+/// the content of the last part.
 async fn next_piece(
     reader: &mut BodyReader<'_>,
     head_bytes: &AtomicUsize,
@@ -83,17 +86,17 @@ async fn next_piece(
     Ok(piece)
 }
 
-/// The parts read so far, with their counts.
+/// The parts that have been read so far, with a counter for each kind of part.
 struct Parts<'a> {
     form: Form,
-    /// Files named `image` in a batch call, each of which is one input.
+    /// Number of files named `image` in a batch call. Each is one input.
     image_files: usize,
-    /// All other files: `images`, and `image` in a single call.
+    /// Number of all other files: those named `images`, and those named `image` in a single call.
     list_files: usize,
     texts: usize,
     batch: bool,
     settings: &'a HttpSettings,
-    /// Bytes that arrived since the content of the last part; shared with [`next_piece`].
+    /// Number of bytes that have arrived since the content of the last part; shared with [`next_piece`].
     head_bytes: &'a AtomicUsize,
 }
 
@@ -106,7 +109,7 @@ impl<'a> Parts<'a> {
     async fn read(&mut self, mut multipart: Multipart<'_>) -> Result<(), ApiError> {
         while let Some(field) = multipart.next_field().await.map_err(|error| malformed(&error))? {
             self.head_bytes.store(0, Ordering::Relaxed);
-            // Not multer's own parser: it ignores a file name that is not UTF-8.
+            // Do not use the parser of multer: it ignores a file name that is not UTF-8.
             let head = Disposition::of(field.headers());
             let known = |head: &Disposition| (1..=MAX_NAME_BYTES).contains(&head.name.len());
             let Some(head) = head.filter(known) else {
@@ -136,17 +139,17 @@ impl<'a> Parts<'a> {
         Ok(Value::File(bytes.into()))
     }
 
-    /// The counter for files of this name.
+    /// Returns the counter for files with this name.
     fn files(&mut self, name: &str) -> &mut usize {
         if self.batch && name == "image" { &mut self.image_files } else { &mut self.list_files }
     }
 
-    /// Counts a file, and rejects one too many with the field and limit that apply to JSON.
+    /// Counts a file. If there are too many, returns an error with the same field and limit as for JSON.
     fn count_file(&mut self, name: &str) -> Result<(), ApiError> {
         let limits = &self.settings.limits;
         let (field, max, setting) = match name {
             "image" if self.batch => ("inputs", limits.max_batch_inputs, "limits.max_batch_inputs"),
-            // A repeated `image` in a single call is rejected later, with a hint to the plural.
+            // A repeated `image` in a single call is rejected later, with a hint to use `images`.
             "image" | "images" => ("images", limits.max_images, "limits.max_images"),
             other => {
                 let detail = "a file must be an image, in a part named image (or images, repeated, for several)";
@@ -169,7 +172,7 @@ impl<'a> Parts<'a> {
             let detail = format!("more than {max_parts} text parts (limits.max_text_parts)");
             return Err(ApiError::new(Code::BatchTooLarge, detail).close_connection());
         }
-        // An image may be sent as base64, which only the limit of the body bounds.
+        // An image that is sent as base64 text is bounded only by the size limit of the body.
         let is_image = matches!(&*head.name, "image" | "images");
         let max = if is_image { usize::MAX } else { self.settings.input.max_text_bytes };
         let place = self.form.next_path(&head.name);
@@ -187,7 +190,7 @@ impl<'a> Parts<'a> {
             .map_err(|_| ApiError::field(Code::InvalidRequest, &*place, "is not valid UTF-8"))
     }
 
-    /// The bytes of a part; `None` if there are more than `max`.
+    /// Returns the bytes of a part; `None` if there are more than `max`.
     async fn collect(&self, mut field: Field<'_>, max: usize) -> Result<Option<Vec<u8>>, ApiError> {
         let mut bytes = Vec::new();
         while let Some(piece) = field.chunk().await.map_err(|error| malformed(&error))? {
@@ -202,8 +205,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// The client's error for any error of multer. All of these are about the syntax of the body, in words for programmers,
-/// so multer's own message only goes to the log.
+/// Converts an error of multer into an error for the client. All errors of multer concern the syntax of the body and
+/// are worded for programmers, so multer's message only goes to the log.
 fn malformed(error: &multer::Error) -> ApiError {
     tracing::debug!(error = clipped(error), "malformed multipart body");
     ApiError::invalid(

@@ -1,4 +1,4 @@
-//! Parses raw bodies: the body is one image, and the query string has the other fields. `extract::read` calls it.
+//! Parses raw bodies: the body is one image, and the query string has the other fields. `extract::read` calls this.
 
 use bytes::Bytes;
 
@@ -40,8 +40,8 @@ pub(super) fn parse<R: Request>(
     super::json::parse_form(form)
 }
 
-/// True if a query string is valid UTF-8 once it is percent-decoded. `form_urlencoded` itself would silently replace
-/// invalid bytes by U+FFFD.
+/// True if a query string is valid UTF-8 after percent-decoding. `form_urlencoded` itself would silently replace
+/// invalid bytes with U+FFFD.
 fn is_utf8(query: &str) -> bool {
     let mut rest = query.as_bytes();
     let mut decoded = Vec::with_capacity(rest.len());

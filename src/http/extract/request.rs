@@ -2,12 +2,12 @@
 //! batch call, and one input of a batch. It is a macro because serde cannot both flatten a struct and reject unknown
 //! fields.
 //!
-//! An endpoint whose input ends in `generation` also gets the generation parameters, as flat fields. The doc comments
-//! of all fields are their descriptions in the OpenAPI document.
+//! If the declaration of an input ends in `generation`, the requests also get the generation parameters, as flat
+//! fields. The doc comments of all fields become their descriptions in the OpenAPI document.
 
-/// A request type that JSON, multipart and raw bodies can all fill.
+/// A request type that can be parsed from JSON, multipart and raw bodies.
 pub(crate) trait Request: serde::de::DeserializeOwned + Send + 'static {
-    /// True for a batch call, where each `image` of a multipart or raw body is one input.
+    /// True for a batch call, in which each `image` of a multipart or raw body is one input.
     const BATCH: bool;
 }
 
@@ -22,10 +22,9 @@ macro_rules! requests {
             $(#[$batch_attr])* batch $Batch
             $(#[$input_attr])* input $Input {
                 $($(#[doc = $doc])+ $field: $type,)*
-                /// Most tokens to generate, including the stop token; default 20, maximum 64 unless configured
-                /// otherwise.
+                /// Maximum new tokens, including the stop token; default 20, at most 64 unless configured otherwise.
                 max_new_tokens: $crate::http::extract::fields::Int<1, 65_536>,
-                /// Fewest tokens to generate; default 0, maximum `max_new_tokens`.
+                /// Minimum new tokens; default 0, at most `max_new_tokens`.
                 min_new_tokens: $crate::http::extract::fields::Int<0, 65_536>,
                 /// Number of beams; default 1 (no beam search).
                 num_beams: $crate::http::extract::fields::Int<1, 8>,
@@ -35,26 +34,27 @@ macro_rules! requests {
                 do_sample: bool,
                 /// Sampling: divides the logits; higher values give more varied texts; default 1.0.
                 temperature: $crate::http::extract::fields::Temperature,
-                /// Sampling: only the k most probable tokens, 0 for all; default 50.
+                /// Sampling: keeps the k likeliest tokens, or all if 0; default 50.
                 top_k: $crate::http::extract::fields::Int<0, 100_000>,
-                /// Sampling: only the most probable tokens that together reach this probability; default 1.0.
+                /// Sampling: keeps the likeliest tokens that together reach this probability; default 1.0.
                 top_p: $crate::http::extract::fields::TopP,
                 /// Above 1, tokens already in the text become less probable; default 1.0.
                 repetition_penalty: $crate::http::extract::fields::RepetitionPenalty,
                 /// No sequence of this many tokens occurs twice; default 0 (off).
                 no_repeat_ngram_size: $crate::http::extract::fields::Int<0, 64>,
-                /// Beams: a score is divided by the length to this power; higher favours longer texts; default 1.0.
+                /// Beams: divides scores by the length to this power; higher favours longer texts; default 1.0.
                 length_penalty: $crate::http::extract::fields::LengthPenalty,
                 /// Beams: stop once `num_beams` texts are finished (`true`), or when better ones are unlikely (`false`,
                 /// default) or impossible (`"never"`).
                 early_stopping: $crate::http::extract::fields::EarlyStoppingField,
-                /// Sampling: repeats the same samples; drawn and reported if missing.
+                /// Sampling: reproduces the samples; drawn and reported if missing.
                 seed: $crate::http::extract::fields::Int<0, 9_007_199_254_740_991>,
             }
         }
 
         impl $Input {
-            /// The generation parameters as the client sent them, not checked against each other.
+            /// Returns the generation parameters as the client sent them. They have not been checked against each
+            /// other.
             fn generation(&self) -> $crate::http::extract::generation::GenerationFields {
                 $crate::http::extract::generation::GenerationFields {
                     max_new_tokens: self.max_new_tokens,
@@ -109,8 +109,8 @@ macro_rules! requests {
             #[serde(default, deserialize_with = "crate::http::extract::fields::present")]
             #[schema(value_type = $crate::http::extract::fields::Text, inline, required = false)]
             pub(crate) model: Option<$crate::http::extract::fields::Text>,
-            /// The inputs, answered in order. A field next to `inputs` is the default for each input; an input's own
-            /// field takes precedence.
+            /// The inputs, answered in order. The other fields are defaults for the inputs; an input's own field takes
+            /// precedence.
             #[serde(deserialize_with = "crate::http::extract::fields::objects")]
             #[schema(min_items = 1)]
             pub(crate) inputs: Vec<$Input>,
@@ -135,15 +135,15 @@ macro_rules! requests {
         }
 
         impl $Single {
-            /// Drops the fields that only a single call has.
+            /// Converts the request into an input by dropping the fields that only a single call has.
             pub(crate) fn into_input(self) -> $Input {
                 $Input { $($field: self.$field,)* }
             }
         }
 
         impl $Batch {
-            /// The inputs with defaults filled in. For each input, `yields` first clears the defaults that the input
-            /// replaces under another name (such as `questions` when the input has `question`).
+            /// Returns the inputs with defaults filled in. For each input, `yields` first clears the defaults that the
+            /// input replaces under another name (such as `questions` when the input has `question`).
             pub(crate) fn into_inputs(self, yields: fn(&$Input, &mut $Input)) -> Vec<$Input> {
                 let defaults = $Input { $($field: self.$field,)* };
                 let fill = |input: $Input| {

@@ -6,16 +6,16 @@ use serde::de::value::Error;
 use serde::de::{self, Deserializer, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-/// One value of a field.
+/// One value of a form field, before the type of the field interprets it.
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
     /// A text part, or a value in the query string.
     Text(String),
-    /// A part with a file name or an image type, or a raw body.
+    /// The bytes of a multipart part that has a file name or an image type, or of a raw body.
     File(Bytes),
 }
 
-/// One value of a form field, as a serde deserializer.
+/// A serde deserializer for one value of a form field.
 pub(super) struct Scalar(pub(super) Value);
 
 impl IntoDeserializer<'_, Error> for Scalar {
@@ -103,8 +103,8 @@ enum Number {
     Float(f64),
 }
 
-/// Reads a boolean in the spellings of JSON, Python, HTML forms (`on`) and configuration files. White space around it
-/// is skipped.
+/// Parses a boolean in the spellings of JSON, Python, HTML forms (`on`) and configuration files. Ignores white space
+/// around the word.
 fn flag(text: &str) -> Option<bool> {
     let text = text.trim();
     let is_one_of = |words: [&str; 3]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
@@ -114,7 +114,7 @@ fn flag(text: &str) -> Option<bool> {
     is_one_of(["false", "0", "off"]).then_some(false)
 }
 
-/// Reads a number in the syntax of JSON: no `+` sign, no leading zeros. White space around it is skipped.
+/// Parses a number in JSON syntax: no `+` sign, no leading zeros. Ignores white space around the number.
 fn number(value: &Value) -> Option<Number> {
     let Value::Text(text) = value else { return None };
     let text = text.trim();

@@ -1,13 +1,13 @@
 //! Error messages for unknown fields, with a suggestion of the field that was probably meant.
 //!
 //! Clients are often written for other APIs (`OpenAI`, Ollama, Hugging Face, Replicate), or with frameworks that add
-//! brackets to the names of lists. One table serves all encodings, because serde reports unknown fields in the same
-//! words for each of them. `json` calls this.
+//! brackets to the names of lists. One function serves all encodings of a request, because serde reports an unknown
+//! field in the same words in each of them. `json` calls it.
 
 use std::fmt::Write;
 
-/// Field names of other APIs, each group with the fields of this API that it may mean. The message suggests the first
-/// of these that the endpoint has.
+/// Pairs of names that other APIs use and the fields of this API that may be meant. The message suggests the first of
+/// these fields that the endpoint has.
 const SYNONYMS: &[(&[&str], &[&str])] = &[
     (
         &[
@@ -171,11 +171,12 @@ const SYNONYMS: &[(&[&str], &[&str])] = &[
     (&["streaming", "sse"], &["stream"]),
 ];
 
-/// Longest name, in bytes, for which a suggestion is looked up: the edit distance costs time for each byte.
+/// Maximum length in bytes of a name for which a suggestion is looked up. This bounds the time to compute edit
+/// distances.
 const MAX_COMPARED: usize = 40;
 
-/// Rewrites serde's message about an unknown field for clients; `None` if `message` is about something else. `in_input`
-/// is true for a field of one input of a batch.
+/// Rewrites `message`, an error of serde about an unknown field, for clients. Returns `None` if the message is about
+/// something else. `in_input` is true if the field belongs to one input of a batch.
 pub(super) fn explain_unknown_field(message: &str, in_input: bool) -> Option<String> {
     let (name, expected) = message.strip_prefix("unknown field `")?.rsplit_once("`, expected ")?;
     let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
@@ -192,7 +193,7 @@ pub(super) fn explain_unknown_field(message: &str, in_input: bool) -> Option<Str
     Some(words)
 }
 
-/// Advice for a field that exists in this API, but not at this place.
+/// Returns advice for a field that exists in this API, but not in this object; `None` for all other fields.
 fn advice(name: &str, known: &[&str], in_input: bool) -> Option<&'static str> {
     let in_batch = in_input || known.contains(&"inputs");
     match name {
@@ -208,8 +209,8 @@ fn advice(name: &str, known: &[&str], in_input: bool) -> Option<&'static str> {
     }
 }
 
-/// The known field that `name` probably means: the same name in another spelling, a synonym, or the known field with
-/// the smallest edit distance.
+/// Returns the known field that `name` probably means: the same name in another spelling, or else a field that
+/// [`SYNONYMS`] suggests, or else the field with the smallest edit distance, if that is at most 2.
 fn closest_field<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     if name.len() > MAX_COMPARED {
         return None;
@@ -225,7 +226,7 @@ fn closest_field<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     }
     let distances = known.iter().map(|field| (distance(&name, field), *field));
     let (least, field) = distances.min()?;
-    // Two edits turn almost any short word into another.
+    // Allow only one edit in a short name: two edits turn almost any short word into another.
     let allowed = if name.len() < 5 { 1 } else { 2 };
     (least <= allowed).then_some(field)
 }
@@ -250,8 +251,8 @@ fn plain(name: &str) -> String {
     plain
 }
 
-/// Levenshtein distance: the fewest insertions, deletions and replacements of characters that turn one word into the
-/// other.
+/// Returns the Levenshtein distance: the smallest number of insertions, deletions and replacements of characters that
+/// turn one word into the other.
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();

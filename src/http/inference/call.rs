@@ -1,9 +1,9 @@
 //! The pipeline of every inference call, single or batch: read, plan, reserve capacity, tokenise, fetch and decode
-//! images, submit, answer. `reply` and `stream` drive it.
+//! images, submit, answer. `reply` and `routes::caption::stream` drive it.
 //!
 //! The trait [`Endpoint`] supplies the parts that differ between endpoints. A call is rejected before any of its images
-//! are fetched or decoded: an invalid input fails the whole call, then the rows of all inputs are reserved at once.
-//! After that, an error of one input affects only that input.
+//! are fetched or decoded: first, an invalid input fails the whole call; then the rows of all inputs are reserved at
+//! once. After that, an error of one input affects only that input.
 
 use std::future::Future;
 use std::time::Instant;
@@ -26,7 +26,8 @@ use crate::task::{ImageInfo, PreparedImage, Role, TaskKind, TaskOutput, TaskShap
 use crate::telemetry::logging::clipped;
 use crate::telemetry::metrics::Metrics;
 
-/// Texts of up to this many bytes in total are tokenised on the async thread. More would block other connections.
+/// Texts of up to this many bytes in total are tokenised on the async thread. Longer texts would block other
+/// connections for too long.
 const INLINE_TEXT_BYTES: usize = 16 << 10;
 
 /// Runs one part of a call, such as reading the body or waiting for the worker. Stops it at the deadline, or as soon as
@@ -51,7 +52,8 @@ pub(crate) async fn within<T>(
         .unwrap_or_else(|_| Err(ApiError::deadline_exceeded()))
 }
 
-/// What is specific to an endpoint. A value is one validated input.
+/// The parts of the pipeline that differ between endpoints. A value of a type that implements this trait is one
+/// validated input.
 pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     /// Value of the metric label `task`.
     const TASK: &'static str;
@@ -66,19 +68,20 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     /// Answer to one input, without the model's name.
     type Answer: Serialize + Send + 'static;
 
-    /// Validates what field types cannot: conflicts between fields, counts, and what the model supports.
+    /// Checks what the types of the fields cannot: conflicts between fields, counts, and whether the model supports the
+    /// request.
     ///
     /// # Errors
     /// `invalid_request` and `batch_too_large` fail the whole call; any other error fails this input only.
     fn plan(input: Self::Input, limits: &Limits, model: &Model) -> Result<Self, ApiError>;
 
-    /// How much of the engine the input will occupy.
+    /// Returns how many rows and images the input needs in the engine.
     fn shape(&self) -> TaskShape;
 
-    /// The input's images, in the order in which `task` receives them.
+    /// Returns the input's images, in the order in which `task` receives them.
     fn images(&self) -> Vec<ImageArg>;
 
-    /// Total size of the input's texts in bytes.
+    /// Returns the total size of the input's texts in bytes.
     fn text_bytes(&self) -> usize;
 
     /// Tokenises the input's texts.
@@ -87,7 +90,7 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     /// `text_too_long` or `invalid_request`, naming the field.
     fn tokenize(&self, model: &Model) -> Result<Self::Tokens, ApiError>;
 
-    /// Length of each text in tokens, for the metric `prompt_tokens`.
+    /// Returns the length of each text in tokens, for the metric `prompt_tokens`.
     fn token_counts(tokens: &Self::Tokens) -> Vec<usize>;
 
     /// Builds the task for the engine.
@@ -99,7 +102,7 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     /// `inference_failed` when the output holds a value that is not finite.
     fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<Self::Answer, ApiError>;
 
-    /// Number of generated tokens, for the access log.
+    /// Returns the number of generated tokens, for the access log.
     fn generated_tokens(_output: &OutputOf<Self>) -> usize {
         0
     }
@@ -108,7 +111,7 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
 /// Output of the engine for one input of an endpoint.
 pub(crate) type OutputOf<E> = <<E as Endpoint>::Task as TaskKind>::Output;
 
-/// What [`Endpoint::answer`] builds an answer from.
+/// The values from which [`Endpoint::answer`] builds an answer.
 pub(crate) struct AnswerParts<'a, E: Endpoint> {
     pub(crate) model: &'a Model,
     /// Descriptions of the input's images, in order.
@@ -117,10 +120,10 @@ pub(crate) struct AnswerParts<'a, E: Endpoint> {
     pub(crate) output: OutputOf<E>,
 }
 
-/// The engine's output for an input of this endpoint.
+/// Converts the engine's output to the output type of this endpoint.
 ///
 /// # Errors
-/// `internal_error` if it belongs to another kind of task, which breaks an invariant of the engine.
+/// `internal_error` if the output belongs to another kind of task, which breaks an invariant of the engine.
 pub(crate) fn typed<E: Endpoint>(output: TaskOutput) -> Result<OutputOf<E>, ApiError> {
     E::Task::output(output).ok_or_else(|| {
         tracing::error!("the engine returned the output of a different task");
@@ -128,7 +131,7 @@ pub(crate) fn typed<E: Endpoint>(output: TaskOutput) -> Result<OutputOf<E>, ApiE
     })
 }
 
-/// A call that has been admitted and read. Its inputs are not validated yet.
+/// A call that has been admitted and whose body has been read. Its inputs are not validated yet.
 pub(crate) struct AdmittedCall<'a, R> {
     pub(crate) request: R,
     admission: Admission,
@@ -144,7 +147,7 @@ pub(crate) struct Call<E: Endpoint> {
     pub(crate) engine: EngineHandle,
     context: RequestContext,
     metrics: std::sync::Arc<Metrics>,
-    /// The inputs in order. An input that failed on its own is an error.
+    /// The inputs in order. An input that has already failed is an `Err`.
     pub(crate) items: Vec<Result<Item<E>, ApiError>>,
 }
 
@@ -177,7 +180,7 @@ pub(crate) async fn open<'a, R: Request>(
 impl<R> AdmittedCall<'_, R> {
     /// Validates the inputs and reserves their capacity, then tokenises texts and parses image values.
     ///
-    /// `split` takes the request apart into the model's name and the inputs. If `batch`, errors name an input as
+    /// `split` splits the request into the model's name and the inputs. If `batch` is true, errors name an input as
     /// `inputs[i]`.
     ///
     /// # Errors
@@ -279,7 +282,7 @@ impl<E: Endpoint> Call<E> {
     /// Waits until all images of an input are fetched and decoded.
     ///
     /// # Errors
-    /// That of the first image, in order, that failed.
+    /// The error of the first image that failed, in the order of the images.
     pub(crate) async fn images(
         &self,
         images: Vec<SharedImageFuture>,
@@ -322,7 +325,7 @@ pub(crate) fn check_count(
     Err(ApiError::field(Code::BatchTooLarge, field, detail))
 }
 
-/// Rejects a call that would not fit even into an idle server: retrying it could never succeed.
+/// Rejects a call that would not fit even into an idle server, because retrying it could never succeed.
 fn check_bytes(bytes: u64, capacity: u64) -> Result<(), ApiError> {
     if bytes <= capacity {
         return Ok(());
@@ -334,7 +337,8 @@ fn check_bytes(bytes: u64, capacity: u64) -> Result<(), ApiError> {
     Err(ApiError::new(Code::BatchTooLarge, detail))
 }
 
-/// Plans every input. `invalid_request` errors are collected over all inputs and fail the whole call.
+/// Validates every input. The `invalid_request` errors of all inputs are collected and fail the whole call;
+/// `batch_too_large` fails it at once.
 fn plan_all<E: Endpoint>(
     inputs: Vec<E::Input>,
     limits: &Limits,
@@ -363,8 +367,8 @@ fn named(error: ApiError, index: usize, batch: bool) -> ApiError {
     if batch { error.prefix_fields(&format!("inputs[{index}]")) } else { error }
 }
 
-/// Tokenises the texts of every input. More than [`INLINE_TEXT_BYTES`] go to a blocking thread, away from the threads
-/// that serve connections.
+/// Tokenises the texts of every input. If they are longer than [`INLINE_TEXT_BYTES`] in total, does this on a blocking
+/// thread, so that the threads that serve connections are not delayed.
 async fn tokenize_all<E: Endpoint>(
     plans: &[Result<E, ApiError>],
     model: &Model,

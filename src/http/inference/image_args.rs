@@ -31,12 +31,12 @@ pub(crate) struct ImageArg {
 }
 
 impl ImageArg {
-    /// The only image of an input, from its field `image`.
+    /// Creates the only image of an input, from its field `image`.
     pub(crate) fn single(field: ImageField) -> Self {
         Self { field, path: "image".to_owned() }
     }
 
-    /// The images of an input, from its field `images`.
+    /// Creates the images of an input, from its field `images`.
     pub(crate) fn list(fields: Vec<ImageField>) -> Vec<Self> {
         let named = fields.into_iter().enumerate();
         named.map(|(index, field)| Self { field, path: format!("images[{index}]") }).collect()
@@ -67,10 +67,11 @@ enum Source {
     Url(Fetcher, Target),
 }
 
-/// Two images of a call with equal identities are processed once.
+/// Identifies an image within a call. Images with equal identities are processed only once.
 #[derive(PartialEq, Eq, Hash)]
 enum Identity {
-    /// Address and length of the value in memory. An image given as a default next to `inputs` is shared by all inputs.
+    /// Address and length of the value in memory. They are equal for all inputs that share an image given as a default
+    /// outside `inputs`.
     Place(usize, usize),
     /// The URL, so that each URL is fetched only once.
     Url(Arc<str>),
@@ -109,13 +110,13 @@ impl ImageSet {
         Self { distinct, uses }
     }
 
-    /// Number of distinct images, as far as URLs and memory addresses tell.
+    /// Returns the number of distinct images. Equal images are recognised only by their URL or memory address.
     pub(crate) fn distinct(&self) -> usize {
         self.distinct.len()
     }
 
-    /// Upper bound on the bytes that the images need in addition to the request body: decoded base64 and prepared
-    /// pixels. Fetched files have their own bound, see [`Fetcher::fetch`].
+    /// Returns an upper bound on the number of bytes that the images need in addition to the request body, for decoded
+    /// base64 and prepared pixels. Fetched files have their own bound; see [`Fetcher::fetch`].
     pub(crate) fn extra_bytes(&self, preprocessing: Preprocessing) -> u64 {
         let pixels = u64::from(preprocessing.width) * u64::from(preprocessing.height) * 3;
         self.distinct.iter().map(|image| pixels + decoded_bytes_bound(&image.field)).sum()
@@ -162,7 +163,7 @@ impl ImageSet {
         }
     }
 
-    /// Number of images that may have to be decoded: all but those given by id.
+    /// Returns the number of images that may have to be decoded, which are all images except those given by id.
     pub(crate) fn files(&self) -> usize {
         let is_file = |image: &Distinct| {
             matches!(image.source, Ok(Source::Here(ImageSource::Bytes(_)) | Source::Url(..)))
@@ -170,7 +171,7 @@ impl ImageSet {
         self.distinct.iter().filter(|image| is_file(image)).count()
     }
 
-    /// Makes the futures that fetch and decode the images. A future starts when an input first waits for it.
+    /// Creates the futures that fetch and decode the images. A future starts when an input first waits for it.
     pub(crate) fn start_lookup(
         self,
         services: &Services,
@@ -194,7 +195,8 @@ impl ImageSet {
                         let fetched =
                             fetched.map_err(|error| ApiError::from(error).at(&image.path))?;
                         context.note(|notes| notes.add_fetch(fetched.took));
-                        // These bytes need no reservation: they hold a fetch permit, which bounds them.
+                        // These bytes need no reservation: they hold a fetch permit, and the limit on permits bounds
+                        // them.
                         ImageSource::Bytes(fetched.bytes)
                     }
                 };
@@ -240,14 +242,15 @@ pub(crate) struct ImageFutures {
 }
 
 impl ImageFutures {
-    /// The futures of an input's images, in order.
+    /// Returns the futures of an input's images, in order.
     pub(crate) fn of(&self, input: usize) -> Vec<SharedImageFuture> {
         self.uses[input].iter().map(|&image| self.images[image].clone()).collect()
     }
 }
 
-/// Upper bound on the bytes that an image value needs in addition to the body: three for every four characters of
-/// base64. Ids and URLs count as if they were base64; they are short enough not to matter.
+/// Returns an upper bound on the number of bytes that an image value needs in addition to the body: three bytes for
+/// every four characters of base64. Ids and URLs are counted as if they were base64, because they are too short to
+/// matter.
 fn decoded_bytes_bound(field: &ImageField) -> u64 {
     match field {
         ImageField::Bytes(_) => 0,

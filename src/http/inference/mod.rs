@@ -1,9 +1,9 @@
 //! The pipeline of every inference call, single or batch: read, plan, reserve, tokenize, find images, submit, answer.
 //!
 //! - `call`: the steps, and the trait that each endpoint implements. `reply`: runs them and writes the response.
-//! - `image_args`: the images of a call. Each distinct one is fetched and decoded once.
+//! - `image_args`: the images of a call. Each distinct image is fetched and decoded once.
 //! - `text`: the texts of a call, tokenized within the model's limits.
-//! - `sequences`: generated sequences and scores, as answers show them.
+//! - `sequences`: how answers describe generated sequences, and checks on the model's output.
 
 pub(crate) mod call;
 pub(crate) mod image_args;

@@ -43,7 +43,7 @@ impl From<ImageInfo> for ImageAnswer {
     }
 }
 
-/// Response of a single call: the model's name next to the fields of the answer.
+/// Response of a single call: the model's name and the fields of the answer in one object.
 #[derive(Debug, Serialize)]
 pub(crate) struct SingleResponse<A> {
     pub(crate) model: String,
@@ -123,8 +123,8 @@ pub(crate) async fn single_answer<E: Endpoint>(mut call: Call<E>) -> Result<Resp
     json(&SingleResponse { model: call.model.info.name.clone(), answer })
 }
 
-/// Handles a batch call from request to response. Once the call is admitted, the status is 200, and the error of an
-/// input is its entry in `results`.
+/// Handles a batch call from request to response. Once the call is admitted, the status is 200. If an input fails, its
+/// entry in `results` contains the error.
 ///
 /// # Errors
 /// Those that concern the call as a whole.

@@ -65,7 +65,8 @@ pub(crate) fn finite(number: f32) -> Result<f32, ApiError> {
     Err(inference_failed())
 }
 
-/// The engine's output has fewer or more values than the task asked for, which breaks an invariant of the engine.
+/// Logs and returns the error for an engine output with too few or too many values, which breaks an invariant of the
+/// engine.
 pub(crate) fn wrong_count() -> ApiError {
     tracing::error!("the engine returned the wrong number of values");
     ApiError::internal()

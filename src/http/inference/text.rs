@@ -1,4 +1,4 @@
-//! Helpers of the endpoints for text fields: tokenization with errors that name the field, checks of missing and
+//! Helpers for the text fields of the endpoints: tokenization with errors that name the field, checks of missing and
 //! alternative fields, and the token ids of a prompt.
 
 use crate::http::error::{ApiError, Code};
@@ -8,7 +8,7 @@ use crate::task::TokenIds;
 /// Tokenizes `text` as `[CLS] text [SEP]`, at most `max_tokens` tokens in all.
 ///
 /// # Errors
-/// `text_too_long` or `invalid_request`, with `field`.
+/// `text_too_long` or `invalid_request`, naming `field`.
 pub(crate) fn encode(
     model: &Model,
     field: &str,
@@ -18,21 +18,21 @@ pub(crate) fn encode(
     model.tokenizer.encode_within(text, max_tokens).map_err(|error| ApiError::from(error).at(field))
 }
 
-/// The error for a required field that is missing.
+/// Returns the error for a required field that is missing.
 pub(crate) fn needed(field: &str) -> ApiError {
     ApiError::field(Code::InvalidRequest, field, "is needed")
 }
 
-/// The token ids of a prompt without its `[CLS]` and `[SEP]`; empty if there is no prompt.
+/// Returns the token ids of a prompt without its `[CLS]` and `[SEP]`; empty if there is no prompt.
 pub(crate) fn prompt_ids(prompt: Option<&TokenIds>) -> &[u32] {
     let ids = prompt.map_or(&[][..], TokenIds::as_slice);
     ids.get(1..ids.len().saturating_sub(1)).unwrap_or_default()
 }
 
-/// The values of a pair of alternative fields, such as `text` and `texts`, as one list.
+/// Returns the values of two alternative fields, such as `text` and `texts`, as one list.
 ///
 /// # Errors
-/// `invalid_request` if both fields or neither are given, or if the list is empty.
+/// `invalid_request` if both fields are given, if neither is given, or if the list is empty.
 pub(crate) fn one_or_many<T>(
     singular: (&str, Option<T>),
     plural: (&str, Option<Vec<T>>),

@@ -1,9 +1,9 @@
-//! The access log: one line per request. Never contains image bytes, texts, query strings or secrets.
+//! The access log: one line per request. It never contains image bytes, texts, query strings or secrets.
 //!
-//! - INFO: successful requests; a setting samples every n-th.
-//! - WARN: rejected requests (4xx), with a maximum per second.
+//! - INFO: successful requests; the settings can limit them to every n-th request.
+//! - WARN: rejected requests (4xx), up to a maximum number per second.
 //! - ERROR: failures of the server (5xx).
-//! - DEBUG: probes and scrapes, which come periodically and would hide the rest.
+//! - DEBUG: probes and scrapes, which come periodically and would hide the other requests.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,14 +15,14 @@ use crate::http::access::is_open;
 use crate::http::context::RequestContext;
 use crate::http::settings::AccessLogSettings;
 
-/// Decides which requests are logged, and writes them.
+/// The access log, which decides which requests are logged and writes their lines.
 pub(crate) struct AccessLog {
     settings: AccessLogSettings,
     successes: AtomicU64,
     refusals: Mutex<Second>,
 }
 
-/// A finished request, as the access log gets it.
+/// What the access log needs to know about a finished request.
 pub(crate) struct Finished<'a> {
     pub(crate) context: &'a RequestContext,
     pub(crate) route: &'a str,
@@ -31,25 +31,26 @@ pub(crate) struct Finished<'a> {
     pub(crate) status: u16,
     /// A problem code, `ok`, or `client_closed`.
     pub(crate) code: &'static str,
-    /// The answer is "not ready" to a probe, which is not a failure of a request.
+    /// True if the response tells a probe that the server is not ready. That is not a failed request.
     pub(crate) probe: bool,
     pub(crate) client: Option<IpAddr>,
     pub(crate) trace_id: Option<&'a str>,
 }
 
-/// A head that was rejected before it became a request; `malformed` fills it.
+/// What the access log needs to know about a request head that was rejected before it reached the router. `malformed`
+/// creates this value.
 pub(crate) struct RefusedHead<'a> {
     pub(crate) id: &'a str,
     pub(crate) route: &'static str,
     pub(crate) method: &'static str,
     pub(crate) status: u16,
     pub(crate) code: &'static str,
-    /// What is wrong with the head, in the parser's words.
+    /// What is wrong with the head, as the parser words it.
     pub(crate) problem: &'a str,
     pub(crate) peer: SocketAddr,
 }
 
-/// Counts of rejected requests, for the limit per second.
+/// Counters of rejected requests, for the limit on their log lines per second.
 struct Second {
     began: Instant,
     logged: u32,
@@ -57,19 +58,19 @@ struct Second {
 }
 
 impl AccessLog {
-    /// A log that has written nothing yet.
+    /// Creates a log that has counted no requests yet.
     pub(crate) fn new(settings: AccessLogSettings) -> Self {
         let second = Second { began: Instant::now(), logged: 0, suppressed: 0 };
         Self { settings, successes: AtomicU64::new(0), refusals: Mutex::new(second) }
     }
 
-    /// Writes the request's line, unless sampling or the rate limit drops it.
+    /// Writes the line of a request, unless sampling or the limit on rejected requests drops it.
     pub(crate) fn write(&self, request: &Finished<'_>) {
         let notes = request.context.notes();
         let task = notes.task.unwrap_or_default();
         let client_ip = request.client.filter(|_| self.settings.client_ip);
         let image = notes.image;
-        // A macro, so that one list of fields serves four levels: `tracing` needs the level at compile time.
+        // This is a macro so that one list of fields serves four levels: `tracing` needs the level at compile time.
         macro_rules! line {
             ($level:ident, $message:literal $(, $suppressed:ident)?) => {
                 tracing::$level!(
@@ -118,7 +119,7 @@ impl AccessLog {
         }
     }
 
-    /// Writes the line of a head that is not a request, unless the rate limit drops it.
+    /// Writes the line of a rejected head, unless the limit on rejected requests drops it.
     pub(crate) fn write_refused_head(&self, head: &RefusedHead<'_>) {
         let Some(suppressed) = self.admits_refusal(Instant::now()) else { return };
         let client_ip = self.settings.client_ip.then(|| tracing::field::display(head.peer.ip()));
@@ -141,8 +142,8 @@ impl AccessLog {
         every > 0 && self.successes.fetch_add(1, Ordering::Relaxed).is_multiple_of(every)
     }
 
-    /// Number of rejected requests that were not logged since the last one that was; `None` if this one must not be
-    /// logged either.
+    /// Decides whether to log a rejected request. Returns `None` if not; otherwise the number of rejected requests that
+    /// were not logged since the last logged one.
     fn admits_refusal(&self, now: Instant) -> Option<u64> {
         let mut second = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         if now.saturating_duration_since(second.began) >= Duration::from_secs(1) {

@@ -1,5 +1,5 @@
-//! Authentication: requests need a valid API key, except those for health and the API documents. The decision needs
-//! only the head, so the body of a rejected request is not read. The secret is removed from the request here.
+//! Authentication: all requests need a valid API key, except those for health and the API documents. The decision needs
+//! only the request head, so the body of a rejected request is not read. The secret is removed from accepted requests.
 
 use std::time::Instant;
 
@@ -13,7 +13,8 @@ use crate::http::access::is_public;
 use crate::http::context::{KeyOwner, RequestContext};
 use crate::http::state::HttpState;
 
-/// The layer; `router` adds it only if the server has keys.
+/// Rejects requests without a valid key, and notes the owner of the key. `router` adds this layer only if the server
+/// has keys.
 pub(crate) async fn authenticate(
     State(state): State<HttpState>,
     Extension(context): Extension<RequestContext>,
@@ -38,7 +39,8 @@ pub(crate) async fn authenticate(
     }
 }
 
-/// The secret in the `Authorization: Bearer` field; `None` if there is no such field, or more than one `Authorization`.
+/// Returns the secret in the `Authorization: Bearer` field; `None` if there is no such field, or more than one
+/// `Authorization` field.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };

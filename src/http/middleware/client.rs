@@ -1,4 +1,4 @@
-//! Determines the client's address. The access log uses it, and limits count by it if the server has no keys.
+//! Determines the client's address. The access log and the limits per address use it.
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -8,7 +8,7 @@ use crate::http::access::client::PeerAddress;
 use crate::http::access::client::{ClientAddress, address};
 use crate::http::state::HttpState;
 
-/// The layer, which adds the [`ClientAddress`] to the request's extensions.
+/// Adds the [`ClientAddress`] to the request's extensions.
 pub(crate) async fn client(
     State(state): State<HttpState>,
     mut request: Request,

@@ -1,5 +1,5 @@
-//! Allows cross-origin requests (CORS) from the origins that the settings name. Without that setting, `router` adds no
-//! such layer.
+//! Allows cross-origin requests (CORS) from the origins that the settings name. If there are no such settings, `router`
+//! does not add this layer.
 
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -8,7 +8,7 @@ use super::request_id::X_REQUEST_ID;
 use super::server_timing::SERVER_TIMING;
 use crate::http::settings::CorsSettings;
 
-/// Builds the layer from the settings; invalid origins were rejected by their validation.
+/// Builds the layer from the settings. Their validation has already rejected invalid origins.
 pub(crate) fn cors(settings: &CorsSettings) -> CorsLayer {
     let any = settings.allowed_origins.iter().any(|origin| origin == "*");
     let origins = settings.allowed_origins.iter().filter_map(|origin| origin.parse().ok());

@@ -1,5 +1,5 @@
-//! A response body that keeps a guard alive until the body is dropped. So a guard that counts or times an answer lives
-//! as long as the answer is being sent. `server` and `middleware::observe` use it.
+//! A response body that keeps a guard alive until the body is dropped. A guard can thus count or time a response until
+//! it has been sent. `server` and `middleware::observe` use this.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,8 +10,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 /// A value that lives as long as a response body.
 pub(crate) trait BodyGuard {
-    /// Called when the last byte has been passed on. Not called if the answer is abandoned before. May be called more
-    /// than once.
+    /// Called when the last byte of the body has been passed on; may be called more than once. Not called if the body
+    /// is dropped before its end.
     fn ended(&mut self) {}
 }
 
@@ -22,7 +22,7 @@ pub(crate) struct GuardedBody<G> {
 }
 
 impl<G: BodyGuard> GuardedBody<G> {
-    /// Keeps `guard` alive as long as `body`.
+    /// Creates a body that keeps `guard` alive as long as `body`.
     pub(crate) fn new(body: Body, mut guard: G) -> Self {
         if body.is_end_stream() {
             guard.ended();

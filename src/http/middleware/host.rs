@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::http::error::ApiError;
 
-/// The layer, which answers such requests with 400 and closes the connection.
+/// Answers a request with 400 and closes the connection if its `Host` field is missing, repeated or malformed.
 pub(crate) async fn host(request: Request, next: Next) -> Response {
     match check(request.version(), request.headers()) {
         Ok(()) => next.run(request).await,
@@ -16,8 +16,8 @@ pub(crate) async fn host(request: Request, next: Next) -> Response {
     }
 }
 
-/// Checks that `Host` is there once and is valid. HTTP/1.0 need not have it, and HTTP/2 has the host in its target. In
-/// HTTP/1.1, a target in absolute form does not replace it.
+/// Checks that `Host` is present exactly once and is valid. HTTP/1.0 requests may omit it, and HTTP/2 requests have the
+/// host in the request target. In HTTP/1.1, a request target in absolute form does not replace the `Host` field.
 fn check(version: Version, headers: &HeaderMap) -> Result<(), &'static str> {
     let mut given = headers.get_all(header::HOST).iter();
     match (given.next(), given.next()) {
@@ -29,8 +29,8 @@ fn check(version: Version, headers: &HeaderMap) -> Result<(), &'static str> {
     }
 }
 
-/// True if `value` is a `uri-host [":" port]` of RFC 3986. It may be empty: clients send an empty `Host` if the target
-/// URI has no host.
+/// True if `value` has the form `uri-host [":" port]` of RFC 3986. It may be empty: clients send an empty `Host` if the
+/// target URI has no host.
 fn is_host(value: &[u8]) -> bool {
     let (host, port) = if let Some(rest) = value.strip_prefix(b"[") {
         let Some(end) = rest.iter().position(|&byte| byte == b']') else { return false };

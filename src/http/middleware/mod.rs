@@ -2,20 +2,22 @@
 //!
 //! 1. `request_id` creates the [`RequestContext`](super::context::RequestContext).
 //! 2. `client` determines the client's address.
-//! 3. `observe` records metrics and the access log, until the last byte of the answer.
+//! 3. `observe` counts and times requests until the last byte of the response, and writes the access log.
 //! 4. `headers` sets the security header fields.
 //! 5. `server_timing` sets the `server-timing` field.
 //! 6. `problem` writes the bodies of error responses.
 //! 7. `host` checks the `Host` field.
-//! 8. `room` rejects requests on connections for which the listener has no place (load shedding).
+//! 8. `room` sheds load: it rejects requests on connections that have only a place in the reserve, except probes and
+//!    scrapes.
 //! 9. `panic` turns a panic into a 500 response.
 //! 10. `cors` handles cross-origin requests.
-//! 11. `authenticate` checks the API key; if the server has no keys, `origin` checks the page instead.
+//! 11. `authenticate` checks the API key; if the server has no keys, `origin` checks that the web page that sent the
+//!     request is allowed to.
 //! 12. `rate_limit` limits the requests of each key or address.
 //!
-//! Then come the routes, which check the limits of a call. `cors` is outside `authenticate`, because browsers send no
-//! key with a preflight request. `rate_limit` is inside it, because it counts by key. Only the routes read bodies: a
-//! layer that rejects a request decides by its head alone.
+//! Innermost are the routes, which check the limits on the content of a request. `cors` is outside `authenticate`,
+//! because browsers send no key with a preflight request. `rate_limit` is inside `authenticate`, because it counts by
+//! key. Only the routes read bodies: a layer that rejects a request looks only at the request head.
 
 pub(crate) mod access_log;
 pub(crate) mod authenticate;

@@ -1,9 +1,9 @@
-//! Observability of requests: counts and times every request until the last byte of its answer was passed to the
-//! connection, then logs it once.
+//! Observability of requests: counts and times every request until the last byte of its response has been passed to the
+//! connection, then logs the request once.
 //!
-//! Labels come from closed sets, so that their cardinality is bounded: the matched route or "unmatched", a known method
-//! or "other", and the codes of `error`. A request whose client disconnects before the end of the answer counts as
-//! status 499.
+//! Metric labels come from closed sets, so that their cardinality is bounded: the matched route or "unmatched", a known
+//! method or "other", and the codes of `error`. A request counts as status 499 if the client disconnects before the end
+//! of the response.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,16 +23,16 @@ use crate::http::error::Code;
 use crate::http::state::{HttpState, Readiness};
 use crate::telemetry::metrics::GaugeGuard;
 
-/// The state of the layer.
+/// State of the `observe` layer.
 #[derive(Clone)]
 pub(crate) struct Observer {
-    /// Has the metrics, and the reason for which a probe got "not ready".
+    /// Provides the metrics, and the reason why the server is not ready.
     pub(crate) state: HttpState,
     /// Logs each request once it has ended.
     pub(crate) log: Arc<AccessLog>,
 }
 
-/// The layer, which keeps a [`Record`] alive until the answer has been sent.
+/// Creates a [`Record`] of the request, and keeps it alive until the response has been sent.
 pub(crate) async fn observe(
     State(observer): State<Observer>,
     Extension(context): Extension<RequestContext>,
@@ -63,12 +63,12 @@ pub(crate) async fn observe(
     response.map(|body| Body::new(GuardedBody::new(body, record)))
 }
 
-/// The code that a rejected request would get in this state.
+/// Returns the error code with which the server would reject an inference request now, because it is not ready.
 fn unready_code(state: &HttpState) -> Code {
     if state.readiness() == Readiness::Draining { Code::ShuttingDown } else { Code::NotReady }
 }
 
-/// What is known about a request in flight. Dropping it counts and logs the request.
+/// Data about a request in flight. Dropping a record counts and logs its request.
 struct Record {
     _in_flight: GaugeGuard,
     observer: Observer,
@@ -77,11 +77,11 @@ struct Record {
     method: &'static str,
     client: Option<IpAddr>,
     trace_id: Option<String>,
-    /// Status and code, once the head of the answer is known.
+    /// Status and code of the response, once its head is known.
     answer: Option<(StatusCode, &'static str)>,
-    /// The answer is "not ready" to a probe.
+    /// True if the response tells a probe that the server is not ready.
     probe: bool,
-    /// The last byte of the answer was passed to the connection.
+    /// True once the last byte of the response has been passed to the connection.
     complete: bool,
 }
 
@@ -124,13 +124,13 @@ impl BodyGuard for Record {
     }
 }
 
-/// The method, or "other" for an unknown one, since clients can send any.
+/// Returns the method, or "other" if it is unknown, since clients can send any method.
 fn method_label(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     known.into_iter().find(|known| *known == method.as_str()).unwrap_or("other")
 }
 
-/// The trace id from a W3C `traceparent` field: `00-<32 hex digits>-<16>-<2>`.
+/// Returns the trace id from a W3C `traceparent` field, which has the form `00-<32 hex digits>-<16>-<2>`.
 fn trace_id(request: &Request) -> Option<String> {
     let header = request.headers().get("traceparent")?.to_str().ok()?;
     let mut fields = header.split('-');

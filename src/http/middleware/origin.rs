@@ -1,10 +1,10 @@
 //! Decides which web pages may send requests to a server without API keys (protection against cross-site request
-//! forgery and DNS rebinding). Without this check, any page could use a server on its visitor's machine: by a form, or
-//! by a host name that resolves to that machine.
+//! forgery and DNS rebinding). Without this check, any page could send requests to a server on the machine of a
+//! visitor, through a form or through a host name that resolves to that machine.
 //!
-//! Allowed are pages of this machine, and pages of the origins and hosts that the settings name. If the server listens
-//! on another address than loopback, pages of the server's own host are allowed too. Browsers send `Origin` with every
-//! POST and with cross-origin requests. Other clients do not send it, and this layer lets them pass.
+//! Pages of this machine are allowed, and so are pages of the origins and hosts that the settings name. If the server
+//! does not listen on a loopback address, pages of its own host are allowed too. Browsers send `Origin` with every POST
+//! and with cross-origin requests. Other clients do not send `Origin`, and their requests pass.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
 use crate::http::state::HttpState;
 
-/// The layer; `router` adds it only if the server has no keys.
+/// Rejects requests of web pages that are not allowed. `router` adds this layer only if the server has no keys.
 pub(crate) async fn origin(
     State(state): State<HttpState>,
     request: Request,
@@ -57,14 +57,14 @@ fn is_allowed(origin: &str, headers: &HeaderMap, settings: &HttpSettings) -> boo
         || !settings.on_loopback && asked_host(headers).is_some_and(|asked| same(&asked))
 }
 
-/// The host of an origin `scheme://host[:port]`, without the brackets of an IPv6 address.
+/// Returns the host of an origin `scheme://host[:port]`, without the brackets of an IPv6 address.
 fn host_of(origin: &str) -> Option<String> {
     let uri: Uri = origin.parse().ok()?;
     let authority = uri.authority().filter(|_| uri.scheme().is_some())?;
     Some(bare(authority.host()))
 }
 
-/// The host in the `Host` field, without port and brackets.
+/// Returns the host in the `Host` field, without port and brackets.
 fn asked_host(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(header::HOST)?.to_str().ok()?;
     let authority: axum::http::uri::Authority = text.parse().ok()?;

@@ -1,5 +1,5 @@
-//! Catches a panic in a handler, so that only its own request fails: the response is 500, and the panic is counted. The
-//! panic hook has already logged it.
+//! Turns a panic in a handler into a 500 response and counts it, so that only that request fails. The panic hook has
+//! already logged the panic.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tower_http::catch_panic::ResponseForPanic;
 use crate::http::error::ApiError;
 use crate::telemetry::metrics::Metrics;
 
-/// Turns a caught panic into an error response.
+/// A responder that turns a caught panic into an error response.
 #[derive(Clone)]
 pub(crate) struct PanicResponder(pub(crate) Arc<Metrics>);
 

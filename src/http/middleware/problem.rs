@@ -1,6 +1,6 @@
-//! Writes the problem body (`application/problem+json`) of every error response: of those of this server, which have an
-//! [`ApiError`] in their extensions, and of those that the framework creates itself (a wrong method, a missing asset),
-//! which have only a status.
+//! Writes the problem body (`application/problem+json`) of every error response. Error responses of this server have an
+//! [`ApiError`] in their extensions. Those that the framework creates (for a wrong method or a missing asset) have only
+//! a status.
 
 use axum::body::Body;
 use axum::extract::{Extension, Request};
@@ -15,7 +15,7 @@ use crate::http::error::{self, ApiError, Code, PROBLEM_JSON};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ErrorCode(pub(crate) Code);
 
-/// The layer, which also sets `retry-after`.
+/// Replaces the body of an error response with a problem body, and sets `retry-after`.
 pub(crate) async fn problem(
     Extension(context): Extension<RequestContext>,
     request: Request,
@@ -45,11 +45,11 @@ fn is_answer(response: &Response) -> bool {
     !response.status().is_client_error() && !response.status().is_server_error()
 }
 
-/// True for responses like the 503 of `/health/ready`, which has a body of its own.
+/// True for error responses that keep their own body, such as the 503 of `/health/ready`.
 fn has_its_own_body(response: &Response) -> bool {
     response.extensions().get::<KeepBody>().is_some()
 }
 
-/// Marks a response that has an error status, but must keep its body.
+/// Marks a response that has an error status but must keep its body.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KeepBody;

@@ -1,5 +1,5 @@
-//! Rate limiting: counts requests by key, or by address if the server has no keys. Requests for health and metrics are
-//! not counted, because monitoring must still work when the server is flooded.
+//! Rate limiting: limits the requests of each key, or of each address if the server has no keys. Requests for health
+//! and metrics are not counted, because monitoring must still work when the server is flooded.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,8 @@ use crate::http::access::{Caller, is_open};
 use crate::http::context::RequestContext;
 use crate::http::state::HttpState;
 
-/// The layer; `router` adds it only if a rate limit is set.
+/// Rejects requests above the rate limit, and sets the `RateLimit` fields. `router` adds this layer only if a rate
+/// limit is set.
 pub(crate) async fn rate_limit(
     State(state): State<HttpState>,
     Extension(context): Extension<RequestContext>,

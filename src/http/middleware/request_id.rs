@@ -15,11 +15,11 @@ use crate::http::context::RequestContext;
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_LENGTH: usize = 128;
 
-/// A random number of this process, so that two replicas do not produce the same id.
+/// A random number for this process, which keeps two replicas from creating the same id.
 static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// The layer, which also creates the [`RequestContext`].
+/// Creates the [`RequestContext`] of a request, and sets `x-request-id` in the response.
 pub(crate) async fn request_id(mut request: Request, next: Next) -> Response {
     let id = accepted(request.headers().get(&X_REQUEST_ID)).unwrap_or_else(new_id);
     request.extensions_mut().insert(RequestContext::new(Arc::clone(&id)));
@@ -29,7 +29,7 @@ pub(crate) async fn request_id(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// The client's id, if it matches `[A-Za-z0-9._:-]{1,128}`.
+/// Returns the client's id if it matches `[A-Za-z0-9._:-]{1,128}`.
 fn accepted(value: Option<&HeaderValue>) -> Option<Arc<str>> {
     let id = value?.to_str().ok()?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
@@ -37,7 +37,7 @@ fn accepted(value: Option<&HeaderValue>) -> Option<Arc<str>> {
     acceptable.then(|| id.into())
 }
 
-/// A new id: 16 hexadecimal digits for the process and at least 8 from a counter.
+/// Creates an id: 16 hexadecimal digits for the process, and at least 8 from a counter.
 pub(crate) fn new_id() -> Arc<str> {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("{:016x}-{number:08x}", *PROCESS).into()

@@ -1,5 +1,5 @@
-//! Load shedding: rejects requests on connections that have no regular place at the listener (see `connection_table`),
-//! except those of probes and scrapes.
+//! Load shedding: rejects requests on connections that have only a place in the reserve (see `connection_table`),
+//! except probes and scrapes.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use axum::response::{IntoResponse, Response};
 use crate::http::access::is_open;
 use crate::http::error::{ApiError, Code};
 
-/// When clients should retry: a place becomes free with the next connection that ends or becomes idle.
+/// Time after which clients should retry. A place becomes free when the next connection ends or becomes idle.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Marks a request whose connection has only a place in the reserve.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InReserve;
 
-/// The layer, which answers such requests with 503.
+/// Answers a request with 503 if its connection has only a place in the reserve, unless it is a probe or scrape.
 pub(crate) async fn room(request: Request, next: Next) -> Response {
     let has_room = request.extensions().get::<InReserve>().is_none();
     let path = request.uri().path();
@@ -27,7 +27,7 @@ pub(crate) async fn room(request: Request, next: Next) -> Response {
     listener_full().into_response()
 }
 
-/// The error for a request whose connection has no regular place, or had to give it up.
+/// Returns the error for a request whose connection has no regular place, or had to give up its place.
 pub(crate) fn listener_full() -> ApiError {
     let detail = "all connections that the server allows are in use; send the request again later";
     ApiError::new(Code::Overloaded, detail).retry_after(RETRY_AFTER).close_connection()

@@ -1,6 +1,6 @@
 //! Sets the `server-timing` field: the time that each stage of a request took, in milliseconds. Stages that the request
-//! did not have are left out. The field of a streamed answer has what is known when the stream begins; the stream's
-//! last event has the rest.
+//! did not go through are left out. For a streamed response, the field has only the times that are known when the
+//! stream begins; the last event of the stream has the rest.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::http::context::RequestContext;
 
 pub(crate) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-/// The layer, which reads the notes of the request's context.
+/// Sets the field from the notes in the request's context.
 pub(crate) async fn server_timing(
     Extension(context): Extension<RequestContext>,
     request: Request,
@@ -49,7 +49,7 @@ fn header_value(context: &RequestContext) -> String {
     value
 }
 
-/// `time` in milliseconds, rounded to a microsecond.
+/// Converts `time` to milliseconds, rounded to a microsecond.
 pub(crate) fn milliseconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }

@@ -1,5 +1,5 @@
-//! Adds API keys and rate limits to the OpenAPI document: the security scheme, and the error responses of every route
-//! that needs a key. `openapi` calls it.
+//! Describes API keys and rate limits in the OpenAPI document: adds the security scheme, and the error responses of
+//! every route that needs a key. `openapi` calls this.
 
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
@@ -14,7 +14,8 @@ const SCHEME: &str = "api_key";
 const DESCRIPTION: &str =
     "Required if the server is configured with API keys. By default it has none.";
 
-/// Adds the security scheme, and to each operation its security requirement and error responses.
+/// Adds the security scheme. Each operation that needs a key gets a security requirement and the error responses; a
+/// public operation gets an empty requirement.
 pub(crate) fn add(document: &mut OpenApi) {
     let scheme =
         HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(DESCRIPTION)).build();

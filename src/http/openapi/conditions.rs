@@ -1,8 +1,8 @@
-//! Conditions between the fields of a request, as far as JSON Schema can express them: "exactly one of these", "only
-//! together with that". They are part of the strict document.
+//! Conditions between the fields of a request, as far as JSON Schema can express them, such as "exactly one of these
+//! fields" or "only together with that field". They appear only in the strict document (see `openapi`).
 //!
-//! A schema cannot compare two values (`min_new_tokens` with `max_new_tokens`, sequences with beams). In a batch, an
-//! input's own fields override the defaults next to `inputs`, which a schema cannot express either. Only the server
+//! A schema cannot compare two values, such as `min_new_tokens` with `max_new_tokens`, or sequences with beams. Nor can
+//! it express that in a batch an input's own fields override the defaults given outside `inputs`. Only the server
 //! reports such conflicts.
 
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use utoipa::openapi::{RefOr, Schema};
 
 use super::endpoint::EndpointRules;
 
-/// The generation parameters. None of them is allowed together with `candidates`.
+/// Names of the generation parameters. None of these fields is allowed together with `candidates`.
 pub(crate) const GENERATION: [&str; 13] = [
     "max_new_tokens",
     "min_new_tokens",
@@ -28,8 +28,8 @@ pub(crate) const GENERATION: [&str; 13] = [
     "seed",
 ];
 
-/// Adds bounds to the lists of the schema `request`, which is called `name`, and the conditions of its endpoint if it is
-/// the request of a single call.
+/// Adds bounds to the list fields of `request`, which is the schema called `name`. If it describes the request of a
+/// single call, also adds the conditions of its endpoint.
 pub(super) fn add(request: &mut Object, name: &str, rules: &[EndpointRules]) {
     let batch = request.properties.contains_key("inputs");
     for (field, property) in &mut request.properties {
@@ -39,7 +39,7 @@ pub(super) fn add(request: &mut Object, name: &str, rules: &[EndpointRules]) {
         }
     }
     let Some(rules) = rules.iter().find(|rules| rules.request == name) else { return };
-    // utoipa's `Object` has no field for `allOf`. The entries of `extensions` are serialized next to its own fields.
+    // utoipa's `Object` has no field for `allOf`. The entries of `extensions` are serialized as fields of the object.
     let conditions = rules.conditions.clone().into();
     request.extensions.get_or_insert_default().insert("allOf".to_owned(), conditions);
 }
@@ -50,12 +50,13 @@ fn bound(list: &mut Array, distinct: bool) {
     list.unique_items = distinct;
 }
 
-/// Requires one of two spellings of a field, and forbids the other.
+/// Returns the condition that exactly one of two alternative fields is present, such as `text` and `texts`.
 pub(crate) fn exactly_one(singular: &str, plural: &str) -> Value {
     json!({"oneOf": [{"required": [singular]}, {"required": [plural]}]})
 }
 
-/// The three decoding strategies. A parameter without effect in a strategy may only have its default value there.
+/// Returns the condition that the parameters fit one of the three decoding strategies. A parameter that has no effect
+/// in a strategy may only have its default value there.
 pub(crate) fn strategies() -> Value {
     json!({"oneOf": [
         {

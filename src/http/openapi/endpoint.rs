@@ -1,5 +1,5 @@
-//! What one inference endpoint adds to the documents beyond the attributes of its handlers. Each file in `routes` states
-//! its own; the router collects them.
+//! The rules that one inference endpoint adds to the OpenAPI documents, in addition to the attributes of its handlers.
+//! Each endpoint's file in `routes` defines its rules; the router collects them.
 
 use std::borrow::Cow;
 
@@ -10,25 +10,25 @@ use serde_json::Value;
 pub(crate) struct EndpointRules {
     /// Schema name of the request of a single call.
     pub(crate) request: Cow<'static, str>,
-    /// Fields without which a single request is meaningless.
+    /// Fields that every request for a single call must have.
     pub(crate) required: &'static [&'static str],
     /// List fields whose items must be distinct.
     pub(crate) distinct_lists: &'static [&'static str],
-    /// Conditions between the fields of a single request, as JSON schemas that all have to hold. `conditions` has the
-    /// common ones.
+    /// JSON schemas of the conditions between the fields of a single request; all of them must hold. The module
+    /// `conditions` builds those that several endpoints share.
     pub(crate) conditions: Vec<Value>,
-    /// Where the response always has an image's id, as a runtime expression: `$response.body#/image/id`. From there the
-    /// documents link to the endpoints that can continue with the image.
+    /// Runtime expression for an image id that every response contains, such as `$response.body#/image/id`. `links`
+    /// uses it to link the response to further calls about this image.
     pub(crate) image_id: Option<&'static str>,
-    /// How this endpoint continues with an image that an earlier response named.
+    /// The call of this endpoint to which links lead from responses that contain an image id.
     pub(crate) follow_up: FollowUp,
 }
 
-/// A call about an image that is known by its id.
+/// A call that sends the id of an image instead of the image.
 #[derive(Debug)]
 pub(crate) struct FollowUp {
-    /// Name of the link: `ask`.
+    /// Name of the link, such as `ask`.
     pub(crate) link: &'static str,
-    /// An object of the fields that the call needs next to `image`.
+    /// A JSON object with the fields that the call needs in addition to `image`.
     pub(crate) fields: Value,
 }

@@ -1,4 +1,5 @@
-//! OpenAPI links from one response to the next call: an image's id stands for the image while its pixels are cached.
+//! OpenAPI links from a response to further calls about the same image. These calls send the image's id instead of the
+//! image, which works while its pixels are cached.
 
 use serde_json::{Value, json};
 use utoipa::openapi::link::Link;
@@ -8,7 +9,8 @@ use utoipa::openapi::{OpenApi, RefOr};
 use super::endpoint::EndpointRules;
 use super::{operations, request_schema};
 
-/// Adds to every operation whose response has an image's id the links to the calls that continue with the image.
+/// Adds links to every operation whose response contains an image id. They lead to the calls that can be made with this
+/// id.
 pub(super) fn add(document: &mut OpenApi, rules: &[EndpointRules]) {
     let targets: Vec<(String, &EndpointRules)> = operations(document)
         .filter_map(|operation| {
@@ -32,7 +34,7 @@ pub(super) fn add(document: &mut OpenApi, rules: &[EndpointRules]) {
     }
 }
 
-/// The rules of the endpoint whose single call this operation is.
+/// Returns the rules of the endpoint if `operation` is the single call of an endpoint.
 fn rules_of<'r>(operation: &Operation, rules: &'r [EndpointRules]) -> Option<&'r EndpointRules> {
     let name = request_schema(operation)?;
     rules.iter().find(|rules| rules.request == name)

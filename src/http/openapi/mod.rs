@@ -1,9 +1,9 @@
-//! The OpenAPI documents. They are generated from the routes; this folder adds what attributes on handlers would have
-//! to repeat: error responses, headers, and the multipart and raw request bodies.
+//! The OpenAPI documents. They are generated from the routes. This folder adds the parts that the attributes of every
+//! handler would otherwise repeat: error responses, headers, and the multipart and raw request bodies.
 //!
-//! The strict document says everything that a schema can express. The plain document leaves out what client generators
-//! cannot read. `openapi.yaml` in the repository root is the plain document; a test keeps it up to date. `written`
-//! caches the documents in serialized form for `routes::documents`.
+//! The strict document contains every condition that a schema can express. The plain document leaves out the parts that
+//! client generators cannot read. `openapi.yaml` in the repository root is the plain document; a test keeps it up to
+//! date. `routes::documents` caches the documents in serialized form.
 
 mod access;
 pub(crate) mod conditions;
@@ -40,13 +40,13 @@ An **image value** is a data URI, base64 (standard or URL-safe alphabet, padding
 if fetching is enabled (`fetch_enabled` in `/info`), an `https://` URL. \
 The first bytes decide the format: JPEG, PNG, WebP, GIF or BMP.";
 
-/// A JPEG of 64 x 64 pixels in base64, a scene of the kind that the demo models know: "two cats on a blue background".
-/// With it, the examples in the document can be sent unchanged.
+/// A JPEG of 64 x 64 pixels in base64. It shows "two cats on a blue background", a scene of the kind that the demo
+/// models know, so the examples in the document can be sent unchanged.
 pub(crate) const EXAMPLE_IMAGE: &str = "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAA0JCgsKCA0LCgsODg0PEyAVExISEyccHhcgLikxMC4pLSwzOko+MzZGNywtQFdBRkxOUlNSMj5aYVpQYEpRUk//2wBDAQ4ODhMREyYVFSZPNS01T09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT09PT0//wAARCABAAEADASIAAhEBAxEB/8QAGgABAQADAQEAAAAAAAAAAAAAAAUBAwQCBv/EACUQAAICAgIBBAIDAAAAAAAAAAECAAMEEQUSMSFBUWETIhQVcf/EABoBAAIDAQEAAAAAAAAAAAAAAAAFAQIGBAP/xAAhEQABBAICAgMAAAAAAAAAAAABAAIDEQUhBDESoVHw8f/aAAwDAQACEQMRAD8AmxMqpZgqgkk6AHvMuj1uyWKVZTogj1E0/kLq9rMUateYiJZQkREEJERBC7+FrL8pS3XaoezfQEs5WJh8uRl02KwYaD1MCDo6kjhcmvHyyLiAjjXY+AfuUa8LNpyFrxRVXxxRqxVjsFA7Hff1HoQD7E7MyGbnni5Ycw+NDR+e7/Fo8XHE/jlrhe9hauU4/DweJXoC2Qzgdm8/chSpy61Y9GLg12vYcddFnbsx/wBPzJceYgyO4wfISSd7SrIhgnLWCgNJERGa4UiIghJ7SyxBpLHUfCsRPE6uNFTcjQt6hqy4DA/c8piGsLnC62rxglwANWubz5mJ9HdweJZkOabHVN66gg9TNHNri/1+N/DCFK3ZCyEEb99n52IshzXHmlbFH2fS75cZNFG6R5GvahxERwlqREQQk2Y9n4b0t1vowOpriVc0OBaeipa4tNhXbDiWk3YOdXhmy1brj+wZ2HsfXwfBE5+RysUYi4mIEb9i9jInRSx8nX2ZKiJ+PhIYZRJ5E10NfSmU2UlljLKAtIiI6SxIiIIX/9k=";
 
 const RAW_DESCRIPTION: &str = "The image file; other fields go in the query string.";
 
-/// An OpenAPI document. The order of the fields is the order of serialization.
+/// An OpenAPI document. Its fields are serialized in the order in which they are declared here.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Document {
     openapi: Value,
@@ -64,7 +64,7 @@ impl Document {
         Self {
             openapi: take("openapi"),
             info: take("info"),
-            // Relative: the server from which the document was read.
+            // The URL is relative, so it means the server from which the document was read.
             servers: json!([{"url": "/"}]),
             tags: take("tags"),
             paths: take("paths"),
@@ -97,13 +97,13 @@ impl Document {
     }
 }
 
-/// The plain document, which client generators can read. `routes` are the documented routes of a server with these
-/// limits, `rules` those of its inference endpoints.
+/// Builds the plain document, which client generators can read. `routes` describes the routes of a server with these
+/// limits; `rules` holds the rules of its inference endpoints.
 pub(crate) fn plain(routes: OpenApi, rules: &[EndpointRules], limits: &Limits) -> Document {
     Document::of(plain::plain(complete(routes, rules, limits)))
 }
 
-/// The strict document, which has all conditions between fields. The arguments are those of [`plain()`].
+/// Builds the strict document, which contains all conditions between fields. The arguments are those of [`plain()`].
 pub(crate) fn strict(routes: OpenApi, rules: &[EndpointRules], limits: &Limits) -> Document {
     Document::of(complete(routes, rules, limits))
 }
@@ -139,13 +139,13 @@ fn complete(routes: OpenApi, rules: &[EndpointRules], limits: &Limits) -> Value 
     serde_json::to_value(document).expect("the document is made of constants")
 }
 
-/// Every operation of the document.
+/// Returns every GET and POST operation of the document.
 fn operations(document: &mut OpenApi) -> impl Iterator<Item = &mut Operation> {
     let items = document.paths.paths.values_mut();
     items.flat_map(|item| [&mut item.get, &mut item.post].into_iter().flatten())
 }
 
-/// Schema name of the operation's JSON request.
+/// Returns the schema name of the operation's JSON request, if it has one.
 fn request_schema(operation: &Operation) -> Option<&str> {
     let Some(RefOr::T(body)) = &operation.request_body else { return None };
     let RefOr::T(json) = body.content.get("application/json")? else { return None };
@@ -153,8 +153,9 @@ fn request_schema(operation: &Operation) -> Option<&str> {
     reference.ref_location.rsplit('/').next()
 }
 
-/// Moves the description of an inlined field into the schema of the field. utoipa writes such a field as `allOf` of its
-/// schema and an object that has only the description, which is wrong: a number is not an object.
+/// Moves the description of an inlined field into the schema of the field. utoipa writes such a field as `allOf` of the
+/// field's schema and an object schema that holds only the description. That is wrong: a number, for example, is not an
+/// object.
 fn merge_descriptions(schema: &mut RefOr<Schema>) {
     let RefOr::T(inner) = schema else { return };
     match inner {
@@ -208,7 +209,7 @@ fn add_schemas(document: &mut OpenApi, rules: &[EndpointRules], limits: &Limits)
         }
     }
     for (name, schema) in &mut components.schemas {
-        // Only request schemas have `additionalProperties`: they reject unknown fields.
+        // Only request schemas have `additionalProperties`, because they reject unknown fields.
         if let RefOr::T(Schema::Object(object)) = schema
             && object.additional_properties.is_some()
         {
@@ -255,13 +256,14 @@ fn add_encodings(operation: &mut Operation, schemas: &BTreeMap<String, RefOr<Sch
     }
 }
 
-/// The form schema: the JSON request with files in place of image values. In a batch, each file is one input.
+/// Builds the schema of the multipart form from that of the JSON request: files replace image values. In a batch, each
+/// file is one input.
 fn multipart_schema(request: &Object) -> Object {
     let mut form = Object::with_type(SchemaType::Type(Type::Object));
     form.additional_properties.clone_from(&request.additional_properties);
     form.extensions.clone_from(&request.extensions);
     let batch = request.properties.contains_key("inputs");
-    // The inputs of a batch in a form are the files named `image`, and nothing else.
+    // In the form of a batch, the files named `image` are the inputs, and no other field is required.
     form.required = if batch { vec!["image".to_owned()] } else { request.required.clone() };
     for (name, property) in &request.properties {
         match name.as_str() {
@@ -281,7 +283,7 @@ fn multipart_schema(request: &Object) -> Object {
     form
 }
 
-/// The schema of a file. An empty file counts as absent, so one byte is the minimum.
+/// Returns the schema of a file. An empty file counts as absent, so the minimum length is one byte.
 fn binary() -> Object {
     ObjectBuilder::new()
         .schema_type(SchemaType::Type(Type::String))

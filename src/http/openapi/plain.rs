@@ -1,4 +1,5 @@
-//! Turns the strict document into the plain one: shorter, and without what client generators and editors fail on.
+//! Turns the strict document into the plain one, which is shorter and contains nothing on which client generators or
+//! editors fail.
 //!
 //! - Left out: conditions between fields, a second media type for raw bodies, event streams, links, and the bounds of
 //!   files and texts.
@@ -6,15 +7,15 @@
 //! - Merged: the variants of an answer become one object.
 //! - Added: examples for form fields, for Swagger UI.
 //!
-//! Whatever is valid under the strict document is valid under this one.
+//! Every request and response that is valid under the strict document is also valid under the plain one.
 
 use serde_json::{Map, Value, json};
 
 use super::conditions::GENERATION;
 use crate::http::error::PROBLEM_JSON;
 
-/// Media types that the plain document leaves out. `image/*` says the same as `application/octet-stream`. If a response
-/// can be JSON or an event stream, generators handle neither.
+/// Media types that the plain document leaves out. The description of `image/*` only repeats that of
+/// `application/octet-stream`. If a response can be JSON or an event stream, generators fail to handle either.
 const LEFT_OUT: [&str; 2] = ["image/*", "text/event-stream"];
 
 /// Makes the plain document from a strict one.
@@ -43,8 +44,8 @@ pub(super) fn plain(mut document: Value) -> Value {
     document
 }
 
-/// Removes schemas that nothing refers to: those of events, and the merged variants of answers. Repeats until none is
-/// left, because a removed schema may hold the last reference to another.
+/// Removes schemas that nothing refers to: those of events, and the merged variants of answers. Repeats until no such
+/// schema is left, because a removed schema may hold the last reference to another.
 fn drop_unreferenced(document: &mut Value) {
     loop {
         let text = document.to_string();
@@ -74,7 +75,7 @@ impl SharedComponents {
         reference
     }
 
-    /// Stores a parameter as a component and returns the reference to it. A parameter of one name is always the same.
+    /// Stores a parameter as a component and returns the reference to it. Parameters with the same name are identical.
     fn parameter(&mut self, parameter: Value) -> Value {
         let component = pascal(parameter["name"].as_str().unwrap_or_default());
         let reference = json!({"$ref": format!("#/components/parameters/{component}")});
@@ -87,7 +88,8 @@ impl SharedComponents {
         let description = refusal["description"].as_str().unwrap_or_default();
         let code = description.split('`').nth(1).unwrap_or("refusal");
         let first = pascal(code);
-        // Error responses with the same first code may differ in the other codes: then the name gets a number.
+        // Two error responses can share their first code and differ in the rest. The later one then gets a number
+        // appended to its name.
         let names = (1..).map(|number| match number {
             1 => first.clone(),
             _ => format!("{first}{number}"),
@@ -103,7 +105,7 @@ impl SharedComponents {
     }
 }
 
-/// The object at this JSON pointer, if there is one.
+/// Returns the object at this JSON pointer, if there is one.
 fn object<'v>(value: &'v mut Value, pointer: &str) -> Option<&'v mut Map<String, Value>> {
     value.pointer_mut(pointer).and_then(Value::as_object_mut)
 }
@@ -173,7 +175,7 @@ fn merge_variants(schemas: &mut Map<String, Value>) {
     }
 }
 
-/// Follows the `$ref` of a schema; a schema without one is returned as it is.
+/// Follows the `$ref` of a schema. Returns a schema without `$ref` unchanged.
 fn resolved<'v>(schema: &'v Value, all: &'v Map<String, Value>) -> Option<&'v Value> {
     match schema.get("$ref").and_then(Value::as_str) {
         Some(reference) => all.get(reference.rsplit('/').next()?),
@@ -181,8 +183,8 @@ fn resolved<'v>(schema: &'v Value, all: &'v Map<String, Value>) -> Option<&'v Va
     }
 }
 
-/// Collects the properties of a schema and its parts. `needed` is false inside a `oneOf`: required fields of one
-/// variant are optional in the merged object.
+/// Collects the properties of a schema and its parts. `needed` is false inside a `oneOf`, because the required fields
+/// of one variant are optional in the merged object.
 fn collect(
     schema: &Value,
     all: &Map<String, Value>,
@@ -206,8 +208,9 @@ fn collect(
     }
 }
 
-/// Removes `minLength` from files and `pattern` from texts. Generated clients check a file's `minLength` as if it were
-/// text. The pattern only excludes control characters, which nobody sends, and is longer than the rest of the field.
+/// Removes `minLength` from files and `pattern` from texts. Generated clients check the `minLength` of a file as if the
+/// file were text. The pattern only excludes control characters, which nobody sends, and is longer than the rest of the
+/// field's schema.
 fn remove_bounds(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
@@ -228,12 +231,12 @@ fn is_file(schema: &Map<String, Value>) -> bool {
     schema.get("format").is_some_and(|format| format == "binary")
 }
 
-/// Simplifies a form. All form values but files are text, so a `oneOf` of JSON types becomes a list of accepted
+/// Simplifies a form. All form values except files are text, so a `oneOf` of JSON types becomes a list of accepted
 /// strings.
 fn simplify_form(form: &mut Value) {
     let Some(properties) = object(form, "/properties") else { return };
-    // To save space: fields of a batch are described in the single call's form, generation parameters in the JSON
-    // schema.
+    // To save space, remove descriptions that are given elsewhere: those of a batch's fields in the form of the single
+    // call, and those of generation parameters in the JSON schema.
     let is_batch = properties.get("image").is_some_and(|image| image["type"] == "array");
     for (name, property) in properties {
         let Some(object) = property.as_object_mut() else { continue };
@@ -245,7 +248,7 @@ fn simplify_form(form: &mut Value) {
             object.insert("enum".to_owned(), json!(["true", "false", "never"]));
         }
         let of_files = object.get("items").and_then(Value::as_object).is_some_and(is_file);
-        // `images` gets an empty default: it must be absent when `image` is given.
+        // `images` gets an empty example, because it must be absent when `image` is given.
         if !is_file(object) && (!of_files || name != "image") {
             set_default_example(name, object);
         }
@@ -262,7 +265,7 @@ fn set_default_example(name: &str, field: &mut Map<String, Value>) {
     field.insert("example".to_owned(), default_of(name).unwrap_or(nothing));
 }
 
-/// The value that a field has when it is left out.
+/// Returns the value that a field has if it is absent; `None` if it has no default.
 fn default_of(name: &str) -> Option<Value> {
     Some(match name {
         "max_new_tokens" => json!(20),
@@ -279,7 +282,7 @@ fn default_of(name: &str) -> Option<Value> {
     })
 }
 
-/// A component name: `x-request-id` becomes `RequestId`, `invalid_request` becomes `InvalidRequest`.
+/// Converts a name to a component name: `x-request-id` becomes `RequestId`, `invalid_request` becomes `InvalidRequest`.
 fn pascal(name: &str) -> String {
     let words = name.trim_start_matches("x-").split(['-', '_']);
     let capitalised = words.map(|word| {

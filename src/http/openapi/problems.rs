@@ -56,7 +56,7 @@ impl IntoResponses for NotReadyProblem {
     }
 }
 
-/// One response for each group of codes; all codes of a group have the same status.
+/// Builds one response for each group of codes. All codes of a group have the same status.
 pub(super) fn problems(groups: &[&[Code]]) -> Responses {
     groups
         .iter()
@@ -64,7 +64,7 @@ pub(super) fn problems(groups: &[&[Code]]) -> Responses {
         .collect()
 }
 
-/// An error response that lists its codes and has an example for the first.
+/// Builds an error response that lists `codes` and has an example for the first of them.
 fn refusal(codes: &[Code]) -> Response {
     let names: Vec<String> = codes.iter().map(|code| format!("`{}`", code.name())).collect();
     let content = ContentBuilder::new()

@@ -32,7 +32,7 @@ use crate::http::state::HttpState;
 use crate::http::state::models::Model;
 use crate::task::{Embed, Embedding, PreparedImage, Role, TaskShape, TokenIds};
 
-/// The endpoint, for the router and the documents.
+/// Describes the endpoint, for the router and the OpenAPI documents.
 pub(crate) fn endpoint() -> InferenceEndpoint {
     InferenceEndpoint {
         router: OpenApiRouter::default()
@@ -81,7 +81,7 @@ requests! {
         image: ImageField,
         /// Text to embed; see also `truncate`.
         text: Text,
-        /// What to embed; by default the given field. `multimodal` needs both and has a vector space of its own.
+        /// What to embed; by default the given field. `multimodal` needs both and has its own vector space.
         r#type: EmbeddingType,
         /// Divides the vector by its Euclidean norm; true by default.
         normalize: bool,
@@ -100,7 +100,7 @@ pub(crate) enum EmbeddingType {
     Image,
     /// A text, in the vector space shared with images.
     Text,
-    /// A text encoded with cross-attention to an image, in a vector space of its own.
+    /// A text encoded with cross-attention to an image, in its own vector space.
     Multimodal,
 }
 
@@ -264,7 +264,8 @@ impl EmbeddingPlan {
     /// Normalises the vector if requested.
     ///
     /// # Errors
-    /// `inference_failed` when a value is not finite or the vector has no direction.
+    /// `inference_failed` when a value is not finite, or when the vector must be normalised but its norm is zero or not
+    /// finite.
     fn finished(&self, raw: Embedding) -> Result<Vec<f32>, ApiError> {
         for &value in raw.as_slice() {
             finite(value)?;
@@ -322,7 +323,7 @@ fn packed(vector: &[f32]) -> String {
 /// Embed an image or a text
 ///
 /// Image and text vectors share one space: their dot product is the `cosine` of `/similarity`. With
-/// `"type": "multimodal"` the text is encoded together with the image; these vectors have a space of their own.
+/// `"type": "multimodal"` the text is encoded together with the image; these vectors have their own space.
 #[utoipa::path(
     post,
     path = "/embeddings",

@@ -21,7 +21,7 @@ pub(crate) struct Health {
 
 /// Liveness probe
 ///
-/// Answers 200 while the process and its worker thread are alive, also during loading and graceful shutdown.
+/// Answers 200 while the process and its worker thread are alive, even during loading and graceful shutdown.
 #[utoipa::path(
     get,
     path = "/health/live",

@@ -18,7 +18,7 @@ pub(crate) struct Info {
     /// Version of this blip-server binary.
     #[schema(example = "0.1.0")]
     version: &'static str,
-    /// The loaded models; the first of each role is the default for it.
+    /// The loaded models; the first of each role is its default.
     models: Vec<ModelDescription>,
     /// Limits of one request, from the settings.
     limits: LimitsDescription,
@@ -41,7 +41,7 @@ pub(crate) struct ModelDescription {
     /// `caption`, `vqa`, or `retrieval` (which serves `/similarity` and `/embeddings`).
     #[schema(example = "caption")]
     role: &'static str,
-    /// Whether it answers requests of its role that leave out `model`.
+    /// Whether requests of its role without `model` use this model.
     default: bool,
     /// Hugging Face hub id, or local directory.
     #[schema(example = "Salesforce/blip-image-captioning-base")]
@@ -73,7 +73,7 @@ pub(crate) struct ModelDescription {
     /// Pillow name of the filter that resizes images to this size.
     #[schema(example = "bicubic")]
     resample: &'static str,
-    /// Most tokens in a text.
+    /// Token limit of a text.
     #[schema(example = 512)]
     max_text_tokens: usize,
     /// Number of parameters of the model.
@@ -89,8 +89,8 @@ pub(crate) struct ModelDescription {
 /// The `note` of every demo model.
 const DEMO_NOTE: &str = "knows synthetic scenes of emoji only, not photographs; for photographs, serve an official checkpoint, for example --model Salesforce/blip-image-captioning-base";
 
-/// Limits of one request, from the settings `limits` and `input`. Numbers of images, texts, questions and candidates are
-/// those of a single request or of one input of a batch.
+/// Limits of one request, from the settings `limits` and `input`. The limits on images, texts, questions and candidates
+/// apply to a single request or one input of a batch.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct LimitsDescription {
     max_body_bytes: u64,
@@ -112,7 +112,7 @@ pub(crate) struct LimitsDescription {
     max_text_chars: usize,
     max_text_bytes: usize,
     max_new_tokens: usize,
-    /// Pieces (HTTP frames) in which a body may arrive.
+    /// Number of HTTP frames of a body.
     max_body_frames: usize,
     /// Text parts in a form, fields in a query string.
     max_text_parts: usize,

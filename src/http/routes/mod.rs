@@ -14,10 +14,11 @@ use utoipa_axum::router::OpenApiRouter;
 use super::openapi::endpoint::EndpointRules;
 use super::state::HttpState;
 
-/// An endpoint that runs a model, as the router lists it. Its file in this folder makes it.
+/// An endpoint that runs a model: its handlers and its rules. The endpoint's file in this folder creates it, and the
+/// router lists it.
 pub(crate) struct InferenceEndpoint {
     /// The handlers of the single call and of the batch call.
     pub(crate) router: OpenApiRouter<HttpState>,
-    /// What the documents say beyond the attributes of the handlers.
+    /// What the OpenAPI documents say about the endpoint in addition to the attributes of the handlers.
     pub(crate) rules: EndpointRules,
 }

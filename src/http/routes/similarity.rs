@@ -30,7 +30,7 @@ use crate::http::state::HttpState;
 use crate::http::state::models::Model;
 use crate::task::{PreparedImage, Role, Scores, Similarity, SimilarityCell, TaskShape, TokenIds};
 
-/// The endpoint, for the router and the documents.
+/// Describes the endpoint, for the router and the OpenAPI documents.
 pub(crate) fn endpoint() -> InferenceEndpoint {
     InferenceEndpoint {
         router: OpenApiRouter::default()
@@ -120,7 +120,7 @@ pub(crate) struct SimilarityResponse {
 pub(crate) struct SimilarityPlan {
     images: Vec<ImageArg>,
     texts: Vec<Arc<str>>,
-    /// The field that the client used, `text` or `texts`; errors name it.
+    /// Name of the field that the client used, `text` or `texts`, for error messages.
     written_in: &'static str,
     scores: Scores,
 }
@@ -194,7 +194,7 @@ impl Endpoint for SimilarityPlan {
     }
 }
 
-/// The requested scores; by default all that the model supports.
+/// Returns the requested scores, or all that the model supports if the field `scores` is absent.
 fn wanted_scores(asked: Option<Vec<ScoreName>>, model: &Model) -> Result<Scores, ApiError> {
     let has_matching = model.info.class.has_matching_head();
     let Some(asked) = asked else {

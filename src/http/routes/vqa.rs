@@ -35,7 +35,7 @@ use crate::task::{
     Answer, GenerationParams, PreparedImage, Role, TaskShape, TokenIds, Vqa, VqaMode,
 };
 
-/// The endpoint, for the router and the documents.
+/// Describes the endpoint, for the router and the OpenAPI documents.
 pub(crate) fn endpoint() -> InferenceEndpoint {
     InferenceEndpoint {
         router: OpenApiRouter::default()
@@ -55,7 +55,7 @@ pub(crate) fn endpoint() -> InferenceEndpoint {
     }
 }
 
-/// An answer is either generated, or ranked among candidates without generation parameters.
+/// Returns the condition that answers are either generated, or ranked among `candidates` without generation parameters.
 fn generated_or_ranked() -> Value {
     let none: serde_json::Map<String, Value> =
         GENERATION.iter().map(|name| ((*name).to_owned(), Value::Bool(false))).collect();
@@ -80,7 +80,7 @@ requests! {
         question: Text,
         /// Questions, answered in order; the image is encoded only once.
         questions: Vec<Text>,
-        /// Distinct answers to choose from: each is scored in full, nothing is generated.
+        /// Distinct answers to rank. Each is scored in full; nothing is generated.
         candidates: Vec<Text>,
     } generation
 }
@@ -88,7 +88,7 @@ requests! {
 /// The answers about one image.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct VqaAnswer {
-    /// In the order of the questions; several sequences of one question follow each other.
+    /// In the order of the questions; sequences of one question are adjacent.
     #[schema(min_items = 1)]
     answers: Vec<QuestionAnswer>,
     /// Id, size and format of the image.
@@ -154,7 +154,7 @@ pub(crate) struct VqaResponse {
 pub(crate) struct VqaPlan {
     image: ImageField,
     questions: Vec<Arc<str>>,
-    /// The field that the client used, `question` or `questions`; errors name it.
+    /// Name of the field that the client used, `question` or `questions`, for error messages.
     asked_in: &'static str,
     mode: PlannedMode,
 }
@@ -313,7 +313,8 @@ impl VqaPlan {
     }
 }
 
-/// Checks that the candidates are distinct and not too many. Their type already excludes empty texts.
+/// Checks that there is at least one candidate, that there are not too many, and that all are distinct. The type `Text`
+/// already excludes empty texts.
 fn check_candidates(candidates: Vec<Text>, limits: &Limits) -> Result<Vec<Arc<str>>, ApiError> {
     if candidates.is_empty() {
         return Err(ApiError::field(Code::InvalidRequest, "candidates", "at least one is needed"));

@@ -1,5 +1,6 @@
-//! Creates label sets that are known before the first request with the value 0, so that rates exist from the first
-//! scrape. `state` calls this at start and when the models are loaded.
+//! Creates the time series whose labels are known before the first request, with the value 0, so that rates exist from
+//! the first scrape. `state` and `router` call these functions at startup, and `state` again when the models are
+//! loaded.
 
 use super::models::Models;
 use crate::http::error::Code;
@@ -20,7 +21,7 @@ pub(crate) mod malformed {
         [Code::InvalidRequest, Code::HeadTooLarge, Code::RequestTimeout];
 }
 
-/// Creates the series for successes of the inference routes, for every error code, and for malformed request heads.
+/// Creates the time series of every error code, of clients that disconnect, and of malformed request heads.
 pub(crate) fn initialise(metrics: &Metrics) {
     for code in Code::ALL {
         metrics.request_failures_total.with_label_values(&[code.name()]);
@@ -33,7 +34,7 @@ pub(crate) fn initialise(metrics: &Metrics) {
     }
 }
 
-/// Sets the counters of successful answers and the latency histogram of these inference routes to zero.
+/// Creates the counters of successful responses and the latency histograms of these inference routes.
 pub(crate) fn initialise_routes<'r>(metrics: &Metrics, routes: impl Iterator<Item = &'r String>) {
     for route in routes {
         metrics.http_requests_total.with_label_values(&[route, "POST", "200", "ok"]);
@@ -41,7 +42,7 @@ pub(crate) fn initialise_routes<'r>(metrics: &Metrics, routes: impl Iterator<Ite
     }
 }
 
-/// Creates the series for successful inputs of each loaded model.
+/// Creates the counters of successful inputs of each loaded model.
 pub(crate) fn initialise_models(metrics: &Metrics, models: &Models) {
     for model in models.iter() {
         let tasks: &[&str] = match model.info.role() {

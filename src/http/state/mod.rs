@@ -30,7 +30,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     services: OnceLock<Services>,
     phase: AtomicU8,
-    /// Notifies the file watchers that they should reload their files.
+    /// Tells the file watchers to reload their files.
     reloads: watch::Sender<()>,
 }
 
@@ -38,9 +38,9 @@ struct Shared {
 pub struct Services {
     /// Handle to admission control and the worker thread.
     pub engine: EngineHandle,
-    /// Turns image values of requests into pixels: decoding pool and pixel cache.
+    /// Turns image values of requests into pixels. Contains the decoding pool and the pixel cache.
     pub images: Images,
-    /// Fetches images by URL; `None` if that is switched off.
+    /// Fetches images by URL; `None` if fetching is switched off.
     pub fetcher: Option<Fetcher>,
     /// The loaded models: names, tokenizers, and the default for each role.
     pub models: Models,
@@ -68,7 +68,8 @@ const PHASE_SERVING: u8 = 0;
 const PHASE_DRAINING: u8 = 1;
 
 impl HttpState {
-    /// A state without models: health, metrics and the API documents work, and all other requests fail as not ready.
+    /// Creates a state without models. Health, metrics and the API documents work; all other requests fail as not
+    /// ready.
     pub fn new(settings: HttpSettings, metrics: Arc<Metrics>) -> Self {
         self::metric_labels::initialise(&metrics);
         let shared = Shared {
@@ -108,12 +109,12 @@ impl HttpState {
         self.0.reloads.send_replace(());
     }
 
-    /// A receiver that is notified of each future call of [`reload_files`](Self::reload_files).
+    /// Returns a receiver that is notified of each future call of [`reload_files`](Self::reload_files).
     pub(crate) fn reloads(&self) -> watch::Receiver<()> {
         self.0.reloads.subscribe()
     }
 
-    /// Whether the server accepts requests, from its phase and the state of the engine.
+    /// Returns whether the server accepts requests, derived from its phase and the state of the engine.
     pub fn readiness(&self) -> Readiness {
         if self.0.phase.load(Ordering::Acquire) == PHASE_DRAINING {
             return Readiness::Draining;
@@ -132,7 +133,7 @@ impl HttpState {
         services.is_some_and(|services| services.engine.state() == EngineState::WorkerDown)
     }
 
-    /// The settings of the HTTP side.
+    /// Returns the settings of the HTTP side.
     pub fn settings(&self) -> &HttpSettings {
         &self.0.settings
     }
@@ -141,12 +142,12 @@ impl HttpState {
         &self.0.access
     }
 
-    /// The metrics of this process.
+    /// Returns the metrics of this process.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.0.metrics
     }
 
-    /// The services that answer requests.
+    /// Returns the services that answer requests.
     ///
     /// # Errors
     /// `not_ready` while the models load.

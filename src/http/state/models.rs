@@ -1,5 +1,5 @@
-//! The catalogue of loaded models, which a request selects by `model`. The name is only compared with those of loaded
-//! models, never used as a path.
+//! The catalogue of loaded models. A request selects a model by its field `model`. That name is only compared with the
+//! names of loaded models, and never used as a path.
 
 use std::sync::Arc;
 
@@ -26,15 +26,16 @@ impl Models {
         Self(models.into())
     }
 
-    /// All models in configuration order.
+    /// Iterates over all models in configuration order.
     pub fn iter(&self) -> impl Iterator<Item = &Model> {
         self.0.iter()
     }
 
-    /// Picks the model for a request: the model of this role called `name`, or the default.
+    /// Returns the model for a request: the model of this role called `name`, or the default of the role if there is no
+    /// `name`.
     ///
     /// # Errors
-    /// `task_not_loaded` when the role has no model, `model_not_found` when none of them is called `name`.
+    /// `task_not_loaded` if the role has no model, `model_not_found` if no model of the role is called `name`.
     pub(crate) fn pick(&self, role: Role, name: Option<&str>) -> Result<&Model, ApiError> {
         let Some(default) = self.of_role(role).next() else {
             return Err(ApiError::new(

@@ -1,15 +1,15 @@
-//! The timeouts of one connection ([`TimedStream`]) and what it is doing at the moment ([`Activity`]). `server` wraps
-//! every stream in a [`TimedStream`]; `connection_table` reads the [`Activity`] when a connection has to make room for
-//! others.
+//! The timeouts of one connection ([`TimedStream`]), and what the connection is doing at the moment ([`Activity`]).
+//! `server` wraps every stream in a [`TimedStream`]; `connection_table` reads the [`Activity`] when a connection must
+//! close to make room for others.
 //!
 //! hyper's own header timeout starts as soon as hyper is ready to read a head, so it also ends connections that are
-//! merely idle. Here it is set to `keep_alive`, the longest pause between two requests, and [`TimedStream`] limits the
-//! time of the head itself, from its first byte. A head whose first bytes arrive during the previous request is subject
-//! only to the longer limit.
+//! merely idle. Here that timeout is set to `keep_alive`, the longest pause between two requests, and [`TimedStream`]
+//! limits the time of the head itself, from its first byte. A head whose first bytes arrive during the previous request
+//! is limited only by `keep_alive`.
 //!
-//! If a connection closes while its client is still sending, it is reset, and the client loses the last answer. That
-//! happens if a request is rejected before its end, or if the client sends further requests ahead (pipelining). So
-//! [`TimedStream`] first reads and discards what still arrives (lingering close).
+//! If a connection is closed while its client is still sending, TCP resets it, and the client loses the last response.
+//! That happens if a request is rejected before its end, or if the client sends further requests ahead (pipelining). So
+//! [`TimedStream`] first reads and discards the input that still arrives (lingering close).
 
 use std::io;
 use std::pin::Pin;
@@ -28,10 +28,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// How long a connection reads on after an answer that was sent before the end of its request. Closing at once would
-/// reset the connection, and the client, which is still sending, would lose the answer.
+/// Maximum time for which a closing connection discards input (lingering close). Otherwise the connection would be
+/// reset while the client is still sending, and the client would lose the response.
 const LINGER: Duration = Duration::from_secs(2);
-/// How many bytes it reads on at most.
+/// Maximum number of bytes that a closing connection discards.
 const LINGER_BYTES: u64 = 32 << 20;
 
 /// The error of a stream whose client takes too long to send a head.
@@ -39,30 +39,31 @@ const LINGER_BYTES: u64 = 32 << 20;
 #[error("timed out reading the request head")]
 pub(crate) struct HeadTooSlow;
 
-/// What a connection is doing. Clones share it: the stream, the service of the connection and the connection table.
+/// What a connection is doing at the moment. The stream, the service of the connection and the connection table have
+/// clones, which share one state.
 #[derive(Debug, Clone)]
 pub(crate) struct Activity(Arc<ActivityState>);
 
 #[derive(Debug)]
 struct ActivityState {
-    /// The phase in the low [`PHASE_BITS`] bits, and above them its sequence number from [`PHASES`]. It is one value,
-    /// so that both are read together.
+    /// The phase in the low [`PHASE_BITS`] bits, and above them the sequence number of the phase from [`PHASES`]. Both
+    /// are in one value so that they are read together.
     phase: AtomicU64,
-    /// The rest of a request will not be read, so this connection cannot read another request.
+    /// True if the rest of a request will not be read. The connection then cannot read another request.
     unread_input: AtomicBool,
-    /// Writing is blocked, because the client does not read at the moment.
+    /// True while writing is blocked because the client does not read.
     stalled: AtomicBool,
 }
 
-/// The next sequence number of a phase, for all connections. Sequence numbers order phases exactly, which a clock
-/// cannot do: two phases can begin within one of its ticks.
+/// The next sequence number of a phase; all connections share it. Sequence numbers order phases exactly. A clock cannot
+/// do that, because two phases can begin within one tick.
 static PHASES: AtomicU64 = AtomicU64::new(0);
 
 /// Phase of a new connection on which nothing has arrived.
 const SILENT: u64 = 0;
 /// Phase in which a head or a TLS handshake is arriving.
 const HEAD: u64 = 1;
-/// Phase in which a request is being answered, and all of its body has arrived or was given up.
+/// Phase in which a request is being answered. All of its body has arrived, or the body was given up.
 const REQUEST: u64 = 2;
 /// Phase between two requests (keep-alive).
 const IDLE: u64 = 3;
@@ -72,15 +73,16 @@ const BODY: u64 = 4;
 const PHASE_BITS: u32 = 3;
 const PHASE: u64 = (1 << PHASE_BITS) - 1;
 
-/// A connection that waits for its client. The connection with the smallest value is closed first.
+/// What a connection waits for, and since when. Of several connections, the one with the smallest value is closed
+/// first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Waiting {
     pub(crate) awaited: Awaited,
-    /// Sequence number of its phase, which is smaller the longer the connection has waited.
+    /// Sequence number of the phase in which the connection waits. The longer it has waited, the smaller the number.
     phase_number: u64,
 }
 
-/// What a connection waits for, in the order in which such connections are closed.
+/// What a connection waits for. The variants are in the order in which connections that wait for them are closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Awaited {
     /// A request of which nothing has arrived: the connection is idle.
@@ -92,7 +94,7 @@ pub(crate) enum Awaited {
 }
 
 impl Default for Activity {
-    /// The activity of a new connection.
+    /// Creates the activity of a new connection.
     fn default() -> Self {
         let activity = Self(Arc::new(ActivityState {
             phase: AtomicU64::default(),
@@ -116,7 +118,7 @@ impl Activity {
         self.enter(HEAD);
     }
 
-    /// What the connection waits for; `None` if it answers a request or still has something to send.
+    /// Returns what the connection waits for; `None` if it is answering a request or still has something to send.
     pub(crate) fn waiting(&self) -> Option<Waiting> {
         let value = self.0.phase.load(Ordering::Acquire);
         let (phase, phase_number) = (value & PHASE, value >> PHASE_BITS);
@@ -150,8 +152,9 @@ impl Activity {
         self.0.phase.store(number << PHASE_BITS | phase, Ordering::Release);
     }
 
-    /// Wraps a request body, so that this activity notes when all of the body has arrived, or when it is dropped before
-    /// its end. Once `leave` is cancelled, reading fails with [`ClosedToMakeRoom`].
+    /// Wraps a request body. The wrapper notes in this activity when all of the body has arrived, or when the body is
+    /// dropped before its end. Once `leave` is cancelled, reading data that has not arrived fails with
+    /// [`ClosedToMakeRoom`].
     pub(crate) fn watch_body(&self, body: Incoming, leave: CancellationToken) -> Body {
         let ended = body.is_end_stream();
         if !ended {
@@ -181,7 +184,7 @@ impl Activity {
     }
 }
 
-/// A request that is being answered. When the guard is dropped, the connection becomes idle.
+/// A guard for a request that is being answered. Dropping the guard makes the connection idle.
 #[derive(Debug)]
 pub(crate) struct RequestGuard(Activity);
 
@@ -196,7 +199,7 @@ struct WatchedBody {
     body: Incoming,
     activity: Activity,
     leave: CancellationToken,
-    /// Waits for `leave`; created when reading first has to wait for the client.
+    /// A future that waits for `leave`; created when reading first has to wait for the client.
     leaving: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     ended: bool,
 }
@@ -209,7 +212,7 @@ impl HttpBody for WatchedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        // Read what has arrived before looking at `leave`: a complete body is never given up.
+        // Read the data that has arrived before checking `leave`, so that a complete body is never given up.
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             if frame.is_none() || self.body.is_end_stream() {
                 self.ended = true;
@@ -241,7 +244,7 @@ impl Drop for WatchedBody {
     }
 }
 
-/// A stream that fails if its client takes too long to send a head or to read an answer.
+/// A stream that fails if its client takes too long to send a head or to read a response.
 pub(crate) struct TimedStream<S> {
     inner: S,
     activity: Activity,
@@ -257,7 +260,7 @@ pub(crate) struct TimedStream<S> {
 }
 
 impl<S> TimedStream<S> {
-    /// The stream of a new connection. The timeout of its first head starts now.
+    /// Creates the stream of a new connection. The timeout of its first head starts now.
     pub(crate) fn new(inner: S, activity: Activity, head: Duration, write: Duration) -> Self {
         Self {
             inner,
@@ -271,7 +274,7 @@ impl<S> TimedStream<S> {
         }
     }
 
-    /// Fails with [`HeadTooSlow`] if a head is being read and takes too long; pending otherwise.
+    /// Returns the error [`HeadTooSlow`] if a head takes too long to arrive; otherwise pending.
     fn poll_head_timer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !matches!(self.activity.phase(), SILENT | HEAD) {
             self.head_timer = None;
@@ -309,7 +312,7 @@ impl<S> TimedStream<S> {
 }
 
 impl<S: AsyncRead + Unpin> TimedStream<S> {
-    /// True if input has arrived that nobody will read, such as the next of several pipelined requests.
+    /// True if input has arrived that will never be read, such as the next of several pipelined requests.
     fn has_unread(&mut self, context: &mut Context<'_>) -> bool {
         let mut scratch = [0; 1];
         let mut buffer = ReadBuf::new(&mut scratch);
@@ -317,7 +320,7 @@ impl<S: AsyncRead + Unpin> TimedStream<S> {
         matches!(read, Poll::Ready(Ok(()))) && !buffer.filled().is_empty()
     }
 
-    /// Discards what still arrives, until the client stops sending or [`LINGER`] or [`LINGER_BYTES`] is reached.
+    /// Reads and discards input until the client stops sending, or until [`LINGER`] or [`LINGER_BYTES`] is reached.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let timer = self.linger_timer.get_or_insert_with(|| Box::pin(sleep(LINGER)));
         if timer.as_mut().poll(context).is_ready() {
@@ -349,7 +352,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
         }
         if buffer.filled().len() > before {
             match self.activity.phase() {
-                // The timeout of the first head started with the connection.
+                // The timeout of the first head started with the connection and continues.
                 SILENT => self.activity.begin_head(),
                 IDLE => {
                     self.activity.begin_head();

@@ -1,23 +1,23 @@
-//! The connection limit of a listener: which connections have a place, and which one is closed when all places are
-//! taken (load shedding, fair between addresses). `server` asks for a place for each connection that it accepts.
+//! The connection limit of a listener. Decides which connections have a place, and which one is closed when all places
+//! are taken (load shedding, fair between addresses). `server` asks for a place for each connection that it accepts.
 //!
-//! While places are free, every connection gets one, because many users may share one address. When none is free, the
-//! first of these rules that applies decides about a new connection:
+//! While places are free, every connection gets one, even if its address has many: many users may share one address.
+//! When no place is free, the first of these rules that applies decides about a new connection (the newcomer):
 //!
-//! 1. An address that holds more than its share (places divided by addresses present), and more than the newcomer's
-//!    address, loses a connection: the address that holds the most, and of its connections the one that has waited
-//!    longest for its client.
+//! 1. An address loses a connection if it holds more connections than its share (places divided by addresses present)
+//!    and more than the address of the newcomer. Of several such addresses, the one with the most connections loses
+//!    one: the connection that has waited longest for its client.
 //! 2. The newcomer replaces an idle connection of its own address.
-//! 3. The newcomer gets a place in the reserve, where the same two rules apply. That is enough for one request for
-//!    health or metrics; any other request is rejected as overloaded.
+//! 3. The newcomer gets a place in the reserve (additional places for probes and scrapes), where rules 1 and 2 apply
+//!    too. There it can send one request for health or metrics; any other request is rejected as overloaded.
 //! 4. The newcomer is closed.
 //!
-//! A request that has arrived completely and an answer that is being sent are never cut. A request whose body is still
-//! arriving can be cut by the first rule, after idle connections and unfinished heads of the same address; it is
-//! answered with 503.
+//! A request that has arrived completely is never cut, and neither is a response that is being sent. A request whose
+//! body is still arriving can be cut by rule 1, after idle connections and unfinished heads of the same address. The
+//! response to it is a 503.
 //!
-//! The table reads what a connection is doing from its [`Activity`], so a request costs the table nothing. A newcomer
-//! scans all connections, but only if all places are taken (1,024 connections: a few microseconds).
+//! The table reads the state of a connection from its [`Activity`], so requests do not have to update the table. A
+//! newcomer causes a scan of all connections, but only if all places are taken (1,024 connections: a few microseconds).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -31,17 +31,18 @@ use super::connection::{Activity, Awaited};
 use crate::http::access::client::Network;
 use crate::telemetry::metrics::Metrics;
 
-/// Shortest time between two log lines that say that the listener is full.
+/// Minimum time between two log lines that say that the listener is full.
 const REMINDER: Duration = Duration::from_secs(60);
 
-/// Number of places in the reserve of a listener with this many regular places. A probe and a scrape at the same time
-/// need two; the rest makes it harder to fill the reserve on purpose.
+/// Returns the number of places in the reserve of a listener with this many regular places. A probe and a scrape at the
+/// same time need two. Further places make it harder to fill the reserve on purpose.
 pub(crate) fn reserve_of(places: usize) -> usize {
     (places / 64).max(8)
 }
 
-/// Number of sockets that a listener with this many regular places may have open: the regular places, the reserve, and
-/// as many again for connections that were told to close and are about to end.
+/// Returns the number of sockets that a listener with this many regular places may have open. These are the regular
+/// places, the reserve, and once more the size of the reserve for connections that were told to close and are about to
+/// end.
 pub(crate) fn sockets_of(places: usize) -> usize {
     places.saturating_add(2 * reserve_of(places))
 }
@@ -64,7 +65,7 @@ struct AllPlaces {
 struct Places {
     most: usize,
     taken: usize,
-    /// By network, then by the id of the connection.
+    /// The connections that hold places, by network and then by connection id.
     holders: HashMap<Network, BTreeMap<u64, Member>>,
 }
 
@@ -85,7 +86,7 @@ pub(crate) struct Place {
 }
 
 impl ConnectionTable {
-    /// A table with this many regular places, and a reserve in addition.
+    /// Creates a table with this many regular places and an additional reserve.
     pub(crate) fn new(places: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             places: Mutex::new(AllPlaces {
@@ -98,7 +99,7 @@ impl ConnectionTable {
         })
     }
 
-    /// Gives a place to a new connection, and tells another connection to close if necessary; `None` if the new
+    /// Gives a place to a new connection, and tells another connection to close if necessary. Returns `None` if the new
     /// connection must be closed.
     pub(crate) fn place(self: &Arc<Self>, network: Network, activity: &Activity) -> Option<Place> {
         let mut guard = self.lock();
@@ -123,7 +124,8 @@ impl ConnectionTable {
         Some(Place { table, network, id, member, in_reserve })
     }
 
-    /// True if there is a free place, after telling a connection to close if all are taken and one may be closed.
+    /// Makes sure that `places` has a free place: if all are taken, tells a connection to close. Returns false if no
+    /// connection may be closed.
     fn make_room(&self, places: &mut Places, newcomer: Network) -> bool {
         if !places.is_full() {
             return true;
@@ -141,7 +143,7 @@ impl ConnectionTable {
     }
 
     fn lock(&self) -> MutexGuard<'_, AllPlaces> {
-        // Nothing panics while it holds this lock.
+        // No code panics while it holds this lock, so a poisoned lock cannot occur.
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -189,7 +191,8 @@ impl Places {
         Some(member)
     }
 
-    /// The connection that must make room for a new one of `newcomer`, by rules 1 and 2 of this module.
+    /// Returns the connection that must close to make room for a new one of `newcomer`, by rules 1 and 2 of this
+    /// module; `None` if no connection may be closed.
     fn connection_to_close(&self, newcomer: Network) -> Option<(Network, u64)> {
         let own = self.holders.get(&newcomer).map_or(0, BTreeMap::len);
         let addresses = self.holders.len() + usize::from(own == 0);
@@ -198,8 +201,9 @@ impl Places {
             .holders
             .iter()
             .filter(|(network, members)| **network != newcomer && members.len() > share.max(own));
-        // Order: the address that holds the most first; of its connections, idle ones before unfinished heads before
-        // unfinished bodies; of these, the one that has waited longest.
+        // Order: the address that holds the most connections comes first. Of its connections, idle ones come before
+        // unfinished heads, and these before unfinished bodies. Among equals, the one that has waited longest comes
+        // first.
         let waiting = others.flat_map(|(network, members)| {
             let held = Reverse(members.len());
             members.iter().filter_map(move |(id, member)| {
@@ -225,13 +229,13 @@ impl Place {
         self.member.leave.cancelled().await;
     }
 
-    /// A token that is cancelled when the connection must close to make room.
+    /// Returns a token that is cancelled when the connection must close to make room.
     pub(crate) fn close_token(&self) -> CancellationToken {
         self.member.leave.clone()
     }
 
-    /// True if the connection has a regular place. A connection in the reserve moves to a regular place first, if the
-    /// rules now give it one.
+    /// Moves a connection in the reserve to a regular place if the rules now give it one. Then returns true if the
+    /// connection has a regular place.
     pub(crate) fn is_regular(&self) -> bool {
         if !self.in_reserve.load(Ordering::Relaxed) {
             return true;
@@ -269,7 +273,7 @@ mod tests {
         metrics: Arc<Metrics>,
     }
 
-    /// A connection as a test holds it.
+    /// A connection that a test holds open.
     struct Client {
         activity: Activity,
         place: Place,
@@ -326,7 +330,7 @@ mod tests {
         let rig = Rig::new(4);
         let bystander = rig.connect("10.0.0.9").idle();
         let crowd: Vec<Client> = (0..3).map(|_| rig.connect("10.0.0.1").idle()).collect();
-        // The first has just finished a request, so it is not the one that has waited longest.
+        // The first connection has just finished a request, so it is not the one that has waited longest.
         drop(crowd[0].activity.begin_request());
         let newcomer = rig.connect("10.0.0.2");
         assert_eq!(leaving(&crowd), [false, true, false]);
@@ -412,7 +416,8 @@ mod tests {
         busy[1].activity.set_stalled(true);
         let crowd: Vec<Client> = (0..8).map(|_| rig.connect("10.0.0.1")).collect();
         assert!(crowd.iter().all(Client::is_in_reserve));
-        // Another connection of the crowd replaces one of the crowd, and so does a probe while the crowd holds more.
+        // A further connection of the crowd replaces one of the crowd. So does a probe, while the crowd holds more than
+        // its share.
         let more = rig.connect("10.0.0.1");
         let probe = rig.connect("10.0.0.2");
         assert!(more.is_in_reserve() && probe.is_in_reserve() && !probe.place.is_regular());

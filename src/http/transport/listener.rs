@@ -1,4 +1,4 @@
-//! A bound TCP socket, with or without TLS, which accepts connections. `cli` binds it; `server` accepts.
+//! A bound TCP socket, with or without TLS. `cli` binds it; `server` accepts connections from it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::tls::Tls;
 
-/// Pause after an error of `accept`, such as when the process has no file descriptor left.
+/// Pause after an error of `accept`, such as when the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A socket that accepts connections.
@@ -25,7 +25,7 @@ pub struct Listener {
 pub(crate) struct Accepted {
     pub(crate) stream: TcpStream,
     pub(crate) peer: SocketAddr,
-    /// Counts the connection among the sockets that may be open.
+    /// Counts the connection among the sockets that may be open, until the permit is dropped.
     pub(crate) permit: OwnedSemaphorePermit,
 }
 
@@ -36,27 +36,27 @@ impl From<TcpListener> for Listener {
 }
 
 impl Listener {
-    /// The same socket, with TLS on its connections.
+    /// Returns the same socket, with TLS on its connections.
     #[must_use]
     pub fn with_tls(self, tls: Tls) -> Self {
         Self { tls: Some(Arc::new(tls)), ..self }
     }
 
-    /// The base URL under which clients reach the socket, such as `https://127.0.0.1:8443`.
+    /// Returns the base URL under which clients reach the socket, such as `https://127.0.0.1:8443`.
     ///
     /// # Errors
-    /// If the operating system cannot tell the address.
+    /// If the operating system cannot report the address.
     pub fn url(&self) -> io::Result<String> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         Ok(format!("{scheme}://{}", self.tcp.local_addr()?))
     }
 
-    /// The TLS configuration, if the socket uses TLS.
+    /// Returns the TLS configuration; `None` if the socket does not use TLS.
     pub(crate) fn tls(&self) -> Option<Arc<Tls>> {
         self.tls.clone()
     }
 
-    /// Accepts the next connection, once there is a permit for it; `None` once `shutdown` is cancelled.
+    /// Accepts the next connection, after waiting for a permit. Returns `None` once `shutdown` is cancelled.
     pub(crate) async fn accept(
         &self,
         permits: &Arc<Semaphore>,
@@ -67,11 +67,12 @@ impl Listener {
                 Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
             loop {
                 match self.tcp.accept().await {
-                    // The fault drops the connection, as if the operating system had refused it.
+                    // The injected fault drops the connection, as if the operating system had refused it.
                     Ok(_) if crate::faults::at("http::accept") => {}
                     Ok((stream, peer)) => return Accepted { stream, peer, permit },
                     Err(error) => {
-                        // Some errors concern only this connection; others (no descriptors) last until one is closed.
+                        // Some errors concern only this connection. Others, such as a lack of file descriptors, last
+                        // until a connection is closed.
                         tracing::warn!(%error, "cannot accept a connection");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }

@@ -1,9 +1,9 @@
 //! Sockets, TLS and connections, up to the point where hyper has a request for the router.
 //!
-//! - `listener`: the socket that connections are accepted from. `tls`: the certificate, and the acceptor of connections.
+//! - `listener`: the socket that accepts connections. `tls`: the certificate, and the TLS handshake.
 //! - `server`: runs each connection, and drains all of them at shutdown.
-//! - `connection`: the timeouts of one connection, and what it is doing at the moment.
-//! - `connection_table`: which connections have a place, and which one closes when all places are taken.
+//! - `connection`: the timeouts of one connection, and what the connection is doing at the moment.
+//! - `connection_table`: decides which connections have a place, and which one closes when all places are taken.
 //! - `malformed`: answers, counts and logs request heads that hyper rejects.
 
 mod connection;

@@ -1,9 +1,9 @@
 //! Serves connections: limits their number, answers requests on them, and closes them (graceful shutdown). `app` calls
-//! [`serve`] and [`serve_operations`]. `listener` accepts connections, `connection_table` decides which ones have a
-//! place, and `tls` encrypts them.
+//! [`serve`] and [`serve_operations`]. `listener` accepts connections, `connection_table` decides which connections
+//! have a place, and `tls` encrypts them.
 //!
-//! The accept loop is our own, because `axum::serve` gives hyper no timer, without which hyper's header timeout never
-//! fires. Only HTTP/1.1 is served: no upgrades and no HTTP/2, whatever the head asks for.
+//! The accept loop is our own, because `axum::serve` gives hyper no timer. Without a timer, the header timeout of hyper
+//! never fires. Only HTTP/1.1 is served: no upgrades and no HTTP/2, even if the request head asks for them.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -41,12 +41,13 @@ use crate::http::state::HttpState;
 use crate::telemetry::metrics::{GaugeGuard, Metrics};
 
 /// Time between the end of the drain timeout, when the engine fails the remaining requests, and the closing of their
-/// connections. It is enough to write these answers.
+/// connections. It is long enough to write the responses of these requests.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Connection limit of the operations listener, which serves a few probes and scrapers.
 const OPERATIONS_CONNECTIONS: usize = 64;
 
-/// Number of sockets that all listeners together may have open, if the public one has `max_connections` places.
+/// Returns the number of sockets that all listeners together may have open if the public listener has `max_connections`
+/// places.
 pub fn max_sockets(max_connections: usize, with_operations: bool) -> usize {
     let operations = if with_operations { sockets_of(OPERATIONS_CONNECTIONS) } else { 0 };
     sockets_of(max_connections).saturating_add(operations)
@@ -55,17 +56,17 @@ pub fn max_sockets(max_connections: usize, with_operations: bool) -> usize {
 /// Result of a graceful shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// Connections that were cut because they were still open after the drain timeout.
+    /// Number of connections that were cut because they were still open after the drain timeout.
     pub cut: usize,
-    /// Requests that had no answer when their connection was cut.
+    /// Number of requests whose response was not complete when their connection was cut.
     pub requests_cut: u64,
 }
 
-/// Serves the public listener until `shutdown` is cancelled, and then lets requests in flight finish within
-/// `drain_timeout` (graceful shutdown). Meanwhile it watches the files of the keys and the certificate.
+/// Serves the public listener, and watches the files of the keys and the certificate, until `shutdown` is cancelled.
+/// Then lets requests in flight finish within `drain_timeout` (graceful shutdown).
 ///
 /// The caller must set the state and the engine to draining before it cancels `shutdown`, and abort the engine after
-/// `drain_timeout`. Connections live one second longer, so that these last answers are written.
+/// `drain_timeout`. Connections stay open for one more second, so that the responses of aborted requests are written.
 pub async fn serve(
     listener: impl Into<Listener>,
     router: Router,
@@ -85,8 +86,8 @@ pub async fn serve(
 }
 
 /// Serves the operations listener until `shutdown` is cancelled: health, metrics and info, without API keys and rate
-/// limits. It has a connection limit of its own, so that probes and scrapes find a place however many clients there
-/// are.
+/// limits. This listener has its own connection limit, so that probes and scrapers can connect however many clients the
+/// public listener has.
 pub async fn serve_operations(
     listener: impl Into<Listener>,
     state: &HttpState,
@@ -109,8 +110,8 @@ async fn serve_connections(
     shutdown: CancellationToken,
 ) -> Drained {
     let table = ConnectionTable::new(settings.max_connections, Arc::clone(state.metrics()));
-    // More connections than `max_connections`, because those that were told to close need time to end. Beyond this
-    // number, connections wait in the kernel's backlog.
+    // Allow more sockets than `max_connections`, for the reserve and because connections that were told to close need
+    // time to end. Further connections wait in the backlog of the kernel.
     let sockets = sockets_of(settings.max_connections).min(Semaphore::MAX_PERMITS);
     let permits = Arc::new(Semaphore::new(sockets));
     let log = Arc::new(AccessLog::new(state.settings().access_log.clone()));
@@ -156,12 +157,12 @@ async fn serve_connections(
     Drained { cut: left, requests_cut }
 }
 
-/// One open connection, with all that it needs to answer requests.
+/// One open connection, with everything that is needed to answer its requests.
 struct Connection {
     router: Router,
     settings: ConnectionSettings,
     metrics: Arc<Metrics>,
-    /// Logs heads that are not requests; the router's layers log requests.
+    /// Logs request heads that do not reach the router. The layers of the router log requests.
     log: Arc<AccessLog>,
     peer: SocketAddr,
     activity: Activity,
@@ -179,12 +180,12 @@ impl Connection {
         }
         let settings = &self.settings;
         let (head, write) = (settings.header_read_timeout, settings.write_timeout);
-        // The timeouts apply below TLS, so the handshake counts as a part of the first head.
+        // The timeouts apply below TLS, so the TLS handshake counts as a part of the first head.
         let stream = TimedStream::new(stream, self.activity.clone(), head, write);
         let Some(tls) = tls else { return self.serve_http(stream).await };
         let handshake = tls.acceptor().accept(stream);
         let handshake_result = tokio::select! {
-            // There is no request yet, so the connection can close without an answer.
+            // There is no request yet, so the connection can close without a response.
             () = self.shutdown.cancelled() => return,
             () = self.place.close_requested() => return,
             handshake_result = handshake => handshake_result,
@@ -213,7 +214,7 @@ impl Connection {
         let mut ending = false;
         let ended = loop {
             tokio::select! {
-                // Look at the shutdown first: an answer that becomes ready at the same time must say that the
+                // Check for a shutdown first: a response that becomes ready at the same time must say that the
                 // connection closes.
                 biased;
                 () = self.cut.cancelled() => return,
@@ -238,13 +239,13 @@ impl Connection {
         tokio::select! {
             () = closing => {}
             () = self.cut.cancelled() => {}
-            // All that remains is to discard what a rejected client still sends.
+            // The only work that remains is to discard the input that a rejected client still sends.
             () = self.place.close_requested(), if !ending => {}
         }
     }
 
     /// Closes the stream of a connection after hyper has finished with it. If hyper stopped because of a malformed
-    /// head, answers that first.
+    /// head, first writes the response to that head.
     async fn close(
         &self,
         mut stream: impl AsyncWrite + Unpin,
@@ -258,7 +259,8 @@ impl Connection {
                 return;
             };
             let answer = head.refuse(&self.metrics, &self.log, self.peer);
-            // If an earlier answer was written only in part, the client would take this one for its continuation.
+            // If an earlier response was written only in part, the client would take this response for its
+            // continuation.
             if self.activity.is_stalled() || !head.can_answer() {
                 return;
             }
@@ -284,7 +286,8 @@ impl Connection {
         let leave = self.place.close_token();
         let request = request.map(|body| self.activity.watch_body(body, leave));
         let mut response = self.router.clone().oneshot(request).await?;
-        // Check `shutdown` here too: the loop in `serve_http` would see a shutdown that begins during this poll too late.
+        // Check `shutdown` here too: if a shutdown begins during this poll, the loop in `serve_http` notices it too
+        // late.
         if !is_regular || self.activity.has_unread_input() || self.shutdown.is_cancelled() {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -292,5 +295,5 @@ impl Connection {
     }
 }
 
-/// Makes the connection idle again once the body of its answer is dropped.
+/// Dropping the guard with the body of the response makes the connection idle again.
 impl BodyGuard for RequestGuard {}

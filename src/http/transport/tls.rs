@@ -1,7 +1,7 @@
 //! TLS on the public listener: one certificate chain and its private key from PEM files, reloaded when they change.
 //!
-//! rustls with ring provides TLS 1.2 and 1.3. ALPN offers only HTTP/1.1. There are no client certificates. `cli` loads
-//! the files, `server` accepts with them, and `reload` watches them.
+//! rustls with ring provides TLS 1.2 and 1.3. ALPN offers only HTTP/1.1. Client certificates are not requested. `cli`
+//! loads the files, `server` accepts with them, and `reload` watches them.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,17 +18,17 @@ use crate::http::reload;
 use crate::http::reload::{Outcome, Watched};
 use crate::http::settings::TlsSettings;
 
-/// The files cannot be used as a certificate and its key.
+/// Why the files cannot be used as a certificate and its key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: {reason}")]
 pub struct TlsError {
     /// `tls_certificate` or `tls_key`.
     pub setting: &'static str,
-    /// What is wrong, without anything of the file's content.
+    /// What is wrong, without any part of the content of the file.
     pub reason: String,
 }
 
-/// TLS for a listener: the certificate that the server presents, and the acceptor of connections.
+/// TLS for a listener: the certificate that the server presents, and the acceptor that performs handshakes.
 pub struct Tls {
     acceptor: TlsAcceptor,
     identity: Arc<Identity>,
@@ -71,12 +71,12 @@ impl Tls {
         Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), identity })
     }
 
-    /// Performs the TLS handshake on an accepted connection.
+    /// Returns the acceptor, which performs the TLS handshake on a connection.
     pub(crate) fn acceptor(&self) -> &TlsAcceptor {
         &self.acceptor
     }
 
-    /// The certificate and key, for `reload` to watch.
+    /// Returns the certificate and key, which `reload` watches.
     pub(crate) fn identity(&self) -> Arc<Identity> {
         Arc::clone(&self.identity)
     }
@@ -90,7 +90,7 @@ impl std::fmt::Debug for Tls {
 
 impl ResolvesServerCert for Identity {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // Nothing panics while it holds this lock.
+        // No code panics while it holds this lock, so a poisoned lock cannot occur.
         Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
     }
 }
@@ -136,7 +136,7 @@ fn certified(
     if chain.is_empty() {
         return Err(refused("tls_certificate", &"the file contains no certificate in PEM format"));
     }
-    // Drop the parser's message, which could contain a part of the key.
+    // Drop the parser's message, because it could contain a part of the key.
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
         refused("tls_key", &"the file contains no unencrypted private key in PEM format")
     })?;

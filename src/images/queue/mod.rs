@@ -1,9 +1,10 @@
-//! The queue before the decoding threads: admission, which job is next, and how long a new call would wait.
+//! The queue of the decoding threads: decides which jobs are admitted and which is next, and estimates how long a new
+//! call would wait.
 //!
 //! Clients share the threads by work, not by number of pictures: the client that has received the least work is next
-//! (start-time fair queueing). So large pictures of one client do not delay small ones of another. The calls of one
-//! client take turns (round robin). The queue is a pure struct: `pool` has the lock and the threads, and the time is an
-//! argument.
+//! (start-time fair queueing). Large pictures of one client therefore do not delay small ones of another. The calls of
+//! one client take turns (round robin). The queue itself has no lock, threads or clock: `pool` has the lock and the
+//! threads, and passes the time as an argument.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -16,14 +17,14 @@ use std::time::{Duration, Instant};
 /// Weight of the newest job in the exponential moving averages.
 const NEWEST: f64 = 0.1;
 
-/// Minimum work of a picture in pixels, however small it is: about 100 us.
+/// Minimum work that a picture counts as, in pixels. This much work takes about 100 us.
 const LEAST_WORK: f64 = 1e4;
 
-/// Window of the moving average of the time per pixel: about this many of the last pixels. It is weighted by pixels, so
-/// small pictures hardly change it.
+/// Window of the moving average of the time per pixel, in pixels. The average is weighted by pixels, so small pictures
+/// hardly change it.
 const REMEMBERED_WORK: f64 = 5e7;
 
-/// Jobs that wait, jobs that run, and moving averages of their durations.
+/// The waiting jobs, the running jobs, and moving averages of the durations of jobs.
 #[derive(Default)]
 pub(super) struct Queue {
     capacity: usize,
@@ -33,20 +34,20 @@ pub(super) struct Queue {
     decodes: Turns<u64>,
     /// Number of waiting jobs of each client that has any.
     clients: HashMap<ClientId, usize>,
-    /// The work that each client has received, as its finish time on the scale of virtual time. A client without an
-    /// entry starts at `virtual_time`.
+    /// The work that each client has received, as the finish time of its last decode on the scale of virtual time. A
+    /// client without an entry starts at `virtual_time`.
     finish_times: HashMap<ClientId, f64>,
-    /// Virtual time: the start time of the decode that was taken last.
+    /// Virtual time, which is the start time of the decode that was taken last.
     virtual_time: f64,
     running: Vec<Running>,
-    /// Moving average of the duration of hashing, in seconds; 0 before the first.
+    /// Moving average of the duration of hashing, in seconds; 0 before the first job.
     hash_seconds: f64,
     /// Decaying sums of the seconds and the work of recent decodes; their ratio is the time per pixel.
     decode_seconds: f64,
     decode_work: f64,
     /// Moving average of the work of a decode: the estimate for a file that is still being hashed.
     typical_work: f64,
-    /// Whether a decode is next. If the lane that is next has no jobs, the other goes on.
+    /// True if it is the turn of the decodes. If the lane whose turn it is has no jobs, the other lane is served.
     decode_next: bool,
     closed: bool,
 }
@@ -58,7 +59,7 @@ struct Waiting {
     work: f64,
 }
 
-/// A job that a thread runs now.
+/// A job that a thread is running.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Running {
     lane: Lane,
@@ -110,7 +111,7 @@ impl Queue {
         Some((job, running))
     }
 
-    /// Takes the next decode of the client that has received the least work.
+    /// Takes the next decode, which is one of the client that has received the least work, and returns its id.
     fn next_decode(&mut self) -> Option<u64> {
         let finish_times = |client: &ClientId| {
             self.finish_times
@@ -123,7 +124,8 @@ impl Queue {
         let id = self.decodes.pop_from(client)?;
         let work = self.jobs.get(&id).map_or(0.0, |waiting| waiting.work);
         self.finish_times.insert(client, self.virtual_time + work);
-        // A client at or before the virtual time starts there with or without an entry.
+        // A client whose finish time is not after the virtual time starts at the virtual time anyway, so it needs no
+        // entry.
         self.finish_times.retain(|_, finish_times| *finish_times > self.virtual_time);
         Some(id)
     }
@@ -143,7 +145,7 @@ impl Queue {
         take.collect()
     }
 
-    /// Closes the queue: no further job runs. Returns the waiting jobs, for dropping outside the lock.
+    /// Closes the queue, so that no further job runs. Returns the waiting jobs, to be dropped outside the lock.
     pub(super) fn close(&mut self) -> impl Sized + use<> {
         self.closed = true;
         (self.hashes, self.decodes) = (Turns::new(), Turns::new());
@@ -155,7 +157,8 @@ impl Queue {
         self.closed
     }
 
-    /// Records the end of a job and learns from its duration. A job that ended early can only raise an estimate.
+    /// Records the end of a job and updates the estimates with its duration. A job that ended early can only raise an
+    /// estimate.
     pub(super) fn ended(&mut self, job: Running, now: Instant, done: JobOutcome) {
         if let Some(place) = self.running.iter().position(|running| *running == job) {
             self.running.swap_remove(place);
@@ -180,7 +183,8 @@ impl Queue {
         }
     }
 
-    /// Charges the client for a decode that took longer than its header implied: understating the work gains nothing.
+    /// Charges the client for a decode that took longer than its header implied, so that a file that understates its
+    /// work gains nothing.
     fn charge(&mut self, job: Running, took: f64) {
         let expected = self.decode_time(job.work);
         if job.lane == Lane::Decodes && took > expected && expected > 0.0 {
@@ -189,16 +193,16 @@ impl Queue {
         }
     }
 
-    /// Estimated seconds of a decode of this work; 0 while nothing is known.
+    /// Estimates the duration in seconds of a decode with this work; 0 before the first decode.
     fn decode_time(&self, work: f64) -> f64 {
         if self.decode_work > 0.0 { work * self.decode_seconds / self.decode_work } else { 0.0 }
     }
 
-    /// Estimated time until a thread is free for the last of `files` files of a call that arrives now; zero while one
+    /// Estimates the time until a thread is free for the last of `files` files, if their call arrived now. Zero if one
     /// of the `threads` threads is idle.
     ///
-    /// Fair queueing bounds what comes first: of each other call of this client at most `files` jobs, and of each other
-    /// client at most as much work as this client has until then.
+    /// Fair queueing bounds the work that runs before that file: at most `files` jobs of each other call of this
+    /// client, and for each other client at most as much work as this client receives until then.
     pub(super) fn wait(
         &self,
         call: CallId,
@@ -224,7 +228,7 @@ impl Queue {
         Duration::from_secs_f64((running + before) / threads as f64)
     }
 
-    /// Waiting jobs of each call, with their estimated time.
+    /// Returns the number of waiting jobs of each call, with their estimated duration.
     fn loads(&self) -> HashMap<CallId, Load> {
         let mut loads: HashMap<CallId, Load> = HashMap::new();
         for waiting in self.jobs.values() {
@@ -238,8 +242,8 @@ impl Queue {
         loads
     }
 
-    /// Estimated seconds until a running job ends. One that has overrun its estimate is expected to take as long again
-    /// as it has run.
+    /// Estimates the seconds until a running job ends; for a hash, including the decode that follows. A job that has
+    /// overrun its estimate is expected to take as long again as it has run.
     fn seconds_left(&self, job: Running, now: Instant) -> f64 {
         let ran = now.saturating_duration_since(job.began).as_secs_f64();
         let left = |all: f64| if ran > all && all > 0.0 { ran } else { all - ran.min(all) };
@@ -256,7 +260,7 @@ impl Queue {
         }
     }
 
-    /// Removes a job that has left its turns.
+    /// Removes a job that has already been taken out of `hashes` or `decodes`.
     fn forget(&mut self, id: u64) -> Option<(Box<dyn Job>, ClientId, f64)> {
         let Waiting { job, call, work, .. } = self.jobs.remove(&id)?;
         if let Some(own) = self.clients.get_mut(&call.client) {
@@ -279,7 +283,7 @@ fn update_average(mean: &mut f64, value: f64) {
     *mean += if *mean == 0.0 { value } else { NEWEST * (value - *mean) };
 }
 
-/// A number of waiting jobs and their estimated seconds in total.
+/// The number of waiting jobs and their estimated total duration in seconds.
 #[derive(Debug, Default, Clone, Copy)]
 struct Load {
     jobs: usize,
@@ -292,7 +296,7 @@ impl Load {
         self.seconds += other.seconds;
     }
 
-    /// Estimated seconds of the jobs that are served within `turns` turns.
+    /// Estimates the duration in seconds of the jobs that are served within `turns` turns.
     fn seconds_of(self, turns: usize) -> f64 {
         self.seconds * self.jobs.min(turns) as f64 / self.jobs.max(1) as f64
     }

@@ -1,4 +1,4 @@
-//! Which job is next, how long a new call would wait, and what the queue learns from jobs that ended.
+//! Tests which job is next, how long a new call would wait, and what the queue learns from jobs that ended.
 
 use super::*;
 
@@ -6,7 +6,7 @@ pub(in crate::images) fn call(client: u64, number: u64) -> CallId {
     CallId { client: ClientId(client), number }
 }
 
-/// The only call of its client.
+/// Returns the id of the only call of a client.
 pub(in crate::images) fn lone(number: u64) -> CallId {
     call(number, number)
 }
@@ -43,14 +43,14 @@ fn learn(queue: &mut Queue, lane: Lane, took: Duration, done: JobOutcome) {
     queue.ended(Running { lane, client, began, work: MEGAPIXEL as f64 }, began + took, done);
 }
 
-/// A queue that has learned that hashing takes a second and decoding two seconds per megapixel.
+/// Returns a queue that has learned that hashing takes a second and decoding two seconds per megapixel.
 fn known() -> Queue {
     let work = MEGAPIXEL as f64;
     let means = Queue { hash_seconds: 1.0, decode_seconds: 2.0, ..Queue::new(512) };
     Queue { decode_work: work, typical_work: work, ..means }
 }
 
-/// Estimated wait of a call with one file of a new client.
+/// Returns the estimated wait of a new client's call with one file.
 fn wait(queue: &Queue, threads: usize, now: Instant) -> Duration {
     queue.wait(lone(99), 1, threads, now)
 }
@@ -152,7 +152,7 @@ fn files_that_are_refused_do_not_bring_the_estimate_down() {
         learn(&mut queue, Lane::Decodes, broken, JobOutcome::EndedEarly);
     }
     assert_eq!(wait(&queue, 1, now), SECOND);
-    // One that fails late has occupied a thread like any other.
+    // A job that fails late has occupied a thread like any other.
     learn(&mut queue, Lane::Decodes, SECOND * 11, JobOutcome::EndedEarly);
     assert!(wait(&queue, 1, now) > SECOND * 5);
 }

@@ -2,8 +2,8 @@
 //! any length, RLE4 and RLE8, and the bit fields that Pillow supports. Reserved fields, the number of planes and the
 //! file size in the header are ignored.
 //!
-//! A palette that is a plain grey ramp is dropped, as in Pillow. If it has two colours, the picture is read as 1 bit
-//! per pixel, whatever its declared depth.
+//! A palette that is a plain grey ramp is dropped, as in Pillow. If such a palette has two colours, the picture is read
+//! as 1 bit per pixel, whatever its declared depth.
 
 mod runs;
 
@@ -12,17 +12,18 @@ use super::memory::{self, OutOfMemory};
 use super::raster::{Layout, Raster};
 use super::stop::{self, Stop, Stopped};
 
-/// Size in bytes of the file header: `BM`, size, two reserved fields, offset of the pixels.
+/// Size in bytes of the file header. It contains `BM`, the file size, two reserved fields, and the offset of the
+/// pixels.
 const FILE_HEAD: usize = 14;
 
-/// Why a BMP file is rejected.
+/// Why a BMP file cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BmpError {
-    /// The file ends before its pixel data does.
+    /// The file ends before the end of its pixel data.
     Incomplete,
-    /// A depth, compression, palette or bit field that Pillow does not support either.
+    /// The file uses a depth, compression, palette or bit field that Pillow does not support either.
     Unsupported,
-    /// Compressed data that does not fill the picture.
+    /// The compressed data does not fill the picture.
     Damaged,
     /// A buffer of this many bytes cannot be allocated.
     OutOfMemory(u64),
@@ -49,7 +50,7 @@ pub(super) struct Header<'a> {
     pub(super) height: u32,
     top_down: bool,
     pixels: Pixels,
-    /// Bytes per row in the file, including padding.
+    /// Number of bytes per row in the file, including padding.
     stride: u64,
     /// Offset of the pixel data in the file.
     offset: usize,
@@ -58,20 +59,22 @@ pub(super) struct Header<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pixels {
-    /// Palette indices of this many bits.
+    /// Palette indices with this number of bits.
     Indexed(u8),
-    /// Run-length encoded indices; `four_bits` (RLE4) has two indices in a byte, otherwise (RLE8) one.
+    /// Run-length encoded palette indices: two in a byte if `four_bits` is true (RLE4), otherwise one (RLE8).
     Runs { four_bits: bool },
-    /// 16 bits: 5 each of blue, green and red, or 6 of green.
+    /// 16 bits per pixel: 5 each for blue, green and red, or 6 for green if `six_green` is true.
     Bits16 { six_green: bool },
-    /// Whole bytes: `count` per pixel, then the byte positions of red, green, blue and alpha in the pixel.
+    /// Whole bytes, `count` per pixel. `order` contains the positions of red, green and blue in a pixel, `alpha` that
+    /// of alpha.
     Bytes { count: usize, order: [usize; 3], alpha: Option<usize> },
 }
 
 /// The colours that palette indices map to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Palette<'a> {
-    /// Entries of this many bytes, in the order blue, green, red; indices beyond the last entry are black.
+    /// The colours, and the number of bytes of each colour. The bytes are in the order blue, green, red. Indices beyond
+    /// the last colour are black.
     Table(&'a [u8], usize),
     /// Index 0 is black, every other index white.
     BlackWhite,
@@ -124,14 +127,15 @@ impl<'a> Header<'a> {
             offset: word(10)? as usize,
             palette: Palette::Grey,
         };
-        // With a 40-byte DIB header the bit fields follow the header and move the pixel data.
+        // With a 40-byte DIB header, the masks of the bit fields follow the header, so the pixel data starts after
+        // them.
         let mut behind = end + if compression == 3 && size == 40 { 12 } else { 0 };
         if bits <= 8 {
             let colours = if colours == 0 { 1 << bits } else { colours };
             let (palette, bytes) = Palette::read(file, end, entry, colours)?;
             (header.palette, behind) = (palette, end + bytes);
             header.narrow(bits)?;
-            // Some writers give the offset of the palette instead of the pixels.
+            // Some writers store the offset of the palette instead of the offset of the pixels.
             if header.offset == end {
                 header.offset += entry * colours as usize;
             }
@@ -142,7 +146,8 @@ impl<'a> Header<'a> {
         Ok(header)
     }
 
-    /// A grey palette determines how many bits an index has, as in Pillow.
+    /// If the palette is grey, sets the number of bits per index as Pillow does: 1 for [`Palette::BlackWhite`], 8 for
+    /// [`Palette::Grey`].
     fn narrow(&mut self, bits: u16) -> Result<(), BmpError> {
         if self.pixels != Pixels::Indexed(bits as u8) {
             return Ok(());
@@ -163,12 +168,12 @@ impl<'a> Header<'a> {
         matches!(self.pixels, Pixels::Bytes { alpha: Some(_), .. })
     }
 
-    /// Bytes per pixel of the decoded picture.
+    /// Returns the number of bytes per pixel of the decoded picture.
     pub(super) fn bytes_per_pixel(&self) -> u64 {
         if self.has_alpha() { 4 } else { 3 }
     }
 
-    /// Size in bytes of the indices that run-length encoding unpacks to; 0 without it.
+    /// Returns the size in bytes of the unpacked indices; 0 if the file is not run-length encoded.
     pub(super) fn unpacked_bytes(&self) -> u64 {
         match self.pixels {
             Pixels::Runs { .. } => Runs::bytes(u64::from(self.width) * u64::from(self.height)),
@@ -176,8 +181,8 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// Checks that the file contains all pixels, before any are allocated. For run-length encoding only unpacking can
-    /// tell.
+    /// Checks that the file contains all pixels, before memory is allocated for them. Run-length encoded data is not
+    /// checked here, because its length is known only after unpacking.
     ///
     /// # Errors
     /// `Incomplete`.
@@ -194,8 +199,8 @@ impl<'a> Header<'a> {
         if (there as u64) < needed { Err(BmpError::Incomplete) } else { Ok(()) }
     }
 
-    /// Decodes the pixels. The size must have been checked: this allocates 3 or 4 bytes per pixel, and one more for
-    /// run-length encoding.
+    /// Decodes the pixels. The caller must have checked the size of the picture, because this allocates 3 or 4 bytes
+    /// per pixel, and one more for run-length encoding.
     ///
     /// # Errors
     /// `Incomplete`, `Damaged`, `OutOfMemory`, `Stopped`.
@@ -226,7 +231,7 @@ impl<'a> Header<'a> {
         Ok(Raster { width: self.width, height: self.height, layout, data: out })
     }
 
-    /// Bytes per row of the pixel data, without padding.
+    /// Returns the number of bytes per row of the pixel data, without padding.
     fn row_bytes(&self) -> usize {
         let width = self.width as usize;
         match self.pixels {
@@ -284,7 +289,8 @@ impl Pixels {
         }
     }
 
-    /// Bit fields: masks of red, green, blue and alpha, inside a long DIB header or after a 40-byte one.
+    /// Determines the pixel format from the bit fields: masks of red, green, blue and alpha. They are part of a long
+    /// DIB header, or follow a 40-byte one.
     fn of_masks(file: &[u8], size: usize, bits: u16) -> Result<Self, BmpError> {
         let mask =
             |index: usize| u32_at(file, FILE_HEAD + 40 + index * 4).ok_or(BmpError::Incomplete);
@@ -312,7 +318,8 @@ impl Pixels {
 }
 
 impl<'a> Palette<'a> {
-    /// The palette at `start`, and how many of its bytes the file contains.
+    /// Reads the palette at `start`, with `entry` bytes for each colour. Returns the palette and how many of its bytes
+    /// the file contains.
     fn read(
         file: &'a [u8],
         start: usize,
@@ -364,7 +371,7 @@ fn u16_at(file: &[u8], at: usize) -> Option<u16> {
 mod tests {
     use super::*;
 
-    /// A file header and a 40-byte DIB header for `width` x `height` pixels, without a palette.
+    /// Returns a file header and a 40-byte DIB header for `width` x `height` pixels, without a palette.
     fn head((width, height): (i32, i32), bits: u16, compression: u32, colours: u32) -> Vec<u8> {
         let mut file = b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();
         file.extend([width.to_le_bytes(), height.to_le_bytes()].concat());

@@ -1,4 +1,4 @@
-//! Unpacks the run-length encoded indices of a BMP as Pillow's `BmpRleDecoder` does, quirks included.
+//! Unpacks the run-length encoded indices of a BMP file exactly as Pillow's `BmpRleDecoder` does, including its quirks.
 
 use super::BmpError;
 use crate::input::memory;
@@ -11,24 +11,25 @@ const CODES_BETWEEN: usize = 1 << 14;
 pub(super) struct Runs<'a> {
     /// The rest of the file, from the pixel data on.
     pub(super) data: &'a [u8],
-    /// 1 if the data starts at an odd offset in the file, because literal runs are padded to an even offset.
+    /// 1 if the data starts at an odd offset in the file, otherwise 0. It is needed because literal runs are padded to
+    /// an even offset in the file.
     pub(super) odd: usize,
     /// Width of the picture in pixels.
     pub(super) width: usize,
     /// Total number of pixels of the picture.
     pub(super) pixels: usize,
-    /// True for RLE4: two indices in a byte.
+    /// True for RLE4, which has two indices in a byte.
     pub(super) four_bits: bool,
 }
 
 impl Runs<'_> {
-    /// Peak size in bytes of the unpacked indices: one byte for each pixel, and the last run, which may extend beyond
-    /// the picture.
+    /// Returns the maximum size in bytes of the unpacked indices: one byte for each pixel, plus the last run, which may
+    /// extend beyond the picture.
     pub(super) fn bytes(pixels: u64) -> u64 {
         pixels + 256
     }
 
-    /// Returns the indices in file order; fewer than `pixels` if the data ends early.
+    /// Returns the unpacked indices in file order. If the data ends early, there are fewer than `pixels`.
     ///
     /// # Errors
     /// `OutOfMemory`, `Stopped`.
@@ -77,7 +78,8 @@ impl Runs<'_> {
         Ok(out)
     }
 
-    /// Copies a literal run. Returns the offset after it, or `None` if the data or the picture ends.
+    /// Copies the literal run of `count` indices at offset `at` to `out`. Returns the offset after it, or `None` if the
+    /// data or the picture ends.
     fn literal(&self, out: &mut Vec<u8>, at: usize, count: usize) -> Option<usize> {
         let count = count.min(self.pixels - out.len());
         let bytes = if self.four_bits { count.div_ceil(2) } else { count };

@@ -1,4 +1,5 @@
-//! Arithmetic coding, sequential and progressive: `jdarith.c` of libjpeg-turbo (T.81, annexes D, F.2.4 and G.1.3).
+//! Decodes arithmetic-coded scans, sequential and progressive, like `jdarith.c` of libjpeg-turbo (T.81, annexes D,
+//! F.2.4 and G.1.3).
 
 use super::JpegError;
 use super::frame::{Block, Process};
@@ -7,12 +8,13 @@ use super::probabilities::STATES;
 use super::scan::{BlockDecoder, Restarts};
 use super::source::Source;
 
-/// Decodes the blocks of an arithmetic-coded scan.
+/// Decoder for the blocks of an arithmetic-coded scan.
 #[derive(Debug)]
 pub(super) struct Arithmetic<'s, 'a> {
     decoder: Decoder<'s, 'a>,
     restarts: Restarts,
-    /// Statistics of DC and AC values, by conditioning table.
+    /// Adaptive states that estimate probabilities (see [`STATES`]) for DC values (`dc`) and AC values (`ac`), by
+    /// conditioning table.
     dc: [DcStatistics; 16],
     ac: [AcStatistics; 16],
     components: Vec<Coder>,
@@ -31,11 +33,12 @@ struct Coder {
     tables: ScanComponent,
     /// DC value of the previous block (the DC predictor).
     predicted: i32,
-    /// Statistics area selected by the previous DC difference (T.81, table F.4).
+    /// Index in [`DcStatistics`] of the first state for the next DC difference. It depends on the previous difference
+    /// (T.81, table F.4).
     context: usize,
-    /// Bounds L and U between small and large DC differences.
+    /// Bounds L and U, as exponents of 2, that classify a DC difference as zero, small or large.
     bounds: (u8, u8),
-    /// Kx: the last coefficient whose magnitude uses the statistics of low frequencies.
+    /// Kx: the last coefficient, in zigzag order, whose magnitude uses the statistics for low frequencies.
     low_coefficients: u8,
 }
 
@@ -50,9 +53,9 @@ enum Pass {
 }
 
 impl<'s, 'a> Arithmetic<'s, 'a> {
-    /// Starts a scan; a progressive one must have passed [`super::progressive::check`]. `fuel` bounds the number of
-    /// binary decisions, because after a marker the decoder continues with zeros and the length of the file is no
-    /// bound.
+    /// Starts a scan. A progressive scan must have passed [`super::progressive::check`]. `fuel` is the maximum number
+    /// of binary decisions. It is needed because the decoder continues with zeros after a marker, so the length of the
+    /// file does not limit the number of decisions.
     pub(super) fn start(
         source: &'s mut Source<'a>,
         tables: &Tables,
@@ -83,17 +86,18 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
             pass,
             first: usize::from(scan.first),
             last: usize::from(scan.last),
-            // The parameters of a sequential scan have no meaning, whatever the file contains.
+            // The parameters of a sequential scan are ignored, whatever the file contains.
             low: if process.progressive { u32::from(scan.low) } else { 0 },
         }
     }
 
-    /// Number of decisions that are left.
+    /// Returns the number of binary decisions that may still be taken.
     pub(super) fn fuel(&self) -> u64 {
         self.decoder.fuel
     }
 
-    /// Decodes the DC value of a block: its difference from the previous one. False if the data is damaged.
+    /// Decodes the difference between a block's DC value and the previous one, and adds it to the component's
+    /// predictor. Returns false if the data is damaged.
     fn dc_value(&mut self, component: usize) -> Result<bool, JpegError> {
         let coder = &mut self.components[component];
         let statistics = &mut self.dc[coder.tables.dc_table];
@@ -131,7 +135,7 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
         Ok(true)
     }
 
-    /// Decodes the AC values from `first` to `last`, shifted by the position of the scan's lowest bit.
+    /// Decodes the scan's AC values into `block`, shifted left by `low` bits. Returns false if the data is damaged.
     fn ac_values(&mut self, component: usize, block: &mut Block) -> Result<bool, JpegError> {
         let (first, last) = match self.pass {
             Pass::Sequential => (1, 63),
@@ -179,7 +183,7 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
         Ok(true)
     }
 
-    /// Decodes one more bit of a band.
+    /// Decodes the next lower bit of each AC coefficient from `first` to `last`. Returns false if the data is damaged.
     fn refine(&mut self, block: &mut Block) -> Result<bool, JpegError> {
         let bit = 1_i16 << self.low;
         let statistics = &mut self.ac[self.components[0].tables.ac_table];
@@ -219,7 +223,7 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
 }
 
 impl BlockDecoder for Arithmetic<'_, '_> {
-    /// Reaching a marker is not an error here: encoders omit zeros at the end.
+    /// Always false, because a marker does not mean that data is missing: encoders omit zeros at the end.
     fn is_exhausted(&self) -> bool {
         false
     }
@@ -268,22 +272,23 @@ impl BlockDecoder for Arithmetic<'_, '_> {
     }
 }
 
-/// The binary arithmetic decoder (T.81, annex D.2).
+/// Binary arithmetic decoder (T.81, annex D.2).
 #[derive(Debug)]
 struct Decoder<'s, 'a> {
     source: &'s mut Source<'a>,
-    /// Base of the interval (C register), with the bits that were read ahead.
+    /// Base of the coding interval, with the bits that have been read ahead (C register).
     code: i64,
-    /// Size of the interval (A register), normalised to 0x8000..=0x10000.
+    /// Size of the coding interval, normalised to 0x8000..=0x10000 (A register).
     size: i64,
-    /// Bits that may be shifted out before the next byte is read; [`GAVE_UP`] after damaged data.
+    /// Number of bits that may be shifted out before the next byte is read; [`AT_START`] before the first byte,
+    /// [`GAVE_UP`] after damaged data.
     shifts_left: i32,
-    /// Number of decisions that may still be taken.
+    /// Number of binary decisions that may still be taken.
     fuel: u64,
 }
 
 const GAVE_UP: i32 = -1;
-/// Two bytes must be read first.
+/// Value of `shifts_left` that makes the decoder read two bytes first.
 const AT_START: i32 = -16;
 
 impl<'s, 'a> Decoder<'s, 'a> {
@@ -297,7 +302,7 @@ impl<'s, 'a> Decoder<'s, 'a> {
         Ok(())
     }
 
-    /// Damaged data: everything up to the next restart stays unchanged.
+    /// Records that the data is damaged. Blocks then stay unchanged until the next restart.
     fn give_up(&mut self) {
         self.shifts_left = GAVE_UP;
     }
@@ -306,7 +311,8 @@ impl<'s, 'a> Decoder<'s, 'a> {
         self.shifts_left == GAVE_UP
     }
 
-    /// Decodes one decision. `state` holds the estimated probability and the more probable symbol, and adapts.
+    /// Decodes one binary decision and updates `state`, which contains an index in [`STATES`] and, in its top bit, the
+    /// more probable symbol.
     fn decide(&mut self, state: &mut u8) -> Result<bool, JpegError> {
         self.fuel = self.fuel.checked_sub(1).ok_or(JpegError::TooMuchWork)?;
         self.renormalise()?;
@@ -330,12 +336,13 @@ impl<'s, 'a> Decoder<'s, 'a> {
         Ok((more_probable != 0) != is_less_probable)
     }
 
-    /// Decodes one decision with fixed even odds, without adaptation.
+    /// Decodes one binary decision with a fixed probability of one half.
     fn decide_evenly(&mut self) -> Result<bool, JpegError> {
         self.decide(&mut 113)
     }
 
-    /// Decodes the bits below the highest one of a magnitude (T.81, figure F.24).
+    /// Decodes the bits below the highest one of a magnitude (T.81, figure F.24). `magnitude` is the highest bit alone.
+    /// Returns all bits.
     fn magnitude_bits(&mut self, state: &mut u8, magnitude: i32) -> Result<i32, JpegError> {
         let (mut value, mut bit) = (magnitude, magnitude >> 1);
         while bit > 0 {
@@ -351,7 +358,7 @@ impl<'s, 'a> Decoder<'s, 'a> {
         while self.size < 0x8000 {
             self.shifts_left -= 1;
             if self.shifts_left < 0 {
-                // After a marker the code continues with zeros.
+                // After a marker, the data continues with zeros.
                 let byte = self.source.data_byte()?.unwrap_or(0);
                 self.code = self.code << 8 | i64::from(byte);
                 self.shifts_left += 8;

@@ -4,8 +4,8 @@
 use super::JpegError;
 use super::source::Source;
 
-/// Reads bits up to a marker. After that every bit is zero, and [`Self::is_exhausted`] tells that such a bit was
-/// consumed.
+/// Reader of the bits up to the next marker. After the last bit, it supplies zero bits. [`Self::is_exhausted`] is true
+/// once such a zero bit has been consumed.
 #[derive(Debug)]
 pub(super) struct BitReader<'s, 'a> {
     source: &'s mut Source<'a>,
@@ -21,13 +21,13 @@ impl<'s, 'a> BitReader<'s, 'a> {
         Self { source, buffer: 0, left: 0, exhausted: false }
     }
 
-    /// True once a bit after the last one was consumed (`insufficient_data`).
+    /// True once a bit beyond the end of the data has been consumed (`insufficient_data`).
     pub(super) fn is_exhausted(&self) -> bool {
         self.exhausted
     }
 
-    /// Loads enough bits for the next two calls of [`Self::peek`] and [`Self::take`]: a code and its value, at most 32
-    /// bits.
+    /// Loads enough bits for the next two calls of [`Self::peek`] and [`Self::take`], which read a Huffman code and the
+    /// value after it: together at most 32 bits.
     #[inline]
     pub(super) fn prepare(&mut self) -> Result<(), JpegError> {
         if self.left < 32 { self.fill() } else { Ok(()) }
@@ -42,10 +42,10 @@ impl<'s, 'a> BitReader<'s, 'a> {
             if !has_byte_ff(chunk) {
                 self.buffer |= chunk >> self.left;
                 self.source.skip(((63 - self.left) / 8) as usize);
-                // As many whole bytes as fit below 64 bits were added: 56 to 63 bits are valid now.
+                // The whole bytes that were added bring the number of valid bits to between 56 and 63.
                 self.left |= 0b11_1000;
-                // Clears the partial byte that `left` does not count, so that the next refill cannot merge another byte
-                // with it.
+                // Clear the bits of the partial byte, which `left` does not count, so that the next refill does not mix
+                // them with another byte.
                 self.buffer &= !0 << (64 - self.left);
                 return Ok(());
             }
@@ -53,7 +53,8 @@ impl<'s, 'a> BitReader<'s, 'a> {
         self.fill_by_bytes()
     }
 
-    /// Fills up to a marker or the end of the file. The end is not an error here, because enough bits may be left.
+    /// Loads bytes one by one, up to a marker or the end of the file. The end is not an error here, because the loaded
+    /// bits may suffice.
     #[cold]
     fn fill_by_bytes(&mut self) -> Result<(), JpegError> {
         while self.left <= 56 {
@@ -69,7 +70,7 @@ impl<'s, 'a> BitReader<'s, 'a> {
         Ok(())
     }
 
-    /// The next `count` bits, 1 to 16, without consuming them; zeros after the last one.
+    /// Returns the next `count` bits, 1 to 16, without consuming them. Bits beyond the end of the data are zero.
     #[inline]
     pub(super) fn peek(&self, count: u32) -> u32 {
         (self.buffer >> (64 - count)) as u32
@@ -100,7 +101,7 @@ impl<'s, 'a> BitReader<'s, 'a> {
         Ok(bits)
     }
 
-    /// Reads one bit, and loads more if none is left.
+    /// Reads one bit. Loads more bits first if none is left.
     ///
     /// # Errors
     /// As [`Self::consume`].
@@ -112,7 +113,7 @@ impl<'s, 'a> BitReader<'s, 'a> {
         Ok(self.take(1)? != 0)
     }
 
-    /// Supplies zeros from here on.
+    /// Supplies zero bits from now on if a marker ended the data. Fails if the file ended instead.
     #[cold]
     fn exhaust(&mut self) -> Result<(), JpegError> {
         if self.source.pending() == 0 {
@@ -124,7 +125,8 @@ impl<'s, 'a> BitReader<'s, 'a> {
         Ok(())
     }
 
-    /// Drops the rest of the restart interval and continues after its restart marker (`process_restart`).
+    /// Drops the rest of the restart interval and continues after the restart marker with number `due`
+    /// (`process_restart`).
     ///
     /// # Errors
     /// `Truncated`.
@@ -132,7 +134,7 @@ impl<'s, 'a> BitReader<'s, 'a> {
         self.buffer = 0;
         self.left = 0;
         self.source.restart(due)?;
-        // A marker that stays pending makes the interval empty, so its data is exhausted as well.
+        // If a marker stays pending, the next interval has no data, so `exhausted` is not reset.
         if self.source.pending() == 0 {
             self.exhausted = false;
         }
@@ -140,11 +142,11 @@ impl<'s, 'a> BitReader<'s, 'a> {
     }
 }
 
-/// True if one of eight bytes is 0xFF, which starts byte stuffing and markers.
+/// True if any of the eight bytes is 0xFF, which begins every marker and precedes every stuffed zero.
 fn has_byte_ff(bytes: u64) -> bool {
     const LOW: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x8080_8080_8080_8080;
-    // A byte of the complement is zero exactly where the subtraction borrows from its high bit.
+    // The usual bit trick that tests whether a word contains a zero byte, applied to the complement.
     (!bytes).wrapping_sub(LOW) & bytes & HIGH != 0
 }
 
@@ -159,7 +161,7 @@ mod tests {
         let mut source = Source::new(&stuffed);
         let mut bits = BitReader::new(&mut source);
         let mut read = Vec::new();
-        // 3 and 5 bits alternate, so that refills happen at different positions.
+        // Reads alternate between 3 and 5 bits, so that refills happen at different positions.
         while read.len() < 512 {
             bits.prepare().unwrap();
             let high = bits.take(3).unwrap();

@@ -5,13 +5,13 @@ use super::frame::{Block, Component, Frame};
 use crate::input::memory;
 use crate::input::stop::Stop;
 
-/// Coefficients of one component: of the whole picture, or of one row of MCUs.
+/// Coefficients of one component, either for the whole picture or for one row of MCUs.
 #[derive(Debug)]
 pub(super) struct BlockGrid {
     blocks: Vec<Block>,
-    /// Blocks in a row, including padding.
+    /// Number of blocks in a row, including padding.
     width: usize,
-    /// The row of the picture at which `blocks` starts.
+    /// The row of blocks, counted from the top of the picture, at which `blocks` starts.
     first_row: usize,
 }
 
@@ -21,22 +21,22 @@ impl BlockGrid {
         Ok(Self { blocks, width, first_row: 0 })
     }
 
-    /// All rows of the component, for multi-scan files.
+    /// Allocates all rows of the component, for multi-scan files.
     pub(super) fn whole(component: &Component, stop: Stop<'_>) -> Result<Self, JpegError> {
         Self::new(component.padded_width, component.padded_height, stop)
     }
 
-    /// One row of MCUs, for single-scan files.
+    /// Allocates one row of MCUs, for single-scan files.
     pub(super) fn strip(component: &Component, stop: Stop<'_>) -> Result<Self, JpegError> {
         Self::new(component.padded_width, component.v, stop)
     }
 
-    /// The block at a position in the picture.
+    /// Returns the block at a position in the picture, counted in blocks.
     pub(super) fn block_mut(&mut self, row: usize, column: usize) -> &mut Block {
         &mut self.blocks[(row - self.first_row) * self.width + column]
     }
 
-    /// A row of blocks, including padding.
+    /// Returns a row of blocks, including padding.
     pub(super) fn row(&self, row: usize) -> &[Block] {
         &self.blocks[(row - self.first_row) * self.width..][..self.width]
     }
@@ -45,7 +45,7 @@ impl BlockGrid {
         memory::release(self.blocks);
     }
 
-    /// Clears the strip and lets it start at `first_row`.
+    /// Clears all coefficients and moves the start of the strip to `first_row`.
     pub(super) fn restart_at(&mut self, first_row: usize) {
         self.first_row = first_row;
         self.blocks.fill([0; 64]);
@@ -68,12 +68,12 @@ pub(super) fn one_strip(frame: &Frame, stop: Stop<'_>) -> Result<Vec<BlockGrid>,
     frame.components.iter().map(|component| BlockGrid::strip(component, stop)).collect()
 }
 
-/// Size in bytes of the result of [`whole_picture`].
+/// Returns the size in bytes of the result of [`whole_picture`].
 pub(super) fn whole_bytes(frame: &Frame) -> u64 {
     frame.samples() * size_of::<i16>() as u64
 }
 
-/// Size in bytes of the result of [`one_strip`].
+/// Returns the size in bytes of the result of [`one_strip`].
 pub(super) fn strip_bytes(frame: &Frame) -> u64 {
     let blocks = |component: &Component| (component.padded_width * component.v) as u64;
     frame.components.iter().map(blocks).sum::<u64>() * size_of::<Block>() as u64

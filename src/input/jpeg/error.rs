@@ -3,16 +3,17 @@
 use crate::input::memory::OutOfMemory;
 use crate::input::stop::Stopped;
 
-/// Why a JPEG file is rejected.
+/// Why a JPEG file cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(in crate::input) enum JpegError {
-    /// The file ends before its last scan does.
+    /// The file ends before the end of its last scan.
     #[error("the file ends before the image is complete")]
     Truncated,
-    /// A segment or the entropy-coded data is invalid; libjpeg stops at the same places.
+    /// A segment or the entropy-coded data is invalid. libjpeg stops at the same places.
     #[error("its data is damaged")]
     Damaged,
-    /// A process of the standard that libjpeg-turbo, and therefore Pillow, does not decode to 8-bit samples.
+    /// The file uses a feature of the standard that libjpeg-turbo, and therefore Pillow, does not decode to 8-bit
+    /// samples.
     #[error("it uses {0}, which is not supported")]
     Unsupported(&'static str),
     /// Decoding would cost more than [`super::Limits`] allows.

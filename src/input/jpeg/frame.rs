@@ -5,14 +5,14 @@
 use super::JpegError;
 use super::source::{Segment, marker};
 
-/// Maximum side in pixels that libjpeg accepts (`JPEG_MAX_DIMENSION`).
+/// Maximum width and height in pixels that libjpeg accepts (`JPEG_MAX_DIMENSION`).
 const MAX_SIDE: u16 = 65_500;
 /// Maximum sampling factor of a component (`MAX_SAMP_FACTOR`).
 const MAX_SAMPLING: u8 = 4;
-/// Side of a block of coefficients in samples.
+/// Width and height of a block of coefficients, in samples.
 pub(super) const BLOCK_SIDE: usize = 8;
 
-/// Coefficients of one block in natural order: row by row, with rising frequencies.
+/// Coefficients of one block in natural order: row by row, with increasing frequencies.
 pub(super) type Block = [i16; 64];
 
 /// The coding process of the frame.
@@ -20,7 +20,7 @@ pub(super) type Block = [i16; 64];
 pub(super) struct Process {
     pub(super) progressive: bool,
     pub(super) arithmetic: bool,
-    /// Samples are coded directly, not as coefficients: a block is a single sample.
+    /// True if samples are coded directly, not as coefficients. Each block is then a single sample.
     pub(super) lossless: bool,
 }
 
@@ -29,7 +29,7 @@ impl Process {
     pub(super) const SEQUENTIAL: Self =
         Self { progressive: false, arithmetic: false, lossless: false };
 
-    /// Side of a block in samples (`data_unit` of libjpeg-turbo).
+    /// Returns the width and height of a block in samples (`data_unit` of libjpeg-turbo).
     pub(super) fn block_side(self) -> usize {
         if self.lossless { 1 } else { BLOCK_SIDE }
     }
@@ -41,9 +41,9 @@ pub(super) enum Colours {
     Grey,
     Rgb,
     YCbCr,
-    /// Inverted, as Adobe writes it and Pillow reads it (raw mode `CMYK;I`).
+    /// CMYK with inverted samples, as Adobe writes it and Pillow reads it (raw mode `CMYK;I`).
     Cmyk,
-    /// CMYK whose first three components were converted like `YCbCr`.
+    /// CMYK whose first three components are stored as `YCbCr`.
     Ycck,
 }
 
@@ -54,15 +54,15 @@ pub(super) struct Component {
     /// Sampling factors, horizontal (`h`) and vertical (`v`), 1 to 4.
     pub(super) h: usize,
     pub(super) v: usize,
-    /// Slot of the quantisation table, as the file gives it.
+    /// Slot of the quantisation table, as read from the file (unchecked).
     pub(super) quant_slot: u8,
-    /// Size in blocks that contain samples of the picture.
+    /// Width and height in blocks, not counting blocks that are only padding.
     pub(super) width_in_blocks: usize,
     pub(super) height_in_blocks: usize,
-    /// Size in blocks, including the padding of interleaved scans.
+    /// Width and height in blocks, including the padding blocks of interleaved scans.
     pub(super) padded_width: usize,
     pub(super) padded_height: usize,
-    /// Size in samples, without padding.
+    /// Width and height in samples, without padding.
     pub(super) width: usize,
     pub(super) height: usize,
 }
@@ -76,10 +76,9 @@ pub(super) struct Frame {
     pub(super) components: Vec<Component>,
     pub(super) max_h: usize,
     pub(super) max_v: usize,
-    /// Rows of interleaved MCUs. An MCU (minimum coded unit) contains, for every component, one block times its
-    /// sampling factors.
+    /// Number of rows of interleaved MCUs. An MCU (minimum coded unit) contains `h x v` blocks of each component.
     pub(super) mcu_rows: usize,
-    /// Interleaved MCUs in a row.
+    /// Number of interleaved MCUs in a row.
     pub(super) mcus_per_row: usize,
 }
 
@@ -87,7 +86,7 @@ impl Frame {
     /// Parses the segment after the marker `code`, which is one of SOF0 to SOF15.
     ///
     /// # Errors
-    /// `Unsupported` for what Pillow does not read, `Damaged`.
+    /// `Unsupported` if Pillow does not read such a frame, `Damaged`.
     pub(super) fn read(code: u8, mut segment: Segment<'_>) -> Result<Self, JpegError> {
         let process = process(code)?;
         let [precision, y0, y1, x0, x1, count] = segment.array()?;
@@ -139,7 +138,7 @@ impl Frame {
         Ok(Self { process, width, height, components, max_h, max_v, mcu_rows, mcus_per_row })
     }
 
-    /// Samples of all components, including padding.
+    /// Returns the number of samples in all components, including padding.
     pub(super) fn samples(&self) -> u64 {
         let blocks =
             |component: &Component| (component.padded_width * component.padded_height) as u64;
@@ -147,8 +146,8 @@ impl Frame {
         self.components.iter().map(blocks).sum::<u64>() * side * side
     }
 
-    /// The colour space, from the JFIF and Adobe markers (`adobe` is its transform code), otherwise from the component
-    /// ids.
+    /// Returns the colour space according to the JFIF and Adobe markers. Without these markers, the component ids
+    /// determine it. `jfif` is true if there is a JFIF marker; `adobe` is the transform code of the Adobe marker.
     ///
     /// # Errors
     /// `Unsupported` if lossless samples would need colour conversion, which libjpeg-turbo does not do.

@@ -1,5 +1,6 @@
-//! Compares several hundred variants of JPEG with Pillow 13: the pixels of each, or that it is rejected (written by
-//! `jpegs.py` and `lossless_jpegs.py` of `tests/fixtures/make`).
+//! Compares several hundred variants of JPEG with Pillow 13: the decoder must return the same pixels as Pillow, or
+//! reject the files that Pillow rejects. `jpegs.py` and `lossless_jpegs.py` of `tests/fixtures/make` write the
+//! fixtures.
 
 use super::{JpegError, Limits, decode};
 use crate::input::image_id;
@@ -27,8 +28,8 @@ fn fixture(name: &str) -> Vec<u8> {
     fs::read(folder.join(name)).unwrap()
 }
 
-/// Pillow reads a file without EOI only if the last bits happen to be loaded. All samples are there, so it is read
-/// here.
+/// Files without EOI. Pillow reads such a file only if its last bits happen to be loaded. Here they are read, because
+/// no sample is missing.
 const READ_HERE: [&str; 3] =
     ["no end marker", "restarts, no end marker", "together, no end marker"];
 
@@ -122,7 +123,7 @@ fn samples_of_lossless_scans_count_by_eight() {
     assert_eq!(error, JpegError::TooMuchWork);
 }
 
-/// Pillow has every row of a single scan before it reads the next 64 KiB, so it never sees an error there.
+/// Pillow has all rows of a single-scan file before it reads the next 64 KiB, so it never sees an error in these bytes.
 #[test]
 fn damage_behind_the_last_read_of_pillow_is_no_damage() {
     let cases = [("files.safetensors", "comment"), ("lossless.safetensors", "larger")];
@@ -133,7 +134,7 @@ fn damage_behind_the_last_read_of_pillow_is_no_damage() {
         let pixels = |gap: usize| {
             let mut file = whole[..whole.len() - 2].to_vec();
             file.resize(gap, 0);
-            // A frame of a process that libjpeg does not support.
+            // The marker of a frame whose process libjpeg does not support.
             file.extend(b"\xff\xc7\xff\xd9");
             decode(&file, Limits { max_blocks: 1 << 20 }, &|| false).map(|decoded| decoded.data)
         };

@@ -1,5 +1,5 @@
-//! Parses the segments before scans: tables (DQT, DHT, DAC), the frame (SOF), colour markers (APP0, APP14) and restart
-//! intervals (DRI).
+//! Parses the segments before each scan: tables (DQT, DHT, DAC), the frame (SOF), colour markers (APP0, APP14) and
+//! restart intervals (DRI).
 //!
 //! Follows `read_markers` of libjpeg-turbo's `jdmarker.c`, including the order of its checks.
 
@@ -7,8 +7,8 @@ use super::JpegError;
 use super::frame::{Colours, Frame};
 use super::source::{Segment, Source, marker};
 
-/// Zigzag order: the positions of the coefficients in a [`super::frame::Block`], in the order in which they are coded.
-/// Sixteen more entries catch run lengths of damaged data that lead beyond the block.
+/// Zigzag order: the position of each coefficient in a [`super::frame::Block`], in the order in which coefficients are
+/// coded. The last sixteen entries are for damaged data, in which a run of zeros may lead beyond the block.
 #[rustfmt::skip]
 pub(super) const ZIGZAG: [u8; 80] = [
      0,  1,  8, 16,  9,  2,  3, 10, 17, 24, 32, 25, 18, 11,  4,  5,
@@ -18,30 +18,31 @@ pub(super) const ZIGZAG: [u8; 80] = [
     63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63,
 ];
 
-/// A Huffman table as the DHT segment gives it.
+/// A Huffman table as defined in a DHT segment.
 #[derive(Debug, Clone)]
 pub(super) struct HuffmanSpec {
-    /// Number of codes of each length, 1 to 16 bits; entry 0 is unused.
+    /// Number of codes by length in bits, from 1 to 16; entry 0 is unused.
     pub(super) counts: [u8; 17],
-    /// Symbols in code order, followed by zeros.
+    /// Symbols in the order of their codes; unused entries are 0.
     pub(super) symbols: [u8; 256],
 }
 
 /// The tables in effect when a scan starts.
 #[derive(Debug, Clone)]
 pub(super) struct Tables {
-    /// Quantisation tables in natural order, by slot.
+    /// Quantisation tables by slot. Their entries are in natural order (see [`super::frame::Block`]).
     pub(super) quant: [Option<[u16; 64]>; 4],
     pub(super) dc: [Option<HuffmanSpec>; 4],
     pub(super) ac: [Option<HuffmanSpec>; 4],
-    /// Conditioning of arithmetic coding: bounds L and U for DC, Kx for AC.
+    /// Parameters of arithmetic coding by slot. `arithmetic_dc` contains the bounds L and U for DC values,
+    /// `arithmetic_ac` contains Kx for AC values (see `arithmetic::Coder`).
     pub(super) arithmetic_dc: [(u8, u8); 16],
     pub(super) arithmetic_ac: [u8; 16],
-    /// MCUs between restart markers; 0 if there are none.
+    /// Number of MCUs between restart markers; 0 if there are no restart markers.
     pub(super) restart_interval: u16,
 }
 
-/// One component of a scan and its entropy coding tables.
+/// One component of a scan, with the slots of its entropy-coding tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ScanComponent {
     /// Index of the component in the frame.
@@ -53,26 +54,28 @@ pub(super) struct ScanComponent {
 /// A parsed scan header (SOS).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Scan {
-    /// Between one and four components.
+    /// The components of the scan, between one and four.
     pub(super) components: Vec<ScanComponent>,
-    /// First and last coefficient of the scan, in zigzag order.
+    /// First and last coefficient that the scan contains, as indices in zigzag order. For lossless scans see
+    /// `lossless::Method`.
     pub(super) first: u8,
     pub(super) last: u8,
-    /// Successive approximation: the bit position of the previous scan (0 if there was none), and of this one.
+    /// Successive approximation: the position of the lowest bit in the previous scan of these coefficients (`high`; 0
+    /// if there was none) and in this scan (`low`).
     pub(super) high: u8,
     pub(super) low: u8,
 }
 
-/// What ends a sequence of segments.
+/// What [`Header::next`] stopped at.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A scan starts: entropy-coded data follows.
+    /// The header of a scan, whose entropy-coded data follows.
     Scan(Scan),
     /// The end-of-image marker (EOI).
     End,
 }
 
-/// Parses segments and keeps their contents.
+/// Parser of segments, with the contents of those that it has read so far.
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) tables: Tables,
@@ -96,7 +99,8 @@ impl Header {
         Self { tables, frame: None, jfif: false, adobe: None, started: false, saw_scan: false }
     }
 
-    /// Reads up to the first scan. Abbreviated table-only streams may precede the picture, as in libjpeg.
+    /// Reads up to the first scan. Returns the frame and the scan header. As in libjpeg, abbreviated streams that
+    /// contain only tables may precede the picture.
     ///
     /// # Errors
     /// `Truncated`, `Damaged`, `Unsupported`.
@@ -138,10 +142,10 @@ impl Header {
                 marker::DAC => self.conditioning(source.segment()?)?,
                 marker::DQT => self.quantisation(source.segment()?)?,
                 marker::DRI => self.restart_interval(source.segment()?)?,
-                // The JPG marker is reserved; the others in this range are frames (SOF).
+                // JPG, a reserved marker. All other codes from SOF0 to 0xCF that reach this point start a frame (SOF).
                 0xc8 => return Err(JpegError::Unsupported("a reserved JPEG extension")),
                 marker::SOF0..=0xcf => {
-                    // A file has only one frame.
+                    // A file may have only one frame.
                     if self.frame.is_some() {
                         return Err(JpegError::Damaged);
                     }
@@ -160,16 +164,16 @@ impl Header {
                 marker::APP0..=marker::APP15 | marker::COM | marker::DNL => {
                     source.segment()?.rest()?;
                 }
-                // Pillow's own scan of the header does not know TEM.
+                // Pillow's own header parser, which reads up to the first scan, rejects TEM.
                 marker::TEM if !self.saw_scan => return Err(JpegError::Damaged),
                 marker::TEM | marker::RST0..=marker::RST7 => {}
-                // A second SOI, and markers that no current JPEG contains.
+                // A second SOI, or a marker that no current JPEG file contains.
                 _ => return Err(JpegError::Damaged),
             }
         }
     }
 
-    /// The colour space of the frame, according to the markers read so far.
+    /// Returns the colour space of the frame, according to the markers read so far.
     ///
     /// # Errors
     /// `Unsupported`.
@@ -177,7 +181,7 @@ impl Header {
         frame.colours(self.jfif, self.adobe)
     }
 
-    /// Resets what SOI resets (`get_soi`); the other tables stay.
+    /// Resets everything that an SOI marker resets (`get_soi`); the quantisation and Huffman tables are kept.
     fn start(&mut self) {
         self.started = true;
         self.jfif = false;

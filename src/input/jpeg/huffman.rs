@@ -1,26 +1,27 @@
 //! Huffman decoding tables (`jpeg_make_d_derived_tbl` of libjpeg-turbo's `jdhuff.c`), and the standard tables, which
-//! Motion JPEG omits from its files (`jstdhuff.c`; Recommendation T.81, annex K.3).
+//! Motion JPEG files omit (`jstdhuff.c`; Recommendation T.81, annex K.3).
 
 use super::JpegError;
 use super::bits::BitReader;
 use super::header::{HuffmanSpec, Tables};
 
-/// Bits that one table lookup decodes; longer codes are rare.
+/// Number of bits that one table lookup decodes. Longer codes are rare.
 const LOOKAHEAD: u32 = 10;
 const ENTRIES: usize = 1 << LOOKAHEAD;
 
 /// A Huffman table prepared for decoding.
 #[derive(Debug, Clone)]
 pub(super) struct HuffmanTable {
-    /// Indexed by the next [`LOOKAHEAD`] bits: code length in the upper byte, symbol in the lower; 0 for longer codes.
+    /// Indexed by the next [`LOOKAHEAD`] bits. An entry has the code length in its upper byte and the symbol in its
+    /// lower byte. It is 0 if the code is longer.
     short: Box<[u16; ENTRIES]>,
-    /// For AC tables, indexed by the next [`LOOKAHEAD`] bits: a whole coefficient, if code and value fit into these
-    /// bits. The value is in the upper byte, followed by four bits of zero run and four bits of the total length; 0 if
-    /// they do not fit.
+    /// For AC tables, indexed by the next [`LOOKAHEAD`] bits. If a code and the value after it fit into these bits, the
+    /// entry describes the whole coefficient: the value in the upper byte, four bits for the number of zeros before it,
+    /// and four bits for the total length. Otherwise the entry is 0.
     whole: Box<[i16; ENTRIES]>,
-    /// The largest code of each length; -1 if there is none.
+    /// The largest code of each length in bits; -1 if there is none.
     max_code: [i32; 17],
-    /// By length: the index of a symbol minus its code.
+    /// For each code length, the index of a symbol in `symbols` minus its code.
     offset: [i32; 17],
     symbols: [u8; 256],
 }
@@ -47,10 +48,11 @@ impl Class {
 }
 
 impl HuffmanTable {
-    /// Prepares the table in the slot that a scan names.
+    /// Prepares the table in `slot`, which the scan header specifies.
     ///
     /// # Errors
-    /// `Damaged` if the file does not define it, or if its codes do not form a prefix code.
+    /// `Damaged` if the file does not define this table, if its codes do not form a prefix code, or if a symbol is too
+    /// large for `class`.
     pub(super) fn find(
         specs: &[Option<HuffmanSpec>; 4],
         slot: usize,
@@ -83,7 +85,7 @@ impl HuffmanTable {
             }
             if count > 0 {
                 table.max_code[length] = code.cast_signed() - 1;
-                // The code of all ones is not allowed, and longer codes would start with it.
+                // The code of all ones is not allowed, because longer codes would start with it.
                 if code >= 1 << length {
                     return Err(JpegError::Damaged);
                 }
@@ -136,8 +138,8 @@ impl HuffmanTable {
         Ok(symbol)
     }
 
-    /// Decodes a code of more than [`LOOKAHEAD`] bits. If there is no such code, it consumes 17 bits and returns 0, as
-    /// libjpeg does.
+    /// Decodes a code of more than [`LOOKAHEAD`] bits. If the next bits are not a code, consumes 17 bits and returns 0,
+    /// as libjpeg does.
     #[cold]
     fn long_symbol(&self, bits: &mut BitReader<'_, '_>) -> Result<u8, JpegError> {
         for length in LOOKAHEAD + 1..=16 {
@@ -155,8 +157,9 @@ impl HuffmanTable {
         Ok(0)
     }
 
-    /// Looks up a coefficient whose code and value are short. Returns its value, the number of zeros before it, and the
-    /// length of both in bits. Call [`BitReader::prepare`] first.
+    /// Looks up the next coefficient in `whole`, without consuming its bits. Returns its value, the number of zeros
+    /// before it, and the total length of code and value in bits; `None` if there is no entry. Call
+    /// [`BitReader::prepare`] first.
     #[inline]
     pub(super) fn whole_coefficient(&self, bits: &BitReader<'_, '_>) -> Option<(i16, usize, u32)> {
         let entry = self.whole[bits.peek(LOOKAHEAD) as usize];
@@ -166,15 +169,16 @@ impl HuffmanTable {
     }
 }
 
-/// Extends a value of `size` bits, 1 to 15, whose negative values are stored minus one (`HUFF_EXTEND`; T.81, figure
-/// F.12).
+/// Returns the signed value that `raw` encodes in `size` bits, 1 to 15. A negative value `v` is stored as the low bits
+/// of `v - 1` (`HUFF_EXTEND`; T.81, figure F.12).
 #[inline]
 pub(super) fn extend(raw: u32, size: u32) -> i32 {
     let raw = raw.cast_signed();
     if raw < 1 << (size - 1) { raw + (-1 << size) + 1 } else { raw }
 }
 
-/// Fills the first two slots with the tables of annex K if the file does not define them, as `std_huff_tables` does.
+/// Fills the first two slots of the DC and AC tables with the standard tables of annex K, unless the file defines them,
+/// as `std_huff_tables` does.
 pub(super) fn fill_in_standard_tables(tables: &mut Tables) {
     let [luma, chroma, ..] = &mut tables.dc;
     luma.get_or_insert_with(|| spec(DC_LUMA_COUNTS, DC_SYMBOLS));

@@ -1,20 +1,20 @@
-//! Inverse DCT of blocks of coefficients: the accurate integer transform of libjpeg (`jidctint.c`), in the 16-bit form
-//! of its x86 kernels (`simd/x86_64/jidctint-avx2.asm`), which Pillow's wheels run.
+//! Inverse DCT of blocks of coefficients. It is the accurate integer transform of libjpeg (`jidctint.c`), in the 16-bit
+//! form of its x86 kernels (`simd/x86_64/jidctint-avx2.asm`), which Pillow's wheels use.
 //!
 //! Both forms give the same samples if all values fit into 16 bits, as in every file that an encoder writes. Otherwise
 //! the kernels wrap or saturate, and so does this code.
 
 use super::frame::{BLOCK_SIDE, Block};
 
-/// Fractional bits of the multiplication constants.
+/// Number of fractional bits in the multiplication constants.
 const CONSTANT_BITS: u32 = 13;
-/// Fractional bits of the values between the passes.
+/// Number of fractional bits in the values between the two passes.
 const PASS_BITS: u32 = 2;
 
-/// 16-bit rows of a block.
+/// The values of a block, row by row.
 type Rows = [[i16; 8]; 8];
 
-/// Transforms a row of blocks to eight rows of samples, `stride` apart in `out`.
+/// Transforms a row of blocks to eight rows of samples, which start `stride` bytes apart in `out`.
 #[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 pub(super) fn transform_row(blocks: &[Block], quant: &[u16; 64], out: &mut [u8], stride: usize) {
@@ -31,7 +31,8 @@ pub(super) fn transform_row(blocks: &[Block], quant: &[u16; 64], out: &mut [u8],
 fn transform(block: &Block, quant: &[u16; 64]) -> [[u8; 8]; 8] {
     let (first_row, others) = block.split_at(8);
     if others.iter().fold(0, |any, &value| any | value) == 0 {
-        // Each column is constant. 16 bits wrap here, where the full pass would saturate.
+        // Only the first row has values, so each column is constant after the first pass. The shift wraps at 16 bits,
+        // where the full pass would saturate.
         let column = |at: usize| dequantise(first_row[at], quant[at]) << PASS_BITS;
         if first_row[1..] == [0; 7] {
             let sample = centred(descale::<{ PASS_BITS + 3 }>(i32::from(column(0))));
@@ -50,12 +51,13 @@ fn transform(block: &Block, quant: &[u16; 64]) -> [[u8; 8]; 8] {
     second_pass(&pass::<{ CONSTANT_BITS - PASS_BITS }>(&rows))
 }
 
-/// The transform along the rows, and the conversion to samples around 128.
+/// Transforms along the rows and converts the results to samples, whose centre is 128.
 #[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn second_pass(columns: &Rows) -> [[u8; 8]; 8] {
     let rows = transposed(&pass::<{ CONSTANT_BITS + PASS_BITS + 3 }>(&transposed(columns)));
-    // Loops, here and below, because `array::map` is a function of its own, without the caller's vector instructions.
+    // This and the functions below use loops, because `array::map` is a separate function that would not use the
+    // caller's vector instructions.
     let mut samples = [[0; 8]; 8];
     for (out, row) in samples.as_flattened_mut().iter_mut().zip(rows.as_flattened()) {
         *out = centred(*row);
@@ -96,8 +98,9 @@ fn transposed(rows: &Rows) -> Rows {
     columns
 }
 
-/// One-dimensional transforms down the columns of `x`: Loeffler, Ligtenberg and Moschytz (ICASSP 1989), eleven
-/// multiplications, here regrouped into pairs of products.
+/// Applies the one-dimensional transform to each column of `x` and removes `BITS` fractional bits. The algorithm, by
+/// Loeffler, Ligtenberg and Moschytz (ICASSP 1989), has eleven multiplications; here they are regrouped into pairs of
+/// products.
 #[inline(always)]
 fn pass<const BITS: u32>(x: &Rows) -> Rows {
     // The paper's constants, times 2^13.
@@ -153,7 +156,7 @@ mod tests {
     use super::*;
     use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
-    /// The inverse DCT by its definition (T.81, A.3.3).
+    /// Computes the inverse DCT by its definition (T.81, A.3.3).
     fn by_definition(block: &Block, quant: &[u16; 64]) -> [[f64; 8]; 8] {
         let scale = |frequency: usize| if frequency == 0 { FRAC_1_SQRT_2 } else { 1.0 };
         let wave = |at: usize, frequency: usize| {

@@ -1,6 +1,6 @@
-//! Lossless JPEG with Huffman coding (SOF3; T.81, annex H): each sample is a prediction from its neighbours plus a
-//! coded difference. Follows `jdlhuff.c` (codes), `jddiffct.c` (order of rows, restarts) and `jdlossls.c` (predictors)
-//! of libjpeg-turbo, which computes modulo 2^16 whatever the precision.
+//! Decodes lossless JPEG with Huffman coding (SOF3; T.81, annex H), in which each sample is a prediction from its
+//! neighbours plus a coded difference. Follows `jdlhuff.c` (codes), `jddiffct.c` (order of rows, restarts) and
+//! `jdlossls.c` (predictors) of libjpeg-turbo, which computes modulo 2^16 at every precision.
 
 use super::JpegError;
 use super::bits::BitReader;
@@ -13,12 +13,12 @@ use super::source::Source;
 use crate::input::memory;
 use crate::input::stop::{self, Stop};
 
-/// Bits per sample; [`Frame::read`] rejects other precisions.
+/// Number of bits per sample. [`Frame::read`] rejects other precisions.
 const PRECISION: u8 = 8;
-/// The size code of a difference of 32,768, which has no further bits.
+/// The Huffman symbol for a difference of 32,768. No further bits follow it.
 const LARGEST_SIZE: u8 = 16;
 
-/// Bytes that a scan of all components needs in addition to the planes.
+/// Returns the number of bytes that a scan of all components needs in addition to the planes.
 pub(super) fn row_bytes(frame: &Frame) -> u64 {
     let samples = |component: &Component| (component.padded_width * (component.v + 1)) as u64;
     frame.components.iter().map(samples).sum::<u64>() * size_of::<u16>() as u64
@@ -48,20 +48,20 @@ pub(super) fn decode_scan(
     Ok(())
 }
 
-/// How samples are reconstructed from differences, from the scan header.
+/// How samples are reconstructed from differences, as specified in the scan header.
 #[derive(Debug, Clone, Copy)]
 struct Method {
-    /// The predictor for all but the first row and column, 1 to 7.
+    /// Number of the predictor (T.81, table H.1), 1 to 7, for all samples outside the first row and column.
     predictor: u8,
     /// The point transform: the number of low bits of each sample that are not coded.
     shift: u8,
 }
 
 impl Method {
-    /// Checks the parameters of a lossless scan.
+    /// Reads and checks the parameters of a lossless scan (`start_pass_lossless`).
     ///
     /// # Errors
-    /// `Damaged` if they are not valid for a lossless scan (`start_pass_lossless`).
+    /// `Damaged` if a parameter is invalid.
     fn of(scan: &Scan) -> Result<Self, JpegError> {
         let &Scan { first: predictor, last, high, low: shift, .. } = scan;
         if !(1..=7).contains(&predictor) || last != 0 || high != 0 || shift >= PRECISION {
@@ -74,10 +74,10 @@ impl Method {
 /// The state of a scan that is being decoded.
 struct Decoder<'s, 'a, 'f> {
     bits: BitReader<'s, 'a>,
-    /// Counts rows of MCUs, because a restart interval has whole rows.
+    /// Counts rows of MCUs, because a restart interval consists of whole rows.
     restarts: Restarts,
     method: Method,
-    /// MCUs in a row of the scan.
+    /// Number of MCUs in a row of the scan.
     mcus: usize,
     parts: Vec<Part<'f>>,
 }
@@ -88,11 +88,12 @@ struct Part<'f> {
     index: usize,
     component: &'f Component,
     table: HuffmanTable,
-    /// Samples of the component in one MCU.
+    /// Width and height of an MCU in samples of this component.
     mcu_width: usize,
     mcu_height: usize,
-    /// The last row of samples of the previous row of MCUs, then the rows of the current one: first as differences,
-    /// then as samples. All values are modulo 2^16 and without the point transform.
+    /// The last row of samples of the previous row of MCUs, followed by the rows of the current one. The latter contain
+    /// differences first and reconstructed samples later. All values are modulo 2^16 and not yet shifted by the point
+    /// transform.
     rows: Vec<u16>,
     /// True if the next row to be reconstructed is the first one of a scan or a restart interval.
     is_first_row: bool,
@@ -120,20 +121,21 @@ impl<'s, 'a, 'f> Decoder<'s, 'a, 'f> {
 
     /// Reads the differences of one row of interleaved MCUs (`decompress_data`).
     fn read_differences(&mut self, mcu_row: usize) -> Result<(), JpegError> {
-        // In a scan of its own, a component has one MCU for each sample and no padding rows.
+        // If the scan has only one component, each of its samples is an MCU and there are no padding rows.
         let rows = if let [only] = self.parts.as_slice() { only.rows_at(mcu_row) } else { 1 };
         (0..rows).try_for_each(|row| self.read_mcus(row))
     }
 
-    /// Reads one row of the scan's MCUs into `row` of the row of interleaved MCUs (`decode_mcus`).
+    /// Reads one row of the scan's own MCUs (`decode_mcus`). `row` is the first row of its samples, counted from the
+    /// start of the current row of interleaved MCUs.
     fn read_mcus(&mut self, row: usize) -> Result<(), JpegError> {
         let Self { bits, restarts, mcus, parts, .. } = self;
         if let Some(due) = restarts.next() {
             bits.restart(due)?;
             start_prediction(parts);
         }
-        // Data that ends inside a row continues as zero bits. The rows after it have no differences and become middle
-        // grey.
+        // If the data ends within a row, that row is completed with zero bits. The rows after it have no differences
+        // and become medium grey.
         if bits.is_exhausted() {
             for part in parts.iter_mut() {
                 let first = part.offset(row, 0);
@@ -156,8 +158,9 @@ impl<'s, 'a, 'f> Decoder<'s, 'a, 'f> {
     }
 }
 
-/// Resets the prediction of all components. libjpeg does so before any row of the current MCUs is reconstructed. If an
-/// interval starts at a later one of these rows, the first of them is thus predicted without a row above.
+/// Resets the prediction of all components. Like libjpeg, the caller does so before any row of the current MCUs is
+/// reconstructed. Therefore, the first of these rows is predicted without the row above, even if the restart interval
+/// starts at a later one.
 fn start_prediction(parts: &mut [Part<'_>]) {
     for part in parts {
         part.is_first_row = true;
@@ -202,12 +205,12 @@ impl<'f> Part<'f> {
         })
     }
 
-    /// Index in `rows` of a sample of the current row of MCUs.
+    /// Returns the index in `rows` of the sample at `row` and `column` of the current row of MCUs.
     fn offset(&self, row: usize, column: usize) -> usize {
         (row + 1) * self.component.padded_width + column
     }
 
-    /// Rows of the picture in a row of interleaved MCUs.
+    /// Returns the number of sample rows in a row of interleaved MCUs, without padding.
     fn rows_at(&self, mcu_row: usize) -> usize {
         let &Component { height, v, .. } = self.component;
         (height - mcu_row * v).min(v)
@@ -234,7 +237,8 @@ impl<'f> Part<'f> {
     }
 }
 
-/// First row of a scan or an interval: each sample is predicted from the one on its left.
+/// Reconstructs the first row of a scan or restart interval. Each sample is predicted from the one on its left; the
+/// first one is predicted as `before_first`.
 fn add_from_left(row: &mut [u16], before_first: u16) {
     let mut left = before_first;
     for sample in row {
@@ -243,7 +247,8 @@ fn add_from_left(row: &mut [u16], before_first: u16) {
     }
 }
 
-/// Any other row (T.81, table H.1): predicted from the samples on the left, above, and above left.
+/// Reconstructs any other row. Each sample is predicted from the samples on its left, above it, and above left (T.81,
+/// table H.1).
 fn add_predictions(row: &mut [u16], above: &[u16], predictor: u8) {
     match predictor {
         1 => predict(row, above, |left, _, _| left),

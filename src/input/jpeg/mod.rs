@@ -1,18 +1,19 @@
 //! Decodes JPEG files to the pixels that Pillow produces, bit for bit.
 //!
-//! Pillow decodes with libjpeg-turbo, whose arithmetic is integer, so this folder repeats it: the same IDCT, upsampling
-//! and colour conversion, and the same recovery from damaged data. Limits and pixels come from one parse of the file:
-//! [`read_header`] and [`decode`] share their code. Written for libjpeg-turbo 3.2, which Pillow 13 bundles;
+//! Pillow decodes with libjpeg-turbo, which uses integer arithmetic only. This folder therefore repeats its steps
+//! exactly: the IDCT, upsampling, colour conversion, and recovery from damaged data. [`read_header`] (for limits) and
+//! [`decode`] (for pixels) share one parser. The code follows libjpeg-turbo 3.2, which Pillow 13 bundles;
 //! `tests/fixtures/jpeg` holds Pillow's output for several hundred variants.
 //!
-//! Supported: Huffman and arithmetic coding, sequential and progressive, lossless with Huffman codes; 8 bits per
-//! sample; one, three or four components. Pillow does not read the other processes either. A crate was evaluated
-//! (libjpeg-turbo-rs 0.9): it differs from Pillow in one variant out of eight, panics on some damaged files, and
-//! promises no memory safety.
+//! Supported are sequential and progressive files with Huffman or arithmetic coding, and lossless files with Huffman
+//! coding. Each must have 8 bits per sample and one, three or four components. Pillow does not read the other processes
+//! either. The crate libjpeg-turbo-rs 0.9 was evaluated and rejected: its output differs from Pillow's in one variant
+//! out of eight, it panics on some damaged files, and it does not promise memory safety.
 //!
-//! Modules: `source` (bytes and markers), `header` (segments), `frame` (geometry), `scan` (order of blocks) with the
-//! entropy decoders `sequential`, `progressive` and `arithmetic`; `coefficients`, `smoothing`, `idct`; `lossless`,
-//! which replaces the steps from `scan` to `idct`; `output` (upsampling, colour conversion).
+//! Modules: `source` reads bytes and markers; `header` parses segments; `frame` computes the geometry; `scan` traverses
+//! blocks in order and calls an entropy decoder (`sequential`, `progressive` or `arithmetic`); `coefficients` stores
+//! the result; `smoothing` estimates missing coefficients; `idct` transforms blocks to samples; `output` upsamples and
+//! converts colours. For lossless files, `lossless` replaces the steps from `scan` to `idct`.
 
 mod arithmetic;
 mod bits;
@@ -60,15 +61,15 @@ pub(super) struct JpegInfo {
     pub(super) height: u32,
     /// Peak memory of [`decode`] in bytes, including the picture itself.
     pub(super) working_bytes: u64,
-    /// Cost of [`decode`] in pixels of a plain JPEG, as in `ImageHeader::work`.
+    /// Estimated cost of [`decode`]; the unit is one pixel of a plain JPEG, as in `ImageHeader::work`.
     pub(super) work: u64,
 }
 
 /// Limits on the work for one file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Maximum work of all scans together, in blocks that a scan without data traverses (`scan::work_of_scan`). A scan
-    /// costs a file a few bytes, but costs the decoder a pass over the picture.
+    /// Maximum total work of all scans, in the unit of `scan::work_of_scan`. A scan adds only a few bytes to a file,
+    /// but makes the decoder traverse the whole picture.
     pub(super) max_blocks: u64,
 }
 
@@ -80,7 +81,8 @@ pub(super) struct Decoded {
     pub(super) data: Vec<u8>,
 }
 
-/// Reads the file up to its first scan (SOS). Allocates no pixels.
+/// Reads the file up to its first scan (SOS) and returns the picture's size and estimated costs. Allocates no memory
+/// for pixels.
 ///
 /// # Errors
 /// Any [`JpegError`] of the header.
@@ -92,8 +94,9 @@ pub(super) fn read_header(file: &[u8]) -> Result<JpegInfo, JpegError> {
     Ok(JpegInfo { width, height, working_bytes: working_bytes(&frame, &scan), work })
 }
 
-/// Peak memory: the planes of all components, plus first the coefficients (while scans are decoded) and then the
-/// picture. Lossless files have no coefficients; single-scan files hold one strip of them.
+/// Returns the peak memory of [`decode`] in bytes. The planes of all components are allocated throughout. In addition,
+/// there are first the coefficients, while scans are decoded, and then the picture. Single-scan files need only one
+/// strip of coefficients; lossless files need a few rows of differences instead.
 fn working_bytes(frame: &Frame, first_scan: &Scan) -> u64 {
     let planes: u64 = frame.components.iter().map(|component| Plane::bytes(frame, component)).sum();
     let decoding = if frame.process.lossless {
@@ -106,16 +109,17 @@ fn working_bytes(frame: &Frame, first_scan: &Scan) -> u64 {
     planes + decoding.max(Picture::bytes(frame))
 }
 
-/// True if the coefficients of a block, or the components, are spread over several scans.
+/// True if the picture needs several scans: it is progressive, or the first scan lacks some of the components.
 fn is_multi_scan(frame: &Frame, first_scan: &Scan) -> bool {
     frame.process.progressive || first_scan.components.len() < frame.components.len()
 }
 
-/// EXIF and XMP data before the first scan, collected as Pillow does (`JpegImagePlugin.APP`): EXIF data continues
-/// across segments; of several XMP segments the last one counts. Empty if the header cannot be read.
+/// Returns the EXIF and XMP data that precedes the first scan, collected as Pillow does (`JpegImagePlugin.APP`). EXIF
+/// data of several segments is joined; of several XMP segments, the last one counts. If a segment cannot be read, it
+/// and everything after it are ignored.
 ///
 /// # Errors
-/// [`OutOfMemory`]: joined EXIF segments may be as long as the file.
+/// [`OutOfMemory`], because joined EXIF segments may be as long as the file.
 pub(super) fn metadata(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
     const EXIF: &[u8] = b"Exif\0\0";
     const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
@@ -147,7 +151,7 @@ pub(super) fn metadata(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
 }
 
 fn append(exif: &mut Cow<'_, [u8]>, piece: &[u8]) -> Result<(), OutOfMemory> {
-    // The first segment alone is at most 64 KiB.
+    // This copies the first segment, which has at most 64 KiB, so the allocation is not checked.
     let exif = exif.to_mut();
     let refused = OutOfMemory { bytes: (exif.len() + piece.len()) as u64 };
     exif.try_reserve(piece.len()).map_err(|_| refused)?;
@@ -155,7 +159,7 @@ fn append(exif: &mut Cow<'_, [u8]>, piece: &[u8]) -> Result<(), OutOfMemory> {
     Ok(())
 }
 
-/// Decodes a file. `stop` is polled between rows.
+/// Decodes a file to pixels. `stop` is polled between rows.
 ///
 /// # Errors
 /// Any [`JpegError`] of the header or the scans.
@@ -192,7 +196,7 @@ pub(super) fn decode(file: &[u8], limits: Limits, stop: Stop<'_>) -> Result<Deco
     Ok(Decoded { width: frame.width as u32, height: frame.height as u32, data })
 }
 
-/// Decodes the scans of a frame.
+/// Decoder for all scans of a frame.
 struct ScanReader<'f, 'a> {
     source: Source<'a>,
     header: Header,
@@ -208,7 +212,7 @@ struct ScanReader<'f, 'a> {
 }
 
 impl ScanReader<'_, '_> {
-    /// Decodes a single-scan file: each row of MCUs becomes samples at once.
+    /// Decodes a single-scan file. Transforms each row of MCUs to samples as soon as it is decoded.
     fn decode_single_scan(&mut self, scan: &Scan) -> Result<Vec<Plane>, JpegError> {
         let frame = self.frame;
         let mut planes = planes(frame, self.stop)?;
@@ -230,8 +234,9 @@ impl ScanReader<'_, '_> {
         Ok(planes)
     }
 
-    /// Reads on after the only scan, as libjpeg does up to EOI. By then Pillow has all rows, so the end of the file is
-    /// no longer an error. Any other problem is, as far as Pillow has read the file.
+    /// Reads the segments after the only scan up to EOI, as libjpeg does. Pillow already has all rows by then, so it is
+    /// not an error if the file ends before EOI. Any other problem is an error if it lies in the part of the file that
+    /// Pillow has read.
     fn finish(&mut self) -> Result<(), JpegError> {
         self.source.end_with_read();
         match self.header.next(&mut self.source) {
@@ -241,7 +246,7 @@ impl ScanReader<'_, '_> {
         }
     }
 
-    /// Decodes a multi-scan file: the coefficients of all scans are collected first.
+    /// Decodes a multi-scan file: collects the coefficients of all scans, then transforms them to samples.
     fn decode_multi_scan(&mut self, mut scan: Scan) -> Result<Vec<Plane>, JpegError> {
         let frame = self.frame;
         let mut planes = planes(frame, self.stop)?;
@@ -256,7 +261,7 @@ impl ScanReader<'_, '_> {
         }
         let smoothing = self.progress.smoothing(&self.quant).filter(|_| frame.process.progressive);
         for (index, (grid, plane)) in grids.into_iter().zip(&mut planes).enumerate() {
-            // A component that no scan contains is grey, because its coefficients are zero.
+            // If no scan contains this component, its coefficients are zero, so its samples are medium grey.
             let quant = self.quant[index].unwrap_or([0; 64]);
             for row in 0..frame.components[index].height_in_blocks {
                 stop::check(self.stop)?;
@@ -274,7 +279,7 @@ impl ScanReader<'_, '_> {
         Ok(planes)
     }
 
-    /// Decodes lossless scans, which yield the samples of their components without coefficients.
+    /// Decodes lossless scans, which contain the samples of their components instead of coefficients.
     fn lossless_scans(&mut self, mut scan: Scan) -> Result<Vec<Plane>, JpegError> {
         let frame = self.frame;
         let in_parts = is_multi_scan(frame, &scan);
@@ -301,7 +306,7 @@ impl ScanReader<'_, '_> {
         if is_missing.contains(&true) { Err(JpegError::Damaged) } else { Ok(planes) }
     }
 
-    /// Subtracts the work of a scan from the budget.
+    /// Checks the size of the scan's MCUs and subtracts its work from `blocks_left`.
     fn charge(&mut self, scan: &Scan) -> Result<(), JpegError> {
         check_mcu(self.frame, scan)?;
         let work = work_of_scan(self.frame, scan);
@@ -309,7 +314,8 @@ impl ScanReader<'_, '_> {
         Ok(())
     }
 
-    /// Checks a scan and latches the quantisation tables of components that appear for the first time.
+    /// Checks a scan and stores the current quantisation tables of components that appear for the first time. Returns
+    /// the tables of all components; those of components that have not appeared yet contain zeros.
     fn begin(&mut self, scan: &Scan) -> Result<Vec<[u16; 64]>, JpegError> {
         let frame = self.frame;
         self.charge(scan)?;
@@ -352,9 +358,9 @@ impl ScanReader<'_, '_> {
     }
 }
 
-/// Number of binary decisions that all scans of a picture may take, in addition to those of empty blocks. It is far
-/// more than a file of this length can encode, plus a number for each block, because after the last byte the decoder
-/// continues with zeros, which may decode to anything.
+/// Returns the number of binary decisions that all scans of a picture together may take, in addition to those for empty
+/// blocks. The number per byte is far more than a file can encode. The number per block is needed because the decoder
+/// continues with zeros after the last byte, and these zeros may decode to anything.
 fn decision_budget(frame: &Frame, file_bytes: usize) -> u64 {
     const PER_BLOCK: u64 = 128;
     const PER_BYTE: u64 = 32;
@@ -362,7 +368,7 @@ fn decision_budget(frame: &Frame, file_bytes: usize) -> u64 {
     blocks * PER_BLOCK + file_bytes as u64 * PER_BYTE
 }
 
-/// Decisions that an empty block takes: two to say that it is empty, and the refinement of some coefficients.
+/// Number of decisions allowed for an empty block: two that mark it as empty, the others to refine some coefficients.
 const EMPTY_BLOCK_DECISIONS: u64 = 8;
 
 /// Destination of the blocks of a scan.
@@ -397,7 +403,7 @@ fn planes(frame: &Frame, stop: Stop<'_>) -> Result<Vec<Plane>, JpegError> {
     frame.components.iter().map(plane).collect()
 }
 
-/// Transforms a row of blocks to samples (IDCT).
+/// Transforms a row of blocks to samples (IDCT) and writes them to `plane`. `row` counts rows of blocks.
 fn transform(blocks: &[frame::Block], quant: &[u16; 64], plane: &mut Plane, row: usize) {
     let stride = plane.stride;
     let out = &mut plane.samples[row * stride * 8..][..stride * 8];
@@ -412,7 +418,7 @@ struct TransformRow<'r> {
     stride: usize,
 }
 
-// `dispatch` compiles `call` once for each vector width; code that is inlined into it uses those instructions.
+// `dispatch` compiles `call` once for each vector width. Only code that is inlined into `call` uses that width.
 impl pulp::NullaryFnOnce for TransformRow<'_> {
     type Output = ();
 

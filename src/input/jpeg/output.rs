@@ -1,12 +1,12 @@
-//! Converts samples of the components to rows of RGB: upsampling (`jdsample.c`), colour conversion (`jdcolor.c`), and
-//! for four components Pillow's `CMYK;I` and `cmyk2rgb`.
+//! Converts the samples of all components to RGB pixels. The steps are upsampling (`jdsample.c`), colour conversion
+//! (`jdcolor.c`) and, for four components, Pillow's `CMYK;I` and `cmyk2rgb`.
 
 use super::JpegError;
 use super::frame::{Colours, Component, Frame};
 use crate::input::memory;
 use crate::input::stop::{self, Stop};
 
-/// Samples of one component in rows of `stride`, with padding beyond `width` and `height`.
+/// Samples of one component. Each row has `stride` samples; those beyond `width` and `height` are padding.
 #[derive(Debug)]
 pub(super) struct Plane {
     pub(super) samples: Vec<u8>,
@@ -19,15 +19,17 @@ pub(super) struct Plane {
 /// How a component is upsampled to the size of the picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Upsampling {
-    /// The component already has that size.
+    /// The component already has the size of the picture.
     None,
-    /// Doubles the width: three quarters of the nearer sample plus one quarter of the farther (`h2v1_fancy_upsample`).
+    /// Doubles the width: each new sample is three quarters of the nearer sample plus one quarter of the farther one
+    /// (`h2v1_fancy_upsample`).
     Wider,
-    /// Doubles the height, in the same way (`h1v2_fancy_upsample`).
+    /// Doubles the height in the same way (`h1v2_fancy_upsample`).
     Higher,
-    /// Doubles width and height in this way (`h2v2_fancy_upsample`).
+    /// Doubles width and height in the same way (`h2v2_fancy_upsample`).
     Both,
-    /// Repeats each sample (`int_upsample`), as always in lossless files.
+    /// Repeats each sample `h` times in width and `v` times in height (`int_upsample`). Lossless files are always
+    /// upsampled in this way.
     Repeat { h: usize, v: usize },
 }
 
@@ -35,7 +37,7 @@ impl Upsampling {
     /// Selects the upsampling of a component.
     ///
     /// # Errors
-    /// `Unsupported` if the sampling factors do not divide evenly: libjpeg does not read such files.
+    /// `Unsupported` if the sampling factors do not divide evenly, because libjpeg does not read such files.
     fn choose(frame: &Frame, component: &Component) -> Result<Self, JpegError> {
         let Component { h, v, width, .. } = *component;
         let (max_h, max_v) = (frame.max_h, frame.max_v);
@@ -73,7 +75,7 @@ impl Plane {
         Ok(Self { samples, stride, width, height, upsampling })
     }
 
-    /// Size of the samples in bytes.
+    /// Returns the size in bytes of a component's samples.
     pub(super) fn bytes(frame: &Frame, component: &Component) -> u64 {
         let side = frame.process.block_side();
         (component.width_in_blocks * side * component.height_in_blocks * side) as u64
@@ -83,12 +85,13 @@ impl Plane {
         &self.samples[y * self.stride..][..self.stride]
     }
 
-    /// Row `y` of the component, including padding.
+    /// Returns row `y` of the component, including padding.
     pub(super) fn row_mut(&mut self, y: usize) -> &mut [u8] {
         &mut self.samples[y * self.stride..][..self.stride]
     }
 
-    /// Row `y` of the picture: written to `out`, or borrowed from the plane if no upsampling is needed.
+    /// Returns row `y` at the size of the picture. The row is written to `out`, or borrowed from the plane if it needs
+    /// no upsampling. `sums` is a scratch buffer.
     #[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
     #[inline(always)]
     fn upsampled<'o>(&'o self, y: usize, sums: &mut [u16], out: &'o mut [u8]) -> &'o [u8] {
@@ -120,7 +123,8 @@ impl Plane {
         out
     }
 
-    /// For a plane of half the height: the nearer and the farther source row of row `y`. At an edge both are the same.
+    /// Returns the nearer and the farther source row for row `y` of a picture twice as high as the plane. At an edge,
+    /// both are the same row.
     fn neighbours(&self, y: usize) -> (&[u8], &[u8]) {
         let near = y / 2;
         let far = if y.is_multiple_of(2) {
@@ -165,7 +169,7 @@ fn widen_sums(sums: &[u16], out: &mut [u8]) {
     pairs[last] = general(sums[last - 1], sums[last], sums[last]);
 }
 
-/// Converts the planes to the whole picture, `[height, width, 3]`.
+/// The conversion of all planes to the whole picture, `[height, width, 3]`.
 pub(super) struct Picture<'p> {
     pub(super) frame: &'p Frame,
     pub(super) planes: &'p [Plane],
@@ -173,11 +177,11 @@ pub(super) struct Picture<'p> {
     pub(super) stop: Stop<'p>,
 }
 
-/// Rows between two polls of `stop`.
+/// Number of rows between two polls of `stop`.
 const ROWS_BETWEEN: usize = 16;
 
 impl Picture<'_> {
-    /// Size in bytes of the picture and of the row buffers for upsampling.
+    /// Returns the size in bytes of the picture and of the row buffers for upsampling.
     pub(super) fn bytes(frame: &Frame) -> u64 {
         let row = padded_width(frame) * (size_of::<u16>() + frame.components.len());
         (frame.width * frame.height * 3 + row) as u64
@@ -188,7 +192,7 @@ fn padded_width(frame: &Frame) -> usize {
     frame.width.next_multiple_of(frame.max_h * 8)
 }
 
-// `dispatch` compiles `call` once for each vector width; code that is inlined into it uses those instructions.
+// `dispatch` compiles `call` once for each vector width. Only code that is inlined into `call` uses that width.
 impl pulp::NullaryFnOnce for Picture<'_> {
     type Output = Result<Vec<u8>, JpegError>;
 
@@ -242,7 +246,7 @@ impl pulp::NullaryFnOnce for Picture<'_> {
 #[inline(always)]
 fn convert(pixels: &mut [[u8; 3]], rows: [&[u8]; 4], colour: impl Fn(u8, u8, u8, u8) -> [u8; 3]) {
     let [first, second, third, fourth] = rows;
-    // Pictures with three components have no fourth row.
+    // Pictures with three components have no fourth row; `colour` then ignores its fourth argument.
     let fourth = if fourth.is_empty() { first } else { fourth };
     let samples = first.iter().zip(second).zip(third).zip(fourth);
     for (pixel, (((&a, &b), &c), &d)) in pixels.iter_mut().zip(samples) {
@@ -273,7 +277,7 @@ fn clamped(value: i32) -> u8 {
 #[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
 fn inverted_cmyk_to_rgb(cyan: u8, magenta: u8, yellow: u8, black: u8) -> [u8; 3] {
-    // The inverted black sample is the remaining light.
+    // The inverted black sample is the amount of light that remains.
     let light = i32::from(black);
     [cyan, magenta, yellow].map(|inverted| {
         let product = (255 - i32::from(inverted)) * light + 128;
@@ -291,7 +295,7 @@ mod tests {
         widen(&[10, 20, 40], &mut out);
         assert_eq!(out, [10, 13, 17, 25, 35, 40]);
         let mut out = [0; 6];
-        // The vertical sums are four times as large.
+        // Vertical sums are four times as large as samples.
         widen_sums(&[40, 80, 160], &mut out);
         assert_eq!(out, [10, 12, 18, 25, 35, 40]);
     }

@@ -8,7 +8,7 @@ use super::huffman::{Class, HuffmanTable, extend};
 use super::scan::{BlockDecoder, Restarts};
 use super::source::Source;
 
-/// Decodes the blocks of a progressive scan.
+/// Decoder for the blocks of a progressive scan.
 #[derive(Debug)]
 pub(super) struct Progressive<'s, 'a> {
     bits: BitReader<'s, 'a>,
@@ -22,13 +22,13 @@ pub(super) struct Progressive<'s, 'a> {
 /// What a scan adds to the coefficients (spectral selection and successive approximation).
 #[derive(Debug)]
 enum Pass {
-    /// The DC values without their lowest bits; one coder for each component.
+    /// The DC values without their lowest bits, with one coder for each component.
     DcFirst(Vec<DcCoder>),
-    /// One more bit of the DC values.
+    /// The next lower bit of each DC value.
     DcRefine,
-    /// A band of AC values of one component, without their lowest bits.
+    /// A band of AC values of one component, without their lowest bits. A band is the range of coefficients in a scan.
     AcFirst { table: HuffmanTable, end_of_band_run: u32 },
-    /// One more bit of a band.
+    /// The next lower bit of each AC value in a band.
     AcRefine { table: HuffmanTable, end_of_band_run: u32 },
 }
 
@@ -52,7 +52,7 @@ pub(super) fn check(scan: &Scan) -> Result<(), JpegError> {
 }
 
 impl<'s, 'a> Progressive<'s, 'a> {
-    /// Starts a scan that passed [`check`].
+    /// Starts a scan that has passed [`check`].
     ///
     /// # Errors
     /// `Damaged` if a table is missing or invalid.
@@ -101,7 +101,7 @@ impl BlockDecoder for Progressive<'_, '_> {
                 }
             }
         }
-        // Zero bits do not change a DC value, so libjpeg does not check here.
+        // In this pass, zero bits do not change a DC value, so libjpeg does not check for the end of the data.
         Ok(matches!(self.pass, Pass::DcRefine) || !self.bits.is_exhausted())
     }
 
@@ -139,7 +139,8 @@ impl BlockDecoder for Progressive<'_, '_> {
     }
 }
 
-/// The coefficients of a scan in zigzag order, and the position of its lowest bit.
+/// The range of coefficients in a scan, as indices in zigzag order, and the position of the lowest bit that the scan
+/// contains.
 #[derive(Clone, Copy)]
 struct Band {
     first: usize,
@@ -147,7 +148,8 @@ struct Band {
     low: u32,
 }
 
-/// Decodes the first bits of a band. Returns the number of further blocks in the end-of-band run.
+/// First pass: decodes the upper bits of each coefficient in a band. Returns the number of blocks after this one in the
+/// end-of-band run, that is, without coefficients in this band.
 fn ac_first(
     bits: &mut BitReader<'_, '_>,
     table: &HuffmanTable,
@@ -180,15 +182,15 @@ fn ac_first(
     Ok(0)
 }
 
-/// Number of blocks that an end-of-band code covers, including the current one: 2^run plus the value of `run` more
-/// bits.
+/// Returns the number of blocks that an end-of-band code covers, including the current one. This is 2^run plus the
+/// value of the next `run` bits.
 fn end_of_band(bits: &mut BitReader<'_, '_>, run: u32) -> Result<u32, JpegError> {
     let more = if run > 0 { bits.take(run)? } else { 0 };
     Ok((1 << run) + more)
 }
 
-/// Decodes one more bit of a band. `end_of_band_run` is the number of blocks without new coefficients, including this
-/// one; returns the number left after it.
+/// Refinement pass: decodes the next lower bit of each coefficient in a band. `end_of_band_run` is the number of
+/// blocks, from this one on, without new coefficients. Returns how many remain after this block.
 fn ac_refine(
     bits: &mut BitReader<'_, '_>,
     table: &HuffmanTable,
@@ -205,7 +207,7 @@ fn ac_refine(
             let (run, size) = (u32::from(symbol >> 4), symbol & 15);
             let mut new = 0;
             if size > 0 {
-                // A new coefficient has one bit; libjpeg treats any other size in damaged data as one.
+                // A new coefficient has size 1. In damaged data, libjpeg treats any other size as 1.
                 new = if bits.take(1)? != 0 { bit } else { -bit };
             } else if run < 15 {
                 end_of_band_run = end_of_band(bits, run)?;
@@ -225,8 +227,8 @@ fn ac_refine(
     Ok(end_of_band_run)
 }
 
-/// Refines non-zero coefficients and skips `zeros` zero ones. Returns the position of the zero after those, or the
-/// position after the band.
+/// Refines the non-zero coefficients of a band and skips `zeros` zero coefficients on the way. Stops at the zero
+/// coefficient after these and returns its position, or the position after the band.
 #[inline]
 fn refine_up_to_zero(
     bits: &mut BitReader<'_, '_>,

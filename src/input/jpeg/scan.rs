@@ -1,4 +1,5 @@
-//! The order of the blocks in a scan, and its restart intervals (`jdcoefct.c`, `per_scan_setup` of `jdinput.c`).
+//! Decodes the blocks of a scan in order, counts its restart intervals and calculates its cost (`jdcoefct.c`,
+//! `per_scan_setup` of `jdinput.c`).
 
 use super::JpegError;
 use super::coefficients::BlockGrid;
@@ -7,25 +8,26 @@ use super::header::{Scan, Tables};
 
 /// The entropy decoder of a scan.
 pub(super) trait BlockDecoder {
-    /// True once the data ran out before the end of the interval, in a damaged file. Blocks stay unchanged until the
-    /// next restart.
+    /// True once the data has run out before the end of the restart interval, which happens only in damaged files.
+    /// Blocks then stay unchanged until the next restart.
     fn is_exhausted(&self) -> bool;
 
-    /// Starts an MCU and reads a restart marker if one is due. False if the blocks of the MCU stay unchanged.
+    /// Starts an MCU. Reads a restart marker first if one is due. Returns false if the blocks of the MCU must stay
+    /// unchanged.
     ///
     /// # Errors
     /// `Truncated`.
     fn begin_mcu(&mut self) -> Result<bool, JpegError>;
 
-    /// Decodes one block. `component` is the index within the scan. False ends the MCU early because the data is
-    /// damaged.
+    /// Decodes one block of the component that has the index `component` in the scan. Returns false if the data is
+    /// damaged, so that the rest of the MCU must be skipped.
     ///
     /// # Errors
     /// `Truncated`, `TooMuchWork`.
     fn block(&mut self, component: usize, block: &mut Block) -> Result<bool, JpegError>;
 }
 
-/// Counts MCUs up to the next restart marker.
+/// Counter of the MCUs up to the next restart marker.
 #[derive(Debug)]
 pub(super) struct Restarts {
     interval: u16,
@@ -38,12 +40,13 @@ impl Restarts {
         Self::every(tables.restart_interval)
     }
 
-    /// A marker after every `interval` MCUs or rows of MCUs; 0 for none.
+    /// Expects a marker after every `interval` MCUs (in lossless files, rows of MCUs); 0 means no markers.
     pub(super) fn every(interval: u16) -> Self {
         Self { interval, left: interval, next: 0 }
     }
 
-    /// Counts an MCU. Returns the number, 0 to 7, of the restart marker before it, if there is one.
+    /// Counts an MCU (in lossless files, a row of MCUs). Returns the number, 0 to 7, of the restart marker before it,
+    /// or `None` if no marker is due.
     pub(super) fn next(&mut self) -> Option<u8> {
         if self.interval == 0 {
             return None;
@@ -59,7 +62,7 @@ impl Restarts {
 }
 
 /// Decodes the blocks of `scan` in one row of interleaved MCUs. Rows must be decoded in order, from 0. Returns true if
-/// data was left at the start of at least one MCU.
+/// the data had not run out at the start of at least one MCU.
 ///
 /// # Errors
 /// The errors of the entropy decoder.
@@ -95,7 +98,8 @@ pub(super) fn decode_mcu_row(
     Ok(has_data)
 }
 
-/// A non-interleaved scan: it has one component, every block is an MCU, and there is no padding.
+/// Like [`decode_mcu_row`], for a non-interleaved scan. Such a scan has one component, each block is an MCU, and there
+/// is no padding.
 fn decode_alone(
     decoder: &mut impl BlockDecoder,
     frame: &Frame,
@@ -118,7 +122,8 @@ fn decode_alone(
     Ok(has_data)
 }
 
-/// Blocks that a scan traverses, including padding; for a lossless scan, samples.
+/// Returns the number of blocks that a scan traverses, including padding. In a lossless scan, each block is a single
+/// sample.
 pub(super) fn blocks_in_scan(frame: &Frame, scan: &Scan) -> u64 {
     let blocks = |part: &super::header::ScanComponent| {
         let component = &frame.components[part.index];
@@ -127,20 +132,21 @@ pub(super) fn blocks_in_scan(frame: &Frame, scan: &Scan) -> u64 {
     scan.components.iter().map(blocks).sum()
 }
 
-/// Work of a scan, in blocks that are cheap to traverse: the cost of a scan that adds nothing, which takes only a few
-/// bytes of a file. The work for added data takes bytes of the file, so the length of the file bounds it.
+/// Returns the work of a scan. The unit is traversing one block without data. Only the cost of traversal counts,
+/// because a scan that adds no data takes just a few bytes of the file. The cost of added data needs no limit of its
+/// own, because the length of the file bounds it.
 pub(super) fn work_of_scan(frame: &Frame, scan: &Scan) -> u64 {
     scan_cost(frame.process, blocks_in_scan(frame, scan), (scan.first, scan.last, scan.high))
 }
 
-/// The same for a scan that traverses `walked` blocks (or samples), from its parameters: first and last coefficient,
-/// and previous bit position.
+/// Like [`work_of_scan`], but takes the number of blocks (or lossless samples) that the scan traverses, and its
+/// parameters: first and last coefficient, and previous bit position (fields of [`Scan`]).
 pub(super) fn scan_cost(process: Process, walked: u64, (first, last, high): (u8, u8, u8)) -> u64 {
     let Process { progressive, arithmetic, lossless } = process;
     let work = if lossless {
         walked.div_ceil(LOSSLESS_SAMPLES)
     } else if progressive && first > 0 && high > 0 {
-        // Each coefficient of the band is visited. Arithmetic decoding also visits those before the band.
+        // Each coefficient from `first` to `last` is visited. Arithmetic decoding also visits those before `first`.
         let first = if arithmetic { 1 } else { first };
         let band = u64::from(last.saturating_sub(first)) + 1;
         walked.saturating_mul(band.div_ceil(REFINED_COEFFICIENTS))
@@ -152,11 +158,11 @@ pub(super) fn scan_cost(process: Process, walked: u64, (first, last, high): (u8,
     work.saturating_add(SCAN_START)
 }
 
-/// Cost factor of arithmetic coding for a block without data.
+/// Cost of an arithmetic-coded block without data. The unit here and below is one Huffman-coded block without data.
 const ARITHMETIC: u64 = 2;
-/// Samples of a lossless scan that cost as much as a block without data.
+/// Number of lossless samples that cost as much as one block.
 const LOSSLESS_SAMPLES: u64 = 8;
-/// Coefficients that a refinement scan visits at the cost of one block.
+/// Number of coefficients that a refinement scan can visit for the cost of one block.
 const REFINED_COEFFICIENTS: u64 = 16;
 /// Cost of preparing the tables of a scan, in blocks.
 const SCAN_START: u64 = 256;
@@ -193,15 +199,15 @@ mod tests {
     #[test]
     fn the_scans_that_libjpeg_writes_are_within_what_is_read() {
         let process = Process { progressive: true, ..Process::SEQUENTIAL };
-        // `jpeg_simple_progression` for four components, here of 50 megapixels each: first and last coefficient,
-        // previous bit position.
+        // The AC scans of `jpeg_simple_progression`, here for four components of 50 megapixels each: first and last
+        // coefficient, previous bit position.
         let script = [(1, 5, 0), (6, 63, 0), (1, 63, 2), (1, 63, 1)];
         let blocks = 1000 * 782;
         let alone: u64 = script.iter().map(|&scan| scan_cost(process, blocks, scan)).sum();
         let together: u64 =
             [(0, 0, 0), (0, 0, 1)].map(|scan| scan_cost(process, blocks * 4, scan)).iter().sum();
         assert!(alone * 4 + together < 56 * 50_000_000 / 64);
-        // Refinement scans alone are rejected long before they add up to minutes.
+        // A file that consists only of refinement scans is rejected long before decoding it would take minutes.
         assert!(scan_cost(process, blocks, (1, 63, 1)) * 14 > 56 * 50_000_000 / 64);
     }
 }

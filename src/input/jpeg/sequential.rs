@@ -8,7 +8,7 @@ use super::huffman::{Class, HuffmanTable, extend};
 use super::scan::{BlockDecoder, Restarts};
 use super::source::Source;
 
-/// Decodes the blocks of a sequential scan.
+/// Decoder for the blocks of a sequential scan.
 #[derive(Debug)]
 pub(super) struct Sequential<'s, 'a> {
     bits: BitReader<'s, 'a>,
@@ -25,7 +25,7 @@ struct Coder {
 }
 
 impl<'s, 'a> Sequential<'s, 'a> {
-    /// Prepares the tables of a scan.
+    /// Starts a scan: prepares its Huffman tables.
     ///
     /// # Errors
     /// `Damaged` if a table is missing or invalid.
@@ -84,7 +84,7 @@ impl BlockDecoder for Sequential<'_, '_> {
             let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
             if size > 0 {
                 at += run;
-                // Damaged data can lead beyond the block: `ZIGZAG` gives the position that libjpeg uses.
+                // Damaged data can move `at` beyond the block. `ZIGZAG` then gives the position that libjpeg uses.
                 block[usize::from(ZIGZAG[at])] = extend(bits.take(size)?, size) as i16;
                 at += 1;
             } else if run == 15 {

@@ -1,6 +1,6 @@
-//! Interblock smoothing: estimates coefficients that a progressive file has not delivered yet from the DC values of the
-//! neighbouring blocks (`decompress_smooth_data` of libjpeg-turbo's `jdcoefct.c`). It affects only files that end after
-//! their first scans; a file with all its bits is unchanged.
+//! Interblock smoothing of progressive files: estimates coefficients that no scan has delivered from the DC values of
+//! the neighbouring blocks (`decompress_smooth_data` of libjpeg-turbo's `jdcoefct.c`). It affects only files that end
+//! after their first scans; files with all bits are unchanged.
 
 use super::coefficients::BlockGrid;
 use super::frame::{Block, Component, Frame};
@@ -11,21 +11,22 @@ use crate::input::memory::{self, OutOfMemory};
 const COEFFICIENTS: usize = 10;
 /// Positions of these coefficients in a block.
 const POSITIONS: [usize; COEFFICIENTS] = [0, 1, 8, 16, 9, 2, 3, 10, 17, 24];
-/// No scan has delivered any bit of the coefficient.
+/// Marks a coefficient of which no scan has delivered any bit.
 const UNKNOWN: i8 = -1;
 
 /// DC values of five rows of five blocks, with the current block in the middle.
 type Window = [[i32; 5]; 5];
 
-/// Which bits of each coefficient are known, by component.
+/// Record of the bits of each coefficient that scans have delivered.
 #[derive(Debug)]
 pub(super) struct Progress {
-    /// Position of the lowest known bit: [`UNKNOWN`], or 0 if all bits are known.
+    /// By component and coefficient: the position of the lowest known bit. It is 0 if all bits are known, and
+    /// [`UNKNOWN`] if none is.
     known: Vec<[i8; 64]>,
-    /// The same before the component's last scan.
+    /// The values of `known` before the component's last scan.
     before: Vec<[i8; 64]>,
     scans: u32,
-    /// The last row of MCUs in the last scan that had data.
+    /// The last row of MCUs for which the last scan had data.
     last_good_row: usize,
 }
 
@@ -37,7 +38,7 @@ impl Progress {
         Self { known: none(), before, scans: 0, last_good_row: 0 }
     }
 
-    /// Records what a scan is about to deliver (`start_pass_phuff_decoder`).
+    /// Records the bits that a scan is about to deliver (`start_pass_phuff_decoder`).
     pub(super) fn note(&mut self, scan: &Scan) {
         self.scans += 1;
         let (first, last) = (usize::from(scan.first), usize::from(scan.last));
@@ -54,13 +55,13 @@ impl Progress {
         }
     }
 
-    /// Records that a row of MCUs had data.
+    /// Records that the current scan had data for a row of MCUs.
     pub(super) fn good_row(&mut self, row: usize) {
         self.last_good_row = row;
     }
 
-    /// Returns the smoothing if it applies (`smoothing_ok`): some coefficient is not fully known, and no quantiser
-    /// involved is zero.
+    /// Returns the smoothing, or `None` if it does not apply (`smoothing_ok`). It applies if some coefficient is not
+    /// fully known, all DC values are known, and none of the quantisers at [`POSITIONS`] is zero.
     pub(super) fn smoothing(&self, quant: &[Option<[u16; 64]>]) -> Option<Smoothing<'_>> {
         let usable = |table: &Option<[u16; 64]>| {
             table.as_ref().is_some_and(|table| POSITIONS.iter().all(|&at| table[at] != 0))
@@ -74,14 +75,14 @@ impl Progress {
     }
 }
 
-/// Smooths the blocks of a component, row by row.
+/// Smoother for the blocks of a component, row by row.
 #[derive(Debug)]
 pub(super) struct Smoothing<'p> {
     progress: &'p Progress,
 }
 
 impl Smoothing<'_> {
-    /// A row of blocks with the estimates filled in. `index` is the component, `row` the row of blocks.
+    /// Returns a row of blocks with the estimates filled in. `index` is the component, `row` the number of the row.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -108,7 +109,8 @@ impl Smoothing<'_> {
         Ok(blocks)
     }
 
-    /// Known bits in a row of MCUs. Rows that the last scan did not reach have the state before it.
+    /// Returns the position of each coefficient's lowest known bit in a row of MCUs. For rows that the last scan did
+    /// not reach, it is the position before that scan.
     fn known(&self, index: usize, mcu_row: usize) -> [i8; COEFFICIENTS] {
         let Progress { known, before, scans, last_good_row } = self.progress;
         if mcu_row <= *last_good_row {
@@ -118,14 +120,15 @@ impl Smoothing<'_> {
     }
 }
 
-/// Size in bytes of the longest row that [`Smoothing::row`] returns.
+/// Returns the size in bytes of the longest row that [`Smoothing::row`] returns.
 pub(super) fn row_bytes(frame: &Frame) -> u64 {
     let width = |component: &Component| component.width_in_blocks * size_of::<Block>();
     frame.components.iter().map(width).max().unwrap_or(0) as u64
 }
 
-/// The rows from two above to two below. Beyond an edge the nearest row is used. Which rows count as edges follows
-/// libjpeg's arithmetic, which in the last row of MCUs assumes that all of them have its height.
+/// Returns the rows of blocks from two above `row` to two below. Beyond an edge of the picture, the nearest row is
+/// repeated. The edges are calculated as in libjpeg, which in the last row of MCUs assumes that all rows of MCUs are as
+/// high as the last one.
 fn rows_around(frame: &Frame, component: &Component, row: usize) -> [usize; 5] {
     let mcu_row = row / component.v;
     let in_mcu_row = row % component.v;
@@ -151,13 +154,13 @@ fn window(rows: &[&[Block]; 5], column: usize, width: usize) -> Window {
     rows.map(|row| columns.map(|column| i32::from(row[column][0])))
 }
 
-/// Weights of the DC values in a window, scaled by 256 over the DC quantiser.
+/// Weights of the quantised DC values in a window, in units of 1/256. `guess` multiplies the sum by the DC quantiser.
 type Weights = [[i32; 5]; 5];
 
 struct Estimator<'q> {
     known: [i8; COEFFICIENTS],
     quant: &'q [u16; 64],
-    /// True if no AC value is known at all: then the DC value is smoothed too, and more coefficients are estimated.
+    /// True if no AC value is known. In this case, the DC value is smoothed too, and more coefficients are estimated.
     from_dc_alone: bool,
 }
 
@@ -175,7 +178,7 @@ impl<'q> Estimator<'q> {
             let low = self.known[at];
             if low != 0 && block[position] == 0 {
                 let guess = self.guess(&weights[at], window, position);
-                // The known upper bits are zero, so the magnitude is below the lowest of them.
+                // The known upper bits are zero, so the magnitude is less than the value of the lowest known bit.
                 let bound = if low > 0 { (1 << low) - 1 } else { i64::MAX };
                 block[position] = guess.clamp(-bound, bound) as i16;
             }
@@ -185,7 +188,8 @@ impl<'q> Estimator<'q> {
         }
     }
 
-    /// The weighted sum in units of the coefficient's quantiser, rounded half away from zero.
+    /// Returns the weighted sum of the window, multiplied by the DC quantiser, divided by the quantiser of the
+    /// coefficient at `position`, and rounded half away from zero.
     fn guess(&self, weights: &Weights, window: &Window, position: usize) -> i64 {
         let products = weights.iter().flatten().zip(window.iter().flatten());
         let sum: i64 = products.map(|(&weight, &value)| i64::from(weight * value)).sum();
@@ -211,7 +215,7 @@ const FROM_DC_ALONE: [Weights; COEFFICIENTS] = [
     [[0; 5], [0, 1, 2, 1, 0], [0; 5], [0, -1, -2, -1, 0], [0; 5]],
 ];
 
-/// Weights if some AC values are known; the first entry is unused.
+/// Weights if some AC values are known, in the same order. Only entries 1 to 5 are used.
 #[rustfmt::skip]
 const BESIDE_AC: [Weights; COEFFICIENTS] = [
     [[0; 5]; 5],

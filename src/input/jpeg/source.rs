@@ -34,7 +34,7 @@ const READ_BYTES: usize = 1 << 16;
 pub(super) struct Source<'a> {
     data: &'a [u8],
     at: usize,
-    /// A marker that was found but not consumed yet; 0 if there is none.
+    /// A marker that has been found but not consumed; 0 if there is none.
     pending: u8,
 }
 
@@ -43,18 +43,18 @@ impl<'a> Source<'a> {
         Self { data, at: 0, pending: 0 }
     }
 
-    /// The unread bytes of the file.
+    /// Returns the unread bytes of the file.
     pub(super) fn rest(&self) -> &'a [u8] {
         self.data.get(self.at..).unwrap_or_default()
     }
 
-    /// Truncates the file to the part that Pillow has read by now.
+    /// Truncates the file to the part that Pillow has read when it reaches the current position.
     pub(super) fn end_with_read(&mut self) {
         let read = self.at.next_multiple_of(READ_BYTES).min(self.data.len());
         self.data = &self.data[..read];
     }
 
-    /// The pending marker; 0 if there is none.
+    /// Returns the pending marker; 0 if there is none.
     pub(super) fn pending(&self) -> u8 {
         self.pending
     }
@@ -73,7 +73,7 @@ impl<'a> Source<'a> {
         Ok(byte)
     }
 
-    /// The next `N` bytes without consuming them, if the file has as many.
+    /// Returns the next `N` bytes without consuming them, or `None` if fewer are left.
     pub(super) fn peek<const N: usize>(&self) -> Option<[u8; N]> {
         self.data.get(self.at..)?.first_chunk().copied()
     }
@@ -83,7 +83,7 @@ impl<'a> Source<'a> {
         self.at += bytes;
     }
 
-    /// Reads one byte of entropy-coded data and removes byte stuffing. `None` at a marker, which becomes pending.
+    /// Reads one byte of entropy-coded data, removing byte stuffing. Returns `None` at a marker, which becomes pending.
     ///
     /// # Errors
     /// `Truncated` at the end of the file.
@@ -107,7 +107,7 @@ impl<'a> Source<'a> {
         Ok(None)
     }
 
-    /// Skips to and past the next marker, which becomes pending (`next_marker`).
+    /// Skips past the next marker, makes it pending and returns it (`next_marker`).
     ///
     /// # Errors
     /// `Truncated` if no marker follows.
@@ -125,7 +125,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The pending marker, or else the next one.
+    /// Returns the pending marker. If there is none, reads the next marker, which becomes pending.
     ///
     /// # Errors
     /// `Truncated` if no marker follows.
@@ -136,7 +136,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Reads the first marker: the next two bytes must be SOI (`first_marker`).
+    /// Reads the next two bytes, which must be an SOI marker (`first_marker`).
     ///
     /// # Errors
     /// `Truncated`, `Damaged`.
@@ -147,12 +147,11 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// Reads the segment after a marker. Its first two bytes are its length, which includes them. Moves past the
-    /// segment, or to the end of the file. A length below two, which does not even cover itself, gives an empty
-    /// segment.
+    /// Reads the segment after a marker, or as much of it as the file contains. Its first two bytes are its length,
+    /// which includes these two bytes. If the length is below 2, the segment is empty and [`Segment::end`] rejects it.
     ///
     /// # Errors
-    /// `Truncated` if the length itself is cut off.
+    /// `Truncated` if the file ends within the length field.
     pub(super) fn segment(&mut self) -> Result<Segment<'a>, JpegError> {
         let length = usize::from(u16::from_be_bytes([self.byte()?, self.byte()?]));
         let declared = length.saturating_sub(2);
@@ -161,8 +160,9 @@ impl<'a> Source<'a> {
         Ok(Segment { data: &self.data[start..self.at], declared, is_too_short: length < 2 })
     }
 
-    /// Finds the RST marker that is due, or resynchronises without it (`read_restart_marker`,
-    /// `jpeg_resync_to_restart`). If a marker stays pending, the next restart interval is empty.
+    /// Skips past the restart marker that is due, or resynchronises if it is missing (`read_restart_marker`,
+    /// `jpeg_resync_to_restart`). `due` is its number, 0 to 7. If a marker is pending afterwards, the next restart
+    /// interval has no data.
     ///
     /// # Errors
     /// `Truncated`.
@@ -177,11 +177,12 @@ impl<'a> Source<'a> {
                 // Not a valid marker: look for the next one.
                 ..marker::SOF0 => {}
                 marker::RST0..=marker::RST7 => match (found - marker::RST0).wrapping_sub(due) & 7 {
-                    // One of the next two: the due marker was lost, and its interval with it.
+                    // One of the two after the due marker: the due marker was lost, together with its interval.
                     1 | 2 => return Ok(()),
-                    // One of the previous two: it is late, and the due marker is still ahead.
+                    // One of the two before the due marker, which must still follow: look for the next one.
                     6 | 7 => {}
-                    // The due marker, or one too far away to tell: continue after it.
+                    // The due marker, or a marker too far from it to draw a conclusion: continue after the found
+                    // marker.
                     _ => {
                         self.pending = 0;
                         return Ok(());
@@ -195,18 +196,19 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The data of a segment, consumed from its start.
+/// The data of a segment that has not been consumed yet.
 #[derive(Debug)]
 pub(super) struct Segment<'a> {
     data: &'a [u8],
-    /// Bytes left according to the segment's length; `data` has fewer if the file ends earlier.
+    /// Number of unconsumed bytes according to the length field; `data` has fewer if the file ends earlier.
     declared: usize,
-    /// True if the length does not even cover itself.
+    /// True if the segment's length field is below 2. The length includes the field's own two bytes, so this is
+    /// invalid.
     is_too_short: bool,
 }
 
 impl<'a> Segment<'a> {
-    /// Bytes left according to the segment's length.
+    /// Returns the number of unconsumed bytes according to the segment's length field.
     pub(super) fn left(&self) -> usize {
         self.declared
     }
@@ -214,7 +216,7 @@ impl<'a> Segment<'a> {
     /// Reads the next `bytes` bytes.
     ///
     /// # Errors
-    /// `Damaged` beyond the end of the segment, `Truncated` beyond the end of the file.
+    /// `Damaged` if the segment ends earlier, `Truncated` if the file ends earlier.
     pub(super) fn take(&mut self, bytes: usize) -> Result<&'a [u8], JpegError> {
         self.declared = self.declared.checked_sub(bytes).ok_or(JpegError::Damaged)?;
         let (taken, rest) = self.data.split_at_checked(bytes).ok_or(JpegError::Truncated)?;
@@ -239,7 +241,7 @@ impl<'a> Segment<'a> {
         self.take(self.declared)
     }
 
-    /// Checks that the segment was read exactly to its end.
+    /// Checks that the segment has been consumed exactly to its end.
     ///
     /// # Errors
     /// `Damaged`.

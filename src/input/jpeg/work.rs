@@ -1,7 +1,7 @@
 //! Estimates the cost of decoding from the scan headers.
 //!
-//! Scan headers are found by searching for the bytes of the SOS marker anywhere in the file. Every scan that the
-//! decoder meets begins with them, so none is missed; a file can only make itself look more expensive.
+//! Scan headers are found by searching the rest of the file for the bytes of an SOS marker. Every scan that the decoder
+//! reads begins with these bytes, so none is missed. False matches can only make the file look more expensive.
 
 use super::frame::{Component, Frame};
 use super::header::Scan;
@@ -9,22 +9,25 @@ use super::is_multi_scan;
 use super::scan::{scan_cost, work_of_scan};
 use super::source::marker;
 
-/// Number of bytes that are searched together: vector instructions compare them at once, and many chunks contain no
-/// 0xFF.
+/// Number of bytes that are searched for 0xFF together. Vector instructions compare them all at once, and many chunks
+/// contain no 0xFF.
 const CHUNK: usize = 64;
-/// Cost of traversing a block, in pixels of a plain file. Measured at 50 megapixels: 11 ns per pixel, and for 781,250
-/// blocks 28 ms (DC refinement), 150 ms (AC refinement), 80 ms (arithmetic coding), 100 ms (lossless).
+/// Cost of traversing a block without data; the unit is one pixel of a plain JPEG (see `ImageHeader::work`). Measured
+/// at 50 megapixels: 11 ns per pixel, and for 781,250 blocks 28 ms (DC refinement), 150 ms (AC refinement), 80 ms
+/// (arithmetic coding), 100 ms (lossless).
 const PIXELS_PER_BLOCK: u64 = 4;
-/// Cost of a byte of entropy-coded data in pixels, with Huffman coding and with arithmetic coding.
+/// Cost of a byte of Huffman-coded data, in pixels.
 const PIXELS_PER_BYTE: u64 = 3;
+/// Cost of a byte of arithmetic-coded data, in pixels.
 const PIXELS_PER_ARITHMETIC_BYTE: u64 = 8;
 
-/// Estimated cost in pixels of a plain file. `rest` is the file after the header of the first scan.
+/// Returns the estimated cost of decoding, in pixels of a plain JPEG. `rest` is the file after the header of the first
+/// scan.
 pub(super) fn estimate(frame: &Frame, first_scan: &Scan, rest: &[u8]) -> u64 {
     let pixels = (frame.width * frame.height) as u64;
     let per_byte =
         if frame.process.arithmetic { PIXELS_PER_ARITHMETIC_BYTE } else { PIXELS_PER_BYTE };
-    // IDCT and colour conversion; a multi-scan file also stores its coefficients.
+    // Each pixel costs an IDCT and a colour conversion. In a multi-scan file, its coefficients are also stored.
     let (times, later) =
         if is_multi_scan(frame, first_scan) { (2, later_scans(frame, rest)) } else { (1, 0) };
     let blocks = work_of_scan(frame, first_scan).saturating_add(later);
@@ -33,11 +36,11 @@ pub(super) fn estimate(frame: &Frame, first_scan: &Scan, rest: &[u8]) -> u64 {
         .saturating_add(rest.len() as u64 * per_byte)
 }
 
-/// Work of all scans after the first one, in blocks.
+/// Returns the work of all scans after the first one, in blocks (see `scan::work_of_scan`).
 fn later_scans(frame: &Frame, rest: &[u8]) -> u64 {
     let mut total = 0_u64;
     for (index, chunk) in rest.chunks(CHUNK).enumerate() {
-        // No early exit, so that vector instructions can be used.
+        // There is no early exit, so that the compiler can use vector instructions.
         if chunk.iter().map(|&byte| u8::from(byte == 0xff)).sum::<u8>() == 0 {
             continue;
         }
@@ -49,7 +52,8 @@ fn later_scans(frame: &Frame, rest: &[u8]) -> u64 {
     total
 }
 
-/// Work of the scan whose SOS marker is at this position, without its 0xFF; `None` if there is none.
+/// Returns the work of the scan whose header starts at `found`, which begins after the 0xFF of the SOS marker. `None`
+/// if `found` does not begin with a scan header.
 fn scan_work(frame: &Frame, found: &[u8]) -> Option<u64> {
     let (&[code, _, _, count], behind) = found.split_first_chunk()?;
     if code != marker::SOS || !(1..=4).contains(&count) {
@@ -57,7 +61,7 @@ fn scan_work(frame: &Frame, found: &[u8]) -> Option<u64> {
     }
     let (listed, parameters) = behind.split_at_checked(usize::from(count) * 2)?;
     let &[first, last, approximation] = parameters.first_chunk()?;
-    // Several components may have the same id.
+    // Several components may have the same id. The largest one gives an upper bound.
     let largest = |id| {
         let named = frame.components.iter().filter(|component| component.id == id);
         named.map(blocks).max().unwrap_or(0)
@@ -78,8 +82,8 @@ mod tests {
         [&[0xff, marker][..], &(data.len() as u16 + 2).to_be_bytes(), data].concat()
     }
 
-    /// Estimated work of a file of 64 x 64 pixels with three components. `frame` is the SOF marker; each of `scans`
-    /// lists the components of one scan.
+    /// Returns the estimated work of a file of 64 x 64 pixels with three components. `frame` is the SOF marker; each
+    /// item of `scans` lists the components of one scan.
     fn work(frame: u8, scans: &[&[u8]]) -> u64 {
         let mut file = b"\xff\xd8".to_vec();
         file.extend(segment(frame, b"\x08\0\x40\0\x40\x03\x01\x22\0\x02\x11\0\x03\x11\0"));
@@ -96,12 +100,12 @@ mod tests {
     #[test]
     fn every_scan_that_is_read_counts_by_what_it_walks_over() {
         let pixels = 64 * 64;
-        // Bytes after the header of the first scan: data, the other scan headers, EOI.
+        // Number of bytes after the header of the first scan: the data of all scans, the other scan headers, and EOI.
         let bytes = |scans: u64, listed: u64| 140 * scans + 2 + 8 * (scans - 1) + 2 * listed;
         // Luma has 64 blocks, each chroma component 16; each scan costs 256 more.
         let all = 96 + 256;
         assert_eq!(work(0xc0, &[&[1, 2, 3]]), pixels + 4 * all + 3 * bytes(1, 0));
-        // A second scan of a single-scan file is not decoded.
+        // If the first scan has all components, a second scan is not decoded.
         let twice = work(0xc0, &[&[1, 2, 3], &[1, 2, 3]]);
         assert_eq!(twice, pixels + 4 * all + 3 * bytes(2, 3));
         let apart = work(0xc0, &[&[1], &[2], &[3]]);

@@ -26,10 +26,10 @@ pub(super) struct Built {
     pub(super) clean_up: bool,
 }
 
-/// How the tokenizer class of transformers uses the files.
+/// How a tokenizer class of transformers uses the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
-    /// Uses the vocabulary of either file and rebuilds everything else.
+    /// Uses only the vocabulary, from `tokenizer.json` or `vocab.txt`, and rebuilds everything else.
     Bert,
     /// Loads the complete `tokenizer.json` without changes.
     AsIs,
@@ -114,7 +114,7 @@ fn class(files: &Files) -> Result<Class, DocumentError> {
     }
 }
 
-/// The named tokens that `BertTokenizer` uses if no file declares them.
+/// Sets special tokens that no file declares to the defaults of `BertTokenizer`, such as `[UNK]` for `unk_token`.
 fn set_bert_names(options: &mut Options, files: &Files) {
     for name in ["unk_token", "sep_token", "pad_token", "cls_token", "mask_token"] {
         options.default(name, || {
@@ -124,8 +124,8 @@ fn set_bert_names(options: &mut Options, files: &Files) {
     }
 }
 
-/// `BertTokenizer` with the vocabulary of `tokenizer.json`, or of `vocab.txt` if there is none. Returns the path of the
-/// file used, too.
+/// Builds a `BertTokenizer` with the vocabulary of `tokenizer.json`, or of `vocab.txt` if there is no `tokenizer.json`.
+/// Returns it with the path of the file that was used.
 fn bert(
     files: &Files,
     options: &Options,
@@ -152,7 +152,7 @@ fn bert(
 fn vocabulary(files: &Files) -> Result<(PathBuf, WordPieceBuilder), TokenizerError> {
     if let Some(tokenizer) = &files.tokenizer {
         let path = files.path(TOKENIZER);
-        // transformers loads the rest of the file once, without its vocabulary.
+        // transformers also loads the rest of the file, without its vocabulary, so errors in the rest must be reported.
         let mut rest = tokenizer.clone();
         rest.insert("added_tokens".to_owned(), Value::Array(Vec::new()));
         let words = match rest.get_mut("model") {
@@ -201,7 +201,8 @@ fn parse(
         .ok_or_else(|| invalid(path, BROKEN))
 }
 
-/// A boolean option; `None` if no file sets it. `null` is rejected unless the argument `null` allows it.
+/// Returns a boolean option, or `None` if no file sets it. If the argument `null` is true, a JSON `null` gives `None`
+/// as well; otherwise it is rejected.
 fn switch(options: &Options, key: &str, null: bool) -> Result<Option<bool>, DocumentError> {
     match options.get(key) {
         None => Ok(None),
@@ -213,8 +214,8 @@ fn switch(options: &Options, key: &str, null: bool) -> Result<Option<bool>, Docu
     }
 }
 
-/// The named special tokens: standard names first, then the checkpoint's own names, which may also redefine a standard
-/// name.
+/// Returns the named special tokens. The standard names come first, followed by names that the checkpoint itself
+/// defines, which may also redefine a standard name.
 fn names(options: &Options) -> Result<Vec<(&str, &Entry)>, DocumentError> {
     let accepted = "a token: its text, or an object with \"__type\": \"AddedToken\"";
     let token = |entry: &Entry| entry.given.text().is_some();
@@ -235,7 +236,8 @@ fn names(options: &Options) -> Result<Vec<(&str, &Entry)>, DocumentError> {
     }
 }
 
-/// Every token to add. The order determines the ids of tokens that the vocabulary lacks.
+/// Returns every token that must be added to the tokenizer. Their order determines the ids of tokens that are not in
+/// the vocabulary.
 fn added_tokens(
     inner: &tokenizers::Tokenizer,
     options: &Options,
@@ -273,8 +275,8 @@ fn added_tokens(
         .collect())
 }
 
-/// Rejects an added token that is matched in normalised text but normalises to an empty string: `tokenizers` would
-/// panic on the first text.
+/// Rejects an added token that is matched in normalised text but is itself normalised to an empty string, because
+/// `tokenizers` would panic on the first text.
 fn check_normalised(
     inner: &tokenizers::Tokenizer,
     added: &[AddedToken],
@@ -298,7 +300,8 @@ fn check_normalised(
     }
 }
 
-/// Rejects a tokenizer whose vocabulary lacks its unknown token: it would fail on the first text with an unknown word.
+/// Rejects a tokenizer whose vocabulary lacks its unknown token, because it would fail on the first text with an
+/// unknown word.
 fn check_unknown_token(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(), TokenizerError> {
     let ModelWrapper::WordPiece(model) = inner.get_model() else {
         return Err(invalid(path, "has a model other than WordPiece, the only one that BLIP uses"));
@@ -312,7 +315,7 @@ fn check_unknown_token(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(),
     ))
 }
 
-/// The id of a named token that every text begins or ends with.
+/// Returns the id of the named token `name`, which every text begins or ends with.
 fn id(
     inner: &tokenizers::Tokenizer,
     names: &[(&str, &Entry)],
@@ -326,8 +329,8 @@ fn id(
     id.ok_or_else(|| refuse_name(entry, name, files))
 }
 
-/// Error for a missing or invalid named token. `entry` is the value under its name, or `None` if a file sets it to
-/// null.
+/// Returns the error for a missing or invalid named token. `entry` is the value under its name, or `None` if a file
+/// sets it to null.
 fn refuse_name(entry: Option<&Entry>, name: &str, files: &Files) -> DocumentError {
     let accepted = "a token that is a single word";
     let Some(entry) = entry else {
@@ -337,7 +340,8 @@ fn refuse_name(entry: Option<&Entry>, name: &str, files: &Files) -> DocumentErro
     entry.refuse(accepted)
 }
 
-/// The ids that the post-processor puts before and after a text.
+/// Returns the ids of the two tokens that the post-processor puts before and after a text. Rejects a tokenizer whose
+/// post-processor does anything else.
 fn frame(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(u32, u32), TokenizerError> {
     let ids = |text: &str, special| {
         inner.encode_fast(text, special).map(|encoding| encoding.get_ids().to_vec())

@@ -1,4 +1,5 @@
-//! A JSON object that keeps the order of its keys: tokens that a vocabulary lacks get their ids in file order.
+//! Parses a JSON object and keeps the order of its keys. The order matters because tokens that are not in the
+//! vocabulary get their ids in file order.
 
 use std::fmt;
 use std::path::Path;
@@ -9,16 +10,16 @@ use serde_json::Value;
 
 use crate::document::{self, DocumentError};
 
-/// Keys and values of a file, in file order.
+/// Keys and values of a JSON file, in file order.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(super) struct Entries {
-    /// Each key once; if a key is repeated, the last value counts.
+    /// Each key occurs once. If the file repeats a key, the last value counts.
     pub(super) entries: Vec<(String, Value)>,
     /// The entries of the object `extra_special_tokens`, if its value is an object.
     pub(super) extra: Vec<(String, Value)>,
 }
 
-/// The only key whose value is an object with a significant order.
+/// The only key whose value may be an object in which the order of keys matters.
 pub(super) const EXTRA: &str = "extra_special_tokens";
 
 impl Entries {
@@ -29,7 +30,7 @@ impl Entries {
             #[serde(default, rename = "extra_special_tokens")]
             extra: InOrder,
         }
-        // Reports what is wrong if this is not a JSON object. After that the two passes below cannot fail.
+        // Returns a precise error if this is not a JSON object. If it is one, the two passes below cannot fail.
         document::parse_object(path, bytes)?;
         let entries: InOrder = serde_json::from_slice(bytes).unwrap_or_default();
         let extra = serde_json::from_slice(bytes).map(|inner: Inner| inner.extra);
@@ -37,7 +38,7 @@ impl Entries {
     }
 }
 
-/// An object in file order; empty for any other JSON value.
+/// Keys and values of a JSON object in file order. Empty for any other JSON value.
 #[derive(Default)]
 struct InOrder(Vec<(String, Value)>);
 
@@ -94,7 +95,7 @@ impl<'de> Deserialize<'de> for InOrder {
     }
 }
 
-/// Replaces the value of a key in place, or appends the key.
+/// Sets the value of a key. An existing key keeps its position; a new one is appended.
 pub(super) fn set<T>(entries: &mut Vec<(String, T)>, key: &str, value: T) {
     match entries.iter_mut().find(|(known, _)| known == key) {
         Some((_, place)) => *place = value,

@@ -15,7 +15,7 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const VOCABULARY: &str = "vocab.txt";
 const MODEL_CONFIG: &str = "config.json";
 
-/// The parsed files, before they are interpreted. `None` if a file does not exist.
+/// The parsed files, before they are interpreted. An optional field is `None` if its file does not exist.
 #[derive(Debug)]
 pub(super) struct Files {
     pub(super) directory: PathBuf,
@@ -25,7 +25,7 @@ pub(super) struct Files {
     pub(super) added_tokens: Option<Entries>,
     /// The contents of `tokenizer.json`, as an object.
     pub(super) tokenizer: Option<Map<String, Value>>,
-    /// `vocab.txt`. Read only if there is no `tokenizer.json`, which takes precedence.
+    /// The bytes of `vocab.txt`. It is read only if there is no `tokenizer.json`, which takes precedence.
     pub(super) vocabulary: Option<Vec<u8>>,
     /// The field `tokenizer_class` of `config.json`.
     pub(super) model_class: Option<Value>,
@@ -56,7 +56,8 @@ impl Files {
         })
     }
 
-    /// Parses a `tokenizer.json` and a `tokenizer_config.json` without any other files.
+    /// Like [`Files::read`], but parses the given contents of `tokenizer.json` and `tokenizer_config.json`, and assumes
+    /// that there are no other files. Error messages use `path` for `tokenizer.json`.
     pub(super) fn of_texts(
         path: &Path,
         tokenizer: &str,
@@ -74,13 +75,13 @@ impl Files {
         })
     }
 
-    /// The path of a file of the checkpoint, for error messages.
+    /// Returns the path of a file of the checkpoint, for error messages.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 }
 
-/// The bytes of a file, or `None` if it does not exist.
+/// Returns the bytes of a file, or `None` if it does not exist.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, DocumentError> {
     match document::read(path) {
         Ok(bytes) => Ok(Some(bytes)),

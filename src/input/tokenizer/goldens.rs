@@ -1,4 +1,5 @@
-//! Compares tokenizers from many combinations of files with transformers (`tests/fixtures/make/tokenizer_files.py`).
+//! Compares the tokenizers that are built from many combinations of files with those of transformers.
+//! `tests/fixtures/make/tokenizer_files.py` writes the fixtures.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,8 +11,8 @@ use serde_json::{Map, Value};
 use super::{Tokenizer, TokenizerError};
 use crate::input::InputSettings;
 
-/// Cases that are rejected here although transformers loads them: without start or end token, with an unknown token
-/// that fails on the first unknown word, or of a class that is not implemented.
+/// Cases that are rejected here although transformers loads them. The reason is, for example, that the start or end
+/// token is missing, that the tokenizer would fail on the first unknown word, or that its class is not implemented.
 const REFUSED_HERE: [&str; 17] = [
     "added_tokens.json, ids as strings",
     "added_tokens.json, a token that is normalised to nothing",
@@ -32,7 +33,7 @@ const REFUSED_HERE: [&str; 17] = [
     "vocab.txt, empty",
 ];
 
-/// Cases that load here although transformers rejects one of their options, which has no meaning here.
+/// Cases that load here although transformers rejects one of their options, because this option has no meaning here.
 const READ_HERE: [&str; 2] = ["an unknown side of padding", "an option that is named as a method"];
 
 #[derive(Deserialize)]
@@ -45,10 +46,11 @@ struct Goldens {
 #[derive(Deserialize)]
 struct Case {
     name: String,
-    /// Which vocabulary files of the fixture are in the directory.
+    /// Which vocabulary files of the fixture are in the directory: `vocab.txt`, `tokenizer.json`, `both`, or none for
+    /// any other value.
     base: String,
     files: BTreeMap<String, String>,
-    /// Changes to the fixture's `tokenizer.json`, by key.
+    /// Values that replace those in the fixture's `tokenizer.json`, by key.
     edit: BTreeMap<String, Value>,
     #[serde(default)]
     drop: Vec<String>,
@@ -61,7 +63,8 @@ struct Case {
 struct Expected {
     tokens: usize,
     ids: Vec<Option<Vec<u32>>>,
-    /// By index of the text: ids if special tokens in the text are plain text, as they are here.
+    /// By index of the text: the ids that result if special tokens in the text are treated as plain text, as they are
+    /// here. If there is no entry, those in `ids` are expected.
     #[serde(default)]
     plain_ids: BTreeMap<String, Option<Vec<u32>>>,
     decoded: Vec<String>,
@@ -71,7 +74,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// Finds the object and key of a path such as `pre_tokenizer` or `model.unk_token` in a `tokenizer.json`.
+/// Resolves a path such as `pre_tokenizer` or `model.unk_token` in a `tokenizer.json` to an object and a key in it.
 fn place<'a>(
     document: &'a mut Map<String, Value>,
     key: &str,

@@ -1,7 +1,8 @@
 //! Converts text to token ids and back, as `transformers` does with the files of a checkpoint.
 //!
-//! One deliberate deviation: special tokens inside a client's text are plain text (`[SEP]` becomes the ids of its
-//! characters). Otherwise a text could end itself or inject tokens in the role of the model.
+//! There is one deliberate deviation: special tokens inside a client's text are treated as plain text (`[SEP]` is
+//! encoded as `[`, `sep` and `]`). Otherwise, a text could end itself or inject tokens that appear to come from the
+//! model.
 
 mod build;
 mod entries;
@@ -29,8 +30,8 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Loads the tokenizer from a checkpoint directory: from `tokenizer.json`, or `vocab.txt` if there is none, and the
-    /// other files that define its class, options and added tokens. Padding and truncation settings of a file are
-    /// disabled. `settings` limits every text.
+    /// other files that define its class, options and added tokens. Padding and truncation settings of these files are
+    /// ignored. `settings` limits the length of every text.
     ///
     /// # Errors
     /// A missing or broken file, or a tokenizer that does not put one token before and one after a text.
@@ -38,8 +39,8 @@ impl Tokenizer {
         Self::of(&Files::read(directory)?, settings)
     }
 
-    /// Like [`Tokenizer::load`], from the contents of `tokenizer.json` and `tokenizer_config.json`. Error messages use
-    /// `path` for the first.
+    /// Like [`Tokenizer::load`], but takes the contents of `tokenizer.json` and `tokenizer_config.json`. Error messages
+    /// use `path` for `tokenizer.json`.
     ///
     /// # Errors
     /// As [`Tokenizer::load`].
@@ -57,7 +58,7 @@ impl Tokenizer {
         Ok(Self { inner, settings: settings.clone(), clean_up, cls, sep })
     }
 
-    /// Encodes a text as `[CLS] text [SEP]`, without a limit in tokens.
+    /// Encodes a text as `[CLS] text [SEP]`, without a limit on the number of tokens.
     ///
     /// # Errors
     /// `TextTooLong` in bytes or characters, `InvalidText`, `Tokenizer`.
@@ -114,7 +115,7 @@ impl Tokenizer {
         if self.clean_up { clean_up(&text) } else { text }
     }
 
-    /// The text that `new` adds to `prompt` when both are decoded together, without the space between them.
+    /// Returns the text that `new` adds to `prompt` when both are decoded together, without the space between them.
     #[must_use]
     pub fn decode_continuation(&self, prompt: &[u32], new: &[u32]) -> String {
         let before = self.decode(prompt);
@@ -128,7 +129,7 @@ impl Tokenizer {
         whole[common..].trim_start().to_owned()
     }
 
-    /// Decodes ids one by one while they are generated, starting with `prompt`.
+    /// Returns a detokenizer, which decodes ids one by one while they are generated, after those of `prompt`.
     #[must_use]
     pub fn detokenizer(&self, prompt: &[u32]) -> Detokenizer<'_> {
         Detokenizer::new(self, prompt)
@@ -139,21 +140,21 @@ impl Tokenizer {
         self.clean_up
     }
 
-    /// The largest id plus one, including added tokens: a table with this many rows covers all ids. The model's
-    /// vocabulary may be larger, by tokens that have no text.
+    /// Returns the largest id plus one, including added tokens, so that a table with this number of rows covers all
+    /// ids. The model's vocabulary may be larger; its additional tokens have no text.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         let largest = self.inner.get_vocab(true).into_values().max();
         largest.map_or(0, |id| id as usize + 1)
     }
 
-    /// The id of the start token `[CLS]`.
+    /// Returns the id of the start token `[CLS]`.
     #[must_use]
     pub fn cls_id(&self) -> u32 {
         self.cls
     }
 
-    /// The id of the end token `[SEP]`.
+    /// Returns the id of the end token `[SEP]`.
     #[must_use]
     pub fn sep_id(&self) -> u32 {
         self.sep
@@ -170,7 +171,8 @@ fn invalid(path: &Path, problem: &str) -> TokenizerError {
     TokenizerError::Invalid { path: path.to_owned(), problem: problem.to_owned() }
 }
 
-/// `clean_up_tokenization` of `transformers/tokenization_utils_base.py`, applied after the decoder's own clean-up.
+/// Removes spaces as `clean_up_tokenization` of `transformers/tokenization_utils_base.py` does. It is applied after the
+/// decoder's own clean-up.
 fn clean_up(text: &str) -> String {
     text.replace(" .", ".")
         .replace(" ?", "?")

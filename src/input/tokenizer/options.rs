@@ -26,7 +26,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// The value of `key` in a file.
+    /// Creates the entry for the value of `key` in `file`.
     pub(super) fn new(file: PathBuf, key: &str, value: Value) -> Self {
         Self { given: Given::from(value), place: Place { file, field: key.to_owned() } }
     }
@@ -51,13 +51,13 @@ impl Entry {
 /// Options and added tokens, merged from all files.
 #[derive(Debug)]
 pub(super) struct Options {
-    /// By key, in the order in which the files first set them.
+    /// Options by key, in the order in which the files first set them.
     entries: Vec<(String, Entry)>,
-    /// The checkpoint's own names (such as `image_token`) with their tokens.
+    /// Tokens under names that the checkpoint itself defines, such as `image_token`.
     pub(super) own: Vec<(String, Entry)>,
-    /// Added tokens with the ids that the files give them. These ids only determine the order.
+    /// Added tokens with the ids that the files give them. These ids are used only to sort the tokens.
     added: Vec<(f64, Token)>,
-    /// Every added token by its text, including tokens whose id another one has replaced.
+    /// Every added token by its text, including those that a later token with the same id has replaced in `added`.
     by_content: Vec<(String, Token)>,
 }
 
@@ -84,31 +84,32 @@ impl Options {
         Ok(options)
     }
 
-    /// The value of a key, which may be `null`.
+    /// Returns the value of a key, which may be `null`, or `None` if no file sets the key.
     pub(super) fn get(&self, key: &str) -> Option<&Entry> {
         self.entries.iter().find(|(known, _)| known == key).map(|(_, entry)| entry)
     }
 
-    /// Every key with its value, in file order.
+    /// Returns every key with its value, in file order.
     pub(super) fn entries(&self) -> &[(String, Entry)] {
         &self.entries
     }
 
-    /// Sets a key that no file sets.
+    /// Sets `key` to the value of `entry`, unless it is already set.
     pub(super) fn default(&mut self, key: &str, entry: impl FnOnce() -> Entry) {
         if self.get(key).is_none() {
             self.entries.push((key.to_owned(), entry()));
         }
     }
 
-    /// The added tokens, sorted by their ids.
+    /// Returns the added tokens, sorted by the ids that the files give them.
     pub(super) fn added(&self) -> Vec<Token> {
         let mut added: Vec<&(f64, Token)> = self.added.iter().collect();
         added.sort_by(|a, b| a.0.total_cmp(&b.0));
         added.into_iter().map(|(_, token)| token.clone()).collect()
     }
 
-    /// Renames the older key to the current one, unless `blocked` returns true for the current one's value.
+    /// Renames the key `additional_special_tokens` to its current name [`EXTRA`], unless `blocked` returns true for the
+    /// existing value of [`EXTRA`].
     pub(super) fn rename_additional(&mut self, blocked: impl FnOnce(&Entry) -> bool) {
         if self.get(EXTRA).is_some_and(blocked) {
             return;
@@ -147,7 +148,8 @@ impl Options {
         self.take_named_extra(named.collect());
     }
 
-    /// If `extra_special_tokens` is an object, its keys are names of the checkpoint's own tokens.
+    /// If `extra_special_tokens` is an object, removes it and adds the tokens that it names (`named`) to those that the
+    /// checkpoint itself defines (`own`).
     fn take_named_extra(&mut self, named: Vec<(&String, Entry)>) {
         let is_object = |entry: &Entry| matches!(entry.given, Given::Json(Value::Object(_)));
         if !self.get(EXTRA).is_some_and(is_object) {
@@ -159,7 +161,8 @@ impl Options {
         }
     }
 
-    /// If `tokenizer_config.json` lists the added tokens, those of other files are ignored.
+    /// Adds the tokens that `tokenizer_config.json` lists in `added_tokens_decoder`. If this list exists, the added
+    /// tokens of other files are ignored.
     fn take_decoder(&mut self, decoder: &Entry) -> Result<(), DocumentError> {
         let Given::Json(Value::Object(tokens)) = &decoder.given else {
             return Err(decoder.refuse("an object that maps ids to tokens"));
@@ -178,7 +181,7 @@ impl Options {
         Ok(())
     }
 
-    /// Every key of `special_tokens_map.json` takes precedence over earlier files.
+    /// Sets the options of `special_tokens_map.json`, which take precedence over those of earlier files.
     fn take_special_tokens_map(&mut self, files: &Files) -> Result<(), DocumentError> {
         let Some(map) = &files.special_tokens_map else { return Ok(()) };
         let file = || files.path(SPECIAL_TOKENS_MAP);
@@ -198,7 +201,7 @@ impl Options {
         Ok(())
     }
 
-    /// The extra tokens so far, followed by those of `items` that are not among them.
+    /// Returns the extra tokens so far, followed by those of `items` that are not among them.
     fn with_extra(&self, items: &[Value], place: &Place) -> Result<Given, DocumentError> {
         let mut extra = match self.get(EXTRA).map(|entry| &entry.given) {
             Some(Given::List(known)) => known.clone(),
@@ -219,7 +222,8 @@ impl Options {
         Ok(Given::List(extra))
     }
 
-    /// `added_tokens.json`: texts and ids. Tokens that earlier files name as special tokens are special.
+    /// Adds the tokens of `added_tokens.json`, which contains texts and ids. A token is special if an earlier file
+    /// names it as a special token.
     fn take_added_tokens(&mut self, files: &Files) -> Result<(), DocumentError> {
         let Some(tokens) = &files.added_tokens else { return Ok(()) };
         let mut special: Vec<String> = Vec::new();
@@ -238,7 +242,7 @@ impl Options {
         Ok(())
     }
 
-    /// The added tokens of `tokenizer.json`, with their flags.
+    /// Adds the added tokens of `tokenizer.json`, with their flags.
     fn take_tokenizer(&mut self, files: &Files) -> Result<(), DocumentError> {
         let Some(tokenizer) = &files.tokenizer else { return Ok(()) };
         let place = Place { file: files.path(TOKENIZER), field: "added_tokens".to_owned() };
@@ -258,7 +262,8 @@ impl Options {
         Ok(())
     }
 
-    /// If a named token's text equals that of an added token, the name refers to that token, with its flags.
+    /// If the text of a standard special token equals that of an added token, makes it refer to that token, with its
+    /// flags.
     fn name_added_tokens(&mut self) {
         for (key, entry) in &mut self.entries {
             let text = entry.given.text().filter(|_| NAMES.contains(&key.as_str()));
@@ -271,12 +276,12 @@ impl Options {
     }
 }
 
-/// True for a name of the checkpoint's own, such as `image_token`.
+/// True if `key` names a token that is not one of the standard [`NAMES`], such as `image_token`.
 pub(super) fn is_own_name(key: &str) -> bool {
     key.ends_with("_token") && !NAMES.contains(&key)
 }
 
-/// Converts objects that declare themselves as tokens, also inside lists.
+/// Converts JSON objects with `"__type": "AddedToken"` to tokens, also inside lists.
 fn typed(given: &mut Given, place: &Place) -> Result<(), DocumentError> {
     let is_token =
         |object: &Map<String, Value>| object.get("__type").is_some_and(|kind| kind == "AddedToken");

@@ -30,20 +30,21 @@ impl Place {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Token {
     pub(super) content: String,
-    /// Also matches the white space before the token.
+    /// True if the token also matches the white space before it.
     lstrip: bool,
-    /// Also matches the white space after the token.
+    /// True if the token also matches the white space after it.
     rstrip: bool,
-    /// Matches only as a whole word.
+    /// True if the token matches only as a whole word.
     single_word: bool,
-    /// The token is skipped when ids are decoded.
+    /// True if the token is skipped when ids are decoded.
     pub(super) special: bool,
-    /// The token is matched in the normalised text. If the file does not say, the opposite of `special`.
+    /// True if the token is matched in the normalised text. If the file does not set this, it is the opposite of
+    /// `special`.
     normalized: Option<bool>,
 }
 
 impl Token {
-    /// A token without flags except `special`. It is matched in the normalised text unless it is special.
+    /// Creates a token without flags except `special`. It is matched in the normalised text unless it is special.
     pub(super) fn plain(content: &str, special: bool) -> Self {
         Self {
             content: content.to_owned(),
@@ -55,7 +56,7 @@ impl Token {
         }
     }
 
-    /// Reads a token from a JSON object. `special` overrides the object's own flag.
+    /// Reads a token from a JSON object. If `special` is given, it overrides the object's own flag.
     pub(super) fn read(
         object: &Map<String, Value>,
         special: Option<bool>,
@@ -84,8 +85,8 @@ impl Token {
         })
     }
 
-    /// Converts the token for the `tokenizers` crate. `named` means that it is one of the checkpoint's named special
-    /// tokens, which makes it special.
+    /// Converts the token for the `tokenizers` crate. If `named` is true, it is one of the checkpoint's named special
+    /// tokens and therefore always special.
     pub(super) fn to_added(&self, named: bool) -> AddedToken {
         let special = self.special || named;
         AddedToken::from(self.content.clone(), special)
@@ -96,7 +97,7 @@ impl Token {
     }
 }
 
-/// The value of an option: JSON as in the file, or a value known to be a token.
+/// The value of an option: JSON as in the file, a token, or a list of such values.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Given {
     Json(Value),
@@ -105,7 +106,7 @@ pub(super) enum Given {
 }
 
 impl Given {
-    /// The text of the token, if this value is a token or a string.
+    /// Returns the text of the token if this value is a token or a string.
     pub(super) fn text(&self) -> Option<&str> {
         match self {
             Self::Json(Value::String(text)) => Some(text),
@@ -118,7 +119,7 @@ impl Given {
         matches!(self, Self::Json(Value::Null))
     }
 
-    /// The value as JSON, for error messages.
+    /// Returns the value as JSON, for error messages.
     pub(super) fn shown(&self) -> Value {
         match self {
             Self::Json(value) => value.clone(),

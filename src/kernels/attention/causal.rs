@@ -1,4 +1,5 @@
-//! Causal attention for text generation: few rows of f32 attend to few rows, each to those up to itself.
+//! Causal attention for text generation, in f32 and for few rows: each new row attends to the rows of its sequence up
+//! to itself.
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::gemm::DisjointMutPtr;
@@ -18,7 +19,8 @@ pub struct CausalRun<'a> {
     pub memory: &'a [Rows<'a>],
 }
 
-/// Every new row attends to the rows of its sequence up to itself; `out` is `[rows of all runs, heads x width]`.
+/// Computes causal attention: every new row attends to the rows of its sequence up to itself. `out` is
+/// `[rows of all runs, heads x width]`.
 ///
 /// # Panics
 /// When the lengths do not match.
@@ -53,7 +55,7 @@ pub fn attend_causally(
         };
         STRIP.with_borrow_mut(|scratch| causal(level, heads, run, &mut scratch.row, out));
     };
-    // A row over 20 tokens takes less time than waking a thread.
+    // The attention of one row to 20 tokens takes less time than waking a thread.
     if rows < 8 { (0..runs.len()).for_each(part) } else { pool.run(runs.len(), &part) }
 }
 
@@ -92,7 +94,7 @@ fn causal_generic<I: Isa>(
                     token += 1;
                 }
             }
-            // The rest of the buffer may hold anything from earlier use.
+            // The rest of the buffer may hold values from earlier use.
             scores[visible..].fill(f32::NEG_INFINITY);
             let shift = isa.splat(-largest);
             for start in (0..visible).step_by(I::LANES) {

@@ -1,13 +1,14 @@
 //! Attention per head, `softmax(q k^T / sqrt(d)) v`, over keys and values that are packed once, or causally over plain
 //! rows.
 //!
-//! - [`PackedKv`] (`packed_kv`) holds the keys and values of one sequence as panels of the matrix product, head by head: `k`
-//!   as weights `[tokens, d]`, `v^T` as weights `[d, tokens]`. [`attend`] processes the queries in strips of as many
-//!   rows as a tile has: the scores, the softmax and the weighted sum of a strip stay in the cache.
-//! - [`attend_causally`] (`causal`) is for the few rows of text generation: dot products over rows of f32.
+//! - [`PackedKv`] (`packed_kv`) holds the keys and values of one sequence as panels of the matrix product, head by
+//!   head: `k` as weights `[tokens, d]`, `v^T` as weights `[d, tokens]`. [`attend`] processes the queries in strips
+//!   that have the height of a tile: the scores, the softmax and the weighted sum of a strip stay in the cache.
+//! - [`attend_causally`] (`causal`) computes causal attention for the few rows of text generation, as dot products over
+//!   rows of f32.
 //!
-//! The result of a query does not depend on its batch neighbours: each value is a single chain of sums in the order of
-//! the keys.
+//! The result of a query does not depend on its batch neighbours: each value is a single chain of additions in the
+//! order of the keys.
 
 mod causal;
 mod packed_kv;
@@ -43,7 +44,8 @@ pub struct Run<'a> {
 /// Largest number of strips of queries in one part of a job.
 const STRIPS_A_PART: usize = 8;
 
-/// Number of queries per part: eight strips of a tile's rows, or fewer if the heads alone would not occupy all threads.
+/// Returns the number of queries per part: eight strips of a tile's height, or fewer if there are too few heads to
+/// occupy all threads.
 fn part_rows(level: Level, threads: usize, runs: &[Run<'_>]) -> usize {
     let most = Shape::of(level).rows * STRIPS_A_PART;
     let heads: usize = runs.iter().map(|run| run.memory.heads.count).sum();
@@ -62,7 +64,8 @@ struct Part {
     start: usize,
 }
 
-/// The queries of every run attend to all of the run's keys and values; `out` is `[rows of all runs, heads x width]`.
+/// Computes attention: the queries of every run attend to all of that run's keys and values. `out` is
+/// `[rows of all runs, heads x width]`.
 ///
 /// # Panics
 /// When the lengths do not match.
@@ -94,12 +97,13 @@ pub fn attend(level: Level, pool: &mut Pool, runs: &[Run<'_>], out: &mut [f32]) 
     let out = DisjointMutPtr(out.as_mut_ptr());
     pool.run(parts.len(), &|index| {
         let part = parts[index];
-        // Outside of `strips`, because a closure inside it would not be compiled for the level's instructions.
+        // The scratch buffers are borrowed outside of `strips`, because a closure inside `strips` would not be compiled
+        // for the level's instructions.
         STRIP.with_borrow_mut(|scratch| strips(level, runs[part.run], part, scratch, out));
     });
 }
 
-/// Scratch buffers of one strip.
+/// Scratch buffers of one strip: the queries of one tile.
 #[derive(Debug, Default)]
 struct Strip {
     queries: AlignedBuffer,
@@ -111,7 +115,8 @@ struct Strip {
 }
 
 thread_local! {
-    /// For 577 tokens and 12 rows: 28 KB of scores, and 14 KB of probabilities in bf16.
+    /// This thread's scratch buffers. For 577 tokens and 12 rows, the scores take 28 KB, and the probabilities in bf16
+    /// take 14 KB.
     static STRIP: RefCell<Strip> = RefCell::new(Strip::default());
 }
 
@@ -226,23 +231,24 @@ fn strip<I: Isa, D: Dot<I> + ConvertPair<I>>(
     }
 }
 
-/// Scores of one query.
+/// The scores of one query, which are stored panel by panel.
 #[derive(Clone, Copy)]
 struct Scores {
-    /// Scores of the first panel.
+    /// Pointer to the scores of the first panel.
     first: *const f32,
-    /// Values from one panel to the next.
+    /// Number of values from the scores of one panel to those of the next.
     stride: usize,
     tokens: usize,
     scale: f32,
 }
 
-/// Writes `e^(scale (score - largest))` of one row of scores as groups of the format, in lines that start at `to` and
-/// are `stride` values apart. Columns beyond the tokens get almost zero, which the zero padding of the values cancels.
-/// Returns the sum.
+/// Writes `e^(scale (score - largest))` of one row of scores as groups of the format. The row's cache lines start at
+/// `to` and are `stride` groups apart. Columns beyond the tokens get almost zero; they do not change the result,
+/// because the values are padded with zeros. Returns the sum of the exponentials.
 ///
 /// # Safety
-/// The scores are valid for `tokens` rounded up to whole panels, and `to` is valid for as many groups.
+/// The scores are valid for `tokens` reads, rounded up to whole panels, and `to` is valid for writing the groups of
+/// that number of values.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors by pointer")]
 unsafe fn softmax<I: Isa, D: ConvertPair<I>>(
@@ -274,7 +280,7 @@ unsafe fn softmax<I: Isa, D: ConvertPair<I>>(
         let largest = isa.splat(isa.largest(isa.max(first, second)));
         let mut sums = [isa.splat(0.0); 2];
         for panel in 0..panels {
-            // Subtract before scaling: the difference is never above 0, however large the scores are.
+            // Subtract before scaling, so that the exponent is never above 0, however large the scores are.
             let first = isa.mul(isa.sub(isa.load(of(panel)), largest), scale);
             let second = isa.mul(isa.sub(isa.load(of(panel).add(I::LANES)), largest), scale);
             let pair = [exp(isa, first), exp(isa, second)];

@@ -16,7 +16,7 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// The inverse square root of a head's width, by which scores are scaled.
+    /// Returns the inverse square root of a head's width, the factor that scores are multiplied by.
     #[must_use]
     pub fn scale(self) -> f32 {
         (self.width as f32).sqrt().recip()
@@ -37,7 +37,7 @@ pub struct PackedKv {
 }
 
 impl PackedKv {
-    /// Empty keys and values, for attention that runs in `format`.
+    /// Creates a `PackedKv` without tokens, for attention that runs in `format`.
     ///
     /// # Panics
     /// If `format` is 8-bit integers, which attention does not support.
@@ -85,13 +85,13 @@ impl PackedKv {
         });
     }
 
-    /// Number and width of the heads.
+    /// Returns the number and width of the heads.
     #[must_use]
     pub fn heads(&self) -> Heads {
         self.heads
     }
 
-    /// Bytes that keys and values of these dimensions take.
+    /// Returns the number of bytes that the packed keys and values of these dimensions take.
     #[must_use]
     pub fn bytes_of(level: Level, format: Format, heads: Heads, tokens: usize) -> usize {
         let (keys, values) = sizes(level, format, heads, tokens);
@@ -99,7 +99,7 @@ impl PackedKv {
     }
 }
 
-/// Sizes of one head's keys and of its values, in groups.
+/// Returns the sizes of one head's packed keys and of its packed values, in groups of four bytes.
 fn sizes(level: Level, format: Format, heads: Heads, tokens: usize) -> (usize, usize) {
     let shape = Shape::of(level);
     (
@@ -108,7 +108,7 @@ fn sizes(level: Level, format: Format, heads: Heads, tokens: usize) -> (usize, u
     )
 }
 
-/// Keys and values of one head.
+/// One head of the keys and values to pack.
 #[derive(Clone, Copy)]
 struct Head<'a> {
     index: usize,
@@ -118,7 +118,7 @@ struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    /// `width` values of a row of this head, starting at `column`.
+    /// Returns `width` values of a row of this head, starting at `column`. `of` is the keys or the values.
     #[inline(always)]
     fn part(&self, of: Rows<'a>, row: usize, column: usize, width: usize) -> &'a [f32] {
         of.part(row, self.index * self.width + column, width)
@@ -161,7 +161,7 @@ fn pack_keys<I: Isa, C: Convert<I, Scaling = ()>>(isa: I, head: Head<'_>, to: &m
     for token in 0..keys.rows {
         let row = head.part(keys, token, 0, width);
         let column = (token / columns) * groups * columns + token % columns;
-        // If the width does not fill its last line, the rest of the line is zero, because padding must be zero.
+        // The rest of a row's last line is zero, because padding must be zero.
         for (index, values) in row.chunks(LINE * C::GROUP).enumerate() {
             block[..values.len()].copy_from_slice(values);
             block[values.len()..].fill(0.0);
@@ -175,7 +175,8 @@ fn pack_keys<I: Isa, C: Convert<I, Scaling = ()>>(isa: I, head: Head<'_>, to: &m
     }
 }
 
-/// Packs the values of a head; they stay rows. In bf16, two tokens make one row of groups.
+/// Packs the values of a head without transposing them: each token becomes a row of groups or, in bf16, every two
+/// tokens.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of arrays")]
 fn pack_values<I: Isa>(isa: I, bf16: bool, head: Head<'_>, to: &mut [u32]) {

@@ -30,8 +30,8 @@ impl Sequence {
     }
 }
 
-/// Slow reference: `softmax(q k^T / sqrt(d)) v` of every row, over the first `visible(row)` keys, with operands rounded
-/// to the format. Returns each value with the largest magnitude in its column of values.
+/// Slow reference: computes `softmax(q k^T / sqrt(d)) v` for every row, over the first `visible(row)` keys, with
+/// operands rounded to the format. Returns each value with the largest magnitude in its column of `v`.
 fn reference(
     format: Format,
     queries: Rows<'_>,
@@ -71,7 +71,8 @@ fn reference(
     out
 }
 
-/// The probabilities are rounded to the format too, each separately: by one part in 256 at most in bf16.
+/// Returns the accepted relative error. The probabilities are rounded to the format too; in bf16 this changes each by
+/// at most one part in 256.
 fn tolerance(format: Format) -> f64 {
     match format {
         Format::F32 | Format::Int8 => 2e-6,

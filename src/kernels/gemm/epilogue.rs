@@ -8,7 +8,7 @@ use super::rows::{DisjointMutPtr, PackedRows};
 use super::tile::MOST_COLUMNS;
 use super::weights::{Format, Weights};
 
-/// Epilogue of a layer, applied to its product in addition to the bias.
+/// What a layer applies to its product in addition to the bias.
 #[derive(Debug, Clone, Copy)]
 pub enum Epilogue<'a> {
     /// Nothing in addition to the bias.
@@ -20,7 +20,7 @@ pub enum Epilogue<'a> {
     Residual(&'a [f32]),
 }
 
-/// Finishes tiles: the destination of a product, and everything that its epilogue needs.
+/// The destination of a product, and everything that its epilogue needs.
 pub(super) struct Finish<'a> {
     weights: &'a Weights,
     packed: &'a PackedRows,
@@ -32,7 +32,7 @@ pub(super) struct Finish<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Out {
     pub(super) first: DisjointMutPtr<f32>,
-    /// Values from one row to the next; n if the destination holds only this result.
+    /// Number of values from the start of one row to the next; n if the destination holds only this result.
     pub(super) stride: usize,
 }
 
@@ -93,7 +93,8 @@ impl<'a> Finish<'a> {
         }
     }
 
-    /// Applies the epilogue to one vector; `beside` points to the residual's vector.
+    /// Applies the epilogue to one vector and returns the result. `beside` points to the corresponding vector of the
+    /// residual.
     ///
     /// # Safety
     /// If there is a residual, `beside` is valid for reading a vector.
@@ -108,8 +109,8 @@ impl<'a> Finish<'a> {
         }
     }
 
-    /// One vector of sums as f32, with the bias added. For 8-bit products it is `(sum - zero x column sum) x scales`
-    /// plus the bias.
+    /// Returns one vector of sums as f32, with the bias added. For 8-bit products the result is
+    /// `(sum - zero x column sum) x scales + bias`.
     #[inline(always)]
     #[expect(unsafe_code, reason = "vectors of padded columns")]
     unsafe fn value<I: Isa>(&self, isa: I, sums: *const u32, row: usize, column: usize) -> I::F {

@@ -1,15 +1,16 @@
 //! Matrix product (GEMM) with fused epilogue: `y = epilogue(x W^T + b)`, with weights that are packed once.
 //!
 //! - `weights`: packs a layer's weights into **panels**, each as wide as a tile;
-//! - `rows`: packs the other operand into **tiles** of rows, again for each product;
+//! - `rows`: packs the other operand into **tiles** of rows, for each product anew;
 //! - `tile`: the inner loop, which multiplies one tile with one panel; written once for all instruction sets and
 //!   formats;
-//! - `epilogue`: what is applied to a tile before it is stored;
-//! - this file: which thread computes what.
+//! - `epilogue`: applies scale, bias, activation and residual to a tile before it is stored;
+//! - this file: splits a product into parts, which the threads of the pool compute.
 //!
-//! Every value of the result is a single chain of sums over K in ascending order. (On a matrix unit it is a chain over
-//! blocks of 32 values, and the unit has an order of its own within a block.) The order does not depend on the number
-//! of rows, tiles, blocks or threads. So a row has the same bits alone and with any batch neighbours.
+//! Every value of the result is a single chain of additions over K, the inner dimension, in ascending order. (A matrix
+//! unit adds blocks of 32 values in this order; within a block it uses its own order.) The order does not depend on the
+//! number of rows, tiles, blocks or threads. So the result of a row has the same bits alone and with any batch
+//! neighbours.
 
 mod epilogue;
 mod rows;
@@ -71,7 +72,8 @@ pub fn linear(
     pool.run(plan.parts(), &|part| {
         let (rows, panels) = plan.part(part);
         let block = tile::Block { packed, weights, finish: &finish, rows, panels };
-        // Outside of `compute`, because a closure inside it would not be compiled for the level's instructions.
+        // `sums` is borrowed outside of `compute`, because a closure inside `compute` would not be compiled for the
+        // level's instructions.
         tile::SUMS.with_borrow_mut(|sums| compute(level, block, sums));
     });
     match epilogue {
@@ -80,8 +82,8 @@ pub fn linear(
     }
 }
 
-/// Computes one product per head. Columns `h x k..` of `x` `[rows, heads x k]` times the weights of head h give columns
-/// `h x n..` of `out` `[rows, heads x n]`.
+/// Computes one product per attention head. Multiplies the k columns of `x` `[rows, heads x k]` from `h x k` on by the
+/// weights of head h, and writes the result to the n columns of `out` `[rows, heads x n]` from `h x n` on.
 ///
 /// # Panics
 /// When the lengths do not match, or the weights differ in shape.
@@ -127,7 +129,7 @@ thread_local! {
     static HEAD: RefCell<PackedRows> = RefCell::new(PackedRows::default());
 }
 
-/// Splits a product into parts: which rows and panels each part computes.
+/// How a product is split into parts: the sizes of the row blocks and panel blocks.
 struct Plan {
     rows: usize,
     row_block: usize,
@@ -136,7 +138,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// Row blocks fit into L2. Panels are split into so many blocks that there are about eight parts per thread, so
+    /// Chooses row blocks that fit into L2, and a number of panel blocks that gives about eight parts per thread, so
     /// that one busy core does not delay the others.
     fn new(level: Level, rows: usize, weights: &Weights, threads: usize) -> Self {
         let Shape { rows: tile, row_block_bytes, .. } = Shape::of(level);
@@ -157,7 +159,8 @@ impl Plan {
         self.rows.div_ceil(self.row_block) * self.panel_blocks()
     }
 
-    /// Panels vary fastest, so that threads that run at the same time share the rows.
+    /// Returns the rows and the panels of a part. The panels vary fastest, so that threads that run at the same time
+    /// share the rows.
     fn part(&self, index: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
         let (row, panel) = (index / self.panel_blocks(), index % self.panel_blocks());
         let (row, panel) = (row * self.row_block, panel * self.panel_block);

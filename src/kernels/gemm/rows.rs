@@ -1,4 +1,5 @@
-//! The left operand, packed for one product: converted to the groups of the format, tile by tile.
+//! Packs the left operand of one product: converts it to the groups of the format (see `isa::lanes::Isa`), tile by
+//! tile.
 //!
 //! A tile of `r` rows is stored as `[k blocks of 16 groups][r][16 groups]`. So the inner loop reads it with one
 //! pointer, each cache line belongs to one row, and packing writes whole cache lines.
@@ -10,7 +11,7 @@ use super::super::rows::Rows;
 use super::tile::{Bf16, F32, Int8};
 use super::weights::{Format, Shape};
 
-/// Packed rows in tiles, and the scales of 8-bit rows.
+/// Rows packed in tiles, and the quantization of each 8-bit row.
 #[derive(Debug, Default)]
 pub(in crate::kernels) struct PackedRows {
     groups: AlignedBuffer,
@@ -26,19 +27,19 @@ pub(in crate::kernels) struct Quantised {
     pub(super) zero: i32,
 }
 
-/// A pointer that the parts of a job write through, each part to places of its own.
+/// A pointer through which the parts of a job write in parallel; no two parts write to the same elements.
 #[derive(Clone, Copy)]
 pub(in crate::kernels) struct DisjointMutPtr<T>(pub(in crate::kernels) *mut T);
 
 #[expect(unsafe_code, reason = "disjoint writes from several threads")]
-// SAFETY: users write only to disjoint places; each user says why they are disjoint.
+// SAFETY: users write only to disjoint elements; each user says why they are disjoint.
 unsafe impl<T: Send> Send for DisjointMutPtr<T> {}
 #[expect(unsafe_code, reason = "disjoint writes from several threads")]
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for DisjointMutPtr<T> {}
 
 impl<T> DisjointMutPtr<T> {
-    /// The pointer moved to a later column of the first row.
+    /// Returns the pointer to a later column of the first row.
     pub(in crate::kernels) fn columns_from(self, column: usize) -> Self {
         Self(self.0.wrapping_add(column))
     }
@@ -65,7 +66,7 @@ impl PackedRows {
         self.pack_on(run, level, x, k, format);
     }
 
-    /// As `pack`, but on the calling thread, for callers that are already inside a part of a job.
+    /// Like `pack`, but on the calling thread, for callers that are already inside a part of a job.
     pub(super) fn pack_alone(&mut self, level: Level, x: Rows<'_>, k: usize, format: Format) {
         let run = |parts: usize, part: &(dyn Fn(usize) + Sync)| (0..parts).for_each(part);
         self.pack_on(run, level, x, k, format);
@@ -99,7 +100,7 @@ impl PackedRows {
         });
     }
 
-    /// The first group of the tile that starts with `row`, at group `k` (a multiple of [`LINE`]) of K.
+    /// Returns a pointer to group `k` (a multiple of [`LINE`]) of the tile whose first row is `row`.
     #[inline(always)]
     pub(super) fn tile(&self, row: usize, rows_in_tile: usize, k: usize) -> *const u32 {
         self.groups[row * self.padded_groups + k * rows_in_tile..].as_ptr()
@@ -154,7 +155,7 @@ fn generic<I: Isa>(
 }
 
 #[expect(unsafe_code, reason = "lines by pointer")]
-/// Conversion of a block of f32 values to one cache line of groups.
+/// A number format that f32 values are converted to, one cache line of groups at a time.
 pub(in crate::kernels) trait Convert<I: Isa> {
     /// Number of f32 values per group.
     const GROUP: usize;
@@ -165,19 +166,19 @@ pub(in crate::kernels) trait Convert<I: Isa> {
 }
 
 #[expect(unsafe_code, reason = "groups by pointer")]
-/// Conversion of two vectors of f32 that are adjacent in a row to groups.
+/// A number format that f32 values are converted to, two adjacent vectors of a row at a time.
 pub(in crate::kernels) trait ConvertPair<I: Isa>:
     Convert<I, Scaling = ()>
 {
-    /// Writes the groups of the `index`-th pair of vectors of a row. The row's lines start at `to` and are `stride`
-    /// values apart.
+    /// Converts the `index`-th pair of vectors of a row and writes the groups. The first cache line of the row is at
+    /// `to`, and its lines are `stride` groups apart.
     ///
     /// # Safety
     /// `to` is valid for writing that line.
     unsafe fn pair(isa: I, pair: [I::F; 2], to: *mut u32, stride: usize, index: usize);
 }
 
-/// Offset of a group of a row.
+/// Returns the offset of a group of a row whose cache lines are `stride` groups apart.
 #[inline(always)]
 fn place(group: usize, stride: usize) -> usize {
     group / LINE * stride + group % LINE
@@ -208,7 +209,7 @@ impl<I: Isa> ConvertPair<I> for Bf16 {
     }
 }
 
-/// Converts one row to groups: one line at every `rows_in_tile`-th line from `to` on.
+/// Converts one row to groups and writes them, from `to` on, to every `rows_in_tile`-th cache line.
 ///
 /// # Safety
 /// `to` is valid for writing these lines.
@@ -288,13 +289,14 @@ impl<I: Isa> Convert<I> for Int8 {
     }
 }
 
-/// Maps the row's range, extended to include 0, to 0..=255. Returns the quantization and the inverse of its scale.
+/// Chooses the quantization that maps the row's range, extended to include 0, to 0..=255. Returns it and the inverse of
+/// its scale.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of a slice")]
 fn quantise<I: Isa>(isa: I, row: &[f32]) -> (Quantised, f32) {
     let whole = row.len() / I::LANES * I::LANES;
     let (mut low, mut high) = (isa.splat(0.0), isa.splat(0.0));
-    // Zero times a value is NaN if the value is not finite; minima and maxima would lose a NaN.
+    // Detects values that are not finite: zero times such a value is NaN. Minima and maxima would lose a NaN.
     let mut zeros = isa.splat(0.0);
     for start in (0..whole).step_by(I::LANES) {
         // SAFETY: the vector lies within the row.

@@ -6,7 +6,7 @@ use super::super::pool::Pool;
 use super::super::testing::{assert_all_close, levels, values};
 use super::{Epilogue, Format, Scratch, Shape, Weights, linear, linear_by_head};
 
-/// The values of a matrix row after rounding to the format.
+/// Returns the values of a matrix row, rounded to the format.
 fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
     match format {
         Format::F32 => row.iter().map(|&x| f64::from(x)).collect(),
@@ -34,7 +34,8 @@ fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
     }
 }
 
-/// `x W^T + b` of the rounded operands, and the sum of the products' magnitudes, which errors are relative to.
+/// Computes `x W^T + b` of the rounded operands. Returns each value with the sum of the magnitudes of its terms, to
+/// which errors are relative.
 fn reference(
     format: Format,
     x: &[f32],
@@ -57,8 +58,8 @@ fn reference(
     out
 }
 
-/// The error of a sum of k f32 products, in any order, is at most k/2 roundings; that of a chain of sums is closer to
-/// sqrt(k).
+/// Returns the accepted relative error of a sum of k f32 products. In any order, the error is at most k/2 roundings;
+/// for a chain of additions it is closer to sqrt(k).
 fn tolerance(k: usize) -> f64 {
     f64::from(f32::EPSILON) * (4.0 + (k as f64).sqrt())
 }
@@ -107,8 +108,8 @@ fn every_level_and_format_equals_the_slow_twin_around_the_edges_of_tiles_and_blo
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
-/// The products of the base, large and demo models. Where the slow reference would take too long, they have fewer rows
-/// and columns, but still more than one row block and more than one block of panels.
+/// Checks the products of the base, large and demo models. Where the slow reference would take too long, they have
+/// fewer rows and columns, but still more than one row block and more than one block of panels.
 #[test]
 fn every_level_and_format_equals_the_slow_twin_on_the_shapes_of_the_models() {
     let mut failures = Vec::new();
@@ -306,7 +307,7 @@ fn what_is_not_a_number_stays_so_and_spoils_no_other_row() {
                 );
                 for (row, values) in out.chunks(n).enumerate() {
                     let finite = values.iter().filter(|x| x.is_finite()).count();
-                    // GELU may turn an infinity into 0; but not every value of that row may look like a valid result.
+                    // GELU may turn an infinity into 0, but at least one value of that row must not be finite.
                     let expected = if row == 2 { finite < n } else { finite == n };
                     assert!(expected, "{level} {format:?} {bad} row {row}: {finite} finite");
                 }

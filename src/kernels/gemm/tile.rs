@@ -14,11 +14,11 @@ pub(in crate::kernels) const MOST_ROWS: usize = 32;
 pub(in crate::kernels) const MOST_COLUMNS: usize = 32;
 
 #[expect(unsafe_code, reason = "sums by pointer")]
-/// A number format, for the inner loop: how two groups are multiplied, and the type of the sums.
+/// A number format as the inner loop needs it: how two groups are multiplied, and the type of the sums.
 pub(in crate::kernels) trait Dot<I: Isa> {
     /// A vector of sums, one per lane.
     type Sum: Copy;
-    /// Whether the matrix unit treats the groups as integers; `None` if it does not support the format.
+    /// Whether the matrix unit treats the groups as integers; `None` if the unit does not support the format.
     const INTEGERS: Option<bool>;
     fn zero(isa: I) -> Self::Sum;
     fn dot(isa: I, sum: Self::Sum, a: I::G, b: I::G) -> Self::Sum;
@@ -30,11 +30,11 @@ pub(in crate::kernels) trait Dot<I: Isa> {
     unsafe fn store(isa: I, to: *mut u32, sum: Self::Sum);
 }
 
-/// Groups of one f32, summed in f32.
+/// The format whose groups are one f32 each, summed in f32.
 pub(in crate::kernels) struct F32;
-/// Groups of two bf16 values, summed in f32.
+/// The format whose groups are two bf16 values each, summed in f32.
 pub(in crate::kernels) struct Bf16;
-/// Groups of four 8-bit integers (rows unsigned, weights signed), summed in i32.
+/// The format whose groups are four 8-bit integers each (rows unsigned, weights signed), summed in i32.
 pub(in crate::kernels) struct Int8;
 
 macro_rules! float_sums {
@@ -53,12 +53,12 @@ macro_rules! float_sums {
             }
             #[inline(always)]
             unsafe fn load(isa: I, from: *const u32) -> I::F {
-                // SAFETY: the caller keeps the trait's contract.
+                // SAFETY: the caller fulfils the trait's contract.
                 unsafe { isa.load(from.cast()) }
             }
             #[inline(always)]
             unsafe fn store(isa: I, to: *mut u32, sum: I::F) {
-                // SAFETY: the caller keeps the trait's contract.
+                // SAFETY: the caller fulfils the trait's contract.
                 unsafe { isa.store(to.cast(), sum) }
             }
         }
@@ -83,12 +83,12 @@ impl<I: Isa> Dot<I> for Int8 {
     }
     #[inline(always)]
     unsafe fn load(isa: I, from: *const u32) -> I::G {
-        // SAFETY: the caller keeps the trait's contract.
+        // SAFETY: the caller fulfils the trait's contract.
         unsafe { isa.load_i32(from.cast()) }
     }
     #[inline(always)]
     unsafe fn store(isa: I, to: *mut u32, sum: I::G) {
-        // SAFETY: the caller keeps the trait's contract.
+        // SAFETY: the caller fulfils the trait's contract.
         unsafe { isa.store_i32(to.cast(), sum) }
     }
 }
@@ -102,7 +102,7 @@ pub(super) struct Block<'a> {
     pub(super) panels: Range<usize>,
 }
 
-/// Computes the block, one block of K after the other.
+/// Computes the rows and panels of the part, one block of K after the other.
 #[inline(always)]
 #[expect(unsafe_code, reason = "tiles, panels and sums by pointer")]
 pub(super) fn block<I: Isa, D: Dot<I>>(
@@ -113,7 +113,7 @@ pub(super) fn block<I: Isa, D: Dot<I>>(
     let columns = I::LANES * I::VECTORS;
     let groups = weights.groups();
     let k_blocks = groups.div_ceil(I::K_BLOCK).max(1);
-    // With a single block of K, the sums of a tile are finished immediately.
+    // With a single block of K, each tile is finished immediately, so the buffer needs to hold only one tile's rows.
     let kept_rows = if k_blocks == 1 { MOST_ROWS } else { rows.len() };
     sums.resize(kept_rows * columns);
     let sums = sums.as_mut_ptr();
@@ -141,7 +141,7 @@ pub(super) fn block<I: Isa, D: Dot<I>>(
 }
 
 thread_local! {
-    /// Sums of the rows of a block, `[rows, columns]`: 256 rows x 32 x 4 B = 32 KB in L2.
+    /// Sums of a block of rows, `[rows, columns]`. For 256 rows they take 256 x 32 x 4 B = 32 KB, which stay in L2.
     pub(super) static SUMS: std::cell::RefCell<AlignedBuffer> = std::cell::RefCell::new(AlignedBuffer::default());
 }
 
@@ -162,7 +162,7 @@ pub(in crate::kernels) unsafe fn run<I: Isa, D: Dot<I>>(
     sums: *mut u32,
     add: bool,
 ) {
-    // Assumptions of the tiles, the epilogue and the packing.
+    // The tiles, the epilogue and the packing assume this.
     const {
         assert!(I::VECTORS == 2 && LINE.is_multiple_of(I::LANES));
         assert!(I::ROWS <= MOST_ROWS && I::LANES * I::VECTORS <= MOST_COLUMNS);
@@ -193,8 +193,8 @@ pub(in crate::kernels) unsafe fn run<I: Isa, D: Dot<I>>(
             let sums = sums.add(first * I::LANES * I::VECTORS);
             Operands { a: a.add(first * LINE), stride: rows * LINE, b, groups, sums, add }
         };
-        // The sums of twelve rows fill the registers. Each height is compiled separately for every set and format, so
-        // other heights are composed of these.
+        // The sums of twelve rows fill the registers. Each height below is compiled separately for every set and
+        // format. To limit their number, other heights are composed of these.
         first += highest!(rows - first, operands, 12 8 6 4 3 2 1);
     }
 }
@@ -203,7 +203,7 @@ pub(in crate::kernels) unsafe fn run<I: Isa, D: Dot<I>>(
 #[derive(Clone, Copy)]
 struct Operands {
     a: *const u32,
-    /// Groups of `a` from one block of 16 groups to the next.
+    /// Number of groups from one block of 16 groups of `a` to the next.
     stride: usize,
     b: *const u32,
     groups: usize,
@@ -244,7 +244,7 @@ unsafe fn tile<I: Isa, D: Dot<I>, const R: usize>(isa: I, operands: Operands) {
     }
 }
 
-/// Multiplies one group of every row with one group of every column, and adds to the sums.
+/// Multiplies one group of every row with one group of every column, and adds the products to the sums in `acc`.
 #[inline(always)]
 #[expect(unsafe_code, reason = "tile and panel by pointer")]
 unsafe fn step<I: Isa, D: Dot<I>, const R: usize>(

@@ -1,7 +1,8 @@
 //! Weights of a linear layer, converted and packed once, at load.
 //!
-//! `W` `[n, k]` is stored as **panels** that are as wide as a tile: `[panels][groups of K][columns]`. So the inner loop
-//! reads it from front to back. Columns beyond `n` are zero.
+//! `W` `[n, k]` is stored as **panels** that are as wide as a tile: `[panels][groups of K][columns]`. A group is four
+//! bytes of values along K (see `isa::lanes::Isa`). The inner loop reads a panel from front to back. Columns beyond `n`
+//! are zero.
 
 use super::super::aligned_buffer::AlignedBuffer;
 use super::super::isa::to_bf16;
@@ -22,7 +23,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Number of values of K in a group of four bytes.
+    /// Returns the number of values of K in a group of four bytes.
     #[must_use]
     pub const fn group(self) -> usize {
         match self {
@@ -44,20 +45,20 @@ pub struct Weights {
     /// Number of groups of K, including padding.
     groups: usize,
     packed: AlignedBuffer,
-    /// The bias; zeros if the layer has none. This and the next two are padded to whole panels.
+    /// The bias; zeros if the layer has none. `bias`, `scales` and `column_sums` are padded to whole panels.
     bias: Vec<f32>,
     scales: Vec<f32>,
     column_sums: Vec<i32>,
 }
 
-/// Tile sizes of a level.
+/// Tile and block sizes of an instruction set level.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::kernels) struct Shape {
     /// Number of rows of a tile.
     pub(in crate::kernels) rows: usize,
     /// Number of columns of a panel.
     pub(in crate::kernels) columns: usize,
-    /// Most bytes of packed rows that stay in the second-level cache.
+    /// Maximum size in bytes of a block of packed rows, so that the block stays in the second-level cache.
     pub(in crate::kernels) row_block_bytes: usize,
     /// Number of groups of K per block.
     pub(in crate::kernels) k_block: usize,
@@ -65,14 +66,13 @@ pub(in crate::kernels) struct Shape {
 }
 
 impl Shape {
-    /// Tile sizes of the given level.
     pub(in crate::kernels) fn of(level: Level) -> Self {
         let mut shape = Self::default();
         per_level_shape(level, &mut shape);
         shape
     }
 
-    /// Number of groups that `values` values of K take in a panel, including padding with zeros.
+    /// Returns the number of groups that `values` values of K take in a panel, including padding with zeros.
     pub(in crate::kernels) fn groups(self, format: Format, values: usize) -> usize {
         values.div_ceil(format.group()).next_multiple_of(self.group_unit)
     }
@@ -133,7 +133,7 @@ impl Weights {
                     let (bits, of_group) = pack_group(format, group, scale);
                     sum += of_group;
                     #[expect(unsafe_code, reason = "panels are packed by several threads")]
-                    // SAFETY: the place lies in the panel of this part.
+                    // SAFETY: the element lies in the panel of this part.
                     unsafe {
                         *to.pointer().add((panel * groups + index) * columns + column) = bits;
                     }
@@ -162,25 +162,25 @@ impl Weights {
         }
     }
 
-    /// The instruction set level that the weights are packed for.
+    /// Returns the instruction set level that the weights are packed for.
     #[must_use]
     pub fn level(&self) -> Level {
         self.level
     }
 
-    /// Number format of the packed weights.
+    /// Returns the number format of the packed weights.
     #[must_use]
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// Number of columns of the result.
+    /// Returns n, the number of columns of the result.
     #[must_use]
     pub fn n(&self) -> usize {
         self.n
     }
 
-    /// Number of columns of the rows.
+    /// Returns k, the number of columns of the rows that are multiplied.
     #[must_use]
     pub fn k(&self) -> usize {
         self.k
@@ -194,7 +194,7 @@ impl Weights {
         self.n.div_ceil(self.columns)
     }
 
-    /// Pointer to a panel's groups, from group `k` on.
+    /// Returns a pointer to a panel's groups, from group `k` on.
     #[inline(always)]
     pub(super) fn panel(&self, panel: usize, k: usize) -> *const u32 {
         self.packed[(panel * self.groups() + k) * self.columns..].as_ptr()
@@ -220,7 +220,8 @@ fn largest(row: &[f32]) -> f32 {
     row.iter().fold(0.0, |most, x| most.max(x.abs()))
 }
 
-/// Packs up to a group of values. Returns the bits of the group, and the sum of its integers.
+/// Packs the values of one group; missing values count as zero. Returns the bits of the group, and the sum of its
+/// integers (0 for the other formats).
 fn pack_group(format: Format, values: &[f32], scale: f32) -> (u32, i32) {
     match format {
         Format::F32 => (values[0].to_bits(), 0),

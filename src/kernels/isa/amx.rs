@@ -1,13 +1,14 @@
-//! The matrix unit of Intel's server processors (AMX): whether this process may use it, and one product of tiles.
+//! The matrix unit of Intel's server processors (AMX): checks whether this process may use it, and multiplies tiles.
 //!
-//! A tile register holds 16 rows of 64 bytes. `tdpbf16ps` and `tdpbusd` multiply a tile of 16 rows x 16 groups with one
-//! of 16 groups x 16 columns, and add the result to 16 x 16 sums. Both operands are already in this layout: a tile of
-//! `gemm::rows` is made of blocks of `[rows][16 groups]`, and a panel of `gemm::weights` of blocks of
+//! A group is four bytes of one operand (two bf16 values or four 8-bit integers; see `lanes::Isa`). A tile register
+//! holds 16 rows of 64 bytes, that is, of 16 groups. `tdpbf16ps` and `tdpbusd` multiply a tile of 16 rows x 16 groups
+//! with one of 16 groups x 16 columns, and add the result to 16 x 16 sums. The operands arrive in this layout: a tile
+//! of `gemm::rows` consists of blocks of `[rows][16 groups]`, and a panel of `gemm::weights` of blocks of
 //! `[16 groups][32 columns]`.
 //!
-//! Stable Rust does not have the intrinsics, so this file uses inline assembly. It is one block from the first load to
-//! the last store, because the compiler does not know the contents of tile registers and must not insert code in
-//! between. Source: Intel SDM, volume 2, and the optimisation manual's chapter on AMX.
+//! Stable Rust does not have the intrinsics, so this file uses inline assembly. One assembly block contains everything
+//! from the first load to the last store, because the compiler does not know the contents of tile registers and must
+//! not insert code in between. Source: Intel SDM, volume 2, and the optimisation manual's chapter on AMX.
 
 #![expect(unsafe_code, reason = "inline assembly")]
 
@@ -23,14 +24,15 @@ use super::lanes::MatrixTile;
 pub(super) enum Support {
     /// The CPU has no matrix unit, or the operating system does not support it.
     Absent,
-    /// The CPU has the unit, but the operating system refused it to this process.
+    /// The CPU has the unit, but the operating system did not let this process use it.
     Refused,
     /// The unit is present, and this process may use it.
     Usable,
 }
 
 impl Support {
-    /// Requests the unit at the first call. Threads that are started later may use it too.
+    /// Returns whether this process may use the matrix unit. The first call requests it from the operating system;
+    /// threads started after that inherit the permission.
     pub(super) fn of_this_process() -> Self {
         static SUPPORT: OnceLock<Support> = OnceLock::new();
         *SUPPORT.get_or_init(|| {
@@ -45,8 +47,8 @@ impl Support {
     }
 }
 
-/// Checks CPUID leaf 7 (AMX-BF16, AMX-TILE and AMX-INT8 in EDX), and that the operating system saves both states (XCR0
-/// bits 17 and 18).
+/// True if CPUID leaf 7 reports the unit (AMX-BF16, AMX-TILE and AMX-INT8 in EDX) and the operating system saves both
+/// states of the unit (XCR0 bits 17 and 18).
 fn is_present() -> bool {
     const NEEDED: u32 = 1 << 22 | 1 << 24 | 1 << 25;
     const STATES: u64 = 1 << 17 | 1 << 18;
@@ -59,8 +61,8 @@ fn is_present() -> bool {
     leaf.edx & NEEDED == NEEDED && unsafe { _xgetbv(0) } & STATES == STATES
 }
 
-/// Requests the tile state by `arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`. Linux gives the 8 KB of state only to a
-/// process that requests it (Documentation/arch/x86/xstate.rst).
+/// Requests the tile state with `arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`, and returns whether Linux granted it.
+/// Linux gives the 8 KB of state only to a process that requests it (Documentation/arch/x86/xstate.rst).
 fn request() -> bool {
     #[cfg(target_os = "linux")]
     {
@@ -88,10 +90,11 @@ fn request() -> bool {
     }
 }
 
-/// Number of rows of a tile register.
+/// Number of rows of a tile register: half of the rows of the largest tile.
 const HALF: usize = 16;
 
-/// Operand of `ldtilecfg`: palette 1, and the bytes per row and the number of rows of each register.
+/// Operand of `ldtilecfg`: the palette is 1; `bytes` holds the bytes per row of each register, and `rows` the number of
+/// rows.
 #[repr(C, align(64))]
 struct Configuration {
     palette: u8,
@@ -102,14 +105,14 @@ struct Configuration {
 }
 
 thread_local! {
-    /// Number of rows that this thread's tile registers are configured for; 0 before the first configuration. They stay
-    /// configured, because configuring takes about as long as six products. So no other code on these threads may use
-    /// the unit.
+    /// Number of tile rows that this thread's registers are configured for; 0 before the first configuration. The
+    /// registers stay configured, because configuring takes about as long as six products. So no other code on these
+    /// threads may use the unit.
     static CONFIGURED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Configures the registers: 0 to 3 hold sums (upper left, upper right, lower left, lower right), 4 and 5 rows, 6 and 7
-/// weights.
+/// Configures the tile registers for a tile of `rows` rows: registers 0 to 3 hold the sums (upper left, upper right,
+/// lower left, lower right), 4 and 5 the rows, and 6 and 7 the weights.
 fn configure(rows: usize) {
     if CONFIGURED.get() == rows {
         return;
@@ -127,7 +130,7 @@ fn configure(rows: usize) {
         configuration.rows[register] = *rows;
         configuration.bytes[register] = if *rows > 0 { 64 } else { 0 };
     }
-    // SAFETY: the caller has proof of the unit; the operand has 64 bytes and outlives the instruction.
+    // SAFETY: the caller has proof that the unit is usable. The operand is 64 bytes long and outlives the instruction.
     unsafe {
         asm!(
             "ldtilecfg [{}]",
@@ -140,8 +143,8 @@ fn configure(rows: usize) {
     CONFIGURED.set(rows);
 }
 
-/// The loop over blocks, for both kinds of groups. `$dot` is the multiply instruction. `both halves` adds the lines
-/// that only tiles of more than 16 rows need.
+/// The loop over blocks of 16 groups, for both kinds of groups. `$dot` is the multiply instruction. `both halves` adds
+/// the lines that only tiles of more than 16 rows need.
 macro_rules! product {
     ($dot:literal, $tile:ident, one half) => {
         product!(@ $tile, concat!(
@@ -178,7 +181,8 @@ macro_rules! product {
             add = in(reg) u32::from($tile.add),
             sums = in(reg) $tile.sums,
             lower = in(reg) $tile.sums.wrapping_add(HALF * 32),
-            // Bytes between the rows of a tile; the rows of a panel and of the sums are twice as far apart.
+            // Number of bytes from one row of a tile to the next; the rows of a panel and of the sums are twice as far
+            // apart.
             stride = in(reg) 64usize,
             step = in(reg) $tile.rows * 64,
             a = inout(reg) $tile.a => _,
@@ -194,7 +198,8 @@ macro_rules! product {
 /// Multiplies one tile of rows with one panel of 32 columns.
 ///
 /// # Safety
-/// The unit is usable. The pointers are valid as [`MatrixTile`] requires, for 1 to 32 rows and at least one block.
+/// This process may use the matrix unit. The pointers are valid as [`MatrixTile`] requires, for 1 to 32 rows and at
+/// least one block.
 #[inline]
 pub(super) unsafe fn multiply(tile: MatrixTile) {
     debug_assert!((1..=2 * HALF).contains(&tile.rows) && tile.blocks > 0);

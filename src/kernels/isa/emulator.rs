@@ -1,9 +1,9 @@
-//! AMX emulated in software, for tests on machines without it. Such machines raise an illegal-instruction signal; its
-//! handler runs the eight instructions that `amx` uses.
+//! Emulates AMX in software, for tests on machines without it. On such machines, an AMX instruction raises an
+//! illegal-instruction signal. The signal handler then emulates the six instructions that `amx` uses.
 //!
-//! Source: Intel SDM, volume 2 (encodings, and the pseudo-code of each instruction). The emulator shows neither the
-//! speed of a real unit nor its rounding within one product of tiles: here each product is added to an f32 sum, one
-//! after the other, with one rounding each, as if fused.
+//! Source: Intel SDM, volume 2 (encodings, and the pseudo-code of each instruction). The emulator reproduces neither
+//! the speed of a real unit nor its rounding within one product of tiles: it adds the products to an f32 sum one after
+//! the other, with one rounding each, like a fused multiply-add.
 
 #![expect(unsafe_code, reason = "a signal handler that reads the instruction it interrupts")]
 
@@ -16,7 +16,7 @@ thread_local! {
     static EMULATED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// True once [`install`] has made the instructions available. `Level::detect` ignores emulation.
+/// True once [`install`] has made the instructions available. `Level::detect` never returns an emulated level.
 pub(super) fn is_installed() -> bool {
     INSTALLED.load(Ordering::Acquire)
 }
@@ -41,7 +41,7 @@ pub(in crate::kernels) fn install() -> bool {
     super::Level::Amx.is_available()
 }
 
-/// Number of tile products emulated on this thread so far.
+/// Returns the number of tile products emulated on this thread so far.
 pub(in crate::kernels) fn products() -> usize {
     EMULATED.get()
 }
@@ -50,7 +50,7 @@ pub(in crate::kernels) fn products() -> usize {
 struct Tile {
     rows: usize,
     bytes: usize,
-    /// The contents: 16 rows of 16 groups.
+    /// 16 rows of 16 groups of four bytes.
     groups: [[u32; 16]; 16],
 }
 
@@ -65,16 +65,16 @@ extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc
     let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
     let at = registers[libc::REG_RIP as usize] as *const u8;
     let done = TILES.with_borrow_mut(|tiles| {
-        // SAFETY: `at` points to the instruction that the CPU has just read.
+        // SAFETY: `at` points to the instruction that raised the signal.
         unsafe { Instruction::read(at, registers) }.and_then(|instruction| {
-            // SAFETY: the memory operands are those of the interrupted program.
+            // SAFETY: the memory operands are those of the interrupted instruction.
             unsafe { instruction.execute(tiles) }.then_some(instruction.length)
         })
     });
     match done {
         Some(length) => registers[libc::REG_RIP as usize] += length as i64,
-        // Not an instruction that we emulate: the default action runs after the return.
-        // SAFETY: this restores the handler that the process started with.
+        // The instruction is not one that we emulate: restore the default action, which runs after the return.
+        // SAFETY: this only restores the action that the process started with.
         None => unsafe {
             libc::signal(libc::SIGILL, libc::SIG_DFL);
         },
@@ -82,7 +82,7 @@ extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc
 }
 
 struct Instruction {
-    /// Encoded prefix: 0 is none, 1 is `66`, 2 is `F3`, 3 is `F2`.
+    /// The prefix as VEX encodes it: 0 is none, 1 is `66`, 2 is `F3`, 3 is `F2`.
     prefix: u8,
     opcode: u8,
     /// True if ModRM.mod is 3: the instruction has no memory operand.
@@ -96,9 +96,10 @@ struct Instruction {
 }
 
 impl Instruction {
-    /// Decodes a three-byte VEX instruction of opcode map `0F 38`.
+    /// Decodes an instruction with a three-byte VEX prefix and opcode map `0F 38`; returns `None` for any other
+    /// instruction.
     unsafe fn read(at: *const u8, registers: &[i64; 23]) -> Option<Self> {
-        // SAFETY: an instruction has at most 15 bytes, and mapped code continues behind each of our functions.
+        // SAFETY: an instruction has at most 15 bytes, and mapped code follows each of our functions.
         let byte = |index: usize| unsafe { *at.add(index) };
         if byte(0) != 0xc4 || byte(1) & 0x1f != 2 {
             return None;
@@ -153,7 +154,7 @@ impl Instruction {
         match (self.opcode, self.prefix, self.is_register) {
             // ldtilecfg
             (0x49, 0, false) => {
-                // SAFETY: the operand of the interrupted program has 64 bytes.
+                // SAFETY: the operand of the interrupted `ldtilecfg` is 64 bytes long.
                 let bytes = unsafe { &*(self.base as *const [u8; 64]) };
                 for (index, tile) in tiles.iter_mut().enumerate() {
                     *tile = EMPTY;
@@ -173,7 +174,7 @@ impl Instruction {
                 for (row, groups) in tile.groups.iter_mut().enumerate().take(tile.rows) {
                     let memory = (self.base + row * self.stride) as *mut u32;
                     for (index, group) in groups.iter_mut().enumerate().take(tile.bytes / 4) {
-                        // SAFETY: the address is an operand of the interrupted program.
+                        // SAFETY: the address is an operand of the interrupted instruction.
                         unsafe {
                             if self.prefix == 3 {
                                 *group = memory.add(index).read_unaligned();
@@ -219,7 +220,7 @@ fn product(sums: &mut Tile, a: &Tile, b: &Tile, integers: bool) {
     }
 }
 
-/// Value of a general-purpose register, by its number in instruction encodings.
+/// Returns the value of the general-purpose register with this number in instruction encodings.
 fn general(registers: &[i64; 23], number: usize) -> usize {
     use libc::{
         REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_RAX, REG_RBP,

@@ -1,14 +1,16 @@
-//! The vector operations that kernels are written in: a handful of operations on one vector of f32 or of 4-byte groups.
+//! The trait [`Isa`]: the vector operations that kernels are written in. Each works on vectors of f32 or of 4-byte
+//! groups.
 
 #![expect(unsafe_code, reason = "the trait declares loads and stores by pointer")]
 
-/// An instruction set. A value of the type is proof that the CPU supports it.
+/// An instruction set. A value of an implementing type is proof that the CPU supports the set.
 ///
-/// A **group** is four bytes of one operand that a dot product consumes at once: one f32, two bf16 or four 8-bit
-/// integers, the lowest index in the lowest bits. `Self::G` holds [`Isa::LANES`] groups.
+/// A **group** is four bytes of one operand that a dot product consumes at once: one f32, two bf16 values or four 8-bit
+/// integers. The value with the lowest index is in the lowest bits. `Self::G` holds [`Isa::LANES`] groups.
 ///
 /// # Safety
-/// Values of an implementation are constructed only after detection; every method may use the set's instructions.
+/// A value of an implementing type is constructed only after the CPU was found to support the set, because every method
+/// may use the set's instructions.
 pub(in crate::kernels) unsafe trait Isa:
     Copy + Send + Sync + 'static
 {
@@ -22,13 +24,13 @@ pub(in crate::kernels) unsafe trait Isa:
     const ROWS: usize;
     /// Width of a tile of the matrix product, in vectors.
     const VECTORS: usize;
-    /// Groups of K per block, a multiple of 16. A panel's block (192 x 32 x 4 B = 24 KB) and a tile's block (192 x 12 x
-    /// 4 B = 9 KB) fit together into the first-level cache.
+    /// Number of groups of K (the inner dimension of the product) per block, a multiple of 16. A panel's block (192 x
+    /// 32 x 4 B = 24 KB) and a tile's block (192 x 12 x 4 B = 9 KB) fit together into the first-level cache.
     const K_BLOCK: usize = 192;
-    /// Bytes of packed rows that stay in the second-level cache (1 MB on Zen 4) while the panels are read one after the
-    /// other.
+    /// Maximum size in bytes of a block of packed rows. The block stays in the second-level cache (1 MB on Zen 4) while
+    /// the panels are read one after the other.
     const ROW_BLOCK_BYTES: usize = 384 * 1024;
-    /// The number of groups of K is a multiple of this; operands are padded with zeros.
+    /// Both operands are padded with zeros to a multiple of this number of groups of K.
     const GROUPS: usize = 1;
     /// True if [`Isa::matrix_tile`] multiplies bf16 and 8-bit integers.
     const MATRIX_UNIT: bool = false;
@@ -45,23 +47,23 @@ pub(in crate::kernels) unsafe trait Isa:
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
-    /// `1 / a` within 2 units in the last place, for `a` whose inverse is a normal number.
+    /// Returns `1 / a` within 2 units in the last place, for `a` whose inverse is a normal number.
     fn reciprocal(self, a: Self::F) -> Self::F {
         self.div(self.splat(1.0), a)
     }
-    /// `a * b + c`, rounded once if the set has FMA.
+    /// Returns `a * b + c`, rounded once if the set has FMA.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The larger value per lane; NaN if `b` is NaN.
+    /// Returns the larger value per lane; NaN if `b` is NaN.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
-    /// The smaller value per lane; NaN if `b` is NaN.
+    /// Returns the smaller value per lane; NaN if `b` is NaN.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// Rounds to the nearest integer, ties to even.
     fn round(self, a: Self::F) -> Self::F;
-    /// `2^n` for integer `n` from -126 to 127.
+    /// Returns `2^n` for integer `n` from -126 to 127.
     fn power_of_two(self, n: Self::F) -> Self::F;
-    /// Sum of all lanes, in a fixed order.
+    /// Returns the sum of all lanes, added in a fixed order.
     fn sum(self, a: Self::F) -> f32;
-    /// The largest lane; no lane may be NaN.
+    /// Returns the largest lane; no lane may be NaN.
     fn largest(self, a: Self::F) -> f32;
 
     /// Sets all lanes to `group`.
@@ -79,21 +81,22 @@ pub(in crate::kernels) unsafe trait Isa:
     unsafe fn store_i32(self, to: *mut i32, value: Self::G);
     /// Converts i32 lanes to f32.
     fn to_f32(self, a: Self::G) -> Self::F;
-    /// `a * b` of i32 lanes, the lower 32 bits.
+    /// Returns the lower 32 bits of `a * b` per i32 lane.
     fn mul_i32(self, a: Self::G, b: Self::G) -> Self::G;
-    /// `a - b` per i32 lane, wrapping.
+    /// Returns `a - b` per i32 lane, wrapping.
     fn sub_i32(self, a: Self::G, b: Self::G) -> Self::G;
 
-    /// `acc + a * b`; a group is one f32.
+    /// Returns `acc + a * b`; a group is one f32.
     fn dot_f32(self, acc: Self::F, a: Self::G, b: Self::G) -> Self::F;
-    /// `acc + a0 * b0 + a1 * b1`; a group is two bf16 values.
+    /// Returns `acc + a0 * b0 + a1 * b1`; a group is two bf16 values.
     fn dot_bf16(self, acc: Self::F, a: Self::G, b: Self::G) -> Self::F;
-    /// `acc + a0 * b0 + ... + a3 * b3`; a group is four 8-bit integers, unsigned in `a`, signed in `b`.
+    /// Returns `acc + a0 * b0 + ... + a3 * b3`; a group is four 8-bit integers, unsigned in `a`, signed in `b`.
     fn dot_int8(self, acc: Self::G, a: Self::G, b: Self::G) -> Self::G;
-    /// Rounds to bf16 (ties to even) and interleaves: lane i of the result is the group of `even[i]` and `odd[i]`.
+    /// Rounds to bf16 (ties to even) and interleaves the vectors: lane i of the result is the group of `even[i]` (lower
+    /// half) and `odd[i]` (upper half).
     fn pair_bf16(self, even: Self::F, odd: Self::F) -> Self::G;
-    /// Rounds to bf16 (ties to even) and packs adjacent lanes: the groups of `first`'s lanes in order, then those of
-    /// `second`.
+    /// Rounds to bf16 (ties to even) and packs each pair of adjacent lanes into one group: first the pairs of `first`,
+    /// then those of `second`.
     fn pack_bf16(self, first: Self::F, second: Self::F) -> Self::G;
     /// # Safety
     /// `to` is valid for `LANES` writes.
@@ -115,7 +118,8 @@ pub(in crate::kernels) unsafe trait Isa:
     }
 }
 
-/// One tile of rows and one panel of weights, in the layout of `gemm::tile`.
+/// A product on the matrix unit: a tile of rows (packed by `gemm::rows`), a panel of weights (packed by
+/// `gemm::weights`), and the sums.
 #[cfg_attr(
     not(target_arch = "x86_64"),
     expect(dead_code, reason = "only x86-64 has a matrix unit that is used")

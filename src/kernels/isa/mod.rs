@@ -21,7 +21,8 @@ pub(super) use portable::{Portable, to_bf16};
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Amx, Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 
-/// Instruction set level of the kernels, in ascending order; each level includes those before it.
+/// Instruction set level that kernels are compiled for. The levels are in ascending order, and each includes those
+/// before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Instructions that every CPU of the architecture has (SSE2, NEON).
@@ -34,7 +35,7 @@ pub enum Level {
     Avx512Vnni,
     /// AVX-512 with BF16: dot products of two bf16 values.
     Avx512Bf16,
-    /// AMX: tiles of 16 x 16 sums, in bf16 and 8-bit integers.
+    /// AMX: multiplies tiles of bf16 or 8-bit integers, accumulating into 16 x 16 sums (f32 or i32).
     Amx,
 }
 
@@ -43,7 +44,7 @@ impl Level {
     pub const ALL: [Self; 6] =
         [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16, Self::Amx];
 
-    /// The highest level that this CPU supports.
+    /// Returns the highest level that this CPU supports.
     #[must_use]
     pub fn detect() -> Self {
         let own = |level: &Self| level.is_available() && !level.is_emulated();
@@ -96,7 +97,7 @@ impl Level {
         self >= Self::Avx512Bf16
     }
 
-    /// Name of the level as a value of `cpu_isa`.
+    /// Returns the name of the level, as in the setting `cpu_isa`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

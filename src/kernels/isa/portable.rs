@@ -1,8 +1,8 @@
-//! The portable level, for every CPU: arrays of four lanes, which compilers turn into SSE2 or NEON.
+//! The portable level, for every CPU: arrays of four lanes, which the compiler turns into SSE2 or NEON.
 
 use super::Isa;
 
-/// No instructions beyond those of the architecture.
+/// The instruction set that every CPU of the architecture has.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::kernels) struct Portable;
 
@@ -13,20 +13,20 @@ fn zip<T: Copy, U>(a: [T; LANES], b: [T; LANES], f: impl Fn(T, T) -> U) -> [U; L
     [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
 }
 
-/// Fused multiply-add if the architecture has the instruction (elsewhere the library function takes a hundred times as
-/// long).
+/// Returns `a * b + c`, fused if the architecture has the instruction. Elsewhere the fused library function takes a
+/// hundred times as long.
 #[inline(always)]
 fn mul_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(target_arch = "aarch64") { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Converts a group of two bf16 values to f32; bf16 is the upper half of f32.
+/// Converts a group of two bf16 values to f32. A bf16 value is the upper half of an f32.
 #[inline(always)]
 fn widen(group: u32) -> (f32, f32) {
     (f32::from_bits(group << 16), f32::from_bits(group & 0xffff_0000))
 }
 
-/// Rounds to bf16, ties to even; NaN stays NaN.
+/// Rounds to bf16, ties to even, and returns the bits in the lower half; NaN stays NaN.
 #[inline(always)]
 pub(in crate::kernels) fn to_bf16(value: f32) -> u32 {
     let bits = value.to_bits();
@@ -35,7 +35,7 @@ pub(in crate::kernels) fn to_bf16(value: f32) -> u32 {
 }
 
 #[expect(unsafe_code, reason = "loads and stores by pointer")]
-// SAFETY: it uses only instructions that the architecture always has.
+// SAFETY: the implementation uses only instructions that the architecture always has.
 unsafe impl Isa for Portable {
     type F = [f32; LANES];
     type G = [u32; LANES];
@@ -49,12 +49,12 @@ unsafe impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> Self::F {
-        // SAFETY: the caller keeps the trait's contract.
+        // SAFETY: the caller fulfils the trait's contract.
         unsafe { from.cast::<Self::F>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32, value: Self::F) {
-        // SAFETY: the caller keeps the trait's contract.
+        // SAFETY: the caller fulfils the trait's contract.
         unsafe { to.cast::<Self::F>().write_unaligned(value) }
     }
     #[inline(always)]
@@ -109,7 +109,7 @@ unsafe impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn load_groups(self, from: *const u32) -> Self::G {
-        // SAFETY: the caller keeps the trait's contract.
+        // SAFETY: the caller fulfils the trait's contract.
         unsafe { from.cast::<Self::G>().read_unaligned() }
     }
     #[inline(always)]
@@ -118,12 +118,12 @@ unsafe impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn load_i32(self, from: *const i32) -> Self::G {
-        // SAFETY: the caller keeps the trait's contract.
+        // SAFETY: the caller fulfils the trait's contract.
         unsafe { from.cast::<Self::G>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store_i32(self, to: *mut i32, value: Self::G) {
-        // SAFETY: the caller keeps the trait's contract.
+        // SAFETY: the caller fulfils the trait's contract.
         unsafe { to.cast::<Self::G>().write_unaligned(value) }
     }
     #[inline(always)]
@@ -168,12 +168,12 @@ unsafe impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn store_bytes(self, to: *mut u8, value: Self::F) {
-        // SAFETY: the caller keeps the trait's contract.
+        // SAFETY: the caller fulfils the trait's contract.
         unsafe { to.cast::<[u8; LANES]>().write(self.round(value).map(|value| value as u8)) }
     }
     #[inline(always)]
     unsafe fn store_groups(self, to: *mut u32, value: Self::G) {
-        // SAFETY: the caller keeps the trait's contract.
+        // SAFETY: the caller fulfils the trait's contract.
         unsafe { to.cast::<Self::G>().write_unaligned(value) }
     }
 }

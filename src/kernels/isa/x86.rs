@@ -74,7 +74,7 @@ impl Amx {
     }
 }
 
-/// Defines methods that are one expression of intrinsics.
+/// Defines methods whose body is one expression of intrinsics.
 macro_rules! forward {
     ($($name:ident($($a:ident: $t:ty),*) -> $r:ty = $e:expr;)*) => {$(
         #[inline(always)]
@@ -90,13 +90,15 @@ macro_rules! memory {
     ($($name:ident($($a:ident: $t:ty),*) $(-> $r:ty)? = $e:expr;)*) => {$(
         #[inline(always)]
         unsafe fn $name(self, $($a: $t),*) $(-> $r)? {
-            // SAFETY: `self` proves the instructions, and the caller guarantees the memory.
+            // SAFETY: `self` proves that the CPU has the instructions, and the caller guarantees that the memory is
+            // valid.
             unsafe { $e }
         }
     )*};
 }
 
-/// The upper half of each lane becomes the value rounded to bf16, ties to even; NaN stays NaN.
+/// Rounds each lane to bf16, ties to even, and returns the value in the lane's upper half; NaN stays NaN. The lower
+/// half has no meaning.
 #[inline(always)]
 unsafe fn bf16_bits_256(value: __m256) -> __m256i {
     // SAFETY: callers have proof of AVX2.
@@ -110,7 +112,7 @@ unsafe fn bf16_bits_256(value: __m256) -> __m256i {
     }
 }
 
-/// As [`bf16_bits_256`], for vectors of AVX-512.
+/// Like [`bf16_bits_256`], for vectors of AVX-512.
 #[inline(always)]
 unsafe fn bf16_bits_512(value: __m512) -> __m512i {
     // SAFETY: callers have proof of AVX-512.
@@ -128,7 +130,7 @@ unsafe impl Isa for Avx2 {
     type F = __m256;
     type G = __m256i;
     const LANES: usize = 8;
-    // 6 x 2 accumulators, 2 registers for the weights, 1 for the rows: 15 of 16 registers.
+    // A tile needs 6 x 2 accumulators, 2 registers for the weights and 1 for the rows: 15 of 16 registers.
     const ROWS: usize = 6;
     const VECTORS: usize = 2;
 
@@ -170,7 +172,7 @@ unsafe impl Isa for Avx2 {
             _mm256_fmadd_ps(upper(a), upper(b), _mm256_fmadd_ps(low(a), low(b), acc))
         };
         dot_int8(acc: __m256i, a: __m256i, b: __m256i) -> __m256i = {
-            // `vpmaddubsw` would saturate. Products of 16-bit operands, summed in 32 bits, cannot.
+            // `vpmaddubsw` would saturate. Products of 16-bit operands, summed in 32 bits, do not.
             let bytes = _mm256_set1_epi32(0x00ff_00ff);
             let (even, odd) = (_mm256_and_si256(a, bytes), _mm256_srli_epi16::<8>(a));
             let signed_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b));
@@ -207,7 +209,7 @@ unsafe impl Isa for Avx2 {
     }
 }
 
-/// Implements [`Isa`] for the AVX-512 sets, which differ only in their arguments here.
+/// Implements [`Isa`] for the AVX-512 sets, which differ only in the arguments of this macro.
 macro_rules! avx512 {
     ($($set:ident: $dot_bf16:expr, $dot_int8:expr, $pair_bf16:expr, $pack_bf16:expr $(, $unit:tt)?;)*) => {$(
         // SAFETY: only `detect` constructs a value.
@@ -224,8 +226,8 @@ macro_rules! avx512 {
                 sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
                 mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
                 div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
-                // The estimate has 14 bits, and one Newton step doubles them. A division takes as long as ten
-                // multiplications.
+                // The estimate is accurate to 14 bits, and one Newton step doubles that. A division would take as long
+                // as ten multiplications.
                 reciprocal(a: __m512) -> __m512 = {
                     let guess = _mm512_rcp14_ps(a);
                     let error = _mm512_fnmadd_ps(a, guess, _mm512_set1_ps(1.0));
@@ -271,14 +273,14 @@ macro_rules! avx512 {
             }
         }
     )*};
-    // 12 x 2 accumulators, 2 registers for the weights, 1 for the rows: 27 of 32 registers.
+    // A tile needs 12 x 2 accumulators, 2 registers for the weights and 1 for the rows: 27 of 32 registers.
     (@tile) => {
         const ROWS: usize = 12;
     };
-    // 2 x 2 tiles for the sums, 2 for the rows, 2 for the weights: all 8 tile registers.
+    // A product needs 2 x 2 tile registers for the sums, 2 for the rows and 2 for the weights: all 8 tile registers.
     (@tile matrix_unit) => {
         const ROWS: usize = 32;
-        // A panel's block and a tile's block take 128 x 32 x 4 B = 16 KB each, of 48 KB of L1.
+        // A panel's block and a tile's block take 128 x 32 x 4 B = 16 KB each; L1 has 48 KB.
         const K_BLOCK: usize = 128;
         // The second-level cache of these processors has 2 MB.
         const ROW_BLOCK_BYTES: usize = 1024 * 1024;
@@ -287,7 +289,8 @@ macro_rules! avx512 {
 
         #[inline(always)]
         unsafe fn matrix_tile(self, tile: MatrixTile) {
-            // SAFETY: `self` proves the instructions, and the caller guarantees the memory.
+            // SAFETY: `self` proves that the CPU has the instructions, and the caller guarantees that the memory is
+            // valid.
             unsafe { amx::multiply(tile) }
         }
     };
@@ -345,7 +348,7 @@ unsafe fn pack_bf16_by_integers(first: __m512, second: __m512) -> __m512i {
 
 #[inline(always)]
 unsafe fn dot_bf16(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
-    // SAFETY: callers have proof of BF16; both types are 64 bytes without invalid bit patterns.
+    // SAFETY: callers have proof that the CPU has BF16; both types are 64 bytes without invalid bit patterns.
     unsafe {
         let (a, b) = (
             std::mem::transmute::<__m512i, __m512bh>(a),
@@ -357,7 +360,7 @@ unsafe fn dot_bf16(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
 
 #[inline(always)]
 unsafe fn pair_bf16(even: __m512, odd: __m512) -> __m512i {
-    // SAFETY: callers have proof of BF16; both types are 32 bytes without invalid bit patterns.
+    // SAFETY: callers have proof that the CPU has BF16; both types are 32 bytes without invalid bit patterns.
     unsafe {
         let widen = |x| {
             _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)))
@@ -368,6 +371,6 @@ unsafe fn pair_bf16(even: __m512, odd: __m512) -> __m512i {
 
 #[inline(always)]
 unsafe fn pack_bf16(first: __m512, second: __m512) -> __m512i {
-    // SAFETY: callers have proof of BF16; both types are 64 bytes without invalid bit patterns.
+    // SAFETY: callers have proof that the CPU has BF16; both types are 64 bytes without invalid bit patterns.
     unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
 }

@@ -1,7 +1,7 @@
 //! One decode step over a ragged batch: the new tokens of all groups run through the decoder together, then each
 //! group's search advances.
 //!
-//! A group is changed only after the whole step has succeeded. So the caller may split the batch of a failed step and
+//! A group is changed only after the whole step has succeeded. So if a step fails, the caller may split its batch and
 //! run each half again.
 
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use crate::model::search::{Advance, Search};
 use crate::model::text::{CrossAttention, NewTokens, SelfAttention};
 use crate::task::ModelId;
 
-/// Result of a step for one group, before it is written back.
+/// Result of a step for one group, before it is written to the group.
 struct Outcome<O: Ops> {
     search: Search,
     rows: Vec<Row<O>>,
     advance: Advance,
 }
 
-/// Advances every group by one step; one event per group, in order.
+/// Advances every group by one step. Returns one event per group, in order.
 pub(super) fn step<O: Ops>(
     ops: &O,
     model: ModelId,
@@ -47,7 +47,7 @@ pub(super) fn step<O: Ops>(
     Ok(commits.map(|((group, cross), outcome)| commit(group, cross, outcome)).collect())
 }
 
-/// Each group's cross-attention keys and values; groups with the same encoder states share them.
+/// Returns each group's cross-attention keys and values. Groups with the same encoder states share them.
 fn cross_keys_values<O: Ops>(
     ops: &O,
     model: ModelId,
@@ -117,7 +117,8 @@ fn run<O: Ops>(
     Ok(outcomes.into_iter().map(|outcome| outcome.expect("the order names every group")).collect())
 }
 
-/// Order of the groups that makes groups with the same encoder states adjacent, and otherwise keeps their order.
+/// Returns the indices of the groups in an order in which groups with the same encoder states are adjacent. Otherwise,
+/// the groups keep their order.
 fn adjacent_by_memory<T>(cross: &[Arc<T>]) -> Vec<usize> {
     let first_of = |index: usize| {
         cross.iter().position(|other| Arc::ptr_eq(other, &cross[index])).unwrap_or(index)
@@ -127,7 +128,7 @@ fn adjacent_by_memory<T>(cross: &[Arc<T>]) -> Vec<usize> {
     order
 }
 
-/// Merges adjacent runs over the same keys and values, so that these are read once.
+/// Merges adjacent runs that attend to the same keys and values, so that the keys and values are read only once.
 fn merged<'a, T>(runs: &[Run<&'a [T]>]) -> Vec<Run<&'a [T]>> {
     let mut merged: Vec<Run<&'a [T]>> = Vec::with_capacity(runs.len());
     for run in runs {

@@ -1,4 +1,4 @@
-//! Loads checkpoints into a backend. Towers with byte-identical weights are shared.
+//! Loads checkpoints into a backend. Models share towers that have equal configurations and byte-identical weights.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -17,12 +17,12 @@ use crate::model::text::TextTower;
 use crate::model::vision::VisionTower;
 use crate::task::{Device, Dtype, ModelClass, ModelId, ModelInfo, TowerId};
 
-/// A model to load, and where its files are.
+/// A model to load, with the locations of its files.
 #[derive(Debug, Clone)]
 pub struct ModelSpec {
     /// Name of the model in requests.
     pub name: String,
-    /// Hub id or directory, as in the configuration.
+    /// Hub id or directory, as configured.
     pub source: String,
     /// Revision on the hub; `None` for a directory.
     pub revision: Option<String>,
@@ -32,7 +32,7 @@ pub struct ModelSpec {
     pub files: ModelFiles,
 }
 
-/// Device and number format that models run in.
+/// Device on which models run, and number format in which they compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
     /// Device that holds the weights.
@@ -46,22 +46,22 @@ pub struct Placement {
 pub struct Loaded<'a> {
     /// Description of the loaded model.
     pub info: &'a ModelInfo,
-    /// Time that loading the model took.
+    /// Time taken to load the model.
     pub elapsed: Duration,
     /// True if the model shares the vision tower of an earlier model.
     pub shares_tower: bool,
 }
 
-/// Progress of loading, reported to the caller.
+/// A progress report of [`BlipBackend::load`].
 #[derive(Debug)]
 pub enum LoadEvent<'a> {
-    /// Values of a tensor were read; they are converted and packed next.
+    /// The values of a tensor were read. Next, they are converted and packed.
     Read {
         /// Name of the model in requests.
         model: &'a str,
-        /// Number of values since the previous such event of this model.
+        /// Number of values read since the previous `Read` event of this model.
         values: u64,
-        /// Number of values in the model's files. Fewer are read if the model shares a tower.
+        /// Total number of values in the model's files. Fewer are read if the model shares a tower.
         of: u64,
     },
     /// A model is completely loaded.
@@ -78,11 +78,11 @@ pub fn check(spec: &ModelSpec) -> Result<Vocabulary, LoadError> {
 }
 
 impl<O: Ops> BlipBackend<O> {
-    /// Loads the models to run on `ops`. `placement` is the device and format of `ops`, for the models' descriptions.
-    /// `on_event` is called with the progress.
+    /// Loads the models, which will run on `ops`. `placement` is the device and number format of `ops`, for the models'
+    /// descriptions. `on_event` is called with progress reports.
     ///
     /// # Errors
-    /// The error of the first model that cannot be loaded; it names the file or tensor.
+    /// Returns the error of the first model that cannot be loaded. It names the file or tensor.
     pub fn load(
         ops: O,
         specs: &[ModelSpec],
@@ -209,7 +209,7 @@ fn logit_scale(weights: &Weights, class: ModelClass) -> Result<Option<f32>, Load
 }
 
 impl Placement {
-    /// candle's operations on this device and in this number format.
+    /// Returns candle's operations on this device and in this number format.
     ///
     /// # Errors
     /// When the device does not exist, or candle does not support the format.

@@ -1,9 +1,10 @@
 //! Implements the engine's [`Backend`] trait for loaded BLIP models.
 //!
-//! - this file: the loaded models, and encoding images;
-//! - `decode`: one decode step over a ragged batch of groups;
-//! - `single_pass`: questions, candidates, matching pairs and embeddings;
-//! - `loading`: loads checkpoints into a backend; `sharing`: finds the parts that models share.
+//! - this file: contains the loaded models and encodes images;
+//! - `decode`: runs one decode step over a ragged batch of groups;
+//! - `single_pass`: runs questions, candidates, matching pairs and embeddings;
+//! - `loading`: loads checkpoints into a backend;
+//! - `sharing`: finds the parts that models share.
 
 mod decode;
 mod loading;
@@ -29,9 +30,9 @@ pub struct BlipBackend<O: Ops> {
     pub(super) towers: Vec<VisionTower<O>>,
     pub(super) models: Vec<Checkpoint<O>>,
     infos: Vec<ModelInfo>,
-    /// Bytes of the decoder's cross-attention keys and values for one image, per model.
+    /// For each model, the size in bytes of the decoder's cross-attention keys and values for one image.
     cross_kv_bytes: Vec<u64>,
-    /// KV cache bytes of one token in all layers, per model.
+    /// For each model, the number of KV cache bytes per token, in all layers together.
     token_kv_bytes: Vec<u64>,
     vocabularies: Vec<Vocabulary>,
 }
@@ -46,7 +47,7 @@ pub struct Vocabulary {
 }
 
 impl<O: Ops> BlipBackend<O> {
-    /// The properties that the model's tokenizer must match.
+    /// Returns the properties that the model's tokenizer must match.
     #[must_use]
     pub fn vocabulary(&self, model: ModelId) -> Vocabulary {
         self.vocabularies[model.0]

@@ -1,8 +1,8 @@
 //! Finds the parts that models share: vision towers and text encoders with equal configurations and byte-identical
 //! weights.
 //!
-//! Weights are compared by digest. A digest is computed only if another checkpoint has an equal configuration, so the
-//! weights of a checkpoint that cannot share anything are not read twice.
+//! Weights are compared by their digests. A digest is computed only if another checkpoint has an equal configuration,
+//! so the weights of a checkpoint that cannot share anything are read only once.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ impl OpenedCheckpoint {
         (self.config.vision_config.clone(), self.preprocessor.clone())
     }
 
-    /// `None` for the classes without a shareable text encoder.
+    /// Returns the identity of the text encoder, or `None` if models of this class do not share text encoders.
     fn text_encoder(&self) -> Option<EncoderIdentity> {
         match self.class {
             ModelClass::QuestionAnswering | ModelClass::ImageTextRetrieval => {
@@ -47,13 +47,14 @@ impl OpenedCheckpoint {
     }
 }
 
-/// Everything except the weights that determines a vision tower.
+/// Everything that determines a vision tower, except its weights.
 type VisionIdentity = (VisionConfig, Preprocessor);
-/// Everything except the weights that determines a text encoder: its configuration, and the width of the encoder states
-/// that its cross-attention reads.
+/// Everything that determines a text encoder, except its weights: its configuration, and the width of the encoder
+/// states that its cross-attention attends to.
 type EncoderIdentity = (TextConfig, usize);
 
-/// An identity, with the digest of the weights; `None` if no other checkpoint has this identity.
+/// An identity, with a digest of the weights. The digest is `None` if no other checkpoint has this identity, because
+/// nothing can then be shared.
 #[derive(PartialEq)]
 pub(super) struct Key<I> {
     identity: I,
@@ -62,7 +63,7 @@ pub(super) struct Key<I> {
 
 /// The parts loaded so far that later models may share. `E` is the type of a text encoder.
 pub(super) struct SharedParts<E> {
-    /// Identities of all checkpoints that are loaded together; duplicates mean that sharing is possible.
+    /// Identities of all checkpoints that are loaded together. Sharing is possible only between equal identities.
     visions: Vec<VisionIdentity>,
     encoders: Vec<EncoderIdentity>,
     loaded_towers: Vec<(Key<VisionIdentity>, TowerId)>,
@@ -86,7 +87,7 @@ impl<E> SharedParts<E> {
         key(opened.vision(), &self.visions, &opened.weights, "vision_model.")
     }
 
-    /// `None` for the classes without a shareable text encoder.
+    /// Returns the key of the text encoder, or `None` if models of this class do not share text encoders.
     pub(super) fn encoder_key(
         &self,
         opened: &OpenedCheckpoint,

@@ -1,7 +1,7 @@
-//! Rows that need a single pass of one tower: questions, candidates, matching pairs and embeddings.
+//! Runs rows that need a single pass of one tower: questions, candidates, matching pairs and embeddings.
 //!
 //! Rows of the same kind run together. Rows with the same encoder states are made adjacent, so that each layer projects
-//! these to keys and values only once.
+//! these states to keys and values only once.
 
 use crate::engine::backend::{BackendError, SinglePassOutput, SinglePassRow};
 use crate::model::checkpoint::{Checkpoint, encode_texts};
@@ -14,14 +14,14 @@ use crate::task::TokenIds;
 type Row<O> = SinglePassRow<EncoderStates<O>>;
 type Output<O> = SinglePassOutput<EncoderStates<O>>;
 
-/// A row whose text attends to encoder states; `place` is its index in the call.
+/// A row whose text attends to encoder states. `place` is the index of the row in the call.
 struct CrossAttendingRow<'a, O: Ops> {
     place: usize,
     memory: &'a EncoderStates<O>,
     text: &'a TokenIds,
 }
 
-/// Runs the rows; returns one output per row, in order.
+/// Runs the rows. Returns one output per row, in order.
 pub(super) fn run_single_pass<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
@@ -68,7 +68,8 @@ pub(super) fn run_single_pass<O: Ops>(
     Ok(outputs.into_iter().map(|output| output.expect("every kind of row was run")).collect())
 }
 
-/// Runs questions, pairs and multimodal embeddings: the text encoder with cross-attention to image features.
+/// Runs questions, matching pairs and multimodal embeddings through the text encoder, with cross-attention to image
+/// features. Writes the results to `outputs`.
 fn run_text_encoder<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
@@ -118,8 +119,8 @@ fn run_text_encoder<O: Ops>(
     Ok(())
 }
 
-/// Scores candidates: the decoder with cross-attention to the question's states, summing the log-probabilities of all
-/// tokens.
+/// Scores candidates: runs the decoder with cross-attention to the question's states, and sums the log-probabilities of
+/// all tokens of a candidate. Writes the results to `outputs`.
 fn score_candidates<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
@@ -152,7 +153,8 @@ fn class_rows<O: Ops>(
     ops.select_rows(class, &indices)
 }
 
-/// Makes rows with the same encoder states adjacent, and otherwise keeps their order.
+/// Returns the rows in an order in which rows with the same encoder states are adjacent. Otherwise, they keep their
+/// order.
 fn adjacent_by_memory<O: Ops>(
     mut rows: Vec<CrossAttendingRow<'_, O>>,
 ) -> Vec<CrossAttendingRow<'_, O>> {
@@ -170,7 +172,8 @@ fn adjacent_by_memory<O: Ops>(
     keyed.into_iter().map(|(_, row)| row).collect()
 }
 
-/// Merges adjacent rows with the same encoder states into one run; `size` gives the length of each row.
+/// Merges adjacent rows with the same encoder states into one run. `size` returns what a row adds to the length of the
+/// run.
 fn runs<'a, O: Ops>(
     rows: &[CrossAttendingRow<'a, O>],
     size: impl Fn(&CrossAttendingRow<'a, O>) -> usize,

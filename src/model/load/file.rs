@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use crate::document::{self, DocumentError};
 
-/// Location of one file's bytes.
+/// A file of a checkpoint, wherever its bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum File {
-    /// A file on disk, by its path.
+    /// A file on disk, at this path.
     OnDisk(PathBuf),
     /// A file embedded in the binary.
     InBinary {
-        /// Path in the source tree, which messages show.
+        /// Path in the source tree, for messages.
         path: &'static str,
         /// The whole content of the file.
         bytes: &'static [u8],
@@ -26,7 +26,7 @@ impl From<PathBuf> for File {
 }
 
 impl File {
-    /// Path for messages; its last segment tells what kind of file it is.
+    /// Returns the path to show in messages. The last segment says which file of a checkpoint it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         match self {
@@ -35,7 +35,7 @@ impl File {
         }
     }
 
-    /// Reads the whole file; the bytes of an embedded file are not copied.
+    /// Returns the content of the file. The bytes of an embedded file are not copied.
     pub(in crate::model) fn read(&self) -> Result<Cow<'static, [u8]>, DocumentError> {
         match self {
             Self::OnDisk(path) => document::read(path).map(Cow::Owned),

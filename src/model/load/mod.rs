@@ -18,7 +18,7 @@ use super::config::TextConfig;
 use super::error::LoadError;
 use super::ops::{KvLifetime, Ops, PatchEmbeddingWeights};
 
-/// All files of one checkpoint.
+/// The files of one checkpoint from which its model is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFiles {
     /// The model configuration, a `config.json`.
@@ -38,7 +38,7 @@ pub enum WeightFiles {
     Pickle(Vec<PathBuf>),
 }
 
-/// A prefix in the state dict, such as `text_decoder.bert.encoder.layer.3`.
+/// A prefix of tensor names in the state dict, such as `text_decoder.bert.encoder.layer.3`.
 #[derive(Debug, Clone)]
 pub(super) struct Scope(String);
 
@@ -56,7 +56,7 @@ impl Scope {
     }
 }
 
-/// Reads the tensors of a layer and passes them to the operations.
+/// Loader of layers, which reads their tensors and passes them to the operations.
 pub(super) struct Loader<'a, O: Ops> {
     weights: &'a Weights,
     ops: &'a O,
@@ -69,14 +69,14 @@ impl<'a, O: Ops> Loader<'a, O> {
         Self { weights, ops, on_read }
     }
 
-    /// Reads a float tensor of this name and shape.
+    /// Reads the float tensor with this name and shape.
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let tensor = self.weights.get(name, shape)?;
         (self.on_read)(tensor.elem_count() as u64);
         Ok(tensor)
     }
 
-    /// Loads `weight` `[out, in]` and `bias` `[out]` under `scope`; `width` is `in`.
+    /// Loads the linear layer under `scope`: `weight` `[out, in]` and `bias` `[out]`, where `in` is `width`.
     pub(super) fn linear(
         &self,
         scope: &Scope,
@@ -88,7 +88,7 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(self.ops.load_linear(&weight, Some(&bias))?)
     }
 
-    /// Loads `weight` `[out, in]` under `scope`, without a bias; `width` is `in`.
+    /// Loads the linear layer under `scope` that has a `weight` `[out, in]` but no bias. `in` is `width`.
     pub(super) fn linear_without_bias(
         &self,
         scope: &Scope,
@@ -99,7 +99,7 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(self.ops.load_linear(&weight, None)?)
     }
 
-    /// Loads several layers `[out, in]` as one layer `[n x out, in]`, so that they need one product instead of n.
+    /// Loads n linear layers `[out, in]` as one layer `[n x out, in]`, which needs one matrix product instead of n.
     pub(super) fn stacked_linear(
         &self,
         scopes: &[Scope],
@@ -110,7 +110,8 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(self.ops.load_linear(&weight, Some(&bias))?)
     }
 
-    /// Loads the projection of encoder states `[width]` to keys and values `[out]` each, from the two scopes.
+    /// Loads the projection of encoder states of width `width` to keys and values of width `out` each. The two scopes
+    /// are those of the keys and of the values.
     pub(super) fn key_value(
         &self,
         scopes: &[Scope; 2],
@@ -122,7 +123,7 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(self.ops.load_key_value(&weight, &bias, heads, usage)?)
     }
 
-    /// Concatenates the weights `[n x out, in]` and the biases `[n x out]` of several layers.
+    /// Returns the weights of n linear layers, concatenated as `[n x out, in]`, and their biases, as `[n x out]`.
     fn stacked(
         &self,
         scopes: &[Scope],
@@ -137,7 +138,7 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok((part("weight", &[out, width])?, part("bias", &[out])?))
     }
 
-    /// Loads `weight` and `bias` `[width]` under `scope`.
+    /// Loads the layer norm under `scope`: `weight` and `bias`, both `[width]`.
     pub(super) fn layer_norm(
         &self,
         scope: &Scope,
@@ -162,8 +163,8 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(self.ops.load_patch_embedding(weights)?)
     }
 
-    /// Reads the word embeddings `[vocabulary, width]`. A file with tied weights may hold only the head's weight, which
-    /// is the same tensor.
+    /// Reads the word embeddings `[vocabulary, width]`. A file with tied weights may contain only the weight of the LM
+    /// head, which is the same tensor.
     pub(super) fn word_embeddings(
         &self,
         name: &str,

@@ -14,7 +14,7 @@ use crate::document::{DocumentError, LFS_POINTER};
 use crate::model::error::LoadError;
 use crate::torch::{TorchError, TorchFile};
 
-/// The tensors of one checkpoint, in whichever files hold them. A tensor is read only when it is requested.
+/// The tensors of one checkpoint, which may be in several files. A tensor is read only when it is requested.
 pub struct Weights {
     files: Vec<(PathBuf, Source)>,
     /// Location of each tensor by name. `LayerNorm.gamma` and `.beta` are listed as `LayerNorm.weight` and `.bias`.
@@ -67,7 +67,7 @@ impl Weights {
         let index = self.files.len();
         for name in source.names() {
             let place = Place { file: index, name: name.clone() };
-            // If a file has both names, the current name takes precedence.
+            // If a tensor occurs under its old and its current name, the one with the current name takes precedence.
             if let Some(current) = current_name(&name) {
                 self.places.entry(current).or_insert(place);
             } else {
@@ -83,7 +83,7 @@ impl Weights {
         self.places.contains_key(name)
     }
 
-    /// All tensor names in alphabetical order.
+    /// Returns all tensor names in alphabetical order.
     #[must_use]
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.places.keys().map(String::as_str).collect();
@@ -91,13 +91,14 @@ impl Weights {
         names
     }
 
-    /// Total number of float values in the files.
+    /// Returns the total number of float values in the files.
     #[must_use]
     pub fn parameter_count(&self) -> u64 {
         self.files.iter().map(|(_, source)| source.parameter_count()).sum()
     }
 
-    /// Reads a tensor with this shape whose values are finite floats, into host memory, in the file's dtype.
+    /// Reads a tensor into host memory, in the file's dtype. The tensor must have this shape and contain only finite
+    /// floats.
     ///
     /// # Errors
     /// When the tensor is missing, has another shape, does not hold floats, or contains NaN or infinity.
@@ -126,8 +127,8 @@ impl Weights {
         Ok(tensor)
     }
 
-    /// A digest of the names, shapes, dtypes and values of all tensors under `prefix`. Two digests are equal exactly
-    /// when all of these are equal.
+    /// Returns a digest of the names, shapes, dtypes and values of all tensors under `prefix`. Two digests are equal
+    /// exactly when all of these are equal.
     ///
     /// # Errors
     /// When a tensor cannot be read.
@@ -145,7 +146,7 @@ impl Weights {
         Ok(digest.finalize().into())
     }
 
-    /// Reads the tensor as the file has it; `expected` only serves the error message.
+    /// Reads the tensor without checking it. `expected` is the shape for the message if the tensor is missing.
     fn read(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
         let missing = || LoadError::MissingTensor {
             name: name.to_owned(),
@@ -193,15 +194,15 @@ impl Source {
     }
 }
 
-/// Current name of a tensor from an old checkpoint; `None` for names still in use. Source: transformers 5.23
-/// `conversion_mapping.py`, "legacy", which renames these two names and no other `gamma` or `beta`.
+/// Returns the current name of a tensor with an old name, or `None` if the name is still in use. Source: transformers
+/// 5.23 `conversion_mapping.py`, "legacy", which renames these two names and no other `gamma` or `beta`.
 fn current_name(name: &str) -> Option<String> {
     let renamed = |old, new| name.strip_suffix(old).map(|prefix| format!("{prefix}{new}"));
     renamed("LayerNorm.gamma", "LayerNorm.weight")
         .or_else(|| renamed("LayerNorm.beta", "LayerNorm.bias"))
 }
 
-/// Number of float values in these tensors.
+/// Returns the number of float values in these tensors.
 fn floats(tensors: &[(String, TensorView<'_>)]) -> u64 {
     let is_float =
         |view: &TensorView<'_>| DType::try_from(view.dtype()).is_ok_and(|dtype| dtype.is_float());
@@ -218,10 +219,10 @@ fn open_safetensors(file: &File) -> Result<Source, LoadError> {
     }
 }
 
-/// The first bytes of a file, or the whole file if it is shorter.
+/// Returns the first bytes of a file, enough to recognise its format, or the whole file if it is shorter.
 ///
 /// # Errors
-/// `Read`; `LfsPointer`.
+/// `Read` if the file cannot be read; `LfsPointer` if it is a Git LFS pointer.
 fn beginning(path: &Path) -> Result<Vec<u8>, DocumentError> {
     let read_error = |source| DocumentError::Read { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(read_error)?;
@@ -237,7 +238,8 @@ fn open_mapped(path: &Path) -> Result<Source, LoadError> {
     let beginning = beginning(path)?;
     // SAFETY: the mapping is read only while the model loads, and every tensor is copied out of it. The header check of
     // safetensors has verified that the file is as long as its tensors need. If another process truncated the file
-    // during those seconds, our process would be killed; weight files are not edited in place.
+    // while the model loads, our process would be killed. This is acceptable because weight files are not edited in
+    // place.
     #[expect(unsafe_code, reason = "mapping a file is unsafe by nature")]
     let file = unsafe { MmapedSafetensors::new(path) };
     let file = file.map_err(|_| unusable(path, safetensors_problem(&beginning)))?;
@@ -246,7 +248,8 @@ fn open_mapped(path: &Path) -> Result<Source, LoadError> {
 
 fn open_pickle(path: &Path) -> Result<Source, LoadError> {
     const ZIP: &[u8] = b"PK";
-    // Magic number that `torch.save` pickled before 1.6 (`torch/serialization.py`, `MAGIC_NUMBER`).
+    // Pickled magic number at the start of the files that `torch.save` wrote before version 1.6
+    // (`torch/serialization.py`, `MAGIC_NUMBER`).
     const OLD: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
     let beginning = beginning(path)?;
     if beginning.starts_with(OLD) {
@@ -264,8 +267,8 @@ fn open_pickle(path: &Path) -> Result<Source, LoadError> {
 const EMPTY: &str = "it is empty; download it again";
 const DAMAGED: &str = "it is cut off or damaged; download it again";
 
-/// Why a file with these first bytes is not a safetensors file. Such a file starts with a length of eight bytes,
-/// followed by a JSON object of that length.
+/// Returns why a file with these first bytes cannot be read as safetensors. A safetensors file starts with a length in
+/// eight bytes, followed by a JSON object of that length.
 fn safetensors_problem(beginning: &[u8]) -> &'static str {
     match beginning {
         [] => EMPTY,
@@ -291,11 +294,12 @@ fn unreadable(path: &Path, error: &candle_core::Error) -> LoadError {
 
 fn is_finite(tensor: &Tensor) -> candle_core::Result<bool> {
     let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    // The sum of x * 0 is NaN if any x is not finite. The sum vectorises; a search does not.
+    // The sum of x * 0 is NaN if any x is not finite. Compilers vectorise this sum, but not a search.
     Ok(values.chunks(4096).all(|chunk| chunk.iter().map(|value| value * 0.0).sum::<f32>() == 0.0))
 }
 
-/// Hashes the bit patterns of the values. The header line contains the dtype, so widening to f32 loses no information.
+/// Adds the bit patterns of the values to the digest. Floats are widened to f32; no information is lost, because
+/// `fingerprint` has already added the dtype.
 fn update_with_values(digest: &mut Sha256, tensor: &Tensor) -> candle_core::Result<()> {
     if !tensor.dtype().is_float() {
         let values = tensor.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;

@@ -7,10 +7,11 @@ use super::{Activation, Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, Persis
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
-/// Up to this number of rows the weight is by far the larger operand.
+/// Maximum number of rows for which `product` exchanges its operands. Up to this number, the weight is by far the
+/// larger operand.
 const FEW_ROWS: usize = 32;
 
-/// Operations on one device in one dtype.
+/// candle's operations on one device in one dtype.
 #[derive(Debug, Clone)]
 pub struct CandleOps {
     device: Device,
@@ -32,14 +33,14 @@ pub struct LayerNorm {
     eps: f32,
 }
 
-/// Patch embedding as a matrix product: each patch is one row.
+/// Weights of the patch embedding, which is a matrix product in which each patch is one row.
 #[derive(Debug)]
 pub struct PatchEmbedding {
-    /// `[width, 3 x patch x patch]` and `[width]`.
+    /// Weight `[width, 3 x patch x patch]` and bias `[width]`.
     linear: Linear,
     class_embedding: Tensor,
     position_embedding: Tensor,
-    /// The normalised value of each 8-bit value, per channel.
+    /// For each channel, the normalised value of every 8-bit value.
     normalised: [[f32; 256]; 3],
     patch: usize,
 }
@@ -63,7 +64,7 @@ impl From<candle_core::Error> for BackendError {
 }
 
 impl CandleOps {
-    /// Operations on `device` in `dtype`, which is f32, bf16 or f16.
+    /// Creates the operations on `device` in `dtype`, which is f32, bf16 or f16.
     #[must_use]
     pub fn new(device: Device, dtype: DType) -> Self {
         Self { device, dtype }
@@ -73,13 +74,14 @@ impl CandleOps {
         Ok(tensor.to_device(&self.device)?.to_dtype(self.dtype)?.contiguous()?)
     }
 
-    /// `x W^T`. On a CPU, up to [`FEW_ROWS`] rows, the bits of a row's result do not depend on the other rows of the
-    /// batch. With more rows the `gemm` crate sums in another order, which changes the last bits.
+    /// Computes `x W^T`. On a CPU, with up to [`FEW_ROWS`] rows, the bits of a row's result do not depend on the other
+    /// rows of the batch. With more rows, the `gemm` crate sums in another order, which changes the last bits.
     ///
     /// `gemm` also takes another code path for a single row, so a single row is computed together with a copy of
     /// itself. (It takes yet another path for products of up to 256 values, which occur only in the tiny models of the
-    /// tests.) With few rows `gemm` packs the whole weight on one thread. With the operands exchanged it packs the rows
-    /// instead: 768 x 3072 with 8 rows takes 0.7 ms instead of 4 (2 cores with AVX-512, 2026-11).
+    /// tests.) With few rows, `gemm` packs the whole weight on one thread. If the operands are exchanged, it packs the
+    /// rows instead. For a 768 x 3072 weight and 8 rows, this reduces the time from 4 ms to 0.7 ms (2 cores with
+    /// AVX-512, 2026-11).
     fn product(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor, BackendError> {
         let rows = x.dim(0)?;
         if !self.device.is_cpu() || rows > FEW_ROWS {
@@ -89,7 +91,7 @@ impl CandleOps {
         Ok(weight.matmul(&x.t()?)?.t()?.narrow(0, 0, rows)?.contiguous()?)
     }
 
-    /// `softmax(q k^T / sqrt(head width) + mask) v`; the softmax is computed in f32 for every dtype. `q` is
+    /// Computes `softmax(q k^T / sqrt(head width) + mask) v`. The softmax is computed in f32 for every dtype. `q` is
     /// `[heads, rows, d]`, `k` and `v` are `[heads, tokens, d]`, `mask` is `[rows, tokens]`; the result is
     /// `[rows, heads x d]`.
     fn attend(
@@ -112,7 +114,8 @@ impl CandleOps {
         Ok(context.transpose(0, 1)?.contiguous()?.reshape((rows, heads * head_width))?)
     }
 
-    /// Part `index` of the `parts` equal column parts of `x` `[rows, parts x width]`, as `[heads, rows, head width]`.
+    /// Splits the columns of `x` `[rows, parts x width]` into `parts` equal parts, and returns part `index` as
+    /// `[heads, rows, head width]`.
     fn heads_of(
         x: &Tensor,
         index: usize,
@@ -125,7 +128,7 @@ impl CandleOps {
         Ok(part.reshape((rows, heads, width / heads))?.transpose(0, 1)?.contiguous()?)
     }
 
-    /// Consecutive slices of rows, one per length; all share the storage of `x`.
+    /// Returns consecutive slices of the rows of `x`, one per length. All slices share the storage of `x`.
     fn views(x: &Tensor, lengths: &[usize]) -> Result<Vec<Tensor>, BackendError> {
         let mut start = 0;
         let mut views = Vec::with_capacity(lengths.len());
@@ -136,8 +139,8 @@ impl CandleOps {
         Ok(views)
     }
 
-    /// Mask `[rows, past + rows]`: 0 where row i (at position `past + i`) may attend to token j, minus infinity
-    /// elsewhere.
+    /// Returns a mask `[rows, past + rows]`: 0 where row i (at position `past + i`) may attend to token j, minus
+    /// infinity elsewhere.
     fn causal_mask(&self, past: usize, rows: usize) -> Result<Tensor, BackendError> {
         let visible = |i: usize, j: usize| if j <= past + i { 0.0 } else { f32::NEG_INFINITY };
         let mask: Vec<f32> =
@@ -145,7 +148,8 @@ impl CandleOps {
         Ok(Tensor::from_vec(mask, (rows, past + rows), &self.device)?)
     }
 
-    /// Patches `[images x patches, 3 x patch x patch]`, channels outermost, in the layout of the convolution's kernel.
+    /// Returns the normalised patches, `[images x patches, 3 x patch x patch]`. The outermost dimension of a patch is
+    /// the channel, as in the convolution's kernel.
     fn patches(
         &self,
         weights: &PatchEmbedding,
@@ -401,7 +405,7 @@ impl Ops for CandleOps {
 mod tests {
     use super::*;
 
-    /// Pseudo-random numbers without a pattern, so that a wrong order of summation changes the result.
+    /// Returns pseudo-random numbers without a pattern, so that another order of summation changes the result.
     fn noise(rows: usize, width: usize, seed: u32) -> Tensor {
         let mut state = seed;
         let values: Vec<f32> = (0..rows * width)

@@ -1,9 +1,8 @@
-//! The fused operations that the towers are written against. A new device or instruction set is added here, by
-//! implementing [`Ops`].
+//! The fused operations from which the towers are built. To add a device or an instruction set, implement [`Ops`] here.
 //!
-//! [`Ops`] knows nothing about BLIP, and the towers know nothing about tensors. [`candle`] implements it for every
-//! device and dtype and is the reference for tests; [`cpu`] implements it on our own kernels; [`timed`] measures either
-//! of them.
+//! [`Ops`] knows nothing about BLIP, and the towers know nothing about tensors. [`candle`] implements the operations
+//! for every device and dtype, and is the reference for tests. [`cpu`] implements them with our own kernels. [`timed`]
+//! wraps either implementation and measures it.
 //!
 //! Texts are never padded: activations are `[rows, width]` over concatenated sequences, and attention receives the
 //! length of each sequence.
@@ -20,7 +19,7 @@ use crate::engine::backend::BackendError;
 pub use crate::kernels::activation::Activation;
 use crate::task::Pixels;
 
-/// Epilogue of a linear layer: what is applied to the product before it is stored.
+/// Epilogue of a linear layer: the operation applied to the matrix product before the result is stored.
 #[derive(Debug, Clone, Copy)]
 pub enum Epilogue<'a, A> {
     /// Only the bias: `x W^T + b`.
@@ -49,7 +48,7 @@ pub enum KvLifetime {
     Transient,
 }
 
-/// Dimensions of the cross-attention keys and values of one image that are kept for one decoder.
+/// Dimensions of the persistent cross-attention keys and values that a decoder keeps for one image.
 #[derive(Debug, Clone, Copy)]
 pub struct PersistentKvShape {
     /// Number of tokens of the image.
@@ -80,12 +79,12 @@ pub struct PatchEmbeddingWeights {
     pub mean: [f32; 3],
     /// Standard deviation per channel; the last step divides by it.
     pub std: [f32; 3],
-    /// Factor that 8-bit values are multiplied by, usually 1/255.
+    /// Factor by which 8-bit values are multiplied, usually 1/255.
     pub rescale: f32,
 }
 
 impl PatchEmbeddingWeights {
-    /// Lookup table: the normalised value of each 8-bit value, per channel.
+    /// Returns a lookup table: for each channel, the normalised value of every 8-bit value.
     fn normalised(&self) -> [[f32; 256]; 3] {
         std::array::from_fn(|channel| {
             std::array::from_fn(|value| {
@@ -95,10 +94,10 @@ impl PatchEmbeddingWeights {
     }
 }
 
-/// About a dozen operations, enough for every tower and head of BLIP.
+/// All operations that the towers and heads of BLIP need, about a dozen.
 ///
-/// Weights arrive as CPU tensors in the file's dtype; each implementation converts them once, at load. All activations
-/// are `[rows, width]`. A call returns either a complete result or an error, and keeps no state.
+/// Weights arrive as CPU tensors in the file's dtype; each implementation converts them once, when it loads them. All
+/// activations are `[rows, width]`. A call returns either a complete result or an error, and leaves no state behind.
 pub trait Ops: Debug {
     /// Activations `[rows, width]`; clones share the values.
     type Act: Clone + Debug;
@@ -124,8 +123,8 @@ pub trait Ops: Debug {
         weight: &Tensor,
         bias: Option<&Tensor>,
     ) -> Result<Self::Linear, BackendError>;
-    /// Loads a projection to keys and values: `weight` is `[2 x width, memory width]`, `bias` is `[2 x width]`, keys
-    /// first.
+    /// Loads a projection to keys and values. `weight` is `[2 x width, memory width]` and `bias` is `[2 x width]`; in
+    /// both, the keys come first.
     ///
     /// # Errors
     /// When the device fails.
@@ -189,7 +188,7 @@ pub trait Ops: Debug {
         x: &Self::Act,
         weights: &Self::LayerNorm,
     ) -> Result<Self::Act, BackendError>;
-    /// Applies a linear layer with its epilogue: `[rows, in]` to `[rows, out]`.
+    /// Applies a linear layer and its epilogue to `x` `[rows, in]`. Returns `[rows, out]`.
     ///
     /// # Errors
     /// When the device fails.
@@ -199,7 +198,8 @@ pub trait Ops: Debug {
         weights: &Self::Linear,
         epilogue: Epilogue<'_, Self::Act>,
     ) -> Result<Self::Act, BackendError>;
-    /// Bidirectional self-attention within each sequence. `qkv` is `[rows, 3 x width]`; `lengths` sum to `rows`.
+    /// Computes bidirectional self-attention within each sequence. `qkv` is `[rows, 3 x width]`; the `lengths` of the
+    /// sequences sum to `rows`.
     ///
     /// # Errors
     /// When the device fails.
@@ -209,9 +209,9 @@ pub trait Ops: Debug {
         heads: usize,
         lengths: &[usize],
     ) -> Result<Self::Act, BackendError>;
-    /// Causal self-attention with a KV cache. The new rows of a sequence attend to its cached rows, and causally to
-    /// each other. `caches[i]` is the cache of sequence i. Returns the output, and the caches with the new rows
-    /// appended.
+    /// Computes causal self-attention with a KV cache. The new rows of a sequence attend to its cached rows, and
+    /// causally to each other. `caches[i]` is the cache of sequence i, or `None` in its first step. Returns the output,
+    /// and the caches with the new rows appended.
     ///
     /// # Errors
     /// When the device fails.
@@ -222,7 +222,7 @@ pub trait Ops: Debug {
         lengths: &[usize],
         caches: &[Option<&Self::KvCache>],
     ) -> Result<(Self::Act, Vec<Self::KvCache>), BackendError>;
-    /// Keys and values of encoder states `[tokens, memory width]`, or an equivalent form of them (see
+    /// Computes the keys and values of encoder states `[tokens, memory width]`, or an equivalent form of them (see
     /// [`cpu::AbsorbedKv`]).
     ///
     /// # Errors
@@ -233,7 +233,7 @@ pub trait Ops: Debug {
         weights: &Self::KvProjection,
         heads: usize,
     ) -> Result<Self::KvCache, BackendError>;
-    /// Cross-attention: each run of query rows attends to all of its keys and values.
+    /// Computes cross-attention. The query rows of a run attend to all keys and values of the run.
     ///
     /// # Errors
     /// When the device fails.
@@ -248,19 +248,20 @@ pub trait Ops: Debug {
     /// # Errors
     /// When the device fails.
     fn select_rows(&self, x: &Self::Act, rows: &[usize]) -> Result<Self::Act, BackendError>;
-    /// Splits the rows into consecutive slices, one per length. Each slice has memory of its own, because the images or
+    /// Splits the rows into consecutive slices, one per length. Each slice has its own memory, because the images or
     /// questions of a batch have different lifetimes.
     ///
     /// # Errors
     /// When the device fails.
     fn split_rows(&self, x: &Self::Act, lengths: &[usize]) -> Result<Vec<Self::Act>, BackendError>;
-    /// Largest number of images to encode in one pass, for a vision tower with this number of tokens and this width.
+    /// Returns the maximum number of images to encode in one pass, for a vision tower with this number of tokens per
+    /// image and this width.
     fn images_per_pass(&self, tokens: usize, width: usize) -> usize;
-    /// Bytes that stored features `[tokens, width]` take.
+    /// Returns the size in bytes of stored features `[tokens, width]`.
     fn feature_bytes(&self, tokens: usize, width: usize) -> u64;
-    /// Bytes of the persistent cross-attention keys and values, in all layers of the decoder.
+    /// Returns the size in bytes of persistent cross-attention keys and values, over all layers of the decoder.
     fn cross_kv_bytes(&self, memory: PersistentKvShape) -> u64;
-    /// Bytes per token of one layer's KV cache.
+    /// Returns the number of bytes per token in one layer's KV cache.
     fn kv_bytes_per_token(&self, width: usize) -> u64;
     /// Copies all values to the host as f32, one vector per row.
     ///

@@ -1,7 +1,8 @@
-//! Profiler: forwards every operation to another implementation. It counts the calls and adds up their durations, per
-//! kind of work. Only `bench --profile` uses it.
+//! The profiler, which forwards every operation to another implementation. It counts the calls and adds up their
+//! durations, separately for each kind of work. Only `bench --profile` uses it.
 //!
-//! It measures the duration of the calls. On a GPU, which computes asynchronously, these durations say little.
+//! The durations are those of the calls. On a GPU, which computes asynchronously, they say little about the time of the
+//! computation.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,24 +16,25 @@ use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape,
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
-/// A product with fewer rows is limited by reading its weights, so its number of rows is not recorded.
+/// Minimum number of rows of a product for this number to be recorded in its [`Part`]. The duration of a product with
+/// fewer rows depends mainly on reading the weights.
 const MANY_ROWS: usize = 64;
 
-/// Forwards to `O`, and measures time while [`Times`] is recording.
+/// Operations that forward to `O`, and measure durations while [`Times`] is recording.
 #[derive(Debug)]
 pub struct Timed<O> {
     ops: O,
     times: Arc<Times>,
 }
 
-/// The recorded durations, shared by the operations and their reader. Recording is off at first.
+/// The recorded durations, shared by [`Timed`] and the code that reads them. Recording is off at first.
 #[derive(Debug, Default)]
 pub struct Times {
     recording: AtomicBool,
     parts: Mutex<BTreeMap<Part, Spent>>,
 }
 
-/// A kind of work, by which durations are added up.
+/// A kind of work. Durations are added up per kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// A linear layer, including its epilogue.
@@ -41,22 +43,22 @@ pub enum Part {
         input: usize,
         /// Width of the layer's output.
         output: usize,
-        /// Number of rows, for products with many rows only.
+        /// Number of rows of the input; `None` if the product has few rows.
         rows: Option<usize>,
     },
     /// Bidirectional attention within each sequence.
     SelfAttention,
     /// Attention to the keys and values of encoder states.
     CrossAttention,
-    /// Causal attention with a KV cache, of the decoder's new rows.
+    /// Causal self-attention of the decoder's new rows, with a KV cache.
     CachedAttention,
-    /// Cross-attention keys and values of an image or a question, including the projection.
+    /// Computation of the cross-attention keys and values of an image or a question, including the projection.
     KeysAndValues,
     /// Layer norm over each row.
     LayerNorm,
-    /// Embedding of pixels as rows, including the product.
+    /// Embedding of pixels, including the matrix product.
     PatchEmbedding,
-    /// Embedding of token ids as rows.
+    /// Embedding of token ids and positions.
     EmbedTokens,
     /// Selecting rows, splitting rows, and copying rows to the host.
     Copies,
@@ -94,13 +96,13 @@ pub struct PatchEmbedding<P> {
 }
 
 impl<O> Timed<O> {
-    /// Wraps `ops`, with recording off.
+    /// Wraps `ops`. Recording is off at first.
     #[must_use]
     pub fn new(ops: O) -> Self {
         Self { ops, times: Arc::default() }
     }
 
-    /// The recorder, which starts and stops recording and returns the durations.
+    /// Returns the recorder, which starts and stops recording and returns the durations.
     #[must_use]
     pub fn times(&self) -> Arc<Times> {
         Arc::clone(&self.times)

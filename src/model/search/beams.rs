@@ -1,5 +1,6 @@
-//! Beam search. Source: transformers 5.23 `GenerationMixin._beam_search` and the functions that it calls. Their
-//! arithmetic (f32, minus 1e9 for "cannot be chosen") is kept, so that the token ids are equal.
+//! Beam search. Source: transformers 5.23 `GenerationMixin._beam_search` and the functions that it calls. The
+//! arithmetic is the same (in f32, with minus 1e9 for choices that are not allowed), so that the token ids are equal to
+//! those of transformers.
 
 use super::processors::Processors;
 use super::scores::{log_softmax, top_indices};
@@ -9,10 +10,10 @@ use crate::task::{
     EarlyStopping, FinishReason, GenerationParams, Sequence, Strategy, TokenLogprob,
 };
 
-/// transformers' score of a choice that is not allowed; it is finite.
+/// Score that transformers gives to a choice that is not allowed. It is finite.
 const UNLIKELY: f32 = -1.0e9;
 
-/// Beam search of one group.
+/// State of one beam search.
 #[derive(Debug, Clone)]
 pub struct BeamSearch {
     processors: Processors,
@@ -23,11 +24,12 @@ pub struct BeamSearch {
     max_new_tokens: usize,
     stop_token: u32,
     prompt: Vec<u32>,
-    /// Running beams, best first; always `num_beams`.
+    /// Running beams, best first. There are always `num_beams` of them.
     running: Vec<Beam>,
-    /// The best finished beams, best first; always `num_beams`, including placeholders.
+    /// The best finished beams, best first. There are always `num_beams` of them; while fewer beams have finished,
+    /// placeholders that are not `done` fill the list.
     finished: Vec<Beam>,
-    /// False once no running beam can improve on the finished ones; never becomes true again.
+    /// False once no running beam can improve on the finished beams. It then stays false.
     improvable: bool,
     generated: usize,
 }
@@ -40,7 +42,7 @@ struct Beam {
     done: bool,
 }
 
-/// One of the `2 x num_beams` best continuations.
+/// A continuation of one running beam by one token.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     score: f32,
@@ -50,7 +52,8 @@ struct Candidate {
 }
 
 impl BeamSearch {
-    /// `params.strategy` is `Beams`; any other strategy is treated as a single beam.
+    /// Creates a search that has not run a step yet. `params.strategy` should be `Beams`; any other strategy is treated
+    /// as a single beam.
     pub(super) fn new(params: &GenerationParams, start: SearchStart) -> Self {
         let (num_beams, num_return_sequences, length_penalty, early_stopping) = match params
             .strategy
@@ -70,7 +73,7 @@ impl BeamSearch {
             max_new_tokens: params.max_new_tokens,
             stop_token: start.stop_token,
             prompt: start.prompt,
-            // At first only the first beam counts; otherwise all beams would be identical.
+            // At first, only the first beam counts. Otherwise, all beams would become identical.
             running: (0..num_beams)
                 .map(|index| beam(if index == 0 { 0.0 } else { UNLIKELY }))
                 .collect(),
@@ -96,7 +99,8 @@ impl BeamSearch {
         Ok(Advance { token: None, parents, generated: self.num_beams, finished })
     }
 
-    /// transformers' `_get_top_k_continuations`: the `2 x num_beams` best continuations of all beams, best first.
+    /// Port of transformers' `_get_top_k_continuations`. Returns the `2 x num_beams` best continuations of all running
+    /// beams, best first.
     fn best_continuations(&self, logits: &[Vec<f32>]) -> Result<Vec<Candidate>, BackendError> {
         let keep = 2 * self.num_beams;
         let mut candidates = Vec::with_capacity(keep * self.num_beams);
@@ -115,14 +119,14 @@ impl BeamSearch {
                 candidates.push(Candidate { score: scores[id], beam: index, token, hits_stop });
             }
         }
-        // A stable sort, so that equal scores keep the order of beams and ids.
+        // The sort is stable, so that equal scores keep the order of beams and ids.
         candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
         candidates.truncate(keep);
         Ok(candidates)
     }
 
-    /// transformers' `_get_running_beams_for_next_iteration` and `_update_finished_beams`. Returns the rows of the
-    /// parents.
+    /// Port of transformers' `_get_running_beams_for_next_iteration` and `_update_finished_beams`. Returns, for each
+    /// new running beam, the row of the beam that it extends.
     fn choose_running(&mut self, candidates: &[Candidate], rows: usize) -> Vec<usize> {
         let beams: Vec<Beam> = candidates.iter().map(|candidate| self.extend(candidate)).collect();
         let scores: Vec<f32> = candidates
@@ -158,8 +162,8 @@ impl BeamSearch {
         self.finished = merged;
     }
 
-    /// transformers' `_check_early_stop_heuristic` and `_beam_search_has_unfinished_sequences`. `generated` includes
-    /// this step.
+    /// Port of transformers' `_check_early_stop_heuristic` and `_beam_search_has_unfinished_sequences`. Returns true if
+    /// the search is over. `self.generated` already includes this step.
     fn is_over(&mut self, all_hit: bool) -> bool {
         let length = match self.early_stopping {
             EarlyStopping::Never if self.length_penalty > 0.0 => self.max_new_tokens,
@@ -176,8 +180,8 @@ impl BeamSearch {
         !(self.improvable && open && !all_hit)
     }
 
-    /// The best finished beams. If an extreme length penalty ends the search before there are enough of them, running
-    /// beams replace the placeholders.
+    /// Returns the best finished beams. If an extreme length penalty ends the search before enough beams have finished,
+    /// running beams replace the placeholders.
     fn sequences(&self) -> Vec<Sequence> {
         let finished = self.finished.iter().filter(|beam| beam.done);
         let returned = finished.chain(&self.running).take(self.num_return_sequences);

@@ -1,8 +1,9 @@
-//! Search strategies: how the next token is chosen from the logits of one decode step, on the host. Source:
-//! transformers 5.23 `generation/utils.py` and `generation/logits_process.py`.
+//! Search strategies, which choose the next token from the logits of a decode step, on the host. Source: transformers
+//! 5.23 `generation/utils.py` and `generation/logits_process.py`.
 //!
-//! A search belongs to one group. It knows nothing about KV caches or towers. Each step it receives the logits of its
-//! live rows, and returns which rows continue and which row each of them continues from.
+//! A search belongs to one group (a sequence, or the beams of one beam search). It knows nothing about KV caches or
+//! towers. In each step, it receives the logits of the group's live rows. It returns, for each row of the next step,
+//! which row of this step it continues.
 
 mod beams;
 mod processors;
@@ -17,14 +18,14 @@ use crate::task::{GenerationParams, Sequence, Strategy, TokenLogprob};
 use beams::BeamSearch;
 use single::SingleSearch;
 
-/// Start state of a search, besides its generation parameters.
+/// Start state of a search, in addition to its generation parameters.
 #[derive(Debug, Clone)]
 pub struct SearchStart {
-    /// Start token and prompt; the repetition penalties include them.
+    /// Start token and prompt tokens. The repetition penalty and the n-gram ban take them into account.
     pub prompt: Vec<u32>,
     /// Token that ends a sequence (`sep_token_id`).
     pub stop_token: u32,
-    /// Index of the sequence among those sampled for one request; part of the key of the sampling noise.
+    /// Index of the sequence among those that are sampled for one request. The sampling noise depends on it.
     pub sequence: usize,
 }
 
@@ -40,9 +41,9 @@ pub enum Search {
 /// Result of one decode step of a search.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Advance {
-    /// The token that a single sequence appended; `None` for beams.
+    /// The token that greedy search or sampling appended; `None` for beam search.
     pub token: Option<TokenLogprob>,
-    /// For each row that continues, the row of this step that is its parent.
+    /// For each row of the next step, the index of the row of this step that it continues.
     pub parents: Vec<usize>,
     /// Number of tokens generated in this step, over all beams.
     pub generated: usize,
@@ -62,7 +63,7 @@ impl Search {
         }
     }
 
-    /// The next input token of each live row; empty before the first step, which runs the prompt.
+    /// Returns the next input token of each live row. The list is empty before the first step, which runs the prompt.
     #[must_use]
     pub fn next_tokens(&self) -> Vec<u32> {
         match self {
@@ -71,7 +72,7 @@ impl Search {
         }
     }
 
-    /// Advances the search with the logits of each live row. The prefill has one row.
+    /// Advances the search by one step, with the logits of each live row. The prefill has one row.
     ///
     /// # Errors
     /// [`BackendError::NonFinite`] when logits are NaN or infinite; the search must not be used afterwards.

@@ -21,8 +21,8 @@ impl Processors {
         }
     }
 
-    /// Changes the `scores` of a row. `tokens` are the row's tokens so far, including the prompt; `generated` of them
-    /// are new.
+    /// Applies all processors to the `scores` of a row. `tokens` are the row's tokens so far, including the prompt; the
+    /// last `generated` of them are new.
     pub(super) fn apply(&self, scores: &mut [f32], tokens: &[u32], generated: usize) {
         self.penalize_repetition(scores, tokens);
         self.ban_repeated_ngrams(scores, tokens);
@@ -31,8 +31,9 @@ impl Processors {
         }
     }
 
-    /// transformers' `RepetitionPenaltyLogitsProcessor`: the score of each token that occurs is divided by the penalty
-    /// if positive and multiplied by it if negative. A token that occurs several times is penalised once.
+    /// Port of transformers' `RepetitionPenaltyLogitsProcessor`. Divides the score of each token that already occurs by
+    /// the penalty if the score is positive, and multiplies the score by the penalty if it is negative. A token that
+    /// occurs several times is penalised once.
     fn penalize_repetition(&self, scores: &mut [f32], tokens: &[u32]) {
         let penalty = self.repetition_penalty;
         if (penalty - 1.0).abs() < f32::EPSILON {
@@ -47,7 +48,8 @@ impl Processors {
         }
     }
 
-    /// transformers' `NoRepeatNGramLogitsProcessor`: bans a token that would complete an n-gram for the second time.
+    /// Port of transformers' `NoRepeatNGramLogitsProcessor`. Bans every token that would complete an n-gram for the
+    /// second time.
     fn ban_repeated_ngrams(&self, scores: &mut [f32], tokens: &[u32]) {
         let size = self.no_repeat_ngram_size;
         if size == 0 || tokens.len() < size {

@@ -4,7 +4,7 @@ use crate::engine::backend::BackendError;
 use crate::kernels::isa::Level;
 use crate::kernels::pointwise;
 
-/// Natural log-probabilities of a row of logits: `x - max - ln(sum(exp(x - max)))`; the sum is in f64.
+/// Returns the natural log-probabilities of a row of logits: `x - max - ln(sum(exp(x - max)))`, with the sum in f64.
 ///
 /// # Errors
 /// [`BackendError::NonFinite`] when a logit is NaN or infinite.
@@ -13,18 +13,18 @@ pub fn log_softmax(logits: &[f32]) -> Result<Vec<f32>, BackendError> {
     Ok(logits.iter().map(|&logit| (f64::from(logit) - normalizer) as f32).collect())
 }
 
-/// `ln(sum(exp(x)))` of the logits, computed in f64.
+/// Returns `ln(sum(exp(x)))` of the logits, computed in f64.
 pub(super) fn log_sum_exp(logits: &[f32]) -> Result<f64, BackendError> {
-    // Uses the CPU's own instruction set level, whatever `cpu_isa` says: exponentials of a whole vocabulary, one by
-    // one, take as long as a layer.
+    // This uses the highest instruction set level of the CPU, whatever the setting `cpu_isa` says. Computed one by one,
+    // the exponentials of a whole vocabulary would take as long as a layer of the model.
     pointwise::log_sum_exp(Level::detect(), logits)
         .map(|(_, normalizer)| normalizer)
         .ok_or(BackendError::NonFinite("logits"))
 }
 
-/// Index of the largest score; the first one if several are equal.
+/// Returns the index of the largest score, or the first such index if several scores are equal.
 pub(super) fn argmax(scores: &[f32]) -> usize {
-    // Sixteen independent maxima, which compilers vectorise; a single maximum is a chain of dependent comparisons.
+    // Compilers vectorise sixteen independent maxima. A single maximum would be a chain of dependent comparisons.
     let mut lanes = [f32::NEG_INFINITY; 16];
     let chunks = scores.chunks_exact(lanes.len());
     let rest = chunks.remainder();
@@ -37,7 +37,7 @@ pub(super) fn argmax(scores: &[f32]) -> usize {
     scores.iter().position(|&score| score >= largest).unwrap_or(0)
 }
 
-/// Indices of the `count` largest scores (top-k), best first. Equal scores keep the order of their indices.
+/// Returns the indices of the `count` largest scores (top-k), best first. Equal scores keep the order of their indices.
 pub(super) fn top_indices(scores: &[f32], count: usize) -> Vec<usize> {
     let mut indices: Vec<usize> = (0..scores.len()).collect();
     let order = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));

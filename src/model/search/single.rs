@@ -1,4 +1,5 @@
-//! Search of one sequence. Each step takes the best token, or samples one with noise keyed by (seed, sequence, step).
+//! Search of one sequence. Each step takes the best token (greedy search), or samples a token with noise that depends
+//! only on the seed, the sequence and the step.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -9,7 +10,7 @@ use super::{Advance, SearchStart};
 use crate::engine::backend::BackendError;
 use crate::task::{FinishReason, GenerationParams, Sequence, Strategy, TokenLogprob};
 
-/// Greedy search or sampling of one sequence.
+/// State of greedy search or sampling of one sequence.
 #[derive(Debug, Clone)]
 pub struct SingleSearch {
     processors: Processors,
@@ -80,13 +81,15 @@ impl SingleSearch {
 }
 
 impl Sampling {
-    /// Applies temperature, top-k and top-p in transformers' order, then inverts the cumulative distribution at one
-    /// uniform random number. The tokens are in descending order of score, so the draw does not depend on their ids.
+    /// Draws a token and returns its id. Applies temperature, top-k and top-p in transformers' order, then inverts the
+    /// cumulative distribution at a uniform random number (inverse transform sampling). The tokens are in descending
+    /// order of score, so the draw does not depend on their ids.
     fn draw(&self, scores: &[f32], step: u64) -> usize {
         let possible = scores.iter().filter(|score| **score > f32::NEG_INFINITY).count();
         let kept = if self.top_k == 0 { possible } else { self.top_k.min(possible) };
         let mut order = top_indices(scores, kept);
-        // Scores equal to the last one kept stay too, because `TopKLogitsWarper` compares with that score.
+        // Tokens with the same score as the last kept token are kept too, because `TopKLogitsWarper` removes only
+        // scores below that score.
         if let Some(&last) = order.last().filter(|_| kept < possible) {
             let equals = (0..scores.len()).filter(|&id| scores[id] >= scores[last]);
             order = equals.collect();
@@ -109,8 +112,8 @@ impl Sampling {
         order[weights.len() - 1]
     }
 
-    /// transformers' `TopPLogitsWarper` (nucleus sampling): drops the tail whose cumulative probability is at most
-    /// `1 - top_p`; keeps at least one token.
+    /// Port of transformers' `TopPLogitsWarper` (nucleus sampling). Removes the longest tail of the weights whose total
+    /// probability is at most `1 - top_p`, but keeps at least one weight.
     fn keep_nucleus(&self, weights: &mut Vec<f64>) {
         if self.top_p >= 1.0 {
             return;
@@ -126,12 +129,12 @@ impl Sampling {
         }
     }
 
-    /// A random number in 0..1 that depends only on the seed, the sequence and the step.
+    /// Returns a random number in 0..1 that depends only on the seed, the sequence and the step.
     fn uniform(&self, step: u64) -> f64 {
         let mut noise = ChaCha8Rng::seed_from_u64(self.seed);
         noise.set_stream(self.sequence);
         noise.set_word_pos(u128::from(step) * 2);
-        // The upper 53 bits; an f64 holds exactly as many.
+        // Only the upper 53 bits are used, because an f64 cannot hold more exactly.
         (noise.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
@@ -171,7 +174,7 @@ mod tests {
 
     #[test]
     fn draws_follow_the_distribution() {
-        // Probabilities 1/2, 1/4, 1/4. Four standard deviations over 4,000 draws are less than 0.032.
+        // The probabilities are 1/2, 1/4 and 1/4. Over 4,000 draws, four standard deviations are less than 0.032.
         let logits = [0.5f32.ln(), 0.25f32.ln(), 0.25f32.ln()];
         let mut counts = [0u32; 3];
         for seed in 0..4000 {

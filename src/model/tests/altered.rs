@@ -1,6 +1,6 @@
-//! Checkpoints with an altered configuration or altered tensor names: other activations, an image size that is not a
-//! multiple of the patch, captions that fill every position, and `LayerNorm` tensors under their old names. References:
-//! `reference/altered.json`.
+//! Tests checkpoints with an altered configuration or altered tensor names: other activations, an image size that is
+//! not a multiple of the patch size, captions that fill every position, and `LayerNorm` tensors under their old names.
+//! The expected values are in `reference/altered.json` and its tensors.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ use crate::model::text::CrossAttention;
 use crate::model::{BlipBackend, ModelSpec};
 use crate::task::{Pixels, TowerId};
 
-/// The checkpoint with these fields of its configuration replaced; the changed files are written into `directory`.
+/// Returns the checkpoint with these fields of its configuration replaced. Writes the changed files to `directory`.
 fn altered(directory: &Path, checkpoint: &str, vision: &Value, text: &Value) -> ModelSpec {
     let mut spec = spec(checkpoint);
     let read = |path: &Path| -> Value {
@@ -56,7 +56,7 @@ fn loaded(spec: ModelSpec) -> Tested {
     BlipBackend::load(make(), &[spec], CPU_F32, |_| {}).unwrap()
 }
 
-/// The states that the reference records for a model class, with the names of its tensors.
+/// Returns the states that the reference records for the checkpoint's model class, with their names in the reference.
 fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str, Vec<f32>)> {
     let (ops, reference) = (&backend.ops, Reference::read(checkpoint));
     let image = features(backend, &reference, photo);
@@ -90,8 +90,8 @@ fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str,
     states
 }
 
-/// The tolerance of each case is a tenth of the distance to the same checkpoint with another activation in either
-/// tower.
+/// The tolerance of each case is at most a tenth of the distance to a run of the same checkpoint with another
+/// activation in one tower.
 #[test]
 fn every_activation_of_either_tower_equals_the_reference() {
     let reference = Reference::read("altered");
@@ -113,7 +113,7 @@ fn every_activation_of_either_tower_equals_the_reference() {
     }
 }
 
-/// An image of the given side, with values `(x*7 + y*13 + c*29 + x*y) % 256`.
+/// Returns a square image with this side and the values `(x*7 + y*13 + c*29 + x*y) % 256`.
 fn mix(side: usize) -> Pixels {
     let value = |y: usize, x: usize, c: usize| ((x * 7 + y * 13 + c * 29 + x * y) % 256) as u8;
     let bytes: Vec<u8> =
@@ -131,7 +131,8 @@ fn pixels_beyond_the_last_whole_patch_are_left_out_as_the_convolution_does() {
         let size = json!({"image_size": side});
         let mut backend = loaded(altered(directory.path(), checkpoint, &size, &json!({})));
         let expected = reference.tensor(&format!("odd.{checkpoint}"));
-        // Two images in one batch: the patches of the second do not start where the bytes of the first end.
+        // The second case has two images in one batch. The patches of the first image cover only a part of its bytes,
+        // so an offset counted in bytes would be wrong for the patches of the second.
         let (one, other) =
             (mix(side), Pixels::new(side as u32, side as u32, vec![9; side * side * 3].into()));
         for images in [vec![&one], vec![&other, &one]] {

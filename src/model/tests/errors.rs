@@ -1,4 +1,5 @@
-//! The error of a checkpoint that cannot be served names the tensor or file, what was found and what was expected.
+//! Tests that the error for a checkpoint that cannot be loaded names the tensor or file, what was found and what was
+//! expected.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -117,7 +118,7 @@ fn an_unknown_class_lists_those_that_are_served() {
     );
 }
 
-/// The error of loading a copy of `vqa-varied` in which one file has other content.
+/// Returns the error of loading a copy of `vqa-varied` in which one file has other content.
 fn error_with(file: &str, content: &[u8]) -> String {
     let directory = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(fixtures().join("vqa-varied")).unwrap() {
@@ -146,7 +147,7 @@ fn a_git_lfs_pointer_is_called_that() {
 
 #[test]
 fn a_pickle_of_an_old_torch_is_told_how_to_be_saved_again() {
-    // The first bytes that `torch.save` wrote before 1.6: a pickled magic number.
+    // These are the first bytes that `torch.save` wrote before version 1.6: a pickled magic number.
     let error = error_with("pytorch_model.bin", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.");
     assert!(
         error.starts_with(

@@ -1,5 +1,5 @@
 //! Compares token ids with those of transformers' `generate`, for every deterministic generation parameter, alone and
-//! combined.
+//! in combination with others.
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use crate::task::{
 
 const MODEL: ModelId = ModelId(0);
 
-/// The parameters of a golden case, by their names in the API.
+/// Returns the generation parameters of a golden case, which has them under their names in the API.
 pub(super) fn params(json: &Value) -> GenerationParams {
     let count = |name: &str, default: usize| json[name].as_u64().map_or(default, |n| n as usize);
     let number = |name: &str| json[name].as_f64().map_or(1.0, |n| n as f32);
@@ -55,7 +55,8 @@ pub(super) fn params(json: &Value) -> GenerationParams {
     }
 }
 
-/// Encoder states that the decoder of a golden case attends to: the image, or the question about it.
+/// Returns the encoder states that the decoder of a golden case attends to: those of the image, or of the question
+/// about it.
 pub(super) fn memory(
     backend: &mut Tested,
     reference: &Reference,
@@ -74,7 +75,8 @@ pub(super) fn memory(
     }
 }
 
-/// A new group for a golden case. `input_ids` start with `bos`; the `Backend` trait takes `[CLS] prompt [SEP]`.
+/// Opens a group for a golden case. Its `input_ids` start with `bos`, whereas the `Backend` trait takes
+/// `[CLS] prompt [SEP]`.
 pub(super) fn open(
     backend: &mut Tested,
     reference: &Reference,
@@ -150,8 +152,8 @@ fn talkative_answers_equal_the_reference_for_every_parameter() {
     generation_equals_the_reference("vqa-talkative");
 }
 
-/// All golden cases of a checkpoint run in one ragged batch, and a new one joins at each step (continuous batching).
-/// Prefill rows, decoding rows and beams share steps, and every answer must still equal the reference.
+/// All golden cases of a checkpoint run in one ragged batch, which one more case joins in each step (continuous
+/// batching). Prefill rows, decoding rows and beams share steps, and every answer must still equal the reference.
 #[test]
 fn goldens_that_join_one_running_batch_keep_their_answers() {
     for checkpoint in ["caption-talkative", "vqa-talkative"] {

@@ -1,4 +1,5 @@
-//! Things that must not change an answer: batch neighbours, a failed step, another model on the same tower.
+//! Tests that a result does not depend on the batch neighbours, that models share identical vision towers, and that the
+//! groups of an image share its cross-attention keys and values.
 
 use super::{Reference, TestedOps, assert_close, generation, load, tokens};
 use crate::engine::backend::{Backend, SinglePassOutput, SinglePassRow};
@@ -6,7 +7,8 @@ use crate::model::group::EncoderStates;
 use crate::model::ops::Ops;
 use crate::task::{ModelId, TowerId};
 
-/// Largest relative difference between f32 scores of a row alone and of the same row in a batch: rounding only.
+/// Maximum relative difference between the f32 results of a row alone and of the same row in a batch. It allows only
+/// for rounding.
 const BATCH_TOLERANCE: f32 = 1e-5;
 
 #[test]
@@ -40,8 +42,8 @@ fn pairs_of_several_images_in_one_call_keep_their_probabilities() {
         .map(|photo| backend.encode(TowerId(0), &[&reference.pixels(photo)]).unwrap().remove(0))
         .collect();
     let mut rows = Vec::new();
-    // The outer loop is over texts, the inner over images, so that adjacent rows of the call have different encoder
-    // states.
+    // The outer loop is over texts and the inner loop over images, so that adjacent rows of the call have different
+    // encoder states.
     for text in reference.list("texts") {
         for image in &images {
             rows.push(SinglePassRow::MatchPair { image: image.clone(), text: tokens(&text["ids"]) });

@@ -1,5 +1,5 @@
-//! Parity with transformers: compares the outputs of every tower, head and search on the tiny checkpoints in
-//! `tests/fixtures` with those recorded from the reference. These tests are here and not in `tests/it` because hidden
+//! Tests parity with transformers: compares the outputs of every tower, head and search on the tiny checkpoints in
+//! `tests/fixtures` with outputs recorded from transformers. These tests are here and not in `tests/it` because hidden
 //! states are private to this module.
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "the panic prints the unexpected variant")]
@@ -8,7 +8,7 @@
     reason = "the same tests run over every implementation of the operations"
 )]
 
-/// The parity tests over one implementation of the operations. Each implementation has a file of its own, so that the
+/// Defines the parity tests for one implementation of the operations. Each implementation has its own file, so that the
 /// `#[path]` attributes resolve.
 macro_rules! suite {
     ($ops:ty, $make:expr) => {
@@ -62,8 +62,8 @@ use crate::kernels::gemm::Format;
 use crate::kernels::isa::Level;
 use crate::task::{Device, Dtype, Pixels, TokenIds};
 
-/// Our kernels at `level` on two threads. If this CPU does not support the level, its highest level runs instead, and a
-/// message says so.
+/// Returns our kernels at `level`, on two threads. If this CPU does not support the level, uses the CPU's highest level
+/// instead and prints a message.
 pub(super) fn kernels(level: Level, format: Format) -> CpuOps {
     let available = if level.is_available() { level } else { Level::detect() };
     if available != level {
@@ -72,8 +72,8 @@ pub(super) fn kernels(level: Level, format: Format) -> CpuOps {
     CpuOps::try_new(available, format, 2).unwrap()
 }
 
-/// Largest accepted difference, relative to the largest magnitude. Wrong implementations differ by ten times as much
-/// (see the JSON).
+/// Maximum accepted difference, relative to the largest magnitude. Deliberately wrong runs differ by at least ten times
+/// as much (`wrong_runs` in the JSON files of the reference).
 pub(super) const TOLERANCE: f32 = 1e-4;
 
 /// All checkpoints, in the order of the fixtures' README.
@@ -84,7 +84,7 @@ pub(super) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// The files of a fixture directory. For real directories, `hub` finds them.
+/// Returns the model files in a fixture directory. For other directories, `hub` does this.
 pub(super) fn files(directory: &Path) -> ModelFiles {
     let existing = |name: &str| Some(directory.join(name)).filter(|path| path.exists());
     let preprocessor =
@@ -140,7 +140,7 @@ impl Reference {
         tensor.flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    /// Suffixes of the names of all tensors that start with `prefix.`.
+    /// Returns the names of all tensors that start with `prefix.`, without this prefix, in alphabetical order.
     pub(super) fn names(&self, prefix: &str) -> Vec<String> {
         let mut names: Vec<String> = self
             .tensors
@@ -178,7 +178,7 @@ pub(super) fn tokens(value: &Value) -> TokenIds {
     TokenIds::new(ids(value))
 }
 
-/// Largest difference, relative to the largest magnitude.
+/// Returns the largest difference, relative to the largest expected magnitude.
 pub(super) fn distance(actual: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(actual.len(), expected.len(), "numbers of values differ");
     let difference = |(a, b): (&f32, &f32)| (a - b).abs();

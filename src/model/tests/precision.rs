@@ -1,4 +1,5 @@
-//! Number formats below f32: results stay close to f32, and every model class works.
+//! Tests number formats with less precision than f32: results stay close to f32, and every model class that generates
+//! text works.
 
 use super::{CPU_F32, Reference, kernels, spec, tokens};
 use crate::engine::backend::{Backend, GroupSpec, SinglePassOutput, SinglePassRow};
@@ -13,7 +14,8 @@ fn placement(dtype: Dtype) -> Placement {
     Placement { dtype, ..CPU_F32 }
 }
 
-/// The smallest cosine between the image embeddings of the tiny retrieval model and those of the reference.
+/// Returns the smallest cosine similarity, over all images, between the image embedding of the tiny retrieval model and
+/// that of the reference.
 fn least_cosine<O: Ops>(ops: O, dtype: Dtype) -> f32 {
     let reference = Reference::read("retrieval");
     let mut backend =
@@ -30,8 +32,8 @@ fn least_cosine<O: Ops>(ops: O, dtype: Dtype) -> f32 {
     least
 }
 
-/// bf16 has 8 bits of mantissa, f16 has 11, and 8-bit integers have about 7 for a given range. The embeddings of the
-/// tiny model differ by about that much.
+/// bf16 has 8 bits of mantissa, f16 has 11, and 8-bit integers have about 7 for a given range. The errors of the tiny
+/// model's embeddings are about as large as the resulting rounding errors.
 #[test]
 fn every_format_stays_near_f32_at_every_level() {
     for (dtype, least) in [(Dtype::Bf16, 0.999), (Dtype::F16, 0.9999)] {
@@ -48,7 +50,7 @@ fn every_format_stays_near_f32_at_every_level() {
     }
 }
 
-/// Generates a caption and an answer with greedy search.
+/// Generates a caption and an answer with greedy search, and checks that their log-probabilities are finite.
 fn generates<O: Ops>(ops: impl Fn() -> O, dtype: Dtype) {
     for checkpoint in ["caption-talkative", "vqa-talkative"] {
         let reference = Reference::read(checkpoint);

@@ -1,4 +1,5 @@
-//! Candidates, matching, embeddings and cosines, through the `Backend` trait that the engine uses.
+//! Tests candidate scores, matching probabilities, embeddings and cosines through the `Backend` trait that the engine
+//! uses.
 
 use super::{Tested, TestedOps, Reference, TOLERANCE, assert_close, generation, load, tokens};
 use crate::engine::backend::{Backend, SinglePassOutput, SinglePassRow};
@@ -42,7 +43,7 @@ fn candidates_are_scored_in_full_as_the_reference_scores_them() {
             let rows: Vec<Row> = candidates
                 .iter()
                 .map(|candidate| {
-                    // The fixtures list the tokens and the stop token; the `Backend` trait takes them with `[CLS]` in
+                    // The fixtures list the tokens and the stop token. The `Backend` trait takes these with `[CLS]` in
                     // front.
                     let ids: Vec<u32> =
                         std::iter::once(cls).chain(super::ids(&candidate["ids"])).collect();
@@ -89,7 +90,7 @@ fn matching_probabilities_and_cosines_equal_the_reference() {
     );
 }
 
-/// The cosine of every image with every text; all images and then all texts are embedded in one call.
+/// Returns the cosine of every image with every text. Embeds all images and all texts in one call.
 fn cosines(backend: &mut Tested, reference: &Reference) -> Vec<f32> {
     let images = images(backend, reference);
     let texts = reference.list("texts");

@@ -1,4 +1,4 @@
-//! Models share byte-identical parts. Tested with the demo checkpoints, which were exported to share parts.
+//! Tests that models share byte-identical parts, with the demo checkpoints, which were exported with such parts.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The profiler (`ops::timed`) gives the same answers as the operations that it wraps, and records where time was
-//! spent.
+//! Tests that the profiler (`ops::timed`) gives the same answers as the operations that it wraps, and records where
+//! time is spent.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ fn load<O: Ops>(ops: O) -> BlipBackend<O> {
     BlipBackend::load(ops, &[spec(CHECKPOINT)], CPU_F32, |_| {}).unwrap()
 }
 
-/// Greedy captions of two photographs.
+/// Returns greedy captions of two photographs.
 fn captions<O: Ops>(backend: &mut BlipBackend<O>) -> Vec<Sequence> {
     let reference = Reference::read(CHECKPOINT);
     let cases = reference.list("generation").iter();

@@ -17,7 +17,7 @@ pub(super) fn features(backend: &Tested, reference: &Reference, photo: &str) -> 
     backend.towers[0].encode(&backend.ops, &[&pixels]).unwrap().remove(0)
 }
 
-/// A teacher-forced pass over `ids`; returns the hidden states and logits at every position.
+/// Runs a teacher-forced pass over `ids`. Returns the hidden states and logits at every position.
 pub(super) fn forward(
     backend: &Tested,
     decoder: &Decoder<TestedOps>,

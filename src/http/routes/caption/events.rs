@@ -1,4 +1,5 @@
-//! The schema of one server-sent event of a caption stream. It is part of the strict document only.
+//! The schema of one server-sent event of a caption stream. Appears only in the strict OpenAPI document (see
+//! `http::openapi`).
 
 use std::borrow::Cow;
 
@@ -10,7 +11,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::stream::{Delta, DeltaToken, Done, Timing};
 use crate::http::error::Problem;
 
-/// One event; its schema cannot be derived, because `data` depends on the name in `event`.
+/// The schema of one event. It cannot be derived, because the content of `data` depends on the name in `event`.
 pub(super) struct CaptionEvent;
 
 impl PartialSchema for CaptionEvent {
@@ -24,7 +25,8 @@ impl PartialSchema for CaptionEvent {
             kind("done", &Done::name()),
             kind("error", &Problem::name()),
         ]);
-        // utoipa's `Object` has no field for `oneOf`. The entries of `extensions` are serialized next to its own fields.
+        // utoipa's `Object` has no field for `oneOf`. The entries of `extensions` are serialized as fields of the
+        // object.
         event.extensions.get_or_insert_default().insert("oneOf".to_owned(), kinds);
         event.into()
     }

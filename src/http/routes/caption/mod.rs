@@ -27,7 +27,7 @@ use crate::http::openapi::conditions::strategies;
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::state::HttpState;
 
-/// The endpoint, for the router and the documents.
+/// Describes the endpoint, for the router and the OpenAPI documents.
 pub(crate) fn endpoint() -> InferenceEndpoint {
     InferenceEndpoint {
         router: OpenApiRouter::default()
@@ -44,7 +44,7 @@ pub(crate) fn endpoint() -> InferenceEndpoint {
     }
 }
 
-/// Only one sequence without beam search can be streamed.
+/// Returns the condition that a streamed request asks for a single sequence without beam search.
 fn streaming() -> Value {
     json!({"anyOf": [
         {"properties": {"stream": {"const": false}}},

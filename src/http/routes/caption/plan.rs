@@ -145,7 +145,7 @@ impl Endpoint for CaptionPlan {
 }
 
 impl CaptionPlan {
-    /// True if tokens can be sent as they are generated: one sequence, no beam search.
+    /// True if tokens can be sent as they are generated, that is, for a single sequence without beam search.
     pub(super) fn streams(&self) -> bool {
         self.params.rows() == 1
     }

@@ -1,8 +1,9 @@
-//! Streams a caption as server-sent events: `delta` while it is generated, then one `done` or `error`.
-//! `routes::caption` calls this.
+//! Streams a caption as server-sent events: `delta` events while the text is generated, then one `done` or `error`
+//! event. `routes::caption` calls this.
 //!
-//! An error before the first token is a plain error response. After it, a Tokio task forwards tokens from the engine to
-//! the connection. It ends when the client disconnects, which also cancels the work in the engine.
+//! An error before the first token gives a normal error response. Once the first token has arrived, a Tokio task
+//! forwards tokens from the engine to the connection. If the client disconnects, the task ends and the work in the
+//! engine is cancelled.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -26,7 +27,8 @@ use crate::task::{ImageInfo, TaskTiming, TokenIds, TokenLogprob};
 
 /// Interval of keep-alive comments. Proxies close idle connections, most of them after 60 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// Capacity of the channel between the task and the connection. Few are enough: generation is slower than a connection.
+/// Capacity, in events, of the channel between the Tokio task and the connection. It can be small, because generation
+/// is slower than a connection.
 const BUFFERED_EVENTS: usize = 8;
 
 /// A piece of generated text with its tokens.
@@ -81,7 +83,7 @@ pub(crate) struct Timing {
     total_ms: f64,
 }
 
-/// A running stream; its first token has arrived.
+/// A caption stream whose first token has arrived.
 struct Caption {
     call: Call<CaptionPlan>,
     plan: CaptionPlan,
@@ -138,7 +140,7 @@ async fn begin(call: &mut Call<CaptionPlan>) -> Result<Began, ApiError> {
     let (mut reply, mut tokens) = call.admission.submit_streaming(call.model.info.id, task);
     let first = tokens.next().await;
     if first.is_none() {
-        // A sequence without a single token has failed; the reply holds the error.
+        // The sequence ended without any token, so it has failed. The reply holds the error.
         (&mut reply).await?;
         tracing::error!("a stream ended without an error before its first token");
         return Err(ApiError::internal());
@@ -167,7 +169,7 @@ impl Caption {
                 event("error", &error.to_problem(&self.context.id))
             }
         };
-        // A failed send means that the client has disconnected.
+        // Ignore a failed send: the client has disconnected.
         let _ = events.send(last).await;
     }
 
@@ -195,7 +197,7 @@ impl Caption {
         let rest = detokenizer.finish();
         if !rest.is_empty() {
             let delta = Delta { text: rest, tokens: Vec::new() };
-            // If the client has disconnected, the next send fails as well.
+            // Ignore a failed send: if the client has disconnected, the next send fails as well.
             let _ = events.send(event("delta", &delta)).await;
         }
         self.context.note(|notes| {

@@ -1,9 +1,10 @@
-//! A stream wrapper that holds back hyper's own answers to heads that it cannot parse.
+//! A stream wrapper that holds back the responses that hyper itself writes to malformed request heads (its automatic
+//! answers).
 //!
-//! hyper offers no way to change or switch off these answers: `HTTP/1.1 400 Bad Request`, a few fixed fields, no body.
-//! They are recognised among the bytes that hyper writes, because nothing else that this server writes is an error
-//! without a body and without an `x-request-id`. hyper is told that they were written, and ends the connection with the
-//! parse error. `server` wraps every stream in this.
+//! hyper offers no way to change or switch off these responses: `HTTP/1.1 400 Bad Request`, a few fixed fields, no
+//! body. The wrapper recognises them among the bytes that hyper writes, because nothing else that this server writes is
+//! an error without a body and without an `x-request-id`. It reports them to hyper as written, and hyper then ends the
+//! connection with the parse error. `server` wraps every stream in [`WithoutAutomaticAnswers`].
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,20 +12,21 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Longest automatic answer in bytes: the status line and three fields take about 120.
+/// Maximum length of an automatic answer in bytes. The status line and three fields take about 120.
 const MAX_BYTES: usize = 192;
 
-/// A stream that passes on every byte except those of hyper's automatic answers. It stays open when hyper shuts it
-/// down: the caller takes it back with [`into_parts`](Self::into_parts), may write another answer, and closes it.
+/// A stream that passes on every byte except those of automatic answers. It stays open when hyper shuts it down: the
+/// caller takes the inner stream back with [`into_parts`](Self::into_parts), may write another response, and closes the
+/// inner stream.
 pub(crate) struct WithoutAutomaticAnswers<S> {
     inner: S,
     kept_back: Option<KeptBack>,
 }
 
-/// The part of an automatic answer that is needed for the answer that replaces it.
+/// What is kept of a suppressed hyper response, for use in its replacement.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct KeptBack {
-    /// The value of its `date` field, which hyper caches so that it need not read the clock each time.
+    /// Value of the `date` field. hyper caches it, so the clock need not be read for each response.
     pub(crate) date: Option<String>,
 }
 
@@ -42,7 +44,7 @@ impl<S> WithoutAutomaticAnswers<S> {
         Self { inner, kept_back: None }
     }
 
-    /// The inner stream, and the answer that was held back, if there was one.
+    /// Returns the inner stream, and what was kept of an automatic answer if there was one.
     pub(crate) fn into_parts(self) -> (S, Option<KeptBack>) {
         (self.inner, self.kept_back)
     }
@@ -70,7 +72,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WithoutAutomaticAnswers<S> {
                 self.kept_back = Some(KeptBack::of(bytes));
                 Poll::Ready(Ok(bytes.len()))
             }
-            // First write the bytes before it, which end an earlier answer.
+            // First write the bytes before the automatic answer, which end an earlier response.
             Some(start) => Pin::new(&mut self.inner).poll_write(context, &bytes[..start]),
         }
     }
@@ -100,9 +102,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WithoutAutomaticAnswers<S> {
     }
 }
 
-/// If `bytes` end with an automatic answer, the offset at which it begins.
+/// Returns the offset at which an automatic answer begins, if `bytes` end with one; otherwise `None`.
 fn start_of_automatic_answer(bytes: &[u8]) -> Option<usize> {
-    // Nearly every write returns here: only the last chunk of a stream, or a body that happens to, also ends like this.
+    // Nearly every write returns here. Apart from automatic answers, only the last chunk of a stream ends like this, or
+    // a body by chance.
     if !bytes.ends_with(b"\r\n\r\n") {
         return None;
     }

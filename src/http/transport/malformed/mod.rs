@@ -1,9 +1,10 @@
-//! Handles request heads that hyper cannot parse: classifies the error, builds the answer, counts and logs it.
+//! Handles request heads that hyper cannot parse: classifies the error, builds the response, and counts and logs the
+//! head.
 //!
 //! hyper itself answers such a head with a status and an empty body, and then ends the connection with an error.
-//! [`WithoutAutomaticAnswers`] holds that answer back, so that `server` can write an answer with a problem body
-//! instead. No layer of the router sees these heads, so this file also does what `middleware::observe` does for
-//! requests.
+//! [`WithoutAutomaticAnswers`] holds that response back, so that `server` can write a response with a problem body
+//! instead. No layer of the router sees these heads, so this file also counts and logs them, as `middleware::observe`
+//! does for requests.
 
 mod automatic_answer;
 
@@ -28,7 +29,7 @@ use crate::telemetry::metrics::Metrics;
 #[derive(Debug)]
 pub(crate) struct MalformedHead {
     refusal: ApiError,
-    /// An answer can be written, because no part of an earlier answer is left unsent.
+    /// True if a response can be written, because no part of an earlier response is left unsent.
     can_answer: bool,
     date: Option<String>,
     /// The parser's message, for the log.
@@ -36,8 +37,8 @@ pub(crate) struct MalformedHead {
 }
 
 impl MalformedHead {
-    /// Classifies the error with which a connection ended; `None` if the cause was not a head. `unread` holds the bytes
-    /// of the head that were read, and `kept_back` is hyper's own answer, if it wrote one.
+    /// Classifies the error with which a connection ended. Returns `None` if a request head was not the cause. `unread`
+    /// holds the bytes of the head that were read, and `kept_back` is the response of hyper, if it wrote one.
     pub(crate) fn of(
         error: &hyper::Error,
         unread: &[u8],
@@ -62,18 +63,18 @@ impl MalformedHead {
         };
         let is_too_slow = refusal.code == Code::RequestTimeout;
         let reason = if is_too_slow { HeadTooSlow.to_string() } else { error.to_string() };
-        // hyper does not answer HTTP/2 and slow heads itself.
+        // hyper writes no response to HTTP/2 and to slow heads.
         let can_answer = kept_back.is_some() || !error.is_parse() || error.is_parse_version_h2();
         let date = kept_back.and_then(|kept_back| kept_back.date);
         Some(Self { refusal, can_answer, date, reason })
     }
 
-    /// True if an answer can be written to the stream.
+    /// True if a response can be written to the stream.
     pub(crate) fn can_answer(&self) -> bool {
         self.can_answer
     }
 
-    /// Counts and logs the head, and returns the bytes of the answer to it.
+    /// Counts and logs the head, and returns the bytes of the response to it.
     pub(crate) fn refuse(&self, metrics: &Metrics, log: &AccessLog, peer: SocketAddr) -> Vec<u8> {
         let (code, id) = (self.refusal.code, new_id());
         let status = code.status().as_u16();
@@ -92,7 +93,7 @@ impl MalformedHead {
         self.answer(&id)
     }
 
-    /// The bytes of the answer, with the same header fields that the layers of the router would set.
+    /// Returns the bytes of the response, with the same header fields that the layers of the router would set.
     fn answer(&self, id: &str) -> Vec<u8> {
         let body = self.refusal.to_body(id);
         let mut headers = HeaderMap::new();
@@ -134,8 +135,8 @@ fn too_large(settings: &ConnectionSettings) -> ApiError {
     )
 }
 
-/// True if one of the two timeouts of a head has expired: that of [`TimedStream`](super::connection::TimedStream) or
-/// that of hyper.
+/// True if one of the two timeouts for a head has expired: the one of [`TimedStream`](super::connection::TimedStream)
+/// or the one of hyper.
 fn is_too_slow(error: &hyper::Error) -> bool {
     let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
     let of_stream = causes.any(|cause| {

@@ -1,7 +1,7 @@
-//! Activations: rows of f32 in reused buffers.
+//! Activations, which are rows of f32 in reused buffers.
 //!
-//! The results of a layer are megabytes that live for microseconds. Fresh memory for each of them would cost a page
-//! fault per 4 KB, which takes about as long as a layer norm over it.
+//! The results of a layer take megabytes, but live only for microseconds. Fresh memory for each result would cost a
+//! page fault per 4 KB, which takes about as long as a layer norm over those 4 KB.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -21,22 +21,23 @@ pub(super) struct Arena {
     free: Mutex<Vec<Vec<f32>>>,
 }
 
-/// Largest number of free buffers: more than one layer uses at the same time.
+/// Maximum number of free buffers. One layer uses fewer buffers than this at the same time.
 const MOST_FREE: usize = 12;
-/// Most bytes in free buffers: the memory that a layer over eight images uses in a model of base size.
+/// Maximum total size of the free buffers in bytes: what one layer of a base-size model needs for a batch of eight
+/// images.
 const MOST_FREE_BYTES: usize = 192 << 20;
 
 #[derive(Debug)]
 struct Buffer {
     values: Vec<f32>,
-    /// Arena that the buffer returns to when it is dropped; empty for long-lived activations.
+    /// Arena to which the buffer returns when it is dropped; empty for long-lived activations.
     home: Weak<Arena>,
-    /// The rows packed for attention. The users of this copy own it; it is freed with the last of them.
+    /// A copy of the rows, packed for attention. Its users own it; it is freed with the last of them.
     packed: Mutex<Weak<PackedKv>>,
 }
 
 impl Arena {
-    /// A buffer of `length` values; its contents are left over from earlier use.
+    /// Returns a buffer of `length` values, which are left over from earlier use.
     pub(super) fn take(&self, length: usize) -> Vec<f32> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         // The list is sorted, so this is the smallest buffer that is large enough.
@@ -59,7 +60,7 @@ impl Arena {
         let bytes = |free: &[Vec<f32>]| {
             free.iter().map(|values| values.capacity() * size_of::<f32>()).sum::<usize>()
         };
-        // A single unusually large work unit must not hold its memory for ever.
+        // Do not keep the memory of a single unusually large work unit for ever.
         while bytes(&free) > MOST_FREE_BYTES {
             free.pop();
         }
@@ -67,7 +68,7 @@ impl Arena {
 }
 
 impl Act {
-    /// Activations `[rows, width]` in a buffer that returns to `home` when it is dropped.
+    /// Creates activations `[rows, width]` in a buffer that returns to `home` when it is dropped.
     pub(super) fn from_arena(
         home: &Arc<Arena>,
         rows: usize,
@@ -86,7 +87,7 @@ impl Act {
         }
     }
 
-    /// Long-lived activations `[rows, width]` in memory of exactly their size.
+    /// Creates long-lived activations `[rows, width]`, in memory of exactly their size.
     pub(super) fn kept(rows: usize, width: usize, values: Vec<f32>) -> Self {
         Self {
             rows,
@@ -95,7 +96,8 @@ impl Act {
         }
     }
 
-    /// The rows packed for attention: the copy that is already in use, or else the result of `pack`.
+    /// Returns the rows packed for attention: the copy that is already in use or, if there is none, the result of
+    /// `pack`.
     pub(super) fn packed(&self, pack: impl FnOnce() -> PackedKv) -> Arc<PackedKv> {
         let mut held = self.buffer.packed.lock().unwrap_or_else(PoisonError::into_inner);
         held.upgrade().unwrap_or_else(|| {
@@ -113,7 +115,7 @@ impl Act {
         self.width
     }
 
-    /// All values in row-major order.
+    /// Returns all values in row-major order.
     pub(super) fn values(&self) -> &[f32] {
         &self.buffer.values
     }

@@ -5,12 +5,13 @@
 //! it. A result is `sum p (W_v f + b_v) = W_v (sum p f) + b_v`, because the probabilities sum to one. So attention can
 //! run over the features `f` themselves, which are the same for every layer.
 //!
-//! This takes 1.8 MB per image instead of 21 MB (base, bf16), and saves the 16 GFLOP of the projections. The price is a
-//! wider attention: 577 x 768 values per head instead of 577 x 64. It pays off while an image has fewer query rows than
-//! a head is wide (64, for base): captions have 20, and three beams have 60.
+//! For a base-size model in bf16, the features take 1.8 MB per image, whereas keys and values would take 21 MB. The 16
+//! GFLOP of the projections are saved. The price is a wider attention: 577 x 768 values per head instead of 577 x 64.
+//! This form pays off while an image has fewer query rows than a head is wide (64 in a base-size model): a caption has
+//! 20 rows, and three beams have 60.
 //!
-//! The lifetime of the keys and values decides whether this form is used, never the number of rows. So the bits of a
-//! row's result do not depend on its batch neighbours.
+//! Whether this form is used depends only on the lifetime of the keys and values (`KvLifetime`), never on the number of
+//! rows. So the bits of a row's result do not depend on its batch neighbours.
 
 use std::sync::Arc;
 
@@ -23,12 +24,12 @@ use crate::kernels::pool::Pool;
 use crate::kernels::rows::Rows;
 use crate::model::ops::Run;
 
-/// Folded key and value weights of one layer, one entry per head.
+/// Key and value projections of one layer, one element per head, for folding.
 #[derive(Debug)]
 pub struct AbsorbedKvWeights {
-    /// `W_k` transposed, `[memory width, head width]` per head.
+    /// `W_k` transposed, `[memory width, head width]` for each head.
     keys: Vec<Weights>,
-    /// `W_v` with its bias, `[head width, memory width]` per head.
+    /// `W_v` with its bias, `[head width, memory width]` for each head.
     values: Vec<Weights>,
 }
 
@@ -46,7 +47,7 @@ impl AbsorbedKv {
 }
 
 impl AbsorbedKvWeights {
-    /// Packs `weight` `[2 x width, memory width]` and `bias` `[2 x width]`, keys first.
+    /// Packs `weight` `[2 x width, memory width]` and `bias` `[2 x width]`; in both, the keys come first.
     pub(super) fn pack(
         level: Level,
         pool: &mut Pool,
@@ -77,7 +78,7 @@ impl AbsorbedKvWeights {
 }
 
 impl CpuOps {
-    /// The folded form of the keys and values of `memory`.
+    /// Returns the folded form of the keys and values of `memory`.
     pub(super) fn folded(&self, memory: &Act, weights: &Arc<AbsorbedKvWeights>) -> KvCache {
         let features = memory.packed(|| {
             let heads = Heads { count: 1, width: memory.width() };
@@ -89,7 +90,8 @@ impl CpuOps {
         KvCache::Folded(AbsorbedKv { features, weights: Arc::clone(weights) })
     }
 
-    /// `query` and the result are `[rows, width]`. All runs must belong to the same layer.
+    /// Computes cross-attention in the folded form. `query` and the result are `[rows, width]`. All runs must belong to
+    /// the same layer.
     pub(super) fn folded_attention(
         &self,
         query: &Act,
@@ -142,12 +144,12 @@ impl CpuOps {
     }
 }
 
-/// Number of rows that are processed at a time: their queries over the features take 256 x 12 heads x 768 x 4 B = 9 MB,
-/// and their results as much again.
+/// Maximum number of rows that are processed at a time. Their queries over the features take 256 x 12 heads x 768 x 4 B
+/// = 9 MB, and their results take the same again.
 const SLICE_ROWS: usize = 256;
 
-/// Splits the runs into slices of at most [`SLICE_ROWS`] rows. A run may be cut; the bits of a row's result do not
-/// depend on it.
+/// Splits the runs into slices of at most [`SLICE_ROWS`] rows. A run may be divided between slices, which does not
+/// change the bits of a row's result.
 fn slices<'a>(runs: &[Run<&'a KvCache>]) -> Result<Vec<Vec<Run<&'a AbsorbedKv>>>, BackendError> {
     let mut slices: Vec<Vec<Run<&AbsorbedKv>>> = Vec::new();
     let mut room = 0;

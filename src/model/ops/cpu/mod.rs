@@ -1,10 +1,10 @@
-//! The fused operations on our own CPU kernels, in f32, bf16 and 8-bit integers, at the instruction set level of the
-//! CPU.
+//! The fused operations on our own CPU kernels. Weights are in f32, bf16 or 8-bit integers. The kernels run at an
+//! instruction set level that the CPU supports.
 //!
-//! Activations are always f32. A product rounds its rows to the weights' format when it packs them. Sums are f32 (for 8
-//! bits: exact integers). Softmax, layer norm, GELU and the residual stream are f32 in every format. With 8-bit
-//! weights, these parts run in bf16: attention, the patch embedding, and layers of fewer than 64 columns (the matching
-//! head).
+//! Activations are always f32. A matrix product rounds its rows to the format of the weights when it packs them. It
+//! sums in f32 or, for 8-bit weights, in exact integers. Softmax, layer norm, GELU and the residual stream are f32 in
+//! every format. Where 8 bits are not accurate enough, models with 8-bit weights use bf16: in attention, in the patch
+//! embedding, and in layers with fewer than 64 columns (the matching head).
 
 mod act;
 mod causal;
@@ -30,25 +30,26 @@ use crate::kernels::pool::Pool;
 use crate::kernels::rows::Rows;
 use crate::task::Pixels;
 
-/// Layers with fewer columns are not quantized to 8 bits: they gain nothing from it, and the answer depends on them
-/// directly.
+/// Minimum number of output columns of a layer whose weights are quantised to 8 bits. Smaller layers gain nothing from
+/// quantisation, and the answer depends directly on their output.
 const FEW_COLUMNS: usize = 64;
 
-/// Most bytes of a layer's widest activations in one pass, so that they stay in the third-level cache together with the
-/// weights. One image of base size has 7 MB. Eight images in one pass take 2.5 % longer than eight passes of one image,
-/// because everything then comes from memory.
+/// Maximum size in bytes of a layer's widest activations in one pass, so that they stay in the third-level cache
+/// together with the weights. In a base-size model, they take 7 MB per image. Eight images in one pass take 2.5 %
+/// longer than eight passes of one image each, because all data then comes from main memory.
 const PASS_BYTES: usize = 12 << 20;
 
-/// Largest number of packed sequences whose buffers are kept for the next call: 3 MB each at most (512 tokens, f32).
+/// Maximum number of packed sequences whose buffers are kept for the next call. Each takes at most 3 MB (512 tokens in
+/// f32).
 const MOST_MEMORIES: usize = 8;
 
-/// Operations at one instruction set level, in one format, on a thread pool of their own.
+/// Operations at one instruction set level, with weights in one format. They have their own thread pool.
 #[derive(Debug)]
 pub struct CpuOps {
     level: Level,
     format: Format,
     arena: Arc<Arena>,
-    /// Only one thread calls, so the lock is never contended.
+    /// Only one thread calls the operations, so the lock is never contended.
     state: Mutex<State>,
 }
 
@@ -56,7 +57,7 @@ pub struct CpuOps {
 struct State {
     pool: Pool,
     scratch: Scratch,
-    /// Packed keys and values of one call of self-attention; kept to reuse their buffers.
+    /// Packed keys and values of the last call of self-attention, kept so that the next call reuses their buffers.
     memories: Vec<PackedKv>,
 }
 
@@ -75,14 +76,14 @@ pub struct Table {
     width: usize,
 }
 
-/// Patch embedding as a matrix product: each patch is one row.
+/// Weights of the patch embedding, which is a matrix product in which each patch is one row.
 #[derive(Debug)]
 pub struct PatchEmbedding {
     linear: Weights,
     class_embedding: Vec<f32>,
     /// Position embeddings of all tokens, `[tokens, width]`.
     positions: Vec<f32>,
-    /// The normalised value of each 8-bit value, per channel.
+    /// For each channel, the normalised value of every 8-bit value.
     normalised: [[f32; 256]; 3],
     patch: usize,
 }
@@ -90,9 +91,9 @@ pub struct PatchEmbedding {
 /// Weights of one layer's projection to cross-attention keys and values.
 #[derive(Debug)]
 pub enum KvProjection {
-    /// Keys and values are computed.
+    /// A linear layer that computes the keys and values.
     Projected(Weights),
-    /// The projections are folded into queries and results; see [`AbsorbedKv`].
+    /// Projections that are folded into the queries and the results; see [`AbsorbedKv`].
     Folded(Arc<AbsorbedKvWeights>),
 }
 
@@ -101,14 +102,14 @@ pub enum KvProjection {
 pub enum KvCache {
     /// Keys and values of encoder states, packed once and read by many queries.
     PackedKv(Arc<PackedKv>),
-    /// Image features in place of the keys and values, which are never computed.
+    /// Image features, used in place of keys and values, which are then never computed.
     Folded(AbsorbedKv),
-    /// KV cache of text that is being generated.
+    /// Self-attention KV cache of text that is being generated.
     Causal(Arc<CausalRows>),
 }
 
 impl CpuOps {
-    /// Operations at `level`, which the CPU must support, with weights in `format`, on `threads` threads.
+    /// Creates operations at `level`, which the CPU must support, with weights in `format`, on `threads` threads.
     ///
     /// # Errors
     /// When the operating system cannot start the threads.
@@ -122,7 +123,7 @@ impl CpuOps {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Format of the parts for which 8 bits are not accurate enough.
+    /// Returns the format of attention and of the other parts for which 8 bits are not accurate enough.
     fn attention_format(&self) -> Format {
         if self.format == Format::Int8 { Format::Bf16 } else { self.format }
     }
@@ -144,7 +145,8 @@ impl CpuOps {
         Act::from_arena(&self.arena, rows, width, values)
     }
 
-    /// Patches `[images x patches, 3 x patch x patch]`, channels outermost, in the layout of the convolution's kernel.
+    /// Returns the normalised patches, `[images x patches, 3 x patch x patch]`. The outermost dimension of a patch is
+    /// the channel, as in the convolution's kernel.
     fn patches(&self, weights: &PatchEmbedding, images: &[&Pixels]) -> Vec<f32> {
         let patch = weights.patch;
         let line_values = |image: &Pixels| image.width() as usize / patch * weights.linear.k();
@@ -167,7 +169,7 @@ impl CpuOps {
     }
 }
 
-/// Writes one line of patches.
+/// Writes one line of normalised patches of the image to `to`.
 fn patch_line(weights: &PatchEmbedding, image: &Pixels, line: usize, to: &mut [f32]) {
     let patch = weights.patch;
     let width = image.width() as usize;
@@ -186,18 +188,18 @@ fn patch_line(weights: &PatchEmbedding, image: &Pixels, line: usize, to: &mut [f
     }
 }
 
-/// All values of the tensor as f32.
+/// Returns all values of the tensor as f32.
 fn values(tensor: &Tensor) -> Result<Vec<f32>, BackendError> {
     Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
-/// Part `index` of the `parts` equal column parts of `x`, rows `start..start + rows`.
+/// Splits the columns of `x` into `parts` equal parts, and returns part `index` of the rows `start..start + rows`.
 fn columns(x: &Act, index: usize, parts: usize, start: usize, rows: usize) -> Rows<'_> {
     let stride = x.width();
     Rows { values: &x.values()[start * stride..], stride, column: index * stride / parts, rows }
 }
 
-/// First row of each sequence, given their lengths.
+/// Returns the index of the first row of each sequence, given the lengths of all sequences.
 fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
     lengths.iter().scan(0, |next, length| {
         let start = *next;
@@ -493,7 +495,8 @@ impl Ops for CpuOps {
     }
 }
 
-/// A tower that passes keys and values of the wrong form is a bug of the server.
+/// Returns the error for keys and values in a form that the operation does not accept. It occurs only if the server has
+/// a bug.
 fn wrong_form() -> BackendError {
     BackendError::Device("keys and values of the wrong form".to_owned())
 }

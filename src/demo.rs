@@ -1,8 +1,9 @@
-//! The demo models: three small BLIP checkpoints, trained on synthetic scenes of emoji, as bytes in the binary.
+//! The demo models: three small BLIP checkpoints that are embedded in the binary. They were trained on synthetic scenes
+//! of emoji.
 //!
 //! This file holds only bytes and names; `app` turns them into models. `demo/README.md` is their model card, and
-//! `demo/` has the scripts that made them. The cargo feature `demo`, on by default, includes the models; without it
-//! there are none.
+//! `demo/` has the scripts that made them. Without the cargo feature `demo`, which is on by default, the binary has no
+//! demo models.
 
 /// Embeds a file below `demo/models/`.
 #[cfg(feature = "demo")]

@@ -38,8 +38,8 @@ pub(super) enum LoadedBackend {
 
 impl Compute {
     /// Replaces every `auto`. The device becomes a GPU if this build and this machine support one, else the CPU. The
-    /// number format becomes bf16 on a GPU, and on a CPU with bf16 instructions (which multiply bf16 faster than f32);
-    /// else f32.
+    /// number format becomes bf16 on a GPU and on a CPU with bf16 instructions, which multiply bf16 faster than f32;
+    /// otherwise it becomes f32.
     pub(super) fn resolve(settings: ComputeSettings) -> Self {
         let device = match settings.device {
             DeviceChoice::Cuda(ordinal) => Device::Cuda(ordinal),

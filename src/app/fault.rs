@@ -8,7 +8,7 @@ use crate::hub::HubError;
 use crate::input::TokenizerError;
 use crate::model::LoadError;
 
-/// The tokenizer belongs to another model, because its ids have other meanings or lie outside the embedding table.
+/// The tokenizer belongs to another model: its ids have other meanings, or lie outside the embedding table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum VocabularyMismatch {
     /// The tokenizer has ids beyond the embedding table.

@@ -103,8 +103,8 @@ fn load_files(
 ) -> anyhow::Result<LoadedModels> {
     let compute = Compute::resolve(config.compute);
     let specs: Vec<ModelSpec> = located.iter().map(|located| located.spec.clone()).collect();
-    // The budget needs only the headers of the weight files. If the container is too small, the log thus gives the
-    // reason before the kernel kills the process.
+    // Check the budget before the weights are loaded; it needs only the headers of the weight files. If the container
+    // is too small, the log then gives the reason; without this check, the kernel would kill the process.
     let budget = budget(config, weight_bytes(&specs, compute.placement)?);
     tracing::info!(memory.bound_bytes = budget.total(), "memory allowed by the settings: {budget}");
     budget.check(MemoryLimit::detect()).map_err(anyhow::Error::msg)?;
@@ -142,8 +142,8 @@ fn rebuild<O: Ops + 'static>(
     Box::new(move || {
         let ops = pick(compute.ops()?).context("the device changed since the start")?;
         let backend = load_models(ops, &specs, compute.placement, &metrics)?;
-        // The files may have changed since the start, but the tokenizers in use have not, so check that they still
-        // match.
+        // The weight files may have changed since startup. The tokenizers are still those loaded at startup, so check
+        // that they match the new weights.
         for Model { info, tokenizer } in models.iter() {
             check_vocabulary(backend.vocabulary(info.id), tokenizer)
                 .with_context(|| format!("cannot serve model {}", info.name))?;
@@ -306,7 +306,8 @@ fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64
 fn budget(config: &Config, weights: u64) -> MemoryBudget {
     MemoryBudget {
         weights,
-        // Includes the reserve of a quarter for clients that hold little; the KV cache has such a reserve too.
+        // Includes the extra quarter that is reserved for clients that hold little; the KV cache has such a reserve
+        // too.
         bodies: fairness::with_reserve(config.engine.capacity_bytes),
         fetched: config.fetch.most_bytes(config.http.input.max_image_bytes),
         decoding: config.images.decode_budget_bytes,

@@ -286,8 +286,8 @@ impl App {
 }
 
 /// Warms the models up and logs the resulting cost estimates. Without estimates, admission control would admit the
-/// whole first burst, and many of its requests would miss their deadlines. A model that fails here would fail on every
-/// request.
+/// whole first burst, and many of its requests would miss their deadlines. If a model fails here, the start fails,
+/// because the model would fail on every request.
 async fn measure(engine: &EngineHandle) -> anyhow::Result<()> {
     let start = Instant::now();
     engine.warm_up().await?;

@@ -13,11 +13,11 @@ use crate::config::Config;
 use crate::hub::install_tls_provider;
 
 /// Request timeout. It is shorter than the default timeout of health checks in container engines (30 s), and longer
-/// than the answer time of a busy server.
+/// than a busy server takes to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sends the request to `url`, which must be plain HTTP, or to the configured address if there is no `url`. Calls
-/// `config` only in the second case.
+/// `config` only if there is no `url`.
 pub(super) fn run(
     url: Option<&str>,
     config: impl FnOnce() -> Result<Config, CommandError>,
@@ -46,8 +46,8 @@ async fn ask(url: &str, client: &reqwest::Client) -> Result<(), CommandError> {
     Err(CommandError::Negative(format!("not ready: {url} answered {status}")))
 }
 
-/// Creates a client for plain HTTP on this machine. It uses no proxy and no root certificates, because a container
-/// image may have none.
+/// Creates a client for plain HTTP on this machine. It uses no proxy. It loads no root certificates, because a
+/// container image may have none.
 pub(super) fn plain_client(timeout: Duration) -> Result<reqwest::Client, CommandError> {
     client(|builder| builder.timeout(timeout))
 }

@@ -1,5 +1,5 @@
 //! The command `verify`: checks the official checkpoints against their known answers. It starts the complete server on
-//! a loopback port and sends JSON requests to it. It needs a network; the first run downloads about 4 GB.
+//! a loopback port and sends JSON requests to it. It needs network access; the first run downloads about 4 GB.
 //!
 //! The expected answers come from transformers' integration tests (`tests/models/blip/test_modeling_blip.py`, greedy
 //! search).
@@ -154,7 +154,8 @@ async fn ask(
     let response = client
         .post(&url)
         .header("content-type", "application/json")
-        // A slow CPU may need long, so ask for the client's whole timeout. The server caps it at its own deadline.
+        // A slow CPU may take a long time, so ask for the client's whole timeout. The server caps it at its own
+        // deadline.
         .header("x-request-timeout-ms", TIMEOUT.as_millis().to_string())
         .body(request.to_string())
         .send()

@@ -3,7 +3,7 @@
 //!
 //! The tree of defaults defines which settings exist and which type each has. Text from the environment and from flags
 //! is parsed as the type of its setting. For example, a hub token that consists of digits stays a string, and `5s` is
-//! rejected for a number.
+//! rejected where a number is expected.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -22,8 +22,8 @@ use crate::telemetry::logging::{self, LoggingSettings};
 
 /// Upper bound of `compute.threads`, which is more than the number of cores of any machine.
 const MAX_THREADS: usize = 1024;
-/// Lower bound of `engine.worker_hang_limit_ms`: an idle worker sends a heartbeat every second, so a lower limit would
-/// mistake it for a hanging one.
+/// Lower bound of `engine.worker_hang_limit_ms`: an idle worker sends a heartbeat only every second, so with a lower
+/// limit it could be mistaken for a hanging one.
 const MIN_HANG_LIMIT_MILLIS: u64 = 5000;
 /// Upper bound of all times in milliseconds: one day. Longer times are probably mistakes in the unit.
 const MAX_MILLIS: u64 = 24 * 3600 * 1000;
@@ -330,8 +330,8 @@ impl Reader<'_> {
         Ok(Duration::from_millis(millis))
     }
 
-    /// Converts the failed check of a folder into an error about the setting. The names of settings that are times end
-    /// in `_ms`, but the field names in a folder's error do not.
+    /// Converts the failed check of a folder into an error about the setting. The name of a setting that is a time ends
+    /// in `_ms`. The field name in a folder's error does not, so the ending is added here.
     fn refused(&self, section: &str, field: &str, accepted: &str) -> ConfigError {
         let path = format!("{section}.{field}");
         let path = if self.layers.has(&path) { path } else { path + "_ms" };
@@ -382,8 +382,8 @@ fn models(raw: &[RawModel], layers: &Layers) -> Result<Vec<ModelSource>, ConfigE
     Ok(models)
 }
 
-/// Returns the models of one entry; `demo` stands for several. A directory is checked here, so that a typo is reported
-/// before any port is bound.
+/// Returns the models of one entry; the entry `demo` stands for several models. A directory is checked here, so that a
+/// typo is reported before any port is bound.
 fn sources(model: &RawModel) -> Result<Vec<ModelSource>, HubError> {
     let sources = ModelSource::several(model.name.as_deref(), &model.source)?;
     for model in &sources {
@@ -419,7 +419,7 @@ fn check_pairs(reader: &Reader<'_>) -> Result<(), ConfigError> {
             "limits.max_body_bytes",
             limits.max_body_bytes,
         ),
-        // A request that waits longer than its deadline would be admitted for nothing.
+        // A request must not be admitted if it may have to wait longer than its deadline.
         (
             "engine.max_queue_wait_ms",
             engine.max_queue_wait_ms,

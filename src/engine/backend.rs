@@ -1,7 +1,7 @@
 //! The interface between the engine and the models. The worker thread calls it to compute.
 //!
-//! No tensor and no logits cross this interface. `model` implements it for BLIP, tests use a scripted fake. What a
-//! decoder keeps for an image (KV cache, search state) is internal to the backend.
+//! No tensor and no logits cross this interface. `model` implements it for BLIP, tests use a scripted fake. The state
+//! of a decoder (KV cache, search state) is internal to the backend.
 
 use crate::task::{
     Embedding, GenerationParams, ModelId, ModelInfo, Pixels, Sequence, TokenIds, TokenLogprob,
@@ -60,8 +60,8 @@ pub trait Backend {
 
     /// Advances every group by one decode step. All groups belong to `model`. Returns one event per group, in order.
     ///
-    /// After an error or a panic every group is in the same state as before the call. So the caller may run each half
-    /// of the groups again, to find the group at fault.
+    /// After an error or a panic every group is in the same state as before this backend call. So the caller may run
+    /// each half of the groups again, to find the group at fault.
     ///
     /// # Errors
     /// See [`BackendError`].

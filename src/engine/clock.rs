@@ -1,4 +1,4 @@
-//! The engine's clock. It is passed in as an argument, so that tests can move time by hand.
+//! The engine's clock. It is passed in as an argument, so that tests can advance the time themselves.
 
 use std::fmt;
 use std::sync::Arc;

@@ -17,11 +17,12 @@ use super::{EngineError, EngineSettings, WarmUpError};
 use crate::fairness::{CallId, ClientId};
 use crate::task::{ModelId, ModelInfo, Task, TaskOutput, TaskTiming, TokenLogprob};
 
-/// Number of tokens by which a stream's reader may lag behind; a task whose reader lags further is cancelled. Equals
-/// the default limit on `max_new_tokens`, so only longer texts can reach it.
+/// Number of tokens by which a stream's reader may lag behind. If it lags further, its task is cancelled. Equals the
+/// default limit on `max_new_tokens`, so with that limit no reader can lag too far.
 const STREAM_TOKENS: usize = 64;
 
-/// Rebuilding a backend may take this many times `worker_hang_limit`, because it reads gigabytes of weights.
+/// A backend that is being rebuilt counts as hung only after this many times `worker_hang_limit`, because it reads
+/// gigabytes of weights.
 const REBUILD_PATIENCE: u32 = 10;
 
 /// Interval between two checks of the worker's heartbeat.
@@ -43,7 +44,7 @@ impl std::fmt::Debug for EngineHandle {
 /// Readiness of the engine: whether it admits calls at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineState {
-    /// The engine admits calls and computes.
+    /// The engine admits calls and works on them.
     Ready,
     /// The engine finishes the calls it has admitted and admits no new ones (graceful shutdown).
     Draining,
@@ -56,7 +57,8 @@ pub enum EngineState {
 /// An admitted call, with the capacity that is reserved for it before any of its work is done.
 ///
 /// In the scheduler's round robin a call gets one turn at a time, however many tasks it has. The rows of a task are
-/// released when the task ends. The rest is released when this value and all tasks submitted through it are gone.
+/// released when the task ends. The remaining capacity is released when this value has been dropped and all tasks
+/// submitted through it have ended.
 #[derive(Debug)]
 pub struct Admission {
     handle: EngineHandle,
@@ -76,16 +78,16 @@ pub struct ReservationGuard {
 pub struct Answered {
     /// The answer. Its variant matches the task's.
     pub output: TaskOutput,
-    /// How long the task waited and computed.
+    /// How long the task waited, and how long its work took.
     pub timing: TaskTiming,
 }
 
-/// The pending answer of one task: a future that resolves exactly once. Dropping it means that the client has
-/// disconnected, and cancels the task.
+/// The pending answer of one task: a future that resolves exactly once. Drop it if the client has disconnected; that
+/// cancels the task.
 #[derive(Debug)]
 pub struct Reply {
     answer: oneshot::Receiver<Result<Answered, EngineError>>,
-    /// Resolves when the worker is declared hung; then no answer will come.
+    /// Resolves when the worker is declared hung, because then the answer will never come.
     given_up: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
@@ -160,7 +162,7 @@ impl EngineHandle {
     /// the warm-up.
     pub async fn warm_up(&self) -> Result<(), WarmUpError> {
         let (done, warmed) = oneshot::channel();
-        // Before the first request the inbox has room. If the inbox is full or closed, nobody would answer.
+        // Before the first request the inbox has room. If it is full or closed, there is no worker that would answer.
         self.inbox.try_send(Message::WarmUp(done)).map_err(|_| WarmUpError::WorkerDown)?;
         warmed.await.unwrap_or(Err(WarmUpError::WorkerDown))
     }
@@ -185,7 +187,7 @@ impl EngineHandle {
     }
 
     /// Tells the engine that a shutdown is about to begin. Requests are still admitted until [`drain`](Self::drain).
-    /// But if the backend is rebuilt in the meantime, the engine does not report itself as ready again.
+    /// But from now on the engine does not become ready again after its backend was rebuilt.
     pub fn announce_shutdown(&self) {
         self.shared.announce_shutdown();
     }
@@ -206,8 +208,8 @@ impl EngineHandle {
     /// function.
     pub async fn lost(&self) {
         let look = (self.shared.settings.worker_hang_limit / 4).min(LOOK);
-        // After the process was suspended (SIGSTOP) the last heartbeat looks old. The worker gets one more interval to
-        // renew it.
+        // After the process was suspended (SIGSTOP), the last heartbeat looks old even if the worker is healthy. So the
+        // worker gets one more interval to renew it.
         let mut suspected = None;
         loop {
             tokio::select! {
@@ -223,8 +225,8 @@ impl EngineHandle {
         }
     }
 
-    /// Resolves when no call can be answered any more: to `ShuttingDown` at the end of the drain time, to `WorkerDown`
-    /// when the worker has ended or hangs.
+    /// Resolves when no call can be answered any more. The result is `ShuttingDown` at the end of the drain time, or
+    /// `WorkerDown` if the worker has ended or hangs.
     pub async fn closed(&self) -> EngineError {
         let (shared, given_up) = (&self.shared, self.shared.given_up());
         tokio::select! {
@@ -267,8 +269,8 @@ impl Admission {
     /// the number of distinct images.
     ///
     /// # Errors
-    /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, and `ShuttingDown`, which occurs only
-    /// after an abort: a drain lets calls that are already admitted finish.
+    /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, `ShuttingDown`. The last occurs only
+    /// after an abort, because a drain lets admitted calls finish.
     pub fn reserve(&mut self, rows: usize, images: usize) -> Result<(), EngineError> {
         let shared = &self.handle.shared;
         if shared.is_aborted() {
@@ -278,7 +280,7 @@ impl Admission {
         self.room.reserve(rows, images, left)
     }
 
-    /// Reserves `bytes` more bytes, for a body as it arrives and for the data decoded from it.
+    /// Reserves `bytes` more bytes: for parts of the body as they arrive, and for the data decoded from it.
     ///
     /// # Errors
     /// `Overloaded`.
@@ -286,8 +288,8 @@ impl Admission {
         self.room.reserve_bytes(bytes)
     }
 
-    /// Rejects the call if it would have to wait too long outside the engine, for `wait`, before its tasks can be
-    /// submitted. The same limits apply as to the wait in the engine's queue.
+    /// Rejects the call if `wait` is too long. That is the call's estimated wait outside the engine, before its tasks
+    /// can be submitted. The limits are the same as for the wait in the engine's queue.
     ///
     /// # Errors
     /// `Overloaded`.
@@ -296,7 +298,7 @@ impl Admission {
         self.room.check_wait(wait, left)
     }
 
-    /// Returns the number of the call and its client.
+    /// Returns the id of the call, which includes its client.
     #[must_use]
     pub fn call(&self) -> CallId {
         self.room.call()
@@ -358,8 +360,8 @@ impl Admission {
             // The closed inbox drops the message, which resolves the reply as `WorkerDown`.
             Ok(()) | Err(TrySendError::Disconnected(_)) => Reply::new(reply, shared),
             Err(TrySendError::Full(_)) => {
-                // Admission keeps the number of tasks below the inbox's size. If that ever fails, the task is rejected
-                // as overload, without a panic.
+                // Admission keeps the number of tasks below the inbox's size. If the inbox is full nevertheless, the
+                // task is rejected as `Overloaded` instead of causing a panic.
                 let retry_after = shared.admission.retry_after();
                 self.refused(EngineError::Overloaded { retry_after })
             }

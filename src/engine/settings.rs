@@ -5,8 +5,8 @@ use std::time::Duration;
 /// Limits and scheduling policy of the engine. `config` fills this struct from the configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineSettings {
-    /// Maximum number of rows that admitted calls may reserve at one time. `config` requires at least the number that
-    /// one call may have (`limits.max_rows`, by default 256).
+    /// Maximum number of rows that admitted calls may reserve at one time. `config` requires at least
+    /// `limits.max_rows`, the maximum for one call (by default 256).
     pub capacity_rows: usize,
     /// Maximum number of bytes that admitted calls may reserve at one time, for request bodies and prepared pixels.
     pub capacity_bytes: u64,

@@ -22,7 +22,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     /// Cancelled when the worker thread ends.
     ended: CancellationToken,
-    /// Cancelled when the worker is declared hung; then nobody waits for the worker any longer.
+    /// Cancelled when the worker is declared hung, so that nobody waits for the worker any longer.
     given_up: CancellationToken,
     /// True while the backend is being rebuilt.
     rebuilding: AtomicBool,
@@ -134,7 +134,7 @@ impl Shared {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// Records a heartbeat of the worker, on the system's clock: a clock that tests move by hand cannot show that a
+    /// Records a heartbeat of the worker, on the system's clock: a clock that only tests advance cannot show that a
     /// thread hangs.
     pub(crate) fn beat(&self) {
         let elapsed = self.started.elapsed().as_millis();
@@ -205,8 +205,8 @@ pub struct EngineStats {
     pub score_rows: u64,
     /// Number of decode steps that were run, prefill included.
     pub steps: u64,
-    /// Number of rows summed over all decode steps. A group counts as one row in its first step, and as its number of
-    /// live sequences in later steps.
+    /// Number of rows summed over all decode steps. In its first step a group counts as one row, in later steps as one
+    /// row for each live sequence.
     pub step_rows: u64,
     /// Number of steps in which at least one group ran its prompt (its first step, the prefill).
     pub steps_with_prompt: u64,

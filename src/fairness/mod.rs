@@ -19,11 +19,11 @@ pub use turns::{Pick, Turns};
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(pub u64);
 
-/// Id of one call of a client. The number is unique within one engine's lifetime.
+/// Id of one call of a client; unique within one engine's lifetime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallId {
     /// The client that makes the call.
     pub client: ClientId,
-    /// Number of the call, counted by its engine.
+    /// Sequence number of the call, assigned by the engine.
     pub number: u64,
 }

@@ -7,10 +7,10 @@ pub fn with_reserve(capacity: u64) -> u64 {
 }
 
 /// True if a client that holds `own` may take `more` of a capacity that `clients` clients share, this one included.
-/// `taken` is what they hold in all.
+/// `taken` is the total that all of them hold.
 ///
 /// A client that is alone may take everything. If there are others, a client that holds less than its equal share may
-/// exceed the capacity by up to a quarter. So another client that has filled the capacity cannot lock it out. The total
+/// exceed the capacity by up to a quarter, so that a client that has filled the capacity cannot lock it out. The total
 /// in use never exceeds 1.25 times the capacity.
 #[must_use]
 pub fn fits(capacity: u64, taken: u64, own: u64, clients: usize, more: u64) -> bool {

@@ -89,8 +89,8 @@ impl<T: Copy + PartialEq> Turns<T> {
         self.clients.iter().copied()
     }
 
-    /// Removes and returns this client's next item, out of turn. For callers that choose the client by other criteria
-    /// as well.
+    /// Removes and returns this client's next item, even if it is not the client's turn. For callers that choose the
+    /// client themselves.
     pub fn pop_from(&mut self, client: ClientId) -> Option<T> {
         let place = self.clients.iter().position(|&waiting| waiting == client)?;
         self.take_head(place, 0)
@@ -180,7 +180,7 @@ mod tests {
         CallId { client: ClientId(client), number }
     }
 
-    /// Returns the only call of a client. Both have the same number.
+    /// Returns the id of a client's only call. Client and call have the same number.
     fn lone(number: u64) -> CallId {
         call(number, number)
     }

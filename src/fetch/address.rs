@@ -1,7 +1,8 @@
 //! Decides which IP addresses belong to the public internet. An address that is not known to belong to it is rejected.
 //!
 //! Sources: IANA's registries of special-purpose addresses for IPv4 and IPv6. An IPv6 address that embeds an IPv4
-//! address can lead to it (through the kernel, a translator or a tunnel), so the embedded address must be public too.
+//! address can lead to that IPv4 address (through the kernel, a translator or a tunnel), so the embedded address must
+//! be public too.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -69,8 +70,8 @@ pub(super) fn may_connect(address: IpAddr) -> bool {
     is_public(address) && !is_own(address)
 }
 
-/// True if this machine has this address: the system then chooses the same address as the source of a packet to it.
-/// Sends no packet.
+/// True if this machine has this address. The test: for a packet to one of its own addresses, the system chooses that
+/// address as the source as well. No packet is sent.
 fn is_own(address: IpAddr) -> bool {
     let address = address.to_canonical();
     let any: IpAddr = match address {

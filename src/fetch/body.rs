@@ -22,7 +22,7 @@ pub(super) async fn read(mut response: Response, max_bytes: usize) -> Result<Byt
             return Err(Failure::TooLarge);
         }
         if length > body.capacity() {
-            // Double the capacity, but not beyond the size of the largest file.
+            // Double the capacity, up to the maximum size of a file.
             let capacity = (2 * body.capacity()).clamp(length, max_bytes);
             body.reserve_exact(capacity - body.len());
         }

@@ -1,5 +1,5 @@
-//! [`Fetcher`], the handle that `http` holds. It does the whole fetch, from the permit to the last byte, and follows a
-//! limited number of redirects.
+//! [`Fetcher`], the handle that `http` holds. It performs the whole fetch, from the wait for a permit to the last byte,
+//! and follows a limited number of redirects.
 //!
 //! reqwest is configured to do nothing by itself: no redirects, no proxy, no cookies, no referer, no retries, no
 //! decompression, no connection kept for the next fetch. Each hop requests a URL that passed `target`, at addresses
@@ -57,9 +57,9 @@ struct FetchPermit {
 
 /// A fetched file together with its permit.
 ///
-/// Only the permits bound the memory of fetched files. A call's reservation in the engine does not include this memory:
-/// otherwise calls that only wait for slow hosts would use up what other calls could reserve. So the permit stays with
-/// the bytes on their way through the decoding queue and the decoder.
+/// Only the permits bound the memory of fetched files. A call's reservation in the engine does not include this memory,
+/// because otherwise calls that only wait for slow hosts would use up capacity that other calls need. So the permit
+/// stays with the bytes on their way through the decoding queue and the decoder.
 struct BytesWithPermit {
     bytes: Bytes,
     _place: FetchPermit,

@@ -1,5 +1,6 @@
-//! Name resolution that checks every address. The client connects to the addresses from here and does not resolve
-//! again, so a name that changes its address between check and connection (DNS rebinding) gains nothing.
+//! Name resolution that checks every address. The client connects to the addresses checked here and does not resolve
+//! the name again. So it does not help an attacker to change the address of a name between check and connection (DNS
+//! rebinding).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};

@@ -1,5 +1,5 @@
-//! [`Target`], a URL whose text has passed every rule. Every URL of a fetch is checked here: the client's own and those
-//! of redirects.
+//! [`Target`], a URL whose text has passed every rule. Every URL of a fetch is checked here: the URL from the client
+//! and the targets of redirects.
 
 use std::net::IpAddr;
 

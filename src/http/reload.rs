@@ -1,5 +1,5 @@
 //! Watches files of API keys and TLS certificates while the server runs, and reloads them when they change. `server`
-//! starts one watcher for each.
+//! starts one watcher for each `Watched` value.
 //!
 //! Each check, every few seconds, reads the whole content, which is only a few kilobytes. This detects changes that
 //! time stamps, symbolic links or equal sizes would hide. New content is applied only if two successive checks saw the
@@ -26,7 +26,7 @@ pub(crate) trait Watched: Send + Sync + 'static {
     /// Returns the name of the value in logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// Returns a text for the log if the files cannot be used: what the server keeps using, and what the operator
+    /// Returns the text to log if the files cannot be used. It says what the server keeps using, and what the operator
     /// should do.
     fn advice(&self) -> &'static str;
 
@@ -158,8 +158,8 @@ impl Watcher {
     /// Reads the files. Applies their contents if the last check saw the same contents, or if the operator asked for
     /// this check. Otherwise returns `None`.
     fn try_look(&mut self, look: Trigger) -> Result<Option<Outcome>, String> {
-        // Reset `seen` until the files are read: a check that cannot read them does not count as one of the two
-        // successive checks.
+        // Leave `seen` empty until the files have been read, because a check that cannot read them does not count as
+        // one of the two successive checks.
         let before = self.seen.take();
         let paths: Vec<PathBuf> = self.watched.paths().into_iter().map(Path::to_owned).collect();
         let contents: Vec<Vec<u8>> =
@@ -226,7 +226,7 @@ mod tests {
         }
     }
 
-    /// A file with the content "one", which is in use, and its watcher.
+    /// A watcher and its file. The file contains "one", and that content is already in use.
     struct Rig {
         _directory: tempfile::TempDir,
         path: PathBuf,

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::access::{ApiKey, AuthSettings, RateLimitSettings};
 use crate::input::InputSettings;
 
-/// Maximum number of items of a list in a request that are kept. A limit on the length of a list cannot be set higher.
+/// Maximum number of items that are kept of a list in a request. No setting may allow longer lists.
 pub(crate) const MAX_LISTED: usize = 1024;
 
 /// All settings of the HTTP side.
@@ -92,7 +92,7 @@ pub struct ConnectionSettings {
     pub max_head_bytes: usize,
     /// Maximum pause between two frames of a request body.
     pub body_idle_timeout: Duration,
-    /// Maximum time in which all of a request body must arrive.
+    /// Maximum time in which a whole request body must arrive.
     pub body_total_timeout: Duration,
     /// Maximum time for which writing a response may be blocked because the client does not read.
     pub write_timeout: Duration,

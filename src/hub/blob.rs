@@ -40,8 +40,8 @@ pub(super) async fn download(
     cache.link(remote.commit, remote.file, &metadata.etag)
 }
 
-/// Appends to `partial` until it has the file's size, over any number of connections. Failed attempts are counted from
-/// the last new byte, so a bad connection is tolerated while it makes progress.
+/// Appends to `partial` until it has the file's size, over any number of connections. Each new byte resets the count of
+/// failed attempts, so that a bad connection is tolerated as long as it makes progress.
 async fn gather(
     client: &HubClient,
     remote: RemoteFile<'_>,
@@ -95,7 +95,7 @@ async fn append(
                 return Err(HubError::UnexpectedResponse { url: remote.to_string(), reason });
             }
         }
-        // The bytes on disk do not match the hub's file: the next attempt starts from the first byte.
+        // The bytes on disk do not match the hub's file, so the next attempt starts from the first byte.
         StatusCode::RANGE_NOT_SATISFIABLE => {
             restart(&file, partial).await?;
             return Err(cut_short(remote, metadata, 0));
@@ -150,7 +150,7 @@ const SHA256_CANDIDATES: &[Hash] = &[sha256];
 const SHA1_CANDIDATES: &[Hash] = &[git_sha1, sha1];
 
 /// Compares the file with the size and the checksum that the hub sent, if it sent them. If one differs, deletes the
-/// file, because resuming damaged bytes can never succeed.
+/// file, because resuming a damaged download can never succeed.
 async fn verify(
     remote: RemoteFile<'_>,
     metadata: &Metadata,

@@ -121,9 +121,9 @@ impl RepositoryCache {
     }
 }
 
-/// Opens a file of the cache with `options`. Rejects a symbolic link, a file with a second name (a hard link) and
-/// anything that is not a regular file: if somebody has planted one of these, a download would write to the file that
-/// it leads to.
+/// Opens a file of the cache with `options`. Rejects symbolic links, files with a second name (hard links) and
+/// everything else that is not a regular file. If somebody planted one of these, a download would write to a different
+/// file.
 pub(super) fn open_no_link(
     path: &Path,
     options: impl FnOnce(&mut fs::OpenOptions) -> &mut fs::OpenOptions,

@@ -89,8 +89,8 @@ impl HubClient {
             if settings.use_system_proxy { builder } else { builder.no_proxy() }
         };
         let http = match builder().build() {
-            // Without root certificates on the machine, the client cannot be built. A plain-text mirror does not need
-            // them.
+            // On a machine without root certificates, the client cannot be built. A plain-text mirror does not need
+            // certificates, so the client is built without them.
             Err(_) if endpoint.scheme() == "http" => builder().tls_certs_only([]).build(),
             built => built,
         };
@@ -204,7 +204,7 @@ impl HubClient {
         })
     }
 
-    /// Returns an error, with advice in its message, for each status other than success.
+    /// Returns an error, whose message contains advice, if the status is not a success.
     fn check(&self, response: &Response, id: &str, what: &str) -> Result<(), HubError> {
         match response.status() {
             status if status.is_success() => Ok(()),

@@ -55,7 +55,8 @@ pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
     let tensors = read_pickles(&pickles)?;
     let target = directory.join("model.safetensors");
     let partial = directory.join("model.safetensors.incomplete");
-    // Delete what an interrupted run has left, or a link through which this run would write into another file.
+    // Delete the file that an interrupted run may have left. It could also be a link, through which this run would
+    // write to another file.
     match std::fs::remove_file(&partial) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(HubError::io("delete", &partial)(error));
@@ -64,11 +65,11 @@ pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
     }
     let written = write_verified(&tensors, &partial);
     if written.is_err() {
-        // Report the first error; the file may never have been created.
+        // Ignore a failure to delete: the first error is the one to report, and the file may not exist.
         let _ = std::fs::remove_file(&partial);
     }
     let bytes = written?;
-    // Use the permissions of the source, because the user of a container has to read the new file, too.
+    // Copy the permissions of the source, so that the user of a container can read the new file, too.
     let permissions =
         std::fs::metadata(&pickles[0]).map_err(HubError::io("read", &pickles[0]))?.permissions();
     std::fs::set_permissions(&partial, permissions)

@@ -13,7 +13,7 @@ const REACH: &str = "check the network. Behind a proxy set HTTPS_PROXY, for a mi
 /// Advice for working without the hub.
 const ELSEWHERE: &str = "use a local directory with the checkpoint's files as the model";
 
-/// Why a source is not valid, a checkpoint not complete, or a download not possible.
+/// Why a source is not valid, why a checkpoint is not complete, or why a download failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// `[NAME=]SRC` is not a valid model source.

@@ -9,10 +9,10 @@
 //! Called by `app` and by the commands `download` and `convert`. Does not read the environment: all settings come from
 //! [`HubSettings`].
 //!
-//! Why this does not use the `hf-hub` crate: since 1.0 that crate always depends on `hf-xet`, which has its own runtime
-//! and caches and some eighty packages. But the hub serves the same files over plain HTTP with ranges, so this server
-//! needs only one listing, and one HEAD and one ranged GET per file. The cache layout is the same, so Python tools and
-//! this server share downloads.
+//! Why this does not use the `hf-hub` crate: since 1.0 that crate always depends on `hf-xet`, which brings its own
+//! runtime, its own caches and some eighty packages. The hub also serves the same files over plain HTTP with ranges, so
+//! that this server needs only one listing, and one HEAD and one ranged GET per file. The cache layout is the same, so
+//! Python tools and this server share downloads.
 
 mod blob;
 mod cache;

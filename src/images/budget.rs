@@ -26,8 +26,8 @@ impl ByteBudget {
         Self { capacity, used: Mutex::new(0), freed: Condvar::new(), turn: Mutex::new(()) }
     }
 
-    /// Blocks until `bytes` are free and takes them. A decode that needs more than the whole budget gets all of it and
-    /// runs alone.
+    /// Blocks until `bytes` are free and takes them. A decode that needs more than the whole budget gets the whole
+    /// budget and runs alone.
     pub(super) fn acquire(&self, bytes: u64) -> Permit<'_> {
         let bytes = bytes.min(self.capacity);
         let _turn = lock(&self.turn);
@@ -61,7 +61,7 @@ mod tests {
             let (sender, granted) = mpsc::channel();
             let budget = &budget;
             scope.spawn(move || {
-                // Larger than the budget, so it needs all of it.
+                // Larger than the budget, so it needs the whole budget.
                 let _permit = budget.acquire(1000);
                 sender.send(*lock(&budget.used)).unwrap();
             });

@@ -1,8 +1,8 @@
 //! Single flight: identical images in progress are decoded once, and every waiter gets the result.
 //!
-//! A flight is one decode and its waiters. The first request for an image opens its flight, but the job that does the
-//! work owns the flight. If the first waiter leaves, the others still get the result. If all waiters leave before the
-//! work starts, the work is dropped.
+//! A flight is one decode and its waiters. The first request for an image opens its flight, but the decode job owns the
+//! flight. So if the first waiter leaves, the others still get the result. If all waiters leave before the work starts,
+//! the work is dropped.
 
 use super::{ImagesError, Key, Prepared, lock};
 use crate::task::PreparedImage;
@@ -40,9 +40,10 @@ pub(super) struct Waiter(watch::Receiver<Progress>);
 pub(super) enum JoinOrStart {
     /// The pixels are in the cache.
     Cached(PreparedImage),
-    /// The work is in progress already; the waiter gets its result.
+    /// A flight for the image was open already. The waiter gets the result of that flight.
     Joined(Waiter),
-    /// The work has not been started: the caller must queue a job with this flight.
+    /// A new flight has been opened. Its work is not queued yet: the caller must queue a job with this flight, or
+    /// complete the flight with an error.
     Started(Waiter, Flight),
 }
 

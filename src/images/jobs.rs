@@ -64,8 +64,8 @@ impl Job for DecodeJob {
                 return JobOutcome::EndedEarly;
             }
             match shared.processor.prepare(&file, key, header, &|| !flight.has_waiters()) {
-                // All waiters had left. If another waiter has joined since then, the decode restarts; otherwise the
-                // check above ends it.
+                // The decode stopped because all waiters had left. If another waiter has joined since then, the loop
+                // decodes again; otherwise the check above ends the job.
                 Err(InputError::Stopped) => {}
                 result => break result,
             }

@@ -37,8 +37,8 @@ pub(super) trait Job: Send {
 pub(super) enum JobOutcome {
     /// The job did its work, so its duration counts in the estimates.
     Completed,
-    /// The job ended early: its waiters had left, or its file was rejected. A rejected file takes microseconds and says
-    /// nothing about the decodes that others wait for.
+    /// The job ended early: its waiters had left, or its file was rejected. A file is often rejected within
+    /// microseconds, so its duration says nothing about the decodes that others wait for.
     EndedEarly,
 }
 

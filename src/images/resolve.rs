@@ -110,7 +110,8 @@ impl Images {
         scope: Scope,
         call: CallId,
     ) -> Result<Resolved, ImagesError> {
-        // This is dropped after the awaited future, because only then can the job have lost its last waiter.
+        // The sweeper must be dropped after the awaited future, because the job loses its waiter only when that future
+        // is dropped.
         let mut sweeper = Sweeper { pool: &self.shared.pool, armed: true };
         let result = self.find(source, preprocessing, scope, call).await;
         sweeper.armed = false;
@@ -169,8 +170,8 @@ impl Images {
         self.shared.pool.wait(call, files)
     }
 
-    /// Returns the file's id. A large file is hashed on the pool, where hashes take turns with the waiting decodes. Its
-    /// header is read there too, and returned with the id.
+    /// Returns the file's id. A large file is hashed on the pool, where hash jobs take turns with decodes. The pool
+    /// also reads the header of such a file, which is returned with the id.
     async fn identify(&self, file: &Bytes, call: CallId) -> Result<Identified, ImagesError> {
         if crate::faults::at("images::identify") {
             return Err(ImagesError::Overloaded);

@@ -24,7 +24,7 @@ fn png(shade: u8) -> Bytes {
     file.into()
 }
 
-/// [`Images`] with a decoder that reports each call and then does what the next [`Verdict`] of the test says.
+/// [`Images`] with a decoder that reports each call and then follows the next [`Verdict`] of the test.
 struct Rig {
     images: Images,
     metrics: Arc<Metrics>,

@@ -1,6 +1,7 @@
-//! Checks that `decode` keeps to the header that `inspect` returns: the picture has the size in the header, and
-//! decoding needs no more memory than the header says. The inputs are valid files of every format, files built so that
-//! two parsers could read them differently, and thousands of damaged and spliced files. They are the same in every run.
+//! Checks that the result of `decode` matches the header that `inspect` returns: the picture has the size in the
+//! header, and decoding needs no more memory than the header says. The inputs are valid files of every format, files
+//! built so that two parsers could read them differently, and thousands of damaged and spliced files. They are the same
+//! in every run.
 
 use image::codecs::{gif::GifEncoder, jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder};
 use image::{ExtendedColorType, ImageEncoder};
@@ -68,8 +69,8 @@ fn jpegs() -> Vec<Vec<u8>> {
     files
 }
 
-/// Returns the image fixtures, the kept fuzzing corpus of the other formats and a few encoded pictures, except files of
-/// 64 KiB or more.
+/// Returns the image fixtures, the stored fuzzing corpus of the formats other than JPEG, and a few encoded pictures.
+/// Files of 64 KiB or more are left out.
 fn others() -> Vec<Vec<u8>> {
     let mut files = Vec::new();
     let corpus = fixtures().with_file_name("fuzz").join("corpus");
@@ -158,8 +159,9 @@ fn a_frame_hidden_behind_a_marker_changes_neither_size_nor_memory() {
             .flat_map(|&code| {
                 let alone = vec![0xff, code];
                 let length = ((decoy_frame.len() + 2) as u16).to_be_bytes().to_vec();
-                // The decoy frame after the marker, inside a segment, and in what looks like a segment to a reader that
-                // expects a length after every marker.
+                // Three places for the decoy frame: directly after the marker; inside a segment, together with the
+                // marker; after the marker and a length, which looks like a segment to a reader that expects a length
+                // after every marker.
                 [
                     [alone.clone(), decoy_frame.clone()].concat(),
                     segment(0xe5, &[alone.clone(), decoy_frame.clone()].concat()),
@@ -207,8 +209,8 @@ fn what_a_jpeg_is_announced_to_take_is_what_it_takes() {
     assert!(exact > 200, "{exact} files took what was announced");
 }
 
-/// Returns one of `files` with one to three markers, segments or scans inserted, some of them from another file or
-/// nested in a segment, and with changed bytes.
+/// Returns one of `files` with one to three markers, segments or scans inserted and some bytes changed. The inserted
+/// parts may come from another file or be nested in a segment.
 fn spliced(files: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let file = &files[random.below(files.len())];
     let other = &files[random.below(files.len())];
@@ -224,7 +226,7 @@ fn spliced(files: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
             3 => segment(0xdc, &[random.below(3) as u8, random.below(256) as u8]),
             4 => others.iter().find(|part| is_frame(part)).cloned().unwrap_or_default(),
             5 => {
-                // Another file, or the data after its first SOS segment, at most 4,096 bytes of it.
+                // At most 4,096 bytes: the start of another file, or of that file's data after its first SOS segment.
                 let whole = if random.below(2) == 0 { other } else { &other_rest };
                 whole[..whole.len().min(4096)].to_vec()
             }

@@ -112,7 +112,8 @@ fn inspect_jpeg(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, In
     let jpeg::JpegInfo { width, height, .. } = info;
     let bytes = check_size(width, height, settings)? * 3;
     check_decoded(bytes, settings)?;
-    // Applying the orientation needs a second picture, but only after all other buffers are freed.
+    // Applying the orientation needs a second picture. All other buffers are freed before that, so only the larger
+    // total counts.
     let format = ImageFormat::Jpeg;
     let working_bytes = info.working_bytes.max(bytes * 2).max(metadata_bytes(file, format));
     Ok(ImageHeader { format, width, height, working_bytes, work: info.work })
@@ -144,9 +145,9 @@ fn refused_jpeg(error: JpegError) -> InputError {
 /// Maximum total number of passes over a full-size component that the scans of a JPEG with `max_pixels` pixels may
 /// make. A smaller picture may have proportionally more. A scan that refines 63 coefficients counts as four passes, an
 /// arithmetic-coded scan as two. For four full-size components, libjpeg writes 18 scans, which count as 48 passes; scan
-/// scripts tuned for file size stay below that too. libjpeg has no such limit when it reads a file, and each scan adds
-/// only a few bytes to a file. A picture of 50 megapixels with 47 refinement scans took 3.9 s on one core, a plain one
-/// 0.4 s.
+/// scripts tuned for file size stay below that too. libjpeg has no such limit when it reads a file. The limit is needed
+/// because a scan that takes long to decode adds only a few bytes to a file. A picture of 50 megapixels with 47
+/// refinement scans took 3.9 s on one core, a plain one 0.4 s.
 const MAX_FULL_COMPONENT_PASSES: u64 = 56;
 
 /// Decodes a file that [`inspect`] has accepted. Polls `stop` between rows. A lossy WebP is decoded in one call, so for

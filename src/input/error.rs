@@ -1,5 +1,5 @@
-//! Why an image or a text that a client sent is rejected, and why a tokenizer cannot be loaded. `http/error` maps each
-//! [`InputError`] to its error code and status.
+//! Errors for images and texts that clients send, and for loading tokenizers. `http/error` maps each [`InputError`] to
+//! its error code and status.
 
 use crate::document::DocumentError;
 use crate::task::ImageFormat;

@@ -1,6 +1,6 @@
-//! Reads the first frame of a GIF with Pillow's rules (`GifImagePlugin`), and rewrites it as a file that the decoder
-//! reads as Pillow reads the original: with one colour table of 256 entries and a screen of the frame's size. `still`
-//! places the frame on the original screen.
+//! Reads the first frame of a GIF with Pillow's rules (`GifImagePlugin`). Rewrites it as a file with one colour table
+//! of 256 entries and a screen of the frame's size, so that the decoder returns the pixels that Pillow reads from the
+//! original. `still` places the frame on the original screen.
 
 use std::ops::Range;
 
@@ -50,8 +50,8 @@ pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame<'_>> {
     let start = at + 10 + local.len();
     // The byte before the data is the LZW code size.
     let data = sub_blocks(file, start + 1)?;
-    // Pillow ignores a local grey ramp if the global colour table is a different one. If the frame also has a
-    // transparent colour, Pillow raises an error; here, the local table is used.
+    // In Pillow, a local colour table that is a grey ramp does not replace the global colour table. If the frame also
+    // has a transparent colour, Pillow raises an error; here, the local table is used.
     let own = !local.is_empty() && (transparent.is_some() || !is_grey_ramp(local));
     let table = if own { local } else { global };
     let number = |bytes| u32::from(u16::from_le_bytes(bytes));
@@ -118,7 +118,7 @@ fn colour_table(file: &[u8], at: usize, flags: u8) -> Option<&[u8]> {
     file.get(at..at + length)
 }
 
-/// True if each entry of the table is the grey value that equals its index, and for an empty table (Pillow's
+/// True if the table is empty, or if each entry is the grey value that equals the entry's index (Pillow's
 /// `_is_palette_needed`).
 fn is_grey_ramp(table: &[u8]) -> bool {
     let (colours, _) = table.as_chunks::<3>();

@@ -2,8 +2,8 @@
 //!
 //! If an allocation inside one of the crate's decoders fails, the process aborts. Before a decoder runs,
 //! [`memory::probe_available`] therefore checks that memory is available for its large buffers: the colour indices of a
-//! GIF, the planes and the transparency of a WebP. Rows, metadata and code tables are not checked; they are below 16
-//! MiB or counted by `lossless`.
+//! GIF, the planes and the transparency of a WebP. Rows, metadata and code tables are not checked, because each of them
+//! is either below 16 MiB or counted by `lossless`.
 
 use std::cell::Cell;
 
@@ -131,7 +131,7 @@ fn open_still(file: &[u8], format: ImageFormat) -> Result<StandaloneFrame<'_>, I
     })
 }
 
-/// Estimates, from the size of the frame, the number of bytes that a decoder holds in addition to the frame buffer.
+/// Estimates, from the size of the frame, how many bytes a decoder allocates besides the frame buffer.
 fn bytes_inside(file: &[u8], format: ImageFormat, frame: (u32, u32)) -> u64 {
     let pixels = u64::from(frame.0) * u64::from(frame.1);
     match format {
@@ -144,7 +144,7 @@ fn bytes_inside(file: &[u8], format: ImageFormat, frame: (u32, u32)) -> u64 {
             let side = |side: u32| u64::from(side).next_multiple_of(16);
             let lossy = parts.lossy.map_or(0, |_| side(frame.0) * side(frame.1) * 3 / 2);
             let lossless = parts.lossless.map_or(0, |stream| {
-                // Four channels, and a copy of one of them for an alpha channel. The predictor, colour and entropy
+                // Four channels; for an alpha channel, also a copy of one of them. The predictor, colour and entropy
                 // images have one pixel for each 4 x 4 block.
                 let block = |side: u32| u64::from(side.div_ceil(4));
                 pixels * if stream.is_alpha { 5 } else { 4 } + block(frame.0) * block(frame.1) * 12
@@ -229,8 +229,8 @@ fn describe(error: &ImageError) -> &'static str {
     }
 }
 
-/// Estimates the cost of decoding, in pixels of a plain JPEG as in [`ImageHeader::work`]. The factors were measured on
-/// pictures of 50 megapixels.
+/// Estimates the cost of decoding in the unit of [`ImageHeader::work`], one pixel of a plain JPEG. The factors were
+/// measured on pictures of 50 megapixels.
 fn work(file: &[u8], format: ImageFormat, frame: (u32, u32), frame_bytes: u64) -> u64 {
     let pixels = u64::from(frame.0) * u64::from(frame.1);
     match format {

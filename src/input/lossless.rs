@@ -3,8 +3,8 @@
 //! expand to 3 GB of tables whatever the size of the picture.
 //!
 //! Parses the bitstream (RFC 9649, section 3) up to the codes of the picture itself. Skips the smaller images before
-//! them, but keeps the highest group number in the entropy image, which gives the number of groups. Table sizes are
-//! those of `image-webp` (`HuffmanTree::build_implicit`), the decoder that reads the file next.
+//! these codes. Of the entropy image, only the highest group number is kept, because it determines the number of
+//! groups. Table sizes are those of `image-webp` (`HuffmanTree::build_implicit`), the decoder that reads the file next.
 
 use super::webp::{self, Lossless};
 
@@ -109,9 +109,9 @@ fn picture_codes(
     Ok(bytes)
 }
 
-/// Skips an image that precedes the picture's codes. Returns the highest group number in it, in case it is the entropy
-/// image, whose red and green values form a 16-bit group number. Back-references only repeat earlier literals, so the
-/// literals give the maximum.
+/// Skips an image that precedes the picture's codes. Returns the largest 16-bit number that the red and green values of
+/// a pixel form. In the entropy image, these numbers are group numbers. Back-references only repeat earlier literals,
+/// so the literals give the maximum.
 fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, Malformed> {
     let cache = cache_size(bits)?;
     let mut codes = Vec::with_capacity(ALPHABETS.len());
@@ -395,7 +395,8 @@ mod tests {
             let mut bits = Bits { bytes: &bytes, at: 40 };
             let highest = skip_image(&mut bits, sides);
             let literal = if green < 256 { green as u16 } else { 0 };
-            // 258 copies three pixels at a time, which does not fill a power of two exactly.
+            // 258 copies three pixels at a time. The number of pixels is a power of two, so it is not a multiple of
+            // three.
             assert_eq!(highest, if fits { Ok(literal) } else { Err(Malformed) }, "{green}");
         }
     }

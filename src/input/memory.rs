@@ -1,5 +1,5 @@
-//! Allocates the buffers whose size a client's file determines. If such an allocation fails, the picture is rejected;
-//! after a failed ordinary allocation, the process would abort.
+//! Allocates the buffers whose size a client's file determines. If such an allocation fails, the picture is rejected. A
+//! failed ordinary allocation would abort the process.
 //!
 //! Buffers of fixed size, and buffers of at most a few hundred kilobytes (tables, one row), are allocated as usual.
 
@@ -20,8 +20,8 @@ impl From<OutOfMemory> for InputError {
 }
 
 /// Number of bytes that must remain available after every large allocation, because the rest of the process also
-/// allocates memory and aborts if that fails. It is above 32 MiB, the size from which glibc always uses mmap, so that
-/// allocating and freeing it as a test touches no memory.
+/// allocates memory and aborts if that fails. It is above 32 MiB, the size from which glibc always uses mmap. A trial
+/// allocation of this size therefore touches no memory.
 const HEADROOM_BYTES: u64 = 40 << 20;
 /// Size in bytes from which a buffer is large: its allocation must leave [`HEADROOM_BYTES`] available.
 const LARGE_BYTES: u64 = 1 << 20;
@@ -88,8 +88,8 @@ pub(super) fn release<T>(buffer: Vec<T>) {
     drop(buffer);
 }
 
-/// Checks that `bytes` could be allocated now. Call it before decoders of other crates, whose failed allocations abort
-/// the process. Another thread may still take the memory in the meantime.
+/// Checks that `bytes` could be allocated now. Call it before a decoder of another crate runs, because a failed
+/// allocation in such a decoder aborts the process. Another thread may still take the memory in the meantime.
 ///
 /// # Errors
 /// [`OutOfMemory`].

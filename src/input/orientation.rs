@@ -55,7 +55,7 @@ pub(super) fn metadata_bytes(file: &[u8], format: ImageFormat) -> u64 {
         // EXIF data from several segments, joined in one buffer that grows by doubling.
         ImageFormat::Jpeg => file_bytes * 2,
         ImageFormat::Png => {
-            // Compressed text counts with its inflated size, uncompressed text with the number of bytes that its
+            // Compressed text counts as its inflated size; uncompressed text counts as the number of bytes that its
             // hexadecimal digits encode.
             let texts = png_chunks(file).map(|(name, data)| match name {
                 b"zTXt" | b"iTXt" => (data.len() * 1032).min(MAX_TEXT_BYTES) * 2,
@@ -86,8 +86,8 @@ fn exif_orientation(mut data: &[u8]) -> Tag {
     if data.is_empty() {
         return Tag::Absent;
     }
-    // Pillow raises an error on a damaged TIFF header. For a JPEG, it has by then recorded that EXIF data was read, so
-    // it does not consult the XMP data.
+    // Pillow raises an error on a damaged TIFF header. By then, for a JPEG, it has recorded that EXIF data was read, so
+    // it does not look at the XMP data.
     let Some(order) = ByteOrder::of(data) else { return Tag::Unusable };
     let Some(start) = order.u32(data, 4) else { return Tag::Unusable };
     let start = start as usize;

@@ -65,18 +65,18 @@ pub fn resize(
     Ok(Pixels::new(width, height, data.into_boxed_slice()))
 }
 
-/// True if the vertical pass comes first. In Pillow 13, this is the case if the height shrinks by more than twice as
-/// many pixels as the width (python-pillow/Pillow #9549; this rule was found by comparing 3,085 sizes on both sides of
-/// it). Before version 13, the horizontal pass always came first.
+/// True if the vertical pass comes first. In Pillow 13, this is the case if the height loses more than twice as many
+/// pixels as the width (python-pillow/Pillow #9549; this rule was derived by comparing 3,085 sizes on both sides of the
+/// threshold). Before version 13, the horizontal pass always came first.
 fn vertical_first(picture: &Picture, out: Preprocessing, order: ResizeOrder) -> bool {
     let lost_rows = i64::from(picture.height()) - i64::from(out.height);
     let lost_columns = i64::from(picture.width()) - i64::from(out.width);
     order == ResizeOrder::Pillow13 && lost_rows > 0 && lost_rows > 2 * lost_columns
 }
 
-/// Resizes by nearest neighbour: each output pixel is the source pixel at its centre. The centres are accumulated in
-/// double precision, as in `ImagingScaleAffine`, because their rounding errors decide which of two adjacent pixels is
-/// chosen.
+/// Resizes by nearest neighbour: each output pixel takes the value of the source pixel at its centre. The centres are
+/// accumulated in double precision, as in `ImagingScaleAffine`, because their rounding errors decide which of two
+/// adjacent pixels is chosen.
 fn nearest(picture: &Picture, width: u32, height: u32) -> Pixels {
     let positions = |source: u32, out: u32| -> Vec<Option<usize>> {
         let step = f64::from(source) / f64::from(out);
@@ -122,7 +122,7 @@ impl Filter {
     }
 }
 
-/// The inputs of one output sample: consecutive source samples from `first` on, with one coefficient each.
+/// The inputs of one output sample: consecutive source samples, starting at `first`, with one coefficient each.
 struct Taps {
     first: usize,
     coefficients: Vec<i32>,

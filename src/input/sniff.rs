@@ -13,9 +13,9 @@ pub fn sniff_format(file: &[u8]) -> Result<ImageFormat, InputError> {
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Ok(ImageFormat::Png),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(ImageFormat::WebP),
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(ImageFormat::Gif),
-        // Many texts begin with "BM", so the DIB header is checked too. Its first field is its own size, one of these
-        // values, whose other three bytes are zero; no text contains zero bytes. The reserved fields before it may hold
-        // anything.
+        // Many texts begin with "BM", so the DIB header is checked too. Its first field is its size: one of the values
+        // below, followed by three zero bytes, which no text contains. The reserved fields before the DIB header may
+        // have any value.
         [b'B', b'M', rest @ ..]
             if matches!(rest.get(12..16), Some([12 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0])) =>
         {

@@ -1,6 +1,6 @@
 //! Rewrites the first frame of a WebP or GIF as a separate file, which is decoded in place of the client's file. `riff`
 //! and `gif` parse the containers with the rules of Pillow and write files that need no special cases in the decoder.
-//! Every check of the rewritten file is therefore a check of what is decoded.
+//! The checks examine the rewritten file, so they see exactly what is decoded.
 
 use std::borrow::Cow;
 

@@ -22,7 +22,7 @@ pub(super) fn png_size(file: &[u8]) -> Option<(u32, u32)> {
 }
 
 /// Returns the number of bytes of metadata that the PNG decoder keeps from the chunks before the pixels, at most
-/// `most`. A compressed ICC profile (`iCCP`) counts with its maximum inflated size, also at most `most`: DEFLATE
+/// `most`. A compressed ICC profile (`iCCP`) counts as its maximum inflated size, but at most as `most`; DEFLATE
 /// expands one byte to at most 1,032.
 pub(super) fn png_metadata_bytes(file: &[u8], most: u64) -> u64 {
     let (mut at, mut bytes) = (8, 0_u64);

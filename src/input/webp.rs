@@ -130,8 +130,8 @@ impl Found {
     fn in_extended(file: &[u8], head: Chunk) -> Self {
         let mut found = Self::default();
         let mut at = head.next();
-        // The end as the decoder computes it. It is a few bytes beyond the declared size if the VP8X chunk is longer
-        // than usual.
+        // The decoder computes the end in this way. If the VP8X chunk is longer than usual, the result is a few bytes
+        // beyond the declared size.
         let size = file.get(4..8).and_then(|size| size.first_chunk()).copied().unwrap_or_default();
         let end = at.saturating_add((u32::from_le_bytes(size) as usize).saturating_sub(12));
         while at < end

@@ -2,7 +2,7 @@
 //! of a finished product.
 //!
 //! GELU, the activation of every official checkpoint, is fused into the matrix product instead (`gemm::epilogue`). The
-//! others are not, because that would compile every microkernel once more per activation.
+//! other activations are not fused, because each would need another compiled copy of every microkernel.
 
 use super::gemm::{DisjointMutPtr, MOST_COLUMNS};
 use super::isa::{Isa, Level, per_level};
@@ -225,8 +225,8 @@ mod tests {
                     let equal = y.to_bits() == expected.to_bits();
                     assert!(equal || (y / expected - 1.0).abs() < 5e-7, "{what} of {x}: {y}");
                 }
-                // Exact GELU is exempt, because it gives NaN for -infinity. So does PyTorch where it multiplies
-                // infinity by zero.
+                // Exact GELU is exempt, because it gives NaN for -infinity. PyTorch also gives NaN where its code
+                // multiplies infinity by zero.
                 let lowest = if activation == Activation::Tanh { -1.0 } else { 0.0 };
                 for x in [f32::NEG_INFINITY, f32::MIN, -1e20, -1e4] {
                     let y = at(x);

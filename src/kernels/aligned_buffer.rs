@@ -64,8 +64,8 @@ impl AlignedBuffer {
             handle_alloc_error(layout)
         };
         advise_huge_pages(values, layout);
-        // SAFETY: the memory was just allocated with this size. It is zeroed after the advice, so that its pages are
-        // allocated as huge pages.
+        // SAFETY: the memory was just allocated with this size. (A page is allocated when it is first written, so only
+        // pages that are zeroed after the advice become huge pages.)
         unsafe { values.write_bytes(0, layout.size()) };
         Self { values: values.cast(), capacity: lines, length: 0 }
     }

@@ -33,7 +33,7 @@ const PARTS_A_THREAD: usize = 8;
 pub fn read_bandwidth(pool: &mut Pool, bytes: usize) -> f64 {
     let mut buffer = AlignedBuffer::zeroed(bytes / size_of::<u32>());
     assert!(!buffer.is_empty(), "there is something to read");
-    // Write the buffer: pages that were never written may all map to one zero page.
+    // Write the buffer, because pages that were never written may all map to a single page of zeros.
     buffer.fill(1);
     let buffer: &[u32] = &buffer;
     let chunks = buffer.len().div_ceil(CHUNK);
@@ -52,7 +52,8 @@ pub fn read_bandwidth(pool: &mut Pool, bytes: usize) -> f64 {
 #[must_use]
 pub fn operations_per_second(level: Level, format: Format, pool: &mut Pool, pass: Duration) -> f64 {
     // With blocks of full length, the tile and the panel of a matrix unit leave no room for the sums in an L1 cache of
-    // 48 KB. With blocks of half the length, the sums are stored more often. The bound is the faster of the two.
+    // 48 KB. With blocks of half the length, there is room, but the sums are stored more often. So both are measured,
+    // and the higher rate is the bound.
     let block = Shape::of(level).k_block;
     let half = (block / 2).next_multiple_of(LINE);
     let rate = |groups| rate(level, format, pool, groups, pass);

@@ -24,8 +24,8 @@ pub(super) fn exp<I: Isa>(isa: I, x: I::F) -> I::F {
     isa.mul(p, isa.power_of_two(n))
 }
 
-/// Computes the error function as `x P(x^2) / Q(x^2)` for -4 <= x <= 4. Beyond that range the result is 1 or -1, as the
-/// exact value is in f32. The error is at most 5e-7.
+/// Computes the error function as `x P(x^2) / Q(x^2)` for -4 <= x <= 4. For other x the result is 1 or -1, to which the
+/// exact value rounds in f32. The error is at most 5e-7.
 ///
 /// Coefficients: Eigen, `generic_fast_erf_float`.
 #[inline(always)]
@@ -324,7 +324,8 @@ mod tests {
             for width in [1, 3, 4, 7, 8, 15, 16, 17, 63, 64, 65, 192, 768, 1024] {
                 for rows in [1, ROWS_A_PART, ROWS_A_PART + 1] {
                     let mut x = values(rows * width, 1);
-                    // The mean is far from zero, where E[x^2] - E[x]^2 would be wrong by one part in a thousand.
+                    // The mean is moved far from zero. Computing the variance as E[x^2] - E[x]^2 would then be wrong by
+                    // one part in a thousand.
                     x[..width].iter_mut().for_each(|x| *x += 100.0);
                     let (weight, bias) = (values(width, 2), values(width, 3));
                     let mut out = vec![f32::NAN; x.len()];

@@ -44,8 +44,8 @@ struct PoolState {
     ended: AtomicBool,
 }
 
-/// The running job as the helpers see it. `part` is valid until `Pool::run` returns, and `Pool::run` waits for all
-/// helpers.
+/// The running job as the helpers see it. `part` is valid until `Pool::run` returns, which happens only after all
+/// helpers have finished.
 #[derive(Clone, Copy)]
 struct Job {
     part: &'static (dyn Fn(usize) + Sync),
@@ -109,7 +109,8 @@ impl Pool {
         let shared = &*self.shared;
         {
             #[expect(unsafe_code, reason = "lends a borrowed closure to other threads")]
-            // SAFETY: this changes only the lifetime. Below, this call waits until no helper holds the closure.
+            // SAFETY: this changes only the lifetime. The function does not return before all helpers have stopped
+            // using the closure.
             let part = unsafe {
                 std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(
                     part,
@@ -120,8 +121,8 @@ impl Pool {
         }
         shared.epoch.fetch_add(1, Ordering::SeqCst);
         if shared.sleeping.load(Ordering::SeqCst) > 0 {
-            // Notify under the lock, so that a helper that is about to sleep is either asleep already or sees the new
-            // epoch.
+            // Notify while holding the lock, so that no helper misses the notification: a helper that is about to sleep
+            // is then either asleep already, or has yet to check the epoch and sees the new one.
             let _job = shared.lock();
             shared.wake.notify_all();
         }
@@ -133,7 +134,7 @@ impl Pool {
         let mut turns = 0;
         while shared.busy.load(Ordering::Acquire) > 0 {
             turns += 1;
-            // A helper that takes this long may have lost its core, possibly to this thread.
+            // A helper that takes this long may have lost its core, possibly to this thread, so this thread yields.
             if turns % SPINS == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
         let others = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();

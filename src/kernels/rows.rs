@@ -3,7 +3,7 @@
 /// A matrix that is stored in some columns of a wider row-major matrix.
 #[derive(Debug, Clone, Copy)]
 pub struct Rows<'a> {
-    /// Values of the wider matrix, from the first row of this matrix on.
+    /// Values of the wider matrix, starting at the first row of this matrix.
     pub values: &'a [f32],
     /// Width of the wider matrix, in values.
     pub stride: usize,

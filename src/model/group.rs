@@ -1,5 +1,5 @@
-//! Encoder states, which text towers attend to, and groups. A group is a sequence, or the beams of one beam search,
-//! that is being decoded, with its KV caches and its search state.
+//! Encoder states, which text towers attend to, and groups. A group is what one search decodes: a single sequence, or
+//! the beams of one beam search. It holds the KV caches and the state of the search.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -70,7 +70,7 @@ impl<O: Ops> EncoderStates<O> {
     }
 }
 
-/// A sequence, or the beams of one beam search, that is being decoded.
+/// What one search decodes: a single sequence, or the beams of one beam search.
 pub struct Group<O: Ops> {
     pub(super) memory: EncoderStates<O>,
     /// Cross-attention keys and values; `None` before the first step.

@@ -60,8 +60,8 @@ impl<O: Ops> Decoder<O> {
     }
 
     /// Returns the tokens that a sequence starts with: the start token, then the prompt without `[CLS]` and `[SEP]`.
-    /// transformers cuts off the last *column* of a padded batch; the token that this is meant to remove from each row
-    /// is `[SEP]`.
+    /// transformers instead cuts off the last *column* of a padded batch. This is meant to remove `[SEP]`, but in a
+    /// padded batch only the longest rows have `[SEP]` in that column.
     pub(super) fn start(&self, prompt: Option<&[u32]>) -> Vec<u32> {
         let prompt = prompt.unwrap_or_default();
         let middle = if prompt.len() > 2 { &prompt[1..prompt.len() - 1] } else { &[] };
@@ -69,7 +69,8 @@ impl<O: Ops> Decoder<O> {
     }
 
     /// Returns for each candidate (`[CLS] candidate [SEP]`) the sum of the log-probabilities of its tokens and of
-    /// `[SEP]`, given the start token. Each run in `runs` counts consecutive candidates with the same encoder states.
+    /// `[SEP]`, given the start token. Each run in `runs` stands for consecutive candidates with the same encoder
+    /// states; its `rows` is the number of these candidates.
     pub(super) fn score(
         &self,
         ops: &O,
@@ -80,7 +81,7 @@ impl<O: Ops> Decoder<O> {
             candidates.iter().map(|candidate| self.start(Some(candidate))).collect();
         let sequences: Vec<NewTokens<'_>> =
             inputs.iter().map(|tokens| NewTokens { tokens, position: 0 }).collect();
-        // From here on, the runs count tokens instead of candidates.
+        // In these new runs, `rows` is a number of tokens instead of candidates.
         let mut start = 0;
         let runs: Vec<_> = runs
             .iter()

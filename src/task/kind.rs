@@ -1,5 +1,5 @@
-//! The four kinds of tasks, each with the type of its output. So the compiler checks, for example, that a caption is
-//! answered by sequences.
+//! The four kinds of tasks, each with the type of its output. So the compiler checks, for example, that the output of a
+//! caption task is a list of sequences.
 
 use super::{
     Answer, Caption, Embed, Embedding, Sequence, Similarity, SimilarityCell, Task, TaskOutput, Vqa,
@@ -10,8 +10,8 @@ pub trait TaskKind: Into<Task> {
     /// The type of the answer to a task of this kind.
     type Output;
 
-    /// Converts a task's output to the output of this kind. Returns `None` if it belongs to another kind, which no
-    /// engine returns.
+    /// Converts a task's output to the output of this kind. Returns `None` if the output belongs to another kind; an
+    /// engine never returns such an output.
     fn output(output: TaskOutput) -> Option<Self::Output>;
 }
 

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
 
-/// Maximum size of the queued lines in bytes. The lines that the writer has taken from the queue may need the same size
-/// again. The queue can hold about 7,000 access log lines, which is one second of a busy server.
+/// Maximum size of the queued lines in bytes. The lines that the writer has taken from the queue may occupy the same
+/// amount of memory again. The queue can hold about 7,000 access log lines, which is one second of a busy server.
 const MAX_BYTES: usize = 2 << 20;
 /// Number of bytes that a line needs in addition to its text, for its queue entry and the allocator's overhead.
 const LINE_OVERHEAD: usize = 64;
@@ -196,8 +196,8 @@ mod tests {
 
     use super::*;
 
-    /// A reader that reports each line, then blocks until it gets a permit. Without a sender of permits it never
-    /// blocks.
+    /// A reader that reports each line, then blocks until it gets a permit. Once the permit sender is dropped, the
+    /// reader never blocks.
     struct Reader {
         seen: Sender<String>,
         permits: Receiver<()>,
@@ -215,8 +215,8 @@ mod tests {
         }
     }
 
-    /// Returns a queue that holds `lines` lines of one letter, the lines that its reader sees, the sender of permits,
-    /// and the counter of dropped lines.
+    /// Returns a queue with space for `lines` one-letter lines, and with it: a receiver of the lines that its reader
+    /// has seen, the permit sender, and the counter of dropped lines.
     fn queue(
         lines: usize,
         stall: Duration,

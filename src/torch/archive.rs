@@ -206,7 +206,7 @@ fn read_entry(fields: &mut Fields<'_>) -> Option<(String, Entry)> {
     Some((name, Entry { header, size, stored }))
 }
 
-/// Returns the 64-bit numbers in an entry's extra fields: one for each number that does not fit into 32 bits.
+/// Returns the 64-bit values in an entry's extra fields: one for each size or offset that does not fit into 32 bits.
 fn wide_sizes(extra: &[u8]) -> Fields<'_> {
     let mut fields = Fields(extra);
     while let Some(field) = fields.extra_field() {

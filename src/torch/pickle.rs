@@ -15,7 +15,7 @@ use super::TorchError;
 const MAX_OPCODES: u64 = 1 << 20;
 /// Maximum number of values on the stack. Python's pickler writes dictionaries in batches of 1,000 keys and values.
 const MAX_STACK: u64 = 1 << 14;
-/// Maximum number of open marks: of tuples and batches that are open at the same time. A tensor needs three.
+/// Maximum number of open marks. Each tuple or batch that is not yet complete has one. A tensor needs three.
 const MAX_MARKS: u64 = 1 << 10;
 
 /// A value that the pickle describes. Texts borrow the bytes of the pickle.
@@ -142,6 +142,14 @@ impl<'a> Reader<'a> {
             b'r' => self.put(4)?,
             b'h' => self.get(1)?,
             b'j' => self.get(4)?,
+            opcode => self.combine(opcode)?,
+        }
+        Ok(false)
+    }
+
+    /// Applies an opcode that makes a value out of others: tuples, dictionaries, lists and objects.
+    fn combine(&mut self, opcode: u8) -> Result<(), TorchError> {
+        match opcode {
             // EMPTY_TUPLE, TUPLE1, TUPLE2, TUPLE3, TUPLE
             b')' => self.tuple(0)?,
             0x85 => self.tuple(1)?,
@@ -186,7 +194,7 @@ impl<'a> Reader<'a> {
                 });
             }
         }
-        Ok(false)
+        Ok(())
     }
 
     fn take(&mut self, bytes: usize) -> Result<&'a [u8], TorchError> {
@@ -307,7 +315,7 @@ impl<'a> Reader<'a> {
         if !rest.is_empty() {
             return Err(TorchError::Damaged);
         }
-        // Any other owner is an object of some class, which no tensor needs.
+        // Anything else that owns items is an object of some class. No tensor needs its items, so they are dropped.
         if let Value::Dict(DictId(index)) = self.stack[owner] {
             let pairs = pairs.iter().map(|&[key, value]| (key, value));
             self.pickle.dicts[index as usize].extend(pairs);

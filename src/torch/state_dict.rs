@@ -57,13 +57,13 @@ pub(super) fn tensors(pickle: &Pickle<'_>) -> Result<Vec<(String, TensorInfo)>, 
     Ok(tensors)
 }
 
-/// Returns the arguments of `_rebuild_tensor_v2` if `value` is a call of it, directly or inside the calls that make a
-/// parameter or a subclass of one.
+/// Returns the arguments of `_rebuild_tensor_v2` if `value` is a call of this function, or a call that makes a
+/// parameter or a subclass from such a call.
 fn rebuild_arguments<'p, 'a>(
     pickle: &'p Pickle<'a>,
     mut value: Value<'a>,
 ) -> Option<&'p [Value<'a>]> {
-    // A subclass of a parameter of a tensor is the deepest nesting that torch writes.
+    // The deepest nesting that torch writes is a subclass of a parameter of a tensor.
     const MOST_CALLS: usize = 3;
     for _ in 0..MOST_CALLS {
         let Value::Call(call) = value else { return None };
@@ -106,8 +106,8 @@ fn read_arguments<'a>(pickle: &Pickle<'a>, arguments: &[Value<'a>]) -> Option<Re
     if size.len() != strides.len() || size.len() > MAX_RANK {
         return None;
     }
-    // The product of the sides must not overflow. Zeros count as one here, because products of some of the sides are
-    // taken later.
+    // The product of the sides must not overflow. A side of zero counts as one here, because products of only some of
+    // the sides are computed later, and these must not overflow either.
     size.iter().try_fold(1_usize, |count, &side| count.checked_mul(side.max(1)))?;
     Some(Read::Tensor(TensorInfo {
         dtype,

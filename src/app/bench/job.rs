@@ -60,7 +60,7 @@ impl Job {
     }
 
     /// Runs the whole batch once and returns the elapsed time. `known` is the result of [`prepare`](Self::prepare). The
-    /// time includes freeing the memory of the batch, which the engine also does before its next batch.
+    /// time includes freeing the memory of the batch, because the engine also frees it before its next batch.
     pub(super) fn run<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,

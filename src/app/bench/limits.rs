@@ -1,4 +1,4 @@
-//! Describes the machine and measures its upper bounds, with which `bench` compares the measured times.
+//! Describes the machine and measures the upper bounds of its speed. `bench` compares the measured times with them.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -10,8 +10,8 @@ use crate::kernels::isa::Level;
 use crate::kernels::limits;
 use crate::kernels::pool::Pool;
 
-/// Size of the read buffer in bytes: many times the size of common caches. With a shared last-level cache of 260 MB, as
-/// in recent servers, the result is still a little too high.
+/// Size of the read buffer in bytes: many times the size of common caches, so that the reads come from memory. On
+/// recent servers with a shared last-level cache of 260 MB, the measured rate is still a little too high.
 const BUFFER_BYTES: usize = 250_000_000;
 
 /// Duration of one timed pass of products: long compared with a thread's wake-up time, but too short for a user to

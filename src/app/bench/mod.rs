@@ -49,7 +49,7 @@ pub struct Plan {
     pub runs: NonZeroUsize,
     /// Number of untimed runs before the timed ones.
     pub warm_up: usize,
-    /// Exact number of tokens to generate for a caption or an answer; the stop token is forbidden before that.
+    /// Exact number of tokens to generate for a caption or an answer; the stop token is not allowed until then.
     pub tokens: NonZeroUsize,
     /// Whether to add one run that records the time of each part.
     pub profile: bool,
@@ -87,12 +87,12 @@ pub struct PartSeconds {
 }
 
 /// Minimum work of a matrix product. Arithmetic limits the speed of a product with many rows; reading the weights
-/// limits that of a product with few rows.
+/// limits the speed of one with few rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartWork {
     /// Number of multiplications and additions.
     Operations(usize),
-    /// Number of bytes of weights to read; each call reads its weights once.
+    /// Number of bytes of weights to read; each call of the operation reads its weights once.
     Bytes(usize),
 }
 
@@ -159,8 +159,8 @@ impl Bench {
         &self.setup
     }
 
-    /// Pairs each of `works` (all kinds if empty) with every model that supports it. If models share a vision tower, it
-    /// is listed only for the first of these models.
+    /// Pairs each of `works` (all kinds if empty) with every model that supports it. If models share a vision tower,
+    /// the work on the tower alone is listed only for the first of these models.
     ///
     /// # Errors
     /// When no model supports one of `works`.

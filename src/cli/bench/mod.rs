@@ -124,7 +124,7 @@ fn measure_all(
             bar.set_message(format!("{work} x{batch}, {} {}", setup.dtype, setup.level));
             let measurement = bench.measure(case, batch, &plan, &mut || bar.inc(1))?;
             let batch = batch.get();
-            results.push(ResultReport::new(&info.name, *work, batch, &plan, &setup, measurement));
+            results.push(ResultReport::new(&info.name, (*work, batch), &plan, &setup, measurement));
         }
     }
     Ok(())

@@ -17,7 +17,7 @@ pub(super) struct Report {
 struct MachineReport {
     cpu: String,
     cores: usize,
-    /// Number of threads that computed the models.
+    /// Number of threads that ran the models.
     threads: usize,
     levels: Vec<&'static str>,
 }
@@ -26,7 +26,7 @@ struct MachineReport {
 #[derive(Debug, Serialize)]
 struct LimitsReport {
     read_bytes_per_second: f64,
-    /// The value of the first number format and instruction set measured; null if the kernels are not used.
+    /// The value for the setup that was measured first; null if the kernels are not used.
     operations_per_second: Option<f64>,
     by_format: Vec<FormatReport>,
 }
@@ -67,10 +67,10 @@ pub(super) struct PartReport {
     pub(super) part: String,
     pub(super) seconds: f64,
     pub(super) calls: usize,
-    /// Minimum number of multiplications and additions, if arithmetic limits the speed of the part.
+    /// Present if the part is limited by arithmetic: the minimum number of multiplications and additions to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) operations: Option<usize>,
-    /// Minimum number of bytes read, if reading weights limits the speed of the part.
+    /// Present if the part is limited by reading weights: the minimum number of bytes to read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) bytes: Option<usize>,
 }
@@ -118,8 +118,7 @@ impl Report {
 impl ResultReport {
     pub(super) fn new(
         model: &str,
-        work: Work,
-        batch: usize,
+        (work, batch): (Work, usize),
         plan: &Plan,
         setup: &Setup,
         measurement: Measurement,

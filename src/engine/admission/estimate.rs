@@ -41,11 +41,11 @@ pub(super) struct Queue {
     pub(super) rows: f64,
     /// Expected number of encodings that are scheduled before the call.
     pub(super) images: f64,
-    /// True if rows that do not wait for images are queued or running. Then the worker's time is shared with them while
-    /// `images` are encoded.
+    /// True if rows that do not wait for images are queued or running. In that case the encoding of `images` shares the
+    /// worker's time with those rows.
     pub(super) text_has_other_work: bool,
-    /// True if other calls have images to encode, even if those come after the call's own. Then the worker's time is
-    /// shared with them while `rows` run.
+    /// True if other calls have images to encode, even images that are scheduled after the call's own. In that case
+    /// `rows` share the worker's time with those images.
     pub(super) vision_has_other_work: bool,
 }
 
@@ -61,7 +61,7 @@ struct TextCostModel {
 }
 
 /// Recent cost of one client's work. Clients differ: one sends the same image again and again, another only new images.
-/// Averages over all clients would promise both the same wait.
+/// An average over all clients would estimate the same wait for both.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Profile {
     /// Fraction of the client's images that were misses in the feature cache; a moving average.
@@ -106,15 +106,15 @@ impl Estimates {
         })
     }
 
-    /// Returns the expected number of encodings for `images` images that have not been looked up yet, requested by a
-    /// client with this profile.
+    /// Returns how many of `images` images will probably have to be encoded. They belong to a client with this profile
+    /// and have not been looked up yet.
     pub(super) fn encodings(&self, images: usize, profile: Profile) -> f64 {
         let misses = profile.image_misses.or(self.image_misses).unwrap_or(1.0);
         misses.clamp(LEAST_MISSES, 1.0) * images as f64
     }
 
-    /// Returns the cost of one row of this client, in average rows. Rows differ: a caption runs ten times the tokens of
-    /// a short text.
+    /// Returns the cost of one row of this client, as a multiple of the average row's cost. Rows differ: a caption runs
+    /// ten times the tokens of a short text.
     pub(super) fn row_weight(&self, profile: Profile) -> f64 {
         match (profile.row_tokens, self.row_tokens) {
             (Some(own), Some(average)) if average > 0.0 => own / average,
@@ -133,9 +133,9 @@ impl Estimates {
     }
 
     /// Returns the estimated wait of a call behind `queue`. Images are encoded one after another; rows share units as
-    /// long as there is room. While both stages have work, each gets only its share of the worker's time, and this
-    /// lasts as long as new work arrives. But if all rows belong to images of the queue, they end with them, so the
-    /// wait is at most the queue's total work.
+    /// long as there is room. While both stages have work, each stage gets only its share of the worker's time. Other
+    /// calls can keep a stage busy during the whole wait. But if all rows belong to images of the queue, there is no
+    /// text work beyond the queue, so the wait is at most the queue's total work.
     pub(super) fn wait(&self, queue: &Queue, settings: &EngineSettings) -> Duration {
         let vision_share = f64::from(settings.vision_share_percent) / 100.0;
         let share = |shared: bool, share: f64| if shared { share } else { 1.0 };
@@ -151,8 +151,8 @@ impl Estimates {
         }
     }
 
-    /// Returns a lower bound on the time that an idle server needs for `rows` and `images`. Each row counts as one
-    /// unit, as in the cheapest kind of call, because the kind is not known here.
+    /// Returns a lower bound on the time that an idle server needs for `rows` and `images`. The kind of call is not
+    /// known here, so the bound assumes the cheapest kind, whose rows need one unit each.
     pub(super) fn least_service(
         &self,
         rows: usize,
@@ -176,7 +176,8 @@ impl TextCostModel {
         self.row_units * (units * self.cost.fixed + rows * self.row_tokens * self.cost.per_token)
     }
 
-    /// Returns the seconds until the rows that do not fit into a unit have found room in one.
+    /// Returns the wait in seconds behind `rows` rows: the time of those that do not fit into one unit together; 0 if
+    /// all fit.
     fn queued_seconds(&self, rows: f64) -> f64 {
         let over = rows - self.unit_tokens / self.row_tokens;
         if over > 0.0 { self.seconds(over) } else { 0.0 }

@@ -43,10 +43,11 @@ const SMALL: (usize, usize) = (8, 1);
 const FIRST_SLIPPAGE: f64 = 1.5;
 /// Range of the factor. Above it, something other than a wrong estimate makes calls wait.
 const SLIPPAGES: (f64, f64) = (1.0, 4.0);
-/// Waits that were expected to be shorter say little about long ones.
+/// Tasks with a shorter expected wait and service do not change the factor, because they say little about long waits.
 const LEAST_TELLING_WAIT: Duration = Duration::from_secs(1);
-/// Weight of a call in the moving average of the factor, if it waited longer than the factor says and if it did not. The
-/// average settles where about one call in twenty waits longer.
+/// Weights of a task in the moving average of the factor: the first if the task took longer than the factor predicts,
+/// the second otherwise. Because the first is twenty times the second, the average settles where about one task in
+/// twenty takes longer.
 const SLIPPAGE_WEIGHTS: (f64, f64) = (0.02, 0.001);
 
 /// Bounds of `Retry-After` in seconds: at least one, and short enough that clients soon find a recovered server.
@@ -63,7 +64,7 @@ struct Usage {
     bytes: u64,
 }
 
-/// Capacity that a client uses, in all and by call number (calls in progress only).
+/// Capacity that a client uses, in all and for each call in progress, by the call's number.
 #[derive(Debug, Default)]
 struct Client {
     taken: Usage,
@@ -96,11 +97,11 @@ impl Usage {
     }
 }
 
-/// Returns the number of others that have work (calls of the same client, and other clients), and the work that is
-/// scheduled before `call`, which needs `own` rows and images.
+/// Returns how many others have work, and the work that is scheduled before the end of `call`. The others are the
+/// client's other calls and the other clients. `own` is the number of rows and images that `call` needs.
 ///
 /// Round robin serves clients in turn, and within a client its calls in turn. So from any other call of the same
-/// client, at most `own` items go before the last item of `call`. Any other client gets at most one item into each
+/// client, at most `own` items run before the last item of `call`. Any other client runs at most one item in each
 /// round, up to the round with the last item of `call`.
 fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, Queue) {
     let mut queue = Queue::default();
@@ -215,8 +216,8 @@ impl AdmissionController {
 
     /// Admits a call of `client` if one more row could be served in time and `bytes` would fit now.
     ///
-    /// The call uses no capacity yet: bytes are reserved as they arrive, and rows once their number is known. So a call
-    /// whose body stalls does not keep other calls out.
+    /// The call uses no capacity yet: bytes are reserved as they arrive, and rows when it is known how many the call
+    /// needs. So a call whose body stalls takes no capacity from other calls.
     pub(crate) fn admit(
         self: &Arc<Self>,
         client: ClientId,
@@ -238,8 +239,8 @@ impl AdmissionController {
         Ok(CallReservation::new(Arc::clone(self), call))
     }
 
-    /// Raises a call's reservation from `held` to `rows` and `images`. Returns the difference. `left` is the time until
-    /// the deadline.
+    /// Raises a call's reservation from `held` to `rows` and `images`. Returns the difference, and the wait and service
+    /// that are now expected. `left` is the time until the deadline.
     fn reserve_more(
         &self,
         (call, held): (CallId, Usage),
@@ -321,8 +322,8 @@ impl AdmissionController {
     }
 
     /// Rejects `call`, which needs `own` rows and images, if its work or its wait would take too long. `left` is the
-    /// time until its deadline. With round robin a large call delays a single one by one turn only, and so does a
-    /// client with many calls.
+    /// time until its deadline. The wait follows round robin: a call of one row waits only one turn for each large call
+    /// and each client with many calls.
     fn check_wait(
         &self,
         state: &State,
@@ -338,14 +339,15 @@ impl AdmissionController {
         if calls == 0 && (small || state.estimates.stale) {
             return Ok(Duration::ZERO);
         }
-        // If no image is queued, the image of a small call is not counted: encoding it renews the estimate of an
-        // image's cost.
+        // If no image is queued, the image of a small call is not counted, so that the call is admitted even if the
+        // estimated cost of an image is far too high. Encoding the image corrects that estimate.
         let probe = small && queue.images == 0.0;
         let images =
             if probe { 0.0 } else { state.estimates.encodings(own.1, state.profile(call.client)) };
         let estimate = state.estimates.least_service(own.0, images, &self.settings);
         if estimate > left {
-            // A small call cannot be split. After a stall the estimate is too high for a while, so retrying helps.
+            // A small call cannot be split, so the client is told to retry: after a stall the estimate is too high only
+            // for a while.
             let error = if small {
                 EngineError::Overloaded { retry_after: retry_after(estimate) }
             } else {
@@ -358,8 +360,8 @@ impl AdmissionController {
         Ok(wait + estimate)
     }
 
-    /// Rejects a call whose wait exceeds `max_queue_wait`, or whose `work` would end after its deadline, which is in
-    /// `left`.
+    /// Rejects a call whose wait exceeds `max_queue_wait`, or whose `work` would end after its deadline. `left` is the
+    /// time until that deadline.
     fn check_time(
         &self,
         wait: Duration,
@@ -454,7 +456,8 @@ impl AdmissionController {
         }
     }
 
-    /// Learns from an answered task: the wait and the service that were expected at admission, and the time that it took.
+    /// Learns from an answered task: `expected` is the wait and service expected at admission, `took` the time that it
+    /// took.
     fn record_answered(&self, expected: Duration, took: Duration) {
         if expected < LEAST_TELLING_WAIT {
             return;

@@ -69,7 +69,7 @@ impl CallReservation {
         Ok(())
     }
 
-    /// Rejects the call if it would have to wait too long outside the engine, for `wait`. `left` is the time until the
+    /// Rejects the call if `wait`, its estimated wait outside the engine, is too long. `left` is the time until the
     /// deadline.
     pub(crate) fn check_wait(&self, wait: Duration, left: Duration) -> Result<(), EngineError> {
         self.0.admission.check_time(wait, Duration::ZERO, left)
@@ -116,8 +116,8 @@ impl TaskReservation {
         self.room.call()
     }
 
-    /// Records that an image is cached, or in flight for another task, so that it costs this task nothing. If the other
-    /// task ends early, the encoding continues without being counted.
+    /// Records that an image is cached, or in flight for another task, so that this task is not charged for it. If the
+    /// other task ends early, the encoding continues, but is charged to no task.
     pub(crate) fn record_cache_hit(&mut self) {
         self.room.0.admission.record_lookup(self.call().client, false);
         self.give_back_image();
@@ -131,7 +131,7 @@ impl TaskReservation {
         }
     }
 
-    /// The task has been answered, this long after its submission.
+    /// Records that the task has been answered, `took` after its submission.
     pub(crate) fn record_answered(&self, took: Duration) {
         let expected = self.room.held().expected;
         self.room.0.admission.record_answered(expected, took);

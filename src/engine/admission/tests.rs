@@ -88,8 +88,8 @@ fn a_long_wait_is_refused_with_the_time_the_queue_needs() {
         room
     };
     let mut rooms: Vec<CallReservation> = (0..3).map(|_| room()).collect();
-    // Three images of a second each are queued before the newcomer's. With the safety factor that exceeds the three
-    // seconds that it may wait.
+    // Three images of a second each are queued before the newcomer's. Multiplied by the safety factor, that is more
+    // than the three seconds that the newcomer may wait.
     let newcomer = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = newcomer.reserve(1, 1, SOON).unwrap_err();
     assert_eq!(refused, EngineError::Overloaded { retry_after: Duration::from_secs(5) });
@@ -201,10 +201,10 @@ fn a_stage_that_others_keep_at_work_slows_the_other_one_down() {
     let images =
         || Queue { rows: 2.0, images: 2.0, vision_has_other_work: true, ..Queue::default() };
     assert!(wait(images()) < 3.5, "{}", wait(images()));
-    // If rows run that do not wait for images, the images get half of the worker's time.
+    // If there are also rows that do not wait for images, the images get only half of the worker's time.
     assert!(wait(Queue { text_has_other_work: true, ..images() }) >= 4.0);
-    // More rows than fit into one unit: first without other work, then with other work, including images that are not
-    // ahead of the call.
+    // More rows than fit into one unit: first without other work, then with other work in both stages. The images of
+    // that work are not scheduled before the call.
     let (alone, beside) =
         (rows(10), Queue { text_has_other_work: true, vision_has_other_work: true, ..rows(10) });
     let (alone, beside) = (wait(alone), wait(beside));
@@ -214,7 +214,7 @@ fn a_stage_that_others_keep_at_work_slows_the_other_one_down() {
 #[test]
 fn rows_that_share_units_do_not_wait_for_each_other() {
     let settings = EngineSettings::default();
-    // A unit of 100 ms holds 5 tokens of 10 ms in addition to its fixed 50 ms.
+    // A unit takes 100 ms: a fixed part of 50 ms, and 5 tokens of 10 ms each.
     assert_eq!(measured().wait(&rows(5), &settings), Duration::ZERO);
     let wait = measured().wait(&rows(10), &settings).as_secs_f64();
     // Five rows wait until the five before them have left: 20 units of 100 ms.
@@ -314,7 +314,8 @@ fn a_call_that_alone_exceeds_its_deadline_is_too_large_however_long_the_queue() 
 
 #[test]
 fn images_count_as_what_such_images_have_needed_of_late() {
-    // One second of encoding is queued before ten calls. They are admitted, because their images are probably cached.
+    // One second of encoding is queued before ten calls. The calls are admitted all the same, because their own images
+    // are probably cached.
     let max_queue_wait = Duration::from_secs(10);
     let settings = EngineSettings { max_queue_wait, ..EngineSettings::default() };
     let (admission, _, now) = admission(&settings);

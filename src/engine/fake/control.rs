@@ -39,7 +39,7 @@ pub enum FakeFault {
     Error,
     /// The call panics inside the backend.
     Panic,
-    /// The call is out of memory whenever it has more items than this.
+    /// The backend call runs out of memory if it has more items than this.
     OutOfMemoryAbove(usize),
     /// The call succeeds, but the item's numbers are NaN.
     NonFinite,
@@ -60,7 +60,7 @@ pub struct FakeUnit {
 
 #[derive(Debug)]
 struct State {
-    /// Number of calls that may still pass the gate; `None` while the gate is open.
+    /// Number of backend calls that may still pass the gate; `None` while the gate is open.
     permits: Option<usize>,
     at_gate: bool,
     log: Vec<FakeUnit>,
@@ -81,7 +81,7 @@ struct State {
 /// Simulated durations of calls.
 #[derive(Debug, Clone)]
 struct Costs {
-    /// The clock that calls move forward. If `None`, calls sleep instead.
+    /// The clock that backend calls advance. If `None`, they sleep instead.
     clock: Option<ManualClock>,
     time: FakeTime,
 }
@@ -151,10 +151,10 @@ impl FakeControl {
         self.0.changed.notify_all();
     }
 
-    /// Blocks until a call waits at the gate.
+    /// Blocks until a backend call waits at the gate.
     ///
     /// # Panics
-    /// If no call comes within 20 seconds.
+    /// If no backend call arrives within 20 seconds.
     pub fn wait_until_held(&self) {
         let state = self.state();
         let waiting = |state: &mut State| !(state.at_gate && state.permits == Some(0));
@@ -167,7 +167,7 @@ impl FakeControl {
         assert!(!timeout.timed_out(), "no call has come to the gate");
     }
 
-    /// From now on, applies this fault to calls of this kind that contain an item with this mark.
+    /// From now on, applies this fault to backend calls of this kind that contain an item with this mark.
     pub fn fault(&self, call: FakeCall, mark: FakeMark, fault: FakeFault) {
         self.state().faults.push((call, mark, fault));
     }
@@ -202,7 +202,7 @@ impl FakeControl {
         self.state().token_ids = ids;
     }
 
-    /// Sets how long calls take on `clock`: a fixed part, a part per image, a part per token.
+    /// Sets how long backend calls take on `clock`: a fixed part, a part per image, a part per token.
     pub fn set_costs(
         &self,
         clock: &ManualClock,
@@ -214,7 +214,7 @@ impl FakeControl {
         self.state().costs = Some(Costs { clock: Some(clock.clone()), time });
     }
 
-    /// Makes calls take real time: the worker sleeps, as it would wait for a device.
+    /// Makes backend calls take real time: the worker sleeps, just as it would wait for a device.
     pub fn sleep(&self, time: FakeTime) {
         self.state().costs = Some(Costs { clock: None, time });
     }
@@ -274,7 +274,7 @@ impl FakeControl {
         self.state().faults.iter().any(hit)
     }
 
-    /// Handles a call: waits at the gate, logs the call, lets its duration pass, and fails if a fault applies.
+    /// Handles a backend call: waits at the gate, logs the call, lets its duration pass, and fails if a fault applies.
     pub(super) fn enter(
         &self,
         call: FakeCall,
@@ -349,7 +349,7 @@ fn fires(fault: FakeFault, items: usize) -> bool {
     }
 }
 
-/// A clock that stands still until it is moved. Clones share the time.
+/// A clock that stands still until a test advances it. Clones share the time.
 #[derive(Debug, Clone)]
 pub struct ManualClock(Arc<Mutex<Instant>>);
 

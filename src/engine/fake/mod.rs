@@ -2,8 +2,9 @@
 //! where the test tells it to. Nothing sleeps: the test blocks until the worker waits at the gate, and vice versa.
 //!
 //! The answers depend on all that they should depend on (pixels, texts, parameters, sequence) and on nothing else. So
-//! if data of one row leaks into another, a number changes. Tests control the backend through [`FakeControl`].
-//! `blip-server mock` serves it with fixed latencies, for load tests of everything around a model.
+//! if data of one row leaks into another row, that row's answer changes. Tests control the backend through
+//! [`FakeControl`]. `blip-server mock` serves it with fixed latencies, for load tests of the server without a real
+//! model.
 
 mod control;
 
@@ -214,8 +215,8 @@ impl FakeGroup {
         }
     }
 
-    /// Returns the number of tokens that the group generates, within the parameters' limits. It is derived from the
-    /// digest unless the control sets it.
+    /// Returns the number of tokens that the group generates, within the parameters' limits. The number is derived from
+    /// the digest unless the control sets it.
     fn length(&self) -> usize {
         let wanted = self.control.text_length().unwrap_or(2 + (self.digest % 7) as usize);
         wanted.clamp(self.params.min_new_tokens.max(1), self.params.max_new_tokens)

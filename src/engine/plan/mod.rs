@@ -151,8 +151,8 @@ impl Plan {
         }
     }
 
-    /// Stores a row's result. If that is the hidden states of a question, returns the rows or groups that attend to
-    /// them.
+    /// Stores a row's result. If the result is the hidden states of a question, returns the rows or groups that attend
+    /// to these states.
     ///
     /// # Errors
     /// [`PlanError`] if the result does not fit the slot or is not finite.

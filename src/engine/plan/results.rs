@@ -125,7 +125,7 @@ impl Results {
         let direction = vector.normalized();
         let (cell, value) = match (&mut self.kind, slot) {
             (Kind::Vector(cell), Slot::Vector) => {
-                // Clients normalise this vector themselves. If it cannot be normalised, it is no answer either.
+                // Clients normalise this vector themselves, so a vector that cannot be normalised is rejected.
                 direction.map_err(|_| PlanError::ZeroNorm)?;
                 (Some(cell), vector)
             }

@@ -1,5 +1,5 @@
-//! Cost model of the work, learnt from measured times. It has the seconds per image for each tower, and for each text
-//! lane a fixed part and a part per token. All values are exponential moving averages.
+//! Cost model of the work, learnt from measured times. It holds the seconds per image for each tower, and for each text
+//! lane the seconds per unit (a fixed part) and per token. All values are exponential moving averages.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,12 +17,12 @@ fn newest(count: u32) -> f64 {
 }
 
 /// Fraction of a text unit's time that is assumed to be fixed, until units of two different sizes have been measured. A
-/// text unit mostly reads weights. With three quarters the next unit may be three times as large, so that different
-/// sizes do get measured.
+/// text unit spends most of its time reading weights. Assuming three quarters lets the next unit be about three times
+/// as large, so that different sizes do get measured.
 const FIXED_PART_AT_FIRST: f64 = 0.75;
 
-/// Minimum variance of the sizes of units, as a fraction of their squared mean, for a slope to be computed. The sizes
-/// then spread by about a third of their mean. Units of nearly equal size differ in time only by chance. A slope
+/// A slope is computed only if the variance of the unit sizes is at least this fraction of their squared mean: the
+/// sizes then spread by about a third of their mean. Units of nearly equal size differ in time only by chance. A slope
 /// computed from that noise could claim that reading the weights costs nothing and each token a tenth of a second.
 const ENOUGH_VARIANCE: f64 = 0.1;
 

@@ -1,6 +1,6 @@
-//! Property tests of the scheduling policy, with a clock moved by hand. A small simulated worker submits tasks, removes
-//! them, lets time pass and runs units. This file is longer than others because all properties are checked on this one
-//! simulation.
+//! Property tests of the scheduling policy, with a clock that the test advances. A small simulated worker submits
+//! tasks, removes them, lets time pass and runs units. This file is longer than others because all properties are
+//! checked on this one simulation.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ fn key(tower: usize, image: u8) -> FeatureKey {
     }
 }
 
-/// Returns the only call of a client. Both have the same number.
+/// Returns the id of a client's only call. Client and call have the same number.
 fn lone(call: u64) -> CallId {
     CallId { client: ClientId(call), number: call }
 }
@@ -390,7 +390,8 @@ proptest! {
             world.turn(cost);
         }
         let newcomer = world.submit(1, key(0, 1), need, Duration::from_secs(600));
-        // The newcomer's image is encoded first. By then a step has been measured.
+        // The newcomer's image is encoded first. Meanwhile steps run, so the cost of a step is known when its group is
+        // ready.
         while world.waiting.contains_key(&newcomer) {
             world.turn(cost);
         }
@@ -541,7 +542,7 @@ fn a_client_of_many_calls_does_not_keep_the_group_of_another_waiting() {
         world.turn(|_| MILLI);
     }
     assert_eq!(world.outcomes[&task], Outcome::Answered);
-    // The groups whose places the single call took continue afterwards.
+    // The groups that made room for the single call continue afterwards.
     for _ in 0..20_000 {
         world.turn(|_| MILLI);
     }

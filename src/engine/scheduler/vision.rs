@@ -141,8 +141,8 @@ fn fits_budget(pinned: u64, bytes: u64, settings: &EngineSettings) -> bool {
     pinned == 0 || pinned.saturating_add(bytes) <= settings.max_pinned_feature_bytes
 }
 
-/// Returns the maximum number of images in a batch, by their estimated time: at least one, and only one until there is
-/// an estimate.
+/// Returns how many images a batch may hold so that its estimated time is at most `unit_time`: at least one, and only
+/// one until there is an estimate.
 fn most_images(tower: TowerId, settings: &EngineSettings, costs: &Costs) -> usize {
     let each = costs.image(tower).map_or(settings.unit_time, Duration::from_secs_f64);
     // If an image costs next to nothing, `max_batch_images` is the only limit.

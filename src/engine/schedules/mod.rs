@@ -1,12 +1,13 @@
 //! The engine under thread schedules that a checker (shuttle) chooses. Clients submit, stream, wait and disconnect,
-//! deadlines pass, the engine is drained, aborted or stopped, or the worker dies. Each of these can happen at any point
-//! between any two operations.
+//! deadlines pass, the engine is drained, aborted or stopped, or the worker dies. Each of these can happen between any
+//! two operations.
 //!
 //! The tests run the real handle, admission controller and worker loop (see `sync`), with the fake backend and a clock
 //! that moves with every reading. They check that in every schedule
 //! - each submitted task is answered once, and nobody waits for ever,
 //! - nothing is admitted after a drain,
-//! - at most the unit in progress still runs after a client has disconnected, a deadline has passed, or an abort,
+//! - after a client has disconnected, a deadline has passed or the engine was aborted, at most the unit in progress
+//!   still runs,
 //! - outcomes add up to the submitted tasks, and the numbers of rows, bytes and groups return to zero.
 //!
 //! Files:

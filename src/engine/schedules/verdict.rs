@@ -44,7 +44,8 @@ impl World {
     pub(super) fn judge(&self) {
         self.nothing_is_left();
         self.outcomes_add_up();
-        // After a failed call its halves run again, so more than one unit may contain the same items.
+        // When a backend call fails, the worker runs each half of its items again. An item may then run in more units
+        // than the check below allows.
         if !self.is_faulty {
             self.nothing_ran_for_nobody();
         }

@@ -22,7 +22,7 @@ use crate::telemetry::metrics::Metrics;
 /// The engine's capacity in rows. It is so small that some clients are rejected.
 pub(super) const CAPACITY: usize = 5;
 
-/// The image whose calls fail in worlds with faults.
+/// The image that makes backend calls fail in worlds with faults.
 pub(super) const POISONED: u8 = 250;
 
 /// An image that several tasks use.
@@ -93,7 +93,7 @@ impl Ending {
     }
 }
 
-/// Passes a random number of points, `most` at most, at which other threads may run.
+/// Lets other threads run at a random number of switch points, at most `most`.
 pub(super) fn yield_randomly(most: usize) {
     for _ in 0..thread_rng().gen_range(0..=most) {
         point();

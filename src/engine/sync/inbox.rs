@@ -1,6 +1,6 @@
-//! A bounded channel. On a real thread it is `std`'s. On a thread of a schedule that shuttle explores, it is a model of
-//! `std`'s channel, built on shuttle's primitives. Shuttle's own channel behaves differently: it keeps its messages
-//! when the receiver is dropped, and never times out.
+//! A bounded channel. On a real thread it is the channel of `std`. On a thread of a schedule that shuttle explores, it
+//! is a model of `std`'s channel, built on shuttle's primitives. Shuttle's own channel behaves differently: it keeps
+//! its messages when the receiver is dropped, and never times out.
 //!
 //! Under the checker (shuttle) time does not pass by itself. A short timed wait on an empty channel ends at once, so it
 //! can time out at any point that a schedule chooses. A wait of [`PATIENCE`] or longer never times out. So a lost
@@ -15,7 +15,7 @@ use shuttle::sync::{Condvar, Mutex, MutexGuard};
 
 use super::twins::is_explored;
 
-/// Timed waits of at least this duration end only when a message arrives.
+/// Under the checker, a timed wait of at least this duration never times out.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 pub(crate) enum SyncSender<T> {

@@ -4,12 +4,12 @@
 //! In those tests each value checks, when it is created, whether its thread is run by shuttle, a checker that explores
 //! thread schedules. If so, the value uses shuttle's counterpart (`twins`, `inbox`), which may switch to another thread
 //! before each operation. In this way the handle, the admission controller and the worker's loop run under thousands of
-//! chosen schedules (`schedules`). These tests are in the same build as those that run the same code on real threads. A
-//! feature or `--cfg` would need a second build that somebody has to remember, and generic parameters would spread to
-//! every signature of the engine.
+//! chosen schedules (`schedules`). The tests on real threads use the same build. A feature or `--cfg` would need a
+//! second build, which is easily forgotten; generic parameters would spread to every signature of the engine.
 //!
-//! Counters, metrics, replies and token streams are not replaced: each of their operations is part of a larger step.
-//! Memory orderings are not explored: under the checker every operation is sequentially consistent.
+//! Counters, metrics, replies and token streams are not replaced, so the checker does not switch threads at their
+//! operations. Each of these operations is part of a larger step. Memory orderings are not explored: under the checker
+//! every operation is sequentially consistent.
 
 #[cfg(test)]
 mod inbox;

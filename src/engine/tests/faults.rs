@@ -167,8 +167,7 @@ fn supervised(
     (bench, rebuilt)
 }
 
-/// Makes every call of this kind fail from now on, including those of probes (their image is black, their tokens are
-/// 0).
+/// From now on, makes every backend call of this kind fail, probes included (a probe has a black image and tokens 0).
 fn break_backend(bench: &Bench, call: FakeCall, fault: FakeFault) {
     for mark in [FakeMark::Image(0), FakeMark::Image(7), FakeMark::Token(0)] {
         bench.control.fault(call, mark, fault);
@@ -226,7 +225,7 @@ fn while_the_backend_is_built_anew_waiting_tasks_fail_and_nothing_is_admitted() 
     let broken = admission.submit(CAPTION, caption(7));
     let spare = bench.admit(1);
     bench.control.wait_until_held();
-    // This task arrives while the first task's image is being encoded, so it still waits when the backend is given up.
+    // This task arrives while the first task's image is being encoded, so it still waits when the backend is abandoned.
     let waiting =
         admission.submit(VQA, vqa(8, &[&[30]], VqaMode::Generate(GenerationParams::greedy(4))));
     bench.control.release();

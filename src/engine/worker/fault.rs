@@ -16,8 +16,8 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    /// Returns the error for the task at fault. If a single item ran out of memory, that is overload, not the item's
-    /// fault.
+    /// Returns the error for the task at fault. Running out of memory even with a single item is reported as overload,
+    /// because it is not the item's fault.
     pub(super) fn to_error(&self, retry_after: Duration) -> EngineError {
         match self {
             Self::Error(BackendError::OutOfMemory(_)) => EngineError::Overloaded { retry_after },
@@ -40,8 +40,8 @@ impl Fault {
     }
 }
 
-/// Calls the backend and catches panics. This is unwind-safe because the backend's contract says that a failed call has
-/// no effect and leaves the groups unchanged.
+/// Calls the backend and catches panics. This is unwind-safe because the contract of `Backend` says that a failed
+/// backend call leaves the groups unchanged.
 pub(super) fn attempt<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Result<T, Fault> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => Ok(value),
@@ -50,7 +50,7 @@ pub(super) fn attempt<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Resu
     }
 }
 
-/// Fails with the error that `crate::faults` injects into this call of the backend, if any.
+/// Fails with the error that `crate::faults` injects into this backend call, if any.
 pub(super) fn injected(place: &str) -> Result<(), BackendError> {
     match crate::faults::kind(place).as_deref() {
         None => Ok(()),
@@ -132,7 +132,7 @@ mod tests {
                 Err(fault) => panic!("{fault:?}"),
             }
         }
-        // One call with all 16 items, then two calls each with 8, 4, 2 and 1.
+        // One backend call with all 16 items, then two each with 8, 4, 2 and 1 items.
         assert_eq!((results.len(), calls), (16, 9));
     }
 

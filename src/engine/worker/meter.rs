@@ -35,7 +35,7 @@ pub(super) struct StepMix {
     pub(super) prompts: usize,
     /// Number of single sequences past their first step.
     pub(super) decoding: usize,
-    /// Number of beam search groups, in their first step or past it.
+    /// Number of beam search groups, whether in their first step or a later one.
     pub(super) beams: usize,
     pub(super) rows: usize,
 }

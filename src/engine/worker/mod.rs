@@ -162,22 +162,22 @@ impl<B: Backend> Worker<B> {
         self.scheduler.drain();
     }
 
+    /// Plans a task for a model; `Misfit` if there is no such model.
+    fn plan(&self, model: ModelId, task: Task) -> Result<Plan, PlanError> {
+        if faults::at("engine::accept") {
+            return Err(PlanError::Misfit("an injected fault"));
+        }
+        let info = self.shared.models.get(model.0).ok_or(PlanError::Misfit("no such model"))?;
+        Plan::try_new(info, task)
+    }
+
     /// Takes over a task. From now on it gets exactly one outcome.
     pub(crate) fn accept(&mut self, submission: Submission) {
         let Submission { model, task, admitted, deadline, submitted, claim, reply, stream } =
             submission;
         self.meter.submitted();
         let id = TaskId(self.fresh_id());
-        let planned = match self.shared.models.get(model.0) {
-            Some(info) => Plan::try_new(info, task),
-            None => Err(PlanError::Misfit("no such model")),
-        };
-        let planned = if faults::at("engine::accept") {
-            Err(PlanError::Misfit("an injected fault"))
-        } else {
-            planned
-        };
-        let plan = match planned {
+        let plan = match self.plan(model, task) {
             Ok(plan) => plan,
             Err(error) => {
                 drop(claim);
@@ -230,8 +230,8 @@ impl<B: Backend> Worker<B> {
     pub(crate) fn turn(&mut self) -> Next {
         self.shared.beat();
         faults::at("engine::turn");
-        // The clock is read only once. So a task that is not due when due tasks are removed is still not due when a
-        // unit is chosen.
+        // The clock is read only once. So the unit is chosen at the same instant at which due tasks were removed, and
+        // cannot contain a task that became due in between.
         let now = self.shared.clock.now();
         self.reap_finished(now);
         if let Some(model) = self.suspect.take()
@@ -265,9 +265,9 @@ impl<B: Backend> Worker<B> {
         self.send();
     }
 
-    /// Ends all tasks after an abort; otherwise those that are past their deadline or whose client has disconnected.
-    /// Clients disconnect at their deadline too, so deadlines are checked first: such a task counts as expired, not as
-    /// cancelled.
+    /// Ends all tasks after an abort. Otherwise ends the tasks that are past their deadline, then those whose client
+    /// has disconnected. Clients also disconnect at their deadline. Because deadlines are checked first, such a task
+    /// counts as expired and not as cancelled.
     fn reap_finished(&mut self, now: Instant) {
         if self.shared.is_aborted() {
             for task in self.tasks.keys().copied().collect::<Vec<_>>() {
@@ -304,7 +304,8 @@ impl<B: Backend> Worker<B> {
             active.claim.record_encoded();
         }
         active.awaited.retain(|&(awaited, _)| awaited != key);
-        // The image counts one user too many until the task's rows are enqueued, so that it is not unpinned before.
+        // Count one extra user of the image until the task's rows are enqueued, so that the image is not unpinned too
+        // early.
         active.pinned.insert(key, 1);
         let work = active.plan.image_ready(key, memory);
         self.enqueue(task, work, now);
@@ -331,8 +332,8 @@ impl<B: Backend> Worker<B> {
                     // The model drops the prompt's [SEP]. Without a prompt it starts from one token.
                     let tokens = spec.prompt.as_ref().map_or(1, |prompt| prompt.len().max(2) - 1);
                     let image_kv = image.map(|key| (key, self.backend.cross_kv_bytes(model)));
-                    // Until a step succeeds, it keeps the new keys and values in addition to the old ones, hence the
-                    // factor 2.
+                    // Until a step succeeds, it holds the old keys and values as well as the new ones, hence the factor
+                    // 2.
                     let most_tokens = 2 * rows * (tokens + spec.params.max_new_tokens);
                     let own_kv = self.backend.row_kv_bytes_per_token(model)
                         * (most_tokens + question_tokens) as u64;

@@ -9,8 +9,9 @@ use crate::task::ModelId;
 impl<B: Backend> Worker<B> {
     /// Runs one small unit of each kind that `model` supports. Returns true if all of them succeed with finite numbers.
     ///
-    /// The probe takes about as long as one short request, so requests that make units fail slow down others no more
-    /// than good ones would. If the probe runs out of memory, that proves nothing, and the backend counts as working.
+    /// The probe takes about as long as one short request, so a request that makes units fail slows down the others no
+    /// more than a good request would. If the probe runs out of memory, that proves nothing, and the backend counts as
+    /// working.
     pub(super) fn probe(&mut self, model: ModelId) -> bool {
         if crate::faults::at("engine::probe") {
             return false;

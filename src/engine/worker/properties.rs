@@ -1,5 +1,5 @@
-//! Property tests of the whole engine without its thread, with a clock moved by hand. They use random calls, faults,
-//! deadlines, disconnecting clients and drains.
+//! Property tests of the whole engine without its thread, with a clock that the test advances. They use random calls,
+//! faults, deadlines, disconnecting clients and drains.
 
 use std::collections::HashMap;
 
@@ -269,8 +269,8 @@ impl World {
         next
     }
 
-    /// Checks that the backend calls of this turn contain nothing of clients that had disconnected or of tasks past
-    /// their deadline: some live task still wants each image and text in them.
+    /// Checks that each image and text in the backend calls of this turn belongs to a live task. A task is live if its
+    /// client has not disconnected and its deadline has not passed.
     fn check_units(&self, from: usize, now: Instant) {
         let wanted = |mark: &FakeMark| {
             self.pending.iter().any(|pending| {
@@ -460,7 +460,7 @@ fn estimates_that_nothing_refreshes_become_stale() {
     world.clock.advance(MILLI);
     world.turn();
     assert!(world.shared.admission.estimates().stale);
-    // A new image: a cached one would say nothing about the cost of encoding.
+    // A new image, because a cached one would not renew the estimated cost of encoding.
     assert!(world.call(caption_of(2), world.clock.now() + Duration::from_secs(600)));
     world.finish();
     assert!(!world.shared.admission.estimates().stale);
@@ -468,8 +468,8 @@ fn estimates_that_nothing_refreshes_become_stale() {
 
 #[test]
 fn a_group_is_charged_for_its_rows_at_their_longest_twice_and_for_its_question() {
-    // Each token needs one byte. A group is charged for twice its seven tokens (one start token and six new ones), plus
-    // three tokens of the question: 17 bytes.
+    // Each token needs one byte. A group is charged for 17 bytes: twice its seven tokens (one start token and six new
+    // ones), and the three tokens of the question.
     for (max_kv_bytes, together) in [(34, 2), (33, 1)] {
         let settings = EngineSettings { max_kv_bytes, ..EngineSettings::default() };
         let mut world = World::new(settings);

@@ -1,6 +1,6 @@
 //! Supervision of the worker thread: runs the worker, and rebuilds a backend that has failed.
 //!
-//! A backend is given up when it fails a probe (see `probe`), or when the worker itself panics. Then the engine is not
+//! A backend is abandoned when it fails a probe (see `probe`), or when the worker itself panics. The engine is then not
 //! ready, every task ends with `WorkerDown`, and the backend is rebuilt. If rebuilding fails, or the last rebuild was a
 //! short while ago, the thread ends, so that the process can be restarted.
 
@@ -38,8 +38,8 @@ pub(crate) fn spawn<B: Backend + Send + 'static>(
     Builder::new().name(NAME.into()).spawn(move || {
         let _alive = Alive(Arc::clone(&shared));
         let mut supervisor = Supervisor { rebuild, shared, rebuilt: None };
-        // The inbox is dropped only after `died`. So a client whose reply was dropped (worker down) sees the same in
-        // the engine's state.
+        // The inbox is dropped only after `died` is set. So when a client's reply resolves to `WorkerDown`, the
+        // engine's state already says the same.
         let _inbox = supervisor.supervise(backend, inbox);
     })
 }
@@ -65,7 +65,7 @@ impl<B: Backend> Supervisor<B> {
         let mut worker = Worker::new(backend, Arc::clone(&self.shared));
         while self.run(&mut worker, &inbox) == Ended::BackendFailed {
             let can_rebuild = self.may_rebuild();
-            // The state is set before tasks end, so that clients that are notified see it.
+            // The state is set before the tasks end, so that their clients already see the new state.
             if can_rebuild {
                 self.shared.set_rebuilding(true);
             } else {
@@ -75,8 +75,8 @@ impl<B: Backend> Supervisor<B> {
             // answers its tasks.
             let _ = catch_unwind(AssertUnwindSafe(|| worker.fail_all()));
             drop(worker);
-            // Dropping a submitted task answers it. Otherwise its client would wait while gigabytes of weights are
-            // read.
+            // Drop the tasks in the inbox, which answers them. Otherwise their clients would wait while gigabytes of
+            // weights are read.
             while inbox.try_recv().is_ok() {}
             if !can_rebuild {
                 return inbox;
@@ -111,7 +111,7 @@ impl<B: Backend> Supervisor<B> {
     fn may_rebuild(&self) -> bool {
         let now = self.shared.clock.now();
         let interval = self.shared.settings.worker_rebuild_interval;
-        // A backend that fails again this soon is not fixed by another rebuild.
+        // If the backend fails again so soon after a rebuild, another rebuild would not help.
         let again = |at: Instant| now.saturating_duration_since(at) < interval;
         match (&self.rebuild, self.rebuilt) {
             _ if self.shared.admission.is_draining() => {

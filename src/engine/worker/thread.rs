@@ -72,7 +72,7 @@ fn receive<B: Backend>(worker: &mut Worker<B>, message: Message) {
         Message::Task(submission) => worker.accept(*submission),
         Message::WarmUp(done) => {
             let outcome = worker.warm_up();
-            // The caller may have gone. The estimates are updated all the same.
+            // An error means that the caller no longer waits. The estimates have been updated nevertheless.
             let _ = done.send(outcome);
         }
         Message::Wake => {}

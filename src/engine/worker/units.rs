@@ -83,8 +83,8 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Adds the time of a vision batch to the tasks that waited for one of its images, once per task. `known` holds the
-    /// tasks that have already been charged.
+    /// Adds the time of a vision batch to each task that waited for one of its images. `known` holds the tasks to which
+    /// it has been added already, so that a task with several images gets it only once.
     fn participated(
         &mut self,
         waiters: &[TaskId],

@@ -69,8 +69,9 @@ impl<B: Backend> Worker<B> {
         self.warm_texts(model, &image, true)
     }
 
-    /// Encodes a black image and returns its features. If `learn` is set, learns the cost from this single run: an
-    /// image takes by far the most time, and a slow cold start soon loses its weight.
+    /// Encodes a black image and returns its features. If `learn` is set, learns the cost from this single run. A
+    /// second run would make the start much slower, because images take by far the most time; and a slow cold start
+    /// soon loses its weight in the average.
     pub(super) fn warm_tower(
         &mut self,
         model: &ModelInfo,

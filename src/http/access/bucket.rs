@@ -2,7 +2,7 @@
 //!
 //! These forty lines replace the crate `governor`, which lacks two things. The first is a way to check a bucket without
 //! taking a token: a request without a key does not guess a key, so it takes no token, but it must wait if its address
-//! has made too many guesses. The second is a limit on the number of callers that always holds, however many addresses
+//! has made too many guesses. The second is a fixed limit on the number of callers, which holds however many addresses
 //! a client pretends to have. The algorithm is the same (GCRA): the state of a caller is one instant, the time at which
 //! its bucket will be full again.
 
@@ -76,7 +76,7 @@ impl<C: Hash + Eq> Buckets<C> {
     /// Takes a token from the caller's bucket.
     ///
     /// # Errors
-    /// The time to wait for the next token, if there is none.
+    /// The time to wait for the next token, if the bucket has none.
     pub(crate) fn take(&self, caller: C, now: Instant) -> Result<(), Duration> {
         let mut state = self.lock();
         let has_place = state.find_place(&caller, self.max_callers, now);
@@ -109,8 +109,8 @@ impl<C: Hash + Eq> Buckets<C> {
         Allowance { quota: self.burst, window, left: left as u32, full_after }
     }
 
-    /// Returns how long until a bucket that will be full at `full_at` is out of debt (debt: fewer than 0 tokens).
-    /// `None` if it is not in debt now.
+    /// Returns how long a bucket that will be full at `full_at` still has fewer than 0 tokens; `None` if it has at
+    /// least 0 tokens now.
     fn beyond_burst(&self, full_at: Instant, now: Instant) -> Option<Duration> {
         let missing = full_at.saturating_duration_since(now);
         let wait = missing.saturating_sub(self.rate.0 * self.burst);
@@ -142,8 +142,8 @@ impl<C: Hash + Eq> State<C> {
         full_at.map_or(now, |full_at| now.max(*full_at))
     }
 
-    /// Forgets callers whose buckets are full, which loses no information. Runs at most once per [`PURGE_PAUSE`],
-    /// because it scans all callers.
+    /// Forgets callers whose buckets are full. This loses no information, because a missing caller has a full bucket.
+    /// Runs at most once per [`PURGE_PAUSE`], because it scans all callers.
     fn purge(&mut self, now: Instant) {
         let due = |at: Instant| now.saturating_duration_since(at) >= PURGE_PAUSE;
         if self.purged.is_none_or(due) {

@@ -17,8 +17,8 @@ pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClientAddress(pub(crate) Option<IpAddr>);
 
-/// The addresses that one client can use at will: a single IPv4 address, or an IPv6 /64 network. Limits per address are
-/// in fact limits per network.
+/// The range of addresses that one client may control: a single IPv4 address, or an IPv6 /64 network. Limits per
+/// address are therefore limits per network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Network(IpAddr);
 
@@ -36,8 +36,8 @@ impl Network {
     }
 }
 
-/// Returns the client's address. This is the peer's address, unless the peer is a trusted proxy: then it is the first
-/// address from the right in `x-forwarded-for` that is not a trusted proxy.
+/// Returns the client's address: the address of the peer or, if the peer is a trusted proxy, the rightmost address in
+/// `x-forwarded-for` that is not a trusted proxy.
 pub(crate) fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
     let mut client = peer.to_canonical();

@@ -106,7 +106,7 @@ impl Access {
     ///
     /// A valid secret always passes, however many wrong keys came from its address: many clients may share an address
     /// (a proxy, NAT), and one that sends wrong keys must not lock out the others. A right guess is thus never delayed.
-    /// This does not help an attacker, because a secret has at least 16 characters.
+    /// This does not help an attacker, because a secret of at least 16 characters is too long to guess.
     ///
     /// # Errors
     /// `unauthorized`; or `rate_limited` if the address has sent too many wrong keys.
@@ -143,7 +143,7 @@ impl Access {
         ClientId(self.numbers.hash_one(Caller::of(context, address)))
     }
 
-    /// Returns the part of its rate limit that a caller has left; `None` if there is no limit.
+    /// Returns how much of the rate limit the caller has left; `None` if there is no limit.
     pub(crate) fn allowance(&self, caller: Caller, now: Instant) -> Option<Allowance> {
         self.requests.as_ref().map(|requests| requests.allowance(&caller, now))
     }

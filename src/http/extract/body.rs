@@ -35,12 +35,12 @@ pub(crate) struct BodyReader<'a> {
     declared_bytes: Option<u64>,
     /// When the request must be answered.
     deadline: Instant,
-    /// When all of the body must have arrived.
+    /// When the whole body must have arrived.
     body_deadline: Instant,
     bytes: u64,
     frames: usize,
-    /// Why reading failed. `multipart` gets the body as a stream, whose error type cannot hold an [`ApiError`], so it
-    /// stores the error here.
+    /// Why reading failed. `multipart` reads the body as a stream whose error type cannot hold an [`ApiError`], so
+    /// `multipart` stores the error here.
     pub(crate) failure: Option<ApiError>,
 }
 

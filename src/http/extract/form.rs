@@ -127,8 +127,8 @@ impl<'de> MapAccess<'de> for Fields {
     ) -> Result<Option<K::Value>, Error> {
         if let Some((name, values)) = self.given.next() {
             if self.inputs.is_some() && name == "inputs" {
-                // Reject this field at its value, not here: by then `serde_path_to_error` has recorded the name of the
-                // field.
+                // Do not reject the field here, but later at its value: only then has `serde_path_to_error` recorded
+                // the name of the field.
                 self.value = Some(FieldValue::InputsAsText);
                 return seed.deserialize(name.into_deserializer()).map(Some);
             }

@@ -3,9 +3,9 @@
 //! A part that has a file name or an image type contains an image. Every other part contains text, whatever its type:
 //! even a part of type `application/json` is not parsed as JSON. An empty part means that the field is absent.
 //!
-//! Between two parts, multer buffers the bytes that have arrived, and searches all of them again whenever more arrive.
-//! This would take quadratic time. So this file limits the number of bytes before the first boundary and in the header
-//! of a part, and passes multer one piece at a time.
+//! Between two parts, multer buffers the bytes that have arrived, and searches the whole buffer again whenever more
+//! bytes arrive. Without limits, this would take quadratic time. So this file limits the number of bytes before the
+//! first boundary and in the header of a part, and passes multer one piece at a time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -24,8 +24,8 @@ use crate::telemetry::logging::clipped;
 /// Maximum length of a field name in bytes. All known names are shorter.
 const MAX_NAME_BYTES: usize = 64;
 
-/// Maximum number of bytes in the header of a part, or before the first boundary. Reading stops with an error once more
-/// than this have arrived. Browsers and client libraries write less than 1 KiB.
+/// Maximum number of bytes in the header of a part, or before the first boundary. Reading fails once more bytes than
+/// this have arrived. Browsers and client libraries write less than 1 KiB.
 const MAX_PART_HEAD_BYTES: usize = 64 << 10;
 
 /// Reads and parses a multipart body.

@@ -2,8 +2,8 @@
 //! images, submit, answer. `reply` and `routes::caption::stream` drive it.
 //!
 //! The trait [`Endpoint`] supplies the parts that differ between endpoints. A call is rejected before any of its images
-//! are fetched or decoded: first, an invalid input fails the whole call; then the rows of all inputs are reserved at
-//! once. After that, an error of one input affects only that input.
+//! are fetched or decoded: first, an invalid input fails the whole call; then the rows of all inputs are reserved
+//! together. After that, an error of one input affects only that input.
 
 use std::future::Future;
 use std::time::Instant;
@@ -226,7 +226,7 @@ impl<R> AdmittedCall<'_, R> {
         images.parse(&state.settings().input, services.fetcher.as_ref()).await?;
         let files = images.files();
         if files > 0 {
-            // The engine's own estimate does not include the wait for a decoding thread.
+            // The engine's own estimate does not include the wait for a decoding thread, so check that wait here.
             admission.check_wait(services.images.wait(admission.call(), files))?;
         }
         let tokens = tokenize_all(&plans, &model, state.metrics()).await?;

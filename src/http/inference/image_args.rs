@@ -115,8 +115,8 @@ impl ImageSet {
         self.distinct.len()
     }
 
-    /// Returns an upper bound on the number of bytes that the images need in addition to the request body, for decoded
-    /// base64 and prepared pixels. Fetched files have their own bound; see [`Fetcher::fetch`].
+    /// Returns an upper bound on the number of bytes of decoded base64 and prepared pixels, which the images need on
+    /// top of the request body. Fetched files have their own bound; see [`Fetcher::fetch`].
     pub(crate) fn extra_bytes(&self, preprocessing: Preprocessing) -> u64 {
         let pixels = u64::from(preprocessing.width) * u64::from(preprocessing.height) * 3;
         self.distinct.iter().map(|image| pixels + decoded_bytes_bound(&image.field)).sum()
@@ -196,7 +196,7 @@ impl ImageSet {
                             fetched.map_err(|error| ApiError::from(error).at(&image.path))?;
                         context.note(|notes| notes.add_fetch(fetched.took));
                         // These bytes need no reservation: they hold a fetch permit, and the limit on permits bounds
-                        // them.
+                        // the total size.
                         ImageSource::Bytes(fetched.bytes)
                     }
                 };
@@ -219,7 +219,7 @@ impl ImageSet {
 }
 
 /// An image file together with the call's reservation for it. A decoding thread may hold the file after the call has
-/// ended; the reservation is released when the last clone of the bytes is dropped.
+/// ended, so the reservation is released only when the last clone of the bytes is dropped.
 struct ReservedBytes {
     bytes: Bytes,
     _hold: ReservationGuard,
@@ -248,9 +248,8 @@ impl ImageFutures {
     }
 }
 
-/// Returns an upper bound on the number of bytes that an image value needs in addition to the body: three bytes for
-/// every four characters of base64. Ids and URLs are counted as if they were base64, because they are too short to
-/// matter.
+/// Returns an upper bound on the number of bytes that an image value needs on top of the body: three bytes for every
+/// four characters of base64. Ids and URLs are counted as if they were base64; they are too short to matter.
 fn decoded_bytes_bound(field: &ImageField) -> u64 {
     match field {
         ImageField::Bytes(_) => 0,

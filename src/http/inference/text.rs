@@ -1,5 +1,6 @@
-//! Helpers for the text fields of the endpoints: tokenization with errors that name the field, checks of missing and
-//! alternative fields, and the token ids of a prompt.
+//! Helpers for the text fields of the endpoints: tokenization with errors that name the field, errors for missing
+//! fields, pairs of fields of which exactly one must be given (such as `text` and `texts`), and the token ids of a
+//! prompt.
 
 use crate::http::error::{ApiError, Code};
 use crate::http::state::models::Model;

@@ -7,12 +7,12 @@
 //! 5. `server_timing` sets the `server-timing` field.
 //! 6. `problem` writes the bodies of error responses.
 //! 7. `host` checks the `Host` field.
-//! 8. `room` sheds load: it rejects requests on connections that have only a place in the reserve, except probes and
-//!    scrapes.
+//! 8. `room` sheds load: it rejects requests on connections that have no regular place, only one in the reserve. Probes
+//!    and scrapes pass.
 //! 9. `panic` turns a panic into a 500 response.
 //! 10. `cors` handles cross-origin requests.
-//! 11. `authenticate` checks the API key; if the server has no keys, `origin` checks that the web page that sent the
-//!     request is allowed to.
+//! 11. `authenticate` checks the API key. If the server has no keys, `origin` instead checks whether the web page that
+//!     sent the request may send it.
 //! 12. `rate_limit` limits the requests of each key or address.
 //!
 //! Innermost are the routes, which check the limits on the content of a request. `cors` is outside `authenticate`,

@@ -1,6 +1,6 @@
 //! Writes the problem body (`application/problem+json`) of every error response. Error responses of this server have an
 //! [`ApiError`] in their extensions. Those that the framework creates (for a wrong method or a missing asset) have only
-//! a status.
+//! a status, from which the problem is derived.
 
 use axum::body::Body;
 use axum::extract::{Extension, Request};

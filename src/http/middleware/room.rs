@@ -1,5 +1,5 @@
-//! Load shedding: rejects requests on connections that have only a place in the reserve (see `connection_table`),
-//! except probes and scrapes.
+//! Load shedding: rejects requests on connections that have no regular place, only one in the reserve (see
+//! `connection_table`). Probes and scrapes pass.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use crate::http::error::{ApiError, Code};
 /// Time after which clients should retry. A place becomes free when the next connection ends or becomes idle.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Marks a request whose connection has only a place in the reserve.
+/// Marks a request whose connection has no regular place, only one in the reserve.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InReserve;
 
-/// Answers a request with 503 if its connection has only a place in the reserve, unless it is a probe or scrape.
+/// Answers a request with 503 if its connection has no regular place, only one in the reserve. Probes and scrapes pass.
 pub(crate) async fn room(request: Request, next: Next) -> Response {
     let has_room = request.extensions().get::<InReserve>().is_none();
     let path = request.uri().path();

@@ -28,8 +28,8 @@ pub(crate) const GENERATION: [&str; 13] = [
     "seed",
 ];
 
-/// Adds bounds to the list fields of `request`, which is the schema called `name`. If it describes the request of a
-/// single call, also adds the conditions of its endpoint.
+/// Adds bounds to the list fields of `request`, which is the schema called `name`. If the schema describes a single
+/// request, also adds the conditions of its endpoint.
 pub(super) fn add(request: &mut Object, name: &str, rules: &[EndpointRules]) {
     let batch = request.properties.contains_key("inputs");
     for (field, property) in &mut request.properties {

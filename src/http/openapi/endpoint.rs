@@ -1,5 +1,5 @@
-//! The rules that one inference endpoint adds to the OpenAPI documents, in addition to the attributes of its handlers.
-//! Each endpoint's file in `routes` defines its rules; the router collects them.
+//! The rules of one inference endpoint: what the OpenAPI documents say about it that the attributes of its handlers do
+//! not. Each endpoint's file in `routes` defines its rules; the router collects them.
 
 use std::borrow::Cow;
 
@@ -8,9 +8,9 @@ use serde_json::Value;
 /// The rules of one endpoint.
 #[derive(Debug)]
 pub(crate) struct EndpointRules {
-    /// Schema name of the request of a single call.
+    /// Name of the schema of a single request.
     pub(crate) request: Cow<'static, str>,
-    /// Fields that every request for a single call must have.
+    /// Fields that every single request must have.
     pub(crate) required: &'static [&'static str],
     /// List fields whose items must be distinct.
     pub(crate) distinct_lists: &'static [&'static str],
@@ -20,7 +20,7 @@ pub(crate) struct EndpointRules {
     /// Runtime expression for an image id that every response contains, such as `$response.body#/image/id`. `links`
     /// uses it to link the response to further calls about this image.
     pub(crate) image_id: Option<&'static str>,
-    /// The call of this endpoint to which links lead from responses that contain an image id.
+    /// A call of this endpoint about a known image. Responses that contain an image id link to this call.
     pub(crate) follow_up: FollowUp,
 }
 

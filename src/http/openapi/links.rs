@@ -1,5 +1,5 @@
 //! OpenAPI links from a response to further calls about the same image. These calls send the image's id instead of the
-//! image, which works while its pixels are cached.
+//! image. This works as long as the image's pixels are cached.
 
 use serde_json::{Value, json};
 use utoipa::openapi::link::Link;

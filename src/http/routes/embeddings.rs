@@ -81,7 +81,8 @@ requests! {
         image: ImageField,
         /// Text to embed; see also `truncate`.
         text: Text,
-        /// What to embed; by default the given field. `multimodal` needs both and has its own vector space.
+        /// What to embed. By default, whichever of `image` and `text` is given. `multimodal` requires both; its vectors
+        /// lie in a separate vector space.
         r#type: EmbeddingType,
         /// Divides the vector by its Euclidean norm; true by default.
         normalize: bool,

@@ -99,14 +99,14 @@ pub(crate) struct LimitsDescription {
     max_image_pixels: u64,
     /// In pixels.
     max_image_side: u32,
-    /// Memory of one decoded image.
+    /// Memory to decode one image.
     max_decoded_bytes: u64,
     max_images: usize,
     max_texts: usize,
     max_questions: usize,
     max_candidates: usize,
     max_batch_inputs: usize,
-    /// Questions x beams or candidates, image-text pairs for `match`, texts.
+    /// Text rows of one call: questions times beams (or times candidates), image-text pairs for `match`, or texts.
     max_rows: usize,
     /// Before tokenization.
     max_text_chars: usize,
@@ -114,7 +114,7 @@ pub(crate) struct LimitsDescription {
     max_new_tokens: usize,
     /// Number of HTTP frames of a body.
     max_body_frames: usize,
-    /// Text parts in a form, fields in a query string.
+    /// Number of text parts in a form, or of fields in a query string.
     max_text_parts: usize,
     /// `x-request-timeout-ms` can only shorten it.
     deadline_ms: u64,

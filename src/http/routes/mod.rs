@@ -19,6 +19,6 @@ use super::state::HttpState;
 pub(crate) struct InferenceEndpoint {
     /// The handlers of the single call and of the batch call.
     pub(crate) router: OpenApiRouter<HttpState>,
-    /// What the OpenAPI documents say about the endpoint in addition to the attributes of the handlers.
+    /// What the OpenAPI documents say about the endpoint that the attributes of the handlers do not.
     pub(crate) rules: EndpointRules,
 }

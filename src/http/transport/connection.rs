@@ -28,8 +28,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Maximum time for which a closing connection discards input (lingering close). Otherwise the connection would be
-/// reset while the client is still sending, and the client would lose the response.
+/// Maximum time for which a closing connection discards input (lingering close). Without discarding, the connection
+/// would be reset while the client is still sending, and the client would lose the response.
 const LINGER: Duration = Duration::from_secs(2);
 /// Maximum number of bytes that a closing connection discards.
 const LINGER_BYTES: u64 = 32 << 20;
@@ -63,7 +63,7 @@ static PHASES: AtomicU64 = AtomicU64::new(0);
 const SILENT: u64 = 0;
 /// Phase in which a head or a TLS handshake is arriving.
 const HEAD: u64 = 1;
-/// Phase in which a request is being answered. All of its body has arrived, or the body was given up.
+/// Phase in which a request is being answered: its body has arrived completely, or was dropped before its end.
 const REQUEST: u64 = 2;
 /// Phase between two requests (keep-alive).
 const IDLE: u64 = 3;
@@ -82,7 +82,8 @@ pub(crate) struct Waiting {
     phase_number: u64,
 }
 
-/// What a connection waits for. The variants are in the order in which connections that wait for them are closed.
+/// What a connection waits for. The order of the variants matters: when connections must be closed to make room, those
+/// that wait for an earlier variant are closed first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Awaited {
     /// A request of which nothing has arrived: the connection is idle.
@@ -152,7 +153,7 @@ impl Activity {
         self.0.phase.store(number << PHASE_BITS | phase, Ordering::Release);
     }
 
-    /// Wraps a request body. The wrapper notes in this activity when all of the body has arrived, or when the body is
+    /// Wraps a request body. The wrapper notes in this activity when the whole body has arrived, or when the body is
     /// dropped before its end. Once `leave` is cancelled, reading data that has not arrived fails with
     /// [`ClosedToMakeRoom`].
     pub(crate) fn watch_body(&self, body: Incoming, leave: CancellationToken) -> Body {
@@ -163,7 +164,7 @@ impl Activity {
         Body::new(WatchedBody { body, activity: self.clone(), leave, leaving: None, ended })
     }
 
-    /// Notes that the head has been read, but not yet all of the body.
+    /// Notes that the head has been read, but not yet the whole body.
     pub(crate) fn begin_body(&self) {
         self.enter(BODY);
     }
@@ -212,7 +213,8 @@ impl HttpBody for WatchedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        // Read the data that has arrived before checking `leave`, so that a complete body is never given up.
+        // Read the data that has arrived before checking `leave`, so that a body that has arrived completely is always
+        // read to its end.
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             if frame.is_none() || self.body.is_end_stream() {
                 self.ended = true;
@@ -260,7 +262,7 @@ pub(crate) struct TimedStream<S> {
 }
 
 impl<S> TimedStream<S> {
-    /// Creates the stream of a new connection. The timeout of its first head starts now.
+    /// Creates the stream of a new connection. The timeout for receiving the first request head starts now.
     pub(crate) fn new(inner: S, activity: Activity, head: Duration, write: Duration) -> Self {
         Self {
             inner,
@@ -352,7 +354,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
         }
         if buffer.filled().len() > before {
             match self.activity.phase() {
-                // The timeout of the first head started with the connection and continues.
+                // The timeout for receiving the first head started with the connection and is still running.
                 SILENT => self.activity.begin_head(),
                 IDLE => {
                     self.activity.begin_head();

@@ -12,9 +12,9 @@
 //!    too. There it can send one request for health or metrics; any other request is rejected as overloaded.
 //! 4. The newcomer is closed.
 //!
-//! A request that has arrived completely is never cut, and neither is a response that is being sent. A request whose
-//! body is still arriving can be cut by rule 1, after idle connections and unfinished heads of the same address. The
-//! response to it is a 503.
+//! A request that has arrived completely is never cut, and neither is a response that is being sent. Rule 1 can cut a
+//! request whose body is still arriving, but it first closes connections of the same address that are idle or whose
+//! head is unfinished. The response to a request that is cut is a 503.
 //!
 //! The table reads the state of a connection from its [`Activity`], so requests do not have to update the table. A
 //! newcomer causes a scan of all connections, but only if all places are taken (1,024 connections: a few microseconds).
@@ -41,8 +41,8 @@ pub(crate) fn reserve_of(places: usize) -> usize {
 }
 
 /// Returns the number of sockets that a listener with this many regular places may have open. These are the regular
-/// places, the reserve, and once more the size of the reserve for connections that were told to close and are about to
-/// end.
+/// places, the reserve, and as many again as the reserve for connections that were told to close and have not ended
+/// yet.
 pub(crate) fn sockets_of(places: usize) -> usize {
     places.saturating_add(2 * reserve_of(places))
 }
@@ -416,8 +416,8 @@ mod tests {
         busy[1].activity.set_stalled(true);
         let crowd: Vec<Client> = (0..8).map(|_| rig.connect("10.0.0.1")).collect();
         assert!(crowd.iter().all(Client::is_in_reserve));
-        // A further connection of the crowd replaces one of the crowd. So does a probe, while the crowd holds more than
-        // its share.
+        // A further connection of the crowd replaces one of the crowd. A probe also replaces one of the crowd, as long
+        // as the crowd holds more than its share.
         let more = rig.connect("10.0.0.1");
         let probe = rig.connect("10.0.0.2");
         assert!(more.is_in_reserve() && probe.is_in_reserve() && !probe.place.is_regular());

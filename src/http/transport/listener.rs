@@ -72,7 +72,7 @@ impl Listener {
                     Ok((stream, peer)) => return Accepted { stream, peer, permit },
                     Err(error) => {
                         // Some errors concern only this connection. Others, such as a lack of file descriptors, last
-                        // until a connection is closed.
+                        // until a connection is closed, so pause before the next attempt.
                         tracing::warn!(%error, "cannot accept a connection");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }

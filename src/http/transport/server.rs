@@ -46,8 +46,8 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Connection limit of the operations listener, which serves a few probes and scrapers.
 const OPERATIONS_CONNECTIONS: usize = 64;
 
-/// Returns the number of sockets that all listeners together may have open if the public listener has `max_connections`
-/// places.
+/// Returns the maximum number of sockets that all listeners together may have open if the public listener accepts up to
+/// `max_connections` connections.
 pub fn max_sockets(max_connections: usize, with_operations: bool) -> usize {
     let operations = if with_operations { sockets_of(OPERATIONS_CONNECTIONS) } else { 0 };
     sockets_of(max_connections).saturating_add(operations)
@@ -180,7 +180,7 @@ impl Connection {
         }
         let settings = &self.settings;
         let (head, write) = (settings.header_read_timeout, settings.write_timeout);
-        // The timeouts apply below TLS, so the TLS handshake counts as a part of the first head.
+        // The timeouts apply below TLS, so the time for the first request head includes the TLS handshake.
         let stream = TimedStream::new(stream, self.activity.clone(), head, write);
         let Some(tls) = tls else { return self.serve_http(stream).await };
         let handshake = tls.acceptor().accept(stream);
@@ -259,8 +259,8 @@ impl Connection {
                 return;
             };
             let answer = head.refuse(&self.metrics, &self.log, self.peer);
-            // If an earlier response was written only in part, the client would take this response for its
-            // continuation.
+            // If an earlier response was written only in part, the client would mistake this response for the rest of
+            // the earlier one.
             if self.activity.is_stalled() || !head.can_answer() {
                 return;
             }

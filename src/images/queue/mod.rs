@@ -20,8 +20,8 @@ const NEWEST: f64 = 0.1;
 /// Minimum work that a picture counts as, in pixels. This much work takes about 100 us.
 const LEAST_WORK: f64 = 1e4;
 
-/// Window of the moving average of the time per pixel, in pixels. The average is weighted by pixels, so small pictures
-/// hardly change it.
+/// Window of the moving average of the time per pixel, in pixels. Each decode counts in proportion to its pixels, so
+/// small pictures hardly change the average.
 const REMEMBERED_WORK: f64 = 5e7;
 
 /// The waiting jobs, the running jobs, and moving averages of the durations of jobs.
@@ -111,7 +111,7 @@ impl Queue {
         Some((job, running))
     }
 
-    /// Takes the next decode, which is one of the client that has received the least work, and returns its id.
+    /// Takes the next decode of the client that has received the least work, and returns the decode's id.
     fn next_decode(&mut self) -> Option<u64> {
         let finish_times = |client: &ClientId| {
             self.finish_times
@@ -124,8 +124,7 @@ impl Queue {
         let id = self.decodes.pop_from(client)?;
         let work = self.jobs.get(&id).map_or(0.0, |waiting| waiting.work);
         self.finish_times.insert(client, self.virtual_time + work);
-        // A client whose finish time is not after the virtual time starts at the virtual time anyway, so it needs no
-        // entry.
+        // A client without an entry starts at the virtual time, so entries that are not after it are not needed.
         self.finish_times.retain(|_, finish_times| *finish_times > self.virtual_time);
         Some(id)
     }
@@ -202,7 +201,7 @@ impl Queue {
     /// of the `threads` threads is idle.
     ///
     /// Fair queueing bounds the work that runs before that file: at most `files` jobs of each other call of this
-    /// client, and for each other client at most as much work as this client receives until then.
+    /// client, and of each other client at most as much work as this client receives in that time.
     pub(super) fn wait(
         &self,
         call: CallId,
@@ -242,8 +241,8 @@ impl Queue {
         loads
     }
 
-    /// Estimates the seconds until a running job ends; for a hash, including the decode that follows. A job that has
-    /// overrun its estimate is expected to take as long again as it has run.
+    /// Estimates the seconds until a running job ends; for a hash job, including the decode that follows. A job that
+    /// has exceeded its estimate is expected to run for the same time again.
     fn seconds_left(&self, job: Running, now: Instant) -> f64 {
         let ran = now.saturating_duration_since(job.began).as_secs_f64();
         let left = |all: f64| if ran > all && all > 0.0 { ran } else { all - ran.min(all) };

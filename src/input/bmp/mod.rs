@@ -65,8 +65,8 @@ enum Pixels {
     Runs { four_bits: bool },
     /// 16 bits per pixel: 5 each for blue, green and red, or 6 for green if `six_green` is true.
     Bits16 { six_green: bool },
-    /// Whole bytes, `count` per pixel. `order` contains the positions of red, green and blue in a pixel, `alpha` that
-    /// of alpha.
+    /// Whole bytes, `count` per pixel. `order` contains the positions of red, green and blue in a pixel, `alpha` the
+    /// position of the alpha byte.
     Bytes { count: usize, order: [usize; 3], alpha: Option<usize> },
 }
 

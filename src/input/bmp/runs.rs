@@ -9,7 +9,7 @@ const CODES_BETWEEN: usize = 1 << 14;
 
 /// Run-length encoded indices, and the size of the picture that they unpack to.
 pub(super) struct Runs<'a> {
-    /// The rest of the file, from the pixel data on.
+    /// The file from the start of the pixel data to its end.
     pub(super) data: &'a [u8],
     /// 1 if the data starts at an odd offset in the file, otherwise 0. It is needed because literal runs are padded to
     /// an even offset in the file.
@@ -79,7 +79,7 @@ impl Runs<'_> {
     }
 
     /// Copies the literal run of `count` indices at offset `at` to `out`. Returns the offset after it, or `None` if the
-    /// data or the picture ends.
+    /// data ends within the run or the picture is full.
     fn literal(&self, out: &mut Vec<u8>, at: usize, count: usize) -> Option<usize> {
         let count = count.min(self.pixels - out.len());
         let bytes = if self.four_bits { count.div_ceil(2) } else { count };

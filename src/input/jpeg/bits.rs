@@ -26,8 +26,8 @@ impl<'s, 'a> BitReader<'s, 'a> {
         self.exhausted
     }
 
-    /// Loads enough bits for the next two calls of [`Self::peek`] and [`Self::take`], which read a Huffman code and the
-    /// value after it: together at most 32 bits.
+    /// Loads enough bits to read a Huffman code and the value after it with [`Self::peek`] and [`Self::take`]. Code and
+    /// value together have at most 32 bits.
     #[inline]
     pub(super) fn prepare(&mut self) -> Result<(), JpegError> {
         if self.left < 32 { self.fill() } else { Ok(()) }

@@ -28,8 +28,8 @@ fn fixture(name: &str) -> Vec<u8> {
     fs::read(folder.join(name)).unwrap()
 }
 
-/// Files without EOI. Pillow reads such a file only if its last bits happen to be loaded. Here they are read, because
-/// no sample is missing.
+/// Cases without EOI. Pillow accepts such a file only if its bit reader happens to have loaded the last bits already.
+/// This decoder accepts them, because no sample is missing.
 const READ_HERE: [&str; 3] =
     ["no end marker", "restarts, no end marker", "together, no end marker"];
 
@@ -123,7 +123,8 @@ fn samples_of_lossless_scans_count_by_eight() {
     assert_eq!(error, JpegError::TooMuchWork);
 }
 
-/// Pillow has all rows of a single-scan file before it reads the next 64 KiB, so it never sees an error in these bytes.
+/// Pillow reads 64 KiB at a time and stops once it has all rows of a single-scan file, so it never sees errors beyond
+/// the last read.
 #[test]
 fn damage_behind_the_last_read_of_pillow_is_no_damage() {
     let cases = [("files.safetensors", "comment"), ("lossless.safetensors", "larger")];

@@ -200,8 +200,8 @@ impl Header {
         let mut components: Vec<ScanComponent> = Vec::with_capacity(usize::from(count));
         for _ in 0..count {
             let [id, tables] = segment.array()?;
-            // Components may share an id. libjpeg skips a component whose index is below the number of components
-            // already in the scan.
+            // Several components may share an id. As in libjpeg, the search skips components of the frame whose index
+            // is below the number of components already read from the scan header.
             let found = frame
                 .components
                 .iter()

@@ -32,7 +32,7 @@ fn transform(block: &Block, quant: &[u16; 64]) -> [[u8; 8]; 8] {
     let (first_row, others) = block.split_at(8);
     if others.iter().fold(0, |any, &value| any | value) == 0 {
         // Only the first row has values, so each column is constant after the first pass. The shift wraps at 16 bits,
-        // where the full pass would saturate.
+        // whereas the full pass saturates.
         let column = |at: usize| dequantise(first_row[at], quant[at]) << PASS_BITS;
         if first_row[1..] == [0; 7] {
             let sample = centred(descale::<{ PASS_BITS + 3 }>(i32::from(column(0))));

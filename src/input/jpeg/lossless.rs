@@ -18,7 +18,7 @@ const PRECISION: u8 = 8;
 /// The Huffman symbol for a difference of 32,768. No further bits follow it.
 const LARGEST_SIZE: u8 = 16;
 
-/// Returns the number of bytes that a scan of all components needs in addition to the planes.
+/// Returns how many bytes a scan of all components needs besides the planes.
 pub(super) fn row_bytes(frame: &Frame) -> u64 {
     let samples = |component: &Component| (component.padded_width * (component.v + 1)) as u64;
     frame.components.iter().map(samples).sum::<u64>() * size_of::<u16>() as u64
@@ -91,9 +91,9 @@ struct Part<'f> {
     /// Width and height of an MCU in samples of this component.
     mcu_width: usize,
     mcu_height: usize,
-    /// The last row of samples of the previous row of MCUs, followed by the rows of the current one. The latter contain
-    /// differences first and reconstructed samples later. All values are modulo 2^16 and not yet shifted by the point
-    /// transform.
+    /// The last row of samples of the previous row of MCUs, followed by the rows of samples of the current row of MCUs.
+    /// The current rows contain differences at first and reconstructed samples later. All values are modulo 2^16 and
+    /// not yet shifted by the point transform.
     rows: Vec<u16>,
     /// True if the next row to be reconstructed is the first one of a scan or a restart interval.
     is_first_row: bool,
@@ -126,8 +126,8 @@ impl<'s, 'a, 'f> Decoder<'s, 'a, 'f> {
         (0..rows).try_for_each(|row| self.read_mcus(row))
     }
 
-    /// Reads one row of the scan's own MCUs (`decode_mcus`). `row` is the first row of its samples, counted from the
-    /// start of the current row of interleaved MCUs.
+    /// Reads one row of the scan's own MCUs (`decode_mcus`). `row` is the position of their first row of samples within
+    /// the current row of interleaved MCUs.
     fn read_mcus(&mut self, row: usize) -> Result<(), JpegError> {
         let Self { bits, restarts, mcus, parts, .. } = self;
         if let Some(due) = restarts.next() {
@@ -160,7 +160,7 @@ impl<'s, 'a, 'f> Decoder<'s, 'a, 'f> {
 
 /// Resets the prediction of all components. Like libjpeg, the caller does so before any row of the current MCUs is
 /// reconstructed. Therefore, the first of these rows is predicted without the row above, even if the restart interval
-/// starts at a later one.
+/// starts at a later row.
 fn start_prediction(parts: &mut [Part<'_>]) {
     for part in parts {
         part.is_first_row = true;

@@ -95,8 +95,8 @@ pub(super) fn read_header(file: &[u8]) -> Result<JpegInfo, JpegError> {
 }
 
 /// Returns the peak memory of [`decode`] in bytes. The planes of all components are allocated throughout. In addition,
-/// there are first the coefficients, while scans are decoded, and then the picture. Single-scan files need only one
-/// strip of coefficients; lossless files need a few rows of differences instead.
+/// [`decode`] needs the coefficients while it decodes scans, and the picture afterwards. Single-scan files need only
+/// one strip of coefficients; lossless files need a few rows of differences instead.
 fn working_bytes(frame: &Frame, first_scan: &Scan) -> u64 {
     let planes: u64 = frame.components.iter().map(|component| Plane::bytes(frame, component)).sum();
     let decoding = if frame.process.lossless {
@@ -151,7 +151,7 @@ pub(super) fn metadata(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
 }
 
 fn append(exif: &mut Cow<'_, [u8]>, piece: &[u8]) -> Result<(), OutOfMemory> {
-    // This copies the first segment, which has at most 64 KiB, so the allocation is not checked.
+    // This copies the first segment. It is at most 64 KiB long, so this allocation is not checked.
     let exif = exif.to_mut();
     let refused = OutOfMemory { bytes: (exif.len() + piece.len()) as u64 };
     exif.try_reserve(piece.len()).map_err(|_| refused)?;
@@ -235,8 +235,8 @@ impl ScanReader<'_, '_> {
     }
 
     /// Reads the segments after the only scan up to EOI, as libjpeg does. Pillow already has all rows by then, so it is
-    /// not an error if the file ends before EOI. Any other problem is an error if it lies in the part of the file that
-    /// Pillow has read.
+    /// not an error if the file ends before EOI. Any other problem is an error only in the part of the file that Pillow
+    /// has read.
     fn finish(&mut self) -> Result<(), JpegError> {
         self.source.end_with_read();
         match self.header.next(&mut self.source) {
@@ -358,9 +358,9 @@ impl ScanReader<'_, '_> {
     }
 }
 
-/// Returns the number of binary decisions that all scans of a picture together may take, in addition to those for empty
-/// blocks. The number per byte is far more than a file can encode. The number per block is needed because the decoder
-/// continues with zeros after the last byte, and these zeros may decode to anything.
+/// Returns the maximum number of binary decisions for all scans of a picture together, without the allowance for empty
+/// blocks. The number allowed per byte is far more than a byte can encode. A number per block is allowed as well,
+/// because the decoder continues with zeros after the last byte, and these zeros may decode to anything.
 fn decision_budget(frame: &Frame, file_bytes: usize) -> u64 {
     const PER_BLOCK: u64 = 128;
     const PER_BYTE: u64 = 32;

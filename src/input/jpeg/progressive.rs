@@ -148,8 +148,8 @@ struct Band {
     low: u32,
 }
 
-/// First pass: decodes the upper bits of each coefficient in a band. Returns the number of blocks after this one in the
-/// end-of-band run, that is, without coefficients in this band.
+/// First pass: decodes the upper bits of each coefficient in a band. Returns how many of the next blocks have no
+/// coefficients in this band (the rest of the end-of-band run).
 fn ac_first(
     bits: &mut BitReader<'_, '_>,
     table: &HuffmanTable,
@@ -189,8 +189,8 @@ fn end_of_band(bits: &mut BitReader<'_, '_>, run: u32) -> Result<u32, JpegError>
     Ok((1 << run) + more)
 }
 
-/// Refinement pass: decodes the next lower bit of each coefficient in a band. `end_of_band_run` is the number of
-/// blocks, from this one on, without new coefficients. Returns how many remain after this block.
+/// Refinement pass: decodes the next lower bit of each coefficient in a band. `end_of_band_run` is the number of blocks
+/// without new coefficients, including this one. Returns how many of them remain after this block.
 fn ac_refine(
     bits: &mut BitReader<'_, '_>,
     table: &HuffmanTable,
@@ -227,8 +227,8 @@ fn ac_refine(
     Ok(end_of_band_run)
 }
 
-/// Refines the non-zero coefficients of a band and skips `zeros` zero coefficients on the way. Stops at the zero
-/// coefficient after these and returns its position, or the position after the band.
+/// Refines the non-zero coefficients of a band and skips the first `zeros` zero coefficients. Stops at the next zero
+/// coefficient and returns its position; if there is none, returns the position after the band.
 #[inline]
 fn refine_up_to_zero(
     bits: &mut BitReader<'_, '_>,

@@ -62,7 +62,7 @@ impl Restarts {
 }
 
 /// Decodes the blocks of `scan` in one row of interleaved MCUs. Rows must be decoded in order, from 0. Returns true if
-/// the data had not run out at the start of at least one MCU.
+/// there was still data at the start of at least one MCU.
 ///
 /// # Errors
 /// The errors of the entropy decoder.
@@ -199,8 +199,8 @@ mod tests {
     #[test]
     fn the_scans_that_libjpeg_writes_are_within_what_is_read() {
         let process = Process { progressive: true, ..Process::SEQUENTIAL };
-        // The AC scans of `jpeg_simple_progression`, here for four components of 50 megapixels each: first and last
-        // coefficient, previous bit position.
+        // The AC scans of `jpeg_simple_progression`, here for four components of 50 megapixels each. An entry contains
+        // the first and last coefficient and the previous bit position.
         let script = [(1, 5, 0), (6, 63, 0), (1, 63, 2), (1, 63, 1)];
         let blocks = 1000 * 782;
         let alone: u64 = script.iter().map(|&scan| scan_cost(process, blocks, scan)).sum();

@@ -1,6 +1,6 @@
-//! Interblock smoothing of progressive files: estimates coefficients that no scan has delivered from the DC values of
-//! the neighbouring blocks (`decompress_smooth_data` of libjpeg-turbo's `jdcoefct.c`). It affects only files that end
-//! after their first scans; files with all bits are unchanged.
+//! Interblock smoothing of progressive files. Coefficients that no scan has delivered are estimated from the DC values
+//! of the neighbouring blocks (`decompress_smooth_data` of libjpeg-turbo's `jdcoefct.c`). Only files that end after
+//! their first scans are affected; if the scans deliver all bits, the image is unchanged.
 
 use super::coefficients::BlockGrid;
 use super::frame::{Block, Component, Frame};
@@ -17,7 +17,7 @@ const UNKNOWN: i8 = -1;
 /// DC values of five rows of five blocks, with the current block in the middle.
 type Window = [[i32; 5]; 5];
 
-/// Record of the bits of each coefficient that scans have delivered.
+/// Records which bits of each coefficient the scans have delivered.
 #[derive(Debug)]
 pub(super) struct Progress {
     /// By component and coefficient: the position of the lowest known bit. It is 0 if all bits are known, and
@@ -109,8 +109,8 @@ impl Smoothing<'_> {
         Ok(blocks)
     }
 
-    /// Returns the position of each coefficient's lowest known bit in a row of MCUs. For rows that the last scan did
-    /// not reach, it is the position before that scan.
+    /// Returns the position of each coefficient's lowest known bit in a row of MCUs. For a row of MCUs that the last
+    /// scan did not reach, returns the positions from before that scan.
     fn known(&self, index: usize, mcu_row: usize) -> [i8; COEFFICIENTS] {
         let Progress { known, before, scans, last_good_row } = self.progress;
         if mcu_row <= *last_good_row {
@@ -127,8 +127,8 @@ pub(super) fn row_bytes(frame: &Frame) -> u64 {
 }
 
 /// Returns the rows of blocks from two above `row` to two below. Beyond an edge of the picture, the nearest row is
-/// repeated. The edges are calculated as in libjpeg, which in the last row of MCUs assumes that all rows of MCUs are as
-/// high as the last one.
+/// repeated. The edges are calculated as in libjpeg: in the last row of MCUs, libjpeg assumes that every row of MCUs is
+/// as high as the last one.
 fn rows_around(frame: &Frame, component: &Component, row: usize) -> [usize; 5] {
     let mcu_row = row / component.v;
     let in_mcu_row = row % component.v;

@@ -33,7 +33,7 @@ const REFUSED_HERE: [&str; 17] = [
     "vocab.txt, empty",
 ];
 
-/// Cases that load here although transformers rejects one of their options, because this option has no meaning here.
+/// Cases with an option that transformers rejects. They load here, because the option has no effect on this server.
 const READ_HERE: [&str; 2] = ["an unknown side of padding", "an option that is named as a method"];
 
 #[derive(Deserialize)]
@@ -46,8 +46,8 @@ struct Goldens {
 #[derive(Deserialize)]
 struct Case {
     name: String,
-    /// Which vocabulary files of the fixture are in the directory: `vocab.txt`, `tokenizer.json`, `both`, or none for
-    /// any other value.
+    /// Which vocabulary files of the fixture are in the directory: `vocab.txt`, `tokenizer.json` or `both`. Any other
+    /// value means none.
     base: String,
     files: BTreeMap<String, String>,
     /// Values that replace those in the fixture's `tokenizer.json`, by key.
@@ -63,8 +63,8 @@ struct Case {
 struct Expected {
     tokens: usize,
     ids: Vec<Option<Vec<u32>>>,
-    /// By index of the text: the ids that result if special tokens in the text are treated as plain text, as they are
-    /// here. If there is no entry, those in `ids` are expected.
+    /// Expected ids by index of the text, where they differ from `ids` because this server treats special tokens in a
+    /// text as plain text.
     #[serde(default)]
     plain_ids: BTreeMap<String, Option<Vec<u32>>>,
     decoded: Vec<String>,

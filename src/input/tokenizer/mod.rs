@@ -1,8 +1,8 @@
 //! Converts text to token ids and back, as `transformers` does with the files of a checkpoint.
 //!
 //! There is one deliberate deviation: special tokens inside a client's text are treated as plain text (`[SEP]` is
-//! encoded as `[`, `sep` and `]`). Otherwise, a text could end itself or inject tokens that appear to come from the
-//! model.
+//! encoded as `[`, `sep` and `]`). Otherwise, a client's text could end the sequence early or inject tokens that appear
+//! to come from the model.
 
 mod build;
 mod entries;
@@ -29,9 +29,9 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer from a checkpoint directory: from `tokenizer.json`, or `vocab.txt` if there is none, and the
-    /// other files that define its class, options and added tokens. Padding and truncation settings of these files are
-    /// ignored. `settings` limits the length of every text.
+    /// Loads the tokenizer from a checkpoint directory. Reads `tokenizer.json` (or `vocab.txt` if there is none) and
+    /// the other files that define the tokenizer's class, options and added tokens. Padding and truncation settings of
+    /// these files are ignored. `settings` limits the length of every text.
     ///
     /// # Errors
     /// A missing or broken file, or a tokenizer that does not put one token before and one after a text.
@@ -129,7 +129,7 @@ impl Tokenizer {
         whole[common..].trim_start().to_owned()
     }
 
-    /// Returns a detokenizer, which decodes ids one by one while they are generated, after those of `prompt`.
+    /// Returns a detokenizer. It decodes the ids that follow `prompt` one by one while they are generated.
     #[must_use]
     pub fn detokenizer(&self, prompt: &[u32]) -> Detokenizer<'_> {
         Detokenizer::new(self, prompt)

@@ -262,8 +262,8 @@ impl Options {
         Ok(())
     }
 
-    /// If the text of a standard special token equals that of an added token, makes it refer to that token, with its
-    /// flags.
+    /// If an added token has the same text as a standard special token, uses the added token, with its flags, as that
+    /// special token.
     fn name_added_tokens(&mut self) {
         for (key, entry) in &mut self.entries {
             let text = entry.given.text().filter(|_| NAMES.contains(&key.as_str()));

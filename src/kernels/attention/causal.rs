@@ -14,8 +14,8 @@ use super::{Heads, STRIP};
 pub struct CausalRun<'a> {
     /// Queries of the new rows: `[rows, heads x width]`.
     pub queries: Rows<'a>,
-    /// The KV cache including the new rows: keys and values of all rows in order, `[rows, 2 x heads x width]`, in the
-    /// pieces that the decode steps appended.
+    /// Keys and values of all rows of the sequence, old and new, in order: `[rows, 2 x heads x width]`. Each decode
+    /// step has appended one piece.
     pub memory: &'a [Rows<'a>],
 }
 
@@ -55,7 +55,7 @@ pub fn attend_causally(
         };
         STRIP.with_borrow_mut(|scratch| causal(level, heads, run, &mut scratch.row, out));
     };
-    // The attention of one row to 20 tokens takes less time than waking a thread.
+    // The attention of one row to 20 tokens takes less time than waking a thread, so few rows stay on this thread.
     if rows < 8 { (0..runs.len()).for_each(part) } else { pool.run(runs.len(), &part) }
 }
 

@@ -67,8 +67,8 @@ impl<'a> Finish<'a> {
         let (mut residual, mut edge) = ([0.0f32; MOST_COLUMNS], [0.0f32; MOST_COLUMNS]);
         for r in 0..height {
             let at = (row + r) * self.out.stride + panel * columns;
-            // SAFETY: the `width` values from `at` on lie in row `row + r` of the result; the caller guarantees the
-            // sums.
+            // SAFETY: the `width` values that start at `at` lie in row `row + r` of the result; the caller guarantees
+            // that the sums are valid.
             unsafe {
                 let out = self.out.first.pointer().add(at);
                 let whole = width == columns;

@@ -82,8 +82,9 @@ pub fn linear(
     }
 }
 
-/// Computes one product per attention head. Multiplies the k columns of `x` `[rows, heads x k]` from `h x k` on by the
-/// weights of head h, and writes the result to the n columns of `out` `[rows, heads x n]` from `h x n` on.
+/// Computes one product per attention head. For head h, multiplies the k columns of `x` `[rows, heads x k]` that start
+/// at column `h x k` by the weights of the head. Writes the result to the n columns of `out` `[rows, heads x n]` that
+/// start at column `h x n`.
 ///
 /// # Panics
 /// When the lengths do not match, or the weights differ in shape.
@@ -159,8 +160,8 @@ impl Plan {
         self.rows.div_ceil(self.row_block) * self.panel_blocks()
     }
 
-    /// Returns the rows and the panels of a part. The panels vary fastest, so that threads that run at the same time
-    /// share the rows.
+    /// Returns the rows and the panels of a part. Consecutive parts differ in their panels first, so that threads that
+    /// run at the same time use the same rows.
     fn part(&self, index: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
         let (row, panel) = (index / self.panel_blocks(), index % self.panel_blocks());
         let (row, panel) = (row * self.row_block, panel * self.panel_block);

@@ -209,7 +209,7 @@ impl<I: Isa> ConvertPair<I> for Bf16 {
     }
 }
 
-/// Converts one row to groups and writes them, from `to` on, to every `rows_in_tile`-th cache line.
+/// Converts one row to groups. Writes them to every `rows_in_tile`-th cache line, starting at `to`.
 ///
 /// # Safety
 /// `to` is valid for writing these lines.
@@ -225,7 +225,7 @@ pub(in crate::kernels) unsafe fn row_to_groups<I: Isa, C: Convert<I>>(
     let block = LINE * C::GROUP;
     let mut blocks = row.chunks_exact(block);
     for block in &mut blocks {
-        // SAFETY: the block is complete; the caller guarantees the lines.
+        // SAFETY: the block is complete; the caller guarantees that the lines are valid.
         unsafe {
             C::line(isa, block.as_ptr(), to, scaling);
             to = to.add(rows_in_tile * LINE);
@@ -235,7 +235,7 @@ pub(in crate::kernels) unsafe fn row_to_groups<I: Isa, C: Convert<I>>(
     if !rest.is_empty() {
         let mut padded = [0.0f32; 4 * LINE];
         padded[..rest.len()].copy_from_slice(rest);
-        // SAFETY: the padded array is a complete block; the caller guarantees the lines.
+        // SAFETY: the padded array is a complete block; the caller guarantees that the lines are valid.
         unsafe { C::line(isa, padded.as_ptr(), to, scaling) };
     }
 }

@@ -34,8 +34,8 @@ fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
     }
 }
 
-/// Computes `x W^T + b` of the rounded operands. Returns each value with the sum of the magnitudes of its terms, to
-/// which errors are relative.
+/// Computes `x W^T + b` of the rounded operands. Returns each value, and the sum of the magnitudes of its terms. Errors
+/// are measured relative to this sum.
 fn reference(
     format: Format,
     x: &[f32],
@@ -99,7 +99,7 @@ fn every_level_and_format_equals_the_slow_twin_around_the_edges_of_tiles_and_blo
                     }
                 }
             }
-            // Sizes around blocks of K, which have 192 groups (128 on the matrix unit) of 1, 2 or 4 values.
+            // Sizes near whole blocks of K. A block has 192 groups (128 on the matrix unit) of 1, 2 or 4 values.
             for k in [191, 192, 193, 255, 257, 385, 511, 513, 767, 768, 769] {
                 failures.extend(check(level, format, rows + 2, columns + 1, k).err());
             }
@@ -171,7 +171,8 @@ fn a_row_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads() {
     }
 }
 
-/// If the lowest and the highest value have equal magnitude, the highest is quantized to 255.5, which rounds to 256.
+/// If the lowest and the highest value have equal magnitude, the highest is quantized to 255.5. This rounds to 256,
+/// which must be clamped to 255.
 #[test]
 fn the_largest_value_of_an_8_bit_row_stays_the_largest() {
     for level in levels() {

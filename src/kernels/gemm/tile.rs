@@ -187,14 +187,13 @@ pub(in crate::kernels) unsafe fn run<I: Isa, D: Dot<I>>(
     }
     let mut first = 0;
     while first < rows {
-        // SAFETY: the rows from `first` on start `first` lines into each block of the tile, and `first` rows into the
-        // sums.
+        // SAFETY: row `first` starts `first` lines into each block of the tile, and `first` rows into the sums.
         let operands = unsafe {
             let sums = sums.add(first * I::LANES * I::VECTORS);
             Operands { a: a.add(first * LINE), stride: rows * LINE, b, groups, sums, add }
         };
-        // The sums of twelve rows fill the registers. Each height below is compiled separately for every set and
-        // format. To limit their number, other heights are composed of these.
+        // The sums of twelve rows fill the registers. Each height below is compiled separately for every instruction
+        // set and format. Other heights are composed of these, to limit the number of compiled copies.
         first += highest!(rows - first, operands, 12 8 6 4 3 2 1);
     }
 }

@@ -194,7 +194,7 @@ impl Weights {
         self.n.div_ceil(self.columns)
     }
 
-    /// Returns a pointer to a panel's groups, from group `k` on.
+    /// Returns a pointer to group `k` of a panel.
     #[inline(always)]
     pub(super) fn panel(&self, panel: usize, k: usize) -> *const u32 {
         self.packed[(panel * self.groups() + k) * self.columns..].as_ptr()

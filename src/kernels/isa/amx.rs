@@ -204,7 +204,8 @@ macro_rules! product {
 pub(super) unsafe fn multiply(tile: MatrixTile) {
     debug_assert!((1..=2 * HALF).contains(&tile.rows) && tile.blocks > 0);
     configure(tile.rows);
-    // SAFETY: this function's contract; the registers are configured for exactly this number of rows.
+    // SAFETY: the caller upholds this function's contract, and the registers are configured for exactly this number of
+    // rows.
     unsafe {
         match (tile.integers, tile.rows > HALF) {
             (false, false) => product!("tdpbf16ps", tile, one half),

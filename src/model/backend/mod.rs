@@ -53,8 +53,8 @@ impl<O: Ops> BlipBackend<O> {
         self.vocabularies[model.0]
     }
 
-    /// Blocks until the encoder states are computed. A GPU computes asynchronously: calls that copy results to the host
-    /// wait for it, but calls that return encoder states do not.
+    /// Blocks until the encoder states are computed. A GPU computes asynchronously: methods that copy results to the
+    /// host wait for the GPU, but methods that return encoder states do not.
     ///
     /// # Errors
     /// When the device failed.

@@ -14,7 +14,7 @@ use crate::task::TokenIds;
 type Row<O> = SinglePassRow<EncoderStates<O>>;
 type Output<O> = SinglePassOutput<EncoderStates<O>>;
 
-/// A row whose text attends to encoder states. `place` is the index of the row in the call.
+/// A row whose text attends to encoder states. `place` is the index of the row in the backend call.
 struct CrossAttendingRow<'a, O: Ops> {
     place: usize,
     memory: &'a EncoderStates<O>,

@@ -294,7 +294,8 @@ fn unreadable(path: &Path, error: &candle_core::Error) -> LoadError {
 
 fn is_finite(tensor: &Tensor) -> candle_core::Result<bool> {
     let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    // The sum of x * 0 is NaN if any x is not finite. Compilers vectorise this sum, but not a search.
+    // The sum of x * 0 is NaN if any x is not finite. Compilers vectorise this sum, but they would not vectorise a
+    // search.
     Ok(values.chunks(4096).all(|chunk| chunk.iter().map(|value| value * 0.0).sum::<f32>() == 0.0))
 }
 

@@ -1,8 +1,8 @@
 //! The profiler, which forwards every operation to another implementation. It counts the calls and adds up their
 //! durations, separately for each kind of work. Only `bench --profile` uses it.
 //!
-//! The durations are those of the calls. On a GPU, which computes asynchronously, they say little about the time of the
-//! computation.
+//! On a GPU, which computes asynchronously, an operation returns before its computation ends. So the durations there
+//! say little about the time of the computation.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape,
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
-/// Minimum number of rows of a product for this number to be recorded in its [`Part`]. The duration of a product with
+/// Minimum number of rows for which a [`Part`] records the number of rows of a product. The duration of a product with
 /// fewer rows depends mainly on reading the weights.
 const MANY_ROWS: usize = 64;
 

@@ -73,7 +73,8 @@ impl BeamSearch {
             max_new_tokens: params.max_new_tokens,
             stop_token: start.stop_token,
             prompt: start.prompt,
-            // At first, only the first beam counts. Otherwise, all beams would become identical.
+            // Only the first beam counts in the first step. All beams are still equal, so they would choose the same
+            // tokens and stay identical.
             running: (0..num_beams)
                 .map(|index| beam(if index == 0 { 0.0 } else { UNLIKELY }))
                 .collect(),

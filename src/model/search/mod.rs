@@ -18,7 +18,7 @@ use crate::task::{GenerationParams, Sequence, Strategy, TokenLogprob};
 use beams::BeamSearch;
 use single::SingleSearch;
 
-/// Start state of a search, in addition to its generation parameters.
+/// Start state of a search, apart from its generation parameters.
 #[derive(Debug, Clone)]
 pub struct SearchStart {
     /// Start token and prompt tokens. The repetition penalty and the n-gram ban take them into account.

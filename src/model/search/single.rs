@@ -112,8 +112,8 @@ impl Sampling {
         order[weights.len() - 1]
     }
 
-    /// Port of transformers' `TopPLogitsWarper` (nucleus sampling). Removes the longest tail of the weights whose total
-    /// probability is at most `1 - top_p`, but keeps at least one weight.
+    /// Port of transformers' `TopPLogitsWarper` (nucleus sampling). Removes weights from the end of the list as long as
+    /// the total probability of the removed weights is at most `1 - top_p`. Keeps at least one weight.
     fn keep_nucleus(&self, weights: &mut Vec<f64>) {
         if self.top_p >= 1.0 {
             return;
@@ -174,7 +174,8 @@ mod tests {
 
     #[test]
     fn draws_follow_the_distribution() {
-        // The probabilities are 1/2, 1/4 and 1/4. Over 4,000 draws, four standard deviations are less than 0.032.
+        // The probabilities are 1/2, 1/4 and 1/4. Over 4,000 draws, four standard deviations of a frequency are less
+        // than 0.032, the accepted error.
         let logits = [0.5f32.ln(), 0.25f32.ln(), 0.25f32.ln()];
         let mut counts = [0u32; 3];
         for seed in 0..4000 {

@@ -90,8 +90,8 @@ fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str,
     states
 }
 
-/// The tolerance of each case is at most a tenth of the distance to a run of the same checkpoint with another
-/// activation in one tower.
+/// The tolerances are small enough to detect a wrong activation. For each case, the fixtures also ran the checkpoint
+/// with a different activation in one tower; the tolerance is at most a tenth of the error that this caused.
 #[test]
 fn every_activation_of_either_tower_equals_the_reference() {
     let reference = Reference::read("altered");
@@ -131,8 +131,9 @@ fn pixels_beyond_the_last_whole_patch_are_left_out_as_the_convolution_does() {
         let size = json!({"image_size": side});
         let mut backend = loaded(altered(directory.path(), checkpoint, &size, &json!({})));
         let expected = reference.tensor(&format!("odd.{checkpoint}"));
-        // The second case has two images in one batch. The patches of the first image cover only a part of its bytes,
-        // so an offset counted in bytes would be wrong for the patches of the second.
+        // In the second case the image is the second of a batch. The side is not a multiple of the patch size, so an
+        // image has more bytes than its patches have values. An implementation that finds the second image's patches by
+        // the byte length of the first image would fail here.
         let (one, other) =
             (mix(side), Pixels::new(side as u32, side as u32, vec![9; side * side * 3].into()));
         for images in [vec![&one], vec![&other, &one]] {

@@ -152,8 +152,8 @@ fn talkative_answers_equal_the_reference_for_every_parameter() {
     generation_equals_the_reference("vqa-talkative");
 }
 
-/// All golden cases of a checkpoint run in one ragged batch, which one more case joins in each step (continuous
-/// batching). Prefill rows, decoding rows and beams share steps, and every answer must still equal the reference.
+/// Runs all golden cases of a checkpoint in one ragged batch. In each step, one more case joins the batch (continuous
+/// batching). So prefill rows, decoding rows and beams share steps, and every answer must still equal the reference.
 #[test]
 fn goldens_that_join_one_running_batch_keep_their_answers() {
     for checkpoint in ["caption-talkative", "vqa-talkative"] {

@@ -42,8 +42,8 @@ fn pairs_of_several_images_in_one_call_keep_their_probabilities() {
         .map(|photo| backend.encode(TowerId(0), &[&reference.pixels(photo)]).unwrap().remove(0))
         .collect();
     let mut rows = Vec::new();
-    // The outer loop is over texts and the inner loop over images, so that adjacent rows of the call have different
-    // encoder states.
+    // The outer loop is over texts and the inner loop over images, so that adjacent rows of the backend call have
+    // different encoder states.
     for text in reference.list("texts") {
         for image in &images {
             rows.push(SinglePassRow::MatchPair { image: image.clone(), text: tokens(&text["ids"]) });

@@ -72,8 +72,8 @@ pub(super) fn kernels(level: Level, format: Format) -> CpuOps {
     CpuOps::try_new(available, format, 2).unwrap()
 }
 
-/// Maximum accepted difference, relative to the largest magnitude. Deliberately wrong runs differ by at least ten times
-/// as much (`wrong_runs` in the JSON files of the reference).
+/// Maximum accepted difference, relative to the largest magnitude. The differences of deliberately wrong runs are at
+/// least ten times as large (`wrong_runs` in the JSON files of the reference).
 pub(super) const TOLERANCE: f32 = 1e-4;
 
 /// All checkpoints, in the order of the fixtures' README.
@@ -84,7 +84,7 @@ pub(super) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// Returns the model files in a fixture directory. For other directories, `hub` does this.
+/// Returns the model files in a fixture directory. Outside the tests, `hub` finds the files.
 pub(super) fn files(directory: &Path) -> ModelFiles {
     let existing = |name: &str| Some(directory.join(name)).filter(|path| path.exists());
     let preprocessor =

@@ -90,7 +90,7 @@ fn matching_probabilities_and_cosines_equal_the_reference() {
     );
 }
 
-/// Returns the cosine of every image with every text. Embeds all images and all texts in one call.
+/// Returns the cosine of every image with every text. Embeds all images and all texts in one backend call.
 fn cosines(backend: &mut Tested, reference: &Reference) -> Vec<f32> {
     let images = images(backend, reference);
     let texts = reference.list("texts");

@@ -14,8 +14,8 @@ use crate::engine::ids::{CallId, FeatureKey, ItemId, TaskId};
 use crate::fairness::{Pick, Turns};
 use crate::task::ModelId;
 
-/// Number of image tokens whose keys and values can be projected at the cost of running one text token. 577 image
-/// tokens need 16 GFLOP, a text token 0.2 GFLOP (12 layers x 14 x 768 x 768 x 2), so the number is about 8.
+/// Projecting the keys and values of this many image tokens costs as much as running one text token. 577 image tokens
+/// need 16 GFLOP, a text token 0.2 GFLOP (12 layers x 14 x 768 x 768 x 2), so the ratio is about 8.
 const IMAGE_TOKENS_PER_TOKEN: f64 = 8.0;
 
 /// A single-pass row that is ready to run.
@@ -296,15 +296,16 @@ impl Text {
         taken
     }
 
-    /// True if no group of this lane runs and its next group does not fit in addition to the KV cache of other models.
-    /// Bytes that other models release are then kept for this lane; otherwise it might wait for ever.
+    /// True if this lane runs no group, and the next one must wait because the KV caches of the other models leave too
+    /// little of `max_kv_bytes`. KV bytes that those models release are then reserved for this lane; otherwise it might
+    /// wait for ever.
     fn is_blocked_on_kv(&self, id: Lane) -> bool {
         let lane = &self.lanes[&id];
         let Some(head) = lane.waiting.front().filter(|_| lane.running.is_empty()) else {
             return false;
         };
         let head = &self.items[&head];
-        // No group of this model runs, so there is no KV cache of the image that could be shared.
+        // No group of this model runs, so the next group cannot share the KV cache of its image with another.
         let (held, needed) = (self.kv_bytes(), head.own_kv + head.image_kv);
         held > 0 && needed > 0 && held.saturating_add(needed) > self.max_kv_bytes
     }

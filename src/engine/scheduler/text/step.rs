@@ -1,9 +1,9 @@
 //! Fills the next decode step of one model's groups (continuous batching).
 //!
-//! Running groups come first, in the order in which they joined. But no client gets a second group into the step before
-//! every client has its first, and within a client no call gets its second before every call has its first. So a client
-//! or call with many groups makes room for a new client or call. Groups left out of a step keep their state and
-//! continue later. Nothing overtakes a group that waits for capacity, so every group finishes eventually.
+//! Running groups come first, in the order in which they joined. But every client gets its first group into the step
+//! before any client gets a second, and so do the calls of one client. So a client or call with many groups makes room
+//! for a new client or call. Groups left out of a step keep their state and continue later. Nothing overtakes a group
+//! that waits for capacity, so every group finishes eventually.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
@@ -77,7 +77,8 @@ impl Text {
             for client in running.clients.clone() {
                 while groups.chosen(client) < round {
                     let Some((rank, group)) = running.next(client) else { break };
-                    // A call with fewer groups goes first: one of its waiting groups may still join.
+                    // A waiting call that runs fewer groups goes first, so this group makes room for one of that
+                    // call's.
                     if open && lane.waiting.calls_of(client).any(|call| groups.of(call) + 1 < rank)
                     {
                         break;
@@ -141,7 +142,7 @@ impl Groups {
         self.chosen.get(&client).copied().unwrap_or(0)
     }
 
-    /// Counts one more group of the call. Returns the group's rank: its number within the call, from 1.
+    /// Counts one more group of the call. Returns the group's rank: its position among the groups of its call, from 1.
     fn add(&mut self, call: CallId) -> usize {
         *self.of_client.entry(call.client).or_default() += 1;
         let of_call = self.of_call.entry(call).or_default();
@@ -158,8 +159,8 @@ impl Groups {
 struct Running {
     /// Clients in the order in which their first groups joined.
     clients: Vec<ClientId>,
-    /// Per client: its groups as `(rank, id)`, where the rank is the group's number within its call, from 1. Sorted by
-    /// rank, then by joining order.
+    /// Per client: its groups as `(rank, id)`, where the rank is the group's position among the groups of its call,
+    /// from 1. Sorted by rank, then by joining order.
     queues: HashMap<ClientId, VecDeque<(usize, ItemId)>>,
 }
 
@@ -220,9 +221,9 @@ impl StepCapacity {
         item.own_kv + new_image.map_or(0, |_| item.image_kv)
     }
 
-    /// True if a waiting group fits. A quarter of the capacity is kept for calls without running groups, so that a
-    /// large call cannot lock out a small one for as long as it runs. Clients without running groups may exceed the
-    /// capacity by a quarter, so that a client with many calls cannot lock them out.
+    /// True if a waiting group fits. A quarter of the capacity is reserved for calls without running groups, so that a
+    /// small call need not wait until a large one has finished. Clients without running groups may exceed the capacity
+    /// by a quarter, so that a client with many calls cannot lock them out.
     fn has(&self, item: &Item, (first_of_client, first_of_call): (bool, bool)) -> bool {
         let open = |most: u64| match (first_of_client, first_of_call) {
             (true, _) => fairness::with_reserve(most),

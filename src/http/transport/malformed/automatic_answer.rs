@@ -3,8 +3,8 @@
 //!
 //! hyper offers no way to change or switch off these responses: `HTTP/1.1 400 Bad Request`, a few fixed fields, no
 //! body. The wrapper recognises them among the bytes that hyper writes, because nothing else that this server writes is
-//! an error without a body and without an `x-request-id`. It reports them to hyper as written, and hyper then ends the
-//! connection with the parse error. `server` wraps every stream in [`WithoutAutomaticAnswers`].
+//! an error without a body and without an `x-request-id`. The wrapper reports these bytes to hyper as written, and
+//! hyper then ends the connection with the parse error. `server` wraps every stream in [`WithoutAutomaticAnswers`].
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -105,7 +105,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WithoutAutomaticAnswers<S> {
 /// Returns the offset at which an automatic answer begins, if `bytes` end with one; otherwise `None`.
 fn start_of_automatic_answer(bytes: &[u8]) -> Option<usize> {
     // Nearly every write returns here. Apart from automatic answers, only the last chunk of a stream ends like this, or
-    // a body by chance.
+    // a body that happens to do so.
     if !bytes.ends_with(b"\r\n\r\n") {
         return None;
     }

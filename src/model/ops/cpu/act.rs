@@ -23,7 +23,7 @@ pub(super) struct Arena {
 
 /// Maximum number of free buffers. One layer uses fewer buffers than this at the same time.
 const MOST_FREE: usize = 12;
-/// Maximum total size of the free buffers in bytes: what one layer of a base-size model needs for a batch of eight
+/// Maximum total size of the free buffers in bytes. One layer of a base-size model needs this much for a batch of eight
 /// images.
 const MOST_FREE_BYTES: usize = 192 << 20;
 
@@ -32,7 +32,7 @@ struct Buffer {
     values: Vec<f32>,
     /// Arena to which the buffer returns when it is dropped; empty for long-lived activations.
     home: Weak<Arena>,
-    /// A copy of the rows, packed for attention. Its users own it; it is freed with the last of them.
+    /// A copy of the rows, packed for attention. Its users own it, and it is freed when the last of them drops it.
     packed: Mutex<Weak<PackedKv>>,
 }
 
@@ -60,7 +60,7 @@ impl Arena {
         let bytes = |free: &[Vec<f32>]| {
             free.iter().map(|values| values.capacity() * size_of::<f32>()).sum::<usize>()
         };
-        // Do not keep the memory of a single unusually large work unit for ever.
+        // Free the largest buffers, so that memory for one unusually large work unit is not kept for ever.
         while bytes(&free) > MOST_FREE_BYTES {
             free.pop();
         }

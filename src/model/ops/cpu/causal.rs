@@ -6,7 +6,7 @@ use super::Act;
 use crate::kernels::rows::Rows;
 
 /// KV cache of one sequence in one layer, as a list of pieces. Each step appends one piece. Beams share the pieces of
-/// their common beginning. A step that is run again shares the pieces of the steps before it.
+/// their common prefix. If a step is repeated after an error, it reuses the pieces of the earlier steps.
 #[derive(Debug)]
 pub struct CausalRows {
     /// Pieces `[tokens, 2 x width]`. In each row, the keys come first.
@@ -15,8 +15,8 @@ pub struct CausalRows {
 }
 
 impl CausalRows {
-    /// Returns a cache with the pieces of `past` and one more piece: the keys and values of `rows` rows of `qkv`, from
-    /// row `start` on.
+    /// Returns a cache with the pieces of `past` and one more piece: the keys and values of `rows` rows of `qkv`,
+    /// starting at row `start`.
     pub(super) fn extend(past: Option<&Self>, qkv: &Act, start: usize, rows: usize) -> Self {
         let width = qkv.width() / 3;
         let new = (start..start + rows).flat_map(|row| &qkv.row(row)[width..]).copied().collect();

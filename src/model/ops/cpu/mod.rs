@@ -30,8 +30,8 @@ use crate::kernels::pool::Pool;
 use crate::kernels::rows::Rows;
 use crate::task::Pixels;
 
-/// Minimum number of output columns of a layer whose weights are quantised to 8 bits. Smaller layers gain nothing from
-/// quantisation, and the answer depends directly on their output.
+/// Minimum number of output columns of a layer whose weights are quantised to 8 bits. Layers with fewer columns gain
+/// nothing from quantisation, and errors in their output affect the answer directly.
 const FEW_COLUMNS: usize = 64;
 
 /// Maximum size in bytes of a layer's widest activations in one pass, so that they stay in the third-level cache
@@ -39,8 +39,8 @@ const FEW_COLUMNS: usize = 64;
 /// longer than eight passes of one image each, because all data then comes from main memory.
 const PASS_BYTES: usize = 12 << 20;
 
-/// Maximum number of packed sequences whose buffers are kept for the next call. Each takes at most 3 MB (512 tokens in
-/// f32).
+/// Maximum number of packed sequences whose buffers are kept for the next self-attention. Each takes at most 3 MB (512
+/// tokens in f32).
 const MOST_MEMORIES: usize = 8;
 
 /// Operations at one instruction set level, with weights in one format. They have their own thread pool.
@@ -57,7 +57,7 @@ pub struct CpuOps {
 struct State {
     pool: Pool,
     scratch: Scratch,
-    /// Packed keys and values of the last call of self-attention, kept so that the next call reuses their buffers.
+    /// Packed keys and values of the last self-attention, kept so that the next one reuses their buffers.
     memories: Vec<PackedKv>,
 }
 

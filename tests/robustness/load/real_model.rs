@@ -1,22 +1,17 @@
 //! The demo models under five times what they can do, every request with a 12-megapixel picture that nobody has seen:
 //! what is refused costs no decoding, and as much is served as without the overload. For `--release`.
 
-use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use image::codecs::jpeg::JpegEncoder;
-use image::{Rgb, RgbImage};
 use tokio::time::Instant;
 
-use super::chance::Chance;
 use super::client::Pool;
 use super::open_loop::Target;
 use super::process::{Keep, Process};
 use super::scrape::Scrape;
 use super::tally::Tally;
-use super::traffic::Ask;
+use super::traffic::{Ask, numbered, photograph};
 
 const SIZE: (u32, u32) = (4000, 3000);
 const CLIENTS: usize = 16;
@@ -25,26 +20,6 @@ const MAX_QUEUE_WAIT: Duration = Duration::from_secs(10);
 const MEASURE: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_secs(60);
 const OVERLOAD: f64 = 5.0;
-
-/// A picture of this size, as cameras make them: 12 megapixels are some megabytes.
-pub(crate) fn photograph((width, height): (u32, u32)) -> Bytes {
-    let mut chance = Chance::new(6);
-    let picture = RgbImage::from_fn(width, height, |x, y| {
-        let grain = chance.next();
-        let light =
-            |shift: u32| ((x / 16 + y / 12) as u8 / 2).wrapping_add((grain >> shift) as u8 & 15);
-        Rgb([light(8), light(16), light(24)])
-    });
-    let mut file = Cursor::new(Vec::new());
-    JpegEncoder::new_with_quality(&mut file, 85).encode_image(&picture).unwrap();
-    file.into_inner().into()
-}
-
-/// The photograph with a comment of its own behind the two bytes that begin a JPEG.
-pub(crate) fn numbered(photograph: &[u8], number: u64) -> Bytes {
-    let comment = [&[0xff, 0xfe, 0, 10][..], &number.to_be_bytes()].concat();
-    [&photograph[..2], &comment, &photograph[2..]].concat().into()
-}
 
 async fn step(target: &Target, server: &Process, rate: f64) -> (Tally, f64, u64) {
     let decoded = |scrape: &Scrape| scrape.sum("blip_image_format_total", &[]);

@@ -19,9 +19,8 @@ use super::chance::Chance;
 use super::client::problem_code;
 use super::process::{Keep, Process};
 use super::raw::{connect, read_answer};
-use super::real_model::{numbered, photograph};
 use super::scrape::Scrape;
-use super::traffic::{Ask, Traffic};
+use super::traffic::{Ask, Traffic, numbered, photograph};
 
 /// Clients of each kind.
 const CLIENTS: [(Kind, u64); 3] = [(Kind::Mixed, 16), (Kind::SlowBody, 4), (Kind::LargePicture, 6)];

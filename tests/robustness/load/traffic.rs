@@ -1,8 +1,13 @@
 //! What is asked: every kind of call, with pictures that come again and pictures that nobody has seen, and calls that
 //! are wrong on purpose.
 
-use bytes::Bytes;
+use std::io::Cursor;
 
+use bytes::Bytes;
+use image::codecs::jpeg::JpegEncoder;
+use image::{Rgb, RgbImage};
+
+use super::chance::Chance;
 use crate::support::inputs::picture;
 
 /// Pictures that come again and again.
@@ -112,6 +117,26 @@ impl Traffic {
             _ => Ask::picture("/caption", self.known[0].slice(..self.known[0].len() / 2)),
         }
     }
+}
+
+/// A picture of this size, as cameras make them: 12 megapixels are some megabytes.
+pub(crate) fn photograph((width, height): (u32, u32)) -> Bytes {
+    let mut chance = Chance::new(6);
+    let picture = RgbImage::from_fn(width, height, |x, y| {
+        let grain = chance.next();
+        let light =
+            |shift: u32| ((x / 16 + y / 12) as u8 / 2).wrapping_add((grain >> shift) as u8 & 15);
+        Rgb([light(8), light(16), light(24)])
+    });
+    let mut file = Cursor::new(Vec::new());
+    JpegEncoder::new_with_quality(&mut file, 85).encode_image(&picture).unwrap();
+    file.into_inner().into()
+}
+
+/// The photograph with a comment of its own behind the two bytes that begin a JPEG.
+pub(crate) fn numbered(photograph: &[u8], number: u64) -> Bytes {
+    let comment = [&[0xff, 0xfe, 0, 10][..], &number.to_be_bytes()].concat();
+    [&photograph[..2], &comment, &photograph[2..]].concat().into()
 }
 
 /// A PNG text chunk.

@@ -25,7 +25,7 @@ pub(crate) struct Info {
     /// Settings of admission control and batching.
     batching: BatchingInfo,
     /// Instruction set that the CPU kernels use.
-    #[schema(example = "x86-64-v4")]
+    #[schema(example = "avx512-bf16")]
     cpu_isa: String,
     /// Order of the two passes of image resizing: `pillow13` or `horizontal_first` (setting `input.resize_order`).
     #[schema(example = "pillow13")]

@@ -33,8 +33,7 @@ use super::routes::{
     InferenceEndpoint, caption, documents, embeddings, health, info, metrics, similarity, vqa,
 };
 use super::settings::Limits;
-use super::state::HttpState;
-use super::state::metric_labels;
+use super::state::{HttpState, metric_labels};
 
 /// Returns the endpoints that run a model. To add an endpoint, write its file in `routes` and list it here.
 fn inference_endpoints() -> [InferenceEndpoint; 4] {

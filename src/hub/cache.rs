@@ -51,9 +51,10 @@ impl RepositoryCache {
         }
         let path = self.root.join("refs").join(revision);
         // Accept only a regular file: reading a pipe that somebody has planted would block for ever.
-        let commit =
-            fs::metadata(&path).is_ok_and(|it| it.is_file()).then(|| fs::read_to_string(&path));
-        let commit = commit?.ok()?;
+        if !fs::metadata(&path).ok()?.is_file() {
+            return None;
+        }
+        let commit = fs::read_to_string(&path).ok()?;
         let commit = commit.trim();
         is_commit(commit).then(|| commit.to_owned())
     }

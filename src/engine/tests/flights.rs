@@ -3,8 +3,7 @@
 use super::support::*;
 use crate::engine::EngineSettings;
 use crate::engine::fake::{FakeCall, FakeFault, FakeMark};
-use crate::task::GenerationParams;
-use crate::task::VqaMode;
+use crate::task::{GenerationParams, VqaMode};
 
 fn uncached() -> EngineSettings {
     EngineSettings { feature_cache_bytes: 0, ..EngineSettings::default() }

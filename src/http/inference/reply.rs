@@ -9,8 +9,7 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::call;
-use super::call::{Call, Endpoint};
+use super::call::{self, Call, Endpoint};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Problem};
 use crate::http::extract::fields::Text;

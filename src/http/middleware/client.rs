@@ -4,8 +4,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use crate::http::access::client::PeerAddress;
-use crate::http::access::client::{ClientAddress, address};
+use crate::http::access::client::{ClientAddress, PeerAddress, address};
 use crate::http::state::HttpState;
 
 /// Adds the [`ClientAddress`] to the request's extensions.

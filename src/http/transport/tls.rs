@@ -14,8 +14,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
 use tokio_rustls::TlsAcceptor;
 
-use crate::http::reload;
-use crate::http::reload::{Outcome, Watched};
+use crate::http::reload::{self, Outcome, Watched};
 use crate::http::settings::TlsSettings;
 
 /// Why the files cannot be used as a certificate and its key.

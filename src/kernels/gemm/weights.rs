@@ -5,8 +5,7 @@
 //! are zero.
 
 use super::super::aligned_buffer::AlignedBuffer;
-use super::super::isa::to_bf16;
-use super::super::isa::{Isa, Level, per_level};
+use super::super::isa::{Isa, Level, per_level, to_bf16};
 use super::super::pool::Pool;
 use super::rows::DisjointMutPtr;
 

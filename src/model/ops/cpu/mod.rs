@@ -5,6 +5,8 @@
 //! sums in f32 or, for 8-bit weights, in exact integers. Softmax, layer norm, GELU and the residual stream are f32 in
 //! every format. Where 8 bits are not accurate enough, models with 8-bit weights use bf16: in attention, in the patch
 //! embedding, and in layers with fewer than 64 columns (the matching head).
+//!
+//! The file is longer than others because it is one implementation of one trait.
 
 mod act;
 mod causal;

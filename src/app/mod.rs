@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 pub use crate::engine::WarmUpError;
-use crate::engine::{Engine, EngineHandle, EngineSettings};
+use crate::engine::{Engine, EngineContext, EngineHandle, EngineSettings};
 use crate::fetch::Fetcher;
 use crate::http::{self, BatchingInfo, HttpState, Listener, Services};
 use crate::images::{Images, ImagesSettings};
@@ -231,15 +231,17 @@ impl App {
         let images = ImagesSettings { memory_high_water_bytes: mark, ..config.images.clone() };
         let images = Images::start(&images, config.http.input.clone(), Arc::clone(&self.metrics))
             .context("cannot start the decoding threads")?;
-        let (settings, metrics) = (config.engine.clone(), Arc::clone(&self.metrics));
+        let settings = config.engine.clone();
+        let context =
+            EngineContext::new(Arc::clone(&self.metrics), Arc::clone(self.state.lifecycle()));
         let engine = match loaded.backend {
             LoadedBackend::Kernels(backend, rebuild) => {
-                Engine::start_supervised(backend, rebuild, settings, metrics)
+                Engine::start_supervised(backend, rebuild, settings, context)
             }
             LoadedBackend::Candle(backend, rebuild) => {
-                Engine::start_supervised(backend, rebuild, settings, metrics)
+                Engine::start_supervised(backend, rebuild, settings, context)
             }
-            LoadedBackend::Mock(backend) => Engine::start(backend, settings, metrics),
+            LoadedBackend::Mock(backend) => Engine::start(backend, settings, context),
         };
         let engine = engine.context("cannot start the engine")?;
         measure(&engine.handle()).await?;
@@ -332,7 +334,9 @@ mod tests {
     fn app_with(settings: EngineSettings) -> (App, Engine, crate::engine::fake::FakeControl) {
         let app = App::build(load(&Flags::default(), &Environment::default()).unwrap()).unwrap();
         let (backend, control) = FakeBackend::new(models());
-        let engine = Engine::start(backend, settings, Arc::clone(&app.metrics)).unwrap();
+        let lifecycle = Arc::clone(app.state.lifecycle());
+        let context = EngineContext::new(Arc::clone(&app.metrics), lifecycle);
+        let engine = Engine::start(backend, settings, context).unwrap();
         (app, engine, control)
     }
 
@@ -340,7 +344,8 @@ mod tests {
     async fn a_worker_that_ends_by_itself_ends_the_server_with_an_error() {
         let (app, engine, control) = app();
         let handle = engine.handle();
-        app.metrics.ready.set(1);
+        app.state.lifecycle().loaded();
+        assert_eq!((app.metrics.ready.get(), app.metrics.worker_up.get()), (1, 1));
         control.kill_worker();
         let mut admission =
             handle.admit(ClientId::default(), 0, Instant::now() + Duration::from_secs(30));

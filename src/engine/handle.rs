@@ -13,7 +13,7 @@ use super::admission::{CallReservation, Estimates};
 use super::shared::{EngineStats, Shared};
 use super::sync::{SyncSender, TrySendError};
 use super::worker::{Message, Submission};
-use super::{EngineError, EngineSettings, WarmUpError};
+use super::{EngineError, EngineSettings, Lifecycle, Phase, WarmUpError};
 use crate::fairness::{CallId, ClientId};
 use crate::task::{ModelId, ModelInfo, Task, TaskOutput, TaskTiming, TokenLogprob};
 
@@ -37,21 +37,8 @@ pub struct EngineHandle {
 
 impl std::fmt::Debug for EngineHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EngineHandle").field("state", &self.state()).finish_non_exhaustive()
+        f.debug_struct("EngineHandle").field("phase", &self.phase()).finish_non_exhaustive()
     }
-}
-
-/// Readiness of the engine: whether it admits calls at present.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EngineState {
-    /// The engine admits calls and works on them.
-    Ready,
-    /// The engine finishes the calls it has admitted and admits no new ones (graceful shutdown).
-    Draining,
-    /// The backend failed and is being rebuilt. Nothing is admitted until it works again.
-    Rebuilding,
-    /// The worker thread has ended, or has had no heartbeat for `worker_hang_limit`. Only a restart helps.
-    WorkerDown,
 }
 
 /// An admitted call, with the capacity that is reserved for it before any of its work is done.
@@ -88,7 +75,7 @@ pub struct Answered {
 pub struct Reply {
     answer: oneshot::Receiver<Result<Answered, EngineError>>,
     /// Resolves when the worker is declared hung, because then the answer will never come.
-    given_up: Pin<Box<WaitForCancellationFutureOwned>>,
+    hung: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 /// The tokens of a single greedy or sampled sequence, as they are generated. The stream ends when the reply is ready.
@@ -134,24 +121,23 @@ impl EngineHandle {
     /// the time of one work unit when it is busy.
     #[must_use]
     pub fn heartbeat_age(&self) -> Duration {
-        self.shared.heartbeat_age()
+        self.shared.heartbeat.age()
     }
 
-    /// Returns the present readiness of the engine.
+    /// Returns the present phase of the process, as the engine sees it: `Down` also if the worker has had no heartbeat
+    /// for `worker_hang_limit`, which [`lost`](Self::lost) confirms later.
     #[must_use]
-    pub fn state(&self) -> EngineState {
-        let rebuilding = self.shared.is_rebuilding();
-        let patience = if rebuilding { REBUILD_PATIENCE } else { 1 };
+    pub fn phase(&self) -> Phase {
+        let phase = self.shared.lifecycle.phase();
+        let patience = if phase == Phase::Rebuilding { REBUILD_PATIENCE } else { 1 };
         let limit = self.shared.settings.worker_hang_limit * patience;
-        if self.heartbeat_age() > limit || !self.shared.is_alive() {
-            EngineState::WorkerDown
-        } else if rebuilding {
-            EngineState::Rebuilding
-        } else if self.shared.admission.is_draining() {
-            EngineState::Draining
-        } else {
-            EngineState::Ready
-        }
+        if self.heartbeat_age() > limit { Phase::Down } else { phase }
+    }
+
+    /// Returns the lifecycle of the process.
+    #[must_use]
+    pub fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.shared.lifecycle
     }
 
     /// Runs one small work unit of each kind, so that admission control has cost estimates before the first request.
@@ -178,7 +164,7 @@ impl EngineHandle {
         bytes: u64,
         deadline: Instant,
     ) -> Result<Admission, EngineError> {
-        if !self.shared.is_alive() || self.shared.is_rebuilding() {
+        if !self.shared.lifecycle.worker_takes_tasks() {
             return Err(EngineError::WorkerDown);
         }
         let admitted = self.shared.clock.now();
@@ -186,21 +172,15 @@ impl EngineHandle {
         Ok(Admission { handle: self.clone(), room, admitted, deadline })
     }
 
-    /// Tells the engine that a shutdown is about to begin. Requests are still admitted until [`drain`](Self::drain).
-    /// But from now on the engine does not become ready again after its backend was rebuilt.
-    pub fn announce_shutdown(&self) {
-        self.shared.announce_shutdown();
-    }
-
     /// Starts draining: new calls are rejected, admitted calls continue.
     pub fn drain(&self) {
-        self.shared.admission.drain();
+        self.shared.drain();
         self.wake();
     }
 
     /// Resolves when the worker thread has ended, for whatever reason.
     pub async fn ended(&self) {
-        self.shared.ended().await;
+        self.shared.lifecycle.ended().await;
     }
 
     /// Resolves when the worker can never answer again because its thread has ended or hangs. Replies that are still
@@ -213,12 +193,12 @@ impl EngineHandle {
         let mut suspected = None;
         loop {
             tokio::select! {
-                () = self.shared.ended() => return,
+                () = self.shared.lifecycle.ended() => return,
                 () = tokio::time::sleep(look) => {}
             }
-            let beat = (self.state() == EngineState::WorkerDown).then(|| self.shared.last_beat());
+            let beat = (self.phase() == Phase::Down).then(|| self.shared.heartbeat.last());
             if beat.is_some() && beat == suspected {
-                self.shared.give_up();
+                self.shared.lifecycle.worker_hangs();
                 return;
             }
             suspected = beat;
@@ -228,12 +208,12 @@ impl EngineHandle {
     /// Resolves when no call can be answered any more. The result is `ShuttingDown` at the end of the drain time, or
     /// `WorkerDown` if the worker has ended or hangs.
     pub async fn closed(&self) -> EngineError {
-        let (shared, given_up) = (&self.shared, self.shared.given_up());
+        let lifecycle = &self.shared.lifecycle;
         tokio::select! {
             biased;
-            () = shared.aborted() => EngineError::ShuttingDown,
-            () = shared.ended() => EngineError::WorkerDown,
-            () = given_up.cancelled() => EngineError::WorkerDown,
+            () = lifecycle.aborted() => EngineError::ShuttingDown,
+            () = lifecycle.ended() => EngineError::WorkerDown,
+            () = lifecycle.hung() => EngineError::WorkerDown,
         }
     }
 
@@ -245,14 +225,12 @@ impl EngineHandle {
     /// Ends the drain time: stops admission, and fails every waiting or running task with `ShuttingDown`. A work unit
     /// in progress completes first.
     pub fn abort(&self) {
-        self.shared.admission.drain();
         self.shared.abort();
         self.wake();
     }
 
     /// Asks the worker to end when it has no tasks left.
     pub(super) fn stop(&self) {
-        self.shared.admission.drain();
         self.shared.stop();
         self.wake();
     }
@@ -273,7 +251,7 @@ impl Admission {
     /// after an abort, because a drain lets admitted calls finish.
     pub fn reserve(&mut self, rows: usize, images: usize) -> Result<(), EngineError> {
         let shared = &self.handle.shared;
-        if shared.is_aborted() {
+        if shared.lifecycle.is_aborted() {
             return Err(EngineError::ShuttingDown);
         }
         let left = self.deadline.saturating_duration_since(shared.clock.now());
@@ -336,13 +314,14 @@ impl Admission {
         task: Task,
         stream: Option<mpsc::Sender<TokenLogprob>>,
     ) -> Reply {
-        if self.handle.shared.is_rebuilding() || crate::faults::at("engine::submit") {
+        if !self.handle.shared.lifecycle.worker_takes_tasks() || crate::faults::at("engine::submit")
+        {
             return self.refused(EngineError::WorkerDown);
         }
         let (sender, reply) = oneshot::channel();
         let shared = &self.handle.shared;
         let claim = match self.room.claim(task.shape().rows, task.distinct_images().0.len()) {
-            Ok(claim) if !shared.is_aborted() => claim,
+            Ok(claim) if !shared.lifecycle.is_aborted() => claim,
             Ok(_) => return self.refused(EngineError::ShuttingDown),
             Err(error) => return self.refused(error),
         };
@@ -379,7 +358,7 @@ impl Admission {
 
 impl Reply {
     fn new(answer: oneshot::Receiver<Result<Answered, EngineError>>, shared: &Shared) -> Self {
-        Self { answer, given_up: Box::pin(shared.given_up().cancelled_owned()) }
+        Self { answer, hung: Box::pin(shared.lifecycle.hung()) }
     }
 }
 
@@ -390,7 +369,7 @@ impl Future for Reply {
         if let Poll::Ready(reply) = Pin::new(&mut self.answer).poll(context) {
             return Poll::Ready(reply.unwrap_or(Err(EngineError::WorkerDown)));
         }
-        self.given_up.as_mut().poll(context).map(|()| Err(EngineError::WorkerDown))
+        self.hung.as_mut().poll(context).map(|()| Err(EngineError::WorkerDown))
     }
 }
 

@@ -1,112 +1,341 @@
-//! Starting and stopping an engine. `app` owns the [`Engine`]; everybody else holds an [`EngineHandle`].
+//! The lifecycle of the serving process: loading, ready, rebuilding, draining, down.
+//!
+//! [`Lifecycle`] holds the state, and everybody reads it here. The gauges `blip_ready`, `blip_draining` and
+//! `blip_worker_up` are written in one place, [`Lifecycle::change`], and are never read. Writers: `app` through the HTTP
+//! state and the engine's handle (loading, shutdown), and the worker thread (rebuilding, end).
+//!
+//! ```text
+//! Loading ──> Ready <──> Rebuilding      any phase ──> Draining   shutdown: announced, draining, aborted
+//!                                        any phase ──> Down       the worker has ended or hangs; final
+//! ```
 
-use std::io;
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, PoisonError};
 
-use super::backend::Backend;
-use super::settings::SettingsError;
-use super::shared::Shared;
-use super::sync::{JoinHandle, sync_channel};
-use super::worker::{Rebuild, spawn};
-use super::{Clock, EngineHandle, EngineSettings};
+use prometheus::IntGauge;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::sync::{Mutex, MutexGuard};
 use crate::telemetry::metrics::Metrics;
 
-/// Number of places in the inbox for wake-up messages, in addition to one place for each admitted task.
-const WAKE_UPS: usize = 16;
-
-/// A running engine: the worker thread and the first handle. Dropping it asks the worker to stop once all its tasks are
-/// done, but does not wait for that.
-#[derive(Debug)]
-pub struct Engine {
-    handle: EngineHandle,
-    thread: Option<JoinHandle<()>>,
+/// What the process does at present.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The models are not loaded yet. Nothing is admitted.
+    Loading,
+    /// Calls are admitted and answered.
+    Ready,
+    /// The backend failed and is being rebuilt. Nothing is admitted until it works again.
+    Rebuilding,
+    /// The process shuts down (graceful shutdown): it finishes the calls that it has admitted.
+    Draining,
+    /// The worker thread has ended or hangs. Only a restart of the process helps.
+    Down,
 }
 
-/// Why an engine did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The settings did not pass [`EngineSettings::check`].
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
-    /// The operating system did not create the worker thread.
-    #[error("cannot start the worker thread")]
-    Thread(#[source] io::Error),
+/// The state of one process, shared by its HTTP side and its engine.
+pub struct Lifecycle {
+    state: Mutex<State>,
+    ready: IntGauge,
+    draining: IntGauge,
+    worker_up: IntGauge,
+    /// Cancelled when the worker thread has ended.
+    worker_ended: CancellationToken,
+    /// Cancelled when the worker is declared hung, so that nobody waits for it any longer.
+    worker_hung: CancellationToken,
+    /// Cancelled at the end of the drain time.
+    aborted: CancellationToken,
 }
 
-impl Engine {
-    /// Starts the worker thread, which owns `backend` from now on.
-    ///
-    /// # Errors
-    /// [`StartError`].
-    pub fn start<B: Backend + Send + 'static>(
-        backend: B,
-        settings: EngineSettings,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self, StartError> {
-        Self::start_with_clock(backend, settings, metrics, Clock::system())
+#[derive(Debug, Clone, Copy)]
+struct State {
+    worker: WorkerState,
+    shutdown: Shutdown,
+    /// True once the models are loaded and requests can be served.
+    loaded: bool,
+    /// True once the worker was asked to end as soon as it has no tasks.
+    stopping: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WorkerState {
+    NotStarted,
+    Running,
+    Rebuilding,
+    Hung,
+    Ended,
+}
+
+/// How far the shutdown has got. It only ever advances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Shutdown {
+    NotRequested,
+    /// The process reports that it is not ready, but still admits calls, so that load balancers can react first.
+    Announced,
+    /// No call is admitted any more; admitted calls are finished.
+    Draining,
+    /// The drain time is over. Remaining calls are failed.
+    Aborted,
+}
+
+impl State {
+    fn is_down(self) -> bool {
+        matches!(self.worker, WorkerState::Hung | WorkerState::Ended)
     }
 
-    /// Like [`start`](Self::start), but a backend that stops working is replaced by one that `rebuild` returns.
-    ///
-    /// # Errors
-    /// [`StartError`].
-    pub fn start_supervised<B: Backend + Send + 'static>(
-        backend: B,
-        rebuild: Rebuild<B>,
-        settings: EngineSettings,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self, StartError> {
-        Self::launch(backend, Some(rebuild), settings, metrics, Clock::system())
-    }
-
-    /// Like [`start`](Self::start), with deadlines, linger times and costs measured on `clock`.
-    ///
-    /// # Errors
-    /// [`StartError`].
-    pub fn start_with_clock<B: Backend + Send + 'static>(
-        backend: B,
-        settings: EngineSettings,
-        metrics: Arc<Metrics>,
-        clock: Clock,
-    ) -> Result<Self, StartError> {
-        Self::launch(backend, None, settings, metrics, clock)
-    }
-
-    pub(super) fn launch<B: Backend + Send + 'static>(
-        backend: B,
-        rebuild: Option<Rebuild<B>>,
-        settings: EngineSettings,
-        metrics: Arc<Metrics>,
-        clock: Clock,
-    ) -> Result<Self, StartError> {
-        settings.check()?;
-        // Every task reserves at least one row, so admitted tasks always fit into the inbox.
-        let (sender, inbox) = sync_channel(settings.capacity_rows + WAKE_UPS);
-        let shared = Shared::new(backend.models().into(), settings, metrics, clock);
-        let thread = spawn(backend, rebuild, Arc::clone(&shared), inbox);
-        let thread = thread.map_err(StartError::Thread)?;
-        Ok(Self { handle: EngineHandle::new(shared, sender), thread: Some(thread) })
-    }
-
-    /// Returns a handle to this engine.
-    #[must_use]
-    pub fn handle(&self) -> EngineHandle {
-        self.handle.clone()
-    }
-
-    /// Stops admission, lets submitted tasks finish, and blocks until the worker thread has ended. Call this after
-    /// [`EngineHandle::drained`], or after [`EngineHandle::abort`] to end after the current work unit.
-    pub fn join(mut self) {
-        self.handle.stop();
-        if let Some(thread) = self.thread.take() {
-            // The thread has logged its own panic.
-            let _ = thread.join();
+    fn phase(self) -> Phase {
+        match self.worker {
+            WorkerState::Hung | WorkerState::Ended => Phase::Down,
+            WorkerState::Rebuilding => Phase::Rebuilding,
+            WorkerState::NotStarted | WorkerState::Running
+                if self.shutdown >= Shutdown::Announced =>
+            {
+                Phase::Draining
+            }
+            WorkerState::Running if self.loaded => Phase::Ready,
+            WorkerState::NotStarted | WorkerState::Running => Phase::Loading,
         }
     }
 }
 
-impl Drop for Engine {
-    fn drop(&mut self) {
-        self.handle.stop();
+impl Lifecycle {
+    /// Creates the lifecycle of a process that loads its models: `Loading` until [`loaded`](Self::loaded).
+    #[must_use]
+    pub fn loading(metrics: &Metrics) -> Arc<Self> {
+        Self::new(metrics, false)
+    }
+
+    /// Creates the lifecycle of an engine without a server: `Ready` as soon as the worker has started.
+    #[must_use]
+    pub fn without_server(metrics: &Metrics) -> Arc<Self> {
+        Self::new(metrics, true)
+    }
+
+    fn new(metrics: &Metrics, loaded: bool) -> Arc<Self> {
+        let worker = WorkerState::NotStarted;
+        let shutdown = Shutdown::NotRequested;
+        Arc::new(Self {
+            state: Mutex::new(State { worker, shutdown, loaded, stopping: false }),
+            ready: metrics.ready.clone(),
+            draining: metrics.draining.clone(),
+            worker_up: metrics.worker_up.clone(),
+            worker_ended: CancellationToken::new(),
+            worker_hung: CancellationToken::new(),
+            aborted: CancellationToken::new(),
+        })
+    }
+
+    /// Changes the state and writes the gauges from it, under one lock, so that they never disagree.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        change(&mut state);
+        let worker_up = state.worker == WorkerState::Running;
+        self.worker_up.set(i64::from(worker_up));
+        self.ready.set(i64::from(state.phase() == Phase::Ready));
+        self.draining.set(i64::from(state.shutdown >= Shutdown::Announced));
+    }
+
+    /// Moves the worker to `next`, unless it has ended. A worker that was declared hung can only end.
+    fn change_worker(&self, next: WorkerState) {
+        self.change(|state| match (state.worker, next) {
+            (WorkerState::Ended, _) => {}
+            (WorkerState::Hung, WorkerState::Ended) => state.worker = next,
+            (WorkerState::Hung, _) => {}
+            (WorkerState::NotStarted | WorkerState::Running | WorkerState::Rebuilding, _) => {
+                state.worker = next;
+            }
+        });
+    }
+
+    fn advance_shutdown(&self, to: Shutdown) {
+        self.change(|state| state.shutdown = state.shutdown.max(to));
+    }
+
+    /// Records that the models are loaded and requests can be served.
+    pub(crate) fn loaded(&self) {
+        self.change(|state| state.loaded = true);
+    }
+
+    /// Records that the process will soon shut down. It reports not ready from now on, but still admits calls.
+    pub(crate) fn announce_shutdown(&self) {
+        self.advance_shutdown(Shutdown::Announced);
+    }
+
+    /// Records that no call is admitted any more.
+    pub(super) fn drain(&self) {
+        self.advance_shutdown(Shutdown::Draining);
+    }
+
+    /// Records the end of the drain time, and wakes all waiters.
+    pub(super) fn abort(&self) {
+        self.advance_shutdown(Shutdown::Aborted);
+        self.aborted.cancel();
+    }
+
+    /// Asks the worker to end as soon as it has no tasks.
+    pub(super) fn stop(&self) {
+        self.change(|state| state.stopping = true);
+    }
+
+    /// Records that the worker thread runs, or that its backend has been rebuilt.
+    pub(super) fn worker_runs(&self) {
+        self.change_worker(WorkerState::Running);
+    }
+
+    /// Records that the backend has failed and is being rebuilt.
+    pub(super) fn worker_rebuilds(&self) {
+        self.change_worker(WorkerState::Rebuilding);
+    }
+
+    /// Declares the worker hung. Everybody who waits for the worker gets `WorkerDown`.
+    pub(super) fn worker_hangs(&self) {
+        self.change_worker(WorkerState::Hung);
+        self.worker_hung.cancel();
+    }
+
+    /// Records that the worker thread ends.
+    pub(super) fn worker_ends(&self) {
+        self.change_worker(WorkerState::Ended);
+        self.worker_ended.cancel();
+    }
+
+    /// Returns the present phase. `Down` comes before `Rebuilding`, and both before `Draining`.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.state().phase()
+    }
+
+    /// True from the announcement of the shutdown on, in whatever state the worker is.
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.state().shutdown >= Shutdown::Announced
+    }
+
+    /// True once no call is admitted any more.
+    pub(super) fn is_draining(&self) -> bool {
+        self.state().shutdown >= Shutdown::Draining
+    }
+
+    /// True once the drain time is over.
+    pub(super) fn is_aborted(&self) -> bool {
+        self.state().shutdown == Shutdown::Aborted
+    }
+
+    /// True once the worker was asked to end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.state().stopping
+    }
+
+    /// True if the worker can take a task now: it has neither ended nor hung, and its backend is not being rebuilt.
+    pub(super) fn worker_takes_tasks(&self) -> bool {
+        let state = self.state();
+        !state.is_down() && state.worker != WorkerState::Rebuilding
+    }
+
+    /// Resolves when the worker thread has ended.
+    pub(super) async fn ended(&self) {
+        self.worker_ended.cancelled().await;
+    }
+
+    /// Resolves at the end of the drain time.
+    pub(super) async fn aborted(&self) {
+        self.aborted.cancelled().await;
+    }
+
+    /// Returns a future that resolves when the worker is declared hung.
+    pub(super) fn hung(&self) -> WaitForCancellationFutureOwned {
+        self.worker_hung.clone().cancelled_owned()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code can panic while it holds the lock, so the state is whole even if the lock is poisoned.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Lifecycle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lifecycle").field("state", &*self.state()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lifecycle() -> (Arc<Lifecycle>, Metrics) {
+        let metrics = Metrics::try_new().unwrap();
+        (Lifecycle::loading(&metrics), metrics)
+    }
+
+    /// Ready, draining, worker up.
+    fn gauges(metrics: &Metrics) -> [i64; 3] {
+        [metrics.ready.get(), metrics.draining.get(), metrics.worker_up.get()]
+    }
+
+    #[test]
+    fn a_process_that_loads_serves_drains_and_ends_passes_through_the_phases() {
+        let (life, metrics) = lifecycle();
+        let mut seen = vec![(life.phase(), gauges(&metrics))];
+        let steps: [fn(&Lifecycle); 7] = [
+            Lifecycle::worker_runs,
+            Lifecycle::loaded,
+            Lifecycle::worker_rebuilds,
+            Lifecycle::worker_runs,
+            Lifecycle::announce_shutdown,
+            Lifecycle::drain,
+            Lifecycle::worker_ends,
+        ];
+        for step in steps {
+            step(&life);
+            seen.push((life.phase(), gauges(&metrics)));
+        }
+        let expected = [
+            (Phase::Loading, [0, 0, 0]),
+            (Phase::Loading, [0, 0, 1]),
+            (Phase::Ready, [1, 0, 1]),
+            (Phase::Rebuilding, [0, 0, 0]),
+            (Phase::Ready, [1, 0, 1]),
+            (Phase::Draining, [0, 1, 1]),
+            (Phase::Draining, [0, 1, 1]),
+            (Phase::Down, [0, 1, 0]),
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_backend_that_is_rebuilt_during_shutdown_does_not_become_ready() {
+        let (life, metrics) = lifecycle();
+        life.worker_runs();
+        life.loaded();
+        life.worker_rebuilds();
+        life.announce_shutdown();
+        assert_eq!((life.phase(), life.worker_takes_tasks()), (Phase::Rebuilding, false));
+        life.worker_runs();
+        assert_eq!((life.phase(), gauges(&metrics)), (Phase::Draining, [0, 1, 1]));
+        assert!(life.worker_takes_tasks(), "calls are admitted until the drain");
+    }
+
+    #[test]
+    fn a_worker_that_is_down_stays_down() {
+        let (life, metrics) = lifecycle();
+        life.worker_runs();
+        life.loaded();
+        life.worker_hangs();
+        life.worker_runs();
+        life.worker_rebuilds();
+        assert_eq!((life.phase(), gauges(&metrics)), (Phase::Down, [0, 0, 0]));
+        life.worker_ends();
+        life.worker_runs();
+        assert_eq!((life.phase(), gauges(&metrics)), (Phase::Down, [0, 0, 0]));
+    }
+
+    #[test]
+    fn a_shutdown_only_advances() {
+        let (life, _) = lifecycle();
+        life.abort();
+        life.announce_shutdown();
+        life.drain();
+        assert!(life.is_aborted() && life.is_draining() && life.is_shutting_down());
     }
 }

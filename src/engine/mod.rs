@@ -9,8 +9,9 @@
 //! - `features`: the cache of encoded images, with single flight and a limit in bytes.
 //! - `worker`: the worker thread, a loop around the scheduler.
 //! - `handle`: the API that `http` uses.
-//! - `lifecycle`: starting and stopping.
-//! - `sync`: the locks, flags, inbox and thread that the engine uses. Tests replace them to explore thread schedules
+//! - [`lifecycle`](Lifecycle): the state of the process: loading, ready, rebuilding, draining, down.
+//! - `start`: starting and stopping.
+//! - `sync`: the locks, inbox and thread that the engine uses. Tests replace them to explore thread schedules
 //!   (`schedules`).
 //! - `fake`: a scripted backend for tests, here and in `tests/it`.
 //!
@@ -27,6 +28,7 @@ mod error;
 pub mod fake;
 mod features;
 mod handle;
+mod heartbeat;
 mod ids;
 mod lifecycle;
 mod plan;
@@ -35,6 +37,7 @@ mod scheduler;
 mod schedules;
 mod settings;
 mod shared;
+mod start;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -43,10 +46,9 @@ mod worker;
 pub use admission::Estimates;
 pub use clock::Clock;
 pub use error::{EngineError, WarmUpError};
-pub use handle::{
-    Admission, Answered, EngineHandle, EngineState, Reply, ReservationGuard, TokenStream,
-};
-pub use lifecycle::{Engine, StartError};
+pub use handle::{Admission, Answered, EngineHandle, Reply, ReservationGuard, TokenStream};
+pub use lifecycle::{Lifecycle, Phase};
 pub use settings::{EngineSettings, SettingsError};
 pub use shared::EngineStats;
+pub use start::{Engine, EngineContext, StartError};
 pub use worker::Rebuild;

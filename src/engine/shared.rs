@@ -1,14 +1,12 @@
-//! State that the worker and all handles share: flags, counters, heartbeat, and the admission state.
+//! State that the worker and all handles share: admission control, lifecycle, heartbeat and counters.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-use tokio_util::sync::CancellationToken;
 
 use super::admission::AdmissionController;
-use super::sync::AtomicBool;
-use super::{Clock, EngineSettings};
+use super::heartbeat::Heartbeat;
+use super::lifecycle::Lifecycle;
+use super::{Clock, EngineContext, EngineSettings};
 use crate::task::ModelInfo;
 use crate::telemetry::metrics::Metrics;
 
@@ -19,143 +17,48 @@ pub(crate) struct Shared {
     pub(crate) settings: EngineSettings,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) heartbeat: Heartbeat,
     pub(crate) counters: Counters,
-    /// Cancelled when the worker thread ends.
-    ended: CancellationToken,
-    /// Cancelled when the worker is declared hung, so that nobody waits for the worker any longer.
-    given_up: CancellationToken,
-    /// True while the backend is being rebuilt.
-    rebuilding: AtomicBool,
-    /// True once the server is shutting down. Requests are still admitted until the engine drains, but a rebuilt
-    /// backend does not make the engine ready again.
-    leaving: AtomicBool,
-    /// Set at the end of the drain time.
-    aborted: AtomicBool,
-    /// Cancelled at the end of the drain time, to wake up waiters.
-    abort: CancellationToken,
-    /// Set when the worker should end as soon as it has no tasks.
-    stopping: AtomicBool,
-    started: Instant,
-    /// The worker's last heartbeat, in milliseconds after `started`.
-    heartbeat_ms: AtomicU64,
 }
 
 impl Shared {
     pub(crate) fn new(
         models: Arc<[ModelInfo]>,
         settings: EngineSettings,
-        metrics: Arc<Metrics>,
-        clock: Clock,
+        context: EngineContext,
     ) -> Arc<Self> {
-        metrics.worker_up.set(1);
+        let EngineContext { metrics, lifecycle, clock } = context;
+        lifecycle.worker_runs();
         Arc::new(Self {
             admission: AdmissionController::new(&settings, Arc::clone(&metrics)),
             models,
             settings,
+            heartbeat: Heartbeat::new(metrics.worker_heartbeat_timestamp_seconds.clone()),
             metrics,
             clock,
+            lifecycle,
             counters: Counters::default(),
-            ended: CancellationToken::new(),
-            given_up: CancellationToken::new(),
-            rebuilding: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            aborted: AtomicBool::new(false),
-            abort: CancellationToken::new(),
-            stopping: AtomicBool::new(false),
-            started: Instant::now(),
-            heartbeat_ms: AtomicU64::new(0),
         })
     }
 
-    pub(crate) fn is_alive(&self) -> bool {
-        !self.ended.is_cancelled()
+    /// Admits no more calls. Admitted calls continue.
+    pub(crate) fn drain(&self) {
+        self.lifecycle.drain();
+        self.admission.close();
     }
 
-    pub(crate) fn died(&self) {
-        self.metrics.worker_up.set(0);
-        self.metrics.ready.set(0);
-        self.ended.cancel();
-    }
-
-    pub(crate) fn is_rebuilding(&self) -> bool {
-        self.rebuilding.load(Ordering::Acquire)
-    }
-
-    /// Records whether the backend is being rebuilt. Nothing is admitted during a rebuild.
-    pub(crate) fn set_rebuilding(&self, rebuilding: bool) {
-        self.beat();
-        self.rebuilding.store(rebuilding, Ordering::Release);
-        self.metrics.worker_up.set(i64::from(!rebuilding));
-        let draining = self.admission.is_draining() || self.leaving.load(Ordering::Acquire);
-        self.metrics.ready.set(i64::from(!rebuilding && !draining));
-    }
-
-    /// Records that the server begins to shut down. From now on a rebuilt backend does not make the engine ready again.
-    pub(crate) fn announce_shutdown(&self) {
-        self.leaving.store(true, Ordering::Release);
-    }
-
-    /// Declares the worker hung. Every caller that waits for the worker gets `WorkerDown`.
-    pub(crate) fn give_up(&self) {
-        self.metrics.worker_up.set(0);
-        self.metrics.ready.set(0);
-        self.given_up.cancel();
-    }
-
-    /// Returns the token that [`give_up`](Self::give_up) cancels.
-    pub(crate) fn given_up(&self) -> CancellationToken {
-        self.given_up.clone()
-    }
-
-    /// Resolves when the worker thread has ended.
-    pub(crate) async fn ended(&self) {
-        self.ended.cancelled().await;
-    }
-
-    pub(crate) fn is_aborted(&self) -> bool {
-        self.aborted.load(Ordering::Acquire)
-    }
-
+    /// Ends the drain time: admits no more calls, and wakes up everybody who waits for an answer.
     pub(crate) fn abort(&self) {
-        self.aborted.store(true, Ordering::Release);
-        self.abort.cancel();
+        self.admission.close();
+        self.lifecycle.abort();
     }
 
-    /// Resolves at the end of the drain time.
-    pub(crate) async fn aborted(&self) {
-        self.abort.cancelled().await;
-    }
-
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
-    }
-
+    /// Admits no more calls, and asks the worker to end when it has no tasks left.
     pub(crate) fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
+        self.drain();
+        self.lifecycle.stop();
     }
-
-    /// Records a heartbeat of the worker, on the system's clock: a clock that only tests advance cannot show that a
-    /// thread hangs.
-    pub(crate) fn beat(&self) {
-        let elapsed = self.started.elapsed().as_millis();
-        self.heartbeat_ms.store(elapsed.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.metrics.worker_heartbeat_timestamp_seconds.set(unix_seconds());
-    }
-
-    /// Returns the time of the worker's last heartbeat, in milliseconds after the start.
-    pub(crate) fn last_beat(&self) -> u64 {
-        self.heartbeat_ms.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn heartbeat_age(&self) -> Duration {
-        let last = Duration::from_millis(self.last_beat());
-        self.started.elapsed().saturating_sub(last)
-    }
-}
-
-/// Returns the wall-clock time in seconds since the Unix epoch; for metrics only.
-pub(crate) fn unix_seconds() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// Counts of what the worker has done since the start. Only the worker writes them.

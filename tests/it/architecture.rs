@@ -381,19 +381,62 @@ fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// Deadlines, waits and lifetimes are measured on the monotonic clock: a wall clock that is set forward or back in the
-/// middle of a request changes nothing. Metrics want wall time, and one file asks for it.
-#[test]
-fn wall_time_is_for_metrics_alone() {
-    const ASKS: &str = "engine/shared.rs";
+/// Returns the files of `src` whose code, tests excluded, satisfies `is_wanted`. The code comes without white space.
+fn files_where(is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    const TESTS: [&str; 4] = ["tests", "testing", "schedules", "properties"];
     let mut found = Vec::new();
     for room in &LAW {
         for file in files_of(room.name) {
+            let place = file.strip_prefix(source()).unwrap().with_extension("");
+            if place.iter().any(|part| TESTS.iter().any(|test| part == *test)) {
+                continue;
+            }
             let code = code_of(&std::fs::read_to_string(&file).unwrap());
-            if code.contains("SystemTime::now") {
-                found.push(file.strip_prefix(source()).unwrap().display().to_string());
+            let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap_or(&code);
+            if is_wanted(&code.split_whitespace().collect::<String>()) {
+                found.push(place.with_extension("rs").display().to_string());
             }
         }
     }
-    assert_eq!(found, [ASKS]);
+    found
+}
+
+/// Deadlines, waits and lifetimes are measured on the monotonic clock: a wall clock that is set forward or back in the
+/// middle of a request changes nothing. Only metrics use wall-clock time, and only one file reads it.
+#[test]
+fn wall_time_is_for_metrics_alone() {
+    let files = files_where(|code| code.contains("SystemTime::now"));
+    assert_eq!(files, ["engine/heartbeat.rs"]);
+}
+
+/// The lifecycle is the state, and these gauges only show it. A second writer could make them disagree.
+#[test]
+fn the_gauges_of_the_lifecycle_are_written_in_one_place() {
+    let gauges = ["ready.set(", "draining.set(", "worker_up.set("];
+    let files = files_where(|code| gauges.iter().any(|gauge| code.contains(gauge)));
+    assert_eq!(files, ["engine/lifecycle.rs"]);
+}
+
+/// Decisions are made from state; metrics only report it.
+#[test]
+fn no_metric_is_read() {
+    assert!(reads_a_metric("letnow=self.metrics.oom_total.get();"));
+    assert!(reads_a_metric("ifmetrics().hits.with_label_values(&[\"a\"]).get()>0{"));
+    assert!(!reads_a_metric("self.metrics.ready.set(1);x.get()"));
+    let files = files_where(reads_a_metric);
+    assert!(files.is_empty(), "{files:?}");
+}
+
+/// Whether code without white space contains `metrics.NAME.get()`, with or without labels and parentheses.
+fn reads_a_metric(code: &str) -> bool {
+    code.split("metrics").skip(1).any(|rest| {
+        let rest = rest.strip_prefix("()").unwrap_or(rest);
+        let Some(rest) = rest.strip_prefix('.') else { return false };
+        let rest = rest.trim_start_matches(is_name);
+        let rest = match rest.strip_prefix(".with_label_values(") {
+            Some(labels) => labels.split_once("])").map_or("", |(_, rest)| rest),
+            None => rest,
+        };
+        rest.starts_with(".get()")
+    })
 }

@@ -143,7 +143,7 @@ struct State {
     /// The clients with calls in progress. Empty when all admitted calls have ended.
     clients: HashMap<ClientId, Client>,
     next_call: u64,
-    draining: bool,
+    closed: bool,
     estimates: Estimates,
     /// How much longer calls wait than the estimates say.
     slippage: f64,
@@ -202,7 +202,7 @@ impl AdmissionController {
             taken: Usage::default(),
             clients: HashMap::new(),
             next_call: 0,
-            draining: false,
+            closed: false,
             estimates: Estimates::default(),
             slippage: FIRST_SLIPPAGE,
         };
@@ -226,7 +226,7 @@ impl AdmissionController {
         now: Instant,
     ) -> Result<CallReservation, EngineError> {
         let mut state = self.state();
-        if state.draining {
+        if state.closed {
             return Err(self.refuse(Refusal::Draining, EngineError::ShuttingDown));
         }
         let call = CallId { client, number: state.next_call };
@@ -283,13 +283,9 @@ impl AdmissionController {
         self.state().estimates
     }
 
-    /// Starts draining: from now on no call is admitted.
-    pub(crate) fn drain(&self) {
-        self.state().draining = true;
-    }
-
-    pub(crate) fn is_draining(&self) -> bool {
-        self.state().draining
+    /// Admits no more calls, for good. Returns once no other thread can still be admitting one.
+    pub(crate) fn close(&self) {
+        self.state().closed = true;
     }
 
     /// Returns the number of rows in use.

@@ -225,7 +225,7 @@ fn rows_that_share_units_do_not_wait_for_each_other() {
 fn draining_admits_nothing_but_lets_admitted_calls_go_on() {
     let (admission, metrics, now) = admission(&small());
     let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
-    admission.drain();
+    admission.close();
     assert_eq!(
         admission.admit(ClientId::default(), 0, now + SOON, now).unwrap_err(),
         EngineError::ShuttingDown

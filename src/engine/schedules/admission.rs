@@ -35,7 +35,7 @@ fn a_call_and_a_drain(admitted: &Arc<AtomicUsize>) {
             }
         })
     };
-    admission.drain();
+    admission.close();
     block_on(admission.emptied());
     was_emptied.store(true, Ordering::SeqCst);
     call.join().unwrap();

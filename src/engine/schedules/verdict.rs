@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::tally::Event;
 use super::world::World;
 use crate::engine::fake::{FakeMark, FakeUnit};
-use crate::engine::{EngineError, EngineState};
+use crate::engine::{EngineError, Phase};
 use crate::fairness::ClientId;
 
 /// A task that nobody waits for any more.
@@ -49,7 +49,7 @@ impl World {
         if !self.is_faulty {
             self.nothing_ran_for_nobody();
         }
-        assert_eq!(self.handle.state(), EngineState::WorkerDown);
+        assert_eq!(self.handle.phase(), Phase::Down);
         let refused = self.handle.admit(ClientId::default(), 0, self.clock.now()).map(|_| ());
         assert_eq!(refused, Err(EngineError::WorkerDown));
     }

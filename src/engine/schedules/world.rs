@@ -16,7 +16,7 @@ use crate::engine::fake::{
     self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark, ManualClock,
 };
 use crate::engine::sync::point;
-use crate::engine::{Engine, EngineHandle, EngineSettings};
+use crate::engine::{Engine, EngineContext, EngineHandle, EngineSettings};
 use crate::telemetry::metrics::Metrics;
 
 /// The engine's capacity in rows. It is so small that some clients are rejected.
@@ -151,9 +151,11 @@ impl World {
             ..EngineSettings::default()
         };
         let metrics = Arc::new(Metrics::try_new().unwrap());
-        let source = ticking(&clock);
-        let engine =
-            Engine::start_with_clock(backend, settings, Arc::clone(&metrics), source).unwrap();
+        let context = EngineContext {
+            clock: ticking(&clock),
+            ..EngineContext::without_server(Arc::clone(&metrics))
+        };
+        let engine = Engine::start(backend, settings, context).unwrap();
         let world = Self {
             handle: engine.handle(),
             control,

@@ -1,4 +1,4 @@
-//! The types of the locks, flags, inbox and thread that the engine uses. Outside this crate's own tests they are simply
+//! The types of the locks, inbox and thread that the engine uses. Outside this crate's own tests they are simply
 //! those of `std` and tokio.
 //!
 //! In those tests each value checks, when it is created, whether its thread is run by shuttle, a checker that explores
@@ -19,8 +19,6 @@ mod twins;
 pub(crate) use std::sync::mpsc::{RecvTimeoutError, TryRecvError, TrySendError};
 
 #[cfg(not(test))]
-pub(crate) use std::sync::atomic::AtomicBool;
-#[cfg(not(test))]
 pub(crate) use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 #[cfg(not(test))]
 pub(crate) use std::sync::{Mutex, MutexGuard};
@@ -32,4 +30,4 @@ pub(crate) use tokio::sync::Notify;
 #[cfg(test)]
 pub(crate) use self::inbox::{Receiver, SyncSender, sync_channel};
 #[cfg(test)]
-pub(crate) use self::twins::{AtomicBool, Builder, JoinHandle, Mutex, MutexGuard, Notify, point};
+pub(crate) use self::twins::{Builder, JoinHandle, Mutex, MutexGuard, Notify, point};

@@ -1,4 +1,4 @@
-//! A mutex, a flag and a thread that are `std`'s on a real thread, and shuttle's on a thread of an explored schedule.
+//! A mutex and a thread that are `std`'s on a real thread, and shuttle's on a thread of an explored schedule.
 //! Also tokio's `Notify`, with a point before each operation at which shuttle may switch threads.
 
 use std::any::Any;
@@ -83,36 +83,6 @@ impl<T> DerefMut for MutexGuard<'_, T> {
         match self {
             Self::Real(guard) => guard,
             Self::Explored(guard) => guard,
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(crate) enum AtomicBool {
-    Real(std::sync::atomic::AtomicBool),
-    Explored(shuttle::sync::atomic::AtomicBool),
-}
-
-impl AtomicBool {
-    pub(crate) fn new(value: bool) -> Self {
-        if is_explored() {
-            Self::Explored(shuttle::sync::atomic::AtomicBool::new(value))
-        } else {
-            Self::Real(std::sync::atomic::AtomicBool::new(value))
-        }
-    }
-
-    pub(crate) fn load(&self, order: Ordering) -> bool {
-        match self {
-            Self::Real(flag) => flag.load(order),
-            Self::Explored(flag) => flag.load(order),
-        }
-    }
-
-    pub(crate) fn store(&self, value: bool, order: Ordering) {
-        match self {
-            Self::Real(flag) => flag.store(value, order),
-            Self::Explored(flag) => flag.store(value, order),
         }
     }
 }

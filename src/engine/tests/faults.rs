@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::support::*;
 use crate::engine::fake::{self, FakeBackend, FakeCall, FakeFault, FakeMark};
-use crate::engine::{Engine, EngineError, EngineSettings, EngineState, Reply};
+use crate::engine::{Engine, EngineContext, EngineError, EngineSettings, Phase, Reply};
 use crate::fairness::ClientId;
 use crate::task::{GenerationParams, ModelId, Task, VqaMode};
 use crate::telemetry::metrics::Metrics;
@@ -39,7 +39,7 @@ fn the_poisoned_item_alone_fails_in_every_kind_of_unit() {
             }
             let panics = bench.metrics.panics_total.with_label_values(&["worker"]).get();
             assert_eq!(panics > 0, fault == FakeFault::Panic);
-            assert_eq!(bench.handle.state(), EngineState::Ready);
+            assert_eq!(bench.handle.phase(), Phase::Ready);
             let log = bench.control.log();
             let shared = log.iter().filter(|unit| unit.call == call);
             assert!(shared.map(|unit| unit.items.len()).max() >= Some(4), "{call:?} was shared");
@@ -105,7 +105,8 @@ fn a_dead_worker_resolves_every_reply_and_admits_nothing() {
     control.kill_worker();
     let metrics = std::sync::Arc::new(Metrics::try_new().unwrap());
     let settings = EngineSettings::default();
-    let engine = Engine::start(backend, settings, std::sync::Arc::clone(&metrics)).unwrap();
+    let context = EngineContext::without_server(Arc::clone(&metrics));
+    let engine = Engine::start(backend, settings, context).unwrap();
     let handle = engine.handle();
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
     let mut admission = handle.admit(ClientId::default(), 10, deadline).unwrap();
@@ -116,7 +117,7 @@ fn a_dead_worker_resolves_every_reply_and_admits_nothing() {
     assert_eq!(wait(second), Err(EngineError::WorkerDown));
     wait(handle.ended());
     assert_eq!(wait(admission.submit(CAPTION, caption(3))), Err(EngineError::WorkerDown));
-    assert_eq!(handle.state(), EngineState::WorkerDown);
+    assert_eq!(handle.phase(), Phase::Down);
     assert_eq!(
         handle.admit(ClientId::default(), 0, deadline).unwrap_err(),
         EngineError::WorkerDown
@@ -144,7 +145,7 @@ fn hanging() -> (Bench, Reply) {
 fn a_worker_that_hangs_is_down() {
     let (bench, reply) = hanging();
     let start = std::time::Instant::now();
-    while bench.handle.state() != EngineState::WorkerDown {
+    while bench.handle.phase() != Phase::Down {
         assert!(start.elapsed() < Duration::from_secs(20), "the hang goes unseen");
         std::thread::yield_now();
     }
@@ -196,7 +197,7 @@ fn a_backend_that_fails_its_probe_is_built_anew_and_serves_again() {
 
 /// Waits until the backend has been rebuilt `times` times and the engine is ready.
 async fn ready_again(bench: &Bench, rebuilt: &AtomicUsize, times: usize) {
-    while rebuilt.load(Ordering::SeqCst) < times || bench.handle.state() != EngineState::Ready {
+    while rebuilt.load(Ordering::SeqCst) < times || bench.handle.phase() != Phase::Ready {
         tokio::task::yield_now().await;
     }
 }
@@ -231,7 +232,7 @@ fn while_the_backend_is_built_anew_waiting_tasks_fail_and_nothing_is_admitted() 
     bench.control.release();
     assert!(matches!(wait(broken), Err(EngineError::InferenceFailed(_))));
     assert_eq!(wait(waiting), Err(EngineError::WorkerDown));
-    assert_eq!(bench.handle.state(), EngineState::Rebuilding);
+    assert_eq!(bench.handle.phase(), Phase::Rebuilding);
     assert_eq!(bench.metrics.ready.get(), 0);
     let deadline = bench.clock.now() + Duration::from_secs(30);
     assert_eq!(
@@ -260,10 +261,7 @@ fn a_backend_that_fails_again_soon_after_ends_the_worker_and_later_does_not() {
     break_backend(&bench, FakeCall::Encode, FakeFault::Error);
     assert!(wait(bench.admit(1).submit(CAPTION, caption(7))).is_err());
     wait(bench.handle.lost());
-    assert_eq!(
-        (rebuilt.load(Ordering::SeqCst), bench.handle.state()),
-        (3, EngineState::WorkerDown)
-    );
+    assert_eq!((rebuilt.load(Ordering::SeqCst), bench.handle.phase()), (3, Phase::Down));
 }
 
 #[test]
@@ -272,7 +270,7 @@ fn a_backend_that_cannot_be_built_anew_ends_the_worker() {
     break_backend(&bench, FakeCall::Encode, FakeFault::Panic);
     assert!(wait(bench.admit(1).submit(CAPTION, caption(7))).is_err());
     wait(bench.handle.lost());
-    assert_eq!(bench.handle.state(), EngineState::WorkerDown);
+    assert_eq!(bench.handle.phase(), Phase::Down);
     assert_eq!(bench.metrics.worker_restarts_total.get(), 0);
 }
 

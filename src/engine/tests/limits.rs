@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::support::*;
 use crate::engine::fake::{FakeCall, FakeMark};
-use crate::engine::{EngineError, EngineSettings, EngineState};
+use crate::engine::{EngineError, EngineSettings, Phase};
 use crate::fairness::ClientId;
 use crate::task::GenerationParams;
 
@@ -116,7 +116,7 @@ fn draining_finishes_what_was_admitted_and_admits_nothing() {
     let running = admission.submit(CAPTION, caption(1));
     bench.control.wait_until_held();
     bench.handle.drain();
-    assert_eq!(bench.handle.state(), EngineState::Draining);
+    assert_eq!(bench.handle.phase(), Phase::Draining);
     let deadline = bench.clock.now() + Duration::from_secs(30);
     assert_eq!(
         bench.handle.admit(ClientId::default(), 0, deadline).unwrap_err(),
@@ -169,7 +169,7 @@ fn clients_on_many_threads_that_come_and_go_while_draining_begins_all_get_one_ou
     });
     wait(bench.handle.drained());
     assert!(outcomes > 0);
-    assert_eq!(bench.handle.state(), EngineState::Draining);
+    assert_eq!(bench.handle.phase(), Phase::Draining);
 }
 
 #[test]

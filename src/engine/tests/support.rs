@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::fake::{self, FakeBackend, FakeControl, ManualClock};
-use crate::engine::{Admission, Engine, EngineHandle, EngineSettings, Rebuild};
+use crate::engine::{Admission, Engine, EngineContext, EngineHandle, EngineSettings, Rebuild};
 use crate::fairness::ClientId;
 use crate::task::{
     Caption, Embed, GenerationParams, ModelId, Scores, Similarity, Strategy, Task, Vqa, VqaMode,
@@ -30,9 +30,7 @@ impl Bench {
         let (backend, control) = FakeBackend::new(fake::models());
         let metrics = Arc::new(Metrics::try_new().unwrap());
         let clock = ManualClock::start();
-        let engine =
-            Engine::start_with_clock(backend, settings, Arc::clone(&metrics), clock.clock());
-        let engine = engine.unwrap();
+        let engine = Engine::start(backend, settings, context(&metrics, &clock)).unwrap();
         Self { handle: engine.handle(), control, metrics, clock, engine: Some(engine) }
     }
 
@@ -44,9 +42,8 @@ impl Bench {
         let (metrics, clock) = (Arc::new(Metrics::try_new().unwrap()), ManualClock::start());
         let again = control.clone();
         let rebuild: Rebuild<FakeBackend> = Box::new(move || Ok(rebuild(&again)?));
-        let (settings, time) = (EngineSettings::default(), clock.clock());
-        let engine = Engine::launch(backend, Some(rebuild), settings, Arc::clone(&metrics), time);
-        let engine = engine.unwrap();
+        let (settings, context) = (EngineSettings::default(), context(&metrics, &clock));
+        let engine = Engine::start_supervised(backend, rebuild, settings, context).unwrap();
         Self { handle: engine.handle(), control, metrics, clock, engine: Some(engine) }
     }
 
@@ -61,6 +58,10 @@ impl Bench {
         admission.reserve(rows, rows).unwrap();
         admission
     }
+}
+
+fn context(metrics: &Arc<Metrics>, clock: &ManualClock) -> EngineContext {
+    EngineContext { clock: clock.clock(), ..EngineContext::without_server(Arc::clone(metrics)) }
 }
 
 impl Drop for Bench {

@@ -10,8 +10,9 @@ use crate::engine::EngineError;
 use crate::engine::admission::Estimates;
 use crate::engine::backend::BackendError;
 use crate::engine::features::Lookup;
+use crate::engine::heartbeat::unix_seconds;
 use crate::engine::scheduler::{Stage, TextCost, Trigger};
-use crate::engine::shared::{Shared, count, unix_seconds};
+use crate::engine::shared::{Shared, count};
 use crate::task::ModelId;
 use crate::telemetry::logging::clipped;
 
@@ -151,7 +152,7 @@ impl Meter {
     /// Records a finished backend call: renews the heartbeat, and counts and logs a fault. Returns the number of
     /// faults, 0 or 1.
     pub(super) fn call<T>(&self, what: &str, items: usize, result: &Result<T, Fault>) -> usize {
-        self.shared.beat();
+        self.shared.heartbeat.beat();
         match result {
             Ok(_) => return 0,
             Err(Fault::Error(error)) => {

@@ -228,7 +228,7 @@ impl<B: Backend> Worker<B> {
 
     /// Takes one turn: removes tasks that are over, runs one unit if one is ready, and sends the outcomes.
     pub(crate) fn turn(&mut self) -> Next {
-        self.shared.beat();
+        self.shared.heartbeat.beat();
         faults::at("engine::turn");
         // The clock is read only once. So the unit is chosen at the same instant at which due tasks were removed, and
         // cannot contain a task that became due in between.
@@ -269,12 +269,12 @@ impl<B: Backend> Worker<B> {
     /// has disconnected. Clients also disconnect at their deadline. Because deadlines are checked first, such a task
     /// counts as expired and not as cancelled.
     fn reap_finished(&mut self, now: Instant) {
-        if self.shared.is_aborted() {
+        if self.shared.lifecycle.is_aborted() {
             for task in self.tasks.keys().copied().collect::<Vec<_>>() {
                 self.finish(task, Err(EngineError::ShuttingDown));
             }
         }
-        if self.shared.admission.is_draining() {
+        if self.shared.lifecycle.is_draining() {
             self.scheduler.drain();
         }
         for task in self.scheduler.due(now) {

@@ -10,7 +10,7 @@ use crate::engine::admission::CallReservation;
 use crate::engine::fake::{
     self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark, ManualClock,
 };
-use crate::engine::{Clock, EngineSettings};
+use crate::engine::{Clock, EngineContext, EngineSettings};
 use crate::fairness::ClientId;
 use crate::task::{
     Caption, Embed, GenerationParams, Scores, Similarity, Strategy as Search, TaskOutput, Vqa,
@@ -189,7 +189,8 @@ impl World {
     fn with_clock(settings: EngineSettings, clock: ManualClock, source: Clock) -> Self {
         let (backend, control) = FakeBackend::new(fake::models());
         let metrics = Arc::new(Metrics::try_new().unwrap());
-        let shared = Shared::new(fake::models().into(), settings, metrics, source);
+        let context = EngineContext { clock: source, ..EngineContext::without_server(metrics) };
+        let shared = Shared::new(fake::models().into(), settings, context);
         let worker = Worker::new(backend, Arc::clone(&shared));
         Self { worker, shared, control, clock, pending: Vec::new(), cancelled: 0, aborted: false }
     }
@@ -204,7 +205,7 @@ impl World {
 
     /// Submits a call if it is admitted. Returns whether it was.
     fn call(&mut self, asks: Vec<Ask>, deadline: Instant) -> bool {
-        let was_draining = self.shared.admission.is_draining();
+        let was_draining = self.shared.lifecycle.is_draining();
         let Ok(room) = self.room(&asks, deadline) else { return false };
         assert!(!was_draining, "nothing is admitted after drain");
         for ask in asks {
@@ -246,9 +247,8 @@ impl World {
             Op::Turn => {
                 self.turn();
             }
-            Op::Drain => self.shared.admission.drain(),
+            Op::Drain => self.shared.drain(),
             Op::Abort => {
-                self.shared.admission.drain();
                 self.shared.abort();
                 self.aborted = true;
             }

@@ -38,7 +38,7 @@ pub(crate) fn spawn<B: Backend + Send + 'static>(
     Builder::new().name(NAME.into()).spawn(move || {
         let _alive = Alive(Arc::clone(&shared));
         let mut supervisor = Supervisor { rebuild, shared, rebuilt: None };
-        // The inbox is dropped only after `died` is set. So when a client's reply resolves to `WorkerDown`, the
+        // The inbox is dropped only after the lifecycle is `Down`. So when a client's reply resolves to `WorkerDown`, the
         // engine's state already says the same.
         let _inbox = supervisor.supervise(backend, inbox);
     })
@@ -49,7 +49,7 @@ struct Alive(Arc<Shared>);
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.0.died();
+        self.0.lifecycle.worker_ends();
     }
 }
 
@@ -67,9 +67,10 @@ impl<B: Backend> Supervisor<B> {
             let can_rebuild = self.may_rebuild();
             // The state is set before the tasks end, so that their clients already see the new state.
             if can_rebuild {
-                self.shared.set_rebuilding(true);
+                self.shared.heartbeat.beat();
+                self.shared.lifecycle.worker_rebuilds();
             } else {
-                self.shared.died();
+                self.shared.lifecycle.worker_ends();
             }
             // A panic may have left the worker's data inconsistent. If `fail_all` panics as well, dropping the worker
             // answers its tasks.
@@ -85,14 +86,15 @@ impl<B: Backend> Supervisor<B> {
                 Ok(rebuilt) => worker = rebuilt,
                 Err(error) => {
                     tracing::error!(%error, "cannot rebuild the backend; the worker ends");
-                    self.shared.died();
+                    self.shared.lifecycle.worker_ends();
                     return inbox;
                 }
             }
-            self.shared.set_rebuilding(false);
+            self.shared.heartbeat.beat();
+            self.shared.lifecycle.worker_runs();
             tracing::info!("backend rebuilt; serving again");
         }
-        self.shared.died();
+        self.shared.lifecycle.worker_ends();
         inbox
     }
 
@@ -114,7 +116,7 @@ impl<B: Backend> Supervisor<B> {
         // If the backend fails again so soon after a rebuild, another rebuild would not help.
         let again = |at: Instant| now.saturating_duration_since(at) < interval;
         match (&self.rebuild, self.rebuilt) {
-            _ if self.shared.admission.is_draining() => {
+            _ if self.shared.lifecycle.is_draining() => {
                 tracing::error!("the backend has failed during shutdown; not rebuilding it");
             }
             (None, _) => tracing::error!("the backend has failed and cannot be rebuilt"),

@@ -1,11 +1,10 @@
-//! The state that all handlers share: settings and metrics from the start, the models once they are loaded, and whether
-//! the process is loading, serving or draining. `app` creates the state and changes its phase.
+//! The state that all handlers share: settings, metrics and the lifecycle of the process from the start, and the models
+//! once they are loaded. `app` creates the state, sets the models, and announces the shutdown.
 
 pub(crate) mod batching;
 pub(crate) mod metric_labels;
 pub(crate) mod models;
 
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
@@ -15,7 +14,7 @@ use self::models::Models;
 use super::access::Access;
 use super::error::ApiError;
 use super::settings::HttpSettings;
-use crate::engine::{EngineHandle, EngineState};
+use crate::engine::{EngineHandle, Lifecycle, Phase};
 use crate::fetch::Fetcher;
 use crate::images::Images;
 use crate::telemetry::metrics::Metrics;
@@ -29,7 +28,7 @@ struct Shared {
     access: Access,
     metrics: Arc<Metrics>,
     services: OnceLock<Services>,
-    phase: AtomicU8,
+    lifecycle: Arc<Lifecycle>,
     /// Tells the file watchers to reload their files.
     reloads: watch::Sender<()>,
 }
@@ -64,44 +63,38 @@ pub enum Readiness {
     WorkerDown,
 }
 
-const PHASE_SERVING: u8 = 0;
-const PHASE_DRAINING: u8 = 1;
-
 impl HttpState {
     /// Creates a state without models. Health, metrics and the API documents work; all other requests fail as not
     /// ready.
     pub fn new(settings: HttpSettings, metrics: Arc<Metrics>) -> Self {
         self::metric_labels::initialise(&metrics);
         let shared = Shared {
+            lifecycle: Lifecycle::loading(&metrics),
             access: Access::new(settings.auth.as_ref(), settings.rate_limit),
             settings,
             metrics,
             services: OnceLock::new(),
-            phase: AtomicU8::new(PHASE_SERVING),
             reloads: watch::Sender::new(()),
         };
         Self(Arc::new(shared))
     }
 
+    /// Returns the lifecycle of the process, which the engine shares.
+    pub fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.0.lifecycle
+    }
+
     /// Sets the services, so that requests are served from now on. A second call changes nothing.
     pub fn set_ready(&self, services: Services) {
         self::metric_labels::initialise_models(&self.0.metrics, &services.models);
-        if self.0.phase.load(Ordering::Acquire) == PHASE_DRAINING {
-            services.engine.announce_shutdown();
-        }
         // `set` fails only on a second call, which by contract changes nothing.
         let _ = self.0.services.set(services);
-        self.0.metrics.ready.set(i64::from(self.readiness() == Readiness::Ready));
+        self.0.lifecycle.loaded();
     }
 
     /// Makes `/health/ready` answer 503 from now on. Requests are still served until the engine drains.
     pub fn set_draining(&self) {
-        self.0.phase.store(PHASE_DRAINING, Ordering::Release);
-        self.0.metrics.ready.set(0);
-        self.0.metrics.draining.set(1);
-        if let Some(services) = self.0.services.get() {
-            services.engine.announce_shutdown();
-        }
+        self.0.lifecycle.announce_shutdown();
     }
 
     /// Tells the file watchers to reload the files of keys and certificates at once.
@@ -114,23 +107,29 @@ impl HttpState {
         self.0.reloads.subscribe()
     }
 
-    /// Returns whether the server accepts requests, derived from its phase and the state of the engine.
+    /// Returns whether the server accepts requests. During a shutdown the answer is `Draining`, even if the worker is
+    /// down as well.
     pub fn readiness(&self) -> Readiness {
-        if self.0.phase.load(Ordering::Acquire) == PHASE_DRAINING {
+        if self.0.lifecycle.is_shutting_down() {
             return Readiness::Draining;
         }
-        match self.0.services.get().map(|services| services.engine.state()) {
-            None => Readiness::Loading,
-            Some(EngineState::Ready) => Readiness::Ready,
-            Some(EngineState::Draining) => Readiness::Draining,
-            Some(EngineState::Rebuilding | EngineState::WorkerDown) => Readiness::WorkerDown,
+        match self.phase() {
+            Phase::Loading => Readiness::Loading,
+            Phase::Ready => Readiness::Ready,
+            Phase::Draining => Readiness::Draining,
+            Phase::Rebuilding | Phase::Down => Readiness::WorkerDown,
         }
     }
 
     /// True if the worker thread has ended or hangs, even while draining. Only a restart of the process helps.
     pub(crate) fn worker_is_down(&self) -> bool {
+        self.phase() == Phase::Down
+    }
+
+    /// Returns the phase of the process. Once an engine runs, its heartbeat counts too.
+    fn phase(&self) -> Phase {
         let services = self.0.services.get();
-        services.is_some_and(|services| services.engine.state() == EngineState::WorkerDown)
+        services.map_or_else(|| self.0.lifecycle.phase(), |services| services.engine.phase())
     }
 
     /// Returns the settings of the HTTP side.

@@ -7,7 +7,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
 use blip_server::engine::fake::{FakeBackend, models};
-use blip_server::engine::{Engine, EngineSettings};
+use blip_server::engine::{Engine, EngineContext, EngineSettings};
 use blip_server::http::{BatchingInfo, HttpSettings, HttpState, Model, Models, Services, router};
 use blip_server::images::{Images, ImagesSettings};
 use blip_server::input::{InputSettings, Tokenizer};
@@ -37,7 +37,6 @@ static SERVICE: LazyLock<Service> = LazyLock::new(|| {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let metrics = Arc::new(Metrics::try_new().unwrap());
     let (backend, _) = FakeBackend::new(models());
-    let engine = Engine::start(backend, EngineSettings::default(), Arc::clone(&metrics)).unwrap();
     let input = InputSettings {
         max_pixels: 1 << 20,
         max_decoded_bytes: 16 << 20,
@@ -50,7 +49,10 @@ static SERVICE: LazyLock<Service> = LazyLock::new(|| {
     let tokenizer = Tokenizer::from_texts("tokenizer.json".as_ref(), json, config, &input).unwrap();
     let tokenizer = Arc::new(tokenizer);
     let models = models().into_iter().map(|info| Model { info, tokenizer: Arc::clone(&tokenizer) });
-    let state = HttpState::new(HttpSettings { input, ..HttpSettings::default() }, metrics);
+    let settings = HttpSettings { input, ..HttpSettings::default() };
+    let state = HttpState::new(settings, Arc::clone(&metrics));
+    let context = EngineContext::new(metrics, Arc::clone(state.lifecycle()));
+    let engine = Engine::start(backend, EngineSettings::default(), context).unwrap();
     state.set_ready(Services {
         engine: engine.handle(),
         images,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blip_server::engine::{Answered, Engine, EngineSettings};
+use blip_server::engine::{Answered, Engine, EngineContext, EngineSettings};
 use blip_server::fairness::ClientId;
 use blip_server::input::{InputSettings, Tokenizer};
 use blip_server::kernels::gemm::Format;
@@ -196,7 +196,8 @@ async fn answers_in_company_equal_lone_ones(format: Format, dtype: Dtype) {
     let tokenizer =
         Tokenizer::load(&fixtures().join("vqa-varied"), &InputSettings::default()).unwrap();
     let tasks = tasks(&models, |text| tokenizer.encode(text).unwrap());
-    let engine = Engine::start(backend, settings, Arc::new(Metrics::try_new().unwrap())).unwrap();
+    let context = EngineContext::without_server(Arc::new(Metrics::try_new().unwrap()));
+    let engine = Engine::start(backend, settings, context).unwrap();
     let handle = engine.handle();
     let deadline = Instant::now() + Duration::from_secs(600);
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::Request;
-use blip_server::engine::EngineState;
+use blip_server::engine::Phase;
 use blip_server::http::{CorsSettings, HttpSettings, HttpState, router};
 use blip_server::telemetry::metrics::Metrics;
 use serde_json::json;
@@ -59,7 +59,7 @@ async fn a_worker_that_hangs_makes_the_process_neither_ready_nor_alive() {
     let router = app.router.clone();
     let caption = tokio::spawn(async move { router.oneshot(request).await });
     app.control.wait_until_held();
-    app.until("a hang", |app| app.handle.state() == EngineState::WorkerDown).await;
+    app.until("a hang", |app| app.handle.phase() == Phase::Down).await;
     for path in ["/health", "/health/ready", "/health/live"] {
         assert_eq!(health(&app, path).await, (503, status("worker_down")), "{path}");
     }

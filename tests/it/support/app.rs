@@ -7,7 +7,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use blip_server::engine::fake::{FakeBackend, FakeControl, models};
-use blip_server::engine::{Engine, EngineHandle, EngineSettings};
+use blip_server::engine::{Engine, EngineContext, EngineHandle, EngineSettings};
 use blip_server::fetch::testing::Hooks;
 use blip_server::fetch::{FetchSettings, Fetcher};
 use blip_server::http::{BatchingInfo, HttpSettings, HttpState, Model, Models, Services, router};
@@ -73,13 +73,15 @@ impl TestApp {
         config.http.validate().expect("valid settings");
         let metrics = Arc::new(Metrics::try_new().expect("metrics"));
         let (backend, control) = FakeBackend::new(config.models.clone());
-        let (settings, counts) = (config.engine, Arc::clone(&metrics));
+        let state = HttpState::new(config.http.clone(), Arc::clone(&metrics));
+        let context = EngineContext::new(Arc::clone(&metrics), Arc::clone(state.lifecycle()));
+        let settings = config.engine;
         let engine = if config.rebuild {
             let (models, control) = (config.models.clone(), control.clone());
             let rebuild = Box::new(move || Ok(FakeBackend::on(models.clone(), &control)));
-            Engine::start_supervised(backend, rebuild, settings, counts)
+            Engine::start_supervised(backend, rebuild, settings, context)
         } else {
-            Engine::start(backend, settings, counts)
+            Engine::start(backend, settings, context)
         };
         let engine = engine.expect("an engine");
         let input = config.http.input.clone();
@@ -93,7 +95,6 @@ impl TestApp {
         let tokenizer = Arc::new(tokenizer(&input, config.clean_up));
         let models =
             config.models.into_iter().map(|info| Model { info, tokenizer: Arc::clone(&tokenizer) });
-        let state = HttpState::new(config.http, Arc::clone(&metrics));
         state.set_ready(Services {
             engine: engine.handle(),
             images,

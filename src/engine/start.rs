@@ -1,0 +1,131 @@
+//! Starting and stopping an engine. `app` owns the [`Engine`]; everybody else holds an [`EngineHandle`].
+
+use std::sync::Arc;
+use std::{fmt, io};
+
+use super::backend::Backend;
+use super::lifecycle::Lifecycle;
+use super::settings::SettingsError;
+use super::shared::Shared;
+use super::sync::{JoinHandle, sync_channel};
+use super::worker::{Rebuild, spawn};
+use super::{Clock, EngineHandle, EngineSettings};
+use crate::telemetry::metrics::Metrics;
+
+/// Number of places in the inbox for wake-up messages, in addition to one place for each admitted task.
+const WAKE_UPS: usize = 16;
+
+/// A running engine: the worker thread and the first handle. Dropping it asks the worker to stop once all its tasks are
+/// done, but does not wait for that.
+#[derive(Debug)]
+pub struct Engine {
+    handle: EngineHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What an engine shares with the rest of the process.
+#[derive(Clone)]
+pub struct EngineContext {
+    /// Metrics that the engine writes.
+    pub metrics: Arc<Metrics>,
+    /// The state of the process. A server passes the lifecycle that its HTTP side reports.
+    pub lifecycle: Arc<Lifecycle>,
+    /// Clock for deadlines, linger times and costs.
+    pub clock: Clock,
+}
+
+impl EngineContext {
+    /// Creates the context of an engine in a process with this lifecycle, on the system's clock.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>, lifecycle: Arc<Lifecycle>) -> Self {
+        Self { metrics, lifecycle, clock: Clock::system() }
+    }
+
+    /// Creates the context of an engine without a server, on the system's clock.
+    #[must_use]
+    pub fn without_server(metrics: Arc<Metrics>) -> Self {
+        let lifecycle = Lifecycle::without_server(&metrics);
+        Self::new(metrics, lifecycle)
+    }
+}
+
+impl fmt::Debug for EngineContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineContext").field("lifecycle", &self.lifecycle).finish_non_exhaustive()
+    }
+}
+
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The settings did not pass [`EngineSettings::check`].
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The operating system did not create the worker thread.
+    #[error("cannot start the worker thread")]
+    Thread(#[source] io::Error),
+}
+
+impl Engine {
+    /// Starts the worker thread, which owns `backend` from now on.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start<B: Backend + Send + 'static>(
+        backend: B,
+        settings: EngineSettings,
+        context: EngineContext,
+    ) -> Result<Self, StartError> {
+        Self::launch(backend, None, settings, context)
+    }
+
+    /// Like [`start`](Self::start), but a backend that stops working is replaced by one that `rebuild` returns.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start_supervised<B: Backend + Send + 'static>(
+        backend: B,
+        rebuild: Rebuild<B>,
+        settings: EngineSettings,
+        context: EngineContext,
+    ) -> Result<Self, StartError> {
+        Self::launch(backend, Some(rebuild), settings, context)
+    }
+
+    fn launch<B: Backend + Send + 'static>(
+        backend: B,
+        rebuild: Option<Rebuild<B>>,
+        settings: EngineSettings,
+        context: EngineContext,
+    ) -> Result<Self, StartError> {
+        settings.check()?;
+        // Every task reserves at least one row, so admitted tasks always fit into the inbox.
+        let (sender, inbox) = sync_channel(settings.capacity_rows + WAKE_UPS);
+        let shared = Shared::new(backend.models().into(), settings, context);
+        let thread = spawn(backend, rebuild, Arc::clone(&shared), inbox);
+        let thread = thread.map_err(StartError::Thread)?;
+        Ok(Self { handle: EngineHandle::new(shared, sender), thread: Some(thread) })
+    }
+
+    /// Returns a handle to this engine.
+    #[must_use]
+    pub fn handle(&self) -> EngineHandle {
+        self.handle.clone()
+    }
+
+    /// Stops admission, lets submitted tasks finish, and blocks until the worker thread has ended. Call this after
+    /// [`EngineHandle::drained`], or after [`EngineHandle::abort`] to end after the current work unit.
+    pub fn join(mut self) {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take() {
+            // The thread has logged its own panic.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.handle.stop();
+    }
+}

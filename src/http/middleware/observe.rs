@@ -20,8 +20,8 @@ use super::problem::{ErrorCode, KeepBody};
 use crate::http::access::client::ClientAddress;
 use crate::http::context::RequestContext;
 use crate::http::error::Code;
+use crate::http::state::requests_in_flight::RequestInFlight;
 use crate::http::state::{HttpState, Readiness};
-use crate::telemetry::metrics::GaugeGuard;
 
 /// State of the `observe` layer.
 #[derive(Clone)]
@@ -40,7 +40,7 @@ pub(crate) async fn observe(
     next: Next,
 ) -> Response {
     let mut record = Record {
-        _in_flight: GaugeGuard::new(&observer.state.metrics().http_requests_in_flight),
+        _in_flight: observer.state.requests().begin(),
         observer,
         context,
         route: request.extensions().get::<MatchedPath>().cloned(),
@@ -70,7 +70,7 @@ fn unready_code(state: &HttpState) -> Code {
 
 /// Data about a request in flight. Dropping a record counts and logs its request.
 struct Record {
-    _in_flight: GaugeGuard,
+    _in_flight: RequestInFlight,
     observer: Observer,
     context: RequestContext,
     route: Option<MatchedPath>,

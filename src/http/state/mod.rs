@@ -4,6 +4,7 @@
 pub(crate) mod batching;
 pub(crate) mod metric_labels;
 pub(crate) mod models;
+pub(crate) mod requests_in_flight;
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 
 use self::batching::BatchingInfo;
 use self::models::Models;
+use self::requests_in_flight::RequestsInFlight;
 use super::access::Access;
 use super::error::ApiError;
 use super::settings::HttpSettings;
@@ -29,6 +31,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     services: OnceLock<Services>,
     lifecycle: Arc<Lifecycle>,
+    requests: RequestsInFlight,
     /// Tells the file watchers to reload their files.
     reloads: watch::Sender<()>,
 }
@@ -70,6 +73,7 @@ impl HttpState {
         self::metric_labels::initialise(&metrics);
         let shared = Shared {
             lifecycle: Lifecycle::loading(&metrics),
+            requests: RequestsInFlight::new(metrics.http_requests_in_flight.clone()),
             access: Access::new(settings.auth.as_ref(), settings.rate_limit),
             settings,
             metrics,
@@ -135,6 +139,11 @@ impl HttpState {
     /// Returns the settings of the HTTP side.
     pub fn settings(&self) -> &HttpSettings {
         &self.0.settings
+    }
+
+    /// Returns the count of the requests that are being answered.
+    pub(crate) fn requests(&self) -> &RequestsInFlight {
+        &self.0.requests
     }
 
     pub(crate) fn access(&self) -> &Access {

@@ -145,7 +145,7 @@ async fn serve_connections(
         return Drained { cut: 0, requests_cut: 0 };
     }
     let left = connections.len();
-    let requests_cut = state.metrics().http_requests_in_flight.get().try_into().unwrap_or(0);
+    let requests_cut = state.requests().count();
     state.metrics().http_requests_cut_total.inc_by(requests_cut);
     tracing::warn!(
         connections = left,

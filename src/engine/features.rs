@@ -222,7 +222,7 @@ mod tests {
     }
 
     fn pixels() -> Arc<Pixels> {
-        Arc::new(Pixels::new(1, 1, Box::new([0; 3])))
+        Arc::new(Pixels::new(1, 1, vec![0; 3]))
     }
 
     fn cache(capacity: u64) -> (Features<u8>, Instant) {

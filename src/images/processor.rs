@@ -3,17 +3,15 @@
 
 use super::budget::ByteBudget;
 use super::{Key, Prepared};
-use crate::input::{
-    ImageHeader, InputError, InputSettings, Picture, Stop, inspect, resize, sniff_format,
-};
-use crate::task::{ImageFormat, ImageId, PreparedImage};
+use crate::input::{ImageHeader, InputError, InputSettings, Stop, inspect, resize, sniff_format};
+use crate::task::{ImageFormat, ImageId, ImageInfo, Pixels, PreparedImage};
 use crate::telemetry::metrics::{GaugeGuard, Metrics};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
 /// [`crate::input::decode`], or its replacement in a test.
-pub(super) type Decode = dyn Fn(&[u8], &ImageHeader, &InputSettings, Stop<'_>) -> Result<Picture, InputError>
+pub(super) type Decode = dyn Fn(&[u8], &ImageHeader, &InputSettings, Stop<'_>) -> Result<Pixels, InputError>
     + Send
     + Sync;
 
@@ -115,11 +113,11 @@ impl FileProcessor {
         let stages = &self.metrics.stage_duration_seconds;
         stages.with_label_values(&["decode"]).observe(decode.as_secs_f64());
         stages.with_label_values(&["preprocess"]).observe(preprocess.as_secs_f64());
-        let pixel_count = f64::from(picture.width()) * f64::from(picture.height());
-        self.metrics.image_pixels.observe(pixel_count);
-        self.metrics.image_format_total.with_label_values(&[header.format.name()]).inc();
+        let (width, height, format) = (picture.width(), picture.height(), header.format);
+        self.metrics.image_pixels.observe(f64::from(width) * f64::from(height));
+        self.metrics.image_format_total.with_label_values(&[format.name()]).inc();
 
-        let info = picture.info(id, header.format);
+        let info = ImageInfo { id, width, height, format };
         let image = PreparedImage { info, scope, preprocessing, pixels };
         Ok(Prepared { image, decode, preprocess })
     }

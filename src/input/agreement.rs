@@ -11,7 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::memory::tally;
-use super::{ImageHeader, InputError, InputSettings, Picture, Stop, decode, inspect};
+use super::{ImageHeader, InputError, InputSettings, Stop, decode, inspect};
+use crate::task::Pixels;
 
 /// Returns limits that are small enough for thousands of damaged files, since each of them may claim the largest
 /// picture that the limits allow.
@@ -24,7 +25,7 @@ const NEVER: Stop<'static> = &|| false;
 
 /// Inspects and decodes a file. Returns the header, the picture or the error, and the peak memory of decoding in bytes;
 /// `None` if `inspect` rejects the file.
-fn read(file: &[u8]) -> Option<(ImageHeader, Result<Picture, InputError>, u64)> {
+fn read(file: &[u8]) -> Option<(ImageHeader, Result<Pixels, InputError>, u64)> {
     let header = inspect(file, &settings()).ok()?;
     let (peak, picture) = tally::peak(|| decode(file, &header, &settings(), NEVER));
     Some((header, picture, peak))
@@ -398,7 +399,7 @@ fn kinds() -> Vec<Vec<u8>> {
 }
 
 /// Inspects a file and decodes it with this `stop` callback.
-fn decode_until(file: &[u8], stop: Stop<'_>) -> Result<Picture, InputError> {
+fn decode_until(file: &[u8], stop: Stop<'_>) -> Result<Pixels, InputError> {
     let header = inspect(file, &settings()).unwrap();
     decode(file, &header, &settings(), stop)
 }

@@ -18,8 +18,8 @@ use super::orientation::{metadata_bytes, orientation};
 use super::raster::{Layout, Raster};
 use super::stop::{self, Stop};
 use super::turn::apply_orientation;
-use super::{InputError, InputSettings, Picture, bmp, image_crate, sniff_format};
-use crate::task::ImageFormat;
+use super::{InputError, InputSettings, bmp, image_crate, sniff_format};
+use crate::task::{ImageFormat, Pixels};
 
 /// What is known about a file before it is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,8 +150,8 @@ fn refused_jpeg(error: JpegError) -> InputError {
 /// refinement scans took 3.9 s on one core, a plain one 0.4 s.
 const MAX_FULL_COMPONENT_PASSES: u64 = 56;
 
-/// Decodes a file that [`inspect`] has accepted. Polls `stop` between rows. A lossy WebP is decoded in one call, so for
-/// such a file `stop` is polled only while the file is read.
+/// Decodes a file that [`inspect`] has accepted. Returns upright pixels at the picture's own size. Polls `stop` between
+/// rows. A lossy WebP is decoded in one call, so for such a file `stop` is polled only while the file is read.
 ///
 /// # Errors
 /// `UndecodableImage`; the errors for exceeded limits, which are enforced again during decoding; `OutOfMemory`;
@@ -161,7 +161,7 @@ pub fn decode(
     header: &ImageHeader,
     settings: &InputSettings,
     stop: Stop<'_>,
-) -> Result<Picture, InputError> {
+) -> Result<Pixels, InputError> {
     let format = header.format;
     // This comes first, so that the metadata buffers are freed before pixels are allocated.
     let orientation = orientation(file, format)?;
@@ -227,7 +227,7 @@ mod tests {
         file
     }
 
-    fn decode_whole(file: &[u8], settings: &InputSettings) -> Result<Picture, InputError> {
+    fn decode_whole(file: &[u8], settings: &InputSettings) -> Result<Pixels, InputError> {
         decode(file, &inspect(file, settings)?, settings, &|| false)
     }
 
@@ -339,7 +339,7 @@ mod tests {
         let plain = decode_whole(&plain, &settings).unwrap();
         let turned = decode_whole(&turned, &settings).unwrap();
         assert_eq!((turned.width(), turned.height()), (HEIGHT, WIDTH));
-        let pixel = |picture: &Picture, x: u32, y: u32| {
+        let pixel = |picture: &Pixels, x: u32, y: u32| {
             picture.as_bytes()[((y * picture.width() + x) * 3) as usize..][..3].to_vec()
         };
         for (x, y) in [(0, 0), (WIDTH - 1, 0), (3, HEIGHT - 1)] {

@@ -2,10 +2,10 @@
 //! documents every key of the golden files).
 
 use super::{
-    InputError, InputSettings, Picture, ResizeOrder, Tokenizer, decode, image_id, inspect, resize,
+    InputError, InputSettings, ResizeOrder, Tokenizer, decode, image_id, inspect, resize,
     sniff_format,
 };
-use crate::task::{Preprocessing, Resample};
+use crate::task::{Pixels, Preprocessing, Resample};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,7 +20,7 @@ fn read_json<T: DeserializeOwned>(path: &str) -> T {
     serde_json::from_slice(&fs::read(fixture(path)).unwrap()).unwrap()
 }
 
-fn decode_file(path: &str) -> Picture {
+fn decode_file(path: &str) -> Pixels {
     let file = fs::read(fixture(path)).unwrap();
     let settings = InputSettings::default();
     decode(&file, &inspect(&file, &settings).unwrap(), &settings, &|| false).unwrap()
@@ -59,10 +59,10 @@ fn sample(formula: &str, x: u64, y: u64, c: u64) -> u8 {
 }
 
 /// Returns a picture whose samples are computed by a formula (see [`sample`]).
-fn computed(formula: &str, width: u32, height: u32) -> Picture {
+fn computed(formula: &str, width: u32, height: u32) -> Pixels {
     let rows = (0..u64::from(height)).flat_map(|y| (0..u64::from(width)).map(move |x| (x, y)));
     let data = rows.flat_map(|(x, y)| (0..3).map(move |c| sample(formula, x, y, c)));
-    Picture::new(width, height, data.collect())
+    Pixels::new(width, height, data.collect())
 }
 
 #[derive(Deserialize)]

@@ -26,7 +26,6 @@ mod jpeg;
 mod lossless;
 mod memory;
 mod orientation;
-mod picture;
 mod raster;
 mod resize;
 mod riff;
@@ -44,7 +43,6 @@ pub use decode::{ImageHeader, decode, inspect};
 pub use detokenizer::Detokenizer;
 pub use error::{InputError, TokenizerError};
 pub use image_value::ImageValue;
-pub use picture::Picture;
 pub use resize::resize;
 pub use settings::{InputSettings, InvalidInputSetting, ResizeOrder};
 pub use sniff::sniff_format;
@@ -72,6 +70,7 @@ pub fn prepare(
 ) -> Result<(ImageInfo, Pixels), InputError> {
     let header = inspect(file, settings)?;
     let picture = decode(file, &header, settings, &|| false)?;
-    let info = picture.info(image_id(file), header.format);
+    let (width, height) = (picture.width(), picture.height());
+    let info = ImageInfo { id: image_id(file), width, height, format: header.format };
     Ok((info, resize(&picture, preprocessing, settings.resize_order)?))
 }

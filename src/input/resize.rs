@@ -10,7 +10,7 @@
 use std::f64::consts::PI;
 
 use super::memory::{self, OutOfMemory};
-use super::{InputError, Picture, ResizeOrder};
+use super::{InputError, ResizeOrder};
 use crate::task::{Pixels, Preprocessing, Resample};
 
 /// Number of fractional bits of a coefficient: 32 minus 8 for the sample and 2 for overshoot, as in Pillow.
@@ -24,7 +24,7 @@ const LANES: usize = ROWS * 3;
 /// Number of samples of a row that the vertical pass sums together: eight vectors, or one cache line of the source.
 const BLOCK: usize = 64;
 
-/// Resizes a picture to the input size of a model, without keeping its aspect ratio.
+/// Resizes a decoded picture to the input size of a model, without keeping its aspect ratio.
 ///
 /// # Errors
 /// `OutOfMemory`. Each pass allocates its result; the result of the first is an intermediate picture with one side of
@@ -33,7 +33,7 @@ const BLOCK: usize = 64;
 /// # Panics
 /// If a target side is zero.
 pub fn resize(
-    picture: &Picture,
+    picture: &Pixels,
     preprocessing: Preprocessing,
     order: ResizeOrder,
 ) -> Result<Pixels, InputError> {
@@ -62,13 +62,13 @@ pub fn resize(
         }
         (Some(columns), Some(rows)) => vertical(&horizontal(source, columns)?, out_width, rows)?,
     };
-    Ok(Pixels::new(width, height, data.into_boxed_slice()))
+    Ok(Pixels::new(width, height, data))
 }
 
 /// True if the vertical pass comes first. In Pillow 13, this is the case if the height loses more than twice as many
 /// pixels as the width (python-pillow/Pillow #9549; this rule was derived by comparing 3,085 sizes on both sides of the
 /// threshold). Before version 13, the horizontal pass always came first.
-fn vertical_first(picture: &Picture, out: Preprocessing, order: ResizeOrder) -> bool {
+fn vertical_first(picture: &Pixels, out: Preprocessing, order: ResizeOrder) -> bool {
     let lost_rows = i64::from(picture.height()) - i64::from(out.height);
     let lost_columns = i64::from(picture.width()) - i64::from(out.width);
     order == ResizeOrder::Pillow13 && lost_rows > 0 && lost_rows > 2 * lost_columns
@@ -77,7 +77,7 @@ fn vertical_first(picture: &Picture, out: Preprocessing, order: ResizeOrder) -> 
 /// Resizes by nearest neighbour: each output pixel takes the value of the source pixel at its centre. The centres are
 /// accumulated in double precision, as in `ImagingScaleAffine`, because their rounding errors decide which of two
 /// adjacent pixels is chosen.
-fn nearest(picture: &Picture, width: u32, height: u32) -> Pixels {
+fn nearest(picture: &Pixels, width: u32, height: u32) -> Pixels {
     let positions = |source: u32, out: u32| -> Vec<Option<usize>> {
         let step = f64::from(source) / f64::from(out);
         let centres = std::iter::successors(Some(step * 0.5), |centre| Some(centre + step));
@@ -92,11 +92,11 @@ fn nearest(picture: &Picture, width: u32, height: u32) -> Pixels {
         // Rounding moved the centre beyond the edge. Pillow leaves such a pixel black.
         _ => [0; 3],
     };
-    let data: Vec<u8> = rows
-        .iter()
-        .flat_map(|&row| columns.iter().flat_map(move |&column| sample(row, column)))
-        .collect();
-    Pixels::new(width, height, data.into_boxed_slice())
+    let mut data = Vec::with_capacity(rows.len() * columns.len() * 3);
+    for &row in &rows {
+        data.extend(columns.iter().flat_map(|&column| sample(row, column)));
+    }
+    Pixels::new(width, height, data)
 }
 
 /// A resampling filter. `support` is its radius in source samples; it grows in proportion if the picture is made
@@ -307,14 +307,14 @@ fn clip(sum: i32) -> u8 {
 mod tests {
     use super::*;
 
-    fn noise(width: u32, height: u32) -> Picture {
+    fn noise(width: u32, height: u32) -> Pixels {
         let mut state = 1_u32;
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 24) as u8
         };
         let data = (0..width * height * 3).map(|_| next()).collect();
-        Picture::new(width, height, data)
+        Pixels::new(width, height, data)
     }
 
     /// Reference implementation of one pass along the rows. It computes one sample at a time, by definition.
@@ -339,7 +339,7 @@ mod tests {
         (0..width).flat_map(|x| pixels.iter().skip(x).step_by(width)).flatten().copied().collect()
     }
 
-    fn slow_twin(picture: &Picture, out: Preprocessing, order: ResizeOrder) -> Vec<u8> {
+    fn slow_twin(picture: &Pixels, out: Preprocessing, order: ResizeOrder) -> Vec<u8> {
         let filter = Filter::of(out.resample).unwrap();
         let (width, height) = (picture.width() as usize, picture.height() as usize);
         let (out_width, out_height) = (out.width as usize, out.height as usize);
@@ -397,7 +397,7 @@ mod tests {
             ((300, 380), false),
         ];
         for ((width, height), expected) in cases {
-            let picture = Picture::new(width, height, vec![0; (width * height * 3) as usize]);
+            let picture = Pixels::new(width, height, vec![0; (width * height * 3) as usize]);
             let first = |order| vertical_first(&picture, out, order);
             assert_eq!(first(ResizeOrder::Pillow13), expected, "{width}x{height}");
             assert!(!first(ResizeOrder::HorizontalFirst));
@@ -416,7 +416,7 @@ mod tests {
 
     #[test]
     fn one_colour_stays_that_colour() {
-        let picture = Picture::new(100, 37, [200, 10, 255].repeat(3700));
+        let picture = Pixels::new(100, 37, [200, 10, 255].repeat(3700));
         for resample in Resample::ALL {
             let out = Preprocessing { width: 16, height: 48, resample };
             let pixels = resize(&picture, out, ResizeOrder::Pillow13).unwrap();

@@ -2,9 +2,10 @@
 
 use image::metadata::Orientation;
 
+use super::InputError;
 use super::memory;
 use super::stop::{self, Stop};
-use super::{InputError, Picture};
+use crate::task::Pixels;
 
 /// Number of columns that are transposed together: one and a half cache lines of every source row. They become 32
 /// destination rows, which are written at the same time.
@@ -20,7 +21,7 @@ pub(super) fn apply_orientation(
     mut data: Vec<u8>,
     orientation: Orientation,
     stop: Stop<'_>,
-) -> Result<Picture, InputError> {
+) -> Result<Pixels, InputError> {
     let row_bytes = width as usize * 3;
     match orientation {
         Orientation::NoTransforms => {}
@@ -43,10 +44,10 @@ pub(super) fn apply_orientation(
         | Orientation::Rotate270FlipH => {
             let turned = transposed(&data, (width as usize, height as usize), orientation, stop)?;
             memory::release(data);
-            return Ok(Picture::new(height, width, turned));
+            return Ok(Pixels::new(height, width, turned));
         }
     }
-    Ok(Picture::new(width, height, data))
+    Ok(Pixels::new(width, height, data))
 }
 
 /// Returns the picture with its columns turned into rows, in the order that `orientation` requires.

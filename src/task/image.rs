@@ -1,4 +1,4 @@
-//! Images as the models need them: an id, a description, and pixels of the vision tower's input size.
+//! Images: an id, a description, decoded pixels, and pixels at the input size of a vision tower.
 
 use std::fmt;
 use std::str::FromStr;
@@ -126,8 +126,8 @@ pub struct ImageInfo {
     pub format: ImageFormat,
 }
 
-/// How a decoded image is converted to [`Pixels`]: it is resized to exactly this size, ignoring the aspect ratio. Two
-/// models with equal values share prepared pixels.
+/// How the [`Pixels`] of a decoded image are prepared for a model: they are resized to exactly this size, ignoring the
+/// aspect ratio. Two models with equal values share prepared pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Preprocessing {
     /// Target width in pixels, which is the width of the model's input.
@@ -189,23 +189,25 @@ impl Resample {
     }
 }
 
-/// An image of a model's input size, as RGB pixels with 8 bits per channel, row-major `[height, width, 3]`, not yet
-/// normalised.
+/// An upright, opaque image as RGB pixels with 8 bits per channel, row-major `[height, width, 3]`, not yet normalised.
+/// Decoding returns the pixels at the picture's own size, resizing returns them at the size in a [`Preprocessing`].
+/// Models accept only their own input size.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pixels {
     width: u32,
     height: u32,
-    data: Box<[u8]>,
+    data: Vec<u8>,
 }
 
 impl Pixels {
     /// Wraps `data`, row-major `[height, width, 3]`.
     ///
     /// # Panics
-    /// If `data` does not hold `height * width * 3` bytes.
+    /// If a side is zero, or if `data` does not hold `height * width * 3` bytes.
     #[must_use]
-    pub fn new(width: u32, height: u32, data: Box<[u8]>) -> Self {
+    pub fn new(width: u32, height: u32, data: Vec<u8>) -> Self {
         let expected = width as usize * height as usize * 3;
+        assert!(expected > 0, "an image has pixels");
         assert_eq!(data.len(), expected, "pixels of {width}x{height} need {expected} bytes");
         Self { width, height, data }
     }
@@ -244,7 +246,7 @@ pub struct PreparedImage {
     pub scope: Scope,
     /// How `pixels` were prepared; part of every cache key.
     pub preprocessing: Preprocessing,
-    /// The pixels, shared by the cache and all tasks that use them.
+    /// The pixels at the size in `preprocessing`, shared by the cache and all tasks that use them.
     pub pixels: Arc<Pixels>,
 }
 

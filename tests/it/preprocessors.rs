@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use blip_server::input::{Picture, ResizeOrder, resize};
+use blip_server::input::{ResizeOrder, resize};
 use blip_server::model::LoadError;
 use blip_server::model::config::VisionConfig;
 use blip_server::model::preprocessor::{Preprocessor, deciding_file};
-use blip_server::task::Resample;
+use blip_server::task::{Pixels, Resample};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde_json::Value;
@@ -55,7 +55,7 @@ fn every_form_of_a_field_means_what_it_means_in_transformers() {
     let file = fs::read(fixture("picture.safetensors")).unwrap();
     let picture =
         SafeTensors::deserialize(&file).unwrap().tensor("picture").unwrap().data().to_vec();
-    let picture = Picture::new(17, 11, picture);
+    let picture = Pixels::new(17, 11, picture);
     assert!(goldens.cases.len() >= 30);
     for Case { name, fields, refused } in goldens.cases {
         let read = read("preprocessor_config.json", &fields);

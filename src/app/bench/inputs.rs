@@ -41,7 +41,7 @@ pub(super) fn picture(item: usize, size: Preprocessing) -> Pixels {
             }
         }
     }
-    Pixels::new(size.width, size.height, bytes.into())
+    Pixels::new(size.width, size.height, bytes)
 }
 
 /// Generates a short text of at most `most` tokens, with random ids below `vocabulary`. The choice of tokens does not

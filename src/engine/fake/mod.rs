@@ -100,7 +100,7 @@ pub fn image(mark: u8) -> PreparedImage {
         },
         scope: Scope::EVERYONE,
         preprocessing: Preprocessing::bicubic(2, 2),
-        pixels: Arc::new(Pixels::new(2, 2, Box::new([mark; 12]))),
+        pixels: Arc::new(Pixels::new(2, 2, vec![mark; 12])),
     }
 }
 

@@ -80,7 +80,7 @@ impl<B: Backend> Worker<B> {
         const UNIT: &str = "encoding an image";
         let (size, tower) = (model.preprocessing, model.tower);
         let black = vec![0; 3 * size.width as usize * size.height as usize];
-        let black = Pixels::new(size.width, size.height, black.into());
+        let black = Pixels::new(size.width, size.height, black);
         let image = ImageId::from_digest([0; 32]);
         let key = FeatureKey { tower, scope: Scope::EVERYONE, image, preprocessing: size };
         let work = UnitWork::Encode { tower, images: vec![key] };

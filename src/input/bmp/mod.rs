@@ -49,7 +49,7 @@ pub(super) struct Header<'a> {
     pub(super) width: u32,
     pub(super) height: u32,
     top_down: bool,
-    pixels: Pixels,
+    pixels: PixelEncoding,
     /// Number of bytes per row in the file, including padding.
     stride: u64,
     /// Offset of the pixel data in the file.
@@ -58,7 +58,7 @@ pub(super) struct Header<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pixels {
+enum PixelEncoding {
     /// Palette indices with this number of bits.
     Indexed(u8),
     /// Run-length encoded palette indices: two in a byte if `four_bits` is true (RLE4), otherwise one (RLE8).
@@ -116,7 +116,7 @@ impl<'a> Header<'a> {
         let height = if top_down { height.wrapping_neg() } else { height };
         let (compression, colours) = if old { (0, 0) } else { (word(30)?, word(46)?) };
         let entry = if old { 3 } else { 4 };
-        let pixels = Pixels::read(file, size, bits, compression)?;
+        let pixels = PixelEncoding::read(file, size, bits, compression)?;
         let stride = (u64::from(width) * u64::from(bits)).div_ceil(32) * 4;
         let mut header = Self {
             width,
@@ -149,7 +149,7 @@ impl<'a> Header<'a> {
     /// If the palette is grey, sets the number of bits per index as Pillow does: 1 for [`Palette::BlackWhite`], 8 for
     /// [`Palette::Grey`].
     fn narrow(&mut self, bits: u16) -> Result<(), BmpError> {
-        if self.pixels != Pixels::Indexed(bits as u8) {
+        if self.pixels != PixelEncoding::Indexed(bits as u8) {
             return Ok(());
         }
         let narrowed = match self.palette {
@@ -160,12 +160,12 @@ impl<'a> Header<'a> {
         if u16::from(narrowed) > bits {
             return Err(BmpError::Unsupported);
         }
-        self.pixels = Pixels::Indexed(narrowed);
+        self.pixels = PixelEncoding::Indexed(narrowed);
         Ok(())
     }
 
     fn has_alpha(&self) -> bool {
-        matches!(self.pixels, Pixels::Bytes { alpha: Some(_), .. })
+        matches!(self.pixels, PixelEncoding::Bytes { alpha: Some(_), .. })
     }
 
     /// Returns the number of bytes per pixel of the decoded picture.
@@ -176,8 +176,12 @@ impl<'a> Header<'a> {
     /// Returns the size in bytes of the unpacked indices; 0 if the file is not run-length encoded.
     pub(super) fn unpacked_bytes(&self) -> u64 {
         match self.pixels {
-            Pixels::Runs { .. } => Runs::bytes(u64::from(self.width) * u64::from(self.height)),
-            Pixels::Indexed(_) | Pixels::Bits16 { .. } | Pixels::Bytes { .. } => 0,
+            PixelEncoding::Runs { .. } => {
+                Runs::bytes(u64::from(self.width) * u64::from(self.height))
+            }
+            PixelEncoding::Indexed(_)
+            | PixelEncoding::Bits16 { .. }
+            | PixelEncoding::Bytes { .. } => 0,
         }
     }
 
@@ -189,8 +193,10 @@ impl<'a> Header<'a> {
     pub(super) fn check_length(&self, file: &[u8]) -> Result<(), BmpError> {
         let rows = u64::from(self.height).saturating_sub(1);
         let needed = match self.pixels {
-            Pixels::Runs { .. } => 0,
-            Pixels::Indexed(_) | Pixels::Bits16 { .. } | Pixels::Bytes { .. } => {
+            PixelEncoding::Runs { .. } => 0,
+            PixelEncoding::Indexed(_)
+            | PixelEncoding::Bits16 { .. }
+            | PixelEncoding::Bytes { .. } => {
                 // The padding of the last row may be missing.
                 self.stride.saturating_mul(rows).saturating_add(self.row_bytes() as u64)
             }
@@ -209,7 +215,7 @@ impl<'a> Header<'a> {
         let data = file.get(self.offset..).ok_or(BmpError::Incomplete)?;
         let (width, height) = (self.width as usize, self.height as usize);
         let mut unpacked = Vec::new();
-        let (data, stride) = if let Pixels::Runs { four_bits } = self.pixels {
+        let (data, stride) = if let PixelEncoding::Runs { four_bits } = self.pixels {
             let odd = self.offset % 2;
             unpacked = Runs { data, odd, width, pixels: width * height, four_bits }.unpack(stop)?;
             if unpacked.len() < width * height {
@@ -235,26 +241,26 @@ impl<'a> Header<'a> {
     fn row_bytes(&self) -> usize {
         let width = self.width as usize;
         match self.pixels {
-            Pixels::Indexed(bits) => (width * usize::from(bits)).div_ceil(8),
-            Pixels::Runs { .. } => width,
-            Pixels::Bits16 { .. } => width * 2,
-            Pixels::Bytes { count, .. } => width * count,
+            PixelEncoding::Indexed(bits) => (width * usize::from(bits)).div_ceil(8),
+            PixelEncoding::Runs { .. } => width,
+            PixelEncoding::Bits16 { .. } => width * 2,
+            PixelEncoding::Bytes { count, .. } => width * count,
         }
     }
 
     fn push_row(&self, out: &mut Vec<u8>, row: &[u8]) {
         match self.pixels {
-            Pixels::Indexed(bits) if bits < 8 => {
+            PixelEncoding::Indexed(bits) if bits < 8 => {
                 let (bits, mask) = (usize::from(bits), (1_u8 << bits) - 1);
                 for x in 0..self.width as usize {
                     let shift = 8 - bits - x * bits % 8;
                     out.extend(self.palette.colour(row[x * bits / 8] >> shift & mask));
                 }
             }
-            Pixels::Indexed(_) | Pixels::Runs { .. } => {
+            PixelEncoding::Indexed(_) | PixelEncoding::Runs { .. } => {
                 out.extend(row.iter().flat_map(|&index| self.palette.colour(index)));
             }
-            Pixels::Bits16 { six_green } => {
+            PixelEncoding::Bits16 { six_green } => {
                 let (green_bits, red_at) = if six_green { (6, 11) } else { (5, 10) };
                 for &pixel in row.as_chunks().0 {
                     let pixel = u32::from(u16::from_le_bytes(pixel));
@@ -265,7 +271,7 @@ impl<'a> Header<'a> {
                     out.extend([part(red_at, 5), part(5, green_bits), part(0, 5)]);
                 }
             }
-            Pixels::Bytes { count, order, alpha } => {
+            PixelEncoding::Bytes { count, order, alpha } => {
                 for pixel in row.chunks_exact(count) {
                     out.extend(order.map(|at| pixel[at]));
                     out.extend(alpha.map(|at| pixel[at]));
@@ -275,7 +281,7 @@ impl<'a> Header<'a> {
     }
 }
 
-impl Pixels {
+impl PixelEncoding {
     fn read(file: &[u8], size: usize, bits: u16, compression: u32) -> Result<Self, BmpError> {
         let bgr = |count| Self::Bytes { count, order: [2, 1, 0], alpha: None };
         match (compression, bits) {

@@ -44,7 +44,7 @@ use arithmetic::Arithmetic;
 use coefficients::BlockGrid;
 use frame::{Frame, Process};
 use header::{Event, Header, Scan};
-use output::{Picture, Plane};
+use output::{Plane, RgbConversion};
 use progressive::Progressive;
 use scan::{BlockDecoder, blocks_in_scan, check_mcu, decode_mcu_row, work_of_scan};
 use sequential::Sequential;
@@ -106,7 +106,7 @@ fn working_bytes(frame: &Frame, first_scan: &Scan) -> u64 {
     } else {
         coefficients::strip_bytes(frame)
     };
-    planes + decoding.max(Picture::bytes(frame))
+    planes + decoding.max(RgbConversion::bytes(frame))
 }
 
 /// True if the picture needs several scans: it is progressive, or the first scan lacks some of the components.
@@ -188,7 +188,7 @@ pub(super) fn decode(file: &[u8], limits: Limits, stop: Stop<'_>) -> Result<Deco
     } else {
         reader.decode_single_scan(&scan)?
     };
-    let picture = Picture { frame: &frame, planes: &planes, colours, stop };
+    let picture = RgbConversion { frame: &frame, planes: &planes, colours, stop };
     let data = pulp::Arch::new().dispatch(picture)?;
     for plane in planes {
         memory::release(plane.samples);

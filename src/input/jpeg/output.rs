@@ -170,7 +170,7 @@ fn widen_sums(sums: &[u16], out: &mut [u8]) {
 }
 
 /// The conversion of all planes to the whole picture, `[height, width, 3]`.
-pub(super) struct Picture<'p> {
+pub(super) struct RgbConversion<'p> {
     pub(super) frame: &'p Frame,
     pub(super) planes: &'p [Plane],
     pub(super) colours: Colours,
@@ -180,7 +180,7 @@ pub(super) struct Picture<'p> {
 /// Number of rows between two polls of `stop`.
 const ROWS_BETWEEN: usize = 16;
 
-impl Picture<'_> {
+impl RgbConversion<'_> {
     /// Returns the size in bytes of the picture and of the row buffers for upsampling.
     pub(super) fn bytes(frame: &Frame) -> u64 {
         let row = padded_width(frame) * (size_of::<u16>() + frame.components.len());
@@ -193,7 +193,7 @@ fn padded_width(frame: &Frame) -> usize {
 }
 
 // `dispatch` compiles `call` once for each vector width. Only code that is inlined into `call` uses that width.
-impl pulp::NullaryFnOnce for Picture<'_> {
+impl pulp::NullaryFnOnce for RgbConversion<'_> {
     type Output = Result<Vec<u8>, JpegError>;
 
     #[expect(

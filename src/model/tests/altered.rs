@@ -118,7 +118,7 @@ fn mix(side: usize) -> Pixels {
     let value = |y: usize, x: usize, c: usize| ((x * 7 + y * 13 + c * 29 + x * y) % 256) as u8;
     let bytes: Vec<u8> =
         (0..side * side * 3).map(|i| value(i / 3 / side, i / 3 % side, i % 3)).collect();
-    Pixels::new(side as u32, side as u32, bytes.into())
+    Pixels::new(side as u32, side as u32, bytes)
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn pixels_beyond_the_last_whole_patch_are_left_out_as_the_convolution_does() {
         // image has more bytes than its patches have values. An implementation that finds the second image's patches by
         // the byte length of the first image would fail here.
         let (one, other) =
-            (mix(side), Pixels::new(side as u32, side as u32, vec![9; side * side * 3].into()));
+            (mix(side), Pixels::new(side as u32, side as u32, vec![9; side * side * 3]));
         for images in [vec![&one], vec![&other, &one]] {
             let features = backend.encode(TowerId(0), &images).unwrap();
             let actual = flat(&backend, features.last().unwrap().states());

@@ -160,7 +160,7 @@ impl Reference {
         let path = fixtures().join("reference/pixels.safetensors");
         let tensors = candle_core::safetensors::load(path, &CandleDevice::Cpu).unwrap();
         let bytes = tensors[&format!("{photo}.{side}")].flatten_all().unwrap().to_vec1::<u8>();
-        Pixels::new(side as u32, side as u32, bytes.unwrap().into())
+        Pixels::new(side as u32, side as u32, bytes.unwrap())
     }
 }
 

@@ -74,7 +74,7 @@ fn prepared(info: &ModelInfo, index: usize) -> PreparedImage {
         },
         scope: Scope::EVERYONE,
         preprocessing: info.preprocessing,
-        pixels: Arc::new(Pixels::new(width, height, bytes.into())),
+        pixels: Arc::new(Pixels::new(width, height, bytes)),
     }
 }
 

@@ -3,7 +3,10 @@
 
 use super::budget::ByteBudget;
 use super::{Key, Prepared};
-use crate::input::{ImageHeader, InputError, InputSettings, Stop, inspect, resize, sniff_format};
+use crate::input::{
+    ImageHeader, InputError, InputSettings, Stop, inspect, is_quick_to_inspect, resize,
+    sniff_format,
+};
 use crate::task::{ImageFormat, ImageId, ImageInfo, Pixels, PreparedImage};
 use crate::telemetry::metrics::{GaugeGuard, Metrics};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -45,15 +48,14 @@ impl FileProcessor {
         })
     }
 
-    /// Reads the header of a small JPEG or BMP file on the caller's thread, where our own readers take only
-    /// microseconds. Returns `None` for the other formats, whose readers may inflate metadata first.
+    /// Reads the header of a small file on the caller's thread if the format's reader takes only microseconds. Returns
+    /// `None` for the other formats, whose readers may inflate metadata first.
     pub(super) fn inspect_here(
         &self,
         file: &[u8],
         id: ImageId,
     ) -> Option<Result<ImageHeader, InputError>> {
-        let quick = matches!(sniff_format(file), Ok(ImageFormat::Jpeg | ImageFormat::Bmp));
-        quick.then(|| self.inspect(file, id))
+        is_quick_to_inspect(file).then(|| self.inspect(file, id))
     }
 
     /// Decodes and resizes a file. Reads its header first if `header` is `None`. Polls `stop` during the decode; if it

@@ -1,5 +1,5 @@
 //! Decodes a picture file to an upright, opaque RGB picture. Everything that can be checked from the header is checked
-//! before pixels are allocated.
+//! before pixels are allocated. What differs between formats is in [`super::formats`].
 //!
 //! The results deliberately equal those of Pillow and `transformers`: only the first frame is read, the EXIF or XMP
 //! orientation is applied, transparency is composited over a background, and ICC profiles are ignored. The known
@@ -9,34 +9,16 @@
 //! - A PNG without its last bytes is rejected even if these bytes carry no pixels.
 //! - A picture with damaged metadata is accepted.
 //!
-//! JPEG and BMP have decoders of our own ([`super::jpeg`], [`super::bmp`]). Their module comments say which files they
-//! read and how exact the results are. PNG, WebP and GIF are decoded through [`super::image_crate`].
+//! JPEG and BMP have decoders of our own. Their module comments say which files they read and how exact the results
+//! are. PNG, WebP and GIF are decoded through [`super::image_crate`].
 
 use super::flatten::flatten;
-use super::jpeg::{self, JpegError};
-use super::orientation::{metadata_bytes, orientation};
-use super::raster::{Layout, Raster};
+use super::format::ImageHeader;
+use super::formats::{implementation, sniff_format};
 use super::stop::{self, Stop};
 use super::turn::apply_orientation;
-use super::{InputError, InputSettings, bmp, image_crate, sniff_format};
-use crate::task::{ImageFormat, Pixels};
-
-/// What is known about a file before it is decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ImageHeader {
-    /// The format indicated by the file's first bytes.
-    pub format: ImageFormat,
-    /// Width in pixels as stored, before the orientation is applied.
-    pub width: u32,
-    /// Height in pixels as stored, before the orientation is applied.
-    pub height: u32,
-    /// Peak memory in bytes of decoding, flattening and turning, estimated from the header.
-    pub working_bytes: u64,
-    /// Estimated cost of decoding: the number of pixels of a plain JPEG that take about as long. For a JPEG, the
-    /// estimate counts the scans and the bytes of entropy-coded data; for other formats, it is the number of pixels
-    /// times a measured factor. It is computed from the header and, for a multi-scan JPEG, from all scan headers.
-    pub work: u64,
-}
+use super::{InputError, InputSettings};
+use crate::task::Pixels;
 
 /// Reads the header of a file and checks it against every limit. Allocates no pixels.
 ///
@@ -48,107 +30,8 @@ pub fn inspect(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, Inp
         let (bytes, max_bytes) = (file.len(), settings.max_image_bytes);
         return Err(InputError::ImageFileTooLarge { bytes, max_bytes });
     }
-    match sniff_format(file)? {
-        ImageFormat::Jpeg => inspect_jpeg(file, settings),
-        ImageFormat::Bmp => inspect_bmp(file, settings),
-        format @ (ImageFormat::Png | ImageFormat::WebP | ImageFormat::Gif) => {
-            image_crate::inspect(file, format, settings)
-        }
-    }
+    implementation(sniff_format(file)?).inspect(file, settings)
 }
-
-fn inspect_bmp(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, InputError> {
-    let header = bmp::Header::read(file).map_err(refused_bmp)?;
-    let (width, height, format) = (header.width, header.height, ImageFormat::Bmp);
-    let pixels = check_size(width, height, settings)?;
-    if pixels == 0 {
-        return Err(undecodable(format, "it has no pixels"));
-    }
-    let bytes = pixels * header.bytes_per_pixel();
-    check_decoded(bytes, settings)?;
-    header.check_length(file).map_err(refused_bmp)?;
-    // A BMP has no orientation and is flattened in place, so neither step needs a second picture.
-    let working_bytes = bytes + header.unpacked_bytes();
-    Ok(ImageHeader { format, width, height, working_bytes, work: pixels })
-}
-
-fn refused_bmp(refusal: bmp::BmpError) -> InputError {
-    let problem = match refusal {
-        bmp::BmpError::OutOfMemory(bytes) => return InputError::OutOfMemory { bytes },
-        bmp::BmpError::Stopped => return InputError::Stopped,
-        bmp::BmpError::Incomplete => TRUNCATED_FILE,
-        bmp::BmpError::Unsupported => UNSUPPORTED_VARIANT,
-        bmp::BmpError::Damaged => DAMAGED_DATA,
-    };
-    undecodable(ImageFormat::Bmp, problem)
-}
-
-/// Checks width and height against the limits and returns the number of pixels.
-pub(super) fn check_size(
-    width: u32,
-    height: u32,
-    settings: &InputSettings,
-) -> Result<u64, InputError> {
-    let &InputSettings { max_pixels, max_side, .. } = settings;
-    let pixels = u64::from(width) * u64::from(height);
-    if pixels > max_pixels || width > max_side || height > max_side {
-        return Err(InputError::ImageTooLarge { width, height, max_pixels, max_side });
-    }
-    Ok(pixels)
-}
-
-/// Checks that `bytes`, the size of a decoded picture or of a buffer with the same limit, is at most
-/// `max_decoded_bytes`.
-pub(super) fn check_decoded(bytes: u64, settings: &InputSettings) -> Result<(), InputError> {
-    let max_bytes = settings.max_decoded_bytes;
-    if bytes > max_bytes {
-        return Err(InputError::DecodedImageTooLarge { bytes, max_bytes });
-    }
-    Ok(())
-}
-
-fn inspect_jpeg(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, InputError> {
-    let info = jpeg::read_header(file).map_err(refused_jpeg)?;
-    let jpeg::JpegInfo { width, height, .. } = info;
-    let bytes = check_size(width, height, settings)? * 3;
-    check_decoded(bytes, settings)?;
-    // Applying the orientation needs a second picture. All other buffers are freed before that, so only the larger
-    // total counts.
-    let format = ImageFormat::Jpeg;
-    let working_bytes = info.working_bytes.max(bytes * 2).max(metadata_bytes(file, format));
-    Ok(ImageHeader { format, width, height, working_bytes, work: info.work })
-}
-
-/// Decodes a JPEG. Returns the pixels as stored, before the orientation is applied.
-fn decode_jpeg(
-    file: &[u8],
-    settings: &InputSettings,
-    stop: Stop<'_>,
-) -> Result<Raster, InputError> {
-    let max_blocks = settings.max_pixels.saturating_mul(MAX_FULL_COMPONENT_PASSES) / 64;
-    let jpeg::Decoded { width, height, data } =
-        jpeg::decode(file, jpeg::Limits { max_blocks }, stop).map_err(refused_jpeg)?;
-    Ok(Raster { width, height, layout: Layout::RGB, data })
-}
-
-fn refused_jpeg(error: JpegError) -> InputError {
-    match error {
-        JpegError::OutOfMemory(bytes) => InputError::OutOfMemory { bytes },
-        JpegError::Stopped => InputError::Stopped,
-        JpegError::Truncated
-        | JpegError::Damaged
-        | JpegError::Unsupported(_)
-        | JpegError::TooMuchWork => undecodable(ImageFormat::Jpeg, &error.to_string()),
-    }
-}
-
-/// Maximum total number of passes over a full-size component that the scans of a JPEG with `max_pixels` pixels may
-/// make. A smaller picture may have proportionally more. A scan that refines 63 coefficients counts as four passes, an
-/// arithmetic-coded scan as two. For four full-size components, libjpeg writes 18 scans, which count as 48 passes; scan
-/// scripts tuned for file size stay below that too. libjpeg has no such limit when it reads a file. The limit is needed
-/// because a scan that takes long to decode adds only a few bytes to a file. A picture of 50 megapixels with 47
-/// refinement scans took 3.9 s on one core, a plain one 0.4 s.
-const MAX_FULL_COMPONENT_PASSES: u64 = 56;
 
 /// Decodes a file that [`inspect`] has accepted. Returns upright pixels at the picture's own size. Polls `stop` between
 /// rows. A lossy WebP is decoded in one call, so for such a file `stop` is polled only while the file is read.
@@ -162,34 +45,21 @@ pub fn decode(
     settings: &InputSettings,
     stop: Stop<'_>,
 ) -> Result<Pixels, InputError> {
-    let format = header.format;
+    let format = implementation(header.format);
     // This comes first, so that the metadata buffers are freed before pixels are allocated.
-    let orientation = orientation(file, format)?;
-    let raster = match format {
-        ImageFormat::Jpeg => decode_jpeg(file, settings, stop)?,
-        ImageFormat::Bmp => bmp::decode(file, stop).map_err(refused_bmp)?,
-        ImageFormat::Png | ImageFormat::WebP | ImageFormat::Gif => {
-            image_crate::decode(file, header, settings, stop)?
-        }
-    };
+    let orientation = format.metadata(file)?.orientation();
+    let raster = format.decode(file, header, settings, stop)?;
     stop::check(stop)?;
     let size = (raster.width, raster.height);
     let data = flatten(raster, settings.alpha_background, stop)?;
     apply_orientation(size, data, orientation, stop)
 }
 
-pub(super) const TRUNCATED_FILE: &str = "the file ends before the image is complete";
-pub(super) const DAMAGED_DATA: &str = "its data is damaged";
-pub(super) const UNSUPPORTED_VARIANT: &str =
-    "it uses a variant of its format that is not supported";
-
-pub(super) fn undecodable(format: ImageFormat, problem: &str) -> InputError {
-    InputError::UndecodableImage { format, problem: problem.to_owned() }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::error::TRUNCATED_FILE;
     use super::*;
+    use crate::task::ImageFormat;
     use image::codecs::{
         bmp::BmpEncoder, gif::GifEncoder, jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder,
     };

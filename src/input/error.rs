@@ -22,10 +22,10 @@ pub enum InputError {
         max_bytes: usize,
     },
     /// The file has no bytes and therefore no recognisable format (`unsupported_image_format`).
-    #[error("the file is empty; send the bytes of a jpeg, png, webp, gif or bmp image")]
+    #[error("the file is empty; send the bytes of a {} image", accepted_formats())]
     EmptyImageFile,
     /// The first bytes match none of the accepted formats (`unsupported_image_format`).
-    #[error("the image format is not supported; send a jpeg, png, webp, gif or bmp image")]
+    #[error("the image format is not supported; send a {} image", accepted_formats())]
     UnsupportedImageFormat,
     /// The file is corrupt or truncated (`undecodable_image`).
     #[error("the {} image cannot be decoded: {problem}", format.name())]
@@ -89,6 +89,23 @@ pub enum InputError {
     Tokenizer(String),
 }
 
+pub(super) const TRUNCATED_FILE: &str = "the file ends before the image is complete";
+pub(super) const DAMAGED_DATA: &str = "its data is damaged";
+pub(super) const UNSUPPORTED_VARIANT: &str =
+    "it uses a variant of its format that is not supported";
+pub(super) const NO_PIXELS: &str = "it has no pixels";
+
+/// Returns an [`InputError::UndecodableImage`] with this reason.
+pub(super) fn undecodable(format: ImageFormat, problem: &str) -> InputError {
+    InputError::UndecodableImage { format, problem: problem.to_owned() }
+}
+
+/// Returns the names of all formats as a list for messages, such as `jpeg, png or gif`.
+fn accepted_formats() -> String {
+    let [first @ .., last] = ImageFormat::ALL.map(ImageFormat::name);
+    format!("{} or {last}", first.join(", "))
+}
+
 /// Why a tokenizer could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
@@ -116,5 +133,23 @@ impl TokenizerError {
             Self::Document(error) => error.is_content(),
             Self::NotFound(_) | Self::Invalid { .. } => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_format_is_answered_with_the_accepted_ones() {
+        let accepted = "jpeg, png, webp, gif or bmp image";
+        assert_eq!(
+            InputError::EmptyImageFile.to_string(),
+            format!("the file is empty; send the bytes of a {accepted}")
+        );
+        assert_eq!(
+            InputError::UnsupportedImageFormat.to_string(),
+            format!("the image format is not supported; send a {accepted}")
+        );
     }
 }

@@ -10,42 +10,38 @@
 
 #[cfg(test)]
 mod agreement;
-mod bmp;
 #[cfg(test)]
 mod containers;
 mod decode;
 mod detokenizer;
 mod error;
 mod flatten;
-mod gif;
+mod format;
+mod formats;
 #[cfg(test)]
 mod goldens;
 mod image_crate;
 mod image_value;
-mod jpeg;
-mod lossless;
+mod limits;
 mod memory;
 mod orientation;
 mod raster;
 mod resize;
-mod riff;
 mod settings;
-mod sniff;
-mod still;
+mod standalone;
 mod stop;
-mod structure;
 mod text;
 mod tokenizer;
 mod turn;
-mod webp;
 
-pub use decode::{ImageHeader, decode, inspect};
+pub use decode::{decode, inspect};
 pub use detokenizer::Detokenizer;
 pub use error::{InputError, TokenizerError};
+pub use format::ImageHeader;
+pub use formats::{is_quick_to_inspect, sniff_format};
 pub use image_value::ImageValue;
 pub use resize::resize;
 pub use settings::{InputSettings, InvalidInputSetting, ResizeOrder};
-pub use sniff::sniff_format;
 pub use stop::Stop;
 pub use text::check_text;
 pub use tokenizer::Tokenizer;

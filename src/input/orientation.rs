@@ -1,5 +1,6 @@
-//! Finds the orientation of a picture as Pillow's `ImageOps.exif_transpose` does, which transformers' `load_image`
-//! calls: the EXIF tag Orientation of a JPEG, PNG or WebP, otherwise `tiff:Orientation` in its XMP data.
+//! Reads the orientation of a picture from its metadata as Pillow's `ImageOps.exif_transpose` does, which transformers'
+//! `load_image` calls: the EXIF tag Orientation, otherwise `tiff:Orientation` in the XMP data. Each format finds its own
+//! metadata ([`super::format::PictureFormat::metadata`]); `turn` applies the orientation.
 //!
 //! Sources: `Image.getexif`, `Exif.load` and `ImageFileDirectory_v2.load` of Pillow 13. If Pillow raises an error on
 //! broken metadata, the picture stays as stored.
@@ -8,12 +9,6 @@ use std::borrow::Cow;
 
 use image::metadata::Orientation;
 
-use super::memory::{self, OutOfMemory};
-use super::{jpeg, riff};
-use crate::task::ImageFormat;
-
-/// Maximum size in bytes of an inflated PNG text chunk; the same as in Pillow.
-const MAX_TEXT_BYTES: usize = 1 << 20;
 /// Number of the EXIF tag Orientation.
 const ORIENTATION: u16 = 0x0112;
 /// Prefix of EXIF data; it may be absent or repeated.
@@ -28,44 +23,16 @@ pub(super) struct Metadata<'a> {
     pub(super) xmp: Option<Cow<'a, [u8]>>,
 }
 
-/// Returns the orientation of the picture in `file` from its EXIF or XMP data; `NoTransforms` if neither gives one.
-///
-/// # Errors
-/// [`OutOfMemory`].
-pub(super) fn orientation(file: &[u8], format: ImageFormat) -> Result<Orientation, OutOfMemory> {
-    let metadata = match format {
-        ImageFormat::Jpeg => jpeg::metadata(file)?,
-        ImageFormat::Png => png(file)?,
-        ImageFormat::WebP => webp(file),
-        ImageFormat::Gif | ImageFormat::Bmp => Metadata::default(),
-    };
-    let tag = metadata.exif.as_deref().map_or(Tag::Absent, exif_orientation);
-    let code = match tag {
-        Tag::Value(code) => Some(code),
-        Tag::Unusable => None,
-        Tag::Absent => metadata.xmp.as_deref().and_then(xmp_orientation),
-    };
-    Ok(code.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms))
-}
-
-/// Returns an upper bound on the bytes of metadata that [`orientation`] copies.
-pub(super) fn metadata_bytes(file: &[u8], format: ImageFormat) -> u64 {
-    let file_bytes = file.len() as u64;
-    match format {
-        // EXIF data from several segments, joined in one buffer that grows by doubling.
-        ImageFormat::Jpeg => file_bytes * 2,
-        ImageFormat::Png => {
-            // Compressed text counts as its inflated size; uncompressed text counts as the number of bytes that its
-            // hexadecimal digits encode.
-            let texts = png_chunks(file).map(|(name, data)| match name {
-                b"zTXt" | b"iTXt" => (data.len() * 1032).min(MAX_TEXT_BYTES) * 2,
-                b"tEXt" => data.len() / 2,
-                _ => 0,
-            });
-            // At most three texts are kept: EXIF data, a raw profile, XMP data.
-            (texts.sum::<usize>().min(3 * MAX_TEXT_BYTES) as u64).max(file_bytes / 2)
-        }
-        ImageFormat::WebP | ImageFormat::Gif | ImageFormat::Bmp => 0,
+impl Metadata<'_> {
+    /// Returns the orientation; `NoTransforms` if neither EXIF nor XMP data gives one.
+    pub(super) fn orientation(&self) -> Orientation {
+        let tag = self.exif.as_deref().map_or(Tag::Absent, exif_orientation);
+        let code = match tag {
+            Tag::Value(code) => Some(code),
+            Tag::Unusable => None,
+            Tag::Absent => self.xmp.as_deref().and_then(xmp_orientation),
+        };
+        code.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
     }
 }
 
@@ -230,107 +197,6 @@ fn xmp_orientation(xmp: &[u8]) -> Option<u8> {
     }
 }
 
-/// Returns the type and the data of each complete chunk of a PNG.
-fn png_chunks(file: &[u8]) -> impl Iterator<Item = (&[u8; 4], &[u8])> {
-    let mut rest = file.get(8..).unwrap_or_default();
-    std::iter::from_fn(move || {
-        let (length, behind) = rest.split_first_chunk::<4>()?;
-        let (name, behind) = behind.split_first_chunk()?;
-        let length = u32::from_be_bytes(*length) as usize;
-        let data = behind.get(..length)?;
-        // Skips the CRC.
-        rest = behind.get(length + 4..).unwrap_or_default();
-        Some((name, data))
-    })
-}
-
-/// Finds the metadata of a PNG. EXIF data is in an `eXIf` chunk or, in files of older programs, in a text chunk as
-/// hexadecimal digits.
-fn png(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
-    let mut found = Metadata::default();
-    let mut raw_profile = None;
-    for (name, data) in png_chunks(file) {
-        match name {
-            b"eXIf" => found.exif = Some(Cow::Borrowed(data)),
-            b"tEXt" | b"zTXt" | b"iTXt" => match png_text(name, data) {
-                Some((b"exif", text)) if name == b"tEXt" => found.exif = Some(text),
-                Some((b"Raw profile type exif", text)) => raw_profile = Some(text),
-                Some((b"XML:com.adobe.xmp", text)) => found.xmp = Some(text),
-                _ => {}
-            },
-            b"IEND" => break,
-            _ => {}
-        }
-    }
-    if found.exif.is_none()
-        && let Some(text) = raw_profile
-    {
-        found.exif = from_hexadecimal(&text)?.map(Cow::Owned);
-    }
-    Ok(found)
-}
-
-/// Returns the keyword of a text chunk and its text, inflated if it is compressed; `None` if the chunk is invalid or
-/// its keyword is not one of those read here.
-fn png_text<'a>(name: &[u8], data: &'a [u8]) -> Option<(&'a [u8], Cow<'a, [u8]>)> {
-    let (keyword, rest) = split_at_zero(data)?;
-    let (text, compressed) = match name {
-        b"zTXt" => (rest.get(1..)?, rest[0] == 0),
-        b"iTXt" => {
-            let (&[flag, method], rest) = rest.split_first_chunk()?;
-            let (_, rest) = split_at_zero(rest)?;
-            let (_, text) = split_at_zero(rest)?;
-            if flag != 0 && method != 0 {
-                return None;
-            }
-            (text, flag != 0)
-        }
-        _ => (rest, false),
-    };
-    let wanted: [&[u8]; 3] = [b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"];
-    if !wanted.contains(&keyword) {
-        return None;
-    }
-    if compressed {
-        let text = fdeflate::decompress_to_vec_bounded(text, MAX_TEXT_BYTES).ok()?;
-        return Some((keyword, Cow::Owned(text)));
-    }
-    Some((keyword, Cow::Borrowed(text)))
-}
-
-fn split_at_zero(data: &[u8]) -> Option<(&[u8], &[u8])> {
-    let at = data.iter().position(|&byte| byte == 0)?;
-    Some((&data[..at], &data[at + 1..]))
-}
-
-/// Decodes a raw profile as `ImageMagick` writes it: an empty line, a line with the name, a line with the length, then
-/// hexadecimal digits. `None` if the text contains anything else.
-///
-/// # Errors
-/// [`OutOfMemory`], since the text may be as long as the file.
-fn from_hexadecimal(text: &[u8]) -> Result<Option<Vec<u8>>, OutOfMemory> {
-    let digits = text.splitn(4, |&byte| byte == b'\n').nth(3).unwrap_or_default();
-    let mut bytes = memory::with_capacity(digits.len() / 2)?;
-    let mut high = None;
-    for digit in digits.iter().filter(|byte| !byte.is_ascii_whitespace()) {
-        let Some(digit) = char::from(*digit).to_digit(16) else { return Ok(None) };
-        match high.take() {
-            None => high = Some(digit),
-            Some(high) => bytes.push((high << 4 | digit) as u8),
-        }
-    }
-    Ok(high.is_none().then_some(bytes))
-}
-
-/// Finds the metadata of a WebP. Its metadata chunks count only if the flags of the VP8X chunk declare them.
-fn webp(file: &[u8]) -> Metadata<'_> {
-    let Some(container) = riff::read(file) else { return Metadata::default() };
-    Metadata {
-        exif: container.exif.filter(|exif| !exif.is_empty()).map(Cow::Borrowed),
-        xmp: container.xmp.map(Cow::Borrowed),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -403,14 +269,5 @@ mod tests {
             Some(6)
         );
         assert_eq!(xmp_orientation(b"exif:Orientation=\"3\""), None);
-    }
-
-    #[test]
-    fn profiles_in_hexadecimal_are_read() {
-        let read = |text| from_hexadecimal(text).unwrap();
-        assert_eq!(read(b"\nexif\n      3\n4d4d\n 2A\n"), Some(vec![0x4d, 0x4d, 0x2a]));
-        assert_eq!(read(b"\nexif\n3\n4d4"), None);
-        assert_eq!(read(b"\nexif\n3\n4d4g"), None);
-        assert_eq!(read(b"4d4d"), Some(Vec::new()));
     }
 }

@@ -13,11 +13,15 @@ pub struct Detokenizer<'tokenizer> {
     given: usize,
 }
 
-impl<'tokenizer> Detokenizer<'tokenizer> {
-    pub(super) fn new(tokenizer: &'tokenizer Tokenizer, prompt: &[u32]) -> Self {
-        Self { tokenizer, ids: prompt.to_vec(), given: 0 }
+impl Tokenizer {
+    /// Returns a detokenizer. It decodes the ids that follow `prompt` one by one while they are generated.
+    #[must_use]
+    pub fn detokenizer(&self, prompt: &[u32]) -> Detokenizer<'_> {
+        Detokenizer { tokenizer: self, ids: prompt.to_vec(), given: 0 }
     }
+}
 
+impl Detokenizer<'_> {
     /// Adds an id. Returns the new text that later ids can no longer change; it may be empty. The first piece begins
     /// with the text of the prompt.
     pub fn push(&mut self, id: u32) -> String {

@@ -5,6 +5,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use blip_server::task::ImageFormat;
+
 /// One folder (or file) of `src/` and what it may reach.
 struct Room {
     name: &'static str,
@@ -222,27 +224,76 @@ const HTTP_ORDER: [&str; 13] = [
     "transport",
 ];
 
+/// The rooms of `src/input`, lowest first: a file may name its own room and those before it.
+const INPUT_ORDER: [&str; 22] = [
+    "error",
+    "settings",
+    "stop",
+    "memory",
+    "raster",
+    "limits",
+    "orientation",
+    "format",
+    "standalone",
+    "image_crate",
+    "formats",
+    "flatten",
+    "turn",
+    "decode",
+    "resize",
+    "text",
+    "tokenizer",
+    "detokenizer",
+    "image_value",
+    "agreement",
+    "containers",
+    "goldens",
+];
+
 #[test]
 fn the_rooms_of_http_import_downwards_only() {
+    import_downwards("http", &HTTP_ORDER);
+}
+
+#[test]
+fn the_rooms_of_input_import_downwards_only() {
+    import_downwards("input", &INPUT_ORDER);
+}
+
+#[test]
+fn no_picture_format_imports_another() {
+    let mut formats = ImageFormat::ALL.map(ImageFormat::name);
+    import_downwards("input/formats", &formats);
+    formats.reverse();
+    import_downwards("input/formats", &formats);
+}
+
+fn rank(order: &[&str], room: &str) -> Option<usize> {
+    order.iter().position(|known| *known == room)
+}
+
+/// Checks that each room of `folder` imports only rooms before it in `order`.
+fn import_downwards(folder: &str, order: &[&str]) {
     let mut wrong = Vec::new();
-    let rank = |room: &str| HTTP_ORDER.iter().position(|known| *known == room);
-    for file in files_of("http") {
-        let place = file.strip_prefix(source().join("http")).unwrap();
+    for file in files_of(folder) {
+        let place = file.strip_prefix(source().join(folder)).unwrap();
         let room = place.components().next().unwrap().as_os_str().to_str().unwrap();
         let room = room.trim_end_matches(".rs");
         if room == "mod" {
             continue;
         }
-        let own = rank(room).unwrap_or_else(|| panic!("http/{room} has no place in HTTP_ORDER"));
+        let own = rank(order, room)
+            .unwrap_or_else(|| panic!("{folder}/{room} has no place in the order of its folder"));
         let text = std::fs::read_to_string(&file).unwrap();
         let code = code_of(&text);
         // Tests may drive the whole folder.
         let code = code.split("#[cfg(test)]").next().unwrap_or(&code);
         let depth = place.components().count() - usize::from(file.ends_with("mod.rs"));
-        for start in ["crate::http::".to_owned(), "super::".repeat(depth)] {
+        let absolute = format!("crate::{}::", folder.replace('/', "::"));
+        for start in [absolute, "super::".repeat(depth)] {
             for path in paths_after(&start, code) {
-                if rank(first(&path)).is_some_and(|other| other > own) {
-                    wrong.push(format!("http/{}: {start}{path}", place.display()));
+                if rank(order, first(&path)).is_some_and(|other| other > own) {
+                    wrong.push(format!("{folder}/{}: {start}{path}", place.display()));
                 }
             }
         }

@@ -15,8 +15,8 @@ use super::entries::{EXTRA, set};
 use super::files::{CONFIG, Files, TOKENIZER, VOCABULARY};
 use super::options::{Entry, NAMES, Options, is_own_name};
 use super::token::{Given, Token};
-use super::{TokenizerError, invalid};
 use crate::document::DocumentError;
+use crate::input::TokenizerError;
 
 /// A tokenizer with the ids and options that are needed to use it.
 pub(super) struct Built {
@@ -199,6 +199,10 @@ fn parse(
         .ok()
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| invalid(path, BROKEN))
+}
+
+fn invalid(path: &Path, problem: &str) -> TokenizerError {
+    TokenizerError::Invalid { path: path.to_owned(), problem: problem.to_owned() }
 }
 
 /// Returns a boolean option, or `None` if no file sets it. If the argument `null` is true, a JSON `null` gives `None`

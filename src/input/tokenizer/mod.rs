@@ -16,7 +16,7 @@ use std::path::Path;
 
 use self::build::{Built, build};
 use self::files::Files;
-use super::{Detokenizer, InputError, InputSettings, TokenizerError, check_text};
+use super::{InputError, InputSettings, TokenizerError, check_text};
 use crate::task::TokenIds;
 
 /// The tokenizer of a checkpoint. All threads share it through an `Arc`.
@@ -129,12 +129,6 @@ impl Tokenizer {
         whole[common..].trim_start().to_owned()
     }
 
-    /// Returns a detokenizer. It decodes the ids that follow `prompt` one by one while they are generated.
-    #[must_use]
-    pub fn detokenizer(&self, prompt: &[u32]) -> Detokenizer<'_> {
-        Detokenizer::new(self, prompt)
-    }
-
     /// True if later ids can still change the spacing of the last word.
     pub(super) fn cleans_up(&self) -> bool {
         self.clean_up
@@ -165,10 +159,6 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tokenizer({} tokens)", self.vocab_size())
     }
-}
-
-fn invalid(path: &Path, problem: &str) -> TokenizerError {
-    TokenizerError::Invalid { path: path.to_owned(), problem: problem.to_owned() }
 }
 
 /// Removes spaces as `clean_up_tokenization` of `transformers/tokenization_utils_base.py` does. It is applied after the

@@ -10,22 +10,22 @@ use std::fs;
 use std::path::Path;
 
 #[derive(Deserialize)]
-struct Goldens {
-    cases: Vec<Case>,
+struct ContainerGoldens {
+    cases: Vec<ContainerCase>,
 }
 
 #[derive(Deserialize)]
-struct Case {
+struct ContainerCase {
     name: String,
     /// The file in base64; absent if `name` is the name of a fixture file.
     file: Option<String>,
     #[serde(flatten)]
-    seen: Seen,
+    seen: PillowResult,
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Seen {
+enum PillowResult {
     Picture { width: u32, height: u32, sha256: String },
     Refused { refused: String },
 }
@@ -40,7 +40,7 @@ fn fixture(path: &str) -> std::path::PathBuf {
 }
 
 /// Returns a description of how the result of a case differs from the expected one, or `None` if it does not.
-fn difference(case: &Case) -> Option<String> {
+fn difference(case: &ContainerCase) -> Option<String> {
     let file = case.file.as_ref().map(|file| STANDARD.decode(file).unwrap());
     let file = file.unwrap_or_else(|| fs::read(fixture("images").join(&case.name)).unwrap());
     let settings = InputSettings::default();
@@ -49,7 +49,7 @@ fn difference(case: &Case) -> Option<String> {
         Ok((header, picture))
     });
     match (result, &case.seen) {
-        (Ok((_, picture)), Seen::Picture { width, height, sha256 }) => {
+        (Ok((_, picture)), PillowResult::Picture { width, height, sha256 }) => {
             let size = (picture.width(), picture.height());
             if size != (*width, *height) {
                 return Some(format!("{size:?}, expected {width} x {height}"));
@@ -59,16 +59,18 @@ fn difference(case: &Case) -> Option<String> {
             let exact = case.name != "field/exif-orientation-long.jpg";
             (exact && digest != format!("sha256:{sha256}")).then(|| "other pixels".to_owned())
         }
-        (Ok(_), Seen::Refused { refused }) => Some(format!("read, but Pillow raises {refused}")),
-        (Err(error), Seen::Picture { .. }) => Some(format!("refused: {error}")),
-        (Err(_), Seen::Refused { .. }) => None,
+        (Ok(_), PillowResult::Refused { refused }) => {
+            Some(format!("read, but Pillow raises {refused}"))
+        }
+        (Err(error), PillowResult::Picture { .. }) => Some(format!("refused: {error}")),
+        (Err(_), PillowResult::Refused { .. }) => None,
     }
 }
 
 #[test]
 fn every_container_is_read_as_pillow_reads_it() {
     let goldens = fs::read(fixture("images/containers.json")).unwrap();
-    let goldens: Goldens = serde_json::from_slice(&goldens).unwrap();
+    let goldens: ContainerGoldens = serde_json::from_slice(&goldens).unwrap();
     assert!(goldens.cases.len() >= 400);
     let mut wrong = Vec::new();
     for case in &goldens.cases {

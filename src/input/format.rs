@@ -3,7 +3,7 @@
 //! and `decode` calls it.
 
 use super::memory::OutOfMemory;
-use super::orientation::Metadata;
+use super::orientation::OrientationMetadata;
 use super::raster::Raster;
 use super::stop::Stop;
 use super::{InputError, InputSettings};
@@ -63,7 +63,7 @@ pub(super) trait PictureFormat {
     ///
     /// # Errors
     /// [`OutOfMemory`].
-    fn metadata<'f>(&self, _file: &'f [u8]) -> Result<Metadata<'f>, OutOfMemory> {
-        Ok(Metadata::default())
+    fn metadata<'f>(&self, _file: &'f [u8]) -> Result<OrientationMetadata<'f>, OutOfMemory> {
+        Ok(OrientationMetadata::default())
     }
 }

@@ -28,7 +28,7 @@ fn decode_file(path: &str) -> Pixels {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Source {
+enum ResizeSource {
     Formula(String),
     File(String),
 }
@@ -36,7 +36,7 @@ enum Source {
 #[derive(Deserialize)]
 struct ResizeCase {
     name: String,
-    source: Source,
+    source: ResizeSource,
     width: u32,
     height: u32,
     to_width: u32,
@@ -115,8 +115,8 @@ fn resizing_equals_pillow_bit_for_bit() {
     let mut wrong = Vec::new();
     for case in cases {
         let picture = match &case.source {
-            Source::File(path) => decode_file(path),
-            Source::Formula(formula) => computed(formula, case.width, case.height),
+            ResizeSource::File(path) => decode_file(path),
+            ResizeSource::Formula(formula) => computed(formula, case.width, case.height),
         };
         assert_eq!((picture.width(), picture.height()), (case.width, case.height), "{}", case.name);
         let to = Preprocessing::bicubic(case.to_width, case.to_height);
@@ -205,19 +205,19 @@ fn pictures_are_turned_as_pillow_turns_them() {
 #[derive(Deserialize)]
 struct TokenizerGoldens {
     vocabulary_size: usize,
-    encode: Vec<Encoding>,
-    plain_special: Vec<Encoding>,
-    decode: Vec<Decoding>,
+    encode: Vec<EncodeCase>,
+    plain_special: Vec<EncodeCase>,
+    decode: Vec<DecodeCase>,
 }
 
 #[derive(Deserialize)]
-struct Encoding {
+struct EncodeCase {
     text: String,
     ids: Vec<u32>,
 }
 
 #[derive(Deserialize)]
-struct Decoding {
+struct DecodeCase {
     ids: Vec<u32>,
     text: String,
     clean: String,
@@ -304,11 +304,11 @@ struct Captions {
 #[derive(Deserialize)]
 struct CaptionCase {
     input_ids: Vec<u32>,
-    sequences: Vec<CaptionText>,
+    sequences: Vec<CaptionGolden>,
 }
 
 #[derive(Deserialize)]
-struct CaptionText {
+struct CaptionGolden {
     new_ids: Vec<u32>,
     text: String,
     continuation: String,
@@ -321,7 +321,7 @@ fn captions_and_their_continuations_read_as_in_the_reference() {
         let captions: Captions = read_json(&format!("reference/{checkpoint}.json"));
         for case in captions.generation {
             let prompt = &case.input_ids[1..];
-            for CaptionText { new_ids, text, continuation } in case.sequences {
+            for CaptionGolden { new_ids, text, continuation } in case.sequences {
                 assert_eq!(tokenizer.decode(&[prompt, &new_ids].concat()), text);
                 assert_eq!(tokenizer.decode_continuation(prompt, &new_ids), continuation);
             }

@@ -16,14 +16,14 @@ const EXIF_PREFIX: &[u8] = b"Exif\0\0";
 
 /// The parts of a file's metadata that can give its orientation.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Metadata<'a> {
+pub(super) struct OrientationMetadata<'a> {
     /// A TIFF structure, with or without the prefix `Exif\0\0`.
     pub(super) exif: Option<Cow<'a, [u8]>>,
     /// XMP data: RDF in XML.
     pub(super) xmp: Option<Cow<'a, [u8]>>,
 }
 
-impl Metadata<'_> {
+impl OrientationMetadata<'_> {
     /// Returns the orientation; `NoTransforms` if neither EXIF nor XMP data gives one.
     pub(super) fn orientation(&self) -> Orientation {
         let tag = self.exif.as_deref().map_or(Tag::Absent, exif_orientation);
@@ -67,45 +67,45 @@ fn exif_orientation(mut data: &[u8]) -> Tag {
             break;
         };
         match read_entry(data, entry, order, &mut value_bytes) {
-            Entry::Orientation(tag) => return tag,
-            Entry::Other => {}
-            Entry::Cut => break,
+            IfdEntry::Orientation(tag) => return tag,
+            IfdEntry::Other => {}
+            IfdEntry::Cut => break,
         }
     }
     Tag::Absent
 }
 
-enum Entry {
+enum IfdEntry {
     Orientation(Tag),
     Other,
     /// The values of the entry lie beyond the end of the data. Pillow reads no further entries.
     Cut,
 }
 
-fn read_entry(data: &[u8], entry: &[u8; 12], order: ByteOrder, value_bytes: &mut u64) -> Entry {
+fn read_entry(data: &[u8], entry: &[u8; 12], order: ByteOrder, value_bytes: &mut u64) -> IfdEntry {
     let (tag, kind) = (order.u16(entry, 0), order.u16(entry, 2).unwrap_or(0));
-    let Some(unit) = unit_size(kind) else { return Entry::Other };
+    let Some(unit) = unit_size(kind) else { return IfdEntry::Other };
     let size = u64::from(order.u32(entry, 4).unwrap_or(0)) * unit;
     let values = if size > 4 {
         *value_bytes += size;
         // The values so far exceed the size of the data. Pillow skips such an entry.
         if *value_bytes > data.len() as u64 {
-            return Entry::Other;
+            return IfdEntry::Other;
         }
         let start = order.u32(entry, 8).unwrap_or(0) as usize;
         let end = usize::try_from(size).ok().and_then(|size| start.checked_add(size));
         match end.and_then(|end| data.get(start..end)) {
             Some(values) => values,
-            None => return Entry::Cut,
+            None => return IfdEntry::Cut,
         }
     } else {
         &entry[8..8 + size as usize]
     };
     if values.is_empty() || tag != Some(ORIENTATION) {
-        return Entry::Other;
+        return IfdEntry::Other;
     }
     let value = first_value(values, kind, order);
-    Entry::Orientation(
+    IfdEntry::Orientation(
         value.filter(|value| (1..=8).contains(value)).map_or(Tag::Unusable, Tag::Value),
     )
 }

@@ -13,8 +13,8 @@ use tokenizers::{AddedToken, DecoderWrapper, NormalizedString, Normalizer as _, 
 
 use super::entries::{EXTRA, set};
 use super::files::{CONFIG, Files, TOKENIZER, VOCABULARY};
-use super::options::{Entry, NAMES, Options, is_own_name};
-use super::token::{Given, Token};
+use super::options::{NAMES, Options, TokenizerOption, is_own_name};
+use super::token::{DeclaredToken, OptionValue};
 use crate::document::DocumentError;
 use crate::input::TokenizerError;
 
@@ -28,7 +28,7 @@ pub(super) struct Built {
 
 /// How a tokenizer class of transformers uses the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
+enum TokenizerClass {
     /// Uses only the vocabulary, from `tokenizer.json` or `vocab.txt`, and rebuilds everything else.
     Bert,
     /// Loads the complete `tokenizer.json` without changes.
@@ -58,11 +58,11 @@ pub(super) fn build(files: &Files) -> Result<Built, TokenizerError> {
     let class = class(files)?;
     let mut options = Options::collect(files)?;
     let (mut inner, path) = match class {
-        Class::Bert => {
+        TokenizerClass::Bert => {
             set_bert_names(&mut options, files);
             bert(files, &options)?
         }
-        Class::AsIs => as_is(files)?,
+        TokenizerClass::AsIs => as_is(files)?,
     };
     if !matches!(inner.get_decoder(), Some(DecoderWrapper::WordPiece(_))) {
         let problem = "has a decoder other than WordPiece, the only one that BLIP uses";
@@ -78,10 +78,10 @@ pub(super) fn build(files: &Files) -> Result<Built, TokenizerError> {
     inner.set_encode_special_tokens(true);
     check_unknown_token(&inner, &path)?;
     let (cls, sep) = match class {
-        Class::Bert => {
+        TokenizerClass::Bert => {
             (id(&inner, &names, "cls_token", files)?, id(&inner, &names, "sep_token", files)?)
         }
-        Class::AsIs => frame(&inner, &path)?,
+        TokenizerClass::AsIs => frame(&inner, &path)?,
     };
     let clean_up = switch(&options, "clean_up_tokenization_spaces", true)?.unwrap_or(false);
     Ok(Built { inner, cls, sep, clean_up })
@@ -90,12 +90,12 @@ pub(super) fn build(files: &Files) -> Result<Built, TokenizerError> {
 const BROKEN: &str = "is not a valid tokenizer; save it again with tokenizer.save_pretrained of a \
                       current transformers release";
 
-fn class(files: &Files) -> Result<Class, DocumentError> {
+fn class(files: &Files) -> Result<TokenizerClass, DocumentError> {
     let declared = files.config.entries.iter().find(|(key, _)| key == "tokenizer_class");
     let declared = declared.map(|(_, value)| (CONFIG, value)).filter(|(_, value)| !value.is_null());
     let of_model = files.model_class.as_ref().map(|value| ("config.json", value));
     let Some((file, value)) = declared.or(of_model.filter(|(_, value)| !value.is_null())) else {
-        return Ok(Class::Bert);
+        return Ok(TokenizerClass::Bert);
     };
     let refuse = |accepted| {
         let field = "tokenizer_class".to_owned();
@@ -104,13 +104,13 @@ fn class(files: &Files) -> Result<Class, DocumentError> {
     let name = value.as_str().ok_or_else(|| refuse(ACCEPTED_CLASSES))?;
     let name = name.strip_suffix("Fast").unwrap_or(name);
     if BERT.contains(&name) {
-        Ok(Class::Bert)
+        Ok(TokenizerClass::Bert)
     } else if !AS_IS.contains(&name) {
         Err(refuse(ACCEPTED_CLASSES))
     } else if files.tokenizer.is_none() {
         Err(refuse("BertTokenizer, because there is no tokenizer.json"))
     } else {
-        Ok(Class::AsIs)
+        Ok(TokenizerClass::AsIs)
     }
 }
 
@@ -119,7 +119,7 @@ fn set_bert_names(options: &mut Options, files: &Files) {
     for name in ["unk_token", "sep_token", "pad_token", "cls_token", "mask_token"] {
         options.default(name, || {
             let text = format!("[{}]", name.trim_end_matches("_token").to_uppercase());
-            Entry::new(files.path(CONFIG), name, Value::String(text))
+            TokenizerOption::new(files.path(CONFIG), name, Value::String(text))
         });
     }
 }
@@ -131,7 +131,7 @@ fn bert(
     options: &Options,
 ) -> Result<(tokenizers::Tokenizer, PathBuf), TokenizerError> {
     let (path, vocabulary) = vocabulary(files)?;
-    let unknown = options.get("unk_token").and_then(|entry| entry.given.text());
+    let unknown = options.get("unk_token").and_then(|entry| entry.value.text());
     let Some(unknown) = unknown.filter(|text| !text.is_empty()) else {
         return Err(refuse_name(options.get("unk_token"), "unk_token", files).into());
     };
@@ -210,22 +210,24 @@ fn invalid(path: &Path, problem: &str) -> TokenizerError {
 fn switch(options: &Options, key: &str, null: bool) -> Result<Option<bool>, DocumentError> {
     match options.get(key) {
         None => Ok(None),
-        Some(entry) => match &entry.given {
-            Given::Json(Value::Bool(switch)) => Ok(Some(*switch)),
-            Given::Json(Value::Null) if null => Ok(None),
-            Given::Json(_) | Given::Token(_) | Given::List(_) => Err(entry.refuse("true or false")),
+        Some(entry) => match &entry.value {
+            OptionValue::Json(Value::Bool(switch)) => Ok(Some(*switch)),
+            OptionValue::Json(Value::Null) if null => Ok(None),
+            OptionValue::Json(_) | OptionValue::Token(_) | OptionValue::List(_) => {
+                Err(entry.refuse("true or false"))
+            }
         },
     }
 }
 
 /// Returns the named special tokens. The standard names come first, followed by names that the checkpoint itself
 /// defines, which may also redefine a standard name.
-fn names(options: &Options) -> Result<Vec<(&str, &Entry)>, DocumentError> {
+fn names(options: &Options) -> Result<Vec<(&str, &TokenizerOption)>, DocumentError> {
     let accepted = "a token: its text, or an object with \"__type\": \"AddedToken\"";
-    let token = |entry: &Entry| entry.given.text().is_some();
-    let mut named: Vec<(String, Option<(&str, &Entry)>)> = Vec::new();
+    let token = |entry: &TokenizerOption| entry.value.text().is_some();
+    let mut named: Vec<(String, Option<(&str, &TokenizerOption)>)> = Vec::new();
     for name in NAMES {
-        let entry = options.get(name).filter(|entry| !entry.given.is_null());
+        let entry = options.get(name).filter(|entry| !entry.value.is_null());
         set(&mut named, name, entry.map(|entry| (name, entry)));
     }
     let own_of_map =
@@ -233,7 +235,8 @@ fn names(options: &Options) -> Result<Vec<(&str, &Entry)>, DocumentError> {
     for (key, entry) in own_of_map.chain(&options.own) {
         set(&mut named, key, Some((key.as_str(), entry)));
     }
-    let named: Vec<(&str, &Entry)> = named.into_iter().filter_map(|(_, named)| named).collect();
+    let named: Vec<(&str, &TokenizerOption)> =
+        named.into_iter().filter_map(|(_, named)| named).collect();
     match named.iter().find(|(_, entry)| !token(entry)) {
         Some((_, entry)) => Err(entry.refuse(accepted)),
         None => Ok(named),
@@ -245,35 +248,36 @@ fn names(options: &Options) -> Result<Vec<(&str, &Entry)>, DocumentError> {
 fn added_tokens(
     inner: &tokenizers::Tokenizer,
     options: &Options,
-    names: &[(&str, &Entry)],
+    names: &[(&str, &TokenizerOption)],
 ) -> Result<Vec<AddedToken>, DocumentError> {
-    let mut tokens: Vec<Given> = options.added().into_iter().map(Given::Token).collect();
+    let mut tokens: Vec<OptionValue> =
+        options.added().into_iter().map(OptionValue::Token).collect();
     let mut known: Vec<String> =
         inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
-    known.extend(tokens.iter().filter_map(Given::text).map(str::to_owned));
+    known.extend(tokens.iter().filter_map(OptionValue::text).map(str::to_owned));
     let extra = match options.get(EXTRA) {
         None => &[][..],
-        Some(entry) => match &entry.given {
-            Given::List(items) if items.iter().all(|item| item.text().is_some()) => items,
-            Given::Json(Value::Null) => &[][..],
-            Given::Json(_) | Given::Token(_) | Given::List(_) => {
+        Some(entry) => match &entry.value {
+            OptionValue::List(items) if items.iter().all(|item| item.text().is_some()) => items,
+            OptionValue::Json(Value::Null) => &[][..],
+            OptionValue::Json(_) | OptionValue::Token(_) | OptionValue::List(_) => {
                 return Err(entry.refuse("a list of tokens: strings, or objects with \"__type\""));
             }
         },
     };
-    for given in names.iter().map(|(_, entry)| &entry.given).chain(extra) {
-        let is_known = known.iter().any(|text| Some(text.as_str()) == given.text());
-        if !is_known && !tokens.contains(given) {
-            tokens.push(given.clone());
+    for value in names.iter().map(|(_, entry)| &entry.value).chain(extra) {
+        let is_known = known.iter().any(|text| Some(text.as_str()) == value.text());
+        if !is_known && !tokens.contains(value) {
+            tokens.push(value.clone());
         }
     }
-    let is_name = |text: &str| names.iter().any(|(_, entry)| entry.given.text() == Some(text));
+    let is_name = |text: &str| names.iter().any(|(_, entry)| entry.value.text() == Some(text));
     Ok(tokens
         .iter()
-        .filter_map(|given| match given {
-            Given::Token(token) => Some(token.to_added(is_name(&token.content))),
-            Given::Json(_) | Given::List(_) => {
-                given.text().map(|text| Token::plain(text, true).to_added(false))
+        .filter_map(|value| match value {
+            OptionValue::Token(token) => Some(token.to_added(is_name(&token.content))),
+            OptionValue::Json(_) | OptionValue::List(_) => {
+                value.text().map(|text| DeclaredToken::plain(text, true).to_added(false))
             }
         })
         .collect())
@@ -322,12 +326,12 @@ fn check_unknown_token(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(),
 /// Returns the id of the named token `name`, which every text begins or ends with.
 fn id(
     inner: &tokenizers::Tokenizer,
-    names: &[(&str, &Entry)],
+    names: &[(&str, &TokenizerOption)],
     name: &str,
     files: &Files,
 ) -> Result<u32, DocumentError> {
     let entry = names.iter().find(|(known, _)| *known == name).map(|(_, entry)| *entry);
-    let text = entry.and_then(|entry| entry.given.text());
+    let text = entry.and_then(|entry| entry.value.text());
     let text = text.filter(|text| !text.contains(char::is_whitespace));
     let id = text.and_then(|text| inner.token_to_id(text));
     id.ok_or_else(|| refuse_name(entry, name, files))
@@ -335,7 +339,7 @@ fn id(
 
 /// Returns the error for a missing or invalid named token. `entry` is the value under its name, or `None` if a file
 /// sets it to null.
-fn refuse_name(entry: Option<&Entry>, name: &str, files: &Files) -> DocumentError {
+fn refuse_name(entry: Option<&TokenizerOption>, name: &str, files: &Files) -> DocumentError {
     let accepted = "a token that is a single word";
     let Some(entry) = entry else {
         let null = Some(&Value::Null);

@@ -26,14 +26,14 @@ impl Entries {
     /// Parses the JSON object in a file's bytes.
     pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, DocumentError> {
         #[derive(Deserialize)]
-        struct Inner {
+        struct ExtraTokens {
             #[serde(default, rename = "extra_special_tokens")]
             extra: InOrder,
         }
         // Returns a precise error if this is not a JSON object. If it is one, the two passes below cannot fail.
         document::parse_object(path, bytes)?;
         let entries: InOrder = serde_json::from_slice(bytes).unwrap_or_default();
-        let extra = serde_json::from_slice(bytes).map(|inner: Inner| inner.extra);
+        let extra = serde_json::from_slice(bytes).map(|inner: ExtraTokens| inner.extra);
         Ok(Self { entries: entries.0, extra: extra.unwrap_or_default().0 })
     }
 }

@@ -37,14 +37,14 @@ const REFUSED_HERE: [&str; 17] = [
 const READ_HERE: [&str; 2] = ["an unknown side of padding", "an option that is named as a method"];
 
 #[derive(Deserialize)]
-struct Goldens {
+struct FileSetGoldens {
     texts: Vec<String>,
     lists: Vec<Vec<u32>>,
-    cases: Vec<Case>,
+    cases: Vec<FileSetCase>,
 }
 
 #[derive(Deserialize)]
-struct Case {
+struct FileSetCase {
     name: String,
     /// Which vocabulary files of the fixture are in the directory: `vocab.txt`, `tokenizer.json` or `both`. Any other
     /// value means none.
@@ -56,11 +56,11 @@ struct Case {
     drop: Vec<String>,
     refused: Option<String>,
     #[serde(flatten)]
-    expected: Option<Expected>,
+    expected: Option<ExpectedTokenizer>,
 }
 
 #[derive(Deserialize)]
-struct Expected {
+struct ExpectedTokenizer {
     tokens: usize,
     ids: Vec<Option<Vec<u32>>>,
     /// Expected ids by index of the text, where they differ from `ids` because this server treats special tokens in a
@@ -85,7 +85,7 @@ fn place<'a>(
     }
 }
 
-fn load(case: &Case) -> Result<Tokenizer, TokenizerError> {
+fn load(case: &FileSetCase) -> Result<Tokenizer, TokenizerError> {
     let directory = tempfile::tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| fs::write(directory.path().join(name), bytes).unwrap();
     if matches!(&*case.base, "vocab.txt" | "both") {
@@ -113,7 +113,7 @@ fn load(case: &Case) -> Result<Tokenizer, TokenizerError> {
 #[test]
 fn tokenizers_of_every_combination_of_files_equal_those_of_transformers() {
     let goldens = fs::read(fixture("reference/tokenizer_files.json")).unwrap();
-    let Goldens { texts, lists, cases } = serde_json::from_slice(&goldens).unwrap();
+    let FileSetGoldens { texts, lists, cases } = serde_json::from_slice(&goldens).unwrap();
     assert!(cases.len() >= 280);
     let (mut wrong, mut refused_here, mut read_here) = (Vec::new(), Vec::new(), Vec::new());
     for case in &cases {

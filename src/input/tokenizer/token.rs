@@ -9,12 +9,12 @@ use crate::document::DocumentError;
 
 /// The file and field of a value, for error messages.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Place {
+pub(super) struct FieldOrigin {
     pub(super) file: PathBuf,
     pub(super) field: String,
 }
 
-impl Place {
+impl FieldOrigin {
     pub(super) fn refuse(&self, value: &Value, accepted: &str) -> DocumentError {
         let Self { file, field } = self.clone();
         DocumentError::field(file, field, Some(value), accepted)
@@ -28,7 +28,7 @@ impl Place {
 /// A token with its flags (`AddedToken` in transformers).
 #[expect(clippy::struct_excessive_bools, reason = "these are the flags of a token in the files")]
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Token {
+pub(super) struct DeclaredToken {
     pub(super) content: String,
     /// True if the token also matches the white space before it.
     lstrip: bool,
@@ -43,7 +43,7 @@ pub(super) struct Token {
     normalized: Option<bool>,
 }
 
-impl Token {
+impl DeclaredToken {
     /// Creates a token without flags except `special`. It is matched in the normalised text unless it is special.
     pub(super) fn plain(content: &str, special: bool) -> Self {
         Self {
@@ -60,17 +60,17 @@ impl Token {
     pub(super) fn read(
         object: &Map<String, Value>,
         special: Option<bool>,
-        place: &Place,
+        origin: &FieldOrigin,
     ) -> Result<Self, DocumentError> {
         let flag = |field: &str| match object.get(field) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(*flag)),
-            Some(other) => Err(place.of(field).refuse(other, "true or false")),
+            Some(other) => Err(origin.of(field).refuse(other, "true or false")),
         };
         let content = match object.get("content") {
             None | Some(Value::Null) => String::new(),
             Some(Value::String(content)) => content.clone(),
-            Some(other) => return Err(place.of("content").refuse(other, "a string")),
+            Some(other) => return Err(origin.of("content").refuse(other, "a string")),
         };
         Ok(Self {
             content,
@@ -99,13 +99,13 @@ impl Token {
 
 /// The value of an option: JSON as in the file, a token, or a list of such values.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Given {
+pub(super) enum OptionValue {
     Json(Value),
-    Token(Token),
+    Token(DeclaredToken),
     List(Vec<Self>),
 }
 
-impl Given {
+impl OptionValue {
     /// Returns the text of the token if this value is a token or a string.
     pub(super) fn text(&self) -> Option<&str> {
         match self {
@@ -129,7 +129,7 @@ impl Given {
     }
 }
 
-impl From<Value> for Given {
+impl From<Value> for OptionValue {
     fn from(value: Value) -> Self {
         let Value::Array(items) = value else { return Self::Json(value) };
         Self::List(items.into_iter().map(Self::from).collect())

@@ -10,7 +10,7 @@ const FILE_HEAD: usize = 14;
 
 /// The parsed file header, DIB header and palette.
 #[derive(Debug)]
-pub(super) struct Header<'a> {
+pub(super) struct BmpHeader<'a> {
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) top_down: bool,
@@ -36,7 +36,7 @@ pub(super) enum PixelEncoding {
     Bytes { count: usize, order: [usize; 3], alpha: Option<usize> },
 }
 
-impl<'a> Header<'a> {
+impl<'a> BmpHeader<'a> {
     /// Parses everything before the pixel data.
     ///
     /// # Errors
@@ -236,14 +236,14 @@ mod tests {
             [head((8, 8), 8, 0, 2), vec![0; 60]].concat(),
             [head((8, 8), 24, 0, 0), vec![0; 191]].concat(),
         ] {
-            let header = Header::read(&file).unwrap();
+            let header = BmpHeader::read(&file).unwrap();
             assert_eq!(header.check_length(&file), Err(BmpError::Incomplete));
             assert_eq!(header.decode(&file, &|| false).unwrap_err(), BmpError::Incomplete);
         }
         let absurd = head((8, 8), 8, 0, u32::MAX);
-        assert_eq!(Header::read(&absurd).unwrap_err(), BmpError::Unsupported);
+        assert_eq!(BmpHeader::read(&absurd).unwrap_err(), BmpError::Unsupported);
         for length in 14..54 {
-            assert!(Header::read(&head(largest, 24, 0, 0)[..length]).is_err(), "{length}");
+            assert!(BmpHeader::read(&head(largest, 24, 0, 0)[..length]).is_err(), "{length}");
         }
     }
 }

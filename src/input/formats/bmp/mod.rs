@@ -12,7 +12,7 @@ mod pixels;
 mod runs;
 
 use self::error::BmpError;
-use self::header::Header;
+use self::header::BmpHeader;
 use crate::input::error::{
     DAMAGED_DATA, NO_PIXELS, TRUNCATED_FILE, UNSUPPORTED_VARIANT, undecodable,
 };
@@ -36,7 +36,7 @@ impl PictureFormat for Bmp {
     }
 
     fn inspect(&self, file: &[u8], settings: &InputSettings) -> Result<ImageHeader, InputError> {
-        let header = Header::read(file).map_err(refused)?;
+        let header = BmpHeader::read(file).map_err(refused)?;
         let (width, height, format) = (header.width, header.height, ImageFormat::Bmp);
         let pixels = check_size(width, height, settings)?;
         if pixels == 0 {
@@ -61,7 +61,7 @@ impl PictureFormat for Bmp {
         _settings: &InputSettings,
         stop: Stop<'_>,
     ) -> Result<Raster, InputError> {
-        Header::read(file).and_then(|header| header.decode(file, stop)).map_err(refused)
+        BmpHeader::read(file).and_then(|header| header.decode(file, stop)).map_err(refused)
     }
 }
 

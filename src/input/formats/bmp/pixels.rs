@@ -1,13 +1,13 @@
 //! Decodes the pixel data of a BMP file whose header has been parsed and checked.
 
 use super::error::BmpError;
-use super::header::{Header, PixelEncoding};
+use super::header::{BmpHeader, PixelEncoding};
 use super::runs::Runs;
 use crate::input::memory;
 use crate::input::raster::{Layout, Raster};
 use crate::input::stop::{self, Stop};
 
-impl Header<'_> {
+impl BmpHeader<'_> {
     /// Decodes the pixels. The caller must have checked the size of the picture, because this allocates 3 or 4 bytes
     /// per pixel, and one more for run-length encoding.
     ///

@@ -2,7 +2,7 @@
 //! F.2.4 and G.1.3).
 
 use super::error::JpegError;
-use super::frame::{Block, Process};
+use super::frame::{CoefficientBlock, Process};
 use super::header::{Scan, ScanComponent, Tables, ZIGZAG};
 use super::probabilities::STATES;
 use super::scan::{BlockDecoder, Restarts};
@@ -11,14 +11,14 @@ use super::source::ByteSource;
 /// Decoder for the blocks of an arithmetic-coded scan.
 #[derive(Debug)]
 pub(super) struct Arithmetic<'s, 'a> {
-    decoder: Decoder<'s, 'a>,
+    decoder: BinaryDecoder<'s, 'a>,
     restarts: Restarts,
     /// Adaptive states that estimate probabilities (see [`STATES`]) for DC values (`dc`) and AC values (`ac`), by
     /// conditioning table.
     dc: [DcStatistics; 16],
     ac: [AcStatistics; 16],
-    components: Vec<Coder>,
-    pass: Pass,
+    components: Vec<ArithmeticState>,
+    pass: ArithmeticPass,
     first: usize,
     last: usize,
     low: u32,
@@ -29,7 +29,7 @@ type AcStatistics = [u8; 256];
 
 /// The decoding state of one component of the scan.
 #[derive(Debug)]
-struct Coder {
+struct ArithmeticState {
     tables: ScanComponent,
     /// DC value of the previous block (the DC predictor).
     predicted: i32,
@@ -44,7 +44,7 @@ struct Coder {
 
 /// What a scan adds to the coefficients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pass {
+enum ArithmeticPass {
     Sequential,
     DcFirst,
     DcRefine,
@@ -64,13 +64,13 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
         fuel: u64,
     ) -> Self {
         let pass = match (process.progressive, scan.first, scan.high) {
-            (false, _, _) => Pass::Sequential,
-            (true, 0, 0) => Pass::DcFirst,
-            (true, 0, _) => Pass::DcRefine,
-            (true, _, 0) => Pass::AcFirst,
-            (true, _, _) => Pass::AcRefine,
+            (false, _, _) => ArithmeticPass::Sequential,
+            (true, 0, 0) => ArithmeticPass::DcFirst,
+            (true, 0, _) => ArithmeticPass::DcRefine,
+            (true, _, 0) => ArithmeticPass::AcFirst,
+            (true, _, _) => ArithmeticPass::AcRefine,
         };
-        let coder = |&component: &ScanComponent| Coder {
+        let coder = |&component: &ScanComponent| ArithmeticState {
             tables: component,
             predicted: 0,
             context: 0,
@@ -78,7 +78,7 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
             low_coefficients: tables.arithmetic_ac[component.ac_table],
         };
         Self {
-            decoder: Decoder::new(source, fuel),
+            decoder: BinaryDecoder::new(source, fuel),
             restarts: Restarts::new(tables),
             dc: [[0; 64]; 16],
             ac: [[0; 256]; 16],
@@ -136,12 +136,17 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
     }
 
     /// Decodes the scan's AC values into `block`, shifted left by `low` bits. Returns false if the data is damaged.
-    fn ac_values(&mut self, component: usize, block: &mut Block) -> Result<bool, JpegError> {
+    fn ac_values(
+        &mut self,
+        component: usize,
+        block: &mut CoefficientBlock,
+    ) -> Result<bool, JpegError> {
         let (first, last) = match self.pass {
-            Pass::Sequential => (1, 63),
-            Pass::DcFirst | Pass::DcRefine | Pass::AcFirst | Pass::AcRefine => {
-                (self.first, self.last)
-            }
+            ArithmeticPass::Sequential => (1, 63),
+            ArithmeticPass::DcFirst
+            | ArithmeticPass::DcRefine
+            | ArithmeticPass::AcFirst
+            | ArithmeticPass::AcRefine => (self.first, self.last),
         };
         let coder = &self.components[component];
         let statistics = &mut self.ac[coder.tables.ac_table];
@@ -184,7 +189,7 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
     }
 
     /// Decodes the next lower bit of each AC coefficient from `first` to `last`. Returns false if the data is damaged.
-    fn refine(&mut self, block: &mut Block) -> Result<bool, JpegError> {
+    fn refine(&mut self, block: &mut CoefficientBlock) -> Result<bool, JpegError> {
         let bit = 1_i16 << self.low;
         let statistics = &mut self.ac[self.components[0].tables.ac_table];
         let decoder = &mut self.decoder;
@@ -232,49 +237,52 @@ impl BlockDecoder for Arithmetic<'_, '_> {
         if let Some(due) = self.restarts.next() {
             self.decoder.restart(due)?;
             for coder in &mut self.components {
-                if matches!(self.pass, Pass::Sequential | Pass::DcFirst) {
+                if matches!(self.pass, ArithmeticPass::Sequential | ArithmeticPass::DcFirst) {
                     self.dc[coder.tables.dc_table] = [0; 64];
                     (coder.predicted, coder.context) = (0, 0);
                 }
-                if matches!(self.pass, Pass::Sequential | Pass::AcFirst | Pass::AcRefine) {
+                if matches!(
+                    self.pass,
+                    ArithmeticPass::Sequential | ArithmeticPass::AcFirst | ArithmeticPass::AcRefine
+                ) {
                     self.ac[coder.tables.ac_table] = [0; 256];
                 }
             }
         }
-        Ok(self.pass == Pass::DcRefine || !self.decoder.gave_up())
+        Ok(self.pass == ArithmeticPass::DcRefine || !self.decoder.gave_up())
     }
 
-    fn block(&mut self, component: usize, block: &mut Block) -> Result<bool, JpegError> {
+    fn block(&mut self, component: usize, block: &mut CoefficientBlock) -> Result<bool, JpegError> {
         match self.pass {
-            Pass::Sequential => {
+            ArithmeticPass::Sequential => {
                 if !self.dc_value(component)? {
                     return Ok(false);
                 }
                 block[0] = self.components[component].predicted as i16;
                 self.ac_values(component, block)
             }
-            Pass::DcFirst => {
+            ArithmeticPass::DcFirst => {
                 if !self.dc_value(component)? {
                     return Ok(false);
                 }
                 block[0] = (self.components[component].predicted << self.low) as i16;
                 Ok(true)
             }
-            Pass::DcRefine => {
+            ArithmeticPass::DcRefine => {
                 if self.decoder.decide_evenly()? {
                     block[0] |= 1 << self.low;
                 }
                 Ok(true)
             }
-            Pass::AcFirst => self.ac_values(component, block),
-            Pass::AcRefine => self.refine(block),
+            ArithmeticPass::AcFirst => self.ac_values(component, block),
+            ArithmeticPass::AcRefine => self.refine(block),
         }
     }
 }
 
 /// Binary arithmetic decoder (T.81, annex D.2).
 #[derive(Debug)]
-struct Decoder<'s, 'a> {
+struct BinaryDecoder<'s, 'a> {
     source: &'s mut ByteSource<'a>,
     /// Base of the coding interval, with the bits that have been read ahead (C register).
     code: i64,
@@ -291,7 +299,7 @@ const GAVE_UP: i32 = -1;
 /// Value of `shifts_left` that makes the decoder read two bytes first.
 const AT_START: i32 = -16;
 
-impl<'s, 'a> Decoder<'s, 'a> {
+impl<'s, 'a> BinaryDecoder<'s, 'a> {
     fn new(source: &'s mut ByteSource<'a>, fuel: u64) -> Self {
         Self { source, code: 0, size: 0, shifts_left: AT_START, fuel }
     }

@@ -1,14 +1,14 @@
 //! Storage for decoded coefficients until they are transformed to samples.
 
 use super::error::JpegError;
-use super::frame::{Block, Component, Frame};
+use super::frame::{CoefficientBlock, Component, Frame};
 use crate::input::memory;
 use crate::input::stop::Stop;
 
 /// Coefficients of one component, either for the whole picture or for one row of MCUs.
 #[derive(Debug)]
 pub(super) struct BlockGrid {
-    blocks: Vec<Block>,
+    blocks: Vec<CoefficientBlock>,
     /// Number of blocks in a row, including padding.
     width: usize,
     /// The row of blocks, counted from the top of the picture, at which `blocks` starts.
@@ -32,12 +32,12 @@ impl BlockGrid {
     }
 
     /// Returns the block at a position in the picture, counted in blocks.
-    pub(super) fn block_mut(&mut self, row: usize, column: usize) -> &mut Block {
+    pub(super) fn block_mut(&mut self, row: usize, column: usize) -> &mut CoefficientBlock {
         &mut self.blocks[(row - self.first_row) * self.width + column]
     }
 
     /// Returns a row of blocks, including padding.
-    pub(super) fn row(&self, row: usize) -> &[Block] {
+    pub(super) fn row(&self, row: usize) -> &[CoefficientBlock] {
         &self.blocks[(row - self.first_row) * self.width..][..self.width]
     }
 
@@ -76,5 +76,5 @@ pub(super) fn whole_bytes(frame: &Frame) -> u64 {
 /// Returns the size in bytes of the result of [`one_strip`].
 pub(super) fn strip_bytes(frame: &Frame) -> u64 {
     let blocks = |component: &Component| (component.padded_width * component.v) as u64;
-    frame.components.iter().map(blocks).sum::<u64>() * size_of::<Block>() as u64
+    frame.components.iter().map(blocks).sum::<u64>() * size_of::<CoefficientBlock>() as u64
 }

@@ -5,7 +5,7 @@ use super::arithmetic::Arithmetic;
 use super::coefficients::{self, BlockGrid};
 use super::error::JpegError;
 use super::frame::{self, Frame, Process};
-use super::header::{Event, Header, Scan};
+use super::header::{HeaderEvent, HeaderParser, Scan};
 use super::lossless::{self, LosslessScan};
 use super::output::{Plane, RgbConversion};
 use super::progressive::{self, Progressive};
@@ -13,7 +13,7 @@ use super::scan::{
     BlockDecoder, blocks_in_scan, check_mcu, decode_mcu_row, is_multi_scan, work_of_scan,
 };
 use super::sequential::Sequential;
-use super::smoothing::{self, Progress};
+use super::smoothing::{self, KnownBits};
 use super::source::ByteSource;
 use super::{huffman, idct, work};
 use crate::input::memory;
@@ -48,7 +48,7 @@ pub(super) struct WorkLimit {
 /// Any [`JpegError`] of the header.
 pub(super) fn read_header(file: &[u8]) -> Result<JpegInfo, JpegError> {
     let mut source = ByteSource::new(file);
-    let (frame, scan) = Header::new().first_scan(&mut source)?;
+    let (frame, scan) = HeaderParser::new().first_scan(&mut source)?;
     let (width, height) = (frame.width as u32, frame.height as u32);
     let work = work::estimate(&frame, &scan, source.rest());
     Ok(JpegInfo { width, height, working_bytes: working_bytes(&frame, &scan), work })
@@ -75,7 +75,7 @@ fn working_bytes(frame: &Frame, first_scan: &Scan) -> u64 {
 /// Any [`JpegError`] of the header or the scans.
 pub(super) fn decode(file: &[u8], limit: WorkLimit, stop: Stop<'_>) -> Result<Raster, JpegError> {
     let mut source = ByteSource::new(file);
-    let mut header = Header::new();
+    let mut header = HeaderParser::new();
     let (frame, scan) = header.first_scan(&mut source)?;
     let colours = header.colours(&frame)?;
     if frame.process == Process::SEQUENTIAL {
@@ -83,7 +83,7 @@ pub(super) fn decode(file: &[u8], limit: WorkLimit, stop: Stop<'_>) -> Result<Ra
     }
     let mut reader = ScanReader {
         quant: vec![None; frame.components.len()],
-        progress: Progress::new(&frame),
+        known_bits: KnownBits::new(&frame),
         blocks_left: limit.max_blocks,
         decisions_left: decision_budget(&frame, file.len()),
         source,
@@ -110,12 +110,12 @@ pub(super) fn decode(file: &[u8], limit: WorkLimit, stop: Stop<'_>) -> Result<Ra
 /// Decoder for all scans of a frame.
 struct ScanReader<'f, 'a> {
     source: ByteSource<'a>,
-    header: Header,
+    header: HeaderParser,
     frame: &'f Frame,
     /// The quantisation table of each component, as it was at the start of the component's first scan
     /// (`latch_quant_tables`).
     quant: Vec<Option<[u16; 64]>>,
-    progress: Progress,
+    known_bits: KnownBits,
     blocks_left: u64,
     /// Number of binary decisions that arithmetic decoding may still take.
     decisions_left: u64,
@@ -151,8 +151,8 @@ impl ScanReader<'_, '_> {
     fn finish(&mut self) -> Result<(), JpegError> {
         self.source.end_with_read();
         match self.header.next(&mut self.source) {
-            Ok(Event::End) | Err(JpegError::Truncated) => Ok(()),
-            Ok(Event::Scan(_)) => Err(JpegError::Damaged),
+            Ok(HeaderEvent::End) | Err(JpegError::Truncated) => Ok(()),
+            Ok(HeaderEvent::Scan(_)) => Err(JpegError::Damaged),
             Err(error) => Err(error),
         }
     }
@@ -166,11 +166,12 @@ impl ScanReader<'_, '_> {
             self.begin(&scan)?;
             self.run(&scan, &mut grids, |_, _| {})?;
             match self.header.next(&mut self.source)? {
-                Event::Scan(next) => scan = next,
-                Event::End => break,
+                HeaderEvent::Scan(next) => scan = next,
+                HeaderEvent::End => break,
             }
         }
-        let smoothing = self.progress.smoothing(&self.quant).filter(|_| frame.process.progressive);
+        let smoothing =
+            self.known_bits.smoothing(&self.quant).filter(|_| frame.process.progressive);
         for (index, (grid, plane)) in grids.into_iter().zip(&mut planes).enumerate() {
             // If no scan contains this component, its coefficients are zero, so its samples are medium grey.
             let quant = self.quant[index].unwrap_or([0; 64]);
@@ -208,8 +209,8 @@ impl ScanReader<'_, '_> {
                 break;
             }
             match self.header.next(&mut self.source)? {
-                Event::Scan(next) => scan = next,
-                Event::End => break,
+                HeaderEvent::Scan(next) => scan = next,
+                HeaderEvent::End => break,
             }
         }
         // libjpeg refuses to output samples that were never written.
@@ -238,7 +239,7 @@ impl ScanReader<'_, '_> {
         }
         if frame.process.progressive {
             progressive::check(scan)?;
-            self.progress.note(scan);
+            self.known_bits.note(scan);
         }
         Ok(self.quant.iter().map(|table| table.unwrap_or([0; 64])).collect())
     }
@@ -251,9 +252,9 @@ impl ScanReader<'_, '_> {
         row_done: impl FnMut(&mut [BlockGrid], usize),
     ) -> Result<(), JpegError> {
         let (frame, process) = (self.frame, self.frame.process);
-        let (tables, progress) = (&self.header.tables, &mut self.progress);
+        let (tables, known_bits) = (&self.header.tables, &mut self.known_bits);
         let source = &mut self.source;
-        let target = Target { frame, scan, grids, progress, stop: self.stop };
+        let target = ScanTarget { frame, scan, grids, known_bits, stop: self.stop };
         if process.arithmetic {
             let fuel = self.decisions_left + blocks_in_scan(frame, scan) * EMPTY_BLOCK_DECISIONS;
             let mut decoder = Arithmetic::start(source, tables, scan, process, fuel);
@@ -282,25 +283,25 @@ fn decision_budget(frame: &Frame, file_bytes: usize) -> u64 {
 const EMPTY_BLOCK_DECISIONS: u64 = 8;
 
 /// Destination of the blocks of a scan.
-struct Target<'t> {
+struct ScanTarget<'t> {
     frame: &'t Frame,
     scan: &'t Scan,
     grids: &'t mut [BlockGrid],
-    progress: &'t mut Progress,
+    known_bits: &'t mut KnownBits,
     stop: Stop<'t>,
 }
 
-impl Target<'_> {
+impl ScanTarget<'_> {
     fn run(
         self,
         decoder: &mut impl BlockDecoder,
         mut row_done: impl FnMut(&mut [BlockGrid], usize),
     ) -> Result<(), JpegError> {
-        let Self { frame, scan, grids, progress, stop } = self;
+        let Self { frame, scan, grids, known_bits, stop } = self;
         for mcu_row in 0..frame.mcu_rows {
             stop::check(stop)?;
             if decode_mcu_row(decoder, frame, scan, grids, mcu_row)? {
-                progress.good_row(mcu_row);
+                known_bits.good_row(mcu_row);
             }
             row_done(grids, mcu_row);
         }
@@ -314,7 +315,7 @@ fn planes(frame: &Frame, stop: Stop<'_>) -> Result<Vec<Plane>, JpegError> {
 }
 
 /// Transforms a row of blocks to samples (IDCT) and writes them to `plane`. `row` counts rows of blocks.
-fn transform(blocks: &[frame::Block], quant: &[u16; 64], plane: &mut Plane, row: usize) {
+fn transform(blocks: &[frame::CoefficientBlock], quant: &[u16; 64], plane: &mut Plane, row: usize) {
     let stride = plane.stride;
     let out = &mut plane.samples[row * stride * 8..][..stride * 8];
     let blocks = &blocks[..stride / 8];
@@ -322,7 +323,7 @@ fn transform(blocks: &[frame::Block], quant: &[u16; 64], plane: &mut Plane, row:
 }
 
 struct TransformRow<'r> {
-    blocks: &'r [frame::Block],
+    blocks: &'r [frame::CoefficientBlock],
     quant: &'r [u16; 64],
     out: &'r mut [u8],
     stride: usize,

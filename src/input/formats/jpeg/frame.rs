@@ -13,7 +13,7 @@ const MAX_SAMPLING: u8 = 4;
 pub(super) const BLOCK_SIDE: usize = 8;
 
 /// Coefficients of one block in natural order: row by row, with increasing frequencies.
-pub(super) type Block = [i16; 64];
+pub(super) type CoefficientBlock = [i16; 64];
 
 /// The coding process of the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

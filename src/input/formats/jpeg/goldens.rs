@@ -11,12 +11,12 @@ use std::fs;
 use std::path::Path;
 
 #[derive(Deserialize)]
-struct Goldens {
-    cases: Vec<Case>,
+struct JpegGoldens {
+    cases: Vec<JpegCase>,
 }
 
 #[derive(Deserialize)]
-struct Case {
+struct JpegCase {
     name: String,
     width: Option<u32>,
     height: Option<u32>,
@@ -45,7 +45,7 @@ fn every_lossless_kind_has_the_pixels_of_pillow_or_is_refused_as_there() {
 }
 
 fn compare(cases: &str, files: &str, count: usize) {
-    let goldens: Goldens = serde_json::from_slice(&fixture(cases)).unwrap();
+    let goldens: JpegGoldens = serde_json::from_slice(&fixture(cases)).unwrap();
     let files = fixture(files);
     let files = SafeTensors::deserialize(&files).unwrap();
     assert_eq!(goldens.cases.len(), count);

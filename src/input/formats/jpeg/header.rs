@@ -7,8 +7,9 @@ use super::error::JpegError;
 use super::frame::{Colours, Frame};
 use super::source::{ByteSource, Segment, marker};
 
-/// Zigzag order: the position of each coefficient in a [`super::frame::Block`], in the order in which coefficients are
-/// coded. The last sixteen entries are for damaged data, in which a run of zeros may lead beyond the block.
+/// Zigzag order: the position of each coefficient in a block ([`super::frame::CoefficientBlock`]), in the order in which
+/// coefficients are coded. The last sixteen entries are for damaged data, in which a run of zeros may lead beyond the
+/// block.
 #[rustfmt::skip]
 pub(super) const ZIGZAG: [u8; 80] = [
      0,  1,  8, 16,  9,  2,  3, 10, 17, 24, 32, 25, 18, 11,  4,  5,
@@ -30,12 +31,12 @@ pub(super) struct HuffmanSpec {
 /// The tables in effect when a scan starts.
 #[derive(Debug, Clone)]
 pub(super) struct Tables {
-    /// Quantisation tables by slot. Their entries are in natural order (see [`super::frame::Block`]).
+    /// Quantisation tables by slot. Their entries are in natural order (see [`super::frame::CoefficientBlock`]).
     pub(super) quant: [Option<[u16; 64]>; 4],
     pub(super) dc: [Option<HuffmanSpec>; 4],
     pub(super) ac: [Option<HuffmanSpec>; 4],
     /// Parameters of arithmetic coding by slot. `arithmetic_dc` contains the bounds L and U for DC values,
-    /// `arithmetic_ac` contains Kx for AC values (see `arithmetic::Coder`).
+    /// `arithmetic_ac` contains Kx for AC values (see `arithmetic::ArithmeticState`).
     pub(super) arithmetic_dc: [(u8, u8); 16],
     pub(super) arithmetic_ac: [u8; 16],
     /// Number of MCUs between restart markers; 0 if there are no restart markers.
@@ -66,9 +67,9 @@ pub(super) struct Scan {
     pub(super) low: u8,
 }
 
-/// What [`Header::next`] stopped at.
+/// What [`HeaderParser::next`] stopped at.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum HeaderEvent {
     /// The header of a scan, whose entropy-coded data follows.
     Scan(Scan),
     /// The end-of-image marker (EOI).
@@ -77,7 +78,7 @@ pub(super) enum Event {
 
 /// Parser of segments, with the contents of those that it has read so far.
 #[derive(Debug)]
-pub(super) struct Header {
+pub(super) struct HeaderParser {
     pub(super) tables: Tables,
     frame: Option<Frame>,
     jfif: bool,
@@ -86,7 +87,7 @@ pub(super) struct Header {
     saw_scan: bool,
 }
 
-impl Header {
+impl HeaderParser {
     pub(super) fn new() -> Self {
         let tables = Tables {
             quant: [const { None }; 4],
@@ -110,12 +111,12 @@ impl Header {
     ) -> Result<(Frame, Scan), JpegError> {
         loop {
             match self.next(source)? {
-                Event::Scan(scan) => {
+                HeaderEvent::Scan(scan) => {
                     let frame = self.frame.clone().ok_or(JpegError::Damaged)?;
                     return Ok((frame, scan));
                 }
-                Event::End if self.frame.is_some() => return Err(JpegError::Damaged),
-                Event::End => self.started = false,
+                HeaderEvent::End if self.frame.is_some() => return Err(JpegError::Damaged),
+                HeaderEvent::End => self.started = false,
             }
         }
     }
@@ -124,7 +125,7 @@ impl Header {
     ///
     /// # Errors
     /// `Truncated`, `Damaged`, `Unsupported`.
-    pub(super) fn next(&mut self, source: &mut ByteSource<'_>) -> Result<Event, JpegError> {
+    pub(super) fn next(&mut self, source: &mut ByteSource<'_>) -> Result<HeaderEvent, JpegError> {
         if !self.started {
             source.start_of_image()?;
             self.start();
@@ -135,9 +136,9 @@ impl Header {
             match code {
                 marker::SOS => {
                     self.saw_scan = true;
-                    return self.scan(source.segment()?).map(Event::Scan);
+                    return self.scan(source.segment()?).map(HeaderEvent::Scan);
                 }
-                marker::EOI => return Ok(Event::End),
+                marker::EOI => return Ok(HeaderEvent::End),
                 marker::DHT => self.huffman(source.segment()?)?,
                 marker::DAC => self.conditioning(source.segment()?)?,
                 marker::DQT => self.quantisation(source.segment()?)?,

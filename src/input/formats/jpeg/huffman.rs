@@ -28,7 +28,7 @@ pub(super) struct HuffmanTable {
 
 /// The kind of values that a table encodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Class {
+pub(super) enum TableClass {
     /// Differences between DC values.
     Dc,
     /// Zero runs and sizes of AC values.
@@ -37,7 +37,7 @@ pub(super) enum Class {
     Lossless,
 }
 
-impl Class {
+impl TableClass {
     fn largest_symbol(self) -> u8 {
         match self {
             Self::Dc => 15,
@@ -56,13 +56,13 @@ impl HuffmanTable {
     pub(super) fn find(
         specs: &[Option<HuffmanSpec>; 4],
         slot: usize,
-        class: Class,
+        class: TableClass,
     ) -> Result<Self, JpegError> {
         let spec = specs.get(slot).and_then(Option::as_ref).ok_or(JpegError::Damaged)?;
         Self::new(spec, class)
     }
 
-    fn new(spec: &HuffmanSpec, class: Class) -> Result<Self, JpegError> {
+    fn new(spec: &HuffmanSpec, class: TableClass) -> Result<Self, JpegError> {
         let mut table = Self {
             short: Box::new([0; ENTRIES]),
             whole: Box::new([0; ENTRIES]),
@@ -92,7 +92,7 @@ impl HuffmanTable {
             }
             code <<= 1;
         }
-        if class == Class::Ac {
+        if class == TableClass::Ac {
             table.fill_whole();
         }
         Ok(table)
@@ -223,7 +223,11 @@ mod tests {
     use super::super::source::ByteSource;
     use super::*;
 
-    fn table(class: Class, lengths: [u8; 16], symbols: &[u8]) -> Result<HuffmanTable, JpegError> {
+    fn table(
+        class: TableClass,
+        lengths: [u8; 16],
+        symbols: &[u8],
+    ) -> Result<HuffmanTable, JpegError> {
         HuffmanTable::new(&spec(lengths, symbols), class)
     }
 
@@ -231,7 +235,7 @@ mod tests {
     fn codes_of_every_length_are_read() {
         // One code of each length from 1 to 16: 0, 10, 110, ...; symbol = length.
         let symbols: Vec<u8> = (1..=16).collect();
-        let table = table(Class::Ac, [1; 16], &symbols).unwrap();
+        let table = table(TableClass::Ac, [1; 16], &symbols).unwrap();
         let text = b"\xef\xff\x00\xe0\xff\x00\xff\x00\xff\x00\xff\xd9";
         let mut source = ByteSource::new(text);
         let mut bits = BitReader::new(&mut source);
@@ -248,23 +252,23 @@ mod tests {
     fn codes_that_do_not_fit_are_refused() {
         let mut full = [0; 16];
         full[0] = 2;
-        assert!(table(Class::Ac, full, &[1, 2]).is_err(), "the code of all ones");
+        assert!(table(TableClass::Ac, full, &[1, 2]).is_err(), "the code of all ones");
         full[0] = 3;
-        assert!(table(Class::Ac, full, &[1, 2, 3]).is_err());
+        assert!(table(TableClass::Ac, full, &[1, 2, 3]).is_err());
         full[0] = 1;
-        assert!(table(Class::Dc, full, &[16]).is_err(), "a difference of 16 bits");
-        assert!(table(Class::Ac, full, &[16]).is_ok());
-        assert!(table(Class::Lossless, full, &[16]).is_ok());
-        assert!(table(Class::Lossless, full, &[17]).is_err());
+        assert!(table(TableClass::Dc, full, &[16]).is_err(), "a difference of 16 bits");
+        assert!(table(TableClass::Ac, full, &[16]).is_ok());
+        assert!(table(TableClass::Lossless, full, &[16]).is_ok());
+        assert!(table(TableClass::Lossless, full, &[17]).is_err());
     }
 
     #[test]
     fn the_standard_tables_are_whole() {
         for (class, counts, symbols) in [
-            (Class::Dc, DC_LUMA_COUNTS, DC_SYMBOLS),
-            (Class::Dc, DC_CHROMA_COUNTS, DC_SYMBOLS),
-            (Class::Ac, AC_LUMA_COUNTS, AC_LUMA_SYMBOLS),
-            (Class::Ac, AC_CHROMA_COUNTS, AC_CHROMA_SYMBOLS),
+            (TableClass::Dc, DC_LUMA_COUNTS, DC_SYMBOLS),
+            (TableClass::Dc, DC_CHROMA_COUNTS, DC_SYMBOLS),
+            (TableClass::Ac, AC_LUMA_COUNTS, AC_LUMA_SYMBOLS),
+            (TableClass::Ac, AC_CHROMA_COUNTS, AC_CHROMA_SYMBOLS),
         ] {
             assert_eq!(
                 counts.iter().map(|&count| usize::from(count)).sum::<usize>(),
@@ -276,7 +280,7 @@ mod tests {
 
     #[test]
     fn short_coefficients_equal_code_and_value_read_apart() {
-        let table = table(Class::Ac, AC_LUMA_COUNTS, AC_LUMA_SYMBOLS).unwrap();
+        let table = table(TableClass::Ac, AC_LUMA_COUNTS, AC_LUMA_SYMBOLS).unwrap();
         let mut seen = 0;
         for pattern in 0..=u16::MAX {
             let bytes = pattern.to_be_bytes();

@@ -4,7 +4,7 @@
 //! Both forms give the same samples if all values fit into 16 bits, as in every file that an encoder writes. Otherwise
 //! the kernels wrap or saturate, and so does this code.
 
-use super::frame::{BLOCK_SIDE, Block};
+use super::frame::{BLOCK_SIDE, CoefficientBlock};
 
 /// Number of fractional bits in the multiplication constants.
 const CONSTANT_BITS: u32 = 13;
@@ -12,12 +12,17 @@ const CONSTANT_BITS: u32 = 13;
 const PASS_BITS: u32 = 2;
 
 /// The values of a block, row by row.
-type Rows = [[i16; 8]; 8];
+type BlockRows = [[i16; 8]; 8];
 
 /// Transforms a row of blocks to eight rows of samples, which start `stride` bytes apart in `out`.
 #[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
-pub(super) fn transform_row(blocks: &[Block], quant: &[u16; 64], out: &mut [u8], stride: usize) {
+pub(super) fn transform_row(
+    blocks: &[CoefficientBlock],
+    quant: &[u16; 64],
+    out: &mut [u8],
+    stride: usize,
+) {
     for (at, block) in blocks.iter().enumerate() {
         let rows = transform(block, quant);
         for (row, samples) in rows.iter().enumerate() {
@@ -28,7 +33,7 @@ pub(super) fn transform_row(blocks: &[Block], quant: &[u16; 64], out: &mut [u8],
 
 #[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
-fn transform(block: &Block, quant: &[u16; 64]) -> [[u8; 8]; 8] {
+fn transform(block: &CoefficientBlock, quant: &[u16; 64]) -> [[u8; 8]; 8] {
     let (first_row, others) = block.split_at(8);
     if others.iter().fold(0, |any, &value| any | value) == 0 {
         // Only the first row has values, so each column is constant after the first pass. The shift wraps at 16 bits,
@@ -40,7 +45,7 @@ fn transform(block: &Block, quant: &[u16; 64]) -> [[u8; 8]; 8] {
         }
         return second_pass(&[std::array::from_fn(column); 8]);
     }
-    let mut rows: Rows = [[0; 8]; 8];
+    let mut rows: BlockRows = [[0; 8]; 8];
     for (row, (values, factors)) in
         rows.iter_mut().zip(block.as_chunks::<8>().0.iter().zip(quant.as_chunks::<8>().0))
     {
@@ -54,7 +59,7 @@ fn transform(block: &Block, quant: &[u16; 64]) -> [[u8; 8]; 8] {
 /// Transforms along the rows and converts the results to samples, whose centre is 128.
 #[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
-fn second_pass(columns: &Rows) -> [[u8; 8]; 8] {
+fn second_pass(columns: &BlockRows) -> [[u8; 8]; 8] {
     let rows = transposed(&pass::<{ CONSTANT_BITS + PASS_BITS + 3 }>(&transposed(columns)));
     // This and the functions below use loops, because `array::map` is a separate function that would not use the
     // caller's vector instructions.
@@ -88,7 +93,7 @@ fn centred(value: i16) -> u8 {
 
 #[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
 #[inline(always)]
-fn transposed(rows: &Rows) -> Rows {
+fn transposed(rows: &BlockRows) -> BlockRows {
     let mut columns = [[0; 8]; 8];
     for (y, row) in rows.iter().enumerate() {
         for (column, &value) in columns.iter_mut().zip(row) {
@@ -102,7 +107,7 @@ fn transposed(rows: &Rows) -> Rows {
 /// Loeffler, Ligtenberg and Moschytz (ICASSP 1989), has eleven multiplications; here they are regrouped into pairs of
 /// products.
 #[inline(always)]
-fn pass<const BITS: u32>(x: &Rows) -> Rows {
+fn pass<const BITS: u32>(x: &BlockRows) -> BlockRows {
     // The paper's constants, times 2^13.
     const F_0_298: i32 = 2446;
     const F_0_390: i32 = 3196;
@@ -116,7 +121,7 @@ fn pass<const BITS: u32>(x: &Rows) -> Rows {
     const F_2_053: i32 = 16819;
     const F_2_562: i32 = 20995;
     const F_3_072: i32 = 25172;
-    let mut out: Rows = [[0; 8]; 8];
+    let mut out: BlockRows = [[0; 8]; 8];
     for at in 0..8 {
         let (x0, x1, x2, x3) = (x[0][at], x[1][at], x[2][at], x[3][at]);
         let (x4, x5, x6, x7) = (x[4][at], x[5][at], x[6][at], x[7][at]);
@@ -157,7 +162,7 @@ mod tests {
     use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
     /// Computes the inverse DCT by its definition (T.81, A.3.3).
-    fn by_definition(block: &Block, quant: &[u16; 64]) -> [[f64; 8]; 8] {
+    fn by_definition(block: &CoefficientBlock, quant: &[u16; 64]) -> [[f64; 8]; 8] {
         let scale = |frequency: usize| if frequency == 0 { FRAC_1_SQRT_2 } else { 1.0 };
         let wave = |at: usize, frequency: usize| {
             ((2 * at + 1) as f64 * frequency as f64 * PI / 16.0).cos()
@@ -204,8 +209,9 @@ mod tests {
     #[test]
     fn shortcuts_equal_the_full_transform() {
         let quant = [3; 64];
-        let full = |block: &Block| {
-            let rows: Rows = std::array::from_fn(|y| std::array::from_fn(|x| block[y * 8 + x] * 3));
+        let full = |block: &CoefficientBlock| {
+            let rows: BlockRows =
+                std::array::from_fn(|y| std::array::from_fn(|x| block[y * 8 + x] * 3));
             second_pass(&pass::<{ CONSTANT_BITS - PASS_BITS }>(&rows))
         };
         for dc in -400..400 {

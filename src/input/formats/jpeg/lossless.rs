@@ -6,7 +6,7 @@ use super::bits::BitReader;
 use super::error::JpegError;
 use super::frame::{Component, Frame};
 use super::header::{Scan, ScanComponent, Tables};
-use super::huffman::{Class, HuffmanTable, extend};
+use super::huffman::{HuffmanTable, TableClass, extend};
 use super::output::Plane;
 use super::scan::Restarts;
 use super::source::ByteSource;
@@ -57,11 +57,11 @@ pub(super) struct LosslessScan<'s, 'a, 'f> {
     mcus: usize,
     /// Number of rows of interleaved MCUs.
     mcu_rows: usize,
-    parts: Vec<Part<'f>>,
+    states: Vec<LosslessState<'f>>,
 }
 
 /// The state of one component of the scan.
-struct Part<'f> {
+struct LosslessState<'f> {
     /// Index of the component in the frame.
     index: usize,
     component: &'f Component,
@@ -90,16 +90,16 @@ impl<'s, 'a, 'f> LosslessScan<'s, 'a, 'f> {
     ) -> Result<Self, JpegError> {
         let method = Method::of(scan)?;
         let is_alone = scan.components.len() == 1;
-        let part = |part| Part::start(tables, frame, part, is_alone);
-        let parts = scan.components.iter().map(part).collect::<Result<Vec<_>, _>>()?;
-        let mcus = if is_alone { parts[0].component.width } else { frame.mcus_per_row };
+        let state = |listed| LosslessState::start(tables, frame, listed, is_alone);
+        let states = scan.components.iter().map(state).collect::<Result<Vec<_>, _>>()?;
+        let mcus = if is_alone { states[0].component.width } else { frame.mcus_per_row };
         let interval = usize::from(tables.restart_interval);
         if !interval.is_multiple_of(mcus) {
             return Err(JpegError::Damaged);
         }
         let restarts = Restarts::every((interval / mcus) as u16);
         let (bits, mcu_rows) = (BitReader::new(source), frame.mcu_rows);
-        Ok(Self { bits, restarts, method, mcus, mcu_rows, parts })
+        Ok(Self { bits, restarts, method, mcus, mcu_rows, states })
     }
 
     /// Decodes the scan into the planes of its components.
@@ -110,45 +110,45 @@ impl<'s, 'a, 'f> LosslessScan<'s, 'a, 'f> {
         for mcu_row in 0..self.mcu_rows {
             stop::check(stop)?;
             self.read_differences(mcu_row)?;
-            for part in &mut self.parts {
-                part.reconstruct(self.method, &mut planes[part.index], mcu_row);
+            for state in &mut self.states {
+                state.reconstruct(self.method, &mut planes[state.index], mcu_row);
             }
         }
-        self.parts.into_iter().for_each(|part| memory::release(part.rows));
+        self.states.into_iter().for_each(|state| memory::release(state.rows));
         Ok(())
     }
 
     /// Reads the differences of one row of interleaved MCUs (`decompress_data`).
     fn read_differences(&mut self, mcu_row: usize) -> Result<(), JpegError> {
         // If the scan has only one component, each of its samples is an MCU and there are no padding rows.
-        let rows = if let [only] = self.parts.as_slice() { only.rows_at(mcu_row) } else { 1 };
+        let rows = if let [only] = self.states.as_slice() { only.rows_at(mcu_row) } else { 1 };
         (0..rows).try_for_each(|row| self.read_mcus(row))
     }
 
     /// Reads one row of the scan's own MCUs (`decode_mcus`). `row` is the position of their first row of samples within
     /// the current row of interleaved MCUs.
     fn read_mcus(&mut self, row: usize) -> Result<(), JpegError> {
-        let Self { bits, restarts, mcus, parts, .. } = self;
+        let Self { bits, restarts, mcus, states, .. } = self;
         if let Some(due) = restarts.next() {
             bits.restart(due)?;
-            start_prediction(parts);
+            start_prediction(states);
         }
         // If the data ends within a row, that row is completed with zero bits. The rows after it have no differences
         // and become medium grey.
         if bits.is_exhausted() {
-            for part in parts.iter_mut() {
-                let first = part.offset(row, 0);
-                part.rows[first..][..part.mcu_height * part.component.padded_width].fill(0);
+            for state in states.iter_mut() {
+                let first = state.offset(row, 0);
+                state.rows[first..][..state.mcu_height * state.component.padded_width].fill(0);
             }
-            start_prediction(parts);
+            start_prediction(states);
             return Ok(());
         }
         for mcu in 0..*mcus {
-            for part in parts.iter_mut() {
-                for y in row..row + part.mcu_height {
-                    let first = part.offset(y, mcu * part.mcu_width);
-                    for difference in &mut part.rows[first..][..part.mcu_width] {
-                        *difference = read_difference(bits, &part.table)?;
+            for state in states.iter_mut() {
+                for y in row..row + state.mcu_height {
+                    let first = state.offset(y, mcu * state.mcu_width);
+                    for difference in &mut state.rows[first..][..state.mcu_width] {
+                        *difference = read_difference(bits, &state.table)?;
                     }
                 }
             }
@@ -160,9 +160,9 @@ impl<'s, 'a, 'f> LosslessScan<'s, 'a, 'f> {
 /// Resets the prediction of all components. Like libjpeg, the caller does so before any row of the current MCUs is
 /// reconstructed. Therefore, the first of these rows is predicted without the row above, even if the restart interval
 /// starts at a later row.
-fn start_prediction(parts: &mut [Part<'_>]) {
-    for part in parts {
-        part.is_first_row = true;
+fn start_prediction(states: &mut [LosslessState<'_>]) {
+    for state in states {
+        state.is_first_row = true;
     }
 }
 
@@ -184,19 +184,19 @@ fn modulo(value: i32) -> u16 {
     value.cast_unsigned() as u16
 }
 
-impl<'f> Part<'f> {
+impl<'f> LosslessState<'f> {
     fn start(
         tables: &Tables,
         frame: &'f Frame,
-        part: &ScanComponent,
+        listed: &ScanComponent,
         is_alone: bool,
     ) -> Result<Self, JpegError> {
-        let component = &frame.components[part.index];
+        let component = &frame.components[listed.index];
         let (mcu_width, mcu_height) = if is_alone { (1, 1) } else { (component.h, component.v) };
         Ok(Self {
-            index: part.index,
+            index: listed.index,
             component,
-            table: HuffmanTable::find(&tables.dc, part.dc_table, Class::Lossless)?,
+            table: HuffmanTable::find(&tables.dc, listed.dc_table, TableClass::Lossless)?,
             mcu_width,
             mcu_height,
             rows: memory::filled(0, component.padded_width * (component.v + 1))?,

@@ -4,17 +4,17 @@ use std::borrow::Cow;
 
 use super::source::{ByteSource, Segment, marker};
 use crate::input::memory::OutOfMemory;
-use crate::input::orientation::Metadata;
+use crate::input::orientation::OrientationMetadata;
 
 /// Finds the EXIF and XMP data before the first scan. EXIF data of several segments is joined; of several XMP segments,
 /// the last one counts. If a segment cannot be read, it and everything after it are ignored.
 ///
 /// # Errors
 /// [`OutOfMemory`], because joined EXIF segments may be as long as the file.
-pub(super) fn find(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
+pub(super) fn find(file: &[u8]) -> Result<OrientationMetadata<'_>, OutOfMemory> {
     const EXIF: &[u8] = b"Exif\0\0";
     const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
-    let mut found = Metadata::default();
+    let mut found = OrientationMetadata::default();
     let mut source = ByteSource::new(file);
     if source.start_of_image().is_err() {
         return Ok(found);

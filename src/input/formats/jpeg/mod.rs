@@ -44,7 +44,7 @@ use crate::input::error::undecodable;
 use crate::input::format::{ImageHeader, PictureFormat};
 use crate::input::limits::{check_decoded, check_size};
 use crate::input::memory::OutOfMemory;
-use crate::input::orientation::Metadata;
+use crate::input::orientation::OrientationMetadata;
 use crate::input::raster::Raster;
 use crate::input::stop::Stop;
 use crate::input::{InputError, InputSettings};
@@ -92,7 +92,7 @@ impl PictureFormat for Jpeg {
         decode::decode(file, WorkLimit { max_blocks }, stop).map_err(refused)
     }
 
-    fn metadata<'f>(&self, file: &'f [u8]) -> Result<Metadata<'f>, OutOfMemory> {
+    fn metadata<'f>(&self, file: &'f [u8]) -> Result<OrientationMetadata<'f>, OutOfMemory> {
         metadata::find(file)
     }
 }

@@ -2,9 +2,9 @@
 
 use super::bits::BitReader;
 use super::error::JpegError;
-use super::frame::Block;
+use super::frame::CoefficientBlock;
 use super::header::{Scan, ScanComponent, Tables, ZIGZAG};
-use super::huffman::{Class, HuffmanTable, extend};
+use super::huffman::{HuffmanTable, TableClass, extend};
 use super::scan::{BlockDecoder, Restarts};
 use super::source::ByteSource;
 
@@ -13,7 +13,7 @@ use super::source::ByteSource;
 pub(super) struct Progressive<'s, 'a> {
     bits: BitReader<'s, 'a>,
     restarts: Restarts,
-    pass: Pass,
+    pass: ProgressivePass,
     first: usize,
     last: usize,
     low: u32,
@@ -21,7 +21,7 @@ pub(super) struct Progressive<'s, 'a> {
 
 /// What a scan adds to the coefficients (spectral selection and successive approximation).
 #[derive(Debug)]
-enum Pass {
+enum ProgressivePass {
     /// The DC values without their lowest bits, with one coder for each component.
     DcFirst(Vec<DcCoder>),
     /// The next lower bit of each DC value.
@@ -61,18 +61,21 @@ impl<'s, 'a> Progressive<'s, 'a> {
         tables: &Tables,
         scan: &Scan,
     ) -> Result<Self, JpegError> {
-        let ac_table = || HuffmanTable::find(&tables.ac, scan.components[0].ac_table, Class::Ac);
+        let ac_table =
+            || HuffmanTable::find(&tables.ac, scan.components[0].ac_table, TableClass::Ac);
         let pass = match (scan.first, scan.high) {
             (0, 0) => {
                 let coder = |component: &ScanComponent| {
-                    let table = HuffmanTable::find(&tables.dc, component.dc_table, Class::Dc)?;
+                    let table = HuffmanTable::find(&tables.dc, component.dc_table, TableClass::Dc)?;
                     Ok(DcCoder { table, predicted: 0 })
                 };
-                Pass::DcFirst(scan.components.iter().map(coder).collect::<Result<_, JpegError>>()?)
+                ProgressivePass::DcFirst(
+                    scan.components.iter().map(coder).collect::<Result<_, JpegError>>()?,
+                )
             }
-            (0, _) => Pass::DcRefine,
-            (_, 0) => Pass::AcFirst { table: ac_table()?, end_of_band_run: 0 },
-            (_, _) => Pass::AcRefine { table: ac_table()?, end_of_band_run: 0 },
+            (0, _) => ProgressivePass::DcRefine,
+            (_, 0) => ProgressivePass::AcFirst { table: ac_table()?, end_of_band_run: 0 },
+            (_, _) => ProgressivePass::AcRefine { table: ac_table()?, end_of_band_run: 0 },
         };
         Ok(Self {
             bits: BitReader::new(source),
@@ -94,22 +97,25 @@ impl BlockDecoder for Progressive<'_, '_> {
         if let Some(due) = self.restarts.next() {
             self.bits.restart(due)?;
             match &mut self.pass {
-                Pass::DcFirst(coders) => coders.iter_mut().for_each(|coder| coder.predicted = 0),
-                Pass::DcRefine => {}
-                Pass::AcFirst { end_of_band_run, .. } | Pass::AcRefine { end_of_band_run, .. } => {
+                ProgressivePass::DcFirst(coders) => {
+                    coders.iter_mut().for_each(|coder| coder.predicted = 0)
+                }
+                ProgressivePass::DcRefine => {}
+                ProgressivePass::AcFirst { end_of_band_run, .. }
+                | ProgressivePass::AcRefine { end_of_band_run, .. } => {
                     *end_of_band_run = 0;
                 }
             }
         }
         // In this pass, zero bits do not change a DC value, so libjpeg does not check for the end of the data.
-        Ok(matches!(self.pass, Pass::DcRefine) || !self.bits.is_exhausted())
+        Ok(matches!(self.pass, ProgressivePass::DcRefine) || !self.bits.is_exhausted())
     }
 
-    fn block(&mut self, component: usize, block: &mut Block) -> Result<bool, JpegError> {
+    fn block(&mut self, component: usize, block: &mut CoefficientBlock) -> Result<bool, JpegError> {
         let bits = &mut self.bits;
         let band = Band { first: self.first, last: self.last, low: self.low };
         match &mut self.pass {
-            Pass::DcFirst(coders) => {
+            ProgressivePass::DcFirst(coders) => {
                 let DcCoder { table, predicted } = &mut coders[component];
                 bits.prepare()?;
                 let size = u32::from(table.symbol(bits)?);
@@ -119,19 +125,19 @@ impl BlockDecoder for Progressive<'_, '_> {
                 }
                 block[0] = (*predicted << self.low) as i16;
             }
-            Pass::DcRefine => {
+            ProgressivePass::DcRefine => {
                 if bits.bit()? {
                     block[0] |= 1 << self.low;
                 }
             }
-            Pass::AcFirst { table, end_of_band_run } => {
+            ProgressivePass::AcFirst { table, end_of_band_run } => {
                 if *end_of_band_run > 0 {
                     *end_of_band_run -= 1;
                 } else {
                     *end_of_band_run = ac_first(bits, table, band, block)?;
                 }
             }
-            Pass::AcRefine { table, end_of_band_run } => {
+            ProgressivePass::AcRefine { table, end_of_band_run } => {
                 *end_of_band_run = ac_refine(bits, table, band, block, *end_of_band_run)?;
             }
         }
@@ -154,7 +160,7 @@ fn ac_first(
     bits: &mut BitReader<'_, '_>,
     table: &HuffmanTable,
     band: Band,
-    block: &mut Block,
+    block: &mut CoefficientBlock,
 ) -> Result<u32, JpegError> {
     let mut at = band.first;
     while at <= band.last {
@@ -195,7 +201,7 @@ fn ac_refine(
     bits: &mut BitReader<'_, '_>,
     table: &HuffmanTable,
     band: Band,
-    block: &mut Block,
+    block: &mut CoefficientBlock,
     mut end_of_band_run: u32,
 ) -> Result<u32, JpegError> {
     let bit = 1_i16 << band.low;
@@ -233,7 +239,7 @@ fn ac_refine(
 fn refine_up_to_zero(
     bits: &mut BitReader<'_, '_>,
     band: Band,
-    block: &mut Block,
+    block: &mut CoefficientBlock,
     mut zeros: u32,
 ) -> Result<usize, JpegError> {
     let bit = 1_i16 << band.low;

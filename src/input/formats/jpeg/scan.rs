@@ -3,7 +3,7 @@
 
 use super::coefficients::BlockGrid;
 use super::error::JpegError;
-use super::frame::{Block, Frame, Process};
+use super::frame::{CoefficientBlock, Frame, Process};
 use super::header::{Scan, ScanComponent, Tables};
 
 /// The entropy decoder of a scan.
@@ -24,7 +24,7 @@ pub(super) trait BlockDecoder {
     ///
     /// # Errors
     /// `Truncated`, `TooMuchWork`.
-    fn block(&mut self, component: usize, block: &mut Block) -> Result<bool, JpegError>;
+    fn block(&mut self, component: usize, block: &mut CoefficientBlock) -> Result<bool, JpegError>;
 }
 
 /// Counter of the MCUs up to the next restart marker.

@@ -2,9 +2,9 @@
 
 use super::bits::BitReader;
 use super::error::JpegError;
-use super::frame::Block;
+use super::frame::CoefficientBlock;
 use super::header::{Scan, ScanComponent, Tables, ZIGZAG};
-use super::huffman::{Class, HuffmanTable, extend};
+use super::huffman::{HuffmanTable, TableClass, extend};
 use super::scan::{BlockDecoder, Restarts};
 use super::source::ByteSource;
 
@@ -13,11 +13,11 @@ use super::source::ByteSource;
 pub(super) struct Sequential<'s, 'a> {
     bits: BitReader<'s, 'a>,
     restarts: Restarts,
-    components: Vec<Coder>,
+    components: Vec<HuffmanState>,
 }
 
 #[derive(Debug)]
-struct Coder {
+struct HuffmanState {
     dc: HuffmanTable,
     ac: HuffmanTable,
     /// DC value of the previous block (the DC predictor).
@@ -35,9 +35,9 @@ impl<'s, 'a> Sequential<'s, 'a> {
         scan: &Scan,
     ) -> Result<Self, JpegError> {
         let coder = |component: &ScanComponent| {
-            Ok(Coder {
-                dc: HuffmanTable::find(&tables.dc, component.dc_table, Class::Dc)?,
-                ac: HuffmanTable::find(&tables.ac, component.ac_table, Class::Ac)?,
+            Ok(HuffmanState {
+                dc: HuffmanTable::find(&tables.dc, component.dc_table, TableClass::Dc)?,
+                ac: HuffmanTable::find(&tables.ac, component.ac_table, TableClass::Ac)?,
                 predicted: 0,
             })
         };
@@ -61,9 +61,9 @@ impl BlockDecoder for Sequential<'_, '_> {
         Ok(!self.bits.is_exhausted())
     }
 
-    fn block(&mut self, component: usize, block: &mut Block) -> Result<bool, JpegError> {
+    fn block(&mut self, component: usize, block: &mut CoefficientBlock) -> Result<bool, JpegError> {
         let bits = &mut self.bits;
-        let Coder { dc, ac, predicted } = &mut self.components[component];
+        let HuffmanState { dc, ac, predicted } = &mut self.components[component];
         bits.prepare()?;
         let size = u32::from(dc.symbol(bits)?);
         if size > 0 {

@@ -3,7 +3,7 @@
 //! their first scans are affected; if the scans deliver all bits, the image is unchanged.
 
 use super::coefficients::BlockGrid;
-use super::frame::{Block, Component, Frame};
+use super::frame::{CoefficientBlock, Component, Frame};
 use super::header::Scan;
 use crate::input::memory::{self, OutOfMemory};
 
@@ -19,7 +19,7 @@ type Window = [[i32; 5]; 5];
 
 /// Records which bits of each coefficient the scans have delivered.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(super) struct KnownBits {
     /// By component and coefficient: the position of the lowest known bit. It is 0 if all bits are known, and
     /// [`UNKNOWN`] if none is.
     known: Vec<[i8; 64]>,
@@ -30,7 +30,7 @@ pub(super) struct Progress {
     last_good_row: usize,
 }
 
-impl Progress {
+impl KnownBits {
     pub(super) fn new(frame: &Frame) -> Self {
         let none = || vec![[UNKNOWN; 64]; frame.components.len()];
         // The entries of a component that no scan contains are never read.
@@ -71,14 +71,14 @@ impl Progress {
             return None;
         }
         let incomplete = |known: &[i8; 64]| known[1..COEFFICIENTS].iter().any(|&low| low != 0);
-        self.known.iter().any(incomplete).then_some(Smoothing { progress: self })
+        self.known.iter().any(incomplete).then_some(Smoothing { known_bits: self })
     }
 }
 
 /// Smoother for the blocks of a component, row by row.
 #[derive(Debug)]
 pub(super) struct Smoothing<'p> {
-    progress: &'p Progress,
+    known_bits: &'p KnownBits,
 }
 
 impl Smoothing<'_> {
@@ -93,7 +93,7 @@ impl Smoothing<'_> {
         grid: &BlockGrid,
         row: usize,
         quant: &[u16; 64],
-    ) -> Result<Vec<Block>, OutOfMemory> {
+    ) -> Result<Vec<CoefficientBlock>, OutOfMemory> {
         let component = &frame.components[index];
         let known = self.known(index, row / component.v);
         let rows = rows_around(frame, component, row).map(|row| grid.row(row));
@@ -112,7 +112,7 @@ impl Smoothing<'_> {
     /// Returns the position of each coefficient's lowest known bit in a row of MCUs. For a row of MCUs that the last
     /// scan did not reach, returns the positions from before that scan.
     fn known(&self, index: usize, mcu_row: usize) -> [i8; COEFFICIENTS] {
-        let Progress { known, before, scans, last_good_row } = self.progress;
+        let KnownBits { known, before, scans, last_good_row } = self.known_bits;
         if mcu_row <= *last_good_row {
             return std::array::from_fn(|at| known[index][at]);
         }
@@ -122,7 +122,7 @@ impl Smoothing<'_> {
 
 /// Returns the size in bytes of the longest row that [`Smoothing::row`] returns.
 pub(super) fn row_bytes(frame: &Frame) -> u64 {
-    let width = |component: &Component| component.width_in_blocks * size_of::<Block>();
+    let width = |component: &Component| component.width_in_blocks * size_of::<CoefficientBlock>();
     frame.components.iter().map(width).max().unwrap_or(0) as u64
 }
 
@@ -148,14 +148,14 @@ fn rows_around(frame: &Frame, component: &Component, row: usize) -> [usize; 5] {
     [above_that, above, row, below, below_that]
 }
 
-fn window(rows: &[&[Block]; 5], column: usize, width: usize) -> Window {
+fn window(rows: &[&[CoefficientBlock]; 5], column: usize, width: usize) -> Window {
     let columns: [usize; 5] =
         std::array::from_fn(|offset| (column + offset).saturating_sub(2).min(width - 1));
     rows.map(|row| columns.map(|column| i32::from(row[column][0])))
 }
 
 /// Weights of the quantised DC values in a window, in units of 1/256. `guess` multiplies the sum by the DC quantiser.
-type Weights = [[i32; 5]; 5];
+type WindowWeights = [[i32; 5]; 5];
 
 struct Estimator<'q> {
     known: [i8; COEFFICIENTS],
@@ -170,7 +170,7 @@ impl<'q> Estimator<'q> {
         Self { known, quant, from_dc_alone }
     }
 
-    fn apply(&self, block: &mut Block, window: &Window) {
+    fn apply(&self, block: &mut CoefficientBlock, window: &Window) {
         let (weights, count) =
             if self.from_dc_alone { (&FROM_DC_ALONE, COEFFICIENTS) } else { (&BESIDE_AC, 6) };
         for at in 1..count {
@@ -190,7 +190,7 @@ impl<'q> Estimator<'q> {
 
     /// Returns the weighted sum of the window, multiplied by the DC quantiser, divided by the quantiser of the
     /// coefficient at `position`, and rounded half away from zero.
-    fn guess(&self, weights: &Weights, window: &Window, position: usize) -> i64 {
+    fn guess(&self, weights: &WindowWeights, window: &Window, position: usize) -> i64 {
         let products = weights.iter().flatten().zip(window.iter().flatten());
         let sum: i64 = products.map(|(&weight, &value)| i64::from(weight * value)).sum();
         let scaled = sum * i64::from(self.quant[0]);
@@ -202,7 +202,7 @@ impl<'q> Estimator<'q> {
 
 /// Weights if no AC value is known, in the order of [`POSITIONS`].
 #[rustfmt::skip]
-const FROM_DC_ALONE: [Weights; COEFFICIENTS] = [
+const FROM_DC_ALONE: [WindowWeights; COEFFICIENTS] = [
     [[-2, -6, -8, -6, -2], [-6, 6, 42, 6, -6], [-8, 42, 152, 42, -8], [-6, 6, 42, 6, -6], [-2, -6, -8, -6, -2]],
     [[-1, -1, 0, 1, 1], [-3, 13, 0, -13, 3], [-3, 38, 0, -38, 3], [-3, 13, 0, -13, 3], [-1, -1, 0, 1, 1]],
     [[-1, -3, -3, -3, -1], [-1, 13, 38, 13, -1], [0; 5], [1, -13, -38, -13, 1], [1, 3, 3, 3, 1]],
@@ -217,7 +217,7 @@ const FROM_DC_ALONE: [Weights; COEFFICIENTS] = [
 
 /// Weights if some AC values are known, in the same order. Only entries 1 to 5 are used.
 #[rustfmt::skip]
-const BESIDE_AC: [Weights; COEFFICIENTS] = [
+const BESIDE_AC: [WindowWeights; COEFFICIENTS] = [
     [[0; 5]; 5],
     [[0; 5], [0; 5], [-7, 50, 0, -50, 7], [0; 5], [0; 5]],
     [[0, 0, -7, 0, 0], [0, 0, 50, 0, 0], [0; 5], [0, 0, -50, 0, 0], [0, 0, 7, 0, 0]],

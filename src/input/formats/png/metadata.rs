@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use crate::input::memory::{self, OutOfMemory};
-use crate::input::orientation::Metadata;
+use crate::input::orientation::OrientationMetadata;
 
 /// Maximum size in bytes of an inflated text chunk; the same as in Pillow.
 const MAX_TEXT_BYTES: usize = 1 << 20;
@@ -14,8 +14,8 @@ const MAX_TEXT_BYTES: usize = 1 << 20;
 ///
 /// # Errors
 /// [`OutOfMemory`].
-pub(super) fn find(file: &[u8]) -> Result<Metadata<'_>, OutOfMemory> {
-    let mut found = Metadata::default();
+pub(super) fn find(file: &[u8]) -> Result<OrientationMetadata<'_>, OutOfMemory> {
+    let mut found = OrientationMetadata::default();
     let mut raw_profile = None;
     for (name, data) in chunks(file) {
         match name {

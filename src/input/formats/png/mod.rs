@@ -7,7 +7,7 @@ use crate::input::format::{ImageHeader, PictureFormat};
 use crate::input::image_crate::{CrateDecoder, METADATA_BYTES};
 use crate::input::limits::check_size;
 use crate::input::memory::OutOfMemory;
-use crate::input::orientation::Metadata;
+use crate::input::orientation::OrientationMetadata;
 use crate::input::raster::Raster;
 use crate::input::standalone::StandaloneFrame;
 use crate::input::stop::Stop;
@@ -49,7 +49,7 @@ impl PictureFormat for Png {
         DECODER.decode(StandaloneFrame::whole(file), header, settings, stop)
     }
 
-    fn metadata<'f>(&self, file: &'f [u8]) -> Result<Metadata<'f>, OutOfMemory> {
+    fn metadata<'f>(&self, file: &'f [u8]) -> Result<OrientationMetadata<'f>, OutOfMemory> {
         metadata::find(file)
     }
 }

@@ -100,7 +100,7 @@ fn picture_codes(
     for _ in 0..groups {
         for (index, alphabet) in ALPHABETS.into_iter().enumerate() {
             let symbols = alphabet + if index == 0 { cache } else { 0 };
-            bytes += Code::read(bits, symbols)?.table_bytes;
+            bytes += PrefixCode::read(bits, symbols)?.table_bytes;
         }
         if bytes > most {
             break;
@@ -116,7 +116,7 @@ fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, M
     let cache = cache_size(bits)?;
     let mut codes = Vec::with_capacity(ALPHABETS.len());
     for (index, alphabet) in ALPHABETS.into_iter().enumerate() {
-        codes.push(Code::read(bits, alphabet + if index == 0 { cache } else { 0 })?);
+        codes.push(PrefixCode::read(bits, alphabet + if index == 0 { cache } else { 0 })?);
     }
     let (mut left, mut highest) = (u64::from(width) * u64::from(height), 0);
     while left > 0 {
@@ -171,13 +171,13 @@ fn prefixed(bits: &mut Bits<'_>, prefix: u16) -> Result<u32, Malformed> {
 }
 
 /// A canonical Huffman code: the number of symbols of each code length, and the symbols in code order.
-struct Code {
+struct PrefixCode {
     counts: [u16; 16],
     symbols: Vec<u16>,
     table_bytes: u64,
 }
 
-impl Code {
+impl PrefixCode {
     fn read(bits: &mut Bits<'_>, alphabet: usize) -> Result<Self, Malformed> {
         if bits.take(1)? == 1 {
             return Self::read_simple(bits, alphabet);

@@ -35,21 +35,21 @@ pub(super) struct Container<'a> {
     pub(super) exif: Option<&'a [u8]>,
     /// XMP data, if the flags declare it.
     pub(super) xmp: Option<&'a [u8]>,
-    frame: Frame<'a>,
+    frame: FrameChunks<'a>,
     /// True if the transparency of the frame is used.
     with_alpha: bool,
 }
 
 /// The chunks of one frame, and the size of its image.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Frame<'a> {
+struct FrameChunks<'a> {
     /// Width and height of the image in pixels.
     sides: (u32, u32),
     alpha: Option<&'a [u8]>,
     image: Option<Image<'a>>,
 }
 
-impl Frame<'_> {
+impl FrameChunks<'_> {
     /// True if there is an image and it lies within the canvas.
     fn fits(&self, place: (u32, u32), canvas: (u32, u32)) -> bool {
         let within = |at: u32, side: u32, most: u32| at.saturating_add(side) <= most;
@@ -219,8 +219,8 @@ impl<'a> Chunks<'a> {
 
     /// Consumes the ALPH chunk, if there is one, and the image chunk at the cursor. Returns `None` if one of them is
     /// broken.
-    fn frame(&mut self) -> Option<Frame<'a>> {
-        let mut frame = Frame::default();
+    fn frame(&mut self) -> Option<FrameChunks<'a>> {
+        let mut frame = FrameChunks::default();
         while !self.at_end() {
             let (name, data) = self.peek()?;
             match &name {
@@ -244,7 +244,7 @@ impl<'a> Chunks<'a> {
         Some(frame)
     }
 
-    fn animation_frame(&mut self) -> Option<((u32, u32), Frame<'a>)> {
+    fn animation_frame(&mut self) -> Option<((u32, u32), FrameChunks<'a>)> {
         let (_, data) = self.peek()?;
         // libwebp uses the width and height in the frame header only to check the area; it takes the actual size from
         // the image.

@@ -16,7 +16,7 @@ use crate::input::format::{ImageHeader, PictureFormat};
 use crate::input::image_crate::CrateDecoder;
 use crate::input::limits::check_decoded;
 use crate::input::memory::OutOfMemory;
-use crate::input::orientation::Metadata;
+use crate::input::orientation::OrientationMetadata;
 use crate::input::raster::Raster;
 use crate::input::standalone::{Placement, StandaloneFrame};
 use crate::input::stop::Stop;
@@ -61,9 +61,11 @@ impl PictureFormat for WebP {
     }
 
     /// Returns the metadata chunks that the flags of the VP8X chunk declare.
-    fn metadata<'f>(&self, file: &'f [u8]) -> Result<Metadata<'f>, OutOfMemory> {
-        let Some(container) = container::read(file) else { return Ok(Metadata::default()) };
-        Ok(Metadata {
+    fn metadata<'f>(&self, file: &'f [u8]) -> Result<OrientationMetadata<'f>, OutOfMemory> {
+        let Some(container) = container::read(file) else {
+            return Ok(OrientationMetadata::default());
+        };
+        Ok(OrientationMetadata {
             exif: container.exif.filter(|exif| !exif.is_empty()).map(Cow::Borrowed),
             xmp: container.xmp.map(Cow::Borrowed),
         })

@@ -24,7 +24,7 @@ pub(super) struct Lossless<'a> {
 
 /// The parts of a file that the decoder reads.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Parts<'a> {
+pub(super) struct DecoderParts<'a> {
     /// Data of a lossy (VP8) frame.
     pub(super) lossy: Option<&'a [u8]>,
     /// A lossless picture, or the compressed alpha channel of a lossy one.
@@ -34,20 +34,20 @@ pub(super) struct Parts<'a> {
 }
 
 /// Finds the parts of a file whose header declares the size `canvas`. Visits each chunk header once.
-pub(super) fn parts(file: &[u8], canvas: (u32, u32)) -> Parts<'_> {
-    let Some(first) = Chunk::at(file, 12) else { return Parts::default() };
+pub(super) fn parts(file: &[u8], canvas: (u32, u32)) -> DecoderParts<'_> {
+    let Some(first) = Chunk::at(file, 12) else { return DecoderParts::default() };
     match &first.name {
-        b"VP8 " => Parts::of_lossy(first.data(file)),
-        b"VP8L" => Parts::of_picture(first.data(file), canvas),
+        b"VP8 " => DecoderParts::of_lossy(first.data(file)),
+        b"VP8L" => DecoderParts::of_picture(first.data(file), canvas),
         b"VP8X" => {
             let flags = first.data(file).first().copied().unwrap_or_default();
-            let found = Found::in_extended(file, first);
+            let found = FirstChunks::in_extended(file, first);
             match found.frame {
                 Some(frame) if flags & ANIMATED != 0 => of_frame(file, frame),
                 Some(_) | None => found.still(file, canvas, flags & ALPHA != 0),
             }
         }
-        _ => Parts::default(),
+        _ => DecoderParts::default(),
     }
 }
 
@@ -76,7 +76,7 @@ pub(super) fn metadata_is_cut(file: &[u8]) -> bool {
     false
 }
 
-impl<'a> Parts<'a> {
+impl<'a> DecoderParts<'a> {
     fn of_lossy(frame: &'a [u8]) -> Self {
         Self { lossy: Some(frame), lossless: None, plain_alpha: false }
     }
@@ -96,37 +96,37 @@ impl<'a> Parts<'a> {
 }
 
 /// Returns the parts of an animation frame. The `FourCC` of its first chunk decides which parts it has.
-fn of_frame(file: &[u8], frame: Chunk) -> Parts<'_> {
+fn of_frame(file: &[u8], frame: Chunk) -> DecoderParts<'_> {
     let sides = frame.data(file).get(6..).and_then(|data| data.first_chunk());
     let (Some(&[w0, w1, w2, h0, h1, h2]), Some(chunk)) =
         (sides, Chunk::at(file, frame.start + FRAME_HEAD))
     else {
-        return Parts::default();
+        return DecoderParts::default();
     };
     let side = |bytes| u32::from_le_bytes(bytes) + 1;
     let sides = (side([w0, w1, w2, 0]), side([h0, h1, h2, 0]));
     match &chunk.name {
-        b"VP8 " => Parts::of_lossy(chunk.data(file)),
-        b"VP8L" => Parts::of_picture(chunk.data(file), sides),
+        b"VP8 " => DecoderParts::of_lossy(chunk.data(file)),
+        b"VP8L" => DecoderParts::of_picture(chunk.data(file), sides),
         // The decoder reads the next chunk as the lossy frame, whatever its `FourCC` is.
         b"ALPH" => {
             let lossy = Chunk::at(file, chunk.next()).map(|next| next.data(file));
-            Parts::of_alpha(lossy, chunk.data(file), sides)
+            DecoderParts::of_alpha(lossy, chunk.data(file), sides)
         }
-        _ => Parts::default(),
+        _ => DecoderParts::default(),
     }
 }
 
 /// The first chunk of each kind in an extended file.
 #[derive(Default)]
-struct Found {
+struct FirstChunks {
     lossy: Option<Chunk>,
     lossless: Option<Chunk>,
     alpha: Option<Chunk>,
     frame: Option<Chunk>,
 }
 
-impl Found {
+impl FirstChunks {
     fn in_extended(file: &[u8], head: Chunk) -> Self {
         let mut found = Self::default();
         let mut at = head.next();
@@ -166,14 +166,14 @@ impl Found {
         place.get_or_insert(chunk);
     }
 
-    fn still(self, file: &[u8], canvas: (u32, u32), with_alpha: bool) -> Parts<'_> {
+    fn still(self, file: &[u8], canvas: (u32, u32), with_alpha: bool) -> DecoderParts<'_> {
         if let Some(picture) = self.lossless {
-            return Parts::of_picture(picture.data(file), canvas);
+            return DecoderParts::of_picture(picture.data(file), canvas);
         }
         let lossy = self.lossy.map(|chunk| chunk.data(file));
         match self.alpha {
-            Some(alpha) if with_alpha => Parts::of_alpha(lossy, alpha.data(file), canvas),
-            Some(_) | None => Parts { lossy, lossless: None, plain_alpha: false },
+            Some(alpha) if with_alpha => DecoderParts::of_alpha(lossy, alpha.data(file), canvas),
+            Some(_) | None => DecoderParts { lossy, lossless: None, plain_alpha: false },
         }
     }
 }
@@ -248,8 +248,8 @@ mod tests {
         chunk(*b"ANMF", &[FRAME, &chunks.concat()].concat())
     }
 
-    fn picture(bytes: &[u8], sides: (u32, u32)) -> Parts<'_> {
-        Parts::of_picture(bytes, sides)
+    fn picture(bytes: &[u8], sides: (u32, u32)) -> DecoderParts<'_> {
+        DecoderParts::of_picture(bytes, sides)
     }
 
     #[test]
@@ -258,7 +258,7 @@ mod tests {
         let file = riff(&[chunk(*b"VP8L", b"first"), chunk(*b"VP8L", b"second"), more.clone()]);
         assert_eq!(parts(&file, CANVAS), picture(b"first", CANVAS));
         let file = riff(&[chunk(*b"VP8 ", FITTING), more]);
-        assert_eq!(parts(&file, CANVAS), Parts::of_lossy(FITTING));
+        assert_eq!(parts(&file, CANVAS), DecoderParts::of_lossy(FITTING));
     }
 
     #[test]
@@ -267,7 +267,7 @@ mod tests {
         let mut file = extended(0, &pictures);
         assert_eq!(parts(&file, CANVAS), picture(b"first", CANVAS));
         file[4..8].copy_from_slice(&12_u32.to_le_bytes());
-        assert_eq!(parts(&file, CANVAS), Parts::default(), "behind the end");
+        assert_eq!(parts(&file, CANVAS), DecoderParts::default(), "behind the end");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::body;
 use super::error::{Failure, FetchError};
-use super::resolver::{BlockedName, CheckedResolver, Lookup, SystemLookup};
+use super::resolver::{BlockedName, CheckedResolver, NameLookup, SystemLookup};
 use super::settings::{FetchSettings, InvalidFetchSetting};
 use super::target::{Rules, Target};
 use super::{address, testing};
@@ -86,7 +86,7 @@ pub enum FetchSetupError {
 
 /// The parts of a fetcher that tests replace.
 pub(super) struct Dependencies {
-    pub(super) lookup: Arc<dyn Lookup>,
+    pub(super) lookup: Arc<dyn NameLookup>,
     pub(super) permits: fn(IpAddr) -> bool,
     pub(super) ports: Vec<u16>,
     /// Root certificates that are trusted instead of the system's.

@@ -36,6 +36,6 @@ pub mod testing;
 pub use address::is_public;
 pub use client::{FetchSetupError, Fetched, Fetcher};
 pub use error::{FetchError, NotAllowed};
-pub use resolver::Lookup;
+pub use resolver::NameLookup;
 pub use settings::{FetchSettings, InvalidFetchSetting};
 pub use target::Target;

@@ -12,7 +12,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::Semaphore;
 
 /// Name resolution. It is a trait so that tests can replace it.
-pub trait Lookup: Send + Sync + 'static {
+pub trait NameLookup: Send + Sync + 'static {
     /// Returns every address of `host`, IPv4 and IPv6.
     fn lookup(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
 }
@@ -37,7 +37,7 @@ impl SystemLookup {
     }
 }
 
-impl Lookup for SystemLookup {
+impl NameLookup for SystemLookup {
     fn lookup(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
         let (questions, ask) = (Arc::clone(&self.questions), self.ask);
         // A final dot makes the name absolute, so that the network's own search domains are not tried.
@@ -56,7 +56,7 @@ impl Lookup for SystemLookup {
 
 /// The resolver that reqwest uses. It fails if any address of a name is not permitted.
 pub(super) struct CheckedResolver {
-    pub(super) lookup: Arc<dyn Lookup>,
+    pub(super) lookup: Arc<dyn NameLookup>,
     pub(super) permits: fn(IpAddr) -> bool,
 }
 

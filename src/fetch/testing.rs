@@ -10,12 +10,12 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::client::Dependencies;
-use super::{Lookup, is_public};
+use super::{NameLookup, is_public};
 
 /// The parts of the fetcher that a test replaces.
 pub struct Hooks {
     /// Name resolution instead of the system's.
-    pub lookup: Arc<dyn Lookup>,
+    pub lookup: Arc<dyn NameLookup>,
     /// Whether an address may be connected to. In production it must be public ([`is_public`]) and not this machine's
     /// own.
     pub permits: fn(IpAddr) -> bool,
@@ -28,7 +28,7 @@ pub struct Hooks {
 impl Hooks {
     /// Returns hooks with this name resolution, the ports of production, every public address and no root certificates.
     #[must_use]
-    pub fn with_lookup(lookup: Arc<dyn Lookup>) -> Self {
+    pub fn with_lookup(lookup: Arc<dyn NameLookup>) -> Self {
         Self { lookup, permits: is_public, ports: vec![80, 443], roots: Vec::new() }
     }
 
@@ -56,7 +56,7 @@ impl FixedLookup {
     }
 }
 
-impl Lookup for FixedLookup {
+impl NameLookup for FixedLookup {
     fn lookup(&self, _: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
         let addresses = self.0.clone();
         async move { Ok(addresses) }.boxed()

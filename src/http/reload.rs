@@ -38,12 +38,12 @@ pub(crate) trait Watched: Send + Sync + 'static {
     ///
     /// # Errors
     /// The reason why the contents cannot be used, without any part of the contents.
-    fn apply(&self, contents: &[Vec<u8>]) -> Result<Outcome, String>;
+    fn apply(&self, contents: &[Vec<u8>]) -> Result<ApplyOutcome, String>;
 }
 
 /// What [`Watched::apply`] did with the contents.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum ApplyOutcome {
     /// The contents mean the same as the value in use.
     Unchanged,
     /// The contents are in use now. The text describes the change, for the log.
@@ -78,17 +78,17 @@ pub(crate) async fn watch(
     }
     let mut watcher = Watcher::new(watched, metrics);
     loop {
-        let look = tokio::select! {
+        let trigger = tokio::select! {
             () = stop.cancelled() => return,
             Ok(()) = demands.changed() => Trigger::Demanded,
             () = tokio::time::sleep(interval) => Trigger::Regular,
         };
-        let look = tokio::task::spawn_blocking(move || {
-            watcher.check(look);
+        let check = tokio::task::spawn_blocking(move || {
+            watcher.check(trigger);
             watcher
         });
-        match look.await {
-            Ok(looked) => watcher = looked,
+        match check.await {
+            Ok(checked) => watcher = checked,
             Err(error) => {
                 tracing::error!(%error, "the file watcher panicked; files are no longer watched");
                 return;
@@ -113,7 +113,7 @@ struct Watcher {
     watched: Arc<dyn Watched>,
     metrics: Arc<Metrics>,
     /// Hash of the contents that were applied last.
-    taken: Option<[u8; 32]>,
+    applied: Option<[u8; 32]>,
     /// Hash of the contents that the last check saw.
     seen: Seen,
     /// The failure that was logged last, and the contents that caused it. Both are kept so that a failure is logged
@@ -123,27 +123,27 @@ struct Watcher {
 
 impl Watcher {
     fn new(watched: Arc<dyn Watched>, metrics: Arc<Metrics>) -> Self {
-        Self { watched, metrics, taken: None, seen: None, failure: None }
+        Self { watched, metrics, applied: None, seen: None, failure: None }
     }
 
-    fn check(&mut self, look: Trigger) {
+    fn check(&mut self, trigger: Trigger) {
         let name = self.watched.name();
-        let is_news = |failure: &Option<_>| look == Trigger::Demanded || failure.is_some();
-        match self.try_look(look) {
+        let is_news = |failure: &Option<_>| trigger == Trigger::Demanded || failure.is_some();
+        match self.read_and_apply(trigger) {
             Ok(None) => {}
-            Ok(Some(Outcome::Unchanged)) if !is_news(&self.failure) => {}
+            Ok(Some(ApplyOutcome::Unchanged)) if !is_news(&self.failure) => {}
             Ok(Some(outcome)) => {
                 self.failure = None;
                 let what = match outcome {
-                    Outcome::Unchanged => "unchanged".to_owned(),
-                    Outcome::Changed(what) => what,
+                    ApplyOutcome::Unchanged => "unchanged".to_owned(),
+                    ApplyOutcome::Changed(what) => what,
                 };
                 self.count("ok");
                 tracing::info!(files = name, "{name} reloaded: {what}");
             }
             Err(reason) => {
                 let failure = Some((reason, self.seen));
-                if look == Trigger::Regular && self.failure == failure {
+                if trigger == Trigger::Regular && self.failure == failure {
                     return;
                 }
                 self.count("failed");
@@ -157,7 +157,7 @@ impl Watcher {
 
     /// Reads the files. Applies their contents if the last check saw the same contents, or if the operator asked for
     /// this check. Otherwise returns `None`.
-    fn try_look(&mut self, look: Trigger) -> Result<Option<Outcome>, String> {
+    fn read_and_apply(&mut self, trigger: Trigger) -> Result<Option<ApplyOutcome>, String> {
         // Leave `seen` empty until the files have been read, because a check that cannot read them does not count as
         // one of the two successive checks.
         let before = self.seen.take();
@@ -171,14 +171,14 @@ impl Watcher {
         }
         let digest: [u8; 32] = hash.finalize().into();
         self.seen = Some(digest);
-        if self.taken == Some(digest) {
-            return Ok(Some(Outcome::Unchanged));
+        if self.applied == Some(digest) {
+            return Ok(Some(ApplyOutcome::Unchanged));
         }
-        if look == Trigger::Regular && before != Some(digest) {
+        if trigger == Trigger::Regular && before != Some(digest) {
             return Ok(None);
         }
         let outcome = self.watched.apply(&contents)?;
-        self.taken = Some(digest);
+        self.applied = Some(digest);
         Ok(Some(outcome))
     }
 
@@ -194,12 +194,12 @@ mod tests {
     use super::*;
 
     /// A value that accepts all contents except those that begin with "bad".
-    struct Text {
+    struct WatchedText {
         path: PathBuf,
-        taken: Mutex<String>,
+        applied: Mutex<String>,
     }
 
-    impl Watched for Text {
+    impl Watched for WatchedText {
         fn name(&self) -> &'static str {
             "keys"
         }
@@ -212,35 +212,36 @@ mod tests {
             vec![&self.path]
         }
 
-        fn apply(&self, contents: &[Vec<u8>]) -> Result<Outcome, String> {
+        fn apply(&self, contents: &[Vec<u8>]) -> Result<ApplyOutcome, String> {
             let text = String::from_utf8(contents[0].clone()).unwrap();
             if text.starts_with("bad") {
                 return Err("it is bad".to_owned());
             }
-            let mut taken = self.taken.lock().unwrap();
-            if *taken == text {
-                return Ok(Outcome::Unchanged);
+            let mut applied = self.applied.lock().unwrap();
+            if *applied == text {
+                return Ok(ApplyOutcome::Unchanged);
             }
-            taken.clone_from(&text);
-            Ok(Outcome::Changed(text))
+            applied.clone_from(&text);
+            Ok(ApplyOutcome::Changed(text))
         }
     }
 
     /// A watcher and its file. The file contains "one", and that content is already in use.
-    struct Rig {
+    struct TestWatcher {
         _directory: tempfile::TempDir,
         path: PathBuf,
-        text: Arc<Text>,
+        text: Arc<WatchedText>,
         metrics: Arc<Metrics>,
         watcher: Watcher,
     }
 
-    impl Rig {
+    impl TestWatcher {
         fn start() -> Self {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("file");
             std::fs::write(&path, "one").unwrap();
-            let text = Arc::new(Text { path: path.clone(), taken: Mutex::new("one".to_owned()) });
+            let text =
+                Arc::new(WatchedText { path: path.clone(), applied: Mutex::new("one".to_owned()) });
             let metrics = Arc::new(Metrics::try_new().unwrap());
             let watcher = Watcher::new(text.clone(), Arc::clone(&metrics));
             Self { _directory: directory, path, text, metrics, watcher }
@@ -252,14 +253,18 @@ mod tests {
 
         /// Runs one more check. Returns the content in use, and the numbers of successful and failed reloads.
         fn check(&mut self) -> (String, u64, u64) {
-            self.look_because(Trigger::Regular)
+            self.check_because(Trigger::Regular)
         }
 
-        fn look_because(&mut self, look: Trigger) -> (String, u64, u64) {
-            self.watcher.check(look);
+        fn check_because(&mut self, trigger: Trigger) -> (String, u64, u64) {
+            self.watcher.check(trigger);
             let reloads =
                 |result| self.metrics.file_reloads_total.with_label_values(&["keys", result]);
-            (self.text.taken.lock().unwrap().clone(), reloads("ok").get(), reloads("failed").get())
+            (
+                self.text.applied.lock().unwrap().clone(),
+                reloads("ok").get(),
+                reloads("failed").get(),
+            )
         }
     }
 
@@ -269,7 +274,7 @@ mod tests {
 
     #[test]
     fn changes_are_taken_and_what_cannot_be_used_is_counted_once_and_changes_nothing() {
-        let mut rig = Rig::start();
+        let mut rig = TestWatcher::start();
         assert_eq!([rig.check(), rig.check()], [state("one", 0, 0), state("one", 0, 0)]);
         // The new content has the same size, so only the content shows the change.
         rig.write("two");
@@ -288,7 +293,7 @@ mod tests {
 
     #[test]
     fn each_change_that_cannot_be_used_is_counted_even_when_the_reason_is_the_same() {
-        let mut rig = Rig::start();
+        let mut rig = TestWatcher::start();
         for (failed, content) in (1..).zip(["bad", "bad ", "bad"]) {
             rig.write(content);
             assert_eq!(rig.check(), state("one", 0, failed - 1));
@@ -300,20 +305,20 @@ mod tests {
 
     #[test]
     fn on_demand_one_look_is_enough_and_every_failure_is_told() {
-        let mut rig = Rig::start();
+        let mut rig = TestWatcher::start();
         rig.write("two");
-        assert_eq!(rig.look_because(Trigger::Demanded), state("two", 1, 0));
+        assert_eq!(rig.check_because(Trigger::Demanded), state("two", 1, 0));
         rig.write("bad");
-        assert_eq!(rig.look_because(Trigger::Demanded), state("two", 1, 1));
+        assert_eq!(rig.check_because(Trigger::Demanded), state("two", 1, 1));
         assert_eq!(rig.check(), state("two", 1, 1));
-        assert_eq!(rig.look_because(Trigger::Demanded), state("two", 1, 2));
+        assert_eq!(rig.check_because(Trigger::Demanded), state("two", 1, 2));
         rig.write("two");
-        assert_eq!(rig.look_because(Trigger::Demanded), state("two", 2, 2));
+        assert_eq!(rig.check_because(Trigger::Demanded), state("two", 2, 2));
     }
 
     #[tokio::test]
     async fn a_demand_does_not_wait_for_the_time_of_the_next_look() {
-        let rig = Rig::start();
+        let rig = TestWatcher::start();
         rig.write("two");
         let (demand, demands) = tokio::sync::watch::channel(());
         let stop = CancellationToken::new();
@@ -321,7 +326,7 @@ mod tests {
         let (text, metrics) = (rig.text.clone(), Arc::clone(&rig.metrics));
         let watching = tokio::spawn(watch(text, metrics, never, demands, stop.clone()));
         demand.send_replace(());
-        while *rig.text.taken.lock().unwrap() != "two" {
+        while *rig.text.applied.lock().unwrap() != "two" {
             tokio::task::yield_now().await;
         }
         stop.cancel();
@@ -330,7 +335,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_being_written_is_taken_when_two_looks_saw_the_same_and_not_before() {
-        let mut rig = Rig::start();
+        let mut rig = TestWatcher::start();
         for half in ["t", "tw", "bad", "two an", ""] {
             rig.write(half);
             assert_eq!(rig.check(), state("one", 0, 0), "{half:?}");

@@ -25,7 +25,7 @@ pub(crate) struct Buckets<C> {
     rate: Rate,
     burst: u32,
     max_callers: usize,
-    state: Mutex<State<C>>,
+    state: Mutex<CallerBuckets<C>>,
 }
 
 /// The state of a caller's bucket, as the `RateLimit` header fields report it.
@@ -41,7 +41,7 @@ pub(crate) struct Allowance {
     pub(crate) full_after: Duration,
 }
 
-struct State<C> {
+struct CallerBuckets<C> {
     /// When each caller's bucket will be full. A caller that is missing here has a full bucket.
     callers: HashMap<C, Instant>,
     /// When the bucket that all further callers share will be full.
@@ -69,7 +69,7 @@ impl<C: Hash + Eq> Buckets<C> {
     }
 
     fn bounded(rate: Rate, burst: u32, max_callers: usize) -> Self {
-        let state = State { callers: HashMap::new(), others: None, purged: None };
+        let state = CallerBuckets { callers: HashMap::new(), others: None, purged: None };
         Self { rate, burst, max_callers, state: Mutex::new(state) }
     }
 
@@ -81,7 +81,7 @@ impl<C: Hash + Eq> Buckets<C> {
         let mut state = self.lock();
         let has_place = state.find_place(&caller, self.max_callers, now);
         let next = state.full_at(has_place, &caller, now) + self.rate.0;
-        if let Some(wait) = self.beyond_burst(next, now) {
+        if let Some(wait) = self.time_to_next_token(next, now) {
             return Err(wait);
         }
         if has_place {
@@ -96,7 +96,7 @@ impl<C: Hash + Eq> Buckets<C> {
     pub(crate) fn wait(&self, caller: &C, now: Instant) -> Option<Duration> {
         let mut state = self.lock();
         let has_place = state.find_place(caller, self.max_callers, now);
-        self.beyond_burst(state.full_at(has_place, caller, now) + self.rate.0, now)
+        self.time_to_next_token(state.full_at(has_place, caller, now) + self.rate.0, now)
     }
 
     /// Returns the state of the caller's bucket. Takes no token.
@@ -111,19 +111,19 @@ impl<C: Hash + Eq> Buckets<C> {
 
     /// Returns how long a bucket that will be full at `full_at` still has fewer than 0 tokens; `None` if it has at
     /// least 0 tokens now.
-    fn beyond_burst(&self, full_at: Instant, now: Instant) -> Option<Duration> {
+    fn time_to_next_token(&self, full_at: Instant, now: Instant) -> Option<Duration> {
         let missing = full_at.saturating_duration_since(now);
         let wait = missing.saturating_sub(self.rate.0 * self.burst);
         (!wait.is_zero()).then_some(wait)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<C>> {
+    fn lock(&self) -> MutexGuard<'_, CallerBuckets<C>> {
         // No code panics while it holds this lock, so a poisoned lock cannot occur.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<C: Hash + Eq> State<C> {
+impl<C: Hash + Eq> CallerBuckets<C> {
     /// True if the caller has its own bucket, or if there is space for one. Purges full buckets if that is needed to
     /// make space.
     fn find_place(&mut self, caller: &C, max_callers: usize, now: Instant) -> bool {

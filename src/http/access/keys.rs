@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::{ApiKey, AuthSettings};
-use crate::http::reload::{Outcome, Watched};
+use crate::http::reload::{ApplyOutcome, Watched};
 
 /// All keys that the server accepts. The keys from the file can be replaced while the server runs.
 pub struct ApiKeys {
@@ -62,8 +62,8 @@ impl Watched for ApiKeys {
         self.file.iter().map(PathBuf::as_path).collect()
     }
 
-    fn apply(&self, contents: &[Vec<u8>]) -> Result<Outcome, String> {
-        let Some(content) = contents.first() else { return Ok(Outcome::Unchanged) };
+    fn apply(&self, contents: &[Vec<u8>]) -> Result<ApplyOutcome, String> {
+        let Some(content) = contents.first() else { return Ok(ApplyOutcome::Unchanged) };
         let of_file = ApiKey::parse_file(content).map_err(|error| error.to_string())?;
         if of_file.iter().any(|key| self.configured.iter().any(|known| known.has_secret_of(key))) {
             return Err("one of its secrets is already in auth.keys".to_owned());
@@ -71,11 +71,11 @@ impl Watched for ApiKeys {
         let keys: Arc<[ApiKey]> = self.configured.iter().cloned().chain(of_file).collect();
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         if *current == keys {
-            return Ok(Outcome::Unchanged);
+            return Ok(ApplyOutcome::Unchanged);
         }
         let count = keys.len();
         *current = keys;
-        Ok(Outcome::Changed(format!("{count} keys are accepted now")))
+        Ok(ApplyOutcome::Changed(format!("{count} keys are accepted now")))
     }
 }
 
@@ -141,8 +141,8 @@ mod tests {
     fn a_new_file_replaces_the_keys_of_the_old_one_and_no_others() {
         let keys = with_file();
         let content = format!("new:{}", secret(7)).into_bytes();
-        assert!(matches!(keys.apply(std::slice::from_ref(&content)), Ok(Outcome::Changed(_))));
-        assert_eq!(keys.apply(&[content]), Ok(Outcome::Unchanged));
+        assert!(matches!(keys.apply(std::slice::from_ref(&content)), Ok(ApplyOutcome::Changed(_))));
+        assert_eq!(keys.apply(&[content]), Ok(ApplyOutcome::Unchanged));
         assert_eq!(keys.identify(&secret(7)).unwrap().id(), "new");
         assert_eq!(keys.identify("secret-of-the-boss").unwrap().id(), "boss");
         assert_eq!(keys.identify(&secret(0)), None);

@@ -56,7 +56,7 @@ pub(crate) struct Access {
     requests: Option<Buckets<Caller>>,
     /// Hashes a caller to its [`ClientId`]. The hash has a random seed, so nobody can choose an address that collides
     /// with another caller.
-    numbers: RandomState,
+    client_id_hasher: RandomState,
 }
 
 /// The party whose requests one rate limit counts together.
@@ -88,7 +88,7 @@ impl Access {
             keys: auth.map(|auth| Arc::new(ApiKeys::new(auth))),
             failures: failures.map(|rate| Buckets::new(rate, FAILED_ATTEMPTS_BURST)),
             requests: requests.map(|(rate, burst)| Buckets::new(rate, burst)),
-            numbers: RandomState::new(),
+            client_id_hasher: RandomState::new(),
         }
     }
 
@@ -140,7 +140,7 @@ impl Access {
     /// its network if it has no key.
     pub(crate) fn client_id(&self, extensions: &Extensions, context: &RequestContext) -> ClientId {
         let address = extensions.get().copied().unwrap_or(ClientAddress(None));
-        ClientId(self.numbers.hash_one(Caller::of(context, address)))
+        ClientId(self.client_id_hasher.hash_one(Caller::of(context, address)))
     }
 
     /// Returns how much of the rate limit the caller has left; `None` if there is no limit.

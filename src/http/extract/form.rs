@@ -11,12 +11,12 @@ use serde::de::value::{Error, SeqDeserializer};
 use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::scalar::{Scalar, Value};
+use super::scalar::{FormValue, Scalar};
 
 /// Names of the list fields. A form fills a list by repeating its name.
 const LISTS: [&str; 5] = ["images", "texts", "questions", "candidates", "scores"];
 
-impl Value {
+impl FormValue {
     fn is_empty(&self) -> bool {
         match self {
             Self::Text(text) => text.is_empty(),
@@ -28,9 +28,9 @@ impl Value {
 /// The fields of a form in the order of their first appearance, each with all of its values.
 #[derive(Debug, Default)]
 pub(crate) struct Form {
-    fields: Vec<(String, Vec<Value>)>,
+    fields: Vec<(String, Vec<FormValue>)>,
     /// In a batch call, the `image` values, each of which is one input; `None` in a single call.
-    inputs: Option<Vec<Value>>,
+    inputs: Option<Vec<FormValue>>,
 }
 
 impl Form {
@@ -54,7 +54,7 @@ impl Form {
 
     /// Adds a value to a field. An empty value adds the field without a value. In a batch, an empty `image` adds no
     /// input.
-    pub(crate) fn push(&mut self, name: &str, value: Value) {
+    pub(crate) fn push(&mut self, name: &str, value: FormValue) {
         let value = Some(value).filter(|value| !value.is_empty());
         if let Some(inputs) = &mut self.inputs
             && name == "image"
@@ -90,7 +90,7 @@ impl<'de> Deserializer<'de> for Form {
         known: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        visitor.visit_map(Fields {
+        visitor.visit_map(FormMap {
             given: self.fields.into_iter(),
             inputs: self.inputs,
             known,
@@ -105,20 +105,20 @@ impl<'de> Deserializer<'de> for Form {
 }
 
 /// The fields of a form as a serde map. The images of a batch come last, as the list `inputs`.
-struct Fields {
-    given: std::vec::IntoIter<(String, Vec<Value>)>,
-    inputs: Option<Vec<Value>>,
+struct FormMap {
+    given: std::vec::IntoIter<(String, Vec<FormValue>)>,
+    inputs: Option<Vec<FormValue>>,
     known: &'static [&'static str],
     value: Option<FieldValue>,
 }
 
 enum FieldValue {
-    Given { values: Vec<Value>, plural: Option<&'static str> },
-    Inputs(Vec<Value>),
+    Given { values: Vec<FormValue>, plural: Option<&'static str> },
+    Inputs(Vec<FormValue>),
     InputsAsText,
 }
 
-impl<'de> MapAccess<'de> for Fields {
+impl<'de> MapAccess<'de> for FormMap {
     type Error = Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
@@ -148,7 +148,7 @@ impl<'de> MapAccess<'de> for Fields {
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
         match self.value.take() {
             Some(FieldValue::Given { values, plural }) => {
-                seed.deserialize(Values { values, plural })
+                seed.deserialize(FieldValues { values, plural })
             }
             Some(FieldValue::Inputs(images)) => {
                 let inputs = images.into_iter().map(|image| {
@@ -183,12 +183,12 @@ impl<'de> Deserializer<'de> for InputsAsText {
 }
 
 /// All values of one field. The field's type decides whether they are read as a list or must be exactly one value.
-struct Values {
-    values: Vec<Value>,
+struct FieldValues {
+    values: Vec<FormValue>,
     plural: Option<&'static str>,
 }
 
-impl Values {
+impl FieldValues {
     fn single(mut self) -> Result<Scalar, Error> {
         let count = self.values.len();
         match (self.values.pop(), count) {
@@ -209,7 +209,7 @@ macro_rules! forward_to_single {
     )*};
 }
 
-impl<'de> Deserializer<'de> for Values {
+impl<'de> Deserializer<'de> for FieldValues {
     type Error = Error;
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -252,7 +252,7 @@ mod tests {
     fn form_of(form: Form, fields: &[(&str, &str)]) -> Form {
         let each = fields.iter();
         each.fold(form, |mut form, (name, value)| {
-            form.push(name, Value::Text((*value).to_owned()));
+            form.push(name, FormValue::Text((*value).to_owned()));
             form
         })
     }
@@ -359,7 +359,7 @@ mod tests {
         assert!(request.scores.is_none());
         let mut form = Form::of_batch();
         for bytes in [&b""[..], b"1", b""] {
-            form.push("image", Value::File(Bytes::copy_from_slice(bytes)));
+            form.push("image", FormValue::File(Bytes::copy_from_slice(bytes)));
         }
         assert_eq!(parse_form::<CaptionBatchRequest>(form).unwrap().inputs.len(), 1);
     }
@@ -374,8 +374,8 @@ mod tests {
     #[test]
     fn each_image_of_a_batch_is_one_input() {
         let mut form = form_of(Form::of_batch(), &[("prompt", "a")]);
-        form.push("image", Value::File(Bytes::from_static(b"1")));
-        form.push("image", Value::Text("MQ==".to_owned()));
+        form.push("image", FormValue::File(Bytes::from_static(b"1")));
+        form.push("image", FormValue::Text("MQ==".to_owned()));
         let request: CaptionBatchRequest = parse_form(form).unwrap();
         assert_eq!(request.inputs.len(), 2);
         assert_eq!(&*request.prompt.unwrap().0, "a");
@@ -389,7 +389,7 @@ mod tests {
     #[test]
     fn a_file_is_an_image_and_nothing_else() {
         let mut form = Form::default();
-        form.push("prompt", Value::File(Bytes::from_static(b"words")));
+        form.push("prompt", FormValue::File(Bytes::from_static(b"words")));
         let error = parse_form::<CaptionRequest>(form).unwrap_err();
         assert_eq!(error.errors[0].field, "prompt");
         assert!(error.errors[0].detail.contains("file name"), "{}", error.errors[0].detail);

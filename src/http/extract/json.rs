@@ -84,7 +84,7 @@ fn at_field(path: &str, message: &str) -> ApiError {
         Some(name) => (join(path, name), "given more than once".to_owned()),
         None => {
             let unknown = unknown::explain_unknown_field(message, path.starts_with("inputs["));
-            (path.to_owned(), unknown.unwrap_or_else(|| in_clients_words(message)))
+            (path.to_owned(), unknown.unwrap_or_else(|| as_client_message(message)))
         }
     };
     if path == "." {
@@ -112,7 +112,7 @@ fn without_position(message: &str) -> &str {
 }
 
 /// Replaces the type names of serde with those of JSON.
-fn in_clients_words(message: &str) -> String {
+fn as_client_message(message: &str) -> String {
     let Some((given, expected)) = message.rsplit_once(", expected ") else {
         return message.to_owned();
     };

@@ -16,7 +16,7 @@ use super::body::BodyReader;
 use super::disposition::Disposition;
 use super::form::Form;
 use super::request::Request;
-use super::scalar::Value;
+use super::scalar::FormValue;
 use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
 use crate::telemetry::logging::clipped;
@@ -126,7 +126,7 @@ impl<'a> Parts<'a> {
         Ok(())
     }
 
-    async fn file(&mut self, name: &str, field: Field<'_>) -> Result<Value, ApiError> {
+    async fn file(&mut self, name: &str, field: Field<'_>) -> Result<FormValue, ApiError> {
         self.count_file(name)?;
         let max = self.settings.input.max_image_bytes;
         let Some(bytes) = self.collect(field, max).await? else {
@@ -136,7 +136,7 @@ impl<'a> Parts<'a> {
             // An HTML form sends an empty file for a file input without a selection; do not count it.
             *self.files(name) -= 1;
         }
-        Ok(Value::File(bytes.into()))
+        Ok(FormValue::File(bytes.into()))
     }
 
     /// Returns the counter for files with this name.
@@ -165,7 +165,7 @@ impl<'a> Parts<'a> {
         Err(ApiError::field(Code::BatchTooLarge, field, detail).close_connection())
     }
 
-    async fn text(&mut self, head: &Disposition, field: Field<'_>) -> Result<Value, ApiError> {
+    async fn text(&mut self, head: &Disposition, field: Field<'_>) -> Result<FormValue, ApiError> {
         self.texts += 1;
         let max_parts = self.settings.limits.max_text_parts;
         if self.texts > max_parts {
@@ -186,7 +186,7 @@ impl<'a> Parts<'a> {
             return Err(ApiError::field(Code::InvalidRequest, &*place, detail));
         }
         String::from_utf8(bytes)
-            .map(Value::Text)
+            .map(FormValue::Text)
             .map_err(|_| ApiError::field(Code::InvalidRequest, &*place, "is not valid UTF-8"))
     }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::form::Form;
 use super::request::Request;
-use super::scalar::Value;
+use super::scalar::FormValue;
 use crate::http::error::{ApiError, Code};
 use crate::http::settings::HttpSettings;
 
@@ -22,7 +22,7 @@ pub(super) fn parse<R: Request>(
         return Err(super::image_file_too_large("image", settings.input.max_image_bytes));
     }
     if !body.is_empty() {
-        form.push("image", Value::File(body));
+        form.push("image", FormValue::File(body));
     }
     if !is_utf8(query.unwrap_or_default()) {
         return Err(ApiError::invalid("the query string is not valid UTF-8 once percent-decoded"));
@@ -35,7 +35,7 @@ pub(super) fn parse<R: Request>(
                 format!("more than {max} fields in the query string (limits.max_text_parts)");
             return Err(ApiError::new(Code::BatchTooLarge, detail));
         }
-        form.push(&name, Value::Text(value.into_owned()));
+        form.push(&name, FormValue::Text(value.into_owned()));
     }
     super::json::parse_form(form)
 }

@@ -8,7 +8,7 @@ use serde::forward_to_deserialize_any;
 
 /// One value of a form field, before the type of the field interprets it.
 #[derive(Debug, Clone)]
-pub(crate) enum Value {
+pub(crate) enum FormValue {
     /// A text part, or a value in the query string.
     Text(String),
     /// The bytes of a multipart part that has a file name or an image type, or of a raw body.
@@ -16,7 +16,7 @@ pub(crate) enum Value {
 }
 
 /// A serde deserializer for one value of a form field.
-pub(super) struct Scalar(pub(super) Value);
+pub(super) struct Scalar(pub(super) FormValue);
 
 impl IntoDeserializer<'_, Error> for Scalar {
     type Deserializer = Self;
@@ -29,8 +29,8 @@ impl IntoDeserializer<'_, Error> for Scalar {
 impl Scalar {
     fn visit<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.0 {
-            Value::Text(text) => visitor.visit_string(text),
-            Value::File(bytes) => visitor.visit_byte_buf(bytes.into()),
+            FormValue::Text(text) => visitor.visit_string(text),
+            FormValue::File(bytes) => visitor.visit_byte_buf(bytes.into()),
         }
     }
 }
@@ -44,11 +44,11 @@ impl<'de> Deserializer<'de> for Scalar {
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match &self.0 {
-            Value::Text(text) => match flag(text) {
+            FormValue::Text(text) => match flag(text) {
                 Some(flag) => visitor.visit_bool(flag),
                 None => self.visit(visitor),
             },
-            Value::File(_) => self.visit(visitor),
+            FormValue::File(_) => self.visit(visitor),
         }
     }
 
@@ -84,8 +84,8 @@ impl<'de> Deserializer<'de> for Scalar {
         visitor: V,
     ) -> Result<V::Value, Error> {
         match self.0 {
-            Value::Text(text) => visitor.visit_enum(text.into_deserializer()),
-            Value::File(_) => Err(de::Error::custom(
+            FormValue::Text(text) => visitor.visit_enum(text.into_deserializer()),
+            FormValue::File(_) => Err(de::Error::custom(
                 "this part has a file name or an image type, which only images may have; send it as a text part",
             )),
         }
@@ -115,8 +115,8 @@ fn flag(text: &str) -> Option<bool> {
 }
 
 /// Parses a number in JSON syntax: no `+` sign, no leading zeros. Ignores white space around the number.
-fn number(value: &Value) -> Option<Number> {
-    let Value::Text(text) = value else { return None };
+fn number(value: &FormValue) -> Option<Number> {
+    let FormValue::Text(text) = value else { return None };
     let text = text.trim();
     if !text.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
         return None;

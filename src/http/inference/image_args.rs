@@ -57,12 +57,12 @@ struct Distinct {
     field: ImageField,
     /// Path of the first field that holds the image, for errors.
     path: String,
-    source: Result<Source, ApiError>,
+    source: Result<ImageOrigin, ApiError>,
 }
 
 /// Where an image comes from.
 #[derive(Debug)]
-enum Source {
+enum ImageOrigin {
     Here(ImageSource),
     Url(Fetcher, Target),
 }
@@ -166,7 +166,10 @@ impl ImageSet {
     /// Returns the number of images that may have to be decoded, which are all images except those given by id.
     pub(crate) fn files(&self) -> usize {
         let is_file = |image: &Distinct| {
-            matches!(image.source, Ok(Source::Here(ImageSource::Bytes(_)) | Source::Url(..)))
+            matches!(
+                image.source,
+                Ok(ImageOrigin::Here(ImageSource::Bytes(_)) | ImageOrigin::Url(..))
+            )
         };
         self.distinct.iter().filter(|image| is_file(image)).count()
     }
@@ -186,11 +189,11 @@ impl ImageSet {
                 (services.images.clone(), context.clone(), admission.hold());
             let find = async move {
                 let source = match image.source? {
-                    Source::Here(ImageSource::Bytes(bytes)) => {
+                    ImageOrigin::Here(ImageSource::Bytes(bytes)) => {
                         ImageSource::Bytes(with_reservation(bytes, hold))
                     }
-                    Source::Here(source @ ImageSource::Id(_)) => source,
-                    Source::Url(fetcher, target) => {
+                    ImageOrigin::Here(source @ ImageSource::Id(_)) => source,
+                    ImageOrigin::Url(fetcher, target) => {
                         let fetched = fetcher.fetch(target, deadline).await;
                         let fetched =
                             fetched.map_err(|error| ApiError::from(error).at(&image.path))?;
@@ -261,19 +264,23 @@ fn parse(
     field: &ImageField,
     settings: &InputSettings,
     fetcher: Option<&Fetcher>,
-) -> Result<Source, ApiError> {
+) -> Result<ImageOrigin, ApiError> {
     if crate::faults::at("http::image_values") {
         return Err(ApiError::internal());
     }
     let text: &Arc<str> = match field {
-        ImageField::Bytes(bytes) => return Ok(Source::Here(ImageSource::Bytes(bytes.clone()))),
+        ImageField::Bytes(bytes) => {
+            return Ok(ImageOrigin::Here(ImageSource::Bytes(bytes.clone())));
+        }
         ImageField::Value(text) => text,
     };
     match (ImageValue::parse(text, settings)?, fetcher) {
-        (ImageValue::Bytes(bytes), _) => Ok(Source::Here(ImageSource::Bytes(Bytes::from(bytes)))),
-        (ImageValue::Id(id), _) => Ok(Source::Here(ImageSource::Id(id))),
+        (ImageValue::Bytes(bytes), _) => {
+            Ok(ImageOrigin::Here(ImageSource::Bytes(Bytes::from(bytes))))
+        }
+        (ImageValue::Id(id), _) => Ok(ImageOrigin::Here(ImageSource::Id(id))),
         (ImageValue::Url(url), Some(fetcher)) => {
-            Ok(Source::Url(fetcher.clone(), fetcher.target(&url)?))
+            Ok(ImageOrigin::Url(fetcher.clone(), fetcher.target(&url)?))
         }
         (ImageValue::Url(_), None) => Err(ApiError::new(
             Code::FetchDisabled,

@@ -77,7 +77,7 @@ struct Member {
 }
 
 /// The place of one connection; dropping it frees the place.
-pub(crate) struct Place {
+pub(crate) struct ConnectionPlace {
     table: Arc<ConnectionTable>,
     network: Network,
     id: u64,
@@ -101,7 +101,11 @@ impl ConnectionTable {
 
     /// Gives a place to a new connection, and tells another connection to close if necessary. Returns `None` if the new
     /// connection must be closed.
-    pub(crate) fn place(self: &Arc<Self>, network: Network, activity: &Activity) -> Option<Place> {
+    pub(crate) fn place(
+        self: &Arc<Self>,
+        network: Network,
+        activity: &Activity,
+    ) -> Option<ConnectionPlace> {
         let mut guard = self.lock();
         let all = &mut *guard;
         if all.regular.is_full() {
@@ -121,7 +125,7 @@ impl ConnectionTable {
         places.insert(network, id, member.clone());
         drop(guard);
         let (table, in_reserve) = (Arc::clone(self), AtomicBool::new(in_reserve));
-        Some(Place { table, network, id, member, in_reserve })
+        Some(ConnectionPlace { table, network, id, member, in_reserve })
     }
 
     /// Makes sure that `places` has a free place: if all are taken, tells a connection to close. Returns false if no
@@ -223,7 +227,7 @@ impl Places {
     }
 }
 
-impl Place {
+impl ConnectionPlace {
     /// Resolves when the connection must close to make room.
     pub(crate) async fn close_requested(&self) {
         self.member.leave.cancelled().await;
@@ -254,7 +258,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPlace {
     fn drop(&mut self) {
         let mut all = self.table.lock();
         // A connection that was told to close is in neither list.
@@ -268,7 +272,7 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    struct Rig {
+    struct TestTable {
         table: Arc<ConnectionTable>,
         metrics: Arc<Metrics>,
     }
@@ -276,7 +280,7 @@ mod tests {
     /// A connection that a test holds open.
     struct Client {
         activity: Activity,
-        place: Place,
+        place: ConnectionPlace,
     }
 
     impl Client {
@@ -295,7 +299,7 @@ mod tests {
         }
     }
 
-    impl Rig {
+    impl TestTable {
         fn new(places: usize) -> Self {
             let metrics = Arc::new(Metrics::try_new().unwrap());
             Self { table: ConnectionTable::new(places, Arc::clone(&metrics)), metrics }
@@ -327,7 +331,7 @@ mod tests {
 
     #[test]
     fn the_longest_idle_of_the_address_that_holds_the_most_makes_room() {
-        let rig = Rig::new(4);
+        let rig = TestTable::new(4);
         let bystander = rig.connect("10.0.0.9").idle();
         let crowd: Vec<Client> = (0..3).map(|_| rig.connect("10.0.0.1").idle()).collect();
         // The first connection has just finished a request, so it is not the one that has waited longest.
@@ -342,7 +346,7 @@ mod tests {
 
     #[test]
     fn addresses_within_one_ipv6_network_are_one() {
-        let rig = Rig::new(3);
+        let rig = TestTable::new(3);
         let crowd: Vec<Client> =
             (1..=2).map(|host| rig.connect(&format!("2001:db8::{host}")).idle()).collect();
         let bystander = rig.connect("2001:db8:0:1::1").idle();
@@ -353,7 +357,7 @@ mod tests {
 
     #[test]
     fn no_address_pays_for_one_that_holds_as_much() {
-        let rig = Rig::new(4);
+        let rig = TestTable::new(4);
         let a: Vec<Client> = (0..2).map(|_| rig.connect("10.0.0.1").idle()).collect();
         let b: Vec<Client> = (0..2).map(|_| rig.connect("10.0.0.2").idle()).collect();
         rig.connect("10.0.0.2").idle();
@@ -362,7 +366,7 @@ mod tests {
 
     #[test]
     fn with_as_many_addresses_as_places_the_longest_idle_of_all_makes_room() {
-        let rig = Rig::new(3);
+        let rig = TestTable::new(3);
         let clients: Vec<Client> =
             (1..=3).map(|host| rig.connect(&format!("10.0.0.{host}")).idle()).collect();
         let newcomer = rig.connect("10.0.0.4");
@@ -372,7 +376,7 @@ mod tests {
 
     #[test]
     fn an_unfinished_head_makes_room_after_idle_ones_and_not_for_its_own_address() {
-        let rig = Rig::new(2);
+        let rig = TestTable::new(2);
         let slow = rig.connect("10.0.0.1");
         slow.activity.begin_head();
         let idle = rig.connect("10.0.0.1").idle();
@@ -387,7 +391,7 @@ mod tests {
 
     #[test]
     fn an_unfinished_body_makes_room_after_heads_and_not_for_its_own_address() {
-        let rig = Rig::new(2);
+        let rig = TestTable::new(2);
         let slow = rig.connect("10.0.0.1");
         let _request = slow.activity.begin_request();
         slow.activity.begin_body();
@@ -409,7 +413,7 @@ mod tests {
     #[test]
     fn requests_in_progress_and_answers_being_sent_stay_and_the_reserve_is_contested_by_the_same_rules()
      {
-        let rig = Rig::new(2);
+        let rig = TestTable::new(2);
         let busy: Vec<Client> = (0..2).map(|_| rig.connect("10.0.0.1")).collect();
         let request = busy[0].activity.begin_request();
         drop(busy[1].activity.begin_request());
@@ -437,7 +441,7 @@ mod tests {
 
     #[test]
     fn a_connection_of_the_reserve_takes_a_regular_place_once_there_is_one() {
-        let rig = Rig::new(1);
+        let rig = TestTable::new(1);
         let busy = rig.connect("10.0.0.1");
         let request = busy.activity.begin_request();
         let waiting = rig.connect("10.0.0.2");

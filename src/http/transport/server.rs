@@ -26,9 +26,9 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::connection::{Activity, Awaited, RequestGuard, TimedStream};
-use super::connection_table::{ConnectionTable, Place, sockets_of};
+use super::connection_table::{ConnectionPlace, ConnectionTable, sockets_of};
 use super::listener::{Accepted, Listener};
-use super::malformed::{KeptBack, MalformedHead, WithoutAutomaticAnswers};
+use super::malformed::{MalformedHead, SuppressedAnswer, WithoutAutomaticAnswers};
 use super::tls::Tls;
 use crate::http::access::client::{Network, PeerAddress};
 use crate::http::middleware::access_log::AccessLog;
@@ -166,7 +166,7 @@ struct Connection {
     log: Arc<AccessLog>,
     peer: SocketAddr,
     activity: Activity,
-    place: Place,
+    place: ConnectionPlace,
     shutdown: CancellationToken,
     cut: CancellationToken,
     _counted: GaugeGuard,
@@ -234,8 +234,8 @@ impl Connection {
         if !parts.read_buf.is_empty() {
             self.activity.abandon_input();
         }
-        let (stream, kept_back) = parts.io.into_inner().into_parts();
-        let closing = self.close(stream, ended, kept_back, &parts.read_buf);
+        let (stream, suppressed) = parts.io.into_inner().into_parts();
+        let closing = self.close(stream, ended, suppressed, &parts.read_buf);
         tokio::select! {
             () = closing => {}
             () = self.cut.cancelled() => {}
@@ -250,11 +250,11 @@ impl Connection {
         &self,
         mut stream: impl AsyncWrite + Unpin,
         ended: hyper::Result<()>,
-        kept_back: Option<KeptBack>,
+        suppressed: Option<SuppressedAnswer>,
         unread: &[u8],
     ) {
         if let Err(error) = ended {
-            let Some(head) = MalformedHead::of(&error, unread, kept_back, &self.settings) else {
+            let Some(head) = MalformedHead::of(&error, unread, suppressed, &self.settings) else {
                 tracing::debug!(%error, peer = %self.peer, "connection ended with an error");
                 return;
             };

@@ -14,7 +14,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
 use tokio_rustls::TlsAcceptor;
 
-use crate::http::reload::{self, Outcome, Watched};
+use crate::http::reload::{self, ApplyOutcome, Watched};
 use crate::http::settings::TlsSettings;
 
 /// Why the files cannot be used as a certificate and its key.
@@ -108,16 +108,16 @@ impl Watched for Identity {
         vec![&self.settings.certificate, &self.settings.key]
     }
 
-    fn apply(&self, contents: &[Vec<u8>]) -> Result<Outcome, String> {
-        let [certificate, key] = contents else { return Ok(Outcome::Unchanged) };
+    fn apply(&self, contents: &[Vec<u8>]) -> Result<ApplyOutcome, String> {
+        let [certificate, key] = contents else { return Ok(ApplyOutcome::Unchanged) };
         let certified =
             certified(certificate, key, &self.provider).map_err(|error| error.to_string())?;
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         if current.cert == certified.cert {
-            return Ok(Outcome::Unchanged);
+            return Ok(ApplyOutcome::Unchanged);
         }
         *current = Arc::new(certified);
-        Ok(Outcome::Changed("new connections get the new certificate".to_owned()))
+        Ok(ApplyOutcome::Changed("new connections get the new certificate".to_owned()))
     }
 }
 

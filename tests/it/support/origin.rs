@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use blip_server::fetch::testing::Hooks;
-use blip_server::fetch::{FetchSettings, Lookup};
+use blip_server::fetch::{FetchSettings, NameLookup};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -146,7 +146,7 @@ impl Names {
     }
 }
 
-impl Lookup for Names {
+impl NameLookup for Names {
     fn lookup(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
         self.questions.fetch_add(1, Ordering::SeqCst);
         let mut names = self.answers.lock().unwrap();
@@ -171,7 +171,7 @@ pub(crate) fn fetching(
     permits: fn(IpAddr) -> bool,
 ) {
     let settings = FetchSettings { enabled: true, allow_http: true, ..FetchSettings::default() };
-    let lookup = Arc::clone(names) as Arc<dyn Lookup>;
+    let lookup = Arc::clone(names) as Arc<dyn NameLookup>;
     let ports = vec![80, 443, port];
     config.fetch = Some((settings, Hooks { permits, ports, ..Hooks::with_lookup(lookup) }));
 }

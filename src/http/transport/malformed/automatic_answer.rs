@@ -20,17 +20,17 @@ const MAX_BYTES: usize = 192;
 /// inner stream.
 pub(crate) struct WithoutAutomaticAnswers<S> {
     inner: S,
-    kept_back: Option<KeptBack>,
+    suppressed: Option<SuppressedAnswer>,
 }
 
 /// What is kept of a suppressed hyper response, for use in its replacement.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct KeptBack {
+pub(crate) struct SuppressedAnswer {
     /// Value of the `date` field. hyper caches it, so the clock need not be read for each response.
     pub(crate) date: Option<String>,
 }
 
-impl KeptBack {
+impl SuppressedAnswer {
     fn of(answer: &[u8]) -> Self {
         let text = String::from_utf8_lossy(answer);
         let date = text.split("\r\n").find_map(|line| line.strip_prefix("date: "));
@@ -41,12 +41,12 @@ impl KeptBack {
 impl<S> WithoutAutomaticAnswers<S> {
     /// Wraps a stream that hyper will write to.
     pub(crate) fn new(inner: S) -> Self {
-        Self { inner, kept_back: None }
+        Self { inner, suppressed: None }
     }
 
     /// Returns the inner stream, and what was kept of an automatic answer if there was one.
-    pub(crate) fn into_parts(self) -> (S, Option<KeptBack>) {
-        (self.inner, self.kept_back)
+    pub(crate) fn into_parts(self) -> (S, Option<SuppressedAnswer>) {
+        (self.inner, self.suppressed)
     }
 }
 
@@ -69,7 +69,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WithoutAutomaticAnswers<S> {
         match start_of_automatic_answer(bytes) {
             None => Pin::new(&mut self.inner).poll_write(context, bytes),
             Some(0) => {
-                self.kept_back = Some(KeptBack::of(bytes));
+                self.suppressed = Some(SuppressedAnswer::of(bytes));
                 Poll::Ready(Ok(bytes.len()))
             }
             // First write the bytes before the automatic answer, which end an earlier response.
@@ -170,9 +170,9 @@ mod tests {
                 };
                 left = &left[written..];
             }
-            let (inner, kept_back) = stream.into_parts();
+            let (inner, suppressed) = stream.into_parts();
             let date = Some("Sun, 06 Nov 1994 08:49:37 GMT".to_owned());
-            assert_eq!(kept_back, Some(KeptBack { date }));
+            assert_eq!(suppressed, Some(SuppressedAnswer { date }));
             assert_eq!(inner.into_inner(), b"the end");
         }
     }

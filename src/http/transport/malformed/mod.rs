@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::IntoResponse;
 
-pub(crate) use self::automatic_answer::{KeptBack, WithoutAutomaticAnswers};
+pub(crate) use self::automatic_answer::{SuppressedAnswer, WithoutAutomaticAnswers};
 use super::connection::HeadTooSlow;
 use crate::http::error::{ApiError, Code, PROBLEM_JSON};
 use crate::http::middleware::access_log::{AccessLog, RefusedHead};
@@ -38,11 +38,11 @@ pub(crate) struct MalformedHead {
 
 impl MalformedHead {
     /// Classifies the error with which a connection ended. Returns `None` if a request head was not the cause. `unread`
-    /// holds the bytes of the head that were read, and `kept_back` is the response of hyper, if it wrote one.
+    /// holds the bytes of the head that were read, and `suppressed` is the response of hyper, if it wrote one.
     pub(crate) fn of(
         error: &hyper::Error,
         unread: &[u8],
-        kept_back: Option<KeptBack>,
+        suppressed: Option<SuppressedAnswer>,
         settings: &ConnectionSettings,
     ) -> Option<Self> {
         let refusal = if error.is_parse_too_large() {
@@ -64,8 +64,8 @@ impl MalformedHead {
         let is_too_slow = refusal.code == Code::RequestTimeout;
         let reason = if is_too_slow { HeadTooSlow.to_string() } else { error.to_string() };
         // hyper writes no response to HTTP/2 and to slow heads.
-        let can_answer = kept_back.is_some() || !error.is_parse() || error.is_parse_version_h2();
-        let date = kept_back.and_then(|kept_back| kept_back.date);
+        let can_answer = suppressed.is_some() || !error.is_parse() || error.is_parse_version_h2();
+        let date = suppressed.and_then(|suppressed| suppressed.date);
         Some(Self { refusal, can_answer, date, reason })
     }
 

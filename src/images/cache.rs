@@ -22,13 +22,13 @@ pub(super) struct PixelCache {
 
 /// The outcome of a look-up. It is the value of the label `result` of `cache_requests_total`.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Lookup {
+pub(super) enum CacheResult {
     Hit,
     Miss,
     Joined,
 }
 
-impl Lookup {
+impl CacheResult {
     const ALL: [Self; 3] = [Self::Hit, Self::Miss, Self::Joined];
 
     fn label(self) -> &'static str {
@@ -42,7 +42,7 @@ impl Lookup {
 
 impl PixelCache {
     pub(super) fn new(settings: &ImagesSettings, metrics: Arc<Metrics>) -> Self {
-        for result in Lookup::ALL {
+        for result in CacheResult::ALL {
             metrics.cache_requests_total.with_label_values(&[LABEL, result.label()]);
         }
         let bytes = metrics.cache_bytes.with_label_values(&[LABEL]);
@@ -81,7 +81,7 @@ impl PixelCache {
         }
     }
 
-    pub(super) fn count(&self, result: Lookup) {
+    pub(super) fn count(&self, result: CacheResult) {
         self.metrics.cache_requests_total.with_label_values(&[LABEL, result.label()]).inc();
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 #[derive(Debug)]
 enum Progress {
     Pending,
-    JobOutcome(Result<Prepared, ImagesError>),
+    Finished(Result<Prepared, ImagesError>),
 }
 
 /// Flights in progress, at most one per key.
@@ -103,7 +103,7 @@ impl Flight {
     /// arrives in between would find neither the flight nor the pixels.
     pub(super) fn complete(self, result: Result<Prepared, ImagesError>) {
         self.close(&mut lock(&self.owner.open));
-        self.sender.send_replace(Progress::JobOutcome(result));
+        self.sender.send_replace(Progress::Finished(result));
     }
 
     fn close(&self, open: &mut HashMap<Key, Arc<watch::Sender<Progress>>>) {
@@ -123,7 +123,7 @@ impl Waiter {
     /// Waits for the flight's result; `Overloaded` if the flight was dropped without one.
     pub(super) async fn wait(mut self) -> Result<Prepared, ImagesError> {
         loop {
-            if let Progress::JobOutcome(result) = &*self.0.borrow_and_update() {
+            if let Progress::Finished(result) = &*self.0.borrow_and_update() {
                 return result.clone();
             }
             self.0.changed().await.map_err(|_| ImagesError::Overloaded)?;

@@ -1,8 +1,9 @@
-//! The two kinds of job of the pool: hashing a file, and decoding one to prepared pixels.
+//! The two kinds of job of the pool: hashing a file, and decoding one to prepared pixels. `resolve` creates them.
 
+use super::cache::PixelCache;
 use super::in_flight::Flight;
-use super::pool::{Job, JobOutcome};
-use super::resolve::ImagesInner;
+use super::processor::FileProcessor;
+use super::queue::{Job, JobOutcome};
 use super::{ImagesError, Key};
 use crate::input::{ImageHeader, InputError, image_id};
 use crate::task::ImageId;
@@ -10,16 +11,22 @@ use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
+/// What all jobs share: the processor that reads their files and the cache that takes their pixels.
+pub(super) struct JobContext {
+    pub(super) cache: PixelCache,
+    pub(super) processor: FileProcessor,
+}
+
 /// A job that computes the id of a file (its SHA-256) and reads its header.
 pub(super) struct HashJob {
-    pub(super) shared: Arc<ImagesInner>,
+    pub(super) context: Arc<JobContext>,
     pub(super) file: Bytes,
     pub(super) sender: oneshot::Sender<(ImageId, Result<ImageHeader, InputError>)>,
 }
 
 /// A job that decodes and resizes a file for all waiters of its flight.
 pub(super) struct DecodeJob {
-    pub(super) shared: Arc<ImagesInner>,
+    pub(super) context: Arc<JobContext>,
     pub(super) flight: Flight,
     pub(super) key: Key,
     pub(super) file: Bytes,
@@ -37,7 +44,7 @@ impl Job for HashJob {
             return JobOutcome::EndedEarly;
         }
         let id = image_id(&self.file);
-        let header = self.shared.processor.inspect(&self.file, id);
+        let header = self.context.processor.inspect(&self.file, id);
         // The waiter may have left meanwhile; then nobody needs the id.
         let _ = self.sender.send((id, header));
         JobOutcome::Completed
@@ -58,12 +65,12 @@ impl Job for DecodeJob {
     }
 
     fn run(self: Box<Self>) -> JobOutcome {
-        let Self { shared, flight, key, file, header } = *self;
+        let Self { context, flight, key, file, header } = *self;
         let result = loop {
             if !flight.is_wanted() {
                 return JobOutcome::EndedEarly;
             }
-            match shared.processor.prepare(&file, key, header, &|| !flight.has_waiters()) {
+            match context.processor.prepare(&file, key, header, &|| !flight.has_waiters()) {
                 // The decode stopped because all waiters had left. If another waiter has joined since then, the loop
                 // decodes again; otherwise the check above ends the job.
                 Err(InputError::Stopped) => {}
@@ -72,7 +79,7 @@ impl Job for DecodeJob {
         };
         let done = if result.is_ok() { JobOutcome::Completed } else { JobOutcome::EndedEarly };
         if let Ok(prepared) = &result {
-            shared.cache.insert(key, prepared.image.clone());
+            context.cache.insert(key, prepared.image.clone());
         }
         flight.complete(result.map_err(ImagesError::Input));
         done

@@ -1,7 +1,7 @@
 //! The decoding thread pool: a few threads below the priority of the inference worker, which hash and decode files.
 
 use super::lock;
-use super::queue::{Queue, Running};
+use super::queue::{Job, JobOutcome, Lane, Queue, Running};
 use crate::fairness::CallId;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,56 +12,17 @@ use std::time::{Duration, Instant};
 /// Niceness of the decoding threads. A busy worker thread gets about ten times as much of a core as a decoding thread.
 const NICENESS: i32 = 10;
 
-/// A piece of work for a pool thread.
-pub(super) trait Job: Send {
-    /// False if all waiters have left, so that the job need not be run. Must be cheap and take no lock.
-    fn is_wanted(&self) -> bool {
-        true
-    }
-
-    /// Estimated cost, in pixels of a plain JPEG; 0 if unknown.
-    fn work(&self) -> u64 {
-        0
-    }
-
-    /// True if there are no waiters and none can join any more.
-    fn is_abandoned(&self) -> bool {
-        !self.is_wanted()
-    }
-
-    fn run(self: Box<Self>) -> JobOutcome;
-}
-
-/// How a job ended, which decides whether its duration counts in the estimates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum JobOutcome {
-    /// The job did its work, so its duration counts in the estimates.
-    Completed,
-    /// The job ended early: its waiters had left, or its file was rejected. A file is often rejected within
-    /// microseconds, so its duration says nothing about the decodes that others wait for.
-    EndedEarly,
-}
-
-/// Which of the two queues a job waits in. The queues alternate, so neither starves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lane {
-    /// Hashing: short, and needed before a file can enter the other queue.
-    Hashes,
-    /// Decoding and resizing, which take long.
-    Decodes,
-}
-
 /// The queue or the client's share of it is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct QueueFull;
 
 /// The handle of the pool. Dropping it drops the waiting jobs, and ends each thread after the job that it is running.
 pub(super) struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<SharedQueue>,
 }
 
 /// The state shared by the pool's handle, which pushes jobs, and its threads, which pop them.
-struct Shared {
+struct SharedQueue {
     queue: Mutex<Queue>,
     changed: Condvar,
     threads: usize,
@@ -71,7 +32,8 @@ impl Pool {
     /// Starts `threads` threads. `capacity` is the maximum number of waiting jobs in both queues together.
     pub(super) fn start(threads: usize, capacity: usize) -> io::Result<Self> {
         let queue = Mutex::new(Queue::new(capacity));
-        let pool = Self { shared: Arc::new(Shared { queue, changed: Condvar::new(), threads }) };
+        let pool =
+            Self { shared: Arc::new(SharedQueue { queue, changed: Condvar::new(), threads }) };
         for index in 0..threads {
             let shared = Arc::clone(&pool.shared);
             thread::Builder::new().name(format!("decode-{index}")).spawn(move || {
@@ -84,7 +46,7 @@ impl Pool {
 
     /// Estimates, from moving averages, the queueing delay of the last of `files` files if their call arrived now.
     pub(super) fn wait(&self, call: CallId, files: usize) -> Duration {
-        let Shared { queue, threads, .. } = &*self.shared;
+        let SharedQueue { queue, threads, .. } = &*self.shared;
         lock(queue).wait(call, files, *threads, Instant::now())
     }
 
@@ -117,7 +79,7 @@ impl Drop for Pool {
     }
 }
 
-impl Shared {
+impl SharedQueue {
     fn work(&self) {
         while let Some((job, running)) = self.pop() {
             // Jobs catch the panics of their decoders. If another panic escapes, this keeps the thread alive.

@@ -1,11 +1,12 @@
 //! [`Images`], the handle that `http` holds: resolves an image, given by its bytes or its id, to prepared pixels.
 
-use super::cache::{Lookup, PixelCache};
+use super::cache::{CacheResult, PixelCache};
 use super::in_flight::{Flight, InFlight, JoinOrStart};
-use super::jobs::{DecodeJob, HashJob};
+use super::jobs::{DecodeJob, HashJob, JobContext};
 use super::memory::HighWaterMark;
-use super::pool::{Lane, Pool, QueueFull};
+use super::pool::{Pool, QueueFull};
 use super::processor::{Decode, FileProcessor};
+use super::queue::Lane;
 use super::{ImagesError, ImagesSettings, Key};
 use crate::fairness::CallId;
 use crate::input::{ImageHeader, InputError, InputSettings, decode, image_id};
@@ -53,13 +54,13 @@ pub struct Images {
     shared: Arc<ImagesInner>,
 }
 
-/// The state that all clones of [`Images`] and all jobs on the pool share.
-pub(super) struct ImagesInner {
+/// The state that all clones of [`Images`] share.
+struct ImagesInner {
     pool: Pool,
-    pub(super) cache: PixelCache,
     in_flight: Arc<InFlight>,
-    pub(super) processor: FileProcessor,
     memory: HighWaterMark,
+    /// The cache and the processor, which the jobs on the pool share as well.
+    context: Arc<JobContext>,
 }
 
 impl Images {
@@ -84,15 +85,17 @@ impl Images {
     ) -> io::Result<Self> {
         let shared = ImagesInner {
             pool: Pool::start(settings.decode_threads, settings.decode_queue)?,
-            cache: PixelCache::new(settings, Arc::clone(&metrics)),
             in_flight: Arc::default(),
-            processor: FileProcessor::new(
-                input_settings,
-                settings.decode_budget_bytes,
-                metrics,
-                decode,
-            ),
             memory: HighWaterMark::new(settings.memory_high_water_bytes, resident_bytes),
+            context: Arc::new(JobContext {
+                cache: PixelCache::new(settings, Arc::clone(&metrics)),
+                processor: FileProcessor::new(
+                    input_settings,
+                    settings.decode_budget_bytes,
+                    metrics,
+                    decode,
+                ),
+            }),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -125,28 +128,28 @@ impl Images {
         scope: Scope,
         call: CallId,
     ) -> Result<Resolved, ImagesError> {
-        let shared = &self.shared;
+        let (in_flight, JobContext { cache, processor }) =
+            (&self.shared.in_flight, &*self.shared.context);
         let joined = match source {
             ImageSource::Id(id) => {
                 let key = Key { scope, id, preprocessing };
-                shared.in_flight.join(&key, || shared.cache.get(&key)).ok_or_else(|| {
-                    shared.cache.count(Lookup::Miss);
+                in_flight.join(&key, || cache.get(&key)).ok_or_else(|| {
+                    cache.count(CacheResult::Miss);
                     ImagesError::NotFound(id)
                 })?
             }
             ImageSource::Bytes(file) => {
                 let (id, inspected) = self.identify(&file, call).await?;
                 let key = Key { scope, id, preprocessing };
-                match shared.in_flight.join_or_start(key, || shared.cache.get(&key)) {
-                    JoinOrStart::Started(passenger, flight) => {
-                        shared.cache.count(Lookup::Miss);
-                        let inspected =
-                            inspected.or_else(|| shared.processor.inspect_here(&file, id));
+                match in_flight.join_or_start(key, || cache.get(&key)) {
+                    JoinOrStart::Started(waiter, flight) => {
+                        cache.count(CacheResult::Miss);
+                        let inspected = inspected.or_else(|| processor.inspect_here(&file, id));
                         match inspected.transpose() {
                             Ok(header) => self.enqueue(flight, key, (file, header), call)?,
                             Err(error) => flight.complete(Err(error.into())),
                         }
-                        return passenger.wait().await.map(Resolved::fresh);
+                        return waiter.wait().await.map(Resolved::fresh);
                     }
                     joined @ (JoinOrStart::Cached(_) | JoinOrStart::Joined(_)) => joined,
                 }
@@ -154,12 +157,12 @@ impl Images {
         };
         match joined {
             JoinOrStart::Cached(image) => {
-                shared.cache.count(Lookup::Hit);
+                cache.count(CacheResult::Hit);
                 Ok(Resolved::cached(image))
             }
-            JoinOrStart::Joined(passenger) | JoinOrStart::Started(passenger, _) => {
-                shared.cache.count(Lookup::Joined);
-                passenger.wait().await.map(Resolved::fresh)
+            JoinOrStart::Joined(waiter) | JoinOrStart::Started(waiter, _) => {
+                cache.count(CacheResult::Joined);
+                waiter.wait().await.map(Resolved::fresh)
             }
         }
     }
@@ -176,7 +179,8 @@ impl Images {
         if crate::faults::at("images::identify") {
             return Err(ImagesError::Overloaded);
         }
-        let (bytes, max_bytes) = (file.len(), self.shared.processor.settings.max_image_bytes);
+        let (bytes, max_bytes) =
+            (file.len(), self.shared.context.processor.settings.max_image_bytes);
         if bytes > max_bytes {
             return Err(InputError::ImageFileTooLarge { bytes, max_bytes }.into());
         }
@@ -184,8 +188,11 @@ impl Images {
             return Ok((image_id(file), None));
         }
         let (sender, id) = oneshot::channel();
-        let job =
-            Box::new(HashJob { shared: Arc::clone(&self.shared), file: file.clone(), sender });
+        let job = Box::new(HashJob {
+            context: Arc::clone(&self.shared.context),
+            file: file.clone(),
+            sender,
+        });
         self.shared.pool.submit(job, Lane::Hashes, call)?;
         let (id, header) = id.await.map_err(|_| ImagesError::Overloaded)?;
         Ok((id, Some(header)))
@@ -202,12 +209,12 @@ impl Images {
             return Err(QueueFull);
         }
         if self.shared.memory.is_exceeded(Instant::now()) {
-            let rejected = &self.shared.processor.metrics.queue_rejected_total;
+            let rejected = &self.shared.context.processor.metrics.queue_rejected_total;
             rejected.with_label_values(&["memory"]).inc();
             return Err(QueueFull);
         }
-        let shared = Arc::clone(&self.shared);
-        let job = Box::new(DecodeJob { shared, flight, key, file, header });
+        let context = Arc::clone(&self.shared.context);
+        let job = Box::new(DecodeJob { context, flight, key, file, header });
         self.shared.pool.submit(job, Lane::Decodes, call)
     }
 }

@@ -25,7 +25,7 @@ fn png(shade: u8) -> Bytes {
 }
 
 /// [`Images`] with a decoder that reports each call and then follows the next [`Verdict`] of the test.
-struct Rig {
+struct TestImages {
     images: Images,
     metrics: Arc<Metrics>,
     decodes: Arc<AtomicUsize>,
@@ -39,7 +39,7 @@ enum Verdict {
     Panic,
 }
 
-impl Rig {
+impl TestImages {
     fn new(settings: &ImagesSettings) -> Self {
         let metrics = Arc::new(Metrics::try_new().unwrap());
         let decodes = Arc::new(AtomicUsize::new(0));
@@ -98,7 +98,7 @@ fn begin<F: Future>(future: Pin<&mut F>) {
 
 #[tokio::test]
 async fn an_image_is_decoded_once_and_then_cached() {
-    let rig = Rig::new(&one_thread());
+    let rig = TestImages::new(&one_thread());
     rig.say(Verdict::Decode);
     let first = rig.resolve(&png(7)).await.unwrap();
     let second = rig.resolve(&png(7)).await.unwrap();
@@ -117,7 +117,7 @@ async fn an_image_is_decoded_once_and_then_cached() {
 
 #[tokio::test]
 async fn an_id_names_what_was_sent_in_its_scope_size_and_filter_only() {
-    let rig = Rig::new(&one_thread());
+    let rig = TestImages::new(&one_thread());
     let id = image_id(&png(1));
     let by_id =
         |preprocessing, scope| rig.images.resolve(ImageSource::Id(id), preprocessing, scope, CALL);
@@ -134,7 +134,7 @@ async fn an_id_names_what_was_sent_in_its_scope_size_and_filter_only() {
 
 #[tokio::test]
 async fn identical_images_in_flight_decode_once_also_when_the_first_waiter_leaves() {
-    let rig = Rig::new(&ImagesSettings { decode_threads: 2, ..ImagesSettings::default() });
+    let rig = TestImages::new(&ImagesSettings { decode_threads: 2, ..ImagesSettings::default() });
     let file = png(3);
     let mut first = Box::pin(rig.resolve(&file));
     begin(first.as_mut());
@@ -154,7 +154,7 @@ async fn identical_images_in_flight_decode_once_also_when_the_first_waiter_leave
 
 #[tokio::test]
 async fn an_image_whose_waiters_all_left_before_its_turn_is_not_decoded() {
-    let rig = Rig::new(&one_thread());
+    let rig = TestImages::new(&one_thread());
     let (busy, abandoned, wanted) = (png(1), png(2), png(3));
     let mut running = pin!(rig.resolve(&busy));
     begin(running.as_mut());
@@ -214,7 +214,7 @@ async fn a_decode_ends_when_the_last_who_waited_leaves_and_is_begun_anew_for_the
 
 #[tokio::test]
 async fn an_error_goes_to_all_who_wait_and_is_not_cached() {
-    let rig = Rig::new(&one_thread());
+    let rig = TestImages::new(&one_thread());
     let file = png(4);
     let mut first = pin!(rig.resolve(&file));
     let mut second = pin!(rig.resolve(&file));
@@ -230,7 +230,7 @@ async fn an_error_goes_to_all_who_wait_and_is_not_cached() {
 
 #[tokio::test]
 async fn a_panic_of_the_decoder_costs_its_own_image_only() {
-    let rig = Rig::new(&one_thread());
+    let rig = TestImages::new(&one_thread());
     rig.say(Verdict::Panic);
     let error = rig.resolve(&png(5)).await.unwrap_err();
     let ImagesError::Input(InputError::UndecodableImage { format, .. }) = error else {
@@ -245,7 +245,7 @@ async fn a_panic_of_the_decoder_costs_its_own_image_only() {
 
 #[tokio::test]
 async fn a_full_queue_refuses_and_keeps_serving() {
-    let rig = Rig::new(&ImagesSettings { decode_queue: 1, ..one_thread() });
+    let rig = TestImages::new(&ImagesSettings { decode_queue: 1, ..one_thread() });
     let (one, two, three) = (png(1), png(2), png(3));
     let mut running = pin!(rig.resolve(&one));
     begin(running.as_mut());
@@ -263,7 +263,7 @@ async fn a_full_queue_refuses_and_keeps_serving() {
 
 #[tokio::test]
 async fn a_slow_decode_is_no_fault_of_the_file_and_its_work_is_kept_for_the_next_who_asks() {
-    let rig = Rig::new(&one_thread());
+    let rig = TestImages::new(&one_thread());
     let file = png(8);
     // Drop the future after the decode has begun, as a request's deadline does.
     let mut patient = Box::pin(rig.resolve(&file));
@@ -282,7 +282,7 @@ async fn a_slow_decode_is_no_fault_of_the_file_and_its_work_is_kept_for_the_next
 #[tokio::test]
 async fn the_cache_is_bounded_in_bytes() {
     // Room for two images of 8x8x3 bytes and their bookkeeping.
-    let rig = Rig::new(&ImagesSettings { pixel_cache_bytes: 2 * 704, ..one_thread() });
+    let rig = TestImages::new(&ImagesSettings { pixel_cache_bytes: 2 * 704, ..one_thread() });
     for shade in 1..=3 {
         rig.say(Verdict::Decode);
         rig.resolve(&png(shade)).await.unwrap();
@@ -298,7 +298,7 @@ async fn the_cache_is_bounded_in_bytes() {
 
 #[tokio::test]
 async fn without_a_cache_no_id_is_known() {
-    let rig = Rig::new(&ImagesSettings { pixel_cache_bytes: 0, ..one_thread() });
+    let rig = TestImages::new(&ImagesSettings { pixel_cache_bytes: 0, ..one_thread() });
     rig.say(Verdict::Decode);
     let id = rig.resolve(&png(1)).await.unwrap().image.info.id;
     let by_id = rig.images.resolve(ImageSource::Id(id), EIGHT, Scope::EVERYONE, CALL).await;
@@ -307,7 +307,7 @@ async fn without_a_cache_no_id_is_known() {
 
 #[tokio::test]
 async fn large_files_are_hashed_on_the_pool_and_oversize_ones_not_at_all() {
-    let rig = Rig::new(&one_thread());
+    let rig = TestImages::new(&one_thread());
     let mut file = Vec::new();
     BmpEncoder::new(&mut file)
         .write_image(&vec![9; 200 * 200 * 3], 200, 200, ExtendedColorType::Rgb8)

@@ -6,10 +6,11 @@
 //! one client take turns (round robin). The queue itself has no lock, threads or clock: `pool` has the lock and the
 //! threads, and passes the time as an argument.
 
+mod job;
 #[cfg(test)]
 pub(super) mod tests;
 
-use super::pool::{Job, JobOutcome, Lane};
+pub(super) use self::job::{Job, JobOutcome, Lane};
 use crate::fairness::{self, CallId, ClientId, Turns};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -2,13 +2,35 @@
 //! batch call, and one input of a batch. It is a macro because serde cannot both flatten a struct and reject unknown
 //! fields.
 //!
-//! If the declaration of an input ends in `generation`, the requests also get the generation parameters, as flat
-//! fields. The doc comments of all fields become their descriptions in the OpenAPI document.
+//! If the fields of an input are followed by `generation`, the requests also get the generation parameters, as flat
+//! fields. `alternatives image | images, text | texts` names fields of which an input gives one: if an input of a batch
+//! has one of them, the defaults of the others do not apply to it. The doc comments of all fields become their descriptions in the OpenAPI document.
+
+use super::fields::Text;
 
 /// A request type that can be parsed from JSON, multipart and raw bodies.
 pub(crate) trait Request: serde::de::DeserializeOwned + Send + 'static {
     /// True for a batch call, in which each `image` of a multipart or raw body is one input.
     const BATCH: bool;
+    /// One input as sent by the client.
+    type Input: Send + 'static;
+}
+
+/// The request of a single call.
+pub(crate) trait SingleRequest: Request {
+    /// The fields that only the single call has, as a tuple.
+    type Extras: Send + 'static;
+
+    /// Splits the request into the name of the model, the input, and the fields that only the single call has.
+    fn into_parts(self) -> (Option<Text>, Self::Input, Self::Extras);
+}
+
+/// The request of a batch call.
+pub(crate) trait BatchRequest: Request {
+    /// Splits the request into the name of the model and the inputs. An input has its own fields and, for those that it
+    /// leaves out, the defaults given outside `inputs`. If it gives one of several alternative fields, it gets no
+    /// default for the others.
+    fn into_parts(self) -> (Option<Text>, Vec<Self::Input>);
 }
 
 macro_rules! requests {
@@ -16,6 +38,7 @@ macro_rules! requests {
         $(#[$single_attr:meta])* single $Single:ident { $($(#[doc = $single_doc:literal])+ $single_field:ident: $single_type:ty,)* }
         $(#[$batch_attr:meta])* batch $Batch:ident
         $(#[$input_attr:meta])* input $Input:ident { $($(#[doc = $doc:literal])+ $field:ident: $type:ty,)* } generation
+        $(alternatives $($($alternative:ident)|+),+)?
     ) => {
         $crate::http::extract::request::requests! {
             $(#[$single_attr])* single $Single { $($(#[doc = $single_doc])+ $single_field: $single_type,)* }
@@ -50,6 +73,7 @@ macro_rules! requests {
                 /// Sampling: reproduces the samples; drawn and reported if missing.
                 seed: $crate::http::extract::fields::Int<0, 9_007_199_254_740_991>,
             }
+            $(alternatives $($($alternative)|+),+)?
         }
 
         impl $Input {
@@ -78,6 +102,7 @@ macro_rules! requests {
         $(#[$single_attr:meta])* single $Single:ident { $($(#[doc = $single_doc:literal])+ $single_field:ident: $single_type:ty,)* }
         $(#[$batch_attr:meta])* batch $Batch:ident
         $(#[$input_attr:meta])* input $Input:ident { $($(#[doc = $doc:literal])+ $field:ident: $type:ty,)* }
+        $(alternatives $($($alternative:ident)|+),+)?
     ) => {
         #[derive(Debug, serde::Deserialize, utoipa::ToSchema)]
         #[serde(deny_unknown_fields)]
@@ -134,33 +159,42 @@ macro_rules! requests {
             )*
         }
 
-        impl $Single {
-            /// Converts the request into an input by dropping the fields that only a single call has.
-            pub(crate) fn into_input(self) -> $Input {
-                $Input { $($field: self.$field,)* }
-            }
-        }
-
-        impl $Batch {
-            /// Returns the inputs with defaults filled in. For each input, `yields` first clears the defaults that the
-            /// input replaces under another name (such as `questions` when the input has `question`).
-            pub(crate) fn into_inputs(self, yields: fn(&$Input, &mut $Input)) -> Vec<$Input> {
-                let defaults = $Input { $($field: self.$field,)* };
-                let fill = |input: $Input| {
-                    let mut defaults = defaults.clone();
-                    yields(&input, &mut defaults);
-                    $Input { $($field: input.$field.or(defaults.$field),)* }
-                };
-                self.inputs.into_iter().map(fill).collect()
-            }
-        }
-
         impl $crate::http::extract::request::Request for $Single {
             const BATCH: bool = false;
+            type Input = $Input;
+        }
+
+        impl $crate::http::extract::request::SingleRequest for $Single {
+            type Extras = ($(Option<$single_type>,)*);
+
+            fn into_parts(
+                self,
+            ) -> (Option<$crate::http::extract::fields::Text>, $Input, Self::Extras) {
+                (self.model, $Input { $($field: self.$field,)* }, ($(self.$single_field,)*))
+            }
         }
 
         impl $crate::http::extract::request::Request for $Batch {
             const BATCH: bool = true;
+            type Input = $Input;
+        }
+
+        impl $crate::http::extract::request::BatchRequest for $Batch {
+            fn into_parts(self) -> (Option<$crate::http::extract::fields::Text>, Vec<$Input>) {
+                let defaults = $Input { $($field: self.$field,)* };
+                let fill = |input: $Input| {
+                    let defaults = defaults.clone();
+                    $($(
+                        let defaults = if $(input.$alternative.is_some())||+ {
+                            $Input { $($alternative: None,)+ ..defaults }
+                        } else {
+                            defaults
+                        };
+                    )+)?
+                    $Input { $($field: input.$field.or(defaults.$field),)* }
+                };
+                (self.model, self.inputs.into_iter().map(fill).collect())
+            }
         }
     };
 }

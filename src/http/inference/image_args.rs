@@ -1,6 +1,7 @@
 //! The images of a call. Each distinct image is parsed, fetched and decoded once, even if several inputs use it.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -22,24 +23,44 @@ use crate::telemetry::logging::clipped;
 /// Base64 of up to this many bytes in total is decoded on the async thread (about 50 us).
 const INLINE_BASE64: usize = 64 << 10;
 
-/// An image of an input, with the path of the field that holds it.
+/// An image of an input, with the field that holds it.
 #[derive(Debug, Clone)]
 pub(crate) struct ImageArg {
-    pub(crate) field: ImageField,
-    /// Path of the field within its input: `image`, or `images[3]`.
-    pub(crate) path: String,
+    pub(crate) value: ImageField,
+    /// Index in the field `images`; `None` if the field `image` holds it.
+    pub(crate) index: Option<usize>,
 }
 
 impl ImageArg {
-    /// Creates the only image of an input, from its field `image`.
-    pub(crate) fn single(field: ImageField) -> Self {
-        Self { field, path: "image".to_owned() }
+    /// Creates the image of the field `image`.
+    pub(crate) fn single(value: ImageField) -> Self {
+        Self { value, index: None }
     }
 
-    /// Creates the images of an input, from its field `images`.
-    pub(crate) fn list(fields: Vec<ImageField>) -> Vec<Self> {
-        let named = fields.into_iter().enumerate();
-        named.map(|(index, field)| Self { field, path: format!("images[{index}]") }).collect()
+    /// Creates the images of the field `images`.
+    pub(crate) fn list(values: Vec<ImageField>) -> Vec<Self> {
+        let numbered = values.into_iter().enumerate();
+        numbered.map(|(index, value)| Self { value, index: Some(index) }).collect()
+    }
+}
+
+/// Path of the field that holds an image, for errors: `image`, `images[3]`, or `inputs[2].image` in a batch.
+struct ImagePath {
+    /// Position of the input in a batch call; `None` in a single call.
+    input: Option<usize>,
+    /// Index in the field `images`; `None` for the field `image`.
+    index: Option<usize>,
+}
+
+impl fmt::Display for ImagePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(input) = self.input {
+            write!(f, "inputs[{input}].")?;
+        }
+        match self.index {
+            Some(index) => write!(f, "images[{index}]"),
+            None => f.write_str("image"),
+        }
     }
 }
 
@@ -47,17 +68,22 @@ impl ImageArg {
 pub(crate) type SharedImageFuture = Shared<BoxFuture<'static, Result<PreparedImage, ApiError>>>;
 
 /// The distinct images of a call.
+#[derive(Default)]
 pub(crate) struct ImageSet {
-    distinct: Vec<Distinct>,
-    /// For each input, the indices of its images in `distinct`.
-    uses: Vec<Vec<usize>>,
+    distinct: Vec<DistinctImage>,
+    /// The place in `distinct` of each image that has been added.
+    places: HashMap<Identity, ImageIndex>,
 }
 
-struct Distinct {
-    field: ImageField,
-    /// Path of the first field that holds the image, for errors.
-    path: String,
-    source: Result<ImageOrigin, ApiError>,
+/// The place of an image in the [`ImageSet`] of its call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ImageIndex(usize);
+
+struct DistinctImage {
+    value: ImageField,
+    /// The first field that holds the image.
+    path: ImagePath,
+    origin: Result<ImageOrigin, ApiError>,
 }
 
 /// Where an image comes from.
@@ -90,24 +116,16 @@ impl Identity {
 }
 
 impl ImageSet {
-    /// Collects the distinct images of all inputs that were planned successfully.
-    pub(crate) fn new(batch: bool, inputs: impl ExactSizeIterator<Item = Vec<ImageArg>>) -> Self {
-        let mut places: HashMap<Identity, usize> = HashMap::new();
-        let mut distinct = Vec::new();
-        let mut uses = Vec::with_capacity(inputs.len());
-        for (input, images) in inputs.enumerate() {
-            let used = images.into_iter().map(|image| {
-                *places.entry(Identity::of(&image.field)).or_insert_with(|| {
-                    let path =
-                        if batch { format!("inputs[{input}].{}", image.path) } else { image.path };
-                    let source = Err(ApiError::internal());
-                    distinct.push(Distinct { field: image.field, path, source });
-                    distinct.len() - 1
-                })
-            });
-            uses.push(used.collect());
-        }
-        Self { distinct, uses }
+    /// Adds an image of an input, unless it is in the set already. `input` is the position of the input in a batch
+    /// call; `None` in a single call.
+    pub(crate) fn add(&mut self, input: Option<usize>, image: ImageArg) -> ImageIndex {
+        let ImageArg { value, index } = image;
+        *self.places.entry(Identity::of(&value)).or_insert_with(|| {
+            let path = ImagePath { input, index };
+            let origin = Err(ApiError::internal());
+            self.distinct.push(DistinctImage { value, path, origin });
+            ImageIndex(self.distinct.len() - 1)
+        })
     }
 
     /// Returns the number of distinct images. Equal images are recognised only by their URL or memory address.
@@ -119,7 +137,7 @@ impl ImageSet {
     /// top of the request body. Fetched files have their own bound; see [`Fetcher::fetch`].
     pub(crate) fn extra_bytes(&self, preprocessing: Preprocessing) -> u64 {
         let pixels = u64::from(preprocessing.width) * u64::from(preprocessing.height) * 3;
-        self.distinct.iter().map(|image| pixels + decoded_bytes_bound(&image.field)).sum()
+        self.distinct.iter().map(|image| pixels + decoded_bytes_bound(&image.value)).sum()
     }
 
     /// Parses the image values: base64, ids and URLs.
@@ -131,15 +149,15 @@ impl ImageSet {
         settings: &InputSettings,
         fetcher: Option<&Fetcher>,
     ) -> Result<(), ApiError> {
-        let length: usize = self.distinct.iter().map(|image| image.field.address().1).sum();
-        let fields: Vec<ImageField> =
-            self.distinct.iter().map(|image| image.field.clone()).collect();
+        let length: usize = self.distinct.iter().map(|image| image.value.address().1).sum();
+        let values: Vec<ImageField> =
+            self.distinct.iter().map(|image| image.value.clone()).collect();
         let (settings, fetcher) = (settings.clone(), fetcher.cloned());
         let parse = move || {
-            let each = fields.iter().map(|field| parse(field, &settings, fetcher.as_ref()));
+            let each = values.iter().map(|value| parse(value, &settings, fetcher.as_ref()));
             each.collect::<Vec<_>>()
         };
-        let sources = if length <= INLINE_BASE64 {
+        let origins = if length <= INLINE_BASE64 {
             parse()
         } else {
             tokio::task::spawn_blocking(parse).await.map_err(|error| {
@@ -148,13 +166,13 @@ impl ImageSet {
             })?
         };
         let mut invalid = Vec::new();
-        for (image, source) in self.distinct.iter_mut().zip(sources) {
-            if let Err(error) = &source
+        for (image, origin) in self.distinct.iter_mut().zip(origins) {
+            if let Err(error) = &origin
                 && error.code == Code::InvalidRequest
             {
-                invalid.push(FieldError::new(&*image.path, &*error.detail));
+                invalid.push(FieldError::new(image.path.to_string(), &*error.detail));
             }
-            image.source = source.map_err(|error| error.at(&image.path));
+            image.origin = origin.map_err(|error| error.at(&image.path.to_string()));
         }
         if invalid.is_empty() {
             Ok(())
@@ -165,9 +183,9 @@ impl ImageSet {
 
     /// Returns the number of images that may have to be decoded, which are all images except those given by id.
     pub(crate) fn files(&self) -> usize {
-        let is_file = |image: &Distinct| {
+        let is_file = |image: &DistinctImage| {
             matches!(
-                image.source,
+                image.origin,
                 Ok(ImageOrigin::Here(ImageSource::Bytes(_)) | ImageOrigin::Url(..))
             )
         };
@@ -188,15 +206,15 @@ impl ImageSet {
             let (pool, context, hold) =
                 (services.images.clone(), context.clone(), admission.hold());
             let find = async move {
-                let source = match image.source? {
+                let source = match image.origin? {
                     ImageOrigin::Here(ImageSource::Bytes(bytes)) => {
                         ImageSource::Bytes(with_reservation(bytes, hold))
                     }
                     ImageOrigin::Here(source @ ImageSource::Id(_)) => source,
                     ImageOrigin::Url(fetcher, target) => {
                         let fetched = fetcher.fetch(target, deadline).await;
-                        let fetched =
-                            fetched.map_err(|error| ApiError::from(error).at(&image.path))?;
+                        let fetched = fetched
+                            .map_err(|error| ApiError::from(error).at(&image.path.to_string()))?;
                         context.note(|notes| notes.add_fetch(fetched.took));
                         // These bytes need no reservation: they hold a fetch permit, and the limit on permits bounds
                         // the total size.
@@ -207,7 +225,7 @@ impl ImageSet {
                 let resolved = tokio::time::timeout_at(deadline.into(), resolve)
                     .await
                     .map_err(|_| ApiError::deadline_exceeded())?
-                    .map_err(|error| ApiError::from(error).at(&image.path))?;
+                    .map_err(|error| ApiError::from(error).at(&image.path.to_string()))?;
                 context.note(|notes| {
                     notes.add_decode(resolved.decode + resolved.preprocess);
                     notes.cached_images += usize::from(resolved.cached);
@@ -217,7 +235,7 @@ impl ImageSet {
             };
             find.boxed().shared()
         });
-        ImageFutures { images: images.collect(), uses: self.uses }
+        ImageFutures(images.collect())
     }
 }
 
@@ -238,16 +256,13 @@ fn with_reservation(bytes: Bytes, hold: ReservationGuard) -> Bytes {
     Bytes::from_owner(ReservedBytes { bytes, _hold: hold })
 }
 
-/// The image futures of a call, by input.
-pub(crate) struct ImageFutures {
-    images: Vec<SharedImageFuture>,
-    uses: Vec<Vec<usize>>,
-}
+/// The futures of all images of an [`ImageSet`].
+pub(crate) struct ImageFutures(Vec<SharedImageFuture>);
 
 impl ImageFutures {
-    /// Returns the futures of an input's images, in order.
-    pub(crate) fn of(&self, input: usize) -> Vec<SharedImageFuture> {
-        self.uses[input].iter().map(|&image| self.images[image].clone()).collect()
+    /// Returns the future of an image of the set.
+    pub(crate) fn get(&self, image: ImageIndex) -> SharedImageFuture {
+        self.0[image.0].clone()
     }
 }
 

@@ -1,11 +1,14 @@
 //! The pipeline of every inference call, single or batch: read, plan, reserve, tokenize, find images, submit, answer.
 //!
-//! - `call`: the steps, and the trait that each endpoint implements. `reply`: runs them and writes the response.
+//! - `endpoint`: the trait that each endpoint implements. `arity`: how many images an input of an endpoint has.
+//! - `call`: the steps. `reply`: runs them and writes the response.
 //! - `image_args`: the images of a call. Each distinct image is fetched and decoded once.
 //! - `text`: the texts of a call, tokenized within the model's limits.
 //! - `sequences`: how answers describe generated sequences, and checks on the model's output.
 
+pub(crate) mod arity;
 pub(crate) mod call;
+pub(crate) mod endpoint;
 pub(crate) mod image_args;
 pub(crate) mod reply;
 pub(crate) mod sequences;

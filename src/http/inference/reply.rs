@@ -1,6 +1,4 @@
-//! The common parts of inference handlers: the deadline of a whole call, the single and the batch response, and JSON.
-
-use std::future::Future;
+//! The common parts of inference handlers: the single and the batch response, and JSON.
 
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderValue, header};
@@ -9,12 +7,10 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::call::{self, Call, Endpoint};
+use super::call::{self, BatchCall, SingleCall};
+use super::endpoint::Endpoint;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Problem};
-use crate::http::extract::fields::Text;
-use crate::http::extract::head;
-use crate::http::extract::request::Request;
 use crate::http::state::HttpState;
 use crate::task::ImageInfo;
 
@@ -75,50 +71,27 @@ pub(crate) enum BatchResult<A> {
     },
 }
 
-/// Runs `work` under the call's deadline, which the client may have shortened; see [`call::within`].
-///
-/// # Errors
-/// Those of `work`; `deadline_exceeded`, `shutting_down`, `not_ready`.
-pub(crate) async fn within_deadline<F: Future<Output = Result<Response, ApiError>>>(
-    http: HttpRequest,
-    state: &HttpState,
-    context: &RequestContext,
-    work: impl FnOnce(HttpRequest, std::time::Instant) -> F,
-) -> Result<Response, ApiError> {
-    let deadline = head::deadline(http.headers(), context.arrived, state.settings().deadline)?;
-    call::within(&state.services()?.engine, deadline, work(http, deadline)).await
-}
-
 /// Handles a single call from request to response.
 ///
 /// # Errors
 /// Any error of the call or of its input.
-pub(crate) async fn answer_single<E: Endpoint, R: Request>(
+pub(crate) async fn answer_single<E: Endpoint>(
     state: &HttpState,
     context: &RequestContext,
     http: HttpRequest,
-    split: impl FnOnce(R) -> (Option<Text>, E::Input),
 ) -> Result<Response, ApiError> {
-    within_deadline(http, state, context, |http, deadline| async move {
-        let opened = call::open::<R>(http, state, context, E::ROLE, deadline).await?;
-        let call: Call<E> = opened
-            .prepare(false, |request| {
-                let (model, input) = split(request);
-                (model, vec![input])
-            })
-            .await?;
-        single_answer(call).await
-    })
-    .await
+    single_answer(call::start_single::<E>(http, state, context).await?).await
 }
 
-/// Runs the only input of a prepared call and writes the response.
+/// Runs the input of a prepared single call and writes the response.
 ///
 /// # Errors
 /// Any error of the input.
-pub(crate) async fn single_answer<E: Endpoint>(mut call: Call<E>) -> Result<Response, ApiError> {
-    let item = call.items.pop().unwrap_or_else(|| Err(ApiError::internal()));
-    let answer = call.run(item).await?;
+pub(crate) async fn single_answer<E: Endpoint>(
+    single: SingleCall<E>,
+) -> Result<Response, ApiError> {
+    let SingleCall { call, input, .. } = single;
+    let answer = call.run(input).await?;
     json(&SingleResponse { model: call.model.info.name.clone(), answer })
 }
 
@@ -127,22 +100,15 @@ pub(crate) async fn single_answer<E: Endpoint>(mut call: Call<E>) -> Result<Resp
 ///
 /// # Errors
 /// Those that concern the call as a whole.
-pub(crate) async fn answer_batch<E: Endpoint, R: Request>(
+pub(crate) async fn answer_batch<E: Endpoint>(
     state: &HttpState,
     context: &RequestContext,
     http: HttpRequest,
-    split: impl FnOnce(R) -> (Option<Text>, Vec<E::Input>),
 ) -> Result<Response, ApiError> {
-    let deadline = head::deadline(http.headers(), context.arrived, state.settings().deadline)?;
-    let prepare = async {
-        let opened = call::open::<R>(http, state, context, E::ROLE, deadline).await?;
-        opened.prepare::<E>(true, split).await
-    };
-    let mut call = call::within(&state.services()?.engine, deadline, prepare).await?;
-    let items = std::mem::take(&mut call.items);
+    let BatchCall { call, inputs } = call::start_batch::<E>(http, state, context).await?;
     let call = &call;
-    let answers = join_all(items.into_iter().enumerate().map(|(index, item)| async move {
-        call.run(item).await.map_err(|error| match error.errors.first() {
+    let answers = join_all(inputs.into_iter().enumerate().map(|(index, input)| async move {
+        call.run(input).await.map_err(|error| match error.errors.first() {
             Some(first) if !first.field.starts_with("inputs[") => {
                 error.prefix_fields(&format!("inputs[{index}]"))
             }

@@ -19,7 +19,8 @@ use crate::http::error::{ApiError, Code};
 use crate::http::extract::fields::{Field, Text};
 use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
-use crate::http::inference::call::{AnswerParts, Endpoint};
+use crate::http::inference::arity::OptionalImage;
+use crate::http::inference::endpoint::{AnswerParts, Endpoint};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
 use crate::http::inference::sequences::finite;
@@ -67,6 +68,7 @@ fn embedding_types() -> Value {
         },
     ]})
 }
+
 requests! {
     /// Request to embed one image or text.
     #[schema(example = json!({"text": "two cats on a sofa"}))]
@@ -174,7 +176,9 @@ enum Subject {
 impl Endpoint for EmbeddingPlan {
     const TASK: &'static str = "embeddings";
     const ROLE: Role = Role::Retrieval;
-    type Input = EmbeddingsInput;
+    type Single = EmbeddingsRequest;
+    type Batch = EmbeddingsBatchRequest;
+    type Images = OptionalImage;
     type Tokens = Option<TokenIds>;
     type Task = Embed;
     type Answer = EmbeddingAnswer;
@@ -195,16 +199,11 @@ impl Endpoint for EmbeddingPlan {
     }
 
     fn shape(&self) -> TaskShape {
-        TaskShape::embed(self.images().len())
+        TaskShape::embed(usize::from(self.image().is_some()))
     }
 
-    fn images(&self) -> Vec<ImageArg> {
-        match &self.subject {
-            Subject::Image(image) | Subject::Multimodal(image, _) => {
-                vec![ImageArg::single(image.clone())]
-            }
-            Subject::Text(_) => Vec::new(),
-        }
+    fn images(&self) -> Option<ImageArg> {
+        self.image().cloned().map(ImageArg::single)
     }
 
     fn text_bytes(&self) -> usize {
@@ -225,8 +224,8 @@ impl Endpoint for EmbeddingPlan {
         tokens.iter().map(TokenIds::len).collect()
     }
 
-    fn task(&self, mut images: Vec<PreparedImage>, tokens: &Option<TokenIds>) -> Embed {
-        match (images.pop(), tokens.clone()) {
+    fn task(&self, image: Option<PreparedImage>, tokens: &Option<TokenIds>) -> Embed {
+        match (image, tokens.clone()) {
             (Some(image), Some(text)) => Embed::Multimodal(image, text),
             (Some(image), None) => Embed::Image(image),
             (None, Some(text)) => Embed::Text(text),
@@ -248,12 +247,19 @@ impl Endpoint for EmbeddingPlan {
                 EncodingFormat::Float => Values::Float(vector),
                 EncodingFormat::Base64 => Values::Base64(packed(&vector)),
             },
-            image: parts.images.first().copied().map(ImageAnswer::from),
+            image: parts.images.map(ImageAnswer::from),
         })
     }
 }
 
 impl EmbeddingPlan {
+    fn image(&self) -> Option<&ImageField> {
+        match &self.subject {
+            Subject::Image(image) | Subject::Multimodal(image, _) => Some(image),
+            Subject::Text(_) => None,
+        }
+    }
+
     fn text(&self) -> Option<&Arc<str>> {
         match &self.subject {
             Subject::Image(_) => None,
@@ -342,13 +348,7 @@ pub(crate) async fn embed_inputs(
     Extension(context): Extension<RequestContext>,
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
-    reply::answer_single::<EmbeddingPlan, EmbeddingsRequest>(
-        &state,
-        &context,
-        http,
-        |mut request| (request.model.take(), request.into_input()),
-    )
-    .await
+    reply::answer_single::<EmbeddingPlan>(&state, &context, http).await
 }
 
 /// Embed many images and texts
@@ -371,13 +371,7 @@ pub(crate) async fn embed_inputs_batch(
     Extension(context): Extension<RequestContext>,
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
-    reply::answer_batch::<EmbeddingPlan, EmbeddingsBatchRequest>(
-        &state,
-        &context,
-        http,
-        |mut request| (request.model.take(), request.into_inputs(|_, _| ())),
-    )
-    .await
+    reply::answer_batch::<EmbeddingPlan>(&state, &context, http).await
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ use crate::http::error::{ApiError, Code};
 use crate::http::extract::fields::Text;
 use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
-use crate::http::inference::call::{AnswerParts, Endpoint, check_count};
+use crate::http::inference::arity::ManyImages;
+use crate::http::inference::endpoint::{AnswerParts, Endpoint, check_count};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
 use crate::http::inference::sequences::finite;
@@ -66,6 +67,7 @@ requests! {
         /// Scores to compute; by default all that the model supports.
         scores: Vec<ScoreName>,
     }
+    alternatives image | images, text | texts
 }
 
 /// A kind of score to compute.
@@ -127,7 +129,9 @@ pub(crate) struct SimilarityPlan {
 impl Endpoint for SimilarityPlan {
     const TASK: &'static str = "similarity";
     const ROLE: Role = Role::Retrieval;
-    type Input = SimilarityInput;
+    type Single = SimilarityRequest;
+    type Batch = SimilarityBatchRequest;
+    type Images = ManyImages;
     type Tokens = Vec<TokenIds>;
     type Task = Similarity;
     type Answer = SimilarityAnswer;
@@ -247,13 +251,7 @@ pub(crate) async fn score_similarity(
     Extension(context): Extension<RequestContext>,
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
-    reply::answer_single::<SimilarityPlan, SimilarityRequest>(
-        &state,
-        &context,
-        http,
-        |mut request| (request.model.take(), request.into_input()),
-    )
-    .await
+    reply::answer_single::<SimilarityPlan>(&state, &context, http).await
 }
 
 /// Score many sets of images and texts
@@ -276,23 +274,5 @@ pub(crate) async fn score_similarity_batch(
     Extension(context): Extension<RequestContext>,
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
-    reply::answer_batch::<SimilarityPlan, SimilarityBatchRequest>(
-        &state,
-        &context,
-        http,
-        |mut request| {
-            (
-                request.model.take(),
-                request.into_inputs(|input, defaults| {
-                    if input.image.is_some() || input.images.is_some() {
-                        (defaults.image, defaults.images) = (None, None);
-                    }
-                    if input.text.is_some() || input.texts.is_some() {
-                        (defaults.text, defaults.texts) = (None, None);
-                    }
-                }),
-            )
-        },
-    )
-    .await
+    reply::answer_batch::<SimilarityPlan>(&state, &context, http).await
 }

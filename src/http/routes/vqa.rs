@@ -19,7 +19,8 @@ use crate::http::extract::fields::Text;
 use crate::http::extract::generation::seed_of;
 use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
-use crate::http::inference::call::{AnswerParts, Endpoint, check_count};
+use crate::http::inference::arity::OneImage;
+use crate::http::inference::endpoint::{AnswerParts, Endpoint, check_count};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
 use crate::http::inference::sequences::{SequenceFacts, finite, wrong_count};
@@ -82,6 +83,7 @@ requests! {
         /// Distinct answers to rank. Each is scored in full; nothing is generated.
         candidates: Vec<Text>,
     } generation
+    alternatives question | questions
 }
 
 /// The answers about one image.
@@ -173,7 +175,9 @@ pub(crate) struct VqaTokens {
 impl Endpoint for VqaPlan {
     const TASK: &'static str = "vqa";
     const ROLE: Role = Role::Vqa;
-    type Input = VqaInput;
+    type Single = VqaRequest;
+    type Batch = VqaBatchRequest;
+    type Images = OneImage;
     type Tokens = VqaTokens;
     type Task = Vqa;
     type Answer = VqaAnswer;
@@ -210,8 +214,8 @@ impl Endpoint for VqaPlan {
         }
     }
 
-    fn images(&self) -> Vec<ImageArg> {
-        vec![ImageArg::single(self.image.clone())]
+    fn images(&self) -> ImageArg {
+        ImageArg::single(self.image.clone())
     }
 
     fn text_bytes(&self) -> usize {
@@ -241,8 +245,7 @@ impl Endpoint for VqaPlan {
         tokens.questions.iter().chain(&tokens.candidates).map(TokenIds::len).collect()
     }
 
-    fn task(&self, mut images: Vec<PreparedImage>, tokens: &VqaTokens) -> Vqa {
-        let image = images.pop().expect("a VQA plan has one image");
+    fn task(&self, image: PreparedImage, tokens: &VqaTokens) -> Vqa {
         let mode = match &self.mode {
             PlannedMode::Generate(params) => VqaMode::Generate(params.clone()),
             PlannedMode::Rank(_) => VqaMode::Rank(tokens.candidates.clone()),
@@ -252,7 +255,6 @@ impl Endpoint for VqaPlan {
 
     fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<VqaAnswer, ApiError> {
         let outputs = parts.output;
-        let image = parts.images.first().copied().ok_or_else(ApiError::internal)?;
         let mut answers = Vec::new();
         for (question, output) in self.questions.iter().zip(outputs) {
             answers.extend(self.answer_question(parts.model, question, output)?);
@@ -261,7 +263,7 @@ impl Endpoint for VqaPlan {
             PlannedMode::Generate(params) => seed_of(params),
             PlannedMode::Rank(_) => None,
         };
-        Ok(VqaAnswer { answers, image: image.into(), seed })
+        Ok(VqaAnswer { answers, image: parts.images.into(), seed })
     }
 
     fn generated_tokens(answers: &Vec<Answer>) -> usize {
@@ -377,10 +379,7 @@ pub(crate) async fn answer_question(
     Extension(context): Extension<RequestContext>,
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
-    reply::answer_single::<VqaPlan, VqaRequest>(&state, &context, http, |mut request| {
-        (request.model.take(), request.into_input())
-    })
-    .await
+    reply::answer_single::<VqaPlan>(&state, &context, http).await
 }
 
 /// Answer questions about many images
@@ -403,17 +402,7 @@ pub(crate) async fn answer_question_batch(
     Extension(context): Extension<RequestContext>,
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
-    reply::answer_batch::<VqaPlan, VqaBatchRequest>(&state, &context, http, |mut request| {
-        (
-            request.model.take(),
-            request.into_inputs(|input, defaults| {
-                if input.question.is_some() || input.questions.is_some() {
-                    (defaults.question, defaults.questions) = (None, None);
-                }
-            }),
-        )
-    })
-    .await
+    reply::answer_batch::<VqaPlan>(&state, &context, http).await
 }
 
 #[cfg(test)]

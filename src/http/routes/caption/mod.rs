@@ -19,8 +19,8 @@ use self::plan::{CaptionAnswer, CaptionPlan, CaptionResponse};
 pub(crate) use self::plan::{CaptionBatchRequest, CaptionRequest};
 use super::InferenceEndpoint;
 use crate::http::context::RequestContext;
-use crate::http::error::{ApiError, Code};
-use crate::http::inference::call::{self, Call, Endpoint};
+use crate::http::error::ApiError;
+use crate::http::inference::call;
 use crate::http::inference::reply::{self, BatchResponse};
 use crate::http::openapi::InferenceProblems;
 use crate::http::openapi::conditions::strategies;
@@ -79,25 +79,13 @@ pub(crate) async fn caption_image(
     Extension(context): Extension<RequestContext>,
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
-    let (state, context) = (&state, &context);
-    reply::within_deadline(http, state, context, |http, deadline| async move {
-        let role = CaptionPlan::ROLE;
-        let opened = call::open::<CaptionRequest>(http, state, context, role, deadline).await?;
-        let streaming = opened.request.stream.unwrap_or(false);
-        let call: Call<CaptionPlan> = opened
-            .prepare(false, |mut request| (request.model.take(), vec![request.into_input()]))
-            .await?;
-        if !streaming {
-            return reply::single_answer(call).await;
-        }
-        let streams = |item: &Result<_, _>| item.as_ref().is_ok_and(|item: &call::Item<CaptionPlan>| item.plan.streams());
-        if !call.items.iter().all(|item| item.is_err() || streams(item)) {
-            let detail = "only one sequence without beam search can be streamed; leave out num_beams and num_return_sequences";
-            return Err(ApiError::field(Code::InvalidRequest, "stream", detail));
-        }
-        stream::caption_stream(call, context.clone()).await
-    })
-    .await
+    let single = call::start_single::<CaptionPlan>(http, &state, &context).await?;
+    let (stream,) = single.extras;
+    if stream.unwrap_or(false) {
+        stream::caption_stream(single, context).await
+    } else {
+        reply::single_answer(single).await
+    }
 }
 
 /// Caption many images
@@ -120,11 +108,5 @@ pub(crate) async fn caption_image_batch(
     Extension(context): Extension<RequestContext>,
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
-    reply::answer_batch::<CaptionPlan, CaptionBatchRequest>(
-        &state,
-        &context,
-        http,
-        |mut request| (request.model.take(), request.into_inputs(|_, _| ())),
-    )
-    .await
+    reply::answer_batch::<CaptionPlan>(&state, &context, http).await
 }

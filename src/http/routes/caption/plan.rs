@@ -10,7 +10,8 @@ use crate::http::extract::fields::Text;
 use crate::http::extract::generation::seed_of;
 use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
-use crate::http::inference::call::{AnswerParts, Endpoint};
+use crate::http::inference::arity::OneImage;
+use crate::http::inference::endpoint::{AnswerParts, Endpoint};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::ImageAnswer;
 use crate::http::inference::sequences::SequenceFacts;
@@ -88,7 +89,9 @@ pub(crate) struct CaptionPlan {
 impl Endpoint for CaptionPlan {
     const TASK: &'static str = "caption";
     const ROLE: Role = Role::Caption;
-    type Input = CaptionInput;
+    type Single = CaptionRequest;
+    type Batch = CaptionBatchRequest;
+    type Images = OneImage;
     type Tokens = Option<TokenIds>;
     type Task = Caption;
     type Answer = CaptionAnswer;
@@ -103,8 +106,8 @@ impl Endpoint for CaptionPlan {
         TaskShape::caption(&self.params)
     }
 
-    fn images(&self) -> Vec<ImageArg> {
-        vec![ImageArg::single(self.image.clone())]
+    fn images(&self) -> ImageArg {
+        ImageArg::single(self.image.clone())
     }
 
     fn text_bytes(&self) -> usize {
@@ -122,8 +125,7 @@ impl Endpoint for CaptionPlan {
         tokens.iter().map(TokenIds::len).collect()
     }
 
-    fn task(&self, mut images: Vec<PreparedImage>, tokens: &Option<TokenIds>) -> Caption {
-        let image = images.pop().expect("a caption plan has one image");
+    fn task(&self, image: PreparedImage, tokens: &Option<TokenIds>) -> Caption {
         Caption { image, prompt: tokens.clone(), params: self.params.clone() }
     }
 
@@ -132,8 +134,7 @@ impl Endpoint for CaptionPlan {
     }
 
     fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<CaptionAnswer, ApiError> {
-        let AnswerParts { model, images, tokens, output: sequences } = parts;
-        let image = images.first().copied().ok_or_else(ApiError::internal)?;
+        let AnswerParts { model, images: image, tokens, output: sequences } = parts;
         let captions =
             sequences.iter().map(|sequence| caption_text(model, tokens.as_ref(), sequence));
         Ok(CaptionAnswer {

@@ -20,7 +20,9 @@ use super::plan::{CaptionAnswer, CaptionPlan};
 use crate::engine::{Reply, TokenStream};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
-use crate::http::inference::call::{AnswerParts, Call, Endpoint, typed, within};
+use crate::http::inference::arity::{ImageArity, OneImage};
+use crate::http::inference::call::{Call, InputResult, PreparedInput, SingleCall};
+use crate::http::inference::endpoint::{AnswerParts, Endpoint, typed};
 use crate::http::inference::text;
 use crate::http::middleware::server_timing::milliseconds;
 use crate::task::{ImageInfo, TaskTiming, TokenIds, TokenLogprob};
@@ -85,7 +87,7 @@ pub(crate) struct Timing {
 
 /// A caption stream whose first token has arrived.
 struct Caption {
-    call: Call<CaptionPlan>,
+    call: Call,
     plan: CaptionPlan,
     prompt: Option<TokenIds>,
     image: ImageInfo,
@@ -97,20 +99,19 @@ struct Caption {
 /// Waits for the first token, then starts the stream.
 ///
 /// # Errors
-/// Any error before the first token.
+/// `invalid_request` if the caption has several sequences or beams; any error before the first token.
 pub(crate) async fn caption_stream(
-    mut call: Call<CaptionPlan>,
+    single: SingleCall<CaptionPlan>,
     context: RequestContext,
 ) -> Result<Response, ApiError> {
-    let (engine, deadline) = (call.engine.clone(), call.admission.deadline());
-    let began = within(&engine, deadline, begin(&mut call)).await;
-    let (plan, prompt, image, reply, tokens, first) = match began {
-        Ok(began) => began,
-        Err(error) => {
-            call.count(Some(&error));
-            return Err(error);
-        }
-    };
+    let SingleCall { call, input, .. } = single;
+    if input.as_ref().is_ok_and(|input| !input.plan.streams()) {
+        let detail = "only one sequence without beam search can be streamed; leave out num_beams and num_return_sequences";
+        return Err(ApiError::field(Code::InvalidRequest, "stream", detail));
+    }
+    let began = call.until_deadline(begin(&call, input)).await;
+    let (plan, prompt, image, reply, tokens, first) =
+        began.inspect_err(|error| call.count::<CaptionPlan>(Some(error)))?;
     context.note(|notes| notes.streaming = true);
     let (events, receiver) = mpsc::channel(BUFFERED_EVENTS);
     let caption = Caption { call, plan, prompt, image, context, reply, tokens };
@@ -131,12 +132,11 @@ pub(crate) async fn caption_stream(
 type Began = (CaptionPlan, Option<TokenIds>, ImageInfo, Reply, TokenStream, Option<TokenLogprob>);
 
 /// Submits the task and waits for the first token.
-async fn begin(call: &mut Call<CaptionPlan>) -> Result<Began, ApiError> {
-    let item = call.items.pop().unwrap_or_else(|| Err(ApiError::internal()))?;
-    let (plan, prompt, images) = item.into_parts();
-    let images = call.images(images).await?;
-    let image = images.first().ok_or_else(ApiError::internal)?.info;
-    let task = plan.task(images, &prompt).into();
+async fn begin(call: &Call, input: InputResult<CaptionPlan>) -> Result<Began, ApiError> {
+    let PreparedInput { plan, tokens: prompt, images } = input?;
+    let image = OneImage::wait(images).await?;
+    let info = image.info;
+    let task = plan.task(image, &prompt).into();
     let (mut reply, mut tokens) = call.admission.submit_streaming(call.model.info.id, task);
     let first = tokens.next().await;
     if first.is_none() {
@@ -145,7 +145,7 @@ async fn begin(call: &mut Call<CaptionPlan>) -> Result<Began, ApiError> {
         tracing::error!("a stream ended without an error before its first token");
         return Err(ApiError::internal());
     }
-    Ok((plan, prompt, image, reply, tokens, first))
+    Ok((plan, prompt, info, reply, tokens, first))
 }
 
 impl Caption {
@@ -161,7 +161,7 @@ impl Caption {
             }
             Err(_) => Err(ApiError::deadline_exceeded()),
         };
-        self.call.count(outcome.as_ref().err());
+        self.call.count::<CaptionPlan>(outcome.as_ref().err());
         let last = match outcome {
             Ok(done) => event("done", &done),
             Err(error) => {
@@ -206,7 +206,7 @@ impl Caption {
         });
         let parts = AnswerParts {
             model: &self.call.model,
-            images: vec![self.image],
+            images: self.image,
             tokens: &self.prompt,
             output,
         };

@@ -1,0 +1,120 @@
+//! What differs between the inference endpoints: the trait [`Endpoint`]. The files in `routes` implement it, and `call`
+//! drives it.
+
+use serde::Serialize;
+
+use super::arity::ImageArity;
+use super::image_args::ImageArg;
+use crate::http::error::{ApiError, Code};
+use crate::http::extract::request::{BatchRequest, Request, SingleRequest};
+use crate::http::settings::{Limits, MAX_LISTED};
+use crate::http::state::models::Model;
+use crate::task::{ImageInfo, PreparedImage, Role, TaskKind, TaskOutput, TaskShape};
+
+/// The parts of the pipeline that differ between endpoints. A value of a type that implements this trait is one
+/// validated input.
+pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
+    /// Value of the metric label `task`.
+    const TASK: &'static str;
+    /// Role of the models that serve this endpoint.
+    const ROLE: Role;
+    /// The request of the single call.
+    type Single: SingleRequest;
+    /// The request of the batch call, which has the same kind of inputs.
+    type Batch: BatchRequest<Input = InputOf<Self>>;
+    /// How many images an input has.
+    type Images: ImageArity;
+    /// Token ids of an input's texts.
+    type Tokens: Send + Sync + 'static;
+    /// What the engine computes for one input.
+    type Task: TaskKind;
+    /// Answer to one input, without the model's name.
+    type Answer: Serialize + Send + 'static;
+
+    /// Checks what the types of the fields cannot: conflicts between fields, counts, and whether the model supports the
+    /// request.
+    ///
+    /// # Errors
+    /// `invalid_request` and `batch_too_large` fail the whole call; any other error fails this input only.
+    fn plan(input: InputOf<Self>, limits: &Limits, model: &Model) -> Result<Self, ApiError>;
+
+    /// Returns how many rows and images the input needs in the engine.
+    fn shape(&self) -> TaskShape;
+
+    /// Returns the input's images, in the order in which `task` receives them.
+    fn images(&self) -> EachImage<Self, ImageArg>;
+
+    /// Returns the total size of the input's texts in bytes.
+    fn text_bytes(&self) -> usize;
+
+    /// Tokenises the input's texts.
+    ///
+    /// # Errors
+    /// `text_too_long` or `invalid_request`, naming the field.
+    fn tokenize(&self, model: &Model) -> Result<Self::Tokens, ApiError>;
+
+    /// Returns the length of each text in tokens, for the metric `prompt_tokens`.
+    fn token_counts(tokens: &Self::Tokens) -> Vec<usize>;
+
+    /// Builds the task for the engine.
+    fn task(&self, images: EachImage<Self, PreparedImage>, tokens: &Self::Tokens) -> Self::Task;
+
+    /// Builds the answer for the client from the engine's output.
+    ///
+    /// # Errors
+    /// `inference_failed` when the output holds a value that is not finite.
+    fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<Self::Answer, ApiError>;
+
+    /// Returns the number of generated tokens, for the access log.
+    fn generated_tokens(_output: &OutputOf<Self>) -> usize {
+        0
+    }
+}
+
+/// One input of an endpoint as sent by the client.
+pub(crate) type InputOf<E> = <<E as Endpoint>::Single as Request>::Input;
+
+/// One `T` for each image of an input of an endpoint.
+pub(crate) type EachImage<E, T> = <<E as Endpoint>::Images as ImageArity>::Each<T>;
+
+/// Output of the engine for one input of an endpoint.
+pub(crate) type OutputOf<E> = <<E as Endpoint>::Task as TaskKind>::Output;
+
+/// The values from which [`Endpoint::answer`] builds an answer.
+pub(crate) struct AnswerParts<'a, E: Endpoint> {
+    pub(crate) model: &'a Model,
+    /// Descriptions of the input's images.
+    pub(crate) images: EachImage<E, ImageInfo>,
+    pub(crate) tokens: &'a E::Tokens,
+    pub(crate) output: OutputOf<E>,
+}
+
+/// Converts the engine's output to the output type of this endpoint.
+///
+/// # Errors
+/// `internal_error` if the output belongs to another kind of task, which breaks an invariant of the engine.
+pub(crate) fn typed<E: Endpoint>(output: TaskOutput) -> Result<OutputOf<E>, ApiError> {
+    E::Task::output(output).ok_or_else(|| {
+        tracing::error!("the engine returned the output of a different task");
+        ApiError::internal()
+    })
+}
+
+/// Checks a count against a limit. The error names the field and the setting of the limit.
+///
+/// # Errors
+/// `batch_too_large`.
+pub(crate) fn check_count(
+    field: &str,
+    count: usize,
+    max: usize,
+    setting: &str,
+) -> Result<(), ApiError> {
+    if count <= max {
+        return Ok(());
+    }
+    let given =
+        if count > MAX_LISTED { format!("more than {MAX_LISTED}") } else { count.to_string() };
+    let detail = format!("{given} given, at most {max} are allowed per request ({setting})");
+    Err(ApiError::field(Code::BatchTooLarge, field, detail))
+}

@@ -48,6 +48,9 @@ impl<'de, T: Field> Visitor<'de> for PresentVisitor<T> {
 
 /// A type that request fields may have. A value of such a type must use bounded memory.
 pub(crate) trait Field: DeserializeOwned {
+    /// True for lists.
+    const IS_LIST: bool = false;
+
     /// Deserializes a value that is present. Lists override this method to bound the number of their items.
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::deserialize(deserializer)
@@ -60,6 +63,8 @@ impl Field for Text {}
 impl Field for EarlyStoppingField {}
 
 impl<T: DeserializeOwned> Field for Vec<T> {
+    const IS_LIST: bool = true;
+
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let BoundedList(list) = BoundedList::deserialize(deserializer)?;
         if list.is_empty() {

@@ -13,9 +13,6 @@ use serde::forward_to_deserialize_any;
 
 use super::scalar::{FormValue, Scalar};
 
-/// Names of the list fields. A form fills a list by repeating its name.
-const LISTS: [&str; 5] = ["images", "texts", "questions", "candidates", "scores"];
-
 impl FormValue {
     fn is_empty(&self) -> bool {
         match self {
@@ -40,11 +37,11 @@ impl Form {
     }
 
     /// Returns the path that names the next value of a field in errors. It is the path that the value would have in
-    /// JSON: `texts[1]` for an item of a list, `inputs[1].image` for an image of a batch.
-    pub(crate) fn next_path(&self, name: &str) -> String {
+    /// JSON: `texts[1]` for an item of a list (`is_list`), `inputs[1].image` for an image of a batch.
+    pub(crate) fn next_path(&self, name: &str, is_list: bool) -> String {
         match (&self.inputs, name) {
             (Some(inputs), "image") => format!("inputs[{}].image", inputs.len()),
-            (_, list) if LISTS.contains(&list) => {
+            (_, list) if is_list => {
                 let known = self.fields.iter().find(|(known, _)| known == name);
                 format!("{list}[{}]", known.map_or(0, |(_, values)| values.len()))
             }

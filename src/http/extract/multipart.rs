@@ -24,6 +24,11 @@ use crate::telemetry::logging::clipped;
 /// Maximum length of a field name in bytes. All known names are shorter.
 const MAX_NAME_BYTES: usize = 64;
 
+/// List fields that clients send to endpoints without them. Errors that come before the field is rejected as unknown
+/// name an item of such a list.
+const LISTS_OF_OTHER_ENDPOINTS: [&str; 5] =
+    ["images", "texts", "questions", "candidates", "scores"];
+
 /// Maximum number of bytes in the header of a part, or before the first boundary. Reading fails once more bytes than
 /// this have arrived. Browsers and client libraries write less than 1 KiB.
 const MAX_PART_HEAD_BYTES: usize = 64 << 10;
@@ -54,7 +59,7 @@ pub(super) async fn parse<R: Request>(
                 }
             }
         });
-        let mut parts = Parts::new(R::BATCH, settings, head_bytes);
+        let mut parts = Parts::new::<R>(settings, head_bytes);
         parts.read(Multipart::new(pieces, boundary)).await.map(|()| parts.form)
     };
     // If reading failed, return the cause: it says more than the parse error that follows from it.
@@ -95,15 +100,26 @@ struct Parts<'a> {
     list_files: usize,
     texts: usize,
     batch: bool,
+    /// Whether the request has a list field of this name.
+    has_list: fn(&str) -> bool,
     settings: &'a HttpSettings,
     /// Number of bytes that have arrived since the content of the last part; shared with [`next_piece`].
     head_bytes: &'a AtomicUsize,
 }
 
 impl<'a> Parts<'a> {
-    fn new(batch: bool, settings: &'a HttpSettings, head_bytes: &'a AtomicUsize) -> Self {
-        let form = if batch { Form::of_batch() } else { Form::default() };
-        Self { form, image_files: 0, list_files: 0, texts: 0, batch, settings, head_bytes }
+    fn new<R: Request>(settings: &'a HttpSettings, head_bytes: &'a AtomicUsize) -> Self {
+        let form = if R::BATCH { Form::of_batch() } else { Form::default() };
+        Self {
+            form,
+            image_files: 0,
+            list_files: 0,
+            texts: 0,
+            batch: R::BATCH,
+            has_list: R::is_list,
+            settings,
+            head_bytes,
+        }
     }
 
     async fn read(&mut self, mut multipart: Multipart<'_>) -> Result<(), ApiError> {
@@ -130,13 +146,19 @@ impl<'a> Parts<'a> {
         self.count_file(name)?;
         let max = self.settings.input.max_image_bytes;
         let Some(bytes) = self.collect(field, max).await? else {
-            return Err(super::image_file_too_large(&self.form.next_path(name), max));
+            return Err(super::image_file_too_large(&self.next_path(name), max));
         };
         if bytes.is_empty() {
             // An HTML form sends an empty file for a file input without a selection; do not count it.
             *self.files(name) -= 1;
         }
         Ok(FormValue::File(bytes.into()))
+    }
+
+    /// Returns the path that names the next value of a field in errors.
+    fn next_path(&self, name: &str) -> String {
+        let is_list = (self.has_list)(name) || LISTS_OF_OTHER_ENDPOINTS.contains(&name);
+        self.form.next_path(name, is_list)
     }
 
     /// Returns the counter for files with this name.
@@ -175,7 +197,7 @@ impl<'a> Parts<'a> {
         // An image that is sent as base64 text is bounded only by the size limit of the body.
         let is_image = matches!(&*head.name, "image" | "images");
         let max = if is_image { usize::MAX } else { self.settings.input.max_text_bytes };
-        let place = self.form.next_path(&head.name);
+        let place = self.next_path(&head.name);
         let bytes = self.collect(field, max).await?.ok_or_else(|| {
             ApiError::field(Code::TextTooLong, &*place, format!("at most {max} bytes"))
                 .close_connection()

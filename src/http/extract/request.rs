@@ -4,16 +4,22 @@
 //!
 //! If the fields of an input are followed by `generation`, the requests also get the generation parameters, as flat
 //! fields. `alternatives image | images, text | texts` names fields of which an input gives one: if an input of a batch
-//! has one of them, the defaults of the others do not apply to it. The doc comments of all fields become their descriptions in the OpenAPI document.
+//! has one of them, the defaults of the others do not apply to it. The doc comments of all fields become their
+//! descriptions in the OpenAPI document.
+
+use utoipa::ToSchema;
 
 use super::fields::Text;
 
 /// A request type that can be parsed from JSON, multipart and raw bodies.
-pub(crate) trait Request: serde::de::DeserializeOwned + Send + 'static {
+pub(crate) trait Request: serde::de::DeserializeOwned + ToSchema + Send + 'static {
     /// True for a batch call, in which each `image` of a multipart or raw body is one input.
     const BATCH: bool;
     /// One input as sent by the client.
-    type Input: Send + 'static;
+    type Input: ToSchema + Send + 'static;
+
+    /// True if the field of this name is a list, which a form fills by repeating the name.
+    fn is_list(field: &str) -> bool;
 }
 
 /// The request of a single call.
@@ -162,6 +168,12 @@ macro_rules! requests {
         impl $crate::http::extract::request::Request for $Single {
             const BATCH: bool = false;
             type Input = $Input;
+
+            fn is_list(field: &str) -> bool {
+                use $crate::http::extract::fields::Field;
+                $((field == stringify!($single_field) && <$single_type as Field>::IS_LIST) ||)*
+                $((field == stringify!($field) && <$type as Field>::IS_LIST) ||)* false
+            }
         }
 
         impl $crate::http::extract::request::SingleRequest for $Single {
@@ -177,6 +189,10 @@ macro_rules! requests {
         impl $crate::http::extract::request::Request for $Batch {
             const BATCH: bool = true;
             type Input = $Input;
+
+            fn is_list(field: &str) -> bool {
+                <$Single as $crate::http::extract::request::Request>::is_list(field)
+            }
         }
 
         impl $crate::http::extract::request::BatchRequest for $Batch {

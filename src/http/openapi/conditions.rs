@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use utoipa::openapi::schema::{Array, Object};
 use utoipa::openapi::{RefOr, Schema};
 
-use super::endpoint::EndpointRules;
+use super::endpoint::DocumentedEndpoint;
 
 /// Names of the generation parameters. None of these fields is allowed together with `candidates`.
 pub(crate) const GENERATION: [&str; 13] = [
@@ -30,15 +30,16 @@ pub(crate) const GENERATION: [&str; 13] = [
 
 /// Adds bounds to the list fields of `request`, which is the schema called `name`. If the schema describes a single
 /// request, also adds the conditions of its endpoint.
-pub(super) fn add(request: &mut Object, name: &str, rules: &[EndpointRules]) {
-    let batch = request.properties.contains_key("inputs");
+pub(super) fn add(request: &mut Object, name: &str, endpoints: &[DocumentedEndpoint]) {
+    let own = endpoints.iter().find(|endpoint| endpoint.single == name || endpoint.input == name);
     for (field, property) in &mut request.properties {
         if let RefOr::T(Schema::Array(list)) = property {
-            let distinct = rules.iter().any(|rules| rules.distinct_lists.contains(&&**field));
-            bound(list, !batch && distinct);
+            let distinct =
+                own.is_some_and(|endpoint| endpoint.rules.distinct_lists.contains(&&**field));
+            bound(list, distinct);
         }
     }
-    let Some(rules) = rules.iter().find(|rules| rules.request == name) else { return };
+    let Some(rules) = own.filter(|own| own.single == name).map(|own| &own.rules) else { return };
     // utoipa's `Object` has no field for `allOf`. The entries of `extensions` are serialized as fields of the object.
     let conditions = rules.conditions.clone().into();
     request.extensions.get_or_insert_default().insert("allOf".to_owned(), conditions);

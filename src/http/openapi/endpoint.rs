@@ -1,15 +1,37 @@
-//! The rules of one inference endpoint: what the OpenAPI documents say about it that the attributes of its handlers do
-//! not. Each endpoint's file in `routes` defines its rules; the router collects them.
+//! What the OpenAPI documents say about an inference endpoint that the attributes of its handlers do not: its rules,
+//! and the schemas that they belong to. Each endpoint's file in `routes` defines the rules; the router collects them.
 
 use std::borrow::Cow;
 
 use serde_json::Value;
+use utoipa::ToSchema;
+
+use crate::http::inference::endpoint::{Endpoint, InputOf};
+
+/// An inference endpoint as the documents describe it.
+#[derive(Debug)]
+pub(crate) struct DocumentedEndpoint {
+    /// Name of the schema of a single request.
+    pub(super) single: Cow<'static, str>,
+    /// Name of the schema of a batch request.
+    pub(super) batch: Cow<'static, str>,
+    /// Name of the schema of one input of a batch request.
+    pub(super) input: Cow<'static, str>,
+    pub(super) rules: EndpointRules,
+}
+
+impl DocumentedEndpoint {
+    /// Assigns rules to the requests of an endpoint.
+    pub(crate) fn new<E: Endpoint>(rules: EndpointRules) -> Self {
+        let (single, batch, input) =
+            (E::Single::name(), E::Batch::name(), <InputOf<E> as ToSchema>::name());
+        Self { single, batch, input, rules }
+    }
+}
 
 /// The rules of one endpoint.
 #[derive(Debug)]
 pub(crate) struct EndpointRules {
-    /// Name of the schema of a single request.
-    pub(crate) request: Cow<'static, str>,
     /// Fields that every single request must have.
     pub(crate) required: &'static [&'static str],
     /// List fields whose items must be distinct.
@@ -17,6 +39,9 @@ pub(crate) struct EndpointRules {
     /// JSON schemas of the conditions between the fields of a single request; all of them must hold. The module
     /// `conditions` builds those that several endpoints share.
     pub(crate) conditions: Vec<Value>,
+    /// A JSON object with the defaults of optional fields. Forms show them as examples. Generation parameters need none
+    /// here.
+    pub(crate) defaults: Value,
     /// Runtime expression for an image id that every response contains, such as `$response.body#/image/id`. `links`
     /// uses it to link the response to further calls about this image.
     pub(crate) image_id: Option<&'static str>,

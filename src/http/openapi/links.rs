@@ -6,20 +6,20 @@ use utoipa::openapi::link::Link;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::{OpenApi, RefOr};
 
-use super::endpoint::EndpointRules;
+use super::endpoint::{DocumentedEndpoint, EndpointRules};
 use super::{operations, request_schema};
 
 /// Adds links to every operation whose response contains an image id. They lead to the calls that can be made with this
 /// id.
-pub(super) fn add(document: &mut OpenApi, rules: &[EndpointRules]) {
+pub(super) fn add(document: &mut OpenApi, endpoints: &[DocumentedEndpoint]) {
     let targets: Vec<(String, &EndpointRules)> = operations(document)
         .filter_map(|operation| {
-            let rules = rules_of(operation, rules)?;
+            let rules = rules_of(operation, endpoints)?;
             Some((operation.operation_id.clone()?, rules))
         })
         .collect();
     for operation in operations(document) {
-        let Some(id) = rules_of(operation, rules).and_then(|rules| rules.image_id) else {
+        let Some(id) = rules_of(operation, endpoints).and_then(|rules| rules.image_id) else {
             continue;
         };
         let Some(RefOr::T(answer)) = operation.responses.responses.get_mut("200") else { continue };
@@ -35,9 +35,12 @@ pub(super) fn add(document: &mut OpenApi, rules: &[EndpointRules]) {
 }
 
 /// Returns the rules of the endpoint if `operation` is the single call of an endpoint.
-fn rules_of<'r>(operation: &Operation, rules: &'r [EndpointRules]) -> Option<&'r EndpointRules> {
+fn rules_of<'e>(
+    operation: &Operation,
+    endpoints: &'e [DocumentedEndpoint],
+) -> Option<&'e EndpointRules> {
     let name = request_schema(operation)?;
-    rules.iter().find(|rules| rules.request == name)
+    endpoints.iter().find(|endpoint| endpoint.single == name).map(|endpoint| &endpoint.rules)
 }
 
 fn body(id: &str, fields: &Value) -> Value {

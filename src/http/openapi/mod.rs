@@ -26,7 +26,7 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema, ToSchema};
 
-use self::endpoint::EndpointRules;
+use self::endpoint::DocumentedEndpoint;
 pub(crate) use self::problems::{InferenceProblems, NotReadyProblem};
 use crate::http::error::{FieldError, Problem};
 use crate::http::settings::Limits;
@@ -97,20 +97,30 @@ impl Document {
     }
 }
 
-/// Builds the plain document, which client generators can read. `routes` describes the routes of a server with these
-/// limits; `rules` holds the rules of its inference endpoints.
-pub(crate) fn plain(routes: OpenApi, rules: &[EndpointRules], limits: &Limits) -> Document {
-    Document::of(plain::plain(complete(routes, rules, limits)))
+/// What the documents are generated from.
+pub(crate) struct DocumentedRoutes {
+    /// Every route, as the attributes of its handler describe it.
+    pub(crate) routes: OpenApi,
+    /// The endpoints that run a model.
+    pub(crate) endpoints: Vec<DocumentedEndpoint>,
 }
 
-/// Builds the strict document, which contains all conditions between fields. The arguments are those of [`plain()`].
-pub(crate) fn strict(routes: OpenApi, rules: &[EndpointRules], limits: &Limits) -> Document {
-    Document::of(complete(routes, rules, limits))
+impl DocumentedRoutes {
+    /// Builds the plain document, which client generators can read, for a server with these limits.
+    pub(crate) fn plain(self, limits: &Limits) -> Document {
+        let Self { routes, endpoints } = self;
+        Document::of(plain::plain(complete(routes, &endpoints, limits), &endpoints))
+    }
+
+    /// Builds the strict document, which contains all conditions between fields, for a server with these limits.
+    pub(crate) fn strict(self, limits: &Limits) -> Document {
+        Document::of(complete(self.routes, &self.endpoints, limits))
+    }
 }
 
 const LICENSE: &str = "MIT OR Apache-2.0";
 
-fn complete(routes: OpenApi, rules: &[EndpointRules], limits: &Limits) -> Value {
+fn complete(routes: OpenApi, endpoints: &[DocumentedEndpoint], limits: &Limits) -> Value {
     let mut info = Info::new("blip-server", env!("CARGO_PKG_VERSION"));
     info.description = Some(DESCRIPTION.to_owned());
     info.license = Some(License::new(LICENSE));
@@ -122,8 +132,8 @@ fn complete(routes: OpenApi, rules: &[EndpointRules], limits: &Limits) -> Value 
     let mut document = OpenApiBuilder::new().info(info).tags(Some(tags)).build();
     document.merge(routes);
     self::access::add(&mut document);
-    add_schemas(&mut document, rules, limits);
-    links::add(&mut document, rules);
+    add_schemas(&mut document, endpoints, limits);
+    links::add(&mut document, endpoints);
     let schemas = document
         .components
         .as_ref()
@@ -185,7 +195,7 @@ fn merge_descriptions(schema: &mut RefOr<Schema>) {
 
 /// Adds the schemas that only error responses refer to, then corrects all schemas: descriptions, the limit
 /// on new tokens, required fields and conditions.
-fn add_schemas(document: &mut OpenApi, rules: &[EndpointRules], limits: &Limits) {
+fn add_schemas(document: &mut OpenApi, endpoints: &[DocumentedEndpoint], limits: &Limits) {
     let components = document.components.get_or_insert_default();
     let mut add = |name: std::borrow::Cow<'static, str>, schema| {
         components.schemas.insert(name.into_owned(), schema);
@@ -202,10 +212,10 @@ fn add_schemas(document: &mut OpenApi, rules: &[EndpointRules], limits: &Limits)
             }
         }
     }
-    for rules in rules {
-        if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(&*rules.request)
-        {
-            object.required.extend(rules.required.iter().map(|field| (*field).to_owned()));
+    for endpoint in endpoints {
+        let single = components.schemas.get_mut(&*endpoint.single);
+        if let Some(RefOr::T(Schema::Object(object))) = single {
+            object.required.extend(endpoint.rules.required.iter().map(|field| (*field).to_owned()));
         }
     }
     for (name, schema) in &mut components.schemas {
@@ -213,7 +223,7 @@ fn add_schemas(document: &mut OpenApi, rules: &[EndpointRules], limits: &Limits)
         if let RefOr::T(Schema::Object(object)) = schema
             && object.additional_properties.is_some()
         {
-            conditions::add(object, name, rules);
+            conditions::add(object, name, endpoints);
         }
     }
 }

@@ -12,20 +12,22 @@
 use serde_json::{Map, Value, json};
 
 use super::conditions::GENERATION;
+use super::endpoint::DocumentedEndpoint;
 use crate::http::error::PROBLEM_JSON;
 
 /// Media types that the plain document leaves out. The description of `image/*` only repeats that of
 /// `application/octet-stream`. If a response can be JSON or an event stream, generators fail to handle either.
 const LEFT_OUT: [&str; 2] = ["image/*", "text/event-stream"];
 
-/// Makes the plain document from a strict one.
-pub(super) fn plain(mut document: Value) -> Value {
+/// Makes the plain document from a strict one, which describes these inference endpoints.
+pub(super) fn plain(mut document: Value, endpoints: &[DocumentedEndpoint]) -> Value {
     let mut shared = SharedComponents::default();
     if let Some(paths) = object(&mut document, "/paths") {
         for operation in
             paths.values_mut().filter_map(Value::as_object_mut).flat_map(Map::values_mut)
         {
-            simplify_operation(operation, &mut shared);
+            let defaults = defaults_of(operation, endpoints);
+            simplify_operation(operation, defaults, &mut shared);
         }
     }
     if let Some(components) = object(&mut document, "/components") {
@@ -110,7 +112,18 @@ fn object<'v>(value: &'v mut Value, pointer: &str) -> Option<&'v mut Map<String,
     value.pointer_mut(pointer).and_then(Value::as_object_mut)
 }
 
-fn simplify_operation(operation: &mut Value, shared: &mut SharedComponents) {
+/// Returns the defaults of the fields of an operation's request; `null` if it is not a call of an inference endpoint.
+fn defaults_of<'e>(operation: &Value, endpoints: &'e [DocumentedEndpoint]) -> &'e Value {
+    let reference = &operation["requestBody"]["content"]["application/json"]["schema"]["$ref"];
+    let name = reference.as_str().and_then(|reference| reference.rsplit('/').next());
+    let is_own = |endpoint: &&DocumentedEndpoint| {
+        name.is_some_and(|name| endpoint.single == name || endpoint.batch == name)
+    };
+    endpoints.iter().find(is_own).map_or(&Value::Null, |endpoint| &endpoint.rules.defaults)
+}
+
+/// `defaults` has the defaults of the fields of the request.
+fn simplify_operation(operation: &mut Value, defaults: &Value, shared: &mut SharedComponents) {
     for parameter in
         operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten()
     {
@@ -123,7 +136,7 @@ fn simplify_operation(operation: &mut Value, shared: &mut SharedComponents) {
             remove_conditions(schema);
             remove_bounds(schema);
             if media_type == "multipart/form-data" {
-                simplify_form(schema);
+                simplify_form(schema, defaults);
             }
         }
     }
@@ -233,7 +246,7 @@ fn is_file(schema: &Map<String, Value>) -> bool {
 
 /// Simplifies a form. All form values except files are text, so a `oneOf` of JSON types becomes a list of accepted
 /// strings.
-fn simplify_form(form: &mut Value) {
+fn simplify_form(form: &mut Value, defaults: &Value) {
     let Some(properties) = object(form, "/properties") else { return };
     // To save space, remove descriptions that are given elsewhere: those of a batch's fields in the form of the single
     // call, and those of generation parameters in the JSON schema.
@@ -250,34 +263,33 @@ fn simplify_form(form: &mut Value) {
         let of_files = object.get("items").and_then(Value::as_object).is_some_and(is_file);
         // `images` gets an empty example, because it must be absent when `image` is given.
         if !is_file(object) && (!of_files || name != "image") {
-            set_default_example(name, object);
+            let default = defaults.get(name).cloned().or_else(|| generation_default(name));
+            set_default_example(object, default);
         }
     }
 }
 
 /// Sets the example of a form field to its default, or to an empty value, which means absent. Swagger UI fills its
 /// inputs with the examples, so that a form sent unchanged behaves as if the fields were left out.
-fn set_default_example(name: &str, field: &mut Map<String, Value>) {
+fn set_default_example(field: &mut Map<String, Value>, default: Option<Value>) {
     let is_list = field.get("type").is_some_and(|kind| kind == "array");
     let nothing = if is_list { json!([]) } else { json!("") };
     field.remove("minLength");
     field.remove("minItems");
-    field.insert("example".to_owned(), default_of(name).unwrap_or(nothing));
+    field.insert("example".to_owned(), default.unwrap_or(nothing));
 }
 
-/// Returns the value that a field has if it is absent; `None` if it has no default.
-fn default_of(name: &str) -> Option<Value> {
+/// Returns the value that a generation parameter has if it is absent; `None` for other fields, and for `seed`, which
+/// has no default.
+fn generation_default(name: &str) -> Option<Value> {
     Some(match name {
         "max_new_tokens" => json!(20),
         "top_k" => json!(50),
         "num_beams" | "num_return_sequences" => json!(1),
         "min_new_tokens" | "no_repeat_ngram_size" => json!(0),
         "temperature" | "top_p" | "repetition_penalty" | "length_penalty" => json!(1.0),
-        "do_sample" | "stream" | "truncate" => json!(false),
-        "normalize" => json!(true),
+        "do_sample" => json!(false),
         "early_stopping" => json!("false"),
-        "encoding_format" => json!("float"),
-        "type" => json!("image"),
         _ => return None,
     })
 }

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use bytes::Bytes;
 
 use crate::http::error::ApiError;
-use crate::http::openapi::Document;
+use crate::http::openapi::DocumentedRoutes;
 use crate::http::settings::Limits;
 
 /// The OpenAPI documents of one server. Each is generated on its first request and then cached. Generation takes
@@ -20,37 +20,36 @@ pub(crate) struct Documents(Arc<Cache>);
 
 struct Cache {
     limits: Limits,
-    plain: fn(&Limits) -> Document,
-    strict: fn(&Limits) -> Document,
+    routes: Box<dyn Fn() -> DocumentedRoutes + Send + Sync>,
     plain_json: OnceLock<Bytes>,
     plain_yaml: OnceLock<Bytes>,
     strict_json: OnceLock<Bytes>,
 }
 
 impl Documents {
-    /// Creates an empty cache. `plain` and `strict` generate the documents for a server with these limits.
+    /// Creates an empty cache for the documents of a server with these limits. `routes` describes its routes.
     pub(crate) fn new(
         limits: Limits,
-        plain: fn(&Limits) -> Document,
-        strict: fn(&Limits) -> Document,
+        routes: impl Fn() -> DocumentedRoutes + Send + Sync + 'static,
     ) -> Self {
         let (plain_json, plain_yaml, strict_json) = Default::default();
-        Self(Arc::new(Cache { limits, plain, strict, plain_json, plain_yaml, strict_json }))
+        let routes = Box::new(routes);
+        Self(Arc::new(Cache { limits, routes, plain_json, plain_yaml, strict_json }))
     }
 
     fn json(&self) -> Result<Bytes, ApiError> {
-        let Cache { limits, plain, plain_json, .. } = &*self.0;
-        once(plain_json, || plain(limits).to_json())
+        let Cache { limits, routes, plain_json, .. } = &*self.0;
+        once(plain_json, || routes().plain(limits).to_json())
     }
 
     fn yaml(&self) -> Result<Bytes, ApiError> {
-        let Cache { limits, plain, plain_yaml, .. } = &*self.0;
-        once(plain_yaml, || plain(limits).to_yaml())
+        let Cache { limits, routes, plain_yaml, .. } = &*self.0;
+        once(plain_yaml, || routes().plain(limits).to_yaml())
     }
 
     fn strict(&self) -> Result<Bytes, ApiError> {
-        let Cache { limits, strict, strict_json, .. } = &*self.0;
-        once(strict_json, || strict(limits).to_json())
+        let Cache { limits, routes, strict_json, .. } = &*self.0;
+        once(strict_json, || routes().strict(limits).to_json())
     }
 }
 
@@ -128,11 +127,11 @@ fn once<E: std::fmt::Display>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::router::{plain_document_for, strict_document_for};
+    use crate::http::router::{ENDPOINTS, documented};
 
     #[test]
     fn each_document_is_generated_once_and_shared_from_then_on() {
-        let documents = Documents::new(Limits::default(), plain_document_for, strict_document_for);
+        let documents = Documents::new(Limits::default(), || documented(ENDPOINTS));
         let json = documents.json().unwrap();
         assert_eq!(json.as_ptr(), documents.json().unwrap().as_ptr());
         let yaml = documents.yaml().unwrap();

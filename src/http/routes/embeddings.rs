@@ -34,19 +34,22 @@ use crate::task::{Embed, Embedding, PreparedImage, Role, TaskShape, TokenIds};
 
 /// Describes the endpoint, for the router and the OpenAPI documents.
 pub(crate) fn endpoint() -> InferenceEndpoint {
-    InferenceEndpoint {
-        router: OpenApiRouter::default()
-            .routes(routes!(embed_inputs))
-            .routes(routes!(embed_inputs_batch)),
-        rules: EndpointRules {
-            request: EmbeddingsRequest::name(),
+    InferenceEndpoint::new::<EmbeddingPlan>(
+        OpenApiRouter::default().routes(routes!(embed_inputs)).routes(routes!(embed_inputs_batch)),
+        EndpointRules {
             required: &[],
             distinct_lists: &[],
             conditions: vec![embedding_types()],
+            defaults: json!({
+                "type": "image",
+                "normalize": true,
+                "truncate": false,
+                "encoding_format": "float",
+            }),
             image_id: None,
             follow_up: FollowUp { link: "embed", fields: json!({}) },
         },
-    }
+    )
 }
 
 fn embedding_types() -> Value {

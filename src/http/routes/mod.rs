@@ -1,6 +1,8 @@
 //! One endpoint per file: request and response types, OpenAPI documentation, and handler. `router` lists the handlers.
 
 pub(crate) mod caption;
+#[cfg(test)]
+pub(crate) mod classify;
 pub(crate) mod documents;
 pub(crate) mod embeddings;
 pub(crate) mod health;
@@ -11,14 +13,28 @@ pub(crate) mod vqa;
 
 use utoipa_axum::router::OpenApiRouter;
 
-use super::openapi::endpoint::EndpointRules;
+use super::inference::endpoint::Endpoint;
+use super::openapi::endpoint::{DocumentedEndpoint, EndpointRules};
 use super::state::HttpState;
+use super::state::metric_labels::TaskLabel;
 
-/// An endpoint that runs a model: its handlers and its rules. The endpoint's file in this folder creates it, and the
-/// router lists it.
+/// An endpoint that runs a model. The endpoint's file in this folder creates it, and the router lists it.
 pub(crate) struct InferenceEndpoint {
     /// The handlers of the single call and of the batch call.
     pub(crate) router: OpenApiRouter<HttpState>,
+    /// What the metrics count its inputs under.
+    pub(crate) task: TaskLabel,
     /// What the OpenAPI documents say about the endpoint that the attributes of the handlers do not.
-    pub(crate) rules: EndpointRules,
+    pub(crate) documented: DocumentedEndpoint,
 }
+
+impl InferenceEndpoint {
+    /// Describes the endpoint `E`. `router` has the handlers of the single call and of the batch call.
+    pub(crate) fn new<E: Endpoint>(router: OpenApiRouter<HttpState>, rules: EndpointRules) -> Self {
+        let task = TaskLabel { role: E::ROLE, name: E::TASK };
+        Self { router, task, documented: DocumentedEndpoint::new::<E>(rules) }
+    }
+}
+
+/// The functions that describe the inference endpoints of a router, one per endpoint.
+pub(crate) type EndpointList = &'static [fn() -> InferenceEndpoint];

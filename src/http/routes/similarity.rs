@@ -32,19 +32,19 @@ use crate::task::{PreparedImage, Role, Scores, Similarity, SimilarityCell, TaskS
 
 /// Describes the endpoint, for the router and the OpenAPI documents.
 pub(crate) fn endpoint() -> InferenceEndpoint {
-    InferenceEndpoint {
-        router: OpenApiRouter::default()
+    InferenceEndpoint::new::<SimilarityPlan>(
+        OpenApiRouter::default()
             .routes(routes!(score_similarity))
             .routes(routes!(score_similarity_batch)),
-        rules: EndpointRules {
-            request: SimilarityRequest::name(),
+        EndpointRules {
             required: &[],
             distinct_lists: &["scores"],
             conditions: vec![exactly_one("image", "images"), exactly_one("text", "texts")],
+            defaults: json!({}),
             image_id: Some("$response.body#/images/0/id"),
             follow_up: FollowUp { link: "compare", fields: json!({"text": "two cats"}) },
         },
-    }
+    )
 }
 
 requests! {

@@ -37,22 +37,22 @@ use crate::task::{
 
 /// Describes the endpoint, for the router and the OpenAPI documents.
 pub(crate) fn endpoint() -> InferenceEndpoint {
-    InferenceEndpoint {
-        router: OpenApiRouter::default()
+    InferenceEndpoint::new::<VqaPlan>(
+        OpenApiRouter::default()
             .routes(routes!(answer_question))
             .routes(routes!(answer_question_batch)),
-        rules: EndpointRules {
-            request: VqaRequest::name(),
+        EndpointRules {
             required: &["image"],
             distinct_lists: &["candidates"],
             conditions: vec![exactly_one("question", "questions"), generated_or_ranked()],
+            defaults: json!({}),
             image_id: Some("$response.body#/image/id"),
             follow_up: FollowUp {
                 link: "ask",
                 fields: json!({"question": "what is in the picture?"}),
             },
         },
-    }
+    )
 }
 
 /// Returns the condition that answers are either generated, or ranked among `candidates` without generation parameters.

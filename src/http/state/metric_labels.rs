@@ -1,6 +1,7 @@
 //! Creates the time series whose labels are known before the first request, with the value 0, so that rates exist from
-//! the first scrape. `state` and `router` call these functions at startup, and `state` again when the models are
-//! loaded.
+//! the first scrape. `state` and `router` call this at startup, and `state` again when the models are loaded.
+
+use std::sync::OnceLock;
 
 use super::models::Models;
 use crate::http::error::Code;
@@ -42,16 +43,44 @@ pub(crate) fn initialise_routes<'r>(metrics: &Metrics, routes: impl Iterator<Ite
     }
 }
 
-/// Creates the counters of successful inputs of each loaded model.
-pub(crate) fn initialise_models(metrics: &Metrics, models: &Models) {
-    for model in models.iter() {
-        let tasks: &[&str] = match model.info.role() {
-            Role::Caption => &["caption"],
-            Role::Vqa => &["vqa"],
-            Role::Retrieval => &["similarity", "embeddings"],
-        };
-        for task in tasks {
-            metrics.items_total.with_label_values(&[*task, &model.info.name, "ok"]);
+/// What an endpoint does, for the counters of its inputs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TaskLabel {
+    /// Role of the models that serve the endpoint.
+    pub(crate) role: Role,
+    /// Value of the metric label `task`.
+    pub(crate) name: &'static str,
+}
+
+/// Creates the counters of successful inputs once both are known: the endpoints of the router and the loaded models.
+/// Either can come first.
+#[derive(Default)]
+pub(crate) struct ItemCounters {
+    tasks: OnceLock<Vec<TaskLabel>>,
+    models: OnceLock<Models>,
+}
+
+impl ItemCounters {
+    /// Takes the tasks of the router's endpoints. A second call changes nothing.
+    pub(crate) fn set_tasks(&self, metrics: &Metrics, tasks: Vec<TaskLabel>) {
+        // `set` fails only on a second call, which by contract changes nothing.
+        let _ = self.tasks.set(tasks);
+        self.initialise(metrics);
+    }
+
+    /// Takes the loaded models. A second call changes nothing.
+    pub(crate) fn set_models(&self, metrics: &Metrics, models: &Models) {
+        // As above.
+        let _ = self.models.set(models.clone());
+        self.initialise(metrics);
+    }
+
+    fn initialise(&self, metrics: &Metrics) {
+        let (Some(tasks), Some(models)) = (self.tasks.get(), self.models.get()) else { return };
+        for model in models.iter() {
+            for task in tasks.iter().filter(|task| task.role == model.info.role()) {
+                metrics.items_total.with_label_values(&[task.name, &model.info.name, "ok"]);
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 
 use self::batching::BatchingInfo;
+use self::metric_labels::{ItemCounters, TaskLabel};
 use self::models::Models;
 use self::requests_in_flight::RequestsInFlight;
 use super::access::Access;
@@ -29,6 +30,7 @@ struct Shared {
     settings: HttpSettings,
     access: Access,
     metrics: Arc<Metrics>,
+    item_counters: ItemCounters,
     services: OnceLock<Services>,
     lifecycle: Arc<Lifecycle>,
     requests: RequestsInFlight,
@@ -77,6 +79,7 @@ impl HttpState {
             access: Access::new(settings.auth.as_ref(), settings.rate_limit),
             settings,
             metrics,
+            item_counters: ItemCounters::default(),
             services: OnceLock::new(),
             reloads: watch::Sender::new(()),
         };
@@ -90,7 +93,7 @@ impl HttpState {
 
     /// Sets the services, so that requests are served from now on. A second call changes nothing.
     pub fn set_ready(&self, services: Services) {
-        self::metric_labels::initialise_models(&self.0.metrics, &services.models);
+        self.0.item_counters.set_models(&self.0.metrics, &services.models);
         // `set` fails only on a second call, which by contract changes nothing.
         let _ = self.0.services.set(services);
         self.0.lifecycle.loaded();
@@ -153,6 +156,11 @@ impl HttpState {
     /// Returns the metrics of this process.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.0.metrics
+    }
+
+    /// Creates the counters of the tasks of the router's endpoints, now or when the models are loaded.
+    pub(crate) fn initialise_tasks(&self, tasks: Vec<TaskLabel>) {
+        self.0.item_counters.set_tasks(&self.0.metrics, tasks);
     }
 
     /// Returns the services that answer requests.

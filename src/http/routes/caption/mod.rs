@@ -10,7 +10,6 @@ mod stream;
 use axum::extract::{Extension, Request as HttpRequest, State};
 use axum::response::Response;
 use serde_json::{Value, json};
-use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -29,19 +28,19 @@ use crate::http::state::HttpState;
 
 /// Describes the endpoint, for the router and the OpenAPI documents.
 pub(crate) fn endpoint() -> InferenceEndpoint {
-    InferenceEndpoint {
-        router: OpenApiRouter::default()
+    InferenceEndpoint::new::<CaptionPlan>(
+        OpenApiRouter::default()
             .routes(routes!(caption_image))
             .routes(routes!(caption_image_batch)),
-        rules: EndpointRules {
-            request: CaptionRequest::name(),
+        EndpointRules {
             required: &["image"],
             distinct_lists: &[],
             conditions: vec![strategies(), streaming()],
+            defaults: json!({"stream": false}),
             image_id: Some("$response.body#/image/id"),
             follow_up: FollowUp { link: "caption", fields: json!({}) },
         },
-    }
+    )
 }
 
 /// Returns the condition that a streamed request asks for a single sequence without beam search.

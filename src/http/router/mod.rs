@@ -1,12 +1,14 @@
 //! The list of routes, from which the OpenAPI documents are generated, and the middleware layers around them.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use tower_http::catch_panic::CatchPanicLayer;
-use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -26,59 +28,55 @@ use super::middleware::rate_limit::rate_limit;
 use super::middleware::request_id::request_id;
 use super::middleware::room::room;
 use super::middleware::server_timing::server_timing;
-use super::openapi::endpoint::EndpointRules;
-use super::openapi::{self, Document};
+use super::openapi::endpoint::DocumentedEndpoint;
+use super::openapi::{Document, DocumentedRoutes};
 use super::routes::documents::Documents;
 use super::routes::{
-    InferenceEndpoint, caption, documents, embeddings, health, info, metrics, similarity, vqa,
+    EndpointList, InferenceEndpoint, caption, documents, embeddings, health, info, metrics,
+    similarity, vqa,
 };
 use super::settings::Limits;
-use super::state::{HttpState, metric_labels};
+use super::state::HttpState;
+use super::state::metric_labels::{self, TaskLabel};
 
-/// Returns the endpoints that run a model. To add an endpoint, write its file in `routes` and list it here.
-fn inference_endpoints() -> [InferenceEndpoint; 4] {
-    [caption::endpoint(), vqa::endpoint(), similarity::endpoint(), embeddings::endpoint()]
-}
+/// The endpoints that run a model. To add an endpoint, write its file in `routes` and list it here.
+pub(crate) const ENDPOINTS: EndpointList =
+    &[caption::endpoint, vqa::endpoint, similarity::endpoint, embeddings::endpoint];
 
 /// Returns the plain OpenAPI document, which client generators can read, for a server with the default limits.
 #[must_use]
 pub fn document() -> Document {
-    plain_document_for(&Limits::default())
+    documented(ENDPOINTS).plain(&Limits::default())
 }
 
 /// Returns the strict OpenAPI document, which has all conditions between fields, for a server with the default limits.
 #[must_use]
 pub fn strict_document() -> Document {
-    strict_document_for(&Limits::default())
+    documented(ENDPOINTS).strict(&Limits::default())
 }
 
-/// Returns the plain document for a server with these limits.
-pub(crate) fn plain_document_for(limits: &Limits) -> Document {
-    let (routes, rules) = documented();
-    openapi::plain(routes, &rules, limits)
+/// Describes every route of a server with these inference endpoints.
+pub(crate) fn documented(endpoints: EndpointList) -> DocumentedRoutes {
+    let InferenceRoutes { router, documented, .. } = inference_routes(endpoints);
+    let routes = router.merge(state_routes()).merge(metrics_routes()).merge(document_routes());
+    DocumentedRoutes { routes: routes.split_for_parts().1, endpoints: documented }
 }
 
-/// Returns the strict document for a server with these limits.
-pub(crate) fn strict_document_for(limits: &Limits) -> Document {
-    let (routes, rules) = documented();
-    openapi::strict(routes, &rules, limits)
+/// The inference endpoints, taken together.
+#[derive(Default)]
+struct InferenceRoutes {
+    router: OpenApiRouter<HttpState>,
+    tasks: Vec<TaskLabel>,
+    documented: Vec<DocumentedEndpoint>,
 }
 
-/// Returns the input of the generated documents: every route, and the rules of the inference endpoints.
-fn documented() -> (OpenApi, Vec<EndpointRules>) {
-    let (inference, rules) = inference_routes();
-    let routes = inference.merge(state_routes()).merge(metrics_routes()).merge(document_routes());
-    (routes.split_for_parts().1, rules)
-}
-
-fn inference_routes() -> (OpenApiRouter<HttpState>, Vec<EndpointRules>) {
-    let mut router = OpenApiRouter::default();
-    let mut rules = Vec::new();
-    for endpoint in inference_endpoints() {
-        router = router.merge(endpoint.router);
-        rules.push(endpoint.rules);
-    }
-    (router, rules)
+fn inference_routes(endpoints: EndpointList) -> InferenceRoutes {
+    endpoints.iter().fold(InferenceRoutes::default(), |mut all, endpoint| {
+        let InferenceEndpoint { router, task, documented } = endpoint();
+        all.tasks.push(task);
+        all.documented.push(documented);
+        InferenceRoutes { router: all.router.merge(router), ..all }
+    })
 }
 
 /// Returns the routes of the health probes and `/info`. Both the public and the operations listener serve them.
@@ -105,16 +103,22 @@ fn document_routes() -> OpenApiRouter<HttpState> {
 
 /// Builds the public router: routes, the OpenAPI documents if enabled, API keys, rate limits, and the common layers.
 pub fn router(state: HttpState) -> Router {
+    router_of(ENDPOINTS, state)
+}
+
+/// Builds the public router with these inference endpoints.
+fn router_of(endpoints: EndpointList, state: HttpState) -> Router {
     let settings = state.settings();
-    let (inference, described) = inference_routes().0.split_for_parts();
+    let InferenceRoutes { router, tasks, .. } = inference_routes(endpoints);
+    let (inference, described) = router.split_for_parts();
     metric_labels::initialise_routes(state.metrics(), described.paths.paths.keys());
+    state.initialise_tasks(tasks);
     let mut router: Router<HttpState> = inference.merge(state_routes().split_for_parts().0);
     if !settings.operations_listener {
         router = router.merge(metrics_routes().split_for_parts().0);
     }
     if settings.docs {
-        let documents =
-            Documents::new(settings.limits.clone(), plain_document_for, strict_document_for);
+        let documents = Documents::new(settings.limits.clone(), move || documented(endpoints));
         let page = SwaggerUi::new("/docs").config(Config::from("/openapi.json"));
         router = router
             .merge(document_routes().split_for_parts().0.layer(Extension(documents)))
@@ -168,40 +172,4 @@ fn with_common_layers(router: Router<HttpState>, state: HttpState) -> Router {
 
 async fn route_not_found() -> ApiError {
     from_status(axum::http::StatusCode::NOT_FOUND)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use axum::body::Body;
-    use axum::http::Request;
-    use http_body_util::BodyExt;
-    use tower::ServiceExt;
-
-    use crate::http::HttpSettings;
-    use crate::telemetry::metrics::Metrics;
-
-    async fn fall_over() -> &'static str {
-        panic!("a test panics on purpose")
-    }
-
-    #[tokio::test]
-    async fn a_panic_in_a_handler_is_a_500_with_a_body_and_is_counted() {
-        let metrics = Arc::new(Metrics::try_new().unwrap());
-        let state = HttpState::new(HttpSettings::default(), Arc::clone(&metrics));
-        let router = with_common_layers(Router::new().route("/panic", get(fall_over)), state);
-        let request = Request::get("/panic").header("host", "x").header("x-request-id", "p-1");
-        let request = request.body(Body::empty());
-        let response = router.oneshot(request.unwrap()).await.unwrap();
-        assert_eq!(response.status(), 500);
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        let body = std::str::from_utf8(&body).unwrap();
-        assert!(body.contains(r#""code":"internal_error""#), "{body}");
-        assert!(body.contains(r#""request_id":"p-1""#), "{body}");
-        assert!(!body.contains("on purpose"), "{body}");
-        assert_eq!(metrics.panics_total.with_label_values(&["handler"]).get(), 1);
-        let labels = ["/panic", "GET", "500", "internal_error"];
-        assert_eq!(metrics.http_requests_total.with_label_values(&labels).get(), 1);
-        assert_eq!(metrics.http_requests_in_flight.get(), 0);
-    }
 }

@@ -3,9 +3,9 @@
 
 use std::num::NonZeroUsize;
 
+use super::mock::backend::MockBackend;
 use crate::config::{ComputeSettings, DeviceChoice, DtypeChoice};
 use crate::engine::Rebuild;
-use crate::engine::fake::FakeBackend;
 use crate::kernels::gemm::Format;
 use crate::kernels::isa::Level;
 use crate::model::ops::candle::CandleOps;
@@ -33,7 +33,7 @@ pub(super) enum ChosenOps {
 pub(super) enum LoadedBackend {
     Kernels(BlipBackend<CpuOps>, Rebuild<BlipBackend<CpuOps>>),
     Candle(BlipBackend<CandleOps>, Rebuild<BlipBackend<CandleOps>>),
-    Mock(FakeBackend),
+    Mock(MockBackend),
 }
 
 impl Compute {

@@ -1,0 +1,20 @@
+//! [`MockSettings`]: what the command line says about the mock models.
+
+use std::time::Duration;
+
+/// Latencies, sizes and the deliberate memory leak of the mock models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MockSettings {
+    /// Fixed time that every backend call takes.
+    pub unit_time: Duration,
+    /// Additional time per encoded image.
+    pub image_time: Duration,
+    /// Additional time per token in a backend call.
+    pub token_time: Duration,
+    /// Width and height in pixels of the input images of the vision tower.
+    pub image_size: u32,
+    /// Number of tokens in every generated text, within the limits of the request.
+    pub text_length: usize,
+    /// Number of bytes to leak per encoded image. This shows whether the leak tests find a leak.
+    pub leak_bytes: usize,
+}

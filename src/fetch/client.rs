@@ -16,12 +16,11 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::body;
 use super::error::{Failure, FetchError};
 use super::resolver::{BlockedName, CheckedResolver, NameLookup, SystemLookup};
 use super::settings::{FetchSettings, InvalidFetchSetting};
 use super::target::{Rules, Target};
-use super::{address, testing};
+use super::{address, body};
 use crate::telemetry::metrics::{GaugeGuard, Metrics};
 
 /// Ports from which images may be fetched.
@@ -112,21 +111,8 @@ impl Fetcher {
         Self::with_dependencies(settings, max_bytes, metrics, surroundings)
     }
 
-    /// Creates a fetcher for tests, with the name resolution, ports, root certificates and address check in `hooks`.
-    ///
-    /// # Errors
-    /// The same as for [`try_new`](Self::try_new).
-    #[doc(hidden)]
-    pub fn with_hooks(
-        settings: &FetchSettings,
-        max_bytes: usize,
-        metrics: Arc<Metrics>,
-        hooks: testing::Hooks,
-    ) -> Result<Self, FetchSetupError> {
-        Self::with_dependencies(settings, max_bytes, metrics, hooks.into_dependencies())
-    }
-
-    fn with_dependencies(
+    /// Creates a fetcher from its replaceable parts. `testing` calls it with those of a test.
+    pub(super) fn with_dependencies(
         settings: &FetchSettings,
         max_bytes: usize,
         metrics: Arc<Metrics>,

@@ -15,8 +15,8 @@
 //! - `resolver`: name resolution that checks every address. Connections go only to addresses that passed.
 //! - `client`: [`Fetcher`], the handle that `http` holds, with its permits, redirects and timeouts. `body`: reads the
 //!   response within bounds.
-//! - `testing`: lets tests replace name resolution, ports, root certificates and the address check. The constructor for
-//!   production does not accept such replacements.
+//! - `testing`: lets tests replace name resolution, ports, root certificates and the address check; only with the
+//!   feature `test-util`.
 //!
 //! Nothing is cached by URL: fetched bytes are an image like any other, identified by their hash. The cause of a
 //! failure at the other end is counted in metrics but not reported to the client, so that nobody can map networks
@@ -30,7 +30,7 @@ mod hosts;
 mod resolver;
 mod settings;
 mod target;
-#[doc(hidden)]
+#[cfg(feature = "test-util")]
 pub mod testing;
 
 pub use address::is_public;

@@ -1,5 +1,5 @@
 //! Replacements for parts of the fetcher in tests: name resolution, the ports of the tests' own listeners, the address
-//! check, root certificates. Production cannot use them: no setting selects them, and
+//! check, root certificates. Only builds with the cargo feature `test-util` contain them, and
 //! [`Fetcher::try_new`](super::Fetcher::try_new) does not accept them.
 
 use std::io;
@@ -10,7 +10,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::client::Dependencies;
-use super::{NameLookup, is_public};
+use super::{FetchSettings, FetchSetupError, Fetcher, NameLookup, is_public};
+use crate::telemetry::metrics::Metrics;
 
 /// The parts of the fetcher that a test replaces.
 pub struct Hooks {
@@ -32,11 +33,26 @@ impl Hooks {
         Self { lookup, permits: is_public, ports: vec![80, 443], roots: Vec::new() }
     }
 
-    pub(super) fn into_dependencies(self) -> Dependencies {
+    fn into_dependencies(self) -> Dependencies {
         let roots = self.roots.iter().filter_map(|der| reqwest::Certificate::from_der(der).ok());
         let roots = Some(roots.collect());
         let Self { lookup, permits, ports, .. } = self;
         Dependencies { lookup, permits, ports, roots }
+    }
+}
+
+impl Fetcher {
+    /// Creates a fetcher with the name resolution, ports, root certificates and address check in `hooks`.
+    ///
+    /// # Errors
+    /// The same as for [`try_new`](Self::try_new).
+    pub fn with_hooks(
+        settings: &FetchSettings,
+        max_bytes: usize,
+        metrics: Arc<Metrics>,
+        hooks: Hooks,
+    ) -> Result<Self, FetchSetupError> {
+        Self::with_dependencies(settings, max_bytes, metrics, hooks.into_dependencies())
     }
 }
 

@@ -324,14 +324,16 @@ fn batching_info(settings: &EngineSettings) -> BatchingInfo {
 mod tests {
     use super::*;
     use crate::config::{Environment, Flags, load};
-    use crate::engine::fake::{FakeBackend, models};
+    use crate::engine::testing::fake::{FakeBackend, models};
     use crate::fairness::ClientId;
 
-    fn app() -> (App, Engine, crate::engine::fake::FakeControl) {
+    fn app() -> (App, Engine, crate::engine::testing::fake::FakeControl) {
         app_with(EngineSettings::default())
     }
 
-    fn app_with(settings: EngineSettings) -> (App, Engine, crate::engine::fake::FakeControl) {
+    fn app_with(
+        settings: EngineSettings,
+    ) -> (App, Engine, crate::engine::testing::fake::FakeControl) {
         let app = App::build(load(&Flags::default(), &Environment::default()).unwrap()).unwrap();
         let (backend, control) = FakeBackend::new(models());
         let lifecycle = Arc::clone(app.state.lifecycle());
@@ -352,7 +354,7 @@ mod tests {
         let admission = admission.as_mut().unwrap();
         admission.reserve(1, 1).unwrap();
         let caption = crate::task::Caption {
-            image: crate::engine::fake::image(1),
+            image: crate::engine::testing::fake::image(1),
             prompt: None,
             params: crate::task::GenerationParams::greedy(20),
         };
@@ -374,7 +376,7 @@ mod tests {
         let mut admission =
             handle.admit(ClientId::default(), 0, Instant::now() + Duration::from_secs(30)).unwrap();
         admission.reserve(1, 1).unwrap();
-        let image = crate::engine::fake::image(1);
+        let image = crate::engine::testing::fake::image(1);
         let params = crate::task::GenerationParams::greedy(20);
         let caption = crate::task::Caption { image, prompt: None, params };
         let reply = admission.submit(crate::task::ModelId(0), crate::task::Task::Caption(caption));

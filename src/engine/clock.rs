@@ -6,21 +6,21 @@ use std::time::Instant;
 
 /// A source of monotonic time. Clones share the source.
 #[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> Instant + Send + Sync>);
+pub(crate) struct Clock(Arc<dyn Fn() -> Instant + Send + Sync>);
 
 impl Clock {
     /// Creates a clock that reads the time from `source`.
-    pub fn new(source: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(source: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
         Self(Arc::new(source))
     }
 
     /// Returns the system's monotonic clock.
-    pub fn system() -> Self {
+    pub(crate) fn system() -> Self {
         Self::new(Instant::now)
     }
 
     /// Returns the current time of this clock.
-    pub fn now(&self) -> Instant {
+    pub(crate) fn now(&self) -> Instant {
         (self.0)()
     }
 }

@@ -11,9 +11,8 @@
 //! - `handle`: the API that `http` uses.
 //! - [`lifecycle`](Lifecycle): the state of the process: loading, ready, rebuilding, draining, down.
 //! - `start`: starting and stopping.
-//! - `sync`: the locks, inbox and thread that the engine uses. Tests replace them to explore thread schedules
-//!   (`schedules`).
-//! - `fake`: a scripted backend for tests, here and in `tests/it`.
+//! - `sync`: the locks, inbox and thread that the engine uses. Tests replace them to explore thread schedules.
+//! - `testing`: scaffolding for tests, here, in other folders and in `tests`; only with the feature `test-util`.
 //!
 //! Terms (more in `docs/glossary.md`): a *row* is one sequence that a text tower processes. A *single-pass row* needs
 //! one pass through the tower. A *group* is what one search decodes, step by step: a single sequence, or the beams of
@@ -24,8 +23,6 @@ mod admission;
 pub mod backend;
 mod clock;
 mod error;
-#[doc(hidden)]
-pub mod fake;
 mod features;
 mod handle;
 mod heartbeat;
@@ -33,12 +30,12 @@ mod ids;
 mod lifecycle;
 mod plan;
 mod scheduler;
-#[cfg(test)]
-mod schedules;
 mod settings;
 mod shared;
 mod start;
 mod sync;
+#[cfg(feature = "test-util")]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod worker;

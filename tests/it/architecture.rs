@@ -301,6 +301,31 @@ fn import_downwards(folder: &str, order: &[&str]) {
     assert!(wrong.is_empty(), "these imports go upwards:\n{}", wrong.join("\n"));
 }
 
+/// The modules that only tests use, in files of `src/`. `engine/testing` and `fetch/testing.rs` say what they offer.
+const TEST_DOORS: [&str; 2] = ["engine/mod.rs", "fetch/mod.rs"];
+
+#[test]
+fn test_doors_are_shut_unless_tests_are_built() {
+    let mut doors = Vec::new();
+    for file in files_of("") {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let name = file.strip_prefix(source()).unwrap().display().to_string();
+        if text.contains("pub mod testing;") {
+            assert!(text.contains("#[cfg(feature = \"test-util\")]\npub mod testing;"), "{name}");
+            doors.push(name);
+        }
+    }
+    doors.sort();
+    assert_eq!(doors, TEST_DOORS);
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let manifest: toml::Table = std::fs::read_to_string(manifest).unwrap().parse().unwrap();
+    let features = manifest["features"].as_table().unwrap();
+    for (name, implied) in features {
+        let implied = implied.as_array().unwrap();
+        assert!(!implied.contains(&"test-util".into()), "the feature `{name}` opens the doors");
+    }
+}
+
 #[test]
 fn every_document_that_the_source_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

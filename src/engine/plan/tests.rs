@@ -1,7 +1,7 @@
 //! Tests of the plan: which work each task needs, and how its answer is assembled.
 
 use super::*;
-use crate::engine::fake;
+use crate::engine::testing::fake;
 use crate::task::{Answer, Embedding, FinishReason, Scores, Similarity, TokenLogprob};
 
 type EncoderStates = &'static str;

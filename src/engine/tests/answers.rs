@@ -1,8 +1,8 @@
 //! Tests that every kind of task is answered correctly, alone and with batch neighbours, and that groups share steps.
 
-use super::support::*;
 use crate::engine::EngineSettings;
-use crate::engine::fake::{FakeCall, FakeMark};
+use crate::engine::testing::bench::*;
+use crate::engine::testing::fake::{FakeCall, FakeMark};
 use crate::task::{Answer, ModelId, Task, TaskOutput, VqaMode};
 
 fn ask(bench: &Bench, model: ModelId, task: Task) -> TaskOutput {
@@ -27,7 +27,7 @@ fn every_kind() -> Vec<(ModelId, Task)> {
 }
 
 fn fake_text(token: u32) -> crate::task::TokenIds {
-    crate::engine::fake::text(&[token])
+    crate::engine::testing::fake::text(&[token])
 }
 
 #[test]

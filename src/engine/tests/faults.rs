@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::support::*;
-use crate::engine::fake::{self, FakeBackend, FakeCall, FakeFault, FakeMark};
+use crate::engine::testing::bench::*;
+use crate::engine::testing::fake::{self, FakeBackend, FakeCall, FakeFault, FakeMark};
 use crate::engine::{Engine, EngineContext, EngineError, EngineSettings, Phase, Reply};
 use crate::fairness::ClientId;
 use crate::task::{GenerationParams, ModelId, Task, VqaMode};

@@ -1,8 +1,8 @@
 //! Tests that images are encoded once, however many tasks want them, and that features stay within their limits.
 
-use super::support::*;
 use crate::engine::EngineSettings;
-use crate::engine::fake::{FakeCall, FakeFault, FakeMark};
+use crate::engine::testing::bench::*;
+use crate::engine::testing::fake::{FakeCall, FakeFault, FakeMark};
 use crate::task::{GenerationParams, VqaMode};
 
 fn uncached() -> EngineSettings {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::support::*;
-use crate::engine::fake::{FakeCall, FakeMark};
+use crate::engine::testing::bench::*;
+use crate::engine::testing::fake::{FakeCall, FakeMark};
 use crate::engine::{EngineError, EngineSettings, Phase};
 use crate::fairness::ClientId;
 use crate::task::GenerationParams;

@@ -4,6 +4,5 @@ mod answers;
 mod faults;
 mod flights;
 mod limits;
-mod support;
 mod tokens;
 mod warm_up;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::support::*;
 use crate::engine::EngineSettings;
+use crate::engine::testing::bench::*;
 use crate::task::{Task, TaskOutput};
 
 /// Runs one task on a clock that only the backend moves: 1 s per image, 10 ms per step. Returns the number of tokens of

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::support::*;
-use crate::engine::fake::{FakeCall, FakeFault, FakeMark};
+use crate::engine::testing::bench::*;
+use crate::engine::testing::fake::{FakeCall, FakeFault, FakeMark};
 use crate::engine::{EngineError, EngineSettings, WarmUpError, shared::EngineStats};
 use crate::fairness::ClientId;
 

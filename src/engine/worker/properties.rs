@@ -7,9 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::engine::admission::CallReservation;
-use crate::engine::fake::{
-    self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark, ManualClock,
-};
+use crate::engine::testing::ManualClock;
+use crate::engine::testing::fake::{self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark};
 use crate::engine::{Clock, EngineContext, EngineSettings};
 use crate::fairness::ClientId;
 use crate::task::{

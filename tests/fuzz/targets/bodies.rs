@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
-use blip_server::engine::fake::{FakeBackend, models};
+use blip_server::engine::testing::fake::{FakeBackend, models};
 use blip_server::engine::{Engine, EngineContext, EngineSettings};
 use blip_server::http::{BatchingInfo, HttpSettings, HttpState, Model, Models, Services, router};
 use blip_server::images::{Images, ImagesSettings};

@@ -1,6 +1,6 @@
 //! The batch forms.
 
-use blip_server::engine::fake::{FakeCall, FakeFault, FakeMark};
+use blip_server::engine::testing::fake::{FakeCall, FakeFault, FakeMark};
 use serde_json::{Value, json};
 
 use crate::support::answer::assert_problem;

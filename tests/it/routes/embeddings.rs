@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use blip_server::engine::fake::{FakeCall, FakeFault, FakeMark};
+use blip_server::engine::testing::fake::{FakeCall, FakeFault, FakeMark};
 use serde_json::{Value, json};
 
 use crate::support::{TestApp, base64, png};

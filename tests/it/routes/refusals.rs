@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::Request;
-use blip_server::engine::fake::{FakeCall, FakeFault, FakeMark};
+use blip_server::engine::testing::fake::{FakeCall, FakeFault, FakeMark};
 use futures_util::stream;
 use image::ImageFormat;
 use serde_json::json;

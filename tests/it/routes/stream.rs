@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Response;
-use blip_server::engine::fake::{FakeCall, FakeFault, FakeMark};
+use blip_server::engine::testing::fake::{FakeCall, FakeFault, FakeMark};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! `/vqa`.
 
-use blip_server::engine::fake::FakeCall;
+use blip_server::engine::testing::fake::FakeCall;
 use serde_json::{Value, json};
 
 use crate::support::{TestApp, base64, png};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
-use blip_server::engine::fake::{FakeBackend, FakeControl, models};
+use blip_server::engine::testing::fake::{FakeBackend, FakeControl, models};
 use blip_server::engine::{Engine, EngineContext, EngineHandle, EngineSettings};
 use blip_server::fetch::testing::Hooks;
 use blip_server::fetch::{FetchSettings, Fetcher};

@@ -1,21 +1,16 @@
-//! The engine of one schedule, its callers, and how it ends.
+//! [`ExploredWorld`]: the engine of one schedule, and the state that its callers, its ending and its verdict share.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use shuttle::future::block_on;
 use shuttle::rand::{Rng, thread_rng};
-use shuttle::thread;
 
-use super::client;
 use super::pace::{PacedBackend, ticking};
-use super::tally::Tally;
-use super::verdict::Over;
-use crate::engine::fake::{
-    self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark, ManualClock,
-};
+use super::tally::{Event, Tally};
 use crate::engine::sync::point;
+use crate::engine::testing::ManualClock;
+use crate::engine::testing::fake::{self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark};
 use crate::engine::{Engine, EngineContext, EngineHandle, EngineSettings};
 use crate::telemetry::metrics::Metrics;
 
@@ -37,8 +32,19 @@ pub(super) struct Begun {
     pub(super) kill: AtomicBool,
 }
 
+/// A task that nobody waits for any more.
+pub(super) struct Over {
+    /// Identifies the task's units; `None` if another task has the same mark.
+    pub(super) mark: Option<FakeMark>,
+    pub(super) deadline: Instant,
+    /// Number of units that had begun when nobody waited for the task any more.
+    pub(super) at: usize,
+    /// Number of units that may still run for the task.
+    pub(super) more: usize,
+}
+
 /// State that all threads of one schedule share.
-pub(super) struct World {
+pub(super) struct ExploredWorld {
     pub(super) handle: EngineHandle,
     pub(super) control: FakeControl,
     pub(super) metrics: Arc<Metrics>,
@@ -62,37 +68,6 @@ pub(super) struct World {
     next_mark: AtomicU8,
 }
 
-/// How a world ends, either before its clients have finished or after.
-#[derive(Clone, Copy)]
-enum Ending {
-    /// Nothing happens until all clients have finished.
-    Quiet,
-    Drain,
-    Abort,
-    /// Drain first, then abort.
-    Cut,
-    /// Calls `Engine::join`, or drops the engine, while clients come and go.
-    Stop {
-        join: bool,
-    },
-    /// The worker's thread panics outside the backend.
-    Kill,
-}
-
-impl Ending {
-    fn choose() -> Self {
-        match thread_rng().gen_range(0..8) {
-            0 => Self::Quiet,
-            1 | 2 => Self::Drain,
-            3 => Self::Abort,
-            4 => Self::Cut,
-            5 => Self::Stop { join: true },
-            6 => Self::Stop { join: false },
-            _ => Self::Kill,
-        }
-    }
-}
-
 /// Lets other threads run at a random number of switch points, at most `most`.
 pub(super) fn yield_randomly(most: usize) {
     for _ in 0..thread_rng().gen_range(0..=most) {
@@ -100,39 +75,8 @@ pub(super) fn yield_randomly(most: usize) {
     }
 }
 
-/// Runs one schedule from start to end.
-pub(super) fn play(total: &Tally) {
-    let (world, engine) = World::start(total);
-    let threads: Vec<_> = (0..thread_rng().gen_range(1..=3))
-        .map(|_| {
-            let world = Arc::clone(&world);
-            thread::spawn(move || client::run(&world))
-        })
-        .collect();
-    let time = {
-        let world = Arc::clone(&world);
-        thread::spawn(move || world.let_time_pass())
-    };
-    let ending = Ending::choose();
-    let end = {
-        let world = Arc::clone(&world);
-        thread::spawn(move || world.end(ending, engine))
-    };
-    for thread in threads {
-        thread.join().unwrap();
-    }
-    time.join().unwrap();
-    let engine = end.join().unwrap();
-    block_on(world.handle.drained());
-    if let Some(engine) = engine {
-        engine.join();
-    }
-    block_on(world.handle.ended());
-    world.judge();
-}
-
-impl World {
-    fn start(total: &Tally) -> (Arc<Self>, Engine) {
+impl ExploredWorld {
+    pub(super) fn start(total: &Tally) -> (Arc<Self>, Engine) {
         let mut random = thread_rng();
         let (backend, control) = FakeBackend::new(fake::models());
         control.set_text_length(2);
@@ -186,57 +130,22 @@ impl World {
         self.control.log().len()
     }
 
-    /// Moves the clock far enough to pass short deadlines.
-    fn let_time_pass(&self) {
-        for _ in 0..2 {
-            yield_randomly(40);
-            self.clock.advance(Duration::from_millis(thread_rng().gen_range(0..30)));
-        }
+    pub(super) fn count(&self, event: Event) {
+        self.tally.count(event);
+        self.total.count(event);
     }
 
-    /// Ends the world. Returns the engine if it must still be joined.
-    fn end(&self, ending: Ending, engine: Engine) -> Option<Engine> {
-        yield_randomly(80);
-        match ending {
-            Ending::Quiet => {}
-            Ending::Drain => self.drain(),
-            Ending::Abort => self.abort(),
-            Ending::Cut => {
-                self.begun.drain.store(true, Ordering::SeqCst);
-                self.handle.drain();
-                self.has_drained.store(true, Ordering::SeqCst);
-                yield_randomly(40);
-                self.abort();
-            }
-            Ending::Stop { join } => {
-                self.begun.drain.store(true, Ordering::SeqCst);
-                self.begun.stop.store(true, Ordering::SeqCst);
-                if join {
-                    engine.join();
-                }
-                return None;
-            }
-            Ending::Kill => {
-                self.begun.kill.store(true, Ordering::SeqCst);
-                self.control.kill_worker();
-            }
-        }
-        Some(engine)
+    pub(super) fn is_over(&self, over: Over) {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner).push(over);
     }
 
-    fn drain(&self) {
-        self.begun.drain.store(true, Ordering::SeqCst);
-        self.handle.drain();
-        self.has_drained.store(true, Ordering::SeqCst);
-        block_on(self.handle.drained());
-        self.was_emptied.store(true, Ordering::SeqCst);
+    /// True if the worker may have panicked.
+    pub(super) fn may_die(&self) -> bool {
+        self.begun.kill.load(Ordering::SeqCst)
     }
 
-    fn abort(&self) {
-        self.begun.drain.store(true, Ordering::SeqCst);
-        self.begun.abort.store(true, Ordering::SeqCst);
-        self.handle.abort();
-        self.has_drained.store(true, Ordering::SeqCst);
-        self.aborted_at.store(self.units_begun(), Ordering::SeqCst);
+    /// True if the worker may have ended.
+    pub(super) fn may_be_down(&self) -> bool {
+        self.may_die() || self.begun.stop.load(Ordering::SeqCst)
     }
 }

@@ -8,8 +8,9 @@ use crate::engine::Clock;
 use crate::engine::backend::{
     Backend, BackendError, GroupSpec, SinglePassOutput, SinglePassRow, StepEvent,
 };
-use crate::engine::fake::{FakeBackend, FakeEncoderStates, FakeGroup, ManualClock};
 use crate::engine::sync::point;
+use crate::engine::testing::ManualClock;
+use crate::engine::testing::fake::{FakeBackend, FakeEncoderStates, FakeGroup};
 use crate::task::{ModelId, ModelInfo, Pixels, TowerId};
 
 /// Time by which each reading of the engine moves the clock.

@@ -2,19 +2,14 @@
 //! those of `std` and tokio.
 //!
 //! In those tests each value checks, when it is created, whether its thread is run by shuttle, a checker that explores
-//! thread schedules. If so, the value uses shuttle's counterpart (`twins`, `inbox`), which may switch to another thread
+//! thread schedules. If so, the value uses shuttle's counterpart (`testing/twins`), which may switch to another thread
 //! before each operation. In this way the handle, the admission controller and the worker's loop run under thousands of
-//! chosen schedules (`schedules`). The tests on real threads use the same build. A feature or `--cfg` would need a
+//! chosen schedules (`testing/schedules`). The tests on real threads use the same build. A feature or `--cfg` would need a
 //! second build, which is easily forgotten; generic parameters would spread to every signature of the engine.
 //!
 //! Counters, metrics, replies and token streams are not replaced, so the checker does not switch threads at their
 //! operations. Each of these operations is part of a larger step. Memory orderings are not explored: under the checker
 //! every operation is sequentially consistent.
-
-#[cfg(test)]
-mod inbox;
-#[cfg(test)]
-mod twins;
 
 pub(crate) use std::sync::mpsc::{RecvTimeoutError, TryRecvError, TrySendError};
 
@@ -28,6 +23,8 @@ pub(crate) use std::thread::{Builder, JoinHandle};
 pub(crate) use tokio::sync::Notify;
 
 #[cfg(test)]
-pub(crate) use self::inbox::{Receiver, SyncSender, sync_channel};
+pub(crate) use super::testing::twins::inbox::{Receiver, SyncSender, sync_channel};
 #[cfg(test)]
-pub(crate) use self::twins::{Builder, JoinHandle, Mutex, MutexGuard, Notify, point};
+pub(crate) use super::testing::twins::locks::{
+    Builder, JoinHandle, Mutex, MutexGuard, Notify, point,
+};

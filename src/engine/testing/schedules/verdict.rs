@@ -2,45 +2,14 @@
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::tally::Event;
-use super::world::World;
-use crate::engine::fake::{FakeMark, FakeUnit};
+use super::world::{ExploredWorld, Over};
+use crate::engine::testing::fake::{FakeMark, FakeUnit};
 use crate::engine::{EngineError, Phase};
 use crate::fairness::ClientId;
 
-/// A task that nobody waits for any more.
-pub(super) struct Over {
-    /// Identifies the task's units; `None` if another task has the same mark.
-    pub(super) mark: Option<FakeMark>,
-    pub(super) deadline: Instant,
-    /// Number of units that had begun when nobody waited for the task any more.
-    pub(super) at: usize,
-    /// Number of units that may still run for the task.
-    pub(super) more: usize,
-}
-
-impl World {
-    pub(super) fn count(&self, event: Event) {
-        self.tally.count(event);
-        self.total.count(event);
-    }
-
-    pub(super) fn is_over(&self, over: Over) {
-        self.over.lock().unwrap_or_else(PoisonError::into_inner).push(over);
-    }
-
-    /// True if the worker may have panicked.
-    pub(super) fn may_die(&self) -> bool {
-        self.begun.kill.load(Ordering::SeqCst)
-    }
-
-    /// True if the worker may have ended.
-    pub(super) fn may_be_down(&self) -> bool {
-        self.may_die() || self.begun.stop.load(Ordering::SeqCst)
-    }
-
+impl ExploredWorld {
     pub(super) fn judge(&self) {
         self.nothing_is_left();
         self.outcomes_add_up();

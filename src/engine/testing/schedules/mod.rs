@@ -11,20 +11,22 @@
 //! - outcomes add up to the submitted tasks, and the numbers of rows, bytes and groups return to zero.
 //!
 //! Files:
-//! - `world`: the engine and the callers of one schedule, and how it ends.
+//! - `play`: one schedule from start to end.
+//! - `world`: the engine of one schedule, and the state that all its threads share.
 //! - `client`: one caller.
 //! - `admission`: the admission controller alone, under every possible schedule.
 //! - `verdict`: checks what must hold at the end of a schedule.
 //! - `pace`: the points between operations at which the checker may switch threads.
 //! - `tally`: counts what happened over all schedules, so that no check passes only because nothing happened.
 //!
-//! The long version is run with `cargo test --release --lib -- --ignored --nocapture engine::schedules::long`. A
-//! failure prints its schedule for `shuttle::replay(|| world::play(&Tally::default()), "...")`. For a random schedule
-//! it also prints the seed; `SHUTTLE_RANDOM_SEED=<seed>` makes it the first schedule of the next run.
+//! The long version is run with `cargo test --release --lib -- --ignored --nocapture schedules::long`. A failure prints
+//! its schedule for `shuttle::replay(|| play::play(&Tally::default()), "...")`. For a random schedule it also prints the
+//! seed; `SHUTTLE_RANDOM_SEED=<seed>` makes it the first schedule of the next run.
 
 mod admission;
 mod client;
 mod pace;
+mod play;
 mod tally;
 mod verdict;
 mod world;
@@ -50,12 +52,12 @@ const LONG: usize = 100_000;
 /// Stack size of a thread under the checker, in bytes.
 const STACK: usize = 512 << 10;
 
-/// Runs one `world` for each schedule of `scheduler`. Returns the number of schedules and the counts of what happened
+/// Plays one world for each schedule of `scheduler`. Returns the number of schedules and the counts of what happened
 /// in them.
 fn explore(scheduler: impl Scheduler + 'static) -> (usize, Tally) {
     let tally = Tally::default();
     let seen = tally.clone();
-    let count = run(scheduler, move || world::play(&seen));
+    let count = run(scheduler, move || play::play(&seen));
     (count, tally)
 }
 

@@ -1,13 +1,10 @@
-//! Controls of the fake backend for tests: gate, faults, costs, log. Also the settings that make it a mock server
-//! (`app::mock`).
+//! [`FakeControl`]: gate, faults, costs and log of the fake backend, in the hands of a test.
 
-use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::STOP;
-use crate::engine::Clock;
 use crate::engine::backend::BackendError;
+use crate::engine::testing::ManualClock;
 
 /// A test that waits longer than this for the worker has found a deadlock.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,78 +56,52 @@ pub struct FakeUnit {
 }
 
 #[derive(Debug)]
-struct State {
+struct ControlState {
     /// Number of backend calls that may still pass the gate; `None` while the gate is open.
     permits: Option<usize>,
     at_gate: bool,
     log: Vec<FakeUnit>,
     faults: Vec<(FakeCall, FakeMark, FakeFault)>,
     text_length: Option<usize>,
-    token_ids: Range<u32>,
     open_groups: usize,
     deadly: bool,
-    costs: Option<Costs>,
-    /// Whether calls are logged.
-    remembers: bool,
-    stop: u32,
-    /// Number of bytes to leak for every encoded image; `leaked` holds them.
-    leak: usize,
-    leaked: Vec<Vec<u8>>,
+    costs: Option<CallCosts>,
 }
 
-/// Simulated durations of calls.
-#[derive(Debug, Clone)]
-struct Costs {
-    /// The clock that backend calls advance. If `None`, they sleep instead.
-    clock: Option<ManualClock>,
-    time: FakeTime,
-}
-
-/// Parts of a call's duration; the duration is their sum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FakeTime {
-    /// Part that every call takes.
-    pub fixed: Duration,
-    /// Added for each image that is encoded.
-    pub image: Duration,
-    /// Added for each token in the call.
-    pub token: Duration,
-}
-
-impl FakeTime {
-    fn of(self, images: usize, tokens: usize) -> Duration {
-        self.fixed + self.image * images as u32 + self.token * tokens as u32
-    }
-}
-
+/// How far each call advances the clock: the sum of a fixed part, a part per encoded image and a part per token.
 #[derive(Debug)]
-struct Inner {
-    state: Mutex<State>,
+struct CallCosts {
+    clock: ManualClock,
+    fixed: Duration,
+    image: Duration,
+    token: Duration,
+}
+
+/// What all clones of a [`FakeControl`] share. `changed` is notified when a call reaches the gate and when the gate
+/// lets calls pass.
+#[derive(Debug)]
+struct SharedControl {
+    state: Mutex<ControlState>,
     changed: Condvar,
 }
 
 /// Controls a [`FakeBackend`](super::FakeBackend) from the test. Clones share the state.
 #[derive(Debug, Clone)]
-pub struct FakeControl(Arc<Inner>);
+pub struct FakeControl(Arc<SharedControl>);
 
 impl FakeControl {
     pub(super) fn new() -> Self {
-        let state = State {
+        let state = ControlState {
             permits: None,
             at_gate: false,
             log: Vec::new(),
             faults: Vec::new(),
             text_length: None,
-            token_ids: 1000..2000,
             open_groups: 0,
             deadly: false,
             costs: None,
-            remembers: true,
-            stop: STOP,
-            leak: 0,
-            leaked: Vec::new(),
         };
-        Self(Arc::new(Inner { state: Mutex::new(state), changed: Condvar::new() }))
+        Self(Arc::new(SharedControl { state: Mutex::new(state), changed: Condvar::new() }))
     }
 
     /// Closes the gate: from now on every call waits at it.
@@ -157,7 +128,7 @@ impl FakeControl {
     /// If no backend call arrives within 20 seconds.
     pub fn wait_until_held(&self) {
         let state = self.state();
-        let waiting = |state: &mut State| !(state.at_gate && state.permits == Some(0));
+        let waiting = |state: &mut ControlState| !(state.at_gate && state.permits == Some(0));
         let (state, timeout) = self
             .0
             .changed
@@ -197,11 +168,6 @@ impl FakeControl {
         self.state().text_length = Some(tokens);
     }
 
-    /// Sets the range of generated ids (default 1000..2000). The tokenizer in use should know them.
-    pub fn set_token_ids(&self, ids: Range<u32>) {
-        self.state().token_ids = ids;
-    }
-
     /// Sets how long backend calls take on `clock`: a fixed part, a part per image, a part per token.
     pub fn set_costs(
         &self,
@@ -210,32 +176,7 @@ impl FakeControl {
         image: Duration,
         token: Duration,
     ) {
-        let time = FakeTime { fixed, image, token };
-        self.state().costs = Some(Costs { clock: Some(clock.clone()), time });
-    }
-
-    /// Makes backend calls take real time: the worker sleeps, just as it would wait for a device.
-    pub fn sleep(&self, time: FakeTime) {
-        self.state().costs = Some(Costs { clock: None, time });
-    }
-
-    /// Disables the log, which would grow without bound in a long run.
-    pub fn forget_calls(&self) {
-        self.state().remembers = false;
-    }
-
-    /// Sets the token that ends sequences (default [`STOP`](super::STOP)).
-    pub fn set_stop_token(&self, stop: u32) {
-        self.state().stop = stop;
-    }
-
-    /// Leaks this many bytes for every encoded image, for tests that detect leaks.
-    pub fn set_leak(&self, bytes: usize) {
-        self.state().leak = bytes;
-    }
-
-    pub(super) fn stop_token(&self) -> u32 {
-        self.state().stop
+        self.state().costs = Some(CallCosts { clock: clock.clone(), fixed, image, token });
     }
 
     /// Returns all calls so far, including failed ones.
@@ -262,11 +203,6 @@ impl FakeControl {
         self.state().text_length
     }
 
-    pub(super) fn token_id(&self, hash: u64) -> u32 {
-        let ids = self.state().token_ids.clone();
-        ids.start + (hash % u64::from(ids.end - ids.start)) as u32
-    }
-
     pub(super) fn is_non_finite(&self, call: FakeCall, marks: &[FakeMark]) -> bool {
         let hit = |&(of, mark, fault): &(FakeCall, FakeMark, FakeFault)| {
             of == call && fault == FakeFault::NonFinite && marks.contains(&mark)
@@ -285,25 +221,14 @@ impl FakeControl {
         let mut state = self.state();
         state.at_gate = true;
         self.0.changed.notify_all();
-        let closed = |state: &mut State| state.permits == Some(0);
+        let closed = |state: &mut ControlState| state.permits == Some(0);
         state = self.0.changed.wait_while(state, closed).unwrap_or_else(PoisonError::into_inner);
         state.at_gate = false;
         state.permits = state.permits.map(|permits| permits - 1);
-        if state.remembers {
-            state.log.push(FakeUnit { call, of, tokens, items: items.to_vec() });
-        }
-        let images = if call == FakeCall::Encode { items.len() } else { 0 };
-        let leak = state.leak;
-        if leak > 0 {
-            // Filled with ones, so that the pages are resident and not only reserved.
-            state.leaked.extend((0..images).map(|_| vec![1; leak]));
-        }
-        let mut sleep = Duration::ZERO;
-        if let Some(Costs { clock, time }) = &state.costs {
-            match clock {
-                Some(clock) => clock.advance(time.of(images, tokens)),
-                None => sleep = time.of(images, tokens),
-            }
+        state.log.push(FakeUnit { call, of, tokens, items: items.to_vec() });
+        if let Some(CallCosts { clock, fixed, image, token }) = &state.costs {
+            let images = if call == FakeCall::Encode { items.len() } else { 0 };
+            clock.advance(*fixed + *image * images as u32 + *token * tokens as u32);
         }
         let hit = |(at, mark): (FakeCall, FakeMark)| {
             at == call && items.iter().any(|marks| marks.contains(&mark))
@@ -313,9 +238,8 @@ impl FakeControl {
             .iter()
             .find(|&&(at, mark, fault)| hit((at, mark)) && fires(fault, items.len()))
             .map(|&(_, _, fault)| fault);
-        // The lock is released before a panic, which would poison it, and before any sleep.
+        // The lock is released before a panic, which would poison it.
         drop(state);
-        pass_time(sleep);
         match fault {
             None | Some(FakeFault::NonFinite) => Ok(()),
             Some(FakeFault::Error) => Err(BackendError::Device("scripted".into())),
@@ -326,18 +250,8 @@ impl FakeControl {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ControlState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a mock simulates latency: the event that it waits for is the passing of time"
-)]
-fn pass_time(time: Duration) {
-    if !time.is_zero() {
-        std::thread::sleep(time);
     }
 }
 
@@ -346,35 +260,5 @@ fn fires(fault: FakeFault, items: usize) -> bool {
         FakeFault::Error | FakeFault::Panic => true,
         FakeFault::OutOfMemoryAbove(most) => items > most,
         FakeFault::NonFinite => false,
-    }
-}
-
-/// A clock that stands still until a test advances it. Clones share the time.
-#[derive(Debug, Clone)]
-pub struct ManualClock(Arc<Mutex<Instant>>);
-
-impl ManualClock {
-    /// Creates a clock that starts at the present time.
-    #[must_use]
-    pub fn start() -> Self {
-        Self(Arc::new(Mutex::new(Instant::now())))
-    }
-
-    /// Returns the clock's current, manually set time.
-    #[must_use]
-    pub fn now(&self) -> Instant {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Moves the clock forward by `by`.
-    pub fn advance(&self, by: Duration) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) += by;
-    }
-
-    /// Returns this clock in the form that the engine accepts.
-    #[must_use]
-    pub fn clock(&self) -> Clock {
-        let clock = self.clone();
-        Clock::new(move || clock.now())
     }
 }

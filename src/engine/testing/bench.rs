@@ -1,9 +1,10 @@
-//! Test support: an engine on the fake backend, and tasks for it.
+//! [`Bench`]: a running engine on the fake backend, and tasks for it. The tests in `engine/tests` use it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::fake::{self, FakeBackend, FakeControl, ManualClock};
+use crate::engine::testing::ManualClock;
+use crate::engine::testing::fake::{self, FakeBackend, FakeControl};
 use crate::engine::{Admission, Engine, EngineContext, EngineHandle, EngineSettings, Rebuild};
 use crate::fairness::ClientId;
 use crate::task::{
@@ -11,22 +12,22 @@ use crate::task::{
 };
 use crate::telemetry::metrics::Metrics;
 
-pub(super) const CAPTION: ModelId = ModelId(0);
-pub(super) const VQA: ModelId = ModelId(1);
-pub(super) const RETRIEVAL: ModelId = ModelId(2);
-pub(super) const CLIP: ModelId = ModelId(3);
+pub(crate) const CAPTION: ModelId = ModelId(0);
+pub(crate) const VQA: ModelId = ModelId(1);
+pub(crate) const RETRIEVAL: ModelId = ModelId(2);
+pub(crate) const CLIP: ModelId = ModelId(3);
 
 /// A running engine. Dropping it asserts that nothing is left behind.
-pub(super) struct Bench {
-    pub(super) handle: EngineHandle,
-    pub(super) control: FakeControl,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) clock: ManualClock,
+pub(crate) struct Bench {
+    pub(crate) handle: EngineHandle,
+    pub(crate) control: FakeControl,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: ManualClock,
     engine: Option<Engine>,
 }
 
 impl Bench {
-    pub(super) fn start(settings: EngineSettings) -> Self {
+    pub(crate) fn start(settings: EngineSettings) -> Self {
         let (backend, control) = FakeBackend::new(fake::models());
         let metrics = Arc::new(Metrics::try_new().unwrap());
         let clock = ManualClock::start();
@@ -35,7 +36,7 @@ impl Bench {
     }
 
     /// Starts an engine whose backend is rebuilt by `rebuild`.
-    pub(super) fn supervised(
+    pub(crate) fn supervised(
         rebuild: impl Fn(&FakeControl) -> Result<FakeBackend, &'static str> + Send + 'static,
     ) -> Self {
         let (backend, control) = FakeBackend::new(fake::models());
@@ -48,11 +49,11 @@ impl Bench {
     }
 
     /// Admits a call with `rows` rows and the same number of images. Its deadline is in 30 seconds.
-    pub(super) fn admit(&self, rows: usize) -> Admission {
+    pub(crate) fn admit(&self, rows: usize) -> Admission {
         self.admit_for(rows, Duration::from_secs(30))
     }
 
-    pub(super) fn admit_for(&self, rows: usize, time: Duration) -> Admission {
+    pub(crate) fn admit_for(&self, rows: usize, time: Duration) -> Admission {
         let deadline: Instant = self.clock.now() + time;
         let mut admission = self.handle.admit(ClientId::default(), 0, deadline).unwrap();
         admission.reserve(rows, rows).unwrap();
@@ -89,27 +90,27 @@ impl Drop for Bench {
 }
 
 /// Blocks the test's thread on a future. Fails after 20 seconds, so that a missing answer does not hang the test.
-pub(super) fn wait<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let patience = Duration::from_secs(20);
     let outcome = runtime.block_on(async { tokio::time::timeout(patience, future).await });
     outcome.expect("nothing came")
 }
 
-pub(super) fn caption(mark: u8) -> Task {
+pub(crate) fn caption(mark: u8) -> Task {
     caption_with(mark, GenerationParams::greedy(20))
 }
 
-pub(super) fn caption_with(mark: u8, params: GenerationParams) -> Task {
+pub(crate) fn caption_with(mark: u8, params: GenerationParams) -> Task {
     Task::Caption(Caption { image: fake::image(mark), prompt: None, params })
 }
 
-pub(super) fn prompted(mark: u8, prompt: &[u32]) -> Task {
+pub(crate) fn prompted(mark: u8, prompt: &[u32]) -> Task {
     let params = GenerationParams::greedy(20);
     Task::Caption(Caption { image: fake::image(mark), prompt: Some(fake::text(prompt)), params })
 }
 
-pub(super) fn beams(num_beams: usize, num_return_sequences: usize) -> GenerationParams {
+pub(crate) fn beams(num_beams: usize, num_return_sequences: usize) -> GenerationParams {
     let strategy = Strategy::Beams {
         num_beams,
         num_return_sequences,
@@ -119,18 +120,18 @@ pub(super) fn beams(num_beams: usize, num_return_sequences: usize) -> Generation
     GenerationParams { strategy, ..GenerationParams::greedy(20) }
 }
 
-pub(super) fn samples(num_return_sequences: usize) -> GenerationParams {
+pub(crate) fn samples(num_return_sequences: usize) -> GenerationParams {
     let strategy =
         Strategy::Sample { seed: 7, num_return_sequences, temperature: 1.0, top_k: 50, top_p: 1.0 };
     GenerationParams { strategy, ..GenerationParams::greedy(20) }
 }
 
-pub(super) fn vqa(mark: u8, questions: &[&[u32]], mode: VqaMode) -> Task {
+pub(crate) fn vqa(mark: u8, questions: &[&[u32]], mode: VqaMode) -> Task {
     let questions = questions.iter().map(|question| fake::text(question)).collect();
     Task::Vqa(Vqa { image: fake::image(mark), questions, mode })
 }
 
-pub(super) fn similarity(marks: &[u8], texts: &[&[u32]], matching: bool, cosine: bool) -> Task {
+pub(crate) fn similarity(marks: &[u8], texts: &[&[u32]], matching: bool, cosine: bool) -> Task {
     Task::Similarity(Similarity {
         images: marks.iter().map(|&mark| fake::image(mark)).collect(),
         texts: texts.iter().map(|text| fake::text(text)).collect(),
@@ -138,6 +139,6 @@ pub(super) fn similarity(marks: &[u8], texts: &[&[u32]], matching: bool, cosine:
     })
 }
 
-pub(super) fn embed_text(tokens: &[u32]) -> Task {
+pub(crate) fn embed_text(tokens: &[u32]) -> Task {
     Task::Embed(Embed::Text(fake::text(tokens)))
 }

@@ -7,9 +7,8 @@ use shuttle::future::block_on;
 use shuttle::rand::{Rng, thread_rng};
 
 use super::tally::Event;
-use super::verdict::Over;
-use super::world::{CAPACITY, POISONED, SHARED, World, yield_randomly};
-use crate::engine::fake::{self, FakeMark};
+use super::world::{CAPACITY, ExploredWorld, Over, POISONED, SHARED, yield_randomly};
+use crate::engine::testing::fake::{self, FakeMark};
 use crate::engine::{Admission, Answered, EngineError, Reply, TokenStream};
 use crate::fairness::ClientId;
 use crate::task::{Caption, Embed, GenerationParams, ModelId, Task, TaskOutput};
@@ -28,7 +27,7 @@ struct Pending {
     before_stop: bool,
 }
 
-pub(super) fn run(world: &World) {
+pub(super) fn run(world: &ExploredWorld) {
     let mut random = thread_rng();
     yield_randomly(20);
     let left = if random.gen_bool(0.4) { random.gen_range(5..80) } else { 100_000 };
@@ -56,7 +55,7 @@ pub(super) fn run(world: &World) {
 
 /// Admits a call and reserves `rows` rows and the same number of images. If the engine rejects the call, checks the
 /// reason and returns `None`.
-fn admit(world: &World, rows: usize, deadline: Instant) -> Option<Admission> {
+fn admit(world: &ExploredWorld, rows: usize, deadline: Instant) -> Option<Admission> {
     let was_drained = world.has_drained.load(Ordering::SeqCst);
     let admitted = world.handle.admit(ClientId::default(), BYTES, deadline);
     if admitted.is_ok() {
@@ -80,7 +79,7 @@ fn admit(world: &World, rows: usize, deadline: Instant) -> Option<Admission> {
 }
 
 /// Checks that a rejection has a valid reason.
-fn refused(world: &World, deadline: Instant, error: &EngineError) {
+fn refused(world: &ExploredWorld, deadline: Instant, error: &EngineError) {
     let event = match error {
         EngineError::Overloaded { .. } | EngineError::TooLargeForDeadline { .. } => {
             Event::RefusedFull
@@ -104,7 +103,7 @@ fn refused(world: &World, deadline: Instant, error: &EngineError) {
     world.total.count(event);
 }
 
-fn submit(world: &World, admission: &Admission) -> Pending {
+fn submit(world: &ExploredWorld, admission: &Admission) -> Pending {
     let mut random = thread_rng();
     let own = world.fresh_mark();
     let pick = |kind: u32| match kind {
@@ -137,7 +136,7 @@ fn caption(mark: u8) -> Task {
 }
 
 /// Lets the client of a task disconnect. From then on at most the unit in progress runs for the task.
-fn leave(world: &World, pending: Option<Pending>) {
+fn leave(world: &ExploredWorld, pending: Option<Pending>) {
     let Some(Pending { reply, stream, mark, deadline, .. }) = pending else { return };
     drop(reply);
     drop(stream);
@@ -145,7 +144,7 @@ fn leave(world: &World, pending: Option<Pending>) {
     world.is_over(Over { mark, deadline, at: world.units_begun(), more: 1 });
 }
 
-fn wait(world: &World, pending: Pending) {
+fn wait(world: &ExploredWorld, pending: Pending) {
     let mut tokens = Vec::new();
     let streams = pending.stream.is_some();
     if let Some(mut stream) = pending.stream {

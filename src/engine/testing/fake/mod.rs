@@ -3,17 +3,17 @@
 //!
 //! The answers depend on all that they should depend on (pixels, texts, parameters, sequence) and on nothing else. So
 //! if data of one row leaks into another row, that row's answer changes. Tests control the backend through
-//! [`FakeControl`]. `blip-server mock` serves it with fixed latencies, for load tests of the server without a real
-//! model.
+//! [`FakeControl`]. `blip-server mock` has a backend of its own (`app/mock`).
 
 mod control;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 
-pub use control::{FakeCall, FakeControl, FakeFault, FakeMark, FakeTime, FakeUnit, ManualClock};
+pub use control::{FakeCall, FakeControl, FakeFault, FakeMark, FakeUnit};
 
-use super::backend::{
+use crate::engine::backend::{
     Backend, BackendError, GroupSpec, SinglePassOutput, SinglePassRow, StepEvent,
 };
 use crate::task::{
@@ -22,8 +22,11 @@ use crate::task::{
     Strategy, TokenIds, TokenLogprob, TowerId,
 };
 
-/// The stop token of fake models (`[SEP]`), unless the control sets another one.
-pub const STOP: u32 = 102;
+/// The stop token of fake models (`[SEP]`).
+const STOP: u32 = 102;
+
+/// Ids of the tokens that fake models generate before the stop token.
+const TOKEN_IDS: Range<u32> = 1000..2000;
 
 /// What the fake keeps of an encoded image or question.
 #[derive(Debug, Clone)]
@@ -39,7 +42,6 @@ pub struct FakeGroup {
     marks: Arc<[FakeMark]>,
     params: GenerationParams,
     prompt_tokens: usize,
-    sequence: usize,
     steps: usize,
     control: FakeControl,
 }
@@ -185,7 +187,6 @@ impl Backend for FakeBackend {
             marks: marks.into(),
             prompt_tokens: prompt.map_or(1, |prompt| prompt.len().max(2) - 1),
             params: spec.params,
-            sequence: spec.sequence,
             steps: 0,
             control: self.control.clone(),
         }
@@ -225,7 +226,8 @@ impl FakeGroup {
     fn token(&self, place: usize, beam: usize) -> TokenLogprob {
         let hash = digest(&(self.digest, place, beam));
         let stops = place + 1 == self.length() && self.finish() == FinishReason::Stop;
-        let id = if stops { self.control.stop_token() } else { self.control.token_id(hash) };
+        let id =
+            if stops { STOP } else { TOKEN_IDS.start + (hash % TOKEN_IDS.len() as u64) as u32 };
         let finite = !self.control.is_non_finite(FakeCall::Step, &self.marks);
         let logprob = if finite { -((hash % 100) as f32) / 100.0 } else { f32::NAN };
         TokenLogprob { id, logprob }
@@ -253,12 +255,6 @@ impl FakeGroup {
     fn text(&self, beam: usize) -> Sequence {
         let tokens = (0..self.length()).map(|place| self.token(place, beam)).collect();
         Sequence { tokens, finish_reason: self.finish() }
-    }
-
-    /// Returns the index of the group's sequence among the samples, from 0.
-    #[must_use]
-    pub fn sequence(&self) -> usize {
-        self.sequence
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use shuttle::sync::{Condvar, Mutex, MutexGuard};
 
-use super::twins::is_explored;
+use super::locks::is_explored;
 
 /// Under the checker, a timed wait of at least this duration never times out.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -29,11 +29,11 @@ pub(crate) enum Receiver<T> {
 }
 
 pub(crate) struct Channel<T> {
-    state: Mutex<State<T>>,
+    state: Mutex<ChannelState<T>>,
     changed: Condvar,
 }
 
-struct State<T> {
+struct ChannelState<T> {
     messages: VecDeque<T>,
     bound: usize,
     senders: usize,
@@ -45,13 +45,13 @@ pub(crate) fn sync_channel<T>(bound: usize) -> (SyncSender<T>, Receiver<T>) {
         let (sender, receiver) = mpsc::sync_channel(bound);
         return (SyncSender::Real(sender), Receiver::Real(receiver));
     }
-    let state = State { messages: VecDeque::new(), bound, senders: 1, has_receiver: true };
+    let state = ChannelState { messages: VecDeque::new(), bound, senders: 1, has_receiver: true };
     let channel = Arc::new(Channel { state: Mutex::new(state), changed: Condvar::new() });
     (SyncSender::Explored(Arc::clone(&channel)), Receiver::Explored(channel))
 }
 
 impl<T> Channel<T> {
-    fn state(&self) -> MutexGuard<'_, State<T>> {
+    fn state(&self) -> MutexGuard<'_, ChannelState<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -69,7 +69,7 @@ impl<T> Channel<T> {
     }
 }
 
-impl<T> State<T> {
+impl<T> ChannelState<T> {
     fn take(&mut self) -> Result<T, TryRecvError> {
         let empty =
             if self.senders == 0 { TryRecvError::Disconnected } else { TryRecvError::Empty };

@@ -23,7 +23,7 @@ pub(crate) enum Lookup<M> {
 }
 
 #[derive(Debug)]
-struct Entry<M> {
+struct CachedFeatures<M> {
     memory: M,
     bytes: u64,
     pins: usize,
@@ -41,7 +41,7 @@ struct Flight {
 /// Cached features and images in flight.
 #[derive(Debug)]
 pub(crate) struct Features<M> {
-    entries: HashMap<FeatureKey, Entry<M>>,
+    entries: HashMap<FeatureKey, CachedFeatures<M>>,
     /// Entries by the tick of their last use, least recently used first.
     order: BTreeMap<u64, FeatureKey>,
     flights: HashMap<FeatureKey, Flight>,
@@ -120,7 +120,7 @@ impl<M: Clone> Features<M> {
         self.bytes += bytes;
         self.pinned += if pins > 0 { bytes } else { 0 };
         self.order.insert(used, key);
-        let entry = Entry { memory, bytes, pins, expires: now + self.ttl, used };
+        let entry = CachedFeatures { memory, bytes, pins, expires: now + self.ttl, used };
         if let Some(old) = self.entries.insert(key, entry) {
             self.order.remove(&old.used);
             self.bytes -= old.bytes;
@@ -147,7 +147,7 @@ impl<M: Clone> Features<M> {
 
     /// Drops entries that are past their time to live and not pinned.
     pub(crate) fn expire(&mut self, now: Instant) {
-        let old = |entry: &Entry<M>| entry.pins == 0 && entry.expires <= now;
+        let old = |entry: &CachedFeatures<M>| entry.pins == 0 && entry.expires <= now;
         let keys: Vec<FeatureKey> =
             self.entries.iter().filter(|(_, entry)| old(entry)).map(|(&key, _)| key).collect();
         for key in keys {

@@ -4,7 +4,8 @@ use super::*;
 use crate::engine::testing::fake;
 use crate::task::{Answer, Embedding, FinishReason, Scores, Similarity, TokenLogprob};
 
-type EncoderStates = &'static str;
+/// Encoder states that only have a name.
+type NamedStates = &'static str;
 
 fn plan(model: usize, task: Task) -> Plan {
     Plan::try_new(&fake::models()[model], task).unwrap()
@@ -28,7 +29,7 @@ fn sequence(logprob: f32) -> Sequence {
     Sequence { tokens, finish_reason: FinishReason::Length }
 }
 
-fn slots(work: &[Work<EncoderStates>]) -> Vec<Slot> {
+fn slots(work: &[Work<NamedStates>]) -> Vec<Slot> {
     work.iter()
         .map(|work| match work {
             Work::Row { slot, .. } | Work::Group { slot, .. } => *slot,
@@ -40,7 +41,7 @@ fn slots(work: &[Work<EncoderStates>]) -> Vec<Slot> {
 fn questions_are_encoded_before_their_answers_begin() {
     let mut plan = plan(1, vqa(VqaMode::Generate(GenerationParams::greedy(5))));
     let key = plan.images()[0].0;
-    assert!(plan.start::<EncoderStates>().is_empty());
+    assert!(plan.start::<NamedStates>().is_empty());
     let work = plan.image_ready(key, &"image");
     assert_eq!(slots(&work), [Slot::Question(0), Slot::Question(1)]);
     let groups =
@@ -69,7 +70,7 @@ fn candidates_come_back_in_their_order() {
         assert_eq!(slots(&rows), expected);
     }
     for (slot, value) in [((1, 1), -4.0), ((0, 0), -1.0), ((1, 0), -3.0), ((0, 1), -2.0)] {
-        let output = SinglePassOutput::<EncoderStates>::Logprob(value);
+        let output = SinglePassOutput::<NamedStates>::Logprob(value);
         plan.row_done(Slot::Candidate(slot.0, slot.1), output).unwrap();
     }
     let expected = vec![Answer::Ranked(vec![-1.0, -2.0]), Answer::Ranked(vec![-3.0, -4.0])];
@@ -86,13 +87,13 @@ fn an_image_given_twice_is_computed_once_and_answered_twice() {
         let work = plan.image_ready(key, &"image");
         assert_eq!(slots(&work), [Slot::Image(place), Slot::Pair(place, 0)]);
         let vector = Embedding::new(vec![3.0, 4.0 * place as f32]);
-        plan.row_done(Slot::Image(place), SinglePassOutput::<EncoderStates>::Embedding(vector))
+        plan.row_done(Slot::Image(place), SinglePassOutput::<NamedStates>::Embedding(vector))
             .unwrap();
         let match_probability =
-            SinglePassOutput::<EncoderStates>::Probability(0.25 * (place + 1) as f32);
+            SinglePassOutput::<NamedStates>::Probability(0.25 * (place + 1) as f32);
         plan.row_done(Slot::Pair(place, 0), match_probability).unwrap();
     }
-    let text = SinglePassOutput::<EncoderStates>::Embedding(Embedding::new(vec![2.0, 0.0]));
+    let text = SinglePassOutput::<NamedStates>::Embedding(Embedding::new(vec![2.0, 0.0]));
     plan.row_done(Slot::Text(0), text).unwrap();
     let Ok(TaskOutput::Similarity(cells)) = plan.into_output() else { panic!() };
     let scores: Vec<_> = cells.iter().map(|row| (row[0].matching, row[0].cosine)).collect();
@@ -133,12 +134,11 @@ fn samples_are_groups_of_their_own_in_the_order_drawn() {
 #[test]
 fn what_is_not_finite_or_has_no_direction_is_an_error() {
     let mut pairs = plan(2, similarity(&[1], 1, true, true));
-    let nan = SinglePassOutput::<EncoderStates>::Probability(f32::NAN);
+    let nan = SinglePassOutput::<NamedStates>::Probability(f32::NAN);
     assert_eq!(pairs.row_done(Slot::Pair(0, 0), nan).unwrap_err(), PlanError::NonFinite("a score"));
-    let zero = SinglePassOutput::<EncoderStates>::Embedding(Embedding::new(vec![0.0, 0.0]));
+    let zero = SinglePassOutput::<NamedStates>::Embedding(Embedding::new(vec![0.0, 0.0]));
     assert_eq!(pairs.row_done(Slot::Text(0), zero).unwrap_err(), PlanError::ZeroNorm);
-    let infinite =
-        SinglePassOutput::<EncoderStates>::Embedding(Embedding::new(vec![f32::INFINITY]));
+    let infinite = SinglePassOutput::<NamedStates>::Embedding(Embedding::new(vec![f32::INFINITY]));
     let error = pairs.row_done(Slot::Image(0), infinite).unwrap_err();
     assert_eq!(error, PlanError::NonFinite("an embedding"));
     let mut answers = plan(1, vqa(VqaMode::Generate(GenerationParams::greedy(5))));
@@ -150,7 +150,7 @@ fn what_is_not_finite_or_has_no_direction_is_an_error() {
 fn vectors_of_different_lengths_are_an_error_not_a_panic() {
     let mut plan = plan(2, similarity(&[1], 1, false, true));
     for (slot, vector) in [(Slot::Image(0), vec![1.0, 2.0]), (Slot::Text(0), vec![1.0])] {
-        let output = SinglePassOutput::<EncoderStates>::Embedding(Embedding::new(vector));
+        let output = SinglePassOutput::<NamedStates>::Embedding(Embedding::new(vector));
         plan.row_done(slot, output).unwrap();
     }
     assert!(matches!(plan.into_output(), Err(PlanError::Misfit(_))));

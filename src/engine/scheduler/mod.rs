@@ -25,8 +25,8 @@ pub(crate) use text::{GroupEntry, RowEntry};
 
 use self::costs::Costs;
 use self::share::Share;
-use self::text::Text;
-use self::vision::Vision;
+use self::text::TextStage;
+use self::vision::VisionStage;
 use super::EngineSettings;
 use super::ids::{CallId, FeatureKey, ItemId, TaskId};
 use crate::task::{ModelId, TowerId};
@@ -81,6 +81,16 @@ pub(crate) enum UnitWork {
     Step { model: ModelId, groups: Vec<ItemId>, joining: usize, work: f64 },
 }
 
+impl UnitWork {
+    /// Returns the stage whose time the unit takes.
+    pub(crate) fn stage(&self) -> Stage {
+        match self {
+            Self::Encode { .. } => Stage::Vision,
+            Self::SinglePass { .. } | Self::Step { .. } => Stage::Text,
+        }
+    }
+}
+
 /// What the worker does now.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Decision {
@@ -122,8 +132,8 @@ enum Ready {
 pub(crate) struct Scheduler {
     settings: EngineSettings,
     tasks: BTreeMap<TaskId, TaskEntry>,
-    vision: Vision,
-    text: Text,
+    vision: VisionStage,
+    text: TextStage,
     costs: Costs,
     share: Share,
     draining: bool,
@@ -135,8 +145,8 @@ impl Scheduler {
     pub(crate) fn new(settings: EngineSettings, image_tokens: &[usize]) -> Self {
         Self {
             tasks: BTreeMap::new(),
-            vision: Vision::new(),
-            text: Text::new(image_tokens, settings.max_kv_bytes),
+            vision: VisionStage::new(),
+            text: TextStage::new(image_tokens, settings.max_kv_bytes),
             costs: Costs::default(),
             share: Share::new(settings.vision_share_percent),
             draining: false,
@@ -217,6 +227,12 @@ impl Scheduler {
         (self.vision.len(), self.text.waiting_rows())
     }
 
+    /// Returns all rows and groups, each with whether it is a running group.
+    #[cfg(test)]
+    pub(crate) fn running(&self) -> BTreeMap<ItemId, bool> {
+        self.text.running()
+    }
+
     /// Returns the measured seconds per image and the measured cost of text units, over all towers and models.
     pub(crate) fn measured(&self) -> (Option<f64>, Option<TextCost>) {
         (self.costs.any_image(), self.costs.any_text())
@@ -250,27 +266,21 @@ impl Scheduler {
 
     /// Records the time that a unit took. Costs are learnt only from units that succeeded.
     pub(crate) fn record(&mut self, work: &UnitWork, elapsed: Duration, went_well: bool) {
-        let stage = match work {
+        self.share.charge(work.stage(), elapsed);
+        if !went_well {
+            return;
+        }
+        match work {
             UnitWork::Encode { tower, images } => {
-                if went_well {
-                    self.costs.record_images(*tower, images.len(), elapsed);
-                }
-                Stage::Vision
+                self.costs.record_images(*tower, images.len(), elapsed);
             }
             UnitWork::SinglePass { model, work, .. } => {
-                if went_well {
-                    self.costs.record_text(Lane::SinglePass(*model), *work, elapsed);
-                }
-                Stage::Text
+                self.costs.record_text(Lane::SinglePass(*model), *work, elapsed);
             }
             UnitWork::Step { model, work, .. } => {
-                if went_well {
-                    self.costs.record_text(Lane::Step(*model), *work, elapsed);
-                }
-                Stage::Text
+                self.costs.record_text(Lane::Step(*model), *work, elapsed);
             }
-        };
-        self.share.charge(stage, elapsed);
+        }
     }
 
     fn encode(&mut self, now: Instant, pinned: u64, trigger: Trigger) -> Decision {

@@ -59,15 +59,17 @@ enum Op {
     Drain,
 }
 
+/// How a task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+enum TaskEnd {
     Answered,
     Left,
     Expired,
 }
 
+/// A row or group of a task. `joined` is true for a group that has taken a step.
 #[derive(Debug)]
-struct Item {
+struct SimulatedItem {
     task: TaskId,
     image: FeatureKey,
     steps: usize,
@@ -77,19 +79,19 @@ struct Item {
 }
 
 /// A simulated worker that checks every unit.
-struct World {
+struct SimulatedWorker {
     scheduler: Scheduler,
     now: Instant,
     next: u64,
     waiting: BTreeMap<TaskId, (FeatureKey, Need)>,
-    items: HashMap<ItemId, Item>,
+    items: HashMap<ItemId, SimulatedItem>,
     deadlines: HashMap<TaskId, Instant>,
-    outcomes: BTreeMap<TaskId, Outcome>,
+    outcomes: BTreeMap<TaskId, TaskEnd>,
     submitted: usize,
     started_images: HashSet<FeatureKey>,
 }
 
-impl World {
+impl SimulatedWorker {
     fn new(settings: EngineSettings) -> Self {
         Self {
             scheduler: Scheduler::new(settings, &[8, 8]),
@@ -128,7 +130,7 @@ impl World {
         held.len() as u64 * BYTES
     }
 
-    fn end(&mut self, task: TaskId, outcome: Outcome) {
+    fn end(&mut self, task: TaskId, outcome: TaskEnd) {
         assert_eq!(self.outcomes.insert(task, outcome), None, "one outcome for {task:?}");
         self.waiting.remove(&task);
         let left = self.scheduler.remove_task(task);
@@ -141,7 +143,7 @@ impl World {
     /// Takes one turn of the worker: removes due tasks, then runs a unit. Returns false if nothing could run.
     fn turn(&mut self, elapsed: impl Fn(&UnitWork) -> Duration) -> bool {
         for task in self.scheduler.due(self.now) {
-            self.end(task, Outcome::Expired);
+            self.end(task, TaskEnd::Expired);
         }
         match self.scheduler.decide(self.now, self.pinned()) {
             Decision::Idle => false,
@@ -249,7 +251,7 @@ impl World {
             match need {
                 Need::Group { beams: rows, steps, tokens } => {
                     let id = ItemId(self.id());
-                    let item = Item { task, image, steps, rows, tokens, joined: false };
+                    let item = SimulatedItem { task, image, steps, rows, tokens, joined: false };
                     self.items.insert(id, item);
                     let own_kv = rows as u64 * ROW_KV;
                     let image_kv = Some((image, KV));
@@ -259,7 +261,8 @@ impl World {
                 Need::Rows { count, tokens } => {
                     for _ in 0..count {
                         let id = ItemId(self.id());
-                        let item = Item { task, image, steps: 1, rows: 1, tokens, joined: false };
+                        let item =
+                            SimulatedItem { task, image, steps: 1, rows: 1, tokens, joined: false };
                         self.items.insert(id, item);
                         let entry = RowEntry { id, model, tokens, image: Some(image) };
                         self.scheduler.push_row(task, entry, self.now);
@@ -271,7 +274,7 @@ impl World {
 
     fn complete_task(&mut self, task: TaskId) {
         if self.items.values().all(|item| item.task != task) && !self.waiting.contains_key(&task) {
-            self.end(task, Outcome::Answered);
+            self.end(task, TaskEnd::Answered);
         }
     }
 }
@@ -313,7 +316,7 @@ proptest! {
 
     #[test]
     fn every_task_gets_exactly_one_outcome_within_all_limits(ops in proptest::collection::vec(op(), 1..120)) {
-        let mut world = World::new(settings());
+        let mut world = SimulatedWorker::new(settings());
         for op in ops {
             match op {
                 Op::Submit { call, model, image, need, deadline_ms } => {
@@ -323,7 +326,7 @@ proptest! {
                     let alive: Vec<TaskId> =
                         world.deadlines.keys().filter(|task| !world.outcomes.contains_key(task)).copied().collect();
                     if let Some(&task) = alive.iter().min_by_key(|task| (task.0 * 7919 + place as u64) % 50) {
-                        world.end(task, Outcome::Left);
+                        world.end(task, TaskEnd::Left);
                     }
                 }
                 Op::Pass(ms) => world.now += MILLI * ms as u32,
@@ -346,7 +349,7 @@ proptest! {
     /// image.
     #[test]
     fn a_single_call_waits_at_most_one_turn_of_the_others(sizes in proptest::collection::vec(1..40u8, 1..8), units in 0..6usize) {
-        let mut world = World::new(EngineSettings { linger: Duration::ZERO, max_pinned_feature_bytes: u64::MAX, ..settings() });
+        let mut world = SimulatedWorker::new(EngineSettings { linger: Duration::ZERO, max_pinned_feature_bytes: u64::MAX, ..settings() });
         let mut call_of = HashMap::new();
         let need = Need::Rows { count: 1, tokens: 1 };
         let mut image = 0;
@@ -381,7 +384,7 @@ proptest! {
     /// However many groups of one call are running, a newcomer's group is in the next step of its model.
     #[test]
     fn a_newcomers_group_joins_the_next_step(groups in 1..40usize, warm in 4..20usize, rows in 4..64usize) {
-        let mut world = World::new(EngineSettings { linger: Duration::ZERO, max_batch_rows: rows, max_batch_tokens: 4, max_kv_bytes: u64::MAX, ..settings() });
+        let mut world = SimulatedWorker::new(EngineSettings { linger: Duration::ZERO, max_batch_rows: rows, max_batch_tokens: 4, max_kv_bytes: u64::MAX, ..settings() });
         let need = Need::Group { beams: 1, steps: 1000, tokens: 1 };
         for _ in 0..groups {
             world.submit(0, key(0, 1), need, Duration::from_secs(600));
@@ -405,7 +408,7 @@ proptest! {
 #[test]
 fn two_full_stages_get_their_shares() {
     for (percent, share) in [(50, 0.5), (20, 0.2)] {
-        let mut world = World::new(EngineSettings {
+        let mut world = SimulatedWorker::new(EngineSettings {
             vision_share_percent: percent,
             linger: Duration::ZERO,
             max_pinned_feature_bytes: u64::MAX,
@@ -447,7 +450,7 @@ fn two_full_stages_get_their_shares() {
 
 #[test]
 fn an_image_lingers_for_company_from_its_arrival_and_runs_at_once_when_draining() {
-    let mut world = World::new(settings());
+    let mut world = SimulatedWorker::new(settings());
     let need = Need::Rows { count: 1, tokens: 1 };
     let start = world.now;
     world.submit(0, key(0, 1), need, Duration::from_secs(60));
@@ -466,7 +469,7 @@ fn an_image_lingers_for_company_from_its_arrival_and_runs_at_once_when_draining(
 
 #[test]
 fn groups_of_one_model_take_turns_with_those_of_another() {
-    let mut world = World::new(EngineSettings { linger: Duration::ZERO, ..settings() });
+    let mut world = SimulatedWorker::new(EngineSettings { linger: Duration::ZERO, ..settings() });
     let need = Need::Group { beams: 1, steps: 50, tokens: 1 };
     world.submit(0, key(0, 1), need, Duration::from_secs(60));
     world.submit(1, key(1, 1), need, Duration::from_secs(60));
@@ -493,7 +496,7 @@ fn groups_of_one_image_join_as_far_as_their_own_keys_and_values_fit() {
         max_kv_bytes: KV + 8 * ROW_KV,
         ..settings()
     };
-    let mut world = World::new(settings);
+    let mut world = SimulatedWorker::new(settings);
     let need = Need::Group { beams: 1, steps: 500, tokens: 1 };
     let call = |client, number| CallId { client: ClientId(client), number };
     for number in 0..20 {
@@ -502,7 +505,7 @@ fn groups_of_one_image_join_as_far_as_their_own_keys_and_values_fit() {
     for _ in 0..30 {
         world.turn(|_| MILLI);
     }
-    let joined = |world: &World| world.items.values().filter(|item| item.joined).count();
+    let joined = |world: &SimulatedWorker| world.items.values().filter(|item| item.joined).count();
     assert_eq!(joined(&world), 8);
     // Clients without running groups may exceed the limit by a quarter, however many calls the other client has.
     for client in 2..9 {
@@ -523,7 +526,7 @@ fn a_client_of_many_calls_does_not_keep_the_group_of_another_waiting() {
         max_kv_bytes: u64::MAX,
         ..settings()
     };
-    let mut world = World::new(settings);
+    let mut world = SimulatedWorker::new(settings);
     let (beams, long) = (Need::Group { beams: 8, steps: 500, tokens: 1 }, Duration::from_secs(600));
     for number in 0..60 {
         let call = CallId { client: ClientId(1), number };
@@ -541,12 +544,12 @@ fn a_client_of_many_calls_does_not_keep_the_group_of_another_waiting() {
         assert!(turns < 8, "its turn does not come");
         world.turn(|_| MILLI);
     }
-    assert_eq!(world.outcomes[&task], Outcome::Answered);
+    assert_eq!(world.outcomes[&task], TaskEnd::Answered);
     // The groups that made room for the single call continue afterwards.
     for _ in 0..20_000 {
         world.turn(|_| MILLI);
     }
-    assert!(world.outcomes.values().all(|&outcome| outcome == Outcome::Answered));
+    assert!(world.outcomes.values().all(|&outcome| outcome == TaskEnd::Answered));
 }
 
 #[test]
@@ -558,7 +561,7 @@ fn a_call_of_many_groups_does_not_keep_another_call_of_its_client_waiting() {
         max_kv_bytes: u64::MAX,
         ..settings()
     };
-    let mut world = World::new(settings);
+    let mut world = SimulatedWorker::new(settings);
     let call = |number| CallId { client: ClientId(1), number };
     let long = Duration::from_secs(600);
     for _ in 0..30 {
@@ -573,13 +576,13 @@ fn a_call_of_many_groups_does_not_keep_another_call_of_its_client_waiting() {
     for _ in 0..8 {
         world.turn(|_| MILLI);
     }
-    assert_eq!(world.outcomes.get(&task), Some(&Outcome::Answered));
+    assert_eq!(world.outcomes.get(&task), Some(&TaskEnd::Answered));
 }
 
 #[test]
 fn a_group_larger_than_all_memory_runs_alone() {
     let settings = EngineSettings { max_kv_bytes: 1, linger: Duration::ZERO, ..settings() };
-    let mut world = World::new(settings);
+    let mut world = SimulatedWorker::new(settings);
     let need = Need::Group { beams: 4, steps: 3, tokens: 1 };
     for call in 0..3 {
         world.submit(call, key(0, 1), need, Duration::from_secs(60));
@@ -587,5 +590,5 @@ fn a_group_larger_than_all_memory_runs_alone() {
     while world.turn(|_| MILLI) {
         assert!(world.items.values().filter(|item| item.joined).count() <= 1);
     }
-    assert!(world.outcomes.values().all(|&outcome| outcome == Outcome::Answered));
+    assert!(world.outcomes.values().all(|&outcome| outcome == TaskEnd::Answered));
 }

@@ -12,7 +12,7 @@ use crate::fairness::{Pick, Turns};
 use crate::task::TowerId;
 
 #[derive(Debug)]
-struct Job {
+struct ImageJob {
     bytes: u64,
     arrival: Instant,
     waiters: Vec<(TaskId, CallId)>,
@@ -20,8 +20,8 @@ struct Job {
 
 /// Waiting images, queued fairly by client and call. A job is in the queue of every call that waits for it.
 #[derive(Debug)]
-pub(super) struct Vision {
-    jobs: HashMap<FeatureKey, Job>,
+pub(super) struct VisionStage {
+    jobs: HashMap<FeatureKey, ImageJob>,
     turns: Turns<FeatureKey>,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Batch {
     pub(super) full: bool,
 }
 
-impl Vision {
+impl VisionStage {
     pub(super) fn new() -> Self {
         Self { jobs: HashMap::new(), turns: Turns::new() }
     }
@@ -52,7 +52,8 @@ impl Vision {
         call: CallId,
         now: Instant,
     ) {
-        let job = self.jobs.entry(key).or_insert(Job { bytes, arrival: now, waiters: Vec::new() });
+        let job =
+            self.jobs.entry(key).or_insert(ImageJob { bytes, arrival: now, waiters: Vec::new() });
         if job.waiters.iter().all(|&(_, waiting)| waiting != call) {
             self.turns.push(call, key);
         }

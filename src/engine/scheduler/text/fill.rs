@@ -1,6 +1,6 @@
 //! A text unit that is being filled. It keeps track of its contents and decides whether another item fits.
 
-use super::{Item, LaneQueue};
+use super::{LaneQueue, TextItem};
 use crate::engine::EngineSettings;
 use crate::engine::ids::FeatureKey;
 use crate::engine::scheduler::TextCost;
@@ -20,7 +20,7 @@ pub(super) struct Fill<'a> {
 
 impl Fill<'_> {
     /// Adds an item if it fits, and returns whether it did. The first item always fits.
-    pub(super) fn add(&mut self, item: &Item) -> bool {
+    pub(super) fn add(&mut self, item: &TextItem) -> bool {
         let new_image = item.image.filter(|image| !self.images.contains(image) && !item.running);
         let image_work = if new_image.is_some() { self.image_work } else { 0.0 };
         let work = self.work + item.tokens as f64 + image_work;

@@ -46,7 +46,7 @@ pub(crate) struct GroupEntry {
 }
 
 #[derive(Debug)]
-struct Item {
+struct TextItem {
     task: TaskId,
     call: CallId,
     lane: Lane,
@@ -70,8 +70,8 @@ struct LaneQueue {
 
 /// All items that wait or run in the text stage.
 #[derive(Debug)]
-pub(super) struct Text {
-    items: HashMap<ItemId, Item>,
+pub(super) struct TextStage {
+    items: HashMap<ItemId, TextItem>,
     lanes: HashMap<Lane, LaneQueue>,
     order: VecDeque<Lane>,
     /// For each image with a cross-attention KV cache: the number of running groups that share the cache, and its size
@@ -95,7 +95,7 @@ pub(super) struct TextBatch {
     pub(super) full: bool,
 }
 
-impl Text {
+impl TextStage {
     pub(super) fn new(image_tokens: &[usize], max_kv_bytes: u64) -> Self {
         let mut text = Self {
             items: HashMap::new(),
@@ -117,7 +117,7 @@ impl Text {
     }
 
     pub(super) fn push_row(&mut self, task: TaskId, call: CallId, row: RowEntry, now: Instant) {
-        let item = Item {
+        let item = TextItem {
             task,
             call,
             lane: Lane::SinglePass(row.model),
@@ -139,7 +139,7 @@ impl Text {
         group: GroupEntry,
         now: Instant,
     ) {
-        let item = Item {
+        let item = TextItem {
             task,
             call,
             lane: Lane::Step(group.model),
@@ -154,7 +154,7 @@ impl Text {
         self.push(group.id, item);
     }
 
-    fn push(&mut self, id: ItemId, item: Item) {
+    fn push(&mut self, id: ItemId, item: TextItem) {
         if let Some(lane) = self.lanes.get_mut(&item.lane) {
             lane.waiting.push(item.call, id);
             self.items.insert(id, item);
@@ -177,6 +177,12 @@ impl Text {
 
     pub(super) fn waiting_rows(&self) -> usize {
         self.items.values().filter(|item| !item.running).map(|item| item.rows).sum()
+    }
+
+    /// Returns all items, each with whether it is a running group.
+    #[cfg(test)]
+    pub(super) fn running(&self) -> std::collections::BTreeMap<ItemId, bool> {
+        self.items.iter().map(|(&id, item)| (id, item.running)).collect()
     }
 
     pub(super) fn kv_bytes(&self) -> u64 {

@@ -8,14 +8,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
-use super::{Item, Text, TextBatch};
+use super::{TextBatch, TextItem, TextStage};
 use crate::engine::EngineSettings;
 use crate::engine::ids::{CallId, FeatureKey, ItemId};
 use crate::engine::scheduler::{Lane, TextCost};
 use crate::fairness::{self, ClientId, Pick};
 use crate::task::ModelId;
 
-impl Text {
+impl TextStage {
     pub(super) fn take_groups(
         &mut self,
         model: ModelId,
@@ -166,7 +166,7 @@ struct Running {
 
 impl Running {
     /// Queues the groups of `joined`, which is in joining order, and counts them in `groups`.
-    fn new(joined: &[ItemId], items: &HashMap<ItemId, Item>, groups: &mut Groups) -> Self {
+    fn new(joined: &[ItemId], items: &HashMap<ItemId, TextItem>, groups: &mut Groups) -> Self {
         let mut running = Self { clients: Vec::new(), queues: HashMap::new() };
         for &group in joined {
             let call = items[&group].call;
@@ -216,7 +216,7 @@ struct StepCapacity {
 }
 
 impl StepCapacity {
-    fn new_kv(&self, item: &Item) -> u64 {
+    fn new_kv(&self, item: &TextItem) -> u64 {
         let new_image = item.image.filter(|image| !self.images.contains(image));
         item.own_kv + new_image.map_or(0, |_| item.image_kv)
     }
@@ -224,7 +224,7 @@ impl StepCapacity {
     /// True if a waiting group fits. A quarter of the capacity is reserved for calls without running groups, so that a
     /// small call need not wait until a large one has finished. Clients without running groups may exceed the capacity
     /// by a quarter, so that a client with many calls cannot lock them out.
-    fn has(&self, item: &Item, (first_of_client, first_of_call): (bool, bool)) -> bool {
+    fn has(&self, item: &TextItem, (first_of_client, first_of_call): (bool, bool)) -> bool {
         let open = |most: u64| match (first_of_client, first_of_call) {
             (true, _) => fairness::with_reserve(most),
             (false, true) => most,
@@ -237,7 +237,7 @@ impl StepCapacity {
         rows_fit && kv_fits
     }
 
-    fn add(&mut self, item: &Item) {
+    fn add(&mut self, item: &TextItem) {
         self.kv += self.new_kv(item);
         self.rows += item.rows;
         self.images.extend(item.image.filter(|image| !self.images.contains(image)));

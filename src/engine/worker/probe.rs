@@ -2,46 +2,30 @@
 //! group that could not be opened, or an output that is not finite. If the items are at fault, only their tasks fail.
 //! If the backend is broken, every task would fail. Running items that are known to be good shows which is the case.
 
-use super::Worker;
-use crate::engine::backend::{Backend, SinglePassOutput};
+use super::warm_up::TrialRun;
+use crate::engine::backend::Backend;
 use crate::task::ModelId;
 
-impl<B: Backend> Worker<B> {
-    /// Runs one small unit of each kind that `model` supports. Returns true if all of them succeed with finite numbers.
-    ///
-    /// The probe takes about as long as one short request, so a request that makes units fail slows down the others no
-    /// more than a good request would. If the probe runs out of memory, that proves nothing, and the backend counts as
-    /// working.
-    pub(super) fn probe(&mut self, model: ModelId) -> bool {
-        if crate::faults::at("engine::probe") {
-            return false;
-        }
-        let Some(info) = self.shared.models.get(model.0).cloned() else { return true };
-        let full_before = self.meter.out_of_memory();
-        let image = self.warm_tower(&info, false);
-        let works = image.is_ok_and(|image| self.warm_texts(&info, &image, false).is_ok());
-        if self.meter.out_of_memory() > full_before {
-            return true;
-        }
-        if works {
-            tracing::warn!(
-                model.id = info.name,
-                "the backend passed its probe; the failed items were at fault"
-            );
-        }
-        works
+/// Runs one small unit of each kind that `model` supports. Returns true if all of them succeed with finite numbers.
+///
+/// The probe takes about as long as one short request, so a request that makes units fail slows down the others no more
+/// than a good request would. If the probe runs out of memory, that proves nothing, and the backend counts as working.
+pub(super) fn passes_probe<B: Backend>(trial: &mut TrialRun<'_, B>, model: ModelId) -> bool {
+    if crate::faults::at("engine::probe") {
+        return false;
     }
-}
-
-/// True if the output contains no NaN or infinity.
-pub(super) fn is_finite<M>(output: &SinglePassOutput<M>) -> bool {
-    match output {
-        SinglePassOutput::EncoderStates(_) => true,
-        SinglePassOutput::Logprob(value) | SinglePassOutput::Probability(value) => {
-            value.is_finite()
-        }
-        SinglePassOutput::Embedding(embedding) => {
-            embedding.as_slice().iter().all(|value| value.is_finite())
-        }
+    let Some(info) = trial.shared.models.get(model.0) else { return true };
+    let full_before = trial.meter.out_of_memory();
+    let image = trial.encode_image(info, false);
+    let works = image.is_ok_and(|image| trial.run_texts(info, &image, false).is_ok());
+    if trial.meter.out_of_memory() > full_before {
+        return true;
     }
+    if works {
+        tracing::warn!(
+            model.id = info.name,
+            "the backend passed its probe; the failed items were at fault"
+        );
+    }
+    works
 }

@@ -2,18 +2,23 @@
 //! faults, deadlines, disconnecting clients and drains.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use tokio::sync::oneshot;
 
-use super::*;
+use super::tasks::{Outcome, Submission};
+use super::turn::{Next, Worker};
 use crate::engine::admission::CallReservation;
+use crate::engine::shared::Shared;
 use crate::engine::testing::ManualClock;
 use crate::engine::testing::fake::{self, FakeBackend, FakeCall, FakeControl, FakeFault, FakeMark};
-use crate::engine::{Clock, EngineContext, EngineSettings};
+use crate::engine::{Clock, EngineContext, EngineError, EngineSettings};
 use crate::fairness::ClientId;
 use crate::task::{
-    Caption, Embed, GenerationParams, Scores, Similarity, Strategy as Search, TaskOutput, Vqa,
-    VqaMode,
+    Caption, Embed, GenerationParams, ModelId, Scores, Similarity, Strategy as Search, Task,
+    TaskOutput, Vqa, VqaMode,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -165,10 +170,11 @@ fn settings() -> EngineSettings {
 struct Pending {
     ask: Ask,
     deadline: Instant,
-    reply: Option<oneshot::Receiver<Result<Answered, EngineError>>>,
+    reply: Option<oneshot::Receiver<Outcome>>,
 }
 
-struct World {
+/// The whole engine without its thread, and its clients.
+struct ThreadlessEngine {
     worker: Worker<FakeBackend>,
     shared: Arc<Shared>,
     control: FakeControl,
@@ -178,13 +184,13 @@ struct World {
     aborted: bool,
 }
 
-impl World {
+impl ThreadlessEngine {
     fn new(settings: EngineSettings) -> Self {
         let clock = ManualClock::start();
         Self::with_clock(settings, clock.clone(), clock.clock())
     }
 
-    /// Creates a world whose worker reads the time from `source`.
+    /// Creates an engine whose worker reads the time from `source`.
     fn with_clock(settings: EngineSettings, clock: ManualClock, source: Clock) -> Self {
         let (backend, control) = FakeBackend::new(fake::models());
         let metrics = Arc::new(Metrics::try_new().unwrap());
@@ -263,6 +269,8 @@ impl World {
             self.clock.advance(at - now);
         }
         self.check_units(calls, now);
+        // What one of the two knows and the other has forgotten would never run, or never end.
+        assert_eq!(self.worker.items.running(), self.worker.scheduler.running());
         let metrics = &self.shared.metrics;
         assert!(metrics.queue_rows.get() <= metrics.queue_capacity.get());
         next
@@ -311,22 +319,22 @@ fn lone_answer(ask: &Ask, known: &mut HashMap<Ask, TaskOutput>) -> TaskOutput {
     if let Some(output) = known.get(ask) {
         return output.clone();
     }
-    let mut world = World::new(EngineSettings::default());
-    let deadline = world.clock.now() + Duration::from_secs(600);
-    assert!(world.call(vec![ask.clone()], deadline));
-    world.finish();
-    let mut reply = world.pending[0].reply.take().unwrap();
+    let mut engine = ThreadlessEngine::new(EngineSettings::default());
+    let deadline = engine.clock.now() + Duration::from_secs(600);
+    assert!(engine.call(vec![ask.clone()], deadline));
+    engine.finish();
+    let mut reply = engine.pending[0].reply.take().unwrap();
     let output = reply.try_recv().unwrap().unwrap().output;
     known.insert(ask.clone(), output.clone());
     output
 }
 
-fn check_outcomes(world: &mut World, poisoned: bool) {
+fn check_outcomes(engine: &mut ThreadlessEngine, poisoned: bool) {
     let mut known = HashMap::new();
-    let now = world.clock.now();
-    for pending in &mut world.pending {
+    let now = engine.clock.now();
+    for pending in &mut engine.pending {
         let Some(reply) = &mut pending.reply else {
-            world.cancelled += 1;
+            engine.cancelled += 1;
             continue;
         };
         match reply.try_recv().expect("every task has its outcome") {
@@ -338,27 +346,27 @@ fn check_outcomes(world: &mut World, poisoned: bool) {
                 assert!(poisoned && is_poisoned(&pending.ask), "{:?}: {text}", pending.ask);
             }
             Err(EngineError::DeadlineExceeded) => assert!(pending.deadline <= now),
-            Err(EngineError::ShuttingDown) => assert!(world.aborted),
+            Err(EngineError::ShuttingDown) => assert!(engine.aborted),
             Err(error) => panic!("{error}"),
         }
     }
 }
 
-fn check_nothing_is_left(world: &World) {
-    let metrics = &world.shared.metrics;
+fn check_nothing_is_left(engine: &ThreadlessEngine) {
+    let metrics = &engine.shared.metrics;
     let depth = |stage| metrics.queue_depth.with_label_values(&[stage]).get();
     let gauges =
         [metrics.queue_rows.get(), metrics.queue_bytes.get(), depth("vision"), depth("text")];
     assert_eq!(gauges, [0; 4]);
-    assert_eq!(world.control.open_groups(), 0);
-    assert_eq!(world.worker.features.pinned_bytes(), 0);
-    assert!(world.worker.features.bytes() <= settings().feature_cache_bytes);
-    assert!(world.worker.rows.is_empty() && world.worker.groups.is_empty());
-    let stats = world.shared.counters.snapshot();
+    assert_eq!(engine.control.open_groups(), 0);
+    assert_eq!(engine.worker.features.pinned_bytes(), 0);
+    assert!(engine.worker.features.bytes() <= settings().feature_cache_bytes);
+    assert!(engine.worker.items.running().is_empty());
+    let stats = engine.shared.counters.snapshot();
     let outcomes =
         stats.answered + stats.failed + stats.expired + stats.cancelled + stats.shut_down;
     assert_eq!(outcomes, stats.submitted);
-    assert_eq!(stats.submitted as usize, world.pending.len());
+    assert_eq!(stats.submitted as usize, engine.pending.len());
 }
 
 proptest! {
@@ -369,21 +377,21 @@ proptest! {
         ops in proptest::collection::vec(op(), 1..150),
         poison in proptest::option::of(any::<bool>()),
     ) {
-        let mut world = World::new(settings());
-        world.control.set_costs(&world.clock, MILLI, 9 * MILLI, MILLI / 4);
+        let mut engine = ThreadlessEngine::new(settings());
+        engine.control.set_costs(&engine.clock, MILLI, 9 * MILLI, MILLI / 4);
         if let Some(panics) = poison {
             let fault = if panics { FakeFault::Panic } else { FakeFault::Error };
             for call in [FakeCall::Encode, FakeCall::SinglePass, FakeCall::Step] {
-                world.control.fault(call, FakeMark::Image(5), fault);
-                world.control.fault(call, FakeMark::Token(15), fault);
+                engine.control.fault(call, FakeMark::Image(5), fault);
+                engine.control.fault(call, FakeMark::Token(15), fault);
             }
         }
         for op in ops {
-            world.run(op);
+            engine.run(op);
         }
-        world.finish();
-        check_outcomes(&mut world, poison.is_some());
-        check_nothing_is_left(&world);
+        engine.finish();
+        check_outcomes(&mut engine, poison.is_some());
+        check_nothing_is_left(&engine);
     }
 }
 
@@ -407,62 +415,62 @@ fn a_deadline_that_passes_in_the_middle_of_a_turn_waits_for_the_next_one() {
                 clock.now()
             })
         };
-        let mut world = World::with_clock(EngineSettings::default(), clock, ticking);
-        let deadline = world.clock.now() + MILLI * deadline_ms;
-        if world.call(one_caption(), deadline) {
-            while world.worker.turn() == Next::Ran {}
-            assert!(world.worker.is_empty(), "{deadline_ms} ms");
+        let mut engine = ThreadlessEngine::with_clock(EngineSettings::default(), clock, ticking);
+        let deadline = engine.clock.now() + MILLI * deadline_ms;
+        if engine.call(one_caption(), deadline) {
+            while engine.worker.turn() == Next::Ran {}
+            assert!(engine.worker.is_empty(), "{deadline_ms} ms");
         }
     }
 }
 
 #[test]
 fn a_task_whose_client_left_at_the_deadline_has_expired() {
-    let mut world = World::new(EngineSettings::default());
-    let deadline = world.clock.now() + MILLI;
-    assert!(world.call(one_caption(), deadline));
-    world.clock.advance(MILLI);
-    world.pending[0].reply = None;
-    world.turn();
-    let stats = world.shared.counters.snapshot();
+    let mut engine = ThreadlessEngine::new(EngineSettings::default());
+    let deadline = engine.clock.now() + MILLI;
+    assert!(engine.call(one_caption(), deadline));
+    engine.clock.advance(MILLI);
+    engine.pending[0].reply = None;
+    engine.turn();
+    let stats = engine.shared.counters.snapshot();
     assert_eq!((stats.expired, stats.cancelled), (1, 0));
-    assert_eq!(world.shared.metrics.queue_cancelled_total.get(), 0);
+    assert_eq!(engine.shared.metrics.queue_cancelled_total.get(), 0);
 }
 
 #[test]
 fn only_the_task_that_an_image_is_encoded_for_counts_for_it() {
-    let mut world = World::new(settings());
-    world.control.set_costs(&world.clock, Duration::ZERO, 5000 * MILLI, Duration::ZERO);
-    let deadline = world.clock.now() + Duration::from_secs(600);
+    let mut engine = ThreadlessEngine::new(settings());
+    engine.control.set_costs(&engine.clock, Duration::ZERO, 5000 * MILLI, Duration::ZERO);
+    let deadline = engine.clock.now() + Duration::from_secs(600);
     let embed = |image| vec![Ask::Embed { image: Some(image), text: None }];
-    assert!(world.call(embed(1), deadline));
-    world.finish();
+    assert!(engine.call(embed(1), deadline));
+    engine.finish();
     // One task with a cached image, one with a new image, and one more that waits for the same new image.
     for image in [1, 2, 2] {
-        assert!(world.call(embed(image), deadline));
+        assert!(engine.call(embed(image), deadline));
     }
-    assert_eq!(world.shared.admission.retry_after(), 5000 * MILLI);
-    world.finish();
-    assert_eq!(world.shared.admission.retry_after(), 1000 * MILLI);
+    assert_eq!(engine.shared.admission.retry_after(), 5000 * MILLI);
+    engine.finish();
+    assert_eq!(engine.shared.admission.retry_after(), 1000 * MILLI);
 }
 
 #[test]
 fn estimates_that_nothing_refreshes_become_stale() {
-    let mut world = World::new(EngineSettings::default());
-    assert!(!world.shared.admission.estimates().stale);
-    let deadline = world.clock.now() + Duration::from_secs(600);
-    assert!(world.call(one_caption(), deadline));
-    world.finish();
-    world.clock.advance(60_000 * MILLI);
-    world.turn();
-    assert!(!world.shared.admission.estimates().stale);
-    world.clock.advance(MILLI);
-    world.turn();
-    assert!(world.shared.admission.estimates().stale);
+    let mut engine = ThreadlessEngine::new(EngineSettings::default());
+    assert!(!engine.shared.admission.estimates().stale);
+    let deadline = engine.clock.now() + Duration::from_secs(600);
+    assert!(engine.call(one_caption(), deadline));
+    engine.finish();
+    engine.clock.advance(60_000 * MILLI);
+    engine.turn();
+    assert!(!engine.shared.admission.estimates().stale);
+    engine.clock.advance(MILLI);
+    engine.turn();
+    assert!(engine.shared.admission.estimates().stale);
     // A new image, because a cached one would not renew the estimated cost of encoding.
-    assert!(world.call(caption_of(2), world.clock.now() + Duration::from_secs(600)));
-    world.finish();
-    assert!(!world.shared.admission.estimates().stale);
+    assert!(engine.call(caption_of(2), engine.clock.now() + Duration::from_secs(600)));
+    engine.finish();
+    assert!(!engine.shared.admission.estimates().stale);
 }
 
 #[test]
@@ -471,15 +479,17 @@ fn a_group_is_charged_for_its_rows_at_their_longest_twice_and_for_its_question()
     // ones), and the three tokens of the question.
     for (max_kv_bytes, together) in [(34, 2), (33, 1)] {
         let settings = EngineSettings { max_kv_bytes, ..EngineSettings::default() };
-        let mut world = World::new(settings);
-        world.control.set_text_length(6);
-        let deadline = world.clock.now() + Duration::from_secs(600);
+        let mut engine = ThreadlessEngine::new(settings);
+        engine.control.set_text_length(6);
+        let deadline = engine.clock.now() + Duration::from_secs(600);
         for question in 10..14 {
             let questions = vec![question];
-            assert!(world.call(vec![Ask::Answer { image: 1, questions, candidates: 0 }], deadline));
+            assert!(
+                engine.call(vec![Ask::Answer { image: 1, questions, candidates: 0 }], deadline)
+            );
         }
-        world.finish();
-        let log = world.control.log();
+        engine.finish();
+        let log = engine.control.log();
         let steps = log.iter().filter(|unit| unit.call == FakeCall::Step);
         assert_eq!(steps.map(|unit| unit.items.len()).max(), Some(together), "{max_kv_bytes}");
     }

@@ -10,9 +10,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Worker;
 use super::fault::message;
 use super::thread::{Ended, Message, run};
+use super::turn::Worker;
 use crate::engine::backend::Backend;
 use crate::engine::shared::Shared;
 use crate::engine::sync::{Builder, JoinHandle, Receiver};

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Next, Submission, Worker};
+use super::tasks::Submission;
+use super::turn::{Next, Worker};
 use crate::engine::WarmUpError;
 use crate::engine::backend::Backend;
 use crate::engine::sync::{Receiver, RecvTimeoutError, TryRecvError};

@@ -1,66 +1,31 @@
-//! The worker: a loop around the scheduler that owns the backend, the feature cache and every admitted task.
-//!
-//! - `thread`: the loop and its inbox.
-//! - `units`: runs vision batches, batches of single-pass rows, and decode steps.
-//! - `fault`: catches the backend's panics and errors, and searches for the item at fault.
-//! - `supervision`: rebuilds a backend that has failed.
-//! - `probe`: checks whether the backend works, after a failure that may be its fault.
-//! - `meter`: metrics and counters.
-//! - `warm_up`: measures costs before the first request.
-//!
-//! Everything here runs on one thread, one [`Worker::turn`] after another; tests call it without a thread. Answers are
-//! sent at the end of a turn, after the gauges have been updated.
-
-mod fault;
-mod meter;
-mod probe;
-#[cfg(test)]
-mod properties;
-mod supervision;
-mod thread;
-mod units;
-mod warm_up;
+//! [`Worker`]: the backend, the scheduler, the feature cache and all tasks. [`Worker::accept`] takes tasks over,
+//! [`Worker::turn`] runs one unit (see `units`) and sends outcomes. `thread` calls both; tests call them without a
+//! thread.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use self::meter::Meter;
-pub use self::supervision::Rebuild;
-pub(crate) use self::supervision::spawn;
-pub(crate) use self::thread::Message;
-use super::admission::TaskReservation;
-use super::backend::{Backend, GroupSpec, SinglePassRow};
-use super::features::{Features, Lookup};
-use super::ids::{FeatureKey, ItemId, TaskId};
-use super::plan::{Plan, PlanError, Slot, Work, group_rows};
-use super::scheduler::{Decision, GroupEntry, RowEntry, Scheduler};
-use super::shared::Shared;
-use super::{Answered, EngineError};
+use super::items::{ItemOwner, WaitingGroup, WaitingRow, WorkItems};
+use super::meter::Meter;
+use super::probe::passes_probe;
+use super::tasks::{ActiveTask, Outcome, Submission};
+use super::warm_up::TrialRun;
+use crate::engine::backend::Backend;
+use crate::engine::features::{Features, Lookup};
+use crate::engine::ids::{FeatureKey, ItemId, TaskId};
+use crate::engine::plan::{Plan, PlanError, Work, group_rows};
+use crate::engine::scheduler::{Decision, GroupEntry, RowEntry, Scheduler};
+use crate::engine::shared::Shared;
+use crate::engine::{Answered, EngineError, WarmUpError};
 use crate::faults;
-use crate::task::{ModelId, Task, TaskTiming, TokenLogprob};
-
-/// A task on its way to the worker. Dropping it resolves its reply to `WorkerDown`.
-#[derive(Debug)]
-pub(crate) struct Submission {
-    pub(crate) model: ModelId,
-    pub(crate) task: Task,
-    pub(crate) admitted: Instant,
-    pub(crate) deadline: Instant,
-    pub(crate) submitted: Instant,
-    pub(crate) claim: TaskReservation,
-    pub(crate) reply: oneshot::Sender<Outcome>,
-    pub(crate) stream: Option<mpsc::Sender<TokenLogprob>>,
-}
-
-/// The result of a task: its answer or an error.
-pub(crate) type Outcome = Result<Answered, EngineError>;
+use crate::task::{ModelId, Task, TaskTiming};
 
 /// What the worker's thread does after a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Next {
+pub(super) enum Next {
     /// A unit ran. The thread takes the next turn at once.
     Ran,
     /// Nothing can run before this time, unless something arrives.
@@ -71,68 +36,26 @@ pub(crate) enum Next {
     BackendFailed,
 }
 
-/// A task that has no outcome yet.
-struct ActiveTask {
-    model: ModelId,
-    plan: Plan,
-    admitted: Instant,
-    submitted: Instant,
-    started: bool,
-    timing: TaskTiming,
-    claim: TaskReservation,
-    reply: oneshot::Sender<Outcome>,
-    stream: Option<mpsc::Sender<TokenLogprob>>,
-    /// Images not yet encoded. The flag is true if this task's cache miss started the encoding.
-    awaited: Vec<(FeatureKey, bool)>,
-    /// Images that the task pins, with the number of its rows and groups that attend to each.
-    pinned: HashMap<FeatureKey, usize>,
-}
-
-/// A single-pass row that waits.
-struct Row<M> {
-    task: TaskId,
-    slot: Slot,
-    image: Option<FeatureKey>,
-    input: SinglePassRow<M>,
-}
-
-/// A group that waits or runs.
-struct Group<M> {
-    task: TaskId,
-    slot: Slot,
-    image: Option<FeatureKey>,
-    rows: usize,
-    /// Passed to the backend when the group joins a step; `None` afterwards.
-    spec: Option<GroupSpec<M>>,
-    /// Number of steps that the group has taken; `tokens` is the number of tokens run per row.
-    units: usize,
-    tokens: f64,
-    /// When the group got its newest token. Before its first token: when its call was admitted.
-    last_token: Instant,
-}
-
 /// Owner of the backend, the feature cache and all tasks.
-pub(crate) struct Worker<B: Backend> {
-    backend: B,
-    shared: Arc<Shared>,
-    scheduler: Scheduler,
-    features: Features<B::EncoderStates>,
-    tasks: BTreeMap<TaskId, ActiveTask>,
-    rows: HashMap<ItemId, Row<B::EncoderStates>>,
-    groups: HashMap<ItemId, Group<B::EncoderStates>>,
-    /// The backend's state of each running group.
-    opened: HashMap<ItemId, B::Group>,
+pub(super) struct Worker<B: Backend> {
+    pub(super) backend: B,
+    pub(super) shared: Arc<Shared>,
+    pub(super) scheduler: Scheduler,
+    pub(super) features: Features<B::EncoderStates>,
+    pub(super) tasks: BTreeMap<TaskId, ActiveTask>,
+    /// The rows and groups of all tasks. Between two units it holds the same items as the scheduler.
+    pub(super) items: WorkItems<B::EncoderStates, B::Group>,
     next_id: u64,
-    meter: Meter,
+    pub(super) meter: Meter,
     /// The model whose last failure may be the backend's fault. Such failures are a unit without any result, a group
     /// that could not be opened, and an output that is not finite. The next turn probes the backend.
-    suspect: Option<ModelId>,
+    pub(super) suspect: Option<ModelId>,
     /// Outcomes of this turn, sent at its end.
     outbox: Vec<(oneshot::Sender<Outcome>, Outcome)>,
 }
 
 impl<B: Backend> Worker<B> {
-    pub(crate) fn new(backend: B, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(backend: B, shared: Arc<Shared>) -> Self {
         let settings = &shared.settings;
         let image_tokens: Vec<usize> =
             shared.models.iter().map(|model| model.image_tokens).collect();
@@ -141,9 +64,7 @@ impl<B: Backend> Worker<B> {
             scheduler: Scheduler::new(settings.clone(), &image_tokens),
             features: Features::new(settings.feature_cache_bytes, settings.feature_cache_ttl),
             tasks: BTreeMap::new(),
-            rows: HashMap::new(),
-            groups: HashMap::new(),
-            opened: HashMap::new(),
+            items: WorkItems::new(),
             next_id: 0,
             meter: Meter::new(Arc::clone(&shared)),
             suspect: None,
@@ -153,12 +74,12 @@ impl<B: Backend> Worker<B> {
     }
 
     /// True if every task has its outcome.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
 
     /// Starts draining: from now on no item is held back for the linger time.
-    pub(crate) fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         self.scheduler.drain();
     }
 
@@ -172,7 +93,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Takes over a task. From now on it gets exactly one outcome.
-    pub(crate) fn accept(&mut self, submission: Submission) {
+    pub(super) fn accept(&mut self, submission: Submission) {
         let Submission { model, task, admitted, deadline, submitted, claim, reply, stream } =
             submission;
         self.meter.submitted();
@@ -227,7 +148,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Takes one turn: removes tasks that are over, runs one unit if one is ready, and sends the outcomes.
-    pub(crate) fn turn(&mut self) -> Next {
+    pub(super) fn turn(&mut self) -> Next {
         self.shared.heartbeat.beat();
         faults::at("engine::turn");
         // The clock is read only once. So the unit is chosen at the same instant at which due tasks were removed, and
@@ -235,7 +156,7 @@ impl<B: Backend> Worker<B> {
         let now = self.shared.clock.now();
         self.reap_finished(now);
         if let Some(model) = self.suspect.take()
-            && !self.probe(model)
+            && !passes_probe(&mut self.trial_run(), model)
         {
             self.send();
             return Next::BackendFailed;
@@ -257,7 +178,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Ends all tasks with `WorkerDown`.
-    pub(crate) fn fail_all(&mut self) {
+    pub(super) fn fail_all(&mut self) {
         for task in self.tasks.keys().copied().collect::<Vec<_>>() {
             self.finish(task, Err(EngineError::WorkerDown));
         }
@@ -289,7 +210,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Hands an encoded image to `task`, for which it is pinned, and enqueues the work that is now ready.
-    fn image_ready(
+    pub(super) fn image_ready(
         &mut self,
         task: TaskId,
         key: FeatureKey,
@@ -313,7 +234,12 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Hands new work of a task to the scheduler.
-    fn enqueue(&mut self, task: TaskId, work: Vec<Work<B::EncoderStates>>, now: Instant) {
+    pub(super) fn enqueue(
+        &mut self,
+        task: TaskId,
+        work: Vec<Work<B::EncoderStates>>,
+        now: Instant,
+    ) {
         let model = self.task(task).model;
         for work in work {
             let id = ItemId(self.fresh_id());
@@ -325,7 +251,8 @@ impl<B: Backend> Worker<B> {
                 Work::Row { slot, row, image } => {
                     let entry = RowEntry { id, model, tokens: row.tokens(), image };
                     self.scheduler.push_row(task, entry, now);
-                    self.rows.insert(id, Row { task, slot, image, input: row });
+                    let owner = ItemOwner { task, slot, image };
+                    self.items.add_row(id, WaitingRow { owner, input: row });
                 }
                 Work::Group { slot, spec, image, question_tokens } => {
                     let rows = group_rows(&spec.params);
@@ -339,30 +266,25 @@ impl<B: Backend> Worker<B> {
                         * (most_tokens + question_tokens) as u64;
                     let entry = GroupEntry { id, model, rows, tokens, image_kv, own_kv };
                     self.scheduler.push_group(task, entry, now);
-                    let spec = Some(spec);
-                    let last_token = self.task(task).admitted;
-                    let group =
-                        Group { task, slot, image, rows, spec, units: 0, tokens: 0.0, last_token };
-                    self.groups.insert(id, group);
+                    let owner = ItemOwner { task, slot, image };
+                    let admitted = self.task(task).admitted;
+                    self.items.add_group(id, WaitingGroup { owner, rows, spec, admitted });
                 }
             }
         }
     }
 
     /// Records that a row or group of `task` that attended to `image` has ended. After the last one, unpins the image.
-    fn release(&mut self, task: TaskId, image: Option<FeatureKey>) {
-        let Some(key) = image else { return };
-        let Some(active) = self.tasks.get_mut(&task) else { return };
-        let Some(users) = active.pinned.get_mut(&key) else { return };
-        *users -= 1;
-        if *users == 0 {
-            active.pinned.remove(&key);
+    pub(super) fn release(&mut self, task: TaskId, image: Option<FeatureKey>) {
+        if let (Some(key), Some(active)) = (image, self.tasks.get_mut(&task))
+            && active.release(key)
+        {
             self.features.unpin(key);
         }
     }
 
     /// Answers the task if its plan is complete.
-    fn complete_task(&mut self, task: TaskId) {
+    pub(super) fn complete_task(&mut self, task: TaskId) {
         if self.tasks.get(&task).is_some_and(|active| active.plan.is_complete())
             && let Some(active) = self.remove(task)
         {
@@ -380,7 +302,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Ends a task without an answer.
-    fn finish(&mut self, task: TaskId, outcome: Outcome) {
+    pub(super) fn finish(&mut self, task: TaskId, outcome: Outcome) {
         if let Some(ActiveTask { claim, reply, .. }) = self.remove(task) {
             drop(claim);
             self.meter.outcome(outcome.as_ref().err());
@@ -392,9 +314,7 @@ impl<B: Backend> Worker<B> {
     fn remove(&mut self, task: TaskId) -> Option<ActiveTask> {
         let active = self.tasks.remove(&task)?;
         for item in self.scheduler.remove_task(task).items {
-            self.rows.remove(&item);
-            self.groups.remove(&item);
-            self.opened.remove(&item);
+            self.items.drop_item(item);
         }
         for &(key, _) in &active.awaited {
             self.features.withdraw(key, task);
@@ -405,14 +325,19 @@ impl<B: Backend> Worker<B> {
         Some(active)
     }
 
-    /// Records a task's queue time when its first unit begins.
-    fn started(&mut self, task: TaskId, now: Instant) {
-        if let Some(active) = self.tasks.get_mut(&task)
-            && !active.started
-        {
-            active.started = true;
-            active.timing.queue = now.saturating_duration_since(active.submitted);
-        }
+    /// Runs small units of each kind, publishes their costs, and reports whether every unit succeeded.
+    ///
+    /// # Errors
+    /// `ModelFailed` for the first unit that failed.
+    pub(super) fn warm_up(&mut self) -> Result<(), WarmUpError> {
+        let outcome = self.trial_run().warm_up();
+        self.publish();
+        outcome
+    }
+
+    fn trial_run(&mut self) -> TrialRun<'_, B> {
+        let Self { backend, scheduler, meter, shared, .. } = self;
+        TrialRun { backend, scheduler, meter, shared }
     }
 
     fn publish(&mut self) {
@@ -443,7 +368,7 @@ impl<B: Backend> Worker<B> {
         self.tasks.get_mut(&task).expect("the caller has just seen the task")
     }
 
-    fn now(&self) -> Instant {
+    pub(super) fn now(&self) -> Instant {
         self.shared.clock.now()
     }
 }
@@ -452,9 +377,4 @@ impl From<PlanError> for EngineError {
     fn from(error: PlanError) -> Self {
         Self::InferenceFailed(error.to_string())
     }
-}
-
-/// Adds `elapsed` to one part of a task's timing.
-fn add(total: &mut Duration, elapsed: Duration) {
-    *total = total.saturating_add(elapsed);
 }

@@ -7,27 +7,21 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::fault::{Fault, attempt, injected, run_or_split};
+use super::items::{FinishedGroup, ItemOwner, RunningGroup};
 use super::meter::StepMix;
-use super::{Worker, add};
+use super::turn::Worker;
 use crate::engine::EngineError;
-use crate::engine::backend::{Backend, BackendError, SinglePassRow, StepEvent};
+use crate::engine::backend::{Backend, SinglePassRow, StepEvent};
 use crate::engine::ids::{FeatureKey, ItemId, TaskId};
-use crate::engine::plan::{PlanError, Slot};
-use crate::engine::scheduler::{Stage, Unit, UnitWork};
+use crate::engine::plan::PlanError;
+use crate::engine::scheduler::{Unit, UnitWork};
 use crate::task::{ModelId, Pixels, TowerId};
-
-fn stage_of(work: &UnitWork) -> Stage {
-    match work {
-        UnitWork::Encode { .. } => Stage::Vision,
-        UnitWork::SinglePass { .. } | UnitWork::Step { .. } => Stage::Text,
-    }
-}
 
 impl<B: Backend> Worker<B> {
     /// Runs a unit and distributes its results to the tasks.
     pub(super) fn run(&mut self, unit: Unit) {
         let Unit { work, trigger, waited } = unit;
-        self.meter.unit(stage_of(&work), trigger, &waited);
+        self.meter.unit(work.stage(), trigger, &waited);
         match &work {
             UnitWork::Encode { tower, images } => self.encode(&work, *tower, images),
             UnitWork::SinglePass { model, rows, work: tokens } => {
@@ -93,27 +87,25 @@ impl<B: Backend> Worker<B> {
         elapsed: Duration,
     ) {
         for &task in waiters {
-            if known.insert(task) {
-                self.started(task, start);
-                if let Some(active) = self.tasks.get_mut(&task) {
-                    add(&mut active.timing.vision, elapsed);
-                }
+            if known.insert(task)
+                && let Some(active) = self.tasks.get_mut(&task)
+            {
+                active.start(start);
+                active.add_vision_time(elapsed);
             }
         }
     }
 
     fn run_single_pass(&mut self, work: &UnitWork, model: ModelId, ids: &[ItemId], tokens: f64) {
-        let mut meta: Vec<(TaskId, Slot, Option<FeatureKey>)> = Vec::with_capacity(ids.len());
+        let mut owners: Vec<ItemOwner> = Vec::with_capacity(ids.len());
         let mut rows: Vec<SinglePassRow<B::EncoderStates>> = Vec::with_capacity(ids.len());
-        for row in ids.iter().filter_map(|id| self.rows.remove(id)) {
-            meta.push((row.task, row.slot, row.image));
+        for row in ids.iter().filter_map(|&id| self.items.take_row(id)) {
+            owners.push(row.owner);
             rows.push(row.input);
         }
         let start = self.now();
-        let tasks: BTreeSet<TaskId> = meta.iter().map(|&(task, ..)| task).collect();
-        for &task in &tasks {
-            self.started(task, start);
-        }
+        let tasks: BTreeSet<TaskId> = owners.iter().map(|owner| owner.task).collect();
+        self.start_tasks(&tasks, start);
         let (backend, meter) = (&mut self.backend, &self.meter);
         let mut faults = 0;
         let results =
@@ -132,7 +124,7 @@ impl<B: Backend> Worker<B> {
         let tokens_per_row = tokens / rows.len().max(1) as f64;
         self.suspect_backend(model, &results);
         drop(rows);
-        for ((task, slot, image), result) in meta.into_iter().zip(results) {
+        for (ItemOwner { task, slot, image }, result) in owners.into_iter().zip(results) {
             let Some(active) = self.tasks.get_mut(&task) else { continue };
             match result.map(|output| active.plan.row_done(slot, output)) {
                 Ok(Ok(more)) => {
@@ -158,48 +150,46 @@ impl<B: Backend> Worker<B> {
         let (running, joining) = ids.split_at(ids.len() - joining);
         let mix = self.mix(running, joining);
         for &id in joining {
-            self.open(id);
+            self.join(id);
         }
-        // If a group cannot be opened, its whole task fails, and the task's other groups are removed as well.
-        let mut groups: Vec<(ItemId, B::Group)> =
-            ids.iter().filter_map(|&id| self.opened.remove(&id).map(|group| (id, group))).collect();
+        // If a group cannot be opened, its whole task fails, and the task's other groups are dropped as well.
+        let mut groups = self.items.begin_step(ids);
         if groups.is_empty() {
             return;
         }
         let start = self.now();
-        let tasks: BTreeSet<TaskId> =
-            groups.iter().filter_map(|(id, _)| self.groups.get(id).map(|g| g.task)).collect();
-        for &task in &tasks {
-            self.started(task, start);
-        }
+        let tasks: BTreeSet<TaskId> = groups.iter().map(|(_, group)| group.owner.task).collect();
+        self.start_tasks(&tasks, start);
         let (backend, meter) = (&mut self.backend, &self.meter);
         let mut faults = 0;
-        let results = run_or_split(&mut groups, &mut |part: &mut [(ItemId, B::Group)]| {
-            let mut part: Vec<&mut B::Group> = part.iter_mut().map(|(_, group)| group).collect();
-            let result = attempt(|| {
-                injected("engine::step")?;
-                backend.step(model, &mut part)
+        let results =
+            run_or_split(&mut groups, &mut |part: &mut [(_, RunningGroup<B::Group>)]| {
+                let mut part: Vec<&mut B::Group> =
+                    part.iter_mut().map(|(_, group)| &mut group.state).collect();
+                let result = attempt(|| {
+                    injected("engine::step")?;
+                    backend.step(model, &mut part)
+                });
+                faults += meter.call("step", part.len(), &result);
+                result
             });
-            faults += meter.call("step", part.len(), &result);
-            result
-        });
         let elapsed = self.record(work, start, faults == 0);
         let now = self.now();
         self.book_text_time(&tasks, elapsed);
         self.meter.stepped(model, &mix, elapsed);
         self.suspect_backend(model, &results);
         let per_row = tokens / mix.rows.max(1) as f64;
-        for ((id, group), result) in groups.into_iter().zip(results) {
-            let Some(meta) = self.groups.get_mut(&id) else { continue };
-            meta.units += 1;
-            meta.tokens += per_row;
-            let task = meta.task;
+        for ((id, mut group), result) in groups.into_iter().zip(results) {
+            let task = group.owner.task;
+            // The result of another group may have ended the task.
+            if !self.tasks.contains_key(&task) {
+                continue;
+            }
             match result {
                 Ok(event) => {
-                    let gap = now.saturating_duration_since(meta.last_token);
-                    meta.last_token = now;
-                    self.meter.token(meta.units == 1, gap);
-                    self.stepped(id, task, group, event);
+                    let (gap, is_first) = group.took_step(per_row, now);
+                    self.meter.token(is_first, gap);
+                    self.stepped(id, group, event);
                 }
                 Err(fault) => self.fail(task, &fault),
             }
@@ -207,7 +197,8 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Handles the result of one step for one group: streams the token, and completes the group if it has finished.
-    fn stepped(&mut self, id: ItemId, task: TaskId, group: B::Group, event: StepEvent) {
+    fn stepped(&mut self, id: ItemId, group: RunningGroup<B::Group>, event: StepEvent) {
+        let task = group.owner.task;
         self.meter.generated(event.generated);
         if let Some(token) = event.token
             && let Some(active) = self.tasks.get_mut(&task)
@@ -224,24 +215,23 @@ impl<B: Backend> Worker<B> {
             }
         }
         let Some(sequences) = event.finished else {
-            match attempt(|| Ok(self.backend.pending_tokens(&group))) {
+            match attempt(|| Ok(self.backend.pending_tokens(&group.state))) {
                 Ok(tokens) => {
                     self.scheduler.set_tokens(id, tokens);
-                    self.opened.insert(id, group);
+                    self.items.advance(id, group);
                 }
                 Err(fault) => self.fail(task, &fault),
             }
             return;
         };
-        drop(group);
+        let FinishedGroup { owner, steps, tokens } = group.finish();
         self.scheduler.finish(id);
-        let Some(meta) = self.groups.remove(&id) else { return };
-        self.meter.row_ended(meta.units, meta.tokens);
+        self.meter.row_ended(steps, tokens);
         let Some(active) = self.tasks.get_mut(&task) else { return };
-        active.claim.record_row(meta.tokens);
-        match active.plan.group_done(meta.slot, sequences) {
+        active.claim.record_row(tokens);
+        match active.plan.group_done(owner.slot, sequences) {
             Ok(()) => {
-                self.release(task, meta.image);
+                self.release(task, owner.image);
                 self.complete_task(task);
             }
             Err(error) => self.fail_plan(task, error),
@@ -249,56 +239,60 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Opens a group that joins the step. If that fails, its task fails.
-    fn open(&mut self, id: ItemId) {
-        let Some(group) = self.groups.get_mut(&id) else { return };
-        let (task, Some(spec)) = (group.task, group.spec.take()) else { return };
+    fn join(&mut self, id: ItemId) {
         let backend = &mut self.backend;
-        let opened = attempt(|| {
-            injected("engine::open")?;
-            Ok::<_, BackendError>(backend.open(spec))
+        let joined = self.items.join(id, |spec| {
+            attempt(|| {
+                injected("engine::open")?;
+                Ok(backend.open(spec))
+            })
         });
-        match opened {
-            Ok(opened) => {
-                self.opened.insert(id, opened);
-            }
-            Err(fault) => {
-                self.meter.call("open", 1, &Err::<(), _>(fault.clone()));
-                self.suspect = self.tasks.get(&task).map(|active| active.model);
-                self.fail(task, &fault);
-            }
+        if let Err((task, fault)) = joined {
+            self.meter.call("open", 1, &Err::<(), _>(fault.clone()));
+            self.suspect = self.tasks.get(&task).map(|active| active.model);
+            self.fail(task, &fault);
         }
     }
 
     /// Counts the groups in a step by kind, and its rows.
     fn mix(&self, running: &[ItemId], joining: &[ItemId]) -> StepMix {
         let mut mix = StepMix { prompts: joining.len(), rows: joining.len(), ..StepMix::default() };
-        for id in running {
-            let Some(group) = self.groups.get(id) else { continue };
-            mix.decoding += usize::from(group.rows == 1);
-            mix.rows += self.opened.get(id).map_or(group.rows, |group| {
-                attempt(|| Ok(self.backend.pending_tokens(group))).unwrap_or_default()
+        for &id in running {
+            let Some((rows, state)) = self.items.group(id) else { continue };
+            mix.decoding += usize::from(rows == 1);
+            mix.beams += usize::from(rows > 1);
+            mix.rows += state.map_or(rows, |state| {
+                attempt(|| Ok(self.backend.pending_tokens(state))).unwrap_or_default()
             });
         }
-        let beams = |id: &&ItemId| self.groups.get(id).is_some_and(|group| group.rows > 1);
-        mix.beams = running.iter().chain(joining).filter(beams).count();
+        let has_beams = |&&id: &&ItemId| self.items.group(id).is_some_and(|(rows, _)| rows > 1);
+        mix.beams += joining.iter().filter(has_beams).count();
         mix
     }
 
     /// Charges a unit's time to its stage, and learns its cost if the unit succeeded. Returns the time.
-    pub(super) fn record(&mut self, work: &UnitWork, start: Instant, went_well: bool) -> Duration {
+    fn record(&mut self, work: &UnitWork, start: Instant, went_well: bool) -> Duration {
         let now = self.now();
         let elapsed = now.saturating_duration_since(start);
         self.scheduler.record(work, elapsed, went_well);
         if went_well {
-            self.meter.measured(stage_of(work), now);
+            self.meter.measured(work.stage(), now);
         }
         elapsed
+    }
+
+    fn start_tasks(&mut self, tasks: &BTreeSet<TaskId>, now: Instant) {
+        for task in tasks {
+            if let Some(active) = self.tasks.get_mut(task) {
+                active.start(now);
+            }
+        }
     }
 
     fn book_text_time(&mut self, tasks: &BTreeSet<TaskId>, elapsed: Duration) {
         for task in tasks {
             if let Some(active) = self.tasks.get_mut(task) {
-                add(&mut active.timing.text, elapsed);
+                active.add_text_time(elapsed);
             }
         }
     }

@@ -5,17 +5,16 @@
 //! served. `probe` runs the same units to check whether the backend works.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use super::Worker;
 use super::fault::attempt;
-use super::probe::is_finite;
+use super::meter::Meter;
 use crate::engine::WarmUpError;
 use crate::engine::backend::{
     Backend, BackendError, GroupSpec, SinglePassOutput, SinglePassRow, StepEvent,
 };
 use crate::engine::ids::FeatureKey;
-use crate::engine::scheduler::UnitWork;
+use crate::engine::scheduler::{Scheduler, UnitWork};
+use crate::engine::shared::Shared;
 use crate::task::{
     GenerationParams, ImageId, ModelClass, ModelId, ModelInfo, Pixels, Scope, TokenIds, TowerId,
 };
@@ -35,23 +34,30 @@ pub(super) struct UnitFault {
     cause: String,
 }
 
-impl<B: Backend> Worker<B> {
-    /// Runs the units of all models and publishes their costs. A unit that fails is logged and not measured; the other
+/// Runs small units on the worker's backend. They belong to no task.
+pub(super) struct TrialRun<'a, B> {
+    pub(super) backend: &'a mut B,
+    pub(super) scheduler: &'a mut Scheduler,
+    pub(super) meter: &'a mut Meter,
+    pub(super) shared: &'a Shared,
+}
+
+impl<B: Backend> TrialRun<'_, B> {
+    /// Runs the units of all models and learns their costs. A unit that fails is logged and not measured; the other
     /// models are still warmed up.
     ///
     /// # Errors
     /// `ModelFailed` for the first unit that failed.
     pub(super) fn warm_up(&mut self) -> Result<(), WarmUpError> {
-        let models = Arc::clone(&self.shared.models);
+        let shared = self.shared;
         let mut images: HashMap<TowerId, B::EncoderStates> = HashMap::new();
         let mut outcome = Ok(());
-        for model in models.iter() {
+        for model in shared.models.iter() {
             let warmed = self.warm_model(model, &mut images);
             outcome = outcome.and(warmed.map_err(|UnitFault { unit, cause }| {
                 WarmUpError::ModelFailed { model: model.name.clone(), unit, cause }
             }));
         }
-        self.publish();
         outcome
     }
 
@@ -63,16 +69,16 @@ impl<B: Backend> Worker<B> {
     ) -> Result<(), UnitFault> {
         let image = match images.get(&model.tower) {
             Some(image) => image.clone(),
-            None => self.warm_tower(model, true)?,
+            None => self.encode_image(model, true)?,
         };
         images.insert(model.tower, image.clone());
-        self.warm_texts(model, &image, true)
+        self.run_texts(model, &image, true)
     }
 
     /// Encodes a black image and returns its features. If `learn` is set, learns the cost from this single run. A
     /// second run would make the start much slower, because images take by far the most time; and a slow cold start
     /// soon loses its weight in the average.
-    pub(super) fn warm_tower(
+    pub(super) fn encode_image(
         &mut self,
         model: &ModelInfo,
         learn: bool,
@@ -91,17 +97,17 @@ impl<B: Backend> Worker<B> {
 
     /// Runs each kind of text unit. If `learn` is set, runs each twice: the first run brings the weights into memory,
     /// the second is measured.
-    pub(super) fn warm_texts(
+    pub(super) fn run_texts(
         &mut self,
         model: &ModelInfo,
         image: &B::EncoderStates,
         learn: bool,
     ) -> Result<(), UnitFault> {
-        self.warm_text_units(model, image, false)?;
-        if learn { self.warm_text_units(model, image, true) } else { Ok(()) }
+        self.run_text_units(model, image, false)?;
+        if learn { self.run_text_units(model, image, true) } else { Ok(()) }
     }
 
-    fn warm_text_units(
+    fn run_text_units(
         &mut self,
         model: &ModelInfo,
         image: &B::EncoderStates,
@@ -111,15 +117,15 @@ impl<B: Backend> Worker<B> {
         let image_work = self.scheduler.image_work(model.id);
         match model.class {
             ModelClass::ConditionalGeneration => {
-                self.warm_steps(model.id, image.clone(), image_work, learn)?;
+                self.run_steps(model.id, image.clone(), image_work, learn)?;
             }
             ModelClass::QuestionAnswering => {
                 const UNIT: &str = "encoding a question";
                 let question = text.clone();
                 let row = SinglePassRow::EncodeQuestion { image: image.clone(), question };
-                match self.warm_pass(UNIT, model.id, row, image_work, learn)? {
+                match self.run_pass(UNIT, model.id, row, image_work, learn)? {
                     SinglePassOutput::EncoderStates(states) => {
-                        self.warm_steps(model.id, states, 0.0, learn)?;
+                        self.run_steps(model.id, states, 0.0, learn)?;
                     }
                     SinglePassOutput::Logprob(_)
                     | SinglePassOutput::Probability(_)
@@ -130,24 +136,24 @@ impl<B: Backend> Worker<B> {
             }
             ModelClass::ImageTextRetrieval | ModelClass::Base => {
                 let row = SinglePassRow::EmbedText { text: text.clone() };
-                self.warm_pass("embedding a text", model.id, row, 0.0, learn)?;
+                self.run_pass("embedding a text", model.id, row, 0.0, learn)?;
                 // This row only projects one image, so its time says nothing about text units.
                 if !learn {
                     let row = SinglePassRow::EmbedImage { image: image.clone() };
-                    self.warm_pass("embedding an image", model.id, row, 0.0, false)?;
+                    self.run_pass("embedding an image", model.id, row, 0.0, false)?;
                 }
             }
         }
         if model.class.has_matching_head() {
             let row = SinglePassRow::MatchPair { image: image.clone(), text };
-            self.warm_pass("matching an image and a text", model.id, row, image_work, learn)?;
+            self.run_pass("matching an image and a text", model.id, row, image_work, learn)?;
         }
         Ok(())
     }
 
     /// Runs one single-pass row, and fails if its numbers are not finite. If `learn` is set, learns its cost as that of
     /// a row of [`TEXT_TOKENS`] tokens.
-    fn warm_pass(
+    fn run_pass(
         &mut self,
         unit: &'static str,
         model: ModelId,
@@ -169,7 +175,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Runs the first steps of one sequence, and fails if their numbers are not finite.
-    fn warm_steps(
+    fn run_steps(
         &mut self,
         model: ModelId,
         memory: B::EncoderStates,
@@ -206,13 +212,14 @@ impl<B: Backend> Worker<B> {
         work: Option<&UnitWork>,
         call: impl FnOnce(&mut B) -> Result<T, BackendError>,
     ) -> Result<T, UnitFault> {
-        let start = self.now();
-        let backend = &mut self.backend;
-        let result = attempt(|| call(backend));
+        let start = self.shared.clock.now();
+        let result = attempt(|| call(self.backend));
         self.meter.call("warm-up", 1, &result);
         let value = result.map_err(|fault| UnitFault { unit, cause: fault.cause() })?;
         if let Some(work) = work {
-            self.record(work, start, true);
+            let now = self.shared.clock.now();
+            self.scheduler.record(work, now.saturating_duration_since(start), true);
+            self.meter.measured(work.stage(), now);
         }
         Ok(value)
     }
@@ -225,5 +232,18 @@ impl UnitFault {
 
     fn without_result(unit: &'static str) -> Self {
         Self { unit, cause: "it returned no result of the expected kind".to_owned() }
+    }
+}
+
+/// True if the output contains no NaN or infinity.
+fn is_finite<M>(output: &SinglePassOutput<M>) -> bool {
+    match output {
+        SinglePassOutput::EncoderStates(_) => true,
+        SinglePassOutput::Logprob(value) | SinglePassOutput::Probability(value) => {
+            value.is_finite()
+        }
+        SinglePassOutput::Embedding(embedding) => {
+            embedding.as_slice().iter().all(|value| value.is_finite())
+        }
     }
 }

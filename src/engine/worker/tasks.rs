@@ -1,0 +1,77 @@
+//! [`Submission`]: a task on its way to the worker. [`ActiveTask`]: a task that the worker has accepted and that has no
+//! outcome yet.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::engine::admission::TaskReservation;
+use crate::engine::ids::FeatureKey;
+use crate::engine::plan::Plan;
+use crate::engine::{Answered, EngineError};
+use crate::task::{ModelId, Task, TaskTiming, TokenLogprob};
+
+/// The result of a task: its answer or an error.
+pub(crate) type Outcome = Result<Answered, EngineError>;
+
+/// A task on its way to the worker. Dropping it resolves its reply to `WorkerDown`.
+#[derive(Debug)]
+pub(crate) struct Submission {
+    pub(crate) model: ModelId,
+    pub(crate) task: Task,
+    pub(crate) admitted: Instant,
+    pub(crate) deadline: Instant,
+    pub(crate) submitted: Instant,
+    pub(crate) claim: TaskReservation,
+    pub(crate) reply: oneshot::Sender<Outcome>,
+    pub(crate) stream: Option<mpsc::Sender<TokenLogprob>>,
+}
+
+/// A task that has no outcome yet.
+pub(super) struct ActiveTask {
+    pub(super) model: ModelId,
+    pub(super) plan: Plan,
+    pub(super) admitted: Instant,
+    pub(super) submitted: Instant,
+    /// Whether a unit has run for the task.
+    pub(super) started: bool,
+    pub(super) timing: TaskTiming,
+    pub(super) claim: TaskReservation,
+    pub(super) reply: oneshot::Sender<Outcome>,
+    pub(super) stream: Option<mpsc::Sender<TokenLogprob>>,
+    /// Images not yet encoded. The flag is true if this task's cache miss started the encoding.
+    pub(super) awaited: Vec<(FeatureKey, bool)>,
+    /// Images that the task pins, with the number of its rows and groups that attend to each.
+    pub(super) pinned: HashMap<FeatureKey, usize>,
+}
+
+impl ActiveTask {
+    /// Records the task's queue time when its first unit begins.
+    pub(super) fn start(&mut self, now: Instant) {
+        if !self.started {
+            self.started = true;
+            self.timing.queue = now.saturating_duration_since(self.submitted);
+        }
+    }
+
+    pub(super) fn add_vision_time(&mut self, elapsed: Duration) {
+        self.timing.vision = self.timing.vision.saturating_add(elapsed);
+    }
+
+    pub(super) fn add_text_time(&mut self, elapsed: Duration) {
+        self.timing.text = self.timing.text.saturating_add(elapsed);
+    }
+
+    /// Records that a row or group that attended to `image` has ended. Returns true if it was the last one, so that the
+    /// image is no longer pinned for this task.
+    pub(super) fn release(&mut self, image: FeatureKey) -> bool {
+        let Some(users) = self.pinned.get_mut(&image) else { return false };
+        *users -= 1;
+        let is_last = *users == 0;
+        if is_last {
+            self.pinned.remove(&image);
+        }
+        is_last
+    }
+}

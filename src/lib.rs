@@ -27,6 +27,7 @@
 //! | `faults` | fault injection for tests, only with the cargo feature `failpoints` |
 //! | `http` | router, endpoints, extractors, errors, OpenAPI |
 //! | `telemetry` | logging and metrics |
+//! | `settings` | how a folder declares its settings: the trait, checks, and the forms in which values are written |
 //! | `config` | turns file, environment and flags into validated settings |
 //! | `cli` | the commands |
 //! | `app` | the composition root: builds the parts from the settings and connects them |
@@ -46,6 +47,7 @@ pub mod images;
 pub mod input;
 pub mod kernels;
 pub mod model;
+pub mod settings;
 pub mod task;
 pub mod telemetry;
 pub mod torch;

@@ -5,6 +5,7 @@
 //! activations of a running work unit (some 100 MB for a base model on a CPU).
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::path::Path;
 
 /// The largest size of each bounded buffer, in bytes.
@@ -95,9 +96,9 @@ impl MemoryLimit {
 
 /// Returns the default high-water mark of resident memory, above which images are rejected. It is nine tenths of the
 /// memory limit.
-pub(super) fn high_water_bytes() -> Option<u64> {
+pub(super) fn high_water_bytes() -> Option<NonZeroU64> {
     let (MemoryLimit::Cgroup(bytes) | MemoryLimit::Machine(bytes)) = MemoryLimit::detect()?;
-    Some(bytes / 10 * 9)
+    NonZeroU64::new(bytes / 10 * 9)
 }
 
 fn read(path: &Path) -> Option<String> {

@@ -1,5 +1,5 @@
 //! Merges file, environment and flags as layers over the defaults, and remembers the origin of each value. `load` adds
-//! the layers; `validate` asks for origins.
+//! the layers; `validate` fills the settings types from them and asks for origins.
 //!
 //! The tree of defaults defines which settings exist and which type each has. Text from the environment and from flags
 //! is parsed as the type of its setting. For example, a hub token that consists of digits stays a string, and `5s` is
@@ -12,15 +12,21 @@ use figment::providers::Serialized;
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
-use super::raw::HIDDEN;
-use super::{ConfigError, RawConfig};
+use super::ConfigError;
+use super::sections::{HIDDEN, RawConfig};
+use crate::settings::Section;
 
-/// Settings whose values are never shown.
-const SECRETS: [&str; 2] = ["hub.token", "auth.keys"];
+/// Upper bound of all times in milliseconds: one day. Longer times are probably mistakes in the unit.
+const MAX_MILLIS: u64 = 24 * 3600 * 1000;
 
 /// The layers merged so far; later ones win.
 pub(super) struct Layers {
     figment: Figment,
+    /// The result of merging all layers.
+    merged: Value,
+    /// All sections with their defaults.
+    raw: RawConfig,
+    /// The values of `raw` as a tree.
     defaults: Value,
     /// Name of the variable or flag that set each setting, by `section.key`.
     names: BTreeMap<String, String>,
@@ -50,14 +56,15 @@ impl Layers {
     pub(super) fn new() -> Self {
         let raw = RawConfig::default();
         let defaults = Value::serialize(&raw).expect("settings are plain data");
-        let figment = Figment::from(Serialized::defaults(raw));
-        Self { figment, defaults, names: BTreeMap::new() }
+        let figment = Figment::from(Serialized::defaults(&raw));
+        Self { figment, merged: defaults.clone(), raw, defaults, names: BTreeMap::new() }
     }
 
     /// Adds a settings file as the top layer.
     ///
     /// # Errors
-    /// `File` or `Syntax`. Unknown names and wrong types are found later, by [`extract`](Self::extract).
+    /// `File` or `Syntax`. Unknown names and wrong types are found later, by [`check_names`](Self::check_names) and
+    /// [`read`](Self::read).
     pub(super) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
@@ -89,7 +96,7 @@ impl Layers {
         };
         let value = read_as(text, like).map_err(|accepted| ConfigError::Invalid {
             setting: path.to_owned(),
-            value: shown(path, || format!("\"{text}\"")),
+            value: self.shown(path, || format!("\"{text}\"")),
             origin,
             accepted,
         })?;
@@ -109,16 +116,89 @@ impl Layers {
         self.merge(NAMED.to_owned(), Dict::from([("models".to_owned(), Value::from(models))]));
     }
 
-    fn merge(&mut self, name: String, values: Dict) {
-        self.figment = std::mem::take(&mut self.figment).merge(Layer { name, values });
+    /// Sets a text that is empty in all layers. Its origin is still the default.
+    pub(super) fn complete(&mut self, path: &str, text: &str) {
+        let values = figment::util::nest(path, Value::from(text));
+        let values = values.into_dict().expect("a path has at least one segment");
+        self.merge("completed".to_owned(), values);
     }
 
-    /// Merges all layers into one configuration.
+    fn merge(&mut self, name: String, values: Dict) {
+        self.figment = std::mem::take(&mut self.figment).merge(Layer { name, values });
+        self.merged = self.figment.find_value("").expect("layers are plain values");
+    }
+
+    /// Checks that every name in the layers is the name of a section or of a setting.
     ///
     /// # Errors
-    /// The first unknown name or value of the wrong type.
-    pub(super) fn extract(&self) -> Result<RawConfig, ConfigError> {
-        self.figment.extract().map_err(|error| self.explain(&error))
+    /// The first unknown name, and a section that is not a table.
+    pub(super) fn check_names(&self) -> Result<(), ConfigError> {
+        for (name, values) in self.merged.as_dict().into_iter().flatten() {
+            if name == "models" {
+                continue;
+            }
+            let Some(section) = self.raw.sections.iter().find(|section| section.name == name)
+            else {
+                let names = self.raw.sections.iter().map(|section| section.name);
+                let accepted = names.chain(["models"]).collect::<Vec<_>>().join(", ");
+                let origin = self.origin(name);
+                return Err(ConfigError::Unknown { setting: name.clone(), origin, accepted });
+            };
+            let Some(values) = values.as_dict() else { return Err(self.invalid(name, "a table")) };
+            let keys: Vec<&str> = section.values.iter().map(|(key, _)| key.as_str()).collect();
+            if let Some(key) = values.keys().find(|key| !keys.contains(&key.as_str())) {
+                let setting = format!("{name}.{key}");
+                let origin = self.origin(&setting);
+                return Err(ConfigError::Unknown { setting, origin, accepted: keys.join(", ") });
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the settings type `S` and checks it.
+    ///
+    /// # Errors
+    /// The first value that has the wrong type or is not accepted.
+    pub(super) fn read<S: Section>(&self) -> Result<S, ConfigError> {
+        let values = self.merged.find_ref(S::NAME).expect("every section has defaults");
+        let settings: S = values.deserialize().map_err(|error| self.explain(S::NAME, &error))?;
+        let path = |key: &str| format!("{}.{key}", S::NAME);
+        for key in values.as_dict().into_iter().flat_map(Dict::keys) {
+            let too_long = |millis| millis > MAX_MILLIS;
+            if key.ends_with("_ms") && self.number(&path(key)).is_some_and(too_long) {
+                return Err(self.invalid(&path(key), "milliseconds, at most 86400000 (one day)"));
+            }
+        }
+        let checked = settings.check();
+        checked.map_err(|error| self.invalid(&path(error.key), error.accepted))?;
+        Ok(settings)
+    }
+
+    /// Returns the values of all settings as they are written, and the list of models.
+    ///
+    /// # Errors
+    /// If the list of models is malformed.
+    pub(super) fn effective(&self) -> Result<RawConfig, ConfigError> {
+        let mut raw = self.raw.clone();
+        for section in &mut raw.sections {
+            for (key, value) in &mut section.values {
+                let written = self.merged.find_ref(&format!("{}.{key}", section.name));
+                written.expect("every setting has a default").clone_into(value);
+            }
+        }
+        let models = self.merged.find_ref("models").expect("the list of models has a default");
+        raw.models = models.deserialize().map_err(|error| self.explain("models", &error))?;
+        Ok(raw)
+    }
+
+    /// Returns the value of a setting if it is a whole number and not negative.
+    pub(super) fn number(&self, path: &str) -> Option<u64> {
+        self.merged.find_ref(path)?.to_u128()?.try_into().ok()
+    }
+
+    /// True if the value of the setting is an empty text.
+    pub(super) fn is_empty_text(&self, path: &str) -> bool {
+        self.merged.find_ref(path).and_then(Value::as_str) == Some("")
     }
 
     /// Describes the origin of a setting's value, for messages: "from ..." or "the default".
@@ -134,21 +214,13 @@ impl Layers {
 
     /// Creates an `Invalid` error about the current value of a setting.
     pub(super) fn invalid(&self, path: &str, accepted: impl Into<String>) -> ConfigError {
-        let value = self
-            .figment
-            .find_value(path)
-            .map_or_else(|_| "nothing".to_owned(), |value| as_written(&value));
+        let value = self.merged.find_ref(path).map_or_else(|| "nothing".to_owned(), as_written);
         ConfigError::Invalid {
             setting: path.to_owned(),
-            value: shown(path, || value),
+            value: self.shown(path, || value),
             origin: self.origin(path),
             accepted: accepted.into(),
         }
-    }
-
-    /// True if a setting of this name exists.
-    pub(super) fn has(&self, path: &str) -> bool {
-        self.defaults.find_ref(path).is_some()
     }
 
     /// Guesses which setting `name` means: `server_listen` and `listen` both mean `server.listen`. `None` if ambiguous.
@@ -178,11 +250,13 @@ impl Layers {
         ConfigError::Unknown { setting: path.to_owned(), origin, accepted }
     }
 
-    /// Translates figment's error. Only values of files can cause it: text was parsed by type before it became a layer.
-    fn explain(&self, error: &figment::Error) -> ConfigError {
+    /// Translates figment's error about the section `section`. Only values of files can have a wrong type: text was
+    /// parsed by type before it became a layer.
+    fn explain(&self, section: &str, error: &figment::Error) -> ConfigError {
         use figment::error::Kind;
 
-        let path = error.path.join(".");
+        let names = [section].into_iter().chain(error.path.iter().map(String::as_str));
+        let path = names.collect::<Vec<_>>().join(".");
         if let Kind::UnknownField(_, expected) = &error.kind {
             let (origin, accepted) = (self.origin(&path), expected.join(", "));
             return ConfigError::Unknown { setting: path, origin, accepted };
@@ -194,7 +268,16 @@ impl Layers {
         if let Kind::InvalidType(_, accepted) | Kind::InvalidValue(_, accepted) = &error.kind {
             return self.invalid(&path, in_words(accepted));
         }
+        // The text that the settings type gives for a value of the right type.
+        if let Kind::Message(accepted) = &error.kind {
+            return self.invalid(&path, accepted);
+        }
         self.invalid(&path, "another value")
+    }
+
+    /// Formats the value of the setting `path` for an error message; a secret value stays hidden.
+    fn shown(&self, path: &str, value: impl FnOnce() -> String) -> String {
+        if self.raw.is_secret(path) { HIDDEN.to_owned() } else { value() }
     }
 }
 
@@ -208,7 +291,7 @@ fn in_words(expected: &str) -> &str {
         "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
         "f32" | "f64" => "a number",
         "a boolean" => "true or false",
-        "a string" => "a string in quotes",
+        "a string" | "path string" => "a string in quotes",
         "a sequence" => "a list in square brackets",
         _ if expected.contains("struct ") || expected.contains("map") => "a table",
         _ => expected,
@@ -231,15 +314,6 @@ fn as_written(value: &Value) -> String {
         Value::Array(_, values) => format!("[{}]", list(values)),
         Value::Empty(..) | Value::Dict(..) => "a table".to_owned(),
     }
-}
-
-/// Formats the value of the setting `path` for an error message; a secret value stays hidden.
-fn shown(path: &str, value: impl FnOnce() -> String) -> String {
-    // The elements of a secret list are secret too.
-    let is_secret = SECRETS.iter().any(|secret| {
-        path.strip_prefix(secret).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    });
-    if is_secret { HIDDEN.to_owned() } else { value() }
 }
 
 /// Parses text as a value of the same type as `like`. The error describes the accepted values.

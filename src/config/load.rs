@@ -59,9 +59,10 @@ pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, ConfigEr
     }
     add_environment(&mut layers, environment)?;
     add_flags(&mut layers, flags)?;
-    let mut raw = layers.extract()?;
-    complete_hub(&mut raw.hub, environment);
-    validate::validate(raw, &layers, misspelt(&layers, environment))
+    layers.check_names()?;
+    let warnings = misspelt(&layers, environment);
+    complete_hub(&mut layers, environment);
+    validate::validate(&layers, warnings)
 }
 
 /// Returns warnings about variables that start with `BLIP_` but not with `BLIP__`, which have no effect.
@@ -130,19 +131,19 @@ fn add_flags(layers: &mut Layers, flags: &Flags) -> Result<(), ConfigError> {
 
 /// Fills in the hub's cache folder and token if they are not set. Takes both from `HF_HOME`, else from the user's cache
 /// folder, as Hugging Face's tools do.
-fn complete_hub(hub: &mut super::raw::RawHub, environment: &Environment) {
+fn complete_hub(layers: &mut Layers, environment: &Environment) {
     let folder =
         |name: &str| environment.get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = folder("HF_HOME")
         .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
         .or_else(|| folder("HOME").map(|home| home.join(".cache/huggingface")))
         .unwrap_or_else(|| PathBuf::from("huggingface"));
-    if hub.cache.is_empty() {
-        hub.cache = home.join("hub").to_string_lossy().into_owned();
+    if layers.is_empty_text("hub.cache") {
+        layers.complete("hub.cache", &home.join("hub").to_string_lossy());
     }
-    if hub.token.is_empty() {
+    if layers.is_empty_text("hub.token") {
         let file = folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
-        hub.token = read_token(&file).unwrap_or_default();
+        layers.complete("hub.token", &read_token(&file).unwrap_or_default());
     }
 }
 

@@ -3,35 +3,32 @@
 //! Flags override the environment, the environment overrides the file, and the file overrides the defaults. Each value
 //! remembers its origin, so an invalid one is reported with its name, its value, its origin and the accepted values.
 //!
-//! - `raw`: every setting as it is written in a file: plain numbers and strings, units in the names.
-//! - `defaults`: the defaults, taken from the settings types of the folders.
-//! - `layers`: merges the layers and remembers origins.
+//! Each folder declares its own settings, in a type that implements `Section` (`src/settings.rs`).
+//!
+//! - `sections`: lists the settings types of all folders, and holds the values as they are written in a file.
+//! - `compute`, `server`, `models`: the settings that belong to no other folder.
+//! - `layers`: merges the layers, remembers origins, and fills the settings types.
 //! - `load`: the only reader of the environment; tests pass a map.
-//! - `choice`: settings whose value is one of a few names.
-//! - `validate`: converts raw values to [`Config`], with the checks of each folder and those across folders.
-//! - `access`: the part of `validate` for keys, limits, proxies and TLS.
+//! - `validate`: builds [`Config`], and checks the rules across folders.
 //!
 //! Only `app`, `cli` and `main` import this folder; every other folder receives its own settings.
 
-mod access;
-mod choice;
-mod defaults;
+mod compute;
 mod error;
 mod layers;
 mod load;
-mod raw;
+mod models;
+mod sections;
+mod server;
 mod validate;
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
-use std::time::Duration;
 
-pub use choice::{DeviceChoice, DtypeChoice};
+pub use compute::{ComputeSettings, DeviceChoice, DtypeChoice};
 pub use error::ConfigError;
 pub use load::{Environment, Flags, load, process_environment};
-pub use raw::RawConfig;
-
-use crate::kernels::isa::Level;
+pub use sections::RawConfig;
+pub use server::DrainSettings;
 
 use crate::engine::EngineSettings;
 use crate::fetch::FetchSettings;
@@ -69,28 +66,6 @@ pub struct Config {
     /// Warnings for the user, about variables that look like settings but have no effect.
     pub warnings: Vec<String>,
     raw: RawConfig,
-}
-
-/// Settings of the device that computes the models, as configured: `auto` is not resolved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ComputeSettings {
-    /// Device that runs the models.
-    pub device: DeviceChoice,
-    /// Number format of weights and activations.
-    pub dtype: DtypeChoice,
-    /// Instruction set of the CPU kernels; `None` picks the best that the CPU supports.
-    pub cpu_isa: Option<Level>,
-    /// Number of threads that compute the models; `None` means as many as the CPU quota and affinity allow.
-    pub threads: Option<NonZeroUsize>,
-}
-
-/// How long the process continues after the first signal to shut down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DrainSettings {
-    /// Time for which the server still accepts requests but reports not ready, so that load balancers notice.
-    pub delay: Duration,
-    /// Longest time that requests in flight may still take after `delay`.
-    pub timeout: Duration,
 }
 
 impl Config {

@@ -45,7 +45,7 @@ pub use clock::Clock;
 pub use error::{EngineError, WarmUpError};
 pub use handle::{Admission, Answered, EngineHandle, Reply, ReservationGuard, TokenStream};
 pub use lifecycle::{Lifecycle, Phase};
-pub use settings::{EngineSettings, SettingsError};
+pub use settings::EngineSettings;
 pub use shared::EngineStats;
 pub use start::{Engine, EngineContext, StartError};
 pub use worker::Rebuild;

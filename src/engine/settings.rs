@@ -2,8 +2,13 @@
 
 use std::time::Duration;
 
-/// Limits and scheduling policy of the engine. `config` fills this struct from the configuration.
-#[derive(Debug, Clone, PartialEq)]
+use serde::{Deserialize, Serialize};
+
+use crate::settings::{InvalidSetting, Section, millis, require};
+
+/// Limits and scheduling policy of the engine: the section `[engine]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct EngineSettings {
     /// Maximum number of rows that admitted calls may reserve at one time. `config` requires at least
     /// `limits.max_rows`, the maximum for one call (by default 256).
@@ -11,10 +16,13 @@ pub struct EngineSettings {
     /// Maximum number of bytes that admitted calls may reserve at one time, for request bodies and prepared pixels.
     pub capacity_bytes: u64,
     /// Longest estimated wait with which a call is still admitted.
+    #[serde(rename = "max_queue_wait_ms", with = "millis")]
     pub max_queue_wait: Duration,
     /// Maximum estimated time of one work unit. A unit always holds at least one item, however long that takes.
+    #[serde(rename = "unit_time_ms", with = "millis")]
     pub unit_time: Duration,
     /// How long a waiting image or row may be held back so that others can share its batch, counted from its arrival.
+    #[serde(rename = "linger_ms", with = "millis")]
     pub linger: Duration,
     /// Percentage of the worker's time for vision while both vision and text have work, 1..=99.
     pub vision_share_percent: u8,
@@ -31,13 +39,16 @@ pub struct EngineSettings {
     /// unless nothing is pinned.
     pub max_pinned_feature_bytes: u64,
     /// Time to live of an entry in the feature cache.
+    #[serde(rename = "feature_cache_ttl_ms", with = "millis")]
     pub feature_cache_ttl: Duration,
     /// Maximum number of bytes of KV cache that running groups may hold, for cross-attention to their images and for
     /// their own tokens.
     pub max_kv_bytes: u64,
     /// A worker without a heartbeat for this long counts as down. Set it far above the longest single backend call.
+    #[serde(rename = "worker_hang_limit_ms", with = "millis")]
     pub worker_hang_limit: Duration,
     /// If the backend fails again within this time after it was rebuilt, the worker ends.
+    #[serde(rename = "worker_rebuild_interval_ms", with = "millis")]
     pub worker_rebuild_interval: Duration,
 }
 
@@ -64,56 +75,29 @@ impl Default for EngineSettings {
     }
 }
 
-/// A setting whose value the engine does not accept.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field} is {value}, accepted: {accepted}")]
-pub struct SettingsError {
-    /// Name of the field, as in [`EngineSettings`].
-    pub field: &'static str,
-    /// The rejected value, as text.
-    pub value: String,
-    /// The accepted range, in words.
-    pub accepted: &'static str,
-}
+impl Section for EngineSettings {
+    const NAME: &'static str = "engine";
 
-impl EngineSettings {
-    /// Checks all values.
-    ///
-    /// # Errors
-    /// Returns the first value that the engine does not accept.
-    pub fn check(&self) -> Result<(), SettingsError> {
-        let positive = [
+    fn check(&self) -> Result<(), InvalidSetting> {
+        let counts = [
             ("capacity_rows", self.capacity_rows as u64),
             ("capacity_bytes", self.capacity_bytes),
             ("max_batch_images", self.max_batch_images as u64),
             ("max_batch_rows", self.max_batch_rows as u64),
             ("max_batch_tokens", self.max_batch_tokens as u64),
         ];
-        for (field, value) in positive {
-            if value == 0 {
-                return Err(SettingsError { field, value: "0".into(), accepted: "1 or more" });
-            }
+        for (key, count) in counts {
+            require(count > 0, key, count, "1 or more")?;
         }
-        if !(1..=99).contains(&self.vision_share_percent) {
-            return Err(SettingsError {
-                field: "vision_share_percent",
-                value: self.vision_share_percent.to_string(),
-                accepted: "1 to 99",
-            });
-        }
-        let positive = [
-            ("max_queue_wait", self.max_queue_wait),
-            ("unit_time", self.unit_time),
-            ("worker_hang_limit", self.worker_hang_limit),
+        let share = self.vision_share_percent;
+        require((1..=99).contains(&share), "vision_share_percent", share, "1 to 99")?;
+        let times = [
+            ("max_queue_wait_ms", self.max_queue_wait),
+            ("unit_time_ms", self.unit_time),
+            ("worker_hang_limit_ms", self.worker_hang_limit),
         ];
-        for (field, value) in positive {
-            if value.is_zero() {
-                return Err(SettingsError {
-                    field,
-                    value: "0".into(),
-                    accepted: "a positive duration",
-                });
-            }
+        for (key, time) in times {
+            require(!time.is_zero(), key, 0, "a positive duration")?;
         }
         Ok(())
     }
@@ -127,8 +111,8 @@ mod tests {
     fn defaults_are_accepted_and_a_bad_share_is_named() {
         assert_eq!(EngineSettings::default().check(), Ok(()));
         let bad = EngineSettings { vision_share_percent: 100, ..EngineSettings::default() };
-        assert_eq!(bad.check().unwrap_err().field, "vision_share_percent");
+        assert_eq!(bad.check().unwrap_err().key, "vision_share_percent");
         let empty = EngineSettings { max_batch_rows: 0, ..EngineSettings::default() };
-        assert_eq!(empty.check().unwrap_err().field, "max_batch_rows");
+        assert_eq!(empty.check().unwrap_err().key, "max_batch_rows");
     }
 }

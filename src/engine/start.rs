@@ -5,11 +5,11 @@ use std::{fmt, io};
 
 use super::backend::Backend;
 use super::lifecycle::Lifecycle;
-use super::settings::SettingsError;
 use super::shared::Shared;
 use super::sync::{JoinHandle, sync_channel};
 use super::worker::{Rebuild, spawn};
 use super::{Clock, EngineHandle, EngineSettings};
+use crate::settings::{InvalidSetting, Section};
 use crate::telemetry::metrics::Metrics;
 
 /// Number of places in the inbox for wake-up messages, in addition to one place for each admitted task.
@@ -58,9 +58,9 @@ impl fmt::Debug for EngineContext {
 /// Why an engine did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The settings did not pass [`EngineSettings::check`].
+    /// The settings did not pass their [check](Section::check).
     #[error(transparent)]
-    Settings(#[from] SettingsError),
+    Settings(#[from] InvalidSetting),
     /// The operating system did not create the worker thread.
     #[error("cannot start the worker thread")]
     Thread(#[source] io::Error),

@@ -18,9 +18,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::{Failure, FetchError};
 use super::resolver::{BlockedName, CheckedResolver, NameLookup, SystemLookup};
-use super::settings::{FetchSettings, InvalidFetchSetting};
+use super::settings::FetchSettings;
 use super::target::{Rules, Target};
 use super::{address, body};
+use crate::settings::{InvalidSetting, Section};
 use crate::telemetry::metrics::{GaugeGuard, Metrics};
 
 /// Ports from which images may be fetched.
@@ -75,7 +76,7 @@ impl AsRef<[u8]> for BytesWithPermit {
 pub enum FetchSetupError {
     /// A setting has a value that is not accepted.
     #[error(transparent)]
-    Setting(#[from] InvalidFetchSetting),
+    Setting(#[from] InvalidSetting),
     /// The HTTP client could not be created: most likely the machine has no root certificates.
     #[error(
         "cannot create the HTTP client; https needs the system's root certificates: install the package ca-certificates"

@@ -37,5 +37,5 @@ pub use address::is_public;
 pub use client::{FetchSetupError, Fetched, Fetcher};
 pub use error::{FetchError, NotAllowed};
 pub use resolver::NameLookup;
-pub use settings::{FetchSettings, InvalidFetchSetting};
+pub use settings::FetchSettings;
 pub use target::Target;

@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
-use super::hosts::{HOST_PATTERN, HostPattern};
+use serde::{Deserialize, Serialize};
 
-/// What may be fetched, and how long it may take. The size limit for image files applies to fetched files too.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use super::hosts::{HOST_PATTERN, HostPattern};
+use crate::settings::{InvalidSetting, Section, millis, require};
+
+/// What may be fetched, and how long it may take: the section `[fetch]`. The size limit for image files applies to
+/// fetched files too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct FetchSettings {
     /// Whether images may be given by URL at all.
     pub enabled: bool,
@@ -15,8 +20,10 @@ pub struct FetchSettings {
     /// Whether `http://` is accepted as well as `https://`.
     pub allow_http: bool,
     /// Timeout from name resolution to an open connection, TLS included.
+    #[serde(rename = "connect_timeout_ms", with = "millis")]
     pub connect_timeout: Duration,
     /// Timeout from the first hop to the last byte; it also bounds the wait for a permit.
+    #[serde(rename = "total_timeout_ms", with = "millis")]
     pub total_timeout: Duration,
     /// Maximum number of redirects that a fetch follows, 0 to 10.
     pub max_redirects: usize,
@@ -39,18 +46,6 @@ impl Default for FetchSettings {
     }
 }
 
-/// A setting whose value is not accepted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name} = {value} is not accepted: it must be {accepted}")]
-pub struct InvalidFetchSetting {
-    /// Name of the field in [`FetchSettings`].
-    pub name: &'static str,
-    /// The rejected value as text.
-    pub value: String,
-    /// The accepted values, in words.
-    pub accepted: &'static str,
-}
-
 impl FetchSettings {
     /// Returns the maximum total size in bytes of all fetched files at one time, if each has at most `max_image_bytes`;
     /// 0 if fetching is disabled.
@@ -59,33 +54,30 @@ impl FetchSettings {
         if self.enabled { self.max_concurrent as u64 * max_image_bytes as u64 } else { 0 }
     }
 
-    /// Checks every value against its accepted range.
-    ///
-    /// # Errors
-    /// The first setting whose value is not accepted.
-    pub fn check(&self) -> Result<(), InvalidFetchSetting> {
-        let refuse = |name, value, accepted| Err(InvalidFetchSetting { name, value, accepted });
-        if let Err(pattern) = self.host_patterns() {
-            return refuse("allowed_hosts", pattern, HOST_PATTERN);
-        }
-        let times =
-            [("connect_timeout", self.connect_timeout), ("total_timeout", self.total_timeout)];
-        if let Some((name, time)) = times.into_iter().find(|(_, time)| time.is_zero()) {
-            return refuse(name, format!("{time:?}"), "above 0");
-        }
-        if self.max_redirects > 10 {
-            return refuse("max_redirects", self.max_redirects.to_string(), "0 to 10");
-        }
-        if !(1..=1024).contains(&self.max_concurrent) {
-            return refuse("max_concurrent", self.max_concurrent.to_string(), "1 to 1024");
-        }
-        Ok(())
-    }
-
     /// Parses `allowed_hosts`. The error is the first entry that is not valid.
     pub(super) fn host_patterns(&self) -> Result<Vec<HostPattern>, String> {
         let read = |text: &String| HostPattern::parse(text).ok_or_else(|| text.clone());
         self.allowed_hosts.iter().map(read).collect()
+    }
+}
+
+impl Section for FetchSettings {
+    const NAME: &'static str = "fetch";
+
+    fn check(&self) -> Result<(), InvalidSetting> {
+        if let Err(pattern) = self.host_patterns() {
+            return require(false, "allowed_hosts", pattern, HOST_PATTERN);
+        }
+        let times = [
+            ("connect_timeout_ms", self.connect_timeout),
+            ("total_timeout_ms", self.total_timeout),
+        ];
+        for (key, time) in times {
+            require(!time.is_zero(), key, 0, "above 0")?;
+        }
+        require(self.max_redirects <= 10, "max_redirects", self.max_redirects, "0 to 10")?;
+        let fetches = self.max_concurrent;
+        require((1..=1024).contains(&fetches), "max_concurrent", fetches, "1 to 1024")
     }
 }
 
@@ -112,13 +104,16 @@ mod tests {
         let hosts = vec!["example.org".to_owned(), "https://example.org".to_owned()];
         let cases = [
             (FetchSettings { allowed_hosts: hosts, ..good.clone() }, "allowed_hosts"),
-            (FetchSettings { connect_timeout: Duration::ZERO, ..good.clone() }, "connect_timeout"),
-            (FetchSettings { total_timeout: Duration::ZERO, ..good.clone() }, "total_timeout"),
+            (
+                FetchSettings { connect_timeout: Duration::ZERO, ..good.clone() },
+                "connect_timeout_ms",
+            ),
+            (FetchSettings { total_timeout: Duration::ZERO, ..good.clone() }, "total_timeout_ms"),
             (FetchSettings { max_redirects: 11, ..good.clone() }, "max_redirects"),
             (FetchSettings { max_concurrent: 0, ..good }, "max_concurrent"),
         ];
         for (settings, name) in cases {
-            assert_eq!(settings.check().unwrap_err().name, name);
+            assert_eq!(settings.check().unwrap_err().key, name);
         }
     }
 }

@@ -36,8 +36,7 @@ pub use access::{
 pub use openapi::Document;
 pub use router::{document, router, strict_document};
 pub use settings::{
-    AccessLogSettings, ConnectionSettings, CorsSettings, HttpSettings, HttpSettingsError, Limits,
-    TlsSettings,
+    AccessLogSettings, ConnectionSettings, CorsSettings, HttpSettings, Limits, TlsSettings,
 };
 pub use state::batching::BatchingInfo;
 pub use state::models::{Model, Models};

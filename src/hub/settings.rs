@@ -5,30 +5,78 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How to reach the hub and where downloads are cached.
-#[derive(Debug, Clone, PartialEq)]
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::settings::{InvalidSetting, Section, millis, require};
+
+/// How to reach the hub and where downloads are cached: the section `[hub]`, together with [`Retry`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HubSettings {
     /// The hub's address without a trailing slash (`HF_ENDPOINT`).
+    #[serde(deserialize_with = "without_trailing_slash")]
     pub endpoint: String,
     /// Root of the cache in the hub's layout (`HF_HUB_CACHE`, else `$HF_HOME/hub`).
     pub cache: PathBuf,
     /// Access token, sent to the endpoint and to no other host (`HF_TOKEN`, else the token file).
+    #[serde(with = "token")]
     pub token: Option<Token>,
     /// If true, no requests are sent, and the start fails if the cache is not complete (`HF_HUB_OFFLINE`).
     pub offline: bool,
     /// Whether to use the proxies that the environment names (`HTTPS_PROXY`, `NO_PROXY`).
+    #[serde(rename = "system_proxy")]
     pub use_system_proxy: bool,
     /// Retries after interrupted connections, 408, 429 and 5xx.
+    #[serde(skip)]
     pub retry: Retry,
 }
 
-/// How often failed requests are retried, with exponential backoff.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+impl Default for HubSettings {
+    /// The defaults. The path of the cache is empty: it depends on the environment.
+    fn default() -> Self {
+        Self {
+            endpoint: "https://huggingface.co".to_owned(),
+            cache: PathBuf::new(),
+            token: None,
+            offline: false,
+            use_system_proxy: true,
+            retry: Retry::default(),
+        }
+    }
+}
+
+impl Section for HubSettings {
+    const NAME: &'static str = "hub";
+    const SECRETS: &'static [&'static str] = &["token"];
+
+    fn check(&self) -> Result<(), InvalidSetting> {
+        let endpoint = &self.endpoint;
+        let is_url = endpoint.starts_with("https://") || endpoint.starts_with("http://");
+        require(is_url, "endpoint", endpoint, "a URL that starts with https:// or http://")
+    }
+}
+
+fn without_trailing_slash<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    String::deserialize(deserializer).map(|url| url.trim_end_matches('/').to_owned())
+}
+
+/// How often failed requests are retried, with exponential backoff: a part of the section `[hub]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Retry {
     /// Maximum number of consecutive attempts that yield no new byte; at least 1.
     pub attempts: u32,
     /// Pause before the second attempt; doubled for each further attempt, at most 30 s.
+    #[serde(rename = "retry_pause_ms", with = "millis")]
     pub first_pause: Duration,
+}
+
+impl Section for Retry {
+    const NAME: &'static str = "hub";
+
+    fn check(&self) -> Result<(), InvalidSetting> {
+        require(self.attempts > 0, "attempts", self.attempts, "1 or more")
+    }
 }
 
 /// An access token. Its text never appears in logs or error messages.
@@ -47,6 +95,27 @@ impl Token {
     /// Returns the text of the token, for the `Authorization` header only.
     pub(super) fn secret(&self) -> &str {
         &self.0
+    }
+}
+
+/// The access token as it is written: an empty string if there is none. It is never written out.
+mod token {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Token;
+
+    #[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
+    pub(super) fn serialize<S: Serializer>(
+        token: &Option<Token>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if token.is_some() { "(hidden)" } else { "" })
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Token>, D::Error> {
+        String::deserialize(deserializer).map(|text| Token::new(&text))
     }
 }
 
@@ -80,6 +149,8 @@ mod tests {
         assert_eq!(token.secret(), "hf_secret");
         assert!(!format!("{token:?}").contains("secret"));
         assert_eq!(Token::new(" \n"), None);
+        let settings = HubSettings { token: Token::new("hf_secret"), ..HubSettings::default() };
+        assert!(!serde_json::to_string(&settings).unwrap().contains("secret"));
     }
 
     #[test]

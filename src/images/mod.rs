@@ -36,7 +36,7 @@ mod tests;
 
 pub use error::ImagesError;
 pub use resolve::{ImageSource, Images, Resolved};
-pub use settings::{ImagesSettings, InvalidImagesSetting};
+pub use settings::ImagesSettings;
 
 use crate::task::{ImageId, PreparedImage, Preprocessing, Scope};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -15,6 +15,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::resident_bytes;
 use bytes::Bytes;
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -86,7 +87,10 @@ impl Images {
         let shared = ImagesInner {
             pool: Pool::start(settings.decode_threads, settings.decode_queue)?,
             in_flight: Arc::default(),
-            memory: HighWaterMark::new(settings.memory_high_water_bytes, resident_bytes),
+            memory: HighWaterMark::new(
+                settings.memory_high_water_bytes.map(NonZeroU64::get),
+                resident_bytes,
+            ),
             context: Arc::new(JobContext {
                 cache: PixelCache::new(settings, Arc::clone(&metrics)),
                 processor: FileProcessor::new(

@@ -42,7 +42,7 @@ pub use format::ImageHeader;
 pub use formats::{is_quick_to_inspect, sniff_format};
 pub use image_value::ImageValue;
 pub use resize::resize;
-pub use settings::{InputSettings, InvalidInputSetting, ResizeOrder};
+pub use settings::{InputSettings, ResizeOrder};
 pub use stop::Stop;
 pub use text::check_text;
 pub use tokenizer::Tokenizer;

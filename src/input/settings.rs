@@ -1,5 +1,12 @@
 //! Settings for the images and texts that clients send, mostly limits, and the checks of these settings.
 
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::settings::{InvalidSetting, NotAccepted, Section, require, text};
+
 /// The order of the two resize passes when both sides of a picture change. Samples are rounded to 8 bits between the
 /// passes, so the order affects the result: in tall pictures up to one value in six differs, by a few levels
 /// (docs/preprocessing.md).
@@ -28,8 +35,24 @@ impl ResizeOrder {
     }
 }
 
-/// Limits on a single image and a single text, and how an image is converted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl fmt::Display for ResizeOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for ResizeOrder {
+    type Err = NotAccepted;
+
+    fn from_str(text: &str) -> Result<Self, NotAccepted> {
+        let order = Self::ALL.into_iter().find(|order| order.name() == text);
+        order.ok_or(NotAccepted("pillow13, horizontal_first"))
+    }
+}
+
+/// Limits on a single image and a single text, and how an image is converted: the section `[input]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct InputSettings {
     /// Maximum size of a picture file in bytes.
     pub max_image_bytes: usize,
@@ -42,6 +65,7 @@ pub struct InputSettings {
     /// RGB colour that shows through transparent pixels.
     pub alpha_background: [u8; 3],
     /// Which resize pass comes first.
+    #[serde(with = "text")]
     pub resize_order: ResizeOrder,
     /// Maximum length of a text in characters.
     pub max_text_chars: usize,
@@ -64,52 +88,19 @@ impl Default for InputSettings {
     }
 }
 
-/// A setting whose value is out of range.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name} = {value} is not accepted: it must be {accepted}")]
-pub struct InvalidInputSetting {
-    /// Name of the field in [`InputSettings`].
-    pub name: &'static str,
-    /// The value that was rejected.
-    pub value: u64,
-    /// Description of the accepted range, for the message.
-    pub accepted: &'static str,
-}
+impl Section for InputSettings {
+    const NAME: &'static str = "input";
 
-impl InputSettings {
-    /// Checks that every value is in range.
-    ///
-    /// # Errors
-    /// The first setting that is out of range.
-    pub fn check(&self) -> Result<(), InvalidInputSetting> {
+    fn check(&self) -> Result<(), InvalidSetting> {
         // With sides up to 65,535 and pixels of at most 8 bytes, no size computed from these settings overflows.
-        let checks: [(&'static str, u64, bool, &'static str); 6] = [
-            (
-                "max_image_bytes",
-                self.max_image_bytes as u64,
-                self.max_image_bytes >= 64,
-                "64 or more",
-            ),
-            ("max_pixels", self.max_pixels, self.max_pixels >= 1, "1 or more"),
-            (
-                "max_side",
-                u64::from(self.max_side),
-                (1..=65_535).contains(&self.max_side),
-                "1 to 65535",
-            ),
-            (
-                "max_decoded_bytes",
-                self.max_decoded_bytes,
-                (1024..=1 << 40).contains(&self.max_decoded_bytes),
-                "1024 to 2^40",
-            ),
-            ("max_text_chars", self.max_text_chars as u64, self.max_text_chars >= 1, "1 or more"),
-            ("max_text_bytes", self.max_text_bytes as u64, self.max_text_bytes >= 1, "1 or more"),
-        ];
-        match checks.into_iter().find(|&(_, _, holds, _)| !holds) {
-            Some((name, value, _, accepted)) => Err(InvalidInputSetting { name, value, accepted }),
-            None => Ok(()),
-        }
+        let Self { max_image_bytes, max_pixels, max_side, max_decoded_bytes, .. } = *self;
+        require(max_image_bytes >= 64, "max_image_bytes", max_image_bytes, "64 or more")?;
+        require(max_pixels >= 1, "max_pixels", max_pixels, "1 or more")?;
+        require((1..=65_535).contains(&max_side), "max_side", max_side, "1 to 65535")?;
+        let is_accepted = (1024..=1 << 40).contains(&max_decoded_bytes);
+        require(is_accepted, "max_decoded_bytes", max_decoded_bytes, "1024 to 2^40")?;
+        require(self.max_text_chars >= 1, "max_text_chars", self.max_text_chars, "1 or more")?;
+        require(self.max_text_bytes >= 1, "max_text_bytes", self.max_text_bytes, "1 or more")
     }
 }
 

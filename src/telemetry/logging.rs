@@ -10,8 +10,10 @@
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::panic;
+use std::str::FromStr;
 use std::sync::OnceLock;
 
+use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -19,14 +21,17 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry};
 
 use super::log_queue::LogQueue;
+use crate::settings::{InvalidSetting, NotAccepted, Section, require, text};
 
 /// The log queue of this process, set by [`init`].
 static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
-/// Settings of the log's format and filter, from the section `[log]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Settings of the log's format and filter: a part of the section `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LoggingSettings {
     /// Plain text or JSON lines.
+    #[serde(with = "text")]
     pub format: LogFormat,
     /// Levels of the lines to log, in the syntax of `EnvFilter`, such as `info` or `info,blip_server::engine=debug`.
     pub filter: String,
@@ -46,6 +51,38 @@ pub enum LogFormat {
 impl Default for LoggingSettings {
     fn default() -> Self {
         Self { format: LogFormat::Auto, filter: "info".to_owned() }
+    }
+}
+
+impl Section for LoggingSettings {
+    const NAME: &'static str = "log";
+
+    fn check(&self) -> Result<(), InvalidSetting> {
+        let accepted = "a level (off, error, warn, info, debug, trace) or directives like info,blip_server::engine=debug";
+        require(filter(self).is_ok(), "filter", &self.filter, accepted)
+    }
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = NotAccepted;
+
+    fn from_str(text: &str) -> Result<Self, NotAccepted> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(NotAccepted("auto, text, json")),
+        }
     }
 }
 
@@ -105,14 +142,6 @@ pub fn write_error(text: &str) {
         // Logging has not started. If standard error is closed, there is nowhere to report to.
         let _ = writeln!(io::stderr(), "{text}");
     }
-}
-
-/// Checks the settings without starting to log.
-///
-/// # Errors
-/// When the filter cannot be parsed.
-pub fn check(settings: &LoggingSettings) -> Result<(), LoggingError> {
-    filter(settings).map(|_| ())
 }
 
 fn filter(settings: &LoggingSettings) -> Result<EnvFilter, LoggingError> {
@@ -277,8 +306,9 @@ mod tests {
     fn a_broken_filter_is_refused_with_what_is_accepted() {
         let settings =
             LoggingSettings { filter: "blip=loud".to_owned(), ..LoggingSettings::default() };
-        let error = check(&settings).unwrap_err().to_string();
+        let error = filter(&settings).unwrap_err().to_string();
         assert!(error.starts_with("log.filter is \"blip=loud\""), "{error}");
-        assert!(check(&LoggingSettings::default()).is_ok());
+        assert_eq!(settings.check().unwrap_err().key, "filter");
+        assert_eq!(LoggingSettings::default().check(), Ok(()));
     }
 }

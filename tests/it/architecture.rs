@@ -18,7 +18,12 @@ struct Room {
 
 const CANDLE: [&str; 2] = ["candle_core", "candle_nn"];
 
-const LAW: [Room; 18] = [
+const LAW: [Room; 19] = [
+    Room {
+        name: "settings",
+        may_import: &[],
+        never_sees: &["candle_core", "candle_nn", "tokio", "tracing", "axum"],
+    },
     Room {
         name: "kernels",
         may_import: &[],
@@ -39,27 +44,27 @@ const LAW: [Room; 18] = [
     },
     Room {
         name: "telemetry",
-        may_import: &[],
+        may_import: &["settings"],
         never_sees: &["candle_core", "candle_nn", "tokio", "axum", "image"],
     },
     Room {
         name: "input",
-        may_import: &["document", "task", "faults"],
+        may_import: &["document", "settings", "task", "faults"],
         never_sees: &["candle_core", "candle_nn", "tokio", "axum"],
     },
     Room {
         name: "images",
-        may_import: &["task", "input", "telemetry", "fairness", "faults"],
+        may_import: &["task", "input", "settings", "telemetry", "fairness", "faults"],
         never_sees: &["candle_core", "candle_nn", "axum"],
     },
     Room {
         name: "fetch",
-        may_import: &["task", "telemetry"],
+        may_import: &["settings", "task", "telemetry"],
         never_sees: &["candle_core", "candle_nn", "axum"],
     },
     Room {
         name: "engine",
-        may_import: &["task", "telemetry", "fairness", "faults"],
+        may_import: &["settings", "task", "telemetry", "fairness", "faults"],
         never_sees: &["candle_core", "candle_nn", "axum", "image"],
     },
     Room {
@@ -94,7 +99,7 @@ const LAW: [Room; 18] = [
     },
     Room {
         name: "hub",
-        may_import: &["demo", "document", "torch"],
+        may_import: &["demo", "document", "settings", "torch"],
         never_sees: &["axum", "candle_nn"],
     },
     Room {
@@ -104,6 +109,7 @@ const LAW: [Room; 18] = [
             "images",
             "input",
             "fetch",
+            "settings",
             "telemetry",
             "engine",
             "fairness",
@@ -113,7 +119,17 @@ const LAW: [Room; 18] = [
     },
     Room {
         name: "config",
-        may_import: &["engine", "http", "hub", "images", "input", "fetch", "kernels", "telemetry"],
+        may_import: &[
+            "engine",
+            "http",
+            "hub",
+            "images",
+            "input",
+            "fetch",
+            "kernels",
+            "settings",
+            "telemetry",
+        ],
         never_sees: &["candle_core", "candle_nn", "tokio", "axum"],
     },
     Room {

@@ -1,0 +1,59 @@
+//! The list of models, `[[models]]` in a settings file: its written form, and the sources that its entries stand for.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+use super::layers::Layers;
+use crate::hub::{CheckpointFiles, HubError, ModelSource, Source};
+
+/// One entry of the list `[[models]]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawModel {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    source: String,
+}
+
+/// Returns the models of all entries, in order.
+///
+/// # Errors
+/// If a source cannot be parsed, a directory holds no checkpoint, or a name occurs twice.
+pub(super) fn resolve(raw: &[RawModel], layers: &Layers) -> Result<Vec<ModelSource>, ConfigError> {
+    let mut names = BTreeSet::new();
+    let mut models = Vec::new();
+    for (index, model) in raw.iter().enumerate() {
+        let setting = format!("models.{index}");
+        let named = sources(model).map_err(|reason| ConfigError::Model {
+            origin: layers.origin(&setting),
+            setting: setting.clone(),
+            reason: Box::new(reason),
+        })?;
+        for model in named {
+            if !names.insert(model.name.clone()) {
+                return Err(ConfigError::Invalid {
+                    origin: layers.origin(&setting),
+                    setting,
+                    value: format!("\"{}\"", model.name),
+                    accepted: "unique names; name a model with NAME=SRC".to_owned(),
+                });
+            }
+            models.push(model);
+        }
+    }
+    Ok(models)
+}
+
+/// Returns the models of one entry; the entry `demo` stands for several models. A directory is checked here, so that a
+/// typo is reported before any port is bound.
+fn sources(model: &RawModel) -> Result<Vec<ModelSource>, HubError> {
+    let sources = ModelSource::several(model.name.as_deref(), &model.source)?;
+    for model in &sources {
+        if let Source::Directory(path) = &model.source {
+            CheckpointFiles::resolve(path)?;
+        }
+    }
+    Ok(sources)
+}

@@ -28,9 +28,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 pub use crate::engine::WarmUpError;
-use crate::engine::{Engine, EngineContext, EngineHandle, EngineSettings};
+use crate::engine::{Engine, EngineContext, EngineHandle};
 use crate::fetch::Fetcher;
-use crate::http::{self, BatchingInfo, HttpState, Listener, Services};
+use crate::http::{self, HttpState, Listener, Services};
 use crate::images::{Images, ImagesSettings};
 use crate::telemetry::metrics::Metrics;
 use compute::{Compute, LoadedBackend};
@@ -250,7 +250,6 @@ impl App {
             images,
             fetcher,
             models: loaded.models,
-            batching: batching_info(&config.engine),
             cpu_isa: Compute::resolve(config.compute).level.name().to_owned(),
         });
         tracing::info!(elapsed_ms = start.elapsed().as_millis() as u64, "ready");
@@ -306,24 +305,11 @@ async fn measure(engine: &EngineHandle) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn batching_info(settings: &EngineSettings) -> BatchingInfo {
-    let milliseconds = |duration: Duration| duration.as_millis() as u64;
-    BatchingInfo {
-        capacity_rows: settings.capacity_rows,
-        capacity_bytes: settings.capacity_bytes,
-        max_queue_wait_ms: milliseconds(settings.max_queue_wait),
-        unit_time_ms: milliseconds(settings.unit_time),
-        linger_ms: milliseconds(settings.linger),
-        max_batch_images: settings.max_batch_images,
-        max_batch_rows: settings.max_batch_rows,
-        max_batch_tokens: settings.max_batch_tokens,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{Environment, Flags, load};
+    use crate::engine::EngineSettings;
     use crate::engine::testing::fake::{FakeBackend, models};
     use crate::fairness::ClientId;
 

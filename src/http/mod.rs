@@ -38,7 +38,6 @@ pub use router::{document, router, strict_document};
 pub use settings::{
     AccessLogSettings, ConnectionSettings, CorsSettings, HttpSettings, Limits, TlsSettings,
 };
-pub use state::batching::BatchingInfo;
 pub use state::models::{Model, Models};
 pub use state::{HttpState, Readiness, Services};
 pub use transport::{Drained, Listener, Tls, TlsError, max_sockets, serve, serve_operations};

@@ -1,15 +1,20 @@
 //! `GET /info`: the server's version, loaded models, limits and batching settings.
+//!
+//! [`LimitsDescription`] and [`BatchingInfo`] are filled from the settings types by key. To show one more setting, add a
+//! field with its key; a setting that no field names is not shown.
 
 use axum::extract::State;
 use axum::response::Response;
-use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::http::error::ApiError;
 use crate::http::inference::reply;
 use crate::http::settings::HttpSettings;
 use crate::http::state::HttpState;
-use crate::http::state::batching::BatchingInfo;
+use crate::settings::Section;
 use crate::task::{ModelInfo, Role};
 
 /// Version, models, limits and batching of this server.
@@ -91,13 +96,15 @@ const DEMO_NOTE: &str = "knows synthetic scenes of emoji only, not photographs; 
 
 /// Limits of one request, from the settings `limits` and `input`. The limits on images, texts, questions and candidates
 /// apply to a single request or one input of a batch.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct LimitsDescription {
     max_body_bytes: u64,
     /// After base64 decoding.
     max_image_bytes: usize,
+    #[serde(alias = "max_pixels")]
     max_image_pixels: u64,
     /// In pixels.
+    #[serde(alias = "max_side")]
     max_image_side: u32,
     /// Memory to decode one image.
     max_decoded_bytes: u64,
@@ -119,6 +126,27 @@ pub(crate) struct LimitsDescription {
     /// `x-request-timeout-ms` can only shorten it.
     deadline_ms: u64,
     fetch_enabled: bool,
+}
+
+/// Settings of admission control and batching.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct BatchingInfo {
+    /// Maximum rows admitted at once; a row is a sequence, beam, candidate, image-text pair or text.
+    capacity_rows: usize,
+    /// Maximum bytes of request bodies and prepared pixels held by admitted requests.
+    capacity_bytes: u64,
+    /// Maximum estimated wait of an admitted request, in milliseconds.
+    max_queue_wait_ms: u64,
+    /// Maximum estimated time of one work unit (a vision batch or text step), in milliseconds.
+    unit_time_ms: u64,
+    /// How long an image or row may wait for a larger batch, in milliseconds.
+    linger_ms: u64,
+    /// Maximum images per vision batch.
+    max_batch_images: usize,
+    /// Maximum rows per step of the text model.
+    max_batch_rows: usize,
+    /// Maximum tokens per step of the text model.
+    max_batch_tokens: usize,
 }
 
 /// Server version, loaded models and limits
@@ -145,7 +173,7 @@ pub(crate) async fn show_info(State(state): State<HttpState>) -> Result<Response
         version: env!("CARGO_PKG_VERSION"),
         models: models.collect(),
         limits: limits(state.settings(), services.fetcher.is_some()),
-        batching: services.batching.clone(),
+        batching: pick(&[written(services.engine.settings())]),
         cpu_isa: services.cpu_isa.clone(),
         resize_order: state.settings().input.resize_order.name(),
     })
@@ -173,25 +201,45 @@ fn describe(info: &ModelInfo, default: bool) -> ModelDescription {
 }
 
 fn limits(settings: &HttpSettings, fetch_enabled: bool) -> LimitsDescription {
-    let (limits, input) = (&settings.limits, &settings.input);
-    LimitsDescription {
-        max_body_bytes: limits.max_body_bytes,
-        max_image_bytes: input.max_image_bytes,
-        max_image_pixels: input.max_pixels,
-        max_decoded_bytes: input.max_decoded_bytes,
-        max_image_side: input.max_side,
-        max_images: limits.max_images,
-        max_texts: limits.max_texts,
-        max_questions: limits.max_questions,
-        max_candidates: limits.max_candidates,
-        max_batch_inputs: limits.max_batch_inputs,
-        max_rows: limits.max_rows,
-        max_text_chars: input.max_text_chars,
-        max_text_bytes: input.max_text_bytes,
-        max_new_tokens: limits.max_new_tokens,
-        max_body_frames: limits.max_body_frames,
-        max_text_parts: limits.max_text_parts,
-        deadline_ms: settings.deadline.as_millis() as u64,
-        fetch_enabled,
+    let fetch = serde_json::json!({ "fetch_enabled": fetch_enabled });
+    pick(&[written(settings), written(&settings.limits), written(&settings.input), fetch])
+}
+
+/// Returns the settings of one type as they are written in a settings file.
+fn written(settings: &impl Section) -> Value {
+    serde_json::to_value(settings).expect("settings are plain data")
+}
+
+/// Fills the fields of `T` with the settings of the same keys.
+///
+/// # Panics
+/// If a field of `T` has the key of no setting.
+fn pick<T: DeserializeOwned>(sections: &[Value]) -> T {
+    let settings = sections.iter().filter_map(Value::as_object).flatten();
+    let settings: Map<String, Value> =
+        settings.map(|(key, value)| (key.clone(), value.clone())).collect();
+    T::deserialize(Value::Object(settings)).expect("every field has the key of a setting")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::EngineSettings;
+
+    #[test]
+    fn limits_and_batching_are_the_settings_of_the_same_keys() {
+        let mut settings = HttpSettings::default();
+        settings.input.max_side = 77;
+        settings.deadline = std::time::Duration::from_millis(1500);
+        let limits = serde_json::to_value(limits(&settings, true)).unwrap();
+        assert_eq!(limits["max_image_side"], 77);
+        assert_eq!(limits["deadline_ms"], 1500);
+        assert_eq!(limits["max_rows"], settings.limits.max_rows);
+        assert_eq!(limits["fetch_enabled"], true);
+        let engine = EngineSettings { max_batch_images: 3, ..EngineSettings::default() };
+        let batching: BatchingInfo = pick(&[written(&engine)]);
+        let batching = serde_json::to_value(batching).unwrap();
+        assert_eq!((&batching["max_batch_images"], &batching["linger_ms"]), (&3.into(), &0.into()));
+        assert_eq!(batching.as_object().unwrap().len(), 8, "the other settings are not shown");
     }
 }

@@ -1,7 +1,6 @@
 //! The state that all handlers share: settings, metrics and the lifecycle of the process from the start, and the models
 //! once they are loaded. `app` creates the state, sets the models, and announces the shutdown.
 
-pub(crate) mod batching;
 pub(crate) mod metric_labels;
 pub(crate) mod models;
 pub(crate) mod requests_in_flight;
@@ -10,7 +9,6 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
-use self::batching::BatchingInfo;
 use self::metric_labels::{ItemCounters, TaskLabel};
 use self::models::Models;
 use self::requests_in_flight::RequestsInFlight;
@@ -48,8 +46,6 @@ pub struct Services {
     pub fetcher: Option<Fetcher>,
     /// The loaded models: names, tokenizers, and the default for each role.
     pub models: Models,
-    /// The batching settings that `/info` shows.
-    pub batching: BatchingInfo,
     /// The instruction set that the CPU kernels use, for `/info`.
     pub cpu_isa: String,
 }

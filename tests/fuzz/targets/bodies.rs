@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::http::Request;
 use blip_server::engine::testing::fake::{FakeBackend, models};
 use blip_server::engine::{Engine, EngineContext, EngineSettings};
-use blip_server::http::{BatchingInfo, HttpSettings, HttpState, Model, Models, Services, router};
+use blip_server::http::{HttpSettings, HttpState, Model, Models, Services, router};
 use blip_server::images::{Images, ImagesSettings};
 use blip_server::input::{InputSettings, Tokenizer};
 use blip_server::telemetry::metrics::Metrics;
@@ -58,7 +58,6 @@ static SERVICE: LazyLock<Service> = LazyLock::new(|| {
         images,
         fetcher: None,
         models: Models::new(models.collect()),
-        batching: BatchingInfo::default(),
         cpu_isa: "fuzz".to_owned(),
     });
     Service { runtime, router: router(state), _engine: engine }

@@ -10,7 +10,7 @@ use blip_server::engine::testing::fake::{FakeBackend, FakeControl, models};
 use blip_server::engine::{Engine, EngineContext, EngineHandle, EngineSettings};
 use blip_server::fetch::testing::Hooks;
 use blip_server::fetch::{FetchSettings, Fetcher};
-use blip_server::http::{BatchingInfo, HttpSettings, HttpState, Model, Models, Services, router};
+use blip_server::http::{HttpSettings, HttpState, Model, Models, Services, router};
 use blip_server::images::{Images, ImagesSettings};
 use blip_server::input::{InputSettings, Tokenizer};
 use blip_server::task::ModelInfo;
@@ -100,7 +100,6 @@ impl TestApp {
             images,
             fetcher,
             models: Models::new(models.collect()),
-            batching: BatchingInfo { capacity_rows: 512, ..BatchingInfo::default() },
             cpu_isa: "test".to_owned(),
         });
         let router = router(state.clone());

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 /// A source of monotonic time. Clones share the source.
 #[derive(Clone)]
-pub(crate) struct Clock(Arc<dyn Fn() -> Instant + Send + Sync>);
+pub struct Clock(Arc<dyn Fn() -> Instant + Send + Sync>);
 
 impl Clock {
     /// Creates a clock that reads the time from `source`.

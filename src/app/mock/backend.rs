@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn every_encoded_image_leaks_what_is_set() {
-        let pixels = Pixels::new(2, 2, Box::new([7; 12]));
+        let pixels = Pixels::new(2, 2, vec![7; 12]);
         for (leak_bytes, leaked) in [(0, 0), (1000, 3000)] {
             let mut backend = backend(8, leak_bytes);
             backend.encode(TowerId(0), &[&pixels, &pixels]).unwrap();

@@ -101,7 +101,7 @@ mod tests {
     use futures_util::future;
 
     use super::*;
-    use crate::engine::fake;
+    use crate::engine::testing::fake;
     use crate::http::error::Code;
 
     fn ready(result: Result<PreparedImage, ApiError>) -> SharedImageFuture {

@@ -13,13 +13,11 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use crate::engine::fake::{self, FakeBackend};
-use crate::engine::{Engine, EngineSettings};
+use crate::engine::testing::fake::{self, FakeBackend};
+use crate::engine::{Engine, EngineContext, EngineSettings};
 use crate::http::openapi::EXAMPLE_IMAGE;
 use crate::http::routes::classify;
-use crate::http::{
-    ApiKey, AuthSettings, BatchingInfo, HttpSettings, Model, Models, RateLimitSettings, Services,
-};
+use crate::http::{ApiKey, AuthSettings, HttpSettings, Model, Models, RateLimitSettings, Services};
 use crate::images::{Images, ImagesSettings};
 use crate::input::Tokenizer;
 use crate::telemetry::metrics::Metrics;
@@ -115,7 +113,8 @@ fn new_state(change: impl FnOnce(&mut HttpSettings)) -> HttpState {
 fn load_models(state: &HttpState) -> Engine {
     let metrics = || Arc::clone(state.metrics());
     let (backend, _) = FakeBackend::new(fake::models());
-    let engine = Engine::start(backend, EngineSettings::default(), metrics()).unwrap();
+    let context = EngineContext::new(metrics(), Arc::clone(state.lifecycle()));
+    let engine = Engine::start(backend, EngineSettings::default(), context).unwrap();
     let input = state.settings().input.clone();
     let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/retrieval");
     let tokenizer = Arc::new(Tokenizer::load(&checkpoint, &input).unwrap());
@@ -126,7 +125,6 @@ fn load_models(state: &HttpState) -> Engine {
         images: Images::start(&ImagesSettings::default(), input, metrics()).unwrap(),
         fetcher: None,
         models: Models::new(models.collect()),
-        batching: BatchingInfo::default(),
         cpu_isa: "test".to_owned(),
     });
     engine

@@ -49,7 +49,7 @@ impl std::fmt::Debug for EngineHandle {
 #[derive(Debug)]
 pub struct Admission {
     handle: EngineHandle,
-    room: CallReservation,
+    reservation: CallReservation,
     admitted: Instant,
     deadline: Instant,
 }
@@ -57,7 +57,7 @@ pub struct Admission {
 /// A guard that keeps a call's reservation alive; see [`Admission::hold`].
 #[derive(Debug, Clone)]
 pub struct ReservationGuard {
-    _room: CallReservation,
+    _reservation: CallReservation,
 }
 
 /// A task's answer with its timing.
@@ -168,8 +168,8 @@ impl EngineHandle {
             return Err(EngineError::WorkerDown);
         }
         let admitted = self.shared.clock.now();
-        let room = self.shared.admission.admit(client, bytes, deadline, admitted)?;
-        Ok(Admission { handle: self.clone(), room, admitted, deadline })
+        let reservation = self.shared.admission.admit(client, bytes, deadline, admitted)?;
+        Ok(Admission { handle: self.clone(), reservation, admitted, deadline })
     }
 
     /// Starts draining: new calls are rejected, admitted calls continue.
@@ -255,7 +255,7 @@ impl Admission {
             return Err(EngineError::ShuttingDown);
         }
         let left = self.deadline.saturating_duration_since(shared.clock.now());
-        self.room.reserve(rows, images, left)
+        self.reservation.reserve(rows, images, left)
     }
 
     /// Reserves `bytes` more bytes: for parts of the body as they arrive, and for the data decoded from it.
@@ -263,7 +263,7 @@ impl Admission {
     /// # Errors
     /// `Overloaded`.
     pub fn reserve_bytes(&mut self, bytes: u64) -> Result<(), EngineError> {
-        self.room.reserve_bytes(bytes)
+        self.reservation.reserve_bytes(bytes)
     }
 
     /// Rejects the call if `wait` is too long. That is the call's estimated wait outside the engine, before its tasks
@@ -273,19 +273,19 @@ impl Admission {
     /// `Overloaded`.
     pub fn check_wait(&self, wait: Duration) -> Result<(), EngineError> {
         let left = self.deadline.saturating_duration_since(self.handle.shared.clock.now());
-        self.room.check_wait(wait, left)
+        self.reservation.check_wait(wait, left)
     }
 
     /// Returns the id of the call, which includes its client.
     #[must_use]
     pub fn call(&self) -> CallId {
-        self.room.call()
+        self.reservation.call()
     }
 
     /// Returns a guard that keeps the call's reservation until the guard is dropped, for bytes that outlive the call.
     #[must_use]
     pub fn hold(&self) -> ReservationGuard {
-        ReservationGuard { _room: self.room.clone() }
+        ReservationGuard { _reservation: self.reservation.clone() }
     }
 
     /// Returns the time by which the call must be answered.
@@ -320,8 +320,11 @@ impl Admission {
         }
         let (sender, reply) = oneshot::channel();
         let shared = &self.handle.shared;
-        let claim = match self.room.claim(task.shape().rows, task.distinct_images().0.len()) {
-            Ok(claim) if !shared.lifecycle.is_aborted() => claim,
+        let task_reservation = match self
+            .reservation
+            .reserve_task(task.shape().rows, task.distinct_images().0.len())
+        {
+            Ok(reserved) if !shared.lifecycle.is_aborted() => reserved,
             Ok(_) => return self.refused(EngineError::ShuttingDown),
             Err(error) => return self.refused(error),
         };
@@ -331,7 +334,7 @@ impl Admission {
             admitted: self.admitted,
             deadline: self.deadline,
             submitted: shared.clock.now(),
-            claim,
+            reservation: task_reservation,
             reply: sender,
             stream,
         };

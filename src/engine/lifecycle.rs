@@ -35,7 +35,7 @@ pub enum Phase {
 
 /// The state of one process, shared by its HTTP side and its engine.
 pub struct Lifecycle {
-    state: Mutex<State>,
+    state: Mutex<LifecycleState>,
     ready: IntGauge,
     draining: IntGauge,
     worker_up: IntGauge,
@@ -48,7 +48,7 @@ pub struct Lifecycle {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct State {
+struct LifecycleState {
     worker: WorkerState,
     shutdown: Shutdown,
     /// True once the models are loaded and requests can be served.
@@ -78,7 +78,7 @@ enum Shutdown {
     Aborted,
 }
 
-impl State {
+impl LifecycleState {
     fn is_down(self) -> bool {
         matches!(self.worker, WorkerState::Hung | WorkerState::Ended)
     }
@@ -115,7 +115,7 @@ impl Lifecycle {
         let worker = WorkerState::NotStarted;
         let shutdown = Shutdown::NotRequested;
         Arc::new(Self {
-            state: Mutex::new(State { worker, shutdown, loaded, stopping: false }),
+            state: Mutex::new(LifecycleState { worker, shutdown, loaded, stopping: false }),
             ready: metrics.ready.clone(),
             draining: metrics.draining.clone(),
             worker_up: metrics.worker_up.clone(),
@@ -126,7 +126,7 @@ impl Lifecycle {
     }
 
     /// Changes the state and writes the gauges from it, under one lock, so that they never disagree.
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut LifecycleState)) {
         let mut state = self.state();
         change(&mut state);
         let worker_up = state.worker == WorkerState::Running;
@@ -247,7 +247,7 @@ impl Lifecycle {
         self.worker_hung.clone().cancelled_owned()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LifecycleState> {
         // No code can panic while it holds the lock, so the state is whole even if the lock is poisoned.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

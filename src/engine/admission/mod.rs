@@ -14,7 +14,7 @@
 //! no other call has work, estimates never reject a small call, and stale estimates reject no call at all.
 
 mod estimate;
-mod room;
+mod reservation;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 pub use self::estimate::Estimates;
 use self::estimate::{Profile, Queue};
-pub(crate) use self::room::{CallReservation, TaskReservation};
+pub(crate) use self::reservation::{CallReservation, TaskReservation};
 use super::ids::CallId;
 use super::sync::{Mutex, MutexGuard, Notify};
 use super::{EngineError, EngineSettings};
@@ -67,7 +67,7 @@ struct Usage {
 /// Capacity that a client uses, in all and for each call in progress, by the call's number.
 #[derive(Debug, Default)]
 struct Client {
-    taken: Usage,
+    usage: Usage,
     calls: HashMap<u64, Usage>,
     profile: Profile,
 }
@@ -108,28 +108,28 @@ fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, Q
     let (mut calls, mut all) = (0, Usage::default());
     // Number of rounds until the call's last item.
     let (mut turns_rows, mut turns_images) = own;
-    let mut count = |taken: Usage, most: (usize, usize), profile: Profile| {
-        let encodings = taken.encodings.min(most.1);
-        let unknown = taken.images.min(most.1 - encodings);
-        let rows = taken.rows.min(most.0);
+    let mut count = |usage: Usage, most: (usize, usize), profile: Profile| {
+        let encodings = usage.encodings.min(most.1);
+        let unknown = usage.images.min(most.1 - encodings);
+        let rows = usage.rows.min(most.0);
         queue.rows += rows as f64 * state.estimates.row_weight(profile);
         queue.images += encodings as f64 + state.estimates.encodings(unknown, profile);
         (rows, encodings + unknown)
     };
     if let Some(client) = state.clients.get(&call.client) {
-        for taken in client.calls.iter().filter(|&(&other, _)| other != call.number).map(|it| *it.1)
+        for usage in client.calls.iter().filter(|&(&other, _)| other != call.number).map(|it| *it.1)
         {
-            let (rows, images) = count(taken, own, client.profile);
+            let (rows, images) = count(usage, own, client.profile);
             turns_rows += rows;
             turns_images += images;
-            calls += usize::from(taken.is_work());
-            all = all.plus(taken);
+            calls += usize::from(usage.is_work());
+            all = all.plus(usage);
         }
     }
     for client in state.clients.iter().filter(|&(&other, _)| other != call.client).map(|it| it.1) {
-        count(client.taken, (turns_rows, turns_images), client.profile);
-        calls += usize::from(client.taken.is_work());
-        all = all.plus(client.taken);
+        count(client.usage, (turns_rows, turns_images), client.profile);
+        calls += usize::from(client.usage.is_work());
+        all = all.plus(client.usage);
     }
     let images = all.encodings as f64 + state.estimates.encodings(all.images, Profile::default());
     queue.text_has_other_work = all.rows as f64 > images;
@@ -139,7 +139,7 @@ fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, Q
 
 #[derive(Debug)]
 struct State {
-    taken: Usage,
+    usage: Usage,
     /// The clients with calls in progress. Empty when all admitted calls have ended.
     clients: HashMap<ClientId, Client>,
     next_call: u64,
@@ -199,7 +199,7 @@ impl AdmissionController {
             metrics.queue_rejected_total.with_label_values(&[refusal.label()]).inc_by(0);
         }
         let state = State {
-            taken: Usage::default(),
+            usage: Usage::default(),
             clients: HashMap::new(),
             next_call: 0,
             closed: false,
@@ -232,7 +232,7 @@ impl AdmissionController {
         let call = CallId { client, number: state.next_call };
         // The call's rows are not known yet, but it needs at least one.
         self.check_wait(&state, call, (1, 0), deadline.saturating_duration_since(now))?;
-        self.check_room(&state, client, Usage { rows: 1, bytes, ..Usage::default() })?;
+        self.check_capacity(&state, client, Usage { rows: 1, bytes, ..Usage::default() })?;
         state.next_call += 1;
         self.add(&mut state, call, Usage::default());
         drop(state);
@@ -260,7 +260,7 @@ impl AdmissionController {
             images: images.saturating_sub(held.images),
             ..Usage::default()
         };
-        self.check_room(&state, call.client, more)?;
+        self.check_capacity(&state, call.client, more)?;
         self.add(&mut state, call, more);
         Ok((more, expected))
     }
@@ -269,7 +269,7 @@ impl AdmissionController {
     fn reserve_more_bytes(&self, call: CallId, bytes: u64) -> Result<(), EngineError> {
         let mut state = self.state();
         let more = Usage { bytes, ..Usage::default() };
-        self.check_room(&state, call.client, more)?;
+        self.check_capacity(&state, call.client, more)?;
         self.add(&mut state, call, more);
         Ok(())
     }
@@ -290,7 +290,7 @@ impl AdmissionController {
 
     /// Returns the number of rows in use.
     pub(crate) fn rows(&self) -> usize {
-        self.state().taken.rows
+        self.state().usage.rows
     }
 
     /// Resolves when all admitted calls have ended and released their reservations.
@@ -312,7 +312,7 @@ impl AdmissionController {
     }
 
     fn retry(&self, state: &State) -> Duration {
-        let Usage { rows, images, encodings, .. } = state.taken;
+        let Usage { rows, images, encodings, .. } = state.usage;
         let images = state.estimates.encodings(images, Profile::default()) + encodings as f64;
         retry_after(state.estimates.work(rows as f64, images, &self.settings))
     }
@@ -374,12 +374,17 @@ impl AdmissionController {
         Ok(())
     }
 
-    fn check_room(&self, state: &State, client: ClientId, more: Usage) -> Result<(), EngineError> {
+    fn check_capacity(
+        &self,
+        state: &State,
+        client: ClientId,
+        more: Usage,
+    ) -> Result<(), EngineError> {
         let holder = state.clients.get(&client);
-        let own = holder.map(|client| client.taken).unwrap_or_default();
+        let own = holder.map(|client| client.usage).unwrap_or_default();
         let clients = state.clients.len() + usize::from(holder.is_none());
-        let fit = |capacity, taken, own, more| fairness::fits(capacity, taken, own, clients, more);
-        let (all, rows) = (&state.taken, |taken: &Usage| taken.rows as u64);
+        let fit = |capacity, usage, own, more| fairness::fits(capacity, usage, own, clients, more);
+        let (all, rows) = (&state.usage, |usage: &Usage| usage.rows as u64);
         if !fit(self.settings.capacity_rows as u64, rows(all), rows(&own), rows(&more))
             || !fit(self.settings.capacity_bytes, all.bytes, own.bytes, more.bytes)
         {
@@ -395,9 +400,9 @@ impl AdmissionController {
     }
 
     fn add(&self, state: &mut State, call: CallId, more: Usage) {
-        state.taken = state.taken.plus(more);
+        state.usage = state.usage.plus(more);
         let client = state.clients.entry(call.client).or_default();
-        client.taken = client.taken.plus(more);
+        client.usage = client.usage.plus(more);
         let held = client.calls.entry(call.number).or_default();
         *held = held.plus(more);
         self.update_gauges(state);
@@ -411,9 +416,9 @@ impl AdmissionController {
 
     fn give_back(&self, call: CallId, less: Usage) {
         let mut state = self.state();
-        state.taken = state.taken.minus(less);
+        state.usage = state.usage.minus(less);
         if let Some(client) = state.clients.get_mut(&call.client) {
-            client.taken = client.taken.minus(less);
+            client.usage = client.usage.minus(less);
             if let Some(held) = client.calls.get_mut(&call.number) {
                 *held = held.minus(less);
             }
@@ -468,8 +473,8 @@ impl AdmissionController {
 
     /// Updates the gauges. Called under the lock, so that the gauges end with the latest state.
     fn update_gauges(&self, state: &State) {
-        self.metrics.queue_rows.set(state.taken.rows.try_into().unwrap_or(i64::MAX));
-        self.metrics.queue_bytes.set(state.taken.bytes.try_into().unwrap_or(i64::MAX));
+        self.metrics.queue_rows.set(state.usage.rows.try_into().unwrap_or(i64::MAX));
+        self.metrics.queue_bytes.set(state.usage.bytes.try_into().unwrap_or(i64::MAX));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -20,30 +20,33 @@ fn small() -> EngineSettings {
 const SOON: Duration = Duration::from_secs(30);
 
 #[test]
-fn room_is_given_back_when_call_and_tasks_are_gone() {
+fn a_reservation_is_released_when_call_and_tasks_are_gone() {
     let (admission, metrics, now) = admission(&small());
-    let room = admission.admit(ClientId::default(), 400, now + SOON, now).unwrap();
+    let reservation = admission.admit(ClientId::default(), 400, now + SOON, now).unwrap();
     assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (0, 0), "nothing came yet");
-    room.reserve(6, 2, SOON).unwrap();
-    room.reserve_bytes(500).unwrap();
+    reservation.reserve(6, 2, SOON).unwrap();
+    reservation.reserve_bytes(500).unwrap();
     assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (6, 500));
-    let claim = room.claim(4, 1).unwrap();
-    drop(room);
+    let task = reservation.reserve_task(4, 1).unwrap();
+    drop(reservation);
     assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (6, 500));
-    drop(claim);
+    drop(task);
     assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (0, 0));
-    assert_eq!(admission.state().taken, Usage::default());
+    assert_eq!(admission.state().usage, Usage::default());
 }
 
 #[test]
 fn a_finished_task_frees_its_rows_before_its_call_ends() {
     let (admission, metrics, now) = admission(&small());
-    let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
-    room.reserve(6, 0, SOON).unwrap();
-    drop(room.claim(4, 0).unwrap());
+    let reservation = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    reservation.reserve(6, 0, SOON).unwrap();
+    drop(reservation.reserve_task(4, 0).unwrap());
     assert_eq!(metrics.queue_rows.get(), 2);
-    assert!(matches!(room.claim(3, 0), Err(EngineError::TooManyRows { rows: 3, capacity: 2 })));
-    drop(room);
+    assert!(matches!(
+        reservation.reserve_task(3, 0),
+        Err(EngineError::TooManyRows { rows: 3, capacity: 2 })
+    ));
+    drop(reservation);
     assert_eq!(admission.rows(), 0);
 }
 
@@ -82,18 +85,18 @@ fn measured() -> Estimates {
 fn a_long_wait_is_refused_with_the_time_the_queue_needs() {
     let (admission, _, now) = admission(&small());
     admission.publish(measured());
-    let room = || {
-        let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
-        room.reserve(1, 1, SOON).unwrap();
-        room
+    let reservation = || {
+        let reservation = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+        reservation.reserve(1, 1, SOON).unwrap();
+        reservation
     };
-    let mut rooms: Vec<CallReservation> = (0..3).map(|_| room()).collect();
+    let mut reservations: Vec<CallReservation> = (0..3).map(|_| reservation()).collect();
     // Three images of a second each are queued before the newcomer's. Multiplied by the safety factor, that is more
     // than the three seconds that the newcomer may wait.
     let newcomer = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = newcomer.reserve(1, 1, SOON).unwrap_err();
     assert_eq!(refused, EngineError::Overloaded { retry_after: Duration::from_secs(5) });
-    rooms.pop();
+    reservations.pop();
     assert!(newcomer.reserve(1, 1, SOON).is_ok());
 }
 
@@ -108,9 +111,9 @@ fn a_large_call_delays_a_single_one_by_one_turn_only() {
     // Another large call would wait for eight turns.
     let refused = single.reserve(8, 8, SOON).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
-    let mut claim = large.claim(8, 8).unwrap();
-    (0..8).for_each(|_| claim.record_cache_hit());
-    drop(claim);
+    let mut task = large.reserve_task(8, 8).unwrap();
+    (0..8).for_each(|_| task.record_cache_hit());
+    drop(task);
     assert!(single.reserve(8, 8, SOON).is_ok());
 }
 
@@ -118,11 +121,11 @@ fn a_large_call_delays_a_single_one_by_one_turn_only() {
 fn a_call_that_an_idle_server_cannot_finish_is_not_retryable() {
     let (admission, metrics, now) = admission(&small());
     admission.publish(measured());
-    let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
-    let refused = room.reserve(8, 8, Duration::from_secs(5)).unwrap_err();
+    let reservation = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let refused = reservation.reserve(8, 8, Duration::from_secs(5)).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused:?}");
-    assert!(room.reserve(8, 2, Duration::from_secs(5)).is_ok());
-    let late = room.reserve(8, 2, Duration::ZERO).unwrap_err();
+    assert!(reservation.reserve(8, 2, Duration::from_secs(5)).is_ok());
+    let late = reservation.reserve(8, 2, Duration::ZERO).unwrap_err();
     assert_eq!(late, EngineError::DeadlineExceeded);
     assert_eq!(metrics.queue_rejected_total.with_label_values(&["deadline"]).get(), 2);
 }
@@ -147,14 +150,14 @@ fn calls_whose_bodies_do_not_come_hold_nothing_and_stand_before_nobody() {
     admission.publish(measured());
     let silent: Vec<CallReservation> =
         (0..100).map(|_| admission.admit(ClientId(1), 1000, now + SOON, now).unwrap()).collect();
-    for room in &silent {
-        room.reserve_bytes(1).unwrap();
+    for reservation in &silent {
+        reservation.reserve_bytes(1).unwrap();
     }
     assert_eq!((metrics.queue_rows.get(), metrics.queue_bytes.get()), (0, 100));
     for client in [ClientId(1), ClientId(2)] {
-        let room = admission.admit(client, 800, now + SOON, now).unwrap();
-        room.reserve_bytes(800).unwrap();
-        room.reserve(10, 1, SOON).unwrap();
+        let reservation = admission.admit(client, 800, now + SOON, now).unwrap();
+        reservation.reserve_bytes(800).unwrap();
+        reservation.reserve(10, 1, SOON).unwrap();
     }
 }
 
@@ -164,8 +167,8 @@ fn a_client_with_many_calls_delays_another_by_one_turn_and_itself_by_all() {
     admission.publish(measured());
     let _rooms: Vec<CallReservation> = (0..8)
         .filter_map(|_| {
-            let room = admission.admit(ClientId(1), 0, now + SOON, now).unwrap();
-            room.reserve(1, 1, SOON).is_ok().then_some(room)
+            let reservation = admission.admit(ClientId(1), 0, now + SOON, now).unwrap();
+            reservation.reserve(1, 1, SOON).is_ok().then_some(reservation)
         })
         .collect();
     let own = admission.admit(ClientId(1), 0, now + SOON, now).unwrap();
@@ -224,13 +227,13 @@ fn rows_that_share_units_do_not_wait_for_each_other() {
 #[test]
 fn draining_admits_nothing_but_lets_admitted_calls_go_on() {
     let (admission, metrics, now) = admission(&small());
-    let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let reservation = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     admission.close();
     assert_eq!(
         admission.admit(ClientId::default(), 0, now + SOON, now).unwrap_err(),
         EngineError::ShuttingDown
     );
-    assert!(room.reserve(3, 0, SOON).is_ok());
+    assert!(reservation.reserve(3, 0, SOON).is_ok());
     assert_eq!(metrics.queue_rejected_total.with_label_values(&["draining"]).get(), 1);
 }
 
@@ -243,12 +246,12 @@ fn spoilt() -> Estimates {
 fn an_idle_engine_lets_a_small_call_through_whatever_was_measured() {
     let (admission, _, now) = admission(&small());
     admission.publish(Estimates { unit_fixed: Some(1000.0), ..spoilt() });
-    let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
-    assert!(room.reserve(8, 1, SOON).is_ok());
+    let reservation = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    assert!(reservation.reserve(8, 1, SOON).is_ok());
     // Not `TooLargeForDeadline`: a call of one row cannot be split, and the estimate may soon be right again.
     let refused = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
-    drop(room);
+    drop(reservation);
     assert!(
         admission
             .admit(ClientId::default(), 0, now + SOON, now)
@@ -274,29 +277,29 @@ fn one_image_passes_beside_texts_so_that_its_cost_is_learnt_anew() {
 fn stale_estimates_do_not_refuse_a_large_call_on_an_idle_engine() {
     let (admission, _, now) = admission(&small());
     admission.publish(spoilt());
-    let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
-    let refused = room.reserve(4, 4, SOON).unwrap_err();
+    let reservation = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+    let refused = reservation.reserve(4, 4, SOON).unwrap_err();
     assert!(matches!(refused, EngineError::TooLargeForDeadline { .. }), "{refused}");
     admission.publish(Estimates { stale: true, ..spoilt() });
-    assert!(room.reserve(4, 4, SOON).is_ok());
+    assert!(reservation.reserve(4, 4, SOON).is_ok());
 }
 
 #[test]
 fn a_text_call_does_not_wait_for_images() {
     let (admission, _, now) = admission(&small());
     admission.publish(measured());
-    let rooms: Vec<CallReservation> = (0..3)
+    let reservations: Vec<CallReservation> = (0..3)
         .map(|_| {
-            let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
-            room.reserve(1, 1, SOON).unwrap();
-            room
+            let reservation = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+            reservation.reserve(1, 1, SOON).unwrap();
+            reservation
         })
         .collect();
     // The deadline is shorter than the time of one image.
     let text =
         admission.admit(ClientId::default(), 0, now + Duration::from_millis(500), now).unwrap();
     assert!(text.reserve(1, 0, Duration::from_millis(500)).is_ok());
-    drop(rooms);
+    drop(reservations);
 }
 
 #[test]
@@ -323,13 +326,13 @@ fn images_count_as_what_such_images_have_needed_of_late() {
     admission.publish(Estimates { image_misses: Some(0.0), ..estimates });
     let new = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     new.reserve(1, 1, SOON).unwrap();
-    let mut encoding = new.claim(1, 1).unwrap();
+    let mut encoding = new.reserve_task(1, 1).unwrap();
     encoding.record_cache_miss();
     let cached: Vec<CallReservation> = (0..10)
         .map(|_| {
-            let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
-            room.reserve(1, 1, SOON).unwrap();
-            room
+            let reservation = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+            reservation.reserve(1, 1, SOON).unwrap();
+            reservation
         })
         .collect();
     drop((cached, encoding));
@@ -352,9 +355,9 @@ fn a_client_is_estimated_by_what_its_own_images_and_rows_have_cost() {
         admission.publish(Estimates { image_misses: Some(0.1), ..measured() });
         let first = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
         first.reserve(1, 1, SOON).unwrap();
-        let mut claim = first.claim(1, 1).unwrap();
-        (0..100).for_each(|_| learn(&mut claim));
-        drop(claim);
+        let mut task = first.reserve_task(1, 1).unwrap();
+        (0..100).for_each(|_| learn(&mut task));
+        drop(task);
         let calls = (0..60).map(|_| {
             let call = admission.admit(ClientId::default(), 0, now + SOON, now).ok()?;
             call.reserve(shape.0, shape.1, SOON).ok().map(|()| call)
@@ -363,12 +366,12 @@ fn a_client_is_estimated_by_what_its_own_images_and_rows_have_cost() {
     };
     let (image, rows) = ((1, 1), (8, 0));
     assert!(
-        admitted(image, &|claim| claim.record_cache_miss())
-            < admitted(image, &|claim| claim.record_cache_hit())
+        admitted(image, &|task| task.record_cache_miss())
+            < admitted(image, &|task| task.record_cache_hit())
     );
     assert!(
-        admitted(rows, &|claim| claim.record_row(200.0))
-            < admitted(rows, &|claim| claim.record_row(1.0))
+        admitted(rows, &|task| task.record_row(200.0))
+            < admitted(rows, &|task| task.record_row(1.0))
     );
 }
 
@@ -376,25 +379,25 @@ fn a_client_is_estimated_by_what_its_own_images_and_rows_have_cost() {
 fn an_image_looked_up_in_vain_counts_in_full_until_it_is_encoded() {
     let (admission, _, now) = admission(&small());
     admission.publish(Estimates { image_misses: Some(0.0), ..measured() });
-    let mut claims: Vec<TaskReservation> = (0..3)
+    let mut tasks: Vec<TaskReservation> = (0..3)
         .map(|_| {
-            let room = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
-            room.reserve(1, 1, SOON).unwrap();
-            room.claim(1, 1).unwrap()
+            let reservation = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
+            reservation.reserve(1, 1, SOON).unwrap();
+            reservation.reserve_task(1, 1).unwrap()
         })
         .collect();
     let newcomer = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     assert!(newcomer.reserve(1, 1, SOON).is_ok());
-    claims.iter_mut().for_each(TaskReservation::record_cache_miss);
+    tasks.iter_mut().for_each(TaskReservation::record_cache_miss);
     let refused = newcomer.reserve(1, 1, SOON).unwrap_err();
     assert!(matches!(refused, EngineError::Overloaded { .. }), "{refused}");
-    let mut first = claims.remove(0);
+    let mut first = tasks.remove(0);
     first.record_encoded();
     drop(first);
     assert!(newcomer.reserve(1, 1, SOON).is_ok());
-    drop(claims);
+    drop(tasks);
     drop(newcomer);
-    assert_eq!(admission.state().taken, Usage::default());
+    assert_eq!(admission.state().usage, Usage::default());
 }
 
 #[test]
@@ -406,12 +409,12 @@ fn estimates_follow_what_calls_have_really_waited() {
     first.reserve(1, 1, SOON).unwrap();
     let learner = call();
     learner.reserve(1, 1, SOON).unwrap();
-    let claim = learner.claim(1, 1).unwrap();
+    let task = learner.reserve_task(1, 1).unwrap();
     let passes = || call().reserve(1, 1, SOON).is_ok();
     assert!(passes());
     // About two seconds were expected.
-    (0..300).for_each(|_| claim.record_answered(Duration::from_secs(6)));
+    (0..300).for_each(|_| task.record_answered(Duration::from_secs(6)));
     assert!(!passes());
-    (0..3000).for_each(|_| claim.record_answered(Duration::from_secs(2)));
+    (0..3000).for_each(|_| task.record_answered(Duration::from_secs(2)));
     assert!(passes());
 }

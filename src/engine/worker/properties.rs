@@ -200,22 +200,30 @@ impl ThreadlessEngine {
         Self { worker, shared, control, clock, pending: Vec::new(), cancelled: 0, aborted: false }
     }
 
-    fn room(&self, asks: &[Ask], deadline: Instant) -> Result<CallReservation, EngineError> {
-        let room =
+    fn reserve_call(
+        &self,
+        asks: &[Ask],
+        deadline: Instant,
+    ) -> Result<CallReservation, EngineError> {
+        let reservation =
             self.shared.admission.admit(ClientId::default(), 10, deadline, self.clock.now())?;
         let rows = asks.iter().map(|ask| task(ask).1.shape().rows).sum();
-        room.reserve(rows, asks.len(), deadline.saturating_duration_since(self.clock.now()))?;
-        Ok(room)
+        reservation.reserve(
+            rows,
+            asks.len(),
+            deadline.saturating_duration_since(self.clock.now()),
+        )?;
+        Ok(reservation)
     }
 
     /// Submits a call if it is admitted. Returns whether it was.
     fn call(&mut self, asks: Vec<Ask>, deadline: Instant) -> bool {
         let was_draining = self.shared.lifecycle.is_draining();
-        let Ok(room) = self.room(&asks, deadline) else { return false };
+        let Ok(call) = self.reserve_call(&asks, deadline) else { return false };
         assert!(!was_draining, "nothing is admitted after drain");
         for ask in asks {
             let (model, task) = task(&ask);
-            let claim = room.claim(task.shape().rows, task.images().len()).unwrap();
+            let reservation = call.reserve_task(task.shape().rows, task.images().len()).unwrap();
             let (sender, reply) = oneshot::channel();
             let submitted = self.clock.now();
             let stream = None;
@@ -226,7 +234,7 @@ impl ThreadlessEngine {
                 admitted: submitted,
                 deadline,
                 submitted,
-                claim,
+                reservation,
                 reply: sender,
                 stream,
             };

@@ -23,7 +23,7 @@ pub(crate) struct Submission {
     pub(crate) admitted: Instant,
     pub(crate) deadline: Instant,
     pub(crate) submitted: Instant,
-    pub(crate) claim: TaskReservation,
+    pub(crate) reservation: TaskReservation,
     pub(crate) reply: oneshot::Sender<Outcome>,
     pub(crate) stream: Option<mpsc::Sender<TokenLogprob>>,
 }
@@ -37,7 +37,7 @@ pub(super) struct ActiveTask {
     /// Whether a unit has run for the task.
     pub(super) started: bool,
     pub(super) timing: TaskTiming,
-    pub(super) claim: TaskReservation,
+    pub(super) reservation: TaskReservation,
     pub(super) reply: oneshot::Sender<Outcome>,
     pub(super) stream: Option<mpsc::Sender<TokenLogprob>>,
     /// Images not yet encoded. The flag is true if this task's cache miss started the encoding.

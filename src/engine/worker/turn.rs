@@ -94,20 +94,20 @@ impl<B: Backend> Worker<B> {
 
     /// Takes over a task. From now on it gets exactly one outcome.
     pub(super) fn accept(&mut self, submission: Submission) {
-        let Submission { model, task, admitted, deadline, submitted, claim, reply, stream } =
+        let Submission { model, task, admitted, deadline, submitted, reservation, reply, stream } =
             submission;
         self.meter.submitted();
         let id = TaskId(self.fresh_id());
         let plan = match self.plan(model, task) {
             Ok(plan) => plan,
             Err(error) => {
-                drop(claim);
+                drop(reservation);
                 self.meter.outcome(Some(&error.into()));
                 self.outbox.push((reply, Err(error.into())));
                 return;
             }
         };
-        let (now, call) = (self.shared.clock.now(), claim.call());
+        let (now, call) = (self.shared.clock.now(), reservation.call());
         let images = plan.images().to_vec();
         let start = plan.start();
         let active = ActiveTask {
@@ -117,7 +117,7 @@ impl<B: Backend> Worker<B> {
             submitted,
             started: false,
             timing: TaskTiming::default(),
-            claim,
+            reservation,
             reply,
             stream,
             awaited: Vec::new(),
@@ -130,11 +130,11 @@ impl<B: Backend> Worker<B> {
             let found = self.features.request(key, id, &pixels, now);
             self.meter.looked_up(&found);
             let missed = matches!(found, Lookup::Miss);
-            let claim = &mut self.task(id).claim;
+            let reservation = &mut self.task(id).reservation;
             if missed {
-                claim.record_cache_miss();
+                reservation.record_cache_miss();
             } else {
-                claim.record_cache_hit();
+                reservation.record_cache_hit();
             }
             if let Lookup::Hit(memory) = found {
                 self.image_ready(id, key, &memory, now);
@@ -222,7 +222,7 @@ impl<B: Backend> Worker<B> {
             return;
         };
         if active.awaited.contains(&(key, true)) {
-            active.claim.record_encoded();
+            active.reservation.record_encoded();
         }
         active.awaited.retain(|&(awaited, _)| awaited != key);
         // Count one extra user of the image until the task's rows are enqueued, so that the image is not unpinned too
@@ -289,9 +289,9 @@ impl<B: Backend> Worker<B> {
             && let Some(active) = self.remove(task)
         {
             let now = self.now();
-            let ActiveTask { plan, timing, claim, submitted, reply, .. } = active;
-            claim.record_answered(now.saturating_duration_since(submitted));
-            drop(claim);
+            let ActiveTask { plan, timing, reservation, submitted, reply, .. } = active;
+            reservation.record_answered(now.saturating_duration_since(submitted));
+            drop(reservation);
             let outcome = match plan.into_output() {
                 Ok(output) => Ok(Answered { output, timing }),
                 Err(error) => Err(error.into()),
@@ -303,8 +303,8 @@ impl<B: Backend> Worker<B> {
 
     /// Ends a task without an answer.
     pub(super) fn finish(&mut self, task: TaskId, outcome: Outcome) {
-        if let Some(ActiveTask { claim, reply, .. }) = self.remove(task) {
-            drop(claim);
+        if let Some(ActiveTask { reservation, reply, .. }) = self.remove(task) {
+            drop(reservation);
             self.meter.outcome(outcome.as_ref().err());
             self.outbox.push((reply, outcome));
         }

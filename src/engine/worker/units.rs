@@ -128,7 +128,7 @@ impl<B: Backend> Worker<B> {
             let Some(active) = self.tasks.get_mut(&task) else { continue };
             match result.map(|output| active.plan.row_done(slot, output)) {
                 Ok(Ok(more)) => {
-                    active.claim.record_row(tokens_per_row);
+                    active.reservation.record_row(tokens_per_row);
                     self.enqueue(task, more, now);
                     self.release(task, image);
                     self.complete_task(task);
@@ -228,7 +228,7 @@ impl<B: Backend> Worker<B> {
         self.scheduler.finish(id);
         self.meter.row_ended(steps, tokens);
         let Some(active) = self.tasks.get_mut(&task) else { return };
-        active.claim.record_row(tokens);
+        active.reservation.record_row(tokens);
         match active.plan.group_done(owner.slot, sequences) {
             Ok(()) => {
                 self.release(task, owner.image);

@@ -14,7 +14,7 @@ use super::head::{Head, body_too_large};
 use crate::engine::Admission;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
-use crate::http::middleware::room::listener_full;
+use crate::http::middleware::load_shedding::connections_full;
 use crate::http::settings::HttpSettings;
 
 /// Maximum number of bytes that are allocated before any of the body has arrived. The buffer then doubles whenever the
@@ -129,7 +129,7 @@ impl<'a> BodyReader<'a> {
             Ok(Some(_)) if broken => Err(broken_body()),
             Ok(None) => Ok(None),
             Ok(Some(Ok(frame))) => Ok(Some(frame.into_data().unwrap_or_default())),
-            Ok(Some(Err(error))) if is_closed_to_make_room(&error) => Err(listener_full()),
+            Ok(Some(Err(error))) if is_closed_to_make_room(&error) => Err(connections_full()),
             Ok(Some(Err(_))) => Err(broken_body()),
             Err(_) if limit == self.deadline => {
                 Err(ApiError::deadline_exceeded().close_connection())

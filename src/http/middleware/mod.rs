@@ -7,7 +7,7 @@
 //! 5. `server_timing` sets the `server-timing` field.
 //! 6. `problem` writes the bodies of error responses.
 //! 7. `host` checks the `Host` field.
-//! 8. `room` sheds load: it rejects requests on connections that have no regular place, only one in the reserve. Probes
+//! 8. `load_shedding` rejects requests on connections that have no regular place, only one in the reserve. Probes
 //!    and scrapes pass.
 //! 9. `panic` turns a panic into a 500 response.
 //! 10. `cors` handles cross-origin requests.
@@ -26,11 +26,11 @@ pub(crate) mod cors;
 pub(crate) mod guarded_body;
 pub(crate) mod headers;
 pub(crate) mod host;
+pub(crate) mod load_shedding;
 pub(crate) mod observe;
 pub(crate) mod origin;
 pub(crate) mod panic;
 pub(crate) mod problem;
 pub(crate) mod rate_limit;
 pub(crate) mod request_id;
-pub(crate) mod room;
 pub(crate) mod server_timing;

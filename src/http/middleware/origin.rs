@@ -88,7 +88,7 @@ mod tests {
     use crate::http::settings::CorsSettings;
     use axum::http::HeaderValue;
 
-    fn taken(origin: &str, host: &str, settings: &HttpSettings) -> bool {
+    fn is_accepted(origin: &str, host: &str, settings: &HttpSettings) -> bool {
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, HeaderValue::from_str(host).unwrap());
         headers.insert(header::ORIGIN, HeaderValue::from_str(origin).unwrap());
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_this_machine_are_taken_and_foreign_ones_are_not() {
+    fn pages_of_this_machine_are_accepted_and_foreign_ones_are_not() {
         let settings = HttpSettings::default();
         for origin in [
             "http://localhost:3000",
@@ -106,7 +106,7 @@ mod tests {
             "http://127.9.9.9",
             "http://[::1]:8080",
         ] {
-            assert!(taken(origin, "127.0.0.1:8080", &settings), "{origin}");
+            assert!(is_accepted(origin, "127.0.0.1:8080", &settings), "{origin}");
         }
         for origin in [
             "https://evil.example",
@@ -120,7 +120,7 @@ mod tests {
             "localhost:3000",
             "file://",
         ] {
-            assert!(!taken(origin, "rebound.example:8080", &settings), "{origin}");
+            assert!(!is_accepted(origin, "rebound.example:8080", &settings), "{origin}");
         }
         let mut headers = HeaderMap::new();
         assert!(check(&headers, &settings).is_ok(), "no browser");
@@ -136,20 +136,20 @@ mod tests {
             allowed_hosts: vec!["vision.example".to_owned()],
             ..HttpSettings::default()
         };
-        assert!(taken("https://a.example", "x", &settings));
-        assert!(!taken("http://a.example", "x", &settings), "another scheme");
-        assert!(taken("https://Vision.example:8443", "x", &settings));
+        assert!(is_accepted("https://a.example", "x", &settings));
+        assert!(!is_accepted("http://a.example", "x", &settings), "another scheme");
+        assert!(is_accepted("https://Vision.example:8443", "x", &settings));
         let any = CorsSettings { allowed_origins: vec!["*".to_owned()] };
         let settings = HttpSettings { cors: Some(any), ..HttpSettings::default() };
-        assert!(taken("https://evil.example", "x", &settings));
+        assert!(is_accepted("https://evil.example", "x", &settings));
     }
 
     #[test]
     fn behind_an_address_of_its_own_a_server_takes_its_own_pages() {
         let settings = HttpSettings { on_loopback: false, ..HttpSettings::default() };
-        assert!(taken("https://vision.example", "vision.example", &settings));
-        assert!(taken("http://10.0.0.7:8080", "10.0.0.7:8080", &settings));
-        assert!(taken("http://[fd00::7]:80", "[fd00::7]:80", &settings));
-        assert!(!taken("https://evil.example", "vision.example", &settings));
+        assert!(is_accepted("https://vision.example", "vision.example", &settings));
+        assert!(is_accepted("http://10.0.0.7:8080", "10.0.0.7:8080", &settings));
+        assert!(is_accepted("http://[fd00::7]:80", "[fd00::7]:80", &settings));
+        assert!(!is_accepted("https://evil.example", "vision.example", &settings));
     }
 }

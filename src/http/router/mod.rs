@@ -20,13 +20,13 @@ use super::middleware::client::client;
 use super::middleware::cors::cors;
 use super::middleware::headers::security_headers;
 use super::middleware::host::host;
+use super::middleware::load_shedding::shed_load;
 use super::middleware::observe::{Observer, observe};
 use super::middleware::origin::origin;
 use super::middleware::panic::PanicResponder;
 use super::middleware::problem::problem;
 use super::middleware::rate_limit::rate_limit;
 use super::middleware::request_id::request_id;
-use super::middleware::room::room;
 use super::middleware::server_timing::server_timing;
 use super::openapi::endpoint::DocumentedEndpoint;
 use super::openapi::{Document, DocumentedRoutes};
@@ -159,7 +159,7 @@ fn with_common_layers(router: Router<HttpState>, state: HttpState) -> Router {
     };
     router
         .layer(CatchPanicLayer::custom(PanicResponder(Arc::clone(state.metrics()))))
-        .layer(from_fn(room))
+        .layer(from_fn(shed_load))
         .layer(from_fn(host))
         .layer(from_fn(problem))
         .layer(from_fn(server_timing))

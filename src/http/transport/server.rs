@@ -33,7 +33,7 @@ use super::tls::Tls;
 use crate::http::access::client::{Network, PeerAddress};
 use crate::http::middleware::access_log::AccessLog;
 use crate::http::middleware::guarded_body::{BodyGuard, GuardedBody};
-use crate::http::middleware::room::InReserve;
+use crate::http::middleware::load_shedding::InReserve;
 use crate::http::reload::{Watched, watch};
 use crate::http::router::operations_router;
 use crate::http::settings::ConnectionSettings;

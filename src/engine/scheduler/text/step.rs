@@ -47,7 +47,7 @@ impl TextStage {
     }
 
     /// Returns the capacity for this model's groups, and how much of it is in use.
-    fn room(&self, model: ModelId, max_rows: usize) -> StepCapacity {
+    fn step_capacity(&self, model: ModelId, max_rows: usize) -> StepCapacity {
         let running = &self.lanes[&Lane::Step(model)].running;
         let elsewhere =
             self.order.iter().any(|&lane| lane != Lane::Step(model) && self.is_blocked_on_kv(lane));
@@ -66,10 +66,10 @@ impl TextStage {
         settings: &EngineSettings,
         cost: Option<TextCost>,
     ) -> StepFill {
-        let mut room = self.room(model, settings.max_batch_rows);
+        let mut capacity = self.step_capacity(model, settings.max_batch_rows);
         let lane = self.lanes.get_mut(&Lane::Step(model)).expect("a ready lane exists");
         let mut fill = lane.fill(settings, cost);
-        fill.images.clone_from(&room.images);
+        fill.images.clone_from(&capacity.images);
         let mut groups = Groups::default();
         let mut running = Running::new(&lane.running, &self.items, &mut groups);
         let (mut step, mut open) = (StepFill::default(), true);
@@ -102,11 +102,11 @@ impl TextStage {
                     if running.next(client).is_some_and(|(rank, _)| of_call + 1 >= rank) {
                         return Pick::Pass;
                     }
-                    if !room.has(item, (of_client == 0, of_call == 0)) || !fill.add(item) {
+                    if !capacity.has(item, (of_client == 0, of_call == 0)) || !fill.add(item) {
                         open = false;
                         return Pick::Stop;
                     }
-                    room.add(item);
+                    capacity.add(item);
                     groups.add(item.call);
                     groups.choose(client);
                     Pick::Take

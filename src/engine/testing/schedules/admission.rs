@@ -26,12 +26,12 @@ fn a_call_and_a_drain(admitted: &Arc<AtomicUsize>) {
         let (admitted, was_emptied) = (Arc::clone(admitted), Arc::clone(&was_emptied));
         thread::spawn(move || {
             let now = Instant::now();
-            if let Ok(room) =
+            if let Ok(reservation) =
                 admission.admit(ClientId::default(), 10, now + Duration::from_secs(30), now)
             {
                 assert!(!was_emptied.load(Ordering::SeqCst), "admitted when nothing was to remain");
                 admitted.fetch_add(1, Ordering::Relaxed);
-                drop(room);
+                drop(reservation);
             }
         })
     };

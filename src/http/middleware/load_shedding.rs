@@ -18,17 +18,17 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct InReserve;
 
 /// Answers a request with 503 if its connection has no regular place, only one in the reserve. Probes and scrapes pass.
-pub(crate) async fn room(request: Request, next: Next) -> Response {
-    let has_room = request.extensions().get::<InReserve>().is_none();
+pub(crate) async fn shed_load(request: Request, next: Next) -> Response {
+    let has_place = request.extensions().get::<InReserve>().is_none();
     let path = request.uri().path();
-    if has_room || is_open(path) || path == "/metrics" {
+    if has_place || is_open(path) || path == "/metrics" {
         return next.run(request).await;
     }
-    listener_full().into_response()
+    connections_full().into_response()
 }
 
 /// Returns the error for a request whose connection has no regular place, or had to give up its place.
-pub(crate) fn listener_full() -> ApiError {
+pub(crate) fn connections_full() -> ApiError {
     let detail = "all connections that the server allows are in use; send the request again later";
     ApiError::new(Code::Overloaded, detail).retry_after(RETRY_AFTER).close_connection()
 }

@@ -35,7 +35,7 @@ struct Held {
 /// ends.
 #[derive(Debug)]
 pub(crate) struct TaskReservation {
-    room: CallReservation,
+    reservation: CallReservation,
     rows: usize,
     /// Number of images not yet looked up in the feature cache.
     images: usize,
@@ -87,7 +87,11 @@ impl CallReservation {
     ///
     /// # Errors
     /// `TooManyRows` if the call has fewer rows left.
-    pub(crate) fn claim(&self, rows: usize, images: usize) -> Result<TaskReservation, EngineError> {
+    pub(crate) fn reserve_task(
+        &self,
+        rows: usize,
+        images: usize,
+    ) -> Result<TaskReservation, EngineError> {
         let mut held = self.held();
         if rows > held.rest.rows {
             return Err(EngineError::TooManyRows { rows, capacity: held.rest.rows });
@@ -96,7 +100,7 @@ impl CallReservation {
         held.rest.rows -= rows;
         held.rest.images -= images;
         drop(held);
-        Ok(TaskReservation { room: self.clone(), rows, images, encodings: 0 })
+        Ok(TaskReservation { reservation: self.clone(), rows, images, encodings: 0 })
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -113,13 +117,13 @@ impl Drop for Inner {
 
 impl TaskReservation {
     pub(crate) fn call(&self) -> CallId {
-        self.room.call()
+        self.reservation.call()
     }
 
     /// Records that an image is cached, or in flight for another task, so that this task is not charged for it. If the
     /// other task ends early, the encoding continues, but is charged to no task.
     pub(crate) fn record_cache_hit(&mut self) {
-        self.room.0.admission.record_lookup(self.call().client, false);
+        self.reservation.0.admission.record_lookup(self.call().client, false);
         self.give_back_image();
     }
 
@@ -127,29 +131,29 @@ impl TaskReservation {
         if self.images > 0 {
             self.images -= 1;
             let image = Usage { images: 1, ..Usage::default() };
-            self.room.0.admission.give_back(self.room.0.call, image);
+            self.reservation.0.admission.give_back(self.reservation.0.call, image);
         }
     }
 
     /// Records that the task has been answered, `took` after its submission.
     pub(crate) fn record_answered(&self, took: Duration) {
-        let expected = self.room.held().expected;
-        self.room.0.admission.record_answered(expected, took);
+        let expected = self.reservation.held().expected;
+        self.reservation.0.admission.record_answered(expected, took);
     }
 
     /// Records that a row of the task has run its last unit, after `tokens` tokens in all.
     pub(crate) fn record_row(&self, tokens: f64) {
-        self.room.0.admission.record_row(self.call().client, tokens);
+        self.reservation.0.admission.record_row(self.call().client, tokens);
     }
 
     /// Records a cache miss: the image will be encoded for this task.
     pub(crate) fn record_cache_miss(&mut self) {
-        self.room.0.admission.record_lookup(self.call().client, true);
+        self.reservation.0.admission.record_lookup(self.call().client, true);
         if self.images > 0 {
             self.give_back_image();
             self.encodings += 1;
             let encoding = Usage { encodings: 1, ..Usage::default() };
-            self.room.0.admission.take(self.room.0.call, encoding);
+            self.reservation.0.admission.take(self.reservation.0.call, encoding);
         }
     }
 
@@ -158,7 +162,7 @@ impl TaskReservation {
         if self.encodings > 0 {
             self.encodings -= 1;
             let encoding = Usage { encodings: 1, ..Usage::default() };
-            self.room.0.admission.give_back(self.room.0.call, encoding);
+            self.reservation.0.admission.give_back(self.reservation.0.call, encoding);
         }
     }
 }
@@ -166,7 +170,7 @@ impl TaskReservation {
 impl Drop for TaskReservation {
     fn drop(&mut self) {
         let Self { rows, images, encodings, .. } = *self;
-        let taken = Usage { rows, images, encodings, bytes: 0 };
-        self.room.0.admission.give_back(self.room.0.call, taken);
+        let usage = Usage { rows, images, encodings, bytes: 0 };
+        self.reservation.0.admission.give_back(self.reservation.0.call, usage);
     }
 }

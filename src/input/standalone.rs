@@ -26,7 +26,7 @@ pub(super) struct StandaloneFrame<'a> {
 
 /// Where a container puts its first frame. All sizes and positions are in pixels.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Placement {
+pub(super) struct FramePlacement {
     /// Width and height of the frame.
     pub(super) sides: (u32, u32),
     /// Position of the frame's left and top edges on the canvas.
@@ -55,8 +55,8 @@ impl<'a> StandaloneFrame<'a> {
     }
 
     /// Wraps a rewritten file with the first frame of a container.
-    pub(super) fn rewritten(file: Vec<u8>, placement: Placement) -> Self {
-        let Placement { sides, place, canvas, background } = placement;
+    pub(super) fn rewritten(file: Vec<u8>, placement: FramePlacement) -> Self {
+        let FramePlacement { sides, place, canvas, background } = placement;
         let place = (sides != canvas).then_some(place);
         Self { file: Cow::Owned(file), canvas: Some(canvas), place, background }
     }

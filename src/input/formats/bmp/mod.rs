@@ -23,7 +23,6 @@ use crate::input::stop::Stop;
 use crate::input::{InputError, InputSettings};
 use crate::task::ImageFormat;
 
-/// The format BMP.
 pub(super) struct Bmp;
 
 impl PictureFormat for Bmp {

@@ -11,12 +11,11 @@ use crate::input::error::{TRUNCATED_FILE, undecodable};
 use crate::input::format::{ImageHeader, PictureFormat};
 use crate::input::image_crate::CrateDecoder;
 use crate::input::raster::Raster;
-use crate::input::standalone::{Placement, StandaloneFrame};
+use crate::input::standalone::{FramePlacement, StandaloneFrame};
 use crate::input::stop::Stop;
 use crate::input::{InputError, InputSettings};
 use crate::task::ImageFormat;
 
-/// The format GIF.
 pub(super) struct Gif;
 
 const DECODER: CrateDecoder =
@@ -54,7 +53,7 @@ impl PictureFormat for Gif {
 /// `UndecodableImage` if the file is truncated or has no frame, `OutOfMemory`.
 fn open(file: &[u8]) -> Result<StandaloneFrame<'_>, InputError> {
     let frame = first_frame(file).ok_or_else(|| undecodable(ImageFormat::Gif, TRUNCATED_FILE))?;
-    let placement = Placement {
+    let placement = FramePlacement {
         sides: frame.sides,
         place: frame.place,
         canvas: frame.screen,

@@ -50,7 +50,6 @@ use crate::input::stop::Stop;
 use crate::input::{InputError, InputSettings};
 use crate::task::ImageFormat;
 
-/// The format JPEG.
 pub(super) struct Jpeg;
 
 /// Maximum total number of passes over a full-size component that the scans of a file with `max_pixels` pixels may

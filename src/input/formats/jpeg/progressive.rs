@@ -98,7 +98,9 @@ impl BlockDecoder for Progressive<'_, '_> {
             self.bits.restart(due)?;
             match &mut self.pass {
                 ProgressivePass::DcFirst(coders) => {
-                    coders.iter_mut().for_each(|coder| coder.predicted = 0)
+                    for coder in coders {
+                        coder.predicted = 0;
+                    }
                 }
                 ProgressivePass::DcRefine => {}
                 ProgressivePass::AcFirst { end_of_band_run, .. }

@@ -14,7 +14,6 @@ use crate::input::stop::Stop;
 use crate::input::{InputError, InputSettings};
 use crate::task::ImageFormat;
 
-/// The format PNG.
 pub(super) struct Png;
 
 const DECODER: CrateDecoder =

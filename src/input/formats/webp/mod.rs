@@ -18,12 +18,11 @@ use crate::input::limits::check_decoded;
 use crate::input::memory::OutOfMemory;
 use crate::input::orientation::OrientationMetadata;
 use crate::input::raster::Raster;
-use crate::input::standalone::{Placement, StandaloneFrame};
+use crate::input::standalone::{FramePlacement, StandaloneFrame};
 use crate::input::stop::Stop;
 use crate::input::{InputError, InputSettings};
 use crate::task::ImageFormat;
 
-/// The format `WebP`.
 pub(super) struct WebP;
 
 const DECODER: CrateDecoder =
@@ -81,7 +80,7 @@ fn open(file: &[u8]) -> Result<StandaloneFrame<'_>, InputError> {
         let is_complete = has_declared_length(file) && !parts::metadata_is_cut(file);
         undecodable(DECODER.format, if is_complete { DAMAGED_DATA } else { TRUNCATED_FILE })
     })?;
-    let placement = Placement {
+    let placement = FramePlacement {
         sides: container.sides(),
         place: container.place,
         canvas: container.canvas,

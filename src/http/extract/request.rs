@@ -216,3 +216,56 @@ macro_rules! requests {
 }
 
 pub(crate) use requests;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::http::routes::caption::CaptionRequest;
+    use crate::http::routes::similarity::SimilarityBatchRequest;
+
+    #[test]
+    fn an_input_that_gives_an_alternative_gets_no_default_for_the_others() {
+        let request = json!({
+            "model": "m",
+            "image": "i",
+            "texts": ["a", "b"],
+            "scores": ["cosine"],
+            "inputs": [{}, {"text": "c"}, {"images": ["j", "k"]}, {"image": "l", "texts": ["d"]}],
+        });
+        let request: SimilarityBatchRequest = serde_json::from_value(request).unwrap();
+        let (model, inputs) = request.into_parts();
+        assert_eq!(&*model.unwrap().0, "m");
+        let given = inputs.iter().map(|input| {
+            assert!(input.scores.is_some());
+            let images = input.images.as_ref().map_or(0, Vec::len);
+            let texts = input.texts.as_ref().map_or(0, Vec::len);
+            (input.image.is_some(), images, input.text.is_some(), texts)
+        });
+        let expected =
+            [(true, 0, false, 2), (true, 0, true, 0), (false, 2, false, 2), (true, 0, false, 1)];
+        assert_eq!(given.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_single_request_gives_its_model_its_input_and_its_own_fields() {
+        let request = json!({"model": "m", "image": "i", "prompt": "p", "stream": true});
+        let request: CaptionRequest = serde_json::from_value(request).unwrap();
+        let (model, input, extras) = request.into_parts();
+        assert_eq!((&*model.unwrap().0, extras), ("m", (Some(true),)));
+        assert_eq!(&*input.prompt.unwrap().0, "p");
+        assert!(input.image.is_some());
+    }
+
+    #[test]
+    fn the_list_fields_of_a_request_follow_from_their_types() {
+        let is_list = SimilarityBatchRequest::is_list;
+        for list in ["images", "texts", "scores"] {
+            assert!(is_list(list), "{list}");
+        }
+        for other in ["image", "text", "model", "inputs", "questions"] {
+            assert!(!is_list(other), "{other}");
+        }
+    }
+}

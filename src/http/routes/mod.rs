@@ -1,4 +1,5 @@
-//! One endpoint per file: request and response types, OpenAPI documentation, and handler. `router` lists the handlers.
+//! One endpoint per file: request and response types, OpenAPI documentation, and handler. `router` lists the
+//! endpoints. Only tests serve `classify`.
 
 pub(crate) mod caption;
 #[cfg(test)]

@@ -73,7 +73,8 @@ impl Compute {
             self.size_rayon();
             return self.placement.candle_ops().map(ChosenOps::Candle);
         };
-        if self.level == Level::detect() && format != Format::F32 && Level::amx_was_refused() {
+        let refused = || Level::ALL.into_iter().any(Level::is_refused);
+        if self.level == Level::detect() && format != Format::F32 && refused() {
             tracing::warn!(
                 "this CPU has AMX, but the operating system does not let this process use it: inference will take \
                  several times as long; in a container, allow arch_prctl in the seccomp profile"

@@ -5,7 +5,7 @@
 //! other activations are not fused, because each would need another compiled copy of every microkernel.
 
 use super::gemm::{DisjointMutPtr, MOST_COLUMNS};
-use super::isa::{Isa, Level, per_level};
+use super::isa::{Isa, Kernel, Level};
 use super::pointwise::exp;
 use super::pool::Pool;
 
@@ -113,23 +113,29 @@ pub fn apply(level: Level, pool: &mut Pool, activation: Activation, values: &mut
                 VALUES_A_PART.min(length - start),
             )
         };
-        apply_part(level, activation, values);
+        level.run(ApplyPart { activation, values });
     });
 }
 
-per_level! {
-    fn apply_part(activation: Activation, values: &mut [f32]) = apply_generic;
+struct ApplyPart<'a> {
+    activation: Activation,
+    values: &'a mut [f32],
 }
 
-#[inline(always)]
-fn apply_generic<I: Isa>(isa: I, activation: Activation, values: &mut [f32]) {
-    match activation {
-        Activation::Gelu => each(isa, values, super::pointwise::gelu),
-        Activation::GeluTanh => each(isa, values, gelu_tanh),
-        Activation::QuickGelu => each(isa, values, quick_gelu),
-        Activation::Relu => each(isa, values, relu),
-        Activation::Silu => each(isa, values, silu),
-        Activation::Tanh => each(isa, values, tanh),
+impl Kernel for ApplyPart<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let values = self.values;
+        match self.activation {
+            Activation::Gelu => each(isa, values, super::pointwise::gelu),
+            Activation::GeluTanh => each(isa, values, gelu_tanh),
+            Activation::QuickGelu => each(isa, values, quick_gelu),
+            Activation::Relu => each(isa, values, relu),
+            Activation::Silu => each(isa, values, silu),
+            Activation::Tanh => each(isa, values, tanh),
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::aligned_buffer::{AlignedBuffer, LINE};
-use super::gemm::{Bf16, Dot, F32, Format, Int8, Shape, run};
-use super::isa::{Isa, Level, per_level};
+use super::gemm::{Bf16, Dot, F32, Format, Int8, Shape, TileProduct, multiply};
+use super::isa::{Isa, Kernel, Level};
 use super::pool::Pool;
 
 /// Number of passes per measurement. The fastest one counts, because another process, or a core that was asleep, may
@@ -66,7 +66,7 @@ fn rate(level: Level, format: Format, pool: &mut Pool, groups: usize, pass: Dura
     let operations = 2 * shape.rows * shape.columns * groups * format.group() * parts;
     let mut time = |repeats| {
         let start = Instant::now();
-        pool.run(parts, &|_| multiply(level, format, groups, repeats));
+        pool.run(parts, &|_| level.run(RepeatedProduct { format, groups, repeats }));
         start.elapsed()
     };
     let mut repeats = 1;
@@ -90,16 +90,24 @@ fn best_of_passes(mut pass: impl FnMut()) -> Duration {
     best.max(Duration::from_nanos(1))
 }
 
-per_level! {
-    fn multiply(format: Format, groups: usize, repeats: usize) = generic;
+/// Multiplies one tile of ones with one panel of ones, `repeats` times.
+struct RepeatedProduct {
+    format: Format,
+    groups: usize,
+    repeats: usize,
 }
 
-#[inline(always)]
-fn generic<I: Isa>(isa: I, format: Format, groups: usize, repeats: usize) {
-    match format {
-        Format::F32 => repeated::<I, F32>(isa, 1.0f32.to_bits(), groups, repeats),
-        Format::Bf16 => repeated::<I, Bf16>(isa, 0x3f80_3f80, groups, repeats),
-        Format::Int8 => repeated::<I, Int8>(isa, 0x0101_0101, groups, repeats),
+impl Kernel for RepeatedProduct {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { format, groups, repeats } = self;
+        match format {
+            Format::F32 => repeated::<I, F32>(isa, 1.0f32.to_bits(), groups, repeats),
+            Format::Bf16 => repeated::<I, Bf16>(isa, 0x3f80_3f80, groups, repeats),
+            Format::Int8 => repeated::<I, Int8>(isa, 0x0101_0101, groups, repeats),
+        }
     }
 }
 
@@ -117,7 +125,10 @@ fn repeated<I: Isa, D: Dot<I>>(isa: I, one: u32, groups: usize, repeats: usize) 
         let (a, b, sums) = (black_box(a.as_ptr()), black_box(b.as_ptr()), sums.as_mut_ptr());
         // SAFETY: `a` is a whole tile, `b` a whole panel, and `sums` has room for all their sums. `groups` is a
         // multiple of a line, which is a multiple of every instruction set's `GROUPS`.
-        unsafe { run::<I, D>(isa, I::ROWS, a, b, groups, black_box(sums), false) };
+        unsafe {
+            let sums = black_box(sums);
+            multiply::<I, D>(isa, TileProduct { rows: I::ROWS, a, b, groups, sums, add: false });
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Functions of single values and single rows: exp, erf, GELU, layer norm, log-sum-exp.
 
 use super::gemm::DisjointMutPtr;
-use super::isa::{Isa, Level, per_level};
+use super::isa::{Isa, Kernel, Level};
 use super::pool::Pool;
 
 /// Computes `e^x` within 2 units in the last place for -87.3 <= x <= 88. Below that range the result is 1.2e-38; NaN
@@ -61,78 +61,83 @@ pub(super) fn gelu<I: Isa>(isa: I, x: I::F) -> I::F {
 /// value is not finite.
 #[must_use]
 pub fn log_sum_exp(level: Level, x: &[f32]) -> Option<(f32, f64)> {
-    let mut result = None;
-    log_sum_exp_of(level, x, &mut result);
-    result
+    level.run(LogSumExp { x })
 }
 
-per_level! {
-    fn log_sum_exp_of(x: &[f32], result: &mut Option<(f32, f64)>) = log_sum_exp_generic;
+struct LogSumExp<'a> {
+    x: &'a [f32],
 }
 
 /// Number of exponentials that are summed in f32 before the sum is added to the f64 total: at most 64 per lane at
 /// AVX-512.
 const EXP_BLOCK: usize = 1024;
 
-#[inline(always)]
-#[expect(unsafe_code, reason = "vectors of a slice")]
-fn log_sum_exp_generic<I: Isa>(isa: I, x: &[f32], result: &mut Option<(f32, f64)>) {
-    let mut highest = isa.splat(f32::NEG_INFINITY);
-    // Detects values that are not finite: zero times such a value is NaN.
-    let mut zeros = isa.splat(0.0);
-    let whole = x.len() / I::LANES * I::LANES;
-    for start in (0..whole).step_by(I::LANES) {
-        // SAFETY: the vector lies within the slice.
-        let value = unsafe { isa.load(x.as_ptr().add(start)) };
-        highest = isa.max(highest, value);
-        zeros = isa.mul_add(value, isa.splat(0.0), zeros);
-    }
-    let (mut largest, mut zero) = (isa.largest(highest), isa.sum(zeros));
-    for &value in &x[whole..] {
-        largest = largest.max(value);
-        zero += value * 0.0;
-    }
-    if zero.is_nan() {
-        *result = None;
-        return;
-    }
-    let shift = isa.splat(-largest);
-    let mut total = 0.0f64;
-    for block in (0..whole).step_by(EXP_BLOCK) {
-        let mut sum = isa.splat(0.0);
-        for start in (block..(block + EXP_BLOCK).min(whole)).step_by(I::LANES) {
+impl Kernel for LogSumExp<'_> {
+    type Output = Option<(f32, f64)>;
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "vectors of a slice")]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let x = self.x;
+        let mut highest = isa.splat(f32::NEG_INFINITY);
+        // Detects values that are not finite: zero times such a value is NaN.
+        let mut zeros = isa.splat(0.0);
+        let whole = x.len() / I::LANES * I::LANES;
+        for start in (0..whole).step_by(I::LANES) {
             // SAFETY: the vector lies within the slice.
             let value = unsafe { isa.load(x.as_ptr().add(start)) };
-            sum = isa.add(sum, exp(isa, isa.add(value, shift)));
+            highest = isa.max(highest, value);
+            zeros = isa.mul_add(value, isa.splat(0.0), zeros);
         }
-        total += f64::from(isa.sum(sum));
+        let (mut largest, mut zero) = (isa.largest(highest), isa.sum(zeros));
+        for &value in &x[whole..] {
+            largest = largest.max(value);
+            zero += value * 0.0;
+        }
+        if zero.is_nan() {
+            return None;
+        }
+        let shift = isa.splat(-largest);
+        let mut total = 0.0f64;
+        for block in (0..whole).step_by(EXP_BLOCK) {
+            let mut sum = isa.splat(0.0);
+            for start in (block..(block + EXP_BLOCK).min(whole)).step_by(I::LANES) {
+                // SAFETY: the vector lies within the slice.
+                let value = unsafe { isa.load(x.as_ptr().add(start)) };
+                sum = isa.add(sum, exp(isa, isa.add(value, shift)));
+            }
+            total += f64::from(isa.sum(sum));
+        }
+        for &value in &x[whole..] {
+            total += f64::from(value - largest).exp();
+        }
+        Some((largest, f64::from(largest) + total.ln()))
     }
-    for &value in &x[whole..] {
-        total += f64::from(value - largest).exp();
-    }
-    *result = Some((largest, f64::from(largest) + total.ln()));
 }
 
 /// Number of rows of a layer norm that one part of a job computes.
 const ROWS_A_PART: usize = 16;
+
+/// Parameters of a layer norm.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerNorm<'a> {
+    /// Factor per column.
+    pub weight: &'a [f32],
+    /// Summand per column.
+    pub bias: &'a [f32],
+    /// Added to the variance, so that a constant row does not divide by zero.
+    pub eps: f32,
+}
 
 /// Computes the layer norm of each row: `out = (x - mean) / sqrt(variance + eps) * weight + bias`. `x` and `out` are
 /// `[rows, width]`.
 ///
 /// # Panics
 /// When the lengths do not match.
-pub fn layer_norm(
-    level: Level,
-    pool: &mut Pool,
-    x: &[f32],
-    weight: &[f32],
-    bias: &[f32],
-    eps: f32,
-    out: &mut [f32],
-) {
-    let width = weight.len();
+pub fn layer_norm(level: Level, pool: &mut Pool, x: &[f32], norm: LayerNorm<'_>, out: &mut [f32]) {
+    let width = norm.weight.len();
     assert!(
-        width == bias.len() && x.len() == out.len() && x.len().is_multiple_of(width),
+        width == norm.bias.len() && x.len() == out.len() && x.len().is_multiple_of(width),
         "all are [rows, width]"
     );
     let rows = x.len() / width;
@@ -140,38 +145,36 @@ pub fn layer_norm(
     pool.run(rows.div_ceil(ROWS_A_PART), &|part| {
         let first = part * ROWS_A_PART;
         let last = (first + ROWS_A_PART).min(rows);
-        let norm = Norm { weight, bias, eps };
         #[expect(unsafe_code, reason = "a slice of rows that only this part writes")]
         // SAFETY: only this part writes the rows `first..last`.
         let out = unsafe {
             std::slice::from_raw_parts_mut(to.pointer().add(first * width), (last - first) * width)
         };
-        norm_rows(level, &x[first * width..last * width], norm, out);
+        level.run(NormRows { x: &x[first * width..last * width], norm, out });
     });
 }
 
-#[derive(Clone, Copy)]
-struct Norm<'a> {
-    weight: &'a [f32],
-    bias: &'a [f32],
-    eps: f32,
+struct NormRows<'a> {
+    x: &'a [f32],
+    norm: LayerNorm<'a>,
+    out: &'a mut [f32],
 }
 
-per_level! {
-    fn norm_rows(x: &[f32], norm: Norm<'_>, out: &mut [f32]) = norm_rows_generic;
-}
+impl Kernel for NormRows<'_> {
+    type Output = ();
 
-#[inline(always)]
-fn norm_rows_generic<I: Isa>(isa: I, x: &[f32], norm: Norm<'_>, out: &mut [f32]) {
-    let width = norm.weight.len();
-    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        norm_row(isa, x, norm, out);
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let width = self.norm.weight.len();
+        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
+            norm_row(isa, x, self.norm, out);
+        }
     }
 }
 
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of slices of one length")]
-fn norm_row<I: Isa>(isa: I, x: &[f32], norm: Norm<'_>, out: &mut [f32]) {
+fn norm_row<I: Isa>(isa: I, x: &[f32], norm: LayerNorm<'_>, out: &mut [f32]) {
     let width = x.len();
     let whole = width / I::LANES * I::LANES;
     let mean = sum_of(isa, x, |_, x| x, |x| x) / width as f32;
@@ -235,25 +238,36 @@ mod tests {
         Gelu,
     }
 
-    per_level! {
-        fn map(function: Function, x: &[f32], out: &mut [f32]) = map_generic;
+    struct Map<'a> {
+        function: Function,
+        x: &'a [f32],
+        out: &'a mut [f32],
     }
 
-    #[inline(always)]
-    #[expect(unsafe_code, reason = "vectors of slices of one length")]
-    fn map_generic<I: Isa>(isa: I, function: Function, x: &[f32], out: &mut [f32]) {
-        for (x, out) in x.chunks_exact(I::LANES).zip(out.chunks_exact_mut(I::LANES)) {
-            // SAFETY: both chunks are as long as a vector.
-            unsafe {
-                let x = isa.load(x.as_ptr());
-                let y = match function {
-                    Function::Exp => exp(isa, x),
-                    Function::Erf => erf(isa, x),
-                    Function::Gelu => gelu(isa, x),
-                };
-                isa.store(out.as_mut_ptr(), y);
+    impl Kernel for Map<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        #[expect(unsafe_code, reason = "vectors of slices of one length")]
+        fn run<I: Isa>(self, isa: I) {
+            let chunks = self.x.chunks_exact(I::LANES).zip(self.out.chunks_exact_mut(I::LANES));
+            for (x, out) in chunks {
+                // SAFETY: both chunks are as long as a vector.
+                unsafe {
+                    let x = isa.load(x.as_ptr());
+                    let y = match self.function {
+                        Function::Exp => exp(isa, x),
+                        Function::Erf => erf(isa, x),
+                        Function::Gelu => gelu(isa, x),
+                    };
+                    isa.store(out.as_mut_ptr(), y);
+                }
             }
         }
+    }
+
+    fn map(level: Level, function: Function, x: &[f32], out: &mut [f32]) {
+        level.run(Map { function, x, out });
     }
 
     /// Returns `count` evenly spaced values from `low` to `high`; `count` must be a multiple of a vector's length.
@@ -330,7 +344,8 @@ mod tests {
                     let (weight, bias) = (values(width, 2), values(width, 3));
                     let mut out = vec![f32::NAN; x.len()];
                     let mut pool = Pool::new(2);
-                    layer_norm(level, &mut pool, &x, &weight, &bias, 1e-5, &mut out);
+                    let norm = LayerNorm { weight: &weight, bias: &bias, eps: 1e-5 };
+                    layer_norm(level, &mut pool, &x, norm, &mut out);
                     let expected: Vec<_> =
                         x.chunks(width).flat_map(|row| exact_norm(row, &weight, &bias)).collect();
                     let what = format!("{level} {rows}x{width}");
@@ -360,7 +375,8 @@ mod tests {
             x[40 + 39] = f32::INFINITY;
             let ones = vec![1.0; 40];
             let mut out = vec![0.0; x.len()];
-            layer_norm(level, &mut Pool::new(1), &x, &ones, &ones, 1e-5, &mut out);
+            let norm = LayerNorm { weight: &ones, bias: &ones, eps: 1e-5 };
+            layer_norm(level, &mut Pool::new(1), &x, norm, &mut out);
             let finite: Vec<bool> =
                 out.chunks(40).map(|row| row.iter().all(|x| x.is_finite())).collect();
             assert_eq!(finite, [true, false, true], "{level}");

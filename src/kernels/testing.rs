@@ -2,20 +2,20 @@
 
 use super::isa::Level;
 
-/// Returns all levels that this machine can run. AMX is emulated if the CPU has AVX512-BF16 but no AMX. Prints the
-/// skipped levels.
+/// Returns all levels that this machine can run, including those that can be emulated. Prints the skipped and the
+/// emulated levels.
 pub(crate) fn levels() -> Vec<Level> {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    super::isa::emulator::install();
+    Level::ALL.into_iter().for_each(Level::emulate);
     let (run, skipped): (Vec<Level>, Vec<Level>) =
         Level::ALL.into_iter().partition(|level| level.is_available());
     let names =
         |levels: &[Level]| levels.iter().map(|level| level.name()).collect::<Vec<_>>().join(", ");
+    let emulated: Vec<Level> = run.iter().copied().filter(|level| level.is_emulated()).collect();
     eprintln!(
-        "levels: {}; skipped: {}; AMX emulated: {}",
+        "levels: {}; skipped: {}; emulated: {}",
         names(&run),
         names(&skipped),
-        Level::Amx.is_emulated()
+        names(&emulated)
     );
     run
 }

@@ -3,11 +3,12 @@
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::gemm::DisjointMutPtr;
-use super::super::isa::{Isa, Level, per_level};
+use super::super::isa::{Isa, Kernel, Level};
 use super::super::pointwise::exp;
 use super::super::pool::Pool;
 use super::super::rows::Rows;
-use super::{Heads, STRIP};
+use super::Heads;
+use super::strips::BUFFERS;
 
 /// New rows of one sequence and its KV cache, all in f32.
 #[derive(Debug, Clone, Copy)]
@@ -53,70 +54,76 @@ pub fn attend_causally(
                 run.queries.rows * width,
             )
         };
-        STRIP.with_borrow_mut(|scratch| causal(level, heads, run, &mut scratch.row, out));
+        BUFFERS.with_borrow_mut(|buffers| {
+            level.run(AttendCausally { heads, run, scores: &mut buffers.scores, out });
+        });
     };
     // The attention of one row to 20 tokens takes less time than waking a thread, so few rows stay on this thread.
     if rows < 8 { (0..runs.len()).for_each(part) } else { pool.run(runs.len(), &part) }
 }
 
-per_level! {
-    fn causal(heads: Heads, run: CausalRun<'_>, scores: &mut AlignedBuffer, out: &mut [f32]) = causal_generic;
+struct AttendCausally<'a> {
+    heads: Heads,
+    run: CausalRun<'a>,
+    /// Buffer for the scores of one head of one row.
+    scores: &'a mut AlignedBuffer,
+    /// Result of the run, `[rows, heads x width]`.
+    out: &'a mut [f32],
 }
 
-#[inline(always)]
-#[expect(unsafe_code, reason = "vectors of slices")]
-fn causal_generic<I: Isa>(
-    isa: I,
-    heads: Heads,
-    run: CausalRun<'_>,
-    scores: &mut AlignedBuffer,
-    out: &mut [f32],
-) {
-    let (d, width) = (heads.width, heads.count * heads.width);
-    let rows = run.queries.rows;
-    let all: usize = run.memory.iter().map(|piece| piece.rows).sum();
-    let past = all - rows;
-    let scale = heads.scale();
-    let padded = all.next_multiple_of(LINE);
-    scores.resize(padded);
-    let scores = scores.as_f32_mut();
-    for (r, out) in out.chunks_exact_mut(width).enumerate() {
-        let visible = past + r + 1;
-        for head in 0..heads.count {
-            let query = run.queries.part(r, head * d, d);
-            let mut largest = f32::NEG_INFINITY;
-            let mut token = 0;
-            for piece in run.memory {
-                for row in 0..piece.rows.min(visible - token) {
-                    let score = dot(isa, query, piece.part(row, head * d, d)) * scale;
-                    scores[token] = score;
-                    largest = largest.max(score);
-                    token += 1;
+impl Kernel for AttendCausally<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "vectors of slices")]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { heads, run, scores, out } = self;
+        let (d, width) = (heads.width, heads.count * heads.width);
+        let rows = run.queries.rows;
+        let all: usize = run.memory.iter().map(|piece| piece.rows).sum();
+        let past = all - rows;
+        let scale = heads.scale();
+        let padded = all.next_multiple_of(LINE);
+        scores.resize(padded);
+        let scores = scores.as_f32_mut();
+        for (r, out) in out.chunks_exact_mut(width).enumerate() {
+            let visible = past + r + 1;
+            for head in 0..heads.count {
+                let query = run.queries.part(r, head * d, d);
+                let mut largest = f32::NEG_INFINITY;
+                let mut token = 0;
+                for piece in run.memory {
+                    for row in 0..piece.rows.min(visible - token) {
+                        let score = dot(isa, query, piece.part(row, head * d, d)) * scale;
+                        scores[token] = score;
+                        largest = largest.max(score);
+                        token += 1;
+                    }
                 }
-            }
-            // The rest of the buffer may hold values from earlier use.
-            scores[visible..].fill(f32::NEG_INFINITY);
-            let shift = isa.splat(-largest);
-            for start in (0..visible).step_by(I::LANES) {
-                // SAFETY: the vector lies within the padded scores, whose length is a multiple of a vector's.
-                unsafe {
-                    let place = scores.as_mut_ptr().add(start);
-                    let shifted = isa.add(isa.load(place), shift);
-                    isa.store(place, exp(isa, shifted));
+                // The rest of the buffer may hold values from earlier use.
+                scores[visible..].fill(f32::NEG_INFINITY);
+                let shift = isa.splat(-largest);
+                for start in (0..visible).step_by(I::LANES) {
+                    // SAFETY: the vector lies within the padded scores, whose length is a multiple of a vector's.
+                    unsafe {
+                        let place = scores.as_mut_ptr().add(start);
+                        let shifted = isa.add(isa.load(place), shift);
+                        isa.store(place, exp(isa, shifted));
+                    }
                 }
-            }
-            let sum: f32 = scores[..visible].iter().sum();
-            let out = &mut out[head * d..][..d];
-            out.fill(0.0);
-            let mut token = 0;
-            for piece in run.memory {
-                for row in 0..piece.rows.min(visible - token) {
-                    add_scaled(isa, out, piece.part(row, width + head * d, d), scores[token]);
-                    token += 1;
+                let sum: f32 = scores[..visible].iter().sum();
+                let out = &mut out[head * d..][..d];
+                out.fill(0.0);
+                let mut token = 0;
+                for piece in run.memory {
+                    for row in 0..piece.rows.min(visible - token) {
+                        add_scaled(isa, out, piece.part(row, width + head * d, d), scores[token]);
+                        token += 1;
+                    }
                 }
-            }
-            for out in out.iter_mut() {
-                *out /= sum;
+                for out in out.iter_mut() {
+                    *out /= sum;
+                }
             }
         }
     }

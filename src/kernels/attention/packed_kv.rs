@@ -2,7 +2,7 @@
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::gemm::{Bf16, Convert, DisjointMutPtr, F32, Format, MOST_COLUMNS, Shape};
-use super::super::isa::{Isa, Level, per_level};
+use super::super::isa::{Isa, Kernel, Level};
 use super::super::pool::Pool;
 use super::super::rows::Rows;
 
@@ -81,7 +81,7 @@ impl PackedKv {
                 )
             };
             let head = Head { index: head, width: heads.width, keys, values };
-            pack_head(level, format, head, key_to, value_to);
+            level.run(PackHead { format, head, key_to, value_to });
         });
     }
 
@@ -125,26 +125,30 @@ impl<'a> Head<'a> {
     }
 }
 
-per_level! {
-    fn pack_head(format: Format, head: Head<'_>, key_to: &mut [u32], value_to: &mut [u32]) = pack_head_generic;
+struct PackHead<'a> {
+    format: Format,
+    head: Head<'a>,
+    /// The head's panels of keys.
+    key_to: &'a mut [u32],
+    /// The head's panels of values.
+    value_to: &'a mut [u32],
 }
 
-#[inline(always)]
-fn pack_head_generic<I: Isa>(
-    isa: I,
-    format: Format,
-    head: Head<'_>,
-    key_to: &mut [u32],
-    value_to: &mut [u32],
-) {
-    match format {
-        Format::Bf16 => {
-            pack_keys::<I, Bf16>(isa, head, key_to);
-            pack_values(isa, true, head, value_to);
-        }
-        Format::F32 | Format::Int8 => {
-            pack_keys::<I, F32>(isa, head, key_to);
-            pack_values(isa, false, head, value_to);
+impl Kernel for PackHead<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { format, head, key_to, value_to } = self;
+        match format {
+            Format::Bf16 => {
+                pack_keys::<I, Bf16>(isa, head, key_to);
+                pack_values(isa, true, head, value_to);
+            }
+            Format::F32 | Format::Int8 => {
+                pack_keys::<I, F32>(isa, head, key_to);
+                pack_values(isa, false, head, value_to);
+            }
         }
     }
 }

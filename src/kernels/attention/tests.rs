@@ -1,10 +1,11 @@
 //! Compares both forms of attention, at every level, with a slow reference in f64.
 
+use super::super::gemm::Format;
 use super::super::isa::{Level, to_bf16};
 use super::super::pool::Pool;
 use super::super::rows::Rows;
 use super::super::testing::{assert_all_close, levels, values};
-use super::{CausalRun, Format, Heads, PackedKv, Run, Shape, attend, attend_causally};
+use super::{AttentionRun, CausalRun, Heads, PackedKv, Shape, attend, attend_causally};
 
 /// Queries, keys and values of one sequence as columns of one matrix, as the packed qkv product writes them.
 struct Sequence {
@@ -95,7 +96,7 @@ fn attention_equals_the_slow_twin_around_the_edges_of_tiles_and_panels() {
                         let mut pool = Pool::new(2);
                         let packed = memory.packed(level, format, &mut pool);
                         let mut out = vec![f32::NAN; queries * count * width];
-                        let run = Run {
+                        let run = AttentionRun {
                             queries: asking.part(0),
                             memory: &packed,
                             scale: memory.heads.scale(),
@@ -132,7 +133,7 @@ fn a_memory_used_again_for_fewer_tokens_keeps_nothing_of_the_old() {
                 attend(
                     level,
                     &mut pool,
-                    &[Run { queries: new.part(0), memory, scale: heads.scale() }],
+                    &[AttentionRun { queries: new.part(0), memory, scale: heads.scale() }],
                     &mut out,
                 );
                 out
@@ -151,20 +152,26 @@ fn a_query_has_the_same_bits_alone_and_in_any_company() {
             let mut pool = Pool::new(3);
             let memories =
                 [&first, &second].map(|sequence| sequence.packed(level, format, &mut pool));
-            let mut attended = |runs: &[Run<'_>], rows: usize| {
+            let mut attended = |runs: &[AttentionRun<'_>], rows: usize| {
                 let mut out = vec![0.0; rows * 128];
                 attend(level, &mut pool, runs, &mut out);
                 out
             };
             let runs = [
-                Run { queries: first.part(0), memory: &memories[0], scale: heads.scale() },
-                Run { queries: second.part(0), memory: &memories[1], scale: heads.scale() },
+                AttentionRun { queries: first.part(0), memory: &memories[0], scale: heads.scale() },
+                AttentionRun {
+                    queries: second.part(0),
+                    memory: &memories[1],
+                    scale: heads.scale(),
+                },
             ];
             let together = attended(&runs, 87);
             for row in [0, 1, 31, 49] {
                 let queries = Rows { values: &first.qkv[row * 384..], rows: 1, ..first.part(0) };
-                let alone =
-                    attended(&[Run { queries, memory: &memories[0], scale: heads.scale() }], 1);
+                let alone = attended(
+                    &[AttentionRun { queries, memory: &memories[0], scale: heads.scale() }],
+                    1,
+                );
                 assert_eq!(alone, together[row * 128..][..128], "{level} {format:?} row {row}");
             }
         }
@@ -182,7 +189,11 @@ fn a_row_of_what_is_not_a_number_comes_out_so_and_spoils_no_other() {
             let mut pool = Pool::new(1);
             let packed = memory.packed(level, format, &mut pool);
             let mut out = vec![0.0; 5 * 32];
-            let run = Run { queries: asking.part(0), memory: &packed, scale: memory.heads.scale() };
+            let run = AttentionRun {
+                queries: asking.part(0),
+                memory: &packed,
+                scale: memory.heads.scale(),
+            };
             attend(level, &mut pool, &[run], &mut out);
             for (row, values) in out.chunks(32).enumerate() {
                 assert_eq!(

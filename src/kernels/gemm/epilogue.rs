@@ -6,7 +6,7 @@ use super::super::isa::Isa;
 use super::super::pointwise::gelu;
 use super::rows::{DisjointMutPtr, PackedRows};
 use super::tile::MOST_COLUMNS;
-use super::weights::{Format, Weights};
+use super::weights::{Format, PackedWeights};
 
 /// What a layer applies to its product in addition to the bias.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +22,7 @@ pub enum Epilogue<'a> {
 
 /// The destination of a product, and everything that its epilogue needs.
 pub(super) struct Finish<'a> {
-    weights: &'a Weights,
+    weights: &'a PackedWeights,
     packed: &'a PackedRows,
     epilogue: Epilogue<'a>,
     out: Out,
@@ -39,7 +39,7 @@ pub(super) struct Out {
 impl<'a> Finish<'a> {
     /// `out` must have room for every row; a residual has the same layout as `out`.
     pub(super) fn new(
-        weights: &'a Weights,
+        weights: &'a PackedWeights,
         packed: &'a PackedRows,
         epilogue: Epilogue<'a>,
         out: Out,

@@ -21,15 +21,14 @@ mod weights;
 
 pub use epilogue::Epilogue;
 pub(super) use rows::{Convert, ConvertPair, DisjointMutPtr, row_to_groups};
-pub(super) use tile::{Bf16, Dot, F32, Int8, MOST_COLUMNS, MOST_ROWS, run};
+pub(super) use tile::{Bf16, Dot, F32, Int8, MOST_COLUMNS, MOST_ROWS, TileProduct, multiply};
 pub(super) use weights::Shape;
-pub use weights::{Format, Weights};
+pub use weights::{Format, PackedWeights};
 
 use std::cell::RefCell;
 
 use super::activation::{self, Activation};
-use super::aligned_buffer::AlignedBuffer;
-use super::isa::{Isa, Level, per_level};
+use super::isa::Level;
 use super::pool::Pool;
 use super::rows::Rows;
 use epilogue::{Finish, Out};
@@ -50,7 +49,7 @@ pub fn linear(
     pool: &mut Pool,
     scratch: &mut Scratch,
     x: &[f32],
-    weights: &Weights,
+    weights: &PackedWeights,
     epilogue: Epilogue<'_>,
     out: &mut [f32],
 ) {
@@ -68,13 +67,14 @@ pub fn linear(
     let packed = &scratch.rows;
     let to = Out { first: DisjointMutPtr(out.as_mut_ptr()), stride: weights.n() };
     let finish = Finish::new(weights, packed, epilogue, to);
-    let plan = Plan::new(level, rows, weights, pool.threads());
-    pool.run(plan.parts(), &|part| {
-        let (rows, panels) = plan.part(part);
-        let block = tile::Block { packed, weights, finish: &finish, rows, panels };
-        // `sums` is borrowed outside of `compute`, because a closure inside `compute` would not be compiled for the
-        // level's instructions.
-        tile::SUMS.with_borrow_mut(|sums| compute(level, block, sums));
+    let partition = Partition::new(level, rows, weights, pool.threads());
+    pool.run(partition.parts(), &|part| {
+        let (rows, panels) = partition.part(part);
+        // `sums` is borrowed outside of the kernel, because a closure inside it would not be compiled for the level's
+        // instructions.
+        tile::SUMS.with_borrow_mut(|sums| {
+            level.run(tile::Block { packed, weights, finish: &finish, rows, panels, sums });
+        });
     });
     match epilogue {
         Epilogue::None | Epilogue::Activation(Activation::Gelu) | Epilogue::Residual(_) => {}
@@ -92,13 +92,14 @@ pub fn linear_by_head(
     level: Level,
     pool: &mut Pool,
     x: &[f32],
-    weights: &[Weights],
+    weights: &[PackedWeights],
     out: &mut [f32],
 ) {
     let Some(first) = weights.first() else { return };
     let (heads, n, k) = (weights.len(), first.n(), first.k());
     let rows = x.len() / (heads * k);
-    let fits = |weights: &Weights| (weights.level(), weights.n(), weights.k()) == (level, n, k);
+    let fits =
+        |weights: &PackedWeights| (weights.level(), weights.n(), weights.k()) == (level, n, k);
     assert!(weights.iter().all(fits), "one shape, packed for this level");
     assert_eq!(x.len(), rows * heads * k, "x is [rows, heads x k]");
     assert_eq!(out.len(), rows * heads * n, "out is [rows, heads x n]");
@@ -113,14 +114,10 @@ pub fn linear_by_head(
             packed.pack_alone(level, x, k, weights.format());
             let out = Out { first: to.columns_from(head * n), stride: heads * n };
             let finish = Finish::new(weights, packed, Epilogue::None, out);
-            let block = tile::Block {
-                packed,
-                weights,
-                finish: &finish,
-                rows: 0..rows,
-                panels: 0..weights.panels(),
-            };
-            tile::SUMS.with_borrow_mut(|sums| compute(level, block, sums));
+            let (rows, panels) = (0..rows, 0..weights.panels());
+            tile::SUMS.with_borrow_mut(|sums| {
+                level.run(tile::Block { packed, weights, finish: &finish, rows, panels, sums });
+            });
         });
     });
 }
@@ -131,17 +128,17 @@ thread_local! {
 }
 
 /// How a product is split into parts: the sizes of the row blocks and panel blocks.
-struct Plan {
+struct Partition {
     rows: usize,
     row_block: usize,
     panels: usize,
     panel_block: usize,
 }
 
-impl Plan {
+impl Partition {
     /// Chooses row blocks that fit into L2, and a number of panel blocks that gives about eight parts per thread, so
     /// that one busy core does not delay the others.
-    fn new(level: Level, rows: usize, weights: &Weights, threads: usize) -> Self {
+    fn new(level: Level, rows: usize, weights: &PackedWeights, threads: usize) -> Self {
         let Shape { rows: tile, row_block_bytes, .. } = Shape::of(level);
         let row_bytes = weights.groups() * 4;
         let fits = (row_block_bytes / row_bytes / tile).max(1) * tile;
@@ -169,18 +166,5 @@ impl Plan {
             row..(row + self.row_block).min(self.rows),
             panel..(panel + self.panel_block).min(self.panels),
         )
-    }
-}
-
-per_level! {
-    fn compute(block: tile::Block<'_>, sums: &mut AlignedBuffer) = generic;
-}
-
-#[inline(always)]
-fn generic<I: Isa>(isa: I, block: tile::Block<'_>, sums: &mut AlignedBuffer) {
-    match block.weights.format() {
-        Format::F32 => tile::block::<I, tile::F32>(isa, block, sums),
-        Format::Bf16 => tile::block::<I, tile::Bf16>(isa, block, sums),
-        Format::Int8 => tile::block::<I, tile::Int8>(isa, block, sums),
     }
 }

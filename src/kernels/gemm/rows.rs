@@ -5,7 +5,7 @@
 //! pointer, each cache line belongs to one row, and packing writes whole cache lines.
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
-use super::super::isa::{Isa, Level, per_level};
+use super::super::isa::{Isa, Kernel, Level};
 use super::super::pool::Pool;
 use super::super::rows::Rows;
 use super::tile::{Bf16, F32, Int8};
@@ -94,8 +94,8 @@ impl PackedRows {
             let first = part * tile * TILES_A_PART;
             let last = (first + tile * TILES_A_PART).min(rows);
             for start in (first..last).step_by(tile) {
-                let source = Source { x, k, first: start, rows: tile.min(last - start) };
-                pack_tile(level, source, format, groups, quantised);
+                let rows = tile.min(last - start);
+                level.run(PackTile { x, k, first: start, rows, format, groups, quantised });
             }
         });
     }
@@ -112,42 +112,47 @@ impl PackedRows {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Source<'a> {
+/// Packs `k` columns of the `rows` rows of one tile, starting at row `first`.
+struct PackTile<'a> {
     x: Rows<'a>,
     k: usize,
     first: usize,
     rows: usize,
-}
-
-per_level! {
-    fn pack_tile(source: Source<'_>, format: Format, groups: DisjointMutPtr<u32>, quantised: DisjointMutPtr<Quantised>) = generic;
-}
-
-#[inline(always)]
-#[expect(unsafe_code, reason = "only one part writes the rows of a tile")]
-fn generic<I: Isa>(
-    isa: I,
-    source: Source<'_>,
     format: Format,
+    /// Groups of all rows of the product.
     groups: DisjointMutPtr<u32>,
+    /// Quantization of all rows; unused unless the format is 8-bit.
     quantised: DisjointMutPtr<Quantised>,
-) {
-    let Source { x, k, first, rows } = source;
-    let padded = k.div_ceil(format.group()).next_multiple_of(LINE);
-    for index in 0..rows {
-        let row = x.part(first + index, 0, k);
-        // SAFETY: the buffer holds `rows x padded` groups. The groups of this tile start at those of its first row, and
-        // no other part writes them.
-        unsafe {
-            let to = groups.pointer().add(first * padded + index * LINE);
-            match format {
-                Format::F32 => row_to_groups::<I, F32>(isa, row, rows, to, ()),
-                Format::Bf16 => row_to_groups::<I, Bf16>(isa, row, rows, to, ()),
-                Format::Int8 => {
-                    let (scaling, inverse) = quantise(isa, row);
-                    *quantised.pointer().add(first + index) = scaling;
-                    row_to_groups::<I, Int8>(isa, row, rows, to, (inverse, scaling.zero as f32));
+}
+
+impl Kernel for PackTile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "only one part writes the rows of a tile")]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { x, k, first, rows, format, groups, quantised } = self;
+        let padded = k.div_ceil(format.group()).next_multiple_of(LINE);
+        for index in 0..rows {
+            let row = x.part(first + index, 0, k);
+            // SAFETY: the buffer holds `rows x padded` groups. The groups of this tile start at those of its first row, and
+            // no other part writes them.
+            unsafe {
+                let to = groups.pointer().add(first * padded + index * LINE);
+                match format {
+                    Format::F32 => row_to_groups::<I, F32>(isa, row, rows, to, ()),
+                    Format::Bf16 => row_to_groups::<I, Bf16>(isa, row, rows, to, ()),
+                    Format::Int8 => {
+                        let (scaling, inverse) = quantise(isa, row);
+                        *quantised.pointer().add(first + index) = scaling;
+                        row_to_groups::<I, Int8>(
+                            isa,
+                            row,
+                            rows,
+                            to,
+                            (inverse, scaling.zero as f32),
+                        );
+                    }
                 }
             }
         }

@@ -4,7 +4,7 @@ use super::super::activation::Activation;
 use super::super::isa::{Level, to_bf16};
 use super::super::pool::Pool;
 use super::super::testing::{assert_all_close, levels, values};
-use super::{Epilogue, Format, Scratch, Shape, Weights, linear, linear_by_head};
+use super::{Epilogue, Format, PackedWeights, Scratch, Shape, linear, linear_by_head};
 
 /// Returns the values of a matrix row, rounded to the format.
 fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
@@ -76,7 +76,7 @@ fn check_on(
 ) -> Result<(), String> {
     let (x, weight) = (values(m * k, 1), values(n * k, 2));
     let bias = (n % 2 == 1).then(|| values(n, 3));
-    let weights = Weights::pack(level, pool, format, &weight, bias.as_deref(), n);
+    let weights = PackedWeights::pack(level, pool, format, &weight, bias.as_deref(), n);
     let mut out = vec![f32::NAN; m * n];
     let mut scratch = Scratch::default();
     linear(level, pool, &mut scratch, &x, &weights, Epilogue::None, &mut out);
@@ -145,7 +145,7 @@ fn a_row_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads() {
     for level in levels() {
         for format in FORMATS {
             let mut one = Pool::new(1);
-            let weights = Weights::pack(level, &mut one, format, &weight, None, n);
+            let weights = PackedWeights::pack(level, &mut one, format, &weight, None, n);
             let mut scratch = Scratch::default();
             let mut run = |pool: &mut Pool, rows: &[f32]| {
                 let mut out = vec![0.0; rows.len() / k * n];
@@ -182,7 +182,7 @@ fn the_largest_value_of_an_8_bit_row_stays_the_largest() {
             let mut weight = vec![0.0f32; 2 * 64];
             (weight[5], weight[64 + 40]) = (1.0, 1.0);
             let mut pool = Pool::new(1);
-            let weights = Weights::pack(level, &mut pool, Format::Int8, &weight, None, 2);
+            let weights = PackedWeights::pack(level, &mut pool, Format::Int8, &weight, None, 2);
             let mut out = [0.0f32; 2];
             let mut scratch = Scratch::default();
             linear(level, &mut pool, &mut scratch, &x, &weights, Epilogue::None, &mut out);
@@ -195,20 +195,17 @@ fn the_largest_value_of_an_8_bit_row_stays_the_largest() {
     }
 }
 
-/// On a machine without AMX, checks that the emulator has run; otherwise the other tests would not cover the matrix
+/// On a machine without a matrix unit, checks that the emulator has run; otherwise the other tests would not cover the
 /// unit.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[test]
 fn the_matrix_unit_multiplies_bf16_and_integers_but_not_f32() {
-    use super::super::isa::emulator;
-    if !levels().contains(&Level::Amx) || !Level::Amx.is_emulated() {
-        return;
-    }
-    for (format, uses) in [(Format::F32, false), (Format::Bf16, true), (Format::Int8, true)] {
-        let before = emulator::products();
-        // One thread only, because the emulator counts per thread.
-        check_on(&mut Pool::new(1), Level::Amx, format, [40, 33, 100]).unwrap();
-        assert_eq!(emulator::products() > before, uses, "{format:?}");
+    for level in levels().into_iter().filter(|level| level.is_emulated()) {
+        for (format, uses) in [(Format::F32, false), (Format::Bf16, true), (Format::Int8, true)] {
+            let before = level.emulated_products();
+            // One thread only, because the emulator counts per thread.
+            check_on(&mut Pool::new(1), level, format, [40, 33, 100]).unwrap();
+            assert_eq!(level.emulated_products() > before, uses, "{level} {format:?}");
+        }
     }
 }
 
@@ -219,10 +216,10 @@ fn products_by_head_equal_each_heads_own() {
             for (rows, heads, n, k) in [(1, 3, 40, 64), (14, 2, 64, 33), (2, 12, 24, 8)] {
                 let mut pool = Pool::new(2);
                 let x = values(rows * heads * k, 15);
-                let weights: Vec<Weights> = (0..heads)
+                let weights: Vec<PackedWeights> = (0..heads)
                     .map(|head| {
                         let (weight, bias) = (values(n * k, head as u64), values(n, 16));
-                        Weights::pack(level, &mut pool, format, &weight, Some(&bias), n)
+                        PackedWeights::pack(level, &mut pool, format, &weight, Some(&bias), n)
                     })
                     .collect();
                 let mut out = vec![f32::NAN; rows * heads * n];
@@ -263,7 +260,7 @@ fn epilogues_are_what_they_are_called() {
     let residual = values(m * n, 9);
     for level in levels() {
         let mut pool = Pool::new(2);
-        let weights = Weights::pack(level, &mut pool, Format::F32, &weight, Some(&bias), n);
+        let weights = PackedWeights::pack(level, &mut pool, Format::F32, &weight, Some(&bias), n);
         let mut run = |epilogue| {
             let mut out = vec![0.0; m * n];
             linear(level, &mut pool, &mut Scratch::default(), &x, &weights, epilogue, &mut out);
@@ -294,7 +291,7 @@ fn what_is_not_a_number_stays_so_and_spoils_no_other_row() {
                 let mut x = values(m * k, 11);
                 x[2 * k + 57] = bad;
                 let mut pool = Pool::new(1);
-                let weights = Weights::pack(level, &mut pool, format, &weight, None, n);
+                let weights = PackedWeights::pack(level, &mut pool, format, &weight, None, n);
                 let mut out = vec![0.0; m * n];
                 let mut scratch = Scratch::default();
                 linear(
@@ -327,7 +324,8 @@ fn weights_of_zeros_and_rows_of_zeros_give_the_bias() {
                 [(vec![0.0; m * k], values(n * k, 13)), (values(m * k, 14), vec![0.0; n * k])]
             {
                 let mut pool = Pool::new(1);
-                let weights = Weights::pack(level, &mut pool, format, &weight, Some(&bias), n);
+                let weights =
+                    PackedWeights::pack(level, &mut pool, format, &weight, Some(&bias), n);
                 let mut out = vec![f32::NAN; m * n];
                 let mut scratch = Scratch::default();
                 linear(level, &mut pool, &mut scratch, &x, &weights, Epilogue::None, &mut out);

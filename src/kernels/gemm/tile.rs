@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
-use super::super::isa::{Isa, MatrixTile};
+use super::super::isa::{Isa, Kernel, MatrixTile};
 use super::epilogue::Finish;
 use super::rows::PackedRows;
-use super::weights::Weights;
+use super::weights::{Format, PackedWeights};
 
 /// Largest number of rows of a tile, over all instruction sets.
 pub(in crate::kernels) const MOST_ROWS: usize = 32;
@@ -96,19 +96,33 @@ impl<I: Isa> Dot<I> for Int8 {
 /// The rows and panels of a product that one part of a job computes.
 pub(super) struct Block<'a> {
     pub(super) packed: &'a PackedRows,
-    pub(super) weights: &'a Weights,
+    pub(super) weights: &'a PackedWeights,
     pub(super) finish: &'a Finish<'a>,
     pub(super) rows: Range<usize>,
     pub(super) panels: Range<usize>,
+    /// Buffer for the sums of the part's rows.
+    pub(super) sums: &'a mut AlignedBuffer,
+}
+
+impl Kernel for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        match self.weights.format() {
+            Format::F32 => block::<I, F32>(isa, self),
+            Format::Bf16 => block::<I, Bf16>(isa, self),
+            Format::Int8 => block::<I, Int8>(isa, self),
+        }
+    }
 }
 
 /// Computes the rows and panels of the part, one block of K after the other.
 #[inline(always)]
 #[expect(unsafe_code, reason = "tiles, panels and sums by pointer")]
-pub(super) fn block<I: Isa, D: Dot<I>>(
+fn block<I: Isa, D: Dot<I>>(
     isa: I,
-    Block { packed, weights, finish, rows, panels }: Block<'_>,
-    sums: &mut AlignedBuffer,
+    Block { packed, weights, finish, rows, panels, sums }: Block<'_>,
 ) {
     let columns = I::LANES * I::VECTORS;
     let groups = weights.groups();
@@ -130,7 +144,9 @@ pub(super) fn block<I: Isa, D: Dot<I>>(
                     let sums = sums.add(kept * columns);
                     let a = packed.tile(row, height, k);
                     let b = weights.panel(panel, k);
-                    run::<I, D>(isa, height, a, b, length, sums, k_block > 0);
+                    let product =
+                        TileProduct { rows: height, a, b, groups: length, sums, add: k_block > 0 };
+                    multiply::<I, D>(isa, product);
                     if k_block + 1 == k_blocks {
                         finish.tile(isa, sums, row, height, panel);
                     }
@@ -145,23 +161,32 @@ thread_local! {
     pub(super) static SUMS: std::cell::RefCell<AlignedBuffer> = std::cell::RefCell::new(AlignedBuffer::default());
 }
 
-/// Multiplies one tile with one panel. Writes the result to `sums` `[rows, columns]`, or adds it to them if `add` is
-/// true.
+/// A product of one tile of rows with one panel of weights.
+#[derive(Clone, Copy)]
+pub(in crate::kernels) struct TileProduct {
+    /// Number of rows of the tile.
+    pub(in crate::kernels) rows: usize,
+    /// The tile.
+    pub(in crate::kernels) a: *const u32,
+    /// The panel.
+    pub(in crate::kernels) b: *const u32,
+    /// Number of groups of K.
+    pub(in crate::kernels) groups: usize,
+    /// Result of the product, `[rows, columns]`.
+    pub(in crate::kernels) sums: *mut u32,
+    /// True adds the product to `sums`; false overwrites `sums`.
+    pub(in crate::kernels) add: bool,
+}
+
+/// Multiplies one tile with one panel.
 ///
 /// # Safety
 /// `rows` is 1 to `I::ROWS`. `a` is a tile of `rows` rows and `b` is a panel, both of `groups` groups; the last line of
 /// the tile is complete. `groups` is a multiple of `I::GROUPS`. `sums` is valid for `rows x columns` values.
 #[inline(always)]
 #[expect(unsafe_code, reason = "tile, panel and sums by pointer")]
-pub(in crate::kernels) unsafe fn run<I: Isa, D: Dot<I>>(
-    isa: I,
-    rows: usize,
-    a: *const u32,
-    b: *const u32,
-    groups: usize,
-    sums: *mut u32,
-    add: bool,
-) {
+pub(in crate::kernels) unsafe fn multiply<I: Isa, D: Dot<I>>(isa: I, product: TileProduct) {
+    let TileProduct { rows, a, b, groups, sums, add } = product;
     // The tiles, the epilogue and the packing assume this.
     const {
         assert!(I::VECTORS == 2 && LINE.is_multiple_of(I::LANES));
@@ -215,7 +240,7 @@ struct Operands {
 unsafe fn tile<I: Isa, D: Dot<I>, const R: usize>(isa: I, operands: Operands) {
     let Operands { mut a, stride, mut b, groups, sums, add } = operands;
     let columns = 2 * I::LANES;
-    // SAFETY: `run`'s contract.
+    // SAFETY: the contract of `multiply`.
     unsafe {
         let mut acc = [[D::zero(isa); 2]; R];
         if add {
@@ -252,7 +277,7 @@ unsafe fn step<I: Isa, D: Dot<I>, const R: usize>(
     a: *const u32,
     b: *const u32,
 ) -> [[D::Sum; 2]; R] {
-    // SAFETY: `run`'s contract.
+    // SAFETY: the contract of `multiply`.
     unsafe {
         let (b0, b1) = (isa.load_groups(b), isa.load_groups(b.add(I::LANES)));
         for (r, acc) in acc.iter_mut().enumerate() {

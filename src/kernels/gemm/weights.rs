@@ -5,7 +5,7 @@
 //! are zero.
 
 use super::super::aligned_buffer::AlignedBuffer;
-use super::super::isa::{Isa, Level, per_level, to_bf16};
+use super::super::isa::{Isa, Kernel, Level, to_bf16};
 use super::super::pool::Pool;
 use super::rows::DisjointMutPtr;
 
@@ -35,7 +35,7 @@ impl Format {
 
 /// Packed weights and bias of `y = x W^T + b`.
 #[derive(Debug)]
-pub struct Weights {
+pub struct PackedWeights {
     level: Level,
     format: Format,
     n: usize,
@@ -51,7 +51,7 @@ pub struct Weights {
 }
 
 /// Tile and block sizes of an instruction set level.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(in crate::kernels) struct Shape {
     /// Number of rows of a tile.
     pub(in crate::kernels) rows: usize,
@@ -66,9 +66,7 @@ pub(in crate::kernels) struct Shape {
 
 impl Shape {
     pub(in crate::kernels) fn of(level: Level) -> Self {
-        let mut shape = Self::default();
-        per_level_shape(level, &mut shape);
-        shape
+        level.run(ShapeOf)
     }
 
     /// Returns the number of groups that `values` values of K take in a panel, including padding with zeros.
@@ -77,22 +75,25 @@ impl Shape {
     }
 }
 
-per_level! {
-    fn per_level_shape(shape: &mut Shape) = shape_of;
+/// Reads the sizes of an instruction set.
+struct ShapeOf;
+
+impl Kernel for ShapeOf {
+    type Output = Shape;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> Shape {
+        Shape {
+            rows: I::ROWS,
+            columns: I::LANES * I::VECTORS,
+            row_block_bytes: I::ROW_BLOCK_BYTES,
+            k_block: I::K_BLOCK,
+            group_unit: I::GROUPS,
+        }
+    }
 }
 
-#[inline(always)]
-fn shape_of<I: Isa>(_: I, shape: &mut Shape) {
-    *shape = Shape {
-        rows: I::ROWS,
-        columns: I::LANES * I::VECTORS,
-        row_block_bytes: I::ROW_BLOCK_BYTES,
-        k_block: I::K_BLOCK,
-        group_unit: I::GROUPS,
-    };
-}
-
-impl Weights {
+impl PackedWeights {
     /// Packs `weight` `[n, k]`, in row-major order, and `bias` `[n]`.
     ///
     /// # Panics
@@ -110,19 +111,38 @@ impl Weights {
         assert_eq!(weight.len(), n * k, "the weight is [n, k]");
         let shape = Shape::of(level);
         let (columns, groups) = (shape.columns, shape.groups(format, k));
-        let panels = n.div_ceil(columns);
-        let mut packed = AlignedBuffer::zeroed(panels * groups * columns);
-        let mut padded_bias = vec![0.0; panels * columns];
+        let padded = n.next_multiple_of(columns);
+        let mut padded_bias = vec![0.0; padded];
         if let Some(bias) = bias {
             padded_bias[..n].copy_from_slice(bias);
         }
+        let scaled = if format == Format::Int8 { padded } else { 0 };
+        let mut packed = Self {
+            level,
+            format,
+            n,
+            k,
+            columns,
+            groups,
+            packed: AlignedBuffer::zeroed(padded * groups),
+            bias: padded_bias,
+            scales: vec![0.0; scaled],
+            column_sums: vec![0; scaled],
+        };
+        packed.pack_panels(pool, weight);
+        packed
+    }
+
+    /// Writes the panels and, for 8-bit weights, the scale and the sum of each column.
+    fn pack_panels(&mut self, pool: &mut Pool, weight: &[f32]) {
+        let Self { format, n, k, columns, groups, .. } = *self;
         let int8 = format == Format::Int8;
-        let mut scales = vec![0.0; if int8 { panels * columns } else { 0 }];
-        let mut column_sums = vec![0; scales.len()];
-        let to = DisjointMutPtr(packed.as_mut_ptr());
-        let (scale_to, sum_to) =
-            (DisjointMutPtr(scales.as_mut_ptr()), DisjointMutPtr(column_sums.as_mut_ptr()));
-        pool.run(panels, &|panel| {
+        let to = DisjointMutPtr(self.packed.as_mut_ptr());
+        let (scale_to, sum_to) = (
+            DisjointMutPtr(self.scales.as_mut_ptr()),
+            DisjointMutPtr(self.column_sums.as_mut_ptr()),
+        );
+        pool.run(self.panels(), &|panel| {
             let first = panel * columns;
             for column in 0..columns.min(n - first) {
                 let row = &weight[(first + column) * k..][..k];
@@ -147,18 +167,6 @@ impl Weights {
                 }
             }
         });
-        Self {
-            level,
-            format,
-            n,
-            k,
-            columns,
-            groups,
-            packed,
-            bias: padded_bias,
-            scales,
-            column_sums,
-        }
     }
 
     /// Returns the instruction set level that the weights are packed for.

@@ -14,6 +14,25 @@
 pub(in crate::kernels) unsafe trait Isa:
     Copy + Send + Sync + 'static
 {
+    /// Returns a proof if this CPU and its operating system support the set.
+    fn detect() -> Option<Self>;
+    /// True if this CPU has the set, but the operating system refused this process the permission to use it.
+    fn is_refused() -> bool {
+        false
+    }
+    /// True if the set is emulated in software. Only tests emulate sets.
+    fn is_emulated() -> bool {
+        false
+    }
+    /// Makes the set available by emulation, if this CPU lacks it and that is possible.
+    #[cfg(test)]
+    fn emulate() {}
+    /// Returns the number of products that were emulated on this thread so far.
+    #[cfg(test)]
+    fn emulated_products() -> usize {
+        0
+    }
+
     /// A vector of f32 lanes.
     type F: Copy;
     /// A vector of groups, or of i32 lanes.

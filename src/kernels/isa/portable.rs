@@ -37,6 +37,10 @@ pub(in crate::kernels) fn to_bf16(value: f32) -> u32 {
 #[expect(unsafe_code, reason = "loads and stores by pointer")]
 // SAFETY: the implementation uses only instructions that the architecture always has.
 unsafe impl Isa for Portable {
+    fn detect() -> Option<Self> {
+        Some(Self)
+    }
+
     type F = [f32; LANES];
     type G = [u32; LANES];
     const LANES: usize = LANES;

@@ -39,7 +39,9 @@ macro_rules! suite {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod candle;
 mod errors;

@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use super::{Act, CpuOps, KvCache, wrong_form};
 use crate::engine::backend::BackendError;
-use crate::kernels::attention::{self, Heads, PackedKv};
-use crate::kernels::gemm::{self, Format, Weights};
+use crate::kernels::attention::{self, AttentionRun, Heads, PackedKv};
+use crate::kernels::gemm::{self, Format, PackedWeights};
 use crate::kernels::isa::Level;
 use crate::kernels::pool::Pool;
 use crate::kernels::rows::Rows;
@@ -28,9 +28,9 @@ use crate::model::ops::Run;
 #[derive(Debug)]
 pub struct AbsorbedKvWeights {
     /// `W_k` transposed, `[memory width, head width]` for each head.
-    keys: Vec<Weights>,
+    keys: Vec<PackedWeights>,
     /// `W_v` with its bias, `[head width, memory width]` for each head.
-    values: Vec<Weights>,
+    values: Vec<PackedWeights>,
 }
 
 /// An image's features, with the folded weights of the layer that attends to them.
@@ -65,13 +65,15 @@ impl AbsorbedKvWeights {
                     (0..head_width).map(move |row| head[row * memory_width + column])
                 })
                 .collect();
-            Weights::pack(level, pool, format, &transposed, None, memory_width)
+            PackedWeights::pack(level, pool, format, &transposed, None, memory_width)
         });
         let keys = keys.collect();
         let values = values
             .chunks_exact(head_width * memory_width)
             .zip(bias[width..].chunks_exact(head_width))
-            .map(|(head, bias)| Weights::pack(level, pool, format, head, Some(bias), head_width))
+            .map(|(head, bias)| {
+                PackedWeights::pack(level, pool, format, head, Some(bias), head_width)
+            })
             .collect();
         Self { keys, values }
     }
@@ -120,7 +122,7 @@ impl CpuOps {
         let (heads, level) = (weights.keys.len(), self.level);
         let rows: usize = runs.iter().map(|run| run.rows).sum();
         let scale = Heads { count: heads, width: query.len() / rows / heads }.scale();
-        let memory_width = weights.keys.first().map_or(0, Weights::n);
+        let memory_width = weights.keys.first().map_or(0, PackedWeights::n);
         let wide = heads * memory_width;
         // Every head of a row is a separate query over the features.
         let queries = self.act(rows, wide, |state, out| {
@@ -133,7 +135,7 @@ impl CpuOps {
                 let values = &queries.values()[start * wide..(start + run.rows) * wide];
                 start += run.rows;
                 let queries = Rows::of(values, memory_width);
-                attention::Run { queries, memory: &run.memory.features, scale }
+                AttentionRun { queries, memory: &run.memory.features, scale }
             })
             .collect();
         let sums = self.act(rows, wide, |state, out| {

@@ -24,8 +24,8 @@ pub use folded::{AbsorbedKv, AbsorbedKvWeights};
 
 use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, Run};
 use crate::engine::backend::BackendError;
-use crate::kernels::attention::{self, CausalRun, Heads, PackedKv};
-use crate::kernels::gemm::{self, Format, Scratch, Weights};
+use crate::kernels::attention::{self, AttentionRun, CausalRun, Heads, PackedKv};
+use crate::kernels::gemm::{self, Format, PackedWeights, Scratch};
 use crate::kernels::isa::Level;
 use crate::kernels::pointwise;
 use crate::kernels::pool::Pool;
@@ -81,7 +81,7 @@ pub struct Table {
 /// Weights of the patch embedding, which is a matrix product in which each patch is one row.
 #[derive(Debug)]
 pub struct PatchEmbedding {
-    linear: Weights,
+    linear: PackedWeights,
     class_embedding: Vec<f32>,
     /// Position embeddings of all tokens, `[tokens, width]`.
     positions: Vec<f32>,
@@ -94,7 +94,7 @@ pub struct PatchEmbedding {
 #[derive(Debug)]
 pub enum KvProjection {
     /// A linear layer that computes the keys and values.
-    Projected(Weights),
+    Projected(PackedWeights),
     /// Projections that are folded into the queries and the results; see [`AbsorbedKv`].
     Folded(Arc<AbsorbedKvWeights>),
 }
@@ -135,10 +135,17 @@ impl CpuOps {
         weight: &Tensor,
         bias: Option<&Tensor>,
         format: Format,
-    ) -> Result<Weights, BackendError> {
+    ) -> Result<PackedWeights, BackendError> {
         let n = weight.dim(0)?;
         let (weight, bias) = (values(weight)?, bias.map(values).transpose()?);
-        Ok(Weights::pack(self.level, &mut self.state().pool, format, &weight, bias.as_deref(), n))
+        Ok(PackedWeights::pack(
+            self.level,
+            &mut self.state().pool,
+            format,
+            &weight,
+            bias.as_deref(),
+            n,
+        ))
     }
 
     fn act(&self, rows: usize, width: usize, fill: impl FnOnce(&mut State, &mut [f32])) -> Act {
@@ -212,14 +219,18 @@ fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
 
 impl Ops for CpuOps {
     type Act = Act;
-    type Linear = Weights;
+    type Linear = PackedWeights;
     type KvProjection = KvProjection;
     type LayerNorm = LayerNorm;
     type Table = Table;
     type PatchEmbedding = PatchEmbedding;
     type KvCache = KvCache;
 
-    fn load_linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Weights, BackendError> {
+    fn load_linear(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<PackedWeights, BackendError> {
         let few = weight.dim(0)? < FEW_COLUMNS;
         self.pack(weight, bias, if few { self.attention_format() } else { self.format })
     }
@@ -321,14 +332,15 @@ impl Ops for CpuOps {
     fn layer_norm(&self, x: &Act, weights: &LayerNorm) -> Result<Act, BackendError> {
         Ok(self.act(x.rows(), x.width(), |state, out| {
             let LayerNorm { weight, bias, eps } = weights;
-            pointwise::layer_norm(self.level, &mut state.pool, x.values(), weight, bias, *eps, out);
+            let norm = pointwise::LayerNorm { weight, bias, eps: *eps };
+            pointwise::layer_norm(self.level, &mut state.pool, x.values(), norm, out);
         }))
     }
 
     fn linear(
         &self,
         x: &Act,
-        weights: &Weights,
+        weights: &PackedWeights,
         epilogue: Epilogue<'_, Act>,
     ) -> Result<Act, BackendError> {
         let epilogue = match epilogue {
@@ -366,7 +378,7 @@ impl Ops for CpuOps {
                 .iter()
                 .zip(starts(lengths))
                 .zip(lengths)
-                .map(|((memory, start), &rows)| attention::Run {
+                .map(|((memory, start), &rows)| AttentionRun {
                     queries: columns(qkv, 0, 3, start, rows),
                     memory,
                     scale: heads.scale(),
@@ -444,7 +456,7 @@ impl Ops for CpuOps {
             .iter()
             .zip(starts(&lengths))
             .map(|(run, start)| match run.memory {
-                KvCache::PackedKv(memory) => Ok(attention::Run {
+                KvCache::PackedKv(memory) => Ok(AttentionRun {
                     queries: columns(query, 0, 1, start, run.rows),
                     memory,
                     scale: memory.heads().scale(),

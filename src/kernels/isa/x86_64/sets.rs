@@ -1,4 +1,5 @@
-//! The x86-64 instruction sets: AVX2 with FMA, AVX-512 with and without dot products, and AMX.
+//! The x86-64 instruction sets: AVX2 with FMA, AVX-512 with and without dot products, and AMX. Each is a proof type with
+//! its detection and its vector operations.
 
 #![expect(unsafe_code, reason = "intrinsics; each set's value proves that the CPU has them")]
 #![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "eighty intrinsics"))]
@@ -6,73 +7,29 @@
 use std::arch::x86_64::*;
 
 use super::amx;
-use super::lanes::{Isa, MatrixTile};
+#[cfg(all(test, target_os = "linux"))]
+use super::emulator;
+use crate::kernels::isa::{Isa, MatrixTile};
 
 /// Proof that the CPU supports AVX2 and FMA.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::kernels) struct Avx2(());
+pub(super) struct Avx2(());
 
 /// Proof that the CPU supports AVX-512 F, BW, DQ and VL.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::kernels) struct Avx512(());
+pub(super) struct Avx512(());
 
 /// Proof that the CPU supports [`Avx512`] and VNNI.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::kernels) struct Avx512Vnni(());
+pub(super) struct Avx512Vnni(());
 
 /// Proof that the CPU supports [`Avx512Vnni`] and BF16.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::kernels) struct Avx512Bf16(());
+pub(super) struct Avx512Bf16(());
 
 /// Proof that the CPU supports [`Avx512Bf16`] and the matrix unit: AMX TILE, BF16 and INT8.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::kernels) struct Amx(());
-
-impl Avx2 {
-    #[inline]
-    pub(in crate::kernels) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
-    }
-}
-
-impl Avx512 {
-    #[inline]
-    pub(in crate::kernels) fn detect() -> Option<Self> {
-        let all = Avx2::detect().is_some()
-            && is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl");
-        all.then_some(Self(()))
-    }
-}
-
-impl Avx512Vnni {
-    #[inline]
-    pub(in crate::kernels) fn detect() -> Option<Self> {
-        (Avx512::detect().is_some() && is_x86_feature_detected!("avx512vnni")).then_some(Self(()))
-    }
-}
-
-impl Avx512Bf16 {
-    #[inline]
-    pub(in crate::kernels) fn detect() -> Option<Self> {
-        (Avx512Vnni::detect().is_some() && is_x86_feature_detected!("avx512bf16"))
-            .then_some(Self(()))
-    }
-}
-
-impl Amx {
-    #[inline]
-    pub(in crate::kernels) fn detect() -> Option<Self> {
-        #[cfg(test)]
-        if super::emulator::is_installed() {
-            return Avx512Bf16::detect().map(|_| Self(()));
-        }
-        let usable = amx::Support::of_this_process() == amx::Support::Usable;
-        (usable && Avx512Bf16::detect().is_some()).then_some(Self(()))
-    }
-}
+pub(super) struct Amx(());
 
 /// Defines methods whose body is one expression of intrinsics.
 macro_rules! forward {
@@ -127,6 +84,11 @@ unsafe fn bf16_bits_512(value: __m512) -> __m512i {
 
 // SAFETY: only `detect` constructs a value.
 unsafe impl Isa for Avx2 {
+    #[inline]
+    fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+    }
+
     type F = __m256;
     type G = __m256i;
     const LANES: usize = 8;
@@ -211,9 +173,14 @@ unsafe impl Isa for Avx2 {
 
 /// Implements [`Isa`] for the AVX-512 sets, which differ only in the arguments of this macro.
 macro_rules! avx512 {
-    ($($set:ident: $dot_bf16:expr, $dot_int8:expr, $pair_bf16:expr, $pack_bf16:expr $(, $unit:tt)?;)*) => {$(
+    ($($set:ident($detect:expr): $dot_bf16:expr, $dot_int8:expr, $pair_bf16:expr, $pack_bf16:expr $(, $unit:tt)?;)*) => {$(
         // SAFETY: only `detect` constructs a value.
         unsafe impl Isa for $set {
+            #[inline]
+            fn detect() -> Option<Self> {
+                $detect.then_some(Self(()))
+            }
+
             type F = __m512;
             type G = __m512i;
             const LANES: usize = 16;
@@ -279,6 +246,22 @@ macro_rules! avx512 {
     };
     // A product needs 2 x 2 tile registers for the sums, 2 for the rows and 2 for the weights: all 8 tile registers.
     (@tile matrix_unit) => {
+        fn is_refused() -> bool {
+            amx::Support::of_this_process() == amx::Support::Refused
+        }
+        #[cfg(all(test, target_os = "linux"))]
+        fn is_emulated() -> bool {
+            emulator::is_installed()
+        }
+        #[cfg(all(test, target_os = "linux"))]
+        fn emulate() {
+            emulator::install();
+        }
+        #[cfg(all(test, target_os = "linux"))]
+        fn emulated_products() -> usize {
+            emulator::products()
+        }
+
         const ROWS: usize = 32;
         // A panel's block and a tile's block take 128 x 32 x 4 B = 16 KB each; L1 has 48 KB.
         const K_BLOCK: usize = 128;
@@ -297,10 +280,30 @@ macro_rules! avx512 {
 }
 
 avx512! {
-    Avx512: dot_bf16_by_f32, dot_int8_by_i16, pair_bf16_by_integers, pack_bf16_by_integers;
-    Avx512Vnni: dot_bf16_by_f32, _mm512_dpbusd_epi32, pair_bf16_by_integers, pack_bf16_by_integers;
-    Avx512Bf16: dot_bf16, _mm512_dpbusd_epi32, pair_bf16, pack_bf16;
-    Amx: dot_bf16, _mm512_dpbusd_epi32, pair_bf16, pack_bf16, matrix_unit;
+    Avx512(has_avx512()): dot_bf16_by_f32, dot_int8_by_i16, pair_bf16_by_integers, pack_bf16_by_integers;
+    Avx512Vnni(has_vnni()): dot_bf16_by_f32, _mm512_dpbusd_epi32, pair_bf16_by_integers, pack_bf16_by_integers;
+    Avx512Bf16(has_bf16()): dot_bf16, _mm512_dpbusd_epi32, pair_bf16, pack_bf16;
+    Amx(has_bf16() && (amx::Support::of_this_process() == amx::Support::Usable || Amx::is_emulated())):
+        dot_bf16, _mm512_dpbusd_epi32, pair_bf16, pack_bf16, matrix_unit;
+}
+
+#[inline]
+fn has_avx512() -> bool {
+    Avx2::detect().is_some()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+}
+
+#[inline]
+fn has_vnni() -> bool {
+    has_avx512() && is_x86_feature_detected!("avx512vnni")
+}
+
+#[inline]
+fn has_bf16() -> bool {
+    has_vnni() && is_x86_feature_detected!("avx512bf16")
 }
 
 #[inline(always)]

@@ -11,6 +11,8 @@ use std::cell::{Cell, RefCell};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::Level;
+
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 thread_local! {
     static EMULATED: Cell<usize> = const { Cell::new(0) };
@@ -21,12 +23,12 @@ pub(super) fn is_installed() -> bool {
     INSTALLED.load(Ordering::Acquire)
 }
 
-/// Makes the AMX level usable on this machine. Returns false if that is impossible because the CPU lacks AVX512-BF16,
-/// which is not emulated. If the CPU has the matrix unit, nothing is emulated.
-pub(in crate::kernels) fn install() -> bool {
+/// Makes the AMX level usable on this machine, unless the CPU lacks AVX512-BF16, which is not emulated. If the CPU has
+/// the matrix unit, nothing is emulated.
+pub(super) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        if super::Level::Amx.is_available() || !super::Level::Avx512Bf16.is_available() {
+        if Level::Amx.is_available() || !Level::Avx512Bf16.is_available() {
             return;
         }
         // SAFETY: the handler is reentrant per thread and accesses only its own thread's registers.
@@ -38,11 +40,10 @@ pub(in crate::kernels) fn install() -> bool {
         }
         INSTALLED.store(true, Ordering::Release);
     });
-    super::Level::Amx.is_available()
 }
 
 /// Returns the number of tile products emulated on this thread so far.
-pub(in crate::kernels) fn products() -> usize {
+pub(super) fn products() -> usize {
     EMULATED.get()
 }
 

@@ -1,6 +1,6 @@
 //! The matrix unit of Intel's server processors (AMX): checks whether this process may use it, and multiplies tiles.
 //!
-//! A group is four bytes of one operand (two bf16 values or four 8-bit integers; see `lanes::Isa`). A tile register
+//! A group is four bytes of one operand (two bf16 values or four 8-bit integers; see `isa::lanes::Isa`). A tile register
 //! holds 16 rows of 64 bytes, that is, of 16 groups. `tdpbf16ps` and `tdpbusd` multiply a tile of 16 rows x 16 groups
 //! with one of 16 groups x 16 columns, and add the result to 16 x 16 sums. The operands arrive in this layout: a tile
 //! of `gemm::rows` consists of blocks of `[rows][16 groups]`, and a panel of `gemm::weights` of blocks of
@@ -17,7 +17,7 @@ use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::cell::Cell;
 use std::sync::OnceLock;
 
-use super::lanes::MatrixTile;
+use crate::kernels::isa::MatrixTile;
 
 /// Whether this process may use the matrix unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,282 @@
+//! The kernel of [`attend`](super::attend): computes some queries of one head, strip by strip. A strip is as high as a
+//! tile of the matrix product.
+
+#![expect(unsafe_code, reason = "tiles, panels and vectors by pointer")]
+
+use std::cell::RefCell;
+
+use super::super::aligned_buffer::{AlignedBuffer, LINE};
+use super::super::gemm::{
+    Bf16, ConvertPair, DisjointMutPtr, Dot, F32, Format, MOST_COLUMNS, MOST_ROWS, TileProduct,
+    multiply, row_to_groups,
+};
+use super::super::isa::{Isa, Kernel};
+use super::super::pointwise::exp;
+use super::{AttentionRun, HeadQueries, Heads};
+
+/// Scratch buffers of one strip.
+#[derive(Debug, Default)]
+pub(super) struct StripBuffers {
+    queries: AlignedBuffer,
+    /// Scores, `[panels of tokens][rows][columns]`; in causal attention, those of one row.
+    pub(super) scores: AlignedBuffer,
+    probabilities: AlignedBuffer,
+    sums: AlignedBuffer,
+}
+
+thread_local! {
+    /// This thread's scratch buffers. For 577 tokens and 12 rows, the scores take 28 KB, and the probabilities in bf16
+    /// take 14 KB.
+    pub(super) static BUFFERS: RefCell<StripBuffers> = RefCell::new(StripBuffers::default());
+}
+
+/// Computes the queries of one part of the job.
+pub(super) struct Strips<'a> {
+    pub(super) run: AttentionRun<'a>,
+    pub(super) part: HeadQueries,
+    pub(super) buffers: &'a mut StripBuffers,
+    /// Result of all runs, `[rows of all runs, heads x width]`.
+    pub(super) out: DisjointMutPtr<f32>,
+}
+
+impl Kernel for Strips<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        match self.run.memory.format {
+            Format::Bf16 => self.run_in::<I, Bf16>(isa),
+            Format::F32 | Format::Int8 => self.run_in::<I, F32>(isa),
+        }
+    }
+}
+
+impl Strips<'_> {
+    /// Computes the queries with operands in the format `D`.
+    #[inline(always)]
+    fn run_in<I: Isa, D: Dot<I> + ConvertPair<I>>(self, isa: I) {
+        let Self { run, part, buffers, out } = self;
+        for first in (part.first..part.last).step_by(I::ROWS) {
+            let rows = I::ROWS.min(part.last - first);
+            let strip = Strip::new::<I, D>(run, part, first, rows);
+            strip.resize::<I, D>(buffers);
+            // SAFETY: the buffers were made large enough for the strip. Only this part writes its rows of the result in
+            // this head's columns.
+            unsafe {
+                strip.compute_scores::<I, D>(isa, buffers);
+                let inverse_sums = strip.compute_probabilities::<I, D>(isa, buffers);
+                strip.add_values::<I, D>(isa, buffers, &inverse_sums, out);
+            }
+        }
+    }
+}
+
+/// The queries of one tile, and the sizes of their operands.
+#[derive(Clone, Copy)]
+struct Strip<'a> {
+    run: AttentionRun<'a>,
+    part: HeadQueries,
+    /// The first query.
+    first: usize,
+    /// Number of queries.
+    rows: usize,
+    /// Number of panels of tokens.
+    panels: usize,
+    /// Number of groups of one query or key.
+    key_groups: usize,
+    /// Number of groups of one column of the values.
+    token_groups: usize,
+}
+
+impl<'a> Strip<'a> {
+    #[inline(always)]
+    fn new<I: Isa, D: ConvertPair<I>>(
+        run: AttentionRun<'a>,
+        part: HeadQueries,
+        first: usize,
+        rows: usize,
+    ) -> Self {
+        let groups = |values: usize| values.div_ceil(D::GROUP).next_multiple_of(I::GROUPS);
+        let (width, tokens) = (run.memory.heads.width, run.memory.tokens);
+        let panels = tokens.div_ceil(I::LANES * I::VECTORS);
+        let (key_groups, token_groups) = (groups(width), groups(tokens));
+        Self { run, part, first, rows, panels, key_groups, token_groups }
+    }
+
+    /// Makes the buffers large enough.
+    #[inline(always)]
+    fn resize<I: Isa, D: ConvertPair<I>>(self, buffers: &mut StripBuffers) {
+        let columns = I::LANES * I::VECTORS;
+        buffers.queries.resize(self.key_groups.next_multiple_of(LINE) * self.rows);
+        buffers.scores.resize(self.panels * self.rows * columns);
+        let lines = (self.panels * columns).div_ceil(LINE * D::GROUP);
+        buffers.probabilities.resize(lines * LINE * self.rows);
+        buffers.sums.resize(self.rows * columns);
+    }
+
+    /// Packs the queries and multiplies them with the keys.
+    ///
+    /// # Safety
+    /// The buffers have been resized for this strip.
+    #[inline(always)]
+    unsafe fn compute_scores<I: Isa, D: Dot<I> + ConvertPair<I>>(
+        self,
+        isa: I,
+        buffers: &mut StripBuffers,
+    ) {
+        let Self { run: AttentionRun { queries, memory, .. }, part, rows, panels, .. } = self;
+        let (columns, width) = (I::LANES * I::VECTORS, memory.heads.width);
+        let panel_groups = self.key_groups * columns;
+        let keys = &memory.keys[part.head * panels * panel_groups..];
+        // SAFETY: this function's contract; a panel's offset lies within the head's panels.
+        unsafe {
+            for r in 0..rows {
+                let query = queries.part(self.first + r, part.head * width, width);
+                let to = buffers.queries.as_mut_ptr().add(r * LINE);
+                row_to_groups::<I, D>(isa, query, rows, to, ());
+            }
+            for panel in 0..panels {
+                let product = TileProduct {
+                    rows,
+                    a: buffers.queries.as_ptr(),
+                    b: keys[panel * panel_groups..].as_ptr(),
+                    groups: self.key_groups,
+                    sums: buffers.scores.as_mut_ptr().add(panel * rows * columns),
+                    add: false,
+                };
+                multiply::<I, D>(isa, product);
+            }
+        }
+    }
+
+    /// Replaces the scores by probabilities that are not yet divided by their sum. Returns the inverse of each row's
+    /// sum.
+    ///
+    /// # Safety
+    /// The buffers have been resized for this strip, and hold its scores.
+    #[inline(always)]
+    unsafe fn compute_probabilities<I: Isa, D: ConvertPair<I>>(
+        self,
+        isa: I,
+        buffers: &mut StripBuffers,
+    ) -> [f32; MOST_ROWS] {
+        let (rows, columns) = (self.rows, I::LANES * I::VECTORS);
+        let mut inverse_sums = [0.0f32; MOST_ROWS];
+        // SAFETY: this function's contract.
+        unsafe {
+            for (r, inverse) in inverse_sums.iter_mut().enumerate().take(rows) {
+                let scores = Scores {
+                    first: buffers.scores.as_ptr().add(r * columns).cast(),
+                    stride: rows * columns,
+                    tokens: self.run.memory.tokens,
+                    scale: self.run.scale,
+                };
+                let to = buffers.probabilities.as_mut_ptr().add(r * LINE);
+                *inverse = 1.0 / softmax::<I, D>(isa, scores, to, rows * LINE);
+            }
+        }
+        inverse_sums
+    }
+
+    /// Adds the values up, weighted with the probabilities, and writes the result.
+    ///
+    /// # Safety
+    /// The buffers have been resized for this strip, and hold its probabilities. No other part writes the rows of the
+    /// strip in this head's columns of `out`.
+    #[inline(always)]
+    unsafe fn add_values<I: Isa, D: Dot<I> + ConvertPair<I>>(
+        self,
+        isa: I,
+        buffers: &mut StripBuffers,
+        inverse_sums: &[f32; MOST_ROWS],
+        out: DisjointMutPtr<f32>,
+    ) {
+        let Self { run: AttentionRun { memory, .. }, part, rows, .. } = self;
+        let Heads { count, width } = memory.heads;
+        let columns = I::LANES * I::VECTORS;
+        let panels = width.div_ceil(columns);
+        let panel_groups = self.token_groups * columns;
+        let values = &memory.values[part.head * panels * panel_groups..];
+        for panel in 0..panels {
+            let product = TileProduct {
+                rows,
+                a: buffers.probabilities.as_ptr(),
+                b: values[panel * panel_groups..].as_ptr(),
+                groups: self.token_groups,
+                sums: buffers.sums.as_mut_ptr(),
+                add: false,
+            };
+            // SAFETY: this function's contract; a panel's offset lies within the head's panels.
+            unsafe { multiply::<I, D>(isa, product) };
+            let wide = columns.min(width - panel * columns);
+            for (r, inverse) in inverse_sums.iter().enumerate().take(rows) {
+                let sums = &mut buffers.sums.as_f32_mut()[r * columns..][..wide];
+                let row = part.start + self.first + r;
+                let at = (row * count + part.head) * width + panel * columns;
+                for (index, sum) in sums.iter().enumerate() {
+                    // SAFETY: the values lie in a row of the strip, in this head's columns.
+                    unsafe { *out.pointer().add(at + index) = sum * inverse };
+                }
+            }
+        }
+    }
+}
+
+/// The scores of one query, which are stored panel by panel.
+#[derive(Clone, Copy)]
+struct Scores {
+    /// Pointer to the scores of the first panel.
+    first: *const f32,
+    /// Number of values from the scores of one panel to those of the next.
+    stride: usize,
+    tokens: usize,
+    scale: f32,
+}
+
+/// Writes `e^(scale (score - largest))` of one row of scores as groups of the format. The row's cache lines start at
+/// `to` and are `stride` groups apart. Columns beyond the tokens get almost zero; they do not change the result,
+/// because the values are padded with zeros. Returns the sum of the exponentials.
+///
+/// # Safety
+/// The scores are valid for `tokens` reads, rounded up to whole panels, and `to` is valid for writing the groups of
+/// that number of values.
+#[inline(always)]
+unsafe fn softmax<I: Isa, D: ConvertPair<I>>(
+    isa: I,
+    scores: Scores,
+    to: *mut u32,
+    stride: usize,
+) -> f32 {
+    let columns = I::LANES * I::VECTORS;
+    let panels = scores.tokens.div_ceil(columns);
+    // Columns beyond the tokens hold the scores of padding, so the last panel is copied without them.
+    let mut last = [f32::NEG_INFINITY; MOST_COLUMNS];
+    let in_last = scores.tokens - (panels - 1) * columns;
+    // SAFETY: this function's contract.
+    unsafe {
+        let last_scores = scores.first.add((panels - 1) * scores.stride);
+        std::ptr::copy_nonoverlapping(last_scores, last.as_mut_ptr(), in_last);
+        // The closure handles only pointers: a closure over vectors would not be compiled for the level's instructions.
+        let of = |panel: usize| {
+            let is_last = panel + 1 == panels;
+            if is_last { last.as_ptr() } else { scores.first.add(panel * scores.stride) }
+        };
+        let (mut first, mut second) = (isa.splat(f32::NEG_INFINITY), isa.splat(f32::NEG_INFINITY));
+        for panel in 0..panels {
+            first = isa.max(first, isa.load(of(panel)));
+            second = isa.max(second, isa.load(of(panel).add(I::LANES)));
+        }
+        let scale = isa.splat(scores.scale);
+        let largest = isa.splat(isa.largest(isa.max(first, second)));
+        let mut sums = [isa.splat(0.0); 2];
+        for panel in 0..panels {
+            // Subtract before scaling, so that the exponent is never above 0, however large the scores are.
+            let first = isa.mul(isa.sub(isa.load(of(panel)), largest), scale);
+            let second = isa.mul(isa.sub(isa.load(of(panel).add(I::LANES)), largest), scale);
+            let pair = [exp(isa, first), exp(isa, second)];
+            sums = [isa.add(sums[0], pair[0]), isa.add(sums[1], pair[1])];
+            D::pair(isa, pair, to, stride, panel);
+        }
+        isa.sum(isa.add(sums[0], sums[1]))
+    }
+}

@@ -4,10 +4,10 @@
 //! GELU, the activation of every official checkpoint, is fused into the matrix product instead (`gemm::epilogue`). The
 //! other activations are not fused, because each would need another compiled copy of every microkernel.
 
+use super::context::KernelContext;
 use super::gemm::{DisjointMutPtr, MOST_COLUMNS};
-use super::isa::{Isa, Kernel, Level};
+use super::isa::{Isa, Kernel};
 use super::pointwise::exp;
-use super::pool::Pool;
 
 /// The activation that a feed-forward layer applies to its product. Sources: transformers `activations.py`, PyTorch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,10 +100,11 @@ fn tanh<I: Isa>(isa: I, x: I::F) -> I::F {
 const VALUES_A_PART: usize = 16 * 1024;
 
 /// Applies the activation to every value. A value's result does not depend on its position.
-pub fn apply(level: Level, pool: &mut Pool, activation: Activation, values: &mut [f32]) {
+pub fn apply(context: &mut KernelContext, activation: Activation, values: &mut [f32]) {
+    let level = context.level;
     let length = values.len();
     let all = DisjointMutPtr(values.as_mut_ptr());
-    pool.run(length.div_ceil(VALUES_A_PART), &|part| {
+    context.pool.run(length.div_ceil(VALUES_A_PART), &|part| {
         let start = part * VALUES_A_PART;
         #[expect(unsafe_code, reason = "a slice of values that only this part uses")]
         // SAFETY: only this part uses the values from `start` up to the next part's first value.
@@ -167,6 +168,7 @@ fn each<I: Isa>(isa: I, values: &mut [f32], function: impl Fn(I, I::F) -> I::F) 
 
 #[cfg(test)]
 mod tests {
+    use super::super::isa::Level;
     use super::super::testing::{assert_all_close, erf, levels};
     use super::*;
 
@@ -197,7 +199,7 @@ mod tests {
 
     fn applied(level: Level, activation: Activation, x: &[f32]) -> Vec<f32> {
         let mut values = x.to_vec();
-        apply(level, &mut Pool::new(2), activation, &mut values);
+        apply(&mut KernelContext::new(level, 2), activation, &mut values);
         values
     }
 

@@ -9,9 +9,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::aligned_buffer::{AlignedBuffer, LINE};
+use super::context::KernelContext;
 use super::gemm::{Bf16, Dot, F32, Format, Int8, Shape, TileProduct, multiply};
-use super::isa::{Isa, Kernel, Level};
-use super::pool::Pool;
+use super::isa::{Isa, Kernel};
 
 /// Number of passes per measurement. The fastest one counts, because another process, or a core that was asleep, may
 /// slow down a pass.
@@ -30,7 +30,7 @@ const PARTS_A_THREAD: usize = 8;
 /// # Panics
 /// When `bytes` is less than 4.
 #[must_use]
-pub fn read_bandwidth(pool: &mut Pool, bytes: usize) -> f64 {
+pub fn read_bandwidth(context: &mut KernelContext, bytes: usize) -> f64 {
     let mut buffer = AlignedBuffer::zeroed(bytes / size_of::<u32>());
     assert!(!buffer.is_empty(), "there is something to read");
     // Write the buffer, because pages that were never written may all map to a single page of zeros.
@@ -38,7 +38,7 @@ pub fn read_bandwidth(pool: &mut Pool, bytes: usize) -> f64 {
     let buffer: &[u32] = &buffer;
     let chunks = buffer.len().div_ceil(CHUNK);
     let best = best_of_passes(|| {
-        pool.run(chunks, &|index| {
+        context.pool.run(chunks, &|index| {
             let chunk = &buffer[index * CHUNK..buffer.len().min((index + 1) * CHUNK)];
             black_box(chunk.iter().fold(0u32, |sum, value| sum.wrapping_add(*value)));
         });
@@ -50,17 +50,19 @@ pub fn read_bandwidth(pool: &mut Pool, bytes: usize) -> f64 {
 /// upper bound for a matrix product at this level in this format. `pass` is the approximate duration of a pass; it
 /// should be many times longer than waking a thread takes.
 #[must_use]
-pub fn operations_per_second(level: Level, format: Format, pool: &mut Pool, pass: Duration) -> f64 {
+pub fn operations_per_second(context: &mut KernelContext, format: Format, pass: Duration) -> f64 {
     // With blocks of full length, the tile and the panel of a matrix unit leave no room for the sums in an L1 cache of
     // 48 KB. With blocks of half the length, there is room, but the sums are stored more often. So both are measured,
     // and the higher rate is the bound.
-    let block = Shape::of(level).k_block;
+    let block = Shape::of(context.level).k_block;
     let half = (block / 2).next_multiple_of(LINE);
-    let rate = |groups| rate(level, format, pool, groups, pass);
+    let rate = |groups| rate(context, format, groups, pass);
     [block, half].map(rate).into_iter().fold(0.0, f64::max)
 }
 
-fn rate(level: Level, format: Format, pool: &mut Pool, groups: usize, pass: Duration) -> f64 {
+fn rate(context: &mut KernelContext, format: Format, groups: usize, pass: Duration) -> f64 {
+    let KernelContext { level, pool, .. } = context;
+    let level = *level;
     let shape = Shape::of(level);
     let parts = PARTS_A_THREAD * pool.threads();
     let operations = 2 * shape.rows * shape.columns * groups * format.group() * parts;
@@ -134,20 +136,22 @@ fn repeated<I: Isa, D: Dot<I>>(isa: I, one: u32, groups: usize, repeats: usize) 
 
 #[cfg(test)]
 mod tests {
+    use super::super::isa::Level;
     use super::super::testing::levels;
     use super::*;
 
     #[test]
     fn the_limits_are_positive_numbers_at_every_level_in_every_format() {
-        let mut pool = Pool::new(2);
+        let mut context = KernelContext::new(Level::Portable, 2);
         for bytes in [4, 1 << 20, (3 << 20) + 64] {
-            let rate = read_bandwidth(&mut pool, bytes);
+            let rate = read_bandwidth(&mut context, bytes);
             assert!(rate > 0.0 && rate.is_finite(), "{bytes}: {rate}");
         }
         for level in levels() {
+            let mut context = KernelContext::new(level, 2);
             for format in [Format::F32, Format::Bf16, Format::Int8] {
                 let pass = Duration::from_micros(20);
-                let rate = operations_per_second(level, format, &mut pool, pass);
+                let rate = operations_per_second(&mut context, format, pass);
                 assert!(rate > 0.0 && rate.is_finite(), "{level} {format:?}: {rate}");
             }
         }

@@ -1,5 +1,6 @@
 //! CPU kernels: matrix products over packed weights, attention, and the operations between them.
 //!
+//! - [`context`]: what every kernel runs with: level, thread pool and scratch memory;
 //! - [`isa`]: instruction sets, detected at run time, and the vector operations that all kernels are written in;
 //! - [`gemm`]: `x W^T + b` with its epilogues, in f32, bf16 and 8-bit integers;
 //! - [`attention`]: attention over packed keys and values, and causal attention over few rows;
@@ -25,6 +26,7 @@
 pub mod activation;
 mod aligned_buffer;
 pub mod attention;
+pub mod context;
 pub mod gemm;
 pub mod isa;
 pub mod limits;

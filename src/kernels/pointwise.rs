@@ -1,8 +1,8 @@
 //! Functions of single values and single rows: exp, erf, GELU, layer norm, log-sum-exp.
 
+use super::context::KernelContext;
 use super::gemm::DisjointMutPtr;
 use super::isa::{Isa, Kernel, Level};
-use super::pool::Pool;
 
 /// Computes `e^x` within 2 units in the last place for -87.3 <= x <= 88. Below that range the result is 1.2e-38; NaN
 /// stays NaN. Callers never pass more than 88: softmax subtracts the largest value first, and the activations clamp
@@ -134,7 +134,8 @@ pub struct LayerNorm<'a> {
 ///
 /// # Panics
 /// When the lengths do not match.
-pub fn layer_norm(level: Level, pool: &mut Pool, x: &[f32], norm: LayerNorm<'_>, out: &mut [f32]) {
+pub fn layer_norm(context: &mut KernelContext, x: &[f32], norm: LayerNorm<'_>, out: &mut [f32]) {
+    let level = context.level;
     let width = norm.weight.len();
     assert!(
         width == norm.bias.len() && x.len() == out.len() && x.len().is_multiple_of(width),
@@ -142,7 +143,7 @@ pub fn layer_norm(level: Level, pool: &mut Pool, x: &[f32], norm: LayerNorm<'_>,
     );
     let rows = x.len() / width;
     let to = DisjointMutPtr(out.as_mut_ptr());
-    pool.run(rows.div_ceil(ROWS_A_PART), &|part| {
+    context.pool.run(rows.div_ceil(ROWS_A_PART), &|part| {
         let first = part * ROWS_A_PART;
         let last = (first + ROWS_A_PART).min(rows);
         #[expect(unsafe_code, reason = "a slice of rows that only this part writes")]
@@ -343,9 +344,9 @@ mod tests {
                     x[..width].iter_mut().for_each(|x| *x += 100.0);
                     let (weight, bias) = (values(width, 2), values(width, 3));
                     let mut out = vec![f32::NAN; x.len()];
-                    let mut pool = Pool::new(2);
+                    let mut context = KernelContext::new(level, 2);
                     let norm = LayerNorm { weight: &weight, bias: &bias, eps: 1e-5 };
-                    layer_norm(level, &mut pool, &x, norm, &mut out);
+                    layer_norm(&mut context, &x, norm, &mut out);
                     let expected: Vec<_> =
                         x.chunks(width).flat_map(|row| exact_norm(row, &weight, &bias)).collect();
                     let what = format!("{level} {rows}x{width}");
@@ -376,7 +377,7 @@ mod tests {
             let ones = vec![1.0; 40];
             let mut out = vec![0.0; x.len()];
             let norm = LayerNorm { weight: &ones, bias: &ones, eps: 1e-5 };
-            layer_norm(level, &mut Pool::new(1), &x, norm, &mut out);
+            layer_norm(&mut KernelContext::new(level, 1), &x, norm, &mut out);
             let finite: Vec<bool> =
                 out.chunks(40).map(|row| row.iter().all(|x| x.is_finite())).collect();
             assert_eq!(finite, [true, false, true], "{level}");

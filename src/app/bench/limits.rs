@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::app::compute::Compute;
 use crate::config::ComputeSettings;
+use crate::kernels::context::KernelContext;
 use crate::kernels::isa::Level;
 use crate::kernels::limits;
-use crate::kernels::pool::Pool;
 
 /// Size of the read buffer in bytes: many times the size of common caches, so that the reads come from memory. On
 /// recent servers with a shared last-level cache of 260 MB, the measured rate is still a little too high.
@@ -67,16 +67,11 @@ impl Limits {
     pub fn measure(settings: ComputeSettings) -> io::Result<Option<Self>> {
         let compute = Compute::resolve(settings);
         let Some(format) = compute.kernel_format() else { return Ok(None) };
-        let mut pool = Pool::try_new(compute.threads)?;
+        let mut context = KernelContext::try_new(compute.level, compute.threads)?;
         Ok(Some(Self {
             dtype: compute.placement.dtype.name(),
             level: compute.level.name(),
-            operations_per_second: limits::operations_per_second(
-                compute.level,
-                format,
-                &mut pool,
-                PASS,
-            ),
+            operations_per_second: limits::operations_per_second(&mut context, format, PASS),
         }))
     }
 }
@@ -86,6 +81,7 @@ impl Limits {
 /// # Errors
 /// When the operating system cannot start the threads.
 pub fn read_bytes_per_second(settings: ComputeSettings) -> io::Result<f64> {
-    let mut pool = Pool::try_new(Compute::resolve(settings).threads)?;
-    Ok(limits::read_bandwidth(&mut pool, BUFFER_BYTES))
+    let compute = Compute::resolve(settings);
+    let mut context = KernelContext::try_new(compute.level, compute.threads)?;
+    Ok(limits::read_bandwidth(&mut context, BUFFER_BYTES))
 }

@@ -2,10 +2,10 @@
 //! to itself.
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
+use super::super::context::KernelContext;
 use super::super::gemm::DisjointMutPtr;
-use super::super::isa::{Isa, Kernel, Level};
+use super::super::isa::{Isa, Kernel};
 use super::super::pointwise::exp;
-use super::super::pool::Pool;
 use super::super::rows::Rows;
 use super::Heads;
 use super::strips::BUFFERS;
@@ -26,12 +26,13 @@ pub struct CausalRun<'a> {
 /// # Panics
 /// When the lengths do not match.
 pub fn attend_causally(
-    level: Level,
-    pool: &mut Pool,
+    context: &mut KernelContext,
     heads: Heads,
     runs: &[CausalRun<'_>],
     out: &mut [f32],
 ) {
+    let KernelContext { level, pool, .. } = context;
+    let level = *level;
     let width = heads.count * heads.width;
     let starts: Vec<usize> = runs
         .iter()

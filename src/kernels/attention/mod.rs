@@ -20,9 +20,9 @@ mod tests;
 pub use causal::{CausalRun, attend_causally};
 pub use packed_kv::{Heads, PackedKv};
 
+use super::context::KernelContext;
 use super::gemm::{DisjointMutPtr, Shape};
 use super::isa::Level;
-use super::pool::Pool;
 use super::rows::Rows;
 use strips::{BUFFERS, Strips};
 
@@ -65,7 +65,9 @@ struct HeadQueries {
 ///
 /// # Panics
 /// When the lengths do not match.
-pub fn attend(level: Level, pool: &mut Pool, runs: &[AttentionRun<'_>], out: &mut [f32]) {
+pub fn attend(context: &mut KernelContext, runs: &[AttentionRun<'_>], out: &mut [f32]) {
+    let KernelContext { level, pool, .. } = context;
+    let level = *level;
     let strip = part_rows(level, pool.threads(), runs);
     let mut parts = Vec::new();
     let mut start = 0;

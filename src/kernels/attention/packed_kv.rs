@@ -1,9 +1,9 @@
 //! Keys and values of one sequence, packed as panels of the matrix product.
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
+use super::super::context::KernelContext;
 use super::super::gemm::{Bf16, Convert, DisjointMutPtr, F32, Format, MOST_COLUMNS, Shape};
 use super::super::isa::{Isa, Kernel, Level};
-use super::super::pool::Pool;
 use super::super::rows::Rows;
 
 /// Number of attention heads, and their width.
@@ -26,6 +26,7 @@ impl Heads {
 /// Packed keys and values of one sequence.
 #[derive(Debug)]
 pub struct PackedKv {
+    /// Level that the contents are packed for; has no meaning while there are no tokens.
     pub(super) level: Level,
     pub(super) format: Format,
     pub(super) heads: Heads,
@@ -42,10 +43,10 @@ impl PackedKv {
     /// # Panics
     /// If `format` is 8-bit integers, which attention does not support.
     #[must_use]
-    pub fn new(level: Level, format: Format, heads: Heads) -> Self {
+    pub fn new(format: Format, heads: Heads) -> Self {
         assert_ne!(format, Format::Int8, "attention runs in f32 or bf16");
         Self {
-            level,
+            level: Level::Portable,
             format,
             heads,
             tokens: 0,
@@ -58,9 +59,15 @@ impl PackedKv {
     ///
     /// # Panics
     /// When the numbers of keys and values differ.
-    pub fn pack(&mut self, pool: &mut Pool, heads: Heads, keys: Rows<'_>, values: Rows<'_>) {
+    pub fn pack(
+        &mut self,
+        context: &mut KernelContext,
+        heads: Heads,
+        keys: Rows<'_>,
+        values: Rows<'_>,
+    ) {
         assert_eq!(keys.rows, values.rows, "a token has a key and a value");
-        (self.heads, self.tokens) = (heads, keys.rows);
+        (self.level, self.heads, self.tokens) = (context.level, heads, keys.rows);
         let (level, format) = (self.level, self.format);
         let (key_size, value_size) = sizes(level, format, heads, keys.rows);
         // Columns beyond the tokens and the width may keep old values; no result depends on them.
@@ -68,7 +75,7 @@ impl PackedKv {
         self.values.resize(heads.count * value_size);
         let (key_to, value_to) =
             (DisjointMutPtr(self.keys.as_mut_ptr()), DisjointMutPtr(self.values.as_mut_ptr()));
-        pool.run(heads.count, &|head| {
+        context.pool.run(heads.count, &|head| {
             #[expect(unsafe_code, reason = "each head's panels are written by one part")]
             // SAFETY: heads do not overlap, and the buffers have room for every head.
             let (key_to, value_to) = unsafe {

@@ -1,8 +1,8 @@
 //! Compares both forms of attention, at every level, with a slow reference in f64.
 
+use super::super::context::KernelContext;
 use super::super::gemm::Format;
 use super::super::isa::{Level, to_bf16};
-use super::super::pool::Pool;
 use super::super::rows::Rows;
 use super::super::testing::{assert_all_close, levels, values};
 use super::{AttentionRun, CausalRun, Heads, PackedKv, Shape, attend, attend_causally};
@@ -24,9 +24,9 @@ impl Sequence {
         Rows { values: &self.qkv, stride: 3 * width, column: index * width, rows: self.rows }
     }
 
-    fn packed(&self, level: Level, format: Format, pool: &mut Pool) -> PackedKv {
-        let mut memory = PackedKv::new(level, format, self.heads);
-        memory.pack(pool, self.heads, self.part(1), self.part(2));
+    fn packed(&self, format: Format, context: &mut KernelContext) -> PackedKv {
+        let mut memory = PackedKv::new(format, self.heads);
+        memory.pack(context, self.heads, self.part(1), self.part(2));
         memory
     }
 }
@@ -93,15 +93,15 @@ fn attention_equals_the_slow_twin_around_the_edges_of_tiles_and_panels() {
                     let memory = Sequence::new(Heads { count, width }, tokens, 1);
                     for queries in [1, rows, rows + 1] {
                         let asking = Sequence::new(memory.heads, queries, 2);
-                        let mut pool = Pool::new(2);
-                        let packed = memory.packed(level, format, &mut pool);
+                        let mut context = KernelContext::new(level, 2);
+                        let packed = memory.packed(format, &mut context);
                         let mut out = vec![f32::NAN; queries * count * width];
                         let run = AttentionRun {
                             queries: asking.part(0),
                             memory: &packed,
                             scale: memory.heads.scale(),
                         };
-                        attend(level, &mut pool, &[run], &mut out);
+                        attend(&mut context, &[run], &mut out);
                         let expected = reference(format, asking.part(0), &memory, |_| tokens);
                         let what = format!(
                             "{level} {format:?} {queries} queries, {tokens} tokens, {count}x{width}"
@@ -121,21 +121,41 @@ fn a_memory_used_again_for_fewer_tokens_keeps_nothing_of_the_old() {
     let heads = Heads { count: 2, width: 24 };
     for level in levels() {
         for format in [Format::F32, Format::Bf16] {
-            let mut pool = Pool::new(1);
+            let mut context = KernelContext::new(level, 1);
             let mut old = Sequence::new(heads, 70, 3);
             old.qkv.fill(f32::NAN);
             let new = Sequence::new(heads, 13, 4);
-            let mut used = old.packed(level, format, &mut pool);
-            used.pack(&mut pool, heads, new.part(1), new.part(2));
-            let fresh = new.packed(level, format, &mut pool);
+            let mut used = old.packed(format, &mut context);
+            used.pack(&mut context, heads, new.part(1), new.part(2));
+            let fresh = new.packed(format, &mut context);
             let mut attended = |memory: &PackedKv| {
                 let mut out = vec![0.0; 13 * 48];
                 attend(
-                    level,
-                    &mut pool,
+                    &mut context,
                     &[AttentionRun { queries: new.part(0), memory, scale: heads.scale() }],
                     &mut out,
                 );
+                out
+            };
+            assert_eq!(attended(&used), attended(&fresh), "{level} {format:?}");
+        }
+    }
+}
+
+#[test]
+fn a_memory_packed_again_at_another_level_is_of_that_level() {
+    let heads = Heads { count: 2, width: 24 };
+    let sequence = Sequence::new(heads, 40, 10);
+    for format in [Format::F32, Format::Bf16] {
+        let mut used = sequence.packed(format, &mut KernelContext::new(Level::Portable, 1));
+        for level in levels() {
+            let mut context = KernelContext::new(level, 1);
+            used.pack(&mut context, heads, sequence.part(1), sequence.part(2));
+            let fresh = sequence.packed(format, &mut context);
+            let mut attended = |memory: &PackedKv| {
+                let mut out = vec![0.0; 40 * 48];
+                let run = AttentionRun { queries: sequence.part(0), memory, scale: heads.scale() };
+                attend(&mut context, &[run], &mut out);
                 out
             };
             assert_eq!(attended(&used), attended(&fresh), "{level} {format:?}");
@@ -149,12 +169,11 @@ fn a_query_has_the_same_bits_alone_and_in_any_company() {
     let (first, second) = (Sequence::new(heads, 50, 5), Sequence::new(heads, 37, 6));
     for level in levels() {
         for format in [Format::F32, Format::Bf16] {
-            let mut pool = Pool::new(3);
-            let memories =
-                [&first, &second].map(|sequence| sequence.packed(level, format, &mut pool));
+            let mut context = KernelContext::new(level, 3);
+            let memories = [&first, &second].map(|sequence| sequence.packed(format, &mut context));
             let mut attended = |runs: &[AttentionRun<'_>], rows: usize| {
                 let mut out = vec![0.0; rows * 128];
-                attend(level, &mut pool, runs, &mut out);
+                attend(&mut context, runs, &mut out);
                 out
             };
             let runs = [
@@ -186,15 +205,15 @@ fn a_row_of_what_is_not_a_number_comes_out_so_and_spoils_no_other() {
         for format in [Format::F32, Format::Bf16] {
             let mut asking = Sequence::new(heads, 5, 8);
             asking.qkv[3 * 96..][..32].fill(f32::NAN);
-            let mut pool = Pool::new(1);
-            let packed = memory.packed(level, format, &mut pool);
+            let mut context = KernelContext::new(level, 1);
+            let packed = memory.packed(format, &mut context);
             let mut out = vec![0.0; 5 * 32];
             let run = AttentionRun {
                 queries: asking.part(0),
                 memory: &packed,
                 scale: memory.heads.scale(),
             };
-            attend(level, &mut pool, &[run], &mut out);
+            attend(&mut context, &[run], &mut out);
             for (row, values) in out.chunks(32).enumerate() {
                 assert_eq!(
                     values.iter().all(|x| x.is_nan()),
@@ -232,7 +251,7 @@ fn causal_attention_equals_the_slow_twin_with_and_without_a_past() {
                 };
                 let mut out = vec![f32::NAN; new * whole];
                 let run = CausalRun { queries, memory: &pieces };
-                attend_causally(level, &mut Pool::new(2), heads, &[run], &mut out);
+                attend_causally(&mut KernelContext::new(level, 2), heads, &[run], &mut out);
                 let expected = reference(Format::F32, queries, &sequence, |row| past + row + 1);
                 let what = format!("{level} {past} + {new} rows, {count}x{width}");
                 failures.extend(assert_all_close(&what, &out, &expected, 4e-6).err());

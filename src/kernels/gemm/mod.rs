@@ -28,15 +28,15 @@ pub use weights::{Format, PackedWeights};
 use std::cell::RefCell;
 
 use super::activation::{self, Activation};
+use super::context::KernelContext;
 use super::isa::Level;
-use super::pool::Pool;
 use super::rows::Rows;
 use epilogue::{Finish, Out};
 use rows::PackedRows;
 
 /// Scratch memory of products, reused between calls.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub(super) struct Scratch {
     rows: PackedRows,
 }
 
@@ -45,14 +45,14 @@ pub struct Scratch {
 /// # Panics
 /// When the lengths do not match.
 pub fn linear(
-    level: Level,
-    pool: &mut Pool,
-    scratch: &mut Scratch,
+    context: &mut KernelContext,
     x: &[f32],
     weights: &PackedWeights,
     epilogue: Epilogue<'_>,
     out: &mut [f32],
 ) {
+    let KernelContext { level, pool, scratch } = context;
+    let level = *level;
     let rows = x.len() / weights.k();
     assert_eq!(weights.level(), level, "the weights were packed for another level");
     assert_eq!(x.len(), rows * weights.k(), "x is [rows, k]");
@@ -78,7 +78,7 @@ pub fn linear(
     });
     match epilogue {
         Epilogue::None | Epilogue::Activation(Activation::Gelu) | Epilogue::Residual(_) => {}
-        Epilogue::Activation(other) => activation::apply(level, pool, other, out),
+        Epilogue::Activation(other) => activation::apply(context, other, out),
     }
 }
 
@@ -89,13 +89,14 @@ pub fn linear(
 /// # Panics
 /// When the lengths do not match, or the weights differ in shape.
 pub fn linear_by_head(
-    level: Level,
-    pool: &mut Pool,
+    context: &mut KernelContext,
     x: &[f32],
     weights: &[PackedWeights],
     out: &mut [f32],
 ) {
     let Some(first) = weights.first() else { return };
+    let KernelContext { level, pool, .. } = context;
+    let level = *level;
     let (heads, n, k) = (weights.len(), first.n(), first.k());
     let rows = x.len() / (heads * k);
     let fits =

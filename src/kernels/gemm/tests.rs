@@ -1,10 +1,10 @@
 //! Compares every level and format with a slow reference: three loops over the same rounded operands, in f64.
 
 use super::super::activation::Activation;
+use super::super::context::KernelContext;
 use super::super::isa::{Level, to_bf16};
-use super::super::pool::Pool;
 use super::super::testing::{assert_all_close, levels, values};
-use super::{Epilogue, Format, PackedWeights, Scratch, Shape, linear, linear_by_head};
+use super::{Epilogue, Format, PackedWeights, Shape, linear, linear_by_head};
 
 /// Returns the values of a matrix row, rounded to the format.
 fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
@@ -41,14 +41,13 @@ fn reference(
     x: &[f32],
     weight: &[f32],
     bias: Option<&[f32]>,
-    n: usize,
     k: usize,
 ) -> Vec<(f64, f64)> {
     let rows: Vec<_> = x.chunks(k).map(|row| rounded(format, row, false)).collect();
     let columns: Vec<_> = weight.chunks(k).map(|row| rounded(format, row, true)).collect();
     let mut out = Vec::new();
     for row in &rows {
-        for (j, column) in columns.iter().enumerate().take(n) {
+        for (j, column) in columns.iter().enumerate() {
             let products = || row.iter().zip(column).map(|(a, b)| a * b);
             let bias = bias.map_or(0.0, |bias| f64::from(bias[j]));
             let magnitude = products().map(f64::abs).sum::<f64>() + bias.abs();
@@ -65,22 +64,21 @@ fn tolerance(k: usize) -> f64 {
 }
 
 fn check(level: Level, format: Format, m: usize, n: usize, k: usize) -> Result<(), String> {
-    check_on(&mut Pool::new(2), level, format, [m, n, k])
+    check_on(&mut KernelContext::new(level, 2), format, [m, n, k])
 }
 
 fn check_on(
-    pool: &mut Pool,
-    level: Level,
+    context: &mut KernelContext,
     format: Format,
     [m, n, k]: [usize; 3],
 ) -> Result<(), String> {
     let (x, weight) = (values(m * k, 1), values(n * k, 2));
     let bias = (n % 2 == 1).then(|| values(n, 3));
-    let weights = PackedWeights::pack(level, pool, format, &weight, bias.as_deref(), n);
+    let weights = PackedWeights::pack(context, format, &weight, bias.as_deref(), n);
     let mut out = vec![f32::NAN; m * n];
-    let mut scratch = Scratch::default();
-    linear(level, pool, &mut scratch, &x, &weights, Epilogue::None, &mut out);
-    let expected = reference(format, &x, &weight, bias.as_deref(), n, k);
+    linear(context, &x, &weights, Epilogue::None, &mut out);
+    let expected = reference(format, &x, &weight, bias.as_deref(), k);
+    let level = context.level();
     assert_all_close(&format!("{level} {format:?} {m}x{n}x{k}"), &out, &expected, tolerance(k))
 }
 
@@ -144,28 +142,19 @@ fn a_row_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads() {
     let (x, weight) = (values(m * k, 4), values(n * k, 5));
     for level in levels() {
         for format in FORMATS {
-            let mut one = Pool::new(1);
-            let weights = PackedWeights::pack(level, &mut one, format, &weight, None, n);
-            let mut scratch = Scratch::default();
-            let mut run = |pool: &mut Pool, rows: &[f32]| {
+            let mut one = KernelContext::new(level, 1);
+            let weights = PackedWeights::pack(&mut one, format, &weight, None, n);
+            let run = |context: &mut KernelContext, rows: &[f32]| {
                 let mut out = vec![0.0; rows.len() / k * n];
-                linear(
-                    level,
-                    pool,
-                    &mut scratch,
-                    rows,
-                    &weights,
-                    Epilogue::Activation(Activation::Gelu),
-                    &mut out,
-                );
+                linear(context, rows, &weights, Epilogue::Activation(Activation::Gelu), &mut out);
                 out
             };
-            let together = run(&mut Pool::new(3), &x);
+            let together = run(&mut KernelContext::new(level, 3), &x);
             for row in 0..m {
                 let alone = run(&mut one, &x[row * k..][..k]);
                 assert_eq!(alone, together[row * n..][..n], "{level} {format:?} row {row}");
             }
-            let some = run(&mut Pool::new(2), &x[7 * k..][..20 * k]);
+            let some = run(&mut KernelContext::new(level, 2), &x[7 * k..][..20 * k]);
             assert_eq!(some, together[7 * n..][..20 * n], "{level} {format:?}");
         }
     }
@@ -181,11 +170,10 @@ fn the_largest_value_of_an_8_bit_row_stays_the_largest() {
             (x[5], x[40]) = (low, high);
             let mut weight = vec![0.0f32; 2 * 64];
             (weight[5], weight[64 + 40]) = (1.0, 1.0);
-            let mut pool = Pool::new(1);
-            let weights = PackedWeights::pack(level, &mut pool, Format::Int8, &weight, None, 2);
+            let mut context = KernelContext::new(level, 1);
+            let weights = PackedWeights::pack(&mut context, Format::Int8, &weight, None, 2);
             let mut out = [0.0f32; 2];
-            let mut scratch = Scratch::default();
-            linear(level, &mut pool, &mut scratch, &x, &weights, Epilogue::None, &mut out);
+            linear(&mut context, &x, &weights, Epilogue::None, &mut out);
             let step = (high - low) / 255.0;
             assert!(
                 (out[0] - low).abs() <= step && (out[1] - high).abs() <= step,
@@ -203,7 +191,7 @@ fn the_matrix_unit_multiplies_bf16_and_integers_but_not_f32() {
         for (format, uses) in [(Format::F32, false), (Format::Bf16, true), (Format::Int8, true)] {
             let before = level.emulated_products();
             // One thread only, because the emulator counts per thread.
-            check_on(&mut Pool::new(1), level, format, [40, 33, 100]).unwrap();
+            check_on(&mut KernelContext::new(level, 1), format, [40, 33, 100]).unwrap();
             assert_eq!(level.emulated_products() > before, uses, "{level} {format:?}");
         }
     }
@@ -214,16 +202,16 @@ fn products_by_head_equal_each_heads_own() {
     for level in levels() {
         for format in FORMATS {
             for (rows, heads, n, k) in [(1, 3, 40, 64), (14, 2, 64, 33), (2, 12, 24, 8)] {
-                let mut pool = Pool::new(2);
+                let mut context = KernelContext::new(level, 2);
                 let x = values(rows * heads * k, 15);
                 let weights: Vec<PackedWeights> = (0..heads)
                     .map(|head| {
                         let (weight, bias) = (values(n * k, head as u64), values(n, 16));
-                        PackedWeights::pack(level, &mut pool, format, &weight, Some(&bias), n)
+                        PackedWeights::pack(&mut context, format, &weight, Some(&bias), n)
                     })
                     .collect();
                 let mut out = vec![f32::NAN; rows * heads * n];
-                linear_by_head(level, &mut pool, &x, &weights, &mut out);
+                linear_by_head(&mut context, &x, &weights, &mut out);
                 for (head, weights) in weights.iter().enumerate() {
                     let own: Vec<f32> = x
                         .chunks(heads * k)
@@ -231,16 +219,7 @@ fn products_by_head_equal_each_heads_own() {
                         .copied()
                         .collect();
                     let mut expected = vec![0.0; rows * n];
-                    let mut scratch = Scratch::default();
-                    linear(
-                        level,
-                        &mut pool,
-                        &mut scratch,
-                        &own,
-                        weights,
-                        Epilogue::None,
-                        &mut expected,
-                    );
+                    linear(&mut context, &own, weights, Epilogue::None, &mut expected);
                     let actual: Vec<f32> = out
                         .chunks(heads * n)
                         .flat_map(|row| &row[head * n..][..n])
@@ -259,11 +238,11 @@ fn epilogues_are_what_they_are_called() {
     let (x, weight, bias) = (values(m * k, 6), values(n * k, 7), values(n, 8));
     let residual = values(m * n, 9);
     for level in levels() {
-        let mut pool = Pool::new(2);
-        let weights = PackedWeights::pack(level, &mut pool, Format::F32, &weight, Some(&bias), n);
+        let mut context = KernelContext::new(level, 2);
+        let weights = PackedWeights::pack(&mut context, Format::F32, &weight, Some(&bias), n);
         let mut run = |epilogue| {
             let mut out = vec![0.0; m * n];
-            linear(level, &mut pool, &mut Scratch::default(), &x, &weights, epilogue, &mut out);
+            linear(&mut context, &x, &weights, epilogue, &mut out);
             out
         };
         let plain = run(Epilogue::None);
@@ -290,14 +269,11 @@ fn what_is_not_a_number_stays_so_and_spoils_no_other_row() {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut x = values(m * k, 11);
                 x[2 * k + 57] = bad;
-                let mut pool = Pool::new(1);
-                let weights = PackedWeights::pack(level, &mut pool, format, &weight, None, n);
+                let mut context = KernelContext::new(level, 1);
+                let weights = PackedWeights::pack(&mut context, format, &weight, None, n);
                 let mut out = vec![0.0; m * n];
-                let mut scratch = Scratch::default();
                 linear(
-                    level,
-                    &mut pool,
-                    &mut scratch,
+                    &mut context,
                     &x,
                     &weights,
                     Epilogue::Activation(Activation::Gelu),
@@ -323,12 +299,10 @@ fn weights_of_zeros_and_rows_of_zeros_give_the_bias() {
             for (x, weight) in
                 [(vec![0.0; m * k], values(n * k, 13)), (values(m * k, 14), vec![0.0; n * k])]
             {
-                let mut pool = Pool::new(1);
-                let weights =
-                    PackedWeights::pack(level, &mut pool, format, &weight, Some(&bias), n);
+                let mut context = KernelContext::new(level, 1);
+                let weights = PackedWeights::pack(&mut context, format, &weight, Some(&bias), n);
                 let mut out = vec![f32::NAN; m * n];
-                let mut scratch = Scratch::default();
-                linear(level, &mut pool, &mut scratch, &x, &weights, Epilogue::None, &mut out);
+                linear(&mut context, &x, &weights, Epilogue::None, &mut out);
                 for row in out.chunks(n) {
                     assert_eq!(row, bias, "{level} {format:?}");
                 }

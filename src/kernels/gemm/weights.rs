@@ -5,6 +5,7 @@
 //! are zero.
 
 use super::super::aligned_buffer::AlignedBuffer;
+use super::super::context::KernelContext;
 use super::super::isa::{Isa, Kernel, Level, to_bf16};
 use super::super::pool::Pool;
 use super::rows::DisjointMutPtr;
@@ -100,8 +101,7 @@ impl PackedWeights {
     /// When the lengths do not match.
     #[must_use]
     pub fn pack(
-        level: Level,
-        pool: &mut Pool,
+        context: &mut KernelContext,
         format: Format,
         weight: &[f32],
         bias: Option<&[f32]>,
@@ -109,6 +109,7 @@ impl PackedWeights {
     ) -> Self {
         let k = weight.len() / n;
         assert_eq!(weight.len(), n * k, "the weight is [n, k]");
+        let level = context.level;
         let shape = Shape::of(level);
         let (columns, groups) = (shape.columns, shape.groups(format, k));
         let padded = n.next_multiple_of(columns);
@@ -129,7 +130,7 @@ impl PackedWeights {
             scales: vec![0.0; scaled],
             column_sums: vec![0; scaled],
         };
-        packed.pack_panels(pool, weight);
+        packed.pack_panels(&mut context.pool, weight);
         packed
     }
 

@@ -18,9 +18,8 @@ use std::sync::Arc;
 use super::{Act, CpuOps, KvCache, wrong_form};
 use crate::engine::backend::BackendError;
 use crate::kernels::attention::{self, AttentionRun, Heads, PackedKv};
+use crate::kernels::context::KernelContext;
 use crate::kernels::gemm::{self, Format, PackedWeights};
-use crate::kernels::isa::Level;
-use crate::kernels::pool::Pool;
 use crate::kernels::rows::Rows;
 use crate::model::ops::Run;
 
@@ -49,8 +48,7 @@ impl AbsorbedKv {
 impl AbsorbedKvWeights {
     /// Packs `weight` `[2 x width, memory width]` and `bias` `[2 x width]`; in both, the keys come first.
     pub(super) fn pack(
-        level: Level,
-        pool: &mut Pool,
+        context: &mut KernelContext,
         format: Format,
         weight: &[f32],
         bias: &[f32],
@@ -65,15 +63,13 @@ impl AbsorbedKvWeights {
                     (0..head_width).map(move |row| head[row * memory_width + column])
                 })
                 .collect();
-            PackedWeights::pack(level, pool, format, &transposed, None, memory_width)
+            PackedWeights::pack(context, format, &transposed, None, memory_width)
         });
         let keys = keys.collect();
         let values = values
             .chunks_exact(head_width * memory_width)
             .zip(bias[width..].chunks_exact(head_width))
-            .map(|(head, bias)| {
-                PackedWeights::pack(level, pool, format, head, Some(bias), head_width)
-            })
+            .map(|(head, bias)| PackedWeights::pack(context, format, head, Some(bias), head_width))
             .collect();
         Self { keys, values }
     }
@@ -85,8 +81,8 @@ impl CpuOps {
         let features = memory.packed(|| {
             let heads = Heads { count: 1, width: memory.width() };
             let rows = Rows::of(memory.values(), memory.width());
-            let mut packed = PackedKv::new(self.level, self.attention_format(), heads);
-            packed.pack(&mut self.state().pool, heads, rows, rows);
+            let mut packed = PackedKv::new(self.attention_format(), heads);
+            packed.pack(&mut self.workspace().context, heads, rows, rows);
             packed
         });
         KvCache::Folded(AbsorbedKv { features, weights: Arc::clone(weights) })
@@ -119,14 +115,14 @@ impl CpuOps {
         runs: &[Run<&AbsorbedKv>],
         out: &mut [f32],
     ) {
-        let (heads, level) = (weights.keys.len(), self.level);
+        let heads = weights.keys.len();
         let rows: usize = runs.iter().map(|run| run.rows).sum();
         let scale = Heads { count: heads, width: query.len() / rows / heads }.scale();
         let memory_width = weights.keys.first().map_or(0, PackedWeights::n);
         let wide = heads * memory_width;
         // Every head of a row is a separate query over the features.
-        let queries = self.act(rows, wide, |state, out| {
-            gemm::linear_by_head(level, &mut state.pool, query, &weights.keys, out);
+        let queries = self.act(rows, wide, |workspace, out| {
+            gemm::linear_by_head(&mut workspace.context, query, &weights.keys, out);
         });
         let mut start = 0;
         let runs: Vec<_> = runs
@@ -138,11 +134,11 @@ impl CpuOps {
                 AttentionRun { queries, memory: &run.memory.features, scale }
             })
             .collect();
-        let sums = self.act(rows, wide, |state, out| {
-            attention::attend(level, &mut state.pool, &runs, out);
+        let sums = self.act(rows, wide, |workspace, out| {
+            attention::attend(&mut workspace.context, &runs, out);
         });
-        let pool = &mut self.state().pool;
-        gemm::linear_by_head(level, pool, sums.values(), &weights.values, out);
+        let context = &mut self.workspace().context;
+        gemm::linear_by_head(context, sums.values(), &weights.values, out);
     }
 }
 

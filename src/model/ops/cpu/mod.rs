@@ -25,10 +25,10 @@ pub use folded::{AbsorbedKv, AbsorbedKvWeights};
 use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, Run};
 use crate::engine::backend::BackendError;
 use crate::kernels::attention::{self, AttentionRun, CausalRun, Heads, PackedKv};
-use crate::kernels::gemm::{self, Format, PackedWeights, Scratch};
+use crate::kernels::context::KernelContext;
+use crate::kernels::gemm::{self, Format, PackedWeights};
 use crate::kernels::isa::Level;
 use crate::kernels::pointwise;
-use crate::kernels::pool::Pool;
 use crate::kernels::rows::Rows;
 use crate::task::Pixels;
 
@@ -52,13 +52,13 @@ pub struct CpuOps {
     format: Format,
     arena: Arc<Arena>,
     /// Only one thread calls the operations, so the lock is never contended.
-    state: Mutex<State>,
+    workspace: Mutex<Workspace>,
 }
 
+/// The kernels' context, and buffers that are reused between operations.
 #[derive(Debug)]
-struct State {
-    pool: Pool,
-    scratch: Scratch,
+struct Workspace {
+    context: KernelContext,
     /// Packed keys and values of the last self-attention, kept so that the next one reuses their buffers.
     memories: Vec<PackedKv>,
 }
@@ -116,13 +116,13 @@ impl CpuOps {
     /// # Errors
     /// When the operating system cannot start the threads.
     pub fn try_new(level: Level, format: Format, threads: usize) -> io::Result<Self> {
-        let pool = Pool::try_new(threads)?;
-        let state = State { pool, scratch: Scratch::default(), memories: Vec::new() };
-        Ok(Self { level, format, arena: Arc::default(), state: Mutex::new(state) })
+        let context = KernelContext::try_new(level, threads)?;
+        let workspace = Mutex::new(Workspace { context, memories: Vec::new() });
+        Ok(Self { level, format, arena: Arc::default(), workspace })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn workspace(&self) -> MutexGuard<'_, Workspace> {
+        self.workspace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the format of attention and of the other parts for which 8 bits are not accurate enough.
@@ -138,19 +138,13 @@ impl CpuOps {
     ) -> Result<PackedWeights, BackendError> {
         let n = weight.dim(0)?;
         let (weight, bias) = (values(weight)?, bias.map(values).transpose()?);
-        Ok(PackedWeights::pack(
-            self.level,
-            &mut self.state().pool,
-            format,
-            &weight,
-            bias.as_deref(),
-            n,
-        ))
+        Ok(PackedWeights::pack(&mut self.workspace().context, format, &weight, bias.as_deref(), n))
     }
 
-    fn act(&self, rows: usize, width: usize, fill: impl FnOnce(&mut State, &mut [f32])) -> Act {
+    /// Returns activations `[rows, width]` that `fill` writes.
+    fn act(&self, rows: usize, width: usize, fill: impl FnOnce(&mut Workspace, &mut [f32])) -> Act {
         let mut values = self.arena.take(rows * width);
-        fill(&mut self.state(), &mut values);
+        fill(&mut self.workspace(), &mut values);
         Act::from_arena(&self.arena, rows, width, values)
     }
 
@@ -168,7 +162,7 @@ impl CpuOps {
         // All images of one tower have the same size.
         let each = lines.first().map_or(1, |(image, _)| line_values(image));
         let places: Vec<Mutex<&mut [f32]>> = values.chunks_mut(each).map(Mutex::new).collect();
-        self.state().pool.run(lines.len(), &|index| {
+        self.workspace().context.pool().run(lines.len(), &|index| {
             let (image, line) = lines[index];
             let mut place = places[index].lock().unwrap_or_else(PoisonError::into_inner);
             patch_line(weights, image, line, &mut place);
@@ -248,10 +242,9 @@ impl Ops for CpuOps {
             }
             KvLifetime::Persistent => {
                 let (weight, bias) = (values(weight)?, values(bias)?);
-                let pool = &mut self.state().pool;
+                let context = &mut self.workspace().context;
                 let format = self.attention_format();
-                let folded =
-                    AbsorbedKvWeights::pack(self.level, pool, format, &weight, &bias, heads);
+                let folded = AbsorbedKvWeights::pack(context, format, &weight, &bias, heads);
                 Ok(KvProjection::Folded(Arc::new(folded)))
             }
         }
@@ -330,10 +323,10 @@ impl Ops for CpuOps {
     }
 
     fn layer_norm(&self, x: &Act, weights: &LayerNorm) -> Result<Act, BackendError> {
-        Ok(self.act(x.rows(), x.width(), |state, out| {
+        Ok(self.act(x.rows(), x.width(), |workspace, out| {
             let LayerNorm { weight, bias, eps } = weights;
             let norm = pointwise::LayerNorm { weight, bias, eps: *eps };
-            pointwise::layer_norm(self.level, &mut state.pool, x.values(), norm, out);
+            pointwise::layer_norm(&mut workspace.context, x.values(), norm, out);
         }))
     }
 
@@ -348,9 +341,8 @@ impl Ops for CpuOps {
             Epilogue::Activation(activation) => gemm::Epilogue::Activation(activation),
             Epilogue::Residual(residual) => gemm::Epilogue::Residual(residual.values()),
         };
-        Ok(self.act(x.rows(), weights.n(), |state, out| {
-            let State { pool, scratch, .. } = state;
-            gemm::linear(self.level, pool, scratch, x.values(), weights, epilogue, out);
+        Ok(self.act(x.rows(), weights.n(), |workspace, out| {
+            gemm::linear(&mut workspace.context, x.values(), weights, epilogue, out);
         }))
     }
 
@@ -362,13 +354,13 @@ impl Ops for CpuOps {
     ) -> Result<Act, BackendError> {
         let width = qkv.width() / 3;
         let heads = Heads { count: heads, width: width / heads };
-        Ok(self.act(qkv.rows(), width, |State { pool, memories, .. }, out| {
+        Ok(self.act(qkv.rows(), width, |Workspace { context, memories }, out| {
             let missing = lengths.len().saturating_sub(memories.len());
-            let memory = || PackedKv::new(self.level, self.attention_format(), heads);
+            let memory = || PackedKv::new(self.attention_format(), heads);
             memories.extend(std::iter::repeat_with(memory).take(missing));
             for ((memory, start), &rows) in memories.iter_mut().zip(starts(lengths)).zip(lengths) {
                 memory.pack(
-                    pool,
+                    context,
                     heads,
                     columns(qkv, 1, 3, start, rows),
                     columns(qkv, 2, 3, start, rows),
@@ -384,7 +376,7 @@ impl Ops for CpuOps {
                     scale: heads.scale(),
                 })
                 .collect();
-            attention::attend(self.level, pool, &runs, out);
+            attention::attend(context, &runs, out);
             memories.truncate(MOST_MEMORIES);
         }))
     }
@@ -416,8 +408,8 @@ impl Ops for CpuOps {
                 memory,
             })
             .collect();
-        let out = self.act(qkv.rows(), width, |state, out| {
-            attention::attend_causally(self.level, &mut state.pool, heads, &runs, out);
+        let out = self.act(qkv.rows(), width, |workspace, out| {
+            attention::attend_causally(&mut workspace.context, heads, &runs, out);
         });
         Ok((out, extended.into_iter().map(KvCache::Causal).collect()))
     }
@@ -435,10 +427,10 @@ impl Ops for CpuOps {
         let projected = self.linear(memory, weights, Epilogue::None)?;
         let rows = projected.rows();
         let heads = Heads { count: heads, width: projected.width() / 2 / heads };
-        let mut packed = PackedKv::new(self.level, self.attention_format(), heads);
+        let mut packed = PackedKv::new(self.attention_format(), heads);
         let (keys, values) =
             (columns(&projected, 0, 2, 0, rows), columns(&projected, 1, 2, 0, rows));
-        packed.pack(&mut self.state().pool, heads, keys, values);
+        packed.pack(&mut self.workspace().context, heads, keys, values);
         Ok(KvCache::PackedKv(Arc::new(packed)))
     }
 
@@ -464,8 +456,8 @@ impl Ops for CpuOps {
                 KvCache::Causal(_) | KvCache::Folded(_) => Err(wrong_form()),
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(self.act(query.rows(), query.width(), |state, out| {
-            attention::attend(self.level, &mut state.pool, &runs, out);
+        Ok(self.act(query.rows(), query.width(), |workspace, out| {
+            attention::attend(&mut workspace.context, &runs, out);
         }))
     }
 

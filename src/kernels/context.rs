@@ -1,0 +1,43 @@
+//! What every kernel runs with: the instruction set level, the thread pool, and memory that is reused between calls.
+
+use std::io;
+
+use super::gemm::Scratch;
+use super::isa::Level;
+use super::pool::Pool;
+
+/// Instruction set level, thread pool and scratch memory of the kernels. Its owner runs one kernel at a time.
+#[derive(Debug)]
+pub struct KernelContext {
+    pub(in crate::kernels) level: Level,
+    pub(in crate::kernels) pool: Pool,
+    pub(in crate::kernels) scratch: Scratch,
+}
+
+impl KernelContext {
+    /// Creates a context for `level`, which the CPU must support, with a pool of `threads` threads, including the
+    /// caller's own.
+    ///
+    /// # Errors
+    /// When the operating system cannot start the threads.
+    pub fn try_new(level: Level, threads: usize) -> io::Result<Self> {
+        Ok(Self { level, pool: Pool::try_new(threads)?, scratch: Scratch::default() })
+    }
+
+    /// Creates a context for tests. Panics if the threads cannot be started.
+    #[cfg(test)]
+    pub(in crate::kernels) fn new(level: Level, threads: usize) -> Self {
+        Self::try_new(level, threads).expect("a few threads")
+    }
+
+    /// Returns the instruction set level of the kernels.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Returns the thread pool, for jobs that are not kernels.
+    pub fn pool(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+}

@@ -18,7 +18,7 @@ use crate::fairness;
 use crate::http::{Model, Models};
 use crate::hub::{self, CheckpointFiles, ModelSource, Progress, Source};
 use crate::input::{InputSettings, Tokenizer};
-use crate::model::load::{File, ModelFiles, WeightFiles, Weights};
+use crate::model::load::{CheckpointWeights, File, ModelFiles, WeightFiles};
 use crate::model::ops::Ops;
 use crate::model::preprocessor::deciding_file;
 use crate::model::{self, BlipBackend, LoadEvent, Loaded, ModelSpec, Placement, Vocabulary};
@@ -296,7 +296,7 @@ fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64
     };
     let mut parameters = 0;
     for spec in specs {
-        let weights = Weights::open(&spec.files.weights)
+        let weights = CheckpointWeights::open(&spec.files.weights)
             .with_context(|| format!("cannot load model {}", spec.name))?;
         parameters += weights.parameter_count();
     }

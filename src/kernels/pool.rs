@@ -37,7 +37,7 @@ struct PoolState {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// The running job. It is removed once all parts are taken, so that a helper that wakes up late does not delay the
     /// caller.
-    job: Mutex<Option<Job>>,
+    job: Mutex<Option<PoolJob>>,
     wake: Condvar,
     /// Number of helpers that are asleep.
     sleeping: AtomicUsize,
@@ -47,14 +47,14 @@ struct PoolState {
 /// The running job as the helpers see it. `part` is valid until `Pool::run` returns, which happens only after all
 /// helpers have finished.
 #[derive(Clone, Copy)]
-struct Job {
+struct PoolJob {
     part: &'static (dyn Fn(usize) + Sync),
     parts: usize,
 }
 
-impl std::fmt::Debug for Job {
+impl std::fmt::Debug for PoolJob {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Job of {} parts", self.parts)
+        write!(f, "PoolJob of {} parts", self.parts)
     }
 }
 
@@ -117,7 +117,7 @@ impl Pool {
                 )
             };
             shared.next.store(0, Ordering::Relaxed);
-            *shared.lock() = Some(Job { part, parts });
+            *shared.lock() = Some(PoolJob { part, parts });
         }
         shared.epoch.fetch_add(1, Ordering::SeqCst);
         if shared.sleeping.load(Ordering::SeqCst) > 0 {
@@ -145,7 +145,7 @@ impl Pool {
 }
 
 impl PoolState {
-    fn lock(&self) -> MutexGuard<'_, Option<Job>> {
+    fn lock(&self) -> MutexGuard<'_, Option<PoolJob>> {
         self.job.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -180,7 +180,7 @@ impl PoolState {
 
     /// Joins the running job and returns it; `None` if no job is running. `Pool::run` waits for helpers that have
     /// joined.
-    fn enter(&self) -> Option<Job> {
+    fn enter(&self) -> Option<PoolJob> {
         let job = self.lock();
         if job.is_some() {
             self.busy.fetch_add(1, Ordering::Relaxed);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::config::BlipConfig;
 use super::error::LoadError;
-use super::heads::Decoder;
+use super::heads::TextDecoder;
 use super::load::{Loader, Scope};
 use super::ops::{Activation, Epilogue, KvLifetime, Ops};
 use super::text::{CrossAttention, CrossAttentionWidth, NewTokens, SelfAttention, TextTower};
@@ -20,9 +20,9 @@ pub(super) const TEXT_ENCODER: &str = "text_encoder";
 #[derive(Debug)]
 pub(super) enum Checkpoint<O: Ops> {
     /// Captioning, transformers' class `BlipForConditionalGeneration`.
-    Caption { decoder: Decoder<O> },
+    Caption { decoder: TextDecoder<O> },
     /// Visual question answering, transformers' class `BlipForQuestionAnswering`.
-    Vqa { encoder: Arc<TextTower<O>>, decoder: Decoder<O> },
+    Vqa { encoder: Arc<TextTower<O>>, decoder: TextDecoder<O> },
     /// Image-text matching and retrieval, transformers' class `BlipForImageTextRetrieval`.
     Retrieval(Box<Retrieval<O>>),
     /// Embeddings without a matching head, transformers' class `BlipModel`.
@@ -64,14 +64,14 @@ impl<O: Ops> Checkpoint<O> {
         Ok(match class {
             ModelClass::ConditionalGeneration => {
                 let kept = CrossAttentionWidth { width: vision, usage: KvLifetime::Persistent };
-                Self::Caption { decoder: Decoder::load(loader, text, kept)? }
+                Self::Caption { decoder: TextDecoder::load(loader, text, kept)? }
             }
             ModelClass::QuestionAnswering => Self::Vqa {
                 encoder: text_encoder()?,
                 // The decoder attends to question states, which have the text width. But transformers builds both text
                 // towers from one configuration, so the weights of the decoder's cross-attention have the vision width.
                 // So no VQA model of transformers can have a text width that differs from its vision width.
-                decoder: Decoder::load(loader, text, passing)?,
+                decoder: TextDecoder::load(loader, text, passing)?,
             },
             ModelClass::ImageTextRetrieval => {
                 let size = config.image_text_hidden_size;
@@ -106,7 +106,7 @@ impl<O: Ops> Checkpoint<O> {
     }
 
     /// Returns the decoder, or `None` if this class does not generate text.
-    pub(super) fn decoder(&self) -> Option<&Decoder<O>> {
+    pub(super) fn decoder(&self) -> Option<&TextDecoder<O>> {
         match self {
             Self::Caption { decoder } | Self::Vqa { decoder, .. } => Some(decoder),
             Self::Retrieval(_) | Self::Base(_) => None,

@@ -78,19 +78,19 @@ pub struct Group<O: Ops> {
     /// The start token, followed by the prompt tokens.
     pub(super) start: Vec<u32>,
     /// The live rows, one per beam. Empty before the first step.
-    pub(super) rows: Vec<Row<O>>,
+    pub(super) rows: Vec<LiveRow<O>>,
     pub(super) search: Search,
 }
 
 /// KV cache of one live row, that is, of one sequence or beam.
-pub(super) struct Row<O: Ops> {
+pub(super) struct LiveRow<O: Ops> {
     /// KV cache of each layer.
     pub(super) caches: Vec<O::KvCache>,
     /// Number of tokens in the caches, which is also the position of the next token.
     pub(super) length: usize,
 }
 
-impl<O: Ops> Clone for Row<O> {
+impl<O: Ops> Clone for LiveRow<O> {
     fn clone(&self) -> Self {
         Self { caches: self.caches.clone(), length: self.length }
     }

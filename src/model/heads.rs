@@ -3,7 +3,7 @@
 use super::config::TextConfig;
 use super::error::LoadError;
 use super::load::{Loader, Scope};
-use super::ops::{Activation, Epilogue, Ops, Run};
+use super::ops::{Activation, Epilogue, Ops, RowRun};
 use super::search::log_softmax;
 use super::text::{CrossAttention, CrossAttentionWidth, NewTokens, SelfAttention, TextTower};
 use crate::engine::backend::BackendError;
@@ -23,7 +23,7 @@ struct LmHead<O: Ops> {
 
 /// A text tower with an LM head, which generates text.
 #[derive(Debug)]
-pub(super) struct Decoder<O: Ops> {
+pub(super) struct TextDecoder<O: Ops> {
     pub(super) tower: TextTower<O>,
     head: LmHead<O>,
     /// First token of every sequence.
@@ -32,7 +32,7 @@ pub(super) struct Decoder<O: Ops> {
     pub(super) stop: u32,
 }
 
-impl<O: Ops> Decoder<O> {
+impl<O: Ops> TextDecoder<O> {
     /// Loads a decoder from the tensors under `text_decoder`.
     pub(super) fn load(
         loader: &Loader<'_, O>,
@@ -75,7 +75,7 @@ impl<O: Ops> Decoder<O> {
         &self,
         ops: &O,
         candidates: &[&[u32]],
-        runs: &[Run<&O::Act>],
+        runs: &[RowRun<&O::Act>],
     ) -> Result<Vec<f32>, BackendError> {
         let inputs: Vec<Vec<u32>> =
             candidates.iter().map(|candidate| self.start(Some(candidate))).collect();
@@ -88,7 +88,7 @@ impl<O: Ops> Decoder<O> {
             .map(|run| {
                 let tokens = inputs[start..start + run.rows].iter().map(Vec::len).sum();
                 start += run.rows;
-                Run { memory: run.memory, rows: tokens }
+                RowRun { memory: run.memory, rows: tokens }
             })
             .collect();
         let caches = vec![None; inputs.len()];

@@ -8,7 +8,7 @@
 use super::config::TextConfig;
 use super::error::LoadError;
 use super::load::{Loader, Scope};
-use super::ops::{Activation, Epilogue, KvLifetime, Ops, Run};
+use super::ops::{Activation, Epilogue, KvLifetime, Ops, RowRun};
 use crate::engine::backend::BackendError;
 
 /// A text tower, which computes hidden states `[rows, width]` from token ids.
@@ -72,10 +72,10 @@ pub(super) enum CrossAttention<'a, O: Ops> {
     /// Cross-attention is skipped.
     Skip,
     /// Keys and values that were computed before, one element per layer.
-    Cached(&'a [Run<&'a [O::KvCache]>]),
+    Cached(&'a [RowRun<&'a [O::KvCache]>]),
     /// Encoder states `[tokens, memory width]`. Each layer projects them to keys and values, and drops the keys and
     /// values after use.
-    Project(&'a [Run<&'a O::Act>]),
+    Project(&'a [RowRun<&'a O::Act>]),
 }
 
 /// Result of a pass: the hidden states of the new rows and, for causal attention, the extended KV caches of each
@@ -261,7 +261,7 @@ impl<O: Ops> CrossAttentionWeights<O> {
             CrossAttention::Cached(runs) => {
                 let runs: Vec<_> = runs
                     .iter()
-                    .map(|run| Run { memory: &run.memory[layer], rows: run.rows })
+                    .map(|run| RowRun { memory: &run.memory[layer], rows: run.rows })
                     .collect();
                 ops.cross_attention(&query()?, heads, &runs)?
             }
@@ -273,7 +273,7 @@ impl<O: Ops> CrossAttentionWeights<O> {
                 let runs: Vec<_> = projected
                     .iter()
                     .zip(*runs)
-                    .map(|(memory, run)| Run { memory, rows: run.rows })
+                    .map(|(memory, run)| RowRun { memory, rows: run.rows })
                     .collect();
                 ops.cross_attention(&query()?, heads, &runs)?
             }

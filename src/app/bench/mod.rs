@@ -22,7 +22,7 @@ use super::loading::{self, Located};
 use crate::config::{ComputeSettings, Config};
 use crate::engine::backend::Backend;
 use crate::model::ops::Ops;
-use crate::model::ops::timed::{Part, Timed, Times};
+use crate::model::ops::timed::{Timed, Times, WorkKind};
 use crate::model::{BlipBackend, ModelSpec, Placement};
 use crate::task::{Device, Dtype, ModelId, ModelInfo};
 use job::Job;
@@ -97,8 +97,8 @@ pub enum PartWork {
 }
 
 impl PartWork {
-    fn of(part: Part, calls: usize, dtype: Dtype) -> Option<Self> {
-        let Part::Linear { input, output, rows } = part else { return None };
+    fn of(part: WorkKind, calls: usize, dtype: Dtype) -> Option<Self> {
+        let WorkKind::Linear { input, output, rows } = part else { return None };
         let value_bytes = match dtype {
             Dtype::F32 => 4,
             Dtype::Bf16 | Dtype::F16 => 2,
@@ -291,11 +291,11 @@ mod tests {
 
     #[test]
     fn many_rows_are_bound_by_arithmetic_and_few_by_the_weights() {
-        let linear = |rows| Part::Linear { input: 768, output: 3072, rows };
+        let linear = |rows| WorkKind::Linear { input: 768, output: 3072, rows };
         let of = |part, dtype| PartWork::of(part, 12, dtype);
         let operations = 2 * 577 * 768 * 3072 * 12;
         assert_eq!(of(linear(Some(577)), Dtype::Int8), Some(PartWork::Operations(operations)));
         assert_eq!(of(linear(None), Dtype::Bf16), Some(PartWork::Bytes(768 * 3072 * 12 * 2)));
-        assert_eq!(of(Part::LayerNorm, Dtype::F32), None);
+        assert_eq!(of(WorkKind::LayerNorm, Dtype::F32), None);
     }
 }

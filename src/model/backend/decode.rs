@@ -7,17 +7,17 @@
 use std::sync::Arc;
 
 use crate::engine::backend::{BackendError, StepEvent};
-use crate::model::group::{CrossKvCache, Group, Row, StepInput};
-use crate::model::heads::Decoder;
-use crate::model::ops::{Ops, Run};
+use crate::model::group::{CrossKvCache, Group, LiveRow, StepInput};
+use crate::model::heads::TextDecoder;
+use crate::model::ops::{Ops, RowRun};
 use crate::model::search::{Advance, Search};
 use crate::model::text::{CrossAttention, NewTokens, SelfAttention};
 use crate::task::ModelId;
 
 /// Result of a step for one group, before it is written to the group.
-struct Outcome<O: Ops> {
+struct GroupStep<O: Ops> {
     search: Search,
-    rows: Vec<Row<O>>,
+    rows: Vec<LiveRow<O>>,
     advance: Advance,
 }
 
@@ -25,7 +25,7 @@ struct Outcome<O: Ops> {
 pub(super) fn step<O: Ops>(
     ops: &O,
     model: ModelId,
-    decoder: &Decoder<O>,
+    decoder: &TextDecoder<O>,
     groups: &mut [&mut Group<O>],
 ) -> Result<Vec<StepEvent>, BackendError> {
     let cross = cross_keys_values(ops, model, decoder, groups)?;
@@ -33,7 +33,7 @@ pub(super) fn step<O: Ops>(
         let groups: Vec<&Group<O>> = groups.iter().map(|group| &**group).collect();
         run(ops, decoder, &groups, &cross)?
     };
-    let commit = |group: &mut Group<O>, cross, outcome: Outcome<O>| {
+    let commit = |group: &mut Group<O>, cross, outcome: GroupStep<O>| {
         group.cross = Some(cross);
         group.rows = outcome.rows;
         group.search = outcome.search;
@@ -51,7 +51,7 @@ pub(super) fn step<O: Ops>(
 fn cross_keys_values<O: Ops>(
     ops: &O,
     model: ModelId,
-    decoder: &Decoder<O>,
+    decoder: &TextDecoder<O>,
     groups: &[&mut Group<O>],
 ) -> Result<Vec<Arc<CrossKvCache<O>>>, BackendError> {
     let of_group = |group: &&mut Group<O>| match &group.cross {
@@ -65,10 +65,10 @@ fn cross_keys_values<O: Ops>(
 
 fn run<O: Ops>(
     ops: &O,
-    decoder: &Decoder<O>,
+    decoder: &TextDecoder<O>,
     groups: &[&Group<O>],
     cross: &[Arc<CrossKvCache<O>>],
-) -> Result<Vec<Outcome<O>>, BackendError> {
+) -> Result<Vec<GroupStep<O>>, BackendError> {
     let order = adjacent_by_memory(cross);
     let inputs: Vec<Vec<StepInput<'_, O>>> = groups.iter().map(|group| group.inputs()).collect();
     let ordered = || order.iter().flat_map(|&group| inputs[group].iter());
@@ -80,7 +80,7 @@ fn run<O: Ops>(
         .iter()
         .map(|&group| {
             let rows = inputs[group].iter().map(|input| input.tokens.len()).sum();
-            Run { memory: cross[group].as_slice(), rows }
+            RowRun { memory: cross[group].as_slice(), rows }
         })
         .collect();
     let runs = merged(&runs);
@@ -100,19 +100,19 @@ fn run<O: Ops>(
         .collect();
     let mut logits = decoder.logits(ops, &ops.select_rows(&output.hidden, &lasts)?)?.into_iter();
     let mut caches = output.caches.into_iter();
-    let mut outcomes: Vec<Option<Outcome<O>>> = groups.iter().map(|_| None).collect();
+    let mut outcomes: Vec<Option<GroupStep<O>>> = groups.iter().map(|_| None).collect();
     for &group in &order {
         let inputs = &inputs[group];
         let logits: Vec<Vec<f32>> = logits.by_ref().take(inputs.len()).collect();
-        let rows: Vec<Row<O>> = inputs
+        let rows: Vec<LiveRow<O>> = inputs
             .iter()
             .zip(caches.by_ref())
-            .map(|(input, caches)| Row { caches, length: input.position + input.tokens.len() })
+            .map(|(input, caches)| LiveRow { caches, length: input.position + input.tokens.len() })
             .collect();
         let mut search = groups[group].search.clone();
         let advance = search.advance(&logits)?;
         let rows = advance.parents.iter().map(|&parent| rows[parent].clone()).collect();
-        outcomes[group] = Some(Outcome { search, rows, advance });
+        outcomes[group] = Some(GroupStep { search, rows, advance });
     }
     Ok(outcomes.into_iter().map(|outcome| outcome.expect("the order names every group")).collect())
 }
@@ -129,8 +129,8 @@ fn adjacent_by_memory<T>(cross: &[Arc<T>]) -> Vec<usize> {
 }
 
 /// Merges adjacent runs that attend to the same keys and values, so that the keys and values are read only once.
-fn merged<'a, T>(runs: &[Run<&'a [T]>]) -> Vec<Run<&'a [T]>> {
-    let mut merged: Vec<Run<&'a [T]>> = Vec::with_capacity(runs.len());
+fn merged<'a, T>(runs: &[RowRun<&'a [T]>]) -> Vec<RowRun<&'a [T]>> {
+    let mut merged: Vec<RowRun<&'a [T]>> = Vec::with_capacity(runs.len());
     for run in runs {
         match merged.last_mut() {
             Some(last) if std::ptr::eq(last.memory, run.memory) => last.rows += run.rows,

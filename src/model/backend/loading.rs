@@ -10,7 +10,7 @@ use super::{BlipBackend, Vocabulary};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::BlipConfig;
 use crate::model::error::LoadError;
-use crate::model::load::{Loader, ModelFiles, Weights};
+use crate::model::load::{CheckpointWeights, Loader, ModelFiles};
 use crate::model::ops::candle::CandleOps;
 use crate::model::ops::{Ops, PersistentKvShape};
 use crate::model::text::TextTower;
@@ -199,7 +199,7 @@ fn multimodal_dimensions(config: &BlipConfig, class: ModelClass) -> Option<usize
     }
 }
 
-fn logit_scale(weights: &Weights, class: ModelClass) -> Result<Option<f32>, LoadError> {
+fn logit_scale(weights: &CheckpointWeights, class: ModelClass) -> Result<Option<f32>, LoadError> {
     if class != ModelClass::Base {
         return Ok(None);
     }

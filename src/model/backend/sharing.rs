@@ -10,7 +10,7 @@ use super::ModelSpec;
 use crate::model::checkpoint::TEXT_ENCODER;
 use crate::model::config::{BlipConfig, TextConfig, VisionConfig};
 use crate::model::error::LoadError;
-use crate::model::load::Weights;
+use crate::model::load::CheckpointWeights;
 use crate::model::preprocessor::Preprocessor;
 use crate::task::{ModelClass, TowerId};
 
@@ -19,7 +19,7 @@ pub(super) struct OpenedCheckpoint {
     pub(super) config: BlipConfig,
     pub(super) class: ModelClass,
     pub(super) preprocessor: Preprocessor,
-    pub(super) weights: Weights,
+    pub(super) weights: CheckpointWeights,
 }
 
 impl OpenedCheckpoint {
@@ -28,7 +28,7 @@ impl OpenedCheckpoint {
         let class = config.class(spec.files.config.path())?;
         let preprocessor =
             Preprocessor::read(spec.files.preprocessor.as_ref(), &config.vision_config)?;
-        let weights = Weights::open(&spec.files.weights)?;
+        let weights = CheckpointWeights::open(&spec.files.weights)?;
         Ok(Self { config, class, preprocessor, weights })
     }
 
@@ -125,7 +125,7 @@ impl<E> SharedParts<E> {
 fn key<I: PartialEq>(
     identity: I,
     all: &[I],
-    weights: &Weights,
+    weights: &CheckpointWeights,
     prefix: &str,
 ) -> Result<Key<I>, LoadError> {
     let several = all.iter().filter(|other| **other == identity).count() > 1;

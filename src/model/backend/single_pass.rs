@@ -6,13 +6,13 @@
 use crate::engine::backend::{BackendError, SinglePassOutput, SinglePassRow};
 use crate::model::checkpoint::{Checkpoint, encode_texts};
 use crate::model::group::EncoderStates;
-use crate::model::ops::{Ops, Run};
+use crate::model::ops::{Ops, RowRun};
 use crate::model::text;
 use crate::model::vision::VisionTower;
 use crate::task::TokenIds;
 
-type Row<O> = SinglePassRow<EncoderStates<O>>;
-type Output<O> = SinglePassOutput<EncoderStates<O>>;
+type PassRow<O> = SinglePassRow<EncoderStates<O>>;
+type PassOutput<O> = SinglePassOutput<EncoderStates<O>>;
 
 /// A row whose text attends to encoder states. `place` is the index of the row in the backend call.
 struct CrossAttendingRow<'a, O: Ops> {
@@ -26,9 +26,9 @@ pub(super) fn run_single_pass<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
     tower: &VisionTower<O>,
-    rows: &[Row<O>],
-) -> Result<Vec<Output<O>>, BackendError> {
-    let mut outputs: Vec<Option<Output<O>>> = rows.iter().map(|_| None).collect();
+    rows: &[PassRow<O>],
+) -> Result<Vec<PassOutput<O>>, BackendError> {
+    let mut outputs: Vec<Option<PassOutput<O>>> = rows.iter().map(|_| None).collect();
     let mut attending = Vec::new();
     let mut candidates = Vec::new();
     let mut texts = Vec::new();
@@ -73,9 +73,9 @@ pub(super) fn run_single_pass<O: Ops>(
 fn run_text_encoder<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
-    rows: &[Row<O>],
+    rows: &[PassRow<O>],
     attending: Vec<CrossAttendingRow<'_, O>>,
-    outputs: &mut [Option<Output<O>>],
+    outputs: &mut [Option<PassOutput<O>>],
 ) -> Result<(), BackendError> {
     let attending = adjacent_by_memory(attending);
     let texts: Vec<&[u32]> = attending.iter().map(|row| row.text.as_slice()).collect();
@@ -125,7 +125,7 @@ fn score_candidates<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
     candidates: Vec<CrossAttendingRow<'_, O>>,
-    outputs: &mut [Option<Output<O>>],
+    outputs: &mut [Option<PassOutput<O>>],
 ) -> Result<(), BackendError> {
     let decoder = checkpoint
         .decoder()
@@ -177,13 +177,13 @@ fn adjacent_by_memory<O: Ops>(
 fn runs<'a, O: Ops>(
     rows: &[CrossAttendingRow<'a, O>],
     size: impl Fn(&CrossAttendingRow<'a, O>) -> usize,
-) -> Vec<Run<&'a O::Act>> {
-    let mut runs: Vec<Run<&'a O::Act>> = Vec::new();
+) -> Vec<RowRun<&'a O::Act>> {
+    let mut runs: Vec<RowRun<&'a O::Act>> = Vec::new();
     for row in rows {
         let states = row.memory.states();
         match runs.last_mut() {
             Some(last) if std::ptr::eq(last.memory, states) => last.rows += size(row),
-            _ => runs.push(Run { memory: states, rows: size(row) }),
+            _ => runs.push(RowRun { memory: states, rows: size(row) }),
         }
     }
     runs

@@ -1,7 +1,7 @@
 //! Loads checkpoint files as weights in the form that the operations use.
 //!
 //! - [`File`]: one file of a checkpoint, on disk or embedded in the binary.
-//! - [`Weights`]: finds tensors by name in safetensors files (memory-mapped, possibly sharded) or PyTorch files.
+//! - [`CheckpointWeights`]: finds tensors by name in safetensors files (memory-mapped, possibly sharded) or PyTorch files.
 //! - `Loader`: loads layers by name, and checks every shape against the configuration.
 
 mod file;
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use candle_core::Tensor;
 
 pub use file::File;
-pub use weights::Weights;
+pub use weights::CheckpointWeights;
 
 use super::config::TextConfig;
 use super::error::LoadError;
@@ -58,14 +58,18 @@ impl Scope {
 
 /// Loader of layers, which reads their tensors and passes them to the operations.
 pub(super) struct Loader<'a, O: Ops> {
-    weights: &'a Weights,
+    weights: &'a CheckpointWeights,
     ops: &'a O,
     /// Called with the number of values of each tensor that is read.
     on_read: &'a dyn Fn(u64),
 }
 
 impl<'a, O: Ops> Loader<'a, O> {
-    pub(super) fn new(weights: &'a Weights, ops: &'a O, on_read: &'a dyn Fn(u64)) -> Self {
+    pub(super) fn new(
+        weights: &'a CheckpointWeights,
+        ops: &'a O,
+        on_read: &'a dyn Fn(u64),
+    ) -> Self {
         Self { weights, ops, on_read }
     }
 

@@ -15,33 +15,33 @@ use crate::model::error::LoadError;
 use crate::torch::{TorchError, TorchFile};
 
 /// The tensors of one checkpoint, which may be in several files. A tensor is read only when it is requested.
-pub struct Weights {
-    files: Vec<(PathBuf, Source)>,
+pub struct CheckpointWeights {
+    files: Vec<(PathBuf, TensorFile)>,
     /// Location of each tensor by name. `LayerNorm.gamma` and `.beta` are listed as `LayerNorm.weight` and `.bias`.
-    places: HashMap<String, Place>,
+    places: HashMap<String, TensorLocation>,
 }
 
 /// Location of one tensor in the files.
-struct Place {
+struct TensorLocation {
     /// Index of the file in `files`.
     file: usize,
     /// Name of the tensor in that file.
     name: String,
 }
 
-enum Source {
+enum TensorFile {
     Mapped(MmapedSafetensors),
     InBinary(SliceSafetensors<'static>),
     Pickle(TorchFile),
 }
 
-impl std::fmt::Debug for Weights {
+impl std::fmt::Debug for CheckpointWeights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Weights({}, {} tensors)", self.file_names(), self.places.len())
+        write!(f, "CheckpointWeights({}, {} tensors)", self.file_names(), self.places.len())
     }
 }
 
-impl Weights {
+impl CheckpointWeights {
     /// Opens the files and reads their headers.
     ///
     /// # Errors
@@ -63,10 +63,10 @@ impl Weights {
         Ok(weights)
     }
 
-    fn add(&mut self, path: &Path, source: Source) {
+    fn add(&mut self, path: &Path, source: TensorFile) {
         let index = self.files.len();
         for name in source.names() {
-            let place = Place { file: index, name: name.clone() };
+            let place = TensorLocation { file: index, name: name.clone() };
             // If a tensor occurs under its old and its current name, the one with the current name takes precedence.
             if let Some(current) = current_name(&name) {
                 self.places.entry(current).or_insert(place);
@@ -153,18 +153,18 @@ impl Weights {
             expected: expected.to_vec(),
             files: self.file_names(),
         };
-        let Place { file, name } = self.places.get(name).ok_or_else(missing)?;
+        let TensorLocation { file, name } = self.places.get(name).ok_or_else(missing)?;
         let (path, source) = &self.files[*file];
         match source {
-            Source::Mapped(file) => file
+            TensorFile::Mapped(file) => file
                 .get(name)
                 .and_then(|view| view.load(&Device::Cpu))
                 .map_err(|error| unreadable(path, &error)),
-            Source::InBinary(file) => file
+            TensorFile::InBinary(file) => file
                 .get(name)
                 .and_then(|view| view.load(&Device::Cpu))
                 .map_err(|error| unreadable(path, &error)),
-            Source::Pickle(file) => {
+            TensorFile::Pickle(file) => {
                 file.read(name).map_err(|error| of_torch(path, error))?.ok_or_else(missing)
             }
         }
@@ -176,7 +176,7 @@ impl Weights {
     }
 }
 
-impl Source {
+impl TensorFile {
     fn names(&self) -> Vec<String> {
         match self {
             Self::Mapped(file) => file.tensors().into_iter().map(|(name, _)| name).collect(),
@@ -210,11 +210,11 @@ fn floats(tensors: &[(String, TensorView<'_>)]) -> u64 {
     views.map(|view| view.shape().iter().product::<usize>() as u64).sum()
 }
 
-fn open_safetensors(file: &File) -> Result<Source, LoadError> {
+fn open_safetensors(file: &File) -> Result<TensorFile, LoadError> {
     match file {
         File::OnDisk(path) => open_mapped(path),
         File::InBinary { bytes, .. } => SliceSafetensors::new(bytes)
-            .map(Source::InBinary)
+            .map(TensorFile::InBinary)
             .map_err(|_| unusable(file.path(), safetensors_problem(bytes))),
     }
 }
@@ -234,7 +234,7 @@ fn beginning(path: &Path) -> Result<Vec<u8>, DocumentError> {
     Ok(bytes)
 }
 
-fn open_mapped(path: &Path) -> Result<Source, LoadError> {
+fn open_mapped(path: &Path) -> Result<TensorFile, LoadError> {
     let beginning = beginning(path)?;
     // SAFETY: the mapping is read only while the model loads, and every tensor is copied out of it. The header check of
     // safetensors has verified that the file is as long as its tensors need. If another process truncated the file
@@ -243,10 +243,10 @@ fn open_mapped(path: &Path) -> Result<Source, LoadError> {
     #[expect(unsafe_code, reason = "mapping a file is unsafe by nature")]
     let file = unsafe { MmapedSafetensors::new(path) };
     let file = file.map_err(|_| unusable(path, safetensors_problem(&beginning)))?;
-    Ok(Source::Mapped(file))
+    Ok(TensorFile::Mapped(file))
 }
 
-fn open_pickle(path: &Path) -> Result<Source, LoadError> {
+fn open_pickle(path: &Path) -> Result<TensorFile, LoadError> {
     const ZIP: &[u8] = b"PK";
     // Pickled magic number at the start of the files that `torch.save` wrote before version 1.6
     // (`torch/serialization.py`, `MAGIC_NUMBER`).
@@ -261,7 +261,7 @@ fn open_pickle(path: &Path) -> Result<Source, LoadError> {
     if !beginning.starts_with(ZIP) {
         return Err(unusable(path, "it was not written by torch.save; download it again"));
     }
-    TorchFile::open(path).map(Source::Pickle).map_err(|error| of_torch(path, error))
+    TorchFile::open(path).map(TensorFile::Pickle).map_err(|error| of_torch(path, error))
 }
 
 const EMPTY: &str = "it is empty; download it again";

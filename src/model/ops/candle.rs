@@ -3,7 +3,9 @@
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 
-use super::{Activation, Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, Run};
+use super::{
+    Activation, Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, RowRun,
+};
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
@@ -20,14 +22,14 @@ pub struct CandleOps {
 
 /// Linear layer `y = x W^T + b`; the weight is stored as `[out, in]`.
 #[derive(Debug)]
-pub struct Linear {
+pub struct CandleLinear {
     weight: Tensor,
     bias: Option<Tensor>,
 }
 
 /// Weights of one layer norm, in the dtype of the operations.
 #[derive(Debug)]
-pub struct LayerNorm {
+pub struct CandleLayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f32,
@@ -35,9 +37,9 @@ pub struct LayerNorm {
 
 /// Weights of the patch embedding, which is a matrix product in which each patch is one row.
 #[derive(Debug)]
-pub struct PatchEmbedding {
+pub struct CandlePatchEmbedding {
     /// Weight `[width, 3 x patch x patch]` and bias `[width]`.
-    linear: Linear,
+    linear: CandleLinear,
     class_embedding: Tensor,
     position_embedding: Tensor,
     /// For each channel, the normalised value of every 8-bit value.
@@ -47,7 +49,7 @@ pub struct PatchEmbedding {
 
 /// Keys and values, each `[heads, tokens, head width]`.
 #[derive(Debug, Clone)]
-pub struct KvCache {
+pub struct CandleKvCache {
     keys: Tensor,
     values: Tensor,
 }
@@ -97,7 +99,7 @@ impl CandleOps {
     fn attend(
         &self,
         q: &Tensor,
-        kv: &KvCache,
+        kv: &CandleKvCache,
         mask: Option<&Tensor>,
     ) -> Result<Tensor, BackendError> {
         let (heads, rows, head_width) = q.dims3()?;
@@ -152,7 +154,7 @@ impl CandleOps {
     /// the channel, as in the convolution's kernel.
     fn patches(
         &self,
-        weights: &PatchEmbedding,
+        weights: &CandlePatchEmbedding,
         images: &[&Pixels],
     ) -> Result<Tensor, BackendError> {
         let patch = weights.patch;
@@ -194,16 +196,20 @@ fn activate(x: &Tensor, activation: Activation) -> Result<Tensor, BackendError> 
 
 impl Ops for CandleOps {
     type Act = Tensor;
-    type Linear = Linear;
-    type KvProjection = Linear;
-    type LayerNorm = LayerNorm;
+    type Linear = CandleLinear;
+    type KvProjection = CandleLinear;
+    type LayerNorm = CandleLayerNorm;
     type Table = Tensor;
-    type PatchEmbedding = PatchEmbedding;
-    type KvCache = KvCache;
+    type PatchEmbedding = CandlePatchEmbedding;
+    type KvCache = CandleKvCache;
 
-    fn load_linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Linear, BackendError> {
+    fn load_linear(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<CandleLinear, BackendError> {
         let bias = bias.map(|bias| self.place(bias)).transpose()?;
-        Ok(Linear { weight: self.place(weight)?, bias })
+        Ok(CandleLinear { weight: self.place(weight)?, bias })
     }
 
     fn load_key_value(
@@ -212,7 +218,7 @@ impl Ops for CandleOps {
         bias: &Tensor,
         _: usize,
         _: KvLifetime,
-    ) -> Result<Linear, BackendError> {
+    ) -> Result<CandleLinear, BackendError> {
         self.load_linear(weight, Some(bias))
     }
 
@@ -221,8 +227,12 @@ impl Ops for CandleOps {
         weight: &Tensor,
         bias: &Tensor,
         eps: f64,
-    ) -> Result<LayerNorm, BackendError> {
-        Ok(LayerNorm { weight: self.place(weight)?, bias: self.place(bias)?, eps: eps as f32 })
+    ) -> Result<CandleLayerNorm, BackendError> {
+        Ok(CandleLayerNorm {
+            weight: self.place(weight)?,
+            bias: self.place(bias)?,
+            eps: eps as f32,
+        })
     }
 
     fn load_table(&self, table: &Tensor) -> Result<Tensor, BackendError> {
@@ -232,10 +242,10 @@ impl Ops for CandleOps {
     fn load_patch_embedding(
         &self,
         weights: &PatchEmbeddingWeights,
-    ) -> Result<PatchEmbedding, BackendError> {
+    ) -> Result<CandlePatchEmbedding, BackendError> {
         let (width, channels, patch, _) = weights.weight.dims4()?;
         let kernel = weights.weight.reshape((width, channels * patch * patch))?;
-        Ok(PatchEmbedding {
+        Ok(CandlePatchEmbedding {
             linear: self.load_linear(&kernel, Some(&weights.bias))?,
             class_embedding: self.place(&weights.class_embedding)?,
             position_embedding: self.place(&weights.position_embedding)?,
@@ -246,7 +256,7 @@ impl Ops for CandleOps {
 
     fn patch_embedding(
         &self,
-        weights: &PatchEmbedding,
+        weights: &CandlePatchEmbedding,
         images: &[&Pixels],
     ) -> Result<Tensor, BackendError> {
         let patches = self.patches(weights, images)?;
@@ -271,14 +281,14 @@ impl Ops for CandleOps {
         Ok((words + positions)?)
     }
 
-    fn layer_norm(&self, x: &Tensor, weights: &LayerNorm) -> Result<Tensor, BackendError> {
+    fn layer_norm(&self, x: &Tensor, weights: &CandleLayerNorm) -> Result<Tensor, BackendError> {
         Ok(candle_nn::ops::layer_norm(x, &weights.weight, &weights.bias, weights.eps)?)
     }
 
     fn linear(
         &self,
         x: &Tensor,
-        weights: &Linear,
+        weights: &CandleLinear,
         epilogue: Epilogue<'_, Tensor>,
     ) -> Result<Tensor, BackendError> {
         let product = self.product(x, &weights.weight)?;
@@ -304,7 +314,7 @@ impl Ops for CandleOps {
             let q = Self::heads_of(&sequence, 0, 3, heads)?;
             let keys = Self::heads_of(&sequence, 1, 3, heads)?;
             let values = Self::heads_of(&sequence, 2, 3, heads)?;
-            outputs.push(self.attend(&q, &KvCache { keys, values }, None)?);
+            outputs.push(self.attend(&q, &CandleKvCache { keys, values }, None)?);
         }
         Ok(Tensor::cat(&outputs, 0)?)
     }
@@ -314,8 +324,8 @@ impl Ops for CandleOps {
         qkv: &Tensor,
         heads: usize,
         lengths: &[usize],
-        caches: &[Option<&KvCache>],
-    ) -> Result<(Tensor, Vec<KvCache>), BackendError> {
+        caches: &[Option<&CandleKvCache>],
+    ) -> Result<(Tensor, Vec<CandleKvCache>), BackendError> {
         let mut outputs = Vec::with_capacity(lengths.len());
         let mut extended = Vec::with_capacity(lengths.len());
         for (sequence, cache) in Self::views(qkv, lengths)?.iter().zip(caches) {
@@ -326,9 +336,9 @@ impl Ops for CandleOps {
                 Some(cache) => {
                     let keys = Tensor::cat(&[&cache.keys, &keys], 1)?;
                     let values = Tensor::cat(&[&cache.values, &values], 1)?;
-                    (cache.keys.dim(1)?, KvCache { keys, values })
+                    (cache.keys.dim(1)?, CandleKvCache { keys, values })
                 }
-                None => (0, KvCache { keys, values }),
+                None => (0, CandleKvCache { keys, values }),
             };
             let rows = q.dim(1)?;
             let mask = if rows > 1 { Some(self.causal_mask(past, rows)?) } else { None };
@@ -343,18 +353,18 @@ impl Ops for CandleOps {
         memory: &Tensor,
         weights: &Self::KvProjection,
         heads: usize,
-    ) -> Result<KvCache, BackendError> {
+    ) -> Result<CandleKvCache, BackendError> {
         let projected = self.linear(memory, weights, Epilogue::None)?;
         let keys = Self::heads_of(&projected, 0, 2, heads)?;
         let values = Self::heads_of(&projected, 1, 2, heads)?;
-        Ok(KvCache { keys, values })
+        Ok(CandleKvCache { keys, values })
     }
 
     fn cross_attention(
         &self,
         query: &Tensor,
         heads: usize,
-        runs: &[Run<&KvCache>],
+        runs: &[RowRun<&CandleKvCache>],
     ) -> Result<Tensor, BackendError> {
         let lengths: Vec<usize> = runs.iter().map(|run| run.rows).collect();
         let mut outputs = Vec::with_capacity(runs.len());
@@ -454,7 +464,7 @@ mod tests {
         let weights = ops.load_linear(&noise(2 * 96, 96, 2), None).unwrap();
         let kv = ops.keys_values(&memory, &weights, 4).unwrap();
         let queries = noise(40, 96, 3);
-        let run = |rows| [Run { memory: &kv, rows }];
+        let run = |rows| [RowRun { memory: &kv, rows }];
         let all = ops.cross_attention(&queries, 4, &run(40)).unwrap();
         for row in [0, 13, 39] {
             let query = queries.i(row..=row).unwrap();

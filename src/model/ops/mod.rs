@@ -32,7 +32,7 @@ pub enum Epilogue<'a, A> {
 
 /// Consecutive rows that attend to the same keys and values.
 #[derive(Debug, Clone, Copy)]
-pub struct Run<M> {
+pub struct RowRun<M> {
     /// The keys and values, or the encoder states, that the rows attend to.
     pub memory: M,
     /// Number of rows in the run.
@@ -241,7 +241,7 @@ pub trait Ops: Debug {
         &self,
         query: &Self::Act,
         heads: usize,
-        runs: &[Run<&Self::KvCache>],
+        runs: &[RowRun<&Self::KvCache>],
     ) -> Result<Self::Act, BackendError>;
     /// Copies the rows with these indices, in this order.
     ///

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 
-use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, Run};
+use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, RowRun};
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
-/// Minimum number of rows for which a [`Part`] records the number of rows of a product. The duration of a product with
+/// Minimum number of rows for which a [`WorkKind`] records the number of rows of a product. The duration of a product with
 /// fewer rows depends mainly on reading the weights.
 const MANY_ROWS: usize = 64;
 
@@ -31,12 +31,12 @@ pub struct Timed<O> {
 #[derive(Debug, Default)]
 pub struct Times {
     recording: AtomicBool,
-    parts: Mutex<BTreeMap<Part, Spent>>,
+    parts: Mutex<BTreeMap<WorkKind, Spent>>,
 }
 
 /// A kind of work. Durations are added up per kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
+pub enum WorkKind {
     /// A linear layer, including its epilogue.
     Linear {
         /// Width of the layer's input.
@@ -75,14 +75,14 @@ pub struct Spent {
 
 /// Activations with their number of rows.
 #[derive(Debug, Clone)]
-pub struct Act<A> {
+pub struct TimedActivations<A> {
     values: A,
     rows: usize,
 }
 
 /// A linear layer with its shape.
 #[derive(Debug)]
-pub struct Linear<L> {
+pub struct TimedLinear<L> {
     weights: L,
     input: usize,
     output: usize,
@@ -90,7 +90,7 @@ pub struct Linear<L> {
 
 /// A patch embedding with its number of tokens per image.
 #[derive(Debug)]
-pub struct PatchEmbedding<P> {
+pub struct TimedPatchEmbedding<P> {
     weights: P,
     tokens: usize,
 }
@@ -108,13 +108,13 @@ impl<O> Timed<O> {
         Arc::clone(&self.times)
     }
 
-    fn time<T>(&self, part: Part, call: impl FnOnce(&O) -> T) -> T {
+    fn time<T>(&self, kind: WorkKind, call: impl FnOnce(&O) -> T) -> T {
         if !self.times.recording.load(Ordering::Relaxed) {
             return call(&self.ops);
         }
         let start = Instant::now();
         let result = call(&self.ops);
-        self.times.add(part, start.elapsed());
+        self.times.add(kind, start.elapsed());
         result
     }
 }
@@ -128,23 +128,23 @@ impl Times {
 
     /// Stops recording and returns the durations, longest first.
     #[must_use]
-    pub fn stop(&self) -> Vec<(Part, Spent)> {
+    pub fn stop(&self) -> Vec<(WorkKind, Spent)> {
         self.recording.store(false, Ordering::Relaxed);
         let parts = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut parts: Vec<(Part, Spent)> = parts.into_iter().collect();
+        let mut parts: Vec<(WorkKind, Spent)> = parts.into_iter().collect();
         parts.sort_by_key(|(_, spent)| std::cmp::Reverse(spent.time));
         parts
     }
 
-    fn add(&self, part: Part, time: Duration) {
+    fn add(&self, kind: WorkKind, time: Duration) {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        let spent = parts.entry(part).or_default();
+        let spent = parts.entry(kind).or_default();
         spent.time += time;
         spent.calls += 1;
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for WorkKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Linear { input, output, rows: None } => write!(f, "linear {input}x{output}"),
@@ -164,17 +164,20 @@ impl fmt::Display for Part {
 }
 
 /// Attaches the known number of rows to the result.
-fn with_rows<A>(rows: usize, result: Result<A, BackendError>) -> Result<Act<A>, BackendError> {
-    result.map(|values| Act { values, rows })
+fn with_rows<A>(
+    rows: usize,
+    result: Result<A, BackendError>,
+) -> Result<TimedActivations<A>, BackendError> {
+    result.map(|values| TimedActivations { values, rows })
 }
 
 impl<O: Ops> Ops for Timed<O> {
-    type Act = Act<O::Act>;
-    type Linear = Linear<O::Linear>;
+    type Act = TimedActivations<O::Act>;
+    type Linear = TimedLinear<O::Linear>;
     type KvProjection = O::KvProjection;
     type LayerNorm = O::LayerNorm;
     type Table = O::Table;
-    type PatchEmbedding = PatchEmbedding<O::PatchEmbedding>;
+    type PatchEmbedding = TimedPatchEmbedding<O::PatchEmbedding>;
     type KvCache = O::KvCache;
 
     fn load_linear(
@@ -183,7 +186,7 @@ impl<O: Ops> Ops for Timed<O> {
         bias: Option<&Tensor>,
     ) -> Result<Self::Linear, BackendError> {
         let (output, input) = weight.dims2()?;
-        Ok(Linear { weights: self.ops.load_linear(weight, bias)?, input, output })
+        Ok(TimedLinear { weights: self.ops.load_linear(weight, bias)?, input, output })
     }
 
     fn load_key_value(
@@ -214,7 +217,7 @@ impl<O: Ops> Ops for Timed<O> {
         weights: &PatchEmbeddingWeights,
     ) -> Result<Self::PatchEmbedding, BackendError> {
         let tokens = weights.position_embedding.dim(1)?;
-        Ok(PatchEmbedding { weights: self.ops.load_patch_embedding(weights)?, tokens })
+        Ok(TimedPatchEmbedding { weights: self.ops.load_patch_embedding(weights)?, tokens })
     }
 
     fn patch_embedding(
@@ -223,7 +226,7 @@ impl<O: Ops> Ops for Timed<O> {
         images: &[&Pixels],
     ) -> Result<Self::Act, BackendError> {
         let call = |ops: &O| ops.patch_embedding(&weights.weights, images);
-        with_rows(images.len() * weights.tokens, self.time(Part::PatchEmbedding, call))
+        with_rows(images.len() * weights.tokens, self.time(WorkKind::PatchEmbedding, call))
     }
 
     fn embed_tokens(
@@ -233,11 +236,11 @@ impl<O: Ops> Ops for Timed<O> {
         tokens: &[(u32, u32)],
     ) -> Result<Self::Act, BackendError> {
         let call = |ops: &O| ops.embed_tokens(words, positions, tokens);
-        with_rows(tokens.len(), self.time(Part::EmbedTokens, call))
+        with_rows(tokens.len(), self.time(WorkKind::EmbedTokens, call))
     }
 
     fn layer_norm(&self, x: &Self::Act, weights: &O::LayerNorm) -> Result<Self::Act, BackendError> {
-        with_rows(x.rows, self.time(Part::LayerNorm, |ops| ops.layer_norm(&x.values, weights)))
+        with_rows(x.rows, self.time(WorkKind::LayerNorm, |ops| ops.layer_norm(&x.values, weights)))
     }
 
     fn linear(
@@ -251,10 +254,10 @@ impl<O: Ops> Ops for Timed<O> {
             Epilogue::Activation(activation) => Epilogue::Activation(activation),
             Epilogue::Residual(residual) => Epilogue::Residual(&residual.values),
         };
-        let Linear { weights, input, output } = weights;
+        let TimedLinear { weights, input, output } = weights;
         let rows = Some(x.rows).filter(|&rows| rows >= MANY_ROWS);
-        let part = Part::Linear { input: *input, output: *output, rows };
-        with_rows(x.rows, self.time(part, |ops| ops.linear(&x.values, weights, epilogue)))
+        let kind = WorkKind::Linear { input: *input, output: *output, rows };
+        with_rows(x.rows, self.time(kind, |ops| ops.linear(&x.values, weights, epilogue)))
     }
 
     fn self_attention(
@@ -264,7 +267,7 @@ impl<O: Ops> Ops for Timed<O> {
         lengths: &[usize],
     ) -> Result<Self::Act, BackendError> {
         let call = |ops: &O| ops.self_attention(&qkv.values, heads, lengths);
-        with_rows(qkv.rows, self.time(Part::SelfAttention, call))
+        with_rows(qkv.rows, self.time(WorkKind::SelfAttention, call))
     }
 
     fn cached_attention(
@@ -275,8 +278,8 @@ impl<O: Ops> Ops for Timed<O> {
         caches: &[Option<&O::KvCache>],
     ) -> Result<(Self::Act, Vec<O::KvCache>), BackendError> {
         let call = |ops: &O| ops.cached_attention(&qkv.values, heads, lengths, caches);
-        let (values, caches) = self.time(Part::CachedAttention, call)?;
-        Ok((Act { values, rows: qkv.rows }, caches))
+        let (values, caches) = self.time(WorkKind::CachedAttention, call)?;
+        Ok((TimedActivations { values, rows: qkv.rows }, caches))
     }
 
     fn keys_values(
@@ -286,27 +289,27 @@ impl<O: Ops> Ops for Timed<O> {
         heads: usize,
     ) -> Result<O::KvCache, BackendError> {
         let call = |ops: &O| ops.keys_values(&memory.values, weights, heads);
-        self.time(Part::KeysAndValues, call)
+        self.time(WorkKind::KeysAndValues, call)
     }
 
     fn cross_attention(
         &self,
         query: &Self::Act,
         heads: usize,
-        runs: &[Run<&O::KvCache>],
+        runs: &[RowRun<&O::KvCache>],
     ) -> Result<Self::Act, BackendError> {
         let call = |ops: &O| ops.cross_attention(&query.values, heads, runs);
-        with_rows(query.rows, self.time(Part::CrossAttention, call))
+        with_rows(query.rows, self.time(WorkKind::CrossAttention, call))
     }
 
     fn select_rows(&self, x: &Self::Act, rows: &[usize]) -> Result<Self::Act, BackendError> {
-        with_rows(rows.len(), self.time(Part::Copies, |ops| ops.select_rows(&x.values, rows)))
+        with_rows(rows.len(), self.time(WorkKind::Copies, |ops| ops.select_rows(&x.values, rows)))
     }
 
     fn split_rows(&self, x: &Self::Act, lengths: &[usize]) -> Result<Vec<Self::Act>, BackendError> {
-        let split = self.time(Part::Copies, |ops| ops.split_rows(&x.values, lengths))?;
+        let split = self.time(WorkKind::Copies, |ops| ops.split_rows(&x.values, lengths))?;
         let parts = split.into_iter().zip(lengths);
-        Ok(parts.map(|(values, &rows)| Act { values, rows }).collect())
+        Ok(parts.map(|(values, &rows)| TimedActivations { values, rows }).collect())
     }
 
     fn images_per_pass(&self, tokens: usize, width: usize) -> usize {
@@ -326,6 +329,6 @@ impl<O: Ops> Ops for Timed<O> {
     }
 
     fn to_host(&self, x: &Self::Act) -> Result<Vec<Vec<f32>>, BackendError> {
-        self.time(Part::Copies, |ops| ops.to_host(&x.values))
+        self.time(WorkKind::Copies, |ops| ops.to_host(&x.values))
     }
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::engine::backend::Backend;
 use crate::model::checkpoint::encode_texts;
-use crate::model::ops::Run;
+use crate::model::ops::RowRun;
 use crate::model::text::CrossAttention;
 use crate::model::{BlipBackend, ModelSpec};
 use crate::task::{Pixels, TowerId};
@@ -67,7 +67,7 @@ fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str,
         let mut memory = image.clone();
         if let Some(encoder) = model.encoder() {
             let question = ids(&case["question_ids"]);
-            let runs = [Run { memory: &image, rows: question.len() }];
+            let runs = [RowRun { memory: &image, rows: question.len() }];
             let encoded = encode_texts(ops, encoder, &[&question], &CrossAttention::Project(&runs));
             memory = encoded.unwrap().hidden;
             states.push(("question", flat(backend, &memory)));
@@ -83,7 +83,7 @@ fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str,
     let alone = encode_texts(ops, encoder, &[&text], &CrossAttention::Skip).unwrap();
     states.push(("text", flat(backend, &alone.hidden)));
     if checkpoint == "retrieval" {
-        let runs = [Run { memory: &image, rows: text.len() }];
+        let runs = [RowRun { memory: &image, rows: text.len() }];
         let both = encode_texts(ops, encoder, &[&text], &CrossAttention::Project(&runs)).unwrap();
         states.push(("multimodal", flat(backend, &both.hidden)));
     }

@@ -6,7 +6,7 @@ use crate::engine::backend::{Backend, SinglePassOutput, SinglePassRow};
 use crate::model::group::EncoderStates;
 use crate::task::{Embedding, ModelId, TowerId};
 
-type Row = SinglePassRow<EncoderStates<TestedOps>>;
+type PassRow = SinglePassRow<EncoderStates<TestedOps>>;
 
 fn embedding(output: &SinglePassOutput<EncoderStates<TestedOps>>) -> &Embedding {
     match output {
@@ -40,7 +40,7 @@ fn candidates_are_scored_in_full_as_the_reference_scores_them() {
         for case in reference.list("candidates") {
             let question = generation::memory(&mut backend, &reference, case);
             let candidates = case["candidates"].as_array().unwrap();
-            let rows: Vec<Row> = candidates
+            let rows: Vec<PassRow> = candidates
                 .iter()
                 .map(|candidate| {
                     // The fixtures list the tokens and the stop token. The `Backend` trait takes these with `[CLS]` in
@@ -67,14 +67,14 @@ fn matching_probabilities_and_cosines_equal_the_reference() {
     let (mut backend, reference) = (load(&["retrieval"]), Reference::read("retrieval"));
     let images = images(&mut backend, &reference);
     let texts = reference.list("texts");
-    let pairs: Vec<Row> = images
+    let pairs: Vec<PassRow> = images
         .iter()
         .flat_map(|(_, image)| {
             let pair = |text: &serde_json::Value| SinglePassRow::MatchPair {
                 image: image.clone(),
                 text: tokens(&text["ids"]),
             };
-            texts.iter().map(pair).collect::<Vec<Row>>()
+            texts.iter().map(pair).collect::<Vec<PassRow>>()
         })
         .collect();
     let matching: Vec<f32> =
@@ -94,7 +94,7 @@ fn matching_probabilities_and_cosines_equal_the_reference() {
 fn cosines(backend: &mut Tested, reference: &Reference) -> Vec<f32> {
     let images = images(backend, reference);
     let texts = reference.list("texts");
-    let rows: Vec<Row> = images
+    let rows: Vec<PassRow> = images
         .iter()
         .map(|(_, image)| SinglePassRow::EmbedImage { image: image.clone() })
         .chain(texts.iter().map(|text| SinglePassRow::EmbedText { text: tokens(&text["ids"]) }))

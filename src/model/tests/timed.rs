@@ -9,7 +9,7 @@ use crate::kernels::gemm::Format;
 use crate::kernels::isa::Level;
 use crate::model::BlipBackend;
 use crate::model::ops::Ops;
-use crate::model::ops::timed::{Part, Timed};
+use crate::model::ops::timed::{Timed, WorkKind};
 use crate::task::{GenerationParams, ModelId, Sequence, TowerId};
 
 const CHECKPOINT: &str = "caption-talkative";
@@ -61,10 +61,15 @@ fn timed_operations_answer_the_same_and_their_parts_add_up() {
     let sum: Duration = parts.iter().map(|(_, spent)| spent.time).sum();
     assert!(!sum.is_zero() && sum <= whole, "{sum:?} of {whole:?}");
     let calls = |part| parts.iter().find(|(other, _)| *other == part).map(|(_, spent)| spent.calls);
-    assert_eq!(calls(Part::PatchEmbedding), Some(1));
+    assert_eq!(calls(WorkKind::PatchEmbedding), Some(1));
     let steps: usize = plain.iter().map(|sequence| sequence.tokens.len()).sum();
-    assert_eq!(calls(Part::EmbedTokens), Some(steps));
-    for part in [Part::SelfAttention, Part::CachedAttention, Part::CrossAttention, Part::Copies] {
+    assert_eq!(calls(WorkKind::EmbedTokens), Some(steps));
+    for part in [
+        WorkKind::SelfAttention,
+        WorkKind::CachedAttention,
+        WorkKind::CrossAttention,
+        WorkKind::Copies,
+    ] {
         assert!(calls(part).is_some(), "{part} is not in {parts:?}");
     }
     assert_eq!(times.stop(), [], "what was read is gone");
@@ -72,8 +77,8 @@ fn timed_operations_answer_the_same_and_their_parts_add_up() {
 
 #[test]
 fn a_part_is_named_by_its_shape_and_many_rows() {
-    let linear = |rows| Part::Linear { input: 768, output: 3072, rows }.to_string();
+    let linear = |rows| WorkKind::Linear { input: 768, output: 3072, rows }.to_string();
     assert_eq!(linear(None), "linear 768x3072");
     assert_eq!(linear(Some(577)), "linear 768x3072 (577 rows)");
-    assert_eq!(Part::KeysAndValues.to_string(), "keys and values");
+    assert_eq!(WorkKind::KeysAndValues.to_string(), "keys and values");
 }

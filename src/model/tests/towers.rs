@@ -2,17 +2,17 @@
 
 use super::{CHECKPOINTS, Tested, TestedOps, Reference, TOLERANCE, assert_close, ids, load};
 use crate::model::checkpoint::encode_texts;
-use crate::model::heads::Decoder;
-use crate::model::ops::{Ops, Run};
+use crate::model::heads::TextDecoder;
+use crate::model::ops::{Ops, RowRun};
 use crate::model::text::{CrossAttention, NewTokens, SelfAttention};
 
-pub(super) type Act = <TestedOps as Ops>::Act;
+pub(super) type TestedActivations = <TestedOps as Ops>::Act;
 
-pub(super) fn flat(backend: &Tested, act: &Act) -> Vec<f32> {
+pub(super) fn flat(backend: &Tested, act: &TestedActivations) -> Vec<f32> {
     backend.ops.to_host(act).unwrap().concat()
 }
 
-pub(super) fn features(backend: &Tested, reference: &Reference, photo: &str) -> Act {
+pub(super) fn features(backend: &Tested, reference: &Reference, photo: &str) -> TestedActivations {
     let pixels = reference.pixels(photo);
     backend.towers[0].encode(&backend.ops, &[&pixels]).unwrap().remove(0)
 }
@@ -20,12 +20,12 @@ pub(super) fn features(backend: &Tested, reference: &Reference, photo: &str) -> 
 /// Runs a teacher-forced pass over `ids`. Returns the hidden states and logits at every position.
 pub(super) fn forward(
     backend: &Tested,
-    decoder: &Decoder<TestedOps>,
+    decoder: &TextDecoder<TestedOps>,
     ids: &[u32],
-    memory: &Act,
+    memory: &TestedActivations,
 ) -> (Vec<f32>, Vec<f32>) {
     let ops = &backend.ops;
-    let runs = [Run { memory, rows: ids.len() }];
+    let runs = [RowRun { memory, rows: ids.len() }];
     let sequence = [NewTokens { tokens: ids, position: 0 }];
     let attention = SelfAttention::Causal(&[None]);
     let output = decoder.tower.forward(ops, &sequence, &attention, &CrossAttention::Project(&runs)).unwrap();
@@ -72,7 +72,7 @@ fn question_encoder_and_answer_decoder_equal_the_reference() {
             let name = case["name"].as_str().unwrap();
             let image = features(&backend, &reference, case["photo"].as_str().unwrap());
             let question = ids(&case["question_ids"]);
-            let runs = [Run { memory: &image, rows: question.len() }];
+            let runs = [RowRun { memory: &image, rows: question.len() }];
             let encoded =
                 encode_texts(&backend.ops, encoder, &[&question], &CrossAttention::Project(&runs)).unwrap();
             let states = flat(&backend, &encoded.hidden);
@@ -100,7 +100,7 @@ fn text_encoders_equal_the_reference_with_and_without_an_image() {
                     continue;
                 }
                 let image = features(&backend, &reference, &photo);
-                let runs = [Run { memory: &image, rows: text.len() }];
+                let runs = [RowRun { memory: &image, rows: text.len() }];
                 let memory = CrossAttention::Project(&runs);
                 let both = encode_texts(&backend.ops, encoder, &[&text], &memory).unwrap();
                 let expected = reference.tensor(&format!("multimodal.{photo}.{name}"));

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use blip_server::model::config::BlipConfig;
-use blip_server::model::load::{File, WeightFiles, Weights};
+use blip_server::model::load::{CheckpointWeights, File, WeightFiles};
 use blip_server::torch::TorchFile;
 
 use super::archive::with_pickle;
@@ -28,7 +28,7 @@ pub(crate) fn checkpoint(data: &[u8]) {
 
 /// A file that opens can be asked for everything that it says it has.
 fn read(files: &WeightFiles) {
-    let Ok(weights) = Weights::open(files) else { return };
+    let Ok(weights) = CheckpointWeights::open(files) else { return };
     for name in weights.names() {
         assert!(weights.contains(name));
         // One that is read has the shape that was asked for.

@@ -9,7 +9,7 @@ use crate::kernels::attention::PackedKv;
 
 /// Activations `[rows, width]` in f32; clones share the buffer.
 #[derive(Debug, Clone)]
-pub struct Act {
+pub struct CpuActivations {
     rows: usize,
     width: usize,
     buffer: Arc<Buffer>,
@@ -67,7 +67,7 @@ impl Arena {
     }
 }
 
-impl Act {
+impl CpuActivations {
     /// Creates activations `[rows, width]` in a buffer that returns to `home` when it is dropped.
     pub(super) fn from_arena(
         home: &Arc<Arena>,

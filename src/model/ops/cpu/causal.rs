@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Act;
+use super::CpuActivations;
 use crate::kernels::rows::Rows;
 
 /// KV cache of one sequence in one layer, as a list of pieces. Each step appends one piece. Beams share the pieces of
@@ -17,7 +17,12 @@ pub struct CausalRows {
 impl CausalRows {
     /// Returns a cache with the pieces of `past` and one more piece: the keys and values of `rows` rows of `qkv`,
     /// starting at row `start`.
-    pub(super) fn extend(past: Option<&Self>, qkv: &Act, start: usize, rows: usize) -> Self {
+    pub(super) fn extend(
+        past: Option<&Self>,
+        qkv: &CpuActivations,
+        start: usize,
+        rows: usize,
+    ) -> Self {
         let width = qkv.width() / 3;
         let new = (start..start + rows).flat_map(|row| &qkv.row(row)[width..]).copied().collect();
         let past = past.map_or(&[][..], |past| &past.pieces);

@@ -15,13 +15,13 @@
 
 use std::sync::Arc;
 
-use super::{Act, CpuOps, KvCache, wrong_form};
+use super::{CpuActivations, CpuKvCache, CpuOps, wrong_form};
 use crate::engine::backend::BackendError;
 use crate::kernels::attention::{self, AttentionRun, Heads, PackedKv};
 use crate::kernels::context::KernelContext;
 use crate::kernels::gemm::{self, Format, PackedWeights};
 use crate::kernels::rows::Rows;
-use crate::model::ops::Run;
+use crate::model::ops::RowRun;
 
 /// Key and value projections of one layer, one element per head, for folding.
 #[derive(Debug)]
@@ -77,7 +77,11 @@ impl AbsorbedKvWeights {
 
 impl CpuOps {
     /// Returns the folded form of the keys and values of `memory`.
-    pub(super) fn folded(&self, memory: &Act, weights: &Arc<AbsorbedKvWeights>) -> KvCache {
+    pub(super) fn folded(
+        &self,
+        memory: &CpuActivations,
+        weights: &Arc<AbsorbedKvWeights>,
+    ) -> CpuKvCache {
         let features = memory.packed(|| {
             let heads = Heads { count: 1, width: memory.width() };
             let rows = Rows::of(memory.values(), memory.width());
@@ -85,17 +89,17 @@ impl CpuOps {
             packed.pack(&mut self.workspace().context, heads, rows, rows);
             packed
         });
-        KvCache::Folded(AbsorbedKv { features, weights: Arc::clone(weights) })
+        CpuKvCache::Folded(AbsorbedKv { features, weights: Arc::clone(weights) })
     }
 
     /// Computes cross-attention in the folded form. `query` and the result are `[rows, width]`. All runs must belong to
     /// the same layer.
     pub(super) fn folded_attention(
         &self,
-        query: &Act,
+        query: &CpuActivations,
         weights: &AbsorbedKvWeights,
-        runs: &[Run<&KvCache>],
-    ) -> Result<Act, BackendError> {
+        runs: &[RowRun<&CpuKvCache>],
+    ) -> Result<CpuActivations, BackendError> {
         let width = query.width();
         let mut out = self.arena.take(query.rows() * width);
         let mut start = 0;
@@ -105,14 +109,14 @@ impl CpuOps {
             self.folded_slice(&query.values()[place.clone()], weights, &slice, &mut out[place]);
             start += rows;
         }
-        Ok(Act::from_arena(&self.arena, query.rows(), width, out))
+        Ok(CpuActivations::from_arena(&self.arena, query.rows(), width, out))
     }
 
     fn folded_slice(
         &self,
         query: &[f32],
         weights: &AbsorbedKvWeights,
-        runs: &[Run<&AbsorbedKv>],
+        runs: &[RowRun<&AbsorbedKv>],
         out: &mut [f32],
     ) {
         let heads = weights.keys.len();
@@ -148,11 +152,13 @@ const SLICE_ROWS: usize = 256;
 
 /// Splits the runs into slices of at most [`SLICE_ROWS`] rows. A run may be divided between slices, which does not
 /// change the bits of a row's result.
-fn slices<'a>(runs: &[Run<&'a KvCache>]) -> Result<Vec<Vec<Run<&'a AbsorbedKv>>>, BackendError> {
-    let mut slices: Vec<Vec<Run<&AbsorbedKv>>> = Vec::new();
+fn slices<'a>(
+    runs: &[RowRun<&'a CpuKvCache>],
+) -> Result<Vec<Vec<RowRun<&'a AbsorbedKv>>>, BackendError> {
+    let mut slices: Vec<Vec<RowRun<&AbsorbedKv>>> = Vec::new();
     let mut room = 0;
     for run in runs {
-        let KvCache::Folded(memory) = run.memory else { return Err(wrong_form()) };
+        let CpuKvCache::Folded(memory) = run.memory else { return Err(wrong_form()) };
         let mut left = run.rows;
         while left > 0 {
             if room == 0 {
@@ -161,7 +167,7 @@ fn slices<'a>(runs: &[Run<&'a KvCache>]) -> Result<Vec<Vec<Run<&'a AbsorbedKv>>>
             }
             let rows = left.min(room);
             if let Some(slice) = slices.last_mut() {
-                slice.push(Run { memory, rows });
+                slice.push(RowRun { memory, rows });
             }
             (left, room) = (left - rows, room - rows);
         }

@@ -17,12 +17,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Tensor};
 
-pub use act::Act;
 use act::Arena;
+pub use act::CpuActivations;
 pub use causal::CausalRows;
 pub use folded::{AbsorbedKv, AbsorbedKvWeights};
 
-use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, Run};
+use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, RowRun};
 use crate::engine::backend::BackendError;
 use crate::kernels::attention::{self, AttentionRun, CausalRun, Heads, PackedKv};
 use crate::kernels::context::KernelContext;
@@ -65,7 +65,7 @@ struct Workspace {
 
 /// Weights of one layer norm, in f32.
 #[derive(Debug)]
-pub struct LayerNorm {
+pub struct CpuLayerNorm {
     weight: Vec<f32>,
     bias: Vec<f32>,
     eps: f32,
@@ -73,14 +73,14 @@ pub struct LayerNorm {
 
 /// An embedding table `[n, width]` in f32.
 #[derive(Debug)]
-pub struct Table {
+pub struct CpuTable {
     values: Vec<f32>,
     width: usize,
 }
 
 /// Weights of the patch embedding, which is a matrix product in which each patch is one row.
 #[derive(Debug)]
-pub struct PatchEmbedding {
+pub struct CpuPatchEmbedding {
     linear: PackedWeights,
     class_embedding: Vec<f32>,
     /// Position embeddings of all tokens, `[tokens, width]`.
@@ -92,7 +92,7 @@ pub struct PatchEmbedding {
 
 /// Weights of one layer's projection to cross-attention keys and values.
 #[derive(Debug)]
-pub enum KvProjection {
+pub enum CpuKvProjection {
     /// A linear layer that computes the keys and values.
     Projected(PackedWeights),
     /// Projections that are folded into the queries and the results; see [`AbsorbedKv`].
@@ -101,7 +101,7 @@ pub enum KvProjection {
 
 /// Keys and values of one sequence in one layer.
 #[derive(Debug, Clone)]
-pub enum KvCache {
+pub enum CpuKvCache {
     /// Keys and values of encoder states, packed once and read by many queries.
     PackedKv(Arc<PackedKv>),
     /// Image features, used in place of keys and values, which are then never computed.
@@ -142,15 +142,20 @@ impl CpuOps {
     }
 
     /// Returns activations `[rows, width]` that `fill` writes.
-    fn act(&self, rows: usize, width: usize, fill: impl FnOnce(&mut Workspace, &mut [f32])) -> Act {
+    fn act(
+        &self,
+        rows: usize,
+        width: usize,
+        fill: impl FnOnce(&mut Workspace, &mut [f32]),
+    ) -> CpuActivations {
         let mut values = self.arena.take(rows * width);
         fill(&mut self.workspace(), &mut values);
-        Act::from_arena(&self.arena, rows, width, values)
+        CpuActivations::from_arena(&self.arena, rows, width, values)
     }
 
     /// Returns the normalised patches, `[images x patches, 3 x patch x patch]`. The outermost dimension of a patch is
     /// the channel, as in the convolution's kernel.
-    fn patches(&self, weights: &PatchEmbedding, images: &[&Pixels]) -> Vec<f32> {
+    fn patches(&self, weights: &CpuPatchEmbedding, images: &[&Pixels]) -> Vec<f32> {
         let patch = weights.patch;
         let line_values = |image: &Pixels| image.width() as usize / patch * weights.linear.k();
         let lines: Vec<(&Pixels, usize)> = images
@@ -173,7 +178,7 @@ impl CpuOps {
 }
 
 /// Writes one line of normalised patches of the image to `to`.
-fn patch_line(weights: &PatchEmbedding, image: &Pixels, line: usize, to: &mut [f32]) {
+fn patch_line(weights: &CpuPatchEmbedding, image: &Pixels, line: usize, to: &mut [f32]) {
     let patch = weights.patch;
     let width = image.width() as usize;
     for (column, to) in to.chunks_exact_mut(weights.linear.k()).enumerate() {
@@ -197,7 +202,7 @@ fn values(tensor: &Tensor) -> Result<Vec<f32>, BackendError> {
 }
 
 /// Splits the columns of `x` into `parts` equal parts, and returns part `index` of the rows `start..start + rows`.
-fn columns(x: &Act, index: usize, parts: usize, start: usize, rows: usize) -> Rows<'_> {
+fn columns(x: &CpuActivations, index: usize, parts: usize, start: usize, rows: usize) -> Rows<'_> {
     let stride = x.width();
     Rows { values: &x.values()[start * stride..], stride, column: index * stride / parts, rows }
 }
@@ -212,13 +217,13 @@ fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
 }
 
 impl Ops for CpuOps {
-    type Act = Act;
+    type Act = CpuActivations;
     type Linear = PackedWeights;
-    type KvProjection = KvProjection;
-    type LayerNorm = LayerNorm;
-    type Table = Table;
-    type PatchEmbedding = PatchEmbedding;
-    type KvCache = KvCache;
+    type KvProjection = CpuKvProjection;
+    type LayerNorm = CpuLayerNorm;
+    type Table = CpuTable;
+    type PatchEmbedding = CpuPatchEmbedding;
+    type KvCache = CpuKvCache;
 
     fn load_linear(
         &self,
@@ -235,17 +240,17 @@ impl Ops for CpuOps {
         bias: &Tensor,
         heads: usize,
         usage: KvLifetime,
-    ) -> Result<KvProjection, BackendError> {
+    ) -> Result<CpuKvProjection, BackendError> {
         match usage {
             KvLifetime::Transient => {
-                self.load_linear(weight, Some(bias)).map(KvProjection::Projected)
+                self.load_linear(weight, Some(bias)).map(CpuKvProjection::Projected)
             }
             KvLifetime::Persistent => {
                 let (weight, bias) = (values(weight)?, values(bias)?);
                 let context = &mut self.workspace().context;
                 let format = self.attention_format();
                 let folded = AbsorbedKvWeights::pack(context, format, &weight, &bias, heads);
-                Ok(KvProjection::Folded(Arc::new(folded)))
+                Ok(CpuKvProjection::Folded(Arc::new(folded)))
             }
         }
     }
@@ -255,20 +260,20 @@ impl Ops for CpuOps {
         weight: &Tensor,
         bias: &Tensor,
         eps: f64,
-    ) -> Result<LayerNorm, BackendError> {
-        Ok(LayerNorm { weight: values(weight)?, bias: values(bias)?, eps: eps as f32 })
+    ) -> Result<CpuLayerNorm, BackendError> {
+        Ok(CpuLayerNorm { weight: values(weight)?, bias: values(bias)?, eps: eps as f32 })
     }
 
-    fn load_table(&self, table: &Tensor) -> Result<Table, BackendError> {
-        Ok(Table { values: values(table)?, width: table.dim(1)? })
+    fn load_table(&self, table: &Tensor) -> Result<CpuTable, BackendError> {
+        Ok(CpuTable { values: values(table)?, width: table.dim(1)? })
     }
 
     fn load_patch_embedding(
         &self,
         weights: &PatchEmbeddingWeights,
-    ) -> Result<PatchEmbedding, BackendError> {
+    ) -> Result<CpuPatchEmbedding, BackendError> {
         let (_, _, patch, _) = weights.weight.dims4()?;
-        Ok(PatchEmbedding {
+        Ok(CpuPatchEmbedding {
             linear: self.pack(&weights.weight, Some(&weights.bias), self.attention_format())?,
             class_embedding: values(&weights.class_embedding)?,
             positions: values(&weights.position_embedding)?,
@@ -279,13 +284,13 @@ impl Ops for CpuOps {
 
     fn patch_embedding(
         &self,
-        weights: &PatchEmbedding,
+        weights: &CpuPatchEmbedding,
         images: &[&Pixels],
-    ) -> Result<Act, BackendError> {
+    ) -> Result<CpuActivations, BackendError> {
         let width = weights.linear.n();
         let tokens = weights.positions.len() / width;
         let patches = self.patches(weights, images);
-        let patches = Act::from_arena(
+        let patches = CpuActivations::from_arena(
             &self.arena,
             patches.len() / weights.linear.k(),
             weights.linear.k(),
@@ -305,10 +310,10 @@ impl Ops for CpuOps {
 
     fn embed_tokens(
         &self,
-        words: &Table,
-        positions: &Table,
+        words: &CpuTable,
+        positions: &CpuTable,
         tokens: &[(u32, u32)],
-    ) -> Result<Act, BackendError> {
+    ) -> Result<CpuActivations, BackendError> {
         let width = words.width;
         let row = |index: u32| index as usize * width..(index as usize + 1) * width;
         Ok(self.act(tokens.len(), width, |_, out| {
@@ -322,9 +327,13 @@ impl Ops for CpuOps {
         }))
     }
 
-    fn layer_norm(&self, x: &Act, weights: &LayerNorm) -> Result<Act, BackendError> {
+    fn layer_norm(
+        &self,
+        x: &CpuActivations,
+        weights: &CpuLayerNorm,
+    ) -> Result<CpuActivations, BackendError> {
         Ok(self.act(x.rows(), x.width(), |workspace, out| {
-            let LayerNorm { weight, bias, eps } = weights;
+            let CpuLayerNorm { weight, bias, eps } = weights;
             let norm = pointwise::LayerNorm { weight, bias, eps: *eps };
             pointwise::layer_norm(&mut workspace.context, x.values(), norm, out);
         }))
@@ -332,10 +341,10 @@ impl Ops for CpuOps {
 
     fn linear(
         &self,
-        x: &Act,
+        x: &CpuActivations,
         weights: &PackedWeights,
-        epilogue: Epilogue<'_, Act>,
-    ) -> Result<Act, BackendError> {
+        epilogue: Epilogue<'_, CpuActivations>,
+    ) -> Result<CpuActivations, BackendError> {
         let epilogue = match epilogue {
             Epilogue::None => gemm::Epilogue::None,
             Epilogue::Activation(activation) => gemm::Epilogue::Activation(activation),
@@ -348,10 +357,10 @@ impl Ops for CpuOps {
 
     fn self_attention(
         &self,
-        qkv: &Act,
+        qkv: &CpuActivations,
         heads: usize,
         lengths: &[usize],
-    ) -> Result<Act, BackendError> {
+    ) -> Result<CpuActivations, BackendError> {
         let width = qkv.width() / 3;
         let heads = Heads { count: heads, width: width / heads };
         Ok(self.act(qkv.rows(), width, |Workspace { context, memories }, out| {
@@ -383,18 +392,18 @@ impl Ops for CpuOps {
 
     fn cached_attention(
         &self,
-        qkv: &Act,
+        qkv: &CpuActivations,
         heads: usize,
         lengths: &[usize],
-        caches: &[Option<&KvCache>],
-    ) -> Result<(Act, Vec<KvCache>), BackendError> {
+        caches: &[Option<&CpuKvCache>],
+    ) -> Result<(CpuActivations, Vec<CpuKvCache>), BackendError> {
         let width = qkv.width() / 3;
         let heads = Heads { count: heads, width: width / heads };
         let mut extended = Vec::with_capacity(lengths.len());
         for ((start, &rows), cache) in starts(lengths).zip(lengths).zip(caches) {
             let past = match cache {
-                Some(KvCache::Causal(past)) => Some(&**past),
-                Some(KvCache::PackedKv(_) | KvCache::Folded(_)) => return Err(wrong_form()),
+                Some(CpuKvCache::Causal(past)) => Some(&**past),
+                Some(CpuKvCache::PackedKv(_) | CpuKvCache::Folded(_)) => return Err(wrong_form()),
                 None => None,
             };
             extended.push(Arc::new(CausalRows::extend(past, qkv, start, rows)));
@@ -411,18 +420,18 @@ impl Ops for CpuOps {
         let out = self.act(qkv.rows(), width, |workspace, out| {
             attention::attend_causally(&mut workspace.context, heads, &runs, out);
         });
-        Ok((out, extended.into_iter().map(KvCache::Causal).collect()))
+        Ok((out, extended.into_iter().map(CpuKvCache::Causal).collect()))
     }
 
     fn keys_values(
         &self,
-        memory: &Act,
-        weights: &KvProjection,
+        memory: &CpuActivations,
+        weights: &CpuKvProjection,
         heads: usize,
-    ) -> Result<KvCache, BackendError> {
+    ) -> Result<CpuKvCache, BackendError> {
         let weights = match weights {
-            KvProjection::Projected(weights) => weights,
-            KvProjection::Folded(weights) => return Ok(self.folded(memory, weights)),
+            CpuKvProjection::Projected(weights) => weights,
+            CpuKvProjection::Folded(weights) => return Ok(self.folded(memory, weights)),
         };
         let projected = self.linear(memory, weights, Epilogue::None)?;
         let rows = projected.rows();
@@ -431,16 +440,16 @@ impl Ops for CpuOps {
         let (keys, values) =
             (columns(&projected, 0, 2, 0, rows), columns(&projected, 1, 2, 0, rows));
         packed.pack(&mut self.workspace().context, heads, keys, values);
-        Ok(KvCache::PackedKv(Arc::new(packed)))
+        Ok(CpuKvCache::PackedKv(Arc::new(packed)))
     }
 
     fn cross_attention(
         &self,
-        query: &Act,
+        query: &CpuActivations,
         _: usize,
-        runs: &[Run<&KvCache>],
-    ) -> Result<Act, BackendError> {
-        if let Some(KvCache::Folded(first)) = runs.first().map(|run| run.memory) {
+        runs: &[RowRun<&CpuKvCache>],
+    ) -> Result<CpuActivations, BackendError> {
+        if let Some(CpuKvCache::Folded(first)) = runs.first().map(|run| run.memory) {
             return self.folded_attention(query, first.weights(), runs);
         }
         let lengths: Vec<usize> = runs.iter().map(|run| run.rows).collect();
@@ -448,12 +457,12 @@ impl Ops for CpuOps {
             .iter()
             .zip(starts(&lengths))
             .map(|(run, start)| match run.memory {
-                KvCache::PackedKv(memory) => Ok(AttentionRun {
+                CpuKvCache::PackedKv(memory) => Ok(AttentionRun {
                     queries: columns(query, 0, 1, start, run.rows),
                     memory,
                     scale: memory.heads().scale(),
                 }),
-                KvCache::Causal(_) | KvCache::Folded(_) => Err(wrong_form()),
+                CpuKvCache::Causal(_) | CpuKvCache::Folded(_) => Err(wrong_form()),
             })
             .collect::<Result<Vec<_>, _>>()?;
         Ok(self.act(query.rows(), query.width(), |workspace, out| {
@@ -461,7 +470,11 @@ impl Ops for CpuOps {
         }))
     }
 
-    fn select_rows(&self, x: &Act, rows: &[usize]) -> Result<Act, BackendError> {
+    fn select_rows(
+        &self,
+        x: &CpuActivations,
+        rows: &[usize],
+    ) -> Result<CpuActivations, BackendError> {
         Ok(self.act(rows.len(), x.width(), |_, out| {
             for (out, &row) in out.chunks_exact_mut(x.width()).zip(rows) {
                 out.copy_from_slice(x.row(row));
@@ -469,10 +482,18 @@ impl Ops for CpuOps {
         }))
     }
 
-    fn split_rows(&self, x: &Act, lengths: &[usize]) -> Result<Vec<Act>, BackendError> {
+    fn split_rows(
+        &self,
+        x: &CpuActivations,
+        lengths: &[usize],
+    ) -> Result<Vec<CpuActivations>, BackendError> {
         let width = x.width();
         let part = |(start, &rows): (usize, &usize)| {
-            Act::kept(rows, width, x.values()[start * width..(start + rows) * width].to_vec())
+            CpuActivations::kept(
+                rows,
+                width,
+                x.values()[start * width..(start + rows) * width].to_vec(),
+            )
         };
         Ok(starts(lengths).zip(lengths).map(part).collect())
     }
@@ -496,7 +517,7 @@ impl Ops for CpuOps {
         2 * self.feature_bytes(1, width)
     }
 
-    fn to_host(&self, x: &Act) -> Result<Vec<Vec<f32>>, BackendError> {
+    fn to_host(&self, x: &CpuActivations) -> Result<Vec<Vec<f32>>, BackendError> {
         Ok((0..x.rows()).map(|row| x.row(row).to_vec()).collect())
     }
 }

@@ -126,43 +126,45 @@ struct ApplyPart<'a> {
 impl Kernel for ApplyPart<'_> {
     type Output = ();
 
+    /// The last values are padded to a whole vector, so that they get the same bits as elsewhere in the slice.
     #[inline(always)]
+    #[expect(unsafe_code, reason = "vectors of a slice")]
     fn run<I: Isa>(self, isa: I) {
-        let values = self.values;
-        match self.activation {
-            Activation::Gelu => each(isa, values, super::pointwise::gelu),
-            Activation::GeluTanh => each(isa, values, gelu_tanh),
-            Activation::QuickGelu => each(isa, values, quick_gelu),
-            Activation::Relu => each(isa, values, relu),
-            Activation::Silu => each(isa, values, silu),
-            Activation::Tanh => each(isa, values, tanh),
+        let Self { activation, values } = self;
+        let mut vectors = values.chunks_exact_mut(I::LANES);
+        for vector in &mut vectors {
+            // SAFETY: the chunk is as long as a vector.
+            unsafe {
+                let value = isa.load(vector.as_ptr());
+                isa.store(vector.as_mut_ptr(), apply_to_vector(isa, activation, value));
+            }
+        }
+        let rest = vectors.into_remainder();
+        if !rest.is_empty() {
+            let mut padded = [0.0f32; MOST_COLUMNS];
+            padded[..rest.len()].copy_from_slice(rest);
+            // SAFETY: the array is at least as long as a vector.
+            unsafe {
+                let value = isa.load(padded.as_ptr());
+                isa.store(padded.as_mut_ptr(), apply_to_vector(isa, activation, value));
+            }
+            rest.copy_from_slice(&padded[..rest.len()]);
         }
     }
 }
 
-/// Applies `function` to every value. The last values are padded to a whole vector, so that they get the same bits as
-/// elsewhere in the slice.
+/// Selects the function for each vector. If the function were passed as an argument instead, it would be called through
+/// a shim that is not compiled for the level's instructions: 443,000 values would take 5.7 ms instead of 0.15 ms
+/// (AVX-512, one core, 2026-11).
 #[inline(always)]
-#[expect(unsafe_code, reason = "vectors of a slice")]
-fn each<I: Isa>(isa: I, values: &mut [f32], function: impl Fn(I, I::F) -> I::F) {
-    let mut vectors = values.chunks_exact_mut(I::LANES);
-    for vector in &mut vectors {
-        // SAFETY: the chunk is as long as a vector.
-        unsafe {
-            let value = isa.load(vector.as_ptr());
-            isa.store(vector.as_mut_ptr(), function(isa, value));
-        }
-    }
-    let rest = vectors.into_remainder();
-    if !rest.is_empty() {
-        let mut padded = [0.0f32; MOST_COLUMNS];
-        padded[..rest.len()].copy_from_slice(rest);
-        // SAFETY: the array is at least as long as a vector.
-        unsafe {
-            let value = isa.load(padded.as_ptr());
-            isa.store(padded.as_mut_ptr(), function(isa, value));
-        }
-        rest.copy_from_slice(&padded[..rest.len()]);
+fn apply_to_vector<I: Isa>(isa: I, activation: Activation, x: I::F) -> I::F {
+    match activation {
+        Activation::Gelu => super::pointwise::gelu(isa, x),
+        Activation::GeluTanh => gelu_tanh(isa, x),
+        Activation::QuickGelu => quick_gelu(isa, x),
+        Activation::Relu => relu(isa, x),
+        Activation::Silu => silu(isa, x),
+        Activation::Tanh => tanh(isa, x),
     }
 }
 

@@ -15,7 +15,8 @@
 
 use std::sync::Arc;
 
-use super::{CpuActivations, CpuKvCache, CpuOps, wrong_form};
+use super::attention::wrong_form;
+use super::{CpuActivations, CpuKvCache, CpuOps};
 use crate::engine::backend::BackendError;
 use crate::kernels::attention::{self, AttentionRun, Heads, PackedKv};
 use crate::kernels::context::KernelContext;

@@ -6,11 +6,19 @@
 //! every format. Where 8 bits are not accurate enough, models with 8-bit weights use bf16: in attention, in the patch
 //! embedding, and in layers with fewer than 64 columns (the matching head).
 //!
-//! The file is longer than others because it is one implementation of one trait.
+//! This file implements [`Ops`]: it loads weights, computes what is not attention, and delegates the rest.
+//!
+//! - `attention`: self-attention, cross-attention, and the forms of keys and values;
+//! - `patches`: the patch embedding;
+//! - `folded`: cross-attention over image features, without keys and values;
+//! - `causal`: the KV cache of text that is being generated;
+//! - `act`: activations, in buffers that are reused.
 
 mod act;
+mod attention;
 mod causal;
 mod folded;
+mod patches;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,17 +27,19 @@ use candle_core::{DType, Tensor};
 
 use act::Arena;
 pub use act::CpuActivations;
+use attention::starts;
+pub use attention::{CpuKvCache, CpuKvProjection};
 pub use causal::CausalRows;
 pub use folded::{AbsorbedKv, AbsorbedKvWeights};
+pub use patches::CpuPatchEmbedding;
 
 use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, RowRun};
 use crate::engine::backend::BackendError;
-use crate::kernels::attention::{self, AttentionRun, CausalRun, Heads, PackedKv};
+use crate::kernels::attention::{Heads, PackedKv};
 use crate::kernels::context::KernelContext;
 use crate::kernels::gemm::{self, Format, PackedWeights};
 use crate::kernels::isa::Level;
 use crate::kernels::pointwise;
-use crate::kernels::rows::Rows;
 use crate::task::Pixels;
 
 /// Minimum number of output columns of a layer whose weights are quantised to 8 bits. Layers with fewer columns gain
@@ -40,10 +50,6 @@ const FEW_COLUMNS: usize = 64;
 /// together with the weights. In a base-size model, they take 7 MB per image. Eight images in one pass take 2.5 %
 /// longer than eight passes of one image each, because all data then comes from main memory.
 const PASS_BYTES: usize = 12 << 20;
-
-/// Maximum number of packed sequences whose buffers are kept for the next self-attention. Each takes at most 3 MB (512
-/// tokens in f32).
-const MOST_MEMORIES: usize = 8;
 
 /// Operations at one instruction set level, with weights in one format. They have their own thread pool.
 #[derive(Debug)]
@@ -76,38 +82,6 @@ pub struct CpuLayerNorm {
 pub struct CpuTable {
     values: Vec<f32>,
     width: usize,
-}
-
-/// Weights of the patch embedding, which is a matrix product in which each patch is one row.
-#[derive(Debug)]
-pub struct CpuPatchEmbedding {
-    linear: PackedWeights,
-    class_embedding: Vec<f32>,
-    /// Position embeddings of all tokens, `[tokens, width]`.
-    positions: Vec<f32>,
-    /// For each channel, the normalised value of every 8-bit value.
-    normalised: [[f32; 256]; 3],
-    patch: usize,
-}
-
-/// Weights of one layer's projection to cross-attention keys and values.
-#[derive(Debug)]
-pub enum CpuKvProjection {
-    /// A linear layer that computes the keys and values.
-    Projected(PackedWeights),
-    /// Projections that are folded into the queries and the results; see [`AbsorbedKv`].
-    Folded(Arc<AbsorbedKvWeights>),
-}
-
-/// Keys and values of one sequence in one layer.
-#[derive(Debug, Clone)]
-pub enum CpuKvCache {
-    /// Keys and values of encoder states, packed once and read by many queries.
-    PackedKv(Arc<PackedKv>),
-    /// Image features, used in place of keys and values, which are then never computed.
-    Folded(AbsorbedKv),
-    /// Self-attention KV cache of text that is being generated.
-    Causal(Arc<CausalRows>),
 }
 
 impl CpuOps {
@@ -152,68 +126,11 @@ impl CpuOps {
         fill(&mut self.workspace(), &mut values);
         CpuActivations::from_arena(&self.arena, rows, width, values)
     }
-
-    /// Returns the normalised patches, `[images x patches, 3 x patch x patch]`. The outermost dimension of a patch is
-    /// the channel, as in the convolution's kernel.
-    fn patches(&self, weights: &CpuPatchEmbedding, images: &[&Pixels]) -> Vec<f32> {
-        let patch = weights.patch;
-        let line_values = |image: &Pixels| image.width() as usize / patch * weights.linear.k();
-        let lines: Vec<(&Pixels, usize)> = images
-            .iter()
-            .flat_map(|&image| (0..image.height() as usize / patch).map(move |line| (image, line)))
-            .collect();
-        let total = lines.iter().map(|(image, _)| line_values(image)).sum();
-        let mut values = self.arena.take(total);
-        // All images of one tower have the same size.
-        let each = lines.first().map_or(1, |(image, _)| line_values(image));
-        let places: Vec<Mutex<&mut [f32]>> = values.chunks_mut(each).map(Mutex::new).collect();
-        self.workspace().context.pool().run(lines.len(), &|index| {
-            let (image, line) = lines[index];
-            let mut place = places[index].lock().unwrap_or_else(PoisonError::into_inner);
-            patch_line(weights, image, line, &mut place);
-        });
-        drop(places);
-        values
-    }
-}
-
-/// Writes one line of normalised patches of the image to `to`.
-fn patch_line(weights: &CpuPatchEmbedding, image: &Pixels, line: usize, to: &mut [f32]) {
-    let patch = weights.patch;
-    let width = image.width() as usize;
-    for (column, to) in to.chunks_exact_mut(weights.linear.k()).enumerate() {
-        for ((channel, table), to) in
-            weights.normalised.iter().enumerate().zip(to.chunks_exact_mut(patch * patch))
-        {
-            for (y, to) in to.chunks_exact_mut(patch).enumerate() {
-                let start = ((line * patch + y) * width + column * patch) * 3;
-                let pixels = image.as_bytes()[start..start + patch * 3].chunks_exact(3);
-                for (to, rgb) in to.iter_mut().zip(pixels) {
-                    *to = table[usize::from(rgb[channel])];
-                }
-            }
-        }
-    }
 }
 
 /// Returns all values of the tensor as f32.
 fn values(tensor: &Tensor) -> Result<Vec<f32>, BackendError> {
     Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
-}
-
-/// Splits the columns of `x` into `parts` equal parts, and returns part `index` of the rows `start..start + rows`.
-fn columns(x: &CpuActivations, index: usize, parts: usize, start: usize, rows: usize) -> Rows<'_> {
-    let stride = x.width();
-    Rows { values: &x.values()[start * stride..], stride, column: index * stride / parts, rows }
-}
-
-/// Returns the index of the first row of each sequence, given the lengths of all sequences.
-fn starts(lengths: &[usize]) -> impl Iterator<Item = usize> {
-    lengths.iter().scan(0, |next, length| {
-        let start = *next;
-        *next += length;
-        Some(start)
-    })
 }
 
 impl Ops for CpuOps {
@@ -272,14 +189,7 @@ impl Ops for CpuOps {
         &self,
         weights: &PatchEmbeddingWeights,
     ) -> Result<CpuPatchEmbedding, BackendError> {
-        let (_, _, patch, _) = weights.weight.dims4()?;
-        Ok(CpuPatchEmbedding {
-            linear: self.pack(&weights.weight, Some(&weights.bias), self.attention_format())?,
-            class_embedding: values(&weights.class_embedding)?,
-            positions: values(&weights.position_embedding)?,
-            normalised: weights.normalised(),
-            patch,
-        })
+        self.load_patches(weights)
     }
 
     fn patch_embedding(
@@ -287,25 +197,7 @@ impl Ops for CpuOps {
         weights: &CpuPatchEmbedding,
         images: &[&Pixels],
     ) -> Result<CpuActivations, BackendError> {
-        let width = weights.linear.n();
-        let tokens = weights.positions.len() / width;
-        let patches = self.patches(weights, images);
-        let patches = CpuActivations::from_arena(
-            &self.arena,
-            patches.len() / weights.linear.k(),
-            weights.linear.k(),
-            patches,
-        );
-        let embedded = self.linear(&patches, &weights.linear, Epilogue::None)?;
-        Ok(self.act(images.len() * tokens, width, |_, out| {
-            let images = embedded.values().chunks_exact((tokens - 1) * width);
-            for (out, patches) in out.chunks_exact_mut(tokens * width).zip(images) {
-                let values = weights.class_embedding.iter().chain(patches);
-                for ((out, value), position) in out.iter_mut().zip(values).zip(&weights.positions) {
-                    *out = value + position;
-                }
-            }
-        }))
+        self.embed_patches(weights, images)
     }
 
     fn embed_tokens(
@@ -361,33 +253,7 @@ impl Ops for CpuOps {
         heads: usize,
         lengths: &[usize],
     ) -> Result<CpuActivations, BackendError> {
-        let width = qkv.width() / 3;
-        let heads = Heads { count: heads, width: width / heads };
-        Ok(self.act(qkv.rows(), width, |Workspace { context, memories }, out| {
-            let missing = lengths.len().saturating_sub(memories.len());
-            let memory = || PackedKv::new(self.attention_format(), heads);
-            memories.extend(std::iter::repeat_with(memory).take(missing));
-            for ((memory, start), &rows) in memories.iter_mut().zip(starts(lengths)).zip(lengths) {
-                memory.pack(
-                    context,
-                    heads,
-                    columns(qkv, 1, 3, start, rows),
-                    columns(qkv, 2, 3, start, rows),
-                );
-            }
-            let runs: Vec<_> = memories
-                .iter()
-                .zip(starts(lengths))
-                .zip(lengths)
-                .map(|((memory, start), &rows)| AttentionRun {
-                    queries: columns(qkv, 0, 3, start, rows),
-                    memory,
-                    scale: heads.scale(),
-                })
-                .collect();
-            attention::attend(context, &runs, out);
-            memories.truncate(MOST_MEMORIES);
-        }))
+        Ok(self.attend_bidirectionally(qkv, heads, lengths))
     }
 
     fn cached_attention(
@@ -397,30 +263,7 @@ impl Ops for CpuOps {
         lengths: &[usize],
         caches: &[Option<&CpuKvCache>],
     ) -> Result<(CpuActivations, Vec<CpuKvCache>), BackendError> {
-        let width = qkv.width() / 3;
-        let heads = Heads { count: heads, width: width / heads };
-        let mut extended = Vec::with_capacity(lengths.len());
-        for ((start, &rows), cache) in starts(lengths).zip(lengths).zip(caches) {
-            let past = match cache {
-                Some(CpuKvCache::Causal(past)) => Some(&**past),
-                Some(CpuKvCache::PackedKv(_) | CpuKvCache::Folded(_)) => return Err(wrong_form()),
-                None => None,
-            };
-            extended.push(Arc::new(CausalRows::extend(past, qkv, start, rows)));
-        }
-        let pieces: Vec<_> = extended.iter().map(|cache| cache.pieces()).collect();
-        let runs: Vec<_> = starts(lengths)
-            .zip(lengths)
-            .zip(&pieces)
-            .map(|((start, &rows), memory)| CausalRun {
-                queries: columns(qkv, 0, 3, start, rows),
-                memory,
-            })
-            .collect();
-        let out = self.act(qkv.rows(), width, |workspace, out| {
-            attention::attend_causally(&mut workspace.context, heads, &runs, out);
-        });
-        Ok((out, extended.into_iter().map(CpuKvCache::Causal).collect()))
+        self.attend_causally(qkv, heads, lengths, caches)
     }
 
     fn keys_values(
@@ -429,18 +272,7 @@ impl Ops for CpuOps {
         weights: &CpuKvProjection,
         heads: usize,
     ) -> Result<CpuKvCache, BackendError> {
-        let weights = match weights {
-            CpuKvProjection::Projected(weights) => weights,
-            CpuKvProjection::Folded(weights) => return Ok(self.folded(memory, weights)),
-        };
-        let projected = self.linear(memory, weights, Epilogue::None)?;
-        let rows = projected.rows();
-        let heads = Heads { count: heads, width: projected.width() / 2 / heads };
-        let mut packed = PackedKv::new(self.attention_format(), heads);
-        let (keys, values) =
-            (columns(&projected, 0, 2, 0, rows), columns(&projected, 1, 2, 0, rows));
-        packed.pack(&mut self.workspace().context, heads, keys, values);
-        Ok(CpuKvCache::PackedKv(Arc::new(packed)))
+        self.project_keys_values(memory, weights, heads)
     }
 
     fn cross_attention(
@@ -449,25 +281,7 @@ impl Ops for CpuOps {
         _: usize,
         runs: &[RowRun<&CpuKvCache>],
     ) -> Result<CpuActivations, BackendError> {
-        if let Some(CpuKvCache::Folded(first)) = runs.first().map(|run| run.memory) {
-            return self.folded_attention(query, first.weights(), runs);
-        }
-        let lengths: Vec<usize> = runs.iter().map(|run| run.rows).collect();
-        let runs = runs
-            .iter()
-            .zip(starts(&lengths))
-            .map(|(run, start)| match run.memory {
-                CpuKvCache::PackedKv(memory) => Ok(AttentionRun {
-                    queries: columns(query, 0, 1, start, run.rows),
-                    memory,
-                    scale: memory.heads().scale(),
-                }),
-                CpuKvCache::Causal(_) | CpuKvCache::Folded(_) => Err(wrong_form()),
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(self.act(query.rows(), query.width(), |workspace, out| {
-            attention::attend(&mut workspace.context, &runs, out);
-        }))
+        self.attend_across(query, runs)
     }
 
     fn select_rows(
@@ -520,10 +334,4 @@ impl Ops for CpuOps {
     fn to_host(&self, x: &CpuActivations) -> Result<Vec<Vec<f32>>, BackendError> {
         Ok((0..x.rows()).map(|row| x.row(row).to_vec()).collect())
     }
-}
-
-/// Returns the error for keys and values in a form that the operation does not accept. It occurs only if the server has
-/// a bug.
-fn wrong_form() -> BackendError {
-    BackendError::Device("keys and values of the wrong form".to_owned())
 }

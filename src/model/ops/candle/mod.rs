@@ -1,7 +1,12 @@
 //! The fused operations on candle's tensors, for every device and dtype. They are the reference that the CPU kernels
-//! are tested against.
+//! are tested against. `attention` holds attention and its keys and values.
 
-use candle_core::{DType, Device, IndexOp, Tensor};
+mod attention;
+
+use candle_core::{DType, Device, Tensor};
+
+pub use attention::CandleKvCache;
+use attention::views;
 
 use super::{
     Activation, Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape, RowRun,
@@ -47,13 +52,6 @@ pub struct CandlePatchEmbedding {
     patch: usize,
 }
 
-/// Keys and values, each `[heads, tokens, head width]`.
-#[derive(Debug, Clone)]
-pub struct CandleKvCache {
-    keys: Tensor,
-    values: Tensor,
-}
-
 impl From<candle_core::Error> for BackendError {
     fn from(error: candle_core::Error) -> Self {
         let text = error.to_string();
@@ -91,63 +89,6 @@ impl CandleOps {
         }
         let x = if rows == 1 { Tensor::cat(&[x, x], 0)? } else { x.clone() };
         Ok(weight.matmul(&x.t()?)?.t()?.narrow(0, 0, rows)?.contiguous()?)
-    }
-
-    /// Computes `softmax(q k^T / sqrt(head width) + mask) v`. The softmax is computed in f32 for every dtype. `q` is
-    /// `[heads, rows, d]`, `k` and `v` are `[heads, tokens, d]`, `mask` is `[rows, tokens]`; the result is
-    /// `[rows, heads x d]`.
-    fn attend(
-        &self,
-        q: &Tensor,
-        kv: &CandleKvCache,
-        mask: Option<&Tensor>,
-    ) -> Result<Tensor, BackendError> {
-        let (heads, rows, head_width) = q.dims3()?;
-        // A single row is computed together with a copy of itself, as in `product`.
-        let q = &if rows == 1 { Tensor::cat(&[q, q], 1)? } else { q.clone() };
-        let scale = 1.0 / (head_width as f64).sqrt();
-        let scores = q.affine(scale, 0.0)?.matmul(&kv.keys.t()?)?.to_dtype(DType::F32)?;
-        let scores = match mask {
-            Some(mask) => scores.broadcast_add(mask)?,
-            None => scores,
-        };
-        let probabilities = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(self.dtype)?;
-        let context = probabilities.matmul(&kv.values)?.narrow(1, 0, rows)?;
-        Ok(context.transpose(0, 1)?.contiguous()?.reshape((rows, heads * head_width))?)
-    }
-
-    /// Splits the columns of `x` `[rows, parts x width]` into `parts` equal parts, and returns part `index` as
-    /// `[heads, rows, head width]`.
-    fn heads_of(
-        x: &Tensor,
-        index: usize,
-        parts: usize,
-        heads: usize,
-    ) -> Result<Tensor, BackendError> {
-        let (rows, columns) = x.dims2()?;
-        let width = columns / parts;
-        let part = x.narrow(1, index * width, width)?;
-        Ok(part.reshape((rows, heads, width / heads))?.transpose(0, 1)?.contiguous()?)
-    }
-
-    /// Returns consecutive slices of the rows of `x`, one per length. All slices share the storage of `x`.
-    fn views(x: &Tensor, lengths: &[usize]) -> Result<Vec<Tensor>, BackendError> {
-        let mut start = 0;
-        let mut views = Vec::with_capacity(lengths.len());
-        for &length in lengths {
-            views.push(x.i(start..start + length)?);
-            start += length;
-        }
-        Ok(views)
-    }
-
-    /// Returns a mask `[rows, past + rows]`: 0 where row i (at position `past + i`) may attend to token j, minus
-    /// infinity elsewhere.
-    fn causal_mask(&self, past: usize, rows: usize) -> Result<Tensor, BackendError> {
-        let visible = |i: usize, j: usize| if j <= past + i { 0.0 } else { f32::NEG_INFINITY };
-        let mask: Vec<f32> =
-            (0..rows).flat_map(|i| (0..past + rows).map(move |j| visible(i, j))).collect();
-        Ok(Tensor::from_vec(mask, (rows, past + rows), &self.device)?)
     }
 
     /// Returns the normalised patches, `[images x patches, 3 x patch x patch]`. The outermost dimension of a patch is
@@ -309,14 +250,7 @@ impl Ops for CandleOps {
         heads: usize,
         lengths: &[usize],
     ) -> Result<Tensor, BackendError> {
-        let mut outputs = Vec::with_capacity(lengths.len());
-        for sequence in Self::views(qkv, lengths)? {
-            let q = Self::heads_of(&sequence, 0, 3, heads)?;
-            let keys = Self::heads_of(&sequence, 1, 3, heads)?;
-            let values = Self::heads_of(&sequence, 2, 3, heads)?;
-            outputs.push(self.attend(&q, &CandleKvCache { keys, values }, None)?);
-        }
-        Ok(Tensor::cat(&outputs, 0)?)
+        self.attend_bidirectionally(qkv, heads, lengths)
     }
 
     fn cached_attention(
@@ -326,26 +260,7 @@ impl Ops for CandleOps {
         lengths: &[usize],
         caches: &[Option<&CandleKvCache>],
     ) -> Result<(Tensor, Vec<CandleKvCache>), BackendError> {
-        let mut outputs = Vec::with_capacity(lengths.len());
-        let mut extended = Vec::with_capacity(lengths.len());
-        for (sequence, cache) in Self::views(qkv, lengths)?.iter().zip(caches) {
-            let q = Self::heads_of(sequence, 0, 3, heads)?;
-            let keys = Self::heads_of(sequence, 1, 3, heads)?;
-            let values = Self::heads_of(sequence, 2, 3, heads)?;
-            let (past, kv) = match cache {
-                Some(cache) => {
-                    let keys = Tensor::cat(&[&cache.keys, &keys], 1)?;
-                    let values = Tensor::cat(&[&cache.values, &values], 1)?;
-                    (cache.keys.dim(1)?, CandleKvCache { keys, values })
-                }
-                None => (0, CandleKvCache { keys, values }),
-            };
-            let rows = q.dim(1)?;
-            let mask = if rows > 1 { Some(self.causal_mask(past, rows)?) } else { None };
-            outputs.push(self.attend(&q, &kv, mask.as_ref())?);
-            extended.push(kv);
-        }
-        Ok((Tensor::cat(&outputs, 0)?, extended))
+        self.attend_causally(qkv, heads, lengths, caches)
     }
 
     fn keys_values(
@@ -354,10 +269,7 @@ impl Ops for CandleOps {
         weights: &Self::KvProjection,
         heads: usize,
     ) -> Result<CandleKvCache, BackendError> {
-        let projected = self.linear(memory, weights, Epilogue::None)?;
-        let keys = Self::heads_of(&projected, 0, 2, heads)?;
-        let values = Self::heads_of(&projected, 1, 2, heads)?;
-        Ok(CandleKvCache { keys, values })
+        self.project_keys_values(memory, weights, heads)
     }
 
     fn cross_attention(
@@ -366,12 +278,7 @@ impl Ops for CandleOps {
         heads: usize,
         runs: &[RowRun<&CandleKvCache>],
     ) -> Result<Tensor, BackendError> {
-        let lengths: Vec<usize> = runs.iter().map(|run| run.rows).collect();
-        let mut outputs = Vec::with_capacity(runs.len());
-        for (rows, run) in Self::views(query, &lengths)?.iter().zip(runs) {
-            outputs.push(self.attend(&Self::heads_of(rows, 0, 1, heads)?, run.memory, None)?);
-        }
-        Ok(Tensor::cat(&outputs, 0)?)
+        self.attend_across(query, heads, runs)
     }
 
     fn select_rows(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor, BackendError> {
@@ -380,7 +287,7 @@ impl Ops for CandleOps {
     }
 
     fn split_rows(&self, x: &Tensor, lengths: &[usize]) -> Result<Vec<Tensor>, BackendError> {
-        let views = Self::views(x, lengths)?;
+        let views = views(x, lengths)?;
         if let [whole] = views.as_slice()
             && whole.dims() == x.dims()
         {
@@ -413,6 +320,8 @@ impl Ops for CandleOps {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::IndexOp as _;
+
     use super::*;
 
     /// Returns pseudo-random numbers without a pattern, so that another order of summation changes the result.

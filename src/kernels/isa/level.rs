@@ -62,6 +62,15 @@ macro_rules! levels {
                 }
             }
 
+            /// Returns the features that kernels are compiled with, separated by commas.
+            #[cfg(test)]
+            pub(in $crate::kernels) fn features(self) -> &'static str {
+                match self {
+                    Self::Portable => "",
+                    $(Self::$level => $features,)*
+                }
+            }
+
             /// Runs the kernel, compiled for the level's instructions.
             ///
             /// # Panics

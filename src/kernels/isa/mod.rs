@@ -6,15 +6,16 @@
 //! with its arguments. `Level::run` compiles it once per level, detects the level's `Isa`, and calls the function that
 //! was compiled for it.
 //!
-//! Every architecture has a module of its own, which defines its levels. Levels for Arm would take two files in a
-//! folder `aarch64`, and two lines in this file that declare the folder and export its `Level`:
+//! Each architecture has a folder, which defines its levels. Levels for Arm would take two files in `aarch64`, and here
+//! the `mod` and `pub use` lines of the folder, with `other` limited to the remaining architectures:
 //!
-//! - `sets.rs`: proof types such as `Neon`, which holds vectors of four lanes, and `Bf16`, which adds `BFDOT`
-//!   (`is_aarch64_feature_detected!("bf16")`), each with `impl Isa`. Where the CPU has no instruction for a dot product,
-//!   the implementation computes it from other instructions, as the portable level does.
+//! - `sets.rs`: proof types with their detection and `impl Isa`. For example `Neon`, which every such CPU has: vectors
+//!   of four lanes, and 12 x 2 accumulators in 32 registers. `NeonDot` would detect `i8mm` and `bf16` and replace two
+//!   methods: `dot_int8` by `USDOT`, and `dot_bf16` by `BFDOT`.
 //! - `levels.rs`: `levels! { ... }` with the name and the features of each level, as in `x86_64/levels.rs`.
 //!
 //! No kernel and no test of a kernel changes, unless a tile is larger than `gemm` allows (`MOST_ROWS`, `MOST_COLUMNS`).
+//! A set with a matrix unit also implements `matrix_tile`, and removes the lint's exception at `MatrixTile`.
 
 mod lanes;
 mod level;
@@ -57,5 +58,42 @@ impl Level {
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_ascend_and_each_enables_the_features_of_the_one_before() {
+        assert_eq!(Level::ALL[0], Level::Portable);
+        assert!(Level::ALL.is_sorted());
+        for (index, level) in Level::ALL.into_iter().enumerate() {
+            let features = |level: Level| level.features().split(',');
+            for lower in &Level::ALL[..index] {
+                assert_ne!(level.name(), lower.name());
+                assert!(level.has_bf16() || !lower.has_bf16(), "{level} {lower}");
+                for feature in features(*lower).filter(|feature| !feature.is_empty()) {
+                    assert!(features(level).any(|own| own == feature), "{level} lacks {feature}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_kernel_runs_with_the_set_of_its_level() {
+        struct NameOf;
+        impl Kernel for NameOf {
+            type Output = &'static str;
+            #[inline(always)]
+            fn run<I: Isa>(self, _: I) -> &'static str {
+                std::any::type_name::<I>()
+            }
+        }
+        for level in crate::kernels::testing::levels() {
+            let expected = format!("{level:?}");
+            assert_eq!(level.run(NameOf).rsplit("::").next(), Some(expected.as_str()));
+        }
     }
 }

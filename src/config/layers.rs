@@ -193,7 +193,9 @@ impl Layers {
 
     /// Returns the value of a setting if it is a whole number and not negative.
     pub(super) fn number(&self, path: &str) -> Option<u64> {
-        self.merged.find_ref(path)?.to_u128()?.try_into().ok()
+        let number = self.merged.find_ref(path)?.to_num()?;
+        let signed = || number.to_i128()?.try_into().ok();
+        number.to_u128().or_else(signed)?.try_into().ok()
     }
 
     /// True if the value of the setting is an empty text.

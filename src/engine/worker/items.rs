@@ -3,10 +3,10 @@
 //!
 //! ```text
 //! row    add_row ──> waiting ── take_row ──> owned by the unit, which runs it once
-//! group  add_group ──> waiting ── join ──> running ── begin_step ──> owned by the unit
-//!                                             ^                         ├─ advance ──┐
-//!                                             └─────────────────────────┼────────────┘
-//!                                                                       └─ finish
+//!
+//! group  add_group ──> waiting ── join ──> running ── begin_step ──> owned by the unit ── finish ──> gone
+//!                                             ^                              │
+//!                                             └─────────── advance ──────────┘
 //! ```
 //!
 //! While a unit runs, it owns its rows and groups. If their task ends in the meantime, the unit drops them. `drop_item`
@@ -99,6 +99,10 @@ enum ItemState<M, G> {
 #[derive(Debug)]
 pub(super) struct WorkItems<M, G>(HashMap<ItemId, ItemState<M, G>>);
 
+#[expect(
+    clippy::result_large_err,
+    reason = "`Err` moves an item back into the map, which happens only if the caller is wrong about its state"
+)]
 impl<M, G> WorkItems<M, G> {
     pub(super) fn new() -> Self {
         Self(HashMap::new())

@@ -132,14 +132,14 @@ pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, Doc
 
 /// The fields of an object in a file. A field that is `null` counts as absent, unless a method says otherwise.
 #[derive(Debug, Clone, Copy)]
-pub struct Fields<'a> {
+pub struct ObjectFields<'a> {
     path: &'a Path,
     /// The field that holds the object; empty for the top-level object of the file.
     block: &'static str,
     object: &'a Map<String, Value>,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> ObjectFields<'a> {
     /// Returns the fields of the top-level object of the file.
     #[must_use]
     pub fn new(path: &'a Path, object: &'a Map<String, Value>) -> Self {
@@ -248,7 +248,7 @@ mod tests {
             "é".repeat(300)
         ))
         .unwrap();
-        let fields = Fields::new(Path::new("config.json"), &object);
+        let fields = ObjectFields::new(Path::new("config.json"), &object);
         let inner = fields.block("inner").unwrap().unwrap();
         let message = inner.boolean("width").unwrap_err().to_string();
         let start = "é".repeat(119);

@@ -8,15 +8,15 @@ use crate::http;
 
 /// Number of descriptors for the server itself: runtime, listeners, standard streams, and files that are open briefly
 /// (weights, keys, `/proc`).
-const OWN: u64 = 64;
+const RESERVED_DESCRIPTORS: u64 = 64;
 
 /// Raises the soft limit of this process if the settings need more, and warns if the hard limit is too low.
 pub(super) fn ensure(config: &Config) {
     let needed = needed(config);
     let limit = getrlimit(Resource::Nofile);
-    match Plan::of(&limit, needed) {
-        Plan::Enough => {}
-        Plan::Raise(to) => {
+    match LimitAction::of(&limit, needed) {
+        LimitAction::Enough => {}
+        LimitAction::Raise(to) => {
             let raised = Rlimit { current: to, maximum: limit.maximum };
             if let Err(error) = setrlimit(Resource::Nofile, raised) {
                 tracing::warn!(%error, "cannot raise the file descriptor limit");
@@ -32,17 +32,18 @@ pub(super) fn ensure(config: &Config) {
                 );
             }
         }
-        Plan::TooLow => warn(limit.current, needed),
+        LimitAction::TooLow => warn(limit.current, needed),
     }
 }
 
-/// Returns the maximum number of descriptors that are open at one time, for connections, image fetches and [`OWN`].
+/// Returns the maximum number of descriptors that are open at one time, for connections, image fetches and
+/// [`RESERVED_DESCRIPTORS`].
 fn needed(config: &Config) -> u64 {
     let connections = &config.http.connections;
     let fetches = if config.fetch.enabled { config.fetch.max_concurrent } else { 0 };
     let sockets =
         http::max_sockets(connections.max_connections, config.operations_listen.is_some());
-    (sockets as u64).saturating_add(fetches as u64).saturating_add(OWN)
+    (sockets as u64).saturating_add(fetches as u64).saturating_add(RESERVED_DESCRIPTORS)
 }
 
 fn warn(limit: Option<u64>, needed: u64) {
@@ -58,7 +59,7 @@ fn warn(limit: Option<u64>, needed: u64) {
 
 /// What to do about the soft limit.
 #[derive(Debug, PartialEq, Eq)]
-enum Plan {
+enum LimitAction {
     Enough,
     /// Raise the soft limit to this hard limit; `None` is unlimited.
     Raise(Option<u64>),
@@ -66,7 +67,7 @@ enum Plan {
     TooLow,
 }
 
-impl Plan {
+impl LimitAction {
     fn of(limit: &Rlimit, needed: u64) -> Self {
         if limit.current.is_none_or(|current| current >= needed) {
             return Self::Enough;
@@ -81,12 +82,12 @@ mod tests {
 
     #[test]
     fn a_limit_below_the_need_is_raised_as_far_as_it_may_be() {
-        let plan = |current, maximum| Plan::of(&Rlimit { current, maximum }, 1200);
-        assert_eq!(plan(Some(1200), Some(4096)), Plan::Enough);
-        assert_eq!(plan(None, None), Plan::Enough);
-        assert_eq!(plan(Some(1024), Some(4096)), Plan::Raise(Some(4096)));
-        assert_eq!(plan(Some(1024), Some(1100)), Plan::Raise(Some(1100)));
-        assert_eq!(plan(Some(1024), None), Plan::Raise(None));
-        assert_eq!(plan(Some(1024), Some(1024)), Plan::TooLow);
+        let plan = |current, maximum| LimitAction::of(&Rlimit { current, maximum }, 1200);
+        assert_eq!(plan(Some(1200), Some(4096)), LimitAction::Enough);
+        assert_eq!(plan(None, None), LimitAction::Enough);
+        assert_eq!(plan(Some(1024), Some(4096)), LimitAction::Raise(Some(4096)));
+        assert_eq!(plan(Some(1024), Some(1100)), LimitAction::Raise(Some(1100)));
+        assert_eq!(plan(Some(1024), None), LimitAction::Raise(None));
+        assert_eq!(plan(Some(1024), Some(1024)), LimitAction::TooLow);
     }
 }

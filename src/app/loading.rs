@@ -8,15 +8,15 @@ use anyhow::Context;
 
 use super::bar::LoadBar;
 use super::compute::{ChosenOps, Compute, LoadedBackend};
-use super::fault::VocabularyMismatch;
 use super::memory_budget::{MemoryBudget, MemoryLimit};
+use super::start_error::VocabularyMismatch;
 use crate::config::Config;
 use crate::demo::{self, DemoFile, DemoModel};
 use crate::engine::Rebuild;
 use crate::engine::backend::Backend;
 use crate::fairness;
 use crate::http::{Model, Models};
-use crate::hub::{self, CheckpointFiles, ModelSource, Progress, Source};
+use crate::hub::{self, CheckpointFiles, CheckpointSource, DownloadProgress, ModelSource};
 use crate::input::{InputSettings, Tokenizer};
 use crate::model::load::{CheckpointWeights, File, ModelFiles, WeightFiles};
 use crate::model::ops::Ops;
@@ -65,10 +65,10 @@ pub(super) async fn load(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Res
 
 /// Finds or downloads the files of every configured model.
 pub(super) async fn locate(config: &Config) -> anyhow::Result<Vec<Located>> {
-    let progress = Progress::detect();
+    let progress = DownloadProgress::detect();
     let mut located = Vec::with_capacity(config.models.len());
     for model in &config.models {
-        if let Source::Demo(name) = model.source {
+        if let CheckpointSource::Demo(name) = model.source {
             let demo = demo::model(name).context("the demo model is not in this binary")?;
             located.push(Located::in_binary(model, demo));
             continue;
@@ -85,7 +85,7 @@ pub(super) async fn locate(config: &Config) -> anyhow::Result<Vec<Located>> {
 /// weight files and the tokenizer. Models of the hub are not checked here.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     for model in &config.models {
-        let Source::Directory(directory) = &model.source else { continue };
+        let CheckpointSource::Directory(directory) = &model.source else { continue };
         let cannot = || format!("cannot serve model {}", model.name);
         let files = CheckpointFiles::resolve(directory).with_context(cannot)?;
         let Located { spec, tokenizer } = Located::on_disk(model, files);

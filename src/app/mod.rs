@@ -4,20 +4,20 @@
 //! - `bar`: the progress bar for loading models.
 //! - `compute`: resolves device, number format, instruction set and threads.
 //! - `descriptors`: compares the file descriptors that the settings need with the limit of the process.
-//! - `fault`: decides whether a checkpoint is at fault for a failed start.
 //! - `loading`: resolves sources to files, and loads models and tokenizers.
 //! - `mock`: mock models with fixed latencies, instead of loaded ones.
 //! - `memory_budget`: compares the sum of all memory bounds with the memory limit.
+//! - `start_error`: decides whether a checkpoint is at fault for a failed start.
 //! - [`mod@bench`]: measures the models without a server.
 
 mod bar;
 pub mod bench;
 mod compute;
 mod descriptors;
-mod fault;
 mod loading;
 mod memory_budget;
 mod mock;
+mod start_error;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,8 +34,8 @@ use crate::http::{self, HttpState, Listener, Services};
 use crate::images::{Images, ImagesSettings};
 use crate::telemetry::metrics::Metrics;
 use compute::{Compute, LoadedBackend};
-pub use fault::is_checkpoint_fault;
 pub use mock::MockSettings;
+pub use start_error::is_checkpoint_fault;
 
 /// How long the worker may still run its last work unit after all requests have been answered.
 const LAST_UNIT: Duration = Duration::from_secs(2);

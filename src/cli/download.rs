@@ -2,13 +2,13 @@
 
 use super::error::CommandError;
 use crate::config::Config;
-use crate::hub::{ModelSource, Progress, locate};
+use crate::hub::{DownloadProgress, ModelSource, locate};
 
 pub(super) fn run(sources: &[String], config: &Config) -> Result<(), CommandError> {
     // Parse all arguments before the first byte is downloaded.
     let sources: Vec<ModelSource> =
         sources.iter().map(|source| source.parse()).collect::<Result<_, _>>()?;
-    let progress = Progress::detect();
+    let progress = DownloadProgress::detect();
     super::runtime()?.block_on(async {
         for model in &sources {
             let files = locate(&model.source, &config.hub, &progress).await?;

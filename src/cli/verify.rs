@@ -17,7 +17,7 @@ use super::error::CommandError;
 use super::healthcheck::plain_client;
 use crate::app::App;
 use crate::config::Config;
-use crate::hub::{HubSource, ModelSource, Progress, fetch_file};
+use crate::hub::{DownloadProgress, HubSource, ModelSource, fetch_file};
 
 /// Hub repository and file name of the picture for all known answers. It shows a woman and her dog on a beach.
 const PICTURE: (&str, &str) = ("hf-internal-testing/blip-test-image", "demo.jpg");
@@ -94,7 +94,7 @@ async fn verify(mut config: Config) -> Result<(), CommandError> {
     (config.http.auth, config.http.rate_limit) = (None, None);
     let (repository, file) = PICTURE;
     let repository = HubSource { id: repository.to_owned(), revision: None };
-    let picture = fetch_file(&repository, file, &config.hub, &Progress::detect()).await?;
+    let picture = fetch_file(&repository, file, &config.hub, &DownloadProgress::detect()).await?;
     let failed = |error| CommandError::failed("cannot listen on loopback", error);
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use super::layers::Layers;
-use crate::hub::{CheckpointFiles, HubError, ModelSource, Source};
+use crate::hub::{CheckpointFiles, CheckpointSource, HubError, ModelSource};
 
 /// One entry of the list `[[models]]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,7 +51,7 @@ pub(super) fn resolve(raw: &[RawModel], layers: &Layers) -> Result<Vec<ModelSour
 fn sources(model: &RawModel) -> Result<Vec<ModelSource>, HubError> {
     let sources = ModelSource::several(model.name.as_deref(), &model.source)?;
     for model in &sources {
-        if let Source::Directory(path) = &model.source {
+        if let CheckpointSource::Directory(path) = &model.source {
             CheckpointFiles::resolve(path)?;
         }
     }

@@ -13,14 +13,14 @@ use tokio::io::AsyncWriteExt;
 use super::cache::{RepositoryCache, create_parent, open_no_link};
 use super::client::{Checksum, HubClient, Metadata, RemoteFile};
 use super::progress::FileProgress;
-use super::{HubError, Progress};
+use super::{DownloadProgress, HubError};
 
 /// Downloads `remote` into its snapshot. If the file is already there, sends no request.
 pub(super) async fn download(
     client: &HubClient,
     cache: &RepositoryCache,
     remote: RemoteFile<'_>,
-    progress: &Progress,
+    progress: &DownloadProgress,
 ) -> Result<(), HubError> {
     if cache.snapshot(remote.commit).join(remote.file).exists() {
         return Ok(());

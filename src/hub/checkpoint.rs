@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::HubError;
-use crate::document::{self, Fields};
+use crate::document::{self, ObjectFields};
 
 /// The paths of all files that a loader opens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,7 +178,7 @@ pub(super) fn find_weights(directory: &Path) -> Result<Option<WeightFiles>, HubE
 pub(super) fn read_index(path: &Path) -> Result<BTreeSet<String>, HubError> {
     let invalid = |reason: String| HubError::InvalidIndex { path: path.to_owned(), reason };
     let object = document::parse_object(path, &document::read(path)?)?;
-    let fields = Fields::new(path, &object);
+    let fields = ObjectFields::new(path, &object);
     let accepted = "an object that maps tensor names to file names";
     let shards = fields.optional("weight_map", accepted, |value| {
         value.as_object()?.values().map(|file| file.as_str().map(str::to_owned)).collect()

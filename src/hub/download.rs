@@ -9,21 +9,23 @@ use super::checkpoint::{
     PREPROCESSOR_WANTED, TOKENIZER_OPTIONS, TOKENIZER_WANTED, WEIGHTS, WEIGHTS_WANTED, read_index,
 };
 use super::client::{HubClient, Listing, RemoteFile};
-use super::{CheckpointFiles, HubError, HubSettings, HubSource, Progress, Source, blob};
+use super::{
+    CheckpointFiles, CheckpointSource, DownloadProgress, HubError, HubSettings, HubSource, blob,
+};
 
 /// Returns the files of a model: searches a directory, or calls [`fetch`] for a hub id.
 ///
 /// # Errors
 /// Those of [`CheckpointFiles::resolve`] and of [`fetch`]; `EmbeddedModel` for a demo model.
 pub async fn locate(
-    source: &Source,
+    source: &CheckpointSource,
     settings: &HubSettings,
-    progress: &Progress,
+    progress: &DownloadProgress,
 ) -> Result<CheckpointFiles, HubError> {
     match source {
-        Source::Directory(directory) => CheckpointFiles::resolve(directory),
-        Source::Hub(hub) => fetch(hub, settings, progress).await,
-        Source::Demo(name) => Err(HubError::EmbeddedModel { name }),
+        CheckpointSource::Directory(directory) => CheckpointFiles::resolve(directory),
+        CheckpointSource::Hub(hub) => fetch(hub, settings, progress).await,
+        CheckpointSource::Demo(name) => Err(HubError::EmbeddedModel { name }),
     }
 }
 
@@ -35,7 +37,7 @@ pub async fn fetch_file(
     source: &HubSource,
     file: &str,
     settings: &HubSettings,
-    progress: &Progress,
+    progress: &DownloadProgress,
 ) -> Result<PathBuf, HubError> {
     let cache = RepositoryCache::new(&settings.cache, &source.id);
     let cached = cache.commit(source).map(|commit| cache.snapshot(&commit).join(file));
@@ -64,7 +66,7 @@ pub async fn fetch_file(
 pub async fn fetch(
     source: &HubSource,
     settings: &HubSettings,
-    progress: &Progress,
+    progress: &DownloadProgress,
 ) -> Result<CheckpointFiles, HubError> {
     let cache = RepositoryCache::new(&settings.cache, &source.id);
     let cached = find_cached(&cache, source, settings);
@@ -124,7 +126,7 @@ async fn download_all(
     cache: &RepositoryCache,
     source: &HubSource,
     listing: &Listing,
-    progress: &Progress,
+    progress: &DownloadProgress,
 ) -> Result<(), HubError> {
     let wanted =
         Wanted::among(&listing.files).map_err(|missing| HubError::MissingInRepository {

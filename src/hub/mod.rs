@@ -1,6 +1,6 @@
 //! Where weights come from: a directory, or the Hugging Face hub and its cache on disk.
 //!
-//! - [`ModelSource`], [`Source`]: parse `[NAME=]SRC`, with which the operator names a model.
+//! - [`ModelSource`], [`CheckpointSource`]: parse `[NAME=]SRC`, with which the operator names a model.
 //! - [`CheckpointFiles`]: the paths of a checkpoint's files, found in a directory. The caller reads the files.
 //! - [`fetch`]: resolves a hub id to such a directory. Looks up the commit of the revision, and downloads missing files
 //!   to the cache, resuming interrupted downloads and verifying checksums.
@@ -30,6 +30,6 @@ pub use client::install_tls_provider;
 pub use convert::{Converted, convert_to_safetensors};
 pub use download::{fetch, fetch_file, locate};
 pub use error::HubError;
-pub use progress::Progress;
+pub use progress::DownloadProgress;
 pub use settings::{HubSettings, Retry, Token};
-pub use source::{HubSource, ModelSource, Source};
+pub use source::{CheckpointSource, HubSource, ModelSource};

@@ -6,14 +6,14 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// How the progress of downloads is shown.
 #[derive(Debug, Clone)]
-pub enum Progress {
+pub enum DownloadProgress {
     /// A bar per file on standard error.
     Bars(MultiProgress),
     /// A log line when the download of a file starts, after every tenth of the file, and at its end.
     Log,
 }
 
-impl Progress {
+impl DownloadProgress {
     /// Returns `Bars` if standard error is a terminal, otherwise `Log`.
     #[must_use]
     pub fn detect() -> Self {
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn every_tenth_is_logged_once() {
-        let file = Progress::Log.file("model.safetensors", Some(1000));
+        let file = DownloadProgress::Log.file("model.safetensors", Some(1000));
         let logged: Vec<u64> = [0, 99, 100, 150, 420, 499, 999, 1000]
             .into_iter()
             .filter_map(|bytes| file.next_tenth(bytes))
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn bars_accept_files_of_unknown_size() {
         let bars = MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden());
-        let file = Progress::Bars(bars).file("config.json", None);
+        let file = DownloadProgress::Bars(bars).file("config.json", None);
         file.at(10);
         file.finish();
     }

@@ -14,12 +14,12 @@ pub struct ModelSource {
     /// `[A-Za-z0-9._/-]{1,128}`.
     pub name: String,
     /// Where its files come from.
-    pub source: Source,
+    pub source: CheckpointSource,
 }
 
 /// Where a checkpoint comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum CheckpointSource {
     /// A directory in the hub's layout.
     Directory(PathBuf),
     /// A repository of the hub.
@@ -101,7 +101,7 @@ impl ModelSource {
     pub fn demo() -> Vec<Self> {
         let source = |model: &demo::DemoModel| Self {
             name: model.name.to_owned(),
-            source: Source::Demo(model.name),
+            source: CheckpointSource::Demo(model.name),
         };
         demo::MODELS.iter().map(source).collect()
     }
@@ -111,7 +111,7 @@ impl ModelSource {
     /// # Errors
     /// `InvalidSource`, `DemoNotBuilt`.
     pub fn new(name: Option<&str>, source: &str) -> Result<Self, HubError> {
-        let parsed: Source = source.parse()?;
+        let parsed: CheckpointSource = source.parse()?;
         let name = match name {
             Some(name) => name.to_owned(),
             None => parsed.default_name(),
@@ -128,7 +128,7 @@ impl ModelSource {
     }
 }
 
-impl FromStr for Source {
+impl FromStr for CheckpointSource {
     type Err = HubError;
 
     fn from_str(text: &str) -> Result<Self, HubError> {
@@ -172,7 +172,7 @@ impl FromStr for Source {
     }
 }
 
-impl Source {
+impl CheckpointSource {
     fn default_name(&self) -> String {
         match self {
             Self::Hub(hub) => hub.id.clone(),
@@ -182,7 +182,7 @@ impl Source {
     }
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for CheckpointSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(path) => path.display().fmt(f),
@@ -231,8 +231,11 @@ fn invalid(text: &str, reason: String) -> HubError {
 mod tests {
     use super::*;
 
-    fn hub(id: &str, revision: Option<&str>) -> Source {
-        Source::Hub(HubSource { id: id.to_owned(), revision: revision.map(str::to_owned) })
+    fn hub(id: &str, revision: Option<&str>) -> CheckpointSource {
+        CheckpointSource::Hub(HubSource {
+            id: id.to_owned(),
+            revision: revision.map(str::to_owned),
+        })
     }
 
     #[test]
@@ -245,9 +248,9 @@ mod tests {
             ),
             ("qa=a/b@refs/pr/7", "qa", hub("a/b", Some("refs/pr/7"))),
             ("a/b@v1.0", "a/b", hub("a/b", Some("v1.0"))),
-            ("/srv/models/tiny", "tiny", Source::Directory("/srv/models/tiny".into())),
-            ("mine=./x=y", "mine", Source::Directory("./x=y".into())),
-            ("../up/", "up", Source::Directory("../up/".into())),
+            ("/srv/models/tiny", "tiny", CheckpointSource::Directory("/srv/models/tiny".into())),
+            ("mine=./x=y", "mine", CheckpointSource::Directory("./x=y".into())),
+            ("../up/", "up", CheckpointSource::Directory("../up/".into())),
         ];
         for (text, name, source) in cases {
             let expected = ModelSource { name: name.to_owned(), source };
@@ -266,9 +269,15 @@ mod tests {
         let name = ModelSource::new(None, "src").unwrap();
         assert_eq!(
             name,
-            ModelSource { name: "src".to_owned(), source: Source::Directory("src".into()) }
+            ModelSource {
+                name: "src".to_owned(),
+                source: CheckpointSource::Directory("src".into())
+            }
         );
-        assert_eq!(".".parse::<Source>().unwrap(), Source::Directory(".".into()));
+        assert_eq!(
+            ".".parse::<CheckpointSource>().unwrap(),
+            CheckpointSource::Directory(".".into())
+        );
     }
 
     #[test]
@@ -300,7 +309,7 @@ mod tests {
         let all = names(ModelSource::several(None, "demo").unwrap());
         assert_eq!(all, ["demo-caption", "demo-vqa", "demo-retrieval"]);
         let one = ModelSource::several(None, "qa=demo-vqa").unwrap();
-        assert_eq!(one[0].source, Source::Demo("demo-vqa"));
+        assert_eq!(one[0].source, CheckpointSource::Demo("demo-vqa"));
         assert_eq!(names(one), ["qa"]);
         let error = ModelSource::several(Some("x"), "demo").unwrap_err().to_string();
         assert!(error.contains("x=demo-caption"), "{error}");

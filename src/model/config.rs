@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::error::LoadError;
 use super::load::File;
 use super::ops::Activation;
-use crate::document::{self, DocumentError, Fields};
+use crate::document::{self, DocumentError, ObjectFields};
 use crate::task::ModelClass;
 
 /// The model configuration of a checkpoint, read from `config.json`.
@@ -191,7 +191,7 @@ impl BlipConfig {
     /// When the file cannot be read, is not a BLIP configuration, or asks for a feature that is not supported.
     pub fn read(file: &File) -> Result<Self, LoadError> {
         let object = document::parse_object(file.path(), &file.read()?)?;
-        let fields = Fields::new(file.path(), &object);
+        let fields = ObjectFields::new(file.path(), &object);
         let class = Self::default();
         let config = Self {
             architectures: architectures(&fields)?,
@@ -266,7 +266,7 @@ impl BlipConfig {
 
 impl TextConfig {
     /// Reads the fields of `block`. If the file has no such block, returns the defaults of transformers' class.
-    fn of(block: Option<Fields<'_>>) -> Result<Self, DocumentError> {
+    fn of(block: Option<ObjectFields<'_>>) -> Result<Self, DocumentError> {
         let class = Self::default();
         let Some(fields) = block else { return Ok(class) };
         Ok(Self {
@@ -297,7 +297,7 @@ impl TextConfig {
 
 impl VisionConfig {
     /// Reads the fields of `block`. If the file has no such block, returns the defaults of transformers' class.
-    fn of(block: Option<Fields<'_>>) -> Result<Self, DocumentError> {
+    fn of(block: Option<ObjectFields<'_>>) -> Result<Self, DocumentError> {
         let class = Self::default();
         let Some(fields) = block else { return Ok(class) };
         Ok(Self {
@@ -316,7 +316,7 @@ impl VisionConfig {
 /// Returns the value of the field, parsed by `read`, or `default` if the file does not have the field. `null` is an
 /// error, as in transformers.
 fn given<'a, T>(
-    fields: &Fields<'a>,
+    fields: &ObjectFields<'a>,
     field: &'static str,
     accepted: &str,
     default: T,
@@ -329,12 +329,20 @@ fn given<'a, T>(
 }
 
 /// Returns a width or a count, which may be from 1 to `LARGEST`.
-fn count(fields: &Fields<'_>, field: &'static str, default: usize) -> Result<usize, DocumentError> {
+fn count(
+    fields: &ObjectFields<'_>,
+    field: &'static str,
+    default: usize,
+) -> Result<usize, DocumentError> {
     given(fields, field, COUNT, default, positive)
 }
 
 /// Returns a side in pixels. The file may give it as one number or as two equal numbers.
-fn side(fields: &Fields<'_>, field: &'static str, default: usize) -> Result<usize, DocumentError> {
+fn side(
+    fields: &ObjectFields<'_>,
+    field: &'static str,
+    default: usize,
+) -> Result<usize, DocumentError> {
     given(fields, field, "a whole number from 1, or two equal ones", default, |value| {
         match value.as_array().map(Vec::as_slice) {
             Some([height, width]) => positive(height).filter(|_| height == width),
@@ -344,12 +352,16 @@ fn side(fields: &Fields<'_>, field: &'static str, default: usize) -> Result<usiz
     })
 }
 
-fn token(fields: &Fields<'_>, field: &'static str, default: u32) -> Result<u32, DocumentError> {
+fn token(
+    fields: &ObjectFields<'_>,
+    field: &'static str,
+    default: u32,
+) -> Result<u32, DocumentError> {
     let id = |value| whole(value).and_then(|id| u32::try_from(id).ok());
     given(fields, field, "an id below vocab_size", default, id)
 }
 
-fn epsilon(fields: &Fields<'_>, default: f64) -> Result<f64, DocumentError> {
+fn epsilon(fields: &ObjectFields<'_>, default: f64) -> Result<f64, DocumentError> {
     let number = |value: &Value| value.as_f64().filter(|number| (0.0..1.0).contains(number));
     given(fields, "layer_norm_eps", "a number from 0 to below 1", default, number)
 }
@@ -368,7 +380,7 @@ fn name(value: &Value) -> Option<String> {
 }
 
 /// Returns the class names. The file may have a list of names, a single name, or no such field.
-fn architectures(fields: &Fields<'_>) -> Result<Vec<String>, DocumentError> {
+fn architectures(fields: &ObjectFields<'_>) -> Result<Vec<String>, DocumentError> {
     let names = fields.optional("architectures", "a list of class names", |value| {
         if let Some(name) = name(value) {
             return Some(vec![name]);

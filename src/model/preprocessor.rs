@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::config::VisionConfig;
 use super::error::LoadError;
 use super::load::File;
-use crate::document::{self, DocumentError, Fields};
+use crate::document::{self, DocumentError, ObjectFields};
 use crate::task::{Preprocessing, Resample};
 
 /// Preprocessing of an input image. Normalisation is `(value * rescale_factor - mean) / std` per channel.
@@ -83,10 +83,10 @@ impl Preprocessor {
         let Some(given) = file else {
             let side = vision.image_size as u32;
             let fields = Map::from_iter([("size".to_owned(), Value::from(side))]);
-            return Self::checked(&Fields::new(Path::new(OLDER), &fields), vision);
+            return Self::checked(&ObjectFields::new(Path::new(OLDER), &fields), vision);
         };
         let object = read_object(given)?;
-        let fields = Fields::new(given.path(), &object);
+        let fields = ObjectFields::new(given.path(), &object);
         if given.path().file_name().is_none_or(|name| name != NEWER) {
             return Self::checked(&fields, vision);
         }
@@ -96,7 +96,7 @@ impl Preprocessor {
         Self::checked(&block, vision)
     }
 
-    fn checked(fields: &Fields<'_>, vision: &VisionConfig) -> Result<Self, LoadError> {
+    fn checked(fields: &ObjectFields<'_>, vision: &VisionConfig) -> Result<Self, LoadError> {
         check_class(fields)?;
         if !switch(fields, "do_resize")?.unwrap_or(true) {
             return Err(fields.refuse("do_resize", "true").into());
@@ -134,7 +134,7 @@ impl Preprocessor {
 
 /// Rejects a file that names the class of another image processor. transformers runs the class that the file names;
 /// only BLIP's class is implemented here.
-fn check_class(fields: &Fields<'_>) -> Result<(), DocumentError> {
+fn check_class(fields: &ObjectFields<'_>) -> Result<(), DocumentError> {
     // `AutoImageProcessor` reads the older field only if the newer one is missing.
     let newer = fields.text(CLASS)?.map(|class| (CLASS, class));
     let older = || Ok(fields.text(OLDER_CLASS)?.map(|class| (OLDER_CLASS, class)));
@@ -145,7 +145,7 @@ fn check_class(fields: &Fields<'_>) -> Result<(), DocumentError> {
 }
 
 /// Returns a boolean field: `None` if the file does not have the field, false if it is `null`.
-fn switch(fields: &Fields<'_>, field: &'static str) -> Result<Option<bool>, DocumentError> {
+fn switch(fields: &ObjectFields<'_>, field: &'static str) -> Result<Option<bool>, DocumentError> {
     match fields.raw(field) {
         Some(Value::Null) => Ok(Some(false)),
         _ => fields.boolean(field),
@@ -153,7 +153,10 @@ fn switch(fields: &Fields<'_>, field: &'static str) -> Result<Option<bool>, Docu
 }
 
 /// Returns one number per channel. The file may have a single number, for all channels, or three numbers.
-fn channels(fields: &Fields<'_>, field: &'static str) -> Result<Option<[f32; 3]>, DocumentError> {
+fn channels(
+    fields: &ObjectFields<'_>,
+    field: &'static str,
+) -> Result<Option<[f32; 3]>, DocumentError> {
     fields.optional(field, "a number, or three of them", |value| match value.as_array() {
         Some(list) => {
             let numbers: Option<Vec<f32>> = list.iter().map(finite).collect();
@@ -163,14 +166,14 @@ fn channels(fields: &Fields<'_>, field: &'static str) -> Result<Option<[f32; 3]>
     })
 }
 
-fn resample(fields: &Fields<'_>) -> Result<Resample, DocumentError> {
+fn resample(fields: &ObjectFields<'_>) -> Result<Resample, DocumentError> {
     let accepted = "0 (nearest), 1 (lanczos), 2 (bilinear), 3 (bicubic), 4 (box) or 5 (hamming)";
     let number = |value: &Value| value.as_u64().and_then(Resample::from_number);
     Ok(fields.optional("resample", accepted, number)?.unwrap_or(Resample::Bicubic))
 }
 
 /// Returns height and width in pixels. Source: transformers `get_size_dict`.
-fn size(fields: &Fields<'_>) -> Result<(u32, u32), DocumentError> {
+fn size(fields: &ObjectFields<'_>) -> Result<(u32, u32), DocumentError> {
     let side = |value: &Value| value.as_u64().and_then(|side| u32::try_from(side).ok());
     let size = fields.optional("size", SIZE, |value| match value {
         Value::Array(list) => match list.as_slice() {

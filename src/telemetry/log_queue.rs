@@ -47,9 +47,9 @@ struct LogBuffer {
     /// Notified when everything is written; `flush` waits on it.
     emptied: Condvar,
     began: Instant,
-    /// Time of the last progress, in milliseconds after `began`. Progress is a write, or the first line queued after a
+    /// Time of the last progress after `began`. Progress is a write, or the first line queued after a
     /// pause.
-    moved: AtomicU64,
+    last_progress_millis: AtomicU64,
     dropped: IntCounter,
     max_bytes: usize,
     stall: Duration,
@@ -67,17 +67,17 @@ struct Queued {
 }
 
 impl LogQueue {
-    /// Starts a queue whose thread writes to standard error. The thread calls `tell` to log how many lines were
-    /// dropped.
+    /// Starts a queue whose thread writes to standard error. The thread calls `report_dropped` to log how many lines
+    /// were dropped.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub(super) fn start(tell: fn(u64)) -> io::Result<Self> {
+    pub(super) fn start(report_dropped: fn(u64)) -> io::Result<Self> {
         let queue = Self::new(MAX_BYTES, STALL, dropped_lines());
         let shared = Arc::clone(&queue.0);
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(move || shared.write_lines(io::stderr(), tell))?;
+            .spawn(move || shared.write_lines(io::stderr(), report_dropped))?;
         Ok(queue)
     }
 
@@ -87,7 +87,7 @@ impl LogQueue {
             filled: Condvar::new(),
             emptied: Condvar::new(),
             began: Instant::now(),
-            moved: AtomicU64::new(0),
+            last_progress_millis: AtomicU64::new(0),
             dropped,
             max_bytes,
             stall,
@@ -140,16 +140,17 @@ impl LogBuffer {
     }
 
     fn record_progress(&self) {
-        self.moved.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.last_progress_millis.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
     fn since_progress(&self) -> Duration {
-        let moved = Duration::from_millis(self.moved.load(Ordering::Relaxed));
-        self.began.elapsed().saturating_sub(moved)
+        let last_progress =
+            Duration::from_millis(self.last_progress_millis.load(Ordering::Relaxed));
+        self.began.elapsed().saturating_sub(last_progress)
     }
 
     /// Body of the writer thread; never returns.
-    fn write_lines(&self, mut output: impl Write, tell: impl Fn(u64)) {
+    fn write_lines(&self, mut output: impl Write, report_dropped: impl Fn(u64)) {
         self.lock().writer = Some(thread::current().id());
         loop {
             let (lines, unreported) = self.take();
@@ -162,7 +163,7 @@ impl LogBuffer {
             }
             // The notice comes after the lines that were queued before the dropped ones.
             if unreported > 0 {
-                tell(unreported);
+                report_dropped(unreported);
             }
             let mut queued = self.lock();
             queued.writing = false;
@@ -198,12 +199,12 @@ mod tests {
 
     /// A reader that reports each line, then blocks until it gets a permit. Once the permit sender is dropped, the
     /// reader never blocks.
-    struct Reader {
+    struct GatedOutput {
         seen: Sender<String>,
         permits: Receiver<()>,
     }
 
-    impl Write for Reader {
+    impl Write for GatedOutput {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let _ = self.seen.send(String::from_utf8(bytes.to_vec()).unwrap());
             let _ = self.permits.recv();
@@ -226,8 +227,8 @@ mod tests {
         let (seen, lines) = channel();
         let (permit, permits) = channel();
         let (shared, notices) = (Arc::clone(&queue.0), queue.clone());
-        let tell = move |count| notices.push(format!("{count} were dropped"));
-        thread::spawn(move || shared.write_lines(Reader { seen, permits }, tell));
+        let report_dropped = move |count| notices.push(format!("{count} were dropped"));
+        thread::spawn(move || shared.write_lines(GatedOutput { seen, permits }, report_dropped));
         (queue, lines, permit, dropped)
     }
 

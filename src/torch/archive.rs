@@ -30,12 +30,12 @@ const ZIP64: u16 = 1;
 pub(super) struct Archive {
     file: File,
     length: u64,
-    entries: HashMap<String, Entry>,
+    entries: HashMap<String, ArchiveEntry>,
 }
 
 /// An entry as the central directory describes it.
 #[derive(Debug)]
-struct Entry {
+struct ArchiveEntry {
     /// Offset of the entry's local header in the file, in bytes.
     header: u64,
     size: u64,
@@ -45,7 +45,7 @@ struct Entry {
 
 /// Position of an entry's bytes, all of which are inside the file.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Section {
+pub(super) struct ByteSpan {
     pub(super) start: u64,
     pub(super) size: u64,
 }
@@ -66,7 +66,7 @@ impl Archive {
             }
         }
         let directory = archive.read(start, bytes as usize)?;
-        let mut fields = Fields(&directory);
+        let mut fields = RecordReader(&directory);
         for _ in 0..entries {
             let (name, entry) = read_entry(&mut fields).ok_or(TorchError::Damaged)?;
             // Duplicate names are rejected, because programs differ in which of the two entries they use.
@@ -99,7 +99,7 @@ impl Archive {
     }
 
     /// Returns the position of the content of the entry with this name; `None` if there is no such entry.
-    pub(super) fn find(&self, name: &str) -> Result<Option<Section>, TorchError> {
+    pub(super) fn find(&self, name: &str) -> Result<Option<ByteSpan>, TorchError> {
         let Some(entry) = self.entries.get(name) else { return Ok(None) };
         if !entry.stored {
             return Err(TorchError::Compressed { entry: shown(name) });
@@ -109,7 +109,7 @@ impl Archive {
         let end = start.and_then(|start| start.checked_add(entry.size));
         match (start, end) {
             (Some(start), Some(end)) if end <= self.length => {
-                Ok(Some(Section { start, size: entry.size }))
+                Ok(Some(ByteSpan { start, size: entry.size }))
             }
             _ => Err(TorchError::Damaged),
         }
@@ -117,7 +117,7 @@ impl Archive {
 
     /// Finds the only entry whose name ends with `end`. Returns the beginning of its name and the position of its
     /// content.
-    pub(super) fn only_entry(&self, end: &str) -> Result<(String, Section), TorchError> {
+    pub(super) fn only_entry(&self, end: &str) -> Result<(String, ByteSpan), TorchError> {
         let mut names =
             self.entries.keys().filter_map(|name| Some((name, name.strip_suffix(end)?)));
         let (name, beginning) = names.next().ok_or(TorchError::NoStateDict)?;
@@ -148,14 +148,14 @@ impl Archive {
 fn find_end(tail: &[u8]) -> Option<usize> {
     let last = tail.len().checked_sub(END_BYTES)?;
     (0..=last).rev().find(|&start| {
-        let mut fields = Fields(&tail[start..]);
+        let mut fields = RecordReader(&tail[start..]);
         fields.signature(*b"PK\x05\x06").is_some()
             && fields.skip(16).and_then(|()| fields.u16()).map(usize::from) == Some(last - start)
     })
 }
 
 fn read_end(bytes: &[u8]) -> Option<(u64, u64, u64)> {
-    let mut fields = Fields(bytes);
+    let mut fields = RecordReader(bytes);
     fields.signature(*b"PK\x05\x06")?;
     fields.skip(6)?;
     let entries = fields.u16()?;
@@ -165,14 +165,14 @@ fn read_end(bytes: &[u8]) -> Option<(u64, u64, u64)> {
 
 /// Returns the offset of the 64-bit end record.
 fn read_locator(bytes: &[u8]) -> Option<u64> {
-    let mut fields = Fields(bytes);
+    let mut fields = RecordReader(bytes);
     fields.signature(*b"PK\x06\x07")?;
     fields.skip(4)?;
     fields.u64()
 }
 
 fn read_end64(bytes: &[u8]) -> Option<(u64, u64, u64)> {
-    let mut fields = Fields(bytes);
+    let mut fields = RecordReader(bytes);
     fields.signature(*b"PK\x06\x06")?;
     fields.skip(28)?;
     let entries = fields.u64()?;
@@ -181,10 +181,10 @@ fn read_end64(bytes: &[u8]) -> Option<(u64, u64, u64)> {
 }
 
 /// Reads one header of the central directory.
-fn read_entry(fields: &mut Fields<'_>) -> Option<(String, Entry)> {
+fn read_entry(fields: &mut RecordReader<'_>) -> Option<(String, ArchiveEntry)> {
     const ENCRYPTED: u16 = 1;
     const STORED: u16 = 0;
-    let mut header = Fields(fields.take(DIRECTORY_HEADER_BYTES)?);
+    let mut header = RecordReader(fields.take(DIRECTORY_HEADER_BYTES)?);
     header.signature(*b"PK\x01\x02")?;
     header.skip(4)?;
     let (flags, method) = (header.u16()?, header.u16()?);
@@ -203,23 +203,23 @@ fn read_entry(fields: &mut Fields<'_>) -> Option<(String, Entry)> {
     };
     let (size, packed, header) = (widened(size)?, widened(packed)?, widened(offset)?);
     let stored = method == STORED && flags & ENCRYPTED == 0 && packed == size;
-    Some((name, Entry { header, size, stored }))
+    Some((name, ArchiveEntry { header, size, stored }))
 }
 
 /// Returns the 64-bit values in an entry's extra fields: one for each size or offset that does not fit into 32 bits.
-fn wide_sizes(extra: &[u8]) -> Fields<'_> {
-    let mut fields = Fields(extra);
+fn wide_sizes(extra: &[u8]) -> RecordReader<'_> {
+    let mut fields = RecordReader(extra);
     while let Some(field) = fields.extra_field() {
         if field.0 == ZIP64 {
-            return Fields(field.1);
+            return RecordReader(field.1);
         }
     }
-    Fields(&[])
+    RecordReader(&[])
 }
 
 /// Returns the number of bytes from the start of an entry's local header to its content.
 fn data_start(header: &[u8]) -> Option<u64> {
-    let mut fields = Fields(header);
+    let mut fields = RecordReader(header);
     fields.signature(*b"PK\x03\x04")?;
     fields.skip(22)?;
     let (name, extra) = (fields.u16()?, fields.u16()?);
@@ -227,9 +227,9 @@ fn data_start(header: &[u8]) -> Option<u64> {
 }
 
 /// The unread rest of a record with little-endian fields.
-struct Fields<'a>(&'a [u8]);
+struct RecordReader<'a>(&'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> RecordReader<'a> {
     fn take(&mut self, bytes: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(bytes)?;
         self.0 = rest;

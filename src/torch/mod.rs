@@ -38,12 +38,12 @@ const MAX_SHARING: u64 = 8;
 #[derive(Debug)]
 pub struct TorchFile {
     archive: Archive,
-    tensors: BTreeMap<String, Place>,
+    tensors: BTreeMap<String, StoredTensor>,
 }
 
 /// A tensor and the position of its values in the file.
 #[derive(Debug)]
-struct Place {
+struct StoredTensor {
     info: TensorInfo,
     /// Offset of the tensor's first value in the file, in bytes.
     start: u64,
@@ -72,7 +72,7 @@ impl TorchFile {
         let mut tensors = BTreeMap::new();
         let mut total: u64 = 0;
         for (name, info) in infos {
-            let place = Place::find(&archive, &root, &name, info)?;
+            let place = StoredTensor::find(&archive, &root, &name, info)?;
             total = total.saturating_add(place.bytes as u64);
             tensors.insert(name, place);
         }
@@ -102,7 +102,9 @@ impl TorchFile {
     /// # Errors
     /// `Io`; `Strided` for a view whose values have gaps; `Damaged` if the file has been truncated since it was opened.
     pub fn read(&self, name: &str) -> Result<Option<Tensor>, TorchError> {
-        let Some(Place { info, start, bytes }) = self.tensors.get(name) else { return Ok(None) };
+        let Some(StoredTensor { info, start, bytes }) = self.tensors.get(name) else {
+            return Ok(None);
+        };
         let Some(order) = info.order() else {
             return Err(TorchError::Strided { name: error::shown(name) });
         };
@@ -111,7 +113,7 @@ impl TorchFile {
     }
 }
 
-impl Place {
+impl StoredTensor {
     /// Finds the values of a tensor. All of them must be in the file.
     fn find(
         archive: &Archive,

@@ -20,7 +20,7 @@ const MAX_MARKS: u64 = 1 << 10;
 
 /// A value that the pickle describes. Texts borrow the bytes of the pickle.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Value<'a> {
+pub(super) enum PickleValue<'a> {
     Int(i64),
     Text(&'a str),
     /// A class or function: its module and name, separated by a line break.
@@ -50,35 +50,35 @@ pub(super) struct DictId(u32);
 #[derive(Debug, Default)]
 pub(super) struct Pickle<'a> {
     /// The value of the whole pickle.
-    root: Option<Value<'a>>,
-    items: Vec<Value<'a>>,
+    root: Option<PickleValue<'a>>,
+    items: Vec<PickleValue<'a>>,
     /// Keys and values of each dictionary, in the order in which they were set; a key may occur more than once.
-    dicts: Vec<Vec<(Value<'a>, Value<'a>)>>,
+    dicts: Vec<Vec<(PickleValue<'a>, PickleValue<'a>)>>,
 }
 
 impl<'a> Pickle<'a> {
     /// Returns the entries if the whole pickle is one dictionary, otherwise `None`.
-    pub(super) fn root_entries(&self) -> Option<&[(Value<'a>, Value<'a>)]> {
+    pub(super) fn root_entries(&self) -> Option<&[(PickleValue<'a>, PickleValue<'a>)]> {
         match self.root {
-            Some(Value::Dict(DictId(index))) => Some(&self.dicts[index as usize]),
+            Some(PickleValue::Dict(DictId(index))) => Some(&self.dicts[index as usize]),
             _ => None,
         }
     }
 
     /// Returns the values of a tuple, a call or a persistent id.
-    pub(super) fn items(&self, Items { start, count }: Items) -> &[Value<'a>] {
+    pub(super) fn items(&self, Items { start, count }: Items) -> &[PickleValue<'a>] {
         &self.items[start as usize..][..count as usize]
     }
 
-    fn keep(&mut self, values: &[Value<'a>]) -> Items {
+    fn keep(&mut self, values: &[PickleValue<'a>]) -> Items {
         let items = Items { start: self.items.len() as u32, count: values.len() as u32 };
         self.items.extend_from_slice(values);
         items
     }
 
-    fn new_dict(&mut self) -> Value<'a> {
+    fn new_dict(&mut self) -> PickleValue<'a> {
         self.dicts.push(Vec::new());
-        Value::Dict(DictId(self.dicts.len() as u32 - 1))
+        PickleValue::Dict(DictId(self.dicts.len() as u32 - 1))
     }
 }
 
@@ -87,7 +87,7 @@ impl<'a> Pickle<'a> {
 /// # Errors
 /// `Opcode`, `TooLarge`, `Damaged`.
 pub(super) fn read(bytes: &[u8]) -> Result<Pickle<'_>, TorchError> {
-    let mut reader = Reader { rest: bytes, ..Reader::default() };
+    let mut reader = PickleReader { rest: bytes, ..PickleReader::default() };
     for _ in 0..MAX_OPCODES {
         if reader.step()? {
             reader.pickle.root = Some(reader.pop()?);
@@ -98,16 +98,16 @@ pub(super) fn read(bytes: &[u8]) -> Result<Pickle<'_>, TorchError> {
 }
 
 #[derive(Default)]
-struct Reader<'a> {
+struct PickleReader<'a> {
     rest: &'a [u8],
-    stack: Vec<Value<'a>>,
+    stack: Vec<PickleValue<'a>>,
     /// Stack heights of the open marks; values below the last one must not be popped.
     marks: Vec<usize>,
-    memo: HashMap<u32, Value<'a>>,
+    memo: HashMap<u32, PickleValue<'a>>,
     pickle: Pickle<'a>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> PickleReader<'a> {
     /// Reads and applies one opcode. Returns true if it was the last.
     fn step(&mut self) -> Result<bool, TorchError> {
         match self.byte()? {
@@ -120,11 +120,11 @@ impl<'a> Reader<'a> {
             // MARK
             b'(' => self.mark()?,
             // NONE, NEWTRUE, NEWFALSE, EMPTY_LIST
-            b'N' | 0x88 | 0x89 | b']' => self.push(Value::Other)?,
+            b'N' | 0x88 | 0x89 | b']' => self.push(PickleValue::Other)?,
             // BINFLOAT
             b'G' => {
                 self.take(8)?;
-                self.push(Value::Other)?;
+                self.push(PickleValue::Other)?;
             }
             // BININT, BININT1, BININT2, LONG1
             b'J' => self.int(4)?,
@@ -185,7 +185,7 @@ impl<'a> Reader<'a> {
             b'Q' => {
                 let id = self.pop()?;
                 let items = self.pickle.keep(&[id]);
-                self.push(Value::Persistent(items))?;
+                self.push(PickleValue::Persistent(items))?;
             }
             opcode => {
                 return Err(match refused_name(opcode) {
@@ -213,7 +213,7 @@ impl<'a> Reader<'a> {
         Ok(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte)))
     }
 
-    fn push(&mut self, value: Value<'a>) -> Result<(), TorchError> {
+    fn push(&mut self, value: PickleValue<'a>) -> Result<(), TorchError> {
         if self.stack.len() as u64 >= MAX_STACK {
             return Err(TorchError::TooLarge {
                 what: "values on its pickle's stack",
@@ -224,7 +224,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn pop(&mut self) -> Result<Value<'a>, TorchError> {
+    fn pop(&mut self) -> Result<PickleValue<'a>, TorchError> {
         let floor = self.marks.last().copied().unwrap_or(0);
         if self.stack.len() <= floor {
             return Err(TorchError::Damaged);
@@ -260,24 +260,24 @@ impl<'a> Reader<'a> {
     fn int(&mut self, bytes: usize) -> Result<(), TorchError> {
         let bytes = self.take(bytes)?;
         if bytes.len() > 8 {
-            return self.push(Value::Other);
+            return self.push(PickleValue::Other);
         }
         let negative = bytes.last().is_some_and(|&byte| byte >= 0x80);
         let start = if negative { -1 } else { 0 };
         let value =
             bytes.iter().rev().fold(start, |number: i64, &byte| number << 8 | i64::from(byte));
-        self.push(Value::Int(value))
+        self.push(PickleValue::Int(value))
     }
 
     fn unsigned(&mut self, bytes: usize) -> Result<(), TorchError> {
         let value = self.number(bytes)?;
-        self.push(Value::Int(value.into()))
+        self.push(PickleValue::Int(value.into()))
     }
 
     fn text(&mut self) -> Result<(), TorchError> {
         let length = self.number(4)?;
         let text = std::str::from_utf8(self.take(length as usize)?);
-        self.push(Value::Text(text.map_err(|_| TorchError::Damaged)?))
+        self.push(PickleValue::Text(text.map_err(|_| TorchError::Damaged)?))
     }
 
     fn global(&mut self) -> Result<(), TorchError> {
@@ -285,7 +285,7 @@ impl<'a> Reader<'a> {
         let end = ends.nth(1).ok_or(TorchError::Damaged)?;
         let name = std::str::from_utf8(self.take(end)?).map_err(|_| TorchError::Damaged)?;
         self.take(1)?;
-        self.push(Value::Global(name))
+        self.push(PickleValue::Global(name))
     }
 
     fn put(&mut self, bytes: usize) -> Result<(), TorchError> {
@@ -305,7 +305,7 @@ impl<'a> Reader<'a> {
         let start = self.last(count)?;
         let items = self.pickle.keep(&self.stack[start..]);
         self.stack.truncate(start);
-        self.push(Value::Tuple(items))
+        self.push(PickleValue::Tuple(items))
     }
 
     /// Moves the last `count` values, alternately keys and values, into the dictionary below them.
@@ -316,7 +316,7 @@ impl<'a> Reader<'a> {
             return Err(TorchError::Damaged);
         }
         // Anything else that owns items is an object of some class. No tensor needs its items, so they are dropped.
-        if let Value::Dict(DictId(index)) = self.stack[owner] {
+        if let PickleValue::Dict(DictId(index)) = self.stack[owner] {
             let pairs = pairs.iter().map(|&[key, value]| (key, value));
             self.pickle.dicts[index as usize].extend(pairs);
         }
@@ -329,12 +329,12 @@ impl<'a> Reader<'a> {
         let callable = self.pop()?;
         let is_dict = matches!(
             callable,
-            Value::Global("collections\nOrderedDict" | "collections\ndefaultdict")
+            PickleValue::Global("collections\nOrderedDict" | "collections\ndefaultdict")
         );
         let value = if is_dict {
             self.pickle.new_dict()
         } else {
-            Value::Call(self.pickle.keep(&[callable, arguments]))
+            PickleValue::Call(self.pickle.keep(&[callable, arguments]))
         };
         self.push(value)
     }

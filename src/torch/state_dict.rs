@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Result as CandleResult, Shape, Tensor};
 
 use super::TorchError;
-use super::pickle::{Pickle, Value};
+use super::pickle::{Pickle, PickleValue};
 
 /// Maximum number of dimensions. torch itself stops at 64; BLIP's largest tensors have 4.
 const MAX_RANK: usize = 8;
@@ -41,7 +41,7 @@ pub(super) fn tensors(pickle: &Pickle<'_>) -> Result<Vec<(String, TensorInfo)>, 
     let entries = pickle.root_entries().ok_or(TorchError::NoStateDict)?;
     let mut tensors = Vec::new();
     for &(name, value) in entries {
-        let Value::Text(name) = name else { continue };
+        let PickleValue::Text(name) = name else { continue };
         let Some(arguments) = rebuild_arguments(pickle, value) else { continue };
         match read_arguments(pickle, arguments).ok_or(TorchError::Damaged)? {
             Read::Tensor(info) => tensors.push((name.to_owned(), info)),
@@ -61,19 +61,21 @@ pub(super) fn tensors(pickle: &Pickle<'_>) -> Result<Vec<(String, TensorInfo)>, 
 /// parameter or a subclass from such a call.
 fn rebuild_arguments<'p, 'a>(
     pickle: &'p Pickle<'a>,
-    mut value: Value<'a>,
-) -> Option<&'p [Value<'a>]> {
+    mut value: PickleValue<'a>,
+) -> Option<&'p [PickleValue<'a>]> {
     // The deepest nesting that torch writes is a subclass of a parameter of a tensor.
     const MOST_CALLS: usize = 3;
     for _ in 0..MOST_CALLS {
-        let Value::Call(call) = value else { return None };
-        let [mut callable, Value::Tuple(arguments)] = *pickle.items(call) else { return None };
+        let PickleValue::Call(call) = value else { return None };
+        let [mut callable, PickleValue::Tuple(arguments)] = *pickle.items(call) else {
+            return None;
+        };
         let mut arguments = pickle.items(arguments);
-        if callable == Value::Global("torch._tensor\n_rebuild_from_type_v2") {
-            let [function, _, Value::Tuple(inner), ..] = *arguments else { return None };
+        if callable == PickleValue::Global("torch._tensor\n_rebuild_from_type_v2") {
+            let [function, _, PickleValue::Tuple(inner), ..] = *arguments else { return None };
             (callable, arguments) = (function, pickle.items(inner));
         }
-        let Value::Global(name) = callable else { return None };
+        let PickleValue::Global(name) = callable else { return None };
         match name {
             "torch._utils\n_rebuild_tensor_v2" => return Some(arguments),
             "torch._utils\n_rebuild_parameter" => value = *arguments.first()?,
@@ -90,18 +92,26 @@ enum Read<'a> {
 }
 
 /// Reads storage, offset, size and strides; `None` if they do not have the form that torch writes.
-fn read_arguments<'a>(pickle: &Pickle<'a>, arguments: &[Value<'a>]) -> Option<Read<'a>> {
-    let [Value::Persistent(id), offset, Value::Tuple(size), Value::Tuple(strides), ..] = *arguments
+fn read_arguments<'a>(pickle: &Pickle<'a>, arguments: &[PickleValue<'a>]) -> Option<Read<'a>> {
+    let [
+        PickleValue::Persistent(id),
+        offset,
+        PickleValue::Tuple(size),
+        PickleValue::Tuple(strides),
+        ..,
+    ] = *arguments
     else {
         return None;
     };
-    let [Value::Tuple(id)] = *pickle.items(id) else { return None };
-    let [Value::Text("storage"), Value::Global(class), Value::Text(key), ..] = *pickle.items(id)
+    let [PickleValue::Tuple(id)] = *pickle.items(id) else { return None };
+    let [PickleValue::Text("storage"), PickleValue::Global(class), PickleValue::Text(key), ..] =
+        *pickle.items(id)
     else {
         return None;
     };
     let Some(dtype) = dtype_of(class) else { return Some(Read::Unsupported(class)) };
-    let numbers = |values: &[Value<'_>]| values.iter().map(number).collect::<Option<Vec<usize>>>();
+    let numbers =
+        |values: &[PickleValue<'_>]| values.iter().map(number).collect::<Option<Vec<usize>>>();
     let (size, strides) = (numbers(pickle.items(size))?, numbers(pickle.items(strides))?);
     if size.len() != strides.len() || size.len() > MAX_RANK {
         return None;
@@ -119,8 +129,8 @@ fn read_arguments<'a>(pickle: &Pickle<'a>, arguments: &[Value<'a>]) -> Option<Re
     }))
 }
 
-fn number(value: &Value<'_>) -> Option<usize> {
-    let Value::Int(number) = value else { return None };
+fn number(value: &PickleValue<'_>) -> Option<usize> {
+    let PickleValue::Int(number) = value else { return None };
     usize::try_from(*number).ok()
 }
 

@@ -50,7 +50,7 @@ fn cpu_name() -> Option<String> {
 
 /// Measured upper bound of arithmetic for one number format and instruction set.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Limits {
+pub struct ArithmeticBound {
     /// Number format, as `--dtype` spells it.
     pub dtype: &'static str,
     /// Instruction set of the kernels, as `--cpu-isa` spells it.
@@ -59,7 +59,7 @@ pub struct Limits {
     pub operations_per_second: f64,
 }
 
-impl Limits {
+impl ArithmeticBound {
     /// Measures the bound. Returns `None` if these settings do not use the kernels.
     ///
     /// # Errors

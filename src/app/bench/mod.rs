@@ -4,13 +4,13 @@
 //! - this file: [`Bench`] loads models for one device, number format and instruction set, and measures them;
 //! - `work`: the kinds of work, and which models support them;
 //! - `inputs`: the input batches;
-//! - `job`: one run of one kind of work on one batch;
+//! - `workload`: one run of one kind of work on one batch;
 //! - `limits`: the measured upper bounds of the machine.
 
 mod inputs;
-mod job;
 mod limits;
 mod work;
+mod workload;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -25,9 +25,9 @@ use crate::model::ops::Ops;
 use crate::model::ops::timed::{Timed, Times, WorkKind};
 use crate::model::{BlipBackend, ModelSpec, Placement};
 use crate::task::{Device, Dtype, ModelId, ModelInfo};
-use job::Job;
-pub use limits::{Limits, Machine, read_bytes_per_second};
+pub use limits::{ArithmeticBound, Machine, read_bytes_per_second};
 pub use work::Work;
+use workload::Workload;
 
 /// The files of the models to measure. They are found once, then loaded once per number format and instruction set.
 pub struct Checkpoints(Vec<Located>);
@@ -44,7 +44,7 @@ impl Checkpoints {
 
 /// How many times each kind of work runs, and how many tokens it generates.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan {
+pub struct RunPlan {
     /// Number of timed runs per measurement.
     pub runs: NonZeroUsize,
     /// Number of untimed runs before the timed ones.
@@ -55,7 +55,7 @@ pub struct Plan {
     pub profile: bool,
 }
 
-impl Plan {
+impl RunPlan {
     /// Number of all runs per measurement: untimed, timed and profiled.
     #[must_use]
     pub fn all_runs(&self) -> usize {
@@ -197,13 +197,13 @@ impl Bench {
         &mut self,
         (info, work): &(ModelInfo, Work),
         batch: NonZeroUsize,
-        plan: &Plan,
+        plan: &RunPlan,
         on_run: &mut dyn FnMut(),
     ) -> anyhow::Result<Measurement> {
         let vocabulary = self.models.vocabulary(info.id);
-        let job = Job::new(info, *work, batch.get(), plan.tokens.get(), vocabulary)?;
+        let workload = Workload::new(info, *work, batch.get(), plan.tokens.get(), vocabulary)?;
         let mut run = |profile| {
-            let run = self.models.run(&job, profile);
+            let run = self.models.run(&workload, profile);
             on_run();
             run.with_context(|| format!("{work} of model {} failed", info.name))
         };
@@ -218,7 +218,7 @@ impl Bench {
 }
 
 /// Times of one run of a job; `parts` is empty without profiling.
-struct Run {
+struct RunTimes {
     seconds: f64,
     parts: Vec<PartSeconds>,
 }
@@ -228,7 +228,7 @@ trait Models {
     fn infos(&self) -> &[ModelInfo];
     /// Returns the number of rows of the model's embedding table.
     fn vocabulary(&self, model: ModelId) -> usize;
-    fn run(&mut self, job: &Job, profile: bool) -> anyhow::Result<Run>;
+    fn run(&mut self, workload: &Workload, profile: bool) -> anyhow::Result<RunTimes>;
 }
 
 struct Loaded<O: Ops> {
@@ -257,12 +257,12 @@ impl<O: Ops> Models for Loaded<O> {
         self.backend.vocabulary(model).size
     }
 
-    fn run(&mut self, job: &Job, profile: bool) -> anyhow::Result<Run> {
-        let known = job.prepare(&mut self.backend)?;
+    fn run(&mut self, workload: &Workload, profile: bool) -> anyhow::Result<RunTimes> {
+        let known = workload.prepare(&mut self.backend)?;
         if profile {
             self.times.start();
         }
-        let seconds = job.run(&mut self.backend, known)?.as_secs_f64();
+        let seconds = workload.run(&mut self.backend, known)?.as_secs_f64();
         let spent = self.times.stop();
         let mut parts: Vec<PartSeconds> = spent
             .into_iter()
@@ -278,7 +278,7 @@ impl<O: Ops> Models for Loaded<O> {
             let seconds = (seconds - inside).max(0.0);
             parts.push(PartSeconds { part: OUTSIDE.to_owned(), seconds, calls: 0, work: None });
         }
-        Ok(Run { seconds, parts })
+        Ok(RunTimes { seconds, parts })
     }
 }
 

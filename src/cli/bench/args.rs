@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 
 use clap::Args;
 
-use crate::app::bench::{Plan, Work};
+use crate::app::bench::{RunPlan, Work};
 
 /// What to measure and how many times.
 #[derive(Debug, Args)]
@@ -42,7 +42,12 @@ pub(in crate::cli) struct BenchArguments {
 }
 
 impl BenchArguments {
-    pub(super) fn plan(&self) -> Plan {
-        Plan { runs: self.runs, warm_up: self.warm_up, tokens: self.tokens, profile: self.profile }
+    pub(super) fn plan(&self) -> RunPlan {
+        RunPlan {
+            runs: self.runs,
+            warm_up: self.warm_up,
+            tokens: self.tokens,
+            profile: self.profile,
+        }
     }
 }

@@ -14,7 +14,7 @@ use std::num::NonZeroUsize;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::error::CommandError;
-use crate::app::bench::{Bench, Checkpoints, Limits, Machine, read_bytes_per_second};
+use crate::app::bench::{ArithmeticBound, Bench, Checkpoints, Machine, read_bytes_per_second};
 use crate::config::{self, Config, ConfigError, Environment, Flags};
 use crate::hub::ModelSource;
 use crate::telemetry::logging::{self, LoggingSettings};
@@ -89,7 +89,7 @@ fn measure(
     let mut report = Report::new(machine, threads, read_bytes_per_second(settings)?);
     // Measure the limits before any model is loaded, because this needs large buffers.
     for config in configs {
-        let Some(limits) = Limits::measure(config.compute)? else { continue };
+        let Some(limits) = ArithmeticBound::measure(config.compute)? else { continue };
         report.add_limits(&limits);
     }
     let mut measured = Vec::new();

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use crate::app::bench::{Limits, Machine, Measurement, PartSeconds, PartWork, Plan, Setup, Work};
+use crate::app::bench::{
+    ArithmeticBound, Machine, Measurement, PartSeconds, PartWork, RunPlan, Setup, Work,
+};
 
 /// The whole JSON document of one `bench` run.
 #[derive(Debug, Serialize)]
@@ -91,8 +93,8 @@ impl Report {
     }
 
     /// Adds the limits of one setup, unless its number format and instruction set are already listed.
-    pub(super) fn add_limits(&mut self, limits: &Limits) {
-        let Limits { dtype, level, operations_per_second } = *limits;
+    pub(super) fn add_limits(&mut self, limits: &ArithmeticBound) {
+        let ArithmeticBound { dtype, level, operations_per_second } = *limits;
         let known = &mut self.limits.by_format;
         if !known.iter().any(|known| (known.dtype, known.level) == (dtype, level)) {
             known.push(FormatReport { level, dtype, operations_per_second });
@@ -119,7 +121,7 @@ impl ResultReport {
     pub(super) fn new(
         model: &str,
         (work, batch): (Work, usize),
-        plan: &Plan,
+        plan: &RunPlan,
         setup: &Setup,
         measurement: Measurement,
     ) -> Self {

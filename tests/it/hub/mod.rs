@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use axum::http::Method;
 use blip_server::hub::{
-    CheckpointFiles, HubError, HubSettings, HubSource, Progress, Retry, Token, WeightFiles, fetch,
+    CheckpointFiles, DownloadProgress, HubError, HubSettings, HubSource, Retry, Token, WeightFiles,
+    fetch,
 };
 use fake_hub::{Behaviour, COMMIT, FakeHub, Host, SmallEtag, TOKEN, git_sha1, sha256};
 
@@ -44,7 +45,7 @@ fn tiny(revision: Option<&str>) -> HubSource {
 }
 
 async fn fetch_tiny(settings: &HubSettings) -> Result<CheckpointFiles, HubError> {
-    fetch(&tiny(None), settings, &Progress::Log).await
+    fetch(&tiny(None), settings, &DownloadProgress::Log).await
 }
 
 #[tokio::test]
@@ -243,7 +244,7 @@ async fn a_second_fetch_downloads_nothing_and_a_commit_asks_nothing() {
     assert_eq!(fetch_tiny(&settings).await.unwrap(), first);
     assert_eq!(hub.seen().len(), 1, "only the revision is looked up: {:?}", hub.seen());
     hub.forget();
-    assert_eq!(fetch(&tiny(Some(COMMIT)), &settings, &Progress::Log).await.unwrap(), first);
+    assert_eq!(fetch(&tiny(Some(COMMIT)), &settings, &DownloadProgress::Log).await.unwrap(), first);
     assert_eq!(hub.seen(), []);
 }
 
@@ -331,9 +332,10 @@ async fn what_is_not_there_is_named() {
     let cache = tempfile::tempdir().unwrap();
     let settings = settings(&hub, cache.path());
     let other = HubSource { id: "owner/other".to_owned(), revision: None };
-    let error = fetch(&other, &settings, &Progress::Log).await.unwrap_err().to_string();
+    let error = fetch(&other, &settings, &DownloadProgress::Log).await.unwrap_err().to_string();
     assert!(error.contains("repository owner/other"), "{error}");
-    let error = fetch(&tiny(Some("v9")), &settings, &Progress::Log).await.unwrap_err().to_string();
+    let error =
+        fetch(&tiny(Some("v9")), &settings, &DownloadProgress::Log).await.unwrap_err().to_string();
     assert!(error.contains("owner/tiny@v9"), "{error}");
 
     let hub = FakeHub::start(&SMALL, Behaviour::default()).await;
@@ -349,10 +351,10 @@ async fn a_revision_with_slashes_is_one_segment_of_the_address() {
     let cache = tempfile::tempdir().unwrap();
     let settings = settings(&hub, cache.path());
     let source = tiny(Some("refs/pr/5"));
-    let files = fetch(&source, &settings, &Progress::Log).await.unwrap();
+    let files = fetch(&source, &settings, &DownloadProgress::Log).await.unwrap();
     assert_eq!(files.revision.as_deref(), Some(COMMIT));
     let offline = HubSettings { offline: true, ..settings };
-    assert_eq!(fetch(&source, &offline, &Progress::Log).await.unwrap(), files);
+    assert_eq!(fetch(&source, &offline, &DownloadProgress::Log).await.unwrap(), files);
 }
 
 #[tokio::test]

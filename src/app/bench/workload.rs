@@ -12,10 +12,10 @@ use crate::model::BlipBackend;
 use crate::model::ops::Ops;
 use crate::task::{GenerationParams, ModelId, ModelInfo, Pixels, TokenIds, TowerId};
 
-type EncoderStates<O> = <BlipBackend<O> as Backend>::EncoderStates;
+type StatesOf<O> = <BlipBackend<O> as Backend>::EncoderStates;
 
 /// One kind of work with its model and inputs.
-pub(super) struct Job {
+pub(super) struct Workload {
     work: Work,
     model: ModelId,
     tower: TowerId,
@@ -24,7 +24,7 @@ pub(super) struct Job {
     texts: Vec<TokenIds>,
 }
 
-impl Job {
+impl Workload {
     pub(super) fn new(
         info: &ModelInfo,
         work: Work,
@@ -55,7 +55,7 @@ impl Job {
     pub(super) fn prepare<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,
-    ) -> anyhow::Result<Vec<EncoderStates<O>>> {
+    ) -> anyhow::Result<Vec<StatesOf<O>>> {
         if self.work == Work::CaptionKnown { self.encode(backend) } else { Ok(Vec::new()) }
     }
 
@@ -64,7 +64,7 @@ impl Job {
     pub(super) fn run<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,
-        known: Vec<EncoderStates<O>>,
+        known: Vec<StatesOf<O>>,
     ) -> anyhow::Result<Duration> {
         let start = Instant::now();
         match self.work {
@@ -101,10 +101,7 @@ impl Job {
         Ok(start.elapsed())
     }
 
-    fn encode<O: Ops>(
-        &self,
-        backend: &mut BlipBackend<O>,
-    ) -> anyhow::Result<Vec<EncoderStates<O>>> {
+    fn encode<O: Ops>(&self, backend: &mut BlipBackend<O>) -> anyhow::Result<Vec<StatesOf<O>>> {
         let pictures: Vec<&Pixels> = self.pictures.iter().collect();
         let images = backend.encode(self.tower, &pictures)?;
         if let Some(last) = images.last() {
@@ -116,16 +113,13 @@ impl Job {
     fn run_single_pass<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,
-        rows: impl Iterator<Item = SinglePassRow<EncoderStates<O>>>,
-    ) -> Result<Vec<SinglePassOutput<EncoderStates<O>>>, BackendError> {
+        rows: impl Iterator<Item = SinglePassRow<StatesOf<O>>>,
+    ) -> Result<Vec<SinglePassOutput<StatesOf<O>>>, BackendError> {
         backend.run_single_pass(self.model, &rows.collect::<Vec<_>>())
     }
 
     /// Encodes images and questions; returns the encoder states of the questions.
-    fn questions<O: Ops>(
-        &self,
-        backend: &mut BlipBackend<O>,
-    ) -> anyhow::Result<Vec<EncoderStates<O>>> {
+    fn questions<O: Ops>(&self, backend: &mut BlipBackend<O>) -> anyhow::Result<Vec<StatesOf<O>>> {
         let ask = |(image, question)| SinglePassRow::EncodeQuestion { image, question };
         let images = self.encode(backend)?;
         let outputs =
@@ -146,7 +140,7 @@ impl Job {
     fn generate<O: Ops>(
         &self,
         backend: &mut BlipBackend<O>,
-        memories: Vec<EncoderStates<O>>,
+        memories: Vec<StatesOf<O>>,
     ) -> anyhow::Result<()> {
         let params = GenerationParams {
             min_new_tokens: self.tokens,

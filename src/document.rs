@@ -80,7 +80,7 @@ impl DocumentError {
         Self::Field { path, field, value, accepted: accepted.to_string() }
     }
 
-    /// True if the content of the file is at fault, and not the machine that reads it.
+    /// True if the content of the file is at fault; false if the operating system could not read the file.
     #[must_use]
     pub fn is_content(&self) -> bool {
         !matches!(self, Self::Read { .. })
@@ -134,7 +134,7 @@ pub fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>, Doc
 #[derive(Debug, Clone, Copy)]
 pub struct ObjectFields<'a> {
     path: &'a Path,
-    /// The field that holds the object; empty for the top-level object of the file.
+    /// Name of the field whose value is this object; empty for the top-level object of the file.
     block: &'static str,
     object: &'a Map<String, Value>,
 }
@@ -146,7 +146,7 @@ impl<'a> ObjectFields<'a> {
         Self { path, block: "", object }
     }
 
-    /// Returns the fields of the object under `field`; `None` if the field is absent or `null`.
+    /// Returns the fields of the object that is the value of `field`; `None` if the field is absent or `null`.
     ///
     /// # Errors
     /// `Field` if it is not an object.

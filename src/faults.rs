@@ -37,15 +37,15 @@ pub const PLACES: [&str; 24] = [
 #[cfg(feature = "failpoints")]
 pub static ERRORS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
-/// Returns whether the code at this place must return an error now. Panics or sleeps if that is the action of the
-/// place.
+/// Returns whether the code at this place must return an error now. If a test has set a panic or a delay for the place,
+/// panics or sleeps first.
 #[cfg(feature = "failpoints")]
 pub fn at(place: &str) -> bool {
     kind(place).is_some()
 }
 
-/// Returns the error that the code at this place must return now, as the text in `return(...)`; `None` if there is
-/// none. Panics or sleeps like [`at`].
+/// Returns the error that the code at this place must return now, as the text in `return(...)`; `None` if it must not
+/// fail. Like [`at`], may panic or sleep first.
 #[cfg(feature = "failpoints")]
 pub fn kind(place: &str) -> Option<String> {
     debug_assert!(PLACES.contains(&place), "{place} is not in the list");

@@ -1,9 +1,9 @@
 //! The form in which every folder declares its settings, and the checks and conversions that the declarations share.
 //!
-//! A settings type is a section of the settings file, or a part of one: it implements [`Section`]. Each of its fields
-//! is one setting. The name that serde sees is the key in the file, with the unit in the name (`_ms`, `_bytes`); the
-//! type of the field is the one that the code uses. Where a value is written differently, one of these modules converts
-//! it (`#[serde(with = "...")]`): [`millis`], [`text`], [`empty_is_none`], [`zero_is_none`].
+//! A settings type implements [`Section`] and describes a section of the settings file, or a part of one. Each of its
+//! fields is one setting. The name that serde sees is the key in the file, with the unit in the name (`_ms`, `_bytes`);
+//! the type of the field is the one that the code uses. If the file writes a value in another form, one of these
+//! modules converts the value (`#[serde(with = "...")]`): [`millis`], [`text`], [`empty_is_none`], [`zero_is_none`].
 //!
 //! `config` fills the settings types and lists them in `config/sections.rs`. Not here: the settings themselves, which
 //! are declared in the folder that uses them, and rules about settings of different sections (`config/validate.rs`).
@@ -13,7 +13,8 @@ use std::fmt::{self, Display};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The settings of one section of the settings file, or of a part of it. [`Default`] has the default of each setting.
+/// The settings of one section of the settings file, or of a part of it. The implementation of [`Default`] returns the
+/// default of each setting.
 pub trait Section: Default + Serialize + DeserializeOwned {
     /// Name of the section in the settings file, such as `engine`.
     const NAME: &'static str;
@@ -56,7 +57,7 @@ pub fn require(
     if is_accepted { Ok(()) } else { Err(refused()) }
 }
 
-/// Error for a text that is no value of a setting. Its message lists the accepted values.
+/// Error for a text that is not an accepted value of a setting. Its message lists the accepted values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotAccepted(pub &'static str);
 

@@ -17,9 +17,9 @@ use crate::task::{Device, Dtype};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Compute {
     pub(super) placement: Placement,
-    /// Instruction set of the CPU kernels; unused if candle computes the models.
+    /// Instruction set of the CPU kernels; unused if candle runs the models.
     pub(super) level: Level,
-    /// Number of threads that compute the models; at least 1.
+    /// Number of threads that run the models; at least 1.
     pub(super) threads: usize,
 }
 
@@ -97,7 +97,7 @@ impl Compute {
         Ok(ChosenOps::Kernels(ops))
     }
 
-    /// Returns the number format of the CPU kernels; `None` if candle computes the models.
+    /// Returns the number format of the CPU kernels; `None` if candle runs the models.
     pub(super) fn kernel_format(self) -> Option<Format> {
         match (self.placement.device, self.placement.dtype) {
             (Device::Cpu, Dtype::F32) => Some(Format::F32),

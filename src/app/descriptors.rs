@@ -1,5 +1,5 @@
-//! File descriptors: compares how many the settings allow to be open at one time with the limit of this process
-//! (`RLIMIT_NOFILE`), and raises the soft limit if necessary. `App::serve` calls it once at start.
+//! File descriptors: compares the number that the settings allow to be open at one time with the limit of this process
+//! (`RLIMIT_NOFILE`), and raises the soft limit if necessary. `App::serve` calls `ensure` once at startup.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

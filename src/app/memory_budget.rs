@@ -1,5 +1,5 @@
 //! Memory budget: compares the amount of memory that the settings allow the process to use with its memory limit.
-//! `loading` logs the budget at start and refuses to start if it exceeds the limit of the container.
+//! `loading` logs the budget at startup, and refuses to start if the budget exceeds the limit of the container.
 //!
 //! Every buffer has its own bound; the budget is the sum of these bounds, not a forecast. It does not include the
 //! activations of a running work unit (some 100 MB for a base model on a CPU).
@@ -28,7 +28,7 @@ pub(super) struct MemoryBudget {
 }
 
 impl MemoryBudget {
-    /// Sum of all parts, in bytes.
+    /// Returns the sum of all parts, in bytes.
     #[must_use]
     pub(super) fn total(&self) -> u64 {
         let Self { weights, bodies, fetched, decoding, pixels, features, kv } = *self;

@@ -287,7 +287,7 @@ impl App {
 }
 
 /// Warms the models up and logs the resulting cost estimates. Without estimates, admission control would admit the
-/// whole first burst, and many of its requests would miss their deadlines. If a model fails here, the start fails,
+/// whole first burst, and many of its requests would miss their deadlines. If a model fails here, startup fails,
 /// because the model would fail on every request.
 async fn measure(engine: &EngineHandle) -> anyhow::Result<()> {
     let start = Instant::now();

@@ -185,7 +185,7 @@ pub(super) struct ComputeSettings {
     /// [default: auto]
     #[arg(long, value_name = "LEVEL")]
     cpu_isa: Option<String>,
-    /// Number of threads that compute the models; 0 uses as many as the CPU quota and affinity allow [default: 0]
+    /// Number of threads that run the models; 0 uses as many as the CPU quota and affinity allow [default: 0]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     threads: Option<String>,
 }

@@ -1,8 +1,13 @@
 //! The command line: parses the arguments, runs one command and returns its exit code. `main` calls [`run`]. There is
 //! one file per command; commands delegate the work to `app`, `config`, `hub` and `http`.
 //!
-//! Exit codes: 0: success; 1: failure; 2: usage error, found by the argument parser; 70: a model cannot run inference,
-//! or the worker ended unexpectedly; 78: the configuration or the files of a checkpoint are bad.
+//! Exit codes:
+//!
+//! - 0: success;
+//! - 1: failure;
+//! - 2: usage error, found by the argument parser;
+//! - 70: a model cannot run inference, or the worker ended unexpectedly;
+//! - 78: the configuration or the files of a checkpoint are bad.
 //!
 //! Results go to standard output; logs and progress go to standard error.
 

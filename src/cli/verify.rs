@@ -154,8 +154,8 @@ async fn ask(
     let response = client
         .post(&url)
         .header("content-type", "application/json")
-        // A slow CPU may take a long time, so ask for the client's whole timeout. The server caps it at its own
-        // deadline.
+        // A slow CPU may take a long time, so request the client's whole timeout as the deadline. The server caps it at
+        // its own limit.
         .header("x-request-timeout-ms", TIMEOUT.as_millis().to_string())
         .body(request.to_string())
         .send()

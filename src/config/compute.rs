@@ -13,7 +13,7 @@ use crate::settings::{InvalidSetting, NotAccepted, Section, require, text, zero_
 /// Upper bound of `compute.threads`, which is more than the number of cores of any machine.
 const MAX_THREADS: usize = 1024;
 
-/// Settings of the device that computes the models, as configured: `auto` is not resolved.
+/// Settings of the device that runs the models, as configured: `auto` is not resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ComputeSettings {
@@ -23,10 +23,10 @@ pub struct ComputeSettings {
     /// Number format of weights and activations.
     #[serde(with = "text")]
     pub dtype: DtypeChoice,
-    /// Instruction set of the CPU kernels, which this CPU supports; `None` picks the best one.
+    /// Instruction set of the CPU kernels; only one that this CPU supports is accepted. `None` picks the best one.
     #[serde(with = "cpu_isa")]
     pub cpu_isa: Option<Level>,
-    /// Number of threads that compute the models; `None` means as many as the CPU quota and affinity allow.
+    /// Number of threads that run the models; `None` means as many as the CPU quota and affinity allow.
     #[serde(with = "zero_is_none")]
     pub threads: Option<NonZeroUsize>,
 }

@@ -116,7 +116,7 @@ impl Layers {
         self.merge(NAMED.to_owned(), Dict::from([("models".to_owned(), Value::from(models))]));
     }
 
-    /// Sets a text that is empty in all layers. Its origin is still the default.
+    /// Sets a text that is empty in all layers. Error messages still report its origin as the default.
     pub(super) fn complete(&mut self, path: &str, text: &str) {
         let values = figment::util::nest(path, Value::from(text));
         let values = values.into_dict().expect("a path has at least one segment");
@@ -252,8 +252,8 @@ impl Layers {
         ConfigError::Unknown { setting: path.to_owned(), origin, accepted }
     }
 
-    /// Translates figment's error about the section `section`. Only values of files can have a wrong type: text was
-    /// parsed by type before it became a layer.
+    /// Translates figment's error about the section `section`. Only a value from a file can have a wrong type, because
+    /// text from the environment and from flags was parsed by type before it became a layer.
     fn explain(&self, section: &str, error: &figment::Error) -> ConfigError {
         use figment::error::Kind;
 
@@ -270,7 +270,7 @@ impl Layers {
         if let Kind::InvalidType(_, accepted) | Kind::InvalidValue(_, accepted) = &error.kind {
             return self.invalid(&path, in_words(accepted));
         }
-        // The text that the settings type gives for a value of the right type.
+        // This message comes from the settings type itself and says which values it accepts.
         if let Kind::Message(accepted) = &error.kind {
             return self.invalid(&path, accepted);
         }

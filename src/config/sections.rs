@@ -24,7 +24,7 @@ use crate::telemetry::logging::LoggingSettings;
 pub(super) const HIDDEN: &str = "(hidden)";
 
 /// The values of all settings as a settings file writes them, in the order of `config/default.toml`. They are not
-/// checked. The default has the default of every setting.
+/// checked. [`RawConfig::default`] returns the default of every setting.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RawConfig {
     pub(super) sections: Vec<RawSection>,
@@ -173,7 +173,8 @@ mod tests {
         }
     }
 
-    /// The bound of a day, and the words of its error, apply to keys that end in `_ms`.
+    /// `Layers::read` limits a time to one day, with an error message about milliseconds, only if its key ends in
+    /// `_ms`.
     #[test]
     fn every_time_has_its_unit_in_its_key() {
         for section in &RawConfig::default().sections {

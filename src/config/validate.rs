@@ -16,7 +16,7 @@ use crate::hub::HubSettings;
 /// limit it could be mistaken for a hanging one.
 const MIN_HANG_LIMIT_MILLIS: u64 = 5000;
 
-/// Pairs of settings, in which the first must not exceed the second.
+/// Pairs of settings. The first of each pair must not exceed the second.
 const PAIRS: [(&str, &str); 6] = [
     // A call that the queue cannot hold at all could never be admitted.
     ("limits.max_rows", "engine.capacity_rows"),

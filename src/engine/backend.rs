@@ -1,4 +1,4 @@
-//! The interface between the engine and the models. The worker thread calls it to compute.
+//! The interface between the engine and the models. The worker thread calls it to run work units.
 //!
 //! No tensor and no logits cross this interface. `model` implements it for BLIP, tests use a scripted fake. The state
 //! of a decoder (KV cache, search state) is internal to the backend.
@@ -54,13 +54,13 @@ pub trait Backend {
     /// prompt.
     fn open(&mut self, spec: GroupSpec<Self::EncoderStates>) -> Self::Group;
 
-    /// Returns the number of tokens that the group's next step runs: in the first step those of the prompt, later one
-    /// for each live row.
+    /// Returns the number of tokens that the group's next step processes: all tokens of the prompt in the first step,
+    /// one for each live row in later steps.
     fn pending_tokens(&self, group: &Self::Group) -> usize;
 
     /// Advances every group by one decode step. All groups belong to `model`. Returns one event per group, in order.
     ///
-    /// After an error or a panic every group is in the same state as before this backend call. So the caller may run
+    /// After an error or a panic, every group must be in the same state as before this call. The caller may then run
     /// each half of the groups again, to find the group at fault.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ const STREAM_TOKENS: usize = 64;
 /// gigabytes of weights.
 const REBUILD_PATIENCE: u32 = 10;
 
-/// Interval between two checks of the worker's heartbeat.
+/// Longest interval between two checks of the worker's heartbeat.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The API of the engine, for `http` and `app`. Cheap to clone.
@@ -124,8 +124,9 @@ impl EngineHandle {
         self.shared.heartbeat.age()
     }
 
-    /// Returns the present phase of the process, as the engine sees it: `Down` also if the worker has had no heartbeat
-    /// for `worker_hang_limit`, which [`lost`](Self::lost) confirms later.
+    /// Returns the current phase of the process, as the engine sees it. The phase is also `Down` if the worker has had
+    /// no heartbeat for `worker_hang_limit` (ten times that during a rebuild); [`lost`](Self::lost) later confirms that
+    /// the worker hangs.
     #[must_use]
     pub fn phase(&self) -> Phase {
         let phase = self.shared.lifecycle.phase();
@@ -178,7 +179,7 @@ impl EngineHandle {
         self.wake();
     }
 
-    /// Resolves when the worker thread has ended, for whatever reason.
+    /// Resolves when the worker thread has ended, for any reason.
     pub async fn ended(&self) {
         self.shared.lifecycle.ended().await;
     }
@@ -295,8 +296,8 @@ impl Admission {
     }
 
     /// Hands a task to the worker without blocking. If the task is rejected, the reply resolves to the error:
-    /// `TooManyRows` if the task needs more rows than the call has reserved and not yet used, otherwise `WorkerDown` or
-    /// `ShuttingDown`.
+    /// `WorkerDown`; `ShuttingDown`; `TooManyRows` if the task needs more rows than the call has reserved and not yet
+    /// used; or `Overloaded` if the inbox is full.
     pub fn submit(&self, model: ModelId, task: Task) -> Reply {
         self.send(model, task, None)
     }

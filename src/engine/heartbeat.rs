@@ -7,7 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus::Gauge;
 
-/// Time of the last beat, on the system's clock: a clock that only tests advance cannot show that a thread hangs.
+/// Time of the last beat. It is read from the system's clock, not from the engine's, because tests advance the engine's
+/// clock by hand, and such a clock cannot show that a thread hangs.
 pub(crate) struct Heartbeat {
     started: Instant,
     /// Last beat, in milliseconds after `started`.
@@ -28,7 +29,7 @@ impl Heartbeat {
         self.timestamp_seconds.set(unix_seconds());
     }
 
-    /// Returns the time of the last beat, in milliseconds after the start.
+    /// Returns the time of the last beat, in milliseconds after `started`.
     pub(crate) fn last(&self) -> u64 {
         self.last_ms.load(Ordering::Relaxed)
     }

@@ -12,8 +12,8 @@ pub(crate) struct TaskId(pub(crate) u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ItemId(pub(crate) u64);
 
-/// Key of the features of one image. Requests with equal keys share one encoding. The tower stands for the weights and
-/// their dtype, the scope for the owner of the image.
+/// Key of the features of one image. Requests with equal keys share one encoding. `tower` identifies the weights and
+/// their dtype; `scope` identifies the owner of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FeatureKey {
     pub(crate) tower: TowerId,

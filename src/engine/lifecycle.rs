@@ -1,8 +1,8 @@
 //! The lifecycle of the serving process: loading, ready, rebuilding, draining, down.
 //!
 //! [`Lifecycle`] holds the state, and everybody reads it here. The gauges `blip_ready`, `blip_draining` and
-//! `blip_worker_up` are written in one place, [`Lifecycle::change`], and are never read. Writers: `app` through the HTTP
-//! state and the engine's handle (loading, shutdown), and the worker thread (rebuilding, end).
+//! `blip_worker_up` are written in one place, [`Lifecycle::change`], and are never read. Writers: `app` through the
+//! HTTP state and the engine's handle (loading, shutdown), and the worker thread (rebuilding, end).
 //!
 //! ```text
 //! Loading ──> Ready <──> Rebuilding      any phase ──> Draining   shutdown: announced, draining, aborted
@@ -199,13 +199,13 @@ impl Lifecycle {
         self.worker_ended.cancel();
     }
 
-    /// Returns the present phase. `Down` comes before `Rebuilding`, and both before `Draining`.
+    /// Returns the current phase. `Down` takes precedence over `Rebuilding`, and both take precedence over `Draining`.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.state().phase()
     }
 
-    /// True from the announcement of the shutdown on, in whatever state the worker is.
+    /// True once the shutdown has been announced, whatever state the worker is in.
     #[must_use]
     pub fn is_shutting_down(&self) -> bool {
         self.state().shutdown >= Shutdown::Announced
@@ -248,7 +248,7 @@ impl Lifecycle {
     }
 
     fn state(&self) -> MutexGuard<'_, LifecycleState> {
-        // No code can panic while it holds the lock, so the state is whole even if the lock is poisoned.
+        // No code can panic while it holds the lock, so the state is consistent even if the lock is poisoned.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -268,7 +268,7 @@ mod tests {
         (Lifecycle::loading(&metrics), metrics)
     }
 
-    /// Ready, draining, worker up.
+    /// Returns the gauges ready, draining and worker up, in this order.
     fn gauges(metrics: &Metrics) -> [i64; 3] {
         [metrics.ready.get(), metrics.draining.get(), metrics.worker_up.get()]
     }

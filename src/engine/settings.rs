@@ -10,12 +10,12 @@ use crate::settings::{InvalidSetting, Section, millis, require};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EngineSettings {
-    /// Maximum number of rows that admitted calls may reserve at one time. `config` requires at least
-    /// `limits.max_rows`, the maximum for one call (by default 256).
+    /// Maximum number of rows that admitted calls may reserve at one time. `config` checks that this is at least
+    /// `limits.max_rows`, the maximum for one call (256 by default).
     pub capacity_rows: usize,
     /// Maximum number of bytes that admitted calls may reserve at one time, for request bodies and prepared pixels.
     pub capacity_bytes: u64,
-    /// Longest estimated wait with which a call is still admitted.
+    /// Maximum estimated wait of an admitted call. A call that would wait longer is rejected.
     #[serde(rename = "max_queue_wait_ms", with = "millis")]
     pub max_queue_wait: Duration,
     /// Maximum estimated time of one work unit. A unit always holds at least one item, however long that takes.

@@ -48,7 +48,7 @@ impl Shared {
         self.admission.close();
     }
 
-    /// Ends the drain time: admits no more calls, and wakes up everybody who waits for an answer.
+    /// Ends the drain time: admits no more calls, and wakes all waiters.
     pub(crate) fn abort(&self) {
         self.admission.close();
         self.lifecycle.abort();
@@ -61,7 +61,7 @@ impl Shared {
     }
 }
 
-/// Counts of what the worker has done since the start. Only the worker writes them.
+/// Counts of what the worker has done since startup. Only the worker writes them.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) submitted: AtomicU64,
@@ -83,7 +83,7 @@ pub(crate) struct Counters {
     pub(crate) most_step_rows: AtomicU64,
 }
 
-/// Counts of what the worker has done since the start, read at one moment; cheap to take.
+/// A snapshot of what the worker has done since startup; cheap to take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EngineStats {
     /// Number of tasks that reached the worker.

@@ -1,13 +1,13 @@
 //! Fairness between clients: round robin, and a limit on how much one client may hold while others wait.
 //!
 //! A client is identified by its API key, or by its address if the server has no keys (`http` decides). Every scarce
-//! resource is shared among clients first, and then among the calls of each client. Such resources are places in the
-//! worker's work units, decoding threads, rows and bytes.
+//! resource is shared among clients first, and then among the calls of each client. These resources are the places in
+//! the worker's work units, the decoding threads, rows, and bytes.
 //!
 //! - [`ClientId`], [`CallId`]: identify the client and the call behind a request.
 //! - [`Turns`]: a fair queue, which takes items one by one from each client in turn.
-//! - [`fits`]: decides whether a client may take more of a shared capacity. A part of it is reserved for clients that
-//!   hold little ([`with_reserve`]).
+//! - [`fits`]: decides whether a client may take more of a shared capacity. A reserve on top of the capacity is only
+//!   for clients that hold little ([`with_reserve`]).
 
 mod share;
 mod turns;

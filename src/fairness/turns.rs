@@ -140,8 +140,8 @@ impl<T: Copy + PartialEq> Turns<T> {
         taken
     }
 
-    /// Removes and returns the first item of a call, given by the client's index `place` and the call's index `skip`.
-    /// Call and client go to the back if they have items left.
+    /// Removes and returns the first item of a call: the one at index `skip` among the calls of the client at index
+    /// `place`. If the call or the client has items left, it goes to the back.
     fn take_head(&mut self, place: usize, skip: usize) -> Option<T> {
         let client = *self.clients.get(place)?;
         let calls = self.calls.get_mut(&client)?;

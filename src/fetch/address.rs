@@ -1,4 +1,4 @@
-//! Decides which IP addresses belong to the public internet. An address that is not known to belong to it is rejected.
+//! Decides which IP addresses belong to the public internet. An address is rejected unless it is known to be public.
 //!
 //! Sources: IANA's registries of special-purpose addresses for IPv4 and IPv6. An IPv6 address that embeds an IPv4
 //! address can lead to that IPv4 address (through the kernel, a translator or a tunnel), so the embedded address must
@@ -70,8 +70,8 @@ pub(super) fn may_connect(address: IpAddr) -> bool {
     is_public(address) && !is_own(address)
 }
 
-/// True if this machine has this address. The test: for a packet to one of its own addresses, the system chooses that
-/// address as the source as well. No packet is sent.
+/// True if this machine has this address. This is tested without sending a packet: for a packet to one of the machine's
+/// own addresses, the system would choose that same address as the source.
 fn is_own(address: IpAddr) -> bool {
     let address = address.to_canonical();
     let any: IpAddr = match address {
@@ -121,8 +121,8 @@ fn last_v4(address: Ipv6Addr) -> Ipv4Addr {
     Ipv4Addr::from_bits(address.to_bits() as u32)
 }
 
-/// True for an ISATAP address, which is a tunnel to the IPv4 address in its last 32 bits, with any prefix
-/// (`...:0:5efe:a.b.c.d`, with the universal and group bits set or not, RFC 5214).
+/// True for an ISATAP address (RFC 5214), which is a tunnel to the IPv4 address in its last 32 bits. Its form is
+/// `...:0:5efe:a.b.c.d`, with any prefix, and with the universal and group bits set or not.
 fn is_isatap(address: Ipv6Addr) -> bool {
     let [.., high, low, _, _] = address.segments();
     high & !0x0300 == 0 && low == 0x5efe

@@ -10,7 +10,7 @@ use super::error::Failure;
 /// smaller chunks cost far more than they deliver.
 const MAX_PIECES: usize = 65_536;
 
-/// Reads the image file. The declared length is trusted only for rejecting a file.
+/// Reads the image file. The declared length (`Content-Length`) is used only to reject a file early.
 pub(super) async fn read(mut response: Response, max_bytes: usize) -> Result<Bytes, Failure> {
     check_head(&response, max_bytes)?;
     let (mut body, mut pieces) = (Vec::<u8>::new(), 0);

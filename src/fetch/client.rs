@@ -40,7 +40,7 @@ struct FetcherInner {
     metrics: Arc<Metrics>,
 }
 
-/// A fetched file and the time it took.
+/// A fetched file and the time that the fetch took.
 #[derive(Debug, Clone)]
 pub struct Fetched {
     /// The file's bytes. They keep the fetch permit until the last clone of them is dropped.
@@ -112,7 +112,7 @@ impl Fetcher {
         Self::with_dependencies(settings, max_bytes, metrics, surroundings)
     }
 
-    /// Creates a fetcher from its replaceable parts. `testing` calls it with those of a test.
+    /// Creates a fetcher from its replaceable parts. `testing` passes the parts that a test replaces.
     pub(super) fn with_dependencies(
         settings: &FetchSettings,
         max_bytes: usize,
@@ -146,8 +146,8 @@ impl Fetcher {
     /// Fetches a file before `deadline`. Dropping the future closes the connection.
     ///
     /// # Errors
-    /// `Unreachable` for every failure at the other end, `Overloaded` if no permit became free within the total timeout
-    /// of a fetch, `DeadlineExceeded`.
+    /// `Unreachable` for every failure at the other end; `Overloaded` if no permit became free within the total timeout
+    /// of a fetch; `DeadlineExceeded` if `deadline` passed first.
     pub async fn fetch(&self, target: Target, deadline: Instant) -> Result<Fetched, FetchError> {
         let shared = &self.0;
         let place = shared.place(deadline).await?;
@@ -252,7 +252,8 @@ fn client(
     }
 }
 
-/// True for redirects that a GET follows. Other 3xx responses carry no file either and are rejected by `body`.
+/// True for the redirects that a GET follows. `body` rejects all other 3xx responses, because only status 200 carries a
+/// file.
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }

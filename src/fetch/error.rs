@@ -7,8 +7,9 @@ pub enum FetchError {
     /// The URL itself breaks a rule; no request was sent.
     #[error(transparent)]
     NotAllowed(#[from] NotAllowed),
-    /// The fetch failed at the other end. All causes have one message, so that the client cannot tell them apart: names
-    /// that do not exist, names with an address that is not public, refused and slow connections, wrong responses.
+    /// The fetch failed at the other end. The causes are names that do not exist, names with an address that is not
+    /// public, refused or slow connections, and wrong responses. All have one message, so that the client cannot tell
+    /// them apart.
     #[error(
         "cannot fetch the image; its host must be public and respond in time with status 200 and an image file within \
          the limits of /info; otherwise send the image's bytes"
@@ -34,7 +35,7 @@ pub enum NotAllowed {
     /// The text is not a URL.
     #[error("it is not a valid URL; send https://host/path")]
     Malformed,
-    /// The scheme is neither `https` nor, if `fetch.allow_http` is set, `http`.
+    /// The scheme is not `https`. With `fetch.allow_http`, `http` is accepted as well.
     #[error("only https URLs are accepted (fetch.allow_http adds http)")]
     Scheme,
     /// The port is neither 80 nor 443.

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! - `settings`: what may be fetched, and how long it may take. Fetching is off by default.
-//! - `address`: which addresses belong to the public internet; a pure function.
+//! - `address`: which addresses belong to the public internet, and which are this machine's own.
 //! - `hosts`: the setting `fetch.allowed_hosts`, the list of hosts that images may come from.
 //! - `target`: [`Target`], a URL whose text has passed every rule. A value of this type is the proof.
 //! - `resolver`: name resolution that checks every address. Connections go only to addresses that passed.

@@ -1,6 +1,6 @@
 //! Name resolution that checks every address. The client connects to the addresses checked here and does not resolve
-//! the name again. So it does not help an attacker to change the address of a name between check and connection (DNS
-//! rebinding).
+//! the name again. So an attacker gains nothing by changing the address of a name between the check and the connection
+//! (DNS rebinding).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};

@@ -8,7 +8,7 @@ use url::{Host, Url};
 use super::error::{Failure, NotAllowed};
 use super::hosts::{HostPattern, is_plain_name};
 
-/// Maximum length of a URL in bytes. Signed URLs of object stores have one to two thousand characters.
+/// Maximum length of a URL in bytes. Signed URLs of object stores are one to two thousand characters long.
 const MAX_URL_BYTES: usize = 4096;
 
 /// The rules that every URL must satisfy.

@@ -15,7 +15,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// The parts of the fetcher that a test replaces.
 pub struct Hooks {
-    /// Name resolution instead of the system's.
+    /// Name resolution that replaces the system's.
     pub lookup: Arc<dyn NameLookup>,
     /// Whether an address may be connected to. In production it must be public ([`is_public`]) and not this machine's
     /// own.
@@ -27,7 +27,8 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// Returns hooks with this name resolution, the ports of production, every public address and no root certificates.
+    /// Returns hooks with this name resolution and the ports of production. They permit every public address and trust
+    /// no root certificate.
     #[must_use]
     pub fn with_lookup(lookup: Arc<dyn NameLookup>) -> Self {
         Self { lookup, permits: is_public, ports: vec![80, 443], roots: Vec::new() }

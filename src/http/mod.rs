@@ -13,8 +13,8 @@
 //! - `access`: API keys, rate limits, client addresses. `reload`: reloads files that change while the server runs.
 //! - `context`: notes about a request in progress. `error`: the closed list of error codes and their HTTP status.
 //!
-//! This folder depends on images, texts and the handle of the engine, but not on tensors, the scheduler or weight
-//! files. `app` assembles its parts.
+//! This folder works with images, texts and the handle of the engine. It knows nothing of tensors, the scheduler or
+//! weight files. `app` assembles its parts.
 
 mod access;
 mod context;

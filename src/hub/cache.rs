@@ -91,7 +91,7 @@ impl RepositoryCache {
         match symlink(&target, &link) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && link.exists() => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                // The blob of an existing link has been deleted.
+                // The link exists, but its blob has been deleted, so replace the link.
                 fs::remove_file(&link).map_err(HubError::io("replace", &link))?;
                 symlink(&target, &link).map_err(HubError::io("link", &link))
             }

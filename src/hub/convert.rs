@@ -1,7 +1,7 @@
 //! Converts `pytorch_model.bin` (or its shards) to `model.safetensors` in the same directory.
 //!
-//! `torch` reads the pickle without executing anything. Every tensor keeps its name, shape, values and dtype. Integer
-//! tensors and duplicates of tied weights are converted too. Called by the command `convert`.
+//! The module `torch` of this crate reads the pickle without executing anything. Every tensor keeps its name, shape,
+//! values and dtype. Integer tensors and duplicates of tied weights are converted too. Called by the command `convert`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;

@@ -21,7 +21,7 @@ pub struct HubSettings {
     /// Access token, sent to the endpoint and to no other host (`HF_TOKEN`, else the token file).
     #[serde(with = "token")]
     pub token: Option<Token>,
-    /// If true, no requests are sent, and the start fails if the cache is not complete (`HF_HUB_OFFLINE`).
+    /// If true, no requests are sent, and startup fails if the cache is not complete (`HF_HUB_OFFLINE`).
     pub offline: bool,
     /// Whether to use the proxies that the environment names (`HTTPS_PROXY`, `NO_PROXY`).
     #[serde(rename = "system_proxy")]

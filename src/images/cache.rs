@@ -51,8 +51,8 @@ impl PixelCache {
             Cache::builder()
                 .max_capacity(settings.pixel_cache_bytes)
                 .time_to_live(settings.pixel_cache_ttl)
-                // LRU without an admission policy: an id must be valid right after its image was sent, however
-                // unpopular it is.
+                // LRU without an admission policy: an id must be valid right after its image was sent, however rarely
+                // the image is used.
                 .eviction_policy(EvictionPolicy::lru())
                 .weigher(|_, image: &PreparedImage| weight(image))
                 .eviction_listener(move |_, image, cause| {

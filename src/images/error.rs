@@ -9,7 +9,8 @@ pub enum ImagesError {
     /// The file itself is invalid or exceeds a limit.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// No prepared pixels under this id (`image_not_found`): never sent, sent with another API key, expired or evicted.
+    /// There are no prepared pixels under this id (`image_not_found`): the image was never sent, was sent with another
+    /// API key, has expired or was evicted.
     #[error("image {0} is not in the cache; send its bytes again")]
     NotFound(ImageId),
     /// The decoding queue is full, or memory is above its high-water mark (`overloaded`).

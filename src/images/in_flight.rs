@@ -23,7 +23,7 @@ pub(super) struct InFlight {
     open: Mutex<HashMap<Key, Arc<watch::Sender<Progress>>>>,
 }
 
-/// The job's end of a flight. If it is dropped without a result, the waiters get `Overloaded`.
+/// The job's side of a flight. If it is dropped without a result, the waiters get `Overloaded`.
 #[derive(Debug)]
 pub(super) struct Flight {
     owner: Arc<InFlight>,
@@ -31,7 +31,7 @@ pub(super) struct Flight {
     sender: Arc<watch::Sender<Progress>>,
 }
 
-/// A waiter's end of a flight. Dropping it means that the waiter has left.
+/// A waiter's side of a flight. A waiter leaves the flight by dropping it.
 #[derive(Debug)]
 pub(super) struct Waiter(watch::Receiver<Progress>);
 
@@ -48,8 +48,8 @@ pub(super) enum JoinOrStart {
 }
 
 impl InFlight {
-    /// Returns the image from the cache; otherwise joins its flight; otherwise opens a flight. One lock covers all
-    /// three steps, so no image is decoded twice.
+    /// Returns the image if it is cached, joins its flight if there is one, and otherwise opens a flight. One lock
+    /// covers all three steps, so no image is decoded twice.
     pub(super) fn join_or_start(
         self: &Arc<Self>,
         key: Key,

@@ -29,7 +29,7 @@ struct SharedQueue {
 }
 
 impl Pool {
-    /// Starts `threads` threads. `capacity` is the maximum number of waiting jobs in both queues together.
+    /// Starts `threads` threads. `capacity` is the maximum number of waiting jobs, hashes and decodes together.
     pub(super) fn start(threads: usize, capacity: usize) -> io::Result<Self> {
         let queue = Mutex::new(Queue::new(capacity));
         let pool =
@@ -105,8 +105,8 @@ impl SharedQueue {
     }
 }
 
-/// Tries to lower the priority of this thread; some sandboxes forbid it, and `report` says whether to log that. Linux
-/// keeps the priority per thread, so the rest of the process is not affected.
+/// Tries to lower the priority of this thread. Some sandboxes forbid this; if `report` is set, such a failure is
+/// logged. Linux keeps the priority per thread, so the rest of the process is not affected.
 fn lower_priority(report: bool) {
     let result = rustix::process::setpriority_process(None, NICENESS);
     if let Err(error) = result

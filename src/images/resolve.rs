@@ -104,12 +104,12 @@ impl Images {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Returns an image of `call`, prepared for the input of a vision tower. Dropping the future, for example at the
-    /// request's deadline, ends the wait. A job without waiters is removed from the queue, together with its file.
+    /// Returns the prepared pixels of an image that `call` uses. Dropping the future, for example at the request's
+    /// deadline, ends the wait. A job without waiters is removed from the queue, together with its file.
     ///
     /// # Errors
-    /// `Input` if the file is at fault, `NotFound` for an unknown id, `Overloaded` if the queue is full
-    /// or memory is above its high-water mark.
+    /// `Input` if the file is at fault; `NotFound` for an unknown id; `Overloaded` if the queue is full or memory is
+    /// above its high-water mark.
     pub async fn resolve(
         &self,
         source: ImageSource,

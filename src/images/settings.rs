@@ -18,8 +18,8 @@ pub struct ImagesSettings {
     pub decode_queue: usize,
     /// Maximum number of bytes that all decodes in progress hold together. An image that needs more is decoded alone.
     pub decode_budget_bytes: u64,
-    /// High-water mark of the process's resident memory in bytes, above which new pictures are rejected. `None` sets
-    /// no mark; `app` replaces it by nine tenths of the memory limit.
+    /// High-water mark of the process's resident memory in bytes, above which new pictures are rejected. `None` sets no
+    /// mark; `app` replaces it with nine tenths of the memory limit.
     #[serde(with = "zero_is_none")]
     pub memory_high_water_bytes: Option<NonZeroU64>,
     /// Size of the pixel cache in bytes. If it is 0, nothing is cached, and no image can be given by its id.
@@ -42,15 +42,15 @@ impl Default for ImagesSettings {
     }
 }
 
-/// Returns one decoding thread per four cores (cgroup quota and affinity respected), so that decoding does not starve
-/// the models, but at least two, so that one large picture does not hold up all others.
+/// Returns the default number of decoding threads: one per four cores (cgroup quota and affinity respected), but at
+/// least two. More threads could starve the models; with a single thread, one large picture would hold up all others.
 fn default_threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (cores / 4).max(2)
 }
 
-/// The number of decoding threads, written as 0 if it is the default: a file cannot name it, because it depends on the
-/// machine.
+/// Reads and writes the number of decoding threads. The default is written as 0, because it depends on the machine, so
+/// a file cannot name it.
 mod decode_threads {
     use serde::{Deserialize, Deserializer, Serializer};
 

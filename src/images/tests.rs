@@ -90,7 +90,8 @@ fn failure() -> InputError {
     InputError::UndecodableImage { format: ImageFormat::Png, problem: "as told".to_owned() }
 }
 
-/// Polls the future once. Small files are hashed inline, so the image is queued or joined afterwards.
+/// Polls the future once. Small files are hashed inline, so after this poll the image is queued, or has joined a
+/// flight.
 fn begin<F: Future>(future: Pin<&mut F>) {
     let mut context = Context::from_waker(Waker::noop());
     assert!(matches!(future.poll(&mut context), Poll::Pending));

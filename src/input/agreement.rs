@@ -31,7 +31,7 @@ fn read(file: &[u8]) -> Option<(ImageHeader, Result<Pixels, InputError>, u64)> {
     Some((header, picture, peak))
 }
 
-/// Returns a description of how the result of decoding a file contradicts its header, or `None` if it does not.
+/// Returns a description of how the result of decoding a file contradicts its header, or `None` if they agree.
 fn disagreement(file: &[u8]) -> Option<String> {
     let (header, picture, peak) = read(file)?;
     if peak > header.working_bytes {
@@ -153,16 +153,16 @@ fn a_frame_hidden_behind_a_marker_changes_neither_size_nor_memory() {
             let header = inspect(file, &settings()).unwrap();
             (header.width, header.height)
         };
-        // A DNL segment with the number of lines of the decoy.
+        // A DNL segment (define number of lines) with the height of the decoy frame.
         let lines = segment(0xdc, &decoy_frame[5..7]);
         let mut hidden: Vec<Vec<u8>> = ALONE
             .iter()
             .flat_map(|&code| {
                 let alone = vec![0xff, code];
                 let length = ((decoy_frame.len() + 2) as u16).to_be_bytes().to_vec();
-                // Three places for the decoy frame: directly after the marker; inside a segment, together with the
-                // marker; after the marker and a length, which looks like a segment to a reader that expects a length
-                // after every marker.
+                // The decoy frame is hidden in three places: directly after the marker; inside a segment, after the
+                // marker; after the marker and two length bytes, because a reader that expects a length after every
+                // marker would take all of this for a segment.
                 [
                     [alone.clone(), decoy_frame.clone()].concat(),
                     segment(0xe5, &[alone.clone(), decoy_frame.clone()].concat()),
@@ -201,7 +201,8 @@ fn what_a_jpeg_is_announced_to_take_is_what_it_takes() {
         assert_eq!(disagreement(file), None, "{index}");
         let Some((header, Ok(picture), peak)) = read(file) else { continue };
         let rgb = picture.as_bytes().len() as u64;
-        // The header counts memory for turning, metadata and smoothing even if a file needs none of it.
+        // The header counts memory for applying the orientation, for metadata and for smoothing even if a file needs
+        // none of it.
         let others = (rgb * 2).max(file.len() as u64 * 2);
         let close = peak >= header.working_bytes * 3 / 4;
         assert!(close || header.working_bytes == others, "{index}: {peak}, {header:?}");
@@ -333,7 +334,7 @@ fn a_turned_picture_of_the_deepest_pixels_takes_what_was_announced() {
         let picture = picture.unwrap();
         let size = if orientation > 4 { (120, 160) } else { (160, 120) };
         assert_eq!((picture.width(), picture.height()), size, "{orientation}");
-        // 8 bytes per pixel for the decoded picture, and 3 for the turned one.
+        // 8 bytes per pixel for the decoded picture, and 3 for the picture with its orientation applied.
         assert_eq!(header.working_bytes, 160 * 120 * 11);
         assert!(peak >= 160 * 120 * 8, "{peak}");
     }

@@ -39,7 +39,7 @@ fn fixture(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
 }
 
-/// Returns a description of how the result of a case differs from the expected one, or `None` if it does not.
+/// Returns a description of how the result of a case differs from the expected one, or `None` if they agree.
 fn difference(case: &ContainerCase) -> Option<String> {
     let file = case.file.as_ref().map(|file| STANDARD.decode(file).unwrap());
     let file = file.unwrap_or_else(|| fs::read(fixture("images").join(&case.name)).unwrap());

@@ -9,8 +9,8 @@
 //! - A PNG without its last bytes is rejected even if these bytes carry no pixels.
 //! - A picture with damaged metadata is accepted.
 //!
-//! JPEG and BMP have decoders of our own. Their module comments say which files they read and how exact the results
-//! are. PNG, WebP and GIF are decoded through [`super::image_crate`].
+//! JPEG and BMP have their own decoders in this crate. The module comments of these decoders say which files they read
+//! and how exact the results are. PNG, WebP and GIF are decoded through [`super::image_crate`].
 
 use super::flatten::flatten;
 use super::format::ImageHeader;

@@ -2,7 +2,8 @@
 
 use super::Tokenizer;
 
-/// An incremental decoder of token ids. The concatenated pieces that it returns equal [`Tokenizer::decode`] of all ids.
+/// An incremental decoder of token ids. The pieces that it returns, concatenated, equal [`Tokenizer::decode`] of all
+/// ids.
 ///
 /// If the tokenizer's `clean_up_tokenization_spaces` is true, text that later ids can still change is held back.
 #[derive(Debug)]

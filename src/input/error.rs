@@ -126,7 +126,7 @@ pub enum TokenizerError {
 }
 
 impl TokenizerError {
-    /// True if the content of the checkpoint is at fault, not the machine that reads it.
+    /// True if the content of the checkpoint is at fault; false if the operating system could not read a file.
     #[must_use]
     pub fn is_content(&self) -> bool {
         match self {

@@ -18,11 +18,12 @@ pub struct ImageHeader {
     pub width: u32,
     /// Height in pixels as stored, before the orientation is applied.
     pub height: u32,
-    /// Peak memory in bytes of decoding, flattening and turning, estimated from the header.
+    /// Peak memory in bytes of decoding, flattening and applying the orientation, estimated from the header.
     pub working_bytes: u64,
-    /// Estimated cost of decoding: the number of pixels of a plain JPEG that take about as long. For a JPEG, the
-    /// estimate counts the scans and the bytes of entropy-coded data; for other formats, it is the number of pixels
-    /// times a measured factor. It is computed from the header and, for a multi-scan JPEG, from all scan headers.
+    /// Estimated cost of decoding: the number of pixels of a plain JPEG (one Huffman-coded scan) that take about as
+    /// long. For a JPEG, the estimate counts the scans and the bytes of entropy-coded data; for other formats, it is
+    /// the number of pixels times a measured factor. It is computed from the header and, for a multi-scan JPEG, from
+    /// all scan headers.
     pub work: u64,
 }
 
@@ -31,17 +32,18 @@ pub(super) trait PictureFormat {
     /// True if the first bytes of `file` are those of this format. No two formats may claim the same file.
     fn matches(&self, file: &[u8]) -> bool;
 
-    /// Reads the header and checks it against every limit, without allocating pixels. Refuses a file whose structure
-    /// shows that it is truncated, unless the decoder itself reads every byte and so detects this.
+    /// Reads the header and checks it against every limit, without allocating pixels. Rejects a file whose structure
+    /// shows that it is truncated, unless the decoder itself reads every byte and so detects the truncation.
     ///
-    /// `working_bytes` of the result must cover [`Self::decode`], flattening and turning its result, and
-    /// [`Self::metadata`].
+    /// `working_bytes` of the result must cover all that follows: [`Self::decode`], flattening, applying the
+    /// orientation, and [`Self::metadata`].
     ///
     /// # Errors
     /// `ImageTooLarge`, `DecodedImageTooLarge`, `OutOfMemory`, `UndecodableImage`.
     fn inspect(&self, file: &[u8], settings: &InputSettings) -> Result<ImageHeader, InputError>;
 
-    /// True if [`Self::inspect`] takes only microseconds for a small file. It then needs no decoding thread.
+    /// True if [`Self::inspect`] takes only microseconds for a small file, so that it can run outside the decoding
+    /// threads.
     fn is_quick_to_inspect(&self) -> bool {
         false
     }
@@ -59,7 +61,8 @@ pub(super) trait PictureFormat {
         stop: Stop<'_>,
     ) -> Result<Raster, InputError>;
 
-    /// Finds the metadata that may give the orientation; none for a format that cannot store it.
+    /// Finds the metadata that may give the orientation. The default implementation is for formats without such
+    /// metadata.
     ///
     /// # Errors
     /// [`OutOfMemory`].

@@ -24,7 +24,7 @@ use crate::task::ImageFormat;
 /// real PNG, and far below a decompression bomb.
 pub(super) const METADATA_BYTES: u64 = 16 << 20;
 
-/// A decoder of the crate, and what `input` must know of it.
+/// A decoder of the `image` crate, and what `input` needs to know about it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CrateDecoder {
     /// The format that the decoder reads.

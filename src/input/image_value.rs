@@ -103,7 +103,8 @@ impl Base64Scan {
                 _ if byte.is_ascii_whitespace() => survey.plain = false,
                 _ => {
                     survey.plain &= !matches!(byte, b'-' | b'_');
-                    // Padding inside the text is invalid: it is counted as a character, which the decoder rejects.
+                    // Padding inside the text is invalid. It is counted as characters, so that the decoder sees and
+                    // rejects it.
                     survey.characters += 1 + std::mem::take(&mut survey.padding);
                 }
             }
@@ -255,7 +256,8 @@ mod tests {
 
     #[test]
     fn every_spelling_of_base64_is_the_same_bytes() {
-        // The alphabets differ in the characters for 62 and 63. Some lengths lie around the block size of the decoder.
+        // The alphabets differ in the characters for the values 62 and 63. Some lengths are close to multiples of the
+        // decoder's block size.
         for length in [1, 2, 3, 4, 5, 3070, 3071, 3072, 3073, 6144, 10_000] {
             let bytes: Vec<u8> = (0..length).map(|n: u32| !(n * 7 % 251) as u8).collect();
             let padded = STANDARD.encode(&bytes);

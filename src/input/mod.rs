@@ -3,7 +3,7 @@
 //! - [`ImageValue`]: the string that represents an image in a request.
 //! - [`inspect`], [`decode()`], [`resize()`]: the stages that convert a picture file to [`Pixels`], with the results of
 //!   Pillow and `transformers`. They are separate so that `images` can bound and time each one. `formats` has one
-//!   module per picture format; what formats share is beside it.
+//!   module per picture format; the code that formats share is next to that folder.
 //! - [`Tokenizer`], [`Detokenizer`]: convert text to token ids and back.
 //!
 //! Callers: `images` (pictures, on its decoding thread pool) and `http` (image values, texts). A decoder may panic on a

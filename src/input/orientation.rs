@@ -1,6 +1,7 @@
-//! Reads the orientation of a picture from its metadata as Pillow's `ImageOps.exif_transpose` does, which transformers'
-//! `load_image` calls: the EXIF tag Orientation, otherwise `tiff:Orientation` in the XMP data. Each format finds its own
-//! metadata ([`super::format::PictureFormat::metadata`]); `turn` applies the orientation.
+//! Reads the orientation of a picture from its metadata: from the EXIF tag Orientation or, if EXIF data has no such
+//! tag, from `tiff:Orientation` in the XMP data. Pillow's `ImageOps.exif_transpose`, which transformers' `load_image`
+//! calls, does the same. Each format finds its own metadata ([`super::format::PictureFormat::metadata`]); `turn`
+//! applies the orientation.
 //!
 //! Sources: `Image.getexif`, `Exif.load` and `ImageFileDirectory_v2.load` of Pillow 13. If Pillow raises an error on
 //! broken metadata, the picture stays as stored.
@@ -251,7 +252,7 @@ mod tests {
         for data in [&b""[..], b"II\x2a\0\xff\xff\xff\xff", b"MM\0\x2a\0\0\0\x08\xff\xff"] {
             assert_eq!(exif_orientation(data), Tag::Absent);
         }
-        // An entry that declares four thousand million values, followed by a valid entry.
+        // An entry that declares 4,294,967,295 values, followed by a valid entry.
         let mut data = tiff(true, 2, u32::MAX, [0; 4]);
         (data[9], data[11]) = (2, 0x0e);
         data.extend(&tiff(true, 3, 1, [0, 6, 0, 0])[10..]);

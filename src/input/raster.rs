@@ -30,7 +30,7 @@ impl Layout {
     }
 }
 
-/// A picture as the decoder returns it, before flattening and turning.
+/// A picture as the decoder returns it, before it is flattened and its orientation is applied.
 #[derive(Debug)]
 pub(super) struct Raster {
     pub(super) width: u32,

@@ -99,8 +99,8 @@ fn nearest(picture: &Pixels, width: u32, height: u32) -> Pixels {
     Pixels::new(width, height, data)
 }
 
-/// A resampling filter. `support` is its radius in source samples; it grows in proportion if the picture is made
-/// smaller.
+/// A resampling filter. `support` is its radius in source samples; when a picture is scaled down, the radius grows in
+/// proportion.
 #[derive(Clone, Copy)]
 struct Filter {
     support: f64,
@@ -171,7 +171,7 @@ fn bilinear(x: f64) -> f64 {
     (1.0 - x.abs()).max(0.0)
 }
 
-/// Pillow's `hamming_filter`. The two constants are single precision there.
+/// Pillow's `hamming_filter`. Its two constants are rounded to single precision, as in Pillow.
 fn hamming(x: f64) -> f64 {
     let x = x.abs();
     if x == 0.0 {
@@ -317,7 +317,8 @@ mod tests {
         Pixels::new(width, height, data)
     }
 
-    /// Reference implementation of one pass along the rows. It computes one sample at a time, by definition.
+    /// Reference implementation of one pass along the rows. It computes each sample separately, directly from the
+    /// definition.
     fn slow_pass(source: &[u8], width: usize, columns: &[Taps]) -> Vec<u8> {
         let mut out = Vec::new();
         for row in source.chunks_exact(width * 3) {

@@ -1,5 +1,6 @@
 //! The file that a decoder of the `image` crate reads: the client's own, or one with a single frame that was rewritten
-//! from a container. Computes its memory, and places the decoded frame on the canvas.
+//! from a container. This module also computes the memory that decoding the file takes, and places the decoded frame on
+//! the canvas.
 //!
 //! `formats/webp` and `formats/gif` parse the containers with the rules of Pillow and write files that need no special
 //! cases in the decoder. Their checks examine the rewritten file, so they see exactly what is decoded.
@@ -37,7 +38,7 @@ pub(super) struct FramePlacement {
     pub(super) background: [u8; 4],
 }
 
-/// The size of a frame as its decoder gives it.
+/// The size of a frame, as its decoder reports it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FrameSize {
     /// Width and height in pixels.
@@ -87,8 +88,8 @@ impl<'a> StandaloneFrame<'a> {
         let pixels = u64::from(width) * u64::from(height);
         let canvas_bytes = self.canvas_bytes(frame);
         let (decoded, rgb) = (frame.bytes.max(canvas_bytes), pixels * 3);
-        // The maximum over three phases: decoding; frame and canvas together; the picture together with its flattened
-        // or turned form.
+        // The maximum over three phases: decoding; frame and canvas together; the picture together with the second copy
+        // that flattening or applying the orientation may make.
         let working_bytes = (self.file_bytes() + frame.bytes + inside)
             .max(frame.bytes + canvas_bytes)
             .max(decoded.max(rgb) + rgb);

@@ -1,5 +1,5 @@
 //! Cancels a decode whose result nobody is waiting for any more. Our own decoders poll a [`Stop`] callback between
-//! rows. Decoders of the `image` crate cannot poll it, so the reader that gives them the file does.
+//! rows. Decoders of the `image` crate cannot poll it; instead, the reader from which they read the file polls it.
 
 use std::cell::Cell;
 use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom};
@@ -28,8 +28,8 @@ pub(super) fn check(stop: Stop<'_>) -> Result<(), Stopped> {
     if stop() { Err(Stopped) } else { Ok(()) }
 }
 
-/// Maximum size in bytes of a buffered read, and number of bytes after which the reader polls. A piece of a GIF expands
-/// to at most three million pixels, a piece of a PNG to at most a million bytes. Either takes a few milliseconds.
+/// Maximum size in bytes of a buffered read, and number of bytes after which the reader polls. That many bytes of a GIF
+/// expand to at most three million pixels, and of a PNG to at most a million bytes. Either takes a few milliseconds.
 const PIECE_BYTES: usize = 1 << 10;
 /// Maximum number of reads between two polls. Counting bytes is not enough: some decoders issue a read for each pixel,
 /// and the PNG decoder issues one for each 8 KB of pixels, even if the pixels take up few bytes of the file.

@@ -29,8 +29,8 @@ pub enum Activation {
 
 /// Computes `x sigmoid(slope x)`; NaN stays NaN.
 ///
-/// For x below `-87 / slope`, the result is the value at `-87 / slope`, because `exp` overflows above 88. The true
-/// value there is closer to 0 than 2e-36.
+/// For x below `-87 / slope`, the function returns its value at `-87 / slope`, because `exp` would overflow above 88.
+/// Both this value and the exact one are closer to 0 than 2e-36.
 #[inline(always)]
 fn scaled_silu<I: Isa>(isa: I, x: I::F, slope: f32) -> I::F {
     let x = isa.max(isa.splat(-87.0 / slope), x);
@@ -51,8 +51,8 @@ fn quick_gelu<I: Isa>(isa: I, x: I::F) -> I::F {
 /// Computes the tanh approximation of GELU as `x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))`, because
 /// `(1 + tanh(u)) / 2` is `sigmoid(2 u)`.
 ///
-/// x is clamped to at least -9.98, because below that the exponent would exceed 87. The true value there is closer to 0
-/// than 2e-36.
+/// x is clamped to at least -9.98, because below that the exponent would exceed 87. For such x, the exact value is
+/// closer to 0 than 2e-36.
 #[inline(always)]
 fn gelu_tanh<I: Isa>(isa: I, x: I::F) -> I::F {
     // `LINEAR` is 2 sqrt(2 / pi), and `CUBIC` is 0.044715 times `LINEAR`.

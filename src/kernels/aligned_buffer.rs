@@ -125,7 +125,7 @@ impl Deref for AlignedBuffer {
 impl DerefMut for AlignedBuffer {
     #[expect(unsafe_code, reason = "views the lines as a slice of values")]
     fn deref_mut(&mut self) -> &mut [u32] {
-        // SAFETY: as above; in addition, the borrow is exclusive.
+        // SAFETY: as in `deref`; in addition, the borrow is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.values.as_ptr(), self.length) }
     }
 }

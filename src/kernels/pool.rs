@@ -28,7 +28,7 @@ pub struct Pool {
 struct PoolState {
     /// Number of jobs started so far.
     epoch: AtomicUsize,
-    /// Index of the next part of the running job that a thread takes.
+    /// Index of the part of the running job that a thread takes next.
     next: AtomicUsize,
     /// Number of helpers that work on the running job. `Pool::run` waits until it is 0; it increases only under the
     /// lock of `job`.
@@ -100,7 +100,7 @@ impl Pool {
     /// Calls `part` with every index below `parts`, on any of the threads. Returns after all calls have returned.
     ///
     /// # Panics
-    /// If a part panics, with the same payload. By then, every other part has either run or been skipped.
+    /// If a part panics, with the payload of that panic. By then, every other part has either run or been skipped.
     pub fn run(&mut self, parts: usize, part: &(dyn Fn(usize) + Sync)) {
         if self.helpers.is_empty() || parts <= 1 {
             (0..parts).for_each(part);
@@ -122,7 +122,7 @@ impl Pool {
         shared.epoch.fetch_add(1, Ordering::SeqCst);
         if shared.sleeping.load(Ordering::SeqCst) > 0 {
             // Notify while holding the lock, so that no helper misses the notification: a helper that is about to sleep
-            // is then either asleep already, or has yet to check the epoch and sees the new one.
+            // either sleeps already, or checks the epoch after this and sees the new one.
             let _job = shared.lock();
             shared.wake.notify_all();
         }

@@ -15,8 +15,8 @@ use crate::task::{Embedding, ModelClass};
 /// Prefix of the text encoder's tensors in the state dict of models for question answering and for retrieval.
 pub(super) const TEXT_ENCODER: &str = "text_encoder";
 
-/// A model without its vision tower, which is kept apart because several models may share it. A text encoder in an
-/// `Arc` may be shared, too.
+/// A model without its vision tower. The tower is stored separately, because several models may share it. A text
+/// encoder in an `Arc` may be shared, too.
 #[derive(Debug)]
 pub(super) enum Checkpoint<O: Ops> {
     /// Captioning, transformers' class `BlipForConditionalGeneration`.

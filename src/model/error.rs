@@ -84,7 +84,7 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// True if the checkpoint's content is at fault, rather than the machine that reads it.
+    /// True if the content of the checkpoint is at fault; false if the fault lies with the machine that reads it.
     #[must_use]
     pub fn is_content(&self) -> bool {
         match self {

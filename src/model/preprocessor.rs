@@ -191,8 +191,8 @@ fn size(fields: &ObjectFields<'_>) -> Result<(u32, u32), DocumentError> {
             side(value).map(|side| (side, side))
         }
     })?;
-    // A single number stands for both sides, unless `default_to_square` is false (it is true by default). Then the
-    // number is the shorter side, which is not supported.
+    // A single number stands for both sides, unless `default_to_square` is false (it is true by default). If it is
+    // false, the number is the shorter side, which is not supported.
     let number = fields.get("size").is_some_and(Value::is_number);
     if number && !switch(fields, "default_to_square")?.unwrap_or(true) {
         return Err(fields.refuse("default_to_square", SQUARE));

@@ -119,8 +119,8 @@ impl<O: Ops> TextTower<O> {
         })
     }
 
-    /// Computes the cross-attention keys and values of these encoder states for every layer. The groups that attend to
-    /// them own the result.
+    /// Computes the cross-attention keys and values of these encoder states for every layer. The result belongs to the
+    /// groups that attend to the states.
     pub(super) fn keys_values(
         &self,
         ops: &O,

@@ -7,7 +7,8 @@ pub struct GenerationParams {
     pub max_new_tokens: usize,
     /// The stop token is forbidden until this number of tokens has been generated; at most `max_new_tokens`.
     pub min_new_tokens: usize,
-    /// Divides (if positive) or multiplies (if negative) the scores of tokens already present; 1.0 has no effect.
+    /// Penalty on tokens already present: divides their positive scores and multiplies their negative ones; 1.0 has no
+    /// effect.
     pub repetition_penalty: f32,
     /// No n-gram of this size may occur twice; 0 disables the check.
     pub no_repeat_ngram_size: usize,
@@ -58,7 +59,8 @@ pub enum EarlyStopping {
 }
 
 impl GenerationParams {
-    /// Returns parameters for a greedy search for at most `max_new_tokens` tokens, with all other parameters neutral.
+    /// Returns parameters for a greedy search that generates at most `max_new_tokens` tokens. All other parameters have
+    /// no effect.
     #[must_use]
     pub fn greedy(max_new_tokens: usize) -> Self {
         Self {

@@ -190,7 +190,7 @@ impl Resample {
 }
 
 /// An upright, opaque image as RGB pixels with 8 bits per channel, row-major `[height, width, 3]`, not yet normalised.
-/// Decoding returns the pixels at the picture's own size, resizing returns them at the size in a [`Preprocessing`].
+/// Decoding returns the pixels at the picture's own size; resizing returns them at the size in a [`Preprocessing`].
 /// Models accept only their own input size.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pixels {

@@ -26,7 +26,7 @@ pub use text::TokenIds;
 
 use std::time::Duration;
 
-/// Something that a client wants computed: a single call, or one item of a batch call.
+/// A piece of inference that a client requests: a single call, or one item of a batch call.
 #[derive(Debug, Clone)]
 pub enum Task {
     /// Describe an image, freely or continuing a prompt.

@@ -1,4 +1,5 @@
-//! Facts about a loaded model, without any tensor. `/info` reports them; `http` and `engine` plan with them.
+//! Facts about a loaded model, without any tensor. `/info` reports them; `http` and `engine` use them to check and plan
+//! requests.
 
 use super::Preprocessing;
 

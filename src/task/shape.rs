@@ -89,7 +89,7 @@ impl Task {
     }
 
     /// Returns the images without repetitions, in order of first use. Also returns, for each image that the task lists,
-    /// its index among them.
+    /// its index among the distinct images.
     #[must_use]
     pub fn distinct_images(&self) -> (Vec<&PreparedImage>, Vec<usize>) {
         let mut distinct: Vec<&PreparedImage> = Vec::new();

@@ -226,7 +226,8 @@ impl Metrics {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
-    /// Creates label sets that are known in advance with the value 0, so that rates exist from the first scrape.
+    /// Creates the metrics whose label values are known in advance, with the value 0, so that rates exist from the
+    /// first scrape. Also sets `build_info`.
     fn initialise(&self) {
         for stage in ["vision", "text"] {
             self.queue_depth.with_label_values(&[stage]);

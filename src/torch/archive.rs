@@ -13,7 +13,8 @@ use super::error::{TorchError, shown};
 
 /// Maximum number of entries. A checkpoint has one per tensor and a few more.
 const MAX_ENTRIES: u64 = 1 << 16;
-/// Maximum size of the central directory. Each of 1,000 entries takes about 80 bytes of it.
+/// Maximum size of the central directory in bytes. An entry takes about 80 bytes of it, so 1,000 entries take about 80
+/// KB.
 const MAX_DIRECTORY_BYTES: u64 = 16 << 20;
 /// Size in bytes of the end record, which every archive has. A comment may follow it.
 const END_BYTES: usize = 22;

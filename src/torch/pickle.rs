@@ -15,7 +15,7 @@ use super::TorchError;
 const MAX_OPCODES: u64 = 1 << 20;
 /// Maximum number of values on the stack. Python's pickler writes dictionaries in batches of 1,000 keys and values.
 const MAX_STACK: u64 = 1 << 14;
-/// Maximum number of open marks. Each tuple or batch that is not yet complete has one. A tensor needs three.
+/// Maximum number of open marks. A tuple or batch has an open mark until it is complete. A tensor needs three.
 const MAX_MARKS: u64 = 1 << 10;
 
 /// A value that the pickle describes. Texts borrow the bytes of the pickle.

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result as CandleResult, Shape, Tensor};
 use super::TorchError;
 use super::pickle::{Pickle, PickleValue};
 
-/// Maximum number of dimensions. torch itself stops at 64; BLIP's largest tensors have 4.
+/// Maximum number of dimensions. torch itself allows 64; BLIP's largest tensors have 4.
 const MAX_RANK: usize = 8;
 
 /// A tensor as the pickle describes it.
@@ -116,8 +116,8 @@ fn read_arguments<'a>(pickle: &Pickle<'a>, arguments: &[PickleValue<'a>]) -> Opt
     if size.len() != strides.len() || size.len() > MAX_RANK {
         return None;
     }
-    // The product of the sides must not overflow. A side of zero counts as one here, because products of only some of
-    // the sides are computed later, and these must not overflow either.
+    // The product of the dimensions must not overflow. A dimension of zero counts as one here, because products of only
+    // some of the dimensions are computed later, and these must not overflow either.
     size.iter().try_fold(1_usize, |count, &side| count.checked_mul(side.max(1)))?;
     Some(Read::Tensor(TensorInfo {
         dtype,

@@ -14,8 +14,8 @@ use crate::kernels::limits;
 /// recent servers with a shared last-level cache of 260 MB, the measured rate is still a little too high.
 const BUFFER_BYTES: usize = 250_000_000;
 
-/// Duration of one timed pass of products: long compared with a thread's wake-up time, but too short for a user to
-/// notice.
+/// Duration of one timed pass of matrix products: long compared with a thread's wake-up time, but too short for a user
+/// to notice.
 const PASS: Duration = Duration::from_millis(20);
 
 /// The machine that runs the benchmark.

@@ -56,7 +56,7 @@ pub struct RunPlan {
 }
 
 impl RunPlan {
-    /// Number of all runs per measurement: untimed, timed and profiled.
+    /// Returns the number of all runs per measurement: untimed, timed and profiled.
     #[must_use]
     pub fn all_runs(&self) -> usize {
         self.warm_up + self.runs.get() + usize::from(self.profile)
@@ -118,7 +118,7 @@ pub struct Setup {
     pub dtype: &'static str,
     /// Instruction set of the kernels, or, if the kernels are not used, `candle` or the name of the GPU.
     pub level: String,
-    /// Number of threads that compute the models.
+    /// Number of threads that run the models.
     pub threads: usize,
 }
 

@@ -13,7 +13,7 @@ use crate::task::{
     Strategy, TokenIds, TokenLogprob, TowerId,
 };
 
-/// Announced size in bytes of the features of an image, and of the KV cache that its captions share. They are small, so
+/// Reported sizes in bytes of the features of an image, and of the KV cache that its captions share. They are small, so
 /// that rows and the engine's other limits decide how many requests fit.
 const FEATURE_BYTES: u64 = 100;
 const CROSS_KV_BYTES: u64 = 1000;
@@ -47,7 +47,7 @@ pub(in crate::app) struct MockGroup {
     /// A hash of everything that the text depends on.
     digest: u64,
     params: GenerationParams,
-    /// Number of tokens that the first step runs.
+    /// Number of tokens that the first step processes.
     prompt_tokens: usize,
     /// Number of tokens of every sequence of the group.
     length: usize,
@@ -64,7 +64,7 @@ impl MockBackend {
         Self { models, settings, vocabulary: Arc::new(vocabulary), leaked: Vec::new() }
     }
 
-    /// Lets the time of one backend call pass.
+    /// Sleeps for the simulated duration of one backend call.
     #[expect(
         clippy::disallowed_methods,
         reason = "a mock simulates latency: the event that it waits for is the passing of time"
@@ -171,7 +171,7 @@ impl MockGroup {
         if is_short { FinishReason::Stop } else { FinishReason::Length }
     }
 
-    /// Returns the token of sequence `beam` at `place`, both from 0.
+    /// Returns the token of sequence `beam` at position `place`, both counted from 0.
     fn token(&self, place: usize, beam: usize) -> TokenLogprob {
         let hash = digest(&(self.digest, place, beam));
         let MockVocabulary { stop, words } = &*self.vocabulary;

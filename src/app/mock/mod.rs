@@ -61,8 +61,8 @@ fn tokenizer(settings: &InputSettings) -> anyhow::Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// Returns the tokens to generate: all except the special tokens, which `decode` skips, and BLIP's markers `[DEC]` and
-/// `[ENC]`, which it does not skip.
+/// Returns the tokens to generate. Leaves out the special tokens, whose text is empty because `decode` skips them, and
+/// BLIP's markers `[DEC]` and `[ENC]`, whose text starts with `[`.
 fn vocabulary(tokenizer: &Tokenizer) -> MockVocabulary {
     let is_word = |&id: &u32| {
         let text = tokenizer.decode(&[id]);

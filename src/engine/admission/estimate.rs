@@ -1,9 +1,9 @@
 //! Estimates of how long admitted work takes, from the worker's measurements. Pure arithmetic.
 //!
-//! Text work is counted in tokens. A row runs `row_tokens` tokens, spread over `row_units` work units. A unit takes
-//! `unit_fixed` seconds (to read the weights) plus `unit_per_token` for each token, and holds as many tokens as fit
-//! into `unit_time`. Rows that do not fit wait until others leave. Before the first measurement every estimate is zero,
-//! so that calls are admitted and the worker can measure.
+//! Text work is counted in tokens. A row processes `row_tokens` tokens, spread over `row_units` work units. A unit
+//! takes `unit_fixed` seconds (to read the weights) plus `unit_per_token` seconds for each token, and contains as many
+//! tokens as fit into `unit_time`. Rows that do not fit wait until others leave. Before the first measurement every
+//! estimate is zero, so that calls are admitted and the worker can measure.
 
 use std::time::Duration;
 
@@ -19,9 +19,9 @@ pub struct Estimates {
     pub unit_fixed: Option<f64>,
     /// Seconds that each token adds to a text unit.
     pub unit_per_token: Option<f64>,
-    /// Number of tokens that a row runs in all, from its first unit to its last; an average.
+    /// Average number of tokens that a row processes in all its units together.
     pub row_tokens: Option<f64>,
-    /// Number of units that a row takes part in, from its first to its last; an average.
+    /// Average number of units that a row takes part in.
     pub row_units: Option<f64>,
     /// Recent miss rate of the feature cache: the fraction of images that were neither cached nor in flight when looked
     /// up.
@@ -54,7 +54,7 @@ struct TextCostModel {
     cost: TextCost,
     /// Number of tokens that fit into one unit.
     unit_tokens: f64,
-    /// Number of tokens that one row runs in one unit.
+    /// Number of tokens that one row processes in one unit.
     row_tokens: f64,
     /// Number of units that one row needs.
     row_units: f64,
@@ -66,7 +66,7 @@ struct TextCostModel {
 pub(super) struct Profile {
     /// Fraction of the client's images that were misses in the feature cache; a moving average.
     image_misses: Option<f64>,
-    /// Number of tokens that one of the client's rows runs in all; a moving average.
+    /// Number of tokens that one of the client's rows processes in all its units together; a moving average.
     row_tokens: Option<f64>,
 }
 
@@ -113,8 +113,8 @@ impl Estimates {
         misses.clamp(LEAST_MISSES, 1.0) * images as f64
     }
 
-    /// Returns the cost of one row of this client, as a multiple of the average row's cost. Rows differ: a caption runs
-    /// ten times the tokens of a short text.
+    /// Returns the cost of one row of this client, as a multiple of the average row's cost. Rows differ: a caption
+    /// processes ten times as many tokens as a short text.
     pub(super) fn row_weight(&self, profile: Profile) -> f64 {
         match (profile.row_tokens, self.row_tokens) {
             (Some(own), Some(average)) if average > 0.0 => own / average,
@@ -134,8 +134,8 @@ impl Estimates {
 
     /// Returns the estimated wait of a call behind `queue`. Images are encoded one after another; rows share units as
     /// long as there is room. While both stages have work, each stage gets only its share of the worker's time. Other
-    /// calls can keep a stage busy during the whole wait. But if all rows belong to images of the queue, there is no
-    /// text work beyond the queue, so the wait is at most the queue's total work.
+    /// calls can keep a stage busy during the whole wait. But if every row waits for an image of the queue, no other
+    /// text work competes with the queue, so the wait is at most the queue's total work.
     pub(super) fn wait(&self, queue: &Queue, settings: &EngineSettings) -> Duration {
         let vision_share = f64::from(settings.vision_share_percent) / 100.0;
         let share = |shared: bool, share: f64| if shared { share } else { 1.0 };
@@ -176,7 +176,7 @@ impl TextCostModel {
         self.row_units * (units * self.cost.fixed + rows * self.row_tokens * self.cost.per_token)
     }
 
-    /// Returns the wait in seconds behind `rows` rows: the time of those that do not fit into one unit together; 0 if
+    /// Returns the wait in seconds behind `rows` rows: the time for the rows that do not fit into the first unit; 0 if
     /// all fit.
     fn queued_seconds(&self, rows: f64) -> f64 {
         let over = rows - self.unit_tokens / self.row_tokens;

@@ -3,8 +3,8 @@
 //!
 //! The [`AdmissionController`] is a mutex around a few numbers. It is held for nanoseconds and never across an await.
 //! Reservations are guards that release their capacity when dropped. A [`CallReservation`] holds what a call has
-//! reserved and not yet submitted, a [`TaskReservation`] the part of one submitted task. `handle` creates the former;
-//! tasks carry the latter to the worker.
+//! reserved and not yet submitted; `handle` creates it. A [`TaskReservation`] holds the part that belongs to one
+//! submitted task; the task carries it to the worker.
 //!
 //! The cost of an image is known only after the worker has looked it up in the feature cache. Until then it counts as a
 //! fraction of an encoding, namely the recent miss rate. After a hit (cached, or in flight for another task) it costs
@@ -37,13 +37,14 @@ const SMALL: (usize, usize) = (8, 1);
 
 /// Safety factor on estimated waits, because calls wait longer than the backend's own times suggest. Between backend
 /// calls the worker plans and sends answers, HTTP competes for the cores, and a call whose turn has come shares the
-/// worker with others until it is done. At ten times the capacity of two cores, 1 % of the accepted calls took 4.5 s
-/// where 3 s were estimated (2026-11-25).
-/// This is the factor at the start; after that it follows what calls have really waited.
+/// worker with others until it is done. Under ten times the load that two cores can serve, 1 % of the accepted calls
+/// took 4.5 s where 3 s were estimated (2026-11-25). This is the factor at startup; afterwards it follows how long
+/// calls really waited.
 const FIRST_SLIPPAGE: f64 = 1.5;
 /// Range of the factor. Above it, something other than a wrong estimate makes calls wait.
 const SLIPPAGES: (f64, f64) = (1.0, 4.0);
-/// Tasks with a shorter expected wait and service do not change the factor, because they say little about long waits.
+/// Tasks whose expected wait and service together are shorter than this do not change the factor, because they say
+/// little about long waits.
 const LEAST_TELLING_WAIT: Duration = Duration::from_secs(1);
 /// Weights of a task in the moving average of the factor: the first if the task took longer than the factor predicts,
 /// the second otherwise. Because the first is twenty times the second, the average settles where about one task in
@@ -64,7 +65,7 @@ struct Usage {
     bytes: u64,
 }
 
-/// Capacity that a client uses, in all and for each call in progress, by the call's number.
+/// Capacity that a client uses: the total, and the part of each call in progress (by the call's number).
 #[derive(Debug, Default)]
 struct Client {
     usage: Usage,
@@ -97,8 +98,9 @@ impl Usage {
     }
 }
 
-/// Returns how many others have work, and the work that is scheduled before the end of `call`. The others are the
-/// client's other calls and the other clients. `own` is the number of rows and images that `call` needs.
+/// Returns two things. The first is how many competitors have work: the client's other calls, and the other clients.
+/// The second is the work that is scheduled before the last item of `call`. `own` is the number of rows and images that
+/// `call` needs.
 ///
 /// Round robin serves clients in turn, and within a client its calls in turn. So from any other call of the same
 /// client, at most `own` items run before the last item of `call`. Any other client runs at most one item in each
@@ -145,7 +147,7 @@ struct State {
     next_call: u64,
     closed: bool,
     estimates: Estimates,
-    /// How much longer calls wait than the estimates say.
+    /// Factor by which calls wait longer than the estimates say.
     slippage: f64,
 }
 
@@ -239,8 +241,8 @@ impl AdmissionController {
         Ok(CallReservation::new(Arc::clone(self), call))
     }
 
-    /// Raises a call's reservation from `held` to `rows` and `images`. Returns the difference, and the wait and service
-    /// that are now expected. `left` is the time until the deadline.
+    /// Raises a call's reservation from `held` to `rows` and `images`. Returns the difference, and the sum of the wait
+    /// and the service time that are now expected. `left` is the time until the deadline.
     fn reserve_more(
         &self,
         (call, held): (CallId, Usage),
@@ -283,7 +285,7 @@ impl AdmissionController {
         self.state().estimates
     }
 
-    /// Admits no more calls, for good. Returns once no other thread can still be admitting one.
+    /// Closes admission for good. Once this returns, no other thread can still be admitting a call.
     pub(crate) fn close(&self) {
         self.state().closed = true;
     }
@@ -317,9 +319,9 @@ impl AdmissionController {
         retry_after(state.estimates.work(rows as f64, images, &self.settings))
     }
 
-    /// Rejects `call`, which needs `own` rows and images, if its work or its wait would take too long. `left` is the
-    /// time until its deadline. The wait follows round robin: a call of one row waits only one turn for each large call
-    /// and each client with many calls.
+    /// Rejects `call`, which needs `own` rows and images, if its work or its wait would take too long. Otherwise
+    /// returns the expected wait plus service time. `left` is the time until the call's deadline. The wait follows
+    /// round robin: a call of one row waits only one turn for each large call and each client with many calls.
     fn check_wait(
         &self,
         state: &State,
@@ -457,8 +459,8 @@ impl AdmissionController {
         }
     }
 
-    /// Learns from an answered task: `expected` is the wait and service expected at admission, `took` the time that it
-    /// took.
+    /// Learns from an answered task. `expected` is the wait plus service time expected at admission; `took` is the time
+    /// from submission to the answer.
     fn record_answered(&self, expected: Duration, took: Duration) {
         if expected < LEAST_TELLING_WAIT {
             return;

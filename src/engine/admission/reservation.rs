@@ -27,7 +27,7 @@ struct Held {
     reserved: Usage,
     /// Rows and images that are reserved and not yet submitted, and all the bytes.
     rest: Usage,
-    /// Wait and service that were expected at the last reservation.
+    /// Wait plus service time that was expected at the last reservation.
     expected: Duration,
 }
 
@@ -53,7 +53,7 @@ impl CallReservation {
         self.0.call
     }
 
-    /// Raises the reservation to `rows` and `images` in all. `left` is the time until the deadline.
+    /// Raises the reservation to a total of `rows` rows and `images` images. `left` is the time until the deadline.
     pub(crate) fn reserve(
         &self,
         rows: usize,
@@ -141,7 +141,7 @@ impl TaskReservation {
         self.reservation.0.admission.record_answered(expected, took);
     }
 
-    /// Records that a row of the task has run its last unit, after `tokens` tokens in all.
+    /// Records that a row of the task has run its last unit. It processed `tokens` tokens in all.
     pub(crate) fn record_row(&self, tokens: f64) {
         self.reservation.0.admission.record_row(self.call().client, tokens);
     }

@@ -4,7 +4,7 @@ use super::*;
 use crate::engine::testing::fake;
 use crate::task::{Answer, Embedding, FinishReason, Scores, Similarity, TokenLogprob};
 
-/// Encoder states that only have a name.
+/// Encoder states that consist only of a name.
 type NamedStates = &'static str;
 
 fn plan(model: usize, task: Task) -> Plan {

@@ -118,7 +118,7 @@ impl Costs {
         self.any_image.get_or_insert_default().add(each);
     }
 
-    /// Learns the cost of a text unit from one with `work` tokens.
+    /// Learns the cost of text units from a unit of `work` tokens that took `elapsed`.
     pub(super) fn record_text(&mut self, lane: Lane, work: f64, elapsed: Duration) {
         let (work, seconds) = (work.max(1.0), elapsed.as_secs_f64());
         self.lanes

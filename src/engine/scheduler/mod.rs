@@ -161,7 +161,7 @@ impl Scheduler {
     }
 
     /// Adds an image that `task` waits for; its features will need `bytes` bytes. If another task already waits for the
-    /// same image, they share one job.
+    /// same image, both share one encoding.
     pub(crate) fn push_image(&mut self, task: TaskId, key: FeatureKey, bytes: u64, now: Instant) {
         let Some(entry) = self.tasks.get_mut(&task) else { return };
         entry.images.push(key);
@@ -212,7 +212,7 @@ impl Scheduler {
         self.text.remove(group);
     }
 
-    /// Sets the number of tokens that a running group's next step runs.
+    /// Sets the number of tokens that a running group's next step processes.
     pub(crate) fn set_tokens(&mut self, group: ItemId, tokens: usize) {
         self.text.set_tokens(group, tokens);
     }
@@ -227,7 +227,7 @@ impl Scheduler {
         (self.vision.len(), self.text.waiting_rows())
     }
 
-    /// Returns all rows and groups, each with whether it is a running group.
+    /// Returns all rows and groups. The flag of each is true if it is a running group.
     #[cfg(test)]
     pub(crate) fn running(&self) -> BTreeMap<ItemId, bool> {
         self.text.running()
@@ -238,7 +238,7 @@ impl Scheduler {
         (self.costs.any_image(), self.costs.any_text())
     }
 
-    /// Returns the cost of projecting one image for this model's text tower, in tokens.
+    /// Returns the cost of projecting one image to the keys and values of this model's text tower, in tokens.
     pub(crate) fn image_work(&self, model: ModelId) -> f64 {
         self.text.image_work(model)
     }

@@ -393,8 +393,8 @@ proptest! {
             world.turn(cost);
         }
         let newcomer = world.submit(1, key(0, 1), need, Duration::from_secs(600));
-        // The newcomer's image is encoded first. Meanwhile steps run, so the cost of a step is known when its group is
-        // ready.
+        // The newcomer's image is encoded first. Meanwhile steps run, so the cost of a step is known when the
+        // newcomer's group is ready.
         while world.waiting.contains_key(&newcomer) {
             world.turn(cost);
         }

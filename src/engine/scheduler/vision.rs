@@ -89,7 +89,7 @@ impl VisionStage {
         if !fits_budget(pinned, self.jobs[&head].bytes, settings) {
             return Ready::No;
         }
-        // Count only images for the same tower as the head: no others can join its batch.
+        // Count only images for the same tower as the image that is next in turn, because no others can join its batch.
         let mates = || self.jobs.iter().filter(|(key, _)| key.tower == head.tower);
         let full = mates().count() >= most_images(head.tower, settings, costs);
         let oldest = mates().map(|(_, job)| job.arrival).min().unwrap_or(now);

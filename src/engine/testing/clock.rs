@@ -1,4 +1,4 @@
-//! [`ManualClock`]: a clock for the engine that stands still until a test advances it.
+//! [`ManualClock`]: a clock for the engine that moves only when a test advances it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
-//! Scaffolding for tests of and on the engine. Only builds with the cargo feature `test-util` contain it; `cargo test`
-//! and everything else that builds tests, benches or examples of this package enable that feature by themselves
-//! (`[dev-dependencies]` in `Cargo.toml`).
+//! Scaffolding for tests of the engine, and for other tests that run one. Only builds with the cargo feature
+//! `test-util` contain it; `cargo test` and everything else that builds tests, benches or examples of this package
+//! enable that feature by themselves (`[dev-dependencies]` in `Cargo.toml`).
 //!
 //! For tests of all folders and for `tests/`:
 //! - [`fake`]: a scripted backend.
@@ -11,7 +11,7 @@
 //! - `schedules`: the engine under thread schedules that a checker chooses.
 //! - `twins`: the locks, channels and threads that the checker controls. `sync` hands them to the engine.
 //!
-//! Test modules that need the private items of one file are beside that file: `plan/tests.rs`,
+//! Test modules that need the private items of one file are next to that file: `plan/tests.rs`,
 //! `scheduler/properties.rs`, `worker/properties.rs`. Tests through the engine's handle are in `engine/tests`.
 
 #[cfg(test)]

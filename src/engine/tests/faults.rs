@@ -168,7 +168,8 @@ fn supervised(
     (bench, rebuilt)
 }
 
-/// From now on, makes every backend call of this kind fail, probes included (a probe has a black image and tokens 0).
+/// From now on, makes each backend call of this kind fail if it contains image 7 or belongs to a probe. A probe uses a
+/// black image (mark 0) and text tokens that are all 0.
 fn break_backend(bench: &Bench, call: FakeCall, fault: FakeFault) {
     for mark in [FakeMark::Image(0), FakeMark::Image(7), FakeMark::Token(0)] {
         bench.control.fault(call, mark, fault);

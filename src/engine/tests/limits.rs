@@ -68,7 +68,7 @@ fn a_running_group_stops_at_its_deadline() {
     bench.clock.advance(Duration::from_secs(3));
     bench.control.release();
     assert_eq!(wait(late), Err(EngineError::DeadlineExceeded));
-    // The log has one image, four steps, and the step that waited at the gate.
+    // The log contains one vision batch, four steps, and the step that waited at the gate.
     assert_eq!(bench.control.log().len(), 6);
     assert_eq!(bench.control.open_groups(), 0);
 }

@@ -1,5 +1,5 @@
-//! [`WorkItems`]: the state of every row and group that waits or runs. `turn` adds and removes items, `units` runs them.
-//! What the scheduler knows about an item (its cost and its queue) is in `scheduler`.
+//! [`WorkItems`]: the state of every row and group that waits or runs. `turn` adds and removes items, `units` runs
+//! them. What the scheduler knows about an item (its cost and its queue) is in `scheduler`.
 //!
 //! ```text
 //! row    add_row ──> waiting ── take_row ──> owned by the unit, which runs it once
@@ -55,14 +55,14 @@ pub(super) struct RunningGroup<G> {
     rows: usize,
     /// The backend's state of the group.
     pub(super) state: G,
-    /// Number of steps that the group has taken, and of tokens that each of its rows has run.
+    /// Number of steps that the group has taken, and of tokens that each of its rows has processed.
     steps: usize,
     tokens: f64,
     /// When the group got its newest token. Before its first token: when its call was admitted.
     last_token: Instant,
 }
 
-/// A group whose search has finished. The backend's state is gone.
+/// A group whose search has finished. The backend's state has been dropped.
 #[derive(Debug, PartialEq)]
 pub(super) struct FinishedGroup {
     pub(super) owner: ItemOwner,
@@ -71,8 +71,8 @@ pub(super) struct FinishedGroup {
 }
 
 impl<G> RunningGroup<G> {
-    /// Records a step in which each row ran `tokens` tokens. Returns the time since the group's previous token, and
-    /// whether this is its first one.
+    /// Records a step in which each row processed `tokens` tokens. Returns the time since the group's previous token,
+    /// and whether this is its first one.
     pub(super) fn took_step(&mut self, tokens: f64, now: Instant) -> (Duration, bool) {
         self.steps += 1;
         self.tokens += tokens;
@@ -145,7 +145,7 @@ impl<M, G> WorkItems<M, G> {
         Ok(())
     }
 
-    /// Hands those of the groups that run to the unit that runs their next step, in the same order.
+    /// Hands the running groups among `ids` to the unit that runs their next step, in the order of `ids`.
     pub(super) fn begin_step(&mut self, ids: &[ItemId]) -> Vec<(ItemId, RunningGroup<G>)> {
         let running = |state| match state {
             ItemState::Running(group) => Ok(group),
@@ -154,7 +154,7 @@ impl<M, G> WorkItems<M, G> {
         ids.iter().filter_map(|&id| self.take(id, running).map(|group| (id, group))).collect()
     }
 
-    /// Takes a group back that has taken a step and has not finished.
+    /// Takes back a group that has taken a step and has not finished.
     pub(super) fn advance(&mut self, id: ItemId, group: RunningGroup<G>) {
         self.0.insert(id, ItemState::Running(group));
     }
@@ -164,7 +164,8 @@ impl<M, G> WorkItems<M, G> {
         self.0.remove(&id);
     }
 
-    /// Returns the number of rows of a group, and the backend's state if it runs; `None` if this is no group.
+    /// Returns the number of rows of a group, and the backend's state if the group is running; `None` if the item is
+    /// not a group.
     pub(super) fn group(&self, id: ItemId) -> Option<(usize, Option<&G>)> {
         match self.0.get(&id)? {
             ItemState::Row(_) => None,
@@ -191,7 +192,7 @@ impl<M, G> WorkItems<M, G> {
 
 #[cfg(test)]
 impl<M, G> WorkItems<M, G> {
-    /// Returns all items, each with whether it is a running group.
+    /// Returns all items. The flag of each is true if it is a running group.
     pub(super) fn running(&self) -> std::collections::BTreeMap<ItemId, bool> {
         let is_running = |state: &ItemState<M, G>| matches!(state, ItemState::Running(_));
         self.0.iter().map(|(&id, state)| (id, is_running(state))).collect()

@@ -277,7 +277,7 @@ impl ThreadlessEngine {
             self.clock.advance(at - now);
         }
         self.check_units(calls, now);
-        // What one of the two knows and the other has forgotten would never run, or never end.
+        // An item that only one of the two knows would never run, or never end.
         assert_eq!(self.worker.items.running(), self.worker.scheduler.running());
         let metrics = &self.shared.metrics;
         assert!(metrics.queue_rows.get() <= metrics.queue_capacity.get());

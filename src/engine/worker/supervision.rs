@@ -1,8 +1,9 @@
 //! Supervision of the worker thread: runs the worker, and rebuilds a backend that has failed.
 //!
 //! A backend is abandoned when it fails a probe (see `probe`), or when the worker itself panics. The engine is then not
-//! ready, every task ends with `WorkerDown`, and the backend is rebuilt. If rebuilding fails, or the last rebuild was a
-//! short while ago, the thread ends, so that the process can be restarted.
+//! ready, every task ends with `WorkerDown`, and the backend is rebuilt. The thread ends instead, so that the process
+//! can be restarted, if rebuilding is not supported or fails, if the engine is draining, or if the last rebuild was
+//! less than `worker_rebuild_interval` ago.
 
 use std::error::Error;
 use std::io;
@@ -38,8 +39,8 @@ pub(crate) fn spawn<B: Backend + Send + 'static>(
     Builder::new().name(NAME.into()).spawn(move || {
         let _alive = Alive(Arc::clone(&shared));
         let mut supervisor = Supervisor { rebuild, shared, rebuilt: None };
-        // The inbox is dropped only after the lifecycle is `Down`. So when a client's reply resolves to `WorkerDown`, the
-        // engine's state already says the same.
+        // The inbox is dropped only after the lifecycle is `Down`. So when a client's reply resolves to `WorkerDown`,
+        // the engine's state already says the same.
         let _inbox = supervisor.supervise(backend, inbox);
     })
 }

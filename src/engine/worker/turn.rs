@@ -1,4 +1,4 @@
-//! [`Worker`]: the backend, the scheduler, the feature cache and all tasks. [`Worker::accept`] takes tasks over,
+//! [`Worker`]: the backend, the scheduler, the feature cache and all tasks. [`Worker::accept`] takes over a task.
 //! [`Worker::turn`] runs one unit (see `units`) and sends outcomes. `thread` calls both; tests call them without a
 //! thread.
 
@@ -147,7 +147,8 @@ impl<B: Backend> Worker<B> {
         self.complete_task(id);
     }
 
-    /// Takes one turn: removes tasks that are over, runs one unit if one is ready, and sends the outcomes.
+    /// Takes one turn: ends tasks that were aborted, have expired or were cancelled, runs one unit if one is ready, and
+    /// sends the outcomes.
     pub(super) fn turn(&mut self) -> Next {
         self.shared.heartbeat.beat();
         faults::at("engine::turn");
@@ -186,9 +187,9 @@ impl<B: Backend> Worker<B> {
         self.send();
     }
 
-    /// Ends all tasks after an abort. Otherwise ends the tasks that are past their deadline, then those whose client
-    /// has disconnected. Clients also disconnect at their deadline. Because deadlines are checked first, such a task
-    /// counts as expired and not as cancelled.
+    /// If the engine has been aborted, ends all tasks. Otherwise ends the tasks that are past their deadline, then
+    /// those whose client has disconnected. Clients also disconnect at their deadline. Because deadlines are checked
+    /// first, such a task counts as expired and not as cancelled.
     fn reap_finished(&mut self, now: Instant) {
         if self.shared.lifecycle.is_aborted() {
             for task in self.tasks.keys().copied().collect::<Vec<_>>() {
@@ -209,7 +210,8 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Hands an encoded image to `task`, for which it is pinned, and enqueues the work that is now ready.
+    /// Gives `task` the features of an encoded image, which are already pinned for it, and enqueues the work that is
+    /// now ready.
     pub(super) fn image_ready(
         &mut self,
         task: TaskId,

@@ -78,7 +78,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Adds the time of a vision batch to each task that waited for one of its images. `known` holds the tasks to which
-    /// it has been added already, so that a task with several images gets it only once.
+    /// the time has already been added, so that it counts only once for a task with several images.
     fn participated(
         &mut self,
         waiters: &[TaskId],
@@ -238,7 +238,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Opens a group that joins the step. If that fails, its task fails.
+    /// Opens a group that joins the step. If the group cannot be opened, its task fails.
     fn join(&mut self, id: ItemId) {
         let backend = &mut self.backend;
         let joined = self.items.join(id, |spec| {
@@ -297,8 +297,8 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Marks the backend as suspect if every item of a unit failed, so that the next turn probes it: either the items
-    /// or the backend are at fault. Running out of memory proves neither and does not count.
+    /// Marks the backend as suspect if every item of a unit failed, because then either the items or the backend are at
+    /// fault. The next turn probes the backend. Running out of memory proves neither, so it does not count.
     fn suspect_backend<T>(&mut self, model: ModelId, results: &[Result<T, Fault>]) {
         let failed =
             |result: &Result<T, Fault>| matches!(result, Err(fault) if !fault.is_out_of_memory());

@@ -19,7 +19,7 @@ use crate::task::{
     GenerationParams, ImageId, ModelClass, ModelId, ModelInfo, Pixels, Scope, TokenIds, TowerId,
 };
 
-/// Number of tokens in each text: that of a short question.
+/// Number of tokens in each text: as many as in a short question.
 const TEXT_TOKENS: usize = 8;
 
 /// Assumed number of units and tokens of a caption, until real captions have been generated.
@@ -61,7 +61,7 @@ impl<B: Backend> TrialRun<'_, B> {
         outcome
     }
 
-    /// Runs the units of one model. `images` holds the features from towers that other models have already run.
+    /// Runs the units of one model. `images` holds the features from towers that have already run for other models.
     fn warm_model(
         &mut self,
         model: &ModelInfo,
@@ -76,8 +76,8 @@ impl<B: Backend> TrialRun<'_, B> {
     }
 
     /// Encodes a black image and returns its features. If `learn` is set, learns the cost from this single run. A
-    /// second run would make the start much slower, because images take by far the most time; and a slow cold start
-    /// soon loses its weight in the average.
+    /// second run would make startup much slower, because images take by far the most time. One run is enough, because
+    /// a slow cold start soon loses its weight in the average.
     pub(super) fn encode_image(
         &mut self,
         model: &ModelInfo,

@@ -1,6 +1,6 @@
 //! Rate limiting with one token bucket per caller, in bounded memory.
 //!
-//! These forty lines replace the crate `governor`, which lacks two things. The first is a way to check a bucket without
+//! This file replaces the crate `governor`, which lacks two things. The first is a way to check a bucket without
 //! taking a token: a request without a key does not guess a key, so it takes no token, but it must wait if its address
 //! has made too many guesses. The second is a fixed limit on the number of callers, which holds however many addresses
 //! a client pretends to have. The algorithm is the same (GCRA): the state of a caller is one instant, the time at which
@@ -11,7 +11,8 @@ use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Maximum number of callers with their own bucket; these take about 4 MiB. All further callers share one bucket.
+/// Maximum number of callers with their own bucket. These buckets take about 5 MiB. All further callers share one
+/// bucket.
 const MAX_CALLERS: usize = 65_536;
 /// Minimum time between two scans that remove callers whose buckets are full.
 const PURGE_PAUSE: Duration = Duration::from_secs(1);
@@ -109,8 +110,8 @@ impl<C: Hash + Eq> Buckets<C> {
         Allowance { quota: self.burst, window, left: left as u32, full_after }
     }
 
-    /// Returns how long a bucket that will be full at `full_at` still has fewer than 0 tokens; `None` if it has at
-    /// least 0 tokens now.
+    /// Returns how long a caller must wait for its next token; `None` if its bucket has one now. `full_at` is the time
+    /// at which the bucket would be full if the caller took that token now.
     fn time_to_next_token(&self, full_at: Instant, now: Instant) -> Option<Duration> {
         let missing = full_at.saturating_duration_since(now);
         let wait = missing.saturating_sub(self.rate.0 * self.burst);

@@ -9,7 +9,7 @@ use super::ApiKey;
 use crate::http::reload;
 use crate::settings::{InvalidSetting, Section, require};
 
-/// Settings of API keys: the section `[auth]`. If there is a key, requests need one.
+/// Settings of API keys: the section `[auth]`. If at least one key is configured, requests need a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AuthSettings {

@@ -47,7 +47,7 @@ macro_rules! codes {
                 match self { $(Self::$code => StatusCode::$status,)* }
             }
 
-            /// A short sentence, always the same for one code.
+            /// Returns a short sentence, the same for every error with this code.
             pub(crate) fn title(self) -> &'static str {
                 match self { $(Self::$code => $title,)* }
             }
@@ -268,7 +268,7 @@ fn jitter(request_id: &str) -> u64 {
     hasher.finish() & 1
 }
 
-/// Returns the error for a status that axum or hyper set on its own response, without a handler.
+/// Returns the error for a response that axum or hyper created without a handler, so that only its status is known.
 pub(crate) fn from_status(status: StatusCode) -> ApiError {
     match status {
         StatusCode::NOT_FOUND => {

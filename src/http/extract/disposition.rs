@@ -74,8 +74,8 @@ pub(super) fn is_utf8_compatible(charset: &str) -> bool {
         .contains(&charset)
 }
 
-/// True if this charset encodes ASCII characters as ASCII does. A text of only ASCII characters can then be read as
-/// UTF-8.
+/// True if this charset encodes ASCII characters with the same bytes as ASCII. A text of only ASCII characters can then
+/// be read as UTF-8.
 pub(super) fn is_ascii_superset(charset: &str) -> bool {
     let families = ["iso-8859-", "iso8859-", "iso_8859-", "windows-125", "cp125", "koi8-", "euc-"];
     ["latin1", "latin-1", "l1", "gbk", "gb2312", "gb18030", "big5", "shift_jis"].contains(&charset)

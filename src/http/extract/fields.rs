@@ -211,8 +211,8 @@ impl<const MIN: u64, const MAX: u64> PartialSchema for Int<MIN, MAX> {
 
 impl<const MIN: u64, const MAX: u64> ToSchema for Int<MIN, MAX> {}
 
-/// Converts to the nearest `f32`, except that a number above 0 stays above 0. The caller has checked the range of the
-/// number as the client wrote it, and a number that rounds to 0 could leave that range.
+/// Converts to the nearest `f32`, except that a number above 0 stays above 0. The caller has already checked the range
+/// of the `f64`; rounding a tiny number to 0 could move it out of that range.
 fn nearest_f32(given: f64) -> f32 {
     let nearest = given as f32;
     if nearest == 0.0 && given > 0.0 { f32::from_bits(1) } else { nearest }

@@ -1,8 +1,9 @@
 //! Deserializes the fields of a multipart body or a query string into the same request types as JSON.
 //!
-//! A [`Form`] is a serde deserializer. The type of each field decides how the text of the field is read: numbers and
-//! booleans in more spellings than JSON has, lists from repeated fields. So forms need no separate definitions of
-//! types, ranges, unknown fields and error paths. `multipart` and `raw` fill a form; `json::parse_form` reads it.
+//! A [`Form`] is a serde deserializer. The type of each field decides how its text is read, for example as a number, or
+//! as a boolean in more spellings than JSON has. A list is read from repeated fields. Forms therefore need no
+//! definitions of their own for types, ranges, unknown fields and error paths. `multipart` and `raw` fill a form;
+//! `json::parse_form` reads it.
 //!
 //! An empty value means that the field is absent, because HTML forms and Swagger UI also send inputs that were left
 //! empty. The field's name must still be known.
@@ -49,7 +50,7 @@ impl Form {
         }
     }
 
-    /// Adds a value to a field. An empty value adds the field without a value. In a batch, an empty `image` adds no
+    /// Adds a value to a field. An empty value records only the name of the field. In a batch, an empty `image` adds no
     /// input.
     pub(crate) fn push(&mut self, name: &str, value: FormValue) {
         let value = Some(value).filter(|value| !value.is_empty());
@@ -124,8 +125,8 @@ impl<'de> MapAccess<'de> for FormMap {
     ) -> Result<Option<K::Value>, Error> {
         if let Some((name, values)) = self.given.next() {
             if self.inputs.is_some() && name == "inputs" {
-                // Do not reject the field here, but later at its value: only then has `serde_path_to_error` recorded
-                // the name of the field.
+                // Reject the field when its value is read, not here: only then has `serde_path_to_error` recorded the
+                // name of the field.
                 self.value = Some(FieldValue::InputsAsText);
                 return seed.deserialize(name.into_deserializer()).map(Some);
             }

@@ -1,4 +1,4 @@
-//! Parses JSON bodies, and turns the errors of serde into messages for clients, for JSON and for forms.
+//! Parses JSON bodies. Also turns the errors of serde, from JSON and from forms, into messages for clients.
 
 use bytes::Bytes;
 
@@ -18,8 +18,8 @@ const MAX_FIELD: usize = 128;
 /// U+FEFF in UTF-8. Some editors and Windows tools put it at the start of a text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Maximum size in bytes of a body that is parsed on the async worker thread, which takes less than 0.3 ms. Parsing a
-/// larger body there would delay other connections.
+/// Maximum size in bytes of a body that is parsed on the async worker thread. Parsing a body of this size takes less
+/// than 0.3 ms; parsing a larger one there would delay other connections.
 const INLINE_BYTES: usize = 64 << 10;
 
 /// Parses a JSON body. A large body is parsed in the blocking thread pool of tokio, away from the threads that serve

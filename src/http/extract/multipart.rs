@@ -24,8 +24,8 @@ use crate::telemetry::logging::clipped;
 /// Maximum length of a field name in bytes. All known names are shorter.
 const MAX_NAME_BYTES: usize = 64;
 
-/// List fields that clients send to endpoints without them. Errors that come before the field is rejected as unknown
-/// name an item of such a list.
+/// List fields that clients also send to endpoints that do not have them. Such a field is rejected as unknown only
+/// after the whole body has been read. An earlier error about one of its values names that value as an item of a list.
 const LISTS_OF_OTHER_ENDPOINTS: [&str; 5] =
     ["images", "texts", "questions", "candidates", "scores"];
 

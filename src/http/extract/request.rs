@@ -2,10 +2,10 @@
 //! batch call, and one input of a batch. It is a macro because serde cannot both flatten a struct and reject unknown
 //! fields.
 //!
-//! If the fields of an input are followed by `generation`, the requests also get the generation parameters, as flat
-//! fields. `alternatives image | images, text | texts` names fields of which an input gives one: if an input of a batch
-//! has one of them, the defaults of the others do not apply to it. The doc comments of all fields become their
-//! descriptions in the OpenAPI document.
+//! If the keyword `generation` follows the fields of an input, the requests also get the generation parameters, as flat
+//! fields. `alternatives image | images, text | texts` lists groups of fields of which an input has one each: if an
+//! input of a batch has one field of a group, the defaults of the others do not apply to it. The doc comments of all
+//! fields become their descriptions in the OpenAPI document.
 
 use utoipa::ToSchema;
 
@@ -33,8 +33,8 @@ pub(crate) trait SingleRequest: Request {
 
 /// The request of a batch call.
 pub(crate) trait BatchRequest: Request {
-    /// Splits the request into the name of the model and the inputs. An input has its own fields and, for those that it
-    /// leaves out, the defaults given outside `inputs`. If it gives one of several alternative fields, it gets no
+    /// Splits the request into the name of the model and the inputs. Each input keeps its own fields; a field that it
+    /// leaves out gets the default given outside `inputs`. An input that has one of several alternative fields gets no
     /// default for the others.
     fn into_parts(self) -> (Option<Text>, Vec<Self::Input>);
 }

@@ -1,13 +1,13 @@
 //! Error messages for unknown fields, with a suggestion of the field that was probably meant.
 //!
 //! Clients are often written for other APIs (`OpenAI`, Ollama, Hugging Face, Replicate), or with frameworks that add
-//! brackets to the names of lists. One function serves all encodings of a request, because serde reports an unknown
-//! field in the same words in each of them. `json` calls it.
+//! brackets to the names of lists. Serde words the error about an unknown field alike for JSON and for forms, so one
+//! function serves all encodings of a request. `json` calls this function.
 
 use std::fmt::Write;
 
-/// Pairs of names that other APIs use and the fields of this API that may be meant. The message suggests the first of
-/// these fields that the endpoint has.
+/// Groups of names that other APIs use, each with the fields of this API that may be meant. The message suggests the
+/// first of these fields that the endpoint has.
 const SYNONYMS: &[(&[&str], &[&str])] = &[
     (
         &[

@@ -1,12 +1,12 @@
 //! The pipeline of every inference call, single or batch: read, plan, reserve capacity, tokenise, fetch and decode
 //! images, submit, answer. `reply` and `routes::caption::stream` drive it.
 //!
-//! The trait [`Endpoint`] supplies the parts that differ between endpoints. A call is rejected before any of its images
-//! are fetched or decoded: first, an invalid input fails the whole call; then the rows of all inputs are reserved
-//! together. After that, an error of one input affects only that input.
+//! The trait [`Endpoint`] supplies the parts that differ between endpoints. A call as a whole is rejected only before
+//! any of its images are fetched or decoded, for example if an input is invalid, or if the rows of all inputs together
+//! cannot be reserved. After that, an error of one input affects only that input.
 //!
-//! Only this file waits for the deadline of a call and for the end of the engine: once until the call is prepared
-//! ([`start_single`], [`start_batch`]), then for each input ([`Call::until_deadline`]).
+//! [`within`] stops the work of a call at its deadline, or when the engine ends. It wraps the preparation of the call
+//! ([`start_single`], [`start_batch`]), then the work on each input ([`Call::until_deadline`]).
 
 use std::future::Future;
 use std::sync::Arc;
@@ -89,7 +89,7 @@ pub(crate) struct BatchCall<E: Endpoint> {
     pub(crate) inputs: Vec<InputResult<E>>,
 }
 
-/// An input that has been validated. Its images are known by their place in the [`ImageSet`] of the call.
+/// An input that has been validated. Its images are indices into the [`ImageSet`] of the call.
 struct PlannedInput<E: Endpoint> {
     plan: E,
     images: EachImage<E, ImageIndex>,

@@ -50,7 +50,8 @@ pub(crate) struct RefusedHead<'a> {
     pub(crate) peer: SocketAddr,
 }
 
-/// Counters of rejected requests, for the limit on their log lines per second.
+/// Number of rejected requests that were logged in the current second, and of those that were dropped since the last
+/// log line. The limit on log lines per second needs both.
 struct Second {
     began: Instant,
     logged: u32,

@@ -1,4 +1,4 @@
-//! Load shedding: rejects requests on connections that have no regular place, only one in the reserve (see
+//! Load shedding: rejects requests on connections that have a place in the reserve instead of a regular place (see
 //! `connection_table`). Probes and scrapes pass.
 
 use std::time::Duration;
@@ -13,11 +13,12 @@ use crate::http::error::{ApiError, Code};
 /// Time after which clients should retry. A place becomes free when the next connection ends or becomes idle.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Marks a request whose connection has no regular place, only one in the reserve.
+/// Marks a request whose connection has a place in the reserve instead of a regular place.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InReserve;
 
-/// Answers a request with 503 if its connection has no regular place, only one in the reserve. Probes and scrapes pass.
+/// Answers a request with 503 if its connection has a place in the reserve instead of a regular place. Probes and
+/// scrapes pass.
 pub(crate) async fn shed_load(request: Request, next: Next) -> Response {
     let has_place = request.extensions().get::<InReserve>().is_none();
     let path = request.uri().path();

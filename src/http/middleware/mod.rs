@@ -7,8 +7,8 @@
 //! 5. `server_timing` sets the `server-timing` field.
 //! 6. `problem` writes the bodies of error responses.
 //! 7. `host` checks the `Host` field.
-//! 8. `load_shedding` rejects requests on connections that have no regular place, only one in the reserve. Probes
-//!    and scrapes pass.
+//! 8. `load_shedding` rejects requests on connections that have a place in the reserve instead of a regular place.
+//!    Probes and scrapes pass.
 //! 9. `panic` turns a panic into a 500 response.
 //! 10. `cors` handles cross-origin requests.
 //! 11. `authenticate` checks the API key. If the server has no keys, `origin` instead checks whether the web page that

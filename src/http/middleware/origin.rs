@@ -4,7 +4,7 @@
 //!
 //! Pages of this machine are allowed, and so are pages of the origins and hosts that the settings name. If the server
 //! does not listen on a loopback address, pages of its own host are allowed too. Browsers send `Origin` with every POST
-//! and with cross-origin requests. Other clients do not send `Origin`, and their requests pass.
+//! and with every CORS request. Other clients do not send `Origin`, and their requests pass.
 
 use std::net::IpAddr;
 

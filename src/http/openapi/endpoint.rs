@@ -1,5 +1,6 @@
-//! What the OpenAPI documents say about an inference endpoint that the attributes of its handlers do not: its rules,
-//! and the schemas that they belong to. Each endpoint's file in `routes` defines the rules; the router collects them.
+//! The part of an inference endpoint's OpenAPI description that the attributes of its handlers do not contain: its
+//! rules, and the schemas that the rules belong to. Each endpoint's file in `routes` defines the rules; the router
+//! collects them.
 
 use std::borrow::Cow;
 
@@ -39,8 +40,8 @@ pub(crate) struct EndpointRules {
     /// JSON schemas of the conditions between the fields of a single request; all of them must hold. The module
     /// `conditions` builds those that several endpoints share.
     pub(crate) conditions: Vec<Value>,
-    /// A JSON object with the defaults of optional fields. Forms show them as examples. Generation parameters need none
-    /// here.
+    /// A JSON object with the defaults of optional fields. Forms show them as examples. The defaults of generation
+    /// parameters are in `plain` and not repeated here.
     pub(crate) defaults: Value,
     /// Runtime expression for an image id that every response contains, such as `$response.body#/image/id`. `links`
     /// uses it to link the response to further calls about this image.

@@ -9,8 +9,8 @@ use utoipa::openapi::{OpenApi, RefOr};
 use super::endpoint::{DocumentedEndpoint, EndpointRules};
 use super::{operations, request_schema};
 
-/// Adds links to every operation whose response contains an image id. They lead to the calls that can be made with this
-/// id.
+/// Adds links to every operation whose response contains an image id. Each link leads to a call that can be made with
+/// this id.
 pub(super) fn add(document: &mut OpenApi, endpoints: &[DocumentedEndpoint]) {
     let targets: Vec<(String, &EndpointRules)> = operations(document)
         .filter_map(|operation| {

@@ -19,7 +19,7 @@ use crate::http::error::PROBLEM_JSON;
 /// `application/octet-stream`. If a response can be JSON or an event stream, generators fail to handle either.
 const LEFT_OUT: [&str; 2] = ["image/*", "text/event-stream"];
 
-/// Makes the plain document from a strict one, which describes these inference endpoints.
+/// Turns a strict document into the plain one. `endpoints` are the inference endpoints that the document describes.
 pub(super) fn plain(mut document: Value, endpoints: &[DocumentedEndpoint]) -> Value {
     let mut shared = SharedComponents::default();
     if let Some(paths) = object(&mut document, "/paths") {
@@ -122,7 +122,8 @@ fn defaults_of<'e>(operation: &Value, endpoints: &'e [DocumentedEndpoint]) -> &'
     endpoints.iter().find(is_own).map_or(&Value::Null, |endpoint| &endpoint.rules.defaults)
 }
 
-/// `defaults` has the defaults of the fields of the request.
+/// Leaves out and shares parts of one operation, as this module describes. `defaults` holds the defaults of the fields
+/// of its request.
 fn simplify_operation(operation: &mut Value, defaults: &Value, shared: &mut SharedComponents) {
     for parameter in
         operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten()

@@ -159,7 +159,7 @@ async fn a_new_endpoint_is_served_in_every_encoding_and_in_batches() {
         .await;
     assert_eq!((status, raw), (200, answer.clone()));
 
-    // The only label of the second input replaces the default under the other name.
+    // In the second input, `label` replaces the default for `labels`, because the two fields are alternatives.
     let batch = json!({
         "inputs": [{"image": EXAMPLE_IMAGE}, {"image": EXAMPLE_IMAGE, "label": "boat"}, {"image": "bm8gaW1hZ2U="}],
         "labels": ["cat", "dog", "car"],

@@ -12,9 +12,9 @@ use crate::http::error::ApiError;
 use crate::http::openapi::DocumentedRoutes;
 use crate::http::settings::Limits;
 
-/// The OpenAPI documents of one server. Each is generated on its first request and then cached. Generation takes
-/// milliseconds, longer than most answers, and a request for a document has only forty bytes, so without the cache
-/// clients could cause much work at little cost. Clones share the cache.
+/// The OpenAPI documents of one server. Each is generated on its first request and then cached. Generating a document
+/// takes milliseconds, longer than most answers, but a request for a document is only forty bytes long. Without the
+/// cache, clients could cause much work at little cost. Clones share the cache.
 #[derive(Clone)]
 pub(crate) struct Documents(Arc<Cache>);
 

@@ -213,7 +213,7 @@ fn written(settings: &impl Section) -> Value {
 /// Fills the fields of `T` with the settings of the same keys.
 ///
 /// # Panics
-/// If a field of `T` has the key of no setting.
+/// If `T` has a field for which there is no setting.
 fn pick<T: DeserializeOwned>(sections: &[Value]) -> T {
     let settings = sections.iter().filter_map(Value::as_object).flatten();
     let settings: Map<String, Value> =

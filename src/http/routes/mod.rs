@@ -23,9 +23,9 @@ use super::state::metric_labels::TaskLabel;
 pub(crate) struct InferenceEndpoint {
     /// The handlers of the single call and of the batch call.
     pub(crate) router: OpenApiRouter<HttpState>,
-    /// What the metrics count its inputs under.
+    /// The label under which the metrics count the inputs of the endpoint.
     pub(crate) task: TaskLabel,
-    /// What the OpenAPI documents say about the endpoint that the attributes of the handlers do not.
+    /// The part of the OpenAPI description that the attributes of the handlers do not contain.
     pub(crate) documented: DocumentedEndpoint,
 }
 

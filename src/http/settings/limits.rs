@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::AT_LEAST_ONE;
 use crate::settings::{InvalidSetting, Section, require};
 
-/// Maximum number of items that are kept of a list in a request. No setting may allow longer lists.
+/// Maximum length that a setting may allow for a list in a request. Parsing drops further items.
 pub(crate) const MAX_LISTED: usize = 1024;
 
 /// Limits of one call: the section `[limits]`.

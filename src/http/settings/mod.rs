@@ -1,5 +1,10 @@
-//! The settings of the HTTP side and their checks: the switches of the server and the access log here, limits of a call
-//! in `limits`, connections and TLS in `connections`. Those of API keys and rate limits are in `access`.
+//! The settings of the HTTP side and their checks.
+//!
+//! - This file: the switches of the server and the access log.
+//! - `limits`: the limits of a call.
+//! - `connections`: connections and TLS.
+//!
+//! The settings of API keys and rate limits are in `access`.
 
 mod connections;
 mod limits;
@@ -18,8 +23,8 @@ use super::access::{AuthSettings, RateLimitSettings};
 use crate::input::InputSettings;
 use crate::settings::{InvalidSetting, Section, millis, require};
 
-/// All settings of the HTTP side. The first fields are a part of the section `[server]`. The others are sections or
-/// parts of their own, or follow from other settings; `config` puts them together.
+/// All settings of the HTTP side. The fields up to `allowed_hosts` belong to the section `[server]`. Most of the others
+/// have their own settings types or follow from other settings; `config` fills them in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HttpSettings {

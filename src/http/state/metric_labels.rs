@@ -43,7 +43,7 @@ pub(crate) fn initialise_routes<'r>(metrics: &Metrics, routes: impl Iterator<Ite
     }
 }
 
-/// What an endpoint does, for the counters of its inputs.
+/// The task of an endpoint, under which the metrics count its inputs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TaskLabel {
     /// Role of the models that serve the endpoint.
@@ -70,7 +70,7 @@ impl ItemCounters {
 
     /// Takes the loaded models. A second call changes nothing.
     pub(crate) fn set_models(&self, metrics: &Metrics, models: &Models) {
-        // As above.
+        // `set` fails only on a second call, which by contract changes nothing.
         let _ = self.models.set(models.clone());
         self.initialise(metrics);
     }

@@ -1,5 +1,5 @@
-//! The state that all handlers share: settings, metrics and the lifecycle of the process from the start, and the models
-//! once they are loaded. `app` creates the state, sets the models, and announces the shutdown.
+//! The state that all handlers share. It has the settings, the metrics and the lifecycle of the process from startup,
+//! and the models once they are loaded. `app` creates the state, sets the models, and announces the shutdown.
 
 pub(crate) mod metric_labels;
 pub(crate) mod models;
@@ -129,7 +129,8 @@ impl HttpState {
         self.phase() == Phase::Down
     }
 
-    /// Returns the phase of the process. Once an engine runs, its heartbeat counts too.
+    /// Returns the phase of the process. Once an engine runs, the phase is [`Phase::Down`] if the worker has sent no
+    /// heartbeat for too long.
     fn phase(&self) -> Phase {
         let services = self.0.services.get();
         services.map_or_else(|| self.0.lifecycle.phase(), |services| services.engine.phase())

@@ -14,7 +14,7 @@ pub(crate) struct RequestsInFlight {
     gauge: IntGauge,
 }
 
-/// Counts one request until it is dropped.
+/// A guard that counts one request until the guard is dropped.
 #[derive(Debug)]
 pub(crate) struct RequestInFlight {
     count: Arc<AtomicU64>,

@@ -39,8 +39,8 @@ const LINGER_BYTES: u64 = 32 << 20;
 #[error("timed out reading the request head")]
 pub(crate) struct HeadTooSlow;
 
-/// What a connection is doing at the moment. The stream, the service of the connection and the connection table have
-/// clones, which share one state.
+/// What a connection is doing at the moment. The stream, the service of the connection and the connection table each
+/// have a clone; all clones share one state.
 #[derive(Debug, Clone)]
 pub(crate) struct Activity(Arc<ActivityState>);
 

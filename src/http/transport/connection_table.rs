@@ -4,9 +4,9 @@
 //! While places are free, every connection gets one, even if its address has many: many users may share one address.
 //! When no place is free, the first of these rules that applies decides about a new connection (the newcomer):
 //!
-//! 1. An address loses a connection if it holds more connections than its share (places divided by addresses present)
-//!    and more than the address of the newcomer. Of several such addresses, the one with the most connections loses
-//!    one: the connection that has waited longest for its client.
+//! 1. An address loses a connection if it holds more connections than its share (the number of places divided by the
+//!    number of addresses, including the newcomer's) and more than the address of the newcomer. Of several such
+//!    addresses, the one with the most connections loses one: the connection that has waited longest for its client.
 //! 2. The newcomer replaces an idle connection of its own address.
 //! 3. The newcomer gets a place in the reserve (additional places for probes and scrapes), where rules 1 and 2 apply
 //!    too. There it can send one request for health or metrics; any other request is rejected as overloaded.
@@ -40,9 +40,9 @@ pub(crate) fn reserve_of(places: usize) -> usize {
     (places / 64).max(8)
 }
 
-/// Returns the number of sockets that a listener with this many regular places may have open. These are the regular
-/// places, the reserve, and as many again as the reserve for connections that were told to close and have not ended
-/// yet.
+/// Returns the number of sockets that a listener with this many regular places may have open: one for each regular
+/// place, one for each place in the reserve, and as many again as the reserve has, for connections that were told to
+/// close but have not ended yet.
 pub(crate) fn sockets_of(places: usize) -> usize {
     places.saturating_add(2 * reserve_of(places))
 }
@@ -238,8 +238,8 @@ impl ConnectionPlace {
         self.member.leave.clone()
     }
 
-    /// Moves a connection in the reserve to a regular place if the rules now give it one. Then returns true if the
-    /// connection has a regular place.
+    /// Returns true if the connection has a regular place. First moves a connection from the reserve to a regular place
+    /// if the rules allow it now.
     pub(crate) fn is_regular(&self) -> bool {
         if !self.in_reserve.load(Ordering::Relaxed) {
             return true;
@@ -261,7 +261,7 @@ impl ConnectionPlace {
 impl Drop for ConnectionPlace {
     fn drop(&mut self) {
         let mut all = self.table.lock();
-        // A connection that was told to close is in neither list.
+        // A connection that was told to close is neither in `regular` nor in `reserve`.
         if all.regular.remove(self.network, self.id).is_none() {
             all.reserve.remove(self.network, self.id);
         }
@@ -401,7 +401,8 @@ mod tests {
         assert!(own.is_in_reserve() && !slow.is_leaving() && !head.is_leaving());
         let first = rig.connect("10.0.0.2");
         assert!(head.is_leaving() && !slow.is_leaving() && !first.is_in_reserve());
-        // Now neither address holds more than its share. A connection from a third address makes the slow body close.
+        // Now each address holds one place, which is its share. Once 10.0.0.1 holds two places again, a connection from
+        // a third address makes the slow body close.
         let _more = rig.connect("10.0.0.1");
         drop(first);
         let more = rig.connect("10.0.0.1");

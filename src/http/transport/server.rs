@@ -3,7 +3,8 @@
 //! have a place, and `tls` encrypts them.
 //!
 //! The accept loop is our own, because `axum::serve` gives hyper no timer. Without a timer, the header timeout of hyper
-//! never fires. Only HTTP/1.1 is served: no upgrades and no HTTP/2, even if the request head asks for them.
+//! never fires. Only HTTP/1.0 and HTTP/1.1 are served: no upgrades and no HTTP/2, even if the request head asks for
+//! them.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -207,7 +208,7 @@ impl Connection {
             .timer(TokioTimer::new())
             .header_read_timeout(settings.keep_alive)
             .max_headers(settings.max_headers)
-            // `max_buf_size` alone would let a longer head pass if it arrives at once.
+            // `max_buf_size` alone would let a longer head pass if all of it arrives in one piece.
             .max_header_size(settings.max_head_bytes)
             .max_buf_size(settings.max_head_bytes)
             .serve_connection(TokioIo::new(WithoutAutomaticAnswers::new(stream)), service);

@@ -1,4 +1,5 @@
-//! What the queue holds: a job for a pool thread, its lane, and how it ended. `jobs` implements the jobs, `pool` runs them.
+//! What the queue holds: a job for a pool thread, its lane, and how it ended. `jobs` implements the jobs; `pool` runs
+//! them.
 
 /// A piece of work for a pool thread.
 pub(in crate::images) trait Job: Send {
@@ -7,12 +8,12 @@ pub(in crate::images) trait Job: Send {
         true
     }
 
-    /// Estimated cost, in pixels of a plain JPEG; 0 if unknown.
+    /// Estimated cost: the number of pixels of a plain JPEG that would take as long to decode; 0 if unknown.
     fn work(&self) -> u64 {
         0
     }
 
-    /// True if there are no waiters and none can join any more.
+    /// True if there are no waiters and no new ones can join.
     fn is_abandoned(&self) -> bool {
         !self.is_wanted()
     }

@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 /// Weight of the newest job in the exponential moving averages.
 const NEWEST: f64 = 0.1;
 
-/// Minimum work that a picture counts as, in pixels. This much work takes about 100 us.
+/// Minimum work that a picture is charged for, in pixels. This much work takes about 100 us.
 const LEAST_WORK: f64 = 1e4;
 
-/// Window of the moving average of the time per pixel, in pixels. Each decode counts in proportion to its pixels, so
+/// Window, in pixels, of the moving average of the time per pixel. Each decode counts in proportion to its pixels, so
 /// small pictures hardly change the average.
 const REMEMBERED_WORK: f64 = 5e7;
 
@@ -125,7 +125,7 @@ impl Queue {
         let id = self.decodes.pop_from(client)?;
         let work = self.jobs.get(&id).map_or(0.0, |waiting| waiting.work);
         self.finish_times.insert(client, self.virtual_time + work);
-        // A client without an entry starts at the virtual time, so entries that are not after it are not needed.
+        // A client without an entry starts at the virtual time, so an entry is needed only while it is later than that.
         self.finish_times.retain(|_, finish_times| *finish_times > self.virtual_time);
         Some(id)
     }
@@ -201,8 +201,8 @@ impl Queue {
     /// Estimates the time until a thread is free for the last of `files` files, if their call arrived now. Zero if one
     /// of the `threads` threads is idle.
     ///
-    /// Fair queueing bounds the work that runs before that file: at most `files` jobs of each other call of this
-    /// client, and of each other client at most as much work as this client receives in that time.
+    /// Fair queueing bounds the work that runs before that file. Each other call of this client contributes at most
+    /// `files` jobs. Each other client contributes at most as much work as this client receives in that time.
     pub(super) fn wait(
         &self,
         call: CallId,
@@ -242,8 +242,8 @@ impl Queue {
         loads
     }
 
-    /// Estimates the seconds until a running job ends; for a hash job, including the decode that follows. A job that
-    /// has exceeded its estimate is expected to run for the same time again.
+    /// Estimates the seconds until a running job ends. For a hash job, the decode that follows it is included. A job
+    /// that has exceeded its estimate is expected to need as long again as it has already run.
     fn seconds_left(&self, job: Running, now: Instant) -> f64 {
         let ran = now.saturating_duration_since(job.began).as_secs_f64();
         let left = |all: f64| if ran > all && all > 0.0 { ran } else { all - ran.min(all) };

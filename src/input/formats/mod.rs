@@ -1,7 +1,7 @@
 //! The picture formats, one module each. A module holds everything about its format: the first bytes, the header, the
 //! checks and limits, the decoder, and where the orientation is stored. No module imports another.
 //!
-//! To add a format: its module here, its line in [`implementation`], and its variant of [`ImageFormat`].
+//! To add a format, add its module here, its line in [`implementation`], and its variant of [`ImageFormat`].
 
 mod bmp;
 mod gif;
@@ -38,8 +38,8 @@ pub fn sniff_format(file: &[u8]) -> Result<ImageFormat, InputError> {
         .ok_or(InputError::UnsupportedImageFormat)
 }
 
-/// True if [`super::inspect`] takes only microseconds for a small file of this format. For other formats and for
-/// unknown files, it may inflate metadata first.
+/// True if [`super::inspect`] takes only microseconds for a small file of this format. False for formats whose metadata
+/// `inspect` may inflate first, and for files of unknown format.
 #[must_use]
 pub fn is_quick_to_inspect(file: &[u8]) -> bool {
     sniff_format(file).is_ok_and(|format| implementation(format).is_quick_to_inspect())

@@ -87,7 +87,7 @@ impl Options {
         Ok(options)
     }
 
-    /// Returns the value of a key, which may be `null`, or `None` if no file sets the key.
+    /// Returns the value of a key, even if it is `null`; `None` if no file sets the key.
     pub(super) fn get(&self, key: &str) -> Option<&TokenizerOption> {
         self.entries.iter().find(|(known, _)| known == key).map(|(_, entry)| entry)
     }
@@ -210,7 +210,7 @@ impl Options {
         Ok(())
     }
 
-    /// Returns the extra tokens so far, followed by those of `items` that are not among them.
+    /// Returns the tokens that [`EXTRA`] lists so far, followed by the tokens of `items` that are not among them.
     fn with_extra(
         &self,
         items: &[Value],
@@ -275,8 +275,7 @@ impl Options {
         Ok(())
     }
 
-    /// If an added token has the same text as a standard special token, uses the added token, with its flags, as that
-    /// special token.
+    /// Gives each standard special token the flags of the added token with the same text, if there is one.
     fn name_added_tokens(&mut self) {
         for (key, entry) in &mut self.entries {
             let text = entry.value.text().filter(|_| NAMES.contains(&key.as_str()));

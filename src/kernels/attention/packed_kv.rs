@@ -172,7 +172,7 @@ fn pack_keys<I: Isa, C: Convert<I, Scaling = ()>>(isa: I, head: Head<'_>, to: &m
     for token in 0..keys.rows {
         let row = head.part(keys, token, 0, width);
         let column = (token / columns) * groups * columns + token % columns;
-        // The rest of a row's last line is zero, because padding must be zero.
+        // The rest of a row's last line is filled with zeros, because the product also sums over this padding.
         for (index, values) in row.chunks(LINE * C::GROUP).enumerate() {
             block[..values.len()].copy_from_slice(values);
             block[values.len()..].fill(0.0);
@@ -186,8 +186,8 @@ fn pack_keys<I: Isa, C: Convert<I, Scaling = ()>>(isa: I, head: Head<'_>, to: &m
     }
 }
 
-/// Packs the values of a head without transposing them: each token becomes a row of groups or, in bf16, every two
-/// tokens.
+/// Packs the values of a head without transposing them: each token (in bf16, each pair of tokens) becomes a row of
+/// groups.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of arrays")]
 fn pack_values<I: Isa>(isa: I, bf16: bool, head: Head<'_>, to: &mut [u32]) {

@@ -114,7 +114,7 @@ impl<'a> Strip<'a> {
         buffers.sums.resize(self.rows * columns);
     }
 
-    /// Packs the queries and multiplies them with the keys.
+    /// Packs the queries and multiplies them by the keys.
     ///
     /// # Safety
     /// The buffers have been resized for this strip.

@@ -32,7 +32,8 @@ impl Sequence {
 }
 
 /// Slow reference: computes `softmax(q k^T / sqrt(d)) v` for every row, over the first `visible(row)` keys, with
-/// operands rounded to the format. Returns each value with the largest magnitude in its column of `v`.
+/// operands rounded to the format. Returns pairs: a value of the result, and the largest magnitude in the column of `v`
+/// that it comes from.
 fn reference(
     format: Format,
     queries: Rows<'_>,

@@ -63,7 +63,7 @@ impl<'a> Finish<'a> {
     ) {
         let columns = I::LANES * I::VECTORS;
         let width = columns.min(self.weights.n() - panel * columns);
-        // The last panel may extend beyond the result; its rows are finished in these buffers.
+        // The last panel may extend beyond the result, so its rows pass through these buffers.
         let (mut residual, mut edge) = ([0.0f32; MOST_COLUMNS], [0.0f32; MOST_COLUMNS]);
         for r in 0..height {
             let at = (row + r) * self.out.stride + panel * columns;

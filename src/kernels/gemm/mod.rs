@@ -1,7 +1,7 @@
 //! Matrix product (GEMM) with fused epilogue: `y = epilogue(x W^T + b)`, with weights that are packed once.
 //!
 //! - `weights`: packs a layer's weights into **panels**, each as wide as a tile;
-//! - `rows`: packs the other operand into **tiles** of rows, for each product anew;
+//! - `rows`: packs the other operand into **tiles** of rows, in every product;
 //! - `tile`: the inner loop, which multiplies one tile with one panel; written once for all instruction sets and
 //!   formats;
 //! - `epilogue`: applies scale, bias, activation and residual to a tile before it is stored;
@@ -158,8 +158,8 @@ impl Partition {
         self.rows.div_ceil(self.row_block) * self.panel_blocks()
     }
 
-    /// Returns the rows and the panels of a part. Consecutive parts differ in their panels first, so that threads that
-    /// run at the same time use the same rows.
+    /// Returns the rows and the panels of a part. Most consecutive parts have the same rows and different panels, so
+    /// that threads that run at the same time use the same rows.
     fn part(&self, index: usize) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
         let (row, panel) = (index / self.panel_blocks(), index % self.panel_blocks());
         let (row, panel) = (row * self.row_block, panel * self.panel_block);

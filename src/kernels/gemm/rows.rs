@@ -35,7 +35,7 @@ pub(in crate::kernels) struct DisjointMutPtr<T>(pub(in crate::kernels) *mut T);
 // SAFETY: users write only to disjoint elements; each user says why they are disjoint.
 unsafe impl<T: Send> Send for DisjointMutPtr<T> {}
 #[expect(unsafe_code, reason = "disjoint writes from several threads")]
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl<T: Send> Sync for DisjointMutPtr<T> {}
 
 impl<T> DisjointMutPtr<T> {
@@ -135,8 +135,8 @@ impl Kernel for PackTile<'_> {
         let padded = k.div_ceil(format.group()).next_multiple_of(LINE);
         for index in 0..rows {
             let row = x.part(first + index, 0, k);
-            // SAFETY: the buffer holds `rows x padded` groups. The groups of this tile start at those of its first row, and
-            // no other part writes them.
+            // SAFETY: the buffer holds `rows x padded` groups. The groups of this tile start at those of its first row,
+            // and no other part writes them.
             unsafe {
                 let to = groups.pointer().add(first * padded + index * LINE);
                 match format {

@@ -34,8 +34,8 @@ fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
     }
 }
 
-/// Computes `x W^T + b` of the rounded operands. Returns each value, and the sum of the magnitudes of its terms. Errors
-/// are measured relative to this sum.
+/// Computes `x W^T + b` of the rounded operands. Returns pairs: a value of the result, and the sum of the magnitudes of
+/// its terms. Errors are measured relative to this sum.
 fn reference(
     format: Format,
     x: &[f32],

@@ -6,8 +6,8 @@
 //! with its arguments. `Level::run` compiles it once per level, detects the level's `Isa`, and calls the function that
 //! was compiled for it.
 //!
-//! Each architecture has a folder, which defines its levels. Levels for Arm would take two files in `aarch64`, and here
-//! the `mod` and `pub use` lines of the folder, with `other` limited to the remaining architectures:
+//! Each architecture has a folder, which defines its levels. Levels for Arm would need the `mod` and `pub use` lines of
+//! a folder `aarch64` here, `other` limited to the remaining architectures, and two files in that folder:
 //!
 //! - `sets.rs`: proof types with their detection and `impl Isa`. For example `Neon`, which every such CPU has: vectors
 //!   of four lanes, and 12 x 2 accumulators in 32 registers. `NeonDot` would detect `i8mm` and `bf16` and replace two
@@ -15,7 +15,7 @@
 //! - `levels.rs`: `levels! { ... }` with the name and the features of each level, as in `x86_64/levels.rs`.
 //!
 //! No kernel and no test of a kernel changes, unless a tile is larger than `gemm` allows (`MOST_ROWS`, `MOST_COLUMNS`).
-//! A set with a matrix unit also implements `matrix_tile`, and removes the lint's exception at `MatrixTile`.
+//! To add a set with a matrix unit, also implement `matrix_tile` and remove the lint exception at `MatrixTile`.
 
 mod lanes;
 mod level;

@@ -1,4 +1,4 @@
-//! The levels of architectures for which there are no kernels of their own: only the portable one.
+//! The levels of an architecture that has no kernels of its own: only the portable level.
 
 use crate::kernels::isa::level::levels;
 

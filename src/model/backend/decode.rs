@@ -1,8 +1,8 @@
 //! One decode step over a ragged batch: the new tokens of all groups run through the decoder together, then each
 //! group's search advances.
 //!
-//! A group is changed only after the whole step has succeeded. So if a step fails, the caller may split its batch and
-//! run each half again.
+//! A group is changed only after the whole step has succeeded. If the step fails, the caller may therefore split the
+//! batch and run each half again.
 
 use std::sync::Arc;
 
@@ -117,8 +117,8 @@ fn run<O: Ops>(
     Ok(outcomes.into_iter().map(|outcome| outcome.expect("the order names every group")).collect())
 }
 
-/// Returns the indices of the groups in an order in which groups with the same encoder states are adjacent. Otherwise,
-/// the groups keep their order.
+/// Returns the indices of the groups, reordered so that groups with the same encoder states are adjacent. The states
+/// are in the order of their first group; groups with the same states keep their order.
 fn adjacent_by_memory<T>(cross: &[Arc<T>]) -> Vec<usize> {
     let first_of = |index: usize| {
         cross.iter().position(|other| Arc::ptr_eq(other, &cross[index])).unwrap_or(index)

@@ -78,8 +78,8 @@ pub fn check(spec: &ModelSpec) -> Result<Vocabulary, LoadError> {
 }
 
 impl<O: Ops> BlipBackend<O> {
-    /// Loads the models, which will run on `ops`. `placement` must be the device and number format of `ops`; the
-    /// models' descriptions contain it. `on_event` is called with progress reports.
+    /// Loads the models, which will run on `ops`. `placement` must be the device and number format of `ops`; it becomes
+    /// part of the models' descriptions. `on_event` is called with progress reports.
     ///
     /// # Errors
     /// Returns the error of the first model that cannot be loaded. It names the file or tensor.

@@ -1,7 +1,8 @@
 //! Loads checkpoint files as weights in the form that the operations use.
 //!
 //! - [`File`]: one file of a checkpoint, on disk or embedded in the binary.
-//! - [`CheckpointWeights`]: finds tensors by name in safetensors files (memory-mapped, possibly sharded) or PyTorch files.
+//! - [`CheckpointWeights`]: finds tensors by name in safetensors files (memory-mapped, possibly sharded) or PyTorch
+//!   files.
 //! - `Loader`: loads layers by name, and checks every shape against the configuration.
 
 mod file;

@@ -16,8 +16,8 @@ use super::{Epilogue, KvLifetime, Ops, PatchEmbeddingWeights, PersistentKvShape,
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
-/// Minimum number of rows for which a [`WorkKind`] records the number of rows of a product. The duration of a product with
-/// fewer rows depends mainly on reading the weights.
+/// Minimum number of rows for which a [`WorkKind`] records the number of rows of a product. With fewer rows, the
+/// duration of a product depends mainly on reading the weights.
 const MANY_ROWS: usize = 64;
 
 /// Operations that forward to `O`, and measure durations while [`Times`] is recording.

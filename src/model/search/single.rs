@@ -83,7 +83,7 @@ impl SingleSearch {
 impl Sampling {
     /// Draws a token and returns its id. Applies temperature, top-k and top-p in transformers' order, then inverts the
     /// cumulative distribution at a uniform random number (inverse transform sampling). The tokens are in descending
-    /// order of score, so the draw does not depend on their ids.
+    /// order of score; ids decide only between equal scores.
     fn draw(&self, scores: &[f32], step: u64) -> usize {
         let possible = scores.iter().filter(|score| **score > f32::NEG_INFINITY).count();
         let kept = if self.top_k == 0 { possible } else { self.top_k.min(possible) };

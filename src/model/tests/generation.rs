@@ -75,7 +75,7 @@ pub(super) fn memory(
     }
 }
 
-/// Opens a group for a golden case. Its `input_ids` start with `bos`, whereas the `Backend` trait takes
+/// Opens a group for a golden case. The `input_ids` of the case start with `bos`, whereas the `Backend` trait takes
 /// `[CLS] prompt [SEP]`.
 pub(super) fn open(
     backend: &mut Tested,

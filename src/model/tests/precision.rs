@@ -32,9 +32,9 @@ fn least_cosine<O: Ops>(ops: O, dtype: Dtype) -> f32 {
     least
 }
 
-/// bf16 has 8 bits of mantissa, f16 has 11, and 8-bit integers have about 7 for a given range. In the tiny model, the
-/// errors of the embeddings are about as large as the rounding errors of the format, so the accepted cosine differs per
-/// format.
+/// bf16 has 8 bits of mantissa, f16 has 11, and 8-bit integers have about 7, relative to the largest value of a row or
+/// column. In the tiny model, the errors of the embeddings are about as large as the rounding errors of the format, so
+/// the accepted cosine differs per format.
 #[test]
 fn every_format_stays_near_f32_at_every_level() {
     for (dtype, least) in [(Dtype::Bf16, 0.999), (Dtype::F16, 0.9999)] {

@@ -1,4 +1,4 @@
-//! Tests that models share byte-identical parts, with the demo checkpoints, which were exported with such parts.
+//! Tests on the demo checkpoints, which were exported with byte-identical parts, that models share these parts.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -14,8 +14,8 @@ use crate::engine::ids::{CallId, FeatureKey, ItemId, TaskId};
 use crate::fairness::{Pick, Turns};
 use crate::task::ModelId;
 
-/// Projecting the keys and values of this many image tokens costs as much as running one text token. 577 image tokens
-/// need 16 GFLOP, a text token 0.2 GFLOP (12 layers x 14 x 768 x 768 x 2), so the ratio is about 8.
+/// Projecting the keys and values of this many image tokens costs as much as processing one text token. 577 image
+/// tokens need 16 GFLOP, a text token 0.2 GFLOP (12 layers x 14 x 768 x 768 x 2), so the ratio is about 8.
 const IMAGE_TOKENS_PER_TOKEN: f64 = 8.0;
 
 /// A single-pass row that is ready to run.
@@ -23,7 +23,7 @@ const IMAGE_TOKENS_PER_TOKEN: f64 = 8.0;
 pub(crate) struct RowEntry {
     pub(crate) id: ItemId,
     pub(crate) model: ModelId,
-    /// Number of tokens that the row runs; 0 for an image's projection.
+    /// Number of tokens that the row processes; 0 for an image's projection.
     pub(crate) tokens: usize,
     /// The image that the row attends to.
     pub(crate) image: Option<FeatureKey>,
@@ -36,7 +36,7 @@ pub(crate) struct GroupEntry {
     pub(crate) model: ModelId,
     /// Number of rows that the group occupies, one for each beam.
     pub(crate) rows: usize,
-    /// Number of tokens that the group's first step (prefill) runs.
+    /// Number of tokens that the group's first step (prefill) processes.
     pub(crate) tokens: usize,
     /// The image whose cross-attention KV cache the group shares with other groups, and the size of that cache in
     /// bytes.
@@ -64,7 +64,7 @@ struct LaneQueue {
     waiting: Turns<ItemId>,
     /// Groups that have joined, in joining order. Empty in a lane of single-pass rows.
     running: Vec<ItemId>,
-    /// Cost of projecting one image, in tokens.
+    /// Cost of projecting one image to the model's keys and values, in tokens.
     image_work: f64,
 }
 
@@ -179,7 +179,7 @@ impl TextStage {
         self.items.values().filter(|item| !item.running).map(|item| item.rows).sum()
     }
 
-    /// Returns all items, each with whether it is a running group.
+    /// Returns all items. The flag of each is true if it is a running group.
     #[cfg(test)]
     pub(super) fn running(&self) -> std::collections::BTreeMap<ItemId, bool> {
         self.items.iter().map(|(&id, item)| (id, item.running)).collect()
@@ -302,9 +302,9 @@ impl TextStage {
         taken
     }
 
-    /// True if this lane runs no group, and the next one must wait because the KV caches of the other models leave too
-    /// little of `max_kv_bytes`. KV bytes that those models release are then reserved for this lane; otherwise it might
-    /// wait for ever.
+    /// True if this lane runs no group, and its next group must wait because the KV caches of the other models leave
+    /// too little of `max_kv_bytes`. The bytes that those models release are then reserved for this lane; otherwise the
+    /// lane might wait for ever.
     fn is_blocked_on_kv(&self, id: Lane) -> bool {
         let lane = &self.lanes[&id];
         let Some(head) = lane.waiting.front().filter(|_| lane.running.is_empty()) else {

@@ -1,9 +1,9 @@
 //! Fills the next decode step of one model's groups (continuous batching).
 //!
 //! Running groups come first, in the order in which they joined. But every client gets its first group into the step
-//! before any client gets a second, and so do the calls of one client. So a client or call with many groups makes room
-//! for a new client or call. Groups left out of a step keep their state and continue later. Nothing overtakes a group
-//! that waits for capacity, so every group finishes eventually.
+//! before any client gets a second, and the same holds for the calls of one client. So a client or call with many
+//! groups makes room for a new client or call. Groups left out of a step keep their state and continue later. Nothing
+//! overtakes a group that waits for capacity, so every group finishes eventually.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
@@ -77,8 +77,8 @@ impl TextStage {
             for client in running.clients.clone() {
                 while groups.chosen(client) < round {
                     let Some((rank, group)) = running.next(client) else { break };
-                    // A waiting call that runs fewer groups goes first, so this group makes room for one of that
-                    // call's.
+                    // A waiting call that runs fewer groups goes first, so this group makes room for a group of that
+                    // call.
                     if open && lane.waiting.calls_of(client).any(|call| groups.of(call) + 1 < rank)
                     {
                         break;
@@ -121,7 +121,7 @@ impl TextStage {
     }
 }
 
-/// Counts of the groups of each client and of each call, and of each client's groups in the step.
+/// Number of groups of each client and of each call, and number of each client's groups that are in the step.
 #[derive(Default)]
 struct Groups {
     of_client: HashMap<ClientId, usize>,

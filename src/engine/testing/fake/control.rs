@@ -1,4 +1,4 @@
-//! [`FakeControl`]: gate, faults, costs and log of the fake backend, in the hands of a test.
+//! [`FakeControl`], through which a test controls the fake backend: its gate, faults, costs and log.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -49,7 +49,7 @@ pub struct FakeUnit {
     pub call: FakeCall,
     /// Index of the tower (`Encode`) or the model.
     pub of: usize,
-    /// Number of tokens that the call ran in all.
+    /// Total number of tokens that the call processed.
     pub tokens: usize,
     /// Marks of each item in the call.
     pub items: Vec<Vec<FakeMark>>,
@@ -148,7 +148,9 @@ impl FakeControl {
         self.state().faults.clear();
     }
 
-    /// Makes the next task with an image panic where the worker does not catch it, which kills the worker's thread.
+    /// Makes the worker panic the next time it asks for the size of an image's features, as it does when it accepts a
+    /// task with a new image. The worker does not catch panics of this backend call, so without supervision its thread
+    /// ends.
     pub fn kill_worker(&self) {
         self.state().deadly = true;
     }
@@ -163,7 +165,7 @@ impl FakeControl {
         assert!(!deadly, "scripted death of the worker");
     }
 
-    /// Sets the number of tokens of every text (within its parameters), instead of 2 to 8.
+    /// Sets the number of tokens of every generated text (within the limits of its parameters), instead of 2 to 8.
     pub fn set_text_length(&self, tokens: usize) {
         self.state().text_length = Some(tokens);
     }
@@ -210,7 +212,8 @@ impl FakeControl {
         self.state().faults.iter().any(hit)
     }
 
-    /// Handles a backend call: waits at the gate, logs the call, lets its duration pass, and fails if a fault applies.
+    /// Handles a backend call: waits at the gate, logs the call, advances the clock by its duration, and fails if a
+    /// fault applies.
     pub(super) fn enter(
         &self,
         call: FakeCall,

@@ -2,7 +2,7 @@
 //! where the test tells it to. Nothing sleeps: the test blocks until the worker waits at the gate, and vice versa.
 //!
 //! The answers depend on all that they should depend on (pixels, texts, parameters, sequence) and on nothing else. So
-//! if data of one row leaks into another row, that row's answer changes. Tests control the backend through
+//! if data of one row leaks into another, the answer of the other row changes. Tests control the backend through
 //! [`FakeControl`]. `blip-server mock` has a backend of its own (`app/mock`).
 
 mod control;

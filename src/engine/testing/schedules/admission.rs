@@ -1,5 +1,6 @@
-//! The admission controller alone, small enough to explore every possible schedule. A call comes and goes while a drain
-//! waits for the last call to end. So lost notifications and late admissions are found for certain, not by chance.
+//! The admission controller alone. A call comes and goes while a drain waits for the last call to end. This is small
+//! enough to explore every possible schedule, so lost notifications and late admissions are found for certain, not by
+//! chance.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,5 +1,5 @@
-//! The engine under thread schedules that a checker (shuttle) chooses. Clients submit, stream, wait and disconnect,
-//! deadlines pass, the engine is drained, aborted or stopped, or the worker dies. Each of these can happen between any
+//! The engine under thread schedules that a checker (shuttle) chooses. Clients submit, stream, wait and disconnect;
+//! deadlines pass; the engine is drained, aborted or stopped; or the worker dies. Each of these can happen between any
 //! two operations.
 //!
 //! The tests run the real handle, admission controller and worker loop (see `sync`), with the fake backend and a clock
@@ -20,8 +20,8 @@
 //! - `tally`: counts what happened over all schedules, so that no check passes only because nothing happened.
 //!
 //! The long version is run with `cargo test --release --lib -- --ignored --nocapture schedules::long`. A failure prints
-//! its schedule for `shuttle::replay(|| play::play(&Tally::default()), "...")`. For a random schedule it also prints the
-//! seed; `SHUTTLE_RANDOM_SEED=<seed>` makes it the first schedule of the next run.
+//! its schedule for `shuttle::replay(|| play::play(&Tally::default()), "...")`. For a random schedule it also prints
+//! the seed; `SHUTTLE_RANDOM_SEED=<seed>` makes it the first schedule of the next run.
 
 mod admission;
 mod client;

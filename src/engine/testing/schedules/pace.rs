@@ -13,7 +13,7 @@ use crate::engine::testing::ManualClock;
 use crate::engine::testing::fake::{FakeBackend, FakeEncoderStates, FakeGroup};
 use crate::task::{ModelId, ModelInfo, Pixels, TowerId};
 
-/// Time by which each reading of the engine moves the clock.
+/// Time by which the clock moves each time the engine reads it.
 const TICK: Duration = Duration::from_millis(1);
 
 /// Returns the clock for the engine, which moves with every reading.

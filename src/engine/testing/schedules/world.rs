@@ -37,7 +37,7 @@ pub(super) struct Over {
     /// Identifies the task's units; `None` if another task has the same mark.
     pub(super) mark: Option<FakeMark>,
     pub(super) deadline: Instant,
-    /// Number of units that had begun when nobody waited for the task any more.
+    /// Number of units that had begun when the task's client stopped waiting.
     pub(super) at: usize,
     /// Number of units that may still run for the task.
     pub(super) more: usize,

@@ -131,7 +131,7 @@ impl Builder {
     ) -> io::Result<JoinHandle<T>> {
         let name = self.0.unwrap_or_default();
         if is_explored() {
-            // As with `std`, a panic ends only this thread; uncaught, it would end the checker.
+            // As with `std`, a panic must end only this thread. If it were not caught here, it would end the checker.
             let body = || catch_unwind(AssertUnwindSafe(body));
             shuttle::thread::Builder::new().name(name).spawn(body).map(JoinHandle::Explored)
         } else {

@@ -104,8 +104,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WithoutAutomaticAnswers<S> {
 
 /// Returns the offset at which an automatic answer begins, if `bytes` end with one; otherwise `None`.
 fn start_of_automatic_answer(bytes: &[u8]) -> Option<usize> {
-    // Nearly every write returns here. Apart from automatic answers, only the last chunk of a stream ends like this, or
-    // a body that happens to do so.
+    // Nearly every write returns here. Apart from automatic answers, only a head without a body, the last chunk of a
+    // chunked body, or a body that happens to end with these bytes passes this check.
     if !bytes.ends_with(b"\r\n\r\n") {
         return None;
     }

@@ -63,7 +63,7 @@ impl MalformedHead {
         };
         let is_too_slow = refusal.code == Code::RequestTimeout;
         let reason = if is_too_slow { HeadTooSlow.to_string() } else { error.to_string() };
-        // hyper writes no response to HTTP/2 and to slow heads.
+        // hyper writes no response of its own to an HTTP/2 preface or to a slow head.
         let can_answer = suppressed.is_some() || !error.is_parse() || error.is_parse_version_h2();
         let date = suppressed.and_then(|suppressed| suppressed.date);
         Some(Self { refusal, can_answer, date, reason })
@@ -135,8 +135,8 @@ fn too_large(settings: &ConnectionSettings) -> ApiError {
     )
 }
 
-/// True if one of the two timeouts for a head has expired: the one of [`TimedStream`](super::connection::TimedStream)
-/// or the one of hyper.
+/// True if one of the two timeouts for a head has expired: that of [`TimedStream`](super::connection::TimedStream) or
+/// that of hyper.
 fn is_too_slow(error: &hyper::Error) -> bool {
     let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
     let of_stream = causes.any(|cause| {

@@ -44,7 +44,7 @@ impl PictureFormat for Bmp {
         let bytes = pixels * header.bytes_per_pixel();
         check_decoded(bytes, settings)?;
         header.check_length(file).map_err(refused)?;
-        // A BMP has no orientation and is flattened in place, so neither step needs a second picture.
+        // A BMP has no orientation, and its pixels are flattened in place, so no second picture is needed.
         let working_bytes = bytes + header.unpacked_bytes();
         Ok(ImageHeader { format, width, height, working_bytes, work: pixels })
     }

@@ -54,8 +54,8 @@ enum ArithmeticPass {
 
 impl<'s, 'a> Arithmetic<'s, 'a> {
     /// Starts a scan. A progressive scan must have passed [`super::progressive::check`]. `fuel` is the maximum number
-    /// of binary decisions. It is needed because the decoder continues with zeros after a marker, so the length of the
-    /// file does not limit the number of decisions.
+    /// of binary decisions. The limit is needed because the decoder continues with zeros after a marker, so the length
+    /// of the file does not limit the number of decisions.
     pub(super) fn start(
         source: &'s mut ByteSource<'a>,
         tables: &Tables,

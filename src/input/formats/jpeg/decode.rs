@@ -269,9 +269,10 @@ impl ScanReader<'_, '_> {
     }
 }
 
-/// Returns the maximum number of binary decisions for all scans of a picture together, without the allowance for empty
-/// blocks. The number allowed per byte is far more than a byte can encode. A number per block is allowed as well,
-/// because the decoder continues with zeros after the last byte, and these zeros may decode to anything.
+/// Returns the maximum number of binary decisions for all scans of a picture together. In addition, each scan gets
+/// [`EMPTY_BLOCK_DECISIONS`] for every block that it traverses. The number allowed per byte is far more than a byte can
+/// encode. A number per block is allowed as well, because the decoder continues with zeros after the last byte, and
+/// these zeros may decode to anything.
 fn decision_budget(frame: &Frame, file_bytes: usize) -> u64 {
     const PER_BLOCK: u64 = 128;
     const PER_BYTE: u64 = 32;

@@ -7,9 +7,9 @@ use super::error::JpegError;
 use super::frame::{Colours, Frame};
 use super::source::{ByteSource, Segment, marker};
 
-/// Zigzag order: the position of each coefficient in a block ([`super::frame::CoefficientBlock`]), in the order in which
-/// coefficients are coded. The last sixteen entries are for damaged data, in which a run of zeros may lead beyond the
-/// block.
+/// Zigzag order: the position of each coefficient in a block ([`super::frame::CoefficientBlock`]), in the order in
+/// which coefficients are coded. The last sixteen entries are for damaged data, in which a run of zeros may lead beyond
+/// the block.
 #[rustfmt::skip]
 pub(super) const ZIGZAG: [u8; 80] = [
      0,  1,  8, 16,  9,  2,  3, 10, 17, 24, 32, 25, 18, 11,  4,  5,

@@ -21,7 +21,7 @@ pub(super) struct HuffmanTable {
     whole: Box<[i16; ENTRIES]>,
     /// The largest code of each length in bits; -1 if there is none.
     max_code: [i32; 17],
-    /// For each code length, the index of a symbol in `symbols` minus its code.
+    /// For each code length, the number that is added to a code to give the index of its symbol in `symbols`.
     offset: [i32; 17],
     symbols: [u8; 256],
 }

@@ -157,9 +157,9 @@ impl<'s, 'a, 'f> LosslessScan<'s, 'a, 'f> {
     }
 }
 
-/// Resets the prediction of all components. Like libjpeg, the caller does so before any row of the current MCUs is
-/// reconstructed. Therefore, the first of these rows is predicted without the row above, even if the restart interval
-/// starts at a later row.
+/// Resets the prediction of all components. As in libjpeg, this happens before any row of the current MCUs is
+/// reconstructed. Therefore, the first of these rows is predicted without the row above it, even if the restart
+/// interval starts at a later row.
 fn start_prediction(states: &mut [LosslessState<'_>]) {
     for state in states {
         state.is_first_row = true;

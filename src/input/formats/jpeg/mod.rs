@@ -5,10 +5,10 @@
 //! and `decode::decode` (for pixels) share one parser. The code follows libjpeg-turbo 3.2, which Pillow 13 bundles;
 //! `tests/fixtures/jpeg` holds Pillow's output for several hundred variants.
 //!
-//! Supported are sequential and progressive files with Huffman or arithmetic coding, and lossless files with Huffman
-//! coding. Each must have 8 bits per sample and one, three or four components. Pillow does not read the other processes
-//! either. The crate libjpeg-turbo-rs 0.9 was evaluated and rejected: its output differs from Pillow's in one variant
-//! out of eight, it panics on some damaged files, and it does not promise memory safety.
+//! The decoder reads sequential and progressive files with Huffman or arithmetic coding, and lossless files with
+//! Huffman coding. Each must have 8 bits per sample and one, three or four components. Pillow does not read the other
+//! processes either. The crate libjpeg-turbo-rs 0.9 was evaluated and rejected: its output differs from Pillow's in one
+//! variant out of eight, it panics on some damaged files, and it does not promise memory safety.
 //!
 //! Modules: `source` reads bytes and markers; `header` parses segments; `frame` computes the geometry; `work` estimates
 //! the cost; `decode` runs the steps of a decode. `scan` traverses blocks in order and calls an entropy decoder

@@ -109,7 +109,8 @@ impl BlockDecoder for Progressive<'_, '_> {
                 }
             }
         }
-        // In this pass, zero bits do not change a DC value, so libjpeg does not check for the end of the data.
+        // In the DC refinement pass, zero bits do not change a DC value, so libjpeg does not check for the end of the
+        // data.
         Ok(matches!(self.pass, ProgressivePass::DcRefine) || !self.bits.is_exhausted())
     }
 

@@ -137,7 +137,7 @@ pub(super) fn blocks_in_scan(frame: &Frame, scan: &Scan) -> u64 {
     scan.components.iter().map(blocks).sum()
 }
 
-/// Returns the work of a scan. The unit is traversing one block without data. Only the cost of traversal counts,
+/// Returns the work of a scan, in units of the cost of traversing one block without data. Only traversal counts,
 /// because a scan that adds no data takes just a few bytes of the file. The cost of added data needs no limit of its
 /// own, because the length of the file bounds it.
 pub(super) fn work_of_scan(frame: &Frame, scan: &Scan) -> u64 {
@@ -163,7 +163,8 @@ pub(super) fn scan_cost(process: Process, walked: u64, (first, last, high): (u8,
     work.saturating_add(SCAN_START)
 }
 
-/// Cost of an arithmetic-coded block without data. The unit here and below is one Huffman-coded block without data.
+/// Cost of traversing an arithmetic-coded block without data. The unit here and below is the cost of a Huffman-coded
+/// one.
 const ARITHMETIC: u64 = 2;
 /// Number of lossless samples that cost as much as one block.
 const LOSSLESS_SAMPLES: u64 = 8;

@@ -127,8 +127,8 @@ pub(super) fn row_bytes(frame: &Frame) -> u64 {
 }
 
 /// Returns the rows of blocks from two above `row` to two below. Beyond an edge of the picture, the nearest row is
-/// repeated. The edges are calculated as in libjpeg: in the last row of MCUs, libjpeg assumes that every row of MCUs is
-/// as high as the last one.
+/// repeated. The edges are calculated as in libjpeg, which, in the last row of MCUs, assumes that every row of MCUs has
+/// as many rows of blocks as the last one.
 fn rows_around(frame: &Frame, component: &Component, row: usize) -> [usize; 5] {
     let mcu_row = row / component.v;
     let in_mcu_row = row % component.v;

@@ -8,8 +8,8 @@ use super::header::Scan;
 use super::scan::{is_multi_scan, scan_cost, work_of_scan};
 use super::source::marker;
 
-/// Number of bytes that are searched for 0xFF together. Vector instructions compare all bytes of a chunk at once. Many
-/// chunks contain no 0xFF and are skipped.
+/// Number of bytes that are searched for 0xFF together. Vector instructions compare all bytes of a chunk at once, and
+/// the many chunks without 0xFF are skipped.
 const CHUNK: usize = 64;
 /// Cost of traversing a block without data; the unit is one pixel of a plain JPEG (see `ImageHeader::work`). Measured
 /// at 50 megapixels: 11 ns per pixel, and for 781,250 blocks 28 ms (DC refinement), 150 ms (AC refinement), 80 ms

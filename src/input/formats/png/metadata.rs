@@ -40,8 +40,8 @@ pub(super) fn find(file: &[u8]) -> Result<OrientationMetadata<'_>, OutOfMemory> 
 
 /// Returns an upper bound on the bytes of metadata that [`find`] copies.
 pub(super) fn copied_bytes(file: &[u8]) -> u64 {
-    // Compressed text counts as its inflated size; uncompressed text counts as the number of bytes that its hexadecimal
-    // digits encode.
+    // Compressed text counts as twice its maximum inflated size (DEFLATE expands one byte to at most 1,032).
+    // Uncompressed text counts as the number of bytes that its hexadecimal digits encode.
     let texts = chunks(file).map(|(name, data)| match name {
         b"zTXt" | b"iTXt" => (data.len() * 1032).min(MAX_TEXT_BYTES) * 2,
         b"tEXt" => data.len() / 2,

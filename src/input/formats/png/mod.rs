@@ -60,7 +60,7 @@ fn declared_size(file: &[u8]) -> Option<(u32, u32)> {
     Some((u32::from_be_bytes(*width), u32::from_be_bytes(*rest.first_chunk()?)))
 }
 
-/// Returns the size in bytes of the metadata that the decoder keeps. It also holds a few rows, which do not count.
+/// Returns the size in bytes of the metadata that the decoder keeps. The few rows that it also keeps are not counted.
 fn bytes_inside(file: &[u8], _frame: (u32, u32)) -> u64 {
     kept_metadata_bytes(file, METADATA_BYTES)
 }

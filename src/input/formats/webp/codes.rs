@@ -3,8 +3,8 @@
 //! expand to 3 GB of tables whatever the size of the picture.
 //!
 //! Parses the bitstream (RFC 9649, section 3) up to the codes of the picture itself. Skips the smaller images before
-//! these codes. Of the entropy image, only the highest group number is kept, because it determines the number of
-//! groups. Table sizes are those of `image-webp` (`HuffmanTree::build_implicit`), the decoder that reads the file next.
+//! these codes, but notes the highest group number in the entropy image, because it determines the number of groups.
+//! Table sizes are those of `image-webp` (`HuffmanTree::build_implicit`), the decoder that reads the file next.
 
 use super::parts::{Lossless, parts};
 
@@ -109,9 +109,9 @@ fn picture_codes(
     Ok(bytes)
 }
 
-/// Skips an image that precedes the picture's codes. Returns the largest 16-bit number that the red and green values of
-/// a pixel form. In the entropy image, these numbers are group numbers. Back-references only repeat earlier literals,
-/// so the literals give the maximum.
+/// Skips an image that precedes the picture's codes. The red and green values of a pixel form a 16-bit number, which in
+/// the entropy image is a group number. Returns the largest of these numbers. Back-references only repeat earlier
+/// literals, so the literals give the maximum.
 fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, Malformed> {
     let cache = cache_size(bits)?;
     let mut codes = Vec::with_capacity(ALPHABETS.len());
@@ -388,15 +388,16 @@ mod tests {
 
     #[test]
     fn an_image_that_takes_no_bits_is_passed_over_at_once() {
-        // The largest image with sides of 24 bits: reading it pixel by pixel would practically never end.
+        // An image of the size of the largest canvas (24 bits a side): reading it pixel by pixel would practically
+        // never end.
         let sides = (1 << 24, 1 << 24);
         for (green, fits) in [(0, true), (255, true), (256, true), (257, true), (258, false)] {
             let bytes = Writer::default().image_of(green).stream((1, 1));
             let mut bits = Bits { bytes: &bytes, at: 40 };
             let highest = skip_image(&mut bits, sides);
             let literal = if green < 256 { green as u16 } else { 0 };
-            // 258 copies three pixels at a time. The number of pixels is a power of two, so it is not a multiple of
-            // three.
+            // The symbol 258 copies three pixels at a time. The number of pixels is a power of two, so it is not a
+            // multiple of three.
             assert_eq!(highest, if fits { Ok(literal) } else { Err(Malformed) }, "{green}");
         }
     }

@@ -1,9 +1,9 @@
 //! Reads the RIFF container of a `WebP` with the rules of libwebp (`demux.c`), which Pillow uses to open every such
 //! file. Rewrites the first frame as a file that needs no special cases in the decoder.
 //!
-//! The flags of a `VP8X` chunk are wrong in some files, but the decoder trusts them. It rejects a file whose flags
-//! declare an EXIF or XMP chunk that is missing. It drops the transparency of a lossless picture if the flags do not
-//! declare transparency. The file that [`Container::still`] writes contains only the first frame, so the checks of
+//! The flags of a `VP8X` chunk are wrong in some files, but the decoder trusts them: it rejects a file whose flags
+//! declare an EXIF or XMP chunk that is missing, and it drops the transparency of a lossless picture if the flags do
+//! not declare transparency. The file that [`Container::still`] writes contains only the first frame, so the checks of
 //! `parts` and `codes` see exactly what is decoded.
 
 use crate::input::memory::{self, OutOfMemory};

@@ -2,7 +2,7 @@
 //! illegal-instruction signal. The signal handler then emulates the six instructions that `amx` uses.
 //!
 //! Source: Intel SDM, volume 2 (encodings, and the pseudo-code of each instruction). The emulator reproduces neither
-//! the speed of a real unit nor its rounding within one product of tiles: it adds the products to an f32 sum one after
+//! the speed of a real unit nor the rounding within one product of tiles. It adds the products to an f32 sum one after
 //! the other, with one rounding each, like a fused multiply-add.
 
 #![expect(unsafe_code, reason = "a signal handler that reads the instruction it interrupts")]
@@ -23,8 +23,8 @@ pub(super) fn is_installed() -> bool {
     INSTALLED.load(Ordering::Acquire)
 }
 
-/// Makes the AMX level usable on this machine, unless the CPU lacks AVX512-BF16, which is not emulated. If the CPU has
-/// the matrix unit, nothing is emulated.
+/// Makes the AMX level usable on this machine by emulation. Does nothing if the CPU has the matrix unit, or if it lacks
+/// AVX512-BF16, which the emulator does not provide.
 pub(super) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -1,5 +1,5 @@
-//! The x86-64 instruction sets: AVX2 with FMA, AVX-512 with and without dot products, and AMX. Each is a proof type with
-//! its detection and its vector operations.
+//! The x86-64 instruction sets: AVX2 with FMA, AVX-512 with and without dot products, and AMX. Each is a proof type
+//! with its detection and its vector operations.
 
 #![expect(unsafe_code, reason = "intrinsics; each set's value proves that the CPU has them")]
 #![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "eighty intrinsics"))]

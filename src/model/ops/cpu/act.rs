@@ -37,7 +37,7 @@ struct Buffer {
 }
 
 impl Arena {
-    /// Returns a buffer of `length` values, which are left over from earlier use.
+    /// Returns a buffer of `length` values: zeros, or values left over from earlier use.
     pub(super) fn take(&self, length: usize) -> Vec<f32> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         // The list is sorted, so this is the smallest buffer that is large enough.

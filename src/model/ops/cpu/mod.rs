@@ -48,7 +48,7 @@ const FEW_COLUMNS: usize = 64;
 
 /// Maximum size in bytes of a layer's widest activations in one pass, so that they stay in the third-level cache
 /// together with the weights. In a base-size model, they take 7 MB per image. Eight images in one pass take 2.5 %
-/// longer than eight passes of one image each, because all data then comes from main memory.
+/// longer than eight passes of one image each, because in the larger pass all data comes from main memory.
 const PASS_BYTES: usize = 12 << 20;
 
 /// Operations at one instruction set level, with weights in one format. They have their own thread pool.

@@ -117,7 +117,7 @@ impl Layers {
     }
 
     /// Sets a text that is empty in all layers. Error messages still report its origin as the default.
-    pub(super) fn complete(&mut self, path: &str, text: &str) {
+    pub(super) fn fill_if_empty(&mut self, path: &str, text: &str) {
         let values = figment::util::nest(path, Value::from(text));
         let values = values.into_dict().expect("a path has at least one segment");
         self.merge("completed".to_owned(), values);

@@ -139,11 +139,11 @@ fn complete_hub(layers: &mut Layers, environment: &Environment) {
         .or_else(|| folder("HOME").map(|home| home.join(".cache/huggingface")))
         .unwrap_or_else(|| PathBuf::from("huggingface"));
     if layers.is_empty_text("hub.cache") {
-        layers.complete("hub.cache", &home.join("hub").to_string_lossy());
+        layers.fill_if_empty("hub.cache", &home.join("hub").to_string_lossy());
     }
     if layers.is_empty_text("hub.token") {
         let file = folder("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
-        layers.complete("hub.token", &read_token(&file).unwrap_or_default());
+        layers.fill_if_empty("hub.token", &read_token(&file).unwrap_or_default());
     }
 }
 

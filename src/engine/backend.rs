@@ -150,7 +150,7 @@ pub struct GroupSpec<M> {
     /// The model whose decoder runs.
     pub model: ModelId,
     /// What the group attends to: the image's features (caption) or the question's hidden states (VQA).
-    pub memory: M,
+    pub states: M,
     /// Token ids of a caption prompt, `[CLS] prompt [SEP]`.
     pub prompt: Option<TokenIds>,
     /// Decoding parameters. If they ask for several samples, each sample is a group of its own.

@@ -24,7 +24,7 @@ pub(crate) enum Lookup<M> {
 
 #[derive(Debug)]
 struct CachedFeatures<M> {
-    memory: M,
+    states: M,
     bytes: u64,
     pins: usize,
     expires: Instant,
@@ -79,8 +79,8 @@ impl<M: Clone> Features<M> {
         now: Instant,
     ) -> Lookup<M> {
         self.expire(now);
-        if let Some(memory) = self.pin(key) {
-            return Lookup::Hit(memory);
+        if let Some(states) = self.pin(key) {
+            return Lookup::Hit(states);
         }
         if let Some(flight) = self.flights.get_mut(&key) {
             flight.waiters.push(task);
@@ -111,7 +111,7 @@ impl<M: Clone> Features<M> {
     pub(crate) fn complete(
         &mut self,
         key: FeatureKey,
-        memory: M,
+        states: M,
         bytes: u64,
         now: Instant,
     ) -> Vec<TaskId> {
@@ -120,7 +120,7 @@ impl<M: Clone> Features<M> {
         self.bytes += bytes;
         self.pinned += if pins > 0 { bytes } else { 0 };
         self.order.insert(used, key);
-        let entry = CachedFeatures { memory, bytes, pins, expires: now + self.ttl, used };
+        let entry = CachedFeatures { states, bytes, pins, expires: now + self.ttl, used };
         if let Some(old) = self.entries.insert(key, entry) {
             self.order.remove(&old.used);
             self.bytes -= old.bytes;
@@ -179,7 +179,7 @@ impl<M: Clone> Features<M> {
         if entry.pins == 1 {
             self.pinned += entry.bytes;
         }
-        Some(entry.memory.clone())
+        Some(entry.states.clone())
     }
 
     fn evict(&mut self) {

@@ -73,7 +73,7 @@ pub(crate) struct Counters {
     pub(crate) images_encoded: AtomicU64,
     pub(crate) vision_units: AtomicU64,
     pub(crate) single_pass_batches: AtomicU64,
-    pub(crate) score_rows: AtomicU64,
+    pub(crate) single_pass_rows: AtomicU64,
     pub(crate) steps: AtomicU64,
     pub(crate) step_rows: AtomicU64,
     pub(crate) steps_with_prompt: AtomicU64,
@@ -105,7 +105,7 @@ pub struct EngineStats {
     /// Number of batches of single-pass rows that were run.
     pub single_pass_batches: u64,
     /// Number of single-pass rows in those batches.
-    pub score_rows: u64,
+    pub single_pass_rows: u64,
     /// Number of decode steps that were run, prefill included.
     pub steps: u64,
     /// Number of rows summed over all decode steps. In its first step a group counts as one row, in later steps as one
@@ -136,7 +136,7 @@ impl Counters {
             images_encoded: read(&self.images_encoded),
             vision_units: read(&self.vision_units),
             single_pass_batches: read(&self.single_pass_batches),
-            score_rows: read(&self.score_rows),
+            single_pass_rows: read(&self.single_pass_rows),
             steps: read(&self.steps),
             step_rows: read(&self.step_rows),
             steps_with_prompt: read(&self.steps_with_prompt),

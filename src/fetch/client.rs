@@ -62,7 +62,7 @@ struct FetchPermit {
 /// stays with the bytes on their way through the decoding queue and the decoder.
 struct BytesWithPermit {
     bytes: Bytes,
-    _place: FetchPermit,
+    _permit: FetchPermit,
 }
 
 impl AsRef<[u8]> for BytesWithPermit {
@@ -87,7 +87,7 @@ pub enum FetchSetupError {
 /// The parts of a fetcher that tests replace.
 pub(super) struct Dependencies {
     pub(super) lookup: Arc<dyn NameLookup>,
-    pub(super) permits: fn(IpAddr) -> bool,
+    pub(super) is_allowed: fn(IpAddr) -> bool,
     pub(super) ports: Vec<u16>,
     /// Root certificates that are trusted instead of the system's.
     pub(super) roots: Option<Vec<reqwest::Certificate>>,
@@ -103,13 +103,13 @@ impl Fetcher {
         max_bytes: usize,
         metrics: Arc<Metrics>,
     ) -> Result<Self, FetchSetupError> {
-        let surroundings = Dependencies {
+        let dependencies = Dependencies {
             lookup: Arc::new(SystemLookup::new(settings.max_concurrent)),
-            permits: address::may_connect,
+            is_allowed: address::may_connect,
             ports: PORTS.to_vec(),
             roots: None,
         };
-        Self::with_dependencies(settings, max_bytes, metrics, surroundings)
+        Self::with_dependencies(settings, max_bytes, metrics, dependencies)
     }
 
     /// Creates a fetcher from its replaceable parts. `testing` passes the parts that a test replaces.
@@ -117,15 +117,15 @@ impl Fetcher {
         settings: &FetchSettings,
         max_bytes: usize,
         metrics: Arc<Metrics>,
-        surroundings: Dependencies,
+        dependencies: Dependencies,
     ) -> Result<Self, FetchSetupError> {
         settings.check()?;
-        let Dependencies { lookup, permits, ports, roots } = surroundings;
-        let resolver = CheckedResolver { lookup, permits };
+        let Dependencies { lookup, is_allowed, ports, roots } = dependencies;
+        let resolver = CheckedResolver { lookup, is_allowed };
         let http = client(settings, resolver, roots).map_err(FetchSetupError::Client)?;
         // `check` has already parsed every pattern, so this does not fail.
         let hosts = settings.host_patterns().unwrap_or_default();
-        let rules = Rules { allow_http: settings.allow_http, hosts, ports, permits };
+        let rules = Rules { allow_http: settings.allow_http, hosts, ports, is_allowed };
         let permits = Arc::new(Semaphore::new(settings.max_concurrent));
         let settings = settings.clone();
         Ok(Self(Arc::new(FetcherInner { http, rules, settings, max_bytes, permits, metrics })))
@@ -150,7 +150,7 @@ impl Fetcher {
     /// of a fetch; `DeadlineExceeded` if `deadline` passed first.
     pub async fn fetch(&self, target: Target, deadline: Instant) -> Result<Fetched, FetchError> {
         let shared = &self.0;
-        let place = shared.place(deadline).await?;
+        let permit = shared.acquire_permit(deadline).await?;
         let began = Instant::now();
         let end = deadline.min(began + shared.settings.total_timeout);
         let host = target.host().to_owned();
@@ -169,7 +169,7 @@ impl Fetcher {
         );
         match result {
             Ok(bytes) => {
-                let bytes = Bytes::from_owner(BytesWithPermit { bytes, _place: place });
+                let bytes = Bytes::from_owner(BytesWithPermit { bytes, _permit: permit });
                 Ok(Fetched { bytes, took })
             }
             Err(Failure::Timeout) if Instant::now() >= deadline => {
@@ -182,7 +182,7 @@ impl Fetcher {
 
 impl FetcherInner {
     /// Waits for a permit, at most for the total timeout of a fetch.
-    async fn place(&self, deadline: Instant) -> Result<FetchPermit, FetchError> {
+    async fn acquire_permit(&self, deadline: Instant) -> Result<FetchPermit, FetchError> {
         let patience = deadline.min(Instant::now() + self.settings.total_timeout);
         let permit = Arc::clone(&self.permits).acquire_owned();
         // The semaphore is never closed, so only the timeout can fail.
@@ -213,7 +213,7 @@ impl FetcherInner {
         let response = request.send().await.map_err(|error| failure_of(&error))?;
         // `resolver` and `target` have already checked the address; this check does not depend on them.
         match response.remote_addr() {
-            Some(peer) if (self.rules.permits)(peer.ip()) => Ok(response),
+            Some(peer) if (self.rules.is_allowed)(peer.ip()) => Ok(response),
             Some(_) | None => Err(Failure::Blocked),
         }
     }
@@ -315,7 +315,7 @@ mod tests {
             FetchSettings { max_concurrent: 1, allow_http: true, ..FetchSettings::default() };
         let lookup = Arc::new(FixedLookup::new(&[]));
         let hooks = Hooks {
-            permits: |address| address.is_loopback(),
+            is_allowed: |address| address.is_loopback(),
             ports: vec![port],
             ..Hooks::with_lookup(lookup)
         };

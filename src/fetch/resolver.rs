@@ -23,30 +23,30 @@ pub trait NameLookup: Send + Sync + 'static {
 /// therefore bounds the lookups in progress, so that slow names from untrusted clients cannot take all threads of the
 /// runtime.
 pub(super) struct SystemLookup {
-    questions: Arc<Semaphore>,
-    ask: fn(&str) -> io::Result<Vec<IpAddr>>,
+    lookups: Arc<Semaphore>,
+    resolve: fn(&str) -> io::Result<Vec<IpAddr>>,
 }
 
 impl SystemLookup {
-    pub(super) fn new(max_questions: usize) -> Self {
-        let ask = |name: &str| {
+    pub(super) fn new(max_lookups: usize) -> Self {
+        let resolve = |name: &str| {
             let addresses = (name, 0).to_socket_addrs()?;
             Ok(addresses.map(|address| address.ip()).collect())
         };
-        Self { questions: Arc::new(Semaphore::new(max_questions)), ask }
+        Self { lookups: Arc::new(Semaphore::new(max_lookups)), resolve }
     }
 }
 
 impl NameLookup for SystemLookup {
     fn lookup(&self, host: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
-        let (questions, ask) = (Arc::clone(&self.questions), self.ask);
+        let (lookups, resolve) = (Arc::clone(&self.lookups), self.resolve);
         // A final dot makes the name absolute, so that the network's own search domains are not tried.
         let name = format!("{host}.");
         let asked = async move {
-            let question = questions.acquire_owned().await.map_err(io::Error::other)?;
+            let question = lookups.acquire_owned().await.map_err(io::Error::other)?;
             let answer = move || {
                 let _question = question;
-                ask(&name)
+                resolve(&name)
             };
             tokio::task::spawn_blocking(answer).await.map_err(io::Error::other)?
         };
@@ -57,7 +57,7 @@ impl NameLookup for SystemLookup {
 /// The resolver that reqwest uses. It fails if any address of a name is not permitted.
 pub(super) struct CheckedResolver {
     pub(super) lookup: Arc<dyn NameLookup>,
-    pub(super) permits: fn(IpAddr) -> bool,
+    pub(super) is_allowed: fn(IpAddr) -> bool,
 }
 
 /// Error: an address of the name is not permitted. `client` finds this error among the sources of reqwest's error.
@@ -71,13 +71,13 @@ struct NoAddress;
 
 impl Resolve for CheckedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let (answer, permits) = (self.lookup.lookup(name.as_str()), self.permits);
+        let (answer, is_allowed) = (self.lookup.lookup(name.as_str()), self.is_allowed);
         Box::pin(async move {
             let addresses = answer.await?;
             if addresses.is_empty() {
                 return Err(NoAddress.into());
             }
-            if !addresses.iter().all(|&address| permits(address)) {
+            if !addresses.iter().all(|&address| is_allowed(address)) {
                 return Err(BlockedName.into());
             }
             // Port 0 means the port of the URL.
@@ -95,7 +95,7 @@ mod tests {
 
     async fn resolve(addresses: &[&str]) -> Result<Vec<SocketAddr>, String> {
         let lookup = Arc::new(FixedLookup::new(addresses));
-        let resolver = CheckedResolver { lookup, permits: is_public };
+        let resolver = CheckedResolver { lookup, is_allowed: is_public };
         let resolved = resolver.resolve("example.org".parse().unwrap()).await;
         resolved.map(Iterator::collect).map_err(|error| error.to_string())
     }
@@ -115,12 +115,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_system_is_asked_for_the_absolute_name_and_a_question_that_fails_is_over() {
-        let ask = |name: &str| match name {
+        let resolve = |name: &str| match name {
             "example.org." => Ok(vec![IpAddr::from([8, 8, 8, 8])]),
             "panic.example." => panic!("as a broken resolver library might"),
             _ => Err(io::ErrorKind::NotFound.into()),
         };
-        let lookup = SystemLookup { ask, ..SystemLookup::new(1) };
+        let lookup = SystemLookup { resolve, ..SystemLookup::new(1) };
         assert!(lookup.lookup("nothing.example").await.is_err());
         assert!(lookup.lookup("panic.example").await.is_err());
         assert_eq!(lookup.lookup("example.org").await.unwrap(), [IpAddr::from([8, 8, 8, 8])]);
@@ -129,21 +129,21 @@ mod tests {
     #[tokio::test]
     async fn a_question_that_nobody_waits_for_counts_until_the_system_has_answered() {
         static GATE: std::sync::Barrier = std::sync::Barrier::new(2);
-        let ask = |_: &str| {
+        let resolve = |_: &str| {
             GATE.wait();
             Ok(Vec::new())
         };
-        let lookup = SystemLookup { ask, ..SystemLookup::new(1) };
+        let lookup = SystemLookup { resolve, ..SystemLookup::new(1) };
         let asked = tokio::spawn(lookup.lookup("example.org"));
-        while lookup.questions.available_permits() > 0 {
+        while lookup.lookups.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
         // By now, the lookup is queued for a thread or already runs on one.
         tokio::task::yield_now().await;
         asked.abort();
         assert!(asked.await.is_err());
-        assert_eq!(lookup.questions.available_permits(), 0);
+        assert_eq!(lookup.lookups.available_permits(), 0);
         tokio::task::spawn_blocking(|| GATE.wait()).await.unwrap();
-        drop(lookup.questions.acquire().await.unwrap());
+        drop(lookup.lookups.acquire().await.unwrap());
     }
 }

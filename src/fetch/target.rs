@@ -19,7 +19,7 @@ pub(super) struct Rules {
     pub(super) hosts: Vec<HostPattern>,
     pub(super) ports: Vec<u16>,
     /// Whether an address may be connected to.
-    pub(super) permits: fn(IpAddr) -> bool,
+    pub(super) is_allowed: fn(IpAddr) -> bool,
 }
 
 /// A URL whose text has passed every rule. The addresses of a host name are checked when it is resolved.
@@ -82,7 +82,7 @@ impl Target {
             Host::Domain(name) if is_plain_name(name) && name.parse::<IpAddr>().is_err() => None,
             Host::Domain(_) => return Err(NotAllowed::Host),
         };
-        if address.is_some_and(|address| !(rules.permits)(address)) {
+        if address.is_some_and(|address| !(rules.is_allowed)(address)) {
             return Err(NotAllowed::Address);
         }
         if !rules.hosts.is_empty() && !rules.hosts.iter().any(|pattern| pattern.matches(&host)) {
@@ -122,7 +122,7 @@ mod tests {
     use crate::fetch::is_public;
 
     fn rules() -> Rules {
-        Rules { allow_http: true, hosts: Vec::new(), ports: vec![80, 443], permits: is_public }
+        Rules { allow_http: true, hosts: Vec::new(), ports: vec![80, 443], is_allowed: is_public }
     }
 
     fn parse(text: &str) -> Result<Target, NotAllowed> {

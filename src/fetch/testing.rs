@@ -19,7 +19,7 @@ pub struct Hooks {
     pub lookup: Arc<dyn NameLookup>,
     /// Whether an address may be connected to. In production it must be public ([`is_public`]) and not this machine's
     /// own.
-    pub permits: fn(IpAddr) -> bool,
+    pub is_allowed: fn(IpAddr) -> bool,
     /// Ports that may be connected to; 80 and 443 in production.
     pub ports: Vec<u16>,
     /// Root certificates (DER) that are trusted; in production, those of the system.
@@ -31,14 +31,14 @@ impl Hooks {
     /// no root certificate.
     #[must_use]
     pub fn with_lookup(lookup: Arc<dyn NameLookup>) -> Self {
-        Self { lookup, permits: is_public, ports: vec![80, 443], roots: Vec::new() }
+        Self { lookup, is_allowed: is_public, ports: vec![80, 443], roots: Vec::new() }
     }
 
     fn into_dependencies(self) -> Dependencies {
         let roots = self.roots.iter().filter_map(|der| reqwest::Certificate::from_der(der).ok());
         let roots = Some(roots.collect());
-        let Self { lookup, permits, ports, .. } = self;
-        Dependencies { lookup, permits, ports, roots }
+        let Self { lookup, is_allowed, ports, .. } = self;
+        Dependencies { lookup, is_allowed, ports, roots }
     }
 }
 

@@ -45,9 +45,9 @@ impl Pool {
     }
 
     /// Estimates, from moving averages, the queueing delay of the last of `files` files if their call arrived now.
-    pub(super) fn wait(&self, call: CallId, files: usize) -> Duration {
+    pub(super) fn estimated_wait(&self, call: CallId, files: usize) -> Duration {
         let SharedQueue { queue, threads, .. } = &*self.shared;
-        lock(queue).wait(call, files, *threads, Instant::now())
+        lock(queue).estimated_wait(call, files, *threads, Instant::now())
     }
 
     /// Queues a job of a call without blocking. A rejected job is dropped.

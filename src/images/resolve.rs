@@ -173,8 +173,8 @@ impl Images {
 
     /// Estimates how long the last of `files` files would wait for a decoding thread if their call arrived now. Images
     /// given by their ids do not count, because they need no thread.
-    pub fn wait(&self, call: CallId, files: usize) -> Duration {
-        self.shared.pool.wait(call, files)
+    pub fn estimated_wait(&self, call: CallId, files: usize) -> Duration {
+        self.shared.pool.estimated_wait(call, files)
     }
 
     /// Returns the file's id. A large file is hashed on the pool, where hash jobs take turns with decodes. The pool

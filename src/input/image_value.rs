@@ -96,20 +96,20 @@ struct Base64Scan {
 
 impl Base64Scan {
     fn of(text: &str) -> Self {
-        let mut survey = Self { characters: 0, padding: 0, plain: true };
+        let mut scan = Self { characters: 0, padding: 0, plain: true };
         for byte in text.bytes() {
             match byte {
-                b'=' => survey.padding += 1,
-                _ if byte.is_ascii_whitespace() => survey.plain = false,
+                b'=' => scan.padding += 1,
+                _ if byte.is_ascii_whitespace() => scan.plain = false,
                 _ => {
-                    survey.plain &= !matches!(byte, b'-' | b'_');
+                    scan.plain &= !matches!(byte, b'-' | b'_');
                     // Padding inside the text is invalid. It is counted as characters, so that the decoder sees and
                     // rejects it.
-                    survey.characters += 1 + std::mem::take(&mut survey.padding);
+                    scan.characters += 1 + std::mem::take(&mut scan.padding);
                 }
             }
         }
-        survey
+        scan
     }
 
     fn bytes(&self) -> usize {
@@ -130,24 +130,24 @@ impl Base64Scan {
 
 fn decode_base64(text: &str, settings: &InputSettings) -> Result<ImageValue, InputError> {
     let invalid = |problem| InputError::InvalidImageValue { problem };
-    let survey = Base64Scan::of(text);
-    if survey.characters == 0 && survey.padding == 0 {
+    let scan = Base64Scan::of(text);
+    if scan.characters == 0 && scan.padding == 0 {
         return Err(invalid("it is empty"));
     }
-    let (bytes, max_bytes) = (survey.bytes(), settings.max_image_bytes);
+    let (bytes, max_bytes) = (scan.bytes(), settings.max_image_bytes);
     if bytes > max_bytes {
         return Err(InputError::ImageFileTooLarge { bytes, max_bytes });
     }
-    let mut decoded = survey.buffer()?;
-    let is_valid = if survey.plain && survey.padding > 0 {
+    let mut decoded = scan.buffer()?;
+    let is_valid = if scan.plain && scan.padding > 0 {
         STANDARD.decode_vec(text, &mut decoded).is_ok()
-    } else if survey.plain {
+    } else if scan.plain {
         STANDARD_NO_PAD.decode_vec(text, &mut decoded).is_ok()
     } else {
-        decode_without_whitespace(text, &survey, &mut decoded).is_some()
+        decode_without_whitespace(text, &scan, &mut decoded).is_some()
     };
     is_valid.then_some(decoded).map(ImageValue::Bytes).ok_or_else(|| {
-        invalid(if has_only_base64(text) && !survey.has_right_padding() {
+        invalid(if has_only_base64(text) && !scan.has_right_padding() {
             WRONG_PADDING
         } else {
             NOT_BASE64
@@ -157,13 +157,13 @@ fn decode_base64(text: &str, settings: &InputSettings) -> Result<ImageValue, Inp
 
 /// Decodes a text block by block, removing white space and padding and mapping characters to the standard alphabet, so
 /// that a wrapped text needs no second copy. Returns `None` if the text is not valid base64.
-fn decode_without_whitespace(text: &str, survey: &Base64Scan, decoded: &mut Vec<u8>) -> Option<()> {
-    if !survey.has_right_padding() {
+fn decode_without_whitespace(text: &str, scan: &Base64Scan, decoded: &mut Vec<u8>) -> Option<()> {
+    if !scan.has_right_padding() {
         return None;
     }
     let mut block = [0_u8; BLOCK];
     let mut filled = 0;
-    let picked = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).take(survey.characters);
+    let picked = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).take(scan.characters);
     for byte in picked {
         block[filled] = match byte {
             b'-' => b'+',
@@ -287,8 +287,8 @@ mod tests {
         for length in [1, 2, 3, 4, 3069, 3070, 3071, 3072, 3073, 6143] {
             let padded = STANDARD.encode(vec![7; length]);
             for text in [padded.clone(), padded.replace('=', ""), wrapped(&padded, 76, "\n")] {
-                let survey = Base64Scan::of(&text);
-                let reserved = survey.buffer().unwrap().capacity();
+                let scan = Base64Scan::of(&text);
+                let reserved = scan.buffer().unwrap().capacity();
                 let Ok(ImageValue::Bytes(bytes)) = parse(&text) else { panic!("{text}") };
                 assert_eq!((bytes.len(), bytes.capacity()), (length, reserved));
             }

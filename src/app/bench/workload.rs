@@ -147,11 +147,11 @@ impl Workload {
             ..GenerationParams::greedy(self.tokens)
         };
         let mut groups = Vec::with_capacity(memories.len());
-        for memory in memories {
+        for states in memories {
             let (model, params) = (self.model, params.clone());
             groups.push(backend.open(GroupSpec {
                 model,
-                memory,
+                states,
                 prompt: None,
                 params,
                 sequence: 0,

@@ -130,9 +130,9 @@ impl Backend for MockBackend {
     }
 
     fn open(&mut self, spec: GroupSpec<MockStates>) -> MockGroup {
-        let GroupSpec { model, memory, prompt, params, sequence } = spec;
+        let GroupSpec { model, states, prompt, params, sequence } = spec;
         MockGroup {
-            digest: digest(&(model.0, memory, &prompt, sequence)),
+            digest: digest(&(model.0, states, &prompt, sequence)),
             prompt_tokens: prompt.map_or(1, |prompt| prompt.len().max(2) - 1),
             length: self
                 .settings
@@ -201,8 +201,8 @@ impl MockGroup {
 }
 
 fn output(model: ModelId, row: &SinglePassRow<MockStates>) -> SinglePassOutput<MockStates> {
-    let of = |memory: Option<&MockStates>, text: Option<&TokenIds>| {
-        let digest = digest(&(model.0, memory, text));
+    let of = |states: Option<&MockStates>, text: Option<&TokenIds>| {
+        let digest = digest(&(model.0, states, text));
         (digest, (digest % 1000) as f32 / 1000.0)
     };
     let embedding = |(digest, part): (u64, f32)| {
@@ -261,7 +261,7 @@ mod tests {
         params: GenerationParams,
     ) -> (Vec<Sequence>, Vec<TokenLogprob>) {
         let model = ModelId(0);
-        let spec = GroupSpec { model, memory: IMAGE, prompt: None, params, sequence: 0 };
+        let spec = GroupSpec { model, states: IMAGE, prompt: None, params, sequence: 0 };
         let mut group = backend.open(spec);
         let mut tokens = Vec::new();
         loop {

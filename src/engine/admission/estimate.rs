@@ -36,7 +36,7 @@ const LEAST_MISSES: f64 = 0.05;
 
 /// The work that is scheduled before a call.
 #[derive(Debug, Default)]
-pub(super) struct Queue {
+pub(super) struct WorkAhead {
     /// Number of rows that are scheduled before the call, each weighted by its client's `row_weight`.
     pub(super) rows: f64,
     /// Expected number of encodings that are scheduled before the call.
@@ -136,7 +136,7 @@ impl Estimates {
     /// long as there is room. While both stages have work, each stage gets only its share of the worker's time. Other
     /// calls can keep a stage busy during the whole wait. But if every row waits for an image of the queue, no other
     /// text work competes with the queue, so the wait is at most the queue's total work.
-    pub(super) fn wait(&self, queue: &Queue, settings: &EngineSettings) -> Duration {
+    pub(super) fn estimated_wait(&self, queue: &WorkAhead, settings: &EngineSettings) -> Duration {
         let vision_share = f64::from(settings.vision_share_percent) / 100.0;
         let share = |shared: bool, share: f64| if shared { share } else { 1.0 };
         let vision =

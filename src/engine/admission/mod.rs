@@ -23,7 +23,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use self::estimate::Estimates;
-use self::estimate::{Profile, Queue};
+use self::estimate::{Profile, WorkAhead};
 pub(crate) use self::reservation::{CallReservation, TaskReservation};
 use super::ids::CallId;
 use super::sync::{Mutex, MutexGuard, Notify};
@@ -105,8 +105,8 @@ impl Usage {
 /// Round robin serves clients in turn, and within a client its calls in turn. So from any other call of the same
 /// client, at most `own` items run before the last item of `call`. Any other client runs at most one item in each
 /// round, up to the round with the last item of `call`.
-fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, Queue) {
-    let mut queue = Queue::default();
+fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, WorkAhead) {
+    let mut queue = WorkAhead::default();
     let (mut calls, mut all) = (0, Usage::default());
     // Number of rounds until the call's last item.
     let (mut turns_rows, mut turns_images) = own;
@@ -353,7 +353,7 @@ impl AdmissionController {
             };
             return Err(self.refuse(Refusal::Deadline, error));
         }
-        let wait = state.estimates.wait(&queue, &self.settings);
+        let wait = state.estimates.estimated_wait(&queue, &self.settings);
         self.check_time(wait.mul_f64(state.slippage), estimate, left)?;
         Ok(wait + estimate)
     }

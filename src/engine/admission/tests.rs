@@ -192,24 +192,30 @@ fn a_client_that_has_taken_everything_leaves_a_part_to_others() {
 }
 
 /// Returns a queue of `rows` rows and nothing else.
-fn rows(rows: usize) -> Queue {
-    Queue { rows: rows as f64, ..Queue::default() }
+fn rows(rows: usize) -> WorkAhead {
+    WorkAhead { rows: rows as f64, ..WorkAhead::default() }
 }
 
 #[test]
 fn a_stage_that_others_keep_at_work_slows_the_other_one_down() {
     let settings = EngineSettings::default();
-    let wait = |queue: Queue| measured().wait(&queue, &settings).as_secs_f64();
+    let wait = |queue: WorkAhead| measured().estimated_wait(&queue, &settings).as_secs_f64();
     // Two images of a second each with their two rows; no other work.
-    let images =
-        || Queue { rows: 2.0, images: 2.0, vision_has_other_work: true, ..Queue::default() };
+    let images = || WorkAhead {
+        rows: 2.0,
+        images: 2.0,
+        vision_has_other_work: true,
+        ..WorkAhead::default()
+    };
     assert!(wait(images()) < 3.5, "{}", wait(images()));
     // If there are also rows that do not wait for images, the images get only half of the worker's time.
-    assert!(wait(Queue { text_has_other_work: true, ..images() }) >= 4.0);
+    assert!(wait(WorkAhead { text_has_other_work: true, ..images() }) >= 4.0);
     // More rows than fit into one unit: first without other work, then with other work in both stages. The images of
     // that work are not scheduled before the call.
-    let (alone, beside) =
-        (rows(10), Queue { text_has_other_work: true, vision_has_other_work: true, ..rows(10) });
+    let (alone, beside) = (
+        rows(10),
+        WorkAhead { text_has_other_work: true, vision_has_other_work: true, ..rows(10) },
+    );
     let (alone, beside) = (wait(alone), wait(beside));
     assert!((beside - 2.0 * alone).abs() < 1e-6, "{alone} {beside}");
 }
@@ -218,8 +224,8 @@ fn a_stage_that_others_keep_at_work_slows_the_other_one_down() {
 fn rows_that_share_units_do_not_wait_for_each_other() {
     let settings = EngineSettings::default();
     // A unit takes 100 ms: a fixed part of 50 ms, and 5 tokens of 10 ms each.
-    assert_eq!(measured().wait(&rows(5), &settings), Duration::ZERO);
-    let wait = measured().wait(&rows(10), &settings).as_secs_f64();
+    assert_eq!(measured().estimated_wait(&rows(5), &settings), Duration::ZERO);
+    let wait = measured().estimated_wait(&rows(10), &settings).as_secs_f64();
     // Five rows wait until the five before them have left: 20 units of 100 ms.
     assert!((wait - 2.0).abs() < 1e-6, "{wait}");
 }

@@ -103,16 +103,16 @@ impl Plan {
         }
     }
 
-    /// Returns the work that becomes ready once the image with this key is encoded; `memory` holds its features.
-    pub(crate) fn image_ready<M: Clone>(&self, key: FeatureKey, memory: &M) -> Vec<Work<M>> {
+    /// Returns the work that becomes ready once the image with this key is encoded; `states` holds its features.
+    pub(crate) fn image_ready<M: Clone>(&self, key: FeatureKey, states: &M) -> Vec<Work<M>> {
         let Some(place) = self.images.iter().position(|(other, _)| *other == key) else {
             return Vec::new();
         };
         let row = |slot, row| Work::Row { slot, row, image: Some(key) };
-        let image = || memory.clone();
+        let image = || states.clone();
         match &self.task {
             Task::Caption(caption) => {
-                self.groups(0, memory, caption.prompt.as_ref(), &caption.params, Some(key))
+                self.groups(0, states, caption.prompt.as_ref(), &caption.params, Some(key))
             }
             Task::Vqa(vqa) => vqa
                 .questions
@@ -210,7 +210,7 @@ impl Plan {
     fn groups<M: Clone>(
         &self,
         question: usize,
-        memory: &M,
+        states: &M,
         prompt: Option<&TokenIds>,
         params: &GenerationParams,
         image: Option<FeatureKey>,
@@ -223,7 +223,7 @@ impl Plan {
             slot: Slot::Group(question, sequence),
             spec: GroupSpec {
                 model: self.model.id,
-                memory: memory.clone(),
+                states: states.clone(),
                 prompt: prompt.cloned(),
                 params: params.clone(),
                 sequence,

@@ -51,7 +51,7 @@ fn questions_are_encoded_before_their_answers_begin() {
         panic!("{groups:?}")
     };
     assert_eq!(*question_tokens, 3);
-    assert_eq!(spec.memory, "second");
+    assert_eq!(spec.states, "second");
     plan.row_done(Slot::Question(0), SinglePassOutput::EncoderStates("first")).unwrap();
     plan.group_done(Slot::Group(1, 0), vec![sequence(-2.0)]).unwrap();
     assert!(!plan.is_complete());

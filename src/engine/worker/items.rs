@@ -222,7 +222,7 @@ mod tests {
     fn group(rows: usize, admitted: Instant) -> WaitingGroup<&'static str> {
         let params = GenerationParams::greedy(4);
         let spec =
-            GroupSpec { model: ModelId(0), memory: "image", prompt: None, params, sequence: 0 };
+            GroupSpec { model: ModelId(0), states: "image", prompt: None, params, sequence: 0 };
         WaitingGroup { owner: owner(2), rows, spec, admitted }
     }
 

@@ -206,7 +206,7 @@ impl Meter {
     ) {
         let counters = &self.shared.counters;
         count(&counters.single_pass_batches, 1);
-        count(&counters.score_rows, rows);
+        count(&counters.single_pass_rows, rows);
         self.batch(Stage::Text, model, rows, elapsed);
         for _ in 0..rows {
             self.row_ended(1, tokens / rows as f64);

@@ -136,8 +136,8 @@ impl<B: Backend> Worker<B> {
             } else {
                 reservation.record_cache_hit();
             }
-            if let Lookup::Hit(memory) = found {
-                self.image_ready(id, key, &memory, now);
+            if let Lookup::Hit(states) = found {
+                self.image_ready(id, key, &states, now);
             } else {
                 let bytes = self.backend.feature_bytes(key.tower);
                 self.scheduler.push_image(id, key, bytes, now);
@@ -216,7 +216,7 @@ impl<B: Backend> Worker<B> {
         &mut self,
         task: TaskId,
         key: FeatureKey,
-        memory: &B::EncoderStates,
+        states: &B::EncoderStates,
         now: Instant,
     ) {
         let Some(active) = self.tasks.get_mut(&task) else {
@@ -230,7 +230,7 @@ impl<B: Backend> Worker<B> {
         // Count one extra user of the image until the task's rows are enqueued, so that the image is not unpinned too
         // early.
         active.pinned.insert(key, 1);
-        let work = active.plan.image_ready(key, memory);
+        let work = active.plan.image_ready(key, states);
         self.enqueue(task, work, now);
         self.release(task, Some(key));
     }

@@ -60,11 +60,11 @@ impl<B: Backend> Worker<B> {
         let mut participated = BTreeSet::new();
         for ((key, _), result) in flights.into_iter().zip(results) {
             match result {
-                Ok(memory) => {
-                    let waiters = self.features.complete(key, memory.clone(), bytes, now);
+                Ok(states) => {
+                    let waiters = self.features.complete(key, states.clone(), bytes, now);
                     self.participated(&waiters, &mut participated, start, elapsed);
                     for task in waiters {
-                        self.image_ready(task, key, &memory, now);
+                        self.image_ready(task, key, &states, now);
                         self.complete_task(task);
                     }
                 }

@@ -178,13 +178,13 @@ impl<B: Backend> TrialRun<'_, B> {
     fn run_steps(
         &mut self,
         model: ModelId,
-        memory: B::EncoderStates,
+        states: B::EncoderStates,
         image_work: f64,
         learn: bool,
     ) -> Result<(), UnitFault> {
         const UNIT: &str = "generating a token";
         let params = GenerationParams { min_new_tokens: STEPS, ..GenerationParams::greedy(STEPS) };
-        let spec = GroupSpec { model, memory, prompt: None, params, sequence: 0 };
+        let spec = GroupSpec { model, states, prompt: None, params, sequence: 0 };
         let mut group = self.measure(UNIT, None, |backend| Ok(backend.open(spec)))?;
         for work in [1.0 + image_work, 1.0] {
             let work = UnitWork::Step { model, groups: Vec::new(), joining: 0, work };

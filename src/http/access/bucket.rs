@@ -80,7 +80,7 @@ impl<C: Hash + Eq> Buckets<C> {
     /// The time to wait for the next token, if the bucket has none.
     pub(crate) fn take(&self, caller: C, now: Instant) -> Result<(), Duration> {
         let mut state = self.lock();
-        let has_place = state.find_place(&caller, self.max_callers, now);
+        let has_place = state.ensure_place(&caller, self.max_callers, now);
         let next = state.full_at(has_place, &caller, now) + self.rate.0;
         if let Some(wait) = self.time_to_next_token(next, now) {
             return Err(wait);
@@ -96,14 +96,14 @@ impl<C: Hash + Eq> Buckets<C> {
     /// Returns the time to wait for the next token; `None` if there is a token now. Takes no token.
     pub(crate) fn wait(&self, caller: &C, now: Instant) -> Option<Duration> {
         let mut state = self.lock();
-        let has_place = state.find_place(caller, self.max_callers, now);
+        let has_place = state.ensure_place(caller, self.max_callers, now);
         self.time_to_next_token(state.full_at(has_place, caller, now) + self.rate.0, now)
     }
 
     /// Returns the state of the caller's bucket. Takes no token.
     pub(crate) fn allowance(&self, caller: &C, now: Instant) -> Allowance {
         let mut state = self.lock();
-        let has_place = state.find_place(caller, self.max_callers, now);
+        let has_place = state.ensure_place(caller, self.max_callers, now);
         let full_after = state.full_at(has_place, caller, now).saturating_duration_since(now);
         let window = self.rate.0 * self.burst;
         let left = window.saturating_sub(full_after).as_nanos() / self.rate.0.as_nanos();
@@ -127,7 +127,7 @@ impl<C: Hash + Eq> Buckets<C> {
 impl<C: Hash + Eq> CallerBuckets<C> {
     /// True if the caller has its own bucket, or if there is space for one. Purges full buckets if that is needed to
     /// make space.
-    fn find_place(&mut self, caller: &C, max_callers: usize, now: Instant) -> bool {
+    fn ensure_place(&mut self, caller: &C, max_callers: usize, now: Instant) -> bool {
         if self.callers.len() < max_callers || self.callers.contains_key(caller) {
             return true;
         }

@@ -215,7 +215,7 @@ fn closest_field<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     if name.len() > MAX_COMPARED {
         return None;
     }
-    let name = plain(name);
+    let name = to_snake_case(name);
     let find = |wanted: &str| known.iter().copied().find(|field| *field == wanted);
     if let Some(field) = find(&name) {
         return Some(field);
@@ -233,7 +233,7 @@ fn closest_field<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
 
 /// Converts `maxNewTokens`, `Max-New-Tokens`, `texts[]` or `texts[0]` to the spelling of this API (`max_new_tokens`,
 /// `texts`).
-fn plain(name: &str) -> String {
+fn to_snake_case(name: &str) -> String {
     let name = name.split_once('[').map_or(name, |(name, _)| name).trim();
     let mut plain = String::with_capacity(name.len() + 4);
     let mut after_lower = false;

@@ -192,7 +192,7 @@ impl<'a> Start<'a> {
         let files = images.files();
         if files > 0 {
             // The engine's own estimate does not include the wait for a decoding thread, so check that wait here.
-            admission.check_wait(services.images.wait(admission.call(), files))?;
+            admission.check_wait(services.images.estimated_wait(admission.call(), files))?;
         }
         let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
         let find = images.start_lookup(services, &model, context, &admission);
@@ -227,10 +227,10 @@ impl<'a> Start<'a> {
             return Err(ApiError::new(Code::BatchTooLarge, detail));
         }
         admission.reserve(rows.max(1), images.distinct())?;
-        let beside_body = images.extra_bytes(model.info.preprocessing);
+        let bytes_outside_body = images.extra_bytes(model.info.preprocessing);
         let capacity = self.services.engine.settings().capacity_bytes;
-        check_bytes(self.context.notes().bytes_in.saturating_add(beside_body), capacity)?;
-        admission.reserve_bytes(beside_body)?;
+        check_bytes(self.context.notes().bytes_in.saturating_add(bytes_outside_body), capacity)?;
+        admission.reserve_bytes(bytes_outside_body)?;
         Ok(())
     }
 }

@@ -154,14 +154,14 @@ impl Activity {
     }
 
     /// Wraps a request body. The wrapper notes in this activity when the whole body has arrived, or when the body is
-    /// dropped before its end. Once `leave` is cancelled, reading data that has not arrived fails with
+    /// dropped before its end. Once `close_token` is cancelled, reading data that has not arrived fails with
     /// [`ClosedToMakeRoom`].
-    pub(crate) fn watch_body(&self, body: Incoming, leave: CancellationToken) -> Body {
+    pub(crate) fn watch_body(&self, body: Incoming, close_token: CancellationToken) -> Body {
         let ended = body.is_end_stream();
         if !ended {
             self.begin_body();
         }
-        Body::new(WatchedBody { body, activity: self.clone(), leave, leaving: None, ended })
+        Body::new(WatchedBody { body, activity: self.clone(), close_token, closing: None, ended })
     }
 
     /// Notes that the head has been read, but not yet the whole body.
@@ -199,9 +199,9 @@ impl Drop for RequestGuard {
 struct WatchedBody {
     body: Incoming,
     activity: Activity,
-    leave: CancellationToken,
-    /// A future that waits for `leave`; created when reading first has to wait for the client.
-    leaving: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    close_token: CancellationToken,
+    /// A future that waits for `close_token`; created when reading first has to wait for the client.
+    closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     ended: bool,
 }
 
@@ -213,8 +213,8 @@ impl HttpBody for WatchedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        // Read the data that has arrived before checking `leave`, so that a body that has arrived completely is always
-        // read to its end.
+        // Read the data that has arrived before checking `close_token`, so that a body that has arrived completely is
+        // always read to its end.
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             if frame.is_none() || self.body.is_end_stream() {
                 self.ended = true;
@@ -223,8 +223,8 @@ impl HttpBody for WatchedBody {
             return Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)));
         }
         let this = &mut *self;
-        let leave = || Box::pin(this.leave.clone().cancelled_owned());
-        ready!(this.leaving.get_or_insert_with(leave).as_mut().poll(context));
+        let close_token = || Box::pin(this.close_token.clone().cancelled_owned());
+        ready!(this.closing.get_or_insert_with(close_token).as_mut().poll(context));
         Poll::Ready(Some(Err(ClosedToMakeRoom.into())))
     }
 

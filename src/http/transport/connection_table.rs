@@ -73,7 +73,7 @@ struct Places {
 #[derive(Clone)]
 struct Member {
     activity: Activity,
-    leave: CancellationToken,
+    close_token: CancellationToken,
 }
 
 /// The place of one connection; dropping it frees the place.
@@ -121,7 +121,7 @@ impl ConnectionTable {
         };
         let id = all.next_id;
         all.next_id += 1;
-        let member = Member { activity: activity.clone(), leave: CancellationToken::new() };
+        let member = Member { activity: activity.clone(), close_token: CancellationToken::new() };
         places.insert(network, id, member.clone());
         drop(guard);
         let (table, in_reserve) = (Arc::clone(self), AtomicBool::new(in_reserve));
@@ -137,7 +137,7 @@ impl ConnectionTable {
         let Some((network, id)) = places.connection_to_close(newcomer) else { return false };
         if let Some(member) = places.remove(network, id) {
             self.count("idle");
-            member.leave.cancel();
+            member.close_token.cancel();
         }
         true
     }
@@ -230,17 +230,17 @@ impl Places {
 impl ConnectionPlace {
     /// Resolves when the connection must close to make room.
     pub(crate) async fn close_requested(&self) {
-        self.member.leave.cancelled().await;
+        self.member.close_token.cancelled().await;
     }
 
     /// Returns a token that is cancelled when the connection must close to make room.
     pub(crate) fn close_token(&self) -> CancellationToken {
-        self.member.leave.clone()
+        self.member.close_token.clone()
     }
 
     /// Returns true if the connection has a regular place. First moves a connection from the reserve to a regular place
     /// if the rules allow it now.
-    pub(crate) fn is_regular(&self) -> bool {
+    pub(crate) fn try_promote(&self) -> bool {
         if !self.in_reserve.load(Ordering::Relaxed) {
             return true;
         }
@@ -285,7 +285,7 @@ mod tests {
 
     impl Client {
         fn is_leaving(&self) -> bool {
-            self.place.member.leave.is_cancelled()
+            self.place.member.close_token.is_cancelled()
         }
 
         fn is_in_reserve(&self) -> bool {
@@ -425,7 +425,7 @@ mod tests {
         // as the crowd holds more than its share.
         let more = rig.connect("10.0.0.1");
         let probe = rig.connect("10.0.0.2");
-        assert!(more.is_in_reserve() && probe.is_in_reserve() && !probe.place.is_regular());
+        assert!(more.is_in_reserve() && probe.is_in_reserve() && !probe.place.try_promote());
         assert_eq!(leaving(&crowd).iter().filter(|leaving| **leaving).count(), 2);
         assert_eq!(leaving(&busy), [false, false]);
         assert_eq!(rig.held(), (2, 8));
@@ -446,11 +446,11 @@ mod tests {
         let busy = rig.connect("10.0.0.1");
         let request = busy.activity.begin_request();
         let waiting = rig.connect("10.0.0.2");
-        assert!(waiting.is_in_reserve() && !waiting.place.is_regular());
+        assert!(waiting.is_in_reserve() && !waiting.place.try_promote());
         drop(request);
         // The busy connection ends, which frees a regular place.
         drop(busy);
-        assert!(waiting.place.is_regular() && !waiting.is_in_reserve());
+        assert!(waiting.place.try_promote() && !waiting.is_in_reserve());
         assert_eq!(rig.held(), (1, 0));
     }
 }

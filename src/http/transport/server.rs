@@ -280,12 +280,12 @@ impl Connection {
     async fn answer(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let guard = self.activity.begin_request();
         request.extensions_mut().insert(PeerAddress(self.peer));
-        let is_regular = self.place.is_regular();
+        let is_regular = self.place.try_promote();
         if !is_regular {
             request.extensions_mut().insert(InReserve);
         }
-        let leave = self.place.close_token();
-        let request = request.map(|body| self.activity.watch_body(body, leave));
+        let close_token = self.place.close_token();
+        let request = request.map(|body| self.activity.watch_body(body, close_token));
         let mut response = self.router.clone().oneshot(request).await?;
         // Check `shutdown` here too: if a shutdown begins during this poll, the loop in `serve_http` notices it too
         // late.

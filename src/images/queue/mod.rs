@@ -203,7 +203,7 @@ impl Queue {
     ///
     /// Fair queueing bounds the work that runs before that file. Each other call of this client contributes at most
     /// `files` jobs. Each other client contributes at most as much work as this client receives in that time.
-    pub(super) fn wait(
+    pub(super) fn estimated_wait(
         &self,
         call: CallId,
         files: usize,

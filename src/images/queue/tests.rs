@@ -51,23 +51,23 @@ fn known() -> Queue {
 }
 
 /// Returns the estimated wait of a new client's call with one file.
-fn wait(queue: &Queue, threads: usize, now: Instant) -> Duration {
-    queue.wait(lone(99), 1, threads, now)
+fn estimated_wait(queue: &Queue, threads: usize, now: Instant) -> Duration {
+    queue.estimated_wait(lone(99), 1, threads, now)
 }
 
 #[test]
 fn the_wait_is_the_mean_time_of_what_stands_before_shared_by_the_threads() {
     let (mut queue, now) = (Queue::new(9), Instant::now());
     push(&mut queue, Lane::Decodes, lone(1));
-    assert_eq!(wait(&queue, 1, now), Duration::ZERO, "nothing is known yet");
+    assert_eq!(estimated_wait(&queue, 1, now), Duration::ZERO, "nothing is known yet");
     learn(&mut queue, Lane::Decodes, SECOND * 2, JobOutcome::Completed);
     learn(&mut queue, Lane::Hashes, SECOND, JobOutcome::Completed);
-    assert_eq!(wait(&queue, 1, now), SECOND * 2);
+    assert_eq!(estimated_wait(&queue, 1, now), SECOND * 2);
     push(&mut queue, Lane::Hashes, lone(2));
-    assert_eq!(wait(&queue, 1, now), SECOND * 4, "of others no more than the own work");
-    assert_eq!(wait(&queue, 2, now), SECOND * 2);
+    assert_eq!(estimated_wait(&queue, 1, now), SECOND * 4, "of others no more than the own work");
+    assert_eq!(estimated_wait(&queue, 2, now), SECOND * 2);
     learn(&mut queue, Lane::Decodes, SECOND, JobOutcome::Completed);
-    assert!(wait(&queue, 1, now) < SECOND * 4, "the average follows");
+    assert!(estimated_wait(&queue, 1, now) < SECOND * 4, "the average follows");
 }
 
 #[test]
@@ -76,14 +76,22 @@ fn of_others_no_more_stands_before_a_call_than_its_own_work() {
     for _ in 0..64 {
         push(&mut queue, Lane::Decodes, call(1, 1));
     }
-    assert_eq!(wait(&queue, 1, now), SECOND * 2, "one turn of the batch");
-    assert_eq!(queue.wait(call(1, 2), 1, 1, now), SECOND * 2, "also for its own client's calls");
+    assert_eq!(estimated_wait(&queue, 1, now), SECOND * 2, "one turn of the batch");
+    assert_eq!(
+        queue.estimated_wait(call(1, 2), 1, 1, now),
+        SECOND * 2,
+        "also for its own client's calls"
+    );
     for number in 2..12 {
         push(&mut queue, Lane::Decodes, call(1, number));
     }
-    assert_eq!(wait(&queue, 1, now), SECOND * 2, "many calls of one client are one turn");
-    assert_eq!(queue.wait(call(1, 99), 1, 1, now), SECOND * 22, "except for their own client");
-    assert_eq!(queue.wait(lone(99), 3, 1, now), SECOND * 6, "three files, three turns");
+    assert_eq!(estimated_wait(&queue, 1, now), SECOND * 2, "many calls of one client are one turn");
+    assert_eq!(
+        queue.estimated_wait(call(1, 99), 1, 1, now),
+        SECOND * 22,
+        "except for their own client"
+    );
+    assert_eq!(queue.estimated_wait(lone(99), 3, 1, now), SECOND * 6, "three files, three turns");
 }
 
 #[test]
@@ -148,14 +156,18 @@ fn files_that_are_refused_do_not_bring_the_estimate_down() {
     learn(&mut queue, Lane::Decodes, broken, JobOutcome::EndedEarly);
     learn(&mut queue, Lane::Decodes, SECOND, JobOutcome::Completed);
     push(&mut queue, Lane::Decodes, lone(1));
-    assert_eq!(wait(&queue, 1, now), SECOND, "the first that is decoded is believed in full");
+    assert_eq!(
+        estimated_wait(&queue, 1, now),
+        SECOND,
+        "the first that is decoded is believed in full"
+    );
     for _ in 0..1000 {
         learn(&mut queue, Lane::Decodes, broken, JobOutcome::EndedEarly);
     }
-    assert_eq!(wait(&queue, 1, now), SECOND);
+    assert_eq!(estimated_wait(&queue, 1, now), SECOND);
     // A job that fails late has occupied a thread like any other.
     learn(&mut queue, Lane::Decodes, SECOND * 11, JobOutcome::EndedEarly);
-    assert!(wait(&queue, 1, now) > SECOND * 5);
+    assert!(estimated_wait(&queue, 1, now) > SECOND * 5);
 }
 
 #[test]
@@ -172,34 +184,38 @@ fn a_file_costs_by_its_work_and_small_ones_do_not_change_what_a_pixel_costs() {
     }
     let (mut queue, now) = (known(), Instant::now());
     assert!(queue.push(Box::new(Large), Lane::Decodes, call(99, 1)).is_ok());
-    assert_eq!(wait(&queue, 1, now), SECOND * 100);
+    assert_eq!(estimated_wait(&queue, 1, now), SECOND * 100);
     for _ in 0..1000 {
         let began = Instant::now();
         let (lane, client) = (Lane::Decodes, ClientId(1));
         let small = Running { lane, client, began, work: LEAST_WORK };
         queue.ended(small, began + Duration::from_micros(50), JobOutcome::Completed);
     }
-    let seconds = wait(&queue, 1, now).as_secs_f64();
+    let seconds = estimated_wait(&queue, 1, now).as_secs_f64();
     assert!((5.0..100.0).contains(&seconds), "{seconds}");
 }
 
 #[test]
 fn what_runs_counts_with_the_rest_of_its_time_where_no_thread_is_free() {
     let (mut queue, now) = (known(), Instant::now());
-    assert_eq!(wait(&queue, 1, now), Duration::ZERO, "nothing waits and nothing runs");
+    assert_eq!(estimated_wait(&queue, 1, now), Duration::ZERO, "nothing waits and nothing runs");
     push(&mut queue, Lane::Decodes, lone(1));
     push(&mut queue, Lane::Hashes, lone(1));
     let (_, hash) = queue.next(now).unwrap();
     let (_, decode) = queue.next(now).unwrap();
     assert_eq!((hash.lane, decode.lane), (Lane::Hashes, Lane::Decodes));
-    assert_eq!(wait(&queue, 2, now), SECOND * 5 / 2);
-    assert_eq!(wait(&queue, 3, now), Duration::ZERO, "a third thread would be free");
-    assert_eq!(wait(&queue, 2, now + SECOND), SECOND * 3 / 2);
+    assert_eq!(estimated_wait(&queue, 2, now), SECOND * 5 / 2);
+    assert_eq!(estimated_wait(&queue, 3, now), Duration::ZERO, "a third thread would be free");
+    assert_eq!(estimated_wait(&queue, 2, now + SECOND), SECOND * 3 / 2);
     queue.ended(hash, now + SECOND, JobOutcome::Completed);
-    assert_eq!(wait(&queue, 1, now + SECOND), SECOND);
-    assert_eq!(wait(&queue, 1, now + SECOND * 7), SECOND * 7, "it overruns: as long again");
+    assert_eq!(estimated_wait(&queue, 1, now + SECOND), SECOND);
+    assert_eq!(
+        estimated_wait(&queue, 1, now + SECOND * 7),
+        SECOND * 7,
+        "it overruns: as long again"
+    );
     queue.ended(decode, now + SECOND * 2, JobOutcome::Completed);
-    assert_eq!(wait(&queue, 1, now), Duration::ZERO, "an idle pool takes whatever comes");
+    assert_eq!(estimated_wait(&queue, 1, now), Duration::ZERO, "an idle pool takes whatever comes");
 }
 
 #[test]

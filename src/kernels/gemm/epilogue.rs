@@ -73,7 +73,7 @@ impl<'a> Finish<'a> {
                 let out = self.out.first.pointer().add(at);
                 let whole = width == columns;
                 let to = if whole { out } else { edge.as_mut_ptr() };
-                let beside = match self.epilogue {
+                let residual = match self.epilogue {
                     Epilogue::Residual(all) if whole => all.as_ptr().add(at),
                     Epilogue::Residual(all) => {
                         residual[..width].copy_from_slice(&all[at..at + width]);
@@ -84,7 +84,7 @@ impl<'a> Finish<'a> {
                 for lane in (0..columns).step_by(I::LANES) {
                     let sums = sums.add(r * columns + lane);
                     let value = self.value(isa, sums, row + r, panel * columns + lane);
-                    isa.store(to.add(lane), self.finish(isa, value, beside.add(lane)));
+                    isa.store(to.add(lane), self.finish(isa, value, residual.add(lane)));
                 }
                 if !whole {
                     std::ptr::copy_nonoverlapping(edge.as_ptr(), out, width);
@@ -93,19 +93,19 @@ impl<'a> Finish<'a> {
         }
     }
 
-    /// Applies the epilogue to one vector and returns the result. `beside` points to the corresponding vector of the
+    /// Applies the epilogue to one vector and returns the result. `residual` points to the corresponding vector of the
     /// residual.
     ///
     /// # Safety
-    /// If there is a residual, `beside` is valid for reading a vector.
+    /// If there is a residual, `residual` is valid for reading a vector.
     #[inline(always)]
     #[expect(unsafe_code, reason = "a vector of the residual by pointer")]
-    unsafe fn finish<I: Isa>(&self, isa: I, value: I::F, beside: *const f32) -> I::F {
+    unsafe fn finish<I: Isa>(&self, isa: I, value: I::F, residual: *const f32) -> I::F {
         match self.epilogue {
             Epilogue::Activation(Activation::Gelu) => gelu(isa, value),
             Epilogue::None | Epilogue::Activation(_) => value,
             // SAFETY: this function's contract.
-            Epilogue::Residual(_) => isa.add(value, unsafe { isa.load(beside) }),
+            Epilogue::Residual(_) => isa.add(value, unsafe { isa.load(residual) }),
         }
     }
 

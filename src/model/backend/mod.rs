@@ -115,7 +115,7 @@ impl<O: Ops> Backend for BlipBackend<O> {
                 sequence: spec.sequence,
             },
         );
-        Group { memory: spec.memory, cross: None, start, rows: Vec::new(), search }
+        Group { memory: spec.states, cross: None, start, rows: Vec::new(), search }
     }
 
     fn pending_tokens(&self, group: &Group<O>) -> usize {

@@ -92,7 +92,7 @@ pub(super) fn open(
         TokenIds::new([cls].into_iter().chain(middle).chain([sep]).collect::<Vec<u32>>())
     });
     let params = params(&case["params"]);
-    backend.open(GroupSpec { model: MODEL, memory, prompt, params, sequence: 0 })
+    backend.open(GroupSpec { model: MODEL, states: memory, prompt, params, sequence: 0 })
 }
 
 pub(super) fn run_alone(backend: &mut Tested, mut group: Group<TestedOps>) -> Vec<Sequence> {

@@ -69,7 +69,7 @@ fn generates<O: Ops>(ops: impl Fn() -> O, dtype: Dtype) {
         }
         let mut group = backend.open(GroupSpec {
             model: ModelId(0),
-            memory,
+            states: memory,
             prompt: None,
             params: GenerationParams::greedy(20),
             sequence: 0,

@@ -25,16 +25,16 @@ fn captions<O: Ops>(backend: &mut BlipBackend<O>) -> Vec<Sequence> {
     let photos: Vec<&str> = cases.map(|case| case["photo"].as_str().unwrap()).take(2).collect();
     let pixels: Vec<_> = photos.iter().map(|photo| reference.pixels(photo)).collect();
     let pixels: Vec<_> = pixels.iter().collect();
-    let open = |memory| GroupSpec {
+    let open = |states| GroupSpec {
         model: ModelId(0),
-        memory,
+        states,
         prompt: None,
         params: GenerationParams::greedy(12),
         sequence: 0,
     };
     let memories = backend.encode(TowerId(0), &pixels).unwrap();
-    let generate = |memory| {
-        let mut group = backend.open(open(memory));
+    let generate = |states| {
+        let mut group = backend.open(open(states));
         let finished = (0..12)
             .find_map(|_| backend.step(ModelId(0), &mut [&mut group]).unwrap().remove(0).finished);
         finished.unwrap().remove(0)

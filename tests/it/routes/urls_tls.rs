@@ -57,7 +57,7 @@ fn service(ports: Vec<u16>, roots: Vec<Vec<u8>>) -> TestApp {
     let names = Names::all(&[[127, 0, 0, 1].into()]);
     TestApp::with(|config| {
         fetching(config, &names, 443, any_loopback);
-        let hooks = Hooks { permits: any_loopback, ports, roots, ..Hooks::with_lookup(names) };
+        let hooks = Hooks { is_allowed: any_loopback, ports, roots, ..Hooks::with_lookup(names) };
         config.fetch.as_mut().unwrap().1 = hooks;
     })
 }

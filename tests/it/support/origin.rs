@@ -163,17 +163,17 @@ impl NameLookup for Names {
     }
 }
 
-/// Fetching with plain HTTP from this port and the usual ones; `permits` judges addresses.
+/// Fetching with plain HTTP from this port and the usual ones; `is_allowed` judges addresses.
 pub(crate) fn fetching(
     config: &mut TestConfig,
     names: &Arc<Names>,
     port: u16,
-    permits: fn(IpAddr) -> bool,
+    is_allowed: fn(IpAddr) -> bool,
 ) {
     let settings = FetchSettings { enabled: true, allow_http: true, ..FetchSettings::default() };
     let lookup = Arc::clone(names) as Arc<dyn NameLookup>;
     let ports = vec![80, 443, port];
-    config.fetch = Some((settings, Hooks { permits, ports, ..Hooks::with_lookup(lookup) }));
+    config.fetch = Some((settings, Hooks { is_allowed, ports, ..Hooks::with_lookup(lookup) }));
 }
 
 /// For tests whose hosts are on loopback addresses.

@@ -178,9 +178,9 @@ impl Backend for FakeBackend {
 
     fn open(&mut self, spec: GroupSpec<FakeEncoderStates>) -> FakeGroup {
         let prompt = spec.prompt.as_ref();
-        let mut marks = spec.memory.marks.to_vec();
+        let mut marks = spec.states.marks.to_vec();
         marks.extend(prompt.iter().flat_map(|prompt| token_marks(prompt)));
-        let key = (spec.model.0, spec.memory.digest, prompt, spec.sequence);
+        let key = (spec.model.0, spec.states.digest, prompt, spec.sequence);
         self.control.opened();
         FakeGroup {
             digest: digest(&key),
@@ -275,8 +275,8 @@ fn token_marks(text: &TokenIds) -> Vec<FakeMark> {
 }
 
 fn row_marks(row: &SinglePassRow<FakeEncoderStates>) -> Vec<FakeMark> {
-    let (memory, text) = parts(row);
-    let mut marks = memory.map_or_else(Vec::new, |memory| memory.marks.to_vec());
+    let (states, text) = parts(row);
+    let mut marks = states.map_or_else(Vec::new, |states| states.marks.to_vec());
     marks.extend(text.iter().flat_map(|text| token_marks(text)));
     marks
 }
@@ -285,10 +285,10 @@ fn parts(
     row: &SinglePassRow<FakeEncoderStates>,
 ) -> (Option<&FakeEncoderStates>, Option<&TokenIds>) {
     match row {
-        SinglePassRow::EncodeQuestion { image: memory, question: text }
-        | SinglePassRow::ScoreCandidate { question: memory, candidate: text }
-        | SinglePassRow::MatchPair { image: memory, text }
-        | SinglePassRow::EmbedMultimodal { image: memory, text } => (Some(memory), Some(text)),
+        SinglePassRow::EncodeQuestion { image: states, question: text }
+        | SinglePassRow::ScoreCandidate { question: states, candidate: text }
+        | SinglePassRow::MatchPair { image: states, text }
+        | SinglePassRow::EmbedMultimodal { image: states, text } => (Some(states), Some(text)),
         SinglePassRow::EmbedImage { image } => (Some(image), None),
         SinglePassRow::EmbedText { text } => (None, Some(text)),
     }
@@ -300,8 +300,8 @@ fn row_output(
     marks: &[FakeMark],
     non_finite: bool,
 ) -> SinglePassOutput<FakeEncoderStates> {
-    let (memory, text) = parts(row);
-    let digest = digest(&(model.0, memory.map(|memory| memory.digest), text));
+    let (states, text) = parts(row);
+    let digest = digest(&(model.0, states.map(|states| states.digest), text));
     let part = if non_finite { f32::NAN } else { (digest % 1000) as f32 / 1000.0 };
     match row {
         SinglePassRow::EncodeQuestion { .. } => {

@@ -141,7 +141,7 @@ fn leave(world: &ExploredWorld, pending: Option<Pending>) {
     drop(reply);
     drop(stream);
     world.count(Event::Left);
-    world.is_over(Over { mark, deadline, at: world.units_begun(), more: 1 });
+    world.record_over(Over { mark, deadline, at: world.units_begun(), more: 1 });
 }
 
 fn wait(world: &ExploredWorld, pending: Pending) {
@@ -155,7 +155,7 @@ fn wait(world: &ExploredWorld, pending: Pending) {
     let outcome = block_on(pending.reply);
     let Pending { mark, deadline, is_poisoned, before_stop, .. } = pending;
     // Answers are sent after the task's last unit, so no further unit may run for it.
-    world.is_over(Over { mark, deadline, at: world.units_begun(), more: 0 });
+    world.record_over(Over { mark, deadline, at: world.units_begun(), more: 0 });
     let event = match outcome {
         Ok(Answered { output, .. }) => {
             assert!(!is_poisoned, "an answer from a call that fails");

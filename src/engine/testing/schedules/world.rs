@@ -135,7 +135,7 @@ impl ExploredWorld {
         self.total.count(event);
     }
 
-    pub(super) fn is_over(&self, over: Over) {
+    pub(super) fn record_over(&self, over: Over) {
         self.over.lock().unwrap_or_else(PoisonError::into_inner).push(over);
     }
 

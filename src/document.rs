@@ -35,7 +35,7 @@ pub enum DocumentError {
         /// Path of the file at fault.
         path: PathBuf,
     },
-    /// The file is not JSON, or ends too soon.
+    /// The file is not JSON, or it is truncated.
     #[error("{path} is not valid JSON: line {line}, column {column}; copy or download it again")]
     NotJson {
         /// Path of the file at fault.
@@ -60,7 +60,7 @@ pub enum DocumentError {
         path: PathBuf,
         /// The field, as a path from the top: `text_config.hidden_size`.
         field: String,
-        /// Its value as JSON, shortened; `missing` if the field is absent.
+        /// Value of the field as JSON, shortened; `missing` if the field is absent.
         value: String,
         /// The accepted values, in words.
         accepted: String,
@@ -149,7 +149,7 @@ impl<'a> ObjectFields<'a> {
     /// Returns the fields of the object that is the value of `field`; `None` if the field is absent or `null`.
     ///
     /// # Errors
-    /// `Field` if it is not an object.
+    /// `Field` if the value is not an object.
     pub fn block(&self, field: &'static str) -> Result<Option<Self>, DocumentError> {
         let object = self.optional(field, "an object", |value| value.as_object())?;
         Ok(object.map(|object| Self { path: self.path, block: field, object }))
@@ -192,7 +192,7 @@ impl<'a> ObjectFields<'a> {
     /// Returns the value of a boolean field; `None` if it is absent or `null`.
     ///
     /// # Errors
-    /// `Field` if it is not a boolean.
+    /// `Field` if the value is not a boolean.
     pub fn boolean(&self, field: &str) -> Result<Option<bool>, DocumentError> {
         self.optional(field, "true or false", Value::as_bool)
     }
@@ -200,7 +200,7 @@ impl<'a> ObjectFields<'a> {
     /// Returns the value of a string field; `None` if it is absent or `null`.
     ///
     /// # Errors
-    /// `Field` if it is not a string.
+    /// `Field` if the value is not a string.
     pub fn text(&self, field: &str) -> Result<Option<&'a str>, DocumentError> {
         self.optional(field, "a string", Value::as_str)
     }

@@ -44,8 +44,8 @@ pub fn at(place: &str) -> bool {
     kind(place).is_some()
 }
 
-/// Returns the error that the code at this place must return now, as the text in `return(...)`; `None` if it must not
-/// fail. Like [`at`], may panic or sleep first.
+/// Returns the text of the failpoint's `return(...)` action, which names the error that the code at this place has to
+/// return, or `None` if no error is to be injected. Like [`at`], it may first panic or sleep.
 #[cfg(feature = "failpoints")]
 pub fn kind(place: &str) -> Option<String> {
     debug_assert!(PLACES.contains(&place), "{place} is not in the list");

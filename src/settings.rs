@@ -5,8 +5,8 @@
 //! the type of the field is the one that the code uses. If the file writes a value in another form, one of these
 //! modules converts the value (`#[serde(with = "...")]`): [`millis`], [`text`], [`empty_is_none`], [`zero_is_none`].
 //!
-//! `config` fills the settings types and lists them in `config/sections.rs`. Not here: the settings themselves, which
-//! are declared in the folder that uses them, and rules about settings of different sections (`config/validate.rs`).
+//! `config` fills the settings types and lists them in `config/sections.rs`. The settings themselves are declared in
+//! the folders that use them. Rules about settings of different sections are in `config/validate.rs`.
 
 use std::fmt::{self, Display};
 
@@ -115,7 +115,7 @@ pub mod text {
     /// Reads the value with its `FromStr`.
     ///
     /// # Errors
-    /// If the value is not a string, or not an accepted one.
+    /// If the value is not a string, or is not accepted.
     pub fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
     where
         T: FromStr<Err: Display>,
@@ -125,7 +125,7 @@ pub mod text {
     }
 }
 
-/// A value that is written as a string, which is empty if there is no value.
+/// An optional value that is written as a string; the string is empty if there is no value.
 pub mod empty_is_none {
     use std::fmt::Display;
     use std::str::FromStr;
@@ -152,7 +152,7 @@ pub mod empty_is_none {
     /// Reads the value with its `FromStr`, unless the string is empty.
     ///
     /// # Errors
-    /// If the value is not a string, or not an accepted one.
+    /// If the value is not a string, or is not accepted.
     pub fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
     where
         T: FromStr<Err: Display>,
@@ -163,7 +163,7 @@ pub mod empty_is_none {
     }
 }
 
-/// A number that is written as 0 if there is none.
+/// An optional number that is written as 0 if there is none.
 pub mod zero_is_none {
     use std::num::NonZeroU64;
 
@@ -189,7 +189,7 @@ pub mod zero_is_none {
     /// Reads the number; 0 is `None`.
     ///
     /// # Errors
-    /// If the value is not a whole number, or too large for its type.
+    /// If the value is not a whole number, or is too large for its type.
     pub fn deserialize<'de, N, D>(deserializer: D) -> Result<Option<N>, D::Error>
     where
         N: TryFrom<NonZeroU64>,

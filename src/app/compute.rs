@@ -23,7 +23,7 @@ pub(super) struct Compute {
     pub(super) threads: usize,
 }
 
-/// The implementation of the model operations with which models are loaded.
+/// The implementation of the model operations that the loaded models use.
 pub(super) enum ChosenOps {
     Kernels(CpuOps),
     Candle(CandleOps),

@@ -25,7 +25,7 @@ use crate::model::{self, BlipBackend, LoadEvent, Loaded, ModelSpec, Placement, V
 use crate::task::{Device, Dtype};
 use crate::telemetry::metrics::Metrics;
 
-/// The loaded models, in two parts for the engine and for the HTTP handlers.
+/// The loaded models, in two parts: one for the engine, and one for the HTTP handlers.
 pub(super) struct LoadedModels {
     /// The backend for the worker thread of the engine.
     pub(super) backend: LoadedBackend,
@@ -81,8 +81,8 @@ pub(super) async fn locate(config: &Config) -> anyhow::Result<Vec<Located>> {
     Ok(located)
 }
 
-/// Checks the models in directories, before any port is bound. For each, reads the JSON files, the headers of the
-/// weight files and the tokenizer. Models of the hub are not checked here.
+/// Checks the models in directories, before any port is bound. For each of them, reads the JSON files, the headers of
+/// the weight files and the tokenizer. Models from the hub are not checked here.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     for model in &config.models {
         let CheckpointSource::Directory(directory) = &model.source else { continue };
@@ -306,8 +306,8 @@ fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64
 fn budget(config: &Config, weights: u64) -> MemoryBudget {
     MemoryBudget {
         weights,
-        // Includes the extra quarter that is reserved for clients that hold little; the KV cache has such a reserve
-        // too.
+        // Includes the reserve, a quarter on top of the capacity, for clients that currently use little memory; the KV
+        // cache has the same reserve.
         bodies: fairness::with_reserve(config.engine.capacity_bytes),
         fetched: config.fetch.most_bytes(config.http.input.max_image_bytes),
         decoding: config.images.decode_budget_bytes,

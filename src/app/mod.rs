@@ -1,4 +1,4 @@
-//! The composition root: the only folder that may use every other one. Only `cli` calls it.
+//! The composition root: the only folder that may use every other folder. Only `cli` calls it.
 //!
 //! - this file: [`App`] turns a checked configuration into a running server and shuts it down gracefully.
 //! - `bar`: the progress bar for loading models.
@@ -58,7 +58,7 @@ pub struct App {
 pub struct WorkerEnded;
 
 /// Checks the models in configured directories without reading their weights, so that a broken checkpoint is reported
-/// before a port is bound. Weights and models of the hub are checked when they are loaded.
+/// before a port is bound. Weights, and models from the hub, are checked when they are loaded.
 ///
 /// # Errors
 /// The first fault found; it names the model and the file.
@@ -176,7 +176,7 @@ impl App {
         tracing::info!(server.url = url, "listening on {url}");
         let outcome = self.run(&engine.handle(), &shutdown, &closing).await;
         let drained = connections.await.context("serving connections failed")?;
-        // On `WorkerEnded` return here: the worker may hang, so do not join it.
+        // On `WorkerEnded`, return here: the worker may be hung, so do not join it.
         outcome?;
         let join = tokio::task::spawn_blocking(move || engine.join());
         if let Ok(joined) = tokio::time::timeout(LAST_UNIT, join).await {
@@ -269,7 +269,7 @@ impl App {
     }
 
     /// Drains the server: reports not ready at once, stops admitting requests after the drain delay, and fails the
-    /// requests that are still left at the drain timeout.
+    /// requests that are still unanswered at the drain timeout.
     async fn drain(&self, engine: &EngineHandle, closing: &CancellationToken) {
         let drain = self.config.drain;
         self.state.set_draining();
@@ -292,7 +292,7 @@ impl App {
 async fn measure(engine: &EngineHandle) -> anyhow::Result<()> {
     let start = Instant::now();
     engine.warm_up().await?;
-    // Rounded to the microsecond.
+    // Round to the microsecond.
     let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e6).round() / 1e3);
     let estimates = engine.estimates();
     tracing::info!(

@@ -1,6 +1,6 @@
-//! The command-line grammar (clap): commands, flags and their help texts. Values of settings stay text here: `config`
-//! validates them like the values of every other layer. `cli::run` parses with it; `manual` generates shell completions
-//! and manual pages from it.
+//! The command-line grammar (clap): commands, flags and their help texts. The values of settings remain text here,
+//! because `config` validates them together with those from files and the environment. `cli::run` parses with it;
+//! `manual` generates shell completions and manual pages from it.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
 //! The command `openapi`: prints one of the OpenAPI documents that the server serves. `openapi.yaml` in the repository
-//! root is the plain one.
+//! root is the plain document.
 
 use super::error::CommandError;
 use crate::http::{document, strict_document};

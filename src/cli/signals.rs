@@ -11,7 +11,7 @@ use crate::telemetry::logging;
 /// Exit code after a second signal: the process ends without waiting for requests (128 + SIGINT).
 const INTERRUPTED: i32 = 130;
 
-/// Returns a token that the first signal cancels. The handlers are installed before this returns.
+/// Returns a token that the first signal cancels. The handlers are installed before this function returns.
 ///
 /// # Errors
 /// When the operating system refuses a signal handler.

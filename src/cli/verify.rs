@@ -180,7 +180,8 @@ fn differences(known: &Known, answer: &Value) -> Vec<String> {
             }
         };
         if !same {
-            // If the field is missing, show the whole answer, which is then a problem document that explains why.
+            // If the field is missing, show the whole answer, because in that case it is a problem document that
+            // explains the failure.
             found.push(format!("{place} is {}, expected {wanted}", actual.unwrap_or(answer)));
         }
     }

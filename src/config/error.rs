@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::hub::HubError;
 
-/// Why the configuration was rejected. Nothing has been started yet.
+/// Why the configuration was rejected. At this point, nothing has been started.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The value of a setting is not accepted.
@@ -21,7 +21,7 @@ pub enum ConfigError {
         /// Description of the accepted values.
         accepted: String,
     },
-    /// The source of a model cannot be parsed, or its directory holds no checkpoint.
+    /// The source of a model cannot be parsed, or its directory contains no checkpoint.
     #[error("{setting} ({origin}): {reason}")]
     Model {
         /// Name of the list entry, such as `models.0`.

@@ -19,7 +19,7 @@ use crate::settings::Section;
 /// Upper bound of all times in milliseconds: one day. Longer times are probably mistakes in the unit.
 const MAX_MILLIS: u64 = 24 * 3600 * 1000;
 
-/// The layers merged so far; later ones win.
+/// The layers merged so far; a later layer overrides the earlier ones.
 pub(super) struct Layers {
     figment: Figment,
     /// The result of merging all layers.
@@ -38,7 +38,7 @@ struct Layer {
     values: Dict,
 }
 
-/// Metadata name of layers that hold one variable or flag each; `Layers::names` records which one.
+/// Metadata name of layers that contain one variable or flag each; `Layers::names` records which one.
 const NAMED: &str = "named";
 
 impl Provider for Layer {
@@ -52,7 +52,7 @@ impl Provider for Layer {
 }
 
 impl Layers {
-    /// Starts with the defaults alone.
+    /// Creates the layers with the defaults alone.
     pub(super) fn new() -> Self {
         let raw = RawConfig::default();
         let defaults = Value::serialize(&raw).expect("settings are plain data");
@@ -68,7 +68,7 @@ impl Layers {
     pub(super) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-        // Report line number and error, but not the line itself: it may hold a secret.
+        // Report line number and error, but not the line itself: the line may contain a secret.
         let values = toml::from_str(&text).map_err(|error: toml::de::Error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             let line = 1 + before.matches('\n').count();
@@ -131,7 +131,7 @@ impl Layers {
     /// Checks that every name in the layers is the name of a section or of a setting.
     ///
     /// # Errors
-    /// The first unknown name, and a section that is not a table.
+    /// Fails at the first unknown name or at a section that is not a table.
     pub(super) fn check_names(&self) -> Result<(), ConfigError> {
         for (name, values) in self.merged.as_dict().into_iter().flatten() {
             if name == "models" {
@@ -225,7 +225,8 @@ impl Layers {
         }
     }
 
-    /// Guesses which setting `name` means: `server_listen` and `listen` both mean `server.listen`. `None` if ambiguous.
+    /// Guesses which setting `name` means: `server_listen` and `listen` both mean `server.listen`. Returns `None` if
+    /// `name` is ambiguous.
     pub(super) fn names_like(&self, name: &str) -> Option<String> {
         let sections = self.defaults.as_dict()?;
         let keys =

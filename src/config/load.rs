@@ -51,7 +51,7 @@ pub fn process_environment() -> Environment {
 /// Merges file, environment and flags over the defaults and validates the result.
 ///
 /// # Errors
-/// The first error found. Nothing has been started or bound by then.
+/// The first error found. At that point, nothing has been started and no port has been bound.
 pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, ConfigError> {
     let mut layers = Layers::new();
     if let Some(file) = &flags.config {

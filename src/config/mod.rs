@@ -1,11 +1,12 @@
 //! Configuration: turns defaults, file, environment and flags into the validated settings of each folder.
 //!
 //! Flags override the environment, the environment overrides the file, and the file overrides the defaults. Each value
-//! remembers its origin, so an invalid one is reported with its name, its value, its origin and the accepted values.
+//! remembers its origin, so the report of an invalid value contains its name, the value, its origin and the accepted
+//! values.
 //!
 //! Each folder declares its own settings, in a type that implements `Section` (`src/settings.rs`).
 //!
-//! - `sections`: lists the settings types of all folders, and holds the values as they are written in a file.
+//! - `sections`: lists the settings types of all folders, and contains the values as they are written in a file.
 //! - `compute`, `server`, `models`: the settings that belong to no other folder.
 //! - `layers`: merges the layers, remembers origins, and fills the settings types.
 //! - `load`: the only reader of the environment; tests pass a map.

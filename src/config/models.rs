@@ -20,7 +20,7 @@ pub(super) struct RawModel {
 /// Returns the models of all entries, in order.
 ///
 /// # Errors
-/// If a source cannot be parsed, a directory holds no checkpoint, or a name occurs twice.
+/// If a source cannot be parsed, a directory contains no checkpoint, or a name occurs twice.
 pub(super) fn resolve(raw: &[RawModel], layers: &Layers) -> Result<Vec<ModelSource>, ConfigError> {
     let mut names = BTreeSet::new();
     let mut models = Vec::new();

@@ -1,5 +1,5 @@
 //! All sections of a settings file, with their values as written. Their keys and defaults come from the settings types
-//! that [`RawConfig::default`] lists, so that a new setting needs no line here.
+//! that [`RawConfig::default`] lists, so that a new setting requires no change in this file.
 
 use figment::value::Value;
 use serde::ser::SerializeMap;
@@ -42,7 +42,7 @@ pub(super) struct RawSection {
 }
 
 impl Default for RawConfig {
-    /// Lists every settings type. Types of the same section follow each other.
+    /// Lists every settings type. Types of the same section are adjacent.
     fn default() -> Self {
         let mut raw = Self { sections: Vec::new(), models: Vec::new() };
         raw.add::<ListenSettings>();
@@ -99,7 +99,7 @@ impl RawConfig {
         self.section(S::NAME, S::SECRETS).values.extend(defaults::<S>());
     }
 
-    /// Adds the settings of `S` behind the setting `key` of their section.
+    /// Adds the settings of `S` after the setting `key` of their section.
     fn add_after<S: Section>(&mut self, key: &str) {
         let values = &mut self.section(S::NAME, S::SECRETS).values;
         let place = values.iter().position(|(known, _)| known == key);
@@ -140,7 +140,7 @@ impl Serialize for RawConfig {
         for section in &self.sections {
             file.serialize_entry(section.name, section)?;
         }
-        // Must be last, because in TOML no section may follow an array of tables.
+        // Write the models last, as in `config/default.toml`.
         file.serialize_entry("models", &self.models)?;
         file.end()
     }

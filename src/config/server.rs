@@ -51,7 +51,7 @@ impl Section for ListenSettings {
     }
 }
 
-/// An IP address and a port. `localhost` means 127.0.0.1; without an address, `:PORT` means 0.0.0.0.
+/// An IP address and a port. `localhost:PORT` means 127.0.0.1, and `:PORT` without an address means 0.0.0.0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Address(SocketAddr);
 

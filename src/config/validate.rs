@@ -13,7 +13,7 @@ use crate::http::{
 use crate::hub::HubSettings;
 
 /// Lower bound of `engine.worker_hang_limit_ms`: an idle worker sends a heartbeat only every second, so with a lower
-/// limit it could be mistaken for a hanging one.
+/// limit an idle worker could be mistaken for a hung one.
 const MIN_HANG_LIMIT_MILLIS: u64 = 5000;
 
 /// Pairs of settings. The first of each pair must not exceed the second.
@@ -62,7 +62,7 @@ fn engine(layers: &Layers) -> Result<EngineSettings, ConfigError> {
     layers.read()
 }
 
-/// Puts the sections of the HTTP side together.
+/// Assembles the settings of the HTTP side from their sections.
 fn http(
     layers: &Layers,
     listen: &ListenSettings,

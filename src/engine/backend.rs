@@ -1,7 +1,7 @@
 //! The interface between the engine and the models. The worker thread calls it to run work units.
 //!
-//! No tensor and no logits cross this interface. `model` implements it for BLIP, tests use a scripted fake. The state
-//! of a decoder (KV cache, search state) is internal to the backend.
+//! No tensor and no logits cross this interface. `model` implements it for BLIP, and tests use a scripted fake. The
+//! state of a decoder (KV cache, search state) is internal to the backend.
 
 use crate::task::{
     Embedding, GenerationParams, ModelId, ModelInfo, Pixels, Sequence, TokenIds, TokenLogprob,
@@ -27,7 +27,7 @@ pub trait Backend {
     fn cross_kv_bytes(&self, model: ModelId) -> u64;
 
     /// Returns the number of bytes of KV cache for each token of a decoding row. The row's own tokens (prompt and
-    /// generated) count, and so do those of the question that it attends to.
+    /// generated) count, and so do the tokens of the question that the row attends to.
     fn row_kv_bytes_per_token(&self, model: ModelId) -> u64;
 
     /// Encodes images of the tower's input size. Returns one result per image, in order.
@@ -153,7 +153,7 @@ pub struct GroupSpec<M> {
     pub states: M,
     /// Token ids of a caption prompt, `[CLS] prompt [SEP]`.
     pub prompt: Option<TokenIds>,
-    /// Decoding parameters. If they ask for several samples, each sample is a group of its own.
+    /// Decoding parameters. If they ask for several samples, each sample is a separate group.
     pub params: GenerationParams,
     /// Index of this group's sequence among the samples, from 0; 0 unless sampling.
     pub sequence: usize,

@@ -24,15 +24,16 @@ pub enum EngineError {
         /// Time left until the call's deadline.
         deadline: Duration,
     },
-    /// The call needs more rows than the queue can hold in all, or the task needs more rows than its call has left.
+    /// The call needs more rows than the total capacity of the queue, or the task needs more rows than remain in its
+    /// call's reservation.
     #[error("{rows} rows exceed the queue's capacity of {capacity}")]
     TooManyRows {
         /// Number of rows that the call or task needs.
         rows: usize,
-        /// Number of rows that the queue can hold in all, or that the call has reserved and not yet used.
+        /// Total capacity of the queue in rows, or number of rows that the call has reserved and not yet used.
         capacity: usize,
     },
-    /// The engine is draining and admits nothing new, or the drain time ended before the task was done.
+    /// The engine is draining and admits no new calls, or the drain time ended before the task was done.
     #[error("shutting down")]
     ShuttingDown,
     /// The worker thread has ended, hangs, or is rebuilding its backend.

@@ -1,5 +1,5 @@
-//! The feature cache. It keeps encoded images, limited in bytes, and pins those that rows attend to. If several tasks
-//! want the same image, it is encoded only once (single flight).
+//! The feature cache. It keeps the features of encoded images, up to a limit in bytes, and pins those that rows attend
+//! to. If several tasks want the same image, it is encoded only once (single flight).
 //!
 //! A flight is an image that waits to be encoded or is being encoded. Every task that wants the image joins its flight
 //! as a waiter. `worker` owns this cache. Nothing here handles tensors or runs a vision tower.
@@ -187,7 +187,8 @@ impl<M: Clone> Features<M> {
             let unpinned = |key: &&FeatureKey| self.entries[*key].pins == 0;
             let Some(&key) = self.order.values().find(unpinned) else { return };
             self.drop_entry(key);
-            // With the cache disabled this does not count as an eviction: the entry was never meant to be kept.
+            // If the cache is disabled, the removal does not count as an eviction, because the entry was never meant to
+            // be kept.
             self.evictions += u64::from(self.capacity > 0);
         }
     }

@@ -21,8 +21,8 @@ use crate::task::{ModelId, ModelInfo, Task, TaskOutput, TaskTiming, TokenLogprob
 /// default limit on `max_new_tokens`, so with that limit no reader can lag too far.
 const STREAM_TOKENS: usize = 64;
 
-/// A backend that is being rebuilt counts as hung only after this many times `worker_hang_limit`, because it reads
-/// gigabytes of weights.
+/// A backend that is being rebuilt counts as hung only after this many times `worker_hang_limit`, because a rebuild
+/// reads gigabytes of weights.
 const REBUILD_PATIENCE: u32 = 10;
 
 /// Longest interval between two checks of the worker's heartbeat.
@@ -69,8 +69,8 @@ pub struct Answered {
     pub timing: TaskTiming,
 }
 
-/// The pending answer of one task: a future that resolves exactly once. Drop it if the client has disconnected; that
-/// cancels the task.
+/// The pending answer of one task: a future that resolves exactly once. Dropping it cancels the task, for example when
+/// the client has disconnected.
 #[derive(Debug)]
 pub struct Reply {
     answer: oneshot::Receiver<Result<Answered, EngineError>>,
@@ -117,8 +117,8 @@ impl EngineHandle {
         self.shared.admission.rows()
     }
 
-    /// Returns the time since the worker's last heartbeat. It is at most about a second when the worker is idle, and
-    /// the time of one work unit when it is busy.
+    /// Returns the time since the worker's last heartbeat. It is at most about a second when the worker is idle, and at
+    /// most the time of one work unit when it is busy.
     #[must_use]
     pub fn heartbeat_age(&self) -> Duration {
         self.shared.heartbeat.age()
@@ -126,7 +126,7 @@ impl EngineHandle {
 
     /// Returns the current phase of the process, as the engine sees it. The phase is also `Down` if the worker has had
     /// no heartbeat for `worker_hang_limit` (ten times that during a rebuild); [`lost`](Self::lost) later confirms that
-    /// the worker hangs.
+    /// the worker is hung.
     #[must_use]
     pub fn phase(&self) -> Phase {
         let phase = self.shared.lifecycle.phase();
@@ -190,7 +190,7 @@ impl EngineHandle {
     pub async fn lost(&self) {
         let look = (self.shared.settings.worker_hang_limit / 4).min(LOOK);
         // After the process was suspended (SIGSTOP), the last heartbeat looks old even if the worker is healthy. So the
-        // worker gets one more interval to renew it.
+        // worker gets one more interval to renew the heartbeat.
         let mut suspected = None;
         loop {
             tokio::select! {
@@ -267,7 +267,7 @@ impl Admission {
         self.reservation.reserve_bytes(bytes)
     }
 
-    /// Rejects the call if `wait` is too long. That is the call's estimated wait outside the engine, before its tasks
+    /// Rejects the call if `wait` is too long. `wait` is the call's estimated wait outside the engine, before its tasks
     /// can be submitted. The limits are the same as for the wait in the engine's queue.
     ///
     /// # Errors
@@ -343,8 +343,8 @@ impl Admission {
             // The closed inbox drops the message, which resolves the reply as `WorkerDown`.
             Ok(()) | Err(TrySendError::Disconnected(_)) => Reply::new(reply, shared),
             Err(TrySendError::Full(_)) => {
-                // Admission keeps the number of tasks below the inbox's size. If the inbox is full nevertheless, the
-                // task is rejected as `Overloaded` instead of causing a panic.
+                // Admission control keeps the number of tasks below the inbox's size. If the inbox is full
+                // nevertheless, the task is rejected as `Overloaded` instead of causing a panic.
                 let retry_after = shared.admission.retry_after();
                 self.refused(EngineError::Overloaded { retry_after })
             }
@@ -354,7 +354,7 @@ impl Admission {
     /// Returns a reply that has already resolved to `error`.
     fn refused(&self, error: EngineError) -> Reply {
         let (sender, reply) = oneshot::channel();
-        // The receiver is alive, so this cannot fail.
+        // The receiver is alive, so sending cannot fail.
         let _ = sender.send(Err(error));
         Reply::new(reply, &self.handle.shared)
     }

@@ -1,4 +1,5 @@
-//! The worker's heartbeat: shows that its thread still takes turns. The worker beats, [`EngineHandle`] reads.
+//! The worker's heartbeat shows that the worker thread still makes progress. The worker records each beat;
+//! [`EngineHandle`] reads how long ago the last one was.
 //!
 //! [`EngineHandle`]: super::EngineHandle
 

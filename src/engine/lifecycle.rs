@@ -1,8 +1,8 @@
 //! The lifecycle of the serving process: loading, ready, rebuilding, draining, down.
 //!
-//! [`Lifecycle`] holds the state, and everybody reads it here. The gauges `blip_ready`, `blip_draining` and
-//! `blip_worker_up` are written in one place, [`Lifecycle::change`], and are never read. Writers: `app` through the
-//! HTTP state and the engine's handle (loading, shutdown), and the worker thread (rebuilding, end).
+//! [`Lifecycle`] holds the state, and all readers read it here. The state is changed by `app`, through the HTTP state
+//! and the engine's handle (loading, shutdown), and by the worker thread (rebuilding, end). The gauges `blip_ready`,
+//! `blip_draining` and `blip_worker_up` only mirror the state: [`Lifecycle::change`] sets them, and nothing reads them.
 //!
 //! ```text
 //! Loading ──> Ready <──> Rebuilding      any phase ──> Draining   shutdown: announced, draining, aborted
@@ -125,7 +125,8 @@ impl Lifecycle {
         })
     }
 
-    /// Changes the state and writes the gauges from it, under one lock, so that they never disagree.
+    /// Changes the state and sets the gauges to match, under one lock, so that the gauges never disagree with each
+    /// other.
     fn change(&self, change: impl FnOnce(&mut LifecycleState)) {
         let mut state = self.state();
         change(&mut state);
@@ -156,7 +157,8 @@ impl Lifecycle {
         self.change(|state| state.loaded = true);
     }
 
-    /// Records that the process will soon shut down. It reports not ready from now on, but still admits calls.
+    /// Records that the process will soon shut down. From now on the process reports that it is not ready, but still
+    /// admits calls.
     pub(crate) fn announce_shutdown(&self) {
         self.advance_shutdown(Shutdown::Announced);
     }
@@ -268,7 +270,7 @@ mod tests {
         (Lifecycle::loading(&metrics), metrics)
     }
 
-    /// Returns the gauges ready, draining and worker up, in this order.
+    /// Returns the values of the gauges `ready`, `draining` and `worker_up`, in this order.
     fn gauges(metrics: &Metrics) -> [i64; 3] {
         [metrics.ready.get(), metrics.draining.get(), metrics.worker_up.get()]
     }

@@ -1,6 +1,6 @@
 //! The inference engine: admission control, continuous batching, and one worker thread per device that owns the models.
-//! `http` calls it through [`EngineHandle`], `app` starts and stops it. The models themselves are in `model`, behind
-//! [`backend`].
+//! `http` calls it through [`EngineHandle`], and `app` starts and stops it. The models themselves are in `model`,
+//! behind [`backend`].
 //!
 //! - [`backend`]: the trait between the engine and the models; no tensor crosses it.
 //! - `admission`: admission control. Capacity in rows and bytes is reserved before any work is done.

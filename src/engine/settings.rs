@@ -10,15 +10,17 @@ use crate::settings::{InvalidSetting, Section, millis, require};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EngineSettings {
-    /// Maximum number of rows that admitted calls may reserve at one time. `config` checks that this is at least
+    /// Maximum number of rows that admitted calls may reserve at the same time. `config` checks that this is at least
     /// `limits.max_rows`, the maximum for one call (256 by default).
     pub capacity_rows: usize,
-    /// Maximum number of bytes that admitted calls may reserve at one time, for request bodies and prepared pixels.
+    /// Maximum number of bytes that admitted calls may reserve at the same time, for request bodies and prepared
+    /// pixels.
     pub capacity_bytes: u64,
     /// Maximum estimated wait of an admitted call. A call that would wait longer is rejected.
     #[serde(rename = "max_queue_wait_ms", with = "millis")]
     pub max_queue_wait: Duration,
-    /// Maximum estimated time of one work unit. A unit always holds at least one item, however long that takes.
+    /// Maximum estimated time of one work unit. A unit always holds at least one item, even if that item alone takes
+    /// longer.
     #[serde(rename = "unit_time_ms", with = "millis")]
     pub unit_time: Duration,
     /// How long a waiting image or row may be held back so that others can share its batch, counted from its arrival.
@@ -35,7 +37,7 @@ pub struct EngineSettings {
     /// Capacity of the feature cache in bytes. Features that rows pin count as well. With 0, features are dropped as
     /// soon as no row needs them.
     pub feature_cache_bytes: u64,
-    /// Maximum number of bytes of features that rows may pin. An image that would exceed this is not encoded yet,
+    /// Maximum number of bytes of features that rows may pin. An image that would exceed this limit is not encoded yet,
     /// unless nothing is pinned.
     pub max_pinned_feature_bytes: u64,
     /// Time to live of an entry in the feature cache.

@@ -7,7 +7,7 @@
 //! - [`ClientId`], [`CallId`]: identify the client and the call behind a request.
 //! - [`Turns`]: a fair queue, which takes items one by one from each client in turn.
 //! - [`fits`]: decides whether a client may take more of a shared capacity. A reserve on top of the capacity is only
-//!   for clients that hold little ([`with_reserve`]).
+//!   for clients that use little of the capacity ([`with_reserve`]).
 
 mod share;
 mod turns;

@@ -1,17 +1,17 @@
 //! Rules for a capacity that all clients share.
 
-/// Returns the capacity plus a reserve of a quarter of it. The reserve is for clients that hold little.
+/// Returns the capacity plus a reserve of a quarter of it. The reserve is for clients that use little of the capacity.
 #[must_use]
 pub fn with_reserve(capacity: u64) -> u64 {
     capacity.saturating_add(capacity / 4)
 }
 
-/// True if a client that holds `own` of the capacity may take `more`. `clients` is the number of clients that share the
-/// capacity, this one included, and `taken` is the total that all of them hold.
+/// True if a client that uses `own` of the capacity may take `more`. `clients` is the number of clients that share the
+/// capacity, this one included, and `taken` is the total that all of them use.
 ///
-/// A client that is alone may take everything. If there are others, the total may exceed the capacity for a client that
-/// then holds at most its equal share and at most a quarter of the capacity. So a client that has filled the capacity
-/// cannot lock the others out. The total in use never exceeds 1.25 times the capacity.
+/// A client that is alone may take everything. If there are other clients, the total may exceed the capacity only if
+/// the client, with `more`, uses at most its equal share and at most a quarter of the capacity. So a client that has
+/// filled the capacity cannot lock the others out. The total in use never exceeds 1.25 times the capacity.
 #[must_use]
 pub fn fits(capacity: u64, taken: u64, own: u64, clients: usize, more: u64) -> bool {
     let after = taken.saturating_add(more);

@@ -23,7 +23,7 @@ pub enum Pick {
     Pass,
     /// Skip all items of this client. The client keeps its place.
     PassClient,
-    /// Remove the item without using up the turn, because it was taken through another call.
+    /// Remove the item without using up the turn, because the item has already been taken through another call.
     Forget,
     /// Stop, because the work unit is full.
     Stop,
@@ -108,9 +108,9 @@ impl<T: Copy + PartialEq> Turns<T> {
     /// Never: a client in the order has calls, and a call in the order has items.
     pub fn take(&mut self, mut pick: impl FnMut(T) -> Pick) -> Vec<T> {
         let mut taken = Vec::new();
-        // Clients before `place` have nothing more to offer and keep their places. For each client, `passed` counts the
-        // calls at the front of its order that were skipped; these keep their places too. A client or call from which
-        // an item was taken goes to the back.
+        // No further item can be taken from the clients before `place`; these clients keep their places. For each
+        // client, `passed` counts the calls at the front of its order that were skipped; these calls keep their places,
+        // too. A client or call from which an item was taken goes to the back.
         let mut place = 0;
         let mut passed: HashMap<ClientId, usize> = HashMap::new();
         while let Some(&client) = self.clients.get(place) {
@@ -140,8 +140,8 @@ impl<T: Copy + PartialEq> Turns<T> {
         taken
     }
 
-    /// Removes and returns the first item of a call: the one at index `skip` among the calls of the client at index
-    /// `place`. If the call or the client has items left, it goes to the back.
+    /// Removes and returns the first item of the call at index `skip` among the calls of the client at index `place`.
+    /// If the call or the client has items left, it goes to the back.
     fn take_head(&mut self, place: usize, skip: usize) -> Option<T> {
         let client = *self.clients.get(place)?;
         let calls = self.calls.get_mut(&client)?;

@@ -35,9 +35,9 @@ const V4_REFUSED: [(Ipv4Addr, u32); 16] = [
 
 /// IPv6 blocks inside `2000::/3` without public servers.
 const V6_REFUSED: [(Ipv6Addr, u32); 4] = [
-    // Protocol assignments: Teredo (2001::/32), benchmarks, ORCHID. A tunnel can embed any IPv4 address.
+    // Protocol assignments: Teredo (2001::/32, a tunnel that can embed any IPv4 address), benchmarks, ORCHID.
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
-    // Documentation, the old block and the new one.
+    // The old and the new block for documentation.
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
     // 6to4, retired (RFC 7526): a tunnel to the IPv4 address that follows the prefix.
@@ -80,7 +80,7 @@ fn is_own(address: IpAddr) -> bool {
     };
     let source = || -> io::Result<IpAddr> {
         let socket = UdpSocket::bind((any, 0))?;
-        // On a datagram socket, this only chooses the route and the source address; the port does not matter.
+        // On a datagram socket, `connect` only chooses the route and the source address; the port does not matter.
         socket.connect((address, 9))?;
         Ok(socket.local_addr()?.ip())
     };

@@ -6,15 +6,16 @@ use reqwest::{Response, StatusCode};
 
 use super::error::Failure;
 
-/// Maximum number of chunks of a file. A file of the default maximum size may arrive in chunks of 160 bytes each;
-/// smaller chunks cost far more than they deliver.
+/// Maximum number of chunks of a file. A file of the default maximum size may arrive in chunks of 160 bytes each; for
+/// smaller chunks, the overhead is out of proportion to the data.
 const MAX_PIECES: usize = 65_536;
 
 /// Reads the image file. The declared length (`Content-Length`) is used only to reject a file early.
 pub(super) async fn read(mut response: Response, max_bytes: usize) -> Result<Bytes, Failure> {
     check_head(&response, max_bytes)?;
     let (mut body, mut pieces) = (Vec::<u8>::new(), 0);
-    // Chunks are copied into one buffer. One-byte chunks, each kept in its own buffer, would take many times the limit.
+    // Chunks are copied into one buffer. If each chunk had its own buffer, one-byte chunks would take many times the
+    // limit.
     while let Some(piece) = response.chunk().await.map_err(|_| Failure::Unreachable)? {
         pieces += 1;
         let length = body.len() + piece.len();

@@ -2,8 +2,9 @@
 //! and follows a limited number of redirects.
 //!
 //! reqwest is configured to do nothing by itself: no redirects, no proxy, no cookies, no referer, no retries, no
-//! decompression, no connection kept for the next fetch. Each hop requests a URL that passed `target`, at addresses
-//! that `resolver` has checked. The peer's address is checked once more when its response arrives.
+//! decompression, no connection kept for the next fetch. Each hop requests a URL that has passed the checks of
+//! `target`, at addresses that `resolver` has checked. The peer's address is checked once more when its response
+//! arrives.
 
 use std::error::Error;
 use std::net::IpAddr;
@@ -43,9 +44,9 @@ struct FetcherInner {
 /// A fetched file and the time that the fetch took.
 #[derive(Debug, Clone)]
 pub struct Fetched {
-    /// The file's bytes. They keep the fetch permit until the last clone of them is dropped.
+    /// The file's bytes. The fetch's permit is released when the last clone of these bytes is dropped.
     pub bytes: Bytes,
-    /// Time from the first hop to the last byte, without the wait for a permit.
+    /// Time from the first hop to the last byte, excluding the wait for a permit.
     pub took: Duration,
 }
 
@@ -296,7 +297,7 @@ mod tests {
         let late = fetcher.fetch(target.clone(), Instant::now()).await.unwrap_err();
         assert_eq!(late, FetchError::DeadlineExceeded);
         drop(permit);
-        // The fetch gets a permit now and fails for another reason.
+        // Now the fetch gets a permit, and fails for another reason.
         assert_eq!(fetcher.fetch(target, far).await.unwrap_err(), FetchError::Unreachable);
         assert_eq!(fetcher.0.metrics.fetch_total.with_label_values(&["blocked"]).get(), 1);
     }

@@ -1,5 +1,4 @@
-//! Why an image was not fetched. Messages say only what the client may know; the exact cause is only counted in
-//! metrics.
+//! Errors of fetching. The messages contain only what the client may know; the exact cause is only counted in metrics.
 
 /// Why a URL was not fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -7,9 +6,9 @@ pub enum FetchError {
     /// The URL itself breaks a rule; no request was sent.
     #[error(transparent)]
     NotAllowed(#[from] NotAllowed),
-    /// The fetch failed at the other end. The causes are names that do not exist, names with an address that is not
-    /// public, refused or slow connections, and wrong responses. All have one message, so that the client cannot tell
-    /// them apart.
+    /// The fetch failed at the other end. Possible causes are names that do not exist, names with an address that is
+    /// not public, refused or slow connections, and wrong responses. All causes have the same message, so that the
+    /// client cannot tell them apart.
     #[error(
         "cannot fetch the image; its host must be public and respond in time with status 200 and an image file within \
          the limits of /info; otherwise send the image's bytes"

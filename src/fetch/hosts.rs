@@ -10,12 +10,12 @@ pub(super) const HOST_PATTERN: &str = "host names like example.org, or *.example
 pub(super) enum HostPattern {
     /// Exactly this name or address.
     Exact(Host),
-    /// Every name with this ending, which begins with a dot.
+    /// Every name with this suffix. The suffix begins with a dot.
     Below(String),
 }
 
 impl HostPattern {
-    /// Parses an entry. Names in other alphabets are converted to their DNS form.
+    /// Parses an entry. Internationalised names are converted to their ASCII form, as in DNS.
     pub(super) fn parse(text: &str) -> Option<Self> {
         match text.strip_prefix("*.") {
             None => host(text).map(Self::Exact),

@@ -11,7 +11,7 @@
 //! - `settings`: what may be fetched, and how long it may take. Fetching is off by default.
 //! - `address`: which addresses belong to the public internet, and which are this machine's own.
 //! - `hosts`: the setting `fetch.allowed_hosts`, the list of hosts that images may come from.
-//! - `target`: [`Target`], a URL whose text has passed every rule. A value of this type is the proof.
+//! - `target`: [`Target`], a URL whose text satisfies every rule. The type is proof that the text has been checked.
 //! - `resolver`: name resolution that checks every address. Connections go only to addresses that passed.
 //! - `client`: [`Fetcher`], the handle that `http` holds, with its permits, redirects and timeouts. `body`: reads the
 //!   response within bounds.

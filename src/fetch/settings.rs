@@ -47,8 +47,8 @@ impl Default for FetchSettings {
 }
 
 impl FetchSettings {
-    /// Returns the maximum total size in bytes of all fetched files at one time, if each has at most `max_image_bytes`;
-    /// 0 if fetching is disabled.
+    /// Returns the maximum total size in bytes of the fetched files that exist at the same time, if each has at most
+    /// `max_image_bytes`; 0 if fetching is disabled.
     #[must_use]
     pub fn most_bytes(&self, max_image_bytes: usize) -> u64 {
         if self.enabled { self.max_concurrent as u64 * max_image_bytes as u64 } else { 0 }

@@ -1,5 +1,5 @@
-//! [`Target`], a URL whose text has passed every rule. Every URL of a fetch is checked here: the URL from the client
-//! and the targets of redirects.
+//! [`Target`], a URL whose text satisfies every rule. Every URL of a fetch is checked here: the URL from the client and
+//! the targets of redirects.
 
 use std::net::IpAddr;
 
@@ -15,14 +15,14 @@ const MAX_URL_BYTES: usize = 4096;
 #[derive(Debug, Clone)]
 pub(super) struct Rules {
     pub(super) allow_http: bool,
-    /// Hosts that are allowed; if empty, every host is.
+    /// Allowed hosts. If the list is empty, every host is allowed.
     pub(super) hosts: Vec<HostPattern>,
     pub(super) ports: Vec<u16>,
     /// Whether an address may be connected to.
     pub(super) is_allowed: fn(IpAddr) -> bool,
 }
 
-/// A URL whose text has passed every rule. The addresses of a host name are checked when it is resolved.
+/// A URL whose text satisfies every rule. The addresses of a host name are checked when the name is resolved.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Target(Url);
 
@@ -32,11 +32,11 @@ impl Target {
         if text.len() > MAX_URL_BYTES {
             return Err(NotAllowed::TooLong);
         }
-        // URL parsers drop tabs and line breaks, and take a backslash for a slash.
+        // URL parsers drop tabs and line breaks, and treat a backslash as a slash.
         if text.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\') {
             return Err(NotAllowed::Characters);
         }
-        // An empty user name leaves no trace in a parsed URL.
+        // A parsed URL does not show an empty user name, so search the text itself.
         if authority(text).is_some_and(|authority| authority.contains('@')) {
             return Err(NotAllowed::UserInfo);
         }
@@ -103,7 +103,7 @@ impl Target {
 }
 
 impl std::fmt::Debug for Target {
-    /// Shows only the host: path and query may be secrets.
+    /// Shows only the host: path and query may contain secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Target").field(&self.host()).finish()
     }
@@ -195,7 +195,7 @@ mod tests {
         assert!(Target::parse("https://a.example.org/", &listed).is_ok());
         let refused = Target::parse("https://example.net/", &listed);
         assert_eq!(refused, Err(NotAllowed::NotListed));
-        // Being listed does not make an address public.
+        // An address that is not public is rejected even if it is listed.
         let listed = Rules { hosts: vec![HostPattern::parse("10.0.0.1").unwrap()], ..rules() };
         assert_eq!(Target::parse("https://10.0.0.1/", &listed), Err(NotAllowed::Address));
     }

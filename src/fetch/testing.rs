@@ -57,12 +57,12 @@ impl Fetcher {
     }
 }
 
-/// Name resolution that gives every name the same addresses.
+/// A lookup that returns the same addresses for every name.
 #[derive(Debug, Clone)]
 pub struct FixedLookup(Vec<IpAddr>);
 
 impl FixedLookup {
-    /// Creates a name resolution that returns these addresses.
+    /// Creates a lookup that returns these addresses.
     ///
     /// # Panics
     /// If one of the texts is not an IP address.

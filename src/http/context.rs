@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::error::Code;
 use crate::task::{ImageInfo, Scope, TaskTiming};
 
-/// Context of a request, kept in the request's extensions. Clones share the notes.
+/// Context of a request, stored in the request's extensions. Clones share the notes.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestContext {
     /// The request id that the client sees.
@@ -37,9 +37,9 @@ pub(crate) struct Notes {
     pub(crate) bytes_in: u64,
     /// Number of inputs of the call.
     pub(crate) inputs: usize,
-    /// Longest time to fetch an image of the call by URL.
+    /// Longest time taken to fetch an image of the call by URL.
     pub(crate) fetch: Option<Duration>,
-    /// Longest time to decode and resize an image of the call.
+    /// Longest time taken to decode and resize an image of the call.
     pub(crate) decode: Option<Duration>,
     /// Times in the queue, the vision tower and the text tower; each is the longest among the items of the call.
     pub(crate) task: Option<TaskTiming>,
@@ -86,17 +86,17 @@ impl RequestContext {
 }
 
 impl Notes {
-    /// Notes the time to fetch one image. The longest time is kept.
+    /// Records the time taken to fetch one image. Only the longest time is stored.
     pub(crate) fn add_fetch(&mut self, fetch: Duration) {
         self.fetch = Some(self.fetch.unwrap_or_default().max(fetch));
     }
 
-    /// Notes the time to decode one image. The longest time is kept.
+    /// Records the time taken to decode one image. Only the longest time is stored.
     pub(crate) fn add_decode(&mut self, decode: Duration) {
         self.decode = Some(self.decode.unwrap_or_default().max(decode));
     }
 
-    /// Notes the times of one item. The longest time of each stage is kept.
+    /// Records the times of one item. Only the longest time of each stage is stored.
     pub(crate) fn add_task(&mut self, timing: TaskTiming) {
         let longest = self.task.unwrap_or_default();
         self.task = Some(TaskTiming {

@@ -37,7 +37,7 @@ pub(crate) trait Watched: Send + Sync + 'static {
     /// Applies new contents, either all or none of them. Also called once for the contents at startup.
     ///
     /// # Errors
-    /// The reason why the contents cannot be used, without any part of the contents.
+    /// The reason why the contents cannot be used. It quotes no part of the contents.
     fn apply(&self, contents: &[Vec<u8>]) -> Result<ApplyOutcome, String>;
 }
 
@@ -116,7 +116,7 @@ struct Watcher {
     applied: Option<[u8; 32]>,
     /// Hash of the contents that the last check saw.
     seen: Seen,
-    /// The failure that was logged last, and the contents that caused it. Both are kept so that a failure is logged
+    /// The failure that was logged last, and the contents that caused it. Both are stored so that a failure is logged
     /// once per change.
     failure: Option<(String, Seen)>,
 }
@@ -276,7 +276,8 @@ mod tests {
     fn changes_are_taken_and_what_cannot_be_used_is_counted_once_and_changes_nothing() {
         let mut rig = TestWatcher::start();
         assert_eq!([rig.check(), rig.check()], [state("one", 0, 0), state("one", 0, 0)]);
-        // The new content has the same size, so only the content shows the change.
+        // The new content has the same size as the old content, so only a comparison of the contents can detect the
+        // change.
         rig.write("two");
         assert_eq!([rig.check(), rig.check()], [state("one", 0, 0), state("two", 1, 0)]);
         assert_eq!(rig.check(), state("two", 1, 0));

@@ -144,9 +144,9 @@ fn length(path: &Path) -> u64 {
 /// A function that computes the checksum of a file, in hexadecimal digits.
 type Hash = fn(&Path) -> Result<String, HubError>;
 
-/// The functions that may have computed a SHA-256 that the hub sends.
+/// Functions that compute the SHA-256 checksums that a hub may send.
 const SHA256_CANDIDATES: &[Hash] = &[sha256];
-/// The functions that may have computed a SHA-1 that the hub sends; the Hugging Face hub uses the first.
+/// Functions that compute the SHA-1 checksums that a hub may send. The Hugging Face hub uses the first.
 const SHA1_CANDIDATES: &[Hash] = &[git_sha1, sha1];
 
 /// Compares the file with the size and the checksum that the hub sent, if it sent them. If one differs, deletes the

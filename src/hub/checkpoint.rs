@@ -72,7 +72,7 @@ pub(super) const WEIGHTS: [WeightLayout; 4] = [
 /// Name of the weights in error messages.
 pub(super) const WEIGHTS_WANTED: &str =
     "weights (model.safetensors, pytorch_model.bin, or an index of shards of either)";
-/// Names of weight files that are not supported, each with what the operator can do.
+/// Names of weight files that are not supported, each with advice for the operator.
 const OTHER_WEIGHTS: [(&str, &str); 2] = [
     (
         "tf_model.h5",

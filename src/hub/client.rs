@@ -16,13 +16,13 @@ use super::cache::{is_commit, is_lower_hex};
 use super::checkpoint::is_plain_file_name;
 use super::{HubError, HubSettings, HubSource, Retry, Token};
 
-/// Maximum time for opening a connection; then the attempt fails and is retried.
+/// Maximum time for opening a connection; after this time the attempt fails and is retried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A download that receives no byte for this long counts as interrupted.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum number of redirects of a request. The hub needs one or two; the limit ends redirect loops.
 const MAX_REDIRECTS: usize = 10;
-/// Maximum size of a listing. That of a model repository takes some kilobytes.
+/// Maximum size of a listing in bytes. The listing of a model repository takes a few kilobytes.
 const MAX_LISTING_BYTES: usize = 16 << 20;
 
 /// HTTP client for one hub endpoint.
@@ -42,8 +42,7 @@ pub(super) struct Listing {
 /// Etag and size of one file, which the hub sends before the file is downloaded.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Metadata {
-    /// Name of the blob in the cache: the SHA-256 of a large file, or the SHA-1 that git gives to the blob of a small
-    /// file.
+    /// Name of the blob in the cache: the SHA-256 of a large file, or git's blob id (a SHA-1) of a small file.
     pub(super) etag: String,
     pub(super) size: Option<u64>,
 }
@@ -204,7 +203,7 @@ impl HubClient {
         })
     }
 
-    /// Returns an error, whose message contains advice, if the status is not a success.
+    /// If the status is not a success, returns an error whose message contains advice.
     fn check(&self, response: &Response, id: &str, what: &str) -> Result<(), HubError> {
         match response.status() {
             status if status.is_success() => Ok(()),
@@ -269,8 +268,8 @@ pub(super) async fn retried<T, F: Future<Output = Result<T, HubError>>>(
     }
 }
 
-/// Returns a function for `map_err` of requests, which builds `Unreachable`. It removes the URL from the source error,
-/// because the URL may contain a signature.
+/// Returns a function for `map_err` that converts the error of a request to `Unreachable`. It removes the URL from the
+/// source error, because the URL may contain a signature.
 pub(super) fn unreachable_at(url: &Url) -> impl FnOnce(reqwest::Error) -> HubError {
     let url = url.to_string();
     move |error| HubError::Unreachable { url, source: error.without_url() }

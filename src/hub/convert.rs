@@ -137,7 +137,7 @@ fn read_back(
         return Err(refuse(path, "it has a different number of tensors when read back".to_owned()));
     }
     let mut bytes = Vec::new();
-    // `offset_keys` has the order of the offsets, which is the order in the file.
+    // `offset_keys` lists the tensors by offset, which is their order in the file.
     for name in metadata.offset_keys() {
         let info = metadata.info(&name).expect("offset_keys lists the tensors of info");
         bytes.resize(info.data_offsets.1 - info.data_offsets.0, 0);

@@ -1,5 +1,5 @@
-//! Why weights could not be obtained. Operators read these messages when a server does not start, so they say what to
-//! do next.
+//! Errors of finding, downloading and converting weights. Operators read the messages when a server does not start, so
+//! the messages say what to do next.
 
 use std::error::Error;
 use std::io;
@@ -21,7 +21,7 @@ pub enum HubError {
     InvalidSource {
         /// The source as it was given.
         text: String,
-        /// What is wrong with it, and what is accepted.
+        /// What is wrong with the source, and what is accepted.
         reason: String,
     },
     /// `demo` was requested, but the binary was built without the feature `demo`.
@@ -59,7 +59,7 @@ pub enum HubError {
     InvalidIndex {
         /// Path of the index file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the index file.
         reason: String,
     },
     /// The repository lacks a file that serving needs.
@@ -102,7 +102,7 @@ pub enum HubError {
         revision: String,
         /// The root of the cache that was searched.
         cache: PathBuf,
-        /// What is missing in the cache.
+        /// What is missing from the cache.
         reason: String,
     },
     /// In every attempt, the connection could not be opened or was interrupted.
@@ -133,7 +133,7 @@ pub enum HubError {
         /// What is wrong with the response.
         reason: String,
     },
-    /// The connection ended before the file did.
+    /// The connection ended before the whole file had arrived.
     #[error(
         "the download of {file} ended after {got} of {size} bytes; run the same command again to resume it"
     )]
@@ -145,7 +145,7 @@ pub enum HubError {
         /// Size of the whole file in bytes.
         size: u64,
     },
-    /// The checksum of the downloaded bytes is not the one that the hub sent.
+    /// The checksum of the downloaded bytes differs from the checksum that the hub sent.
     #[error(
         "{file} is damaged: its {algorithm} is {actual}, but the hub announced {expected}; the downloaded file has been deleted; try again"
     )]
@@ -186,7 +186,7 @@ pub enum HubError {
 }
 
 impl HubError {
-    /// Returns a function for `map_err` of file operations, which builds `Io`.
+    /// Returns a function for `map_err` that converts the error of a file operation to `Io`.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }

@@ -1,6 +1,6 @@
 //! Where weights come from: a directory, or the Hugging Face hub and its cache on disk.
 //!
-//! - [`ModelSource`], [`CheckpointSource`]: parse `[NAME=]SRC`, with which the operator names a model.
+//! - [`ModelSource`], [`CheckpointSource`]: parse `[NAME=]SRC`, the form in which the operator specifies a model.
 //! - [`CheckpointFiles`]: the paths of a checkpoint's files, found in a directory. The caller reads the files.
 //! - [`fetch`]: resolves a hub id to such a directory. Looks up the commit of the revision, and downloads missing files
 //!   to the cache, resuming interrupted downloads and verifying checksums.

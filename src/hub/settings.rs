@@ -98,7 +98,8 @@ impl Token {
     }
 }
 
-/// The access token as it is written: an empty string if there is none. It is never written out.
+/// Reads and writes the access token as a string, which is empty if there is no token. Writes a placeholder instead of
+/// the token.
 mod token {
     use serde::{Deserialize, Deserializer, Serializer};
 

@@ -10,10 +10,10 @@ use crate::demo;
 /// A model as the operator specifies it: its name in requests and where its files come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSource {
-    /// Name of the model in requests: NAME, else the hub id, or the directory's last segment. Matches
-    /// `[A-Za-z0-9._/-]{1,128}`.
+    /// Name of the model in requests: NAME if it is given, otherwise the hub id or the directory's last segment.
+    /// Matches `[A-Za-z0-9._/-]{1,128}`.
     pub name: String,
-    /// Where its files come from.
+    /// Where the model's files come from.
     pub source: CheckpointSource,
 }
 
@@ -24,7 +24,7 @@ pub enum CheckpointSource {
     Directory(PathBuf),
     /// A repository of the hub.
     Hub(HubSource),
-    /// Name of a demo model in the binary.
+    /// A demo model in the binary, by its name.
     Demo(&'static str),
 }
 
@@ -69,8 +69,8 @@ fn split_name(text: &str) -> (Option<&str>, &str) {
 }
 
 impl ModelSource {
-    /// Returns the models of one configuration entry, whose name is given separately or as `NAME=SRC`. That is one
-    /// model, unless the source is `demo`, which means all demo models.
+    /// Returns the models of one configuration entry, whose name is given separately or as `NAME=SRC`. An entry stands
+    /// for one model, unless its source is `demo`, which means all demo models.
     ///
     /// # Errors
     /// Those of [`ModelSource::new`]; `InvalidSource` if `demo` is given a name.

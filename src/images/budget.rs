@@ -1,5 +1,5 @@
-//! The byte budget of the decodes in progress. Each decode is charged the memory that its file's header implies. The
-//! budget puts backpressure on the decoding threads: a thread waits until enough bytes are free.
+//! The byte budget of the decodes in progress. Each decode is charged for the memory that its file's header implies.
+//! The budget applies backpressure to the decoding threads: a thread waits until enough bytes are free.
 
 use super::lock;
 use std::sync::{Condvar, Mutex};
@@ -26,8 +26,8 @@ impl ByteBudget {
         Self { capacity, used: Mutex::new(0), freed: Condvar::new(), turn: Mutex::new(()) }
     }
 
-    /// Blocks until `bytes` are free and takes them. A decode that needs more than the whole budget gets the whole
-    /// budget and runs alone.
+    /// Blocks until `bytes` bytes are free, and takes them. A decode that needs more than the whole budget gets the
+    /// whole budget and runs alone.
     pub(super) fn acquire(&self, bytes: u64) -> Permit<'_> {
         let bytes = bytes.min(self.capacity);
         let _turn = lock(&self.turn);
@@ -61,7 +61,7 @@ mod tests {
             let (sender, granted) = mpsc::channel();
             let budget = &budget;
             scope.spawn(move || {
-                // Larger than the budget, so it needs the whole budget.
+                // This request exceeds the budget, so it waits until the whole budget is free.
                 let _permit = budget.acquire(1000);
                 sender.send(*lock(&budget.used)).unwrap();
             });

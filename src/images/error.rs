@@ -1,4 +1,4 @@
-//! Why an image could not be prepared. `http` gives each variant its error code and status.
+//! Errors of image preparation. `http` maps each variant to an error code and a status.
 
 use crate::input::InputError;
 use crate::task::ImageId;

@@ -120,7 +120,7 @@ impl Drop for Flight {
 }
 
 impl Waiter {
-    /// Waits for the flight's result; `Overloaded` if the flight was dropped without one.
+    /// Waits for the flight's result. Returns `Overloaded` if the flight was dropped without a result.
     pub(super) async fn wait(mut self) -> Result<Prepared, ImagesError> {
         loop {
             if let Progress::Finished(result) = &*self.0.borrow_and_update() {

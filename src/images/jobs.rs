@@ -1,4 +1,5 @@
-//! The two kinds of job of the pool: hashing a file, and decoding one to prepared pixels. `resolve` creates them.
+//! The two kinds of jobs that the pool runs: hashing a file, and decoding a file to prepared pixels. `resolve` creates
+//! them.
 
 use super::cache::PixelCache;
 use super::in_flight::Flight;
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-/// What all jobs share: the processor that reads their files and the cache that takes their pixels.
+/// What all jobs share: the processor that reads their files and the cache that stores their pixels.
 pub(super) struct JobContext {
     pub(super) cache: PixelCache,
     pub(super) processor: FileProcessor,
@@ -45,7 +46,7 @@ impl Job for HashJob {
         }
         let id = image_id(&self.file);
         let header = self.context.processor.inspect(&self.file, id);
-        // The waiter may have left meanwhile; then nobody needs the id.
+        // Sending fails if the waiter has left in the meantime. In that case nobody needs the id.
         let _ = self.sender.send((id, header));
         JobOutcome::Completed
     }

@@ -8,11 +8,12 @@
 //!
 //! - [`Images`]: the handle that `http` holds.
 //! - `pool`: a few threads with a lower priority than the inference worker. `queue`: the jobs that wait for a thread,
-//!   in fair order among clients and calls. `jobs`: the two kinds of job that the threads run.
+//!   in an order that is fair to clients and calls. `jobs`: the two kinds of job that the threads run.
 //! - `in_flight`: single flight. Identical images in progress are decoded once, even if the first waiter leaves.
 //! - `processor`: does the work on one file, and catches the panics of decoders.
-//! - `budget`: limits the bytes that all decodes in progress hold together. `memory`: load shedding; above a high-water
-//!   mark of resident memory, new decodes are rejected. `cache`: prepared pixels, bounded in bytes and in time to live.
+//! - `budget`: limits the total number of bytes that the decodes in progress use. `memory`: load shedding; above a
+//!   high-water mark of resident memory, new decodes are rejected. `cache`: prepared pixels, bounded in bytes and in
+//!   time to live.
 //!
 //! Deadlines: a request waits for an image until its own deadline, and a decode has no timeout of its own. A decode
 //! that takes long shows that the server is busy (decoding threads yield to the worker), not that the file is bad. The

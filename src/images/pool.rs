@@ -1,4 +1,5 @@
-//! The decoding thread pool: a few threads below the priority of the inference worker, which hash and decode files.
+//! The decoding thread pool: a few threads with a lower priority than the inference worker, which hash and decode
+//! files.
 
 use super::lock;
 use super::queue::{Job, JobOutcome, Lane, Queue, Running};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 /// Niceness of the decoding threads. A busy worker thread gets about ten times as much of a core as a decoding thread.
 const NICENESS: i32 = 10;
 
-/// The queue or the client's share of it is full.
+/// Error: the queue, or the client's share of the queue, is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct QueueFull;
 
@@ -44,7 +45,8 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Estimates, from moving averages, the queueing delay of the last of `files` files if their call arrived now.
+    /// Estimates how long the last of `files` files would wait in the queue if their call arrived now. The estimate is
+    /// based on moving averages of past jobs.
     pub(super) fn estimated_wait(&self, call: CallId, files: usize) -> Duration {
         let SharedQueue { queue, threads, .. } = &*self.shared;
         lock(queue).estimated_wait(call, files, *threads, Instant::now())
@@ -57,7 +59,8 @@ impl Pool {
         lane: Lane,
         call: CallId,
     ) -> Result<(), QueueFull> {
-        // `push` returns a rejected job, so that it is dropped outside the lock: dropping it may run its owner's code.
+        // `push` returns a rejected job instead of dropping it, so that the job is dropped outside the lock: its
+        // destructor may run any code.
         let pushed = lock(&self.shared.queue).push(job, lane, call);
         pushed.map_err(|_refused| QueueFull)?;
         self.shared.changed.notify_one();
@@ -82,7 +85,8 @@ impl Drop for Pool {
 impl SharedQueue {
     fn work(&self) {
         while let Some((job, running)) = self.pop() {
-            // Jobs catch the panics of their decoders. If another panic escapes, this keeps the thread alive.
+            // Jobs catch the panics of their decoders. If any other panic escapes from a job, `catch_unwind` keeps the
+            // thread alive.
             let done = catch_unwind(AssertUnwindSafe(|| job.run())).unwrap_or_else(|_| {
                 tracing::error!("a decoding job panicked");
                 JobOutcome::EndedEarly

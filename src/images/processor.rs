@@ -58,8 +58,8 @@ impl FileProcessor {
         is_quick_to_inspect(file).then(|| self.inspect(file, id))
     }
 
-    /// Decodes and resizes a file. Reads its header first if `header` is `None`. Polls `stop` during the decode; if it
-    /// returns true, the work ends with [`InputError::Stopped`].
+    /// Decodes and resizes a file. Reads its header first if `header` is `None`. Polls `stop` during the decode; if
+    /// `stop` returns true, the work ends with [`InputError::Stopped`].
     pub(super) fn prepare(
         &self,
         file: &[u8],

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Maximum size in bytes of a file that is hashed on the caller's thread. Without SHA instructions, 64 KiB take 0.2 ms,
-/// less than a hop to the pool.
+/// less than handing the file over to the pool takes.
 const HASHED_INLINE_BYTES: usize = 64 << 10;
 
 /// A file's id and, if the file was hashed on the pool, its header.
@@ -41,7 +41,7 @@ pub enum ImageSource {
 pub struct Resolved {
     /// The image with its prepared pixels.
     pub image: PreparedImage,
-    /// Duration of decoding, without waiting for a thread or for memory; zero if the image was cached.
+    /// Duration of decoding, excluding the wait for a thread or for memory; zero if the image was cached.
     pub decode: Duration,
     /// Duration of resizing; zero if the image was cached.
     pub preprocess: Duration,
@@ -223,7 +223,8 @@ impl Images {
     }
 }
 
-/// A waiter's guard. If the waiter leaves before its result, the guard removes the jobs without waiters from the queue.
+/// A waiter's guard. If the waiter leaves before its result arrives, the guard removes the jobs without waiters from
+/// the queue.
 struct Sweeper<'pool> {
     pool: &'pool Pool,
     armed: bool,

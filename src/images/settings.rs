@@ -16,15 +16,15 @@ pub struct ImagesSettings {
     pub decode_threads: usize,
     /// Maximum number of images that wait for a decoding thread; further images are rejected.
     pub decode_queue: usize,
-    /// Maximum number of bytes that all decodes in progress hold together. An image that needs more is decoded alone.
+    /// Maximum total number of bytes that the decodes in progress may use. An image that needs more is decoded alone.
     pub decode_budget_bytes: u64,
     /// High-water mark of the process's resident memory in bytes, above which new pictures are rejected. `None` sets no
-    /// mark; `app` replaces it with nine tenths of the memory limit.
+    /// mark; `app` replaces `None` with nine tenths of the memory limit.
     #[serde(with = "zero_is_none")]
     pub memory_high_water_bytes: Option<NonZeroU64>,
     /// Size of the pixel cache in bytes. If it is 0, nothing is cached, and no image can be given by its id.
     pub pixel_cache_bytes: u64,
-    /// How long prepared pixels are kept.
+    /// How long prepared pixels stay in the cache.
     #[serde(rename = "pixel_cache_ttl_ms", with = "millis")]
     pub pixel_cache_ttl: Duration,
 }
@@ -49,8 +49,8 @@ fn default_threads() -> usize {
     (cores / 4).max(2)
 }
 
-/// Reads and writes the number of decoding threads. The default is written as 0, because it depends on the machine, so
-/// a file cannot name it.
+/// Reads and writes the number of decoding threads. The default depends on the machine, so a settings file represents
+/// it as 0.
 mod decode_threads {
     use serde::{Deserialize, Deserializer, Serializer};
 

@@ -162,7 +162,7 @@ fn a_frame_hidden_behind_a_marker_changes_neither_size_nor_memory() {
                 let length = ((decoy_frame.len() + 2) as u16).to_be_bytes().to_vec();
                 // The decoy frame is hidden in three places: directly after the marker; inside a segment, after the
                 // marker; after the marker and two length bytes, because a reader that expects a length after every
-                // marker would take all of this for a segment.
+                // marker would treat these bytes and the frame as a segment.
                 [
                     [alone.clone(), decoy_frame.clone()].concat(),
                     segment(0xe5, &[alone.clone(), decoy_frame.clone()].concat()),
@@ -201,8 +201,8 @@ fn what_a_jpeg_is_announced_to_take_is_what_it_takes() {
         assert_eq!(disagreement(file), None, "{index}");
         let Some((header, Ok(picture), peak)) = read(file) else { continue };
         let rgb = picture.as_bytes().len() as u64;
-        // The header counts memory for applying the orientation, for metadata and for smoothing even if a file needs
-        // none of it.
+        // The header counts memory for applying the orientation, for metadata and for smoothing even if the file does
+        // not need it.
         let others = (rgb * 2).max(file.len() as u64 * 2);
         let close = peak >= header.working_bytes * 3 / 4;
         assert!(close || header.working_bytes == others, "{index}: {peak}, {header:?}");
@@ -351,7 +351,7 @@ fn a_profile_in_hexadecimal_takes_no_more_than_the_file() {
 
 #[test]
 fn a_canvas_counts_like_a_picture() {
-    // A screen of this size with a frame of one pixel in its corner.
+    // A GIF with a screen of this size and a frame of one pixel in its corner.
     let gif = |width: u16, height: u16| {
         let sides = [width.to_le_bytes(), height.to_le_bytes()].concat();
         [
@@ -385,7 +385,7 @@ fn kinds() -> Vec<Vec<u8>> {
         let bytes = fs::read(fixtures().join("jpeg").join(archive)).unwrap();
         files.push(SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap().data().to_vec());
     }
-    // A BMP with 24 bits per pixel, then one with runs of a single colour (RLE8).
+    // Two BMP files: one with 24 bits per pixel, and one with runs of a single colour (RLE8).
     let bmp = |depth: u16, compression: u32, data: &[u8]| {
         let head = [54_u32, 40, 64, 48].map(u32::to_le_bytes).concat();
         let more = [compression, 0, 0, 0, 2, 0].map(u32::to_le_bytes).concat();

@@ -55,7 +55,7 @@ fn difference(case: &ContainerCase) -> Option<String> {
                 return Some(format!("{size:?}, expected {width} x {height}"));
             }
             let digest = image_id(picture.as_bytes()).to_string();
-            // Other goldens cover JPEG pixels, so only the size of this file is compared.
+            // Other goldens cover JPEG pixels, so for this file, only the width and height of the picture are compared.
             let exact = case.name != "field/exif-orientation-long.jpg";
             (exact && digest != format!("sha256:{sha256}")).then(|| "other pixels".to_owned())
         }

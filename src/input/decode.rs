@@ -1,5 +1,5 @@
 //! Decodes a picture file to an upright, opaque RGB picture. Everything that can be checked from the header is checked
-//! before pixels are allocated. What differs between formats is in [`super::formats`].
+//! before pixels are allocated. The code for each format is in [`super::formats`].
 //!
 //! The results deliberately equal those of Pillow and `transformers`: only the first frame is read, the EXIF or XMP
 //! orientation is applied, transparency is composited over a background, and ICC profiles are ignored. The known
@@ -33,7 +33,7 @@ pub fn inspect(file: &[u8], settings: &InputSettings) -> Result<ImageHeader, Inp
     implementation(sniff_format(file)?).inspect(file, settings)
 }
 
-/// Decodes a file that [`inspect`] has accepted. Returns upright pixels at the picture's own size. Polls `stop` between
+/// Decodes a file that [`inspect`] has accepted. Returns upright pixels and does not resize them. Polls `stop` between
 /// rows. A lossy WebP is decoded in one call, so for such a file `stop` is polled only while the file is read.
 ///
 /// # Errors
@@ -46,7 +46,7 @@ pub fn decode(
     stop: Stop<'_>,
 ) -> Result<Pixels, InputError> {
     let format = implementation(header.format);
-    // This comes first, so that the metadata buffers are freed before pixels are allocated.
+    // The metadata is read first, so that its buffers are freed before pixels are allocated.
     let orientation = format.metadata(file)?.orientation();
     let raster = format.decode(file, header, settings, stop)?;
     stop::check(stop)?;
@@ -136,7 +136,8 @@ mod tests {
             let mut file = encoded(format);
             let middle = file.len() / 2;
             file[12..middle].fill(0xff);
-            // Some decoders still produce a picture, and a damaged header may declare a picture that is too large.
+            // Some decoders still produce a picture from a damaged file, and a damaged header may declare a picture
+            // that is too large.
             let Err(InputError::UndecodableImage { problem, .. }) =
                 decode_whole(&file, &InputSettings::default())
             else {
@@ -160,7 +161,7 @@ mod tests {
         let (max_pixels, max_side) = (u64::from(WIDTH * HEIGHT), WIDTH);
         let at_limit = InputSettings { max_pixels, max_side, ..InputSettings::default() };
         assert!(inspect(&file, &at_limit).is_ok());
-        // The header alone, without the pixels.
+        // Only the header of the file, without the pixels.
         let head = &file[..60];
         let cases = [
             InputSettings { max_pixels: max_pixels - 1, ..at_limit.clone() },

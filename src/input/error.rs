@@ -40,9 +40,9 @@ pub enum InputError {
         "the image has {width}x{height} pixels; at most {max_pixels} pixels and {max_side} per side are accepted"
     )]
     ImageTooLarge {
-        /// Width in pixels as stored.
+        /// Width in pixels, before the orientation is applied.
         width: u32,
-        /// Height in pixels as stored.
+        /// Height in pixels, before the orientation is applied.
         height: u32,
         /// The configured maximum number of pixels.
         max_pixels: u64,

@@ -9,9 +9,9 @@ use super::stop::{self, Stop};
 const PIECE: usize = 1 << 20;
 
 /// Returns the pixels of `raster` as opaque RGB, row-major. Transparency is composited over `background` as
-/// `Image.alpha_composite` does (`transformers/image_transforms.py`, `convert_to_rgb`). 16-bit samples keep their high
-/// byte, as in Pillow for colour. For 16-bit grey, Pillow instead clips at 255, which turns such pictures white; this
-/// is not copied.
+/// `Image.alpha_composite` does (`transformers/image_transforms.py`, `convert_to_rgb`). Of each 16-bit sample, only the
+/// high byte is used, as Pillow does for colour pictures. Pillow clips the samples of 16-bit grey pictures at 255
+/// instead, which turns these pictures white; this behaviour is not reproduced.
 ///
 /// RGB and RGBA pixels are flattened in place; grey pixels, with or without alpha, need a second buffer.
 ///

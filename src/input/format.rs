@@ -9,7 +9,7 @@ use super::stop::Stop;
 use super::{InputError, InputSettings};
 use crate::task::ImageFormat;
 
-/// What is known about a file before it is decoded.
+/// The properties of a file that are known before it is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageHeader {
     /// The format indicated by the file's first bytes.
@@ -18,12 +18,12 @@ pub struct ImageHeader {
     pub width: u32,
     /// Height in pixels as stored, before the orientation is applied.
     pub height: u32,
-    /// Peak memory in bytes of decoding, flattening and applying the orientation, estimated from the header.
+    /// Peak memory in bytes that decoding, flattening and applying the orientation need, estimated from the header.
     pub working_bytes: u64,
     /// Estimated cost of decoding: the number of pixels of a plain JPEG (one Huffman-coded scan) that take about as
-    /// long. For a JPEG, the estimate counts the scans and the bytes of entropy-coded data; for other formats, it is
-    /// the number of pixels times a measured factor. It is computed from the header and, for a multi-scan JPEG, from
-    /// all scan headers.
+    /// long to decode. For a JPEG, the estimate counts the scans and the bytes of entropy-coded data; for other
+    /// formats, it is the number of pixels times a measured factor. It is computed from the header and, for a
+    /// multi-scan JPEG, from all scan headers.
     pub work: u64,
 }
 
@@ -61,7 +61,7 @@ pub(super) trait PictureFormat {
         stop: Stop<'_>,
     ) -> Result<Raster, InputError>;
 
-    /// Finds the metadata that may give the orientation. The default implementation is for formats without such
+    /// Finds the metadata that may contain the orientation. The default implementation is for formats without such
     /// metadata.
     ///
     /// # Errors

@@ -136,7 +136,8 @@ struct ImageCase {
     width: u32,
     height: u32,
     tensor: String,
-    /// For 16-bit grey, the key of a tensor that keeps the high byte, as this folder does and Pillow does not.
+    /// For 16-bit grey, the key of a tensor with the high byte of each sample. This is what this folder returns; Pillow
+    /// returns other values.
     high_byte: Option<String>,
 }
 
@@ -223,7 +224,8 @@ struct DecodeCase {
     clean: String,
 }
 
-/// Returns the text of `ids` twice: decoded at once, and decoded in pieces after a prompt of two ids.
+/// Returns the text of `ids` twice: decoded in one call, and decoded incrementally with the first two ids as the
+/// prompt.
 fn decoded(tokenizer: &Tokenizer, ids: &[u32]) -> [String; 2] {
     let (prompt, new) = ids.split_at(ids.len().min(2));
     let mut detokenizer = tokenizer.detokenizer(prompt);

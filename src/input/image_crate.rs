@@ -1,5 +1,6 @@
-//! Decodes a file with the `image` crate, into a buffer that is allocated here. The formats PNG, WebP and GIF use it;
-//! each of them says which decoder of the crate reads its files and how much memory that decoder allocates.
+//! Decodes a file with the `image` crate, into a buffer that this module allocates. The formats PNG, WebP and GIF use
+//! this module; each of them says which decoder of the crate reads its files and how much memory that decoder
+//! allocates.
 //!
 //! If an allocation inside one of the crate's decoders fails, the process aborts. Before a decoder runs,
 //! [`memory::probe_available`] therefore checks that memory is available for its large buffers: the colour indices of a
@@ -29,7 +30,7 @@ pub(super) const METADATA_BYTES: u64 = 16 << 20;
 pub(super) struct CrateDecoder {
     /// The format that the decoder reads.
     pub(super) format: ImageFormat,
-    /// The crate's own name for the format.
+    /// The `image` crate's identifier of the format.
     pub(super) name: image::ImageFormat,
     /// Estimates how many bytes the decoder allocates besides the frame buffer. The arguments are the file and the
     /// width and height of the frame in pixels.

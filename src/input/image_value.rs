@@ -87,7 +87,7 @@ fn data_uri_payload(uri: &str) -> Result<&str, InputError> {
 
 /// Result of one pass over a base64 text, before it is decoded.
 struct Base64Scan {
-    /// Number of characters without white space and trailing padding.
+    /// Number of characters, excluding white space and trailing padding.
     characters: usize,
     padding: usize,
     /// True if the text can be decoded as it is: it has no white space and uses the standard alphabet.

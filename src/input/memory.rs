@@ -101,7 +101,7 @@ pub(super) fn probe_available(bytes: u64) -> Result<(), OutOfMemory> {
 fn can_allocate(bytes: u64) -> bool {
     let mut trial: Vec<u8> = Vec::new();
     let reserved = usize::try_from(bytes).is_ok_and(|bytes| trial.try_reserve_exact(bytes).is_ok());
-    // Without this the compiler may optimise away an unused allocation.
+    // Without this call, the compiler may optimise away an unused allocation.
     std::hint::black_box(&trial);
     reserved
 }
@@ -133,7 +133,7 @@ pub(super) mod tally {
         (ASKED.get(), result)
     }
 
-    /// Runs `work` and lets its allocation with index `denied` fail, counted from 0.
+    /// Runs `work` and makes one of its allocations fail: the one with the index `denied`, counted from 0.
     pub(in super::super) fn without<T>(denied: u64, work: impl FnOnce() -> T) -> T {
         DENIED.set(Some(denied));
         let (_, result) = count(work);

@@ -15,7 +15,7 @@ const ORIENTATION: u16 = 0x0112;
 /// Prefix of EXIF data; it may be absent or repeated.
 const EXIF_PREFIX: &[u8] = b"Exif\0\0";
 
-/// The parts of a file's metadata that can give its orientation.
+/// The parts of a file's metadata that may contain its orientation.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct OrientationMetadata<'a> {
     /// A TIFF structure, with or without the prefix `Exif\0\0`.
@@ -25,7 +25,7 @@ pub(super) struct OrientationMetadata<'a> {
 }
 
 impl OrientationMetadata<'_> {
-    /// Returns the orientation; `NoTransforms` if neither EXIF nor XMP data gives one.
+    /// Returns the orientation; `NoTransforms` if neither EXIF nor XMP data contains one.
     pub(super) fn orientation(&self) -> Orientation {
         let tag = self.exif.as_deref().map_or(Tag::Absent, exif_orientation);
         let code = match tag {
@@ -54,13 +54,13 @@ fn exif_orientation(mut data: &[u8]) -> Tag {
     if data.is_empty() {
         return Tag::Absent;
     }
-    // Pillow raises an error on a damaged TIFF header. By then, for a JPEG, it has recorded that EXIF data was read, so
-    // it does not look at the XMP data.
+    // Pillow raises an error on a damaged TIFF header. For a JPEG, Pillow has recorded by then that EXIF data was read,
+    // so it does not look at the XMP data.
     let Some(order) = ByteOrder::of(data) else { return Tag::Unusable };
     let Some(start) = order.u32(data, 4) else { return Tag::Unusable };
     let start = start as usize;
     let count = order.u16(data, start).unwrap_or(0);
-    // Total size in bytes of the values so far that are stored outside their entries.
+    // Total size so far, in bytes, of the values that are stored outside their entries.
     let mut value_bytes = 0;
     for index in 0..usize::from(count) {
         let entry = start + 2 + index * 12;
@@ -89,7 +89,7 @@ fn read_entry(data: &[u8], entry: &[u8; 12], order: ByteOrder, value_bytes: &mut
     let size = u64::from(order.u32(entry, 4).unwrap_or(0)) * unit;
     let values = if size > 4 {
         *value_bytes += size;
-        // The values so far exceed the size of the data. Pillow skips such an entry.
+        // The values up to and including those of this entry exceed the size of the data. Pillow skips such an entry.
         if *value_bytes > data.len() as u64 {
             return IfdEntry::Other;
         }
@@ -122,8 +122,8 @@ fn unit_size(kind: u16) -> Option<u64> {
     }
 }
 
-/// Returns the first value, if it is a number from 0 to 255. BYTE, ASCII and UNDEFINED give `None`: Pillow returns them
-/// as `bytes` or `str`, not as numbers.
+/// Returns the first value, if it is a number from 0 to 255. Values of the types BYTE, ASCII and UNDEFINED give `None`,
+/// because Pillow returns them as `bytes` or `str`, not as numbers.
 fn first_value(values: &[u8], kind: u16, order: ByteOrder) -> Option<u8> {
     let ratio = |top: i64, bottom: i64| (bottom != 0 && top % bottom == 0).then(|| top / bottom);
     let signed = |value: u32| i64::from(value.cast_signed());

@@ -27,8 +27,8 @@ const BLOCK: usize = 64;
 /// Resizes a decoded picture to the input size of a model, without keeping its aspect ratio.
 ///
 /// # Errors
-/// `OutOfMemory`. Each pass allocates its result; the result of the first is an intermediate picture with one side of
-/// the source and one of the target.
+/// `OutOfMemory`. Each pass allocates its result; the result of the first pass is an intermediate picture that has one
+/// side of the source and one side of the target.
 ///
 /// # Panics
 /// If a target side is zero.

@@ -12,8 +12,8 @@ use crate::settings::{InvalidSetting, NotAccepted, Section, require, text};
 /// (docs/preprocessing.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ResizeOrder {
-    /// The order of Pillow 13: the vertical pass comes first for tall pictures. transformers uses this order without
-    /// torchvision, or with `backend="pil"`.
+    /// The order of Pillow 13: the vertical pass comes first for tall pictures. transformers uses this order if
+    /// torchvision is not installed, or with `backend="pil"`.
     #[default]
     Pillow13,
     /// The horizontal pass always comes first. This is the order of Pillow before 13, and of torchvision, which

@@ -1,6 +1,6 @@
-//! The file that a decoder of the `image` crate reads: the client's own, or one with a single frame that was rewritten
-//! from a container. This module also computes the memory that decoding the file takes, and places the decoded frame on
-//! the canvas.
+//! The file that a decoder of the `image` crate reads: the client's own file, or a file with a single frame that was
+//! rewritten from a container. This module also computes the memory that decoding the file takes, and places the
+//! decoded frame on the canvas.
 //!
 //! `formats/webp` and `formats/gif` parse the containers with the rules of Pillow and write files that need no special
 //! cases in the decoder. Their checks examine the rewritten file, so they see exactly what is decoded.
@@ -15,9 +15,9 @@ use crate::task::ImageFormat;
 /// A file with a single frame, and where the frame lies on the canvas.
 #[derive(Debug)]
 pub(super) struct StandaloneFrame<'a> {
-    /// The client's own file, or a rewritten one that is at most 900 bytes longer.
+    /// The client's own file, or a rewritten file that is at most 900 bytes longer.
     pub(super) file: Cow<'a, [u8]>,
-    /// Width and height of the whole picture in pixels, if the container gives them.
+    /// Width and height of the whole picture in pixels, if the container specifies them.
     pub(super) canvas: Option<(u32, u32)>,
     /// Position of the frame's left and top edges on the canvas in pixels; `None` if the frame covers the canvas.
     place: Option<(u32, u32)>,

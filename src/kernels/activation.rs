@@ -126,7 +126,8 @@ struct ApplyPart<'a> {
 impl Kernel for ApplyPart<'_> {
     type Output = ();
 
-    /// The last values are padded to a whole vector, so that they get the same bits as elsewhere in the slice.
+    /// The last values are padded to a whole vector, so that the result for a value does not depend on its position in
+    /// the slice, to the bit.
     #[inline(always)]
     #[expect(unsafe_code, reason = "vectors of a slice")]
     fn run<I: Isa>(self, isa: I) {

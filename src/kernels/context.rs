@@ -1,4 +1,5 @@
-//! What every kernel runs with: the instruction set level, the thread pool, and memory that is reused between calls.
+//! The context in which every kernel runs: the instruction set level, the thread pool, and memory that is reused
+//! between calls.
 
 use std::io;
 
@@ -16,7 +17,7 @@ pub struct KernelContext {
 
 impl KernelContext {
     /// Creates a context for `level`, which the CPU must support, with a pool of `threads` threads, including the
-    /// caller's own.
+    /// calling thread.
     ///
     /// # Errors
     /// When the operating system cannot start the threads.

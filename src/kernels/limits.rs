@@ -1,5 +1,5 @@
-//! Measures upper limits of this machine's speed, with which the speed of the kernels is compared. `bench` calls this
-//! file; serving does not.
+//! Measures upper limits of this machine's speed, with which the speed of the kernels is compared. Only `bench` uses
+//! these measurements; the server does not.
 //!
 //! The limits are measured, not taken from a data sheet. [`read_bandwidth`] is the rate at which all threads of the
 //! pool together read from memory. [`operations_per_second`] is the rate that the inner loop of a matrix product
@@ -13,15 +13,15 @@ use super::context::KernelContext;
 use super::gemm::{Bf16, Dot, F32, Format, Int8, Shape, TileProduct, multiply};
 use super::isa::{Isa, Kernel};
 
-/// Number of passes per measurement. The fastest one counts, because another process, or a core that was asleep, may
-/// slow down a pass.
+/// Number of passes per measurement. The fastest pass determines the result, because another process, or a core that
+/// was asleep, may slow down the others.
 const PASSES: usize = 5;
 
 /// Number of values that one part of the job reads: 1 MB.
 const CHUNK: usize = 1 << 18;
 
-/// Number of parts per thread in one pass of products. There are several, so that the other threads do the work of a
-/// thread that starts late.
+/// Number of parts per thread into which one measurement of [`operations_per_second`] is split. There are several parts
+/// per thread, so that the other threads can take over the work of a thread that starts late.
 const PARTS_A_THREAD: usize = 8;
 
 /// Measures how many bytes per second the threads of the pool together read from a buffer of `bytes` bytes. The buffer
@@ -52,8 +52,8 @@ pub fn read_bandwidth(context: &mut KernelContext, bytes: usize) -> f64 {
 #[must_use]
 pub fn operations_per_second(context: &mut KernelContext, format: Format, pass: Duration) -> f64 {
     // With blocks of full length, the tile and the panel of a matrix unit leave no room for the sums in an L1 cache of
-    // 48 KB. With blocks of half the length, there is room, but the sums are stored more often. So both are measured,
-    // and the higher rate is the bound.
+    // 48 KB. With blocks of half the length, there is room, but the sums are stored more often. Both lengths are
+    // therefore measured, and the higher rate is the bound.
     let block = Shape::of(context.level).k_block;
     let half = (block / 2).next_multiple_of(LINE);
     let rate = |groups| rate(context, format, groups, pass);

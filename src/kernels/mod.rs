@@ -1,6 +1,6 @@
 //! CPU kernels: matrix products over packed weights, attention, and the operations between them.
 //!
-//! - [`context`]: what every kernel runs with: level, thread pool and scratch memory;
+//! - [`context`]: the level, thread pool and scratch memory with which every kernel runs;
 //! - [`isa`]: instruction sets, detected at run time, and the vector operations that all kernels are written in;
 //! - [`gemm`]: `x W^T + b` with its epilogues, in f32, bf16 and 8-bit integers;
 //! - [`attention`]: attention over packed keys and values, and causal attention over few rows;

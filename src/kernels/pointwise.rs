@@ -68,7 +68,7 @@ struct LogSumExp<'a> {
     x: &'a [f32],
 }
 
-/// Number of exponentials that are summed in f32 before the sum is added to the f64 total: at most 64 per lane at
+/// Number of exponentials that are summed in f32 before the sum is added to the f64 total: at most 64 per lane with
 /// AVX-512.
 const EXP_BLOCK: usize = 1024;
 
@@ -125,7 +125,7 @@ pub struct LayerNorm<'a> {
     pub weight: &'a [f32],
     /// Summand per column.
     pub bias: &'a [f32],
-    /// Added to the variance, so that a constant row does not divide by zero.
+    /// Added to the variance, so that a constant row does not lead to a division by zero.
     pub eps: f32,
 }
 
@@ -205,8 +205,8 @@ fn norm_row<I: Isa>(isa: I, x: &[f32], norm: LayerNorm<'_>, out: &mut [f32]) {
     }
 }
 
-/// Returns the sum of a function of all values, in a fixed order. `vector` computes the function for whole vectors,
-/// `single` for the remaining values.
+/// Applies a function to all values and returns the sum of the results, added in a fixed order. `vector` computes the
+/// function for whole vectors, `single` for the remaining values.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of a slice")]
 fn sum_of<I: Isa>(
@@ -271,7 +271,7 @@ mod tests {
         level.run(Map { function, x, out });
     }
 
-    /// Returns `count` evenly spaced values from `low` to `high`; `count` must be a multiple of a vector's length.
+    /// Returns `count` evenly spaced values from `low` to `high`; `count` must be a multiple of the vector length.
     fn grid(low: f32, high: f32, count: u16) -> Vec<f32> {
         (0..count).map(|i| low + (high - low) * f32::from(i) / f32::from(count - 1)).collect()
     }
@@ -339,8 +339,8 @@ mod tests {
             for width in [1, 3, 4, 7, 8, 15, 16, 17, 63, 64, 65, 192, 768, 1024] {
                 for rows in [1, ROWS_A_PART, ROWS_A_PART + 1] {
                     let mut x = values(rows * width, 1);
-                    // The mean is moved far from zero. Computing the variance as E[x^2] - E[x]^2 would then be wrong by
-                    // one part in a thousand.
+                    // The values are shifted so that their mean is far from zero. A variance computed as E[x^2] -
+                    // E[x]^2 would then be wrong by one part in a thousand.
                     x[..width].iter_mut().for_each(|x| *x += 100.0);
                     let (weight, bias) = (values(width, 2), values(width, 3));
                     let mut out = vec![f32::NAN; x.len()];

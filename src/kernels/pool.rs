@@ -59,7 +59,7 @@ impl std::fmt::Debug for PoolJob {
 }
 
 impl Pool {
-    /// Starts a pool of `threads` threads, including the caller's own.
+    /// Starts a pool of `threads` threads, including the calling thread.
     ///
     /// # Errors
     /// When the operating system cannot start the threads.
@@ -74,7 +74,7 @@ impl Pool {
             sleeping: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
         });
-        // On an error `pool` is dropped, which ends the helpers that have started.
+        // On an error, `pool` is dropped, which ends the helpers that have started.
         let mut pool = Self { shared, helpers: Vec::new() };
         for index in 1..threads.max(1) {
             let shared = Arc::clone(&pool.shared);
@@ -91,7 +91,7 @@ impl Pool {
         Self::try_new(threads).expect("a few threads")
     }
 
-    /// Number of threads, including the caller's own.
+    /// Returns the number of threads, including the calling thread.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.helpers.len() + 1
@@ -122,7 +122,7 @@ impl Pool {
         shared.epoch.fetch_add(1, Ordering::SeqCst);
         if shared.sleeping.load(Ordering::SeqCst) > 0 {
             // Notify while holding the lock, so that no helper misses the notification: a helper that is about to sleep
-            // either sleeps already, or checks the epoch after this and sees the new one.
+            // either sleeps already, or checks the epoch afterwards and sees the new value.
             let _job = shared.lock();
             shared.wake.notify_all();
         }

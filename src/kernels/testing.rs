@@ -1,4 +1,5 @@
-//! Shared by the tests of the kernels: the instruction set levels to run, input values, and comparison of results.
+//! Helpers shared by the tests of the kernels: the instruction set levels to run, input values, and comparison of
+//! results.
 
 use super::isa::Level;
 

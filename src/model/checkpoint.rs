@@ -70,7 +70,7 @@ impl<O: Ops> Checkpoint<O> {
                 encoder: text_encoder()?,
                 // The decoder attends to question states, which have the text width. But transformers builds both text
                 // towers from one configuration, so the weights of the decoder's cross-attention have the vision width.
-                // So no VQA model of transformers can have a text width that differs from its vision width.
+                // Therefore, in transformers, the text width of a VQA model always equals its vision width.
                 decoder: TextDecoder::load(loader, text, passing)?,
             },
             ModelClass::ImageTextRetrieval => {
@@ -96,7 +96,7 @@ impl<O: Ops> Checkpoint<O> {
         })
     }
 
-    /// Returns the text encoder if models of this class may share it, else `None`.
+    /// Returns the text encoder if models of this class may share it, otherwise `None`.
     pub(super) fn text_encoder(&self) -> Option<&Arc<TextTower<O>>> {
         match self {
             Self::Vqa { encoder, .. } => Some(encoder),

@@ -144,7 +144,7 @@ const ACTIVATIONS: [(&str, Activation); 12] = [
 const ACCEPTED_ACTIVATIONS: &str = "gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_python_tanh, \
                                     gelu_accurate, gelu_fast, quick_gelu, relu, silu, swish or tanh";
 
-/// Maximum count or width that a file may give. It is also the maximum dimension of a tensor.
+/// Maximum count or width that a file may specify. It is also the maximum dimension of a tensor.
 const LARGEST: u64 = i32::MAX as u64;
 
 const COUNT: &str = "a whole number from 1 to 2147483647";
@@ -337,7 +337,7 @@ fn count(
     given(fields, field, COUNT, default, positive)
 }
 
-/// Returns a side in pixels. The file may give it as one number or as two equal numbers.
+/// Returns a side in pixels. The file may specify one number or two equal numbers.
 fn side(
     fields: &ObjectFields<'_>,
     field: &'static str,

@@ -1,5 +1,5 @@
-//! Encoder states, which text towers attend to, and groups. A group is what one search decodes: a single sequence, or
-//! the beams of one beam search. It holds the KV caches and the state of the search.
+//! Encoder states, which text towers attend to, and groups. A group contains the sequences that one search decodes: a
+//! single sequence, or the beams of one beam search. It also holds the KV caches and the state of the search.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -51,8 +51,8 @@ impl<O: Ops> EncoderStates<O> {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Returns the cross-attention keys and values for `model`'s decoder. If a live group already holds them, returns
-    /// those; otherwise builds them from the hidden states with `build`.
+    /// Returns the cross-attention keys and values for `model`'s decoder. If a live group already holds keys and
+    /// values, returns these; otherwise builds new ones from the hidden states with `build`.
     pub(super) fn cross_keys_values(
         &self,
         model: ModelId,
@@ -70,7 +70,7 @@ impl<O: Ops> EncoderStates<O> {
     }
 }
 
-/// What one search decodes: a single sequence, or the beams of one beam search.
+/// The sequences that one search decodes: a single sequence, or the beams of one beam search.
 pub struct Group<O: Ops> {
     pub(super) memory: EncoderStates<O>,
     /// Cross-attention keys and values; `None` before the first step.

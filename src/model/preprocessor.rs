@@ -56,8 +56,8 @@ const SIZE: &str = "a number, [height, width] or {\"height\": ..., \"width\": ..
 const SQUARE: &str =
     "true if size is a number (false makes it the shorter side, which is not supported)";
 
-/// Returns the file to read. If a checkpoint has both files, this is `newer` (`processor_config.json`) if that has an
-/// `image_processor` block, else `older` (`preprocessor_config.json`), as in transformers'
+/// Returns the file to read. If a checkpoint has both files, that is `newer` (`processor_config.json`) when it contains
+/// an `image_processor` block, and `older` (`preprocessor_config.json`) otherwise, as in transformers'
 /// `ProcessorMixin.from_pretrained`.
 #[must_use]
 pub fn deciding_file(older: Option<PathBuf>, newer: Option<PathBuf>) -> Option<File> {
@@ -191,8 +191,8 @@ fn size(fields: &ObjectFields<'_>) -> Result<(u32, u32), DocumentError> {
             side(value).map(|side| (side, side))
         }
     })?;
-    // A single number stands for both sides, unless `default_to_square` is false (it is true by default). If it is
-    // false, the number is the shorter side, which is not supported.
+    // A single number stands for both sides, unless `default_to_square` is false (it is true by default). If the field
+    // is false, the number is the shorter side, which is not supported.
     let number = fields.get("size").is_some_and(Value::is_number);
     if number && !switch(fields, "default_to_square")?.unwrap_or(true) {
         return Err(fields.refuse("default_to_square", SQUARE));

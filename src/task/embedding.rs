@@ -9,7 +9,7 @@ pub struct Embedding(Vec<f32>);
 pub struct ZeroNorm;
 
 impl Embedding {
-    /// Wraps a raw vector of the model.
+    /// Wraps a raw vector from the model.
     #[must_use]
     pub fn new(values: Vec<f32>) -> Self {
         Self(values)

@@ -59,8 +59,8 @@ pub enum EarlyStopping {
 }
 
 impl GenerationParams {
-    /// Returns parameters for a greedy search that generates at most `max_new_tokens` tokens. All other parameters have
-    /// no effect.
+    /// Returns parameters for a greedy search that generates at most `max_new_tokens` tokens. All other parameters are
+    /// set so that they have no effect.
     #[must_use]
     pub fn greedy(max_new_tokens: usize) -> Self {
         Self {

@@ -139,7 +139,7 @@ pub struct Preprocessing {
 }
 
 impl Preprocessing {
-    /// Returns a preprocessing with Pillow's BICUBIC filter, which every official checkpoint specifies.
+    /// Returns the preprocessing for this size with Pillow's BICUBIC filter, which every official checkpoint specifies.
     #[must_use]
     pub fn bicubic(width: u32, height: u32) -> Self {
         Self { width, height, resample: Resample::Bicubic }

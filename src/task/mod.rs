@@ -1,7 +1,7 @@
 //! The types that all folders share: the tasks for a model, their inputs, and their outputs.
 //!
 //! They are plain data. No I/O, no tensor, no HTTP: this folder imports nothing but `std`. `http` builds these values
-//! from requests, `engine` plans and schedules them, `model` computes the outputs.
+//! from requests, `engine` plans and schedules them, and `model` computes the outputs.
 
 mod embedding;
 mod generation;
@@ -29,7 +29,7 @@ use std::time::Duration;
 /// A piece of inference that a client requests: a single call, or one item of a batch call.
 #[derive(Debug, Clone)]
 pub enum Task {
-    /// Describe an image, freely or continuing a prompt.
+    /// Describe an image, freely or by continuing a prompt.
     Caption(Caption),
     /// Answer questions about one image.
     Vqa(Vqa),
@@ -134,7 +134,7 @@ pub struct SimilarityCell {
     pub logit: Option<f32>,
 }
 
-/// How long an answered task waited and computed, as measured by the worker.
+/// How long an answered task waited and how long its work took, as measured by the worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TaskTiming {
     /// Time from submission to the start of the task's first work unit.

@@ -118,7 +118,7 @@ impl Dtype {
 pub enum Device {
     /// The CPU of this machine.
     Cpu,
-    /// An NVIDIA GPU with its ordinal.
+    /// The NVIDIA GPU with this ordinal.
     Cuda(usize),
 }
 
@@ -142,7 +142,7 @@ pub struct ModelInfo {
     pub class: ModelClass,
     /// Hugging Face hub id or directory, as configured.
     pub source: String,
-    /// Revision on the hub, if loaded from there.
+    /// Revision on the hub, if the model was loaded from the hub.
     pub revision: Option<String>,
     /// Number format of the model's weights and activations.
     pub dtype: Dtype,
@@ -160,7 +160,7 @@ pub struct ModelInfo {
     pub embedding_dimensions: Option<usize>,
     /// Length of multimodal embeddings; only for the retrieval role.
     pub multimodal_dimensions: Option<usize>,
-    /// `exp(logit_scale)` of a `BlipModel`, the factor from a cosine to a logit.
+    /// `exp(logit_scale)` of a `BlipModel`, the factor that converts a cosine to a logit.
     pub logit_scale: Option<f32>,
     /// Number of parameters; a shared tower counts for each model that uses it.
     pub parameter_count: u64,

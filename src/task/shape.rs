@@ -33,8 +33,8 @@ impl TaskShape {
         Self::new(questions * candidates, 1)
     }
 
-    /// Returns the shape of a similarity task. Matching needs one row for each pair of image and text, the cosine one
-    /// row for each text. Images alone need no row.
+    /// Returns the shape of a similarity task. The matching score needs one row for each image-text pair. The cosine
+    /// needs one row for each text and none for the images.
     #[must_use]
     pub fn similarity(images: usize, texts: usize, scores: Scores) -> Self {
         let pairs = if scores.matching { images * texts } else { 0 };

@@ -1,4 +1,4 @@
-//! Tokenised texts as the models need them.
+//! Tokenised texts in the form that the models need.
 
 use std::sync::Arc;
 

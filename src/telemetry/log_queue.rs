@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 use prometheus::IntCounter;
 
 /// Maximum size of the queued lines in bytes. The lines that the writer has taken from the queue may occupy the same
-/// amount of memory again. The queue can hold about 7,000 access log lines, which is one second of a busy server.
+/// amount of memory again. The queue can hold about 7,000 access log lines, as many as a busy server writes in one
+/// second.
 const MAX_BYTES: usize = 2 << 20;
 /// Number of bytes that a line needs in addition to its text, for its queue entry and the allocator's overhead.
 const LINE_OVERHEAD: usize = 64;
-/// If the writer has finished no line for this long, nobody reads the log, so `flush` no longer waits.
+/// If the writer has not finished a line for this long, `flush` assumes that nobody is reading the log, and stops
+/// waiting.
 const STALL: Duration = Duration::from_secs(1);
 /// Longest time that [`LogQueue::flush`] waits for a slow reader.
 const MAX_FLUSH: Duration = Duration::from_secs(5);
@@ -47,7 +49,7 @@ struct LogBuffer {
     /// Notified when everything is written; `flush` waits on it.
     emptied: Condvar,
     began: Instant,
-    /// Time of the last progress after `began`. Progress is a write, or the first line queued after a
+    /// Time of the last progress, in milliseconds after `began`. Progress is a write, or the first line queued after a
     /// pause.
     last_progress_millis: AtomicU64,
     dropped: IntCounter,
@@ -161,7 +163,7 @@ impl LogBuffer {
                 }
                 self.record_progress();
             }
-            // The notice comes after the lines that were queued before the dropped ones.
+            // The notice comes after the lines that were queued before the dropped lines.
             if unreported > 0 {
                 report_dropped(unreported);
             }
@@ -197,8 +199,8 @@ mod tests {
 
     use super::*;
 
-    /// A reader that reports each line, then blocks until it gets a permit. Once the permit sender is dropped, the
-    /// reader never blocks.
+    /// An output whose reader reports each line, then blocks until it gets a permit. Once the permit sender is dropped,
+    /// the reader never blocks.
     struct GatedOutput {
         seen: Sender<String>,
         permits: Receiver<()>,
@@ -216,8 +218,8 @@ mod tests {
         }
     }
 
-    /// Returns a queue with space for `lines` one-letter lines, and with it: a receiver of the lines that its reader
-    /// has seen, the permit sender, and the counter of dropped lines.
+    /// Returns a queue with space for `lines` one-letter lines, a receiver of the lines that its reader has seen, the
+    /// permit sender, and the counter of dropped lines.
     fn queue(
         lines: usize,
         stall: Duration,

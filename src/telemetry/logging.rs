@@ -132,8 +132,7 @@ pub fn flush() {
     }
 }
 
-/// Writes the error that ends the process to standard error, after all log lines. Like [`flush`], it gives up if nobody
-/// reads the log.
+/// Writes a fatal error to standard error, after all log lines. Like [`flush`], it gives up if nobody reads the log.
 pub fn write_error(text: &str) {
     if let Some(queue) = QUEUE.get() {
         queue.push(format!("{text}\n"));

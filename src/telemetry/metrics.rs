@@ -221,7 +221,7 @@ impl Metrics {
     /// Encodes all metrics in the Prometheus text format, version 0.0.4.
     ///
     /// # Errors
-    /// When a metric cannot be encoded, which no metric of this struct causes.
+    /// When a metric cannot be encoded. That never happens for the metrics of this struct.
     pub fn to_text(&self) -> prometheus::Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }

@@ -78,7 +78,7 @@ impl Archive {
         Ok(archive)
     }
 
-    /// Length of the file in bytes.
+    /// Returns the length of the file in bytes.
     pub(super) fn length(&self) -> u64 {
         self.length
     }
@@ -116,8 +116,8 @@ impl Archive {
         }
     }
 
-    /// Finds the only entry whose name ends with `end`. Returns the beginning of its name and the position of its
-    /// content.
+    /// Finds the only entry whose name ends with `end`. Returns the part of its name before `end`, and the position of
+    /// its content.
     pub(super) fn only_entry(&self, end: &str) -> Result<(String, ByteSpan), TorchError> {
         let mut names =
             self.entries.keys().filter_map(|name| Some((name, name.strip_suffix(end)?)));
@@ -144,8 +144,7 @@ impl Archive {
     }
 }
 
-/// Returns the offset of the end record in `tail`. It is the record whose comment reaches exactly to the end of the
-/// file.
+/// Returns the offset of the end record in `tail`. It is the record whose comment ends exactly at the end of the file.
 fn find_end(tail: &[u8]) -> Option<usize> {
     let last = tail.len().checked_sub(END_BYTES)?;
     (0..=last).rev().find(|&start| {

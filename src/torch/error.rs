@@ -36,7 +36,7 @@ pub enum TorchError {
         /// The name of the opcode in `pickletools`.
         opcode: &'static str,
     },
-    /// A count or size exceeds that of any BLIP checkpoint by far.
+    /// A count or size is far larger than in any BLIP checkpoint.
     #[error(
         "it has more than {limit} {what}, far more than any BLIP checkpoint; save the state dict alone: \
          torch.save(model.state_dict(), PATH)"

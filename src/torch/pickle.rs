@@ -15,7 +15,8 @@ use super::TorchError;
 const MAX_OPCODES: u64 = 1 << 20;
 /// Maximum number of values on the stack. Python's pickler writes dictionaries in batches of 1,000 keys and values.
 const MAX_STACK: u64 = 1 << 14;
-/// Maximum number of open marks. A tuple or batch has an open mark until it is complete. A tensor needs three.
+/// Maximum number of open marks. A tuple or batch has an open mark until it is complete. A tensor needs three open
+/// marks.
 const MAX_MARKS: u64 = 1 << 10;
 
 /// A value that the pickle describes. Texts borrow the bytes of the pickle.
@@ -29,7 +30,7 @@ pub(super) enum PickleValue<'a> {
     Dict(DictId),
     /// A call. It has two items: the callable and its arguments.
     Call(Items),
-    /// A reference to the values of a tensor. It has one item: the id by which `torch` finds them.
+    /// A reference to the values of a tensor. It has one item: the id by which `torch` finds the values.
     Persistent(Items),
     /// Anything that no tensor needs: None, booleans, floats, lists, large integers.
     Other,
@@ -101,7 +102,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Pickle<'_>, TorchError> {
 struct PickleReader<'a> {
     rest: &'a [u8],
     stack: Vec<PickleValue<'a>>,
-    /// Stack heights of the open marks; values below the last one must not be popped.
+    /// Stack heights of the open marks; values below the last mark must not be popped.
     marks: Vec<usize>,
     memo: HashMap<u32, PickleValue<'a>>,
     pickle: Pickle<'a>,
@@ -147,7 +148,7 @@ impl<'a> PickleReader<'a> {
         Ok(false)
     }
 
-    /// Applies an opcode that makes a value out of others: tuples, dictionaries, lists and objects.
+    /// Applies an opcode that combines values into a new value: a tuple, a dictionary, a list or an object.
     fn combine(&mut self, opcode: u8) -> Result<(), TorchError> {
         match opcode {
             // EMPTY_TUPLE, TUPLE1, TUPLE2, TUPLE3, TUPLE

@@ -13,7 +13,7 @@ const MAX_RANK: usize = 8;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct TensorInfo {
     pub(super) dtype: DType,
-    /// Name of the archive entry with its values, below `data/`.
+    /// Name, below `data/`, of the archive entry that contains the tensor's values.
     pub(super) key: String,
     /// Number of values in the entry before the first value of this tensor.
     pub(super) offset: u64,
@@ -58,7 +58,7 @@ pub(super) fn tensors(pickle: &Pickle<'_>) -> Result<Vec<(String, TensorInfo)>, 
 }
 
 /// Returns the arguments of `_rebuild_tensor_v2` if `value` is a call of this function, or a call that makes a
-/// parameter or a subclass from such a call.
+/// parameter or a subclass from the result of such a call.
 fn rebuild_arguments<'p, 'a>(
     pickle: &'p Pickle<'a>,
     mut value: PickleValue<'a>,
@@ -87,7 +87,7 @@ fn rebuild_arguments<'p, 'a>(
 
 enum Read<'a> {
     Tensor(TensorInfo),
-    /// The storage class of the tensor.
+    /// The tensor has this storage class, which no weights use.
     Unsupported(&'a str),
 }
 

@@ -1,4 +1,5 @@
-//! Describes the machine and measures the upper bounds of its speed. `bench` compares the measured times with them.
+//! Describes the machine and measures the upper bounds of its speed. `bench` compares the measured times with these
+//! bounds.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -14,8 +15,8 @@ use crate::kernels::limits;
 /// recent servers with a shared last-level cache of 260 MB, the measured rate is still a little too high.
 const BUFFER_BYTES: usize = 250_000_000;
 
-/// Duration of one timed pass of matrix products: long compared with a thread's wake-up time, but too short for a user
-/// to notice.
+/// Duration of one timed measurement of matrix products: long compared with a thread's wake-up time, but too short for
+/// a user to notice.
 const PASS: Duration = Duration::from_millis(20);
 
 /// The machine that runs the benchmark.
@@ -48,7 +49,7 @@ fn cpu_name() -> Option<String> {
     line.split_once(':').map(|(_, name)| name.trim().to_owned())
 }
 
-/// Measured upper bound of arithmetic for one number format and instruction set.
+/// Measured upper bound of the arithmetic throughput for one number format and instruction set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ArithmeticBound {
     /// Number format, as `--dtype` spells it.

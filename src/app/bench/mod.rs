@@ -1,5 +1,5 @@
 //! Benchmarks the models without HTTP and without a queue: runs one kind of work on one batch repeatedly. The command
-//! `bench` (`cli::bench`) calls it and prints the results.
+//! `bench` (`cli::bench`) calls this module and prints the results.
 //!
 //! - this file: [`Bench`] loads models for one device, number format and instruction set, and measures them;
 //! - `work`: the kinds of work, and which models support them;
@@ -49,7 +49,7 @@ pub struct RunPlan {
     pub runs: NonZeroUsize,
     /// Number of untimed runs before the timed ones.
     pub warm_up: usize,
-    /// Exact number of tokens to generate for a caption or an answer; the stop token is not allowed until then.
+    /// Exact number of tokens to generate for a caption or an answer; up to this number, the stop token is not allowed.
     pub tokens: NonZeroUsize,
     /// Whether to add one run that records the time of each part.
     pub profile: bool,
@@ -87,7 +87,7 @@ pub struct PartSeconds {
 }
 
 /// Minimum work of a matrix product. Arithmetic limits the speed of a product with many rows; reading the weights
-/// limits the speed of one with few rows.
+/// limits the speed of a product with few rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartWork {
     /// Number of multiplications and additions.
@@ -217,7 +217,7 @@ impl Bench {
     }
 }
 
-/// Times of one run of a job; `parts` is empty without profiling.
+/// Times of one run of a workload; `parts` is empty without profiling.
 struct RunTimes {
     seconds: f64,
     parts: Vec<PartSeconds>,
@@ -282,7 +282,7 @@ impl<O: Ops> Models for Loaded<O> {
     }
 }
 
-/// Name of the part for all time outside the operations, spent on search, lists and allocation.
+/// Name of the part for all time that is spent outside the operations: on search, lists and allocation.
 const OUTSIDE: &str = "between operations";
 
 #[cfg(test)]

@@ -80,7 +80,7 @@ impl MockBackend {
     fn leak(&mut self, images: usize) {
         let bytes = self.settings.leak_bytes;
         if bytes > 0 {
-            // Filled with ones, so that the pages are resident and not only reserved.
+            // Fill the memory with ones, so that its pages are resident and not only reserved.
             self.leaked.extend((0..images).map(|_| vec![1; bytes]));
         }
     }
@@ -308,7 +308,7 @@ mod tests {
             image: MockStates(image),
             text: TokenIds::new([2, token, STOP]),
         };
-        // The bits of the probabilities: answers are equal or different, never close.
+        // Compare the bits of the probabilities: two answers are either equal or different, never just close.
         let mut scores = |rows: &[SinglePassRow<MockStates>]| -> Vec<u32> {
             let outputs = backend.run_single_pass(ModelId(2), rows).unwrap();
             let score = |output: &SinglePassOutput<MockStates>| {

@@ -1,4 +1,4 @@
-//! [`MockSettings`]: what the command line says about the mock models.
+//! [`MockSettings`]: the settings of the mock models, which come from the command line.
 
 use std::time::Duration;
 
@@ -15,6 +15,6 @@ pub struct MockSettings {
     pub image_size: u32,
     /// Number of tokens in every generated text, within the limits of the request.
     pub text_length: usize,
-    /// Number of bytes to leak per encoded image. This shows whether the leak tests find a leak.
+    /// Number of bytes to leak per encoded image. With this leak, a test shows that the leak tests would detect one.
     pub leak_bytes: usize,
 }

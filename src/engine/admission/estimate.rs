@@ -74,8 +74,8 @@ pub(super) struct Profile {
 const NEWEST_OF_CLIENT: f64 = 0.05;
 
 impl Profile {
-    /// Records whether an image was a cache miss. `average` is over all clients; the client's moving average starts
-    /// from it.
+    /// Records whether an image was a cache miss. `average` holds the averages over all clients, from which the
+    /// client's moving average starts.
     pub(super) fn record_lookup(&mut self, missed: bool, average: &Estimates) {
         follow(&mut self.image_misses, average.image_misses, if missed { 1.0 } else { 0.0 });
     }
@@ -106,8 +106,8 @@ impl Estimates {
         })
     }
 
-    /// Returns how many of `images` images will probably have to be encoded. They belong to a client with this profile
-    /// and have not been looked up yet.
+    /// Returns how many of `images` images will probably have to be encoded. The images belong to a client with this
+    /// profile and have not been looked up yet.
     pub(super) fn encodings(&self, images: usize, profile: Profile) -> f64 {
         let misses = profile.image_misses.or(self.image_misses).unwrap_or(1.0);
         misses.clamp(LEAST_MISSES, 1.0) * images as f64
@@ -151,8 +151,8 @@ impl Estimates {
         }
     }
 
-    /// Returns a lower bound on the time that an idle server needs for `rows` and `images`. The kind of call is not
-    /// known here, so the bound assumes the cheapest kind, whose rows need one unit each.
+    /// Returns a lower bound on the time that an idle server needs for `rows` rows and `images` encodings. The kind of
+    /// call is not known at this point, so the bound assumes the cheapest kind, whose rows need one unit each.
     pub(super) fn least_service(
         &self,
         rows: usize,
@@ -166,7 +166,7 @@ impl Estimates {
 }
 
 impl TextCostModel {
-    /// Returns the number of units until each row has run once; at least one if there is any row.
+    /// Returns the number of units needed to run each row once; at least one if there is any row.
     fn units(&self, rows: f64) -> f64 {
         (rows * self.row_tokens / self.unit_tokens).max(if rows > 0.0 { 1.0 } else { 0.0 })
     }

@@ -1,8 +1,8 @@
 //! Admission control: capacity in rows and bytes is reserved before any work is done. Admission never waits; an
 //! overloaded engine sheds load by rejecting calls.
 //!
-//! The [`AdmissionController`] is a mutex around a few numbers. It is held for nanoseconds and never across an await.
-//! Reservations are guards that release their capacity when dropped. A [`CallReservation`] holds what a call has
+//! The [`AdmissionController`] is a mutex around a few numbers. The mutex is held for nanoseconds and never across an
+//! await. Reservations are guards that release their capacity when dropped. A [`CallReservation`] holds what a call has
 //! reserved and not yet submitted; `handle` creates it. A [`TaskReservation`] holds the part that belongs to one
 //! submitted task; the task carries it to the worker.
 //!
@@ -41,14 +41,15 @@ const SMALL: (usize, usize) = (8, 1);
 /// took 4.5 s where 3 s were estimated (2026-11-25). This is the factor at startup; afterwards it follows how long
 /// calls really waited.
 const FIRST_SLIPPAGE: f64 = 1.5;
-/// Range of the factor. Above it, something other than a wrong estimate makes calls wait.
+/// Range of the safety factor. If calls wait longer than the maximum factor accounts for, the cause is something other
+/// than a wrong estimate.
 const SLIPPAGES: (f64, f64) = (1.0, 4.0);
-/// Tasks whose expected wait and service together are shorter than this do not change the factor, because they say
+/// Tasks whose expected wait plus service time is shorter than this do not change the safety factor, because they say
 /// little about long waits.
 const LEAST_TELLING_WAIT: Duration = Duration::from_secs(1);
-/// Weights of a task in the moving average of the factor: the first if the task took longer than the factor predicts,
-/// the second otherwise. Because the first is twenty times the second, the average settles where about one task in
-/// twenty takes longer.
+/// Weights of a task in the moving average of the safety factor: the first if the task took longer than the factor
+/// predicts, the second otherwise. Because the first is twenty times the second, the average settles where about one
+/// task in twenty takes longer than predicted.
 const SLIPPAGE_WEIGHTS: (f64, f64) = (0.02, 0.001);
 
 /// Bounds of `Retry-After` in seconds: at least one, and short enough that clients soon find a recovered server.
@@ -241,8 +242,8 @@ impl AdmissionController {
         Ok(CallReservation::new(Arc::clone(self), call))
     }
 
-    /// Raises a call's reservation from `held` to `rows` and `images`. Returns the difference, and the sum of the wait
-    /// and the service time that are now expected. `left` is the time until the deadline.
+    /// Raises a call's reservation from `held` to `rows` and `images`. Returns the difference, and the wait plus
+    /// service time that is now expected. `left` is the time until the deadline.
     fn reserve_more(
         &self,
         (call, held): (CallId, Usage),
@@ -285,7 +286,7 @@ impl AdmissionController {
         self.state().estimates
     }
 
-    /// Closes admission for good. Once this returns, no other thread can still be admitting a call.
+    /// Closes admission for good. Once this function returns, no other thread can still be admitting a call.
     pub(crate) fn close(&self) {
         self.state().closed = true;
     }
@@ -344,8 +345,8 @@ impl AdmissionController {
             if probe { 0.0 } else { state.estimates.encodings(own.1, state.profile(call.client)) };
         let estimate = state.estimates.least_service(own.0, images, &self.settings);
         if estimate > left {
-            // A small call cannot be split, so the client is told to retry: after a stall the estimate is too high only
-            // for a while.
+            // A small call cannot be split, so the client is asked to retry later: if a stall has made the estimate too
+            // high, the estimate soon falls again.
             let error = if small {
                 EngineError::Overloaded { retry_after: retry_after(estimate) }
             } else {
@@ -451,7 +452,7 @@ impl AdmissionController {
         }
     }
 
-    /// Records the total number of tokens that a row of the client ran.
+    /// Records the total number of tokens that a row of the client has processed.
     fn record_row(&self, client: ClientId, tokens: f64) {
         let State { clients, estimates, .. } = &mut *self.state();
         if let Some(client) = clients.get_mut(&client) {
@@ -473,7 +474,7 @@ impl AdmissionController {
         state.slippage += weight * (ratio - state.slippage);
     }
 
-    /// Updates the gauges. Called under the lock, so that the gauges end with the latest state.
+    /// Updates the gauges. Called under the lock, so that the last update always shows the latest state.
     fn update_gauges(&self, state: &State) {
         self.metrics.queue_rows.set(state.usage.rows.try_into().unwrap_or(i64::MAX));
         self.metrics.queue_bytes.set(state.usage.bytes.try_into().unwrap_or(i64::MAX));

@@ -83,10 +83,10 @@ impl CallReservation {
         Ok(())
     }
 
-    /// Moves `rows` and up to `images` from the call's reservation to that of a new task.
+    /// Moves `rows` rows and up to `images` images from the call's reservation to the reservation of a new task.
     ///
     /// # Errors
-    /// `TooManyRows` if the call has fewer rows left.
+    /// `TooManyRows` if fewer rows remain in the call's reservation.
     pub(crate) fn reserve_task(
         &self,
         rows: usize,

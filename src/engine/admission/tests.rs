@@ -226,7 +226,7 @@ fn rows_that_share_units_do_not_wait_for_each_other() {
     // A unit takes 100 ms: a fixed part of 50 ms, and 5 tokens of 10 ms each.
     assert_eq!(measured().estimated_wait(&rows(5), &settings), Duration::ZERO);
     let wait = measured().estimated_wait(&rows(10), &settings).as_secs_f64();
-    // Five rows wait until the five before them have left: 20 units of 100 ms.
+    // Five rows wait until the five before them have finished: 20 units of 100 ms.
     assert!((wait - 2.0).abs() < 1e-6, "{wait}");
 }
 
@@ -323,7 +323,7 @@ fn a_call_that_alone_exceeds_its_deadline_is_too_large_however_long_the_queue() 
 
 #[test]
 fn images_count_as_what_such_images_have_needed_of_late() {
-    // One second of encoding is queued before ten calls. The calls are admitted all the same, because their own images
+    // One second of encoding is queued before ten calls. The calls are admitted nevertheless, because their own images
     // are probably cached.
     let max_queue_wait = Duration::from_secs(10);
     let settings = EngineSettings { max_queue_wait, ..EngineSettings::default() };
@@ -354,7 +354,7 @@ fn images_count_as_what_such_images_have_needed_of_late() {
 
 #[test]
 fn a_client_is_estimated_by_what_its_own_images_and_rows_have_cost() {
-    // Returns how many of sixty calls are admitted at one time, each with one image or each with eight rows.
+    // Returns how many of sixty calls are admitted at the same time, each with one image or each with eight rows.
     let settings = EngineSettings { capacity_rows: 1000, ..small() };
     let admitted = |shape: (usize, usize), learn: &dyn Fn(&mut TaskReservation)| {
         let (admission, _, now) = admission(&settings);
@@ -418,7 +418,7 @@ fn estimates_follow_what_calls_have_really_waited() {
     let task = learner.reserve_task(1, 1).unwrap();
     let passes = || call().reserve(1, 1, SOON).is_ok();
     assert!(passes());
-    // About two seconds were expected.
+    // The expected wait plus service time is about two seconds.
     (0..300).for_each(|_| task.record_answered(Duration::from_secs(6)));
     assert!(!passes());
     (0..3000).for_each(|_| task.record_answered(Duration::from_secs(2)));

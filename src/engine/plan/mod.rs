@@ -1,5 +1,5 @@
 //! The plan of one task: which images, rows and groups it needs, and how its answer is assembled. A plan is a state
-//! machine without clock, queue or tensor; `worker` drives it.
+//! machine that uses no clock, queue or tensor; `worker` drives it.
 //!
 //! Images come first. Each encoded image makes rows and groups ready to run, and so does each encoded question. Every
 //! result fills a slot of the answer. When no slot is empty, the answer is complete.
@@ -28,9 +28,9 @@ pub(crate) enum Slot {
     Candidate(usize, usize),
     /// The sequences of group `.1` for question `.0` (a caption counts as question 0).
     Group(usize, usize),
-    /// The matching score of distinct image `.0` and text `.1`.
+    /// The matching score of text `.1` and the distinct image with index `.0`.
     Pair(usize, usize),
-    /// The projection of distinct image `.0`.
+    /// The projection of the distinct image with index `.0`.
     Image(usize),
     /// The projection of text `.0`.
     Text(usize),
@@ -91,7 +91,7 @@ impl Plan {
         self.results.into_output()
     }
 
-    /// Returns the work that needs no image, which is ready at the start.
+    /// Returns the work that needs no image and is therefore ready at the start.
     pub(crate) fn start<M>(&self) -> Vec<Work<M>> {
         match &self.task {
             Task::Similarity(similarity) if similarity.scores.cosine => {
@@ -103,7 +103,8 @@ impl Plan {
         }
     }
 
-    /// Returns the work that becomes ready once the image with this key is encoded; `states` holds its features.
+    /// Returns the work that becomes ready once the image with this key is encoded; `states` holds the image's
+    /// features.
     pub(crate) fn image_ready<M: Clone>(&self, key: FeatureKey, states: &M) -> Vec<Work<M>> {
         let Some(place) = self.images.iter().position(|(other, _)| *other == key) else {
             return Vec::new();
@@ -235,7 +236,7 @@ impl Plan {
     }
 }
 
-/// Returns the number of groups of one generation. Each sequence to draw is a group of its own; the beams of a beam
+/// Returns the number of groups of one generation. Each sequence to draw is a separate group; the beams of a beam
 /// search form one group.
 fn group_count(params: &GenerationParams) -> usize {
     match params.strategy {

@@ -3,7 +3,7 @@
 use super::{Slot, group_count};
 use crate::task::{Answer, Embedding, Scores, Sequence, SimilarityCell, Task, TaskOutput, VqaMode};
 
-/// Why a task cannot be planned, or why its results give no answer. The texts are for logs.
+/// Why a task cannot be planned, or why its results cannot be assembled into an answer. The texts are for logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PlanError {
     /// A result contains NaN or infinity.
@@ -117,7 +117,7 @@ impl Results {
         fill(cell, value, &mut self.missing)
     }
 
-    /// Stores a vector: as it is for an embedding task, normalised for a similarity task.
+    /// Stores a vector: unchanged for an embedding task, normalised for a similarity task.
     pub(super) fn set_vector(&mut self, slot: Slot, vector: Embedding) -> Result<(), PlanError> {
         if !vector.as_slice().iter().all(|value| value.is_finite()) {
             return Err(PlanError::NonFinite("an embedding"));

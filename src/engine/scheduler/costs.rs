@@ -41,9 +41,9 @@ impl TextCost {
         self.fixed + self.per_token * work
     }
 
-    /// Returns the seconds that one unit may take: `unit_time`, but at least twice the fixed part. If reading the
-    /// weights took longer than `unit_time`, units would hold only one row, and each row would pay for reading all
-    /// weights. So the rows of a unit may take as long as reading the weights.
+    /// Returns the seconds that one unit may take: `unit_time`, but at least twice the fixed part. Otherwise, if
+    /// reading the weights took longer than `unit_time`, a unit would hold only one row, and each row would pay for
+    /// reading all weights. With this bound, the rows of a unit may take as long as reading the weights.
     pub(crate) fn budget(self, unit_time: Duration) -> f64 {
         unit_time.as_secs_f64().max(2.0 * self.fixed)
     }
@@ -101,7 +101,7 @@ impl MovingAverage {
     }
 }
 
-/// All measured costs, per tower and lane and over all of them.
+/// All measured costs: for each tower, for each lane, and over all of them.
 #[derive(Debug, Default)]
 pub(super) struct Costs {
     images: HashMap<TowerId, MovingAverage>,

@@ -1,6 +1,6 @@
-//! The scheduling policy, which picks the work unit that the worker runs next. It is pure: no clock, channel or tensor.
-//! Its items are ids with costs. Within a stage it queues fairly (`fairness`): clients take turns, and so do the calls
-//! of a client.
+//! The scheduling policy, which picks the work unit that the worker runs next. It is pure: it uses no clock, channel or
+//! tensor. Its items are ids with costs. Within a stage, queueing is fair (`fairness`): clients take turns, and so do
+//! the calls of a client.
 //!
 //! - [`share`]: divides the worker's time between vision and text.
 //! - [`costs`]: costs of work, learnt from measured times.
@@ -72,9 +72,9 @@ pub(crate) struct Unit {
 /// The items of a unit, by kind.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum UnitWork {
-    /// Images for one tower. They have left the scheduler.
+    /// Images for one tower. They have been removed from the scheduler.
     Encode { tower: TowerId, images: Vec<FeatureKey> },
-    /// Single-pass rows of one model. They have left the scheduler. `work` is their cost in tokens.
+    /// Single-pass rows of one model. They have been removed from the scheduler. `work` is their cost in tokens.
     SinglePass { model: ModelId, rows: Vec<ItemId>, work: f64 },
     /// Groups of one model. The last `joining` of them are new and run their first step. All of them stay in the
     /// scheduler until [`Scheduler::finish`].
@@ -82,7 +82,7 @@ pub(crate) enum UnitWork {
 }
 
 impl UnitWork {
-    /// Returns the stage whose time the unit takes.
+    /// Returns the stage to which the unit's time is charged.
     pub(crate) fn stage(&self) -> Stage {
         match self {
             Self::Encode { .. } => Stage::Vision,

@@ -1,5 +1,5 @@
-//! Divides the worker's time between vision and text. While both have work, each gets measured time in proportion to
-//! its share.
+//! Divides the worker's time between vision and text. While both have work, the measured time is divided between them
+//! in proportion to their shares.
 
 use std::time::Duration;
 

@@ -25,12 +25,12 @@ pub(super) struct VisionStage {
     turns: Turns<FeatureKey>,
 }
 
-/// A vision batch; its images have left the queue.
+/// A vision batch; its images have been removed from the queue.
 pub(super) struct Batch {
     pub(super) tower: TowerId,
     pub(super) images: Vec<FeatureKey>,
     pub(super) waited: Vec<Duration>,
-    /// The tasks that waited for these images, each with its image.
+    /// The tasks that waited for these images, each with the image that it waited for.
     pub(super) left: Vec<(TaskId, FeatureKey)>,
     pub(super) full: bool,
 }
@@ -60,7 +60,7 @@ impl VisionStage {
         job.waiters.push((task, call));
     }
 
-    /// Removes a waiter. Returns true if it was the last one, which removes the job.
+    /// Removes a waiter. If it was the last waiter, also removes the job and returns true.
     pub(super) fn leave(&mut self, key: FeatureKey, task: TaskId) -> bool {
         let Some(job) = self.jobs.get_mut(&key) else { return false };
         let Some(place) = job.waiters.iter().position(|&(waiting, _)| waiting == task) else {
@@ -89,7 +89,8 @@ impl VisionStage {
         if !fits_budget(pinned, self.jobs[&head].bytes, settings) {
             return Ready::No;
         }
-        // Count only images for the same tower as the image that is next in turn, because no others can join its batch.
+        // Count only images for the same tower as the image whose turn is next, because images for other towers cannot
+        // join the same batch.
         let mates = || self.jobs.iter().filter(|(key, _)| key.tower == head.tower);
         let full = mates().count() >= most_images(head.tower, settings, costs);
         let oldest = mates().map(|(_, job)| job.arrival).min().unwrap_or(now);
@@ -142,8 +143,8 @@ fn fits_budget(pinned: u64, bytes: u64, settings: &EngineSettings) -> bool {
     pinned == 0 || pinned.saturating_add(bytes) <= settings.max_pinned_feature_bytes
 }
 
-/// Returns how many images a batch may hold so that its estimated time is at most `unit_time`: at least one, and only
-/// one until there is an estimate.
+/// Returns how many images a batch may hold so that the batch's estimated time is at most `unit_time`: at least one,
+/// and only one until there is an estimate.
 fn most_images(tower: TowerId, settings: &EngineSettings, costs: &Costs) -> usize {
     let each = costs.image(tower).map_or(settings.unit_time, Duration::from_secs_f64);
     // If an image costs next to nothing, `max_batch_images` is the only limit.

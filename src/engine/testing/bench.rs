@@ -17,7 +17,8 @@ pub(crate) const VQA: ModelId = ModelId(1);
 pub(crate) const RETRIEVAL: ModelId = ModelId(2);
 pub(crate) const CLIP: ModelId = ModelId(3);
 
-/// A running engine. Dropping it asserts that nothing is left behind.
+/// A running engine. Dropping it stops the engine, and asserts that the gauges are back at zero, that no group is open,
+/// and that the outcomes add up to the submitted tasks.
 pub(crate) struct Bench {
     pub(crate) handle: EngineHandle,
     pub(crate) control: FakeControl,

@@ -1,4 +1,4 @@
-//! Scaffolding for tests of the engine, and for other tests that run one. Only builds with the cargo feature
+//! Scaffolding for tests of the engine, and for other tests that run an engine. Only builds with the cargo feature
 //! `test-util` contain it; `cargo test` and everything else that builds tests, benches or examples of this package
 //! enable that feature by themselves (`[dev-dependencies]` in `Cargo.toml`).
 //!

@@ -1,4 +1,4 @@
-//! [`WorkItems`]: the state of every row and group that waits or runs. `turn` adds and removes items, `units` runs
+//! [`WorkItems`]: the state of every row and group that waits or runs. `turn` adds and removes items; `units` runs
 //! them. What the scheduler knows about an item (its cost and its queue) is in `scheduler`.
 //!
 //! ```text
@@ -72,7 +72,7 @@ pub(super) struct FinishedGroup {
 
 impl<G> RunningGroup<G> {
     /// Records a step in which each row processed `tokens` tokens. Returns the time since the group's previous token,
-    /// and whether this is its first one.
+    /// and whether the new token is the group's first.
     pub(super) fn took_step(&mut self, tokens: f64, now: Instant) -> (Duration, bool) {
         self.steps += 1;
         self.tokens += tokens;
@@ -124,10 +124,11 @@ impl<M, G> WorkItems<M, G> {
         })
     }
 
-    /// Lets a waiting group join: `open` returns the backend's state for it. Does nothing if the group no longer waits.
+    /// Makes a waiting group join the running groups. `open` creates the backend's state of the group. Does nothing if
+    /// the group no longer waits.
     ///
     /// # Errors
-    /// The group's task and the error of `open`. The group is then gone, and its task must fail.
+    /// The group's task and the error of `open`. In this case the group has been removed, and its task must fail.
     pub(super) fn join<E>(
         &mut self,
         id: ItemId,
@@ -174,7 +175,7 @@ impl<M, G> WorkItems<M, G> {
         }
     }
 
-    /// Removes an item if `select` accepts its state, and leaves it where it is otherwise.
+    /// Removes an item if `select` accepts its state, and otherwise leaves the item in place.
     fn take<T>(
         &mut self,
         id: ItemId,
@@ -205,7 +206,8 @@ mod tests {
     use crate::engine::testing::fake;
     use crate::task::{GenerationParams, ModelId};
 
-    /// Encoder states are texts, and the backend's state of a group is a counted reference.
+    /// In these tests, encoder states are strings. The backend's state of a group is an `Rc`, whose reference count
+    /// shows whether the state has been dropped.
     type Items = WorkItems<&'static str, std::rc::Rc<()>>;
 
     const ROW: ItemId = ItemId(1);

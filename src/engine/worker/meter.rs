@@ -227,7 +227,7 @@ impl Meter {
     }
 
     /// Records a new token of a sequence or beam search. For the first token, `gap` is the time since its call was
-    /// admitted; for later ones, the time since the previous token.
+    /// admitted; for later tokens, it is the time since the previous token.
     pub(super) fn token(&self, first: bool, gap: Duration) {
         let metrics = &self.shared.metrics;
         let histogram = if first {

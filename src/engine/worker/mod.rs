@@ -8,7 +8,7 @@
 //! - `supervision`: rebuilds a backend that has failed.
 //! - `fault`: catches the backend's panics and errors, and searches for the item at fault.
 //! - `warm_up`: measures costs before the first request.
-//! - `probe`: checks whether the backend works, after a failure that may be its fault.
+//! - `probe`: checks whether the backend works, after a failure that the backend may have caused.
 //! - `meter`: metrics and counters.
 //!
 //! Everything here runs on one thread, one turn after another; tests call it without a thread. Answers are sent at the

@@ -1,6 +1,7 @@
-//! Checks whether the backend still works, after a failure that may be its fault: a unit in which every item failed, a
-//! group that could not be opened, or an output that is not finite. If the items are at fault, only their tasks fail.
-//! If the backend is broken, every task would fail. Running items that are known to be good shows which is the case.
+//! Checks whether the backend still works, after a failure that the backend may have caused: a unit in which every item
+//! failed, a group that could not be opened, or an output that is not finite. If the items are at fault, only their
+//! tasks fail. If the backend is broken, every task would fail. Running items that are known to be good shows which is
+//! the case.
 
 use super::warm_up::TrialRun;
 use crate::engine::backend::Backend;

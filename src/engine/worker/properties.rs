@@ -216,7 +216,7 @@ impl ThreadlessEngine {
         Ok(reservation)
     }
 
-    /// Submits a call if it is admitted. Returns whether it was.
+    /// Submits a call if it is admitted. Returns whether the call was admitted.
     fn call(&mut self, asks: Vec<Ask>, deadline: Instant) -> bool {
         let was_draining = self.shared.lifecycle.is_draining();
         let Ok(call) = self.reserve_call(&asks, deadline) else { return false };
@@ -277,7 +277,7 @@ impl ThreadlessEngine {
             self.clock.advance(at - now);
         }
         self.check_units(calls, now);
-        // An item that only one of the two knows would never run, or never end.
+        // An item that only the worker or only the scheduler knows would never run or never end.
         assert_eq!(self.worker.items.running(), self.worker.scheduler.running());
         let metrics = &self.shared.metrics;
         assert!(metrics.queue_rows.get() <= metrics.queue_capacity.get());

@@ -1,9 +1,9 @@
 //! Supervision of the worker thread: runs the worker, and rebuilds a backend that has failed.
 //!
 //! A backend is abandoned when it fails a probe (see `probe`), or when the worker itself panics. The engine is then not
-//! ready, every task ends with `WorkerDown`, and the backend is rebuilt. The thread ends instead, so that the process
-//! can be restarted, if rebuilding is not supported or fails, if the engine is draining, or if the last rebuild was
-//! less than `worker_rebuild_interval` ago.
+//! ready, every task ends with `WorkerDown`, and the backend is rebuilt. In the following cases the thread ends
+//! instead, so that the process can be restarted: rebuilding is not supported or fails, the engine is draining, or the
+//! last rebuild was less than `worker_rebuild_interval` ago.
 
 use std::error::Error;
 use std::io;
@@ -23,7 +23,7 @@ use crate::telemetry::logging::clipped;
 const NAME: &str = "blip-worker";
 
 /// A function that rebuilds the backend with the same models. It is called on the worker thread, after the old backend
-/// was dropped.
+/// has been dropped.
 pub type Rebuild<B> = Box<dyn FnMut() -> Result<B, Box<dyn Error + Send + Sync>> + Send>;
 
 /// Starts the worker thread, which owns the backend. When the thread ends, it records that in `shared`.
@@ -40,7 +40,7 @@ pub(crate) fn spawn<B: Backend + Send + 'static>(
         let _alive = Alive(Arc::clone(&shared));
         let mut supervisor = Supervisor { rebuild, shared, rebuilt: None };
         // The inbox is dropped only after the lifecycle is `Down`. So when a client's reply resolves to `WorkerDown`,
-        // the engine's state already says the same.
+        // the lifecycle already reports `Down`.
         let _inbox = supervisor.supervise(backend, inbox);
     })
 }
@@ -136,7 +136,7 @@ impl<B: Backend> Supervisor<B> {
         if crate::faults::at("engine::rebuild") {
             return Err("an injected fault".into());
         }
-        // Loading the models can panic. That must not look like a bug of the worker.
+        // Loading the models can panic. That must not look like a bug in the worker.
         let built = catch_unwind(AssertUnwindSafe(rebuild));
         let backend = built.unwrap_or_else(|payload| Err(message(payload.as_ref()).into()))?;
         if *backend.models() != *self.shared.models {

@@ -63,8 +63,8 @@ impl ActiveTask {
         self.timing.text = self.timing.text.saturating_add(elapsed);
     }
 
-    /// Records that a row or group that attended to `image` has ended. Returns true if it was the last one, so that the
-    /// image is no longer pinned for this task.
+    /// Records that a row or group that attended to `image` has ended. Returns true if it was the last such row or
+    /// group, so that the image is no longer pinned for this task.
     pub(super) fn release(&mut self, image: FeatureKey) -> bool {
         let Some(users) = self.pinned.get_mut(&image) else { return false };
         *users -= 1;

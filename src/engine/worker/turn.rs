@@ -43,7 +43,7 @@ pub(super) struct Worker<B: Backend> {
     pub(super) scheduler: Scheduler,
     pub(super) features: Features<B::EncoderStates>,
     pub(super) tasks: BTreeMap<TaskId, ActiveTask>,
-    /// The rows and groups of all tasks. Between two units it holds the same items as the scheduler.
+    /// The rows and groups of all tasks. Between two units it contains the same items as the scheduler.
     pub(super) items: WorkItems<B::EncoderStates, B::Group>,
     next_id: u64,
     pub(super) meter: Meter,
@@ -92,7 +92,7 @@ impl<B: Backend> Worker<B> {
         Plan::try_new(info, task)
     }
 
-    /// Takes over a task. From now on it gets exactly one outcome.
+    /// Takes over a task, which from now on gets exactly one outcome.
     pub(super) fn accept(&mut self, submission: Submission) {
         let Submission { model, task, admitted, deadline, submitted, reservation, reply, stream } =
             submission;
@@ -258,11 +258,10 @@ impl<B: Backend> Worker<B> {
                 }
                 Work::Group { slot, spec, image, question_tokens } => {
                     let rows = group_rows(&spec.params);
-                    // The model drops the prompt's [SEP]. Without a prompt it starts from one token.
+                    // The model drops the prompt's [SEP]. Without a prompt, generation starts from one token.
                     let tokens = spec.prompt.as_ref().map_or(1, |prompt| prompt.len().max(2) - 1);
                     let image_kv = image.map(|key| (key, self.backend.cross_kv_bytes(model)));
-                    // Until a step succeeds, it holds the old keys and values as well as the new ones, hence the factor
-                    // 2.
+                    // A step holds both the old and the new keys and values until it has succeeded, hence the factor 2.
                     let most_tokens = 2 * rows * (tokens + spec.params.max_new_tokens);
                     let own_kv = self.backend.row_kv_bytes_per_token(model)
                         * (most_tokens + question_tokens) as u64;

@@ -78,7 +78,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Adds the time of a vision batch to each task that waited for one of its images. `known` holds the tasks to which
-    /// the time has already been added, so that it counts only once for a task with several images.
+    /// the time has already been added, so that the time counts only once for a task with several images.
     fn participated(
         &mut self,
         waiters: &[TaskId],
@@ -254,7 +254,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Counts the groups in a step by kind, and its rows.
+    /// Counts the groups of a step by kind, and the step's rows.
     fn mix(&self, running: &[ItemId], joining: &[ItemId]) -> StepMix {
         let mut mix = StepMix { prompts: joining.len(), rows: joining.len(), ..StepMix::default() };
         for &id in running {

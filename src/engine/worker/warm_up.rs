@@ -22,10 +22,10 @@ use crate::task::{
 /// Number of tokens in each text: as many as in a short question.
 const TEXT_TOKENS: usize = 8;
 
-/// Assumed number of units and tokens of a caption, until real captions have been generated.
+/// Assumed number of tokens of a caption, and of units that it takes part in, until real captions have been generated.
 const CAPTION_TOKENS: usize = 10;
 
-/// Number of steps to run. The first step also projects the image; the second is like all later ones.
+/// Number of steps to run. The first step also projects the image; the second step is like all later steps.
 const STEPS: usize = 2;
 
 /// A unit that failed: what it should have computed, and why it failed.
@@ -151,8 +151,8 @@ impl<B: Backend> TrialRun<'_, B> {
         Ok(())
     }
 
-    /// Runs one single-pass row, and fails if its numbers are not finite. If `learn` is set, learns its cost as that of
-    /// a row of [`TEXT_TOKENS`] tokens.
+    /// Runs one single-pass row, and fails if its numbers are not finite. If `learn` is set, records its cost as the
+    /// cost of a row of [`TEXT_TOKENS`] tokens.
     fn run_pass(
         &mut self,
         unit: &'static str,

@@ -43,9 +43,9 @@ pub(crate) struct Allowance {
 }
 
 struct CallerBuckets<C> {
-    /// When each caller's bucket will be full. A caller that is missing here has a full bucket.
+    /// Time at which each caller's bucket will be full. A caller that is not in the map has a full bucket.
     callers: HashMap<C, Instant>,
-    /// When the bucket that all further callers share will be full.
+    /// Time at which the bucket that all further callers share will be full.
     others: Option<Instant>,
     /// Time of the last scan for full buckets.
     purged: Option<Instant>,
@@ -143,8 +143,8 @@ impl<C: Hash + Eq> CallerBuckets<C> {
         full_at.map_or(now, |full_at| now.max(*full_at))
     }
 
-    /// Forgets callers whose buckets are full. This loses no information, because a missing caller has a full bucket.
-    /// Runs at most once per [`PURGE_PAUSE`], because it scans all callers.
+    /// Forgets callers whose buckets are full. This loses no information, because a caller that is not in the map
+    /// counts as having a full bucket. Runs at most once per [`PURGE_PAUSE`], because it scans all callers.
     fn purge(&mut self, now: Instant) {
         let due = |at: Instant| now.saturating_duration_since(at) >= PURGE_PAUSE;
         if self.purged.is_none_or(due) {
@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(buckets.take('a', start + second(0.4)), Err(second(0.1)));
         assert_eq!(buckets.take('a', start + second(0.5)), Ok(()));
         assert_eq!(buckets.take('a', start + second(0.5)), wait);
-        // Idle time fills the bucket, but no further than `burst`.
+        // While the caller is idle, its bucket fills, but only up to `burst` tokens.
         let taken: Vec<_> = (0..4).map(|_| buckets.take('a', start + second(60.0))).collect();
         assert_eq!(taken, [Ok(()), Ok(()), Ok(()), wait]);
     }

@@ -42,7 +42,7 @@ pub(crate) fn address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> I
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
     let mut client = peer.to_canonical();
     let forwarded = headers.get_all(X_FORWARDED_FOR).iter().rev();
-    // A header value that is not text ends the chain, like any entry that is not an address.
+    // A header value that is not text ends the search, and so does an entry that is not an address.
     let entries = forwarded.flat_map(|value| value.to_str().unwrap_or_default().rsplit(','));
     for entry in entries {
         if !is_trusted(client) {

@@ -1,4 +1,4 @@
-//! One API key: the id of its owner and the hash of its secret. The secret itself is not kept after parsing.
+//! One API key: the id of its owner and the hash of its secret. The secret itself is not stored.
 
 use std::fmt;
 use std::sync::Arc;
@@ -59,8 +59,8 @@ pub enum ApiKeyFileError {
 }
 
 impl ApiKey {
-    /// Parses `id:secret`, or a secret alone. In the second case the id is taken from the hash of the secret: 12
-    /// hexadecimal digits.
+    /// Parses `id:secret`, or a secret alone. In the second case, the id is the first 12 hexadecimal digits of the
+    /// secret's hash.
     ///
     /// # Errors
     /// If the text has neither form, or if its id or its secret is not valid.
@@ -143,7 +143,7 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Returns the scope of an owner, taken from the first 8 bytes of `digest`. It is never 0, which is
+/// Returns the scope of an owner, which consists of the first 8 bytes of `digest`. It is never 0, which is
 /// [`Scope::EVERYONE`].
 fn scope(digest: &[u8; 32]) -> Scope {
     let mut first = [0; 8];

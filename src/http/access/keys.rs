@@ -85,7 +85,7 @@ fn find<'a>(
     digest: &[u8; 32],
     mut equal: impl FnMut(&[u8; 32], &[u8; 32]) -> Choice,
 ) -> Option<&'a ApiKey> {
-    // An index that no list reaches means "not found".
+    // `u64::MAX` is an index that no list reaches; it means "not found".
     let mut place = u64::MAX;
     for (index, key) in (0_u64..).zip(keys) {
         place.conditional_assign(&index, equal(key.digest(), digest));

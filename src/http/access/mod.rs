@@ -51,8 +51,8 @@ pub(crate) struct Access {
     keys: Option<Arc<ApiKeys>>,
     /// Token buckets for wrong keys, one per network; `None` if their number is not limited.
     failures: Option<Buckets<Network>>,
-    /// Token buckets for requests, one per owner of keys, or per network if there are no keys; `None` if there is no
-    /// rate limit.
+    /// Token buckets for requests: one per key owner, or one per network if the server has no keys; `None` if there is
+    /// no rate limit.
     requests: Option<Buckets<Caller>>,
     /// Hashes a caller to its [`ClientId`]. The hash has a random seed, so nobody can choose an address that collides
     /// with another caller.
@@ -105,8 +105,8 @@ impl Access {
     /// Returns the key that has this secret.
     ///
     /// A valid secret always passes, however many wrong keys came from its address: many clients may share an address
-    /// (a proxy, NAT), and one that sends wrong keys must not lock out the others. A right guess is thus never delayed.
-    /// This does not help an attacker, because a secret of at least 16 characters is too long to guess.
+    /// (a proxy, NAT), and a client that sends wrong keys must not lock out the others. As a result, a correct guess is
+    /// never delayed. This does not help an attacker, because a secret of at least 16 characters is too long to guess.
     ///
     /// # Errors
     /// `unauthorized`; or `rate_limited` if the address has sent too many wrong keys.

@@ -1,4 +1,4 @@
-//! The settings of API keys and rate limits: the sections `[auth]` and `[rate_limit]`. A server without them accepts
+//! The settings for API keys and rate limits: the sections `[auth]` and `[rate_limit]`. A server without them accepts
 //! every request.
 
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::ApiKey;
 use crate::http::reload;
 use crate::settings::{InvalidSetting, Section, require};
 
-/// Settings of API keys: the section `[auth]`. If at least one key is configured, requests need a key.
+/// Settings for API keys: the section `[auth]`. If at least one key is configured, requests need a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AuthSettings {
@@ -35,7 +35,7 @@ impl Section for AuthSettings {
     const NAME: &'static str = "auth";
     const SECRETS: &'static [&'static str] = &["keys"];
 
-    /// Checks that no secret occurs twice, so that its owner is not ambiguous.
+    /// Checks that no secret occurs twice, so that every secret has exactly one owner.
     fn check(&self) -> Result<(), InvalidSetting> {
         let of_file = self.keys_file.iter().flat_map(|file| &file.keys);
         let keys: Vec<&ApiKey> = self.keys.iter().chain(of_file).collect();
@@ -56,7 +56,8 @@ impl AuthSettings {
     }
 }
 
-/// The list of API keys, each written as `SECRET` or `ID:SECRET`. Keys are never written out.
+/// The list of API keys, each written as `SECRET` or `ID:SECRET`. When the settings are serialized, `(hidden)` replaces
+/// each key.
 mod keys {
     use serde::de::Error as _;
     use serde::{Deserialize, Deserializer, Serializer};
@@ -81,7 +82,8 @@ mod keys {
     }
 }
 
-/// The path of the file of keys; empty if there is none. Reading the setting reads the file.
+/// Reads and writes the path of the key file; an empty path means that there is none. Deserializing the path also loads
+/// the file.
 mod keys_file {
     use std::path::Path;
 

@@ -4,7 +4,7 @@
 //! - [`ApiError`] is what handlers and extractors return. Its `detail` says what is accepted and what to do next. It
 //!   never reveals internals; causes are logged where they occur.
 //! - [`Problem`] is the response body of an error (RFC 9457). `middleware::problem` writes it, because the request's id
-//!   is known there. Batch answers and event streams write their own.
+//!   is known there. Batch responses and event streams contain their problems themselves.
 //!
 //! `convert` turns the errors of other folders into an [`ApiError`].
 
@@ -127,7 +127,7 @@ pub(crate) struct ApiError {
     pub(crate) errors: Vec<FieldError>,
     /// Delay for the `retry-after` header.
     pub(crate) retry_after: Option<Duration>,
-    /// True to close the connection after the response, because the request's body was not read to its end.
+    /// True if the connection must close after the response, because the request's body was not read to its end.
     pub(crate) close: bool,
 }
 
@@ -268,7 +268,8 @@ fn jitter(request_id: &str) -> u64 {
     hasher.finish() & 1
 }
 
-/// Returns the error for a response that axum or hyper created without a handler, so that only its status is known.
+/// Returns the error for a response that axum or hyper created without a handler. Only the status of such a response is
+/// known.
 pub(crate) fn from_status(status: StatusCode) -> ApiError {
     match status {
         StatusCode::NOT_FOUND => {

@@ -33,9 +33,9 @@ pub(crate) struct BodyReader<'a> {
     context: &'a RequestContext,
     admission: Admission,
     declared_bytes: Option<u64>,
-    /// When the request must be answered.
+    /// Time by which the request must be answered.
     deadline: Instant,
-    /// When the whole body must have arrived.
+    /// Time by which the whole body must have arrived.
     body_deadline: Instant,
     bytes: u64,
     frames: usize,

@@ -98,8 +98,9 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for FromObject<T> {
     }
 }
 
-/// A list of at most [`MAX_LISTED`] + 1 items. Further items are parsed but not kept, because an item of three bytes in
-/// JSON can occupy hundreds of bytes in memory. The one item above the limit makes the later check of the length fail.
+/// A list of at most [`MAX_LISTED`] + 1 items. Further items are parsed but not stored, because an item of three bytes
+/// in JSON can occupy hundreds of bytes in memory. The one item above the limit makes the later check of the length
+/// fail.
 struct BoundedList<T>(Vec<T>);
 
 struct BoundedListVisitor<T>(PhantomData<T>);
@@ -447,7 +448,7 @@ mod tests {
         let many = read(100_000);
         assert_eq!(many.len(), MAX_LISTED + 1);
         assert!(many.capacity() <= 2 * MAX_LISTED, "{}", many.capacity());
-        // Items that are not kept must still be valid JSON.
+        // Items that are not stored must still be valid JSON.
         let broken = format!("[{}}}]", "\"a\",".repeat(2000));
         assert!(serde_json::from_str::<BoundedList<Text>>(&broken).is_err());
     }

@@ -138,8 +138,8 @@ fn encoding(headers: &HeaderMap) -> Result<Encoding, ApiError> {
     }
 }
 
-/// Decides from the declared charset how to read JSON. UTF-8 and ASCII are accepted under any of their names, other
-/// supersets of ASCII only if the body is ASCII, and all other charsets are rejected.
+/// Decides from the declared charset how to read JSON. UTF-8 and ASCII are accepted under any of their names. Other
+/// supersets of ASCII are accepted only if the body contains only ASCII characters. All other charsets are rejected.
 fn json(content_type: &[u8]) -> Result<Encoding, ApiError> {
     match charset(content_type) {
         None => Ok(Encoding::Json { only_ascii: false }),

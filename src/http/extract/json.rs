@@ -1,4 +1,4 @@
-//! Parses JSON bodies. Also turns the errors of serde, from JSON and from forms, into messages for clients.
+//! Parses JSON bodies. Also turns the errors that serde reports for JSON and for forms into messages for clients.
 
 use bytes::Bytes;
 
@@ -19,7 +19,7 @@ const MAX_FIELD: usize = 128;
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Maximum size in bytes of a body that is parsed on the async worker thread. Parsing a body of this size takes less
-/// than 0.3 ms; parsing a larger one there would delay other connections.
+/// than 0.3 ms; parsing a larger body on that thread would delay other connections.
 const INLINE_BYTES: usize = 64 << 10;
 
 /// Parses a JSON body. A large body is parsed in the blocking thread pool of tokio, away from the threads that serve
@@ -74,7 +74,7 @@ fn not_json(error: &serde_json::Error) -> ApiError {
     ))
 }
 
-/// Converts a `message` of serde about the field at `path` into an error for the client.
+/// Converts serde's `message` about the field at `path` into an error for the client.
 fn at_field(path: &str, message: &str) -> ApiError {
     let message = without_position(message);
     let (path, message) = match name_in(message, "duplicate field `")
@@ -102,8 +102,8 @@ fn join(path: &str, name: &str) -> String {
     if path == "." { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-/// Returns `message` without a trailing " at line 1 column 7". The error names the field instead, and other encodings
-/// have no lines.
+/// Returns `message` without a trailing " at line 1 column 7". The position is not needed, because the error names the
+/// field, and encodings other than JSON have no lines.
 fn without_position(message: &str) -> &str {
     match message.rfind(" at line ") {
         Some(end) if message[end..].contains(" column ") => &message[..end],

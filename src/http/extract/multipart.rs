@@ -4,8 +4,8 @@
 //! even a part of type `application/json` is not parsed as JSON. An empty part means that the field is absent.
 //!
 //! Between two parts, multer buffers the bytes that have arrived, and searches the whole buffer again whenever more
-//! bytes arrive. Without limits, this would take quadratic time. So this file limits the number of bytes before the
-//! first boundary and in the header of a part, and passes multer one piece at a time.
+//! bytes arrive. Without limits, this would take quadratic time. Therefore this file limits the number of bytes before
+//! the first boundary and in the header of a part, and passes multer one piece at a time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -74,7 +74,7 @@ pub(super) async fn parse<R: Request>(
 }
 
 /// Returns the next piece of the body; `None` at the end. Fails if more than [`MAX_PART_HEAD_BYTES`] have arrived since
-/// the content of the last part.
+/// the end of the previous part's content, or since the beginning of the body.
 async fn next_piece(
     reader: &mut BodyReader<'_>,
     head_bytes: &AtomicUsize,
@@ -100,10 +100,10 @@ struct Parts<'a> {
     list_files: usize,
     texts: usize,
     batch: bool,
-    /// Whether the request has a list field of this name.
+    /// True if the request has a list field of this name.
     has_list: fn(&str) -> bool,
     settings: &'a HttpSettings,
-    /// Number of bytes that have arrived since the content of the last part; shared with [`next_piece`].
+    /// Number of bytes that have arrived since the end of the previous part's content; shared with [`next_piece`].
     head_bytes: &'a AtomicUsize,
 }
 
@@ -227,8 +227,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Converts an error of multer into an error for the client. All errors of multer concern the syntax of the body and
-/// are worded for programmers, so multer's message only goes to the log.
+/// Converts a multer error into an error for the client. All multer errors concern the syntax of the body and are
+/// worded for programmers, so the message goes only to the log.
 fn malformed(error: &multer::Error) -> ApiError {
     tracing::debug!(error = clipped(error), "malformed multipart body");
     ApiError::invalid(

@@ -3,9 +3,9 @@
 //! fields.
 //!
 //! If the keyword `generation` follows the fields of an input, the requests also get the generation parameters, as flat
-//! fields. `alternatives image | images, text | texts` lists groups of fields of which an input has one each: if an
-//! input of a batch has one field of a group, the defaults of the others do not apply to it. The doc comments of all
-//! fields become their descriptions in the OpenAPI document.
+//! fields. `alternatives image | images, text | texts` lists groups of mutually exclusive fields. If an input of a
+//! batch sets one field of a group, the batch-wide defaults for the other fields of that group do not apply to it. The
+//! doc comments of all fields become their descriptions in the OpenAPI document.
 
 use utoipa::ToSchema;
 
@@ -33,9 +33,9 @@ pub(crate) trait SingleRequest: Request {
 
 /// The request of a batch call.
 pub(crate) trait BatchRequest: Request {
-    /// Splits the request into the name of the model and the inputs. Each input keeps its own fields; a field that it
-    /// leaves out gets the default given outside `inputs`. An input that has one of several alternative fields gets no
-    /// default for the others.
+    /// Splits the request into the name of the model and the inputs. A field that an input leaves out gets the default
+    /// given outside `inputs`. If an input has one field of a group of alternatives, the other fields of that group get
+    /// no default.
     fn into_parts(self) -> (Option<Text>, Vec<Self::Input>);
 }
 
@@ -83,8 +83,8 @@ macro_rules! requests {
         }
 
         impl $Input {
-            /// Returns the generation parameters as the client sent them. They have not been checked against each
-            /// other.
+            /// Returns the generation parameters as the client sent them. Conflicts between them have not been checked
+            /// yet.
             fn generation(&self) -> $crate::http::extract::generation::GenerationFields {
                 $crate::http::extract::generation::GenerationFields {
                     max_new_tokens: self.max_new_tokens,

@@ -1,8 +1,8 @@
 //! Error messages for unknown fields, with a suggestion of the field that was probably meant.
 //!
 //! Clients are often written for other APIs (`OpenAI`, Ollama, Hugging Face, Replicate), or with frameworks that add
-//! brackets to the names of lists. Serde words the error about an unknown field alike for JSON and for forms, so one
-//! function serves all encodings of a request. `json` calls this function.
+//! brackets to the names of lists. Serde uses the same words for an unknown field in JSON and in forms, so one function
+//! serves all encodings of a request. `json` calls this function.
 
 use std::fmt::Write;
 
@@ -175,7 +175,7 @@ const SYNONYMS: &[(&[&str], &[&str])] = &[
 /// distances.
 const MAX_COMPARED: usize = 40;
 
-/// Rewrites `message`, an error of serde about an unknown field, for clients. Returns `None` if the message is about
+/// Rewrites `message`, a serde error about an unknown field, for clients. Returns `None` if the message is about
 /// something else. `in_input` is true if the field belongs to one input of a batch.
 pub(super) fn explain_unknown_field(message: &str, in_input: bool) -> Option<String> {
     let (name, expected) = message.strip_prefix("unknown field `")?.rsplit_once("`, expected ")?;

@@ -1,5 +1,5 @@
-//! How many images an input of an endpoint has, as a type. An [`Endpoint`](super::endpoint::Endpoint) names its arity,
-//! so the compiler knows, for example, that a caption has exactly one image.
+//! Types that express how many images an input has. Each [`Endpoint`](super::endpoint::Endpoint) names one of them, so
+//! the compiler knows, for example, that a caption has exactly one image.
 
 use std::future::Future;
 
@@ -38,7 +38,7 @@ pub(crate) struct OneImage;
 /// One image or none.
 pub(crate) struct OptionalImage;
 
-/// Any number of images; an endpoint that needs at least one checks that in its plan.
+/// Any number of images; an endpoint that needs at least one image checks for that in its `plan`.
 pub(crate) struct ManyImages;
 
 impl ImageArity for OneImage {

@@ -37,7 +37,7 @@ const INLINE_TEXT_BYTES: usize = 16 << 10;
 /// the engine can no longer answer any call.
 ///
 /// # Errors
-/// Those of `work`; `deadline_exceeded`; `shutting_down` or `not_ready` when the engine ends first.
+/// Those of `work`; `deadline_exceeded`; `shutting_down` or `not_ready` if the engine ends first.
 async fn within<T>(
     engine: &EngineHandle,
     deadline: Instant,
@@ -142,7 +142,7 @@ struct Inputs<I> {
     batch: bool,
 }
 
-/// What every step needs until the call is prepared.
+/// Data that every step of the preparation of a call needs.
 struct Start<'a> {
     state: &'a HttpState,
     services: &'a Services,
@@ -302,7 +302,7 @@ fn check_bytes(bytes: u64, capacity: u64) -> Result<(), ApiError> {
 }
 
 /// Validates every input, and collects the images of the valid ones. The `invalid_request` errors of all inputs are
-/// collected and fail the whole call; `batch_too_large` fails it at once.
+/// collected and fail the whole call; a `batch_too_large` error fails it at once.
 fn plan_all<E: Endpoint>(
     inputs: Inputs<InputOf<E>>,
     limits: &Limits,

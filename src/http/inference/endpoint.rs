@@ -1,5 +1,5 @@
-//! What differs between the inference endpoints: the trait [`Endpoint`]. The files in `routes` implement it, and `call`
-//! drives it.
+//! The trait [`Endpoint`], which defines everything that differs between the inference endpoints. The files in `routes`
+//! implement the trait, and `call` drives it.
 
 use serde::Serialize;
 
@@ -31,7 +31,7 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     /// Answer to one input, without the model's name.
     type Answer: Serialize + Send + 'static;
 
-    /// Checks what the types of the fields cannot: conflicts between fields, counts, and whether the model supports the
+    /// Checks what the field types cannot check: conflicts between fields, counts, and whether the model supports the
     /// request.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     /// Builds the answer for the client from the engine's output.
     ///
     /// # Errors
-    /// `inference_failed` when the output holds a value that is not finite.
+    /// `inference_failed` if the output contains a value that is not finite.
     fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<Self::Answer, ApiError>;
 
     /// Returns the number of generated tokens, for the access log.

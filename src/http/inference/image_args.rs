@@ -71,11 +71,11 @@ pub(crate) type SharedImageFuture = Shared<BoxFuture<'static, Result<PreparedIma
 #[derive(Default)]
 pub(crate) struct ImageSet {
     distinct: Vec<DistinctImage>,
-    /// The place in `distinct` of each image that has been added.
+    /// Index in `distinct` of each image that has been added.
     places: HashMap<Identity, ImageIndex>,
 }
 
-/// The place of an image in the [`ImageSet`] of its call.
+/// Index of an image in the [`ImageSet`] of its call.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ImageIndex(usize);
 

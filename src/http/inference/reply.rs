@@ -1,4 +1,4 @@
-//! The common parts of inference handlers: the single and the batch response, and JSON.
+//! Code that all inference handlers share: it runs single and batch calls and writes their JSON responses.
 
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderValue, header};
@@ -95,8 +95,8 @@ pub(crate) async fn single_answer<E: Endpoint>(
     json(&SingleResponse { model: call.model.info.name.clone(), answer })
 }
 
-/// Handles a batch call from request to response. Once the call is admitted, the status is 200. If an input fails, its
-/// entry in `results` contains the error.
+/// Handles a batch call from request to response. Once the call has been prepared, the status is 200. If an input
+/// fails, its entry in `results` contains the error.
 ///
 /// # Errors
 /// Those that concern the call as a whole.

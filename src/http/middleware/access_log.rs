@@ -31,7 +31,8 @@ pub(crate) struct Finished<'a> {
     pub(crate) status: u16,
     /// A problem code, `ok`, or `client_closed`.
     pub(crate) code: &'static str,
-    /// True if the response tells a probe that the server is not ready. That is not a failed request.
+    /// True if the response tells a probe that the server is not ready. Such a response does not count as a failed
+    /// request.
     pub(crate) probe: bool,
     pub(crate) client: Option<IpAddr>,
     pub(crate) trace_id: Option<&'a str>,
@@ -50,8 +51,8 @@ pub(crate) struct RefusedHead<'a> {
     pub(crate) peer: SocketAddr,
 }
 
-/// Number of rejected requests that were logged in the current second, and of those that were dropped since the last
-/// log line. The limit on log lines per second needs both.
+/// Counts of rejected requests: those logged in the current second, and those dropped since the last log line. The
+/// limit on log lines per second needs both counts.
 struct Second {
     began: Instant,
     logged: u32,
@@ -143,8 +144,8 @@ impl AccessLog {
         every > 0 && self.successes.fetch_add(1, Ordering::Relaxed).is_multiple_of(every)
     }
 
-    /// Decides whether to log a rejected request. Returns `None` if not; otherwise the number of rejected requests that
-    /// were not logged since the last logged one.
+    /// Decides whether to log a rejected request. If so, returns the number of rejected requests that were dropped
+    /// since the last logged one; otherwise `None`.
     fn admits_refusal(&self, now: Instant) -> Option<u64> {
         let mut second = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         if now.saturating_duration_since(second.began) >= Duration::from_secs(1) {

@@ -4,13 +4,13 @@
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 
-/// Sets these header fields in a response. `router` adds this layer with `map_response`.
+/// Sets the security header fields in a response. `router` adds this layer with `map_response`.
 pub(crate) async fn security_headers(mut response: Response) -> Response {
     set_security_headers(response.headers_mut());
     response
 }
 
-/// Sets the same fields for `malformed`, whose responses pass through no layer.
+/// Sets the security header fields. `malformed` calls this directly, because its responses pass through no layer.
 pub(crate) fn set_security_headers(headers: &mut HeaderMap) {
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -1,6 +1,6 @@
-//! Writes the problem body (`application/problem+json`) of every error response. Error responses of this server have an
-//! [`ApiError`] in their extensions. Those that the framework creates (for a wrong method or a missing asset) have only
-//! a status, from which the problem is derived.
+//! Writes the problem body (`application/problem+json`) of every error response. Error responses that our own code
+//! creates have an [`ApiError`] in their extensions. Error responses that the framework creates (for a wrong method or
+//! a missing asset) have only a status, from which the problem is derived.
 
 use axum::body::Body;
 use axum::extract::{Extension, Request};
@@ -11,7 +11,7 @@ use axum::response::Response;
 use crate::http::context::RequestContext;
 use crate::http::error::{self, ApiError, Code, PROBLEM_JSON};
 
-/// The code of an error response, kept in its extensions for the outer layers.
+/// The code of an error response, stored in its extensions for the outer layers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ErrorCode(pub(crate) Code);
 

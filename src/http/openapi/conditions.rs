@@ -56,8 +56,8 @@ pub(crate) fn exactly_one(singular: &str, plural: &str) -> Value {
     json!({"oneOf": [{"required": [singular]}, {"required": [plural]}]})
 }
 
-/// Returns the condition that the parameters fit one of the three decoding strategies. A parameter that has no effect
-/// in a strategy may only have its default value there.
+/// Returns the condition that the parameters fit one of the three decoding strategies. With a strategy in which a
+/// parameter has no effect, the parameter may only have its default value.
 pub(crate) fn strategies() -> Value {
     json!({"oneOf": [
         {

@@ -22,7 +22,7 @@ pub(crate) struct DocumentedEndpoint {
 }
 
 impl DocumentedEndpoint {
-    /// Assigns rules to the requests of an endpoint.
+    /// Creates the description of endpoint `E`, whose requests must obey `rules`.
     pub(crate) fn new<E: Endpoint>(rules: EndpointRules) -> Self {
         let (single, batch, input) =
             (E::Single::name(), E::Batch::name(), <InputOf<E> as ToSchema>::name());

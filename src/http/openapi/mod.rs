@@ -97,7 +97,7 @@ impl Document {
     }
 }
 
-/// What the documents are generated from.
+/// The routes and endpoints from which the documents are generated.
 pub(crate) struct DocumentedRoutes {
     /// Every route, as the attributes of its handler describe it.
     pub(crate) routes: OpenApi,

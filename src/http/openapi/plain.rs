@@ -16,7 +16,7 @@ use super::endpoint::DocumentedEndpoint;
 use crate::http::error::PROBLEM_JSON;
 
 /// Media types that the plain document leaves out. The description of `image/*` only repeats that of
-/// `application/octet-stream`. If a response can be JSON or an event stream, generators fail to handle either.
+/// `application/octet-stream`. If a response can be either JSON or an event stream, generators can handle neither.
 const LEFT_OUT: [&str; 2] = ["image/*", "text/event-stream"];
 
 /// Turns a strict document into the plain one. `endpoints` are the inference endpoints that the document describes.
@@ -47,7 +47,7 @@ pub(super) fn plain(mut document: Value, endpoints: &[DocumentedEndpoint]) -> Va
 }
 
 /// Removes schemas that nothing refers to: those of events, and the merged variants of answers. Repeats until no such
-/// schema is left, because a removed schema may hold the last reference to another.
+/// schema is left, because a removed schema may contain the last reference to another.
 fn drop_unreferenced(document: &mut Value) {
     loop {
         let text = document.to_string();
@@ -122,8 +122,8 @@ fn defaults_of<'e>(operation: &Value, endpoints: &'e [DocumentedEndpoint]) -> &'
     endpoints.iter().find(is_own).map_or(&Value::Null, |endpoint| &endpoint.rules.defaults)
 }
 
-/// Leaves out and shares parts of one operation, as this module describes. `defaults` holds the defaults of the fields
-/// of its request.
+/// Simplifies one operation, as the module documentation describes. `defaults` holds the defaults of the fields of the
+/// operation's request.
 fn simplify_operation(operation: &mut Value, defaults: &Value, shared: &mut SharedComponents) {
     for parameter in
         operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten()
@@ -249,8 +249,8 @@ fn is_file(schema: &Map<String, Value>) -> bool {
 /// strings.
 fn simplify_form(form: &mut Value, defaults: &Value) {
     let Some(properties) = object(form, "/properties") else { return };
-    // To save space, remove descriptions that are given elsewhere: those of a batch's fields in the form of the single
-    // call, and those of generation parameters in the JSON schema.
+    // To save space, remove descriptions that occur elsewhere: the form of the single call describes the fields of a
+    // batch, and the JSON schema describes the generation parameters.
     let is_batch = properties.get("image").is_some_and(|image| image["type"] == "array");
     for (name, property) in properties {
         let Some(object) = property.as_object_mut() else { continue };

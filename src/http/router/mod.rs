@@ -62,7 +62,7 @@ pub(crate) fn documented(endpoints: EndpointList) -> DocumentedRoutes {
     DocumentedRoutes { routes: routes.split_for_parts().1, endpoints: documented }
 }
 
-/// The inference endpoints, taken together.
+/// The merged routers, task labels and descriptions of all inference endpoints.
 #[derive(Default)]
 struct InferenceRoutes {
     router: OpenApiRouter<HttpState>,
@@ -88,7 +88,8 @@ fn state_routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(info::show_info))
 }
 
-/// Returns the route `/metrics`. The operations listener serves it if there is one, else the public listener.
+/// Returns the route `/metrics`. The operations listener serves this route if there is one; otherwise the public
+/// listener does.
 fn metrics_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default().routes(routes!(metrics::show_metrics))
 }
@@ -150,7 +151,8 @@ fn with_access_layers(mut router: Router<HttpState>, state: &HttpState) -> Route
     router
 }
 
-/// Adds the layers that both routers have. Each layer wraps those added before it; `middleware` explains the order.
+/// Adds the layers that both routers have. Each layer wraps the layers added before it; `middleware` explains the
+/// order.
 fn with_common_layers(router: Router<HttpState>, state: HttpState) -> Router {
     let settings = state.settings();
     let observer = Observer {

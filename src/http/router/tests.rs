@@ -1,4 +1,4 @@
-//! Tests of the router: a panic in a handler, and an endpoint that only the list of endpoints knows.
+//! Tests of the router: a panic in a handler, and an endpoint that is named only in the list of endpoints.
 //!
 //! `routes::classify` is a new endpoint on an existing task. These tests add it to the list, and check that it is
 //! served, documented, counted and limited like the others, although nothing else names it.
@@ -297,7 +297,7 @@ async fn a_new_endpoint_has_the_limits_of_the_others() {
     let input = json!({"image": EXAMPLE_IMAGE, "label": "a"});
     let inputs = json!({"inputs": [input, input, input]});
     assert_eq!(refused(server.json("/classify/batch", &inputs).await), too_large("inputs"));
-    // The path of a list item in a form comes from the type of the field.
+    // In a form, too, the path of the error names the list item, because the type of the field says that it is a list.
     let fields = [("image", EXAMPLE_IMAGE), ("labels", "cat"), ("labels", "a long label")];
     let too_long = (422, "text_too_long".to_owned(), "labels[1]".to_owned());
     assert_eq!(refused(server.multipart("/classify", &fields).await), too_long);

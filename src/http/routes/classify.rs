@@ -1,5 +1,6 @@
 //! `POST /classify` and `/classify/batch`: the labels that fit an image best. Only tests serve this endpoint. It shows
-//! what a new endpoint on an existing task consists of, and `router::tests` checks that no other file needs to know it.
+//! what a new endpoint on an existing task consists of, and `router::tests` checks that no other file has to mention
+//! it.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! `GET /info`: the server's version, loaded models, limits and batching settings.
 //!
-//! [`LimitsDescription`] and [`BatchingInfo`] are filled from the settings types by key. To show one more setting, add a
-//! field with its key; a setting that no field names is not shown.
+//! Each field of [`LimitsDescription`] and [`BatchingInfo`] gets the value of the setting with the same key. To show
+//! one more setting, add a field with its key. Settings without such a field are not shown.
 
 use axum::extract::State;
 use axum::response::Response;

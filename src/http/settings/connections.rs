@@ -1,4 +1,5 @@
-//! Timeouts and limits of connections, and the files of TLS. `transport` applies them.
+//! Timeouts and limits of connections, and the paths of the TLS certificate and key. `transport` applies these
+//! settings.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,8 +36,8 @@ pub struct ConnectionSettings {
     /// Maximum time for which writing a response may be blocked because the client does not read.
     #[serde(rename = "write_timeout_ms", with = "millis")]
     pub write_timeout: Duration,
-    /// Maximum time for which requests in flight may continue after shutdown begins. `config` sets it from the settings
-    /// of the drain.
+    /// Maximum time for which requests in flight may continue after shutdown begins. `config` sets it from
+    /// `DrainSettings`.
     #[serde(skip)]
     pub drain_timeout: Duration,
 }

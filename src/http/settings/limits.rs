@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::AT_LEAST_ONE;
 use crate::settings::{InvalidSetting, Section, require};
 
-/// Maximum length that a setting may allow for a list in a request. Parsing drops further items.
+/// Maximum length that a setting may allow for a list in a request. Items beyond this number are dropped during
+/// parsing.
 pub(crate) const MAX_LISTED: usize = 1024;
 
 /// Limits of one call: the section `[limits]`.
@@ -24,8 +25,8 @@ pub struct Limits {
     pub max_candidates: usize,
     /// Maximum number of inputs in a batch call.
     pub max_batch_inputs: usize,
-    /// Maximum number of rows of one call. Depending on the call, these are questions x beams or candidates, image-text
-    /// pairs if the `match` score is requested, or texts.
+    /// Maximum number of rows of one call. Depending on the call, a row is one beam or sample of a text to generate,
+    /// one candidate of a question, one image-text pair (if the `match` score is requested), or one text.
     pub max_rows: usize,
     /// Largest `max_new_tokens` that a call may request.
     pub max_new_tokens: usize,
@@ -56,8 +57,8 @@ impl Default for Limits {
 impl Section for Limits {
     const NAME: &'static str = "limits";
 
-    /// Checks that no limit is 0, and that no list may be longer than [`MAX_LISTED`]: further items are not kept, so a
-    /// higher limit would have no effect.
+    /// Checks that no limit is 0, and that no list may be longer than [`MAX_LISTED`]: further items are dropped during
+    /// parsing, so a higher limit would have no effect.
     fn check(&self) -> Result<(), InvalidSetting> {
         let lists = [
             ("max_images", self.max_images),

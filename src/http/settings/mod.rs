@@ -86,7 +86,7 @@ pub struct CorsSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AccessLogSettings {
-    /// Every n-th successful request is logged; 1 logs all, 0 none. Failures (5xx) are always logged.
+    /// Every n-th successful request is logged; 1 logs all of them, 0 logs none. Failures (5xx) are always logged.
     pub sample_every: u64,
     /// True if the log contains the IP address of the client.
     pub client_ip: bool,

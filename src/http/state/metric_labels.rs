@@ -1,5 +1,5 @@
 //! Creates the time series whose labels are known before the first request, with the value 0, so that rates exist from
-//! the first scrape. `state` and `router` call this at startup, and `state` again when the models are loaded.
+//! the first scrape. `state` and `router` call this at startup, and `state` calls it again when the models are loaded.
 
 use std::sync::OnceLock;
 
@@ -12,12 +12,12 @@ use crate::telemetry::metrics::Metrics;
 pub(crate) mod malformed {
     use crate::http::error::Code;
 
-    /// The route label of such heads in metrics and the log.
+    /// Route label of malformed heads in metrics and the log.
     pub(crate) const ROUTE: &str = "malformed";
-    /// The method label of such heads in metrics and the log.
+    /// Method label of malformed heads in metrics and the log.
     pub(crate) const METHOD: &str = "other";
 
-    /// The error codes with which such heads are answered.
+    /// The error codes with which malformed heads are answered.
     pub(crate) const CODES: [Code; 3] =
         [Code::InvalidRequest, Code::HeadTooLarge, Code::RequestTimeout];
 }
@@ -52,8 +52,8 @@ pub(crate) struct TaskLabel {
     pub(crate) name: &'static str,
 }
 
-/// Creates the counters of successful inputs once both are known: the endpoints of the router and the loaded models.
-/// Either can come first.
+/// Creates the counters of successful inputs once both the endpoints of the router and the loaded models are known.
+/// Either may become known first.
 #[derive(Default)]
 pub(crate) struct ItemCounters {
     tasks: OnceLock<Vec<TaskLabel>>,
@@ -61,14 +61,14 @@ pub(crate) struct ItemCounters {
 }
 
 impl ItemCounters {
-    /// Takes the tasks of the router's endpoints. A second call changes nothing.
+    /// Sets the tasks of the router's endpoints. A second call changes nothing.
     pub(crate) fn set_tasks(&self, metrics: &Metrics, tasks: Vec<TaskLabel>) {
         // `set` fails only on a second call, which by contract changes nothing.
         let _ = self.tasks.set(tasks);
         self.initialise(metrics);
     }
 
-    /// Takes the loaded models. A second call changes nothing.
+    /// Sets the loaded models. A second call changes nothing.
     pub(crate) fn set_models(&self, metrics: &Metrics, models: &Models) {
         // `set` fails only on a second call, which by contract changes nothing.
         let _ = self.models.set(models.clone());

@@ -1,4 +1,5 @@
-//! Counts the requests that are being answered. At the end of the drain time, `transport` reports how many are left.
+//! Counts the requests that are being answered. At the end of the drain time, `transport` reports how many of them are
+//! still unanswered.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

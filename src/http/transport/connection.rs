@@ -8,8 +8,8 @@
 //! is limited only by `keep_alive`.
 //!
 //! If a connection is closed while its client is still sending, TCP resets it, and the client loses the last response.
-//! That happens if a request is rejected before its end, or if the client sends further requests ahead (pipelining). So
-//! [`TimedStream`] first reads and discards the input that still arrives (lingering close).
+//! That happens if a request is rejected before its end, or if the client sends further requests ahead (pipelining).
+//! Therefore, before it closes, [`TimedStream`] reads and discards the input that still arrives (lingering close).
 
 use std::io;
 use std::pin::Pin;
@@ -47,7 +47,7 @@ pub(crate) struct Activity(Arc<ActivityState>);
 #[derive(Debug)]
 struct ActivityState {
     /// The phase in the low [`PHASE_BITS`] bits, and above them the sequence number of the phase from [`PHASES`]. Both
-    /// are in one value so that they are read together.
+    /// are in one value so that one atomic read returns both.
     phase: AtomicU64,
     /// True if the rest of a request will not be read. The connection then cannot read another request.
     unread_input: AtomicBool,
@@ -108,7 +108,7 @@ impl Default for Activity {
 }
 
 impl Activity {
-    /// Notes that a head has been read. The request is being answered until the guard is dropped.
+    /// Notes that a head has been read. The request counts as being answered until the guard is dropped.
     pub(crate) fn begin_request(&self) -> RequestGuard {
         self.enter(REQUEST);
         RequestGuard(self.clone())
@@ -200,7 +200,7 @@ struct WatchedBody {
     body: Incoming,
     activity: Activity,
     close_token: CancellationToken,
-    /// A future that waits for `close_token`; created when reading first has to wait for the client.
+    /// A future that waits for `close_token`; created the first time that reading has to wait for the client.
     closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     ended: bool,
 }
@@ -276,7 +276,7 @@ impl<S> TimedStream<S> {
         }
     }
 
-    /// Returns the error [`HeadTooSlow`] if a head takes too long to arrive; otherwise pending.
+    /// Returns the error [`HeadTooSlow`] if a head takes too long to arrive; until then, returns `Pending`.
     fn poll_head_timer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !matches!(self.activity.phase(), SILENT | HEAD) {
             self.head_timer = None;

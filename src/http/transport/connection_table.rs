@@ -12,9 +12,9 @@
 //!    too. There it can send one request for health or metrics; any other request is rejected as overloaded.
 //! 4. The newcomer is closed.
 //!
-//! A request that has arrived completely is never cut, and neither is a response that is being sent. Rule 1 can cut a
-//! request whose body is still arriving, but it first closes connections of the same address that are idle or whose
-//! head is unfinished. The response to a request that is cut is a 503.
+//! A request that has arrived completely is never aborted, and neither is a response that is being sent. Rule 1 can
+//! abort a request whose body is still arriving, but it first closes connections of the same address that are idle or
+//! whose head is unfinished. The response to an aborted request is a 503.
 //!
 //! The table reads the state of a connection from its [`Activity`], so requests do not have to update the table. A
 //! newcomer causes a scan of all connections, but only if all places are taken (1,024 connections: a few microseconds).
@@ -41,8 +41,8 @@ pub(crate) fn reserve_of(places: usize) -> usize {
 }
 
 /// Returns the number of sockets that a listener with this many regular places may have open: one for each regular
-/// place, one for each place in the reserve, and as many again as the reserve has, for connections that were told to
-/// close but have not ended yet.
+/// place, and two for each place in the reserve. Half of the latter are for connections that were told to close but
+/// have not ended yet.
 pub(crate) fn sockets_of(places: usize) -> usize {
     places.saturating_add(2 * reserve_of(places))
 }
@@ -128,8 +128,8 @@ impl ConnectionTable {
         Some(ConnectionPlace { table, network, id, member, in_reserve })
     }
 
-    /// Makes sure that `places` has a free place: if all are taken, tells a connection to close. Returns false if no
-    /// connection may be closed.
+    /// Makes sure that `places` has a free place: if all are taken, frees the place of a connection and tells that
+    /// connection to close. Returns false if no connection may be closed.
     fn make_room(&self, places: &mut Places, newcomer: Network) -> bool {
         if !places.is_full() {
             return true;
@@ -205,9 +205,9 @@ impl Places {
             .holders
             .iter()
             .filter(|(network, members)| **network != newcomer && members.len() > share.max(own));
-        // Order: the address that holds the most connections comes first. Of its connections, idle ones come before
-        // unfinished heads, and these before unfinished bodies. Among equals, the one that has waited longest comes
-        // first.
+        // Order: the address that holds the most connections comes first. Of its connections, the idle ones come first,
+        // then those with an unfinished head, then those with an unfinished body. Among equals, the connection that has
+        // waited longest comes first.
         let waiting = others.flat_map(|(network, members)| {
             let held = Reverse(members.len());
             members.iter().filter_map(move |(id, member)| {

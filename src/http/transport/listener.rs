@@ -25,7 +25,7 @@ pub struct Listener {
 pub(crate) struct Accepted {
     pub(crate) stream: TcpStream,
     pub(crate) peer: SocketAddr,
-    /// Counts the connection among the sockets that may be open, until the permit is dropped.
+    /// Counts the connection against the maximum number of open sockets until the permit is dropped.
     pub(crate) permit: OwnedSemaphorePermit,
 }
 

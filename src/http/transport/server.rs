@@ -1,8 +1,8 @@
 //! Serves connections: limits their number, answers requests on them, and closes them (graceful shutdown). `app` calls
 //! [`serve`] and [`serve_operations`]. `listener` accepts connections, `connection_table` decides which connections
-//! have a place, and `tls` encrypts them.
+//! have a place, and `tls` encrypts the connections.
 //!
-//! The accept loop is our own, because `axum::serve` gives hyper no timer. Without a timer, the header timeout of hyper
+//! The accept loop is our own, because `axum::serve` gives hyper no timer. Without a timer, hyper's header timeout
 //! never fires. Only HTTP/1.0 and HTTP/1.1 are served: no upgrades and no HTTP/2, even if the request head asks for
 //! them.
 
@@ -163,7 +163,7 @@ struct Connection {
     router: Router,
     settings: ConnectionSettings,
     metrics: Arc<Metrics>,
-    /// Logs request heads that do not reach the router. The layers of the router log requests.
+    /// Logs request heads that do not reach the router. The layers of the router log all other requests.
     log: Arc<AccessLog>,
     peer: SocketAddr,
     activity: Activity,

@@ -1,7 +1,7 @@
 //! TLS on the public listener: one certificate chain and its private key from PEM files, reloaded when they change.
 //!
 //! rustls with ring provides TLS 1.2 and 1.3. ALPN offers only HTTP/1.1. Client certificates are not requested. `cli`
-//! loads the files, `server` accepts with them, and `reload` watches them.
+//! loads the files, `server` uses them to accept connections, and `reload` watches them.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -23,7 +23,7 @@ use crate::http::settings::TlsSettings;
 pub struct TlsError {
     /// `tls_certificate` or `tls_key`.
     pub setting: &'static str,
-    /// What is wrong, without any part of the content of the file.
+    /// What is wrong. The text contains no part of the file's content.
     pub reason: String,
 }
 

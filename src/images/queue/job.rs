@@ -1,9 +1,10 @@
-//! What the queue holds: a job for a pool thread, its lane, and how it ended. `jobs` implements the jobs; `pool` runs
-//! them.
+//! The jobs that the queue holds, the lanes in which they wait, and how they end. `jobs` implements the jobs; `pool`
+//! runs them.
 
 /// A piece of work for a pool thread.
 pub(in crate::images) trait Job: Send {
-    /// False if all waiters have left, so that the job need not be run. Must be cheap and take no lock.
+    /// False if all waiters have left and the job therefore need not run. Implementations must be cheap and take no
+    /// lock.
     fn is_wanted(&self) -> bool {
         true
     }
@@ -13,7 +14,7 @@ pub(in crate::images) trait Job: Send {
         0
     }
 
-    /// True if there are no waiters and no new ones can join.
+    /// True if the job has no waiters and no further waiters can join.
     fn is_abandoned(&self) -> bool {
         !self.is_wanted()
     }
@@ -27,7 +28,7 @@ pub(in crate::images) enum JobOutcome {
     /// The job did its work, so its duration counts in the estimates.
     Completed,
     /// The job ended early: its waiters had left, or its file was rejected. A file is often rejected within
-    /// microseconds, so its duration says nothing about the decodes that others wait for.
+    /// microseconds, so the duration of such a job says nothing about other decodes.
     EndedEarly,
 }
 
@@ -36,6 +37,6 @@ pub(in crate::images) enum JobOutcome {
 pub(in crate::images) enum Lane {
     /// Hashing: short, and needed before a file can enter the other queue.
     Hashes,
-    /// Decoding and resizing, which take long.
+    /// Decoding and resizing, which take a long time.
     Decodes,
 }

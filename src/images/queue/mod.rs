@@ -1,10 +1,10 @@
-//! The queue of the decoding threads: decides which jobs are admitted and which is next, and estimates how long a new
-//! call would wait.
+//! The queue of the decoding threads: decides which jobs are admitted and which job runs next, and estimates how long a
+//! new call would wait.
 //!
-//! Clients share the threads by work, not by number of pictures: the client that has received the least work is next
-//! (start-time fair queueing). Large pictures of one client therefore do not delay small ones of another. The calls of
-//! one client take turns (round robin). The queue itself has no lock, threads or clock: `pool` has the lock and the
-//! threads, and passes the time as an argument.
+//! Clients share the threads by work, not by number of pictures: the client that has received the least work is served
+//! next (start-time fair queueing). Large pictures of one client therefore do not delay small ones of another. The
+//! calls of one client take turns (round robin). The queue itself has no lock, threads or clock: `pool` has the lock
+//! and the threads, and passes the time as an argument.
 
 mod job;
 #[cfg(test)]
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Weight of the newest job in the exponential moving averages.
 const NEWEST: f64 = 0.1;
 
-/// Minimum work that a picture is charged for, in pixels. This much work takes about 100 us.
+/// Minimum work, in pixels, that is charged for a picture. This much work takes about 100 us.
 const LEAST_WORK: f64 = 1e4;
 
 /// Window, in pixels, of the moving average of the time per pixel. Each decode counts in proportion to its pixels, so
@@ -74,7 +74,7 @@ impl Queue {
         Self { capacity, ..Self::default() }
     }
 
-    /// Appends a job. If the queue or the client's share of it is full, the error returns the job.
+    /// Appends a job. If the queue, or the client's share of the queue, is full, the job is returned as the error.
     pub(super) fn push(
         &mut self,
         job: Box<dyn Job>,
@@ -125,7 +125,8 @@ impl Queue {
         let id = self.decodes.pop_from(client)?;
         let work = self.jobs.get(&id).map_or(0.0, |waiting| waiting.work);
         self.finish_times.insert(client, self.virtual_time + work);
-        // A client without an entry starts at the virtual time, so an entry is needed only while it is later than that.
+        // A client without an entry starts at the virtual time, so an entry is needed only while its finish time is
+        // later than the virtual time.
         self.finish_times.retain(|_, finish_times| *finish_times > self.virtual_time);
         Some(id)
     }
@@ -183,8 +184,8 @@ impl Queue {
         }
     }
 
-    /// Charges the client for a decode that took longer than its header implied, so that a file that understates its
-    /// work gains nothing.
+    /// Charges the client for a decode that took longer than its header implied, so that a file whose header
+    /// understates the work gains no advantage.
     fn charge(&mut self, job: Running, took: f64) {
         let expected = self.decode_time(job.work);
         if job.lane == Lane::Decodes && took > expected && expected > 0.0 {
@@ -198,8 +199,8 @@ impl Queue {
         if self.decode_work > 0.0 { work * self.decode_seconds / self.decode_work } else { 0.0 }
     }
 
-    /// Estimates the time until a thread is free for the last of `files` files, if their call arrived now. Zero if one
-    /// of the `threads` threads is idle.
+    /// Estimates the time until a thread is free for the last of `files` files, if their call arrived now. Returns zero
+    /// if one of the `threads` threads is idle.
     ///
     /// Fair queueing bounds the work that runs before that file. Each other call of this client contributes at most
     /// `files` jobs. Each other client contributes at most as much work as this client receives in that time.

@@ -114,8 +114,8 @@ fn small_pictures_of_one_client_do_not_wait_for_the_large_ones_of_another() {
     (0..20).for_each(|number| push(1, call(2, number)));
     let order: Vec<u64> =
         std::iter::from_fn(|| queue.next(now)).map(|(job, _)| job.work() / MEGAPIXEL).collect();
-    // The first large picture is taken first. The twenty small ones together are less work than the large one, so they
-    // are next.
+    // The first large picture is taken first. Together, the twenty small pictures are less work than the large one, so
+    // they are next.
     assert_eq!(order[..21], [[50].as_slice(), &[1; 20]].concat());
     assert_eq!(order.len(), 30);
 }
@@ -165,7 +165,7 @@ fn files_that_are_refused_do_not_bring_the_estimate_down() {
         learn(&mut queue, Lane::Decodes, broken, JobOutcome::EndedEarly);
     }
     assert_eq!(estimated_wait(&queue, 1, now), SECOND);
-    // A job that fails late has occupied a thread like any other.
+    // A job that fails late has occupied a thread like any other job.
     learn(&mut queue, Lane::Decodes, SECOND * 11, JobOutcome::EndedEarly);
     assert!(estimated_wait(&queue, 1, now) > SECOND * 5);
 }

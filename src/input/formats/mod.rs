@@ -1,5 +1,5 @@
 //! The picture formats, one module each. A module holds everything about its format: the first bytes, the header, the
-//! checks and limits, the decoder, and where the orientation is stored. No module imports another.
+//! checks and limits, the decoder, and the place where the orientation is stored. No module imports another.
 //!
 //! To add a format, add its module here, its line in [`implementation`], and its variant of [`ImageFormat`].
 

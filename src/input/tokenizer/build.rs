@@ -125,7 +125,7 @@ fn set_bert_names(options: &mut Options, files: &Files) {
 }
 
 /// Builds a `BertTokenizer` with the vocabulary of `tokenizer.json`, or of `vocab.txt` if there is no `tokenizer.json`.
-/// Returns it with the path of the file that was used.
+/// Returns the tokenizer and the path of the file that was used.
 fn bert(
     files: &Files,
     options: &Options,
@@ -308,8 +308,8 @@ fn check_normalised(
     }
 }
 
-/// Rejects a tokenizer whose vocabulary lacks its unknown token, because it would fail on the first text with an
-/// unknown word.
+/// Rejects a tokenizer whose vocabulary lacks its unknown token, because such a tokenizer would fail on the first text
+/// with an unknown word.
 fn check_unknown_token(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(), TokenizerError> {
     let ModelWrapper::WordPiece(model) = inner.get_model() else {
         return Err(invalid(path, "has a model other than WordPiece, the only one that BLIP uses"));

@@ -13,7 +13,7 @@ use crate::document::{self, DocumentError};
 /// Keys and values of a JSON file, in file order.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(super) struct Entries {
-    /// Each key occurs once. If the file repeats a key, the last value counts.
+    /// Each key occurs once. If the file repeats a key, the last value is used.
     pub(super) entries: Vec<(String, Value)>,
     /// The entries of the object `extra_special_tokens`, if its value is an object.
     pub(super) extra: Vec<(String, Value)>,

@@ -43,7 +43,7 @@ impl Tokenizer {
     /// use `path` for `tokenizer.json`.
     ///
     /// # Errors
-    /// As [`Tokenizer::load`].
+    /// Same as for [`Tokenizer::load`].
     pub fn from_texts(
         path: &Path,
         json: &str,
@@ -79,7 +79,7 @@ impl Tokenizer {
     /// Like [`encode`](Self::encode), but rejects a text of more than `max_tokens` tokens, including special tokens.
     ///
     /// # Errors
-    /// As [`encode`](Self::encode), and `TextTooLong` in tokens.
+    /// Same as for [`encode`](Self::encode), and `TextTooLong` in tokens.
     pub fn encode_within(&self, text: &str, max_tokens: usize) -> Result<TokenIds, InputError> {
         let ids = self.encode(text)?;
         if ids.len() > max_tokens {
@@ -92,7 +92,7 @@ impl Tokenizer {
     /// Like [`encode`](Self::encode), but drops tokens before `[SEP]` until at most `max_tokens` (2 or more) remain.
     ///
     /// # Errors
-    /// As [`encode`](Self::encode).
+    /// Same as for [`encode`](Self::encode).
     pub fn encode_truncated(&self, text: &str, max_tokens: usize) -> Result<TokenIds, InputError> {
         let ids = self.encode(text)?;
         if ids.len() <= max_tokens {

@@ -58,7 +58,7 @@ pub(super) struct Options {
     entries: Vec<(String, TokenizerOption)>,
     /// Tokens under names that the checkpoint itself defines, such as `image_token`.
     pub(super) own: Vec<(String, TokenizerOption)>,
-    /// Added tokens with the ids that the files give them. These ids are used only to sort the tokens.
+    /// Added tokens with the ids that the files assign to them. These ids are used only to sort the tokens.
     added: Vec<(f64, DeclaredToken)>,
     /// Every added token by its text, including those that a later token with the same id has replaced in `added`.
     by_content: Vec<(String, DeclaredToken)>,
@@ -104,7 +104,7 @@ impl Options {
         }
     }
 
-    /// Returns the added tokens, sorted by the ids that the files give them.
+    /// Returns the added tokens, sorted by the ids that the files assign to them.
     pub(super) fn added(&self) -> Vec<DeclaredToken> {
         let mut added: Vec<&(f64, DeclaredToken)> = self.added.iter().collect();
         added.sort_by(|a, b| a.0.total_cmp(&b.0));

@@ -38,13 +38,13 @@ pub(super) struct DeclaredToken {
     single_word: bool,
     /// True if the token is skipped when ids are decoded.
     pub(super) special: bool,
-    /// True if the token is matched in the normalised text. If the file does not set this, it is the opposite of
+    /// True if the token is matched in the normalised text. If the file does not set this flag, it is the opposite of
     /// `special`.
     normalized: Option<bool>,
 }
 
 impl DeclaredToken {
-    /// Creates a token without flags except `special`. It is matched in the normalised text unless it is special.
+    /// Creates a token with no flag other than `special`. It is matched in the normalised text unless it is special.
     pub(super) fn plain(content: &str, special: bool) -> Self {
         Self {
             content: content.to_owned(),

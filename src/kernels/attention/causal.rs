@@ -1,5 +1,5 @@
 //! Causal attention for text generation, in f32 and for few rows: each new row attends to the rows of its sequence up
-//! to itself.
+//! to and including itself.
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::context::KernelContext;
@@ -20,7 +20,7 @@ pub struct CausalRun<'a> {
     pub memory: &'a [Rows<'a>],
 }
 
-/// Computes causal attention: every new row attends to the rows of its sequence up to itself. `out` is
+/// Computes causal attention: every new row attends to the rows of its sequence up to and including itself. `out` is
 /// `[rows of all runs, heads x width]`.
 ///
 /// # Panics
@@ -105,7 +105,8 @@ impl Kernel for AttendCausally<'_> {
                 scores[visible..].fill(f32::NEG_INFINITY);
                 let shift = isa.splat(-largest);
                 for start in (0..visible).step_by(I::LANES) {
-                    // SAFETY: the vector lies within the padded scores, whose length is a multiple of a vector's.
+                    // SAFETY: the vector lies within the padded scores, whose number is a multiple of the vector
+                    // length.
                     unsafe {
                         let place = scores.as_mut_ptr().add(start);
                         let shifted = isa.add(isa.load(place), shift);

@@ -26,7 +26,7 @@ impl Heads {
 /// Packed keys and values of one sequence.
 #[derive(Debug)]
 pub struct PackedKv {
-    /// Level that the contents are packed for; has no meaning while there are no tokens.
+    /// Level that the contents are packed for; meaningless while there are no tokens.
     pub(super) level: Level,
     pub(super) format: Format,
     pub(super) heads: Heads,

@@ -1,5 +1,5 @@
-//! The kernel of [`attend`](super::attend): computes some queries of one head, strip by strip. A strip is as high as a
-//! tile of the matrix product.
+//! The kernel of [`attend`](super::attend): computes attention for some queries of one head, strip by strip. A strip is
+//! as high as a tile of the matrix product.
 
 #![expect(unsafe_code, reason = "tiles, panels and vectors by pointer")]
 
@@ -30,7 +30,7 @@ thread_local! {
     pub(super) static BUFFERS: RefCell<StripBuffers> = RefCell::new(StripBuffers::default());
 }
 
-/// Computes the queries of one part of the job.
+/// Computes attention for the queries of one part of the job.
 pub(super) struct Strips<'a> {
     pub(super) run: AttentionRun<'a>,
     pub(super) part: HeadQueries,
@@ -52,7 +52,7 @@ impl Kernel for Strips<'_> {
 }
 
 impl Strips<'_> {
-    /// Computes the queries with operands in the format `D`.
+    /// Computes attention for the queries, with operands in the format `D`.
     #[inline(always)]
     fn run_in<I: Isa, D: Dot<I> + ConvertPair<I>>(self, isa: I) {
         let Self { run, part, buffers, out } = self;
@@ -178,7 +178,7 @@ impl<'a> Strip<'a> {
         inverse_sums
     }
 
-    /// Adds the values up, weighted with the probabilities, and writes the result.
+    /// Adds up the values, weighted by the probabilities, and writes the result.
     ///
     /// # Safety
     /// The buffers have been resized for this strip, and hold its probabilities. No other part writes the rows of the
@@ -234,8 +234,8 @@ struct Scores {
 }
 
 /// Writes `e^(scale (score - largest))` of one row of scores as groups of the format. The row's cache lines start at
-/// `to` and are `stride` groups apart. Columns beyond the tokens get almost zero; they do not change the result,
-/// because the values are padded with zeros. Returns the sum of the exponentials.
+/// `to` and are `stride` groups apart. Columns beyond the tokens get values close to zero, which do not change the
+/// result, because the values are padded with zeros. Returns the sum of the exponentials.
 ///
 /// # Safety
 /// The scores are valid for `tokens` reads, rounded up to whole panels, and `to` is valid for writing the groups of

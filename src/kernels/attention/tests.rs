@@ -32,8 +32,8 @@ impl Sequence {
 }
 
 /// Slow reference: computes `softmax(q k^T / sqrt(d)) v` for every row, over the first `visible(row)` keys, with
-/// operands rounded to the format. Returns pairs: a value of the result, and the largest magnitude in the column of `v`
-/// that it comes from.
+/// operands rounded to the format. Returns, for each value of the result, a pair: the value itself, and the largest
+/// magnitude in the column of `v` from which the value was computed.
 fn reference(
     format: Format,
     queries: Rows<'_>,
@@ -73,8 +73,8 @@ fn reference(
     out
 }
 
-/// Returns the accepted relative error. The probabilities are rounded to the format too; in bf16 this changes each by
-/// at most one part in 256.
+/// Returns the accepted relative error. The probabilities are rounded to the format too; in bf16, the rounding changes
+/// each probability by at most one part in 256.
 fn tolerance(format: Format) -> f64 {
     match format {
         Format::F32 | Format::Int8 => 2e-6,
@@ -235,7 +235,7 @@ fn causal_attention_equals_the_slow_twin_with_and_without_a_past() {
                 let heads = Heads { count, width };
                 let sequence = Sequence::new(heads, past + new, 9);
                 let whole = count * width;
-                // Keys and values of the past in pieces of three rows, followed by the new ones.
+                // Keys and values of the earlier rows, in pieces of three rows, followed by those of the new rows.
                 let part = |first: usize, rows: usize| Rows {
                     values: &sequence.qkv[first * 3 * whole..],
                     stride: 3 * whole,

@@ -50,7 +50,7 @@ impl<'a> Finish<'a> {
     /// Applies the epilogue to the `sums` `[height, columns]` of the tile at `row` and `panel`, and stores the result.
     ///
     /// # Safety
-    /// `sums` is valid for this shape, and no other part finishes this tile.
+    /// `sums` is valid for this shape, and no other part of the job writes this tile.
     #[inline(always)]
     #[expect(unsafe_code, reason = "writes a tile of the result that no other part writes")]
     pub(super) unsafe fn tile<I: Isa>(

@@ -9,8 +9,8 @@
 //!
 //! Every value of the result is a single chain of additions over K, the inner dimension, in ascending order. (A matrix
 //! unit adds blocks of 32 values in this order; within a block it uses its own order.) The order does not depend on the
-//! number of rows, tiles, blocks or threads. So the result of a row has the same bits alone and with any batch
-//! neighbours.
+//! number of rows, tiles, blocks or threads. So the result of a row has the same bits whether the row is computed alone
+//! or with any batch neighbours.
 
 mod epilogue;
 mod rows;

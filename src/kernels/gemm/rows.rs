@@ -179,7 +179,7 @@ pub(in crate::kernels) trait ConvertPair<I: Isa>:
     /// `to`, and its lines are `stride` groups apart.
     ///
     /// # Safety
-    /// `to` is valid for writing that line.
+    /// `to` is valid for writing the groups of this pair.
     unsafe fn pair(isa: I, pair: [I::F; 2], to: *mut u32, stride: usize, index: usize);
 }
 
@@ -294,14 +294,14 @@ impl<I: Isa> Convert<I> for Int8 {
     }
 }
 
-/// Chooses the quantization that maps the row's range, extended to include 0, to 0..=255. Returns it and the inverse of
-/// its scale.
+/// Chooses the quantization that maps the row's range, extended to include 0, to 0..=255. Returns the quantization and
+/// the inverse of its scale.
 #[inline(always)]
 #[expect(unsafe_code, reason = "vectors of a slice")]
 fn quantise<I: Isa>(isa: I, row: &[f32]) -> (Quantised, f32) {
     let whole = row.len() / I::LANES * I::LANES;
     let (mut low, mut high) = (isa.splat(0.0), isa.splat(0.0));
-    // Detects values that are not finite: zero times such a value is NaN. Minima and maxima would lose a NaN.
+    // Detects values that are not finite: zero times such a value is NaN. Minima and maxima alone could lose a NaN.
     let mut zeros = isa.splat(0.0);
     for start in (0..whole).step_by(I::LANES) {
         // SAFETY: the vector lies within the row.

@@ -34,8 +34,8 @@ fn rounded(format: Format, row: &[f32], is_weight: bool) -> Vec<f64> {
     }
 }
 
-/// Computes `x W^T + b` of the rounded operands. Returns pairs: a value of the result, and the sum of the magnitudes of
-/// its terms. Errors are measured relative to this sum.
+/// Computes `x W^T + b` of the rounded operands. Returns, for each value of the result, a pair: the value itself, and
+/// the sum of the magnitudes of its terms. Errors are measured relative to this sum.
 fn reference(
     format: Format,
     x: &[f32],
@@ -57,8 +57,8 @@ fn reference(
     out
 }
 
-/// Returns the accepted relative error of a sum of k f32 products. In any order, the error is at most k/2 roundings;
-/// for a chain of additions it is closer to sqrt(k).
+/// Returns the accepted relative error of a sum of k f32 products. In any order of addition, the error is at most k/2
+/// times `f32::EPSILON`; for a chain of additions, it is closer to sqrt(k) times `f32::EPSILON`.
 fn tolerance(k: usize) -> f64 {
     f64::from(f32::EPSILON) * (4.0 + (k as f64).sqrt())
 }
@@ -97,7 +97,8 @@ fn every_level_and_format_equals_the_slow_twin_around_the_edges_of_tiles_and_blo
                     }
                 }
             }
-            // Sizes near whole blocks of K. A block has 192 groups (128 on the matrix unit) of 1, 2 or 4 values.
+            // Sizes close to whole numbers of blocks of K. A block has 192 groups (128 on the matrix unit) of 1, 2 or 4
+            // values.
             for k in [191, 192, 193, 255, 257, 385, 511, 513, 767, 768, 769] {
                 failures.extend(check(level, format, rows + 2, columns + 1, k).err());
             }
@@ -106,8 +107,8 @@ fn every_level_and_format_equals_the_slow_twin_around_the_edges_of_tiles_and_blo
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
-/// Checks the products of the base, large and demo models. Where the slow reference would take too long, they have
-/// fewer rows and columns, but still more than one row block and more than one block of panels.
+/// Checks the products of the base, large and demo models. Where the slow reference would take too long, the products
+/// have fewer rows and columns, but still more than one row block and more than one block of panels.
 #[test]
 fn every_level_and_format_equals_the_slow_twin_on_the_shapes_of_the_models() {
     let mut failures = Vec::new();
@@ -150,7 +151,8 @@ fn a_row_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads() {
                 out
             };
             let together = run(&mut KernelContext::new(level, 3), &x);
-            // One context serves products of many rows and of one row, so its buffers hold values of earlier products.
+            // One context is used for products of many rows and for products of one row, so its buffers hold values of
+            // earlier products.
             assert_eq!(run(&mut one, &x), together, "{level} {format:?}");
             for row in 0..m {
                 let alone = run(&mut one, &x[row * k..][..k]);
@@ -192,7 +194,7 @@ fn the_matrix_unit_multiplies_bf16_and_integers_but_not_f32() {
     for level in levels().into_iter().filter(|level| level.is_emulated()) {
         for (format, uses) in [(Format::F32, false), (Format::Bf16, true), (Format::Int8, true)] {
             let before = level.emulated_products();
-            // One thread only, because the emulator counts per thread.
+            // Use only one thread, because the emulator counts the products of each thread separately.
             check_on(&mut KernelContext::new(level, 1), format, [40, 33, 100]).unwrap();
             assert_eq!(level.emulated_products() > before, uses, "{level} {format:?}");
         }

@@ -14,7 +14,8 @@ pub(in crate::kernels) const MOST_ROWS: usize = 32;
 pub(in crate::kernels) const MOST_COLUMNS: usize = 32;
 
 #[expect(unsafe_code, reason = "sums by pointer")]
-/// A number format as the inner loop needs it: how two groups are multiplied, and the type of the sums.
+/// The properties of a number format that the inner loop needs: how two groups are multiplied, and the type of the
+/// sums.
 pub(in crate::kernels) trait Dot<I: Isa> {
     /// A vector of sums, one per lane.
     type Sum: Copy;
@@ -137,8 +138,8 @@ fn block<I: Isa, D: Dot<I>>(
             let length = I::K_BLOCK.min(groups - k);
             for row in rows.clone().step_by(I::ROWS) {
                 let height = I::ROWS.min(rows.end - row);
-                // SAFETY: `packed` and `weights` hold the data that they return pointers to. `sums` has room for
-                // `height` rows, starting at any kept row.
+                // SAFETY: `packed` and `weights` hold the data that they return pointers to. `sums` has room for the
+                // `height` rows that start at row `kept`.
                 unsafe {
                     let kept = if k_blocks == 1 { 0 } else { row - rows.start };
                     let sums = sums.add(kept * columns);
@@ -166,15 +167,15 @@ thread_local! {
 pub(in crate::kernels) struct TileProduct {
     /// Number of rows of the tile.
     pub(in crate::kernels) rows: usize,
-    /// The tile.
+    /// The packed rows of the tile, `groups` groups per row.
     pub(in crate::kernels) a: *const u32,
-    /// The panel.
+    /// The packed weights of the panel, `groups` groups per column.
     pub(in crate::kernels) b: *const u32,
     /// Number of groups of K.
     pub(in crate::kernels) groups: usize,
     /// Result of the product, `[rows, columns]`.
     pub(in crate::kernels) sums: *mut u32,
-    /// True adds the product to `sums`; false overwrites `sums`.
+    /// If true, the product is added to `sums`; otherwise it overwrites `sums`.
     pub(in crate::kernels) add: bool,
 }
 
@@ -187,7 +188,7 @@ pub(in crate::kernels) struct TileProduct {
 #[expect(unsafe_code, reason = "tile, panel and sums by pointer")]
 pub(in crate::kernels) unsafe fn multiply<I: Isa, D: Dot<I>>(isa: I, product: TileProduct) {
     let TileProduct { rows, a, b, groups, sums, add } = product;
-    // The tiles, the epilogue and the packing assume this.
+    // The tiles, the epilogue and the packing assume these sizes.
     const {
         assert!(I::VECTORS == 2 && LINE.is_multiple_of(I::LANES));
         assert!(I::ROWS <= MOST_ROWS && I::LANES * I::VECTORS <= MOST_COLUMNS);

@@ -1,4 +1,4 @@
-//! Weights of a linear layer, converted and packed once, at load.
+//! Weights of a linear layer, converted and packed once, when the model is loaded.
 //!
 //! `W` `[n, k]` is stored as **panels** that are as wide as a tile: `[panels][groups of K][columns]`. A group is four
 //! bytes of values along K (see `isa::lanes::Isa`). The inner loop reads a panel from front to back. Columns beyond `n`

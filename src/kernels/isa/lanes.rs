@@ -14,7 +14,7 @@
 pub(in crate::kernels) unsafe trait Isa:
     Copy + Send + Sync + 'static
 {
-    /// Returns a proof if this CPU and its operating system support the set.
+    /// Returns a value of the type if this CPU and its operating system support the set, otherwise `None`.
     fn detect() -> Option<Self>;
     /// True if this CPU has the set, but the operating system refused this process the permission to use it.
     fn is_refused() -> bool {
@@ -24,7 +24,7 @@ pub(in crate::kernels) unsafe trait Isa:
     fn is_emulated() -> bool {
         false
     }
-    /// Makes the set available by emulation, if this CPU lacks it and that is possible.
+    /// Makes the set available by emulation, if this CPU lacks it and emulation is possible.
     #[cfg(test)]
     fn emulate() {}
     /// Returns the number of products that were emulated on this thread so far.
@@ -44,7 +44,7 @@ pub(in crate::kernels) unsafe trait Isa:
     /// Width of a tile of the matrix product, in vectors.
     const VECTORS: usize;
     /// Number of groups of K (the inner dimension of the product) per block, a multiple of 16. A panel's block (192 x
-    /// 32 x 4 B = 24 KB) and a tile's block (192 x 12 x 4 B = 9 KB) fit together into the first-level cache.
+    /// 32 x 4 B = 24 KB) and a tile's block (192 x 12 x 4 B = 9 KB) fit into the first-level cache together.
     const K_BLOCK: usize = 192;
     /// Maximum size in bytes of a block of packed rows. The block stays in the second-level cache (1 MB on Zen 4) while
     /// the panels are read one after the other.
@@ -157,6 +157,6 @@ pub(in crate::kernels) struct MatrixTile {
     pub(in crate::kernels) blocks: usize,
     /// Result of the product, `[rows, columns]`.
     pub(in crate::kernels) sums: *mut u32,
-    /// True adds the product to `sums`; false overwrites `sums`.
+    /// If true, the product is added to `sums`; otherwise it overwrites `sums`.
     pub(in crate::kernels) add: bool,
 }

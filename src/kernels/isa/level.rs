@@ -98,7 +98,7 @@ macro_rules! levels {
                 }
             }
 
-            /// Makes the level available by emulation, if this CPU lacks it and that is possible.
+            /// Makes the level available by emulation, if this CPU lacks it and emulation is possible.
             #[cfg(test)]
             pub(in $crate::kernels) fn emulate(self) {
                 match self {

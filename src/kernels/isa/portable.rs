@@ -13,8 +13,8 @@ fn zip<T: Copy, U>(a: [T; LANES], b: [T; LANES], f: impl Fn(T, T) -> U) -> [U; L
     [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
 }
 
-/// Returns `a * b + c`. It is fused only if the architecture has the instruction, because the fused library function
-/// takes a hundred times as long.
+/// Returns `a * b + c`. The operation is fused only if the architecture has an instruction for it, because the fused
+/// library function takes a hundred times as long.
 #[inline(always)]
 fn mul_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(target_arch = "aarch64") { a.mul_add(b, c) } else { a * b + c }

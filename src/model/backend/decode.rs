@@ -118,7 +118,7 @@ fn run<O: Ops>(
 }
 
 /// Returns the indices of the groups, reordered so that groups with the same encoder states are adjacent. The states
-/// are in the order of their first group; groups with the same states keep their order.
+/// are in the order of their first group; groups with the same states keep their relative order.
 fn adjacent_by_memory<T>(cross: &[Arc<T>]) -> Vec<usize> {
     let first_of = |index: usize| {
         cross.iter().position(|other| Arc::ptr_eq(other, &cross[index])).unwrap_or(index)

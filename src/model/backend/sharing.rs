@@ -54,7 +54,7 @@ type VisionIdentity = (VisionConfig, Preprocessor);
 type EncoderIdentity = (TextConfig, usize);
 
 /// An identity, with a digest of the weights. The digest is `None` if no other checkpoint has this identity, because
-/// nothing can then be shared.
+/// then there is nothing to share.
 #[derive(PartialEq)]
 pub(super) struct Key<I> {
     identity: I,

@@ -154,7 +154,7 @@ fn class_rows<O: Ops>(
 }
 
 /// Returns the rows, reordered so that rows with the same encoder states are adjacent. The states are in the order of
-/// their first row; rows with the same states keep their order.
+/// their first row; rows with the same states keep their relative order.
 fn adjacent_by_memory<O: Ops>(
     mut rows: Vec<CrossAttendingRow<'_, O>>,
 ) -> Vec<CrossAttendingRow<'_, O>> {

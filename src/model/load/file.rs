@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::document::{self, DocumentError};
 
-/// A file of a checkpoint, wherever its bytes are.
+/// A file of a checkpoint, on disk or embedded in the binary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum File {
     /// A file on disk, at this path.
@@ -26,7 +26,7 @@ impl From<PathBuf> for File {
 }
 
 impl File {
-    /// Returns the path to show in messages. The last segment says which file of a checkpoint it is.
+    /// Returns the path to show in messages. The last component of the path says which file of a checkpoint it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         match self {

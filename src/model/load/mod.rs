@@ -188,8 +188,8 @@ impl<'a, O: Ops> Loader<'a, O> {
     }
 
     /// Loads the output layer of the LM head under `text_decoder`. The names in the file depend on the version of
-    /// transformers that wrote it. The weight is `decoder.weight` if present, else the word embeddings (tied weights).
-    /// The bias is `decoder.bias` if present, else `bias`.
+    /// transformers that wrote it. The weight is `decoder.weight` if present, otherwise the word embeddings (tied
+    /// weights). The bias is `decoder.bias` if present, otherwise `bias`.
     pub(super) fn lm_output(&self, config: &TextConfig) -> Result<O::Linear, LoadError> {
         let decoder = Scope::new("text_decoder");
         let head = decoder.child("cls.predictions");

@@ -1,8 +1,8 @@
 //! The profiler, which forwards every operation to another implementation. It counts the calls and adds up their
 //! durations, separately for each kind of work. Only `bench --profile` uses it.
 //!
-//! On a GPU, which computes asynchronously, an operation returns before its computation ends. So the durations there
-//! say little about the time of the computation.
+//! On a GPU, which computes asynchronously, an operation returns before its computation ends. So the durations recorded
+//! on a GPU say little about how long the computations take.
 
 use std::collections::BTreeMap;
 use std::fmt;

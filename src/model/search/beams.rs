@@ -1,6 +1,6 @@
 //! Beam search. Source: transformers 5.23 `GenerationMixin._beam_search` and the functions that it calls. The
-//! arithmetic is the same (in f32, with minus 1e9 for choices that are not allowed), so that the token ids are equal to
-//! those of transformers.
+//! arithmetic is the same (in f32, with the score -1e9 for choices that are not allowed), so that the token ids are
+//! equal to those of transformers.
 
 use super::processors::Processors;
 use super::scores::{log_softmax, top_indices};
@@ -73,8 +73,8 @@ impl BeamSearch {
             max_new_tokens: params.max_new_tokens,
             stop_token: start.stop_token,
             prompt: start.prompt,
-            // Only the first beam counts in the first step. All beams are still equal, so they would choose the same
-            // tokens and stay identical.
+            // In the first step, all beams are still equal, so they would choose the same tokens and stay identical.
+            // Therefore, all beams except the first start with a very low score.
             running: (0..num_beams)
                 .map(|index| beam(if index == 0 { 0.0 } else { UNLIKELY }))
                 .collect(),

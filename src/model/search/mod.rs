@@ -2,8 +2,8 @@
 //! 5.23 `generation/utils.py` and `generation/logits_process.py`.
 //!
 //! A search belongs to one group (a sequence, or the beams of one beam search). It knows nothing about KV caches or
-//! towers. In each step, it receives the logits of the group's live rows. It returns, for each row of the next step,
-//! which row of this step it continues.
+//! towers. In each step, it receives the logits of the group's live rows. For each row of the next step, it returns the
+//! index of the row of this step that the new row continues.
 
 mod beams;
 mod processors;

@@ -15,9 +15,9 @@ pub fn log_softmax(logits: &[f32]) -> Result<Vec<f32>, BackendError> {
 
 /// Returns `ln(sum(exp(x)))` of the logits, computed in f64.
 pub(super) fn log_sum_exp(logits: &[f32]) -> Result<f64, BackendError> {
-    // This ignores the setting `cpu_isa` and uses the highest instruction set level of the CPU. Vector instructions
-    // matter here: computed one by one, the exponentials of a whole vocabulary would take as long as a layer of the
-    // model.
+    // This function ignores the setting `cpu_isa` and uses the highest instruction set level of the CPU. Vector
+    // instructions matter here: computed one by one, the exponentials of a whole vocabulary would take as long as a
+    // layer of the model.
     pointwise::log_sum_exp(Level::detect(), logits)
         .map(|(_, normalizer)| normalizer)
         .ok_or(BackendError::NonFinite("logits"))

@@ -1,4 +1,4 @@
-//! Search of one sequence. Each step takes the best token (greedy search), or samples a token with noise that depends
+//! Search of one sequence. Each step selects the best token (greedy search), or samples a token with noise that depends
 //! only on the seed, the sequence and the step.
 
 use rand_chacha::ChaCha8Rng;

@@ -118,7 +118,7 @@ fn an_unknown_class_lists_those_that_are_served() {
     );
 }
 
-/// Returns the error of loading a copy of `vqa-varied` in which one file has other content.
+/// Returns the error of loading a copy of `vqa-varied` in which one file has different content.
 fn error_with(file: &str, content: &[u8]) -> String {
     let directory = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(fixtures().join("vqa-varied")).unwrap() {

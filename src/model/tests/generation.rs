@@ -12,7 +12,7 @@ use crate::task::{
 
 const MODEL: ModelId = ModelId(0);
 
-/// Returns the generation parameters of a golden case, which has them under their names in the API.
+/// Returns the generation parameters of a golden case, which lists them under their names in the API.
 pub(super) fn params(json: &Value) -> GenerationParams {
     let count = |name: &str, default: usize| json[name].as_u64().map_or(default, |n| n as usize);
     let number = |name: &str| json[name].as_f64().map_or(1.0, |n| n as f32);
@@ -75,7 +75,7 @@ pub(super) fn memory(
     }
 }
 
-/// Opens a group for a golden case. The `input_ids` of the case start with `bos`, whereas the `Backend` trait takes
+/// Opens a group for a golden case. The `input_ids` of the case start with `bos`, whereas the `Backend` trait expects
 /// `[CLS] prompt [SEP]`.
 pub(super) fn open(
     backend: &mut Tested,

@@ -43,8 +43,8 @@ fn candidates_are_scored_in_full_as_the_reference_scores_them() {
             let rows: Vec<PassRow> = candidates
                 .iter()
                 .map(|candidate| {
-                    // The fixtures list the tokens and the stop token. The `Backend` trait takes these with `[CLS]` in
-                    // front.
+                    // The fixtures list the tokens and the stop token. The `Backend` trait expects the same list with a
+                    // leading `[CLS]`.
                     let ids: Vec<u32> =
                         std::iter::once(cls).chain(super::ids(&candidate["ids"])).collect();
                     let candidate = crate::task::TokenIds::new(ids);

@@ -1,4 +1,4 @@
-//! Tests on the demo checkpoints, which were exported with byte-identical parts, that models share these parts.
+//! Tests that models share byte-identical parts, on the demo checkpoints, which were exported with such parts.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -19,7 +19,7 @@ pub(super) struct Fill<'a> {
 }
 
 impl Fill<'_> {
-    /// Adds an item if it fits, and returns whether it did. The first item always fits.
+    /// Adds an item if it fits, and returns whether it was added. The first item always fits.
     pub(super) fn add(&mut self, item: &TextItem) -> bool {
         let new_image = item.image.filter(|image| !self.images.contains(image) && !item.running);
         let image_work = if new_image.is_some() { self.image_work } else { 0.0 };

@@ -15,7 +15,7 @@ use crate::fairness::{Pick, Turns};
 use crate::task::ModelId;
 
 /// Projecting the keys and values of this many image tokens costs as much as processing one text token. 577 image
-/// tokens need 16 GFLOP, a text token 0.2 GFLOP (12 layers x 14 x 768 x 768 x 2), so the ratio is about 8.
+/// tokens need 16 GFLOP, a text token 0.2 GFLOP (12 layers x 14 x 768 x 768 x 2), so the ratio is 7, rounded up to 8.
 const IMAGE_TOKENS_PER_TOKEN: f64 = 8.0;
 
 /// A single-pass row that is ready to run.
@@ -90,7 +90,7 @@ pub(super) struct TextBatch {
     pub(super) joining: usize,
     pub(super) work: f64,
     pub(super) waited: Vec<Duration>,
-    /// Rows that have left the queue, with their tasks.
+    /// Rows that have been removed from the queue, with their tasks.
     pub(super) left: Vec<(TaskId, ItemId)>,
     pub(super) full: bool,
 }
@@ -209,8 +209,8 @@ impl TextStage {
         }
     }
 
-    /// Returns the next lane in turn that can run now. If there is none, returns the earliest time at which a lane can
-    /// run.
+    /// Returns the first lane in round-robin order that can run now. If no lane can run now, returns the earliest time
+    /// at which a lane can run.
     pub(super) fn ready(
         &self,
         now: Instant,

@@ -47,7 +47,7 @@ pub enum FakeFault {
 pub struct FakeUnit {
     /// The kind of backend call.
     pub call: FakeCall,
-    /// Index of the tower (`Encode`) or the model.
+    /// Index of the tower (for `Encode`) or of the model (for the other calls).
     pub of: usize,
     /// Total number of tokens that the call processed.
     pub tokens: usize,
@@ -104,7 +104,7 @@ impl FakeControl {
         Self(Arc::new(SharedControl { state: Mutex::new(state), changed: Condvar::new() }))
     }
 
-    /// Closes the gate: from now on every call waits at it.
+    /// Closes the gate: from now on every backend call waits at the gate.
     pub fn hold(&self) {
         self.state().permits = Some(0);
     }
@@ -187,7 +187,7 @@ impl FakeControl {
         self.state().log.clone()
     }
 
-    /// Returns the number of groups that the worker holds at present.
+    /// Returns the number of groups that the worker has opened and not yet dropped.
     #[must_use]
     pub fn open_groups(&self) -> usize {
         self.state().open_groups

@@ -1,5 +1,6 @@
 //! A scripted backend for tests. It computes hashes instead of captions, waits at a gate that the test opens, and fails
-//! where the test tells it to. Nothing sleeps: the test blocks until the worker waits at the gate, and vice versa.
+//! where the test tells it to. Neither side sleeps: the test blocks until the worker waits at the gate, and the worker
+//! blocks until the test opens the gate.
 //!
 //! The answers depend on all that they should depend on (pixels, texts, parameters, sequence) and on nothing else. So
 //! if data of one row leaks into another, the answer of the other row changes. Tests control the backend through
@@ -28,7 +29,7 @@ const STOP: u32 = 102;
 /// Ids of the tokens that fake models generate before the stop token.
 const TOKEN_IDS: Range<u32> = 1000..2000;
 
-/// What the fake keeps of an encoded image or question.
+/// The part of an encoded image or question that the fake backend stores.
 #[derive(Debug, Clone)]
 pub struct FakeEncoderStates {
     digest: u64,

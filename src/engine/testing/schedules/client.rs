@@ -23,7 +23,7 @@ struct Pending {
     mark: Option<FakeMark>,
     is_poisoned: bool,
     deadline: Instant,
-    /// True if the task was submitted before the engine was told to stop.
+    /// True if the task was submitted before the engine was asked to stop.
     before_stop: bool,
 }
 

@@ -52,8 +52,8 @@ const LONG: usize = 100_000;
 /// Stack size of a thread under the checker, in bytes.
 const STACK: usize = 512 << 10;
 
-/// Plays one world for each schedule of `scheduler`. Returns the number of schedules and the counts of what happened
-/// in them.
+/// Plays every schedule that `scheduler` chooses. Returns the number of schedules and the counts of what happened in
+/// them.
 fn explore(scheduler: impl Scheduler + 'static) -> (usize, Tally) {
     let tally = Tally::default();
     let seen = tally.clone();
@@ -82,7 +82,7 @@ fn quieten() {
         let usual: Arc<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> = Arc::from(take_hook());
         let before = Arc::clone(&usual);
         set_hook(Box::new(move |panic| before(panic)));
-        // The first run installs shuttle's hook, which calls the one above.
+        // The first run installs shuttle's hook, which calls the hook that is set above.
         Runner::new(DfsScheduler::new(Some(1), false), config()).run(|| {});
         let shuttles = take_hook();
         set_hook(Box::new(move |panic| {

@@ -1,4 +1,5 @@
-//! Plays one schedule: starts the engine and its callers, ends it in one of several ways, and judges what happened.
+//! Plays one schedule: starts the engine and its callers, ends the engine in one of several ways, and checks what
+//! happened.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +14,7 @@ use super::tally::Tally;
 use super::world::{ExploredWorld, yield_randomly};
 use crate::engine::Engine;
 
-/// How a world ends, either before its clients have finished or after.
+/// How the engine of one schedule is ended, either before or after its clients have finished.
 #[derive(Clone, Copy)]
 enum Ending {
     /// Nothing happens until all clients have finished.
@@ -84,7 +85,7 @@ impl ExploredWorld {
         }
     }
 
-    /// Ends the world. Returns the engine if it must still be joined.
+    /// Ends the engine in the way that `ending` describes. Returns the engine if it must still be joined.
     fn end(&self, ending: Ending, engine: Engine) -> Option<Engine> {
         yield_randomly(80);
         match ending {

@@ -1,4 +1,4 @@
-//! Checks at the end of a schedule, when all its threads have ended.
+//! The checks at the end of a schedule, when all its threads have ended.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -56,8 +56,8 @@ impl ExploredWorld {
         if !was_cut.iter().any(|flag| flag.load(Ordering::SeqCst)) {
             assert_eq!(stats.submitted, sent, "every task has reached the worker");
         }
-        // Clients that waited saw exactly the outcomes that were counted. What clients that disconnected would have
-        // seen is unknown.
+        // Clients that waited saw exactly the outcomes that were counted. The outcomes for clients that disconnected
+        // are unknown.
         let left = self.tally.of(Event::Left);
         let seen = [
             (stats.answered, Event::Answered),

@@ -1,5 +1,5 @@
-//! A mutex and a thread that are `std`'s on a real thread, and shuttle's on a thread of an explored schedule.
-//! Also tokio's `Notify`, with a point before each operation at which shuttle may switch threads.
+//! A mutex and a thread handle: those of `std` on a real thread, and those of shuttle on a thread of an explored
+//! schedule. Also tokio's `Notify`, with a point before each operation at which shuttle may switch threads.
 
 use std::any::Any;
 use std::io;

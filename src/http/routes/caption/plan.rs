@@ -116,7 +116,8 @@ impl Endpoint for CaptionPlan {
 
     fn tokenize(&self, model: &Model) -> Result<Option<TokenIds>, ApiError> {
         let Some(prompt) = &self.prompt else { return Ok(None) };
-        // The decoder reads the prompt without its [SEP], then every new token but the last. Each needs a position.
+        // The decoder reads the prompt without its [SEP], then every new token except the last. Each of these tokens
+        // needs a position.
         let max = (model.info.max_text_tokens + 2).saturating_sub(self.params.max_new_tokens);
         text::encode(model, "prompt", prompt, max).map(Some)
     }

@@ -99,7 +99,7 @@ struct Caption {
 /// Waits for the first token, then starts the stream.
 ///
 /// # Errors
-/// `invalid_request` if the caption has several sequences or beams; any error before the first token.
+/// `invalid_request` if the caption has several sequences or beams; any error that occurs before the first token.
 pub(crate) async fn caption_stream(
     single: SingleCall<CaptionPlan>,
     context: RequestContext,
@@ -140,7 +140,7 @@ async fn begin(call: &Call, input: InputResult<CaptionPlan>) -> Result<Began, Ap
     let (mut reply, mut tokens) = call.admission.submit_streaming(call.model.info.id, task);
     let first = tokens.next().await;
     if first.is_none() {
-        // The sequence ended without any token, so it has failed. The reply holds the error.
+        // The sequence ended without any token, so it has failed. The reply contains the error.
         (&mut reply).await?;
         tracing::error!("a stream ended without an error before its first token");
         return Err(ApiError::internal());

@@ -23,7 +23,7 @@ pub(crate) struct WithoutAutomaticAnswers<S> {
     suppressed: Option<SuppressedAnswer>,
 }
 
-/// What is kept of a suppressed hyper response, for use in its replacement.
+/// Data of a suppressed hyper response that its replacement reuses.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct SuppressedAnswer {
     /// Value of the `date` field. hyper caches it, so the clock need not be read for each response.
@@ -44,7 +44,7 @@ impl<S> WithoutAutomaticAnswers<S> {
         Self { inner, suppressed: None }
     }
 
-    /// Returns the inner stream, and what was kept of an automatic answer if there was one.
+    /// Returns the inner stream, and the data of the automatic answer if one was suppressed.
     pub(crate) fn into_parts(self) -> (S, Option<SuppressedAnswer>) {
         (self.inner, self.suppressed)
     }

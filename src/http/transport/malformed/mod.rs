@@ -38,7 +38,8 @@ pub(crate) struct MalformedHead {
 
 impl MalformedHead {
     /// Classifies the error with which a connection ended. Returns `None` if a request head was not the cause. `unread`
-    /// holds the bytes of the head that were read, and `suppressed` is the response of hyper, if it wrote one.
+    /// contains the bytes of the head that were read. `suppressed` contains the data of hyper's response, if hyper
+    /// wrote one.
     pub(crate) fn of(
         error: &hyper::Error,
         unread: &[u8],

@@ -178,8 +178,8 @@ impl PixelEncoding {
         }
     }
 
-    /// Determines the pixel format from the bit fields: masks of red, green, blue and alpha. They are part of a long
-    /// DIB header, or follow a 40-byte one.
+    /// Determines the pixel format from the bit fields: masks of red, green, blue and alpha. The masks are part of a
+    /// long DIB header, or follow a 40-byte header.
     fn of_masks(file: &[u8], size: usize, bits: u16) -> Result<Self, BmpError> {
         let mask =
             |index: usize| u32_at(file, FILE_HEAD + 40 + index * 4).ok_or(BmpError::Incomplete);

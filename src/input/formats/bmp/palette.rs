@@ -8,7 +8,7 @@ pub(super) enum Palette<'a> {
     /// The colours, and the number of bytes of each colour. The bytes are in the order blue, green, red. Indices beyond
     /// the last colour are black.
     Table(&'a [u8], usize),
-    /// Index 0 is black, every other index white.
+    /// Index 0 is black, and every other index is white.
     BlackWhite,
     /// The index is the grey value itself.
     Grey,

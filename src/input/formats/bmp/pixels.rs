@@ -8,8 +8,8 @@ use crate::input::raster::{Layout, Raster};
 use crate::input::stop::{self, Stop};
 
 impl BmpHeader<'_> {
-    /// Decodes the pixels. The caller must have checked the size of the picture, because this allocates 3 or 4 bytes
-    /// per pixel, and one more for run-length encoding.
+    /// Decodes the pixels. The caller must have checked the size of the picture, because this function allocates 3 or 4
+    /// bytes per pixel, plus one byte per pixel if the file is run-length encoded.
     ///
     /// # Errors
     /// `Incomplete`, `Damaged`, `OutOfMemory`, `Stopped`.

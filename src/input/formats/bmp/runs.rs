@@ -23,13 +23,13 @@ pub(super) struct Runs<'a> {
 }
 
 impl Runs<'_> {
-    /// Returns the maximum size in bytes of the unpacked indices: one byte for each pixel, plus the last run, which may
-    /// extend beyond the picture.
+    /// Returns the maximum size in bytes of the unpacked indices: one byte for each pixel, plus 256 bytes, because the
+    /// last run may extend beyond the picture.
     pub(super) fn bytes(pixels: u64) -> u64 {
         pixels + 256
     }
 
-    /// Returns the unpacked indices in file order. If the data ends early, there are fewer than `pixels`.
+    /// Returns the unpacked indices in file order. If the data ends early, there are fewer indices than `pixels`.
     ///
     /// # Errors
     /// `OutOfMemory`, `Stopped`.

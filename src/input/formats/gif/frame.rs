@@ -51,7 +51,7 @@ pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame<'_>> {
     // The byte before the data is the LZW code size.
     let data = sub_blocks(file, start + 1)?;
     // In Pillow, a local colour table that is a grey ramp does not replace the global colour table. If the frame also
-    // has a transparent colour, Pillow raises an error; here, the local table is used.
+    // has a transparent colour, Pillow raises an error, whereas this function uses the local table.
     let own = !local.is_empty() && (transparent.is_some() || !is_grey_ramp(local));
     let table = if own { local } else { global };
     let number = |bytes| u32::from(u16::from_le_bytes(bytes));
@@ -69,8 +69,8 @@ pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame<'_>> {
 }
 
 impl FirstFrame<'_> {
-    /// Returns the RGB colour of an index. It is grey if there is no colour table, and black beyond the end of the
-    /// table, as in Pillow.
+    /// Returns the RGB colour of an index. The colour is grey if there is no colour table, and black for an index
+    /// beyond the end of the table, as in Pillow.
     pub(super) fn colour(&self, index: u8) -> [u8; 3] {
         let Some(colours) = self.colours else { return [index; 3] };
         colours.as_chunks().0.get(usize::from(index)).copied().unwrap_or_default()
@@ -111,7 +111,7 @@ impl FirstFrame<'_> {
     }
 }
 
-/// Returns the colour table at offset `at`; an empty one if `flags` say that there is none; `None` if the file ends
+/// Returns the colour table at offset `at`; an empty table if `flags` say that there is none; `None` if the file ends
 /// before the table does.
 fn colour_table(file: &[u8], at: usize, flags: u8) -> Option<&[u8]> {
     let length = if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) };
@@ -129,7 +129,7 @@ fn is_grey_ramp(table: &[u8]) -> bool {
 }
 
 /// Skips an extension (introducer, label, sub-blocks) and returns the offset after it. A graphic control extension
-/// (label 0xf9) may set `transparent`; a later one does not clear it.
+/// (label 0xf9) may set `transparent`; a later extension does not clear it.
 fn skip_extension(file: &[u8], at: usize, transparent: &mut Option<u8>) -> Option<usize> {
     let &[_, label, length] = file.get(at..)?.first_chunk()?;
     if label == 0xf9 && length >= 1 && *file.get(at + 3)? & 1 == 1 {

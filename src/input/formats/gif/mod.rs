@@ -1,4 +1,4 @@
-//! GIF: the first frame, placed on the screen of the animation.
+//! Decodes GIF files: the first frame, placed on the screen of the animation.
 //!
 //! `frame` reads the first frame with the rules of Pillow and rewrites it as a file of its own, which the decoder of
 //! the `image` crate reads. If a file is truncated, that decoder fills the rest of the picture or stops early without
@@ -21,7 +21,8 @@ pub(super) struct Gif;
 const DECODER: CrateDecoder =
     CrateDecoder { format: ImageFormat::Gif, name: image::ImageFormat::Gif, bytes_inside };
 
-/// Cost of decoding a pixel, in pixels of a plain JPEG. Measured on pictures of 50 megapixels.
+/// Cost of decoding one pixel; the unit is one pixel of a plain JPEG, as in `ImageHeader::work`. Measured on pictures
+/// of 50 megapixels.
 const WORK_PER_PIXEL: u64 = 3;
 
 impl PictureFormat for Gif {

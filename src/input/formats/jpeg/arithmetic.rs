@@ -13,8 +13,8 @@ use super::source::ByteSource;
 pub(super) struct Arithmetic<'s, 'a> {
     decoder: BinaryDecoder<'s, 'a>,
     restarts: Restarts,
-    /// Adaptive states that estimate probabilities (see [`STATES`]) for DC values (`dc`) and AC values (`ac`), by
-    /// conditioning table.
+    /// Adaptive states that estimate probabilities (see [`STATES`]) for DC values (`dc`) and AC values (`ac`), with one
+    /// element per conditioning table.
     dc: [DcStatistics; 16],
     ac: [AcStatistics; 16],
     components: Vec<ArithmeticState>,
@@ -42,7 +42,7 @@ struct ArithmeticState {
     low_coefficients: u8,
 }
 
-/// What a scan adds to the coefficients.
+/// Which part of the coefficients a scan decodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ArithmeticPass {
     Sequential,
@@ -91,12 +91,12 @@ impl<'s, 'a> Arithmetic<'s, 'a> {
         }
     }
 
-    /// Returns the number of binary decisions that may still be taken.
+    /// Returns the number of binary decisions that may still be decoded.
     pub(super) fn fuel(&self) -> u64 {
         self.decoder.fuel
     }
 
-    /// Decodes the difference between a block's DC value and the previous one, and adds it to the component's
+    /// Decodes the difference between a block's DC value and that of the previous block, and adds it to the component's
     /// predictor. Returns false if the data is damaged.
     fn dc_value(&mut self, component: usize) -> Result<bool, JpegError> {
         let coder = &mut self.components[component];
@@ -291,7 +291,7 @@ struct BinaryDecoder<'s, 'a> {
     /// Number of bits that may be shifted out before the next byte is read; [`AT_START`] before the first byte,
     /// [`GAVE_UP`] after damaged data.
     shifts_left: i32,
-    /// Number of binary decisions that may still be taken.
+    /// Number of binary decisions that may still be decoded.
     fuel: u64,
 }
 
@@ -310,7 +310,7 @@ impl<'s, 'a> BinaryDecoder<'s, 'a> {
         Ok(())
     }
 
-    /// Records that the data is damaged. Blocks then stay unchanged until the next restart.
+    /// Records that the data is damaged. From then on, blocks stay unchanged until the next restart.
     fn give_up(&mut self) {
         self.shifts_left = GAVE_UP;
     }
@@ -349,8 +349,8 @@ impl<'s, 'a> BinaryDecoder<'s, 'a> {
         self.decide(&mut 113)
     }
 
-    /// Decodes the bits below the highest one of a magnitude (T.81, figure F.24). `magnitude` is the highest bit alone.
-    /// Returns all bits.
+    /// Decodes the bits of a magnitude below its highest bit (T.81, figure F.24). `magnitude` contains only the highest
+    /// bit. Returns the complete magnitude.
     fn magnitude_bits(&mut self, state: &mut u8, magnitude: i32) -> Result<i32, JpegError> {
         let (mut value, mut bit) = (magnitude, magnitude >> 1);
         while bit > 0 {

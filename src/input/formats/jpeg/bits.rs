@@ -4,8 +4,8 @@
 use super::error::JpegError;
 use super::source::ByteSource;
 
-/// Reader of the bits up to the next marker. After the last bit, it supplies zero bits. [`Self::is_exhausted`] is true
-/// once such a zero bit has been consumed.
+/// Reader of the bits up to the next marker. After the last bit, the reader supplies zero bits. [`Self::is_exhausted`]
+/// is true once such a zero bit has been consumed.
 #[derive(Debug)]
 pub(super) struct BitReader<'s, 'a> {
     source: &'s mut ByteSource<'a>,
@@ -53,8 +53,8 @@ impl<'s, 'a> BitReader<'s, 'a> {
         self.fill_by_bytes()
     }
 
-    /// Loads bytes one by one, up to a marker or the end of the file. The end is not an error here, because the loaded
-    /// bits may suffice.
+    /// Loads bytes one by one, up to a marker or the end of the file. Reaching the end of the file is not an error
+    /// here, because the loaded bits may suffice.
     #[cold]
     fn fill_by_bytes(&mut self) -> Result<(), JpegError> {
         while self.left <= 56 {
@@ -93,7 +93,7 @@ impl<'s, 'a> BitReader<'s, 'a> {
     /// Reads the next `count` bits, 1 to 16.
     ///
     /// # Errors
-    /// As [`Self::consume`].
+    /// Same as for [`Self::consume`].
     #[inline]
     pub(super) fn take(&mut self, count: u32) -> Result<u32, JpegError> {
         let bits = self.peek(count);
@@ -104,7 +104,7 @@ impl<'s, 'a> BitReader<'s, 'a> {
     /// Reads one bit. Loads more bits first if none is left.
     ///
     /// # Errors
-    /// As [`Self::consume`].
+    /// Same as for [`Self::consume`].
     #[inline]
     pub(super) fn bit(&mut self) -> Result<bool, JpegError> {
         if self.left == 0 {
@@ -125,7 +125,7 @@ impl<'s, 'a> BitReader<'s, 'a> {
         Ok(())
     }
 
-    /// Drops the rest of the restart interval and continues after the restart marker with number `due`
+    /// Discards the remaining data of the restart interval and continues after the restart marker with number `due`
     /// (`process_restart`).
     ///
     /// # Errors

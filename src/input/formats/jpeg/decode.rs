@@ -1,5 +1,5 @@
 //! The steps of decoding a file: reads the header, decodes all scans, transforms coefficients to samples and converts
-//! these to RGB. Also computes from the header how much memory this takes.
+//! the samples to RGB. Also computes from the header how much memory these steps take.
 
 use super::arithmetic::Arithmetic;
 use super::coefficients::{self, BlockGrid};
@@ -33,7 +33,7 @@ pub(super) struct JpegInfo {
     pub(super) work: u64,
 }
 
-/// Limit on the work for one file.
+/// Limit on the cost of decoding one file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WorkLimit {
     /// Maximum total work of all scans, in the unit of `scan::work_of_scan`. A scan adds only a few bytes to a file,
@@ -117,7 +117,7 @@ struct ScanReader<'f, 'a> {
     quant: Vec<Option<[u16; 64]>>,
     known_bits: KnownBits,
     blocks_left: u64,
-    /// Number of binary decisions that arithmetic decoding may still take.
+    /// Number of binary decisions that may still be decoded in arithmetic-coded scans.
     decisions_left: u64,
     stop: Stop<'f>,
 }
@@ -269,10 +269,10 @@ impl ScanReader<'_, '_> {
     }
 }
 
-/// Returns the maximum number of binary decisions for all scans of a picture together. In addition, each scan gets
-/// [`EMPTY_BLOCK_DECISIONS`] for every block that it traverses. The number allowed per byte is far more than a byte can
-/// encode. A number per block is allowed as well, because the decoder continues with zeros after the last byte, and
-/// these zeros may decode to anything.
+/// Returns the maximum number of binary decisions for all scans of a picture together: `PER_BYTE` for each byte of the
+/// file, far more than a byte can encode, plus `PER_BLOCK` for each block, because the decoder continues with zeros
+/// after the last byte, and these zeros may decode to anything. The [`EMPTY_BLOCK_DECISIONS`] that each scan gets for
+/// every block that it traverses are not included.
 fn decision_budget(frame: &Frame, file_bytes: usize) -> u64 {
     const PER_BLOCK: u64 = 128;
     const PER_BYTE: u64 = 32;
@@ -280,7 +280,7 @@ fn decision_budget(frame: &Frame, file_bytes: usize) -> u64 {
     blocks * PER_BLOCK + file_bytes as u64 * PER_BYTE
 }
 
-/// Number of decisions allowed for an empty block: two that mark it as empty, the others to refine some coefficients.
+/// Number of decisions allowed for an empty block: two to mark it as empty, and six to refine some coefficients.
 const EMPTY_BLOCK_DECISIONS: u64 = 8;
 
 /// Destination of the blocks of a scan.

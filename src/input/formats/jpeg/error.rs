@@ -9,7 +9,7 @@ pub(super) enum JpegError {
     /// The file ends before the end of its last scan.
     #[error("the file ends before the image is complete")]
     Truncated,
-    /// A segment or the entropy-coded data is invalid. libjpeg rejects a file at the same places.
+    /// A segment or the entropy-coded data is invalid. Pillow rejects such a file as well.
     #[error("its data is damaged")]
     Damaged,
     /// The file uses a feature of the standard that libjpeg-turbo, and therefore Pillow, does not decode to 8-bit

@@ -76,7 +76,7 @@ pub(super) enum HeaderEvent {
     End,
 }
 
-/// Parser of segments, with the contents of those that it has read so far.
+/// Parses segments, and stores the contents of those read so far.
 #[derive(Debug)]
 pub(super) struct HeaderParser {
     pub(super) tables: Tables,

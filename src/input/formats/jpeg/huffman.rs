@@ -13,7 +13,7 @@ const ENTRIES: usize = 1 << LOOKAHEAD;
 #[derive(Debug, Clone)]
 pub(super) struct HuffmanTable {
     /// Indexed by the next [`LOOKAHEAD`] bits. An entry has the code length in its upper byte and the symbol in its
-    /// lower byte. It is 0 if the code is longer.
+    /// lower byte. The entry is 0 if the code is longer.
     short: Box<[u16; ENTRIES]>,
     /// For AC tables, indexed by the next [`LOOKAHEAD`] bits. If a code and the value after it fit into these bits, the
     /// entry describes the whole coefficient: the value in the upper byte, four bits for the number of zeros before it,
@@ -21,7 +21,7 @@ pub(super) struct HuffmanTable {
     whole: Box<[i16; ENTRIES]>,
     /// The largest code of each length in bits; -1 if there is none.
     max_code: [i32; 17],
-    /// For each code length, the number that is added to a code to give the index of its symbol in `symbols`.
+    /// For each code length, the number that is added to a code to get the index of its symbol in `symbols`.
     offset: [i32; 17],
     symbols: [u8; 256],
 }

@@ -18,7 +18,7 @@ const PRECISION: u8 = 8;
 /// The Huffman symbol for a difference of 32,768. No further bits follow it.
 const LARGEST_SIZE: u8 = 16;
 
-/// Returns how many bytes a scan of all components needs besides the planes.
+/// Returns how many bytes a scan of all components needs in addition to the planes.
 pub(super) fn row_bytes(frame: &Frame) -> u64 {
     let samples = |component: &Component| (component.padded_width * (component.v + 1)) as u64;
     frame.components.iter().map(samples).sum::<u64>() * size_of::<u16>() as u64
@@ -125,7 +125,7 @@ impl<'s, 'a, 'f> LosslessScan<'s, 'a, 'f> {
         (0..rows).try_for_each(|row| self.read_mcus(row))
     }
 
-    /// Reads one row of the scan's own MCUs (`decode_mcus`). `row` is the position of their first row of samples within
+    /// Reads one row of this scan's MCUs (`decode_mcus`). `row` is the position of their first row of samples within
     /// the current row of interleaved MCUs.
     fn read_mcus(&mut self, row: usize) -> Result<(), JpegError> {
         let Self { bits, restarts, mcus, states, .. } = self;
@@ -157,9 +157,9 @@ impl<'s, 'a, 'f> LosslessScan<'s, 'a, 'f> {
     }
 }
 
-/// Resets the prediction of all components. As in libjpeg, this happens before any row of the current MCUs is
-/// reconstructed. Therefore, the first of these rows is predicted without the row above it, even if the restart
-/// interval starts at a later row.
+/// Resets the prediction of all components. As in libjpeg, the reset happens before any row of samples in the current
+/// row of MCUs is reconstructed. Therefore, the first of these rows of samples is predicted without the row above it,
+/// even if the restart interval starts at a later row.
 fn start_prediction(states: &mut [LosslessState<'_>]) {
     for state in states {
         state.is_first_row = true;
@@ -246,8 +246,8 @@ fn add_from_left(row: &mut [u16], before_first: u16) {
     }
 }
 
-/// Reconstructs any other row. Each sample is predicted from the samples on its left, above it, and above left (T.81,
-/// table H.1).
+/// Reconstructs a row that is not the first of a scan or restart interval. Each sample is predicted from the samples on
+/// its left, above it, and above left (T.81, table H.1).
 fn add_predictions(row: &mut [u16], above: &[u16], predictor: u8) {
     match predictor {
         1 => predict(row, above, |left, _, _| left),

@@ -7,7 +7,7 @@ use crate::input::memory::OutOfMemory;
 use crate::input::orientation::OrientationMetadata;
 
 /// Finds the EXIF and XMP data before the first scan. EXIF data of several segments is joined; of several XMP segments,
-/// the last one counts. If a segment cannot be read, it and everything after it are ignored.
+/// the last one is used. If a segment cannot be read, it and everything after it are ignored.
 ///
 /// # Errors
 /// [`OutOfMemory`], because joined EXIF segments may be as long as the file.
@@ -48,7 +48,7 @@ pub(super) fn copied_bytes(file: &[u8]) -> u64 {
 }
 
 fn append(exif: &mut Cow<'_, [u8]>, piece: &[u8]) -> Result<(), OutOfMemory> {
-    // This copies the first segment. It is at most 64 KiB long, so this allocation is not checked.
+    // This copies the first segment. It is at most 64 KiB long, so the allocation is not checked.
     let exif = exif.to_mut();
     let refused = OutOfMemory { bytes: (exif.len() + piece.len()) as u64 };
     exif.try_reserve(piece.len()).map_err(|_| refused)?;

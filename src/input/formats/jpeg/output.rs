@@ -6,7 +6,8 @@ use super::frame::{Colours, Component, Frame};
 use crate::input::memory;
 use crate::input::stop::{self, Stop};
 
-/// Samples of one component. Each row has `stride` samples; those beyond `width` and `height` are padding.
+/// Samples of one component. Each row has `stride` samples; samples beyond the component's width and height are
+/// padding.
 #[derive(Debug)]
 pub(super) struct Plane {
     pub(super) samples: Vec<u8>,
@@ -90,8 +91,8 @@ impl Plane {
         &mut self.samples[y * self.stride..][..self.stride]
     }
 
-    /// Returns row `y` at the size of the picture. The row is written to `out`, or borrowed from the plane if it needs
-    /// no upsampling. `sums` is a scratch buffer.
+    /// Returns row `y` at the size of the picture. The row is written to `out`, or borrowed from the plane if the
+    /// component needs no upsampling. `sums` is a scratch buffer.
     #[expect(clippy::inline_always, reason = "inlined code uses the caller's vector instructions")]
     #[inline(always)]
     fn upsampled<'o>(&'o self, y: usize, sums: &mut [u16], out: &'o mut [u8]) -> &'o [u8] {
@@ -100,7 +101,7 @@ impl Plane {
             Upsampling::Wider => widen(&self.row(y)[..self.width], out),
             Upsampling::Higher => {
                 let (near, far) = self.neighbours(y);
-                // The upper row of a pair rounds halves down, the lower one rounds halves up.
+                // In the upper row of a pair, halves are rounded down; in the lower row, they are rounded up.
                 let bias = if y.is_multiple_of(2) { 1 } else { 2 };
                 for ((out, &near), &far) in out.iter_mut().zip(near).zip(far) {
                     *out = ((u16::from(near) * 3 + u16::from(far) + bias) >> 2) as u8;

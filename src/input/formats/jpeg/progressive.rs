@@ -19,7 +19,7 @@ pub(super) struct Progressive<'s, 'a> {
     low: u32,
 }
 
-/// What a scan adds to the coefficients (spectral selection and successive approximation).
+/// Which part of the coefficients a scan decodes (spectral selection and successive approximation).
 #[derive(Debug)]
 enum ProgressivePass {
     /// The DC values without their lowest bits, with one coder for each component.

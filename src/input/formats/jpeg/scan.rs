@@ -20,7 +20,7 @@ pub(super) trait BlockDecoder {
     fn begin_mcu(&mut self) -> Result<bool, JpegError>;
 
     /// Decodes one block of the component that has the index `component` in the scan. Returns false if the data is
-    /// damaged, so that the rest of the MCU must be skipped.
+    /// damaged; the caller must then skip the rest of the MCU.
     ///
     /// # Errors
     /// `Truncated`, `TooMuchWork`.
@@ -151,7 +151,8 @@ pub(super) fn scan_cost(process: Process, walked: u64, (first, last, high): (u8,
     let work = if lossless {
         walked.div_ceil(LOSSLESS_SAMPLES)
     } else if progressive && first > 0 && high > 0 {
-        // Each coefficient from `first` to `last` is visited. Arithmetic decoding also visits those before `first`.
+        // Each coefficient from `first` to `last` is visited. Arithmetic decoding also visits the coefficients before
+        // `first`.
         let first = if arithmetic { 1 } else { first };
         let band = u64::from(last.saturating_sub(first)) + 1;
         walked.saturating_mul(band.div_ceil(REFINED_COEFFICIENTS))
@@ -163,8 +164,8 @@ pub(super) fn scan_cost(process: Process, walked: u64, (first, last, high): (u8,
     work.saturating_add(SCAN_START)
 }
 
-/// Cost of traversing an arithmetic-coded block without data. The unit here and below is the cost of a Huffman-coded
-/// one.
+/// Cost of traversing an arithmetic-coded block without data. The unit of this constant and of those below is the cost
+/// of traversing a Huffman-coded block without data.
 const ARITHMETIC: u64 = 2;
 /// Number of lossless samples that cost as much as one block.
 const LOSSLESS_SAMPLES: u64 = 8;

@@ -60,8 +60,8 @@ impl KnownBits {
         self.last_good_row = row;
     }
 
-    /// Returns the smoothing, or `None` if it does not apply (`smoothing_ok`). It applies if some coefficient is not
-    /// fully known, all DC values are known, and none of the quantisers at [`POSITIONS`] is zero.
+    /// Returns the smoother, or `None` if smoothing does not apply (`smoothing_ok`). Smoothing applies if some
+    /// coefficient is not fully known, all DC values are known, and none of the quantisers at [`POSITIONS`] is zero.
     pub(super) fn smoothing(&self, quant: &[Option<[u16; 64]>]) -> Option<Smoothing<'_>> {
         let usable = |table: &Option<[u16; 64]>| {
             table.as_ref().is_some_and(|table| POSITIONS.iter().all(|&at| table[at] != 0))
@@ -215,7 +215,7 @@ const FROM_DC_ALONE: [WindowWeights; COEFFICIENTS] = [
     [[0; 5], [0, 1, 2, 1, 0], [0; 5], [0, -1, -2, -1, 0], [0; 5]],
 ];
 
-/// Weights if some AC values are known, in the same order. Only entries 1 to 5 are used.
+/// Weights if some AC values are known, in the order of [`POSITIONS`]. Only entries 1 to 5 are used.
 #[rustfmt::skip]
 const BESIDE_AC: [WindowWeights; COEFFICIENTS] = [
     [[0; 5]; 5],

@@ -48,7 +48,7 @@ impl<'a> ByteSource<'a> {
         self.data.get(self.at..).unwrap_or_default()
     }
 
-    /// Truncates the file to the part that Pillow has read when it reaches the current position.
+    /// Truncates the file to the part that Pillow has read by the time it reaches the current position.
     pub(super) fn end_with_read(&mut self) {
         let read = self.at.next_multiple_of(READ_BYTES).min(self.data.len());
         self.data = &self.data[..read];
@@ -161,8 +161,8 @@ impl<'a> ByteSource<'a> {
     }
 
     /// Skips past the restart marker that is due, or resynchronises if it is missing (`read_restart_marker`,
-    /// `jpeg_resync_to_restart`). `due` is its number, 0 to 7. If a marker is pending afterwards, the next restart
-    /// interval has no data.
+    /// `jpeg_resync_to_restart`). `due` is the number of the marker that is due, 0 to 7. If a marker is pending
+    /// afterwards, the next restart interval has no data.
     ///
     /// # Errors
     /// `Truncated`.
@@ -177,12 +177,14 @@ impl<'a> ByteSource<'a> {
                 // Not a valid marker: look for the next one.
                 ..marker::SOF0 => {}
                 marker::RST0..=marker::RST7 => match (found - marker::RST0).wrapping_sub(due) & 7 {
-                    // One of the two after the due marker: the due marker was lost, together with its interval.
+                    // One of the two markers that come after the due marker in sequence: the due marker was lost,
+                    // together with its interval.
                     1 | 2 => return Ok(()),
-                    // One of the two before the due marker, which must still follow: look for the next one.
+                    // One of the two markers that come before the due marker in sequence: the due marker must still
+                    // follow, so look for the next marker.
                     6 | 7 => {}
-                    // The due marker, or a marker too far from it to draw a conclusion: continue after the found
-                    // marker.
+                    // The due marker, or a marker too far from it in sequence to draw a conclusion: continue after the
+                    // found marker.
                     _ => {
                         self.pending = 0;
                         return Ok(());
@@ -227,7 +229,7 @@ impl<'a> Segment<'a> {
     /// Reads the next `N` bytes as an array.
     ///
     /// # Errors
-    /// As [`Self::take`].
+    /// Same as for [`Self::take`].
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], JpegError> {
         let taken = self.take(N)?;
         taken.try_into().map_err(|_| JpegError::Damaged)

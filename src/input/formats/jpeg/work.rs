@@ -15,13 +15,13 @@ const CHUNK: usize = 64;
 /// at 50 megapixels: 11 ns per pixel, and for 781,250 blocks 28 ms (DC refinement), 150 ms (AC refinement), 80 ms
 /// (arithmetic coding), 100 ms (lossless).
 const PIXELS_PER_BLOCK: u64 = 4;
-/// Cost of a byte of Huffman-coded data, in pixels.
+/// Cost of decoding a byte of Huffman-coded data; the unit is one pixel of a plain JPEG.
 const PIXELS_PER_BYTE: u64 = 3;
-/// Cost of a byte of arithmetic-coded data, in pixels.
+/// Cost of decoding a byte of arithmetic-coded data; the unit is one pixel of a plain JPEG.
 const PIXELS_PER_ARITHMETIC_BYTE: u64 = 8;
 
-/// Returns the estimated cost of decoding, in pixels of a plain JPEG. `rest` is the file after the header of the first
-/// scan.
+/// Returns the estimated cost of decoding; the unit is one pixel of a plain JPEG. `rest` is the part of the file after
+/// the header of the first scan.
 pub(super) fn estimate(frame: &Frame, first_scan: &Scan, rest: &[u8]) -> u64 {
     let pixels = (frame.width * frame.height) as u64;
     let per_byte =
@@ -60,7 +60,7 @@ fn scan_work(frame: &Frame, found: &[u8]) -> Option<u64> {
     }
     let (listed, parameters) = behind.split_at_checked(usize::from(count) * 2)?;
     let &[first, last, approximation] = parameters.first_chunk()?;
-    // Several components may have the same id. The largest one gives an upper bound.
+    // Several components may have the same id. The largest of these components gives an upper bound.
     let largest = |id| {
         let named = frame.components.iter().filter(|component| component.id == id);
         named.map(blocks).max().unwrap_or(0)

@@ -1,5 +1,5 @@
-//! PNG; for an APNG, the default image. The decoder of the `image` crate reads the pixels, and `metadata` the
-//! orientation. The decoder reads every byte, so it detects a truncated file.
+//! Decodes PNG files; of an APNG, only the default image. The decoder of the `image` crate reads the pixels, and
+//! `metadata` the orientation. The decoder reads every byte, so it detects a truncated file.
 
 mod metadata;
 
@@ -65,9 +65,9 @@ fn bytes_inside(file: &[u8], _frame: (u32, u32)) -> u64 {
     kept_metadata_bytes(file, METADATA_BYTES)
 }
 
-/// Returns the number of bytes of metadata that the decoder keeps from the chunks before the pixels, at most `most`. A
-/// compressed ICC profile (`iCCP`) counts as its maximum inflated size, but at most as `most`; DEFLATE expands one byte
-/// to at most 1,032.
+/// Returns the number of bytes of metadata that the decoder keeps from the chunks before the pixels. The result is at
+/// most `most`. A compressed ICC profile (`iCCP`) counts as the smaller of `most` and its maximum inflated size;
+/// DEFLATE expands one byte to at most 1,032.
 fn kept_metadata_bytes(file: &[u8], most: u64) -> u64 {
     let (mut at, mut bytes) = (8, 0_u64);
     while let Some(&[l0, l1, l2, l3, ref name @ ..]) =

@@ -4,7 +4,7 @@
 //!
 //! Parses the bitstream (RFC 9649, section 3) up to the codes of the picture itself. Skips the smaller images before
 //! these codes, but notes the highest group number in the entropy image, because it determines the number of groups.
-//! Table sizes are those of `image-webp` (`HuffmanTree::build_implicit`), the decoder that reads the file next.
+//! Table sizes are those of `image-webp` (`HuffmanTree::build_implicit`), the decoder that reads the file afterwards.
 
 use super::parts::{Lossless, parts};
 
@@ -111,7 +111,7 @@ fn picture_codes(
 
 /// Skips an image that precedes the picture's codes. The red and green values of a pixel form a 16-bit number, which in
 /// the entropy image is a group number. Returns the largest of these numbers. Back-references only repeat earlier
-/// literals, so the literals give the maximum.
+/// literals, so it is enough to examine the literals.
 fn skip_image(bits: &mut Bits<'_>, (width, height): (u32, u32)) -> Result<u16, Malformed> {
     let cache = cache_size(bits)?;
     let mut codes = Vec::with_capacity(ALPHABETS.len());
@@ -388,7 +388,7 @@ mod tests {
 
     #[test]
     fn an_image_that_takes_no_bits_is_passed_over_at_once() {
-        // An image of the size of the largest canvas (24 bits a side): reading it pixel by pixel would practically
+        // An image of the size of the largest canvas (24 bits per side): reading it pixel by pixel would practically
         // never end.
         let sides = (1 << 24, 1 << 24);
         for (green, fits) in [(0, true), (255, true), (256, true), (257, true), (258, false)] {

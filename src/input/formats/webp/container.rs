@@ -72,7 +72,7 @@ struct Image<'a> {
 pub(super) fn read(file: &[u8]) -> Option<Container<'_>> {
     let size = file.get(4..8)?.first_chunk()?;
     let size = u32::from_le_bytes(*size) as usize;
-    // A missing final padding byte is tolerated, here and in each chunk.
+    // A missing final padding byte is tolerated, at the end of the file and of each chunk.
     let whole = file
         .get(..size.checked_add(CHUNK_HEAD)?)
         .or_else(|| file.get(..(size & !1) + CHUNK_HEAD))?;
@@ -116,7 +116,7 @@ fn extended<'a>(mut chunks: Chunks<'a>, head: &[u8]) -> Option<Container<'a>> {
             b"ANMF" if seen_anim => {
                 let (place, frame) = chunks.animation_frame()?;
                 if has(ANIMATED) {
-                    // libwebp rejects the file if any frame is bad, not only the first.
+                    // libwebp rejects the file if any frame is invalid, not only if the first one is.
                     if !frame.fits(place, canvas) {
                         return None;
                     }
@@ -150,7 +150,7 @@ fn extended<'a>(mut chunks: Chunks<'a>, head: &[u8]) -> Option<Container<'a>> {
 }
 
 impl Container<'_> {
-    /// Width and height of the first frame in pixels, at most those of the canvas.
+    /// Returns the width and height of the first frame in pixels, which are at most those of the canvas.
     pub(super) fn sides(&self) -> (u32, u32) {
         self.frame.sides
     }

@@ -1,4 +1,4 @@
-//! `WebP`, lossy or lossless: the picture, or the first frame of an animation, placed on its canvas.
+//! Decodes `WebP` files, lossy or lossless: the picture, or the first frame of an animation, placed on its canvas.
 //!
 //! `container` reads the container with the rules of Pillow and rewrites the first frame as a file of its own, which
 //! the decoder of the `image` crate reads. `parts` finds what that decoder reads, and `codes` computes the memory of
@@ -28,8 +28,8 @@ pub(super) struct WebP;
 const DECODER: CrateDecoder =
     CrateDecoder { format: ImageFormat::WebP, name: image::ImageFormat::WebP, bytes_inside };
 
-/// Cost of decoding a pixel of a lossy and of a lossless bitstream, in pixels of a plain JPEG. Measured on pictures of
-/// 50 megapixels.
+/// Cost of decoding one pixel of a lossy bitstream, and of a lossless one; the unit is one pixel of a plain JPEG, as in
+/// `ImageHeader::work`. Measured on pictures of 50 megapixels.
 const LOSSY_WORK_PER_PIXEL: u64 = 2;
 const LOSSLESS_WORK_PER_PIXEL: u64 = 4;
 
@@ -97,7 +97,7 @@ fn has_declared_length(file: &[u8]) -> bool {
     file.len() as u64 >= (size & !1) + 8
 }
 
-/// Returns the size in bytes of the decoder's planes and transparency.
+/// Returns how many bytes the decoder allocates for planes and transparency.
 fn bytes_inside(file: &[u8], frame: (u32, u32)) -> u64 {
     let pixels = u64::from(frame.0) * u64::from(frame.1);
     let parts = parts::parts(file, frame);
@@ -105,8 +105,8 @@ fn bytes_inside(file: &[u8], frame: (u32, u32)) -> u64 {
     let side = |side: u32| u64::from(side).next_multiple_of(16);
     let lossy = parts.lossy.map_or(0, |_| side(frame.0) * side(frame.1) * 3 / 2);
     let lossless = parts.lossless.map_or(0, |stream| {
-        // Four channels; for an alpha channel, also a copy of one of them. The predictor, colour and entropy images
-        // have one pixel for each 4 x 4 block.
+        // Four channels, and, if the bitstream is an alpha channel, also a copy of one channel. The predictor, colour
+        // and entropy images have one pixel for each 4 x 4 block.
         let block = |side: u32| u64::from(side.div_ceil(4));
         pixels * if stream.is_alpha { 5 } else { 4 } + block(frame.0) * block(frame.1) * 12
     });
@@ -114,15 +114,16 @@ fn bytes_inside(file: &[u8], frame: (u32, u32)) -> u64 {
     lossy + lossless + plain_alpha
 }
 
-/// Returns the cost of decoding a pixel, in pixels of a plain JPEG.
+/// Returns the cost of decoding one pixel of the file; the unit is one pixel of a plain JPEG, as in
+/// `ImageHeader::work`.
 fn work_per_pixel(file: &[u8], frame: (u32, u32)) -> u64 {
     let parts = parts::parts(file, frame);
     let (lossy, lossless) = (parts.lossy.is_some(), parts.lossless.is_some());
     u64::from(lossy) * LOSSY_WORK_PER_PIXEL + u64::from(lossless) * LOSSLESS_WORK_PER_PIXEL
 }
 
-/// Returns the size in bytes of a lossless picture's code tables, checked against `max_decoded_bytes`: the decoder
-/// allocates them without a limit.
+/// Returns the size in bytes of a lossless picture's code tables, checked against `max_decoded_bytes`, because the
+/// decoder allocates them without a limit.
 fn check_codes(
     file: &[u8],
     frame: (u32, u32),

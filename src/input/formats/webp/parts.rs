@@ -1,5 +1,5 @@
-//! Finds the parts of a `WebP` that its decoder reads: those of the picture, or of the first frame of an animation.
-//! Checks look at exactly these parts. Data that the decoder skips costs nothing and needs no check; data that it reads
+//! Finds the parts of a `WebP` that its decoder reads: those of the picture, or of the first frame of an animation. The
+//! checks examine exactly these parts. Data that the decoder skips costs nothing and needs no check; data that it reads
 //! is always checked.
 //!
 //! Follows `image-webp` (`WebPDecoder::read_data`, `read_image`, `read_frame`) step by step, quirks included.
@@ -51,8 +51,8 @@ pub(super) fn parts(file: &[u8], canvas: (u32, u32)) -> DecoderParts<'_> {
     }
 }
 
-/// True if a lossy frame is larger than the canvas. The decoder allocates the size that the frame declares, and only
-/// then compares it with the canvas.
+/// True if a lossy frame is larger than the canvas. The decoder allocates memory for the size that the frame declares,
+/// and only then compares this size with the canvas.
 pub(super) fn frame_exceeds(file: &[u8], canvas: (u32, u32)) -> bool {
     let head = parts(file, canvas).lossy.and_then(|data| data.get(6..)?.first_chunk());
     head.is_some_and(|&[w0, w1, h0, h1]| {
@@ -62,8 +62,8 @@ pub(super) fn frame_exceeds(file: &[u8], canvas: (u32, u32)) -> bool {
     })
 }
 
-/// True if an EXIF, XMP or ICC chunk declares more bytes than the file has. The decoder allocates the declared size, up
-/// to 4 GiB, before it reads.
+/// True if an EXIF, XMP or ICC chunk declares more bytes than the file has. The decoder allocates a buffer of the
+/// declared size, up to 4 GiB, before it reads the data.
 pub(super) fn metadata_is_cut(file: &[u8]) -> bool {
     let mut at = 12;
     while let Some(chunk) = Chunk::at(file, at) {
@@ -130,7 +130,7 @@ impl FirstChunks {
     fn in_extended(file: &[u8], head: Chunk) -> Self {
         let mut found = Self::default();
         let mut at = head.next();
-        // The decoder computes the end in this way. If the VP8X chunk is longer than usual, the result is a few bytes
+        // This is how the decoder computes the end. If the VP8X chunk is longer than usual, the result is a few bytes
         // beyond the declared size.
         let size = file.get(4..8).and_then(|size| size.first_chunk()).copied().unwrap_or_default();
         let end = at.saturating_add((u32::from_le_bytes(size) as usize).saturating_sub(12));
@@ -275,7 +275,8 @@ mod tests {
         let first = frame(&[chunk(*b"VP8L", b"inner")]);
         let file = extended(ANIMATED, &[chunk(*b"VP8L", b"outer"), first, frame(&[])]);
         assert_eq!(parts(&file, CANVAS), picture(b"inner", (4, 5)));
-        // Without the flag, the decoder reads the outer picture, or the picture in the frame if there is no outer one.
+        // Without the flag `ANIMATED`, the decoder reads the outer picture, or the picture in the frame if there is no
+        // outer one.
         let file = extended(0, &[frame(&[chunk(*b"VP8L", b"inner")]), chunk(*b"VP8L", b"outer")]);
         assert_eq!(parts(&file, CANVAS), picture(b"outer", CANVAS));
         let file = extended(0, &[frame(&[chunk(*b"VP8L", b"inner")]), chunk(*b"VP8 ", FITTING)]);

@@ -3,7 +3,7 @@
 //! A group is four bytes of one operand (two bf16 values or four 8-bit integers; see `isa::lanes::Isa`). A tile
 //! register holds 16 rows of 64 bytes, that is, of 16 groups. `tdpbf16ps` and `tdpbusd` multiply a tile of 16 rows x 16
 //! groups with one of 16 groups x 16 columns, and add the result to 16 x 16 sums. The operands arrive in this layout: a
-//! tile of `gemm::rows` consists of blocks of `[rows][16 groups]`, and a panel of `gemm::weights` of blocks of
+//! tile of `gemm::rows` consists of blocks of `[rows][16 groups]`, and a panel of `gemm::weights` consists of blocks of
 //! `[16 groups][32 columns]`.
 //!
 //! Stable Rust does not have the intrinsics, so this file uses inline assembly. One assembly block contains everything
@@ -31,8 +31,8 @@ pub(super) enum Support {
 }
 
 impl Support {
-    /// Returns whether this process may use the matrix unit. The first call requests it from the operating system;
-    /// threads started after that inherit the permission.
+    /// Returns whether this process may use the matrix unit. The first call requests the permission from the operating
+    /// system; threads that are started afterwards inherit it.
     pub(super) fn of_this_process() -> Self {
         static SUPPORT: OnceLock<Support> = OnceLock::new();
         *SUPPORT.get_or_init(|| {

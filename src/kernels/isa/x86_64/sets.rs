@@ -265,7 +265,7 @@ macro_rules! avx512 {
         const ROWS: usize = 32;
         // A panel's block and a tile's block take 128 x 32 x 4 B = 16 KB each; L1 has 48 KB.
         const K_BLOCK: usize = 128;
-        // The second-level cache of these processors has 2 MB.
+        // Processors with this matrix unit have a second-level cache of 2 MB.
         const ROW_BLOCK_BYTES: usize = 1024 * 1024;
         const GROUPS: usize = 16;
         const MATRIX_UNIT: bool = true;

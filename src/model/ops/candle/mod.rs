@@ -1,5 +1,5 @@
 //! The fused operations on candle's tensors, for every device and dtype. They are the reference that the CPU kernels
-//! are tested against. `attention` holds attention and its keys and values.
+//! are tested against. `attention` implements attention and stores its keys and values.
 
 mod attention;
 

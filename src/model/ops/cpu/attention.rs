@@ -1,4 +1,4 @@
-//! Attention on packed keys and values, and the forms in which the operations keep keys and values.
+//! Attention on packed keys and values, and the forms in which the operations store keys and values.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub enum CpuKvProjection {
 pub enum CpuKvCache {
     /// Keys and values of encoder states, packed once and read by many queries.
     PackedKv(Arc<PackedKv>),
-    /// Image features, used in place of keys and values, which are then never computed.
+    /// Image features that are used in place of keys and values. The keys and values are never computed.
     Folded(AbsorbedKv),
     /// Self-attention KV cache of text that is being generated.
     Causal(Arc<CausalRows>),

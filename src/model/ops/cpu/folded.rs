@@ -148,7 +148,7 @@ impl CpuOps {
 }
 
 /// Maximum number of rows that are processed at a time. Their queries over the features take 256 x 12 heads x 768 x 4 B
-/// = 9 MB, and their results take the same again.
+/// = 9 MB, and their results take the same amount again.
 const SLICE_ROWS: usize = 256;
 
 /// Splits the runs into slices of at most [`SLICE_ROWS`] rows. A run may be divided between slices, which does not

@@ -6,7 +6,8 @@
 //! every format. Where 8 bits are not accurate enough, models with 8-bit weights use bf16: in attention, in the patch
 //! embedding, and in layers with fewer than 64 columns (the matching head).
 //!
-//! This file implements [`Ops`]: it loads weights, computes what is not attention, and delegates the rest.
+//! This file implements [`Ops`]. It loads weights, computes linear layers, layer norms, token embeddings and copies of
+//! rows, and delegates attention and the patch embedding to the modules below.
 //!
 //! - `attention`: self-attention, cross-attention, and the forms of keys and values;
 //! - `patches`: the patch embedding;
@@ -65,7 +66,7 @@ pub struct CpuOps {
 #[derive(Debug)]
 struct Workspace {
     context: KernelContext,
-    /// Packed keys and values of the last self-attention, kept so that the next one reuses their buffers.
+    /// Packed keys and values of the last self-attention, kept so that the next self-attention can reuse their buffers.
     memories: Vec<PackedKv>,
 }
 
@@ -115,7 +116,7 @@ impl CpuOps {
         Ok(PackedWeights::pack(&mut self.workspace().context, format, &weight, bias.as_deref(), n))
     }
 
-    /// Returns activations `[rows, width]` that `fill` writes.
+    /// Returns activations `[rows, width]` whose values `fill` writes.
     fn act(
         &self,
         rows: usize,

@@ -95,6 +95,9 @@ struct PlannedInput<E: Endpoint> {
     images: EachImage<E, ImageIndex>,
 }
 
+/// The inputs of a call in order, each validated or failed.
+type Plans<E> = Vec<Result<PlannedInput<E>, ApiError>>;
+
 /// Reads and prepares a single call.
 ///
 /// # Errors
@@ -307,7 +310,7 @@ fn plan_all<E: Endpoint>(
     inputs: Inputs<InputOf<E>>,
     limits: &Limits,
     model: &Model,
-) -> Result<(Vec<Result<PlannedInput<E>, ApiError>>, ImageSet), ApiError> {
+) -> Result<(Plans<E>, ImageSet), ApiError> {
     let Inputs { list, batch } = inputs;
     if list.is_empty() {
         return Err(ApiError::field(Code::InvalidRequest, "inputs", "at least one is needed"));

@@ -243,7 +243,7 @@ fn the_counters_of_a_new_endpoint_exist_before_its_first_call() {
     ];
     for router_first in [true, false] {
         let state = new_state(|_| ());
-        let (_router, engine) = if router_first {
+        let (router, engine) = if router_first {
             let router = router_of(ONE_MORE, state.clone());
             (router, load_models(&state))
         } else {
@@ -255,7 +255,7 @@ fn the_counters_of_a_new_endpoint_exist_before_its_first_call() {
             assert!(text.contains(line), "{line}, router first: {router_first}");
         }
         assert!(!text.contains(r#"model="fake-caption",task="classify""#));
-        drop((_router, state));
+        drop((router, state));
         engine.join();
     }
 }

@@ -1,21 +1,11 @@
-//! The list of models, `[[models]]` in a settings file: its written form, and the sources that its entries stand for.
+//! Resolves the list of models, `[[models]]` in a settings file, to the sources that its entries stand for.
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Serialize};
-
 use super::ConfigError;
 use super::layers::Layers;
+use super::sections::RawModel;
 use crate::hub::{CheckpointFiles, CheckpointSource, HubError, ModelSource};
-
-/// One entry of the list `[[models]]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawModel {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    source: String,
-}
 
 /// Returns the models of all entries, in order.
 ///

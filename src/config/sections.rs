@@ -3,10 +3,9 @@
 
 use figment::value::Value;
 use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::compute::ComputeSettings;
-use super::models::RawModel;
 use super::server::{DrainSettings, ListenSettings};
 use crate::engine::EngineSettings;
 use crate::fetch::FetchSettings;
@@ -39,6 +38,15 @@ pub(super) struct RawSection {
     pub(super) values: Vec<(String, Value)>,
     /// Keys whose values are never shown.
     secrets: Vec<&'static str>,
+}
+
+/// One entry of the list `[[models]]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawModel {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
+    pub(super) source: String,
 }
 
 impl Default for RawConfig {

@@ -5,8 +5,8 @@
 //! other activations are not fused, because each would need another compiled copy of every microkernel.
 
 use super::context::KernelContext;
-use super::gemm::{DisjointMutPtr, MOST_COLUMNS};
-use super::isa::{Isa, Kernel};
+use super::disjoint::DisjointMutPtr;
+use super::isa::{Isa, Kernel, MOST_COLUMNS};
 use super::pointwise::exp;
 
 /// The activation that a feed-forward layer applies to its product. Sources: transformers `activations.py`, PyTorch.

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::gemm::Scratch;
+use super::gemm::rows::PackedRows;
 use super::isa::Level;
 use super::pool::Pool;
 
@@ -12,7 +12,8 @@ use super::pool::Pool;
 pub struct KernelContext {
     pub(in crate::kernels) level: Level,
     pub(in crate::kernels) pool: Pool,
-    pub(in crate::kernels) scratch: Scratch,
+    /// Scratch memory: the packed left operand of the current product.
+    pub(in crate::kernels) packed_rows: PackedRows,
 }
 
 impl KernelContext {
@@ -22,7 +23,7 @@ impl KernelContext {
     /// # Errors
     /// When the operating system cannot start the threads.
     pub fn try_new(level: Level, threads: usize) -> io::Result<Self> {
-        Ok(Self { level, pool: Pool::try_new(threads)?, scratch: Scratch::default() })
+        Ok(Self { level, pool: Pool::try_new(threads)?, packed_rows: PackedRows::default() })
     }
 
     /// Creates a context for tests. Panics if the threads cannot be started.

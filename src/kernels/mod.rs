@@ -7,6 +7,7 @@
 //! - [`pointwise`]: exp, GELU, layer norm;
 //! - [`activation`]: the other activations of feed-forward layers;
 //! - [`rows`]: views of matrix rows;
+//! - `disjoint`: the pointer through which the parts of a job write to one buffer;
 //! - [`pool`]: the thread pool;
 //! - [`limits`]: measures upper limits of the machine's speed.
 //!
@@ -27,6 +28,7 @@ pub mod activation;
 mod aligned_buffer;
 pub mod attention;
 pub mod context;
+mod disjoint;
 pub mod gemm;
 pub mod isa;
 pub mod limits;

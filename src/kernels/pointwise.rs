@@ -1,7 +1,7 @@
 //! Functions of single values and single rows: exp, erf, GELU, layer norm, log-sum-exp.
 
 use super::context::KernelContext;
-use super::gemm::DisjointMutPtr;
+use super::disjoint::DisjointMutPtr;
 use super::isa::{Isa, Kernel, Level};
 
 /// Computes `e^x` within 2 units in the last place for -87.3 <= x <= 88. Below that range the result is 1.2e-38; NaN

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::error::LoadError;
-use super::load::File;
+use super::load::file::File;
 use super::ops::Activation;
 use crate::document::{self, DocumentError, ObjectFields};
 use crate::task::ModelClass;

@@ -3,7 +3,7 @@
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::context::KernelContext;
-use super::super::gemm::DisjointMutPtr;
+use super::super::disjoint::DisjointMutPtr;
 use super::super::isa::{Isa, Kernel};
 use super::super::pointwise::exp;
 use super::super::rows::Rows;

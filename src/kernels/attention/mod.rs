@@ -21,7 +21,8 @@ pub use causal::{CausalRun, attend_causally};
 pub use packed_kv::{Heads, PackedKv};
 
 use super::context::KernelContext;
-use super::gemm::{DisjointMutPtr, Shape};
+use super::disjoint::DisjointMutPtr;
+use super::gemm::Shape;
 use super::isa::Level;
 use super::rows::Rows;
 use strips::{BUFFERS, Strips};

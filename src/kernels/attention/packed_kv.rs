@@ -2,8 +2,9 @@
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
 use super::super::context::KernelContext;
-use super::super::gemm::{Bf16, Convert, DisjointMutPtr, F32, Format, MOST_COLUMNS, Shape};
-use super::super::isa::{Isa, Kernel, Level};
+use super::super::disjoint::DisjointMutPtr;
+use super::super::gemm::{Bf16, Convert, F32, Format, Shape};
+use super::super::isa::{Isa, Kernel, Level, MOST_COLUMNS};
 use super::super::rows::Rows;
 
 /// Number of attention heads, and their width.

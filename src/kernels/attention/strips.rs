@@ -6,11 +6,11 @@
 use std::cell::RefCell;
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
+use super::super::disjoint::DisjointMutPtr;
 use super::super::gemm::{
-    Bf16, ConvertPair, DisjointMutPtr, Dot, F32, Format, MOST_COLUMNS, MOST_ROWS, TileProduct,
-    multiply, row_to_groups,
+    Bf16, ConvertPair, Dot, F32, Format, TileProduct, multiply, row_to_groups,
 };
-use super::super::isa::{Isa, Kernel};
+use super::super::isa::{Isa, Kernel, MOST_COLUMNS, MOST_ROWS};
 use super::super::pointwise::exp;
 use super::{AttentionRun, HeadQueries, Heads};
 

@@ -2,11 +2,12 @@
 //! stored.
 
 use super::super::activation::Activation;
-use super::super::isa::Isa;
+use super::super::disjoint::DisjointMutPtr;
+use super::super::isa::{Isa, MOST_COLUMNS};
 use super::super::pointwise::gelu;
-use super::rows::{DisjointMutPtr, PackedRows};
-use super::tile::MOST_COLUMNS;
-use super::weights::{Format, PackedWeights};
+use super::format::Format;
+use super::rows::PackedRows;
+use super::weights::PackedWeights;
 
 /// What a layer applies to its product in addition to the bias.
 #[derive(Debug, Clone, Copy)]

@@ -13,32 +13,29 @@
 //! or with any batch neighbours.
 
 mod epilogue;
-mod rows;
+mod format;
+pub(super) mod rows;
 #[cfg(test)]
 mod tests;
 mod tile;
 mod weights;
 
 pub use epilogue::Epilogue;
-pub(super) use rows::{Convert, ConvertPair, DisjointMutPtr, row_to_groups};
-pub(super) use tile::{Bf16, Dot, F32, Int8, MOST_COLUMNS, MOST_ROWS, TileProduct, multiply};
-pub(super) use weights::Shape;
-pub use weights::{Format, PackedWeights};
+pub use format::Format;
+pub(super) use format::{Bf16, Dot, F32, Int8, Shape};
+pub(super) use rows::{Convert, ConvertPair, row_to_groups};
+pub(super) use tile::{TileProduct, multiply};
+pub use weights::PackedWeights;
 
 use std::cell::RefCell;
 
 use super::activation::{self, Activation};
 use super::context::KernelContext;
+use super::disjoint::DisjointMutPtr;
 use super::isa::Level;
 use super::rows::Rows;
 use epilogue::{Finish, Out};
 use rows::PackedRows;
-
-/// Scratch memory of products, reused between calls.
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    rows: PackedRows,
-}
 
 /// Computes `out = epilogue(x W^T + b)`; `x` is `[rows, k]`, `out` is `[rows, n]`.
 ///
@@ -51,7 +48,7 @@ pub fn linear(
     epilogue: Epilogue<'_>,
     out: &mut [f32],
 ) {
-    let KernelContext { level, pool, scratch } = context;
+    let KernelContext { level, pool, packed_rows } = context;
     let level = *level;
     let rows = x.len() / weights.k();
     assert_eq!(weights.level(), level, "the weights were packed for another level");
@@ -63,8 +60,8 @@ pub fn linear(
     if rows == 0 {
         return;
     }
-    scratch.rows.pack(level, pool, Rows::of(x, weights.k()), weights.k(), weights.format());
-    let packed = &scratch.rows;
+    packed_rows.pack(level, pool, Rows::of(x, weights.k()), weights.k(), weights.format());
+    let packed = &*packed_rows;
     let to = Out { first: DisjointMutPtr(out.as_mut_ptr()), stride: weights.n() };
     let finish = Finish::new(weights, packed, epilogue, to);
     let partition = Partition::new(level, rows, weights, pool.threads());

@@ -5,11 +5,11 @@
 //! pointer, each cache line belongs to one row, and packing writes whole cache lines.
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
+use super::super::disjoint::DisjointMutPtr;
 use super::super::isa::{Isa, Kernel, Level};
 use super::super::pool::Pool;
 use super::super::rows::Rows;
-use super::tile::{Bf16, F32, Int8};
-use super::weights::{Format, Shape};
+use super::format::{Bf16, F32, Format, Int8, Shape};
 
 /// Rows packed in tiles, and the quantization of each 8-bit row.
 #[derive(Debug, Default)]
@@ -25,28 +25,6 @@ pub(in crate::kernels) struct PackedRows {
 pub(in crate::kernels) struct Quantised {
     pub(super) scale: f32,
     pub(super) zero: i32,
-}
-
-/// A pointer through which the parts of a job write in parallel; no two parts write to the same elements.
-#[derive(Clone, Copy)]
-pub(in crate::kernels) struct DisjointMutPtr<T>(pub(in crate::kernels) *mut T);
-
-#[expect(unsafe_code, reason = "disjoint writes from several threads")]
-// SAFETY: users write only to disjoint elements; each user says why they are disjoint.
-unsafe impl<T: Send> Send for DisjointMutPtr<T> {}
-#[expect(unsafe_code, reason = "disjoint writes from several threads")]
-// SAFETY: as for `Send`.
-unsafe impl<T: Send> Sync for DisjointMutPtr<T> {}
-
-impl<T> DisjointMutPtr<T> {
-    /// Returns the pointer to a later column of the first row.
-    pub(in crate::kernels) fn columns_from(self, column: usize) -> Self {
-        Self(self.0.wrapping_add(column))
-    }
-
-    pub(in crate::kernels) fn pointer(self) -> *mut T {
-        self.0
-    }
 }
 
 /// Number of tiles that one part of a job packs.

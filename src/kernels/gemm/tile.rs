@@ -3,96 +3,11 @@
 use std::ops::Range;
 
 use super::super::aligned_buffer::{AlignedBuffer, LINE};
-use super::super::isa::{Isa, Kernel, MatrixTile};
+use super::super::isa::{Isa, Kernel, MOST_COLUMNS, MOST_ROWS, MatrixTile};
 use super::epilogue::Finish;
+use super::format::{Bf16, Dot, F32, Format, Int8};
 use super::rows::PackedRows;
-use super::weights::{Format, PackedWeights};
-
-/// Largest number of rows of a tile, over all instruction sets.
-pub(in crate::kernels) const MOST_ROWS: usize = 32;
-/// Largest number of columns of a tile, over all instruction sets.
-pub(in crate::kernels) const MOST_COLUMNS: usize = 32;
-
-#[expect(unsafe_code, reason = "sums by pointer")]
-/// The properties of a number format that the inner loop needs: how two groups are multiplied, and the type of the
-/// sums.
-pub(in crate::kernels) trait Dot<I: Isa> {
-    /// A vector of sums, one per lane.
-    type Sum: Copy;
-    /// Whether the matrix unit treats the groups as integers; `None` if the unit does not support the format.
-    const INTEGERS: Option<bool>;
-    fn zero(isa: I) -> Self::Sum;
-    fn dot(isa: I, sum: Self::Sum, a: I::G, b: I::G) -> Self::Sum;
-    /// # Safety
-    /// `from` is valid for reading a vector.
-    unsafe fn load(isa: I, from: *const u32) -> Self::Sum;
-    /// # Safety
-    /// `to` is valid for writing a vector.
-    unsafe fn store(isa: I, to: *mut u32, sum: Self::Sum);
-}
-
-/// The format whose groups are one f32 each, summed in f32.
-pub(in crate::kernels) struct F32;
-/// The format whose groups are two bf16 values each, summed in f32.
-pub(in crate::kernels) struct Bf16;
-/// The format whose groups are four 8-bit integers each (rows unsigned, weights signed), summed in i32.
-pub(in crate::kernels) struct Int8;
-
-macro_rules! float_sums {
-    ($($format:ident, $dot:ident, $integers:expr;)*) => {$(
-        #[expect(unsafe_code, reason = "sums by pointer")]
-        impl<I: Isa> Dot<I> for $format {
-            type Sum = I::F;
-            const INTEGERS: Option<bool> = $integers;
-            #[inline(always)]
-            fn zero(isa: I) -> I::F {
-                isa.splat(0.0)
-            }
-            #[inline(always)]
-            fn dot(isa: I, sum: I::F, a: I::G, b: I::G) -> I::F {
-                isa.$dot(sum, a, b)
-            }
-            #[inline(always)]
-            unsafe fn load(isa: I, from: *const u32) -> I::F {
-                // SAFETY: the caller fulfils the trait's contract.
-                unsafe { isa.load(from.cast()) }
-            }
-            #[inline(always)]
-            unsafe fn store(isa: I, to: *mut u32, sum: I::F) {
-                // SAFETY: the caller fulfils the trait's contract.
-                unsafe { isa.store(to.cast(), sum) }
-            }
-        }
-    )*};
-}
-float_sums! {
-    F32, dot_f32, None;
-    Bf16, dot_bf16, Some(false);
-}
-
-#[expect(unsafe_code, reason = "sums by pointer")]
-impl<I: Isa> Dot<I> for Int8 {
-    type Sum = I::G;
-    const INTEGERS: Option<bool> = Some(true);
-    #[inline(always)]
-    fn zero(isa: I) -> I::G {
-        isa.zero_groups()
-    }
-    #[inline(always)]
-    fn dot(isa: I, sum: I::G, a: I::G, b: I::G) -> I::G {
-        isa.dot_int8(sum, a, b)
-    }
-    #[inline(always)]
-    unsafe fn load(isa: I, from: *const u32) -> I::G {
-        // SAFETY: the caller fulfils the trait's contract.
-        unsafe { isa.load_i32(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store(isa: I, to: *mut u32, sum: I::G) {
-        // SAFETY: the caller fulfils the trait's contract.
-        unsafe { isa.store_i32(to.cast(), sum) }
-    }
-}
+use super::weights::PackedWeights;
 
 /// The rows and panels of a product that one part of a job computes.
 pub(super) struct Block<'a> {

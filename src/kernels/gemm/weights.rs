@@ -6,33 +6,10 @@
 
 use super::super::aligned_buffer::AlignedBuffer;
 use super::super::context::KernelContext;
+use super::super::disjoint::DisjointMutPtr;
 use super::super::isa::{Isa, Kernel, Level, to_bf16};
 use super::super::pool::Pool;
-use super::rows::DisjointMutPtr;
-
-/// Number format of a layer's weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// f32 weights and rows, sums in f32.
-    F32,
-    /// bf16 weights and rows, sums in f32.
-    Bf16,
-    /// 8-bit weights with one scale per column, and 8-bit rows with one scale and one zero point per row; the sums are
-    /// in i32 and exact.
-    Int8,
-}
-
-impl Format {
-    /// Returns the number of values of K in a group of four bytes.
-    #[must_use]
-    pub const fn group(self) -> usize {
-        match self {
-            Self::F32 => 1,
-            Self::Bf16 => 2,
-            Self::Int8 => 4,
-        }
-    }
-}
+use super::format::{Format, Shape};
 
 /// Packed weights and bias of `y = x W^T + b`.
 #[derive(Debug)]
@@ -49,49 +26,6 @@ pub struct PackedWeights {
     bias: Vec<f32>,
     scales: Vec<f32>,
     column_sums: Vec<i32>,
-}
-
-/// Tile and block sizes of an instruction set level.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::kernels) struct Shape {
-    /// Number of rows of a tile.
-    pub(in crate::kernels) rows: usize,
-    /// Number of columns of a panel.
-    pub(in crate::kernels) columns: usize,
-    /// Maximum size in bytes of a block of packed rows, so that the block stays in the second-level cache.
-    pub(in crate::kernels) row_block_bytes: usize,
-    /// Number of groups of K per block.
-    pub(in crate::kernels) k_block: usize,
-    group_unit: usize,
-}
-
-impl Shape {
-    pub(in crate::kernels) fn of(level: Level) -> Self {
-        level.run(ShapeOf)
-    }
-
-    /// Returns the number of groups that `values` values of K take in a panel, including padding with zeros.
-    pub(in crate::kernels) fn groups(self, format: Format, values: usize) -> usize {
-        values.div_ceil(format.group()).next_multiple_of(self.group_unit)
-    }
-}
-
-/// Reads the sizes of an instruction set.
-struct ShapeOf;
-
-impl Kernel for ShapeOf {
-    type Output = Shape;
-
-    #[inline(always)]
-    fn run<I: Isa>(self, _: I) -> Shape {
-        Shape {
-            rows: I::ROWS,
-            columns: I::LANES * I::VECTORS,
-            row_block_bytes: I::ROW_BLOCK_BYTES,
-            k_block: I::K_BLOCK,
-            group_unit: I::GROUPS,
-        }
-    }
 }
 
 impl PackedWeights {

@@ -3,6 +3,11 @@
 
 #![expect(unsafe_code, reason = "the trait declares loads and stores by pointer")]
 
+/// Largest number of rows of a tile, over all instruction sets.
+pub(in crate::kernels) const MOST_ROWS: usize = 32;
+/// Largest number of columns of a tile, over all instruction sets.
+pub(in crate::kernels) const MOST_COLUMNS: usize = 32;
+
 /// An instruction set. A value of an implementing type is proof that the CPU supports the set.
 ///
 /// A **group** is four bytes of one operand that a dot product consumes at once: one f32, two bf16 values or four 8-bit

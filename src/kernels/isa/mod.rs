@@ -14,7 +14,7 @@
 //!   methods: `dot_int8` by `USDOT`, and `dot_bf16` by `BFDOT`.
 //! - `levels.rs`: `levels! { ... }` with the name and the features of each level, as in `x86_64/levels.rs`.
 //!
-//! No kernel and no test of a kernel changes, unless a tile is larger than `gemm` allows (`MOST_ROWS`, `MOST_COLUMNS`).
+//! No kernel and no test of a kernel changes, unless a tile is larger than `MOST_ROWS` x `MOST_COLUMNS`.
 //! To add a set with a matrix unit, also implement `matrix_tile` and remove the lint exception at `MatrixTile`.
 
 mod lanes;
@@ -27,7 +27,7 @@ mod x86_64;
 
 use std::fmt;
 
-pub(super) use lanes::{Isa, MatrixTile};
+pub(super) use lanes::{Isa, MOST_COLUMNS, MOST_ROWS, MatrixTile};
 #[cfg(not(target_arch = "x86_64"))]
 pub use other::Level;
 pub(super) use portable::{Portable, to_bf16};

@@ -5,7 +5,7 @@
 //!   files.
 //! - `Loader`: loads layers by name, and checks every shape against the configuration.
 
-mod file;
+pub(super) mod file;
 mod weights;
 
 use std::path::PathBuf;

@@ -53,7 +53,7 @@ pub fn require(
     value: impl Display,
     accepted: &'static str,
 ) -> Result<(), InvalidSetting> {
-    let refused = || InvalidSetting { key, value: value.to_string(), accepted };
+    let refused = move || InvalidSetting { key, value: value.to_string(), accepted };
     if is_accepted { Ok(()) } else { Err(refused()) }
 }
 
@@ -137,7 +137,6 @@ pub mod empty_is_none {
     ///
     /// # Errors
     /// Only those of the serializer.
-    #[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
     pub fn serialize<T, S>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error>
     where
         T: Display,
@@ -174,7 +173,6 @@ pub mod zero_is_none {
     ///
     /// # Errors
     /// Only those of the serializer.
-    #[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
     pub fn serialize<N, S>(number: &Option<N>, serializer: S) -> Result<S::Ok, S::Error>
     where
         N: Serialize,

@@ -139,11 +139,13 @@ mod cpu_isa {
 
     use super::Level;
 
-    #[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
-    pub(super) fn serialize<S: Serializer>(
-        level: &Option<Level>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    /// `L` is the type of the field, `Option<Level>`: serde passes a reference to it.
+    pub(super) fn serialize<L, S>(level: &L, serializer: S) -> Result<S::Ok, S::Error>
+    where
+        L: Copy + Into<Option<Level>>,
+        S: Serializer,
+    {
+        let level: Option<Level> = (*level).into();
         serializer.serialize_str(level.map_or("auto", Level::name))
     }
 

@@ -113,7 +113,8 @@ pub(crate) struct LimitsDescription {
     max_questions: usize,
     max_candidates: usize,
     max_batch_inputs: usize,
-    /// Text rows of one call: questions times beams (or times candidates), image-text pairs for `match`, or texts.
+    /// A row is a sequence that a text model processes: one for each beam, sampled sequence, candidate answer, image-text
+    /// pair (for `match`) or text.
     max_rows: usize,
     /// Before tokenization.
     max_text_chars: usize,

@@ -7,7 +7,7 @@
 use super::super::aligned_buffer::AlignedBuffer;
 use super::super::context::KernelContext;
 use super::super::disjoint::DisjointMutPtr;
-use super::super::isa::{Isa, Kernel, Level, to_bf16};
+use super::super::isa::{Level, to_bf16};
 use super::super::pool::Pool;
 use super::format::{Format, Shape};
 

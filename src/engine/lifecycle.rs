@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! Loading ──> Ready <──> Rebuilding      any phase ──> Draining   shutdown: announced, draining, aborted
-//!                                        any phase ──> Down       the worker has ended or hangs; final
+//!                                        any but Loading ──> Down the worker has ended or hangs; final
 //! ```
 
 use std::fmt;
@@ -84,18 +84,22 @@ impl LifecycleState {
     }
 
     fn phase(self) -> Phase {
+        let is_closing = self.shutdown >= Shutdown::Announced;
+        if !self.loaded {
+            // An engine that fails or is dropped before the models are loaded is part of a failed start.
+            return if is_closing { Phase::Draining } else { Phase::Loading };
+        }
         match self.worker {
             WorkerState::Hung | WorkerState::Ended => Phase::Down,
             WorkerState::Rebuilding => Phase::Rebuilding,
-            WorkerState::NotStarted | WorkerState::Running
-                if self.shutdown >= Shutdown::Announced =>
-            {
+            WorkerState::NotStarted | WorkerState::Running if is_closing || self.stopping => {
                 Phase::Draining
             }
-            WorkerState::Running if self.loaded => Phase::Ready,
-            WorkerState::NotStarted | WorkerState::Running => Phase::Loading,
+            WorkerState::Running => Phase::Ready,
+            WorkerState::NotStarted => Phase::Loading,
         }
     }
+
 }
 
 impl Lifecycle {
@@ -213,9 +217,11 @@ impl Lifecycle {
         self.state().shutdown >= Shutdown::Announced
     }
 
-    /// True once no call is admitted any more.
+    /// True from the beginning of the drain, or of the stop of an engine, on: no call is admitted, or none will be from
+    /// the next moment on.
     pub(super) fn is_draining(&self) -> bool {
-        self.state().shutdown >= Shutdown::Draining
+        let state = self.state();
+        state.shutdown >= Shutdown::Draining || state.stopping
     }
 
     /// True once the drain time is over.
@@ -330,6 +336,28 @@ mod tests {
         life.worker_ends();
         life.worker_runs();
         assert_eq!((life.phase(), gauges(&metrics)), (Phase::Down, [0, 0, 0]));
+    }
+
+    #[test]
+    fn an_engine_that_ends_before_the_models_are_loaded_looks_like_loading() {
+        let (life, metrics) = lifecycle();
+        life.worker_runs();
+        life.stop();
+        life.worker_ends();
+        assert_eq!((life.phase(), gauges(&metrics)), (Phase::Loading, [0, 0, 0]));
+        life.announce_shutdown();
+        assert_eq!((life.phase(), gauges(&metrics)), (Phase::Draining, [0, 1, 0]));
+    }
+
+    #[test]
+    fn an_engine_without_a_server_drains_when_it_is_stopped() {
+        let metrics = Metrics::try_new().unwrap();
+        let life = Lifecycle::without_server(&metrics);
+        life.worker_runs();
+        assert_eq!(life.phase(), Phase::Ready);
+        life.stop();
+        assert_eq!((life.phase(), gauges(&metrics)), (Phase::Draining, [0, 0, 1]));
+        assert!(life.is_draining() && !life.is_shutting_down());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The inference engine: admission control, continuous batching, and one worker thread per device that owns the models.
+//! The inference engine: admission control, continuous batching, and one worker thread, which owns the models.
 //! `http` calls it through [`EngineHandle`], and `app` starts and stops it. The models themselves are in `model`,
 //! behind [`backend`].
 //!

@@ -50,13 +50,13 @@ impl Shared {
 
     /// Ends the drain time: admits no more calls, and wakes all waiters.
     pub(crate) fn abort(&self) {
-        self.admission.close();
+        self.drain();
         self.lifecycle.abort();
     }
 
     /// Admits no more calls, and asks the worker to end when it has no tasks left.
     pub(crate) fn stop(&self) {
-        self.drain();
+        self.admission.close();
         self.lifecycle.stop();
     }
 }

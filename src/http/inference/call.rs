@@ -322,6 +322,10 @@ fn plan_all<E: Endpoint>(
     for (index, input) in list.into_iter().enumerate() {
         match E::plan(input, limits, model).map_err(|error| named(error, index, batch)) {
             Err(error) if error.code == Code::BatchTooLarge => return Err(error),
+            // An error that names no field must not be lost among those that do.
+            Err(error) if error.code == Code::InvalidRequest && error.errors.is_empty() => {
+                return Err(error);
+            }
             Err(error) if error.code == Code::InvalidRequest => invalid.extend(error.errors),
             Err(error) => plans.push(Err(error)),
             Ok(plan) => {

@@ -1,5 +1,5 @@
-//! The progress bar for loading models, which starts again for each model. It appears only on a terminal; elsewhere,
-//! only a log line reports each loaded model. `loading` drives it.
+//! The progress bar of the model that is being loaded; it starts again for each model. It appears only on a terminal;
+//! elsewhere, only a log line reports each loaded model. `loading` drives it.
 
 use std::io::IsTerminal;
 

@@ -46,7 +46,7 @@ pub struct App {
     metrics: Arc<Metrics>,
     state: HttpState,
     ready: CancellationToken,
-    /// Settings of the mock models; `None` serves the configured models.
+    /// Settings of the mock models; `None` if the configured models are served.
     mock: Option<MockSettings>,
     /// Separate listener for operators (health, metrics, info).
     operations: Option<TcpListener>,
@@ -195,7 +195,7 @@ impl App {
     }
 
     /// Waits for `shutdown` and then drains. Returns early with an error if the worker thread ends unexpectedly or
-    /// hangs. This process can then no longer answer any request, and only a restart helps.
+    /// hangs. In that case, the process can no longer answer any request, and only a restart helps.
     async fn run(
         &self,
         engine: &EngineHandle,
@@ -268,8 +268,8 @@ impl App {
             .context("cannot create the image fetcher (fetch.enabled)")
     }
 
-    /// Drains the server: reports not ready at once, stops admitting requests after the drain delay, and fails the
-    /// requests that are still unanswered at the drain timeout.
+    /// Drains the server: reports not ready at once, and stops admitting requests after the drain delay. Requests that
+    /// are still unanswered when the drain timeout is over end with an error.
     async fn drain(&self, engine: &EngineHandle, closing: &CancellationToken) {
         let drain = self.config.drain;
         self.state.set_draining();

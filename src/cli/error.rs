@@ -30,7 +30,7 @@ pub(super) enum CommandError {
     /// Any other failed action.
     #[error("{action}")]
     Failed {
-        /// The action as the message names it, such as "cannot start".
+        /// Beginning of the error message, such as "the server failed".
         action: String,
         source: Box<dyn Error + Send + Sync>,
     },
@@ -47,7 +47,8 @@ impl CommandError {
         Self::Failed { action: action.into(), source: source.into() }
     }
 
-    /// Converts the error that ended a server; errors of unknown type are reported as a failed `action`.
+    /// Converts the error that ended a server. An error other than [`WorkerEnded`] and [`WarmUpError`] becomes
+    /// [`Self::Failed`] with the message `action`.
     pub(super) fn of_server(action: &str, error: anyhow::Error) -> Self {
         let error = match error.downcast::<WorkerEnded>() {
             Ok(ended) => return ended.into(),

@@ -1,9 +1,9 @@
 //! The command `healthcheck`: requests `GET /health/ready`. The exit code is 0 if the server is ready, and 1 if it is
 //! not ready or does not answer.
 //!
-//! Container health checks run this command, so it needs no shell, curl or root certificates. It sends the request to
-//! the operations listener if one is configured. It does not verify the TLS certificate of the public listener, because
-//! it sends nothing secret.
+//! Container health checks run this command, so it must work without a shell, curl and root certificates. The request
+//! goes to the operations listener if one is configured. The command does not verify the TLS certificate of the public
+//! listener, because it sends nothing secret.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -99,7 +99,8 @@ mod tests {
         assert!(url("127.0.0.1:0").unwrap_err().to_string().contains("--url"));
     }
 
-    /// Answers one request with `status`; the thread returns the request head.
+    /// Starts a thread that answers one request with `status` and then returns the request head. Returns the URL for
+    /// the request, and the thread.
     fn answer_once(status: &'static str) -> (String, std::thread::JoinHandle<String>) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = ready_url("http", listener.local_addr().unwrap()).unwrap();

@@ -1,4 +1,5 @@
-//! The command `serve`: turns a configuration into a running server. `mock` starts its server here too.
+//! The command `serve`: turns a configuration into a running server. The command `mock` starts its server with
+//! `run_app`, too.
 //!
 //! The order matters: first the models are checked as far as possible without reading their weights; then the ports are
 //! bound, so that a port that is already in use is reported at once; then `app` loads the models. If no model is
@@ -20,7 +21,7 @@ pub(super) fn run(mut config: Config) -> Result<(), CommandError> {
     if config.models.is_empty() {
         config.models = ModelSource::demo();
     }
-    // The list is still empty if this binary was built without the demo models.
+    // If this binary was built without the demo models, the list is still empty.
     if config.models.is_empty() {
         return Err(ConfigError::NoModel.into());
     }

@@ -1,5 +1,5 @@
 //! Unix signals. The first SIGTERM or SIGINT starts the graceful shutdown (drain); the second ends the process at once.
-//! SIGHUP reloads the files of API keys and TLS certificates. `serve` installs all of them.
+//! SIGHUP reloads the files of API keys and TLS certificates. `serve` installs the handlers for all these signals.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::logging;
 
-/// Exit code after a second signal: the process ends without waiting for requests (128 + SIGINT).
+/// Exit code (128 + SIGINT) if a second signal ends the process without waiting for requests.
 const INTERRUPTED: i32 = 130;
 
 /// Returns a token that the first signal cancels. The handlers are installed before this function returns.

@@ -139,7 +139,7 @@ mod cpu_isa {
 
     use super::Level;
 
-    /// `L` is the type of the field, `Option<Level>`: serde passes a reference to it.
+    /// `L` is always `Option<Level>`, the type of the field. serde passes a reference to the field.
     pub(super) fn serialize<L, S>(level: &L, serializer: S) -> Result<S::Ok, S::Error>
     where
         L: Copy + Into<Option<Level>>,

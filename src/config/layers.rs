@@ -28,7 +28,7 @@ pub(super) struct Layers {
     raw: RawConfig,
     /// The values of `raw` as a tree.
     defaults: Value,
-    /// Name of the variable or flag that set each setting, by `section.key`.
+    /// For each setting (`section.key`), the name of the variable or flag that set it.
     names: BTreeMap<String, String>,
 }
 

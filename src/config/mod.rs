@@ -1,8 +1,8 @@
 //! Configuration: turns defaults, file, environment and flags into the validated settings of each folder.
 //!
 //! Flags override the environment, the environment overrides the file, and the file overrides the defaults. Each value
-//! remembers its origin, so the report of an invalid value contains its name, the value, its origin and the accepted
-//! values.
+//! remembers its origin, so the error about an invalid value contains the name of the setting, the value, its origin
+//! and the accepted values.
 //!
 //! Each folder declares its own settings, in a type that implements `Section` (`src/settings.rs`).
 //!
@@ -43,7 +43,7 @@ use crate::telemetry::logging::LoggingSettings;
 pub struct Config {
     /// Address of the public listener; port 0 picks a free port.
     pub listen: SocketAddr,
-    /// Address of a separate listener for health, metrics and info; `None` serves them on `listen`.
+    /// Address of a separate listener for health, metrics and info; `None` if `listen` serves them.
     pub operations_listen: Option<SocketAddr>,
     /// Models in the configured order; the first model of each role is the default for that role. Names are unique. The
     /// list may be empty.

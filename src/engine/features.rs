@@ -159,7 +159,7 @@ impl<M: Clone> Features<M> {
         self.bytes
     }
 
-    /// Returns the total size in bytes of the entries that rows pin.
+    /// Returns the total size in bytes of the pinned entries.
     pub(crate) fn pinned_bytes(&self) -> u64 {
         self.pinned
     }

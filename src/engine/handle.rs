@@ -223,7 +223,7 @@ impl EngineHandle {
         self.shared.admission.emptied().await;
     }
 
-    /// Ends the drain time: stops admission, and fails every waiting or running task with `ShuttingDown`. A work unit
+    /// Ends the drain time: stops admission, and ends every waiting or running task with `ShuttingDown`. A work unit
     /// in progress completes first.
     pub fn abort(&self) {
         self.shared.abort();
@@ -248,8 +248,8 @@ impl Admission {
     /// the number of distinct images.
     ///
     /// # Errors
-    /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, `ShuttingDown`. The last occurs only
-    /// after an abort, because a drain lets admitted calls finish.
+    /// `Overloaded`, `TooManyRows`, `TooLargeForDeadline`, `DeadlineExceeded`, `ShuttingDown`. `ShuttingDown`
+    /// occurs only after an abort, because a drain lets admitted calls finish.
     pub fn reserve(&mut self, rows: usize, images: usize) -> Result<(), EngineError> {
         let shared = &self.handle.shared;
         if shared.lifecycle.is_aborted() {
@@ -283,7 +283,8 @@ impl Admission {
         self.reservation.call()
     }
 
-    /// Returns a guard that keeps the call's reservation until the guard is dropped, for bytes that outlive the call.
+    /// Returns a guard that keeps the call's reservation until the guard is dropped. Bytes that outlive the call need
+    /// such a guard.
     #[must_use]
     pub fn hold(&self) -> ReservationGuard {
         ReservationGuard { _reservation: self.reservation.clone() }

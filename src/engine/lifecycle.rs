@@ -27,7 +27,8 @@ pub enum Phase {
     Ready,
     /// The backend failed and is being rebuilt. Nothing is admitted until it works again.
     Rebuilding,
-    /// The process shuts down (graceful shutdown): it finishes the calls that it has admitted.
+    /// The process is shutting down (graceful shutdown). At first it still admits calls, so that load balancers can
+    /// react. Later it only finishes the calls that it has admitted.
     Draining,
     /// The worker thread has ended or hangs. Only a restart of the process helps.
     Down,
@@ -53,7 +54,7 @@ struct LifecycleState {
     shutdown: Shutdown,
     /// True once the models are loaded and requests can be served.
     loaded: bool,
-    /// True once the worker was asked to end as soon as it has no tasks.
+    /// True once the worker has been asked to stop as soon as it has no tasks.
     stopping: bool,
 }
 
@@ -74,7 +75,7 @@ enum Shutdown {
     Announced,
     /// No call is admitted any more; admitted calls are finished.
     Draining,
-    /// The drain time is over. Remaining calls are failed.
+    /// The drain time is over. The remaining calls end with an error.
     Aborted,
 }
 
@@ -103,13 +104,14 @@ impl LifecycleState {
 }
 
 impl Lifecycle {
-    /// Creates the lifecycle of a process that loads its models: `Loading` until [`loaded`](Self::loaded).
+    /// Creates the lifecycle of a process that loads its models. Its phase is `Loading` until [`loaded`](Self::loaded)
+    /// is called.
     #[must_use]
     pub fn loading(metrics: &Metrics) -> Arc<Self> {
         Self::new(metrics, false)
     }
 
-    /// Creates the lifecycle of an engine without a server: `Ready` as soon as the worker has started.
+    /// Creates the lifecycle of an engine without a server. Its phase is `Ready` as soon as the worker has started.
     #[must_use]
     pub fn without_server(metrics: &Metrics) -> Arc<Self> {
         Self::new(metrics, true)
@@ -229,7 +231,7 @@ impl Lifecycle {
         self.state().shutdown == Shutdown::Aborted
     }
 
-    /// True once the worker was asked to end.
+    /// True once the worker has been asked to stop.
     pub(super) fn is_stopping(&self) -> bool {
         self.state().stopping
     }

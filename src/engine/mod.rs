@@ -12,7 +12,7 @@
 //! - [`lifecycle`](Lifecycle): the state of the process: loading, ready, rebuilding, draining, down.
 //! - `start`: starting and stopping.
 //! - `sync`: the locks, inbox and thread that the engine uses. Tests replace them to explore thread schedules.
-//! - `testing`: scaffolding for tests, here, in other folders and in `tests`; only with the feature `test-util`.
+//! - `testing`: scaffolding for the tests of the engine and of other folders; needs the feature `test-util`.
 //!
 //! Terms (more in `docs/glossary.md`): a *row* is one sequence that a text tower processes. A *single-pass row* needs
 //! one pass through the tower. A *group* is what one search decodes, step by step: a single sequence, or the beams of

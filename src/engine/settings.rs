@@ -34,11 +34,11 @@ pub struct EngineSettings {
     pub max_batch_rows: usize,
     /// Maximum number of tokens in one text unit (a decode step or a batch of single-pass rows).
     pub max_batch_tokens: usize,
-    /// Capacity of the feature cache in bytes. Features that rows pin count as well. With 0, features are dropped as
-    /// soon as no row needs them.
+    /// Capacity of the feature cache in bytes, including features that are pinned by rows. With 0, features are dropped
+    /// as soon as no row needs them.
     pub feature_cache_bytes: u64,
-    /// Maximum number of bytes of features that rows may pin. An image that would exceed this limit is not encoded yet,
-    /// unless nothing is pinned.
+    /// Maximum number of bytes of features that rows may pin. An image that would exceed this limit is not encoded
+    /// until there is room or nothing is pinned.
     pub max_pinned_feature_bytes: u64,
     /// Time to live of an entry in the feature cache.
     #[serde(rename = "feature_cache_ttl_ms", with = "millis")]

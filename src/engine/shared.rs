@@ -90,7 +90,7 @@ pub struct EngineStats {
     pub submitted: u64,
     /// Number of tasks that ended with an answer.
     pub answered: u64,
-    /// Number of tasks that ended with an error other than those below.
+    /// Number of tasks that ended with an error and do not count as cancelled, expired or shut down.
     pub failed: u64,
     /// Number of tasks cancelled because their client disconnected or read its stream too slowly.
     pub cancelled: u64,

@@ -114,7 +114,8 @@ impl Engine {
     }
 
     /// Stops admission, lets submitted tasks finish, and blocks until the worker thread has ended. Call this after
-    /// [`EngineHandle::drained`], or after [`EngineHandle::abort`] to end after the current work unit.
+    /// [`EngineHandle::drained`]. To end sooner, call it after [`EngineHandle::abort`]; then the worker ends after the
+    /// current work unit.
     pub fn join(mut self) {
         self.handle.stop();
         if let Some(thread) = self.thread.take() {

@@ -17,7 +17,7 @@ pub struct Turns<T> {
 /// What [`Turns::take`] does with the item at the head of a call's queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pick {
-    /// Take the item, which ends the turn of its call and client.
+    /// Take the item, and end the turn of its call and client.
     Take,
     /// Skip the item. Its call and client keep their places, and the client's next call is tried.
     Pass,
@@ -89,8 +89,8 @@ impl<T: Copy + PartialEq> Turns<T> {
         self.clients.iter().copied()
     }
 
-    /// Removes and returns this client's next item, even if it is not the client's turn. For callers that choose the
-    /// client themselves.
+    /// Removes and returns this client's next item, even if it is not the client's turn. Meant for callers that choose
+    /// the client themselves.
     pub fn pop_from(&mut self, client: ClientId) -> Option<T> {
         let place = self.clients.iter().position(|&waiting| waiting == client)?;
         self.take_head(place, 0)
@@ -108,9 +108,9 @@ impl<T: Copy + PartialEq> Turns<T> {
     /// Never: a client in the order has calls, and a call in the order has items.
     pub fn take(&mut self, mut pick: impl FnMut(T) -> Pick) -> Vec<T> {
         let mut taken = Vec::new();
-        // No further item can be taken from the clients before `place`; these clients keep their places. For each
-        // client, `passed` counts the calls at the front of its order that were skipped; these calls keep their places,
-        // too. A client or call from which an item was taken goes to the back.
+        // Index of the client whose turn it is. Nothing more can be taken from the clients before it; they keep their
+        // places. For each client, `passed` counts the skipped calls at the front of the client's order; these calls
+        // keep their places, too. A client or call from which an item was taken goes to the back.
         let mut place = 0;
         let mut passed: HashMap<ClientId, usize> = HashMap::new();
         while let Some(&client) = self.clients.get(place) {

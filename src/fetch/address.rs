@@ -64,14 +64,14 @@ pub fn is_public(address: IpAddr) -> bool {
 /// True for a public address that is not this machine's own. A URL that leads back to this machine could reach services
 /// that listen on all addresses, bypassing a firewall that trusts the machine itself.
 ///
-/// Behind a provider's NAT, the machine has only a private address and does not know its public one. There, the public
-/// address must be blocked by `fetch.allowed_hosts` or an egress policy.
+/// Behind a provider's NAT, the machine has only a private address and does not know its public address. In that case,
+/// `fetch.allowed_hosts` or an egress policy must block the public address.
 pub(super) fn may_connect(address: IpAddr) -> bool {
     is_public(address) && !is_own(address)
 }
 
-/// True if this machine has this address. This is tested without sending a packet: for a packet to one of the machine's
-/// own addresses, the system would choose that same address as the source.
+/// True if this machine has this address. The test sends no packet: for a packet to one of the machine's own addresses,
+/// the system would choose that same address as the source.
 fn is_own(address: IpAddr) -> bool {
     let address = address.to_canonical();
     let any: IpAddr = match address {
@@ -145,7 +145,7 @@ mod tests {
         for foreign in ["8.8.8.8", "2606:4700::1111", "64:ff9b::8.8.8.8"] {
             assert!(!is_own(ip(foreign)), "{foreign}");
         }
-        // Without NAT, this is also the address that others see.
+        // The local address of a connected socket. Without NAT, it is also the address that others see.
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         if socket.connect("8.8.8.8:9").is_ok() {
             assert!(is_own(socket.local_addr().unwrap().ip()));

@@ -124,7 +124,7 @@ impl Fetcher {
         let Dependencies { lookup, is_allowed, ports, roots } = dependencies;
         let resolver = CheckedResolver { lookup, is_allowed };
         let http = client(settings, resolver, roots).map_err(FetchSetupError::Client)?;
-        // `check` has already parsed every pattern, so this does not fail.
+        // `check` has already parsed every pattern, so parsing them again does not fail.
         let hosts = settings.host_patterns().unwrap_or_default();
         let rules = Rules { allow_http: settings.allow_http, hosts, ports, is_allowed };
         let permits = Arc::new(Semaphore::new(settings.max_concurrent));

@@ -138,7 +138,7 @@ mod tests {
         while lookup.lookups.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        // By now, the lookup is queued for a thread or already runs on one.
+        // All permits are taken, so by now the lookup is queued for a thread or already runs on one.
         tokio::task::yield_now().await;
         asked.abort();
         assert!(asked.await.is_err());

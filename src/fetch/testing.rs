@@ -17,8 +17,8 @@ use crate::telemetry::metrics::Metrics;
 pub struct Hooks {
     /// Name resolution that replaces the system's.
     pub lookup: Arc<dyn NameLookup>,
-    /// Whether an address may be connected to. In production it must be public ([`is_public`]) and not this machine's
-    /// own.
+    /// Whether an address may be connected to. In production, the address must be public ([`is_public`]) and not one of
+    /// this machine's own.
     pub is_allowed: fn(IpAddr) -> bool,
     /// Ports that may be connected to; 80 and 443 in production.
     pub ports: Vec<u16>,

@@ -12,7 +12,7 @@ use crate::task::{ImageInfo, Scope, TaskTiming};
 pub(crate) struct RequestContext {
     /// The request id that the client sees.
     pub(crate) id: Arc<str>,
-    /// When the request head had been read completely.
+    /// Time at which the request head had been read completely.
     pub(crate) arrived: Instant,
     notes: Arc<Mutex<Notes>>,
 }
@@ -22,7 +22,7 @@ pub(crate) struct RequestContext {
 pub(crate) struct KeyOwner {
     /// The id that the log shows.
     pub(crate) id: Arc<str>,
-    /// The scope of caches and limits.
+    /// The scope of the owner's images, caches and limits.
     pub(crate) scope: Scope,
 }
 

@@ -4,8 +4,9 @@
 //! Each check, every few seconds, reads the whole content, which is only a few kilobytes. This detects changes that
 //! time stamps, symbolic links or equal sizes would hide. New content is applied only if two successive checks saw the
 //! same content, so that a file that is still being written is not applied in part. One check is enough if the operator
-//! asks for a reload (SIGHUP), because the operator knows that the files are complete. Content that cannot be used
-//! changes nothing and is logged once per change; the next check tries again.
+//! asks for a reload (SIGHUP), because the operator knows that the files are complete. Content that cannot be used is
+//! not applied. Each further check tries it again; unless the operator asked for the check, a failure that has been
+//! logged for the same content is not logged again.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -30,8 +31,8 @@ pub(crate) trait Watched: Send + Sync + 'static {
     /// should do.
     fn advice(&self) -> &'static str;
 
-    /// Returns the paths of the files, in the order of the `contents` of [`apply`](Self::apply). If there are none,
-    /// nothing is watched.
+    /// Returns the paths of the files. [`apply`](Self::apply) receives the contents of the files in the same order. If
+    /// there are no paths, nothing is watched.
     fn paths(&self) -> Vec<&Path>;
 
     /// Applies new contents, either all or none of them. Also called once for the contents at startup.
@@ -116,8 +117,8 @@ struct Watcher {
     applied: Option<[u8; 32]>,
     /// Hash of the contents that the last check saw.
     seen: Seen,
-    /// The failure that was logged last, and the contents that caused it. Both are stored so that a failure is logged
-    /// once per change.
+    /// The failure that was logged last, and the contents that caused it. Both are stored so that the same failure of
+    /// the same contents is logged only once.
     failure: Option<(String, Seen)>,
 }
 
@@ -158,8 +159,8 @@ impl Watcher {
     /// Reads the files. Applies their contents if the last check saw the same contents, or if the operator asked for
     /// this check. Otherwise returns `None`.
     fn read_and_apply(&mut self, trigger: Trigger) -> Result<Option<ApplyOutcome>, String> {
-        // Leave `seen` empty until the files have been read, because a check that cannot read them does not count as
-        // one of the two successive checks.
+        // Leave `seen` empty until the files have been read: a check that cannot read them must not count as one of the
+        // two successive checks that have to see the same contents.
         let before = self.seen.take();
         let paths: Vec<PathBuf> = self.watched.paths().into_iter().map(Path::to_owned).collect();
         let contents: Vec<Vec<u8>> =
@@ -343,7 +344,8 @@ mod tests {
         }
         rig.write("two and three");
         assert_eq!(rig.check(), state("one", 0, 0));
-        // A check that cannot read the file does not count as one of the two successive checks.
+        // A check that cannot read the file does not count as one of the two successive checks that have to see the
+        // same contents.
         std::fs::remove_file(&rig.path).unwrap();
         assert_eq!(rig.check(), state("one", 0, 1));
         rig.write("two and three");

@@ -123,8 +123,8 @@ impl RepositoryCache {
 }
 
 /// Opens a file of the cache with `options`. Rejects symbolic links, files with a second name (hard links) and
-/// everything else that is not a regular file. If somebody planted one of these, a download would write to a different
-/// file.
+/// everything else that is not a regular file. Otherwise, somebody who plants such a file could make a download write
+/// to a different file.
 pub(super) fn open_no_link(
     path: &Path,
     options: impl FnOnce(&mut fs::OpenOptions) -> &mut fs::OpenOptions,

@@ -1,5 +1,5 @@
-//! Finds the files of one checkpoint in a directory with the hub's layout. Checks names and presence only. Parses only
-//! the weight index, because the shards that it names must be inside the directory.
+//! Finds the files of one checkpoint in a directory with the hub's layout. Checks only which files exist and how they
+//! are named. Parses no file but the weight index: it names the shards, which must be inside the directory.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,8 @@ pub struct CheckpointFiles {
     pub tokenizer_options: Vec<PathBuf>,
     /// Path of `preprocessor_config.json`, if it exists.
     pub preprocessor: Option<PathBuf>,
-    /// Path of `processor_config.json`, if it exists: a newer format with the same fields under `image_processor`. At
-    /// least one of `preprocessor` and `processor` is set.
+    /// Path of `processor_config.json`, if it exists. This newer format has the fields of `preprocessor_config.json`
+    /// under `image_processor`. At least one of `preprocessor` and `processor` is set.
     pub processor: Option<PathBuf>,
     /// The commit of a hub checkpoint; `None` for a directory.
     pub revision: Option<String>,
@@ -56,8 +56,8 @@ pub(super) struct WeightLayout {
     wrap: fn(Vec<PathBuf>) -> WeightFiles,
 }
 
-/// The layouts in order of preference. Safetensors are memory-mapped and need no pickle interpreter, so they come
-/// before pickles, sharded or not.
+/// The layouts in order of preference. Safetensors, whether sharded or not, come before pickles, because they are
+/// memory-mapped and need no pickle interpreter.
 pub(super) const WEIGHTS: [WeightLayout; 4] = [
     WeightLayout { file: "model.safetensors", sharded: false, wrap: WeightFiles::Safetensors },
     WeightLayout {

@@ -88,8 +88,8 @@ impl HubClient {
             if settings.use_system_proxy { builder } else { builder.no_proxy() }
         };
         let http = match builder().build() {
-            // On a machine without root certificates, the client cannot be built. A plain-text mirror does not need
-            // certificates, so the client is built without them.
+            // On a machine without root certificates, building the client fails. A plain-text mirror needs no
+            // certificates, so build a client that trusts none.
             Err(_) if endpoint.scheme() == "http" => builder().tls_certs_only([]).build(),
             built => built,
         };

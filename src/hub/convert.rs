@@ -55,8 +55,8 @@ pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
     let tensors = read_pickles(&pickles)?;
     let target = directory.join("model.safetensors");
     let partial = directory.join("model.safetensors.incomplete");
-    // Delete the file that an interrupted run may have left. It could also be a link, through which this run would
-    // write to another file.
+    // Delete the file that an interrupted run may have left. If that file were a link, this run would write to another
+    // file through it.
     match std::fs::remove_file(&partial) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(HubError::io("delete", &partial)(error));

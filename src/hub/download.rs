@@ -57,8 +57,8 @@ pub async fn fetch_file(
 
 /// Ensures that the checkpoint's files are in the cache and returns their paths. Downloads only what serving needs.
 ///
-/// Sends no request when offline, or for a commit that is in the cache. If the hub cannot be reached, the revision's
-/// last known commit is used, with a warning, because a server must be able to start while the hub is down.
+/// Sends no request if `offline` is set or if the requested commit is in the cache. If the hub cannot be reached, the
+/// revision's last known commit is used, with a warning, because a server must be able to start while the hub is down.
 ///
 /// # Errors
 /// `Refused`, `NotFound`, `NotCached`, `MissingInRepository`, `Unreachable`, `UnexpectedStatus`, `UnexpectedResponse`,

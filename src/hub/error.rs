@@ -90,10 +90,10 @@ pub enum HubError {
         "{what} not found on the hub; check the spelling of the id (owner/name) and of the revision"
     )]
     NotFound {
-        /// The missing repository, revision or file, followed by "was".
+        /// What is missing (the repository, the revision or the file), as a phrase that ends in "was".
         what: String,
     },
-    /// The server is offline, and the cache lacks files of the checkpoint.
+    /// The setting `hub.offline` is on, and the cache lacks files of the checkpoint.
     #[error("{id} at revision {revision} is not completely in the cache {}: {reason}; unset HF_HUB_OFFLINE, or run `blip-server download {id}` with network access", cache.display())]
     NotCached {
         /// The repository's id, `owner/name`, as requested.
@@ -226,7 +226,8 @@ impl HubError {
         Some(cause.to_string())
     }
 
-    /// True if another attempt may succeed: the connection failed, or the status indicates a temporary server error.
+    /// True if another attempt may succeed: the connection failed or was interrupted, or the status indicates a
+    /// temporary error.
     pub(super) fn is_transient(&self) -> bool {
         if let Self::UnexpectedStatus { status, .. } = self {
             return matches!(status, 408 | 429 | 500..=599);

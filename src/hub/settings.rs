@@ -26,7 +26,7 @@ pub struct HubSettings {
     /// Whether to use the proxies that the environment names (`HTTPS_PROXY`, `NO_PROXY`).
     #[serde(rename = "system_proxy")]
     pub use_system_proxy: bool,
-    /// Retries after interrupted connections, 408, 429 and 5xx.
+    /// Retries after interrupted connections and after the statuses 408, 429 and 5xx.
     #[serde(skip)]
     pub retry: Retry,
 }
@@ -98,8 +98,8 @@ impl Token {
     }
 }
 
-/// Reads and writes the access token as a string, which is empty if there is no token. Writes a placeholder instead of
-/// the token.
+/// Reads the access token from a string, which is empty if there is no token. Writes a placeholder instead of the
+/// token.
 mod token {
     use serde::{Deserialize, Deserializer, Serializer};
 

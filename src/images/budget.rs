@@ -10,7 +10,8 @@ pub(super) struct ByteBudget {
     capacity: u64,
     used: Mutex<u64>,
     freed: Condvar,
-    /// Held while waiting for bytes, so that a later, smaller decode cannot overtake one that needs many bytes.
+    /// A thread holds this lock while it waits for bytes, so that a later, smaller decode cannot overtake one that
+    /// needs many bytes.
     turn: Mutex<()>,
 }
 

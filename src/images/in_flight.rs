@@ -68,8 +68,8 @@ impl InFlight {
         JoinOrStart::Started(Waiter(receiver), Flight { owner: Arc::clone(self), key, sender })
     }
 
-    /// Like [`join_or_start`](Self::join_or_start), but for an image given by its id. It cannot open a flight, because
-    /// there are no bytes to decode, so it returns `None` if the image is neither cached nor in flight.
+    /// Like [`join_or_start`](Self::join_or_start), but for an image given by its id. Without the image's bytes, no
+    /// flight can be opened, so the method returns `None` if the image is neither cached nor in flight.
     pub(super) fn join(
         &self,
         key: &Key,
@@ -84,7 +84,8 @@ impl InFlight {
 }
 
 impl Flight {
-    /// True while there are waiters. Unlike [`is_wanted`](Self::is_wanted) it changes nothing and takes no lock.
+    /// True while there are waiters. Unlike [`is_wanted`](Self::is_wanted), this method changes nothing and takes no
+    /// lock.
     pub(super) fn has_waiters(&self) -> bool {
         self.sender.receiver_count() > 0
     }

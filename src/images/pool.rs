@@ -133,7 +133,7 @@ mod tests {
         }
     }
 
-    /// Returns a pool whose only thread is blocked until the sender is used or dropped.
+    /// Returns a pool with a single thread, which is blocked until the returned sender is used or dropped.
     fn held(capacity: usize) -> (Pool, mpsc::Sender<()>) {
         let pool = Pool::start(1, capacity).unwrap();
         let (release, wait) = mpsc::channel::<()>();
@@ -231,7 +231,7 @@ mod tests {
         for (done, learns) in [(JobOutcome::EndedEarly, false), (JobOutcome::Completed, true)] {
             let pool = Pool::start(1, 4).unwrap();
             pool.submit(Box::new(Ends(done)), Lane::Decodes, lone(1)).unwrap();
-            // The only thread records the end of a job before it runs the next one.
+            // The pool's single thread records the end of a job before it runs the next job.
             let (sender, ran) = mpsc::channel();
             pool.submit(Box::new(move || sender.send(()).unwrap()), Lane::Hashes, lone(1)).unwrap();
             let (sender, ran_last) = mpsc::channel();

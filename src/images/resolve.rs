@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Maximum size in bytes of a file that is hashed on the caller's thread. Without SHA instructions, 64 KiB take 0.2 ms,
-/// less than handing the file over to the pool takes.
+/// Maximum size in bytes of a file that is hashed on the caller's thread. Without SHA instructions, hashing 64 KiB
+/// takes 0.2 ms, which is less than handing the file over to the pool takes.
 const HASHED_INLINE_BYTES: usize = 64 << 10;
 
 /// A file's id and, if the file was hashed on the pool, its header.

@@ -1,7 +1,7 @@
 //! Checks that the result of `decode` matches the header that `inspect` returns: the picture has the size in the
 //! header, and decoding needs no more memory than the header says. The inputs are valid files of every format, files
-//! built so that two parsers could read them differently, and thousands of damaged and spliced files. They are the same
-//! in every run.
+//! built so that two parsers could read them differently, and thousands of damaged and spliced files. All inputs are
+//! the same in every run.
 
 use image::codecs::{gif::GifEncoder, jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder};
 use image::{ExtendedColorType, ImageEncoder};
@@ -14,8 +14,8 @@ use super::memory::tally;
 use super::{ImageHeader, InputError, InputSettings, Stop, decode, inspect};
 use crate::task::Pixels;
 
-/// Returns limits that are small enough for thousands of damaged files, since each of them may claim the largest
-/// picture that the limits allow.
+/// Returns small limits, because each of thousands of damaged files may claim the largest picture that the limits
+/// allow.
 fn settings() -> InputSettings {
     let (max_pixels, max_side, max_decoded_bytes) = (1 << 17, 4096, 1 << 21);
     InputSettings { max_pixels, max_side, max_decoded_bytes, ..InputSettings::default() }
@@ -23,8 +23,8 @@ fn settings() -> InputSettings {
 
 const NEVER: Stop<'static> = &|| false;
 
-/// Inspects and decodes a file. Returns the header, the picture or the error, and the peak memory of decoding in bytes;
-/// `None` if `inspect` rejects the file.
+/// Inspects and decodes a file. Returns three values: the header; the result of decoding; and the peak memory of
+/// decoding in bytes. Returns `None` if `inspect` rejects the file.
 fn read(file: &[u8]) -> Option<(ImageHeader, Result<Pixels, InputError>, u64)> {
     let header = inspect(file, &settings()).ok()?;
     let (peak, picture) = tally::peak(|| decode(file, &header, &settings(), NEVER));
@@ -160,9 +160,9 @@ fn a_frame_hidden_behind_a_marker_changes_neither_size_nor_memory() {
             .flat_map(|&code| {
                 let alone = vec![0xff, code];
                 let length = ((decoy_frame.len() + 2) as u16).to_be_bytes().to_vec();
-                // The decoy frame is hidden in three places: directly after the marker; inside a segment, after the
-                // marker; after the marker and two length bytes, because a reader that expects a length after every
-                // marker would treat these bytes and the frame as a segment.
+                // The decoy frame is hidden in three ways: directly after the stand-alone marker; after the same marker
+                // inside an APP5 segment; and after the marker plus two length bytes. A reader that expects a length
+                // after every marker would take those two bytes and the frame for a segment.
                 [
                     [alone.clone(), decoy_frame.clone()].concat(),
                     segment(0xe5, &[alone.clone(), decoy_frame.clone()].concat()),

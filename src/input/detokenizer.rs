@@ -45,9 +45,10 @@ impl Detokenizer<'_> {
     }
 }
 
-/// Returns the number of bytes at the start of a cleaned-up text that no later id can change. Every clean-up rule
-/// starts at a space, and later ids can only merge with the text after the last space. There is one exception: "n",
-/// "'", "t" become "n't" in two steps, so if the second-to-last word is "n", it is held back as well.
+/// Returns the size in bytes of the settled part of a cleaned-up text: the part at its start that no later id can
+/// change. Every clean-up rule starts at a space, and later ids can only merge with the text after the last space.
+/// There is one exception: "n", "'", "t" become "n't" in two steps, so if the second-to-last word is "n", it is held
+/// back as well.
 fn settled(text: &str) -> usize {
     let last_word = text.rfind(' ').unwrap_or(0);
     let before = &text[..last_word];

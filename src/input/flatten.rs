@@ -1,4 +1,4 @@
-//! Converts pixels in any layout that the decoders return to opaque 8-bit RGB, with Pillow's arithmetic.
+//! Converts decoded pixels of any layout to opaque 8-bit RGB, with Pillow's arithmetic.
 
 use super::InputError;
 use super::memory;
@@ -86,8 +86,8 @@ fn flatten_rgba(
     Ok(data)
 }
 
-/// Composites one channel over an opaque background with 7 extra bits of precision, as Pillow's `AlphaComposite.c`
-/// does.
+/// Composites one channel over an opaque background. As in Pillow's `AlphaComposite.c`, the calculation has 7 extra
+/// bits of precision.
 fn composite(source: u8, background: u8, alpha: u8) -> u8 {
     const PRECISION_BITS: u32 = 7;
     let source_weight = u32::from(alpha) << PRECISION_BITS;

@@ -1,6 +1,6 @@
-//! The interface between `input` and its picture formats: the trait [`PictureFormat`], and the [`ImageHeader`] that it
-//! returns. Each module of `formats` implements the trait for one format; `formats/mod.rs` selects the implementation
-//! and `decode` calls it.
+//! The interface between `input` and its picture formats: the trait [`PictureFormat`], and the [`ImageHeader`] that its
+//! `inspect` returns. Each module of `formats` implements the trait for one format; `formats/mod.rs` selects the
+//! implementation and `decode` calls it.
 
 use super::memory::OutOfMemory;
 use super::orientation::OrientationMetadata;
@@ -22,7 +22,7 @@ pub struct ImageHeader {
     pub working_bytes: u64,
     /// Estimated cost of decoding: the number of pixels of a plain JPEG (one Huffman-coded scan) that take about as
     /// long to decode. For a JPEG, the estimate counts the scans and the bytes of entropy-coded data; for other
-    /// formats, it is the number of pixels times a measured factor. It is computed from the header and, for a
+    /// formats, it is the number of pixels times a measured factor. The estimate is computed from the header and, for a
     /// multi-scan JPEG, from all scan headers.
     pub work: u64,
 }

@@ -136,8 +136,8 @@ struct ImageCase {
     width: u32,
     height: u32,
     tensor: String,
-    /// For 16-bit grey, the key of a tensor with the high byte of each sample. This is what this folder returns; Pillow
-    /// returns other values.
+    /// For 16-bit grey, the key of a tensor with the high byte of each sample. The code in this folder returns this
+    /// tensor; Pillow returns other values.
     high_byte: Option<String>,
 }
 

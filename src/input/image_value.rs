@@ -155,8 +155,8 @@ fn decode_base64(text: &str, settings: &InputSettings) -> Result<ImageValue, Inp
     })
 }
 
-/// Decodes a text block by block, removing white space and padding and mapping characters to the standard alphabet, so
-/// that a wrapped text needs no second copy. Returns `None` if the text is not valid base64.
+/// Decodes a text block by block, so that a text with line breaks needs no second copy. Removes white space and
+/// padding, and maps characters to the standard alphabet. Returns `None` if the text is not valid base64.
 fn decode_without_whitespace(text: &str, scan: &Base64Scan, decoded: &mut Vec<u8>) -> Option<()> {
     if !scan.has_right_padding() {
         return None;
@@ -301,7 +301,7 @@ mod tests {
         let at_limit = STANDARD.encode([7; 64]);
         let expected = Ok(ImageValue::Bytes(vec![7; 64]));
         assert_eq!(ImageValue::parse(&at_limit, &settings), expected);
-        // White space does not count.
+        // White space does not count towards the limit.
         assert_eq!(ImageValue::parse(&wrapped(&at_limit, 1, "\r\n\r\n"), &settings), expected);
         let above = STANDARD.encode([7; 65]);
         let expected = InputError::ImageFileTooLarge { bytes: 65, max_bytes: 64 };

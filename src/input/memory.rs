@@ -151,8 +151,8 @@ pub(super) mod tally {
         LIVE.set(LIVE.get().saturating_sub(bytes));
     }
 
-    /// Runs `work`. Returns the peak size in bytes of its buffers, and its result. A buffer counts until it is
-    /// released, so the true peak is never higher.
+    /// Runs `work`. Returns the peak size in bytes of its buffers, and its result. A buffer counts until it is passed
+    /// to `release`, even if it is dropped earlier, so the true peak is never higher.
     pub(in super::super) fn peak<T>(work: impl FnOnce() -> T) -> (u64, T) {
         LIVE.set(0);
         PEAK.set(0);

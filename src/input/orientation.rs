@@ -54,8 +54,8 @@ fn exif_orientation(mut data: &[u8]) -> Tag {
     if data.is_empty() {
         return Tag::Absent;
     }
-    // Pillow raises an error on a damaged TIFF header. For a JPEG, Pillow has recorded by then that EXIF data was read,
-    // so it does not look at the XMP data.
+    // Pillow raises an error on a damaged TIFF header. For a JPEG, Pillow has recorded before this error that EXIF data
+    // was read, so it does not look at the XMP data.
     let Some(order) = ByteOrder::of(data) else { return Tag::Unusable };
     let Some(start) = order.u32(data, 4) else { return Tag::Unusable };
     let start = start as usize;
@@ -89,7 +89,7 @@ fn read_entry(data: &[u8], entry: &[u8; 12], order: ByteOrder, value_bytes: &mut
     let size = u64::from(order.u32(entry, 4).unwrap_or(0)) * unit;
     let values = if size > 4 {
         *value_bytes += size;
-        // The values up to and including those of this entry exceed the size of the data. Pillow skips such an entry.
+        // With this entry, `value_bytes` exceeds the size of the data. Pillow skips such an entry.
         if *value_bytes > data.len() as u64 {
             return IfdEntry::Other;
         }

@@ -74,9 +74,9 @@ fn vertical_first(picture: &Pixels, out: Preprocessing, order: ResizeOrder) -> b
     order == ResizeOrder::Pillow13 && lost_rows > 0 && lost_rows > 2 * lost_columns
 }
 
-/// Resizes by nearest neighbour: each output pixel takes the value of the source pixel at its centre. The centres are
-/// accumulated in double precision, as in `ImagingScaleAffine`, because their rounding errors decide which of two
-/// adjacent pixels is chosen.
+/// Resizes by nearest neighbour: each output pixel takes the value of the source pixel in which the centre of the
+/// output pixel lies. The centres are accumulated in double precision, as in `ImagingScaleAffine`, because their
+/// rounding errors decide which of two adjacent source pixels is chosen.
 fn nearest(picture: &Pixels, width: u32, height: u32) -> Pixels {
     let positions = |source: u32, out: u32| -> Vec<Option<usize>> {
         let step = f64::from(source) / f64::from(out);
@@ -137,7 +137,7 @@ fn taps(source: usize, out: usize, filter: Filter) -> Vec<Taps> {
     (0..out)
         .map(|at| {
             let centre = (at as f64 + 0.5) * scale;
-            // The cast truncates towards zero, as in C. A negative start saturates at 0; the C code clamps it to 0.
+            // The cast truncates towards zero, as in C. A negative start saturates at 0, as the C code clamps it to 0.
             let first = (centre - support + 0.5) as usize;
             let end = ((centre + support + 0.5) as usize).min(source);
             let weights: Vec<f64> = (first..end)

@@ -1,6 +1,6 @@
-//! The file that a decoder of the `image` crate reads: the client's own file, or a file with a single frame that was
-//! rewritten from a container. This module also computes the memory that decoding the file takes, and places the
-//! decoded frame on the canvas.
+//! The file that a decoder of the `image` crate reads: the client's own file, or a file into which the first frame of a
+//! container was rewritten. This module also computes the memory that decoding the file takes, and places the decoded
+//! frame on the canvas.
 //!
 //! `formats/webp` and `formats/gif` parse the containers with the rules of Pillow and write files that need no special
 //! cases in the decoder. Their checks examine the rewritten file, so they see exactly what is decoded.

@@ -29,7 +29,8 @@ pub(super) fn check(stop: Stop<'_>) -> Result<(), Stopped> {
 }
 
 /// Maximum size in bytes of a buffered read, and number of bytes after which the reader polls. That many bytes of a GIF
-/// expand to at most three million pixels, and of a PNG to at most a million bytes. Either takes a few milliseconds.
+/// expand to at most three million pixels; that many bytes of a PNG expand to at most a million bytes. Decoding either
+/// amount takes a few milliseconds.
 const PIECE_BYTES: usize = 1 << 10;
 /// Maximum number of reads between two polls. Counting bytes is not enough: some decoders issue a read for each pixel,
 /// and the PNG decoder issues one for each 8 KB of pixels, even if the pixels take up few bytes of the file.

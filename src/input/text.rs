@@ -5,8 +5,8 @@ use super::{InputError, InputSettings};
 /// Checks the size and the characters of a text.
 ///
 /// # Errors
-/// `TextTooLong` (bytes are checked first, then characters); `InvalidText` for C0 control characters, NUL among them,
-/// and DEL. Line feed, carriage return and tab are allowed.
+/// `TextTooLong` (bytes are checked first, then characters); `InvalidText` for DEL and for C0 control characters
+/// (including NUL) other than line feed, carriage return and tab.
 pub fn check_text(text: &str, settings: &InputSettings) -> Result<(), InputError> {
     let too_long = |length, limit, unit| Err(InputError::TextTooLong { length, limit, unit });
     if text.len() > settings.max_text_bytes {

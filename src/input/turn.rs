@@ -7,8 +7,8 @@ use super::memory;
 use super::stop::{self, Stop};
 use crate::task::Pixels;
 
-/// Number of columns that are transposed together: one and a half cache lines of every source row. They become 32
-/// destination rows, which are written at the same time.
+/// Number of columns that are transposed together: one and a half cache lines of every source row. These columns become
+/// 32 destination rows, which are written at the same time.
 const BAND: usize = 32;
 
 /// Returns the upright picture. Mirroring and half turns happen in place; the other orientations allocate a second

@@ -51,7 +51,7 @@ fn quick_gelu<I: Isa>(isa: I, x: I::F) -> I::F {
 /// Computes the tanh approximation of GELU as `x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3))`, because
 /// `(1 + tanh(u)) / 2` is `sigmoid(2 u)`.
 ///
-/// x is clamped to at least -9.98, because below that the exponent would exceed 87. For such x, the exact value is
+/// x is clamped to at least -9.98, because for smaller x the exponent would exceed 87. For these x, the exact value is
 /// closer to 0 than 2e-36.
 #[inline(always)]
 fn gelu_tanh<I: Isa>(isa: I, x: I::F) -> I::F {

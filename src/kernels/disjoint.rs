@@ -12,7 +12,7 @@ unsafe impl<T: Send> Send for DisjointMutPtr<T> {}
 unsafe impl<T: Send> Sync for DisjointMutPtr<T> {}
 
 impl<T> DisjointMutPtr<T> {
-    /// Returns the pointer to a later column of the first row.
+    /// Returns a pointer to the value that is `column` columns further to the right in the first row.
     pub(in crate::kernels) fn columns_from(self, column: usize) -> Self {
         Self(self.0.wrapping_add(column))
     }

@@ -14,7 +14,7 @@ use super::gemm::{Bf16, Dot, F32, Format, Int8, Shape, TileProduct, multiply};
 use super::isa::{Isa, Kernel};
 
 /// Number of passes per measurement. The fastest pass determines the result, because another process, or a core that
-/// was asleep, may slow down the others.
+/// was asleep, may slow down the other passes.
 const PASSES: usize = 5;
 
 /// Number of values that one part of the job reads: 1 MB.
@@ -88,7 +88,7 @@ fn best_of_passes(mut pass: impl FnMut()) -> Duration {
         pass();
         best = best.min(start.elapsed());
     }
-    // The clock may be coarser than a very short pass.
+    // A very short pass may take 0 ns on a coarse clock, and callers divide by this duration.
     best.max(Duration::from_nanos(1))
 }
 

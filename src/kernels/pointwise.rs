@@ -80,7 +80,7 @@ impl Kernel for LogSumExp<'_> {
     fn run<I: Isa>(self, isa: I) -> Self::Output {
         let x = self.x;
         let mut highest = isa.splat(f32::NEG_INFINITY);
-        // Detects values that are not finite: zero times such a value is NaN.
+        // `zeros` becomes NaN if a value is not finite, because zero times such a value is NaN.
         let mut zeros = isa.splat(0.0);
         let whole = x.len() / I::LANES * I::LANES;
         for start in (0..whole).step_by(I::LANES) {

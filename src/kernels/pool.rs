@@ -30,8 +30,8 @@ struct PoolState {
     epoch: AtomicUsize,
     /// Index of the part of the running job that a thread takes next.
     next: AtomicUsize,
-    /// Number of helpers that work on the running job. `Pool::run` waits until it is 0; it increases only under the
-    /// lock of `job`.
+    /// Number of helpers that work on the running job. `Pool::run` waits until this number is 0. The number increases
+    /// only while `job` is locked.
     busy: AtomicUsize,
     /// Payload of a panic in a helper, for the running job.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -121,8 +121,9 @@ impl Pool {
         }
         shared.epoch.fetch_add(1, Ordering::SeqCst);
         if shared.sleeping.load(Ordering::SeqCst) > 0 {
-            // Notify while holding the lock, so that no helper misses the notification: a helper that is about to sleep
-            // either sleeps already, or checks the epoch afterwards and sees the new value.
+            // Notify while holding the lock, so that no helper misses the notification. A helper holds the same lock
+            // from its last check of the epoch until it sleeps. So it either sleeps already and is woken, or checks the
+            // epoch later and sees the new value.
             let _job = shared.lock();
             shared.wake.notify_all();
         }

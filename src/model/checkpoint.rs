@@ -15,8 +15,8 @@ use crate::task::{Embedding, ModelClass};
 /// Prefix of the text encoder's tensors in the state dict of models for question answering and for retrieval.
 pub(super) const TEXT_ENCODER: &str = "text_encoder";
 
-/// A model without its vision tower. The tower is stored separately, because several models may share it. A text
-/// encoder in an `Arc` may be shared, too.
+/// A model without its vision tower, which is stored separately because several models may share it. Models for
+/// question answering and for retrieval may also share their text encoder, which is therefore in an `Arc`.
 #[derive(Debug)]
 pub(super) enum Checkpoint<O: Ops> {
     /// Captioning, transformers' class `BlipForConditionalGeneration`.
@@ -46,8 +46,8 @@ pub(super) struct Base<O: Ops> {
 }
 
 impl<O: Ops> Checkpoint<O> {
-    /// Loads a model of this class, without its vision tower. If another model has already loaded the same text encoder
-    /// (question answering and retrieval only), `encoder` is that encoder.
+    /// Loads a model of this class, without its vision tower. If the same text encoder has already been loaded for
+    /// another model (question answering and retrieval only), `encoder` is that encoder.
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &BlipConfig,
@@ -241,8 +241,8 @@ fn first_embedding(rows: Vec<Vec<f32>>) -> Embedding {
     Embedding::new(rows.into_iter().next().unwrap_or_default())
 }
 
-/// Returns the error for an output that this model class does not have. A batch that asks for such an output is a bug
-/// in the server, not a client error.
+/// Returns the error for an output that this model class does not have. If a batch asks for such an output, the fault
+/// lies with the server, not with the client.
 fn without(what: &str) -> BackendError {
     BackendError::Device(format!("this model class has no {what}"))
 }

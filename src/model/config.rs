@@ -1,8 +1,8 @@
 //! Reads `config.json`. A field that is missing gets the default that it has in transformers' configuration class.
 //! Source: transformers `BlipConfig`, `BlipTextConfig`, `BlipVisionConfig` (5.23).
 //!
-//! When transformers saves a file, it omits values that equal the class defaults. So the defaults here must be the
-//! same, even the surprising ones: 8 text heads, although every official file says 12. Legacy generation keys
+//! When transformers saves a file, it omits values that equal the class defaults. So the defaults here must equal the
+//! class defaults, even the surprising ones: 8 text heads, although every official file says 12. Legacy generation keys
 //! (`max_length`, `num_beams`, ...) are ignored, as in transformers 5.
 
 use std::path::Path;
@@ -45,7 +45,7 @@ pub struct TextConfig {
     pub num_attention_heads: usize,
     /// Maximum length of a sequence in tokens.
     pub max_position_embeddings: usize,
-    /// Name of the activation function in transformers.
+    /// Name of the activation function, as the `transformers` library spells it.
     pub hidden_act: String,
     /// Epsilon of every layer norm.
     pub layer_norm_eps: f64,
@@ -72,7 +72,7 @@ pub struct VisionConfig {
     pub image_size: usize,
     /// Side of a square patch, in pixels.
     pub patch_size: usize,
-    /// Name of the activation function in transformers.
+    /// Name of the activation function, as the `transformers` library spells it.
     pub hidden_act: String,
     /// Epsilon of every layer norm.
     pub layer_norm_eps: f64,
@@ -208,7 +208,7 @@ impl BlipConfig {
         Ok(config)
     }
 
-    /// Returns the BLIP class that `architectures` names. `path` is the file that an error names.
+    /// Returns the BLIP class that `architectures` names. `path` is the file to name in an error.
     ///
     /// # Errors
     /// When `architectures` names none of BLIP's classes.
@@ -265,7 +265,8 @@ impl BlipConfig {
 }
 
 impl TextConfig {
-    /// Reads the fields of `block`. If the file has no such block, returns the defaults of transformers' class.
+    /// Reads the fields of `block`. If `block` is `None`, the file has no such block, and the defaults of transformers'
+    /// class are returned.
     fn of(block: Option<ObjectFields<'_>>) -> Result<Self, DocumentError> {
         let class = Self::default();
         let Some(fields) = block else { return Ok(class) };
@@ -296,7 +297,8 @@ impl TextConfig {
 }
 
 impl VisionConfig {
-    /// Reads the fields of `block`. If the file has no such block, returns the defaults of transformers' class.
+    /// Reads the fields of `block`. If `block` is `None`, the file has no such block, and the defaults of transformers'
+    /// class are returned.
     fn of(block: Option<ObjectFields<'_>>) -> Result<Self, DocumentError> {
         let class = Self::default();
         let Some(fields) = block else { return Ok(class) };

@@ -1,5 +1,6 @@
-//! Encoder states, which text towers attend to, and groups. A group contains the sequences that one search decodes: a
-//! single sequence, or the beams of one beam search. It also holds the KV caches and the state of the search.
+//! Encoder states and groups. Text towers attend to encoder states. A group contains the sequences that one search
+//! decodes: a single sequence, or the beams of one beam search. The group also holds the KV caches and the state of the
+//! search.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -102,8 +103,8 @@ impl<O: Ops> std::fmt::Debug for Group<O> {
     }
 }
 
-/// Input of the next decode step for one row of a group: its new tokens, the position of the first of them, and its KV
-/// caches (`None` in the first step).
+/// Input of the next decode step for one row of a group: the row's new tokens, the position of the first new token, and
+/// the row's KV caches (`None` in the first step).
 pub(super) struct StepInput<'a, O: Ops> {
     pub(super) tokens: Vec<u32>,
     pub(super) position: usize,

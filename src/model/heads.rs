@@ -81,7 +81,7 @@ impl<O: Ops> TextDecoder<O> {
             candidates.iter().map(|candidate| self.start(Some(candidate))).collect();
         let sequences: Vec<NewTokens<'_>> =
             inputs.iter().map(|tokens| NewTokens { tokens, position: 0 }).collect();
-        // In these new runs, `rows` counts tokens instead of candidates.
+        // The runs built here count tokens in `rows`, whereas those passed to this function count candidates.
         let mut start = 0;
         let runs: Vec<_> = runs
             .iter()

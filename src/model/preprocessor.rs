@@ -67,7 +67,7 @@ pub fn deciding_file(older: Option<PathBuf>, newer: Option<PathBuf>) -> Option<F
     let newer = File::OnDisk(newer.clone());
     let decides = match read_object(&newer) {
         Ok(document) => document.get(BLOCK).is_some_and(Value::is_object),
-        // Choose this file: `Preprocessor::read` then reports what is wrong with it.
+        // Choose `newer` here, so that `Preprocessor::read` reports what is wrong with it.
         Err(_) => true,
     };
     Some(if decides { newer } else { File::OnDisk(older.clone()) })

@@ -1,5 +1,5 @@
-//! The text tower: a post-norm BERT with cross-attention. The encoder and the decoder have the same layers. Source:
-//! transformers `BlipTextModel`.
+//! The text tower: a post-norm BERT with cross-attention. The encoder and the decoder consist of the same kind of
+//! layer. Source: transformers `BlipTextModel`.
 //!
 //! Sequences are concatenated, never padded. Self-attention is bidirectional in the encoder, and causal with a KV cache
 //! in the decoder. Cross-attention uses cached keys and values (decoding), or encoder states that each layer projects
@@ -67,7 +67,7 @@ pub(super) enum SelfAttention<'a, O: Ops> {
     Causal(&'a [Option<&'a [O::KvCache]>]),
 }
 
-/// What the new rows attend to in cross-attention. The runs cover all new rows, in order.
+/// What the new rows attend to in cross-attention. The runs in `Cached` and `Project` cover all new rows, in order.
 pub(super) enum CrossAttention<'a, O: Ops> {
     /// Cross-attention is skipped.
     Skip,

@@ -1,14 +1,15 @@
 //! Decoding parameters, and generated text: token ids, log-probabilities, and the finish reason.
 
-/// Parameters of one generation. They mean the same as in `transformers`' `generate`, and give the same results.
+/// Parameters of one generation. Each parameter has the same meaning and effect as in the `generate` method of
+/// `transformers`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerationParams {
     /// Maximum number of generated tokens, stop token included; at least 1.
     pub max_new_tokens: usize,
-    /// The stop token is forbidden until this number of tokens has been generated; at most `max_new_tokens`.
+    /// Number of tokens that must be generated before the stop token is allowed; at most `max_new_tokens`.
     pub min_new_tokens: usize,
-    /// Penalty on tokens already present: divides their positive scores and multiplies their negative ones; 1.0 has no
-    /// effect.
+    /// Penalty on tokens that already occur in the sequence: their positive scores are divided by it, and their
+    /// negative scores are multiplied by it; 1.0 has no effect.
     pub repetition_penalty: f32,
     /// No n-gram of this size may occur twice; 0 disables the check.
     pub no_repeat_ngram_size: usize,
@@ -32,7 +33,8 @@ pub enum Strategy {
         /// When to stop searching for better beams.
         early_stopping: EarlyStopping,
     },
-    /// Seeded sampling. Noise is keyed by (seed, sequence, step), so batch neighbours do not change a text.
+    /// Seeded sampling. The noise depends only on the seed, the sequence and the step, so batch neighbours do not
+    /// change a sequence.
     Sample {
         /// Seed that reproduces the same samples, 0..2^53.
         seed: u64,
@@ -40,7 +42,8 @@ pub enum Strategy {
         num_return_sequences: usize,
         /// Temperature by which the logits are divided; above 0.
         temperature: f32,
-        /// Keeps only the k most probable tokens; 0 keeps all.
+        /// Nucleus sampling: keeps the smallest set of tokens whose probabilities sum to at least this value; 1.0 keeps
+        /// all.
         top_k: usize,
         /// Nucleus sampling: keeps the smallest set of tokens whose probabilities sum to at least this; 1.0 keeps all.
         top_p: f32,

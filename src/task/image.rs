@@ -103,8 +103,8 @@ impl ImageFormat {
     }
 }
 
-/// Owner of image ids, and of cached pixels and features. Isolates clients from each other: each API key has its own
-/// scope. A server without keys has only [`Scope::EVERYONE`].
+/// Owner of image ids, of cached pixels and of cached features. Scopes isolate clients from each other: each API key
+/// has its own scope. A server without keys has only [`Scope::EVERYONE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scope(pub u64);
 
@@ -146,8 +146,8 @@ impl Preprocessing {
     }
 }
 
-/// Pillow's resampling filters (`Image.Resampling`). The numbers are the values of `resample` in a processor's
-/// configuration.
+/// Pillow's resampling filters (`Image.Resampling`). The number at each filter is its value of `resample` in a
+/// processor's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Resample {
     /// 0: nearest neighbour, the sample at the centre.

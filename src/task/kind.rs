@@ -1,5 +1,5 @@
-//! The four kinds of tasks, each with the type of its output. This lets the compiler check, for example, that the
-//! output of a caption task is a list of sequences.
+//! The four kinds of tasks, each with the type of its output. With these types, the compiler can check, for example,
+//! that the output of a caption task is a list of sequences.
 
 use super::{
     Answer, Caption, Embed, Embedding, Sequence, Similarity, SimilarityCell, Task, TaskOutput, Vqa,

@@ -1,6 +1,6 @@
 //! The types that all folders share: the tasks for a model, their inputs, and their outputs.
 //!
-//! They are plain data. No I/O, no tensor, no HTTP: this folder imports nothing but `std`. `http` builds these values
+//! They are plain data without I/O, tensors or HTTP: this folder imports nothing but `std`. `http` builds these values
 //! from requests, `engine` plans and schedules them, and `model` computes the outputs.
 
 mod embedding;

@@ -1,5 +1,5 @@
-//! Facts about a loaded model, without any tensor. `/info` reports them; `http` and `engine` use them to check and plan
-//! requests.
+//! Describes a loaded model, without its tensors. `/info` reports these facts; `http` and `engine` use them to check
+//! and plan requests.
 
 use super::Preprocessing;
 

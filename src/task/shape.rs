@@ -1,6 +1,6 @@
 //! The number of rows and images that a task needs. A row is one sequence that a text tower processes, such as a beam
-//! or an image-text pair. This is the only place that counts rows: `http` computes a shape before the images are
-//! prepared, to reserve capacity; the engine computes it again from the submitted task.
+//! or an image-text pair. Rows are counted only in this file: `http` computes a shape before the images are prepared,
+//! to reserve capacity; the engine computes the shape again from the submitted task.
 
 use super::{Embed, GenerationParams, PreparedImage, Scores, Task, VqaMode};
 
@@ -42,7 +42,8 @@ impl TaskShape {
         Self::new(pairs + encoded, images)
     }
 
-    /// Returns the shape of an embedding task, which computes one vector of an image, a text, or both: one row.
+    /// Returns the shape of an embedding task: one row, because the task computes one vector (of an image, a text, or
+    /// both).
     #[must_use]
     pub fn embed(images: usize) -> Self {
         Self::new(1, images)

@@ -2,8 +2,8 @@
 //!
 //! Logging a line never blocks on a slow reader of the log. When the queue is full, lines are dropped and counted; as
 //! soon as lines can be written again, a notice in the log says how many were dropped. `tracing-appender` has such a
-//! thread too, but its queue has no bound in bytes and it logs no notice. At the end of the process, its guard also
-//! waits for a reader that may never read.
+//! thread too, but its queue has no bound in bytes, it logs no notice, and at the end of the process its guard waits
+//! for a reader that may never read.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -26,8 +26,8 @@ const STALL: Duration = Duration::from_secs(1);
 /// Longest time that [`LogQueue::flush`] waits for a slow reader.
 const MAX_FLUSH: Duration = Duration::from_secs(5);
 
-/// Number of lines dropped since the process started. This is a static, because a process has one log but may have
-/// several registries.
+/// Number of lines dropped since the process started. The counter is a static, because a process has one log but may
+/// have several registries.
 static DROPPED: LazyLock<IntCounter> = LazyLock::new(|| {
     let help = "Log lines dropped because the log was not read fast enough.";
     IntCounter::new("blip_log_lines_dropped_total", help).expect("a valid name")

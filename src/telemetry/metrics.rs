@@ -52,7 +52,7 @@ macro_rules! metrics {
         }
 
         impl $name {
-            /// Creates a registry with all metrics, `process_*` and `blip_log_lines_dropped_total` included.
+            /// Creates a registry with all metrics, including `process_*` and `blip_log_lines_dropped_total`.
             ///
             /// # Errors
             /// When a metric's declaration is invalid for Prometheus.

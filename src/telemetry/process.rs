@@ -72,8 +72,8 @@ impl ProcessCollector {
         let status = text("/proc/self/status");
 
         if let Some(seconds) = cpu_seconds(&stat) {
-            // A counter cannot be set, so the difference is added. If two concurrent scrapes both add the difference,
-            // later differences are 0 until the real value has caught up.
+            // A counter cannot be set, so add the difference between the value read and the counter. If two concurrent
+            // scrapes both add the difference, later differences are 0 until the real value has caught up.
             self.cpu_seconds.inc_by(seconds.saturating_sub(self.cpu_seconds.get()));
         }
         let open = fs::read_dir("/proc/self/fd").ok().map(Iterator::count);

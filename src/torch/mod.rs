@@ -6,10 +6,10 @@
 //! - `state_dict`: finds the tensors among these values.
 //! - this file: [`TorchFile`], a weight file whose tensors are read on demand.
 //!
-//! candle's reader is not used, because it copies a value each time the pickle refers to it, so that 150 bytes make it
-//! allocate gigabytes. It also drops nested values by recursion, decompresses data of any claimed size, and trusts the
-//! sizes of tensors. The reader here executes nothing, neither copies nor nests values, and its memory is bounded by
-//! the actual size of the file.
+//! candle's reader is not used, because it copies a value each time the pickle refers to it, so that a pickle of 150
+//! bytes can make it allocate gigabytes. It also drops nested values by recursion, decompresses data of any claimed
+//! size, and trusts the sizes of tensors. The reader here executes nothing, neither copies nor nests values, and its
+//! memory is bounded by the actual size of the file.
 //!
 //! Used by `model` (loading) and `hub` (`convert`).
 
@@ -30,8 +30,8 @@ use state_dict::TensorInfo;
 /// Maximum size of the pickle. For 1,000 tensors it takes a quarter of a megabyte.
 const MAX_PICKLE_BYTES: u64 = 8 << 20;
 
-/// Maximum ratio of the bytes of all tensors to those of the file. Tensors may share their values in the file, as tied
-/// embeddings do, but in memory each tensor that is read has its own copy.
+/// Maximum ratio of the bytes of all tensors to the bytes of the file. Tensors may share their values in the file, as
+/// tied embeddings do, but in memory each tensor that is read has its own copy.
 const MAX_SHARING: u64 = 8;
 
 /// A weight file whose pickle has been read.

@@ -13,7 +13,8 @@ use super::TorchError;
 
 /// Maximum number of opcodes. 1,000 tensors take about 35,000.
 const MAX_OPCODES: u64 = 1 << 20;
-/// Maximum number of values on the stack. Python's pickler writes dictionaries in batches of 1,000 keys and values.
+/// Maximum number of values on the stack. Python's pickler writes dictionaries in batches of 1,000 entries, that is,
+/// 2,000 values.
 const MAX_STACK: u64 = 1 << 14;
 /// Maximum number of open marks. A tuple or batch has an open mark until it is complete. A tensor needs three open
 /// marks.
@@ -316,7 +317,8 @@ impl<'a> PickleReader<'a> {
         if !rest.is_empty() {
             return Err(TorchError::Damaged);
         }
-        // Anything else that owns items is an object of some class. No tensor needs its items, so they are dropped.
+        // An owner that is not a dictionary is an object of some class. No tensor needs the items of such an object, so
+        // they are dropped.
         if let PickleValue::Dict(DictId(index)) = self.stack[owner] {
             let pairs = pairs.iter().map(|&[key, value]| (key, value));
             self.pickle.dicts[index as usize].extend(pairs);

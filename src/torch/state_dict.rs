@@ -63,7 +63,8 @@ fn rebuild_arguments<'p, 'a>(
     pickle: &'p Pickle<'a>,
     mut value: PickleValue<'a>,
 ) -> Option<&'p [PickleValue<'a>]> {
-    // The deepest nesting that torch writes is a subclass of a parameter of a tensor.
+    // In the deepest nesting that torch writes, a tensor is built, a parameter is made from the tensor, and an instance
+    // of a subclass is made from the parameter.
     const MOST_CALLS: usize = 3;
     for _ in 0..MOST_CALLS {
         let PickleValue::Call(call) = value else { return None };

@@ -15,6 +15,6 @@ pub struct MockSettings {
     pub image_size: u32,
     /// Number of tokens in every generated text, within the limits of the request.
     pub text_length: usize,
-    /// Number of bytes to leak per encoded image. With this leak, a test shows that the leak tests would detect one.
+    /// Number of bytes to leak per encoded image. A test uses this leak to show that the leak tests detect leaks.
     pub leak_bytes: usize,
 }

@@ -59,7 +59,7 @@ fn configs(
             if config.models.is_empty() {
                 config.models = ModelSource::demo();
             }
-            // The list is still empty if this binary was built without the demo models.
+            // If this binary was built without the demo models, the list is still empty.
             if config.models.is_empty() {
                 return Err(ConfigError::NoModel.into());
             }
@@ -87,7 +87,7 @@ fn measure(
     let machine = Machine::detect();
     let threads = settings.threads.map_or(machine.cores, NonZeroUsize::get);
     let mut report = Report::new(machine, threads, read_bytes_per_second(settings)?);
-    // Measure the limits before any model is loaded, because this needs large buffers.
+    // Measure the limits before any model is loaded, because the measurement needs large buffers.
     for config in configs {
         let Some(limits) = ArithmeticBound::measure(config.compute)? else { continue };
         report.add_limits(&limits);

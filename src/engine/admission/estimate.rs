@@ -1,9 +1,9 @@
-//! Estimates of how long admitted work takes, from the worker's measurements. Pure arithmetic.
+//! Estimates how long admitted work takes, from the worker's measurements. This module is pure arithmetic.
 //!
 //! Text work is counted in tokens. A row processes `row_tokens` tokens, spread over `row_units` work units. A unit
 //! takes `unit_fixed` seconds (to read the weights) plus `unit_per_token` seconds for each token, and contains as many
-//! tokens as fit into `unit_time`. Rows that do not fit wait until others leave. Before the first measurement every
-//! estimate is zero, so that calls are admitted and the worker can measure.
+//! tokens as can be processed within `unit_time`. Rows that do not fit into a unit wait until other rows have finished.
+//! Before the first measurement every estimate is zero, so that calls are admitted and the worker can measure.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub struct Estimates {
     /// Recent miss rate of the feature cache: the fraction of images that were neither cached nor in flight when looked
     /// up.
     pub image_misses: Option<f64>,
-    /// True if a measurement is older than a minute.
+    /// True if the last measurement of vision or of text is older than a minute.
     pub stale: bool,
 }
 
@@ -44,8 +44,8 @@ pub(super) struct WorkAhead {
     /// True if rows that do not wait for images are queued or running. In that case the encoding of `images` shares the
     /// worker's time with those rows.
     pub(super) text_has_other_work: bool,
-    /// True if other calls have images to encode, even images that are scheduled after the call's own. In that case
-    /// `rows` share the worker's time with those images.
+    /// True if other calls have images to encode, including images that are scheduled after those of this call. In that
+    /// case the processing of `rows` shares the worker's time with the encoding of those images.
     pub(super) vision_has_other_work: bool,
 }
 

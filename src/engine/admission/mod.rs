@@ -6,9 +6,9 @@
 //! reserved and not yet submitted; `handle` creates it. A [`TaskReservation`] holds the part that belongs to one
 //! submitted task; the task carries it to the worker.
 //!
-//! The cost of an image is known only after the worker has looked it up in the feature cache. Until then it counts as a
-//! fraction of an encoding, namely the recent miss rate. After a hit (cached, or in flight for another task) it costs
-//! nothing, after a miss a full encoding.
+//! The cost of an image is known only after the worker has looked it up in the feature cache. Until then the image
+//! counts as a fraction of an encoding, namely the recent miss rate. After a hit (the image is cached, or in flight for
+//! another task) it costs nothing. After a miss it costs a full encoding.
 //!
 //! Estimates are learnt from work units that run, so a bad estimate must not stop units from running. Therefore, while
 //! no other call has work, estimates never reject a small call, and stale estimates reject no call at all.
@@ -35,11 +35,11 @@ use crate::telemetry::metrics::Metrics;
 /// that the worker can measure again what work costs.
 const SMALL: (usize, usize) = (8, 1);
 
-/// Safety factor on estimated waits, because calls wait longer than the backend's own times suggest. Between backend
-/// calls the worker plans and sends answers, HTTP competes for the cores, and a call whose turn has come shares the
-/// worker with others until it is done. Under ten times the load that two cores can serve, 1 % of the accepted calls
-/// took 4.5 s where 3 s were estimated (2026-11-25). This is the factor at startup; afterwards it follows how long
-/// calls really waited.
+/// Safety factor on estimated waits at startup. Later the factor follows how long calls really waited. It is needed
+/// because calls wait longer than the backend's own times suggest: between backend calls the worker plans and sends
+/// answers, HTTP competes for the cores, and a call whose turn has come shares the worker with others until it is done.
+/// Under ten times the load that two cores can serve, 1 % of the accepted calls took 4.5 s where 3 s were estimated
+/// (2026-11-25).
 const FIRST_SLIPPAGE: f64 = 1.5;
 /// Range of the safety factor. If calls wait longer than the maximum factor accounts for, the cause is something other
 /// than a wrong estimate.
@@ -66,7 +66,7 @@ struct Usage {
     bytes: u64,
 }
 
-/// Capacity that a client uses: the total, and the part of each call in progress (by the call's number).
+/// Capacity that a client uses. `usage` is the total; `calls` holds the part of each call in progress, by its number.
 #[derive(Debug, Default)]
 struct Client {
     usage: Usage,
@@ -103,8 +103,8 @@ impl Usage {
 /// The second is the work that is scheduled before the last item of `call`. `own` is the number of rows and images that
 /// `call` needs.
 ///
-/// Round robin serves clients in turn, and within a client its calls in turn. So from any other call of the same
-/// client, at most `own` items run before the last item of `call`. Any other client runs at most one item in each
+/// Round robin serves the clients in turn, and serves the calls of each client in turn. So from any other call of the
+/// same client, at most `own` items run before the last item of `call`. Any other client runs at most one item in each
 /// round, up to the round with the last item of `call`.
 fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, WorkAhead) {
     let mut queue = WorkAhead::default();
@@ -299,7 +299,8 @@ impl AdmissionController {
     /// Resolves when all admitted calls have ended and released their reservations.
     pub(crate) async fn emptied(&self) {
         loop {
-            // The waiter is registered before the check, so that it misses no notification in between.
+            // The waiter is registered before the check. Otherwise a notification between the check and the wait
+            // would be lost.
             let emptied = self.emptied.notified();
             if self.state().clients.is_empty() {
                 return;
@@ -321,8 +322,9 @@ impl AdmissionController {
     }
 
     /// Rejects `call`, which needs `own` rows and images, if its work or its wait would take too long. Otherwise
-    /// returns the expected wait plus service time. `left` is the time until the call's deadline. The wait follows
-    /// round robin: a call of one row waits only one turn for each large call and each client with many calls.
+    /// returns the expected wait plus service time. `left` is the time until the call's deadline. The estimated
+    /// wait assumes round robin: a call of one row waits only one turn for each large call and each client with many
+    /// calls.
     fn check_wait(
         &self,
         state: &State,
@@ -345,8 +347,8 @@ impl AdmissionController {
             if probe { 0.0 } else { state.estimates.encodings(own.1, state.profile(call.client)) };
         let estimate = state.estimates.least_service(own.0, images, &self.settings);
         if estimate > left {
-            // A small call cannot be split, so the client is asked to retry later: if a stall has made the estimate too
-            // high, the estimate soon falls again.
+            // A client can hardly split a small call, so it is asked to retry later. This helps if a stall has made the
+            // estimate too high, because the estimate soon falls again.
             let error = if small {
                 EngineError::Overloaded { retry_after: retry_after(estimate) }
             } else {

@@ -69,8 +69,8 @@ impl CallReservation {
         Ok(())
     }
 
-    /// Rejects the call if `wait`, its estimated wait outside the engine, is too long. `left` is the time until the
-    /// deadline.
+    /// Rejects the call if `wait` is too long. `wait` is the call's estimated wait outside the engine, and `left` is
+    /// the time until the call's deadline.
     pub(crate) fn check_wait(&self, wait: Duration, left: Duration) -> Result<(), EngineError> {
         self.0.admission.check_time(wait, Duration::ZERO, left)
     }

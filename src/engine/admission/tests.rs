@@ -91,8 +91,8 @@ fn a_long_wait_is_refused_with_the_time_the_queue_needs() {
         reservation
     };
     let mut reservations: Vec<CallReservation> = (0..3).map(|_| reservation()).collect();
-    // Three images of a second each are queued before the newcomer's. Multiplied by the safety factor, that is more
-    // than the three seconds that the newcomer may wait.
+    // Three images of a second each are queued before the newcomer's image. The newcomer may wait three seconds, but
+    // the estimated wait is multiplied by the safety factor.
     let newcomer = admission.admit(ClientId::default(), 0, now + SOON, now).unwrap();
     let refused = newcomer.reserve(1, 1, SOON).unwrap_err();
     assert_eq!(refused, EngineError::Overloaded { retry_after: Duration::from_secs(5) });
@@ -210,8 +210,8 @@ fn a_stage_that_others_keep_at_work_slows_the_other_one_down() {
     assert!(wait(images()) < 3.5, "{}", wait(images()));
     // If there are also rows that do not wait for images, the images get only half of the worker's time.
     assert!(wait(WorkAhead { text_has_other_work: true, ..images() }) >= 4.0);
-    // More rows than fit into one unit: first without other work, then with other work in both stages. The images of
-    // that work are not scheduled before the call.
+    // Both queues hold more rows than fit into one unit. `alone` has no other work. `beside` has other work in both
+    // stages, but its images are not scheduled before the call.
     let (alone, beside) = (
         rows(10),
         WorkAhead { text_has_other_work: true, vision_has_other_work: true, ..rows(10) },
@@ -301,7 +301,7 @@ fn a_text_call_does_not_wait_for_images() {
             reservation
         })
         .collect();
-    // The deadline is shorter than the time of one image.
+    // The deadline is shorter than the time to encode one image.
     let text =
         admission.admit(ClientId::default(), 0, now + Duration::from_millis(500), now).unwrap();
     assert!(text.reserve(1, 0, Duration::from_millis(500)).is_ok());
@@ -354,7 +354,8 @@ fn images_count_as_what_such_images_have_needed_of_late() {
 
 #[test]
 fn a_client_is_estimated_by_what_its_own_images_and_rows_have_cost() {
-    // Returns how many of sixty calls are admitted at the same time, each with one image or each with eight rows.
+    // `admitted` returns how many of sixty calls are admitted at the same time. `shape` is the number of rows and of
+    // images of each call.
     let settings = EngineSettings { capacity_rows: 1000, ..small() };
     let admitted = |shape: (usize, usize), learn: &dyn Fn(&mut TaskReservation)| {
         let (admission, _, now) = admission(&settings);

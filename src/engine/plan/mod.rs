@@ -236,7 +236,7 @@ impl Plan {
     }
 }
 
-/// Returns the number of groups of one generation. Each sequence to draw is a separate group; the beams of a beam
+/// Returns the number of groups of one generation. Each sampled sequence is a separate group; the beams of a beam
 /// search form one group.
 fn group_count(params: &GenerationParams) -> usize {
     match params.strategy {

@@ -203,7 +203,7 @@ impl Table {
     fn cell(&self, image: usize, text: usize) -> SimilarityCell {
         let directions = (&self.image_directions[image], &self.text_directions[text]);
         let cosine = match directions {
-            // The norms are 1 only up to rounding.
+            // The norms are 1 only up to rounding, so the dot product may exceed 1.
             (Some(image), Some(text)) => Some(image.dot(text).clamp(-1.0, 1.0)),
             _ => None,
         };

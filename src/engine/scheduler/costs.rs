@@ -1,5 +1,6 @@
-//! Cost model of the work, learnt from measured times. It holds the seconds per image for each tower, and for each text
-//! lane the seconds per unit (a fixed part) and per token. All values are exponential moving averages.
+//! Cost model of the work, learnt from measured times. For each tower, it holds the seconds per image. For each text
+//! lane, it holds the seconds per unit (a fixed part) and the seconds per token. All values are exponential moving
+//! averages.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,9 +22,10 @@ fn newest(count: u32) -> f64 {
 /// as large, so that different sizes do get measured.
 const FIXED_PART_AT_FIRST: f64 = 0.75;
 
-/// A slope is computed only if the variance of the unit sizes is at least this fraction of their squared mean: the
-/// sizes then spread by about a third of their mean. Units of nearly equal size differ in time only by chance. A slope
-/// computed from that noise could claim that reading the weights costs nothing and each token a tenth of a second.
+/// The slope of a [`FittedLine`] (the seconds per token) is computed only if the variance of the unit sizes exceeds
+/// this fraction of their squared mean, which means that the sizes spread by about a third of their mean. Units of
+/// nearly equal size differ in time only by chance. A slope computed from that noise could claim that reading the
+/// weights costs nothing and that each token costs a tenth of a second.
 const ENOUGH_VARIANCE: f64 = 0.1;
 
 /// Lower bound on the slope, as a fraction of mean time over mean size. A smaller slope is noise: work is never free.
@@ -41,9 +43,9 @@ impl TextCost {
         self.fixed + self.per_token * work
     }
 
-    /// Returns the seconds that one unit may take: `unit_time`, but at least twice the fixed part. Otherwise, if
-    /// reading the weights took longer than `unit_time`, a unit would hold only one row, and each row would pay for
-    /// reading all weights. With this bound, the rows of a unit may take as long as reading the weights.
+    /// Returns the seconds that one unit may take: `unit_time`, but at least twice the fixed part. This lower bound
+    /// lets the rows of a unit take as long as reading the weights. Without the bound, if reading the weights took
+    /// longer than `unit_time`, a unit would hold only one row, and each row would pay for reading all weights.
     pub(crate) fn budget(self, unit_time: Duration) -> f64 {
         unit_time.as_secs_f64().max(2.0 * self.fixed)
     }

@@ -137,8 +137,8 @@ impl VisionStage {
     }
 }
 
-/// True if an image of `bytes` bytes may be encoded while `pinned` bytes are pinned. If nothing is pinned, any image
-/// may.
+/// True if an image whose features take `bytes` bytes may be encoded while `pinned` bytes are pinned. If nothing is
+/// pinned, any image may be encoded.
 fn fits_budget(pinned: u64, bytes: u64, settings: &EngineSettings) -> bool {
     pinned == 0 || pinned.saturating_add(bytes) <= settings.max_pinned_feature_bytes
 }

@@ -91,7 +91,7 @@ fn a_group_joins_while_others_run_and_steps_are_shared() {
         admission.submit(CAPTION, caption(1)),
         admission.submit(CAPTION, caption_with(1, beams(3, 1))),
     ];
-    // One vision batch, then one step without estimates, then steps with both groups.
+    // Let four backend calls pass: one vision batch, one step without estimates, and two steps with both groups.
     bench.control.pass(4);
     bench.control.wait_until_held();
     replies.push(admission.submit(CAPTION, prompted(1, &[20, 21, 22])));

@@ -57,8 +57,8 @@ fn a_waiter_that_leaves_during_the_encoding_does_not_harm_the_other() {
     bench.control.wait_until_held();
     let first = admissions[0].submit(CAPTION, caption(1));
     let second = admissions[1].submit(CAPTION, caption(1));
-    // The first backend call encodes image 99. The second is the first text step for image 99, or encodes image 1. So
-    // when the third waits at the gate, image 1 has been encoded, or the third is the one that encodes it.
+    // The first backend call encodes image 99. The second call is the first text step for image 99, or encodes image 1.
+    // So when the third call waits at the gate, either image 1 has already been encoded, or the third call encodes it.
     bench.control.pass(2);
     bench.control.wait_until_held();
     drop(first);

@@ -6,14 +6,15 @@ use crate::engine::EngineSettings;
 use crate::engine::testing::bench::*;
 use crate::task::{Task, TaskOutput};
 
-/// Runs one task on a clock that only the backend moves: 1 s per image, 10 ms per step. Returns the number of tokens of
-/// the first sequence.
+/// Runs one task on a manual clock. The clock moves by 0.5 s before the task is submitted, and the backend moves it by
+/// 1 s per image and 10 ms per step. Returns the number of tokens of the first sequence.
 fn generate(task: Task) -> (usize, Bench) {
     let bench = Bench::start(EngineSettings::default());
     let (image, step) = (Duration::from_secs(1), Duration::from_millis(10));
     bench.control.set_costs(&bench.clock, step, image, Duration::ZERO);
     let admission = bench.admit(task.shape().rows);
-    // The time between a call's head and its task (for reading the body and decoding the image) counts as well.
+    // The time between a call's admission and its task's submission counts towards the time to first token. In a server
+    // it is spent on reading the body and decoding the image.
     bench.clock.advance(Duration::from_millis(500));
     let TaskOutput::Caption(sequences) = wait(admission.submit(CAPTION, task)).unwrap().output
     else {

@@ -55,8 +55,9 @@ pub(super) struct RunningGroup<G> {
     rows: usize,
     /// The backend's state of the group.
     pub(super) state: G,
-    /// Number of steps that the group has taken, and of tokens that each of its rows has processed.
+    /// Number of steps that the group has taken.
     steps: usize,
+    /// Number of tokens that each of the group's rows has processed.
     tokens: f64,
     /// When the group got its newest token. Before its first token: when its call was admitted.
     last_token: Instant,

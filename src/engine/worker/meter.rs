@@ -45,7 +45,8 @@ pub(super) struct StepMix {
 pub(super) struct Meter {
     shared: Arc<Shared>,
     evictions: u64,
-    /// Moving averages of the number of units and of tokens of a row, from its first unit to its last.
+    /// Two moving averages over finished rows: the number of units that a row took part in, and the number of tokens
+    /// that it processed in them.
     row_life: Option<(f64, f64)>,
     /// Moving average of the feature cache's miss rate; 1.0 until images have been looked up.
     misses: f64,
@@ -226,7 +227,7 @@ impl Meter {
         self.batch(Stage::Text, model, mix.rows, elapsed);
     }
 
-    /// Records a new token of a sequence or beam search. For the first token, `gap` is the time since its call was
+    /// Records a new token of a sequence or beam search. For the first token, `gap` is the time since the call was
     /// admitted; for later tokens, it is the time since the previous token.
     pub(super) fn token(&self, first: bool, gap: Duration) {
         let metrics = &self.shared.metrics;

@@ -9,7 +9,7 @@ use crate::task::ModelId;
 
 /// Runs one small unit of each kind that `model` supports. Returns true if all of them succeed with finite numbers.
 ///
-/// The probe takes about as long as one short request, so a request that makes units fail slows down the others no more
+/// The probe takes about as long as one short request, so a request that makes units fail delays other requests no more
 /// than a good request would. If the probe runs out of memory, that proves nothing, and the backend counts as working.
 pub(super) fn passes_probe<B: Backend>(trial: &mut TrialRun<'_, B>, model: ModelId) -> bool {
     if crate::faults::at("engine::probe") {

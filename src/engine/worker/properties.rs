@@ -285,8 +285,9 @@ impl ThreadlessEngine {
         next
     }
 
-    /// Checks that each image and text in the backend calls of this turn belongs to a live task. A task is live if its
-    /// client has not disconnected and its deadline has not passed.
+    /// Checks that each image in the backend calls of this turn belongs to a live task, and that texts are processed
+    /// only while there is a live task. A task is live if its client has not disconnected and its deadline has not
+    /// passed.
     fn check_units(&self, from: usize, now: Instant) {
         let wanted = |mark: &FakeMark| {
             self.pending.iter().any(|pending| {

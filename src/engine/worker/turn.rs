@@ -188,8 +188,8 @@ impl<B: Backend> Worker<B> {
     }
 
     /// If the engine has been aborted, ends all tasks. Otherwise ends the tasks that are past their deadline, then
-    /// those whose client has disconnected. Clients also disconnect at their deadline. Because deadlines are checked
-    /// first, such a task counts as expired and not as cancelled.
+    /// those whose client has disconnected. A client may also disconnect because the deadline has passed. Because
+    /// deadlines are checked first, the task of such a client counts as expired and not as cancelled.
     fn reap_finished(&mut self, now: Instant) {
         if self.shared.lifecycle.is_aborted() {
             for task in self.tasks.keys().copied().collect::<Vec<_>>() {

@@ -270,7 +270,7 @@ impl<B: Backend> Worker<B> {
         mix
     }
 
-    /// Charges a unit's time to its stage, and learns its cost if the unit succeeded. Returns the time.
+    /// Charges a unit's time to its stage, and learns its cost if the unit succeeded. Returns that time.
     fn record(&mut self, work: &UnitWork, start: Instant, went_well: bool) -> Duration {
         let now = self.now();
         let elapsed = now.saturating_duration_since(start);
@@ -297,8 +297,8 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Marks the backend as suspect if every item of a unit failed, because then either the items or the backend are at
-    /// fault. The next turn probes the backend. Running out of memory proves neither, so it does not count.
+    /// Marks the backend as suspect if every item of a unit failed, because the cause may then be the backend as well
+    /// as the items. The next turn probes the backend. Running out of memory proves nothing, so it does not count.
     fn suspect_backend<T>(&mut self, model: ModelId, results: &[Result<T, Fault>]) {
         let failed =
             |result: &Result<T, Fault>| matches!(result, Err(fault) if !fault.is_out_of_memory());
@@ -307,7 +307,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Fails a task whose plan cannot accept an output. Non-finite numbers make the backend suspect.
+    /// Ends a task with an error if its plan cannot accept an output. Non-finite numbers make the backend suspect.
     fn fail_plan(&mut self, task: TaskId, error: PlanError) {
         if matches!(error, PlanError::NonFinite(_)) {
             self.meter.non_finite();

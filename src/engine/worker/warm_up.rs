@@ -22,7 +22,8 @@ use crate::task::{
 /// Number of tokens in each text: as many as in a short question.
 const TEXT_TOKENS: usize = 8;
 
-/// Assumed number of tokens of a caption, and of units that it takes part in, until real captions have been generated.
+/// Until real captions have been generated, a caption is assumed to have this many tokens, and to take part in this
+/// many units.
 const CAPTION_TOKENS: usize = 10;
 
 /// Number of steps to run. The first step also projects the image; the second step is like all later steps.

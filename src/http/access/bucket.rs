@@ -1,10 +1,10 @@
 //! Rate limiting with one token bucket per caller, in bounded memory.
 //!
-//! This file replaces the crate `governor`, which lacks two things. The first is a way to check a bucket without
-//! taking a token: a request without a key does not guess a key, so it takes no token, but it must wait if its address
-//! has made too many guesses. The second is a fixed limit on the number of callers, which holds however many addresses
-//! a client pretends to have. The algorithm is the same (GCRA): the state of a caller is one instant, the time at which
-//! its bucket will be full again.
+//! This file replaces the crate `governor`, which lacks two things. The first is a way to check a bucket without taking
+//! a token. A request without a key needs this: it does not guess a key, so it takes no token, but it must wait if its
+//! address has sent too many wrong keys. The second is a fixed limit on the number of callers, which holds however many
+//! addresses a client pretends to have. The algorithm is the same as that of `governor` (GCRA): the state of a caller
+//! is one instant, the time at which its bucket will be full again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -17,11 +17,11 @@ const MAX_CALLERS: usize = 65_536;
 /// Minimum time between two scans that remove callers whose buckets are full.
 const PURGE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Rate at which buckets fill, stored as the time until one token is added.
+/// Rate at which buckets fill, stored as the time in which one token is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rate(Duration);
 
-/// The buckets of all callers, which have the same rate and size.
+/// The buckets of all callers. All buckets have the same rate and the same size.
 pub(crate) struct Buckets<C> {
     rate: Rate,
     burst: u32,
@@ -144,7 +144,7 @@ impl<C: Hash + Eq> CallerBuckets<C> {
     }
 
     /// Forgets callers whose buckets are full. This loses no information, because a caller that is not in the map
-    /// counts as having a full bucket. Runs at most once per [`PURGE_PAUSE`], because it scans all callers.
+    /// counts as having a full bucket. A scan visits all callers, so it runs at most once per [`PURGE_PAUSE`].
     fn purge(&mut self, now: Instant) {
         let due = |at: Instant| now.saturating_duration_since(at) >= PURGE_PAUSE;
         if self.purged.is_none_or(due) {

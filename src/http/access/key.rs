@@ -12,8 +12,8 @@ const MIN_SECRET_LENGTH: usize = 16;
 const MAX_SECRET_LENGTH: usize = 256;
 const MAX_ID_LENGTH: usize = 64;
 
-/// An API key. Keys with the same id (such as an old and a new secret) belong to one owner: they share images and
-/// limits.
+/// An API key. Keys with the same id, such as a key with an old secret and its replacement with a new one, belong to
+/// one owner: they share images and limits.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey {
     id: Arc<str>,
@@ -143,7 +143,7 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// Returns the scope of an owner, which consists of the first 8 bytes of `digest`. It is never 0, which is
+/// Returns the scope of an owner: the number in the first 8 bytes of `digest`. The scope is never 0, because 0 is
 /// [`Scope::EVERYONE`].
 fn scope(digest: &[u8; 32]) -> Scope {
     let mut first = [0; 8];

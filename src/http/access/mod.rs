@@ -51,8 +51,8 @@ pub(crate) struct Access {
     keys: Option<Arc<ApiKeys>>,
     /// Token buckets for wrong keys, one per network; `None` if their number is not limited.
     failures: Option<Buckets<Network>>,
-    /// Token buckets for requests: one per key owner, or one per network if the server has no keys; `None` if there is
-    /// no rate limit.
+    /// Token buckets for requests: one per key owner and, for requests without a key, one per network; `None` if there
+    /// is no rate limit.
     requests: Option<Buckets<Caller>>,
     /// Hashes a caller to its [`ClientId`]. The hash has a random seed, so nobody can choose an address that collides
     /// with another caller.
@@ -64,7 +64,7 @@ pub(crate) struct Access {
 pub(crate) enum Caller {
     /// Everyone who uses keys of this owner.
     Key(Scope),
-    /// Everyone in this network, if there are no keys.
+    /// Everyone in this network who sends requests without a key.
     Address(Network),
 }
 

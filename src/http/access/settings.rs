@@ -139,8 +139,8 @@ impl KeysFile {
     }
 }
 
-/// The rate limit of one key, or of one address if there are no keys: the section `[rate_limit]`. A batch call counts
-/// as one request: its cost is bounded by the limit on rows and by admission control in the engine.
+/// The rate limit of one key owner or, for requests without a key, of one address: the section `[rate_limit]`. A batch
+/// call counts as one request, because its cost is bounded by the limit on rows and by admission control in the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RateLimitSettings {

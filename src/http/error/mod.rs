@@ -1,10 +1,11 @@
 //! Every error that a client can see. This is the only file that assigns HTTP status codes to errors.
 //!
-//! - [`Code`] is the closed list of error codes. Clients should switch only on the code.
+//! - [`Code`] is the closed list of error codes. Programs should distinguish errors only by their code.
 //! - [`ApiError`] is what handlers and extractors return. Its `detail` says what is accepted and what to do next. It
 //!   never reveals internals; causes are logged where they occur.
 //! - [`Problem`] is the response body of an error (RFC 9457). `middleware::problem` writes it, because the request's id
-//!   is known there. Batch responses and event streams contain their problems themselves.
+//!   is known there. Batch responses and event streams contain problems in their own bodies; `inference::reply` and
+//!   `routes::caption` write those.
 //!
 //! `convert` turns the errors of other folders into an [`ApiError`].
 
@@ -27,7 +28,7 @@ const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"blip\"")
 
 macro_rules! codes {
     ($($code:ident $name:literal $status:ident $title:literal;)*) => {
-        /// Error code to switch on; the list is closed.
+        /// Error code, by which programs should distinguish errors. The list of codes is closed.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
         #[serde(rename_all = "snake_case")]
         pub(crate) enum Code {
@@ -143,7 +144,7 @@ pub(crate) struct Problem {
     /// HTTP status of this error.
     #[schema(example = 400, minimum = 400, maximum = 599)]
     status: u16,
-    /// Error code to switch on.
+    /// Error code, by which programs should distinguish errors.
     #[schema(inline)]
     code: Code,
     /// What is accepted and what you can do next.

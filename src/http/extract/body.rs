@@ -17,11 +17,11 @@ use crate::http::error::{ApiError, Code};
 use crate::http::middleware::load_shedding::connections_full;
 use crate::http::settings::HttpSettings;
 
-/// Maximum number of bytes that are allocated before any of the body has arrived. The buffer then doubles whenever the
-/// arriving data needs more space.
+/// Maximum number of bytes that are allocated before any of the body has arrived. Whenever the arriving data needs more
+/// space, the buffer doubles.
 const FIRST_ALLOCATION: u64 = 64 << 10;
 
-/// The error that ends the reading of a body when its connection must close to make room for others.
+/// The error that ends the reading of a body when its connection must close to make room for other connections.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection has to make room for others")]
 pub(crate) struct ClosedToMakeRoom;
@@ -67,7 +67,7 @@ impl<'a> BodyReader<'a> {
         }
     }
 
-    /// Returns the reservation of the call, which now includes the bytes that were read.
+    /// Returns the call's reservation, which now includes the bytes that were read.
     pub(crate) fn into_admission(self) -> Admission {
         self.admission
     }

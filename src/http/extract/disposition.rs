@@ -4,7 +4,7 @@
 //! RFC 7578 requires `form-data; name="image"; filename="a.jpg"`. Real clients also send names without quotes,
 //! `filename*` (RFC 5987) alone or together with `filename`, file names in Latin-1 or any other encoding, encoded words
 //! (RFC 2047), quoted pairs, and backslashes that belong to a path. Only the presence of a file name matters, not its
-//! text or encoding: a part whose file name is not UTF-8 still contains an image, not a text.
+//! text or encoding: a part whose file name is not UTF-8 still contains an image, not text.
 
 use axum::http::{HeaderMap, header};
 
@@ -17,7 +17,7 @@ pub(super) struct Disposition {
     has_file_name: bool,
     /// True if the content type is `image/*` or `application/octet-stream`.
     is_binary: bool,
-    /// True if the declared charset is not compatible with UTF-8. The text of the part may then contain only ASCII.
+    /// True if the declared charset is not compatible with UTF-8. In that case, the part may contain only ASCII text.
     pub(super) foreign_charset: bool,
 }
 
@@ -47,7 +47,7 @@ impl Disposition {
         })
     }
 
-    /// True if the part contains the bytes of an image, false if it contains a text.
+    /// True if the part contains the bytes of an image, false if it contains text.
     pub(super) fn is_file(&self) -> bool {
         self.has_file_name || self.is_binary
     }
@@ -74,8 +74,8 @@ pub(super) fn is_utf8_compatible(charset: &str) -> bool {
         .contains(&charset)
 }
 
-/// True if this charset encodes ASCII characters with the same bytes as ASCII. A text of only ASCII characters can then
-/// be read as UTF-8.
+/// True if this charset encodes ASCII characters with the same bytes as ASCII. Text in such a charset can be read as
+/// UTF-8 if it contains only ASCII characters.
 pub(super) fn is_ascii_superset(charset: &str) -> bool {
     let families = ["iso-8859-", "iso8859-", "iso_8859-", "windows-125", "cp125", "koi8-", "euc-"];
     ["latin1", "latin-1", "l1", "gbk", "gb2312", "gb18030", "big5", "shift_jis"].contains(&charset)

@@ -282,8 +282,8 @@ number_fields! {
     /// Penalty for tokens that already occur in the text.
     RepetitionPenalty, "a number above 0, at most 100", |value| value > 0.0 && value <= 100.0,
         |object| object.exclusive_minimum(Some(0.0)).maximum(Some(100.0));
-    /// Exponent that beam search applies to the length of a beam. Outside this range, f32 scores overflow, and
-    /// transformers returns empty texts.
+    /// Exponent that beam search applies to the length of a beam. With exponents outside the accepted range, f32 scores
+    /// overflow, and the `transformers` library returns empty texts.
     LengthPenalty, "a number from -3 to 10", |value| (-3.0..=10.0).contains(&value),
         |object| object.minimum(Some(-3.0)).maximum(Some(10.0));
 }

@@ -125,8 +125,8 @@ impl<'de> MapAccess<'de> for FormMap {
     ) -> Result<Option<K::Value>, Error> {
         if let Some((name, values)) = self.given.next() {
             if self.inputs.is_some() && name == "inputs" {
-                // Reject the field when its value is read, not here: only then has `serde_path_to_error` recorded the
-                // name of the field.
+                // Do not reject the field yet: `serde_path_to_error` has not recorded its name. The field is rejected
+                // when its value is read.
                 self.value = Some(FieldValue::InputsAsText);
                 return seed.deserialize(name.into_deserializer()).map(Some);
             }

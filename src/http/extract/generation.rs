@@ -180,8 +180,8 @@ impl GenerationFields {
     }
 }
 
-/// Returns the seed to report in the response, which the client gave or the server drew; `None` if the strategy does
-/// not sample.
+/// Returns the seed to report in the response, whether the client gave it or the server drew it; `None` if the strategy
+/// does not sample.
 pub(crate) fn seed_of(params: &GenerationParams) -> Option<u64> {
     match params.strategy {
         Strategy::Sample { seed, .. } => Some(seed),

@@ -27,8 +27,8 @@ pub(crate) struct Head {
 pub(crate) enum Encoding {
     /// `application/json`, `application/<anything>+json` or `text/json`.
     Json {
-        /// True if the declared charset agrees with UTF-8 only for ASCII characters. The body may then contain no other
-        /// characters.
+        /// True if the declared charset agrees with UTF-8 only for ASCII characters. In that case, the body may contain
+        /// only ASCII characters.
         only_ascii: bool,
     },
     /// `multipart/form-data`.

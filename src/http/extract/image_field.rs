@@ -21,8 +21,8 @@ pub(crate) enum ImageField {
 }
 
 impl ImageField {
-    /// Returns the address and length of the bytes in memory. They are equal for clones, so a caller can recognise an
-    /// image that many inputs share, and process it only once.
+    /// Returns the address and length of the bytes in memory. All clones return the same address and length, so a
+    /// caller can recognise an image that many inputs share, and process it only once.
     pub(crate) fn address(&self) -> (usize, usize) {
         match self {
             Self::Value(text) => (text.as_ptr().addr(), text.len()),

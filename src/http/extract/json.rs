@@ -23,8 +23,8 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 const INLINE_BYTES: usize = 64 << 10;
 
 /// Parses a JSON body. A large body is parsed in the blocking thread pool of tokio, away from the threads that serve
-/// connections. `only_ascii` rejects a body with characters outside ASCII; it is true if the declared charset is
-/// neither ASCII nor UTF-8.
+/// connections. `only_ascii` is true if the declared charset is neither ASCII nor UTF-8; in that case, a body with
+/// characters outside ASCII is rejected.
 ///
 /// # Errors
 /// `invalid_request`, with the field; `unsupported_media_type`.

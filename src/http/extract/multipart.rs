@@ -24,8 +24,9 @@ use crate::telemetry::logging::clipped;
 /// Maximum length of a field name in bytes. All known names are shorter.
 const MAX_NAME_BYTES: usize = 64;
 
-/// List fields that clients also send to endpoints that do not have them. Such a field is rejected as unknown only
-/// after the whole body has been read. An earlier error about one of its values names that value as an item of a list.
+/// List fields that clients also send to endpoints that do not have them. Such an endpoint rejects the field as
+/// unknown, but only after it has read the whole body. If a value of the field causes an error before that, the error
+/// names the value as an item of a list, such as `texts[1]`.
 const LISTS_OF_OTHER_ENDPOINTS: [&str; 5] =
     ["images", "texts", "questions", "candidates", "scores"];
 
@@ -36,7 +37,7 @@ const MAX_PART_HEAD_BYTES: usize = 64 << 10;
 /// Reads and parses a multipart body.
 ///
 /// # Errors
-/// `invalid_request`, with the field; `payload_too_large`, `text_too_long`, `batch_too_large`; those of
+/// `invalid_request`, with the field; `payload_too_large`, `text_too_long`, `batch_too_large`; the errors of
 /// [`BodyReader::next`].
 pub(super) async fn parse<R: Request>(
     boundary: &str,

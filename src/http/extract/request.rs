@@ -61,22 +61,25 @@ macro_rules! requests {
                 num_return_sequences: $crate::http::extract::fields::Int<1, 8>,
                 /// Samples tokens instead of taking the most probable ones; default false.
                 do_sample: bool,
-                /// Sampling: divides the logits; higher values give more varied texts; default 1.0.
+                /// Only for sampling: the logits are divided by this value. Higher values give more varied texts;
+                /// default 1.0.
                 temperature: $crate::http::extract::fields::Temperature,
-                /// Sampling: keeps the k likeliest tokens, or all if 0; default 50.
+                /// Only for sampling: keeps the k likeliest tokens, or all tokens if 0; default 50.
                 top_k: $crate::http::extract::fields::Int<0, 100_000>,
-                /// Sampling: keeps the likeliest tokens that together reach this probability; default 1.0.
+                /// Only for sampling: keeps the likeliest tokens that together reach this probability; default 1.0.
                 top_p: $crate::http::extract::fields::TopP,
-                /// Above 1, tokens already in the text become less probable; default 1.0.
+                /// Values above 1 make tokens that are already in the text less probable; default 1.0.
                 repetition_penalty: $crate::http::extract::fields::RepetitionPenalty,
                 /// No sequence of this many tokens occurs twice; default 0 (off).
                 no_repeat_ngram_size: $crate::http::extract::fields::Int<0, 64>,
-                /// Beams: divides scores by the length to this power; higher favours longer texts; default 1.0.
+                /// Only for beam search: scores are divided by the text's length raised to this power. Higher values
+                /// favour longer texts; default 1.0.
                 length_penalty: $crate::http::extract::fields::LengthPenalty,
-                /// Beams: stop once `num_beams` texts are finished (`true`), or when better ones are unlikely (`false`,
-                /// default) or impossible (`"never"`).
+                /// Only for beam search: with `true`, the search stops once `num_beams` texts are finished; with
+                /// `false` (default), once better texts are unlikely; with `"never"`, once better texts are impossible.
                 early_stopping: $crate::http::extract::fields::EarlyStoppingField,
-                /// Sampling: reproduces the samples; drawn and reported if missing.
+                /// Only for sampling: the same seed reproduces the same samples. If the seed is missing, a random seed
+                /// is drawn and reported in the answer.
                 seed: $crate::http::extract::fields::Int<0, 9_007_199_254_740_991>,
             }
             $(alternatives $($($alternative)|+),+)?

@@ -3,7 +3,7 @@
 //!
 //! The trait [`Endpoint`] supplies the parts that differ between endpoints. A call as a whole is rejected only before
 //! any of its images are fetched or decoded, for example if an input is invalid, or if the rows of all inputs together
-//! cannot be reserved. After that, an error of one input affects only that input.
+//! cannot be reserved. Once fetching and decoding have begun, an error of one input affects only that input.
 //!
 //! [`within`] stops the work of a call at its deadline, or when the engine ends. It wraps the preparation of the call
 //! ([`start_single`], [`start_batch`]), then the work on each input ([`Call::until_deadline`]).
@@ -304,8 +304,9 @@ fn check_bytes(bytes: u64, capacity: u64) -> Result<(), ApiError> {
     Err(ApiError::new(Code::BatchTooLarge, detail))
 }
 
-/// Validates every input, and collects the images of the valid ones. The `invalid_request` errors of all inputs are
-/// collected and fail the whole call; a `batch_too_large` error fails it at once.
+/// Validates every input, and collects the images of the valid ones. If inputs have `invalid_request` errors, the whole
+/// call is rejected with all of these errors. A `batch_too_large` error rejects the call at once. Any other error
+/// concerns only its own input.
 fn plan_all<E: Endpoint>(
     inputs: Inputs<InputOf<E>>,
     limits: &Limits,
@@ -347,7 +348,7 @@ fn named(error: ApiError, index: usize, batch: bool) -> ApiError {
     if batch { error.prefix_fields(&format!("inputs[{index}]")) } else { error }
 }
 
-/// Tokenises the texts of every input. If they are longer than [`INLINE_TEXT_BYTES`] in total, does this on a blocking
+/// Tokenises the texts of every input. Texts of more than [`INLINE_TEXT_BYTES`] in total are tokenised on a blocking
 /// thread, so that the threads that serve connections are not delayed.
 async fn tokenize_all<E: Endpoint>(
     plans: &[Result<PlannedInput<E>, ApiError>],

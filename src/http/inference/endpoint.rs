@@ -35,7 +35,7 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     /// request.
     ///
     /// # Errors
-    /// `invalid_request` and `batch_too_large` fail the whole call; any other error fails this input only.
+    /// `invalid_request` and `batch_too_large` reject the whole call; any other error concerns only this input.
     fn plan(input: InputOf<Self>, limits: &Limits, model: &Model) -> Result<Self, ApiError>;
 
     /// Returns how many rows and images the input needs in the engine.

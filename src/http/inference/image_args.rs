@@ -96,8 +96,8 @@ enum ImageOrigin {
 /// Identifies an image within a call. Images with equal identities are processed only once.
 #[derive(PartialEq, Eq, Hash)]
 enum Identity {
-    /// Address and length of the value in memory. They are equal for all inputs that share an image given as a default
-    /// outside `inputs`.
+    /// Address and length of the value in memory. If a batch gives a default image outside `inputs`, all inputs that
+    /// use it share one value in memory.
     Place(usize, usize),
     /// The URL, so that each URL is fetched only once.
     Url(Arc<str>),

@@ -72,7 +72,8 @@ impl AccessLog {
         let task = notes.task.unwrap_or_default();
         let client_ip = request.client.filter(|_| self.settings.client_ip);
         let image = notes.image;
-        // This is a macro so that one list of fields serves four levels: `tracing` needs the level at compile time.
+        // This is a macro because `tracing` needs the level at compile time. With the macro, one list of fields serves
+        // all four levels.
         macro_rules! line {
             ($level:ident, $message:literal $(, $suppressed:ident)?) => {
                 tracing::$level!(

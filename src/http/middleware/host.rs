@@ -1,5 +1,5 @@
-//! Rejects requests whose `Host` field is missing, repeated or malformed (RFC 9112, section 3.2). If a proxy and a
-//! server could read different hosts from one request, one of them would answer for the wrong site.
+//! Rejects requests whose `Host` field is missing, repeated or malformed (RFC 9112, section 3.2). Otherwise a proxy and
+//! this server could read different hosts from one request, and one of them would answer for the wrong site.
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, Version, header};

@@ -10,7 +10,8 @@ use axum::response::{IntoResponse, Response};
 use crate::http::access::is_open;
 use crate::http::error::{ApiError, Code};
 
-/// Time after which clients should retry. A place becomes free when the next connection ends or becomes idle.
+/// Time after which clients should retry. It is short, because a regular place becomes free as soon as any connection
+/// ends, or becomes idle and is closed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Marks a request whose connection has a place in the reserve instead of a regular place.

@@ -63,7 +63,7 @@ pub(crate) async fn observe(
     response.map(|body| Body::new(GuardedBody::new(body, record)))
 }
 
-/// Returns the error code with which the server would reject an inference request now, because it is not ready.
+/// For a server that is not ready, returns the error code with which it would reject an inference request now.
 fn unready_code(state: &HttpState) -> Code {
     if state.readiness() == Readiness::Draining { Code::ShuttingDown } else { Code::NotReady }
 }

@@ -1,5 +1,5 @@
-//! Rate limiting: limits the requests of each key, or of each address if the server has no keys. Requests for health
-//! and metrics are not counted, because monitoring must still work when the server is flooded.
+//! Rate limiting: limits the requests of each key owner; requests without a key are limited by address. Requests for
+//! health and metrics are not counted, because monitoring must still work when the server is flooded.
 
 use std::time::{Duration, Instant};
 

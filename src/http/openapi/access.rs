@@ -14,8 +14,8 @@ const SCHEME: &str = "api_key";
 const DESCRIPTION: &str =
     "Required if the server is configured with API keys. By default it has none.";
 
-/// Adds the security scheme. Each operation that needs a key gets a security requirement and the error responses; a
-/// public operation gets an empty requirement.
+/// Adds the security scheme. A public operation gets an empty list of security requirements. Every other operation gets
+/// the error responses and an optional requirement, because a server may have no API keys.
 pub(crate) fn add(document: &mut OpenApi) {
     let scheme =
         HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(DESCRIPTION)).build();

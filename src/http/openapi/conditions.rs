@@ -1,9 +1,9 @@
 //! Conditions between the fields of a request, as far as JSON Schema can express them, such as "exactly one of these
 //! fields" or "only together with that field". They appear only in the strict document (see `openapi`).
 //!
-//! A schema cannot compare two values, such as `min_new_tokens` with `max_new_tokens`, or sequences with beams. Nor can
-//! it express that in a batch an input's own fields override the defaults given outside `inputs`. Only the server
-//! reports such conflicts.
+//! A schema cannot compare two values, such as `min_new_tokens` with `max_new_tokens`, or `num_return_sequences` with
+//! `num_beams`. Nor can it express that in a batch an input's own fields override the defaults given outside `inputs`.
+//! Only the server reports such conflicts.
 
 use serde_json::{Value, json};
 use utoipa::openapi::schema::{Array, Object};

@@ -46,7 +46,7 @@ pub(crate) struct EndpointRules {
     /// Runtime expression for an image id that every response contains, such as `$response.body#/image/id`. `links`
     /// uses it to link the response to further calls about this image.
     pub(crate) image_id: Option<&'static str>,
-    /// A call of this endpoint about a known image. Responses that contain an image id link to this call.
+    /// A call of this endpoint that sends an image's id. Responses that contain an image id link to this call.
     pub(crate) follow_up: FollowUp,
 }
 

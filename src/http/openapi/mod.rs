@@ -266,8 +266,8 @@ fn add_encodings(operation: &mut Operation, schemas: &BTreeMap<String, RefOr<Sch
     }
 }
 
-/// Builds the schema of the multipart form from that of the JSON request: files replace image values. In a batch, each
-/// file is one input.
+/// Builds the schema of the multipart form from the schema of the JSON request. Image fields contain files instead of
+/// image values. In a batch, each file is one input.
 fn multipart_schema(request: &Object) -> Object {
     let mut form = Object::with_type(SchemaType::Type(Type::Object));
     form.additional_properties.clone_from(&request.additional_properties);

@@ -112,7 +112,8 @@ fn object<'v>(value: &'v mut Value, pointer: &str) -> Option<&'v mut Map<String,
     value.pointer_mut(pointer).and_then(Value::as_object_mut)
 }
 
-/// Returns the defaults of the fields of an operation's request; `null` if it is not a call of an inference endpoint.
+/// Returns the defaults of the fields of an operation's request; `null` if the operation does not belong to an
+/// inference endpoint.
 fn defaults_of<'e>(operation: &Value, endpoints: &'e [DocumentedEndpoint]) -> &'e Value {
     let reference = &operation["requestBody"]["content"]["application/json"]["schema"]["$ref"];
     let name = reference.as_str().and_then(|reference| reference.rsplit('/').next());
@@ -170,8 +171,8 @@ fn remove_conditions(schema: &mut Value) {
     }
 }
 
-/// Turns an answer that combines its own fields with a `oneOf` into one object, in which the fields of the variants are
-/// optional. Generators cannot combine an object with a `oneOf`.
+/// Merges every answer that combines its own fields with the variants of a `oneOf`. The result is one object, in which
+/// the fields of the variants are optional. Generators cannot combine an object with a `oneOf`.
 fn merge_variants(schemas: &mut Map<String, Value>) {
     let all = schemas.clone();
     let is_choice =
@@ -262,7 +263,7 @@ fn simplify_form(form: &mut Value, defaults: &Value) {
             object.insert("enum".to_owned(), json!(["true", "false", "never"]));
         }
         let of_files = object.get("items").and_then(Value::as_object).is_some_and(is_file);
-        // `images` gets an empty example, because it must be absent when `image` is given.
+        // `images` gets an empty list as its example, which means absent: a form with `image` must not have `images`.
         if !is_file(object) && (!of_files || name != "image") {
             let default = defaults.get(name).cloned().or_else(|| generation_default(name));
             set_default_example(object, default);

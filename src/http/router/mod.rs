@@ -88,8 +88,8 @@ fn state_routes() -> OpenApiRouter<HttpState> {
         .routes(routes!(info::show_info))
 }
 
-/// Returns the route `/metrics`. The operations listener serves this route if there is one; otherwise the public
-/// listener does.
+/// Returns the route `/metrics`. If the server has an operations listener, that listener serves the route; otherwise
+/// the public listener does.
 fn metrics_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default().routes(routes!(metrics::show_metrics))
 }

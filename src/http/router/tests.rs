@@ -22,7 +22,7 @@ use crate::images::{Images, ImagesSettings};
 use crate::input::Tokenizer;
 use crate::telemetry::metrics::Metrics;
 
-/// The endpoints of the server and one more.
+/// The endpoints of the server, and `classify`.
 const ONE_MORE: EndpointList = &[
     caption::endpoint,
     vqa::endpoint,

@@ -73,7 +73,7 @@ requests! {
 /// The labels that fit an image best.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ClassifyAnswer {
-    /// Best first.
+    /// The chosen labels, best first.
     labels: Vec<LabelScore>,
     /// Id, size and format of the image.
     image: ImageAnswer,

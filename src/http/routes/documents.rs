@@ -13,8 +13,8 @@ use crate::http::openapi::DocumentedRoutes;
 use crate::http::settings::Limits;
 
 /// The OpenAPI documents of one server. Each is generated on its first request and then cached. Generating a document
-/// takes milliseconds, longer than most answers, but a request for a document is only forty bytes long. Without the
-/// cache, clients could cause much work at little cost. Clones share the cache.
+/// takes milliseconds, but a request for it is only forty bytes long. Without the cache, a client could therefore cause
+/// much work at little cost to itself. Clones share the cache.
 #[derive(Clone)]
 pub(crate) struct Documents(Arc<Cache>);
 

@@ -125,7 +125,7 @@ impl Field for EncodingFormat {}
 /// The embedding of one input.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct EmbeddingAnswer {
-    /// What the vector represents; decides the vector space.
+    /// What the vector represents, which determines its vector space.
     #[schema(inline)]
     r#type: EmbeddingType,
     /// Number of values in the vector.
@@ -332,7 +332,8 @@ fn packed(vector: &[f32]) -> String {
 /// Embed an image or a text
 ///
 /// Image and text vectors share one space: their dot product is the `cosine` of `/similarity`. With
-/// `"type": "multimodal"` the text is encoded together with the image; these vectors have their own space.
+/// `"type": "multimodal"`, the text is encoded together with the image; the resulting vectors have a space of their
+/// own.
 #[utoipa::path(
     post,
     path = "/embeddings",

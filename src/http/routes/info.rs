@@ -23,7 +23,7 @@ pub(crate) struct Info {
     /// Version of this blip-server binary.
     #[schema(example = "0.1.0")]
     version: &'static str,
-    /// The loaded models; the first of each role is its default.
+    /// The loaded models. The first model of each role is the default model of this role.
     models: Vec<ModelDescription>,
     /// Limits of one request, from the settings.
     limits: LimitsDescription,
@@ -46,7 +46,7 @@ pub(crate) struct ModelDescription {
     /// `caption`, `vqa`, or `retrieval` (which serves `/similarity` and `/embeddings`).
     #[schema(example = "caption")]
     role: &'static str,
-    /// Whether requests of its role without `model` use this model.
+    /// Whether this model answers the requests for its role that name no `model`.
     default: bool,
     /// Hugging Face hub id, or local directory.
     #[schema(example = "Salesforce/blip-image-captioning-base")]
@@ -85,7 +85,7 @@ pub(crate) struct ModelDescription {
     parameters: u64,
     /// Whether this is a built-in demo model, trained on synthetic scenes only.
     demo: bool,
-    /// Limitation to know before trusting the answers.
+    /// Limitation of a demo model that affects how far its answers can be trusted; absent for other models.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false, example = "knows synthetic scenes of emoji only")]
     note: Option<&'static str>,
@@ -99,32 +99,32 @@ const DEMO_NOTE: &str = "knows synthetic scenes of emoji only, not photographs; 
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct LimitsDescription {
     max_body_bytes: u64,
-    /// After base64 decoding.
+    /// Maximum size of one image file, after base64 decoding.
     max_image_bytes: usize,
     #[serde(alias = "max_pixels")]
     max_image_pixels: u64,
-    /// In pixels.
+    /// Maximum width and height of one image, in pixels.
     #[serde(alias = "max_side")]
     max_image_side: u32,
-    /// Memory to decode one image.
+    /// Maximum memory for decoding one image.
     max_decoded_bytes: u64,
     max_images: usize,
     max_texts: usize,
     max_questions: usize,
     max_candidates: usize,
     max_batch_inputs: usize,
-    /// A row is a sequence that a text model processes: one for each beam, sampled sequence, candidate answer, image-text
-    /// pair (for `match`) or text.
+    /// A row is a sequence that a text model processes: one for each beam, sampled sequence, candidate answer,
+    /// image-text pair (for `match`) or text.
     max_rows: usize,
-    /// Before tokenization.
+    /// Maximum length of one text in characters, before tokenization.
     max_text_chars: usize,
     max_text_bytes: usize,
     max_new_tokens: usize,
-    /// Number of HTTP frames of a body.
+    /// Maximum number of HTTP frames of a body.
     max_body_frames: usize,
-    /// Number of text parts in a form, or of fields in a query string.
+    /// Maximum number of text parts in a form, or of fields in a query string.
     max_text_parts: usize,
-    /// `x-request-timeout-ms` can only shorten it.
+    /// Time limit of a request, in milliseconds. The header `x-request-timeout-ms` can only shorten it.
     deadline_ms: u64,
     fetch_enabled: bool,
 }
@@ -211,7 +211,7 @@ fn written(settings: &impl Section) -> Value {
     serde_json::to_value(settings).expect("settings are plain data")
 }
 
-/// Fills the fields of `T` with the settings of the same keys.
+/// Fills each field of `T` with the setting that has the same key.
 ///
 /// # Panics
 /// If `T` has a field for which there is no setting.

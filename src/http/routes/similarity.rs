@@ -58,11 +58,11 @@ requests! {
     input SimilarityInput {
         /// A single image; use `images` for several.
         image: ImageField,
-        /// Images: the rows of `scores` in the answer.
+        /// One or more images. Each is one row of `scores` in the answer.
         images: Vec<ImageField>,
         /// A single text; use `texts` for several.
         text: Text,
-        /// Texts: the columns of `scores` in the answer.
+        /// One or more texts. Each is one column of `scores` in the answer.
         texts: Vec<Text>,
         /// Scores to compute; by default all that the model supports.
         scores: Vec<ScoreName>,
@@ -74,7 +74,8 @@ requests! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ScoreName {
-    /// Probability of the image-text matching head, a cross-encoder: one text pass for each pair.
+    /// Probability from the image-text matching head. This head is a cross-encoder, so the text model runs once for
+    /// each pair of image and text.
     Match,
     /// Cosine similarity of the two embeddings, and the logit if the model has a logit scale.
     Cosine,

@@ -55,7 +55,8 @@ pub(crate) fn endpoint() -> InferenceEndpoint {
     )
 }
 
-/// Returns the condition that answers are either generated, or ranked among `candidates` without generation parameters.
+/// Returns the condition that a request either has no `candidates`, so that answers are generated, or has `candidates`
+/// to rank and no generation parameters.
 fn generated_or_ranked() -> Value {
     let none: serde_json::Map<String, Value> =
         GENERATION.iter().map(|name| ((*name).to_owned(), Value::Bool(false))).collect();
@@ -89,7 +90,7 @@ requests! {
 /// The answers about one image.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct VqaAnswer {
-    /// In the order of the questions; sequences of one question are adjacent.
+    /// The answers, in the order of the questions. If a question has several sequences, their answers are adjacent.
     #[schema(min_items = 1)]
     answers: Vec<QuestionAnswer>,
     /// Id, size and format of the image.

@@ -13,8 +13,8 @@ use crate::settings::{InvalidSetting, Section, millis, require};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ConnectionSettings {
-    /// Maximum number of open connections. At this limit, new connections replace idle ones; `connection_table` decides
-    /// which.
+    /// Maximum number of open connections. At this limit, a new connection may replace another one; `connection_table`
+    /// decides which one is closed.
     pub max_connections: usize,
     /// Maximum time from the first byte of a request (for the first request, from the start of the connection) to the
     /// end of its head.

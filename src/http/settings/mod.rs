@@ -36,7 +36,7 @@ pub struct HttpSettings {
     pub deadline: Duration,
     /// Whether the server serves the OpenAPI documents and the page `/docs`.
     pub docs: bool,
-    /// Cross-origin requests (CORS); `None` allows none of them.
+    /// Settings of cross-origin requests (CORS); `None` allows no such requests.
     #[serde(rename = "cors_allowed_origins", with = "cors_allowed_origins")]
     pub cors: Option<CorsSettings>,
     /// Host names of the server. If there are no API keys, web pages of these hosts may send requests.
@@ -45,7 +45,7 @@ pub struct HttpSettings {
     /// Limits of one call.
     #[serde(skip)]
     pub limits: Limits,
-    /// Limits of one image and one text; `input` enforces them.
+    /// Limits of one image and limits of one text; `input` enforces them.
     #[serde(skip)]
     pub input: InputSettings,
     /// Timeouts and limits of connections.
@@ -63,14 +63,14 @@ pub struct HttpSettings {
     /// TLS on the public listener; `None` serves plain HTTP.
     #[serde(skip)]
     pub tls: Option<TlsSettings>,
-    /// True if the public listener has a loopback address. The `Host` field then does not prove that a page belongs to
-    /// the server.
+    /// True if the public listener has a loopback address. In that case, any host name can be made to resolve to the
+    /// server (DNS rebinding), so a page need not belong to the server even if its host equals the `Host` field.
     #[serde(skip)]
     pub on_loopback: bool,
     /// True if metrics are served on a separate listener, and not on the public one.
     #[serde(skip)]
     pub operations_listener: bool,
-    /// Time between two checks of the files of keys and certificates.
+    /// Time between two checks whether the key file or the certificate files have changed.
     #[serde(skip)]
     pub file_check_interval: Duration,
 }
@@ -132,8 +132,8 @@ fn require_time(key: &'static str, time: Duration) -> Result<(), InvalidSetting>
 }
 
 impl HttpSettings {
-    /// Checks these settings and the sections in them. `config` checks each section when it reads it; tests, which set
-    /// the fields directly, call this.
+    /// Checks these settings and the sections in them. `config` checks each section while reading it. Tests set the
+    /// fields directly, so they call this function.
     ///
     /// # Errors
     /// The first setting whose value is not accepted.

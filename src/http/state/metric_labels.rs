@@ -1,5 +1,6 @@
-//! Creates the time series whose labels are known before the first request, with the value 0, so that rates exist from
-//! the first scrape. `state` and `router` call this at startup, and `state` calls it again when the models are loaded.
+//! Creates, with the value 0, every time series whose labels are known before the first request, so that rates exist
+//! from the first scrape. `state` and `router` call this at startup, and `state` calls it again when the models are
+//! loaded.
 
 use std::sync::OnceLock;
 
@@ -43,7 +44,7 @@ pub(crate) fn initialise_routes<'r>(metrics: &Metrics, routes: impl Iterator<Ite
     }
 }
 
-/// The task of an endpoint, under which the metrics count its inputs.
+/// The metric label `task` of one endpoint: the metrics count the inputs of the endpoint under this label.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TaskLabel {
     /// Role of the models that serve the endpoint.

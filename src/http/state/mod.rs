@@ -65,8 +65,8 @@ pub enum Readiness {
 }
 
 impl HttpState {
-    /// Creates a state without models. Health, metrics and the API documents work; all other requests fail as not
-    /// ready.
+    /// Creates a state without models. Health, metrics and the API documents work; all other requests fail with the
+    /// error `not_ready`.
     pub fn new(settings: HttpSettings, metrics: Arc<Metrics>) -> Self {
         self::metric_labels::initialise(&metrics);
         let shared = Shared {
@@ -124,7 +124,8 @@ impl HttpState {
         }
     }
 
-    /// True if the worker thread has ended or hangs, even while draining. Only a restart of the process helps.
+    /// True if the worker thread has ended or hangs. This is reported even during a shutdown. Only a restart of the
+    /// process helps.
     pub(crate) fn worker_is_down(&self) -> bool {
         self.phase() == Phase::Down
     }
@@ -155,7 +156,8 @@ impl HttpState {
         &self.0.metrics
     }
 
-    /// Creates the counters of the tasks of the router's endpoints, now or when the models are loaded.
+    /// Creates the counters for the inputs of the router's endpoints: at once if the models are loaded, otherwise as
+    /// soon as they are.
     pub(crate) fn initialise_tasks(&self, tasks: Vec<TaskLabel>) {
         self.0.item_counters.set_tasks(&self.0.metrics, tasks);
     }

@@ -3,13 +3,14 @@
 //! close to make room for others.
 //!
 //! hyper's own header timeout starts as soon as hyper is ready to read a head, so it also ends connections that are
-//! merely idle. Here that timeout is set to `keep_alive`, the longest pause between two requests, and [`TimedStream`]
-//! limits the time of the head itself, from its first byte. A head whose first bytes arrive during the previous request
-//! is limited only by `keep_alive`.
+//! merely idle. Therefore `server` sets that timeout to `keep_alive`, the longest pause between two requests, and
+//! [`TimedStream`] limits the time of the head itself, from its first byte. A head whose first bytes arrive during the
+//! previous request is limited only by `keep_alive`.
 //!
 //! If a connection is closed while its client is still sending, TCP resets it, and the client loses the last response.
-//! That happens if a request is rejected before its end, or if the client sends further requests ahead (pipelining).
-//! Therefore, before it closes, [`TimedStream`] reads and discards the input that still arrives (lingering close).
+//! A client is still sending if its request is rejected before all of it has arrived, or if it sends further requests
+//! ahead (pipelining). Therefore, before it closes, [`TimedStream`] reads and discards the input that still arrives
+//! (lingering close).
 
 use std::io;
 use std::pin::Pin;
@@ -46,8 +47,8 @@ pub(crate) struct Activity(Arc<ActivityState>);
 
 #[derive(Debug)]
 struct ActivityState {
-    /// The phase in the low [`PHASE_BITS`] bits, and above them the sequence number of the phase from [`PHASES`]. Both
-    /// are in one value so that one atomic read returns both.
+    /// The low [`PHASE_BITS`] bits hold the phase. The bits above them hold the sequence number of the phase, which
+    /// comes from [`PHASES`]. Both are in one value so that one atomic read returns both.
     phase: AtomicU64,
     /// True if the rest of a request will not be read. The connection then cannot read another request.
     unread_input: AtomicBool,
@@ -55,8 +56,8 @@ struct ActivityState {
     stalled: AtomicBool,
 }
 
-/// The next sequence number of a phase; all connections share it. Sequence numbers order phases exactly. A clock cannot
-/// do that, because two phases can begin within one tick.
+/// Sequence number of the phase that begins next; all connections share this counter. Sequence numbers order phases
+/// exactly. A clock cannot do that, because two phases can begin within one tick.
 static PHASES: AtomicU64 = AtomicU64::new(0);
 
 /// Phase of a new connection on which nothing has arrived.

@@ -6,15 +6,16 @@
 //!
 //! 1. An address loses a connection if it holds more connections than its share (the number of places divided by the
 //!    number of addresses, including the newcomer's) and more than the address of the newcomer. Of several such
-//!    addresses, the one with the most connections loses one: the connection that has waited longest for its client.
+//!    addresses, the one with the most connections loses one. It loses an idle connection if it has one, otherwise one
+//!    whose request head is unfinished, otherwise one whose request body is unfinished. Among equals, it loses the one
+//!    that has waited longest for its client.
 //! 2. The newcomer replaces an idle connection of its own address.
 //! 3. The newcomer gets a place in the reserve (additional places for probes and scrapes), where rules 1 and 2 apply
 //!    too. There it can send one request for health or metrics; any other request is rejected as overloaded.
 //! 4. The newcomer is closed.
 //!
 //! A request that has arrived completely is never aborted, and neither is a response that is being sent. Rule 1 can
-//! abort a request whose body is still arriving, but it first closes connections of the same address that are idle or
-//! whose head is unfinished. The response to an aborted request is a 503.
+//! abort a request whose body is still arriving; the response to such a request is a 503.
 //!
 //! The table reads the state of a connection from its [`Activity`], so requests do not have to update the table. A
 //! newcomer causes a scan of all connections, but only if all places are taken (1,024 connections: a few microseconds).
@@ -195,8 +196,8 @@ impl Places {
         Some(member)
     }
 
-    /// Returns the connection that must close to make room for a new one of `newcomer`, by rules 1 and 2 of this
-    /// module; `None` if no connection may be closed.
+    /// Returns the connection that must close to make room for a new connection from the network `newcomer`, by rules 1
+    /// and 2 of this module; `None` if no connection may be closed.
     fn connection_to_close(&self, newcomer: Network) -> Option<(Network, u64)> {
         let own = self.holders.get(&newcomer).map_or(0, BTreeMap::len);
         let addresses = self.holders.len() + usize::from(own == 0);
@@ -238,8 +239,8 @@ impl ConnectionPlace {
         self.member.close_token.clone()
     }
 
-    /// Returns true if the connection has a regular place. First moves a connection from the reserve to a regular place
-    /// if the rules allow it now.
+    /// If the connection is in the reserve, moves it to a regular place if the rules allow this now. Returns true if
+    /// the connection has a regular place afterwards.
     pub(crate) fn try_promote(&self) -> bool {
         if !self.in_reserve.load(Ordering::Relaxed) {
             return true;
@@ -402,7 +403,7 @@ mod tests {
         let first = rig.connect("10.0.0.2");
         assert!(head.is_leaving() && !slow.is_leaving() && !first.is_in_reserve());
         // Now each address holds one place, which is its share. Once 10.0.0.1 holds two places again, a connection from
-        // a third address makes the slow body close.
+        // a third address closes the connection with the slow body.
         let _more = rig.connect("10.0.0.1");
         drop(first);
         let more = rig.connect("10.0.0.1");

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::tls::Tls;
 
-/// Pause after an error of `accept`, such as when the process has no file descriptors left.
+/// Pause after `accept` has failed, for example because the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A socket that accepts connections.

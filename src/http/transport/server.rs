@@ -41,8 +41,8 @@ use crate::http::settings::ConnectionSettings;
 use crate::http::state::HttpState;
 use crate::telemetry::metrics::{GaugeGuard, Metrics};
 
-/// Time between the end of the drain timeout, when the engine fails the remaining requests, and the closing of their
-/// connections. It is long enough to write the responses of these requests.
+/// Time from the end of the drain timeout to the closing of the remaining connections. At the end of the drain timeout,
+/// the engine ends the remaining requests with an error; this time is long enough to write their responses.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Connection limit of the operations listener, which serves a few probes and scrapers.
 const OPERATIONS_CONNECTIONS: usize = 64;
@@ -240,7 +240,8 @@ impl Connection {
         tokio::select! {
             () = closing => {}
             () = self.cut.cancelled() => {}
-            // The only work that remains is to discard the input that a rejected client still sends.
+            // The connection can be closed at once: the only work that remains is to discard the input that a rejected
+            // client still sends.
             () = self.place.close_requested(), if !ending => {}
         }
     }

@@ -48,7 +48,7 @@ impl Tls {
     /// If one of them cannot be read or used, or if they do not belong together.
     ///
     /// # Panics
-    /// Never, because ring supports both TLS versions.
+    /// Never, because ring supports both TLS 1.2 and TLS 1.3.
     pub fn load(settings: &TlsSettings) -> Result<Self, TlsError> {
         let refused = |setting, reason| TlsError { setting, reason };
         let certificate = reload::read(&settings.certificate)

@@ -35,7 +35,7 @@ pub(super) struct Queue {
     decodes: Turns<u64>,
     /// Number of waiting jobs of each client that has any.
     clients: HashMap<ClientId, usize>,
-    /// The work that each client has received, as the finish time of its last decode on the scale of virtual time. A
+    /// Finish time, in virtual time, of each client's last decode. It measures the work that the client has received. A
     /// client without an entry starts at `virtual_time`.
     finish_times: HashMap<ClientId, f64>,
     /// Virtual time, which is the start time of the decode that was taken last.
@@ -184,8 +184,8 @@ impl Queue {
         }
     }
 
-    /// Charges the client for a decode that took longer than its header implied, so that a file whose header
-    /// understates the work gains no advantage.
+    /// Charges the client for the extra time of a decode that took longer than the file's header implied. A file whose
+    /// header understates the work therefore gains no advantage.
     fn charge(&mut self, job: Running, took: f64) {
         let expected = self.decode_time(job.work);
         if job.lane == Lane::Decodes && took > expected && expected > 0.0 {
@@ -202,8 +202,9 @@ impl Queue {
     /// Estimates the time until a thread is free for the last of `files` files, if their call arrived now. Returns zero
     /// if one of the `threads` threads is idle.
     ///
-    /// Fair queueing bounds the work that runs before that file. Each other call of this client contributes at most
-    /// `files` jobs. Each other client contributes at most as much work as this client receives in that time.
+    /// Fair queueing bounds the work that runs before the last file. Each other call of the same client contributes at
+    /// most `files` jobs. Each other client contributes at most as much work as the call's own client receives until
+    /// then.
     pub(super) fn estimated_wait(
         &self,
         call: CallId,

@@ -165,7 +165,7 @@ fn files_that_are_refused_do_not_bring_the_estimate_down() {
         learn(&mut queue, Lane::Decodes, broken, JobOutcome::EndedEarly);
     }
     assert_eq!(estimated_wait(&queue, 1, now), SECOND);
-    // A job that fails late has occupied a thread like any other job.
+    // Even a job that failed raises the estimate if it has occupied a thread for longer than the estimate.
     learn(&mut queue, Lane::Decodes, SECOND * 11, JobOutcome::EndedEarly);
     assert!(estimated_wait(&queue, 1, now) > SECOND * 5);
 }

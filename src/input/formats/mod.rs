@@ -39,7 +39,7 @@ pub fn sniff_format(file: &[u8]) -> Result<ImageFormat, InputError> {
 }
 
 /// True if [`super::inspect`] takes only microseconds for a small file of this format. False for formats whose metadata
-/// `inspect` may inflate first, and for files of unknown format.
+/// `inspect` may have to inflate, and for files of unknown format.
 #[must_use]
 pub fn is_quick_to_inspect(file: &[u8]) -> bool {
     sniff_format(file).is_ok_and(|format| implementation(format).is_quick_to_inspect())

@@ -323,7 +323,7 @@ fn check_unknown_token(inner: &tokenizers::Tokenizer, path: &Path) -> Result<(),
     ))
 }
 
-/// Returns the id of the named token `name`, which every text begins or ends with.
+/// Returns the id of the named token `name`. Every text begins or ends with this token.
 fn id(
     inner: &tokenizers::Tokenizer,
     names: &[(&str, &TokenizerOption)],
@@ -337,8 +337,8 @@ fn id(
     id.ok_or_else(|| refuse_name(entry, name, files))
 }
 
-/// Returns the error for a missing or invalid named token. `entry` is the value under its name, or `None` if a file
-/// sets it to null.
+/// Returns the error for a missing or invalid named token. `entry` is the value of `name` in the files, or `None` if a
+/// file sets `name` to null.
 fn refuse_name(entry: Option<&TokenizerOption>, name: &str, files: &Files) -> DocumentError {
     let accepted = "a token that is a single word";
     let Some(entry) = entry else {

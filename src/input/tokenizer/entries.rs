@@ -30,7 +30,7 @@ impl Entries {
             #[serde(default, rename = "extra_special_tokens")]
             extra: InOrder,
         }
-        // Returns a precise error if this is not a JSON object. If it is one, the two passes below cannot fail.
+        // Returns a precise error if the file is not a JSON object. If it is one, the two passes below cannot fail.
         document::parse_object(path, bytes)?;
         let entries: InOrder = serde_json::from_slice(bytes).unwrap_or_default();
         let extra = serde_json::from_slice(bytes).map(|inner: ExtraTokens| inner.extra);

@@ -235,8 +235,8 @@ impl Options {
         Ok(OptionValue::List(extra))
     }
 
-    /// Adds the tokens of `added_tokens.json`, which contains texts and ids. A token is special if an earlier file
-    /// names it as a special token.
+    /// Adds the tokens of `added_tokens.json`, which maps texts to ids. A token is special if an earlier file names it
+    /// as a special token.
     fn take_added_tokens(&mut self, files: &Files) -> Result<(), DocumentError> {
         let Some(tokens) = &files.added_tokens else { return Ok(()) };
         let mut special: Vec<String> = Vec::new();

@@ -85,8 +85,8 @@ impl DeclaredToken {
         })
     }
 
-    /// Converts the token for the `tokenizers` crate. If `named` is true, it is one of the checkpoint's named special
-    /// tokens and therefore always special.
+    /// Converts the token for the `tokenizers` crate. If `named` is true, the token is one of the checkpoint's named
+    /// special tokens and therefore always special.
     pub(super) fn to_added(&self, named: bool) -> AddedToken {
         let special = self.special || named;
         AddedToken::from(self.content.clone(), special)

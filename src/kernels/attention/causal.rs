@@ -59,7 +59,8 @@ pub fn attend_causally(
             level.run(AttendCausally { heads, run, scores: &mut buffers.scores, out });
         });
     };
-    // The attention of one row to 20 tokens takes less time than waking a thread, so few rows stay on this thread.
+    // The attention of one row to 20 tokens takes less time than waking a thread, so if there are only a few rows, this
+    // thread computes all of them.
     if rows < 8 { (0..runs.len()).for_each(part) } else { pool.run(runs.len(), &part) }
 }
 

@@ -71,7 +71,8 @@ impl PackedKv {
         (self.level, self.heads, self.tokens) = (context.level, heads, keys.rows);
         let (level, format) = (self.level, self.format);
         let (key_size, value_size) = sizes(level, format, heads, keys.rows);
-        // Columns beyond the tokens and the width may keep old values; no result depends on them.
+        // Columns of `keys` beyond the tokens, and columns of `values` beyond the width, may keep old contents; no
+        // result depends on these columns.
         self.keys.resize(heads.count * key_size);
         self.values.resize(heads.count * value_size);
         let (key_to, value_to) =

@@ -71,7 +71,7 @@ impl Strips<'_> {
     }
 }
 
-/// The queries of one tile, and the sizes of their operands.
+/// A strip: the queries of one tile, and the sizes of the packed operands.
 #[derive(Clone, Copy)]
 struct Strip<'a> {
     run: AttentionRun<'a>,
@@ -233,9 +233,9 @@ struct Scores {
     scale: f32,
 }
 
-/// Writes `e^(scale (score - largest))` of one row of scores as groups of the format. The row's cache lines start at
-/// `to` and are `stride` groups apart. Columns beyond the tokens get values close to zero, which do not change the
-/// result, because the values are padded with zeros. Returns the sum of the exponentials.
+/// Writes `e^(scale (score - largest))` for each score of one row, as groups of the format. The row's cache lines start
+/// at `to` and are `stride` groups apart. Columns beyond the tokens get numbers close to zero. These do not change the
+/// result, because the packed `v` is padded with zeros. Returns the sum of the exponentials.
 ///
 /// # Safety
 /// The scores are valid for `tokens` reads, rounded up to whole panels, and `to` is valid for writing the groups of
@@ -249,7 +249,7 @@ unsafe fn softmax<I: Isa, D: ConvertPair<I>>(
 ) -> f32 {
     let columns = I::LANES * I::VECTORS;
     let panels = scores.tokens.div_ceil(columns);
-    // Columns beyond the tokens hold the scores of padding, so the last panel is copied without them.
+    // Columns beyond the tokens hold meaningless scores, so the last panel is copied without them.
     let mut last = [f32::NEG_INFINITY; MOST_COLUMNS];
     let in_last = scores.tokens - (panels - 1) * columns;
     // SAFETY: this function's contract.

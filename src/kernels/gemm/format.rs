@@ -15,7 +15,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Returns the number of values of K in a group of four bytes.
+    /// Returns how many values along K (the inner dimension) a group of four bytes holds.
     #[must_use]
     pub const fn group(self) -> usize {
         match self {
@@ -45,13 +45,13 @@ impl Shape {
         level.run(ShapeOf)
     }
 
-    /// Returns the number of groups that `values` values of K take in a panel, including padding with zeros.
+    /// Returns the number of groups that `values` values along K take in a panel, including padding with zeros.
     pub(in crate::kernels) fn groups(self, format: Format, values: usize) -> usize {
         values.div_ceil(format.group()).next_multiple_of(self.group_unit)
     }
 }
 
-/// Reads the sizes of an instruction set.
+/// Reads the tile and block sizes of an instruction set.
 struct ShapeOf;
 
 impl Kernel for ShapeOf {

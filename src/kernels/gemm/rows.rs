@@ -113,7 +113,7 @@ impl Kernel for PackTile<'_> {
         let padded = k.div_ceil(format.group()).next_multiple_of(LINE);
         for index in 0..rows {
             let row = x.part(first + index, 0, k);
-            // SAFETY: the buffer holds `rows x padded` groups. The groups of this tile start at those of its first row,
+            // SAFETY: the buffer holds `rows x padded` groups. This tile's groups start at the offset of its first row,
             // and no other part writes them.
             unsafe {
                 let to = groups.pointer().add(first * padded + index * LINE);
@@ -184,7 +184,7 @@ impl<I: Isa> ConvertPair<I> for F32 {
 impl<I: Isa> ConvertPair<I> for Bf16 {
     #[inline(always)]
     unsafe fn pair(isa: I, [first, second]: [I::F; 2], to: *mut u32, stride: usize, index: usize) {
-        // SAFETY: as for f32.
+        // SAFETY: as for f32, a vector's groups lie within one line.
         unsafe {
             let to = to.add(place(index * I::LANES, stride));
             isa.store_groups(to, isa.pack_bf16(first, second));
@@ -279,7 +279,8 @@ impl<I: Isa> Convert<I> for Int8 {
 fn quantise<I: Isa>(isa: I, row: &[f32]) -> (Quantised, f32) {
     let whole = row.len() / I::LANES * I::LANES;
     let (mut low, mut high) = (isa.splat(0.0), isa.splat(0.0));
-    // Detects values that are not finite: zero times such a value is NaN. Minima and maxima alone could lose a NaN.
+    // `zeros` becomes NaN if a value is not finite, because zero times such a value is NaN. Minima and maxima alone
+    // could lose a NaN.
     let mut zeros = isa.splat(0.0);
     for start in (0..whole).step_by(I::LANES) {
         // SAFETY: the vector lies within the row.

@@ -97,8 +97,8 @@ fn every_level_and_format_equals_the_slow_twin_around_the_edges_of_tiles_and_blo
                     }
                 }
             }
-            // Sizes close to whole numbers of blocks of K. A block has 192 groups (128 on the matrix unit) of 1, 2 or 4
-            // values.
+            // Values of `k` close to a whole number of blocks. A block has 192 groups (128 on the matrix unit) of 1, 2
+            // or 4 values.
             for k in [191, 192, 193, 255, 257, 385, 511, 513, 767, 768, 769] {
                 failures.extend(check(level, format, rows + 2, columns + 1, k).err());
             }
@@ -187,8 +187,8 @@ fn the_largest_value_of_an_8_bit_row_stays_the_largest() {
     }
 }
 
-/// On a machine without a matrix unit, checks that the emulator has run; otherwise the other tests would not cover the
-/// unit.
+/// On a machine without a matrix unit, checks that the emulator runs. If it did not, the other tests would not cover
+/// the code for the matrix unit.
 #[test]
 fn the_matrix_unit_multiplies_bf16_and_integers_but_not_f32() {
     for level in levels().into_iter().filter(|level| level.is_emulated()) {

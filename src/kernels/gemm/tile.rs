@@ -97,8 +97,8 @@ pub(in crate::kernels) struct TileProduct {
 /// Multiplies one tile with one panel.
 ///
 /// # Safety
-/// `rows` is 1 to `I::ROWS`. `a` is a tile of `rows` rows and `b` is a panel, both of `groups` groups; the last line of
-/// the tile is complete. `groups` is a multiple of `I::GROUPS`. `sums` is valid for `rows x columns` values.
+/// `rows` is 1 to `I::ROWS`. `a` is a tile of `rows` rows and `b` is a panel, both of `groups` groups; the last cache
+/// line of the tile is complete. `groups` is a multiple of `I::GROUPS`. `sums` is valid for `rows x columns` values.
 #[inline(always)]
 #[expect(unsafe_code, reason = "tile, panel and sums by pointer")]
 pub(in crate::kernels) unsafe fn multiply<I: Isa, D: Dot<I>>(isa: I, product: TileProduct) {

@@ -163,7 +163,7 @@ fn largest(row: &[f32]) -> f32 {
 }
 
 /// Packs the values of one group; missing values count as zero. Returns the bits of the group, and the sum of its
-/// integers (0 for the other formats).
+/// integers (0 unless the format is 8-bit).
 fn pack_group(format: Format, values: &[f32], scale: f32) -> (u32, i32) {
     match format {
         Format::F32 => (values[0].to_bits(), 0),

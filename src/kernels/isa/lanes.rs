@@ -32,7 +32,7 @@ pub(in crate::kernels) unsafe trait Isa:
     /// Makes the set available by emulation, if this CPU lacks it and emulation is possible.
     #[cfg(test)]
     fn emulate() {}
-    /// Returns the number of products that were emulated on this thread so far.
+    /// Returns the number of products that have been emulated on this thread so far.
     #[cfg(test)]
     fn emulated_products() -> usize {
         0

@@ -107,7 +107,7 @@ macro_rules! levels {
                 }
             }
 
-            /// Returns the number of products that were emulated on this thread so far.
+            /// Returns the number of products that have been emulated on this thread so far.
             #[cfg(test)]
             pub(in $crate::kernels) fn emulated_products(self) -> usize {
                 match self {

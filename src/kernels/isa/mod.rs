@@ -3,18 +3,19 @@
 //!
 //! A [`Level`] is only a name. A value of a type that implements `Isa` is proof that the CPU supports the instructions,
 //! and provides the vector operations that kernels are written in. A `Kernel` is a function over any `Isa`, together
-//! with its arguments. `Level::run` compiles it once per level, detects the level's `Isa`, and calls the function that
-//! was compiled for it.
+//! with its arguments. `Level::run` contains a copy of the function for each level, compiled for that level's
+//! instructions. It detects the `Isa` of its level and calls the copy for that level.
 //!
-//! Each architecture has a folder, which defines its levels. Levels for Arm would need the `mod` and `pub use` lines of
-//! a folder `aarch64` here, `other` limited to the remaining architectures, and two files in that folder:
+//! Each architecture has a folder, which defines its levels. Levels for Arm would need three additions: the `mod` and
+//! `pub use` lines of a folder `aarch64` in this file, a condition that limits `other` to the remaining architectures,
+//! and two files in the folder `aarch64`:
 //!
-//! - `sets.rs`: proof types with their detection and `impl Isa`. For example `Neon`, which every such CPU has: vectors
-//!   of four lanes, and 12 x 2 accumulators in 32 registers. `NeonDot` would detect `i8mm` and `bf16` and replace two
-//!   methods: `dot_int8` by `USDOT`, and `dot_bf16` by `BFDOT`.
+//! - `sets.rs`: proof types with their detection and `impl Isa`. For example, `Neon` would stand for the set that every
+//!   such CPU has, with vectors of four lanes and 12 x 2 accumulators in 32 registers. `NeonDot` would detect `i8mm`
+//!   and `bf16` and replace two methods: `dot_int8` by `USDOT`, and `dot_bf16` by `BFDOT`.
 //! - `levels.rs`: `levels! { ... }` with the name and the features of each level, as in `x86_64/levels.rs`.
 //!
-//! No kernel and no test of a kernel changes, unless a tile is larger than `MOST_ROWS` x `MOST_COLUMNS`.
+//! No kernel and no test of a kernel would have to change, unless a tile is larger than `MOST_ROWS` x `MOST_COLUMNS`.
 //! To add a set with a matrix unit, also implement `matrix_tile` and remove the lint exception at `MatrixTile`.
 
 mod lanes;

@@ -47,7 +47,7 @@ pub(super) fn step<O: Ops>(
     Ok(commits.map(|((group, cross), outcome)| commit(group, cross, outcome)).collect())
 }
 
-/// Returns each group's cross-attention keys and values. Groups with the same encoder states share them.
+/// Returns each group's cross-attention keys and values. Groups with the same encoder states share one copy.
 fn cross_keys_values<O: Ops>(
     ops: &O,
     model: ModelId,
@@ -117,8 +117,8 @@ fn run<O: Ops>(
     Ok(outcomes.into_iter().map(|outcome| outcome.expect("the order names every group")).collect())
 }
 
-/// Returns the indices of the groups, reordered so that groups with the same encoder states are adjacent. The states
-/// are in the order of their first group; groups with the same states keep their relative order.
+/// Returns the indices of the groups, sorted so that groups with the same encoder states are adjacent. The encoder
+/// states come in the order in which they first occur, and groups with the same encoder states keep their order.
 fn adjacent_by_memory<T>(cross: &[Arc<T>]) -> Vec<usize> {
     let first_of = |index: usize| {
         cross.iter().position(|other| Arc::ptr_eq(other, &cross[index])).unwrap_or(index)

@@ -61,15 +61,15 @@ pub enum LoadEvent<'a> {
         model: &'a str,
         /// Number of values read since the previous `Read` event of this model.
         values: u64,
-        /// Total number of values in the model's files. Fewer are read if the model shares a tower.
+        /// Total number of values in the model's files. If the model shares a tower, fewer values are read.
         of: u64,
     },
     /// A model is completely loaded.
     Loaded(Loaded<'a>),
 }
 
-/// Checks a model without reading its weights: reads its configuration files and the headers of its weight files.
-/// Returns the vocabulary that its tokenizer must match.
+/// Checks a model's configuration files and the headers of its weight files, without reading the weights. Returns the
+/// vocabulary that the model's tokenizer must match.
 ///
 /// # Errors
 /// When one of the files is not valid; the error names the file.

@@ -2,7 +2,7 @@
 //!
 //! - this file: contains the loaded models and encodes images;
 //! - `decode`: runs one decode step over a ragged batch of groups;
-//! - `single_pass`: runs questions, candidates, matching pairs and embeddings;
+//! - `single_pass`: runs rows that need a single pass: questions, candidates, matching pairs and embeddings;
 //! - `loading`: loads checkpoints into a backend;
 //! - `sharing`: finds the parts that models share.
 

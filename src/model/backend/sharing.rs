@@ -49,12 +49,12 @@ impl OpenedCheckpoint {
 
 /// Everything that determines a vision tower, except its weights.
 type VisionIdentity = (VisionConfig, Preprocessor);
-/// Everything that determines a text encoder, except its weights: its configuration, and the width of the encoder
-/// states that its cross-attention attends to.
+/// Everything that determines a text encoder, except its weights. This is the configuration of the encoder, and the
+/// width of the encoder states that its cross-attention attends to.
 type EncoderIdentity = (TextConfig, usize);
 
-/// An identity, with a digest of the weights. The digest is `None` if no other checkpoint has this identity, because
-/// then there is nothing to share.
+/// An identity, with a digest of the weights. If no other checkpoint has this identity, the digest is `None`, because
+/// there is nothing to share.
 #[derive(PartialEq)]
 pub(super) struct Key<I> {
     identity: I,
@@ -63,8 +63,9 @@ pub(super) struct Key<I> {
 
 /// The parts loaded so far that later models may share. `E` is the type of a text encoder.
 pub(super) struct SharedParts<E> {
-    /// Identities of all checkpoints that are loaded together. Sharing is possible only between equal identities.
+    /// Identities of the vision towers of all checkpoints that are loaded together, including those not loaded yet.
     visions: Vec<VisionIdentity>,
+    /// Identities of the text encoders of those checkpoints whose model class shares text encoders.
     encoders: Vec<EncoderIdentity>,
     loaded_towers: Vec<(Key<VisionIdentity>, TowerId)>,
     loaded_encoders: Vec<(Key<EncoderIdentity>, Arc<E>)>,

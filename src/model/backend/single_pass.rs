@@ -153,8 +153,8 @@ fn class_rows<O: Ops>(
     ops.select_rows(class, &indices)
 }
 
-/// Returns the rows, reordered so that rows with the same encoder states are adjacent. The states are in the order of
-/// their first row; rows with the same states keep their relative order.
+/// Returns the rows, sorted so that rows with the same encoder states are adjacent. The encoder states come in the
+/// order in which they first occur, and rows with the same encoder states keep their order.
 fn adjacent_by_memory<O: Ops>(
     mut rows: Vec<CrossAttendingRow<'_, O>>,
 ) -> Vec<CrossAttendingRow<'_, O>> {
@@ -172,8 +172,8 @@ fn adjacent_by_memory<O: Ops>(
     keyed.into_iter().map(|(_, row)| row).collect()
 }
 
-/// Merges adjacent rows with the same encoder states into one run. `size` returns the number by which a row increases
-/// the length of the run.
+/// Merges adjacent rows with the same encoder states into one run. The length of a run is the sum of `size` over its
+/// rows.
 fn runs<'a, O: Ops>(
     rows: &[CrossAttendingRow<'a, O>],
     size: impl Fn(&CrossAttendingRow<'a, O>) -> usize,

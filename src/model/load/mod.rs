@@ -115,8 +115,8 @@ impl<'a, O: Ops> Loader<'a, O> {
         Ok(self.ops.load_linear(&weight, Some(&bias))?)
     }
 
-    /// Loads the projection of encoder states of width `width` to keys and values of width `out` each. The two scopes
-    /// are those of the keys and of the values.
+    /// Loads the projection of encoder states of width `width` to keys and values of width `out` each. The first scope
+    /// is that of the keys, the second that of the values.
     pub(super) fn key_value(
         &self,
         scopes: &[Scope; 2],

@@ -128,7 +128,7 @@ impl CheckpointWeights {
     }
 
     /// Returns a digest of the names, shapes, dtypes and values of all tensors under `prefix`. Two digests are equal
-    /// exactly when all of these are equal.
+    /// exactly when all of these are equal. The exception is f64 values, which are compared after rounding to f32.
     ///
     /// # Errors
     /// When a tensor cannot be read.
@@ -146,7 +146,7 @@ impl CheckpointWeights {
         Ok(digest.finalize().into())
     }
 
-    /// Reads the tensor without checking it. `expected` is the shape for the message if the tensor is missing.
+    /// Reads the tensor without checking it. If the tensor is missing, the error gives `expected` as its shape.
     fn read(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
         let missing = || LoadError::MissingTensor {
             name: name.to_owned(),
@@ -195,7 +195,8 @@ impl TensorFile {
 }
 
 /// Returns the current name of a tensor with an old name, or `None` if the name is still in use. Source: transformers
-/// 5.23 `conversion_mapping.py`, "legacy", which renames these two names and no other `gamma` or `beta`.
+/// 5.23 `conversion_mapping.py`, "legacy". It renames only `LayerNorm.gamma` and `LayerNorm.beta`, no other `gamma` or
+/// `beta`.
 fn current_name(name: &str) -> Option<String> {
     let renamed = |old, new| name.strip_suffix(old).map(|prefix| format!("{prefix}{new}"));
     renamed("LayerNorm.gamma", "LayerNorm.weight")
@@ -299,8 +300,9 @@ fn is_finite(tensor: &Tensor) -> candle_core::Result<bool> {
     Ok(values.chunks(4096).all(|chunk| chunk.iter().map(|value| value * 0.0).sum::<f32>() == 0.0))
 }
 
-/// Adds the bit patterns of the values to the digest. Floats are widened to f32; no information is lost, because
-/// `fingerprint` has already added the dtype.
+/// Adds the values to the digest: integers as i64, floats as the bit patterns of their f32 values. f16 and bf16 values
+/// keep their exact value in f32, and `fingerprint` has already added the dtype, so two tensors of different dtypes do
+/// not get the same digest. f64 values are rounded.
 fn update_with_values(digest: &mut Sha256, tensor: &Tensor) -> candle_core::Result<()> {
     if !tensor.dtype().is_float() {
         let values = tensor.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;

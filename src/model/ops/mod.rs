@@ -169,7 +169,7 @@ pub trait Ops: Debug {
         weights: &Self::PatchEmbedding,
         images: &[&Pixels],
     ) -> Result<Self::Act, BackendError>;
-    /// Computes `words[token] + positions[position]` for each pair.
+    /// Computes `words[token] + positions[position]` for each pair `(token, position)` in `tokens`.
     ///
     /// # Errors
     /// When the device fails.

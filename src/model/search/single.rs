@@ -82,8 +82,8 @@ impl SingleSearch {
 
 impl Sampling {
     /// Draws a token and returns its id. Applies temperature, top-k and top-p in transformers' order, then inverts the
-    /// cumulative distribution at a uniform random number (inverse transform sampling). The tokens are in descending
-    /// order of score; ids decide only between equal scores.
+    /// cumulative distribution at a uniform random number (inverse transform sampling). For this distribution, the
+    /// tokens are sorted by descending score; tokens with equal scores are sorted by id.
     fn draw(&self, scores: &[f32], step: u64) -> usize {
         let possible = scores.iter().filter(|score| **score > f32::NEG_INFINITY).count();
         let kept = if self.top_k == 0 { possible } else { self.top_k.min(possible) };

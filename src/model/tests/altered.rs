@@ -91,8 +91,8 @@ fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str,
 }
 
 /// The tolerances are small enough to detect a wrong activation. For each case, the script that made the fixtures also
-/// ran the checkpoint with a different activation in one tower; the tolerance is at most a tenth of the error that this
-/// caused.
+/// ran the checkpoint with a different activation in one tower. The tolerance is at most a tenth of the error of that
+/// run.
 #[test]
 fn every_activation_of_either_tower_equals_the_reference() {
     let reference = Reference::read("altered");

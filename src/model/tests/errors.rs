@@ -1,5 +1,5 @@
-//! Tests that the error for a checkpoint that cannot be loaded names the tensor or file, what was found and what was
-//! expected.
+//! Tests the errors for checkpoints that cannot be loaded. Each error names the tensor or file, and says what was found
+//! and what was expected.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -147,7 +147,7 @@ fn a_git_lfs_pointer_is_called_that() {
 
 #[test]
 fn a_pickle_of_an_old_torch_is_told_how_to_be_saved_again() {
-    // These are the first bytes that `torch.save` wrote before version 1.6: a pickled magic number.
+    // Before version 1.6, every file that `torch.save` wrote started with these bytes, a pickled magic number.
     let error = error_with("pytorch_model.bin", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.");
     assert!(
         error.starts_with(

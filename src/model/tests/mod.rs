@@ -142,7 +142,7 @@ impl Reference {
         tensor.flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    /// Returns the names of all tensors that start with `prefix.`, without this prefix, in alphabetical order.
+    /// Returns all tensor names that start with `prefix.`, without this prefix, in alphabetical order.
     pub(super) fn names(&self, prefix: &str) -> Vec<String> {
         let mut names: Vec<String> = self
             .tensors

@@ -206,7 +206,8 @@ struct StepFill {
     full: bool,
 }
 
-/// Rows and bytes of KV cache in use and their limits, for all running groups, including those left out of a step.
+/// Number of rows and bytes of KV cache that all running groups use, including groups left out of a step, and the
+/// limits on both.
 struct StepCapacity {
     rows: usize,
     max_rows: usize,

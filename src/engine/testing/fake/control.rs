@@ -148,9 +148,9 @@ impl FakeControl {
         self.state().faults.clear();
     }
 
-    /// Makes the worker panic the next time it asks for the size of an image's features, as it does when it accepts a
-    /// task with a new image. The worker does not catch panics of this backend call, so without supervision its thread
-    /// ends.
+    /// Makes the backend panic the next time the worker asks for the size of an image's features. The worker asks for
+    /// this size when it accepts a task with a new image. It does not catch panics of this backend call, so without
+    /// supervision its thread ends.
     pub fn kill_worker(&self) {
         self.state().deadly = true;
     }

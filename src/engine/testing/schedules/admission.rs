@@ -1,6 +1,5 @@
-//! The admission controller alone. A call comes and goes while a drain waits for the last call to end. This is small
-//! enough to explore every possible schedule, so lost notifications and late admissions are found for certain, not by
-//! chance.
+//! The admission controller alone. A call comes and goes while a drain waits for the last call to end. This test is
+//! small enough to explore every possible schedule, so it is certain to find lost notifications and late admissions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

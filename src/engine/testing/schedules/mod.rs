@@ -7,7 +7,7 @@
 //! - each submitted task is answered once, and nobody waits for ever,
 //! - nothing is admitted after a drain,
 //! - after a client has disconnected, a deadline has passed or the engine was aborted, at most the unit in progress
-//!   still runs,
+//!   still runs for the tasks concerned,
 //! - outcomes add up to the submitted tasks, and the numbers of rows, bytes and groups return to zero.
 //!
 //! Files:
@@ -21,7 +21,7 @@
 //!
 //! The long version is run with `cargo test --release --lib -- --ignored --nocapture schedules::long`. A failure prints
 //! its schedule for `shuttle::replay(|| play::play(&Tally::default()), "...")`. For a random schedule it also prints
-//! the seed; `SHUTTLE_RANDOM_SEED=<seed>` makes it the first schedule of the next run.
+//! the seed; with `SHUTTLE_RANDOM_SEED=<seed>`, the next run starts with that schedule.
 
 mod admission;
 mod client;
@@ -39,7 +39,8 @@ use shuttle::{Config, Runner};
 
 use self::tally::Tally;
 
-/// Bug depth of the PCT scheduler: one more than the number of preemptions in a schedule.
+/// Bug depth of shuttle's PCT scheduler (probabilistic concurrency testing): one more than the number of preemptions in
+/// a schedule.
 const PCT_DEPTH: usize = 3;
 
 /// Fixed seed, so that every run explores the same schedules.

@@ -120,7 +120,7 @@ impl ExploredWorld {
         (Arc::new(world), engine)
     }
 
-    /// Returns a first byte or token that no other task has.
+    /// Returns a mark that no other task has, for the first byte of an image or for a token.
     pub(super) fn fresh_mark(&self) -> u8 {
         self.next_mark.fetch_add(1, Ordering::Relaxed)
     }

@@ -1,5 +1,5 @@
 //! A mutex and a thread handle: those of `std` on a real thread, and those of shuttle on a thread of an explored
-//! schedule. Also tokio's `Notify`, with a point before each operation at which shuttle may switch threads.
+//! schedule. This module also wraps tokio's `Notify`, so that shuttle may switch threads before each of its operations.
 
 use std::any::Any;
 use std::io;

@@ -43,7 +43,7 @@ requests! {
 /// The captions of one image.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct CaptionAnswer {
-    /// One per sequence: beams best first, samples in the order drawn.
+    /// One caption per sequence. Beams are sorted best first; samples are in the order in which they were drawn.
     #[schema(min_items = 1)]
     captions: Vec<CaptionText>,
     /// Id, size and format of the image.
@@ -60,7 +60,7 @@ pub(crate) struct CaptionText {
     /// The whole caption, including the prompt.
     #[schema(example = "two cats on a blue background")]
     text: String,
-    /// The generated text without the prompt; absent without a prompt.
+    /// The generated text without the prompt; absent if the request has no prompt.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
     continuation: Option<String>,

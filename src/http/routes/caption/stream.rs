@@ -39,7 +39,7 @@ pub(crate) struct Delta {
     /// The next piece; all pieces joined are the whole caption.
     #[schema(example = " cats")]
     text: String,
-    /// The new tokens; empty if the last event only completes a word.
+    /// The new tokens; empty in a last `delta` event that only completes a word.
     tokens: Vec<DeltaToken>,
 }
 
@@ -65,11 +65,11 @@ pub(crate) struct Done {
     timing: Timing,
 }
 
-/// Durations of the stages, in milliseconds; where work ran in parallel, the longest.
+/// Durations of the stages, in milliseconds. For work that ran in parallel, this is the longest duration.
 #[expect(clippy::struct_field_names, reason = "names in the JSON end in the unit")]
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Timing {
-    /// Fetching the image; absent unless it was given by URL.
+    /// Fetching the image; absent unless the image was given by URL.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = f64, required = false)]
     fetch_ms: Option<f64>,

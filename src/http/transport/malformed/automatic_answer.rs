@@ -1,10 +1,11 @@
 //! A stream wrapper that holds back the responses that hyper itself writes to malformed request heads (its automatic
 //! answers).
 //!
-//! hyper offers no way to change or switch off these responses: `HTTP/1.1 400 Bad Request`, a few fixed fields, no
-//! body. The wrapper recognises them among the bytes that hyper writes, because nothing else that this server writes is
-//! an error without a body and without an `x-request-id`. The wrapper reports these bytes to hyper as written, and
-//! hyper then ends the connection with the parse error. `server` wraps every stream in [`WithoutAutomaticAnswers`].
+//! hyper offers no way to change or switch off these responses. Each has a status line, a few fixed fields and no body;
+//! the status is, for example, `400 Bad Request`. The wrapper recognises them among the bytes that hyper writes,
+//! because nothing else that this server writes is an error without a body and without an `x-request-id`. The wrapper
+//! reports these bytes to hyper as written, and hyper then ends the connection with the parse error. `server` wraps
+//! every stream in [`WithoutAutomaticAnswers`].
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -72,7 +73,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WithoutAutomaticAnswers<S> {
                 self.suppressed = Some(SuppressedAnswer::of(bytes));
                 Poll::Ready(Ok(bytes.len()))
             }
-            // First write the bytes before the automatic answer, which end an earlier response.
+            // First write the bytes before the automatic answer; they are the end of an earlier response.
             Some(start) => Pin::new(&mut self.inner).poll_write(context, &bytes[..start]),
         }
     }

@@ -64,7 +64,8 @@ impl MalformedHead {
         };
         let is_too_slow = refusal.code == Code::RequestTimeout;
         let reason = if is_too_slow { HeadTooSlow.to_string() } else { error.to_string() };
-        // hyper writes no response of its own to an HTTP/2 preface or to a slow head.
+        // hyper writes no response of its own to an HTTP/2 preface or to a slow head, so in these two cases nothing was
+        // suppressed, but a response can be written.
         let can_answer = suppressed.is_some() || !error.is_parse() || error.is_parse_version_h2();
         let date = suppressed.and_then(|suppressed| suppressed.date);
         Some(Self { refusal, can_answer, date, reason })

@@ -73,8 +73,8 @@ impl<'a> BmpHeader<'a> {
             offset: word(10)? as usize,
             palette: Palette::Grey,
         };
-        // With a 40-byte DIB header, the masks of the bit fields follow the header, so the pixel data starts after
-        // them.
+        // After a 40-byte DIB header, a file with bit fields (compression 3) has 12 bytes of masks, and the pixel data
+        // starts after these masks.
         let mut behind = end + if compression == 3 && size == 40 { 12 } else { 0 };
         if bits <= 8 {
             let colours = if colours == 0 { 1 << bits } else { colours };

@@ -26,9 +26,9 @@ use crate::task::ImageFormat;
 pub(super) struct Bmp;
 
 impl PictureFormat for Bmp {
-    /// A text file may also begin with "BM", so the DIB header is checked too. Its first field is its size: one of the
-    /// values below, followed by three zero bytes, which no text contains. The reserved fields before the DIB header
-    /// may have any value.
+    /// A text file may also begin with "BM", so the first field of the DIB header is checked too. This field is the
+    /// size of the DIB header in four bytes: one of the values below and three zero bytes, which no text contains. The
+    /// reserved fields before the DIB header may have any value.
     fn matches(&self, file: &[u8]) -> bool {
         file.starts_with(b"BM")
             && matches!(file.get(14..18), Some([12 | 40 | 52 | 56 | 64 | 108 | 124, 0, 0, 0]))

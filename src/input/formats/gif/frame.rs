@@ -29,8 +29,8 @@ const HEAD: usize = 6 + 7;
 /// Number of entries of the colour table in the rewritten file.
 const COLOURS: usize = 256;
 
-/// Finds the first frame by walking the blocks up to the end of its data. Returns `None` if the file ends earlier or
-/// has no frame.
+/// Walks the blocks up to the end of the first frame's data and returns this frame. Returns `None` if the file ends
+/// earlier or has no frame.
 pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame<'_>> {
     let &[w0, w1, h0, h1, screen_flags] = file.get(6..)?.first_chunk()?;
     let global = colour_table(file, HEAD, screen_flags)?;
@@ -69,8 +69,8 @@ pub(super) fn first_frame(file: &[u8]) -> Option<FirstFrame<'_>> {
 }
 
 impl FirstFrame<'_> {
-    /// Returns the RGB colour of an index. The colour is grey if there is no colour table, and black for an index
-    /// beyond the end of the table, as in Pillow.
+    /// Returns the RGB colour of an index. As in Pillow, the index is the grey value if there is no colour table, and
+    /// an index beyond the end of the table is black.
     pub(super) fn colour(&self, index: u8) -> [u8; 3] {
         let Some(colours) = self.colours else { return [index; 3] };
         colours.as_chunks().0.get(usize::from(index)).copied().unwrap_or_default()
@@ -137,7 +137,7 @@ fn skip_extension(file: &[u8], at: usize, transparent: &mut Option<u8>) -> Optio
         *transparent = Some(*file.get(at + 6).filter(|_| length >= 4)?);
     }
     let mut end = sub_blocks(file, at + 2)?.end;
-    // After an extension without data, Pillow skips a second chain of sub-blocks.
+    // After an empty extension other than a comment (0xfe), Pillow skips a second chain of sub-blocks.
     if length == 0 && label != 0xfe {
         end = sub_blocks(file, end)?.end;
     }

@@ -36,8 +36,8 @@ pub(super) struct JpegInfo {
 /// Limit on the cost of decoding one file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WorkLimit {
-    /// Maximum total work of all scans, in the unit of `scan::work_of_scan`. A scan adds only a few bytes to a file,
-    /// but makes the decoder traverse the whole picture.
+    /// Maximum total work of all scans, in the unit of `scan::work_of_scan`. The limit is needed because a scan may
+    /// take only a few bytes of the file, but makes the decoder traverse the whole picture.
     pub(super) max_blocks: u64,
 }
 
@@ -146,8 +146,8 @@ impl ScanReader<'_, '_> {
     }
 
     /// Reads the segments after the only scan up to EOI, as libjpeg does. Pillow already has all rows by then, so it is
-    /// not an error if the file ends before EOI. Any other problem is an error only in the part of the file that Pillow
-    /// has read.
+    /// not an error if the file ends before EOI. Any other problem is an error only if it lies in the part of the file
+    /// that Pillow has read.
     fn finish(&mut self) -> Result<(), JpegError> {
         self.source.end_with_read();
         match self.header.next(&mut self.source) {
@@ -269,10 +269,10 @@ impl ScanReader<'_, '_> {
     }
 }
 
-/// Returns the maximum number of binary decisions for all scans of a picture together: `PER_BYTE` for each byte of the
-/// file, far more than a byte can encode, plus `PER_BLOCK` for each block, because the decoder continues with zeros
-/// after the last byte, and these zeros may decode to anything. The [`EMPTY_BLOCK_DECISIONS`] that each scan gets for
-/// every block that it traverses are not included.
+/// Returns the maximum number of binary decisions for all scans of a picture together. Each byte of the file adds
+/// `PER_BYTE` decisions, far more than a byte can encode. Each block adds `PER_BLOCK` decisions, because the decoder
+/// continues with zeros after the last byte, and these zeros may decode to anything. The [`EMPTY_BLOCK_DECISIONS`] that
+/// each scan gets for every block that it traverses are not included.
 fn decision_budget(frame: &Frame, file_bytes: usize) -> u64 {
     const PER_BLOCK: u64 = 128;
     const PER_BYTE: u64 = 32;

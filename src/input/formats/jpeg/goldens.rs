@@ -30,7 +30,7 @@ fn fixture(name: &str) -> Vec<u8> {
 }
 
 /// Cases without EOI. Pillow accepts such a file only if its bit reader happens to have loaded the last bits already.
-/// This decoder accepts them, because no sample is missing.
+/// This decoder accepts all these files, because no sample is missing.
 const READ_HERE: [&str; 3] =
     ["no end marker", "restarts, no end marker", "together, no end marker"];
 

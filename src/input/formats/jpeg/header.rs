@@ -57,8 +57,8 @@ pub(super) struct ScanComponent {
 pub(super) struct Scan {
     /// The components of the scan, between one and four.
     pub(super) components: Vec<ScanComponent>,
-    /// First and last coefficient that the scan contains, as indices in zigzag order. For lossless scans see
-    /// `lossless::Method`.
+    /// First and last coefficient that the scan contains, as indices in zigzag order. In lossless scans, these fields
+    /// have other meanings (see `lossless::Method`).
     pub(super) first: u8,
     pub(super) last: u8,
     /// Successive approximation: the position of the lowest bit in the previous scan of these coefficients (`high`; 0

@@ -177,8 +177,8 @@ pub(super) fn extend(raw: u32, size: u32) -> i32 {
     if raw < 1 << (size - 1) { raw + (-1 << size) + 1 } else { raw }
 }
 
-/// Fills the first two slots of the DC and AC tables with the standard tables of annex K, unless the file defines them,
-/// as `std_huff_tables` does.
+/// Puts the standard tables of annex K into the first two slots of the DC and AC tables, as `std_huff_tables` does.
+/// Slots for which the file defines a table are left unchanged.
 pub(super) fn fill_in_standard_tables(tables: &mut Tables) {
     let [luma, chroma, ..] = &mut tables.dc;
     luma.get_or_insert_with(|| spec(DC_LUMA_COUNTS, DC_SYMBOLS));
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn codes_of_every_length_are_read() {
-        // One code of each length from 1 to 16: 0, 10, 110, ...; symbol = length.
+        // One code of each length from 1 to 16 (0, 10, 110, and so on). The symbol of each code is its length.
         let symbols: Vec<u8> = (1..=16).collect();
         let table = table(TableClass::Ac, [1; 16], &symbols).unwrap();
         let text = b"\xef\xff\x00\xe0\xff\x00\xff\x00\xff\x00\xff\xd9";

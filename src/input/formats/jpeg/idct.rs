@@ -1,8 +1,8 @@
 //! Inverse DCT of blocks of coefficients. It is the accurate integer transform of libjpeg (`jidctint.c`), in the 16-bit
 //! form of its x86 kernels (`simd/x86_64/jidctint-avx2.asm`), which Pillow's wheels use.
 //!
-//! Both forms give the same samples if all values fit into 16 bits, as in every file that an encoder writes. Otherwise
-//! the kernels wrap or saturate, and so does this code.
+//! The C code and the kernels give the same samples if all values fit into 16 bits, as in every file that an encoder
+//! writes. Otherwise, the kernels wrap or saturate, and so does this code.
 
 use super::frame::{BLOCK_SIDE, CoefficientBlock};
 
@@ -61,7 +61,7 @@ fn transform(block: &CoefficientBlock, quant: &[u16; 64]) -> [[u8; 8]; 8] {
 #[inline(always)]
 fn second_pass(columns: &BlockRows) -> [[u8; 8]; 8] {
     let rows = transposed(&pass::<{ CONSTANT_BITS + PASS_BITS + 3 }>(&transposed(columns)));
-    // This and the functions below use loops, because `array::map` is a separate function that would not use the
+    // This function and those below use loops, because `array::map` is a separate function that would not use the
     // caller's vector instructions.
     let mut samples = [[0; 8]; 8];
     for (out, row) in samples.as_flattened_mut().iter_mut().zip(rows.as_flattened()) {

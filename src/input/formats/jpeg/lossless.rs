@@ -237,7 +237,7 @@ impl<'f> LosslessState<'f> {
 }
 
 /// Reconstructs the first row of a scan or restart interval. Each sample is predicted from the one on its left; the
-/// first one is predicted as `before_first`.
+/// prediction for the first sample is `before_first`.
 fn add_from_left(row: &mut [u16], before_first: u16) {
     let mut left = before_first;
     for sample in row {
@@ -246,8 +246,8 @@ fn add_from_left(row: &mut [u16], before_first: u16) {
     }
 }
 
-/// Reconstructs a row that is not the first of a scan or restart interval. Each sample is predicted from the samples on
-/// its left, above it, and above left (T.81, table H.1).
+/// Reconstructs a row that is not the first of a scan or restart interval. Each sample is predicted from up to three
+/// neighbours: the left, the upper, and the upper left one (T.81, table H.1).
 fn add_predictions(row: &mut [u16], above: &[u16], predictor: u8) {
     match predictor {
         1 => predict(row, above, |left, _, _| left),

@@ -6,9 +6,9 @@
 //! `tests/fixtures/jpeg` holds Pillow's output for several hundred variants.
 //!
 //! The decoder reads sequential and progressive files with Huffman or arithmetic coding, and lossless files with
-//! Huffman coding. Each must have 8 bits per sample and one, three or four components. Pillow does not read files with
-//! other coding processes either. The crate libjpeg-turbo-rs 0.9 was evaluated and rejected: its output differs from
-//! Pillow's in one variant out of eight, it panics on some damaged files, and it does not promise memory safety.
+//! Huffman coding. Each file must have 8 bits per sample and one, three or four components. Pillow does not read files
+//! with other coding processes either. The crate libjpeg-turbo-rs 0.9 was evaluated and rejected: its output differs
+//! from Pillow's in one variant out of eight, it panics on some damaged files, and it does not promise memory safety.
 //!
 //! Modules: `source` reads bytes and markers; `header` parses segments; `frame` computes the geometry; `work` estimates
 //! the cost; `decode` runs the steps of a decode. `scan` traverses blocks in order and calls an entropy decoder
@@ -55,9 +55,9 @@ pub(super) struct Jpeg;
 /// Maximum total number of passes over a full-size component that the scans of a file with `max_pixels` pixels may
 /// make. For a smaller picture, proportionally more passes are allowed. A scan that refines 63 coefficients counts as
 /// four passes, an arithmetic-coded scan as two. For four full-size components, libjpeg writes 18 scans, which count as
-/// 48 passes; scan scripts tuned for file size stay below that too. libjpeg has no such limit when it reads a file. The
-/// limit is needed because a scan that takes long to decode adds only a few bytes to a file. A picture of 50 megapixels
-/// with 47 refinement scans took 3.9 s on one core, a plain one 0.4 s.
+/// 48 passes. Scan scripts tuned for file size stay below the limit as well. libjpeg has no such limit when it reads a
+/// file. The limit is needed because a scan that takes long to decode adds only a few bytes to a file. A picture of 50
+/// megapixels with 47 refinement scans took 3.9 s on one core, a plain one 0.4 s.
 const MAX_FULL_COMPONENT_PASSES: u64 = 56;
 
 impl PictureFormat for Jpeg {

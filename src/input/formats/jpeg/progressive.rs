@@ -26,7 +26,8 @@ enum ProgressivePass {
     DcFirst(Vec<DcCoder>),
     /// The next lower bit of each DC value.
     DcRefine,
-    /// A band of AC values of one component, without their lowest bits. A band is the range of coefficients in a scan.
+    /// The AC values of one component in a band (the range of coefficients that the scan contains), without their
+    /// lowest bits.
     AcFirst { table: HuffmanTable, end_of_band_run: u32 },
     /// The next lower bit of each AC value in a band.
     AcRefine { table: HuffmanTable, end_of_band_run: u32 },

@@ -137,9 +137,9 @@ pub(super) fn blocks_in_scan(frame: &Frame, scan: &Scan) -> u64 {
     scan.components.iter().map(blocks).sum()
 }
 
-/// Returns the work of a scan, in units of the cost of traversing one block without data. Only traversal counts,
-/// because a scan that adds no data takes just a few bytes of the file. The cost of added data needs no limit of its
-/// own, because the length of the file bounds it.
+/// Returns the work of a scan, in units of the cost of traversing one block without data. Only traversal counts: a scan
+/// that adds no data takes just a few bytes, so the file's length does not limit how many blocks are traversed. It does
+/// limit the added data, whose cost therefore needs no limit of its own.
 pub(super) fn work_of_scan(frame: &Frame, scan: &Scan) -> u64 {
     scan_cost(frame.process, blocks_in_scan(frame, scan), (scan.first, scan.last, scan.high))
 }
@@ -164,14 +164,14 @@ pub(super) fn scan_cost(process: Process, walked: u64, (first, last, high): (u8,
     work.saturating_add(SCAN_START)
 }
 
-/// Cost of traversing an arithmetic-coded block without data. The unit of this constant and of those below is the cost
-/// of traversing a Huffman-coded block without data.
+/// Cost of traversing an arithmetic-coded block without data. The unit is the cost of traversing a Huffman-coded block
+/// without data, which the constants below call the cost of one block.
 const ARITHMETIC: u64 = 2;
 /// Number of lossless samples that cost as much as one block.
 const LOSSLESS_SAMPLES: u64 = 8;
 /// Number of coefficients that a refinement scan can visit for the cost of one block.
 const REFINED_COEFFICIENTS: u64 = 16;
-/// Cost of preparing the tables of a scan, in blocks.
+/// Cost of preparing the tables of a scan, in units of the cost of one block.
 const SCAN_START: u64 = 256;
 
 /// Checks that an interleaved MCU has at most ten blocks (`D_MAX_BLOCKS_IN_MCU`; T.81, B.2.3).
@@ -213,7 +213,8 @@ mod tests {
         let together: u64 =
             [(0, 0, 0), (0, 0, 1)].map(|scan| scan_cost(process, blocks * 4, scan)).iter().sum();
         assert!(alone * 4 + together < 56 * 50_000_000 / 64);
-        // A file that consists only of refinement scans is rejected long before decoding it would take minutes.
+        // Fourteen AC refinement scans of one full-size component already exceed the limit. A file that would take
+        // minutes to decode is therefore rejected.
         assert!(scan_cost(process, blocks, (1, 63, 1)) * 14 > 56 * 50_000_000 / 64);
     }
 }

@@ -9,7 +9,7 @@ use crate::input::memory::{self, OutOfMemory};
 
 /// Number of coefficients, in zigzag order, that take part in smoothing.
 const COEFFICIENTS: usize = 10;
-/// Positions of these coefficients in a block.
+/// Positions in a block of the coefficients that take part in smoothing.
 const POSITIONS: [usize; COEFFICIENTS] = [0, 1, 8, 16, 9, 2, 3, 10, 17, 24];
 /// Marks a coefficient of which no scan has delivered any bit.
 const UNKNOWN: i8 = -1;
@@ -127,8 +127,8 @@ pub(super) fn row_bytes(frame: &Frame) -> u64 {
 }
 
 /// Returns the rows of blocks from two above `row` to two below. Beyond an edge of the picture, the nearest row is
-/// repeated. The edges are calculated as in libjpeg, which, in the last row of MCUs, assumes that every row of MCUs has
-/// as many rows of blocks as the last one.
+/// repeated. The edges are calculated as in libjpeg: for a row of blocks in the last row of MCUs, libjpeg assumes that
+/// every row of MCUs has as many rows of blocks as this last one.
 fn rows_around(frame: &Frame, component: &Component, row: usize) -> [usize; 5] {
     let mcu_row = row / component.v;
     let in_mcu_row = row % component.v;
@@ -154,7 +154,8 @@ fn window(rows: &[&[CoefficientBlock]; 5], column: usize, width: usize) -> Windo
     rows.map(|row| columns.map(|column| i32::from(row[column][0])))
 }
 
-/// Weights of the quantised DC values in a window, in units of 1/256. `guess` multiplies the sum by the DC quantiser.
+/// Weights of the quantised DC values in a window, in units of 1/256. `guess` multiplies the weighted sum of the values
+/// by the DC quantiser.
 type WindowWeights = [[i32; 5]; 5];
 
 struct Estimator<'q> {

@@ -147,8 +147,9 @@ impl<'a> ByteSource<'a> {
         Ok(())
     }
 
-    /// Reads the segment after a marker, or as much of it as the file contains. Its first two bytes are its length,
-    /// which includes these two bytes. If the length is below 2, the segment is empty and [`Segment::end`] rejects it.
+    /// Reads the segment after a marker, or as much of it as the file contains. The first two bytes of a segment are
+    /// its length, which includes these two bytes. If the length is below 2, the segment is empty and [`Segment::end`]
+    /// rejects it.
     ///
     /// # Errors
     /// `Truncated` if the file ends within the length field.
@@ -183,8 +184,8 @@ impl<'a> ByteSource<'a> {
                     // One of the two markers that come before the due marker in sequence: the due marker must still
                     // follow, so look for the next marker.
                     6 | 7 => {}
-                    // The due marker, or a marker too far from it in sequence to draw a conclusion: continue after the
-                    // found marker.
+                    // The due marker, or a marker so far from it in sequence that no conclusion is possible: continue
+                    // after the found marker.
                     _ => {
                         self.pending = 0;
                         return Ok(());
@@ -198,14 +199,14 @@ impl<'a> ByteSource<'a> {
     }
 }
 
-/// The data of a segment that has not been consumed yet.
+/// The part of a segment's data that has not been consumed yet.
 #[derive(Debug)]
 pub(super) struct Segment<'a> {
     data: &'a [u8],
     /// Number of unconsumed bytes according to the length field; `data` has fewer if the file ends earlier.
     declared: usize,
-    /// True if the segment's length field is below 2. The length includes the field's own two bytes, so this is
-    /// invalid.
+    /// True if the segment's length field is below 2. The length includes the field's own two bytes, so a smaller value
+    /// is invalid.
     is_too_short: bool,
 }
 
@@ -279,7 +280,7 @@ mod tests {
 
     #[test]
     fn a_restart_marker_is_found_or_left_pending_as_libjpeg_does() {
-        // The bytes that follow when RST2 is due, and the marker that is pending afterwards.
+        // Each case: the remaining bytes of the file when RST2 is due, and the marker that is pending after `restart`.
         let cases: [(&[u8], u8); 6] = [
             (b"..\xff\xd2", 0),
             (b"\xff\xd3", 0xd3),

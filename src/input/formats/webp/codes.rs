@@ -1,6 +1,6 @@
-//! Computes how much memory the Huffman codes of a lossless `WebP` need, before it is decoded. The decoder has no
-//! memory limit, and a file of 700 KB can declare 65,536 groups of five Huffman codes (prefix code groups), which
-//! expand to 3 GB of tables whatever the size of the picture.
+//! Computes, before a lossless `WebP` is decoded, how much memory its Huffman codes need. The decoder has no memory
+//! limit, and a file of 700 KB can declare 65,536 groups of five Huffman codes (prefix code groups), whose tables take
+//! 3 GB whatever the size of the picture.
 //!
 //! Parses the bitstream (RFC 9649, section 3) up to the codes of the picture itself. Skips the smaller images before
 //! these codes, but notes the highest group number in the entropy image, because it determines the number of groups.

@@ -144,7 +144,8 @@ fn extended<'a>(mut chunks: Chunks<'a>, head: &[u8]) -> Option<Container<'a>> {
     if !frame.fits(place, canvas) || (!has(ANIMATED) && frame.sides != canvas) {
         return None;
     }
-    // For a lossless still picture, the hint in the bitstream decides; otherwise, the flag does.
+    // For a lossless still picture, the alpha hint in the bitstream decides whether transparency is used. In all other
+    // cases, the flag in the VP8X chunk decides.
     let with_alpha = if image.lossless && !animated { image.alpha } else { has(ALPHA) };
     Some(Container { canvas, place, exif, xmp, frame, with_alpha })
 }

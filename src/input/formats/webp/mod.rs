@@ -122,8 +122,8 @@ fn work_per_pixel(file: &[u8], frame: (u32, u32)) -> u64 {
     u64::from(lossy) * LOSSY_WORK_PER_PIXEL + u64::from(lossless) * LOSSLESS_WORK_PER_PIXEL
 }
 
-/// Returns the size in bytes of a lossless picture's code tables, checked against `max_decoded_bytes`, because the
-/// decoder allocates them without a limit.
+/// Returns the size in bytes of a lossless picture's code tables. Checks this size against `max_decoded_bytes`, because
+/// the decoder allocates these tables without a limit.
 fn check_codes(
     file: &[u8],
     frame: (u32, u32),

@@ -1,10 +1,10 @@
 //! The matrix unit of Intel's server processors (AMX): checks whether this process may use it, and multiplies tiles.
 //!
 //! A group is four bytes of one operand (two bf16 values or four 8-bit integers; see `isa::lanes::Isa`). A tile
-//! register holds 16 rows of 64 bytes, that is, of 16 groups. `tdpbf16ps` and `tdpbusd` multiply a tile of 16 rows x 16
-//! groups with one of 16 groups x 16 columns, and add the result to 16 x 16 sums. The operands arrive in this layout: a
-//! tile of `gemm::rows` consists of blocks of `[rows][16 groups]`, and a panel of `gemm::weights` consists of blocks of
-//! `[16 groups][32 columns]`.
+//! register holds 16 rows of 64 bytes, that is, of 16 groups. `tdpbf16ps` and `tdpbusd` multiply a register of 16 rows
+//! x 16 groups with a register of 16 groups x 16 columns, and add the result to a register of 16 x 16 sums. The packed
+//! operands already have this layout: a tile of `gemm::rows` consists of blocks of `[rows][16 groups]`, and a panel of
+//! `gemm::weights` consists of blocks of `[16 groups][32 columns]`.
 //!
 //! Stable Rust does not have the intrinsics, so this file uses inline assembly. One assembly block contains everything
 //! from the first load to the last store, because the compiler does not know the contents of tile registers and must

@@ -62,7 +62,7 @@ thread_local! {
 }
 
 extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel passes a `ucontext_t` that the handler may change until it returns.
+    // SAFETY: the operating system passes a `ucontext_t` that the handler may change until it returns.
     let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
     let at = registers[libc::REG_RIP as usize] as *const u8;
     let done = TILES.with_borrow_mut(|tiles| {

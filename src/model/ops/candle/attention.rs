@@ -1,4 +1,4 @@
-//! Attention on candle's tensors, and its keys and values.
+//! Attention on candle's tensors, and the type that stores keys and values.
 
 use candle_core::{DType, IndexOp as _, Tensor};
 

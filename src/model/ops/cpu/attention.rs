@@ -9,8 +9,8 @@ use crate::kernels::gemm::PackedWeights;
 use crate::kernels::rows::Rows;
 use crate::model::ops::{Epilogue, Ops, RowRun};
 
-/// Maximum number of packed sequences whose buffers are kept for the next self-attention. Each takes at most 3 MB (512
-/// tokens in f32).
+/// Maximum number of packed sequences whose buffers are kept for the next self-attention. Each sequence takes at most
+/// 3 MB (512 tokens in f32).
 const MOST_MEMORIES: usize = 8;
 
 /// Weights of one layer's projection to cross-attention keys and values.

@@ -7,8 +7,8 @@
 //!
 //! For a base-size model in bf16, the features take 1.8 MB per image, whereas keys and values would take 21 MB. The 16
 //! GFLOP of the projections are saved. The price is a wider attention: 577 x 768 values per head instead of 577 x 64.
-//! This form pays off while an image has fewer query rows than a head is wide (64 in a base-size model): a caption has
-//! 20 rows, and three beams have 60.
+//! This form pays off while an image has fewer query rows than a head is wide (64 in a base-size model). Over all its
+//! decode steps, a caption of 20 tokens has 20 query rows; with three beams, it has 60.
 //!
 //! Whether this form is used depends only on the lifetime of the keys and values (`KvLifetime`), never on the number of
 //! rows. So the bits of a row's result do not depend on its batch neighbours.
@@ -24,7 +24,7 @@ use crate::kernels::gemm::{self, Format, PackedWeights};
 use crate::kernels::rows::Rows;
 use crate::model::ops::RowRun;
 
-/// Key and value projections of one layer, one element per head, for folding.
+/// Key and value projections of one layer, split by head for the folded form.
 #[derive(Debug)]
 pub struct AbsorbedKvWeights {
     /// `W_k` transposed, `[memory width, head width]` for each head.

@@ -1,10 +1,10 @@
 //! The fused operations on our own CPU kernels. Weights are in f32, bf16 or 8-bit integers. The kernels run at an
 //! instruction set level that the CPU supports.
 //!
-//! Activations are always f32. A matrix product rounds its rows to the format of the weights when it packs them. It
-//! sums in f32 or, for 8-bit weights, in exact integers. Softmax, layer norm, GELU and the residual stream are f32 in
-//! every format. Where 8 bits are not accurate enough, models with 8-bit weights use bf16: in attention, in the patch
-//! embedding, and in layers with fewer than 64 columns (the matching head).
+//! Activations are always f32. When a matrix product packs its input rows, it rounds them to the format of the weights.
+//! It sums in f32 or, for 8-bit weights, in exact integers. Softmax, layer norm, GELU and the residual stream are f32
+//! in every format. Where 8 bits are not accurate enough, models with 8-bit weights use bf16: in attention, in the
+//! patch embedding, and in layers with fewer than 64 columns (the matching head).
 //!
 //! This file implements [`Ops`]. It loads weights, computes linear layers, layer norms, token embeddings and copies of
 //! rows, and delegates attention and the patch embedding to the modules below.

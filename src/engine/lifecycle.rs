@@ -100,7 +100,6 @@ impl LifecycleState {
             WorkerState::NotStarted => Phase::Loading,
         }
     }
-
 }
 
 impl Lifecycle {

@@ -138,7 +138,7 @@ mod tests {
         while lookup.lookups.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        // All permits are taken, so by now the lookup is queued for a thread or already runs on one.
+        // All permits are taken, so by now the lookup is either queued for a thread or running on one.
         tokio::task::yield_now().await;
         asked.abort();
         assert!(asked.await.is_err());

@@ -16,7 +16,7 @@ const ELSEWHERE: &str = "use a local directory with the checkpoint's files as th
 /// Why a source is not valid, why a checkpoint is not complete, or why a download failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// `[NAME=]SRC` is not a valid model source.
+    /// An argument of the form `[NAME=]SRC` is not a valid model source.
     #[error("\"{text}\" is not a model source: {reason}")]
     InvalidSource {
         /// The source as it was given.

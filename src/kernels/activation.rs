@@ -52,7 +52,7 @@ fn quick_gelu<I: Isa>(isa: I, x: I::F) -> I::F {
 /// `(1 + tanh(u)) / 2` is `sigmoid(2 u)`.
 ///
 /// x is clamped to at least -9.98, because for smaller x the exponent would exceed 87. For these x, the exact value is
-/// closer to 0 than 2e-36.
+/// within 2e-36 of 0.
 #[inline(always)]
 fn gelu_tanh<I: Isa>(isa: I, x: I::F) -> I::F {
     // `LINEAR` is 2 sqrt(2 / pi), and `CUBIC` is 0.044715 times `LINEAR`.

@@ -25,7 +25,7 @@ pub(super) enum Checkpoint<O: Ops> {
     Vqa { encoder: Arc<TextTower<O>>, decoder: TextDecoder<O> },
     /// Image-text matching and retrieval, transformers' class `BlipForImageTextRetrieval`.
     Retrieval(Box<Retrieval<O>>),
-    /// Embeddings without a matching head, transformers' class `BlipModel`.
+    /// Embeddings only, without an image-text matching head: transformers' class `BlipModel`.
     Base(Box<Base<O>>),
 }
 

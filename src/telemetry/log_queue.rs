@@ -238,7 +238,7 @@ mod tests {
     fn lines_that_do_not_fit_are_dropped_counted_and_told_once_there_is_a_reader() {
         let (queue, lines, permit, dropped) = queue(3, Duration::from_secs(60));
         queue.push("a".to_owned());
-        // The writer has taken this line and blocks, because there is no permit.
+        // The writer takes line "a" and then blocks, because there is no permit.
         assert_eq!(lines.recv().unwrap(), "a");
         for line in ["b", "c", "d", "e", "f"] {
             queue.push(line.to_owned());

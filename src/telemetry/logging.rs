@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(clipped(&"short"), "short");
         let long = clipped(&"é".repeat(200));
         assert_eq!(long, format!("{}...", "é".repeat(128)));
-        // With an odd number of bytes in front, the limit falls inside a character, which must not be split.
+        // With an odd number of leading bytes, the limit falls inside a character, which must not be split.
         assert_eq!(clipped(&format!("a{}", "é".repeat(200))).len(), 255 + 3);
     }
 

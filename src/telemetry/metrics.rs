@@ -164,7 +164,7 @@ metrics! {
         images_encoded_total: IntCounter,
         /// Image fetches in progress, plus fetched files that are not decoded yet.
         fetch_permits_in_use: IntGauge,
-        /// Image fetches by URL, by result (ok, or the failure; blocked: URL or address not allowed).
+        /// Fetches of images given as URLs, by result (ok, or the kind of failure; blocked means that the URL or address is not allowed).
         fetch_total: IntCounterVec ["result"],
         /// Size of decoded images in pixels.
         image_pixels: Histogram {PIXELS},

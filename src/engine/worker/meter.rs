@@ -227,7 +227,7 @@ impl Meter {
         self.batch(Stage::Text, model, mix.rows, elapsed);
     }
 
-    /// Records a new token of a sequence or beam search. For the first token, `gap` is the time since the call was
+    /// Records a new token of a beam search or of a single sequence. For the first token, `gap` is the time since the call was
     /// admitted; for later tokens, it is the time since the previous token.
     pub(super) fn token(&self, first: bool, gap: Duration) {
         let metrics = &self.shared.metrics;

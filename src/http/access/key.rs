@@ -12,8 +12,8 @@ const MIN_SECRET_LENGTH: usize = 16;
 const MAX_SECRET_LENGTH: usize = 256;
 const MAX_ID_LENGTH: usize = 64;
 
-/// An API key. Keys with the same id, such as a key with an old secret and its replacement with a new one, belong to
-/// one owner: they share images and limits.
+/// An API key. Keys with the same id belong to one owner: they share images and limits. For example, an old key and the
+/// key that replaces it have the same id and different secrets.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey {
     id: Arc<str>,

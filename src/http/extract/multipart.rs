@@ -156,7 +156,7 @@ impl<'a> Parts<'a> {
         Ok(FormValue::File(bytes.into()))
     }
 
-    /// Returns the path that names the next value of a field in errors.
+    /// Returns the path by which error messages refer to the next value of a field.
     fn next_path(&self, name: &str) -> String {
         let is_list = (self.has_list)(name) || LISTS_OF_OTHER_ENDPOINTS.contains(&name);
         self.form.next_path(name, is_list)

@@ -250,8 +250,8 @@ fn is_file(schema: &Map<String, Value>) -> bool {
 /// strings.
 fn simplify_form(form: &mut Value, defaults: &Value) {
     let Some(properties) = object(form, "/properties") else { return };
-    // To save space, remove descriptions that occur elsewhere: the form of the single call describes the fields of a
-    // batch, and the JSON schema describes the generation parameters.
+    // To save space, remove descriptions that occur elsewhere. The fields of a batch are described in the multipart form
+    // of the single call, and the generation parameters in the JSON schema.
     let is_batch = properties.get("image").is_some_and(|image| image["type"] == "array");
     for (name, property) in properties {
         let Some(object) = property.as_object_mut() else { continue };

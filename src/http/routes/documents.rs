@@ -83,7 +83,7 @@ pub(crate) async fn show_openapi_yaml(
     Ok(document("application/yaml", yaml))
 }
 
-/// OpenAPI document in JSON with all conditions between fields
+/// OpenAPI document in JSON with all cross-field constraints
 #[utoipa::path(
     get,
     path = "/openapi-strict.json",

@@ -1,5 +1,5 @@
-//! Attention per head, `softmax(q k^T / sqrt(d)) v`, over keys and values that are packed once, or causally over plain
-//! rows.
+//! Attention per head, `softmax(q k^T / sqrt(d)) v`, in two variants: attention over keys and values that are packed
+//! once, and causal attention over plain rows.
 //!
 //! - [`PackedKv`] (`packed_kv`) holds the keys and values of one sequence as panels of the matrix product, head by
 //!   head: `k` as weights `[tokens, d]`, `v^T` as weights `[d, tokens]`. [`attend`] processes the queries in strips

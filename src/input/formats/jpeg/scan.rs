@@ -103,7 +103,7 @@ pub(super) fn decode_mcu_row(
     Ok(has_data)
 }
 
-/// Like [`decode_mcu_row`], for a non-interleaved scan. Such a scan has one component, each block is an MCU, and there
+/// Like [`decode_mcu_row`], but for a non-interleaved scan. Such a scan has one component, each block is an MCU, and there
 /// is no padding.
 fn decode_alone(
     decoder: &mut impl BlockDecoder,

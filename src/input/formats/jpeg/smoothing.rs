@@ -11,7 +11,7 @@ use crate::input::memory::{self, OutOfMemory};
 const COEFFICIENTS: usize = 10;
 /// Positions in a block of the coefficients that take part in smoothing.
 const POSITIONS: [usize; COEFFICIENTS] = [0, 1, 8, 16, 9, 2, 3, 10, 17, 24];
-/// Marks a coefficient of which no scan has delivered any bit.
+/// Marks a coefficient for which no scan has delivered any bits.
 const UNKNOWN: i8 = -1;
 
 /// DC values of five rows of five blocks, with the current block in the middle.

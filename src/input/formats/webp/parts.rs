@@ -130,8 +130,8 @@ impl FirstChunks {
     fn in_extended(file: &[u8], head: Chunk) -> Self {
         let mut found = Self::default();
         let mut at = head.next();
-        // The decoder computes the end of the chunks in the same way. If the VP8X chunk is longer than usual, the
-        // computed end is a few bytes beyond the size that the file declares.
+        // Compute the end of the chunks exactly as the decoder does. If the VP8X chunk is longer than usual, this end is
+        // a few bytes beyond the size that the file declares.
         let size = file.get(4..8).and_then(|size| size.first_chunk()).copied().unwrap_or_default();
         let end = at.saturating_add((u32::from_le_bytes(size) as usize).saturating_sub(12));
         while at < end

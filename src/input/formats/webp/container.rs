@@ -144,8 +144,7 @@ fn extended<'a>(mut chunks: Chunks<'a>, head: &[u8]) -> Option<Container<'a>> {
     if !frame.fits(place, canvas) || (!has(ANIMATED) && frame.sides != canvas) {
         return None;
     }
-    // For a lossless still picture, the alpha hint in the bitstream decides whether transparency is used. In all other
-    // cases, the flag in the VP8X chunk decides.
+    // A lossless still picture has an alpha hint in its bitstream; all others rely on the flag in the VP8X chunk.
     let with_alpha = if image.lossless && !animated { image.alpha } else { has(ALPHA) };
     Some(Container { canvas, place, exif, xmp, frame, with_alpha })
 }

@@ -143,11 +143,13 @@ impl Lifecycle {
 
     /// Moves the worker to `next`, unless it has ended. A worker that was declared hung can only end.
     fn change_worker(&self, next: WorkerState) {
-        self.change(|state| match (state.worker, next) {
-            (WorkerState::Ended, _) => {}
-            (WorkerState::Hung, WorkerState::Ended) => state.worker = next,
-            (WorkerState::Hung, _) => {}
-            (WorkerState::NotStarted | WorkerState::Running | WorkerState::Rebuilding, _) => {
+        self.change(|state| {
+            let may_follow = match state.worker {
+                WorkerState::Ended => false,
+                WorkerState::Hung => next == WorkerState::Ended,
+                WorkerState::NotStarted | WorkerState::Running | WorkerState::Rebuilding => true,
+            };
+            if may_follow {
                 state.worker = next;
             }
         });

@@ -103,8 +103,7 @@ impl LifecycleState {
 }
 
 impl Lifecycle {
-    /// Creates the lifecycle of a process that loads its models. Its phase is `Loading` until [`loaded`](Self::loaded)
-    /// is called.
+    /// Creates the lifecycle of a process that loads its models. Its phase is `Loading` until `loaded` is called.
     #[must_use]
     pub fn loading(metrics: &Metrics) -> Arc<Self> {
         Self::new(metrics, false)

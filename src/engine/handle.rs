@@ -13,7 +13,7 @@ use super::admission::{CallReservation, Estimates};
 use super::shared::{EngineStats, Shared};
 use super::sync::{SyncSender, TrySendError};
 use super::worker::{Message, Submission};
-use super::{EngineError, EngineSettings, Lifecycle, Phase, WarmUpError};
+use super::{EngineError, EngineSettings, Phase, WarmUpError};
 use crate::fairness::{CallId, ClientId};
 use crate::task::{ModelId, ModelInfo, Task, TaskOutput, TaskTiming, TokenLogprob};
 
@@ -133,12 +133,6 @@ impl EngineHandle {
         let patience = if phase == Phase::Rebuilding { REBUILD_PATIENCE } else { 1 };
         let limit = self.shared.settings.worker_hang_limit * patience;
         if self.heartbeat_age() > limit { Phase::Down } else { phase }
-    }
-
-    /// Returns the lifecycle of the process.
-    #[must_use]
-    pub fn lifecycle(&self) -> &Arc<Lifecycle> {
-        &self.shared.lifecycle
     }
 
     /// Runs one small work unit of each kind, so that admission control has cost estimates before the first request.

@@ -80,10 +80,6 @@ enum Shutdown {
 }
 
 impl LifecycleState {
-    fn is_down(self) -> bool {
-        matches!(self.worker, WorkerState::Hung | WorkerState::Ended)
-    }
-
     fn phase(self) -> Phase {
         let is_closing = self.shutdown >= Shutdown::Announced;
         if !self.loaded {
@@ -238,8 +234,7 @@ impl Lifecycle {
 
     /// True if the worker can take a task now: it has neither ended nor hung, and its backend is not being rebuilt.
     pub(super) fn worker_takes_tasks(&self) -> bool {
-        let state = self.state();
-        !state.is_down() && state.worker != WorkerState::Rebuilding
+        matches!(self.state().worker, WorkerState::NotStarted | WorkerState::Running)
     }
 
     /// Resolves when the worker thread has ended.

@@ -78,10 +78,34 @@ impl GenerationParams {
     /// Returns the number of rows that one generation occupies: one for each beam or each sequence to draw.
     #[must_use]
     pub fn rows(&self) -> usize {
+        self.groups() * self.rows_per_group()
+    }
+
+    /// Returns the number of groups of one generation. Each sampled sequence is a separate group; the beams of a beam
+    /// search form one group.
+    #[must_use]
+    pub fn groups(&self) -> usize {
         match self.strategy {
-            Strategy::Greedy => 1,
-            Strategy::Beams { num_beams, .. } => num_beams,
+            Strategy::Greedy | Strategy::Beams { .. } => 1,
             Strategy::Sample { num_return_sequences, .. } => num_return_sequences,
+        }
+    }
+
+    /// Returns the number of rows that one group occupies: one for each beam.
+    #[must_use]
+    pub fn rows_per_group(&self) -> usize {
+        match self.strategy {
+            Strategy::Beams { num_beams, .. } => num_beams,
+            Strategy::Greedy | Strategy::Sample { .. } => 1,
+        }
+    }
+
+    /// Returns the number of sequences that one group returns when it finishes.
+    #[must_use]
+    pub fn sequences_per_group(&self) -> usize {
+        match self.strategy {
+            Strategy::Beams { num_return_sequences, .. } => num_return_sequences,
+            Strategy::Greedy | Strategy::Sample { .. } => 1,
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::engine::backend::{
 };
 use crate::task::{
     Embedding, FinishReason, GenerationParams, ModelClass, ModelId, ModelInfo, Pixels, Sequence,
-    Strategy, TokenIds, TokenLogprob, TowerId,
+    TokenIds, TokenLogprob, TowerId,
 };
 
 /// Reported sizes in bytes of the features of an image, and of the KV cache that its captions share. They are small, so
@@ -130,10 +130,11 @@ impl Backend for MockBackend {
     }
 
     fn open(&mut self, spec: GroupSpec<MockStates>) -> MockGroup {
+        let prompt_tokens = spec.first_step_tokens();
         let GroupSpec { model, states, prompt, params, sequence } = spec;
         MockGroup {
             digest: digest(&(model.0, states, &prompt, sequence)),
-            prompt_tokens: prompt.map_or(1, |prompt| prompt.len().max(2) - 1),
+            prompt_tokens,
             length: self
                 .settings
                 .text_length
@@ -145,7 +146,7 @@ impl Backend for MockBackend {
     }
 
     fn pending_tokens(&self, group: &MockGroup) -> usize {
-        if group.steps == 0 { group.prompt_tokens } else { group.beams() }
+        if group.steps == 0 { group.prompt_tokens } else { group.params.rows_per_group() }
     }
 
     fn step(
@@ -159,13 +160,6 @@ impl Backend for MockBackend {
 }
 
 impl MockGroup {
-    fn beams(&self) -> usize {
-        match self.params.strategy {
-            Strategy::Beams { num_beams, .. } => num_beams,
-            Strategy::Greedy | Strategy::Sample { .. } => 1,
-        }
-    }
-
     fn finish_reason(&self) -> FinishReason {
         let is_short = self.length < self.params.max_new_tokens;
         if is_short { FinishReason::Stop } else { FinishReason::Length }
@@ -182,14 +176,10 @@ impl MockGroup {
 
     fn advance(&mut self) -> StepEvent {
         self.steps += 1;
-        let beams = self.beams();
+        let beams = self.params.rows_per_group();
         let token = (beams == 1).then(|| self.token(self.steps - 1, 0));
         let finished = (self.steps == self.length).then(|| {
-            let returned = match self.params.strategy {
-                Strategy::Beams { num_return_sequences, .. } => num_return_sequences,
-                Strategy::Greedy | Strategy::Sample { .. } => 1,
-            };
-            (0..returned).map(|beam| self.sequence(beam)).collect()
+            (0..self.params.sequences_per_group()).map(|beam| self.sequence(beam)).collect()
         });
         StepEvent { token, generated: beams, finished }
     }

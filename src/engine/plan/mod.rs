@@ -15,8 +15,8 @@ use self::results::Results;
 use super::backend::{GroupSpec, SinglePassOutput, SinglePassRow};
 use super::ids::FeatureKey;
 use crate::task::{
-    Embed, GenerationParams, ModelInfo, Pixels, PreparedImage, Role, Sequence, Strategy, Task,
-    TaskOutput, TokenIds, Vqa, VqaMode,
+    Embed, GenerationParams, ModelInfo, Pixels, PreparedImage, Role, Sequence, Task, TaskOutput,
+    TokenIds, Vqa, VqaMode,
 };
 
 /// Where a result belongs in the answer.
@@ -232,24 +232,7 @@ impl Plan {
             image,
             question_tokens,
         };
-        (0..group_count(params)).map(group).collect()
-    }
-}
-
-/// Returns the number of groups of one generation. Each sampled sequence is a separate group; the beams of a beam
-/// search form one group.
-fn group_count(params: &GenerationParams) -> usize {
-    match params.strategy {
-        Strategy::Greedy | Strategy::Beams { .. } => 1,
-        Strategy::Sample { num_return_sequences, .. } => num_return_sequences,
-    }
-}
-
-/// Returns the number of rows that one group of this generation occupies.
-pub(crate) fn group_rows(params: &GenerationParams) -> usize {
-    match params.strategy {
-        Strategy::Beams { num_beams, .. } => num_beams,
-        Strategy::Greedy | Strategy::Sample { .. } => 1,
+        (0..params.groups()).map(group).collect()
     }
 }
 

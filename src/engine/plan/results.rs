@@ -1,6 +1,6 @@
 //! Keeps a task's results in slots and assembles the answer from them. Rejects results that are not finite.
 
-use super::{Slot, group_count};
+use super::Slot;
 use crate::task::{Answer, Embedding, Scores, Sequence, SimilarityCell, Task, TaskOutput, VqaMode};
 
 /// Why a task cannot be planned, or why its results cannot be assembled into an answer. The texts are for logs.
@@ -59,14 +59,14 @@ impl Results {
     ) -> Self {
         let (missing, kind) = match task {
             Task::Caption(caption) => {
-                let groups = group_count(&caption.params);
+                let groups = caption.params.groups();
                 (groups, Kind::Caption(vec![None; groups]))
             }
             Task::Vqa(vqa) => {
                 let questions = vqa.questions.len();
                 match &vqa.mode {
                     VqaMode::Generate(params) => {
-                        let groups = group_count(params);
+                        let groups = params.groups();
                         let slots = vec![vec![None; groups]; questions];
                         (questions * groups, Kind::Generated(slots))
                     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::engine::testing::fake;
-use crate::task::{Answer, Embedding, FinishReason, Scores, Similarity, TokenLogprob};
+use crate::task::{Answer, Embedding, FinishReason, Scores, Similarity, Strategy, TokenLogprob};
 
 /// Encoder states that consist only of a name.
 type NamedStates = &'static str;

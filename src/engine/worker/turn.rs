@@ -16,7 +16,7 @@ use super::warm_up::TrialRun;
 use crate::engine::backend::Backend;
 use crate::engine::features::{Features, Lookup};
 use crate::engine::ids::{FeatureKey, ItemId, TaskId};
-use crate::engine::plan::{Plan, PlanError, Work, group_rows};
+use crate::engine::plan::{Plan, PlanError, Work};
 use crate::engine::scheduler::{Decision, GroupEntry, RowEntry, Scheduler};
 use crate::engine::shared::Shared;
 use crate::engine::{Answered, EngineError, WarmUpError};
@@ -257,9 +257,8 @@ impl<B: Backend> Worker<B> {
                     self.items.add_row(id, WaitingRow { owner, input: row });
                 }
                 Work::Group { slot, spec, image, question_tokens } => {
-                    let rows = group_rows(&spec.params);
-                    // The model drops the prompt's [SEP]. Without a prompt, generation starts from one token.
-                    let tokens = spec.prompt.as_ref().map_or(1, |prompt| prompt.len().max(2) - 1);
+                    let rows = spec.params.rows_per_group();
+                    let tokens = spec.first_step_tokens();
                     let image_kv = image.map(|key| (key, self.backend.cross_kv_bytes(model)));
                     // A step holds both the old and the new keys and values until it has succeeded, hence the factor 2.
                     let most_tokens = 2 * rows * (tokens + spec.params.max_new_tokens);

@@ -20,7 +20,7 @@ use crate::engine::backend::{
 use crate::task::{
     Device, Dtype, Embedding, FinishReason, GenerationParams, ImageFormat, ImageId, ImageInfo,
     ModelClass, ModelId, ModelInfo, Pixels, PreparedImage, Preprocessing, Scope, Sequence,
-    Strategy, TokenIds, TokenLogprob, TowerId,
+    TokenIds, TokenLogprob, TowerId,
 };
 
 /// The stop token of fake models (`[SEP]`).
@@ -186,7 +186,7 @@ impl Backend for FakeBackend {
         FakeGroup {
             digest: digest(&key),
             marks: marks.into(),
-            prompt_tokens: prompt.map_or(1, |prompt| prompt.len().max(2) - 1),
+            prompt_tokens: spec.first_step_tokens(),
             params: spec.params,
             steps: 0,
             control: self.control.clone(),
@@ -194,7 +194,7 @@ impl Backend for FakeBackend {
     }
 
     fn pending_tokens(&self, group: &FakeGroup) -> usize {
-        if group.steps == 0 { group.prompt_tokens } else { group.beams() }
+        if group.steps == 0 { group.prompt_tokens } else { group.params.rows_per_group() }
     }
 
     fn step(
@@ -210,13 +210,6 @@ impl Backend for FakeBackend {
 }
 
 impl FakeGroup {
-    fn beams(&self) -> usize {
-        match self.params.strategy {
-            Strategy::Beams { num_beams, .. } => num_beams,
-            Strategy::Greedy | Strategy::Sample { .. } => 1,
-        }
-    }
-
     /// Returns the number of tokens that the group generates, within the parameters' limits. The number is derived from
     /// the digest unless the control sets it.
     fn length(&self) -> usize {
@@ -241,16 +234,11 @@ impl FakeGroup {
 
     fn advance(&mut self) -> StepEvent {
         self.steps += 1;
-        let single = self.beams() == 1;
-        let token = single.then(|| self.token(self.steps - 1, 0));
-        let finished = (self.steps == self.length()).then(|| {
-            let returned = match self.params.strategy {
-                Strategy::Beams { num_return_sequences, .. } => num_return_sequences,
-                Strategy::Greedy | Strategy::Sample { .. } => 1,
-            };
-            (0..returned).map(|beam| self.text(beam)).collect()
-        });
-        StepEvent { token, generated: self.beams(), finished }
+        let beams = self.params.rows_per_group();
+        let token = (beams == 1).then(|| self.token(self.steps - 1, 0));
+        let finished = (self.steps == self.length())
+            .then(|| (0..self.params.sequences_per_group()).map(|beam| self.text(beam)).collect());
+        StepEvent { token, generated: beams, finished }
     }
 
     fn text(&self, beam: usize) -> Sequence {

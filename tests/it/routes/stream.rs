@@ -159,6 +159,17 @@ async fn a_client_that_leaves_stops_the_work() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_end_of_the_drain_time_in_the_middle_is_an_error_event_even_if_the_backend_hangs() {
+    let app = TestApp::start();
+    let response = held_stream(&app).await;
+    app.handle.abort();
+    let body = tokio::time::timeout(Duration::from_secs(20), response.into_body().collect()).await;
+    let body = body.expect("the stream ends although the backend does not").unwrap().to_bytes();
+    let events = events(std::str::from_utf8(&body).unwrap());
+    assert_problem(&events.last().unwrap().1, 503, "shutting_down");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_deadline_in_the_middle_is_an_error_event() {
     let app = TestApp::start();
     app.control.set_text_length(10);

@@ -92,8 +92,13 @@ struct Caption {
     prompt: Option<TokenIds>,
     image: ImageInfo,
     context: RequestContext,
+}
+
+/// The output of the engine for a stream.
+struct Generation {
     reply: Reply,
     tokens: TokenStream,
+    first: Option<TokenLogprob>,
 }
 
 /// Waits for the first token, then starts the stream.
@@ -110,16 +115,17 @@ pub(crate) async fn caption_stream(
         return Err(ApiError::field(Code::InvalidRequest, "stream", detail));
     }
     let began = call.until_deadline(begin(&call, input)).await;
-    let (plan, prompt, image, reply, tokens, first) =
+    let (plan, prompt, image, generation) =
         began.inspect_err(|error| call.count::<CaptionPlan>(Some(error)))?;
     context.note(|notes| notes.streaming = true);
     let (events, receiver) = mpsc::channel(BUFFERED_EVENTS);
-    let caption = Caption { call, plan, prompt, image, context, reply, tokens };
+    let caption = Caption { call, plan, prompt, image, context };
     tokio::spawn(async move {
-        // When the client disconnects, the receiver is dropped. Dropping `caption` then cancels the task in the engine.
+        // When the client disconnects, the receiver is dropped. Dropping the reply then cancels the task in the engine.
         tokio::select! {
+            biased;
             () = events.closed() => {}
-            () = caption.run(first, &events) => {}
+            () = caption.run(generation, &events) => {}
         }
     });
     let events = stream::unfold(receiver, |mut receiver| async {
@@ -129,7 +135,7 @@ pub(crate) async fn caption_stream(
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
-type Began = (CaptionPlan, Option<TokenIds>, ImageInfo, Reply, TokenStream, Option<TokenLogprob>);
+type Began = (CaptionPlan, Option<TokenIds>, ImageInfo, Generation);
 
 /// Submits the task and waits for the first token.
 async fn begin(call: &Call, input: InputResult<CaptionPlan>) -> Result<Began, ApiError> {
@@ -145,22 +151,20 @@ async fn begin(call: &Call, input: InputResult<CaptionPlan>) -> Result<Began, Ap
         tracing::error!("a stream ended without an error before its first token");
         return Err(ApiError::internal());
     }
-    Ok((plan, prompt, info, reply, tokens, first))
+    Ok((plan, prompt, info, Generation { reply, tokens, first }))
 }
 
 impl Caption {
     /// Sends all events, including the final `done` or `error`.
-    async fn run(mut self, first: Option<TokenLogprob>, events: &mpsc::Sender<Event>) {
-        let deadline = self.call.admission.deadline();
-        let generate = AssertUnwindSafe(self.generate(first, events)).catch_unwind();
-        let outcome = match tokio::time::timeout_at(deadline.into(), generate).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => {
+    async fn run(self, generation: Generation, events: &mpsc::Sender<Event>) {
+        let generate = AssertUnwindSafe(self.generate(generation, events)).catch_unwind();
+        let generate = generate.map(|outcome| {
+            outcome.unwrap_or_else(|_| {
                 tracing::error!("a caption stream panicked");
                 Err(ApiError::internal())
-            }
-            Err(_) => Err(ApiError::deadline_exceeded()),
-        };
+            })
+        });
+        let outcome = self.call.until_deadline(generate).await;
         self.call.count::<CaptionPlan>(outcome.as_ref().err());
         let last = match outcome {
             Ok(done) => event("done", &done),
@@ -174,8 +178,8 @@ impl Caption {
     }
 
     async fn generate(
-        &mut self,
-        first: Option<TokenLogprob>,
+        &self,
+        Generation { reply, mut tokens, first }: Generation,
         events: &mpsc::Sender<Event>,
     ) -> Result<Done, ApiError> {
         let mut detokenizer =
@@ -190,9 +194,9 @@ impl Caption {
             if events.send(event("delta", &delta)).await.is_err() {
                 return Err(ApiError::new(Code::InternalError, "the client has disconnected"));
             }
-            next = self.tokens.next().await;
+            next = tokens.next().await;
         }
-        let answered = (&mut self.reply).await?;
+        let answered = reply.await?;
         let output = typed::<CaptionPlan>(answered.output)?;
         let rest = detokenizer.finish();
         if !rest.is_empty() {

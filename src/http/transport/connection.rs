@@ -93,6 +93,8 @@ pub(crate) enum Awaited {
     Head,
     /// The rest of a request body.
     Body,
+    /// The client to read its response: writing is blocked.
+    Reader,
 }
 
 impl Default for Activity {
@@ -120,18 +122,19 @@ impl Activity {
         self.enter(HEAD);
     }
 
-    /// Returns what the connection waits for; `None` if it is answering a request or still has something to send.
+    /// Returns what the connection waits for; `None` if it is answering a request or sending a response that its client
+    /// reads.
     pub(crate) fn waiting(&self) -> Option<Waiting> {
         let value = self.0.phase.load(Ordering::Acquire);
         let (phase, phase_number) = (value & PHASE, value >> PHASE_BITS);
         let awaited = match phase {
+            _ if self.is_stalled() => Awaited::Reader,
             REQUEST => return None,
             HEAD => Awaited::Head,
             BODY => Awaited::Body,
             _ => Awaited::Request,
         };
-        let is_stalled = self.0.stalled.load(Ordering::Acquire);
-        (!is_stalled).then_some(Waiting { awaited, phase_number })
+        Some(Waiting { awaited, phase_number })
     }
 
     /// Notes that the rest of the input will not be read.

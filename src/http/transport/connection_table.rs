@@ -7,15 +7,16 @@
 //! 1. An address loses a connection if it holds more connections than its share (the number of places divided by the
 //!    number of addresses, including the newcomer's) and more than the address of the newcomer. Of several such
 //!    addresses, the one with the most connections loses one. It loses an idle connection if it has one, otherwise one
-//!    whose request head is unfinished, otherwise one whose request body is unfinished. Among equals, it loses the one
-//!    that has waited longest for its client.
+//!    whose request head is unfinished, otherwise one whose request body is unfinished, otherwise one whose client does
+//!    not read its response (unless that is the address's only connection). Among equals, it loses the one that has waited longest for its client.
 //! 2. The newcomer replaces an idle connection of its own address.
 //! 3. The newcomer gets a place in the reserve (additional places for probes and scrapes), where rules 1 and 2 apply
 //!    too. There it can send one request for health or metrics; any other request is rejected as overloaded.
 //! 4. The newcomer is closed.
 //!
-//! A request that has arrived completely is never aborted, and neither is a response that is being sent. Rule 1 can
-//! abort a request whose body is still arriving; the response to such a request is a 503.
+//! A request that has arrived completely is never aborted, and neither is a response that its client reads. Rule 1 can
+//! abort a request whose body is still arriving, which is answered with a 503, and a response that its client has
+//! stopped reading.
 //!
 //! The table reads the state of a connection from its [`Activity`], so requests do not have to update the table. A
 //! newcomer causes a scan of all connections, but only if all places are taken (1,024 connections: a few microseconds).
@@ -207,13 +208,16 @@ impl Places {
             .iter()
             .filter(|(network, members)| **network != newcomer && members.len() > share.max(own));
         // Order: the address that holds the most connections comes first. Of its connections, the idle ones come first,
-        // then those with an unfinished head, then those with an unfinished body. Among equals, the connection that has
-        // waited longest comes first.
+        // then those with an unfinished head, then those with an unfinished body, then those with an unread response.
+        // Among equals, the connection that has waited longest comes first.
         let waiting = others.flat_map(|(network, members)| {
             let held = Reverse(members.len());
+            let is_only = members.len() == 1;
             members.iter().filter_map(move |(id, member)| {
                 let waiting = member.activity.waiting()?;
-                Some((held, waiting, *id, *network))
+                // A slow reader with a single connection is probably no attacker.
+                let may_close = !(is_only && waiting.awaited == Awaited::Reader);
+                may_close.then_some((held, waiting, *id, *network))
             })
         });
         let other = waiting.min_by_key(|(held, waiting, id, _)| (*held, *waiting, *id));
@@ -413,13 +417,10 @@ mod tests {
     }
 
     #[test]
-    fn requests_in_progress_and_answers_being_sent_stay_and_the_reserve_is_contested_by_the_same_rules()
-     {
+    fn requests_in_progress_stay_and_the_reserve_is_contested_by_the_same_rules() {
         let rig = TestTable::new(2);
         let busy: Vec<Client> = (0..2).map(|_| rig.connect("10.0.0.1")).collect();
-        let request = busy[0].activity.begin_request();
-        drop(busy[1].activity.begin_request());
-        busy[1].activity.set_stalled(true);
+        let busy_requests = [0, 1].map(|place: usize| busy[place].activity.begin_request());
         let crowd: Vec<Client> = (0..8).map(|_| rig.connect("10.0.0.1")).collect();
         assert!(crowd.iter().all(Client::is_in_reserve));
         // A further connection of the crowd replaces one of the crowd. A probe also replaces one of the crowd, as long
@@ -438,7 +439,26 @@ mod tests {
             .collect();
         assert!(rig.try_connect("10.0.0.3").is_none());
         assert_eq!(rig.shed("newcomer"), 1);
-        drop((request, requests));
+        drop((busy_requests, requests));
+    }
+
+    #[test]
+    fn an_unread_answer_makes_room_last_and_not_for_its_own_address() {
+        let rig = TestTable::new(2);
+        let unread = rig.connect("10.0.0.1");
+        let _request = unread.activity.begin_request();
+        unread.activity.set_stalled(true);
+        let slow = rig.connect("10.0.0.1");
+        let _body = slow.activity.begin_request();
+        slow.activity.begin_body();
+        assert!(rig.connect("10.0.0.1").is_in_reserve() && !unread.is_leaving());
+        let first = rig.connect("10.0.0.2");
+        assert!(slow.is_leaving() && !unread.is_leaving() && !first.is_in_reserve());
+        drop(first);
+        let more = rig.connect("10.0.0.1");
+        let _busy = more.activity.begin_request();
+        let other = rig.connect("10.0.0.3");
+        assert!(unread.is_leaving() && !more.is_leaving() && !other.is_in_reserve());
     }
 
     #[test]

@@ -221,8 +221,10 @@ impl Connection {
                 () = self.cut.cancelled() => return,
                 () = self.shutdown.cancelled(), if !ending => {}
                 () = self.place.close_requested(), if !ending => {
-                    // Do not shut down gracefully here: hyper would wait for the rest of the head.
-                    if self.activity.waiting().is_some_and(|it| it.awaited == Awaited::Head) {
+                    // Do not shut down gracefully here: hyper would wait for the rest of the head, or for the client
+                    // to read the response.
+                    let awaited = self.activity.waiting().map(|waiting| waiting.awaited);
+                    if matches!(awaited, Some(Awaited::Head | Awaited::Reader)) {
                         return;
                     }
                 }

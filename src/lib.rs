@@ -25,6 +25,8 @@
 //! | `demo` | the demo models, which are embedded in the binary |
 //! | `fairness` | fair queueing among clients and calls, and the share of a capacity that each may hold |
 //! | `faults` | fault injection for tests, only with the cargo feature `failpoints` |
+//! | `mutations` | mended defects that tests bring back, to show that they are found |
+//! | `platform` | the clock and the threads of the process, which a simulation replaces |
 //! | `http` | router, endpoints, extractors, errors, OpenAPI |
 //! | `telemetry` | logging and metrics |
 //! | `settings` | how a folder declares its settings: the trait, checks, and the forms in which values are written |
@@ -47,6 +49,8 @@ pub mod images;
 pub mod input;
 pub mod kernels;
 pub mod model;
+mod mutations;
+mod platform;
 pub mod settings;
 pub mod task;
 pub mod telemetry;

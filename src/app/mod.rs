@@ -7,6 +7,7 @@
 //! - `loading`: resolves sources to files, and loads models and tokenizers.
 //! - `mock`: mock models with fixed latencies, instead of loaded ones.
 //! - `memory_budget`: compares the sum of all memory bounds with the memory limit.
+//! - `simulation`: tests of the whole service under one seed.
 //! - `start_error`: decides whether a checkpoint is at fault for a failed start.
 //! - [`mod@bench`]: measures the models without a server.
 
@@ -17,10 +18,12 @@ mod descriptors;
 mod loading;
 mod memory_budget;
 mod mock;
+#[cfg(test)]
+mod simulation;
 mod start_error;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -30,8 +33,9 @@ use crate::config::Config;
 pub use crate::engine::WarmUpError;
 use crate::engine::{Engine, EngineContext, EngineHandle};
 use crate::fetch::Fetcher;
-use crate::http::{self, HttpState, Listener, Services};
+use crate::http::{self, Drained, HttpState, Listener, Services};
 use crate::images::{Images, ImagesSettings};
+use crate::platform;
 use crate::telemetry::metrics::Metrics;
 use compute::{Compute, LoadedBackend};
 pub use mock::MockSettings;
@@ -185,13 +189,7 @@ impl App {
             // All requests have been answered, so do not wait for a work unit or a backend that is being rebuilt.
             tracing::warn!("the worker is still busy; ending without waiting for it");
         }
-        anyhow::ensure!(
-            drained.requests_cut == 0,
-            "the drain timeout ended {} requests without an answer; raise server.drain_timeout_ms or lower \
-             server.deadline_ms",
-            drained.requests_cut
-        );
-        Ok(())
+        check_all_answered(drained)
     }
 
     /// Waits for `shutdown` and then drains. Returns early with an error if the worker thread ends unexpectedly or
@@ -203,6 +201,7 @@ impl App {
         closing: &CancellationToken,
     ) -> Result<(), WorkerEnded> {
         tokio::select! {
+            biased;
             () = shutdown.cancelled() => {}
             () = engine.lost() => {
                 closing.cancel();
@@ -210,6 +209,7 @@ impl App {
             }
         }
         tokio::select! {
+            biased;
             () = self.drain(engine, closing) => Ok(()),
             () = engine.lost() => {
                 closing.cancel();
@@ -220,7 +220,7 @@ impl App {
 
     /// Loads the models, starts the engine and the decoding threads, warms up, and sets the state to ready.
     async fn start_engine(&self) -> anyhow::Result<Engine> {
-        let start = Instant::now();
+        let start = platform::now();
         let config = &self.config;
         let fetcher = self.fetcher()?;
         let loaded = match self.mock {
@@ -286,11 +286,22 @@ impl App {
     }
 }
 
+/// Returns an error if the drain timeout ended requests without an answer.
+fn check_all_answered(drained: Drained) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        drained.requests_cut == 0,
+        "the drain timeout ended {} requests without an answer; raise server.drain_timeout_ms or lower \
+         server.deadline_ms",
+        drained.requests_cut
+    );
+    Ok(())
+}
+
 /// Warms the models up and logs the resulting cost estimates. Without estimates, admission control would admit the
 /// whole first burst, and many of its requests would miss their deadlines. If a model fails here, startup fails,
 /// because the model would fail on every request.
 async fn measure(engine: &EngineHandle) -> anyhow::Result<()> {
-    let start = Instant::now();
+    let start = platform::now();
     engine.warm_up().await?;
     // Round to the microsecond.
     let milliseconds = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e6).round() / 1e3);
@@ -307,6 +318,8 @@ async fn measure(engine: &EngineHandle) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::config::{Environment, Flags, load};
     use crate::engine::EngineSettings;

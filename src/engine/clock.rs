@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::platform;
+
 /// A source of monotonic time. Clones share the source.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Instant + Send + Sync>);
@@ -14,9 +16,9 @@ impl Clock {
         Self(Arc::new(source))
     }
 
-    /// Returns the system's monotonic clock.
+    /// Returns the process's monotonic clock.
     pub(crate) fn system() -> Self {
-        Self::new(Instant::now)
+        Self::new(platform::now)
     }
 
     /// Returns the current time of this clock.

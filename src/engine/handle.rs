@@ -188,6 +188,7 @@ impl EngineHandle {
         let mut suspected = None;
         loop {
             tokio::select! {
+                biased;
                 () = self.shared.lifecycle.ended() => return,
                 () = tokio::time::sleep(look) => {}
             }

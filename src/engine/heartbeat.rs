@@ -8,8 +8,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus::Gauge;
 
-/// Time of the last beat. It is read from the system's clock, not from the engine's, because tests advance the engine's
-/// clock by hand, and such a clock cannot show that a thread hangs.
+use crate::platform;
+
+/// Time of the last beat. It is not read from the engine's clock, because tests advance that clock by hand, and such a
+/// clock cannot show that a thread hangs.
 pub(crate) struct Heartbeat {
     started: Instant,
     /// Last beat, in milliseconds after `started`.
@@ -20,12 +22,12 @@ pub(crate) struct Heartbeat {
 impl Heartbeat {
     /// Creates a heartbeat whose first beat is now. Each beat sets the metric `timestamp_seconds` to the Unix time.
     pub(crate) fn new(timestamp_seconds: Gauge) -> Self {
-        Self { started: Instant::now(), last_ms: AtomicU64::new(0), timestamp_seconds }
+        Self { started: platform::now(), last_ms: AtomicU64::new(0), timestamp_seconds }
     }
 
     /// Records that the worker is alive.
     pub(crate) fn beat(&self) {
-        let elapsed = self.started.elapsed().as_millis();
+        let elapsed = platform::elapsed(self.started).as_millis();
         self.last_ms.store(elapsed.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
         self.timestamp_seconds.set(unix_seconds());
     }
@@ -37,7 +39,7 @@ impl Heartbeat {
 
     /// Returns the time since the last beat.
     pub(crate) fn age(&self) -> Duration {
-        self.started.elapsed().saturating_sub(Duration::from_millis(self.last()))
+        platform::elapsed(self.started).saturating_sub(Duration::from_millis(self.last()))
     }
 }
 

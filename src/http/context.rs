@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::error::Code;
+use crate::platform;
 use crate::task::{ImageInfo, Scope, TaskTiming};
 
 /// Context of a request, stored in the request's extensions. Clones share the notes.
@@ -58,7 +59,7 @@ pub(crate) struct Notes {
 impl RequestContext {
     /// Creates the context of a request that arrives now.
     pub(crate) fn new(id: Arc<str>) -> Self {
-        Self { id, arrived: Instant::now(), notes: Arc::default() }
+        Self { id, arrived: platform::now(), notes: Arc::default() }
     }
 
     /// Changes the notes in place.
@@ -81,7 +82,7 @@ impl RequestContext {
 
     /// Returns the time since the request arrived.
     pub(crate) fn elapsed(&self) -> Duration {
-        self.arrived.elapsed()
+        platform::elapsed(self.arrived)
     }
 }
 

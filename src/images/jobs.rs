@@ -40,6 +40,11 @@ impl Job for HashJob {
         !self.sender.is_closed()
     }
 
+    #[cfg(test)]
+    fn file_bytes(&self) -> usize {
+        self.file.len()
+    }
+
     fn run(self: Box<Self>) -> JobOutcome {
         if self.sender.is_closed() {
             return JobOutcome::EndedEarly;
@@ -63,6 +68,11 @@ impl Job for DecodeJob {
 
     fn is_abandoned(&self) -> bool {
         !self.flight.is_wanted()
+    }
+
+    #[cfg(test)]
+    fn file_bytes(&self) -> usize {
+        self.file.len()
     }
 
     fn run(self: Box<Self>) -> JobOutcome {

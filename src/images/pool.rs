@@ -1,17 +1,13 @@
 //! The decoding thread pool: a few threads with a lower priority than the inference worker, which hash and decode
 //! files.
 
-use super::lock;
 use super::queue::{Job, JobOutcome, Lane, Queue, Running};
 use crate::fairness::CallId;
+use crate::platform::{self, Monitor, spawn_background};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
-
-/// Niceness of the decoding threads. A busy worker thread gets about ten times as much of a core as a decoding thread.
-const NICENESS: i32 = 10;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Error: the queue, or the client's share of the queue, is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,23 +20,18 @@ pub(super) struct Pool {
 
 /// The state shared by the pool's handle, which pushes jobs, and its threads, which pop them.
 struct SharedQueue {
-    queue: Mutex<Queue>,
-    changed: Condvar,
+    queue: Monitor<Queue>,
     threads: usize,
 }
 
 impl Pool {
     /// Starts `threads` threads. `capacity` is the maximum number of waiting jobs, hashes and decodes together.
     pub(super) fn start(threads: usize, capacity: usize) -> io::Result<Self> {
-        let queue = Mutex::new(Queue::new(capacity));
-        let pool =
-            Self { shared: Arc::new(SharedQueue { queue, changed: Condvar::new(), threads }) };
+        let queue = Monitor::new(Queue::new(capacity));
+        let pool = Self { shared: Arc::new(SharedQueue { queue, threads }) };
         for index in 0..threads {
             let shared = Arc::clone(&pool.shared);
-            thread::Builder::new().name(format!("decode-{index}")).spawn(move || {
-                lower_priority(index == 0);
-                shared.work();
-            })?;
+            spawn_background(format!("decode-{index}"), index == 0, move || shared.work())?;
         }
         Ok(pool)
     }
@@ -49,7 +40,7 @@ impl Pool {
     /// based on moving averages of past jobs.
     pub(super) fn estimated_wait(&self, call: CallId, files: usize) -> Duration {
         let SharedQueue { queue, threads, .. } = &*self.shared;
-        lock(queue).estimated_wait(call, files, *threads, Instant::now())
+        queue.lock().estimated_wait(call, files, *threads, platform::now())
     }
 
     /// Queues a job of a call without blocking. A rejected job is dropped.
@@ -61,24 +52,30 @@ impl Pool {
     ) -> Result<(), QueueFull> {
         // `push` returns a rejected job instead of dropping it, so that the job is dropped outside the lock: its
         // destructor may run any code.
-        let pushed = lock(&self.shared.queue).push(job, lane, call);
+        let pushed = self.shared.queue.lock().push(job, lane, call);
         pushed.map_err(|_refused| QueueFull)?;
-        self.shared.changed.notify_one();
+        self.shared.queue.notify_one();
         Ok(())
+    }
+
+    /// Returns the number of bytes of the files of waiting jobs.
+    #[cfg(test)]
+    pub(super) fn held_file_bytes(&self) -> usize {
+        self.shared.queue.lock().held_file_bytes()
     }
 
     /// Removes the jobs without waiters from the queue, which frees their files.
     pub(super) fn sweep(&self) {
-        let unwanted = lock(&self.shared.queue).take_unwanted();
+        let unwanted = self.shared.queue.lock().take_unwanted();
         drop(unwanted);
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let abandoned = lock(&self.shared.queue).close();
+        let abandoned = self.shared.queue.lock().close();
         drop(abandoned);
-        self.shared.changed.notify_all();
+        self.shared.queue.notify_all();
     }
 }
 
@@ -91,32 +88,21 @@ impl SharedQueue {
                 tracing::error!("a decoding job panicked");
                 JobOutcome::EndedEarly
             });
-            lock(&self.queue).ended(running, Instant::now(), done);
+            self.queue.lock().ended(running, platform::now(), done);
         }
     }
 
     fn pop(&self) -> Option<(Box<dyn Job>, Running)> {
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         loop {
-            if let Some(next) = queue.next(Instant::now()) {
+            if let Some(next) = queue.next(platform::now()) {
                 return Some(next);
             }
             if queue.is_closed() {
                 return None;
             }
-            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self.queue.wait(queue);
         }
-    }
-}
-
-/// Tries to lower the priority of this thread. Some sandboxes forbid this; if `report` is set, such a failure is
-/// logged. Linux keeps the priority per thread, so the rest of the process is not affected.
-fn lower_priority(report: bool) {
-    let result = rustix::process::setpriority_process(None, NICENESS);
-    if let Err(error) = result
-        && report
-    {
-        tracing::warn!(%error, "cannot lower the priority of decoding threads; they run at normal priority");
     }
 }
 
@@ -238,7 +224,7 @@ mod tests {
             pool.submit(Box::new(move || sender.send(()).unwrap()), Lane::Hashes, lone(1)).unwrap();
             ran.recv().unwrap();
             ran_last.recv().unwrap();
-            assert_eq!(lock(&pool.shared.queue).knows_decodes(), learns, "{done:?}");
+            assert_eq!(pool.shared.queue.lock().knows_decodes(), learns, "{done:?}");
         }
     }
 }

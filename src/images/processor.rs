@@ -7,14 +7,14 @@ use crate::input::{
     ImageHeader, InputError, InputSettings, Stop, inspect, is_quick_to_inspect, resize,
     sniff_format,
 };
+use crate::platform;
 use crate::task::{ImageFormat, ImageId, ImageInfo, Pixels, PreparedImage};
 use crate::telemetry::metrics::{GaugeGuard, Metrics};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
 
 /// [`crate::input::decode`], or its replacement in a test.
-pub(super) type Decode = dyn Fn(&[u8], &ImageHeader, &InputSettings, Stop<'_>) -> Result<Pixels, InputError>
+pub(crate) type Decode = dyn Fn(&[u8], &ImageHeader, &InputSettings, Stop<'_>) -> Result<Pixels, InputError>
     + Send
     + Sync;
 
@@ -102,15 +102,15 @@ impl FileProcessor {
         }
         let _in_use = GaugeGuard::new(&self.metrics.decode_permits_in_use);
 
-        let decoding = Instant::now();
+        let decoding = platform::now();
         injected("images::decode", file)?;
         let picture = (self.decode)(file, header, &self.settings, stop)?;
-        let decode = decoding.elapsed();
+        let decode = platform::elapsed(decoding);
 
-        let resizing = Instant::now();
+        let resizing = platform::now();
         injected("images::resize", file)?;
         let pixels = Arc::new(resize(&picture, preprocessing, self.settings.resize_order)?);
-        let preprocess = resizing.elapsed();
+        let preprocess = platform::elapsed(resizing);
 
         let stages = &self.metrics.stage_duration_seconds;
         stages.with_label_values(&["decode"]).observe(decode.as_secs_f64());

@@ -10,6 +10,7 @@ use super::queue::Lane;
 use super::{ImagesError, ImagesSettings, Key};
 use crate::fairness::CallId;
 use crate::input::{ImageHeader, InputError, InputSettings, decode, image_id};
+use crate::platform;
 use crate::task::{ImageId, PreparedImage, Preprocessing, Scope};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::resident_bytes;
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use std::io;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Maximum size in bytes of a file that is hashed on the caller's thread. Without SHA instructions, hashing 64 KiB
@@ -78,7 +79,7 @@ impl Images {
     }
 
     /// Like [`start`](Self::start), but with the given decoder.
-    pub(super) fn start_with(
+    pub(crate) fn start_with(
         settings: &ImagesSettings,
         input_settings: InputSettings,
         metrics: Arc<Metrics>,
@@ -171,6 +172,12 @@ impl Images {
         }
     }
 
+    /// Returns the number of bytes of the files that wait for a decoding thread.
+    #[cfg(test)]
+    pub(crate) fn held_file_bytes(&self) -> usize {
+        self.shared.pool.held_file_bytes()
+    }
+
     /// Estimates how long the last of `files` files would wait for a decoding thread if their call arrived now. Images
     /// given by their ids do not count, because they need no thread.
     pub fn estimated_wait(&self, call: CallId, files: usize) -> Duration {
@@ -212,7 +219,7 @@ impl Images {
         if crate::faults::at("images::enqueue") {
             return Err(QueueFull);
         }
-        if self.shared.memory.is_exceeded(Instant::now()) {
+        if self.shared.memory.is_exceeded(platform::now()) {
             let rejected = &self.shared.context.processor.metrics.queue_rejected_total;
             rejected.with_label_values(&["memory"]).inc();
             return Err(QueueFull);

@@ -19,7 +19,7 @@ struct Room {
 
 const CANDLE: [&str; 2] = ["candle_core", "candle_nn"];
 
-const LAW: [Room; 19] = [
+const LAW: [Room; 21] = [
     Room {
         name: "settings",
         may_import: &[],
@@ -55,7 +55,16 @@ const LAW: [Room; 19] = [
     },
     Room {
         name: "images",
-        may_import: &["task", "input", "settings", "telemetry", "fairness", "faults"],
+        may_import: &[
+            "task",
+            "input",
+            "settings",
+            "telemetry",
+            "fairness",
+            "faults",
+            "mutations",
+            "platform",
+        ],
         never_sees: &["candle_core", "candle_nn", "axum"],
     },
     Room {
@@ -65,7 +74,15 @@ const LAW: [Room; 19] = [
     },
     Room {
         name: "engine",
-        may_import: &["settings", "task", "telemetry", "fairness", "faults"],
+        may_import: &[
+            "settings",
+            "task",
+            "telemetry",
+            "fairness",
+            "faults",
+            "mutations",
+            "platform",
+        ],
         never_sees: &["candle_core", "candle_nn", "axum", "image"],
     },
     Room {
@@ -87,6 +104,16 @@ const LAW: [Room; 19] = [
         name: "faults",
         may_import: &[],
         never_sees: &["candle_core", "candle_nn", "tokio", "tracing", "axum", "serde"],
+    },
+    Room {
+        name: "mutations",
+        may_import: &[],
+        never_sees: &["candle_core", "candle_nn", "tokio", "tracing", "axum", "serde"],
+    },
+    Room {
+        name: "platform",
+        may_import: &[],
+        never_sees: &["candle_core", "candle_nn", "axum", "serde"],
     },
     Room {
         name: "demo",
@@ -115,6 +142,8 @@ const LAW: [Room; 19] = [
             "engine",
             "fairness",
             "faults",
+            "mutations",
+            "platform",
         ],
         never_sees: &CANDLE,
     },
@@ -148,6 +177,8 @@ const LAW: [Room; 19] = [
             "input",
             "kernels",
             "model",
+            "mutations",
+            "platform",
             "task",
             "telemetry",
         ],

@@ -18,7 +18,7 @@ mod reservation;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ use super::ids::CallId;
 use super::sync::{Mutex, MutexGuard, Notify};
 use super::{EngineError, EngineSettings};
 use crate::fairness::{self, ClientId};
+use crate::mutations::{self, Mutation};
 use crate::telemetry::metrics::Metrics;
 
 /// Maximum numbers of rows and images of a "small" call. On an idle engine the estimates never reject a small call, so
@@ -70,7 +71,7 @@ struct Usage {
 #[derive(Debug, Default)]
 struct Client {
     usage: Usage,
-    calls: HashMap<u64, Usage>,
+    calls: BTreeMap<u64, Usage>,
     profile: Profile,
 }
 
@@ -144,7 +145,7 @@ fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, W
 struct State {
     usage: Usage,
     /// The clients with calls in progress. Empty when all admitted calls have ended.
-    clients: HashMap<ClientId, Client>,
+    clients: BTreeMap<ClientId, Client>,
     next_call: u64,
     closed: bool,
     estimates: Estimates,
@@ -203,7 +204,7 @@ impl AdmissionController {
         }
         let state = State {
             usage: Usage::default(),
-            clients: HashMap::new(),
+            clients: BTreeMap::new(),
             next_call: 0,
             closed: false,
             estimates: Estimates::default(),
@@ -387,7 +388,11 @@ impl AdmissionController {
     ) -> Result<(), EngineError> {
         let holder = state.clients.get(&client);
         let own = holder.map(|client| client.usage).unwrap_or_default();
-        let clients = state.clients.len() + usize::from(holder.is_none());
+        let mut clients = state.clients.len() + usize::from(holder.is_none());
+        if mutations::is_active(Mutation::DeclaredBodiesReserveCapacity) {
+            // As if there were no other clients, so that nobody has a share.
+            clients = 1;
+        }
         let fit = |capacity, usage, own, more| fairness::fits(capacity, usage, own, clients, more);
         let (all, rows) = (&state.usage, |usage: &Usage| usage.rows as u64);
         if !fit(self.settings.capacity_rows as u64, rows(all), rows(&own), rows(&more))

@@ -29,6 +29,8 @@ use self::text::TextStage;
 use self::vision::VisionStage;
 use super::EngineSettings;
 use super::ids::{CallId, FeatureKey, ItemId, TaskId};
+use crate::fairness::ClientId;
+use crate::mutations::{self, Mutation};
 use crate::task::{ModelId, TowerId};
 
 /// The two kinds of work that share the worker.
@@ -156,6 +158,8 @@ impl Scheduler {
 
     /// Registers a task. Call it before its items are pushed.
     pub(crate) fn add_task(&mut self, task: TaskId, call: CallId, deadline: Instant) {
+        let mutated = mutations::is_active(Mutation::TurnsByCallOnly);
+        let call = if mutated { CallId { client: ClientId::default(), ..call } } else { call };
         let entry = TaskEntry { call, deadline, images: Vec::new(), items: BTreeSet::new() };
         self.tasks.insert(task, entry);
     }

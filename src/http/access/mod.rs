@@ -15,7 +15,7 @@ mod key;
 mod keys;
 mod settings;
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ use self::client::{ClientAddress, Network};
 use super::context::RequestContext;
 use super::error::{ApiError, Code};
 use crate::fairness::ClientId;
+use crate::platform;
 use crate::task::Scope;
 
 /// Number of wrong keys that an address may send at once, before `failed_attempts_per_minute` applies.
@@ -54,9 +55,9 @@ pub(crate) struct Access {
     /// Token buckets for requests: one per key owner and, for requests without a key, one per network; `None` if there
     /// is no rate limit.
     requests: Option<Buckets<Caller>>,
-    /// Hashes a caller to its [`ClientId`]. The hash has a random seed, so nobody can choose an address that collides
-    /// with another caller.
-    client_id_hasher: RandomState,
+    /// Random number that is hashed with a caller to its [`ClientId`], so that nobody can choose an address whose id
+    /// collides with that of another caller.
+    client_id_salt: u64,
 }
 
 /// The party whose requests one rate limit counts together.
@@ -88,7 +89,7 @@ impl Access {
             keys: auth.map(|auth| Arc::new(ApiKeys::new(auth))),
             failures: failures.map(|rate| Buckets::new(rate, FAILED_ATTEMPTS_BURST)),
             requests: requests.map(|(rate, burst)| Buckets::new(rate, burst)),
-            client_id_hasher: RandomState::new(),
+            client_id_salt: platform::random(),
         }
     }
 
@@ -140,7 +141,9 @@ impl Access {
     /// its network if it has no key.
     pub(crate) fn client_id(&self, extensions: &Extensions, context: &RequestContext) -> ClientId {
         let address = extensions.get().copied().unwrap_or(ClientAddress(None));
-        ClientId(self.client_id_hasher.hash_one(Caller::of(context, address)))
+        let mut hasher = DefaultHasher::new();
+        (self.client_id_salt, Caller::of(context, address)).hash(&mut hasher);
+        ClientId(hasher.finish())
     }
 
     /// Returns how much of the rate limit the caller has left; `None` if there is no limit.

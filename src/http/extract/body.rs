@@ -16,6 +16,7 @@ use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
 use crate::http::middleware::load_shedding::connections_full;
 use crate::http::settings::HttpSettings;
+use crate::platform;
 
 /// Maximum number of bytes that are allocated before any of the body has arrived. Whenever the arriving data needs more
 /// space, the buffer doubles.
@@ -60,7 +61,7 @@ impl<'a> BodyReader<'a> {
             admission,
             declared_bytes: head.declared_bytes,
             deadline,
-            body_deadline: Instant::now() + settings.connections.body_total_timeout,
+            body_deadline: platform::now() + settings.connections.body_total_timeout,
             bytes: 0,
             frames: 0,
             failure: None,
@@ -121,7 +122,7 @@ impl<'a> BodyReader<'a> {
 
     /// Reads the next data frame; `None` at the end of the body. Returns a trailer frame as an empty data frame.
     async fn frame(&mut self) -> Result<Option<Bytes>, ApiError> {
-        let idle = Instant::now() + self.settings.connections.body_idle_timeout;
+        let idle = platform::now() + self.settings.connections.body_idle_timeout;
         let limit = idle.min(self.body_deadline).min(self.deadline);
         let frame = tokio::time::timeout_at(limit.into(), self.body.frame()).await;
         let broken = crate::faults::at("http::body");

@@ -1,12 +1,10 @@
 //! Turns the generation parameters of a request into [`GenerationParams`]: applies defaults, rejects conflicting
 //! parameters and chooses the decoding strategy. The field types (`extract::fields`) have already checked the ranges.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
-
 use super::fields::{EarlyStoppingField, Int, LengthPenalty, RepetitionPenalty, Temperature, TopP};
 use crate::http::error::{ApiError, Code, FieldError};
 use crate::http::settings::Limits;
+use crate::platform;
 use crate::task::{EarlyStopping, GenerationParams, Strategy};
 
 /// Number of bits of a drawn seed. Every JSON parser represents integers below 2^53 exactly.
@@ -193,10 +191,9 @@ fn count<const MIN: u64, const MAX: u64>(given: Option<Int<MIN, MAX>>, default: 
     given.map_or(default, |value| value.0 as usize)
 }
 
-/// Draws a seed. Seeds must differ between calls, but need not be secret. The randomness comes from the operating
-/// system through the hash keys of the standard library, which differ for every `RandomState`.
+/// Draws a seed. Seeds must differ between calls, but need not be secret.
 fn draw_seed() -> u64 {
-    RandomState::new().hash_one(std::time::Instant::now()) >> (u64::BITS - SEED_BITS)
+    platform::random() >> (u64::BITS - SEED_BITS)
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ use super::context::RequestContext;
 use super::error::{ApiError, Code};
 use super::state::{HttpState, Services};
 use crate::engine::Admission;
+use crate::mutations::{self, Mutation};
 
 /// A request that passed admission control and was parsed.
 pub(crate) struct AdmittedRequest<R> {
@@ -62,7 +63,12 @@ pub(crate) async fn read<R: Request>(
         return Err(ApiError::not_ready());
     }
     let client = state.access().client_id(&parts.extensions, context);
-    let admission = services.engine.admit(client, head.declared_bytes.unwrap_or(0), deadline)?;
+    let declared_bytes = head.declared_bytes.unwrap_or(0);
+    let mut admission = services.engine.admit(client, declared_bytes, deadline)?;
+    if mutations::is_active(Mutation::DeclaredBodiesReserveCapacity) {
+        admission.reserve(1, 1)?;
+        admission.reserve_bytes(declared_bytes)?;
+    }
     let mut reader = BodyReader::new(body, &head, settings, context, (deadline, admission));
     let request = match &head.encoding {
         Encoding::Json { only_ascii } => {

@@ -26,6 +26,8 @@ use crate::http::extract::{self, AdmittedRequest, head};
 use crate::http::settings::Limits;
 use crate::http::state::models::Model;
 use crate::http::state::{HttpState, Services};
+use crate::mutations::{self, Mutation};
+use crate::platform;
 use crate::telemetry::logging::clipped;
 use crate::telemetry::metrics::Metrics;
 
@@ -44,10 +46,11 @@ async fn within<T>(
     work: impl Future<Output = Result<T, ApiError>>,
 ) -> Result<T, ApiError> {
     let unless_closed = async {
+        let waits = !mutations::is_active(Mutation::DrainIgnoresEarlyCalls);
         tokio::select! {
             biased;
             result = work => result,
-            error = engine.closed() => Err(error.into()),
+            error = engine.closed(), if waits => Err(error.into()),
         }
     };
     tokio::time::timeout_at(deadline.into(), unless_closed)
@@ -263,13 +266,13 @@ impl Call {
             notes.add_task(answered.timing);
             notes.tokens += E::generated_tokens(&output);
         });
-        let began = Instant::now();
+        let began = platform::now();
         let parts = AnswerParts { model: &self.model, images: infos, tokens: &tokens, output };
         let answer = plan.answer(parts);
         self.metrics
             .stage_duration_seconds
             .with_label_values(&["post"])
-            .observe(began.elapsed().as_secs_f64());
+            .observe(platform::elapsed(began).as_secs_f64());
         answer
     }
 
@@ -355,7 +358,7 @@ async fn tokenize_all<E: Endpoint>(
     model: &Model,
     metrics: &Metrics,
 ) -> Result<Vec<Result<E::Tokens, ApiError>>, ApiError> {
-    let began = Instant::now();
+    let began = platform::now();
     let bytes: usize = plans.iter().flatten().map(|planned| planned.plan.text_bytes()).sum();
     let plans = plans.iter().map(|planned| planned.as_ref().map(|planned| &planned.plan));
     let tokens = if bytes <= INLINE_TEXT_BYTES {
@@ -373,7 +376,7 @@ async fn tokenize_all<E: Endpoint>(
         })?
     };
     if bytes > 0 {
-        let seconds = began.elapsed().as_secs_f64();
+        let seconds = platform::elapsed(began).as_secs_f64();
         metrics.stage_duration_seconds.with_label_values(&["tokenize"]).observe(seconds);
     }
     for count in tokens.iter().flatten().flat_map(E::token_counts) {

@@ -17,6 +17,7 @@ use crate::http::state::Services;
 use crate::http::state::models::Model;
 use crate::images::ImageSource;
 use crate::input::{ImageValue, InputSettings};
+use crate::mutations::{self, Mutation};
 use crate::task::{PreparedImage, Preprocessing};
 use crate::telemetry::logging::clipped;
 
@@ -207,10 +208,12 @@ impl ImageSet {
                 (services.images.clone(), context.clone(), admission.hold());
             let find = async move {
                 let source = match image.origin? {
-                    ImageOrigin::Here(ImageSource::Bytes(bytes)) => {
+                    ImageOrigin::Here(ImageSource::Bytes(bytes))
+                        if !mutations::is_active(Mutation::AbandonedDecodesStay) =>
+                    {
                         ImageSource::Bytes(with_reservation(bytes, hold))
                     }
-                    ImageOrigin::Here(source @ ImageSource::Id(_)) => source,
+                    ImageOrigin::Here(source) => source,
                     ImageOrigin::Url(fetcher, target) => {
                         let fetched = fetcher.fetch(target, deadline).await;
                         let fetched = fetched

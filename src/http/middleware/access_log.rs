@@ -14,6 +14,7 @@ use super::server_timing::milliseconds;
 use crate::http::access::is_open;
 use crate::http::context::RequestContext;
 use crate::http::settings::AccessLogSettings;
+use crate::platform;
 
 /// The access log, which decides which requests are logged and writes their lines.
 pub(crate) struct AccessLog {
@@ -62,7 +63,7 @@ struct Second {
 impl AccessLog {
     /// Creates a log that has counted no requests yet.
     pub(crate) fn new(settings: AccessLogSettings) -> Self {
-        let second = Second { began: Instant::now(), logged: 0, suppressed: 0 };
+        let second = Second { began: platform::now(), logged: 0, suppressed: 0 };
         Self { settings, successes: AtomicU64::new(0), refusals: Mutex::new(second) }
     }
 
@@ -114,7 +115,7 @@ impl AccessLog {
                 }
             }
             400..500 => {
-                if let Some(suppressed) = self.admits_refusal(Instant::now()) {
+                if let Some(suppressed) = self.admits_refusal(platform::now()) {
                     line!(warn, "request refused", suppressed);
                 }
             }
@@ -124,7 +125,7 @@ impl AccessLog {
 
     /// Writes the line of a rejected head, unless the limit on rejected requests drops it.
     pub(crate) fn write_refused_head(&self, head: &RefusedHead<'_>) {
-        let Some(suppressed) = self.admits_refusal(Instant::now()) else { return };
+        let Some(suppressed) = self.admits_refusal(platform::now()) else { return };
         let client_ip = self.settings.client_ip.then(|| tracing::field::display(head.peer.ip()));
         tracing::warn!(
             target: "access",

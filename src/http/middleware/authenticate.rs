@@ -1,8 +1,6 @@
 //! Authentication: all requests need a valid API key, except those for health and the API documents. The decision needs
 //! only the request head, so the body of a rejected request is not read. The secret is removed from accepted requests.
 
-use std::time::Instant;
-
 use axum::extract::{Extension, MatchedPath, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
@@ -12,6 +10,7 @@ use crate::http::access::client::{ClientAddress, Network};
 use crate::http::access::is_public;
 use crate::http::context::{KeyOwner, RequestContext};
 use crate::http::state::HttpState;
+use crate::platform;
 
 /// Rejects requests without a valid key, and notes the owner of the key. `router` adds this layer only if the server
 /// has keys.
@@ -28,7 +27,7 @@ pub(crate) async fn authenticate(
         return next.run(request).await;
     };
     let secret = bearer(request.headers());
-    match access.authenticate(keys, secret, Network::of(client.0), Instant::now()) {
+    match access.authenticate(keys, secret, Network::of(client.0), platform::now()) {
         Ok(key) => {
             let owner = KeyOwner { id: key.shared_id(), scope: key.scope() };
             context.note(|notes| notes.owner = Some(owner));

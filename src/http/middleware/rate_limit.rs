@@ -1,7 +1,7 @@
 //! Rate limiting: limits the requests of each key owner; requests without a key are limited by address. Requests for
 //! health and metrics are not counted, because monitoring must still work when the server is flooded.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::{Extension, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue};
@@ -13,6 +13,7 @@ use crate::http::access::client::ClientAddress;
 use crate::http::access::{Caller, is_open};
 use crate::http::context::RequestContext;
 use crate::http::state::HttpState;
+use crate::platform;
 
 /// Rejects requests above the rate limit, and sets the `RateLimit` fields. `router` adds this layer only if a rate
 /// limit is set.
@@ -28,7 +29,7 @@ pub(crate) async fn rate_limit(
         return next.run(request).await;
     }
     let caller = Caller::of(&context, client);
-    let now = Instant::now();
+    let now = platform::now();
     let admitted = state.access().admit(caller, now);
     let allowance = state.access().allowance(caller, now);
     let mut response = match admitted {

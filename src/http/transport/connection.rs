@@ -20,6 +20,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::http::extract::body::ClosedToMakeRoom;
+use crate::mutations::{self, Mutation};
 use axum::BoxError;
 use axum::body::Body;
 use bytes::Bytes;
@@ -128,6 +129,9 @@ impl Activity {
         let value = self.0.phase.load(Ordering::Acquire);
         let (phase, phase_number) = (value & PHASE, value >> PHASE_BITS);
         let awaited = match phase {
+            _ if self.is_stalled() && mutations::is_active(Mutation::UnreadAnswersKeepPlaces) => {
+                return None;
+            }
             _ if self.is_stalled() => Awaited::Reader,
             REQUEST => return None,
             HEAD => Awaited::Head,

@@ -31,6 +31,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{Activity, Awaited};
 use crate::http::access::client::Network;
+use crate::mutations::{self, Mutation};
+use crate::platform;
 use crate::telemetry::metrics::Metrics;
 
 /// Minimum time between two log lines that say that the listener is full.
@@ -136,6 +138,9 @@ impl ConnectionTable {
         if !places.is_full() {
             return true;
         }
+        if mutations::is_active(Mutation::ConnectionsWithoutShares) {
+            return false;
+        }
         let Some((network, id)) = places.connection_to_close(newcomer) else { return false };
         if let Some(member) = places.remove(network, id) {
             self.count("idle");
@@ -157,7 +162,7 @@ impl ConnectionTable {
 impl AllPlaces {
     /// Logs that the listener is full, at most once a minute.
     fn remind(&mut self) {
-        let now = Instant::now();
+        let now = platform::now();
         if self.reminded.is_some_and(|last| now.saturating_duration_since(last) < REMINDER) {
             return;
         }

@@ -1,37 +1,63 @@
-//! A bound TCP socket, with or without TLS. `cli` binds it; `server` accepts connections from it.
+//! A bound socket, with or without TLS. `cli` binds it; `server` accepts connections from it.
+//!
+//! The socket is a TCP socket. Simulations of the whole service use one in memory instead ([`Accept`]).
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
+use super::sockets::Sockets;
 use super::tls::Tls;
 
 /// Pause after `accept` has failed, for example because the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// A source of connections.
+pub trait Accept: Send + 'static {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Waits for the next connection. Returns it with the address of the peer.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, peer) = self.accept().await?;
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+        Ok((stream, peer))
+    }
+}
+
 /// A socket that accepts connections.
 #[derive(Debug)]
-pub struct Listener {
-    tcp: TcpListener,
+pub struct Listener<S = TcpListener> {
+    socket: S,
     tls: Option<Arc<Tls>>,
 }
 
 /// An accepted connection, from which nothing has been read yet.
-pub(crate) struct Accepted {
-    pub(crate) stream: TcpStream,
+pub(crate) struct Accepted<S> {
+    pub(crate) stream: S,
     pub(crate) peer: SocketAddr,
     /// Counts the connection against the maximum number of open sockets until the permit is dropped.
     pub(crate) permit: OwnedSemaphorePermit,
 }
 
-impl From<TcpListener> for Listener {
-    fn from(tcp: TcpListener) -> Self {
-        Self { tcp, tls: None }
+impl<S: Accept> From<S> for Listener<S> {
+    fn from(socket: S) -> Self {
+        Self { socket, tls: None }
     }
 }
 
@@ -48,9 +74,11 @@ impl Listener {
     /// If the operating system cannot report the address.
     pub fn url(&self) -> io::Result<String> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        Ok(format!("{scheme}://{}", self.tcp.local_addr()?))
+        Ok(format!("{scheme}://{}", self.socket.local_addr()?))
     }
+}
 
+impl<S: Accept> Listener<S> {
     /// Returns the TLS configuration; `None` if the socket does not use TLS.
     pub(crate) fn tls(&self) -> Option<Arc<Tls>> {
         self.tls.clone()
@@ -59,14 +87,13 @@ impl Listener {
     /// Accepts the next connection, after waiting for a permit. Returns `None` once `shutdown` is cancelled.
     pub(crate) async fn accept(
         &self,
-        permits: &Arc<Semaphore>,
+        sockets: &Sockets,
         shutdown: &CancellationToken,
-    ) -> Option<Accepted> {
+    ) -> Option<Accepted<S::Stream>> {
         let next = async {
-            let permit =
-                Arc::clone(permits).acquire_owned().await.expect("the semaphore is never closed");
+            let permit = sockets.acquire().await;
             loop {
-                match self.tcp.accept().await {
+                match self.socket.accept().await {
                     // The injected fault drops the connection, as if the operating system had refused it.
                     Ok(_) if crate::faults::at("http::accept") => {}
                     Ok((stream, peer)) => return Accepted { stream, peer, permit },

@@ -20,16 +20,16 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::connection::{Activity, Awaited, RequestGuard, TimedStream};
 use super::connection_table::{ConnectionPlace, ConnectionTable, sockets_of};
-use super::listener::{Accepted, Listener};
+use super::listener::{Accept, Accepted, Listener};
 use super::malformed::{MalformedHead, SuppressedAnswer, WithoutAutomaticAnswers};
+use super::sockets::{Exhaustion, Sockets};
 use super::tls::Tls;
 use crate::http::access::client::{Network, PeerAddress};
 use crate::http::middleware::access_log::AccessLog;
@@ -103,8 +103,9 @@ pub async fn serve_operations(
     serve_connections(listener.into(), router, settings, state, shutdown).await
 }
 
-async fn serve_connections(
-    listener: Listener,
+/// Serves the connections of one listener; [`serve`] and [`serve_operations`] call this.
+pub(crate) async fn serve_connections<S: Accept>(
+    listener: Listener<S>,
     router: Router,
     settings: ConnectionSettings,
     state: &HttpState,
@@ -113,12 +114,11 @@ async fn serve_connections(
     let table = ConnectionTable::new(settings.max_connections, Arc::clone(state.metrics()));
     // Allow more sockets than `max_connections`, for the reserve and because connections that were told to close need
     // time to end. Further connections wait in the backlog of the kernel.
-    let sockets = sockets_of(settings.max_connections).min(Semaphore::MAX_PERMITS);
-    let permits = Arc::new(Semaphore::new(sockets));
+    let sockets = Sockets::new(sockets_of(settings.max_connections));
     let log = Arc::new(AccessLog::new(state.settings().access_log.clone()));
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
-    while let Some(Accepted { stream, peer, permit }) = listener.accept(&permits, &shutdown).await {
+    while let Some(Accepted { stream, peer, permit }) = listener.accept(&sockets, &shutdown).await {
         let activity = Activity::default();
         let Some(place) = table.place(Network::of(Some(peer.ip())), &activity) else {
             tracing::debug!(%peer, "connection closed: no place is free");
@@ -134,6 +134,7 @@ async fn serve_connections(
             place,
             shutdown: shutdown.clone(),
             cut: cut.clone(),
+            exhaustion: sockets.exhaustion(),
             _counted: GaugeGuard::new(&state.metrics().http_connections),
             _permit: permit,
         };
@@ -170,15 +171,13 @@ struct Connection {
     place: ConnectionPlace,
     shutdown: CancellationToken,
     cut: CancellationToken,
+    exhaustion: Exhaustion,
     _counted: GaugeGuard,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream, tls: Option<Arc<Tls>>) {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
+    async fn run(self, stream: impl AsyncRead + AsyncWrite + Unpin, tls: Option<Arc<Tls>>) {
         let settings = &self.settings;
         let (head, write) = (settings.header_read_timeout, settings.write_timeout);
         // The timeouts apply below TLS, so the time for the first request head includes the TLS handshake.
@@ -186,6 +185,7 @@ impl Connection {
         let Some(tls) = tls else { return self.serve_http(stream).await };
         let handshake = tls.acceptor().accept(stream);
         let handshake_result = tokio::select! {
+            biased;
             // There is no request yet, so the connection can close without a response.
             () = self.shutdown.cancelled() => return,
             () = self.place.close_requested() => return,
@@ -212,7 +212,7 @@ impl Connection {
             .max_header_size(settings.max_head_bytes)
             .max_buf_size(settings.max_head_bytes)
             .serve_connection(TokioIo::new(WithoutAutomaticAnswers::new(stream)), service);
-        let mut ending = false;
+        let (mut ending, mut replaced) = (false, false);
         let ended = loop {
             tokio::select! {
                 // Check for a shutdown first: a response that becomes ready at the same time must say that the
@@ -227,7 +227,9 @@ impl Connection {
                     if matches!(awaited, Some(Awaited::Head | Awaited::Reader)) {
                         return;
                     }
+                    replaced = true;
                 }
+                () = self.exhaustion.needs_sockets(), if replaced => return,
                 ended = &mut connection => break ended,
             }
             ending = true;
@@ -240,11 +242,13 @@ impl Connection {
         let (stream, suppressed) = parts.io.into_inner().into_parts();
         let closing = self.close(stream, ended, suppressed, &parts.read_buf);
         tokio::select! {
+            biased;
             () = closing => {}
             () = self.cut.cancelled() => {}
             // The connection can be closed at once: the only work that remains is to discard the input that a rejected
             // client still sends.
             () = self.place.close_requested(), if !ending => {}
+            () = self.exhaustion.needs_sockets() => {}
         }
     }
 

@@ -19,6 +19,12 @@ pub(in crate::images) trait Job: Send {
         !self.is_wanted()
     }
 
+    /// Number of bytes of the job's file.
+    #[cfg(test)]
+    fn file_bytes(&self) -> usize {
+        0
+    }
+
     fn run(self: Box<Self>) -> JobOutcome;
 }
 

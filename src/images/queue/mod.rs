@@ -12,7 +12,8 @@ pub(super) mod tests;
 
 pub(super) use self::job::{Job, JobOutcome, Lane};
 use crate::fairness::{self, CallId, ClientId, Turns};
-use std::collections::HashMap;
+use crate::mutations::{self, Mutation};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Weight of the newest job in the exponential moving averages.
@@ -29,15 +30,15 @@ const REMEMBERED_WORK: f64 = 5e7;
 #[derive(Default)]
 pub(super) struct Queue {
     capacity: usize,
-    jobs: HashMap<u64, Waiting>,
+    jobs: BTreeMap<u64, Waiting>,
     next_id: u64,
     hashes: Turns<u64>,
     decodes: Turns<u64>,
     /// Number of waiting jobs of each client that has any.
-    clients: HashMap<ClientId, usize>,
+    clients: BTreeMap<ClientId, usize>,
     /// Finish time, in virtual time, of each client's last decode. It measures the work that the client has received. A
     /// client without an entry starts at `virtual_time`.
-    finish_times: HashMap<ClientId, f64>,
+    finish_times: BTreeMap<ClientId, f64>,
     /// Virtual time, which is the start time of the decode that was taken last.
     virtual_time: f64,
     running: Vec<Running>,
@@ -81,6 +82,8 @@ impl Queue {
         lane: Lane,
         call: CallId,
     ) -> Result<(), Box<dyn Job>> {
+        let mutated = mutations::is_active(Mutation::DecodesInOrderOfArrival);
+        let call = if mutated { CallId { client: ClientId(0), number: 0 } } else { call };
         let own = self.clients.get(&call.client).copied().unwrap_or(0);
         let clients = self.clients.len() + usize::from(own == 0);
         let (capacity, waiting) = (self.capacity as u64, self.jobs.len() as u64);
@@ -133,6 +136,9 @@ impl Queue {
 
     /// Removes the jobs without waiters and returns them, so that the caller can drop them outside the lock.
     pub(super) fn take_unwanted(&mut self) -> Vec<Box<dyn Job>> {
+        if mutations::is_active(Mutation::AbandonedDecodesStay) {
+            return Vec::new();
+        }
         let unwanted = self
             .jobs
             .iter()
@@ -216,7 +222,7 @@ impl Queue {
             return Duration::ZERO;
         }
         let mut before = 0.0;
-        let mut others: HashMap<ClientId, Load> = HashMap::new();
+        let mut others: BTreeMap<ClientId, Load> = BTreeMap::new();
         for (other, load) in self.loads() {
             if other.client != call.client {
                 others.entry(other.client).or_default().add(load);
@@ -231,8 +237,8 @@ impl Queue {
     }
 
     /// Returns the number of waiting jobs of each call, with their estimated duration.
-    fn loads(&self) -> HashMap<CallId, Load> {
-        let mut loads: HashMap<CallId, Load> = HashMap::new();
+    fn loads(&self) -> BTreeMap<CallId, Load> {
+        let mut loads: BTreeMap<CallId, Load> = BTreeMap::new();
         for waiting in self.jobs.values() {
             let seconds = match waiting.lane {
                 // Assume that a decode follows every hash.
@@ -272,6 +278,11 @@ impl Queue {
             }
         }
         Some((job, call.client, work))
+    }
+
+    #[cfg(test)]
+    pub(super) fn held_file_bytes(&self) -> usize {
+        self.jobs.values().map(|waiting| waiting.job.file_bytes()).sum()
     }
 
     #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A bounded channel. On a real thread it is the channel of `std`. On a thread of a schedule that shuttle explores, it
-//! is a model of `std`'s channel, built on shuttle's primitives. Shuttle's own channel behaves differently: it keeps
+//! is a model of `std`'s channel, built on shuttle's primitives. In a simulation it is the channel of `std` with a
+//! notification, for which the simulated worker waits. Shuttle's own channel behaves differently: it keeps
 //! its messages when the receiver is dropped, and never times out.
 //!
 //! Under the checker (shuttle) time does not pass by itself. A short timed wait on an empty channel ends at once, so it
@@ -13,7 +14,10 @@ use std::time::Duration;
 
 use shuttle::sync::{Condvar, Mutex, MutexGuard};
 
+use tokio::sync::Notify;
+
 use super::locks::is_explored;
+use crate::platform::simulated;
 
 /// Under the checker, a timed wait of at least this duration never times out.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -21,11 +25,28 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) enum SyncSender<T> {
     Real(mpsc::SyncSender<T>),
     Explored(Arc<Channel<T>>),
+    Simulated(Notifying<mpsc::SyncSender<T>>),
 }
 
 pub(crate) enum Receiver<T> {
     Real(mpsc::Receiver<T>),
     Explored(Arc<Channel<T>>),
+    Simulated(mpsc::Receiver<T>, Arc<Notify>),
+}
+
+/// A sender that notifies the receiver when it is dropped.
+#[derive(Clone)]
+pub(crate) struct Notifying<S> {
+    sender: Option<S>,
+    changed: Arc<Notify>,
+}
+
+impl<S> Drop for Notifying<S> {
+    fn drop(&mut self) {
+        // The receiver must find the sender gone.
+        drop(self.sender.take());
+        self.changed.notify_one();
+    }
 }
 
 pub(crate) struct Channel<T> {
@@ -41,6 +62,12 @@ struct ChannelState<T> {
 }
 
 pub(crate) fn sync_channel<T>(bound: usize) -> (SyncSender<T>, Receiver<T>) {
+    if simulated::is_active() {
+        let (sender, receiver) = mpsc::sync_channel(bound);
+        let changed = Arc::new(Notify::new());
+        let sender = Notifying { sender: Some(sender), changed: Arc::clone(&changed) };
+        return (SyncSender::Simulated(sender), Receiver::Simulated(receiver, changed));
+    }
     if !is_explored() {
         let (sender, receiver) = mpsc::sync_channel(bound);
         return (SyncSender::Real(sender), Receiver::Real(receiver));
@@ -82,6 +109,11 @@ impl<T> SyncSender<T> {
         match self {
             Self::Real(sender) => sender.try_send(message),
             Self::Explored(channel) => channel.try_send(message),
+            Self::Simulated(Notifying { sender, changed }) => {
+                let sent = sender.as_ref().expect("taken only by drop").try_send(message);
+                changed.notify_one();
+                sent
+            }
         }
     }
 }
@@ -89,7 +121,7 @@ impl<T> SyncSender<T> {
 impl<T> Receiver<T> {
     pub(crate) fn try_recv(&self) -> Result<T, TryRecvError> {
         match self {
-            Self::Real(receiver) => receiver.try_recv(),
+            Self::Real(receiver) | Self::Simulated(receiver, _) => receiver.try_recv(),
             Self::Explored(channel) => channel.state().take(),
         }
     }
@@ -98,6 +130,7 @@ impl<T> Receiver<T> {
         let channel = match self {
             Self::Real(receiver) => return receiver.recv_timeout(wait),
             Self::Explored(channel) => channel,
+            Self::Simulated(receiver, changed) => return simulated_recv(receiver, changed, wait),
         };
         let mut state = channel.state();
         loop {
@@ -115,6 +148,31 @@ impl<T> Receiver<T> {
     }
 }
 
+/// Waits for a message as a simulated thread.
+fn simulated_recv<T>(
+    receiver: &mpsc::Receiver<T>,
+    changed: &Arc<Notify>,
+    wait: Duration,
+) -> Result<T, RecvTimeoutError> {
+    let end = tokio::time::Instant::now() + wait;
+    loop {
+        match receiver.try_recv() {
+            Ok(message) => return Ok(message),
+            Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+            Err(TryRecvError::Empty) if tokio::time::Instant::now() >= end => {
+                return Err(RecvTimeoutError::Timeout);
+            }
+            Err(TryRecvError::Empty) => {
+                let notified = Arc::clone(changed).notified_owned();
+                simulated::wait_for(async move {
+                    // A timeout is noticed above.
+                    let _ = tokio::time::timeout_at(end, notified).await;
+                });
+            }
+        }
+    }
+}
+
 impl<T> Clone for SyncSender<T> {
     fn clone(&self) -> Self {
         match self {
@@ -123,6 +181,7 @@ impl<T> Clone for SyncSender<T> {
                 channel.state().senders += 1;
                 Self::Explored(Arc::clone(channel))
             }
+            Self::Simulated(sender) => Self::Simulated(sender.clone()),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! A mutex and a thread handle: those of `std` on a real thread, and those of shuttle on a thread of an explored
-//! schedule. This module also wraps tokio's `Notify`, so that shuttle may switch threads before each of its operations.
+//! schedule. In a simulation (`platform::simulated`) the mutex is that of `std`, and the thread is simulated. This module also wraps tokio's `Notify`, so that shuttle may switch threads before each of its operations.
 
 use std::any::Any;
 use std::io;
@@ -9,6 +9,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{LockResult, PoisonError};
 
 use tokio::sync::futures::Notified;
+
+use crate::platform::simulated;
 
 /// True if the current thread belongs to a schedule that shuttle explores.
 pub(super) fn is_explored() -> bool {
@@ -113,6 +115,8 @@ pub(crate) struct Builder(Option<String>);
 pub(crate) enum JoinHandle<T> {
     Real(std::thread::JoinHandle<T>),
     Explored(shuttle::thread::JoinHandle<Result<T, Box<dyn Any + Send>>>),
+    /// A simulation waits for the end of its threads by itself.
+    Simulated,
 }
 
 impl Builder {
@@ -134,6 +138,11 @@ impl Builder {
             // As with `std`, a panic must end only this thread. If it were not caught here, it would end the checker.
             let body = || catch_unwind(AssertUnwindSafe(body));
             shuttle::thread::Builder::new().name(name).spawn(body).map(JoinHandle::Explored)
+        } else if simulated::is_active() {
+            simulated::spawn(move || {
+                let _ = catch_unwind(AssertUnwindSafe(body));
+            });
+            Ok(JoinHandle::Simulated)
         } else {
             std::thread::Builder::new().name(name).spawn(body).map(JoinHandle::Real)
         }
@@ -145,6 +154,7 @@ impl<T> JoinHandle<T> {
         match self {
             Self::Real(thread) => thread.join(),
             Self::Explored(thread) => thread.join().and_then(|result| result),
+            Self::Simulated => panic!("a simulated thread cannot be joined"),
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::http::inference::call::{Call, InputResult, PreparedInput, SingleCall}
 use crate::http::inference::endpoint::{AnswerParts, Endpoint, typed};
 use crate::http::inference::text;
 use crate::http::middleware::server_timing::milliseconds;
+use crate::mutations::{self, Mutation};
 use crate::task::{ImageInfo, TaskTiming, TokenIds, TokenLogprob};
 
 /// Interval of keep-alive comments. Proxies close idle connections, most of them after 60 s.
@@ -164,7 +165,11 @@ impl Caption {
                 Err(ApiError::internal())
             })
         });
-        let outcome = self.call.until_deadline(generate).await;
+        let outcome = if mutations::is_active(Mutation::StreamsIgnoreTheEnd) {
+            generate.await
+        } else {
+            self.call.until_deadline(generate).await
+        };
         self.call.count::<CaptionPlan>(outcome.as_ref().err());
         let last = match outcome {
             Ok(done) => event("done", &done),

@@ -14,15 +14,20 @@ FROM rust:1.95.0-trixie AS builder
 # The toolchain of the image, which is the version of rust-toolchain.toml. Setting it here keeps rustup from downloading
 # the components that the file lists.
 ENV RUSTUP_TOOLCHAIN=1.95.0
+# cargo-auditable embeds the list of packages in the binary; cargo-cyclonedx writes it as a file (SBOM). In a layer
+# before the source, so that changes of the source do not rebuild them. Without optimisation they compile faster.
+RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
+    cargo install --debug --locked cargo-auditable@0.7.7 cargo-cyclonedx@0.5.9
 WORKDIR /src
 COPY . .
 # Downloaded and built dependencies stay in the builder's caches, so a source change rebuilds only this crate. The
 # release profile strips the binary. The target folder is a cache and not a layer, so the binary is copied out of it.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
-    cargo build --release --locked --bin blip-server \
+    cargo auditable build --release --locked --bin blip-server \
+    && cargo cyclonedx --format json --spec-version 1.5 --override-filename blip-server.cdx \
     && mkdir -p /out/weights \
-    && cp target/release/blip-server /out/
+    && cp target/release/blip-server blip-server.cdx.json /out/
 
 FROM gcr.io/distroless/cc-debian13:nonroot
 # docker build --build-arg VERSION=0.1.0 --build-arg REVISION=$(git rev-parse HEAD) --build-arg CREATED=$(date -u +%FT%TZ)
@@ -37,6 +42,8 @@ LABEL org.opencontainers.image.title="blip-server" \
       org.opencontainers.image.created="$CREATED" \
       org.opencontainers.image.base.name="gcr.io/distroless/cc-debian13:nonroot"
 COPY --from=builder /out/blip-server /usr/local/bin/blip-server
+# `id=$(docker create blip-server) && docker cp "$id:/usr/share/sbom/blip-server.cdx.json" .` copies it out of the image.
+COPY --from=builder /out/blip-server.cdx.json /usr/share/sbom/blip-server.cdx.json
 COPY config/docker.toml /etc/blip-server/docker.toml
 # A named volume inherits its owner from this folder.
 COPY --from=builder --chown=65532:65532 /out/weights /weights

@@ -1,4 +1,5 @@
-//! The workflows in `.github`: what they name exists, and actions are pinned to a commit.
+//! The workflows in `.github` and the Dockerfile: what they name exists, actions are pinned to a commit, and the same
+//! versions and commands are used everywhere.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,10 @@ fn root() -> &'static Path {
 
 fn workflow(name: &str) -> String {
     std::fs::read_to_string(root().join(".github/workflows").join(name)).unwrap()
+}
+
+fn dockerfile() -> String {
+    std::fs::read_to_string(root().join("Dockerfile")).unwrap()
 }
 
 /// Returns the items of the first list with this key.
@@ -44,6 +49,43 @@ fn the_nightly_run_fuzzes_every_target() {
     let targets = files.map(|file| file.unwrap().path().file_stem().unwrap().to_owned());
     let targets: BTreeSet<_> = targets.map(|name| name.into_string().unwrap()).collect();
     assert_eq!(list(&workflow("nightly.yml"), "target"), targets);
+}
+
+/// Each night, because vulnerabilities are published while the code does not change.
+#[test]
+fn the_nightly_run_checks_the_advisories_of_both_lock_files() {
+    let workflow = workflow("nightly.yml");
+    for manifest in ["", " --manifest-path tests/fuzz/Cargo.toml"] {
+        let step = format!("- run: $(.ci/tools)/cargo-deny --locked{manifest} check advisories\n");
+        assert!(workflow.contains(&step), "{step}");
+    }
+}
+
+#[test]
+fn ci_makes_the_sbom_with_the_commands_of_the_dockerfile() {
+    let (dockerfile, ci) = (dockerfile(), workflow("ci.yml"));
+    for start in ["cargo install ", "cargo auditable build ", "cargo cyclonedx "] {
+        let lines = dockerfile.lines().map(|line| line.trim().trim_start_matches("&& "));
+        let command = lines.filter(|line| line.starts_with(start)).collect::<String>();
+        let step = format!("- run: {}\n", command.trim_end_matches(" \\"));
+        assert!(!command.is_empty() && ci.contains(&step), "not in ci.yml: {step}");
+    }
+}
+
+#[test]
+fn the_dockerfile_uses_the_pinned_toolchain_and_tools_of_exact_versions() {
+    let toolchain = std::fs::read_to_string(root().join("rust-toolchain.toml")).unwrap();
+    let channel = toolchain.lines().find_map(|line| line.strip_prefix("channel = ")).unwrap();
+    let version = channel.trim_matches('"');
+    let dockerfile = dockerfile();
+    assert!(dockerfile.contains(&format!("FROM rust:{version}-")), "{version}");
+    assert!(dockerfile.contains(&format!("ENV RUSTUP_TOOLCHAIN={version}\n")), "{version}");
+    let tools =
+        dockerfile.lines().find_map(|line| line.trim().strip_prefix("cargo install ")).unwrap();
+    for tool in tools.split_whitespace().filter(|word| !word.starts_with('-')) {
+        let (_, version) = tool.split_once('@').unwrap();
+        assert_eq!(version.split('.').count(), 3, "{tool}");
+    }
 }
 
 /// A tag of an action can be moved to other code; a commit cannot.

@@ -1,5 +1,6 @@
 //! [`Scenario`]: what happens in a simulation, drawn from its seed.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -63,6 +64,8 @@ pub(super) struct Scenario {
     pub(super) seed: u64,
     pub(super) config: Config,
     pub(super) faults: Faults,
+    /// Number of tokens of each generated text; `None` generates 2 to 8.
+    pub(super) text_length: Option<usize>,
     /// The attacks, each with the address that it comes from.
     pub(super) attacks: Vec<(Attack, [u8; 4])>,
     /// Number of honest clients besides the probe.
@@ -74,6 +77,14 @@ pub(super) struct Scenario {
 }
 
 impl Scenario {
+    /// Returns the number of clients besides the probe, for each of which the server keeps a share. Clients at the same
+    /// address are one client.
+    pub(super) fn other_clients(&self) -> u32 {
+        let attackers: BTreeSet<[u8; 4]> =
+            self.attacks.iter().map(|(_, address)| *address).collect();
+        (attackers.len() + self.honest) as u32
+    }
+
     /// True if so many clients send requests that even a fair share may be too small for the probe.
     pub(super) fn has_many_clients(&self) -> bool {
         self.attacks.iter().any(|(attack, _)| *attack == Attack::ManyAddresses)
@@ -93,6 +104,7 @@ impl Scenario {
             seed,
             config: config(&mut chance),
             faults: faults(&mut chance),
+            text_length: chance.pick(&[None, Some(12)]),
             attacks,
             honest: chance.within(0, 2),
             horizon,
@@ -128,6 +140,7 @@ fn config(chance: &mut Chance) -> Config {
     config.engine.max_queue_wait = Duration::from_secs(3);
     config.engine.worker_hang_limit = Duration::from_secs(4);
     config.engine.worker_rebuild_interval = chance.pick(&[Duration::ZERO, Duration::from_secs(5)]);
+    config.engine.unit_time = Duration::from_millis(50);
     config.engine.linger = chance.pick(&[Duration::ZERO, Duration::from_millis(20)]);
     config.engine.feature_cache_bytes = chance.pick(&[0, 1000, 256 << 20]);
     config.images.decode_threads = 2;

@@ -140,6 +140,9 @@ fn start(scenario: &Scenario) -> Service {
     let config = scenario.config.clone();
     let app = App::build(config.clone()).expect("metrics can be registered");
     let script = Script::new(scenario.faults, Chance::new(scenario.seed, 1));
+    if let Some(tokens) = scenario.text_length {
+        script.control.set_text_length(tokens);
+    }
     let rebuild: Rebuild<_> = {
         let (script, Faults { rebuild_fails, .. }) = (Arc::clone(&script), scenario.faults);
         Box::new(move || {

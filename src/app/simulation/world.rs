@@ -11,9 +11,12 @@ use super::network::{Network, Received};
 use super::scenario::Scenario;
 
 /// Longest time for which the probe, an honest client with one small request at a time, may wait for an answer of a
-/// healthy server, whatever the other clients do: the longest estimated wait in a queue (`max_queue_wait`, 3 s), and the
-/// time of its own work if the work of others runs between all its units.
-const PROBE_PATIENCE: Duration = Duration::from_secs(4);
+/// healthy server, whatever the other clients do. In each stage all clients take turns, so the time grows with their
+/// number: this time if the probe is alone (its longest request takes half a second), and a share for each other client.
+const PROBE_PATIENCE: Duration = Duration::from_millis(1200);
+const PATIENCE_PER_CLIENT: Duration = Duration::from_millis(600);
+/// Time between two instants at which clients attack together.
+const BURST: Duration = Duration::from_millis(250);
 /// Time beyond the deadline of a request in which its answer must arrive.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -70,6 +73,12 @@ impl World {
         }
     }
 
+    /// Waits for the next instant at which clients that attack together open their connections.
+    pub(super) async fn wait_for_burst(&self) {
+        let bursts = self.start.elapsed().as_millis() / BURST.as_millis() + 1;
+        tokio::time::sleep_until(self.start + BURST * bursts as u32).await;
+    }
+
     /// Appends a line to the log.
     pub(super) fn log(&self, who: &str, what: impl Display) {
         let time = self.start.elapsed().as_millis();
@@ -117,7 +126,7 @@ impl World {
                 let is_expected = match role {
                     Role::Attacker => (200..600).contains(&status),
                     _ if status == 200 => true,
-                    _ if self.scenario.faults.any() => [500, 503].contains(&status),
+                    _ if self.scenario.faults.any() => [500, 503, 504].contains(&status),
                     _ if is_ending => status == 503,
                     Role::Probe if !self.scenario.has_many_clients() => false,
                     Role::Probe | Role::Honest => (status, code) == (503, "overloaded"),
@@ -147,7 +156,7 @@ impl World {
             Role::Attacker => return,
             Role::Probe if is_healthy && !self.scenario.has_many_clients() => {
                 self.longest_wait.set(self.longest_wait.get().max(waited));
-                PROBE_PATIENCE
+                PROBE_PATIENCE + PATIENCE_PER_CLIENT * self.scenario.other_clients()
             }
             Role::Probe | Role::Honest => deadline,
         };

@@ -16,6 +16,7 @@ use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
 use crate::http::middleware::load_shedding::connections_full;
 use crate::http::settings::HttpSettings;
+use crate::mutations::{self, Mutation};
 use crate::platform;
 
 /// Maximum number of bytes that are allocated before any of the body has arrived. Whenever the arriving data needs more
@@ -112,6 +113,9 @@ impl<'a> BodyReader<'a> {
         let max = self.settings.limits.max_body_bytes;
         if self.bytes > max {
             return Err(body_too_large(max));
+        }
+        if mutations::is_active(Mutation::DeclaredBodiesReserveCapacity) {
+            return Ok(());
         }
         // Reserve the bytes that arrived, not the number that `Content-Length` declares: a client that declares much
         // and sends nothing must not hold a reservation.

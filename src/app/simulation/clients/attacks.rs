@@ -63,7 +63,7 @@ impl Client {
     async fn send_silent_body(&mut self) {
         let Some(mut connection) = self.connect() else { return };
         let most = self.world.scenario.config.http.limits.max_body_bytes as usize;
-        let declared = self.chance.pick(&[300, most / 256, most / 16, most / 4, most]);
+        let declared = self.chance.pick(&[300, most / 4, most, most]);
         self.log(format_args!("declares {declared} bytes"));
         connection.send(requests::head("/caption", "image/png", declared).as_bytes()).await;
         connection.send(b"x").await;
@@ -210,6 +210,10 @@ impl Client {
     }
 
     async fn leave_unread(&mut self) {
+        if self.chance.percent(70) {
+            // Several connections open at the same instant.
+            self.world.wait_for_burst().await;
+        }
         let Some(mut connection) = self.connect_with(64) else { return };
         count(&self.world.slow_readers);
         self.log("does not read");

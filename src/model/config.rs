@@ -429,12 +429,15 @@ mod tests {
     fn a_patch_need_not_divide_the_image_but_must_fit_in_it() {
         let config = read(r#"{"vision_config": {"image_size": 40, "patch_size": 16}}"#).unwrap();
         assert_eq!(config.vision_config.tokens(), 5);
-        for (patch, accepted) in
-            [("0", "a whole number from 1, or two equal ones"), ("41", "1 to image_size")]
-        {
-            let text =
-                format!(r#"{{"vision_config": {{"image_size": 40, "patch_size": {patch}}}}}"#);
-            let error = read(text.leak()).unwrap_err();
+        for (text, patch, accepted) in [
+            (
+                r#"{"vision_config": {"image_size": 40, "patch_size": 0}}"#,
+                "0",
+                "a whole number from 1, or two equal ones",
+            ),
+            (r#"{"vision_config": {"image_size": 40, "patch_size": 41}}"#, "41", "1 to image_size"),
+        ] {
+            let error = read(text).unwrap_err();
             let expected = format!("vision_config.patch_size is {patch}; accepted: {accepted}");
             assert!(error.contains(&expected), "{error}");
         }

@@ -7,13 +7,13 @@ struct Refused {
     sent: Sent,
     status: u16,
     /// The path of the first field at fault, "" where none is.
-    field: &'static str,
+    field: String,
     /// Somewhere in the detail.
     words: &'static str,
 }
 
-fn bad(sent: Sent, field: &'static str, words: &'static str) -> Refused {
-    Refused { sent, status: 400, field, words }
+fn bad(sent: Sent, field: impl Into<String>, words: &'static str) -> Refused {
+    Refused { sent, status: 400, field: field.into(), words }
 }
 
 async fn each_is_refused(cases: Vec<Refused>) {
@@ -60,13 +60,12 @@ async fn the_likely_field_is_named_in_every_encoding() {
         ("/embeddings", "input", "`text`"),
         ("/embeddings", "normalise", "`normalize`"),
     ] {
-        let name: &'static str = name;
         cases.push(bad(json(path, &format!(r#"{{"{name}": "a"}}"#)), name, ours));
         cases.push(bad(json(path, &format!(r#"{{"{name}": null}}"#)), name, ours));
         cases.push(bad(form(path, &[file("image", &png(1)), text(name, "a")]), name, ours));
         let query = form_urlencoded(name);
         cases.push(bad(typed(&format!("{path}?{query}=a"), "image/png", png(1)), name, ours));
-        let in_batch: &'static str = Box::leak(format!("inputs[0].{name}").into_boxed_str());
+        let in_batch = format!("inputs[0].{name}");
         let item = format!(r#"{{"inputs": [{{"{name}": "a"}}]}}"#);
         cases.push(bad(json(&format!("{path}/batch"), &item), in_batch, ours));
     }
@@ -240,7 +239,7 @@ async fn forms_and_queries_refuse_what_they_cannot_read() {
     let media_type = |content_type: &str, words| Refused {
         sent: typed("/caption", content_type, "{\"prompt\": \"\u{e9}\"}"),
         status: 415,
-        field: "",
+        field: String::new(),
         words,
     };
     each_is_refused(vec![

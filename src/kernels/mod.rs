@@ -32,6 +32,8 @@ mod disjoint;
 pub mod gemm;
 pub mod isa;
 pub mod limits;
+#[cfg(test)]
+mod planted;
 pub mod pointwise;
 pub mod pool;
 pub mod rows;

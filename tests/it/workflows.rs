@@ -88,6 +88,14 @@ fn the_dockerfile_uses_the_pinned_toolchain_and_tools_of_exact_versions() {
     }
 }
 
+#[test]
+fn the_nightly_run_has_every_form_of_the_sanitizers() {
+    let script = std::fs::read_to_string(root().join("tests/sanitizers/run.sh")).unwrap();
+    let usage = script.lines().filter_map(|line| line.strip_prefix("#   tests/sanitizers/run.sh "));
+    let forms = usage.map(|line| line.split_whitespace().next().unwrap().to_owned());
+    assert_eq!(list(&workflow("nightly.yml"), "form"), forms.collect());
+}
+
 /// A tag of an action can be moved to other code; a commit cannot.
 #[test]
 fn actions_are_pinned_to_a_commit() {

@@ -2,6 +2,8 @@
 //! are named. Parses no file but the weight index: it names the shards, which must be inside the directory.
 
 use std::collections::BTreeSet;
+use std::fs::FileType;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::HubError;
@@ -99,31 +101,38 @@ impl CheckpointFiles {
     /// # Errors
     /// `NotADirectory`, `MissingFile`, `InvalidIndex`, `Io`.
     pub fn resolve(directory: &Path) -> Result<Self, HubError> {
-        if !directory.is_dir() {
-            return Err(HubError::NotADirectory { path: directory.to_owned() });
-        }
-        let find = |name: &str| Some(directory.join(name)).filter(|path| path.is_file());
+        require_directory(directory)?;
+        let find = |name: &str| -> Result<Option<PathBuf>, HubError> {
+            let path = directory.join(name);
+            Ok(is_file(&path)?.then_some(path))
+        };
         let missing = |missing: &str, hint| HubError::MissingFile {
             directory: directory.to_owned(),
             missing: missing.to_owned(),
             hint,
         };
-        let config = find("config.json").ok_or_else(|| {
+        let config = find("config.json")?.ok_or_else(|| {
             missing("config.json", "copy it there: save_pretrained writes it with the weights")
         })?;
         let weights = find_weights(directory)?.ok_or_else(|| {
-            let of_another_library = OTHER_WEIGHTS.iter().find(|(file, _)| find(file).is_some());
+            let has = |file| find(file).is_ok_and(|found| found.is_some());
+            let of_another_library = OTHER_WEIGHTS.iter().find(|(file, _)| has(file));
             let fetch = "copy them there, or fetch a checkpoint with `blip-server download`";
             missing(WEIGHTS_WANTED, of_another_library.map_or(fetch, |(_, hint)| hint))
         })?;
-        let tokenizer = find("tokenizer.json")
-            .map(TokenizerFiles::Json)
-            .or_else(|| find("vocab.txt").map(TokenizerFiles::Vocab))
-            .ok_or_else(|| {
-                missing(TOKENIZER_WANTED, "save the processor there too: processor.save_pretrained")
-            })?;
-        let preprocessor = find("preprocessor_config.json");
-        let processor = find("processor_config.json");
+        let tokenizer = match find("tokenizer.json")? {
+            Some(path) => Some(TokenizerFiles::Json(path)),
+            None => find("vocab.txt")?.map(TokenizerFiles::Vocab),
+        };
+        let tokenizer = tokenizer.ok_or_else(|| {
+            missing(TOKENIZER_WANTED, "save the processor there too: processor.save_pretrained")
+        })?;
+        let mut tokenizer_options = Vec::new();
+        for name in TOKENIZER_OPTIONS {
+            tokenizer_options.extend(find(name)?);
+        }
+        let preprocessor = find("preprocessor_config.json")?;
+        let processor = find("processor_config.json")?;
         if preprocessor.is_none() && processor.is_none() {
             return Err(missing(
                 PREPROCESSOR_WANTED,
@@ -135,7 +144,7 @@ impl CheckpointFiles {
             config,
             weights,
             tokenizer,
-            tokenizer_options: TOKENIZER_OPTIONS.into_iter().filter_map(find).collect(),
+            tokenizer_options,
             preprocessor,
             processor,
             revision: None,
@@ -143,14 +152,50 @@ impl CheckpointFiles {
     }
 }
 
+/// Returns the kind of what `path` leads to; `None` if nothing is there.
+///
+/// # Errors
+/// `Io` if the system cannot tell. Taking such a file for absent would give wrong advice or, for an optional file, serve
+/// a model with other settings than its own.
+fn file_type(path: &Path) -> Result<Option<FileType>, HubError> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.file_type())),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(HubError::io("read", path)(error)),
+    }
+}
+
+fn is_file(path: &Path) -> Result<bool, HubError> {
+    Ok(file_type(path)?.is_some_and(|found| found.is_file()))
+}
+
+/// Checks that `path` leads to a directory.
+///
+/// # Errors
+/// `NotADirectory`, `Io`.
+pub(super) fn require_directory(path: &Path) -> Result<(), HubError> {
+    let found = file_type(path)?;
+    if found.is_some_and(|found| found.is_dir()) {
+        return Ok(());
+    }
+    Err(HubError::NotADirectory { path: path.to_owned() })
+}
+
 /// Returns the weight files of a directory, in the first layout of [`WEIGHTS`] that it has; `None` if it has none.
 ///
 /// # Errors
 /// `InvalidIndex`, `MissingFile` for a shard, `Io`.
 pub(super) fn find_weights(directory: &Path) -> Result<Option<WeightFiles>, HubError> {
-    let Some(layout) = WEIGHTS.iter().find(|layout| directory.join(layout.file).is_file()) else {
-        return Ok(None);
-    };
+    let mut found = None;
+    for layout in &WEIGHTS {
+        if is_file(&directory.join(layout.file))? {
+            found = Some(layout);
+            break;
+        }
+    }
+    let Some(layout) = found else { return Ok(None) };
     let path = directory.join(layout.file);
     if !layout.sharded {
         return Ok(Some((layout.wrap)(vec![path])));
@@ -158,7 +203,7 @@ pub(super) fn find_weights(directory: &Path) -> Result<Option<WeightFiles>, HubE
     let mut shards = Vec::new();
     for name in read_index(&path)? {
         let shard = directory.join(&name);
-        if !shard.is_file() {
+        if !is_file(&shard)? {
             return Err(HubError::MissingFile {
                 directory: directory.to_owned(),
                 missing: name,
@@ -260,6 +305,25 @@ mod tests {
         }
         let error = CheckpointFiles::resolve(Path::new("/no/such/place")).unwrap_err();
         assert!(matches!(error, HubError::NotADirectory { .. }));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_looked_up_is_not_taken_for_absent() {
+        // A link to itself cannot be followed; unlike permissions, that holds for root too.
+        for name in ["config.json", "model.safetensors", "vocab.txt", "processor_config.json"] {
+            let complete = [PLAIN.as_slice(), &[("model.safetensors", "")]].concat();
+            let mut files: Vec<_> = complete.into_iter().filter(|file| file.0 != name).collect();
+            files.retain(|file| name != "vocab.txt" || file.0 != "tokenizer.json");
+            let directory = directory(&files);
+            let path = directory.path().join(name);
+            std::os::unix::fs::symlink(&path, &path).unwrap();
+            let error = CheckpointFiles::resolve(directory.path()).unwrap_err();
+            assert!(
+                matches!(&error, HubError::Io { path: of, .. } if *of == path),
+                "{name}: {error}"
+            );
+            assert!(!error.is_content(), "{name}");
+        }
     }
 
     #[test]

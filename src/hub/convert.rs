@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 use safetensors::tensor::{Metadata, View};
 
-use super::checkpoint::find_weights;
+use super::checkpoint::{find_weights, require_directory};
 use super::{HubError, WeightFiles};
 use crate::torch::{TorchError, TorchFile};
 
@@ -33,9 +33,7 @@ pub struct Converted {
 /// `NotADirectory`, `MissingFile` if there are no weights, `Convert` if there is nothing to do or a file is damaged,
 /// `Io`.
 pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
-    if !directory.is_dir() {
-        return Err(HubError::NotADirectory { path: directory.to_owned() });
-    }
+    require_directory(directory)?;
     let pickles = match find_weights(directory)? {
         Some(WeightFiles::Pickle(files)) => files,
         Some(WeightFiles::Safetensors(files)) => {

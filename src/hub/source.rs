@@ -1,6 +1,7 @@
 //! Parses `[NAME=]SRC`: a directory, a repository of the hub with an optional revision, or a demo model.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -198,12 +199,16 @@ impl fmt::Display for HubSource {
     }
 }
 
-/// True if the text starts like a path, or if a file or directory of this name exists.
+/// True if the text starts like a path, or if a file or directory of this name exists. If the system cannot tell, the text
+/// counts as a path, so that the error is reported instead of a download being tried.
 fn is_directory(text: &str) -> bool {
     let looks_like_a_path = ["/", "./", "../"].iter().any(|start| text.starts_with(start));
     looks_like_a_path
         || matches!(text, "." | "..")
-        || (!text.is_empty() && Path::new(text).exists())
+        || (!text.is_empty()
+            && Path::new(text).try_exists().unwrap_or_else(|error| {
+                !matches!(error.kind(), ErrorKind::InvalidFilename | ErrorKind::InvalidInput)
+            }))
 }
 
 /// Returns the last segment of the path as written. If that is `.` or `..`, returns the last segment of the directory

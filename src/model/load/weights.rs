@@ -243,8 +243,20 @@ fn open_mapped(path: &Path) -> Result<TensorFile, LoadError> {
     // place.
     #[expect(unsafe_code, reason = "mapping a file is unsafe by nature")]
     let file = unsafe { MmapedSafetensors::new(path) };
-    let file = file.map_err(|_| unusable(path, safetensors_problem(&beginning)))?;
+    let file = file.map_err(|error| match os_error(error) {
+        Some(source) => DocumentError::Read { path: path.to_owned(), source }.into(),
+        None => unusable(path, safetensors_problem(&beginning)),
+    })?;
     Ok(TensorFile::Mapped(file))
+}
+
+/// Returns the error of the operating system in an error of candle; `None` if the content of a file is at fault.
+fn os_error(error: candle_core::Error) -> Option<std::io::Error> {
+    use candle_core::Error;
+    if let Error::WithPath { inner, .. } | Error::WithBacktrace { inner, .. } = error {
+        return os_error(*inner);
+    }
+    if let Error::Io(source) = error { Some(source) } else { None }
 }
 
 fn open_pickle(path: &Path) -> Result<TensorFile, LoadError> {
@@ -319,4 +331,20 @@ fn update_with_values(digest: &mut Sha256, tensor: &Tensor) -> candle_core::Resu
         digest.update(&bytes);
     }
     Ok(())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_mapped_is_not_called_damaged() {
+        // Files of /proc can be read, but not mapped.
+        let error = CheckpointWeights::open(&WeightFiles::Safetensors(vec![
+            PathBuf::from("/proc/self/status").into(),
+        ]));
+        let error = error.unwrap_err();
+        assert_eq!(error.to_string(), "cannot read /proc/self/status");
+        assert!(!error.is_content());
+    }
 }

@@ -64,6 +64,7 @@ fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), Comma
         let config = config::load(&arguments.flags(), environment)?;
         logging::init(&config.log)
             .map_err(|error| CommandError::failed("cannot start logging", error))?;
+        end_if_this_thread_panics();
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
@@ -82,6 +83,22 @@ fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), Comma
         Some(Command::Completions { shell }) => manual::completions(*shell),
         Some(Command::Man { directory }) => manual::write_pages(directory),
     }
+}
+
+/// Makes a panic of the calling thread, the main thread, end the process with a message and exit code 1.
+///
+/// Tokio panics where the system refuses it a thread or a socket. Unwinding the main thread would then drop the runtime,
+/// which waits for threads that never end.
+fn end_if_this_thread_panics() {
+    let (main, log) = (std::thread::current().id(), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |info| {
+        log(info);
+        if std::thread::current().id() == main {
+            let reason = logging::panic_message(info);
+            logging::write_error(&format!("blip-server: cannot continue: {reason}"));
+            std::process::exit(1);
+        }
+    }));
 }
 
 /// Creates the async runtime for a command that uses the network.

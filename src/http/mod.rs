@@ -11,12 +11,14 @@
 //! - `extract`: parses request bodies in any encoding into typed requests.
 //! - `state`: the data that handlers share. `settings`: the limits and switches of this folder.
 //! - `access`: API keys, rate limits, client addresses. `reload`: reloads files that change while the server runs.
+//! - `blocking`: runs long work away from the threads that serve connections.
 //! - `context`: notes about a request in progress. `error`: the closed list of error codes and their HTTP status.
 //!
 //! This folder works with images, texts and the handle of the engine. It knows nothing of tensors, the scheduler or
 //! weight files. `app` assembles its parts.
 
 mod access;
+mod blocking;
 mod context;
 mod error;
 mod extract;

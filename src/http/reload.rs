@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
+use super::blocking;
 use crate::telemetry::metrics::Metrics;
 
 /// Maximum size in bytes of a file that is read; files of keys and certificates are smaller.
@@ -84,14 +85,14 @@ pub(crate) async fn watch(
             Ok(()) = demands.changed() => Trigger::Demanded,
             () = tokio::time::sleep(interval) => Trigger::Regular,
         };
-        let check = tokio::task::spawn_blocking(move || {
+        let check = move || {
             watcher.check(trigger);
             watcher
-        });
-        match check.await {
+        };
+        match blocking::run("checking files", check).await {
             Ok(checked) => watcher = checked,
-            Err(error) => {
-                tracing::error!(%error, "the file watcher panicked; files are no longer watched");
+            Err(_) => {
+                tracing::error!("the file watcher panicked; files are no longer watched");
                 return;
             }
         }

@@ -181,11 +181,15 @@ pub fn clipped(text: &dyn fmt::Display) -> String {
     text
 }
 
-fn log_panic(info: &panic::PanicHookInfo<'_>) {
+/// Returns the message of a panic.
+pub fn panic_message<'a>(info: &'a panic::PanicHookInfo<'_>) -> &'a str {
     let payload = info.payload();
     let text = payload.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    let message = text.unwrap_or("no message");
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+fn log_panic(info: &panic::PanicHookInfo<'_>) {
+    let message = panic_message(info);
     let place = info.location().map(ToString::to_string);
     let thread = std::thread::current();
     tracing::error!(panic = clipped(&message), place, thread = thread.name(), "panic");

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use super::fields::FromObject;
 use super::request::Request;
 use super::unknown;
+use crate::http::blocking;
 use crate::http::error::{ApiError, Code};
-use crate::telemetry::logging::clipped;
 
 /// Maximum length of an error message in characters. Serde repeats the value that it rejects, which may be a whole
 /// image.
@@ -32,11 +32,7 @@ pub(super) async fn parse_body<R: Request>(body: Bytes, only_ascii: bool) -> Res
     if body.len() <= INLINE_BYTES {
         return parse(&body, only_ascii);
     }
-    let parsed = tokio::task::spawn_blocking(move || parse(&body, only_ascii));
-    parsed.await.unwrap_or_else(|error| {
-        tracing::error!(error = clipped(&error), "parsing a body panicked");
-        Err(ApiError::internal())
-    })
+    blocking::run("parsing a body", move || parse(&body, only_ascii)).await?
 }
 
 fn parse<R: Request>(body: &[u8], only_ascii: bool) -> Result<R, ApiError> {

@@ -18,6 +18,7 @@ use super::arity::ImageArity;
 use super::endpoint::{AnswerParts, EachImage, Endpoint, InputOf, check_count, typed};
 use super::image_args::{ImageIndex, ImageSet, SharedImageFuture};
 use crate::engine::{Admission, EngineHandle};
+use crate::http::blocking;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code, FieldError};
 use crate::http::extract::fields::Text;
@@ -28,7 +29,6 @@ use crate::http::state::models::Model;
 use crate::http::state::{HttpState, Services};
 use crate::mutations::{self, Mutation};
 use crate::platform;
-use crate::telemetry::logging::clipped;
 use crate::telemetry::metrics::Metrics;
 
 /// Texts of up to this many bytes in total are tokenised on the async thread. Longer texts would block other
@@ -367,13 +367,9 @@ async fn tokenize_all<E: Endpoint>(
         let plans: Vec<Result<E, ApiError>> =
             plans.map(|plan| plan.cloned().map_err(Clone::clone)).collect();
         let model = model.clone();
-        let task = tokio::task::spawn_blocking(move || {
-            plans.iter().map(|plan| tokenize(plan.as_ref(), &model)).collect::<Vec<_>>()
-        });
-        task.await.map_err(|error| {
-            tracing::error!(error = clipped(&error), "the tokenizer panicked");
-            ApiError::internal()
-        })?
+        let tokenize_all =
+            move || plans.iter().map(|plan| tokenize(plan.as_ref(), &model)).collect::<Vec<_>>();
+        blocking::run("tokenizing", tokenize_all).await?
     };
     if bytes > 0 {
         let seconds = platform::elapsed(began).as_secs_f64();

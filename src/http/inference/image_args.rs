@@ -10,6 +10,7 @@ use futures_util::future::{BoxFuture, Shared};
 
 use crate::engine::{Admission, ReservationGuard};
 use crate::fetch::{Fetcher, Target};
+use crate::http::blocking;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code, FieldError};
 use crate::http::extract::image_field::ImageField;
@@ -19,7 +20,6 @@ use crate::images::ImageSource;
 use crate::input::{ImageValue, InputSettings};
 use crate::mutations::{self, Mutation};
 use crate::task::{PreparedImage, Preprocessing};
-use crate::telemetry::logging::clipped;
 
 /// Base64 of up to this many bytes in total is decoded on the async thread (about 50 us).
 const INLINE_BASE64: usize = 64 << 10;
@@ -161,10 +161,7 @@ impl ImageSet {
         let origins = if length <= INLINE_BASE64 {
             parse()
         } else {
-            tokio::task::spawn_blocking(parse).await.map_err(|error| {
-                tracing::error!(error = clipped(&error), "parsing image values panicked");
-                ApiError::internal()
-            })?
+            blocking::run("parsing image values", parse).await?
         };
         let mut invalid = Vec::new();
         for (image, origin) in self.distinct.iter_mut().zip(origins) {

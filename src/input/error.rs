@@ -57,8 +57,8 @@ pub enum InputError {
         /// The configured maximum size in bytes.
         max_bytes: u64,
     },
-    /// The system cannot allocate the memory for the picture at the moment (`overloaded`).
-    #[error("not enough memory for this image at the moment; try again later")]
+    /// The system cannot allocate the memory for the input at the moment (`overloaded`).
+    #[error("not enough memory for this input at the moment; try again later")]
     OutOfMemory {
         /// Size of the failed allocation in bytes.
         bytes: u64,

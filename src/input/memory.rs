@@ -1,5 +1,5 @@
-//! Allocates the buffers whose size a client's file determines. If such an allocation fails, the picture is rejected. A
-//! failed ordinary allocation would abort the process.
+//! Allocates the buffers whose size a client determines: those of bodies, image values, files and pixels. If such an
+//! allocation fails, the request or the picture is rejected. A failed ordinary allocation would abort the process.
 //!
 //! Buffers of fixed size, and buffers of at most a few hundred kilobytes (tables, one row), are allocated as usual.
 
@@ -47,6 +47,34 @@ pub(super) fn with_capacity<T>(length: usize) -> Result<Vec<T>, OutOfMemory> {
     #[cfg(test)]
     tally::reserved(bytes);
     Ok(buffer)
+}
+
+/// Makes room in `buffer` for `additional` more bytes. Like `Vec::reserve`, it doubles the capacity if that is more.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(crate) fn reserve(buffer: &mut Vec<u8>, additional: usize) -> Result<(), InputError> {
+    if buffer.capacity() - buffer.len() >= additional {
+        return Ok(());
+    }
+    let needed = OutOfMemory { bytes: (buffer.len() as u64).saturating_add(additional as u64) };
+    if crate::faults::at("input::reserve") {
+        return Err(needed.into());
+    }
+    buffer.try_reserve(additional).map_err(|_| needed)?;
+    if buffer.capacity() as u64 >= LARGE_BYTES && !can_allocate(HEADROOM_BYTES) {
+        return Err(needed.into());
+    }
+    Ok(())
+}
+
+/// Checks that a JSON text of `length` bytes can be parsed: the parser copies strings, some of them twice.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(crate) fn probe_for_json(length: usize) -> Result<(), InputError> {
+    let bytes = length as u64 * 2;
+    if bytes >= LARGE_BYTES { Ok(probe_available(bytes)?) } else { Ok(()) }
 }
 
 /// Returns a buffer of `length` copies of `value`.
@@ -171,6 +199,7 @@ mod tests {
         assert_eq!(with_capacity::<u64>(1 << 57).unwrap_err(), OutOfMemory { bytes });
         assert_eq!(filled(0_u8, 1 << 60).unwrap_err(), OutOfMemory { bytes });
         assert_eq!(probe_available(bytes), Err(OutOfMemory { bytes }));
+        assert_eq!(reserve(&mut vec![1, 2], 1 << 60), Err(OutOfMemory { bytes: bytes + 2 }.into()));
         assert_eq!(filled(7_u16, 3), Ok(vec![7; 3]));
         assert_eq!(probe_available(1 << 10), Ok(()));
     }

@@ -41,6 +41,7 @@ pub use error::{InputError, TokenizerError};
 pub use format::ImageHeader;
 pub use formats::{is_quick_to_inspect, sniff_format};
 pub use image_value::ImageValue;
+pub(crate) use memory::{probe_for_json, reserve};
 pub use resize::resize;
 pub use settings::{InputSettings, ResizeOrder};
 pub use stop::Stop;

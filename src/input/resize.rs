@@ -40,7 +40,7 @@ pub fn resize(
     let Preprocessing { width, height, resample } = preprocessing;
     assert!(width > 0 && height > 0, "target sides must not be zero");
     let Some(filter) = Filter::of(resample) else {
-        return Ok(nearest(picture, width, height));
+        return Ok(nearest(picture, width, height)?);
     };
     let (source_width, source_height) = (picture.width() as usize, picture.height() as usize);
     let (out_width, out_height) = (width as usize, height as usize);
@@ -54,7 +54,11 @@ pub fn resize(
         vectors.dispatch(Vertical { source, row_bytes: width * 3, rows })
     };
     let data = match (&columns, &rows) {
-        (None, None) => source.to_vec(),
+        (None, None) => {
+            let mut copy = memory::with_capacity(source.len())?;
+            copy.extend_from_slice(source);
+            copy
+        }
         (Some(columns), None) => horizontal(source, columns)?,
         (None, Some(rows)) => vertical(source, out_width, rows)?,
         (Some(columns), Some(rows)) if vertical_first(picture, preprocessing, order) => {
@@ -77,7 +81,7 @@ fn vertical_first(picture: &Pixels, out: Preprocessing, order: ResizeOrder) -> b
 /// Resizes by nearest neighbour: each output pixel takes the value of the source pixel in which the centre of the
 /// output pixel lies. The centres are accumulated in double precision, as in `ImagingScaleAffine`, because their
 /// rounding errors decide which of two adjacent source pixels is chosen.
-fn nearest(picture: &Pixels, width: u32, height: u32) -> Pixels {
+fn nearest(picture: &Pixels, width: u32, height: u32) -> Result<Pixels, OutOfMemory> {
     let positions = |source: u32, out: u32| -> Vec<Option<usize>> {
         let step = f64::from(source) / f64::from(out);
         let centres = std::iter::successors(Some(step * 0.5), |centre| Some(centre + step));
@@ -92,11 +96,11 @@ fn nearest(picture: &Pixels, width: u32, height: u32) -> Pixels {
         // Rounding moved the centre beyond the edge. Pillow leaves such a pixel black.
         _ => [0; 3],
     };
-    let mut data = Vec::with_capacity(rows.len() * columns.len() * 3);
+    let mut data = memory::with_capacity(rows.len() * columns.len() * 3)?;
     for &row in &rows {
         data.extend(columns.iter().flat_map(|&column| sample(row, column)));
     }
-    Pixels::new(width, height, data)
+    Ok(Pixels::new(width, height, data))
 }
 
 /// A resampling filter. `support` is its radius in source samples; when a picture is scaled down, the radius grows in

@@ -13,6 +13,24 @@ const LINE_BYTES: usize = 64;
 /// address translation every few hundred values.
 const HUGE_PAGE: usize = 2 << 20;
 
+/// Payload of the panic with which a computation ends that cannot allocate a buffer. The sizes of these buffers follow
+/// from the rows of a batch, so the caller may try again with fewer rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutOfMemory {
+    /// Size of the failed allocation in bytes.
+    pub bytes: usize,
+}
+
+impl OutOfMemory {
+    /// Unwinds with this payload. The panic hook is not called, because this is no bug and the caller reports it.
+    ///
+    /// # Panics
+    /// Always.
+    pub fn unwind(self) -> ! {
+        std::panic::resume_unwind(Box::new(self))
+    }
+}
+
 /// A growable buffer of 4-byte values, aligned to cache lines. A new buffer is filled with zeros.
 #[derive(Debug)]
 pub(in crate::kernels) struct AlignedBuffer {
@@ -37,17 +55,27 @@ impl Default for AlignedBuffer {
 }
 
 impl AlignedBuffer {
+    /// Creates a buffer of `length` zeros. Weights are stored in such buffers: if there is no memory for them, the process
+    /// ends, because it could not serve.
     pub(in crate::kernels) fn zeroed(length: usize) -> Self {
-        let mut buffer = Self::default();
-        buffer.resize(length);
+        if length == 0 {
+            return Self::default();
+        }
+        let lines = length.div_ceil(LINE);
+        let mut buffer = Self::allocate(lines).unwrap_or_else(|| handle_alloc_error(layout(lines)));
+        buffer.length = length;
         buffer
     }
 
     /// Sets the length to `length` values. Existing values are kept; new values are zero or left over from earlier use.
+    ///
+    /// # Panics
+    /// With [`OutOfMemory`] as payload if the buffer must grow and cannot. The buffer is then as before.
     pub(in crate::kernels) fn resize(&mut self, length: usize) {
         let lines = length.div_ceil(LINE);
         if lines > self.capacity {
-            let mut larger = Self::allocate(lines);
+            let mut larger = Self::allocate(lines)
+                .unwrap_or_else(|| OutOfMemory { bytes: lines * LINE_BYTES }.unwind());
             larger.length = self.length;
             larger.copy_from_slice(self);
             *self = larger;
@@ -55,19 +83,17 @@ impl AlignedBuffer {
         self.length = length;
     }
 
-    /// Allocates `lines` cache lines, filled with zeros.
+    /// Allocates `lines` cache lines, filled with zeros. Returns `None` if there is no memory for them.
     #[expect(unsafe_code, reason = "allocation with an alignment")]
-    fn allocate(lines: usize) -> Self {
+    fn allocate(lines: usize) -> Option<Self> {
         let layout = layout(lines);
         // SAFETY: `lines` is not 0, so the size of the layout is not 0.
-        let Some(values) = NonNull::new(unsafe { alloc(layout) }) else {
-            handle_alloc_error(layout)
-        };
+        let values = NonNull::new(unsafe { alloc(layout) })?;
         advise_huge_pages(values, layout);
         // SAFETY: the memory was just allocated with this size. (A page is allocated when it is first written, so only
         // pages that are zeroed after the advice become huge pages.)
         unsafe { values.write_bytes(0, layout.size()) };
-        Self { values: values.cast(), capacity: lines, length: 0 }
+        Some(Self { values: values.cast(), capacity: lines, length: 0 })
     }
 
     /// Returns the values as f32 with the same bits.
@@ -151,5 +177,16 @@ mod tests {
         }
         buffer.resize(2);
         assert_eq!(buffer[..], [7, 7]);
+    }
+
+    #[test]
+    fn a_buffer_that_no_memory_holds_stays_as_it_was() {
+        let mut buffer = AlignedBuffer::default();
+        buffer.resize(3);
+        buffer.fill(7);
+        let grow = std::panic::AssertUnwindSafe(|| buffer.resize(1 << 58));
+        let payload = std::panic::catch_unwind(grow).unwrap_err();
+        assert_eq!(payload.downcast_ref(), Some(&OutOfMemory { bytes: 1 << 60 }));
+        assert_eq!(buffer[..], [7, 7, 7]);
     }
 }

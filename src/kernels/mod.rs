@@ -39,3 +39,5 @@ pub mod pool;
 pub mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
+
+pub use aligned_buffer::OutOfMemory;

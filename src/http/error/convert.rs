@@ -73,7 +73,7 @@ impl From<InputError> for ApiError {
                 Code::ImageTooLarge
             }
             InputError::OutOfMemory { bytes } => {
-                tracing::warn!(bytes, "cannot allocate memory for an image");
+                tracing::warn!(bytes, "cannot allocate memory for a request");
                 return Self::new(Code::Overloaded, error.to_string())
                     .retry_after(Duration::from_secs(1));
             }

@@ -16,6 +16,7 @@ use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
 use crate::http::middleware::load_shedding::connections_full;
 use crate::http::settings::HttpSettings;
+use crate::input;
 use crate::mutations::{self, Mutation};
 use crate::platform;
 
@@ -97,11 +98,13 @@ impl<'a> BodyReader<'a> {
     /// Reads the rest of the body.
     ///
     /// # Errors
-    /// The errors of [`next`](Self::next).
+    /// The errors of [`next`](Self::next); `overloaded` if there is no memory for it.
     pub(crate) async fn read_all(&mut self) -> Result<Bytes, ApiError> {
         let expected = self.declared_bytes.unwrap_or(0).min(FIRST_ALLOCATION);
-        let mut whole = Vec::with_capacity(expected as usize);
+        let mut whole = Vec::new();
+        make_room(&mut whole, expected as usize)?;
         while let Some(piece) = self.next().await? {
+            make_room(&mut whole, piece.len())?;
             whole.extend_from_slice(&piece);
         }
         Ok(whole.into())
@@ -145,6 +148,14 @@ impl<'a> BodyReader<'a> {
             }
         }
     }
+}
+
+/// Makes room for more bytes of a body. The rest of the body will not be read if there is none, so the connection closes.
+///
+/// # Errors
+/// `overloaded`.
+pub(super) fn make_room(buffer: &mut Vec<u8>, additional: usize) -> Result<(), ApiError> {
+    input::reserve(buffer, additional).map_err(|error| ApiError::from(error).close_connection())
 }
 
 /// True if [`ClosedToMakeRoom`] is among the causes of `error`.

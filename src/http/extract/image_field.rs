@@ -10,12 +10,13 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::fields::{Field, string_schema};
+use crate::input;
 
 /// An image as the client sent it. Clones share the bytes.
 #[derive(Clone)]
 pub(crate) enum ImageField {
     /// A string: data URI, base64, URL or id.
-    Value(Arc<str>),
+    Value(Arc<String>),
     /// The bytes of an image file, from a multipart part or a raw body.
     Bytes(Bytes),
 }
@@ -41,6 +42,11 @@ impl fmt::Debug for ImageField {
     }
 }
 
+/// The whole message of serde's error if there is no memory for an image value. Serde's errors hold only text, so `json`
+/// recognises the error by it. No client can cause an error with this text: serde puts what a client sent into
+/// sentences.
+pub(super) const OUT_OF_MEMORY: &str = "there is no memory for this image value";
+
 struct ImageVisitor;
 
 impl Visitor<'_> for ImageVisitor {
@@ -51,7 +57,15 @@ impl Visitor<'_> for ImageVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<ImageField, E> {
-        Ok(ImageField::Value(text.into()))
+        let mut copy = Vec::new();
+        input::reserve(&mut copy, text.len()).map_err(|_| E::custom(OUT_OF_MEMORY))?;
+        copy.extend_from_slice(text.as_bytes());
+        // The bytes come from a `str`, so they are valid UTF-8.
+        self.visit_string(String::from_utf8(copy).unwrap_or_default())
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<ImageField, E> {
+        Ok(ImageField::Value(Arc::new(text)))
     }
 
     fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<ImageField, E> {

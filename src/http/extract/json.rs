@@ -3,10 +3,12 @@
 use bytes::Bytes;
 
 use super::fields::FromObject;
+use super::image_field::OUT_OF_MEMORY;
 use super::request::Request;
 use super::unknown;
 use crate::http::blocking;
 use crate::http::error::{ApiError, Code};
+use crate::input::{self, InputError};
 
 /// Maximum length of an error message in characters. Serde repeats the value that it rejects, which may be a whole
 /// image.
@@ -27,7 +29,7 @@ const INLINE_BYTES: usize = 64 << 10;
 /// characters outside ASCII is rejected.
 ///
 /// # Errors
-/// `invalid_request`, with the field; `unsupported_media_type`.
+/// `invalid_request`, with the field; `unsupported_media_type`; `overloaded` if there is no memory for it.
 pub(super) async fn parse_body<R: Request>(body: Bytes, only_ascii: bool) -> Result<R, ApiError> {
     if body.len() <= INLINE_BYTES {
         return parse(&body, only_ascii);
@@ -43,11 +45,15 @@ fn parse<R: Request>(body: &[u8], only_ascii: bool) -> Result<R, ApiError> {
     if body.starts_with(b"\xff\xfe") || body.starts_with(b"\xfe\xff") {
         return Err(ApiError::invalid("the body is UTF-16; send JSON in UTF-8"));
     }
+    input::probe_for_json(body.len())?;
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let FromObject(request) =
         serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
             let path = error.path().to_string();
             let error = error.into_inner();
+            if without_position(&error.to_string()) == OUT_OF_MEMORY {
+                return InputError::OutOfMemory { bytes: body.len() as u64 }.into();
+            }
             if error.is_data() { at_field(&path, &error.to_string()) } else { not_json(&error) }
         })?;
     deserializer.end().map_err(|error| not_json(&error))?;

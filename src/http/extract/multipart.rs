@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures_util::stream;
 use multer::{Field, Multipart};
 
-use super::body::BodyReader;
+use super::body::{BodyReader, make_room};
 use super::disposition::Disposition;
 use super::form::Form;
 use super::request::Request;
@@ -221,6 +221,7 @@ impl<'a> Parts<'a> {
             if bytes.len() + piece.len() > max {
                 return Ok(None);
             }
+            make_room(&mut bytes, piece.len())?;
             bytes.extend_from_slice(&piece);
         }
         self.head_bytes.store(0, Ordering::Relaxed);

@@ -101,7 +101,7 @@ enum Identity {
     /// use it share one value in memory.
     Place(usize, usize),
     /// The URL, so that each URL is fetched only once.
-    Url(Arc<str>),
+    Url(Arc<String>),
 }
 
 impl Identity {
@@ -283,7 +283,7 @@ fn parse(
     if crate::faults::at("http::image_values") {
         return Err(ApiError::internal());
     }
-    let text: &Arc<str> = match field {
+    let text: &Arc<String> = match field {
         ImageField::Bytes(bytes) => {
             return Ok(ImageOrigin::Here(ImageSource::Bytes(bytes.clone())));
         }

@@ -1,5 +1,7 @@
 //! Code that all inference handlers share: it runs single and batch calls and writes their JSON responses.
 
+use std::io;
+
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -12,6 +14,7 @@ use super::endpoint::Endpoint;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Problem};
 use crate::http::state::HttpState;
+use crate::input::{self, InputError};
 use crate::task::ImageInfo;
 
 /// Description of an image in an answer.
@@ -127,15 +130,36 @@ pub(crate) async fn answer_batch<E: Endpoint>(
 /// Serializes a JSON response directly from its type. Going through `serde_json::Value` would widen `f32` to `f64`.
 ///
 /// # Errors
-/// `internal_error` if serialization fails, which no answer type can cause.
+/// `overloaded` if there is no memory for the response; `internal_error` if serialization fails otherwise, which no
+/// answer type can cause.
 pub(crate) fn json<T: Serialize>(answer: &T) -> Result<Response, ApiError> {
     if crate::faults::at("http::answer") {
         return Err(ApiError::internal());
     }
-    let body = serde_json::to_vec(answer).map_err(|error| {
+    let mut body = ResponseBody::default();
+    serde_json::to_writer(&mut body, answer).map_err(|error| {
+        if error.is_io() {
+            return InputError::OutOfMemory { bytes: body.0.len() as u64 }.into();
+        }
         tracing::error!(%error, "cannot serialize a response");
         ApiError::internal()
     })?;
     let content_type = HeaderValue::from_static("application/json");
-    Ok(([(header::CONTENT_TYPE, content_type)], body).into_response())
+    Ok(([(header::CONTENT_TYPE, content_type)], body.0).into_response())
+}
+
+/// The bytes of a response. A write fails if there is no memory for it: the response to a batch call can have megabytes.
+#[derive(Default)]
+struct ResponseBody(Vec<u8>);
+
+impl io::Write for ResponseBody {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        input::reserve(&mut self.0, bytes.len()).map_err(io::Error::other)?;
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -389,7 +389,7 @@ mod tests {
 
     #[test]
     fn what_is_embedded_follows_from_what_is_given_and_asked() {
-        let image = || Some(ImageField::Value("i".into()));
+        let image = || Some(ImageField::Value(Arc::new("i".to_owned())));
         let text = || Some(Arc::from("t"));
         assert!(matches!(subject(None, image(), None), Ok(Subject::Image(_))));
         assert!(matches!(subject(None, None, text()), Ok(Subject::Text(_))));

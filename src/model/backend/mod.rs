@@ -13,6 +13,8 @@ mod single_pass;
 
 pub use loading::{LoadEvent, Loaded, ModelSpec, Placement, check};
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
 use super::checkpoint::Checkpoint;
 use super::group::{EncoderStates, Group};
 use super::ops::Ops;
@@ -21,6 +23,7 @@ use super::vision::VisionTower;
 use crate::engine::backend::{
     Backend, BackendError, GroupSpec, SinglePassOutput, SinglePassRow, StepEvent,
 };
+use crate::kernels::OutOfMemory;
 use crate::task::{ModelId, ModelInfo, Pixels, TowerId};
 
 /// Loaded BLIP models on one device.
@@ -90,7 +93,7 @@ impl<O: Ops> Backend for BlipBackend<O> {
         tower: TowerId,
         images: &[&Pixels],
     ) -> Result<Vec<EncoderStates<O>>, BackendError> {
-        let features = self.towers[tower.0].encode(&self.ops, images)?;
+        let features = within_memory(|| self.towers[tower.0].encode(&self.ops, images))?;
         Ok(features.into_iter().map(EncoderStates::new).collect())
     }
 
@@ -100,7 +103,9 @@ impl<O: Ops> Backend for BlipBackend<O> {
         rows: &[SinglePassRow<EncoderStates<O>>],
     ) -> Result<Vec<SinglePassOutput<EncoderStates<O>>>, BackendError> {
         let tower = &self.towers[self.infos[model.0].tower.0];
-        single_pass::run_single_pass(&self.ops, &self.models[model.0], tower, rows)
+        within_memory(|| {
+            single_pass::run_single_pass(&self.ops, &self.models[model.0], tower, rows)
+        })
     }
 
     fn open(&mut self, spec: GroupSpec<EncoderStates<O>>) -> Group<O> {
@@ -128,6 +133,33 @@ impl<O: Ops> Backend for BlipBackend<O> {
         groups: &mut [&mut Group<O>],
     ) -> Result<Vec<StepEvent>, BackendError> {
         let decoder = self.models[model.0].decoder().expect("groups belong to decoders");
-        decode::step(&self.ops, model, decoder, groups)
+        within_memory(|| decode::step(&self.ops, model, decoder, groups))
+    }
+}
+
+/// Runs `call`. If the kernels cannot allocate a buffer for it, returns that as an error. This is unwind-safe because
+/// `call` changes groups only after it has succeeded.
+fn within_memory<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Result<T, BackendError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|payload| {
+        match payload.downcast::<OutOfMemory>() {
+            Ok(failed) => Err(BackendError::OutOfMemory(format!(
+                "{} bytes of activations cannot be allocated",
+                failed.bytes
+            ))),
+            Err(payload) => resume_unwind(payload),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_without_memory_are_an_error_and_other_panics_go_on() {
+        let failed = within_memory::<()>(|| OutOfMemory { bytes: 7 }.unwind());
+        assert!(matches!(failed, Err(BackendError::OutOfMemory(text)) if text.contains("7 bytes")));
+        let other = catch_unwind(|| within_memory::<()>(|| resume_unwind(Box::new("a bug"))));
+        assert_eq!(other.unwrap_err().downcast_ref(), Some(&"a bug"));
     }
 }

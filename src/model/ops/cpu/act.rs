@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::kernels::OutOfMemory;
 use crate::kernels::attention::PackedKv;
 
 /// Activations `[rows, width]` in f32; clones share the buffer.
@@ -38,13 +39,21 @@ struct Buffer {
 
 impl Arena {
     /// Returns a buffer of `length` values: zeros, or values left over from earlier use.
+    ///
+    /// # Panics
+    /// With [`OutOfMemory`] as payload.
     pub(super) fn take(&self, length: usize) -> Vec<f32> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         // The list is sorted, so this is the smallest buffer that is large enough.
         let fitting = free.iter().position(|values| values.capacity() >= length);
         let mut values = match fitting {
             Some(index) => free.remove(index),
-            None => Vec::with_capacity(length),
+            None => {
+                let mut fresh = Vec::new();
+                let reserved = fresh.try_reserve_exact(length);
+                reserved.unwrap_or_else(|_| out_of_memory(length));
+                fresh
+            }
         };
         values.resize(length, 0.0);
         values
@@ -65,6 +74,21 @@ impl Arena {
             free.pop();
         }
     }
+}
+
+/// Returns a copy of `values` that the caller owns.
+///
+/// # Panics
+/// With [`OutOfMemory`] as payload.
+pub(super) fn copy_of(values: &[f32]) -> Vec<f32> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(values.len()).unwrap_or_else(|_| out_of_memory(values.len()));
+    copy.extend_from_slice(values);
+    copy
+}
+
+fn out_of_memory(values: usize) -> ! {
+    OutOfMemory { bytes: values.saturating_mul(size_of::<f32>()) }.unwind()
 }
 
 impl CpuActivations {

@@ -304,11 +304,8 @@ impl Ops for CpuOps {
     ) -> Result<Vec<CpuActivations>, BackendError> {
         let width = x.width();
         let part = |(start, &rows): (usize, &usize)| {
-            CpuActivations::kept(
-                rows,
-                width,
-                x.values()[start * width..(start + rows) * width].to_vec(),
-            )
+            let values = &x.values()[start * width..(start + rows) * width];
+            CpuActivations::kept(rows, width, act::copy_of(values))
         };
         Ok(starts(lengths).zip(lengths).map(part).collect())
     }
@@ -333,6 +330,6 @@ impl Ops for CpuOps {
     }
 
     fn to_host(&self, x: &CpuActivations) -> Result<Vec<Vec<f32>>, BackendError> {
-        Ok((0..x.rows()).map(|row| x.row(row).to_vec()).collect())
+        Ok((0..x.rows()).map(|row| act::copy_of(x.row(row))).collect())
     }
 }

@@ -19,6 +19,8 @@ mod load;
 mod many_chunks;
 mod memory;
 mod no_memory;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod nth_failure;
 mod random;
 mod smuggling;
 mod ssrf;

@@ -37,7 +37,7 @@ const END: &[u8] = b"\xff\xd9";
 const SEQUENTIAL: [u8; 3] = [0, 63, 0];
 
 /// One frame of three components, a first scan of all, then so many refinements that change nothing.
-fn progressive(sides: (u16, u16), refinements: usize) -> Vec<u8> {
+pub(crate) fn progressive(sides: (u16, u16), refinements: usize) -> Vec<u8> {
     // 0xe0: no coefficient in this and the next 16,383 blocks.
     let first = [scan(&[1, 2, 3], [0, 0, 0]), vec![0; 8]].concat();
     let refinement = [scan(&[1], [1, 63, 0x10]), vec![0; 4]].concat();
@@ -46,7 +46,7 @@ fn progressive(sides: (u16, u16), refinements: usize) -> Vec<u8> {
 
 /// Arithmetic coding in one scan: behind the last byte a decoder goes on with zeros, which code something else for each
 /// state of its statistics.
-fn arithmetic(sides: (u16, u16), bytes: usize) -> Vec<u8> {
+pub(crate) fn arithmetic(sides: (u16, u16), bytes: usize) -> Vec<u8> {
     let scan = scan(&[1, 2, 3], SEQUENTIAL);
     [head(0xc9, sides, 3, 0), scan, vec![0x5a; bytes], END.to_vec()].concat()
 }

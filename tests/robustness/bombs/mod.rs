@@ -8,7 +8,7 @@ mod bits;
 mod bmp;
 mod bodies;
 mod gif;
-mod jpeg;
+pub(super) mod jpeg;
 pub(super) mod png;
 mod webp;
 

@@ -89,13 +89,11 @@ pub(crate) async fn watch(
             watcher.check(trigger);
             watcher
         };
-        match blocking::run("checking files", check).await {
-            Ok(checked) => watcher = checked,
-            Err(_) => {
-                tracing::error!("the file watcher panicked; files are no longer watched");
-                return;
-            }
-        }
+        let Ok(checked) = blocking::run("checking files", check).await else {
+            tracing::error!("the file watcher panicked; files are no longer watched");
+            return;
+        };
+        watcher = checked;
     }
 }
 

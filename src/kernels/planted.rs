@@ -137,13 +137,13 @@ fn thread_two_parts_write_one_value() {
 #[test]
 #[ignore = "a planted defect"]
 fn memory_never_written() {
-    let layout = Layout::new::<[u32; 4]>();
+    let layout = Layout::new::<[u8; 16]>();
     // SAFETY: the memory is valid, but its values are not initialised. This is the defect.
     unsafe {
-        let memory = alloc(layout).cast::<u32>();
+        let memory = alloc(layout);
         if *black_box(memory) == 7 {
             eprintln!("it was 7");
         }
-        dealloc(memory.cast(), layout);
+        dealloc(memory, layout);
     }
 }

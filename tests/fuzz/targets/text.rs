@@ -12,7 +12,7 @@ pub(crate) fn image_value(data: &[u8]) {
     match ImageValue::parse(text, &settings) {
         Ok(ImageValue::Bytes(bytes)) => assert!(bytes.len() <= 4096),
         Ok(ImageValue::Id(id)) => {
-            assert_eq!(id.to_string(), text.trim_ascii().to_ascii_lowercase())
+            assert_eq!(id.to_string(), text.trim_ascii().to_ascii_lowercase());
         }
         Ok(ImageValue::Url(url)) => assert_eq!(url, text.trim_ascii()),
         Err(error) => assert!(error.to_string().len() < 300),

@@ -66,7 +66,9 @@ fn check_ends(ends: &[String]) {
     let is_own = |end: &&String| !FOREIGN.iter().any(|format| end.starts_with(format));
     let own: Vec<_> = ends.iter().filter(is_own).collect();
     eprintln!("{} large allocations end the process:", ends.len());
-    ends.iter().for_each(|end| eprintln!("  {end}"));
+    for end in &ends {
+        eprintln!("  {end}");
+    }
     assert!(own.is_empty(), "of our own code: {own:#?}");
 }
 

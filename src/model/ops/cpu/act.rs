@@ -46,14 +46,13 @@ impl Arena {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         // The list is sorted, so this is the smallest buffer that is large enough.
         let fitting = free.iter().position(|values| values.capacity() >= length);
-        let mut values = match fitting {
-            Some(index) => free.remove(index),
-            None => {
-                let mut fresh = Vec::new();
-                let reserved = fresh.try_reserve_exact(length);
-                reserved.unwrap_or_else(|_| out_of_memory(length));
-                fresh
-            }
+        let mut values = if let Some(index) = fitting {
+            free.remove(index)
+        } else {
+            let mut fresh = Vec::new();
+            let reserved = fresh.try_reserve_exact(length);
+            reserved.unwrap_or_else(|_| out_of_memory(length));
+            fresh
         };
         values.resize(length, 0.0);
         values

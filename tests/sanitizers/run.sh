@@ -142,7 +142,7 @@ case $form in
 
   miri)
     toolchain=${MIRI_TOOLCHAIN:-nightly}
-    if ! cargo "+$toolchain" miri --version; then
+    if ! cargo "+$toolchain" miri --version 2>/dev/null; then
       echo "needs Miri: rustup toolchain install $toolchain --component miri,rust-src"
       exit 2
     fi

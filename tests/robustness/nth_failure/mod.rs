@@ -66,7 +66,7 @@ fn check_ends(ends: &[String]) {
     let is_own = |end: &&String| !FOREIGN.iter().any(|format| end.starts_with(format));
     let own: Vec<_> = ends.iter().filter(is_own).collect();
     eprintln!("{} large allocations end the process:", ends.len());
-    for end in &ends {
+    for end in ends {
         eprintln!("  {end}");
     }
     assert!(own.is_empty(), "of our own code: {own:#?}");

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -12,10 +13,13 @@ use serde_json::Value;
 use super::control::{COUNT, Control, Fault, Seen};
 use super::errors::{self, LOADING};
 use super::requests::{Call, Outcome, Reply, exchange};
-use super::server::{End, Launch, Server};
+use super::server::{End, Launch, PATIENCE, Server};
 use super::tally::Tally;
 
 const KEY: &str = "sixteen-letters-or-more";
+
+/// A server that does not answer because it ends has ended after this time.
+const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// The files of a server, and what a client needs.
 pub(super) struct Site {
@@ -117,7 +121,8 @@ fn one(site: &Site, right: &Value, fault: Fault, tally: &mut Tally) {
     let (seen, result) = match Server::try_start(&site.launch, Control::new(), Some(fault)) {
         Ok(server) => {
             let seen = server.control.disarm();
-            (seen, serves(site, server, right))
+            let result = serves(site, server, right, &seen);
+            (seen, result)
         }
         Err((control, end)) => {
             let seen = control.disarm();
@@ -138,11 +143,20 @@ fn one(site: &Site, right: &Value, fault: Fault, tally: &mut Tally) {
     }
 }
 
-fn serves(site: &Site, server: Server, right: &Value) -> Result<String, String> {
+fn serves(site: &Site, mut server: Server, right: &Value, seen: &Seen) -> Result<String, String> {
+    let start = Instant::now();
+    let is_loading = |outcome: &Outcome| *outcome == Outcome::Refused("not_ready".to_owned());
     for _ in 0..2 {
-        let outcome = site.ask(&server).judge(right)?;
+        let mut outcome = site.ask(&server).judge(right)?;
+        while is_loading(&outcome) && start.elapsed() < PATIENCE {
+            outcome = site.ask(&server).judge(right)?;
+        }
         if outcome != Outcome::Right {
-            return Err(format!("it serves with {outcome:?}:\n{}", server.log()));
+            // The call may have failed just as the server began to listen, and ended it.
+            return match server.end_within(END_LIMIT) {
+                Some(end) => check_end(site, &end, seen),
+                None => Err(format!("it serves with {outcome:?}:\n{}", server.log())),
+            };
         }
     }
     server.stop();

@@ -16,9 +16,9 @@ use super::requests::{Reply, get};
 use super::settled;
 
 /// Far above the time that any of these servers needs to start, to answer or to end.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A server whose fault keeps it from logging its address is looked for after this time.
+/// A server that may be unable to log its address is looked for after this time.
 const UNSEEN: Duration = Duration::from_secs(5);
 
 /// The shim as a library, compiled once for all tests of this process.
@@ -148,9 +148,10 @@ impl Server {
         });
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut server = Self { control, address, handle, events, log };
-        // If the fault took the log line away, the system still knows where the server listens.
-        let mut event = server.events.recv_timeout(if fault.is_some() { UNSEEN } else { PATIENCE });
-        if matches!(event, Err(RecvTimeoutError::Timeout)) {
+        // If the fault took the log line away, the system still knows where the server listens, be it ready or not.
+        let may_be_mute = fault.is_some_and(|fault| fault.kind == "write");
+        let mut event = server.events.recv_timeout(if may_be_mute { UNSEEN } else { PATIENCE });
+        if may_be_mute && matches!(event, Err(RecvTimeoutError::Timeout)) {
             let found = listening(pid).map(Event::Listens).ok_or(RecvTimeoutError::Timeout);
             event = found.or_else(|_| server.events.recv_timeout(PATIENCE));
         }

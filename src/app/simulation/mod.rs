@@ -205,17 +205,18 @@ fn replay() {
     assert!(findings.violations.is_empty());
 }
 
-/// The mended defects. In each line: a defect, and the first seed that finds it.
+/// The mended defects. In each line: a defect, and the first seed that finds it. If a change of the scenarios moves the
+/// seeds, `long_search_for_mended_defects` finds new ones.
 const MUTATIONS: [(Mutation, u64); 9] = [
-    (Mutation::DeclaredBodiesReserveCapacity, 0),
-    (Mutation::DecodesInOrderOfArrival, 0),
-    (Mutation::AbandonedDecodesStay, 0),
-    (Mutation::DrainIgnoresEarlyCalls, 0),
-    (Mutation::ConnectionsWithoutShares, 0),
-    (Mutation::TurnsByCallOnly, 0),
-    (Mutation::UnreadAnswersKeepPlaces, 0),
-    (Mutation::ClosingConnectionsKeepSockets, 0),
-    (Mutation::StreamsIgnoreTheEnd, 0),
+    (Mutation::DeclaredBodiesReserveCapacity, 16),
+    (Mutation::DecodesInOrderOfArrival, 25),
+    (Mutation::AbandonedDecodesStay, 13),
+    (Mutation::DrainIgnoresEarlyCalls, 13),
+    (Mutation::ConnectionsWithoutShares, 11),
+    (Mutation::TurnsByCallOnly, 7),
+    (Mutation::UnreadAnswersKeepPlaces, 91),
+    (Mutation::ClosingConnectionsKeepSockets, 133),
+    (Mutation::StreamsIgnoreTheEnd, 58),
 ];
 
 #[test]

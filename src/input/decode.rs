@@ -7,6 +7,7 @@
 //! - 16-bit grey keeps its high byte (see `flatten`).
 //! - The colour key of a PNG is compared at the file's own bit depth.
 //! - A PNG without its last bytes is rejected even if these bytes carry no pixels.
+//! - A PNG whose palette ends within a colour is rejected.
 //! - A picture with damaged metadata is accepted.
 //!
 //! JPEG and BMP have their own decoders in this crate. The module comments of these decoders say which files they read

@@ -38,6 +38,18 @@ pub(super) fn find(file: &[u8]) -> Result<OrientationMetadata<'_>, OutOfMemory> 
     Ok(found)
 }
 
+/// True if the file has every chunk up to its last one, IEND. Like Pillow, accepts a file that lacks the checksum of this
+/// chunk.
+pub(super) fn is_complete(file: &[u8]) -> bool {
+    chunks(file).any(|(name, _)| name == b"IEND")
+}
+
+/// True if the palette ends with a whole colour. The decoder panics on the palette of an indexed picture that does not.
+pub(super) fn has_whole_colours(file: &[u8]) -> bool {
+    let palette = chunks(file).find(|(name, _)| *name == b"PLTE");
+    palette.is_none_or(|(_, colours)| colours.len() % 3 == 0)
+}
+
 /// Returns an upper bound on the bytes of metadata that [`find`] copies.
 pub(super) fn copied_bytes(file: &[u8]) -> u64 {
     // Compressed text counts as twice its maximum inflated size (DEFLATE expands one byte to at most 1,032).
@@ -120,6 +132,17 @@ fn from_hexadecimal(text: &[u8]) -> Result<Option<Vec<u8>>, OutOfMemory> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_palette_must_end_with_a_whole_colour() {
+        let file = |length: u8| {
+            let colours = vec![7; usize::from(length)];
+            [b"\x89PNG\r\n\x1a\n\0\0\0", &[length][..], b"PLTE", &colours, b"CRC."].concat()
+        };
+        let accepted: Vec<u8> = (1..8).filter(|&length| has_whole_colours(&file(length))).collect();
+        assert_eq!(accepted, [3, 6]);
+        assert!(has_whole_colours(b"\x89PNG\r\n\x1a\n"));
+    }
 
     #[test]
     fn profiles_in_hexadecimal_are_read() {

@@ -1,8 +1,10 @@
 //! Decodes PNG files; of an APNG, only the default image. The decoder of the `image` crate reads the pixels, and
-//! `metadata` the orientation. The decoder reads every byte, so it detects a truncated file.
+//! `metadata` the orientation. The decoder reads up to the end of the pixels, so `metadata` also finds out whether the
+//! chunks after them are there.
 
 mod metadata;
 
+use crate::input::error::{DAMAGED_DATA, TRUNCATED_FILE, undecodable};
 use crate::input::format::{ImageHeader, PictureFormat};
 use crate::input::image_crate::{CrateDecoder, METADATA_BYTES};
 use crate::input::limits::check_size;
@@ -16,8 +18,16 @@ use crate::task::ImageFormat;
 
 pub(super) struct Png;
 
-const DECODER: CrateDecoder =
-    CrateDecoder { format: ImageFormat::Png, name: image::ImageFormat::Png, bytes_inside };
+const DECODER: CrateDecoder = CrateDecoder {
+    format: ImageFormat::Png,
+    name: image::ImageFormat::Png,
+    // The decoder reads the metadata when it is opened. Afterwards it allocates only a few rows.
+    bytes_inside: |_, _| 0,
+};
+
+/// Offset of the colour type in the file, in the chunk IHDR, and its value for pictures with a palette.
+const COLOUR_TYPE: usize = 25;
+const INDEXED: u8 = 3;
 
 impl PictureFormat for Png {
     fn matches(&self, file: &[u8]) -> bool {
@@ -30,7 +40,13 @@ impl PictureFormat for Png {
         }
         let still = StandaloneFrame::whole(file);
         let size = DECODER.read_size(&still, settings)?;
-        let inside = bytes_inside(file, size.sides);
+        if !metadata::is_complete(file) {
+            return Err(undecodable(DECODER.format, TRUNCATED_FILE));
+        }
+        if file.get(COLOUR_TYPE) == Some(&INDEXED) && !metadata::has_whole_colours(file) {
+            return Err(undecodable(DECODER.format, DAMAGED_DATA));
+        }
+        let inside = metadata_bytes(file, METADATA_BYTES);
         // The cost is proportional to the size of the rows in bytes. The factor was measured on pictures of
         // 50 megapixels.
         let mut header = still.header(DECODER.format, &size, inside, size.bytes / 2);
@@ -60,27 +76,60 @@ fn declared_size(file: &[u8]) -> Option<(u32, u32)> {
     Some((u32::from_be_bytes(*width), u32::from_be_bytes(*rest.first_chunk()?)))
 }
 
-/// Returns the size in bytes of the metadata that the decoder keeps. The few rows that it also keeps are not counted.
-fn bytes_inside(file: &[u8], _frame: (u32, u32)) -> u64 {
-    kept_metadata_bytes(file, METADATA_BYTES)
-}
-
-/// Returns the number of bytes of metadata that the decoder keeps from the chunks before the pixels. The result is at
-/// most `most`. A compressed ICC profile (`iCCP`) counts as the smaller of `most` and its maximum inflated size;
-/// DEFLATE expands one byte to at most 1,032.
-fn kept_metadata_bytes(file: &[u8], most: u64) -> u64 {
-    let (mut at, mut bytes) = (8, 0_u64);
+/// Returns the number of bytes that the decoder takes for the metadata before the pixels, which it keeps. `most` is the
+/// decoder's own limit on these bytes, not counting spare capacity. The few rows that it also keeps are not counted.
+fn metadata_bytes(file: &[u8], most: u64) -> u64 {
+    // A buffer that grows by doubling takes up to three times the length of its content while the content moves.
+    const GROWTH: u64 = 3;
+    let (mut at, mut kept, mut longest) = (8, 0_u64, 0);
     while let Some(&[l0, l1, l2, l3, ref name @ ..]) =
         file.get(at..).and_then(|file| file.first_chunk::<8>())
     {
         let length = u64::from(u32::from_be_bytes([l0, l1, l2, l3]));
-        match name {
+        let bytes = match name {
             b"IDAT" => break,
-            b"iCCP" => bytes += (length * 1032).min(most),
-            b"tEXt" | b"zTXt" | b"iTXt" | b"eXIf" => bytes += length,
-            _ => {}
+            // An ICC profile is inflated; DEFLATE expands one byte to at most 1,032.
+            b"iCCP" => (length * 1032).min(most) * GROWTH,
+            // Each byte of Latin-1 text may become two bytes of UTF-8.
+            b"tEXt" => length * 2,
+            b"zTXt" | b"iTXt" | b"eXIf" => length,
+            _ => 0,
+        };
+        if bytes > 0 {
+            kept += bytes;
+            longest = longest.max(length);
         }
         at = at.saturating_add(12).saturating_add(length as usize);
     }
-    bytes.min(most)
+    // The chunks are read through one buffer.
+    (kept + longest * GROWTH).min(most * GROWTH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::{decode, inspect};
+    use image::codecs::png::PngEncoder;
+    use image::{ExtendedColorType, ImageEncoder};
+
+    #[test]
+    fn a_file_that_ends_in_a_chunk_after_its_pixels_is_refused() {
+        let mut file = Vec::new();
+        PngEncoder::new(&mut file).write_image(&[9; 3], 1, 1, ExtendedColorType::Rgb8).unwrap();
+        // A text chunk in front of the last chunk. Nothing compares its checksum.
+        let text = b"\0\0\0\x07tEXtkey\0xyzCRC.";
+        let end = file.len() - 12;
+        file.splice(end..end, text.iter().copied());
+        let settings = InputSettings::default();
+        let read = |file: &[u8]| {
+            let header = inspect(file, &settings)?;
+            decode(file, &header, &settings, &|| false)
+        };
+        assert!(read(&file).is_ok());
+        // The checksum of the last chunk may be missing.
+        for length in end..file.len() - 4 {
+            let refused = read(&file[..length]).unwrap_err();
+            assert_eq!(refused, undecodable(ImageFormat::Png, TRUNCATED_FILE), "{length}");
+        }
+    }
 }

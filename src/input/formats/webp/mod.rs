@@ -97,13 +97,11 @@ fn has_declared_length(file: &[u8]) -> bool {
     file.len() as u64 >= (size & !1) + 8
 }
 
-/// Returns how many bytes the decoder allocates for planes and transparency.
+/// Returns how many bytes the decoder allocates for planes, transparency and compressed data.
 fn bytes_inside(file: &[u8], frame: (u32, u32)) -> u64 {
     let pixels = u64::from(frame.0) * u64::from(frame.1);
     let parts = parts::parts(file, frame);
-    // Planes of whole macroblocks, 16 pixels a side: one for luma, and two for chroma with half the width and height.
-    let side = |side: u32| u64::from(side).next_multiple_of(16);
-    let lossy = parts.lossy.map_or(0, |_| side(frame.0) * side(frame.1) * 3 / 2);
+    let lossy = parts.lossy.map_or(0, |data| lossy_bytes(data, frame));
     let lossless = parts.lossless.map_or(0, |stream| {
         // Four channels, and, if the bitstream is an alpha channel, also a copy of one channel. The predictor, colour
         // and entropy images have one pixel for each 4 x 4 block.
@@ -112,6 +110,19 @@ fn bytes_inside(file: &[u8], frame: (u32, u32)) -> u64 {
     });
     let plain_alpha = if parts.plain_alpha { pixels } else { 0 };
     lossy + lossless + plain_alpha
+}
+
+/// Returns how many bytes the decoder allocates for a lossy bitstream.
+fn lossy_bytes(data: &[u8], frame: (u32, u32)) -> u64 {
+    // The state of a macroblock takes 30 bytes. The decoder keeps those of all macroblocks in a list.
+    const MACROBLOCK_STATE_BYTES: u64 = 32;
+    // The list of states and the buffer for the compressed data grow by doubling. Such a buffer takes up to three times
+    // the length of its content while the content moves, and so do a finished one and a copy of its content.
+    const GROWTH: u64 = 3;
+    // Planes of whole macroblocks, 16 pixels a side: one for luma, and two for chroma with half the width and height.
+    let side = |side: u32| u64::from(side).div_ceil(16);
+    let macroblocks = side(frame.0) * side(frame.1);
+    macroblocks * (256 * 3 / 2 + MACROBLOCK_STATE_BYTES * GROWTH) + data.len() as u64 * GROWTH
 }
 
 /// Returns the cost of decoding one pixel of the file; the unit is one pixel of a plain JPEG, as in

@@ -8,20 +8,25 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use self::targets::{bodies, checkpoint, decode, text};
+use self::targets::{allocations, bodies, checkpoint, claims, decode, text};
 use super::images::corpus::damaged;
 use super::random::Random;
+
+/// Counts what decoding allocates, for `decode_claims`.
+#[global_allocator]
+static ALLOCATOR: allocations::Counting = allocations::Counting;
 
 /// What a fuzzer calls with its bytes.
 type Target = fn(&[u8]);
 
 /// Every target by its name, as `cargo fuzz` knows it.
-const TARGETS: [(&str, Target); 12] = [
+const TARGETS: [(&str, Target); 13] = [
     ("decode_jpeg", decode::jpeg),
     ("decode_png", decode::png),
     ("decode_webp", decode::webp),
     ("decode_gif", decode::gif),
     ("decode_bmp", decode::bmp),
+    ("decode_claims", claims::claims),
     ("image_value", text::image_value),
     ("prompt", text::prompt),
     ("json", bodies::json),
@@ -31,13 +36,18 @@ const TARGETS: [(&str, Target); 12] = [
     ("pickle", checkpoint::pickle),
 ];
 
-/// The kept inputs of a target, for those of pictures the fixtures too.
+/// The kept inputs of a target, for those of pictures the fixtures too, and for `decode_claims` those of every format.
 fn inputs(name: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let mut inputs = files(&root.join("fuzz/corpus").join(name));
     assert!(!inputs.is_empty(), "{name} has no inputs");
     if name.starts_with("decode") {
         inputs.extend(files(&root.join("fixtures/images")));
+    }
+    if name == "decode_claims" {
+        let formats = TARGETS.iter().map(|(other, _)| *other).filter(|other| *other != name);
+        let formats = formats.filter(|other| other.starts_with("decode"));
+        inputs.extend(formats.flat_map(|other| files(&root.join("fuzz/corpus").join(other))));
     }
     inputs.sort();
     inputs
@@ -61,10 +71,14 @@ fn every_kept_input_passes_its_target() {
 }
 
 #[test]
-fn every_target_has_its_program() {
+fn every_target_has_its_program_and_its_dictionary() {
     let manifest = include_str!("../fuzz/Cargo.toml");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/dictionaries");
     for (name, _) in TARGETS {
         assert!(manifest.contains(&format!("name = \"{name}\"")), "{name}");
+        // `decode_claims` takes those of all formats.
+        let dictionary = folder.join(format!("{name}.dict"));
+        assert!(name == "decode_claims" || dictionary.is_file(), "{}", dictionary.display());
     }
 }
 

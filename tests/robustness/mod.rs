@@ -12,6 +12,7 @@
 mod auth_timing;
 mod bombs;
 mod cardinality;
+mod false_claims;
 mod fetch;
 pub(crate) mod fuzz;
 mod images;

@@ -3,8 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a target fails by panicking")]
 
+pub(crate) mod allocations;
 pub(crate) mod archive;
 pub(crate) mod bodies;
 pub(crate) mod checkpoint;
+pub(crate) mod claims;
 pub(crate) mod decode;
+pub(crate) mod readers;
 pub(crate) mod text;

@@ -73,10 +73,10 @@ fn less_memory_than_a_picture_takes_is_contradicted() {
     }
 }
 
-/// The decoder of PNGs keeps the texts before the pixels, as UTF-8; that of WebPs copies compressed data.
+/// The decoder of PNGs keeps the texts before the pixels, as UTF-8. The decoder of WebP files copies compressed data.
 #[test]
 fn memory_for_metadata_and_compressed_data_is_announced() {
-    let text = png::chunk(*b"tEXt", &[&b"key\0"[..], &[0xe9; 600_000]].concat());
+    let text = png::chunk(*b"tEXt", &[&b"key\0"[..], &vec![0xe9; 600_000]].concat());
     let plain = fixture("rgb.png");
     let (start, rest) = plain.split_at(8 + 25);
     header_of(&[start, &text, rest].concat());

@@ -33,7 +33,7 @@ pub(crate) fn peak<T>(work: impl FnOnce() -> T) -> (u64, T) {
 }
 
 fn allocated(bytes: usize) {
-    let live = LIVE.get() + TRIAL.replace(0) as i64 + bytes as i64;
+    let live = LIVE.get() + TRIAL.replace(0).cast_signed() as i64 + bytes.cast_signed() as i64;
     LIVE.set(live);
     PEAK.set(PEAK.get().max(live));
 }
@@ -46,7 +46,7 @@ fn freed(bytes: usize) {
     if trial > 0 {
         allocated(trial);
     }
-    LIVE.set(LIVE.get() - bytes as i64);
+    LIVE.set(LIVE.get() - bytes.cast_signed() as i64);
 }
 
 // SAFETY: every method passes its arguments to `System` unchanged and returns what `System` returns. The counters need

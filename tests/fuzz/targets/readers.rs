@@ -13,14 +13,9 @@ use image::metadata::Orientation;
 
 /// Returns the format by the first bytes, as the `image` crate tells it.
 pub(crate) fn format(file: &[u8]) -> Option<ImageFormat> {
-    match image::guess_format(file).ok()? {
-        image::ImageFormat::Jpeg => Some(ImageFormat::Jpeg),
-        image::ImageFormat::Png => Some(ImageFormat::Png),
-        image::ImageFormat::WebP => Some(ImageFormat::WebP),
-        image::ImageFormat::Gif => Some(ImageFormat::Gif),
-        image::ImageFormat::Bmp => Some(ImageFormat::Bmp),
-        _ => None,
-    }
+    let format = image::guess_format(file).ok()?;
+    let subtype = format.to_mime_type().strip_prefix("image/")?;
+    ImageFormat::ALL.into_iter().find(|known| known.name() == subtype)
 }
 
 /// Returns width and height of the picture as stored; `None` if the other reader rejects the file.

@@ -19,7 +19,7 @@
 //!
 //! In every simulation
 //! - each request that was sent completely gets exactly one whole answer, unless its client leaves or breaks the rules,
-//! - an honest client with one small request at a time is served within the longest wait in a queue, whatever others do,
+//! - an honest client with one small request at a time is served within its share of time, whatever others do,
 //! - rows, bytes, connections and the files in the decoding queue stay within their bounds,
 //! - the server ends in time after the signal, and no request is cut,
 //! - in the end all gauges are zero, all threads have ended, and the counts of requests and answers agree,

@@ -6,7 +6,7 @@
 //! of those of `std`.
 //!
 //! - [`now`], [`elapsed`]: the monotonic clock.
-//! - [`random`]: a random number.
+//! - [`random()`]: a random number.
 //! - [`Monitor`]: a mutex with a condition variable.
 //! - [`spawn_background`]: starts a thread of low priority.
 //!

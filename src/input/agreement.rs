@@ -208,7 +208,7 @@ fn what_a_jpeg_is_announced_to_take_is_what_it_takes() {
         assert!(close || header.working_bytes == others, "{index}: {peak}, {header:?}");
         exact += u32::from(peak == header.working_bytes);
     }
-    assert!(exact > 200, "{exact} files took what was announced");
+    assert!(exact > 150, "{exact} files took what was announced");
 }
 
 /// Returns one of `files` with one to three markers, segments or scans inserted and some bytes changed. The inserted

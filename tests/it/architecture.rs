@@ -508,7 +508,7 @@ fn is_name(c: char) -> bool {
 
 /// Returns the files of `src` whose code, tests excluded, satisfies `is_wanted`. The code comes without white space.
 fn files_where(is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
-    const TESTS: [&str; 4] = ["tests", "testing", "schedules", "properties"];
+    const TESTS: [&str; 5] = ["tests", "testing", "schedules", "properties", "simulation"];
     let mut found = Vec::new();
     for room in &LAW {
         for file in files_of(room.name) {

@@ -50,9 +50,9 @@ use self::service::{Findings, play};
 use crate::mutations::{self, Mutation};
 use crate::platform::simulated;
 
-/// Number of seeds in every test run, in `.ci/run`, and in the long version.
+/// Number of seeds in every test run, and in the long versions.
 const SHORT: u64 = 400;
-const CI: u64 = 10_000;
+const MANY: u64 = 10_000;
 const LONG: u64 = 100_000;
 
 /// Number of seeds in which the long version looks for each mended defect.
@@ -182,9 +182,9 @@ fn every_seed_keeps_the_promises_of_the_service() {
 }
 
 #[test]
-#[ignore = "run by .ci/run"]
+#[ignore = "long"]
 fn ten_thousand_seeds() {
-    explore(0..CI);
+    explore(0..MANY);
 }
 
 #[test]

@@ -8,7 +8,8 @@
 //!    number of addresses, including the newcomer's) and more than the address of the newcomer. Of several such
 //!    addresses, the one with the most connections loses one. It loses an idle connection if it has one, otherwise one
 //!    whose request head is unfinished, otherwise one whose request body is unfinished, otherwise one whose client does
-//!    not read its response (unless that is the address's only connection). Among equals, it loses the one that has waited longest for its client.
+//!    not read its response (unless that is the address's only connection). Among equals, it loses the one that has
+//!    waited longest for its client.
 //! 2. The newcomer replaces an idle connection of its own address.
 //! 3. The newcomer gets a place in the reserve (additional places for probes and scrapes), where rules 1 and 2 apply
 //!    too. There it can send one request for health or metrics; any other request is rejected as overloaded.

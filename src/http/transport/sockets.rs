@@ -14,8 +14,24 @@ pub(crate) struct Sockets {
     exhausted: watch::Sender<bool>,
 }
 
+/// Sets the flag `exhausted` as long as a new connection waits for a permit. A guard, because the wait is abandoned at
+/// shutdown, when closing connections must have their time again.
+struct Waiting<'a>(&'a watch::Sender<bool>);
+
+impl<'a> Waiting<'a> {
+    fn begin(exhausted: &'a watch::Sender<bool>) -> Self {
+        exhausted.send_replace(true);
+        Self(exhausted)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
+}
+
 /// Tells a connection that is about to close when the listener runs out of sockets.
-#[derive(Clone)]
 pub(crate) struct Exhaustion(watch::Receiver<bool>);
 
 impl Sockets {
@@ -34,9 +50,8 @@ impl Sockets {
         if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return permit;
         }
-        self.exhausted.send_replace(true);
+        let _waiting = Waiting::begin(&self.exhausted);
         let permit = Arc::clone(&self.permits).acquire_owned().await;
-        self.exhausted.send_replace(false);
         permit.expect("the semaphore is never closed")
     }
 
@@ -82,6 +97,19 @@ mod tests {
         assert!(needed.poll(&mut context).is_ready());
         drop(permit);
         assert!(second.poll(&mut context).is_ready());
+        assert!(pin!(exhaustion.needs_sockets()).poll(&mut context).is_pending());
+    }
+
+    #[test]
+    fn a_new_connection_that_waits_no_longer_lets_others_close_in_peace() {
+        let mut context = Context::from_waker(Waker::noop());
+        let sockets = Sockets::new(0);
+        let exhaustion = sockets.exhaustion();
+        {
+            let mut waiting = pin!(sockets.acquire());
+            assert!(waiting.as_mut().poll(&mut context).is_pending());
+            assert!(pin!(exhaustion.needs_sockets()).poll(&mut context).is_ready());
+        }
         assert!(pin!(exhaustion.needs_sockets()).poll(&mut context).is_pending());
     }
 }

@@ -1,5 +1,6 @@
 //! A mutex and a thread handle: those of `std` on a real thread, and those of shuttle on a thread of an explored
-//! schedule. In a simulation (`platform::simulated`) the mutex is that of `std`, and the thread is simulated. This module also wraps tokio's `Notify`, so that shuttle may switch threads before each of its operations.
+//! schedule. In a simulation (`platform::simulated`) the mutex is that of `std`, and the thread is simulated. This module
+//! also wraps tokio's `Notify`, so that shuttle may switch threads before each of its operations.
 
 use std::any::Any;
 use std::io;

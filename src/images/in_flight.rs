@@ -7,20 +7,33 @@
 use super::{ImagesError, Key, Prepared, lock};
 use crate::task::PreparedImage;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
-use tokio::sync::watch;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use tokio::sync::Notify;
 
-/// State of a flight, as its waiters see it.
-#[derive(Debug)]
-enum Progress {
-    Pending,
-    Finished(Result<Prepared, ImagesError>),
+/// What a flight and its waiters share. Unlike a `watch` channel, `Notify` wakes the waiters in the order in which they
+/// began to wait, so that a simulation can be repeated.
+#[derive(Debug, Default)]
+struct Landing {
+    waiters: AtomicUsize,
+    result: OnceLock<Result<Prepared, ImagesError>>,
+    is_set: Notify,
+}
+
+impl Landing {
+    /// Hands the result to the waiters. Only the first result counts.
+    fn set(&self, result: Result<Prepared, ImagesError>) {
+        if self.result.set(result).is_ok() {
+            self.is_set.notify_waiters();
+        }
+    }
 }
 
 /// Flights in progress, at most one per key.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
-    open: Mutex<HashMap<Key, Arc<watch::Sender<Progress>>>>,
+    open: Mutex<HashMap<Key, Arc<Landing>>>,
 }
 
 /// The job's side of a flight. If it is dropped without a result, the waiters get `Overloaded`.
@@ -28,12 +41,12 @@ pub(super) struct InFlight {
 pub(super) struct Flight {
     owner: Arc<InFlight>,
     key: Key,
-    sender: Arc<watch::Sender<Progress>>,
+    landing: Arc<Landing>,
 }
 
 /// A waiter's side of a flight. A waiter leaves the flight by dropping it.
 #[derive(Debug)]
-pub(super) struct Waiter(watch::Receiver<Progress>);
+pub(super) struct Waiter(Arc<Landing>);
 
 /// Outcome of a request for an image.
 #[derive(Debug)]
@@ -59,13 +72,13 @@ impl InFlight {
         if let Some(image) = cached() {
             return JoinOrStart::Cached(image);
         }
-        if let Some(sender) = open.get(&key) {
-            return JoinOrStart::Joined(Waiter(sender.subscribe()));
+        if let Some(landing) = open.get(&key) {
+            return JoinOrStart::Joined(Waiter::new(landing));
         }
-        let (sender, receiver) = watch::channel(Progress::Pending);
-        let sender = Arc::new(sender);
-        open.insert(key, Arc::clone(&sender));
-        JoinOrStart::Started(Waiter(receiver), Flight { owner: Arc::clone(self), key, sender })
+        let landing = Arc::default();
+        open.insert(key, Arc::clone(&landing));
+        let waiter = Waiter::new(&landing);
+        JoinOrStart::Started(waiter, Flight { owner: Arc::clone(self), key, landing })
     }
 
     /// Like [`join_or_start`](Self::join_or_start), but for an image given by its id. Without the image's bytes, no
@@ -79,7 +92,7 @@ impl InFlight {
         if let Some(image) = cached() {
             return Some(JoinOrStart::Cached(image));
         }
-        open.get(key).map(|sender| JoinOrStart::Joined(Waiter(sender.subscribe())))
+        open.get(key).map(|landing| JoinOrStart::Joined(Waiter::new(landing)))
     }
 }
 
@@ -87,7 +100,7 @@ impl Flight {
     /// True while there are waiters. Unlike [`is_wanted`](Self::is_wanted), this method changes nothing and takes no
     /// lock.
     pub(super) fn has_waiters(&self) -> bool {
-        self.sender.receiver_count() > 0
+        self.landing.waiters.load(Ordering::SeqCst) > 0
     }
 
     /// True while there are waiters. If there are none, closes the flight, so that nobody can join it any more.
@@ -104,11 +117,11 @@ impl Flight {
     /// arrives in between would find neither the flight nor the pixels.
     pub(super) fn complete(self, result: Result<Prepared, ImagesError>) {
         self.close(&mut lock(&self.owner.open));
-        self.sender.send_replace(Progress::Finished(result));
+        self.landing.set(result);
     }
 
-    fn close(&self, open: &mut HashMap<Key, Arc<watch::Sender<Progress>>>) {
-        if open.get(&self.key).is_some_and(|sender| Arc::ptr_eq(sender, &self.sender)) {
+    fn close(&self, open: &mut HashMap<Key, Arc<Landing>>) {
+        if open.get(&self.key).is_some_and(|landing| Arc::ptr_eq(landing, &self.landing)) {
             open.remove(&self.key);
         }
     }
@@ -117,17 +130,32 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.close(&mut lock(&self.owner.open));
+        self.landing.set(Err(ImagesError::Overloaded));
     }
 }
 
 impl Waiter {
+    fn new(landing: &Arc<Landing>) -> Self {
+        landing.waiters.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(landing))
+    }
+
     /// Waits for the flight's result. Returns `Overloaded` if the flight was dropped without a result.
-    pub(super) async fn wait(mut self) -> Result<Prepared, ImagesError> {
+    pub(super) async fn wait(self) -> Result<Prepared, ImagesError> {
         loop {
-            if let Progress::Finished(result) = &*self.0.borrow_and_update() {
+            let mut is_set = pin!(self.0.is_set.notified());
+            // Listen first and look afterwards, so that no result falls between the two.
+            is_set.as_mut().enable();
+            if let Some(result) = self.0.result.get() {
                 return result.clone();
             }
-            self.0.changed().await.map_err(|_| ImagesError::Overloaded)?;
+            is_set.await;
         }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.0.waiters.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -12,7 +12,7 @@ use crate::engine::testing::fake::{
     FakeBackend, FakeControl, FakeEncoderStates, FakeGroup, models,
 };
 use crate::platform::simulated;
-use crate::task::{ModelId, ModelInfo, Pixels, TowerId};
+use crate::task::{ModelId, ModelInfo, Pixels, TowerId, VisionOutput};
 
 /// Simulated time of each call, of each image of an encoding, and of each token of the other calls. These are costs of a
 /// slow machine, so that few clients suffice to overload it.
@@ -132,11 +132,11 @@ impl Backend for SimulatedBackend {
 
     fn encode(
         &mut self,
-        tower: TowerId,
+        output: VisionOutput,
         images: &[&Pixels],
     ) -> Result<Vec<FakeEncoderStates>, BackendError> {
         self.script.call(images.len(), 0)?;
-        self.inner.encode(tower, images)
+        self.inner.encode(output, images)
     }
 
     fn run_single_pass(

@@ -11,14 +11,27 @@ use super::network::{Network, Received};
 use super::scenario::Scenario;
 
 /// Longest time for which the probe, an honest client with one small request at a time, may wait for an answer of a
-/// healthy server, whatever the other clients do. In each stage all clients take turns, so the time grows with their
-/// number: this time if the probe is alone (its longest request takes half a second), and a share for each other client.
-const PROBE_PATIENCE: Duration = Duration::from_millis(1200);
-const PATIENCE_PER_CLIENT: Duration = Duration::from_millis(600);
+/// healthy server, whatever the other clients do: the time for its own request, and a share for each other client, since
+/// clients take turns in each stage. A request that generates text has a dozen work units; each may wait for a unit of the
+/// other stages and models, even if a single other client fills them all, so more clients hardly add to that.
+const PATIENCE: Patience = Patience { own: 1400, per_client: 450 };
+const PATIENCE_FOR_TEXTS: Patience = Patience { own: 3100, per_client: 100 };
 /// Time between two instants at which clients attack together.
 const BURST: Duration = Duration::from_millis(250);
 /// Time beyond the deadline of a request in which its answer must arrive.
 const GRACE: Duration = Duration::from_millis(500);
+
+/// A time that grows with the number of other clients, in milliseconds.
+struct Patience {
+    own: u64,
+    per_client: u64,
+}
+
+impl Patience {
+    fn with(&self, other_clients: u32) -> Duration {
+        Duration::from_millis(self.own + self.per_client * u64::from(other_clients))
+    }
+}
 
 /// Who waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,8 +125,15 @@ impl World {
         (self.log.into_inner(), self.violations.into_inner())
     }
 
-    /// Checks what a client received for a request that it had sent completely, `waited` after it had sent it.
-    pub(super) fn check(&self, role: Role, who: &str, received: &Received, waited: Duration) {
+    /// Checks what a client received for the request `what`, `waited` after it had sent it completely.
+    pub(super) fn check(
+        &self,
+        role: Role,
+        who: &str,
+        what: &str,
+        received: &Received,
+        waited: Duration,
+    ) {
         let is_ending = self.ended.get().is_some();
         match received {
             Received::Malformed(problem) => self.violation(who, format!("not HTTP: {problem}")),
@@ -134,7 +154,7 @@ impl World {
                 if !is_expected {
                     self.violation(who, format!("answered with {status} {code}"));
                 }
-                self.check_wait(role, who, waited);
+                self.check_wait(role, who, what, waited);
             }
         }
     }
@@ -149,19 +169,21 @@ impl World {
         }
     }
 
-    fn check_wait(&self, role: Role, who: &str, waited: Duration) {
+    fn check_wait(&self, role: Role, who: &str, what: &str, waited: Duration) {
         let deadline = self.scenario.config.http.deadline + GRACE;
         let is_healthy = !self.scenario.faults.any() && self.ended.get().is_none();
         let longest = match role {
             Role::Attacker => return,
             Role::Probe if is_healthy && !self.scenario.has_many_clients() => {
                 self.longest_wait.set(self.longest_wait.get().max(waited));
-                PROBE_PATIENCE + PATIENCE_PER_CLIENT * self.scenario.other_clients()
+                let generates = ["caption", "stream", "vqa"].contains(&what);
+                let patience = if generates { PATIENCE_FOR_TEXTS } else { PATIENCE };
+                patience.with(self.scenario.other_clients())
             }
             Role::Probe | Role::Honest => deadline,
         };
         if waited > longest {
-            self.violation(who, format!("waited {waited:?} for an answer"));
+            self.violation(who, format!("waited {waited:?} for an answer to {what}"));
         }
     }
 }

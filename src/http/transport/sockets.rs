@@ -1,44 +1,54 @@
 //! [`Sockets`]: the limit on open sockets of one listener. If all are open, connections that only wait for their client to
 //! close are cut, so that new connections need not wait for them.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::mutations::{self, Mutation};
 
 /// The sockets of a listener. `server` acquires a permit for each connection that it accepts.
 pub(crate) struct Sockets {
     permits: Arc<Semaphore>,
-    /// True while a new connection waits for a permit.
-    exhausted: watch::Sender<bool>,
+    shortage: Arc<Shortage>,
 }
 
-/// Sets the flag `exhausted` as long as a new connection waits for a permit. A guard, because the wait is abandoned at
+/// Whether a new connection waits for a permit. Unlike a `watch` channel, `Notify` wakes the connections in the order in
+/// which they began to wait, so that a simulation can be repeated.
+#[derive(Default)]
+struct Shortage {
+    is_now: AtomicBool,
+    began: Notify,
+}
+
+/// Announces a shortage as long as a new connection waits for a permit. A guard, because the wait is abandoned at
 /// shutdown, when closing connections must have their time again.
-struct Waiting<'a>(&'a watch::Sender<bool>);
+struct Waiting<'a>(&'a Shortage);
 
 impl<'a> Waiting<'a> {
-    fn begin(exhausted: &'a watch::Sender<bool>) -> Self {
-        exhausted.send_replace(true);
-        Self(exhausted)
+    fn begin(shortage: &'a Shortage) -> Self {
+        shortage.is_now.store(true, Ordering::SeqCst);
+        shortage.began.notify_waiters();
+        Self(shortage)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.send_replace(false);
+        self.0.is_now.store(false, Ordering::SeqCst);
     }
 }
 
 /// Tells a connection that is about to close when the listener runs out of sockets.
-pub(crate) struct Exhaustion(watch::Receiver<bool>);
+pub(crate) struct Exhaustion(Arc<Shortage>);
 
 impl Sockets {
     /// Creates the limit. A limit above what a semaphore can hold is lowered to that.
     pub(crate) fn new(most: usize) -> Self {
         let permits = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
-        Self { permits, exhausted: watch::Sender::new(false) }
+        Self { permits, shortage: Arc::default() }
     }
 
     /// Acquires a permit for one socket, which counts until the permit is dropped. If there is none, makes closing
@@ -50,14 +60,14 @@ impl Sockets {
         if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             return permit;
         }
-        let _waiting = Waiting::begin(&self.exhausted);
+        let _waiting = Waiting::begin(&self.shortage);
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         permit.expect("the semaphore is never closed")
     }
 
     /// Returns what tells a connection that sockets are needed.
     pub(crate) fn exhaustion(&self) -> Exhaustion {
-        Exhaustion(self.exhausted.subscribe())
+        Exhaustion(Arc::clone(&self.shortage))
     }
 }
 
@@ -67,9 +77,14 @@ impl Exhaustion {
         if mutations::is_active(Mutation::ClosingConnectionsKeepSockets) {
             std::future::pending::<()>().await;
         }
-        // Fails only if the listener has ended; then no connection waits.
-        if self.0.clone().wait_for(|exhausted| *exhausted).await.is_err() {
-            std::future::pending::<()>().await;
+        loop {
+            let mut began = pin!(self.0.began.notified());
+            // Listen first and look afterwards, so that no shortage falls between the two.
+            began.as_mut().enable();
+            if self.0.is_now.load(Ordering::SeqCst) {
+                return;
+            }
+            began.await;
         }
     }
 }

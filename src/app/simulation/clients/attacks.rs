@@ -69,7 +69,7 @@ impl Client {
         connection.send(b"x").await;
         let patience = self.chance.milliseconds(100, 6000);
         match timeout(patience, connection.receive()).await {
-            Ok(received) => self.world.check(self.role, &self.name, &received, Duration::ZERO),
+            Ok(received) => self.world.check(self.role, &self.name, "attack", &received, Duration::ZERO),
             Err(_) => self.leave(connection),
         }
     }
@@ -109,7 +109,7 @@ impl Client {
                 self.world.violation(&self.name, "no answer to a body of a wrong length");
                 return;
             };
-            self.world.check(self.role, &self.name, &received, Duration::ZERO);
+            self.world.check(self.role, &self.name, "attack", &received, Duration::ZERO);
             self.log(&received);
             let Received::Answer(answer) = received else { return };
             if answer.closes || longer {
@@ -259,7 +259,7 @@ impl Client {
             self.world.violation(&self.name, "a connection with an unfinished head stays open");
             return;
         };
-        self.world.check(self.role, &self.name, &received, Duration::ZERO);
+        self.world.check(self.role, &self.name, "attack", &received, Duration::ZERO);
         self.leave(connection);
     }
 }

@@ -120,7 +120,7 @@ impl Client {
             return None;
         };
         let waited = sent.elapsed();
-        self.world.check(self.role, &self.name, &received, waited);
+        self.world.check(self.role, &self.name, what, &received, waited);
         self.log(format_args!("{what}: {received} after {waited:?}"));
         if let Received::Answer(answer) = received { Some(answer) } else { None }
     }

@@ -4,7 +4,7 @@
 mod fill;
 mod step;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::costs::{Costs, TextCost};
@@ -71,7 +71,8 @@ struct LaneQueue {
 /// All items that wait or run in the text stage.
 #[derive(Debug)]
 pub(super) struct TextStage {
-    items: HashMap<ItemId, TextItem>,
+    /// In order of arrival: whether a unit is full can depend on the order in which its items are added.
+    items: BTreeMap<ItemId, TextItem>,
     lanes: HashMap<Lane, LaneQueue>,
     order: VecDeque<Lane>,
     /// For each image with a cross-attention KV cache: the number of running groups that share the cache, and its size
@@ -98,7 +99,7 @@ pub(super) struct TextBatch {
 impl TextStage {
     pub(super) fn new(image_tokens: &[usize], max_kv_bytes: u64) -> Self {
         let mut text = Self {
-            items: HashMap::new(),
+            items: BTreeMap::new(),
             lanes: HashMap::new(),
             order: VecDeque::new(),
             image_kv: HashMap::new(),
@@ -181,7 +182,7 @@ impl TextStage {
 
     /// Returns all items. The flag of each is true if it is a running group.
     #[cfg(test)]
-    pub(super) fn running(&self) -> std::collections::BTreeMap<ItemId, bool> {
+    pub(super) fn running(&self) -> BTreeMap<ItemId, bool> {
         self.items.iter().map(|(&id, item)| (id, item.running)).collect()
     }
 

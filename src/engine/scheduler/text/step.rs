@@ -5,7 +5,7 @@
 //! groups makes room for a new client or call. Groups left out of a step keep their state and continue later. Nothing
 //! overtakes a group that waits for capacity, so every group finishes eventually.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Instant;
 
 use super::{TextBatch, TextItem, TextStage};
@@ -166,7 +166,7 @@ struct Running {
 
 impl Running {
     /// Queues the groups of `joined`, which is in joining order, and counts them in `groups`.
-    fn new(joined: &[ItemId], items: &HashMap<ItemId, TextItem>, groups: &mut Groups) -> Self {
+    fn new(joined: &[ItemId], items: &BTreeMap<ItemId, TextItem>, groups: &mut Groups) -> Self {
         let mut running = Self { clients: Vec::new(), queues: HashMap::new() };
         for &group in joined {
             let call = items[&group].call;

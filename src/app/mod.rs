@@ -325,6 +325,7 @@ mod tests {
     use crate::engine::EngineSettings;
     use crate::engine::testing::fake::{FakeBackend, models};
     use crate::fairness::ClientId;
+    use crate::task::{DecodeMode, GenerationParams};
 
     fn app() -> (App, Engine, crate::engine::testing::fake::FakeControl) {
         app_with(EngineSettings::default())
@@ -355,7 +356,7 @@ mod tests {
         let caption = crate::task::Caption {
             image: crate::engine::testing::fake::image(1),
             prompt: None,
-            params: crate::task::GenerationParams::greedy(20),
+            mode: DecodeMode::Generate(GenerationParams::greedy(20)),
         };
         let reply = admission.submit(crate::task::ModelId(0), crate::task::Task::Caption(caption));
         let (never, closing) = (CancellationToken::new(), CancellationToken::new());
@@ -376,8 +377,8 @@ mod tests {
             handle.admit(ClientId::default(), 0, Instant::now() + Duration::from_secs(30)).unwrap();
         admission.reserve(1, 1).unwrap();
         let image = crate::engine::testing::fake::image(1);
-        let params = crate::task::GenerationParams::greedy(20);
-        let caption = crate::task::Caption { image, prompt: None, params };
+        let mode = DecodeMode::Generate(GenerationParams::greedy(20));
+        let caption = crate::task::Caption { image, prompt: None, mode };
         let reply = admission.submit(crate::task::ModelId(0), crate::task::Task::Caption(caption));
         control.wait_until_held();
         let (shutdown, closing) = (CancellationToken::new(), CancellationToken::new());

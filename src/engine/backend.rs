@@ -4,8 +4,8 @@
 //! state of a decoder (KV cache, search state) is internal to the backend.
 
 use crate::task::{
-    Embedding, GenerationParams, ModelId, ModelInfo, Pixels, Sequence, TokenIds, TokenLogprob,
-    TowerId,
+    Embedding, GenerationParams, MatchLogits, ModelId, ModelInfo, Pixels, ScoredText, Sequence,
+    TokenIds, TokenLogprob, TowerId,
 };
 
 /// Computes work units. A backend lives on one worker thread; its calls never overlap.
@@ -83,14 +83,14 @@ pub enum SinglePassRow<M> {
         /// Token ids, `[CLS] question [SEP]`.
         question: TokenIds,
     },
-    /// VQA: computes the log-probability of one candidate answer.
+    /// Caption and VQA: computes the log-probability of each token of one candidate text.
     ScoreCandidate {
-        /// Hidden states of the encoded question.
-        question: M,
+        /// What the decoder attends to: the image's features (caption) or the question's hidden states (VQA).
+        states: M,
         /// Token ids, `[CLS] candidate [SEP]`.
         candidate: TokenIds,
     },
-    /// Retrieval: computes the probability that this text describes this image.
+    /// Retrieval: computes whether this text describes this image.
     MatchPair {
         /// Features of the image that the row attends to.
         image: M,
@@ -136,10 +136,10 @@ impl<M> SinglePassRow<M> {
 pub enum SinglePassOutput<M> {
     /// The question's hidden states, for `EncodeQuestion`.
     EncoderStates(M),
-    /// For `ScoreCandidate`: the summed natural log-probability of the candidate's tokens and `[SEP]`.
-    Logprob(f32),
-    /// For `MatchPair`: the probability of "match", 0..=1.
-    Probability(f32),
+    /// For `ScoreCandidate`: the candidate's tokens with their natural log-probabilities, `[SEP]` included.
+    Scored(ScoredText),
+    /// For `MatchPair`: the outputs of the matching head.
+    MatchLogits(MatchLogits),
     /// For the `Embed*` rows: the raw vector, not normalised.
     Embedding(Embedding),
 }

@@ -10,7 +10,7 @@ use super::ops::{Activation, Epilogue, KvLifetime, Ops};
 use super::text::{CrossAttention, CrossAttentionWidth, NewTokens, SelfAttention, TextTower};
 use super::vision::VisionTower;
 use crate::engine::backend::BackendError;
-use crate::task::{Embedding, ModelClass};
+use crate::task::{Embedding, MatchLogits, ModelClass};
 
 /// Prefix of the text encoder's tensors in the state dict of models for question answering and for retrieval.
 pub(super) const TEXT_ENCODER: &str = "text_encoder";
@@ -176,24 +176,16 @@ impl<O: Ops> Checkpoint<O> {
         }
     }
 
-    /// Returns the probability of "match" for each text, that is, class 1 of the softmax over the matching head's
-    /// outputs. `class` holds the `[CLS]` states of texts that were encoded with cross-attention to their image.
-    pub(super) fn match_probabilities(
+    /// Returns the outputs of the matching head for each text. `class` holds the `[CLS]` states of texts that were
+    /// encoded with cross-attention to their image.
+    pub(super) fn match_logits(
         &self,
         ops: &O,
         class: &O::Act,
-    ) -> Result<Vec<f32>, BackendError> {
+    ) -> Result<Vec<MatchLogits>, BackendError> {
         let Self::Retrieval(retrieval) = self else { return Err(without("a matching head")) };
         let logits = ops.to_host(&ops.linear(class, &retrieval.itm_head, Epilogue::None)?)?;
-        let probability = |row: Vec<f32>| {
-            let probability = 1.0 / (1.0 + (f64::from(row[0]) - f64::from(row[1])).exp());
-            if probability.is_finite() {
-                Ok(probability as f32)
-            } else {
-                Err(BackendError::NonFinite("match"))
-            }
-        };
-        logits.into_iter().map(probability).collect()
+        Ok(logits.iter().map(|row| MatchLogits { no_match: row[0], is_match: row[1] }).collect())
     }
 }
 

@@ -7,6 +7,7 @@ use super::ops::{Activation, Epilogue, Ops, RowRun};
 use super::search::log_softmax;
 use super::text::{CrossAttention, CrossAttentionWidth, NewTokens, SelfAttention, TextTower};
 use crate::engine::backend::BackendError;
+use crate::task::{ScoredText, TokenLogprob};
 
 /// Maximum number of rows whose logits are on the host at the same time while candidates are scored. These logits take
 /// 64 x 30,524 x 4 B = 8 MB.
@@ -68,15 +69,16 @@ impl<O: Ops> TextDecoder<O> {
         std::iter::once(self.bos).chain(middle.iter().copied()).collect()
     }
 
-    /// Returns for each candidate (`[CLS] candidate [SEP]`) the sum of the log-probabilities of its tokens and of
-    /// `[SEP]`, given the start token. Each run in `runs` stands for consecutive candidates with the same encoder
+    /// Returns for each candidate (`[CLS] candidate [SEP]`) the log-probabilities of its tokens and of `[SEP]`, given the
+    /// start token and what precedes them: the terms of the loss that the reference computes for
+    /// `forward(input_ids=ids, labels=ids)`, where the first of `ids` is the start token. Each run in `runs` stands for consecutive candidates with the same encoder
     /// states; its `rows` is the number of these candidates.
     pub(super) fn score(
         &self,
         ops: &O,
         candidates: &[&[u32]],
         runs: &[RowRun<&O::Act>],
-    ) -> Result<Vec<f32>, BackendError> {
+    ) -> Result<Vec<ScoredText>, BackendError> {
         let inputs: Vec<Vec<u32>> =
             candidates.iter().map(|candidate| self.start(Some(candidate))).collect();
         let sequences: Vec<NewTokens<'_>> =
@@ -103,14 +105,18 @@ impl<O: Ops> TextDecoder<O> {
             .enumerate()
             .flat_map(|(index, candidate)| candidate[1..].iter().map(move |&token| (index, token)))
             .collect();
-        let mut sums = vec![0f64; candidates.len()];
+        let mut scored: Vec<ScoredText> = candidates
+            .iter()
+            .map(|candidate| ScoredText { tokens: Vec::with_capacity(candidate.len() - 1) })
+            .collect();
         let rows: Vec<usize> = (0..targets.len()).collect();
         for (rows, targets) in rows.chunks(SCORED_ROWS).zip(targets.chunks(SCORED_ROWS)) {
             let logits = self.logits(ops, &ops.select_rows(&output.hidden, rows)?)?;
             for (row, (index, token)) in logits.iter().zip(targets) {
-                sums[*index] += f64::from(log_softmax(row)?[*token as usize]);
+                let logprob = log_softmax(row)?[*token as usize];
+                scored[*index].tokens.push(TokenLogprob { id: *token, logprob });
             }
         }
-        Ok(sums.into_iter().map(|sum| sum as f32).collect())
+        Ok(scored)
     }
 }

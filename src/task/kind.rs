@@ -2,7 +2,7 @@
 //! that the output of a caption task is a list of sequences.
 
 use super::{
-    Answer, Caption, Embed, Embedding, Sequence, Similarity, SimilarityCell, Task, TaskOutput, Vqa,
+    Caption, Decoded, Embed, Embedding, Similarity, SimilarityCell, Task, TaskOutput, Vqa,
 };
 
 /// A kind of task, with the type of its output.
@@ -35,8 +35,8 @@ macro_rules! kinds {
 }
 
 kinds! {
-    Caption => Vec<Sequence>,
-    Vqa => Vec<Answer>,
+    Caption => Decoded,
+    Vqa => Vec<Decoded>,
     Similarity => Vec<Vec<SimilarityCell>>,
     Embed => Embedding,
 }

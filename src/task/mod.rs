@@ -8,6 +8,7 @@ mod generation;
 mod image;
 mod kind;
 mod model_info;
+mod scored;
 mod shape;
 mod text;
 
@@ -21,6 +22,7 @@ pub use image::{
 };
 pub use kind::TaskKind;
 pub use model_info::{Device, Dtype, ModelClass, ModelId, ModelInfo, Role, TowerId};
+pub use scored::{MatchLogits, ScoredText};
 pub use shape::TaskShape;
 pub use text::TokenIds;
 
@@ -44,10 +46,11 @@ pub enum Task {
 pub struct Caption {
     /// The prepared image to describe.
     pub image: PreparedImage,
-    /// Token ids `[CLS] prompt [SEP]`. The model replaces `[CLS]` with its own start token and drops `[SEP]`.
+    /// Token ids `[CLS] prompt [SEP]`. The model replaces `[CLS]` with its own start token and drops `[SEP]`. `None` if
+    /// candidates are ranked.
     pub prompt: Option<TokenIds>,
-    /// Decoding parameters of the caption.
-    pub params: GenerationParams,
+    /// Whether captions are generated or given ones ranked.
+    pub mode: DecodeMode,
 }
 
 /// Questions about one image, which is encoded once for all of them.
@@ -57,16 +60,16 @@ pub struct Vqa {
     pub image: PreparedImage,
     /// Token ids of each question, `[CLS] question [SEP]`; at least one question.
     pub questions: Vec<TokenIds>,
-    /// How each question is answered.
-    pub mode: VqaMode,
+    /// Whether answers are generated or given ones ranked.
+    pub mode: DecodeMode,
 }
 
-/// How the questions of a [`Vqa`] task are answered.
+/// What a decoder does: it generates texts, or scores given ones.
 #[derive(Debug, Clone)]
-pub enum VqaMode {
-    /// Generate an answer with these parameters.
+pub enum DecodeMode {
+    /// Generate texts with these parameters.
     Generate(GenerationParams),
-    /// Compute the log-probability of each candidate answer (token ids `[CLS] candidate [SEP]`); nothing is generated.
+    /// Compute the log-probability of each candidate (token ids `[CLS] candidate [SEP]`); nothing is generated.
     Rank(Vec<TokenIds>),
 }
 
@@ -86,8 +89,18 @@ pub struct Similarity {
 pub struct Scores {
     /// The image-text matching head's probability; needs one text pass per pair.
     pub matching: bool,
+    /// The image-text matching head's raw outputs, from the same text pass.
+    pub match_logits: bool,
     /// The dot product of the normalised projections, and the logit for models that have a logit scale.
     pub cosine: bool,
+}
+
+impl Scores {
+    /// True if each image-text pair must run through the matching head.
+    #[must_use]
+    pub fn needs_pairs(self) -> bool {
+        self.matching || self.match_logits
+    }
 }
 
 /// What to embed as one vector.
@@ -104,23 +117,34 @@ pub enum Embed {
 /// The answer to a [`Task`]. Its variant always matches the task's.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TaskOutput {
-    /// Sequences, best first (beam search) or in the order drawn (samples).
-    Caption(Vec<Sequence>),
-    /// One answer per question, in order.
-    Vqa(Vec<Answer>),
+    /// The captions of the image.
+    Caption(Decoded),
+    /// The answers to each question, in the order of the questions.
+    Vqa(Vec<Decoded>),
     /// Scores of image i and text j in `cells[i][j]`.
     Similarity(Vec<Vec<SimilarityCell>>),
     /// The raw vector, not normalised.
     Embed(Embedding),
 }
 
-/// The answer to one question of a [`Vqa`] task.
+/// What a decoder computed for a caption or for one question; see [`DecodeMode`].
 #[derive(Debug, Clone, PartialEq)]
-pub enum Answer {
-    /// Generated sequences, best first or in the order drawn.
+pub enum Decoded {
+    /// Generated sequences, best first (beam search) or in the order drawn (samples).
     Generated(Vec<Sequence>),
-    /// Summed natural log-probability of each candidate's tokens and `[SEP]`, in the order of the candidates.
-    Ranked(Vec<f32>),
+    /// The scores of the candidates, in their order.
+    Ranked(Vec<ScoredText>),
+}
+
+impl Decoded {
+    /// Returns the number of generated tokens, over all sequences.
+    #[must_use]
+    pub fn generated_tokens(&self) -> usize {
+        match self {
+            Self::Generated(sequences) => sequences.iter().map(|s| s.tokens.len()).sum(),
+            Self::Ranked(_) => 0,
+        }
+    }
 }
 
 /// The scores of one image and one text. A score is `None` if it was not requested or the model cannot compute it.
@@ -128,6 +152,8 @@ pub enum Answer {
 pub struct SimilarityCell {
     /// Matching head's probability of "match", 0..=1.
     pub matching: Option<f32>,
+    /// The matching head's raw outputs.
+    pub match_logits: Option<MatchLogits>,
     /// Cosine similarity of the projections, -1..=1.
     pub cosine: Option<f32>,
     /// `exp(logit_scale) * cosine`, for models that have a logit scale.

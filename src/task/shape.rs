@@ -2,7 +2,7 @@
 //! or an image-text pair. Rows are counted only in this file: `http` computes a shape before the images are prepared,
 //! to reserve capacity; the engine computes the shape again from the submitted task.
 
-use super::{Embed, GenerationParams, PreparedImage, Scores, Task, VqaMode};
+use super::{DecodeMode, Embed, GenerationParams, PreparedImage, Scores, Task};
 
 /// The number of rows and images that a task needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,10 +14,16 @@ pub struct TaskShape {
 }
 
 impl TaskShape {
-    /// Returns the shape of a caption: one row for each beam or each sequence to draw.
+    /// Returns the shape of generated captions: one row for each beam or each sequence to draw.
     #[must_use]
     pub fn caption(params: &GenerationParams) -> Self {
         Self::new(params.rows(), 1)
+    }
+
+    /// Returns the shape of ranked captions: one row for each candidate.
+    #[must_use]
+    pub fn ranked_captions(candidates: usize) -> Self {
+        Self::new(candidates, 1)
     }
 
     /// Returns the shape of questions with generated answers: for each question, one row for each beam or sequence to
@@ -37,7 +43,7 @@ impl TaskShape {
     /// needs one row for each text and none for the images.
     #[must_use]
     pub fn similarity(images: usize, texts: usize, scores: Scores) -> Self {
-        let pairs = if scores.matching { images * texts } else { 0 };
+        let pairs = if scores.needs_pairs() { images * texts } else { 0 };
         let encoded = if scores.cosine { texts } else { 0 };
         Self::new(pairs + encoded, images)
     }
@@ -59,12 +65,15 @@ impl Task {
     #[must_use]
     pub fn shape(&self) -> TaskShape {
         match self {
-            Self::Caption(caption) => TaskShape::caption(&caption.params),
+            Self::Caption(caption) => match &caption.mode {
+                DecodeMode::Generate(params) => TaskShape::caption(params),
+                DecodeMode::Rank(candidates) => TaskShape::ranked_captions(candidates.len()),
+            },
             Self::Vqa(vqa) => match &vqa.mode {
-                VqaMode::Generate(params) => {
+                DecodeMode::Generate(params) => {
                     TaskShape::generated_answers(vqa.questions.len(), params)
                 }
-                VqaMode::Rank(candidates) => {
+                DecodeMode::Rank(candidates) => {
                     TaskShape::ranked_answers(vqa.questions.len(), candidates.len())
                 }
             },

@@ -126,8 +126,8 @@ impl Workload {
             self.run_single_pass(backend, images.into_iter().zip(self.texts.clone()).map(ask))?;
         let states = outputs.into_iter().filter_map(|output| match output {
             SinglePassOutput::EncoderStates(states) => Some(states),
-            SinglePassOutput::Logprob(_)
-            | SinglePassOutput::Probability(_)
+            SinglePassOutput::Scored(_)
+            | SinglePassOutput::MatchLogits(_)
             | SinglePassOutput::Embedding(_) => None,
         });
         let states: Vec<_> = states.collect();

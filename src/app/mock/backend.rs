@@ -9,8 +9,8 @@ use crate::engine::backend::{
     Backend, BackendError, GroupSpec, SinglePassOutput, SinglePassRow, StepEvent,
 };
 use crate::task::{
-    Embedding, FinishReason, GenerationParams, ModelClass, ModelId, ModelInfo, Pixels, Sequence,
-    TokenIds, TokenLogprob, TowerId,
+    Embedding, FinishReason, GenerationParams, MatchLogits, ModelClass, ModelId, ModelInfo, Pixels,
+    ScoredText, Sequence, TokenIds, TokenLogprob, TowerId,
 };
 
 /// Reported sizes in bytes of the features of an image, and of the KV cache that its captions share. They are small, so
@@ -203,11 +203,15 @@ fn output(model: ModelId, row: &SinglePassRow<MockStates>) -> SinglePassOutput<M
         SinglePassRow::EncodeQuestion { image, question } => {
             SinglePassOutput::EncoderStates(MockStates(of(Some(image), Some(question)).0))
         }
-        SinglePassRow::ScoreCandidate { question, candidate } => {
-            SinglePassOutput::Logprob(-of(Some(question), Some(candidate)).1)
+        SinglePassRow::ScoreCandidate { states, candidate } => {
+            let logprob = -of(Some(states), Some(candidate)).1;
+            let token = |&id: &u32| TokenLogprob { id, logprob };
+            let tokens = candidate.as_slice()[1..].iter().map(token).collect();
+            SinglePassOutput::Scored(ScoredText { tokens })
         }
         SinglePassRow::MatchPair { image, text } => {
-            SinglePassOutput::Probability(of(Some(image), Some(text)).1)
+            let is_match = of(Some(image), Some(text)).1;
+            SinglePassOutput::MatchLogits(MatchLogits { no_match: 0.0, is_match })
         }
         SinglePassRow::EmbedImage { image } => embedding(of(Some(image), None)),
         SinglePassRow::EmbedText { text } => embedding(of(None, Some(text))),
@@ -298,13 +302,13 @@ mod tests {
             image: MockStates(image),
             text: TokenIds::new([2, token, STOP]),
         };
-        // Compare the bits of the probabilities: two answers are either equal or different, never just close.
+        // Compare the bits of the outputs: two answers are either equal or different, never just close.
         let mut scores = |rows: &[SinglePassRow<MockStates>]| -> Vec<u32> {
             let outputs = backend.run_single_pass(ModelId(2), rows).unwrap();
             let score = |output: &SinglePassOutput<MockStates>| {
-                let SinglePassOutput::Probability(score) = output else { panic!("{output:?}") };
-                assert!((0.0..=1.0).contains(score));
-                score.to_bits()
+                let SinglePassOutput::MatchLogits(logits) = output else { panic!("{output:?}") };
+                assert!((0.0..=1.0).contains(&logits.probability()));
+                logits.is_match.to_bits()
             };
             outputs.iter().map(score).collect()
         };

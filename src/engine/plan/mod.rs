@@ -15,8 +15,8 @@ use self::results::Results;
 use super::backend::{GroupSpec, SinglePassOutput, SinglePassRow};
 use super::ids::FeatureKey;
 use crate::task::{
-    Embed, GenerationParams, ModelInfo, Pixels, PreparedImage, Role, Sequence, Task, TaskOutput,
-    TokenIds, Vqa, VqaMode,
+    Caption, DecodeMode, Embed, GenerationParams, ModelInfo, Pixels, PreparedImage, Role, Sequence,
+    Task, TaskOutput, TokenIds,
 };
 
 /// Where a result belongs in the answer.
@@ -24,7 +24,7 @@ use crate::task::{
 pub(crate) enum Slot {
     /// Hidden states of question `.0`; an intermediate result.
     Question(usize),
-    /// The score of candidate `.1` for question `.0`.
+    /// The score of candidate `.1` for question `.0` (a caption counts as question 0).
     Candidate(usize, usize),
     /// The sequences of group `.1` for question `.0` (a caption counts as question 0).
     Group(usize, usize),
@@ -112,8 +112,8 @@ impl Plan {
         let row = |slot, row| Work::Row { slot, row, image: Some(key) };
         let image = || states.clone();
         match &self.task {
-            Task::Caption(caption) => {
-                self.groups(0, states, caption.prompt.as_ref(), &caption.params, Some(key))
+            Task::Caption(Caption { prompt, mode, .. }) => {
+                self.decode(0, states, prompt.as_ref(), mode, Some(key))
             }
             Task::Vqa(vqa) => vqa
                 .questions
@@ -133,7 +133,7 @@ impl Plan {
                     let embed = SinglePassRow::EmbedImage { image: image() };
                     work.push(row(Slot::Image(place), embed));
                 }
-                if similarity.scores.matching {
+                if similarity.scores.needs_pairs() {
                     work.extend(similarity.texts.iter().enumerate().map(|(t, text)| {
                         let pair = SinglePassRow::MatchPair { image: image(), text: text.clone() };
                         row(Slot::Pair(place, t), pair)
@@ -164,13 +164,16 @@ impl Plan {
     ) -> Result<Vec<Work<M>>, PlanError> {
         match (slot, output, &self.task) {
             (Slot::Question(q), SinglePassOutput::EncoderStates(states), Task::Vqa(vqa)) => {
-                Ok(self.answer(q, vqa, &states))
+                Ok(self.decode(q, &states, None, &vqa.mode, None))
             }
             (Slot::Question(_), _, _) | (_, SinglePassOutput::EncoderStates(_), _) => {
                 Err(PlanError::Misfit("a row's output has the wrong kind"))
             }
-            (slot, SinglePassOutput::Logprob(value) | SinglePassOutput::Probability(value), _) => {
-                self.results.set_number(slot, value).map(|()| Vec::new())
+            (slot, SinglePassOutput::Scored(text), _) => {
+                self.results.set_scored(slot, text).map(|()| Vec::new())
+            }
+            (slot, SinglePassOutput::MatchLogits(logits), _) => {
+                self.results.set_match(slot, logits).map(|()| Vec::new())
             }
             (slot, SinglePassOutput::Embedding(vector), _) => {
                 self.results.set_vector(slot, vector).map(|()| Vec::new())
@@ -190,19 +193,28 @@ impl Plan {
         self.results.set_sequences(slot, sequences)
     }
 
-    fn answer<M: Clone>(&self, question: usize, vqa: &Vqa, states: &M) -> Vec<Work<M>> {
-        match &vqa.mode {
-            VqaMode::Generate(params) => self.groups(question, states, None, params, None),
-            VqaMode::Rank(candidates) => candidates
+    /// Returns the groups or rows of a decoder that attends to `states`: the features of `image`, or the hidden states
+    /// of a question.
+    fn decode<M: Clone>(
+        &self,
+        question: usize,
+        states: &M,
+        prompt: Option<&TokenIds>,
+        mode: &DecodeMode,
+        image: Option<FeatureKey>,
+    ) -> Vec<Work<M>> {
+        match mode {
+            DecodeMode::Generate(params) => self.groups(question, states, prompt, params, image),
+            DecodeMode::Rank(candidates) => candidates
                 .iter()
                 .enumerate()
                 .map(|(c, candidate)| Work::Row {
                     slot: Slot::Candidate(question, c),
                     row: SinglePassRow::ScoreCandidate {
-                        question: states.clone(),
+                        states: states.clone(),
                         candidate: candidate.clone(),
                     },
-                    image: None,
+                    image,
                 })
                 .collect(),
         }
@@ -254,7 +266,7 @@ fn check(model: &ModelInfo, task: &Task) -> Result<(), PlanError> {
         return Err(PlanError::Misfit("an image is prepared for another model"));
     }
     if let Task::Similarity(similarity) = task
-        && similarity.scores.matching
+        && similarity.scores.needs_pairs()
         && !model.class.has_matching_head()
     {
         return Err(PlanError::Misfit("the model has no matching head"));

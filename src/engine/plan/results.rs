@@ -1,7 +1,10 @@
 //! Keeps a task's results in slots and assembles the answer from them. Rejects results that are not finite.
 
 use super::Slot;
-use crate::task::{Answer, Embedding, Scores, Sequence, SimilarityCell, Task, TaskOutput, VqaMode};
+use crate::task::{
+    DecodeMode, Decoded, Embedding, MatchLogits, ScoredText, Scores, Sequence, SimilarityCell,
+    Task, TaskOutput,
+};
 
 /// Why a task cannot be planned, or why its results cannot be assembled into an answer. The texts are for logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +21,7 @@ pub(crate) enum PlanError {
 }
 
 const WRONG_SLOT: PlanError = PlanError::Misfit("a result does not belong to its task");
+const MISSING: PlanError = PlanError::Misfit("a result is missing");
 
 /// The results received so far.
 #[derive(Debug)]
@@ -29,11 +33,17 @@ pub(super) struct Results {
 
 #[derive(Debug)]
 enum Kind {
-    Caption(Vec<Option<Vec<Sequence>>>),
-    Generated(Vec<Vec<Option<Vec<Sequence>>>>),
-    Ranked(Vec<Vec<Option<f32>>>),
+    Caption(Slots),
+    Vqa(Vec<Slots>),
     Similarity(Table),
     Vector(Option<Embedding>),
+}
+
+/// Results of a decoder: of each group, or of each candidate.
+#[derive(Debug)]
+enum Slots {
+    Generated(Vec<Option<Vec<Sequence>>>),
+    Ranked(Vec<Option<ScoredText>>),
 }
 
 /// Results of a similarity task, indexed by distinct image. The task's i-th image is the distinct image `places[i]`.
@@ -42,7 +52,7 @@ struct Table {
     scores: Scores,
     places: Vec<usize>,
     texts: usize,
-    matching: Vec<Vec<Option<f32>>>,
+    matching: Vec<Vec<Option<MatchLogits>>>,
     image_directions: Vec<Option<Embedding>>,
     text_directions: Vec<Option<Embedding>>,
     logit_scale: Option<f32>,
@@ -59,26 +69,17 @@ impl Results {
     ) -> Self {
         let (missing, kind) = match task {
             Task::Caption(caption) => {
-                let groups = caption.params.groups();
-                (groups, Kind::Caption(vec![None; groups]))
+                let slots = Slots::new(&caption.mode);
+                (slots.len(), Kind::Caption(slots))
             }
             Task::Vqa(vqa) => {
-                let questions = vqa.questions.len();
-                match &vqa.mode {
-                    VqaMode::Generate(params) => {
-                        let groups = params.groups();
-                        let slots = vec![vec![None; groups]; questions];
-                        (questions * groups, Kind::Generated(slots))
-                    }
-                    VqaMode::Rank(candidates) => {
-                        let slots = vec![vec![None; candidates.len()]; questions];
-                        (questions * candidates.len(), Kind::Ranked(slots))
-                    }
-                }
+                let slots: Vec<Slots> =
+                    vqa.questions.iter().map(|_| Slots::new(&vqa.mode)).collect();
+                (slots.iter().map(Slots::len).sum(), Kind::Vqa(slots))
             }
             Task::Similarity(similarity) => {
                 let (scores, texts) = (similarity.scores, similarity.texts.len());
-                let pairs = if scores.matching { images * texts } else { 0 };
+                let pairs = if scores.needs_pairs() { images * texts } else { 0 };
                 let vectors = if scores.cosine { images + texts } else { 0 };
                 let table = Table {
                     scores,
@@ -100,21 +101,42 @@ impl Results {
         self.missing == 0
     }
 
-    /// Stores a log-probability or a probability.
-    pub(super) fn set_number(&mut self, slot: Slot, value: f32) -> Result<(), PlanError> {
-        if !value.is_finite() {
-            return Err(PlanError::NonFinite("a score"));
+    /// Stores the score of a candidate.
+    pub(super) fn set_scored(&mut self, slot: Slot, text: ScoredText) -> Result<(), PlanError> {
+        if !text.tokens.iter().all(|token| token.logprob.is_finite()) {
+            return Err(PlanError::NonFinite("log-probabilities"));
+        }
+        let cell = match (self.decoded(slot), slot) {
+            (Some(Slots::Ranked(slots)), Slot::Candidate(_, c)) => slots.get_mut(c),
+            _ => None,
+        };
+        let Some(cell) = cell else { return Err(WRONG_SLOT) };
+        self.missing -= usize::from(cell.replace(text).is_none());
+        Ok(())
+    }
+
+    /// Stores the outputs of the matching head for a pair.
+    pub(super) fn set_match(&mut self, slot: Slot, logits: MatchLogits) -> Result<(), PlanError> {
+        if !(logits.no_match.is_finite() && logits.is_match.is_finite()) {
+            return Err(PlanError::NonFinite("match"));
         }
         let cell = match (&mut self.kind, slot) {
-            (Kind::Ranked(slots), Slot::Candidate(q, c)) => {
-                slots.get_mut(q).and_then(|of| of.get_mut(c))
-            }
             (Kind::Similarity(table), Slot::Pair(i, t)) => {
                 table.matching.get_mut(i).and_then(|of| of.get_mut(t))
             }
             _ => None,
         };
-        fill(cell, value, &mut self.missing)
+        fill(cell, logits, &mut self.missing)
+    }
+
+    /// Returns the slots of a caption (question 0) or of a question.
+    fn decoded(&mut self, slot: Slot) -> Option<&mut Slots> {
+        let (Slot::Group(question, _) | Slot::Candidate(question, _)) = slot else { return None };
+        match &mut self.kind {
+            Kind::Caption(slots) => Some(slots).filter(|_| question == 0),
+            Kind::Vqa(questions) => questions.get_mut(question),
+            Kind::Similarity(_) | Kind::Vector(_) => None,
+        }
     }
 
     /// Stores a vector: unchanged for an embedding task, normalised for a similarity task.
@@ -150,33 +172,22 @@ impl Results {
         if !sequences.iter().all(finite) {
             return Err(PlanError::NonFinite("log-probabilities"));
         }
-        let cell = match (&mut self.kind, slot) {
-            (Kind::Caption(slots), Slot::Group(0, s)) => slots.get_mut(s),
-            (Kind::Generated(slots), Slot::Group(q, s)) => {
-                slots.get_mut(q).and_then(|of| of.get_mut(s))
-            }
+        let cell = match (self.decoded(slot), slot) {
+            (Some(Slots::Generated(slots)), Slot::Group(_, s)) => slots.get_mut(s),
             _ => None,
         };
-        fill(cell, sequences, &mut self.missing)
+        let Some(cell) = cell else { return Err(WRONG_SLOT) };
+        self.missing -= usize::from(cell.replace(sequences).is_none());
+        Ok(())
     }
 
     /// Assembles the answer. Fails if a result is missing or the vectors to compare differ in length.
     pub(super) fn into_output(self) -> Result<TaskOutput, PlanError> {
-        const MISSING: PlanError = PlanError::Misfit("a result is missing");
-        let joined = |groups: Vec<Option<Vec<Sequence>>>| {
-            let groups: Option<Vec<Vec<Sequence>>> = groups.into_iter().collect();
-            groups.map(|groups| groups.into_iter().flatten().collect::<Vec<_>>()).ok_or(MISSING)
-        };
         match self.kind {
-            Kind::Caption(groups) => joined(groups).map(TaskOutput::Caption),
-            Kind::Generated(questions) => questions
+            Kind::Caption(slots) => slots.into_decoded().map(TaskOutput::Caption),
+            Kind::Vqa(questions) => questions
                 .into_iter()
-                .map(|groups| joined(groups).map(Answer::Generated))
-                .collect::<Result<_, _>>()
-                .map(TaskOutput::Vqa),
-            Kind::Ranked(questions) => questions
-                .into_iter()
-                .map(|of| of.into_iter().collect::<Option<_>>().map(Answer::Ranked).ok_or(MISSING))
+                .map(Slots::into_decoded)
                 .collect::<Result<_, _>>()
                 .map(TaskOutput::Vqa),
             Kind::Similarity(table) if !table.is_one_space() => {
@@ -184,6 +195,36 @@ impl Results {
             }
             Kind::Similarity(table) => Ok(TaskOutput::Similarity(table.into_cells())),
             Kind::Vector(vector) => vector.map(TaskOutput::Embed).ok_or(MISSING),
+        }
+    }
+}
+
+impl Slots {
+    fn new(mode: &DecodeMode) -> Self {
+        match mode {
+            DecodeMode::Generate(params) => Self::Generated(vec![None; params.groups()]),
+            DecodeMode::Rank(candidates) => Self::Ranked(vec![None; candidates.len()]),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Generated(slots) => slots.len(),
+            Self::Ranked(slots) => slots.len(),
+        }
+    }
+
+    fn into_decoded(self) -> Result<Decoded, PlanError> {
+        match self {
+            Self::Generated(slots) => {
+                let groups: Option<Vec<Vec<Sequence>>> = slots.into_iter().collect();
+                let groups = groups.ok_or(MISSING)?;
+                Ok(Decoded::Generated(groups.into_iter().flatten().collect()))
+            }
+            Self::Ranked(slots) => {
+                let texts: Option<Vec<ScoredText>> = slots.into_iter().collect();
+                texts.map(Decoded::Ranked).ok_or(MISSING)
+            }
         }
     }
 }
@@ -208,8 +249,13 @@ impl Table {
             _ => None,
         };
         let logit = cosine.zip(self.logit_scale).map(|(cosine, scale)| cosine * scale);
-        let matching = if self.scores.matching { self.matching[image][text] } else { None };
-        SimilarityCell { matching, cosine, logit }
+        let logits = self.matching[image][text];
+        SimilarityCell {
+            matching: logits.filter(|_| self.scores.matching).map(MatchLogits::probability),
+            match_logits: logits.filter(|_| self.scores.match_logits),
+            cosine,
+            logit,
+        }
     }
 }
 

@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::engine::testing::fake;
-use crate::task::{Answer, Embedding, FinishReason, Scores, Similarity, Strategy, TokenLogprob};
+use crate::task::{
+    Decoded, Embedding, FinishReason, MatchLogits, ScoredText, Scores, Similarity, Strategy,
+    TokenLogprob, Vqa,
+};
 
 /// Encoder states that consist only of a name.
 type NamedStates = &'static str;
@@ -11,7 +14,7 @@ fn plan(model: usize, task: Task) -> Plan {
     Plan::try_new(&fake::models()[model], task).unwrap()
 }
 
-fn vqa(mode: VqaMode) -> Task {
+fn vqa(mode: DecodeMode) -> Task {
     let questions = vec![fake::text(&[1]), fake::text(&[2])];
     Task::Vqa(Vqa { image: fake::image(1), questions, mode })
 }
@@ -20,13 +23,17 @@ fn similarity(marks: &[u8], texts: usize, matching: bool, cosine: bool) -> Task 
     Task::Similarity(Similarity {
         images: marks.iter().map(|&mark| fake::image(mark)).collect(),
         texts: (0..texts).map(|text| fake::text(&[text as u32])).collect(),
-        scores: Scores { matching, cosine },
+        scores: Scores { matching, match_logits: false, cosine },
     })
 }
 
 fn sequence(logprob: f32) -> Sequence {
     let tokens = vec![TokenLogprob { id: 7, logprob }];
     Sequence { tokens, finish_reason: FinishReason::Length }
+}
+
+fn scored(logprob: f32) -> ScoredText {
+    ScoredText { tokens: vec![TokenLogprob { id: 7, logprob }] }
 }
 
 fn slots(work: &[Work<NamedStates>]) -> Vec<Slot> {
@@ -39,7 +46,7 @@ fn slots(work: &[Work<NamedStates>]) -> Vec<Slot> {
 
 #[test]
 fn questions_are_encoded_before_their_answers_begin() {
-    let mut plan = plan(1, vqa(VqaMode::Generate(GenerationParams::greedy(5))));
+    let mut plan = plan(1, vqa(DecodeMode::Generate(GenerationParams::greedy(5))));
     let key = plan.images()[0].0;
     assert!(plan.start::<NamedStates>().is_empty());
     let work = plan.image_ready(key, &"image");
@@ -56,13 +63,13 @@ fn questions_are_encoded_before_their_answers_begin() {
     plan.group_done(Slot::Group(1, 0), vec![sequence(-2.0)]).unwrap();
     assert!(!plan.is_complete());
     plan.group_done(Slot::Group(0, 0), vec![sequence(-1.0)]).unwrap();
-    let expected = [-1.0, -2.0].map(|logprob| Answer::Generated(vec![sequence(logprob)]));
+    let expected = [-1.0, -2.0].map(|logprob| Decoded::Generated(vec![sequence(logprob)]));
     assert_eq!(plan.into_output(), Ok(TaskOutput::Vqa(expected.to_vec())));
 }
 
 #[test]
 fn candidates_come_back_in_their_order() {
-    let mut plan = plan(1, vqa(VqaMode::Rank(vec![fake::text(&[3]), fake::text(&[4])])));
+    let mut plan = plan(1, vqa(DecodeMode::Rank(vec![fake::text(&[3]), fake::text(&[4])])));
     for question in [0, 1] {
         let rows =
             plan.row_done(Slot::Question(question), SinglePassOutput::EncoderStates("q")).unwrap();
@@ -70,10 +77,11 @@ fn candidates_come_back_in_their_order() {
         assert_eq!(slots(&rows), expected);
     }
     for (slot, value) in [((1, 1), -4.0), ((0, 0), -1.0), ((1, 0), -3.0), ((0, 1), -2.0)] {
-        let output = SinglePassOutput::<NamedStates>::Logprob(value);
+        let output = SinglePassOutput::<NamedStates>::Scored(scored(value));
         plan.row_done(Slot::Candidate(slot.0, slot.1), output).unwrap();
     }
-    let expected = vec![Answer::Ranked(vec![-1.0, -2.0]), Answer::Ranked(vec![-3.0, -4.0])];
+    let ranked = |values: [f32; 2]| Decoded::Ranked(values.map(scored).to_vec());
+    let expected = vec![ranked([-1.0, -2.0]), ranked([-3.0, -4.0])];
     assert_eq!(plan.into_output(), Ok(TaskOutput::Vqa(expected)));
 }
 
@@ -89,9 +97,10 @@ fn an_image_given_twice_is_computed_once_and_answered_twice() {
         let vector = Embedding::new(vec![3.0, 4.0 * place as f32]);
         plan.row_done(Slot::Image(place), SinglePassOutput::<NamedStates>::Embedding(vector))
             .unwrap();
-        let match_probability =
-            SinglePassOutput::<NamedStates>::Probability(0.25 * (place + 1) as f32);
-        plan.row_done(Slot::Pair(place, 0), match_probability).unwrap();
+        // The probabilities are 1/4 and 1/2.
+        let logits = MatchLogits { no_match: [3f32.ln(), 0.0][place], is_match: 0.0 };
+        let output = SinglePassOutput::<NamedStates>::MatchLogits(logits);
+        plan.row_done(Slot::Pair(place, 0), output).unwrap();
     }
     let text = SinglePassOutput::<NamedStates>::Embedding(Embedding::new(vec![2.0, 0.0]));
     plan.row_done(Slot::Text(0), text).unwrap();
@@ -111,7 +120,8 @@ fn samples_are_groups_of_their_own_in_the_order_drawn() {
         top_p: 1.0,
     };
     let params = GenerationParams { strategy, ..GenerationParams::greedy(5) };
-    let caption = crate::task::Caption { image: fake::image(1), prompt: None, params };
+    let mode = DecodeMode::Generate(params);
+    let caption = crate::task::Caption { image: fake::image(1), prompt: None, mode };
     let mut plan = plan(0, Task::Caption(caption));
     let key = plan.images()[0].0;
     let work = plan.image_ready(key, &"image");
@@ -128,20 +138,21 @@ fn samples_are_groups_of_their_own_in_the_order_drawn() {
         plan.group_done(slot, vec![sequence(-f32::from(drawn))]).unwrap();
     }
     let expected = [0.0, -1.0, -2.0].map(sequence).to_vec();
-    assert_eq!(plan.into_output(), Ok(TaskOutput::Caption(expected)));
+    assert_eq!(plan.into_output(), Ok(TaskOutput::Caption(Decoded::Generated(expected))));
 }
 
 #[test]
 fn what_is_not_finite_or_has_no_direction_is_an_error() {
     let mut pairs = plan(2, similarity(&[1], 1, true, true));
-    let nan = SinglePassOutput::<NamedStates>::Probability(f32::NAN);
-    assert_eq!(pairs.row_done(Slot::Pair(0, 0), nan).unwrap_err(), PlanError::NonFinite("a score"));
+    let nan = MatchLogits { no_match: 0.0, is_match: f32::NAN };
+    let nan = SinglePassOutput::<NamedStates>::MatchLogits(nan);
+    assert_eq!(pairs.row_done(Slot::Pair(0, 0), nan).unwrap_err(), PlanError::NonFinite("match"));
     let zero = SinglePassOutput::<NamedStates>::Embedding(Embedding::new(vec![0.0, 0.0]));
     assert_eq!(pairs.row_done(Slot::Text(0), zero).unwrap_err(), PlanError::ZeroNorm);
     let infinite = SinglePassOutput::<NamedStates>::Embedding(Embedding::new(vec![f32::INFINITY]));
     let error = pairs.row_done(Slot::Image(0), infinite).unwrap_err();
     assert_eq!(error, PlanError::NonFinite("an embedding"));
-    let mut answers = plan(1, vqa(VqaMode::Generate(GenerationParams::greedy(5))));
+    let mut answers = plan(1, vqa(DecodeMode::Generate(GenerationParams::greedy(5))));
     let error = answers.group_done(Slot::Group(0, 0), vec![sequence(f32::NAN)]).unwrap_err();
     assert_eq!(error, PlanError::NonFinite("log-probabilities"));
 }

@@ -8,7 +8,7 @@ use crate::engine::testing::fake::{self, FakeBackend, FakeControl};
 use crate::engine::{Admission, Engine, EngineContext, EngineHandle, EngineSettings, Rebuild};
 use crate::fairness::ClientId;
 use crate::task::{
-    Caption, Embed, GenerationParams, ModelId, Scores, Similarity, Strategy, Task, Vqa, VqaMode,
+    Caption, DecodeMode, Embed, GenerationParams, ModelId, Scores, Similarity, Strategy, Task, Vqa,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -103,12 +103,14 @@ pub(crate) fn caption(mark: u8) -> Task {
 }
 
 pub(crate) fn caption_with(mark: u8, params: GenerationParams) -> Task {
-    Task::Caption(Caption { image: fake::image(mark), prompt: None, params })
+    let mode = DecodeMode::Generate(params);
+    Task::Caption(Caption { image: fake::image(mark), prompt: None, mode })
 }
 
 pub(crate) fn prompted(mark: u8, prompt: &[u32]) -> Task {
     let params = GenerationParams::greedy(20);
-    Task::Caption(Caption { image: fake::image(mark), prompt: Some(fake::text(prompt)), params })
+    let mode = DecodeMode::Generate(params);
+    Task::Caption(Caption { image: fake::image(mark), prompt: Some(fake::text(prompt)), mode })
 }
 
 pub(crate) fn beams(num_beams: usize, num_return_sequences: usize) -> GenerationParams {
@@ -127,7 +129,7 @@ pub(crate) fn samples(num_return_sequences: usize) -> GenerationParams {
     GenerationParams { strategy, ..GenerationParams::greedy(20) }
 }
 
-pub(crate) fn vqa(mark: u8, questions: &[&[u32]], mode: VqaMode) -> Task {
+pub(crate) fn vqa(mark: u8, questions: &[&[u32]], mode: DecodeMode) -> Task {
     let questions = questions.iter().map(|question| fake::text(question)).collect();
     Task::Vqa(Vqa { image: fake::image(mark), questions, mode })
 }
@@ -136,7 +138,7 @@ pub(crate) fn similarity(marks: &[u8], texts: &[&[u32]], matching: bool, cosine:
     Task::Similarity(Similarity {
         images: marks.iter().map(|&mark| fake::image(mark)).collect(),
         texts: texts.iter().map(|text| fake::text(text)).collect(),
-        scores: Scores { matching, cosine },
+        scores: Scores { matching, match_logits: false, cosine },
     })
 }
 

@@ -3,7 +3,7 @@
 use crate::engine::EngineSettings;
 use crate::engine::testing::bench::*;
 use crate::engine::testing::fake::{FakeCall, FakeMark};
-use crate::task::{Answer, ModelId, Task, TaskOutput, VqaMode};
+use crate::task::{DecodeMode, Decoded, ModelId, Task, TaskOutput};
 
 fn ask(bench: &Bench, model: ModelId, task: Task) -> TaskOutput {
     let admission = bench.admit(task.shape().rows);
@@ -11,13 +11,13 @@ fn ask(bench: &Bench, model: ModelId, task: Task) -> TaskOutput {
 }
 
 fn every_kind() -> Vec<(ModelId, Task)> {
-    let candidates = || VqaMode::Rank(vec![fake_text(5), fake_text(6), fake_text(7)]);
+    let candidates = || DecodeMode::Rank(vec![fake_text(5), fake_text(6), fake_text(7)]);
     vec![
         (CAPTION, caption(1)),
         (CAPTION, prompted(2, &[20, 21, 22])),
         (CAPTION, caption_with(3, beams(3, 2))),
         (CAPTION, caption_with(1, samples(4))),
-        (VQA, vqa(1, &[&[30], &[31, 32]], VqaMode::Generate(beams(2, 1)))),
+        (VQA, vqa(1, &[&[30], &[31, 32]], DecodeMode::Generate(beams(2, 1)))),
         (VQA, vqa(4, &[&[30], &[33]], candidates())),
         (RETRIEVAL, similarity(&[1, 5, 1], &[&[40], &[41, 42]], true, true)),
         (RETRIEVAL, similarity(&[6], &[&[40]], true, false)),
@@ -35,17 +35,15 @@ fn answers_have_the_shape_of_their_tasks() {
     let bench = Bench::start(EngineSettings::default());
     let outputs: Vec<TaskOutput> =
         every_kind().into_iter().map(|(model, task)| ask(&bench, model, task)).collect();
+    let count = |decoded: &Decoded| match decoded {
+        Decoded::Generated(sequences) => sequences.len(),
+        Decoded::Ranked(texts) => texts.len(),
+    };
     let lengths: Vec<usize> = outputs
         .iter()
         .map(|output| match output {
-            TaskOutput::Caption(sequences) => sequences.len(),
-            TaskOutput::Vqa(answers) => answers
-                .iter()
-                .map(|answer| match answer {
-                    Answer::Generated(sequences) => sequences.len(),
-                    Answer::Ranked(scores) => scores.len(),
-                })
-                .sum(),
+            TaskOutput::Caption(decoded) => count(decoded),
+            TaskOutput::Vqa(answers) => answers.iter().map(count).sum(),
             TaskOutput::Similarity(cells) => cells.len() * cells[0].len(),
             TaskOutput::Embed(vector) => vector.as_slice().len(),
         })
@@ -115,7 +113,9 @@ fn tokens_stream_as_they_come_and_end_with_the_answer() {
     let bench = Bench::start(EngineSettings::default());
     let admission = bench.admit(1);
     let (reply, mut stream) = admission.submit_streaming(CAPTION, caption(9));
-    let TaskOutput::Caption(sequences) = wait(reply).unwrap().output else { panic!() };
+    let TaskOutput::Caption(Decoded::Generated(sequences)) = wait(reply).unwrap().output else {
+        panic!()
+    };
     let mut tokens = Vec::new();
     while let Some(token) = wait(stream.next()) {
         tokens.push(token);

@@ -8,7 +8,7 @@ use crate::engine::testing::bench::*;
 use crate::engine::testing::fake::{self, FakeBackend, FakeCall, FakeFault, FakeMark};
 use crate::engine::{Engine, EngineContext, EngineError, EngineSettings, Phase, Reply};
 use crate::fairness::ClientId;
-use crate::task::{GenerationParams, ModelId, Task, VqaMode};
+use crate::task::{DecodeMode, GenerationParams, ModelId, Task};
 use crate::telemetry::metrics::Metrics;
 
 /// Submits captions of images 1 to 8 while the worker is held, so that they share units. Returns their outcomes.
@@ -229,7 +229,7 @@ fn while_the_backend_is_built_anew_waiting_tasks_fail_and_nothing_is_admitted() 
     bench.control.wait_until_held();
     // This task arrives while the first task's image is being encoded, so it still waits when the backend is abandoned.
     let waiting =
-        admission.submit(VQA, vqa(8, &[&[30]], VqaMode::Generate(GenerationParams::greedy(4))));
+        admission.submit(VQA, vqa(8, &[&[30]], DecodeMode::Generate(GenerationParams::greedy(4))));
     bench.control.release();
     assert!(matches!(wait(broken), Err(EngineError::InferenceFailed(_))));
     assert_eq!(wait(waiting), Err(EngineError::WorkerDown));

@@ -3,7 +3,7 @@
 use crate::engine::EngineSettings;
 use crate::engine::testing::bench::*;
 use crate::engine::testing::fake::{FakeCall, FakeFault, FakeMark};
-use crate::task::{GenerationParams, VqaMode};
+use crate::task::{DecodeMode, GenerationParams};
 
 fn uncached() -> EngineSettings {
     EngineSettings { feature_cache_bytes: 0, ..EngineSettings::default() }
@@ -89,7 +89,7 @@ fn nobody_left_means_nothing_encoded() {
 fn two_towers_encode_twice_and_models_of_one_tower_once() {
     let bench = Bench::start(EngineSettings::default());
     let admission = bench.admit(4);
-    let greedy = VqaMode::Generate(GenerationParams::greedy(5));
+    let greedy = DecodeMode::Generate(GenerationParams::greedy(5));
     assert!(wait(admission.submit(CAPTION, caption(1))).is_ok());
     assert!(wait(admission.submit(VQA, vqa(1, &[&[3]], greedy))).is_ok());
     assert_eq!(bench.handle.stats().images_encoded, 2);

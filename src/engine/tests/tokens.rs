@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::engine::EngineSettings;
 use crate::engine::testing::bench::*;
-use crate::task::{Task, TaskOutput};
+use crate::task::{Decoded, Task, TaskOutput};
 
 /// Runs one task on a manual clock. The clock moves by 0.5 s before the task is submitted, and the backend moves it by
 /// 1 s per image and 10 ms per step. Returns the number of tokens of the first sequence.
@@ -16,7 +16,8 @@ fn generate(task: Task) -> (usize, Bench) {
     // The time between a call's admission and its task's submission counts towards the time to first token. In a server
     // it is spent on reading the body and decoding the image.
     bench.clock.advance(Duration::from_millis(500));
-    let TaskOutput::Caption(sequences) = wait(admission.submit(CAPTION, task)).unwrap().output
+    let TaskOutput::Caption(Decoded::Generated(sequences)) =
+        wait(admission.submit(CAPTION, task)).unwrap().output
     else {
         panic!("a caption was asked for")
     };

@@ -18,8 +18,8 @@ use crate::engine::testing::fake::{self, FakeBackend, FakeCall, FakeControl, Fak
 use crate::engine::{Clock, EngineContext, EngineError, EngineSettings};
 use crate::fairness::ClientId;
 use crate::task::{
-    Caption, Embed, GenerationParams, ModelId, Scores, Similarity, Strategy as Search, Task,
-    TaskOutput, Vqa, VqaMode,
+    Caption, DecodeMode, Embed, GenerationParams, ModelId, Scores, Similarity, Strategy as Search,
+    Task, TaskOutput, Vqa,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -104,13 +104,14 @@ fn task(ask: &Ask) -> (ModelId, Task) {
             };
             let params = GenerationParams { strategy, ..GenerationParams::greedy(6) };
             let prompt = prompt.map(|token| fake::text(&[token]));
-            (ModelId(0), Task::Caption(Caption { image: fake::image(image), prompt, params }))
+            let mode = DecodeMode::Generate(params);
+            (ModelId(0), Task::Caption(Caption { image: fake::image(image), prompt, mode }))
         }
         Ask::Answer { image, questions, candidates } => {
             let mode = match candidates {
-                0 => VqaMode::Generate(GenerationParams::greedy(6)),
+                0 => DecodeMode::Generate(GenerationParams::greedy(6)),
                 count => {
-                    VqaMode::Rank((0..count as u32).map(|id| fake::text(&[20 + id])).collect())
+                    DecodeMode::Rank((0..count as u32).map(|id| fake::text(&[20 + id])).collect())
                 }
             };
             let questions = questions.iter().map(|&token| fake::text(&[token])).collect();
@@ -120,7 +121,7 @@ fn task(ask: &Ask) -> (ModelId, Task) {
             let similarity = Similarity {
                 images: images.iter().map(|&mark| fake::image(mark)).collect(),
                 texts: texts.iter().map(|&token| fake::text(&[token])).collect(),
-                scores: Scores { matching, cosine },
+                scores: Scores { matching, match_logits: false, cosine },
             };
             (ModelId(2), Task::Similarity(similarity))
         }

@@ -16,7 +16,8 @@ use crate::engine::ids::FeatureKey;
 use crate::engine::scheduler::{Scheduler, UnitWork};
 use crate::engine::shared::Shared;
 use crate::task::{
-    GenerationParams, ImageId, ModelClass, ModelId, ModelInfo, Pixels, Scope, TokenIds, TowerId,
+    GenerationParams, ImageId, MatchLogits, ModelClass, ModelId, ModelInfo, Pixels, Scope,
+    TokenIds, TowerId,
 };
 
 /// Number of tokens in each text: as many as in a short question.
@@ -128,8 +129,8 @@ impl<B: Backend> TrialRun<'_, B> {
                     SinglePassOutput::EncoderStates(states) => {
                         self.run_steps(model.id, states, 0.0, learn)?;
                     }
-                    SinglePassOutput::Logprob(_)
-                    | SinglePassOutput::Probability(_)
+                    SinglePassOutput::Scored(_)
+                    | SinglePassOutput::MatchLogits(_)
                     | SinglePassOutput::Embedding(_) => {
                         return Err(UnitFault::without_result(UNIT));
                     }
@@ -240,8 +241,9 @@ impl UnitFault {
 fn is_finite<M>(output: &SinglePassOutput<M>) -> bool {
     match output {
         SinglePassOutput::EncoderStates(_) => true,
-        SinglePassOutput::Logprob(value) | SinglePassOutput::Probability(value) => {
-            value.is_finite()
+        SinglePassOutput::Scored(text) => text.tokens.iter().all(|token| token.logprob.is_finite()),
+        SinglePassOutput::MatchLogits(MatchLogits { no_match, is_match }) => {
+            no_match.is_finite() && is_match.is_finite()
         }
         SinglePassOutput::Embedding(embedding) => {
             embedding.as_slice().iter().all(|value| value.is_finite())

@@ -61,6 +61,7 @@ impl Field for bool {}
 impl<const MIN: u64, const MAX: u64> Field for Int<MIN, MAX> {}
 impl Field for Text {}
 impl Field for EarlyStoppingField {}
+impl Field for VerifyField {}
 
 impl<T: DeserializeOwned> Field for Vec<T> {
     const IS_LIST: bool = true;
@@ -387,6 +388,48 @@ impl PartialSchema for EarlyStoppingField {
 }
 
 impl ToSchema for EarlyStoppingField {}
+
+/// `verify`: `true`, `false`, or the name of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum VerifyField {
+    Flag(bool),
+    Model(Text),
+}
+
+struct VerifyVisitor;
+
+impl Visitor<'_> for VerifyVisitor {
+    type Value = VerifyField;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("true, false or the name of a model")
+    }
+
+    fn visit_bool<E: Error>(self, flag: bool) -> Result<VerifyField, E> {
+        Ok(VerifyField::Flag(flag))
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<VerifyField, E> {
+        let name = serde::de::IntoDeserializer::into_deserializer(name);
+        Text::deserialize(name).map(VerifyField::Model)
+    }
+}
+
+impl<'de> Deserialize<'de> for VerifyField {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(VerifyVisitor)
+    }
+}
+
+impl PartialSchema for VerifyField {
+    fn schema() -> RefOr<Schema> {
+        let flag = ObjectBuilder::new().schema_type(SchemaType::Type(Type::Boolean));
+        let name = string_schema().min_length(Some(1));
+        utoipa::openapi::schema::OneOfBuilder::new().item(flag).item(name).into()
+    }
+}
+
+impl ToSchema for VerifyField {}
 
 pub(super) fn string_schema() -> ObjectBuilder {
     ObjectBuilder::from(Object::with_type(SchemaType::Type(Type::String)))

@@ -20,6 +20,12 @@ pub(crate) trait ImageArity: 'static {
         convert: impl FnMut(T) -> U,
     ) -> Self::Each<U>;
 
+    /// Returns a value for each image.
+    fn map_ref<T: Send + Sync, U: Send + Sync>(
+        images: &Self::Each<T>,
+        convert: impl FnMut(&T) -> U,
+    ) -> Self::Each<U>;
+
     /// Waits until all images are fetched and decoded.
     ///
     /// # Errors
@@ -48,6 +54,10 @@ impl ImageArity for OneImage {
         convert(image)
     }
 
+    fn map_ref<T: Send + Sync, U: Send + Sync>(image: &T, mut convert: impl FnMut(&T) -> U) -> U {
+        convert(image)
+    }
+
     async fn wait(image: SharedImageFuture) -> Result<PreparedImage, ApiError> {
         image.await
     }
@@ -67,6 +77,13 @@ impl ImageArity for OptionalImage {
         image.map(convert)
     }
 
+    fn map_ref<T: Send + Sync, U: Send + Sync>(
+        image: &Option<T>,
+        convert: impl FnMut(&T) -> U,
+    ) -> Option<U> {
+        image.as_ref().map(convert)
+    }
+
     async fn wait(image: Option<SharedImageFuture>) -> Result<Option<PreparedImage>, ApiError> {
         match image {
             Some(image) => image.await.map(Some),
@@ -84,6 +101,13 @@ impl ImageArity for ManyImages {
 
     fn map<T: Send + Sync, U: Send + Sync>(images: Vec<T>, convert: impl FnMut(T) -> U) -> Vec<U> {
         images.into_iter().map(convert).collect()
+    }
+
+    fn map_ref<T: Send + Sync, U: Send + Sync>(
+        images: &Vec<T>,
+        convert: impl FnMut(&T) -> U,
+    ) -> Vec<U> {
+        images.iter().map(convert).collect()
     }
 
     async fn wait(images: Vec<SharedImageFuture>) -> Result<Vec<PreparedImage>, ApiError> {

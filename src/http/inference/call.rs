@@ -8,6 +8,7 @@
 //! [`within`] stops the work of a call at its deadline, or when the engine ends. It wraps the preparation of the call
 //! ([`start_single`], [`start_batch`]), then the work on each input ([`Call::until_deadline`]).
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +16,9 @@ use std::time::Instant;
 use axum::extract::Request as HttpRequest;
 
 use super::arity::ImageArity;
-use super::endpoint::{AnswerParts, EachImage, Endpoint, InputOf, check_count, typed};
+use super::endpoint::{
+    AnswerParts, EachImage, Endpoint, FirstOutput, InputOf, PlanContext, check_count, typed,
+};
 use super::image_args::{ImageIndex, ImageSet, SharedImageFuture};
 use crate::engine::{Admission, EngineHandle};
 use crate::http::blocking;
@@ -24,11 +27,11 @@ use crate::http::error::{ApiError, Code, FieldError};
 use crate::http::extract::fields::Text;
 use crate::http::extract::request::{BatchRequest, Request, SingleRequest};
 use crate::http::extract::{self, AdmittedRequest, head};
-use crate::http::settings::Limits;
 use crate::http::state::models::Model;
 use crate::http::state::{HttpState, Services};
 use crate::mutations::{self, Mutation};
 use crate::platform;
+use crate::task::{Preprocessing, Task, TaskOutput};
 use crate::telemetry::metrics::Metrics;
 
 /// Texts of up to this many bytes in total are tokenised on the async thread. Longer texts would block other
@@ -73,6 +76,8 @@ pub(crate) struct PreparedInput<E: Endpoint> {
     pub(crate) plan: E,
     pub(crate) tokens: E::Tokens,
     pub(crate) images: EachImage<E, SharedImageFuture>,
+    /// The images for the model of the second task, if that model prepares images differently.
+    pub(crate) second_images: Option<EachImage<E, SharedImageFuture>>,
 }
 
 /// An input that is ready to run, or the error with which it has already failed.
@@ -192,7 +197,9 @@ impl<'a> Start<'a> {
             notes.model = Some(model.info.name.clone());
             notes.inputs = inputs.list.len();
         });
-        let (plans, mut images) = plan_all::<E>(inputs, &state.settings().limits, &model)?;
+        let limits = &state.settings().limits;
+        let plan = PlanContext { limits, model: &model, models: &services.models };
+        let (plans, mut images) = plan_all::<E>(inputs, &plan)?;
         self.reserve(&mut admission, &plans, &images, &model)?;
         images.parse(&state.settings().input, services.fetcher.as_ref()).await?;
         let files = images.files();
@@ -201,15 +208,16 @@ impl<'a> Start<'a> {
             admission.check_wait(services.images.estimated_wait(admission.call(), files))?;
         }
         let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
-        let find = images.start_lookup(services, &model, context, &admission);
+        let mut find = images.start_lookup(services, context, &admission);
         let inputs = plans.into_iter().zip(tokens).enumerate().map(|(index, (planned, tokens))| {
             let PlannedInput { plan, images } = planned?;
             let tokens = tokens.map_err(|error| named(error, index, batch))?;
-            Ok(PreparedInput {
-                images: E::Images::map(images, |image| find.get(image)),
-                plan,
-                tokens,
-            })
+            let first = model.info.preprocessing;
+            let second = second_preprocessing(&plan, &model);
+            let second_images =
+                second.map(|second| E::Images::map_ref(&images, |image| find.get(*image, second)));
+            let images = E::Images::map(images, |image| find.get(image, first));
+            Ok(PreparedInput { images, second_images, plan, tokens })
         });
         let inputs = inputs.collect();
         let (engine, metrics) = (services.engine.clone(), Arc::clone(state.metrics()));
@@ -225,15 +233,19 @@ impl<'a> Start<'a> {
         model: &Model,
     ) -> Result<(), ApiError> {
         let rows: usize = plans.iter().flatten().map(|planned| planned.plan.shape().rows).sum();
-        let max_rows = self.state.settings().limits.max_rows;
+        let (max_rows, setting) = E::max_rows(&self.state.settings().limits);
         if rows > max_rows {
             let detail = format!(
-                "the request needs {rows} rows, at most {max_rows} are allowed (limits.max_rows); split it"
+                "the request needs {rows} rows, at most {max_rows} are allowed ({setting}); split it"
             );
             return Err(ApiError::new(Code::BatchTooLarge, detail));
         }
         admission.reserve(rows.max(1), images.distinct())?;
-        let bytes_outside_body = images.extra_bytes(model.info.preprocessing);
+        let second = plans.iter().flatten();
+        let second = second.filter_map(|planned| second_preprocessing(&planned.plan, model));
+        let preprocessings: HashSet<Preprocessing> =
+            second.chain([model.info.preprocessing]).collect();
+        let bytes_outside_body = images.extra_bytes(&preprocessings);
         let capacity = self.services.engine.settings().capacity_bytes;
         check_bytes(self.context.notes().bytes_in.saturating_add(bytes_outside_body), capacity)?;
         admission.reserve_bytes(bytes_outside_body)?;
@@ -256,24 +268,39 @@ impl Call {
     }
 
     async fn answer<E: Endpoint>(&self, input: InputResult<E>) -> Result<E::Answer, ApiError> {
-        let PreparedInput { plan, tokens, images } = input?;
-        let images = E::Images::wait(images).await?;
+        let PreparedInput { plan, tokens, images, second_images } = input?;
+        let mut images = E::Images::wait(images).await?;
         let infos = E::Images::infos(&images);
-        let task = plan.task(images, &tokens).into();
-        let answered = self.admission.submit(self.model.info.id, task).await?;
-        let output = typed::<E>(answered.output)?;
-        self.context.note(|notes| {
-            notes.add_task(answered.timing);
-            notes.tokens += E::generated_tokens(&output);
-        });
+        let output = self.submit(&self.model, plan.task(&images, &tokens).into()).await?;
+        let output = typed::<E>(output)?;
+        self.context.note(|notes| notes.tokens += E::generated_tokens(&output));
+        if let Some(second_images) = second_images {
+            images = E::Images::wait(second_images).await?;
+        }
+        let first =
+            FirstOutput { model: &self.model, images: &images, tokens: &tokens, output: &output };
+        let second = match plan.second_task(&first)? {
+            Some(task) => {
+                Some(self.submit(plan.second_model().unwrap_or(&self.model), task).await?)
+            }
+            None => None,
+        };
         let began = platform::now();
-        let parts = AnswerParts { model: &self.model, images: infos, tokens: &tokens, output };
+        let parts =
+            AnswerParts { model: &self.model, images: infos, tokens: &tokens, output, second };
         let answer = plan.answer(parts);
         self.metrics
             .stage_duration_seconds
             .with_label_values(&["post"])
             .observe(platform::elapsed(began).as_secs_f64());
         answer
+    }
+
+    /// Runs a task in the engine and notes its times.
+    async fn submit(&self, model: &Model, task: Task) -> Result<TaskOutput, ApiError> {
+        let answered = self.admission.submit(model.info.id, task).await?;
+        self.context.note(|notes| notes.add_task(answered.timing));
+        Ok(answered.output)
     }
 
     /// Runs `work` on an input, and stops it at the deadline of the call.
@@ -312,19 +339,19 @@ fn check_bytes(bytes: u64, capacity: u64) -> Result<(), ApiError> {
 /// concerns only its own input.
 fn plan_all<E: Endpoint>(
     inputs: Inputs<InputOf<E>>,
-    limits: &Limits,
-    model: &Model,
+    context: &PlanContext<'_>,
 ) -> Result<(Plans<E>, ImageSet), ApiError> {
     let Inputs { list, batch } = inputs;
     if list.is_empty() {
         return Err(ApiError::field(Code::InvalidRequest, "inputs", "at least one is needed"));
     }
-    check_count("inputs", list.len(), limits.max_batch_inputs, "limits.max_batch_inputs")?;
+    let max = context.limits.max_batch_inputs;
+    check_count("inputs", list.len(), max, "limits.max_batch_inputs")?;
     let mut invalid: Vec<FieldError> = Vec::new();
     let mut plans = Vec::with_capacity(list.len());
     let mut distinct = ImageSet::default();
     for (index, input) in list.into_iter().enumerate() {
-        match E::plan(input, limits, model).map_err(|error| named(error, index, batch)) {
+        match E::plan(input, context).map_err(|error| named(error, index, batch)) {
             Err(error) if error.code == Code::BatchTooLarge => return Err(error),
             // An error that names no field must not be lost among those that do.
             Err(error) if error.code == Code::InvalidRequest && error.errors.is_empty() => {
@@ -344,6 +371,13 @@ fn plan_all<E: Endpoint>(
     } else {
         Err(ApiError::fields(Code::InvalidRequest, invalid))
     }
+}
+
+/// Returns how the images must be prepared for the second task, if its model needs them prepared in another way than the
+/// first.
+fn second_preprocessing<E: Endpoint>(plan: &E, model: &Model) -> Option<Preprocessing> {
+    let second = plan.second_model()?.info.preprocessing;
+    (second != model.info.preprocessing).then_some(second)
 }
 
 /// Prefixes the fields of an error with the input's position if the call is a batch.

@@ -8,8 +8,8 @@ use super::image_args::ImageArg;
 use crate::http::error::{ApiError, Code};
 use crate::http::extract::request::{BatchRequest, Request, SingleRequest};
 use crate::http::settings::{Limits, MAX_LISTED};
-use crate::http::state::models::Model;
-use crate::task::{ImageInfo, PreparedImage, Role, TaskKind, TaskOutput, TaskShape};
+use crate::http::state::models::{Model, Models};
+use crate::task::{ImageInfo, PreparedImage, Role, Task, TaskKind, TaskOutput, TaskShape};
 
 /// The parts of the pipeline that differ between endpoints. A value of a type that implements this trait is one
 /// validated input.
@@ -36,10 +36,15 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     ///
     /// # Errors
     /// `invalid_request` and `batch_too_large` reject the whole call; any other error concerns only this input.
-    fn plan(input: InputOf<Self>, limits: &Limits, model: &Model) -> Result<Self, ApiError>;
+    fn plan(input: InputOf<Self>, context: &PlanContext<'_>) -> Result<Self, ApiError>;
 
-    /// Returns how many rows and images the input needs in the engine.
+    /// Returns how many rows and images the input needs in the engine, for both tasks if there are two.
     fn shape(&self) -> TaskShape;
+
+    /// Returns the maximum number of rows of one call, and the setting that determines it.
+    fn max_rows(limits: &Limits) -> (usize, &'static str) {
+        (limits.max_rows, "limits.max_rows")
+    }
 
     /// Returns the input's images, in the order in which `task` receives them.
     fn images(&self) -> EachImage<Self, ImageArg>;
@@ -57,7 +62,21 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     fn token_counts(tokens: &Self::Tokens) -> Vec<usize>;
 
     /// Builds the task for the engine.
-    fn task(&self, images: EachImage<Self, PreparedImage>, tokens: &Self::Tokens) -> Self::Task;
+    fn task(&self, images: &EachImage<Self, PreparedImage>, tokens: &Self::Tokens) -> Self::Task;
+
+    /// Returns the model of the second task, if there is a second task for another model.
+    fn second_model(&self) -> Option<&Model> {
+        None
+    }
+
+    /// Returns the second task of an input whose answer depends on the output of the first task. The second task runs on
+    /// [`second_model`](Self::second_model), or else on the model of the first.
+    ///
+    /// # Errors
+    /// Those of the texts that only the first task has produced.
+    fn second_task(&self, _first: &FirstOutput<'_, Self>) -> Result<Option<Task>, ApiError> {
+        Ok(None)
+    }
 
     /// Builds the answer for the client from the engine's output.
     ///
@@ -87,6 +106,27 @@ pub(crate) struct AnswerParts<'a, E: Endpoint> {
     pub(crate) images: EachImage<E, ImageInfo>,
     pub(crate) tokens: &'a E::Tokens,
     pub(crate) output: OutputOf<E>,
+    /// The output of the second task, if there was one.
+    pub(crate) second: Option<TaskOutput>,
+}
+
+/// What [`Endpoint::plan`] may look at besides the input.
+pub(crate) struct PlanContext<'a> {
+    pub(crate) limits: &'a Limits,
+    /// The model that the request selects.
+    pub(crate) model: &'a Model,
+    /// All loaded models.
+    pub(crate) models: &'a Models,
+}
+
+/// The values from which [`Endpoint::second_task`] builds a task.
+pub(crate) struct FirstOutput<'a, E: Endpoint> {
+    /// Model of the first task.
+    pub(crate) model: &'a Model,
+    /// The images as the second task's model needs them.
+    pub(crate) images: &'a EachImage<E, PreparedImage>,
+    pub(crate) tokens: &'a E::Tokens,
+    pub(crate) output: &'a OutputOf<E>,
 }
 
 /// Converts the engine's output to the output type of this endpoint.

@@ -1,6 +1,6 @@
 //! The images of a call. Each distinct image is parsed, fetched and decoded once, even if several inputs use it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -15,7 +15,6 @@ use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code, FieldError};
 use crate::http::extract::image_field::ImageField;
 use crate::http::state::Services;
-use crate::http::state::models::Model;
 use crate::images::ImageSource;
 use crate::input::{ImageValue, InputSettings};
 use crate::mutations::{self, Mutation};
@@ -46,6 +45,7 @@ impl ImageArg {
 }
 
 /// Path of the field that holds an image, for errors: `image`, `images[3]`, or `inputs[2].image` in a batch.
+#[derive(Debug, Clone, Copy)]
 struct ImagePath {
     /// Position of the input in a batch call; `None` in a single call.
     input: Option<usize>,
@@ -134,10 +134,11 @@ impl ImageSet {
         self.distinct.len()
     }
 
-    /// Returns an upper bound on the number of bytes of decoded base64 and prepared pixels, which the images need on
-    /// top of the request body. Fetched files have their own bound; see [`Fetcher::fetch`].
-    pub(crate) fn extra_bytes(&self, preprocessing: Preprocessing) -> u64 {
-        let pixels = u64::from(preprocessing.width) * u64::from(preprocessing.height) * 3;
+    /// Returns an upper bound on the number of bytes of decoded base64 and of pixels in each of the `preprocessings`, which
+    /// the images need on top of the request body. Fetched files have their own bound; see [`Fetcher::fetch`].
+    pub(crate) fn extra_bytes(&self, preprocessings: &HashSet<Preprocessing>) -> u64 {
+        let pixels = |size: &Preprocessing| u64::from(size.width) * u64::from(size.height) * 3;
+        let pixels: u64 = preprocessings.iter().map(pixels).sum();
         self.distinct.iter().map(|image| pixels + decoded_bytes_bound(&image.value)).sum()
     }
 
@@ -190,52 +191,44 @@ impl ImageSet {
         self.distinct.iter().filter(|image| is_file(image)).count()
     }
 
-    /// Creates the futures that fetch and decode the images. A future starts when an input first waits for it.
-    pub(crate) fn start_lookup(
+    /// Returns the futures that fetch and decode the images. A future starts when an input first waits for it.
+    pub(crate) fn start_lookup<'a>(
         self,
-        services: &Services,
-        model: &Model,
-        context: &RequestContext,
-        admission: &Admission,
-    ) -> ImageFutures {
-        let preprocessing = model.info.preprocessing;
-        let (deadline, call) = (admission.deadline(), admission.call());
-        let images = self.distinct.into_iter().map(|image| {
-            let (pool, context, hold) =
-                (services.images.clone(), context.clone(), admission.hold());
+        services: &'a Services,
+        context: &'a RequestContext,
+        admission: &'a Admission,
+    ) -> ImageFutures<'a> {
+        let deadline = admission.deadline();
+        let files = self.distinct.into_iter().map(|image| {
+            let (path, context, hold) = (image.path, context.clone(), admission.hold());
             let find = async move {
-                let source = match image.origin? {
+                match image.origin? {
                     ImageOrigin::Here(ImageSource::Bytes(bytes))
                         if !mutations::is_active(Mutation::AbandonedDecodesStay) =>
                     {
-                        ImageSource::Bytes(with_reservation(bytes, hold))
+                        Ok(ImageSource::Bytes(with_reservation(bytes, hold)))
                     }
-                    ImageOrigin::Here(source) => source,
+                    ImageOrigin::Here(source) => Ok(source),
                     ImageOrigin::Url(fetcher, target) => {
                         let fetched = fetcher.fetch(target, deadline).await;
-                        let fetched = fetched
-                            .map_err(|error| ApiError::from(error).at(&image.path.to_string()))?;
+                        let fetched =
+                            fetched.map_err(|error| ApiError::from(error).at(&path.to_string()))?;
                         context.note(|notes| notes.add_fetch(fetched.took));
                         // These bytes need no reservation: they hold a fetch permit, and the limit on permits bounds
                         // the total size.
-                        ImageSource::Bytes(fetched.bytes)
+                        Ok(ImageSource::Bytes(fetched.bytes))
                     }
-                };
-                let resolve = pool.resolve(source, preprocessing, context.scope(), call);
-                let resolved = tokio::time::timeout_at(deadline.into(), resolve)
-                    .await
-                    .map_err(|_| ApiError::deadline_exceeded())?
-                    .map_err(|error| ApiError::from(error).at(&image.path.to_string()))?;
-                context.note(|notes| {
-                    notes.add_decode(resolved.decode + resolved.preprocess);
-                    notes.cached_images += usize::from(resolved.cached);
-                    notes.image.get_or_insert(resolved.image.info);
-                });
-                Ok(resolved.image)
+                }
             };
-            find.boxed().shared()
+            ImageFile { path, source: find.boxed().shared() }
         });
-        ImageFutures(images.collect())
+        ImageFutures {
+            services,
+            context,
+            admission,
+            files: files.collect(),
+            prepared: HashMap::new(),
+        }
     }
 }
 
@@ -256,14 +249,60 @@ fn with_reservation(bytes: Bytes, hold: ReservationGuard) -> Bytes {
     Bytes::from_owner(ReservedBytes { bytes, _hold: hold })
 }
 
-/// The futures of all images of an [`ImageSet`].
-pub(crate) struct ImageFutures(Vec<SharedImageFuture>);
+/// The images of an [`ImageSet`], as futures that are shared by all inputs that need the same image.
+pub(crate) struct ImageFutures<'a> {
+    services: &'a Services,
+    context: &'a RequestContext,
+    admission: &'a Admission,
+    files: Vec<ImageFile>,
+    /// The futures of prepared images that were asked for.
+    prepared: HashMap<(usize, Preprocessing), SharedImageFuture>,
+}
 
-impl ImageFutures {
-    /// Returns the future of an image of the set.
-    pub(crate) fn get(&self, image: ImageIndex) -> SharedImageFuture {
-        self.0[image.0].clone()
+/// The file of one image: fetched if it is given by URL, not decoded.
+struct ImageFile {
+    path: ImagePath,
+    source: Shared<BoxFuture<'static, Result<ImageSource, ApiError>>>,
+}
+
+impl ImageFutures<'_> {
+    /// Returns the future of an image of the set, prepared for models with this preprocessing.
+    pub(crate) fn get(
+        &mut self,
+        image: ImageIndex,
+        preprocessing: Preprocessing,
+    ) -> SharedImageFuture {
+        let Self { services, context, admission, files, prepared } = self;
+        let start = || prepare(&files[image.0], preprocessing, services, context, admission);
+        prepared.entry((image.0, preprocessing)).or_insert_with(start).clone()
     }
+}
+
+/// Returns the future that decodes and resizes an image.
+fn prepare(
+    file: &ImageFile,
+    preprocessing: Preprocessing,
+    services: &Services,
+    context: &RequestContext,
+    admission: &Admission,
+) -> SharedImageFuture {
+    let (deadline, call) = (admission.deadline(), admission.call());
+    let (pool, context, path) = (services.images.clone(), context.clone(), file.path);
+    let source = file.source.clone();
+    let prepare = async move {
+        let resolve = pool.resolve(source.await?, preprocessing, context.scope(), call);
+        let resolved = tokio::time::timeout_at(deadline.into(), resolve)
+            .await
+            .map_err(|_| ApiError::deadline_exceeded())?
+            .map_err(|error| ApiError::from(error).at(&path.to_string()))?;
+        context.note(|notes| {
+            notes.add_decode(resolved.decode + resolved.preprocess);
+            notes.cached_images += usize::from(resolved.cached);
+            notes.image.get_or_insert(resolved.image.info);
+        });
+        Ok(resolved.image)
+    };
+    prepare.boxed().shared()
 }
 
 /// Returns an upper bound on the number of bytes that an image value needs on top of the body: three bytes for every

@@ -5,10 +5,11 @@ use utoipa::ToSchema;
 
 use crate::http::error::ApiError;
 use crate::http::error::convert::inference_failed;
-use crate::task::{FinishReason, Sequence};
+use crate::input::Tokenizer;
+use crate::task::{FinishReason, Sequence, TokenLogprob};
 
 /// Length and probability of a generated text, and why it ended.
-#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct SequenceFacts {
     /// Number of generated tokens, including the stop token.
     #[schema(example = 7, minimum = 1)]
@@ -21,6 +22,35 @@ pub(crate) struct SequenceFacts {
     /// `logprob` divided by `token_count`.
     #[schema(example = -0.12, maximum = 0)]
     avg_logprob: f32,
+    /// The generated tokens with their log-probabilities; only with `"tokens": true`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<TokenAnswer>, required = false)]
+    tokens: Option<Vec<TokenAnswer>>,
+}
+
+/// A token of a text, and its probability.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct TokenAnswer {
+    /// Token id in the model's vocabulary.
+    #[schema(example = 8870)]
+    id: u32,
+    /// The token as the vocabulary spells it, such as `cats`, `##s` or `[SEP]`; empty if it has no spelling.
+    #[schema(example = "cats")]
+    text: String,
+    /// Natural log-probability of the token after the tokens before it.
+    #[schema(example = -0.12, maximum = 0)]
+    logprob: f32,
+}
+
+impl TokenAnswer {
+    /// Describes the tokens of a text, in order.
+    pub(crate) fn list(tokenizer: &Tokenizer, tokens: &[TokenLogprob]) -> Vec<Self> {
+        let answer = |&TokenLogprob { id, logprob }: &TokenLogprob| {
+            let text = tokenizer.token(id).unwrap_or_default();
+            Self { id, text, logprob }
+        };
+        tokens.iter().map(answer).collect()
+    }
 }
 
 /// Why the generation of a text ended.
@@ -34,11 +64,11 @@ enum FinishReasonName {
 }
 
 impl SequenceFacts {
-    /// Describes a generated sequence.
+    /// Describes a generated sequence. `tokenizer` is given if the answer lists the tokens.
     ///
     /// # Errors
     /// `inference_failed` when its log-probability is not finite.
-    pub(crate) fn of(sequence: &Sequence) -> Result<Self, ApiError> {
+    pub(crate) fn of(sequence: &Sequence, tokenizer: Option<&Tokenizer>) -> Result<Self, ApiError> {
         let logprob = finite(sequence.logprob())?;
         let token_count = sequence.tokens.len();
         Ok(Self {
@@ -49,6 +79,7 @@ impl SequenceFacts {
             },
             logprob,
             avg_logprob: logprob / token_count.max(1) as f32,
+            tokens: tokenizer.map(|tokenizer| TokenAnswer::list(tokenizer, &sequence.tokens)),
         })
     }
 }

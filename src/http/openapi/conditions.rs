@@ -5,7 +5,7 @@
 //! `num_beams`. Nor can it express that in a batch an input's own fields override the defaults given outside `inputs`.
 //! Only the server reports such conflicts.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use utoipa::openapi::schema::{Array, Object};
 use utoipa::openapi::{RefOr, Schema};
 
@@ -56,9 +56,21 @@ pub(crate) fn exactly_one(singular: &str, plural: &str) -> Value {
     json!({"oneOf": [{"required": [singular]}, {"required": [plural]}]})
 }
 
+/// Returns the condition that a request either has no `candidates`, so that texts are generated, or has `candidates` to
+/// rank, no generation parameters, and none of the fields in `only_generated`.
+pub(crate) fn generated_or_ranked(only_generated: &[&str]) -> Value {
+    let unused = GENERATION.iter().chain(only_generated);
+    let none: Map<String, Value> =
+        unused.map(|name| ((*name).to_owned(), Value::Bool(false))).collect();
+    json!({"oneOf": [
+        {"title": "Generated", "properties": {"candidates": false}, "allOf": [strategies()]},
+        {"title": "Ranked", "required": ["candidates"], "properties": none},
+    ]})
+}
+
 /// Returns the condition that the parameters fit one of the three decoding strategies. With a strategy in which a
 /// parameter has no effect, the parameter may only have its default value.
-pub(crate) fn strategies() -> Value {
+fn strategies() -> Value {
     json!({"oneOf": [
         {
             "title": "Greedy search",

@@ -32,16 +32,22 @@ use super::openapi::endpoint::DocumentedEndpoint;
 use super::openapi::{Document, DocumentedRoutes};
 use super::routes::documents::Documents;
 use super::routes::{
-    EndpointList, InferenceEndpoint, caption, documents, embeddings, health, info, metrics,
-    similarity, vqa,
+    EndpointList, InferenceEndpoint, caption, classify, documents, embeddings, health, info,
+    metrics, rank, similarity, vqa,
 };
 use super::settings::Limits;
 use super::state::HttpState;
 use super::state::metric_labels::{self, TaskLabel};
 
 /// The endpoints that run a model. To add an endpoint, write its file in `routes` and list it here.
-pub(crate) const ENDPOINTS: EndpointList =
-    &[caption::endpoint, vqa::endpoint, similarity::endpoint, embeddings::endpoint];
+pub(crate) const ENDPOINTS: EndpointList = &[
+    caption::endpoint,
+    vqa::endpoint,
+    similarity::endpoint,
+    embeddings::endpoint,
+    classify::endpoint,
+    rank::endpoint,
+];
 
 /// Returns the plain OpenAPI document, which client generators can read, for a server with the default limits.
 #[must_use]

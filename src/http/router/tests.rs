@@ -1,7 +1,7 @@
 //! Tests of the router: a panic in a handler, and an endpoint that is named only in the list of endpoints.
 //!
-//! `routes::classify` is a new endpoint on an existing task. These tests add it to the list, and check that it is
-//! served, documented, counted and limited like the others, although nothing else names it.
+//! `routes::classify` is an endpoint on an existing task. These tests serve it beside the four first endpoints, and check
+//! that it is served, documented, counted and limited like the others, although nothing but the list names it.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ use crate::images::{Images, ImagesSettings};
 use crate::input::Tokenizer;
 use crate::telemetry::metrics::Metrics;
 
-/// The endpoints of the server, and `classify`.
+/// The endpoints of the four kinds of tasks, and `classify`.
 const ONE_MORE: EndpointList = &[
     caption::endpoint,
     vqa::endpoint,
@@ -138,7 +138,8 @@ fn labels(answer: &Value) -> Vec<&str> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_endpoint_is_served_in_every_encoding_and_in_batches() {
     let server = TestServer::start(|_| ());
-    let request = json!({"image": EXAMPLE_IMAGE, "labels": ["cat", "dog", "car"], "top": 3});
+    let request =
+        json!({"image": EXAMPLE_IMAGE, "labels": ["cat", "dog", "car"], "template": "one {}"});
     let (status, answer) = server.json("/classify", &request).await;
     assert_eq!((status, &answer["model"]), (200, &"fake-retrieval".into()), "{answer}");
     assert_eq!(labels(&answer).len(), 3);
@@ -147,27 +148,26 @@ async fn a_new_endpoint_is_served_in_every_encoding_and_in_batches() {
         ("labels", "cat"),
         ("labels", "dog"),
         ("labels", "car"),
-        ("top", "3"),
+        ("template", "one {}"),
     ];
     assert_eq!(server.multipart("/classify", &fields).await, (200, answer.clone()));
     let (status, raw) = server
         .send(
-            Request::post("/classify?labels=cat&labels=dog&labels=car&top=3")
+            Request::post("/classify?labels=cat&labels=dog&labels=car&template=one%20%7B%7D")
                 .header("content-type", "application/octet-stream"),
             base64_bytes(EXAMPLE_IMAGE),
         )
         .await;
     assert_eq!((status, raw), (200, answer.clone()));
 
-    // In the second input, `label` replaces the default for `labels`, because the two fields are alternatives.
     let batch = json!({
-        "inputs": [{"image": EXAMPLE_IMAGE}, {"image": EXAMPLE_IMAGE, "label": "boat"}, {"image": "bm8gaW1hZ2U="}],
+        "inputs": [{"image": EXAMPLE_IMAGE}, {"image": EXAMPLE_IMAGE, "labels": ["boat"]}, {"image": "bm8gaW1hZ2U="}],
         "labels": ["cat", "dog", "car"],
-        "top": 2,
+        "template": "one {}",
     });
     let (status, answers) = server.json("/classify/batch", &batch).await;
     assert_eq!((status, &answers["failed"]), (200, &1.into()), "{answers}");
-    assert_eq!(labels(&answers["results"][0]), labels(&answer)[..2]);
+    assert_eq!(labels(&answers["results"][0]), labels(&answer));
     assert_eq!(labels(&answers["results"][1]), ["boat"]);
     assert_eq!(answers["results"][2]["error"]["errors"][0]["field"], "inputs[2].image");
     server.stop();
@@ -193,9 +193,8 @@ fn a_new_endpoint_is_documented_like_the_others() {
 
     let schemas = &strict["components"]["schemas"];
     let request = &schemas["ClassifyRequest"];
-    assert_eq!(request["required"], json!(["image"]));
-    let conditions = json!([{"oneOf": [{"required": ["label"]}, {"required": ["labels"]}]}]);
-    assert_eq!(request["allOf"], conditions);
+    assert_eq!(request["required"], json!(["image", "labels"]));
+    assert_eq!(request["allOf"].as_array().map(Vec::len), Some(1));
     let distinct = |schema: &str| &schemas[schema]["properties"]["labels"]["uniqueItems"];
     assert_eq!(
         ["ClassifyRequest", "ClassifyInput", "ClassifyBatchRequest"].map(distinct),
@@ -209,7 +208,7 @@ fn a_new_endpoint_is_documented_like_the_others() {
         assert_eq!(link(path, "classify")["operationId"], "classify_image", "{path}");
         assert_eq!(link(path, "ask")["operationId"], "answer_question", "{path}");
     }
-    let body = json!({"image": "$response.body#/image/id", "labels": ["cat", "dog"]});
+    let body = json!({"image": "$response.body#/image/id", "labels": ["a cat", "a dog"]});
     assert_eq!(link("/caption", "classify")["requestBody"], body);
 
     let plain = documented(ONE_MORE).plain(&Limits::default());
@@ -217,7 +216,7 @@ fn a_new_endpoint_is_documented_like_the_others() {
     for path in ["/classify", "/classify/batch"] {
         let content = &plain["paths"][path]["post"]["requestBody"]["content"];
         let form = &content["multipart/form-data"]["schema"]["properties"];
-        assert_eq!(form["top"]["example"], 1, "{path}");
+        assert_eq!(form["template"]["example"], "a photo of {}", "{path}");
     }
 }
 
@@ -263,8 +262,8 @@ fn the_counters_of_a_new_endpoint_exist_before_its_first_call() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_of_a_new_endpoint_are_counted_per_route_and_per_input() {
     let server = TestServer::start(|_| ());
-    let good = json!({"image": EXAMPLE_IMAGE, "label": "cat"});
-    let bad = json!({"image": "bm8gaW1hZ2U=", "label": "cat"});
+    let good = json!({"image": EXAMPLE_IMAGE, "labels": ["cat"]});
+    let bad = json!({"image": "bm8gaW1hZ2U=", "labels": ["cat"]});
     assert_eq!(server.json("/classify", &good).await.0, 200);
     assert_eq!(server.json("/classify", &bad).await.0, 415);
     let (status, _) = server.json("/classify/batch", &json!({"inputs": [good, bad, good]})).await;
@@ -294,7 +293,7 @@ async fn a_new_endpoint_has_the_limits_of_the_others() {
     let too_large = |field: &str| (422, "batch_too_large".to_owned(), field.to_owned());
     let labels = json!({"image": EXAMPLE_IMAGE, "labels": ["a", "b", "c", "d"]});
     assert_eq!(refused(server.json("/classify", &labels).await), too_large(""));
-    let input = json!({"image": EXAMPLE_IMAGE, "label": "a"});
+    let input = json!({"image": EXAMPLE_IMAGE, "labels": ["a"]});
     let inputs = json!({"inputs": [input, input, input]});
     assert_eq!(refused(server.json("/classify/batch", &inputs).await), too_large("inputs"));
     // In a form, too, the path of the error names the list item, because the type of the field says that it is a list.
@@ -315,7 +314,7 @@ async fn a_new_endpoint_needs_a_key_and_has_a_rate_limit() {
         settings.auth = Some(AuthSettings { keys, keys_file: None, failed_attempts_per_minute: 0 });
         settings.rate_limit = Some(RateLimitSettings { requests_per_second: 1, burst: 1 });
     });
-    let body = json!({"image": EXAMPLE_IMAGE, "label": "cat"}).to_string().into_bytes();
+    let body = json!({"image": EXAMPLE_IMAGE, "labels": ["cat"]}).to_string().into_bytes();
     let request = || Request::post("/classify").header("content-type", "application/json");
     let with_key = || request().header("authorization", "Bearer right-right-right-a");
     assert_eq!(server.send(request(), body.clone()).await.0, 401);

@@ -20,14 +20,13 @@ use crate::http::extract::fields::{Field, Text};
 use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
 use crate::http::inference::arity::OptionalImage;
-use crate::http::inference::endpoint::{AnswerParts, Endpoint};
+use crate::http::inference::endpoint::{AnswerParts, Endpoint, PlanContext};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
 use crate::http::inference::sequences::finite;
 use crate::http::inference::{reply, text};
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
-use crate::http::settings::Limits;
 use crate::http::state::HttpState;
 use crate::http::state::models::Model;
 use crate::task::{Embed, Embedding, PreparedImage, Role, TaskShape, TokenIds};
@@ -186,7 +185,7 @@ impl Endpoint for EmbeddingPlan {
     type Task = Embed;
     type Answer = EmbeddingAnswer;
 
-    fn plan(input: EmbeddingsInput, _: &Limits, _: &Model) -> Result<Self, ApiError> {
+    fn plan(input: EmbeddingsInput, _: &PlanContext<'_>) -> Result<Self, ApiError> {
         let subject = subject(input.r#type, input.image, input.text.map(|text| text.0))?;
         let truncate = input.truncate.unwrap_or(false);
         if truncate && matches!(subject, Subject::Image(_)) {
@@ -227,8 +226,8 @@ impl Endpoint for EmbeddingPlan {
         tokens.iter().map(TokenIds::len).collect()
     }
 
-    fn task(&self, image: Option<PreparedImage>, tokens: &Option<TokenIds>) -> Embed {
-        match (image, tokens.clone()) {
+    fn task(&self, image: &Option<PreparedImage>, tokens: &Option<TokenIds>) -> Embed {
+        match (image.clone(), tokens.clone()) {
             (Some(image), Some(text)) => Embed::Multimodal(image, text),
             (Some(image), None) => Embed::Image(image),
             (None, Some(text)) => Embed::Text(text),

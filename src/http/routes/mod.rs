@@ -1,14 +1,14 @@
 //! One endpoint per file: request and response types, OpenAPI documentation, and handler. `router` lists the
-//! endpoints. Only tests serve `classify`.
+//! endpoints.
 
 pub(crate) mod caption;
-#[cfg(test)]
 pub(crate) mod classify;
 pub(crate) mod documents;
 pub(crate) mod embeddings;
 pub(crate) mod health;
 pub(crate) mod info;
 pub(crate) mod metrics;
+pub(crate) mod rank;
 pub(crate) mod similarity;
 pub(crate) mod vqa;
 

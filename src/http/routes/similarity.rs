@@ -17,7 +17,7 @@ use crate::http::extract::fields::Text;
 use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
 use crate::http::inference::arity::ManyImages;
-use crate::http::inference::endpoint::{AnswerParts, Endpoint, check_count};
+use crate::http::inference::endpoint::{AnswerParts, Endpoint, PlanContext, check_count};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
 use crate::http::inference::sequences::finite;
@@ -25,7 +25,6 @@ use crate::http::inference::{reply, text};
 use crate::http::openapi::conditions::exactly_one;
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
-use crate::http::settings::Limits;
 use crate::http::state::HttpState;
 use crate::http::state::models::Model;
 use crate::task::{PreparedImage, Role, Scores, Similarity, SimilarityCell, TaskShape, TokenIds};
@@ -64,7 +63,7 @@ requests! {
         text: Text,
         /// One or more texts. Each is one column of `scores` in the answer.
         texts: Vec<Text>,
-        /// Scores to compute; by default all that the model supports.
+        /// Scores to compute; by default `match` and `cosine`, as far as the model supports them.
         scores: Vec<ScoreName>,
     }
     alternatives image | images, text | texts
@@ -77,6 +76,9 @@ pub(crate) enum ScoreName {
     /// Probability from the image-text matching head. This head is a cross-encoder, so the text model runs once for
     /// each pair of image and text.
     Match,
+    /// Raw outputs of the image-text matching head, from the same pass as `match`. Only on request; `match` is their
+    /// softmax, which saturates at 1.
+    MatchLogits,
     /// Cosine similarity of the two embeddings, and the logit if the model has a logit scale.
     Cosine,
 }
@@ -97,6 +99,10 @@ pub(crate) struct ScoreCell {
     #[serde(rename = "match", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = f32, required = false, example = 0.9971, minimum = 0, maximum = 1)]
     matching: Option<f32>,
+    /// Outputs of the matching head before softmax: no match, then match.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<f32>, required = false, min_items = 2, max_items = 2, example = json!([-2.9, 3.1]))]
+    match_logits: Option<[f32; 2]>,
     /// Dot product of the normalised embeddings.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = f32, required = false, example = 0.5162)]
@@ -137,7 +143,8 @@ impl Endpoint for SimilarityPlan {
     type Task = Similarity;
     type Answer = SimilarityAnswer;
 
-    fn plan(input: SimilarityInput, limits: &Limits, model: &Model) -> Result<Self, ApiError> {
+    fn plan(input: SimilarityInput, context: &PlanContext<'_>) -> Result<Self, ApiError> {
+        let PlanContext { limits, model, .. } = *context;
         let one_image = input.image.is_some();
         let images = text::one_or_many(("image", input.image), ("images", input.images))?;
         let written_in = if input.text.is_some() { "text" } else { "texts" };
@@ -184,8 +191,8 @@ impl Endpoint for SimilarityPlan {
         tokens.iter().map(TokenIds::len).collect()
     }
 
-    fn task(&self, images: Vec<PreparedImage>, tokens: &Vec<TokenIds>) -> Similarity {
-        Similarity { images, texts: tokens.clone(), scores: self.scores }
+    fn task(&self, images: &Vec<PreparedImage>, tokens: &Vec<TokenIds>) -> Similarity {
+        Similarity { images: images.clone(), texts: tokens.clone(), scores: self.scores }
     }
 
     fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<SimilarityAnswer, ApiError> {
@@ -202,27 +209,33 @@ impl Endpoint for SimilarityPlan {
 fn wanted_scores(asked: Option<Vec<ScoreName>>, model: &Model) -> Result<Scores, ApiError> {
     let has_matching = model.info.class.has_matching_head();
     let Some(asked) = asked else {
-        return Ok(Scores { matching: has_matching, cosine: true });
+        return Ok(Scores { matching: has_matching, match_logits: false, cosine: true });
     };
     let count = |name| asked.iter().filter(|asked| **asked == name).count();
-    let (matching, cosine) = (count(ScoreName::Match), count(ScoreName::Cosine));
-    if asked.is_empty() || matching > 1 || cosine > 1 {
-        let detail = "accepts \"match\" and \"cosine\", each at most once; at least one is needed";
+    let counts = [ScoreName::Match, ScoreName::MatchLogits, ScoreName::Cosine].map(count);
+    if asked.is_empty() || counts.iter().any(|&count| count > 1) {
+        let detail = "accepts \"match\", \"match_logits\" and \"cosine\", each at most once; at least one is needed";
         return Err(ApiError::field(Code::InvalidRequest, "scores", detail));
     }
-    if matching == 1 && !has_matching {
+    let [matching, match_logits, cosine] = counts.map(|count| count == 1);
+    let scores = Scores { matching, match_logits, cosine };
+    if scores.needs_pairs() && !has_matching {
         let detail = format!(
             "{} has no image-text matching head; only \"cosine\" is available",
             model.info.name
         );
         return Err(ApiError::field(Code::ScoreNotAvailable, "scores", detail));
     }
-    Ok(Scores { matching: matching == 1, cosine: cosine == 1 })
+    Ok(scores)
 }
 
 fn cell(cell: SimilarityCell) -> Result<ScoreCell, ApiError> {
     Ok(ScoreCell {
         matching: cell.matching.map(finite).transpose()?,
+        match_logits: match cell.match_logits {
+            Some(logits) => Some([finite(logits.no_match)?, finite(logits.is_match)?]),
+            None => None,
+        },
         cosine: cell.cosine.map(finite).transpose()?,
         logit: cell.logit.map(finite).transpose()?,
     })

@@ -1,38 +1,37 @@
 //! `POST /vqa` and `/vqa/batch` (visual question answering): generate answers to questions about an image, or rank
 //! candidate answers.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::extract::{Extension, Request as HttpRequest, State};
 use axum::response::Response;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::InferenceEndpoint;
 use crate::http::context::RequestContext;
-use crate::http::error::{ApiError, Code};
+use crate::http::error::ApiError;
 use crate::http::extract::fields::Text;
 use crate::http::extract::generation::seed_of;
 use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
 use crate::http::inference::arity::OneImage;
-use crate::http::inference::endpoint::{AnswerParts, Endpoint, check_count};
+use crate::http::inference::candidates::{self, CandidateScore, Ranked};
+use crate::http::inference::endpoint::{AnswerParts, Endpoint, PlanContext, check_count};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
-use crate::http::inference::sequences::{SequenceFacts, finite, wrong_count};
+use crate::http::inference::sequences::{SequenceFacts, wrong_count};
 use crate::http::inference::{reply, text};
-use crate::http::openapi::conditions::{GENERATION, exactly_one, strategies};
+use crate::http::openapi::conditions::{exactly_one, generated_or_ranked};
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
-use crate::http::settings::Limits;
 use crate::http::state::HttpState;
 use crate::http::state::models::Model;
 use crate::task::{
-    Answer, GenerationParams, PreparedImage, Role, TaskShape, TokenIds, Vqa, VqaMode,
+    DecodeMode, Decoded, GenerationParams, PreparedImage, Role, TaskShape, TokenIds, Vqa,
 };
 
 /// Describes the endpoint, for the router and the OpenAPI documents.
@@ -44,8 +43,8 @@ pub(crate) fn endpoint() -> InferenceEndpoint {
         EndpointRules {
             required: &["image"],
             distinct_lists: &["candidates"],
-            conditions: vec![exactly_one("question", "questions"), generated_or_ranked()],
-            defaults: json!({}),
+            conditions: vec![exactly_one("question", "questions"), generated_or_ranked(&[])],
+            defaults: json!({"tokens": false}),
             image_id: Some("$response.body#/image/id"),
             follow_up: FollowUp {
                 link: "ask",
@@ -53,17 +52,6 @@ pub(crate) fn endpoint() -> InferenceEndpoint {
             },
         },
     )
-}
-
-/// Returns the condition that a request either has no `candidates`, so that answers are generated, or has `candidates`
-/// to rank and no generation parameters.
-fn generated_or_ranked() -> Value {
-    let none: serde_json::Map<String, Value> =
-        GENERATION.iter().map(|name| ((*name).to_owned(), Value::Bool(false))).collect();
-    json!({"oneOf": [
-        {"title": "Generated", "properties": {"candidates": false}, "allOf": [strategies()]},
-        {"title": "Ranked", "required": ["candidates"], "properties": none},
-    ]})
 }
 
 requests! {
@@ -83,6 +71,8 @@ requests! {
         questions: Vec<Text>,
         /// Distinct answers to rank. Each is scored in full; nothing is generated.
         candidates: Vec<Text>,
+        /// Adds the tokens of each text with their log-probabilities to the answer; false by default.
+        tokens: bool,
     } generation
     alternatives question | questions
 }
@@ -133,12 +123,8 @@ pub(crate) struct RankedAnswer {
     /// The candidate as sent by the client.
     #[schema(value_type = String, example = "cat")]
     answer: Arc<str>,
-    /// Sum of the natural log-probabilities of its tokens.
-    #[schema(example = -0.3, maximum = 0)]
-    logprob: f32,
-    /// Softmax of `logprob` over the candidates.
-    #[schema(example = 0.74, minimum = 0, maximum = 1)]
-    probability: f32,
+    #[serde(flatten)]
+    score: CandidateScore,
 }
 
 /// The answers and the model that gave them.
@@ -159,6 +145,8 @@ pub(crate) struct VqaPlan {
     /// Name of the field that the client used, `question` or `questions`, for error messages.
     asked_in: &'static str,
     mode: PlannedMode,
+    /// Whether the answer lists the tokens.
+    tokens: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -183,7 +171,8 @@ impl Endpoint for VqaPlan {
     type Task = Vqa;
     type Answer = VqaAnswer;
 
-    fn plan(input: VqaInput, limits: &Limits, model: &Model) -> Result<Self, ApiError> {
+    fn plan(input: VqaInput, context: &PlanContext<'_>) -> Result<Self, ApiError> {
+        let PlanContext { limits, model, .. } = *context;
         let generation = input.generation();
         let mode = match input.candidates {
             None => {
@@ -191,11 +180,7 @@ impl Endpoint for VqaPlan {
                 PlannedMode::Generate(generation.into_params(limits, max_text_tokens)?)
             }
             Some(candidates) => {
-                if let Some(given) = generation.first_given() {
-                    let detail = "has no effect with candidates, which are scored, not generated; leave it out";
-                    return Err(ApiError::field(Code::InvalidRequest, given, detail));
-                }
-                PlannedMode::Rank(check_candidates(candidates, limits)?)
+                PlannedMode::Rank(candidates::checked(candidates, &generation, limits)?)
             }
         };
         let image = input.image.ok_or_else(|| text::needed("image"))?;
@@ -204,7 +189,8 @@ impl Endpoint for VqaPlan {
             text::one_or_many(("question", input.question), ("questions", input.questions))?;
         check_count("questions", questions.len(), limits.max_questions, "limits.max_questions")?;
         let questions = questions.into_iter().map(|question| question.0).collect();
-        Ok(Self { image, questions, asked_in, mode })
+        let tokens = input.tokens.unwrap_or(false);
+        Ok(Self { image, questions, asked_in, mode, tokens })
     }
 
     fn shape(&self) -> TaskShape {
@@ -232,13 +218,9 @@ impl Endpoint for VqaPlan {
             };
             text::encode(model, &field, question, max)
         });
-        let candidates = self.candidates().iter().enumerate();
-        let candidates = candidates.map(|(index, candidate)| {
-            text::encode(model, &format!("candidates[{index}]"), candidate, max)
-        });
         Ok(VqaTokens {
             questions: questions.collect::<Result<_, _>>()?,
-            candidates: candidates.collect::<Result<_, _>>()?,
+            candidates: candidates::tokenize(self.candidates(), model)?,
         })
     }
 
@@ -246,12 +228,12 @@ impl Endpoint for VqaPlan {
         tokens.questions.iter().chain(&tokens.candidates).map(TokenIds::len).collect()
     }
 
-    fn task(&self, image: PreparedImage, tokens: &VqaTokens) -> Vqa {
+    fn task(&self, image: &PreparedImage, tokens: &VqaTokens) -> Vqa {
         let mode = match &self.mode {
-            PlannedMode::Generate(params) => VqaMode::Generate(params.clone()),
-            PlannedMode::Rank(_) => VqaMode::Rank(tokens.candidates.clone()),
+            PlannedMode::Generate(params) => DecodeMode::Generate(params.clone()),
+            PlannedMode::Rank(_) => DecodeMode::Rank(tokens.candidates.clone()),
         };
-        Vqa { image, questions: tokens.questions.clone(), mode }
+        Vqa { image: image.clone(), questions: tokens.questions.clone(), mode }
     }
 
     fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<VqaAnswer, ApiError> {
@@ -267,12 +249,8 @@ impl Endpoint for VqaPlan {
         Ok(VqaAnswer { answers, image: parts.images.into(), seed })
     }
 
-    fn generated_tokens(answers: &Vec<Answer>) -> usize {
-        let counts = answers.iter().map(|answer| match answer {
-            Answer::Generated(sequences) => sequences.iter().map(|s| s.tokens.len()).sum(),
-            Answer::Ranked(_) => 0,
-        });
-        counts.sum()
+    fn generated_tokens(answers: &Vec<Decoded>) -> usize {
+        answers.iter().map(Decoded::generated_tokens).sum()
     }
 }
 
@@ -288,23 +266,25 @@ impl VqaPlan {
         &self,
         model: &Model,
         question: &Arc<str>,
-        output: Answer,
+        output: Decoded,
     ) -> Result<Vec<QuestionAnswer>, ApiError> {
+        let tokenizer = self.tokens.then_some(&*model.tokenizer);
         match output {
-            Answer::Generated(sequences) => {
+            Decoded::Generated(sequences) => {
                 let answers = sequences.iter().map(|sequence| {
                     Ok(QuestionAnswer {
                         question: Arc::clone(question),
                         answer: model.tokenizer.decode(&sequence.text_ids()),
-                        found: Found::Generated(SequenceFacts::of(sequence)?),
+                        found: Found::Generated(SequenceFacts::of(sequence, tokenizer)?),
                     })
                 });
                 answers.collect()
             }
-            Answer::Ranked(logprobs) => {
-                let ranking = rank(self.candidates(), &logprobs)?;
-                let best = ranking.first().ok_or_else(wrong_count)?.answer.to_string();
+            Decoded::Ranked(scored) => {
+                let ranking = candidates::rank(self.candidates(), &scored, tokenizer)?;
+                let best = ranking.first().ok_or_else(wrong_count)?.text.to_string();
                 let question = Arc::clone(question);
+                let ranking = ranking.into_iter().map(RankedAnswer::from).collect();
                 Ok(vec![QuestionAnswer {
                     question,
                     answer: best,
@@ -315,46 +295,10 @@ impl VqaPlan {
     }
 }
 
-/// Checks that there is at least one candidate, that there are not too many, and that all are distinct. The type `Text`
-/// already excludes empty texts.
-fn check_candidates(candidates: Vec<Text>, limits: &Limits) -> Result<Vec<Arc<str>>, ApiError> {
-    if candidates.is_empty() {
-        return Err(ApiError::field(Code::InvalidRequest, "candidates", "at least one is needed"));
+impl From<Ranked> for RankedAnswer {
+    fn from(Ranked { text, score }: Ranked) -> Self {
+        Self { answer: text, score }
     }
-    let max = limits.max_candidates;
-    check_count("candidates", candidates.len(), max, "limits.max_candidates")?;
-    let mut seen = HashSet::new();
-    if let Some(index) = candidates.iter().position(|candidate| !seen.insert(candidate)) {
-        let field = format!("candidates[{index}]");
-        return Err(ApiError::field(
-            Code::InvalidRequest,
-            field,
-            "candidates must be distinct; this one is a duplicate",
-        ));
-    }
-    Ok(candidates.into_iter().map(|candidate| candidate.0).collect())
-}
-
-/// Ranks the candidates, best first; candidates with equal scores keep their order. The softmax is computed in f64,
-/// after subtracting the maximum.
-fn rank(candidates: &[Arc<str>], logprobs: &[f32]) -> Result<Vec<RankedAnswer>, ApiError> {
-    if candidates.len() != logprobs.len() {
-        return Err(wrong_count());
-    }
-    for &logprob in logprobs {
-        finite(logprob)?;
-    }
-    let best = logprobs.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weight = |logprob: f32| (f64::from(logprob) - f64::from(best)).exp();
-    let total: f64 = logprobs.iter().map(|&logprob| weight(logprob)).sum();
-    let scored = candidates.iter().zip(logprobs).map(|(answer, &logprob)| RankedAnswer {
-        answer: Arc::clone(answer),
-        logprob,
-        probability: (weight(logprob) / total) as f32,
-    });
-    let mut ranking: Vec<_> = scored.collect();
-    ranking.sort_by(|a, b| b.logprob.total_cmp(&a.logprob));
-    Ok(ranking)
 }
 
 /// Answer questions about an image
@@ -404,33 +348,4 @@ pub(crate) async fn answer_question_batch(
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
     reply::answer_batch::<VqaPlan>(&state, &context, http).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ranking_is_best_first_and_its_probabilities_are_the_softmax() {
-        let candidates: Vec<Arc<str>> = vec!["no".into(), "yes".into(), "maybe".into()];
-        let ranking = rank(&candidates, &[-2.0, -1.0, -3.0]).unwrap();
-        let order: Vec<&str> = ranking.iter().map(|ranked| &*ranked.answer).collect();
-        assert_eq!(order, ["yes", "no", "maybe"]);
-        for (ranked, expected) in ranking.iter().zip([0.665_240_94, 0.244_728_48, 0.090_030_57]) {
-            assert!((ranked.probability - expected).abs() < 1e-6, "{ranked:?}");
-        }
-    }
-
-    #[test]
-    fn improbable_candidates_keep_a_finite_softmax() {
-        let candidates: Vec<Arc<str>> = vec!["a".into(), "b".into()];
-        let ranking = rank(&candidates, &[-900.0, -901.0]).unwrap();
-        assert!((ranking[0].probability - 0.731_058_6).abs() < 1e-6);
-    }
-
-    #[test]
-    fn a_score_that_is_no_number_fails_the_question() {
-        let candidates: Vec<Arc<str>> = vec!["a".into()];
-        assert_eq!(rank(&candidates, &[f32::NAN]).unwrap_err().code, Code::InferenceFailed);
-    }
 }

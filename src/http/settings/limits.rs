@@ -23,10 +23,12 @@ pub struct Limits {
     pub max_questions: usize,
     /// Maximum number of candidates in a single call.
     pub max_candidates: usize,
+    /// Maximum number of images or texts that a single call ranks. `max_images` and `max_texts` do not apply to it.
+    pub max_rank_candidates: usize,
     /// Maximum number of inputs in a batch call.
     pub max_batch_inputs: usize,
     /// Maximum number of rows of one call. Depending on the call, a row is one beam or sample of a text to generate,
-    /// one candidate of a question, one image-text pair (if the `match` score is requested), or one text.
+    /// one candidate of a caption or question, one image-text pair (if the `match` score is requested), or one text.
     pub max_rows: usize,
     /// Largest `max_new_tokens` that a call may request.
     pub max_new_tokens: usize,
@@ -45,6 +47,7 @@ impl Default for Limits {
             max_texts: 128,
             max_questions: 16,
             max_candidates: 128,
+            max_rank_candidates: 256,
             max_batch_inputs: 64,
             max_rows: 256,
             max_new_tokens: 64,
@@ -65,6 +68,7 @@ impl Section for Limits {
             ("max_texts", self.max_texts),
             ("max_questions", self.max_questions),
             ("max_candidates", self.max_candidates),
+            ("max_rank_candidates", self.max_rank_candidates),
             ("max_batch_inputs", self.max_batch_inputs),
         ];
         let others = [

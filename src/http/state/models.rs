@@ -8,7 +8,7 @@ use crate::input::Tokenizer;
 use crate::task::{ModelInfo, Role};
 
 /// A loaded model as HTTP handlers see it: a description and a tokenizer, no weights.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Model {
     /// Name, role, limits and origin of the model.
     pub info: ModelInfo,
@@ -37,6 +37,16 @@ impl Models {
     /// # Errors
     /// `task_not_loaded` if the role has no model, `model_not_found` if no model of the role is called `name`.
     pub(crate) fn pick(&self, role: Role, name: Option<&str>) -> Result<&Model, ApiError> {
+        self.pick_by("model", role, name)
+    }
+
+    /// Like [`pick`](Self::pick), for a name that the request gives in `field`.
+    pub(crate) fn pick_by(
+        &self,
+        field: &str,
+        role: Role,
+        name: Option<&str>,
+    ) -> Result<&Model, ApiError> {
         let Some(default) = self.of_role(role).next() else {
             return Err(ApiError::new(
                 Code::TaskNotLoaded,
@@ -47,11 +57,10 @@ impl Models {
         self.of_role(role).find(|model| model.info.name == name).ok_or_else(|| {
             let loaded: Vec<&str> =
                 self.of_role(role).map(|model| model.info.name.as_str()).collect();
-            let detail = format!(
-                "loaded for this endpoint: {}; leave model out to use the first",
-                loaded.join(", ")
-            );
-            ApiError::field(Code::ModelNotFound, "model", detail)
+            let (role, loaded) = (role.name(), loaded.join(", "));
+            let detail =
+                format!("the loaded {role} models are: {loaded}; the first is the default");
+            ApiError::field(Code::ModelNotFound, field, detail)
         })
     }
 

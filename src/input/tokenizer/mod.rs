@@ -134,6 +134,12 @@ impl Tokenizer {
         self.clean_up
     }
 
+    /// Returns the token with this id as the vocabulary spells it; `None` if the vocabulary has no such id.
+    #[must_use]
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Returns the largest id plus one, including added tokens, so that a table with this number of rows covers all
     /// ids. The model's vocabulary may be larger; its additional tokens have no text.
     #[must_use]

@@ -39,7 +39,7 @@ pub(super) fn run_single_pass<O: Ops>(
             | SinglePassRow::EmbedMultimodal { image: memory, text } => {
                 attending.push(CrossAttendingRow { place, memory, text });
             }
-            SinglePassRow::ScoreCandidate { question: memory, candidate: text } => {
+            SinglePassRow::ScoreCandidate { states: memory, candidate: text } => {
                 candidates.push(CrossAttendingRow { place, memory, text });
             }
             SinglePassRow::EmbedText { text } => texts.push((place, text)),
@@ -102,10 +102,8 @@ fn run_text_encoder<O: Ops>(
     }
     if !pairs.is_empty() {
         let class = class_rows(ops, &encoded.class, &pairs)?;
-        for ((_, place), probability) in
-            pairs.iter().zip(checkpoint.match_probabilities(ops, &class)?)
-        {
-            outputs[*place] = Some(SinglePassOutput::Probability(probability));
+        for ((_, place), logits) in pairs.iter().zip(checkpoint.match_logits(ops, &class)?) {
+            outputs[*place] = Some(SinglePassOutput::MatchLogits(logits));
         }
     }
     if !multimodal.is_empty() {
@@ -119,8 +117,8 @@ fn run_text_encoder<O: Ops>(
     Ok(())
 }
 
-/// Scores candidates: runs the decoder with cross-attention to the question's states, and sums the log-probabilities of
-/// all tokens of a candidate. Writes the results to `outputs`.
+/// Scores candidates: runs the decoder with cross-attention to the image's features or the question's states. Writes
+/// the results to `outputs`.
 fn score_candidates<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
@@ -134,7 +132,7 @@ fn score_candidates<O: Ops>(
     let texts: Vec<&[u32]> = candidates.iter().map(|row| row.text.as_slice()).collect();
     let scores = decoder.score(ops, &texts, &runs(&candidates, |_| 1))?;
     for (row, score) in candidates.iter().zip(scores) {
-        outputs[row.place] = Some(SinglePassOutput::Logprob(score));
+        outputs[row.place] = Some(SinglePassOutput::Scored(score));
     }
     Ok(())
 }

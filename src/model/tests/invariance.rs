@@ -50,7 +50,7 @@ fn pairs_of_several_images_in_one_call_keep_their_probabilities() {
         }
     }
     let number = |output: SinglePassOutput<_>| match output {
-        SinglePassOutput::Probability(probability) => probability,
+        SinglePassOutput::MatchLogits(logits) => logits.is_match,
         other => panic!("{other:?}"),
     };
     let together: Vec<f32> =

@@ -17,7 +17,8 @@ fn embedding(output: &SinglePassOutput<EncoderStates<TestedOps>>) -> &Embedding 
 
 fn number(output: &SinglePassOutput<EncoderStates<TestedOps>>) -> f32 {
     match output {
-        SinglePassOutput::Logprob(number) | SinglePassOutput::Probability(number) => *number,
+        SinglePassOutput::Scored(text) => text.logprob(),
+        SinglePassOutput::MatchLogits(logits) => logits.probability(),
         other => panic!("expected a number, not {other:?}"),
     }
 }
@@ -48,7 +49,7 @@ fn candidates_are_scored_in_full_as_the_reference_scores_them() {
                     let ids: Vec<u32> =
                         std::iter::once(cls).chain(super::ids(&candidate["ids"])).collect();
                     let candidate = crate::task::TokenIds::new(ids);
-                    SinglePassRow::ScoreCandidate { question: question.clone(), candidate }
+                    SinglePassRow::ScoreCandidate { states: question.clone(), candidate }
                 })
                 .collect();
             let actual: Vec<f32> =

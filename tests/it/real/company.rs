@@ -13,9 +13,9 @@ use blip_server::model::load::{ModelFiles, WeightFiles};
 use blip_server::model::ops::cpu::CpuOps;
 use blip_server::model::{BlipBackend, ModelSpec, Placement};
 use blip_server::task::{
-    Answer, Caption, Device, Dtype, EarlyStopping, Embed, GenerationParams, ImageFormat, ImageId,
-    ImageInfo, ModelId, ModelInfo, Pixels, PreparedImage, Scope, Scores, Sequence, Similarity,
-    Strategy, Task, TaskOutput, TokenIds, Vqa, VqaMode,
+    Caption, DecodeMode, Decoded, Device, Dtype, EarlyStopping, Embed, GenerationParams,
+    ImageFormat, ImageId, ImageInfo, ModelId, ModelInfo, Pixels, PreparedImage, Scope, Scores,
+    Sequence, Similarity, Strategy, Task, TaskOutput, TokenIds, Vqa,
 };
 use blip_server::telemetry::metrics::Metrics;
 
@@ -113,19 +113,22 @@ fn tasks(models: &[ModelInfo], ids: impl Fn(&str) -> TokenIds) -> Vec<(ModelId, 
         let image = |model: ModelId| prepared(&models[model.0], index);
         for (round, params) in params.iter().enumerate() {
             let prompt = prompts[(round + index) % prompts.len()].clone();
-            let caption = Caption { image: image(CAPTION), prompt, params: params.clone() };
+            let mode = DecodeMode::Generate(params.clone());
+            let caption = Caption { image: image(CAPTION), prompt, mode };
             tasks.push((CAPTION, Task::Caption(caption)));
             let questions = vec![ids("what is this ?"), ids("how many men are in the city ?")];
-            let mode = VqaMode::Generate(params.clone());
+            let mode = DecodeMode::Generate(params.clone());
             tasks.push((VQA, Task::Vqa(Vqa { image: image(VQA), questions, mode })));
         }
-        let mode = VqaMode::Rank(vec![ids("a man"), ids("two"), ids("in the city")]);
+        let mode = DecodeMode::Rank(vec![ids("a man"), ids("two"), ids("in the city")]);
+        let caption = Caption { image: image(CAPTION), prompt: None, mode: mode.clone() };
+        tasks.push((CAPTION, Task::Caption(caption)));
         let questions = vec![ids("where is it ?")];
         tasks.push((VQA, Task::Vqa(Vqa { image: image(VQA), questions, mode })));
         let texts = vec![ids("a man"), ids("the woman in the city")];
         let images =
             vec![image(RETRIEVAL), prepared(&models[RETRIEVAL.0], (index + 1) % PHOTOS.len())];
-        let scores = Scores { matching: true, cosine: true };
+        let scores = Scores { matching: true, match_logits: true, cosine: true };
         tasks.push((RETRIEVAL, Task::Similarity(Similarity { images, texts, scores })));
         tasks.push((RETRIEVAL, Task::Embed(Embed::Image(image(RETRIEVAL)))));
         tasks.push((RETRIEVAL, Task::Embed(Embed::Multimodal(image(RETRIEVAL), ids("a man")))));
@@ -148,23 +151,29 @@ fn assert_same(what: &str, together: &TaskOutput, alone: &TaskOutput) {
             }
         }
     };
+    let same_decoded = |a: &Decoded, b: &Decoded| match (a, b) {
+        (Decoded::Generated(a), Decoded::Generated(b)) => same_sequences(a, b),
+        (Decoded::Ranked(a), Decoded::Ranked(b)) => {
+            assert_eq!(a.len(), b.len(), "{what}");
+            for (a, b) in
+                a.iter().flat_map(|text| &text.tokens).zip(b.iter().flat_map(|text| &text.tokens))
+            {
+                assert_eq!(a.id, b.id, "{what}");
+                close(a.logprob, b.logprob);
+            }
+        }
+        answers => panic!("{what}: {answers:?}"),
+    };
     match (together, alone) {
-        (TaskOutput::Caption(a), TaskOutput::Caption(b)) => same_sequences(a, b),
+        (TaskOutput::Caption(a), TaskOutput::Caption(b)) => same_decoded(a, b),
         (TaskOutput::Vqa(a), TaskOutput::Vqa(b)) => {
             assert_eq!(a.len(), b.len(), "{what}");
-            for answers in a.iter().zip(b) {
-                match answers {
-                    (Answer::Generated(a), Answer::Generated(b)) => same_sequences(a, b),
-                    (Answer::Ranked(a), Answer::Ranked(b)) => {
-                        a.iter().zip(b).for_each(|(a, b)| close(*a, *b));
-                    }
-                    answers => panic!("{what}: {answers:?}"),
-                }
-            }
+            a.iter().zip(b).for_each(|(a, b)| same_decoded(a, b));
         }
         (TaskOutput::Similarity(a), TaskOutput::Similarity(b)) => {
             for (a, b) in a.iter().flatten().zip(b.iter().flatten()) {
                 close(a.matching.unwrap(), b.matching.unwrap());
+                close(a.match_logits.unwrap().is_match, b.match_logits.unwrap().is_match);
                 close(a.cosine.unwrap(), b.cosine.unwrap());
             }
         }
@@ -212,7 +221,8 @@ async fn answers_in_company_equal_lone_ones(format: Format, dtype: Dtype) {
     // A long caption sets the pace: with each of its tokens more tasks arrive, so that they join what is running.
     let long = |params| {
         let params = GenerationParams { max_new_tokens: 40, ..params };
-        Task::Caption(Caption { image: prepared(&models[CAPTION.0], 0), prompt: None, params })
+        let mode = DecodeMode::Generate(params);
+        Task::Caption(Caption { image: prepared(&models[CAPTION.0], 0), prompt: None, mode })
     };
     let mut admission = handle.admit(ClientId::default(), 0, deadline).unwrap();
     admission.reserve(1, 1).unwrap();

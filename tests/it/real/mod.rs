@@ -8,6 +8,7 @@ mod demo;
 mod load;
 mod parity;
 mod server;
+mod tasks;
 mod urls;
 
 use std::path::{Path, PathBuf};

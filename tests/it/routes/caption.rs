@@ -1,5 +1,6 @@
 //! `/caption`.
 
+use blip_server::engine::testing::fake::FakeCall;
 use serde_json::json;
 
 use crate::support::inputs::image_id;
@@ -140,4 +141,75 @@ async fn without_an_image_there_is_nothing_to_describe() {
         app.raw("/caption", "", Vec::new()).await.refused_field(400, "invalid_request"),
         "image"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn candidates_are_ranked_and_nothing_is_generated() {
+    let app = TestApp::start();
+    let request = json!({"image": base64(&png(1)), "candidates": ["a cat", "two dogs", "night"]});
+    let answer = app.json("/caption", &request).await.ok();
+    assert_eq!(answer["captions"], json!([]));
+    let ranking = answer["ranking"].as_array().unwrap();
+    let number = |index: usize, field: &str| ranking[index][field].as_f64().unwrap();
+    assert!((1..3).all(|index| number(index - 1, "logprob") >= number(index, "logprob")));
+    assert!(((0..3).map(|index| number(index, "probability")).sum::<f64>() - 1.0).abs() < 1e-6);
+    assert!((number(0, "loss") + number(0, "avg_logprob")).abs() < 1e-9);
+    let fields: Vec<_> = ranking[0].as_object().unwrap().keys().collect();
+    let expected = ["avg_logprob", "logprob", "loss", "probability", "text", "token_count"];
+    assert_eq!(fields, expected);
+    let steps = app.control.log().into_iter().filter(|unit| unit.call == FakeCall::Step).count();
+    assert_eq!(steps, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_listed_on_request_and_add_up() {
+    let app = TestApp::start();
+    let request = json!({"image": base64(&png(1)), "tokens": true});
+    let caption = app.json("/caption", &request).await.ok()["captions"][0].clone();
+    let tokens = caption["tokens"].as_array().unwrap();
+    assert_eq!(tokens.len() as u64, caption["token_count"].as_u64().unwrap());
+    let sum: f64 = tokens.iter().map(|token| token["logprob"].as_f64().unwrap()).sum();
+    assert!((sum - caption["logprob"].as_f64().unwrap()).abs() < 1e-5);
+    assert!(tokens.iter().all(|token| token["id"].is_u64() && token["text"].is_string()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verified_caption_has_a_match_and_the_best_comes_first() {
+    let app = TestApp::start();
+    for verify in [json!(true), json!("fake-retrieval")] {
+        let request = json!({
+            "image": base64(&png(1)), "num_beams": 4, "num_return_sequences": 4, "verify": verify,
+        });
+        let answer = app.json("/caption", &request).await.ok();
+        let captions = answer["captions"].as_array().unwrap().iter();
+        let matches: Vec<f64> = captions.map(|c| c["match"].as_f64().unwrap()).collect();
+        assert!(matches.len() == 4 && matches.is_sorted_by(|a, b| a >= b), "{matches:?}");
+    }
+    let batch =
+        json!({"inputs": [{"image": base64(&png(1)), "verify": true}, {"image": base64(&png(2))}]});
+    let answer = app.json("/caption/batch", &batch).await.ok();
+    assert!(answer["results"][0]["captions"][0]["match"].is_f64());
+    assert!(answer["results"][1]["captions"][0].get("match").is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_combinations_of_the_new_fields_are_refused_at_their_field() {
+    let app = TestApp::start();
+    let cases = [
+        (json!({"candidates": []}), 400, "invalid_request", "candidates"),
+        (json!({"candidates": ["a", "a"]}), 400, "invalid_request", "candidates[1]"),
+        (json!({"candidates": ["a"], "prompt": "b"}), 400, "invalid_request", "prompt"),
+        (json!({"candidates": ["a"], "num_beams": 3}), 400, "invalid_request", "num_beams"),
+        (json!({"candidates": ["a"], "verify": true}), 400, "invalid_request", "verify"),
+        (json!({"candidates": ["a"], "stream": true}), 400, "invalid_request", "stream"),
+        (json!({"verify": true, "stream": true}), 400, "invalid_request", "stream"),
+        (json!({"verify": 1}), 400, "invalid_request", "verify"),
+        (json!({"verify": "other"}), 404, "model_not_found", "verify"),
+        (json!({"verify": "fake-clip"}), 422, "score_not_available", "verify"),
+    ];
+    for (mut request, status, code, field) in cases {
+        request["image"] = json!(base64(&png(1)));
+        let answer = app.json("/caption", &request).await;
+        assert_eq!(answer.refused_field(status, code), field, "{}", answer.text());
+    }
 }

@@ -5,6 +5,7 @@ mod caption;
 mod embeddings;
 mod encodings;
 mod operations;
+mod rank;
 mod refusals;
 mod similarity;
 mod stream;

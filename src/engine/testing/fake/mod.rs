@@ -19,8 +19,8 @@ use crate::engine::backend::{
 };
 use crate::task::{
     Device, Dtype, Embedding, FinishReason, GenerationParams, ImageFormat, ImageId, ImageInfo,
-    ModelClass, ModelId, ModelInfo, Pixels, PreparedImage, Preprocessing, Scope, Sequence,
-    TokenIds, TokenLogprob, TowerId,
+    MatchLogits, ModelClass, ModelId, ModelInfo, Pixels, PreparedImage, Preprocessing, Scope,
+    ScoredText, Sequence, TokenIds, TokenLogprob, TowerId,
 };
 
 /// The stop token of fake models (`[SEP]`).
@@ -275,7 +275,7 @@ fn parts(
 ) -> (Option<&FakeEncoderStates>, Option<&TokenIds>) {
     match row {
         SinglePassRow::EncodeQuestion { image: states, question: text }
-        | SinglePassRow::ScoreCandidate { question: states, candidate: text }
+        | SinglePassRow::ScoreCandidate { states, candidate: text }
         | SinglePassRow::MatchPair { image: states, text }
         | SinglePassRow::EmbedMultimodal { image: states, text } => (Some(states), Some(text)),
         SinglePassRow::EmbedImage { image } => (Some(image), None),
@@ -296,8 +296,14 @@ fn row_output(
         SinglePassRow::EncodeQuestion { .. } => {
             SinglePassOutput::EncoderStates(FakeEncoderStates { digest, marks: marks.into() })
         }
-        SinglePassRow::ScoreCandidate { .. } => SinglePassOutput::Logprob(-part),
-        SinglePassRow::MatchPair { .. } => SinglePassOutput::Probability(part),
+        SinglePassRow::ScoreCandidate { candidate, .. } => {
+            let token = |&id: &u32| TokenLogprob { id, logprob: -part };
+            let tokens = candidate.as_slice()[1..].iter().map(token).collect();
+            SinglePassOutput::Scored(ScoredText { tokens })
+        }
+        SinglePassRow::MatchPair { .. } => {
+            SinglePassOutput::MatchLogits(MatchLogits { no_match: 0.0, is_match: part })
+        }
         SinglePassRow::EmbedImage { .. }
         | SinglePassRow::EmbedText { .. }
         | SinglePassRow::EmbedMultimodal { .. } => {

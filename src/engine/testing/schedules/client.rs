@@ -11,7 +11,9 @@ use super::world::{CAPACITY, ExploredWorld, Over, POISONED, SHARED, yield_random
 use crate::engine::testing::fake::{self, FakeMark};
 use crate::engine::{Admission, Answered, EngineError, Reply, TokenStream};
 use crate::fairness::ClientId;
-use crate::task::{Caption, Embed, GenerationParams, ModelId, Task, TaskOutput};
+use crate::task::{
+    Caption, DecodeMode, Decoded, Embed, GenerationParams, ModelId, Task, TaskOutput,
+};
 
 /// Number of bytes that each call declares.
 const BYTES: u64 = 1000;
@@ -132,7 +134,8 @@ fn submit(world: &ExploredWorld, admission: &Admission) -> Pending {
 
 fn caption(mark: u8) -> Task {
     let params = GenerationParams::greedy(4);
-    Task::Caption(Caption { image: fake::image(mark), prompt: None, params })
+    let mode = DecodeMode::Generate(params);
+    Task::Caption(Caption { image: fake::image(mark), prompt: None, mode })
 }
 
 /// Lets the client of a task disconnect. From then on at most the unit in progress runs for the task.
@@ -159,7 +162,7 @@ fn wait(world: &ExploredWorld, pending: Pending) {
     let event = match outcome {
         Ok(Answered { output, .. }) => {
             assert!(!is_poisoned, "an answer from a call that fails");
-            if let (true, TaskOutput::Caption(sequences)) = (streams, output) {
+            if let (true, TaskOutput::Caption(Decoded::Generated(sequences))) = (streams, output) {
                 assert_eq!(sequences[0].tokens, tokens);
                 world.count(Event::Streamed);
             }

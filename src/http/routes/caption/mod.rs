@@ -22,7 +22,7 @@ use crate::http::error::ApiError;
 use crate::http::inference::call;
 use crate::http::inference::reply::{self, BatchResponse};
 use crate::http::openapi::InferenceProblems;
-use crate::http::openapi::conditions::strategies;
+use crate::http::openapi::conditions::generated_or_ranked;
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::state::HttpState;
 
@@ -34,26 +34,27 @@ pub(crate) fn endpoint() -> InferenceEndpoint {
             .routes(routes!(caption_image_batch)),
         EndpointRules {
             required: &["image"],
-            distinct_lists: &[],
-            conditions: vec![strategies(), streaming()],
-            defaults: json!({"stream": false}),
+            distinct_lists: &["candidates"],
+            conditions: vec![generated_or_ranked(&["prompt", "verify"]), streaming()],
+            defaults: json!({"stream": false, "tokens": false, "verify": false}),
             image_id: Some("$response.body#/image/id"),
             follow_up: FollowUp { link: "caption", fields: json!({}) },
         },
     )
 }
 
-/// Returns the condition that a streamed request asks for a single sequence without beam search.
+/// Returns the condition that a streamed request generates a single sequence without beam search.
 fn streaming() -> Value {
     json!({"anyOf": [
         {"properties": {"stream": {"const": false}}},
-        {"properties": {"num_beams": {"const": 1}, "num_return_sequences": {"const": 1}}},
+        {"properties": {"candidates": false, "verify": {"const": false}, "num_beams": {"const": 1}, "num_return_sequences": {"const": 1}}},
     ]})
 }
 
 /// Caption an image
 ///
-/// Generates a caption, or continues the text in `prompt`. Send the image as an image value in JSON, as a file in a
+/// Generates a caption, or continues the text in `prompt`. With `candidates`, scores each given caption in full and
+/// ranks them. With `verify`, a retrieval model checks each caption. Send the image as an image value in JSON, as a file in a
 /// multipart form, or as the raw body with the other fields in the query string.
 #[utoipa::path(
     post,

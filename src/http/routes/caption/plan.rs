@@ -5,21 +5,25 @@ use std::sync::Arc;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::http::error::ApiError;
-use crate::http::extract::fields::Text;
+use crate::http::error::{ApiError, Code};
+use crate::http::extract::fields::{Text, VerifyField};
 use crate::http::extract::generation::seed_of;
 use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
 use crate::http::inference::arity::OneImage;
-use crate::http::inference::endpoint::{AnswerParts, Endpoint};
+use crate::http::inference::candidates::{self, CandidateScore, Ranked};
+use crate::http::inference::endpoint::{AnswerParts, Endpoint, FirstOutput, PlanContext};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::ImageAnswer;
-use crate::http::inference::sequences::SequenceFacts;
+use crate::http::inference::sequences::{SequenceFacts, finite, wrong_count};
 use crate::http::inference::text;
 use crate::http::openapi::EXAMPLE_IMAGE;
-use crate::http::settings::Limits;
-use crate::http::state::models::Model;
-use crate::task::{Caption, GenerationParams, PreparedImage, Role, Sequence, TaskShape, TokenIds};
+use crate::http::state::models::{Model, Models};
+use crate::input::Tokenizer;
+use crate::task::{
+    Caption, DecodeMode, Decoded, GenerationParams, PreparedImage, Role, Scores, Sequence,
+    Similarity, Task, TaskKind, TaskOutput, TaskShape, TokenIds,
+};
 
 requests! {
     /// Request for the captions of one image.
@@ -37,15 +41,26 @@ requests! {
         image: ImageField,
         /// Text that the caption continues.
         prompt: Text,
+        /// Distinct captions to rank. Each is scored in full; nothing is generated.
+        candidates: Vec<Text>,
+        /// Adds the tokens of each text with their log-probabilities to the answer; false by default.
+        tokens: bool,
+        /// Lets a retrieval model check each caption against the image: `true` for the first one loaded, or its name.
+        /// Captions then have a `match`, and the best match comes first; false by default.
+        verify: VerifyField,
     } generation
 }
 
 /// The captions of one image.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct CaptionAnswer {
-    /// One caption per sequence. Beams are sorted best first; samples are in the order in which they were drawn.
-    #[schema(min_items = 1)]
+    /// One caption per sequence. Beams are sorted best first; samples are in the order in which they were drawn. With
+    /// `verify`, the best match comes first. Empty if candidates were ranked.
     captions: Vec<CaptionText>,
+    /// All candidates with their scores, best first; only if the request has `candidates`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<RankedCaption>, required = false)]
+    ranking: Option<Vec<RankedCaption>>,
     /// Id, size and format of the image.
     image: ImageAnswer,
     /// Seed that reproduces these samples.
@@ -64,8 +79,22 @@ pub(crate) struct CaptionText {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false)]
     continuation: Option<String>,
+    /// Probability that the caption describes the image, from the retrieval model; only with `verify`.
+    #[serde(rename = "match", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = f32, required = false, example = 0.9971, minimum = 0, maximum = 1)]
+    matching: Option<f32>,
     #[serde(flatten)]
     facts: SequenceFacts,
+}
+
+/// A candidate caption and its score.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct RankedCaption {
+    /// The candidate as sent by the client.
+    #[schema(value_type = String, example = "two cats")]
+    text: Arc<str>,
+    #[serde(flatten)]
+    score: CandidateScore,
 }
 
 /// The captions and the model that generated them.
@@ -78,12 +107,30 @@ pub(crate) struct CaptionResponse {
     answer: CaptionAnswer,
 }
 
+/// The scores that `verify` needs.
+const MATCHING: Scores = Scores { matching: true, match_logits: false, cosine: false };
+
 /// One validated input of `/caption` or `/caption/batch`.
 #[derive(Debug, Clone)]
 pub(crate) struct CaptionPlan {
     image: ImageField,
-    prompt: Option<Arc<str>>,
-    params: GenerationParams,
+    mode: PlannedMode,
+    /// Whether the answer lists the tokens.
+    tokens: bool,
+    /// The retrieval model that checks the captions.
+    verifier: Option<Model>,
+}
+
+#[derive(Debug, Clone)]
+enum PlannedMode {
+    Generate { prompt: Option<Arc<str>>, params: GenerationParams },
+    Rank(Vec<Arc<str>>),
+}
+
+/// Token ids of the texts of a caption request.
+pub(crate) enum CaptionTokens {
+    Prompt(Option<TokenIds>),
+    Candidates(Vec<TokenIds>),
 }
 
 impl Endpoint for CaptionPlan {
@@ -92,18 +139,44 @@ impl Endpoint for CaptionPlan {
     type Single = CaptionRequest;
     type Batch = CaptionBatchRequest;
     type Images = OneImage;
-    type Tokens = Option<TokenIds>;
+    type Tokens = CaptionTokens;
     type Task = Caption;
     type Answer = CaptionAnswer;
 
-    fn plan(input: CaptionInput, limits: &Limits, model: &Model) -> Result<Self, ApiError> {
-        let params = input.generation().into_params(limits, model.info.max_text_tokens)?;
+    fn plan(input: CaptionInput, context: &PlanContext<'_>) -> Result<Self, ApiError> {
+        let PlanContext { limits, model, models } = *context;
+        let generation = input.generation();
+        let prompt = input.prompt.map(|prompt| prompt.0);
+        let verifier = verifier(input.verify, models)?;
+        let mode = match (input.candidates, prompt) {
+            (None, prompt) => {
+                let params = generation.into_params(limits, model.info.max_text_tokens)?;
+                PlannedMode::Generate { prompt, params }
+            }
+            (Some(_), Some(_)) => return Err(candidates::without_effect("prompt")),
+            (Some(_), None) if verifier.is_some() => {
+                return Err(candidates::without_effect("verify"));
+            }
+            (Some(candidates), None) => {
+                PlannedMode::Rank(candidates::checked(candidates, &generation, limits)?)
+            }
+        };
         let image = input.image.ok_or_else(|| text::needed("image"))?;
-        Ok(Self { image, prompt: input.prompt.map(|prompt| prompt.0), params })
+        Ok(Self { image, mode, tokens: input.tokens.unwrap_or(false), verifier })
     }
 
     fn shape(&self) -> TaskShape {
-        TaskShape::caption(&self.params)
+        match &self.mode {
+            PlannedMode::Generate { params, .. } => {
+                let mut shape = TaskShape::caption(params);
+                if self.verifier.is_some() {
+                    let captions = params.groups() * params.sequences_per_group();
+                    shape.rows += TaskShape::similarity(1, captions, MATCHING).rows;
+                }
+                shape
+            }
+            PlannedMode::Rank(candidates) => TaskShape::ranked_captions(candidates.len()),
+        }
     }
 
     fn images(&self) -> ImageArg {
@@ -111,53 +184,177 @@ impl Endpoint for CaptionPlan {
     }
 
     fn text_bytes(&self) -> usize {
-        self.prompt.as_ref().map_or(0, |prompt| prompt.len())
+        match &self.mode {
+            PlannedMode::Generate { prompt, .. } => {
+                prompt.as_ref().map_or(0, |prompt| prompt.len())
+            }
+            PlannedMode::Rank(candidates) => candidates.iter().map(|text| text.len()).sum(),
+        }
     }
 
-    fn tokenize(&self, model: &Model) -> Result<Option<TokenIds>, ApiError> {
-        let Some(prompt) = &self.prompt else { return Ok(None) };
-        // The decoder reads the prompt without its [SEP], then every new token except the last. Each of these tokens
-        // needs a position.
-        let max = (model.info.max_text_tokens + 2).saturating_sub(self.params.max_new_tokens);
-        text::encode(model, "prompt", prompt, max).map(Some)
+    fn tokenize(&self, model: &Model) -> Result<CaptionTokens, ApiError> {
+        match &self.mode {
+            PlannedMode::Generate { prompt: None, .. } => Ok(CaptionTokens::Prompt(None)),
+            PlannedMode::Generate { prompt: Some(prompt), params } => {
+                // The decoder reads the prompt without its [SEP], then every new token except the last. Each of these
+                // tokens needs a position.
+                let max = (model.info.max_text_tokens + 2).saturating_sub(params.max_new_tokens);
+                let ids = text::encode(model, "prompt", prompt, max)?;
+                Ok(CaptionTokens::Prompt(Some(ids)))
+            }
+            PlannedMode::Rank(candidates) => {
+                candidates::tokenize(candidates, model).map(CaptionTokens::Candidates)
+            }
+        }
     }
 
-    fn token_counts(tokens: &Option<TokenIds>) -> Vec<usize> {
-        tokens.iter().map(TokenIds::len).collect()
+    fn token_counts(tokens: &CaptionTokens) -> Vec<usize> {
+        match tokens {
+            CaptionTokens::Prompt(prompt) => prompt.iter().map(TokenIds::len).collect(),
+            CaptionTokens::Candidates(candidates) => candidates.iter().map(TokenIds::len).collect(),
+        }
     }
 
-    fn task(&self, image: PreparedImage, tokens: &Option<TokenIds>) -> Caption {
-        Caption { image, prompt: tokens.clone(), params: self.params.clone() }
+    fn task(&self, image: &PreparedImage, tokens: &CaptionTokens) -> Caption {
+        let (prompt, mode) = match (&self.mode, tokens) {
+            (PlannedMode::Generate { params, .. }, tokens) => {
+                (tokens.prompt().cloned(), DecodeMode::Generate(params.clone()))
+            }
+            (PlannedMode::Rank(_), CaptionTokens::Candidates(candidates)) => {
+                (None, DecodeMode::Rank(candidates.clone()))
+            }
+            (PlannedMode::Rank(_), CaptionTokens::Prompt(_)) => {
+                unreachable!("`tokenize` returns the candidates of this mode")
+            }
+        };
+        Caption { image: image.clone(), prompt, mode }
     }
 
-    fn generated_tokens(sequences: &Vec<Sequence>) -> usize {
-        sequences.iter().map(|sequence| sequence.tokens.len()).sum()
+    fn second_model(&self) -> Option<&Model> {
+        self.verifier.as_ref()
+    }
+
+    fn second_task(&self, first: &FirstOutput<'_, Self>) -> Result<Option<Task>, ApiError> {
+        let (Some(verifier), Decoded::Generated(sequences)) = (&self.verifier, first.output) else {
+            return Ok(None);
+        };
+        let prompt = text::prompt_ids(first.tokens.prompt());
+        let texts = sequences.iter().map(|sequence| {
+            let caption = first.model.tokenizer.decode(&[prompt, &sequence.text_ids()].concat());
+            verifier.tokenizer.encode_truncated(&caption, verifier.info.max_text_tokens)
+        });
+        Ok(Some(Task::Similarity(Similarity {
+            images: vec![first.images.clone()],
+            texts: texts.collect::<Result<_, _>>()?,
+            scores: MATCHING,
+        })))
+    }
+
+    fn generated_tokens(output: &Decoded) -> usize {
+        output.generated_tokens()
     }
 
     fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<CaptionAnswer, ApiError> {
-        let AnswerParts { model, images: image, tokens, output: sequences } = parts;
-        let captions =
-            sequences.iter().map(|sequence| caption_text(model, tokens.as_ref(), sequence));
-        Ok(CaptionAnswer {
-            captions: captions.collect::<Result<_, _>>()?,
-            image: image.into(),
-            seed: seed_of(&self.params),
-        })
+        let AnswerParts { model, images: image, tokens, output, second } = parts;
+        let tokenizer = self.tokens.then_some(&*model.tokenizer);
+        let image = image.into();
+        match (&self.mode, output) {
+            (PlannedMode::Generate { params, .. }, Decoded::Generated(sequences)) => {
+                let captions = sequences
+                    .iter()
+                    .map(|sequence| caption_text(model, tokens.prompt(), sequence, tokenizer));
+                let mut captions: Vec<CaptionText> = captions.collect::<Result<_, _>>()?;
+                if self.verifier.is_some() {
+                    add_matches(&mut captions, second)?;
+                }
+                Ok(CaptionAnswer { captions, ranking: None, image, seed: seed_of(params) })
+            }
+            (PlannedMode::Rank(candidates), Decoded::Ranked(scored)) => {
+                let ranking = candidates::rank(candidates, &scored, tokenizer)?;
+                let ranking = ranking.into_iter().map(RankedCaption::from).collect();
+                Ok(CaptionAnswer {
+                    captions: Vec::new(),
+                    ranking: Some(ranking),
+                    image,
+                    seed: None,
+                })
+            }
+            _ => Err(wrong_count()),
+        }
     }
 }
 
 impl CaptionPlan {
     /// True if tokens can be sent as they are generated, that is, for a single sequence without beam search.
     pub(super) fn streams(&self) -> bool {
-        self.params.rows() == 1
+        match &self.mode {
+            PlannedMode::Generate { params, .. } => params.rows() == 1,
+            PlannedMode::Rank(_) => false,
+        }
+    }
+
+    /// True if a retrieval model checks the captions.
+    pub(super) fn is_verified(&self) -> bool {
+        self.verifier.is_some()
     }
 }
 
-/// Decodes a generated sequence together with the prompt that it continues.
+impl CaptionTokens {
+    /// Returns the prompt, if there is one.
+    pub(super) fn prompt(&self) -> Option<&TokenIds> {
+        match self {
+            Self::Prompt(prompt) => prompt.as_ref(),
+            Self::Candidates(_) => None,
+        }
+    }
+}
+
+impl From<Ranked> for RankedCaption {
+    fn from(Ranked { text, score }: Ranked) -> Self {
+        Self { text, score }
+    }
+}
+
+/// Returns the retrieval model that a request wants its captions to be checked by.
+///
+/// # Errors
+/// `task_not_loaded` without a retrieval model, `model_not_found` if none has the requested name, and
+/// `score_not_available` if it has no matching head.
+fn verifier(field: Option<VerifyField>, models: &Models) -> Result<Option<Model>, ApiError> {
+    let name = match field {
+        None | Some(VerifyField::Flag(false)) => return Ok(None),
+        Some(VerifyField::Flag(true)) => None,
+        Some(VerifyField::Model(name)) => Some(name),
+    };
+    let name = name.as_ref().map(|name| &*name.0);
+    let model = models.pick_by("verify", Role::Retrieval, name)?;
+    if model.info.class.has_matching_head() {
+        return Ok(Some(model.clone()));
+    }
+    let detail = format!("{} has no image-text matching head", model.info.name);
+    Err(ApiError::field(Code::ScoreNotAvailable, "verify", detail))
+}
+
+/// Adds the retrieval model's match to each caption, and sorts the captions: the best match comes first, and captions with
+/// equal matches keep their order.
+fn add_matches(captions: &mut [CaptionText], output: Option<TaskOutput>) -> Result<(), ApiError> {
+    let cells = output.and_then(Similarity::output).and_then(|rows| rows.into_iter().next());
+    let cells = cells.filter(|cells| cells.len() == captions.len()).ok_or_else(wrong_count)?;
+    for (caption, cell) in captions.iter_mut().zip(cells) {
+        caption.matching = Some(finite(cell.matching.ok_or_else(wrong_count)?)?);
+    }
+    captions
+        .sort_by(|a, b| b.matching.unwrap_or_default().total_cmp(&a.matching.unwrap_or_default()));
+    Ok(())
+}
+
+/// Decodes a generated sequence together with the prompt that it continues. `tokenizer_for_tokens` is given if the answer
+/// lists the tokens.
 fn caption_text(
     model: &Model,
     prompt: Option<&TokenIds>,
     sequence: &Sequence,
+    tokenizer_for_tokens: Option<&Tokenizer>,
 ) -> Result<CaptionText, ApiError> {
     let prompt_ids = text::prompt_ids(prompt);
     let new_ids = sequence.text_ids();
@@ -165,6 +362,7 @@ fn caption_text(
     Ok(CaptionText {
         text: tokenizer.decode(&[prompt_ids, &new_ids].concat()),
         continuation: prompt.map(|_| tokenizer.decode_continuation(prompt_ids, &new_ids)),
-        facts: SequenceFacts::of(sequence)?,
+        matching: None,
+        facts: SequenceFacts::of(sequence, tokenizer_for_tokens)?,
     })
 }

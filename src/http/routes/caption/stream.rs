@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
-use super::plan::{CaptionAnswer, CaptionPlan};
+use super::plan::{CaptionAnswer, CaptionPlan, CaptionTokens};
 use crate::engine::{Reply, TokenStream};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
@@ -26,7 +26,7 @@ use crate::http::inference::endpoint::{AnswerParts, Endpoint, typed};
 use crate::http::inference::text;
 use crate::http::middleware::server_timing::milliseconds;
 use crate::mutations::{self, Mutation};
-use crate::task::{ImageInfo, TaskTiming, TokenIds, TokenLogprob};
+use crate::task::{ImageInfo, TaskTiming, TokenLogprob};
 
 /// Interval of keep-alive comments. Proxies close idle connections, most of them after 60 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -90,7 +90,7 @@ pub(crate) struct Timing {
 struct Caption {
     call: Call,
     plan: CaptionPlan,
-    prompt: Option<TokenIds>,
+    texts: CaptionTokens,
     image: ImageInfo,
     context: RequestContext,
 }
@@ -105,22 +105,27 @@ struct Generation {
 /// Waits for the first token, then starts the stream.
 ///
 /// # Errors
-/// `invalid_request` if the caption has several sequences or beams; any error that occurs before the first token.
+/// `invalid_request` if the caption has several sequences or beams, is verified or not generated; any error that occurs before the first token.
 pub(crate) async fn caption_stream(
     single: SingleCall<CaptionPlan>,
     context: RequestContext,
 ) -> Result<Response, ApiError> {
     let SingleCall { call, input, .. } = single;
+    if input.as_ref().is_ok_and(|input| input.plan.is_verified()) {
+        let detail = "a caption can be verified only when it is complete, so it cannot be streamed; leave out verify";
+        return Err(ApiError::field(Code::InvalidRequest, "stream", detail));
+    }
     if input.as_ref().is_ok_and(|input| !input.plan.streams()) {
-        let detail = "only one sequence without beam search can be streamed; leave out num_beams and num_return_sequences";
+        let detail = "only one generated sequence without beam search can be streamed; leave out num_beams, num_return_sequences and \
+                      candidates";
         return Err(ApiError::field(Code::InvalidRequest, "stream", detail));
     }
     let began = call.until_deadline(begin(&call, input)).await;
-    let (plan, prompt, image, generation) =
+    let (plan, texts, image, generation) =
         began.inspect_err(|error| call.count::<CaptionPlan>(Some(error)))?;
     context.note(|notes| notes.streaming = true);
     let (events, receiver) = mpsc::channel(BUFFERED_EVENTS);
-    let caption = Caption { call, plan, prompt, image, context };
+    let caption = Caption { call, plan, texts, image, context };
     tokio::spawn(async move {
         // When the client disconnects, the receiver is dropped. Dropping the reply then cancels the task in the engine.
         tokio::select! {
@@ -136,14 +141,14 @@ pub(crate) async fn caption_stream(
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
-type Began = (CaptionPlan, Option<TokenIds>, ImageInfo, Generation);
+type Began = (CaptionPlan, CaptionTokens, ImageInfo, Generation);
 
 /// Submits the task and waits for the first token.
 async fn begin(call: &Call, input: InputResult<CaptionPlan>) -> Result<Began, ApiError> {
-    let PreparedInput { plan, tokens: prompt, images } = input?;
+    let PreparedInput { plan, tokens: texts, images, .. } = input?;
     let image = OneImage::wait(images).await?;
     let info = image.info;
-    let task = plan.task(image, &prompt).into();
+    let task = plan.task(&image, &texts).into();
     let (mut reply, mut tokens) = call.admission.submit_streaming(call.model.info.id, task);
     let first = tokens.next().await;
     if first.is_none() {
@@ -152,7 +157,7 @@ async fn begin(call: &Call, input: InputResult<CaptionPlan>) -> Result<Began, Ap
         tracing::error!("a stream ended without an error before its first token");
         return Err(ApiError::internal());
     }
-    Ok((plan, prompt, info, Generation { reply, tokens, first }))
+    Ok((plan, texts, info, Generation { reply, tokens, first }))
 }
 
 impl Caption {
@@ -188,7 +193,7 @@ impl Caption {
         events: &mpsc::Sender<Event>,
     ) -> Result<Done, ApiError> {
         let mut detokenizer =
-            self.call.model.tokenizer.detokenizer(text::prompt_ids(self.prompt.as_ref()));
+            self.call.model.tokenizer.detokenizer(text::prompt_ids(self.texts.prompt()));
         let mut next = first;
         while let Some(TokenLogprob { id, logprob }) = next {
             if crate::faults::at("http::stream") {
@@ -216,8 +221,9 @@ impl Caption {
         let parts = AnswerParts {
             model: &self.call.model,
             images: self.image,
-            tokens: &self.prompt,
+            tokens: &self.texts,
             output,
+            second: None,
         };
         let answer = self.plan.answer(parts)?;
         let model = self.call.model.info.name.clone();

@@ -81,14 +81,22 @@ pub(super) async fn locate(config: &Config) -> anyhow::Result<Vec<Located>> {
     Ok(located)
 }
 
-/// Checks the models in directories, before any port is bound. For each of them, reads the JSON files, the headers of
-/// the weight files and the tokenizer. Models from the hub are not checked here.
+/// Checks the demo models and those in directories, before any port is bound. For each of them, reads the JSON files, the
+/// headers of the weight files and the tokenizer. Models from the hub are not checked here.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     for model in &config.models {
-        let CheckpointSource::Directory(directory) = &model.source else { continue };
         let cannot = || format!("cannot serve model {}", model.name);
-        let files = CheckpointFiles::resolve(directory).with_context(cannot)?;
-        let Located { spec, tokenizer } = Located::on_disk(model, files);
+        let Located { spec, tokenizer } = match &model.source {
+            CheckpointSource::Directory(directory) => {
+                let files = CheckpointFiles::resolve(directory).with_context(cannot)?;
+                Located::on_disk(model, files)
+            }
+            CheckpointSource::Demo(name) => {
+                let demo = demo::model(name).context("the demo model is not in this binary")?;
+                Located::in_binary(model, demo)
+            }
+            CheckpointSource::Hub(_) => continue,
+        };
         let vocabulary = model::check(&spec).with_context(cannot)?;
         let tokenizer = load_tokenizer(&tokenizer, &config.http.input).with_context(cannot)?;
         check_vocabulary(vocabulary, &tokenizer).with_context(cannot)?;
@@ -239,6 +247,7 @@ fn spec(model: &ModelSource, files: CheckpointFiles) -> ModelSpec {
             preprocessor: deciding_file(files.preprocessor, files.processor),
             weights,
         },
+        image_size: model.image_size,
     }
 }
 
@@ -254,6 +263,7 @@ fn demo_spec(model: &ModelSource, demo: &DemoModel) -> ModelSpec {
             preprocessor: Some(file(&demo.preprocessor)),
             weights: WeightFiles::Safetensors(demo.weights.iter().map(file).collect()),
         },
+        image_size: model.image_size,
     }
 }
 
@@ -281,8 +291,8 @@ fn report(loaded: &Loaded<'_>, metrics: &Metrics) {
     );
 }
 
-/// Estimates the size of the weights in host memory, in bytes. A tower that models share is counted once for each of
-/// these models.
+/// Estimates the size of the weights in host memory, in bytes. Models from the same files share their weights, so they
+/// are counted once. A tower that models from different files share is counted once for each of them.
 fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64> {
     // Hundredths of a byte per parameter. With the kernels, embedding tables stay f32, a language model head that is
     // tied to its embedding table is stored a second time, and with int8 some layers are bf16. A base caption model
@@ -295,7 +305,10 @@ fn weight_bytes(specs: &[ModelSpec], placement: Placement) -> anyhow::Result<u64
         (Device::Cpu, Dtype::Int8) => 150,
     };
     let mut parameters = 0;
-    for spec in specs {
+    for (index, spec) in specs.iter().enumerate() {
+        if specs[..index].iter().any(|other| other.files == spec.files) {
+            continue;
+        }
         let weights = CheckpointWeights::open(&spec.files.weights)
             .with_context(|| format!("cannot load model {}", spec.name))?;
         parameters += weights.parameter_count();

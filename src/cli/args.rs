@@ -165,7 +165,8 @@ pub(super) struct ListenSettings {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Settings")]
 pub(super) struct ModelSettings {
-    /// Model to load: a hub id, optionally with @revision, a directory, or demo; repeatable [default: demo]
+    /// Model to load: a hub id, optionally with @revision, a directory, or demo, each optionally with ?image_size=N;
+    /// repeatable [default: demo]
     #[arg(long = "model", value_name = "[NAME=]SRC")]
     models: Vec<String>,
     #[command(flatten)]

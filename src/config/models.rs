@@ -40,6 +40,10 @@ pub(super) fn resolve(raw: &[RawModel], layers: &Layers) -> Result<Vec<ModelSour
 /// typo is reported before any port is bound.
 fn sources(model: &RawModel) -> Result<Vec<ModelSource>, HubError> {
     let sources = ModelSource::several(model.name.as_deref(), &model.source)?;
+    let sources: Vec<ModelSource> = sources
+        .into_iter()
+        .map(|source| ModelSource { image_size: source.image_size.or(model.image_size), ..source })
+        .collect();
     for model in &sources {
         if let CheckpointSource::Directory(path) = &model.source {
             CheckpointFiles::resolve(path)?;

@@ -47,6 +47,8 @@ pub(super) struct RawModel {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<String>,
     pub(super) source: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) image_size: Option<u32>,
 }
 
 impl Default for RawConfig {

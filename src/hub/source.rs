@@ -1,4 +1,4 @@
-//! Parses `[NAME=]SRC`: a directory, a repository of the hub with an optional revision, or a demo model.
+//! Parses `[NAME=]SRC[?image_size=N]`: a directory, a repository of the hub with an optional revision, or a demo model.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -16,6 +16,8 @@ pub struct ModelSource {
     pub name: String,
     /// Where the model's files come from.
     pub source: CheckpointSource,
+    /// Side of the input images in pixels, if it differs from the checkpoint's.
+    pub image_size: Option<u32>,
 }
 
 /// Where a checkpoint comes from.
@@ -56,8 +58,28 @@ impl FromStr for ModelSource {
     type Err = HubError;
 
     fn from_str(text: &str) -> Result<Self, HubError> {
+        let (text, image_size) = split_image_size(text)?;
         let (name, source) = split_name(text);
-        Self::new(name, source)
+        Ok(Self { image_size, ..Self::new(name, source)? })
+    }
+}
+
+/// Splits `SRC?image_size=N` into SRC and N, if it is given. A directory may have a question mark in its name.
+fn split_image_size(text: &str) -> Result<(&str, Option<u32>), HubError> {
+    let Some((source, options)) = text.rsplit_once('?') else { return Ok((text, None)) };
+    let path = split_name(text).1;
+    if Path::new(path).is_dir() {
+        return Ok((text, None));
+    }
+    let size = options.strip_prefix("image_size=").and_then(|size| size.parse().ok());
+    match size {
+        Some(size) => Ok((source, Some(size))),
+        None => Err(invalid(
+            text,
+            format!(
+                "after the question mark stands image_size=N with a number of pixels, not \"{options}\""
+            ),
+        )),
     }
 }
 
@@ -70,17 +92,20 @@ fn split_name(text: &str) -> (Option<&str>, &str) {
 }
 
 impl ModelSource {
-    /// Returns the models of one configuration entry, whose name is given separately or as `NAME=SRC`. An entry stands
+    /// Returns the models of one configuration entry, whose name is given separately or as `NAME=SRC`. SRC may end in
+    /// `?image_size=N`. An entry stands
     /// for one model, unless its source is `demo`, which means all demo models.
     ///
     /// # Errors
     /// Those of [`ModelSource::new`]; `InvalidSource` if `demo` is given a name.
     pub fn several(name: Option<&str>, source: &str) -> Result<Vec<Self>, HubError> {
+        let (source, image_size) = split_image_size(source)?;
         let (name, source) = if name.is_some() { (name, source) } else { split_name(source) };
+        let sized = |model: Self| Self { image_size, ..model };
         if source != DEMO {
-            return Ok(vec![Self::new(name, source)?]);
+            return Ok(vec![sized(Self::new(name, source)?)]);
         }
-        let models = Self::demo();
+        let models: Vec<Self> = Self::demo().into_iter().map(sized).collect();
         if models.is_empty() {
             return Err(HubError::DemoNotBuilt);
         }
@@ -103,6 +128,7 @@ impl ModelSource {
         let source = |model: &demo::DemoModel| Self {
             name: model.name.to_owned(),
             source: CheckpointSource::Demo(model.name),
+            image_size: None,
         };
         demo::MODELS.iter().map(source).collect()
     }
@@ -125,7 +151,7 @@ impl ModelSource {
                 ),
             ));
         }
-        Ok(Self { name, source: parsed })
+        Ok(Self { name, source: parsed, image_size: None })
     }
 }
 
@@ -258,8 +284,24 @@ mod tests {
             ("../up/", "up", CheckpointSource::Directory("../up/".into())),
         ];
         for (text, name, source) in cases {
-            let expected = ModelSource { name: name.to_owned(), source };
+            let expected = ModelSource { name: name.to_owned(), source, image_size: None };
             assert_eq!(text.parse::<ModelSource>().unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_image_size_follows_a_question_mark() {
+        for (text, name, size) in [
+            ("fast=a/b?image_size=224", "fast", 224),
+            ("a/b@main?image_size=480", "a/b", 480),
+            ("./tiny?image_size=48", "tiny", 48),
+        ] {
+            let parsed: ModelSource = text.parse().unwrap();
+            assert_eq!((&*parsed.name, parsed.image_size), (name, Some(size)), "{text}");
+        }
+        for text in ["a/b?size=224", "a/b?image_size=", "a/b?image_size=-1", "a/b?image_size=2x"] {
+            let error = text.parse::<ModelSource>().unwrap_err().to_string();
+            assert!(error.contains("image_size=N"), "{text}: {error}");
         }
     }
 
@@ -276,7 +318,8 @@ mod tests {
             name,
             ModelSource {
                 name: "src".to_owned(),
-                source: CheckpointSource::Directory("src".into())
+                source: CheckpointSource::Directory("src".into()),
+                image_size: None,
             }
         );
         assert_eq!(

@@ -13,6 +13,18 @@ pub enum LoadError {
     /// supported.
     #[error(transparent)]
     Document(#[from] DocumentError),
+    /// The image size that is set for a model does not fit its patches.
+    #[error(
+        "image_size is {value}; accepted: a multiple of {patch}, the model's patch size, from {patch} to {most}"
+    )]
+    ImageSize {
+        /// The image size that is set.
+        value: u32,
+        /// Side of a patch in pixels.
+        patch: usize,
+        /// The largest accepted size.
+        most: usize,
+    },
     /// A `.bin` file has the format that torch wrote before version 1.6, which introduced zip archives.
     #[error(
         "{path} is not in the format of torch 1.6 or later; save it again with a current torch: \
@@ -90,7 +102,8 @@ impl LoadError {
         match self {
             Self::Document(error) => error.is_content(),
             Self::Device { .. } | Self::Backend(_) => false,
-            Self::OldPickle { .. }
+            Self::ImageSize { .. }
+            | Self::OldPickle { .. }
             | Self::WeightsFile { .. }
             | Self::MissingTensor { .. }
             | Self::TensorShape { .. }

@@ -3,6 +3,7 @@
 //! - [`config`], [`preprocessor`]: read the checkpoint's own configuration files.
 //! - [`load`]: reads weight files.
 //! - [`ops`]: the fused operations, implemented by candle and by our CPU kernels.
+//! - `positions`: position embeddings for other image sizes.
 //! - `vision`, `text`, `heads`: the towers and the LM head, with one definition for every device and dtype.
 //! - `checkpoint`: the four model classes, assembled from towers and heads.
 //! - [`search`]: greedy search, beam search and sampling, over logits on the host.
@@ -17,6 +18,7 @@ mod group;
 mod heads;
 pub mod load;
 pub mod ops;
+mod positions;
 pub mod preprocessor;
 pub mod search;
 #[cfg(test)]

@@ -75,28 +75,38 @@ pub fn deciding_file(older: Option<PathBuf>, newer: Option<PathBuf>) -> Option<F
 
 impl Preprocessor {
     /// Reads `file`, which is a `preprocessor_config.json` or a `processor_config.json`. If the checkpoint has no such
-    /// file, returns the defaults of transformers' class, with the input size of the vision tower.
+    /// file, returns the defaults of transformers' class, with the input size of the vision tower. `image_size` replaces
+    /// both the size in the file and the vision tower's input size.
     ///
     /// # Errors
-    /// When the file is not valid, or its `size` differs from the vision tower's input size.
-    pub fn read(file: Option<&File>, vision: &VisionConfig) -> Result<Self, LoadError> {
+    /// When the file is not valid; without `image_size`, also when its `size` differs from the vision tower's input size.
+    pub fn read(
+        file: Option<&File>,
+        vision: &VisionConfig,
+        image_size: Option<u32>,
+    ) -> Result<Self, LoadError> {
         let Some(given) = file else {
             let side = vision.image_size as u32;
             let fields = Map::from_iter([("size".to_owned(), Value::from(side))]);
-            return Self::checked(&ObjectFields::new(Path::new(OLDER), &fields), vision);
+            let fields = ObjectFields::new(Path::new(OLDER), &fields);
+            return Self::checked(&fields, vision, image_size);
         };
         let object = read_object(given)?;
         let fields = ObjectFields::new(given.path(), &object);
         if given.path().file_name().is_none_or(|name| name != NEWER) {
-            return Self::checked(&fields, vision);
+            return Self::checked(&fields, vision, image_size);
         }
         let Some(block) = fields.block(BLOCK)? else {
             return Err(fields.refuse(BLOCK, ACCEPTED_BLOCK).into());
         };
-        Self::checked(&block, vision)
+        Self::checked(&block, vision, image_size)
     }
 
-    fn checked(fields: &ObjectFields<'_>, vision: &VisionConfig) -> Result<Self, LoadError> {
+    fn checked(
+        fields: &ObjectFields<'_>,
+        vision: &VisionConfig,
+        image_size: Option<u32>,
+    ) -> Result<Self, LoadError> {
         check_class(fields)?;
         if !switch(fields, "do_resize")?.unwrap_or(true) {
             return Err(fields.refuse("do_resize", "true").into());
@@ -104,12 +114,12 @@ impl Preprocessor {
         if switch(fields, "do_center_crop")?.unwrap_or(false) {
             return Err(fields.refuse("do_center_crop", "false; cropping is not supported").into());
         }
-        let (height, width) = size(fields)?;
+        let (height, width) = image_size.map_or_else(|| size(fields), |side| Ok((side, side)))?;
         let side = vision.image_size as u32;
-        if (height, width) != (side, side) {
+        if image_size.is_none() && (height, width) != (side, side) {
             let accepted = format!(
-                "{side} for both sides, as vision_config.image_size of config.json; another size needs \
-                 interpolated position embeddings, which are not supported"
+                "{side} for both sides, as vision_config.image_size of config.json; for another size, set \
+                 image_size of the model (SRC?image_size=N)"
             );
             return Err(fields.refuse("size", accepted).into());
         }

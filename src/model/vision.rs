@@ -1,22 +1,31 @@
 //! The vision tower: a pre-norm vision transformer, with query, key and value packed in one linear layer. Source:
 //! transformers `BlipVisionModel`.
 
+use std::sync::Arc;
+
 use super::config::VisionConfig;
 use super::error::LoadError;
 use super::load::{Loader, Scope};
 use super::ops::{Activation, Epilogue, Ops, PatchEmbeddingWeights};
+use super::positions::interpolated;
 use super::preprocessor::Preprocessor;
 use crate::engine::backend::BackendError;
 use crate::task::Pixels;
 
-/// A vision tower, which computes image features `[tokens, width]` from pixels.
+/// A vision tower, which computes image features `[tokens, width]` from pixels of one size.
 #[derive(Debug)]
 pub(super) struct VisionTower<O: Ops> {
     patch_embedding: O::PatchEmbedding,
+    encoder: Arc<VisionEncoder<O>>,
+    tokens: usize,
+}
+
+/// The part of a vision tower that does not depend on the image size. Towers for several sizes share it.
+#[derive(Debug)]
+pub(super) struct VisionEncoder<O: Ops> {
     layers: Vec<VisionLayer<O>>,
     post_layernorm: O::LayerNorm,
     heads: usize,
-    tokens: usize,
     width: usize,
 }
 
@@ -32,44 +41,46 @@ struct VisionLayer<O: Ops> {
 }
 
 impl<O: Ops> VisionTower<O> {
-    /// Loads a vision tower from the tensors under `vision_model.`.
+    /// Loads a vision tower from the tensors under `vision_model.`. If its encoder has already been loaded for another
+    /// image size, `encoder` is that encoder. The image size is that of the preprocessor; if it differs from the
+    /// configuration's, the position embeddings are interpolated.
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &VisionConfig,
         preprocessor: &Preprocessor,
+        encoder: Option<Arc<VisionEncoder<O>>>,
     ) -> Result<Self, LoadError> {
-        let scope = Scope::new("vision_model");
-        let (width, tokens) = (config.hidden_size, config.tokens());
-        let embeddings = scope.child("embeddings");
+        let width = config.hidden_size;
+        let embeddings = Scope::new("vision_model").child("embeddings");
         let patch = config.patch_size;
+        let (from, to) =
+            (config.image_size / patch, preprocessor.preprocessing.width as usize / patch);
+        let mut position_embedding =
+            loader.tensor(&embeddings.name("position_embedding"), &[1, config.tokens(), width])?;
+        if from != to {
+            position_embedding = interpolated(&position_embedding, from, to)
+                .map_err(|error| LoadError::Backend(error.into()))?;
+        }
         let patch_embedding = loader.patch_embedding(&PatchEmbeddingWeights {
             weight: loader
                 .tensor(&embeddings.name("patch_embedding.weight"), &[width, 3, patch, patch])?,
             bias: loader.tensor(&embeddings.name("patch_embedding.bias"), &[width])?,
             class_embedding: loader.tensor(&embeddings.name("class_embedding"), &[1, 1, width])?,
-            position_embedding: loader
-                .tensor(&embeddings.name("position_embedding"), &[1, tokens, width])?,
+            position_embedding,
             mean: preprocessor.mean,
             std: preprocessor.std,
             rescale: preprocessor.rescale_factor,
         })?;
-        let layers = (0..config.num_hidden_layers)
-            .map(|index| {
-                VisionLayer::load(loader, config, &scope.child(&format!("encoder.layers.{index}")))
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self {
-            patch_embedding,
-            layers,
-            post_layernorm: loader.layer_norm(
-                &scope.child("post_layernorm"),
-                width,
-                config.layer_norm_eps,
-            )?,
-            heads: config.num_attention_heads,
-            tokens,
-            width,
-        })
+        let encoder = match encoder {
+            Some(encoder) => encoder,
+            None => Arc::new(VisionEncoder::load(loader, config)?),
+        };
+        Ok(Self { patch_embedding, encoder, tokens: to * to + 1 })
+    }
+
+    /// Returns the part of the tower that does not depend on the image size.
+    pub(super) fn encoder(&self) -> &Arc<VisionEncoder<O>> {
+        &self.encoder
     }
 
     /// Returns the number of tokens per image, including the class token.
@@ -79,13 +90,13 @@ impl<O: Ops> VisionTower<O> {
 
     /// Returns the width of one feature row.
     pub(super) fn width(&self) -> usize {
-        self.width
+        self.encoder.width
     }
 
     /// Returns the features `[tokens, width]` of each image, after the final layer norm (transformers'
     /// `last_hidden_state`).
     pub(super) fn encode(&self, ops: &O, images: &[&Pixels]) -> Result<Vec<O::Act>, BackendError> {
-        let together = ops.images_per_pass(self.tokens, self.width);
+        let together = ops.images_per_pass(self.tokens, self.width());
         let mut features = Vec::with_capacity(images.len());
         for images in images.chunks(together) {
             features.extend(self.encode_together(ops, images)?);
@@ -96,17 +107,35 @@ impl<O: Ops> VisionTower<O> {
     fn encode_together(&self, ops: &O, images: &[&Pixels]) -> Result<Vec<O::Act>, BackendError> {
         let lengths = vec![self.tokens; images.len()];
         let mut x = ops.patch_embedding(&self.patch_embedding, images)?;
-        for layer in &self.layers {
-            x = layer.forward(ops, &x, self.heads, &lengths)?;
+        for layer in &self.encoder.layers {
+            x = layer.forward(ops, &x, self.encoder.heads, &lengths)?;
         }
-        let x = ops.layer_norm(&x, &self.post_layernorm)?;
+        let x = ops.layer_norm(&x, &self.encoder.post_layernorm)?;
         ops.split_rows(&x, &lengths)
     }
 
     /// Returns transformers' `pooler_output`, `[1, width]`: the `[CLS]` row, with `post_layernorm` applied a second
     /// time.
     pub(super) fn pool(&self, ops: &O, features: &O::Act) -> Result<O::Act, BackendError> {
-        ops.layer_norm(&ops.select_rows(features, &[0])?, &self.post_layernorm)
+        ops.layer_norm(&ops.select_rows(features, &[0])?, &self.encoder.post_layernorm)
+    }
+}
+
+impl<O: Ops> VisionEncoder<O> {
+    fn load(loader: &Loader<'_, O>, config: &VisionConfig) -> Result<Self, LoadError> {
+        let (scope, width) = (Scope::new("vision_model"), config.hidden_size);
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| {
+                VisionLayer::load(loader, config, &scope.child(&format!("encoder.layers.{index}")))
+            })
+            .collect::<Result<_, _>>()?;
+        let norm = scope.child("post_layernorm");
+        Ok(Self {
+            layers,
+            post_layernorm: loader.layer_norm(&norm, width, config.layer_norm_eps)?,
+            heads: config.num_attention_heads,
+            width,
+        })
     }
 }
 

@@ -34,7 +34,7 @@ fn read(file: &str, content: &Value) -> Result<Preprocessor, LoadError> {
     let path = directory.path().join(file);
     fs::write(&path, content.to_string()).unwrap();
     let vision = VisionConfig { image_size: 8, patch_size: 4, ..VisionConfig::default() };
-    Preprocessor::read(Some(&path.into()), &vision)
+    Preprocessor::read(Some(&path.into()), &vision, None)
 }
 
 /// transformers 5 refuses these, transformers 4 takes class defaults in place of the `null`s.

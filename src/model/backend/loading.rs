@@ -1,6 +1,7 @@
 //! Loads checkpoints into a backend. Models share towers that have equal configurations and byte-identical weights.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::DType;
@@ -13,7 +14,6 @@ use crate::model::error::LoadError;
 use crate::model::load::{CheckpointWeights, Loader, ModelFiles};
 use crate::model::ops::candle::CandleOps;
 use crate::model::ops::{Ops, PersistentKvShape};
-use crate::model::text::TextTower;
 use crate::model::vision::VisionTower;
 use crate::task::{Device, Dtype, ModelClass, ModelId, ModelInfo, TowerId};
 
@@ -30,6 +30,8 @@ pub struct ModelSpec {
     pub demo: bool,
     /// Configuration and weight files of the checkpoint.
     pub files: ModelFiles,
+    /// Side of the input images in pixels, if it differs from the checkpoint's.
+    pub image_size: Option<u32>,
 }
 
 /// Device on which models run, and number format in which they compute.
@@ -101,7 +103,7 @@ impl<O: Ops> BlipBackend<O> {
         let on_event = RefCell::new(on_event);
         let checkpoints =
             specs.iter().map(OpenedCheckpoint::open).collect::<Result<Vec<_>, _>>()?;
-        let mut shared = SharedParts::new(&checkpoints);
+        let mut shared: SharedParts<O> = SharedParts::new(&checkpoints);
         for (spec, opened) in specs.iter().zip(&checkpoints) {
             let start = Instant::now();
             let towers = backend.towers.len();
@@ -124,7 +126,7 @@ impl<O: Ops> BlipBackend<O> {
         spec: &ModelSpec,
         opened: &OpenedCheckpoint,
         placement: Placement,
-        shared: &mut SharedParts<TextTower<O>>,
+        shared: &mut SharedParts<O>,
         on_read: &dyn Fn(u64),
     ) -> Result<(), LoadError> {
         let OpenedCheckpoint { config, class, preprocessor, weights } = opened;
@@ -133,18 +135,30 @@ impl<O: Ops> BlipBackend<O> {
         let tower = if let Some(tower) = shared.tower(&vision) {
             tower
         } else {
-            self.towers.push(VisionTower::load(&loader, &config.vision_config, preprocessor)?);
-            shared.add_tower(vision, TowerId(self.towers.len() - 1))
+            let encoder = shared.vision_encoder(&vision);
+            let tower = VisionTower::load(&loader, &config.vision_config, preprocessor, encoder)?;
+            shared.add_tower(vision, TowerId(self.towers.len()), tower.encoder());
+            self.towers.push(tower);
+            TowerId(self.towers.len() - 1)
         };
-        let text = shared.encoder_key(opened)?;
-        let checkpoint = Checkpoint::load(&loader, config, class, shared.encoder(text.as_ref()))?;
-        shared.add_encoder(text, checkpoint.text_encoder());
+        let checkpoint = if let Some(checkpoint) = shared.checkpoint(&spec.files) {
+            checkpoint
+        } else {
+            let text = shared.encoder_key(opened)?;
+            let checkpoint =
+                Checkpoint::load(&loader, config, class, shared.encoder(text.as_ref()))?;
+            shared.add_encoder(text, checkpoint.text_encoder());
+            let checkpoint = Arc::new(checkpoint);
+            shared.add_checkpoint(spec.files.clone(), &checkpoint);
+            checkpoint
+        };
+        let image_tokens = self.towers[tower.0].tokens();
         let text_config = &config.text_config;
         let (layers, width) = (text_config.num_hidden_layers, text_config.hidden_size);
         self.token_kv_bytes.push(layers as u64 * self.ops.kv_bytes_per_token(width));
         self.cross_kv_bytes.push(match class {
             ModelClass::ConditionalGeneration => self.ops.cross_kv_bytes(PersistentKvShape {
-                tokens: config.vision_config.tokens(),
+                tokens: image_tokens,
                 memory_width: config.vision_config.hidden_size,
                 layers,
                 heads: text_config.num_attention_heads,
@@ -162,7 +176,7 @@ impl<O: Ops> BlipBackend<O> {
             device: placement.device,
             tower,
             preprocessing: preprocessor.preprocessing,
-            image_tokens: config.vision_config.tokens(),
+            image_tokens,
             max_text_tokens: config.text_config.max_position_embeddings,
             embedding_dimensions: embedding_dimensions(config, class),
             multimodal_dimensions: multimodal_dimensions(config, class),

@@ -14,6 +14,7 @@ mod single_pass;
 pub use loading::{LoadEvent, Loaded, ModelSpec, Placement, check};
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 
 use super::checkpoint::Checkpoint;
 use super::group::{EncoderStates, Group};
@@ -31,7 +32,8 @@ use crate::task::{ModelId, ModelInfo, Pixels, TowerId};
 pub struct BlipBackend<O: Ops> {
     pub(super) ops: O,
     pub(super) towers: Vec<VisionTower<O>>,
-    pub(super) models: Vec<Checkpoint<O>>,
+    /// The models without their vision towers. Models that were loaded from the same files are the same object.
+    pub(super) models: Vec<Arc<Checkpoint<O>>>,
     infos: Vec<ModelInfo>,
     /// For each model, the size in bytes of the decoder's cross-attention keys and values for one image.
     cross_kv_bytes: Vec<u64>,

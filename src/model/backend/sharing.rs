@@ -1,5 +1,5 @@
 //! Finds the parts that models share: vision towers and text encoders with equal configurations and byte-identical
-//! weights.
+//! weights, and everything except the image size if models are loaded from the same files.
 //!
 //! Weights are compared by their digests. A digest is computed only if another checkpoint has an equal configuration,
 //! so the weights of a checkpoint that cannot share anything are read only once.
@@ -7,12 +7,19 @@
 use std::sync::Arc;
 
 use super::ModelSpec;
-use crate::model::checkpoint::TEXT_ENCODER;
+use crate::model::checkpoint::{Checkpoint, TEXT_ENCODER};
 use crate::model::config::{BlipConfig, TextConfig, VisionConfig};
 use crate::model::error::LoadError;
-use crate::model::load::CheckpointWeights;
+use crate::model::load::{CheckpointWeights, ModelFiles};
+use crate::model::ops::Ops;
 use crate::model::preprocessor::Preprocessor;
+use crate::model::text::TextTower;
+use crate::model::vision::VisionEncoder;
 use crate::task::{ModelClass, TowerId};
+
+/// Largest number of patches along one side of an image, for an image size that is set. Attention over 64 x 64 patches
+/// takes fifty times as long as over the usual 24 x 24.
+const MAX_SIDE_PATCHES: usize = 64;
 
 /// A checkpoint whose configuration files were read and whose weight files were opened.
 pub(super) struct OpenedCheckpoint {
@@ -26,8 +33,12 @@ impl OpenedCheckpoint {
     pub(super) fn open(spec: &ModelSpec) -> Result<Self, LoadError> {
         let config = BlipConfig::read(&spec.files.config)?;
         let class = config.class(spec.files.config.path())?;
+        let vision = &config.vision_config;
+        if let Some(image_size) = spec.image_size {
+            check_image_size(image_size, vision.patch_size)?;
+        }
         let preprocessor =
-            Preprocessor::read(spec.files.preprocessor.as_ref(), &config.vision_config)?;
+            Preprocessor::read(spec.files.preprocessor.as_ref(), vision, spec.image_size)?;
         let weights = CheckpointWeights::open(&spec.files.weights)?;
         Ok(Self { config, class, preprocessor, weights })
     }
@@ -61,23 +72,26 @@ pub(super) struct Key<I> {
     fingerprint: Option<[u8; 32]>,
 }
 
-/// The parts loaded so far that later models may share. `E` is the type of a text encoder.
-pub(super) struct SharedParts<E> {
+/// The parts loaded so far that later models may share.
+pub(super) struct SharedParts<O: Ops> {
     /// Identities of the vision towers of all checkpoints that are loaded together, including those not loaded yet.
     visions: Vec<VisionIdentity>,
     /// Identities of the text encoders of those checkpoints whose model class shares text encoders.
     encoders: Vec<EncoderIdentity>,
-    loaded_towers: Vec<(Key<VisionIdentity>, TowerId)>,
-    loaded_encoders: Vec<(Key<EncoderIdentity>, Arc<E>)>,
+    loaded_towers: Vec<(Key<VisionIdentity>, TowerId, Arc<VisionEncoder<O>>)>,
+    loaded_encoders: Vec<(Key<EncoderIdentity>, Arc<TextTower<O>>)>,
+    /// Models without their vision tower, by the files from which they were loaded.
+    loaded_checkpoints: Vec<(ModelFiles, Arc<Checkpoint<O>>)>,
 }
 
-impl<E> SharedParts<E> {
+impl<O: Ops> SharedParts<O> {
     pub(super) fn new(checkpoints: &[OpenedCheckpoint]) -> Self {
         Self {
             visions: checkpoints.iter().map(OpenedCheckpoint::vision).collect(),
             encoders: checkpoints.iter().filter_map(OpenedCheckpoint::text_encoder).collect(),
             loaded_towers: Vec::new(),
             loaded_encoders: Vec::new(),
+            loaded_checkpoints: Vec::new(),
         }
     }
 
@@ -85,7 +99,12 @@ impl<E> SharedParts<E> {
         &self,
         opened: &OpenedCheckpoint,
     ) -> Result<Key<VisionIdentity>, LoadError> {
-        key(opened.vision(), &self.visions, &opened.weights, "vision_model.")
+        // Towers for different image sizes share their encoders, so compare only the configurations.
+        let same_config = |other: &VisionIdentity| other.0 == opened.config.vision_config;
+        let several = self.visions.iter().filter(|other| same_config(other)).count() > 1;
+        let fingerprint =
+            several.then(|| opened.weights.fingerprint("vision_model.")).transpose()?;
+        Ok(Key { identity: opened.vision(), fingerprint })
     }
 
     /// Returns the key of the text encoder, or `None` if models of this class do not share text encoders.
@@ -99,15 +118,43 @@ impl<E> SharedParts<E> {
     }
 
     pub(super) fn tower(&self, key: &Key<VisionIdentity>) -> Option<TowerId> {
-        self.loaded_towers.iter().find(|(known, _)| known == key).map(|(_, tower)| *tower)
+        self.loaded_towers.iter().find(|(known, ..)| known == key).map(|(_, tower, _)| *tower)
     }
 
-    pub(super) fn add_tower(&mut self, key: Key<VisionIdentity>, tower: TowerId) -> TowerId {
-        self.loaded_towers.push((key, tower));
-        tower
+    /// Returns the vision encoder of these weights, if it was loaded for another image size.
+    pub(super) fn vision_encoder(
+        &self,
+        key: &Key<VisionIdentity>,
+    ) -> Option<Arc<VisionEncoder<O>>> {
+        let is_equal = |known: &Key<VisionIdentity>| {
+            known.fingerprint.is_some()
+                && known.fingerprint == key.fingerprint
+                && known.identity.0 == key.identity.0
+        };
+        let known = self.loaded_towers.iter().find(|(known, ..)| is_equal(known));
+        known.map(|(_, _, encoder)| Arc::clone(encoder))
     }
 
-    pub(super) fn encoder(&self, key: Option<&Key<EncoderIdentity>>) -> Option<Arc<E>> {
+    pub(super) fn add_tower(
+        &mut self,
+        key: Key<VisionIdentity>,
+        tower: TowerId,
+        encoder: &Arc<VisionEncoder<O>>,
+    ) {
+        self.loaded_towers.push((key, tower, Arc::clone(encoder)));
+    }
+
+    /// Returns the model that was loaded from the same files.
+    pub(super) fn checkpoint(&self, files: &ModelFiles) -> Option<Arc<Checkpoint<O>>> {
+        let known = self.loaded_checkpoints.iter().find(|(known, _)| known == files);
+        known.map(|(_, checkpoint)| Arc::clone(checkpoint))
+    }
+
+    pub(super) fn add_checkpoint(&mut self, files: ModelFiles, checkpoint: &Arc<Checkpoint<O>>) {
+        self.loaded_checkpoints.push((files, Arc::clone(checkpoint)));
+    }
+
+    pub(super) fn encoder(&self, key: Option<&Key<EncoderIdentity>>) -> Option<Arc<TextTower<O>>> {
         let known = self.loaded_encoders.iter().find(|(known, _)| Some(known) == key);
         known.map(|(_, encoder)| Arc::clone(encoder))
     }
@@ -115,12 +162,21 @@ impl<E> SharedParts<E> {
     pub(super) fn add_encoder(
         &mut self,
         key: Option<Key<EncoderIdentity>>,
-        encoder: Option<&Arc<E>>,
+        encoder: Option<&Arc<TextTower<O>>>,
     ) {
         if let (Some(key), Some(encoder)) = (key, encoder) {
             self.loaded_encoders.push((key, Arc::clone(encoder)));
         }
     }
+}
+
+/// Checks an image size that is set for a model.
+fn check_image_size(value: u32, patch: usize) -> Result<(), LoadError> {
+    let (size, most) = (value as usize, MAX_SIDE_PATCHES * patch);
+    if size > 0 && size % patch == 0 && size <= most {
+        return Ok(());
+    }
+    Err(LoadError::ImageSize { value, patch, most })
 }
 
 fn key<I: PartialEq>(

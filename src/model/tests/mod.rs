@@ -47,6 +47,7 @@ mod candle;
 mod errors;
 mod portable;
 mod precision;
+mod resolutions;
 mod sharing;
 mod timed;
 
@@ -117,6 +118,7 @@ pub(super) fn spec(checkpoint: &str) -> ModelSpec {
         revision: None,
         demo: false,
         files: files(&fixtures().join(checkpoint)),
+        image_size: None,
     }
 }
 
@@ -140,6 +142,10 @@ impl Reference {
     pub(super) fn tensor(&self, name: &str) -> Vec<f32> {
         let tensor = self.tensors.get(name).unwrap_or_else(|| panic!("no reference tensor {name}"));
         tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    pub(super) fn bytes(&self, name: &str) -> Vec<u8> {
+        self.tensors[name].flatten_all().unwrap().to_vec1().unwrap()
     }
 
     /// Returns all tensor names that start with `prefix.`, without this prefix, in alphabetical order.

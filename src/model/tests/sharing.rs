@@ -26,6 +26,7 @@ fn spec(name: &str, directory: &Path) -> ModelSpec {
         revision: None,
         demo: false,
         files: files(directory),
+        image_size: None,
     }
 }
 

@@ -49,6 +49,7 @@ fn backend(format: Format, dtype: Dtype) -> BlipBackend<CpuOps> {
             revision: None,
             demo: false,
             files,
+            image_size: None,
         }
     };
     let specs = ["caption-varied", "vqa-varied", "retrieval"].map(spec);

@@ -7,6 +7,7 @@ mod company;
 mod demo;
 mod load;
 mod parity;
+mod resolution;
 mod server;
 mod tasks;
 mod urls;

@@ -4,8 +4,8 @@
 //! state of a decoder (KV cache, search state) is internal to the backend.
 
 use crate::task::{
-    Embedding, GenerationParams, MatchLogits, ModelId, ModelInfo, Pixels, ScoredText, Sequence,
-    TokenIds, TokenLogprob, TowerId,
+    EmbedOutput, Embedding, GenerationParams, MatchLogits, ModelId, ModelInfo, Pixels, Pooling,
+    ScoredText, Sequence, TokenIds, TokenLogprob, TowerId, VisionOutput,
 };
 
 /// Computes work units. A backend lives on one worker thread; its calls never overlap.
@@ -30,13 +30,13 @@ pub trait Backend {
     /// generated) count, and so do the tokens of the question that the row attends to.
     fn row_kv_bytes_per_token(&self, model: ModelId) -> u64;
 
-    /// Encodes images of the tower's input size. Returns one result per image, in order.
+    /// Computes features of images of the tower's input size. Returns one result per image, in order.
     ///
     /// # Errors
     /// See [`BackendError`]. A failed call has no effect.
     fn encode(
         &mut self,
-        tower: TowerId,
+        output: VisionOutput,
         images: &[&Pixels],
     ) -> Result<Vec<Self::EncoderStates>, BackendError>;
 
@@ -97,22 +97,28 @@ pub enum SinglePassRow<M> {
         /// Token ids, `[CLS] text [SEP]`.
         text: TokenIds,
     },
-    /// Retrieval: projects the image into the shared embedding space.
+    /// Returns states of the image, or their projection into the shared embedding space.
     EmbedImage {
-        /// Features of the image to project.
+        /// Features of the image, of the layer that is wanted.
         image: M,
+        /// How the features become the answer.
+        pooling: Pooling,
     },
-    /// Retrieval: projects the text into the shared embedding space.
+    /// Returns states of the text, or their projection into the shared embedding space.
     EmbedText {
         /// Token ids, `[CLS] text [SEP]`.
         text: TokenIds,
+        /// Which states of the text encoder are returned.
+        output: EmbedOutput,
     },
-    /// Retrieval: computes the text encoder's `[CLS]` state with cross-attention to the image.
+    /// Returns states of the text with cross-attention to the image, or their projection.
     EmbedMultimodal {
         /// Features of the image that the row attends to.
         image: M,
         /// Token ids, `[CLS] text [SEP]`.
         text: TokenIds,
+        /// Which states of the text encoder are returned.
+        output: EmbedOutput,
     },
 }
 
@@ -124,7 +130,7 @@ impl<M> SinglePassRow<M> {
             Self::EncodeQuestion { question: text, .. }
             | Self::ScoreCandidate { candidate: text, .. }
             | Self::MatchPair { text, .. }
-            | Self::EmbedText { text }
+            | Self::EmbedText { text, .. }
             | Self::EmbedMultimodal { text, .. } => text.len(),
             Self::EmbedImage { .. } => 0,
         }
@@ -140,7 +146,7 @@ pub enum SinglePassOutput<M> {
     Scored(ScoredText),
     /// For `MatchPair`: the outputs of the matching head.
     MatchLogits(MatchLogits),
-    /// For the `Embed*` rows: the raw vector, not normalised.
+    /// For the `Embed*` rows: the raw vector, not normalised, or the states of all tokens, row-major.
     Embedding(Embedding),
 }
 

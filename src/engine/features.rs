@@ -209,13 +209,13 @@ impl<M: Clone> Features<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::{ImageId, Preprocessing, Resample, Scope, TowerId};
+    use crate::task::{ImageId, Preprocessing, Resample, Scope, TowerId, VisionOutput};
 
     const SIZE: Preprocessing = Preprocessing { width: 1, height: 1, resample: Resample::Bicubic };
 
     fn key(image: u8) -> FeatureKey {
         FeatureKey {
-            tower: TowerId(0),
+            output: VisionOutput::last(TowerId(0)),
             scope: Scope::EVERYONE,
             image: ImageId::from_digest([image; 32]),
             preprocessing: SIZE,

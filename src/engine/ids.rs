@@ -2,7 +2,7 @@
 //! lifetime.
 
 pub(crate) use crate::fairness::CallId;
-use crate::task::{ImageId, PreparedImage, Preprocessing, Scope, TowerId};
+use crate::task::{ImageId, PreparedImage, Preprocessing, Scope, VisionOutput};
 
 /// Id of one submitted task of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -12,20 +12,20 @@ pub(crate) struct TaskId(pub(crate) u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ItemId(pub(crate) u64);
 
-/// Key of the features of one image. Requests with equal keys share one encoding. `tower` identifies the weights and
-/// their dtype; `scope` identifies the owner of the image.
+/// Key of the features of one image. Requests with equal keys share one encoding. `output` identifies the weights, their
+/// dtype and the layer; `scope` identifies the owner of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FeatureKey {
-    pub(crate) tower: TowerId,
+    pub(crate) output: VisionOutput,
     pub(crate) scope: Scope,
     pub(crate) image: ImageId,
     pub(crate) preprocessing: Preprocessing,
 }
 
 impl FeatureKey {
-    /// Returns the key of the features that `tower` computes for `image`.
-    pub(crate) fn new(tower: TowerId, image: &PreparedImage) -> Self {
+    /// Returns the key of the features `output` of `image`.
+    pub(crate) fn new(output: VisionOutput, image: &PreparedImage) -> Self {
         let PreparedImage { info, scope, preprocessing, .. } = image;
-        Self { tower, scope: *scope, image: info.id, preprocessing: *preprocessing }
+        Self { output, scope: *scope, image: info.id, preprocessing: *preprocessing }
     }
 }

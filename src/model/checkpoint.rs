@@ -10,7 +10,7 @@ use super::ops::{Activation, Epilogue, KvLifetime, Ops};
 use super::text::{CrossAttention, CrossAttentionWidth, NewTokens, SelfAttention, TextTower};
 use super::vision::VisionTower;
 use crate::engine::backend::BackendError;
-use crate::task::{Embedding, MatchLogits, ModelClass};
+use crate::task::{Embedding, MatchLogits, ModelClass, Pooling};
 
 /// Prefix of the text encoder's tensors in the state dict of models for question answering and for retrieval.
 pub(super) const TEXT_ENCODER: &str = "text_encoder";
@@ -123,25 +123,43 @@ impl<O: Ops> Checkpoint<O> {
         }
     }
 
-    /// Returns the image embedding, not normalised. It is the projected `[CLS]` row (retrieval), or the pooled and
-    /// projected row (`BlipModel`).
+    /// Returns states of an image, or their projection, not normalised. `features` are those of the wanted layer. The
+    /// projection is that of the `[CLS]` row (retrieval), or of the pooled row (`BlipModel`).
     pub(super) fn embed_image(
         &self,
         ops: &O,
         tower: &VisionTower<O>,
         features: &O::Act,
+        pooling: Pooling,
     ) -> Result<Embedding, BackendError> {
-        let projected = match self {
-            Self::Retrieval(retrieval) => {
-                let class = ops.select_rows(features, &[0])?;
-                ops.linear(&class, &retrieval.vision_proj, Epilogue::None)?
+        let class = || ops.select_rows(features, &[0]);
+        let row = match (pooling, self) {
+            (Pooling::Projection, Self::Retrieval(retrieval)) => {
+                ops.linear(&class()?, &retrieval.vision_proj, Epilogue::None)?
             }
-            Self::Base(base) => {
-                ops.linear(&tower.pool(ops, features)?, &base.visual_projection, Epilogue::None)?
+            (Pooling::Projection, Self::Base(base)) => {
+                let pooled = tower.pool(ops, features)?;
+                ops.linear(&pooled, &base.visual_projection, Epilogue::None)?
             }
-            Self::Caption { .. } | Self::Vqa { .. } => return Err(without("embeddings")),
+            (Pooling::Projection, Self::Caption { .. } | Self::Vqa { .. }) => {
+                return Err(without("embeddings"));
+            }
+            (Pooling::Pooler, _) => tower.pool(ops, features)?,
+            (Pooling::Cls, _) => class()?,
+            (Pooling::Mean, _) => return Ok(mean(&ops.to_host(features)?)),
+            (Pooling::None, _) => return Ok(all(ops.to_host(features)?)),
         };
-        Ok(first_embedding(ops.to_host(&projected)?))
+        Ok(first_embedding(ops.to_host(&row)?))
+    }
+
+    /// Returns transformers' `pooler_output` of texts, whose `[CLS]` states are `class`.
+    pub(super) fn pool_texts(
+        &self,
+        ops: &O,
+        class: &O::Act,
+    ) -> Result<Vec<Embedding>, BackendError> {
+        let Self::Base(base) = self else { return Err(without("a text pooler")) };
+        Ok(embeddings(ops.to_host(&base.pool(ops, class)?)?))
     }
 
     /// Returns the text embeddings, not normalised. `class` holds the `[CLS]` states `[rows, width]` of texts that were
@@ -190,22 +208,28 @@ impl<O: Ops> Checkpoint<O> {
 }
 
 impl<O: Ops> Base<O> {
+    fn pool(&self, ops: &O, class: &O::Act) -> Result<O::Act, BackendError> {
+        ops.linear(class, &self.pooler, Epilogue::Activation(Activation::Tanh))
+    }
+
     fn project(&self, ops: &O, class: &O::Act) -> Result<O::Act, BackendError> {
-        let pooled = ops.linear(class, &self.pooler, Epilogue::Activation(Activation::Tanh))?;
-        ops.linear(&pooled, &self.text_projection, Epilogue::None)
+        ops.linear(&self.pool(ops, class)?, &self.text_projection, Epilogue::None)
     }
 }
 
-/// Encodes whole texts. Returns the hidden states of all tokens, and the `[CLS]` states `[texts, width]`.
+/// Encodes whole texts through the first `depth` layers of the tower. Returns the hidden states of all tokens, and the
+/// `[CLS]` states `[texts, width]`.
 pub(super) fn encode_texts<O: Ops>(
     ops: &O,
     tower: &TextTower<O>,
     texts: &[&[u32]],
     memory: &CrossAttention<'_, O>,
+    depth: usize,
 ) -> Result<EncodedTexts<O>, BackendError> {
     let sequences: Vec<NewTokens<'_>> =
         texts.iter().map(|tokens| NewTokens { tokens, position: 0 }).collect();
-    let hidden = tower.forward(ops, &sequences, &SelfAttention::Bidirectional, memory)?.hidden;
+    let attention = SelfAttention::Bidirectional;
+    let hidden = tower.forward_to(ops, &sequences, &attention, memory, depth)?.hidden;
     let mut start = 0;
     let firsts: Vec<usize> = texts
         .iter()
@@ -223,6 +247,21 @@ pub(super) fn encode_texts<O: Ops>(
 pub(super) struct EncodedTexts<O: Ops> {
     pub(super) hidden: O::Act,
     pub(super) class: O::Act,
+}
+
+/// Returns the mean of the rows, computed in f64.
+pub(super) fn mean(rows: &[Vec<f32>]) -> Embedding {
+    let width = rows.first().map_or(0, Vec::len);
+    let mut sums = vec![0f64; width];
+    for row in rows {
+        sums.iter_mut().zip(row).for_each(|(sum, &value)| *sum += f64::from(value));
+    }
+    Embedding::new(sums.into_iter().map(|sum| (sum / rows.len() as f64) as f32).collect())
+}
+
+/// Returns all rows one after the other.
+pub(super) fn all(rows: Vec<Vec<f32>>) -> Embedding {
+    Embedding::new(rows.into_iter().flatten().collect())
 }
 
 fn embeddings(rows: Vec<Vec<f32>>) -> Vec<Embedding> {

@@ -119,6 +119,11 @@ impl<O: Ops> TextTower<O> {
         })
     }
 
+    /// Returns the number of layers.
+    pub(super) fn depth(&self) -> usize {
+        self.layers.len()
+    }
+
     /// Computes the cross-attention keys and values of these encoder states for every layer. The result belongs to the
     /// groups that attend to the states.
     pub(super) fn keys_values(
@@ -138,10 +143,23 @@ impl<O: Ops> TextTower<O> {
         attention: &SelfAttention<'_, O>,
         memory: &CrossAttention<'_, O>,
     ) -> Result<TextOutput<O>, BackendError> {
+        self.forward_to(ops, sequences, attention, memory, self.layers.len())
+    }
+
+    /// Like [`forward`](Self::forward), but runs only the first `depth` layers: the result is transformers'
+    /// `hidden_states[depth]`.
+    pub(super) fn forward_to(
+        &self,
+        ops: &O,
+        sequences: &[NewTokens<'_>],
+        attention: &SelfAttention<'_, O>,
+        memory: &CrossAttention<'_, O>,
+        depth: usize,
+    ) -> Result<TextOutput<O>, BackendError> {
         let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
         let mut hidden = self.embed(ops, sequences)?;
         let mut caches = vec![Vec::with_capacity(self.layers.len()); sequences.len()];
-        for (index, layer) in self.layers.iter().enumerate() {
+        for (index, layer) in self.layers.iter().enumerate().take(depth) {
             let qkv = ops.linear(&hidden, &layer.qkv, Epilogue::None)?;
             let context = match attention {
                 SelfAttention::Bidirectional => ops.self_attention(&qkv, self.heads, &lengths)?,

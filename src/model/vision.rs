@@ -93,24 +93,37 @@ impl<O: Ops> VisionTower<O> {
         self.encoder.width
     }
 
-    /// Returns the features `[tokens, width]` of each image, after the final layer norm (transformers'
-    /// `last_hidden_state`).
-    pub(super) fn encode(&self, ops: &O, images: &[&Pixels]) -> Result<Vec<O::Act>, BackendError> {
+    /// Returns the features `[tokens, width]` of each image: those after the final layer norm (transformers'
+    /// `last_hidden_state`), or with `layer` those of `hidden_states[layer]`, which are not normalised.
+    pub(super) fn encode(
+        &self,
+        ops: &O,
+        images: &[&Pixels],
+        layer: Option<usize>,
+    ) -> Result<Vec<O::Act>, BackendError> {
         let together = ops.images_per_pass(self.tokens, self.width());
         let mut features = Vec::with_capacity(images.len());
         for images in images.chunks(together) {
-            features.extend(self.encode_together(ops, images)?);
+            features.extend(self.encode_together(ops, images, layer)?);
         }
         Ok(features)
     }
 
-    fn encode_together(&self, ops: &O, images: &[&Pixels]) -> Result<Vec<O::Act>, BackendError> {
+    fn encode_together(
+        &self,
+        ops: &O,
+        images: &[&Pixels],
+        layer: Option<usize>,
+    ) -> Result<Vec<O::Act>, BackendError> {
         let lengths = vec![self.tokens; images.len()];
         let mut x = ops.patch_embedding(&self.patch_embedding, images)?;
-        for layer in &self.encoder.layers {
+        let depth = layer.unwrap_or(self.encoder.layers.len());
+        for layer in self.encoder.layers.iter().take(depth) {
             x = layer.forward(ops, &x, self.encoder.heads, &lengths)?;
         }
-        let x = ops.layer_norm(&x, &self.encoder.post_layernorm)?;
+        if layer.is_none() {
+            x = ops.layer_norm(&x, &self.encoder.post_layernorm)?;
+        }
         ops.split_rows(&x, &lengths)
     }
 

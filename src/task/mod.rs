@@ -21,7 +21,9 @@ pub use image::{
     Resample, Scope,
 };
 pub use kind::TaskKind;
-pub use model_info::{Device, Dtype, ModelClass, ModelId, ModelInfo, Role, TowerId};
+pub use model_info::{
+    Device, Dtype, ModelClass, ModelId, ModelInfo, Role, StatesShape, TowerId, VisionOutput,
+};
 pub use scored::{MatchLogits, ScoredText};
 pub use shape::TaskShape;
 pub use text::TokenIds;
@@ -37,7 +39,7 @@ pub enum Task {
     Vqa(Vqa),
     /// Score every image against every text.
     Similarity(Similarity),
-    /// Embed an image, a text, or both together as a vector.
+    /// Compute states of an image, a text, or both together.
     Embed(Embed),
 }
 
@@ -103,15 +105,55 @@ impl Scores {
     }
 }
 
-/// What to embed as one vector.
+/// An embedding or hidden states to compute.
 #[derive(Debug, Clone)]
-pub enum Embed {
-    /// Project the image into the embedding space shared with texts.
+pub struct Embed {
+    /// What is encoded.
+    pub subject: EmbedSubject,
+    /// Which of the encoder's states are returned, and how.
+    pub output: EmbedOutput,
+}
+
+/// What an [`Embed`] task encodes.
+#[derive(Debug, Clone)]
+pub enum EmbedSubject {
+    /// The image, by the vision tower.
     Image(PreparedImage),
-    /// Project the text (`[CLS] text [SEP]`) into the embedding space shared with images.
+    /// The text (`[CLS] text [SEP]`), by the text encoder.
     Text(TokenIds),
-    /// Compute the text encoder's `[CLS]` state with cross-attention to the image.
+    /// The text, by the text encoder with cross-attention to the image.
     Multimodal(PreparedImage, TokenIds),
+}
+
+/// Which states of an encoder an [`Embed`] task returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EmbedOutput {
+    /// How the states of all tokens become the answer.
+    pub pooling: Pooling,
+    /// Index in transformers' `hidden_states`, 0 for the embeddings; `None` for `last_hidden_state`. `None` for
+    /// `Projection` and `Pooler`.
+    pub layer: Option<u16>,
+}
+
+impl EmbedOutput {
+    /// The projection of the last hidden state.
+    pub const PROJECTION: Self = Self { pooling: Pooling::Projection, layer: None };
+}
+
+/// How the states of all tokens become the answer of an [`Embed`] task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// The projection into the space shared by images and texts; for multimodal embeddings of a retrieval model, the
+    /// `[CLS]` state, which has no projection.
+    Projection,
+    /// The state of the first token.
+    Cls,
+    /// The mean over all tokens.
+    Mean,
+    /// transformers' `pooler_output`.
+    Pooler,
+    /// The states of all tokens, row-major.
+    None,
 }
 
 /// The answer to a [`Task`]. Its variant always matches the task's.
@@ -123,7 +165,7 @@ pub enum TaskOutput {
     Vqa(Vec<Decoded>),
     /// Scores of image i and text j in `cells[i][j]`.
     Similarity(Vec<Vec<SimilarityCell>>),
-    /// The raw vector, not normalised.
+    /// The raw vector, not normalised; the states of all tokens, row-major, for [`Pooling::None`].
     Embed(Embedding),
 }
 

@@ -11,6 +11,24 @@ pub struct ModelId(pub usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TowerId(pub usize);
 
+/// What a vision tower computes for an image: its last hidden state, or an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VisionOutput {
+    /// The tower that runs.
+    pub tower: TowerId,
+    /// Index in transformers' `hidden_states`, 0 for the embeddings; `None` for `last_hidden_state`, after the final layer
+    /// norm.
+    pub layer: Option<u16>,
+}
+
+impl VisionOutput {
+    /// Returns the last hidden state of this tower.
+    #[must_use]
+    pub fn last(tower: TowerId) -> Self {
+        Self { tower, layer: None }
+    }
+}
+
 /// The endpoint family that a model serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -80,6 +98,18 @@ impl ModelClass {
         }
     }
 
+    /// True if the class has a text encoder, which reads a text as a whole.
+    #[must_use]
+    pub fn has_text_encoder(self) -> bool {
+        self != Self::ConditionalGeneration
+    }
+
+    /// True if the class pools the `[CLS]` state of its text encoder.
+    #[must_use]
+    pub fn has_text_pooler(self) -> bool {
+        self == Self::Base
+    }
+
     /// True if the class has an image-text matching head, which computes `match`.
     #[must_use]
     pub fn has_matching_head(self) -> bool {
@@ -131,6 +161,15 @@ impl std::fmt::Display for Device {
     }
 }
 
+/// Dimensions of the hidden states of a tower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatesShape {
+    /// Number of layers. There is one more hidden state than layers, because the first are the embeddings.
+    pub layers: usize,
+    /// Number of values of one token's state.
+    pub width: usize,
+}
+
 /// Facts about one loaded model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelInfo {
@@ -152,6 +191,10 @@ pub struct ModelInfo {
     pub tower: TowerId,
     /// Image size and resampling filter that the vision tower expects.
     pub preprocessing: Preprocessing,
+    /// Layers of the vision tower, and the width of its hidden states.
+    pub vision_states: StatesShape,
+    /// Layers of each text tower, and the width of its hidden states.
+    pub text_states: StatesShape,
     /// Number of image tokens that the text towers attend to: 577 for 384 px with patches of 16 px.
     pub image_tokens: usize,
     /// Maximum number of tokens in a text, including special and generated ones (`max_position_embeddings`).

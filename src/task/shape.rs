@@ -2,7 +2,7 @@
 //! or an image-text pair. Rows are counted only in this file: `http` computes a shape before the images are prepared,
 //! to reserve capacity; the engine computes the shape again from the submitted task.
 
-use super::{DecodeMode, Embed, GenerationParams, PreparedImage, Scores, Task};
+use super::{DecodeMode, EmbedSubject, GenerationParams, PreparedImage, Scores, Task};
 
 /// The number of rows and images that a task needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +48,8 @@ impl TaskShape {
         Self::new(pairs + encoded, images)
     }
 
-    /// Returns the shape of an embedding task: one row, because the task computes one vector (of an image, a text, or
-    /// both).
+    /// Returns the shape of an embedding task: one row, because the task encodes one image, one text, or both
+    /// together.
     #[must_use]
     pub fn embed(images: usize) -> Self {
         Self::new(1, images)
@@ -93,8 +93,10 @@ impl Task {
             Self::Caption(caption) => vec![&caption.image],
             Self::Vqa(vqa) => vec![&vqa.image],
             Self::Similarity(similarity) => similarity.images.iter().collect(),
-            Self::Embed(Embed::Image(image) | Embed::Multimodal(image, _)) => vec![image],
-            Self::Embed(Embed::Text(_)) => Vec::new(),
+            Self::Embed(embed) => match &embed.subject {
+                EmbedSubject::Image(image) | EmbedSubject::Multimodal(image, _) => vec![image],
+                EmbedSubject::Text(_) => Vec::new(),
+            },
         }
     }
 

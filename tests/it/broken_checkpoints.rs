@@ -205,7 +205,7 @@ const CASES: &[Case] = &[
     ),
     Case(
         |d| set(d, PROCESSOR, "size", json!(32)),
-        "DIR/preprocessor_config.json: size is 32; accepted: 64 for both sides, as vision_config.image_size of config.json; another size needs interpolated position embeddings, which are not supported",
+        "DIR/preprocessor_config.json: size is 32; accepted: 64 for both sides, as vision_config.image_size of config.json; for another size, set image_size of the model (SRC?image_size=N)",
     ),
     Case(
         |d| set(d, PROCESSOR, "resample", json!(9)),

@@ -303,7 +303,7 @@ fn the_plain_document_has_the_same_operations_and_less_to_stumble_over() {
         );
         let form = &content["multipart/form-data"]["schema"];
         for needed in form["required"].as_array().into_iter().flatten() {
-            assert_eq!(needed, "image", "{path}");
+            assert!(needed == "image" || needed == "labels", "{path} {needed}");
         }
         assert!(form["allOf"].is_null(), "{path}");
         posts += 1;
@@ -314,7 +314,7 @@ fn the_plain_document_has_the_same_operations_and_less_to_stumble_over() {
         assert!(strict["components"]["schemas"][name]["allOf"].is_array(), "{name}");
     }
     let yaml = blip_server::http::document().to_yaml().unwrap();
-    assert!(yaml.len() < 114 << 10, "{}", yaml.len());
+    assert!(yaml.len() < 170 << 10, "{}", yaml.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,10 @@ use super::work::Work;
 use crate::engine::backend::{Backend, BackendError, GroupSpec, SinglePassOutput, SinglePassRow};
 use crate::model::BlipBackend;
 use crate::model::ops::Ops;
-use crate::task::{GenerationParams, ModelId, ModelInfo, Pixels, TokenIds, TowerId};
+use crate::task::{
+    EmbedOutput, GenerationParams, ModelId, ModelInfo, Pixels, Pooling, TokenIds, TowerId,
+    VisionOutput,
+};
 
 type StatesOf<O> = <BlipBackend<O> as Backend>::EncoderStates;
 
@@ -90,11 +93,15 @@ impl Workload {
                 let images = self.encode(backend)?;
                 self.run_single_pass(
                     backend,
-                    images.into_iter().map(|image| SinglePassRow::EmbedImage { image }),
+                    images.into_iter().map(|image| SinglePassRow::EmbedImage {
+                        image,
+                        pooling: Pooling::Projection,
+                    }),
                 )?;
             }
             Work::EmbedText => {
-                let text = |text| SinglePassRow::EmbedText { text };
+                let output = EmbedOutput::PROJECTION;
+                let text = |text| SinglePassRow::EmbedText { text, output };
                 self.run_single_pass(backend, self.texts.iter().cloned().map(text))?;
             }
         }
@@ -103,7 +110,7 @@ impl Workload {
 
     fn encode<O: Ops>(&self, backend: &mut BlipBackend<O>) -> anyhow::Result<Vec<StatesOf<O>>> {
         let pictures: Vec<&Pixels> = self.pictures.iter().collect();
-        let images = backend.encode(self.tower, &pictures)?;
+        let images = backend.encode(VisionOutput::last(self.tower), &pictures)?;
         if let Some(last) = images.last() {
             backend.wait_for(last)?;
         }

@@ -10,7 +10,7 @@ use crate::engine::backend::{
 };
 use crate::task::{
     Embedding, FinishReason, GenerationParams, MatchLogits, ModelClass, ModelId, ModelInfo, Pixels,
-    ScoredText, Sequence, TokenIds, TokenLogprob, TowerId,
+    Pooling, ScoredText, Sequence, TokenIds, TokenLogprob, TowerId, VisionOutput,
 };
 
 /// Reported sizes in bytes of the features of an image, and of the KV cache that its captions share. They are small, so
@@ -111,12 +111,12 @@ impl Backend for MockBackend {
 
     fn encode(
         &mut self,
-        tower: TowerId,
+        output: VisionOutput,
         images: &[&Pixels],
     ) -> Result<Vec<MockStates>, BackendError> {
         self.leak(images.len());
         self.spend(images.len(), 0);
-        let encode = |pixels: &&Pixels| MockStates(digest(&(tower.0, pixels.as_bytes())));
+        let encode = |pixels: &&Pixels| MockStates(digest(&(output, pixels.as_bytes())));
         Ok(images.iter().map(encode).collect())
     }
 
@@ -126,7 +126,8 @@ impl Backend for MockBackend {
         rows: &[SinglePassRow<MockStates>],
     ) -> Result<Vec<SinglePassOutput<MockStates>>, BackendError> {
         self.spend(0, rows.iter().map(SinglePassRow::tokens).sum());
-        Ok(rows.iter().map(|row| output(model, row)).collect())
+        let image_tokens = self.models[model.0].image_tokens;
+        Ok(rows.iter().map(|row| output((model, image_tokens), row)).collect())
     }
 
     fn open(&mut self, spec: GroupSpec<MockStates>) -> MockGroup {
@@ -190,14 +191,20 @@ impl MockGroup {
     }
 }
 
-fn output(model: ModelId, row: &SinglePassRow<MockStates>) -> SinglePassOutput<MockStates> {
+/// `model` is the model and the number of tokens of its images.
+fn output(
+    (model, image_tokens): (ModelId, usize),
+    row: &SinglePassRow<MockStates>,
+) -> SinglePassOutput<MockStates> {
     let of = |states: Option<&MockStates>, text: Option<&TokenIds>| {
         let digest = digest(&(model.0, states, text));
         (digest, (digest % 1000) as f32 / 1000.0)
     };
-    let embedding = |(digest, part): (u64, f32)| {
+    let embedding = |(digest, part): (u64, f32), pooling: Pooling, tokens: usize| {
         let value = |shift: u32| part + ((digest >> shift) % 16) as f32 + 1.0;
-        SinglePassOutput::Embedding(Embedding::new([0, 8, 16, 24].map(value).to_vec()))
+        let count = if pooling == Pooling::None { tokens } else { 1 };
+        let values = [0, 8, 16, 24].map(value).repeat(count);
+        SinglePassOutput::Embedding(Embedding::new(values))
     };
     match row {
         SinglePassRow::EncodeQuestion { image, question } => {
@@ -213,9 +220,15 @@ fn output(model: ModelId, row: &SinglePassRow<MockStates>) -> SinglePassOutput<M
             let is_match = of(Some(image), Some(text)).1;
             SinglePassOutput::MatchLogits(MatchLogits { no_match: 0.0, is_match })
         }
-        SinglePassRow::EmbedImage { image } => embedding(of(Some(image), None)),
-        SinglePassRow::EmbedText { text } => embedding(of(None, Some(text))),
-        SinglePassRow::EmbedMultimodal { image, text } => embedding(of(Some(image), Some(text))),
+        SinglePassRow::EmbedImage { image, pooling } => {
+            embedding(of(Some(image), None), *pooling, image_tokens)
+        }
+        SinglePassRow::EmbedText { text, output } => {
+            embedding(of(None, Some(text)), output.pooling, text.len())
+        }
+        SinglePassRow::EmbedMultimodal { image, text, output } => {
+            embedding(of(Some(image), Some(text)), output.pooling, text.len())
+        }
     }
 }
 
@@ -322,8 +335,8 @@ mod tests {
         let pixels = Pixels::new(2, 2, vec![7; 12]);
         for (leak_bytes, leaked) in [(0, 0), (1000, 3000)] {
             let mut backend = backend(8, leak_bytes);
-            backend.encode(TowerId(0), &[&pixels, &pixels]).unwrap();
-            backend.encode(TowerId(0), &[&pixels]).unwrap();
+            backend.encode(VisionOutput::last(TowerId(0)), &[&pixels, &pixels]).unwrap();
+            backend.encode(VisionOutput::last(TowerId(0)), &[&pixels]).unwrap();
             assert_eq!(backend.leaked.iter().map(Vec::len).sum::<usize>(), leaked);
         }
     }

@@ -20,7 +20,9 @@ use crate::config::Config;
 use crate::demo;
 use crate::http::{Model, Models};
 use crate::input::{InputSettings, Tokenizer};
-use crate::task::{Device, Dtype, ModelClass, ModelId, ModelInfo, Preprocessing, TowerId};
+use crate::task::{
+    Device, Dtype, ModelClass, ModelId, ModelInfo, Preprocessing, StatesShape, TowerId,
+};
 
 const MODELS: [(&str, ModelClass); 3] = [
     ("mock-caption", ModelClass::ConditionalGeneration),
@@ -86,6 +88,8 @@ fn model(id: usize, image_size: u32) -> ModelInfo {
         device: Device::Cpu,
         tower: TowerId(0),
         preprocessing: Preprocessing::bicubic(image_size, image_size),
+        vision_states: StatesShape { layers: 1, width: 4 },
+        text_states: StatesShape { layers: 1, width: 4 },
         image_tokens: 5,
         max_text_tokens: 512,
         embedding_dimensions: Some(4),

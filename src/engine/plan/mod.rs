@@ -15,8 +15,8 @@ use self::results::Results;
 use super::backend::{GroupSpec, SinglePassOutput, SinglePassRow};
 use super::ids::FeatureKey;
 use crate::task::{
-    Caption, DecodeMode, Embed, GenerationParams, ModelInfo, Pixels, PreparedImage, Role, Sequence,
-    Task, TaskOutput, TokenIds,
+    Caption, DecodeMode, Embed, EmbedOutput, EmbedSubject, GenerationParams, ModelInfo, Pixels,
+    Pooling, PreparedImage, Role, Sequence, Task, TaskOutput, TokenIds, VisionOutput,
 };
 
 /// Where a result belongs in the answer.
@@ -65,9 +65,10 @@ impl Plan {
     pub(crate) fn try_new(model: &ModelInfo, task: Task) -> Result<Self, PlanError> {
         check(model, &task)?;
         let (distinct, places) = task.distinct_images();
+        let output = VisionOutput { tower: model.tower, layer: image_layer(&task) };
         let images: Vec<(FeatureKey, Arc<Pixels>)> = distinct
             .into_iter()
-            .map(|image| (FeatureKey::new(model.tower, image), Arc::clone(&image.pixels)))
+            .map(|image| (FeatureKey::new(output, image), Arc::clone(&image.pixels)))
             .collect();
         let results = Results::new(&task, &places, images.len(), model.logit_scale);
         Ok(Self { model: model.clone(), task, images, results })
@@ -96,9 +97,13 @@ impl Plan {
         match &self.task {
             Task::Similarity(similarity) if similarity.scores.cosine => {
                 let texts = similarity.texts.iter().cloned().enumerate();
-                texts.map(|(t, text)| embed_text(Slot::Text(t), text)).collect()
+                texts
+                    .map(|(t, text)| embed_text(Slot::Text(t), text, EmbedOutput::PROJECTION))
+                    .collect()
             }
-            Task::Embed(Embed::Text(text)) => vec![embed_text(Slot::Vector, text.clone())],
+            Task::Embed(Embed { subject: EmbedSubject::Text(text), output }) => {
+                vec![embed_text(Slot::Vector, text.clone(), *output)]
+            }
             Task::Similarity(_) | Task::Embed(_) | Task::Caption(_) | Task::Vqa(_) => Vec::new(),
         }
     }
@@ -130,7 +135,8 @@ impl Plan {
             Task::Similarity(similarity) => {
                 let mut work = Vec::new();
                 if similarity.scores.cosine {
-                    let embed = SinglePassRow::EmbedImage { image: image() };
+                    let pooling = Pooling::Projection;
+                    let embed = SinglePassRow::EmbedImage { image: image(), pooling };
                     work.push(row(Slot::Image(place), embed));
                 }
                 if similarity.scores.needs_pairs() {
@@ -141,14 +147,18 @@ impl Plan {
                 }
                 work
             }
-            Task::Embed(Embed::Image(_)) => {
-                vec![row(Slot::Vector, SinglePassRow::EmbedImage { image: image() })]
-            }
-            Task::Embed(Embed::Multimodal(_, text)) => {
-                let text = text.clone();
-                vec![row(Slot::Vector, SinglePassRow::EmbedMultimodal { image: image(), text })]
-            }
-            Task::Embed(Embed::Text(_)) => Vec::new(),
+            Task::Embed(Embed { subject, output }) => match subject {
+                EmbedSubject::Image(_) => {
+                    let pooling = output.pooling;
+                    vec![row(Slot::Vector, SinglePassRow::EmbedImage { image: image(), pooling })]
+                }
+                EmbedSubject::Multimodal(_, text) => {
+                    let (text, output) = (text.clone(), *output);
+                    let embed = SinglePassRow::EmbedMultimodal { image: image(), text, output };
+                    vec![row(Slot::Vector, embed)]
+                }
+                EmbedSubject::Text(_) => Vec::new(),
+            },
         }
     }
 
@@ -248,22 +258,38 @@ impl Plan {
     }
 }
 
-fn embed_text<M>(slot: Slot, text: TokenIds) -> Work<M> {
-    Work::Row { slot, row: SinglePassRow::EmbedText { text }, image: None }
+fn embed_text<M>(slot: Slot, text: TokenIds, output: EmbedOutput) -> Work<M> {
+    Work::Row { slot, row: SinglePassRow::EmbedText { text, output }, image: None }
+}
+
+/// Returns the layer of the vision tower that the task wants; `None` for the last hidden state, to which texts attend.
+fn image_layer(task: &Task) -> Option<u16> {
+    match task {
+        Task::Embed(Embed { subject: EmbedSubject::Image(_), output }) => output.layer,
+        Task::Embed(_) | Task::Caption(_) | Task::Vqa(_) | Task::Similarity(_) => None,
+    }
 }
 
 fn check(model: &ModelInfo, task: &Task) -> Result<(), PlanError> {
     let role = match task {
-        Task::Caption(_) => Role::Caption,
-        Task::Vqa(_) => Role::Vqa,
-        Task::Similarity(_) | Task::Embed(_) => Role::Retrieval,
+        Task::Caption(_) => Some(Role::Caption),
+        Task::Vqa(_) => Some(Role::Vqa),
+        Task::Similarity(_) => Some(Role::Retrieval),
+        Task::Embed(embed) if embed.output.pooling == Pooling::Projection => Some(Role::Retrieval),
+        Task::Embed(_) => None,
     };
-    if model.role() != role {
+    if role.is_some_and(|role| model.role() != role) {
         return Err(PlanError::Misfit("the model has a different role"));
     }
     let prepared = |image: &&PreparedImage| image.preprocessing == model.preprocessing;
     if !task.images().iter().all(prepared) {
         return Err(PlanError::Misfit("an image is prepared for another model"));
+    }
+    if let Task::Embed(embed) = task
+        && !matches!(embed.subject, EmbedSubject::Image(_))
+        && !model.class.has_text_encoder()
+    {
+        return Err(PlanError::Misfit("the model has no text encoder"));
     }
     if let Task::Similarity(similarity) = task
         && similarity.scores.needs_pairs()

@@ -1,4 +1,4 @@
-//! Cost model of the work, learnt from measured times. For each tower, it holds the seconds per image. For each text
+//! Cost model of the work, learnt from measured times. For each output of a tower, it holds the seconds per image. For each text
 //! lane, it holds the seconds per unit (a fixed part) and the seconds per token. All values are exponential moving
 //! averages.
 
@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::Lane;
-use crate::task::TowerId;
+use crate::task::VisionOutput;
 
 /// Weight of the newest measurement in the moving average. With 0.1 about the last ten measurements count.
 const NEWEST: f64 = 0.1;
@@ -103,10 +103,10 @@ impl MovingAverage {
     }
 }
 
-/// All measured costs: for each tower, for each lane, and over all of them.
+/// All measured costs: for each output of a tower, for each lane, and over all of them.
 #[derive(Debug, Default)]
 pub(super) struct Costs {
-    images: HashMap<TowerId, MovingAverage>,
+    images: HashMap<VisionOutput, MovingAverage>,
     any_image: Option<MovingAverage>,
     lanes: HashMap<Lane, FittedLine>,
     any_text: Option<FittedLine>,
@@ -114,9 +114,9 @@ pub(super) struct Costs {
 
 impl Costs {
     /// Learns the cost of an image from a vision batch.
-    pub(super) fn record_images(&mut self, tower: TowerId, images: usize, elapsed: Duration) {
+    pub(super) fn record_images(&mut self, output: VisionOutput, images: usize, elapsed: Duration) {
         let each = elapsed.as_secs_f64() / images.max(1) as f64;
-        self.images.entry(tower).or_default().add(each);
+        self.images.entry(output).or_default().add(each);
         self.any_image.get_or_insert_default().add(each);
     }
 
@@ -133,9 +133,9 @@ impl Costs {
         }
     }
 
-    /// Returns the measured seconds per image of this tower.
-    pub(super) fn image(&self, tower: TowerId) -> Option<f64> {
-        self.images.get(&tower).map(|mean| mean.value)
+    /// Returns the measured seconds per image of this output.
+    pub(super) fn image(&self, output: VisionOutput) -> Option<f64> {
+        self.images.get(&output).map(|mean| mean.value)
     }
 
     /// Returns the measured cost of this lane's units.
@@ -157,9 +157,11 @@ impl Costs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::ModelId;
+    use crate::task::{ModelId, TowerId};
 
     const LANE: Lane = Lane::Step(ModelId(0));
+    const FIRST: VisionOutput = VisionOutput { tower: TowerId(0), layer: None };
+    const SECOND: VisionOutput = VisionOutput { tower: TowerId(1), layer: None };
 
     #[test]
     fn fixed_and_per_token_parts_are_told_apart() {
@@ -185,18 +187,18 @@ mod tests {
     fn a_cold_start_is_soon_outvoted() {
         let mut costs = Costs::default();
         for seconds in [10, 1, 1, 1, 1, 1, 1, 1, 1, 1] {
-            costs.record_images(TowerId(0), 1, Duration::from_secs(seconds));
+            costs.record_images(FIRST, 1, Duration::from_secs(seconds));
         }
-        assert!((costs.image(TowerId(0)).unwrap() - 1.9).abs() < 1e-9);
+        assert!((costs.image(FIRST).unwrap() - 1.9).abs() < 1e-9);
     }
 
     #[test]
     fn images_are_measured_per_tower() {
         let mut costs = Costs::default();
-        costs.record_images(TowerId(0), 4, Duration::from_secs(4));
-        costs.record_images(TowerId(1), 1, Duration::from_secs(3));
-        assert_eq!(costs.image(TowerId(0)), Some(1.0));
-        assert_eq!(costs.image(TowerId(1)), Some(3.0));
+        costs.record_images(FIRST, 4, Duration::from_secs(4));
+        costs.record_images(SECOND, 1, Duration::from_secs(3));
+        assert_eq!(costs.image(FIRST), Some(1.0));
+        assert_eq!(costs.image(SECOND), Some(3.0));
         assert_eq!(costs.any_image(), Some(2.0));
     }
 }

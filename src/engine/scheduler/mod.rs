@@ -31,7 +31,7 @@ use super::EngineSettings;
 use super::ids::{CallId, FeatureKey, ItemId, TaskId};
 use crate::fairness::ClientId;
 use crate::mutations::{self, Mutation};
-use crate::task::{ModelId, TowerId};
+use crate::task::{ModelId, VisionOutput};
 
 /// The two kinds of work that share the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,8 +74,8 @@ pub(crate) struct Unit {
 /// The items of a unit, by kind.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum UnitWork {
-    /// Images for one tower. They have been removed from the scheduler.
-    Encode { tower: TowerId, images: Vec<FeatureKey> },
+    /// Images for one output of a tower. They have been removed from the scheduler.
+    Encode { output: VisionOutput, images: Vec<FeatureKey> },
     /// Single-pass rows of one model. They have been removed from the scheduler. `work` is their cost in tokens.
     SinglePass { model: ModelId, rows: Vec<ItemId>, work: f64 },
     /// Groups of one model. The last `joining` of them are new and run their first step. All of them stay in the
@@ -275,8 +275,8 @@ impl Scheduler {
             return;
         }
         match work {
-            UnitWork::Encode { tower, images } => {
-                self.costs.record_images(*tower, images.len(), elapsed);
+            UnitWork::Encode { output, images } => {
+                self.costs.record_images(*output, images.len(), elapsed);
             }
             UnitWork::SinglePass { model, work, .. } => {
                 self.costs.record_text(Lane::SinglePass(*model), *work, elapsed);
@@ -294,7 +294,7 @@ impl Scheduler {
                 entry.images.retain(|waiting| waiting != key);
             }
         }
-        let work = UnitWork::Encode { tower: batch.tower, images: batch.images };
+        let work = UnitWork::Encode { output: batch.output, images: batch.images };
         Decision::Run(Unit {
             work,
             trigger: self.trigger(trigger, batch.full),

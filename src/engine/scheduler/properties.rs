@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fairness::ClientId;
+use crate::task::TowerId;
 use crate::task::{ImageId, Preprocessing, Scope};
 
 const BYTES: u64 = 10;
@@ -19,7 +20,7 @@ const MILLI: Duration = Duration::from_millis(1);
 
 fn key(tower: usize, image: u8) -> FeatureKey {
     FeatureKey {
-        tower: TowerId(tower),
+        output: VisionOutput::last(TowerId(tower)),
         scope: Scope::EVERYONE,
         image: ImageId::from_digest([image; 32]),
         preprocessing: Preprocessing::bicubic(1, 1),
@@ -166,9 +167,9 @@ impl SimulatedWorker {
     fn check_limits(&self, work: &UnitWork) {
         let limits = &self.scheduler.settings;
         match work {
-            UnitWork::Encode { tower, images } => {
+            UnitWork::Encode { output, images } => {
                 assert!(!images.is_empty() && images.len() <= limits.max_batch_images);
-                assert!(images.iter().all(|image| image.tower == *tower));
+                assert!(images.iter().all(|image| image.output == *output));
                 assert_eq!(images.iter().collect::<HashSet<_>>().len(), images.len());
                 let bytes = self.pinned() + images.len() as u64 * BYTES;
                 let alone = self.pinned() == 0 && images.len() == 1;
@@ -247,7 +248,7 @@ impl SimulatedWorker {
             .collect();
         for (task, need) in tasks {
             self.waiting.remove(&task);
-            let model = ModelId(image.tower.0);
+            let model = ModelId(image.output.tower.0);
             match need {
                 Need::Group { beams: rows, steps, tokens } => {
                     let id = ItemId(self.id());
@@ -456,7 +457,7 @@ fn an_image_lingers_for_company_from_its_arrival_and_runs_at_once_when_draining(
     world.submit(0, key(0, 1), need, Duration::from_secs(60));
     // Until a cost is known, a unit holds only one image, so nothing is held back to share a batch.
     assert!(matches!(world.scheduler.decide(world.now, 0), Decision::Run(_)));
-    let work = UnitWork::Encode { tower: TowerId(0), images: vec![key(0, 1)] };
+    let work = UnitWork::Encode { output: VisionOutput::last(TowerId(0)), images: vec![key(0, 1)] };
     world.scheduler.record(&work, MILLI, true);
     world.waiting.clear();
     world.submit(1, key(0, 2), need, Duration::from_secs(60));

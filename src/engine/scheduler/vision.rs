@@ -1,5 +1,5 @@
-//! Images that wait for a vision tower. Each image is one job, however many tasks wait for it. A vision batch uses one
-//! tower.
+//! Images that wait for a vision tower. Each image is one job, however many tasks wait for it. A vision batch
+//! computes one output of one tower.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use super::{Ready, after_linger};
 use crate::engine::EngineSettings;
 use crate::engine::ids::{CallId, FeatureKey, TaskId};
 use crate::fairness::{Pick, Turns};
-use crate::task::TowerId;
+use crate::task::VisionOutput;
 
 #[derive(Debug)]
 struct ImageJob {
@@ -27,7 +27,7 @@ pub(super) struct VisionStage {
 
 /// A vision batch; its images have been removed from the queue.
 pub(super) struct Batch {
-    pub(super) tower: TowerId,
+    pub(super) output: VisionOutput,
     pub(super) images: Vec<FeatureKey>,
     pub(super) waited: Vec<Duration>,
     /// The tasks that waited for these images, each with the image that it waited for.
@@ -89,10 +89,10 @@ impl VisionStage {
         if !fits_budget(pinned, self.jobs[&head].bytes, settings) {
             return Ready::No;
         }
-        // Count only images for the same tower as the image whose turn is next, because images for other towers cannot
-        // join the same batch.
-        let mates = || self.jobs.iter().filter(|(key, _)| key.tower == head.tower);
-        let full = mates().count() >= most_images(head.tower, settings, costs);
+        // Count only images for the same output as the image whose turn is next, because images for other outputs
+        // cannot join the same batch.
+        let mates = || self.jobs.iter().filter(|(key, _)| key.output == head.output);
+        let full = mates().count() >= most_images(head.output, settings, costs);
         let oldest = mates().map(|(_, job)| job.arrival).min().unwrap_or(now);
         after_linger(oldest, linger, full, now)
     }
@@ -105,14 +105,14 @@ impl VisionStage {
         settings: &EngineSettings,
         costs: &Costs,
     ) -> Batch {
-        let tower = self.turns.front().expect("a ready stage has an image").tower;
-        let most = most_images(tower, settings, costs);
+        let output = self.turns.front().expect("a ready stage has an image").output;
+        let most = most_images(output, settings, costs);
         let (jobs, mut chosen, mut bytes, mut full) = (&self.jobs, Vec::new(), pinned, false);
         self.turns.take(|key| {
             if chosen.contains(&key) {
                 return Pick::Forget;
             }
-            if key.tower != tower {
+            if key.output != output {
                 return Pick::Pass;
             }
             if chosen.len() == most || !fits_budget(bytes, jobs[&key].bytes, settings) {
@@ -124,7 +124,8 @@ impl VisionStage {
             Pick::Take
         });
         full |= chosen.len() == most;
-        let mut batch = Batch { tower, images: chosen, waited: Vec::new(), left: Vec::new(), full };
+        let mut batch =
+            Batch { output, images: chosen, waited: Vec::new(), left: Vec::new(), full };
         for &key in &batch.images {
             let job = self.jobs.remove(&key).expect("a chosen image has a job");
             batch.waited.push(now.saturating_duration_since(job.arrival));
@@ -145,8 +146,8 @@ fn fits_budget(pinned: u64, bytes: u64, settings: &EngineSettings) -> bool {
 
 /// Returns how many images a batch may hold so that the batch's estimated time is at most `unit_time`: at least one,
 /// and only one until there is an estimate.
-fn most_images(tower: TowerId, settings: &EngineSettings, costs: &Costs) -> usize {
-    let each = costs.image(tower).map_or(settings.unit_time, Duration::from_secs_f64);
+fn most_images(output: VisionOutput, settings: &EngineSettings, costs: &Costs) -> usize {
+    let each = costs.image(output).map_or(settings.unit_time, Duration::from_secs_f64);
     // If an image costs next to nothing, `max_batch_images` is the only limit.
     let in_time = settings.unit_time.as_nanos() / each.as_nanos().max(1);
     usize::try_from(in_time).unwrap_or(usize::MAX).clamp(1, settings.max_batch_images)

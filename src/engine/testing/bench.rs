@@ -8,7 +8,8 @@ use crate::engine::testing::fake::{self, FakeBackend, FakeControl};
 use crate::engine::{Admission, Engine, EngineContext, EngineHandle, EngineSettings, Rebuild};
 use crate::fairness::ClientId;
 use crate::task::{
-    Caption, DecodeMode, Embed, GenerationParams, ModelId, Scores, Similarity, Strategy, Task, Vqa,
+    Caption, DecodeMode, Embed, EmbedOutput, EmbedSubject, GenerationParams, ModelId, Scores,
+    Similarity, Strategy, Task, Vqa,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -143,5 +144,6 @@ pub(crate) fn similarity(marks: &[u8], texts: &[&[u32]], matching: bool, cosine:
 }
 
 pub(crate) fn embed_text(tokens: &[u32]) -> Task {
-    Task::Embed(Embed::Text(fake::text(tokens)))
+    let subject = EmbedSubject::Text(fake::text(tokens));
+    Task::Embed(Embed { subject, output: EmbedOutput::PROJECTION })
 }

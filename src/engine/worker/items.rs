@@ -205,6 +205,7 @@ impl<M, G> WorkItems<M, G> {
 mod tests {
     use super::*;
     use crate::engine::testing::fake;
+    use crate::task::EmbedOutput;
     use crate::task::{GenerationParams, ModelId};
 
     /// In these tests, encoder states are strings. The backend's state of a group is an `Rc`, whose reference count
@@ -219,7 +220,13 @@ mod tests {
     }
 
     fn row() -> WaitingRow<&'static str> {
-        WaitingRow { owner: owner(1), input: SinglePassRow::EmbedText { text: fake::text(&[5]) } }
+        WaitingRow {
+            owner: owner(1),
+            input: SinglePassRow::EmbedText {
+                text: fake::text(&[5]),
+                output: EmbedOutput::PROJECTION,
+            },
+        }
     }
 
     fn group(rows: usize, admitted: Instant) -> WaitingGroup<&'static str> {

@@ -18,8 +18,8 @@ use crate::engine::testing::fake::{self, FakeBackend, FakeCall, FakeControl, Fak
 use crate::engine::{Clock, EngineContext, EngineError, EngineSettings};
 use crate::fairness::ClientId;
 use crate::task::{
-    Caption, DecodeMode, Embed, GenerationParams, ModelId, Scores, Similarity, Strategy as Search,
-    Task, TaskOutput, Vqa,
+    Caption, DecodeMode, Embed, EmbedOutput, EmbedSubject, GenerationParams, ModelId, Scores,
+    Similarity, Strategy as Search, Task, TaskOutput, Vqa,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -127,12 +127,13 @@ fn task(ask: &Ask) -> (ModelId, Task) {
         }
         Ask::Embed { image, text } => {
             let text = text.map(|token| fake::text(&[token]));
-            let embed = match (image.map(fake::image), text) {
-                (Some(image), Some(text)) => Embed::Multimodal(image, text),
-                (Some(image), None) => Embed::Image(image),
-                (None, text) => Embed::Text(text.unwrap_or_else(|| fake::text(&[1]))),
+            let subject = match (image.map(fake::image), text) {
+                (Some(image), Some(text)) => EmbedSubject::Multimodal(image, text),
+                (Some(image), None) => EmbedSubject::Image(image),
+                (None, text) => EmbedSubject::Text(text.unwrap_or_else(|| fake::text(&[1]))),
             };
-            (ModelId(2), Task::Embed(embed))
+            let output = EmbedOutput::PROJECTION;
+            (ModelId(2), Task::Embed(Embed { subject, output }))
         }
     }
 }

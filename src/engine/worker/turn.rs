@@ -139,7 +139,7 @@ impl<B: Backend> Worker<B> {
             if let Lookup::Hit(states) = found {
                 self.image_ready(id, key, &states, now);
             } else {
-                let bytes = self.backend.feature_bytes(key.tower);
+                let bytes = self.backend.feature_bytes(key.output.tower);
                 self.scheduler.push_image(id, key, bytes, now);
                 self.task(id).awaited.push((key, missed));
             }

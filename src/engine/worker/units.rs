@@ -15,7 +15,7 @@ use crate::engine::backend::{Backend, SinglePassRow, StepEvent};
 use crate::engine::ids::{FeatureKey, ItemId, TaskId};
 use crate::engine::plan::PlanError;
 use crate::engine::scheduler::{Unit, UnitWork};
-use crate::task::{ModelId, Pixels, TowerId};
+use crate::task::{ModelId, Pixels, TowerId, VisionOutput};
 
 impl<B: Backend> Worker<B> {
     /// Runs a unit and distributes its results to the tasks.
@@ -23,7 +23,7 @@ impl<B: Backend> Worker<B> {
         let Unit { work, trigger, waited } = unit;
         self.meter.unit(work.stage(), trigger, &waited);
         match &work {
-            UnitWork::Encode { tower, images } => self.encode(&work, *tower, images),
+            UnitWork::Encode { output, images } => self.encode(&work, *output, images),
             UnitWork::SinglePass { model, rows, work: tokens } => {
                 self.run_single_pass(&work, *model, rows, *tokens);
             }
@@ -33,7 +33,7 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    fn encode(&mut self, work: &UnitWork, tower: TowerId, images: &[FeatureKey]) {
+    fn encode(&mut self, work: &UnitWork, output: VisionOutput, images: &[FeatureKey]) {
         let mut flights: Vec<(FeatureKey, Arc<Pixels>)> = images
             .iter()
             .filter_map(|&key| self.features.pixels(key).map(|pixels| (key, pixels)))
@@ -46,13 +46,14 @@ impl<B: Backend> Worker<B> {
                 let pixels: Vec<&Pixels> = part.iter().map(|(_, pixels)| &**pixels).collect();
                 let result = attempt(|| {
                     injected("engine::encode")?;
-                    backend.encode(tower, &pixels)
+                    backend.encode(output, &pixels)
                 });
                 faults += meter.call("encode", part.len(), &result);
                 result
             });
         let elapsed = self.record(work, start, faults == 0);
         let now = self.now();
+        let tower = output.tower;
         let bytes = self.backend.feature_bytes(tower);
         let encoded = results.iter().filter(|result| result.is_ok()).count();
         self.meter.encoded(self.model_of(tower), flights.len(), encoded, elapsed);

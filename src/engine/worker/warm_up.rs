@@ -16,8 +16,8 @@ use crate::engine::ids::FeatureKey;
 use crate::engine::scheduler::{Scheduler, UnitWork};
 use crate::engine::shared::Shared;
 use crate::task::{
-    GenerationParams, ImageId, MatchLogits, ModelClass, ModelId, ModelInfo, Pixels, Scope,
-    TokenIds, TowerId,
+    EmbedOutput, GenerationParams, ImageId, MatchLogits, ModelClass, ModelId, ModelInfo, Pixels,
+    Pooling, Scope, TokenIds, TowerId, VisionOutput,
 };
 
 /// Number of tokens in each text: as many as in a short question.
@@ -90,10 +90,11 @@ impl<B: Backend> TrialRun<'_, B> {
         let black = vec![0; 3 * size.width as usize * size.height as usize];
         let black = Pixels::new(size.width, size.height, black);
         let image = ImageId::from_digest([0; 32]);
-        let key = FeatureKey { tower, scope: Scope::EVERYONE, image, preprocessing: size };
-        let work = UnitWork::Encode { tower, images: vec![key] };
+        let output = VisionOutput::last(tower);
+        let key = FeatureKey { output, scope: Scope::EVERYONE, image, preprocessing: size };
+        let work = UnitWork::Encode { output, images: vec![key] };
         let work = learn.then_some(&work);
-        let encoded = self.measure(UNIT, work, |backend| backend.encode(tower, &[&black]))?;
+        let encoded = self.measure(UNIT, work, |backend| backend.encode(output, &[&black]))?;
         encoded.into_iter().next().ok_or_else(|| UnitFault::without_result(UNIT))
     }
 
@@ -137,11 +138,13 @@ impl<B: Backend> TrialRun<'_, B> {
                 }
             }
             ModelClass::ImageTextRetrieval | ModelClass::Base => {
-                let row = SinglePassRow::EmbedText { text: text.clone() };
+                let output = EmbedOutput::PROJECTION;
+                let row = SinglePassRow::EmbedText { text: text.clone(), output };
                 self.run_pass("embedding a text", model.id, row, 0.0, learn)?;
                 // This row only projects one image, so its time says nothing about text units.
                 if !learn {
-                    let row = SinglePassRow::EmbedImage { image: image.clone() };
+                    let pooling = Pooling::Projection;
+                    let row = SinglePassRow::EmbedImage { image: image.clone(), pooling };
                     self.run_pass("embedding an image", model.id, row, 0.0, false)?;
                 }
             }

@@ -27,6 +27,7 @@ use crate::http::error::{ApiError, Code, FieldError};
 use crate::http::extract::fields::Text;
 use crate::http::extract::request::{BatchRequest, Request, SingleRequest};
 use crate::http::extract::{self, AdmittedRequest, head};
+use crate::http::settings::Limits;
 use crate::http::state::models::Model;
 use crate::http::state::{HttpState, Services};
 use crate::mutations::{self, Mutation};
@@ -179,7 +180,7 @@ impl<'a> Start<'a> {
     ) -> Result<AdmittedRequest<R>, ApiError> {
         let Self { state, services, context, deadline } = *self;
         // Fail before the body is read if no model serves the endpoint.
-        services.models.pick(E::ROLE, None)?;
+        services.models.pick_any(E::ROLE, E::OTHER_ROLES, None)?;
         extract::read(http, state, services, context, deadline).await
     }
 
@@ -192,7 +193,8 @@ impl<'a> Start<'a> {
     ) -> Result<(Call, Vec<InputResult<E>>), ApiError> {
         let Self { state, services, context, .. } = *self;
         let batch = inputs.batch;
-        let model = services.models.pick(E::ROLE, name.as_ref().map(|name| &*name.0))?.clone();
+        let name = name.as_ref().map(|name| &*name.0);
+        let model = services.models.pick_any(E::ROLE, E::OTHER_ROLES, name)?.clone();
         context.note(|notes| {
             notes.model = Some(model.info.name.clone());
             notes.inputs = inputs.list.len();
@@ -208,6 +210,7 @@ impl<'a> Start<'a> {
             admission.check_wait(services.images.estimated_wait(admission.call(), files))?;
         }
         let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
+        check_values(&plans, &tokens, &model, limits)?;
         let mut find = images.start_lookup(services, context, &admission);
         let inputs = plans.into_iter().zip(tokens).enumerate().map(|(index, (planned, tokens))| {
             let PlannedInput { plan, images } = planned?;
@@ -371,6 +374,30 @@ fn plan_all<E: Endpoint>(
     } else {
         Err(ApiError::fields(Code::InvalidRequest, invalid))
     }
+}
+
+/// Rejects a call whose answer would have too many numbers.
+fn check_values<E: Endpoint>(
+    plans: &[Result<PlannedInput<E>, ApiError>],
+    tokens: &[Result<E::Tokens, ApiError>],
+    model: &Model,
+    limits: &Limits,
+) -> Result<(), ApiError> {
+    let inputs = plans.iter().zip(tokens);
+    let values: usize = inputs
+        .filter_map(|(planned, tokens)| {
+            Some(planned.as_ref().ok()?.plan.answer_values(tokens.as_ref().ok()?, model))
+        })
+        .sum();
+    let max = limits.max_embedding_values;
+    if values <= max {
+        return Ok(());
+    }
+    let detail = format!(
+        "the answer would have {values} numbers, at most {max} are allowed (limits.max_embedding_values); split the request, \
+         or give pooling"
+    );
+    Err(ApiError::new(Code::BatchTooLarge, detail))
 }
 
 /// Returns how the images must be prepared for the second task, if its model needs them prepared in another way than the

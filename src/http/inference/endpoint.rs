@@ -18,6 +18,9 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     const TASK: &'static str;
     /// Role of the models that serve this endpoint.
     const ROLE: Role;
+    /// Further roles whose models serve this endpoint. The default model is the first of [`ROLE`](Self::ROLE), or else
+    /// the first of these.
+    const OTHER_ROLES: &'static [Role] = &[];
     /// The request of the single call.
     type Single: SingleRequest;
     /// The request of the batch call, which has the same kind of inputs.
@@ -60,6 +63,12 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
 
     /// Returns the length of each text in tokens, for the metric `prompt_tokens`.
     fn token_counts(tokens: &Self::Tokens) -> Vec<usize>;
+
+    /// Returns the number of numbers in the answer, if it can be large; [`Limits::max_embedding_values`] bounds their total
+    /// over a call.
+    fn answer_values(&self, _tokens: &Self::Tokens, _model: &Model) -> usize {
+        0
+    }
 
     /// Builds the task for the engine.
     fn task(&self, images: &EachImage<Self, PreparedImage>, tokens: &Self::Tokens) -> Self::Task;

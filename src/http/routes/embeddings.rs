@@ -1,4 +1,5 @@
-//! `POST /embeddings` and `/embeddings/batch`: embed an image, a text, or both together as one vector.
+//! `POST /embeddings` and `/embeddings/batch`: embed an image, a text, or both together as one vector, or return hidden
+//! states.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use super::InferenceEndpoint;
 use crate::http::context::RequestContext;
 use crate::http::error::convert::inference_failed;
 use crate::http::error::{ApiError, Code};
-use crate::http::extract::fields::{Field, Text};
+use crate::http::extract::fields::{Field, Int, Text};
 use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
 use crate::http::inference::arity::OptionalImage;
@@ -29,7 +30,10 @@ use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
 use crate::http::state::HttpState;
 use crate::http::state::models::Model;
-use crate::task::{Embed, Embedding, PreparedImage, Role, TaskShape, TokenIds};
+use crate::task::{
+    Embed, EmbedOutput, EmbedSubject, Embedding, ModelInfo, Pooling, PreparedImage, Role,
+    StatesShape, TaskShape, TokenIds,
+};
 
 /// Describes the endpoint, for the router and the OpenAPI documents.
 pub(crate) fn endpoint() -> InferenceEndpoint {
@@ -38,9 +42,10 @@ pub(crate) fn endpoint() -> InferenceEndpoint {
         EndpointRules {
             required: &[],
             distinct_lists: &[],
-            conditions: vec![embedding_types()],
+            conditions: vec![embedding_types(), layers()],
             defaults: json!({
                 "type": "image",
+                "pooling": "projection",
                 "normalize": true,
                 "truncate": false,
                 "encoding_format": "float",
@@ -71,6 +76,14 @@ fn embedding_types() -> Value {
     ]})
 }
 
+/// Returns the condition that a layer is given only with the states of tokens.
+fn layers() -> Value {
+    json!({"anyOf": [
+        {"properties": {"layer": false}},
+        {"required": ["pooling"], "properties": {"pooling": {"enum": ["cls", "mean", "none"]}}},
+    ]})
+}
+
 requests! {
     /// Request to embed one image or text.
     #[schema(example = json!({"text": "two cats on a sofa"}))]
@@ -87,7 +100,12 @@ requests! {
         /// What to embed. By default, whichever of `image` and `text` is given. `multimodal` requires both; its vectors
         /// lie in a separate vector space.
         r#type: EmbeddingType,
-        /// Divides the vector by its Euclidean norm; true by default.
+        /// How the states of all tokens become one vector; `projection` by default.
+        pooling: PoolingName,
+        /// Takes the states from this layer of `hidden_states`, 0 for the embeddings; by default `last_hidden_state`. Only
+        /// with `cls`, `mean` and `none`.
+        layer: Int<0, 1024>,
+        /// Divides each vector by its Euclidean norm; by default true for `projection` and false otherwise.
         normalize: bool,
         /// Truncates long texts instead of rejecting them; false by default.
         truncate: bool,
@@ -108,6 +126,35 @@ pub(crate) enum EmbeddingType {
     Multimodal,
 }
 
+/// How the states of all tokens become one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PoolingName {
+    /// The projection into the vector space shared by images and texts. Only models for retrieval have it; for
+    /// `multimodal`, a `BlipForImageTextRetrieval` has the state of the first token instead.
+    Projection,
+    /// The state of the first token.
+    Cls,
+    /// The mean of the states of all tokens.
+    Mean,
+    /// `pooler_output` of transformers: of every model for images, of a `BlipModel` for texts.
+    Pooler,
+    /// The states of all tokens, one after the other; `shape` says how many.
+    None,
+}
+
+impl From<PoolingName> for Pooling {
+    fn from(name: PoolingName) -> Self {
+        match name {
+            PoolingName::Projection => Self::Projection,
+            PoolingName::Cls => Self::Cls,
+            PoolingName::Mean => Self::Mean,
+            PoolingName::Pooler => Self::Pooler,
+            PoolingName::None => Self::None,
+        }
+    }
+}
+
 /// How a vector is encoded in JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -119,6 +166,7 @@ pub(crate) enum EncodingFormat {
 }
 
 impl Field for EmbeddingType {}
+impl Field for PoolingName {}
 impl Field for EncodingFormat {}
 
 /// The embedding of one input.
@@ -127,9 +175,13 @@ pub(crate) struct EmbeddingAnswer {
     /// What the vector represents, which determines its vector space.
     #[schema(inline)]
     r#type: EmbeddingType,
-    /// Number of values in the vector.
+    /// Number of values in a vector.
     #[schema(example = 256, minimum = 1)]
     dimensions: usize,
+    /// Number of tokens and number of values of each, for `"pooling": "none"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Vec<usize>, required = false, min_items = 2, max_items = 2, example = json!([577, 768]))]
+    shape: Option<[usize; 2]>,
     /// The values, in the requested `encoding_format`.
     #[schema(inline)]
     embedding: Values,
@@ -163,6 +215,7 @@ pub(crate) struct EmbeddingsResponse {
 #[derive(Debug, Clone)]
 pub(crate) struct EmbeddingPlan {
     subject: Subject,
+    output: EmbedOutput,
     normalize: bool,
     truncate: bool,
     format: EncodingFormat,
@@ -178,6 +231,7 @@ enum Subject {
 impl Endpoint for EmbeddingPlan {
     const TASK: &'static str = "embeddings";
     const ROLE: Role = Role::Retrieval;
+    const OTHER_ROLES: &'static [Role] = &[Role::Caption, Role::Vqa];
     type Single = EmbeddingsRequest;
     type Batch = EmbeddingsBatchRequest;
     type Images = OptionalImage;
@@ -185,16 +239,19 @@ impl Endpoint for EmbeddingPlan {
     type Task = Embed;
     type Answer = EmbeddingAnswer;
 
-    fn plan(input: EmbeddingsInput, _: &PlanContext<'_>) -> Result<Self, ApiError> {
+    fn plan(input: EmbeddingsInput, context: &PlanContext<'_>) -> Result<Self, ApiError> {
         let subject = subject(input.r#type, input.image, input.text.map(|text| text.0))?;
         let truncate = input.truncate.unwrap_or(false);
         if truncate && matches!(subject, Subject::Image(_)) {
             let detail = "has no effect without a text";
             return Err(ApiError::field(Code::InvalidRequest, "truncate", detail));
         }
+        let output = output(input.pooling, input.layer)?;
+        check_available(&subject, output, &context.model.info)?;
         Ok(Self {
             subject,
-            normalize: input.normalize.unwrap_or(true),
+            output,
+            normalize: input.normalize.unwrap_or(output.pooling == Pooling::Projection),
             truncate,
             format: input.encoding_format.unwrap_or(EncodingFormat::Float),
         })
@@ -227,27 +284,38 @@ impl Endpoint for EmbeddingPlan {
     }
 
     fn task(&self, image: &Option<PreparedImage>, tokens: &Option<TokenIds>) -> Embed {
-        match (image.clone(), tokens.clone()) {
-            (Some(image), Some(text)) => Embed::Multimodal(image, text),
-            (Some(image), None) => Embed::Image(image),
-            (None, Some(text)) => Embed::Text(text),
+        let subject = match (image.clone(), tokens.clone()) {
+            (Some(image), Some(text)) => EmbedSubject::Multimodal(image, text),
+            (Some(image), None) => EmbedSubject::Image(image),
+            (None, Some(text)) => EmbedSubject::Text(text),
             (None, None) => unreachable!("a plan has an image or a text"),
+        };
+        Embed { subject, output: self.output }
+    }
+
+    fn answer_values(&self, tokens: &Option<TokenIds>, model: &Model) -> usize {
+        // A vector without pooling is as wide as the hidden states; all others are small.
+        match self.output.pooling {
+            Pooling::None => self.vectors(model, tokens.as_ref()) * self.states(&model.info).width,
+            Pooling::Projection | Pooling::Cls | Pooling::Mean | Pooling::Pooler => 0,
         }
     }
 
     fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<EmbeddingAnswer, ApiError> {
-        let raw = parts.output;
-        let vector = self.finished(raw)?;
+        let vectors = self.vectors(parts.model, parts.tokens.as_ref());
+        let values = self.finished(parts.output, vectors)?;
+        let dimensions = values.len() / vectors;
         Ok(EmbeddingAnswer {
             r#type: match self.subject {
                 Subject::Image(_) => EmbeddingType::Image,
                 Subject::Text(_) => EmbeddingType::Text,
                 Subject::Multimodal(..) => EmbeddingType::Multimodal,
             },
-            dimensions: vector.len(),
+            dimensions,
+            shape: (self.output.pooling == Pooling::None).then_some([vectors, dimensions]),
             embedding: match self.format {
-                EncodingFormat::Float => Values::Float(vector),
-                EncodingFormat::Base64 => Values::Base64(packed(&vector)),
+                EncodingFormat::Float => Values::Float(values),
+                EncodingFormat::Base64 => Values::Base64(packed(&values)),
             },
             image: parts.images.map(ImageAnswer::from),
         })
@@ -269,23 +337,45 @@ impl EmbeddingPlan {
         }
     }
 
-    /// Normalises the vector if requested.
+    /// Returns the dimensions of the tower that encodes the input.
+    fn states(&self, model: &ModelInfo) -> StatesShape {
+        match self.subject {
+            Subject::Image(_) => model.vision_states,
+            Subject::Text(_) | Subject::Multimodal(..) => model.text_states,
+        }
+    }
+
+    /// Returns the number of vectors in the answer: one, or one for each token.
+    fn vectors(&self, model: &Model, tokens: Option<&TokenIds>) -> usize {
+        match (self.output.pooling, tokens) {
+            (Pooling::None, None) => model.info.image_tokens,
+            (Pooling::None, Some(tokens)) => tokens.len(),
+            (Pooling::Projection | Pooling::Cls | Pooling::Mean | Pooling::Pooler, _) => 1,
+        }
+    }
+
+    /// Normalises each of the `vectors` vectors if requested.
     ///
     /// # Errors
     /// `inference_failed` when a value is not finite, or when the vector must be normalised but its norm is zero or not
     /// finite.
-    fn finished(&self, raw: Embedding) -> Result<Vec<f32>, ApiError> {
+    fn finished(&self, raw: Embedding, vectors: usize) -> Result<Vec<f32>, ApiError> {
         for &value in raw.as_slice() {
             finite(value)?;
         }
         if !self.normalize {
             return Ok(raw.into_vec());
         }
-        let normalized = raw.normalized().map_err(|_| {
-            tracing::error!("the model returned a vector that cannot be normalised: its norm is zero or not finite");
-            inference_failed()
-        })?;
-        Ok(normalized.into_vec())
+        let raw = raw.into_vec();
+        let mut values = Vec::with_capacity(raw.len());
+        for vector in raw.chunks_exact((raw.len() / vectors).max(1)) {
+            let normalized = Embedding::new(vector.to_vec()).normalized().map_err(|_| {
+                tracing::error!("the model returned a vector that cannot be normalised: its norm is zero or not finite");
+                inference_failed()
+            })?;
+            values.extend(normalized.into_vec());
+        }
+        Ok(values)
     }
 }
 
@@ -322,6 +412,55 @@ fn subject(
     }
 }
 
+/// Returns which states the request wants.
+///
+/// # Errors
+/// `invalid_request` for a layer without effect.
+fn output(
+    pooling: Option<PoolingName>,
+    layer: Option<Int<0, 1024>>,
+) -> Result<EmbedOutput, ApiError> {
+    let pooling = pooling.map_or(Pooling::Projection, Pooling::from);
+    if layer.is_some() && matches!(pooling, Pooling::Projection | Pooling::Pooler) {
+        let detail = "has an effect only with \"pooling\": \"cls\", \"mean\" or \"none\"";
+        return Err(ApiError::field(Code::InvalidRequest, "layer", detail));
+    }
+    Ok(EmbedOutput { pooling, layer: layer.map(|layer| layer.0 as u16) })
+}
+
+/// Checks that the model has the encoder, the head and the layer that the request needs.
+///
+/// # Errors
+/// `score_not_available`, naming the field.
+fn check_available(
+    subject: &Subject,
+    output: EmbedOutput,
+    model: &ModelInfo,
+) -> Result<(), ApiError> {
+    let refused =
+        |field: &str, detail: String| Err(ApiError::field(Code::ScoreNotAvailable, field, detail));
+    let (name, class) = (&model.name, model.class);
+    let is_image = matches!(subject, Subject::Image(_));
+    if !is_image && !class.has_text_encoder() {
+        return refused("text", format!("{name} has no text encoder; only images are available"));
+    }
+    if output.pooling == Pooling::Projection && class.role() != Role::Retrieval {
+        let detail = format!("{name} has no projection; give pooling: cls, mean or none");
+        return refused("pooling", detail);
+    }
+    if output.pooling == Pooling::Pooler && !is_image && !class.has_text_pooler() {
+        let detail = format!("{name} does not pool texts; only cls, mean and none are available");
+        return refused("pooling", detail);
+    }
+    let layers = if is_image { model.vision_states.layers } else { model.text_states.layers };
+    match output.layer {
+        Some(layer) if usize::from(layer) > layers => {
+            refused("layer", format!("{name} has the layers 0 to {layers} here"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// Encodes a vector as base64 of little-endian 32-bit floats.
 fn packed(vector: &[f32]) -> String {
     let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -332,7 +471,7 @@ fn packed(vector: &[f32]) -> String {
 ///
 /// Image and text vectors share one space: their dot product is the `cosine` of `/similarity`. With
 /// `"type": "multimodal"`, the text is encoded together with the image; the resulting vectors have a space of their
-/// own.
+/// own. `pooling` and `layer` return hidden states instead, of every model.
 #[utoipa::path(
     post,
     path = "/embeddings",

@@ -32,6 +32,8 @@ pub struct Limits {
     pub max_rows: usize,
     /// Largest `max_new_tokens` that a call may request.
     pub max_new_tokens: usize,
+    /// Maximum number of numbers in the answer to a call that returns hidden states of all tokens.
+    pub max_embedding_values: usize,
     /// Maximum number of data frames of a request body. A limit on bytes is not enough, because a 1-byte frame costs
     /// far more memory than its data.
     pub max_body_frames: usize,
@@ -51,6 +53,7 @@ impl Default for Limits {
             max_batch_inputs: 64,
             max_rows: 256,
             max_new_tokens: 64,
+            max_embedding_values: 2_000_000,
             max_body_frames: 65_536,
             max_text_parts: 256,
         }
@@ -74,6 +77,7 @@ impl Section for Limits {
         let others = [
             ("max_rows", self.max_rows),
             ("max_new_tokens", self.max_new_tokens),
+            ("max_embedding_values", self.max_embedding_values),
             ("max_body_frames", self.max_body_frames),
             ("max_text_parts", self.max_text_parts),
         ];

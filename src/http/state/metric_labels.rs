@@ -49,6 +49,8 @@ pub(crate) fn initialise_routes<'r>(metrics: &Metrics, routes: impl Iterator<Ite
 pub(crate) struct TaskLabel {
     /// Role of the models that serve the endpoint.
     pub(crate) role: Role,
+    /// Further roles whose models serve the endpoint.
+    pub(crate) other_roles: &'static [Role],
     /// Value of the metric label `task`.
     pub(crate) name: &'static str,
 }
@@ -79,7 +81,9 @@ impl ItemCounters {
     fn initialise(&self, metrics: &Metrics) {
         let (Some(tasks), Some(models)) = (self.tasks.get(), self.models.get()) else { return };
         for model in models.iter() {
-            for task in tasks.iter().filter(|task| task.role == model.info.role()) {
+            let role = model.info.role();
+            let served = |task: &&TaskLabel| task.role == role || task.other_roles.contains(&role);
+            for task in tasks.iter().filter(served) {
                 metrics.items_total.with_label_values(&[task.name, &model.info.name, "ok"]);
             }
         }

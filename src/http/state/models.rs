@@ -40,6 +40,23 @@ impl Models {
         self.pick_by("model", role, name)
     }
 
+    /// Like [`pick`](Self::pick), but among models of several roles. The default is the first model of `role`, or else the
+    /// first of the other roles.
+    pub(crate) fn pick_any(
+        &self,
+        role: Role,
+        others: &[Role],
+        name: Option<&str>,
+    ) -> Result<&Model, ApiError> {
+        let mut other = self.iter().filter(|model| others.contains(&model.info.role()));
+        let found = match name {
+            Some(name) => other.find(|model| model.info.name == name),
+            None if self.of_role(role).next().is_none() => other.next(),
+            None => None,
+        };
+        found.map_or_else(|| self.pick(role, name), Ok)
+    }
+
     /// Like [`pick`](Self::pick), for a name that the request gives in `field`.
     pub(crate) fn pick_by(
         &self,

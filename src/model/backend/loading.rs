@@ -15,7 +15,7 @@ use crate::model::load::{CheckpointWeights, Loader, ModelFiles};
 use crate::model::ops::candle::CandleOps;
 use crate::model::ops::{Ops, PersistentKvShape};
 use crate::model::vision::VisionTower;
-use crate::task::{Device, Dtype, ModelClass, ModelId, ModelInfo, TowerId};
+use crate::task::{Device, Dtype, ModelClass, ModelId, ModelInfo, StatesShape, TowerId};
 
 /// A model to load, with the locations of its files.
 #[derive(Debug, Clone)]
@@ -176,6 +176,11 @@ impl<O: Ops> BlipBackend<O> {
             device: placement.device,
             tower,
             preprocessing: preprocessor.preprocessing,
+            vision_states: StatesShape {
+                layers: config.vision_config.num_hidden_layers,
+                width: config.vision_config.hidden_size,
+            },
+            text_states: StatesShape { layers, width },
             image_tokens,
             max_text_tokens: config.text_config.max_position_embeddings,
             embedding_dimensions: embedding_dimensions(config, class),

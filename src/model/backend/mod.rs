@@ -25,7 +25,7 @@ use crate::engine::backend::{
     Backend, BackendError, GroupSpec, SinglePassOutput, SinglePassRow, StepEvent,
 };
 use crate::kernels::OutOfMemory;
-use crate::task::{ModelId, ModelInfo, Pixels, TowerId};
+use crate::task::{ModelId, ModelInfo, Pixels, TowerId, VisionOutput};
 
 /// Loaded BLIP models on one device.
 #[derive(Debug)]
@@ -92,10 +92,13 @@ impl<O: Ops> Backend for BlipBackend<O> {
 
     fn encode(
         &mut self,
-        tower: TowerId,
+        output: VisionOutput,
         images: &[&Pixels],
     ) -> Result<Vec<EncoderStates<O>>, BackendError> {
-        let features = within_memory(|| self.towers[tower.0].encode(&self.ops, images))?;
+        let features = within_memory(|| {
+            let layer = output.layer.map(usize::from);
+            self.towers[output.tower.0].encode(&self.ops, images, layer)
+        })?;
         Ok(features.into_iter().map(EncoderStates::new).collect())
     }
 

@@ -1,15 +1,17 @@
 //! Runs rows that need a single pass of one tower: questions, candidates, matching pairs and embeddings.
 //!
-//! Rows of the same kind run together. Rows with the same encoder states are made adjacent, so that each layer projects
-//! these states to keys and values only once.
+//! Rows of the same kind that run through the same layers run together. Rows with the same encoder states are made
+//! adjacent, so that each layer projects these states to keys and values only once.
+
+use std::collections::BTreeMap;
 
 use crate::engine::backend::{BackendError, SinglePassOutput, SinglePassRow};
-use crate::model::checkpoint::{Checkpoint, encode_texts};
+use crate::model::checkpoint::{Checkpoint, EncodedTexts, all, encode_texts, mean};
 use crate::model::group::EncoderStates;
 use crate::model::ops::{Ops, RowRun};
 use crate::model::text;
 use crate::model::vision::VisionTower;
-use crate::task::TokenIds;
+use crate::task::{Embedding, Pooling, TokenIds};
 
 type PassRow<O> = SinglePassRow<EncoderStates<O>>;
 type PassOutput<O> = SinglePassOutput<EncoderStates<O>>;
@@ -29,92 +31,198 @@ pub(super) fn run_single_pass<O: Ops>(
     rows: &[PassRow<O>],
 ) -> Result<Vec<PassOutput<O>>, BackendError> {
     let mut outputs: Vec<Option<PassOutput<O>>> = rows.iter().map(|_| None).collect();
-    let mut attending = Vec::new();
+    let mut attending: BTreeMap<usize, Vec<CrossAttendingRow<'_, O>>> = BTreeMap::new();
     let mut candidates = Vec::new();
-    let mut texts = Vec::new();
+    let mut texts: BTreeMap<usize, Vec<(usize, &TokenIds)>> = BTreeMap::new();
     for (place, row) in rows.iter().enumerate() {
         match row {
             SinglePassRow::EncodeQuestion { image: memory, question: text }
             | SinglePassRow::MatchPair { image: memory, text }
-            | SinglePassRow::EmbedMultimodal { image: memory, text } => {
-                attending.push(CrossAttendingRow { place, memory, text });
+            | SinglePassRow::EmbedMultimodal { image: memory, text, .. } => {
+                attending.entry(depth(checkpoint, row)?).or_default().push(CrossAttendingRow {
+                    place,
+                    memory,
+                    text,
+                });
             }
             SinglePassRow::ScoreCandidate { states: memory, candidate: text } => {
                 candidates.push(CrossAttendingRow { place, memory, text });
             }
-            SinglePassRow::EmbedText { text } => texts.push((place, text)),
-            SinglePassRow::EmbedImage { image } => {
-                let embedding = checkpoint.embed_image(ops, tower, image.states())?;
+            SinglePassRow::EmbedText { text, .. } => {
+                texts.entry(depth(checkpoint, row)?).or_default().push((place, text));
+            }
+            SinglePassRow::EmbedImage { image, pooling } => {
+                let embedding = checkpoint.embed_image(ops, tower, image.states(), *pooling)?;
                 outputs[place] = Some(SinglePassOutput::Embedding(embedding));
             }
         }
     }
-    if !attending.is_empty() {
-        run_text_encoder(ops, checkpoint, rows, attending, &mut outputs)?;
+    for (depth, attending) in attending {
+        run_attending_texts(ops, checkpoint, rows, attending, depth, &mut outputs)?;
     }
     if !candidates.is_empty() {
         score_candidates(ops, checkpoint, candidates, &mut outputs)?;
     }
-    if !texts.is_empty() {
-        let tokens: Vec<&[u32]> = texts.iter().map(|(_, text)| text.as_slice()).collect();
-        let encoded =
-            encode_texts(ops, encoder(checkpoint)?, &tokens, &text::CrossAttention::Skip)?;
-        for ((place, _), embedding) in
-            texts.iter().zip(checkpoint.project_texts(ops, &encoded.class)?)
-        {
-            outputs[*place] = Some(SinglePassOutput::Embedding(embedding));
-        }
+    for (depth, texts) in texts {
+        let (places, texts): (Vec<usize>, Vec<&[u32]>) =
+            texts.into_iter().map(|(place, text)| (place, text.as_slice())).unzip();
+        let cross = text::CrossAttention::Skip;
+        let encoded = encode_texts(ops, encoder(checkpoint)?, &texts, &cross, depth)?;
+        let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
+        let states = LazyStates::new(ops, &encoded, &lengths);
+        finish(ops, checkpoint, rows, &places, states, &mut outputs)?;
     }
     Ok(outputs.into_iter().map(|output| output.expect("every kind of row was run")).collect())
 }
 
-/// Runs questions, matching pairs and multimodal embeddings through the text encoder, with cross-attention to image
-/// features. Writes the results to `outputs`.
-fn run_text_encoder<O: Ops>(
+/// Returns the number of layers that a text row runs through.
+fn depth<O: Ops>(checkpoint: &Checkpoint<O>, row: &PassRow<O>) -> Result<usize, BackendError> {
+    let all = encoder(checkpoint)?.depth();
+    let layer = match row {
+        SinglePassRow::EmbedText { output, .. } | SinglePassRow::EmbedMultimodal { output, .. } => {
+            output.layer.map(usize::from)
+        }
+        SinglePassRow::EncodeQuestion { .. }
+        | SinglePassRow::MatchPair { .. }
+        | SinglePassRow::ScoreCandidate { .. }
+        | SinglePassRow::EmbedImage { .. } => None,
+    };
+    Ok(layer.unwrap_or(all).min(all))
+}
+
+/// Runs questions, matching pairs and multimodal embeddings through the first `depth` layers of the text encoder, with
+/// cross-attention to image features. Writes the results to `outputs`.
+fn run_attending_texts<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
     rows: &[PassRow<O>],
     attending: Vec<CrossAttendingRow<'_, O>>,
+    depth: usize,
     outputs: &mut [Option<PassOutput<O>>],
 ) -> Result<(), BackendError> {
     let attending = adjacent_by_memory(attending);
+    let places: Vec<usize> = attending.iter().map(|row| row.place).collect();
     let texts: Vec<&[u32]> = attending.iter().map(|row| row.text.as_slice()).collect();
     let runs = runs(&attending, |row| row.text.len());
-    let encoded =
-        encode_texts(ops, encoder(checkpoint)?, &texts, &text::CrossAttention::Project(&runs))?;
+    let cross = text::CrossAttention::Project(&runs);
+    let encoded = encode_texts(ops, encoder(checkpoint)?, &texts, &cross, depth)?;
     let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
-    let mut pairs = Vec::new();
-    let mut multimodal = Vec::new();
-    for (index, (row, states)) in
-        attending.iter().zip(ops.split_rows(&encoded.hidden, &lengths)?).enumerate()
-    {
-        match rows[row.place] {
-            SinglePassRow::EncodeQuestion { .. } => {
-                outputs[row.place] =
-                    Some(SinglePassOutput::EncoderStates(EncoderStates::new(states)));
+    let states = LazyStates::new(ops, &encoded, &lengths);
+    finish(ops, checkpoint, rows, &places, states, outputs)
+}
+
+/// The hidden states of encoded texts, split by text when a row first needs the states of all its tokens.
+struct LazyStates<'a, O: Ops> {
+    ops: &'a O,
+    encoded: &'a EncodedTexts<O>,
+    lengths: &'a [usize],
+    split: Option<Vec<O::Act>>,
+}
+
+impl<'a, O: Ops> LazyStates<'a, O> {
+    fn new(ops: &'a O, encoded: &'a EncodedTexts<O>, lengths: &'a [usize]) -> Self {
+        Self { ops, encoded, lengths, split: None }
+    }
+
+    /// Returns the states of all tokens of a text.
+    fn of(&mut self, index: usize) -> Result<O::Act, BackendError> {
+        if self.split.is_none() {
+            self.split = Some(self.ops.split_rows(&self.encoded.hidden, self.lengths)?);
+        }
+        Ok(self.split.as_ref().expect("it was just set")[index].clone())
+    }
+}
+
+/// Computes the outputs of encoded rows from their hidden states. `places[i]` is the index of the row that belongs to text
+/// i. Writes the results to `outputs`.
+fn finish<O: Ops>(
+    ops: &O,
+    checkpoint: &Checkpoint<O>,
+    rows: &[PassRow<O>],
+    places: &[usize],
+    mut states: LazyStates<'_, O>,
+    outputs: &mut [Option<PassOutput<O>>],
+) -> Result<(), BackendError> {
+    let mut heads: BTreeMap<Head, Vec<(usize, usize)>> = BTreeMap::new();
+    for (index, &place) in places.iter().enumerate() {
+        let mut set = |output| outputs[place] = Some(output);
+        match head(&rows[place]) {
+            Some(head) => heads.entry(head).or_default().push((index, place)),
+            None => match pooling(&rows[place]) {
+                None => {
+                    set(SinglePassOutput::EncoderStates(EncoderStates::new(states.of(index)?)));
+                }
+                Some(Pooling::Mean) => {
+                    set(SinglePassOutput::Embedding(mean(&ops.to_host(&states.of(index)?)?)));
+                }
+                Some(_) => set(SinglePassOutput::Embedding(all(ops.to_host(&states.of(index)?)?))),
+            },
+        }
+    }
+    for (head, rows) in heads {
+        let indices: Vec<usize> = rows.iter().map(|(index, _)| *index).collect();
+        let class = ops.select_rows(&states.encoded.class, &indices)?;
+        let computed: Vec<PassOutput<O>> = match head {
+            Head::Match => {
+                let logits = checkpoint.match_logits(ops, &class)?;
+                logits.into_iter().map(SinglePassOutput::MatchLogits).collect()
             }
-            SinglePassRow::MatchPair { .. } => pairs.push((index, row.place)),
-            SinglePassRow::EmbedMultimodal { .. } => multimodal.push((index, row.place)),
-            SinglePassRow::ScoreCandidate { .. }
-            | SinglePassRow::EmbedText { .. }
-            | SinglePassRow::EmbedImage { .. } => {}
-        }
-    }
-    if !pairs.is_empty() {
-        let class = class_rows(ops, &encoded.class, &pairs)?;
-        for ((_, place), logits) in pairs.iter().zip(checkpoint.match_logits(ops, &class)?) {
-            outputs[*place] = Some(SinglePassOutput::MatchLogits(logits));
-        }
-    }
-    if !multimodal.is_empty() {
-        let class = class_rows(ops, &encoded.class, &multimodal)?;
-        for ((_, place), embedding) in
-            multimodal.iter().zip(checkpoint.project_multimodal(ops, &class)?)
-        {
-            outputs[*place] = Some(SinglePassOutput::Embedding(embedding));
+            Head::Class => {
+                let rows = ops.to_host(&class)?.into_iter();
+                rows.map(|row| SinglePassOutput::Embedding(Embedding::new(row))).collect()
+            }
+            Head::Pooler => embedded(checkpoint.pool_texts(ops, &class)?),
+            Head::Text => embedded(checkpoint.project_texts(ops, &class)?),
+            Head::Multimodal => embedded(checkpoint.project_multimodal(ops, &class)?),
+        };
+        for ((_, place), output) in rows.into_iter().zip(computed) {
+            outputs[place] = Some(output);
         }
     }
     Ok(())
+}
+
+fn embedded<O: Ops>(embeddings: Vec<Embedding>) -> Vec<PassOutput<O>> {
+    embeddings.into_iter().map(SinglePassOutput::Embedding).collect()
+}
+
+/// What is computed from the `[CLS]` state of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Head {
+    /// The matching head.
+    Match,
+    /// Nothing: the state itself.
+    Class,
+    /// The pooler.
+    Pooler,
+    /// The projection of a text.
+    Text,
+    /// The projection of a text with its image.
+    Multimodal,
+}
+
+/// Returns what is computed from the row's `[CLS]` state; `None` if the row needs the states of all tokens.
+fn head<M>(row: &SinglePassRow<M>) -> Option<Head> {
+    match (row, pooling(row)?) {
+        (SinglePassRow::MatchPair { .. }, _) => Some(Head::Match),
+        (SinglePassRow::EmbedText { .. }, Pooling::Projection) => Some(Head::Text),
+        (_, Pooling::Projection) => Some(Head::Multimodal),
+        (_, Pooling::Cls) => Some(Head::Class),
+        (_, Pooling::Pooler) => Some(Head::Pooler),
+        (_, Pooling::Mean | Pooling::None) => None,
+    }
+}
+
+/// Returns how the states of the row's text become its output; `None` if all of them are the output.
+fn pooling<M>(row: &SinglePassRow<M>) -> Option<Pooling> {
+    match row {
+        SinglePassRow::EmbedText { output, .. } | SinglePassRow::EmbedMultimodal { output, .. } => {
+            Some(output.pooling)
+        }
+        SinglePassRow::MatchPair { .. } => Some(Pooling::Cls),
+        SinglePassRow::EmbedImage { pooling, .. } => Some(*pooling),
+        SinglePassRow::EncodeQuestion { .. } | SinglePassRow::ScoreCandidate { .. } => None,
+    }
 }
 
 /// Scores candidates: runs the decoder with cross-attention to the image's features or the question's states. Writes
@@ -140,15 +248,6 @@ fn score_candidates<O: Ops>(
 fn encoder<O: Ops>(checkpoint: &Checkpoint<O>) -> Result<&text::TextTower<O>, BackendError> {
     let missing = || BackendError::Device("this model class has no text encoder".to_owned());
     checkpoint.encoder().ok_or_else(missing)
-}
-
-fn class_rows<O: Ops>(
-    ops: &O,
-    class: &O::Act,
-    rows: &[(usize, usize)],
-) -> Result<O::Act, BackendError> {
-    let indices: Vec<usize> = rows.iter().map(|(index, _)| *index).collect();
-    ops.select_rows(class, &indices)
 }
 
 /// Returns the rows, sorted so that rows with the same encoder states are adjacent. The encoder states come in the

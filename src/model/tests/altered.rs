@@ -17,7 +17,7 @@ use crate::model::checkpoint::encode_texts;
 use crate::model::ops::RowRun;
 use crate::model::text::CrossAttention;
 use crate::model::{BlipBackend, ModelSpec};
-use crate::task::{Pixels, TowerId};
+use crate::task::{Pixels, TowerId, VisionOutput};
 
 /// Returns the checkpoint with these fields of its configuration replaced. Writes the changed files to `directory`.
 fn altered(directory: &Path, checkpoint: &str, vision: &Value, text: &Value) -> ModelSpec {
@@ -68,7 +68,7 @@ fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str,
         if let Some(encoder) = model.encoder() {
             let question = ids(&case["question_ids"]);
             let runs = [RowRun { memory: &image, rows: question.len() }];
-            let encoded = encode_texts(ops, encoder, &[&question], &CrossAttention::Project(&runs));
+            let encoded = encode_texts(ops, encoder, &[&question], &CrossAttention::Project(&runs), encoder.depth());
             memory = encoded.unwrap().hidden;
             states.push(("question", flat(backend, &memory)));
         }
@@ -80,11 +80,11 @@ fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str,
         return states;
     }
     let (encoder, text) = (model.encoder().unwrap(), ids(&reference.list("texts")[0]["ids"]));
-    let alone = encode_texts(ops, encoder, &[&text], &CrossAttention::Skip).unwrap();
+    let alone = encode_texts(ops, encoder, &[&text], &CrossAttention::Skip, encoder.depth()).unwrap();
     states.push(("text", flat(backend, &alone.hidden)));
     if checkpoint == "retrieval" {
         let runs = [RowRun { memory: &image, rows: text.len() }];
-        let both = encode_texts(ops, encoder, &[&text], &CrossAttention::Project(&runs)).unwrap();
+        let both = encode_texts(ops, encoder, &[&text], &CrossAttention::Project(&runs), encoder.depth()).unwrap();
         states.push(("multimodal", flat(backend, &both.hidden)));
     }
     states
@@ -138,7 +138,7 @@ fn pixels_beyond_the_last_whole_patch_are_left_out_as_the_convolution_does() {
         let (one, other) =
             (mix(side), Pixels::new(side as u32, side as u32, vec![9; side * side * 3]));
         for images in [vec![&one], vec![&other, &one]] {
-            let features = backend.encode(TowerId(0), &images).unwrap();
+            let features = backend.encode(VisionOutput::last(TowerId(0)), &images).unwrap();
             let actual = flat(&backend, features.last().unwrap().states());
             assert_close(&format!("{checkpoint} {side}"), &actual, &expected, TOLERANCE);
         }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{Tested, TestedOps, Reference, assert_close, ids, load};
 use crate::engine::backend::{Backend, GroupSpec, SinglePassOutput, SinglePassRow};
 use crate::model::group::{Group, EncoderStates};
-use crate::task::{
+use crate::task::{VisionOutput, 
     EarlyStopping, FinishReason, GenerationParams, ModelId, Sequence, Strategy, TokenIds, TowerId,
 };
 
@@ -63,7 +63,7 @@ pub(super) fn memory(
     case: &Value,
 ) -> EncoderStates<TestedOps> {
     let pixels = reference.pixels(case["photo"].as_str().unwrap());
-    let image = backend.encode(TowerId(0), &[&pixels]).unwrap().remove(0);
+    let image = backend.encode(VisionOutput::last(TowerId(0)), &[&pixels]).unwrap().remove(0);
     if case["question_ids"].is_null() {
         return image;
     }

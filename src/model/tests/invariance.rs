@@ -5,7 +5,7 @@ use super::{Reference, TestedOps, assert_close, generation, load, tokens};
 use crate::engine::backend::{Backend, SinglePassOutput, SinglePassRow};
 use crate::model::group::EncoderStates;
 use crate::model::ops::Ops;
-use crate::task::{ModelId, TowerId};
+use crate::task::{ModelId, TowerId, VisionOutput};
 
 /// Maximum relative difference between the f32 results of a row alone and of the same row in a batch. It allows only
 /// for rounding.
@@ -23,9 +23,9 @@ fn a_batch_of_images_gives_each_image_its_lone_features() {
     let (mut backend, reference) = (load(&["retrieval"]), Reference::read("retrieval"));
     let photos = reference.names("vision");
     let pixels: Vec<_> = photos.iter().map(|photo| reference.pixels(photo)).collect();
-    let together = backend.encode(TowerId(0), &pixels.iter().collect::<Vec<_>>()).unwrap();
+    let together = backend.encode(VisionOutput::last(TowerId(0)), &pixels.iter().collect::<Vec<_>>()).unwrap();
     for ((photo, pixels), together) in photos.iter().zip(&pixels).zip(together) {
-        let alone = backend.encode(TowerId(0), &[pixels]).unwrap().remove(0);
+        let alone = backend.encode(VisionOutput::last(TowerId(0)), &[pixels]).unwrap().remove(0);
         let flat = |memory: &EncoderStates<TestedOps>| -> Vec<f32> {
             backend.ops.to_host(memory.states()).unwrap().concat()
         };
@@ -39,7 +39,7 @@ fn pairs_of_several_images_in_one_call_keep_their_probabilities() {
     let photos = reference.names("vision");
     let images: Vec<_> = photos
         .iter()
-        .map(|photo| backend.encode(TowerId(0), &[&reference.pixels(photo)]).unwrap().remove(0))
+        .map(|photo| backend.encode(VisionOutput::last(TowerId(0)), &[&reference.pixels(photo)]).unwrap().remove(0))
         .collect();
     let mut rows = Vec::new();
     // The outer loop is over texts and the inner loop over images, so that adjacent rows of the backend call have

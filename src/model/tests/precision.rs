@@ -8,7 +8,7 @@ use crate::kernels::isa::Level;
 use crate::kernels::testing::levels;
 use crate::model::ops::Ops;
 use crate::model::{BlipBackend, Placement};
-use crate::task::{Dtype, Embedding, GenerationParams, ModelId, TowerId};
+use crate::task::{Dtype, Embedding, GenerationParams, ModelId, Pooling, TowerId, VisionOutput};
 
 fn placement(dtype: Dtype) -> Placement {
     Placement { dtype, ..CPU_F32 }
@@ -22,9 +22,16 @@ fn least_cosine<O: Ops>(ops: O, dtype: Dtype) -> f32 {
         BlipBackend::load(ops, &[spec("retrieval")], placement(dtype), |_| {}).unwrap();
     let mut least = 1.0f32;
     for photo in reference.names("vision") {
-        let image = backend.encode(TowerId(0), &[&reference.pixels(&photo)]).unwrap().remove(0);
-        let output =
-            backend.run_single_pass(ModelId(0), &[SinglePassRow::EmbedImage { image }]).unwrap();
+        let image = backend
+            .encode(VisionOutput::last(TowerId(0)), &[&reference.pixels(&photo)])
+            .unwrap()
+            .remove(0);
+        let output = backend
+            .run_single_pass(
+                ModelId(0),
+                &[SinglePassRow::EmbedImage { image, pooling: Pooling::Projection }],
+            )
+            .unwrap();
         let SinglePassOutput::Embedding(actual) = &output[0] else { panic!("{output:?}") };
         let expected = Embedding::new(reference.tensor(&format!("image_embed.{photo}")));
         least = least.min(actual.normalized().unwrap().dot(&expected.normalized().unwrap()));
@@ -59,7 +66,8 @@ fn generates<O: Ops>(ops: impl Fn() -> O, dtype: Dtype) {
             BlipBackend::load(ops(), &[spec(checkpoint)], placement(dtype), |_| {}).unwrap();
         let case = &reference.list("generation")[0];
         let pixels = reference.pixels(case["photo"].as_str().unwrap());
-        let mut memory = backend.encode(TowerId(0), &[&pixels]).unwrap().remove(0);
+        let mut memory =
+            backend.encode(VisionOutput::last(TowerId(0)), &[&pixels]).unwrap().remove(0);
         if !case["question_ids"].is_null() {
             let question = tokens(&case["question_ids"]);
             let row = SinglePassRow::EncodeQuestion { image: memory, question };

@@ -8,7 +8,7 @@ use crate::engine::backend::Backend;
 use crate::model::ops::Ops;
 use crate::model::ops::candle::CandleOps;
 use crate::model::{BlipBackend, LoadError, ModelSpec};
-use crate::task::{Pixels, TowerId};
+use crate::task::{Pixels, TowerId, VisionOutput};
 
 fn load(specs: &[ModelSpec]) -> Result<BlipBackend<CandleOps>, LoadError> {
     BlipBackend::load(CPU_F32.candle_ops().unwrap(), specs, CPU_F32, |_| {})
@@ -32,7 +32,7 @@ fn features_of_smaller_and_larger_images_equal_the_reference() {
         assert_eq!((info.preprocessing.width, info.preprocessing.height), (size, size));
         let tokens = info.image_tokens;
         let pixels = Pixels::new(size, size, reference.bytes(&format!("pixels.{photo}.{size}")));
-        let states = backend.encode(TowerId(0), &[&pixels]).unwrap().remove(0);
+        let states = backend.encode(VisionOutput::last(TowerId(0)), &[&pixels]).unwrap().remove(0);
         let actual = backend.ops.to_host(states.states()).unwrap().concat();
         let what = format!("vision.{checkpoint}.{size}.{photo}");
         let expected = reference.tensor(&what);

@@ -4,7 +4,7 @@
 use super::{Tested, TestedOps, Reference, TOLERANCE, assert_close, generation, load, tokens};
 use crate::engine::backend::{Backend, SinglePassOutput, SinglePassRow};
 use crate::model::group::EncoderStates;
-use crate::task::{Embedding, ModelId, TowerId};
+use crate::task::{EmbedOutput, Pooling, Embedding, ModelId, TowerId, VisionOutput};
 
 type PassRow = SinglePassRow<EncoderStates<TestedOps>>;
 
@@ -28,7 +28,7 @@ fn images(backend: &mut Tested, reference: &Reference) -> Vec<(String, EncoderSt
     photos
         .map(|photo| {
             let pixels = reference.pixels(&photo);
-            (photo, backend.encode(TowerId(0), &[&pixels]).unwrap().remove(0))
+            (photo, backend.encode(VisionOutput::last(TowerId(0)), &[&pixels]).unwrap().remove(0))
         })
         .collect()
 }
@@ -97,8 +97,8 @@ fn cosines(backend: &mut Tested, reference: &Reference) -> Vec<f32> {
     let texts = reference.list("texts");
     let rows: Vec<PassRow> = images
         .iter()
-        .map(|(_, image)| SinglePassRow::EmbedImage { image: image.clone() })
-        .chain(texts.iter().map(|text| SinglePassRow::EmbedText { text: tokens(&text["ids"]) }))
+        .map(|(_, image)| SinglePassRow::EmbedImage { image: image.clone(), pooling: Pooling::Projection })
+        .chain(texts.iter().map(|text| SinglePassRow::EmbedText { text: tokens(&text["ids"]), output: EmbedOutput::PROJECTION }))
         .collect();
     let outputs = backend.run_single_pass(ModelId(0), &rows).unwrap();
     let unit: Vec<Embedding> =
@@ -111,14 +111,18 @@ fn cosines(backend: &mut Tested, reference: &Reference) -> Vec<f32> {
 fn retrieval_embeddings_equal_the_reference() {
     let (mut backend, reference) = (load(&["retrieval"]), Reference::read("retrieval"));
     for (photo, image) in images(&mut backend, &reference) {
-        let rows = [SinglePassRow::EmbedImage { image: image.clone() }];
+        let rows = [SinglePassRow::EmbedImage { image: image.clone(), pooling: Pooling::Projection }];
         let output = backend.run_single_pass(ModelId(0), &rows).unwrap();
         let expected = reference.tensor(&format!("image_embed.{photo}"));
         assert_close(&photo, embedding(&output[0]).as_slice(), &expected, TOLERANCE);
         for text in reference.list("texts") {
             let name = text["name"].as_str().unwrap();
             let rows =
-                [SinglePassRow::EmbedMultimodal { image: image.clone(), text: tokens(&text["ids"]) }];
+                [SinglePassRow::EmbedMultimodal {
+                    image: image.clone(),
+                    text: tokens(&text["ids"]),
+                    output: EmbedOutput::PROJECTION,
+                }];
             let output = backend.run_single_pass(ModelId(0), &rows).unwrap();
             let states = reference.tensor(&format!("multimodal.{photo}.{name}"));
             let actual = embedding(&output[0]).as_slice();
@@ -127,7 +131,7 @@ fn retrieval_embeddings_equal_the_reference() {
     }
     for text in reference.list("texts") {
         let name = text["name"].as_str().unwrap();
-        let rows = [SinglePassRow::EmbedText { text: tokens(&text["ids"]) }];
+        let rows = [SinglePassRow::EmbedText { text: tokens(&text["ids"]), output: EmbedOutput::PROJECTION }];
         let output = backend.run_single_pass(ModelId(0), &rows).unwrap();
         let expected = reference.tensor(&format!("text_embed.{name}"));
         assert_close(name, embedding(&output[0]).as_slice(), &expected, TOLERANCE);
@@ -138,15 +142,19 @@ fn retrieval_embeddings_equal_the_reference() {
 fn blip_model_features_and_logits_equal_the_reference() {
     let (mut backend, reference) = (load(&["base"]), Reference::read("base"));
     for (photo, image) in images(&mut backend, &reference) {
-        let rows = [SinglePassRow::EmbedImage { image: image.clone() }];
+        let rows = [SinglePassRow::EmbedImage { image: image.clone(), pooling: Pooling::Projection }];
         let output = backend.run_single_pass(ModelId(0), &rows).unwrap();
         let expected = reference.tensor(&format!("image_features.{photo}"));
         assert_close(&photo, embedding(&output[0]).as_slice(), &expected, TOLERANCE);
         for text in reference.list("texts") {
             let (name, ids) = (text["name"].as_str().unwrap(), tokens(&text["ids"]));
             let rows = [
-                SinglePassRow::EmbedMultimodal { image: image.clone(), text: ids.clone() },
-                SinglePassRow::EmbedText { text: ids },
+                SinglePassRow::EmbedMultimodal {
+                    image: image.clone(),
+                    text: ids.clone(),
+                    output: EmbedOutput::PROJECTION,
+                },
+                SinglePassRow::EmbedText { text: ids, output: EmbedOutput::PROJECTION },
             ];
             let output = backend.run_single_pass(ModelId(0), &rows).unwrap();
             let both = reference.tensor(&format!("multimodal_features.{photo}.{name}"));

@@ -10,7 +10,7 @@ use crate::kernels::isa::Level;
 use crate::model::BlipBackend;
 use crate::model::ops::Ops;
 use crate::model::ops::timed::{Timed, WorkKind};
-use crate::task::{GenerationParams, ModelId, Sequence, TowerId};
+use crate::task::{GenerationParams, ModelId, Sequence, TowerId, VisionOutput};
 
 const CHECKPOINT: &str = "caption-talkative";
 
@@ -32,7 +32,7 @@ fn captions<O: Ops>(backend: &mut BlipBackend<O>) -> Vec<Sequence> {
         params: GenerationParams::greedy(12),
         sequence: 0,
     };
-    let memories = backend.encode(TowerId(0), &pixels).unwrap();
+    let memories = backend.encode(VisionOutput::last(TowerId(0)), &pixels).unwrap();
     let generate = |states| {
         let mut group = backend.open(open(states));
         let finished = (0..12)

@@ -14,7 +14,7 @@ pub(super) fn flat(backend: &Tested, act: &TestedActivations) -> Vec<f32> {
 
 pub(super) fn features(backend: &Tested, reference: &Reference, photo: &str) -> TestedActivations {
     let pixels = reference.pixels(photo);
-    backend.towers[0].encode(&backend.ops, &[&pixels]).unwrap().remove(0)
+    backend.towers[0].encode(&backend.ops, &[&pixels], None).unwrap().remove(0)
 }
 
 /// Runs a teacher-forced pass over `ids`. Returns the hidden states and logits at every position.
@@ -74,7 +74,7 @@ fn question_encoder_and_answer_decoder_equal_the_reference() {
             let question = ids(&case["question_ids"]);
             let runs = [RowRun { memory: &image, rows: question.len() }];
             let encoded =
-                encode_texts(&backend.ops, encoder, &[&question], &CrossAttention::Project(&runs)).unwrap();
+                encode_texts(&backend.ops, encoder, &[&question], &CrossAttention::Project(&runs), encoder.depth()).unwrap();
             let states = flat(&backend, &encoded.hidden);
             let what = format!("{checkpoint} {name}");
             assert_close(&what, &states, &reference.tensor(&format!("question.{name}")), TOLERANCE);
@@ -92,7 +92,7 @@ fn text_encoders_equal_the_reference_with_and_without_an_image() {
         let encoder = backend.models[0].encoder().unwrap();
         for case in reference.list("texts") {
             let (name, text) = (case["name"].as_str().unwrap(), ids(&case["ids"]));
-            let alone = encode_texts(&backend.ops, encoder, &[&text], &CrossAttention::Skip).unwrap();
+            let alone = encode_texts(&backend.ops, encoder, &[&text], &CrossAttention::Skip, encoder.depth()).unwrap();
             let expected = reference.tensor(&format!("text.{name}"));
             assert_close(name, &flat(&backend, &alone.hidden), &expected, TOLERANCE);
             for photo in reference.names("vision") {
@@ -102,7 +102,7 @@ fn text_encoders_equal_the_reference_with_and_without_an_image() {
                 let image = features(&backend, &reference, &photo);
                 let runs = [RowRun { memory: &image, rows: text.len() }];
                 let memory = CrossAttention::Project(&runs);
-                let both = encode_texts(&backend.ops, encoder, &[&text], &memory).unwrap();
+                let both = encode_texts(&backend.ops, encoder, &[&text], &memory, encoder.depth()).unwrap();
                 let expected = reference.tensor(&format!("multimodal.{photo}.{name}"));
                 assert_close(name, &flat(&backend, &both.hidden), &expected, TOLERANCE);
             }

@@ -13,9 +13,9 @@ use blip_server::model::load::{ModelFiles, WeightFiles};
 use blip_server::model::ops::cpu::CpuOps;
 use blip_server::model::{BlipBackend, ModelSpec, Placement};
 use blip_server::task::{
-    Caption, DecodeMode, Decoded, Device, Dtype, EarlyStopping, Embed, GenerationParams,
-    ImageFormat, ImageId, ImageInfo, ModelId, ModelInfo, Pixels, PreparedImage, Scope, Scores,
-    Sequence, Similarity, Strategy, Task, TaskOutput, TokenIds, Vqa,
+    Caption, DecodeMode, Decoded, Device, Dtype, EarlyStopping, Embed, EmbedOutput, EmbedSubject,
+    GenerationParams, ImageFormat, ImageId, ImageInfo, ModelId, ModelInfo, Pixels, Pooling,
+    PreparedImage, Scope, Scores, Sequence, Similarity, Strategy, Task, TaskOutput, TokenIds, Vqa,
 };
 use blip_server::telemetry::metrics::Metrics;
 
@@ -131,11 +131,35 @@ fn tasks(models: &[ModelInfo], ids: impl Fn(&str) -> TokenIds) -> Vec<(ModelId, 
             vec![image(RETRIEVAL), prepared(&models[RETRIEVAL.0], (index + 1) % PHOTOS.len())];
         let scores = Scores { matching: true, match_logits: true, cosine: true };
         tasks.push((RETRIEVAL, Task::Similarity(Similarity { images, texts, scores })));
-        tasks.push((RETRIEVAL, Task::Embed(Embed::Image(image(RETRIEVAL)))));
-        tasks.push((RETRIEVAL, Task::Embed(Embed::Multimodal(image(RETRIEVAL), ids("a man")))));
+        for model in [CAPTION, VQA, RETRIEVAL] {
+            for output in outputs(model) {
+                let subject = EmbedSubject::Image(image(model));
+                tasks.push((model, Task::Embed(Embed { subject, output })));
+                if model != CAPTION {
+                    let subject = EmbedSubject::Multimodal(image(model), ids("a man"));
+                    tasks.push((model, Task::Embed(Embed { subject, output })));
+                }
+            }
+        }
     }
-    tasks.push((RETRIEVAL, Task::Embed(Embed::Text(ids("the city")))));
+    for output in outputs(RETRIEVAL) {
+        let subject = EmbedSubject::Text(ids("the city"));
+        tasks.push((RETRIEVAL, Task::Embed(Embed { subject, output })));
+    }
     tasks
+}
+
+/// Hidden states of several layers and, for the retrieval model, projections.
+fn outputs(model: ModelId) -> Vec<EmbedOutput> {
+    let pooled = [Pooling::Cls, Pooling::Mean, Pooling::None];
+    let mut outputs: Vec<EmbedOutput> = pooled
+        .into_iter()
+        .flat_map(|pooling| [None, Some(0), Some(1)].map(|layer| EmbedOutput { pooling, layer }))
+        .collect();
+    if model == RETRIEVAL {
+        outputs.push(EmbedOutput::PROJECTION);
+    }
+    outputs
 }
 
 fn assert_same(what: &str, together: &TaskOutput, alone: &TaskOutput) {

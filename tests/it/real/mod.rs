@@ -9,6 +9,7 @@ mod load;
 mod parity;
 mod resolution;
 mod server;
+mod states;
 mod tasks;
 mod urls;
 

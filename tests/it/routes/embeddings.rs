@@ -95,3 +95,91 @@ async fn numbers_that_are_none_are_a_500_and_never_sent() {
     let answer = app.json("/embeddings", &json!({"image": base64(&png(9))})).await;
     answer.refused(500, "inference_failed");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_of_every_class_return_hidden_states() {
+    let app = TestApp::start();
+    let image = base64(&png(1));
+    for model in ["fake-caption", "fake-vqa", "fake-retrieval", "fake-clip"] {
+        let (app, image) = (&app, &image);
+        let ask = async |pooling: &str, layer: serde_json::Value| {
+            let request =
+                json!({"model": model, "image": image, "pooling": pooling, "layer": layer});
+            app.json("/embeddings", &request).await
+        };
+        let all = ask("none", json!(null)).await.ok();
+        assert_eq!(
+            (&all["model"], &all["shape"], &all["dimensions"]),
+            (&json!(model), &json!([5, 4]), &json!(4))
+        );
+        assert_eq!(all["embedding"].as_array().unwrap().len(), 20);
+        let [last, first] = [json!(null), json!(0)].map(|layer| ask("cls", layer));
+        let (last, first) = (last.await.ok(), first.await.ok());
+        assert_ne!(last["embedding"], first["embedding"]);
+        assert!(last.get("shape").is_none());
+    }
+    let request =
+        json!({"model": "fake-vqa", "text": "he was", "pooling": "none", "normalize": true});
+    let answer = app.json("/embeddings", &request).await.ok();
+    let values: Vec<f64> = answer["embedding"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|value| value.as_f64().unwrap())
+        .collect();
+    assert_eq!(values.len() as u64, 4 * answer["shape"][0].as_u64().unwrap());
+    for token in values.chunks(4) {
+        let norm: f64 = token.iter().map(|value| value * value).sum();
+        assert!((norm - 1.0).abs() < 1e-5, "each token is normalised: {norm}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn states_that_a_model_does_not_have_are_refused_at_their_field() {
+    let app = TestApp::start();
+    let image = base64(&png(1));
+    let cases = [
+        (json!({"model": "fake-caption", "image": image}), 422, "score_not_available", "pooling"),
+        (
+            json!({"model": "fake-caption", "text": "a", "pooling": "cls"}),
+            422,
+            "score_not_available",
+            "text",
+        ),
+        (
+            json!({"model": "fake-vqa", "text": "a", "pooling": "pooler"}),
+            422,
+            "score_not_available",
+            "pooling",
+        ),
+        (
+            json!({"image": image, "pooling": "cls", "layer": 3}),
+            422,
+            "score_not_available",
+            "layer",
+        ),
+        (json!({"text": "a", "pooling": "cls", "layer": 4}), 422, "score_not_available", "layer"),
+        (json!({"image": image, "layer": 1}), 400, "invalid_request", "layer"),
+        (json!({"image": image, "pooling": "pooler", "layer": 1}), 400, "invalid_request", "layer"),
+        (json!({"image": image, "pooling": "max"}), 400, "invalid_request", "pooling"),
+    ];
+    for (request, status, code, field) in cases {
+        let answer = app.json("/embeddings", &request).await;
+        assert_eq!(answer.refused_field(status, code), field, "{}", answer.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_has_at_most_as_many_numbers_as_the_limit() {
+    let app = TestApp::with(|config| config.http.limits.max_embedding_values = 40);
+    let image = base64(&png(1));
+    let input = json!({"image": image});
+    let two = json!({"inputs": [input, input], "pooling": "none"});
+    assert_eq!(app.json("/embeddings/batch", &two).await.ok()["failed"], 0);
+    let three = json!({"inputs": [input, input, input], "pooling": "none"});
+    let problem = app.json("/embeddings/batch", &three).await.refused(422, "batch_too_large");
+    assert!(
+        problem["detail"].as_str().unwrap().contains("limits.max_embedding_values"),
+        "{problem}"
+    );
+}

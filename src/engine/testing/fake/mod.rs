@@ -19,8 +19,8 @@ use crate::engine::backend::{
 };
 use crate::task::{
     Device, Dtype, Embedding, FinishReason, GenerationParams, ImageFormat, ImageId, ImageInfo,
-    MatchLogits, ModelClass, ModelId, ModelInfo, Pixels, PreparedImage, Preprocessing, Scope,
-    ScoredText, Sequence, TokenIds, TokenLogprob, TowerId,
+    MatchLogits, ModelClass, ModelId, ModelInfo, Pixels, Pooling, PreparedImage, Preprocessing,
+    Scope, ScoredText, Sequence, StatesShape, TokenIds, TokenLogprob, TowerId, VisionOutput,
 };
 
 /// The stop token of fake models (`[SEP]`).
@@ -67,6 +67,8 @@ pub fn model(id: usize, name: &str, class: ModelClass, tower: usize) -> ModelInf
         device: Device::Cpu,
         tower: TowerId(tower),
         preprocessing: Preprocessing::bicubic(2, 2),
+        vision_states: StatesShape { layers: 2, width: 4 },
+        text_states: StatesShape { layers: 3, width: 4 },
         image_tokens: 5,
         max_text_tokens: 512,
         embedding_dimensions: Some(4),
@@ -151,14 +153,17 @@ impl Backend for FakeBackend {
 
     fn encode(
         &mut self,
-        tower: TowerId,
+        output: VisionOutput,
         images: &[&Pixels],
     ) -> Result<Vec<FakeEncoderStates>, BackendError> {
         let mark = |pixels: &&Pixels| FakeMark::Image(pixels.as_bytes()[0]);
         let marks: Vec<Vec<FakeMark>> = images.iter().map(|pixels| vec![mark(pixels)]).collect();
-        self.control.enter(FakeCall::Encode, tower.0, 0, &marks)?;
+        self.control.enter(FakeCall::Encode, output.tower.0, 0, &marks)?;
         let encode = |(pixels, marks): (&&Pixels, Vec<FakeMark>)| FakeEncoderStates {
-            digest: digest(&(tower.0, pixels.as_bytes())),
+            digest: match output.layer {
+                None => digest(&(output.tower.0, pixels.as_bytes())),
+                Some(_) => digest(&(output, pixels.as_bytes())),
+            },
             marks: marks.into(),
         };
         Ok(images.iter().zip(marks).map(encode).collect())
@@ -174,7 +179,11 @@ impl Backend for FakeBackend {
         self.control.enter(FakeCall::SinglePass, model.0, tokens, &marks)?;
         let poisoned = |marks: &[FakeMark]| self.control.is_non_finite(FakeCall::SinglePass, marks);
         let outputs = rows.iter().zip(&marks);
-        Ok(outputs.map(|(row, marks)| row_output(model, row, marks, poisoned(marks))).collect())
+        let image_tokens = self.models[model.0].image_tokens;
+        let output = |(row, marks): (_, &Vec<FakeMark>)| {
+            row_output((model, image_tokens), row, marks, poisoned(marks))
+        };
+        Ok(outputs.map(output).collect())
     }
 
     fn open(&mut self, spec: GroupSpec<FakeEncoderStates>) -> FakeGroup {
@@ -263,6 +272,21 @@ fn token_marks(text: &TokenIds) -> Vec<FakeMark> {
     text.as_slice().iter().map(|&id| FakeMark::Token(id)).collect()
 }
 
+/// Returns four numbers or, without pooling, four for each token. They depend on the layer.
+fn embedding(
+    part: f32,
+    digest: u64,
+    pooling: Pooling,
+    layer: Option<u16>,
+    tokens: usize,
+) -> SinglePassOutput<FakeEncoderStates> {
+    let layer = layer.map_or(0.0, |layer| f32::from(layer) + 1.0);
+    let value = |shift: u32| part + ((digest >> shift) % 16) as f32 + 1.0 + layer;
+    let token = [0, 8, 16, 24].map(value);
+    let count = if pooling == Pooling::None { tokens } else { 1 };
+    SinglePassOutput::Embedding(Embedding::new(token.repeat(count)))
+}
+
 fn row_marks(row: &SinglePassRow<FakeEncoderStates>) -> Vec<FakeMark> {
     let (states, text) = parts(row);
     let mut marks = states.map_or_else(Vec::new, |states| states.marks.to_vec());
@@ -277,14 +301,15 @@ fn parts(
         SinglePassRow::EncodeQuestion { image: states, question: text }
         | SinglePassRow::ScoreCandidate { states, candidate: text }
         | SinglePassRow::MatchPair { image: states, text }
-        | SinglePassRow::EmbedMultimodal { image: states, text } => (Some(states), Some(text)),
-        SinglePassRow::EmbedImage { image } => (Some(image), None),
-        SinglePassRow::EmbedText { text } => (None, Some(text)),
+        | SinglePassRow::EmbedMultimodal { image: states, text, .. } => (Some(states), Some(text)),
+        SinglePassRow::EmbedImage { image, .. } => (Some(image), None),
+        SinglePassRow::EmbedText { text, .. } => (None, Some(text)),
     }
 }
 
+/// `model` is the model and the number of tokens of its images.
 fn row_output(
-    model: ModelId,
+    (model, image_tokens): (ModelId, usize),
     row: &SinglePassRow<FakeEncoderStates>,
     marks: &[FakeMark],
     non_finite: bool,
@@ -304,11 +329,12 @@ fn row_output(
         SinglePassRow::MatchPair { .. } => {
             SinglePassOutput::MatchLogits(MatchLogits { no_match: 0.0, is_match: part })
         }
-        SinglePassRow::EmbedImage { .. }
-        | SinglePassRow::EmbedText { .. }
-        | SinglePassRow::EmbedMultimodal { .. } => {
-            let value = |shift: u32| part + ((digest >> shift) % 16) as f32 + 1.0;
-            SinglePassOutput::Embedding(Embedding::new([0, 8, 16, 24].map(value).to_vec()))
+        SinglePassRow::EmbedImage { pooling, .. } => {
+            embedding(part, digest, *pooling, None, image_tokens)
+        }
+        SinglePassRow::EmbedText { text, output }
+        | SinglePassRow::EmbedMultimodal { text, output, .. } => {
+            embedding(part, digest, output.pooling, output.layer, text.len())
         }
     }
 }

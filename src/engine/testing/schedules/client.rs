@@ -12,7 +12,8 @@ use crate::engine::testing::fake::{self, FakeMark};
 use crate::engine::{Admission, Answered, EngineError, Reply, TokenStream};
 use crate::fairness::ClientId;
 use crate::task::{
-    Caption, DecodeMode, Decoded, Embed, GenerationParams, ModelId, Task, TaskOutput,
+    Caption, DecodeMode, Decoded, Embed, EmbedOutput, EmbedSubject, GenerationParams, ModelId,
+    Task, TaskOutput,
 };
 
 /// Number of bytes that each call declares.
@@ -110,7 +111,10 @@ fn submit(world: &ExploredWorld, admission: &Admission) -> Pending {
     let own = world.fresh_mark();
     let pick = |kind: u32| match kind {
         0 | 1 => {
-            let task = Task::Embed(Embed::Text(fake::text(&[u32::from(own)])));
+            let task = Task::Embed(Embed {
+                subject: EmbedSubject::Text(fake::text(&[u32::from(own)])),
+                output: EmbedOutput::PROJECTION,
+            });
             (ModelId(2), task, Some(FakeMark::Token(own.into())))
         }
         2 if world.is_faulty => (ModelId(0), caption(POISONED), None),

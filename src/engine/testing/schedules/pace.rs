@@ -11,7 +11,7 @@ use crate::engine::backend::{
 use crate::engine::sync::point;
 use crate::engine::testing::ManualClock;
 use crate::engine::testing::fake::{FakeBackend, FakeEncoderStates, FakeGroup};
-use crate::task::{ModelId, ModelInfo, Pixels, TowerId};
+use crate::task::{ModelId, ModelInfo, Pixels, TowerId, VisionOutput};
 
 /// Time by which the clock moves each time the engine reads it.
 const TICK: Duration = Duration::from_millis(1);
@@ -66,10 +66,10 @@ impl Backend for PacedBackend {
 
     fn encode(
         &mut self,
-        tower: TowerId,
+        output: VisionOutput,
         images: &[&Pixels],
     ) -> Result<Vec<FakeEncoderStates>, BackendError> {
-        self.paced(|backend| backend.encode(tower, images))
+        self.paced(|backend| backend.encode(output, images))
     }
 
     fn run_single_pass(

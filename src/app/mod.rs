@@ -357,6 +357,7 @@ mod tests {
             image: crate::engine::testing::fake::image(1),
             prompt: None,
             mode: DecodeMode::Generate(GenerationParams::greedy(20)),
+            explain: None,
         };
         let reply = admission.submit(crate::task::ModelId(0), crate::task::Task::Caption(caption));
         let (never, closing) = (CancellationToken::new(), CancellationToken::new());
@@ -378,7 +379,7 @@ mod tests {
         admission.reserve(1, 1).unwrap();
         let image = crate::engine::testing::fake::image(1);
         let mode = DecodeMode::Generate(GenerationParams::greedy(20));
-        let caption = crate::task::Caption { image, prompt: None, mode };
+        let caption = crate::task::Caption { image, prompt: None, mode, explain: None };
         let reply = admission.submit(crate::task::ModelId(0), crate::task::Task::Caption(caption));
         control.wait_until_held();
         let (shutdown, closing) = (CancellationToken::new(), CancellationToken::new());

@@ -4,8 +4,9 @@
 //! state of a decoder (KV cache, search state) is internal to the backend.
 
 use crate::task::{
-    EmbedOutput, Embedding, GenerationParams, MatchLogits, ModelId, ModelInfo, Pixels, Pooling,
-    ScoredText, Sequence, TokenIds, TokenLogprob, TowerId, VisionOutput,
+    EmbedOutput, Embedding, Explain, GenerationParams, MatchLogits, ModelId, ModelInfo,
+    PatchWeights, Pixels, Pooling, ScoredText, Sequence, TokenIds, TokenLogprob, TowerId,
+    VisionOutput,
 };
 
 /// Computes work units. A backend lives on one worker thread; its calls never overlap.
@@ -82,6 +83,8 @@ pub enum SinglePassRow<M> {
         image: M,
         /// Token ids, `[CLS] question [SEP]`.
         question: TokenIds,
+        /// Whether the output includes attention weights.
+        explain: Option<Explain>,
     },
     /// Caption and VQA: computes the log-probability of each token of one candidate text.
     ScoreCandidate {
@@ -141,7 +144,12 @@ impl<M> SinglePassRow<M> {
 #[derive(Debug, Clone)]
 pub enum SinglePassOutput<M> {
     /// The question's hidden states, for `EncodeQuestion`.
-    EncoderStates(M),
+    EncoderStates {
+        /// The hidden states.
+        states: M,
+        /// For each token, its attention weights, if the row asked for them.
+        attention: Option<Vec<PatchWeights>>,
+    },
     /// For `ScoreCandidate`: the candidate's tokens with their natural log-probabilities, `[SEP]` included.
     Scored(ScoredText),
     /// For `MatchPair`: the outputs of the matching head.
@@ -163,6 +171,8 @@ pub struct GroupSpec<M> {
     pub params: GenerationParams,
     /// Index of this group's sequence among the samples, from 0; 0 unless sampling.
     pub sequence: usize,
+    /// Whether the sequence includes attention weights; only for a single row that attends to an image.
+    pub explain: Option<Explain>,
 }
 
 impl<M> GroupSpec<M> {

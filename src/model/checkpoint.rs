@@ -7,7 +7,9 @@ use super::error::LoadError;
 use super::heads::TextDecoder;
 use super::load::{Loader, Scope};
 use super::ops::{Activation, Epilogue, KvLifetime, Ops};
-use super::text::{CrossAttention, CrossAttentionWidth, NewTokens, SelfAttention, TextTower};
+use super::text::{
+    CrossAttention, CrossAttentionWidth, Explained, NewTokens, SelfAttention, TextTower,
+};
 use super::vision::VisionTower;
 use crate::engine::backend::BackendError;
 use crate::task::{Embedding, MatchLogits, ModelClass, Pooling};
@@ -225,11 +227,12 @@ pub(super) fn encode_texts<O: Ops>(
     texts: &[&[u32]],
     memory: &CrossAttention<'_, O>,
     depth: usize,
+    explained: &mut [Explained<'_, O>],
 ) -> Result<EncodedTexts<O>, BackendError> {
     let sequences: Vec<NewTokens<'_>> =
         texts.iter().map(|tokens| NewTokens { tokens, position: 0 }).collect();
     let attention = SelfAttention::Bidirectional;
-    let hidden = tower.forward_to(ops, &sequences, &attention, memory, depth)?.hidden;
+    let hidden = tower.forward_to(ops, &sequences, &attention, memory, depth, explained)?.hidden;
     let mut start = 0;
     let firsts: Vec<usize> = texts
         .iter()

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use super::ops::Ops;
 use super::search::Search;
 use crate::engine::backend::BackendError;
-use crate::task::ModelId;
+use crate::task::{Explain, ModelId, PatchWeights};
 
 /// Cross-attention keys and values of one image or question, for every layer of one decoder.
 pub(super) type CrossKvCache<O> = Vec<<O as Ops>::KvCache>;
@@ -81,6 +81,8 @@ pub struct Group<O: Ops> {
     /// The live rows, one per beam. Empty before the first step.
     pub(super) rows: Vec<LiveRow<O>>,
     pub(super) search: Search,
+    /// The layers whose attention weights are collected, and the weights of the tokens generated so far.
+    pub(super) explained: Option<(Explain, Vec<PatchWeights>)>,
 }
 
 /// KV cache of one live row, that is, of one sequence or beam.

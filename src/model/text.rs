@@ -78,6 +78,31 @@ pub(super) enum CrossAttention<'a, O: Ops> {
     Project(&'a [RowRun<&'a O::Act>]),
 }
 
+/// Rows whose cross-attention weights are collected during a pass, for explanations.
+pub(super) struct Explained<'a, O: Ops> {
+    /// Indices among the new rows of the pass.
+    pub(super) rows: Vec<usize>,
+    /// The encoder states that these rows attend to, `[tokens, memory width]`.
+    pub(super) memory: &'a O::Act,
+    /// The layers whose weights are averaged.
+    pub(super) layers: &'a [u16],
+    /// The weights: one vector of `tokens` for each row. Empty before the pass.
+    pub(super) weights: Vec<Vec<f32>>,
+}
+
+impl<O: Ops> Explained<'_, O> {
+    /// Adds the weights of one layer.
+    fn add(&mut self, of_layer: Vec<Vec<f32>>) {
+        let share = 1.0 / self.layers.len() as f32;
+        if self.weights.is_empty() {
+            self.weights = of_layer.iter().map(|row| vec![0.0; row.len()]).collect();
+        }
+        for (sums, row) in self.weights.iter_mut().zip(of_layer) {
+            sums.iter_mut().zip(row).for_each(|(sum, weight)| *sum += weight * share);
+        }
+    }
+}
+
 /// Result of a pass: the hidden states of the new rows and, for causal attention, the extended KV caches of each
 /// sequence, one per layer.
 pub(super) struct TextOutput<O: Ops> {
@@ -143,11 +168,11 @@ impl<O: Ops> TextTower<O> {
         attention: &SelfAttention<'_, O>,
         memory: &CrossAttention<'_, O>,
     ) -> Result<TextOutput<O>, BackendError> {
-        self.forward_to(ops, sequences, attention, memory, self.layers.len())
+        self.forward_to(ops, sequences, attention, memory, self.layers.len(), &mut [])
     }
 
     /// Like [`forward`](Self::forward), but runs only the first `depth` layers: the result is transformers'
-    /// `hidden_states[depth]`.
+    /// `hidden_states[depth]`. Collects the cross-attention weights of the rows in `explained`.
     pub(super) fn forward_to(
         &self,
         ops: &O,
@@ -155,6 +180,7 @@ impl<O: Ops> TextTower<O> {
         attention: &SelfAttention<'_, O>,
         memory: &CrossAttention<'_, O>,
         depth: usize,
+        explained: &mut [Explained<'_, O>],
     ) -> Result<TextOutput<O>, BackendError> {
         let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
         let mut hidden = self.embed(ops, sequences)?;
@@ -175,6 +201,11 @@ impl<O: Ops> TextTower<O> {
                 ops.linear(&context, &layer.attention_output, Epilogue::Residual(&hidden))?;
             hidden = ops.layer_norm(&output, &layer.attention_norm)?;
             if let Some(cross) = &layer.cross {
+                for explained in &mut *explained {
+                    if explained.layers.contains(&(index as u16)) {
+                        explained.add(cross.weights(ops, &hidden, self.heads, explained)?);
+                    }
+                }
                 hidden = cross.forward(ops, hidden, self.heads, index, memory)?;
             }
             hidden = layer.feed_forward(ops, &hidden)?;
@@ -263,6 +294,19 @@ impl<O: Ops> CrossAttentionWeights<O> {
                 config.layer_norm_eps,
             )?,
         })
+    }
+
+    /// Returns the attention weights of the explained rows in this layer, averaged over the heads.
+    fn weights(
+        &self,
+        ops: &O,
+        hidden: &O::Act,
+        heads: usize,
+        explained: &Explained<'_, O>,
+    ) -> Result<Vec<Vec<f32>>, BackendError> {
+        let rows = ops.select_rows(hidden, &explained.rows)?;
+        let query = ops.linear(&rows, &self.query, Epilogue::None)?;
+        ops.attention_weights(&query, heads, explained.memory, &self.key_value)
     }
 
     fn forward(

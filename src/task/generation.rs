@@ -128,6 +128,10 @@ pub struct TokenLogprob {
     pub logprob: f32,
 }
 
+/// Cross-attention weights of one token over the patches of an image, row by row, averaged over heads and layers. The
+/// weight of the class token is left out, so they sum to less than 1.
+pub type PatchWeights = Vec<f32>;
+
 /// One generated sequence: only the new tokens, with the stop token if there is one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sequence {
@@ -135,6 +139,9 @@ pub struct Sequence {
     pub tokens: Vec<TokenLogprob>,
     /// Why the generation of this sequence ended.
     pub finish_reason: FinishReason,
+    /// For each token, the weights with which the step that chose it attended to the patches of the image. Only if an
+    /// explanation was requested.
+    pub attention: Option<Vec<PatchWeights>>,
 }
 
 impl Sequence {

@@ -2,7 +2,8 @@
 //! that the output of a caption task is a list of sequences.
 
 use super::{
-    Caption, Decoded, Embed, Embedding, Similarity, SimilarityCell, Task, TaskOutput, Vqa,
+    Caption, Decoded, Embed, Embedding, QuestionOutput, Similarity, SimilarityCell, Task,
+    TaskOutput, Vqa,
 };
 
 /// A kind of task, with the type of its output.
@@ -36,7 +37,7 @@ macro_rules! kinds {
 
 kinds! {
     Caption => Decoded,
-    Vqa => Vec<Decoded>,
+    Vqa => Vec<QuestionOutput>,
     Similarity => Vec<Vec<SimilarityCell>>,
     Embed => Embedding,
 }

@@ -14,7 +14,7 @@ mod text;
 
 pub use embedding::{Embedding, ZeroNorm};
 pub use generation::{
-    EarlyStopping, FinishReason, GenerationParams, Sequence, Strategy, TokenLogprob,
+    EarlyStopping, FinishReason, GenerationParams, PatchWeights, Sequence, Strategy, TokenLogprob,
 };
 pub use image::{
     ImageFormat, ImageId, ImageInfo, ParseImageIdError, Pixels, PreparedImage, Preprocessing,
@@ -28,6 +28,7 @@ pub use scored::{MatchLogits, ScoredText};
 pub use shape::TaskShape;
 pub use text::TokenIds;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A piece of inference that a client requests: a single call, or one item of a batch call.
@@ -53,6 +54,8 @@ pub struct Caption {
     pub prompt: Option<TokenIds>,
     /// Whether captions are generated or given ones ranked.
     pub mode: DecodeMode,
+    /// Whether the caption is explained; only for one generated sequence without beam search.
+    pub explain: Option<Explain>,
 }
 
 /// Questions about one image, which is encoded once for all of them.
@@ -64,6 +67,22 @@ pub struct Vqa {
     pub questions: Vec<TokenIds>,
     /// Whether answers are generated or given ones ranked.
     pub mode: DecodeMode,
+    /// Whether the model's reading of the questions is explained.
+    pub explain: Option<Explain>,
+}
+
+/// The text layers whose cross-attention to the image is averaged for an explanation; at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explain(pub Arc<[u16]>);
+
+/// The output for one question of a [`Vqa`] task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QuestionOutput {
+    /// The answers, or the scores of the candidates.
+    pub decoded: Decoded,
+    /// For each token of the question, the weights with which it attended to the patches of the image. Only if an
+    /// explanation was requested.
+    pub attention: Option<Vec<PatchWeights>>,
 }
 
 /// What a decoder does: it generates texts, or scores given ones.
@@ -162,7 +181,7 @@ pub enum TaskOutput {
     /// The captions of the image.
     Caption(Decoded),
     /// The answers to each question, in the order of the questions.
-    Vqa(Vec<Decoded>),
+    Vqa(Vec<QuestionOutput>),
     /// Scores of image i and text j in `cells[i][j]`.
     Similarity(Vec<Vec<SimilarityCell>>),
     /// The raw vector, not normalised; the states of all tokens, row-major, for [`Pooling::None`].

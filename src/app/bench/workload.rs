@@ -127,12 +127,13 @@ impl Workload {
 
     /// Encodes images and questions; returns the encoder states of the questions.
     fn questions<O: Ops>(&self, backend: &mut BlipBackend<O>) -> anyhow::Result<Vec<StatesOf<O>>> {
-        let ask = |(image, question)| SinglePassRow::EncodeQuestion { image, question };
+        let ask =
+            |(image, question)| SinglePassRow::EncodeQuestion { image, question, explain: None };
         let images = self.encode(backend)?;
         let outputs =
             self.run_single_pass(backend, images.into_iter().zip(self.texts.clone()).map(ask))?;
         let states = outputs.into_iter().filter_map(|output| match output {
-            SinglePassOutput::EncoderStates(states) => Some(states),
+            SinglePassOutput::EncoderStates { states, .. } => Some(states),
             SinglePassOutput::Scored(_)
             | SinglePassOutput::MatchLogits(_)
             | SinglePassOutput::Embedding(_) => None,
@@ -162,6 +163,7 @@ impl Workload {
                 prompt: None,
                 params,
                 sequence: 0,
+                explain: None,
             }));
         }
         let mut steps = 0;

@@ -47,6 +47,8 @@ pub(in crate::app) struct MockGroup {
     /// A hash of everything that the text depends on.
     digest: u64,
     params: GenerationParams,
+    /// Number of patches of the image, if the sequence is explained.
+    patches: Option<usize>,
     /// Number of tokens that the first step processes.
     prompt_tokens: usize,
     /// Number of tokens of every sequence of the group.
@@ -132,7 +134,8 @@ impl Backend for MockBackend {
 
     fn open(&mut self, spec: GroupSpec<MockStates>) -> MockGroup {
         let prompt_tokens = spec.first_step_tokens();
-        let GroupSpec { model, states, prompt, params, sequence } = spec;
+        let GroupSpec { model, states, prompt, params, sequence, explain } = spec;
+        let patches = explain.map(|_| self.models[model.0].image_tokens - 1);
         MockGroup {
             digest: digest(&(model.0, states, &prompt, sequence)),
             prompt_tokens,
@@ -141,6 +144,7 @@ impl Backend for MockBackend {
                 .text_length
                 .clamp(params.min_new_tokens.max(1), params.max_new_tokens),
             params,
+            patches,
             steps: 0,
             vocabulary: Arc::clone(&self.vocabulary),
         }
@@ -187,7 +191,11 @@ impl MockGroup {
 
     fn sequence(&self, beam: usize) -> Sequence {
         let tokens = (0..self.length).map(|place| self.token(place, beam)).collect();
-        Sequence { tokens, finish_reason: self.finish_reason() }
+        let attention = self.patches.map(|patches| {
+            let weights = vec![1.0 / (patches + 1) as f32; patches];
+            vec![weights; self.length]
+        });
+        Sequence { tokens, finish_reason: self.finish_reason(), attention }
     }
 }
 
@@ -207,8 +215,12 @@ fn output(
         SinglePassOutput::Embedding(Embedding::new(values))
     };
     match row {
-        SinglePassRow::EncodeQuestion { image, question } => {
-            SinglePassOutput::EncoderStates(MockStates(of(Some(image), Some(question)).0))
+        SinglePassRow::EncodeQuestion { image, question, explain } => {
+            let weights = || vec![1.0 / image_tokens as f32; image_tokens - 1];
+            SinglePassOutput::EncoderStates {
+                states: MockStates(of(Some(image), Some(question)).0),
+                attention: explain.as_ref().map(|_| vec![weights(); question.len()]),
+            }
         }
         SinglePassRow::ScoreCandidate { states, candidate } => {
             let logprob = -of(Some(states), Some(candidate)).1;
@@ -266,9 +278,12 @@ mod tests {
     fn caption(
         backend: &mut MockBackend,
         params: GenerationParams,
+        /// Number of patches of the image, if the sequence is explained.
+        patches: Option<usize>,
     ) -> (Vec<Sequence>, Vec<TokenLogprob>) {
         let model = ModelId(0);
-        let spec = GroupSpec { model, states: IMAGE, prompt: None, params, sequence: 0 };
+        let spec =
+            GroupSpec { model, states: IMAGE, prompt: None, params, sequence: 0, explain: None };
         let mut group = backend.open(spec);
         let mut tokens = Vec::new();
         loop {
@@ -284,7 +299,7 @@ mod tests {
     fn a_text_has_the_length_that_is_set_and_ends_with_the_stop_token() {
         let mut backend = backend(8, 0);
         let (sequences, streamed) = caption(&mut backend, GenerationParams::greedy(20));
-        let [Sequence { tokens, finish_reason: FinishReason::Stop }] = &sequences[..] else {
+        let [Sequence { tokens, finish_reason: FinishReason::Stop, .. }] = &sequences[..] else {
             panic!("{sequences:?}")
         };
         assert_eq!((tokens.len(), tokens, tokens[7].id), (8, &streamed, STOP));
@@ -301,7 +316,7 @@ mod tests {
             let params =
                 GenerationParams { min_new_tokens, ..GenerationParams::greedy(max_new_tokens) };
             let (sequences, _) = caption(&mut backend(8, 0), params);
-            let Sequence { tokens, finish_reason } = &sequences[0];
+            let Sequence { tokens, finish_reason, .. } = &sequences[0];
             assert_eq!((tokens.len(), *finish_reason), (length, reason));
             let stops = tokens.iter().filter(|token| token.id == STOP).count();
             assert_eq!(stops, usize::from(reason == FinishReason::Stop));

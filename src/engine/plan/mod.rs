@@ -128,7 +128,11 @@ impl Plan {
                     let question = question.clone();
                     row(
                         Slot::Question(q),
-                        SinglePassRow::EncodeQuestion { image: image(), question },
+                        SinglePassRow::EncodeQuestion {
+                            image: image(),
+                            question,
+                            explain: vqa.explain.clone(),
+                        },
                     )
                 })
                 .collect(),
@@ -173,10 +177,15 @@ impl Plan {
         output: SinglePassOutput<M>,
     ) -> Result<Vec<Work<M>>, PlanError> {
         match (slot, output, &self.task) {
-            (Slot::Question(q), SinglePassOutput::EncoderStates(states), Task::Vqa(vqa)) => {
+            (
+                Slot::Question(q),
+                SinglePassOutput::EncoderStates { states, attention },
+                Task::Vqa(vqa),
+            ) => {
+                self.results.set_attention(q, attention)?;
                 Ok(self.decode(q, &states, None, &vqa.mode, None))
             }
-            (Slot::Question(_), _, _) | (_, SinglePassOutput::EncoderStates(_), _) => {
+            (Slot::Question(_), _, _) | (_, SinglePassOutput::EncoderStates { .. }, _) => {
                 Err(PlanError::Misfit("a row's output has the wrong kind"))
             }
             (slot, SinglePassOutput::Scored(text), _) => {
@@ -238,6 +247,10 @@ impl Plan {
         params: &GenerationParams,
         image: Option<FeatureKey>,
     ) -> Vec<Work<M>> {
+        let explain = match &self.task {
+            Task::Caption(caption) => caption.explain.clone(),
+            Task::Vqa(_) | Task::Similarity(_) | Task::Embed(_) => None,
+        };
         let question_tokens = match &self.task {
             Task::Vqa(vqa) => vqa.questions[question].len(),
             Task::Caption(_) | Task::Similarity(_) | Task::Embed(_) => 0,
@@ -250,6 +263,7 @@ impl Plan {
                 prompt: prompt.cloned(),
                 params: params.clone(),
                 sequence,
+                explain: explain.clone(),
             },
             image,
             question_tokens,

@@ -2,8 +2,8 @@
 
 use super::Slot;
 use crate::task::{
-    DecodeMode, Decoded, Embedding, MatchLogits, ScoredText, Scores, Sequence, SimilarityCell,
-    Task, TaskOutput,
+    DecodeMode, Decoded, Embedding, MatchLogits, PatchWeights, QuestionOutput, ScoredText, Scores,
+    Sequence, SimilarityCell, Task, TaskOutput,
 };
 
 /// Why a task cannot be planned, or why its results cannot be assembled into an answer. The texts are for logs.
@@ -34,9 +34,16 @@ pub(super) struct Results {
 #[derive(Debug)]
 enum Kind {
     Caption(Slots),
-    Vqa(Vec<Slots>),
+    Vqa(Vec<Question>),
     Similarity(Table),
     Vector(Option<Embedding>),
+}
+
+/// Results for one question.
+#[derive(Debug)]
+struct Question {
+    slots: Slots,
+    attention: Option<Vec<PatchWeights>>,
 }
 
 /// Results of a decoder: of each group, or of each candidate.
@@ -73,9 +80,10 @@ impl Results {
                 (slots.len(), Kind::Caption(slots))
             }
             Task::Vqa(vqa) => {
-                let slots: Vec<Slots> =
-                    vqa.questions.iter().map(|_| Slots::new(&vqa.mode)).collect();
-                (slots.iter().map(Slots::len).sum(), Kind::Vqa(slots))
+                let question = |_| Question { slots: Slots::new(&vqa.mode), attention: None };
+                let questions: Vec<Question> = vqa.questions.iter().map(question).collect();
+                let missing = questions.iter().map(|question| question.slots.len()).sum();
+                (missing, Kind::Vqa(questions))
             }
             Task::Similarity(similarity) => {
                 let (scores, texts) = (similarity.scores, similarity.texts.len());
@@ -99,6 +107,23 @@ impl Results {
 
     pub(super) fn is_complete(&self) -> bool {
         self.missing == 0
+    }
+
+    /// Stores the attention weights of a question's tokens, if they were computed.
+    pub(super) fn set_attention(
+        &mut self,
+        question: usize,
+        attention: Option<Vec<PatchWeights>>,
+    ) -> Result<(), PlanError> {
+        if !attention.iter().flatten().flatten().all(|weight| weight.is_finite()) {
+            return Err(PlanError::NonFinite("attention weights"));
+        }
+        if let Kind::Vqa(questions) = &mut self.kind
+            && let Some(question) = questions.get_mut(question)
+        {
+            question.attention = attention;
+        }
+        Ok(())
     }
 
     /// Stores the score of a candidate.
@@ -134,7 +159,7 @@ impl Results {
         let (Slot::Group(question, _) | Slot::Candidate(question, _)) = slot else { return None };
         match &mut self.kind {
             Kind::Caption(slots) => Some(slots).filter(|_| question == 0),
-            Kind::Vqa(questions) => questions.get_mut(question),
+            Kind::Vqa(questions) => questions.get_mut(question).map(|question| &mut question.slots),
             Kind::Similarity(_) | Kind::Vector(_) => None,
         }
     }
@@ -168,7 +193,11 @@ impl Results {
         slot: Slot,
         sequences: Vec<Sequence>,
     ) -> Result<(), PlanError> {
-        let finite = |sequence: &Sequence| sequence.tokens.iter().all(|t| t.logprob.is_finite());
+        let finite = |sequence: &Sequence| {
+            let weights = sequence.attention.iter().flatten().flatten();
+            sequence.tokens.iter().all(|t| t.logprob.is_finite())
+                && weights.into_iter().all(|w| w.is_finite())
+        };
         if !sequences.iter().all(finite) {
             return Err(PlanError::NonFinite("log-probabilities"));
         }
@@ -187,7 +216,9 @@ impl Results {
             Kind::Caption(slots) => slots.into_decoded().map(TaskOutput::Caption),
             Kind::Vqa(questions) => questions
                 .into_iter()
-                .map(Slots::into_decoded)
+                .map(|Question { slots, attention }| {
+                    slots.into_decoded().map(|decoded| QuestionOutput { decoded, attention })
+                })
                 .collect::<Result<_, _>>()
                 .map(TaskOutput::Vqa),
             Kind::Similarity(table) if !table.is_one_space() => {

@@ -3,8 +3,8 @@
 use super::*;
 use crate::engine::testing::fake;
 use crate::task::{
-    Decoded, Embedding, FinishReason, MatchLogits, ScoredText, Scores, Similarity, Strategy,
-    TokenLogprob, Vqa,
+    Decoded, Embedding, FinishReason, MatchLogits, QuestionOutput, ScoredText, Scores, Similarity,
+    Strategy, TokenLogprob, Vqa,
 };
 
 /// Encoder states that consist only of a name.
@@ -16,7 +16,7 @@ fn plan(model: usize, task: Task) -> Plan {
 
 fn vqa(mode: DecodeMode) -> Task {
     let questions = vec![fake::text(&[1]), fake::text(&[2])];
-    Task::Vqa(Vqa { image: fake::image(1), questions, mode })
+    Task::Vqa(Vqa { image: fake::image(1), questions, mode, explain: None })
 }
 
 fn similarity(marks: &[u8], texts: usize, matching: bool, cosine: bool) -> Task {
@@ -29,7 +29,11 @@ fn similarity(marks: &[u8], texts: usize, matching: bool, cosine: bool) -> Task 
 
 fn sequence(logprob: f32) -> Sequence {
     let tokens = vec![TokenLogprob { id: 7, logprob }];
-    Sequence { tokens, finish_reason: FinishReason::Length }
+    Sequence { tokens, finish_reason: FinishReason::Length, attention: None }
+}
+
+fn answered(decoded: Decoded) -> QuestionOutput {
+    QuestionOutput { decoded, attention: None }
 }
 
 fn scored(logprob: f32) -> ScoredText {
@@ -51,19 +55,28 @@ fn questions_are_encoded_before_their_answers_begin() {
     assert!(plan.start::<NamedStates>().is_empty());
     let work = plan.image_ready(key, &"image");
     assert_eq!(slots(&work), [Slot::Question(0), Slot::Question(1)]);
-    let groups =
-        plan.row_done(Slot::Question(1), SinglePassOutput::EncoderStates("second")).unwrap();
+    let groups = plan
+        .row_done(
+            Slot::Question(1),
+            SinglePassOutput::EncoderStates { states: "second", attention: None },
+        )
+        .unwrap();
     let [Work::Group { slot: Slot::Group(1, 0), spec, image: None, question_tokens }] = &groups[..]
     else {
         panic!("{groups:?}")
     };
     assert_eq!(*question_tokens, 3);
     assert_eq!(spec.states, "second");
-    plan.row_done(Slot::Question(0), SinglePassOutput::EncoderStates("first")).unwrap();
+    plan.row_done(
+        Slot::Question(0),
+        SinglePassOutput::EncoderStates { states: "first", attention: None },
+    )
+    .unwrap();
     plan.group_done(Slot::Group(1, 0), vec![sequence(-2.0)]).unwrap();
     assert!(!plan.is_complete());
     plan.group_done(Slot::Group(0, 0), vec![sequence(-1.0)]).unwrap();
-    let expected = [-1.0, -2.0].map(|logprob| Decoded::Generated(vec![sequence(logprob)]));
+    let expected =
+        [-1.0, -2.0].map(|logprob| answered(Decoded::Generated(vec![sequence(logprob)])));
     assert_eq!(plan.into_output(), Ok(TaskOutput::Vqa(expected.to_vec())));
 }
 
@@ -71,8 +84,12 @@ fn questions_are_encoded_before_their_answers_begin() {
 fn candidates_come_back_in_their_order() {
     let mut plan = plan(1, vqa(DecodeMode::Rank(vec![fake::text(&[3]), fake::text(&[4])])));
     for question in [0, 1] {
-        let rows =
-            plan.row_done(Slot::Question(question), SinglePassOutput::EncoderStates("q")).unwrap();
+        let rows = plan
+            .row_done(
+                Slot::Question(question),
+                SinglePassOutput::EncoderStates { states: "q", attention: None },
+            )
+            .unwrap();
         let expected = [0, 1].map(|candidate| Slot::Candidate(question, candidate));
         assert_eq!(slots(&rows), expected);
     }
@@ -80,7 +97,7 @@ fn candidates_come_back_in_their_order() {
         let output = SinglePassOutput::<NamedStates>::Scored(scored(value));
         plan.row_done(Slot::Candidate(slot.0, slot.1), output).unwrap();
     }
-    let ranked = |values: [f32; 2]| Decoded::Ranked(values.map(scored).to_vec());
+    let ranked = |values: [f32; 2]| answered(Decoded::Ranked(values.map(scored).to_vec()));
     let expected = vec![ranked([-1.0, -2.0]), ranked([-3.0, -4.0])];
     assert_eq!(plan.into_output(), Ok(TaskOutput::Vqa(expected)));
 }
@@ -121,7 +138,7 @@ fn samples_are_groups_of_their_own_in_the_order_drawn() {
     };
     let params = GenerationParams { strategy, ..GenerationParams::greedy(5) };
     let mode = DecodeMode::Generate(params);
-    let caption = crate::task::Caption { image: fake::image(1), prompt: None, mode };
+    let caption = crate::task::Caption { image: fake::image(1), prompt: None, mode, explain: None };
     let mut plan = plan(0, Task::Caption(caption));
     let key = plan.images()[0].0;
     let work = plan.image_ready(key, &"image");

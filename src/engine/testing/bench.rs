@@ -105,13 +105,18 @@ pub(crate) fn caption(mark: u8) -> Task {
 
 pub(crate) fn caption_with(mark: u8, params: GenerationParams) -> Task {
     let mode = DecodeMode::Generate(params);
-    Task::Caption(Caption { image: fake::image(mark), prompt: None, mode })
+    Task::Caption(Caption { image: fake::image(mark), prompt: None, mode, explain: None })
 }
 
 pub(crate) fn prompted(mark: u8, prompt: &[u32]) -> Task {
     let params = GenerationParams::greedy(20);
     let mode = DecodeMode::Generate(params);
-    Task::Caption(Caption { image: fake::image(mark), prompt: Some(fake::text(prompt)), mode })
+    Task::Caption(Caption {
+        image: fake::image(mark),
+        prompt: Some(fake::text(prompt)),
+        mode,
+        explain: None,
+    })
 }
 
 pub(crate) fn beams(num_beams: usize, num_return_sequences: usize) -> GenerationParams {
@@ -132,7 +137,7 @@ pub(crate) fn samples(num_return_sequences: usize) -> GenerationParams {
 
 pub(crate) fn vqa(mark: u8, questions: &[&[u32]], mode: DecodeMode) -> Task {
     let questions = questions.iter().map(|question| fake::text(question)).collect();
-    Task::Vqa(Vqa { image: fake::image(mark), questions, mode })
+    Task::Vqa(Vqa { image: fake::image(mark), questions, mode, explain: None })
 }
 
 pub(crate) fn similarity(marks: &[u8], texts: &[&[u32]], matching: bool, cosine: bool) -> Task {

@@ -43,7 +43,7 @@ fn answers_have_the_shape_of_their_tasks() {
         .iter()
         .map(|output| match output {
             TaskOutput::Caption(decoded) => count(decoded),
-            TaskOutput::Vqa(answers) => answers.iter().map(count).sum(),
+            TaskOutput::Vqa(answers) => answers.iter().map(|answer| count(&answer.decoded)).sum(),
             TaskOutput::Similarity(cells) => cells.len() * cells[0].len(),
             TaskOutput::Embed(vector) => vector.as_slice().len(),
         })

@@ -231,8 +231,14 @@ mod tests {
 
     fn group(rows: usize, admitted: Instant) -> WaitingGroup<&'static str> {
         let params = GenerationParams::greedy(4);
-        let spec =
-            GroupSpec { model: ModelId(0), states: "image", prompt: None, params, sequence: 0 };
+        let spec = GroupSpec {
+            model: ModelId(0),
+            states: "image",
+            prompt: None,
+            params,
+            sequence: 0,
+            explain: None,
+        };
         WaitingGroup { owner: owner(2), rows, spec, admitted }
     }
 

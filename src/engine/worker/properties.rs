@@ -105,7 +105,10 @@ fn task(ask: &Ask) -> (ModelId, Task) {
             let params = GenerationParams { strategy, ..GenerationParams::greedy(6) };
             let prompt = prompt.map(|token| fake::text(&[token]));
             let mode = DecodeMode::Generate(params);
-            (ModelId(0), Task::Caption(Caption { image: fake::image(image), prompt, mode }))
+            (
+                ModelId(0),
+                Task::Caption(Caption { image: fake::image(image), prompt, mode, explain: None }),
+            )
         }
         Ask::Answer { image, questions, candidates } => {
             let mode = match candidates {
@@ -115,7 +118,10 @@ fn task(ask: &Ask) -> (ModelId, Task) {
                 }
             };
             let questions = questions.iter().map(|&token| fake::text(&[token])).collect();
-            (ModelId(1), Task::Vqa(Vqa { image: fake::image(image), questions, mode }))
+            (
+                ModelId(1),
+                Task::Vqa(Vqa { image: fake::image(image), questions, mode, explain: None }),
+            )
         }
         Ask::Pairs { images, texts, matching, cosine } => {
             let similarity = Similarity {

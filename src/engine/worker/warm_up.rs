@@ -125,9 +125,10 @@ impl<B: Backend> TrialRun<'_, B> {
             ModelClass::QuestionAnswering => {
                 const UNIT: &str = "encoding a question";
                 let question = text.clone();
-                let row = SinglePassRow::EncodeQuestion { image: image.clone(), question };
+                let row =
+                    SinglePassRow::EncodeQuestion { image: image.clone(), question, explain: None };
                 match self.run_pass(UNIT, model.id, row, image_work, learn)? {
-                    SinglePassOutput::EncoderStates(states) => {
+                    SinglePassOutput::EncoderStates { states, .. } => {
                         self.run_steps(model.id, states, 0.0, learn)?;
                     }
                     SinglePassOutput::Scored(_)
@@ -189,7 +190,7 @@ impl<B: Backend> TrialRun<'_, B> {
     ) -> Result<(), UnitFault> {
         const UNIT: &str = "generating a token";
         let params = GenerationParams { min_new_tokens: STEPS, ..GenerationParams::greedy(STEPS) };
-        let spec = GroupSpec { model, states, prompt: None, params, sequence: 0 };
+        let spec = GroupSpec { model, states, prompt: None, params, sequence: 0, explain: None };
         let mut group = self.measure(UNIT, None, |backend| Ok(backend.open(spec)))?;
         for work in [1.0 + image_work, 1.0] {
             let work = UnitWork::Step { model, groups: Vec::new(), joining: 0, work };
@@ -243,7 +244,7 @@ impl UnitFault {
 /// True if the output contains no NaN or infinity.
 fn is_finite<M>(output: &SinglePassOutput<M>) -> bool {
     match output {
-        SinglePassOutput::EncoderStates(_) => true,
+        SinglePassOutput::EncoderStates { .. } => true,
         SinglePassOutput::Scored(text) => text.tokens.iter().all(|token| token.logprob.is_finite()),
         SinglePassOutput::MatchLogits(MatchLogits { no_match, is_match }) => {
             no_match.is_finite() && is_match.is_finite()

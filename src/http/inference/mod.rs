@@ -3,6 +3,7 @@
 //! - `endpoint`: the trait that each endpoint implements. `arity`: how many images an input of an endpoint has.
 //! - `call`: the steps. `reply`: runs them and writes the response.
 //! - `candidates`: texts that are scored instead of generated.
+//! - `explanation`: where in the image the model looked.
 //! - `image_args`: the images of a call. Each distinct image is fetched and decoded once.
 //! - `text`: the texts of a call, tokenized within the model's limits.
 //! - `sequences`: how answers describe generated sequences, and checks on the model's output.
@@ -11,6 +12,7 @@ pub(crate) mod arity;
 pub(crate) mod call;
 pub(crate) mod candidates;
 pub(crate) mod endpoint;
+pub(crate) mod explanation;
 pub(crate) mod image_args;
 pub(crate) mod reply;
 pub(crate) mod sequences;

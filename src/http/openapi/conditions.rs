@@ -68,6 +68,18 @@ pub(crate) fn generated_or_ranked(only_generated: &[&str]) -> Value {
     ]})
 }
 
+/// Returns the condition that a request which wants an explanation asks for one sequence without beam search, and that
+/// only such a request chooses layers.
+pub(crate) fn explained() -> Value {
+    json!({"oneOf": [
+        {"properties": {"explain": {"const": false}, "explain_layers": false}},
+        {
+            "required": ["explain"],
+            "properties": {"explain": {"const": true}, "num_beams": {"const": 1}, "num_return_sequences": {"const": 1}},
+        },
+    ]})
+}
+
 /// Returns the condition that the parameters fit one of the three decoding strategies. With a strategy in which a
 /// parameter has no effect, the parameter may only have its default value.
 fn strategies() -> Value {

@@ -14,24 +14,26 @@ use utoipa_axum::routes;
 use super::InferenceEndpoint;
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
-use crate::http::extract::fields::Text;
+use crate::http::extract::fields::{Int, Text};
 use crate::http::extract::generation::seed_of;
 use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
 use crate::http::inference::arity::OneImage;
 use crate::http::inference::candidates::{self, CandidateScore, Ranked};
 use crate::http::inference::endpoint::{AnswerParts, Endpoint, PlanContext, check_count};
+use crate::http::inference::explanation::{self, Explanation};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
 use crate::http::inference::sequences::{SequenceFacts, wrong_count};
 use crate::http::inference::{reply, text};
-use crate::http::openapi::conditions::{exactly_one, generated_or_ranked};
+use crate::http::openapi::conditions::{exactly_one, explained, generated_or_ranked};
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
 use crate::http::state::HttpState;
 use crate::http::state::models::Model;
 use crate::task::{
-    DecodeMode, Decoded, GenerationParams, PreparedImage, Role, TaskShape, TokenIds, Vqa,
+    DecodeMode, Decoded, Explain, GenerationParams, PreparedImage, QuestionOutput, Role, TaskShape,
+    TokenIds, Vqa,
 };
 
 /// Describes the endpoint, for the router and the OpenAPI documents.
@@ -43,8 +45,12 @@ pub(crate) fn endpoint() -> InferenceEndpoint {
         EndpointRules {
             required: &["image"],
             distinct_lists: &["candidates"],
-            conditions: vec![exactly_one("question", "questions"), generated_or_ranked(&[])],
-            defaults: json!({"tokens": false}),
+            conditions: vec![
+                exactly_one("question", "questions"),
+                generated_or_ranked(&[]),
+                explained(),
+            ],
+            defaults: json!({"tokens": false, "explain": false}),
             image_id: Some("$response.body#/image/id"),
             follow_up: FollowUp {
                 link: "ask",
@@ -73,6 +79,10 @@ requests! {
         candidates: Vec<Text>,
         /// Adds the tokens of each text with their log-probabilities to the answer; false by default.
         tokens: bool,
+        /// Adds where in the image the model looked for each token, for one sequence without beam search; false by default.
+        explain: bool,
+        /// Only with `explain`: layers of the text model that are averaged; by default all.
+        explain_layers: Vec<Int<0, 1024>>,
     } generation
     alternatives question | questions
 }
@@ -102,6 +112,11 @@ pub(crate) struct QuestionAnswer {
     answer: String,
     #[serde(flatten)]
     found: Found,
+    /// Where in the image the model looked for each token of the question, to which it attends when it answers; only with
+    /// `explain`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Explanation, required = false)]
+    explanation: Option<Explanation>,
 }
 
 /// Details of an answer: how it was generated, or the ranking.
@@ -147,6 +162,7 @@ pub(crate) struct VqaPlan {
     mode: PlannedMode,
     /// Whether the answer lists the tokens.
     tokens: bool,
+    explain: Option<Explain>,
 }
 
 #[derive(Debug, Clone)]
@@ -174,10 +190,13 @@ impl Endpoint for VqaPlan {
     fn plan(input: VqaInput, context: &PlanContext<'_>) -> Result<Self, ApiError> {
         let PlanContext { limits, model, .. } = *context;
         let generation = input.generation();
+        let explain = explanation::wanted(input.explain, input.explain_layers, model)?;
         let mode = match input.candidates {
             None => {
                 let max_text_tokens = model.info.max_text_tokens;
-                PlannedMode::Generate(generation.into_params(limits, max_text_tokens)?)
+                let params = generation.into_params(limits, max_text_tokens)?;
+                explanation::check_rows(explain.as_ref(), &params)?;
+                PlannedMode::Generate(params)
             }
             Some(candidates) => {
                 PlannedMode::Rank(candidates::checked(candidates, &generation, limits)?)
@@ -190,7 +209,7 @@ impl Endpoint for VqaPlan {
         check_count("questions", questions.len(), limits.max_questions, "limits.max_questions")?;
         let questions = questions.into_iter().map(|question| question.0).collect();
         let tokens = input.tokens.unwrap_or(false);
-        Ok(Self { image, questions, asked_in, mode, tokens })
+        Ok(Self { image, questions, asked_in, mode, tokens, explain })
     }
 
     fn shape(&self) -> TaskShape {
@@ -233,14 +252,26 @@ impl Endpoint for VqaPlan {
             PlannedMode::Generate(params) => DecodeMode::Generate(params.clone()),
             PlannedMode::Rank(_) => DecodeMode::Rank(tokens.candidates.clone()),
         };
-        Vqa { image: image.clone(), questions: tokens.questions.clone(), mode }
+        Vqa {
+            image: image.clone(),
+            questions: tokens.questions.clone(),
+            mode,
+            explain: self.explain.clone(),
+        }
     }
 
     fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<VqaAnswer, ApiError> {
         let outputs = parts.output;
         let mut answers = Vec::new();
-        for (question, output) in self.questions.iter().zip(outputs) {
-            answers.extend(self.answer_question(parts.model, question, output)?);
+        let asked = self.questions.iter().zip(&parts.tokens.questions);
+        for ((question, ids), QuestionOutput { decoded, attention }) in asked.zip(outputs) {
+            let mut of_question = self.answer_question(parts.model, question, decoded)?;
+            if let (Some(explain), [answer]) = (&self.explain, &mut of_question[..]) {
+                let ids = ids.as_slice();
+                answer.explanation =
+                    Some(Explanation::of_question(explain, parts.model, ids, attention)?);
+            }
+            answers.extend(of_question);
         }
         let seed = match &self.mode {
             PlannedMode::Generate(params) => seed_of(params),
@@ -249,8 +280,8 @@ impl Endpoint for VqaPlan {
         Ok(VqaAnswer { answers, image: parts.images.into(), seed })
     }
 
-    fn generated_tokens(answers: &Vec<Decoded>) -> usize {
-        answers.iter().map(Decoded::generated_tokens).sum()
+    fn generated_tokens(answers: &Vec<QuestionOutput>) -> usize {
+        answers.iter().map(|answer| answer.decoded.generated_tokens()).sum()
     }
 }
 
@@ -276,6 +307,7 @@ impl VqaPlan {
                         question: Arc::clone(question),
                         answer: model.tokenizer.decode(&sequence.text_ids()),
                         found: Found::Generated(SequenceFacts::of(sequence, tokenizer)?),
+                        explanation: None,
                     })
                 });
                 answers.collect()
@@ -289,6 +321,7 @@ impl VqaPlan {
                     question,
                     answer: best,
                     found: Found::Ranked { ranking },
+                    explanation: None,
                 }])
             }
         }

@@ -11,14 +11,16 @@ use crate::model::group::{CrossKvCache, Group, LiveRow, StepInput};
 use crate::model::heads::TextDecoder;
 use crate::model::ops::{Ops, RowRun};
 use crate::model::search::{Advance, Search};
-use crate::model::text::{CrossAttention, NewTokens, SelfAttention};
-use crate::task::ModelId;
+use crate::model::text::{CrossAttention, Explained, NewTokens, SelfAttention};
+use crate::task::{Explain, ModelId, PatchWeights};
 
 /// Result of a step for one group, before it is written to the group.
 struct GroupStep<O: Ops> {
     search: Search,
     rows: Vec<LiveRow<O>>,
     advance: Advance,
+    /// Attention weights of the new token, if the group is explained.
+    weights: Option<PatchWeights>,
 }
 
 /// Advances every group by one step. Returns one event per group, in order.
@@ -37,11 +39,14 @@ pub(super) fn step<O: Ops>(
         group.cross = Some(cross);
         group.rows = outcome.rows;
         group.search = outcome.search;
-        StepEvent {
-            token: outcome.advance.token,
-            generated: outcome.advance.generated,
-            finished: outcome.advance.finished,
+        let Advance { token, generated, mut finished, .. } = outcome.advance;
+        if let (Some((_, tokens)), Some(weights)) = (&mut group.explained, outcome.weights) {
+            tokens.push(weights);
+            if let Some([sequence]) = finished.as_deref_mut() {
+                sequence.attention = Some(std::mem::take(tokens));
+            }
         }
+        StepEvent { token, generated, finished }
     };
     let commits = groups.iter_mut().zip(cross).zip(outcomes);
     Ok(commits.map(|((group, cross), outcome)| commit(group, cross, outcome)).collect())
@@ -84,12 +89,6 @@ fn run<O: Ops>(
         })
         .collect();
     let runs = merged(&runs);
-    let output = decoder.tower.forward(
-        ops,
-        &sequences,
-        &SelfAttention::Causal(&caches),
-        &CrossAttention::Cached(&runs),
-    )?;
     let mut end = 0;
     let lasts: Vec<usize> = sequences
         .iter()
@@ -98,6 +97,16 @@ fn run<O: Ops>(
             end - 1
         })
         .collect();
+    let mut explained = explained_rows(groups, &order, &inputs, &lasts);
+    let output = decoder.tower.forward_to(
+        ops,
+        &sequences,
+        &SelfAttention::Causal(&caches),
+        &CrossAttention::Cached(&runs),
+        decoder.tower.depth(),
+        &mut explained,
+    )?;
+    let mut explained = explained.into_iter();
     let mut logits = decoder.logits(ops, &ops.select_rows(&output.hidden, &lasts)?)?.into_iter();
     let mut caches = output.caches.into_iter();
     let mut outcomes: Vec<Option<GroupStep<O>>> = groups.iter().map(|_| None).collect();
@@ -112,9 +121,37 @@ fn run<O: Ops>(
         let mut search = groups[group].search.clone();
         let advance = search.advance(&logits)?;
         let rows = advance.parents.iter().map(|&parent| rows[parent].clone()).collect();
-        outcomes[group] = Some(GroupStep { search, rows, advance });
+        let weights =
+            groups[group].explained.as_ref().and_then(|_| explained.next()).map(of_patches);
+        outcomes[group] = Some(GroupStep { search, rows, advance, weights });
     }
     Ok(outcomes.into_iter().map(|outcome| outcome.expect("the order names every group")).collect())
+}
+
+/// Returns the last row of each explained group, in the order of the groups in this step. An explained group has one row.
+fn explained_rows<'a, O: Ops>(
+    groups: &[&'a Group<O>],
+    order: &[usize],
+    inputs: &[Vec<StepInput<'_, O>>],
+    lasts: &[usize],
+) -> Vec<Explained<'a, O>> {
+    let mut rows = lasts.iter();
+    let mut explained = Vec::new();
+    for &group in order {
+        let last = rows.by_ref().take(inputs[group].len()).last();
+        if let (Some((Explain(layers), _)), Some(&last)) = (&groups[group].explained, last) {
+            let memory = groups[group].memory.states();
+            explained.push(Explained { rows: vec![last], memory, layers, weights: Vec::new() });
+        }
+    }
+    explained
+}
+
+/// Returns the weights of the row over the patches, without the class token.
+fn of_patches<O: Ops>(explained: Explained<'_, O>) -> PatchWeights {
+    let mut weights = explained.weights.into_iter().next().unwrap_or_default();
+    weights.drain(..1.min(weights.len()));
+    weights
 }
 
 /// Returns the indices of the groups, sorted so that groups with the same encoder states are adjacent. The encoder

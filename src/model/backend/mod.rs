@@ -125,7 +125,8 @@ impl<O: Ops> Backend for BlipBackend<O> {
                 sequence: spec.sequence,
             },
         );
-        Group { memory: spec.states, cross: None, start, rows: Vec::new(), search }
+        let explained = spec.explain.map(|explain| (explain, Vec::new()));
+        Group { memory: spec.states, cross: None, start, rows: Vec::new(), search, explained }
     }
 
     fn pending_tokens(&self, group: &Group<O>) -> usize {

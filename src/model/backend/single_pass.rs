@@ -11,7 +11,7 @@ use crate::model::group::EncoderStates;
 use crate::model::ops::{Ops, RowRun};
 use crate::model::text;
 use crate::model::vision::VisionTower;
-use crate::task::{Embedding, Pooling, TokenIds};
+use crate::task::{Embedding, Explain, PatchWeights, Pooling, TokenIds};
 
 type PassRow<O> = SinglePassRow<EncoderStates<O>>;
 type PassOutput<O> = SinglePassOutput<EncoderStates<O>>;
@@ -36,7 +36,7 @@ pub(super) fn run_single_pass<O: Ops>(
     let mut texts: BTreeMap<usize, Vec<(usize, &TokenIds)>> = BTreeMap::new();
     for (place, row) in rows.iter().enumerate() {
         match row {
-            SinglePassRow::EncodeQuestion { image: memory, question: text }
+            SinglePassRow::EncodeQuestion { image: memory, question: text, .. }
             | SinglePassRow::MatchPair { image: memory, text }
             | SinglePassRow::EmbedMultimodal { image: memory, text, .. } => {
                 attending.entry(depth(checkpoint, row)?).or_default().push(CrossAttendingRow {
@@ -67,7 +67,7 @@ pub(super) fn run_single_pass<O: Ops>(
         let (places, texts): (Vec<usize>, Vec<&[u32]>) =
             texts.into_iter().map(|(place, text)| (place, text.as_slice())).unzip();
         let cross = text::CrossAttention::Skip;
-        let encoded = encode_texts(ops, encoder(checkpoint)?, &texts, &cross, depth)?;
+        let encoded = encode_texts(ops, encoder(checkpoint)?, &texts, &cross, depth, &mut [])?;
         let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
         let states = LazyStates::new(ops, &encoded, &lengths);
         finish(ops, checkpoint, rows, &places, states, &mut outputs)?;
@@ -105,10 +105,50 @@ fn run_attending_texts<O: Ops>(
     let texts: Vec<&[u32]> = attending.iter().map(|row| row.text.as_slice()).collect();
     let runs = runs(&attending, |row| row.text.len());
     let cross = text::CrossAttention::Project(&runs);
-    let encoded = encode_texts(ops, encoder(checkpoint)?, &texts, &cross, depth)?;
+    let mut explained = explained_rows(rows, &attending);
+    let encoder = encoder(checkpoint)?;
+    let encoded = encode_texts(ops, encoder, &texts, &cross, depth, &mut explained)?;
     let lengths: Vec<usize> = texts.iter().map(|text| text.len()).collect();
     let states = LazyStates::new(ops, &encoded, &lengths);
-    finish(ops, checkpoint, rows, &places, states, outputs)
+    finish(ops, checkpoint, rows, &places, states, outputs)?;
+    let mut explained = explained.into_iter();
+    for place in places {
+        if explain(&rows[place]).is_some()
+            && let Some(SinglePassOutput::EncoderStates { attention, .. }) = &mut outputs[place]
+        {
+            *attention =
+                explained.next().map(|rows| rows.weights.into_iter().map(of_patches).collect());
+        }
+    }
+    Ok(())
+}
+
+fn explain<M>(row: &SinglePassRow<M>) -> Option<&Explain> {
+    if let SinglePassRow::EncodeQuestion { explain, .. } = row { explain.as_ref() } else { None }
+}
+
+/// Returns the tokens of each question that is explained, in order.
+fn explained_rows<'a, O: Ops>(
+    rows: &'a [PassRow<O>],
+    attending: &[CrossAttendingRow<'a, O>],
+) -> Vec<text::Explained<'a, O>> {
+    let mut first = 0;
+    let mut explained = Vec::new();
+    for row in attending {
+        let tokens = first..first + row.text.len();
+        first = tokens.end;
+        if let Some(Explain(layers)) = explain(&rows[row.place]) {
+            let (rows, memory) = (tokens.collect(), row.memory.states());
+            explained.push(text::Explained { rows, memory, layers, weights: Vec::new() });
+        }
+    }
+    explained
+}
+
+/// Returns the weights over the patches, without the class token.
+fn of_patches(mut weights: Vec<f32>) -> PatchWeights {
+    weights.drain(..1.min(weights.len()));
+    weights
 }
 
 /// The hidden states of encoded texts, split by text when a row first needs the states of all its tokens.
@@ -150,7 +190,8 @@ fn finish<O: Ops>(
             Some(head) => heads.entry(head).or_default().push((index, place)),
             None => match pooling(&rows[place]) {
                 None => {
-                    set(SinglePassOutput::EncoderStates(EncoderStates::new(states.of(index)?)));
+                    let states = EncoderStates::new(states.of(index)?);
+                    set(SinglePassOutput::EncoderStates { states, attention: None });
                 }
                 Some(Pooling::Mean) => {
                     set(SinglePassOutput::Embedding(mean(&ops.to_host(&states.of(index)?)?)));

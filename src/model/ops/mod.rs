@@ -243,6 +243,19 @@ pub trait Ops: Debug {
         heads: usize,
         runs: &[RowRun<&Self::KvCache>],
     ) -> Result<Self::Act, BackendError>;
+    /// Computes the cross-attention weights of `query` `[rows, width]` over encoder states `[tokens, memory width]`:
+    /// `softmax(q k^T / sqrt(head width))`, averaged over the heads. Returns one vector of `tokens` weights per row. This
+    /// is only for explanations; attention itself never stores its weights.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn attention_weights(
+        &self,
+        query: &Self::Act,
+        heads: usize,
+        memory: &Self::Act,
+        weights: &Self::KvProjection,
+    ) -> Result<Vec<Vec<f32>>, BackendError>;
     /// Copies the rows with these indices, in this order.
     ///
     /// # Errors

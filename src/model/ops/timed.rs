@@ -302,6 +302,18 @@ impl<O: Ops> Ops for Timed<O> {
         with_rows(query.rows, self.time(WorkKind::CrossAttention, call))
     }
 
+    fn attention_weights(
+        &self,
+        query: &Self::Act,
+        heads: usize,
+        memory: &Self::Act,
+        weights: &O::KvProjection,
+    ) -> Result<Vec<Vec<f32>>, BackendError> {
+        self.time(WorkKind::CrossAttention, |ops| {
+            ops.attention_weights(&query.values, heads, &memory.values, weights)
+        })
+    }
+
     fn select_rows(&self, x: &Self::Act, rows: &[usize]) -> Result<Self::Act, BackendError> {
         with_rows(rows.len(), self.time(WorkKind::Copies, |ops| ops.select_rows(&x.values, rows)))
     }

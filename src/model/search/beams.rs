@@ -190,7 +190,7 @@ impl BeamSearch {
             .map(|beam| {
                 let stopped = beam.tokens.last().is_some_and(|token| token.id == self.stop_token);
                 let finish_reason = if stopped { FinishReason::Stop } else { FinishReason::Length };
-                Sequence { tokens: beam.tokens.clone(), finish_reason }
+                Sequence { tokens: beam.tokens.clone(), finish_reason, attention: None }
             })
             .collect()
     }

@@ -73,8 +73,9 @@ impl SingleSearch {
         } else {
             None
         };
-        let finished = finish_reason
-            .map(|finish_reason| vec![Sequence { tokens: self.tokens.clone(), finish_reason }]);
+        let finished = finish_reason.map(|finish_reason| {
+            vec![Sequence { tokens: self.tokens.clone(), finish_reason, attention: None }]
+        });
         let parents = if finished.is_some() { Vec::new() } else { vec![0] };
         Ok(Advance { token: Some(token), parents, generated: 1, finished })
     }

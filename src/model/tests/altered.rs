@@ -68,7 +68,7 @@ fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str,
         if let Some(encoder) = model.encoder() {
             let question = ids(&case["question_ids"]);
             let runs = [RowRun { memory: &image, rows: question.len() }];
-            let encoded = encode_texts(ops, encoder, &[&question], &CrossAttention::Project(&runs), encoder.depth());
+            let encoded = encode_texts(ops, encoder, &[&question], &CrossAttention::Project(&runs), encoder.depth(), &mut []);
             memory = encoded.unwrap().hidden;
             states.push(("question", flat(backend, &memory)));
         }
@@ -80,11 +80,11 @@ fn states(backend: &Tested, checkpoint: &str, photo: &str) -> Vec<(&'static str,
         return states;
     }
     let (encoder, text) = (model.encoder().unwrap(), ids(&reference.list("texts")[0]["ids"]));
-    let alone = encode_texts(ops, encoder, &[&text], &CrossAttention::Skip, encoder.depth()).unwrap();
+    let alone = encode_texts(ops, encoder, &[&text], &CrossAttention::Skip, encoder.depth(), &mut []).unwrap();
     states.push(("text", flat(backend, &alone.hidden)));
     if checkpoint == "retrieval" {
         let runs = [RowRun { memory: &image, rows: text.len() }];
-        let both = encode_texts(ops, encoder, &[&text], &CrossAttention::Project(&runs), encoder.depth()).unwrap();
+        let both = encode_texts(ops, encoder, &[&text], &CrossAttention::Project(&runs), encoder.depth(), &mut []).unwrap();
         states.push(("multimodal", flat(backend, &both.hidden)));
     }
     states

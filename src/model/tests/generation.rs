@@ -68,9 +68,9 @@ pub(super) fn memory(
         return image;
     }
     let question = TokenIds::new(ids(&case["question_ids"]));
-    let row = SinglePassRow::EncodeQuestion { image, question };
+    let row = SinglePassRow::EncodeQuestion { image, question, explain: None };
     match backend.run_single_pass(MODEL, &[row]).unwrap().remove(0) {
-        SinglePassOutput::EncoderStates(memory) => memory,
+        SinglePassOutput::EncoderStates { states, .. } => states,
         other => panic!("a question gives a memory, not {other:?}"),
     }
 }
@@ -92,7 +92,7 @@ pub(super) fn open(
         TokenIds::new([cls].into_iter().chain(middle).chain([sep]).collect::<Vec<u32>>())
     });
     let params = params(&case["params"]);
-    backend.open(GroupSpec { model: MODEL, states: memory, prompt, params, sequence: 0 })
+    backend.open(GroupSpec { model: MODEL, states: memory, prompt, params, sequence: 0, explain: None })
 }
 
 pub(super) fn run_alone(backend: &mut Tested, mut group: Group<TestedOps>) -> Vec<Sequence> {

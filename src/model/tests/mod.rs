@@ -14,6 +14,8 @@ macro_rules! suite {
     ($ops:ty, $make:expr) => {
         #[path = "altered.rs"]
         mod altered;
+        #[path = "explanations.rs"]
+        mod explanations;
         #[path = "generation.rs"]
         mod generation;
         #[path = "invariance.rs"]

@@ -70,9 +70,11 @@ fn generates<O: Ops>(ops: impl Fn() -> O, dtype: Dtype) {
             backend.encode(VisionOutput::last(TowerId(0)), &[&pixels]).unwrap().remove(0);
         if !case["question_ids"].is_null() {
             let question = tokens(&case["question_ids"]);
-            let row = SinglePassRow::EncodeQuestion { image: memory, question };
+            let row = SinglePassRow::EncodeQuestion { image: memory, question, explain: None };
             let output = backend.run_single_pass(ModelId(0), &[row]).unwrap().remove(0);
-            let SinglePassOutput::EncoderStates(states) = output else { panic!("{output:?}") };
+            let SinglePassOutput::EncoderStates { states, .. } = output else {
+                panic!("{output:?}")
+            };
             memory = states;
         }
         let mut group = backend.open(GroupSpec {
@@ -81,6 +83,7 @@ fn generates<O: Ops>(ops: impl Fn() -> O, dtype: Dtype) {
             prompt: None,
             params: GenerationParams::greedy(20),
             sequence: 0,
+            explain: None,
         });
         let finished = (0..20)
             .find_map(|_| backend.step(ModelId(0), &mut [&mut group]).unwrap().remove(0).finished);

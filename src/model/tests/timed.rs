@@ -31,6 +31,7 @@ fn captions<O: Ops>(backend: &mut BlipBackend<O>) -> Vec<Sequence> {
         prompt: None,
         params: GenerationParams::greedy(12),
         sequence: 0,
+        explain: None,
     };
     let memories = backend.encode(VisionOutput::last(TowerId(0)), &pixels).unwrap();
     let generate = |states| {

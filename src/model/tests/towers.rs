@@ -74,7 +74,7 @@ fn question_encoder_and_answer_decoder_equal_the_reference() {
             let question = ids(&case["question_ids"]);
             let runs = [RowRun { memory: &image, rows: question.len() }];
             let encoded =
-                encode_texts(&backend.ops, encoder, &[&question], &CrossAttention::Project(&runs), encoder.depth()).unwrap();
+                encode_texts(&backend.ops, encoder, &[&question], &CrossAttention::Project(&runs), encoder.depth(), &mut []).unwrap();
             let states = flat(&backend, &encoded.hidden);
             let what = format!("{checkpoint} {name}");
             assert_close(&what, &states, &reference.tensor(&format!("question.{name}")), TOLERANCE);
@@ -92,7 +92,7 @@ fn text_encoders_equal_the_reference_with_and_without_an_image() {
         let encoder = backend.models[0].encoder().unwrap();
         for case in reference.list("texts") {
             let (name, text) = (case["name"].as_str().unwrap(), ids(&case["ids"]));
-            let alone = encode_texts(&backend.ops, encoder, &[&text], &CrossAttention::Skip, encoder.depth()).unwrap();
+            let alone = encode_texts(&backend.ops, encoder, &[&text], &CrossAttention::Skip, encoder.depth(), &mut []).unwrap();
             let expected = reference.tensor(&format!("text.{name}"));
             assert_close(name, &flat(&backend, &alone.hidden), &expected, TOLERANCE);
             for photo in reference.names("vision") {
@@ -102,7 +102,7 @@ fn text_encoders_equal_the_reference_with_and_without_an_image() {
                 let image = features(&backend, &reference, &photo);
                 let runs = [RowRun { memory: &image, rows: text.len() }];
                 let memory = CrossAttention::Project(&runs);
-                let both = encode_texts(&backend.ops, encoder, &[&text], &memory, encoder.depth()).unwrap();
+                let both = encode_texts(&backend.ops, encoder, &[&text], &memory, encoder.depth(), &mut []).unwrap();
                 let expected = reference.tensor(&format!("multimodal.{photo}.{name}"));
                 assert_close(name, &flat(&backend, &both.hidden), &expected, TOLERANCE);
             }

@@ -14,8 +14,9 @@ use blip_server::model::ops::cpu::CpuOps;
 use blip_server::model::{BlipBackend, ModelSpec, Placement};
 use blip_server::task::{
     Caption, DecodeMode, Decoded, Device, Dtype, EarlyStopping, Embed, EmbedOutput, EmbedSubject,
-    GenerationParams, ImageFormat, ImageId, ImageInfo, ModelId, ModelInfo, Pixels, Pooling,
-    PreparedImage, Scope, Scores, Sequence, Similarity, Strategy, Task, TaskOutput, TokenIds, Vqa,
+    Explain, GenerationParams, ImageFormat, ImageId, ImageInfo, ModelId, ModelInfo, PatchWeights,
+    Pixels, Pooling, PreparedImage, Scope, Scores, Sequence, Similarity, Strategy, Task,
+    TaskOutput, TokenIds, Vqa,
 };
 use blip_server::telemetry::metrics::Metrics;
 
@@ -115,17 +116,34 @@ fn tasks(models: &[ModelInfo], ids: impl Fn(&str) -> TokenIds) -> Vec<(ModelId, 
         for (round, params) in params.iter().enumerate() {
             let prompt = prompts[(round + index) % prompts.len()].clone();
             let mode = DecodeMode::Generate(params.clone());
-            let caption = Caption { image: image(CAPTION), prompt, mode };
+            let caption = Caption { image: image(CAPTION), prompt, mode, explain: explain(round) };
             tasks.push((CAPTION, Task::Caption(caption)));
             let questions = vec![ids("what is this ?"), ids("how many men are in the city ?")];
             let mode = DecodeMode::Generate(params.clone());
-            tasks.push((VQA, Task::Vqa(Vqa { image: image(VQA), questions, mode })));
+            tasks.push((
+                VQA,
+                Task::Vqa(Vqa {
+                    image: image(VQA),
+                    questions,
+                    mode,
+                    explain: Some(Explain([0, 2].into())),
+                }),
+            ));
         }
         let mode = DecodeMode::Rank(vec![ids("a man"), ids("two"), ids("in the city")]);
-        let caption = Caption { image: image(CAPTION), prompt: None, mode: mode.clone() };
+        let caption =
+            Caption { image: image(CAPTION), prompt: None, mode: mode.clone(), explain: None };
         tasks.push((CAPTION, Task::Caption(caption)));
         let questions = vec![ids("where is it ?")];
-        tasks.push((VQA, Task::Vqa(Vqa { image: image(VQA), questions, mode })));
+        tasks.push((
+            VQA,
+            Task::Vqa(Vqa {
+                image: image(VQA),
+                questions,
+                mode,
+                explain: Some(Explain([0, 2].into())),
+            }),
+        ));
         let texts = vec![ids("a man"), ids("the woman in the city")];
         let images =
             vec![image(RETRIEVAL), prepared(&models[RETRIEVAL.0], (index + 1) % PHOTOS.len())];
@@ -149,6 +167,11 @@ fn tasks(models: &[ModelInfo], ids: impl Fn(&str) -> TokenIds) -> Vec<(ModelId, 
     tasks
 }
 
+/// Explains the greedy search of the first round, which has one row.
+fn explain(round: usize) -> Option<Explain> {
+    (round == 0).then(|| Explain([0, 1].into()))
+}
+
 /// Hidden states of several layers and, for the retrieval model, projections.
 fn outputs(model: ModelId) -> Vec<EmbedOutput> {
     let pooled = [Pooling::Cls, Pooling::Mean, Pooling::None];
@@ -166,11 +189,19 @@ fn assert_same(what: &str, together: &TaskOutput, alone: &TaskOutput) {
     let close = |a: f32, b: f32| {
         assert!((a - b).abs() <= ROUNDING * b.abs().max(1.0), "{what}: {a} in company, {b} alone");
     };
+    let same_attention = |a: Option<&Vec<PatchWeights>>, b: Option<&Vec<PatchWeights>>| {
+        assert_eq!(a.is_some(), b.is_some(), "{what}");
+        let flat = |maps: Option<&Vec<PatchWeights>>| {
+            maps.into_iter().flatten().flatten().copied().collect::<Vec<f32>>()
+        };
+        flat(a).into_iter().zip(flat(b)).for_each(|(a, b)| close(a, b));
+    };
     let same_sequences = |a: &[Sequence], b: &[Sequence]| {
         assert_eq!(a.len(), b.len(), "{what}");
         for (a, b) in a.iter().zip(b) {
             assert_eq!(a.finish_reason, b.finish_reason, "{what}");
             assert_eq!(a.text_ids(), b.text_ids(), "{what}");
+            same_attention(a.attention.as_ref(), b.attention.as_ref());
             for (a, b) in a.tokens.iter().zip(&b.tokens) {
                 close(a.logprob, b.logprob);
             }
@@ -193,7 +224,10 @@ fn assert_same(what: &str, together: &TaskOutput, alone: &TaskOutput) {
         (TaskOutput::Caption(a), TaskOutput::Caption(b)) => same_decoded(a, b),
         (TaskOutput::Vqa(a), TaskOutput::Vqa(b)) => {
             assert_eq!(a.len(), b.len(), "{what}");
-            a.iter().zip(b).for_each(|(a, b)| same_decoded(a, b));
+            for (a, b) in a.iter().zip(b) {
+                same_decoded(&a.decoded, &b.decoded);
+                same_attention(a.attention.as_ref(), b.attention.as_ref());
+            }
         }
         (TaskOutput::Similarity(a), TaskOutput::Similarity(b)) => {
             for (a, b) in a.iter().flatten().zip(b.iter().flatten()) {
@@ -247,7 +281,12 @@ async fn answers_in_company_equal_lone_ones(format: Format, dtype: Dtype) {
     let long = |params| {
         let params = GenerationParams { max_new_tokens: 40, ..params };
         let mode = DecodeMode::Generate(params);
-        Task::Caption(Caption { image: prepared(&models[CAPTION.0], 0), prompt: None, mode })
+        Task::Caption(Caption {
+            image: prepared(&models[CAPTION.0], 0),
+            prompt: None,
+            mode,
+            explain: None,
+        })
     };
     let mut admission = handle.admit(ClientId::default(), 0, deadline).unwrap();
     admission.reserve(1, 1).unwrap();

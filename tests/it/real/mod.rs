@@ -5,12 +5,14 @@
 mod company;
 #[cfg(feature = "demo")]
 mod demo;
+mod explain;
 mod load;
 mod parity;
 mod resolution;
 mod server;
 mod states;
 mod tasks;
+mod tensors;
 mod urls;
 
 use std::path::{Path, PathBuf};

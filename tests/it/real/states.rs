@@ -2,28 +2,12 @@
 
 use serde_json::{Value, json};
 
+use super::reference;
 use super::server::{RealServer, image};
-use super::{fixtures, reference};
+use super::tensors::Tensors;
 
 /// The goldens' own tolerance: largest difference over largest magnitude.
 const TOLERANCE: f64 = 1e-4;
-
-struct Golden(safetensors::SafeTensors<'static>);
-
-impl Golden {
-    fn read() -> Self {
-        let bytes = std::fs::read(fixtures().join("reference/states.safetensors")).unwrap();
-        Self(safetensors::SafeTensors::deserialize(bytes.leak()).unwrap())
-    }
-
-    /// Returns the values of a tensor and the width of its rows.
-    fn rows(&self, name: &str) -> (Vec<f64>, usize) {
-        let tensor = self.0.tensor(name).unwrap_or_else(|_| panic!("no tensor {name}"));
-        let (bytes, _) = tensor.data().as_chunks::<4>();
-        let values = bytes.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect();
-        (values, *tensor.shape().last().unwrap())
-    }
-}
 
 fn check(what: &str, answer: &Value, expected: &[f64]) {
     let values = answer["embedding"].as_array().unwrap_or_else(|| panic!("{what}: {answer}"));
@@ -37,7 +21,7 @@ fn check(what: &str, answer: &Value, expected: &[f64]) {
 
 /// Checks every pooling of one state of one input: `name` is the tensor, `layer` the number in the request.
 async fn check_state(server: &RealServer, request: &Value, name: &str, layer: Option<u64>) {
-    let (states, width) = Golden::read().rows(name);
+    let (states, width) = Tensors::read("states").rows(name);
     let tokens = states.len() / width;
     let mean: Vec<f64> = (0..width)
         .map(|column| states.iter().skip(column).step_by(width).sum::<f64>() / tokens as f64)
@@ -83,7 +67,7 @@ async fn hidden_states_of_every_class_equal_the_reference() {
             request["pooling"] = json!("pooler");
             if kind == "image" || name == "base" {
                 let answer = server.ask("/embeddings", &request).await;
-                check(&pooled, &answer, &Golden::read().rows(&pooled).0);
+                check(&pooled, &answer, &Tensors::read("states").rows(&pooled).0);
             } else {
                 let refused = server.post("/embeddings", &request).await;
                 assert_eq!(refused.status(), 422, "{pooled}");

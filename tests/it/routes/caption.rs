@@ -213,3 +213,46 @@ async fn wrong_combinations_of_the_new_fields_are_refused_at_their_field() {
         assert_eq!(answer.refused_field(status, code), field, "{}", answer.text());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_explanation_has_a_weight_for_each_patch_and_token() {
+    let app = TestApp::start();
+    let request = json!({"image": base64(&png(1)), "explain": true});
+    let caption = app.json("/caption", &request).await.ok()["captions"][0].clone();
+    let explanation = &caption["explanation"];
+    assert_eq!((&explanation["grid"], &explanation["layers"]), (&json!([2, 2]), &json!([0, 1, 2])));
+    let tokens = explanation["tokens"].as_array().unwrap();
+    assert_eq!(tokens.len() as u64, caption["token_count"].as_u64().unwrap());
+    assert!(tokens.iter().all(|token| token["weights"].as_array().unwrap().len() == 4));
+    let request = json!({"image": base64(&png(1)), "question": "he was", "explain": true, "explain_layers": [2]});
+    let answer = app.json("/vqa", &request).await.ok()["answers"][0].clone();
+    assert_eq!(answer["explanation"]["layers"], json!([2]));
+    let tokens = answer["explanation"]["tokens"].as_array().unwrap();
+    assert_eq!(
+        (&tokens[0]["text"], &tokens[tokens.len() - 1]["text"]),
+        (&json!("[CLS]"), &json!("[SEP]"))
+    );
+    assert!(tokens[0].get("logprob").is_none());
+    let cases = [
+        (json!({"explain": true, "num_beams": 2}), 400, "invalid_request", "explain"),
+        (json!({"explain": true, "candidates": ["a"]}), 400, "invalid_request", "explain"),
+        (json!({"explain_layers": [1]}), 400, "invalid_request", "explain_layers"),
+        (
+            json!({"explain": true, "explain_layers": [1, 1]}),
+            400,
+            "invalid_request",
+            "explain_layers[1]",
+        ),
+        (
+            json!({"explain": true, "explain_layers": [3]}),
+            422,
+            "score_not_available",
+            "explain_layers[0]",
+        ),
+    ];
+    for (mut request, status, code, field) in cases {
+        request["image"] = json!(base64(&png(1)));
+        let answer = app.json("/caption", &request).await;
+        assert_eq!(answer.refused_field(status, code), field, "{}", answer.text());
+    }
+}

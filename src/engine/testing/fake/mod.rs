@@ -41,6 +41,8 @@ pub struct FakeEncoderStates {
 pub struct FakeGroup {
     digest: u64,
     marks: Arc<[FakeMark]>,
+    /// Number of patches of the image, if the sequence is explained.
+    patches: Option<usize>,
     params: GenerationParams,
     prompt_tokens: usize,
     steps: usize,
@@ -197,6 +199,7 @@ impl Backend for FakeBackend {
             marks: marks.into(),
             prompt_tokens: spec.first_step_tokens(),
             params: spec.params,
+            patches: spec.explain.map(|_| self.models[spec.model.0].image_tokens - 1),
             steps: 0,
             control: self.control.clone(),
         }
@@ -251,8 +254,13 @@ impl FakeGroup {
     }
 
     fn text(&self, beam: usize) -> Sequence {
-        let tokens = (0..self.length()).map(|place| self.token(place, beam)).collect();
-        Sequence { tokens, finish_reason: self.finish() }
+        let tokens: Vec<TokenLogprob> =
+            (0..self.length()).map(|place| self.token(place, beam)).collect();
+        let attention = self.patches.map(|patches| {
+            let weights = vec![0.5 / (patches + 1) as f32; patches];
+            vec![weights; tokens.len()]
+        });
+        Sequence { tokens, finish_reason: self.finish(), attention }
     }
 }
 
@@ -298,7 +306,7 @@ fn parts(
     row: &SinglePassRow<FakeEncoderStates>,
 ) -> (Option<&FakeEncoderStates>, Option<&TokenIds>) {
     match row {
-        SinglePassRow::EncodeQuestion { image: states, question: text }
+        SinglePassRow::EncodeQuestion { image: states, question: text, .. }
         | SinglePassRow::ScoreCandidate { states, candidate: text }
         | SinglePassRow::MatchPair { image: states, text }
         | SinglePassRow::EmbedMultimodal { image: states, text, .. } => (Some(states), Some(text)),
@@ -318,8 +326,11 @@ fn row_output(
     let digest = digest(&(model.0, states.map(|states| states.digest), text));
     let part = if non_finite { f32::NAN } else { (digest % 1000) as f32 / 1000.0 };
     match row {
-        SinglePassRow::EncodeQuestion { .. } => {
-            SinglePassOutput::EncoderStates(FakeEncoderStates { digest, marks: marks.into() })
+        SinglePassRow::EncodeQuestion { question, explain, .. } => {
+            let states = FakeEncoderStates { digest, marks: marks.into() };
+            let weights = || vec![0.5 / image_tokens as f32; image_tokens - 1];
+            let attention = explain.as_ref().map(|_| vec![weights(); question.len()]);
+            SinglePassOutput::EncoderStates { states, attention }
         }
         SinglePassRow::ScoreCandidate { candidate, .. } => {
             let token = |&id: &u32| TokenLogprob { id, logprob: -part };

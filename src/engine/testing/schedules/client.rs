@@ -139,7 +139,7 @@ fn submit(world: &ExploredWorld, admission: &Admission) -> Pending {
 fn caption(mark: u8) -> Task {
     let params = GenerationParams::greedy(4);
     let mode = DecodeMode::Generate(params);
-    Task::Caption(Caption { image: fake::image(mark), prompt: None, mode })
+    Task::Caption(Caption { image: fake::image(mark), prompt: None, mode, explain: None })
 }
 
 /// Lets the client of a task disconnect. From then on at most the unit in progress runs for the task.

@@ -22,7 +22,7 @@ use crate::http::error::ApiError;
 use crate::http::inference::call;
 use crate::http::inference::reply::{self, BatchResponse};
 use crate::http::openapi::InferenceProblems;
-use crate::http::openapi::conditions::generated_or_ranked;
+use crate::http::openapi::conditions::{explained, generated_or_ranked};
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::state::HttpState;
 
@@ -35,8 +35,12 @@ pub(crate) fn endpoint() -> InferenceEndpoint {
         EndpointRules {
             required: &["image"],
             distinct_lists: &["candidates"],
-            conditions: vec![generated_or_ranked(&["prompt", "verify"]), streaming()],
-            defaults: json!({"stream": false, "tokens": false, "verify": false}),
+            conditions: vec![
+                generated_or_ranked(&["prompt", "verify", "explain"]),
+                streaming(),
+                explained(),
+            ],
+            defaults: json!({"stream": false, "tokens": false, "verify": false, "explain": false}),
             image_id: Some("$response.body#/image/id"),
             follow_up: FollowUp { link: "caption", fields: json!({}) },
         },

@@ -6,13 +6,14 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::error::{ApiError, Code};
-use crate::http::extract::fields::{Text, VerifyField};
+use crate::http::extract::fields::{Int, Text, VerifyField};
 use crate::http::extract::generation::seed_of;
 use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
 use crate::http::inference::arity::OneImage;
 use crate::http::inference::candidates::{self, CandidateScore, Ranked};
 use crate::http::inference::endpoint::{AnswerParts, Endpoint, FirstOutput, PlanContext};
+use crate::http::inference::explanation::{self, Explanation};
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::ImageAnswer;
 use crate::http::inference::sequences::{SequenceFacts, finite, wrong_count};
@@ -21,7 +22,7 @@ use crate::http::openapi::EXAMPLE_IMAGE;
 use crate::http::state::models::{Model, Models};
 use crate::input::Tokenizer;
 use crate::task::{
-    Caption, DecodeMode, Decoded, GenerationParams, PreparedImage, Role, Scores, Sequence,
+    Caption, DecodeMode, Decoded, Explain, GenerationParams, PreparedImage, Role, Scores, Sequence,
     Similarity, Task, TaskKind, TaskOutput, TaskShape, TokenIds,
 };
 
@@ -48,6 +49,10 @@ requests! {
         /// Lets a retrieval model check each caption against the image: `true` for the first one loaded, or its name.
         /// Captions then have a `match`, and the best match comes first; false by default.
         verify: VerifyField,
+        /// Adds where in the image the model looked for each token, for one sequence without beam search; false by default.
+        explain: bool,
+        /// Only with `explain`: layers of the text model that are averaged; by default all.
+        explain_layers: Vec<Int<0, 1024>>,
     } generation
 }
 
@@ -85,6 +90,10 @@ pub(crate) struct CaptionText {
     matching: Option<f32>,
     #[serde(flatten)]
     facts: SequenceFacts,
+    /// Where in the image the model looked for each token; only with `explain`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Explanation, required = false)]
+    explanation: Option<Explanation>,
 }
 
 /// A candidate caption and its score.
@@ -119,6 +128,7 @@ pub(crate) struct CaptionPlan {
     tokens: bool,
     /// The retrieval model that checks the captions.
     verifier: Option<Model>,
+    explain: Option<Explain>,
 }
 
 #[derive(Debug, Clone)]
@@ -148,21 +158,26 @@ impl Endpoint for CaptionPlan {
         let generation = input.generation();
         let prompt = input.prompt.map(|prompt| prompt.0);
         let verifier = verifier(input.verify, models)?;
+        let explain = explanation::wanted(input.explain, input.explain_layers, model)?;
         let mode = match (input.candidates, prompt) {
             (None, prompt) => {
                 let params = generation.into_params(limits, model.info.max_text_tokens)?;
+                explanation::check_rows(explain.as_ref(), &params)?;
                 PlannedMode::Generate { prompt, params }
             }
             (Some(_), Some(_)) => return Err(candidates::without_effect("prompt")),
             (Some(_), None) if verifier.is_some() => {
                 return Err(candidates::without_effect("verify"));
             }
+            (Some(_), None) if explain.is_some() => {
+                return Err(candidates::without_effect("explain"));
+            }
             (Some(candidates), None) => {
                 PlannedMode::Rank(candidates::checked(candidates, &generation, limits)?)
             }
         };
         let image = input.image.ok_or_else(|| text::needed("image"))?;
-        Ok(Self { image, mode, tokens: input.tokens.unwrap_or(false), verifier })
+        Ok(Self { image, mode, tokens: input.tokens.unwrap_or(false), verifier, explain })
     }
 
     fn shape(&self) -> TaskShape {
@@ -227,7 +242,7 @@ impl Endpoint for CaptionPlan {
                 unreachable!("`tokenize` returns the candidates of this mode")
             }
         };
-        Caption { image: image.clone(), prompt, mode }
+        Caption { image: image.clone(), prompt, mode, explain: self.explain.clone() }
     }
 
     fn second_model(&self) -> Option<&Model> {
@@ -260,9 +275,17 @@ impl Endpoint for CaptionPlan {
         let image = image.into();
         match (&self.mode, output) {
             (PlannedMode::Generate { params, .. }, Decoded::Generated(sequences)) => {
-                let captions = sequences
-                    .iter()
-                    .map(|sequence| caption_text(model, tokens.prompt(), sequence, tokenizer));
+                let captions = sequences.into_iter().map(|mut sequence| {
+                    let attention = sequence.attention.take();
+                    let mut text = caption_text(model, tokens.prompt(), &sequence, tokenizer)?;
+                    if let Some(explain) = &self.explain {
+                        let tokens = &sequence.tokens;
+                        let explanation =
+                            Explanation::of_generated(explain, model, tokens, attention)?;
+                        text.explanation = Some(explanation);
+                    }
+                    Ok::<_, ApiError>(text)
+                });
                 let mut captions: Vec<CaptionText> = captions.collect::<Result<_, _>>()?;
                 if self.verifier.is_some() {
                     add_matches(&mut captions, second)?;
@@ -364,5 +387,6 @@ fn caption_text(
         continuation: prompt.map(|_| tokenizer.decode_continuation(prompt_ids, &new_ids)),
         matching: None,
         facts: SequenceFacts::of(sequence, tokenizer_for_tokens)?,
+        explanation: None,
     })
 }

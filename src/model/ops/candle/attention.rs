@@ -89,6 +89,28 @@ impl CandleOps {
         Ok(Tensor::cat(&outputs, 0)?)
     }
 
+    /// Implements [`Ops::attention_weights`].
+    pub(super) fn weights_across(
+        &self,
+        query: &Tensor,
+        heads: usize,
+        memory: &Tensor,
+        weights: &CandleLinear,
+    ) -> Result<Vec<Vec<f32>>, BackendError> {
+        let keys = self.project_keys_values(memory, weights, heads)?.keys;
+        // Each row is computed alone, so that its bits do not depend on the others.
+        let mut rows = Vec::with_capacity(query.dim(0)?);
+        for row in 0..query.dim(0)? {
+            let q = heads_of(&query.narrow(0, row, 1)?, 0, 1, heads)?;
+            let q = Tensor::cat(&[&q, &q], 1)?;
+            let scale = 1.0 / (q.dim(2)? as f64).sqrt();
+            let scores = q.affine(scale, 0.0)?.matmul(&keys.t()?)?.to_dtype(DType::F32)?;
+            let weights = candle_nn::ops::softmax_last_dim(&scores)?.mean(0)?;
+            rows.push(weights.i(0)?.to_vec1::<f32>()?);
+        }
+        Ok(rows)
+    }
+
     /// Computes `softmax(q k^T / sqrt(head width) + mask) v`. The softmax is computed in f32 for every dtype. `q` is
     /// `[heads, rows, d]`, `k` and `v` are `[heads, tokens, d]`, `mask` is `[rows, tokens]`; the result is
     /// `[rows, heads x d]`.

@@ -281,6 +281,16 @@ impl Ops for CandleOps {
         self.attend_across(query, heads, runs)
     }
 
+    fn attention_weights(
+        &self,
+        query: &Tensor,
+        heads: usize,
+        memory: &Tensor,
+        weights: &CandleLinear,
+    ) -> Result<Vec<Vec<f32>>, BackendError> {
+        self.weights_across(query, heads, memory, weights)
+    }
+
     fn select_rows(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor, BackendError> {
         let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
         Ok(x.index_select(&Tensor::new(rows, &self.device)?, 0)?)

@@ -47,6 +47,11 @@ impl AbsorbedKv {
 }
 
 impl AbsorbedKvWeights {
+    /// Returns `W_k` transposed, `[memory width, head width]` for each head.
+    pub(super) fn keys(&self) -> &[PackedWeights] {
+        &self.keys
+    }
+
     /// Packs `weight` `[2 x width, memory width]` and `bias` `[2 x width]`; in both, the keys come first.
     pub(super) fn pack(
         context: &mut KernelContext,

@@ -10,6 +10,7 @@
 //! rows, and delegates attention and the patch embedding to the modules below.
 //!
 //! - `attention`: self-attention, cross-attention, and the forms of keys and values;
+//! - `weights`: cross-attention weights for explanations;
 //! - `patches`: the patch embedding;
 //! - `folded`: cross-attention over image features, without keys and values;
 //! - `causal`: the KV cache of text that is being generated;
@@ -20,6 +21,7 @@ mod attention;
 mod causal;
 mod folded;
 mod patches;
+mod weights;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -283,6 +285,16 @@ impl Ops for CpuOps {
         runs: &[RowRun<&CpuKvCache>],
     ) -> Result<CpuActivations, BackendError> {
         self.attend_across(query, runs)
+    }
+
+    fn attention_weights(
+        &self,
+        query: &CpuActivations,
+        heads: usize,
+        memory: &CpuActivations,
+        weights: &CpuKvProjection,
+    ) -> Result<Vec<Vec<f32>>, BackendError> {
+        self.weights_across(query, heads, memory, weights)
     }
 
     fn select_rows(

@@ -1,5 +1,9 @@
 //! Decoding parameters, and generated text: token ids, log-probabilities, and the finish reason.
 
+use std::sync::Arc;
+
+use super::StopStrings;
+
 /// Parameters of one generation. Each parameter has the same meaning and effect as in the `generate` method of
 /// `transformers`.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,6 +17,13 @@ pub struct GenerationParams {
     pub repetition_penalty: f32,
     /// No n-gram of this size may occur twice; 0 disables the check.
     pub no_repeat_ngram_size: usize,
+    /// Sequences of tokens that are never generated (`bad_words_ids` of `transformers`); none of them is empty. The
+    /// tokens are those of the text alone, without `[CLS]` and `[SEP]`.
+    pub bad_words: Option<Arc<[Box<[u32]>]>>,
+    /// Raises (or lowers) the score of the stop token step by step; `None` has no effect.
+    pub exponential_decay_length_penalty: Option<ExponentialDecay>,
+    /// Strings that end the generation as soon as the text contains one of them.
+    pub stop_strings: Option<StopStrings>,
     /// Decoding strategy: how the next token is chosen.
     pub strategy: Strategy,
 }
@@ -32,6 +43,8 @@ pub enum Strategy {
         length_penalty: f32,
         /// When to stop searching for better beams.
         early_stopping: EarlyStopping,
+        /// Whether the scores of each step are turned into log-probabilities again after all processors.
+        renormalize_logits: bool,
     },
     /// Seeded sampling. The noise depends only on the seed, the sequence and the step, so batch neighbours do not
     /// change a sequence.
@@ -42,12 +55,45 @@ pub enum Strategy {
         num_return_sequences: usize,
         /// Temperature by which the logits are divided; above 0.
         temperature: f32,
-        /// Nucleus sampling: keeps the smallest set of tokens whose probabilities sum to at least this value; 1.0 keeps
-        /// all.
+        /// Keeps this number of most probable tokens, and all tokens as probable as the last of them; 0 keeps all.
         top_k: usize,
         /// Nucleus sampling: keeps the smallest set of tokens whose probabilities sum to at least this; 1.0 keeps all.
         top_p: f32,
+        /// Further cutoffs of tokens, applied after `top_p`.
+        cutoffs: Cutoffs,
     },
+}
+
+/// Cutoffs of sampling, in the order in which they are applied. Each one sees the distribution over the tokens that the
+/// one before has kept, and keeps at least one token. The default keeps all tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cutoffs {
+    /// Removes tokens whose probability is below this fraction of the highest probability, 0..=1; 0 keeps all.
+    pub min_p: f32,
+    /// Locally typical sampling: keeps the tokens whose information content is closest to the entropy of the
+    /// distribution, until their probabilities sum to this value, above 0; 1.0 keeps all.
+    pub typical_p: f32,
+    /// Removes tokens whose probability is below this value, 0..1; 0 keeps all.
+    pub epsilon_cutoff: f32,
+    /// Removes tokens whose probability is below the smaller of this value `e` and `sqrt(e) * exp(-entropy)`, 0..1; 0
+    /// keeps all.
+    pub eta_cutoff: f32,
+}
+
+impl Default for Cutoffs {
+    fn default() -> Self {
+        Self { min_p: 0.0, typical_p: 1.0, epsilon_cutoff: 0.0, eta_cutoff: 0.0 }
+    }
+}
+
+/// The `exponential_decay_length_penalty` parameter. With more than `start` generated tokens, `n` tokens beyond it, the
+/// score of the stop token grows by its absolute value times `factor^n - 1`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExponentialDecay {
+    /// Number of generated tokens up to which the penalty has no effect.
+    pub start: usize,
+    /// Base of the penalty; above 0. Values above 1 favour the end of the text; values below 1 postpone it.
+    pub factor: f64,
 }
 
 /// The `early_stopping` parameter of beam search.
@@ -71,6 +117,9 @@ impl GenerationParams {
             min_new_tokens: 0,
             repetition_penalty: 1.0,
             no_repeat_ngram_size: 0,
+            bad_words: None,
+            exponential_decay_length_penalty: None,
+            stop_strings: None,
             strategy: Strategy::Greedy,
         }
     }
@@ -115,6 +164,8 @@ impl GenerationParams {
 pub enum FinishReason {
     /// The model generated the stop token.
     Stop,
+    /// The text contains a stop string, which ends in the last token.
+    StopString,
     /// The sequence reached `max_new_tokens` tokens.
     Length,
 }
@@ -156,7 +207,7 @@ impl Sequence {
     pub fn text_ids(&self) -> Vec<u32> {
         let kept = match self.finish_reason {
             FinishReason::Stop => self.tokens.len().saturating_sub(1),
-            FinishReason::Length => self.tokens.len(),
+            FinishReason::StopString | FinishReason::Length => self.tokens.len(),
         };
         self.tokens[..kept].iter().map(|token| token.id).collect()
     }

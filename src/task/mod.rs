@@ -10,11 +10,13 @@ mod kind;
 mod model_info;
 mod scored;
 mod shape;
+mod stop_strings;
 mod text;
 
 pub use embedding::{Embedding, ZeroNorm};
 pub use generation::{
-    EarlyStopping, FinishReason, GenerationParams, PatchWeights, Sequence, Strategy, TokenLogprob,
+    Cutoffs, EarlyStopping, ExponentialDecay, FinishReason, GenerationParams, PatchWeights,
+    Sequence, Strategy, TokenLogprob,
 };
 pub use image::{
     ImageFormat, ImageId, ImageInfo, ParseImageIdError, Pixels, PreparedImage, Preprocessing,
@@ -26,6 +28,7 @@ pub use model_info::{
 };
 pub use scored::{MatchLogits, ScoredText};
 pub use shape::TaskShape;
+pub use stop_strings::{StopStrings, TokenTexts};
 pub use text::TokenIds;
 
 use std::sync::Arc;

@@ -278,8 +278,6 @@ mod tests {
     fn caption(
         backend: &mut MockBackend,
         params: GenerationParams,
-        /// Number of patches of the image, if the sequence is explained.
-        patches: Option<usize>,
     ) -> (Vec<Sequence>, Vec<TokenLogprob>) {
         let model = ModelId(0);
         let spec =

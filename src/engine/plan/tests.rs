@@ -135,6 +135,7 @@ fn samples_are_groups_of_their_own_in_the_order_drawn() {
         temperature: 1.0,
         top_k: 0,
         top_p: 1.0,
+        cutoffs: crate::task::Cutoffs::default(),
     };
     let params = GenerationParams { strategy, ..GenerationParams::greedy(5) };
     let mode = DecodeMode::Generate(params);

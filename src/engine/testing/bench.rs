@@ -125,13 +125,20 @@ pub(crate) fn beams(num_beams: usize, num_return_sequences: usize) -> Generation
         num_return_sequences,
         length_penalty: 1.0,
         early_stopping: crate::task::EarlyStopping::Heuristic,
+        renormalize_logits: false,
     };
     GenerationParams { strategy, ..GenerationParams::greedy(20) }
 }
 
 pub(crate) fn samples(num_return_sequences: usize) -> GenerationParams {
-    let strategy =
-        Strategy::Sample { seed: 7, num_return_sequences, temperature: 1.0, top_k: 50, top_p: 1.0 };
+    let strategy = Strategy::Sample {
+        seed: 7,
+        num_return_sequences,
+        temperature: 1.0,
+        top_k: 50,
+        top_p: 1.0,
+        cutoffs: crate::task::Cutoffs::default(),
+    };
     GenerationParams { strategy, ..GenerationParams::greedy(20) }
 }
 

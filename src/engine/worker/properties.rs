@@ -94,12 +94,14 @@ fn task(ask: &Ask) -> (ModelId, Task) {
                     temperature: 1.0,
                     top_k: 0,
                     top_p: 1.0,
+                    cutoffs: crate::task::Cutoffs::default(),
                 },
                 (beams, _) => Search::Beams {
                     num_beams: beams,
                     num_return_sequences: 1,
                     length_penalty: 1.0,
                     early_stopping: crate::task::EarlyStopping::Never,
+                    renormalize_logits: false,
                 },
             };
             let params = GenerationParams { strategy, ..GenerationParams::greedy(6) };

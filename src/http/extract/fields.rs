@@ -280,6 +280,15 @@ number_fields! {
     /// Total probability of the tokens that nucleus sampling keeps.
     TopP, "a number above 0, at most 1", |value| value > 0.0 && value <= 1.0,
         |object| object.exclusive_minimum(Some(0.0)).maximum(Some(1.0));
+    /// Fraction of the highest probability below which sampling removes tokens.
+    MinP, "a number from 0 to 1", |value| (0.0..=1.0).contains(&value),
+        |object| object.minimum(Some(0.0)).maximum(Some(1.0));
+    /// Total probability of the tokens that locally typical sampling keeps.
+    TypicalP, "a number above 0, at most 1", |value| value > 0.0 && value <= 1.0,
+        |object| object.exclusive_minimum(Some(0.0)).maximum(Some(1.0));
+    /// Probability below which sampling removes tokens.
+    Cutoff, "a number from 0 to less than 1", |value| (0.0..1.0).contains(&value),
+        |object| object.minimum(Some(0.0)).exclusive_maximum(Some(1.0));
     /// Penalty for tokens that already occur in the text.
     RepetitionPenalty, "a number above 0, at most 100", |value| value > 0.0 && value <= 100.0,
         |object| object.exclusive_minimum(Some(0.0)).maximum(Some(100.0));

@@ -1,11 +1,15 @@
 //! Turns the generation parameters of a request into [`GenerationParams`]: applies defaults, rejects conflicting
 //! parameters and chooses the decoding strategy. The field types (`extract::fields`) have already checked the ranges.
 
-use super::fields::{EarlyStoppingField, Int, LengthPenalty, RepetitionPenalty, Temperature, TopP};
+use super::fields::{
+    Cutoff, EarlyStoppingField, Int, LengthPenalty, MinP, RepetitionPenalty, Temperature, TopP,
+    TypicalP,
+};
+use super::generation_lists::{DecayField, Words};
 use crate::http::error::{ApiError, Code, FieldError};
 use crate::http::settings::Limits;
 use crate::platform;
-use crate::task::{EarlyStopping, GenerationParams, Strategy};
+use crate::task::{Cutoffs, EarlyStopping, GenerationParams, Strategy};
 
 /// Number of bits of a drawn seed. Every JSON parser represents integers below 2^53 exactly.
 const SEED_BITS: u32 = 53;
@@ -13,7 +17,7 @@ const DEFAULT_MAX_NEW_TOKENS: usize = 20;
 const DEFAULT_TOP_K: usize = 50;
 
 /// The generation parameters as the client sent them; `None` if a parameter is absent.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct GenerationFields {
     pub(crate) max_new_tokens: Option<Int<1, 65_536>>,
     pub(crate) min_new_tokens: Option<Int<0, 65_536>>,
@@ -23,10 +27,18 @@ pub(crate) struct GenerationFields {
     pub(crate) temperature: Option<Temperature>,
     pub(crate) top_k: Option<Int<0, 100_000>>,
     pub(crate) top_p: Option<TopP>,
+    pub(crate) min_p: Option<MinP>,
+    pub(crate) typical_p: Option<TypicalP>,
+    pub(crate) epsilon_cutoff: Option<Cutoff>,
+    pub(crate) eta_cutoff: Option<Cutoff>,
     pub(crate) repetition_penalty: Option<RepetitionPenalty>,
     pub(crate) no_repeat_ngram_size: Option<Int<0, 64>>,
+    pub(crate) bad_words: Option<Words<128>>,
+    pub(crate) exponential_decay_length_penalty: Option<DecayField>,
+    pub(crate) stop_strings: Option<Words<16>>,
     pub(crate) length_penalty: Option<LengthPenalty>,
     pub(crate) early_stopping: Option<EarlyStoppingField>,
+    pub(crate) renormalize_logits: Option<bool>,
     pub(crate) seed: Option<Int<0, 9_007_199_254_740_991>>,
 }
 
@@ -43,22 +55,31 @@ impl GenerationFields {
             ("temperature", self.temperature.is_some()),
             ("top_k", self.top_k.is_some()),
             ("top_p", self.top_p.is_some()),
+            ("min_p", self.min_p.is_some()),
+            ("typical_p", self.typical_p.is_some()),
+            ("epsilon_cutoff", self.epsilon_cutoff.is_some()),
+            ("eta_cutoff", self.eta_cutoff.is_some()),
             ("repetition_penalty", self.repetition_penalty.is_some()),
             ("no_repeat_ngram_size", self.no_repeat_ngram_size.is_some()),
+            ("bad_words", self.bad_words.is_some()),
+            ("exponential_decay_length_penalty", self.exponential_decay_length_penalty.is_some()),
+            ("stop_strings", self.stop_strings.is_some()),
             ("length_penalty", self.length_penalty.is_some()),
             ("early_stopping", self.early_stopping.is_some()),
+            ("renormalize_logits", self.renormalize_logits.is_some()),
             ("seed", self.seed.is_some()),
         ];
         given.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
     }
 
-    /// Applies the defaults and chooses the decoding strategy.
+    /// Applies the defaults and chooses the decoding strategy. Leaves `bad_words` and `stop_strings` out, because they
+    /// need the tokenizer (see `http::inference::generation`).
     ///
     /// # Errors
     /// `invalid_request`, which lists all conflicts between the parameters; `text_too_long` if `max_new_tokens` exceeds
     /// `max_text_tokens`, the limit of the model.
-    pub(crate) fn into_params(
-        self,
+    pub(crate) fn to_params(
+        &self,
         limits: &Limits,
         max_text_tokens: usize,
     ) -> Result<GenerationParams, ApiError> {
@@ -111,6 +132,11 @@ impl GenerationFields {
             min_new_tokens,
             repetition_penalty: self.repetition_penalty.map_or(1.0, |penalty| penalty.0),
             no_repeat_ngram_size: count(self.no_repeat_ngram_size, 0),
+            bad_words: None,
+            exponential_decay_length_penalty: self
+                .exponential_decay_length_penalty
+                .map(|decay| decay.0),
+            stop_strings: None,
             strategy: self.strategy(sampling, num_beams, num_return_sequences),
         })
     }
@@ -123,6 +149,12 @@ impl GenerationFields {
                 temperature: self.temperature.map_or(1.0, |temperature| temperature.0),
                 top_k: count(self.top_k, DEFAULT_TOP_K),
                 top_p: self.top_p.map_or(1.0, |top_p| top_p.0),
+                cutoffs: Cutoffs {
+                    min_p: self.min_p.map_or(0.0, |min_p| min_p.0),
+                    typical_p: self.typical_p.map_or(1.0, |typical_p| typical_p.0),
+                    epsilon_cutoff: self.epsilon_cutoff.map_or(0.0, |cutoff| cutoff.0),
+                    eta_cutoff: self.eta_cutoff.map_or(0.0, |cutoff| cutoff.0),
+                },
             };
         }
         if num_beams == 1 {
@@ -137,6 +169,7 @@ impl GenerationFields {
                 Some(EarlyStoppingField::Flag(true)) => EarlyStopping::WhenFull,
                 Some(EarlyStoppingField::Never) => EarlyStopping::Never,
             },
+            renormalize_logits: self.renormalize_logits.unwrap_or(false),
         }
     }
 
@@ -150,6 +183,10 @@ impl GenerationFields {
             ("temperature", differs(self.temperature.map(|value| value.0), 1.0)),
             ("top_k", self.top_k.is_some_and(|top_k| top_k.0 != DEFAULT_TOP_K as u64)),
             ("top_p", differs(self.top_p.map(|value| value.0), 1.0)),
+            ("min_p", differs(self.min_p.map(|value| value.0), 0.0)),
+            ("typical_p", differs(self.typical_p.map(|value| value.0), 1.0)),
+            ("epsilon_cutoff", differs(self.epsilon_cutoff.map(|value| value.0), 0.0)),
+            ("eta_cutoff", differs(self.eta_cutoff.map(|value| value.0), 0.0)),
             ("seed", self.seed.is_some()),
         ];
         let beamed = [
@@ -158,6 +195,7 @@ impl GenerationFields {
                 "early_stopping",
                 self.early_stopping.is_some_and(|given| given != EarlyStoppingField::Flag(false)),
             ),
+            ("renormalize_logits", self.renormalize_logits == Some(true)),
         ];
         let sampled = sampled.into_iter().map(|(field, set)| {
             (
@@ -200,15 +238,15 @@ fn draw_seed() -> u64 {
 mod tests {
     use super::*;
 
-    fn params(fields: GenerationFields) -> Result<GenerationParams, Vec<String>> {
+    fn params(fields: &GenerationFields) -> Result<GenerationParams, Vec<String>> {
         fields
-            .into_params(&Limits::default(), 512)
+            .to_params(&Limits::default(), 512)
             .map_err(|error| error.errors.into_iter().map(|error| error.field).collect())
     }
 
     #[test]
     fn nothing_given_is_greedy_search_for_20_tokens() {
-        assert_eq!(params(GenerationFields::default()), Ok(GenerationParams::greedy(20)));
+        assert_eq!(params(&GenerationFields::default()), Ok(GenerationParams::greedy(20)));
     }
 
     #[test]
@@ -221,7 +259,7 @@ mod tests {
             min_new_tokens: Some(Int(6)),
             ..GenerationFields::default()
         };
-        assert_eq!(params(fields), Err(vec!["min_new_tokens".into(), "num_beams".into()]));
+        assert_eq!(params(&fields), Err(vec!["min_new_tokens".into(), "num_beams".into()]));
     }
 
     #[test]
@@ -230,40 +268,62 @@ mod tests {
             temperature: Some(Temperature(0.5)),
             top_k: Some(Int(10)),
             top_p: Some(TopP(0.5)),
+            min_p: Some(MinP(0.5)),
+            typical_p: Some(TypicalP(0.5)),
+            epsilon_cutoff: Some(Cutoff(0.5)),
+            eta_cutoff: Some(Cutoff(0.5)),
             seed: Some(Int(1)),
             length_penalty: Some(LengthPenalty(2.0)),
             early_stopping: Some(EarlyStoppingField::Never),
+            renormalize_logits: Some(true),
             ..GenerationFields::default()
         };
-        let refused = params(idle).unwrap_err();
+        let refused = params(&idle).unwrap_err();
         assert_eq!(
             refused,
-            ["temperature", "top_k", "top_p", "seed", "length_penalty", "early_stopping"]
+            [
+                "temperature",
+                "top_k",
+                "top_p",
+                "min_p",
+                "typical_p",
+                "epsilon_cutoff",
+                "eta_cutoff",
+                "seed",
+                "length_penalty",
+                "early_stopping",
+                "renormalize_logits"
+            ]
         );
 
         let defaults = GenerationFields {
             temperature: Some(Temperature(1.0)),
             top_k: Some(Int(50)),
             top_p: Some(TopP(1.0)),
+            min_p: Some(MinP(0.0)),
+            typical_p: Some(TypicalP(1.0)),
+            epsilon_cutoff: Some(Cutoff(0.0)),
+            eta_cutoff: Some(Cutoff(0.0)),
+            renormalize_logits: Some(false),
             length_penalty: Some(LengthPenalty(1.0)),
             early_stopping: Some(EarlyStoppingField::Flag(false)),
             ..GenerationFields::default()
         };
-        assert_eq!(params(defaults), Ok(GenerationParams::greedy(20)));
+        assert_eq!(params(&defaults), Ok(GenerationParams::greedy(20)));
     }
 
     #[test]
     fn more_sequences_than_beams_need_sampling() {
         let fields = GenerationFields { num_return_sequences: Some(Int(3)), ..Default::default() };
-        assert_eq!(params(fields), Err(vec!["num_return_sequences".to_owned()]));
+        assert_eq!(params(&fields), Err(vec!["num_return_sequences".to_owned()]));
         let sampled = GenerationFields { do_sample: Some(true), ..fields };
-        assert_eq!(params(sampled).map(|params| params.rows()), Ok(3));
+        assert_eq!(params(&sampled).map(|params| params.rows()), Ok(3));
     }
 
     #[test]
     fn the_servers_own_limit_of_new_tokens_is_named() {
         let fields = GenerationFields { max_new_tokens: Some(Int(65)), ..Default::default() };
-        let error = fields.into_params(&Limits::default(), 512).unwrap_err();
+        let error = fields.to_params(&Limits::default(), 512).unwrap_err();
         assert_eq!(
             error.detail,
             "max_new_tokens: an integer from 1 to 64, the limit of this server"
@@ -274,7 +334,7 @@ mod tests {
     fn a_model_of_few_positions_shortens_the_default_and_refuses_a_wish() {
         let short = |max_new_tokens| {
             let fields = GenerationFields { max_new_tokens, ..GenerationFields::default() };
-            fields.into_params(&Limits::default(), 12)
+            fields.to_params(&Limits::default(), 12)
         };
         assert_eq!(short(None), Ok(GenerationParams::greedy(12)));
         assert_eq!(short(Some(Int(12))), Ok(GenerationParams::greedy(12)));

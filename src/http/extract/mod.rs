@@ -16,6 +16,7 @@ mod disposition;
 pub(crate) mod fields;
 pub(crate) mod form;
 pub(crate) mod generation;
+pub(crate) mod generation_lists;
 pub(crate) mod head;
 pub(crate) mod image_field;
 mod json;

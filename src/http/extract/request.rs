@@ -68,16 +68,35 @@ macro_rules! requests {
                 top_k: $crate::http::extract::fields::Int<0, 100_000>,
                 /// Only for sampling: keeps the likeliest tokens that together reach this probability; default 1.0.
                 top_p: $crate::http::extract::fields::TopP,
+                /// Only for sampling: removes tokens less probable than this fraction of the likeliest token; default
+                /// 0.0.
+                min_p: $crate::http::extract::fields::MinP,
+                /// Only for sampling: keeps the most typical tokens that together reach this probability; default 1.0.
+                typical_p: $crate::http::extract::fields::TypicalP,
+                /// Only for sampling: removes tokens less probable than this; default 0.0.
+                epsilon_cutoff: $crate::http::extract::fields::Cutoff,
+                /// Only for sampling: like `epsilon_cutoff`, but lower where many tokens are possible; default 0.0.
+                eta_cutoff: $crate::http::extract::fields::Cutoff,
                 /// Values above 1 make tokens that are already in the text less probable; default 1.0.
                 repetition_penalty: $crate::http::extract::fields::RepetitionPenalty,
                 /// No sequence of this many tokens occurs twice; default 0 (off).
                 no_repeat_ngram_size: $crate::http::extract::fields::Int<0, 64>,
+                /// Words or phrases that are not generated. Each bans exactly its tokens: list other forms of a word
+                /// too.
+                bad_words: $crate::http::extract::generation_lists::Words<128>,
+                /// Start and factor: with more generated tokens than the start, the end of the text becomes more
+                /// probable with each token (less probable if the factor is below 1).
+                exponential_decay_length_penalty: $crate::http::extract::generation_lists::DecayField,
+                /// The text ends with the first token that completes one of these strings, which stays in the text.
+                stop_strings: $crate::http::extract::generation_lists::Words<16>,
                 /// Only for beam search: scores are divided by the text's length raised to this power. Higher values
                 /// favour longer texts; default 1.0.
                 length_penalty: $crate::http::extract::fields::LengthPenalty,
                 /// Only for beam search: with `true`, the search stops once `num_beams` texts are finished; with
                 /// `false` (default), once better texts are unlikely; with `"never"`, once better texts are impossible.
                 early_stopping: $crate::http::extract::fields::EarlyStoppingField,
+                /// Only for beam search: normalizes the scores again after all other parameters; default false.
+                renormalize_logits: bool,
                 /// Only for sampling: the same seed reproduces the same samples. If the seed is missing, a random seed
                 /// is drawn and reported in the answer.
                 seed: $crate::http::extract::fields::Int<0, 9_007_199_254_740_991>,
@@ -98,10 +117,18 @@ macro_rules! requests {
                     temperature: self.temperature,
                     top_k: self.top_k,
                     top_p: self.top_p,
+                    min_p: self.min_p,
+                    typical_p: self.typical_p,
+                    epsilon_cutoff: self.epsilon_cutoff,
+                    eta_cutoff: self.eta_cutoff,
                     repetition_penalty: self.repetition_penalty,
                     no_repeat_ngram_size: self.no_repeat_ngram_size,
+                    bad_words: self.bad_words.clone(),
+                    exponential_decay_length_penalty: self.exponential_decay_length_penalty,
+                    stop_strings: self.stop_strings.clone(),
                     length_penalty: self.length_penalty,
                     early_stopping: self.early_stopping,
+                    renormalize_logits: self.renormalize_logits,
                     seed: self.seed,
                 }
             }

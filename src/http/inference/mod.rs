@@ -5,6 +5,7 @@
 //! - `candidates`: texts that are scored instead of generated.
 //! - `explanation`: where in the image the model looked.
 //! - `image_args`: the images of a call. Each distinct image is fetched and decoded once.
+//! - `generation`: the generation parameters of an input, with the tokens of their words.
 //! - `text`: the texts of a call, tokenized within the model's limits.
 //! - `sequences`: how answers describe generated sequences, and checks on the model's output.
 
@@ -13,6 +14,7 @@ pub(crate) mod call;
 pub(crate) mod candidates;
 pub(crate) mod endpoint;
 pub(crate) mod explanation;
+pub(crate) mod generation;
 pub(crate) mod image_args;
 pub(crate) mod reply;
 pub(crate) mod sequences;

@@ -14,7 +14,7 @@ pub(crate) struct SequenceFacts {
     /// Number of generated tokens, including the stop token.
     #[schema(example = 7, minimum = 1)]
     token_count: usize,
-    /// `stop`: the model ended the text. `length`: it reached `max_new_tokens`.
+    /// `stop`: the model ended the text, or a stop string did. `length`: it reached `max_new_tokens`.
     finish_reason: FinishReasonName,
     /// Sum of the tokens' natural log-probabilities under the unmodified distribution.
     #[schema(example = -0.84, maximum = 0)]
@@ -57,7 +57,7 @@ impl TokenAnswer {
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum FinishReasonName {
-    /// The model generated its stop token.
+    /// The model generated its stop token, or the text contains a stop string.
     Stop,
     /// The text reached `max_new_tokens` tokens.
     Length,
@@ -74,7 +74,7 @@ impl SequenceFacts {
         Ok(Self {
             token_count,
             finish_reason: match sequence.finish_reason {
-                FinishReason::Stop => FinishReasonName::Stop,
+                FinishReason::Stop | FinishReason::StopString => FinishReasonName::Stop,
                 FinishReason::Length => FinishReasonName::Length,
             },
             logprob,

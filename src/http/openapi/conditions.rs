@@ -12,7 +12,7 @@ use utoipa::openapi::{RefOr, Schema};
 use super::endpoint::DocumentedEndpoint;
 
 /// Names of the generation parameters. None of these fields is allowed together with `candidates`.
-pub(crate) const GENERATION: [&str; 13] = [
+pub(crate) const GENERATION: [&str; 21] = [
     "max_new_tokens",
     "min_new_tokens",
     "num_beams",
@@ -21,10 +21,18 @@ pub(crate) const GENERATION: [&str; 13] = [
     "temperature",
     "top_k",
     "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
     "repetition_penalty",
     "no_repeat_ngram_size",
+    "bad_words",
+    "exponential_decay_length_penalty",
+    "stop_strings",
     "length_penalty",
     "early_stopping",
+    "renormalize_logits",
     "seed",
 ];
 
@@ -47,7 +55,7 @@ pub(super) fn add(request: &mut Object, name: &str, endpoints: &[DocumentedEndpo
 
 /// Requires at least one item and, if `distinct`, unique items.
 fn bound(list: &mut Array, distinct: bool) {
-    list.min_items = Some(1);
+    list.min_items = list.min_items.or(Some(1));
     list.unique_items = distinct;
 }
 
@@ -89,8 +97,9 @@ fn strategies() -> Value {
             "properties": {
                 "do_sample": {"const": false},
                 "temperature": {"const": 1}, "top_k": {"const": 50}, "top_p": {"const": 1}, "seed": false,
+                "min_p": {"const": 0}, "typical_p": {"const": 1}, "epsilon_cutoff": {"const": 0}, "eta_cutoff": {"const": 0},
                 "num_beams": {"const": 1}, "num_return_sequences": {"const": 1},
-                "length_penalty": {"const": 1}, "early_stopping": {"const": false},
+                "length_penalty": {"const": 1}, "early_stopping": {"const": false}, "renormalize_logits": {"const": false},
             },
         },
         {
@@ -99,6 +108,7 @@ fn strategies() -> Value {
             "properties": {
                 "do_sample": {"const": false},
                 "temperature": {"const": 1}, "top_k": {"const": 50}, "top_p": {"const": 1}, "seed": false,
+                "min_p": {"const": 0}, "typical_p": {"const": 1}, "epsilon_cutoff": {"const": 0}, "eta_cutoff": {"const": 0},
                 "num_beams": {"minimum": 2},
             },
         },
@@ -108,7 +118,7 @@ fn strategies() -> Value {
             "properties": {
                 "do_sample": {"const": true},
                 "num_beams": {"const": 1},
-                "length_penalty": {"const": 1}, "early_stopping": {"const": false},
+                "length_penalty": {"const": 1}, "early_stopping": {"const": false}, "renormalize_logits": {"const": false},
             },
         },
     ]})

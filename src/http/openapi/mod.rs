@@ -184,6 +184,9 @@ fn merge_descriptions(schema: &mut RefOr<Schema>) {
                     RefOr::T(Schema::OneOf(one)) => {
                         one.description.clone_from(&described.description);
                     }
+                    RefOr::T(Schema::Array(list)) => {
+                        list.description.clone_from(&described.description);
+                    }
                     RefOr::T(_) | RefOr::Ref(_) => return,
                 }
                 *schema = merged;

@@ -223,9 +223,9 @@ fn collect(
     }
 }
 
-/// Removes `minLength` from files and `pattern` from texts. Generated clients check the `minLength` of a file as if the
+/// Removes `minLength` from files, `pattern` from texts, and `prefixItems` from lists. Generated clients check the `minLength` of a file as if the
 /// file were text. The pattern only excludes control characters, which nobody sends, and is longer than the rest of the
-/// field's schema.
+/// field's schema. Most generators do not know `prefixItems`.
 fn remove_bounds(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
@@ -235,6 +235,7 @@ fn remove_bounds(schema: &mut Value) {
             if is_file(object) {
                 object.remove("minLength");
             }
+            object.remove("prefixItems");
             object.values_mut().for_each(remove_bounds);
         }
         Value::Array(items) => items.iter_mut().for_each(remove_bounds),
@@ -289,8 +290,11 @@ fn generation_default(name: &str) -> Option<Value> {
         "top_k" => json!(50),
         "num_beams" | "num_return_sequences" => json!(1),
         "min_new_tokens" | "no_repeat_ngram_size" => json!(0),
-        "temperature" | "top_p" | "repetition_penalty" | "length_penalty" => json!(1.0),
-        "do_sample" => json!(false),
+        "temperature" | "top_p" | "typical_p" | "repetition_penalty" | "length_penalty" => {
+            json!(1.0)
+        }
+        "min_p" | "epsilon_cutoff" | "eta_cutoff" => json!(0.0),
+        "do_sample" | "renormalize_logits" => json!(false),
         "early_stopping" => json!("false"),
         _ => return None,
     })

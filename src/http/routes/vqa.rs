@@ -22,6 +22,7 @@ use crate::http::inference::arity::OneImage;
 use crate::http::inference::candidates::{self, CandidateScore, Ranked};
 use crate::http::inference::endpoint::{AnswerParts, Endpoint, PlanContext, check_count};
 use crate::http::inference::explanation::{self, Explanation};
+use crate::http::inference::generation::GenerationPlan;
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
 use crate::http::inference::sequences::{SequenceFacts, wrong_count};
@@ -167,14 +168,16 @@ pub(crate) struct VqaPlan {
 
 #[derive(Debug, Clone)]
 enum PlannedMode {
-    Generate(GenerationParams),
+    Generate(GenerationPlan),
     Rank(Vec<Arc<str>>),
 }
 
-/// Token ids of the texts of a VQA request.
+/// Token ids of the texts of a VQA request, and the generation parameters with the tokens of their words; `None` if the
+/// candidates are ranked.
 pub(crate) struct VqaTokens {
     questions: Vec<TokenIds>,
     candidates: Vec<TokenIds>,
+    params: Option<GenerationParams>,
 }
 
 impl Endpoint for VqaPlan {
@@ -193,10 +196,9 @@ impl Endpoint for VqaPlan {
         let explain = explanation::wanted(input.explain, input.explain_layers, model)?;
         let mode = match input.candidates {
             None => {
-                let max_text_tokens = model.info.max_text_tokens;
-                let params = generation.into_params(limits, max_text_tokens)?;
-                explanation::check_rows(explain.as_ref(), &params)?;
-                PlannedMode::Generate(params)
+                let generation = GenerationPlan::new(generation, limits, model)?;
+                explanation::check_rows(explain.as_ref(), &generation.params)?;
+                PlannedMode::Generate(generation)
             }
             Some(candidates) => {
                 PlannedMode::Rank(candidates::checked(candidates, &generation, limits)?)
@@ -215,7 +217,7 @@ impl Endpoint for VqaPlan {
     fn shape(&self) -> TaskShape {
         let questions = self.questions.len();
         match &self.mode {
-            PlannedMode::Generate(params) => TaskShape::generated_answers(questions, params),
+            PlannedMode::Generate(plan) => TaskShape::generated_answers(questions, &plan.params),
             PlannedMode::Rank(candidates) => TaskShape::ranked_answers(questions, candidates.len()),
         }
     }
@@ -225,7 +227,12 @@ impl Endpoint for VqaPlan {
     }
 
     fn text_bytes(&self) -> usize {
-        self.questions.iter().chain(self.candidates()).map(|text| text.len()).sum()
+        let words = match &self.mode {
+            PlannedMode::Generate(plan) => plan.text_bytes(),
+            PlannedMode::Rank(_) => 0,
+        };
+        let texts = self.questions.iter().chain(self.candidates());
+        texts.map(|text| text.len()).sum::<usize>() + words
     }
 
     fn tokenize(&self, model: &Model) -> Result<VqaTokens, ApiError> {
@@ -237,7 +244,12 @@ impl Endpoint for VqaPlan {
             };
             text::encode(model, &field, question, max)
         });
+        let params = match &self.mode {
+            PlannedMode::Generate(plan) => Some(plan.tokenize(model)?),
+            PlannedMode::Rank(_) => None,
+        };
         Ok(VqaTokens {
+            params,
             questions: questions.collect::<Result<_, _>>()?,
             candidates: candidates::tokenize(self.candidates(), model)?,
         })
@@ -248,9 +260,9 @@ impl Endpoint for VqaPlan {
     }
 
     fn task(&self, image: &PreparedImage, tokens: &VqaTokens) -> Vqa {
-        let mode = match &self.mode {
-            PlannedMode::Generate(params) => DecodeMode::Generate(params.clone()),
-            PlannedMode::Rank(_) => DecodeMode::Rank(tokens.candidates.clone()),
+        let mode = match &tokens.params {
+            Some(params) => DecodeMode::Generate(params.clone()),
+            None => DecodeMode::Rank(tokens.candidates.clone()),
         };
         Vqa {
             image: image.clone(),
@@ -274,7 +286,7 @@ impl Endpoint for VqaPlan {
             answers.extend(of_question);
         }
         let seed = match &self.mode {
-            PlannedMode::Generate(params) => seed_of(params),
+            PlannedMode::Generate(plan) => seed_of(&plan.params),
             PlannedMode::Rank(_) => None,
         };
         Ok(VqaAnswer { answers, image: parts.images.into(), seed })

@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Tokenizer, TokenizerError};
 use crate::input::InputSettings;
+use crate::task::StopStrings;
 
 /// Cases that are rejected here although transformers loads them. The reason is, for example, that the start or end
 /// token is missing, that the tokenizer would fail on the first unknown word, or that its class is not implemented.
@@ -151,4 +153,32 @@ fn tokenizers_of_every_combination_of_files_equal_those_of_transformers() {
     assert_eq!(refused_here, REFUSED_HERE);
     assert_eq!(read_here, READ_HERE);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[derive(Deserialize)]
+struct StopGoldens {
+    stop_strings: Vec<StopGolden>,
+}
+
+#[derive(Deserialize)]
+struct StopGolden {
+    strings: Vec<Arc<str>>,
+    ids: Vec<u32>,
+    stops: bool,
+}
+
+/// `tests/fixtures/make/parameters.py` writes the fixture.
+#[test]
+fn strings_end_a_text_where_they_do_in_the_reference() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let json = fs::read(fixtures.join("reference/parameters.json")).unwrap();
+    let goldens: StopGoldens = serde_json::from_slice(&json).unwrap();
+    assert!(goldens.stop_strings.len() >= 80);
+    let tokenizer =
+        Tokenizer::load(&fixtures.join("vqa-talkative"), &InputSettings::default()).unwrap();
+    for StopGolden { strings, ids, stops } in goldens.stop_strings {
+        let what = format!("{strings:?} in {ids:?}");
+        let strings = StopStrings::new(strings.into(), tokenizer.token_texts());
+        assert_eq!(strings.end_the_text(ids.into_iter().rev()), stops, "{what}");
+    }
 }

@@ -13,11 +13,14 @@ mod options;
 mod token;
 
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use tokenizers::Decoder as _;
 
 use self::build::{Built, build};
 use self::files::Files;
 use super::{InputError, InputSettings, TokenizerError, check_text};
-use crate::task::TokenIds;
+use crate::task::{TokenIds, TokenTexts};
 
 /// The tokenizer of a checkpoint. All threads share it through an `Arc`.
 pub struct Tokenizer {
@@ -26,6 +29,8 @@ pub struct Tokenizer {
     clean_up: bool,
     cls: u32,
     sep: u32,
+    /// Built when a request needs it for the first time.
+    token_texts: OnceLock<Arc<TokenTexts>>,
 }
 
 impl Tokenizer {
@@ -55,7 +60,14 @@ impl Tokenizer {
 
     fn of(files: &Files, settings: &InputSettings) -> Result<Self, TokenizerError> {
         let Built { inner, cls, sep, clean_up } = build(files)?;
-        Ok(Self { inner, settings: settings.clone(), clean_up, cls, sep })
+        Ok(Self {
+            inner,
+            settings: settings.clone(),
+            clean_up,
+            cls,
+            sep,
+            token_texts: OnceLock::new(),
+        })
     }
 
     /// Encodes a text as `[CLS] text [SEP]`, without a limit on the number of tokens.
@@ -148,6 +160,25 @@ impl Tokenizer {
         largest.map_or(0, |id| id as usize + 1)
     }
 
+    /// Returns the text that each token adds to a text, special tokens included. Same as `clean_tokenizer_vocab` in
+    /// `transformers`, which prepares stop strings.
+    #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "`load` accepts only WordPiece decoders")]
+    pub fn token_texts(&self) -> Arc<TokenTexts> {
+        let build = || {
+            let decoder = self.inner.get_decoder().expect("`load` checks the decoder");
+            let text = |id| {
+                let Some(token) = self.inner.id_to_token(id) else { return String::new() };
+                // The decoder treats the first token of a text differently, so another token comes first.
+                let pieces = decoder.decode_chain(vec!["a".to_owned(), token]);
+                let piece = pieces.expect("a WordPiece decoder accepts any tokens").pop();
+                piece.unwrap_or_default()
+            };
+            Arc::new((0..self.vocab_size() as u32).map(text).collect())
+        };
+        Arc::clone(self.token_texts.get_or_init(build))
+    }
+
     /// Returns the id of the start token `[CLS]`.
     #[must_use]
     pub fn cls_id(&self) -> u32 {
@@ -200,6 +231,16 @@ mod tests {
 
     fn encode(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
         tokenizer.encode(text).unwrap().as_slice().to_vec()
+    }
+
+    #[test]
+    fn the_text_of_a_token_has_the_space_that_separates_it_from_the_token_before() {
+        let texts = load("{}").unwrap().token_texts();
+        let expected = [(3, " [SEP]"), (9, " man"), (10, " '"), (13, ","), (14, "s")];
+        for (id, text) in expected {
+            assert_eq!(texts.get(id), Some(text));
+        }
+        assert_eq!(texts.get(16), None);
     }
 
     #[test]

@@ -3,11 +3,11 @@
 //! equal to those of transformers.
 
 use super::processors::Processors;
-use super::scores::{log_softmax, top_indices};
+use super::scores::{log_softmax, renormalize, top_indices};
 use super::{Advance, SearchStart};
 use crate::engine::backend::BackendError;
 use crate::task::{
-    EarlyStopping, FinishReason, GenerationParams, Sequence, Strategy, TokenLogprob,
+    EarlyStopping, FinishReason, GenerationParams, Sequence, StopStrings, Strategy, TokenLogprob,
 };
 
 /// Score that transformers gives to a choice that is not allowed. It is finite.
@@ -21,8 +21,10 @@ pub struct BeamSearch {
     num_return_sequences: usize,
     length_penalty: f32,
     early_stopping: EarlyStopping,
+    renormalize_logits: bool,
     max_new_tokens: usize,
     stop_token: u32,
+    stop_strings: Option<StopStrings>,
     prompt: Vec<u32>,
     /// Running beams, best first. There are always `num_beams` of them.
     running: Vec<Beam>,
@@ -55,14 +57,24 @@ impl BeamSearch {
     /// Creates a search that has not run a step yet. `params.strategy` should be `Beams`; any other strategy is treated
     /// as a single beam.
     pub(super) fn new(params: &GenerationParams, start: SearchStart) -> Self {
-        let (num_beams, num_return_sequences, length_penalty, early_stopping) = match params
-            .strategy
-        {
-            Strategy::Beams { num_beams, num_return_sequences, length_penalty, early_stopping } => {
-                (num_beams, num_return_sequences, length_penalty, early_stopping)
-            }
-            Strategy::Greedy | Strategy::Sample { .. } => (1, 1, 1.0, EarlyStopping::Heuristic),
-        };
+        let single = (1, 1, 1.0, EarlyStopping::Heuristic, false);
+        let (num_beams, num_return_sequences, length_penalty, early_stopping, renormalize_logits) =
+            match params.strategy {
+                Strategy::Beams {
+                    num_beams,
+                    num_return_sequences,
+                    length_penalty,
+                    early_stopping,
+                    renormalize_logits,
+                } => (
+                    num_beams,
+                    num_return_sequences,
+                    length_penalty,
+                    early_stopping,
+                    renormalize_logits,
+                ),
+                Strategy::Greedy | Strategy::Sample { .. } => single,
+            };
         let beam = |score| Beam { tokens: Vec::new(), score, done: false };
         Self {
             processors: Processors::new(params, start.stop_token),
@@ -70,8 +82,10 @@ impl BeamSearch {
             num_return_sequences,
             length_penalty,
             early_stopping,
+            renormalize_logits,
             max_new_tokens: params.max_new_tokens,
             stop_token: start.stop_token,
+            stop_strings: params.stop_strings.clone(),
             prompt: start.prompt,
             // In the first step, all beams are still equal, so they would choose the same tokens and stay identical.
             // Therefore, all beams except the first start with a very low score.
@@ -110,13 +124,17 @@ impl BeamSearch {
             let raw = log_softmax(&logits[index.min(logits.len() - 1)])?;
             let mut scores = raw.clone();
             self.processors.apply(&mut scores, &self.ids_of(beam), beam.tokens.len());
+            if self.renormalize_logits {
+                renormalize(&mut scores);
+            }
             for score in &mut scores {
                 *score += beam.score;
             }
             for id in top_indices(&scores, keep) {
                 let token = TokenLogprob { id: id as u32, logprob: raw[id] };
-                let hits_stop =
-                    token.id == self.stop_token || beam.tokens.len() + 1 >= self.max_new_tokens;
+                let hits_stop = token.id == self.stop_token
+                    || beam.tokens.len() + 1 >= self.max_new_tokens
+                    || self.ends_in_stop_string(&beam.tokens, token.id);
                 candidates.push(Candidate { score: scores[id], beam: index, token, hits_stop });
             }
         }
@@ -187,12 +205,31 @@ impl BeamSearch {
         let finished = self.finished.iter().filter(|beam| beam.done);
         let returned = finished.chain(&self.running).take(self.num_return_sequences);
         returned
-            .map(|beam| {
-                let stopped = beam.tokens.last().is_some_and(|token| token.id == self.stop_token);
-                let finish_reason = if stopped { FinishReason::Stop } else { FinishReason::Length };
-                Sequence { tokens: beam.tokens.clone(), finish_reason, attention: None }
+            .map(|beam| Sequence {
+                tokens: beam.tokens.clone(),
+                finish_reason: self.finish_reason(beam),
+                attention: None,
             })
             .collect()
+    }
+
+    fn finish_reason(&self, beam: &Beam) -> FinishReason {
+        match beam.tokens.split_last() {
+            Some((last, _)) if last.id == self.stop_token => FinishReason::Stop,
+            Some((last, before)) if self.ends_in_stop_string(before, last.id) => {
+                FinishReason::StopString
+            }
+            Some(_) | None => FinishReason::Length,
+        }
+    }
+
+    /// True if the token `last` completes a stop string of the text of prompt, `tokens` and `last`.
+    fn ends_in_stop_string(&self, tokens: &[TokenLogprob], last: u32) -> bool {
+        self.stop_strings.as_ref().is_some_and(|strings| {
+            let new = tokens.iter().rev().map(|token| token.id);
+            let prompt = self.prompt.iter().rev().copied();
+            strings.end_the_text(std::iter::once(last).chain(new).chain(prompt))
+        })
     }
 
     fn extend(&self, candidate: &Candidate) -> Beam {
@@ -219,6 +256,7 @@ mod tests {
                 num_return_sequences: 3,
                 length_penalty,
                 early_stopping: EarlyStopping::Heuristic,
+                renormalize_logits: false,
             };
             let params = GenerationParams { strategy, ..GenerationParams::greedy(12) };
             let start = SearchStart { prompt: vec![1], stop_token: 0, sequence: 0 };

@@ -7,6 +7,7 @@
 
 mod beams;
 mod processors;
+mod sampling;
 mod scores;
 mod single;
 

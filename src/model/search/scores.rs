@@ -23,6 +23,20 @@ pub(super) fn log_sum_exp(logits: &[f32]) -> Result<f64, BackendError> {
         .ok_or(BackendError::NonFinite("logits"))
 }
 
+/// Port of transformers' `LogitNormalization`: turns processed scores into log-probabilities. Scores of minus infinity
+/// stay as they are; if all are, nothing changes.
+pub(super) fn renormalize(scores: &mut [f32]) {
+    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if largest == f32::NEG_INFINITY {
+        return;
+    }
+    let sum: f64 = scores.iter().map(|&score| f64::from(score - largest).exp()).sum();
+    let normalizer = f64::from(largest) + sum.ln();
+    for score in scores {
+        *score = (f64::from(*score) - normalizer) as f32;
+    }
+}
+
 /// Returns the index of the largest score, or the first such index if several scores are equal.
 pub(super) fn argmax(scores: &[f32]) -> usize {
     // Compilers vectorise sixteen independent maxima. A single maximum would be a chain of dependent comparisons.
@@ -61,6 +75,17 @@ mod tests {
         let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
         assert!((sum - 1.0).abs() < 1e-6, "{sum}");
         assert!((row[0] - row[1] - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn renormalized_scores_sum_to_one_and_banned_ones_stay_banned() {
+        let mut scores = [3.0, f32::NEG_INFINITY, 3.0, -1000.0];
+        renormalize(&mut scores);
+        assert!((scores[0] - 0.5f32.ln()).abs() < 1e-6 && (scores[2] - scores[0]).abs() < 1e-6);
+        assert!(scores[1] == f32::NEG_INFINITY && scores[3] < -1000.0);
+        let mut banned = [f32::NEG_INFINITY; 2];
+        renormalize(&mut banned);
+        assert!(banned.iter().all(|&score| score == f32::NEG_INFINITY));
     }
 
     #[test]

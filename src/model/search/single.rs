@@ -1,14 +1,11 @@
-//! Search of one sequence. Each step selects the best token (greedy search), or samples a token with noise that depends
-//! only on the seed, the sequence and the step.
-
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+//! Search of one sequence. Each step selects the best token (greedy search), or samples a token.
 
 use super::processors::Processors;
-use super::scores::{argmax, log_sum_exp, top_indices};
+use super::sampling::Sampling;
+use super::scores::{argmax, log_sum_exp};
 use super::{Advance, SearchStart};
 use crate::engine::backend::BackendError;
-use crate::task::{FinishReason, GenerationParams, Sequence, Strategy, TokenLogprob};
+use crate::task::{FinishReason, GenerationParams, Sequence, StopStrings, TokenLogprob};
 
 /// State of greedy search or sampling of one sequence.
 #[derive(Debug, Clone)]
@@ -17,34 +14,20 @@ pub struct SingleSearch {
     sampling: Option<Sampling>,
     max_new_tokens: usize,
     stop_token: u32,
+    stop_strings: Option<StopStrings>,
     /// Prompt tokens, followed by the new tokens.
     ids: Vec<u32>,
     tokens: Vec<TokenLogprob>,
 }
 
-#[derive(Debug, Clone)]
-struct Sampling {
-    seed: u64,
-    sequence: u64,
-    temperature: f32,
-    top_k: usize,
-    top_p: f32,
-}
-
 impl SingleSearch {
     pub(super) fn new(params: &GenerationParams, start: SearchStart) -> Self {
-        let sampling = match params.strategy {
-            Strategy::Sample { seed, temperature, top_k, top_p, .. } => {
-                let sequence = start.sequence as u64;
-                Some(Sampling { seed, sequence, temperature, top_k, top_p })
-            }
-            Strategy::Greedy | Strategy::Beams { .. } => None,
-        };
         Self {
             processors: Processors::new(params, start.stop_token),
-            sampling,
+            sampling: Sampling::of(&params.strategy, start.sequence),
             max_new_tokens: params.max_new_tokens,
             stop_token: start.stop_token,
+            stop_strings: params.stop_strings.clone(),
             ids: start.prompt,
             tokens: Vec::new(),
         }
@@ -66,87 +49,44 @@ impl SingleSearch {
         let token = TokenLogprob { id: id as u32, logprob };
         self.tokens.push(token);
         self.ids.push(token.id);
-        let finish_reason = if token.id == self.stop_token {
-            Some(FinishReason::Stop)
-        } else if self.tokens.len() >= self.max_new_tokens {
-            Some(FinishReason::Length)
-        } else {
-            None
-        };
-        let finished = finish_reason.map(|finish_reason| {
+        let finished = self.finish_reason(token.id).map(|finish_reason| {
             vec![Sequence { tokens: self.tokens.clone(), finish_reason, attention: None }]
         });
         let parents = if finished.is_some() { Vec::new() } else { vec![0] };
         Ok(Advance { token: Some(token), parents, generated: 1, finished })
     }
-}
 
-impl Sampling {
-    /// Draws a token and returns its id. Applies temperature, top-k and top-p in transformers' order, then inverts the
-    /// cumulative distribution at a uniform random number (inverse transform sampling). For this distribution, the
-    /// tokens are sorted by descending score; tokens with equal scores are sorted by id.
-    fn draw(&self, scores: &[f32], step: u64) -> usize {
-        let possible = scores.iter().filter(|score| **score > f32::NEG_INFINITY).count();
-        let kept = if self.top_k == 0 { possible } else { self.top_k.min(possible) };
-        let mut order = top_indices(scores, kept);
-        // Tokens with the same score as the last kept token are kept too, because `TopKLogitsWarper` removes only
-        // scores below that score.
-        if let Some(&last) = order.last().filter(|_| kept < possible) {
-            let equals = (0..scores.len()).filter(|&id| scores[id] >= scores[last]);
-            order = equals.collect();
-            order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    /// Returns why the text ends with `last`, its last token; `None` if it goes on.
+    fn finish_reason(&self, last: u32) -> Option<FinishReason> {
+        let ends = |strings: &StopStrings| strings.end_the_text(self.ids.iter().rev().copied());
+        if last == self.stop_token {
+            Some(FinishReason::Stop)
+        } else if self.stop_strings.as_ref().is_some_and(ends) {
+            Some(FinishReason::StopString)
+        } else if self.tokens.len() >= self.max_new_tokens {
+            Some(FinishReason::Length)
+        } else {
+            None
         }
-        let Some(&best) = order.first() else { return argmax(scores) };
-        let weight = |id: &usize| {
-            (f64::from(scores[*id] - scores[best]) / f64::from(self.temperature)).exp()
-        };
-        let mut weights: Vec<f64> = order.iter().map(weight).collect();
-        self.keep_nucleus(&mut weights);
-        let total: f64 = weights.iter().sum();
-        let mut left = self.uniform(step) * total;
-        for (id, weight) in order.iter().zip(&weights) {
-            left -= weight;
-            if left < 0.0 {
-                return *id;
-            }
-        }
-        order[weights.len() - 1]
-    }
-
-    /// Port of transformers' `TopPLogitsWarper` (nucleus sampling). Removes weights from the end of the list as long as
-    /// the total probability of the removed weights is at most `1 - top_p`. Keeps at least one weight.
-    fn keep_nucleus(&self, weights: &mut Vec<f64>) {
-        if self.top_p >= 1.0 {
-            return;
-        }
-        let total: f64 = weights.iter().sum();
-        let mut tail = 0.0;
-        while weights.len() > 1 {
-            tail += weights[weights.len() - 1] / total;
-            if tail > 1.0 - f64::from(self.top_p) {
-                break;
-            }
-            weights.pop();
-        }
-    }
-
-    /// Returns a random number in 0..1 that depends only on the seed, the sequence and the step.
-    fn uniform(&self, step: u64) -> f64 {
-        let mut noise = ChaCha8Rng::seed_from_u64(self.seed);
-        noise.set_stream(self.sequence);
-        noise.set_word_pos(u128::from(step) * 2);
-        // Only the upper 53 bits are used, because an f64 cannot hold more exactly.
-        (noise.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::task::{Cutoffs, Strategy, TokenTexts};
 
     fn sampled(seed: u64, sequence: usize, top_k: usize, top_p: f32) -> SingleSearch {
-        let strategy =
-            Strategy::Sample { seed, num_return_sequences: 2, temperature: 1.0, top_k, top_p };
+        let strategy = Strategy::Sample {
+            seed,
+            num_return_sequences: 2,
+            temperature: 1.0,
+            top_k,
+            top_p,
+            cutoffs: Cutoffs::default(),
+        };
         let params = GenerationParams { strategy, ..GenerationParams::greedy(8) };
         SingleSearch::new(&params, SearchStart { prompt: vec![1], stop_token: 0, sequence })
     }
@@ -174,16 +114,27 @@ mod tests {
     }
 
     #[test]
-    fn draws_follow_the_distribution() {
-        // The probabilities are 1/2, 1/4 and 1/4. Over 4,000 draws, four standard deviations of a frequency are less
-        // than 0.032, the accepted error.
-        let logits = [0.5f32.ln(), 0.25f32.ln(), 0.25f32.ln()];
-        let mut counts = [0u32; 3];
-        for seed in 0..4000 {
-            let search = sampled(seed, 0, 0, 1.0);
-            counts[search.sampling.as_ref().unwrap().draw(&logits, 0)] += 1;
-        }
-        assert!((f64::from(counts[0]) / 4000.0 - 0.5).abs() < 0.032, "{counts:?}");
-        assert!((f64::from(counts[1]) / 4000.0 - 0.25).abs() < 0.032, "{counts:?}");
+    fn a_stop_string_ends_the_text_and_its_last_token_stays() {
+        let texts: TokenTexts = [" [SEP]", " a", " cat", " sat"].into_iter().collect();
+        let strings: [Arc<str>; 2] = ["dog".into(), "a cat".into()];
+        let params = GenerationParams {
+            stop_strings: Some(StopStrings::new(strings.into(), Arc::new(texts))),
+            ..GenerationParams::greedy(8)
+        };
+        let start = SearchStart { prompt: vec![1], stop_token: 0, sequence: 0 };
+        let mut search = SingleSearch::new(&params, start);
+        let sequence = search.advance(&[0.0, 0.0, 1.0, 0.0]).unwrap().finished.unwrap().remove(0);
+        assert_eq!(sequence.finish_reason, FinishReason::StopString);
+        assert_eq!(sequence.text_ids(), [2]);
+        // A stop string counts more than the length.
+        let start = SearchStart { prompt: vec![1], stop_token: 0, sequence: 0 };
+        let short = GenerationParams { max_new_tokens: 1, ..params.clone() };
+        let mut search = SingleSearch::new(&short, start);
+        let sequence = search.advance(&[0.0, 0.0, 1.0, 0.0]).unwrap().finished.unwrap().remove(0);
+        assert_eq!(sequence.finish_reason, FinishReason::StopString);
+        // The start of the text is another token now, so the string does not occur.
+        let start = SearchStart { prompt: vec![3], stop_token: 0, sequence: 0 };
+        let mut search = SingleSearch::new(&params, start);
+        assert_eq!(search.advance(&[0.0, 0.0, 1.0, 0.0]).unwrap().finished, None);
     }
 }

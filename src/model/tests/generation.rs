@@ -44,6 +44,7 @@ pub(super) fn params(json: &Value) -> GenerationParams {
             num_return_sequences: count("num_return_sequences", 1),
             length_penalty: number("length_penalty"),
             early_stopping,
+            renormalize_logits: false,
         },
     };
     GenerationParams {
@@ -52,6 +53,7 @@ pub(super) fn params(json: &Value) -> GenerationParams {
         repetition_penalty: number("repetition_penalty"),
         no_repeat_ngram_size: count("no_repeat_ngram_size", 0),
         strategy,
+        ..GenerationParams::greedy(20)
     }
 }
 
@@ -111,7 +113,7 @@ fn check(what: &str, case: &Value, actual: &[Sequence]) {
         let new: Vec<u32> = actual.tokens.iter().map(|token| token.id).collect();
         assert_eq!(new, ids(&expected["new_ids"]), "{what}");
         let reason = match actual.finish_reason {
-            FinishReason::Stop => "stop",
+            FinishReason::Stop | FinishReason::StopString => "stop",
             FinishReason::Length => "length",
         };
         assert_eq!(reason, expected["finish_reason"], "{what}");

@@ -13,10 +13,10 @@ use blip_server::model::load::{ModelFiles, WeightFiles};
 use blip_server::model::ops::cpu::CpuOps;
 use blip_server::model::{BlipBackend, ModelSpec, Placement};
 use blip_server::task::{
-    Caption, DecodeMode, Decoded, Device, Dtype, EarlyStopping, Embed, EmbedOutput, EmbedSubject,
-    Explain, GenerationParams, ImageFormat, ImageId, ImageInfo, ModelId, ModelInfo, PatchWeights,
-    Pixels, Pooling, PreparedImage, Scope, Scores, Sequence, Similarity, Strategy, Task,
-    TaskOutput, TokenIds, Vqa,
+    Caption, Cutoffs, DecodeMode, Decoded, Device, Dtype, EarlyStopping, Embed, EmbedOutput,
+    EmbedSubject, Explain, ExponentialDecay, GenerationParams, ImageFormat, ImageId, ImageInfo,
+    ModelId, ModelInfo, PatchWeights, Pixels, Pooling, PreparedImage, Scope, Scores, Sequence,
+    Similarity, StopStrings, Strategy, Task, TaskOutput, Vqa,
 };
 use blip_server::telemetry::metrics::Metrics;
 
@@ -86,28 +86,45 @@ fn beams(num_beams: usize) -> GenerationParams {
         num_return_sequences: 2,
         length_penalty: 1.0,
         early_stopping: EarlyStopping::Heuristic,
+        renormalize_logits: num_beams > 4,
     };
     GenerationParams { strategy, ..GenerationParams::greedy(16) }
 }
 
 /// Every kind of work: prompts of several lengths, greedy, beams, samples, questions, candidates, pairs, embeddings.
-fn tasks(models: &[ModelInfo], ids: impl Fn(&str) -> TokenIds) -> Vec<(ModelId, Task)> {
-    let sample = |seed| GenerationParams {
+fn tasks(models: &[ModelInfo], tokenizer: &Tokenizer) -> Vec<(ModelId, Task)> {
+    let ids = |text: &str| tokenizer.encode(text).unwrap();
+    let word = |text: &str| -> Box<[u32]> {
+        let ids = ids(text);
+        ids.as_slice()[1..ids.len() - 1].into()
+    };
+    let stop_strings: [Arc<str>; 2] = ["ing".into(), "o".into()];
+    let words = GenerationParams {
+        bad_words: Some([word("the"), word("man and")].into()),
+        exponential_decay_length_penalty: Some(ExponentialDecay { start: 3, factor: 1.2 }),
+        stop_strings: Some(StopStrings::new(stop_strings.into(), tokenizer.token_texts())),
+        ..GenerationParams::greedy(12)
+    };
+    let sample = |seed, cutoffs| GenerationParams {
         strategy: Strategy::Sample {
             seed,
             num_return_sequences: 2,
             temperature: 1.0,
             top_k: 50,
             top_p: 0.9,
+            cutoffs,
         },
         ..GenerationParams::greedy(12)
     };
     let params = [
         GenerationParams::greedy(20),
         beams(3),
-        sample(7),
+        sample(7, Cutoffs::default()),
+        sample(8, Cutoffs { min_p: 0.01, typical_p: 0.9, epsilon_cutoff: 1e-4, eta_cutoff: 1e-3 }),
         GenerationParams { repetition_penalty: 1.3, ..GenerationParams::greedy(9) },
         beams(5),
+        GenerationParams { strategy: beams(3).strategy, ..words.clone() },
+        words,
     ];
     let prompts = [None, Some(ids("a picture of")), Some(ids("the man and the woman in the"))];
     let mut tasks = Vec::new();
@@ -263,7 +280,7 @@ async fn answers_in_company_equal_lone_ones(format: Format, dtype: Dtype) {
     let models = blip_server::engine::backend::Backend::models(&backend).to_vec();
     let tokenizer =
         Tokenizer::load(&fixtures().join("vqa-varied"), &InputSettings::default()).unwrap();
-    let tasks = tasks(&models, |text| tokenizer.encode(text).unwrap());
+    let tasks = tasks(&models, &tokenizer);
     let context = EngineContext::without_server(Arc::new(Metrics::try_new().unwrap()));
     let engine = Engine::start(backend, settings, context).unwrap();
     let handle = engine.handle();

@@ -7,6 +7,7 @@ mod company;
 mod demo;
 mod explain;
 mod load;
+mod parameters;
 mod parity;
 mod resolution;
 mod server;

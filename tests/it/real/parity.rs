@@ -29,11 +29,21 @@ fn check_sequence(what: &str, actual: &Value, text: &str, expected: &Value) {
     );
 }
 
+/// The goldens of a checkpoint, with those of `reference/parameters.json`.
+fn generation_goldens(checkpoint: &str) -> Vec<Value> {
+    let mut goldens = reference(checkpoint)["generation"].as_array().unwrap().clone();
+    if let Some(more) = reference("parameters")[checkpoint].as_array() {
+        assert!(more.len() >= 15, "{checkpoint}: {}", more.len());
+        goldens.extend(more.iter().cloned());
+    }
+    goldens
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn captions_equal_the_reference_for_every_golden() {
     for checkpoint in ["caption-varied", "caption-talkative"] {
         let server = RealServer::start(&[checkpoint], &[]).await;
-        for case in reference(checkpoint)["generation"].as_array().unwrap() {
+        for case in &generation_goldens(checkpoint) {
             let mut request = json!({"image": image(case["photo"].as_str().unwrap())});
             if let Some(prompt) = case["prompt"].as_str() {
                 request["prompt"] = json!(prompt);
@@ -58,7 +68,7 @@ async fn captions_equal_the_reference_for_every_golden() {
 async fn answers_equal_the_reference_for_every_golden() {
     for checkpoint in ["vqa-varied", "vqa-talkative"] {
         let server = RealServer::start(&[checkpoint], &[]).await;
-        for case in reference(checkpoint)["generation"].as_array().unwrap() {
+        for case in &generation_goldens(checkpoint) {
             let photo = image(case["photo"].as_str().unwrap());
             let request = json!({"image": photo, "question": case["question"]});
             let answer =

@@ -72,6 +72,16 @@ impl RealServer {
         serde_json::from_str(&text).unwrap()
     }
 
+    /// The answer to a POST of a body with its content type, which has to succeed.
+    pub(crate) async fn send(&self, path: &str, (kind, body): (&str, Vec<u8>)) -> Value {
+        let request = self.client.post(format!("http://{}{path}", self.address));
+        let response = request.header("content-type", kind).body(body).send().await.unwrap();
+        let status = response.status();
+        let text = response.text().await.unwrap();
+        assert_eq!(status, 200, "{path}: {text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
     /// The answer to a GET.
     #[cfg(feature = "demo")]
     pub(crate) async fn get(&self, path: &str) -> Value {

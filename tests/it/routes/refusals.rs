@@ -39,7 +39,7 @@ async fn models_are_looked_up_among_the_loaded_names() {
     }
     let app = TestApp::with(|config| config.models.retain(|model| model.name == "fake-caption"));
     app.json("/vqa", &json!({})).await.refused(404, "task_not_loaded");
-    app.json("/embeddings/batch", &json!({})).await.refused(404, "task_not_loaded");
+    app.json("/similarity/batch", &json!({})).await.refused(404, "task_not_loaded");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,7 @@ use crate::http::inference::arity::OneImage;
 use crate::http::inference::candidates::{self, CandidateScore, Ranked};
 use crate::http::inference::endpoint::{AnswerParts, Endpoint, FirstOutput, PlanContext};
 use crate::http::inference::explanation::{self, Explanation};
+use crate::http::inference::generation::GenerationPlan;
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::ImageAnswer;
 use crate::http::inference::sequences::{SequenceFacts, finite, wrong_count};
@@ -133,13 +134,13 @@ pub(crate) struct CaptionPlan {
 
 #[derive(Debug, Clone)]
 enum PlannedMode {
-    Generate { prompt: Option<Arc<str>>, params: GenerationParams },
+    Generate { prompt: Option<Arc<str>>, generation: GenerationPlan },
     Rank(Vec<Arc<str>>),
 }
 
-/// Token ids of the texts of a caption request.
+/// Token ids of the texts of a caption request. The generation parameters include the tokens of their words.
 pub(crate) enum CaptionTokens {
-    Prompt(Option<TokenIds>),
+    Generate { prompt: Option<TokenIds>, params: GenerationParams },
     Candidates(Vec<TokenIds>),
 }
 
@@ -161,9 +162,9 @@ impl Endpoint for CaptionPlan {
         let explain = explanation::wanted(input.explain, input.explain_layers, model)?;
         let mode = match (input.candidates, prompt) {
             (None, prompt) => {
-                let params = generation.into_params(limits, model.info.max_text_tokens)?;
-                explanation::check_rows(explain.as_ref(), &params)?;
-                PlannedMode::Generate { prompt, params }
+                let generation = GenerationPlan::new(generation, limits, model)?;
+                explanation::check_rows(explain.as_ref(), &generation.params)?;
+                PlannedMode::Generate { prompt, generation }
             }
             (Some(_), Some(_)) => return Err(candidates::without_effect("prompt")),
             (Some(_), None) if verifier.is_some() => {
@@ -182,7 +183,8 @@ impl Endpoint for CaptionPlan {
 
     fn shape(&self) -> TaskShape {
         match &self.mode {
-            PlannedMode::Generate { params, .. } => {
+            PlannedMode::Generate { generation, .. } => {
+                let params = &generation.params;
                 let mut shape = TaskShape::caption(params);
                 if self.verifier.is_some() {
                     let captions = params.groups() * params.sequences_per_group();
@@ -200,8 +202,8 @@ impl Endpoint for CaptionPlan {
 
     fn text_bytes(&self) -> usize {
         match &self.mode {
-            PlannedMode::Generate { prompt, .. } => {
-                prompt.as_ref().map_or(0, |prompt| prompt.len())
+            PlannedMode::Generate { prompt, generation } => {
+                prompt.as_ref().map_or(0, |prompt| prompt.len()) + generation.text_bytes()
             }
             PlannedMode::Rank(candidates) => candidates.iter().map(|text| text.len()).sum(),
         }
@@ -209,13 +211,14 @@ impl Endpoint for CaptionPlan {
 
     fn tokenize(&self, model: &Model) -> Result<CaptionTokens, ApiError> {
         match &self.mode {
-            PlannedMode::Generate { prompt: None, .. } => Ok(CaptionTokens::Prompt(None)),
-            PlannedMode::Generate { prompt: Some(prompt), params } => {
+            PlannedMode::Generate { prompt, generation } => {
+                let params = generation.tokenize(model)?;
                 // The decoder reads the prompt without its [SEP], then every new token except the last. Each of these
                 // tokens needs a position.
                 let max = (model.info.max_text_tokens + 2).saturating_sub(params.max_new_tokens);
-                let ids = text::encode(model, "prompt", prompt, max)?;
-                Ok(CaptionTokens::Prompt(Some(ids)))
+                let encode = |prompt: &Arc<str>| text::encode(model, "prompt", prompt, max);
+                let prompt = prompt.as_ref().map(encode).transpose()?;
+                Ok(CaptionTokens::Generate { prompt, params })
             }
             PlannedMode::Rank(candidates) => {
                 candidates::tokenize(candidates, model).map(CaptionTokens::Candidates)
@@ -225,22 +228,17 @@ impl Endpoint for CaptionPlan {
 
     fn token_counts(tokens: &CaptionTokens) -> Vec<usize> {
         match tokens {
-            CaptionTokens::Prompt(prompt) => prompt.iter().map(TokenIds::len).collect(),
+            CaptionTokens::Generate { prompt, .. } => prompt.iter().map(TokenIds::len).collect(),
             CaptionTokens::Candidates(candidates) => candidates.iter().map(TokenIds::len).collect(),
         }
     }
 
     fn task(&self, image: &PreparedImage, tokens: &CaptionTokens) -> Caption {
-        let (prompt, mode) = match (&self.mode, tokens) {
-            (PlannedMode::Generate { params, .. }, tokens) => {
-                (tokens.prompt().cloned(), DecodeMode::Generate(params.clone()))
+        let (prompt, mode) = match tokens {
+            CaptionTokens::Generate { prompt, params } => {
+                (prompt.clone(), DecodeMode::Generate(params.clone()))
             }
-            (PlannedMode::Rank(_), CaptionTokens::Candidates(candidates)) => {
-                (None, DecodeMode::Rank(candidates.clone()))
-            }
-            (PlannedMode::Rank(_), CaptionTokens::Prompt(_)) => {
-                unreachable!("`tokenize` returns the candidates of this mode")
-            }
+            CaptionTokens::Candidates(candidates) => (None, DecodeMode::Rank(candidates.clone())),
         };
         Caption { image: image.clone(), prompt, mode, explain: self.explain.clone() }
     }
@@ -274,7 +272,7 @@ impl Endpoint for CaptionPlan {
         let tokenizer = self.tokens.then_some(&*model.tokenizer);
         let image = image.into();
         match (&self.mode, output) {
-            (PlannedMode::Generate { params, .. }, Decoded::Generated(sequences)) => {
+            (PlannedMode::Generate { generation, .. }, Decoded::Generated(sequences)) => {
                 let captions = sequences.into_iter().map(|mut sequence| {
                     let attention = sequence.attention.take();
                     let mut text = caption_text(model, tokens.prompt(), &sequence, tokenizer)?;
@@ -290,7 +288,12 @@ impl Endpoint for CaptionPlan {
                 if self.verifier.is_some() {
                     add_matches(&mut captions, second)?;
                 }
-                Ok(CaptionAnswer { captions, ranking: None, image, seed: seed_of(params) })
+                Ok(CaptionAnswer {
+                    captions,
+                    ranking: None,
+                    image,
+                    seed: seed_of(&generation.params),
+                })
             }
             (PlannedMode::Rank(candidates), Decoded::Ranked(scored)) => {
                 let ranking = candidates::rank(candidates, &scored, tokenizer)?;
@@ -311,7 +314,7 @@ impl CaptionPlan {
     /// True if tokens can be sent as they are generated, that is, for a single sequence without beam search.
     pub(super) fn streams(&self) -> bool {
         match &self.mode {
-            PlannedMode::Generate { params, .. } => params.rows() == 1,
+            PlannedMode::Generate { generation, .. } => generation.params.rows() == 1,
             PlannedMode::Rank(_) => false,
         }
     }
@@ -326,7 +329,7 @@ impl CaptionTokens {
     /// Returns the prompt, if there is one.
     pub(super) fn prompt(&self) -> Option<&TokenIds> {
         match self {
-            Self::Prompt(prompt) => prompt.as_ref(),
+            Self::Generate { prompt, .. } => prompt.as_ref(),
             Self::Candidates(_) => None,
         }
     }

@@ -21,6 +21,7 @@
 //! | `kernels` | CPU kernels: matrix products, attention, and the operations between them |
 //! | `document` | the small files of a checkpoint: JSON objects and their fields |
 //! | `torch` | PyTorch's weight files: a zip archive, a pickle, tensors |
+//! | `tensorflow` | TensorFlow's weight files: an HDF5 file, with PyTorch's names and axes for its tensors |
 //! | `hub` | finds or downloads weights: directories, the Hugging Face hub, the hub's cache on disk |
 //! | `demo` | the demo models, which are embedded in the binary |
 //! | `fairness` | fair queueing among clients and calls, and the share of a capacity that each may hold |
@@ -54,4 +55,5 @@ mod platform;
 pub mod settings;
 pub mod task;
 pub mod telemetry;
+pub mod tensorflow;
 pub mod torch;

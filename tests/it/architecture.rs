@@ -19,7 +19,7 @@ struct Room {
 
 const CANDLE: [&str; 2] = ["candle_core", "candle_nn"];
 
-const LAW: [Room; 21] = [
+const LAW: [Room; 22] = [
     Room {
         name: "settings",
         may_import: &[],
@@ -87,7 +87,7 @@ const LAW: [Room; 21] = [
     },
     Room {
         name: "model",
-        may_import: &["document", "task", "torch", "kernels", "engine::backend"],
+        may_import: &["document", "task", "tensorflow", "torch", "kernels", "engine::backend"],
         never_sees: &["axum", "tokio"],
     },
     Room {
@@ -126,8 +126,13 @@ const LAW: [Room; 21] = [
         never_sees: &["candle_nn", "tokio", "axum", "serde", "image"],
     },
     Room {
+        name: "tensorflow",
+        may_import: &[],
+        never_sees: &["candle_nn", "tokio", "axum", "serde", "image"],
+    },
+    Room {
         name: "hub",
-        may_import: &["demo", "document", "settings", "torch"],
+        may_import: &["demo", "document", "settings", "tensorflow", "torch"],
         never_sees: &["axum", "candle_nn"],
     },
     Room {

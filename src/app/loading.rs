@@ -236,6 +236,7 @@ fn spec(model: &ModelSource, files: CheckpointFiles) -> ModelSpec {
             WeightFiles::Safetensors(paths.into_iter().map(File::OnDisk).collect())
         }
         hub::WeightFiles::Pickle(paths) => WeightFiles::Pickle(paths),
+        hub::WeightFiles::TensorFlow(path) => WeightFiles::TensorFlow(path),
     };
     ModelSpec {
         name: model.name.clone(),

@@ -46,7 +46,7 @@ pub(super) enum Command {
         #[command(flatten)]
         settings: FileSettings,
     },
-    /// Convert the PyTorch weights of a checkpoint to safetensors, in the same directory
+    /// Convert the PyTorch or TensorFlow weights of a checkpoint to safetensors, in the same directory
     #[command(after_help = "Example:
   blip-server convert ./checkpoint")]
     Convert {

@@ -1,4 +1,5 @@
-//! The command `convert DIR`: converts pickled weights to safetensors and prints what was written. `hub` does the work.
+//! The command `convert DIR`: converts PyTorch or TensorFlow weights to safetensors and prints what was written. `hub`
+//! does the work.
 
 use std::path::Path;
 

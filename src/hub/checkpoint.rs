@@ -38,6 +38,8 @@ pub enum WeightFiles {
     Safetensors(Vec<PathBuf>),
     /// `pytorch_model.bin` or the shards of its index.
     Pickle(Vec<PathBuf>),
+    /// `tf_model.h5`.
+    TensorFlow(PathBuf),
 }
 
 /// The file that defines the vocabulary.
@@ -55,31 +57,36 @@ pub(super) struct WeightLayout {
     pub(super) file: &'static str,
     /// Whether `file` is an index.
     pub(super) sharded: bool,
-    wrap: fn(Vec<PathBuf>) -> WeightFiles,
+    format: WeightFormat,
 }
 
-/// The layouts in order of preference. Safetensors, whether sharded or not, come before pickles, because they are
-/// memory-mapped and need no pickle interpreter.
-pub(super) const WEIGHTS: [WeightLayout; 4] = [
-    WeightLayout { file: "model.safetensors", sharded: false, wrap: WeightFiles::Safetensors },
-    WeightLayout {
-        file: "model.safetensors.index.json",
-        sharded: true,
-        wrap: WeightFiles::Safetensors,
-    },
-    WeightLayout { file: "pytorch_model.bin", sharded: false, wrap: WeightFiles::Pickle },
-    WeightLayout { file: "pytorch_model.bin.index.json", sharded: true, wrap: WeightFiles::Pickle },
+/// The format of a weight file or of its shards.
+#[derive(Clone, Copy)]
+enum WeightFormat {
+    Safetensors,
+    Pickle,
+    TensorFlow,
+}
+
+/// The layouts in order of preference, which is that of transformers. Safetensors, whether sharded or not, come before
+/// pickles, because they are memory-mapped and need no pickle interpreter.
+pub(super) const WEIGHTS: [WeightLayout; 5] = [
+    WeightLayout::new("model.safetensors", false, WeightFormat::Safetensors),
+    WeightLayout::new("model.safetensors.index.json", true, WeightFormat::Safetensors),
+    WeightLayout::new("pytorch_model.bin", false, WeightFormat::Pickle),
+    WeightLayout::new("pytorch_model.bin.index.json", true, WeightFormat::Pickle),
+    WeightLayout::new("tf_model.h5", false, WeightFormat::TensorFlow),
 ];
 
 /// Name of the weights in error messages.
 pub(super) const WEIGHTS_WANTED: &str =
-    "weights (model.safetensors, pytorch_model.bin, or an index of shards of either)";
+    "weights (model.safetensors, pytorch_model.bin, an index of shards of either, or tf_model.h5)";
 /// Names of weight files that are not supported, each with advice for the operator.
 const OTHER_WEIGHTS: [(&str, &str); 2] = [
     (
-        "tf_model.h5",
-        "its tf_model.h5 is a TensorFlow file, which is not supported; convert it with transformers 4 and its class, such as \
-         BlipForConditionalGeneration.from_pretrained(DIRECTORY, from_tf=True).save_pretrained(DIRECTORY)",
+        "tf_model.h5.index.json",
+        "its tf_model.h5 is in shards, which is not supported; save it in one file with transformers 4 and its class, such as \
+         TFBlipForConditionalGeneration.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)",
     ),
     (
         "flax_model.msgpack",
@@ -94,6 +101,12 @@ pub(super) const TOKENIZER_OPTIONS: [&str; 3] =
 /// Name of the preprocessing in error messages.
 pub(super) const PREPROCESSOR_WANTED: &str =
     "image preprocessing (preprocessor_config.json or processor_config.json)";
+
+impl WeightLayout {
+    const fn new(file: &'static str, sharded: bool, format: WeightFormat) -> Self {
+        Self { file, sharded, format }
+    }
+}
 
 impl CheckpointFiles {
     /// Finds the files of a checkpoint in `directory`.
@@ -197,11 +210,18 @@ pub(super) fn find_weights(directory: &Path) -> Result<Option<WeightFiles>, HubE
     }
     let Some(layout) = found else { return Ok(None) };
     let path = directory.join(layout.file);
-    if !layout.sharded {
-        return Ok(Some((layout.wrap)(vec![path])));
-    }
+    let shards = if layout.sharded { find_shards(directory, &path)? } else { vec![path.clone()] };
+    Ok(Some(match layout.format {
+        WeightFormat::Safetensors => WeightFiles::Safetensors(shards),
+        WeightFormat::Pickle => WeightFiles::Pickle(shards),
+        WeightFormat::TensorFlow => WeightFiles::TensorFlow(path),
+    }))
+}
+
+/// Returns the paths of the shards that an index names.
+fn find_shards(directory: &Path, index: &Path) -> Result<Vec<PathBuf>, HubError> {
     let mut shards = Vec::new();
-    for name in read_index(&path)? {
+    for name in read_index(index)? {
         let shard = directory.join(&name);
         if !is_file(&shard)? {
             return Err(HubError::MissingFile {
@@ -212,7 +232,7 @@ pub(super) fn find_weights(directory: &Path) -> Result<Option<WeightFiles>, HubE
         }
         shards.push(shard);
     }
-    Ok(Some((layout.wrap)(shards)))
+    Ok(shards)
 }
 
 /// Returns the names of the shards in a weight index, each once, in alphabetical order.
@@ -260,17 +280,18 @@ mod tests {
         [("config.json", "{}"), ("tokenizer.json", "{}"), ("preprocessor_config.json", "{}")];
 
     #[test]
-    fn safetensors_win_over_pickles_and_single_files_over_shards() {
+    fn safetensors_win_over_pickles_pickles_over_tensorflow_and_single_files_over_shards() {
         let index = r#"{"weight_map": {"b": "m-2.x", "a": "m-1.x", "c": "m-2.x"}}"#;
         let mut files = PLAIN.to_vec();
-        files.extend([("m-1.x", ""), ("m-2.x", ""), ("pytorch_model.bin.index.json", index)]);
+        files.extend([("m-1.x", ""), ("m-2.x", "")]);
         let steps = [
             (
-                "pytorch_model.bin.index.json",
-                index,
-                WeightFiles::Pickle as fn(_) -> _,
-                vec!["m-1.x", "m-2.x"],
+                "tf_model.h5",
+                "",
+                (|files: Vec<PathBuf>| WeightFiles::TensorFlow(files[0].clone())) as fn(_) -> _,
+                vec!["tf_model.h5"],
             ),
+            ("pytorch_model.bin.index.json", index, WeightFiles::Pickle, vec!["m-1.x", "m-2.x"]),
             ("pytorch_model.bin", "", WeightFiles::Pickle, vec!["pytorch_model.bin"]),
             (
                 "model.safetensors.index.json",

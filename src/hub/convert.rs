@@ -1,7 +1,8 @@
-//! Converts `pytorch_model.bin` (or its shards) to `model.safetensors` in the same directory.
+//! Converts `pytorch_model.bin` (or its shards) or `tf_model.h5` to `model.safetensors` in the same directory.
 //!
 //! The module `torch` of this crate reads the pickle without executing anything. Every tensor keeps its name, shape,
-//! values and dtype. Integer tensors and duplicates of tied weights are converted too. Called by the command `convert`.
+//! values and dtype. Integer tensors and duplicates of tied weights are converted too. The tensors of `tf_model.h5` get
+//! the names and axes of PyTorch's state dict from the module `tensorflow`. Called by the command `convert`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -13,6 +14,7 @@ use safetensors::tensor::{Metadata, View};
 
 use super::checkpoint::{find_weights, require_directory};
 use super::{HubError, WeightFiles};
+use crate::tensorflow::{TensorFlowError, TensorFlowFile};
 use crate::torch::{TorchError, TorchFile};
 
 /// Result of a conversion, for the command's output.
@@ -34,8 +36,15 @@ pub struct Converted {
 /// `Io`.
 pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
     require_directory(directory)?;
-    let pickles = match find_weights(directory)? {
-        Some(WeightFiles::Pickle(files)) => files,
+    let (source, tensors) = match find_weights(directory)? {
+        Some(WeightFiles::Pickle(mut files)) => {
+            let tensors = read_pickles(&files)?;
+            (files.swap_remove(0), tensors)
+        }
+        Some(WeightFiles::TensorFlow(file)) => {
+            let tensors = read_tensorflow(&file)?;
+            (file, tensors)
+        }
         Some(WeightFiles::Safetensors(files)) => {
             return Err(refuse(
                 &files[0],
@@ -45,12 +54,11 @@ pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
         None => {
             return Err(HubError::MissingFile {
                 directory: directory.to_owned(),
-                missing: "pytorch_model.bin".to_owned(),
+                missing: "pytorch_model.bin or tf_model.h5".to_owned(),
                 hint: "pass the directory of a checkpoint",
             });
         }
     };
-    let tensors = read_pickles(&pickles)?;
     let target = directory.join("model.safetensors");
     let partial = directory.join("model.safetensors.incomplete");
     // Delete the file that an interrupted run may have left. If that file were a link, this run would write to another
@@ -69,7 +77,7 @@ pub fn convert_to_safetensors(directory: &Path) -> Result<Converted, HubError> {
     let bytes = written?;
     // Copy the permissions of the source, so that the user of a container can read the new file, too.
     let permissions =
-        std::fs::metadata(&pickles[0]).map_err(HubError::io("read", &pickles[0]))?.permissions();
+        std::fs::metadata(&source).map_err(HubError::io("read", &source))?.permissions();
     std::fs::set_permissions(&partial, permissions)
         .map_err(HubError::io("set the permissions of", &partial))?;
     std::fs::rename(&partial, &target).map_err(HubError::io("rename", &partial))?;
@@ -99,6 +107,25 @@ fn read_pickles(files: &[PathBuf]) -> Result<BTreeMap<String, Tensor>, HubError>
                 return Err(refuse(file, format!("{name} is in two shards")));
             }
         }
+    }
+    Ok(tensors)
+}
+
+fn read_tensorflow(file: &Path) -> Result<BTreeMap<String, Tensor>, HubError> {
+    let failed = |error| {
+        if let TensorFlowError::Io(source) = error {
+            return HubError::io("read", file)(source);
+        }
+        refuse(file, error.to_string())
+    };
+    let weights = TensorFlowFile::open(file).map_err(failed)?;
+    let mut tensors = BTreeMap::new();
+    for name in weights.names() {
+        let tensor = weights
+            .read(name)
+            .map_err(failed)?
+            .ok_or_else(|| refuse(file, format!("{name} is listed but missing")))?;
+        tensors.insert(name.to_owned(), tensor);
     }
     Ok(tensors)
 }

@@ -221,7 +221,16 @@ mod tests {
 
     #[test]
     fn a_repository_without_weights_is_named_so() {
-        let files = listing(&["config.json", "vocab.txt", "processor_config.json", "tf_model.h5"]);
+        let files = listing(&["config.json", "vocab.txt", "processor_config.json", "model.onnx"]);
         assert_eq!(Wanted::among(&files), Err(WEIGHTS_WANTED));
+    }
+
+    #[test]
+    fn tensorflow_weights_are_wanted_where_there_are_no_others() {
+        let mut files =
+            listing(&["config.json", "vocab.txt", "processor_config.json", "tf_model.h5"]);
+        assert_eq!(Wanted::among(&files).unwrap().weights, "tf_model.h5");
+        files.insert("pytorch_model.bin".to_owned());
+        assert_eq!(Wanted::among(&files).unwrap().weights, "pytorch_model.bin");
     }
 }

@@ -4,7 +4,8 @@
 //! - [`CheckpointFiles`]: the paths of a checkpoint's files, found in a directory. The caller reads the files.
 //! - [`fetch`]: resolves a hub id to a directory in the cache that contains the checkpoint. Looks up the commit of the
 //!   revision, and downloads missing files to the cache, resuming interrupted downloads and verifying checksums.
-//! - [`convert_to_safetensors`]: converts `pytorch_model.bin` to `model.safetensors` in the same directory.
+//! - [`convert_to_safetensors`]: converts `pytorch_model.bin` or `tf_model.h5` to `model.safetensors` in the same
+//!   directory.
 //!
 //! Called by `app` and by the commands `download` and `convert`. Does not read the environment: all settings come from
 //! [`HubSettings`].

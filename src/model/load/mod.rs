@@ -1,8 +1,8 @@
 //! Loads checkpoint files as weights in the form that the operations use.
 //!
 //! - [`File`]: one file of a checkpoint, on disk or embedded in the binary.
-//! - [`CheckpointWeights`]: finds tensors by name in safetensors files (memory-mapped, possibly sharded) or PyTorch
-//!   files.
+//! - [`CheckpointWeights`]: finds tensors by name in safetensors files (memory-mapped, possibly sharded), PyTorch files
+//!   or TensorFlow files.
 //! - `Loader`: loads layers by name, and checks every shape against the configuration.
 
 pub(super) mod file;
@@ -37,6 +37,8 @@ pub enum WeightFiles {
     Safetensors(Vec<File>),
     /// The file `pytorch_model.bin` or its shards; reading them executes no code.
     Pickle(Vec<PathBuf>),
+    /// The file `tf_model.h5`.
+    TensorFlow(PathBuf),
 }
 
 /// A prefix of tensor names in the state dict, such as `text_decoder.bert.encoder.layer.3`.

@@ -1,4 +1,5 @@
-//! Finds tensors by name in memory-mapped safetensors files, or in PyTorch files (whose reader executes no code).
+//! Finds tensors by name in memory-mapped safetensors files, in PyTorch files (whose reader executes no code), or in
+//! TensorFlow files (whose reader gives the tensors PyTorch's names and axes).
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -12,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::{File, WeightFiles};
 use crate::document::{DocumentError, LFS_POINTER};
 use crate::model::error::LoadError;
+use crate::tensorflow::{TensorFlowError, TensorFlowFile};
 use crate::torch::{TorchError, TorchFile};
 
 /// The tensors of one checkpoint, which may be in several files. A tensor is read only when it is requested.
@@ -33,6 +35,7 @@ enum TensorFile {
     Mapped(MmapedSafetensors),
     InBinary(SliceSafetensors<'static>),
     Pickle(TorchFile),
+    TensorFlow(TensorFlowFile),
 }
 
 impl std::fmt::Debug for CheckpointWeights {
@@ -59,6 +62,7 @@ impl CheckpointWeights {
                     weights.add(path, open_pickle(path)?);
                 }
             }
+            WeightFiles::TensorFlow(path) => weights.add(path, open_tensorflow(path)?),
         }
         Ok(weights)
     }
@@ -167,6 +171,9 @@ impl CheckpointWeights {
             TensorFile::Pickle(file) => {
                 file.read(name).map_err(|error| of_torch(path, error))?.ok_or_else(missing)
             }
+            TensorFile::TensorFlow(file) => {
+                file.read(name).map_err(|error| of_tensorflow(path, error))?.ok_or_else(missing)
+            }
         }
     }
 
@@ -182,6 +189,7 @@ impl TensorFile {
             Self::Mapped(file) => file.tensors().into_iter().map(|(name, _)| name).collect(),
             Self::InBinary(file) => file.tensors().into_iter().map(|(name, _)| name).collect(),
             Self::Pickle(file) => file.names().map(str::to_owned).collect(),
+            Self::TensorFlow(file) => file.names().map(str::to_owned).collect(),
         }
     }
 
@@ -190,6 +198,7 @@ impl TensorFile {
             Self::Mapped(file) => floats(&file.tensors()),
             Self::InBinary(file) => floats(&file.tensors()),
             Self::Pickle(file) => file.float_count(),
+            Self::TensorFlow(file) => file.float_count(),
         }
     }
 }
@@ -277,6 +286,15 @@ fn open_pickle(path: &Path) -> Result<TensorFile, LoadError> {
     TorchFile::open(path).map(TensorFile::Pickle).map_err(|error| of_torch(path, error))
 }
 
+fn open_tensorflow(path: &Path) -> Result<TensorFile, LoadError> {
+    if beginning(path)?.is_empty() {
+        return Err(unusable(path, EMPTY));
+    }
+    TensorFlowFile::open(path)
+        .map(TensorFile::TensorFlow)
+        .map_err(|error| of_tensorflow(path, error))
+}
+
 const EMPTY: &str = "it is empty; download it again";
 const DAMAGED: &str = "it is cut off or damaged; download it again";
 
@@ -296,6 +314,13 @@ fn unusable(path: &Path, detail: &str) -> LoadError {
 
 fn of_torch(path: &Path, error: TorchError) -> LoadError {
     if let TorchError::Io(source) = error {
+        return DocumentError::Read { path: path.to_owned(), source }.into();
+    }
+    unusable(path, &error.to_string())
+}
+
+fn of_tensorflow(path: &Path, error: TensorFlowError) -> LoadError {
+    if let TensorFlowError::Io(source) = error {
         return DocumentError::Read { path: path.to_owned(), source }.into();
     }
     unusable(path, &error.to_string())

@@ -13,9 +13,6 @@
 #   base64 -d >input; target/fuzz/x86_64-unknown-linux-gnu/release/TARGET input
 # After the mend, store the input as tests/fuzz/corpus/TARGET/found-WHAT; --merge never drops such files.
 #
-# There is no target for HDF5: the server does not read such files. It refuses a directory with tf_model.h5 by the name
-# of this file (src/hub/checkpoint.rs).
-#
 # The flags are those of cargo-fuzz, which works with these programs as well (`cargo +nightly fuzz run --fuzz-dir
 # tests/fuzz TARGET`), except that `--cfg fuzzing` is not set: with it, png and fdeflate skip checksums, and would not be
 # the code that serves. The program for PNG writes correct checksums instead.
@@ -50,7 +47,7 @@ export ASAN_OPTIONS=quarantine_size_mb=16
 # Prints the limits of a target: resident memory and a single allocation in MiB, and the size of an input in bytes.
 limits() {
   case $1 in
-    pickle) echo 256 64 65536 ;;
+    pickle | h5) echo 256 64 65536 ;;
     checkpoint) echo 256 64 262144 ;;
     decode_*) echo 1024 1024 1048576 ;;
     prompt) echo 1024 1024 20000 ;;

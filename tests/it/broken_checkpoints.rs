@@ -64,21 +64,21 @@ const CASES: &[Case] = &[
     ),
     Case(
         without_weights,
-        "models.0 (from --model): DIR has no weights (model.safetensors, pytorch_model.bin, or an index of shards of either); copy them there, or fetch a checkpoint with `blip-server download`",
+        "models.0 (from --model): DIR has no weights (model.safetensors, pytorch_model.bin, an index of shards of either, or tf_model.h5); copy them there, or fetch a checkpoint with `blip-server download`",
     ),
     Case(
         |d| {
             without_weights(d);
-            write(d, "tf_model.h5", "x");
+            write(d, "tf_model.h5.index.json", "x");
         },
-        "models.0 (from --model): DIR has no weights (model.safetensors, pytorch_model.bin, or an index of shards of either); its tf_model.h5 is a TensorFlow file, which is not supported; convert it with transformers 4 and its class, such as BlipForConditionalGeneration.from_pretrained(DIRECTORY, from_tf=True).save_pretrained(DIRECTORY)",
+        "models.0 (from --model): DIR has no weights (model.safetensors, pytorch_model.bin, an index of shards of either, or tf_model.h5); its tf_model.h5 is in shards, which is not supported; save it in one file with transformers 4 and its class, such as TFBlipForConditionalGeneration.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)",
     ),
     Case(
         |d| {
             without_weights(d);
             write(d, "flax_model.msgpack", "x");
         },
-        "models.0 (from --model): DIR has no weights (model.safetensors, pytorch_model.bin, or an index of shards of either); its flax_model.msgpack is a Flax file, and transformers has no BLIP for Flax; fetch a checkpoint with `blip-server download`",
+        "models.0 (from --model): DIR has no weights (model.safetensors, pytorch_model.bin, an index of shards of either, or tf_model.h5); its flax_model.msgpack is a Flax file, and transformers has no BLIP for Flax; fetch a checkpoint with `blip-server download`",
     ),
     Case(
         |d| {
@@ -319,6 +319,34 @@ const CASES: &[Case] = &[
             write(d, "pytorch_model.bin", "<html>");
         },
         "DIR/pytorch_model.bin is not a readable weights file: it was not written by torch.save; download it again",
+    ),
+    Case(
+        |d| {
+            without_weights(d);
+            write(d, "tf_model.h5", "");
+        },
+        "DIR/tf_model.h5 is not a readable weights file: it is empty; download it again",
+    ),
+    Case(
+        |d| {
+            without_weights(d);
+            write(d, "tf_model.h5", LFS);
+        },
+        "DIR/tf_model.h5 is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`",
+    ),
+    Case(
+        |d| {
+            without_weights(d);
+            write(d, "tf_model.h5", "<html>");
+        },
+        "DIR/tf_model.h5 is not a readable weights file: it is not an HDF5 file; download it again",
+    ),
+    Case(
+        |d| {
+            without_weights(d);
+            write(d, "tf_model.h5", b"\x89HDF\r\n\x1a\n\x00");
+        },
+        "DIR/tf_model.h5 is not a readable weights file: it is cut off or damaged; download it again",
     ),
     // The tokenizer.
     Case(

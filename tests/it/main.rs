@@ -23,5 +23,6 @@ mod robustness;
 mod routes;
 mod second_attack;
 mod support;
+mod tensorflow;
 mod torch;
 mod workflows;

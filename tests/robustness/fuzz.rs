@@ -20,7 +20,7 @@ static ALLOCATOR: allocations::Counting = allocations::Counting;
 type Target = fn(&[u8]);
 
 /// Every target by its name, as `cargo fuzz` knows it.
-const TARGETS: [(&str, Target); 13] = [
+const TARGETS: [(&str, Target); 14] = [
     ("decode_jpeg", decode::jpeg),
     ("decode_png", decode::png),
     ("decode_webp", decode::webp),
@@ -34,6 +34,7 @@ const TARGETS: [(&str, Target); 13] = [
     ("query", bodies::query),
     ("checkpoint", checkpoint::checkpoint),
     ("pickle", checkpoint::pickle),
+    ("h5", checkpoint::h5),
 ];
 
 /// The kept inputs of a target, for those of pictures the fixtures too, and for `decode_claims` those of every format.

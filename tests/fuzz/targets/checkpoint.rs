@@ -1,11 +1,13 @@
-//! Files of a checkpoint from a stranger: headers of weights, pickles, `config.json`.
+//! Files of a checkpoint from a stranger: headers of weights, pickles, HDF5 files, `config.json`.
 
 use std::io::Write;
 
 use blip_server::model::config::BlipConfig;
 use blip_server::model::load::{CheckpointWeights, File, WeightFiles};
+use blip_server::tensorflow::TensorFlowFile;
 use blip_server::torch::TorchFile;
 
+use super::allocations::peak;
 use super::archive::with_pickle;
 
 /// The first byte tells the kind of file, the rest is its content.
@@ -54,4 +56,23 @@ pub(crate) fn pickle(data: &[u8]) {
             assert!(tensor.unwrap().elem_count() <= 64, "{name}");
         }
     }
+}
+
+/// A weight file of TensorFlow: a file that is refused says why in a line, and its tensors together are no larger than the
+/// file.
+pub(crate) fn h5(data: &[u8]) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(data).unwrap();
+    let (peak, opened) = peak(|| TensorFlowFile::open(file.path()));
+    assert!(peak <= 2 * data.len() as u64 + (12 << 20), "{peak} bytes");
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) => return assert!(error.to_string().len() < 1200, "{error}"),
+    };
+    let mut total = 0;
+    for name in file.names() {
+        let tensor = file.read(name).unwrap().unwrap();
+        total += tensor.elem_count() * tensor.dtype().size_in_bytes();
+    }
+    assert!(total <= data.len(), "{total}");
 }

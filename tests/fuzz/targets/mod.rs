@@ -9,5 +9,6 @@ pub(crate) mod bodies;
 pub(crate) mod checkpoint;
 pub(crate) mod claims;
 pub(crate) mod decode;
+pub(crate) mod hdf5;
 pub(crate) mod readers;
 pub(crate) mod text;

@@ -270,19 +270,29 @@ async fn offline_serves_from_the_cache_and_says_what_to_do_without_it() {
 }
 
 #[tokio::test]
-async fn safetensors_are_preferred_and_pickles_are_taken_without_them() {
-    let both: [(&str, &[u8]); 2] =
-        [("pytorch_model.bin", b"pickle"), ("model.safetensors", b"safe")];
-    let hub = FakeHub::start(&with(&both), Behaviour::default()).await;
+async fn safetensors_are_preferred_then_pickles_then_tensorflow() {
+    let all: [(&str, &[u8]); 3] = [
+        ("tf_model.h5", b"hdf5"),
+        ("pytorch_model.bin", b"pickle"),
+        ("model.safetensors", b"safe"),
+    ];
+    let hub = FakeHub::start(&with(&all), Behaviour::default()).await;
     let cache = tempfile::tempdir().unwrap();
     let files = fetch_tiny(&settings(&hub, cache.path())).await.unwrap();
     assert!(matches!(files.weights, WeightFiles::Safetensors(_)));
     assert_eq!(hub.count(&Method::GET, "pytorch_model.bin"), 0);
 
-    let hub = FakeHub::start(&with(&both[..1]), Behaviour::default()).await;
+    let hub = FakeHub::start(&with(&all[..2]), Behaviour::default()).await;
     let cache = tempfile::tempdir().unwrap();
     let files = fetch_tiny(&settings(&hub, cache.path())).await.unwrap();
     assert!(matches!(files.weights, WeightFiles::Pickle(_)));
+    assert_eq!(hub.count(&Method::GET, "tf_model.h5"), 0);
+
+    let hub = FakeHub::start(&with(&all[..1]), Behaviour::default()).await;
+    let cache = tempfile::tempdir().unwrap();
+    let files = fetch_tiny(&settings(&hub, cache.path())).await.unwrap();
+    let WeightFiles::TensorFlow(path) = files.weights else { panic!("{:?}", files.weights) };
+    assert_eq!(std::fs::read(path).unwrap(), b"hdf5");
 }
 
 #[tokio::test]

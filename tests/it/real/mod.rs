@@ -14,6 +14,7 @@ mod server;
 mod states;
 mod tasks;
 mod tensors;
+mod tensorflow;
 mod urls;
 
 use std::path::{Path, PathBuf};

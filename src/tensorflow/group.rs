@@ -11,9 +11,9 @@ use super::source::{MetadataReader, RecordReader, Source};
 
 /// The first bytes of every HDF5 file without a user block.
 pub(super) const SIGNATURE: [u8; 8] = *b"\x89HDF\r\n\x1a\n";
-/// Maximum number of groups and datasets. A BLIP model of the size `large` has about 1,500.
+/// Maximum number of groups and datasets. A BLIP model with a large vision tower has about 2,000.
 const MAX_OBJECTS: u64 = 1 << 14;
-/// Maximum length of a path in bytes. Those of BLIP have up to 150.
+/// Maximum length of a path in bytes. Those of BLIP have up to 130.
 const MAX_PATH_BYTES: u64 = 512;
 const SUPERBLOCK_BYTES: u64 = 96;
 const TREE_BYTES: u64 = 24;

@@ -1,4 +1,4 @@
-//! Reads TensorFlow's weight files (`tf_model.h5`), which the TFBlip classes of transformers 4 write with Keras: HDF5
+//! Reads TensorFlow's weight files (`tf_model.h5`), which the `TFBlip` classes of transformers 4 write with Keras: HDF5
 //! files with one dataset per weight.
 //!
 //! - `source`: reads ranges of the file, within its length.
@@ -7,11 +7,10 @@
 //! - `names`: translates a path to the name in PyTorch's state dict, and says how the axes differ.
 //! - this file: [`TensorFlowFile`], a weight file whose tensors are read on demand.
 //!
-//! The crate `hdf5-reader` 0.12 reads such files too, but it is not used. Its 30,000 lines are mostly for forms that Keras
-//! does not write and that this server has to refuse: chunks, seven filters, links and values in other files. It would
-//! add three packages, and it sets no limit to the work for a file that refers to one structure many times. The reader
-//! here decodes only what Keras writes, uses no recursion, and its memory is bounded by the actual size of the file and
-//! the limits in `source` and `group`.
+//! The crate `hdf5-reader` 0.12 reads such files too, but it is not used. Most of its 30,000 lines are for forms that
+//! Keras does not write and that this server refuses: chunks, seven filters, newer groups, links. It would also add seven
+//! packages. The reader here decodes only what Keras writes and uses no recursion. Its memory is bounded by the actual
+//! size of the file and by the limits in `source` and `group`.
 //!
 //! Used by `model` (loading) and `hub` (`convert`).
 

@@ -39,7 +39,8 @@ impl StateDictEntry {
     }
 }
 
-/// Returns the axes of a kernel with this number of dimensions. Keras multiplies from the left, so the input comes first.
+/// Returns the axes of a kernel with this number of dimensions. In Keras, the axis of the input comes before that of the
+/// output.
 fn axes(rank: usize) -> Option<Vec<usize>> {
     match rank {
         // Linear layer: input, output.

@@ -1,5 +1,4 @@
-//! Weight files of TensorFlow: tensors as the TFBlip classes wrote them, and files that are meant to harm whoever reads
-//! them.
+//! Weight files of TensorFlow: tensors as the `TFBlip` classes wrote them, and hostile files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +16,7 @@ use crate::robustness::fuzz::targets::hdf5::{
     Node, ROOT_AT, dataspace, f32_type, file, header, heap, layout, symbol_table, tree,
 };
 
-/// Directories of `tests/fixtures/tensorflow`, one for each TFBlip class.
+/// Directories of `tests/fixtures/tensorflow`, one for each `TFBlip` class.
 const CLASSES: [&str; 6] = ["caption", "vqa", "retrieval", "base", "text", "vision"];
 const DAMAGED: &str = "it is cut off or damaged; download it again";
 

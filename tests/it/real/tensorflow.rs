@@ -1,4 +1,4 @@
-//! What the server computes from `tf_model.h5` equals what the TFBlip class computes that wrote it: texts, scores and
+//! What the server computes from `tf_model.h5` equals what the `TFBlip` class computes that wrote it: texts, scores and
 //! features, as a client sees them.
 
 use serde_json::{Value, json};

@@ -185,27 +185,37 @@ fn empty_children() -> Vec<u8> {
     })
 }
 
-/// Files that do harm where numbers of a file are trusted, each with the start of the refusal.
-fn harmful() -> Vec<(&'static str, Vec<u8>, &'static str)> {
-    let good = || vec![dataspace(&[1]), f32_type(), layout(0, 4)];
-    let with = |message| [good(), vec![message]].concat();
-    let placed = |dims: &[u64], start, bytes| {
-        dataset(vec![dataspace(dims), f32_type(), layout(start, bytes)])
-    };
-    let continuation =
-        |at: u64, bytes: u64| (0x10, [at.to_le_bytes(), bytes.to_le_bytes()].concat());
-    let truncated = "it does not hold all values of dataset \"kernel:0\"";
+/// A file, what it is, and the start of its refusal.
+type HarmfulFile = (&'static str, Vec<u8>, &'static str);
+
+/// Files that do harm where numbers of a file are trusted.
+fn harmful() -> Vec<HarmfulFile> {
+    [harmful_structures(), harmful_values(), harmful_headers(), harmful_names()].concat()
+}
+
+/// The messages of a dataset with one value.
+fn good() -> Vec<(u16, Vec<u8>)> {
+    vec![dataspace(&[1]), f32_type(), layout(0, 4)]
+}
+
+/// A file whose dataset has one more message than it should.
+fn with(message: (u16, Vec<u8>)) -> Vec<u8> {
+    dataset([good(), vec![message]].concat())
+}
+
+fn harmful_structures() -> Vec<HarmfulFile> {
     let metadata = "it has more than 16777216 bytes of names and headers";
     let mut latest = file(&Node::Group(vec![]));
     latest[8] = 3;
     let mut based = file(&Node::Group(vec![]));
     based[24] = 8;
     let whole = file(&Node::Group(vec![("a", Node::Values(&[2], &[0; 8]))]));
-    let twice = {
-        let mut bytes = whole.clone();
-        let one = header(&mut bytes, &good());
-        file(&Node::Group(vec![("a", Node::At(one)), ("b", Node::At(one))]))
-    };
+    let twice = group(|bytes| {
+        let names = heap(bytes, b"a\0b\0");
+        let one = header(bytes, &good());
+        let node = symbols(bytes, &[(0, one), (2, one)]);
+        (tree(bytes, 0, &[node]), names)
+    });
     vec![
         ("no HDF5 file", b"PK\x03\x04 something else".to_vec(), "it is not an HDF5 file"),
         ("an empty file", Vec::new(), "it is not an HDF5 file"),
@@ -223,6 +233,15 @@ fn harmful() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("a root outside the file", file(&Node::At(1 << 40)), DAMAGED),
         ("a root at the largest offset", file(&Node::At(u64::MAX)), DAMAGED),
         ("a root in the superblock", file(&Node::At(0)), DAMAGED),
+    ]
+}
+
+fn harmful_values() -> Vec<HarmfulFile> {
+    let placed = |dims: &[u64], start, bytes| {
+        dataset(vec![dataspace(dims), f32_type(), layout(start, bytes)])
+    };
+    let truncated = "it does not hold all values of dataset \"kernel:0\"";
+    vec![
         ("values outside the file", placed(&[1], 1 << 40, 4), truncated),
         ("values at the largest offset", placed(&[1], u64::MAX - 1, 4), truncated),
         ("values that were never written", placed(&[1], u64::MAX, 4), truncated),
@@ -232,12 +251,8 @@ fn harmful() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("no values, but sides that overflow", placed(&[0, u64::MAX, 3], 0, 0), truncated),
         ("nine dimensions", placed(&[1; 9], 0, 4), "it has more than 8 dimensions"),
         ("255 dimensions", placed(&[1; 255], 0, 4), "it has more than 8 dimensions"),
-        ("compressed values", dataset(with((0x0b, vec![1, 1]))), "it has compressed values"),
-        (
-            "values in another file",
-            dataset(with((7, vec![1; 16]))),
-            "it has values in another file",
-        ),
+        ("compressed values", with((0x0b, vec![1, 1])), "it has compressed values"),
+        ("values in another file", with((7, vec![1; 16])), "it has values in another file"),
         (
             "values in chunks",
             dataset(vec![dataspace(&[1]), f32_type(), (8, vec![3, 2, 2, 0, 0, 0, 0, 0])]),
@@ -270,15 +285,27 @@ fn harmful() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             ]),
             "it has numbers in big-endian order",
         ),
+    ]
+}
+
+fn harmful_headers() -> Vec<HarmfulFile> {
+    let continuation =
+        |at: u64, bytes: u64| (0x10, [at.to_le_bytes(), bytes.to_le_bytes()].concat());
+    vec![
         ("a newer group", dataset(vec![(2, vec![0; 18])]), "it has groups of the newer form"),
-        ("two dataspaces", dataset(with(dataspace(&[1]))), DAMAGED),
-        ("a dataset that is a group", dataset(with(symbol_table(0, 0))), DAMAGED),
+        ("two dataspaces", with(dataspace(&[1])), DAMAGED),
+        ("a dataset that is a group", with(symbol_table(0, 0)), DAMAGED),
         ("a dataset without a type", dataset(vec![dataspace(&[1]), layout(0, 4)]), DAMAGED),
         ("a header without messages", dataset(Vec::new()), DAMAGED),
-        ("a message of no bytes", dataset(with((8, Vec::new()))), DAMAGED),
-        ("a block outside the file", dataset(with(continuation(1 << 40, 8))), DAMAGED),
-        ("a block of 2^60 bytes", dataset(with(continuation(0, 1 << 60))), DAMAGED),
+        ("a message of no bytes", with((8, Vec::new())), DAMAGED),
+        ("a block outside the file", with(continuation(1 << 40, 8)), DAMAGED),
+        ("a block of 2^60 bytes", with(continuation(0, 1 << 60)), DAMAGED),
         ("many blocks", dataset(vec![continuation(0, 8); 100]), "it has more than 64 blocks"),
+    ]
+}
+
+fn harmful_names() -> Vec<HarmfulFile> {
+    vec![
         (
             "a name of the group's heap without an end",
             group(|bytes| {

@@ -62,6 +62,10 @@ impl CommandError {
 
     pub(super) fn exit_code(&self) -> ExitCode {
         match self {
+            // The system, not a setting, is at fault if a file of the model cannot be read.
+            Self::Config(ConfigError::Model { reason, .. }) if !is_checkpoint_fault(&**reason) => {
+                ExitCode::FAILURE
+            }
             Self::Config(_) => ExitCode::from(BAD_CONFIGURATION),
             Self::Worker(_) | Self::WarmUp(_) => ExitCode::from(CANNOT_COMPUTE),
             Self::Hub(error) if is_checkpoint_fault(error) => ExitCode::from(BAD_CONFIGURATION),
@@ -107,6 +111,22 @@ mod tests {
         assert_eq!(shown(WorkerEnded.into()), code(70));
         assert_eq!(shown(WarmUpError::WorkerDown.into()), code(70));
         assert_eq!(shown(anyhow::Error::msg("disk full")), code(1));
+    }
+
+    #[test]
+    fn a_model_that_the_system_cannot_read_is_no_bad_setting() {
+        let reason = HubError::Io {
+            action: "read",
+            path: "model".into(),
+            source: std::io::Error::from_raw_os_error(5),
+        };
+        let (setting, origin) = ("models.0".to_owned(), "from --model".to_owned());
+        let error = ConfigError::Model { setting, origin, reason: Box::new(reason) };
+        let error = CommandError::from(error);
+        assert_eq!(format!("{:?}", error.exit_code()), format!("{:?}", ExitCode::FAILURE));
+        let text = error.with_causes();
+        assert!(text.starts_with("models.0 (from --model): cannot read model: "), "{text}");
+        assert!(text.contains("os error 5"), "{text}");
     }
 
     #[test]

@@ -22,13 +22,14 @@ pub enum ConfigError {
         accepted: String,
     },
     /// The source of a model cannot be parsed, or its directory contains no checkpoint.
-    #[error("{setting} ({origin}): {reason}")]
+    #[error("{setting} ({origin})")]
     Model {
         /// Name of the list entry, such as `models.0`.
         setting: String,
         /// Origin of the list of models.
         origin: String,
         /// The error that the `hub` folder reported for this source.
+        #[source]
         reason: Box<HubError>,
     },
     /// A command needs models, but none is named and this binary has no demo models.

@@ -13,8 +13,8 @@ mod resolution;
 mod server;
 mod states;
 mod tasks;
-mod tensors;
 mod tensorflow;
+mod tensors;
 mod urls;
 
 use std::path::{Path, PathBuf};

@@ -10,6 +10,7 @@ use super::error::LoadError;
 use super::load::{Loader, Scope};
 use super::ops::{Activation, Epilogue, KvLifetime, Ops, RowRun};
 use crate::engine::backend::BackendError;
+use crate::task::PatchWeights;
 
 /// A text tower, which computes hidden states `[rows, width]` from token ids.
 #[derive(Debug)]
@@ -91,6 +92,14 @@ pub(super) struct Explained<'a, O: Ops> {
 }
 
 impl<O: Ops> Explained<'_, O> {
+    /// Returns the weights of each row over the patches, without the class token.
+    pub(super) fn into_patch_weights(self) -> impl Iterator<Item = PatchWeights> {
+        self.weights.into_iter().map(|mut weights| {
+            weights.drain(..1.min(weights.len()));
+            weights
+        })
+    }
+
     /// Adds the weights of one layer.
     fn add(&mut self, of_layer: Vec<Vec<f32>>) {
         let share = 1.0 / self.layers.len() as f32;

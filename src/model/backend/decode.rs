@@ -106,7 +106,7 @@ fn run<O: Ops>(
         decoder.tower.depth(),
         &mut explained,
     )?;
-    let mut explained = explained.into_iter();
+    let mut explained = explained.into_iter().peekable();
     let mut logits = decoder.logits(ops, &ops.select_rows(&output.hidden, &lasts)?)?.into_iter();
     let mut caches = output.caches.into_iter();
     let mut outcomes: Vec<Option<GroupStep<O>>> = groups.iter().map(|_| None).collect();
@@ -121,8 +121,10 @@ fn run<O: Ops>(
         let mut search = groups[group].search.clone();
         let advance = search.advance(&logits)?;
         let rows = advance.parents.iter().map(|&parent| rows[parent].clone()).collect();
-        let weights =
-            groups[group].explained.as_ref().and_then(|_| explained.next()).map(of_patches);
+        let is_explained = groups[group].explained.is_some();
+        let weights = explained
+            .next_if(|_| is_explained)
+            .and_then(|explained| explained.into_patch_weights().next());
         outcomes[group] = Some(GroupStep { search, rows, advance, weights });
     }
     Ok(outcomes.into_iter().map(|outcome| outcome.expect("the order names every group")).collect())
@@ -145,13 +147,6 @@ fn explained_rows<'a, O: Ops>(
         }
     }
     explained
-}
-
-/// Returns the weights of the row over the patches, without the class token.
-fn of_patches<O: Ops>(explained: Explained<'_, O>) -> PatchWeights {
-    let mut weights = explained.weights.into_iter().next().unwrap_or_default();
-    weights.drain(..1.min(weights.len()));
-    weights
 }
 
 /// Returns the indices of the groups, sorted so that groups with the same encoder states are adjacent. The encoder

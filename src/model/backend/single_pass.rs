@@ -116,8 +116,7 @@ fn run_attending_texts<O: Ops>(
         if explain(&rows[place]).is_some()
             && let Some(SinglePassOutput::EncoderStates { attention, .. }) = &mut outputs[place]
         {
-            *attention =
-                explained.next().map(|rows| rows.weights.into_iter().map(of_patches).collect());
+            *attention = explained.next().map(|rows| rows.into_patch_weights().collect());
         }
     }
     Ok(())
@@ -143,12 +142,6 @@ fn explained_rows<'a, O: Ops>(
         }
     }
     explained
-}
-
-/// Returns the weights over the patches, without the class token.
-fn of_patches(mut weights: Vec<f32>) -> PatchWeights {
-    weights.drain(..1.min(weights.len()));
-    weights
 }
 
 /// The hidden states of encoded texts, split by text when a row first needs the states of all its tokens.

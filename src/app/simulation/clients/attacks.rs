@@ -69,7 +69,9 @@ impl Client {
         connection.send(b"x").await;
         let patience = self.chance.milliseconds(100, 6000);
         match timeout(patience, connection.receive()).await {
-            Ok(received) => self.world.check(self.role, &self.name, "attack", &received, Duration::ZERO),
+            Ok(received) => {
+                self.world.check(self.role, &self.name, "attack", &received, Duration::ZERO)
+            }
             Err(_) => self.leave(connection),
         }
     }

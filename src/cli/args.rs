@@ -168,6 +168,7 @@ pub(super) struct ModelSettings {
     /// Model to load: a hub id, optionally with @revision, a directory, or demo, each optionally with ?image_size=N;
     /// repeatable [default: demo]
     #[arg(long = "model", value_name = "[NAME=]SRC")]
+    #[expect(clippy::doc_markdown, reason = "the help is no Markdown")]
     models: Vec<String>,
     #[command(flatten)]
     compute: ComputeSettings,

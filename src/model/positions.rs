@@ -40,6 +40,7 @@ pub(super) fn interpolated(positions: &Tensor, from: usize, to: usize) -> Result
 
 /// Returns the four neighbours of an output place along one axis, with their weights. Neighbours outside the grid are
 /// replaced by the nearest one inside, as in torch.
+#[expect(clippy::cast_sign_loss, reason = "the index is clamped to the grid")]
 fn taps(place: usize, from: usize, to: usize) -> [(usize, f64); 4] {
     let position = (place as f64 + 0.5) * from as f64 / to as f64 - 0.5;
     let (whole, part) = (position.floor(), position - position.floor());

@@ -213,7 +213,7 @@ const MUTATIONS: [(Mutation, u64); 9] = [
     (Mutation::AbandonedDecodesStay, 13),
     (Mutation::DrainIgnoresEarlyCalls, 13),
     (Mutation::ConnectionsWithoutShares, 11),
-    (Mutation::TurnsByCallOnly, 7),
+    (Mutation::TurnsByCallOnly, 445),
     (Mutation::UnreadAnswersKeepPlaces, 91),
     (Mutation::ClosingConnectionsKeepSockets, 133),
     (Mutation::StreamsIgnoreTheEnd, 58),

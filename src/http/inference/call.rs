@@ -20,7 +20,7 @@ use super::endpoint::{
     AnswerParts, EachImage, Endpoint, FirstOutput, InputOf, PlanContext, check_count, typed,
 };
 use super::image_args::{ImageIndex, ImageSet, SharedImageFuture};
-use crate::engine::{Admission, EngineHandle};
+use crate::engine::{Admission, EngineHandle, ReservationGuard};
 use crate::http::blocking;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code, FieldError};
@@ -70,6 +70,8 @@ pub(crate) struct Call {
     engine: EngineHandle,
     context: RequestContext,
     metrics: Arc<Metrics>,
+    /// True if bytes are reserved for the answer.
+    is_large: bool,
 }
 
 /// One input that is ready to run.
@@ -210,7 +212,9 @@ impl<'a> Start<'a> {
             admission.check_wait(services.images.estimated_wait(admission.call(), files))?;
         }
         let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
-        check_values(&plans, &tokens, &model, limits)?;
+        let answer_bytes = answer_bytes(&plans, &tokens, &model, limits)?;
+        check_bytes(answer_bytes, services.engine.settings().capacity_bytes)?;
+        admission.reserve_bytes(answer_bytes)?;
         let mut find = images.start_lookup(services, context, &admission);
         let inputs = plans.into_iter().zip(tokens).enumerate().map(|(index, (planned, tokens))| {
             let PlannedInput { plan, images } = planned?;
@@ -220,11 +224,12 @@ impl<'a> Start<'a> {
             let second_images =
                 second.map(|second| E::Images::map_ref(&images, |image| find.get(*image, second)));
             let images = E::Images::map(images, |image| find.get(image, first));
-            Ok(PreparedInput { images, second_images, plan, tokens })
+            Ok(PreparedInput { plan, tokens, images, second_images })
         });
         let inputs = inputs.collect();
         let (engine, metrics) = (services.engine.clone(), Arc::clone(state.metrics()));
-        Ok((Call { model, admission, engine, context: context.clone(), metrics }, inputs))
+        let is_large = answer_bytes > 0;
+        Ok((Call { model, admission, engine, context: context.clone(), metrics, is_large }, inputs))
     }
 
     /// Reserves the rows and bytes of all inputs together.
@@ -297,6 +302,12 @@ impl Call {
             .with_label_values(&["post"])
             .observe(platform::elapsed(began).as_secs_f64());
         answer
+    }
+
+    /// Returns a guard of the bytes reserved for the answer, which must live until the client has read the answer; `None`
+    /// for answers of a usual size.
+    pub(crate) fn hold_answer(&self) -> Option<ReservationGuard> {
+        self.is_large.then(|| self.admission.hold())
     }
 
     /// Runs a task in the engine and notes its times.
@@ -376,13 +387,17 @@ fn plan_all<E: Endpoint>(
     }
 }
 
-/// Rejects a call whose answer would have too many numbers.
-fn check_values<E: Endpoint>(
+/// Size of one number of a large answer: as the engine returns it, copied, and as text.
+const BYTES_PER_NUMBER: u64 = 20;
+
+/// Returns the number of bytes to reserve for the numbers of a large answer; 0 for answers of a usual size. Rejects a call
+/// whose answer would have too many numbers.
+fn answer_bytes<E: Endpoint>(
     plans: &[Result<PlannedInput<E>, ApiError>],
     tokens: &[Result<E::Tokens, ApiError>],
     model: &Model,
     limits: &Limits,
-) -> Result<(), ApiError> {
+) -> Result<u64, ApiError> {
     let inputs = plans.iter().zip(tokens);
     let values: usize = inputs
         .filter_map(|(planned, tokens)| {
@@ -391,11 +406,11 @@ fn check_values<E: Endpoint>(
         .sum();
     let max = limits.max_embedding_values;
     if values <= max {
-        return Ok(());
+        return Ok(values as u64 * BYTES_PER_NUMBER);
     }
     let detail = format!(
-        "the answer would have {values} numbers, at most {max} are allowed (limits.max_embedding_values); split the request, \
-         or give pooling"
+        "the answer would have up to {values} numbers, at most {max} are allowed (limits.max_embedding_values); split the \
+         request or ask for less"
     );
     Err(ApiError::new(Code::BatchTooLarge, detail))
 }

@@ -70,7 +70,7 @@ pub(crate) fn checked(
     let mut seen = HashSet::new();
     if let Some(index) = candidates.iter().position(|candidate| !seen.insert(candidate)) {
         let detail = "candidates must be distinct; this one is a duplicate";
-        return Err(ApiError::field(Code::InvalidRequest, &format!("candidates[{index}]"), detail));
+        return Err(ApiError::field(Code::InvalidRequest, format!("candidates[{index}]"), detail));
     }
     Ok(candidates.into_iter().map(|candidate| candidate.0).collect())
 }

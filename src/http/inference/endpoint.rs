@@ -64,8 +64,8 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     /// Returns the length of each text in tokens, for the metric `prompt_tokens`.
     fn token_counts(tokens: &Self::Tokens) -> Vec<usize>;
 
-    /// Returns the number of numbers in the answer, if it can be large; [`Limits::max_embedding_values`] bounds their total
-    /// over a call.
+    /// Returns the largest possible number of numbers in the answer if it can be large, otherwise 0.
+    /// [`Limits::max_embedding_values`] bounds their total over a call.
     fn answer_values(&self, _tokens: &Self::Tokens, _model: &Model) -> usize {
         0
     }

@@ -5,12 +5,14 @@ use std::io;
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::call::{self, BatchCall, SingleCall};
 use super::endpoint::Endpoint;
+use crate::engine::ReservationGuard;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Problem};
 use crate::http::state::HttpState;
@@ -95,7 +97,7 @@ pub(crate) async fn single_answer<E: Endpoint>(
 ) -> Result<Response, ApiError> {
     let SingleCall { call, input, .. } = single;
     let answer = call.run(input).await?;
-    json(&SingleResponse { model: call.model.info.name.clone(), answer })
+    json(&SingleResponse { model: call.model.info.name.clone(), answer }, call.hold_answer())
 }
 
 /// Handles a batch call from request to response. Once the call has been prepared, the status is 200. If an input
@@ -124,15 +126,20 @@ pub(crate) async fn answer_batch<E: Endpoint>(
         Ok(answer) => BatchResult::Answer(answer),
         Err(error) => BatchResult::Failed { error: error.to_problem(&context.id) },
     });
-    json(&BatchResponse { model: call.model.info.name.clone(), results: results.collect(), failed })
+    let model = call.model.info.name.clone();
+    json(&BatchResponse { model, results: results.collect(), failed }, call.hold_answer())
 }
 
-/// Serializes a JSON response directly from its type. Going through `serde_json::Value` would widen `f32` to `f64`.
+/// Serializes a JSON response directly from its type. Going through `serde_json::Value` would widen `f32` to `f64`. The
+/// response keeps `hold` until it is sent.
 ///
 /// # Errors
 /// `overloaded` if there is no memory for the response; `internal_error` if serialization fails otherwise, which no
 /// answer type can cause.
-pub(crate) fn json<T: Serialize>(answer: &T) -> Result<Response, ApiError> {
+pub(crate) fn json<T: Serialize>(
+    answer: &T,
+    hold: Option<ReservationGuard>,
+) -> Result<Response, ApiError> {
     if crate::faults::at("http::answer") {
         return Err(ApiError::internal());
     }
@@ -145,7 +152,20 @@ pub(crate) fn json<T: Serialize>(answer: &T) -> Result<Response, ApiError> {
         ApiError::internal()
     })?;
     let content_type = HeaderValue::from_static("application/json");
-    Ok(([(header::CONTENT_TYPE, content_type)], body.0).into_response())
+    let body = Bytes::from_owner(HeldBytes { bytes: body.0, _hold: hold });
+    Ok(([(header::CONTENT_TYPE, content_type)], body).into_response())
+}
+
+/// The bytes of a response, with the reservation for them.
+struct HeldBytes {
+    bytes: Vec<u8>,
+    _hold: Option<ReservationGuard>,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// The bytes of a response. A write fails if there is no memory for it: the response to a batch call can have megabytes.

@@ -181,7 +181,7 @@ impl Endpoint for ClassifyPlan {
         if let Some(index) = labels.iter().position(|label| !seen.insert(label)) {
             let field = format!("labels[{index}]");
             let detail = "labels must be distinct; this one is a duplicate";
-            return Err(ApiError::field(Code::InvalidRequest, &field, detail));
+            return Err(ApiError::field(Code::InvalidRequest, field, detail));
         }
         let template = input.template.map_or_else(|| DEFAULT_TEMPLATE.into(), |text| text.0);
         if template.matches(PLACE).count() != 1 {

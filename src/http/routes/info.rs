@@ -170,14 +170,17 @@ pub(crate) async fn show_info(State(state): State<HttpState>) -> Result<Response
         defaults.push(role);
         describe(&model.info, default)
     });
-    reply::json(&Info {
-        version: env!("CARGO_PKG_VERSION"),
-        models: models.collect(),
-        limits: limits(state.settings(), services.fetcher.is_some()),
-        batching: pick(&[written(services.engine.settings())]),
-        cpu_isa: services.cpu_isa.clone(),
-        resize_order: state.settings().input.resize_order.name(),
-    })
+    reply::json(
+        &Info {
+            version: env!("CARGO_PKG_VERSION"),
+            models: models.collect(),
+            limits: limits(state.settings(), services.fetcher.is_some()),
+            batching: pick(&[written(services.engine.settings())]),
+            cpu_isa: services.cpu_isa.clone(),
+            resize_order: state.settings().input.resize_order.name(),
+        },
+        None,
+    )
 }
 
 fn describe(info: &ModelInfo, default: bool) -> ModelDescription {

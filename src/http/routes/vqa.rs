@@ -259,6 +259,11 @@ impl Endpoint for VqaPlan {
         tokens.questions.iter().chain(&tokens.candidates).map(TokenIds::len).collect()
     }
 
+    fn answer_values(&self, tokens: &VqaTokens, model: &Model) -> usize {
+        let tokens: usize = tokens.questions.iter().map(TokenIds::len).sum();
+        if self.explain.is_some() { tokens * model.info.image_tokens } else { 0 }
+    }
+
     fn task(&self, image: &PreparedImage, tokens: &VqaTokens) -> Vqa {
         let mode = match &tokens.params {
             Some(params) => DecodeMode::Generate(params.clone()),

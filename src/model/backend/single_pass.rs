@@ -11,7 +11,7 @@ use crate::model::group::EncoderStates;
 use crate::model::ops::{Ops, RowRun};
 use crate::model::text;
 use crate::model::vision::VisionTower;
-use crate::task::{Embedding, Explain, PatchWeights, Pooling, TokenIds};
+use crate::task::{Embedding, Explain, Pooling, TokenIds};
 
 type PassRow<O> = SinglePassRow<EncoderStates<O>>;
 type PassOutput<O> = SinglePassOutput<EncoderStates<O>>;

@@ -182,4 +182,10 @@ async fn an_answer_has_at_most_as_many_numbers_as_the_limit() {
         problem["detail"].as_str().unwrap().contains("limits.max_embedding_values"),
         "{problem}"
     );
+    // An explanation has a weight for each token that may be generated and each patch.
+    let explained = json!({"image": image, "explain": true, "max_new_tokens": 9});
+    let answer = app.json("/caption", &explained).await;
+    answer.refused(422, "batch_too_large");
+    let explained = json!({"image": image, "explain": true, "max_new_tokens": 8});
+    app.json("/caption", &explained).await.ok();
 }

@@ -70,7 +70,7 @@ impl Client {
         let patience = self.chance.milliseconds(100, 6000);
         match timeout(patience, connection.receive()).await {
             Ok(received) => {
-                self.world.check(self.role, &self.name, "attack", &received, Duration::ZERO)
+                self.world.check(self.role, &self.name, "attack", &received, Duration::ZERO);
             }
             Err(_) => self.leave(connection),
         }

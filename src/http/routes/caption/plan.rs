@@ -243,6 +243,15 @@ impl Endpoint for CaptionPlan {
         Caption { image: image.clone(), prompt, mode, explain: self.explain.clone() }
     }
 
+    fn answer_values(&self, _: &CaptionTokens, model: &Model) -> usize {
+        match (&self.mode, &self.explain) {
+            (PlannedMode::Generate { generation, .. }, Some(_)) => {
+                generation.params.max_new_tokens * model.info.image_tokens
+            }
+            (PlannedMode::Generate { .. } | PlannedMode::Rank(_), _) => 0,
+        }
+    }
+
     fn second_model(&self) -> Option<&Model> {
         self.verifier.as_ref()
     }

@@ -34,6 +34,8 @@ def main() -> int:
     args = parser.parse_args()
     server, rows = Server(args.url), []
     for model in server.ask("/info")["models"]:
+        if model["role"] != "caption":
+            continue
         began = time.monotonic()
         right = each(lambda index: ask(server, model["name"], index), range(args.scenes), AT_A_TIME, model["name"])
         seconds = time.monotonic() - began

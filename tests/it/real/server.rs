@@ -83,7 +83,6 @@ impl RealServer {
     }
 
     /// The answer to a GET.
-    #[cfg(feature = "demo")]
     pub(crate) async fn get(&self, path: &str) -> Value {
         let response = self.client.get(format!("http://{}{path}", self.address)).send().await;
         serde_json::from_str(&response.unwrap().text().await.unwrap()).unwrap()

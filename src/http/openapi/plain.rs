@@ -223,9 +223,10 @@ fn collect(
     }
 }
 
-/// Removes `minLength` from files, `pattern` from texts, and `prefixItems` from lists. Generated clients check the `minLength` of a file as if the
-/// file were text. The pattern only excludes control characters, which nobody sends, and is longer than the rest of the
-/// field's schema. Most generators do not know `prefixItems`.
+/// Removes `minLength` from files, `pattern` from texts, and `prefixItems` and `uniqueItems` from lists. Generated clients
+/// check the `minLength` of a file as if the file were text. The pattern only excludes control characters, which nobody
+/// sends, and is longer than the rest of the field's schema. Most generators do not know `prefixItems`, and some turn a list
+/// of distinct items into a set, which has no order.
 fn remove_bounds(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
@@ -236,6 +237,7 @@ fn remove_bounds(schema: &mut Value) {
                 object.remove("minLength");
             }
             object.remove("prefixItems");
+            object.remove("uniqueItems");
             object.values_mut().for_each(remove_bounds);
         }
         Value::Array(items) => items.iter_mut().for_each(remove_bounds),

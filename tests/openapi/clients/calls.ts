@@ -9,6 +9,7 @@ export const FILE: Buffer = readFileSync(picture);
 export const IMAGE: string = FILE.toString("base64");
 export const QUESTION = "how many cats are there?";
 export const TEXTS: string[] = ["two cats", "a dog"];
+export const LABELS: string[] = ["a rocket", "two cats"];
 
 /** Whether an operation's answer is right. */
 export type Calls = Record<string, () => Promise<boolean>>;

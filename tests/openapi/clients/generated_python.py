@@ -1,4 +1,4 @@
-"""Calls every operation with the package that openapi-python-client wrote; the eight that take pictures upload a file.
+"""Calls every operation with the package that openapi-python-client wrote; the twelve that take pictures upload a file.
 
     python generated_python.py http://127.0.0.1:8080 PICTURE OPENAPI.json
 
@@ -34,6 +34,8 @@ def form(operation, **fields):
 
 
 QUESTION = "how many cats are there?"
+LABELS = ["two cats", "a rocket"]
+TEXTS = ["a rocket", "two cats"]
 FORMS = dict(
     [
         form("caption_image", image=upload()),
@@ -44,6 +46,10 @@ FORMS = dict(
         form("score_similarity_batch", image=[upload(), upload()], texts=["two cats", "a dog"]),
         form("embed_inputs", image=upload()),
         form("embed_inputs_batch", image=[upload(), upload()]),
+        form("classify_image", image=upload(), labels=LABELS),
+        form("classify_image_batch", image=[upload(), upload()], labels=LABELS),
+        form("rank_candidates", image=upload(), texts=TEXTS),
+        form("rank_candidates_batch", image=[upload(), upload()], texts=TEXTS),
     ]
 )
 answers = {operation: call("inference", operation, body).parsed for operation, body in FORMS.items()}
@@ -55,6 +61,10 @@ assert answers["score_similarity"].scores[0][0].match > 0.5, answers["score_simi
 assert len(answers["score_similarity_batch"].results[1].scores[0]) == 2
 assert len(answers["embed_inputs"].embedding) == answers["embed_inputs"].dimensions
 assert len(answers["embed_inputs_batch"].results) == 2
+assert answers["classify_image"].labels[0].label == "two cats", answers["classify_image"]
+assert answers["classify_image_batch"].results[1].labels[0].label == "two cats"
+assert answers["rank_candidates"].results[0].index == 1, answers["rank_candidates"]
+assert answers["rank_candidates_batch"].results[1].results[0].index == 1
 
 IN_JSON = models.EmbeddingsRequest(text="a rocket")
 assert call("inference", "embed_inputs", IN_JSON).parsed.dimensions
@@ -67,4 +77,4 @@ operations = {
 others = {operation: tag for operation, tag in operations.items() if operation not in FORMS}
 for operation, tag in others.items():
     assert call(tag, operation).content
-print(f"openapi-python-client: {len(operations)} operations answered 200, 8 of them an upload")
+print(f"openapi-python-client: {len(operations)} operations answered 200, 12 of them an upload")

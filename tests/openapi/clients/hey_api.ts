@@ -1,5 +1,5 @@
 // Every operation by the functions that @hey-api/openapi-ts wrote; pictures go as base64 in JSON.
-import { type Calls, IMAGE, makeAll, QUESTION, SERVER, TEXTS } from "./calls.js";
+import { type Calls, IMAGE, LABELS, makeAll, QUESTION, SERVER, TEXTS } from "./calls.js";
 import { client } from "./hey_api/client.gen.js";
 import * as api from "./hey_api/sdk.gen.js";
 
@@ -42,6 +42,24 @@ const calls: Calls = {
   embed_inputs_batch: async () => {
     const body = { inputs: [{ image: IMAGE }, { text: "a rocket" }] };
     return (await api.embedInputsBatch({ body, throwOnError: true })).data.results.length === 2;
+  },
+  classify_image: async () => {
+    const answer = (await api.classifyImage({ body: { image: IMAGE, labels: LABELS }, throwOnError: true })).data;
+    return answer.labels[0]?.label === "two cats";
+  },
+  classify_image_batch: async () => {
+    const body = { inputs: [{ image: IMAGE }], labels: LABELS };
+    const [result] = ((await api.classifyImageBatch({ body: body, throwOnError: true })).data).results;
+    return result !== undefined && "labels" in result && result.labels[0]?.label === "two cats";
+  },
+  rank_candidates: async () => {
+    const answer = (await api.rankCandidates({ body: { image: IMAGE, texts: TEXTS }, throwOnError: true })).data;
+    return answer.results[0]?.index === 0;
+  },
+  rank_candidates_batch: async () => {
+    const body = { inputs: [{ text: "two cats" }], images: [IMAGE] };
+    const [result] = ((await api.rankCandidatesBatch({ body: body, throwOnError: true })).data).results;
+    return result !== undefined && "results" in result && result.results[0]?.index === 0;
   },
   check_health: async () => (await api.checkHealth({ throwOnError: true })).data.status === "ready",
   check_liveness: async () => (await api.checkLiveness({ throwOnError: true })).response.ok,

@@ -1,5 +1,5 @@
 // Every operation by the classes that openapi-generator wrote (typescript-fetch); pictures go as base64 in JSON.
-import { type Calls, IMAGE, makeAll, QUESTION, SERVER, TEXTS } from "./calls.js";
+import { type Calls, IMAGE, LABELS, makeAll, QUESTION, SERVER, TEXTS } from "./calls.js";
 import { Configuration, InferenceApi, OperationsApi } from "./openapi_generator/index.js";
 
 const configuration = new Configuration({ basePath: SERVER, accessToken: "none" });
@@ -41,6 +41,24 @@ const calls: Calls = {
   embed_inputs_batch: async () => {
     const embeddingsBatchRequest = { inputs: [{ image: IMAGE }, { text: "a rocket" }] };
     return (await inference.embedInputsBatch({ embeddingsBatchRequest })).results.length === 2;
+  },
+  classify_image: async () => {
+    const answer = await inference.classifyImage({ classifyRequest: { image: IMAGE, labels: LABELS } });
+    return answer.labels[0]?.label === "two cats";
+  },
+  classify_image_batch: async () => {
+    const body = { inputs: [{ image: IMAGE }], labels: LABELS };
+    const [result] = (await inference.classifyImageBatch({ classifyBatchRequest: body })).results;
+    return result !== undefined && "labels" in result && result.labels[0]?.label === "two cats";
+  },
+  rank_candidates: async () => {
+    const answer = await inference.rankCandidates({ rankRequest: { image: IMAGE, texts: TEXTS } });
+    return answer.results[0]?.index === 0;
+  },
+  rank_candidates_batch: async () => {
+    const body = { inputs: [{ text: "two cats" }], images: [IMAGE] };
+    const [result] = (await inference.rankCandidatesBatch({ rankBatchRequest: body })).results;
+    return result !== undefined && "results" in result && result.results[0]?.index === 0;
   },
   check_health: async () => (await operations.checkHealth()).status === "ready",
   check_liveness: async () => (await operations.checkLiveness()).status === "ready",

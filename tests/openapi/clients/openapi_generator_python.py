@@ -42,6 +42,16 @@ vector = call(inference, "embed_inputs", models.EmbeddingsRequest(image=image))
 assert vector.dimensions, vector
 batch = models.EmbeddingsBatchRequest(inputs=[models.EmbeddingsInput(text="a rocket")])
 assert len(call(inference, "embed_inputs_batch", batch).results) == 1
+labels = call(inference, "classify_image", models.ClassifyRequest(image=image, labels=["a rocket", "two cats"]))
+assert labels.labels[0].label == "two cats", labels
+batch = models.ClassifyBatchRequest(inputs=[models.ClassifyInput(image=image)], labels=["a rocket", "two cats"])
+labels = call(inference, "classify_image_batch", batch)
+assert labels.results[0].actual_instance.labels[0].label == "two cats", labels
+ranking = call(inference, "rank_candidates", models.RankRequest(image=image, texts=["a rocket", "two cats"]))
+assert ranking.results[0].index == 1, ranking
+batch = models.RankBatchRequest(inputs=[models.RankInput(text="two cats")], images=[image])
+ranking = call(inference, "rank_candidates_batch", batch)
+assert ranking.results[0].actual_instance.results[0].index == 0, ranking
 
 assert call(operations, "check_health").status == "ready"
 assert call(operations, "show_info").version

@@ -1,7 +1,7 @@
-// Every operation by openapi-fetch with the types that openapi-typescript wrote; the four that take one picture upload it
+// Every operation by openapi-fetch with the types that openapi-typescript wrote; the six that take one picture upload it
 // as a file too.
 import createClient from "openapi-fetch";
-import { type Calls, FILE, IMAGE, makeAll, QUESTION, SERVER, TEXTS } from "./calls.js";
+import { type Calls, FILE, IMAGE, LABELS, makeAll, QUESTION, SERVER, TEXTS } from "./calls.js";
 import type { paths } from "./schema.js";
 
 const client = createClient<paths>({ baseUrl: SERVER });
@@ -69,6 +69,32 @@ const calls: Calls = {
   embed_inputs_batch: async () => {
     const { data } = await client.POST("/embeddings/batch", { body: { inputs: [{ image: IMAGE }, { text: "a rocket" }] } });
     return data?.results.length === 2;
+  },
+  classify_image: async () => {
+    const { data } = await client.POST("/classify", { body: { image: IMAGE, labels: LABELS } });
+    return data?.labels[0]?.label === "two cats";
+  },
+  classify_image_upload: async () => {
+    const { data } = await client.POST("/classify", { body: { image, labels: ["two cats"] }, ...file });
+    return data?.labels[0]?.label === "two cats";
+  },
+  classify_image_batch: async () => {
+    const { data } = await client.POST("/classify/batch", { body: { inputs: [{ image: IMAGE }], labels: LABELS } });
+    const [result] = data?.results ?? [];
+    return result !== undefined && "labels" in result && result.labels[0]?.label === "two cats";
+  },
+  rank_candidates: async () => {
+    const { data } = await client.POST("/rank", { body: { image: IMAGE, texts: TEXTS } });
+    return data?.results[0]?.index === 0;
+  },
+  rank_candidates_upload: async () => {
+    const { data } = await client.POST("/rank", { body: { image, texts: ["two cats"] }, ...file });
+    return data?.results[0]?.index === 0;
+  },
+  rank_candidates_batch: async () => {
+    const { data } = await client.POST("/rank/batch", { body: { inputs: [{ text: "two cats" }], images: [IMAGE] } });
+    const [result] = data?.results ?? [];
+    return result !== undefined && "results" in result && result.results[0]?.index === 0;
   },
   check_health: async () => (await client.GET("/health")).data?.status === "ready",
   check_liveness: async () => (await client.GET("/health/live")).response.ok,

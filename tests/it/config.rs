@@ -261,8 +261,9 @@ fn a_wrong_value_names_setting_value_origin_and_what_is_accepted() {
         },
     ];
     for case in cases {
-        let error =
-            load_environment(&[(case.variable, case.value)]).expect_err(case.value).to_string();
+        let error = load_environment(&[(case.variable, case.value)]).expect_err(case.value);
+        // With its sources: those of a model's error say what a source may be.
+        let error = format!("{:#}", anyhow::Error::from(error));
         for says in case.says.into_iter().chain([case.variable]) {
             assert!(
                 error.contains(says),

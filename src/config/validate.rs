@@ -17,9 +17,10 @@ use crate::hub::HubSettings;
 const MIN_HANG_LIMIT_MILLIS: u64 = 5000;
 
 /// Pairs of settings. The first of each pair must not exceed the second.
-const PAIRS: [(&str, &str); 6] = [
+const PAIRS: [(&str, &str); 7] = [
     // A call that the queue cannot hold at all could never be admitted.
     ("limits.max_rows", "engine.capacity_rows"),
+    ("limits.max_rank_candidates", "engine.capacity_rows"),
     ("limits.max_body_bytes", "engine.capacity_bytes"),
     // A raw body is the most compact encoding of an image, so an image never fits into a body that is smaller than the
     // image.

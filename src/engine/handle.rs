@@ -285,6 +285,11 @@ impl Admission {
         ReservationGuard { _reservation: self.reservation.clone() }
     }
 
+    /// Releases the rows and images that no task has used. Call this when all tasks have been submitted.
+    pub fn release_work(&self) {
+        self.reservation.release_work();
+    }
+
     /// Returns the time by which the call must be answered.
     #[must_use]
     pub fn deadline(&self) -> Instant {

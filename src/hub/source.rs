@@ -77,7 +77,7 @@ fn split_image_size(text: &str) -> Result<(&str, Option<u32>), HubError> {
         None => Err(invalid(
             text,
             format!(
-                "after the question mark stands image_size=N with a number of pixels, not \"{options}\""
+                "the only option after the question mark is image_size=N, with N in pixels, not \"{options}\""
             ),
         )),
     }
@@ -93,8 +93,7 @@ fn split_name(text: &str) -> (Option<&str>, &str) {
 
 impl ModelSource {
     /// Returns the models of one configuration entry, whose name is given separately or as `NAME=SRC`. SRC may end in
-    /// `?image_size=N`. An entry stands
-    /// for one model, unless its source is `demo`, which means all demo models.
+    /// `?image_size=N`. An entry names one model, unless its source is `demo`, which means all demo models.
     ///
     /// # Errors
     /// Those of [`ModelSource::new`]; `InvalidSource` if `demo` is given a name.

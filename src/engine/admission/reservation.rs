@@ -103,6 +103,16 @@ impl CallReservation {
         Ok(TaskReservation { reservation: self.clone(), rows, images, encodings: 0 })
     }
 
+    /// Gives back the rows and images that are reserved and not submitted.
+    pub(crate) fn release_work(&self) {
+        let mut held = self.held();
+        let Usage { rows, images, .. } = held.rest;
+        held.rest = Usage { rows: 0, images: 0, ..held.rest };
+        drop(held);
+        let unused = Usage { rows, images, ..Usage::default() };
+        self.0.admission.give_back(self.0.call, unused);
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
         self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

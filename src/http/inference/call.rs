@@ -209,7 +209,8 @@ impl<'a> Start<'a> {
         let files = images.files();
         if files > 0 {
             // The engine's own estimate does not include the wait for a decoding thread, so check that wait here.
-            admission.check_wait(services.images.estimated_wait(admission.call(), files))?;
+            let decodes = files * preprocessings(&plans, &model).len();
+            admission.check_wait(services.images.estimated_wait(admission.call(), decodes))?;
         }
         let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
         let answer_bytes = answer_bytes(&plans, &tokens, &model, limits)?;
@@ -248,12 +249,13 @@ impl<'a> Start<'a> {
             );
             return Err(ApiError::new(Code::BatchTooLarge, detail));
         }
-        admission.reserve(rows.max(1), images.distinct())?;
-        let second = plans.iter().flatten();
-        let second = second.filter_map(|planned| second_preprocessing(&planned.plan, model));
-        let preprocessings: HashSet<Preprocessing> =
-            second.chain([model.info.preprocessing]).collect();
-        let bytes_outside_body = images.extra_bytes(&preprocessings);
+        // A second task on another vision tower encodes the images once more.
+        let has_other_tower = |planned: &PlannedInput<E>| {
+            planned.plan.second_model().is_some_and(|second| second.info.tower != model.info.tower)
+        };
+        let passes = 1 + usize::from(plans.iter().flatten().any(has_other_tower));
+        admission.reserve(rows.max(1), images.distinct() * passes)?;
+        let bytes_outside_body = images.extra_bytes(&preprocessings(plans, model));
         let capacity = self.services.engine.settings().capacity_bytes;
         check_bytes(self.context.notes().bytes_in.saturating_add(bytes_outside_body), capacity)?;
         admission.reserve_bytes(bytes_outside_body)?;
@@ -277,16 +279,25 @@ impl Call {
 
     async fn answer<E: Endpoint>(&self, input: InputResult<E>) -> Result<E::Answer, ApiError> {
         let PreparedInput { plan, tokens, images, second_images } = input?;
-        let mut images = E::Images::wait(images).await?;
+        // Wait for all images before the first task: a fetched file holds a permit, and an image that cannot be prepared
+        // must cost no work.
+        let second_images = async {
+            match second_images {
+                Some(images) => E::Images::wait(images).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let (images, second_images) = tokio::try_join!(E::Images::wait(images), second_images)?;
         let infos = E::Images::infos(&images);
         let output = self.submit(&self.model, plan.task(&images, &tokens).into()).await?;
         let output = typed::<E>(output)?;
         self.context.note(|notes| notes.tokens += E::generated_tokens(&output));
-        if let Some(second_images) = second_images {
-            images = E::Images::wait(second_images).await?;
-        }
-        let first =
-            FirstOutput { model: &self.model, images: &images, tokens: &tokens, output: &output };
+        let first = FirstOutput {
+            model: &self.model,
+            images: second_images.as_ref().unwrap_or(&images),
+            tokens: &tokens,
+            output: &output,
+        };
         let second = match plan.second_task(&first)? {
             Some(task) => {
                 Some(self.submit(plan.second_model().unwrap_or(&self.model), task).await?)
@@ -305,8 +316,14 @@ impl Call {
     }
 
     /// Returns a guard of the bytes reserved for the answer, which must live until the client has read the answer; `None`
-    /// for answers of a usual size.
+    /// for answers of a usual size. Rows and images that no task has used are released now.
     pub(crate) fn hold_answer(&self) -> Option<ReservationGuard> {
+        self.admission.release_work();
+        self.hold_stream()
+    }
+
+    /// Like [`hold_answer`](Self::hold_answer), for a call whose tasks are still running.
+    pub(crate) fn hold_stream(&self) -> Option<ReservationGuard> {
         self.is_large.then(|| self.admission.hold())
     }
 
@@ -387,8 +404,9 @@ fn plan_all<E: Endpoint>(
     }
 }
 
-/// Size of one number of a large answer: as the engine returns it, copied, and as text.
-const BYTES_PER_NUMBER: u64 = 20;
+/// Memory for one number of a large answer: 4 bytes from the engine, 4 in the answer, and up to 13 as text, in a buffer
+/// that doubles when it grows, next to its old contents.
+const BYTES_PER_NUMBER: u64 = 48;
 
 /// Returns the number of bytes to reserve for the numbers of a large answer; 0 for answers of a usual size. Rejects a call
 /// whose answer would have too many numbers.
@@ -413,6 +431,16 @@ fn answer_bytes<E: Endpoint>(
          request or ask for less"
     );
     Err(ApiError::new(Code::BatchTooLarge, detail))
+}
+
+/// Returns all ways in which the images of a call must be prepared.
+fn preprocessings<E: Endpoint>(
+    plans: &[Result<PlannedInput<E>, ApiError>],
+    model: &Model,
+) -> HashSet<Preprocessing> {
+    let second = plans.iter().flatten();
+    let second = second.filter_map(|planned| second_preprocessing(&planned.plan, model));
+    second.chain([model.info.preprocessing]).collect()
 }
 
 /// Returns how the images must be prepared for the second task, if its model needs them prepared in another way than the

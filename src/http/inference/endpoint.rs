@@ -11,6 +11,9 @@ use crate::http::settings::{Limits, MAX_LISTED};
 use crate::http::state::models::{Model, Models};
 use crate::task::{ImageInfo, PreparedImage, Role, Task, TaskKind, TaskOutput, TaskShape};
 
+/// Count of numbers that take as much memory as one listed token with its id, text and log-probability.
+pub(crate) const NUMBERS_PER_TOKEN: usize = 3;
+
 /// The parts of the pipeline that differ between endpoints. A value of a type that implements this trait is one
 /// validated input.
 pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
@@ -64,7 +67,8 @@ pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     /// Returns the length of each text in tokens, for the metric `prompt_tokens`.
     fn token_counts(tokens: &Self::Tokens) -> Vec<usize>;
 
-    /// Returns the largest possible number of numbers in the answer if it can be large, otherwise 0.
+    /// Returns the largest possible count of numbers in the answer if it can be large, otherwise 0. A listed token counts
+    /// as [`NUMBERS_PER_TOKEN`] numbers.
     /// [`Limits::max_embedding_values`] bounds their total over a call.
     fn answer_values(&self, _tokens: &Self::Tokens, _model: &Model) -> usize {
         0

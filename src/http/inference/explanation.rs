@@ -38,7 +38,8 @@ pub(crate) struct ExplainedToken {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = f32, required = false, example = -0.12, maximum = 0)]
     logprob: Option<f32>,
-    /// Weight of each patch, row by row from the top left. The rest to 1 is the weight of the class token.
+    /// Weight of each patch, row by row from the top left. They sum to less than 1; the remainder is the
+    /// weight of the class token.
     #[schema(example = json!([0.001, 0.002]))]
     weights: PatchWeights,
 }

@@ -32,6 +32,8 @@ use crate::task::{PreparedImage, Role, Scores, Similarity, SimilarityCell, TaskS
 /// The part of a template that the label replaces.
 const PLACE: &str = "{}";
 const DEFAULT_TEMPLATE: &str = "a photo of {}";
+/// Maximum size of a template in bytes. It is copied for each label.
+const MAX_TEMPLATE_BYTES: usize = 1000;
 /// The temperature with which BLIP's contrastive loss starts its training.
 const DEFAULT_TEMPERATURE: f32 = 0.07;
 
@@ -184,8 +186,12 @@ impl Endpoint for ClassifyPlan {
             return Err(ApiError::field(Code::InvalidRequest, field, detail));
         }
         let template = input.template.map_or_else(|| DEFAULT_TEMPLATE.into(), |text| text.0);
+        if template.len() > MAX_TEMPLATE_BYTES {
+            let detail = format!("has at most {MAX_TEMPLATE_BYTES} bytes");
+            return Err(ApiError::field(Code::TextTooLong, "template", detail));
+        }
         if template.matches(PLACE).count() != 1 {
-            let detail = "needs {} exactly once, where the label stands";
+            let detail = "must contain {} exactly once; the label replaces it";
             return Err(ApiError::field(Code::InvalidRequest, "template", detail));
         }
         let rule = rule(input.by, input.temperature, context.model)?;

@@ -40,6 +40,8 @@ use crate::task::{
 
 const DEFAULT_TOP_K: usize = 10;
 const DEFAULT_RERANK: usize = 16;
+/// Maximum value of `rerank`, as in its type. The rows of both tasks are reserved together, so this is the share of the second.
+const MAX_RERANK: usize = 64;
 
 const COSINE: Scores = Scores { matching: false, match_logits: false, cosine: true };
 const MATCHING: Scores = Scores { matching: true, match_logits: true, cosine: false };
@@ -92,7 +94,7 @@ requests! {
         /// Number of results to return; default 10.
         top_k: Int<1, 1024>,
         /// Number of results, best by cosine, that the matching head scores again; default 16. 0 ranks by cosine only.
-        rerank: Int<0, 1024>,
+        rerank: Int<0, 64>,
     }
     alternatives text | image, images | texts
 }
@@ -121,8 +123,7 @@ pub(crate) struct RankedCandidate {
     #[serde(rename = "match", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = f32, required = false, example = 0.97, minimum = 0, maximum = 1)]
     matching: Option<f32>,
-    /// Value that orders the candidates of one kind. Those that were scored again come first: it is their match logit
-    /// plus the cosine. For others, it is the cosine.
+    /// Sort key. Candidates that were scored again come first: match logit plus cosine. Others: cosine.
     #[schema(example = 3.5)]
     score: f32,
 }
@@ -214,11 +215,11 @@ impl Endpoint for RankPlan {
         shape
     }
 
-    /// A call may always rank as many candidates as the setting for them allows.
+    /// One input may have as many candidates as the setting for them allows.
     fn max_rows(limits: &Limits) -> (usize, &'static str) {
-        let candidates = 2 * limits.max_rank_candidates;
+        let candidates = limits.max_rank_candidates + MAX_RERANK;
         if candidates > limits.max_rows {
-            (candidates, "twice limits.max_rank_candidates")
+            (candidates, "limits.max_rank_candidates, and rerank")
         } else {
             (limits.max_rows, "limits.max_rows")
         }

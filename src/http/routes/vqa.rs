@@ -20,7 +20,9 @@ use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
 use crate::http::inference::arity::OneImage;
 use crate::http::inference::candidates::{self, CandidateScore, Ranked};
-use crate::http::inference::endpoint::{AnswerParts, Endpoint, PlanContext, check_count};
+use crate::http::inference::endpoint::{
+    AnswerParts, Endpoint, NUMBERS_PER_TOKEN, PlanContext, check_count,
+};
 use crate::http::inference::explanation::{self, Explanation};
 use crate::http::inference::generation::GenerationPlan;
 use crate::http::inference::image_args::ImageArg;
@@ -260,8 +262,19 @@ impl Endpoint for VqaPlan {
     }
 
     fn answer_values(&self, tokens: &VqaTokens, model: &Model) -> usize {
-        let tokens: usize = tokens.questions.iter().map(TokenIds::len).sum();
-        if self.explain.is_some() { tokens * model.info.image_tokens } else { 0 }
+        let total = |texts: &[TokenIds]| texts.iter().map(TokenIds::len).sum::<usize>();
+        let answered = match &tokens.params {
+            Some(params) => params.rows() * params.max_new_tokens,
+            None => total(&tokens.candidates),
+        };
+        let listed =
+            if self.tokens { self.questions.len() * answered * NUMBERS_PER_TOKEN } else { 0 };
+        let weights = if self.explain.is_some() {
+            total(&tokens.questions) * model.info.image_tokens
+        } else {
+            0
+        };
+        listed + weights
     }
 
     fn task(&self, image: &PreparedImage, tokens: &VqaTokens) -> Vqa {

@@ -32,7 +32,8 @@ pub struct Limits {
     pub max_rows: usize,
     /// Largest `max_new_tokens` that a call may request.
     pub max_new_tokens: usize,
-    /// Maximum number of numbers in the answer to a call that returns hidden states of all tokens.
+    /// Maximum count of numbers in one answer that returns the states of all tokens, attention weights or tokens (each
+    /// counts as three).
     pub max_embedding_values: usize,
     /// Maximum number of data frames of a request body. A limit on bytes is not enough, because a 1-byte frame costs
     /// far more memory than its data.

@@ -48,13 +48,16 @@ impl Models {
         others: &[Role],
         name: Option<&str>,
     ) -> Result<&Model, ApiError> {
-        let mut other = self.iter().filter(|model| others.contains(&model.info.role()));
-        let found = match name {
-            Some(name) => other.find(|model| model.info.name == name),
-            None if self.of_role(role).next().is_none() => other.next(),
-            None => None,
-        };
-        found.map_or_else(|| self.pick(role, name), Ok)
+        let other = self.iter().filter(|model| others.contains(&model.info.role()));
+        let candidates: Vec<&Model> = self.of_role(role).chain(other).collect();
+        match name {
+            Some(name) if !candidates.is_empty() => candidates
+                .iter()
+                .find(|model| model.info.name == name)
+                .copied()
+                .ok_or_else(|| not_found("model", &candidates)),
+            Some(_) | None => candidates.first().copied().map_or_else(|| self.pick(role, None), Ok),
+        }
     }
 
     /// Like [`pick`](Self::pick), for a name that the request gives in `field`.
@@ -71,17 +74,19 @@ impl Models {
             ));
         };
         let Some(name) = name else { return Ok(default) };
-        self.of_role(role).find(|model| model.info.name == name).ok_or_else(|| {
-            let loaded: Vec<&str> =
-                self.of_role(role).map(|model| model.info.name.as_str()).collect();
-            let (role, loaded) = (role.name(), loaded.join(", "));
-            let detail =
-                format!("the loaded {role} models are: {loaded}; the first is the default");
-            ApiError::field(Code::ModelNotFound, field, detail)
-        })
+        let candidates: Vec<&Model> = self.of_role(role).collect();
+        let found = candidates.iter().find(|model| model.info.name == name).copied();
+        found.ok_or_else(|| not_found(field, &candidates))
     }
 
     fn of_role(&self, role: Role) -> impl Iterator<Item = &Model> {
         self.0.iter().filter(move |model| model.info.role() == role)
     }
+}
+
+/// Returns the error for a name in `field` that is none of these models.
+fn not_found(field: &str, candidates: &[&Model]) -> ApiError {
+    let names: Vec<&str> = candidates.iter().map(|model| model.info.name.as_str()).collect();
+    let detail = format!("the loaded models are: {}; the first is the default", names.join(", "));
+    ApiError::field(Code::ModelNotFound, field, detail)
 }

@@ -33,7 +33,7 @@ async fn the_best_candidates_come_first_and_are_scored_again() {
 async fn as_many_candidates_as_the_limit_can_be_ranked() {
     let app = TestApp::start();
     let texts: Vec<String> = (0..256).map(|index| format!("text {index}")).collect();
-    let request = json!({"image": base64(&png(1)), "texts": texts, "rerank": 256, "top_k": 256});
+    let request = json!({"image": base64(&png(1)), "texts": texts, "rerank": 64, "top_k": 256});
     let answer = app.json("/rank", &request).await.ok();
     let mut found = indices(&answer);
     found.sort_unstable();
@@ -76,6 +76,7 @@ async fn each_wrong_combination_is_a_400_at_its_field() {
         ("/classify", json!({"image": image, "labels": ["a"], "template": "no place"}), "template"),
         ("/classify", json!({"image": image, "labels": ["a"], "template": "{} {}"}), "template"),
         ("/classify", json!({"image": image, "labels": ["a"], "temperature": 0}), "temperature"),
+        ("/rank", json!({"image": image, "texts": ["a"], "rerank": 65}), "rerank"),
         (
             "/classify",
             json!({"image": image, "labels": ["a"], "by": "match", "temperature": 1}),
@@ -86,4 +87,13 @@ async fn each_wrong_combination_is_a_400_at_its_field() {
         let answer = app.json(path, &request).await;
         assert_eq!(answer.refused_field(400, "invalid_request"), field, "{}", answer.text());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_template_is_refused_before_it_is_copied() {
+    let app = TestApp::start();
+    let template = format!("{{}} {}", "a ".repeat(600));
+    let request = json!({"image": base64(&png(1)), "labels": ["a"], "template": template});
+    let answer = app.json("/classify", &request).await;
+    assert_eq!(answer.refused_field(422, "text_too_long"), "template");
 }

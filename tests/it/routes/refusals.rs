@@ -40,6 +40,10 @@ async fn models_are_looked_up_among_the_loaded_names() {
     let app = TestApp::with(|config| config.models.retain(|model| model.name == "fake-caption"));
     app.json("/vqa", &json!({})).await.refused(404, "task_not_loaded");
     app.json("/similarity/batch", &json!({})).await.refused(404, "task_not_loaded");
+    // Models of every role answer here.
+    let request = json!({"image": base64(&png(1)), "model": "nothing", "pooling": "cls"});
+    let problem = app.json("/embeddings", &request).await.refused(404, "model_not_found");
+    assert!(problem["detail"].as_str().unwrap().contains("fake-caption"), "{problem}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

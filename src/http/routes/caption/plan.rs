@@ -12,7 +12,9 @@ use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;
 use crate::http::inference::arity::OneImage;
 use crate::http::inference::candidates::{self, CandidateScore, Ranked};
-use crate::http::inference::endpoint::{AnswerParts, Endpoint, FirstOutput, PlanContext};
+use crate::http::inference::endpoint::{
+    AnswerParts, Endpoint, FirstOutput, NUMBERS_PER_TOKEN, PlanContext,
+};
 use crate::http::inference::explanation::{self, Explanation};
 use crate::http::inference::generation::GenerationPlan;
 use crate::http::inference::image_args::ImageArg;
@@ -243,13 +245,16 @@ impl Endpoint for CaptionPlan {
         Caption { image: image.clone(), prompt, mode, explain: self.explain.clone() }
     }
 
-    fn answer_values(&self, _: &CaptionTokens, model: &Model) -> usize {
-        match (&self.mode, &self.explain) {
-            (PlannedMode::Generate { generation, .. }, Some(_)) => {
-                generation.params.max_new_tokens * model.info.image_tokens
+    fn answer_values(&self, tokens: &CaptionTokens, model: &Model) -> usize {
+        let listed = if self.tokens { NUMBERS_PER_TOKEN } else { 0 };
+        let weights = if self.explain.is_some() { model.info.image_tokens } else { 0 };
+        let count = match (&self.mode, tokens) {
+            (PlannedMode::Generate { generation: GenerationPlan { params, .. }, .. }, _) => {
+                params.rows() * params.max_new_tokens
             }
-            (PlannedMode::Generate { .. } | PlannedMode::Rank(_), _) => 0,
-        }
+            (PlannedMode::Rank(_), tokens) => Self::token_counts(tokens).iter().sum(),
+        };
+        count * (listed + weights)
     }
 
     fn second_model(&self) -> Option<&Model> {

@@ -124,6 +124,7 @@ pub(crate) async fn caption_stream(
     let (plan, texts, image, generation) =
         began.inspect_err(|error| call.count::<CaptionPlan>(Some(error)))?;
     context.note(|notes| notes.streaming = true);
+    let hold = call.hold_stream();
     let (events, receiver) = mpsc::channel(BUFFERED_EVENTS);
     let caption = Caption { call, plan, texts, image, context };
     tokio::spawn(async move {
@@ -134,9 +135,10 @@ pub(crate) async fn caption_stream(
             () = caption.run(generation, &events) => {}
         }
     });
-    let events = stream::unfold(receiver, |mut receiver| async {
+    // The events keep the reservation for a large answer until they are sent.
+    let events = stream::unfold((receiver, hold), |(mut receiver, hold)| async {
         let event = receiver.recv().await?;
-        Some((Ok::<_, Infallible>(event), receiver))
+        Some((Ok::<_, Infallible>(event), (receiver, hold)))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }

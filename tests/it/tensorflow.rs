@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use blip_server::hub::{CheckpointFiles, WeightFiles, convert_to_safetensors};
 use blip_server::tensorflow::TensorFlowFile;
@@ -15,6 +14,7 @@ use crate::robustness::fuzz::targets::allocations;
 use crate::robustness::fuzz::targets::hdf5::{
     Node, ROOT_AT, dataspace, f32_type, file, header, heap, layout, symbol_table, tree,
 };
+use crate::support::process::assert_refused_in_little_memory;
 
 /// Directories of `tests/fixtures/tensorflow`, one for each `TFBlip` class.
 const CLASSES: [&str; 6] = ["caption", "vqa", "retrieval", "base", "text", "vision"];
@@ -381,23 +381,7 @@ fn a_harmful_checkpoint_is_exit_78_and_takes_no_memory() {
     let weights = directory.path().join("tf_model.h5");
     for (name, bytes, _) in harmful() {
         fs::write(&weights, &bytes).unwrap();
-        for command in ["serve", "convert"] {
-            let mut arguments = vec![command];
-            if command == "serve" {
-                arguments.extend(["--listen", "127.0.0.1:0", "--model"]);
-            }
-            arguments.push(directory.path().to_str().unwrap());
-            let output = Command::new("sh")
-                .args(["-c", r#"ulimit -v 1048576 && exec "$0" "$@""#])
-                .arg(env!("CARGO_BIN_EXE_blip-server"))
-                .args(&arguments)
-                .env_clear()
-                .output()
-                .unwrap();
-            let message = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(78), "{name}, {command}: {output:?}");
-            assert!(message.contains("tf_model.h5"), "{name}, {command}: {message}");
-        }
+        assert_refused_in_little_memory(directory.path(), "tf_model.h5", name);
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use blip_server::torch::TorchFile;
 use candle_core::{DType, Tensor};
 
 use crate::robustness::fuzz::targets::archive::{Entry, archive, with_pickle};
+use crate::support::process::assert_refused_in_little_memory;
 
 /// BINUNICODE.
 fn text(text: &str) -> Vec<u8> {
@@ -133,23 +133,7 @@ fn a_harmful_checkpoint_is_exit_78_and_takes_no_memory() {
     let weights = directory.path().join("pytorch_model.bin");
     for (name, pickle, _) in harmful() {
         fs::write(&weights, with_pickle(&pickle, &[0; 4])).unwrap();
-        for command in ["serve", "convert"] {
-            let mut arguments = vec![command];
-            if command == "serve" {
-                arguments.extend(["--listen", "127.0.0.1:0", "--model"]);
-            }
-            arguments.push(directory.path().to_str().unwrap());
-            let output = Command::new("sh")
-                .args(["-c", r#"ulimit -v 1048576 && exec "$0" "$@""#])
-                .arg(env!("CARGO_BIN_EXE_blip-server"))
-                .args(&arguments)
-                .env_clear()
-                .output()
-                .unwrap();
-            let message = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(78), "{name}, {command}: {output:?}");
-            assert!(message.contains("pytorch_model.bin"), "{name}, {command}: {message}");
-        }
+        assert_refused_in_little_memory(directory.path(), "pytorch_model.bin", name);
     }
 }
 

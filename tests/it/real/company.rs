@@ -130,37 +130,24 @@ fn tasks(models: &[ModelInfo], tokenizer: &Tokenizer) -> Vec<(ModelId, Task)> {
     let mut tasks = Vec::new();
     for index in 0..PHOTOS.len() {
         let image = |model: ModelId| prepared(&models[model.0], index);
+        let vqa = |questions, mode| {
+            let explain = Some(Explain([0, 2].into()));
+            Task::Vqa(Vqa { image: image(VQA), questions, mode, explain })
+        };
         for (round, params) in params.iter().enumerate() {
             let prompt = prompts[(round + index) % prompts.len()].clone();
             let mode = DecodeMode::Generate(params.clone());
             let caption = Caption { image: image(CAPTION), prompt, mode, explain: explain(round) };
             tasks.push((CAPTION, Task::Caption(caption)));
             let questions = vec![ids("what is this ?"), ids("how many men are in the city ?")];
-            let mode = DecodeMode::Generate(params.clone());
-            tasks.push((
-                VQA,
-                Task::Vqa(Vqa {
-                    image: image(VQA),
-                    questions,
-                    mode,
-                    explain: Some(Explain([0, 2].into())),
-                }),
-            ));
+            tasks.push((VQA, vqa(questions, DecodeMode::Generate(params.clone()))));
         }
         let mode = DecodeMode::Rank(vec![ids("a man"), ids("two"), ids("in the city")]);
         let caption =
             Caption { image: image(CAPTION), prompt: None, mode: mode.clone(), explain: None };
         tasks.push((CAPTION, Task::Caption(caption)));
         let questions = vec![ids("where is it ?")];
-        tasks.push((
-            VQA,
-            Task::Vqa(Vqa {
-                image: image(VQA),
-                questions,
-                mode,
-                explain: Some(Explain([0, 2].into())),
-            }),
-        ));
+        tasks.push((VQA, vqa(questions, mode)));
         let texts = vec![ids("a man"), ids("the woman in the city")];
         let images =
             vec![image(RETRIEVAL), prepared(&models[RETRIEVAL.0], (index + 1) % PHOTOS.len())];

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
@@ -145,4 +146,29 @@ pub(crate) fn get_with(address: &str, path: &str, fields: &str) -> String {
 /// The answer to a GET on a connection of its own.
 pub(crate) fn get(address: &str, path: &str) -> String {
     get_with(address, path, "")
+}
+
+/// Runs `serve` and `convert` on the checkpoint in `directory`, each in an address space of 1 GiB. `case` names the
+/// checkpoint in messages.
+///
+/// # Panics
+/// When one of them does not end with exit code 78 and a message that names `weights`.
+pub(crate) fn assert_refused_in_little_memory(directory: &Path, weights: &str, case: &str) {
+    for command in ["serve", "convert"] {
+        let mut arguments = vec![command];
+        if command == "serve" {
+            arguments.extend(["--listen", "127.0.0.1:0", "--model"]);
+        }
+        arguments.push(directory.to_str().unwrap());
+        let output = Command::new("sh")
+            .args(["-c", r#"ulimit -v 1048576 && exec "$0" "$@""#])
+            .arg(env!("CARGO_BIN_EXE_blip-server"))
+            .args(&arguments)
+            .env_clear()
+            .output()
+            .unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(78), "{case}, {command}: {output:?}");
+        assert!(message.contains(weights), "{case}, {command}: {message}");
+    }
 }

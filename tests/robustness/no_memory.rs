@@ -10,11 +10,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Enough for a small picture and everything around it, too little for 384 MB of pixels.
 const LEFT_BYTES: u64 = 200 << 20;
 
-/// From the time that one pixel takes, the server expects hundreds of millions to take far longer than they do. What
-/// arrives before it has noted their end must not be refused for that.
-const LONG_WAITS: [(&str, &str); 2] =
-    [("ENGINE__MAX_QUEUE_WAIT_MS", "600000"), ("SERVER__DEADLINE_MS", "600000")];
-
 /// A caption's request for a picture file.
 fn request(file: &[u8]) -> Vec<u8> {
     let head = format!(
@@ -33,7 +28,7 @@ fn small(shade: u8) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_picture_that_no_memory_holds_is_refused_and_the_process_lives() {
-    let server = Process::mock(&[], &LONG_WAITS);
+    let server = Process::mock(&[], &[]);
     let address = server.address();
     let answer = async |file: &[u8]| exchange(address, &request(file), PATIENCE).await;
     assert_eq!(statuses(&answer(&small(1)).await.bytes), Ok(vec![200]));

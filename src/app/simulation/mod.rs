@@ -61,6 +61,9 @@ const SEARCHED: u64 = 2000;
 /// Every so many seeds, a seed is played a second time, to compare the logs.
 const PLAYED_TWICE: u64 = 16;
 
+/// Every so many seeds, a long run prints how far it is.
+const TOLD: u64 = 5000;
+
 /// Number of log lines that a failure prints.
 const LINES: usize = 60;
 
@@ -73,6 +76,7 @@ fn simulate(seed: u64, mutation: Option<Mutation>) -> Findings {
 fn explore(seeds: Range<u64>) {
     silence_scripted_panics();
     let (start, next) = (Instant::now(), AtomicU64::new(seeds.start));
+    let all = seeds.end - seeds.start;
     let tallies = on_all_cores(|| {
         let mut tally = Tally::default();
         loop {
@@ -80,15 +84,24 @@ fn explore(seeds: Range<u64>) {
             if seed >= seeds.end {
                 return tally;
             }
+            let played = seed - seeds.start;
+            if played > 0 && played % TOLD == 0 {
+                let seconds = start.elapsed().as_secs_f64();
+                let left = seconds * (all - played) as f64 / played as f64;
+                println!("{played} of {all} seeds in {seconds:.0} s, about {left:.0} s left");
+            }
             let mut findings = simulate(seed, None);
             if seed % PLAYED_TWICE == 0 {
                 findings.violations.extend(difference(&findings, &simulate(seed, None)));
+            }
+            if let Some(violation) = findings.violations.first() {
+                println!("seed {seed} fails: {violation}");
             }
             tally.add(seed, findings);
         }
     });
     let seconds = start.elapsed().as_secs_f64();
-    println!("{} seeds in {seconds:.0} s: {tallies}", seeds.end - seeds.start);
+    println!("{all} seeds in {seconds:.0} s: {tallies}");
     if let Some((seed, findings)) = tallies.failures.first_key_value() {
         report(*seed, findings, LINES);
         panic!("{} seeds fail: {:?}", tallies.failures.len(), tallies.failures.keys());

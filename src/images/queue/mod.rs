@@ -1,9 +1,10 @@
 //! The queue of the decoding threads: decides which jobs are admitted and which job runs next, and estimates how long a
 //! new call would wait.
 //!
-//! Clients share the threads by work, not by number of pictures: the client that has received the least work is served
-//! next (start-time fair queueing). Large pictures of one client therefore do not delay small ones of another. The
-//! calls of one client take turns (round robin). The queue itself has no lock, threads or clock: `pool` has the lock
+//! Clients share the threads by time, not by number of pictures: the client that has received the least time is served
+//! next (start-time fair queueing). Large pictures of one client therefore do not delay small ones of another. When a
+//! decode starts, its client is charged the expected time; when it ends, the time that it took. The calls of one client
+//! take turns (round robin). The queue itself has no lock, threads or clock: `pool` has the lock
 //! and the threads, and passes the time as an argument.
 
 mod job;
@@ -26,6 +27,14 @@ const LEAST_WORK: f64 = 1e4;
 /// small pictures hardly change the average.
 const REMEMBERED_WORK: f64 = 5e7;
 
+/// Work, in pixels, after which the average alone determines the time per pixel of a large decode. Until then, the rest
+/// is assumed to take `ASSUMED_SECONDS` per pixel, because the fixed costs of a small picture say nothing about the
+/// pixels of a large one.
+const ENOUGH_WORK: f64 = 1e6;
+
+/// Time per pixel, in seconds, before enough is decoded. Decoding takes 5 to 20 ns per pixel, depending on the format.
+const ASSUMED_SECONDS: f64 = 1e-8;
+
 /// The waiting jobs, the running jobs, and moving averages of the durations of jobs.
 #[derive(Default)]
 pub(super) struct Queue {
@@ -36,10 +45,10 @@ pub(super) struct Queue {
     decodes: Turns<u64>,
     /// Number of waiting jobs of each client that has any.
     clients: BTreeMap<ClientId, usize>,
-    /// Finish time, in virtual time, of each client's last decode. It measures the work that the client has received. A
-    /// client without an entry starts at `virtual_time`.
+    /// Finish time, in virtual time, of each client's last decode. It measures the time, in seconds, for which the client
+    /// has had a thread. A client without an entry starts at `virtual_time`.
     finish_times: BTreeMap<ClientId, f64>,
-    /// Virtual time, which is the start time of the decode that was taken last.
+    /// Virtual time in seconds, which is the start time of the decode that was taken last.
     virtual_time: f64,
     running: Vec<Running>,
     /// Moving average of the duration of hashing, in seconds; 0 before the first job.
@@ -68,6 +77,8 @@ pub(super) struct Running {
     client: ClientId,
     began: Instant,
     work: f64,
+    /// Seconds that the client of a decode was charged when it started.
+    charged: f64,
 }
 
 impl Queue {
@@ -104,34 +115,35 @@ impl Queue {
         let decode =
             self.decode_next && self.decodes.front().is_some() || self.hashes.front().is_none();
         let lane = if decode { Lane::Decodes } else { Lane::Hashes };
-        let id = match lane {
-            Lane::Hashes => self.hashes.pop(),
-            Lane::Decodes => self.next_decode(),
-        }?;
+        let (id, charged) = match lane {
+            Lane::Hashes => (self.hashes.pop()?, 0.0),
+            Lane::Decodes => self.next_decode()?,
+        };
         let (job, client, work) = self.forget(id)?;
         self.decode_next = !decode;
-        let running = Running { lane, client, began: now, work };
+        let running = Running { lane, client, began: now, work, charged };
         self.running.push(running);
         Some((job, running))
     }
 
-    /// Takes the next decode of the client that has received the least work, and returns the decode's id.
-    fn next_decode(&mut self) -> Option<u64> {
-        let finish_times = |client: &ClientId| {
-            self.finish_times
-                .get(client)
-                .map_or(self.virtual_time, |finish_times| finish_times.max(self.virtual_time))
+    /// Takes the next decode of the client that has received the least time. Returns the decode's id, and the seconds that
+    /// the client is charged for it.
+    fn next_decode(&mut self) -> Option<(u64, f64)> {
+        let start_time = |client: &ClientId| {
+            let finish_time = self.finish_times.get(client);
+            finish_time.map_or(self.virtual_time, |finish_time| finish_time.max(self.virtual_time))
         };
         let client =
-            self.decodes.clients().min_by(|a, b| finish_times(a).total_cmp(&finish_times(b)))?;
-        self.virtual_time = finish_times(&client);
+            self.decodes.clients().min_by(|a, b| start_time(a).total_cmp(&start_time(b)))?;
+        self.virtual_time = start_time(&client);
         let id = self.decodes.pop_from(client)?;
         let work = self.jobs.get(&id).map_or(0.0, |waiting| waiting.work);
-        self.finish_times.insert(client, self.virtual_time + work);
+        let charged = self.expected_time(work);
+        self.finish_times.insert(client, self.virtual_time + charged);
         // A client without an entry starts at the virtual time, so an entry is needed only while its finish time is
         // later than the virtual time.
-        self.finish_times.retain(|_, finish_times| *finish_times > self.virtual_time);
-        Some(id)
+        self.finish_times.retain(|_, finish_time| *finish_time > self.virtual_time);
+        Some((id, charged))
     }
 
     /// Removes the jobs without waiters and returns them, so that the caller can drop them outside the lock.
@@ -171,7 +183,7 @@ impl Queue {
             self.running.swap_remove(place);
         }
         let took = now.saturating_duration_since(job.began).as_secs_f64();
-        self.charge(job, took);
+        self.settle(job, took);
         let expected = match job.lane {
             Lane::Hashes => self.hash_seconds,
             Lane::Decodes => self.decode_time(job.work),
@@ -190,19 +202,26 @@ impl Queue {
         }
     }
 
-    /// Charges the client for the extra time of a decode that took longer than the file's header implied. A file whose
-    /// header understates the work therefore gains no advantage.
-    fn charge(&mut self, job: Running, took: f64) {
-        let expected = self.decode_time(job.work);
-        if job.lane == Lane::Decodes && took > expected && expected > 0.0 {
-            let more = job.work * (took / expected - 1.0);
-            *self.finish_times.entry(job.client).or_insert(self.virtual_time) += more;
+    /// Charges the client of a decode the time that it took, in place of the time that was expected. So neither a file
+    /// whose header understates the work nor a wrong expectation changes the client's share.
+    fn settle(&mut self, job: Running, took: f64) {
+        if job.lane == Lane::Decodes {
+            let more = took.max(LEAST_WORK * ASSUMED_SECONDS) - job.charged;
+            let finish_time = self.finish_times.entry(job.client).or_insert(self.virtual_time);
+            *finish_time = (*finish_time + more).max(self.virtual_time);
         }
     }
 
     /// Estimates the duration in seconds of a decode with this work; 0 before the first decode.
     fn decode_time(&self, work: f64) -> f64 {
-        if self.decode_work > 0.0 { work * self.decode_seconds / self.decode_work } else { 0.0 }
+        if self.decode_work > 0.0 { self.expected_time(work) } else { 0.0 }
+    }
+
+    /// Like [`decode_time`](Self::decode_time), but assumes a time before the first decode.
+    fn expected_time(&self, work: f64) -> f64 {
+        let missing = (work.min(ENOUGH_WORK) - self.decode_work).max(0.0);
+        let seconds = self.decode_seconds + missing * ASSUMED_SECONDS;
+        work * seconds / (self.decode_work + missing)
     }
 
     /// Estimates the time until a thread is free for the last of `files` files, if their call arrived now. Returns zero

@@ -40,7 +40,11 @@ fn push(queue: &mut Queue, lane: Lane, call: CallId) -> bool {
 fn learn(queue: &mut Queue, lane: Lane, took: Duration, done: JobOutcome) {
     let began = Instant::now();
     let client = ClientId(1);
-    queue.ended(Running { lane, client, began, work: MEGAPIXEL as f64 }, began + took, done);
+    queue.ended(
+        Running { lane, client, began, work: MEGAPIXEL as f64, charged: 0.0 },
+        began + took,
+        done,
+    );
 }
 
 /// Returns a queue that has learned that hashing takes a second and decoding two seconds per megapixel.
@@ -137,6 +141,25 @@ fn a_decode_that_takes_longer_than_it_said_is_paid_for() {
 }
 
 #[test]
+fn a_wrong_expectation_is_made_good_at_the_end_of_the_decode() {
+    // A small picture has taught the queue next to nothing when two clients send large ones.
+    let (mut queue, now) = (Queue::new(9), Instant::now());
+    let (lane, client) = (Lane::Decodes, ClientId(3));
+    let small = Running { lane, client, began: now, work: LEAST_WORK, charged: 0.0 };
+    queue.ended(small, now + Duration::from_micros(2), JobOutcome::Completed);
+    for client in [1, 2, 2, 2, 2, 1] {
+        push(&mut queue, Lane::Decodes, lone(client));
+    }
+    let mut next = |took| {
+        let (_, running) = queue.next(now).unwrap();
+        queue.ended(running, now + took, JobOutcome::Completed);
+        running.client
+    };
+    let order: Vec<ClientId> = (0..6).map(|_| next(SECOND)).collect();
+    assert_eq!(order, [1, 2, 1, 2, 2, 2].map(ClientId), "equal times, equal turns");
+}
+
+#[test]
 fn a_client_that_fills_the_queue_leaves_room_for_others() {
     let mut queue = Queue::new(8);
     let mut fill = |client| {
@@ -188,11 +211,39 @@ fn a_file_costs_by_its_work_and_small_ones_do_not_change_what_a_pixel_costs() {
     for _ in 0..1000 {
         let began = Instant::now();
         let (lane, client) = (Lane::Decodes, ClientId(1));
-        let small = Running { lane, client, began, work: LEAST_WORK };
+        let small = Running { lane, client, began, work: LEAST_WORK, charged: 0.0 };
         queue.ended(small, began + Duration::from_micros(50), JobOutcome::Completed);
     }
     let seconds = estimated_wait(&queue, 1, now).as_secs_f64();
     assert!((5.0..100.0).contains(&seconds), "{seconds}");
+}
+
+#[test]
+fn the_fixed_cost_of_a_small_picture_says_nothing_about_the_pixels_of_a_large_one() {
+    let took = Duration::from_micros(800);
+    let queue_after = |small: u32| {
+        let mut queue = Queue::new(9);
+        for _ in 0..small {
+            let (began, lane, client) = (Instant::now(), Lane::Decodes, ClientId(1));
+            let job = Running { lane, client, began, work: LEAST_WORK, charged: 0.0 };
+            queue.ended(job, began + took, JobOutcome::Completed);
+        }
+        queue
+    };
+    let queue = queue_after(1);
+    assert!(
+        (queue.decode_time(LEAST_WORK) - 0.0008).abs() < 1e-9,
+        "another small one as the first"
+    );
+    // 99 of 100 parts of a megapixel are assumed to take 10 ns per pixel: 0.8 ms + 9.9 ms per megapixel.
+    let seconds = queue.decode_time(128.0 * MEGAPIXEL as f64);
+    assert!((seconds - 128.0 * 0.0107).abs() < 1e-6, "{seconds}");
+    // Between the two, a larger picture never has the shorter estimate.
+    let estimates: Vec<f64> =
+        (1..500).map(|n| queue.decode_time(f64::from(n) * LEAST_WORK)).collect();
+    assert!(estimates.is_sorted(), "{estimates:?}");
+    let seconds = queue_after(1000).decode_time(MEGAPIXEL as f64);
+    assert!((seconds - 0.08).abs() < 1e-4, "what was measured over enough work holds: {seconds}");
 }
 
 #[test]

@@ -36,7 +36,8 @@ pub(super) struct LoadedModels {
 /// The files of one model, found or downloaded but not loaded yet.
 pub(super) struct Located {
     pub(super) spec: ModelSpec,
-    tokenizer: TokenizerPlace,
+    /// Place of the tokenizer; `None` for a checkpoint that has none.
+    tokenizer: Option<TokenizerPlace>,
 }
 
 enum TokenizerPlace {
@@ -46,12 +47,13 @@ enum TokenizerPlace {
 
 impl Located {
     fn on_disk(model: &ModelSource, files: CheckpointFiles) -> Self {
-        let tokenizer = TokenizerPlace::Directory(files.directory.clone());
+        let directory = || TokenizerPlace::Directory(files.directory.clone());
+        let tokenizer = files.tokenizer.as_ref().map(|_| directory());
         Self { spec: spec(model, files), tokenizer }
     }
 
     fn in_binary(model: &ModelSource, demo: &'static DemoModel) -> Self {
-        Self { spec: demo_spec(model, demo), tokenizer: TokenizerPlace::InBinary(demo) }
+        Self { spec: demo_spec(model, demo), tokenizer: Some(TokenizerPlace::InBinary(demo)) }
     }
 }
 
@@ -98,8 +100,7 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
             CheckpointSource::Hub(_) => continue,
         };
         let vocabulary = model::check(&spec).with_context(cannot)?;
-        let tokenizer = load_tokenizer(&tokenizer, &config.http.input).with_context(cannot)?;
-        check_vocabulary(vocabulary, &tokenizer).with_context(cannot)?;
+        load_tokenizer(tokenizer.as_ref(), vocabulary, &config.http.input).with_context(cannot)?;
     }
     Ok(())
 }
@@ -153,8 +154,10 @@ fn rebuild<O: Ops + 'static>(
         // The weight files may have changed since startup. The tokenizers are still those loaded at startup, so check
         // that they match the new weights.
         for Model { info, tokenizer } in models.iter() {
-            check_vocabulary(backend.vocabulary(info.id), tokenizer)
-                .with_context(|| format!("cannot serve model {}", info.name))?;
+            if let (Some(vocabulary), Some(tokenizer)) = (backend.vocabulary(info.id), tokenizer) {
+                check_vocabulary(vocabulary, tokenizer)
+                    .with_context(|| format!("cannot serve model {}", info.name))?;
+            }
         }
         Ok(backend)
     })
@@ -186,10 +189,10 @@ fn with_tokenizers<O: Ops>(
     let mut models = Vec::with_capacity(located.len());
     for (info, located) in backend.models().iter().zip(located) {
         let cannot = || format!("cannot serve model {}", info.name);
+        let (place, vocabulary) = (located.tokenizer.as_ref(), backend.vocabulary(info.id));
         let tokenizer =
-            load_tokenizer(&located.tokenizer, &config.http.input).with_context(cannot)?;
-        check_vocabulary(backend.vocabulary(info.id), &tokenizer).with_context(cannot)?;
-        models.push(Model { info: info.clone(), tokenizer: Arc::new(tokenizer) });
+            load_tokenizer(place, vocabulary, &config.http.input).with_context(cannot)?;
+        models.push(Model { info: info.clone(), tokenizer: tokenizer.map(Arc::new) });
     }
     if backend.models().iter().any(|info| info.demo) {
         tracing::warn!(
@@ -201,8 +204,16 @@ fn with_tokenizers<O: Ops>(
     Ok(Models::new(models))
 }
 
-fn load_tokenizer(place: &TokenizerPlace, settings: &InputSettings) -> anyhow::Result<Tokenizer> {
-    Ok(match place {
+/// Loads the tokenizer of a model with this vocabulary, and checks that it matches. Returns `None` for a model without a
+/// text tower, which has no vocabulary.
+fn load_tokenizer(
+    place: Option<&TokenizerPlace>,
+    vocabulary: Option<Vocabulary>,
+    settings: &InputSettings,
+) -> anyhow::Result<Option<Tokenizer>> {
+    let Some(vocabulary) = vocabulary else { return Ok(None) };
+    let place = place.context("the checkpoint has no tokenizer")?;
+    let tokenizer = match place {
         TokenizerPlace::Directory(directory) => Tokenizer::load(directory, settings)?,
         TokenizerPlace::InBinary(DemoModel { tokenizer, tokenizer_config, .. }) => {
             Tokenizer::from_texts(
@@ -212,7 +223,9 @@ fn load_tokenizer(place: &TokenizerPlace, settings: &InputSettings) -> anyhow::R
                 settings,
             )?
         }
-    })
+    };
+    check_vocabulary(vocabulary, &tokenizer)?;
+    Ok(Some(tokenizer))
 }
 
 fn check_vocabulary(

@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::HubError;
+use super::towers::Towers;
 use crate::document::{self, ObjectFields};
 
 /// The paths of all files that a loader opens.
@@ -18,14 +19,15 @@ pub struct CheckpointFiles {
     pub config: PathBuf,
     /// The weight files, safetensors if present.
     pub weights: WeightFiles,
-    /// The file that holds the vocabulary.
-    pub tokenizer: TokenizerFiles,
+    /// The file that holds the vocabulary; may be `None` only for a checkpoint without a text tower.
+    pub tokenizer: Option<TokenizerFiles>,
     /// Files that define the tokenizer's class, options and added tokens, if they exist.
     pub tokenizer_options: Vec<PathBuf>,
     /// Path of `preprocessor_config.json`, if it exists.
     pub preprocessor: Option<PathBuf>,
     /// Path of `processor_config.json`, if it exists. This newer format has the fields of `preprocessor_config.json`
-    /// under `image_processor`. At least one of `preprocessor` and `processor` is set.
+    /// under `image_processor`. At least one of `preprocessor` and `processor` is set, except for a checkpoint without a
+    /// vision tower.
     pub processor: Option<PathBuf>,
     /// The commit of a hub checkpoint; `None` for a directory.
     pub revision: Option<String>,
@@ -137,16 +139,20 @@ impl CheckpointFiles {
             Some(path) => Some(TokenizerFiles::Json(path)),
             None => find("vocab.txt")?.map(TokenizerFiles::Vocab),
         };
-        let tokenizer = tokenizer.ok_or_else(|| {
-            missing(TOKENIZER_WANTED, "save the processor there too: processor.save_pretrained")
-        })?;
+        let towers = Towers::of(&config);
+        if towers.text && tokenizer.is_none() {
+            return Err(missing(
+                TOKENIZER_WANTED,
+                "save the processor there too: processor.save_pretrained",
+            ));
+        }
         let mut tokenizer_options = Vec::new();
         for name in TOKENIZER_OPTIONS {
             tokenizer_options.extend(find(name)?);
         }
         let preprocessor = find("preprocessor_config.json")?;
         let processor = find("processor_config.json")?;
-        if preprocessor.is_none() && processor.is_none() {
+        if towers.vision && preprocessor.is_none() && processor.is_none() {
             return Err(missing(
                 PREPROCESSOR_WANTED,
                 "save the processor there too: processor.save_pretrained",
@@ -372,8 +378,30 @@ mod tests {
         ];
         let directory = directory(&files);
         let found = CheckpointFiles::resolve(directory.path()).unwrap();
-        assert_eq!(found.tokenizer, TokenizerFiles::Vocab(directory.path().join("vocab.txt")));
+        let vocabulary = TokenizerFiles::Vocab(directory.path().join("vocab.txt"));
+        assert_eq!(found.tokenizer, Some(vocabulary));
         assert_eq!(found.preprocessor, None);
         assert_eq!(found.processor, Some(directory.path().join("processor_config.json")));
+    }
+
+    #[test]
+    fn a_single_tower_needs_only_its_own_files() {
+        let files = |class, file| {
+            let config = format!(r#"{{"architectures": ["{class}"]}}"#);
+            let directory = directory(&[
+                ("config.json", config.as_str()),
+                ("model.safetensors", ""),
+                (file, "{}"),
+            ]);
+            CheckpointFiles::resolve(directory.path()).map_err(|error| error.to_string())
+        };
+        let vision = files("BlipVisionModel", "preprocessor_config.json").unwrap();
+        assert_eq!((vision.tokenizer, vision.preprocessor.is_some()), (None, true));
+        let text = files("BlipTextModel", "tokenizer.json").unwrap();
+        assert_eq!((text.tokenizer.is_some(), text.preprocessor), (true, None));
+        let missing = files("BlipVisionModel", "tokenizer.json").unwrap_err();
+        assert!(missing.contains("no image preprocessing"), "{missing}");
+        let missing = files("BlipTextModel", "preprocessor_config.json").unwrap_err();
+        assert!(missing.contains("no tokenizer"), "{missing}");
     }
 }

@@ -9,6 +9,7 @@ use super::checkpoint::{
     PREPROCESSOR_WANTED, TOKENIZER_OPTIONS, TOKENIZER_WANTED, WEIGHTS, WEIGHTS_WANTED, read_index,
 };
 use super::client::{HubClient, Listing, RemoteFile};
+use super::towers::Towers;
 use super::{
     CheckpointFiles, CheckpointSource, DownloadProgress, HubError, HubSettings, HubSource, blob,
 };
@@ -128,16 +129,18 @@ async fn download_all(
     listing: &Listing,
     progress: &DownloadProgress,
 ) -> Result<(), HubError> {
-    let wanted =
-        Wanted::among(&listing.files).map_err(|missing| HubError::MissingInRepository {
-            id: source.id.clone(),
-            revision: source.revision().to_owned(),
-            missing,
-        })?;
+    let missing = |missing| HubError::MissingInRepository {
+        id: source.id.clone(),
+        revision: source.revision().to_owned(),
+        missing,
+    };
+    let wanted = Wanted::among(&listing.files).map_err(missing)?;
     let remote = |file| RemoteFile { id: &source.id, commit: &listing.commit, file };
-    for file in wanted.small {
+    for file in &wanted.small {
         blob::download(client, cache, remote(file), progress).await?;
     }
+    let config = cache.snapshot(&listing.commit).join("config.json");
+    wanted.check(Towers::of(&config)).map_err(missing)?;
     blob::download(client, cache, remote(wanted.weights), progress).await?;
     if wanted.sharded {
         let index = cache.snapshot(&listing.commit).join(wanted.weights);
@@ -158,23 +161,37 @@ struct Wanted {
     sharded: bool,
 }
 
+/// Files that hold a tokenizer, the preferred one first.
+const TOKENIZERS: [&str; 2] = ["tokenizer.json", "vocab.txt"];
+/// Files that hold the image preprocessing. If both exist, both are needed.
+const PREPROCESSORS: [&str; 2] = ["preprocessor_config.json", "processor_config.json"];
+
 impl Wanted {
-    /// Picks the needed files from a listing. The error names the file that is missing.
+    /// Picks the needed files from a listing. The error names the file that is missing. Whether the repository needs a
+    /// tokenizer and image preprocessing is known only once its `config.json` is read; see [`check`](Self::check).
     fn among(files: &BTreeSet<String>) -> Result<Self, &'static str> {
         let has = |name: &&'static str| files.contains(*name);
         let mut small = vec!["config.json"];
         if !files.contains("config.json") {
             return Err("config.json");
         }
-        small.push(["tokenizer.json", "vocab.txt"].into_iter().find(has).ok_or(TOKENIZER_WANTED)?);
+        small.extend(TOKENIZERS.into_iter().find(has));
         small.extend(TOKENIZER_OPTIONS.into_iter().filter(has));
-        let preprocessors = ["preprocessor_config.json", "processor_config.json"];
-        if !preprocessors.iter().any(has) {
-            return Err(PREPROCESSOR_WANTED);
-        }
-        small.extend(preprocessors.into_iter().filter(has));
+        small.extend(PREPROCESSORS.into_iter().filter(has));
         let weights = WEIGHTS.iter().find(|layout| has(&layout.file)).ok_or(WEIGHTS_WANTED)?;
         Ok(Self { small, weights: weights.file, sharded: weights.sharded })
+    }
+
+    /// Checks that the files for these towers are there. The error names the file that is missing.
+    fn check(&self, towers: Towers) -> Result<(), &'static str> {
+        let has_any = |files: [&str; 2]| files.iter().any(|file| self.small.contains(file));
+        if towers.text && !has_any(TOKENIZERS) {
+            return Err(TOKENIZER_WANTED);
+        }
+        if towers.vision && !has_any(PREPROCESSORS) {
+            return Err(PREPROCESSOR_WANTED);
+        }
+        Ok(())
     }
 }
 
@@ -223,6 +240,20 @@ mod tests {
     fn a_repository_without_weights_is_named_so() {
         let files = listing(&["config.json", "vocab.txt", "processor_config.json", "model.onnx"]);
         assert_eq!(Wanted::among(&files), Err(WEIGHTS_WANTED));
+    }
+
+    #[test]
+    fn a_repository_needs_the_files_of_its_towers() {
+        let wanted = |file| {
+            let files = listing(&["config.json", "model.safetensors", file]);
+            Wanted::among(&files).unwrap()
+        };
+        let (vision, text) = (wanted("processor_config.json"), wanted("vocab.txt"));
+        let towers = |vision, text| Towers { vision, text };
+        assert_eq!(vision.check(towers(true, false)), Ok(()));
+        assert_eq!(vision.check(towers(true, true)), Err(TOKENIZER_WANTED));
+        assert_eq!(text.check(towers(false, true)), Ok(()));
+        assert_eq!(text.check(towers(true, true)), Err(PREPROCESSOR_WANTED));
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod error;
 mod progress;
 mod settings;
 mod source;
+mod towers;
 
 pub use checkpoint::{CheckpointFiles, TokenizerFiles, WeightFiles};
 pub use client::install_tls_provider;

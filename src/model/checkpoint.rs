@@ -1,8 +1,8 @@
-//! The four BLIP model classes of transformers, assembled from towers and heads.
+//! The BLIP model classes of transformers, assembled from towers and heads.
 
 use std::sync::Arc;
 
-use super::config::BlipConfig;
+use super::config::{BlipConfig, TextConfig};
 use super::error::LoadError;
 use super::heads::TextDecoder;
 use super::load::{Loader, Scope};
@@ -16,6 +16,10 @@ use crate::task::{Embedding, MatchLogits, ModelClass, Pooling};
 
 /// Prefix of the text encoder's tensors in the state dict of models for question answering and for retrieval.
 pub(super) const TEXT_ENCODER: &str = "text_encoder";
+/// Prefix of the text encoder's tensors in the state dict of a `BlipModel`.
+pub(super) const TEXT_MODEL: &str = "text_model";
+/// Prefix of the vision tower's tensors in every state dict but that of a `BlipVisionModel`.
+pub(super) const VISION_MODEL: &str = "vision_model";
 
 /// A model without its vision tower, which is stored separately because several models may share it. Models for
 /// question answering and for retrieval may also share their text encoder, which is therefore in an `Arc`.
@@ -29,6 +33,10 @@ pub(super) enum Checkpoint<O: Ops> {
     Retrieval(Box<Retrieval<O>>),
     /// Embeddings only, without an image-text matching head: transformers' class `BlipModel`.
     Base(Box<Base<O>>),
+    /// A vision tower alone: transformers' class `BlipVisionModel`.
+    Vision,
+    /// A text encoder alone: transformers' class `BlipTextModel`.
+    Text(Box<Text<O>>),
 }
 
 #[derive(Debug)]
@@ -40,9 +48,16 @@ pub(super) struct Retrieval<O: Ops> {
 }
 
 #[derive(Debug)]
-pub(super) struct Base<O: Ops> {
+pub(super) struct Text<O: Ops> {
     pub(super) encoder: TextTower<O>,
-    pooler: O::Linear,
+    /// Pools the `[CLS]` state of the encoder. A `BlipTextModel` may have been built without it, as in models for question
+    /// answering and for retrieval.
+    pooler: Option<O::Linear>,
+}
+
+#[derive(Debug)]
+pub(super) struct Base<O: Ops> {
+    pub(super) text: Text<O>,
     visual_projection: O::Linear,
     text_projection: O::Linear,
 }
@@ -61,7 +76,7 @@ impl<O: Ops> Checkpoint<O> {
         let passing = CrossAttentionWidth { width: vision, usage: KvLifetime::Transient };
         let text_encoder = || match encoder {
             Some(encoder) => Ok(encoder),
-            None => TextTower::load(loader, text, TEXT_ENCODER, passing).map(Arc::new),
+            None => TextTower::load(loader, text, TEXT_ENCODER, Some(passing)).map(Arc::new),
         };
         Ok(match class {
             ModelClass::ConditionalGeneration => {
@@ -89,12 +104,14 @@ impl<O: Ops> Checkpoint<O> {
                 let visual = Scope::new("visual_projection");
                 let textual = Scope::new("text_projection");
                 Self::Base(Box::new(Base {
-                    encoder: TextTower::load(loader, text, "text_model", passing)?,
-                    pooler: loader.linear(&Scope::new("text_model.pooler.dense"), width, width)?,
+                    text: Text::load(loader, text, Some(passing), false)?,
                     visual_projection: loader.linear_without_bias(&visual, size, vision)?,
                     text_projection: loader.linear_without_bias(&textual, size, width)?,
                 }))
             }
+            ModelClass::Vision => Self::Vision,
+            // There is no image to attend to.
+            ModelClass::Text => Self::Text(Box::new(Text::load(loader, text, None, true)?)),
         })
     }
 
@@ -103,7 +120,16 @@ impl<O: Ops> Checkpoint<O> {
         match self {
             Self::Vqa { encoder, .. } => Some(encoder),
             Self::Retrieval(retrieval) => Some(&retrieval.encoder),
-            Self::Caption { .. } | Self::Base(_) => None,
+            Self::Caption { .. } | Self::Base(_) | Self::Vision | Self::Text(_) => None,
+        }
+    }
+
+    /// True if the class pools the `[CLS]` state of its text encoder, and has the weights for it.
+    pub(super) fn has_text_pooler(&self) -> bool {
+        match self {
+            Self::Base(base) => base.text.pooler.is_some(),
+            Self::Text(text) => text.pooler.is_some(),
+            Self::Caption { .. } | Self::Vqa { .. } | Self::Retrieval(_) | Self::Vision => false,
         }
     }
 
@@ -111,22 +137,23 @@ impl<O: Ops> Checkpoint<O> {
     pub(super) fn decoder(&self) -> Option<&TextDecoder<O>> {
         match self {
             Self::Caption { decoder } | Self::Vqa { decoder, .. } => Some(decoder),
-            Self::Retrieval(_) | Self::Base(_) => None,
+            Self::Retrieval(_) | Self::Base(_) | Self::Vision | Self::Text(_) => None,
         }
     }
 
     /// Returns the text encoder, or `None` if this class has none.
     pub(super) fn encoder(&self) -> Option<&TextTower<O>> {
         match self {
-            Self::Caption { .. } => None,
+            Self::Caption { .. } | Self::Vision => None,
             Self::Vqa { encoder, .. } => Some(encoder),
             Self::Retrieval(retrieval) => Some(&retrieval.encoder),
-            Self::Base(base) => Some(&base.encoder),
+            Self::Base(base) => Some(&base.text.encoder),
+            Self::Text(text) => Some(&text.encoder),
         }
     }
 
-    /// Returns states of an image, or their projection, not normalised. `features` are those of the wanted layer. The
-    /// projection is that of the `[CLS]` row (retrieval), or of the pooled row (`BlipModel`).
+    /// Returns states of an image, or their projection, not normalised. `tower` computed `features`, which are those of the
+    /// wanted layer. The projection is that of the `[CLS]` row (retrieval), or of the pooled row (`BlipModel`).
     pub(super) fn embed_image(
         &self,
         ops: &O,
@@ -143,9 +170,7 @@ impl<O: Ops> Checkpoint<O> {
                 let pooled = tower.pool(ops, features)?;
                 ops.linear(&pooled, &base.visual_projection, Epilogue::None)?
             }
-            (Pooling::Projection, Self::Caption { .. } | Self::Vqa { .. }) => {
-                return Err(without("embeddings"));
-            }
+            (Pooling::Projection, _) => return Err(without("embeddings")),
             (Pooling::Pooler, _) => tower.pool(ops, features)?,
             (Pooling::Cls, _) => class()?,
             (Pooling::Mean, _) => return Ok(mean(&ops.to_host(features)?)),
@@ -160,8 +185,14 @@ impl<O: Ops> Checkpoint<O> {
         ops: &O,
         class: &O::Act,
     ) -> Result<Vec<Embedding>, BackendError> {
-        let Self::Base(base) = self else { return Err(without("a text pooler")) };
-        Ok(embeddings(ops.to_host(&base.pool(ops, class)?)?))
+        let text = match self {
+            Self::Base(base) => &base.text,
+            Self::Text(text) => text,
+            Self::Caption { .. } | Self::Vqa { .. } | Self::Retrieval(_) | Self::Vision => {
+                return Err(without("a text pooler"));
+            }
+        };
+        Ok(embeddings(ops.to_host(&text.pool(ops, class)?)?))
     }
 
     /// Returns the text embeddings, not normalised. `class` holds the `[CLS]` states `[rows, width]` of texts that were
@@ -176,7 +207,9 @@ impl<O: Ops> Checkpoint<O> {
                 ops.linear(class, &retrieval.text_proj, Epilogue::None)?
             }
             Self::Base(base) => base.project(ops, class)?,
-            Self::Caption { .. } | Self::Vqa { .. } => return Err(without("embeddings")),
+            Self::Caption { .. } | Self::Vqa { .. } | Self::Vision | Self::Text(_) => {
+                return Err(without("embeddings"));
+            }
         };
         Ok(embeddings(ops.to_host(&projected)?))
     }
@@ -192,7 +225,9 @@ impl<O: Ops> Checkpoint<O> {
         match self {
             Self::Retrieval(_) => Ok(embeddings(ops.to_host(class)?)),
             Self::Base(base) => Ok(embeddings(ops.to_host(&base.project(ops, class)?)?)),
-            Self::Caption { .. } | Self::Vqa { .. } => Err(without("embeddings")),
+            Self::Caption { .. } | Self::Vqa { .. } | Self::Vision | Self::Text(_) => {
+                Err(without("embeddings"))
+            }
         }
     }
 
@@ -209,13 +244,31 @@ impl<O: Ops> Checkpoint<O> {
     }
 }
 
-impl<O: Ops> Base<O> {
-    fn pool(&self, ops: &O, class: &O::Act) -> Result<O::Act, BackendError> {
-        ops.linear(class, &self.pooler, Epilogue::Activation(Activation::Tanh))
+impl<O: Ops> Text<O> {
+    /// Loads an encoder with its pooler from the tensors under `text_model.`. If `may_lack_pooler` is set, the pooler may be
+    /// missing.
+    fn load(
+        loader: &Loader<'_, O>,
+        config: &TextConfig,
+        memory: Option<CrossAttentionWidth>,
+        may_lack_pooler: bool,
+    ) -> Result<Self, LoadError> {
+        let scope = Scope::new(TEXT_MODEL);
+        let (width, pooler) = (config.hidden_size, scope.child("pooler.dense"));
+        let has_pooler = !may_lack_pooler || loader.has(&pooler.name("weight"));
+        let pooler = has_pooler.then(|| loader.linear(&pooler, width, width)).transpose()?;
+        Ok(Self { encoder: TextTower::load(loader, config, TEXT_MODEL, memory)?, pooler })
     }
 
+    fn pool(&self, ops: &O, class: &O::Act) -> Result<O::Act, BackendError> {
+        let pooler = self.pooler.as_ref().ok_or_else(|| without("a text pooler"))?;
+        ops.linear(class, pooler, Epilogue::Activation(Activation::Tanh))
+    }
+}
+
+impl<O: Ops> Base<O> {
     fn project(&self, ops: &O, class: &O::Act) -> Result<O::Act, BackendError> {
-        ops.linear(&self.pool(ops, class)?, &self.text_projection, Epilogue::None)
+        ops.linear(&self.text.pool(ops, class)?, &self.text_projection, Epilogue::None)
     }
 }
 

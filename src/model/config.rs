@@ -193,10 +193,16 @@ impl BlipConfig {
         let object = document::parse_object(file.path(), &file.read()?)?;
         let fields = ObjectFields::new(file.path(), &object);
         let class = Self::default();
+        let architectures = architectures(&fields)?;
+        // The file of a single tower is the configuration of this tower, without a block.
+        let is = |tower: ModelClass| architectures.iter().any(|name| name == tower.name());
+        let block = |tower, name| {
+            if is(tower) { Ok(Some(fields)) } else { fields.block(name) }
+        };
         let config = Self {
-            architectures: architectures(&fields)?,
-            text_config: TextConfig::of(fields.block("text_config")?)?,
-            vision_config: VisionConfig::of(fields.block("vision_config")?)?,
+            text_config: TextConfig::of(block(ModelClass::Text, "text_config")?)?,
+            vision_config: VisionConfig::of(block(ModelClass::Vision, "vision_config")?)?,
+            architectures,
             projection_dim: count(&fields, "projection_dim", class.projection_dim)?,
             image_text_hidden_size: count(
                 &fields,
@@ -216,7 +222,7 @@ impl BlipConfig {
         let named = |class: &ModelClass| self.architectures.iter().any(|name| name == class.name());
         let refuse = || {
             let accepted = "BlipForConditionalGeneration, BlipForQuestionAnswering, \
-                            BlipForImageTextRetrieval or BlipModel";
+                            BlipForImageTextRetrieval, BlipModel, BlipVisionModel or BlipTextModel";
             let value = Value::from(self.architectures.clone());
             let field = "architectures".to_owned();
             DocumentError::field(path.to_owned(), field, Some(&value), accepted).into()
@@ -226,8 +232,12 @@ impl BlipConfig {
 
     fn check(&self, path: &Path) -> Result<(), LoadError> {
         let (text, vision) = (&self.text_config, &self.vision_config);
+        let single = self.class(path).is_ok_and(ModelClass::is_single_tower);
         let refuse = |field: &str, value: Value, accepted| {
-            let field = field.to_owned();
+            let field = match field.split_once('.') {
+                Some((_, of_tower)) if single => of_tower.to_owned(),
+                Some(_) | None => field.to_owned(),
+            };
             Err(DocumentError::field(path.to_owned(), field, Some(&value), accepted).into())
         };
         for (field, name) in [

@@ -25,6 +25,11 @@ pub enum LoadError {
         /// The largest accepted size.
         most: usize,
     },
+    /// An image size is set for a model that reads no images.
+    #[error(
+        "image_size is set, but the model is a BlipTextModel, which reads no images; remove it"
+    )]
+    ImageSizeOfText,
     /// A `.bin` file has the format that torch wrote before version 1.6, which introduced zip archives.
     #[error(
         "{path} is not in the format of torch 1.6 or later; save it again with a current torch: \
@@ -103,6 +108,7 @@ impl LoadError {
             Self::Document(error) => error.is_content(),
             Self::Device { .. } | Self::Backend(_) => false,
             Self::ImageSize { .. }
+            | Self::ImageSizeOfText
             | Self::OldPickle { .. }
             | Self::WeightsFile { .. }
             | Self::MissingTensor { .. }

@@ -48,7 +48,7 @@ impl<O: Ops> TextDecoder<O> {
             transform_norm: loader.layer_norm(&scope.child("LayerNorm"), width, eps)?,
             output: loader.lm_output(config)?,
         };
-        let tower = TextTower::load(loader, config, "text_decoder.bert", memory)?;
+        let tower = TextTower::load(loader, config, "text_decoder.bert", Some(memory))?;
         Ok(Self { tower, head, bos: config.bos_token_id, stop: config.sep_token_id })
     }
 

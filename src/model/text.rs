@@ -120,12 +120,13 @@ pub(super) struct TextOutput<O: Ops> {
 }
 
 impl<O: Ops> TextTower<O> {
-    /// Loads a text tower from the tensors under `prefix`: `text_decoder.bert`, `text_encoder` or `text_model`.
+    /// Loads a text tower from the tensors under `prefix`: `text_decoder.bert`, `text_encoder` or `text_model`. Without
+    /// `memory`, the weights of the cross-attention are not loaded.
     pub(super) fn load(
         loader: &Loader<'_, O>,
         config: &TextConfig,
         prefix: &str,
-        memory: CrossAttentionWidth,
+        memory: Option<CrossAttentionWidth>,
     ) -> Result<Self, LoadError> {
         let scope = Scope::new(prefix);
         let embeddings = scope.child("embeddings");
@@ -241,22 +242,17 @@ impl<O: Ops> TextLayer<O> {
         loader: &Loader<'_, O>,
         config: &TextConfig,
         scope: &Scope,
-        memory: CrossAttentionWidth,
+        memory: Option<CrossAttentionWidth>,
     ) -> Result<Self, LoadError> {
         let (width, inner, eps) =
             (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
         let attention = scope.child("attention.self");
         let packed = ["query", "key", "value"].map(|part| attention.child(part));
-        let cross = if config.is_decoder {
-            Some(CrossAttentionWeights::load(
-                loader,
-                config,
-                &scope.child("crossattention"),
-                memory,
-            )?)
-        } else {
-            None
-        };
+        let cross = scope.child("crossattention");
+        let cross = memory
+            .filter(|_| config.is_decoder)
+            .map(|memory| CrossAttentionWeights::load(loader, config, &cross, memory))
+            .transpose()?;
         Ok(Self {
             qkv: loader.stacked_linear(&packed, width, width)?,
             attention_output: loader.linear(

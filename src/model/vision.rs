@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::checkpoint::VISION_MODEL;
 use super::config::VisionConfig;
 use super::error::LoadError;
 use super::load::{Loader, Scope};
@@ -51,7 +52,7 @@ impl<O: Ops> VisionTower<O> {
         encoder: Option<Arc<VisionEncoder<O>>>,
     ) -> Result<Self, LoadError> {
         let width = config.hidden_size;
-        let embeddings = Scope::new("vision_model").child("embeddings");
+        let embeddings = Scope::new(VISION_MODEL).child("embeddings");
         let patch = config.patch_size;
         let (from, to) =
             (config.image_size / patch, preprocessor.preprocessing.width as usize / patch);
@@ -136,7 +137,7 @@ impl<O: Ops> VisionTower<O> {
 
 impl<O: Ops> VisionEncoder<O> {
     fn load(loader: &Loader<'_, O>, config: &VisionConfig) -> Result<Self, LoadError> {
-        let (scope, width) = (Scope::new("vision_model"), config.hidden_size);
+        let (scope, width) = (Scope::new(VISION_MODEL), config.hidden_size);
         let layers = (0..config.num_hidden_layers)
             .map(|index| {
                 VisionLayer::load(loader, config, &scope.child(&format!("encoder.layers.{index}")))

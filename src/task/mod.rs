@@ -24,7 +24,8 @@ pub use image::{
 };
 pub use kind::TaskKind;
 pub use model_info::{
-    Device, Dtype, ModelClass, ModelId, ModelInfo, Role, StatesShape, TowerId, VisionOutput,
+    Device, Dtype, ModelClass, ModelId, ModelInfo, Role, StatesShape, TextInfo, TowerId,
+    VisionInfo, VisionOutput,
 };
 pub use scored::{MatchLogits, ScoredText};
 pub use shape::TaskShape;

@@ -66,15 +66,21 @@ pub enum ModelClass {
     ImageTextRetrieval,
     /// `BlipModel`, with projections and a logit scale.
     Base,
+    /// `BlipVisionModel`, a vision tower alone.
+    Vision,
+    /// `BlipTextModel`, a text encoder alone.
+    Text,
 }
 
 impl ModelClass {
     /// All classes, in the order of the enum.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self::ConditionalGeneration,
         Self::QuestionAnswering,
         Self::ImageTextRetrieval,
         Self::Base,
+        Self::Vision,
+        Self::Text,
     ];
 
     /// Returns the name of the class in transformers.
@@ -85,6 +91,8 @@ impl ModelClass {
             Self::QuestionAnswering => "BlipForQuestionAnswering",
             Self::ImageTextRetrieval => "BlipForImageTextRetrieval",
             Self::Base => "BlipModel",
+            Self::Vision => "BlipVisionModel",
+            Self::Text => "BlipTextModel",
         }
     }
 
@@ -94,20 +102,27 @@ impl ModelClass {
         match self {
             Self::ConditionalGeneration => Role::Caption,
             Self::QuestionAnswering => Role::Vqa,
-            Self::ImageTextRetrieval | Self::Base => Role::Retrieval,
+            Self::ImageTextRetrieval | Self::Base | Self::Vision | Self::Text => Role::Retrieval,
         }
+    }
+
+    /// True if a model of this class is a single tower. It has hidden states, but no projection, so it serves
+    /// `/embeddings` alone.
+    #[must_use]
+    pub fn is_single_tower(self) -> bool {
+        matches!(self, Self::Vision | Self::Text)
+    }
+
+    /// True if the class projects images and texts into a shared vector space.
+    #[must_use]
+    pub fn has_projection(self) -> bool {
+        matches!(self, Self::ImageTextRetrieval | Self::Base)
     }
 
     /// True if the class has a text encoder, which reads a text as a whole.
     #[must_use]
     pub fn has_text_encoder(self) -> bool {
-        self != Self::ConditionalGeneration
-    }
-
-    /// True if the class pools the `[CLS]` state of its text encoder.
-    #[must_use]
-    pub fn has_text_pooler(self) -> bool {
-        self == Self::Base
+        !matches!(self, Self::ConditionalGeneration | Self::Vision)
     }
 
     /// True if the class has an image-text matching head, which computes `match`.
@@ -170,6 +185,31 @@ pub struct StatesShape {
     pub width: usize,
 }
 
+/// Facts about the vision tower of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VisionInfo {
+    /// Index of the tower, which may be shared with other models.
+    pub tower: TowerId,
+    /// Image size and resampling filter that the tower expects.
+    pub preprocessing: Preprocessing,
+    /// Layers of the tower, and the width of its hidden states.
+    pub states: StatesShape,
+    /// Number of tokens per image, to which the text towers attend: 577 for 384 px with patches of 16 px.
+    pub tokens: usize,
+}
+
+/// Facts about the text towers of a model, which have the same configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextInfo {
+    /// Layers of each text tower, and the width of its hidden states.
+    pub states: StatesShape,
+    /// Maximum number of tokens in a text, including special and generated ones (`max_position_embeddings`).
+    pub max_tokens: usize,
+    /// True if the model pools the `[CLS]` state of its text encoder (`pooler_output`). A `BlipModel` does, and so does a
+    /// `BlipTextModel`, unless it was built without the pooling layer.
+    pub has_pooler: bool,
+}
+
 /// Facts about one loaded model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelInfo {
@@ -187,21 +227,13 @@ pub struct ModelInfo {
     pub dtype: Dtype,
     /// The device on which the model runs.
     pub device: Device,
-    /// The model's vision tower, possibly shared with other models.
-    pub tower: TowerId,
-    /// Image size and resampling filter that the vision tower expects.
-    pub preprocessing: Preprocessing,
-    /// Layers of the vision tower, and the width of its hidden states.
-    pub vision_states: StatesShape,
-    /// Layers of each text tower, and the width of its hidden states.
-    pub text_states: StatesShape,
-    /// Number of image tokens that the text towers attend to: 577 for 384 px with patches of 16 px.
-    pub image_tokens: usize,
-    /// Maximum number of tokens in a text, including special and generated ones (`max_position_embeddings`).
-    pub max_text_tokens: usize,
-    /// Length of image and text embeddings; only for the retrieval role.
+    /// The model's vision tower; `None` only for a `BlipTextModel`.
+    pub vision: Option<VisionInfo>,
+    /// The model's text towers; `None` only for a `BlipVisionModel`.
+    pub text: Option<TextInfo>,
+    /// Length of image and text embeddings; only for classes with projections.
     pub embedding_dimensions: Option<usize>,
-    /// Length of multimodal embeddings; only for the retrieval role.
+    /// Length of multimodal embeddings; only for classes with projections.
     pub multimodal_dimensions: Option<usize>,
     /// `exp(logit_scale)` of a `BlipModel`, the factor that converts a cosine to a logit.
     pub logit_scale: Option<f32>,
@@ -216,5 +248,25 @@ impl ModelInfo {
     #[must_use]
     pub fn role(&self) -> Role {
         self.class.role()
+    }
+
+    /// Returns the vision tower of a model that has one. Requests with images that name a model without a vision tower
+    /// are refused before they need it.
+    ///
+    /// # Panics
+    /// If the model is a `BlipTextModel`.
+    #[must_use]
+    pub fn vision_tower(&self) -> &VisionInfo {
+        self.vision.as_ref().expect("every class with images has a vision tower")
+    }
+
+    /// Returns the text towers of a model that has any. Requests with texts that name a model without a text tower are
+    /// refused before they need it.
+    ///
+    /// # Panics
+    /// If the model is a `BlipVisionModel`.
+    #[must_use]
+    pub fn text_towers(&self) -> &TextInfo {
+        self.text.as_ref().expect("every class with texts has a text tower")
     }
 }

@@ -112,11 +112,11 @@ const CASES: &[Case] = &[
     // config.json.
     Case(
         |d| write(d, CONFIG, "{}"),
-        "DIR/config.json: architectures is []; accepted: BlipForConditionalGeneration, BlipForQuestionAnswering, BlipForImageTextRetrieval or BlipModel",
+        "DIR/config.json: architectures is []; accepted: BlipForConditionalGeneration, BlipForQuestionAnswering, BlipForImageTextRetrieval, BlipModel, BlipVisionModel or BlipTextModel",
     ),
     Case(
         |d| set(d, CONFIG, "architectures", json!(["ViTModel"])),
-        r#"DIR/config.json: architectures is ["ViTModel"]; accepted: BlipForConditionalGeneration, BlipForQuestionAnswering, BlipForImageTextRetrieval or BlipModel"#,
+        r#"DIR/config.json: architectures is ["ViTModel"]; accepted: BlipForConditionalGeneration, BlipForQuestionAnswering, BlipForImageTextRetrieval, BlipModel, BlipVisionModel or BlipTextModel"#,
     ),
     Case(
         |d| set(d, CONFIG, "architectures", json!(7)),

@@ -178,8 +178,9 @@ impl Bench {
             );
         }
         let works = if works.is_empty() { &Work::ALL } else { works };
+        let tower = |info: &ModelInfo| info.vision.as_ref().map(|vision| vision.tower);
         let has_own_tower =
-            |info: &ModelInfo| infos.iter().find(|other| other.tower == info.tower) == Some(info);
+            |info: &ModelInfo| infos.iter().find(|other| tower(other) == tower(info)) == Some(info);
         let of_model = |info: &ModelInfo| -> Vec<(ModelInfo, Work)> {
             let done = works.iter().filter(|work| work.is_done_by(info.class));
             done.filter(|work| **work != Work::Vision || has_own_tower(info))
@@ -226,7 +227,7 @@ struct RunTimes {
 /// Loaded models, with the type of their operations erased.
 trait Models {
     fn infos(&self) -> &[ModelInfo];
-    /// Returns the number of rows of the model's embedding table.
+    /// Returns the number of rows of the model's embedding table; 0 if it has none.
     fn vocabulary(&self, model: ModelId) -> usize;
     fn run(&mut self, workload: &Workload, profile: bool) -> anyhow::Result<RunTimes>;
 }
@@ -254,7 +255,7 @@ impl<O: Ops> Models for Loaded<O> {
     }
 
     fn vocabulary(&self, model: ModelId) -> usize {
-        self.backend.vocabulary(model).size
+        self.backend.vocabulary(model).map_or(0, |vocabulary| vocabulary.size)
     }
 
     fn run(&mut self, workload: &Workload, profile: bool) -> anyhow::Result<RunTimes> {

@@ -60,13 +60,11 @@ impl Work {
     #[must_use]
     pub fn is_done_by(self, class: ModelClass) -> bool {
         match self {
-            Self::Vision => true,
+            Self::Vision => class != ModelClass::Text,
             Self::Caption | Self::CaptionKnown => class == ModelClass::ConditionalGeneration,
             Self::Vqa => class == ModelClass::QuestionAnswering,
             Self::Match => class.has_matching_head(),
-            Self::EmbedImage | Self::EmbedText => {
-                matches!(class, ModelClass::ImageTextRetrieval | ModelClass::Base)
-            }
+            Self::EmbedImage | Self::EmbedText => class.has_projection(),
         }
     }
 

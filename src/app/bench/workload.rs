@@ -36,21 +36,24 @@ impl Workload {
         vocabulary: usize,
     ) -> anyhow::Result<Self> {
         // The first position holds the start token, so it is not available for a generated token.
-        let most = info.max_text_tokens.saturating_sub(1);
+        let max_tokens = info.text.as_ref().map(|text| text.max_tokens);
+        let most = max_tokens.unwrap_or_default().saturating_sub(1);
         ensure!(
             !work.generates() || tokens <= most,
             "model {} generates at most {most} tokens, but {tokens} were requested",
             info.name
         );
-        let picture = |item| inputs::picture(item, info.preprocessing);
-        let text = |item| inputs::text(item, vocabulary, info.max_text_tokens);
+        let vision = info.vision_tower();
+        let picture = |item| inputs::picture(item, vision.preprocessing);
+        let texts =
+            |max_tokens| (0..batch).map(move |item| inputs::text(item, vocabulary, max_tokens));
         Ok(Self {
             work,
             model: info.id,
-            tower: info.tower,
+            tower: vision.tower,
             tokens,
             pictures: (0..batch).map(picture).collect(),
-            texts: (0..batch).map(text).collect(),
+            texts: max_tokens.into_iter().flat_map(texts).collect(),
         })
     }
 

@@ -103,7 +103,11 @@ impl Backend for MockBackend {
     fn cross_kv_bytes(&self, model: ModelId) -> u64 {
         match self.models[model.0].class {
             ModelClass::ConditionalGeneration => CROSS_KV_BYTES,
-            ModelClass::QuestionAnswering | ModelClass::ImageTextRetrieval | ModelClass::Base => 0,
+            ModelClass::QuestionAnswering
+            | ModelClass::ImageTextRetrieval
+            | ModelClass::Base
+            | ModelClass::Vision
+            | ModelClass::Text => 0,
         }
     }
 
@@ -128,14 +132,14 @@ impl Backend for MockBackend {
         rows: &[SinglePassRow<MockStates>],
     ) -> Result<Vec<SinglePassOutput<MockStates>>, BackendError> {
         self.spend(0, rows.iter().map(SinglePassRow::tokens).sum());
-        let image_tokens = self.models[model.0].image_tokens;
+        let image_tokens = self.models[model.0].vision_tower().tokens;
         Ok(rows.iter().map(|row| output((model, image_tokens), row)).collect())
     }
 
     fn open(&mut self, spec: GroupSpec<MockStates>) -> MockGroup {
         let prompt_tokens = spec.first_step_tokens();
         let GroupSpec { model, states, prompt, params, sequence, explain } = spec;
-        let patches = explain.map(|_| self.models[model.0].image_tokens - 1);
+        let patches = explain.map(|_| self.models[model.0].vision_tower().tokens - 1);
         MockGroup {
             digest: digest(&(model.0, states, &prompt, sequence)),
             prompt_tokens,

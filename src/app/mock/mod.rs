@@ -21,7 +21,8 @@ use crate::demo;
 use crate::http::{Model, Models};
 use crate::input::{InputSettings, Tokenizer};
 use crate::task::{
-    Device, Dtype, ModelClass, ModelId, ModelInfo, Preprocessing, StatesShape, TowerId,
+    Device, Dtype, ModelClass, ModelId, ModelInfo, Preprocessing, StatesShape, TextInfo, TowerId,
+    VisionInfo,
 };
 
 const MODELS: [(&str, ModelClass); 3] = [
@@ -43,7 +44,8 @@ pub(super) fn load(config: &Config, settings: MockSettings) -> anyhow::Result<Lo
         "serving mock models: answers are meaningless and take fixed times; everything else is real"
     );
     let tokenizer = Arc::new(tokenizer);
-    let models = infos.into_iter().map(|info| Model { info, tokenizer: Arc::clone(&tokenizer) });
+    let models =
+        infos.into_iter().map(|info| Model { info, tokenizer: Some(Arc::clone(&tokenizer)) });
     Ok(LoadedModels {
         backend: LoadedBackend::Mock(backend),
         models: Models::new(models.collect()),
@@ -86,12 +88,17 @@ fn model(id: usize, image_size: u32) -> ModelInfo {
         revision: None,
         dtype: Dtype::F32,
         device: Device::Cpu,
-        tower: TowerId(0),
-        preprocessing: Preprocessing::bicubic(image_size, image_size),
-        vision_states: StatesShape { layers: 1, width: 4 },
-        text_states: StatesShape { layers: 1, width: 4 },
-        image_tokens: 5,
-        max_text_tokens: 512,
+        vision: Some(VisionInfo {
+            tower: TowerId(0),
+            preprocessing: Preprocessing::bicubic(image_size, image_size),
+            states: StatesShape { layers: 1, width: 4 },
+            tokens: 5,
+        }),
+        text: Some(TextInfo {
+            states: StatesShape { layers: 1, width: 4 },
+            max_tokens: 512,
+            has_pooler: false,
+        }),
         embedding_dimensions: Some(4),
         multimodal_dimensions: Some(4),
         logit_scale: None,

@@ -170,7 +170,7 @@ fn set_ready(app: &App, engine: &Engine, images: &Images) {
         let path = "tokenizer.json".as_ref();
         Arc::new(Tokenizer::from_texts(path, json, config, &settings).expect("a good fixture"))
     });
-    let model = |info| Model { info, tokenizer: Arc::clone(&TOKENIZER) };
+    let model = |info| Model { info, tokenizer: Some(Arc::clone(&TOKENIZER)) };
     app.state.set_ready(Services {
         engine: engine.handle(),
         images: images.clone(),

@@ -65,11 +65,14 @@ impl Plan {
     pub(crate) fn try_new(model: &ModelInfo, task: Task) -> Result<Self, PlanError> {
         check(model, &task)?;
         let (distinct, places) = task.distinct_images();
-        let output = VisionOutput { tower: model.tower, layer: image_layer(&task) };
-        let images: Vec<(FeatureKey, Arc<Pixels>)> = distinct
-            .into_iter()
-            .map(|image| (FeatureKey::new(output, image), Arc::clone(&image.pixels)))
-            .collect();
+        let layer = image_layer(&task);
+        let towers = model.vision.iter().flat_map(|vision| {
+            let output = VisionOutput { tower: vision.tower, layer };
+            distinct
+                .iter()
+                .map(move |image| (FeatureKey::new(output, image), Arc::clone(&image.pixels)))
+        });
+        let images: Vec<(FeatureKey, Arc<Pixels>)> = towers.collect();
         let results = Results::new(&task, &places, images.len(), model.logit_scale);
         Ok(Self { model: model.clone(), task, images, results })
     }
@@ -289,13 +292,21 @@ fn check(model: &ModelInfo, task: &Task) -> Result<(), PlanError> {
         Task::Caption(_) => Some(Role::Caption),
         Task::Vqa(_) => Some(Role::Vqa),
         Task::Similarity(_) => Some(Role::Retrieval),
-        Task::Embed(embed) if embed.output.pooling == Pooling::Projection => Some(Role::Retrieval),
         Task::Embed(_) => None,
     };
     if role.is_some_and(|role| model.role() != role) {
         return Err(PlanError::Misfit("the model has a different role"));
     }
-    let prepared = |image: &&PreparedImage| image.preprocessing == model.preprocessing;
+    let projected = match task {
+        Task::Similarity(_) => true,
+        Task::Embed(embed) => embed.output.pooling == Pooling::Projection,
+        Task::Caption(_) | Task::Vqa(_) => false,
+    };
+    if projected && !model.class.has_projection() {
+        return Err(PlanError::Misfit("the model has no projection"));
+    }
+    let preprocessing = model.vision.as_ref().map(|vision| vision.preprocessing);
+    let prepared = |image: &&PreparedImage| Some(image.preprocessing) == preprocessing;
     if !task.images().iter().all(prepared) {
         return Err(PlanError::Misfit("an image is prepared for another model"));
     }

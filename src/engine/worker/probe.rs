@@ -17,8 +17,8 @@ pub(super) fn passes_probe<B: Backend>(trial: &mut TrialRun<'_, B>, model: Model
     }
     let Some(info) = trial.shared.models.get(model.0) else { return true };
     let full_before = trial.meter.out_of_memory();
-    let image = trial.encode_image(info, false);
-    let works = image.is_ok_and(|image| trial.run_texts(info, &image, false).is_ok());
+    let image = info.vision.as_ref().map(|vision| trial.encode_image(vision, false)).transpose();
+    let works = image.is_ok_and(|image| trial.run_texts(info, image.as_ref(), false).is_ok());
     if trial.meter.out_of_memory() > full_before {
         return true;
     }

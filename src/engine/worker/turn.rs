@@ -21,7 +21,7 @@ use crate::engine::scheduler::{Decision, GroupEntry, RowEntry, Scheduler};
 use crate::engine::shared::Shared;
 use crate::engine::{Answered, EngineError, WarmUpError};
 use crate::faults;
-use crate::task::{ModelId, Task, TaskTiming};
+use crate::task::{ModelId, ModelInfo, Task, TaskTiming};
 
 /// What the worker's thread does after a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +57,8 @@ pub(super) struct Worker<B: Backend> {
 impl<B: Backend> Worker<B> {
     pub(super) fn new(backend: B, shared: Arc<Shared>) -> Self {
         let settings = &shared.settings;
-        let image_tokens: Vec<usize> =
-            shared.models.iter().map(|model| model.image_tokens).collect();
+        let tokens = |model: &ModelInfo| model.vision.as_ref().map_or(0, |vision| vision.tokens);
+        let image_tokens: Vec<usize> = shared.models.iter().map(tokens).collect();
         Self {
             backend,
             scheduler: Scheduler::new(settings.clone(), &image_tokens),

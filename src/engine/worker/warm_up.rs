@@ -17,7 +17,7 @@ use crate::engine::scheduler::{Scheduler, UnitWork};
 use crate::engine::shared::Shared;
 use crate::task::{
     EmbedOutput, GenerationParams, ImageId, MatchLogits, ModelClass, ModelId, ModelInfo, Pixels,
-    Pooling, Scope, TokenIds, TowerId, VisionOutput,
+    Pooling, Scope, TokenIds, TowerId, VisionInfo, VisionOutput,
 };
 
 /// Number of tokens in each text: as many as in a short question.
@@ -69,12 +69,17 @@ impl<B: Backend> TrialRun<'_, B> {
         model: &ModelInfo,
         images: &mut HashMap<TowerId, B::EncoderStates>,
     ) -> Result<(), UnitFault> {
-        let image = match images.get(&model.tower) {
-            Some(image) => image.clone(),
-            None => self.encode_image(model, true)?,
+        let image = match &model.vision {
+            None => None,
+            Some(vision) => Some(match images.get(&vision.tower) {
+                Some(image) => image.clone(),
+                None => self.encode_image(vision, true)?,
+            }),
         };
-        images.insert(model.tower, image.clone());
-        self.run_texts(model, &image, true)
+        if let (Some(vision), Some(image)) = (&model.vision, &image) {
+            images.insert(vision.tower, image.clone());
+        }
+        self.run_texts(model, image.as_ref(), true)
     }
 
     /// Encodes a black image and returns its features. If `learn` is set, learns the cost from this single run. A
@@ -82,11 +87,11 @@ impl<B: Backend> TrialRun<'_, B> {
     /// a slow cold start soon loses its weight in the average.
     pub(super) fn encode_image(
         &mut self,
-        model: &ModelInfo,
+        vision: &VisionInfo,
         learn: bool,
     ) -> Result<B::EncoderStates, UnitFault> {
         const UNIT: &str = "encoding an image";
-        let (size, tower) = (model.preprocessing, model.tower);
+        let (size, tower) = (vision.preprocessing, vision.tower);
         let black = vec![0; 3 * size.width as usize * size.height as usize];
         let black = Pixels::new(size.width, size.height, black);
         let image = ImageId::from_digest([0; 32]);
@@ -99,11 +104,11 @@ impl<B: Backend> TrialRun<'_, B> {
     }
 
     /// Runs each kind of text unit. If `learn` is set, runs each twice: the first run brings the weights into memory,
-    /// the second is measured.
+    /// the second is measured. `image` holds the features of an image; it is `None` for a model without a vision tower.
     pub(super) fn run_texts(
         &mut self,
         model: &ModelInfo,
-        image: &B::EncoderStates,
+        image: Option<&B::EncoderStates>,
         learn: bool,
     ) -> Result<(), UnitFault> {
         self.run_text_units(model, image, false)?;
@@ -113,10 +118,15 @@ impl<B: Backend> TrialRun<'_, B> {
     fn run_text_units(
         &mut self,
         model: &ModelInfo,
-        image: &B::EncoderStates,
+        image: Option<&B::EncoderStates>,
         learn: bool,
     ) -> Result<(), UnitFault> {
         let text = TokenIds::new([0; TEXT_TOKENS]);
+        let Some(image) = image else {
+            let output = EmbedOutput { pooling: Pooling::Cls, layer: None };
+            let row = SinglePassRow::EmbedText { text, output };
+            return self.run_pass("embedding a text", model.id, row, 0.0, learn).map(drop);
+        };
         let image_work = self.scheduler.image_work(model.id);
         match model.class {
             ModelClass::ConditionalGeneration => {
@@ -149,6 +159,12 @@ impl<B: Backend> TrialRun<'_, B> {
                     self.run_pass("embedding an image", model.id, row, 0.0, false)?;
                 }
             }
+            ModelClass::Vision if !learn => {
+                let pooling = Pooling::Pooler;
+                let row = SinglePassRow::EmbedImage { image: image.clone(), pooling };
+                self.run_pass("embedding an image", model.id, row, 0.0, false)?;
+            }
+            ModelClass::Vision | ModelClass::Text => {}
         }
         if model.class.has_matching_head() {
             let row = SinglePassRow::MatchPair { image: image.clone(), text };

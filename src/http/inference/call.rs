@@ -182,7 +182,7 @@ impl<'a> Start<'a> {
     ) -> Result<AdmittedRequest<R>, ApiError> {
         let Self { state, services, context, deadline } = *self;
         // Fail before the body is read if no model serves the endpoint.
-        services.models.pick_any(E::ROLE, E::OTHER_ROLES, None)?;
+        services.models.pick(E::MODELS, None)?;
         extract::read(http, state, services, context, deadline).await
     }
 
@@ -196,7 +196,7 @@ impl<'a> Start<'a> {
         let Self { state, services, context, .. } = *self;
         let batch = inputs.batch;
         let name = name.as_ref().map(|name| &*name.0);
-        let model = services.models.pick_any(E::ROLE, E::OTHER_ROLES, name)?.clone();
+        let model = services.models.pick(E::MODELS, name)?.clone();
         context.note(|notes| {
             notes.model = Some(model.info.name.clone());
             notes.inputs = inputs.list.len();
@@ -220,11 +220,11 @@ impl<'a> Start<'a> {
         let inputs = plans.into_iter().zip(tokens).enumerate().map(|(index, (planned, tokens))| {
             let PlannedInput { plan, images } = planned?;
             let tokens = tokens.map_err(|error| named(error, index, batch))?;
-            let first = model.info.preprocessing;
+            let first = || model.info.vision_tower().preprocessing;
             let second = second_preprocessing(&plan, &model);
             let second_images =
                 second.map(|second| E::Images::map_ref(&images, |image| find.get(*image, second)));
-            let images = E::Images::map(images, |image| find.get(image, first));
+            let images = E::Images::map(images, |image| find.get(image, first()));
             Ok(PreparedInput { plan, tokens, images, second_images })
         });
         let inputs = inputs.collect();
@@ -251,7 +251,8 @@ impl<'a> Start<'a> {
         }
         // A second task on another vision tower encodes the images once more.
         let has_other_tower = |planned: &PlannedInput<E>| {
-            planned.plan.second_model().is_some_and(|second| second.info.tower != model.info.tower)
+            let tower = |model: &Model| model.info.vision.as_ref().map(|vision| vision.tower);
+            planned.plan.second_model().is_some_and(|second| tower(second) != tower(model))
         };
         let passes = 1 + usize::from(plans.iter().flatten().any(has_other_tower));
         admission.reserve(rows.max(1), images.distinct() * passes)?;
@@ -440,14 +441,17 @@ fn preprocessings<E: Endpoint>(
 ) -> HashSet<Preprocessing> {
     let second = plans.iter().flatten();
     let second = second.filter_map(|planned| second_preprocessing(&planned.plan, model));
-    second.chain([model.info.preprocessing]).collect()
+    second.chain(preprocessing(model)).collect()
 }
 
 /// Returns how the images must be prepared for the second task, if its model needs them prepared in another way than the
 /// first.
 fn second_preprocessing<E: Endpoint>(plan: &E, model: &Model) -> Option<Preprocessing> {
-    let second = plan.second_model()?.info.preprocessing;
-    (second != model.info.preprocessing).then_some(second)
+    preprocessing(plan.second_model()?).filter(|second| Some(*second) != preprocessing(model))
+}
+
+fn preprocessing(model: &Model) -> Option<Preprocessing> {
+    model.info.vision.as_ref().map(|vision| vision.preprocessing)
 }
 
 /// Prefixes the fields of an error with the input's position if the call is a batch.

@@ -88,7 +88,7 @@ pub(crate) fn without_effect(field: &str) -> ApiError {
 pub(crate) fn tokenize(candidates: &[Arc<str>], model: &Model) -> Result<Vec<TokenIds>, ApiError> {
     let each = candidates.iter().enumerate().map(|(index, candidate)| {
         let field = format!("candidates[{index}]");
-        text::encode(model, &field, candidate, model.info.max_text_tokens)
+        text::encode(model, &field, candidate, model.info.text_towers().max_tokens)
     });
     each.collect()
 }

@@ -8,8 +8,8 @@ use super::image_args::ImageArg;
 use crate::http::error::{ApiError, Code};
 use crate::http::extract::request::{BatchRequest, Request, SingleRequest};
 use crate::http::settings::{Limits, MAX_LISTED};
-use crate::http::state::models::{Model, Models};
-use crate::task::{ImageInfo, PreparedImage, Role, Task, TaskKind, TaskOutput, TaskShape};
+use crate::http::state::models::{Eligible, Model, Models};
+use crate::task::{ImageInfo, PreparedImage, Task, TaskKind, TaskOutput, TaskShape};
 
 /// Count of numbers that take as much memory as one listed token with its id, text and log-probability.
 pub(crate) const NUMBERS_PER_TOKEN: usize = 3;
@@ -19,11 +19,8 @@ pub(crate) const NUMBERS_PER_TOKEN: usize = 3;
 pub(crate) trait Endpoint: Clone + Sized + Send + Sync + 'static {
     /// Value of the metric label `task`.
     const TASK: &'static str;
-    /// Role of the models that serve this endpoint.
-    const ROLE: Role;
-    /// Further roles whose models serve this endpoint. The default model is the first of [`ROLE`](Self::ROLE), or else
-    /// the first of these.
-    const OTHER_ROLES: &'static [Role] = &[];
+    /// The models that serve this endpoint.
+    const MODELS: Eligible;
     /// The request of the single call.
     type Single: SingleRequest;
     /// The request of the batch call, which has the same kind of inputs.

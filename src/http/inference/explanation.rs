@@ -53,7 +53,7 @@ pub(crate) fn wanted(
     layers: Option<Vec<Int<0, 1024>>>,
     model: &Model,
 ) -> Result<Option<Explain>, ApiError> {
-    let all = model.info.text_states.layers;
+    let all = model.info.text_towers().states.layers;
     let layers: Vec<u16> = match (explain.unwrap_or(false), layers) {
         (false, None) => return Ok(None),
         (false, Some(_)) => {
@@ -129,9 +129,9 @@ impl Explanation {
     ) -> Result<Self, ApiError> {
         let attention = attention.filter(|weights| weights.len() == tokens.len());
         let attention = attention.ok_or_else(wrong_count)?;
-        let side = (model.info.image_tokens - 1).isqrt();
+        let side = (model.info.vision_tower().tokens - 1).isqrt();
         let tokens = tokens.into_iter().zip(attention).map(|((id, logprob), weights)| {
-            let text = model.tokenizer.token(id).unwrap_or_default();
+            let text = model.tokenizer().token(id).unwrap_or_default();
             ExplainedToken { id, text, logprob, weights }
         });
         Ok(Self { grid: [side, side], layers: layers.to_vec(), tokens: tokens.collect() })

@@ -34,7 +34,7 @@ impl GenerationPlan {
         limits: &Limits,
         model: &Model,
     ) -> Result<Self, ApiError> {
-        let params = fields.to_params(limits, model.info.max_text_tokens)?;
+        let params = fields.to_params(limits, model.info.text_towers().max_tokens)?;
         let bad_words = fields.bad_words.map(|words| words.0);
         let stop_strings = fields.stop_strings.map(|strings| strings.0);
         Ok(Self { params, bad_words, stop_strings })
@@ -59,7 +59,7 @@ impl GenerationPlan {
         let stop_strings = self
             .stop_strings
             .as_ref()
-            .map(|strings| StopStrings::new(Arc::clone(strings), model.tokenizer.token_texts()));
+            .map(|strings| StopStrings::new(Arc::clone(strings), model.tokenizer().token_texts()));
         Ok(GenerationParams { bad_words: words.transpose()?, stop_strings, ..self.params.clone() })
     }
 }
@@ -67,7 +67,7 @@ impl GenerationPlan {
 /// Returns the tokens of a bad word, without `[CLS]` and `[SEP]`: a generated text never contains those.
 fn word_ids(model: &Model, index: usize, word: &str) -> Result<Box<[u32]>, ApiError> {
     let field = format!("bad_words[{index}]");
-    let ids = text::encode(model, &field, word, model.info.max_text_tokens)?;
+    let ids = text::encode(model, &field, word, model.info.text_towers().max_tokens)?;
     let ids = text::prompt_ids(Some(&ids));
     if ids.is_empty() {
         let detail = "consists of characters that the tokenizer ignores; leave it out";

@@ -16,7 +16,10 @@ pub(crate) fn encode(
     text: &str,
     max_tokens: usize,
 ) -> Result<TokenIds, ApiError> {
-    model.tokenizer.encode_within(text, max_tokens).map_err(|error| ApiError::from(error).at(field))
+    model
+        .tokenizer()
+        .encode_within(text, max_tokens)
+        .map_err(|error| ApiError::from(error).at(field))
 }
 
 /// Returns the error for a required field that is missing.

@@ -119,7 +119,7 @@ fn load_models(state: &HttpState) -> Engine {
     let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/retrieval");
     let tokenizer = Arc::new(Tokenizer::load(&checkpoint, &input).unwrap());
     let models = fake::models().into_iter();
-    let models = models.map(|info| Model { info, tokenizer: Arc::clone(&tokenizer) });
+    let models = models.map(|info| Model { info, tokenizer: Some(Arc::clone(&tokenizer)) });
     state.set_ready(Services {
         engine: engine.handle(),
         images: Images::start(&ImagesSettings::default(), input, metrics()).unwrap(),

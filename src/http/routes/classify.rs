@@ -26,7 +26,7 @@ use crate::http::inference::{reply, text};
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
 use crate::http::state::HttpState;
-use crate::http::state::models::Model;
+use crate::http::state::models::{Eligible, Model};
 use crate::task::{PreparedImage, Role, Scores, Similarity, SimilarityCell, TaskShape, TokenIds};
 
 /// The part of a template that the label replaces.
@@ -166,7 +166,7 @@ impl Rule {
 
 impl Endpoint for ClassifyPlan {
     const TASK: &'static str = "classify";
-    const ROLE: Role = Role::Retrieval;
+    const MODELS: Eligible = Eligible::Role(Role::Retrieval);
     type Single = ClassifyRequest;
     type Batch = ClassifyBatchRequest;
     type Images = OneImage;
@@ -218,7 +218,12 @@ impl Endpoint for ClassifyPlan {
     fn tokenize(&self, model: &Model) -> Result<Vec<TokenIds>, ApiError> {
         let labels = self.labels.iter().enumerate().map(|(index, label)| {
             let words = self.template.replace(PLACE, label);
-            text::encode(model, &format!("labels[{index}]"), &words, model.info.max_text_tokens)
+            text::encode(
+                model,
+                &format!("labels[{index}]"),
+                &words,
+                model.info.text_towers().max_tokens,
+            )
         });
         labels.collect()
     }

@@ -14,8 +14,9 @@ use crate::http::error::ApiError;
 use crate::http::inference::reply;
 use crate::http::settings::HttpSettings;
 use crate::http::state::HttpState;
+use crate::http::state::models::Eligible;
 use crate::settings::Section;
-use crate::task::{ModelInfo, Role};
+use crate::task::ModelInfo;
 
 /// Version, models, limits and batching of this server.
 #[derive(Debug, Serialize, ToSchema)]
@@ -72,15 +73,18 @@ pub(crate) struct ModelDescription {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = usize, required = false, example = 768)]
     multimodal_dimensions: Option<usize>,
-    /// Input size of the vision tower: width and height in pixels.
-    #[schema(example = 384)]
-    image_size: u32,
+    /// Input size of the vision tower: width and height in pixels. Absent for a model without a vision tower.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = u32, required = false, example = 384)]
+    image_size: Option<u32>,
     /// Pillow name of the filter that resizes images to this size.
-    #[schema(example = "bicubic")]
-    resample: &'static str,
-    /// Token limit of a text.
-    #[schema(example = 512)]
-    max_text_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, example = "bicubic")]
+    resample: Option<&'static str>,
+    /// Token limit of a text. Absent for a model without a text tower.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = usize, required = false, example = 512)]
+    max_text_tokens: Option<usize>,
     /// Number of parameters of the model.
     parameters: u64,
     /// Whether this is a built-in demo model, trained on synthetic scenes only.
@@ -163,12 +167,10 @@ pub(crate) struct BatchingInfo {
 )]
 pub(crate) async fn show_info(State(state): State<HttpState>) -> Result<Response, ApiError> {
     let services = state.services()?;
-    let mut defaults: Vec<Role> = Vec::new();
     let models = services.models.iter().map(|model| {
-        let role = model.info.role();
-        let default = !defaults.contains(&role);
-        defaults.push(role);
-        describe(&model.info, default)
+        let of_role = Eligible::Role(model.info.role());
+        let default = services.models.pick(of_role, None);
+        describe(&model.info, default.is_ok_and(|default| default.info.id == model.info.id))
     });
     reply::json(
         &Info {
@@ -184,6 +186,7 @@ pub(crate) async fn show_info(State(state): State<HttpState>) -> Result<Response
 }
 
 fn describe(info: &ModelInfo, default: bool) -> ModelDescription {
+    let preprocessing = info.vision.as_ref().map(|vision| vision.preprocessing);
     ModelDescription {
         name: info.name.clone(),
         role: info.role().name(),
@@ -195,9 +198,9 @@ fn describe(info: &ModelInfo, default: bool) -> ModelDescription {
         device: info.device.to_string(),
         dimensions: info.embedding_dimensions,
         multimodal_dimensions: info.multimodal_dimensions,
-        image_size: info.preprocessing.width,
-        resample: info.preprocessing.resample.name(),
-        max_text_tokens: info.max_text_tokens,
+        image_size: preprocessing.map(|preprocessing| preprocessing.width),
+        resample: preprocessing.map(|preprocessing| preprocessing.resample.name()),
+        max_text_tokens: info.text.as_ref().map(|text| text.max_tokens),
         parameters: info.parameter_count,
         demo: info.demo,
         note: info.demo.then_some(DEMO_NOTE),

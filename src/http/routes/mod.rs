@@ -32,7 +32,7 @@ pub(crate) struct InferenceEndpoint {
 impl InferenceEndpoint {
     /// Describes the endpoint `E`. `router` has the handlers of the single call and of the batch call.
     pub(crate) fn new<E: Endpoint>(router: OpenApiRouter<HttpState>, rules: EndpointRules) -> Self {
-        let task = TaskLabel { role: E::ROLE, other_roles: E::OTHER_ROLES, name: E::TASK };
+        let task = TaskLabel { models: E::MODELS, name: E::TASK };
         Self { router, task, documented: DocumentedEndpoint::new::<E>(rules) }
     }
 }

@@ -32,7 +32,7 @@ use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
 use crate::http::settings::Limits;
 use crate::http::state::HttpState;
-use crate::http::state::models::Model;
+use crate::http::state::models::{Eligible, Model};
 use crate::task::{
     MatchLogits, PreparedImage, Role, Scores, Similarity, SimilarityCell, Task, TaskKind,
     TaskShape, TokenIds,
@@ -167,7 +167,7 @@ impl Query {
 
 impl Endpoint for RankPlan {
     const TASK: &'static str = "rank";
-    const ROLE: Role = Role::Retrieval;
+    const MODELS: Eligible = Eligible::Role(Role::Retrieval);
     type Single = RankRequest;
     type Batch = RankBatchRequest;
     type Images = ManyImages;
@@ -240,7 +240,7 @@ impl Endpoint for RankPlan {
     }
 
     fn tokenize(&self, model: &Model) -> Result<Vec<TokenIds>, ApiError> {
-        let max = model.info.max_text_tokens;
+        let max = model.info.text_towers().max_tokens;
         match &self.query {
             Query::Images(words, _) => Ok(vec![text::encode(model, "text", words, max)?]),
             Query::Texts(_, texts) => {

@@ -26,7 +26,7 @@ use crate::http::openapi::conditions::exactly_one;
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
 use crate::http::state::HttpState;
-use crate::http::state::models::Model;
+use crate::http::state::models::{Eligible, Model};
 use crate::task::{PreparedImage, Role, Scores, Similarity, SimilarityCell, TaskShape, TokenIds};
 
 /// Describes the endpoint, for the router and the OpenAPI documents.
@@ -135,7 +135,7 @@ pub(crate) struct SimilarityPlan {
 
 impl Endpoint for SimilarityPlan {
     const TASK: &'static str = "similarity";
-    const ROLE: Role = Role::Retrieval;
+    const MODELS: Eligible = Eligible::Role(Role::Retrieval);
     type Single = SimilarityRequest;
     type Batch = SimilarityBatchRequest;
     type Images = ManyImages;
@@ -182,7 +182,7 @@ impl Endpoint for SimilarityPlan {
                 "text" => "text".to_owned(),
                 list => format!("{list}[{index}]"),
             };
-            text::encode(model, &field, words, model.info.max_text_tokens)
+            text::encode(model, &field, words, model.info.text_towers().max_tokens)
         });
         texts.collect()
     }

@@ -33,7 +33,7 @@ use crate::http::openapi::conditions::{exactly_one, explained, generated_or_rank
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
 use crate::http::state::HttpState;
-use crate::http::state::models::Model;
+use crate::http::state::models::{Eligible, Model};
 use crate::task::{
     DecodeMode, Decoded, Explain, GenerationParams, PreparedImage, QuestionOutput, Role, TaskShape,
     TokenIds, Vqa,
@@ -184,7 +184,7 @@ pub(crate) struct VqaTokens {
 
 impl Endpoint for VqaPlan {
     const TASK: &'static str = "vqa";
-    const ROLE: Role = Role::Vqa;
+    const MODELS: Eligible = Eligible::Role(Role::Vqa);
     type Single = VqaRequest;
     type Batch = VqaBatchRequest;
     type Images = OneImage;
@@ -238,7 +238,7 @@ impl Endpoint for VqaPlan {
     }
 
     fn tokenize(&self, model: &Model) -> Result<VqaTokens, ApiError> {
-        let max = model.info.max_text_tokens;
+        let max = model.info.text_towers().max_tokens;
         let questions = self.questions.iter().enumerate().map(|(index, question)| {
             let field = match self.asked_in {
                 "question" => "question".to_owned(),
@@ -270,7 +270,7 @@ impl Endpoint for VqaPlan {
         let listed =
             if self.tokens { self.questions.len() * answered * NUMBERS_PER_TOKEN } else { 0 };
         let weights = if self.explain.is_some() {
-            total(&tokens.questions) * model.info.image_tokens
+            total(&tokens.questions) * model.info.vision_tower().tokens
         } else {
             0
         };
@@ -329,13 +329,13 @@ impl VqaPlan {
         question: &Arc<str>,
         output: Decoded,
     ) -> Result<Vec<QuestionAnswer>, ApiError> {
-        let tokenizer = self.tokens.then_some(&*model.tokenizer);
+        let tokenizer = self.tokens.then(|| &**model.tokenizer());
         match output {
             Decoded::Generated(sequences) => {
                 let answers = sequences.iter().map(|sequence| {
                     Ok(QuestionAnswer {
                         question: Arc::clone(question),
-                        answer: model.tokenizer.decode(&sequence.text_ids()),
+                        answer: model.tokenizer().decode(&sequence.text_ids()),
                         found: Found::Generated(SequenceFacts::of(sequence, tokenizer)?),
                         explanation: None,
                     })

@@ -4,9 +4,8 @@
 
 use std::sync::OnceLock;
 
-use super::models::Models;
+use super::models::{Eligible, Models};
 use crate::http::error::Code;
-use crate::task::Role;
 use crate::telemetry::metrics::Metrics;
 
 /// Labels of request heads that hyper cannot parse.
@@ -47,10 +46,8 @@ pub(crate) fn initialise_routes<'r>(metrics: &Metrics, routes: impl Iterator<Ite
 /// The metric label `task` of one endpoint: the metrics count the inputs of the endpoint under this label.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TaskLabel {
-    /// Role of the models that serve the endpoint.
-    pub(crate) role: Role,
-    /// Further roles whose models serve the endpoint.
-    pub(crate) other_roles: &'static [Role],
+    /// The models that serve the endpoint.
+    pub(crate) models: Eligible,
     /// Value of the metric label `task`.
     pub(crate) name: &'static str,
 }
@@ -81,9 +78,7 @@ impl ItemCounters {
     fn initialise(&self, metrics: &Metrics) {
         let (Some(tasks), Some(models)) = (self.tasks.get(), self.models.get()) else { return };
         for model in models.iter() {
-            let role = model.info.role();
-            let served = |task: &&TaskLabel| task.role == role || task.other_roles.contains(&role);
-            for task in tasks.iter().filter(served) {
+            for task in tasks.iter().filter(|task| task.models.include(&model.info)) {
                 metrics.items_total.with_label_values(&[task.name, &model.info.name, "ok"]);
             }
         }

@@ -12,8 +12,40 @@ use crate::task::{ModelInfo, Role};
 pub struct Model {
     /// Name, role, limits and origin of the model.
     pub info: ModelInfo,
-    /// Turns texts into token ids and back.
-    pub tokenizer: Arc<Tokenizer>,
+    /// Turns texts into token ids and back; `None` for a model without a text tower.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+}
+
+impl Model {
+    /// Returns the tokenizer of a model that has one. Requests with texts that name a model without a tokenizer are refused
+    /// before they need it.
+    ///
+    /// # Panics
+    /// If the model is a `BlipVisionModel`.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        self.tokenizer.as_ref().expect("every class with texts has a tokenizer")
+    }
+}
+
+/// The models that serve an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Eligible {
+    /// Models of this role, except single towers. The default is the first of them.
+    Role(Role),
+    /// Every model. The default is the first of the retrieval models, or else the first single tower, or else the first of
+    /// all.
+    All,
+}
+
+impl Eligible {
+    /// True if the model serves the endpoint.
+    pub(crate) fn include(self, model: &ModelInfo) -> bool {
+        match self {
+            Self::Role(role) => model.role() == role && !model.class.is_single_tower(),
+            Self::All => true,
+        }
+    }
 }
 
 /// The loaded models in configuration order. The first model of a role is the default for that role.
@@ -31,57 +63,49 @@ impl Models {
         self.0.iter()
     }
 
-    /// Returns the model for a request: the model of this role called `name`, or the default of the role if there is no
-    /// `name`.
+    /// Returns the model for a request: the eligible model called `name`, or the default if there is no `name`.
     ///
     /// # Errors
-    /// `task_not_loaded` if the role has no model, `model_not_found` if no model of the role is called `name`.
-    pub(crate) fn pick(&self, role: Role, name: Option<&str>) -> Result<&Model, ApiError> {
-        self.pick_by("model", role, name)
-    }
-
-    /// Like [`pick`](Self::pick), but among models of several roles. The default is the first model of `role`, or else the
-    /// first of the other roles.
-    pub(crate) fn pick_any(
-        &self,
-        role: Role,
-        others: &[Role],
-        name: Option<&str>,
-    ) -> Result<&Model, ApiError> {
-        let other = self.iter().filter(|model| others.contains(&model.info.role()));
-        let candidates: Vec<&Model> = self.of_role(role).chain(other).collect();
-        match name {
-            Some(name) if !candidates.is_empty() => candidates
-                .iter()
-                .find(|model| model.info.name == name)
-                .copied()
-                .ok_or_else(|| not_found("model", &candidates)),
-            Some(_) | None => candidates.first().copied().map_or_else(|| self.pick(role, None), Ok),
-        }
+    /// `task_not_loaded` if no model is eligible, `model_not_found` if none of them is called `name`.
+    pub(crate) fn pick(&self, eligible: Eligible, name: Option<&str>) -> Result<&Model, ApiError> {
+        self.pick_by("model", eligible, name)
     }
 
     /// Like [`pick`](Self::pick), for a name that the request gives in `field`.
     pub(crate) fn pick_by(
         &self,
         field: &str,
-        role: Role,
+        eligible: Eligible,
         name: Option<&str>,
     ) -> Result<&Model, ApiError> {
-        let Some(default) = self.of_role(role).next() else {
-            return Err(ApiError::new(
-                Code::TaskNotLoaded,
-                format!("no {} model is loaded; start the server with one (--model)", role.name()),
-            ));
-        };
+        let candidates = self.candidates(eligible);
+        let Some(default) = candidates.first() else { return Err(none_loaded(eligible)) };
         let Some(name) = name else { return Ok(default) };
-        let candidates: Vec<&Model> = self.of_role(role).collect();
         let found = candidates.iter().find(|model| model.info.name == name).copied();
         found.ok_or_else(|| not_found(field, &candidates))
     }
 
-    fn of_role(&self, role: Role) -> impl Iterator<Item = &Model> {
-        self.0.iter().filter(move |model| model.info.role() == role)
+    /// Returns the eligible models, the default first.
+    fn candidates(&self, eligible: Eligible) -> Vec<&Model> {
+        let mut candidates: Vec<&Model> =
+            self.iter().filter(|model| eligible.include(&model.info)).collect();
+        if eligible == Eligible::All {
+            candidates.sort_by_key(|model| {
+                (model.info.role() != Role::Retrieval, model.info.class.is_single_tower())
+            });
+        }
+        candidates
     }
+}
+
+/// Returns the error for an endpoint that no loaded model serves.
+fn none_loaded(eligible: Eligible) -> ApiError {
+    let of_role = match eligible {
+        Eligible::Role(role) => format!("{} ", role.name()),
+        Eligible::All => String::new(),
+    };
+    let detail = format!("no {of_role}model is loaded; start the server with one (--model)");
+    ApiError::new(Code::TaskNotLoaded, detail)
 }
 
 /// Returns the error for a name in `field` that is none of these models.

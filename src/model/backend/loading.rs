@@ -15,7 +15,9 @@ use crate::model::load::{CheckpointWeights, Loader, ModelFiles};
 use crate::model::ops::candle::CandleOps;
 use crate::model::ops::{Ops, PersistentKvShape};
 use crate::model::vision::VisionTower;
-use crate::task::{Device, Dtype, ModelClass, ModelId, ModelInfo, StatesShape, TowerId};
+use crate::task::{
+    Device, Dtype, ModelClass, ModelId, ModelInfo, StatesShape, TextInfo, TowerId, VisionInfo,
+};
 
 /// A model to load, with the locations of its files.
 #[derive(Debug, Clone)]
@@ -71,12 +73,12 @@ pub enum LoadEvent<'a> {
 }
 
 /// Checks a model's configuration files and the headers of its weight files, without reading the weights. Returns the
-/// vocabulary that the model's tokenizer must match.
+/// vocabulary that the model's tokenizer must match, or `None` if the model has no text tower.
 ///
 /// # Errors
 /// When one of the files is not valid; the error names the file.
-pub fn check(spec: &ModelSpec) -> Result<Vocabulary, LoadError> {
-    OpenedCheckpoint::open(spec).map(|opened| Vocabulary::of(&opened.config))
+pub fn check(spec: &ModelSpec) -> Result<Option<Vocabulary>, LoadError> {
+    OpenedCheckpoint::open(spec).map(|opened| Vocabulary::of(&opened.config, opened.class))
 }
 
 impl<O: Ops> BlipBackend<O> {
@@ -129,18 +131,10 @@ impl<O: Ops> BlipBackend<O> {
         shared: &mut SharedParts<O>,
         on_read: &dyn Fn(u64),
     ) -> Result<(), LoadError> {
-        let OpenedCheckpoint { config, class, preprocessor, weights } = opened;
-        let (class, loader) = (*class, Loader::new(weights, &self.ops, on_read));
-        let vision = shared.vision_key(opened)?;
-        let tower = if let Some(tower) = shared.tower(&vision) {
-            tower
-        } else {
-            let encoder = shared.vision_encoder(&vision);
-            let tower = VisionTower::load(&loader, &config.vision_config, preprocessor, encoder)?;
-            shared.add_tower(vision, TowerId(self.towers.len()), tower.encoder());
-            self.towers.push(tower);
-            TowerId(self.towers.len() - 1)
-        };
+        let OpenedCheckpoint { config, class, weights, .. } = opened;
+        let class = *class;
+        let vision = self.add_vision(opened, shared, on_read)?;
+        let loader = Loader::new(weights, &self.ops, on_read);
         let checkpoint = if let Some(checkpoint) = shared.checkpoint(&spec.files) {
             checkpoint
         } else {
@@ -152,19 +146,22 @@ impl<O: Ops> BlipBackend<O> {
             shared.add_checkpoint(spec.files.clone(), &checkpoint);
             checkpoint
         };
-        let image_tokens = self.towers[tower.0].tokens();
         let text_config = &config.text_config;
         let (layers, width) = (text_config.num_hidden_layers, text_config.hidden_size);
         self.token_kv_bytes.push(layers as u64 * self.ops.kv_bytes_per_token(width));
         self.cross_kv_bytes.push(match class {
             ModelClass::ConditionalGeneration => self.ops.cross_kv_bytes(PersistentKvShape {
-                tokens: image_tokens,
+                tokens: vision.as_ref().map_or(0, |vision| vision.tokens),
                 memory_width: config.vision_config.hidden_size,
                 layers,
                 heads: text_config.num_attention_heads,
                 width,
             }),
-            ModelClass::QuestionAnswering | ModelClass::ImageTextRetrieval | ModelClass::Base => 0,
+            ModelClass::QuestionAnswering
+            | ModelClass::ImageTextRetrieval
+            | ModelClass::Base
+            | ModelClass::Vision
+            | ModelClass::Text => 0,
         });
         self.infos.push(ModelInfo {
             id: ModelId(self.infos.len()),
@@ -174,31 +171,62 @@ impl<O: Ops> BlipBackend<O> {
             revision: spec.revision.clone(),
             dtype: placement.dtype,
             device: placement.device,
-            tower,
-            preprocessing: preprocessor.preprocessing,
-            vision_states: StatesShape {
-                layers: config.vision_config.num_hidden_layers,
-                width: config.vision_config.hidden_size,
-            },
-            text_states: StatesShape { layers, width },
-            image_tokens,
-            max_text_tokens: config.text_config.max_position_embeddings,
+            vision,
+            text: (class != ModelClass::Vision).then_some(TextInfo {
+                states: StatesShape { layers, width },
+                max_tokens: text_config.max_position_embeddings,
+                has_pooler: checkpoint.has_text_pooler(),
+            }),
             embedding_dimensions: embedding_dimensions(config, class),
             multimodal_dimensions: multimodal_dimensions(config, class),
             logit_scale: logit_scale(weights, class)?,
             parameter_count: weights.parameter_count(),
             demo: spec.demo,
         });
-        self.vocabularies.push(Vocabulary::of(config));
+        self.vocabularies.push(Vocabulary::of(config, class));
         self.models.push(checkpoint);
         Ok(())
+    }
+
+    /// Loads the vision tower of a model, unless an earlier model has the same one. Returns `None` if the model has no
+    /// vision tower.
+    fn add_vision(
+        &mut self,
+        opened: &OpenedCheckpoint,
+        shared: &mut SharedParts<O>,
+        on_read: &dyn Fn(u64),
+    ) -> Result<Option<VisionInfo>, LoadError> {
+        let OpenedCheckpoint { config, preprocessor, weights, .. } = opened;
+        let (Some(key), Some(preprocessor)) = (shared.vision_key(opened)?, preprocessor) else {
+            return Ok(None);
+        };
+        let tower = if let Some(tower) = shared.tower(&key) {
+            tower
+        } else {
+            let loader = Loader::new(weights, &self.ops, on_read);
+            let encoder = shared.vision_encoder(&key);
+            let tower = VisionTower::load(&loader, &config.vision_config, preprocessor, encoder)?;
+            shared.add_tower(key, TowerId(self.towers.len()), tower.encoder());
+            self.towers.push(tower);
+            TowerId(self.towers.len() - 1)
+        };
+        Ok(Some(VisionInfo {
+            tower,
+            preprocessing: preprocessor.preprocessing,
+            states: StatesShape {
+                layers: config.vision_config.num_hidden_layers,
+                width: config.vision_config.hidden_size,
+            },
+            tokens: self.towers[tower.0].tokens(),
+        }))
     }
 }
 
 impl Vocabulary {
-    fn of(config: &BlipConfig) -> Self {
+    fn of(config: &BlipConfig, class: ModelClass) -> Option<Self> {
         let text = &config.text_config;
-        Self { size: text.vocab_size, stop_token: text.sep_token_id }
+        let vocabulary = Self { size: text.vocab_size, stop_token: text.sep_token_id };
+        (class != ModelClass::Vision).then_some(vocabulary)
     }
 }
 
@@ -206,7 +234,10 @@ fn embedding_dimensions(config: &BlipConfig, class: ModelClass) -> Option<usize>
     match class {
         ModelClass::ImageTextRetrieval => Some(config.image_text_hidden_size),
         ModelClass::Base => Some(config.projection_dim),
-        ModelClass::ConditionalGeneration | ModelClass::QuestionAnswering => None,
+        ModelClass::ConditionalGeneration
+        | ModelClass::QuestionAnswering
+        | ModelClass::Vision
+        | ModelClass::Text => None,
     }
 }
 
@@ -214,7 +245,10 @@ fn multimodal_dimensions(config: &BlipConfig, class: ModelClass) -> Option<usize
     match class {
         ModelClass::ImageTextRetrieval => Some(config.text_config.hidden_size),
         ModelClass::Base => Some(config.projection_dim),
-        ModelClass::ConditionalGeneration | ModelClass::QuestionAnswering => None,
+        ModelClass::ConditionalGeneration
+        | ModelClass::QuestionAnswering
+        | ModelClass::Vision
+        | ModelClass::Text => None,
     }
 }
 

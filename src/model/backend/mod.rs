@@ -39,7 +39,7 @@ pub struct BlipBackend<O: Ops> {
     cross_kv_bytes: Vec<u64>,
     /// For each model, the number of KV cache bytes per token, in all layers together.
     token_kv_bytes: Vec<u64>,
-    vocabularies: Vec<Vocabulary>,
+    vocabularies: Vec<Option<Vocabulary>>,
 }
 
 /// Properties of a model that its tokenizer must match.
@@ -52,9 +52,9 @@ pub struct Vocabulary {
 }
 
 impl<O: Ops> BlipBackend<O> {
-    /// Returns the properties that the model's tokenizer must match.
+    /// Returns the properties that the model's tokenizer must match; `None` for a model without a text tower.
     #[must_use]
-    pub fn vocabulary(&self, model: ModelId) -> Vocabulary {
+    pub fn vocabulary(&self, model: ModelId) -> Option<Vocabulary> {
         self.vocabularies[model.0]
     }
 
@@ -107,7 +107,7 @@ impl<O: Ops> Backend for BlipBackend<O> {
         model: ModelId,
         rows: &[SinglePassRow<EncoderStates<O>>],
     ) -> Result<Vec<SinglePassOutput<EncoderStates<O>>>, BackendError> {
-        let tower = &self.towers[self.infos[model.0].tower.0];
+        let tower = self.infos[model.0].vision.as_ref().map(|vision| &self.towers[vision.tower.0]);
         within_memory(|| {
             single_pass::run_single_pass(&self.ops, &self.models[model.0], tower, rows)
         })

@@ -21,11 +21,16 @@ use crate::task::{ModelClass, TowerId};
 /// takes fifty times as long as over the usual 24 x 24.
 const MAX_SIDE_PATCHES: usize = 64;
 
+/// Prefixes of the towers' tensors in the state dict of a whole model, as in `checkpoint`.
+const VISION_PREFIX: &str = "vision_model.";
+const TEXT_PREFIX: &str = "text_model.";
+
 /// A checkpoint whose configuration files were read and whose weight files were opened.
 pub(super) struct OpenedCheckpoint {
     pub(super) config: BlipConfig,
     pub(super) class: ModelClass,
-    pub(super) preprocessor: Preprocessor,
+    /// Preprocessing of the images; `None` for a model without a vision tower.
+    pub(super) preprocessor: Option<Preprocessor>,
     pub(super) weights: CheckpointWeights,
 }
 
@@ -33,18 +38,27 @@ impl OpenedCheckpoint {
     pub(super) fn open(spec: &ModelSpec) -> Result<Self, LoadError> {
         let config = BlipConfig::read(&spec.files.config)?;
         let class = config.class(spec.files.config.path())?;
-        let vision = &config.vision_config;
-        if let Some(image_size) = spec.image_size {
-            check_image_size(image_size, vision.patch_size)?;
-        }
-        let preprocessor =
-            Preprocessor::read(spec.files.preprocessor.as_ref(), vision, spec.image_size)?;
-        let weights = CheckpointWeights::open(&spec.files.weights)?;
+        let preprocessor = match (class, spec.image_size) {
+            (ModelClass::Text, None) => None,
+            (ModelClass::Text, Some(_)) => return Err(LoadError::ImageSizeOfText),
+            (_, image_size) => Some(preprocessor(spec, &config.vision_config, image_size)?),
+        };
+        // The tensors of a single tower have no prefix.
+        let prefix = match class {
+            ModelClass::Vision => VISION_PREFIX,
+            ModelClass::Text => TEXT_PREFIX,
+            ModelClass::ConditionalGeneration
+            | ModelClass::QuestionAnswering
+            | ModelClass::ImageTextRetrieval
+            | ModelClass::Base => "",
+        };
+        let weights = CheckpointWeights::open_below(prefix, &spec.files.weights)?;
         Ok(Self { config, class, preprocessor, weights })
     }
 
-    fn vision(&self) -> VisionIdentity {
-        (self.config.vision_config.clone(), self.preprocessor.clone())
+    /// Returns the identity of the vision tower, or `None` if the model has none.
+    fn vision(&self) -> Option<VisionIdentity> {
+        Some((self.config.vision_config.clone(), self.preprocessor.clone()?))
     }
 
     /// Returns the identity of the text encoder, or `None` if models of this class do not share text encoders.
@@ -53,7 +67,10 @@ impl OpenedCheckpoint {
             ModelClass::QuestionAnswering | ModelClass::ImageTextRetrieval => {
                 Some((self.config.text_config.clone(), self.config.vision_config.hidden_size))
             }
-            ModelClass::ConditionalGeneration | ModelClass::Base => None,
+            ModelClass::ConditionalGeneration
+            | ModelClass::Base
+            | ModelClass::Vision
+            | ModelClass::Text => None,
         }
     }
 }
@@ -87,7 +104,7 @@ pub(super) struct SharedParts<O: Ops> {
 impl<O: Ops> SharedParts<O> {
     pub(super) fn new(checkpoints: &[OpenedCheckpoint]) -> Self {
         Self {
-            visions: checkpoints.iter().map(OpenedCheckpoint::vision).collect(),
+            visions: checkpoints.iter().filter_map(OpenedCheckpoint::vision).collect(),
             encoders: checkpoints.iter().filter_map(OpenedCheckpoint::text_encoder).collect(),
             loaded_towers: Vec::new(),
             loaded_encoders: Vec::new(),
@@ -95,16 +112,17 @@ impl<O: Ops> SharedParts<O> {
         }
     }
 
+    /// Returns the key of the vision tower, or `None` if the model has none.
     pub(super) fn vision_key(
         &self,
         opened: &OpenedCheckpoint,
-    ) -> Result<Key<VisionIdentity>, LoadError> {
+    ) -> Result<Option<Key<VisionIdentity>>, LoadError> {
+        let Some(identity) = opened.vision() else { return Ok(None) };
         // Towers for different image sizes share their encoders, so compare only the configurations.
-        let same_config = |other: &VisionIdentity| other.0 == opened.config.vision_config;
+        let same_config = |other: &VisionIdentity| other.0 == identity.0;
         let several = self.visions.iter().filter(|other| same_config(other)).count() > 1;
-        let fingerprint =
-            several.then(|| opened.weights.fingerprint("vision_model.")).transpose()?;
-        Ok(Key { identity: opened.vision(), fingerprint })
+        let fingerprint = several.then(|| opened.weights.fingerprint(VISION_PREFIX)).transpose()?;
+        Ok(Some(Key { identity, fingerprint }))
     }
 
     /// Returns the key of the text encoder, or `None` if models of this class do not share text encoders.
@@ -168,6 +186,18 @@ impl<O: Ops> SharedParts<O> {
             self.loaded_encoders.push((key, Arc::clone(encoder)));
         }
     }
+}
+
+/// Reads how the images of a model are prepared. `image_size` is the size that is set for it.
+fn preprocessor(
+    spec: &ModelSpec,
+    vision: &VisionConfig,
+    image_size: Option<u32>,
+) -> Result<Preprocessor, LoadError> {
+    if let Some(image_size) = image_size {
+        check_image_size(image_size, vision.patch_size)?;
+    }
+    Preprocessor::read(spec.files.preprocessor.as_ref(), vision, image_size)
 }
 
 /// Checks an image size that is set for a model.

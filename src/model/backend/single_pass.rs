@@ -23,11 +23,11 @@ struct CrossAttendingRow<'a, O: Ops> {
     text: &'a TokenIds,
 }
 
-/// Runs the rows. Returns one output per row, in order.
+/// Runs the rows. `tower` is the model's vision tower. Returns one output per row, in order.
 pub(super) fn run_single_pass<O: Ops>(
     ops: &O,
     checkpoint: &Checkpoint<O>,
-    tower: &VisionTower<O>,
+    tower: Option<&VisionTower<O>>,
     rows: &[PassRow<O>],
 ) -> Result<Vec<PassOutput<O>>, BackendError> {
     let mut outputs: Vec<Option<PassOutput<O>>> = rows.iter().map(|_| None).collect();
@@ -52,6 +52,9 @@ pub(super) fn run_single_pass<O: Ops>(
                 texts.entry(depth(checkpoint, row)?).or_default().push((place, text));
             }
             SinglePassRow::EmbedImage { image, pooling } => {
+                let missing =
+                    || BackendError::Device("this model class has no vision tower".to_owned());
+                let tower = tower.ok_or_else(missing)?;
                 let embedding = checkpoint.embed_image(ops, tower, image.states(), *pooling)?;
                 outputs[place] = Some(SinglePassOutput::Embedding(embedding));
             }

@@ -76,6 +76,11 @@ impl<'a, O: Ops> Loader<'a, O> {
         Self { weights, ops, on_read }
     }
 
+    /// True if the checkpoint has a tensor of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.weights.contains(name)
+    }
+
     /// Reads the float tensor with this name and shape.
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let tensor = self.weights.get(name, shape)?;

@@ -21,6 +21,8 @@ pub struct CheckpointWeights {
     files: Vec<(PathBuf, TensorFile)>,
     /// Location of each tensor by name. `LayerNorm.gamma` and `.beta` are listed as `LayerNorm.weight` and `.bias`.
     places: HashMap<String, TensorLocation>,
+    /// What precedes each of these names in the state dict of a whole model.
+    prefix: &'static str,
 }
 
 /// Location of one tensor in the files.
@@ -50,7 +52,16 @@ impl CheckpointWeights {
     /// # Errors
     /// When a file cannot be read or does not have the expected format.
     pub fn open(files: &WeightFiles) -> Result<Self, LoadError> {
-        let mut weights = Self { files: Vec::new(), places: HashMap::new() };
+        Self::open_below("", files)
+    }
+
+    /// Opens the files of a part of a model. Its tensors are found under the names that they have in a whole model: those
+    /// in the files, preceded by `prefix`.
+    pub(in crate::model) fn open_below(
+        prefix: &'static str,
+        files: &WeightFiles,
+    ) -> Result<Self, LoadError> {
+        let mut weights = Self { files: Vec::new(), places: HashMap::new(), prefix };
         match files {
             WeightFiles::Safetensors(files) => {
                 for file in files {
@@ -84,13 +95,14 @@ impl CheckpointWeights {
     /// True if one of the files has a tensor of this name.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
-        self.places.contains_key(name)
+        self.place(name).is_some()
     }
 
     /// Returns all tensor names in alphabetical order.
     #[must_use]
-    pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.places.keys().map(String::as_str).collect();
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            self.places.keys().map(|name| format!("{}{name}", self.prefix)).collect();
         names.sort_unstable();
         names
     }
@@ -107,14 +119,14 @@ impl CheckpointWeights {
     /// # Errors
     /// When the tensor is missing, has another shape, does not hold floats, or contains NaN or infinity.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
-        let tensor = self.read(name, shape)?;
-        let path = &self.files[self.places[name].file].0;
+        let (tensor, path) = self.read(name, shape)?;
+        let name = self.own_name(name);
         if !tensor.dtype().is_float() {
             let found = format!("{:?}", tensor.dtype());
             return Err(LoadError::TensorDtype {
                 name: name.to_owned(),
                 found,
-                path: path.clone(),
+                path: path.to_owned(),
             });
         }
         if tensor.dims() != shape {
@@ -122,11 +134,11 @@ impl CheckpointWeights {
                 name: name.to_owned(),
                 found: tensor.dims().to_vec(),
                 expected: shape.to_vec(),
-                path: path.clone(),
+                path: path.to_owned(),
             });
         }
         if !is_finite(&tensor).map_err(|error| unreadable(path, &error))? {
-            return Err(LoadError::NonFinite { name: name.to_owned(), path: path.clone() });
+            return Err(LoadError::NonFinite { name: name.to_owned(), path: path.to_owned() });
         }
         Ok(tensor)
     }
@@ -142,24 +154,34 @@ impl CheckpointWeights {
             if !name.starts_with(prefix) {
                 continue;
             }
-            let tensor = self.read(name, &[])?;
+            let (tensor, path) = self.read(&name, &[])?;
             digest.update(format!("{name} {:?} {:?}\n", tensor.dtype(), tensor.dims()));
-            let path = &self.files[self.places[name].file].0;
             update_with_values(&mut digest, &tensor).map_err(|error| unreadable(path, &error))?;
         }
         Ok(digest.finalize().into())
     }
 
-    /// Reads the tensor without checking it. If the tensor is missing, the error gives `expected` as its shape.
-    fn read(&self, name: &str, expected: &[usize]) -> Result<Tensor, LoadError> {
+    /// Returns the location of the tensor with this name in a whole model.
+    fn place(&self, name: &str) -> Option<&TensorLocation> {
+        self.places.get(name.strip_prefix(self.prefix)?)
+    }
+
+    /// Returns the name that a tensor of this name in a whole model has in these files.
+    fn own_name<'n>(&self, name: &'n str) -> &'n str {
+        name.strip_prefix(self.prefix).unwrap_or(name)
+    }
+
+    /// Reads the tensor without checking it, and returns it with the path of its file. If the tensor is missing, the error
+    /// gives `expected` as its shape.
+    fn read(&self, name: &str, expected: &[usize]) -> Result<(Tensor, &Path), LoadError> {
         let missing = || LoadError::MissingTensor {
-            name: name.to_owned(),
+            name: self.own_name(name).to_owned(),
             expected: expected.to_vec(),
             files: self.file_names(),
         };
-        let TensorLocation { file, name } = self.places.get(name).ok_or_else(missing)?;
+        let TensorLocation { file, name } = self.place(name).ok_or_else(missing)?;
         let (path, source) = &self.files[*file];
-        match source {
+        let tensor = match source {
             TensorFile::Mapped(file) => file
                 .get(name)
                 .and_then(|view| view.load(&Device::Cpu))
@@ -174,7 +196,8 @@ impl CheckpointWeights {
             TensorFile::TensorFlow(file) => {
                 file.read(name).map_err(|error| of_tensorflow(path, error))?.ok_or_else(missing)
             }
-        }
+        };
+        Ok((tensor?, path))
     }
 
     fn file_names(&self) -> String {

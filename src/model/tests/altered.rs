@@ -149,7 +149,7 @@ fn pixels_beyond_the_last_whole_patch_are_left_out_as_the_convolution_does() {
 fn a_prompt_and_its_new_tokens_may_need_every_position() {
     let (altered, reference) = (Reference::read("altered"), Reference::read("caption-varied"));
     let mut backend = load(&["caption-varied"]);
-    let positions = backend.models()[0].max_text_tokens;
+    let positions = backend.models()[0].text_towers().max_tokens;
     let cases = altered.list("last_position");
     let most = |case: &Value| ids(&case["input_ids"]).len() + ids(&case["new_ids"]).len();
     assert_eq!(cases.iter().map(most).max(), Some(positions + 1), "the last token is not read");

@@ -19,7 +19,7 @@ const BATCH_TOLERANCE: f32 = 1e-5;
 #[test]
 fn models_with_identical_vision_weights_share_one_tower() {
     let backend = load(&["caption-varied", "retrieval", "caption-talkative"]);
-    let towers: Vec<TowerId> = backend.models().iter().map(|info| info.tower).collect();
+    let towers: Vec<TowerId> = backend.models().iter().map(|info| info.vision_tower().tower).collect();
     assert_eq!(towers, [TowerId(0), TowerId(0), TowerId(1)]);
 }
 

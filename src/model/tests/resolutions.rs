@@ -29,8 +29,11 @@ fn features_of_smaller_and_larger_images_equal_the_reference() {
         let size = case["image_size"].as_u64().unwrap() as u32;
         let mut backend = load(&[sized(checkpoint, size)]).unwrap();
         let info = &backend.models()[0];
-        assert_eq!((info.preprocessing.width, info.preprocessing.height), (size, size));
-        let tokens = info.image_tokens;
+        assert_eq!(
+            (info.vision_tower().preprocessing.width, info.vision_tower().preprocessing.height),
+            (size, size)
+        );
+        let tokens = info.vision_tower().tokens;
         let pixels = Pixels::new(size, size, reference.bytes(&format!("pixels.{photo}.{size}")));
         let states = backend.encode(VisionOutput::last(TowerId(0)), &[&pixels]).unwrap().remove(0);
         let actual = backend.ops.to_host(states.states()).unwrap().concat();
@@ -47,7 +50,7 @@ fn models_from_the_same_files_share_all_weights_but_their_position_embeddings() 
     let backend = load(&specs).unwrap();
     // 64 is the size of the checkpoint, so the third model is the first once more.
     assert_eq!(backend.towers.len(), 2);
-    assert_eq!(backend.models()[2].tower, backend.models()[0].tower);
+    assert_eq!(backend.models()[2].vision_tower().tower, backend.models()[0].vision_tower().tower);
     assert!(Arc::ptr_eq(backend.towers[0].encoder(), backend.towers[1].encoder()));
     assert!(Arc::ptr_eq(&backend.models[0], &backend.models[1]));
 }

@@ -48,7 +48,8 @@ static SERVICE: LazyLock<Service> = LazyLock::new(|| {
     let config = include_str!("../../fixtures/base/tokenizer_config.json");
     let tokenizer = Tokenizer::from_texts("tokenizer.json".as_ref(), json, config, &input).unwrap();
     let tokenizer = Arc::new(tokenizer);
-    let models = models().into_iter().map(|info| Model { info, tokenizer: Arc::clone(&tokenizer) });
+    let models =
+        models().into_iter().map(|info| Model { info, tokenizer: Some(Arc::clone(&tokenizer)) });
     let settings = HttpSettings { input, ..HttpSettings::default() };
     let state = HttpState::new(settings, Arc::clone(&metrics));
     let context = EngineContext::new(metrics, Arc::clone(state.lifecycle()));

@@ -32,9 +32,9 @@ pub(crate) fn checkpoint(data: &[u8]) {
 fn read(files: &WeightFiles) {
     let Ok(weights) = CheckpointWeights::open(files) else { return };
     for name in weights.names() {
-        assert!(weights.contains(name));
+        assert!(weights.contains(&name));
         // One that is read has the shape that was asked for.
-        if let Ok(tensor) = weights.get(name, &[1]) {
+        if let Ok(tensor) = weights.get(&name, &[1]) {
             assert_eq!(tensor.dims(), [1]);
         }
     }

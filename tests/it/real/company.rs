@@ -61,7 +61,8 @@ fn backend(format: Format, dtype: Dtype) -> BlipBackend<CpuOps> {
 
 /// A photo at a model's input size. The pictures themselves do not matter here, only that they differ.
 fn prepared(info: &ModelInfo, index: usize) -> PreparedImage {
-    let (width, height) = (info.preprocessing.width, info.preprocessing.height);
+    let (width, height) =
+        (info.vision_tower().preprocessing.width, info.vision_tower().preprocessing.height);
     let bytes: Vec<u8> = (0..width as usize * height as usize * 3)
         .map(|i| ((i * (index + 3) + i / 97 * 31) % 251) as u8)
         .collect();
@@ -75,7 +76,7 @@ fn prepared(info: &ModelInfo, index: usize) -> PreparedImage {
             format: ImageFormat::Png,
         },
         scope: Scope::EVERYONE,
-        preprocessing: info.preprocessing,
+        preprocessing: info.vision_tower().preprocessing,
         pixels: Arc::new(Pixels::new(width, height, bytes)),
     }
 }

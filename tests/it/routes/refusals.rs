@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::Request;
 use blip_server::engine::testing::fake::{FakeCall, FakeFault, FakeMark};
+use blip_server::task::ModelInfo;
 use futures_util::stream;
 use image::ImageFormat;
 use serde_json::json;
@@ -14,6 +15,11 @@ use serde_json::json;
 use crate::support::app::json_request;
 use crate::support::inputs::picture;
 use crate::support::{TestApp, base64, png};
+
+/// Lets a model read ten tokens at most.
+fn limit_texts(model: &mut ModelInfo) {
+    model.text.as_mut().unwrap().max_tokens = 10;
+}
 
 #[tokio::test]
 async fn unknown_routes_and_methods_are_problems_too() {
@@ -120,7 +126,7 @@ async fn lists_far_above_their_limit_are_refused_in_the_limits_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn more_new_tokens_than_a_model_has_positions_are_refused_and_the_default_fits_in() {
     let app = TestApp::with(|config| {
-        config.models.iter_mut().for_each(|model| model.max_text_tokens = 10);
+        config.models.iter_mut().for_each(limit_texts);
     });
     app.control.set_text_length(15);
     for (path, mut request) in [
@@ -144,7 +150,7 @@ async fn more_new_tokens_than_a_model_has_positions_are_refused_and_the_default_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_and_its_new_tokens_may_need_every_position_of_the_model() {
     let app = TestApp::with(|config| {
-        config.models.iter_mut().for_each(|model| model.max_text_tokens = 10);
+        config.models.iter_mut().for_each(limit_texts);
     });
     // The start token and four words; the last new token is never read.
     let request =

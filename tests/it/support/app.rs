@@ -93,8 +93,10 @@ impl TestApp {
                 .expect("a fetcher")
         });
         let tokenizer = Arc::new(tokenizer(&input, config.clean_up));
-        let models =
-            config.models.into_iter().map(|info| Model { info, tokenizer: Arc::clone(&tokenizer) });
+        let models = config
+            .models
+            .into_iter()
+            .map(|info| Model { info, tokenizer: Some(Arc::clone(&tokenizer)) });
         state.set_ready(Services {
             engine: engine.handle(),
             images,

@@ -20,7 +20,8 @@ use crate::engine::backend::{
 use crate::task::{
     Device, Dtype, Embedding, FinishReason, GenerationParams, ImageFormat, ImageId, ImageInfo,
     MatchLogits, ModelClass, ModelId, ModelInfo, Pixels, Pooling, PreparedImage, Preprocessing,
-    Scope, ScoredText, Sequence, StatesShape, TokenIds, TokenLogprob, TowerId, VisionOutput,
+    Scope, ScoredText, Sequence, StatesShape, TextInfo, TokenIds, TokenLogprob, TowerId,
+    VisionInfo, VisionOutput,
 };
 
 /// The stop token of fake models (`[SEP]`).
@@ -67,12 +68,17 @@ pub fn model(id: usize, name: &str, class: ModelClass, tower: usize) -> ModelInf
         revision: None,
         dtype: Dtype::F32,
         device: Device::Cpu,
-        tower: TowerId(tower),
-        preprocessing: Preprocessing::bicubic(2, 2),
-        vision_states: StatesShape { layers: 2, width: 4 },
-        text_states: StatesShape { layers: 3, width: 4 },
-        image_tokens: 5,
-        max_text_tokens: 512,
+        vision: (class != ModelClass::Text).then(|| VisionInfo {
+            tower: TowerId(tower),
+            preprocessing: Preprocessing::bicubic(2, 2),
+            states: StatesShape { layers: 2, width: 4 },
+            tokens: 5,
+        }),
+        text: (class != ModelClass::Vision).then(|| TextInfo {
+            states: StatesShape { layers: 3, width: 4 },
+            max_tokens: 512,
+            has_pooler: class == ModelClass::Base,
+        }),
         embedding_dimensions: Some(4),
         multimodal_dimensions: Some(4),
         logit_scale: (class == ModelClass::Base).then_some(100.0),
@@ -181,7 +187,7 @@ impl Backend for FakeBackend {
         self.control.enter(FakeCall::SinglePass, model.0, tokens, &marks)?;
         let poisoned = |marks: &[FakeMark]| self.control.is_non_finite(FakeCall::SinglePass, marks);
         let outputs = rows.iter().zip(&marks);
-        let image_tokens = self.models[model.0].image_tokens;
+        let image_tokens = self.models[model.0].vision_tower().tokens;
         let output = |(row, marks): (_, &Vec<FakeMark>)| {
             row_output((model, image_tokens), row, marks, poisoned(marks))
         };
@@ -199,7 +205,7 @@ impl Backend for FakeBackend {
             marks: marks.into(),
             prompt_tokens: spec.first_step_tokens(),
             params: spec.params,
-            patches: spec.explain.map(|_| self.models[spec.model.0].image_tokens - 1),
+            patches: spec.explain.map(|_| self.models[spec.model.0].vision_tower().tokens - 1),
             steps: 0,
             control: self.control.clone(),
         }

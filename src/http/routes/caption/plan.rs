@@ -22,7 +22,7 @@ use crate::http::inference::reply::ImageAnswer;
 use crate::http::inference::sequences::{SequenceFacts, finite, wrong_count};
 use crate::http::inference::text;
 use crate::http::openapi::EXAMPLE_IMAGE;
-use crate::http::state::models::{Model, Models};
+use crate::http::state::models::{Eligible, Model, Models};
 use crate::input::Tokenizer;
 use crate::task::{
     Caption, DecodeMode, Decoded, Explain, GenerationParams, PreparedImage, Role, Scores, Sequence,
@@ -148,7 +148,7 @@ pub(crate) enum CaptionTokens {
 
 impl Endpoint for CaptionPlan {
     const TASK: &'static str = "caption";
-    const ROLE: Role = Role::Caption;
+    const MODELS: Eligible = Eligible::Role(Role::Caption);
     type Single = CaptionRequest;
     type Batch = CaptionBatchRequest;
     type Images = OneImage;
@@ -217,7 +217,8 @@ impl Endpoint for CaptionPlan {
                 let params = generation.tokenize(model)?;
                 // The decoder reads the prompt without its [SEP], then every new token except the last. Each of these
                 // tokens needs a position.
-                let max = (model.info.max_text_tokens + 2).saturating_sub(params.max_new_tokens);
+                let max =
+                    (model.info.text_towers().max_tokens + 2).saturating_sub(params.max_new_tokens);
                 let encode = |prompt: &Arc<str>| text::encode(model, "prompt", prompt, max);
                 let prompt = prompt.as_ref().map(encode).transpose()?;
                 Ok(CaptionTokens::Generate { prompt, params })
@@ -247,7 +248,7 @@ impl Endpoint for CaptionPlan {
 
     fn answer_values(&self, tokens: &CaptionTokens, model: &Model) -> usize {
         let listed = if self.tokens { NUMBERS_PER_TOKEN } else { 0 };
-        let weights = if self.explain.is_some() { model.info.image_tokens } else { 0 };
+        let weights = if self.explain.is_some() { model.info.vision_tower().tokens } else { 0 };
         let count = match (&self.mode, tokens) {
             (PlannedMode::Generate { generation: GenerationPlan { params, .. }, .. }, _) => {
                 params.rows() * params.max_new_tokens
@@ -267,8 +268,8 @@ impl Endpoint for CaptionPlan {
         };
         let prompt = text::prompt_ids(first.tokens.prompt());
         let texts = sequences.iter().map(|sequence| {
-            let caption = first.model.tokenizer.decode(&[prompt, &sequence.text_ids()].concat());
-            verifier.tokenizer.encode_truncated(&caption, verifier.info.max_text_tokens)
+            let caption = first.model.tokenizer().decode(&[prompt, &sequence.text_ids()].concat());
+            verifier.tokenizer().encode_truncated(&caption, verifier.info.text_towers().max_tokens)
         });
         Ok(Some(Task::Similarity(Similarity {
             images: vec![first.images.clone()],
@@ -283,7 +284,7 @@ impl Endpoint for CaptionPlan {
 
     fn answer(&self, parts: AnswerParts<'_, Self>) -> Result<CaptionAnswer, ApiError> {
         let AnswerParts { model, images: image, tokens, output, second } = parts;
-        let tokenizer = self.tokens.then_some(&*model.tokenizer);
+        let tokenizer = self.tokens.then(|| &**model.tokenizer());
         let image = image.into();
         match (&self.mode, output) {
             (PlannedMode::Generate { generation, .. }, Decoded::Generated(sequences)) => {
@@ -367,7 +368,7 @@ fn verifier(field: Option<VerifyField>, models: &Models) -> Result<Option<Model>
         Some(VerifyField::Model(name)) => Some(name),
     };
     let name = name.as_ref().map(|name| &*name.0);
-    let model = models.pick_by("verify", Role::Retrieval, name)?;
+    let model = models.pick_by("verify", Eligible::Role(Role::Retrieval), name)?;
     if model.info.class.has_matching_head() {
         return Ok(Some(model.clone()));
     }
@@ -398,7 +399,7 @@ fn caption_text(
 ) -> Result<CaptionText, ApiError> {
     let prompt_ids = text::prompt_ids(prompt);
     let new_ids = sequence.text_ids();
-    let tokenizer = &model.tokenizer;
+    let tokenizer = &model.tokenizer();
     Ok(CaptionText {
         text: tokenizer.decode(&[prompt_ids, &new_ids].concat()),
         continuation: prompt.map(|_| tokenizer.decode_continuation(prompt_ids, &new_ids)),

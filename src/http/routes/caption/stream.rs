@@ -195,7 +195,7 @@ impl Caption {
         events: &mpsc::Sender<Event>,
     ) -> Result<Done, ApiError> {
         let mut detokenizer =
-            self.call.model.tokenizer.detokenizer(text::prompt_ids(self.texts.prompt()));
+            self.call.model.tokenizer().detokenizer(text::prompt_ids(self.texts.prompt()));
         let mut next = first;
         while let Some(TokenLogprob { id, logprob }) = next {
             if crate::faults::at("http::stream") {

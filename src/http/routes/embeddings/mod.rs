@@ -1,6 +1,8 @@
 //! `POST /embeddings` and `/embeddings/batch`: embed an image, a text, or both together as one vector, or return hidden
 //! states.
 
+mod subject;
+
 use std::sync::Arc;
 
 use axum::extract::{Extension, Request as HttpRequest, State};
@@ -13,6 +15,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use self::subject::{Subject, check_available, output, subject};
 use super::InferenceEndpoint;
 use crate::http::context::RequestContext;
 use crate::http::error::convert::inference_failed;
@@ -29,10 +32,10 @@ use crate::http::inference::{reply, text};
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
 use crate::http::openapi::{EXAMPLE_IMAGE, InferenceProblems};
 use crate::http::state::HttpState;
-use crate::http::state::models::Model;
+use crate::http::state::models::{Eligible, Model};
 use crate::task::{
-    Embed, EmbedOutput, EmbedSubject, Embedding, ModelInfo, Pooling, PreparedImage, Role,
-    StatesShape, TaskShape, TokenIds,
+    Embed, EmbedOutput, EmbedSubject, Embedding, ModelInfo, Pooling, PreparedImage, StatesShape,
+    TaskShape, TokenIds,
 };
 
 /// Describes the endpoint, for the router and the OpenAPI documents.
@@ -221,17 +224,9 @@ pub(crate) struct EmbeddingPlan {
     format: EncodingFormat,
 }
 
-#[derive(Debug, Clone)]
-enum Subject {
-    Image(ImageField),
-    Text(Arc<str>),
-    Multimodal(ImageField, Arc<str>),
-}
-
 impl Endpoint for EmbeddingPlan {
     const TASK: &'static str = "embeddings";
-    const ROLE: Role = Role::Retrieval;
-    const OTHER_ROLES: &'static [Role] = &[Role::Caption, Role::Vqa];
+    const MODELS: Eligible = Eligible::All;
     type Single = EmbeddingsRequest;
     type Batch = EmbeddingsBatchRequest;
     type Images = OptionalImage;
@@ -271,9 +266,9 @@ impl Endpoint for EmbeddingPlan {
 
     fn tokenize(&self, model: &Model) -> Result<Option<TokenIds>, ApiError> {
         let Some(words) = self.text() else { return Ok(None) };
-        let max = model.info.max_text_tokens;
+        let max = model.info.text_towers().max_tokens;
         if self.truncate {
-            let ids = model.tokenizer.encode_truncated(words, max);
+            let ids = model.tokenizer().encode_truncated(words, max);
             return ids.map(Some).map_err(|error| ApiError::from(error).at("text"));
         }
         text::encode(model, "text", words, max).map(Some)
@@ -340,15 +335,15 @@ impl EmbeddingPlan {
     /// Returns the dimensions of the tower that encodes the input.
     fn states(&self, model: &ModelInfo) -> StatesShape {
         match self.subject {
-            Subject::Image(_) => model.vision_states,
-            Subject::Text(_) | Subject::Multimodal(..) => model.text_states,
+            Subject::Image(_) => model.vision_tower().states,
+            Subject::Text(_) | Subject::Multimodal(..) => model.text_towers().states,
         }
     }
 
     /// Returns the number of vectors in the answer: one, or one for each token.
     fn vectors(&self, model: &Model, tokens: Option<&TokenIds>) -> usize {
         match (self.output.pooling, tokens) {
-            (Pooling::None, None) => model.info.image_tokens,
+            (Pooling::None, None) => model.info.vision_tower().tokens,
             (Pooling::None, Some(tokens)) => tokens.len(),
             (Pooling::Projection | Pooling::Cls | Pooling::Mean | Pooling::Pooler, _) => 1,
         }
@@ -376,88 +371,6 @@ impl EmbeddingPlan {
             values.extend(normalized.into_vec());
         }
         Ok(values)
-    }
-}
-
-/// Decides what to embed from the requested type and the given fields.
-fn subject(
-    asked: Option<EmbeddingType>,
-    image: Option<ImageField>,
-    text: Option<Arc<str>>,
-) -> Result<Subject, ApiError> {
-    let refused =
-        |field: &str, detail: &str| Err(ApiError::field(Code::InvalidRequest, field, detail));
-    match (asked, image, text) {
-        (None | Some(EmbeddingType::Image), Some(image), None) => Ok(Subject::Image(image)),
-        (None | Some(EmbeddingType::Text), None, Some(text)) => Ok(Subject::Text(text)),
-        (Some(EmbeddingType::Multimodal), Some(image), Some(text)) => {
-            Ok(Subject::Multimodal(image, text))
-        }
-        (None, Some(_), Some(_)) => {
-            refused("type", "image and text together need \"type\": \"multimodal\"")
-        }
-        (None, None, None) => refused("image", "image or text is needed"),
-        (Some(EmbeddingType::Image | EmbeddingType::Multimodal), None, _) => {
-            refused("image", "is needed for this type")
-        }
-        (Some(EmbeddingType::Text | EmbeddingType::Multimodal), _, None) => {
-            refused("text", "is needed for this type")
-        }
-        (Some(EmbeddingType::Image), Some(_), Some(_)) => {
-            refused("text", "is not allowed with \"type\": \"image\"")
-        }
-        (Some(EmbeddingType::Text), Some(_), Some(_)) => {
-            refused("image", "is not allowed with \"type\": \"text\"")
-        }
-    }
-}
-
-/// Returns which states the request wants.
-///
-/// # Errors
-/// `invalid_request` for a layer without effect.
-fn output(
-    pooling: Option<PoolingName>,
-    layer: Option<Int<0, 1024>>,
-) -> Result<EmbedOutput, ApiError> {
-    let pooling = pooling.map_or(Pooling::Projection, Pooling::from);
-    if layer.is_some() && matches!(pooling, Pooling::Projection | Pooling::Pooler) {
-        let detail = "has an effect only with \"pooling\": \"cls\", \"mean\" or \"none\"";
-        return Err(ApiError::field(Code::InvalidRequest, "layer", detail));
-    }
-    Ok(EmbedOutput { pooling, layer: layer.map(|layer| layer.0 as u16) })
-}
-
-/// Checks that the model has the encoder, the head and the layer that the request needs.
-///
-/// # Errors
-/// `score_not_available`, naming the field.
-fn check_available(
-    subject: &Subject,
-    output: EmbedOutput,
-    model: &ModelInfo,
-) -> Result<(), ApiError> {
-    let refused =
-        |field: &str, detail: String| Err(ApiError::field(Code::ScoreNotAvailable, field, detail));
-    let (name, class) = (&model.name, model.class);
-    let is_image = matches!(subject, Subject::Image(_));
-    if !is_image && !class.has_text_encoder() {
-        return refused("text", format!("{name} has no text encoder; only images are available"));
-    }
-    if output.pooling == Pooling::Projection && class.role() != Role::Retrieval {
-        let detail = format!("{name} has no projection; give pooling: cls, mean or none");
-        return refused("pooling", detail);
-    }
-    if output.pooling == Pooling::Pooler && !is_image && !class.has_text_pooler() {
-        let detail = format!("{name} does not pool texts; only cls, mean and none are available");
-        return refused("pooling", detail);
-    }
-    let layers = if is_image { model.vision_states.layers } else { model.text_states.layers };
-    match output.layer {
-        Some(layer) if usize::from(layer) > layers => {
-            refused("layer", format!("{name} has the layers 0 to {layers} here"))
-        }
-        Some(_) | None => Ok(()),
     }
 }
 
@@ -523,21 +436,5 @@ mod tests {
     #[test]
     fn vectors_are_packed_as_little_endian_floats() {
         assert_eq!(packed(&[1.0, -2.0]), STANDARD.encode([0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0]));
-    }
-
-    #[test]
-    fn what_is_embedded_follows_from_what_is_given_and_asked() {
-        let image = || Some(ImageField::Value(Arc::new("i".to_owned())));
-        let text = || Some(Arc::from("t"));
-        assert!(matches!(subject(None, image(), None), Ok(Subject::Image(_))));
-        assert!(matches!(subject(None, None, text()), Ok(Subject::Text(_))));
-        let both = subject(Some(EmbeddingType::Multimodal), image(), text());
-        assert!(matches!(both, Ok(Subject::Multimodal(..))));
-        let field = |result: Result<Subject, ApiError>| result.unwrap_err().errors[0].field.clone();
-        assert_eq!(field(subject(None, image(), text())), "type");
-        assert_eq!(field(subject(None, None, None)), "image");
-        assert_eq!(field(subject(Some(EmbeddingType::Multimodal), image(), None)), "text");
-        assert_eq!(field(subject(Some(EmbeddingType::Image), image(), text())), "text");
-        assert_eq!(field(subject(Some(EmbeddingType::Text), image(), text())), "image");
     }
 }

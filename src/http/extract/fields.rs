@@ -60,8 +60,6 @@ pub(crate) trait Field: DeserializeOwned {
 impl Field for bool {}
 impl<const MIN: u64, const MAX: u64> Field for Int<MIN, MAX> {}
 impl Field for Text {}
-impl Field for EarlyStoppingField {}
-impl Field for VerifyField {}
 
 impl<T: DeserializeOwned> Field for Vec<T> {
     const IS_LIST: bool = true;
@@ -353,93 +351,6 @@ impl PartialSchema for Text {
 
 impl ToSchema for Text {}
 
-/// `early_stopping`: `true`, `false` or `"never"`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum EarlyStoppingField {
-    Flag(bool),
-    /// The string `"never"`.
-    Never,
-}
-
-struct EarlyStoppingVisitor;
-
-impl Visitor<'_> for EarlyStoppingVisitor {
-    type Value = EarlyStoppingField;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("true, false or \"never\"")
-    }
-
-    fn visit_bool<E: Error>(self, flag: bool) -> Result<EarlyStoppingField, E> {
-        Ok(EarlyStoppingField::Flag(flag))
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<EarlyStoppingField, E> {
-        if text == "never" {
-            return Ok(EarlyStoppingField::Never);
-        }
-        Err(E::invalid_value(Unexpected::Str(text), &self))
-    }
-}
-
-impl<'de> Deserialize<'de> for EarlyStoppingField {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(EarlyStoppingVisitor)
-    }
-}
-
-impl PartialSchema for EarlyStoppingField {
-    fn schema() -> RefOr<Schema> {
-        let flag = ObjectBuilder::new().schema_type(SchemaType::Type(Type::Boolean));
-        let never = string_schema().enum_values(Some(["never"]));
-        utoipa::openapi::schema::OneOfBuilder::new().item(flag).item(never).into()
-    }
-}
-
-impl ToSchema for EarlyStoppingField {}
-
-/// `verify`: `true`, `false`, or the name of a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum VerifyField {
-    Flag(bool),
-    Model(Text),
-}
-
-struct VerifyVisitor;
-
-impl Visitor<'_> for VerifyVisitor {
-    type Value = VerifyField;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("true, false or the name of a model")
-    }
-
-    fn visit_bool<E: Error>(self, flag: bool) -> Result<VerifyField, E> {
-        Ok(VerifyField::Flag(flag))
-    }
-
-    fn visit_str<E: Error>(self, name: &str) -> Result<VerifyField, E> {
-        let name = serde::de::IntoDeserializer::into_deserializer(name);
-        Text::deserialize(name).map(VerifyField::Model)
-    }
-}
-
-impl<'de> Deserialize<'de> for VerifyField {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(VerifyVisitor)
-    }
-}
-
-impl PartialSchema for VerifyField {
-    fn schema() -> RefOr<Schema> {
-        let flag = ObjectBuilder::new().schema_type(SchemaType::Type(Type::Boolean));
-        let name = string_schema().min_length(Some(1));
-        utoipa::openapi::schema::OneOfBuilder::new().item(flag).item(name).into()
-    }
-}
-
-impl ToSchema for VerifyField {}
-
 pub(super) fn string_schema() -> ObjectBuilder {
     ObjectBuilder::from(Object::with_type(SchemaType::Type(Type::String)))
 }
@@ -511,18 +422,5 @@ mod tests {
         assert!(error::<Text>("\"\"").contains("non-empty"));
         assert!(error::<Text>("\"a\\u0000\"").contains("control characters"));
         assert!(error::<Text>("\"\\u001b[31m\"").contains("control characters"));
-    }
-
-    #[test]
-    fn early_stopping_is_a_flag_or_never() {
-        assert_eq!(
-            serde_json::from_str::<EarlyStoppingField>("true").unwrap(),
-            EarlyStoppingField::Flag(true)
-        );
-        assert_eq!(
-            serde_json::from_str::<EarlyStoppingField>("\"never\"").unwrap(),
-            EarlyStoppingField::Never
-        );
-        assert!(error::<EarlyStoppingField>("\"true\"").contains("true, false or \"never\""));
     }
 }

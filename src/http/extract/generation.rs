@@ -1,9 +1,9 @@
 //! Turns the generation parameters of a request into [`GenerationParams`]: applies defaults, rejects conflicting
 //! parameters and chooses the decoding strategy. The field types (`extract::fields`) have already checked the ranges.
 
+use super::choices::EarlyStoppingField;
 use super::fields::{
-    Cutoff, EarlyStoppingField, Int, LengthPenalty, MinP, RepetitionPenalty, Temperature, TopP,
-    TypicalP,
+    Cutoff, Int, LengthPenalty, MinP, RepetitionPenalty, Temperature, TopP, TypicalP,
 };
 use super::generation_lists::{DecayField, Words};
 use crate::http::error::{ApiError, Code, FieldError};
@@ -46,7 +46,17 @@ impl GenerationFields {
     /// Returns the name of the first parameter that is present. `/vqa` rejects a request with both `candidates` and any
     /// of these parameters.
     pub(crate) fn first_given(&self) -> Option<&'static str> {
-        let given = [
+        self.given().into_iter().find(|(_, given)| *given).map(|(name, _)| name)
+    }
+
+    /// Returns the names of all parameters.
+    pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+        Self::default().given().into_iter().map(|(name, _)| name)
+    }
+
+    /// Returns the name of each parameter, and whether it is present.
+    fn given(&self) -> [(&'static str, bool); 21] {
+        [
             ("max_new_tokens", self.max_new_tokens.is_some()),
             ("min_new_tokens", self.min_new_tokens.is_some()),
             ("num_beams", self.num_beams.is_some()),
@@ -68,8 +78,7 @@ impl GenerationFields {
             ("early_stopping", self.early_stopping.is_some()),
             ("renormalize_logits", self.renormalize_logits.is_some()),
             ("seed", self.seed.is_some()),
-        ];
-        given.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
+        ]
     }
 
     /// Applies the defaults and chooses the decoding strategy. Leaves `bad_words` and `stop_strings` out, because they

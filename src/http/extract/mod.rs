@@ -12,6 +12,7 @@
 //! here.
 
 pub(crate) mod body;
+pub(crate) mod choices;
 mod disposition;
 pub(crate) mod fields;
 pub(crate) mod form;

@@ -94,7 +94,7 @@ macro_rules! requests {
                 length_penalty: $crate::http::extract::fields::LengthPenalty,
                 /// Only for beam search: with `true`, the search stops once `num_beams` texts are finished; with
                 /// `false` (default), once better texts are unlikely; with `"never"`, once better texts are impossible.
-                early_stopping: $crate::http::extract::fields::EarlyStoppingField,
+                early_stopping: $crate::http::extract::choices::EarlyStoppingField,
                 /// Only for beam search: normalizes the scores again after all other parameters; default false.
                 renormalize_logits: bool,
                 /// Only for sampling: the same seed reproduces the same samples. If the seed is missing, a random seed

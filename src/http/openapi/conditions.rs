@@ -10,31 +10,7 @@ use utoipa::openapi::schema::{Array, Object};
 use utoipa::openapi::{RefOr, Schema};
 
 use super::endpoint::DocumentedEndpoint;
-
-/// Names of the generation parameters. None of these fields is allowed together with `candidates`.
-pub(crate) const GENERATION: [&str; 21] = [
-    "max_new_tokens",
-    "min_new_tokens",
-    "num_beams",
-    "num_return_sequences",
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "bad_words",
-    "exponential_decay_length_penalty",
-    "stop_strings",
-    "length_penalty",
-    "early_stopping",
-    "renormalize_logits",
-    "seed",
-];
+use crate::http::extract::generation::GenerationFields;
 
 /// Adds bounds to the list fields of `request`, which is the schema called `name`. If the schema describes a single
 /// request, also adds the conditions of its endpoint.
@@ -66,10 +42,10 @@ pub(crate) fn exactly_one(singular: &str, plural: &str) -> Value {
 
 /// Returns the condition that a request either has no `candidates`, so that texts are generated, or has `candidates` to
 /// rank, no generation parameters, and none of the fields in `only_generated`.
-pub(crate) fn generated_or_ranked(only_generated: &[&str]) -> Value {
-    let unused = GENERATION.iter().chain(only_generated);
+pub(crate) fn generated_or_ranked(only_generated: &[&'static str]) -> Value {
+    let unused = GenerationFields::names().chain(only_generated.iter().copied());
     let none: Map<String, Value> =
-        unused.map(|name| ((*name).to_owned(), Value::Bool(false))).collect();
+        unused.map(|name| (name.to_owned(), Value::Bool(false))).collect();
     json!({"oneOf": [
         {"title": "Generated", "properties": {"candidates": false}, "allOf": [strategies()]},
         {"title": "Ranked", "required": ["candidates"], "properties": none},

@@ -11,9 +11,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::conditions::GENERATION;
 use super::endpoint::DocumentedEndpoint;
 use crate::http::error::PROBLEM_JSON;
+use crate::http::extract::generation::GenerationFields;
 
 /// Media types that the plain document leaves out. The description of `image/*` only repeats that of
 /// `application/octet-stream`. If a response can be either JSON or an event stream, generators can handle neither.
@@ -258,19 +258,40 @@ fn simplify_form(form: &mut Value, defaults: &Value) {
     let is_batch = properties.get("image").is_some_and(|image| image["type"] == "array");
     for (name, property) in properties {
         let Some(object) = property.as_object_mut() else { continue };
-        if is_batch || GENERATION.contains(&name.as_str()) {
+        if is_batch || GenerationFields::names().any(|parameter| parameter == name) {
             object.remove("description");
         }
-        if object.remove("oneOf").is_some() {
-            object.insert("type".to_owned(), "string".into());
-            object.insert("enum".to_owned(), json!(["true", "false", "never"]));
+        let is_choice = object.contains_key("oneOf");
+        if is_choice {
+            flatten_choice(object);
         }
         let of_files = object.get("items").and_then(Value::as_object).is_some_and(is_file);
         // `images` gets an empty list as its example, which means absent: a form with `image` must not have `images`.
         if !is_file(object) && (!of_files || name != "image") {
             let default = defaults.get(name).cloned().or_else(|| generation_default(name));
-            set_default_example(object, default);
+            let text =
+                |default: Value| if is_choice { json!(default.to_string()) } else { default };
+            set_default_example(object, default.map(text));
         }
+    }
+}
+
+/// Replaces the `oneOf` of a field by the strings that stand for its alternatives in a form. If one of them is any string,
+/// every string is accepted.
+fn flatten_choice(field: &mut Map<String, Value>) {
+    let alternatives = field.remove("oneOf").unwrap_or_default();
+    let mut accepted = Some(Vec::new());
+    for alternative in alternatives.as_array().into_iter().flatten() {
+        let words = match (&alternative["enum"], alternative["type"].as_str()) {
+            (Value::Array(words), _) => Some(words.clone()),
+            (_, Some("boolean")) => Some(vec![json!("true"), json!("false")]),
+            _ => None,
+        };
+        accepted = accepted.zip(words).map(|(accepted, words)| [accepted, words].concat());
+    }
+    field.insert("type".to_owned(), "string".into());
+    if let Some(accepted) = accepted {
+        field.insert("enum".to_owned(), accepted.into());
     }
 }
 
@@ -297,7 +318,7 @@ fn generation_default(name: &str) -> Option<Value> {
         }
         "min_p" | "epsilon_cutoff" | "eta_cutoff" => json!(0.0),
         "do_sample" | "renormalize_logits" => json!(false),
-        "early_stopping" => json!("false"),
+        "early_stopping" => json!(false),
         _ => return None,
     })
 }
@@ -315,6 +336,24 @@ fn pascal(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_choice_becomes_the_strings_that_stand_for_it() {
+        let flatten = |alternative: Value| {
+            let mut field = json!({"oneOf": [{"type": "boolean"}, alternative]});
+            flatten_choice(field.as_object_mut().unwrap());
+            field
+        };
+        assert_eq!(
+            flatten(json!({"type": "string", "enum": ["never"]})),
+            json!({"type": "string", "enum": ["true", "false", "never"]})
+        );
+        assert_eq!(
+            flatten(json!({"type": "string", "minLength": 1})),
+            json!({"type": "string"}),
+            "any name of a model"
+        );
+    }
 
     #[test]
     fn refusals_stand_once_and_others_of_the_same_code_beside() {

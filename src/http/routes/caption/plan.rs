@@ -6,7 +6,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::error::{ApiError, Code};
-use crate::http::extract::fields::{Int, Text, VerifyField};
+use crate::http::extract::choices::VerifyField;
+use crate::http::extract::fields::{Int, Text};
 use crate::http::extract::generation::seed_of;
 use crate::http::extract::image_field::ImageField;
 use crate::http::extract::request::requests;

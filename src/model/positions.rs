@@ -7,13 +7,14 @@ use candle_core::{DType, Device, Result, Tensor};
 /// Parameter of the cubic convolution kernel in torch; Pillow's is -0.5.
 const A: f64 = -0.75;
 
-/// Returns position embeddings `[1, 1 + to x to, width]`, interpolated from `positions` `[1, 1 + from x from, width]`. The
-/// class token comes first; its embedding stays as it is.
+/// Returns position embeddings `[1, 1 + to x to, width]` in f32, interpolated from `positions`
+/// `[1, 1 + from x from, width]`. The class token comes first; its embedding stays as it is. The result is not rounded to
+/// the data type of the file, because the reference converts the weights before it interpolates.
 ///
 /// # Errors
 /// When a tensor cannot be converted.
 pub(super) fn interpolated(positions: &Tensor, from: usize, to: usize) -> Result<Tensor> {
-    let (dtype, width) = (positions.dtype(), positions.dim(2)?);
+    let width = positions.dim(2)?;
     let values = positions.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     let (class, grid) = values.split_at(width);
     let weights: Vec<[(usize, f64); 4]> = (0..to).map(|place| taps(place, from, to)).collect();
@@ -35,7 +36,7 @@ pub(super) fn interpolated(positions: &Tensor, from: usize, to: usize) -> Result
             output.extend(sums.iter().map(|&sum| sum as f32));
         }
     }
-    Tensor::from_vec(output, (1, 1 + to * to, width), &Device::Cpu)?.to_dtype(dtype)
+    Tensor::from_vec(output, (1, 1 + to * to, width), &Device::Cpu)
 }
 
 /// Returns the four neighbours of an output place along one axis, with their weights. Neighbours outside the grid are
@@ -91,5 +92,17 @@ mod tests {
             let resized = values(&interpolated(&positions, 4, side).unwrap());
             assert!(resized[1..].iter().all(|value| (value - 2.5).abs() < 1e-6), "{resized:?}");
         }
+    }
+
+    #[test]
+    fn positions_from_a_file_in_half_precision_are_not_rounded_to_it() {
+        let exact = grid(4, |row, column| (row * 3 + column) as f32 / 8.0);
+        let expected = interpolated(&exact, 4, 6).unwrap();
+        // These values are exact in bf16, but those in between are not.
+        let from_file = interpolated(&exact.to_dtype(DType::BF16).unwrap(), 4, 6).unwrap();
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&from_file), values(&expected));
+        let rounded = expected.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+        assert_ne!(values(&rounded), values(&expected));
     }
 }

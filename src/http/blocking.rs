@@ -18,6 +18,11 @@ where
     T: Send + 'static,
     W: FnOnce() -> T + Send + 'static,
 {
+    // The threads of tokio take real time, in which a simulation could not be repeated.
+    #[cfg(test)]
+    if crate::platform::simulated::is_active() {
+        return Ok(work());
+    }
     let place = Arc::new(Mutex::new(Some(work)));
     let of_pool = Arc::clone(&place);
     // After such a panic, the job stays in the queue of the pool. Whoever comes first takes `work`.

@@ -7,9 +7,9 @@
 //! takes some milliseconds.
 //!
 //! Simulated are the network (`network`), the backend (`backend`), and the time that decoding takes (`pictures`). All
-//! other code is that of the server. Not covered: TLS, images by URL, keys and rate limits, bodies above 16 KiB of
-//! base64 or JSON (a thread of tokio parses them), and races within one poll of a task; `engine/testing/schedules`
-//! explores those of the engine.
+//! other code is that of the server, except that what tokio's blocking threads do (parsing bodies above 16 KiB) is done
+//! at once. Not covered: TLS, images by URL, keys and rate limits, and races within one poll of a task;
+//! `engine/testing/schedules` explores those of the engine.
 //!
 //! Chosen after a comparison: `turmoil` simulates networks of hosts but no threads; `madsim` replaces tokio and needs
 //! patched versions of what uses it; `shuttle` explores threads but neither hyper's timers nor tokio's tasks.

@@ -13,8 +13,9 @@ use super::scenario::Scenario;
 /// Longest time for which the probe, an honest client with one small request at a time, may wait for an answer of a
 /// healthy server, whatever the other clients do: the time for its own request, and a share for each other client, since
 /// clients take turns in each stage. A request that generates text has a dozen work units; each may wait for a unit of the
-/// other stages and models, even if a single other client fills them all, so more clients hardly add to that.
-const PATIENCE: Patience = Patience { own: 1400, per_client: 450 };
+/// other stages and models, even if a single other client fills them all, so more clients hardly add to that. The numbers
+/// are the longest waits in 100,000 seeds, rounded up.
+const PATIENCE: Patience = Patience { own: 1700, per_client: 450 };
 const PATIENCE_FOR_TEXTS: Patience = Patience { own: 3100, per_client: 100 };
 /// Time between two instants at which clients attack together.
 const BURST: Duration = Duration::from_millis(250);

@@ -317,8 +317,7 @@ fn generation_default(name: &str) -> Option<Value> {
             json!(1.0)
         }
         "min_p" | "epsilon_cutoff" | "eta_cutoff" => json!(0.0),
-        "do_sample" | "renormalize_logits" => json!(false),
-        "early_stopping" => json!(false),
+        "do_sample" | "renormalize_logits" | "early_stopping" => json!(false),
         _ => return None,
     })
 }

@@ -85,7 +85,7 @@ fn explore(seeds: Range<u64>) {
                 return tally;
             }
             let played = seed - seeds.start;
-            if played > 0 && played % TOLD == 0 {
+            if played > 0 && played.is_multiple_of(TOLD) {
                 let seconds = start.elapsed().as_secs_f64();
                 let left = seconds * (all - played) as f64 / played as f64;
                 println!("{played} of {all} seeds in {seconds:.0} s, about {left:.0} s left");

@@ -165,9 +165,10 @@ fn serves(site: &Site, mut server: Server, right: &Value, seen: &Seen) -> Result
 
 /// It says what failed, and ended neither by a panic nor by a signal.
 fn check_end(site: &Site, end: &End, seen: &Seen) -> Result<String, String> {
-    // std starts no thread without a stack for its signal handler, and aborts.
-    let of_std = "failed to allocate an alternative stack";
-    if seen.place == "map anonymous" && end.log.contains(of_std) {
+    // std starts no thread without a stack for its signal handler: it panics where nothing catches the panic, and aborts.
+    // If the server's own hook is set by then, the second message stands alone.
+    let of_std = ["failed to allocate an alternative stack", "failed to initiate panic"];
+    if seen.place == "map anonymous" && of_std.iter().any(|text| end.log.contains(text)) {
         return Ok("abort by std".to_owned());
     }
     let told = end.log.lines().rev().find(|line| line.starts_with("blip-server: "));

@@ -250,6 +250,18 @@ impl ModelInfo {
         self.class.role()
     }
 
+    /// Returns the index of the model's vision tower, if it has one.
+    #[must_use]
+    pub fn tower(&self) -> Option<TowerId> {
+        self.vision.as_ref().map(|vision| vision.tower)
+    }
+
+    /// Returns how the model's images are prepared, if it has a vision tower.
+    #[must_use]
+    pub fn preprocessing(&self) -> Option<Preprocessing> {
+        self.vision.as_ref().map(|vision| vision.preprocessing)
+    }
+
     /// Returns the vision tower of a model that has one. Requests with images that name a model without a vision tower
     /// are refused before they need it.
     ///

@@ -178,9 +178,9 @@ impl Bench {
             );
         }
         let works = if works.is_empty() { &Work::ALL } else { works };
-        let tower = |info: &ModelInfo| info.vision.as_ref().map(|vision| vision.tower);
-        let has_own_tower =
-            |info: &ModelInfo| infos.iter().find(|other| tower(other) == tower(info)) == Some(info);
+        let has_own_tower = |info: &ModelInfo| {
+            infos.iter().find(|other| other.tower() == info.tower()) == Some(info)
+        };
         let of_model = |info: &ModelInfo| -> Vec<(ModelInfo, Work)> {
             let done = works.iter().filter(|work| work.is_done_by(info.class));
             done.filter(|work| **work != Work::Vision || has_own_tower(info))

@@ -305,8 +305,7 @@ fn check(model: &ModelInfo, task: &Task) -> Result<(), PlanError> {
     if projected && !model.class.has_projection() {
         return Err(PlanError::Misfit("the model has no projection"));
     }
-    let preprocessing = model.vision.as_ref().map(|vision| vision.preprocessing);
-    let prepared = |image: &&PreparedImage| Some(image.preprocessing) == preprocessing;
+    let prepared = |image: &&PreparedImage| Some(image.preprocessing) == model.preprocessing();
     if !task.images().iter().all(prepared) {
         return Err(PlanError::Misfit("an image is prepared for another model"));
     }

@@ -15,7 +15,7 @@ use crate::engine::backend::{Backend, SinglePassRow, StepEvent};
 use crate::engine::ids::{FeatureKey, ItemId, TaskId};
 use crate::engine::plan::PlanError;
 use crate::engine::scheduler::{Unit, UnitWork};
-use crate::task::{ModelId, ModelInfo, Pixels, TowerId, VisionOutput};
+use crate::task::{ModelId, Pixels, TowerId, VisionOutput};
 
 impl<B: Backend> Worker<B> {
     /// Runs a unit and distributes its results to the tasks.
@@ -324,8 +324,7 @@ impl<B: Backend> Worker<B> {
 
     /// Returns a model that uses this tower, for the metric label.
     fn model_of(&self, tower: TowerId) -> ModelId {
-        let runs_it =
-            |model: &&ModelInfo| model.vision.as_ref().is_some_and(|vision| vision.tower == tower);
-        self.shared.models.iter().find(runs_it).map_or(ModelId(0), |model| model.id)
+        let model = self.shared.models.iter().find(|model| model.tower() == Some(tower));
+        model.map_or(ModelId(0), |model| model.id)
     }
 }

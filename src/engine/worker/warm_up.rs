@@ -71,14 +71,15 @@ impl<B: Backend> TrialRun<'_, B> {
     ) -> Result<(), UnitFault> {
         let image = match &model.vision {
             None => None,
-            Some(vision) => Some(match images.get(&vision.tower) {
-                Some(image) => image.clone(),
-                None => self.encode_image(vision, true)?,
-            }),
+            Some(vision) => {
+                let image = match images.get(&vision.tower) {
+                    Some(image) => image.clone(),
+                    None => self.encode_image(vision, true)?,
+                };
+                images.insert(vision.tower, image.clone());
+                Some(image)
+            }
         };
-        if let (Some(vision), Some(image)) = (&model.vision, &image) {
-            images.insert(vision.tower, image.clone());
-        }
         self.run_texts(model, image.as_ref(), true)
     }
 

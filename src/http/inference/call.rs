@@ -251,8 +251,8 @@ impl<'a> Start<'a> {
         }
         // A second task on another vision tower encodes the images once more.
         let has_other_tower = |planned: &PlannedInput<E>| {
-            let tower = |model: &Model| model.info.vision.as_ref().map(|vision| vision.tower);
-            planned.plan.second_model().is_some_and(|second| tower(second) != tower(model))
+            let second = planned.plan.second_model();
+            second.is_some_and(|second| second.info.tower() != model.info.tower())
         };
         let passes = 1 + usize::from(plans.iter().flatten().any(has_other_tower));
         admission.reserve(rows.max(1), images.distinct() * passes)?;
@@ -441,17 +441,14 @@ fn preprocessings<E: Endpoint>(
 ) -> HashSet<Preprocessing> {
     let second = plans.iter().flatten();
     let second = second.filter_map(|planned| second_preprocessing(&planned.plan, model));
-    second.chain(preprocessing(model)).collect()
+    second.chain(model.info.preprocessing()).collect()
 }
 
 /// Returns how the images must be prepared for the second task, if its model needs them prepared in another way than the
 /// first.
 fn second_preprocessing<E: Endpoint>(plan: &E, model: &Model) -> Option<Preprocessing> {
-    preprocessing(plan.second_model()?).filter(|second| Some(*second) != preprocessing(model))
-}
-
-fn preprocessing(model: &Model) -> Option<Preprocessing> {
-    model.info.vision.as_ref().map(|vision| vision.preprocessing)
+    let second = plan.second_model()?.info.preprocessing();
+    second.filter(|_| second != model.info.preprocessing())
 }
 
 /// Prefixes the fields of an error with the input's position if the call is a batch.

@@ -186,7 +186,7 @@ pub(crate) async fn show_info(State(state): State<HttpState>) -> Result<Response
 }
 
 fn describe(info: &ModelInfo, default: bool) -> ModelDescription {
-    let preprocessing = info.vision.as_ref().map(|vision| vision.preprocessing);
+    let preprocessing = info.preprocessing();
     ModelDescription {
         name: info.name.clone(),
         role: info.role().name(),

@@ -107,7 +107,7 @@ impl<O: Ops> Backend for BlipBackend<O> {
         model: ModelId,
         rows: &[SinglePassRow<EncoderStates<O>>],
     ) -> Result<Vec<SinglePassOutput<EncoderStates<O>>>, BackendError> {
-        let tower = self.infos[model.0].vision.as_ref().map(|vision| &self.towers[vision.tower.0]);
+        let tower = self.infos[model.0].tower().map(|tower| &self.towers[tower.0]);
         within_memory(|| {
             single_pass::run_single_pass(&self.ops, &self.models[model.0], tower, rows)
         })

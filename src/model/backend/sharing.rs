@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::ModelSpec;
-use crate::model::checkpoint::{Checkpoint, TEXT_ENCODER};
+use crate::model::checkpoint::{Checkpoint, TEXT_ENCODER, TEXT_MODEL, VISION_MODEL};
 use crate::model::config::{BlipConfig, TextConfig, VisionConfig};
 use crate::model::error::LoadError;
 use crate::model::load::{CheckpointWeights, ModelFiles};
@@ -20,10 +20,6 @@ use crate::task::{ModelClass, TowerId};
 /// Largest number of patches along one side of an image, for an image size that is set. Attention over 64 x 64 patches
 /// takes fifty times as long as over the usual 24 x 24.
 const MAX_SIDE_PATCHES: usize = 64;
-
-/// Prefixes of the towers' tensors in the state dict of a whole model, as in `checkpoint`.
-const VISION_PREFIX: &str = "vision_model.";
-const TEXT_PREFIX: &str = "text_model.";
 
 /// A checkpoint whose configuration files were read and whose weight files were opened.
 pub(super) struct OpenedCheckpoint {
@@ -45,12 +41,12 @@ impl OpenedCheckpoint {
         };
         // The tensors of a single tower have no prefix.
         let prefix = match class {
-            ModelClass::Vision => VISION_PREFIX,
-            ModelClass::Text => TEXT_PREFIX,
+            ModelClass::Vision => format!("{VISION_MODEL}."),
+            ModelClass::Text => format!("{TEXT_MODEL}."),
             ModelClass::ConditionalGeneration
             | ModelClass::QuestionAnswering
             | ModelClass::ImageTextRetrieval
-            | ModelClass::Base => "",
+            | ModelClass::Base => String::new(),
         };
         let weights = CheckpointWeights::open_below(prefix, &spec.files.weights)?;
         Ok(Self { config, class, preprocessor, weights })
@@ -121,7 +117,8 @@ impl<O: Ops> SharedParts<O> {
         // Towers for different image sizes share their encoders, so compare only the configurations.
         let same_config = |other: &VisionIdentity| other.0 == identity.0;
         let several = self.visions.iter().filter(|other| same_config(other)).count() > 1;
-        let fingerprint = several.then(|| opened.weights.fingerprint(VISION_PREFIX)).transpose()?;
+        let prefix = format!("{VISION_MODEL}.");
+        let fingerprint = several.then(|| opened.weights.fingerprint(&prefix)).transpose()?;
         Ok(Some(Key { identity, fingerprint }))
     }
 

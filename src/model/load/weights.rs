@@ -22,7 +22,7 @@ pub struct CheckpointWeights {
     /// Location of each tensor by name. `LayerNorm.gamma` and `.beta` are listed as `LayerNorm.weight` and `.bias`.
     places: HashMap<String, TensorLocation>,
     /// What precedes each of these names in the state dict of a whole model.
-    prefix: &'static str,
+    prefix: String,
 }
 
 /// Location of one tensor in the files.
@@ -52,13 +52,13 @@ impl CheckpointWeights {
     /// # Errors
     /// When a file cannot be read or does not have the expected format.
     pub fn open(files: &WeightFiles) -> Result<Self, LoadError> {
-        Self::open_below("", files)
+        Self::open_below(String::new(), files)
     }
 
     /// Opens the files of a part of a model. Its tensors are found under the names that they have in a whole model: those
     /// in the files, preceded by `prefix`.
     pub(in crate::model) fn open_below(
-        prefix: &'static str,
+        prefix: String,
         files: &WeightFiles,
     ) -> Result<Self, LoadError> {
         let mut weights = Self { files: Vec::new(), places: HashMap::new(), prefix };
@@ -163,12 +163,12 @@ impl CheckpointWeights {
 
     /// Returns the location of the tensor with this name in a whole model.
     fn place(&self, name: &str) -> Option<&TensorLocation> {
-        self.places.get(name.strip_prefix(self.prefix)?)
+        self.places.get(name.strip_prefix(self.prefix.as_str())?)
     }
 
     /// Returns the name that a tensor of this name in a whole model has in these files.
     fn own_name<'n>(&self, name: &'n str) -> &'n str {
-        name.strip_prefix(self.prefix).unwrap_or(name)
+        name.strip_prefix(self.prefix.as_str()).unwrap_or(name)
     }
 
     /// Reads the tensor without checking it, and returns it with the path of its file. If the tensor is missing, the error

@@ -25,12 +25,12 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Activity, Awaited};
+use super::connection::{Activity, Awaited, Waiting};
 use crate::http::access::client::Network;
 use crate::mutations::{self, Mutation};
 use crate::platform;
@@ -79,6 +79,15 @@ struct Places {
 struct Member {
     activity: Activity,
     close_token: CancellationToken,
+    /// What the connection waited for when the table chose it to close.
+    chosen_while: Arc<OnceLock<Awaited>>,
+}
+
+/// The connection that must close, and what it waits for.
+struct Chosen {
+    network: Network,
+    id: u64,
+    awaited: Awaited,
 }
 
 /// The place of one connection; dropping it frees the place.
@@ -126,7 +135,11 @@ impl ConnectionTable {
         };
         let id = all.next_id;
         all.next_id += 1;
-        let member = Member { activity: activity.clone(), close_token: CancellationToken::new() };
+        let member = Member {
+            activity: activity.clone(),
+            close_token: CancellationToken::new(),
+            chosen_while: Arc::default(),
+        };
         places.insert(network, id, member.clone());
         drop(guard);
         let (table, in_reserve) = (Arc::clone(self), AtomicBool::new(in_reserve));
@@ -142,9 +155,10 @@ impl ConnectionTable {
         if mutations::is_active(Mutation::ConnectionsWithoutShares) {
             return false;
         }
-        let Some((network, id)) = places.connection_to_close(newcomer) else { return false };
-        if let Some(member) = places.remove(network, id) {
+        let Some(chosen) = places.connection_to_close(newcomer) else { return false };
+        if let Some(member) = places.remove(chosen.network, chosen.id) {
             self.count("idle");
+            member.chosen_while.get_or_init(|| chosen.awaited);
             member.close_token.cancel();
         }
         true
@@ -205,7 +219,7 @@ impl Places {
 
     /// Returns the connection that must close to make room for a new connection from the network `newcomer`, by rules 1
     /// and 2 of this module; `None` if no connection may be closed.
-    fn connection_to_close(&self, newcomer: Network) -> Option<(Network, u64)> {
+    fn connection_to_close(&self, newcomer: Network) -> Option<Chosen> {
         let own = self.holders.get(&newcomer).map_or(0, BTreeMap::len);
         let addresses = self.holders.len() + usize::from(own == 0);
         let share = self.most / addresses;
@@ -227,21 +241,23 @@ impl Places {
             })
         });
         let other = waiting.min_by_key(|(held, waiting, id, _)| (*held, *waiting, *id));
-        if let Some((_, _, id, network)) = other {
-            return Some((network, id));
+        if let Some((_, Waiting { awaited, .. }, id, network)) = other {
+            return Some(Chosen { network, id, awaited });
         }
         let own = self.holders.get(&newcomer)?.iter().filter_map(|(id, member)| {
             let waiting = member.activity.waiting()?;
             (waiting.awaited == Awaited::Request).then_some((waiting, *id))
         });
-        own.min().map(|(_, id)| (newcomer, id))
+        let (Waiting { awaited, .. }, id) = own.min()?;
+        Some(Chosen { network: newcomer, id, awaited })
     }
 }
 
 impl ConnectionPlace {
-    /// Resolves when the connection must close to make room.
-    pub(crate) async fn close_requested(&self) {
+    /// Resolves when the connection must close to make room. Returns what it waited for when it was chosen.
+    pub(crate) async fn close_requested(&self) -> Option<Awaited> {
         self.member.close_token.cancelled().await;
+        self.member.chosen_while.get().copied()
     }
 
     /// Returns a token that is cancelled when the connection must close to make room.
@@ -465,6 +481,16 @@ mod tests {
         let _busy = more.activity.begin_request();
         let other = rig.connect("10.0.0.3");
         assert!(unread.is_leaving() && !more.is_leaving() && !other.is_in_reserve());
+    }
+
+    #[test]
+    fn the_reason_is_that_of_the_choice_even_if_the_client_stops_reading_afterwards() {
+        let rig = TestTable::new(1);
+        let idle = rig.connect("10.0.0.1").idle();
+        let _newcomer = rig.connect("10.0.0.2");
+        idle.activity.set_stalled(true);
+        let reason = futures_util::FutureExt::now_or_never(idle.place.close_requested());
+        assert_eq!(reason, Some(Some(Awaited::Request)));
     }
 
     #[test]

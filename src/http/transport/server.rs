@@ -188,7 +188,7 @@ impl Connection {
             biased;
             // There is no request yet, so the connection can close without a response.
             () = self.shutdown.cancelled() => return,
-            () = self.place.close_requested() => return,
+            _ = self.place.close_requested() => return,
             handshake_result = handshake => handshake_result,
         };
         match handshake_result {
@@ -220,14 +220,16 @@ impl Connection {
                 biased;
                 () = self.cut.cancelled() => return,
                 () = self.shutdown.cancelled(), if !ending => {}
-                () = self.place.close_requested(), if !ending => {
-                    // Do not shut down gracefully here: hyper would wait for the rest of the head, or for the client
-                    // to read the response.
+                chosen_while = self.place.close_requested(), if !ending => {
                     let awaited = self.activity.waiting().map(|waiting| waiting.awaited);
-                    if matches!(awaited, Some(Awaited::Head | Awaited::Reader)) {
-                        return;
+                    match awaited {
+                        // Do not shut down gracefully here: hyper would wait for the rest of the head, or for the client
+                        // to read the response.
+                        Some(Awaited::Head) => return,
+                        Some(Awaited::Reader) if chosen_while == awaited => return,
+                        // A client that stopped reading only after the choice gets the rest of its response.
+                        _ => replaced = true,
                     }
-                    replaced = true;
                 }
                 () = self.exhaustion.needs_sockets(), if replaced => return,
                 ended = &mut connection => break ended,
@@ -247,7 +249,7 @@ impl Connection {
             () = self.cut.cancelled() => {}
             // The connection can be closed at once: the only work that remains is to discard the input that a rejected
             // client still sends.
-            () = self.place.close_requested(), if !ending => {}
+            _ = self.place.close_requested(), if !ending => {}
             () = self.exhaustion.needs_sockets() => {}
         }
     }

@@ -10,8 +10,8 @@ use super::server::{DrainSettings, ListenSettings};
 use crate::engine::EngineSettings;
 use crate::fetch::FetchSettings;
 use crate::http::{
-    AccessLogSettings, AuthSettings, ConnectionSettings, HttpSettings, Limits, RateLimitSettings,
-    TlsSettings,
+    AccessLogSettings, AuthSettings, CompatSettings, ConnectionSettings, HttpSettings, Limits,
+    RateLimitSettings, TlsSettings,
 };
 use crate::hub::{HubSettings, Retry};
 use crate::images::ImagesSettings;
@@ -62,6 +62,7 @@ impl Default for RawConfig {
         raw.add::<ConnectionSettings>();
         raw.add::<AuthSettings>();
         raw.add::<RateLimitSettings>();
+        raw.add::<CompatSettings>();
         raw.add::<Limits>();
         raw.add::<ComputeSettings>();
         raw.add::<EngineSettings>();

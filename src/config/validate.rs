@@ -71,6 +71,7 @@ fn http(
 ) -> Result<HttpSettings, ConfigError> {
     let connections: ConnectionSettings = layers.read()?;
     Ok(HttpSettings {
+        compat: layers.read()?,
         limits: layers.read()?,
         input: layers.read()?,
         connections: ConnectionSettings { drain_timeout: drain.timeout, ..connections },

@@ -38,7 +38,8 @@ pub use access::{
 pub use openapi::Document;
 pub use router::{document, router, strict_document};
 pub use settings::{
-    AccessLogSettings, ConnectionSettings, CorsSettings, HttpSettings, Limits, TlsSettings,
+    AccessLogSettings, CompatSettings, ConnectionSettings, CorsSettings, HttpSettings, Limits,
+    TlsSettings,
 };
 pub use state::models::{Model, Models};
 pub use state::{HttpState, Readiness, Services};

@@ -7,9 +7,10 @@
 //!   is known there. Batch responses and event streams contain problems in their own bodies; `inference::reply` and
 //!   `routes::caption` write those.
 //!
-//! `convert` turns the errors of other folders into an [`ApiError`].
+//! `convert` turns the errors of other folders into an [`ApiError`]. `dialect` writes errors in the formats of other APIs.
 
 pub(crate) mod convert;
+pub(crate) mod dialect;
 
 use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -220,6 +221,26 @@ impl ApiError {
         self
     }
 
+    /// Renames a field, and the fields below it, in the formats of other APIs.
+    pub(crate) fn rename_field(mut self, from: &str, to: &str) -> Self {
+        let renamed = |field: &str| {
+            let rest = field.strip_prefix(from)?;
+            (rest.is_empty() || rest.starts_with(['.', '['])).then(|| format!("{to}{rest}"))
+        };
+        if let Some(first) = self.errors.first()
+            && let Some(rest) = self.detail.strip_prefix(&first.field)
+            && let Some(name) = renamed(&first.field)
+        {
+            self.detail = Cow::Owned(format!("{name}{rest}"));
+        }
+        for error in &mut self.errors {
+            if let Some(name) = renamed(&error.field) {
+                error.field = name;
+            }
+        }
+        self
+    }
+
     /// Returns the problem that the client receives.
     pub(crate) fn to_problem(&self, request_id: &str) -> Problem {
         Problem {
@@ -313,6 +334,21 @@ mod tests {
         let error = error.prefix_fields("inputs[2]");
         assert_eq!(error.errors[0].field, "inputs[2].num_beams");
         assert_eq!(error.detail, "inputs[2].num_beams: an integer from 1 to 8");
+    }
+
+    #[test]
+    fn a_field_can_have_another_name() {
+        let renamed = |field: &str| {
+            let error = ApiError::field(Code::InvalidRequest, field, "is wrong");
+            error.rename_field("image", "messages")
+        };
+        for (field, name) in
+            [("image", "messages"), ("image.x", "messages.x"), ("images", "images"), ("x", "x")]
+        {
+            let error = renamed(field);
+            assert_eq!(error.errors[0].field, name);
+            assert_eq!(error.detail, format!("{name}: is wrong"));
+        }
     }
 
     #[test]

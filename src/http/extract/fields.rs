@@ -305,6 +305,14 @@ impl Text {
     const EXPECTED: &'static str =
         "a non-empty string without control characters other than tabs and line breaks";
 
+    /// Checks a text that is not the whole value of a field.
+    ///
+    /// # Errors
+    /// What is accepted.
+    pub(crate) fn try_new(text: &str) -> Result<Self, String> {
+        Self::checked::<serde::de::value::Error>(text).map_err(|error| error.to_string())
+    }
+
     fn checked<E: Error>(text: &str) -> Result<Self, E> {
         let is_control = |c: char| c.is_ascii_control() && !matches!(c, '\t' | '\n' | '\r');
         if text.is_empty() || text.contains(is_control) {

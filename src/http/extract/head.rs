@@ -51,12 +51,18 @@ impl Head {
                 "a query string is allowed only with a raw image body; send its fields in the body",
             ));
         }
-        let declared_bytes = declared_bytes(&parts.headers)?;
-        let max = settings.limits.max_body_bytes;
-        if declared_bytes.is_some_and(|declared| declared > max) {
-            return Err(body_too_large(max));
-        }
-        Ok(Self { encoding, declared_bytes })
+        Ok(Self { encoding, declared_bytes: checked_length(&parts.headers, settings)? })
+    }
+
+    /// Like [`check`](Self::check), for a route that ignores the content type and the query string. Clients of other APIs
+    /// often send a wrong type or none.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check) that do not concern the type.
+    pub(crate) fn check_any_type(parts: &Parts, settings: &HttpSettings) -> Result<Self, ApiError> {
+        check_content_encoding(&parts.headers)?;
+        let declared_bytes = checked_length(&parts.headers, settings)?;
+        Ok(Self { encoding: Encoding::Raw, declared_bytes })
     }
 }
 
@@ -106,6 +112,16 @@ fn check_content_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
         ));
     }
     Ok(())
+}
+
+/// Returns the declared length of the body, after comparing it with the limit.
+fn checked_length(headers: &HeaderMap, settings: &HttpSettings) -> Result<Option<u64>, ApiError> {
+    let declared_bytes = declared_bytes(headers)?;
+    let max = settings.limits.max_body_bytes;
+    if declared_bytes.is_some_and(|declared| declared > max) {
+        return Err(body_too_large(max));
+    }
+    Ok(declared_bytes)
 }
 
 fn declared_bytes(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {

@@ -10,7 +10,8 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::fields::{Field, string_schema};
-use crate::input;
+use crate::http::error::ApiError;
+use crate::input::{self, InputSettings};
 
 /// An image as the client sent it. Clones share the bytes.
 #[derive(Clone)]
@@ -22,6 +23,21 @@ pub(crate) enum ImageField {
 }
 
 impl ImageField {
+    /// Creates an image from a body that is the file itself.
+    ///
+    /// # Errors
+    /// `payload_too_large`, naming `field`.
+    pub(crate) fn raw(
+        body: Bytes,
+        field: &str,
+        settings: &InputSettings,
+    ) -> Result<Self, ApiError> {
+        if body.len() > settings.max_image_bytes {
+            return Err(super::image_file_too_large(field, settings.max_image_bytes));
+        }
+        Ok(Self::Bytes(body))
+    }
+
     /// Returns the address and length of the bytes in memory. All clones return the same address and length, so a
     /// caller can recognise an image that many inputs share, and process it only once.
     pub(crate) fn address(&self) -> (usize, usize) {

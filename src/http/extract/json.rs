@@ -1,6 +1,7 @@
 //! Parses JSON bodies. Also turns the errors that serde reports for JSON and for forms into messages for clients.
 
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 
 use super::fields::FromObject;
 use super::image_field::OUT_OF_MEMORY;
@@ -30,14 +31,17 @@ const INLINE_BYTES: usize = 64 << 10;
 ///
 /// # Errors
 /// `invalid_request`, with the field; `unsupported_media_type`; `overloaded` if there is no memory for it.
-pub(super) async fn parse_body<R: Request>(body: Bytes, only_ascii: bool) -> Result<R, ApiError> {
+pub(super) async fn parse_body<R: DeserializeOwned + Send + 'static>(
+    body: Bytes,
+    only_ascii: bool,
+) -> Result<R, ApiError> {
     if body.len() <= INLINE_BYTES {
         return parse(&body, only_ascii);
     }
     blocking::run("parsing a body", move || parse(&body, only_ascii)).await?
 }
 
-fn parse<R: Request>(body: &[u8], only_ascii: bool) -> Result<R, ApiError> {
+fn parse<R: DeserializeOwned>(body: &[u8], only_ascii: bool) -> Result<R, ApiError> {
     if only_ascii && !body.is_ascii() {
         return Err(super::head::not_utf8());
     }

@@ -8,6 +8,8 @@
 //! 4. [`json`], [`multipart`] or [`raw`] parses the body. All three produce the same request types, and their errors
 //!    name fields by the same paths.
 //!
+//! The routes of other APIs call [`read_any_type`] instead, and parse the body themselves.
+//!
 //! The field types ([`fields`]) check single values; the endpoints check combinations of values. Images are not decoded
 //! here.
 
@@ -28,6 +30,8 @@ mod scalar;
 mod unknown;
 
 use axum::extract::Request as HttpRequest;
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use std::time::Instant;
 
 use self::body::BodyReader;
@@ -44,6 +48,44 @@ pub(crate) struct AdmittedRequest<R> {
     pub(crate) request: R,
     /// The engine's reservation for the call, including the bytes of its body.
     pub(crate) admission: Admission,
+}
+
+/// A body that passed admission control and was read.
+pub(crate) struct AdmittedBody {
+    pub(crate) bytes: Bytes,
+    /// The engine's reservation for the call, including the bytes of its body.
+    pub(crate) admission: Admission,
+}
+
+impl AdmittedBody {
+    /// Parses the body as a JSON object. Unknown fields are the concern of the type.
+    ///
+    /// # Errors
+    /// `invalid_request`, with the field; `overloaded` if there is no memory for it.
+    pub(crate) async fn json<R: DeserializeOwned + Send + 'static>(&self) -> Result<R, ApiError> {
+        json::parse_body(self.bytes.clone(), false).await
+    }
+}
+
+/// Admits a request and reads its body, whatever content type the head declares.
+///
+/// # Errors
+/// The errors of [`Head::check_any_type`], admission control and [`BodyReader`].
+pub(crate) async fn read_any_type(
+    http: HttpRequest,
+    state: &HttpState,
+    services: &Services,
+    context: &RequestContext,
+    deadline: Instant,
+) -> Result<AdmittedBody, ApiError> {
+    let (parts, body) = http.into_parts();
+    let settings = state.settings();
+    let head = Head::check_any_type(&parts, settings)?;
+    let client = state.access().client_id(&parts.extensions, context);
+    let admission = services.engine.admit(client, head.declared_bytes.unwrap_or(0), deadline)?;
+    let mut reader = BodyReader::new(body, &head, settings, context, (deadline, admission));
+    let bytes = reader.read_all().await?;
+    Ok(AdmittedBody { bytes, admission: reader.into_admission() })
 }
 
 /// Admits, reads and parses a request. If the request head or admission control rejects a request, no byte of its body

@@ -105,6 +105,37 @@ macro_rules! requests {
         }
 
         impl $Input {
+            /// Sets all generation parameters.
+            pub(crate) fn with_generation(
+                self,
+                fields: $crate::http::extract::generation::GenerationFields,
+            ) -> Self {
+                Self {
+                    max_new_tokens: fields.max_new_tokens,
+                    min_new_tokens: fields.min_new_tokens,
+                    num_beams: fields.num_beams,
+                    num_return_sequences: fields.num_return_sequences,
+                    do_sample: fields.do_sample,
+                    temperature: fields.temperature,
+                    top_k: fields.top_k,
+                    top_p: fields.top_p,
+                    min_p: fields.min_p,
+                    typical_p: fields.typical_p,
+                    epsilon_cutoff: fields.epsilon_cutoff,
+                    eta_cutoff: fields.eta_cutoff,
+                    repetition_penalty: fields.repetition_penalty,
+                    no_repeat_ngram_size: fields.no_repeat_ngram_size,
+                    bad_words: fields.bad_words,
+                    exponential_decay_length_penalty: fields.exponential_decay_length_penalty,
+                    stop_strings: fields.stop_strings,
+                    length_penalty: fields.length_penalty,
+                    early_stopping: fields.early_stopping,
+                    renormalize_logits: fields.renormalize_logits,
+                    seed: fields.seed,
+                    ..self
+                }
+            }
+
             /// Returns the generation parameters as the client sent them. Conflicts between them have not been checked
             /// yet.
             fn generation(&self) -> $crate::http::extract::generation::GenerationFields {

@@ -21,12 +21,13 @@ use super::endpoint::{
 };
 use super::image_args::{ImageIndex, ImageSet, SharedImageFuture};
 use crate::engine::{Admission, EngineHandle, ReservationGuard};
+use crate::fairness::ClientId;
 use crate::http::blocking;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code, FieldError};
 use crate::http::extract::fields::Text;
 use crate::http::extract::request::{BatchRequest, Request, SingleRequest};
-use crate::http::extract::{self, AdmittedRequest, head};
+use crate::http::extract::{self, AdmittedBody, AdmittedRequest, head};
 use crate::http::settings::Limits;
 use crate::http::state::models::Model;
 use crate::http::state::{HttpState, Services};
@@ -87,12 +88,15 @@ pub(crate) struct PreparedInput<E: Endpoint> {
 pub(crate) type InputResult<E> = Result<PreparedInput<E>, ApiError>;
 
 /// A prepared single call.
-pub(crate) struct SingleCall<E: Endpoint> {
+pub(crate) struct SingleCall<E: Endpoint, X = ExtrasOf<E>> {
     pub(crate) call: Call,
     pub(crate) input: InputResult<E>,
     /// The fields that only the single call has.
-    pub(crate) extras: <E::Single as SingleRequest>::Extras,
+    pub(crate) extras: X,
 }
+
+/// The fields that only the single call of an endpoint has, as a tuple.
+pub(crate) type ExtrasOf<E> = <<E as Endpoint>::Single as SingleRequest>::Extras;
 
 /// A prepared batch call, with the inputs in order.
 pub(crate) struct BatchCall<E: Endpoint> {
@@ -157,7 +161,7 @@ struct Inputs<I> {
 }
 
 /// Data that every step of the preparation of a call needs.
-struct Start<'a> {
+pub(crate) struct Start<'a> {
     state: &'a HttpState,
     services: &'a Services,
     context: &'a RequestContext,
@@ -166,13 +170,79 @@ struct Start<'a> {
 }
 
 impl<'a> Start<'a> {
-    fn new(
+    /// Starts a call that the routes of another API translate.
+    ///
+    /// # Errors
+    /// `not_ready`; `invalid_request` if the client asks for an invalid deadline.
+    pub(crate) fn new(
         http: &HttpRequest,
         state: &'a HttpState,
         context: &'a RequestContext,
     ) -> Result<Self, ApiError> {
         let deadline = head::deadline(http.headers(), context.arrived, state.settings().deadline)?;
         Ok(Self { state, services: state.services()?, context, deadline })
+    }
+
+    pub(crate) fn services(&self) -> &'a Services {
+        self.services
+    }
+
+    pub(crate) fn limits(&self) -> &'a Limits {
+        &self.state.settings().limits
+    }
+
+    pub(crate) fn context(&self) -> &'a RequestContext {
+        self.context
+    }
+
+    /// Admits the call and reads its body, whatever content type the head declares.
+    ///
+    /// # Errors
+    /// Those of reading, and those of [`within`].
+    pub(crate) async fn read_any_type(&self, http: HttpRequest) -> Result<AdmittedBody, ApiError> {
+        let Self { state, services, context, deadline } = *self;
+        let read = extract::read_any_type(http, state, services, context, deadline);
+        within(&services.engine, deadline, read).await
+    }
+
+    /// Admits a further part of a call, which has no body of its own.
+    ///
+    /// # Errors
+    /// Those of admission control.
+    pub(crate) fn admit_part(&self, client: ClientId) -> Result<Admission, ApiError> {
+        Ok(self.services.engine.admit(client, 0, self.deadline)?)
+    }
+
+    /// Prepares a call with one input, in the format of this server's own routes.
+    ///
+    /// # Errors
+    /// Those that concern the call as a whole, and those of [`within`].
+    pub(crate) async fn single<E: Endpoint>(
+        &self,
+        admission: Admission,
+        model: Text,
+        input: InputOf<E>,
+    ) -> Result<SingleCall<E, ()>, ApiError> {
+        let inputs = Inputs { list: vec![input], batch: false };
+        let prepare = self.prepare::<E>(admission, Some(model), inputs);
+        let (call, mut inputs) = within(&self.services.engine, self.deadline, prepare).await?;
+        let input = inputs.pop().expect("each input has a result");
+        Ok(SingleCall { call, input, extras: () })
+    }
+
+    /// Prepares a call with several inputs, in the format of this server's own routes.
+    ///
+    /// # Errors
+    /// Those that concern the call as a whole, and those of [`within`].
+    pub(crate) async fn batch<E: Endpoint>(
+        &self,
+        admission: Admission,
+        model: Text,
+        list: Vec<InputOf<E>>,
+    ) -> Result<BatchCall<E>, ApiError> {
+        let prepare = self.prepare::<E>(admission, Some(model), Inputs { list, batch: true });
+        let (call, inputs) = within(&self.services.engine, self.deadline, prepare).await?;
+        Ok(BatchCall { call, inputs })
     }
 
     /// Admits the call and reads its body.
@@ -199,7 +269,7 @@ impl<'a> Start<'a> {
         let model = services.models.pick(E::MODELS, name)?.clone();
         context.note(|notes| {
             notes.model = Some(model.info.name.clone());
-            notes.inputs = inputs.list.len();
+            notes.inputs += inputs.list.len();
         });
         let limits = &state.settings().limits;
         let plan = PlanContext { limits, model: &model, models: &services.models };

@@ -33,13 +33,13 @@ pub(crate) struct SequenceFacts {
 pub(crate) struct TokenAnswer {
     /// Token id in the model's vocabulary.
     #[schema(example = 8870)]
-    id: u32,
+    pub(crate) id: u32,
     /// The token as the vocabulary spells it, such as `cats`, `##s` or `[SEP]`; empty if it has no spelling.
     #[schema(example = "cats")]
-    text: String,
+    pub(crate) text: String,
     /// Natural log-probability of the token after the tokens before it.
     #[schema(example = -0.12, maximum = 0)]
-    logprob: f32,
+    pub(crate) logprob: f32,
 }
 
 impl TokenAnswer {
@@ -63,7 +63,33 @@ enum FinishReasonName {
     Length,
 }
 
+/// A generated text, for the answers of other APIs.
+#[derive(Debug, Clone)]
+pub(crate) struct GeneratedText {
+    /// The text; of a caption with its prompt.
+    pub(crate) text: String,
+    /// Number of generated tokens, including the stop token.
+    pub(crate) token_count: usize,
+    /// False if the text reached the limit on new tokens.
+    pub(crate) is_finished: bool,
+    /// Natural log-probability of the whole text.
+    pub(crate) logprob: f32,
+    /// The generated tokens; `None` unless the request asks for them.
+    pub(crate) tokens: Option<Vec<TokenAnswer>>,
+}
+
 impl SequenceFacts {
+    /// Combines these facts with the text that they describe.
+    pub(crate) fn into_text(self, text: String) -> GeneratedText {
+        GeneratedText {
+            text,
+            token_count: self.token_count,
+            is_finished: matches!(self.finish_reason, FinishReasonName::Stop),
+            logprob: self.logprob,
+            tokens: self.tokens,
+        }
+    }
+
     /// Describes a generated sequence. `tokenizer` is given if the answer lists the tokens.
     ///
     /// # Errors

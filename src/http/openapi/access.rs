@@ -7,6 +7,7 @@ use utoipa::openapi::{Components, OpenApi};
 
 use super::problems::problems;
 use crate::http::error::Code;
+use crate::http::error::dialect::Dialect;
 
 /// Name of the security scheme in the document.
 const SCHEME: &str = "api_key";
@@ -26,16 +27,20 @@ pub(crate) fn add(document: &mut OpenApi) {
             if crate::http::access::is_public(path) {
                 operation.security = Some(Vec::new());
             } else {
-                guard(operation);
+                guard(operation, Dialect::of(path));
             }
         }
     }
 }
 
-fn guard(operation: &mut Operation) {
+fn guard(operation: &mut Operation, dialect: Dialect) {
     let without_key = SecurityRequirement::default();
     let with_key = SecurityRequirement::new(SCHEME, Vec::<String>::new());
     operation.security = Some(vec![without_key, with_key]);
+    // The routes of other APIs describe all their errors by one response.
+    if dialect != Dialect::Native {
+        return;
+    }
     let codes = [Code::Unauthorized, Code::OriginNotAllowed, Code::RateLimited];
     operation.responses.responses.extend(problems(&codes.each_ref().map(std::slice::from_ref)));
 }

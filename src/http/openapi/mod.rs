@@ -27,7 +27,8 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema, ToSchema};
 
 use self::endpoint::DocumentedEndpoint;
-pub(crate) use self::problems::{InferenceProblems, NotReadyProblem};
+pub(crate) use self::problems::{InferenceProblems, NotReadyProblem, OpenAiErrors, PlainErrors};
+use crate::http::error::dialect::{OpenAiError, OpenAiErrorDetail, PlainError};
 use crate::http::error::{FieldError, Problem};
 use crate::http::settings::Limits;
 
@@ -93,7 +94,13 @@ impl Document {
     /// # Errors
     /// Never: the document is made of constants.
     pub fn to_yaml(&self) -> Result<String, yaml_serde::Error> {
-        yaml_serde::to_string(self)
+        let yaml = yaml_serde::to_string(self)?;
+        // YAML 1.1, which many parsers still read, takes a plain `n` for `false`. It is a field of chat completions.
+        let quoted = yaml.lines().map(|line| match line.strip_suffix("n:") {
+            Some(indent) if indent.trim().is_empty() => format!("{indent}\"n\":\n"),
+            _ => format!("{line}\n"),
+        });
+        Ok(quoted.collect())
     }
 }
 
@@ -127,10 +134,17 @@ fn complete(routes: OpenApi, endpoints: &[DocumentedEndpoint], limits: &Limits) 
     let tag = |name: &str, text: &str| TagBuilder::new().name(name).description(Some(text)).build();
     let tags = [
         tag("inference", "Run the models"),
+        tag("openai", "Routes of the OpenAI API, for its client libraries"),
+        tag("ollama", "Routes of the Ollama API, for its client libraries"),
+        tag(
+            "huggingface",
+            "Task routes of Hugging Face, for `InferenceClient` and `@huggingface/inference`",
+        ),
         tag("operations", "Health, server information, metrics, this document"),
     ];
     let mut document = OpenApiBuilder::new().info(info).tags(Some(tags)).build();
     document.merge(routes);
+    name_wildcards(&mut document);
     self::access::add(&mut document);
     add_schemas(&mut document, endpoints, limits);
     links::add(&mut document, endpoints);
@@ -142,17 +156,31 @@ fn complete(routes: OpenApi, endpoints: &[DocumentedEndpoint], limits: &Limits) 
     for operation in operations(&mut document) {
         add_response_headers(operation);
         if operation.request_body.is_some() {
-            add_encodings(operation, &schemas);
+            if is_native(operation) {
+                add_encodings(operation, &schemas);
+            }
             operation.parameters.get_or_insert_default().push(timeout_parameter().into());
         }
     }
     serde_json::to_value(document).expect("the document is made of constants")
 }
 
+/// Writes parameters that span several segments of a path as OpenAPI does: `{model}` instead of axum's `{*model}`.
+fn name_wildcards(document: &mut OpenApi) {
+    let paths = std::mem::take(&mut document.paths.paths);
+    let renamed = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item));
+    document.paths.paths = renamed.collect();
+}
+
 /// Returns every GET and POST operation of the document.
 fn operations(document: &mut OpenApi) -> impl Iterator<Item = &mut Operation> {
     let items = document.paths.paths.values_mut();
     items.flat_map(|item| [&mut item.get, &mut item.post].into_iter().flatten())
+}
+
+/// True if the operation runs a model and belongs to this server's own API.
+fn is_native(operation: &Operation) -> bool {
+    operation.tags.iter().flatten().any(|tag| tag == "inference")
 }
 
 /// Returns the schema name of the operation's JSON request, if it has one.
@@ -205,6 +233,9 @@ fn add_schemas(document: &mut OpenApi, endpoints: &[DocumentedEndpoint], limits:
     };
     add(Problem::name(), Problem::schema());
     add(FieldError::name(), FieldError::schema());
+    add(OpenAiError::name(), OpenAiError::schema());
+    add(OpenAiErrorDetail::name(), OpenAiErrorDetail::schema());
+    add(PlainError::name(), PlainError::schema());
     components.schemas.values_mut().for_each(merge_descriptions);
     let max_new_tokens = limits.max_new_tokens as f64;
     for schema in components.schemas.values_mut() {

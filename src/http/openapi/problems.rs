@@ -11,10 +11,17 @@ use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use utoipa::openapi::{Ref, RefOr};
 use utoipa::{IntoResponses, ToSchema};
 
+use crate::http::error::dialect::{OpenAiError, PlainError};
 use crate::http::error::{ApiError, Code, PROBLEM_JSON, Problem};
 
 /// The error responses of every inference route.
 pub(crate) struct InferenceProblems;
+
+/// The error responses of the routes of the OpenAI API.
+pub(crate) struct OpenAiErrors;
+
+/// The error responses of the routes of the Ollama and Hugging Face APIs.
+pub(crate) struct PlainErrors;
 
 /// The error response of routes that need loaded models.
 pub(crate) struct NotReadyProblem;
@@ -54,6 +61,28 @@ impl IntoResponses for NotReadyProblem {
     fn responses() -> Responses {
         problems(&[&[Code::NotReady]])
     }
+}
+
+impl IntoResponses for OpenAiErrors {
+    fn responses() -> Responses {
+        any_error(&OpenAiError::name())
+    }
+}
+
+impl IntoResponses for PlainErrors {
+    fn responses() -> Responses {
+        any_error(&PlainError::name())
+    }
+}
+
+/// Describes all errors of a route by one response, whose body has this schema.
+fn any_error(schema: &str) -> Responses {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
+    let response = ResponseBuilder::new()
+        .description("An error. The codes and their meaning are those of this server's own routes.")
+        .content("application/json", content)
+        .build();
+    [("default".to_owned(), response.into())].into()
 }
 
 /// Builds one response for each group of codes. All codes of a group have the same status.

@@ -32,10 +32,10 @@ use super::openapi::endpoint::DocumentedEndpoint;
 use super::openapi::{Document, DocumentedRoutes};
 use super::routes::documents::Documents;
 use super::routes::{
-    EndpointList, InferenceEndpoint, caption, classify, documents, embeddings, health, info,
-    metrics, rank, similarity, vqa,
+    EndpointList, InferenceEndpoint, caption, classify, compatible, documents, embeddings, health,
+    info, metrics, rank, root, similarity, vqa,
 };
-use super::settings::Limits;
+use super::settings::{CompatSettings, Limits};
 use super::state::HttpState;
 use super::state::metric_labels::{self, TaskLabel};
 
@@ -52,18 +52,21 @@ pub(crate) const ENDPOINTS: EndpointList = &[
 /// Returns the plain OpenAPI document, which client generators can read, for a server with the default limits.
 #[must_use]
 pub fn document() -> Document {
-    documented(ENDPOINTS).plain(&Limits::default())
+    documented(ENDPOINTS, CompatSettings::default()).plain(&Limits::default())
 }
 
 /// Returns the strict OpenAPI document, which has all conditions between fields, for a server with the default limits.
 #[must_use]
 pub fn strict_document() -> Document {
-    documented(ENDPOINTS).strict(&Limits::default())
+    documented(ENDPOINTS, CompatSettings::default()).strict(&Limits::default())
 }
 
 /// Describes every route of a server with these inference endpoints.
-pub(crate) fn documented(endpoints: EndpointList) -> DocumentedRoutes {
-    let InferenceRoutes { router, documented, .. } = inference_routes(endpoints);
+pub(crate) fn documented(endpoints: EndpointList, compat: CompatSettings) -> DocumentedRoutes {
+    let InferenceRoutes { mut router, documented, .. } = inference_routes(endpoints);
+    if compat.enabled {
+        router = router.merge(compatible::routes());
+    }
     let routes = router.merge(state_routes()).merge(metrics_routes()).merge(document_routes());
     DocumentedRoutes { routes: routes.split_for_parts().1, endpoints: documented }
 }
@@ -116,20 +119,25 @@ pub fn router(state: HttpState) -> Router {
 /// Builds the public router with these inference endpoints.
 fn router_of(endpoints: EndpointList, state: HttpState) -> Router {
     let settings = state.settings();
-    let InferenceRoutes { router, tasks, .. } = inference_routes(endpoints);
+    let InferenceRoutes { mut router, tasks, .. } = inference_routes(endpoints);
+    if settings.compat.enabled {
+        router = router.merge(compatible::routes());
+    }
     let (inference, described) = router.split_for_parts();
     metric_labels::initialise_routes(state.metrics(), described.paths.paths.keys());
     state.initialise_tasks(tasks);
-    let mut router: Router<HttpState> = inference.merge(state_routes().split_for_parts().0);
+    let mut router: Router<HttpState> =
+        inference.merge(state_routes().split_for_parts().0).route("/", get(root::show_root));
     if !settings.operations_listener {
         router = router.merge(metrics_routes().split_for_parts().0);
     }
     if settings.docs {
-        let documents = Documents::new(settings.limits.clone(), move || documented(endpoints));
+        let compat = settings.compat;
+        let documents =
+            Documents::new(settings.limits.clone(), move || documented(endpoints, compat));
         let page = SwaggerUi::new("/docs").config(Config::from("/openapi.json"));
         router = router
             .merge(document_routes().split_for_parts().0.layer(Extension(documents)))
-            .route("/", get(documents::redirect_to_docs))
             .merge(page);
     }
     with_common_layers(with_access_layers(router.fallback(route_not_found), &state), state)

@@ -180,7 +180,7 @@ fn base64_bytes(text: &str) -> Vec<u8> {
 
 #[test]
 fn a_new_endpoint_is_documented_like_the_others() {
-    let strict = documented(ONE_MORE).strict(&Limits::default());
+    let strict = documented(ONE_MORE, CompatSettings::default()).strict(&Limits::default());
     let strict = serde_json::to_value(strict).unwrap();
     let operation = &strict["paths"]["/classify"]["post"];
     let statuses = |path: &str| -> Vec<String> {
@@ -211,7 +211,7 @@ fn a_new_endpoint_is_documented_like_the_others() {
     let body = json!({"image": "$response.body#/image/id", "labels": ["a cat", "a dog"]});
     assert_eq!(link("/caption", "classify")["requestBody"], body);
 
-    let plain = documented(ONE_MORE).plain(&Limits::default());
+    let plain = documented(ONE_MORE, CompatSettings::default()).plain(&Limits::default());
     let plain = serde_json::to_value(plain).unwrap();
     for path in ["/classify", "/classify/batch"] {
         let content = &plain["paths"][path]["post"]["requestBody"]["content"];

@@ -110,6 +110,13 @@ pub(crate) struct ClassifyAnswer {
     image: ImageAnswer,
 }
 
+impl ClassifyAnswer {
+    /// Returns the labels with their probabilities, best first, for the answers of other APIs.
+    pub(crate) fn into_labels(self) -> Vec<(Arc<str>, f32)> {
+        self.labels.into_iter().map(|answer| (answer.label, answer.probability)).collect()
+    }
+}
+
 /// A label and its probability.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct LabelAnswer {

@@ -1,11 +1,10 @@
-//! `GET /openapi.json`, `/openapi.yaml`, `/openapi-strict.json`, and the redirect from `/` to `/docs/`.
-//! The Swagger UI page itself is mounted in `router`.
+//! `GET /openapi.json`, `/openapi.yaml` and `/openapi-strict.json`. The Swagger UI page itself is mounted in `router`.
 
 use std::sync::{Arc, OnceLock};
 
 use axum::extract::Extension;
 use axum::http::{HeaderValue, header};
-use axum::response::{IntoResponse, Redirect, Response};
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
 use crate::http::error::ApiError;
@@ -103,11 +102,6 @@ fn document(content_type: &'static str, document: Bytes) -> Response {
     ([(header::CONTENT_TYPE, content_type)], document).into_response()
 }
 
-/// Redirects `/` to the Swagger UI page.
-pub(crate) async fn redirect_to_docs() -> Redirect {
-    Redirect::temporary("/docs/")
-}
-
 /// Returns the document in `written`. If `written` is empty, first generates the document with `write` and stores it
 /// there.
 fn once<E: std::fmt::Display>(
@@ -128,10 +122,12 @@ fn once<E: std::fmt::Display>(
 mod tests {
     use super::*;
     use crate::http::router::{ENDPOINTS, documented};
+    use crate::http::settings::CompatSettings;
 
     #[test]
     fn each_document_is_generated_once_and_shared_from_then_on() {
-        let documents = Documents::new(Limits::default(), || documented(ENDPOINTS));
+        let documents =
+            Documents::new(Limits::default(), || documented(ENDPOINTS, CompatSettings::default()));
         let json = documents.json().unwrap();
         assert_eq!(json.as_ptr(), documents.json().unwrap().as_ptr());
         let yaml = documents.yaml().unwrap();

@@ -1,14 +1,16 @@
 //! One endpoint per file: request and response types, OpenAPI documentation, and handler. `router` lists the
-//! endpoints.
+//! endpoints. `compatible` has the routes that speak the APIs of others.
 
 pub(crate) mod caption;
 pub(crate) mod classify;
+pub(crate) mod compatible;
 pub(crate) mod documents;
 pub(crate) mod embeddings;
 pub(crate) mod health;
 pub(crate) mod info;
 pub(crate) mod metrics;
 pub(crate) mod rank;
+pub(crate) mod root;
 pub(crate) mod similarity;
 pub(crate) mod vqa;
 

@@ -27,7 +27,7 @@ use crate::http::inference::explanation::{self, Explanation};
 use crate::http::inference::generation::GenerationPlan;
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::{BatchResponse, ImageAnswer};
-use crate::http::inference::sequences::{SequenceFacts, wrong_count};
+use crate::http::inference::sequences::{GeneratedText, SequenceFacts, wrong_count};
 use crate::http::inference::{reply, text};
 use crate::http::openapi::conditions::{exactly_one, explained, generated_or_ranked};
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
@@ -312,6 +312,18 @@ impl Endpoint for VqaPlan {
 
     fn generated_tokens(answers: &Vec<QuestionOutput>) -> usize {
         answers.iter().map(|answer| answer.decoded.generated_tokens()).sum()
+    }
+}
+
+impl VqaAnswer {
+    /// Returns the generated answers, for the answers of other APIs.
+    pub(crate) fn into_texts(self) -> Vec<GeneratedText> {
+        let answers = self.answers.into_iter();
+        let generated = answers.filter_map(|answer| match answer.found {
+            Found::Generated(facts) => Some(facts.into_text(answer.answer)),
+            Found::Ranked { .. } => None,
+        });
+        generated.collect()
     }
 }
 

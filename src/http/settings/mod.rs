@@ -42,6 +42,9 @@ pub struct HttpSettings {
     /// Host names of the server. If there are no API keys, web pages of these hosts may send requests.
     pub allowed_hosts: Vec<String>,
 
+    /// Routes that speak the APIs of others.
+    #[serde(skip)]
+    pub compat: CompatSettings,
     /// Limits of one call.
     #[serde(skip)]
     pub limits: Limits,
@@ -82,6 +85,14 @@ pub struct CorsSettings {
     pub allowed_origins: Vec<String>,
 }
 
+/// The routes that speak the APIs of others: the section `[compat]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CompatSettings {
+    /// Whether the server serves the routes below `/v1/`, `/api/` and `/hf/`.
+    pub enabled: bool,
+}
+
 /// What the access log contains: a part of the section `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -102,6 +113,7 @@ impl Default for HttpSettings {
             docs: true,
             cors: None,
             allowed_hosts: Vec::new(),
+            compat: CompatSettings::default(),
             limits: Limits::default(),
             input: InputSettings::default(),
             connections: ConnectionSettings::default(),
@@ -113,6 +125,12 @@ impl Default for HttpSettings {
             operations_listener: false,
             file_check_interval: Duration::from_secs(2),
         }
+    }
+}
+
+impl Default for CompatSettings {
+    fn default() -> Self {
+        Self { enabled: true }
     }
 }
 
@@ -171,6 +189,10 @@ impl Section for HttpSettings {
         }
         Ok(())
     }
+}
+
+impl Section for CompatSettings {
+    const NAME: &'static str = "compat";
 }
 
 impl Section for AccessLogSettings {

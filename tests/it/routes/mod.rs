@@ -2,6 +2,7 @@
 
 mod batch;
 mod caption;
+mod compatible;
 mod embeddings;
 mod encodings;
 mod operations;

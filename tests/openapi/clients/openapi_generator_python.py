@@ -68,6 +68,12 @@ called.add("show_openapi_yaml")
 assert operations.show_openapi_yaml_without_preload_content().status == 200
 
 paths = json.load(open(document))["paths"].values()
-known = {operation["operationId"] for path in paths for operation in path.values()}
+# tests/compatibility calls the operations of other APIs with the libraries that they are for.
+known = {
+    operation["operationId"]
+    for path in paths
+    for operation in path.values()
+    if operation["tags"][0] in ("inference", "operations")
+}
 assert called == known, called ^ known
 print(f"openapi-generator, Python: {len(called)} operations answered 200")

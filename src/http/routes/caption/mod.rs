@@ -1,11 +1,12 @@
 //! `POST /caption` and `/caption/batch`: caption an image, optionally as the continuation of a prompt.
 //!
 //! - `plan`: the request, its validated form, and the answer.
-//! - `stream`: the answer as server-sent events. `events`: their schema.
+//! - `stream`: the answer in pieces. `sse`: the pieces as server-sent events. `events`: their schema.
 
 mod events;
 mod plan;
-mod stream;
+pub(crate) mod sse;
+pub(crate) mod stream;
 
 use axum::extract::{Extension, Request as HttpRequest, State};
 use axum::response::Response;
@@ -14,8 +15,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::events::CaptionEvent;
-use self::plan::{CaptionAnswer, CaptionPlan, CaptionResponse};
-pub(crate) use self::plan::{CaptionBatchRequest, CaptionRequest};
+use self::plan::{CaptionAnswer, CaptionResponse};
+pub(crate) use self::plan::{CaptionBatchRequest, CaptionInput, CaptionPlan, CaptionRequest};
 use super::InferenceEndpoint;
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
@@ -86,7 +87,8 @@ pub(crate) async fn caption_image(
     let single = call::start_single::<CaptionPlan>(http, &state, &context).await?;
     let (stream,) = single.extras;
     if stream.unwrap_or(false) {
-        stream::caption_stream(single, context).await
+        let stream = stream::caption_stream(single, context.clone()).await?;
+        Ok(sse::response(stream, context))
     } else {
         reply::single_answer(single).await
     }

@@ -20,7 +20,7 @@ use crate::http::inference::explanation::{self, Explanation};
 use crate::http::inference::generation::GenerationPlan;
 use crate::http::inference::image_args::ImageArg;
 use crate::http::inference::reply::ImageAnswer;
-use crate::http::inference::sequences::{SequenceFacts, finite, wrong_count};
+use crate::http::inference::sequences::{GeneratedText, SequenceFacts, finite, wrong_count};
 use crate::http::inference::text;
 use crate::http::openapi::EXAMPLE_IMAGE;
 use crate::http::state::models::{Eligible, Model, Models};
@@ -323,6 +323,14 @@ impl Endpoint for CaptionPlan {
             }
             _ => Err(wrong_count()),
         }
+    }
+}
+
+impl CaptionAnswer {
+    /// Returns the captions, for the answers of other APIs.
+    pub(crate) fn into_texts(self) -> Vec<GeneratedText> {
+        let texts = self.captions.into_iter();
+        texts.map(|caption| caption.facts.into_text(caption.text)).collect()
     }
 }
 

@@ -1,23 +1,19 @@
-//! Streams a caption as server-sent events: `delta` events while the text is generated, then one `done` or `error`
-//! event. `routes::caption` calls this.
+//! Generates a caption piece by piece: deltas while the text is generated, then the whole answer or an error. `sse` sends
+//! them as server-sent events; `routes::compatible` translates them into the formats of other APIs.
 //!
 //! An error before the first token gives a normal error response. Once the first token has arrived, a Tokio task
 //! forwards tokens from the engine to the connection. If the client disconnects, the task ends and the work in the
 //! engine is cancelled.
 
-use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
 
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
-use futures_util::{FutureExt, stream};
+use futures_util::FutureExt;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
 use super::plan::{CaptionAnswer, CaptionPlan, CaptionTokens};
-use crate::engine::{Reply, TokenStream};
+use crate::engine::{Reply, ReservationGuard, TokenStream};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
 use crate::http::inference::arity::{ImageArity, OneImage};
@@ -28,18 +24,16 @@ use crate::http::middleware::server_timing::milliseconds;
 use crate::mutations::{self, Mutation};
 use crate::task::{ImageInfo, TaskTiming, TokenLogprob};
 
-/// Interval of keep-alive comments. Proxies close idle connections, most of them after 60 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// Capacity, in events, of the channel between the Tokio task and the connection. It can be small, because generation
+/// Capacity, in parts, of the channel between the Tokio task and the connection. It can be small, because generation
 /// is slower than a connection.
-const BUFFERED_EVENTS: usize = 8;
+const BUFFERED_PARTS: usize = 8;
 
 /// A piece of generated text with its tokens.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Delta {
     /// The next piece; all pieces joined are the whole caption.
     #[schema(example = " cats")]
-    text: String,
+    pub(crate) text: String,
     /// The new tokens; empty in a last `delta` event that only completes a word.
     tokens: Vec<DeltaToken>,
 }
@@ -61,7 +55,7 @@ pub(crate) struct Done {
     /// Name of the model that answered.
     model: String,
     #[serde(flatten)]
-    answer: CaptionAnswer,
+    pub(crate) answer: CaptionAnswer,
     /// Durations of the stages of this request.
     timing: Timing,
 }
@@ -86,7 +80,32 @@ pub(crate) struct Timing {
     total_ms: f64,
 }
 
-/// A caption stream whose first token has arrived.
+/// A caption that is being generated. Its first token has arrived.
+pub(crate) struct CaptionStream {
+    parts: mpsc::Receiver<CaptionPart>,
+    /// The reservation for a large answer, which is kept until the parts are sent.
+    _hold: Option<ReservationGuard>,
+}
+
+/// A part of a caption stream.
+#[derive(Debug)]
+pub(crate) enum CaptionPart {
+    /// The next piece of the text.
+    Delta(Delta),
+    /// The whole answer, at the end.
+    Done(Box<Done>),
+    /// The error that ended the stream.
+    Failed(ApiError),
+}
+
+impl CaptionStream {
+    /// Returns the next part; `None` after the last. If the stream is dropped, the work in the engine is cancelled.
+    pub(crate) async fn next(&mut self) -> Option<CaptionPart> {
+        self.parts.recv().await
+    }
+}
+
+/// The state of the task that generates a caption.
 struct Caption {
     call: Call,
     plan: CaptionPlan,
@@ -106,10 +125,10 @@ struct Generation {
 ///
 /// # Errors
 /// `invalid_request` if the caption has several sequences or beams, is verified or not generated; any error that occurs before the first token.
-pub(crate) async fn caption_stream(
-    single: SingleCall<CaptionPlan>,
+pub(crate) async fn caption_stream<X>(
+    single: SingleCall<CaptionPlan, X>,
     context: RequestContext,
-) -> Result<Response, ApiError> {
+) -> Result<CaptionStream, ApiError> {
     let SingleCall { call, input, .. } = single;
     if input.as_ref().is_ok_and(|input| input.plan.is_verified()) {
         let detail = "a caption can be verified only when it is complete, so it cannot be streamed; leave out verify";
@@ -125,22 +144,17 @@ pub(crate) async fn caption_stream(
         began.inspect_err(|error| call.count::<CaptionPlan>(Some(error)))?;
     context.note(|notes| notes.streaming = true);
     let hold = call.hold_stream();
-    let (events, receiver) = mpsc::channel(BUFFERED_EVENTS);
+    let (sender, parts) = mpsc::channel(BUFFERED_PARTS);
     let caption = Caption { call, plan, texts, image, context };
     tokio::spawn(async move {
         // When the client disconnects, the receiver is dropped. Dropping the reply then cancels the task in the engine.
         tokio::select! {
             biased;
-            () = events.closed() => {}
-            () = caption.run(generation, &events) => {}
+            () = sender.closed() => {}
+            () = caption.run(generation, &sender) => {}
         }
     });
-    // The events keep the reservation for a large answer until they are sent.
-    let events = stream::unfold((receiver, hold), |(mut receiver, hold)| async {
-        let event = receiver.recv().await?;
-        Some((Ok::<_, Infallible>(event), (receiver, hold)))
-    });
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+    Ok(CaptionStream { parts, _hold: hold })
 }
 
 type Began = (CaptionPlan, CaptionTokens, ImageInfo, Generation);
@@ -163,9 +177,9 @@ async fn begin(call: &Call, input: InputResult<CaptionPlan>) -> Result<Began, Ap
 }
 
 impl Caption {
-    /// Sends all events, including the final `done` or `error`.
-    async fn run(self, generation: Generation, events: &mpsc::Sender<Event>) {
-        let generate = AssertUnwindSafe(self.generate(generation, events)).catch_unwind();
+    /// Sends all parts.
+    async fn run(self, generation: Generation, parts: &mpsc::Sender<CaptionPart>) {
+        let generate = AssertUnwindSafe(self.generate(generation, parts)).catch_unwind();
         let generate = generate.map(|outcome| {
             outcome.unwrap_or_else(|_| {
                 tracing::error!("a caption stream panicked");
@@ -179,20 +193,20 @@ impl Caption {
         };
         self.call.count::<CaptionPlan>(outcome.as_ref().err());
         let last = match outcome {
-            Ok(done) => event("done", &done),
+            Ok(done) => CaptionPart::Done(Box::new(done)),
             Err(error) => {
                 self.context.note(|notes| notes.stream_error = Some(error.code));
-                event("error", &error.to_problem(&self.context.id))
+                CaptionPart::Failed(error)
             }
         };
         // Ignore a failed send: the client has disconnected.
-        let _ = events.send(last).await;
+        let _ = parts.send(last).await;
     }
 
     async fn generate(
         &self,
         Generation { reply, mut tokens, first }: Generation,
-        events: &mpsc::Sender<Event>,
+        parts: &mpsc::Sender<CaptionPart>,
     ) -> Result<Done, ApiError> {
         let mut detokenizer =
             self.call.model.tokenizer().detokenizer(text::prompt_ids(self.texts.prompt()));
@@ -203,7 +217,7 @@ impl Caption {
             }
             let delta =
                 Delta { text: detokenizer.push(id), tokens: vec![DeltaToken { id, logprob }] };
-            if events.send(event("delta", &delta)).await.is_err() {
+            if parts.send(CaptionPart::Delta(delta)).await.is_err() {
                 return Err(ApiError::new(Code::InternalError, "the client has disconnected"));
             }
             next = tokens.next().await;
@@ -214,20 +228,20 @@ impl Caption {
         if !rest.is_empty() {
             let delta = Delta { text: rest, tokens: Vec::new() };
             // Ignore a failed send: if the client has disconnected, the next send fails as well.
-            let _ = events.send(event("delta", &delta)).await;
+            let _ = parts.send(CaptionPart::Delta(delta)).await;
         }
         self.context.note(|notes| {
             notes.add_task(answered.timing);
             notes.tokens += CaptionPlan::generated_tokens(&output);
         });
-        let parts = AnswerParts {
+        let answer_parts = AnswerParts {
             model: &self.call.model,
             images: self.image,
             tokens: &self.texts,
             output,
             second: None,
         };
-        let answer = self.plan.answer(parts)?;
+        let answer = self.plan.answer(answer_parts)?;
         let model = self.call.model.info.name.clone();
         Ok(Done { model, answer, timing: self.timing(answered.timing) })
     }
@@ -243,10 +257,4 @@ impl Caption {
             total_ms: milliseconds(self.context.elapsed()),
         }
     }
-}
-
-/// Builds an event whose data is one line of JSON.
-fn event<T: Serialize>(name: &str, data: &T) -> Event {
-    let json = serde_json::to_string(data).expect("events hold only strings and numbers");
-    Event::default().event(name).data(json)
 }

@@ -194,6 +194,16 @@ pub(crate) struct EmbeddingAnswer {
     image: Option<ImageAnswer>,
 }
 
+impl EmbeddingAnswer {
+    /// Returns the values of an answer in the format `float`, for the answers of other APIs.
+    pub(crate) fn into_values(self) -> Vec<f32> {
+        match self.embedding {
+            Values::Float(values) => values,
+            Values::Base64(_) => unreachable!("other APIs ask for numbers"),
+        }
+    }
+}
+
 /// The values of a vector in the requested format.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
@@ -375,7 +385,7 @@ impl EmbeddingPlan {
 }
 
 /// Encodes a vector as base64 of little-endian 32-bit floats.
-fn packed(vector: &[f32]) -> String {
+pub(crate) fn packed(vector: &[f32]) -> String {
     let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
     STANDARD.encode(bytes)
 }

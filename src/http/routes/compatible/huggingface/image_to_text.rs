@@ -1,0 +1,161 @@
+//! `POST /hf/image-to-text`: captions an image.
+
+use axum::extract::{Extension, Request as HttpRequest, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::super::model_name;
+use super::inputs::{ImageInputs, is_json, model_of};
+use crate::http::context::RequestContext;
+use crate::http::error::ApiError;
+use crate::http::extract::choices::EarlyStoppingField;
+use crate::http::extract::fields::{
+    Int, LengthPenalty, RepetitionPenalty, Temperature, Text, TopP,
+};
+use crate::http::extract::generation::GenerationFields;
+use crate::http::extract::image_field::ImageField;
+use crate::http::inference::call::Start;
+use crate::http::inference::reply;
+use crate::http::openapi::PlainErrors;
+use crate::http::routes::caption::{CaptionInput, CaptionPlan};
+use crate::http::state::HttpState;
+use crate::http::state::models::Eligible;
+use crate::task::Role;
+
+/// Request for a caption. The raw bytes of an image are accepted as well.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"inputs": crate::http::openapi::EXAMPLE_IMAGE}))]
+pub(crate) struct HfImageToTextRequest {
+    /// Image in base64.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    inputs: ImageInputs,
+    /// Parameters of the generation.
+    #[serde(default)]
+    parameters: Option<HfCaptionParameters>,
+}
+
+/// Parameters of the generation.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(crate) struct HfCaptionParameters {
+    /// Maximum number of new tokens.
+    #[serde(default)]
+    #[schema(value_type = u64)]
+    max_new_tokens: Option<Int<1, 65_536>>,
+    /// Further parameters, as in transformers.
+    #[serde(default, alias = "generate_kwargs")]
+    generation_parameters: Option<HfGeneration>,
+}
+
+/// Parameters of `generate` in transformers. Others are ignored.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(crate) struct HfGeneration {
+    #[serde(default)]
+    #[schema(value_type = u64)]
+    max_new_tokens: Option<Int<1, 65_536>>,
+    #[serde(default)]
+    #[schema(value_type = u64)]
+    min_new_tokens: Option<Int<0, 65_536>>,
+    #[serde(default)]
+    #[schema(value_type = u64)]
+    num_beams: Option<Int<1, 8>>,
+    #[serde(default)]
+    do_sample: Option<bool>,
+    #[serde(default)]
+    #[schema(value_type = f64)]
+    temperature: Option<Temperature>,
+    #[serde(default)]
+    #[schema(value_type = u64)]
+    top_k: Option<Int<0, 100_000>>,
+    #[serde(default)]
+    #[schema(value_type = f64)]
+    top_p: Option<TopP>,
+    #[serde(default)]
+    #[schema(value_type = f64)]
+    repetition_penalty: Option<RepetitionPenalty>,
+    #[serde(default)]
+    #[schema(value_type = u64)]
+    no_repeat_ngram_size: Option<Int<0, 64>>,
+    #[serde(default)]
+    #[schema(value_type = f64)]
+    length_penalty: Option<LengthPenalty>,
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    early_stopping: Option<EarlyStoppingField>,
+}
+
+impl HfCaptionParameters {
+    fn generation(self) -> GenerationFields {
+        let given = self.generation_parameters.unwrap_or_default();
+        GenerationFields {
+            max_new_tokens: self.max_new_tokens.or(given.max_new_tokens),
+            min_new_tokens: given.min_new_tokens,
+            num_beams: given.num_beams,
+            do_sample: given.do_sample,
+            temperature: given.temperature,
+            top_k: given.top_k,
+            top_p: given.top_p,
+            repetition_penalty: given.repetition_penalty,
+            no_repeat_ngram_size: given.no_repeat_ngram_size,
+            length_penalty: given.length_penalty,
+            early_stopping: given.early_stopping,
+            ..GenerationFields::default()
+        }
+    }
+}
+
+/// A caption.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct HfCaption {
+    /// The caption.
+    #[schema(example = "two cats on a blue background")]
+    generated_text: String,
+}
+
+/// Caption an image (Hugging Face)
+///
+/// The body is the image itself, or JSON. The answer is a list with one object; for `@huggingface/inference` and browsers,
+/// which expect it so, the object alone.
+#[utoipa::path(
+    post,
+    path = "/hf/image-to-text",
+    operation_id = "caption_hf_image",
+    tag = "huggingface",
+    params(("model" = Option<String>, Query, description = "Name of a loaded caption model.")),
+    request_body(content = HfImageToTextRequest, content_type = "application/json"),
+    responses((status = 200, description = "The caption.", body = Vec<HfCaption>), PlainErrors),
+)]
+pub(crate) async fn caption_hf_image(
+    State(state): State<HttpState>,
+    Extension(context): Extension<RequestContext>,
+    http: HttpRequest,
+) -> Result<Response, ApiError> {
+    let start = Start::new(&http, &state, &context)?;
+    let (name, wants_object) = (model_of(&http), expects_object(http.headers()));
+    let body = start.read_any_type(http).await?;
+    let (image, parameters) = if is_json(&body.bytes) {
+        let request: HfImageToTextRequest = body.json().await?;
+        (request.inputs.image()?, request.parameters)
+    } else {
+        (ImageField::raw(body.bytes.clone(), "inputs", &state.settings().input)?, None)
+    };
+    let eligible = &[Eligible::Role(Role::Caption)];
+    let model = model_name::pick(&start.services().models, eligible, name.as_deref())?;
+    let input = CaptionInput { image: Some(image), ..CaptionInput::default() }
+        .with_generation(parameters.unwrap_or_default().generation());
+    let model = Text(model.info.name.as_str().into());
+    let rename = |error: ApiError| error.rename_field("image", "inputs");
+    let single = start.single::<CaptionPlan>(body.admission, model, input).await.map_err(rename)?;
+    let answer = single.call.run(single.input).await.map_err(rename)?;
+    let text = answer.into_texts().into_iter().next().ok_or_else(ApiError::internal)?;
+    let caption = HfCaption { generated_text: text.text };
+    if wants_object { reply::json(&caption, None) } else { reply::json(&[caption], None) }
+}
+
+/// True if the client is `@huggingface/inference` or a browser, which expect an object. Every browser and the `fetch` of
+/// Node.js send `sec-fetch-mode`; the Python client does not.
+fn expects_object(headers: &HeaderMap) -> bool {
+    headers.contains_key("sec-fetch-mode")
+}

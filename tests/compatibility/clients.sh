@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Checks the routes of other APIs with their own client libraries: OpenAI (Python, Node), LangChain, Hugging Face (Python,
+# Node) and Ollama (Python). The scripts call a running server with the demo models, and compare its answers about a demo
+# scene. They also check that a library's exception contains the text of the server. The libraries come from PyPI and npm.
+# Checks whose libraries cannot be installed are skipped with a message.
+#
+#   tests/compatibility/clients.sh target/debug/blip-server
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+binary=$1
+picture=$PWD/demo/scenes/two-cats.png
+folder=$(mktemp -d)
+trap 'kill "${server_pid:-}" 2>/dev/null || true; rm -rf "$folder"' EXIT
+cp tests/compatibility/*.{py,mjs,json,txt} "$folder"
+
+"$binary" --listen 127.0.0.1:0 --log-format json >"$folder/server.log" 2>&1 &
+server_pid=$!
+server=
+for _ in $(seq 600); do
+  server=$(sed -n 's/.*"server.url":"\([^"]*\)".*/\1/p' "$folder/server.log" | head -1)
+  [ -n "$server" ] && break
+  kill -0 "$server_pid" || { cat "$folder/server.log"; exit 1; }
+  sleep 0.1
+done
+[ -n "$server" ] || { echo "the server has not started within a minute"; cat "$folder/server.log"; exit 1; }
+curl -sf --retry 600 --retry-delay 1 --retry-all-errors "$server/health/ready" >/dev/null
+cd "$folder"
+
+# A script that fails does not keep the others from running.
+failed=
+check() {
+  "$@" "$server" "$picture" || failed+=" $(basename "$2")"
+}
+
+if python3 -m venv python >/dev/null 2>&1 && python/bin/pip install -q -r requirements.txt >/dev/null 2>&1; then
+  for script in openai huggingface ollama langchain; do
+    check python/bin/python "${script}_python.py"
+  done
+else
+  echo "skipped: openai, huggingface_hub, ollama and langchain-openai cannot be installed (PyPI)"
+fi
+
+if command -v npm >/dev/null && npm install --silent >/dev/null 2>&1; then
+  check node clients.mjs
+else
+  echo "skipped: openai and @huggingface/inference cannot be installed (npm)"
+fi
+
+[ -z "$failed" ] || { echo "failed:$failed"; exit 1; }

@@ -10,8 +10,8 @@ use super::server::{DrainSettings, ListenSettings};
 use crate::engine::EngineSettings;
 use crate::fetch::FetchSettings;
 use crate::http::{
-    AccessLogSettings, AuthSettings, CompatSettings, ConnectionSettings, HttpSettings, Limits,
-    RateLimitSettings, TlsSettings,
+    AccessLogSettings, AuthSettings, BulkSettings, CompatSettings, ConnectionSettings,
+    HttpSettings, Limits, RateLimitSettings, TlsSettings,
 };
 use crate::hub::{HubSettings, Retry};
 use crate::images::ImagesSettings;
@@ -63,6 +63,7 @@ impl Default for RawConfig {
         raw.add::<AuthSettings>();
         raw.add::<RateLimitSettings>();
         raw.add::<CompatSettings>();
+        raw.add::<BulkSettings>();
         raw.add::<Limits>();
         raw.add::<ComputeSettings>();
         raw.add::<EngineSettings>();

@@ -167,10 +167,32 @@ impl EngineHandle {
         Ok(Admission { handle: self.clone(), reservation, admitted, deadline })
     }
 
+    /// Admits a call of the client's bulk work. It reserves nothing yet, and is not rejected when the engine is busy.
+    ///
+    /// # Errors
+    /// `ShuttingDown`, `WorkerDown`.
+    pub fn admit_bulk(
+        &self,
+        client: ClientId,
+        deadline: Instant,
+    ) -> Result<Admission, EngineError> {
+        if !self.shared.lifecycle.worker_takes_tasks() {
+            return Err(EngineError::WorkerDown);
+        }
+        let admitted = self.shared.clock.now();
+        let reservation = self.shared.admission.admit_bulk(client)?;
+        Ok(Admission { handle: self.clone(), reservation, admitted, deadline })
+    }
+
     /// Starts draining: new calls are rejected, admitted calls continue.
     pub fn drain(&self) {
         self.shared.drain();
         self.wake();
+    }
+
+    /// Resolves when the engine drains: it admits no new calls from now on.
+    pub async fn draining(&self) {
+        self.shared.lifecycle.draining().await;
     }
 
     /// Resolves when the worker thread has ended, for any reason.
@@ -260,6 +282,52 @@ impl Admission {
     /// `Overloaded`.
     pub fn reserve_bytes(&mut self, bytes: u64) -> Result<(), EngineError> {
         self.reservation.reserve_bytes(bytes)
+    }
+
+    /// True if the call is bulk work.
+    #[must_use]
+    pub fn is_bulk(&self) -> bool {
+        self.call().client.is_bulk()
+    }
+
+    /// Reserves capacity for a call of bulk work, as [`reserve`](Self::reserve) and
+    /// [`reserve_bytes`](Self::reserve_bytes) do for others. Waits until there is room for all of it.
+    ///
+    /// # Errors
+    /// `TooManyRows`; `ShuttingDown` after an abort.
+    pub async fn reserve_when_room(
+        &mut self,
+        rows: usize,
+        images: usize,
+        bytes: u64,
+    ) -> Result<(), EngineError> {
+        let lifecycle = &self.handle.shared.lifecycle;
+        tokio::select! {
+            biased;
+            () = lifecycle.aborted() => Err(EngineError::ShuttingDown),
+            reserved = self.reservation.reserve_when_room(rows, images, bytes) => reserved,
+        }
+    }
+
+    /// Admits a further call for a part of this one, with its own deadline. It is admitted even during a drain, because
+    /// it belongs to an admitted call, and reserves nothing yet.
+    #[must_use]
+    pub fn admit_part(&self, deadline: Instant) -> Self {
+        let admitted = self.handle.shared.clock.now();
+        let reservation = self.reservation.admit_part();
+        Self { handle: self.handle.clone(), reservation, admitted, deadline }
+    }
+
+    /// Sets the number of bytes that the call holds, without any check.
+    pub fn set_bytes(&self, bytes: u64) {
+        self.reservation.set_bytes(bytes);
+    }
+
+    /// Replaces the bytes that the call holds by `bytes`, those of its answer, and returns a guard of them.
+    #[must_use]
+    pub fn hold_bytes(&self, bytes: u64) -> ReservationGuard {
+        self.reservation.set_bytes(bytes);
+        self.hold()
     }
 
     /// Rejects the call if `wait` is too long. `wait` is the call's estimated wait outside the engine, before its tasks

@@ -44,6 +44,8 @@ pub struct Lifecycle {
     worker_ended: CancellationToken,
     /// Cancelled when the worker is declared hung, so that nobody waits for it any longer.
     worker_hung: CancellationToken,
+    /// Cancelled at the beginning of the drain time.
+    draining_begun: CancellationToken,
     /// Cancelled at the end of the drain time.
     aborted: CancellationToken,
 }
@@ -121,6 +123,7 @@ impl Lifecycle {
             worker_up: metrics.worker_up.clone(),
             worker_ended: CancellationToken::new(),
             worker_hung: CancellationToken::new(),
+            draining_begun: CancellationToken::new(),
             aborted: CancellationToken::new(),
         })
     }
@@ -168,6 +171,7 @@ impl Lifecycle {
     /// Records that no call is admitted any more.
     pub(super) fn drain(&self) {
         self.advance_shutdown(Shutdown::Draining);
+        self.draining_begun.cancel();
     }
 
     /// Records the end of the drain time, and wakes all waiters.
@@ -235,6 +239,11 @@ impl Lifecycle {
     /// True if the worker can take a task now: it has neither ended nor hung, and its backend is not being rebuilt.
     pub(super) fn worker_takes_tasks(&self) -> bool {
         matches!(self.state().worker, WorkerState::NotStarted | WorkerState::Running)
+    }
+
+    /// Resolves at the beginning of the drain time.
+    pub(super) async fn draining(&self) {
+        self.draining_begun.cancelled().await;
     }
 
     /// Resolves when the worker thread has ended.

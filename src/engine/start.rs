@@ -99,8 +99,8 @@ impl Engine {
         context: EngineContext,
     ) -> Result<Self, StartError> {
         settings.check()?;
-        // Every task reserves at least one row, so admitted tasks always fit into the inbox.
-        let (sender, inbox) = sync_channel(settings.capacity_rows + WAKE_UPS);
+        // Every task reserves at least one row, so admitted tasks always fit into the inbox, those of bulk work included.
+        let (sender, inbox) = sync_channel(settings.capacity_rows * 2 + WAKE_UPS);
         let shared = Shared::new(backend.models().into(), settings, context);
         let thread = spawn(backend, rebuild, Arc::clone(&shared), inbox);
         let thread = thread.map_err(StartError::Thread)?;

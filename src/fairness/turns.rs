@@ -1,14 +1,25 @@
 //! Fair queueing: round robin over clients, within a client over its calls, and first in, first out within a call.
+//!
+//! The bulk work of clients is served behind all interactive work, round robin in the same way. But of the items that are
+//! taken while bulk work waits, at least one in [`BULK_PARTS`] is bulk.
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{CallId, ClientId};
+use super::{BULK_PARTS, CallId, ClientId};
 
 /// A fair queue of waiting items, by client and call.
 #[derive(Debug)]
 pub struct Turns<T> {
-    /// Clients in the order of their turns. Every client in this list has items.
+    /// Clients in the order of their turns. Every client in this list has items. Bulk work stands at the end, except that
+    /// its first client stands at the front while `bulk_leads`.
     clients: VecDeque<ClientId>,
+    /// Number of entries of `clients` that are bulk work.
+    bulk_clients: usize,
+    /// True if the front of `clients` is bulk work whose turn has come before interactive work.
+    bulk_leads: bool,
+    /// What is owed to bulk work: grows by 1 with every interactive item that is taken while bulk work waits, and falls by
+    /// `BULK_PARTS - 1` with every bulk item. From that number on, bulk work leads.
+    owed: u32,
     /// For each client, the calls that have items, in the order of their turns.
     calls: HashMap<ClientId, VecDeque<CallId>>,
     queues: HashMap<CallId, VecDeque<T>>,
@@ -31,7 +42,14 @@ pub enum Pick {
 
 impl<T> Default for Turns<T> {
     fn default() -> Self {
-        Self { clients: VecDeque::new(), calls: HashMap::new(), queues: HashMap::new() }
+        Self {
+            clients: VecDeque::new(),
+            bulk_clients: 0,
+            bulk_leads: false,
+            owed: 0,
+            calls: HashMap::new(),
+            queues: HashMap::new(),
+        }
     }
 }
 
@@ -48,10 +66,13 @@ impl<T: Copy + PartialEq> Turns<T> {
         let queue = self.queues.entry(call).or_default();
         if queue.is_empty() {
             let calls = self.calls.entry(call.client).or_default();
-            if calls.is_empty() {
-                self.clients.push_back(call.client);
-            }
+            let is_new = calls.is_empty();
             calls.push_back(call);
+            queue.push_back(item);
+            if is_new {
+                self.enqueue(call.client);
+            }
+            return;
         }
         queue.push_back(item);
     }
@@ -66,7 +87,9 @@ impl<T: Copy + PartialEq> Turns<T> {
             calls.retain(|&waiting| waiting != call);
             if calls.is_empty() {
                 self.calls.remove(&call.client);
-                self.clients.retain(|&waiting| waiting != call.client);
+                if let Some(place) = self.place_of(call.client) {
+                    self.dequeue(place);
+                }
             }
         }
     }
@@ -78,10 +101,66 @@ impl<T: Copy + PartialEq> Turns<T> {
         self.queues.get(call)?.front().copied()
     }
 
+    /// Returns the item whose turn is next among those that are not bulk work.
+    #[must_use]
+    pub fn front_interactive(&self) -> Option<T> {
+        let client = self.clients.get(usize::from(self.bulk_leads))?;
+        let call = self.calls.get(client).filter(|_| !client.is_bulk())?.front()?;
+        self.queues.get(call)?.front().copied()
+    }
+
     /// Removes and returns the item whose turn is next.
     pub fn pop(&mut self) -> Option<T> {
         let client = *self.clients.front()?;
         self.pop_from(client)
+    }
+
+    fn place_of(&self, client: ClientId) -> Option<usize> {
+        self.clients.iter().position(|&waiting| waiting == client)
+    }
+
+    /// Puts a client behind all clients of its class.
+    fn enqueue(&mut self, client: ClientId) {
+        if client.is_bulk() {
+            self.clients.push_back(client);
+            self.bulk_clients += 1;
+            self.let_bulk_lead();
+        } else {
+            let behind = self.bulk_clients - usize::from(self.bulk_leads);
+            self.clients.insert(self.clients.len() - behind, client);
+        }
+    }
+
+    /// Removes the client at this index from the order.
+    fn dequeue(&mut self, place: usize) {
+        if self.clients.remove(place).is_some_and(ClientId::is_bulk) {
+            self.bulk_clients -= 1;
+            self.bulk_leads &= place > 0;
+            if self.bulk_clients == 0 {
+                self.owed = 0;
+            }
+        }
+    }
+
+    /// Moves the first client with bulk work to the front if enough is owed to bulk work.
+    fn let_bulk_lead(&mut self) {
+        if self.bulk_leads || self.bulk_clients == 0 || self.owed < BULK_PARTS - 1 {
+            return;
+        }
+        let first = self.clients.len() - self.bulk_clients;
+        if let Some(client) = self.clients.remove(first) {
+            self.clients.push_front(client);
+            self.bulk_leads = true;
+        }
+    }
+
+    /// Records that an item of this client was taken.
+    fn settle(&mut self, client: ClientId) {
+        if client.is_bulk() {
+            self.owed = self.owed.saturating_sub(BULK_PARTS - 1);
+        } else if self.bulk_clients > 0 {
+            self.owed = self.owed.saturating_add(1);
+        }
     }
 
     /// Returns the clients that have items, in the order of their turns.
@@ -92,8 +171,10 @@ impl<T: Copy + PartialEq> Turns<T> {
     /// Removes and returns this client's next item, even if it is not the client's turn. Meant for callers that choose
     /// the client themselves.
     pub fn pop_from(&mut self, client: ClientId) -> Option<T> {
-        let place = self.clients.iter().position(|&waiting| waiting == client)?;
-        self.take_head(place, 0)
+        let place = self.place_of(client)?;
+        let head = self.take_head(place, 0);
+        self.let_bulk_lead();
+        head
     }
 
     /// Returns the client's calls that have items, in the order of their turns.
@@ -134,9 +215,16 @@ impl<T: Copy + PartialEq> Turns<T> {
                         self.leave_if_empty(place);
                     }
                 }
-                Pick::Take => taken.extend(self.take_head(place, skip)),
+                Pick::Take => {
+                    taken.extend(self.take_head(place, skip));
+                    // Later, the clients before `place` must keep their places.
+                    if place == 0 {
+                        self.let_bulk_lead();
+                    }
+                }
             }
         }
+        self.let_bulk_lead();
         taken
     }
 
@@ -153,9 +241,10 @@ impl<T: Copy + PartialEq> Turns<T> {
         } else {
             calls.push_back(call);
         }
+        self.settle(client);
         if !self.leave_if_empty(place) {
-            self.clients.remove(place);
-            self.clients.push_back(client);
+            self.dequeue(place);
+            self.enqueue(client);
         }
         head
     }
@@ -166,7 +255,7 @@ impl<T: Copy + PartialEq> Turns<T> {
         let empty = self.calls.get(&client).is_none_or(VecDeque::is_empty);
         if empty {
             self.calls.remove(&client);
-            self.clients.remove(place);
+            self.dequeue(place);
         }
         empty
     }
@@ -285,6 +374,74 @@ mod tests {
         });
         assert_eq!(taken, [7, 8]);
         assert_eq!(turns.front(), None);
+    }
+
+    fn bulk(number: u64) -> CallId {
+        CallId { client: ClientId(number).bulk(), number }
+    }
+
+    #[test]
+    fn bulk_work_is_taken_behind_all_other_work() {
+        let mut turns = Turns::new();
+        turns.push(bulk(1), 100);
+        turns.push(bulk(2), 200);
+        turns.push(bulk(2), 201);
+        (0..3).for_each(|item| turns.push(lone(7), item));
+        turns.push(lone(8), 10);
+        assert_eq!((turns.front(), turns.front_interactive()), (Some(0), Some(0)));
+        assert_eq!(take_n(&mut turns, 7), [0, 10, 1, 2, 100, 200, 201]);
+        assert_eq!((turns.bulk_clients, turns.clients.len()), (0, 0));
+    }
+
+    #[test]
+    fn one_item_in_twenty_is_bulk_in_units_of_any_size() {
+        for size in [1, 2, 7, 64] {
+            let mut turns = Turns::new();
+            (0..40).for_each(|item| turns.push(bulk(item % 2), 10_000 + item as u32));
+            (0..1000).for_each(|item| turns.push(lone(u64::from(item % 3)), item));
+            let mut taken = Vec::new();
+            while taken.len() < 600 {
+                taken.extend(take_n(&mut turns, size));
+            }
+            taken.truncate(600);
+            let share = taken.iter().filter(|&&item| item >= 10_000).count();
+            assert!((28..=30).contains(&share), "{share} of 600 in units of {size}");
+        }
+    }
+
+    #[test]
+    fn what_is_owed_to_bulk_work_ends_with_the_bulk_work() {
+        let mut turns = Turns::new();
+        (0..60).for_each(|item| turns.push(lone(1), item));
+        turns.push(bulk(2), 100);
+        assert_eq!(take_n(&mut turns, 18).len(), 18);
+        turns.remove(bulk(2), 100);
+        assert_eq!(take_n(&mut turns, 5).len(), 5);
+        turns.push(bulk(2), 101);
+        assert_eq!(take_n(&mut turns, 18), (23..41).collect::<Vec<_>>());
+        assert_eq!(turns.front(), Some(41));
+        assert_eq!(take_n(&mut turns, 3), [41, 101, 42]);
+    }
+
+    #[test]
+    fn bulk_work_that_leads_and_passes_stands_in_nobodys_way() {
+        let mut turns = Turns::new();
+        turns.push(bulk(2), 100);
+        (0..40).for_each(|item| turns.push(lone(1), item));
+        assert_eq!(take_n(&mut turns, 19).len(), 19);
+        assert_eq!((turns.front(), turns.front_interactive()), (Some(100), Some(19)));
+        let mut left = 2;
+        let taken = turns.take(|item| match item {
+            100 => Pick::Pass,
+            _ if left == 0 => Pick::Stop,
+            _ => {
+                left -= 1;
+                Pick::Take
+            }
+        });
+        assert_eq!((taken, turns.front()), (vec![19, 20], Some(100)));
+        turns.push(lone(3), 50);
+        assert_eq!(take_n(&mut turns, 3), [100, 21, 50]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The context of one request: its id, its time of arrival, and notes that handlers make about it for the
 //! `server-timing` field, the access log and the metrics. `request_id` creates it, and all other layers read it.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,64 @@ pub(crate) struct RequestContext {
     /// Time at which the request head had been read completely.
     pub(crate) arrived: Instant,
     notes: Arc<Mutex<Notes>>,
+}
+
+/// What a connection must know about a bulk request on it: such a client may send for a long time before it reads. Stored
+/// in the request's extensions. Clones share the values.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct BulkConnection(Arc<BulkState>);
+
+#[derive(Debug, Default)]
+struct BulkState {
+    /// Maximum time, in milliseconds, for which the client may neither send nor read; 0 if there is no bulk request.
+    idle_timeout_ms: AtomicU64,
+    /// True while lines of the request are being worked on.
+    is_working: AtomicBool,
+}
+
+/// A bulk request on a connection. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct BulkGuard(BulkConnection);
+
+impl BulkConnection {
+    /// Begins a bulk request whose client may neither send nor read for at most `idle_timeout`.
+    pub(crate) fn begin(self, idle_timeout: Duration) -> BulkGuard {
+        let millis = u64::try_from(idle_timeout.as_millis()).unwrap_or(u64::MAX).max(1);
+        self.0.idle_timeout_ms.store(millis, Ordering::Release);
+        BulkGuard(self)
+    }
+
+    /// Returns how long the client may neither send nor read; `None` if there is no bulk request.
+    pub(crate) fn idle_timeout(&self) -> Option<Duration> {
+        match self.0.idle_timeout_ms.load(Ordering::Acquire) {
+            0 => None,
+            millis => Some(Duration::from_millis(millis)),
+        }
+    }
+
+    /// Notes that another request begins, which may not be a bulk request.
+    pub(crate) fn reset(&self) {
+        self.0.idle_timeout_ms.store(0, Ordering::Release);
+    }
+
+    /// True while lines of a bulk request are being worked on.
+    pub(crate) fn is_working(&self) -> bool {
+        self.0.is_working.load(Ordering::Acquire)
+    }
+}
+
+impl BulkGuard {
+    /// Notes whether lines are being worked on.
+    pub(crate) fn set_working(&self, working: bool) {
+        self.0.0.is_working.store(working, Ordering::Release);
+    }
+}
+
+impl Drop for BulkGuard {
+    fn drop(&mut self) {
+        self.set_working(false);
+        // The answers that are still being sent need the long timeout, so it stays until the next request.
+    }
 }
 
 /// The owner of the API key that a request came with.

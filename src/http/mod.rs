@@ -38,8 +38,8 @@ pub use access::{
 pub use openapi::Document;
 pub use router::{document, router, strict_document};
 pub use settings::{
-    AccessLogSettings, CompatSettings, ConnectionSettings, CorsSettings, HttpSettings, Limits,
-    TlsSettings,
+    AccessLogSettings, BulkSettings, CompatSettings, ConnectionSettings, CorsSettings,
+    HttpSettings, Limits, TlsSettings,
 };
 pub use state::models::{Model, Models};
 pub use state::{HttpState, Readiness, Services};

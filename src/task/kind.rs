@@ -9,7 +9,7 @@ use super::{
 /// A kind of task, with the type of its output.
 pub trait TaskKind: Into<Task> {
     /// The type of the answer to a task of this kind.
-    type Output;
+    type Output: Send + Sync;
 
     /// Converts a task's output to the output of this kind. Returns `None` if the output belongs to another kind; an
     /// engine never returns such an output.

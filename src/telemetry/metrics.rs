@@ -127,6 +127,14 @@ metrics! {
         tls_handshake_failures_total: IntCounter,
         /// Reloads of changed files, by kind (keys, certificate) and result (ok, failed).
         file_reloads_total: IntCounterVec ["files", "result"],
+        /// Bulk requests in progress.
+        bulk_requests: IntGauge,
+        /// Lines of bulk requests that are worked on or wait for the worker.
+        bulk_lines_in_flight: IntGauge,
+        /// Lines of bulk requests that were answered, by error code ("ok" if none).
+        bulk_lines_total: IntCounterVec ["code"],
+        /// Bytes of answers of bulk requests that wait for their clients to read.
+        bulk_held_bytes: IntGauge,
         /// Items waiting for the worker, by stage (vision: images; text: rows).
         queue_depth: IntGaugeVec ["stage"],
         /// Maximum number of rows admitted at a time.

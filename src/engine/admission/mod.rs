@@ -1,5 +1,5 @@
 //! Admission control: capacity in rows and bytes is reserved before any work is done. Admission never waits; an
-//! overloaded engine sheds load by rejecting calls.
+//! overloaded engine sheds load by rejecting calls. Only bulk work waits for capacity ([`bulk`]).
 //!
 //! The [`AdmissionController`] is a mutex around a few numbers. The mutex is held for nanoseconds and never across an
 //! await. Reservations are guards that release their capacity when dropped. A [`CallReservation`] holds what a call has
@@ -13,6 +13,7 @@
 //! Estimates are learnt from work units that run, so a bad estimate must not stop units from running. Therefore, while
 //! no other call has work, estimates never reject a small call, and stale estimates reject no call at all.
 
+mod bulk;
 mod estimate;
 mod reservation;
 #[cfg(test)]
@@ -130,7 +131,10 @@ fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, W
             all = all.plus(usage);
         }
     }
-    for client in state.clients.iter().filter(|&(&other, _)| other != call.client).map(|it| it.1) {
+    // Bulk work runs behind all other work.
+    let runs_behind = |other: &ClientId| other.is_bulk() && !call.client.is_bulk();
+    let others = state.clients.iter().filter(|(other, _)| **other != call.client);
+    for client in others.filter(|(other, _)| !runs_behind(other)).map(|it| it.1) {
         count(client.usage, (turns_rows, turns_images), client.profile);
         calls += usize::from(client.usage.is_work());
         all = all.plus(client.usage);
@@ -144,6 +148,12 @@ fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, W
 #[derive(Debug)]
 struct State {
     usage: Usage,
+    /// The part of `usage` that is bulk work.
+    bulk: Usage,
+    /// Number of entries of `clients` that are bulk work.
+    bulk_clients: usize,
+    /// Number of calls that wait for room.
+    waiting: usize,
     /// The clients with calls in progress. Empty when all admitted calls have ended.
     clients: BTreeMap<ClientId, Client>,
     next_call: u64,
@@ -161,6 +171,8 @@ pub(crate) struct AdmissionController {
     metrics: Arc<Metrics>,
     /// Notified when the last admitted call has ended.
     emptied: Notify,
+    /// Notified when capacity is released while calls wait for it.
+    freed: Notify,
 }
 
 impl std::fmt::Debug for AdmissionController {
@@ -204,6 +216,9 @@ impl AdmissionController {
         }
         let state = State {
             usage: Usage::default(),
+            bulk: Usage::default(),
+            bulk_clients: 0,
+            waiting: 0,
             clients: BTreeMap::new(),
             next_call: 0,
             closed: false,
@@ -215,6 +230,7 @@ impl AdmissionController {
             settings: settings.clone(),
             metrics,
             emptied: Notify::new(),
+            freed: Notify::new(),
         })
     }
 
@@ -317,7 +333,7 @@ impl AdmissionController {
     }
 
     fn retry(&self, state: &State) -> Duration {
-        let Usage { rows, images, encodings, .. } = state.usage;
+        let Usage { rows, images, encodings, .. } = state.usage.minus(state.bulk);
         let images = state.estimates.encodings(images, Profile::default()) + encodings as f64;
         retry_after(state.estimates.work(rows as f64, images, &self.settings))
     }
@@ -388,14 +404,16 @@ impl AdmissionController {
     ) -> Result<(), EngineError> {
         let holder = state.clients.get(&client);
         let own = holder.map(|client| client.usage).unwrap_or_default();
-        let mut clients = state.clients.len() + usize::from(holder.is_none());
+        let mut clients = state.clients.len() - state.bulk_clients + usize::from(holder.is_none());
         if mutations::is_active(Mutation::DeclaredBodiesReserveCapacity) {
             // As if there were no other clients, so that nobody has a share.
             clients = 1;
         }
         let fit = |capacity, usage, own, more| fairness::fits(capacity, usage, own, clients, more);
         let (all, rows) = (&state.usage, |usage: &Usage| usage.rows as u64);
-        if !fit(self.settings.capacity_rows as u64, rows(all), rows(&own), rows(&more))
+        // The rows of bulk work come on top of `capacity_rows`, because they wait behind all others.
+        let interactive = state.usage.minus(state.bulk);
+        if !fit(self.settings.capacity_rows as u64, rows(&interactive), rows(&own), rows(&more))
             || !fit(self.settings.capacity_bytes, all.bytes, own.bytes, more.bytes)
         {
             let overloaded = EngineError::Overloaded { retry_after: self.retry(state) };
@@ -411,6 +429,10 @@ impl AdmissionController {
 
     fn add(&self, state: &mut State, call: CallId, more: Usage) {
         state.usage = state.usage.plus(more);
+        if call.client.is_bulk() {
+            state.bulk = state.bulk.plus(more);
+            state.bulk_clients += usize::from(!state.clients.contains_key(&call.client));
+        }
         let client = state.clients.entry(call.client).or_default();
         client.usage = client.usage.plus(more);
         let held = client.calls.entry(call.number).or_default();
@@ -427,6 +449,9 @@ impl AdmissionController {
     fn give_back(&self, call: CallId, less: Usage) {
         let mut state = self.state();
         state.usage = state.usage.minus(less);
+        if call.client.is_bulk() {
+            state.bulk = state.bulk.minus(less);
+        }
         if let Some(client) = state.clients.get_mut(&call.client) {
             client.usage = client.usage.minus(less);
             if let Some(held) = client.calls.get_mut(&call.number) {
@@ -434,6 +459,9 @@ impl AdmissionController {
             }
         }
         self.update_gauges(&state);
+        if state.waiting > 0 {
+            self.freed.notify_waiters();
+        }
     }
 
     /// Ends a call and releases its remaining reservation. Its tasks have already ended.
@@ -444,6 +472,7 @@ impl AdmissionController {
             client.calls.remove(&call.number);
             if client.calls.is_empty() {
                 state.clients.remove(&call.client);
+                state.bulk_clients -= usize::from(call.client.is_bulk());
             }
         }
         if state.clients.is_empty() {

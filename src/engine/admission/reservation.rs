@@ -83,6 +83,43 @@ impl CallReservation {
         Ok(())
     }
 
+    /// Reserves rows, images and bytes for a call of bulk work. Waits until there is room for all of them, so that no two
+    /// calls wait for each other.
+    ///
+    /// # Errors
+    /// `TooManyRows` if there will never be room.
+    pub(crate) async fn reserve_when_room(
+        &self,
+        rows: usize,
+        images: usize,
+        bytes: u64,
+    ) -> Result<(), EngineError> {
+        let more = Usage { rows, images, encodings: 0, bytes };
+        self.0.admission.reserve_when_room(self.0.call, more).await?;
+        let mut held = self.held();
+        held.reserved = held.reserved.plus(Usage { bytes: 0, ..more });
+        held.rest = held.rest.plus(more);
+        Ok(())
+    }
+
+    /// Admits a further call for a part of this one.
+    pub(crate) fn admit_part(&self) -> Self {
+        self.0.admission.admit_part(self.0.call)
+    }
+
+    /// Sets the number of bytes that the call holds, without any check.
+    pub(crate) fn set_bytes(&self, bytes: u64) {
+        let mut held = self.held();
+        let old = std::mem::replace(&mut held.rest.bytes, bytes);
+        drop(held);
+        let usage = |bytes| Usage { bytes, ..Usage::default() };
+        if bytes > old {
+            self.0.admission.take(self.0.call, usage(bytes - old));
+        } else {
+            self.0.admission.give_back(self.0.call, usage(old - bytes));
+        }
+    }
+
     /// Moves `rows` rows and up to `images` images from the call's reservation to the reservation of a new task.
     ///
     /// # Errors

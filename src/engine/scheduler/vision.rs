@@ -18,6 +18,21 @@ struct ImageJob {
     waiters: Vec<(TaskId, CallId)>,
 }
 
+impl ImageJob {
+    /// True if the image may be encoded while `pinned` bytes of features are pinned. If nothing is pinned, any image may
+    /// be encoded. An image that only bulk work waits for must leave half of the budget to others.
+    fn fits_budget(&self, pinned: u64, settings: &EngineSettings) -> bool {
+        let parts = if self.is_interactive() { 1 } else { 2 };
+        pinned == 0
+            || pinned.saturating_add(self.bytes) <= settings.max_pinned_feature_bytes / parts
+    }
+
+    /// True if any waiter is not bulk work.
+    fn is_interactive(&self) -> bool {
+        self.waiters.iter().any(|(_, call)| !call.client.is_bulk())
+    }
+}
+
 /// Waiting images, queued fairly by client and call. A job is in the queue of every call that waits for it.
 #[derive(Debug)]
 pub(super) struct VisionStage {
@@ -85,16 +100,20 @@ impl VisionStage {
         settings: &EngineSettings,
         costs: &Costs,
     ) -> Ready {
-        let Some(head) = self.turns.front() else { return Ready::No };
-        if !fits_budget(pinned, self.jobs[&head].bytes, settings) {
-            return Ready::No;
-        }
+        let Some(head) = self.head(pinned, settings) else { return Ready::No };
         // Count only images for the same output as the image whose turn is next, because images for other outputs
         // cannot join the same batch.
         let mates = || self.jobs.iter().filter(|(key, _)| key.output == head.output);
         let full = mates().count() >= most_images(head.output, settings, costs);
         let oldest = mates().map(|(_, job)| job.arrival).min().unwrap_or(now);
         after_linger(oldest, linger, full, now)
+    }
+
+    /// Returns the image that the next batch begins with: the one whose turn is next or, if that is bulk work that must
+    /// wait for the budget, the next that is not.
+    fn head(&self, pinned: u64, settings: &EngineSettings) -> Option<FeatureKey> {
+        let fits = |key: &FeatureKey| self.jobs[key].fits_budget(pinned, settings);
+        self.turns.front().filter(fits).or_else(|| self.turns.front_interactive().filter(fits))
     }
 
     /// Takes the next batch. The caller has checked that the stage is ready.
@@ -105,7 +124,7 @@ impl VisionStage {
         settings: &EngineSettings,
         costs: &Costs,
     ) -> Batch {
-        let output = self.turns.front().expect("a ready stage has an image").output;
+        let output = self.head(pinned, settings).expect("a ready stage has an image").output;
         let most = most_images(output, settings, costs);
         let (jobs, mut chosen, mut bytes, mut full) = (&self.jobs, Vec::new(), pinned, false);
         self.turns.take(|key| {
@@ -115,9 +134,13 @@ impl VisionStage {
             if key.output != output {
                 return Pick::Pass;
             }
-            if chosen.len() == most || !fits_budget(bytes, jobs[&key].bytes, settings) {
+            let fits = jobs[&key].fits_budget(bytes, settings);
+            if chosen.len() == most || (!fits && jobs[&key].is_interactive()) {
                 full = true;
                 return Pick::Stop;
+            }
+            if !fits {
+                return Pick::Pass;
             }
             bytes += jobs[&key].bytes;
             chosen.push(key);
@@ -136,12 +159,6 @@ impl VisionStage {
         }
         batch
     }
-}
-
-/// True if an image whose features take `bytes` bytes may be encoded while `pinned` bytes are pinned. If nothing is
-/// pinned, any image may be encoded.
-fn fits_budget(pinned: u64, bytes: u64, settings: &EngineSettings) -> bool {
-    pinned == 0 || pinned.saturating_add(bytes) <= settings.max_pinned_feature_bytes
 }
 
 /// Returns how many images a batch may hold so that the batch's estimated time is at most `unit_time`: at least one,

@@ -143,7 +143,7 @@ impl Access {
         let address = extensions.get().copied().unwrap_or(ClientAddress(None));
         let mut hasher = DefaultHasher::new();
         (self.client_id_salt, Caller::of(context, address)).hash(&mut hasher);
-        ClientId(hasher.finish())
+        ClientId::from_hash(hasher.finish())
     }
 
     /// Returns how much of the rate limit the caller has left; `None` if there is no limit.

@@ -100,11 +100,10 @@ impl Dialect {
 
 impl From<&ApiError> for OpenAiError {
     fn from(error: &ApiError) -> Self {
-        let code = match error.code {
-            Code::Unauthorized => "invalid_api_key",
-            Code::RateLimited => "rate_limit_exceeded",
-            code => code.name(),
-        };
+        let own_names =
+            [(Code::Unauthorized, "invalid_api_key"), (Code::RateLimited, "rate_limit_exceeded")];
+        let own_name = own_names.into_iter().find(|(code, _)| *code == error.code);
+        let code = own_name.map_or(error.code.name(), |(_, name)| name);
         let kind = match error.code.status() {
             StatusCode::TOO_MANY_REQUESTS => "requests",
             status if status.is_server_error() => "server_error",

@@ -159,7 +159,7 @@ pub(super) fn make_room(buffer: &mut Vec<u8>, additional: usize) -> Result<(), A
 }
 
 /// True if [`ClosedToMakeRoom`] is among the causes of `error`.
-fn is_closed_to_make_room(error: &axum::Error) -> bool {
+pub(crate) fn is_closed_to_make_room(error: &axum::Error) -> bool {
     let mut source: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = source {
         if error.is::<ClosedToMakeRoom>() {

@@ -114,6 +114,20 @@ fn check_content_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Checks the head of a request whose body is lines of JSON. Its type may be anything but a form's.
+///
+/// # Errors
+/// `unsupported_media_type`.
+pub(crate) fn check_lines(headers: &HeaderMap) -> Result<(), ApiError> {
+    check_content_encoding(headers)?;
+    let content_type = headers.get(header::CONTENT_TYPE).map(axum::http::HeaderValue::as_bytes);
+    if content_type.is_some_and(|text| text.to_ascii_lowercase().starts_with(b"multipart/")) {
+        let detail = "send one JSON object per line, with content-type application/x-ndjson";
+        return Err(ApiError::new(Code::UnsupportedMediaType, detail).close_connection());
+    }
+    Ok(())
+}
+
 /// Returns the declared length of the body, after comparing it with the limit.
 fn checked_length(headers: &HeaderMap, settings: &HttpSettings) -> Result<Option<u64>, ApiError> {
     let declared_bytes = declared_bytes(headers)?;

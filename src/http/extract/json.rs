@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 
 use super::fields::FromObject;
 use super::image_field::OUT_OF_MEMORY;
+use super::line::WithoutFields;
 use super::request::Request;
 use super::unknown;
 use crate::http::blocking;
@@ -45,21 +46,32 @@ fn parse<R: DeserializeOwned>(body: &[u8], only_ascii: bool) -> Result<R, ApiErr
     if only_ascii && !body.is_ascii() {
         return Err(super::head::not_utf8());
     }
+    parse_object(body, &[])
+}
+
+/// Parses a JSON object, without its fields called `skipped`.
+///
+/// # Errors
+/// Those of [`parse_body`].
+pub(super) fn parse_object<R: DeserializeOwned>(
+    body: &[u8],
+    skipped: &'static [&'static str],
+) -> Result<R, ApiError> {
     let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     if body.starts_with(b"\xff\xfe") || body.starts_with(b"\xfe\xff") {
         return Err(ApiError::invalid("the body is UTF-16; send JSON in UTF-8"));
     }
     input::probe_for_json(body.len())?;
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let FromObject(request) =
-        serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-            let path = error.path().to_string();
-            let error = error.into_inner();
-            if without_position(&error.to_string()) == OUT_OF_MEMORY {
-                return InputError::OutOfMemory { bytes: body.len() as u64 }.into();
-            }
-            if error.is_data() { at_field(&path, &error.to_string()) } else { not_json(&error) }
-        })?;
+    let object = WithoutFields { object: &mut deserializer, skipped };
+    let FromObject(request) = serde_path_to_error::deserialize(object).map_err(|error| {
+        let path = error.path().to_string();
+        let error = error.into_inner();
+        if without_position(&error.to_string()) == OUT_OF_MEMORY {
+            return InputError::OutOfMemory { bytes: body.len() as u64 }.into();
+        }
+        if error.is_data() { at_field(&path, &error.to_string()) } else { not_json(&error) }
+    })?;
     deserializer.end().map_err(|error| not_json(&error))?;
     Ok(request)
 }

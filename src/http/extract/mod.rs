@@ -23,6 +23,7 @@ pub(crate) mod generation_lists;
 pub(crate) mod head;
 pub(crate) mod image_field;
 mod json;
+pub(crate) mod line;
 mod multipart;
 mod raw;
 pub(crate) mod request;

@@ -21,7 +21,6 @@ use super::endpoint::{
 };
 use super::image_args::{ImageIndex, ImageSet, SharedImageFuture};
 use crate::engine::{Admission, EngineHandle, ReservationGuard};
-use crate::fairness::ClientId;
 use crate::http::blocking;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code, FieldError};
@@ -167,9 +166,25 @@ pub(crate) struct Start<'a> {
     context: &'a RequestContext,
     /// Deadline of the whole call, which the client may have shortened.
     deadline: Instant,
+    /// Number of bytes of the line that is the body of this call; `None` if the body is that of the request.
+    line_bytes: Option<u64>,
 }
 
 impl<'a> Start<'a> {
+    /// Starts the call of one line of a bulk request.
+    ///
+    /// # Errors
+    /// `not_ready`.
+    pub(crate) fn line(
+        state: &'a HttpState,
+        context: &'a RequestContext,
+        deadline: Instant,
+        line_bytes: u64,
+    ) -> Result<Self, ApiError> {
+        let services = state.services()?;
+        Ok(Self { state, services, context, deadline, line_bytes: Some(line_bytes) })
+    }
+
     /// Starts a call that the routes of another API translate.
     ///
     /// # Errors
@@ -180,7 +195,7 @@ impl<'a> Start<'a> {
         context: &'a RequestContext,
     ) -> Result<Self, ApiError> {
         let deadline = head::deadline(http.headers(), context.arrived, state.settings().deadline)?;
-        Ok(Self { state, services: state.services()?, context, deadline })
+        Ok(Self { state, services: state.services()?, context, deadline, line_bytes: None })
     }
 
     pub(crate) fn services(&self) -> &'a Services {
@@ -200,17 +215,9 @@ impl<'a> Start<'a> {
     /// # Errors
     /// Those of reading, and those of [`within`].
     pub(crate) async fn read_any_type(&self, http: HttpRequest) -> Result<AdmittedBody, ApiError> {
-        let Self { state, services, context, deadline } = *self;
+        let Self { state, services, context, deadline, .. } = *self;
         let read = extract::read_any_type(http, state, services, context, deadline);
         within(&services.engine, deadline, read).await
-    }
-
-    /// Admits a further part of a call, which has no body of its own.
-    ///
-    /// # Errors
-    /// Those of admission control.
-    pub(crate) fn admit_part(&self, client: ClientId) -> Result<Admission, ApiError> {
-        Ok(self.services.engine.admit(client, 0, self.deadline)?)
     }
 
     /// Prepares a call with one input, in the format of this server's own routes.
@@ -220,11 +227,11 @@ impl<'a> Start<'a> {
     pub(crate) async fn single<E: Endpoint>(
         &self,
         admission: Admission,
-        model: Text,
+        model: impl Into<Option<Text>>,
         input: InputOf<E>,
     ) -> Result<SingleCall<E, ()>, ApiError> {
         let inputs = Inputs { list: vec![input], batch: false };
-        let prepare = self.prepare::<E>(admission, Some(model), inputs);
+        let prepare = self.prepare::<E>(admission, model.into(), inputs);
         let (call, mut inputs) = within(&self.services.engine, self.deadline, prepare).await?;
         let input = inputs.pop().expect("each input has a result");
         Ok(SingleCall { call, input, extras: () })
@@ -250,7 +257,7 @@ impl<'a> Start<'a> {
         &self,
         http: HttpRequest,
     ) -> Result<AdmittedRequest<R>, ApiError> {
-        let Self { state, services, context, deadline } = *self;
+        let Self { state, services, context, deadline, .. } = *self;
         // Fail before the body is read if no model serves the endpoint.
         services.models.pick(E::MODELS, None)?;
         extract::read(http, state, services, context, deadline).await
@@ -274,18 +281,30 @@ impl<'a> Start<'a> {
         let limits = &state.settings().limits;
         let plan = PlanContext { limits, model: &model, models: &services.models };
         let (plans, mut images) = plan_all::<E>(inputs, &plan)?;
-        self.reserve(&mut admission, &plans, &images, &model)?;
-        images.parse(&state.settings().input, services.fetcher.as_ref()).await?;
-        let files = images.files();
-        if files > 0 {
-            // The engine's own estimate does not include the wait for a decoding thread, so check that wait here.
-            let decodes = files * preprocessings(&plans, &model).len();
-            admission.check_wait(services.images.estimated_wait(admission.call(), decodes))?;
-        }
-        let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
-        let answer_bytes = answer_bytes(&plans, &tokens, &model, limits)?;
-        check_bytes(answer_bytes, services.engine.settings().capacity_bytes)?;
-        admission.reserve_bytes(answer_bytes)?;
+        let needs = self.needs(&plans, &images, &model)?;
+        let tokens = if admission.is_bulk() {
+            // Bulk work waits for all its capacity at once, so the size of the answer must be known before.
+            let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
+            let bytes =
+                needs.bytes + self.body_bytes() + self.answer_bytes(&plans, &tokens, &model)?;
+            admission.reserve_when_room(needs.rows, needs.images, bytes).await?;
+            images.parse(&state.settings().input, services.fetcher.as_ref()).await?;
+            tokens
+        } else {
+            admission.reserve(needs.rows, needs.images)?;
+            admission.reserve_bytes(needs.bytes)?;
+            images.parse(&state.settings().input, services.fetcher.as_ref()).await?;
+            let files = images.files();
+            if files > 0 {
+                // The engine's own estimate does not include the wait for a decoding thread, so check that wait here.
+                let decodes = files * preprocessings(&plans, &model).len();
+                admission.check_wait(services.images.estimated_wait(admission.call(), decodes))?;
+            }
+            let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
+            admission.reserve_bytes(self.answer_bytes(&plans, &tokens, &model)?)?;
+            tokens
+        };
+        let is_large = self.answer_bytes(&plans, &tokens, &model)? > 0;
         let mut find = images.start_lookup(services, context, &admission);
         let inputs = plans.into_iter().zip(tokens).enumerate().map(|(index, (planned, tokens))| {
             let PlannedInput { plan, images } = planned?;
@@ -299,18 +318,39 @@ impl<'a> Start<'a> {
         });
         let inputs = inputs.collect();
         let (engine, metrics) = (services.engine.clone(), Arc::clone(state.metrics()));
-        let is_large = answer_bytes > 0;
         Ok((Call { model, admission, engine, context: context.clone(), metrics, is_large }, inputs))
     }
 
-    /// Reserves the rows and bytes of all inputs together.
-    fn reserve<E: Endpoint>(
+    /// Returns the number of bytes of the call's body.
+    fn body_bytes(&self) -> u64 {
+        self.line_bytes.unwrap_or_else(|| self.context.notes().bytes_in)
+    }
+
+    /// Returns the number of bytes to reserve for the numbers of a large answer; 0 for answers of a usual size.
+    ///
+    /// # Errors
+    /// `batch_too_large`.
+    fn answer_bytes<E: Endpoint>(
         &self,
-        admission: &mut Admission,
+        plans: &[Result<PlannedInput<E>, ApiError>],
+        tokens: &[Result<E::Tokens, ApiError>],
+        model: &Model,
+    ) -> Result<u64, ApiError> {
+        let bytes = answer_bytes(plans, tokens, model, self.limits())?;
+        check_bytes(bytes, self.services.engine.settings().capacity_bytes)?;
+        Ok(bytes)
+    }
+
+    /// Returns the rows, images and bytes that all inputs together need.
+    ///
+    /// # Errors
+    /// `batch_too_large`.
+    fn needs<E: Endpoint>(
+        &self,
         plans: &[Result<PlannedInput<E>, ApiError>],
         images: &ImageSet,
         model: &Model,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Needs, ApiError> {
         let rows: usize = plans.iter().flatten().map(|planned| planned.plan.shape().rows).sum();
         let (max_rows, setting) = E::max_rows(&self.state.settings().limits);
         if rows > max_rows {
@@ -325,13 +365,20 @@ impl<'a> Start<'a> {
             second.is_some_and(|second| second.info.tower() != model.info.tower())
         };
         let passes = 1 + usize::from(plans.iter().flatten().any(has_other_tower));
-        admission.reserve(rows.max(1), images.distinct() * passes)?;
         let bytes_outside_body = images.extra_bytes(&preprocessings(plans, model));
         let capacity = self.services.engine.settings().capacity_bytes;
-        check_bytes(self.context.notes().bytes_in.saturating_add(bytes_outside_body), capacity)?;
-        admission.reserve_bytes(bytes_outside_body)?;
-        Ok(())
+        check_bytes(self.body_bytes().saturating_add(bytes_outside_body), capacity)?;
+        let images = images.distinct() * passes;
+        Ok(Needs { rows: rows.max(1), images, bytes: bytes_outside_body })
     }
+}
+
+/// The capacity that a call needs.
+struct Needs {
+    rows: usize,
+    images: usize,
+    /// Bytes outside the body: decoded base64 and pixels.
+    bytes: u64,
 }
 
 impl Call {

@@ -140,6 +140,16 @@ pub(crate) fn json<T: Serialize>(
     answer: &T,
     hold: Option<ReservationGuard>,
 ) -> Result<Response, ApiError> {
+    let body = held_bytes(to_bytes(answer)?, hold);
+    let content_type = HeaderValue::from_static("application/json");
+    Ok(([(header::CONTENT_TYPE, content_type)], body).into_response())
+}
+
+/// Serializes JSON like [`json`].
+///
+/// # Errors
+/// Those of [`json`].
+pub(crate) fn to_bytes<T: Serialize>(answer: &T) -> Result<Vec<u8>, ApiError> {
     if crate::faults::at("http::answer") {
         return Err(ApiError::internal());
     }
@@ -151,9 +161,12 @@ pub(crate) fn json<T: Serialize>(
         tracing::error!(%error, "cannot serialize a response");
         ApiError::internal()
     })?;
-    let content_type = HeaderValue::from_static("application/json");
-    let body = Bytes::from_owner(HeldBytes { bytes: body.0, _hold: hold });
-    Ok(([(header::CONTENT_TYPE, content_type)], body).into_response())
+    Ok(body.0)
+}
+
+/// Returns bytes that keep `hold` until they are sent.
+pub(crate) fn held_bytes(bytes: Vec<u8>, hold: Option<ReservationGuard>) -> Bytes {
+    Bytes::from_owner(HeldBytes { bytes, _hold: hold })
 }
 
 /// The bytes of a response, with the reservation for them.

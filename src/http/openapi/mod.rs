@@ -134,6 +134,7 @@ fn complete(routes: OpenApi, endpoints: &[DocumentedEndpoint], limits: &Limits) 
     let tag = |name: &str, text: &str| TagBuilder::new().name(name).description(Some(text)).build();
     let tags = [
         tag("inference", "Run the models"),
+        tag("bulk", "Many inputs that may wait"),
         tag("openai", "Routes of the OpenAI API, for its client libraries"),
         tag("ollama", "Routes of the Ollama API, for its client libraries"),
         tag(

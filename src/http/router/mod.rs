@@ -32,8 +32,8 @@ use super::openapi::endpoint::DocumentedEndpoint;
 use super::openapi::{Document, DocumentedRoutes};
 use super::routes::documents::Documents;
 use super::routes::{
-    EndpointList, InferenceEndpoint, caption, classify, compatible, documents, embeddings, health,
-    info, metrics, rank, root, similarity, vqa,
+    EndpointList, InferenceEndpoint, bulk, caption, classify, compatible, documents, embeddings,
+    health, info, metrics, rank, root, similarity, vqa,
 };
 use super::settings::{CompatSettings, Limits};
 use super::state::HttpState;
@@ -64,6 +64,7 @@ pub fn strict_document() -> Document {
 /// Describes every route of a server with these inference endpoints.
 pub(crate) fn documented(endpoints: EndpointList, compat: CompatSettings) -> DocumentedRoutes {
     let InferenceRoutes { mut router, documented, .. } = inference_routes(endpoints);
+    router = router.merge(bulk::routes());
     if compat.enabled {
         router = router.merge(compatible::routes());
     }
@@ -120,6 +121,7 @@ pub fn router(state: HttpState) -> Router {
 fn router_of(endpoints: EndpointList, state: HttpState) -> Router {
     let settings = state.settings();
     let InferenceRoutes { mut router, tasks, .. } = inference_routes(endpoints);
+    router = router.merge(bulk::routes());
     if settings.compat.enabled {
         router = router.merge(compatible::routes());
     }

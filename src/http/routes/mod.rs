@@ -1,6 +1,7 @@
 //! One endpoint per file: request and response types, OpenAPI documentation, and handler. `router` lists the
 //! endpoints. `compatible` has the routes that speak the APIs of others.
 
+pub(crate) mod bulk;
 pub(crate) mod caption;
 pub(crate) mod classify;
 pub(crate) mod compatible;

@@ -1,11 +1,12 @@
 //! The settings of the HTTP side and their checks.
 //!
 //! - This file: the switches of the server and the access log.
-//! - `limits`: the limits of a call.
+//! - `limits`: the limits of a call. `bulk`: those of bulk requests.
 //! - `connections`: connections and TLS.
 //!
 //! The settings of API keys and rate limits are in `access`.
 
+mod bulk;
 mod connections;
 mod limits;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use bulk::BulkSettings;
 pub use connections::{ConnectionSettings, TlsSettings};
 pub use limits::Limits;
 pub(crate) use limits::MAX_LISTED;
@@ -45,6 +47,9 @@ pub struct HttpSettings {
     /// Routes that speak the APIs of others.
     #[serde(skip)]
     pub compat: CompatSettings,
+    /// Limits of bulk requests.
+    #[serde(skip)]
+    pub bulk: BulkSettings,
     /// Limits of one call.
     #[serde(skip)]
     pub limits: Limits,
@@ -114,6 +119,7 @@ impl Default for HttpSettings {
             cors: None,
             allowed_hosts: Vec::new(),
             compat: CompatSettings::default(),
+            bulk: BulkSettings::default(),
             limits: Limits::default(),
             input: InputSettings::default(),
             connections: ConnectionSettings::default(),
@@ -157,6 +163,7 @@ impl HttpSettings {
     /// The first setting whose value is not accepted.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         self.check()?;
+        self.bulk.check()?;
         self.limits.check()?;
         self.connections.check()?;
         self.rate_limit.map_or(Ok(()), |limit| limit.check())?;

@@ -27,6 +27,7 @@ pub(crate) fn initialise(metrics: &Metrics) {
     for code in Code::ALL {
         metrics.request_failures_total.with_label_values(&[code.name()]);
     }
+    metrics.bulk_lines_total.with_label_values(&["ok"]);
     metrics.request_failures_total.with_label_values(&["client_closed"]);
     for code in malformed::CODES {
         let status = code.status();

@@ -1,6 +1,7 @@
 //! The state that all handlers share. It has the settings, the metrics and the lifecycle of the process from startup,
 //! and the models once they are loaded. `app` creates the state, sets the models, and announces the shutdown.
 
+pub(crate) mod bulk_requests;
 pub(crate) mod metric_labels;
 pub(crate) mod models;
 pub(crate) mod requests_in_flight;
@@ -9,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
+use self::bulk_requests::BulkRequests;
 use self::metric_labels::{ItemCounters, TaskLabel};
 use self::models::Models;
 use self::requests_in_flight::RequestsInFlight;
@@ -32,6 +34,7 @@ struct Shared {
     services: OnceLock<Services>,
     lifecycle: Arc<Lifecycle>,
     requests: RequestsInFlight,
+    bulk_requests: BulkRequests,
     /// Tells the file watchers to reload their files.
     reloads: watch::Sender<()>,
 }
@@ -72,6 +75,7 @@ impl HttpState {
         let shared = Shared {
             lifecycle: Lifecycle::loading(&metrics),
             requests: RequestsInFlight::new(metrics.http_requests_in_flight.clone()),
+            bulk_requests: BulkRequests::new(Arc::clone(&metrics)),
             access: Access::new(settings.auth.as_ref(), settings.rate_limit),
             settings,
             metrics,
@@ -145,6 +149,11 @@ impl HttpState {
     /// Returns the count of the requests that are being answered.
     pub(crate) fn requests(&self) -> &RequestsInFlight {
         &self.0.requests
+    }
+
+    /// Returns the count of the bulk requests in progress.
+    pub(crate) fn bulk_requests(&self) -> &BulkRequests {
+        &self.0.bulk_requests
     }
 
     pub(crate) fn access(&self) -> &Access {

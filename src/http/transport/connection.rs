@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use crate::http::context::BulkConnection;
 use crate::http::extract::body::ClosedToMakeRoom;
 use crate::mutations::{self, Mutation};
 use axum::BoxError;
@@ -55,6 +56,8 @@ struct ActivityState {
     unread_input: AtomicBool,
     /// True while writing is blocked because the client does not read.
     stalled: AtomicBool,
+    /// What a bulk request tells about itself.
+    bulk: BulkConnection,
 }
 
 /// Sequence number of the phase that begins next; all connections share this counter. Sequence numbers order phases
@@ -105,6 +108,7 @@ impl Default for Activity {
             phase: AtomicU64::default(),
             unread_input: AtomicBool::default(),
             stalled: AtomicBool::default(),
+            bulk: BulkConnection::default(),
         }));
         activity.enter(SILENT);
         activity
@@ -134,11 +138,17 @@ impl Activity {
             }
             _ if self.is_stalled() => Awaited::Reader,
             REQUEST => return None,
+            BODY if self.0.bulk.is_working() => return None,
             HEAD => Awaited::Head,
             BODY => Awaited::Body,
             _ => Awaited::Request,
         };
         Some(Waiting { awaited, phase_number })
+    }
+
+    /// Returns what a bulk request on the connection sets.
+    pub(crate) fn bulk(&self) -> &BulkConnection {
+        &self.0.bulk
     }
 
     /// Notes that the rest of the input will not be read.
@@ -311,7 +321,7 @@ impl<S> TimedStream<S> {
         if self.write_timer.is_none() {
             self.activity.set_stalled(true);
         }
-        let timeout = self.write_timeout;
+        let timeout = self.activity.bulk().idle_timeout().unwrap_or(self.write_timeout);
         let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(timer.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(
@@ -361,6 +371,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
             return self.poll_head_timer(context);
         }
         if buffer.filled().len() > before {
+            if self.activity.bulk().idle_timeout().is_some() {
+                // The client sends, so it may go on to read later.
+                self.write_timer = None;
+            }
             match self.activity.phase() {
                 // The timeout for receiving the first head started with the connection and is still running.
                 SILENT => self.activity.begin_head(),

@@ -289,6 +289,8 @@ impl Connection {
     async fn answer(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let guard = self.activity.begin_request();
         request.extensions_mut().insert(PeerAddress(self.peer));
+        self.activity.bulk().reset();
+        request.extensions_mut().insert(self.activity.bulk().clone());
         let is_regular = self.place.try_promote();
         if !is_regular {
             request.extensions_mut().insert(InReserve);

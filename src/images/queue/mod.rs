@@ -2,7 +2,8 @@
 //! new call would wait.
 //!
 //! Clients share the threads by time, not by number of pictures: the client that has received the least time is served
-//! next (start-time fair queueing). Large pictures of one client therefore do not delay small ones of another. When a
+//! next (start-time fair queueing). Large pictures of one client therefore do not delay small ones of another. Bulk work
+//! gets a twentieth of the time while other work waits, and the rest when none does. When a
 //! decode starts, its client is charged the expected time; when it ends, the time that it took. The calls of one client
 //! take turns (round robin). The queue itself has no lock, threads or clock: `pool` has the lock
 //! and the threads, and passes the time as an argument.
@@ -12,7 +13,7 @@ mod job;
 pub(super) mod tests;
 
 pub(super) use self::job::{Job, JobOutcome, Lane};
-use crate::fairness::{self, CallId, ClientId, Turns};
+use crate::fairness::{self, BULK_PARTS, CallId, ClientId, Deficit, Turns};
 use crate::mutations::{self, Mutation};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -36,7 +37,6 @@ const ENOUGH_WORK: f64 = 1e6;
 const ASSUMED_SECONDS: f64 = 1e-8;
 
 /// The waiting jobs, the running jobs, and moving averages of the durations of jobs.
-#[derive(Default)]
 pub(super) struct Queue {
     capacity: usize,
     jobs: BTreeMap<u64, Waiting>,
@@ -45,11 +45,15 @@ pub(super) struct Queue {
     decodes: Turns<u64>,
     /// Number of waiting jobs of each client that has any.
     clients: BTreeMap<ClientId, usize>,
+    /// Number of waiting jobs of bulk work.
+    bulk_jobs: usize,
     /// Finish time, in virtual time, of each client's last decode. It measures the time, in seconds, for which the client
     /// has had a thread. A client without an entry starts at `virtual_time`.
     finish_times: BTreeMap<ClientId, f64>,
     /// Virtual time in seconds, which is the start time of the decode that was taken last.
     virtual_time: f64,
+    /// The time that decodes of interactive work and of bulk work have had a thread.
+    classes: Deficit,
     running: Vec<Running>,
     /// Moving average of the duration of hashing, in seconds; 0 before the first job.
     hash_seconds: f64,
@@ -83,10 +87,29 @@ pub(super) struct Running {
 
 impl Queue {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { capacity, ..Self::default() }
+        Self {
+            capacity,
+            jobs: BTreeMap::new(),
+            next_id: 0,
+            hashes: Turns::new(),
+            decodes: Turns::new(),
+            clients: BTreeMap::new(),
+            bulk_jobs: 0,
+            finish_times: BTreeMap::new(),
+            virtual_time: 0.0,
+            classes: Deficit::new(1.0 - 1.0 / f64::from(BULK_PARTS)),
+            running: Vec::new(),
+            hash_seconds: 0.0,
+            decode_seconds: 0.0,
+            decode_work: 0.0,
+            typical_work: 0.0,
+            decode_next: false,
+            closed: false,
+        }
     }
 
-    /// Appends a job. If the queue, or the client's share of the queue, is full, the job is returned as the error.
+    /// Appends a job. If the queue, or the client's share of the queue, is full, the job is returned as the error. Jobs of
+    /// bulk work do not count: admission control limits their number, and they wait behind all others.
     pub(super) fn push(
         &mut self,
         job: Box<dyn Job>,
@@ -96,9 +119,12 @@ impl Queue {
         let mutated = mutations::is_active(Mutation::DecodesInOrderOfArrival);
         let call = if mutated { CallId { client: ClientId(0), number: 0 } } else { call };
         let own = self.clients.get(&call.client).copied().unwrap_or(0);
-        let clients = self.clients.len() + usize::from(own == 0);
-        let (capacity, waiting) = (self.capacity as u64, self.jobs.len() as u64);
-        if !fairness::fits(capacity, waiting, own as u64, clients, 1) {
+        let interactive = |client: &&ClientId| !client.is_bulk();
+        let clients = self.clients.keys().filter(interactive).count() + usize::from(own == 0);
+        let (capacity, waiting) = (self.capacity as u64, (self.jobs.len() - self.bulk_jobs) as u64);
+        if call.client.is_bulk() {
+            self.bulk_jobs += 1;
+        } else if !fairness::fits(capacity, waiting, own as u64, clients, 1) {
             return Err(job);
         }
         let id = self.next_id;
@@ -133,12 +159,15 @@ impl Queue {
             let finish_time = self.finish_times.get(client);
             finish_time.map_or(self.virtual_time, |finish_time| finish_time.max(self.virtual_time))
         };
-        let client =
-            self.decodes.clients().min_by(|a, b| start_time(a).total_cmp(&start_time(b)))?;
+        let is_ready = |bulk| self.decodes.clients().any(|client| client.is_bulk() == bulk);
+        let class = self.classes.choose([is_ready(false), is_ready(true)])?;
+        let of_class = self.decodes.clients().filter(|client| class_of(*client) == class);
+        let client = of_class.min_by(|a, b| start_time(a).total_cmp(&start_time(b)))?;
         self.virtual_time = start_time(&client);
         let id = self.decodes.pop_from(client)?;
         let work = self.jobs.get(&id).map_or(0.0, |waiting| waiting.work);
         let charged = self.expected_time(work);
+        self.classes.charge(class, charged);
         self.finish_times.insert(client, self.virtual_time + charged);
         // A client without an entry starts at the virtual time, so an entry is needed only while its finish time is
         // later than the virtual time.
@@ -169,6 +198,7 @@ impl Queue {
         self.closed = true;
         (self.hashes, self.decodes) = (Turns::new(), Turns::new());
         self.clients.clear();
+        self.bulk_jobs = 0;
         std::mem::take(&mut self.jobs)
     }
 
@@ -207,6 +237,7 @@ impl Queue {
     fn settle(&mut self, job: Running, took: f64) {
         if job.lane == Lane::Decodes {
             let more = took.max(LEAST_WORK * ASSUMED_SECONDS) - job.charged;
+            self.classes.charge(class_of(job.client), more);
             let finish_time = self.finish_times.entry(job.client).or_insert(self.virtual_time);
             *finish_time = (*finish_time + more).max(self.virtual_time);
         }
@@ -243,7 +274,9 @@ impl Queue {
         let mut before = 0.0;
         let mut others: BTreeMap<ClientId, Load> = BTreeMap::new();
         for (other, load) in self.loads() {
-            if other.client != call.client {
+            if other.client.is_bulk() && !call.client.is_bulk() {
+                // It runs behind this call.
+            } else if other.client != call.client {
                 others.entry(other.client).or_default().add(load);
             } else if other != call {
                 before += load.seconds_of(files);
@@ -290,6 +323,7 @@ impl Queue {
     /// Removes a job that has already been taken out of `hashes` or `decodes`.
     fn forget(&mut self, id: u64) -> Option<(Box<dyn Job>, ClientId, f64)> {
         let Waiting { job, call, work, .. } = self.jobs.remove(&id)?;
+        self.bulk_jobs -= usize::from(call.client.is_bulk());
         if let Some(own) = self.clients.get_mut(&call.client) {
             *own -= 1;
             if *own == 0 {
@@ -308,6 +342,11 @@ impl Queue {
     pub(super) fn knows_decodes(&self) -> bool {
         self.decode_seconds > 0.0
     }
+}
+
+/// Returns the index of a client's class: 0 for interactive work, 1 for bulk work.
+fn class_of(client: ClientId) -> usize {
+    usize::from(client.is_bulk())
 }
 
 /// Updates an exponential moving average; the first value counts in full.

@@ -282,3 +282,25 @@ fn what_nobody_wants_any_more_is_taken_out() {
     assert!(queue.next(Instant::now()).is_some());
     assert!(queue.next(Instant::now()).is_none());
 }
+
+#[test]
+fn bulk_work_waits_for_other_work_but_gets_a_twentieth_of_the_time() {
+    let mut queue = known();
+    let bulk = CallId { client: ClientId(7).bulk(), number: 7 };
+    for _ in 0..600 {
+        // The capacity of the queue does not limit bulk work; admission control does.
+        assert!(push(&mut queue, Lane::Decodes, bulk));
+    }
+    assert!((0..400).all(|number| push(&mut queue, Lane::Decodes, call(1 + number % 2, number))));
+    let (mut now, mut of_bulk) = (Instant::now(), 0);
+    for _ in 0..200 {
+        let (_, running) = queue.next(now).unwrap();
+        of_bulk += usize::from(running.client.is_bulk());
+        now += 2 * SECOND;
+        queue.ended(running, now, JobOutcome::Completed);
+    }
+    assert!((9..=11).contains(&of_bulk), "{of_bulk} of 200");
+    // Others do not wait for it.
+    let wait = estimated_wait(&queue, 1, now);
+    assert!(wait <= 5 * SECOND, "{wait:?}");
+}

@@ -1,6 +1,7 @@
 //! Each endpoint's happy path and every refusal that its documentation names.
 
 mod batch;
+mod bulk;
 mod caption;
 mod compatible;
 mod embeddings;

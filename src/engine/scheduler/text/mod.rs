@@ -66,6 +66,8 @@ struct LaneQueue {
     running: Vec<ItemId>,
     /// Cost of projecting one image to the model's keys and values, in tokens.
     image_work: f64,
+    /// Number of steps in a row that left out all running bulk work.
+    steps_without_bulk: u32,
 }
 
 /// All items that wait or run in the text stage.
@@ -109,7 +111,12 @@ impl TextStage {
         for (model, &tokens) in image_tokens.iter().enumerate() {
             for lane in [Lane::Step(ModelId(model)), Lane::SinglePass(ModelId(model))] {
                 let image_work = tokens as f64 / IMAGE_TOKENS_PER_TOKEN;
-                let empty = LaneQueue { waiting: Turns::new(), running: Vec::new(), image_work };
+                let empty = LaneQueue {
+                    waiting: Turns::new(),
+                    running: Vec::new(),
+                    image_work,
+                    steps_without_bulk: 0,
+                };
                 text.lanes.insert(lane, empty);
                 text.order.push_back(lane);
             }

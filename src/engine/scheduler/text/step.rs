@@ -3,7 +3,8 @@
 //! Running groups come first, in the order in which they joined. But every client gets its first group into the step
 //! before any client gets a second, and the same holds for the calls of one client. So a client or call with many
 //! groups makes room for a new client or call. Groups left out of a step keep their state and continue later. Nothing
-//! overtakes a group that waits for capacity, so every group finishes eventually.
+//! overtakes a group that waits for capacity, so every group finishes eventually. Bulk work comes behind all other work
+//! and joins only up to half of the rows, but one step in twenty begins with it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Instant;
@@ -12,7 +13,7 @@ use super::{TextBatch, TextItem, TextStage};
 use crate::engine::EngineSettings;
 use crate::engine::ids::{CallId, FeatureKey, ItemId};
 use crate::engine::scheduler::{Lane, TextCost};
-use crate::fairness::{self, ClientId, Pick};
+use crate::fairness::{self, BULK_PARTS, ClientId, Pick};
 use crate::task::ModelId;
 
 impl TextStage {
@@ -24,6 +25,7 @@ impl TextStage {
         cost: Option<TextCost>,
     ) -> TextBatch {
         let step = self.fill_step(model, settings, cost);
+        self.count_step(model, &step);
         let mut taken = TextBatch {
             joining: step.joins.len(),
             work: step.work,
@@ -46,13 +48,27 @@ impl TextStage {
         taken
     }
 
+    /// Notes whether running bulk work was left out of a step.
+    fn count_step(&mut self, model: ModelId, step: &StepFill) {
+        let is_bulk = |group: &&ItemId| self.items[*group].call.client.is_bulk();
+        let lane = &self.lanes[&Lane::Step(model)];
+        let waits = lane.running.iter().any(|group| is_bulk(&group));
+        let runs = step.runs.iter().chain(&step.joins).any(|group| is_bulk(&group));
+        let steps = if waits && !runs { lane.steps_without_bulk + 1 } else { 0 };
+        let lane = self.lanes.get_mut(&Lane::Step(model)).expect("a ready lane exists");
+        lane.steps_without_bulk = steps;
+    }
+
     /// Returns the capacity for this model's groups, and how much of it is in use.
     fn step_capacity(&self, model: ModelId, max_rows: usize) -> StepCapacity {
         let running = &self.lanes[&Lane::Step(model)].running;
         let elsewhere =
             self.order.iter().any(|&lane| lane != Lane::Step(model) && self.is_blocked_on_kv(lane));
+        let rows = |group: &ItemId| self.items[group].rows;
+        let is_bulk = |group: &&ItemId| self.items[*group].call.client.is_bulk();
         StepCapacity {
-            rows: running.iter().map(|group| self.items[group].rows).sum(),
+            rows: running.iter().map(rows).sum(),
+            bulk_rows: running.iter().filter(is_bulk).map(rows).sum(),
             max_rows,
             kv: self.kv_bytes(),
             max_kv: if elsewhere { 0 } else { self.max_kv_bytes },
@@ -72,8 +88,11 @@ impl TextStage {
         fill.images.clone_from(&capacity.images);
         let mut groups = Groups::default();
         let mut running = Running::new(&lane.running, &self.items, &mut groups);
+        let bulk_leads = lane.steps_without_bulk + 1 >= BULK_PARTS;
+        running.clients.sort_by_key(|client| client.is_bulk() != bulk_leads);
         let (mut step, mut open) = (StepFill::default(), true);
         for round in 1.. {
+            let before = step.runs.len() + step.joins.len();
             for client in running.clients.clone() {
                 while groups.chosen(client) < round {
                     let Some((rank, group)) = running.next(client) else { break };
@@ -102,7 +121,11 @@ impl TextStage {
                     if running.next(client).is_some_and(|(rank, _)| of_call + 1 >= rank) {
                         return Pick::Pass;
                     }
-                    if !capacity.has(item, (of_client == 0, of_call == 0)) || !fill.add(item) {
+                    let has_capacity = capacity.has(item, (of_client == 0, of_call == 0));
+                    if !has_capacity && client.is_bulk() {
+                        return Pick::PassClient;
+                    }
+                    if !has_capacity || !fill.add(item) {
                         open = false;
                         return Pick::Stop;
                     }
@@ -113,7 +136,9 @@ impl TextStage {
                 });
                 step.joins.extend(joins);
             }
-            if running.is_empty() && (!open || lane.waiting.front().is_none()) {
+            // If nothing was added, only bulk work waits, and it has no room.
+            let is_stuck = step.runs.len() + step.joins.len() == before;
+            if running.is_empty() && (!open || is_stuck || lane.waiting.front().is_none()) {
                 break;
             }
         }
@@ -210,6 +235,8 @@ struct StepFill {
 /// limits on both.
 struct StepCapacity {
     rows: usize,
+    /// Part of `rows` that is bulk work.
+    bulk_rows: usize,
     max_rows: usize,
     kv: u64,
     max_kv: u64,
@@ -231,6 +258,12 @@ impl StepCapacity {
             (false, true) => most,
             (false, false) => most - most / 4,
         };
+        if item.call.client.is_bulk() && self.bulk_rows > 0 {
+            let most = self.max_rows / 2;
+            if self.bulk_rows + item.rows > most {
+                return false;
+            }
+        }
         let (max_rows, max_kv) = (open(self.max_rows as u64), open(self.max_kv));
         let new_kv = self.new_kv(item);
         let rows_fit = self.rows == 0 || (self.rows + item.rows) as u64 <= max_rows;
@@ -241,6 +274,9 @@ impl StepCapacity {
     fn add(&mut self, item: &TextItem) {
         self.kv += self.new_kv(item);
         self.rows += item.rows;
+        if item.call.client.is_bulk() {
+            self.bulk_rows += item.rows;
+        }
         self.images.extend(item.image.filter(|image| !self.images.contains(image)));
     }
 }

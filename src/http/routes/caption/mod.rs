@@ -15,8 +15,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::events::CaptionEvent;
-use self::plan::{CaptionAnswer, CaptionResponse};
-pub(crate) use self::plan::{CaptionBatchRequest, CaptionInput, CaptionPlan, CaptionRequest};
+use self::plan::CaptionResponse;
+pub(crate) use self::plan::{
+    CaptionAnswer, CaptionBatchRequest, CaptionInput, CaptionPlan, CaptionRequest,
+};
 use super::InferenceEndpoint;
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;

@@ -14,7 +14,7 @@ use crate::http::extract::fields::Text;
 use crate::http::extract::image_field::ImageField;
 use crate::http::inference::call::{BatchCall, Start};
 use crate::http::inference::endpoint::Endpoint;
-use crate::http::routes::embeddings::{EmbeddingPlan, EmbeddingsInput};
+use crate::http::routes::embeddings::{EmbeddingAnswer, EmbeddingPlan, EmbeddingsInput};
 
 /// Maximum number of inputs of a request, as in the OpenAI API.
 pub(super) const MAX_INPUTS: usize = 2048;
@@ -97,10 +97,8 @@ impl EmbeddingQuery {
             vectors: Vec::with_capacity(list.len()),
             prompt_tokens: 0,
         };
-        let client = body.admission.call().client;
-        let mut admission = Some(body.admission);
-        // The first part of the call holds the reservation for the bytes of the body until the last part is answered.
-        let mut body_hold = None;
+        // Holds the reservation for the bytes of the body until the last part is answered.
+        let whole = body.admission;
         let mut rest = list.into_iter();
         while rest.len() > 0 {
             let offset = embedded.vectors.len();
@@ -109,12 +107,10 @@ impl EmbeddingQuery {
                 .take(size)
                 .map(|input| self_input(input, self.truncate, self.normalize));
             let part = part.collect();
-            let admission = match admission.take() {
-                Some(admission) => admission,
-                None => start.admit_part(client)?,
-            };
             let named = |error: ApiError| in_list(error, field, offset, size);
-            let batch = start.batch::<EmbeddingPlan>(admission, name.clone(), part).await;
+            let batch = start
+                .batch::<EmbeddingPlan>(whole.admit_part(whole.deadline()), name.clone(), part)
+                .await;
             let BatchCall { call, inputs } = batch.map_err(named)?;
             let tokens = inputs
                 .iter()
@@ -125,11 +121,8 @@ impl EmbeddingQuery {
                 inputs.into_iter().map(|input| call.run::<EmbeddingPlan>(input)),
             );
             let answers = answers.await.map_err(named)?;
-            embedded.vectors.extend(answers.into_iter().map(|answer| answer.into_values()));
-            call.admission.release_work();
-            body_hold.get_or_insert(call);
+            embedded.vectors.extend(answers.into_iter().map(EmbeddingAnswer::into_values));
         }
-        drop(body_hold);
         let dimensions = embedded.vectors.first().map_or(0, Vec::len);
         if self.dimensions.is_some_and(|wanted| usize::try_from(wanted) != Ok(dimensions)) {
             let detail = format!("the model has {dimensions} dimensions; leave it out");

@@ -17,7 +17,7 @@ use crate::http::state::models::Model;
 /// Maximum number of stop strings of a request.
 const MAX_STOPS: usize = 16;
 /// Maximum number of texts of a request.
-const MAX_TEXTS: i64 = 8;
+const MAX_TEXTS: usize = 8;
 /// Number of bits of a seed.
 const SEED_MASK: u64 = (1 << 53) - 1;
 
@@ -84,13 +84,12 @@ impl Sampling {
     /// # Errors
     /// `invalid_request` if it is out of range.
     pub(super) fn texts(&self) -> Result<usize, ApiError> {
-        match self.n.unwrap_or(1) {
-            n @ 1..=MAX_TEXTS => Ok(n as usize),
-            _ => {
-                let detail = format!("must be an integer from 1 to {MAX_TEXTS}");
-                Err(ApiError::field(Code::InvalidRequest, "n", detail))
-            }
+        let n = usize::try_from(self.n.unwrap_or(1)).unwrap_or_default();
+        if (1..=MAX_TEXTS).contains(&n) {
+            return Ok(n);
         }
+        let detail = format!("must be an integer from 1 to {MAX_TEXTS}");
+        Err(ApiError::field(Code::InvalidRequest, "n", detail))
     }
 }
 

@@ -11,8 +11,8 @@ use crate::http::extract::image_field::ImageField;
 use crate::http::inference::call::{InputResult, SingleCall, Start};
 use crate::http::inference::endpoint::{Endpoint, InputOf};
 use crate::http::inference::sequences::GeneratedText;
-use crate::http::routes::caption::{CaptionInput, CaptionPlan};
-use crate::http::routes::vqa::{VqaInput, VqaPlan};
+use crate::http::routes::caption::{CaptionAnswer, CaptionInput, CaptionPlan};
+use crate::http::routes::vqa::{VqaAnswer, VqaInput, VqaPlan};
 use crate::http::state::models::Model;
 use crate::task::Role;
 
@@ -169,10 +169,10 @@ impl PreparedQuery {
     pub(super) async fn answer(self, facts: &AnswerFacts) -> Result<Vec<GeneratedText>, ApiError> {
         let texts = match self {
             Self::Caption(SingleCall { call, input, .. }) => {
-                call.run::<CaptionPlan>(input).await.map(|answer| answer.into_texts())
+                call.run::<CaptionPlan>(input).await.map(CaptionAnswer::into_texts)
             }
             Self::Vqa(SingleCall { call, input, .. }) => {
-                call.run::<VqaPlan>(input).await.map(|answer| answer.into_texts())
+                call.run::<VqaPlan>(input).await.map(VqaAnswer::into_texts)
             }
         };
         let mut texts = texts.map_err(|error| facts.rename(error))?;

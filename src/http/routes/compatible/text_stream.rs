@@ -46,7 +46,7 @@ impl TextStream {
                 let cutter = StopCutter::new(facts.stops().to_vec());
                 Ok(Self { caption: Some((stream, cutter)), ready: VecDeque::new(), facts })
             }
-            query => {
+            query @ (PreparedQuery::Caption(_) | PreparedQuery::Vqa(_)) => {
                 let texts = query.answer(&facts).await?;
                 let parts = texts.into_iter().enumerate().flat_map(|(index, generated)| {
                     let text = generated.text.clone();

@@ -177,13 +177,14 @@ pub(super) async fn respond(
     writer: LineWriter,
     streams: bool,
 ) -> Result<Response, ApiError> {
-    let (facts, prepared) = query.prepare(start, body).await?;
+    let (facts, prepared) = Box::pin(query.prepare(start, body)).await?;
     let note = facts.note;
     if streams {
-        let stream = TextStream::begin(prepared, facts, start.context()).await?;
+        let stream = Box::pin(TextStream::begin(prepared, facts, start.context())).await?;
         return Ok(note::with(note, lines(writer, stream)));
     }
-    let text = prepared.answer(&facts).await?.into_iter().next().ok_or_else(ApiError::internal)?;
+    let texts = Box::pin(prepared.answer(&facts)).await?;
+    let text = texts.into_iter().next().ok_or_else(ApiError::internal)?;
     let end = writer.end(reason(&text), facts.prompt_tokens, text.token_count);
     Ok(note::with(note, reply::json(&writer.line(text.text, Some(end)), None)?))
 }
@@ -227,7 +228,7 @@ fn is_zero(keep_alive: &Value) -> bool {
     match keep_alive {
         Value::Number(number) => number.as_f64() == Some(0.0),
         Value::String(text) => text.trim_end_matches(char::is_alphabetic) == "0",
-        _ => false,
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => false,
     }
 }
 

@@ -1,6 +1,8 @@
 //! `GET /api/version`, `/api/tags`, `/api/ps` and `POST /api/show`: the server and its models. `POST /api/pull` is
 //! refused.
 
+use std::fmt::Write as _;
+
 use axum::extract::{Extension, Request as HttpRequest, State};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
@@ -281,7 +283,11 @@ fn size(info: &ModelInfo) -> u64 {
 fn digest(info: &ModelInfo) -> String {
     let source = format!("{}@{}", info.source, info.revision.as_deref().unwrap_or_default());
     let digest = Sha256::digest(source.as_bytes());
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    digest.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn capabilities(info: &ModelInfo) -> Vec<&'static str> {

@@ -52,14 +52,14 @@ pub(crate) async fn create_chat_completion(
     let request: ChatCompletionRequest = body.json().await?;
     let (streams, includes_usage) = (request.stream == Some(true), request.includes_usage());
     let query = request.into_query()?;
-    let (facts, prepared) = query.prepare(&start, body).await?;
+    let (facts, prepared) = Box::pin(query.prepare(&start, body)).await?;
     if streams {
         let writer = ChunkWriter::new(&context, &facts.model, includes_usage);
-        let stream = TextStream::begin(prepared, facts, &context).await?;
+        let stream = Box::pin(TextStream::begin(prepared, facts, &context)).await?;
         let note = stream.facts().note;
         return Ok(note::with(note, ChunkStream::new(writer, stream).into_response()));
     }
-    let texts = prepared.answer(&facts).await?;
+    let texts = Box::pin(prepared.answer(&facts)).await?;
     let response = reply::json(&ChatCompletion::new(&context, &facts, texts), None)?;
     Ok(note::with(facts.note, response))
 }

@@ -55,6 +55,7 @@ struct AssistantMessage {
 
 /// Number of tokens that were read and generated. The tokens of images do not count.
 #[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "the names of the API")]
 pub(super) struct Usage {
     /// Tokens of the question or prompt.
     prompt_tokens: usize,
@@ -128,9 +129,26 @@ pub(super) struct ChatChunk<'a> {
     created: u64,
     model: &'a str,
     choices: Vec<ChunkChoice>,
-    /// Absent unless the request asks for it; then null in all chunks but the last.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<Usage>>,
+    #[serde(skip_serializing_if = "ChunkUsage::is_absent")]
+    usage: ChunkUsage,
+}
+
+/// The field `usage` of a chunk.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(untagged)]
+enum ChunkUsage {
+    /// The request does not ask for it.
+    Absent,
+    /// The request asks for it, but this is not the last chunk.
+    Null(Option<Usage>),
+    /// The last chunk.
+    Given(Usage),
+}
+
+impl ChunkUsage {
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -182,7 +200,8 @@ impl ChunkWriter {
 
     /// Ends the stream with the usage, if the request asks for it.
     pub(super) fn usage(&self, usage: Usage) -> Option<ChatChunk<'_>> {
-        let chunk = || ChatChunk { usage: Some(Some(usage)), ..self.with_choices(Vec::new()) };
+        let chunk =
+            || ChatChunk { usage: ChunkUsage::Given(usage), ..self.with_choices(Vec::new()) };
         self.includes_usage.then(chunk)
     }
 
@@ -202,7 +221,7 @@ impl ChunkWriter {
             created: self.created,
             model: &self.model,
             choices,
-            usage: self.includes_usage.then_some(None),
+            usage: if self.includes_usage { ChunkUsage::Null(None) } else { ChunkUsage::Absent },
         }
     }
 }

@@ -2,6 +2,8 @@
 //! tasks, removes them, lets time pass and runs units. This file is longer than others because all properties are
 //! checked on this one simulation.
 
+mod bulk;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -321,7 +323,11 @@ proptest! {
         for op in ops {
             match op {
                 Op::Submit { call, model, image, need, deadline_ms } => {
-                    world.submit(call, key(model, image), need, MILLI * deadline_ms as u32);
+                    let client = ClientId(call);
+                    // Two of the five clients send bulk work.
+                    let client = if call < 3 { client } else { client.bulk() };
+                    let call = CallId { client, number: call };
+                    world.submit_as(call, key(model, image), need, MILLI * deadline_ms as u32);
                 }
                 Op::Leave(place) => {
                     let alive: Vec<TaskId> =

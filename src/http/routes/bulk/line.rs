@@ -1,0 +1,245 @@
+//! One line of a bulk request: parsing, running its task, and writing its answer.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::lines::Line;
+use crate::engine::{Admission, ReservationGuard};
+use crate::http::blocking;
+use crate::http::context::RequestContext;
+use crate::http::error::{ApiError, Code, Problem};
+use crate::http::extract::line::{self as extract_line, OwnFields};
+use crate::http::extract::request::SingleRequest;
+use crate::http::inference::call::{ExtrasOf, SingleCall, Start};
+use crate::http::inference::endpoint::Endpoint;
+use crate::http::inference::reply::{self, SingleResponse};
+use crate::http::routes::caption::CaptionPlan;
+use crate::http::routes::classify::ClassifyPlan;
+use crate::http::routes::embeddings::EmbeddingPlan;
+use crate::http::routes::similarity::SimilarityPlan;
+use crate::http::routes::vqa::VqaPlan;
+use crate::http::state::HttpState;
+use crate::platform;
+
+/// Lines of up to this many bytes are parsed on the async thread.
+const INLINE_BYTES: usize = 64 << 10;
+
+/// The endpoint that a line names.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum TaskName {
+    Caption,
+    Vqa,
+    Similarity,
+    Embeddings,
+    Classify,
+}
+
+/// The fields that every line has, whatever its task.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct LineFields {
+    id: Option<Value>,
+    task: Option<TaskName>,
+    deadline_ms: Option<u64>,
+}
+
+impl OwnFields for LineFields {
+    const NAMES: &'static [&'static str] = &["id", "task", "deadline_ms"];
+}
+
+/// How an answer names its line: by the client's id, or by the number of the line if that has no id.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum LineName {
+    Id(Value),
+    Line(u64),
+}
+
+/// The answer to a line.
+#[derive(Serialize)]
+struct Answer<R> {
+    #[serde(flatten)]
+    name: LineName,
+    /// The status that a single call would have.
+    status: u16,
+    #[serde(flatten)]
+    outcome: Outcome<R>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome<R> {
+    Result(R),
+    Error(Problem),
+}
+
+/// A written answer, with its line break.
+pub(super) struct Answered {
+    pub(super) bytes: Bytes,
+    /// The error with which the line failed.
+    pub(super) failed: Option<Code>,
+}
+
+/// The work on a line whose capacity is reserved.
+pub(super) type Work = BoxFuture<'static, Answered>;
+
+/// What all lines of a request share.
+#[derive(Clone)]
+pub(super) struct Lines {
+    pub(super) state: HttpState,
+    pub(super) context: RequestContext,
+    /// Time that a line may take, unless it sets its own.
+    pub(super) deadline: Duration,
+}
+
+impl Lines {
+    /// Parses a line and waits until its capacity is reserved. Returns the rest of the work, or the answer of a line that
+    /// has failed.
+    pub(super) async fn prepare(
+        &self,
+        line: Line,
+        admission: &Admission,
+    ) -> Result<Work, Answered> {
+        let number = LineName::Line(line.number);
+        let failed = |name: LineName, error: &ApiError| self.failed(name, error);
+        let bytes = line.bytes.map_err(|error| failed(number.clone(), &error))?;
+        let fields = in_pool(&bytes, extract_line::own_fields::<LineFields>).await;
+        let fields = fields.map_err(|error| failed(number.clone(), &error))?;
+        let name = match fields.id {
+            None => number,
+            Some(id @ (Value::String(_) | Value::Number(_))) => LineName::Id(id),
+            Some(Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_)) => {
+                let error =
+                    ApiError::field(Code::InvalidRequest, "id", "expected a string or a number");
+                return Err(failed(number, &error));
+            }
+        };
+        let Some(task) = fields.task else {
+            let detail = "is needed: caption, vqa, similarity, embeddings or classify";
+            let error = ApiError::field(Code::InvalidRequest, "task", detail);
+            return Err(failed(name, &error));
+        };
+        let wish = fields.deadline_ms.map_or(self.deadline, Duration::from_millis);
+        let deadline = platform::now() + wish.min(self.deadline);
+        let part = admission.admit_part(deadline);
+        let prepared = match task {
+            TaskName::Caption => self.start::<CaptionPlan>(&name, bytes, part).await,
+            TaskName::Vqa => self.start::<VqaPlan>(&name, bytes, part).await,
+            TaskName::Similarity => self.start::<SimilarityPlan>(&name, bytes, part).await,
+            TaskName::Embeddings => self.start::<EmbeddingPlan>(&name, bytes, part).await,
+            TaskName::Classify => self.start::<ClassifyPlan>(&name, bytes, part).await,
+        };
+        prepared.map_err(|error| failed(name, &error))
+    }
+
+    /// Prepares a line of this endpoint.
+    async fn start<E: Endpoint>(
+        &self,
+        name: &LineName,
+        line: Bytes,
+        admission: Admission,
+    ) -> Result<Work, ApiError>
+    where
+        ExtrasOf<E>: LineExtras,
+    {
+        let request = in_pool(&line, extract_line::request::<E::Single, LineFields>).await?;
+        let (model, input, extras) = request.into_parts();
+        extras.check()?;
+        let bytes = line.len() as u64;
+        drop(line);
+        let start = Start::line(&self.state, &self.context, admission.deadline(), bytes)?;
+        let single = Box::pin(start.single::<E>(admission, model, input)).await?;
+        let (lines, name) = (self.clone(), name.clone());
+        Ok(lines.run(single, name).boxed())
+    }
+
+    /// Runs a prepared line and writes its answer.
+    async fn run<E: Endpoint>(self, single: SingleCall<E, ()>, name: LineName) -> Answered {
+        let SingleCall { call, input, .. } = single;
+        // A panic must not leave a line without an answer.
+        let answer = AssertUnwindSafe(Box::pin(call.run(input))).catch_unwind().await;
+        let answer = answer.unwrap_or_else(|_| {
+            tracing::error!("a line of a bulk request panicked");
+            Err(ApiError::internal())
+        });
+        let written = answer.and_then(|answer| {
+            let result = SingleResponse { model: call.model.info.name.clone(), answer };
+            let answer =
+                Answer { name: name.clone(), status: 200, outcome: Outcome::Result(result) };
+            write(&answer)
+        });
+        call.admission.release_work();
+        match written {
+            Ok(bytes) => {
+                // Held until the client has read it.
+                let hold = call.admission.hold_bytes(bytes.len() as u64);
+                Answered { bytes: held(bytes, hold), failed: None }
+            }
+            Err(error) => self.failed(name, &error),
+        }
+    }
+
+    fn failed(&self, name: LineName, error: &ApiError) -> Answered {
+        let problem = error.to_problem(&self.context.id);
+        let status = error.code.status().as_u16();
+        let answer: Answer<()> = Answer { name, status, outcome: Outcome::Error(problem) };
+        let bytes = write(&answer).unwrap_or_default();
+        Answered { bytes: bytes.into(), failed: Some(error.code) }
+    }
+}
+
+/// The fields that only the single call of an endpoint has.
+trait LineExtras {
+    /// Rejects fields that a line cannot have.
+    ///
+    /// # Errors
+    /// `invalid_request`.
+    fn check(&self) -> Result<(), ApiError>;
+}
+
+impl LineExtras for () {
+    fn check(&self) -> Result<(), ApiError> {
+        Ok(())
+    }
+}
+
+/// `stream` of captions.
+impl LineExtras for (Option<bool>,) {
+    fn check(&self) -> Result<(), ApiError> {
+        if self.0 == Some(true) {
+            let detail = "a line of a bulk request cannot be streamed; leave it out";
+            return Err(ApiError::field(Code::InvalidRequest, "stream", detail));
+        }
+        Ok(())
+    }
+}
+
+/// Parses a line; a long line in the blocking thread pool.
+async fn in_pool<T: Send + 'static>(
+    line: &Bytes,
+    parse: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if line.len() <= INLINE_BYTES {
+        return parse(line);
+    }
+    let line = line.clone();
+    blocking::run("parsing a line", move || parse(&line)).await?
+}
+
+/// Writes JSON and a line break.
+fn write<T: Serialize>(answer: &T) -> Result<Vec<u8>, ApiError> {
+    let mut bytes = reply::to_bytes(answer)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+fn held(bytes: Vec<u8>, hold: ReservationGuard) -> Bytes {
+    reply::held_bytes(bytes, Some(hold))
+}

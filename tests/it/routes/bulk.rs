@@ -1,0 +1,290 @@
+//! `/bulk`: lines in, lines out.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::Request;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::app::json_request;
+use crate::support::{TestApp, TestServer, base64, png};
+
+fn text(lines: &[Value]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// Parses the lines of an answer. The last one is the summary.
+fn parsed(text: &str) -> (Vec<Value>, Value) {
+    let mut lines: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let summary = lines.pop().expect("a summary");
+    assert!(summary["done"].is_u64() && summary["failed"].is_u64(), "{summary}");
+    assert_eq!(summary["done"], lines.len());
+    let failed = lines.iter().filter(|line| line.get("error").is_some()).count();
+    assert_eq!(summary["failed"], failed);
+    (lines, summary)
+}
+
+async fn bulk(app: &TestApp, body: impl Into<Body>) -> (Vec<Value>, Value) {
+    let request = Request::post("/bulk").header("content-type", "application/x-ndjson");
+    let answer = app.send(request.body(body.into()).unwrap()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.header("content-type"), "application/x-ndjson");
+    parsed(answer.text())
+}
+
+/// The answers by the id or the number of their line.
+fn by_name(lines: Vec<Value>) -> BTreeMap<String, Value> {
+    let name = |line: &Value| line.get("id").unwrap_or(&line["line"]).to_string();
+    lines.into_iter().map(|line| (name(&line), line)).collect()
+}
+
+/// A body that sends this text and then waits until the sender is dropped.
+fn open_body(text: String) -> (tokio::sync::oneshot::Sender<()>, Body) {
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let first =
+        futures_util::stream::once(async move { Ok::<_, std::io::Error>(Bytes::from(text)) });
+    let wait = futures_util::stream::once(async move {
+        let _ = ended.await;
+        Ok(Bytes::new())
+    });
+    (end, Body::from_stream(first.chain(wait)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_task_answers_as_its_own_route_does() {
+    let app = TestApp::start();
+    let image = base64(&png(1));
+    let requests = [
+        ("/caption", "caption", json!({"image": image, "num_beams": 2})),
+        ("/vqa", "vqa", json!({"image": image, "question": "a cat", "model": "fake-vqa"})),
+        ("/similarity", "similarity", json!({"image": image, "texts": ["a cat", "a dog"]})),
+        ("/embeddings", "embeddings", json!({"text": "a cat"})),
+        ("/classify", "classify", json!({"image": image, "labels": ["a cat", "a dog"]})),
+    ];
+    let mut lines = Vec::new();
+    for (number, (_, task, request)) in requests.iter().enumerate() {
+        let mut line = request.clone();
+        line["task"] = json!(task);
+        line["id"] = if number % 2 == 0 { json!(number) } else { json!(format!("nr {number}")) };
+        lines.push(line);
+    }
+    let (answers, summary) = bulk(&app, text(&lines)).await;
+    assert_eq!(summary, json!({"done": 5, "failed": 0}));
+    let answers = by_name(answers);
+    for (line, (path, _, request)) in lines.iter().zip(&requests) {
+        let answer = &answers[&line["id"].to_string()];
+        assert_eq!((&answer["status"], &answer["id"]), (&json!(200), &line["id"]));
+        assert_eq!(answer["result"], app.json(path, request).await.ok(), "{path}");
+    }
+    let lines = |code: &str| app.metrics.bulk_lines_total.with_label_values(&[code]).get();
+    assert_eq!((lines("ok"), app.metrics.bulk_held_bytes.get()), (5, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_line_is_answered_in_its_place_and_the_others_are_served() {
+    let app = TestApp::with(|config| config.http.bulk.max_line_bytes = 400);
+    let long = format!(
+        "{{\"id\": \"long\", \"task\": \"embeddings\", \"text\": \"{}\"}}",
+        "a".repeat(400)
+    );
+    let body = [
+        "{\"task\": \"embeddings\", \"text\": \"a cat\"}",
+        "",
+        "no json",
+        "[1]",
+        "{\"id\": \"a\"}",
+        "{\"id\": \"b\", \"task\": \"dance\"}",
+        "{\"id\": {}, \"task\": \"caption\"}",
+        "{\"id\": \"c\", \"task\": \"embeddings\", \"text\": \"a cat\", \"texts\": 5}",
+        "{\"id\": \"d\", \"task\": \"caption\", \"image\": \"eA==\"}",
+        "{\"id\": \"e\", \"task\": \"caption\", \"image\": \"eA==\", \"stream\": true}",
+        &long,
+        "{\"id\": \"f\", \"task\": \"embeddings\", \"text\": \"a cat\", \"model\": \"nope\"}",
+        // The last line needs no line break.
+        "{\"id\": \"g\", \"task\": \"embeddings\", \"text\": \"a dog\"}",
+    ];
+    let (answers, summary) = bulk(&app, body.join("\n")).await;
+    assert_eq!(summary, json!({"done": 12, "failed": 10}));
+    let answers = by_name(answers);
+    assert_eq!(answers["1"]["status"], 200);
+    assert_eq!(answers["\"g\""]["status"], 200);
+    for (name, status, code, field) in [
+        ("3", 400, "invalid_request", None),
+        ("4", 400, "invalid_request", None),
+        ("\"a\"", 400, "invalid_request", Some("task")),
+        ("6", 400, "invalid_request", Some("task")),
+        ("7", 400, "invalid_request", Some("id")),
+        ("\"c\"", 400, "invalid_request", Some("texts")),
+        ("\"d\"", 415, "unsupported_image_format", Some("image")),
+        ("\"e\"", 400, "invalid_request", Some("stream")),
+        ("11", 413, "payload_too_large", None),
+        ("\"f\"", 404, "model_not_found", Some("model")),
+    ] {
+        let answer = answers.get(name).unwrap_or_else(|| panic!("{name}: {answers:?}"));
+        assert_eq!(answer["status"], status, "{answer}");
+        assert_eq!(answer["error"]["code"], code, "{answer}");
+        let first = &answer["error"]["errors"][0]["field"];
+        assert_eq!(first.as_str(), field, "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_come_in_any_pieces() {
+    let app = TestApp::start();
+    let lines = text(&[
+        json!({"id": 1, "task": "embeddings", "text": "a cat"}),
+        json!({"id": 2, "task": "embeddings", "text": "a dog"}),
+    ]);
+    for size in [1, 3, 50, 1000] {
+        let pieces: Vec<_> = lines
+            .as_bytes()
+            .chunks(size)
+            .map(|piece| Ok::<_, std::io::Error>(piece.to_vec()))
+            .collect();
+        let body = Body::from_stream(futures_util::stream::iter(pieces));
+        let (answers, summary) = bulk(&app, body).await;
+        assert_eq!(summary, json!({"done": 2, "failed": 0}), "{size}");
+        assert!(answers.iter().all(|answer| answer["status"] == 200));
+    }
+    let (answers, summary) = bulk(&app, "\r\n \n").await;
+    assert_eq!((answers.len(), summary), (0, json!({"done": 0, "failed": 0})));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_is_refused_and_interactive_calls_go_first() {
+    // The first image is being encoded; meanwhile, a hundred others wait on two rows.
+    let app = TestApp::with(|config| {
+        config.engine.capacity_rows = 4;
+        config.engine.max_batch_images = 1;
+    });
+    app.control.hold();
+    let lines: Vec<Value> = (0..100)
+        .map(|id| json!({"id": id, "task": "caption", "image": base64(&png(id))}))
+        .collect();
+    let router = app.router.clone();
+    let request =
+        Request::post("/bulk").header("host", "blip.test").body(Body::from(text(&lines))).unwrap();
+    let bulk = tokio::spawn(async move {
+        let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        parsed(std::str::from_utf8(&bytes).unwrap())
+    });
+    app.control.wait_until_held();
+    let interactive: Vec<_> = (200..204)
+        .map(|mark| {
+            let request = json_request("/caption", &json!({"image": base64(&png(mark))}));
+            let router = app.router.clone();
+            tokio::spawn(async move {
+                tower::ServiceExt::oneshot(router, request).await.unwrap().status()
+            })
+        })
+        .collect();
+    app.until("the interactive calls wait", |app| app.metrics.queue_rows.get() >= 4 + 1).await;
+    app.control.release();
+    for call in interactive {
+        assert_eq!(call.await.unwrap(), 200);
+    }
+    let (answers, summary) = bulk.await.unwrap();
+    assert_eq!(summary, json!({"done": 100, "failed": 0}));
+    assert_eq!(by_name(answers).len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_drain_answers_what_was_read_and_reads_no_more() {
+    let app = TestApp::start();
+    app.control.hold();
+    let lines: Vec<Value> = (0..20)
+        .map(|id| json!({"id": id, "task": "embeddings", "image": base64(&png(id))}))
+        .collect();
+    // The last line is not complete.
+    let (end, body) = open_body(text(&lines) + "{\"id\": \"unread\"");
+    let request = Request::post("/bulk").header("host", "blip.test").body(body).unwrap();
+    let router = app.router.clone();
+    let bulk = tokio::spawn(async move {
+        let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        parsed(std::str::from_utf8(&bytes).unwrap())
+    });
+    app.control.wait_until_held();
+    app.until("all lines", |app| app.metrics.bulk_lines_in_flight.get() == 20).await;
+    app.handle.drain();
+    app.control.release();
+    let (answers, summary) = bulk.await.unwrap();
+    assert_eq!((&summary["done"], &summary["failed"]), (&json!(20), &json!(0)));
+    assert_eq!(summary["error"]["code"], "shutting_down");
+    assert_eq!(by_name(answers).len(), 20);
+    drop(end);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_client_that_leaves_ends_its_work() {
+    let app = TestApp::start();
+    app.control.hold();
+    let lines: Vec<Value> =
+        (0..50).map(|id| json!({"task": "caption", "image": base64(&png(id))})).collect();
+    let (_end, body) = open_body(text(&lines));
+    let request = Request::post("/bulk").body(body).unwrap();
+    let response = app.open(request).await;
+    app.control.wait_until_held();
+    drop(response);
+    app.until("the request ended", |app| app.metrics.bulk_requests.get() == 0).await;
+    app.until("no lines", |app| app.metrics.bulk_lines_in_flight.get() == 0).await;
+    app.control.release();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_above_the_limit_and_forms_are_refused() {
+    let app = TestApp::with(|config| config.http.bulk.max_requests = 1);
+    let (end, body) = open_body(String::new());
+    let held = app.open(Request::post("/bulk").body(body).unwrap()).await;
+    let refused = app.raw("/bulk", "", Vec::new()).await;
+    refused.refused(503, "overloaded");
+    drop(end);
+    let (_, summary) =
+        parsed(std::str::from_utf8(&held.into_body().collect().await.unwrap().to_bytes()).unwrap());
+    assert_eq!(summary, json!({"done": 0, "failed": 0}));
+    app.raw("/bulk", "multipart/form-data; boundary=x", Vec::new())
+        .await
+        .refused(415, "unsupported_media_type");
+    bulk(&app, "").await;
+}
+
+/// Plain `requests` sends the whole body before it reads, whatever the server sends meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_client_that_sends_everything_before_it_reads_never_hangs() {
+    let server = TestServer::start(|config| {
+        // Far less than what the answers take: only the sockets and this setting may hold them.
+        config.http.bulk.max_held_bytes = 64 << 20;
+        config.http.connections.write_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let line = json!({"task": "similarity", "image": base64(&png(1)), "texts": vec!["a cat"; 100]});
+    let body: String = (0..3000).map(|_| format!("{line}\n")).collect();
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let head = format!(
+        "POST /bulk HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let sent =
+        tokio::time::timeout(Duration::from_secs(120), stream.write_all(body.as_bytes())).await;
+    sent.expect("sent without reading").unwrap();
+    let mut answer = Vec::new();
+    let read =
+        tokio::time::timeout(Duration::from_secs(120), stream.read_to_end(&mut answer)).await;
+    read.expect("read to the end").unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(
+        answer.contains("{\"done\":3000,\"failed\":0}\n"),
+        "{}",
+        &answer[answer.len().saturating_sub(200)..]
+    );
+    server.stop().await;
+}

@@ -25,7 +25,7 @@ pub use turns::{Pick, Turns};
 pub struct ClientId(pub u64);
 
 /// Bulk work gets at least one part in this many of whatever it shares with interactive work.
-pub const BULK_PARTS: u32 = 20;
+pub(crate) const BULK_PARTS: u32 = 20;
 
 impl ClientId {
     /// The bit that is set in the ids of bulk work, and in no other.

@@ -1,25 +1,19 @@
 //! Fair queueing: round robin over clients, within a client over its calls, and first in, first out within a call.
 //!
-//! The bulk work of clients is served behind all interactive work, round robin in the same way. But of the items that are
-//! taken while bulk work waits, at least one in [`BULK_PARTS`] is bulk.
+//! The bulk work of clients is served behind all interactive work, round robin in the same way. The callers see to it that
+//! it gets its share.
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{BULK_PARTS, CallId, ClientId};
+use super::{CallId, ClientId};
 
 /// A fair queue of waiting items, by client and call.
 #[derive(Debug)]
 pub struct Turns<T> {
-    /// Clients in the order of their turns. Every client in this list has items. Bulk work stands at the end, except that
-    /// its first client stands at the front while `bulk_leads`.
+    /// Clients in the order of their turns, those with bulk work at the end. Every client in this list has items.
     clients: VecDeque<ClientId>,
     /// Number of entries of `clients` that are bulk work.
     bulk_clients: usize,
-    /// True if the front of `clients` is bulk work whose turn has come before interactive work.
-    bulk_leads: bool,
-    /// What is owed to bulk work: grows by 1 with every interactive item that is taken while bulk work waits, and falls by
-    /// `BULK_PARTS - 1` with every bulk item. From that number on, bulk work leads.
-    owed: u32,
     /// For each client, the calls that have items, in the order of their turns.
     calls: HashMap<ClientId, VecDeque<CallId>>,
     queues: HashMap<CallId, VecDeque<T>>,
@@ -45,8 +39,6 @@ impl<T> Default for Turns<T> {
         Self {
             clients: VecDeque::new(),
             bulk_clients: 0,
-            bulk_leads: false,
-            owed: 0,
             calls: HashMap::new(),
             queues: HashMap::new(),
         }
@@ -101,12 +93,12 @@ impl<T: Copy + PartialEq> Turns<T> {
         self.queues.get(call)?.front().copied()
     }
 
-    /// Returns the item whose turn is next among those that are not bulk work.
+    /// Returns the item whose turn is next among bulk work, or among all other work.
     #[must_use]
-    pub fn front_interactive(&self) -> Option<T> {
-        let client = self.clients.get(usize::from(self.bulk_leads))?;
-        let call = self.calls.get(client).filter(|_| !client.is_bulk())?.front()?;
-        self.queues.get(call)?.front().copied()
+    pub fn front_of(&self, bulk: bool) -> Option<T> {
+        let place = if bulk { self.clients.len() - self.bulk_clients } else { 0 };
+        let client = self.clients.get(place).filter(|client| client.is_bulk() == bulk)?;
+        self.queues.get(self.calls.get(client)?.front()?)?.front().copied()
     }
 
     /// Removes and returns the item whose turn is next.
@@ -124,43 +116,15 @@ impl<T: Copy + PartialEq> Turns<T> {
         if client.is_bulk() {
             self.clients.push_back(client);
             self.bulk_clients += 1;
-            self.let_bulk_lead();
         } else {
-            let behind = self.bulk_clients - usize::from(self.bulk_leads);
-            self.clients.insert(self.clients.len() - behind, client);
+            self.clients.insert(self.clients.len() - self.bulk_clients, client);
         }
     }
 
     /// Removes the client at this index from the order.
     fn dequeue(&mut self, place: usize) {
-        if self.clients.remove(place).is_some_and(ClientId::is_bulk) {
-            self.bulk_clients -= 1;
-            self.bulk_leads &= place > 0;
-            if self.bulk_clients == 0 {
-                self.owed = 0;
-            }
-        }
-    }
-
-    /// Moves the first client with bulk work to the front if enough is owed to bulk work.
-    fn let_bulk_lead(&mut self) {
-        if self.bulk_leads || self.bulk_clients == 0 || self.owed < BULK_PARTS - 1 {
-            return;
-        }
-        let first = self.clients.len() - self.bulk_clients;
-        if let Some(client) = self.clients.remove(first) {
-            self.clients.push_front(client);
-            self.bulk_leads = true;
-        }
-    }
-
-    /// Records that an item of this client was taken.
-    fn settle(&mut self, client: ClientId) {
-        if client.is_bulk() {
-            self.owed = self.owed.saturating_sub(BULK_PARTS - 1);
-        } else if self.bulk_clients > 0 {
-            self.owed = self.owed.saturating_add(1);
-        }
+        let removed = self.clients.remove(place);
+        self.bulk_clients -= usize::from(removed.is_some_and(ClientId::is_bulk));
     }
 
     /// Returns the clients that have items, in the order of their turns.
@@ -172,9 +136,7 @@ impl<T: Copy + PartialEq> Turns<T> {
     /// the client themselves.
     pub fn pop_from(&mut self, client: ClientId) -> Option<T> {
         let place = self.place_of(client)?;
-        let head = self.take_head(place, 0);
-        self.let_bulk_lead();
-        head
+        self.take_head(place, 0)
     }
 
     /// Returns the client's calls that have items, in the order of their turns.
@@ -187,12 +149,21 @@ impl<T: Copy + PartialEq> Turns<T> {
     ///
     /// # Panics
     /// Never: a client in the order has calls, and a call in the order has items.
-    pub fn take(&mut self, mut pick: impl FnMut(T) -> Pick) -> Vec<T> {
+    pub fn take(&mut self, pick: impl FnMut(T) -> Pick) -> Vec<T> {
+        self.take_from(0, pick)
+    }
+
+    /// Like [`take`](Self::take), but only from the clients with bulk work.
+    pub fn take_bulk(&mut self, pick: impl FnMut(T) -> Pick) -> Vec<T> {
+        self.take_from(self.clients.len() - self.bulk_clients, pick)
+    }
+
+    fn take_from(&mut self, first: usize, mut pick: impl FnMut(T) -> Pick) -> Vec<T> {
         let mut taken = Vec::new();
         // Index of the client whose turn it is. Nothing more can be taken from the clients before it; they keep their
         // places. For each client, `passed` counts the skipped calls at the front of the client's order; these calls
         // keep their places, too. A client or call from which an item was taken goes to the back.
-        let mut place = 0;
+        let mut place = first;
         let mut passed: HashMap<ClientId, usize> = HashMap::new();
         while let Some(&client) = self.clients.get(place) {
             let calls = self.calls.get_mut(&client).expect("a client in the order has calls");
@@ -215,16 +186,9 @@ impl<T: Copy + PartialEq> Turns<T> {
                         self.leave_if_empty(place);
                     }
                 }
-                Pick::Take => {
-                    taken.extend(self.take_head(place, skip));
-                    // Later, the clients before `place` must keep their places.
-                    if place == 0 {
-                        self.let_bulk_lead();
-                    }
-                }
+                Pick::Take => taken.extend(self.take_head(place, skip)),
             }
         }
-        self.let_bulk_lead();
         taken
     }
 
@@ -241,7 +205,6 @@ impl<T: Copy + PartialEq> Turns<T> {
         } else {
             calls.push_back(call);
         }
-        self.settle(client);
         if !self.leave_if_empty(place) {
             self.dequeue(place);
             self.enqueue(client);
@@ -388,60 +351,13 @@ mod tests {
         turns.push(bulk(2), 201);
         (0..3).for_each(|item| turns.push(lone(7), item));
         turns.push(lone(8), 10);
-        assert_eq!((turns.front(), turns.front_interactive()), (Some(0), Some(0)));
+        assert_eq!((turns.front(), turns.front_of(false)), (Some(0), Some(0)));
+        assert_eq!(turns.front_of(true), Some(100));
+        let none = turns.take_bulk(|item| if item < 200 { Pick::PassClient } else { Pick::Stop });
+        assert!(none.is_empty());
         assert_eq!(take_n(&mut turns, 7), [0, 10, 1, 2, 100, 200, 201]);
         assert_eq!((turns.bulk_clients, turns.clients.len()), (0, 0));
-    }
-
-    #[test]
-    fn one_item_in_twenty_is_bulk_in_units_of_any_size() {
-        for size in [1, 2, 7, 64] {
-            let mut turns = Turns::new();
-            (0..40).for_each(|item| turns.push(bulk(item % 2), 10_000 + item as u32));
-            (0..1000).for_each(|item| turns.push(lone(u64::from(item % 3)), item));
-            let mut taken = Vec::new();
-            while taken.len() < 600 {
-                taken.extend(take_n(&mut turns, size));
-            }
-            taken.truncate(600);
-            let share = taken.iter().filter(|&&item| item >= 10_000).count();
-            assert!((28..=30).contains(&share), "{share} of 600 in units of {size}");
-        }
-    }
-
-    #[test]
-    fn what_is_owed_to_bulk_work_ends_with_the_bulk_work() {
-        let mut turns = Turns::new();
-        (0..60).for_each(|item| turns.push(lone(1), item));
-        turns.push(bulk(2), 100);
-        assert_eq!(take_n(&mut turns, 18).len(), 18);
-        turns.remove(bulk(2), 100);
-        assert_eq!(take_n(&mut turns, 5).len(), 5);
-        turns.push(bulk(2), 101);
-        assert_eq!(take_n(&mut turns, 18), (23..41).collect::<Vec<_>>());
-        assert_eq!(turns.front(), Some(41));
-        assert_eq!(take_n(&mut turns, 3), [41, 101, 42]);
-    }
-
-    #[test]
-    fn bulk_work_that_leads_and_passes_stands_in_nobodys_way() {
-        let mut turns = Turns::new();
-        turns.push(bulk(2), 100);
-        (0..40).for_each(|item| turns.push(lone(1), item));
-        assert_eq!(take_n(&mut turns, 19).len(), 19);
-        assert_eq!((turns.front(), turns.front_interactive()), (Some(100), Some(19)));
-        let mut left = 2;
-        let taken = turns.take(|item| match item {
-            100 => Pick::Pass,
-            _ if left == 0 => Pick::Stop,
-            _ => {
-                left -= 1;
-                Pick::Take
-            }
-        });
-        assert_eq!((taken, turns.front()), (vec![19, 20], Some(100)));
-        turns.push(lone(3), 50);
-        assert_eq!(take_n(&mut turns, 3), [100, 21, 50]);
+        assert_eq!((turns.front_of(false), turns.front_of(true)), (None, None));
     }
 
     #[test]

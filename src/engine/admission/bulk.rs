@@ -147,7 +147,8 @@ mod tests {
             drop(first);
             assert!(poll(waiting.as_mut()).is_ready());
         }
-        assert_eq!((admission.state().waiting, admission.rows()), (0, 2));
+        assert_eq!(admission.state().waiting, 0);
+        assert_eq!(admission.rows(), 2);
         drop((second, request));
         assert_eq!(admission.state().usage, Usage::default());
         assert_eq!(admission.state().bulk_clients, 0);

@@ -2,6 +2,9 @@
 //! tensor. Its items are ids with costs. Within a stage, queueing is fair (`fairness`): clients take turns, and so do
 //! the calls of a client.
 //!
+//! Bulk work has units of its own while other work is ready, a twentieth of the time. It fills up the text units of other
+//! work where that costs them little.
+//!
 //! - [`share`]: divides the worker's time between vision and text.
 //! - [`costs`]: costs of work, learnt from measured times.
 //! - [`vision`]: images that wait for a vision tower, and the next vision batch.
@@ -29,7 +32,7 @@ use self::text::TextStage;
 use self::vision::VisionStage;
 use super::EngineSettings;
 use super::ids::{CallId, FeatureKey, ItemId, TaskId};
-use crate::fairness::ClientId;
+use crate::fairness::{ClientId, Deficit};
 use crate::mutations::{self, Mutation};
 use crate::task::{ModelId, VisionOutput};
 
@@ -138,6 +141,10 @@ pub(crate) struct Scheduler {
     text: TextStage,
     costs: Costs,
     share: Share,
+    /// The time that units of interactive work and units of bulk work have had.
+    classes: Deficit,
+    /// True if the unit that was decided last is one of bulk work.
+    runs_bulk: bool,
     draining: bool,
 }
 
@@ -151,6 +158,8 @@ impl Scheduler {
             text: TextStage::new(image_tokens, settings.max_kv_bytes),
             costs: Costs::default(),
             share: Share::new(settings.vision_share_percent),
+            classes: Deficit::for_bulk_work(settings.unit_time.as_secs_f64()),
+            runs_bulk: false,
             draining: false,
             settings,
         }
@@ -250,27 +259,41 @@ impl Scheduler {
     /// Picks the next unit. `pinned` is the size in bytes of the features that rows pin.
     pub(crate) fn decide(&mut self, now: Instant, pinned: u64) -> Decision {
         debug_assert!(self.due(now).is_empty(), "the caller removes due tasks first");
-        let linger = if self.draining { Duration::ZERO } else { self.settings.linger };
-        let vision = self.vision.ready(now, linger, pinned, &self.settings, &self.costs);
-        let text = self.text.ready(now, linger, &self.settings, &self.costs);
+        // What can run for interactive work and for bulk work: a vision batch, and a unit of this lane.
+        let ready = [false, true].map(|bulk| self.ready(bulk, now, pinned));
         let can_run = |ready| matches!(ready, Ready::Now(_));
+        let class =
+            self.classes.choose(ready.map(|(vision, text)| can_run(vision) || can_run(text.1)));
+        let Some(class) = class else {
+            let at = |ready| if let Ready::At(at) = ready { Some(at) } else { None };
+            let all = ready.into_iter().flat_map(|(vision, text)| [at(vision), at(text.1)]);
+            return all.flatten().min().map_or(Decision::Idle, Decision::WaitUntil);
+        };
+        self.runs_bulk = class == 1;
+        let (vision, text) = ready[class];
         let stage = self.share.choose([can_run(vision), can_run(text.1)]);
         match (stage, vision, text) {
             (Some(Stage::Vision), Ready::Now(trigger), _) => self.encode(now, pinned, trigger),
             (Some(Stage::Text), _, (Some(lane), Ready::Now(trigger))) => {
                 self.text_unit(lane, now, trigger)
             }
-            _ => {
-                let at = |ready| if let Ready::At(at) = ready { Some(at) } else { None };
-                let next = [at(vision), at(text.1)].into_iter().flatten().min();
-                next.map_or(Decision::Idle, Decision::WaitUntil)
-            }
+            _ => Decision::Idle,
         }
+    }
+
+    /// Returns when the vision stage and the text stage can run for bulk work, or for other work, and the lane of the
+    /// latter.
+    fn ready(&self, bulk: bool, now: Instant, pinned: u64) -> (Ready, (Option<Lane>, Ready)) {
+        let linger = if self.draining { Duration::ZERO } else { self.settings.linger };
+        let (settings, costs) = (&self.settings, &self.costs);
+        let vision = self.vision.ready(bulk, now, linger, pinned, settings, costs);
+        (vision, self.text.ready(bulk, now, linger, settings, costs))
     }
 
     /// Records the time that a unit took. Costs are learnt only from units that succeeded.
     pub(crate) fn record(&mut self, work: &UnitWork, elapsed: Duration, went_well: bool) {
         self.share.charge(work.stage(), elapsed);
+        self.classes.charge(usize::from(self.runs_bulk), elapsed.as_secs_f64());
         if !went_well {
             return;
         }
@@ -288,7 +311,7 @@ impl Scheduler {
     }
 
     fn encode(&mut self, now: Instant, pinned: u64, trigger: Trigger) -> Decision {
-        let batch = self.vision.take(now, pinned, &self.settings, &self.costs);
+        let batch = self.vision.take(self.runs_bulk, now, pinned, &self.settings, &self.costs);
         for (task, key) in &batch.left {
             if let Some(entry) = self.tasks.get_mut(task) {
                 entry.images.retain(|waiting| waiting != key);
@@ -303,7 +326,7 @@ impl Scheduler {
     }
 
     fn text_unit(&mut self, lane: Lane, now: Instant, trigger: Trigger) -> Decision {
-        let taken = self.text.take(lane, now, &self.settings, &self.costs);
+        let taken = self.text.take((lane, self.runs_bulk), now, &self.settings, &self.costs);
         let work = match lane {
             Lane::SinglePass(model) => {
                 for &(task, row) in &taken.left {

@@ -92,15 +92,18 @@ impl VisionStage {
         gone
     }
 
+    /// Returns when the next batch that begins with bulk work, or with other work, can run.
     pub(super) fn ready(
         &self,
+        bulk: bool,
         now: Instant,
         linger: Duration,
         pinned: u64,
         settings: &EngineSettings,
         costs: &Costs,
     ) -> Ready {
-        let Some(head) = self.head(pinned, settings) else { return Ready::No };
+        let fits = |key: &FeatureKey| self.jobs[key].fits_budget(pinned, settings);
+        let Some(head) = self.turns.front_of(bulk).filter(fits) else { return Ready::No };
         // Count only images for the same output as the image whose turn is next, because images for other outputs
         // cannot join the same batch.
         let mates = || self.jobs.iter().filter(|(key, _)| key.output == head.output);
@@ -109,43 +112,43 @@ impl VisionStage {
         after_linger(oldest, linger, full, now)
     }
 
-    /// Returns the image that the next batch begins with: the one whose turn is next or, if that is bulk work that must
-    /// wait for the budget, the next that is not.
-    fn head(&self, pinned: u64, settings: &EngineSettings) -> Option<FeatureKey> {
-        let fits = |key: &FeatureKey| self.jobs[key].fits_budget(pinned, settings);
-        self.turns.front().filter(fits).or_else(|| self.turns.front_interactive().filter(fits))
-    }
-
-    /// Takes the next batch. The caller has checked that the stage is ready.
+    /// Takes the next batch, which begins with bulk work or with other work. The caller has checked that it is ready.
     pub(super) fn take(
         &mut self,
+        bulk: bool,
         now: Instant,
         pinned: u64,
         settings: &EngineSettings,
         costs: &Costs,
     ) -> Batch {
-        let output = self.head(pinned, settings).expect("a ready stage has an image").output;
+        let output = self.turns.front_of(bulk).expect("a ready stage has an image").output;
         let most = most_images(output, settings, costs);
         let (jobs, mut chosen, mut bytes, mut full) = (&self.jobs, Vec::new(), pinned, false);
-        self.turns.take(|key| {
+        let pick = |key| {
             if chosen.contains(&key) {
                 return Pick::Forget;
+            }
+            let job = &jobs[&key];
+            // Each further image takes as long as the first, so images of bulk work would delay the others.
+            if !bulk && !job.is_interactive() {
+                return Pick::PassClient;
             }
             if key.output != output {
                 return Pick::Pass;
             }
-            let fits = jobs[&key].fits_budget(bytes, settings);
-            if chosen.len() == most || (!fits && jobs[&key].is_interactive()) {
+            if chosen.len() == most || !job.fits_budget(bytes, settings) {
                 full = true;
                 return Pick::Stop;
             }
-            if !fits {
-                return Pick::Pass;
-            }
-            bytes += jobs[&key].bytes;
+            bytes += job.bytes;
             chosen.push(key);
             Pick::Take
-        });
+        };
+        if bulk {
+            self.turns.take_bulk(pick)
+        } else {
+            self.turns.take(pick)
+        };
         full |= chosen.len() == most;
         let mut batch =
             Batch { output, images: chosen, waited: Vec::new(), left: Vec::new(), full };

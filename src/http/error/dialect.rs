@@ -133,8 +133,8 @@ mod tests {
 
     #[test]
     fn the_prefix_of_a_path_decides() {
-        let dialects = ["/v1/models", "/api/tags", "/hf/x", "/caption", "/v1", "/apiary"];
         use Dialect::{HuggingFace, Native, Ollama, OpenAi};
+        let dialects = ["/v1/models", "/api/tags", "/hf/x", "/caption", "/v1", "/apiary"];
         let expected = [OpenAi, Ollama, HuggingFace, Native, Native, Native];
         assert_eq!(dialects.map(Dialect::of), expected);
     }

@@ -13,7 +13,7 @@ mod job;
 pub(super) mod tests;
 
 pub(super) use self::job::{Job, JobOutcome, Lane};
-use crate::fairness::{self, BULK_PARTS, CallId, ClientId, Deficit, Turns};
+use crate::fairness::{self, CallId, ClientId, Deficit, Turns};
 use crate::mutations::{self, Mutation};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -35,6 +35,9 @@ const ENOUGH_WORK: f64 = 1e6;
 
 /// Time per pixel, in seconds, before enough is decoded. Decoding takes 5 to 20 ns per pixel, depending on the format.
 const ASSUMED_SECONDS: f64 = 1e-8;
+
+/// Time of a large decode, in seconds, for which bulk work may delay other work once in a while.
+const TYPICAL_SECONDS: f64 = 0.1;
 
 /// The waiting jobs, the running jobs, and moving averages of the durations of jobs.
 pub(super) struct Queue {
@@ -97,7 +100,7 @@ impl Queue {
             bulk_jobs: 0,
             finish_times: BTreeMap::new(),
             virtual_time: 0.0,
-            classes: Deficit::new(1.0 - 1.0 / f64::from(BULK_PARTS)),
+            classes: Deficit::for_bulk_work(TYPICAL_SECONDS),
             running: Vec::new(),
             hash_seconds: 0.0,
             decode_seconds: 0.0,
@@ -142,7 +145,7 @@ impl Queue {
             self.decode_next && self.decodes.front().is_some() || self.hashes.front().is_none();
         let lane = if decode { Lane::Decodes } else { Lane::Hashes };
         let (id, charged) = match lane {
-            Lane::Hashes => (self.hashes.pop()?, 0.0),
+            Lane::Hashes => (self.next_hash()?, 0.0),
             Lane::Decodes => self.next_decode()?,
         };
         let (job, client, work) = self.forget(id)?;
@@ -152,6 +155,13 @@ impl Queue {
         Some((job, running))
     }
 
+    /// Takes the next hash of the class that has received the least time for decodes.
+    fn next_hash(&mut self) -> Option<u64> {
+        let class = choose_class(&mut self.classes, &self.hashes)?;
+        let client = self.hashes.clients().find(|client| class_of(*client) == class)?;
+        self.hashes.pop_from(client)
+    }
+
     /// Takes the next decode of the client that has received the least time. Returns the decode's id, and the seconds that
     /// the client is charged for it.
     fn next_decode(&mut self) -> Option<(u64, f64)> {
@@ -159,8 +169,7 @@ impl Queue {
             let finish_time = self.finish_times.get(client);
             finish_time.map_or(self.virtual_time, |finish_time| finish_time.max(self.virtual_time))
         };
-        let is_ready = |bulk| self.decodes.clients().any(|client| client.is_bulk() == bulk);
-        let class = self.classes.choose([is_ready(false), is_ready(true)])?;
+        let class = choose_class(&mut self.classes, &self.decodes)?;
         let of_class = self.decodes.clients().filter(|client| class_of(*client) == class);
         let client = of_class.min_by(|a, b| start_time(a).total_cmp(&start_time(b)))?;
         self.virtual_time = start_time(&client);
@@ -342,6 +351,11 @@ impl Queue {
     pub(super) fn knows_decodes(&self) -> bool {
         self.decode_seconds > 0.0
     }
+}
+
+/// Returns the class whose turn it is among those that have jobs.
+fn choose_class(classes: &mut Deficit, jobs: &Turns<u64>) -> Option<usize> {
+    classes.choose([jobs.front_of(false).is_some(), jobs.front_of(true).is_some()])
 }
 
 /// Returns the index of a client's class: 0 for interactive work, 1 for bulk work.

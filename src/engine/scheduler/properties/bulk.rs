@@ -50,7 +50,8 @@ fn a_single_call_goes_before_all_bulk_work_in_both_stages() {
 #[test]
 fn bulk_work_gets_a_twentieth_while_interactive_work_fills_every_unit() {
     for need in [CAPTION, Need::Rows { count: 1, tokens: 90 }] {
-        let settings = EngineSettings { max_batch_tokens: 100, ..roomy() };
+        let unit_time = 4 * MILLI;
+        let settings = EngineSettings { max_batch_tokens: 100, unit_time, ..roomy() };
         let mut world = SimulatedWorker::new(settings);
         // The open tasks, interactive and of bulk work, and how many of each were answered.
         let (mut number, mut open, mut answered) = (0, [Vec::new(), Vec::new()], [0, 0]);
@@ -67,7 +68,8 @@ fn bulk_work_gets_a_twentieth_while_interactive_work_fills_every_unit() {
                 open[class].retain(|task| !world.outcomes.contains_key(task));
                 answered[class] += before - open[class].len();
             }
-            world.turn(|_| MILLI);
+            number += 1;
+            assert!(number < 20_000 && world.turn(|_| MILLI), "{need:?}: {answered:?}");
         }
         assert!((32..=120).contains(&answered[1]), "{need:?}: {answered:?}");
     }

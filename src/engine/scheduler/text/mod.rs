@@ -66,8 +66,6 @@ struct LaneQueue {
     running: Vec<ItemId>,
     /// Cost of projecting one image to the model's keys and values, in tokens.
     image_work: f64,
-    /// Number of steps in a row that left out all running bulk work.
-    steps_without_bulk: u32,
 }
 
 /// All items that wait or run in the text stage.
@@ -111,12 +109,7 @@ impl TextStage {
         for (model, &tokens) in image_tokens.iter().enumerate() {
             for lane in [Lane::Step(ModelId(model)), Lane::SinglePass(ModelId(model))] {
                 let image_work = tokens as f64 / IMAGE_TOKENS_PER_TOKEN;
-                let empty = LaneQueue {
-                    waiting: Turns::new(),
-                    running: Vec::new(),
-                    image_work,
-                    steps_without_bulk: 0,
-                };
+                let empty = LaneQueue { waiting: Turns::new(), running: Vec::new(), image_work };
                 text.lanes.insert(lane, empty);
                 text.order.push_back(lane);
             }
@@ -217,17 +210,18 @@ impl TextStage {
         }
     }
 
-    /// Returns the first lane in round-robin order that can run now. If no lane can run now, returns the earliest time
-    /// at which a lane can run.
+    /// Returns the first lane in round-robin order that can run now and has bulk work, or other work. If no such lane can
+    /// run now, returns the earliest time at which one can.
     pub(super) fn ready(
         &self,
+        bulk: bool,
         now: Instant,
         linger: Duration,
         settings: &EngineSettings,
         costs: &Costs,
     ) -> (Option<Lane>, Ready) {
         let mut best = Ready::No;
-        for &id in &self.order {
+        for &id in self.order.iter().filter(|id| self.has_work(**id, bulk)) {
             match (self.lane_ready(id, now, linger, settings, costs), best) {
                 (ready @ Ready::Now(_), _) => return (Some(id), ready),
                 (Ready::At(at), Ready::At(earlier)) => best = Ready::At(at.min(earlier)),
@@ -236,6 +230,13 @@ impl TextStage {
             }
         }
         (None, best)
+    }
+
+    /// True if the lane has bulk work, or other work.
+    fn has_work(&self, id: Lane, bulk: bool) -> bool {
+        let lane = &self.lanes[&id];
+        let is_of_class = |group| self.items[group].call.client.is_bulk() == bulk;
+        lane.waiting.front_of(bulk).is_some() || lane.running.iter().any(is_of_class)
     }
 
     fn lane_ready(
@@ -267,10 +268,10 @@ impl TextStage {
         after_linger(oldest, linger, full, now)
     }
 
-    /// Fills a unit of this lane and ends the lane's turn.
+    /// Fills a unit of this lane, which begins with bulk work or with other work, and ends the lane's turn.
     pub(super) fn take(
         &mut self,
-        id: Lane,
+        (id, bulk): (Lane, bool),
         now: Instant,
         settings: &EngineSettings,
         costs: &Costs,
@@ -279,27 +280,28 @@ impl TextStage {
         self.order.push_back(id);
         let cost = costs.text(id);
         match id {
-            Lane::SinglePass(_) => self.take_rows(id, now, settings, cost),
-            Lane::Step(model) => self.take_groups(model, now, settings, cost),
+            Lane::SinglePass(_) => self.take_rows((id, bulk), now, settings, cost),
+            Lane::Step(model) => self.take_groups((model, bulk), now, settings, cost),
         }
     }
 
     fn take_rows(
         &mut self,
-        id: Lane,
+        (id, bulk): (Lane, bool),
         now: Instant,
         settings: &EngineSettings,
         cost: Option<TextCost>,
     ) -> TextBatch {
         let lane = self.lanes.get_mut(&id).expect("a ready lane exists");
         let (mut fill, mut full, items) = (lane.fill(settings, cost), false, &self.items);
-        let rows = lane.waiting.take(|row| {
+        let pick = |row| {
             if fill.add(&items[&row]) {
                 return Pick::Take;
             }
             full = true;
             Pick::Stop
-        });
+        };
+        let rows = if bulk { lane.waiting.take_bulk(pick) } else { lane.waiting.take(pick) };
         let mut taken = TextBatch { work: fill.work, full, ..TextBatch::default() };
         for &row in &rows {
             let item = self.items.remove(&row).expect("a waiting row is known");

@@ -3,8 +3,8 @@
 //! Running groups come first, in the order in which they joined. But every client gets its first group into the step
 //! before any client gets a second, and the same holds for the calls of one client. So a client or call with many
 //! groups makes room for a new client or call. Groups left out of a step keep their state and continue later. Nothing
-//! overtakes a group that waits for capacity, so every group finishes eventually. Bulk work comes behind all other work
-//! and joins only up to half of the rows, but one step in twenty begins with it.
+//! overtakes a group that waits for capacity, so every group finishes eventually. Bulk work comes behind all other work,
+//! unless the step is one of its own turns, and joins only up to half of the rows.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Instant;
@@ -13,19 +13,18 @@ use super::{TextBatch, TextItem, TextStage};
 use crate::engine::EngineSettings;
 use crate::engine::ids::{CallId, FeatureKey, ItemId};
 use crate::engine::scheduler::{Lane, TextCost};
-use crate::fairness::{self, BULK_PARTS, ClientId, Pick};
+use crate::fairness::{self, ClientId, Pick};
 use crate::task::ModelId;
 
 impl TextStage {
     pub(super) fn take_groups(
         &mut self,
-        model: ModelId,
+        (model, bulk): (ModelId, bool),
         now: Instant,
         settings: &EngineSettings,
         cost: Option<TextCost>,
     ) -> TextBatch {
-        let step = self.fill_step(model, settings, cost);
-        self.count_step(model, &step);
+        let step = self.fill_step((model, bulk), settings, cost);
         let mut taken = TextBatch {
             joining: step.joins.len(),
             work: step.work,
@@ -48,17 +47,6 @@ impl TextStage {
         taken
     }
 
-    /// Notes whether running bulk work was left out of a step.
-    fn count_step(&mut self, model: ModelId, step: &StepFill) {
-        let is_bulk = |group: &&ItemId| self.items[*group].call.client.is_bulk();
-        let lane = &self.lanes[&Lane::Step(model)];
-        let waits = lane.running.iter().any(|group| is_bulk(&group));
-        let runs = step.runs.iter().chain(&step.joins).any(|group| is_bulk(&group));
-        let steps = if waits && !runs { lane.steps_without_bulk + 1 } else { 0 };
-        let lane = self.lanes.get_mut(&Lane::Step(model)).expect("a ready lane exists");
-        lane.steps_without_bulk = steps;
-    }
-
     /// Returns the capacity for this model's groups, and how much of it is in use.
     fn step_capacity(&self, model: ModelId, max_rows: usize) -> StepCapacity {
         let running = &self.lanes[&Lane::Step(model)].running;
@@ -78,7 +66,7 @@ impl TextStage {
 
     fn fill_step(
         &mut self,
-        model: ModelId,
+        (model, bulk): (ModelId, bool),
         settings: &EngineSettings,
         cost: Option<TextCost>,
     ) -> StepFill {
@@ -88,8 +76,7 @@ impl TextStage {
         fill.images.clone_from(&capacity.images);
         let mut groups = Groups::default();
         let mut running = Running::new(&lane.running, &self.items, &mut groups);
-        let bulk_leads = lane.steps_without_bulk + 1 >= BULK_PARTS;
-        running.clients.sort_by_key(|client| client.is_bulk() != bulk_leads);
+        running.clients.sort_by_key(|client| client.is_bulk() != bulk);
         let (mut step, mut open) = (StepFill::default(), true);
         for round in 1.. {
             let before = step.runs.len() + step.joins.len();
@@ -103,6 +90,11 @@ impl TextStage {
                         break;
                     }
                     if !fill.add(&self.items[&group]) {
+                        if client.is_bulk() && !bulk {
+                            // A step for interactive work, which may still have groups that fit.
+                            running.leave_out(client);
+                            break;
+                        }
                         return StepFill { full: true, work: fill.work, ..step };
                     }
                     running.take(client);
@@ -122,10 +114,11 @@ impl TextStage {
                         return Pick::Pass;
                     }
                     let has_capacity = capacity.has(item, (of_client == 0, of_call == 0));
-                    if !has_capacity && client.is_bulk() {
+                    let is_added = has_capacity && fill.add(item);
+                    if !is_added && client.is_bulk() {
                         return Pick::PassClient;
                     }
-                    if !has_capacity || !fill.add(item) {
+                    if !is_added {
                         open = false;
                         return Pick::Stop;
                     }
@@ -216,6 +209,11 @@ impl Running {
         if let Some(queue) = self.queues.get_mut(&client) {
             queue.pop_front();
         }
+    }
+
+    /// Leaves all further groups of the client out of the step.
+    fn leave_out(&mut self, client: ClientId) {
+        self.queues.remove(&client);
     }
 
     fn is_empty(&self) -> bool {

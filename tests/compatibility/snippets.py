@@ -2,16 +2,16 @@
 
     python snippets.py http://127.0.0.1:8080 PICTURE
 
-PICTURE is demo/scenes/two-cats.png of a checkout; docs/clients.md is read from the same checkout. A comment before a block
-of code says what to do with it:
+PICTURE is demo/scenes/two-cats.png of a checkout; docs/clients.md is read from the same checkout. A comment before a
+block of code says what to do with it:
 
     <!-- run: python -->          run it; the next block (text) is the expected output, in which ... stands for anything
     <!-- run: python, busy -->    the same, at a server that answers the first two requests with 429 and 504
     <!-- not run: REASON -->      leave it out
     <!-- dependencies: rust -->   a part of Cargo.toml for the programs in Rust
 
-Python programs run with the interpreter that runs this script, programs for Node.js with the packages in `node_modules` of
-the current folder. Languages whose tools are missing are skipped with a message.
+Python programs run with the interpreter that runs this script, programs for Node.js with the packages in `node_modules`
+of the current folder. Languages whose tools are missing are skipped with a message.
 """
 
 import http.client
@@ -40,7 +40,9 @@ RUST_TIMEOUT = 1200
 # Programs that run at the same time. They wait for the server most of the time.
 WORKERS = 3
 
-BLOCK = re.compile(r"(?:^<!-- (?P<mark>.*?) -->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<mark>[^\n]*?) -->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 PROGRAMS = {"sh", "bash", "python", "js", "html", "rust", "go"}
 SUFFIXES = {"bash": "sh", "python": "py", "node": "mjs", "go": "go"}
 
@@ -191,7 +193,9 @@ class Tools:
         (package / "Cargo.toml").write_text(head + self.dependencies)
         (package / "src" / "main.rs").write_text("fn main() {}\n")
         shutil.copy(CHECKOUT / "rust-toolchain.toml", package)
-        fetched = subprocess.run(["cargo", "fetch", "-q"], cwd=package, env=self.environment(), capture_output=True, text=True)
+        fetched = subprocess.run(
+            ["cargo", "fetch", "-q"], cwd=package, env=self.environment(), capture_output=True, text=True
+        )
         if fetched.returncode == 0:
             self.commands["rust"] = ["cargo", "run", "-q"]
         else:
@@ -275,7 +279,8 @@ def main():
             raise Broken(f"unknown languages in docs/clients.md: {unknown}")
         for language, reason in tools.missing.items():
             count = sum(program.language == language for program in programs)
-            print(f"SKIPPED: {count} programs ({language}) in docs/clients.md: {reason}")
+            if count:
+                print(f"SKIPPED: {count} programs ({language}) in docs/clients.md: {reason}")
         # The build of the Rust program takes all cores, so it comes last and alone.
         runnable = [program for program in programs if program.language in tools.commands]
         failures = []

@@ -20,7 +20,7 @@ static ALLOCATOR: allocations::Counting = allocations::Counting;
 type Target = fn(&[u8]);
 
 /// Every target by its name, as `cargo fuzz` knows it.
-const TARGETS: [(&str, Target); 14] = [
+const TARGETS: [(&str, Target); 16] = [
     ("decode_jpeg", decode::jpeg),
     ("decode_png", decode::png),
     ("decode_webp", decode::webp),
@@ -32,6 +32,8 @@ const TARGETS: [(&str, Target); 14] = [
     ("json", bodies::json),
     ("multipart", bodies::multipart),
     ("query", bodies::query),
+    ("compatible", bodies::compatible),
+    ("bulk", bodies::bulk),
     ("checkpoint", checkpoint::checkpoint),
     ("pickle", checkpoint::pickle),
     ("h5", checkpoint::h5),

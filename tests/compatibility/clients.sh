@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks the routes of other APIs with their own client libraries: OpenAI (Python, Node), LangChain, Hugging Face (Python,
 # Node) and Ollama (Python). The scripts call a running server with the demo models, and compare its answers about a demo
-# scene. They also check that a library's exception contains the text of the server. The libraries come from PyPI and npm.
+# scene. `snippets.py` runs the programs in docs/clients.md in the same way. They also check that a library's exception contains the text of the server. The libraries come from PyPI and npm.
 # Checks whose libraries cannot be installed are skipped with a message.
 #
 #   tests/compatibility/clients.sh target/debug/blip-server
@@ -32,12 +32,14 @@ check() {
   "$@" "$server" "$picture" || failed+=" $(basename "$2")"
 }
 
+python=
 if python3 -m venv python >/dev/null 2>&1 && python/bin/pip install -q -r requirements.txt >/dev/null 2>&1; then
+  python=python/bin/python
   for script in openai huggingface ollama langchain; do
-    check python/bin/python "${script}_python.py"
+    check "$python" "${script}_python.py"
   done
 else
-  echo "skipped: openai, huggingface_hub, ollama and langchain-openai cannot be installed (PyPI)"
+  echo "skipped: the Python libraries and docs/clients.md cannot be checked (PyPI)"
 fi
 
 if command -v npm >/dev/null && npm install --silent >/dev/null 2>&1; then
@@ -45,5 +47,8 @@ if command -v npm >/dev/null && npm install --silent >/dev/null 2>&1; then
 else
   echo "skipped: openai and @huggingface/inference cannot be installed (npm)"
 fi
+
+# The programs in docs/clients.md. It comes after npm, as it uses the packages in node_modules.
+[ -z "$python" ] || check "$python" snippets.py
 
 [ -z "$failed" ] || { echo "failed:$failed"; exit 1; }

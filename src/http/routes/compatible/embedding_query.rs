@@ -2,6 +2,7 @@
 //! routes, so it is split.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::value::StrDeserializer;
@@ -18,6 +19,9 @@ use crate::http::routes::embeddings::{EmbeddingAnswer, EmbeddingPlan, Embeddings
 
 /// Maximum number of inputs of a request, as in the OpenAI API.
 pub(super) const MAX_INPUTS: usize = 2048;
+
+/// How a data URI of an image begins.
+const DATA_IMAGE: &str = "data:image/";
 
 /// The error for token ids, which only the tokenizer of another model can have made.
 const TOKEN_IDS: &str = "lists of token ids are not supported, because they belong to another model's tokenizer; send texts \
@@ -64,6 +68,16 @@ enum EmbeddingInput {
 }
 
 impl EmbeddingInputs {
+    /// Takes every text for an image value.
+    pub(super) fn as_images(mut self) -> Self {
+        for input in &mut self.list {
+            if let EmbeddingInput::Text(text) = input {
+                *input = EmbeddingInput::Image(ImageField::Value(Arc::new(text.0.to_string())));
+            }
+        }
+        self
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
@@ -167,6 +181,12 @@ impl<'de> Visitor<'de> for InputVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<EmbeddingInput, E> {
+        // No text that anybody wants to embed begins like this, but images do.
+        if text.get(..DATA_IMAGE.len()).is_some_and(|start| start.eq_ignore_ascii_case(DATA_IMAGE))
+        {
+            let image = ImageField::deserialize(StrDeserializer::new(text))?;
+            return Ok(EmbeddingInput::Image(image));
+        }
         Text::deserialize(StrDeserializer::new(text)).map(EmbeddingInput::Text)
     }
 

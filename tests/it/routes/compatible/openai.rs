@@ -242,6 +242,15 @@ async fn embeddings_are_those_of_the_own_route_in_any_number() {
     assert_eq!(data[3]["embedding"], data[0]["embedding"]);
     assert!(list["usage"]["prompt_tokens"].as_u64().unwrap() >= 6 * 3);
     let one = json!({"input": "a cat", "encoding_format": "base64", "dimensions": data[0]["embedding"].as_array().unwrap().len()});
+    for images in [
+        json!({"input": format!("data:image/png;base64,{image}")}),
+        json!({"input": [image], "modality": "image"}),
+    ] {
+        let answer = json_of(&app.json("/v1/embeddings", &images).await);
+        assert_eq!(answer["data"][0]["embedding"], data[1]["embedding"]);
+    }
+    let audio = json!({"input": "a", "modality": "audio"});
+    assert_eq!(error_of(&app.json("/v1/embeddings", &audio).await, 400)["param"], "modality");
     let packed = json_of(&app.json("/v1/embeddings", &one).await);
     let own_packed = own(json!({"text": "a cat", "encoding_format": "base64"})).await;
     assert_eq!(packed["data"][0]["embedding"], own_packed);

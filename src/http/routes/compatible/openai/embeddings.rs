@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::super::embedding_query::{Embedded, EmbeddingInputs, EmbeddingQuery};
 use crate::http::context::RequestContext;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, Code};
 use crate::http::inference::call::Start;
 use crate::http::inference::reply;
 use crate::http::openapi::OpenAiErrors;
@@ -21,13 +21,16 @@ pub(crate) struct OpenAiEmbeddingsRequest {
     /// Name of a loaded model; `blip-server` for the default.
     #[serde(default)]
     model: Option<String>,
-    /// A text, an object `{"image": IMAGE_VALUE}`, or a list of up to 2,048 of these.
+    /// A text, an image (a data URI, or an object `{"image": IMAGE_VALUE}`), or a list of up to 2,048 of these.
     #[schema(value_type = Object)]
     input: EmbeddingInputs,
     /// `float` (default), or `base64` of little-endian 32-bit floats.
     #[serde(default)]
     #[schema(inline)]
     encoding_format: Option<EncodingFormat>,
+    /// `text` (default), or `image` if the texts are image values. Not part of the OpenAI API.
+    #[serde(default)]
+    modality: Option<String>,
     /// Number of dimensions; only that of the model is accepted.
     #[serde(default)]
     dimensions: Option<i64>,
@@ -91,9 +94,17 @@ pub(crate) async fn create_embeddings(
     let body = start.read_any_type(http).await?;
     let request: OpenAiEmbeddingsRequest = body.json().await?;
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
+    let inputs = match request.modality.as_deref() {
+        None | Some("text") => request.input,
+        Some("image") => request.input.as_images(),
+        Some(_) => {
+            let detail = "BLIP embeds text and image; leave it out, or use one of these";
+            return Err(ApiError::field(Code::InvalidRequest, "modality", detail));
+        }
+    };
     let query = EmbeddingQuery {
         model: request.model,
-        inputs: request.input,
+        inputs,
         field: "input",
         dimensions: request.dimensions,
         truncate: false,

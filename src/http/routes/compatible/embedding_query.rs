@@ -69,7 +69,7 @@ enum EmbeddingInput {
 
 impl EmbeddingInputs {
     /// Takes every text for an image value.
-    pub(super) fn as_images(mut self) -> Self {
+    pub(super) fn into_images(mut self) -> Self {
         for input in &mut self.list {
             if let EmbeddingInput::Text(text) = input {
                 *input = EmbeddingInput::Image(ImageField::Value(Arc::new(text.0.to_string())));

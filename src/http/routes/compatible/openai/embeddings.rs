@@ -96,7 +96,7 @@ pub(crate) async fn create_embeddings(
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
     let inputs = match request.modality.as_deref() {
         None | Some("text") => request.input,
-        Some("image") => request.input.as_images(),
+        Some("image") => request.input.into_images(),
         Some(_) => {
             let detail = "BLIP embeds text and image; leave it out, or use one of these";
             return Err(ApiError::field(Code::InvalidRequest, "modality", detail));

@@ -1,13 +1,16 @@
 //! One line of a bulk request: parsing, running its task, and writing its answer.
 
+use std::fmt;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::Number;
 
 use super::lines::Line;
 use crate::engine::{Admission, ReservationGuard};
@@ -45,7 +48,7 @@ enum TaskName {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct LineFields {
-    id: Option<Value>,
+    id: Option<LineId>,
     task: Option<TaskName>,
     deadline_ms: Option<u64>,
 }
@@ -58,8 +61,55 @@ impl OwnFields for LineFields {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum LineName {
-    Id(Value),
+    Id(LineId),
     Line(u64),
+}
+
+/// Maximum length of an id in bytes.
+const MAX_ID_BYTES: usize = 4096;
+
+/// The client's id of a line: a text or a number. Clones share the text.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+enum LineId {
+    Text(Arc<str>),
+    Number(Number),
+}
+
+struct LineIdVisitor;
+
+impl Visitor<'_> for LineIdVisitor {
+    type Value = LineId;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a string of at most {MAX_ID_BYTES} bytes, or a number")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<LineId, E> {
+        if text.len() > MAX_ID_BYTES {
+            return Err(E::invalid_length(text.len(), &self));
+        }
+        Ok(LineId::Text(text.into()))
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<LineId, E> {
+        Ok(LineId::Number(number.into()))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<LineId, E> {
+        Ok(LineId::Number(number.into()))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<LineId, E> {
+        let number = Number::from_f64(number);
+        number.map(LineId::Number).ok_or_else(|| E::custom("not a number"))
+    }
+}
+
+impl<'de> Deserialize<'de> for LineId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(LineIdVisitor)
+    }
 }
 
 /// The answer to a line.
@@ -112,15 +162,7 @@ impl Lines {
         let bytes = line.bytes.map_err(|error| failed(number.clone(), &error))?;
         let fields = in_pool(&bytes, extract_line::own_fields::<LineFields>).await;
         let fields = fields.map_err(|error| failed(number.clone(), &error))?;
-        let name = match fields.id {
-            None => number,
-            Some(id @ (Value::String(_) | Value::Number(_))) => LineName::Id(id),
-            Some(Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_)) => {
-                let error =
-                    ApiError::field(Code::InvalidRequest, "id", "expected a string or a number");
-                return Err(failed(number, &error));
-            }
-        };
+        let name = fields.id.map_or(number, LineName::Id);
         let Some(task) = fields.task else {
             let detail = "is needed: caption, vqa, similarity, embeddings or classify";
             let error = ApiError::field(Code::InvalidRequest, "task", detail);

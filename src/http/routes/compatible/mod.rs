@@ -8,8 +8,10 @@
 //! - `text_query`: a request for text about an image. `text_stream`: its answer in pieces.
 //! - `embedding_query`: a request for embeddings.
 //! - `model_name`: which model a name means. `sampling`: sampling options. `stop`: removes stop strings.
+//! - `brief`: values of which little matters.
 //! - `note`: the header that tells what was not used. `now`: times.
 
+mod brief;
 mod embedding_query;
 mod huggingface;
 mod model_name;

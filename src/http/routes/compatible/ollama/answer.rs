@@ -9,9 +9,9 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::super::brief::Brief;
 use super::super::note;
 use super::super::now;
 use super::super::sampling::{Sampling, StopField};
@@ -159,8 +159,8 @@ impl LineWriter {
     ///
     /// # Errors
     /// `overloaded` if there is no memory for it.
-    pub(super) fn loaded(&self, keep_alive: Option<&Value>) -> Result<Response, ApiError> {
-        let unload = keep_alive.is_some_and(is_zero);
+    pub(super) fn loaded(&self, keep_alive: &Brief) -> Result<Response, ApiError> {
+        let unload = is_zero(keep_alive);
         let end = self.end(if unload { "unload" } else { "load" }, 0, 0);
         reply::json(&self.line(String::new(), Some(end)), None)
     }
@@ -224,11 +224,11 @@ pub(super) fn nanoseconds(duration: Duration) -> u64 {
 }
 
 /// True if `keep_alive` asks to unload the model: 0, `"0"`, `"0s"`.
-fn is_zero(keep_alive: &Value) -> bool {
+fn is_zero(keep_alive: &Brief) -> bool {
     match keep_alive {
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.trim_end_matches(char::is_alphabetic) == "0",
-        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => false,
+        Brief::Number(number) => number.abs() == 0.0,
+        Brief::Text(text) => text.trim_end_matches(char::is_alphabetic) == "0",
+        Brief::Null | Brief::Flag | Brief::List | Brief::Object(_) => false,
     }
 }
 
@@ -236,9 +236,8 @@ fn is_zero(keep_alive: &Value) -> bool {
 ///
 /// # Errors
 /// `invalid_request`.
-pub(super) fn check_format(format: Option<&Value>) -> Result<(), ApiError> {
-    let is_plain = format.is_none_or(|format| format.is_null() || format == "");
-    if is_plain {
+pub(super) fn check_format(format: &Brief) -> Result<(), ApiError> {
+    if *format == Brief::Null || *format == Brief::Text(String::new()) {
         return Ok(());
     }
     let detail = "BLIP answers in plain text; leave it out";

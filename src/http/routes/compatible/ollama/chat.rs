@@ -7,9 +7,9 @@ use axum::extract::{Extension, Request as HttpRequest, State};
 use axum::response::Response;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
-use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::super::brief::Brief;
 use super::super::text_query::{FieldNames, TextQuery};
 use super::answer::{LineWriter, OllamaAnswer, OllamaOptions, Shape, check_format, respond};
 use super::images::LastImage;
@@ -44,7 +44,7 @@ pub(crate) struct OllamaChatRequest {
     /// Must be absent: BLIP answers in plain text.
     #[serde(default)]
     #[schema(value_type = Object)]
-    format: Option<Value>,
+    format: Brief,
     /// Must be empty: BLIP calls no tools.
     #[serde(default)]
     #[schema(value_type = Vec<Object>)]
@@ -52,7 +52,7 @@ pub(crate) struct OllamaChatRequest {
     /// Without messages: 0 asks to unload the model, which does nothing.
     #[serde(default)]
     #[schema(value_type = Object)]
-    keep_alive: Option<Value>,
+    keep_alive: Brief,
 }
 
 /// The parts of a conversation that BLIP can use. Everything else is dropped while the body is parsed.
@@ -134,9 +134,9 @@ pub(crate) async fn chat_with_ollama_model(
     let writer = LineWriter::new(Shape::Chat, &request.model, &context);
     let Messages { image, text, is_empty } = request.messages;
     if is_empty && image.is_none() {
-        return writer.loaded(request.keep_alive.as_ref());
+        return writer.loaded(&request.keep_alive);
     }
-    check_format(request.format.as_ref())?;
+    check_format(&request.format)?;
     if request.tools.is_some_and(|tools| !tools.is_empty()) {
         let detail = format!("{} does not support tools", request.model);
         return Err(ApiError::new(Code::InvalidRequest, detail));

@@ -3,9 +3,9 @@
 use axum::extract::{Extension, Request as HttpRequest, State};
 use axum::response::Response;
 use serde::Deserialize;
-use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::super::brief::Brief;
 use super::super::text_query::{FieldNames, TextQuery};
 use super::answer::{LineWriter, OllamaAnswer, OllamaOptions, Shape, check_format, respond};
 use super::images::LastImage;
@@ -41,11 +41,11 @@ pub(crate) struct OllamaGenerateRequest {
     /// Must be absent: BLIP answers in plain text.
     #[serde(default)]
     #[schema(value_type = Object)]
-    format: Option<Value>,
+    format: Brief,
     /// Without prompt and images: 0 asks to unload the model, which does nothing.
     #[serde(default)]
     #[schema(value_type = Object)]
-    keep_alive: Option<Value>,
+    keep_alive: Brief,
 }
 
 /// Describe an image, or answer a question about it (Ollama)
@@ -74,9 +74,9 @@ pub(crate) async fn generate_ollama_text(
     let writer = LineWriter::new(Shape::Generate, &request.model, &context);
     let text = request.prompt.filter(|prompt| !prompt.is_empty());
     if text.is_none() && request.images.0.is_none() {
-        return writer.loaded(request.keep_alive.as_ref());
+        return writer.loaded(&request.keep_alive);
     }
-    check_format(request.format.as_ref())?;
+    check_format(&request.format)?;
     let query = TextQuery {
         model: Some(request.model),
         image: request.images.0,

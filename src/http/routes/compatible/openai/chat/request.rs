@@ -4,9 +4,9 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::super::super::brief::Brief;
 use super::super::super::sampling::{Sampling, StopField};
 use super::super::super::text_query::{FieldNames, TextQuery};
 use crate::http::error::{ApiError, Code};
@@ -69,11 +69,11 @@ pub(crate) struct ChatCompletionRequest {
     /// Only `{"type": "text"}` is supported.
     #[serde(default)]
     #[schema(value_type = Object)]
-    response_format: Option<Value>,
+    response_format: Brief,
     /// `required` and the name of a function are refused; BLIP calls no tools.
     #[serde(default)]
     #[schema(value_type = Object)]
-    tool_choice: Option<Value>,
+    tool_choice: Brief,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -96,12 +96,11 @@ impl ChatCompletionRequest {
         let refused = |field: &str, detail: &str| {
             Err(ApiError::field(Code::InvalidRequest, field, detail.to_owned()))
         };
-        let format = self.response_format.as_ref().map(|format| &format["type"]);
-        if format.is_some_and(|kind| !kind.is_null() && kind != "text") {
+        if matches!(&self.response_format, Brief::Object(Some(kind)) if kind != "text") {
             return refused("response_format", "BLIP answers in plain text; leave it out");
         }
-        let chosen = self.tool_choice.as_ref();
-        if chosen.is_some_and(|choice| choice.is_object() || choice == "required") {
+        let is_required = matches!(&self.tool_choice, Brief::Text(choice) if choice == "required");
+        if is_required || matches!(self.tool_choice, Brief::Object(_)) {
             return refused("tool_choice", "BLIP calls no tools; use \"auto\" or \"none\"");
         }
         let Conversation { image, text, unsupported } = self.messages;

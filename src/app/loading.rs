@@ -336,6 +336,7 @@ fn budget(config: &Config, weights: u64) -> MemoryBudget {
         // Includes the reserve, a quarter on top of the capacity, for clients that currently use little memory; the KV
         // cache has the same reserve.
         bodies: fairness::with_reserve(config.engine.capacity_bytes),
+        bulk: config.http.bulk.most_bytes(),
         fetched: config.fetch.most_bytes(config.http.input.max_image_bytes),
         decoding: config.images.decode_budget_bytes,
         pixels: config.images.pixel_cache_bytes,

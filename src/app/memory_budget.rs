@@ -15,6 +15,8 @@ pub(super) struct MemoryBudget {
     pub(super) weights: u64,
     /// Request bodies and prepared pixels of admitted requests (`engine.capacity_bytes` with its reserve).
     pub(super) bodies: u64,
+    /// Lines and answers of bulk requests.
+    pub(super) bulk: u64,
     /// Image files fetched by URL and not decoded yet.
     pub(super) fetched: u64,
     /// Buffers of the images being decoded.
@@ -31,8 +33,8 @@ impl MemoryBudget {
     /// Returns the sum of all parts, in bytes.
     #[must_use]
     pub(super) fn total(&self) -> u64 {
-        let Self { weights, bodies, fetched, decoding, pixels, features, kv } = *self;
-        weights + bodies + fetched + decoding + pixels + features + kv
+        let Self { weights, bodies, bulk, fetched, decoding, pixels, features, kv } = *self;
+        weights + bodies + bulk + fetched + decoding + pixels + features + kv
     }
 
     /// Rejects a budget above a cgroup limit. The machine's memory is not a hard limit, so it is not checked.
@@ -44,7 +46,7 @@ impl MemoryBudget {
             Some(MemoryLimit::Cgroup(bytes)) if self.total() > bytes => Err(format!(
                 "the settings allow up to {self}, but the container's memory limit is {}: raise the limit, or lower \
                  engine.capacity_bytes, engine.max_kv_bytes, engine.feature_cache_bytes, \
-                 images.decode_budget_bytes, images.pixel_cache_bytes or fetch.max_concurrent",
+                 images.decode_budget_bytes, images.pixel_cache_bytes, bulk.max_requests or fetch.max_concurrent",
                 mebibytes(bytes)
             )),
             Some(MemoryLimit::Cgroup(_) | MemoryLimit::Machine(_)) | None => Ok(()),
@@ -56,10 +58,11 @@ impl fmt::Display for MemoryBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} (weights {}, bodies {}, fetched files {}, decoding {}, pixel cache {}, feature cache {}, KV cache {})",
+            "{} (weights {}, bodies {}, bulk requests {}, fetched files {}, decoding {}, pixel cache {}, feature cache {}, KV cache {})",
             mebibytes(self.total()),
             mebibytes(self.weights),
             mebibytes(self.bodies),
+            mebibytes(self.bulk),
             mebibytes(self.fetched),
             mebibytes(self.decoding),
             mebibytes(self.pixels),
@@ -123,6 +126,7 @@ mod tests {
     const BUDGET: MemoryBudget = MemoryBudget {
         weights: 900 << 20,
         bodies: 512 << 20,
+        bulk: 390 << 20,
         fetched: 320 << 20,
         decoding: 1 << 30,
         pixels: 128 << 20,
@@ -134,7 +138,7 @@ mod tests {
     fn a_budget_above_the_containers_limit_is_refused_with_its_parts() {
         let error = BUDGET.check(Some(MemoryLimit::Cgroup(1 << 30))).unwrap_err();
         assert!(
-            error.contains("5188 MiB (weights 900 MiB, bodies 512 MiB, fetched files 320 MiB"),
+            error.contains("5578 MiB (weights 900 MiB, bodies 512 MiB, bulk requests 390 MiB, fetched files 320 MiB"),
             "{error}"
         );
         assert!(error.contains("limit is 1024 MiB"), "{error}");

@@ -318,18 +318,6 @@ impl Admission {
         Self { handle: self.handle.clone(), reservation, admitted, deadline }
     }
 
-    /// Sets the number of bytes that the call holds, without any check.
-    pub fn set_bytes(&self, bytes: u64) {
-        self.reservation.set_bytes(bytes);
-    }
-
-    /// Replaces the bytes that the call holds by `bytes`, those of its answer, and returns a guard of them.
-    #[must_use]
-    pub fn hold_bytes(&self, bytes: u64) -> ReservationGuard {
-        self.reservation.set_bytes(bytes);
-        self.hold()
-    }
-
     /// Rejects the call if `wait` is too long. `wait` is the call's estimated wait outside the engine, before its tasks
     /// can be submitted. The limits are the same as for the wait in the engine's queue.
     ///

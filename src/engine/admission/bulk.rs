@@ -41,7 +41,8 @@ impl AdmissionController {
         CallReservation::new(Arc::clone(self), call)
     }
 
-    /// Reserves `more` for a call of bulk work. Waits until there is room.
+    /// Reserves `more` for a call of bulk work. Waits until there is room, in the order of arrival, so that a large line
+    /// does not wait for ever behind small ones.
     ///
     /// # Errors
     /// `TooManyRows` if there will never be room.
@@ -55,56 +56,61 @@ impl AdmissionController {
             let error = EngineError::TooManyRows { rows: more.rows, capacity };
             return Err(self.refuse(Refusal::Full, error));
         }
-        let mut waiter = None;
+        let waiter = Waiter { admission: self, call };
+        self.state().waiting.push_back(call);
         loop {
             // Registered before the check. Otherwise a notification between the check and the wait would be lost.
             let freed = self.freed.notified();
             {
                 let mut state = self.state();
-                if self.has_room(&state, call.client, more) {
+                if self.has_room(&state, call, more) {
                     self.add(&mut state, call, more);
+                    drop(state);
+                    drop(waiter);
                     return Ok(());
                 }
-                waiter.get_or_insert_with(|| {
-                    state.waiting += 1;
-                    Waiter(self)
-                });
             }
             freed.await;
         }
     }
 
-    fn has_room(&self, state: &State, client: ClientId, more: Usage) -> bool {
+    fn has_room(&self, state: &State, call: CallId, more: Usage) -> bool {
         let State { usage, bulk, bulk_clients: clients, .. } = state;
-        let own = state.clients.get(&client).map(|client| client.usage).unwrap_or_default();
+        let own = state.clients.get(&call.client).map(|client| client.usage).unwrap_or_default();
+        // Clients without work in progress need not wait behind the large lines of others.
+        let is_next = state.waiting.front() == Some(&call) || !own.is_work();
+        if !bulk.is_work() {
+            // Whatever is alone fits, however large it is.
+            return is_next;
+        }
         let images = |usage: &Usage| (usage.images + usage.encodings) as u64;
         let rows = |usage: &Usage| usage.rows as u64;
         let fit = |capacity: u64, all: u64, own: u64, more: u64| {
-            // Whatever is alone fits, however large it is.
             more == 0 || all == 0 || fairness::fits(capacity, all, own, *clients, more)
         };
         let most_rows = (self.settings.capacity_rows / 2).max(1) as u64;
         let most_bytes = (self.settings.capacity_bytes / 4).max(1);
-        if !more.is_work() {
-            // Lines that are still being read must leave room for the work on those that have been.
-            return fit(most_bytes / 2, bulk.bytes, own.bytes, more.bytes);
-        }
-        if !bulk.is_work() {
-            return true;
-        }
-        fit(most_rows, rows(bulk), rows(&own), rows(&more))
+        is_next
+            && fit(most_rows, rows(bulk), rows(&own), rows(&more))
             && fit(most_rows, images(bulk), images(&own), images(&more))
             && fit(most_bytes, bulk.bytes, own.bytes, more.bytes)
             && fit(self.settings.capacity_bytes, usage.bytes, own.bytes, more.bytes)
     }
 }
 
-/// Counts a call that waits for room until it is dropped.
-struct Waiter<'a>(&'a AdmissionController);
+/// A call that waits for room until this is dropped.
+struct Waiter<'a> {
+    admission: &'a AdmissionController,
+    call: CallId,
+}
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.0.state().waiting -= 1;
+        let mut state = self.admission.state();
+        state.waiting.retain(|waiting| *waiting != self.call);
+        drop(state);
+        // The next call may be first now.
+        self.admission.freed.notify_waiters();
     }
 }
 
@@ -142,12 +148,12 @@ mod tests {
         {
             let mut waiting = pin!(second.reserve_when_room(2, 1, 100));
             assert!(poll(waiting.as_mut()).is_pending());
-            assert_eq!(admission.state().waiting, 1);
+            assert_eq!(admission.state().waiting.len(), 1);
             assert!(poll(waiting.as_mut()).is_pending());
             drop(first);
             assert!(poll(waiting.as_mut()).is_ready());
         }
-        assert_eq!(admission.state().waiting, 0);
+        assert!(admission.state().waiting.is_empty());
         assert_eq!(admission.rows(), 2);
         drop((second, request));
         assert_eq!(admission.state().usage, Usage::default());
@@ -173,17 +179,21 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_are_read_leave_room_for_those_that_run() {
+    fn a_large_line_does_not_wait_behind_later_small_ones() {
         let admission = admission();
-        let reader = admission.admit_bulk(CLIENT).unwrap();
-        assert!(poll(pin!(reader.reserve_when_room(0, 0, 90))).is_ready());
-        assert!(poll(pin!(reader.reserve_when_room(0, 0, 20))).is_pending());
-        let line = reader.admit_part();
-        assert!(poll(pin!(line.reserve_when_room(1, 0, 100))).is_ready());
-        reader.set_bytes(0);
-        assert_eq!(admission.state().bulk.bytes, 100);
-        line.set_bytes(7);
-        assert_eq!(admission.state().usage.bytes, 7);
+        let request = admission.admit_bulk(CLIENT).unwrap();
+        let [running, large, small] = [(); 3].map(|()| request.admit_part());
+        assert!(poll(pin!(running.reserve_when_room(2, 0, 0))).is_ready());
+        let mut large = pin!(large.reserve_when_room(5, 0, 0));
+        assert!(poll(large.as_mut()).is_pending());
+        let mut small = pin!(small.reserve_when_room(1, 0, 0));
+        assert!(poll(small.as_mut()).is_pending(), "it would fit");
+        // A client without work in progress is not held up.
+        let other = admission.admit_bulk(ClientId(2)).unwrap();
+        assert!(poll(pin!(other.reserve_when_room(1, 0, 0))).is_ready());
+        drop((running, other));
+        assert!(poll(large.as_mut()).is_ready());
+        assert!(poll(small.as_mut()).is_pending(), "it must wait for room now");
     }
 
     #[test]

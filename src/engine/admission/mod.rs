@@ -19,7 +19,7 @@ mod reservation;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -152,8 +152,8 @@ struct State {
     bulk: Usage,
     /// Number of entries of `clients` that are bulk work.
     bulk_clients: usize,
-    /// Number of calls that wait for room.
-    waiting: usize,
+    /// The calls of bulk work that wait for room, in order of arrival.
+    waiting: VecDeque<CallId>,
     /// The clients with calls in progress. Empty when all admitted calls have ended.
     clients: BTreeMap<ClientId, Client>,
     next_call: u64,
@@ -218,7 +218,7 @@ impl AdmissionController {
             usage: Usage::default(),
             bulk: Usage::default(),
             bulk_clients: 0,
-            waiting: 0,
+            waiting: VecDeque::new(),
             clients: BTreeMap::new(),
             next_call: 0,
             closed: false,
@@ -459,7 +459,7 @@ impl AdmissionController {
             }
         }
         self.update_gauges(&state);
-        if state.waiting > 0 {
+        if !state.waiting.is_empty() {
             self.freed.notify_waiters();
         }
     }
@@ -474,6 +474,10 @@ impl AdmissionController {
                 state.clients.remove(&call.client);
                 state.bulk_clients -= usize::from(call.client.is_bulk());
             }
+        }
+        if !state.waiting.is_empty() {
+            // The shares of the remaining clients may have grown.
+            self.freed.notify_waiters();
         }
         if state.clients.is_empty() {
             self.emptied.notify_waiters();

@@ -107,19 +107,6 @@ impl CallReservation {
         self.0.admission.admit_part(self.0.call)
     }
 
-    /// Sets the number of bytes that the call holds, without any check.
-    pub(crate) fn set_bytes(&self, bytes: u64) {
-        let mut held = self.held();
-        let old = std::mem::replace(&mut held.rest.bytes, bytes);
-        drop(held);
-        let usage = |bytes| Usage { bytes, ..Usage::default() };
-        if bytes > old {
-            self.0.admission.take(self.0.call, usage(bytes - old));
-        } else {
-            self.0.admission.give_back(self.0.call, usage(old - bytes));
-        }
-    }
-
     /// Moves `rows` rows and up to `images` images from the call's reservation to the reservation of a new task.
     ///
     /// # Errors

@@ -11,9 +11,10 @@
 use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::Request as HttpRequest;
+use serde::de::DeserializeOwned;
 
 use super::arity::ImageArity;
 use super::endpoint::{
@@ -218,6 +219,29 @@ impl<'a> Start<'a> {
         let Self { state, services, context, deadline, .. } = *self;
         let read = extract::read_any_type(http, state, services, context, deadline);
         within(&services.engine, deadline, read).await
+    }
+
+    /// Waits, but not beyond the deadline.
+    ///
+    /// # Errors
+    /// Those of [`within`].
+    pub(crate) async fn pause(&self, time: Duration) -> Result<(), ApiError> {
+        let pause = async {
+            tokio::time::sleep(time).await;
+            Ok(())
+        };
+        within(&self.services.engine, self.deadline, pause).await
+    }
+
+    /// Parses a body as a JSON object. Unknown fields are the concern of the type.
+    ///
+    /// # Errors
+    /// `invalid_request`, with the field; `overloaded` if there is no memory for it; those of [`within`].
+    pub(crate) async fn json<R: DeserializeOwned + Send + 'static>(
+        &self,
+        body: &AdmittedBody,
+    ) -> Result<R, ApiError> {
+        within(&self.services.engine, self.deadline, body.json()).await
     }
 
     /// Prepares a call with one input, in the format of this server's own routes.

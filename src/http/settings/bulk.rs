@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{AT_LEAST_ONE, require_time};
+use crate::fairness;
 use crate::settings::{InvalidSetting, Section, millis, require};
 
 /// Limits of bulk requests: the section `[bulk]`.
@@ -28,10 +29,19 @@ pub struct BulkSettings {
     pub idle_timeout: Duration,
 }
 
+impl BulkSettings {
+    /// Returns the maximum number of bytes of lines and answers that all bulk requests hold outside admission control.
+    #[must_use]
+    pub fn most_bytes(&self) -> u64 {
+        let each = self.max_line_bytes.saturating_add(self.max_held_bytes) as u64;
+        fairness::with_reserve(self.max_requests as u64).saturating_mul(each)
+    }
+}
+
 impl Default for BulkSettings {
     fn default() -> Self {
         Self {
-            max_requests: 16,
+            max_requests: 4,
             // A picture of 10 MiB has 13.4 MiB in base64.
             max_line_bytes: 14 << 20,
             max_lines_in_flight: 128,

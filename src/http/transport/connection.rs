@@ -371,9 +371,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
             return self.poll_head_timer(context);
         }
         if buffer.filled().len() > before {
-            if self.activity.bulk().idle_timeout().is_some() {
-                // The client sends, so it may go on to read later.
-                self.write_timer = None;
+            // A client of a bulk request that sends may read later.
+            if let (Some(timeout), Some(timer)) =
+                (self.activity.bulk().idle_timeout(), self.write_timer.as_mut())
+            {
+                timer.as_mut().reset(tokio::time::Instant::now() + timeout);
             }
             match self.activity.phase() {
                 // The timeout for receiving the first head started with the connection and is still running.

@@ -256,6 +256,42 @@ async fn requests_above_the_limit_and_forms_are_refused() {
     bulk(&app, "").await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn long_lines_of_many_requests_do_not_wait_for_each_other() {
+    // Together the lines are larger than what bulk work may hold.
+    let app = TestApp::with(|config| {
+        config.engine.capacity_bytes = 40 << 20;
+        config.http.bulk.max_requests = 8;
+    });
+    let line = |id: usize| {
+        let padding = " ".repeat(8 << 20);
+        format!("{{\"id\": {id}, \"task\": \"embeddings\",{padding}\"text\": \"a cat\"}}\n")
+            .repeat(2)
+    };
+    let requests = (0..8).map(|id| bulk(&app, line(id)));
+    for (answers, summary) in futures_util::future::join_all(requests).await {
+        assert_eq!(summary, json!({"done": 2, "failed": 0}), "{answers:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_reads_keep_their_request_and_nothing_else() {
+    let app = TestApp::with(|config| {
+        config.http.bulk.max_requests = 1;
+        config.http.bulk.max_held_bytes = 10_000;
+    });
+    let body = "{\"task\": \"embeddings\", \"text\": \"a cat\"}\nno json\n".repeat(2000);
+    let unread = app.open(Request::post("/bulk").body(Body::from(body)).unwrap()).await;
+    app.until("full", |app| app.metrics.bulk_held_bytes.get() > 10_000).await;
+    app.until("nothing in the engine", |app| app.metrics.queue_bytes.get() == 0).await;
+    assert!(app.metrics.bulk_held_bytes.get() < 200_000);
+    app.raw("/bulk", "", Vec::new()).await.refused(503, "overloaded");
+    drop(unread);
+    app.until("left", |app| app.metrics.bulk_held_bytes.get() == 0).await;
+    assert_eq!(app.metrics.bulk_requests.get(), 0);
+    bulk(&app, "").await;
+}
+
 /// Plain `requests` sends the whole body before it reads, whatever the server sends meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_client_that_sends_everything_before_it_reads_never_hangs() {

@@ -11,7 +11,7 @@ fn roomy() -> EngineSettings {
         max_batch_rows: 16,
         max_batch_tokens: 1000,
         max_pinned_feature_bytes: 1000 * BYTES,
-        max_kv_bytes: u64::MAX,
+        max_kv_bytes: 20 * KV,
         ..settings()
     }
 }

@@ -4,7 +4,7 @@
 //! before any client gets a second, and the same holds for the calls of one client. So a client or call with many
 //! groups makes room for a new client or call. Groups left out of a step keep their state and continue later. Nothing
 //! overtakes a group that waits for capacity, so every group finishes eventually. Bulk work comes behind all other work,
-//! unless the step is one of its own turns, and joins only up to half of the rows.
+//! unless the step is one of its own turns, and joins only up to half of the rows and bytes.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Instant;
@@ -256,9 +256,10 @@ impl StepCapacity {
             (false, true) => most,
             (false, false) => most - most / 4,
         };
+        // Bulk work leaves half of rows and bytes to others, but one group of it may always run.
         if item.call.client.is_bulk() && self.bulk_rows > 0 {
-            let most = self.max_rows / 2;
-            if self.bulk_rows + item.rows > most {
+            let has_rows = self.bulk_rows + item.rows <= self.max_rows / 2;
+            if !has_rows || self.kv.saturating_add(self.new_kv(item)) > self.max_kv / 2 {
                 return false;
             }
         }

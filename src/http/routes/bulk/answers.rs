@@ -33,6 +33,15 @@ struct State {
     bytes: usize,
     /// True once the last answer has been sent.
     ended: bool,
+    /// True once the client has left.
+    left: bool,
+}
+
+/// Memory that each answer takes besides its bytes.
+const OVERHEAD: usize = 128;
+
+fn size(answer: &Bytes) -> usize {
+    answer.len() + OVERHEAD
 }
 
 /// Creates a queue.
@@ -50,12 +59,12 @@ pub(super) fn queue(held_bytes: &IntGauge) -> (AnswerSender, AnswerReceiver) {
 impl AnswerSender {
     /// Appends an answer. It is dropped if the client has left.
     pub(super) fn push(&self, answer: Bytes) {
-        if self.0.closed.is_cancelled() {
+        let mut state = self.0.state();
+        if state.left {
             return;
         }
-        self.0.held_bytes.add(count(answer.len()));
-        let mut state = self.0.state();
-        state.bytes += answer.len();
+        self.0.held_bytes.add(count(size(&answer)));
+        state.bytes += size(&answer);
         state.answers.push_back(answer);
         drop(state);
         self.0.filled.notify_one();
@@ -92,9 +101,9 @@ impl AnswerReceiver {
             {
                 let mut state = self.0.state();
                 if let Some(answer) = state.answers.pop_front() {
-                    state.bytes -= answer.len();
+                    state.bytes -= size(&answer);
                     drop(state);
-                    self.0.held_bytes.sub(count(answer.len()));
+                    self.0.held_bytes.sub(count(size(&answer)));
                     self.0.taken.notify_waiters();
                     return Some(answer);
                 }
@@ -112,9 +121,12 @@ impl Drop for AnswerReceiver {
     fn drop(&mut self) {
         self.0.closed.cancel();
         let mut state = self.0.state();
-        let left = std::mem::take(&mut *state);
+        state.left = true;
+        let (answers, bytes) =
+            (std::mem::take(&mut state.answers), std::mem::take(&mut state.bytes));
         drop(state);
-        self.0.held_bytes.sub(count(left.bytes));
+        drop(answers);
+        self.0.held_bytes.sub(count(bytes));
     }
 }
 
@@ -140,10 +152,10 @@ mod tests {
         let (sender, mut receiver) = queue(&held);
         sender.push(Bytes::from_static(b"one"));
         sender.push(Bytes::from_static(b"two"));
-        assert_eq!(held.get(), 6);
-        assert!(sender.room(6).now_or_never().is_none());
+        assert_eq!(held.get(), 262);
+        assert!(sender.room(262).now_or_never().is_none());
         assert_eq!(receiver.next().await.as_deref(), Some(&b"one"[..]));
-        sender.room(6).await;
+        sender.room(262).await;
         sender.end();
         assert_eq!(receiver.next().await.as_deref(), Some(&b"two"[..]));
         assert_eq!((receiver.next().await, held.get()), (None, 0));

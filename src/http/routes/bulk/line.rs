@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Number;
 
 use super::lines::Line;
-use crate::engine::{Admission, ReservationGuard};
+use crate::engine::Admission;
 use crate::http::blocking;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code, Problem};
@@ -150,13 +150,23 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Parses a line and waits until its capacity is reserved. Returns the rest of the work, or the answer of a line that
-    /// has failed.
-    pub(super) async fn prepare(
+    /// Like [`prepare`](Self::prepare); a panic is the error of this line.
+    pub(super) async fn try_prepare(
         &self,
         line: Line,
         admission: &Admission,
     ) -> Result<Work, Answered> {
+        let number = LineName::Line(line.number);
+        let prepared = AssertUnwindSafe(Box::pin(self.prepare(line, admission))).catch_unwind();
+        prepared.await.unwrap_or_else(|_| {
+            tracing::error!("preparing a line of a bulk request panicked");
+            Err(self.failed(number, &ApiError::internal()))
+        })
+    }
+
+    /// Parses a line and waits until its capacity is reserved. Returns the rest of the work, or the answer of a line that
+    /// has failed.
+    async fn prepare(&self, line: Line, admission: &Admission) -> Result<Work, Answered> {
         let number = LineName::Line(line.number);
         let failed = |name: LineName, error: &ApiError| self.failed(name, error);
         let bytes = line.bytes.map_err(|error| failed(number.clone(), &error))?;
@@ -217,13 +227,8 @@ impl Lines {
                 Answer { name: name.clone(), status: 200, outcome: Outcome::Result(result) };
             write(&answer)
         });
-        call.admission.release_work();
         match written {
-            Ok(bytes) => {
-                // Held until the client has read it.
-                let hold = call.admission.hold_bytes(bytes.len() as u64);
-                Answered { bytes: held(bytes, hold), failed: None }
-            }
+            Ok(bytes) => Answered { bytes: bytes.into(), failed: None },
             Err(error) => self.failed(name, &error),
         }
     }
@@ -280,8 +285,4 @@ fn write<T: Serialize>(answer: &T) -> Result<Vec<u8>, ApiError> {
     let mut bytes = reply::to_bytes(answer)?;
     bytes.push(b'\n');
     Ok(bytes)
-}
-
-fn held(bytes: Vec<u8>, hold: ReservationGuard) -> Bytes {
-    reply::held_bytes(bytes, Some(hold))
 }

@@ -1,6 +1,9 @@
-//! Reads the lines of a bulk request. The limits on size and time apply to each line, not to the body. The bytes that
-//! have been read are reserved as they arrive; while there is no room for more, nothing is read, so that TCP slows the
-//! client down (backpressure).
+//! Reads the lines of a bulk request. The limits on size and time apply to each line, not to the body.
+//!
+//! One request holds at most one line that has not been taken over by its call, and the piece of the body that arrived
+//! with its end. The number of requests is limited, so these bytes need no reservation, and no request waits for another
+//! while it holds part of a line. While there is no room for a line, nothing is read, so that TCP slows the client down
+//! (backpressure).
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +12,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 
 use crate::engine::Admission;
-use crate::http::context::RequestContext;
+use crate::http::context::{BulkConnection, RequestContext};
 use crate::http::error::{ApiError, Code};
 use crate::http::extract::body::is_closed_to_make_room;
 use crate::http::middleware::load_shedding::connections_full;
@@ -22,16 +25,21 @@ pub(super) struct LineReader<'a> {
     body: Body,
     settings: &'a HttpSettings,
     context: &'a RequestContext,
-    /// Holds the bytes of `buffer`.
+    /// The admission of the request, of which lines are parts.
     admission: Admission,
+    connection: BulkConnection,
     buffer: Vec<u8>,
-    /// Number of bytes of `buffer` that are known to hold no line break.
+    /// Number of bytes at the beginning of `buffer` that belong to lines that were returned.
+    taken: usize,
+    /// Number of bytes at the beginning of `buffer` that hold no further line break.
     searched: usize,
     /// Number of lines that have been read.
     number: u64,
     bytes_in: u64,
-    /// When the first byte of the unfinished line in `buffer` arrived.
-    line_began: Option<Instant>,
+    /// Time that was spent waiting for the rest of the current line.
+    reading: Duration,
+    /// When the last line was returned.
+    idle_since: Instant,
     /// True while the rest of a line that is too long is being skipped.
     skipping: bool,
     ended: bool,
@@ -58,18 +66,21 @@ impl<'a> LineReader<'a> {
         body: Body,
         settings: &'a HttpSettings,
         context: &'a RequestContext,
-        admission: Admission,
+        (admission, connection): (Admission, BulkConnection),
     ) -> Self {
         Self {
             body,
             settings,
             context,
             admission,
+            connection,
             buffer: Vec::new(),
+            taken: 0,
             searched: 0,
             number: 0,
             bytes_in: 0,
-            line_began: None,
+            reading: Duration::ZERO,
+            idle_since: platform::now(),
             skipping: false,
             ended: false,
         }
@@ -80,11 +91,6 @@ impl<'a> LineReader<'a> {
         &self.admission
     }
 
-    /// Releases the bytes of the lines that were returned.
-    pub(super) fn release_lines(&self) {
-        self.admission.set_bytes(self.buffer.len() as u64);
-    }
-
     /// Returns the next line that has already arrived completely. Empty lines are skipped.
     pub(super) fn buffered(&mut self) -> Option<Line> {
         loop {
@@ -93,13 +99,10 @@ impl<'a> LineReader<'a> {
                 self.searched = self.buffer.len();
                 return self.too_long();
             };
-            let end = self.searched + found;
-            let rest = self.buffer.split_off(end + 1);
-            let mut line = std::mem::replace(&mut self.buffer, rest);
-            line.truncate(end);
-            self.searched = 0;
-            self.line_began = (!self.buffer.is_empty()).then(platform::now);
-            if let Some(line) = self.finish(line) {
+            let (begin, end) = (self.taken, self.searched + found);
+            self.taken = end + 1;
+            self.searched = end + 1;
+            if let Some(line) = self.finish(begin, end) {
                 return Some(line);
             }
         }
@@ -113,13 +116,13 @@ impl<'a> LineReader<'a> {
             }
             if self.ended {
                 // The last line needs no line break.
-                let line = std::mem::take(&mut self.buffer);
-                self.searched = 0;
-                return self.finish(line).map_or(Read::End, Read::Line);
+                let (begin, end) = (self.taken, self.buffer.len());
+                self.taken = end;
+                return self.finish(begin, end).map_or(Read::End, Read::Line);
             }
             match self.frame().await {
                 Ok(Some(frame)) => {
-                    if let Err(error) = self.append(&frame).await {
+                    if let Err(error) = self.append(&frame) {
                         return Read::Broken(error);
                     }
                 }
@@ -129,33 +132,29 @@ impl<'a> LineReader<'a> {
         }
     }
 
-    /// Makes a line of these bytes, unless they are empty or the end of a line that was too long.
-    fn finish(&mut self, mut line: Vec<u8>) -> Option<Line> {
+    /// Makes a line of this part of the buffer, unless it is empty or the end of a line that was too long.
+    fn finish(&mut self, begin: usize, end: usize) -> Option<Line> {
+        self.reading = Duration::ZERO;
         if std::mem::take(&mut self.skipping) {
             return None;
         }
+        self.number += 1;
+        let line = &self.buffer[begin..end];
         if line.iter().all(u8::is_ascii_whitespace) {
-            self.number += u64::from(!self.ended || !line.is_empty());
             return None;
         }
-        self.number += 1;
-        let bytes = if line.len() > self.max() {
-            Err(line_too_long(self.max()))
-        } else {
-            line.shrink_to_fit();
-            Ok(line.into())
-        };
+        let bytes =
+            if line.len() > self.max() { Err(line_too_long(self.max())) } else { copied(line) };
+        self.idle_since = platform::now();
         Some(Line { number: self.number, bytes })
     }
 
     /// Gives up an unfinished line that is too long, and begins to skip the rest of it.
     fn too_long(&mut self) -> Option<Line> {
-        if self.buffer.len() <= self.max() && !self.skipping {
+        if self.buffer.len() - self.taken <= self.max() && !self.skipping {
             return None;
         }
-        self.buffer = Vec::new();
-        self.searched = 0;
-        self.admission.set_bytes(0);
+        (self.buffer, self.taken, self.searched) = (Vec::new(), 0, 0);
         if std::mem::replace(&mut self.skipping, true) {
             return None;
         }
@@ -167,44 +166,66 @@ impl<'a> LineReader<'a> {
         self.settings.bulk.max_line_bytes
     }
 
-    async fn append(&mut self, frame: &[u8]) -> Result<(), ApiError> {
+    /// Appends a piece of the body. Only an unfinished line is left in the buffer then.
+    fn append(&mut self, frame: &[u8]) -> Result<(), ApiError> {
         self.bytes_in += frame.len() as u64;
         self.context.note(|notes| notes.bytes_in = self.bytes_in);
-        if frame.is_empty() {
-            return Ok(());
-        }
-        self.admission.reserve_when_room(0, 0, frame.len() as u64).await?;
+        self.buffer.drain(..self.taken);
+        self.searched -= self.taken;
+        self.taken = 0;
         input::reserve(&mut self.buffer, frame.len())?;
         self.buffer.extend_from_slice(frame);
-        self.line_began.get_or_insert_with(platform::now);
         Ok(())
     }
 
     /// Reads the next data frame; `None` at the end of the body.
     async fn frame(&mut self) -> Result<Option<Bytes>, ApiError> {
         let connections = &self.settings.connections;
-        let now = platform::now();
-        // Between two lines a client may pause longer than within one.
-        let limit = match self.line_began {
-            None => now + self.settings.bulk.idle_timeout,
-            Some(began) => (now + connections.body_idle_timeout)
-                .min(began + connections.body_total_timeout.max(Duration::from_millis(1))),
-        };
-        match tokio::time::timeout_at(limit.into(), self.body.frame()).await {
-            Ok(None) => Ok(None),
-            Ok(Some(Ok(frame))) => Ok(Some(frame.into_data().unwrap_or_default())),
-            Ok(Some(Err(error))) if is_closed_to_make_room(&error) => Err(connections_full()),
-            Ok(Some(Err(_))) => {
-                let detail =
-                    "the body ended before it was complete; send the lines without an answer again";
-                Err(ApiError::invalid(detail))
+        let idle_timeout = self.settings.bulk.idle_timeout;
+        loop {
+            let began = platform::now();
+            let in_line = self.buffer.len() > self.taken || self.skipping;
+            // Between two lines a client may pause longer than within one. The time in which the server itself does not
+            // read does not count.
+            let limit = if in_line {
+                let left = connections.body_total_timeout.saturating_sub(self.reading);
+                began + left.min(connections.body_idle_timeout)
+            } else {
+                self.idle_since + idle_timeout
+            };
+            let frame = tokio::time::timeout_at(limit.into(), self.body.frame()).await;
+            if in_line {
+                self.reading += platform::elapsed(began);
             }
-            Err(_) => {
-                let detail = "the next line did not arrive in time; send it again in a new request";
-                Err(ApiError::new(Code::RequestTimeout, detail))
+            match frame {
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(frame))) => return Ok(Some(frame.into_data().unwrap_or_default())),
+                Ok(Some(Err(error))) if is_closed_to_make_room(&error) => {
+                    return Err(connections_full());
+                }
+                Ok(Some(Err(_))) => {
+                    let detail = "the body ended before it was complete; send the lines without an answer again";
+                    return Err(ApiError::invalid(detail));
+                }
+                // The client may be waiting for the answers to its lines.
+                Err(_) if !in_line && self.connection.is_working() => {
+                    self.idle_since = platform::now();
+                }
+                Err(_) => {
+                    let detail =
+                        "the next line did not arrive in time; send it again in a new request";
+                    return Err(ApiError::new(Code::RequestTimeout, detail));
+                }
             }
         }
     }
+}
+
+fn copied(line: &[u8]) -> Result<Bytes, ApiError> {
+    let mut copy = Vec::new();
+    input::reserve(&mut copy, line.len())?;
+    copy.extend_from_slice(line);
+    Ok(copy.into())
 }
 
 fn line_too_long(max: usize) -> ApiError {

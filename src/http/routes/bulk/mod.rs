@@ -102,18 +102,28 @@ pub(crate) async fn run_bulk(
         engine,
         answers: sender.clone(),
         counts: Arc::default(),
-        connection: connection.begin(settings.idle_timeout),
-        _request: request,
+        connection: connection.clone().begin(settings.idle_timeout),
     };
     tokio::spawn(async move {
+        // Ends the response even if the work panics.
+        let _end = EndOfAnswers(sender.clone());
         tokio::select! {
             biased;
             // Dropping the work cancels it in the engine.
             () = sender.closed() => {}
-            () = bulk.run(body, admission) => {}
+            () = bulk.run(body, (admission, connection)) => {}
         }
     });
-    Ok(response(receiver))
+    Ok(response(receiver, request))
+}
+
+/// Ends the queue of answers when it is dropped.
+struct EndOfAnswers(AnswerSender);
+
+impl Drop for EndOfAnswers {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 /// Number of lines that were answered, and how many of these failed.
@@ -130,12 +140,11 @@ struct Bulk {
     answers: AnswerSender,
     counts: Arc<Counts>,
     connection: BulkGuard,
-    _request: BulkRequest,
 }
 
 impl Bulk {
     /// Reads and runs all lines, and sends their answers.
-    async fn run(self, body: Body, admission: Admission) {
+    async fn run(self, body: Body, admission: (Admission, BulkConnection)) {
         let state = self.lines.state.clone();
         let context = self.lines.context.clone();
         let settings = state.settings();
@@ -164,12 +173,12 @@ impl Bulk {
             match read {
                 Read::Line(line) => {
                     self.connection.set_working(true);
-                    let prepared = self.lines.prepare(line, reader.admission()).await;
-                    reader.release_lines();
-                    match prepared {
+                    match self.lines.try_prepare(line, reader.admission()).await {
                         Ok(work) => self.spawn(&mut tasks, work),
                         Err(answered) => self.answer(answered),
                     }
+                    // Lines that fail at once need no wait, but must not keep this thread from others.
+                    tokio::task::yield_now().await;
                 }
                 Read::End if draining => {
                     break Some(crate::engine::EngineError::ShuttingDown.into());
@@ -252,11 +261,11 @@ impl Sink {
     }
 }
 
-/// Writes the response whose body is the queue of answers.
-fn response(receiver: AnswerReceiver) -> Response {
-    let lines = stream::unfold(receiver, |mut receiver| async {
+/// Writes the response whose body is the queue of answers. The request counts until the client has read it.
+fn response(receiver: AnswerReceiver, request: BulkRequest) -> Response {
+    let lines = stream::unfold((receiver, request), |(mut receiver, request)| async {
         let line: Bytes = receiver.next().await?;
-        Some((Ok::<_, Infallible>(line), receiver))
+        Some((Ok::<_, Infallible>(line), (receiver, request)))
     });
     let mut response = Response::new(Body::from_stream(lines));
     let content_type = HeaderValue::from_static("application/x-ndjson");

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::value::StrDeserializer;
@@ -19,6 +20,9 @@ use crate::http::routes::embeddings::{EmbeddingAnswer, EmbeddingPlan, Embeddings
 
 /// Maximum number of inputs of a request, as in the OpenAI API.
 pub(super) const MAX_INPUTS: usize = 2048;
+
+/// Pause before a part of a call asks for room again.
+const ROOM_PAUSE: Duration = Duration::from_millis(20);
 
 /// How a data URI of an image begins.
 const DATA_IMAGE: &str = "data:image/";
@@ -61,7 +65,7 @@ pub(super) struct EmbeddingInputs {
     pub(super) is_list: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum EmbeddingInput {
     Text(Text),
     Image(ImageField),
@@ -116,16 +120,20 @@ impl EmbeddingQuery {
         let mut rest = list.into_iter();
         while rest.len() > 0 {
             let offset = embedded.vectors.len();
-            let part = rest
-                .by_ref()
-                .take(size)
-                .map(|input| self_input(input, self.truncate, self.normalize));
-            let part = part.collect();
+            let part: Vec<EmbeddingInput> = rest.by_ref().take(size).collect();
             let named = |error: ApiError| in_list(error, field, offset, size);
-            let batch = start
-                .batch::<EmbeddingPlan>(whole.admit_part(whole.deadline()), name.clone(), part)
-                .await;
-            let BatchCall { call, inputs } = batch.map_err(named)?;
+            let BatchCall { call, inputs } = loop {
+                let (truncate, normalize) = (self.truncate, self.normalize);
+                let list = part.iter().map(|input| own_input(input.clone(), truncate, normalize));
+                let (admission, list) = (whole.admit_part(whole.deadline()), list.collect());
+                match start.batch::<EmbeddingPlan>(admission, name.clone(), list).await {
+                    // A part of the call has been answered, so the others wait for room until the deadline.
+                    Err(error) if offset > 0 && error.code == Code::Overloaded => {
+                        start.pause(ROOM_PAUSE).await?;
+                    }
+                    batch => break batch.map_err(named)?,
+                }
+            };
             let tokens = inputs
                 .iter()
                 .flatten()
@@ -146,7 +154,7 @@ impl EmbeddingQuery {
     }
 }
 
-fn self_input(input: EmbeddingInput, truncate: bool, normalize: Option<bool>) -> EmbeddingsInput {
+fn own_input(input: EmbeddingInput, truncate: bool, normalize: Option<bool>) -> EmbeddingsInput {
     match input {
         EmbeddingInput::Text(text) => EmbeddingsInput {
             text: Some(text),

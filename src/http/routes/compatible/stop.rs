@@ -3,10 +3,10 @@
 
 use crate::http::extract::fields::Text;
 
-/// Returns the text up to its last stop string. A generation ends with the token that completes a stop string, so the
+/// Returns the text up to its first stop string. A generation ends with the token that completes a stop string, so the
 /// text behind it is the rest of that token.
 pub(super) fn without_stop<'t>(text: &'t str, stops: &[Text]) -> &'t str {
-    let found = stops.iter().filter_map(|stop| text.rfind(&*stop.0)).max();
+    let found = stops.iter().filter_map(|stop| text.find(&*stop.0)).min();
     found.map_or(text, |end| &text[..end])
 }
 
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn a_whole_text_ends_before_its_stop_string() {
         assert_eq!(without_stop("two cats on a blue", &stops(&[" on"])), "two cats");
-        assert_eq!(without_stop("on top and on a", &stops(&["x", "on"])), "on top and ");
+        assert_eq!(without_stop("an umbrella", &stops(&["x", "l"])), "an umbre");
         assert_eq!(without_stop("two cats", &stops(&["dog"])), "two cats");
     }
 

@@ -99,9 +99,9 @@ async fn embeddings_have_length_one_but_in_the_older_form() {
     strict["truncate"] = json!(false);
     error_of(&app.json("/api/embed", &strict).await, 422);
     for empty in [
-        json!({"model": "x"}),
-        json!({"model": "x", "input": []}),
-        json!({"model": "x", "input": ""}),
+        json!({"model": "retrieval"}),
+        json!({"model": "retrieval", "input": []}),
+        json!({"model": "retrieval", "input": ""}),
     ] {
         assert_eq!(json_of(&app.json("/api/embed", &empty).await)["embeddings"], json!([]));
     }
@@ -167,7 +167,7 @@ async fn errors_are_one_text() {
     }
     let tools = json!({"model": "caption", "messages": [{"role": "user", "images": [image]}], "tools": [{}]});
     let error = error_of(&app.json("/api/chat", &tools).await, 400);
-    assert_eq!(error, "caption does not support tools");
+    assert_eq!(error, "fake-caption does not support tools");
     let error = error_of(
         &app.json("/api/generate", &json!({"model": "llava", "images": [image]})).await,
         404,

@@ -63,7 +63,7 @@ pub(crate) async fn extract_hf_features(
     let start = Start::new(&http, &state, &context)?;
     let model = model_of(&http);
     let body = start.read_any_type(http).await?;
-    let request: HfFeaturesRequest = body.json().await?;
+    let request: HfFeaturesRequest = start.json(&body).await?;
     let is_list = request.inputs.is_list;
     let query = EmbeddingQuery {
         model,

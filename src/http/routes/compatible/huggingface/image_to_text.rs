@@ -136,7 +136,7 @@ pub(crate) async fn caption_hf_image(
     let (name, wants_object) = (model_of(&http), expects_object(http.headers()));
     let body = start.read_any_type(http).await?;
     let (image, parameters) = if is_json(&body.bytes) {
-        let request: HfImageToTextRequest = body.json().await?;
+        let request: HfImageToTextRequest = start.json(&body).await?;
         (request.inputs.image()?, request.parameters)
     } else {
         (ImageField::raw(body.bytes.clone(), "inputs", &state.settings().input)?, None)

@@ -66,7 +66,7 @@ pub(crate) async fn answer_hf_question(
     let start = Start::new(&http, &state, &context)?;
     let name = model_of(&http);
     let body = start.read_any_type(http).await?;
-    let request: HfQuestionRequest = body.json().await?;
+    let request: HfQuestionRequest = start.json(&body).await?;
     let needed = |field: &str| ApiError::field(Code::InvalidRequest, field, "is needed");
     let question = request.inputs.question.clone().or(request.question);
     let question = question.ok_or_else(|| needed("question"))?;

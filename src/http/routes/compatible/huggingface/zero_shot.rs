@@ -77,7 +77,7 @@ pub(crate) async fn classify_hf_image(
     let start = Start::new(&http, &state, &context)?;
     let name = model_of(&http);
     let body = start.read_any_type(http).await?;
-    let HfZeroShotRequest { inputs, parameters } = body.json().await?;
+    let HfZeroShotRequest { inputs, parameters } = start.json(&body).await?;
     let eligible = &[Eligible::Role(Role::Retrieval)];
     let model = model_name::pick(&start.services().models, eligible, name.as_deref())?;
     let input = ClassifyInput {

@@ -183,7 +183,7 @@ pub(crate) async fn show_ollama_model(
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
     let start = Start::new(&http, &state, &context)?;
-    let request: OllamaShowRequest = start.read_any_type(http).await?.json().await?;
+    let request: OllamaShowRequest = start.json(&start.read_any_type(http).await?).await?;
     let info = &model_name::find(&start.services().models, &request.model)?.info;
     let mut model_info = Map::new();
     model_info.insert("general.architecture".to_owned(), json!("blip"));
@@ -223,7 +223,7 @@ pub(crate) async fn pull_ollama_model(
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
     let start = Start::new(&http, &state, &context)?;
-    let request: OllamaShowRequest = start.read_any_type(http).await?.json().await?;
+    let request: OllamaShowRequest = start.json(&start.read_any_type(http).await?).await?;
     match model_name::find(&start.services().models, &request.model) {
         Ok(_) => reply::json(&OllamaStatus { status: "success" }, None),
         Err(error) => {

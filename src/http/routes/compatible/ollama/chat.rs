@@ -10,6 +10,7 @@ use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use utoipa::ToSchema;
 
 use super::super::brief::Brief;
+use super::super::model_name;
 use super::super::text_query::{FieldNames, TextQuery};
 use super::answer::{LineWriter, OllamaAnswer, OllamaOptions, Shape, check_format, respond};
 use super::images::LastImage;
@@ -130,15 +131,18 @@ pub(crate) async fn chat_with_ollama_model(
 ) -> Result<Response, ApiError> {
     let start = Start::new(&http, &state, &context)?;
     let body = start.read_any_type(http).await?;
-    let request: OllamaChatRequest = body.json().await?;
+    let request: OllamaChatRequest = start.json(&body).await?;
     let writer = LineWriter::new(Shape::Chat, &request.model, &context);
     let Messages { image, text, is_empty } = request.messages;
     if is_empty && image.is_none() {
+        // An unknown name is an error even if nothing is asked.
+        model_name::find(&start.services().models, &request.model)?;
         return writer.loaded(&request.keep_alive);
     }
     check_format(&request.format)?;
     if request.tools.is_some_and(|tools| !tools.is_empty()) {
-        let detail = format!("{} does not support tools", request.model);
+        let model = model_name::find(&start.services().models, &request.model)?;
+        let detail = format!("{} does not support tools", model.info.name);
         return Err(ApiError::new(Code::InvalidRequest, detail));
     }
     let query = TextQuery {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::super::embedding_query::{Embedded, EmbeddingInputs, EmbeddingQuery};
+use super::super::model_name;
 use super::answer::nanoseconds;
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
@@ -86,9 +87,10 @@ pub(crate) async fn embed_with_ollama_model(
 ) -> Result<Response, ApiError> {
     let start = Start::new(&http, &state, &context)?;
     let body = start.read_any_type(http).await?;
-    let request: OllamaEmbedRequest = body.json().await?;
+    let request: OllamaEmbedRequest = start.json(&body).await?;
     let model = request.model.clone();
     let (vectors, prompt_tokens) = if request.input.is_empty() {
+        model_name::find(&start.services().models, &request.model)?;
         (Vec::new(), 0)
     } else {
         let query = EmbeddingQuery {
@@ -128,8 +130,9 @@ pub(crate) async fn embed_text_with_ollama_model(
 ) -> Result<Response, ApiError> {
     let start = Start::new(&http, &state, &context)?;
     let body = start.read_any_type(http).await?;
-    let request: OllamaEmbeddingRequest = body.json().await?;
+    let request: OllamaEmbeddingRequest = start.json(&body).await?;
     if request.prompt.is_empty() {
+        model_name::find(&start.services().models, &request.model)?;
         return reply::json(&OllamaEmbedding { embedding: Vec::new() }, None);
     }
     let query = EmbeddingQuery {

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::super::brief::Brief;
+use super::super::model_name;
 use super::super::text_query::{FieldNames, TextQuery};
 use super::answer::{LineWriter, OllamaAnswer, OllamaOptions, Shape, check_format, respond};
 use super::images::LastImage;
@@ -70,10 +71,12 @@ pub(crate) async fn generate_ollama_text(
 ) -> Result<Response, ApiError> {
     let start = Start::new(&http, &state, &context)?;
     let body = start.read_any_type(http).await?;
-    let request: OllamaGenerateRequest = body.json().await?;
+    let request: OllamaGenerateRequest = start.json(&body).await?;
     let writer = LineWriter::new(Shape::Generate, &request.model, &context);
     let text = request.prompt.filter(|prompt| !prompt.is_empty());
     if text.is_none() && request.images.0.is_none() {
+        // An unknown name is an error even if nothing is asked.
+        model_name::find(&start.services().models, &request.model)?;
         return writer.loaded(&request.keep_alive);
     }
     check_format(&request.format)?;

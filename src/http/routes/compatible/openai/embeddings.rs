@@ -92,7 +92,7 @@ pub(crate) async fn create_embeddings(
 ) -> Result<Response, ApiError> {
     let start = Start::new(&http, &state, &context)?;
     let body = start.read_any_type(http).await?;
-    let request: OpenAiEmbeddingsRequest = body.json().await?;
+    let request: OpenAiEmbeddingsRequest = start.json(&body).await?;
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
     let inputs = match request.modality.as_deref() {
         None | Some("text") => request.input,

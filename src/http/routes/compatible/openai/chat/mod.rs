@@ -49,7 +49,7 @@ pub(crate) async fn create_chat_completion(
 ) -> Result<Response, ApiError> {
     let start = Start::new(&http, &state, &context)?;
     let body = start.read_any_type(http).await?;
-    let request: ChatCompletionRequest = body.json().await?;
+    let request: ChatCompletionRequest = start.json(&body).await?;
     let (streams, includes_usage) = (request.stream == Some(true), request.includes_usage());
     let query = request.into_query()?;
     let (facts, prepared) = Box::pin(query.prepare(&start, body)).await?;

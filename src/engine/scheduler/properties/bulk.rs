@@ -74,3 +74,29 @@ fn bulk_work_gets_a_twentieth_while_interactive_work_fills_every_unit() {
         assert!((32..=120).contains(&answered[1]), "{need:?}: {answered:?}");
     }
 }
+
+#[test]
+fn rows_of_bulk_work_gather_while_images_wait() {
+    let mut world = SimulatedWorker::new(EngineSettings { max_kv_bytes: u64::MAX, ..roomy() });
+    for number in 0..60 {
+        world.submit_as(bulk(1, number), images(number), CAPTION, LONG);
+    }
+    let mut steps = Vec::new();
+    while world.outcomes.len() < 60 {
+        let rows = std::cell::Cell::new(None);
+        world.turn(|work| {
+            if let UnitWork::Step { groups, .. } = work {
+                rows.set(Some(groups.len()));
+            }
+            // An image takes far longer than a step.
+            if let UnitWork::Encode { images, .. } = work {
+                50 * MILLI * images.len() as u32
+            } else {
+                MILLI
+            }
+        });
+        steps.extend(rows.get());
+    }
+    let mean = steps.iter().sum::<usize>() as f64 / steps.len() as f64;
+    assert!(mean > 6.0, "{mean} rows in a step: {steps:?}");
+}

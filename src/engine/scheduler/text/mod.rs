@@ -180,6 +180,12 @@ impl TextStage {
         self.items.values().filter(|item| !item.running).map(|item| item.rows).sum()
     }
 
+    /// Returns the number of rows of bulk work that wait or run.
+    pub(super) fn bulk_rows(&self) -> usize {
+        let bulk = self.items.values().filter(|item| item.call.client.is_bulk());
+        bulk.map(|item| item.rows).sum()
+    }
+
     /// Returns all items. The flag of each is true if it is a running group.
     #[cfg(test)]
     pub(super) fn running(&self) -> BTreeMap<ItemId, bool> {

@@ -20,25 +20,12 @@ impl AdmissionController {
         self: &Arc<Self>,
         client: ClientId,
     ) -> Result<CallReservation, EngineError> {
-        let mut state = self.state();
-        if state.closed {
-            return Err(self.refuse(Refusal::Draining, EngineError::ShuttingDown));
-        }
-        let call = CallId { client: client.bulk(), number: state.next_call };
-        state.next_call += 1;
-        self.add(&mut state, call, Usage::default());
-        drop(state);
-        Ok(CallReservation::new(Arc::clone(self), call))
+        Ok(self.begin_call(&mut *self.open_state()?, client.bulk()))
     }
 
     /// Admits a further call for a part of an admitted one, even during a drain. The part uses no capacity yet.
     pub(super) fn admit_part(self: &Arc<Self>, of: CallId) -> CallReservation {
-        let mut state = self.state();
-        let call = CallId { number: state.next_call, ..of };
-        state.next_call += 1;
-        self.add(&mut state, call, Usage::default());
-        drop(state);
-        CallReservation::new(Arc::clone(self), call)
+        self.begin_call(&mut self.state(), of.client)
     }
 
     /// Reserves `more` for a call of bulk work. Waits until there is room, in the order of arrival, so that a large line

@@ -245,18 +245,20 @@ impl AdmissionController {
         deadline: Instant,
         now: Instant,
     ) -> Result<CallReservation, EngineError> {
-        let mut state = self.state();
-        if state.closed {
-            return Err(self.refuse(Refusal::Draining, EngineError::ShuttingDown));
-        }
+        let mut state = self.open_state()?;
         let call = CallId { client, number: state.next_call };
         // The call's rows are not known yet, but it needs at least one.
         self.check_wait(&state, call, (1, 0), deadline.saturating_duration_since(now))?;
         self.check_capacity(&state, client, Usage { rows: 1, bytes, ..Usage::default() })?;
+        Ok(self.begin_call(&mut state, client))
+    }
+
+    /// Records a further call of `client`, which uses no capacity yet.
+    fn begin_call(self: &Arc<Self>, state: &mut State, client: ClientId) -> CallReservation {
+        let call = CallId { client, number: state.next_call };
         state.next_call += 1;
-        self.add(&mut state, call, Usage::default());
-        drop(state);
-        Ok(CallReservation::new(Arc::clone(self), call))
+        self.add(state, call, Usage::default());
+        CallReservation::new(Arc::clone(self), call)
     }
 
     /// Raises a call's reservation from `held` to `rows` and `images`. Returns the difference, and the wait plus
@@ -518,6 +520,15 @@ impl AdmissionController {
     fn update_gauges(&self, state: &State) {
         self.metrics.queue_rows.set(state.usage.rows.try_into().unwrap_or(i64::MAX));
         self.metrics.queue_bytes.set(state.usage.bytes.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Returns the state, unless a drain has begun.
+    fn open_state(&self) -> Result<MutexGuard<'_, State>, EngineError> {
+        let state = self.state();
+        if state.closed {
+            return Err(self.refuse(Refusal::Draining, EngineError::ShuttingDown));
+        }
+        Ok(state)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

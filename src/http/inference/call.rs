@@ -306,14 +306,14 @@ impl<'a> Start<'a> {
         let plan = PlanContext { limits, model: &model, models: &services.models };
         let (plans, mut images) = plan_all::<E>(inputs, &plan)?;
         let needs = self.needs(&plans, &images, &model)?;
-        let tokens = if admission.is_bulk() {
+        let (tokens, answer_bytes) = if admission.is_bulk() {
             // Bulk work waits for all its capacity at once, so the size of the answer must be known before.
             let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
-            let bytes =
-                needs.bytes + self.body_bytes() + self.answer_bytes(&plans, &tokens, &model)?;
+            let answer_bytes = self.answer_bytes(&plans, &tokens, &model)?;
+            let bytes = needs.bytes + self.body_bytes() + answer_bytes;
             admission.reserve_when_room(needs.rows, needs.images, bytes).await?;
             images.parse(&state.settings().input, services.fetcher.as_ref()).await?;
-            tokens
+            (tokens, answer_bytes)
         } else {
             admission.reserve(needs.rows, needs.images)?;
             admission.reserve_bytes(needs.bytes)?;
@@ -325,10 +325,11 @@ impl<'a> Start<'a> {
                 admission.check_wait(services.images.estimated_wait(admission.call(), decodes))?;
             }
             let tokens = tokenize_all(&plans, &model, state.metrics()).await?;
-            admission.reserve_bytes(self.answer_bytes(&plans, &tokens, &model)?)?;
-            tokens
+            let answer_bytes = self.answer_bytes(&plans, &tokens, &model)?;
+            admission.reserve_bytes(answer_bytes)?;
+            (tokens, answer_bytes)
         };
-        let is_large = self.answer_bytes(&plans, &tokens, &model)? > 0;
+        let is_large = answer_bytes > 0;
         let mut find = images.start_lookup(services, context, &admission);
         let inputs = plans.into_iter().zip(tokens).enumerate().map(|(index, (planned, tokens))| {
             let PlannedInput { plan, images } = planned?;

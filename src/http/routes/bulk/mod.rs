@@ -93,15 +93,11 @@ pub(crate) async fn run_bulk(
     let connection = parts.extensions.get::<BulkConnection>().cloned().unwrap_or_default();
     let (sender, receiver) = answers::queue(&state.metrics().bulk_held_bytes);
     context.note(|notes| notes.streaming = true);
+    let lines =
+        Lines { deadline: deadline.saturating_duration_since(context.arrived), state, context };
     let bulk = Bulk {
-        lines: Lines {
-            deadline: deadline.saturating_duration_since(context.arrived),
-            state,
-            context,
-        },
+        sink: Sink { lines, answers: sender.clone(), counts: Arc::default() },
         engine,
-        answers: sender.clone(),
-        counts: Arc::default(),
         connection: connection.clone().begin(settings.idle_timeout),
     };
     tokio::spawn(async move {
@@ -135,18 +131,16 @@ struct Counts {
 
 /// A bulk request in progress.
 struct Bulk {
-    lines: Lines,
+    sink: Sink,
     engine: EngineHandle,
-    answers: AnswerSender,
-    counts: Arc<Counts>,
     connection: BulkGuard,
 }
 
 impl Bulk {
     /// Reads and runs all lines, and sends their answers.
     async fn run(self, body: Body, admission: (Admission, BulkConnection)) {
-        let state = self.lines.state.clone();
-        let context = self.lines.context.clone();
+        let state = self.sink.lines.state.clone();
+        let context = self.sink.lines.context.clone();
         let settings = state.settings();
         let mut reader = LineReader::new(body, settings, &context, admission);
         let mut tasks = JoinSet::new();
@@ -173,9 +167,9 @@ impl Bulk {
             match read {
                 Read::Line(line) => {
                     self.connection.set_working(true);
-                    match self.lines.try_prepare(line, reader.admission()).await {
+                    match self.sink.lines.try_prepare(line, reader.admission()).await {
                         Ok(work) => self.spawn(&mut tasks, work),
-                        Err(answered) => self.answer(answered),
+                        Err(answered) => self.sink.push(answered),
                     }
                     // Lines that fail at once need no wait, but must not keep this thread from others.
                     tokio::task::yield_now().await;
@@ -193,7 +187,7 @@ impl Bulk {
 
     /// Waits until the client has read enough answers, then reads the next line.
     async fn next(&self, reader: &mut LineReader<'_>, tasks: &mut JoinSet<()>) -> Read {
-        self.answers.room(self.lines.state.settings().bulk.max_held_bytes).await;
+        self.sink.answers.room(self.sink.lines.state.settings().bulk.max_held_bytes).await;
         let read = reader.next();
         tokio::pin!(read);
         loop {
@@ -206,12 +200,8 @@ impl Bulk {
     }
 
     fn spawn(&self, tasks: &mut JoinSet<()>, work: Work) {
-        let gauge = GaugeGuard::new(&self.lines.state.metrics().bulk_lines_in_flight);
-        let sink = Sink {
-            lines: self.lines.clone(),
-            answers: self.answers.clone(),
-            counts: Arc::clone(&self.counts),
-        };
+        let gauge = GaugeGuard::new(&self.sink.lines.state.metrics().bulk_lines_in_flight);
+        let sink = self.sink.clone();
         tasks.spawn(async move {
             let answered = work.await;
             sink.push(answered);
@@ -219,15 +209,9 @@ impl Bulk {
         });
     }
 
-    fn answer(&self, answered: Answered) {
-        let Self { lines, answers, counts, .. } = self;
-        let (lines, answers, counts) = (lines.clone(), answers.clone(), Arc::clone(counts));
-        Sink { lines, answers, counts }.push(answered);
-    }
-
     fn finish(&self, error: Option<&ApiError>) {
-        let Counts { done, failed } = &*self.counts;
-        let context = &self.lines.context;
+        let Counts { done, failed } = &*self.sink.counts;
+        let context = &self.sink.lines.context;
         if let Some(error) = error {
             context.note(|notes| notes.stream_error = Some(error.code));
         }
@@ -238,12 +222,13 @@ impl Bulk {
         };
         let mut line = reply::to_bytes(&summary).unwrap_or_default();
         line.push(b'\n');
-        self.answers.push(line.into());
-        self.answers.end();
+        self.sink.answers.push(line.into());
+        self.sink.answers.end();
     }
 }
 
-/// Where answers go.
+/// What all lines of a request share: how to run a line, and where its answer goes.
+#[derive(Clone)]
 struct Sink {
     lines: Lines,
     answers: AnswerSender,

@@ -307,6 +307,11 @@ fn the_plain_document_has_the_same_operations_and_less_to_stumble_over() {
                 operation["responses"].as_object().unwrap().keys().cloned().collect()
             };
             assert_eq!(statuses(operation), statuses(same), "{path}");
+            let parameters = |document, operation: &Value| -> Vec<Value> {
+                let listed = operation["parameters"].as_array().into_iter().flatten();
+                listed.map(|parameter| resolved(document, parameter).clone()).collect()
+            };
+            assert_eq!(parameters(&plain, operation), parameters(&strict, same), "{path}");
             for (status, response) in operation["responses"].as_object().unwrap() {
                 let response = resolved(&plain, response);
                 for (media_type, _) in response["content"].as_object().into_iter().flatten() {

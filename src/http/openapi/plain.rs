@@ -71,40 +71,36 @@ struct SharedComponents {
 impl SharedComponents {
     /// Stores a header as a component and returns the reference to it.
     fn header(&mut self, name: &str, header: Value) -> Value {
-        let component = pascal(name);
-        let reference = json!({"$ref": format!("#/components/headers/{component}")});
-        self.headers.insert(component, header);
-        reference
+        share(&mut self.headers, "headers", &pascal(name), header)
     }
 
-    /// Stores a parameter as a component and returns the reference to it. Parameters with the same name are identical.
+    /// Stores a parameter as a component and returns the reference to it.
     fn parameter(&mut self, parameter: Value) -> Value {
-        let component = pascal(parameter["name"].as_str().unwrap_or_default());
-        let reference = json!({"$ref": format!("#/components/parameters/{component}")});
-        self.parameters.insert(component, parameter);
-        reference
+        let name = pascal(parameter["name"].as_str().unwrap_or_default());
+        share(&mut self.parameters, "parameters", &name, parameter)
     }
 
     /// Stores an error response as a component named after its first code, and returns the reference to it.
     fn refusal(&mut self, refusal: Value) -> Value {
         let description = refusal["description"].as_str().unwrap_or_default();
-        let code = description.split('`').nth(1).unwrap_or("refusal");
-        let first = pascal(code);
-        // Two error responses can share their first code and differ in the rest. The later one then gets a number
-        // appended to its name.
-        let names = (1..).map(|number| match number {
-            1 => first.clone(),
-            _ => format!("{first}{number}"),
-        });
-        let free_or_same = |name: &String| match self.responses.get(name) {
-            None => true,
-            Some(known) => *known == refusal,
-        };
-        let name = names.into_iter().find(free_or_same).unwrap_or_default();
-        let reference = json!({"$ref": format!("#/components/responses/{name}")});
-        self.responses.insert(name, refusal);
-        reference
+        let name = pascal(description.split('`').nth(1).unwrap_or("refusal"));
+        share(&mut self.responses, "responses", &name, refusal)
     }
+}
+
+/// Stores `value` in the components of this `kind` and returns the reference to it. Different values can have the same
+/// name, for example a parameter of the query and one of the path, or two error responses that share their first code.
+/// The later one then gets a number appended to its name.
+fn share(components: &mut Map<String, Value>, kind: &str, name: &str, value: Value) -> Value {
+    let names = (1..).map(|number| match number {
+        1 => name.to_owned(),
+        _ => format!("{name}{number}"),
+    });
+    let free_or_same = |name: &String| components.get(name).is_none_or(|known| *known == value);
+    let name = names.into_iter().find(free_or_same).unwrap_or_default();
+    let reference = json!({"$ref": format!("#/components/{kind}/{name}")});
+    components.insert(name, value);
+    reference
 }
 
 /// Returns the object at this JSON pointer, if there is one.
@@ -364,6 +360,17 @@ mod tests {
         assert_eq!(shared.refusal(refusal("`not_ready`, `shutting_down`")), reference("NotReady2"));
         assert_eq!(shared.refusal(refusal("`not_ready`")), first);
         assert_eq!(shared.responses.len(), 2);
+    }
+
+    #[test]
+    fn a_parameter_of_the_path_does_not_replace_one_of_the_query() {
+        let mut shared = SharedComponents::default();
+        let parameter = |place: &str| json!({"name": "model", "in": place});
+        let references = ["query", "path", "query"].map(|place| shared.parameter(parameter(place)));
+        let names = references.each_ref().map(|reference| reference["$ref"].as_str().unwrap());
+        let [query, path] = ["#/components/parameters/Model", "#/components/parameters/Model2"];
+        assert_eq!(names, [query, path, query]);
+        assert_eq!(shared.parameters["Model2"], parameter("path"));
     }
 
     #[test]

@@ -16,8 +16,8 @@ use crate::http::extract::fields::{
 };
 use crate::http::extract::generation::GenerationFields;
 use crate::http::extract::image_field::ImageField;
-use crate::http::inference::call::Start;
 use crate::http::inference::reply;
+use crate::http::inference::start::Start;
 use crate::http::openapi::PlainErrors;
 use crate::http::routes::caption::{CaptionInput, CaptionPlan};
 use crate::http::state::HttpState;
@@ -123,7 +123,7 @@ pub(crate) struct HfCaption {
     path = "/hf/image-to-text",
     operation_id = "caption_hf_image",
     tag = "huggingface",
-    params(("model" = Option<String>, Query, description = "Name of a loaded caption model.")),
+    params(("model" = Option<String>, Query, description = "Name of a loaded model.")),
     request_body(content = HfImageToTextRequest, content_type = "application/json"),
     responses((status = 200, description = "The caption.", body = Vec<HfCaption>), PlainErrors),
 )]

@@ -11,8 +11,8 @@ use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
 use crate::http::extract::fields::Text;
 use crate::http::extract::image_field::ImageField;
-use crate::http::inference::call::Start;
 use crate::http::inference::reply;
+use crate::http::inference::start::Start;
 use crate::http::openapi::PlainErrors;
 use crate::http::routes::vqa::{VqaInput, VqaPlan};
 use crate::http::state::HttpState;
@@ -54,7 +54,7 @@ pub(crate) struct HfAnswer {
     path = "/hf/visual-question-answering",
     operation_id = "answer_hf_question",
     tag = "huggingface",
-    params(("model" = Option<String>, Query, description = "Name of a loaded VQA model.")),
+    params(("model" = Option<String>, Query, description = "Name of a loaded model.")),
     request_body(content = HfQuestionRequest, content_type = "application/json"),
     responses((status = 200, description = "The answer, in a list.", body = Vec<HfAnswer>), PlainErrors),
 )]

@@ -12,8 +12,8 @@ use super::inputs::{ImageInputs, model_of};
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
 use crate::http::extract::fields::{Text, present};
-use crate::http::inference::call::Start;
 use crate::http::inference::reply;
+use crate::http::inference::start::Start;
 use crate::http::openapi::PlainErrors;
 use crate::http::routes::classify::{ClassifyInput, ClassifyPlan};
 use crate::http::state::HttpState;
@@ -65,7 +65,7 @@ pub(crate) struct HfLabel {
     path = "/hf/zero-shot-image-classification",
     operation_id = "classify_hf_image",
     tag = "huggingface",
-    params(("model" = Option<String>, Query, description = "Name of a loaded retrieval model.")),
+    params(("model" = Option<String>, Query, description = "Name of a loaded model.")),
     request_body(content = HfZeroShotRequest, content_type = "application/json"),
     responses((status = 200, description = "The labels, best first.", body = Vec<HfLabel>), PlainErrors),
 )]

@@ -1,6 +1,6 @@
 //! Turns an HTTP request into a typed request: one pipeline for JSON, multipart and raw bodies.
 //!
-//! `inference::call` calls [`read`], which works in this order:
+//! `inference::start` calls [`read`], which works in this order:
 //!
 //! 1. [`head`] checks the request head.
 //! 2. Admission control in the engine admits the call. None of the body has been read at this point.

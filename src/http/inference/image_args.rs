@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -198,7 +199,7 @@ impl ImageSet {
         context: &'a RequestContext,
         admission: &'a Admission,
     ) -> ImageFutures<'a> {
-        let deadline = admission.deadline();
+        let (deadline, is_bulk) = (admission.deadline(), admission.is_bulk());
         let files = self.distinct.into_iter().map(|image| {
             let (path, context, hold) = (image.path, context.clone(), admission.hold());
             let find = async move {
@@ -210,9 +211,14 @@ impl ImageSet {
                     }
                     ImageOrigin::Here(source) => Ok(source),
                     ImageOrigin::Url(fetcher, target) => {
-                        let fetched = fetcher.fetch(target, deadline).await;
-                        let fetched =
-                            fetched.map_err(|error| ApiError::from(error).at(&path.to_string()))?;
+                        let fetch = || {
+                            let (fetcher, target) = (fetcher.clone(), target.clone());
+                            async move {
+                                let fetched = fetcher.fetch(target, deadline).await;
+                                fetched.map_err(|error| ApiError::from(error).at(&path.to_string()))
+                            }
+                        };
+                        let fetched = when_not_overloaded(is_bulk, fetch).await?;
                         context.note(|notes| notes.add_fetch(fetched.took));
                         // These bytes need no reservation: they hold a fetch permit, and the limit on permits bounds
                         // the total size.
@@ -288,13 +294,20 @@ fn prepare(
 ) -> SharedImageFuture {
     let (deadline, call) = (admission.deadline(), admission.call());
     let (pool, context, path) = (services.images.clone(), context.clone(), file.path);
-    let source = file.source.clone();
+    let (source, is_bulk) = (file.source.clone(), admission.is_bulk());
     let prepare = async move {
-        let resolve = pool.resolve(source.await?, preprocessing, context.scope(), call);
+        let source = source.await?;
+        let resolve = || {
+            let (pool, source, scope) = (pool.clone(), source.clone(), context.scope());
+            async move {
+                let resolved = pool.resolve(source, preprocessing, scope, call).await;
+                resolved.map_err(|error| ApiError::from(error).at(&path.to_string()))
+            }
+        };
+        let resolve = when_not_overloaded(is_bulk, resolve);
         let resolved = tokio::time::timeout_at(deadline.into(), resolve)
             .await
-            .map_err(|_| ApiError::deadline_exceeded())?
-            .map_err(|error| ApiError::from(error).at(&path.to_string()))?;
+            .map_err(|_| ApiError::deadline_exceeded())??;
         context.note(|notes| {
             notes.add_decode(resolved.decode + resolved.preprocess);
             notes.cached_images += usize::from(resolved.cached);
@@ -303,6 +316,25 @@ fn prepare(
         Ok(resolved.image)
     };
     prepare.boxed().shared()
+}
+
+/// Time after which work that may wait tries again.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// Makes an attempt, and for bulk work repeats it until it fails for another reason than an overloaded server: too little
+/// memory, a full queue of decodes, or too many fetches.
+async fn when_not_overloaded<T, A: Future<Output = Result<T, ApiError>>>(
+    is_bulk: bool,
+    attempt: impl Fn() -> A,
+) -> Result<T, ApiError> {
+    loop {
+        match attempt().await {
+            Err(error) if is_bulk && error.code == Code::Overloaded => {
+                tokio::time::sleep(RETRY_AFTER).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Returns an upper bound on the number of bytes that an image value needs on top of the body: three bytes for every
@@ -341,5 +373,29 @@ fn parse(
             "this server does not fetch images by URL (its setting fetch.enabled is false); send the image's bytes: \
              base64, a data URI or a multipart file",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_bulk_work_waits_while_the_server_is_overloaded() {
+        let attempts = Cell::new(0);
+        let attempt = || {
+            attempts.set(attempts.get() + 1);
+            std::future::ready(match attempts.get() {
+                1..=3 => Err(ApiError::new(Code::Overloaded, "full")),
+                4 => Ok(4),
+                _ => Err(ApiError::new(Code::UrlUnreachable, "gone")),
+            })
+        };
+        let error = when_not_overloaded(false, attempt).await.unwrap_err();
+        assert_eq!((error.code, attempts.get()), (Code::Overloaded, 1));
+        assert_eq!(when_not_overloaded(true, attempt).await.unwrap(), 4);
+        let error = when_not_overloaded(true, attempt).await.unwrap_err();
+        assert_eq!((error.code, attempts.get()), (Code::UrlUnreachable, 5));
     }
 }

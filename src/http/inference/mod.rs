@@ -1,7 +1,7 @@
 //! The pipeline of every inference call, single or batch: read, plan, reserve, tokenize, find images, submit, answer.
 //!
 //! - `endpoint`: the trait that each endpoint implements. `arity`: how many images an input of an endpoint has.
-//! - `call`: the steps. `reply`: runs them and writes the response.
+//! - `start`: prepares a call, with the `plans` of its inputs. `call`: runs the inputs. `reply`: writes the response.
 //! - `candidates`: texts that are scored instead of generated.
 //! - `explanation`: where in the image the model looked.
 //! - `image_args`: the images of a call. Each distinct image is fetched and decoded once.
@@ -16,6 +16,8 @@ pub(crate) mod endpoint;
 pub(crate) mod explanation;
 pub(crate) mod generation;
 pub(crate) mod image_args;
+mod plans;
 pub(crate) mod reply;
 pub(crate) mod sequences;
+pub(crate) mod start;
 pub(crate) mod text;

@@ -10,8 +10,9 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::call::{self, BatchCall, SingleCall};
+use super::call::{BatchCall, SingleCall};
 use super::endpoint::Endpoint;
+use super::start;
 use crate::engine::ReservationGuard;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Problem};
@@ -85,7 +86,7 @@ pub(crate) async fn answer_single<E: Endpoint>(
     context: &RequestContext,
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
-    single_answer(call::start_single::<E>(http, state, context).await?).await
+    single_answer(start::single::<E>(http, state, context).await?).await
 }
 
 /// Runs the input of a prepared single call and writes the response.
@@ -110,7 +111,7 @@ pub(crate) async fn answer_batch<E: Endpoint>(
     context: &RequestContext,
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
-    let BatchCall { call, inputs } = call::start_batch::<E>(http, state, context).await?;
+    let BatchCall { call, inputs } = start::batch::<E>(http, state, context).await?;
     let call = &call;
     let answers = join_all(inputs.into_iter().enumerate().map(|(index, input)| async move {
         call.run(input).await.map_err(|error| match error.errors.first() {

@@ -22,8 +22,8 @@ pub(crate) use self::plan::{
 use super::InferenceEndpoint;
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
-use crate::http::inference::call;
 use crate::http::inference::reply::{self, BatchResponse};
+use crate::http::inference::start;
 use crate::http::openapi::InferenceProblems;
 use crate::http::openapi::conditions::{explained, generated_or_ranked};
 use crate::http::openapi::endpoint::{EndpointRules, FollowUp};
@@ -86,7 +86,7 @@ pub(crate) async fn caption_image(
     Extension(context): Extension<RequestContext>,
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
-    let single = call::start_single::<CaptionPlan>(http, &state, &context).await?;
+    let single = start::single::<CaptionPlan>(http, &state, &context).await?;
     let (stream,) = single.extras;
     if stream.unwrap_or(false) {
         let stream = stream::caption_stream(single, context.clone()).await?;

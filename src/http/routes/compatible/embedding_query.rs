@@ -10,12 +10,14 @@ use serde::de::value::StrDeserializer;
 use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::model_name;
+use crate::engine::ReservationGuard;
 use crate::http::error::{ApiError, Code};
 use crate::http::extract::AdmittedBody;
 use crate::http::extract::fields::Text;
 use crate::http::extract::image_field::ImageField;
-use crate::http::inference::call::{BatchCall, Start};
+use crate::http::inference::call::BatchCall;
 use crate::http::inference::endpoint::Endpoint;
+use crate::http::inference::start::Start;
 use crate::http::routes::embeddings::{EmbeddingAnswer, EmbeddingPlan, EmbeddingsInput};
 
 /// Maximum number of inputs of a request, as in the OpenAI API.
@@ -55,6 +57,8 @@ pub(super) struct Embedded {
     pub(super) vectors: Vec<Vec<f32>>,
     /// Number of tokens of all texts.
     pub(super) prompt_tokens: usize,
+    /// The memory reserved for the answer, until the client has read it; `None` for answers of a usual size.
+    pub(super) hold: Option<ReservationGuard>,
 }
 
 /// The inputs of a request: one, or a list.
@@ -110,13 +114,21 @@ impl EmbeddingQuery {
             return invalid(field, format!("at most {MAX_INPUTS} inputs are allowed"));
         }
         let size = start.limits().max_batch_inputs.min(start.limits().max_rows).max(1);
+        // Holds the reservation for the bytes of the body until the last part is answered.
+        let mut whole = body.admission;
+        let numbers = list.len() * model.info.embedding_dimensions.unwrap_or(0);
+        let hold = if list.len() > size {
+            start.reserve_answer(&mut whole, numbers)?;
+            Some(whole.hold())
+        } else {
+            None
+        };
         let mut embedded = Embedded {
             model: model.info.name.clone(),
             vectors: Vec::with_capacity(list.len()),
             prompt_tokens: 0,
+            hold,
         };
-        // Holds the reservation for the bytes of the body until the last part is answered.
-        let whole = body.admission;
         let mut rest = list.into_iter();
         while rest.len() > 0 {
             let offset = embedded.vectors.len();

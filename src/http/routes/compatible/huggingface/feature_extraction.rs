@@ -9,8 +9,8 @@ use super::super::embedding_query::{Embedded, EmbeddingInputs, EmbeddingQuery};
 use super::inputs::model_of;
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
-use crate::http::inference::call::Start;
 use crate::http::inference::reply;
+use crate::http::inference::start::Start;
 use crate::http::openapi::PlainErrors;
 use crate::http::state::HttpState;
 
@@ -73,11 +73,11 @@ pub(crate) async fn extract_hf_features(
         truncate: request.truncate == Some(true),
         normalize: request.normalize,
     };
-    let Embedded { vectors, .. } = query.embed(&start, body).await?;
+    let Embedded { vectors, hold, .. } = query.embed(&start, body).await?;
     let features = if is_list {
         HfFeatures::Many(vectors)
     } else {
         HfFeatures::One(vectors.into_iter().next().unwrap_or_default())
     };
-    reply::json(&features, None)
+    reply::json(&features, hold)
 }

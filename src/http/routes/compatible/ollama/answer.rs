@@ -21,9 +21,9 @@ use crate::http::context::RequestContext;
 use crate::http::error::dialect::PlainError;
 use crate::http::error::{ApiError, Code};
 use crate::http::extract::AdmittedBody;
-use crate::http::inference::call::Start;
 use crate::http::inference::reply;
 use crate::http::inference::sequences::GeneratedText;
+use crate::http::inference::start::Start;
 
 /// Options of the generation. Options that BLIP cannot use are ignored.
 #[derive(Debug, Default, Deserialize, ToSchema)]

@@ -17,7 +17,7 @@ use super::images::LastImage;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
 use crate::http::extract::image_field::ImageField;
-use crate::http::inference::call::Start;
+use crate::http::inference::start::Start;
 use crate::http::openapi::PlainErrors;
 use crate::http::state::HttpState;
 

@@ -10,8 +10,8 @@ use super::super::model_name;
 use super::answer::nanoseconds;
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
-use crate::http::inference::call::Start;
 use crate::http::inference::reply;
+use crate::http::inference::start::Start;
 use crate::http::openapi::PlainErrors;
 use crate::http::state::HttpState;
 
@@ -89,9 +89,9 @@ pub(crate) async fn embed_with_ollama_model(
     let body = start.read_any_type(http).await?;
     let request: OllamaEmbedRequest = start.json(&body).await?;
     let model = request.model.clone();
-    let (vectors, prompt_tokens) = if request.input.is_empty() {
+    let (vectors, prompt_tokens, hold) = if request.input.is_empty() {
         model_name::find(&start.services().models, &request.model)?;
-        (Vec::new(), 0)
+        (Vec::new(), 0, None)
     } else {
         let query = EmbeddingQuery {
             model: Some(request.model),
@@ -101,8 +101,8 @@ pub(crate) async fn embed_with_ollama_model(
             truncate: request.truncate != Some(false),
             normalize: Some(true),
         };
-        let Embedded { vectors, prompt_tokens, .. } = query.embed(&start, body).await?;
-        (vectors, prompt_tokens)
+        let Embedded { vectors, prompt_tokens, hold, .. } = query.embed(&start, body).await?;
+        (vectors, prompt_tokens, hold)
     };
     let answer = OllamaEmbeddings {
         model,
@@ -111,7 +111,7 @@ pub(crate) async fn embed_with_ollama_model(
         load_duration: nanoseconds(context.notes().task.unwrap_or_default().queue),
         prompt_eval_count: prompt_tokens,
     };
-    reply::json(&answer, None)
+    reply::json(&answer, hold)
 }
 
 /// Embed a text (Ollama, older form)

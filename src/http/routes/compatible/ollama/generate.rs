@@ -12,7 +12,7 @@ use super::answer::{LineWriter, OllamaAnswer, OllamaOptions, Shape, check_format
 use super::images::LastImage;
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
-use crate::http::inference::call::Start;
+use crate::http::inference::start::Start;
 use crate::http::openapi::PlainErrors;
 use crate::http::state::HttpState;
 

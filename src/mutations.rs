@@ -24,6 +24,14 @@ pub(crate) enum Mutation {
     ClosingConnectionsKeepSockets,
     /// A caption stream that has begun waits for the worker only, even if the drain time ends.
     StreamsIgnoreTheEnd,
+    /// A call waits for a picture that another client has sent until it is that client's turn.
+    JoinedDecodesKeepTheirTurn,
+    /// A bulk request that ends early reads nothing more, so that a client that sends everything before it reads gets no
+    /// answer.
+    EndedBulkRequestsReadNothing,
+    /// A client of a bulk request that sends before it reads is closed while the server works on its lines and reads
+    /// nothing.
+    BulkWorkCountsAsIdle,
 }
 
 #[cfg(test)]

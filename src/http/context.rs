@@ -19,7 +19,7 @@ pub(crate) struct RequestContext {
     notes: Arc<Mutex<Notes>>,
 }
 
-/// What a connection must know about a bulk request on it: such a client may send for a long time before it reads. Stored
+/// What a connection and a bulk request on it tell each other: such a client may send for a long time before it reads. Stored
 /// in the request's extensions. Clones share the values.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct BulkConnection(Arc<BulkState>);
@@ -30,6 +30,8 @@ struct BulkState {
     idle_timeout_ms: AtomicU64,
     /// True while lines of the request are being worked on.
     is_working: AtomicBool,
+    /// True while writing is blocked because the client does not read.
+    is_stalled: AtomicBool,
 }
 
 /// A bulk request on a connection. Dropping it ends it.
@@ -55,6 +57,16 @@ impl BulkConnection {
     /// Notes that another request begins, which may not be a bulk request.
     pub(crate) fn reset(&self) {
         self.0.idle_timeout_ms.store(0, Ordering::Release);
+    }
+
+    /// Notes whether writing is blocked because the client does not read.
+    pub(crate) fn set_stalled(&self, stalled: bool) {
+        self.0.is_stalled.store(stalled, Ordering::Release);
+    }
+
+    /// True while writing is blocked because the client does not read.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.0.is_stalled.load(Ordering::Acquire)
     }
 
     /// True while lines of a bulk request are being worked on.

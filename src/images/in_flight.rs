@@ -5,6 +5,7 @@
 //! the work is dropped.
 
 use super::{ImagesError, Key, Prepared, lock};
+use crate::fairness::CallId;
 use crate::task::PreparedImage;
 use std::collections::HashMap;
 use std::pin::pin;
@@ -17,8 +18,18 @@ use tokio::sync::Notify;
 #[derive(Debug, Default)]
 struct Landing {
     waiters: AtomicUsize,
+    queued: Mutex<Queued>,
     result: OnceLock<Result<Prepared, ImagesError>>,
     is_set: Notify,
+}
+
+/// The decode of a flight in the queue of the decoding threads.
+#[derive(Debug, Default)]
+struct Queued {
+    /// Number of the job; `None` until it is in the queue.
+    job: Option<u64>,
+    /// Calls that joined the flight before.
+    joined: Vec<CallId>,
 }
 
 impl Landing {
@@ -135,6 +146,22 @@ impl Drop for Flight {
 }
 
 impl Waiter {
+    /// Notes that the flight's job is in the queue. Returns the calls that have joined the flight before.
+    pub(super) fn set_job(&self, job: u64) -> Vec<CallId> {
+        let mut queued = lock(&self.0.queued);
+        queued.job = Some(job);
+        std::mem::take(&mut queued.joined)
+    }
+
+    /// Notes that a call has joined the flight. Returns the flight's job if it is already in the queue.
+    pub(super) fn join(&self, call: CallId) -> Option<u64> {
+        let mut queued = lock(&self.0.queued);
+        if queued.job.is_none() {
+            queued.joined.push(call);
+        }
+        queued.job
+    }
+
     fn new(landing: &Arc<Landing>) -> Self {
         landing.waiters.fetch_add(1, Ordering::SeqCst);
         Self(Arc::clone(landing))

@@ -43,19 +43,24 @@ impl Pool {
         queue.lock().estimated_wait(call, files, *threads, platform::now())
     }
 
-    /// Queues a job of a call without blocking. A rejected job is dropped.
+    /// Queues a job of a call without blocking, and returns its number. A rejected job is dropped.
     pub(super) fn submit(
         &self,
         job: Box<dyn Job>,
         lane: Lane,
         call: CallId,
-    ) -> Result<(), QueueFull> {
+    ) -> Result<u64, QueueFull> {
         // `push` returns a rejected job instead of dropping it, so that the job is dropped outside the lock: its
         // destructor may run any code.
         let pushed = self.shared.queue.lock().push(job, lane, call);
-        pushed.map_err(|_refused| QueueFull)?;
+        let id = pushed.map_err(|_refused| QueueFull)?;
         self.shared.queue.notify_one();
-        Ok(())
+        Ok(id)
+    }
+
+    /// Notes that another call waits for this decode.
+    pub(super) fn join(&self, id: u64, call: CallId) {
+        self.shared.queue.lock().join(id, call);
     }
 
     /// Returns the number of bytes of the files of waiting jobs.
@@ -141,13 +146,13 @@ mod tests {
             let sender = sender.clone();
             pool.submit(Box::new(move || sender.send(name).unwrap()), lane, lone(1))
         };
-        assert_eq!(submit("decode", Lane::Decodes), Ok(()));
-        assert_eq!(submit("hash", Lane::Hashes), Ok(()));
+        assert!(submit("decode", Lane::Decodes).is_ok());
+        assert!(submit("hash", Lane::Hashes).is_ok());
         assert_eq!(submit("refused", Lane::Hashes), Err(QueueFull));
         assert_eq!(submit("refused", Lane::Decodes), Err(QueueFull));
         release.send(()).unwrap();
         assert_eq!(ran.iter().take(2).collect::<Vec<_>>(), ["hash", "decode"]);
-        assert_eq!(submit("later", Lane::Decodes), Ok(()));
+        assert!(submit("later", Lane::Decodes).is_ok());
         assert_eq!(ran.recv(), Ok("later"));
     }
 
@@ -158,7 +163,7 @@ mod tests {
         let submit = |name: &'static str, lane| {
             let sender = sender.clone();
             let job = Box::new(move || sender.send(name).unwrap());
-            assert_eq!(pool.submit(job, lane, lone(1)), Ok(()));
+            assert!(pool.submit(job, lane, lone(1)).is_ok());
         };
         submit("decode 1", Lane::Decodes);
         submit("decode 2", Lane::Decodes);
@@ -177,7 +182,7 @@ mod tests {
         let submit = |name: &'static str, call| {
             let sender = sender.clone();
             let job = Box::new(move || sender.send(name).unwrap());
-            assert_eq!(pool.submit(job, Lane::Decodes, call), Ok(()));
+            assert!(pool.submit(job, Lane::Decodes, call).is_ok());
         };
         (0..64).for_each(|_| submit("batch", call(1, 1)));
         submit("other call", call(1, 2));

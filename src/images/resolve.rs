@@ -151,7 +151,12 @@ impl Images {
                         cache.count(CacheResult::Miss);
                         let inspected = inspected.or_else(|| processor.inspect_here(&file, id));
                         match inspected.transpose() {
-                            Ok(header) => self.enqueue(flight, key, (file, header), call)?,
+                            Ok(header) => {
+                                let job = self.enqueue(flight, key, (file, header), call)?;
+                                for joined in waiter.set_job(job) {
+                                    self.shared.pool.join(job, joined);
+                                }
+                            }
                             Err(error) => flight.complete(Err(error.into())),
                         }
                         return waiter.wait().await.map(Resolved::fresh);
@@ -167,6 +172,9 @@ impl Images {
             }
             JoinOrStart::Joined(waiter) | JoinOrStart::Started(waiter, _) => {
                 cache.count(CacheResult::Joined);
+                if let Some(job) = waiter.join(call) {
+                    self.shared.pool.join(job, call);
+                }
                 waiter.wait().await.map(Resolved::fresh)
             }
         }
@@ -215,7 +223,7 @@ impl Images {
         key: Key,
         (file, header): (Bytes, Option<ImageHeader>),
         call: CallId,
-    ) -> Result<(), QueueFull> {
+    ) -> Result<u64, QueueFull> {
         if crate::faults::at("images::enqueue") {
             return Err(QueueFull);
         }

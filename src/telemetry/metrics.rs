@@ -129,6 +129,8 @@ metrics! {
         file_reloads_total: IntCounterVec ["files", "result"],
         /// Bulk requests in progress.
         bulk_requests: IntGauge,
+        /// Bulk requests that wait for others to end.
+        bulk_requests_waiting: IntGauge,
         /// Lines of bulk requests that are worked on or wait for the worker.
         bulk_lines_in_flight: IntGauge,
         /// Lines of bulk requests that were answered, by error code ("ok" if none).

@@ -3,7 +3,8 @@
 /// One answer, complete.
 pub(super) struct Answer {
     pub(super) status: u16,
-    /// The member `code` of a problem document; empty in other answers.
+    /// The code of an error: the member `code` of a problem document, or of the error in the OpenAI API. Empty in other
+    /// answers.
     pub(super) code: String,
     pub(super) body: Vec<u8>,
     /// True if the server closes the connection after this answer.
@@ -41,10 +42,12 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed {
         None => return Parsed::Malformed(format!("neither a length nor chunks: {head}")),
     };
     let Some((body, length)) = body else { return Parsed::Incomplete };
-    let is_problem = head.contains("application/problem+json");
-    let problem: Option<serde_json::Value> =
-        is_problem.then(|| serde_json::from_slice(&body).unwrap_or_default());
-    let code = problem.and_then(|problem| Some(problem["code"].as_str()?.to_owned()));
+    let error: Option<serde_json::Value> =
+        (status >= 400).then(|| serde_json::from_slice(&body).unwrap_or_default());
+    let code = error.and_then(|error| {
+        let code = error["code"].as_str().or_else(|| error["error"]["code"].as_str());
+        Some(code?.to_owned())
+    });
     let closes = field(&head, "connection") == Some("close");
     let answer = Answer { status, code: code.unwrap_or_default(), body, closes };
     Parsed::Complete(answer, head_length + length)

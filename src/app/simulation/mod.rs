@@ -220,7 +220,7 @@ fn replay() {
 
 /// The mended defects. In each line: a defect, and the first seed that finds it. If a change of the scenarios moves the
 /// seeds, `long_search_for_mended_defects` finds new ones.
-const MUTATIONS: [(Mutation, u64); 9] = [
+const MUTATIONS: [(Mutation, u64); 12] = [
     (Mutation::DeclaredBodiesReserveCapacity, 16),
     (Mutation::DecodesInOrderOfArrival, 25),
     (Mutation::AbandonedDecodesStay, 13),
@@ -230,6 +230,9 @@ const MUTATIONS: [(Mutation, u64); 9] = [
     (Mutation::UnreadAnswersKeepPlaces, 91),
     (Mutation::ClosingConnectionsKeepSockets, 133),
     (Mutation::StreamsIgnoreTheEnd, 58),
+    (Mutation::JoinedDecodesKeepTheirTurn, 300),
+    (Mutation::EndedBulkRequestsReadNothing, 58),
+    (Mutation::BulkWorkCountsAsIdle, 69),
 ];
 
 #[test]

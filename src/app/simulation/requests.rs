@@ -11,7 +11,7 @@ use super::pictures;
 use crate::input::image_id;
 
 /// Operations of single calls with small inputs.
-pub(super) const SMALL_CALLS: usize = 6;
+pub(super) const SMALL_CALLS: usize = 8;
 
 /// Returns the head of a POST with a body of this type and length.
 pub(super) fn head(path: &str, content_type: &str, length: usize) -> String {
@@ -63,7 +63,41 @@ pub(super) fn small_call(kind: usize, chance: &mut Chance) -> (&'static str, Vec
         2 => ("vqa", json("/vqa", &json!({"image": image, "question": "is it as he was?"}))),
         3 => ("similarity", json("/similarity", &json!({"image": image, "texts": ["he", "she"]}))),
         4 => ("image embedding", picture("/embeddings", "", &file)),
-        _ => ("text embedding", json("/embeddings", &json!({"text": words(chance)}))),
+        5 => ("text embedding", json("/embeddings", &json!({"text": words(chance)}))),
+        6 => ("chat", json("/v1/chat/completions", &chat(&image, chance.percent(50)))),
+        _ => ("compatible embeddings", {
+            let input = [words(chance), words(chance)];
+            json("/v1/embeddings", &json!({"model": "fake-retrieval", "input": input}))
+        }),
+    }
+}
+
+/// Returns a conversation of the OpenAI API about a picture.
+fn chat(image: &str, stream: bool) -> Value {
+    let url = format!("data:image/png;base64,{image}");
+    let content = json!([{"type": "image_url", "image_url": {"url": url}}]);
+    let messages = json!([{"role": "user", "content": content}]);
+    json!({"model": "fake-caption", "messages": messages, "max_tokens": 8, "stream": stream})
+}
+
+/// Returns a bulk request of so many lines, whose ids are the numbers from 0.
+pub(super) fn bulk(lines: usize, chance: &mut Chance) -> Vec<u8> {
+    let mut body = String::new();
+    for id in 0..lines {
+        writeln!(body, "{}", bulk_line(id, chance)).expect("a string takes all text");
+    }
+    [head("/bulk", "application/x-ndjson", body.len()).as_bytes(), body.as_bytes()].concat()
+}
+
+/// Returns a line of a bulk request. Half of the pictures are new.
+fn bulk_line(id: usize, chance: &mut Chance) -> Value {
+    let mark = if chance.percent(50) { chance.below(usize::MAX) } else { chance.below(8) };
+    let image = BASE64_STANDARD.encode(pictures::small(mark as u64));
+    match chance.below(4) {
+        0 => json!({"id": id, "task": "caption", "image": image, "max_new_tokens": 8}),
+        1 => json!({"id": id, "task": "vqa", "image": image, "question": "is it as he was?"}),
+        2 => json!({"id": id, "task": "similarity", "image": image, "texts": ["he", "she"]}),
+        _ => json!({"id": id, "task": "embeddings", "text": words(chance)}),
     }
 }
 

@@ -38,10 +38,12 @@ pub(super) enum Attack {
     Pipeline,
     /// Sends what is not HTTP.
     Garbage,
+    /// Sends bulk requests, reads their answers slowly or not at all, and sometimes leaves.
+    Bulk,
 }
 
 impl Attack {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::SilentBodies,
         Self::Trickle,
         Self::WrongLength,
@@ -55,6 +57,7 @@ impl Attack {
         Self::UnreadAnswers,
         Self::Pipeline,
         Self::Garbage,
+        Self::Bulk,
     ];
 }
 
@@ -152,6 +155,10 @@ fn config(chance: &mut Chance) -> Config {
     config.http.deadline = Duration::from_secs(8);
     config.http.limits.max_rows = 16;
     config.http.limits.max_body_bytes = 1 << 20;
+    config.http.bulk.max_lines_in_flight = 16;
+    config.http.bulk.max_held_bytes = chance.pick(&[32 << 10, 64 << 10]);
+    config.http.bulk.deadline = Duration::from_secs(20);
+    config.http.bulk.idle_timeout = Duration::from_secs(3);
     // More than rows, as by default, so that calls in progress cannot fill all places.
     let connections = &mut config.http.connections;
     connections.max_connections = chance.pick(&[128, 160]);

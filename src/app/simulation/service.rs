@@ -185,6 +185,7 @@ async fn watch(world: Rc<World>, metrics: Arc<Metrics>, images: Images) {
     let config = &world.scenario.config;
     let rows = with_reserve(config.engine.capacity_rows as u64).cast_signed();
     let bytes = with_reserve(config.engine.capacity_bytes).cast_signed();
+    let bulk = with_reserve(config.http.bulk.max_requests as u64).cast_signed();
     let sockets = max_sockets(config.http.connections.max_connections, false).cast_signed() as i64;
     loop {
         let held = images.held_file_bytes().cast_signed() as i64;
@@ -192,6 +193,7 @@ async fn watch(world: Rc<World>, metrics: Arc<Metrics>, images: Images) {
             ("rows", metrics.queue_rows.get(), rows),
             ("bytes", metrics.queue_bytes.get(), bytes),
             ("connections", metrics.http_connections.get(), sockets),
+            ("bulk requests", metrics.bulk_requests.get(), bulk),
             ("bytes of files in the decoding queue", held, metrics.queue_bytes.get()),
         ];
         for (name, value, most) in bounds {
@@ -237,6 +239,10 @@ fn check_end(world: &World, metrics: &Metrics) {
         ("decodes", metrics.decode_permits_in_use.get()),
         ("workers", metrics.worker_up.get()),
         ("ready", metrics.ready.get()),
+        ("bulk requests", metrics.bulk_requests.get()),
+        ("bulk requests that wait", metrics.bulk_requests_waiting.get()),
+        ("lines of bulk requests", metrics.bulk_lines_in_flight.get()),
+        ("bytes of bulk answers", metrics.bulk_held_bytes.get()),
     ];
     for (name, value) in gauges {
         if value != 0 {

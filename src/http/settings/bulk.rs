@@ -12,7 +12,7 @@ use crate::settings::{InvalidSetting, Section, millis, require};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BulkSettings {
-    /// Maximum number of bulk requests at a time.
+    /// Maximum number of bulk requests from which the server reads at a time. Further requests wait for their turn.
     pub max_requests: usize,
     /// Maximum size of one line in bytes.
     pub max_line_bytes: usize,

@@ -75,7 +75,7 @@ impl HttpState {
         let shared = Shared {
             lifecycle: Lifecycle::loading(&metrics),
             requests: RequestsInFlight::new(metrics.http_requests_in_flight.clone()),
-            bulk_requests: BulkRequests::new(Arc::clone(&metrics)),
+            bulk_requests: BulkRequests::new(settings.bulk.max_requests, Arc::clone(&metrics)),
             access: Access::new(settings.auth.as_ref(), settings.rate_limit),
             settings,
             metrics,
@@ -151,7 +151,7 @@ impl HttpState {
         &self.0.requests
     }
 
-    /// Returns the count of the bulk requests in progress.
+    /// Returns the turns of the bulk requests.
     pub(crate) fn bulk_requests(&self) -> &BulkRequests {
         &self.0.bulk_requests
     }

@@ -54,9 +54,7 @@ struct ActivityState {
     phase: AtomicU64,
     /// True if the rest of a request will not be read. The connection then cannot read another request.
     unread_input: AtomicBool,
-    /// True while writing is blocked because the client does not read.
-    stalled: AtomicBool,
-    /// What a bulk request tells about itself.
+    /// What a bulk request tells about itself, and whether writing is blocked because the client does not read.
     bulk: BulkConnection,
 }
 
@@ -107,7 +105,6 @@ impl Default for Activity {
         let activity = Self(Arc::new(ActivityState {
             phase: AtomicU64::default(),
             unread_input: AtomicBool::default(),
-            stalled: AtomicBool::default(),
             bulk: BulkConnection::default(),
         }));
         activity.enter(SILENT);
@@ -158,12 +155,12 @@ impl Activity {
 
     /// Notes whether writing is blocked because the client does not read.
     pub(crate) fn set_stalled(&self, stalled: bool) {
-        self.0.stalled.store(stalled, Ordering::Release);
+        self.0.bulk.set_stalled(stalled);
     }
 
     /// True while writing is blocked because the client does not read.
     pub(crate) fn is_stalled(&self) -> bool {
-        self.0.stalled.load(Ordering::Acquire)
+        self.0.bulk.is_stalled()
     }
 
     fn enter(&self, phase: u64) {
@@ -324,6 +321,12 @@ impl<S> TimedStream<S> {
         let timeout = self.activity.bulk().idle_timeout().unwrap_or(self.write_timeout);
         let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(timer.as_mut().poll(context));
+        let works = self.activity.bulk().is_working();
+        if works && !mutations::is_active(Mutation::BulkWorkCountsAsIdle) {
+            // The client may send everything before it reads, and now the server itself does not read.
+            timer.as_mut().reset(tokio::time::Instant::now() + timeout);
+            return timer.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()));
+        }
         Poll::Ready(Err(io::Error::new(
             io::ErrorKind::TimedOut,
             "timed out writing: the client does not read",

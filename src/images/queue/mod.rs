@@ -73,7 +73,10 @@ pub(super) struct Queue {
 struct Waiting {
     job: Box<dyn Job>,
     lane: Lane,
+    /// The call that queued the job.
     call: CallId,
+    /// Calls of other clients that wait for the same decode. It runs when the turn of any client comes.
+    joined: Vec<CallId>,
     work: f64,
 }
 
@@ -111,14 +114,14 @@ impl Queue {
         }
     }
 
-    /// Appends a job. If the queue, or the client's share of the queue, is full, the job is returned as the error. Jobs of
-    /// bulk work do not count: admission control limits their number, and they wait behind all others.
+    /// Appends a job and returns its number. If the queue, or the client's share of the queue, is full, the job is returned
+    /// as the error. Jobs of bulk work do not count: admission control limits their number, and they wait behind all others.
     pub(super) fn push(
         &mut self,
         job: Box<dyn Job>,
         lane: Lane,
         call: CallId,
-    ) -> Result<(), Box<dyn Job>> {
+    ) -> Result<u64, Box<dyn Job>> {
         let mutated = mutations::is_active(Mutation::DecodesInOrderOfArrival);
         let call = if mutated { CallId { client: ClientId(0), number: 0 } } else { call };
         let own = self.clients.get(&call.client).copied().unwrap_or(0);
@@ -135,8 +138,25 @@ impl Queue {
         self.turns(lane).push(call, id);
         *self.clients.entry(call.client).or_default() += 1;
         let work = (job.work() as f64).max(LEAST_WORK);
-        self.jobs.insert(id, Waiting { job, lane, call, work });
-        Ok(())
+        self.jobs.insert(id, Waiting { job, lane, call, joined: Vec::new(), work });
+        Ok(id)
+    }
+
+    /// Notes that another call waits for this decode, so that it runs no later than if that call had queued it. Without
+    /// this, a call would wait for its picture behind all work of a client that happened to send the same picture earlier,
+    /// or behind all interactive work if it came in bulk work.
+    pub(super) fn join(&mut self, id: u64, call: CallId) {
+        let mutated = [Mutation::JoinedDecodesKeepTheirTurn, Mutation::DecodesInOrderOfArrival];
+        if mutated.into_iter().any(mutations::is_active) {
+            return;
+        }
+        let Some(waiting) = self.jobs.get_mut(&id) else { return };
+        let is_other = |known: &CallId| known.client != call.client;
+        let is_new = is_other(&waiting.call) && waiting.joined.iter().all(is_other);
+        if waiting.lane == Lane::Decodes && is_new {
+            waiting.joined.push(call);
+            self.decodes.push(call, id);
+        }
     }
 
     /// Takes the next job, which counts as running from `now`.
@@ -144,27 +164,27 @@ impl Queue {
         let decode =
             self.decode_next && self.decodes.front().is_some() || self.hashes.front().is_none();
         let lane = if decode { Lane::Decodes } else { Lane::Hashes };
-        let (id, charged) = match lane {
-            Lane::Hashes => (self.next_hash()?, 0.0),
+        let (client, id, charged) = match lane {
+            Lane::Hashes => self.next_hash()?,
             Lane::Decodes => self.next_decode()?,
         };
-        let (job, client, work) = self.forget(id)?;
+        let (job, work) = self.forget(id)?;
         self.decode_next = !decode;
         let running = Running { lane, client, began: now, work, charged };
         self.running.push(running);
         Some((job, running))
     }
 
-    /// Takes the next hash of the class that has received the least time for decodes.
-    fn next_hash(&mut self) -> Option<u64> {
+    /// Takes the next hash of the class that has received the least time for decodes. Hashes are not charged.
+    fn next_hash(&mut self) -> Option<(ClientId, u64, f64)> {
         let class = choose_class(&mut self.classes, &self.hashes)?;
         let client = self.hashes.clients().find(|client| class_of(*client) == class)?;
-        self.hashes.pop_from(client)
+        Some((client, self.hashes.pop_from(client)?, 0.0))
     }
 
-    /// Takes the next decode of the client that has received the least time. Returns the decode's id, and the seconds that
-    /// the client is charged for it.
-    fn next_decode(&mut self) -> Option<(u64, f64)> {
+    /// Takes the next decode of the client that has received the least time. Returns the client, the decode's number, and
+    /// the seconds that the client is charged for it.
+    fn next_decode(&mut self) -> Option<(ClientId, u64, f64)> {
         let start_time = |client: &ClientId| {
             let finish_time = self.finish_times.get(client);
             finish_time.map_or(self.virtual_time, |finish_time| finish_time.max(self.virtual_time))
@@ -181,7 +201,7 @@ impl Queue {
         // A client without an entry starts at the virtual time, so an entry is needed only while its finish time is
         // later than the virtual time.
         self.finish_times.retain(|_, finish_time| *finish_time > self.virtual_time);
-        Some((id, charged))
+        Some((client, id, charged))
     }
 
     /// Removes the jobs without waiters and returns them, so that the caller can drop them outside the lock.
@@ -193,13 +213,8 @@ impl Queue {
             .jobs
             .iter()
             .filter(|(_, waiting)| !waiting.job.is_wanted() && waiting.job.is_abandoned());
-        let unwanted: Vec<(u64, Lane, CallId)> =
-            unwanted.map(|(&id, waiting)| (id, waiting.lane, waiting.call)).collect();
-        let take = unwanted.into_iter().filter_map(|(id, lane, call)| {
-            self.turns(lane).remove(call, id);
-            self.forget(id).map(|(job, ..)| job)
-        });
-        take.collect()
+        let unwanted: Vec<u64> = unwanted.map(|(&id, _)| id).collect();
+        unwanted.into_iter().filter_map(|id| Some(self.forget(id)?.0)).collect()
     }
 
     /// Closes the queue, so that no further job runs. Returns the waiting jobs, to be dropped outside the lock.
@@ -329,9 +344,12 @@ impl Queue {
         }
     }
 
-    /// Removes a job that has already been taken out of `hashes` or `decodes`.
-    fn forget(&mut self, id: u64) -> Option<(Box<dyn Job>, ClientId, f64)> {
-        let Waiting { job, call, work, .. } = self.jobs.remove(&id)?;
+    /// Removes a job, which one of its calls may already have taken out of `hashes` or `decodes`.
+    fn forget(&mut self, id: u64) -> Option<(Box<dyn Job>, f64)> {
+        let Waiting { job, lane, call, joined, work } = self.jobs.remove(&id)?;
+        for waiting in joined.into_iter().chain([call]) {
+            self.turns(lane).remove(waiting, id);
+        }
         self.bulk_jobs -= usize::from(call.client.is_bulk());
         if let Some(own) = self.clients.get_mut(&call.client) {
             *own -= 1;
@@ -339,7 +357,7 @@ impl Queue {
                 self.clients.remove(&call.client);
             }
         }
-        Some((job, call.client, work))
+        Some((job, work))
     }
 
     #[cfg(test)]

@@ -304,3 +304,26 @@ fn bulk_work_waits_for_other_work_but_gets_a_twentieth_of_the_time() {
     let wait = estimated_wait(&queue, 1, now);
     assert!(wait <= 5 * SECOND, "{wait:?}");
 }
+
+#[test]
+fn a_decode_that_several_clients_wait_for_runs_at_the_first_turn_of_any() {
+    let (mut queue, now) = (known(), Instant::now());
+    let bulk = |number| CallId { client: ClientId(1).bulk(), number };
+    let mut ids = Vec::new();
+    for number in 0..3 {
+        let pushed = queue.push(Box::new(Idle(true)), Lane::Decodes, bulk(number));
+        ids.push(pushed.ok().unwrap());
+    }
+    push(&mut queue, Lane::Decodes, lone(2));
+    queue.join(ids[2], lone(3));
+    queue.join(ids[2], lone(3));
+    // Bulk work has a turn after the first, very long, decode. Its last decode runs in the turn of client 3.
+    let clients: Vec<ClientId> = (0..4).map(|_| queue.next(now).unwrap().1.client).collect();
+    let bulk = ClientId(1).bulk();
+    assert_eq!(clients, [ClientId(2), bulk, ClientId(3), bulk]);
+    assert!(queue.next(now).is_none(), "each job ran once");
+    assert_eq!(queue.bulk_jobs, 0);
+    // The number of a job that has started means nothing any more.
+    queue.join(ids[2], lone(3));
+    assert!(queue.next(now).is_none());
+}

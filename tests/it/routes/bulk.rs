@@ -240,16 +240,41 @@ async fn a_client_that_leaves_ends_its_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_above_the_limit_and_forms_are_refused() {
+async fn requests_above_the_limit_wait_for_their_turn() {
     let app = TestApp::with(|config| config.http.bulk.max_requests = 1);
     let (end, body) = open_body(String::new());
-    let held = app.open(Request::post("/bulk").body(body).unwrap()).await;
-    let refused = app.raw("/bulk", "", Vec::new()).await;
-    refused.refused(503, "overloaded");
+    let first = app.open(Request::post("/bulk").body(body).unwrap()).await;
+    app.until("a turn", |app| app.metrics.bulk_requests.get() == 1).await;
+    let line = "{\"task\": \"embeddings\", \"text\": \"a cat\"}";
+    let second = app.open(Request::post("/bulk").body(Body::from(line)).unwrap()).await;
+    app.until("waiting", |app| app.metrics.bulk_requests_waiting.get() == 1).await;
+    assert_eq!(second.status(), 200, "the head does not wait");
     drop(end);
-    let (_, summary) =
-        parsed(std::str::from_utf8(&held.into_body().collect().await.unwrap().to_bytes()).unwrap());
-    assert_eq!(summary, json!({"done": 0, "failed": 0}));
+    for (response, done) in [(first, 0), (second, 1)] {
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let (_, summary) = parsed(std::str::from_utf8(&bytes).unwrap());
+        assert_eq!(summary, json!({"done": done, "failed": 0}));
+    }
+    app.until("no turns", |app| app.metrics.bulk_requests.get() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_wait_for_their_turn_end_with_the_server() {
+    let app = TestApp::with(|config| config.http.bulk.max_requests = 1);
+    let (_end, body) = open_body(String::new());
+    let _first = app.open(Request::post("/bulk").body(body).unwrap()).await;
+    app.until("a turn", |app| app.metrics.bulk_requests.get() == 1).await;
+    let waiting = app.open(Request::post("/bulk").body(Body::from("{}")).unwrap()).await;
+    app.until("waiting", |app| app.metrics.bulk_requests_waiting.get() == 1).await;
+    app.handle.drain();
+    let bytes = waiting.into_body().collect().await.unwrap().to_bytes();
+    let (answers, summary) = parsed(std::str::from_utf8(&bytes).unwrap());
+    assert_eq!((answers.len(), &summary["error"]["code"]), (0, &json!("shutting_down")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_are_refused() {
+    let app = TestApp::start();
     app.raw("/bulk", "multipart/form-data; boundary=x", Vec::new())
         .await
         .refused(415, "unsupported_media_type");
@@ -285,11 +310,13 @@ async fn answers_that_nobody_reads_keep_their_request_and_nothing_else() {
     app.until("full", |app| app.metrics.bulk_held_bytes.get() > 10_000).await;
     app.until("nothing in the engine", |app| app.metrics.queue_bytes.get() == 0).await;
     assert!(app.metrics.bulk_held_bytes.get() < 200_000);
-    app.raw("/bulk", "", Vec::new()).await.refused(503, "overloaded");
+    let waiting = app.open(Request::post("/bulk").body(Body::from("no json")).unwrap()).await;
+    app.until("waiting", |app| app.metrics.bulk_requests_waiting.get() == 1).await;
     drop(unread);
-    app.until("left", |app| app.metrics.bulk_held_bytes.get() == 0).await;
-    assert_eq!(app.metrics.bulk_requests.get(), 0);
-    bulk(&app, "").await;
+    let bytes = waiting.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(parsed(std::str::from_utf8(&bytes).unwrap()).1, json!({"done": 1, "failed": 1}));
+    app.until("all have left", |app| app.metrics.bulk_requests.get() == 0).await;
+    assert_eq!(app.metrics.bulk_held_bytes.get(), 0);
 }
 
 /// Plain `requests` sends the whole body before it reads, whatever the server sends meanwhile.

@@ -21,6 +21,7 @@ impl Client {
             Attack::ManyAddresses => self.chance.within(4, 30),
             Attack::LongTexts => self.chance.within(20, 90),
             Attack::LargePictures => self.chance.within(1, 3),
+            Attack::Bulk => self.chance.within(1, 6),
             Attack::Trickle
             | Attack::WrongLength
             | Attack::Leave
@@ -57,6 +58,7 @@ impl Client {
             Attack::UnreadAnswers => self.leave_unread().await,
             Attack::Pipeline => self.pipeline().await,
             Attack::Garbage => self.send_garbage().await,
+            Attack::Bulk => self.send_bulk().await,
         }
     }
 

@@ -4,7 +4,7 @@
 use super::super::chance::Chance;
 use super::super::requests::{self, SMALL_CALLS};
 use super::super::{network::Connection, pictures};
-use super::{Client, Role};
+use super::{BUFFER, Client, Role};
 
 impl Client {
     /// Sends requests until the end.
@@ -18,9 +18,21 @@ impl Client {
             }
             // Some clients open a connection for each request.
             let keep = self.chance.percent(60);
-            let Some(mut connection) = open.take().or_else(|| self.connect()) else { continue };
-            let (what, request) = self.request();
-            if self.ask(&mut connection, what, &request).await.is_some() && keep {
+            let buffer = if self.role == Role::Honest {
+                self.chance.pick(&[4 << 10, BUFFER])
+            } else {
+                BUFFER
+            };
+            let connect = || self.connect_with(buffer);
+            let Some(mut connection) = open.take().or_else(connect) else { continue };
+            let answered = if self.role == Role::Honest && self.chance.percent(10) {
+                let lines = self.chance.within(1, 40);
+                self.ask_bulk(&mut connection, lines).await
+            } else {
+                let (what, request) = self.request();
+                self.ask(&mut connection, what, &request).await
+            };
+            if answered.is_some() && keep {
                 self.check_silence(&mut connection);
                 open = Some(connection);
             }

@@ -1,6 +1,8 @@
-//! The clients of a simulation: `honest` ones, whose answers are checked in full, and `attacks`.
+//! The clients of a simulation: `honest` ones, whose answers are checked in full, and `attacks`. Both send `bulk`
+//! requests.
 
 mod attacks;
+mod bulk;
 mod honest;
 
 use std::fmt::Display;
@@ -58,7 +60,7 @@ pub(super) fn all(world: &Rc<World>) -> Vec<impl Future<Output = ()> + use<>> {
 
 /// Returns the body of an answer if it depends on the request alone.
 fn comparable<'a>(what: &str, answer: &'a Answer) -> Option<&'a [u8]> {
-    let varies = ["stream", "health", "metrics"].contains(&what);
+    let varies = ["stream", "health", "metrics", "chat", "bulk"].contains(&what);
     (!varies).then_some(&answer.body)
 }
 

@@ -18,7 +18,14 @@ use crate::http::extract::body::is_closed_to_make_room;
 use crate::http::middleware::load_shedding::connections_full;
 use crate::http::settings::HttpSettings;
 use crate::input;
+use crate::mutations::{self, Mutation};
 use crate::platform;
+
+/// Time without data after which the server looks whether a client reads its answers.
+const STALLED_AGAIN: Duration = Duration::from_millis(100);
+
+/// Number of bytes that a request without a turn may hold.
+const LITTLE: usize = 64 << 10;
 
 /// Reads lines from a body.
 pub(super) struct LineReader<'a> {
@@ -91,6 +98,16 @@ impl<'a> LineReader<'a> {
         &self.admission
     }
 
+    /// True if only few bytes are held, so that the request can wait without its turn.
+    pub(super) fn holds_little(&self) -> bool {
+        self.buffer.len() - self.taken <= LITTLE
+    }
+
+    /// Notes that the server reads on after a pause of its own.
+    pub(super) fn resume(&mut self) {
+        self.idle_since = platform::now();
+    }
+
     /// Returns the next line that has already arrived completely. Empty lines are skipped.
     pub(super) fn buffered(&mut self) -> Option<Line> {
         loop {
@@ -128,6 +145,22 @@ impl<'a> LineReader<'a> {
                 }
                 Ok(None) => self.ended = true,
                 Err(error) => return Read::Broken(error),
+            }
+        }
+    }
+
+    /// Reads and drops what the client still sends, until it reads its answers.
+    pub(super) async fn discard(&mut self) {
+        if mutations::is_active(Mutation::EndedBulkRequestsReadNothing) {
+            return;
+        }
+        self.buffer = Vec::new();
+        loop {
+            match tokio::time::timeout(STALLED_AGAIN, self.body.frame()).await {
+                Ok(Some(Ok(_))) => {}
+                Ok(None | Some(Err(_))) => return,
+                Err(_) if self.connection.is_stalled() => {}
+                Err(_) => return,
             }
         }
     }

@@ -1,6 +1,6 @@
 //! `POST /bulk`: many inputs that may wait, one JSON object per line. Answers are sent as they are ready. Nothing is
 //! rejected because the server is busy: the server reads on only while it has room, and runs bulk work behind interactive
-//! calls.
+//! calls. Requests take turns if there are too many (`state::bulk_requests`).
 //!
 //! - `lines`: reads the lines. `line`: one line, from its bytes to its answer.
 //! - `answers`: the answers that wait to be sent.
@@ -12,6 +12,7 @@ mod lines;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Extension, Request as HttpRequest, State};
@@ -28,14 +29,15 @@ use utoipa_axum::routes;
 use self::answers::{AnswerReceiver, AnswerSender};
 use self::line::{Answered, Lines, Work};
 use self::lines::{LineReader, Read};
-use crate::engine::{Admission, EngineHandle};
+use crate::engine::{Admission, EngineError, EngineHandle};
+use crate::fairness::ClientId;
 use crate::http::context::{BulkConnection, BulkGuard, RequestContext};
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, Code};
 use crate::http::extract::head;
 use crate::http::inference::reply;
 use crate::http::openapi::InferenceProblems;
 use crate::http::state::HttpState;
-use crate::http::state::bulk_requests::BulkRequest;
+use crate::http::state::bulk_requests::BulkTurn;
 use crate::telemetry::metrics::GaugeGuard;
 
 /// Returns the route.
@@ -88,7 +90,6 @@ pub(crate) async fn run_bulk(
     let deadline = head::deadline(&parts.headers, context.arrived, settings.deadline)?;
     let engine = state.services()?.engine.clone();
     let client = state.access().client_id(&parts.extensions, &context);
-    let request = state.bulk_requests().begin(client, settings.max_requests)?;
     let admission = engine.admit_bulk(client, deadline)?;
     let connection = parts.extensions.get::<BulkConnection>().cloned().unwrap_or_default();
     let (sender, receiver) = answers::queue(&state.metrics().bulk_held_bytes);
@@ -98,19 +99,15 @@ pub(crate) async fn run_bulk(
     let bulk = Bulk {
         sink: Sink { lines, answers: sender.clone(), counts: Arc::default() },
         engine,
+        client,
         connection: connection.clone().begin(settings.idle_timeout),
     };
     tokio::spawn(async move {
         // Ends the response even if the work panics.
-        let _end = EndOfAnswers(sender.clone());
-        tokio::select! {
-            biased;
-            // Dropping the work cancels it in the engine.
-            () = sender.closed() => {}
-            () = bulk.run(body, (admission, connection)) => {}
-        }
+        let _end = EndOfAnswers(sender);
+        bulk.run(body, (admission, connection)).await;
     });
-    Ok(response(receiver, request))
+    Ok(response(receiver))
 }
 
 /// Ends the queue of answers when it is dropped.
@@ -129,39 +126,77 @@ struct Counts {
     failed: AtomicU64,
 }
 
+/// Time that a client has to read its answers when its turn is over.
+const UNREAD_ANSWERS: Duration = Duration::from_secs(1);
+
 /// A bulk request in progress.
 struct Bulk {
     sink: Sink,
     engine: EngineHandle,
+    client: ClientId,
     connection: BulkGuard,
 }
 
 impl Bulk {
-    /// Reads and runs all lines, and sends their answers.
+    /// Reads and runs all lines, and sends their answers, unless the client leaves.
     async fn run(self, body: Body, admission: (Admission, BulkConnection)) {
         let state = self.sink.lines.state.clone();
         let context = self.sink.lines.context.clone();
-        let settings = state.settings();
-        let mut reader = LineReader::new(body, settings, &context, admission);
+        let mut reader = LineReader::new(body, state.settings(), &context, admission);
+        let mut turn = None;
+        let broken = tokio::select! {
+            biased;
+            // Dropping the work cancels it in the engine.
+            () = self.sink.answers.closed() => return,
+            broken = self.serve(&mut reader, &mut turn) => broken,
+        };
+        self.finish(broken.as_ref());
+        let all_read = async {
+            tokio::select! {
+                () = self.sink.answers.room(1) => {}
+                () = self.sink.answers.closed() => {}
+            }
+            // Until now, the answers took memory.
+            drop(turn);
+        };
+        if broken.is_some() {
+            // A client that sends everything before it reads must come to the end of its lines.
+            tokio::join!(all_read, reader.discard());
+        } else {
+            all_read.await;
+        }
+    }
+
+    /// Reads and runs all lines. Returns the error that ended this early.
+    async fn serve(
+        &self,
+        reader: &mut LineReader<'_>,
+        turn: &mut Option<BulkTurn>,
+    ) -> Option<ApiError> {
+        let settings = self.sink.lines.state.settings();
         let mut tasks = JoinSet::new();
-        let mut draining = false;
+        // Set when the engine drains or has ended: what has been read is answered, and nothing more is read.
+        let mut ending: Option<EngineError> = None;
         let broken = loop {
             while tasks.len() >= settings.bulk.max_lines_in_flight {
                 tasks.join_next().await;
             }
             while tasks.try_join_next().is_some() {}
             self.connection.set_working(!tasks.is_empty());
-            let read = if draining {
-                // What has been read is answered; nothing more is read.
+            let read = if ending.is_some() {
                 reader.buffered().map_or(Read::End, Read::Line)
             } else {
                 tokio::select! {
                     biased;
                     () = self.engine.draining() => {
-                        draining = true;
+                        ending = Some(EngineError::ShuttingDown);
                         continue;
                     }
-                    read = self.next(&mut reader, &mut tasks) => read,
+                    error = self.engine.closed() => {
+                        ending = Some(error);
+                        continue;
+                    }
+                    read = self.next(reader, &mut tasks, turn) => read,
                 }
             };
             match read {
@@ -174,21 +209,34 @@ impl Bulk {
                     // Lines that fail at once need no wait, but must not keep this thread from others.
                     tokio::task::yield_now().await;
                 }
-                Read::End if draining => {
-                    break Some(crate::engine::EngineError::ShuttingDown.into());
-                }
-                Read::End => break None,
+                Read::End => break ending.map(ApiError::from),
                 Read::Broken(error) => break Some(error),
             }
         };
         while tasks.join_next().await.is_some() {}
-        self.finish(broken.as_ref());
+        self.connection.set_working(false);
+        broken
     }
 
-    /// Waits until the client has read enough answers, then reads the next line.
-    async fn next(&self, reader: &mut LineReader<'_>, tasks: &mut JoinSet<()>) -> Read {
-        self.sink.answers.room(self.sink.lines.state.settings().bulk.max_held_bytes).await;
-        let read = reader.next();
+    /// Waits for the request's turn and until the client has read enough answers, then reads the next line.
+    async fn next(
+        &self,
+        reader: &mut LineReader<'_>,
+        tasks: &mut JoinSet<()>,
+        turn: &mut Option<BulkTurn>,
+    ) -> Read {
+        let is_over = turn.as_ref().is_none_or(BulkTurn::is_over);
+        if is_over && reader.holds_little() {
+            if let Err(error) = self.wait_for_turn(tasks, turn).await {
+                return Read::Broken(error);
+            }
+            reader.resume();
+        }
+        let most = self.sink.lines.state.settings().bulk.max_held_bytes;
+        let read = async {
+            self.sink.answers.room(most).await;
+            reader.next().await
+        };
         tokio::pin!(read);
         loop {
             tokio::select! {
@@ -197,6 +245,39 @@ impl Bulk {
                 Some(_) = tasks.join_next() => self.connection.set_working(!tasks.is_empty()),
             }
         }
+    }
+
+    /// Ends the turn of this request, if it has one, and waits for the next. A client that does not read its answers now
+    /// keeps its turn, because its answers take memory; after the time that a line may take, it is told to continue in
+    /// another request.
+    ///
+    /// # Errors
+    /// `overloaded`.
+    async fn wait_for_turn(
+        &self,
+        tasks: &mut JoinSet<()>,
+        turn: &mut Option<BulkTurn>,
+    ) -> Result<(), ApiError> {
+        if let Some(held) = turn {
+            while tasks.join_next().await.is_some() {}
+            self.connection.set_working(false);
+            let all_read = self.sink.answers.room(1);
+            if tokio::time::timeout(UNREAD_ANSWERS, all_read).await.is_err() {
+                held.extend();
+                if held.age() < self.sink.lines.deadline {
+                    return Ok(());
+                }
+                let detail = "other requests wait (bulk.max_requests); read the answers while you send, and send the \
+                              lines without an answer in another request";
+                return Err(ApiError::new(Code::Overloaded, detail));
+            }
+        }
+        *turn = None;
+        // Until then, the client need not send anything.
+        self.connection.set_working(true);
+        *turn = Some(self.sink.lines.state.bulk_requests().turn(self.client).await);
+        self.connection.set_working(false);
+        Ok(())
     }
 
     fn spawn(&self, tasks: &mut JoinSet<()>, work: Work) {
@@ -246,11 +327,11 @@ impl Sink {
     }
 }
 
-/// Writes the response whose body is the queue of answers. The request counts until the client has read it.
-fn response(receiver: AnswerReceiver, request: BulkRequest) -> Response {
-    let lines = stream::unfold((receiver, request), |(mut receiver, request)| async {
+/// Writes the response whose body is the queue of answers.
+fn response(receiver: AnswerReceiver) -> Response {
+    let lines = stream::unfold(receiver, |mut receiver| async {
         let line: Bytes = receiver.next().await?;
-        Some((Ok::<_, Infallible>(line), (receiver, request)))
+        Some((Ok::<_, Infallible>(line), receiver))
     });
     let mut response = Response::new(Body::from_stream(lines));
     let content_type = HeaderValue::from_static("application/x-ndjson");

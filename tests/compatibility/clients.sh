@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Checks the routes of other APIs with their own client libraries: OpenAI (Python, Node), LangChain, Hugging Face (Python,
 # Node) and Ollama (Python). The scripts call a running server with the demo models, and compare its answers about a demo
-# scene. `snippets.py` runs the programs in docs/clients.md in the same way. They also check that a library's exception contains the text of the server. The libraries come from PyPI and npm.
-# Checks whose libraries cannot be installed are skipped with a message.
+# scene. They also check that a library's exception contains the text of the server. `snippets.py` runs the programs in
+# docs/clients.md in the same way. The libraries come from PyPI and npm, Go and Chromium from Debian. Checks whose
+# libraries cannot be installed are skipped with a message.
 #
 #   tests/compatibility/clients.sh target/debug/blip-server
 set -euo pipefail
@@ -13,7 +14,10 @@ folder=$(mktemp -d)
 trap 'kill "${server_pid:-}" 2>/dev/null || true; rm -rf "$folder"' EXIT
 cp tests/compatibility/*.{py,mjs,json,txt} "$folder"
 
-"$binary" --listen 127.0.0.1:0 --log-format json >"$folder/server.log" 2>&1 &
+# The page in docs/clients.md is served at this origin.
+ORIGIN=http://localhost:$(python3 -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
+export ORIGIN
+BLIP__SERVER__CORS_ALLOWED_ORIGINS=$ORIGIN "$binary" --listen 127.0.0.1:0 --log-format json >"$folder/server.log" 2>&1 &
 server_pid=$!
 server=
 for _ in $(seq 600); do
@@ -47,6 +51,14 @@ if command -v npm >/dev/null && npm install --silent >/dev/null 2>&1; then
 else
   echo "skipped: openai and @huggingface/inference cannot be installed (npm)"
 fi
+
+# Installs a package of Debian if its program is missing.
+has() {
+  command -v "$1" >/dev/null ||
+    { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -o DPkg::Lock::Timeout=120 install -y -q "$2" >/dev/null 2>&1; }
+}
+has go golang-go || true
+has "${CHROMIUM:-/usr/bin/chromium}" chromium || true
 
 # The programs in docs/clients.md. It comes after npm, as it uses the packages in node_modules.
 [ -z "$python" ] || check "$python" snippets.py

@@ -11,7 +11,8 @@ block of code says what to do with it:
     <!-- dependencies: rust -->   a part of Cargo.toml for the programs in Rust
 
 Python programs run with the interpreter that runs this script, programs for Node.js with the packages in `node_modules`
-of the current folder. Languages whose tools are missing are skipped with a message.
+of the current folder. Pages run in Chromium with `browser.mjs`, at the origin in the environment variable ORIGIN, which
+the server must allow. Languages whose tools are missing are skipped with a message.
 """
 
 import http.client
@@ -44,7 +45,7 @@ BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]*?) -->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 PROGRAMS = {"sh", "bash", "python", "js", "html", "rust", "go"}
-SUFFIXES = {"bash": "sh", "python": "py", "node": "mjs", "go": "go"}
+SUFFIXES = {"bash": "sh", "python": "py", "node": "mjs", "browser": "html", "go": "go"}
 
 
 @dataclass
@@ -176,6 +177,7 @@ class Tools:
             self.commands["node"] = ["node"]
             # Modules are looked up from the folder of the program.
             (folder / "node_modules").symlink_to(modules)
+        self.prepare_browser(modules)
         if shutil.which("go"):
             self.commands["go"] = ["go", "run"]
         else:
@@ -184,6 +186,17 @@ class Tools:
             self.missing["rust"] = "cargo is not installed"
         else:
             self.prepare_cargo()
+
+    def prepare_browser(self, modules):
+        """Finds what pages need: Chromium, playwright-core, and an origin that the server allows."""
+        if not Path(os.environ.get("CHROMIUM", "/usr/bin/chromium")).exists():
+            self.missing["browser"] = "there is no Chromium"
+        elif not (modules / "playwright-core").is_dir():
+            self.missing["browser"] = "no package `playwright-core` in node_modules (npm install)"
+        elif "ORIGIN" not in os.environ:
+            self.missing["browser"] = "the environment variable ORIGIN is not set"
+        else:
+            self.commands["browser"] = ["node", str(Path("browser.mjs").resolve())]
 
     def prepare_cargo(self):
         """Makes a package of the program's dependencies, and downloads them."""
@@ -222,6 +235,8 @@ class Tools:
             file = folder / f"snippet.{SUFFIXES[program.language]}"
             file.write_text(code)
             command = [*command, str(file)]
+        if program.language == "browser":
+            command += [str(PICTURE), os.environ["ORIGIN"]]
         timeout = RUST_TIMEOUT if program.language == "rust" else TIMEOUT
         done = subprocess.run(
             command,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
-use super::super::network::{Connection, Received};
+use super::super::network::Connection;
 use super::super::requests;
 use super::super::world::{Role, count};
 use super::{Client, PATIENCE};

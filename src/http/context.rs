@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
 use super::error::Code;
 use crate::platform;
 use crate::task::{ImageInfo, Scope, TaskTiming};
@@ -19,10 +21,14 @@ pub(crate) struct RequestContext {
     notes: Arc<Mutex<Notes>>,
 }
 
-/// What a connection and a bulk request on it tell each other: such a client may send for a long time before it reads. Stored
-/// in the request's extensions. Clones share the values.
+/// What a connection and a bulk request on it tell each other: such a client may send for a long time before it reads.
+/// Stored in the request's extensions. Clones share the values.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct BulkConnection(Arc<BulkState>);
+pub(crate) struct BulkConnection {
+    state: Arc<BulkState>,
+    /// Cancelled when the connection must close to make room for another.
+    close_token: CancellationToken,
+}
 
 #[derive(Debug, Default)]
 struct BulkState {
@@ -39,16 +45,21 @@ struct BulkState {
 pub(crate) struct BulkGuard(BulkConnection);
 
 impl BulkConnection {
+    /// Returns a clone that is closed by this token.
+    pub(crate) fn closed_by(&self, close_token: CancellationToken) -> Self {
+        Self { state: Arc::clone(&self.state), close_token }
+    }
+
     /// Begins a bulk request whose client may neither send nor read for at most `idle_timeout`.
     pub(crate) fn begin(self, idle_timeout: Duration) -> BulkGuard {
         let millis = u64::try_from(idle_timeout.as_millis()).unwrap_or(u64::MAX).max(1);
-        self.0.idle_timeout_ms.store(millis, Ordering::Release);
+        self.state.idle_timeout_ms.store(millis, Ordering::Release);
         BulkGuard(self)
     }
 
     /// Returns how long the client may neither send nor read; `None` if there is no bulk request.
     pub(crate) fn idle_timeout(&self) -> Option<Duration> {
-        match self.0.idle_timeout_ms.load(Ordering::Acquire) {
+        match self.state.idle_timeout_ms.load(Ordering::Acquire) {
             0 => None,
             millis => Some(Duration::from_millis(millis)),
         }
@@ -56,29 +67,35 @@ impl BulkConnection {
 
     /// Notes that another request begins, which may not be a bulk request.
     pub(crate) fn reset(&self) {
-        self.0.idle_timeout_ms.store(0, Ordering::Release);
+        self.state.idle_timeout_ms.store(0, Ordering::Release);
     }
 
     /// Notes whether writing is blocked because the client does not read.
     pub(crate) fn set_stalled(&self, stalled: bool) {
-        self.0.is_stalled.store(stalled, Ordering::Release);
+        self.state.is_stalled.store(stalled, Ordering::Release);
     }
 
     /// True while writing is blocked because the client does not read.
     pub(crate) fn is_stalled(&self) -> bool {
-        self.0.is_stalled.load(Ordering::Acquire)
+        self.state.is_stalled.load(Ordering::Acquire)
     }
 
     /// True while lines of a bulk request are being worked on.
     pub(crate) fn is_working(&self) -> bool {
-        self.0.is_working.load(Ordering::Acquire)
+        self.state.is_working.load(Ordering::Acquire)
     }
 }
 
 impl BulkGuard {
+    /// Resolves when the connection must close to make room for another. Reading the body reports this as well, but a
+    /// request that waits for its turn does not read.
+    pub(crate) async fn must_close(&self) {
+        self.0.close_token.cancelled().await;
+    }
+
     /// Notes whether lines are being worked on.
     pub(crate) fn set_working(&self, working: bool) {
-        self.0.0.is_working.store(working, Ordering::Release);
+        self.0.state.is_working.store(working, Ordering::Release);
     }
 }
 

@@ -19,6 +19,8 @@ const PATIENCE: Patience = Patience { own: 1700, per_client: 450 };
 const PATIENCE_FOR_TEXTS: Patience = Patience { own: 3100, per_client: 100 };
 /// Time between two instants at which clients attack together.
 const BURST: Duration = Duration::from_millis(250);
+/// Time for which a bulk request of a client that has none may wait for its turn.
+const TURN: Duration = Duration::from_secs(10);
 /// Time beyond the deadline of a request in which its answer must arrive.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -174,7 +176,8 @@ impl World {
 
     fn check_wait(&self, role: Role, who: &str, what: &str, waited: Duration) {
         let http = &self.scenario.config.http;
-        let deadline = if what == "bulk" { http.bulk.deadline } else { http.deadline } + GRACE;
+        let deadline =
+            if what == "bulk" { http.bulk.deadline + TURN } else { http.deadline } + GRACE;
         let is_healthy = !self.scenario.faults.any() && self.ended.get().is_none();
         let longest = match role {
             Role::Attacker => return,

@@ -27,7 +27,9 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema, ToSchema};
 
 use self::endpoint::DocumentedEndpoint;
-pub(crate) use self::problems::{InferenceProblems, NotReadyProblem, OpenAiErrors, PlainErrors};
+pub(crate) use self::problems::{
+    BulkProblems, InferenceProblems, NotReadyProblem, OpenAiErrors, PlainErrors,
+};
 use crate::http::error::dialect::{OpenAiError, OpenAiErrorDetail, PlainError};
 use crate::http::error::{FieldError, Problem};
 use crate::http::settings::Limits;

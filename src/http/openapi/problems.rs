@@ -17,6 +17,9 @@ use crate::http::error::{ApiError, Code, PROBLEM_JSON, Problem};
 /// The error responses of every inference route.
 pub(crate) struct InferenceProblems;
 
+/// The error responses of bulk requests as a whole. Their lines have errors of their own.
+pub(crate) struct BulkProblems;
+
 /// The error responses of the routes of the OpenAI API.
 pub(crate) struct OpenAiErrors;
 
@@ -53,6 +56,20 @@ impl IntoResponses for InferenceProblems {
             &[InferenceFailed, InternalError],
             &[Overloaded, NotReady, ShuttingDown],
             &[DeadlineExceeded],
+        ])
+    }
+}
+
+impl IntoResponses for BulkProblems {
+    fn responses() -> Responses {
+        use Code::{
+            InternalError, InvalidRequest, NotReady, Overloaded, ShuttingDown, UnsupportedMediaType,
+        };
+        problems(&[
+            &[InvalidRequest],
+            &[UnsupportedMediaType],
+            &[InternalError],
+            &[Overloaded, NotReady, ShuttingDown],
         ])
     }
 }

@@ -290,12 +290,13 @@ impl Connection {
         let guard = self.activity.begin_request();
         request.extensions_mut().insert(PeerAddress(self.peer));
         self.activity.bulk().reset();
-        request.extensions_mut().insert(self.activity.bulk().clone());
         let is_regular = self.place.try_promote();
         if !is_regular {
             request.extensions_mut().insert(InReserve);
         }
         let close_token = self.place.close_token();
+        let bulk = self.activity.bulk().closed_by(close_token.clone());
+        request.extensions_mut().insert(bulk);
         let request = request.map(|body| self.activity.watch_body(body, close_token));
         let mut response = self.router.clone().oneshot(request).await?;
         // Check `shutdown` here too: if a shutdown begins during this poll, the loop in `serve_http` notices it too

@@ -21,7 +21,10 @@ impl Client {
             Attack::ManyAddresses => self.chance.within(4, 30),
             Attack::LongTexts => self.chance.within(20, 90),
             Attack::LargePictures => self.chance.within(1, 3),
-            Attack::Bulk => self.chance.within(1, 6),
+            Attack::Bulk => {
+                let all = self.world.scenario.config.http.connections.max_connections + 4;
+                self.chance.pick(&[1, 3, 6, 20, all])
+            }
             Attack::Trickle
             | Attack::WrongLength
             | Attack::Leave

@@ -35,7 +35,8 @@ use crate::http::context::{BulkConnection, BulkGuard, RequestContext};
 use crate::http::error::{ApiError, Code};
 use crate::http::extract::head;
 use crate::http::inference::reply;
-use crate::http::openapi::InferenceProblems;
+use crate::http::middleware::load_shedding::connections_full;
+use crate::http::openapi::BulkProblems;
 use crate::http::state::HttpState;
 use crate::http::state::bulk_requests::BulkTurn;
 use crate::telemetry::metrics::GaugeGuard;
@@ -76,7 +77,7 @@ pub(crate) struct BulkSummary {
     ),
     responses(
         (status = 200, description = "A line per line, then `BulkSummary`.", content_type = "application/x-ndjson", body = String),
-        InferenceProblems,
+        BulkProblems,
     ),
 )]
 pub(crate) async fn run_bulk(
@@ -252,7 +253,7 @@ impl Bulk {
     /// another request.
     ///
     /// # Errors
-    /// `overloaded`.
+    /// `overloaded`, also if the connection must close to make room for another.
     async fn wait_for_turn(
         &self,
         tasks: &mut JoinSet<()>,
@@ -273,10 +274,12 @@ impl Bulk {
             }
         }
         *turn = None;
-        // Until then, the client need not send anything.
-        self.connection.set_working(true);
-        *turn = Some(self.sink.lines.state.bulk_requests().turn(self.client).await);
-        self.connection.set_working(false);
+        let next = self.sink.lines.state.bulk_requests().turn(self.client);
+        tokio::select! {
+            biased;
+            next = next => *turn = Some(next),
+            () = self.connection.must_close() => return Err(connections_full()),
+        }
         Ok(())
     }
 

@@ -29,9 +29,6 @@ pub(crate) enum Mutation {
     /// A bulk request that ends early reads nothing more, so that a client that sends everything before it reads gets no
     /// answer.
     EndedBulkRequestsReadNothing,
-    /// A client of a bulk request that sends before it reads is closed while the server works on its lines and reads
-    /// nothing.
-    BulkWorkCountsAsIdle,
 }
 
 #[cfg(test)]

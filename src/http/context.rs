@@ -36,6 +36,8 @@ struct BulkState {
     idle_timeout_ms: AtomicU64,
     /// True while lines of the request are being worked on.
     is_working: AtomicBool,
+    /// True while the request waits for its turn.
+    is_waiting: AtomicBool,
     /// True while writing is blocked because the client does not read.
     is_stalled: AtomicBool,
 }
@@ -84,6 +86,12 @@ impl BulkConnection {
     pub(crate) fn is_working(&self) -> bool {
         self.state.is_working.load(Ordering::Acquire)
     }
+
+    /// True while the server works on a bulk request, or keeps it waiting. Meanwhile the server itself may not read, so
+    /// a client that sends everything before it reads cannot read.
+    pub(crate) fn may_not_read(&self) -> bool {
+        self.is_working() || self.state.is_waiting.load(Ordering::Acquire)
+    }
 }
 
 impl BulkGuard {
@@ -97,11 +105,17 @@ impl BulkGuard {
     pub(crate) fn set_working(&self, working: bool) {
         self.0.state.is_working.store(working, Ordering::Release);
     }
+
+    /// Notes whether the request waits for its turn.
+    pub(crate) fn set_waiting(&self, waiting: bool) {
+        self.0.state.is_waiting.store(waiting, Ordering::Release);
+    }
 }
 
 impl Drop for BulkGuard {
     fn drop(&mut self) {
         self.set_working(false);
+        self.set_waiting(false);
         // The answers that are still being sent need the long timeout, so it stays until the next request.
     }
 }

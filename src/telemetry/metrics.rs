@@ -127,9 +127,9 @@ metrics! {
         tls_handshake_failures_total: IntCounter,
         /// Reloads of changed files, by kind (keys, certificate) and result (ok, failed).
         file_reloads_total: IntCounterVec ["files", "result"],
-        /// Bulk requests in progress.
+        /// Bulk requests that have a turn: the server reads their lines.
         bulk_requests: IntGauge,
-        /// Bulk requests that wait for others to end.
+        /// Bulk requests that wait for their turn.
         bulk_requests_waiting: IntGauge,
         /// Lines of bulk requests that are worked on or wait for the worker.
         bulk_lines_in_flight: IntGauge,

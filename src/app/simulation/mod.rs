@@ -56,7 +56,7 @@ const MANY: u64 = 4_000;
 const LONG: u64 = 100_000;
 
 /// Number of seeds in which the long version looks for each mended defect.
-const SEARCHED: u64 = 2000;
+const SEARCHED: u64 = 700;
 
 /// Every so many seeds, a seed is played a second time, to compare the logs.
 const PLAYED_TWICE: u64 = 16;
@@ -219,36 +219,39 @@ fn replay() {
 }
 
 /// The mended defects. In each line: a defect, and the first seed that finds it. If a change of the scenarios moves the
-/// seeds, `long_search_for_mended_defects` finds new ones.
-const MUTATIONS: [(Mutation, u64); 12] = [
-    (Mutation::DeclaredBodiesReserveCapacity, 16),
-    (Mutation::DecodesInOrderOfArrival, 25),
-    (Mutation::AbandonedDecodesStay, 13),
-    (Mutation::DrainIgnoresEarlyCalls, 13),
-    (Mutation::ConnectionsWithoutShares, 11),
-    (Mutation::TurnsByCallOnly, 473),
-    (Mutation::UnreadAnswersKeepPlaces, 91),
-    (Mutation::ClosingConnectionsKeepSockets, 133),
-    (Mutation::StreamsIgnoreTheEnd, 58),
-    (Mutation::JoinedDecodesKeepTheirTurn, 300),
-    (Mutation::EndedBulkRequestsReadNothing, 58),
-    (Mutation::BulkWorkCountsAsIdle, 69),
+/// seeds, `long_search_for_mended_defects` finds new ones, for one defect if `BLIP_SIMULATION_MUTATION` names it.
+const MUTATIONS: [(Mutation, u64); 11] = [
+    (Mutation::DeclaredBodiesReserveCapacity, 40),
+    (Mutation::DecodesInOrderOfArrival, 70),
+    (Mutation::AbandonedDecodesStay, 0),
+    (Mutation::DrainIgnoresEarlyCalls, 9),
+    (Mutation::ConnectionsWithoutShares, 1),
+    (Mutation::TurnsByCallOnly, 191),
+    (Mutation::UnreadAnswersKeepPlaces, 87),
+    (Mutation::ClosingConnectionsKeepSockets, 175),
+    (Mutation::StreamsIgnoreTheEnd, 28),
+    (Mutation::JoinedDecodesKeepTheirTurn, 341),
+    (Mutation::EndedBulkRequestsReadNothing, 450),
 ];
 
 #[test]
 fn every_mended_defect_is_found_again_when_it_is_brought_back() {
     silence_scripted_panics();
-    for (mutation, seed) in MUTATIONS {
-        let findings = simulate(seed, Some(mutation));
-        assert!(!findings.violations.is_empty(), "{mutation:?} is not found by seed {seed}");
-    }
+    let is_missed = |(mutation, seed)| simulate(seed, Some(mutation)).violations.is_empty();
+    let missed: Vec<_> = MUTATIONS.into_iter().filter(|known| is_missed(*known)).collect();
+    assert!(missed.is_empty(), "not found by their seeds: {missed:?}");
 }
 
 #[test]
 #[ignore = "long"]
 fn long_search_for_mended_defects() {
     silence_scripted_panics();
+    #[expect(clippy::disallowed_methods, reason = "an argument of this test, not a setting")]
+    let only = std::env::var("BLIP_SIMULATION_MUTATION").unwrap_or_default();
     for (mutation, _) in MUTATIONS {
+        if !format!("{mutation:?}").contains(&only) {
+            continue;
+        }
         let next = AtomicU64::new(0);
         let tally = on_all_cores(|| {
             let mut tally = Tally::default();

@@ -202,6 +202,7 @@ impl ImageSet {
         let (deadline, is_bulk) = (admission.deadline(), admission.is_bulk());
         let files = self.distinct.into_iter().map(|image| {
             let (path, context, hold) = (image.path, context.clone(), admission.hold());
+            let is_url = matches!(image.origin, Ok(ImageOrigin::Url(..)));
             let find = async move {
                 match image.origin? {
                     ImageOrigin::Here(ImageSource::Bytes(bytes))
@@ -226,7 +227,7 @@ impl ImageSet {
                     }
                 }
             };
-            ImageFile { path, source: find.boxed().shared() }
+            ImageFile { path, is_url, source: find.boxed().shared() }
         });
         ImageFutures {
             services,
@@ -268,6 +269,7 @@ pub(crate) struct ImageFutures<'a> {
 /// The file of one image: fetched if it is given by URL, not decoded.
 struct ImageFile {
     path: ImagePath,
+    is_url: bool,
     source: Shared<BoxFuture<'static, Result<ImageSource, ApiError>>>,
 }
 
@@ -294,7 +296,7 @@ fn prepare(
 ) -> SharedImageFuture {
     let (deadline, call) = (admission.deadline(), admission.call());
     let (pool, context, path) = (services.images.clone(), context.clone(), file.path);
-    let (source, is_bulk) = (file.source.clone(), admission.is_bulk());
+    let (source, is_url, is_bulk) = (file.source.clone(), file.is_url, admission.is_bulk());
     let prepare = async move {
         let source = source.await?;
         let resolve = || {
@@ -304,7 +306,8 @@ fn prepare(
                 resolved.map_err(|error| ApiError::from(error).at(&path.to_string()))
             }
         };
-        let resolve = when_not_overloaded(is_bulk, resolve);
+        // A fetched file holds a permit, which others need.
+        let resolve = when_not_overloaded(is_bulk && !is_url, resolve);
         let resolved = tokio::time::timeout_at(deadline.into(), resolve)
             .await
             .map_err(|_| ApiError::deadline_exceeded())??;
@@ -318,8 +321,9 @@ fn prepare(
     prepare.boxed().shared()
 }
 
-/// Time after which work that may wait tries again.
+/// Time after which work that may wait tries again for the first time, and the longest such time.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(8);
 
 /// Makes an attempt, and for bulk work repeats it until it fails for another reason than an overloaded server: too little
 /// memory, a full queue of decodes, or too many fetches.
@@ -327,10 +331,12 @@ async fn when_not_overloaded<T, A: Future<Output = Result<T, ApiError>>>(
     is_bulk: bool,
     attempt: impl Fn() -> A,
 ) -> Result<T, ApiError> {
+    let mut pause = RETRY_AFTER;
     loop {
         match attempt().await {
             Err(error) if is_bulk && error.code == Code::Overloaded => {
-                tokio::time::sleep(RETRY_AFTER).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(MAX_RETRY_AFTER);
             }
             result => return result,
         }

@@ -195,7 +195,8 @@ impl<'a> Start<'a> {
         numbers: usize,
     ) -> Result<(), ApiError> {
         let bytes = numbers as u64 * BYTES_PER_NUMBER;
-        check_bytes(bytes, self.services.engine.settings().capacity_bytes)?;
+        let capacity = self.services.engine.settings().capacity_bytes;
+        check_bytes(self.body_bytes().saturating_add(bytes), capacity)?;
         Ok(admission.reserve_bytes(bytes)?)
     }
 
@@ -335,7 +336,7 @@ fn check_bytes(bytes: u64, capacity: u64) -> Result<(), ApiError> {
         return Ok(());
     }
     let detail = format!(
-        "the request needs {bytes} bytes for its body, images and pixels, but the server holds at most {capacity} for all \
+        "the request needs {bytes} bytes for its body, images, pixels and answer, but the server holds at most {capacity} for all \
          requests (engine.capacity_bytes); split it"
     );
     Err(ApiError::new(Code::BatchTooLarge, detail))

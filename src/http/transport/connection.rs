@@ -321,8 +321,7 @@ impl<S> TimedStream<S> {
         let timeout = self.activity.bulk().idle_timeout().unwrap_or(self.write_timeout);
         let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(timer.as_mut().poll(context));
-        let works = self.activity.bulk().is_working();
-        if works && !mutations::is_active(Mutation::BulkWorkCountsAsIdle) {
+        if self.activity.bulk().may_not_read() {
             // The client may send everything before it reads, and now the server itself does not read.
             timer.as_mut().reset(tokio::time::Instant::now() + timeout);
             return timer.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()));
@@ -432,5 +431,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
 
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::context::BulkGuard;
+    use tokio::io::{AsyncWriteExt, duplex};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_while_the_server_works_on_its_lines_is_not_cut() {
+        let second = Duration::from_secs(1);
+        let activity = Activity::default();
+        let bulk = activity.bulk().clone().begin(second);
+        let (inner, _client) = duplex(8);
+        let mut stream = TimedStream::new(inner, activity, second, second);
+        for wait in [BulkGuard::set_working, BulkGuard::set_waiting] {
+            wait(&bulk, true);
+            let write = stream.write_all(&[0; 16]);
+            assert!(tokio::time::timeout(second * 10, write).await.is_err(), "still waiting");
+            wait(&bulk, false);
+        }
+        let cut = stream.write_all(&[0; 16]).await.unwrap_err();
+        assert_eq!(cut.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -142,9 +142,9 @@ impl Queue {
         Ok(id)
     }
 
-    /// Notes that another call waits for this decode, so that it runs no later than if that call had queued it. Without
-    /// this, a call would wait for its picture behind all work of a client that happened to send the same picture earlier,
-    /// or behind all interactive work if it came in bulk work.
+    /// Notes that a call of another client waits for this decode, so that it runs at that client's turn as well. Without
+    /// this, the call would wait for its picture behind all work of a client that happened to send the same picture
+    /// earlier, or behind all interactive work if it came in bulk work. Calls of one client keep the turn of the first.
     pub(super) fn join(&mut self, id: u64, call: CallId) {
         let mutated = [Mutation::JoinedDecodesKeepTheirTurn, Mutation::DecodesInOrderOfArrival];
         if mutated.into_iter().any(mutations::is_active) {

@@ -2,6 +2,7 @@
 //! every answer; the number of bytes that it holds decides whether further lines are read.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -35,6 +36,8 @@ struct State {
     ended: bool,
     /// True once the client has left.
     left: bool,
+    /// True if the client did not read for too long.
+    cut_off: bool,
 }
 
 /// Memory that each answer takes besides its bytes.
@@ -60,7 +63,7 @@ impl AnswerSender {
     /// Appends an answer. It is dropped if the client has left.
     pub(super) fn push(&self, answer: Bytes) {
         let mut state = self.0.state();
-        if state.left {
+        if state.left || state.cut_off {
             return;
         }
         self.0.held_bytes.add(count(size(&answer)));
@@ -76,12 +79,24 @@ impl AnswerSender {
         self.0.filled.notify_one();
     }
 
+    /// Drops all answers and ends the response with an error.
+    pub(super) fn cut_off(&self) {
+        self.0.state().cut_off = true;
+        self.0.clear();
+        self.0.filled.notify_one();
+    }
+
+    /// True if the queue holds less than `most` bytes.
+    pub(super) fn has_room(&self, most: usize) -> bool {
+        self.0.state().bytes < most
+    }
+
     /// Waits until the queue holds less than `most` bytes.
     pub(super) async fn room(&self, most: usize) {
         loop {
             // Registered before the check, so that no notification is lost.
             let taken = self.0.taken.notified();
-            if self.0.state().bytes < most {
+            if self.has_room(most) {
                 return;
             }
             taken.await;
@@ -96,7 +111,10 @@ impl AnswerSender {
 
 impl AnswerReceiver {
     /// Takes the next answer out; `None` after the last.
-    pub(super) async fn next(&mut self) -> Option<Bytes> {
+    ///
+    /// # Errors
+    /// The queue was cut off.
+    pub(super) async fn next(&mut self) -> Option<io::Result<Bytes>> {
         loop {
             {
                 let mut state = self.0.state();
@@ -105,7 +123,10 @@ impl AnswerReceiver {
                     drop(state);
                     self.0.held_bytes.sub(count(size(&answer)));
                     self.0.taken.notify_waiters();
-                    return Some(answer);
+                    return Some(Ok(answer));
+                }
+                if state.cut_off {
+                    return Some(Err(io::Error::other("the client does not read its answers")));
                 }
                 if state.ended {
                     return None;
@@ -120,17 +141,22 @@ impl AnswerReceiver {
 impl Drop for AnswerReceiver {
     fn drop(&mut self) {
         self.0.closed.cancel();
-        let mut state = self.0.state();
-        state.left = true;
-        let (answers, bytes) =
-            (std::mem::take(&mut state.answers), std::mem::take(&mut state.bytes));
-        drop(state);
-        drop(answers);
-        self.0.held_bytes.sub(count(bytes));
+        self.0.state().left = true;
+        self.0.clear();
     }
 }
 
 impl Queue {
+    /// Drops all answers.
+    fn clear(&self) {
+        let mut state = self.state();
+        let (answers, bytes) =
+            (std::mem::take(&mut state.answers), std::mem::take(&mut state.bytes));
+        drop(state);
+        drop(answers);
+        self.held_bytes.sub(count(bytes));
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // No code panics while it holds this lock, so a poisoned lock cannot occur.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -154,11 +180,23 @@ mod tests {
         sender.push(Bytes::from_static(b"two"));
         assert_eq!(held.get(), 262);
         assert!(sender.room(262).now_or_never().is_none());
-        assert_eq!(receiver.next().await.as_deref(), Some(&b"one"[..]));
+        assert_eq!(receiver.next().await.unwrap().unwrap(), "one");
         sender.room(262).await;
         sender.end();
-        assert_eq!(receiver.next().await.as_deref(), Some(&b"two"[..]));
-        assert_eq!((receiver.next().await, held.get()), (None, 0));
+        assert_eq!(receiver.next().await.unwrap().unwrap(), "two");
+        assert!(receiver.next().await.is_none());
+        assert_eq!(held.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_cut_off_does_not_look_complete() {
+        let held = IntGauge::new("held", "held").unwrap();
+        let (sender, mut receiver) = queue(&held);
+        sender.push(Bytes::from_static(b"one"));
+        sender.end();
+        sender.cut_off();
+        assert_eq!(held.get(), 0);
+        assert!(receiver.next().await.unwrap().is_err());
     }
 
     #[tokio::test]

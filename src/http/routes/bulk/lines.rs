@@ -1,9 +1,9 @@
 //! Reads the lines of a bulk request. The limits on size and time apply to each line, not to the body.
 //!
 //! One request holds at most one line that has not been taken over by its call, and the piece of the body that arrived
-//! with its end. The number of requests is limited, so these bytes need no reservation, and no request waits for another
-//! while it holds part of a line. While there is no room for a line, nothing is read, so that TCP slows the client down
-//! (backpressure).
+//! with its end. The number of requests with a turn is limited, and a request without one holds at most [`LITTLE`] bytes,
+//! so these bytes need no reservation. While there is no room for a line, nothing is read, so that TCP slows the client
+//! down (backpressure).
 
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,11 @@ use crate::input;
 use crate::mutations::{self, Mutation};
 use crate::platform;
 
-/// Time without data after which the server looks whether a client reads its answers.
-const STALLED_AGAIN: Duration = Duration::from_millis(100);
+/// Interval at which a request that waits for its client looks whether something else has changed.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Time for which the rest of a request is read that ended early.
+const DISCARDING: Duration = Duration::from_secs(10);
 
 /// Number of bytes that a request without a turn may hold.
 const LITTLE: usize = 64 << 10;
@@ -103,6 +106,13 @@ impl<'a> LineReader<'a> {
         self.buffer.len() - self.taken <= LITTLE
     }
 
+    /// Frees the memory of lines that were returned.
+    pub(super) fn release(&mut self) {
+        self.buffer = self.buffer.split_off(self.taken);
+        self.searched -= self.taken;
+        self.taken = 0;
+    }
+
     /// Notes that the server reads on after a pause of its own.
     pub(super) fn resume(&mut self) {
         self.idle_since = platform::now();
@@ -125,38 +135,44 @@ impl<'a> LineReader<'a> {
         }
     }
 
-    /// Reads until a line is complete.
-    pub(super) async fn next(&mut self) -> Read {
+    /// Reads until a line is complete; `None` if the turn of the request is over first, as `is_over` says.
+    pub(super) async fn next(&mut self, is_over: impl Fn() -> bool) -> Option<Read> {
         loop {
             if let Some(line) = self.buffered() {
-                return Read::Line(line);
+                return Some(Read::Line(line));
             }
             if self.ended {
                 // The last line needs no line break.
                 let (begin, end) = (self.taken, self.buffer.len());
                 self.taken = end;
-                return self.finish(begin, end).map_or(Read::End, Read::Line);
+                return Some(self.finish(begin, end).map_or(Read::End, Read::Line));
             }
-            match self.frame().await {
-                Ok(Some(frame)) => {
+            if self.holds_little() && is_over() {
+                return None;
+            }
+            match self.frame(&is_over).await {
+                Ok(Frame::Data(frame)) => {
                     if let Err(error) = self.append(&frame) {
-                        return Read::Broken(error);
+                        return Some(Read::Broken(error));
                     }
                 }
-                Ok(None) => self.ended = true,
-                Err(error) => return Read::Broken(error),
+                Ok(Frame::End) => self.ended = true,
+                Ok(Frame::TurnOver) => return None,
+                Err(error) => return Some(Read::Broken(error)),
             }
         }
     }
 
-    /// Reads and drops what the client still sends, until it reads its answers.
+    /// Reads and drops what the client still sends: to the end of the body, or until nothing has come for a while from a
+    /// client that is not blocked, but not for longer than [`DISCARDING`].
     pub(super) async fn discard(&mut self) {
         if mutations::is_active(Mutation::EndedBulkRequestsReadNothing) {
             return;
         }
         self.buffer = Vec::new();
-        loop {
-            match tokio::time::timeout(STALLED_AGAIN, self.body.frame()).await {
+        let end = platform::now() + DISCARDING;
+        while platform::now() < end {
+            match tokio::time::timeout(LOOK, self.body.frame()).await {
                 Ok(Some(Ok(_))) => {}
                 Ok(None | Some(Err(_))) => return,
                 Err(_) if self.connection.is_stalled() => {}
@@ -211,28 +227,33 @@ impl<'a> LineReader<'a> {
         Ok(())
     }
 
-    /// Reads the next data frame; `None` at the end of the body.
-    async fn frame(&mut self) -> Result<Option<Bytes>, ApiError> {
+    /// Reads the next data frame. `is_over` says whether the turn of the request is over; it is asked once a second if no
+    /// data comes, while the request holds little.
+    async fn frame(&mut self, is_over: impl Fn() -> bool) -> Result<Frame, ApiError> {
         let connections = &self.settings.connections;
         let idle_timeout = self.settings.bulk.idle_timeout;
+        let in_line = self.buffer.len() > self.taken || self.skipping;
+        let begin = platform::now();
+        let left = connections.body_total_timeout.saturating_sub(self.reading);
         loop {
-            let began = platform::now();
-            let in_line = self.buffer.len() > self.taken || self.skipping;
             // Between two lines a client may pause longer than within one. The time in which the server itself does not
             // read does not count.
             let limit = if in_line {
-                let left = connections.body_total_timeout.saturating_sub(self.reading);
-                began + left.min(connections.body_idle_timeout)
+                begin + left.min(connections.body_idle_timeout)
             } else {
                 self.idle_since + idle_timeout
             };
-            let frame = tokio::time::timeout_at(limit.into(), self.body.frame()).await;
+            let began = platform::now();
+            let look = limit.min(began + LOOK);
+            let frame = tokio::time::timeout_at(look.into(), self.body.frame()).await;
             if in_line {
                 self.reading += platform::elapsed(began);
             }
             match frame {
-                Ok(None) => return Ok(None),
-                Ok(Some(Ok(frame))) => return Ok(Some(frame.into_data().unwrap_or_default())),
+                Ok(None) => return Ok(Frame::End),
+                Ok(Some(Ok(frame))) => {
+                    return Ok(Frame::Data(frame.into_data().unwrap_or_default()));
+                }
                 Ok(Some(Err(error))) if is_closed_to_make_room(&error) => {
                     return Err(connections_full());
                 }
@@ -240,6 +261,8 @@ impl<'a> LineReader<'a> {
                     let detail = "the body ended before it was complete; send the lines without an answer again";
                     return Err(ApiError::invalid(detail));
                 }
+                Err(_) if self.holds_little() && is_over() => return Ok(Frame::TurnOver),
+                Err(_) if platform::now() < limit => {}
                 // The client may be waiting for the answers to its lines.
                 Err(_) if !in_line && self.connection.is_working() => {
                     self.idle_since = platform::now();
@@ -252,6 +275,14 @@ impl<'a> LineReader<'a> {
             }
         }
     }
+}
+
+/// What was read of the body.
+enum Frame {
+    Data(Bytes),
+    End,
+    /// Nothing: the turn of the request is over.
+    TurnOver,
 }
 
 fn copied(line: &[u8]) -> Result<Bytes, ApiError> {

@@ -9,7 +9,7 @@ mod answers;
 mod line;
 mod lines;
 
-use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -129,6 +129,8 @@ struct Counts {
 
 /// Time that a client has to read its answers when its turn is over.
 const UNREAD_ANSWERS: Duration = Duration::from_secs(1);
+/// Interval at which a request that waits for its client looks whether its turn is over.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A bulk request in progress.
 struct Bulk {
@@ -151,21 +153,34 @@ impl Bulk {
             () = self.sink.answers.closed() => return,
             broken = self.serve(&mut reader, &mut turn) => broken,
         };
-        self.finish(broken.as_ref());
-        let all_read = async {
-            tokio::select! {
-                () = self.sink.answers.room(1) => {}
-                () = self.sink.answers.closed() => {}
-            }
-            // Until now, the answers took memory.
-            drop(turn);
-        };
+        self.push_summary(broken.as_ref());
         if broken.is_some() {
             // A client that sends everything before it reads must come to the end of its lines.
-            tokio::join!(all_read, reader.discard());
-        } else {
-            all_read.await;
+            reader.discard().await;
         }
+        self.sink.answers.end();
+        drop(reader);
+        self.keep_until_read(turn).await;
+    }
+
+    /// Keeps the turn until the client has read its answers, because they take memory. If it does not for too long, and
+    /// others wait, its response is cut off.
+    async fn keep_until_read(&self, turn: Option<BulkTurn>) {
+        loop {
+            tokio::select! {
+                () = self.sink.answers.room(1) => return,
+                () = self.sink.answers.closed() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            if turn.as_ref().is_some_and(|turn| turn.is_over() && self.is_too_old(turn)) {
+                return self.sink.answers.cut_off();
+            }
+        }
+    }
+
+    /// True if a client that does not read its answers must not keep its turn any longer.
+    fn is_too_old(&self, turn: &BulkTurn) -> bool {
+        turn.age() >= self.sink.lines.state.settings().bulk.idle_timeout
     }
 
     /// Reads and runs all lines. Returns the error that ended this early.
@@ -178,14 +193,18 @@ impl Bulk {
         let mut tasks = JoinSet::new();
         // Set when the engine drains or has ended: what has been read is answered, and nothing more is read.
         let mut ending: Option<EngineError> = None;
+        let most = settings.bulk.max_held_bytes;
         let broken = loop {
+            self.connection.set_waiting(false);
             while tasks.len() >= settings.bulk.max_lines_in_flight {
                 tasks.join_next().await;
             }
             while tasks.try_join_next().is_some() {}
             self.connection.set_working(!tasks.is_empty());
             let read = if ending.is_some() {
-                reader.buffered().map_or(Read::End, Read::Line)
+                let has_room = turn.is_some() && self.sink.answers.has_room(most);
+                let line = if has_room { reader.buffered() } else { None };
+                line.map_or(Read::End, Read::Line)
             } else {
                 tokio::select! {
                     biased;
@@ -226,36 +245,46 @@ impl Bulk {
         tasks: &mut JoinSet<()>,
         turn: &mut Option<BulkTurn>,
     ) -> Read {
-        let is_over = turn.as_ref().is_none_or(BulkTurn::is_over);
-        if is_over && reader.holds_little() {
-            if let Err(error) = self.wait_for_turn(tasks, turn).await {
+        let most = self.sink.lines.state.settings().bulk.max_held_bytes;
+        loop {
+            if turn.as_ref().is_none_or(BulkTurn::is_over)
+                && let Err(error) = self.wait_for_turn(reader, tasks, turn).await
+            {
                 return Read::Broken(error);
             }
-            reader.resume();
-        }
-        let most = self.sink.lines.state.settings().bulk.max_held_bytes;
-        let read = async {
-            self.sink.answers.room(most).await;
-            reader.next().await
-        };
-        tokio::pin!(read);
-        loop {
-            tokio::select! {
-                biased;
-                line = &mut read => return line,
-                Some(_) = tasks.join_next() => self.connection.set_working(!tasks.is_empty()),
+            let held = turn.as_ref();
+            let is_over = || held.is_some_and(BulkTurn::is_over);
+            let read = async {
+                while tokio::time::timeout(LOOK, self.sink.answers.room(most)).await.is_err() {
+                    if is_over() {
+                        return None;
+                    }
+                }
+                reader.next(is_over).await
+            };
+            tokio::pin!(read);
+            let read = loop {
+                tokio::select! {
+                    biased;
+                    read = &mut read => break read,
+                    Some(_) = tasks.join_next() => self.connection.set_working(!tasks.is_empty()),
+                }
+            };
+            if let Some(read) = read {
+                return read;
             }
         }
     }
 
-    /// Ends the turn of this request, if it has one, and waits for the next. A client that does not read its answers now
-    /// keeps its turn, because its answers take memory; after the time that a line may take, it is told to continue in
-    /// another request.
+    /// Ends the turn of this request, if it has one, and waits for the next. A request that holds much keeps its turn: a
+    /// long line that has not arrived completely, or answers that the client does not read. If it does not read them for
+    /// too long, it is told to continue in another request.
     ///
     /// # Errors
     /// `overloaded`, also if the connection must close to make room for another.
     async fn wait_for_turn(
         &self,
+        reader: &mut LineReader<'_>,
         tasks: &mut JoinSet<()>,
         turn: &mut Option<BulkTurn>,
     ) -> Result<(), ApiError> {
@@ -263,23 +292,28 @@ impl Bulk {
             while tasks.join_next().await.is_some() {}
             self.connection.set_working(false);
             let all_read = self.sink.answers.room(1);
-            if tokio::time::timeout(UNREAD_ANSWERS, all_read).await.is_err() {
-                held.extend();
-                if held.age() < self.sink.lines.deadline {
-                    return Ok(());
-                }
+            let unread = tokio::time::timeout(UNREAD_ANSWERS, all_read).await.is_err();
+            if unread && self.is_too_old(held) {
                 let detail = "other requests wait (bulk.max_requests); read the answers while you send, and send the \
                               lines without an answer in another request";
                 return Err(ApiError::new(Code::Overloaded, detail));
             }
+            if unread || !reader.holds_little() {
+                held.extend();
+                return Ok(());
+            }
         }
+        reader.release();
         *turn = None;
+        self.connection.set_waiting(true);
         let next = self.sink.lines.state.bulk_requests().turn(self.client);
         tokio::select! {
             biased;
             next = next => *turn = Some(next),
             () = self.connection.must_close() => return Err(connections_full()),
         }
+        self.connection.set_waiting(false);
+        reader.resume();
         Ok(())
     }
 
@@ -293,7 +327,8 @@ impl Bulk {
         });
     }
 
-    fn finish(&self, error: Option<&ApiError>) {
+    /// Appends the last line of the answer.
+    fn push_summary(&self, error: Option<&ApiError>) {
         let Counts { done, failed } = &*self.sink.counts;
         let context = &self.sink.lines.context;
         if let Some(error) = error {
@@ -307,7 +342,6 @@ impl Bulk {
         let mut line = reply::to_bytes(&summary).unwrap_or_default();
         line.push(b'\n');
         self.sink.answers.push(line.into());
-        self.sink.answers.end();
     }
 }
 
@@ -330,11 +364,12 @@ impl Sink {
     }
 }
 
-/// Writes the response whose body is the queue of answers.
+/// Writes the response whose body is the queue of answers. It ends with an error if the queue is cut off, so that it does
+/// not look complete.
 fn response(receiver: AnswerReceiver) -> Response {
     let lines = stream::unfold(receiver, |mut receiver| async {
-        let line: Bytes = receiver.next().await?;
-        Some((Ok::<_, Infallible>(line), receiver))
+        let line: io::Result<Bytes> = receiver.next().await?;
+        Some((line, receiver))
     });
     let mut response = Response::new(Body::from_stream(lines));
     let content_type = HeaderValue::from_static("application/x-ndjson");

@@ -24,8 +24,10 @@ use crate::platform;
 /// Interval at which a request that waits for its client looks whether something else has changed.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Time for which the rest of a request is read that ended early.
+/// Time for which the rest of a request is read that ended early, and the longest pause in it. A shutdown cuts requests a
+/// second after its drain time.
 const DISCARDING: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Number of bytes that a request without a turn may hold.
 const LITTLE: usize = 64 << 10;
@@ -172,7 +174,7 @@ impl<'a> LineReader<'a> {
         self.buffer = Vec::new();
         let end = platform::now() + DISCARDING;
         while platform::now() < end {
-            match tokio::time::timeout(LOOK, self.body.frame()).await {
+            match tokio::time::timeout(PAUSE, self.body.frame()).await {
                 Ok(Some(Ok(_))) => {}
                 Ok(None | Some(Err(_))) => return,
                 Err(_) if self.connection.is_stalled() => {}

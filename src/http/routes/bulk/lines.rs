@@ -176,9 +176,8 @@ impl<'a> LineReader<'a> {
         while platform::now() < end {
             match tokio::time::timeout(PAUSE, self.body.frame()).await {
                 Ok(Some(Ok(_))) => {}
-                Ok(None | Some(Err(_))) => return,
                 Err(_) if self.connection.is_stalled() => {}
-                Err(_) => return,
+                Ok(None | Some(Err(_))) | Err(_) => return,
             }
         }
     }

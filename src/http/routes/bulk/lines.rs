@@ -110,7 +110,8 @@ impl<'a> LineReader<'a> {
 
     /// Frees the memory of lines that were returned.
     pub(super) fn release(&mut self) {
-        self.buffer = self.buffer.split_off(self.taken);
+        self.buffer.drain(..self.taken);
+        self.buffer.shrink_to_fit();
         self.searched -= self.taken;
         self.taken = 0;
     }

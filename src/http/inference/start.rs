@@ -38,15 +38,10 @@ pub(crate) async fn single<E: Endpoint>(
     context: &RequestContext,
 ) -> Result<SingleCall<E>, ApiError> {
     let start = Start::new(&http, state, context)?;
-    within(&start.services.engine, start.deadline, async {
-        let AdmittedRequest { request, admission } = start.read::<E, E::Single>(http).await?;
-        let (model, input, extras) = request.into_parts();
-        let inputs = Inputs { list: vec![input], batch: false };
-        let (call, mut inputs) = start.prepare::<E>(admission, model, inputs).await?;
-        let input = inputs.pop().expect("each input has a result");
-        Ok(SingleCall { call, input, extras })
-    })
-    .await
+    let AdmittedRequest { request, admission } = start.read::<E, E::Single>(http).await?;
+    let (model, input, extras) = request.into_parts();
+    let SingleCall { call, input, .. } = start.single::<E>(admission, model, input).await?;
+    Ok(SingleCall { call, input, extras })
 }
 
 /// Reads and prepares a batch call.
@@ -59,14 +54,9 @@ pub(crate) async fn batch<E: Endpoint>(
     context: &RequestContext,
 ) -> Result<BatchCall<E>, ApiError> {
     let start = Start::new(&http, state, context)?;
-    within(&start.services.engine, start.deadline, async {
-        let AdmittedRequest { request, admission } = start.read::<E, E::Batch>(http).await?;
-        let (model, list) = request.into_parts();
-        let inputs = Inputs { list, batch: true };
-        let (call, inputs) = start.prepare::<E>(admission, model, inputs).await?;
-        Ok(BatchCall { call, inputs })
-    })
-    .await
+    let AdmittedRequest { request, admission } = start.read::<E, E::Batch>(http).await?;
+    let (model, list) = request.into_parts();
+    start.batch::<E>(admission, model, list).await
 }
 
 /// Data that every step of the preparation of a call needs.
@@ -177,10 +167,10 @@ impl<'a> Start<'a> {
     pub(crate) async fn batch<E: Endpoint>(
         &self,
         admission: Admission,
-        model: Text,
+        model: impl Into<Option<Text>>,
         list: Vec<InputOf<E>>,
     ) -> Result<BatchCall<E>, ApiError> {
-        let prepare = self.prepare::<E>(admission, Some(model), Inputs { list, batch: true });
+        let prepare = self.prepare::<E>(admission, model.into(), Inputs { list, batch: true });
         let (call, inputs) = within(&self.services.engine, self.deadline, prepare).await?;
         Ok(BatchCall { call, inputs })
     }
@@ -208,7 +198,8 @@ impl<'a> Start<'a> {
         let Self { state, services, context, deadline, .. } = *self;
         // Fail before the body is read if no model serves the endpoint.
         services.models.pick(E::MODELS, None)?;
-        extract::read(http, state, services, context, deadline).await
+        let read = extract::read(http, state, services, context, deadline);
+        within(&services.engine, deadline, read).await
     }
 
     /// Validates the inputs and reserves their capacity, then tokenises texts and parses image values.
@@ -336,8 +327,8 @@ fn check_bytes(bytes: u64, capacity: u64) -> Result<(), ApiError> {
         return Ok(());
     }
     let detail = format!(
-        "the request needs {bytes} bytes for its body, images, pixels and answer, but the server holds at most {capacity} for all \
-         requests (engine.capacity_bytes); split it"
+        "the request needs {bytes} bytes for its body, images, pixels and answer, but the server holds at most {capacity} \
+         for all requests (engine.capacity_bytes); split it"
     );
     Err(ApiError::new(Code::BatchTooLarge, detail))
 }

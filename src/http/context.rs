@@ -46,6 +46,10 @@ struct BulkState {
 #[derive(Debug)]
 pub(crate) struct BulkGuard(BulkConnection);
 
+/// A bulk request that waits for its turn.
+#[derive(Debug)]
+pub(crate) struct WaitingGuard<'a>(&'a BulkState);
+
 impl BulkConnection {
     /// Returns a clone that is closed by this token.
     pub(crate) fn closed_by(&self, close_token: CancellationToken) -> Self {
@@ -106,16 +110,22 @@ impl BulkGuard {
         self.0.state.is_working.store(working, Ordering::Release);
     }
 
-    /// Notes whether the request waits for its turn.
-    pub(crate) fn set_waiting(&self, waiting: bool) {
-        self.0.state.is_waiting.store(waiting, Ordering::Release);
+    /// Notes that the request waits for its turn until the guard is dropped.
+    pub(crate) fn wait(&self) -> WaitingGuard<'_> {
+        self.0.state.is_waiting.store(true, Ordering::Release);
+        WaitingGuard(&self.0.state)
+    }
+}
+
+impl Drop for WaitingGuard<'_> {
+    fn drop(&mut self) {
+        self.0.is_waiting.store(false, Ordering::Release);
     }
 }
 
 impl Drop for BulkGuard {
     fn drop(&mut self) {
         self.set_working(false);
-        self.set_waiting(false);
         // The answers that are still being sent need the long timeout, so it stays until the next request.
     }
 }

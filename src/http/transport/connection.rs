@@ -437,7 +437,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::context::BulkGuard;
     use tokio::io::{AsyncWriteExt, duplex};
 
     #[tokio::test(start_paused = true)]
@@ -447,12 +446,14 @@ mod tests {
         let bulk = activity.bulk().clone().begin(second);
         let (inner, _client) = duplex(8);
         let mut stream = TimedStream::new(inner, activity, second, second);
-        for wait in [BulkGuard::set_working, BulkGuard::set_waiting] {
-            wait(&bulk, true);
-            let write = stream.write_all(&[0; 16]);
-            assert!(tokio::time::timeout(second * 10, write).await.is_err(), "still waiting");
-            wait(&bulk, false);
-        }
+        bulk.set_working(true);
+        let write = stream.write_all(&[0; 16]);
+        assert!(tokio::time::timeout(second * 10, write).await.is_err(), "works");
+        let waiting = bulk.wait();
+        bulk.set_working(false);
+        let write = stream.write_all(&[0; 16]);
+        assert!(tokio::time::timeout(second * 10, write).await.is_err(), "waits");
+        drop(waiting);
         let cut = stream.write_all(&[0; 16]).await.unwrap_err();
         assert_eq!(cut.kind(), io::ErrorKind::TimedOut);
     }

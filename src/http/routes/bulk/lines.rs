@@ -21,8 +21,8 @@ use crate::input;
 use crate::mutations::{self, Mutation};
 use crate::platform;
 
-/// Interval at which a request that waits for its client looks whether something else has changed.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval at which a request that waits for its client looks whether its turn is over.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 /// Time for which the rest of a request is read that ended early, and the longest pause in it. A shutdown cuts requests a
 /// second after its drain time.

@@ -28,7 +28,7 @@ use utoipa_axum::routes;
 
 use self::answers::{AnswerReceiver, AnswerSender};
 use self::line::{Answered, Lines, Work};
-use self::lines::{LineReader, Read};
+use self::lines::{LOOK, LineReader, Read};
 use crate::engine::{Admission, EngineError, EngineHandle};
 use crate::fairness::ClientId;
 use crate::http::context::{BulkConnection, BulkGuard, RequestContext};
@@ -129,8 +129,6 @@ struct Counts {
 
 /// Time that a client has to read its answers when its turn is over.
 const UNREAD_ANSWERS: Duration = Duration::from_secs(1);
-/// Interval at which a request that waits for its client looks whether its turn is over.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// A bulk request in progress.
 struct Bulk {
@@ -195,7 +193,6 @@ impl Bulk {
         let mut ending: Option<EngineError> = None;
         let most = settings.bulk.max_held_bytes;
         let broken = loop {
-            self.connection.set_waiting(false);
             while tasks.len() >= settings.bulk.max_lines_in_flight {
                 tasks.join_next().await;
             }
@@ -305,14 +302,13 @@ impl Bulk {
         }
         reader.release();
         *turn = None;
-        self.connection.set_waiting(true);
+        let _waiting = self.connection.wait();
         let next = self.sink.lines.state.bulk_requests().turn(self.client);
         tokio::select! {
             biased;
             next = next => *turn = Some(next),
             () = self.connection.must_close() => return Err(connections_full()),
         }
-        self.connection.set_waiting(false);
         reader.resume();
         Ok(())
     }

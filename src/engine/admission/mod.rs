@@ -18,14 +18,16 @@ mod estimate;
 mod reservation;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use self::estimate::Estimates;
-use self::estimate::{Profile, WorkAhead};
+use self::estimate::Profile;
 pub(crate) use self::reservation::{CallReservation, TaskReservation};
+use self::usage::{State, Usage};
 use super::ids::CallId;
 use super::sync::{Mutex, MutexGuard, Notify};
 use super::{EngineError, EngineSettings};
@@ -56,112 +58,6 @@ const SLIPPAGE_WEIGHTS: (f64, f64) = (0.02, 0.001);
 
 /// Bounds of `Retry-After` in seconds: at least one, and short enough that clients soon find a recovered server.
 const RETRY_AFTER_SECONDS: (f64, f64) = (1.0, 30.0);
-
-/// Capacity in use by one call, one client, or all clients.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Usage {
-    rows: usize,
-    /// Number of images not yet looked up in the feature cache.
-    images: usize,
-    /// Number of images that were cache misses and still have to be encoded.
-    encodings: usize,
-    bytes: u64,
-}
-
-/// Capacity that a client uses. `usage` is the total; `calls` holds the part of each call in progress, by its number.
-#[derive(Debug, Default)]
-struct Client {
-    usage: Usage,
-    calls: BTreeMap<u64, Usage>,
-    profile: Profile,
-}
-
-impl Usage {
-    /// True if there is work for the worker. A call whose body is still being read uses bytes only.
-    fn is_work(self) -> bool {
-        self.rows + self.images + self.encodings > 0
-    }
-
-    fn plus(self, more: Self) -> Self {
-        Self {
-            rows: self.rows + more.rows,
-            images: self.images + more.images,
-            encodings: self.encodings + more.encodings,
-            bytes: self.bytes + more.bytes,
-        }
-    }
-
-    fn minus(self, less: Self) -> Self {
-        Self {
-            rows: self.rows - less.rows,
-            images: self.images - less.images,
-            encodings: self.encodings - less.encodings,
-            bytes: self.bytes - less.bytes,
-        }
-    }
-}
-
-/// Returns two things. The first is how many competitors have work: the client's other calls, and the other clients.
-/// The second is the work that is scheduled before the last item of `call`. `own` is the number of rows and images that
-/// `call` needs.
-///
-/// Round robin serves the clients in turn, and serves the calls of each client in turn. So from any other call of the
-/// same client, at most `own` items run before the last item of `call`. Any other client runs at most one item in each
-/// round, up to the round with the last item of `call`.
-fn queue_ahead_of(state: &State, call: CallId, own: (usize, usize)) -> (usize, WorkAhead) {
-    let mut queue = WorkAhead::default();
-    let (mut calls, mut all) = (0, Usage::default());
-    // Number of rounds until the call's last item.
-    let (mut turns_rows, mut turns_images) = own;
-    let mut count = |usage: Usage, most: (usize, usize), profile: Profile| {
-        let encodings = usage.encodings.min(most.1);
-        let unknown = usage.images.min(most.1 - encodings);
-        let rows = usage.rows.min(most.0);
-        queue.rows += rows as f64 * state.estimates.row_weight(profile);
-        queue.images += encodings as f64 + state.estimates.encodings(unknown, profile);
-        (rows, encodings + unknown)
-    };
-    if let Some(client) = state.clients.get(&call.client) {
-        for usage in client.calls.iter().filter(|&(&other, _)| other != call.number).map(|it| *it.1)
-        {
-            let (rows, images) = count(usage, own, client.profile);
-            turns_rows += rows;
-            turns_images += images;
-            calls += usize::from(usage.is_work());
-            all = all.plus(usage);
-        }
-    }
-    // Bulk work runs behind all other work.
-    let runs_behind = |other: &ClientId| other.is_bulk() && !call.client.is_bulk();
-    let others = state.clients.iter().filter(|(other, _)| **other != call.client);
-    for client in others.filter(|(other, _)| !runs_behind(other)).map(|it| it.1) {
-        count(client.usage, (turns_rows, turns_images), client.profile);
-        calls += usize::from(client.usage.is_work());
-        all = all.plus(client.usage);
-    }
-    let images = all.encodings as f64 + state.estimates.encodings(all.images, Profile::default());
-    queue.text_has_other_work = all.rows as f64 > images;
-    queue.vision_has_other_work = images > 0.0;
-    (calls, queue)
-}
-
-#[derive(Debug)]
-struct State {
-    usage: Usage,
-    /// The part of `usage` that is bulk work.
-    bulk: Usage,
-    /// Number of entries of `clients` that are bulk work.
-    bulk_clients: usize,
-    /// The calls of bulk work that wait for room, in order of arrival.
-    waiting: VecDeque<CallId>,
-    /// The clients with calls in progress. Empty when all admitted calls have ended.
-    clients: BTreeMap<ClientId, Client>,
-    next_call: u64,
-    closed: bool,
-    estimates: Estimates,
-    /// Factor by which calls wait longer than the estimates say.
-    slippage: f64,
-}
 
 /// The admission controller. It records how much capacity each call uses. Shared by all handles, all reservations and
 /// the worker.
@@ -198,13 +94,6 @@ impl Refusal {
             Self::Deadline => "deadline",
             Self::Draining => "draining",
         }
-    }
-}
-
-impl State {
-    /// Returns the recent cost of the client's work. Nothing is known about a client without a call in progress.
-    fn profile(&self, client: ClientId) -> Profile {
-        self.clients.get(&client).map(|client| client.profile).unwrap_or_default()
     }
 }
 
@@ -354,7 +243,7 @@ impl AdmissionController {
         if left.is_zero() {
             return Err(self.refuse(Refusal::Deadline, EngineError::DeadlineExceeded));
         }
-        let (calls, queue) = queue_ahead_of(state, call, own);
+        let (calls, queue) = state.queue_ahead_of(call, own);
         let small = own.0 <= SMALL.0 && own.1 <= SMALL.1;
         if calls == 0 && (small || state.estimates.stale) {
             return Ok(Duration::ZERO);

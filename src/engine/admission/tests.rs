@@ -1,5 +1,6 @@
 //! Tests of admission control: capacity in rows and bytes, estimated waits, deadlines, and recovery from bad estimates.
 
+use super::estimate::WorkAhead;
 use super::*;
 use crate::telemetry::metrics::Metrics;
 

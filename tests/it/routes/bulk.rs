@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::app::json_request;
+use crate::support::server::{read_to_end, read_until};
 use crate::support::{TestApp, TestServer, base64, png};
 
 fn text(lines: &[Value]) -> String {
@@ -350,4 +351,22 @@ async fn a_client_that_sends_everything_before_it_reads_never_hangs() {
         &answer[answer.len().saturating_sub(200)..]
     );
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_waits_for_100_continue_is_asked_for_its_lines() {
+    let server = TestServer::start(|_| {}).await;
+    let lines = text(&[json!({"task": "embeddings", "text": "a cat"})]);
+    let head = format!(
+        "POST /bulk HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\n\
+         content-type: application/x-ndjson\r\ncontent-length: {}\r\n\r\n",
+        lines.len()
+    );
+    let mut stream = server.send(head.as_bytes()).await;
+    let asked = read_until(&mut stream, "\r\n\r\n").await;
+    assert!(asked.starts_with("HTTP/1.1 100 Continue\r\n\r\n"), "{asked}");
+    stream.write_all(lines.as_bytes()).await.unwrap();
+    let answer = asked + &read_to_end(stream).await;
+    assert!(answer.contains("HTTP/1.1 200 OK"), "{answer}");
+    assert!(answer.contains("{\"done\":1,\"failed\":0}"), "{answer}");
 }

@@ -8,7 +8,9 @@
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
+use axum::http::{HeaderMap, header};
 use bytes::Bytes;
+use futures_util::{StreamExt, future};
 use http_body_util::BodyExt;
 
 use crate::engine::Admission;
@@ -31,6 +33,20 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// Number of bytes that a request without a turn may hold.
 const LITTLE: usize = 64 << 10;
+
+/// Lets a client send its body that waits for `100 Continue` before it does so (RFC 9110, section 10.1.1). hyper writes
+/// that line when the body is read for the first time, and cannot write it behind the head of the response, which /bulk
+/// sends at once.
+pub(super) async fn ask_for(body: Body, headers: &HeaderMap) -> Body {
+    if !headers.contains_key(header::EXPECT) {
+        return body;
+    }
+    let mut pieces = body.into_data_stream().peekable();
+    let _ = future::poll_immediate(std::pin::Pin::new(&mut pieces).peek()).await;
+    // The task of the connection writes the line before it goes on here.
+    tokio::task::yield_now().await;
+    Body::from_stream(pieces)
+}
 
 /// Reads lines from a body.
 pub(super) struct LineReader<'a> {

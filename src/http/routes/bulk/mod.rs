@@ -93,6 +93,7 @@ pub(crate) async fn run_bulk(
     let client = state.access().client_id(&parts.extensions, &context);
     let admission = engine.admit_bulk(client, deadline)?;
     let connection = parts.extensions.get::<BulkConnection>().cloned().unwrap_or_default();
+    let body = lines::ask_for(body, &parts.headers).await;
     let (sender, receiver) = answers::queue(&state.metrics().bulk_held_bytes);
     context.note(|notes| notes.streaming = true);
     let lines =

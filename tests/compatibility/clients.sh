@@ -2,17 +2,18 @@
 # Checks the routes of other APIs with their own client libraries: OpenAI (Python, Node), LangChain, Hugging Face (Python,
 # Node) and Ollama (Python). The scripts call a running server with the demo models, and compare its answers about a demo
 # scene. They also check that a library's exception contains the text of the server. `snippets.py` runs the programs in
-# docs/clients.md in the same way. The libraries come from PyPI and npm, Go and Chromium from Debian. Checks whose
+# docs/clients.md in the same way. `tests/perf/bulk.py` sends lines to /bulk by plain `requests`, with interactive calls
+# beside them and a SIGTERM in the middle. The libraries come from PyPI and npm, Go and Chromium from Debian. Checks whose
 # libraries cannot be installed are skipped with a message.
 #
 #   tests/compatibility/clients.sh target/debug/blip-server
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-binary=$1
+binary=$(realpath "$1")
 picture=$PWD/demo/scenes/two-cats.png
 folder=$(mktemp -d)
 trap 'kill "${server_pid:-}" 2>/dev/null || true; rm -rf "$folder"' EXIT
-cp tests/compatibility/*.{py,mjs,json,txt} "$folder"
+cp tests/compatibility/*.{py,mjs,json,txt} tests/perf/bulk.py "$folder"
 
 # The page in docs/clients.md is served at this origin.
 ORIGIN=http://localhost:$(python3 -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')
@@ -62,5 +63,8 @@ has "${CHROMIUM:-/usr/bin/chromium}" chromium || true
 
 # The programs in docs/clients.md. It comes after npm, as it uses the packages in node_modules.
 [ -z "$python" ] || check "$python" snippets.py
+
+# A tenth of the lines that docs/performance.md reports on.
+[ -z "$python" ] || "$python" bulk.py "$binary" --lines 2000 || failed+=" bulk.py"
 
 [ -z "$failed" ] || { echo "failed:$failed"; exit 1; }

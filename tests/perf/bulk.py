@@ -1,16 +1,21 @@
 """Load on /bulk: many lines by plain `requests`, with interactive calls beside them, and a SIGTERM in the middle.
 
     python tests/perf/bulk.py target/release/blip-server [--lines 20000]
+    python tests/perf/bulk.py target/release/blip-server --model DIR --pictures DIR
 
 Starts the server itself, three times: with mock models (`blip-server mock`) for captions of distinct images, with the demo
 models for embeddings of texts, and with mock models again for the SIGTERM. Prints the rates, and how long interactive
 calls took with and without bulk work. Fails if a line is refused or lost, or an interactive call is refused. Times are
 printed, not checked. `requests` sends the whole body before it reads the answer.
+
+The second form compares the captions a second of `/bulk` with those of the engine alone (`bench`), in turns. `--model` is a
+caption checkpoint, for example one of `peers.py`; `--pictures` holds JPEGs, for example those of `images.py`.
 """
 
 import argparse
 import base64
 import json
+import pathlib
 import re
 import signal
 import struct
@@ -118,8 +123,10 @@ def shut_down(arguments, line, count):
     while missing:
         server, url = start(arguments)
         body = "".join(json.dumps(line(number)) + "\n" for number in missing).encode()
+        signals = []
+        timer = threading.Timer(1.0 + rounds, lambda ending=server, sent=signals: sent.append(ending.send_signal(signal.SIGTERM)))
         if rounds < 3:
-            threading.Timer(1.0 + rounds, lambda ending=server: ending.send_signal(signal.SIGTERM)).start()
+            timer.start()
         rounds += 1
         answer = requests.post(f"{url}/bulk", data=body, stream=True, timeout=PATIENCE)
         lines = [json.loads(text) for text in answer.iter_lines()]
@@ -131,16 +138,55 @@ def shut_down(arguments, line, count):
         print(f"  round {rounds}: {len(ids)} answers{', then SIGTERM' if summary.get('error') else ''}")
         answered |= ids
         missing = [number for number in missing if number not in answered]
-        stop(server, ended=summary.get("error") is not None)
+        if rounds <= 3:
+            timer.cancel()
+            timer.join()
+        stop(server, ended=bool(signals))
     assert len(answered) == count
     print(f"SIGTERM in the middle, three times: {count} lines, each answered once")
+
+
+def engine_alone(binary, model):
+    """Captions a second of the engine alone, in batches of 16."""
+    options = ["--task", "caption", "--batch", "16", "--runs", "2", "--json", "-"]
+    output = subprocess.run([binary, "bench", "--model", model, *options], check=True, capture_output=True, text=True).stdout
+    (measured,) = json.loads(output)["results"]
+    return 1 / measured["per_item_s"]
+
+
+def worker_seconds(url):
+    """Seconds for which the models ran so far."""
+    with urllib.request.urlopen(f"{url}/metrics") as answer:
+        metrics = answer.read().decode()
+    return sum(float(value) for value in re.findall(r'stage_duration_seconds_sum\{stage="(?:text|vision)"\} (\S+)', metrics))
+
+
+def against_engine(binary, model, pictures, rounds=2):
+    """Compares `/bulk` with the engine alone, in turns."""
+    files = sorted(pathlib.Path(pictures).glob("*.jp*g"))
+    lines = [{"id": file.name, "task": "caption", "image": base64.b64encode(file.read_bytes()).decode()} for file in files]
+    body = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    print(f"engine alone: {engine_alone(binary, model):.3f} captions a second")
+    for _ in range(rounds):
+        server, url = start([binary, "--model", model])
+        began, worked = time.monotonic(), worker_seconds(url)
+        _, summary = send(url, body)
+        took, worked = time.monotonic() - began, worker_seconds(url) - worked
+        assert summary == {"done": len(files), "failed": 0}, summary
+        print(f"/bulk: {len(files) / took:.3f} captions a second; the models ran {100 * worked / took:.2f} % of the time")
+        stop(server)
+        print(f"engine alone: {engine_alone(binary, model):.3f} captions a second")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("server")
     parser.add_argument("--lines", type=int, default=20_000)
+    parser.add_argument("--model")
+    parser.add_argument("--pictures")
     options = parser.parse_args()
+    if options.model and options.pictures:
+        return against_engine(options.server, options.model, options.pictures)
     mock = [options.server, "mock"]
     caption = lambda number: {"id": number, "task": "caption", "image": image(number)}
     call = lambda number: {"image": image(1_000_000 + number)}

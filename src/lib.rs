@@ -29,12 +29,14 @@
 //! | `mutations` | mended defects that tests bring back, to show that they are found |
 //! | `platform` | the clock and the threads of the process, which a simulation replaces |
 //! | `http` | router, endpoints, extractors, errors, OpenAPI |
+//! | `annotate` | runs one task over many pictures: finds them, writes tables and files beside them |
 //! | `telemetry` | logging and metrics |
 //! | `settings` | how a folder declares its settings: the trait, checks, and the forms in which values are written |
 //! | `config` | turns file, environment and flags into validated settings |
 //! | `cli` | the commands |
 //! | `app` | the composition root: builds the parts from the settings and connects them |
 
+pub mod annotate;
 pub mod app;
 pub mod cli;
 pub mod config;

@@ -5,6 +5,7 @@
 //! - `compute`: resolves device, number format, instruction set and threads.
 //! - `descriptors`: compares the file descriptors that the settings need with the limit of the process.
 //! - `loading`: resolves sources to files, and loads models and tokenizers.
+//! - `local`: the service without a listener, for commands that process files.
 //! - `mock`: mock models with fixed latencies, instead of loaded ones.
 //! - `memory_budget`: compares the sum of all memory bounds with the memory limit.
 //! - `simulation`: tests of the whole service under one seed.
@@ -16,6 +17,7 @@ pub mod bench;
 mod compute;
 mod descriptors;
 mod loading;
+mod local;
 mod memory_budget;
 mod mock;
 #[cfg(test)]
@@ -38,6 +40,7 @@ use crate::images::{Images, ImagesSettings};
 use crate::platform;
 use crate::telemetry::metrics::Metrics;
 use compute::{Compute, LoadedBackend};
+pub use local::LocalService;
 pub use mock::MockSettings;
 pub use start_error::is_checkpoint_fault;
 

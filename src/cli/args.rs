@@ -7,6 +7,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use super::annotate::{
+    AskArguments, CaptionArguments, ClassifyArguments, EmbedArguments, FilesArguments,
+    GenerationArguments, MatchArguments,
+};
 use super::bench::BenchArguments;
 use super::mock::MockArguments;
 use crate::config::Flags;
@@ -35,6 +39,76 @@ pub(super) enum Command {
   blip-server serve --model Salesforce/blip-vqa-base --dtype f32
   blip-server serve --config /etc/blip-server/settings.toml")]
     Serve(ServeSettings),
+    /// Describe pictures: files, or folders with everything below them
+    #[command(after_help = "Examples:
+  blip-server caption photos --model Salesforce/blip-image-captioning-base --output captions.jsonl --resume
+  blip-server caption photos --sidecar txt --num-beams 3 --server http://127.0.0.1:8080")]
+    Caption {
+        #[command(flatten)]
+        files: FilesArguments,
+        #[command(flatten)]
+        caption: CaptionArguments,
+        #[command(flatten)]
+        generation: GenerationArguments,
+        #[command(flatten)]
+        models: ModelSettings,
+        #[command(flatten)]
+        settings: FileSettings,
+    },
+    /// Answer questions about pictures
+    #[command(after_help = "Example:
+  blip-server ask photos --question 'how many people?' --question 'is it outdoors?' --output answers.csv")]
+    Ask {
+        #[command(flatten)]
+        files: FilesArguments,
+        #[command(flatten)]
+        ask: AskArguments,
+        #[command(flatten)]
+        generation: GenerationArguments,
+        #[command(flatten)]
+        models: ModelSettings,
+        #[command(flatten)]
+        settings: FileSettings,
+    },
+    /// Compare pictures with texts
+    #[command(after_help = "Example:
+  blip-server match photos --text 'a dog on a beach' --output scores.csv")]
+    Match {
+        #[command(flatten)]
+        files: FilesArguments,
+        #[command(flatten)]
+        texts: MatchArguments,
+        #[command(flatten)]
+        models: ModelSettings,
+        #[command(flatten)]
+        settings: FileSettings,
+    },
+    /// Embed pictures as vectors
+    #[command(after_help = "Example:
+  blip-server embed photos --npy vectors.npy")]
+    Embed {
+        #[command(flatten)]
+        files: FilesArguments,
+        #[command(flatten)]
+        embed: EmbedArguments,
+        #[command(flatten)]
+        models: ModelSettings,
+        #[command(flatten)]
+        settings: FileSettings,
+    },
+    /// Choose a label for each picture
+    #[command(after_help = "Example:
+  blip-server classify photos --label 'a person' --label 'an animal' --label 'a building' --output labels.csv")]
+    Classify {
+        #[command(flatten)]
+        files: FilesArguments,
+        #[command(flatten)]
+        classify: ClassifyArguments,
+        #[command(flatten)]
+        models: ModelSettings,
+        #[command(flatten)]
+        settings: FileSettings,
+    },
     /// Download checkpoints into the Hugging Face cache, resuming and verifying, and print their directories
     #[command(after_help = "Examples:
   blip-server download Salesforce/blip-itm-base-coco
@@ -209,6 +283,21 @@ impl Arguments {
                 settings.put(&mut flags);
             }
             Some(
+                Command::Caption { files, models, settings, .. }
+                | Command::Ask { files, models, settings, .. }
+                | Command::Match { files, models, settings, .. }
+                | Command::Embed { files, models, settings, .. }
+                | Command::Classify { files, models, settings, .. },
+            ) => {
+                // With a server, `--model` names a model there.
+                if files.uses_server() {
+                    models.compute.put(&mut flags)
+                } else {
+                    models.put(&mut flags)
+                }
+                settings.put(&mut flags);
+            }
+            Some(
                 Command::Mock { listen, settings, .. }
                 | Command::Healthcheck { listen, settings, .. },
             ) => {
@@ -256,6 +345,11 @@ impl ListenSettings {
 }
 
 impl ModelSettings {
+    /// Returns the values of `--model`.
+    pub(super) fn names(&self) -> &[String] {
+        &self.models
+    }
+
     fn put(&self, flags: &mut Flags) {
         if !self.models.is_empty() {
             flags.models.clone_from(&self.models);

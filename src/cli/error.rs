@@ -7,6 +7,12 @@ use crate::app::{WarmUpError, WorkerEnded, is_checkpoint_fault};
 use crate::config::ConfigError;
 use crate::hub::HubError;
 
+/// Exit code for a wrong command line, as the argument parser has it.
+const USAGE: u8 = 2;
+
+/// Exit code if some files failed and the others are done.
+const SOME_FAILED: u8 = 3;
+
 /// Exit code for a bad configuration or a bad checkpoint: `EX_CONFIG` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
 
@@ -34,6 +40,12 @@ pub(super) enum CommandError {
         action: String,
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The command line is wrong in a way that only the command itself can tell.
+    #[error("{0}")]
+    Usage(String),
+    /// Some files failed; the others are done.
+    #[error("{0}")]
+    SomeFailed(String),
     /// The command ran, but its result is negative, such as a server that is not ready or a wrong answer.
     #[error("{0}")]
     Negative(String),
@@ -67,6 +79,8 @@ impl CommandError {
                 ExitCode::FAILURE
             }
             Self::Config(_) => ExitCode::from(BAD_CONFIGURATION),
+            Self::Usage(_) => ExitCode::from(USAGE),
+            Self::SomeFailed(_) => ExitCode::from(SOME_FAILED),
             Self::Worker(_) | Self::WarmUp(_) => ExitCode::from(CANNOT_COMPUTE),
             Self::Hub(error) if is_checkpoint_fault(error) => ExitCode::from(BAD_CONFIGURATION),
             Self::Failed { source, .. } if is_checkpoint_fault(&**source) => {

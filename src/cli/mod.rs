@@ -5,12 +5,14 @@
 //!
 //! - 0: success;
 //! - 1: failure;
-//! - 2: usage error, found by the argument parser;
+//! - 2: usage error;
+//! - 3: some files failed, and the others are done;
 //! - 70: a model cannot run inference, or the worker ended unexpectedly;
 //! - 78: the configuration or the files of a checkpoint are bad.
 //!
 //! Results go to standard output; logs and progress go to standard error.
 
+mod annotate;
 mod args;
 mod bench;
 mod convert;
@@ -32,7 +34,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::config::{self, Config, Environment};
-use crate::telemetry::logging;
+use crate::telemetry::logging::{self, LoggingSettings};
 use args::{Arguments, Command};
 use error::CommandError;
 
@@ -60,8 +62,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, environment: &Environm
 }
 
 fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), CommandError> {
-    let load = || -> Result<Config, CommandError> {
-        let config = config::load(&arguments.flags(), environment)?;
+    let load_with = |change: fn(&mut Config)| -> Result<Config, CommandError> {
+        let mut config = config::load(&arguments.flags(), environment)?;
+        change(&mut config);
         logging::init(&config.log)
             .map_err(|error| CommandError::failed("cannot start logging", error))?;
         end_if_this_thread_panics();
@@ -70,6 +73,7 @@ fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), Comma
         }
         Ok(config)
     };
+    let load = || load_with(|_| {});
     match &arguments.command {
         None | Some(Command::Serve(_)) => serve::run(load()?),
         Some(Command::Download { sources, .. }) => download::run(sources, &load()?),
@@ -79,9 +83,37 @@ fn execute(arguments: &Arguments, environment: &Environment) -> Result<(), Comma
         Some(Command::Openapi { json, strict }) => openapi::run(*json, *strict),
         Some(Command::Healthcheck { url, .. }) => healthcheck::run(url.as_deref(), load),
         Some(Command::Mock { mock, .. }) => mock::run(mock, load()?),
+        Some(Command::Caption { caption, generation, files, models, .. }) => {
+            let request = annotate::Request::caption(caption, generation);
+            annotate::run(request, files, models.names(), load_with(quietly)?)
+        }
+        Some(Command::Ask { ask, generation, files, models, .. }) => {
+            let request = annotate::Request::ask(ask, generation);
+            annotate::run(request, files, models.names(), load_with(quietly)?)
+        }
+        Some(Command::Match { texts, files, models, .. }) => {
+            let request = annotate::Request::compare(texts);
+            annotate::run(request, files, models.names(), load_with(quietly)?)
+        }
+        Some(Command::Embed { embed, files, models, .. }) => {
+            let request = annotate::Request::embed(embed);
+            annotate::run(request, files, models.names(), load_with(quietly)?)
+        }
+        Some(Command::Classify { classify, files, models, .. }) => {
+            let request = annotate::Request::classify(classify);
+            annotate::run(request, files, models.names(), load_with(quietly)?)
+        }
         Some(Command::Config(_)) => print_config::run(&load()?),
         Some(Command::Completions { shell }) => manual::completions(*shell),
         Some(Command::Man { directory }) => manual::write_pages(directory),
+    }
+}
+
+/// Logs only warnings unless the settings say otherwise, for commands that show a progress bar. They make no requests that
+/// the access log should contain.
+fn quietly(config: &mut Config) {
+    if config.log.filter == LoggingSettings::default().filter {
+        "warn,access=off".clone_into(&mut config.log.filter);
     }
 }
 

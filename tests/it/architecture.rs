@@ -19,7 +19,7 @@ struct Room {
 
 const CANDLE: [&str; 2] = ["candle_core", "candle_nn"];
 
-const LAW: [Room; 22] = [
+const LAW: [Room; 23] = [
     Room {
         name: "settings",
         may_import: &[],
@@ -167,9 +167,11 @@ const LAW: [Room; 22] = [
         ],
         never_sees: &["candle_core", "candle_nn", "tokio", "axum"],
     },
+    Room { name: "annotate", may_import: &[], never_sees: &["candle_core", "candle_nn", "axum"] },
     Room {
         name: "app",
         may_import: &[
+            "annotate",
             "config",
             "demo",
             "document",
@@ -191,7 +193,7 @@ const LAW: [Room; 22] = [
     },
     Room {
         name: "cli",
-        may_import: &["app", "config", "http", "hub", "task", "telemetry"],
+        may_import: &["annotate", "app", "config", "http", "hub", "task", "telemetry"],
         never_sees: &CANDLE,
     },
 ];

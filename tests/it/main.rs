@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests: by panicking")]
 
 mod access;
+mod annotate;
 mod architecture;
 #[cfg(feature = "demo")]
 mod bench;

@@ -38,8 +38,12 @@ impl ServerProcess {
     }
 
     fn spawn(mut command: Command, arguments: &[&str], settings: &[(&str, &str)]) -> Self {
+        // A free port, unless the test names one.
+        let listen =
+            if arguments.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] };
         let mut child = command
-            .args(["mock", "--listen", "127.0.0.1:0", "--log-format", "text"])
+            .args(["mock", "--log-format", "text"])
+            .args(listen)
             .args(arguments)
             .env_clear()
             .env("PATH", "/usr/bin:/bin")

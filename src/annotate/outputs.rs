@@ -1,0 +1,181 @@
+//! All outputs of a run: the table, files beside the pictures, and vectors. A row of the table is written last, so a
+//! picture with a row has all its other outputs.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::columns::Columns;
+use super::npy::Npy;
+use super::pictures::Place;
+use super::row::{Item, Outcome, problem};
+use super::sidecar::Sidecars;
+use super::table::Table;
+use super::{Existing, Job};
+
+/// An output cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// The file exists.
+    #[error("{} exists; use --resume to continue it, or --overwrite to replace it", .0.display())]
+    Exists(PathBuf),
+    /// The file cannot be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// "read" or "write".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A CSV table to continue has other columns.
+    #[error("{} has other columns than this command writes; use another file, or --overwrite", .0.display())]
+    OtherColumns(PathBuf),
+    /// A file of vectors to continue was not written by this program.
+    #[error("{} is no file of vectors that this command wrote; use another file, or --overwrite", .0.display())]
+    NotNpy(PathBuf),
+    /// An embedding has another length than those before it.
+    #[error("{} holds vectors of {expected} values, but the model returns {found}; use another file, or --overwrite", path.display())]
+    Width {
+        /// The file.
+        path: PathBuf,
+        /// Number of values of a vector of the file.
+        expected: usize,
+        /// Number of values of the new vector.
+        found: usize,
+    },
+}
+
+impl OutputError {
+    pub(super) fn of(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.into(), source }
+    }
+}
+
+/// The outputs of a run.
+pub(super) struct Outputs {
+    table: Option<Table>,
+    npy: Option<Npy>,
+    sidecars: Arc<Sidecars>,
+    done: Done,
+    least_match: Option<f64>,
+}
+
+/// What was done before.
+#[derive(Debug, Clone)]
+pub(super) struct Done {
+    paths: Arc<HashSet<String>>,
+    /// True if the table or the vectors tell what is done; otherwise the files beside the pictures do.
+    is_listed: bool,
+    sidecars: Arc<Sidecars>,
+    existing: Existing,
+}
+
+/// What became of a picture.
+pub(super) struct Written {
+    /// Why it failed.
+    pub(super) problem: Option<Map<String, Value>>,
+    /// Number of captions that were left out.
+    pub(super) rejected: u64,
+}
+
+impl Outputs {
+    /// Opens all outputs.
+    ///
+    /// # Errors
+    /// If one exists and must not be replaced, or cannot be written.
+    pub(super) fn open(job: &Job) -> Result<Self, OutputError> {
+        let sidecars = Arc::new(Sidecars::new(job));
+        let (mut npy, of_npy) = match &job.npy {
+            None => (None, None),
+            Some(path) => {
+                let (npy, done) = Npy::open(path, job.existing)?;
+                (Some(npy), Some(done))
+            }
+        };
+        let is_wanted = |path: &str| of_npy.as_ref().is_none_or(|done| done.contains(path));
+        let (table, of_table) = match &job.table {
+            None => (None, None),
+            Some(path) => {
+                let columns = Columns::new(job.kind, &job.fields);
+                let (table, done) =
+                    Table::open(path, columns, (job.existing, job.identity), &is_wanted)?;
+                (Some(table), Some(done))
+            }
+        };
+        if let (Some(npy), Some(done)) = (&mut npy, &of_table) {
+            npy.retain(&|path| done.contains(path))?;
+        }
+        let is_listed = table.as_ref().is_some_and(Table::is_file) || npy.is_some();
+        let paths = Arc::new(of_table.filter(|_| is_listed).or(of_npy).unwrap_or_default());
+        let done =
+            Done { paths, is_listed, sidecars: Arc::clone(&sidecars), existing: job.existing };
+        Ok(Self { table, npy, sidecars, done, least_match: job.least_match })
+    }
+
+    /// Returns what was done before.
+    pub(super) fn done(&self) -> Done {
+        self.done.clone()
+    }
+
+    /// Writes an answer. A file beside the picture that cannot be written is an error of this picture alone.
+    ///
+    /// # Errors
+    /// If the table or the vectors cannot be written.
+    pub(super) fn write(&mut self, item: &Item, outcome: Outcome) -> Result<Written, OutputError> {
+        let mut rejected = 0;
+        let mut outcome = outcome.map(|mut answer| {
+            rejected = self.least_match.map_or(0, |least| leave_out(&mut answer, least));
+            answer
+        });
+        if let (Ok(answer), Place::File(path)) = (&outcome, &item.place)
+            && let Err(error) = self.sidecars.write(path, item, answer)
+        {
+            outcome = Err(problem("unwritable", error.to_string()));
+        }
+        if let (Ok(answer), Some(npy)) = (&outcome, &mut self.npy) {
+            npy.push(&item.place.name(), answer)?;
+        }
+        if let Some(table) = &mut self.table {
+            table.push(item, &outcome)?;
+        }
+        Ok(Written { problem: outcome.err(), rejected })
+    }
+}
+
+/// Leaves out captions whose probability of a match is below `least`. Returns their number.
+fn leave_out(answer: &mut Map<String, Value>, least: f64) -> u64 {
+    let Some(Value::Array(captions)) = answer.get_mut("captions") else { return 0 };
+    let before = captions.len();
+    captions.retain(|caption| {
+        caption.get("match").and_then(Value::as_f64).is_none_or(|it| it >= least)
+    });
+    (before - captions.len()) as u64
+}
+
+impl Done {
+    /// True if the picture was done by an earlier run.
+    ///
+    /// # Errors
+    /// If a file beside the picture exists that must not be replaced.
+    pub(super) fn check(&self, item: &Item) -> Result<bool, String> {
+        if self.is_listed && self.paths.contains(&item.place.name()) {
+            return Ok(true);
+        }
+        let Place::File(path) = &item.place else { return Ok(false) };
+        match self.existing {
+            Existing::Overwrite => Ok(false),
+            Existing::Refuse => self.sidecars.existing(path).map_or(Ok(false), |found| {
+                Err(format!(
+                    "{} exists; use --resume to keep it, or --overwrite to replace it",
+                    found.display()
+                ))
+            }),
+            Existing::Resume => Ok(!self.is_listed && self.sidecars.are_done(path)),
+        }
+    }
+}

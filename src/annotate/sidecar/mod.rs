@@ -1,0 +1,197 @@
+//! Files beside the pictures: `photo.txt` and `photo.json` beside `photo.jpg`, as programs that train models read them. If
+//! two pictures of a folder share a stem, they get `photo.jpg.txt` and `photo.png.txt`. XMP files always have the full name:
+//! `photo.jpg.xmp`, as photo managers read them.
+
+mod xmp;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Map, Value};
+
+use super::columns;
+use super::pictures::is_picture;
+use super::row::{Item, Row};
+use super::table::beside;
+use super::{Job, Kind};
+
+/// A kind of files beside pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SidecarFormat {
+    /// The captions or answers, one a line.
+    Txt,
+    /// The row of the table.
+    Json,
+    /// The first caption or answer as description in an XMP file, whose other data is kept.
+    Xmp,
+}
+
+impl SidecarFormat {
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Txt => "txt",
+            Self::Json => "json",
+            Self::Xmp => "xmp",
+        }
+    }
+}
+
+/// The files beside the pictures of a run.
+#[derive(Debug)]
+pub(super) struct Sidecars {
+    formats: Vec<SidecarFormat>,
+    kind: Kind,
+    affixes: (String, String),
+    /// Language of the texts in XMP files.
+    language: Option<String>,
+    /// How often each stem occurs in the folder that was looked at last.
+    stems: Mutex<Option<(PathBuf, Arc<HashMap<OsString, usize>>)>>,
+}
+
+impl Sidecars {
+    pub(super) fn new(job: &Job) -> Self {
+        let (formats, affixes) = (job.sidecars.clone(), job.affixes.clone());
+        let language = job.language.clone();
+        Self { formats, kind: job.kind, affixes, language, stems: Mutex::default() }
+    }
+
+    /// Returns a file beside this picture that exists.
+    pub(super) fn existing(&self, picture: &Path) -> Option<PathBuf> {
+        let mut paths =
+            self.paths(picture).filter(|(format, path)| self.holds_answer(*format, path));
+        paths.next().map(|(_, path)| path)
+    }
+
+    /// True if all files beside this picture exist and none is older than it.
+    pub(super) fn are_done(&self, picture: &Path) -> bool {
+        let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+        let of_picture = time(picture);
+        let is_done = |(format, path): (SidecarFormat, PathBuf)| {
+            time(&path).is_some_and(|it| Some(it) >= of_picture) && self.holds_answer(format, &path)
+        };
+        !self.formats.is_empty() && self.paths(picture).all(is_done)
+    }
+
+    /// True if a file beside a picture has an answer. An XMP file may have other data only; nothing is known of one that
+    /// cannot be read, which writing reports.
+    fn holds_answer(&self, format: SidecarFormat, path: &Path) -> bool {
+        match format {
+            SidecarFormat::Txt | SidecarFormat::Json => path.exists(),
+            SidecarFormat::Xmp => {
+                let file = fs::read_to_string(path).ok();
+                let description =
+                    file.and_then(|it| xmp::description(&it, self.language.as_deref()).ok());
+                description.flatten().is_some()
+            }
+        }
+    }
+
+    /// Writes all files beside a picture, each by renaming a complete one.
+    ///
+    /// # Errors
+    /// If one cannot be written.
+    pub(super) fn write(
+        &self,
+        picture: &Path,
+        item: &Item,
+        answer: &Map<String, Value>,
+    ) -> io::Result<()> {
+        for (format, path) in self.paths(picture) {
+            let text = match format {
+                SidecarFormat::Json => {
+                    let row = serde_json::to_string_pretty(&Row::new(item, Ok(answer)))?;
+                    format!("{row}\n")
+                }
+                SidecarFormat::Txt => {
+                    let (before, after) = &self.affixes;
+                    let texts = columns::texts(self.kind, answer);
+                    if texts.is_empty() {
+                        // All captions were left out.
+                        continue;
+                    }
+                    texts.iter().map(|text| format!("{before}{text}{after}\n")).collect()
+                }
+                SidecarFormat::Xmp => {
+                    let texts = columns::texts(self.kind, answer);
+                    let Some(text) = texts.first() else { continue };
+                    self.xmp(&path, text).map_err(|error| {
+                        io::Error::other(format!("cannot change {}: {error}", path.display()))
+                    })?
+                }
+            };
+            replace(&path, text.as_bytes()).map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Returns an XMP file with this text as description.
+    fn xmp(&self, path: &Path, text: &str) -> Result<String, Box<dyn std::error::Error>> {
+        let language = self.language.as_deref();
+        match fs::read_to_string(path) {
+            Ok(file) => Ok(xmp::merged(&file, text, language)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(xmp::new(text, language)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns the files beside a picture.
+    fn paths(&self, picture: &Path) -> impl Iterator<Item = (SidecarFormat, PathBuf)> {
+        let is_shared = !self.formats.is_empty() && self.shares_stem(picture);
+        self.formats.iter().map(move |&format| {
+            let extension = format.extension();
+            let path = if is_shared || format == SidecarFormat::Xmp {
+                let mut name = picture.as_os_str().to_owned();
+                name.push(format!(".{extension}"));
+                name.into()
+            } else {
+                picture.with_extension(extension)
+            };
+            (format, path)
+        })
+    }
+
+    /// True if another picture in the same folder has the same stem.
+    fn shares_stem(&self, picture: &Path) -> bool {
+        let folder = picture.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        // No code panics while it holds this lock, so a poisoned lock cannot occur.
+        let mut last = self.stems.lock().unwrap_or_else(PoisonError::into_inner);
+        let stems = match &*last {
+            Some((known, stems)) if known == folder => Arc::clone(stems),
+            _ => {
+                let stems = Arc::new(stems_of(folder));
+                *last = Some((folder.to_owned(), Arc::clone(&stems)));
+                stems
+            }
+        };
+        drop(last);
+        picture.file_stem().and_then(|stem| stems.get(stem)).is_some_and(|&count| count > 1)
+    }
+}
+
+/// Counts the pictures of a folder by their stems.
+fn stems_of(folder: &Path) -> HashMap<OsString, usize> {
+    let mut stems = HashMap::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if let Some(stem) = path.file_stem().filter(|_| is_picture(&path)) {
+            *stems.entry(stem.to_owned()).or_default() += 1;
+        }
+    }
+    stems
+}
+
+/// Replaces a file in one step.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = beside(path);
+    let written = fs::write(&new, bytes).and_then(|()| fs::rename(&new, path));
+    written.inspect_err(|_| {
+        let _ = fs::remove_file(&new);
+    })
+}

@@ -1,0 +1,253 @@
+//! The table of rows: JSON lines, or CSV. Each row is written by one system call and nothing is held back, so whatever
+//! ends the process, all rows but the last are whole. A resumed run begins with leaving out what is not.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::columns::Columns;
+use super::outputs::OutputError;
+use super::row::{self, FileFacts, Item, Outcome, Row};
+use super::{Existing, Identity, reader};
+
+/// The rows of the file itself, in each CSV table.
+const OF_FILE: [&str; 4] = ["path", "size", "modified", "sha256"];
+const ERROR: &str = "error";
+
+/// The table of a run.
+#[derive(Debug)]
+pub(super) struct Table {
+    path: PathBuf,
+    /// `None` for standard output.
+    file: Option<File>,
+    /// `None` for JSON lines.
+    columns: Option<Columns>,
+}
+
+/// A row of an earlier run that is kept.
+struct Kept {
+    path: String,
+    facts: FileFacts,
+    bytes: Vec<u8>,
+}
+
+impl Table {
+    /// Opens a table. Returns also the paths of the pictures whose rows are kept.
+    ///
+    /// # Errors
+    /// If the file exists and must not be replaced, belongs to another command, or cannot be written.
+    pub(super) fn open(
+        path: &Path,
+        columns: Columns,
+        (existing, identity): (Existing, Identity),
+        is_wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<(Self, HashSet<String>), OutputError> {
+        let is_csv =
+            path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
+        let columns = is_csv.then_some(columns);
+        let error = |error: io::Error| OutputError::of("write", path, error);
+        if path == Path::new("-") {
+            return Ok((Self { path: path.into(), file: None, columns: None }, HashSet::new()));
+        }
+        let old = fs::metadata(path).map_or(0, |metadata| metadata.len());
+        let mut done = HashSet::new();
+        match existing {
+            Existing::Refuse if old > 0 => return Err(OutputError::Exists(path.into())),
+            Existing::Resume if old > 0 => {
+                let keep = |row: &Kept| is_wanted(&row.path) && row.is_current(identity);
+                done = compact(path, columns.as_ref(), &keep)?;
+            }
+            Existing::Refuse | Existing::Resume | Existing::Overwrite => {
+                let mut file = File::create(path).map_err(error)?;
+                file.write_all(&header(columns.as_ref())).map_err(error)?;
+            }
+        }
+        let file = OpenOptions::new().append(true).open(path).map_err(error)?;
+        Ok((Self { path: path.into(), file: Some(file), columns }, done))
+    }
+
+    /// True unless the rows go to standard output.
+    pub(super) fn is_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Appends a row.
+    ///
+    /// # Errors
+    /// If it cannot be written. The table then ends with the row before it.
+    pub(super) fn push(&mut self, item: &Item, outcome: &Outcome) -> Result<(), OutputError> {
+        let row = match &self.columns {
+            None => json_line(&Row::new(item, outcome.as_ref())),
+            Some(columns) => csv_line(&cells(columns, item, outcome)),
+        };
+        let written = match &mut self.file {
+            None => {
+                let mut output = io::stdout().lock();
+                output.write_all(&row).and_then(|()| output.flush())
+            }
+            Some(file) => append(file, &row),
+        };
+        written.map_err(|error| OutputError::of("write", &self.path, error))
+    }
+}
+
+impl Kept {
+    /// True if the file has not changed since the row was written. Of URLs and files that are gone nothing is known.
+    fn is_current(&self, identity: Identity) -> bool {
+        let Some(now) = reader::facts_of(Path::new(&self.path), identity) else { return true };
+        match identity {
+            Identity::SizeAndTime => {
+                (now.size, &now.modified) == (self.facts.size, &self.facts.modified)
+            }
+            Identity::Sha256 => now.sha256 == self.facts.sha256,
+        }
+    }
+}
+
+/// Appends bytes, all or none.
+fn append(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    let before = file.metadata()?.len();
+    file.write_all(bytes).inspect_err(|_| {
+        // Of a full disk nothing more can be expected; the next run leaves out a torn row as well.
+        let _ = file.set_len(before);
+    })
+}
+
+/// Rewrites a table with the whole rows without an error that are still valid, and returns their paths.
+fn compact(
+    path: &Path,
+    columns: Option<&Columns>,
+    keep: &dyn Fn(&Kept) -> bool,
+) -> Result<HashSet<String>, OutputError> {
+    let read = |error: io::Error| OutputError::of("read", path, error);
+    let write = |error: io::Error| OutputError::of("write", path, error);
+    let mut done = HashSet::new();
+    let new = beside(path);
+    let mut output = BufWriter::new(File::create(&new).map_err(write)?);
+    output.write_all(&header(columns)).map_err(write)?;
+    let mut visit = |row: Kept| -> Result<(), OutputError> {
+        if keep(&row) && !done.contains(&row.path) {
+            output.write_all(&row.bytes).map_err(write)?;
+            done.insert(row.path);
+        }
+        Ok(())
+    };
+    let input = BufReader::new(File::open(path).map_err(read)?);
+    match columns {
+        None => each_json_row(input, &mut visit, &read)?,
+        Some(columns) => each_csv_row(input, path, columns, &mut visit)?,
+    }
+    output.flush().map_err(write)?;
+    fs::rename(&new, path).map_err(write)?;
+    Ok(done)
+}
+
+/// Returns the path of a temporary file beside a file.
+pub(super) fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+}
+
+fn each_json_row(
+    mut input: impl BufRead,
+    visit: &mut dyn FnMut(Kept) -> Result<(), OutputError>,
+    failed: &dyn Fn(io::Error) -> OutputError,
+) -> Result<(), OutputError> {
+    loop {
+        let mut bytes = Vec::new();
+        if input.read_until(b'\n', &mut bytes).map_err(failed)? == 0 {
+            return Ok(());
+        }
+        // A row that was torn has no line break, or is no JSON.
+        let row: Option<Map<String, Value>> =
+            bytes.ends_with(b"\n").then(|| serde_json::from_slice(&bytes).ok()).flatten();
+        let Some(row) = row.filter(|row| !row.contains_key(ERROR)) else { continue };
+        let text = |name: &str| row.get(name).and_then(Value::as_str).map(str::to_owned);
+        let Some(path) = text("path") else { continue };
+        let size = row.get("size").and_then(Value::as_u64);
+        let facts = FileFacts { size, modified: text("modified"), sha256: text("sha256") };
+        visit(Kept { path, facts, bytes })?;
+    }
+}
+
+fn each_csv_row(
+    input: impl BufRead,
+    path: &Path,
+    columns: &Columns,
+    visit: &mut dyn FnMut(Kept) -> Result<(), OutputError>,
+) -> Result<(), OutputError> {
+    let ends_well =
+        ends_with_line_break(path).map_err(|error| OutputError::of("read", path, error))?;
+    let mut rows = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(input);
+    let expected = names(columns);
+    let mut rows = rows.byte_records().peekable();
+    match rows.next() {
+        Some(Ok(first)) if first.iter().eq(expected.iter().map(|name| name.as_bytes())) => {}
+        _ => return Err(OutputError::OtherColumns(path.into())),
+    }
+    while let Some(Ok(row)) = rows.next() {
+        let is_torn = row.len() != expected.len() || (rows.peek().is_none() && !ends_well);
+        let cells: Vec<String> =
+            row.iter().map(|cell| String::from_utf8_lossy(cell).into_owned()).collect();
+        if is_torn || cells.last().is_none_or(|error| !error.is_empty()) {
+            continue;
+        }
+        let given = |at: usize| Some(cells[at].clone()).filter(|cell| !cell.is_empty());
+        let facts = FileFacts {
+            size: given(1).and_then(|size| size.parse().ok()),
+            modified: given(2),
+            sha256: given(3),
+        };
+        visit(Kept { path: cells[0].clone(), facts, bytes: csv_line(&cells) })?;
+    }
+    Ok(())
+}
+
+fn ends_with_line_break(path: &Path) -> io::Result<bool> {
+    use std::io::{Read, Seek, SeekFrom};
+    let (mut file, mut last) = (File::open(path)?, [0]);
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    Ok(last == [b'\n'])
+}
+
+fn header(columns: Option<&Columns>) -> Vec<u8> {
+    columns.map(|columns| csv_line(&names(columns))).unwrap_or_default()
+}
+
+fn names(columns: &Columns) -> Vec<String> {
+    let of_file = OF_FILE.iter().copied().map(str::to_owned);
+    of_file.chain(columns.names().iter().cloned()).chain([ERROR.to_owned()]).collect()
+}
+
+fn cells(columns: &Columns, item: &Item, outcome: &Outcome) -> Vec<String> {
+    let FileFacts { size, modified, sha256 } = &item.file;
+    let size = size.map(|size| size.to_string()).unwrap_or_default();
+    let of_file = [
+        item.place.name(),
+        size,
+        modified.clone().unwrap_or_default(),
+        sha256.clone().unwrap_or_default(),
+    ];
+    let (answer, error) = match outcome {
+        Ok(answer) => (columns.cells(answer), String::new()),
+        Err(problem) => (vec![String::new(); columns.names().len()], row::detail(problem)),
+    };
+    of_file.into_iter().chain(answer).chain([error]).collect()
+}
+
+fn json_line(row: &Row<'_>) -> Vec<u8> {
+    let mut line = serde_json::to_vec(row).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+fn csv_line(cells: &[String]) -> Vec<u8> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    // Writing to memory cannot fail, and one record always has as many cells as itself.
+    let _ = writer.write_record(cells);
+    writer.into_inner().unwrap_or_default()
+}

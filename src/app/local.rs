@@ -1,0 +1,82 @@
+//! The service without a listener, for the commands that process files: the same routes, engine and caches, called in this
+//! process.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, header};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
+use http_body_util::{BodyExt, Collected};
+use tower::ServiceExt;
+
+use super::App;
+use crate::annotate::{BulkService, Lines, SendError};
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::http;
+
+/// Nobody waits for a single picture of a folder, however slow the models are.
+const DEADLINE: Duration = Duration::from_hours(24);
+
+/// A loaded service without a listener.
+pub struct LocalService {
+    router: Router,
+    engine: Engine,
+}
+
+impl App {
+    /// Loads the models for calls in this process. API keys and rate limits of the settings do not apply, and images may be
+    /// given by URL, because the caller is the user.
+    ///
+    /// # Errors
+    /// Those of [`App::serve`] while it loads.
+    pub async fn start_local(mut config: Config) -> anyhow::Result<LocalService> {
+        config.http.auth = None;
+        config.http.rate_limit = None;
+        config.http.bulk.deadline = DEADLINE;
+        config.fetch.enabled = true;
+        let app = Self::build(config)?;
+        let engine = app.start_engine().await?;
+        Ok(LocalService { router: http::router(app.state.clone()), engine })
+    }
+}
+
+impl LocalService {
+    /// Ends the engine. Work in progress is dropped.
+    pub fn stop(self) {
+        self.engine.handle().abort();
+        drop(self.engine);
+    }
+
+    async fn request(&self, lines: BoxStream<'static, Bytes>) -> Result<Lines, SendError> {
+        let body = Body::from_stream(lines.map(Ok::<_, Infallible>));
+        let failed = |message: String| SendError { message, retry_after: None };
+        let request = Request::post("/bulk")
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/x-ndjson")
+            .body(body);
+        let request = request.map_err(|error| failed(error.to_string()))?;
+        let response = match self.router.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        if !response.status().is_success() {
+            let body =
+                response.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
+            return Err(failed(String::from_utf8_lossy(&body).into_owned()));
+        }
+        let pieces = response.into_body().into_data_stream();
+        Ok(pieces.map(|piece| piece.map_err(|error| error.to_string())).boxed())
+    }
+}
+
+impl BulkService for LocalService {
+    fn send(&self, lines: BoxStream<'static, Bytes>) -> BoxFuture<'_, Result<Lines, SendError>> {
+        self.request(lines).boxed()
+    }
+}

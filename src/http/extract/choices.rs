@@ -92,8 +92,7 @@ impl<'de> Deserialize<'de> for VerifyField {
 impl PartialSchema for VerifyField {
     fn schema() -> RefOr<Schema> {
         let flag = ObjectBuilder::new().schema_type(SchemaType::Type(Type::Boolean));
-        let name = string_schema().min_length(Some(1));
-        OneOfBuilder::new().item(flag).item(name).into()
+        OneOfBuilder::new().item(flag).item(Text::schema()).into()
     }
 }
 

@@ -16,7 +16,8 @@ use crate::http::error::PROBLEM_JSON;
 use crate::http::extract::generation::GenerationFields;
 
 /// Media types that the plain document leaves out. The description of `image/*` only repeats that of
-/// `application/octet-stream`. If a response can be either JSON or an event stream, generators can handle neither.
+/// `application/octet-stream`. If a response can be either JSON or a stream, generators can handle neither, so a stream of
+/// JSON lines beside JSON is left out as well.
 const LEFT_OUT: [&str; 2] = ["image/*", "text/event-stream"];
 
 /// Turns a strict document into the plain one. `endpoints` are the inference endpoints that the document describes.
@@ -147,7 +148,11 @@ fn simplify_operation(operation: &mut Value, defaults: &Value, shared: &mut Shar
         }
         let content = object(response, "/content");
         let is_problem = content.is_some_and(|content| {
-            content.retain(|media_type, _| !LEFT_OUT.contains(&media_type.as_str()));
+            let has_json = content.contains_key("application/json");
+            content.retain(|media_type, _| {
+                let is_stream = has_json && media_type == "application/x-ndjson";
+                !is_stream && !LEFT_OUT.contains(&media_type.as_str())
+            });
             content.contains_key(PROBLEM_JSON)
         });
         if is_problem {

@@ -47,7 +47,7 @@ pub(crate) fn endpoint() -> InferenceEndpoint {
             .routes(routes!(answer_question_batch)),
         EndpointRules {
             required: &["image"],
-            distinct_lists: &["candidates"],
+            distinct_lists: &["candidates", "explain_layers"],
             conditions: vec![
                 exactly_one("question", "questions"),
                 generated_or_ranked(&[]),

@@ -37,7 +37,7 @@ pub(crate) fn endpoint() -> InferenceEndpoint {
             .routes(routes!(caption_image_batch)),
         EndpointRules {
             required: &["image"],
-            distinct_lists: &["candidates"],
+            distinct_lists: &["candidates", "explain_layers"],
             conditions: vec![
                 generated_or_ranked(&["prompt", "verify", "explain"]),
                 streaming(),

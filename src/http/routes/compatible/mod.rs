@@ -14,6 +14,7 @@
 mod brief;
 mod embedding_query;
 mod huggingface;
+mod lenient;
 mod model_name;
 mod note;
 mod now;

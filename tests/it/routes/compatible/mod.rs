@@ -82,3 +82,66 @@ async fn the_root_answers_every_client_that_it_runs() {
     let page = app.send(page).await;
     assert_eq!((page.status.as_u16(), page.header("location")), (307, "/docs/"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_no_object() {
+    let app = TestApp::start();
+    let image = base64(&png(1));
+    for (path, request) in [
+        ("/hf/image-to-text", json!({"inputs": image, "parameters": [2]})),
+        (
+            "/hf/image-to-text",
+            json!({"inputs": image, "parameters": {"generation_parameters": [2]}}),
+        ),
+        (
+            "/hf/zero-shot-image-classification",
+            json!({"inputs": image, "parameters": [["a", "b"]]}),
+        ),
+        ("/api/generate", json!({"images": [image], "stream": false, "options": [0.5, 1]})),
+        ("/api/chat", json!({"stream": false, "messages": [["user", "hi", [image]]]})),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [["user", [{"type": "image_url", "image_url": image}]]]}),
+        ),
+        ("/v1/chat/completions", json!({"messages": [{"content": [["image_url", null, image]]}]})),
+        (
+            "/v1/chat/completions",
+            json!({"stream_options": [true], "messages": [{"content": [{"image_url": image}]}]}),
+        ),
+    ] {
+        let answer = app.json(path, &request).await;
+        assert_eq!(answer.status, 400, "{path}: {request}");
+        assert!(answer.text().contains("expected an object"), "{}", answer.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whole_numbers_have_any_spelling() {
+    let app = TestApp::start();
+    let image = base64(&png(1));
+    let width = app.json("/embeddings", &json!({"text": "a"})).await.ok()["dimensions"].as_f64();
+    for (path, request) in [
+        (
+            "/v1/chat/completions",
+            json!({"max_tokens": 4.0, "n": 1.0, "messages": [{"content": [{"image_url": image}]}]}),
+        ),
+        ("/v1/embeddings", json!({"input": "a", "dimensions": width})),
+        (
+            "/api/generate",
+            json!({"images": [image], "stream": false, "options": {"num_predict": 4.0}}),
+        ),
+    ] {
+        let answer = app.json(path, &request).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chat_without_messages_loads_the_model() {
+    let app = TestApp::start();
+    for request in [json!({}), json!({"messages": null}), json!({"messages": []})] {
+        let answer = app.json("/api/chat", &request).await;
+        assert_eq!(answer.status, 200, "{request}: {}", answer.text());
+        assert_eq!(answer.ok()["done_reason"], "load");
+    }
+}

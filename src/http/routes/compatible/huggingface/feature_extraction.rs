@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::super::embedding_query::{Embedded, EmbeddingInputs, EmbeddingQuery};
+use super::super::lenient;
 use super::inputs::model_of;
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
@@ -20,7 +21,7 @@ use crate::http::state::HttpState;
 pub(crate) struct HfFeaturesRequest {
     /// A text, an object `{"image": IMAGE_VALUE}`, or a list of up to 2,048 of these.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     inputs: EmbeddingInputs,
     /// Divides each vector by its Euclidean norm; by default true for models with a projection.
     #[serde(default)]
@@ -29,7 +30,7 @@ pub(crate) struct HfFeaturesRequest {
     #[serde(default)]
     truncate: Option<bool>,
     /// Number of dimensions; only that of the model is accepted.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::integer_or_null")]
     dimensions: Option<i64>,
 }
 
@@ -53,7 +54,7 @@ pub(crate) enum HfFeatures {
     tag = "huggingface",
     params(("model" = Option<String>, Query, description = "Name of a loaded model.")),
     request_body(content = HfFeaturesRequest, content_type = "application/json"),
-    responses((status = 200, description = "A vector, or a list of vectors for a list.", body = Vec<Object>), PlainErrors),
+    responses((status = 200, description = "A vector, or a list of vectors for a list.", body = Vec<Value>), PlainErrors),
 )]
 pub(crate) async fn extract_hf_features(
     State(state): State<HttpState>,

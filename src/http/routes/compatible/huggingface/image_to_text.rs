@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::model_name;
+use super::super::{lenient, model_name};
 use super::inputs::{ImageInputs, is_json, model_of};
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
@@ -28,12 +28,12 @@ use crate::task::Role;
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(example = json!({"inputs": crate::http::openapi::EXAMPLE_IMAGE}))]
 pub(crate) struct HfImageToTextRequest {
-    /// Image in base64.
+    /// Image in base64, or an object with `image`.
     #[serde(default)]
-    #[schema(value_type = String)]
+    #[schema(value_type = Value)]
     inputs: ImageInputs,
     /// Parameters of the generation.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::object_or_null")]
     parameters: Option<HfCaptionParameters>,
 }
 
@@ -42,10 +42,10 @@ pub(crate) struct HfImageToTextRequest {
 pub(crate) struct HfCaptionParameters {
     /// Maximum number of new tokens.
     #[serde(default)]
-    #[schema(value_type = u64)]
+    #[schema(value_type = u64, minimum = 1, maximum = 65_536)]
     max_new_tokens: Option<Int<1, 65_536>>,
     /// Further parameters, as in transformers.
-    #[serde(default, alias = "generate_kwargs")]
+    #[serde(default, alias = "generate_kwargs", deserialize_with = "lenient::object_or_null")]
     generation_parameters: Option<HfGeneration>,
 }
 
@@ -53,36 +53,36 @@ pub(crate) struct HfCaptionParameters {
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct HfGeneration {
     #[serde(default)]
-    #[schema(value_type = u64)]
+    #[schema(value_type = u64, minimum = 1, maximum = 65_536)]
     max_new_tokens: Option<Int<1, 65_536>>,
     #[serde(default)]
-    #[schema(value_type = u64)]
+    #[schema(value_type = u64, minimum = 0, maximum = 65_536)]
     min_new_tokens: Option<Int<0, 65_536>>,
     #[serde(default)]
-    #[schema(value_type = u64)]
+    #[schema(value_type = u64, minimum = 1, maximum = 8)]
     num_beams: Option<Int<1, 8>>,
     #[serde(default)]
     do_sample: Option<bool>,
     #[serde(default)]
-    #[schema(value_type = f64)]
+    #[schema(value_type = f64, exclusive_minimum = 0, maximum = 100)]
     temperature: Option<Temperature>,
     #[serde(default)]
-    #[schema(value_type = u64)]
+    #[schema(value_type = u64, minimum = 0, maximum = 100_000)]
     top_k: Option<Int<0, 100_000>>,
     #[serde(default)]
-    #[schema(value_type = f64)]
+    #[schema(value_type = f64, exclusive_minimum = 0, maximum = 1)]
     top_p: Option<TopP>,
     #[serde(default)]
-    #[schema(value_type = f64)]
+    #[schema(value_type = f64, exclusive_minimum = 0, maximum = 100)]
     repetition_penalty: Option<RepetitionPenalty>,
     #[serde(default)]
-    #[schema(value_type = u64)]
+    #[schema(value_type = u64, minimum = 0, maximum = 64)]
     no_repeat_ngram_size: Option<Int<0, 64>>,
     #[serde(default)]
-    #[schema(value_type = f64)]
+    #[schema(value_type = f64, minimum = -3, maximum = 10)]
     length_penalty: Option<LengthPenalty>,
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = EarlyStoppingField)]
     early_stopping: Option<EarlyStoppingField>,
 }
 

@@ -25,7 +25,7 @@ use crate::task::Role;
 pub(crate) struct HfQuestionRequest {
     /// Object with `image` (base64) and `question`, or the image.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     inputs: ImageInputs,
     /// The question, if it does not stand in `inputs`.
     #[serde(default)]

@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::super::model_name;
+use super::super::{lenient, model_name};
 use super::inputs::{ImageInputs, model_of};
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
@@ -29,9 +29,10 @@ const TEMPLATE: &str = "This is a photo of {}.";
 pub(crate) struct HfZeroShotRequest {
     /// Image in base64, or an object with `image`.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     inputs: ImageInputs,
     /// The labels and their template.
+    #[serde(deserialize_with = "lenient::object")]
     parameters: HfZeroShotParameters,
 }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::super::brief::Brief;
+use super::super::lenient;
 use super::super::note;
 use super::super::now;
 use super::super::sampling::{Sampling, StopField};
@@ -32,20 +33,20 @@ pub(crate) struct OllamaOptions {
     #[serde(default)]
     temperature: Option<f64>,
     /// Only for sampling: keeps the k likeliest tokens.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::integer_or_null")]
     top_k: Option<i64>,
     /// Only for sampling: keeps the likeliest tokens that together reach this probability.
     #[serde(default)]
     top_p: Option<f64>,
     /// Only for sampling: the same seed reproduces the same text.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::integer_or_null")]
     seed: Option<i64>,
     /// Maximum number of new tokens; clamped to the limit of the server.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::integer_or_null")]
     num_predict: Option<i64>,
     /// String or list of strings that end the text.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     stop: StopField,
 }
 

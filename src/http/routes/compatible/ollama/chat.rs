@@ -10,12 +10,13 @@ use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use utoipa::ToSchema;
 
 use super::super::brief::Brief;
-use super::super::model_name;
 use super::super::text_query::{FieldNames, TextQuery};
+use super::super::{lenient, model_name};
 use super::answer::{LineWriter, OllamaAnswer, OllamaOptions, Shape, check_format, respond};
 use super::images::LastImage;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
+use crate::http::extract::fields::FromObject;
 use crate::http::extract::image_field::ImageField;
 use crate::http::inference::start::Start;
 use crate::http::openapi::PlainErrors;
@@ -40,19 +41,19 @@ pub(crate) struct OllamaChatRequest {
     #[serde(default)]
     stream: Option<bool>,
     /// Options of the generation.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::object_or_null")]
     options: Option<OllamaOptions>,
     /// Must be absent: BLIP answers in plain text.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     format: Brief,
     /// Must be empty: BLIP calls no tools.
     #[serde(default)]
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<Value>)]
     tools: Option<Vec<serde::de::IgnoredAny>>,
     /// Without messages: 0 asks to unload the model, which does nothing.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     keep_alive: Brief,
 }
 
@@ -63,7 +64,8 @@ struct Messages {
     image: Option<ImageField>,
     /// The last text of the user.
     text: Option<String>,
-    is_empty: bool,
+    /// True if there is any message.
+    has_any: bool,
 }
 
 #[derive(Deserialize)]
@@ -86,13 +88,14 @@ impl<'de> Visitor<'de> for MessagesVisitor {
     }
 
     fn visit_unit<E: Error>(self) -> Result<Messages, E> {
-        Ok(Messages { is_empty: true, ..Messages::default() })
+        Ok(Messages::default())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Messages, A::Error> {
-        let mut messages = Messages { is_empty: true, ..Messages::default() };
-        while let Some(Message { role, content, images }) = items.next_element()? {
-            messages.is_empty = false;
+        let mut messages = Messages::default();
+        while let Some(FromObject(message)) = items.next_element()? {
+            let Message { role, content, images } = message;
+            messages.has_any = true;
             messages.image = images.0.or(messages.image);
             let content = content.filter(|content| !content.is_empty());
             if role.is_none_or(|role| role == "user") && content.is_some() {
@@ -120,7 +123,10 @@ impl<'de> Deserialize<'de> for Messages {
     tag = "ollama",
     request_body(content = OllamaChatRequest, content_type = "application/json"),
     responses(
-        (status = 200, description = "The text. Unless `stream` is false: one JSON object per line (`application/x-ndjson`).", body = OllamaAnswer),
+        (status = 200, description = "The text. Unless `stream` is false: one JSON object per line (`application/x-ndjson`).", content(
+            (OllamaAnswer = "application/json"),
+            (String = "application/x-ndjson"),
+        )),
         PlainErrors,
     ),
 )]
@@ -133,8 +139,8 @@ pub(crate) async fn chat_with_ollama_model(
     let body = start.read_any_type(http).await?;
     let request: OllamaChatRequest = start.json(&body).await?;
     let writer = LineWriter::new(Shape::Chat, &request.model, &context);
-    let Messages { image, text, is_empty } = request.messages;
-    if is_empty && image.is_none() {
+    let Messages { image, text, has_any } = request.messages;
+    if !has_any {
         // An unknown name is an error even if nothing is asked.
         model_name::find(&start.services().models, &request.model)?;
         return writer.loaded(&request.keep_alive);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::super::embedding_query::{Embedded, EmbeddingInputs, EmbeddingQuery};
-use super::super::model_name;
+use super::super::{lenient, model_name};
 use super::answer::nanoseconds;
 use crate::http::context::RequestContext;
 use crate::http::error::ApiError;
@@ -24,13 +24,13 @@ pub(crate) struct OllamaEmbedRequest {
     model: String,
     /// A text, an object `{"image": IMAGE_VALUE}`, or a list of up to 2,048 of these.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     input: EmbeddingInputs,
     /// Truncates long texts instead of rejecting them; true by default.
     #[serde(default)]
     truncate: Option<bool>,
     /// Number of dimensions; only that of the model is accepted.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::integer_or_null")]
     dimensions: Option<i64>,
 }
 

@@ -6,8 +6,8 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::super::brief::Brief;
-use super::super::model_name;
 use super::super::text_query::{FieldNames, TextQuery};
+use super::super::{lenient, model_name};
 use super::answer::{LineWriter, OllamaAnswer, OllamaOptions, Shape, check_format, respond};
 use super::images::LastImage;
 use crate::http::context::RequestContext;
@@ -37,15 +37,15 @@ pub(crate) struct OllamaGenerateRequest {
     #[serde(default)]
     stream: Option<bool>,
     /// Options of the generation.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::object_or_null")]
     options: Option<OllamaOptions>,
     /// Must be absent: BLIP answers in plain text.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     format: Brief,
     /// Without prompt and images: 0 asks to unload the model, which does nothing.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     keep_alive: Brief,
 }
 
@@ -60,7 +60,10 @@ pub(crate) struct OllamaGenerateRequest {
     tag = "ollama",
     request_body(content = OllamaGenerateRequest, content_type = "application/json"),
     responses(
-        (status = 200, description = "The text. Unless `stream` is false: one JSON object per line (`application/x-ndjson`).", body = OllamaAnswer),
+        (status = 200, description = "The text. Unless `stream` is false: one JSON object per line (`application/x-ndjson`).", content(
+            (OllamaAnswer = "application/json"),
+            (String = "application/x-ndjson"),
+        )),
         PlainErrors,
     ),
 )]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::super::embedding_query::{Embedded, EmbeddingInputs, EmbeddingQuery};
+use super::super::lenient;
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, Code};
 use crate::http::inference::reply;
@@ -22,7 +23,7 @@ pub(crate) struct OpenAiEmbeddingsRequest {
     #[serde(default)]
     model: Option<String>,
     /// A text, an image (a data URI, or an object `{"image": IMAGE_VALUE}`), or a list of up to 2,048 of these.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     input: EmbeddingInputs,
     /// `float` (default), or `base64` of little-endian 32-bit floats.
     #[serde(default)]
@@ -32,7 +33,7 @@ pub(crate) struct OpenAiEmbeddingsRequest {
     #[serde(default)]
     modality: Option<String>,
     /// Number of dimensions; only that of the model is accepted.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::integer_or_null")]
     dimensions: Option<i64>,
 }
 

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use self::request::ChatCompletionRequest;
 use self::response::{ChatCompletion, ChunkWriter, Usage};
+
 use super::super::note;
 use super::super::text_query::AnswerFacts;
 use super::super::text_stream::{TextPart, TextStream};
@@ -38,7 +39,10 @@ use crate::http::state::HttpState;
     tag = "openai",
     request_body(content = ChatCompletionRequest, content_type = "application/json"),
     responses(
-        (status = 200, description = "The completion. With `stream`: chunks as server-sent events, then `[DONE]`.", body = ChatCompletion),
+        (status = 200, description = "The completion. With `stream`: chunks as server-sent events, then `[DONE]`.", content(
+            (ChatCompletion = "application/json"),
+            (Value = "text/event-stream"),
+        )),
         OpenAiErrors,
     ),
 )]

@@ -7,9 +7,11 @@ use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use utoipa::ToSchema;
 
 use super::super::super::brief::Brief;
+use super::super::super::lenient;
 use super::super::super::sampling::{Sampling, StopField};
 use super::super::super::text_query::{FieldNames, TextQuery};
 use crate::http::error::{ApiError, Code};
+use crate::http::extract::fields::FromObject;
 use crate::http::extract::image_field::ImageField;
 
 /// The path under which errors refer to the image of a conversation.
@@ -35,14 +37,14 @@ pub(crate) struct ChatCompletionRequest {
     #[serde(default)]
     pub(super) stream: Option<bool>,
     /// Options of the stream: `include_usage`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::object_or_null")]
     #[schema(value_type = Object)]
     stream_options: Option<StreamOptions>,
     /// Maximum number of new tokens; clamped to the limit of the server.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::integer_or_null")]
     max_tokens: Option<i64>,
     /// The newer name of `max_tokens`, which takes precedence.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::integer_or_null")]
     max_completion_tokens: Option<i64>,
     /// Above 0, tokens are sampled; 0 by default.
     #[serde(default)]
@@ -51,14 +53,14 @@ pub(crate) struct ChatCompletionRequest {
     #[serde(default)]
     top_p: Option<f64>,
     /// Only for sampling: the same seed reproduces the same texts.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::integer_or_null")]
     seed: Option<i64>,
     /// String or list of strings that end the text.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     stop: StopField,
     /// Number of texts, at most 8.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::integer_or_null")]
     n: Option<i64>,
     /// Adds the log-probabilities of the tokens to the answer; ignored in streams.
     #[serde(default)]
@@ -68,11 +70,11 @@ pub(crate) struct ChatCompletionRequest {
     prompt: Option<String>,
     /// Only `{"type": "text"}` is supported.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     response_format: Brief,
     /// `required` and the name of a function are refused; BLIP calls no tools.
     #[serde(default)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     tool_choice: Brief,
 }
 
@@ -161,7 +163,7 @@ impl<'de> Visitor<'de> for ConversationVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Conversation, A::Error> {
         let mut conversation = Conversation::default();
-        while let Some(message) = items.next_element::<Message>()? {
+        while let Some(FromObject(message)) = items.next_element::<FromObject<Message>>()? {
             conversation.add(message);
         }
         Ok(conversation)
@@ -210,7 +212,7 @@ impl<'de> Visitor<'de> for ContentVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Content, A::Error> {
         let mut content = Content::default();
-        while let Some(part) = items.next_element::<Part>()? {
+        while let Some(FromObject(part)) = items.next_element::<FromObject<Part>>()? {
             content.image = part.image_url.map(|image| image.0).or(content.image);
             if let Some(text) = part.text {
                 if !content.text.is_empty() {

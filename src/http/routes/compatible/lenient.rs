@@ -1,0 +1,86 @@
+//! Fields of other APIs as JSON has them: whole numbers that are written as `4.0`, and objects that are objects. The code
+//! that serde derives for a struct would also accept a list of the field values in order.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
+
+use crate::http::extract::fields::FromObject;
+
+/// Deserializes an object.
+pub(super) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    FromObject::deserialize(deserializer).map(|FromObject(value)| value)
+}
+
+/// Deserializes an object or null.
+pub(super) fn object_or_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let value = Option::<FromObject<T>>::deserialize(deserializer)?;
+    Ok(value.map(|FromObject(value)| value))
+}
+
+/// Deserializes a whole number or null. Numbers beyond 64 bits are clamped.
+pub(super) fn integer_or_null<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<i64>, D::Error> {
+    Ok(Option::<Integer>::deserialize(deserializer)?.map(|Integer(value)| value))
+}
+
+struct Integer(i64);
+
+struct IntegerVisitor;
+
+impl Visitor<'_> for IntegerVisitor {
+    type Value = Integer;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an integer")
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Integer, E> {
+        Ok(Integer(value))
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Integer, E> {
+        Ok(Integer(i64::try_from(value).unwrap_or(i64::MAX)))
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Integer, E> {
+        if value.fract() == 0.0 {
+            return Ok(Integer(value as i64));
+        }
+        Err(E::invalid_type(Unexpected::Float(value), &self))
+    }
+}
+
+impl<'de> Deserialize<'de> for Integer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_i64(IntegerVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn whole_numbers_have_any_spelling() {
+        for (value, expected) in [
+            (json!(4), Some(4)),
+            (json!(4.0), Some(4)),
+            (json!(-1e0), Some(-1)),
+            (json!(null), None),
+            (json!(u64::MAX), Some(i64::MAX)),
+            (json!(1e300), Some(i64::MAX)),
+        ] {
+            assert_eq!(integer_or_null(&value).unwrap(), expected, "{value}");
+        }
+        for value in [json!(4.5), json!("4"), json!([4]), json!(true)] {
+            assert!(integer_or_null(&value).is_err(), "{value}");
+        }
+    }
+}

@@ -68,13 +68,13 @@ class Server:
             time.sleep(0.05)
         sys.exit(f"{complaint} after two minutes; its log: {self.log.name}")
 
-    def rss_mib(self):
-        """Resident memory, or none once it has ended."""
+    def memory_mib(self, field="VmRSS"):
+        """Resident memory, or its peak (`VmHWM`); None once it has ended."""
         try:
             status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
         except FileNotFoundError:
             return None
-        resident = re.search(r"VmRSS:\s+(\d+) kB", status)
+        resident = re.search(rf"{field}:\s+(\d+) kB", status)
         return int(resident.group(1)) // 1024 if resident else None
 
     def stop(self):
@@ -110,7 +110,8 @@ def round_of(server, schema, folder, options, number, phases):
     ]
     if options.short:
         command += ["--max-time", str(SHORT_SECONDS)]
-    environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HERE / "hooks.py"), "PYTHONHASHSEED": "0"}
+    hooks = {"SCHEMATHESIS_HOOKS": str(HERE / "hooks.py"), "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, **hooks, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     with open(folder / f"report-{number}.txt", "w") as report:
         code = subprocess.run(command, stdout=report, stderr=subprocess.STDOUT, cwd=folder, env=environment).returncode
     return events, code
@@ -158,12 +159,13 @@ def main():
     with open(folder / "server.log", "w") as log:
         server = Server(options.command, log)
         try:
-            before = server.rss_mib()
+            before = server.memory_mib()
             rounds(server, folder, options, tally, codes)
-            after, alive = server.rss_mib(), server.process.poll() is None
+            after, peak = server.memory_mib(), server.memory_mib("VmHWM")
+            alive = server.process.poll() is None
         finally:
             exit_status = server.stop()
-    summary(tally, folder, began, (before, after), exit_status)
+    summary(tally, folder, began, (before, after, peak), exit_status)
     good = not tally.failures and alive and exit_status == 0 and all(code == 0 for code in codes)
     sys.exit(0 if good and tally.cases >= (1 if options.short else options.cases) else 1)
 
@@ -183,11 +185,12 @@ def rounds(server, folder, options, tally, codes):
         phases = "fuzzing,stateful"
 
 
-def summary(tally, folder, began, rss, exit_status):
+def summary(tally, folder, began, memory, exit_status):
     print(f"cases: {tally.cases} in {time.monotonic() - began:.0f} s, checks: {sum(tally.checks.values())}")
     for name, counts in tally.by.items():
         print(f"by {name}: " + ", ".join(f"{key} {count}" for key, count in sorted(counts.items(), key=str)))
-    print(f"server: {rss[0]} MiB before, {rss[1]} MiB after, exit status {exit_status}")
+    before, after, peak = memory
+    print(f"server: {before} MiB before, {after} MiB after, {peak} MiB at most, exit status {exit_status}")
     print(f"failures: {len(tally.failures)}")
     for (phase, label, check), count in collections.Counter(tally.failures).most_common(40):
         print(f"  {count} x {check} in {phase} of {label}")

@@ -17,8 +17,9 @@ use super::row::{self, Item, Outcome, problem};
 use super::service::{BulkService, SendError};
 use super::{Progress, RunError, Summary};
 
-/// Maximum number of pictures that are sent and not answered. A server reads fewer ahead.
-const UNANSWERED: usize = 256;
+/// Maximum number of pictures that are sent and not answered: enough to keep the models busy, and few enough that slow
+/// models answer the last before its deadline.
+const UNANSWERED: usize = 64;
 
 /// Number of requests in a row without any answer after which the run ends.
 const ATTEMPTS: u32 = 8;
@@ -44,7 +45,7 @@ struct Shared {
     /// Notified when an answer has arrived.
     answered: Notify,
     /// Pictures that need no line.
-    finished: mpsc::UnboundedSender<Finished>,
+    finished: mpsc::Sender<Finished>,
 }
 
 /// A picture that is not sent.
@@ -83,7 +84,7 @@ impl<'a> Exchange<'a> {
         reader: Reader,
         outputs: &mut Outputs,
     ) -> Result<Summary, RunError> {
-        let (finished, mut not_sent) = mpsc::unbounded_channel();
+        let (finished, mut not_sent) = mpsc::channel(UNANSWERED);
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             pictures: tokio::sync::Mutex::new(reader.pictures),
@@ -100,11 +101,10 @@ impl<'a> Exchange<'a> {
                 return Ok(self.summary);
             }
             let rest = shared.state().begin_again();
-            let Err(error) = ended else {
-                if rest == 0 {
-                    return Ok(self.summary);
-                }
-                continue;
+            let error = match ended {
+                Err(error) => error,
+                Ok(()) if rest == 0 => return Ok(self.summary),
+                Ok(()) => broken("the server left lines without an answer"),
             };
             (failures, pause) =
                 if self.summary == before { (failures + 1, pause * 2) } else { (0, PAUSES.0) };
@@ -125,7 +125,7 @@ impl<'a> Exchange<'a> {
         &mut self,
         shared: &Arc<Shared>,
         outputs: &mut Outputs,
-        not_sent: &mut mpsc::UnboundedReceiver<Finished>,
+        not_sent: &mut mpsc::Receiver<Finished>,
     ) -> Result<Result<(), SendError>, RunError> {
         let lines = stream::unfold(Arc::clone(shared), |shared| async {
             let line = shared.next_line().await?;
@@ -145,18 +145,13 @@ impl<'a> Exchange<'a> {
                 biased;
                 () = self.stop.cancelled() => return Ok(Ok(())),
                 Some(finished) = not_sent.recv() => {
-                    match finished {
-                        Finished::Skipped => self.summary.skipped += 1,
-                        Finished::Failed(item, problem) => self.write(outputs, &item, Err(problem))?,
-                    }
-                    self.progress.advanced(&self.summary);
+                    self.note(outputs, finished)?;
                     continue;
                 }
                 piece = answers.next() => piece,
             };
-            let broken = |message: String| SendError { message, retry_after: Some(Duration::ZERO) };
             match piece {
-                None => return Ok(Err(broken("the answer ended early".to_owned()))),
+                None => return Ok(Err(broken("the answer ended early"))),
                 Some(Err(error)) => return Ok(Err(broken(error))),
                 Some(Ok(piece)) => buffer.extend_from_slice(&piece),
             }
@@ -169,19 +164,23 @@ impl<'a> Exchange<'a> {
                 if line.contains_key("done") {
                     let error = line.get("error").and_then(Value::as_object);
                     while let Ok(finished) = not_sent.try_recv() {
-                        match finished {
-                            Finished::Skipped => self.summary.skipped += 1,
-                            Finished::Failed(item, problem) => {
-                                self.write(outputs, &item, Err(problem))?
-                            }
-                        }
-                        self.progress.advanced(&self.summary);
+                        self.note(outputs, finished)?;
                     }
                     return Ok(error.map_or(Ok(()), |error| Err(broken(row::detail(error)))));
                 }
                 self.answer(shared, outputs, line)?;
             }
         }
+    }
+
+    /// Notes a picture that needed no line.
+    fn note(&mut self, outputs: &mut Outputs, finished: Finished) -> Result<(), RunError> {
+        match finished {
+            Finished::Skipped => self.summary.skipped += 1,
+            Finished::Failed(item, problem) => self.write(outputs, &item, Err(problem))?,
+        }
+        self.progress.advanced(&self.summary);
+        Ok(())
     }
 
     /// Writes the answer of a line.
@@ -233,6 +232,11 @@ impl<'a> Exchange<'a> {
     }
 }
 
+/// Returns the error of a request that ended early, after which another attempt can succeed.
+fn broken(message: impl Into<String>) -> SendError {
+    SendError { message: message.into(), retry_after: Some(Duration::ZERO) }
+}
+
 /// True for an error in what all pictures have in common: the model, or a parameter of the whole run.
 fn is_of_all(lines: &LineMaker, error: &Map<String, Value>) -> bool {
     let code = error.get("code").and_then(Value::as_str).unwrap_or_default();
@@ -258,14 +262,12 @@ impl Shared {
                 // Noted first, so that it is not lost if the request ends here.
                 let number = self.state().note(item.clone());
                 let (lines, mut item) = (self.lines.clone(), item);
-                let line = tokio::task::spawn_blocking(move || {
-                    lines.line(&mut item).map_err(|reason| (item, reason))
-                });
+                let line = tokio::task::spawn_blocking(move || (lines.line(&mut item), item));
                 match line.await.ok()? {
-                    Ok(line) => return Some(numbered(number, &line)),
-                    Err((item, reason)) => {
+                    (Ok(line), _) => return Some(numbered(number, &line)),
+                    (Err(reason), item) => {
                         self.state().unanswered.remove(&number);
-                        self.finish(Finished::Failed(item, problem("unreadable", reason)));
+                        self.finish(Finished::Failed(item, problem("unreadable", reason))).await;
                         continue;
                     }
                 }
@@ -280,15 +282,17 @@ impl Shared {
                     let number = self.state().note(item);
                     return Some(numbered(number, &line));
                 }
-                Some(Read::Failed(item, problem)) => self.finish(Finished::Failed(item, problem)),
-                Some(Read::Skipped) => self.finish(Finished::Skipped),
+                Some(Read::Failed(item, problem)) => {
+                    self.finish(Finished::Failed(item, problem)).await;
+                }
+                Some(Read::Skipped) => self.finish(Finished::Skipped).await,
             }
         }
     }
 
-    fn finish(&self, finished: Finished) {
+    async fn finish(&self, finished: Finished) {
         // The receiver lives as long as the run.
-        let _ = self.finished.send(finished);
+        let _ = self.finished.send(finished).await;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

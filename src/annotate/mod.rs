@@ -181,7 +181,7 @@ impl Run {
         stop: CancellationToken,
     ) -> Result<Summary, RunError> {
         let done = self.outputs.done();
-        let reader = reader::start(&self.job, done, Arc::clone(&progress), stop.clone());
+        let reader = reader::start(&self.job, done, &progress, stop.clone());
         let exchange = Exchange::new(service, progress.as_ref(), stop);
         exchange.run(reader, &mut self.outputs).await
     }

@@ -56,7 +56,7 @@ pub(super) struct Reader {
 pub(super) fn start(
     job: &Job,
     done: Done,
-    progress: Arc<dyn Progress>,
+    progress: &Arc<dyn Progress>,
     stop: CancellationToken,
 ) -> Reader {
     let (sender, receiver) = mpsc::channel(AHEAD);
@@ -69,7 +69,7 @@ pub(super) fn start(
     let pictures = Arc::clone(&job.pictures);
     if pictures.can_be_read_twice() {
         let (pictures, progress, stop) =
-            (Arc::clone(&pictures), Arc::clone(&progress), stop.clone());
+            (Arc::clone(&pictures), Arc::clone(progress), stop.clone());
         tokio::task::spawn_blocking(move || count(&pictures, progress.as_ref(), &stop));
     }
     let maker = lines.clone();

@@ -82,7 +82,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
+        text = format!("{text}: {error}");
         cause = error.source();
     }
     text

@@ -185,7 +185,7 @@ fn each_csv_row(
     let expected = names(columns);
     let mut rows = rows.byte_records().peekable();
     match rows.next() {
-        Some(Ok(first)) if first.iter().eq(expected.iter().map(|name| name.as_bytes())) => {}
+        Some(Ok(first)) if first.iter().eq(expected.iter().map(String::as_bytes)) => {}
         _ => return Err(OutputError::OtherColumns(path.into())),
     }
     while let Some(Ok(row)) = rows.next() {

@@ -21,7 +21,7 @@ use crate::engine::Engine;
 use crate::http;
 
 /// Nobody waits for a single picture of a folder, however slow the models are.
-const DEADLINE: Duration = Duration::from_hours(24);
+const DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A loaded service without a listener.
 pub struct LocalService {

@@ -291,9 +291,9 @@ impl Arguments {
             ) => {
                 // With a server, `--model` names a model there.
                 if files.uses_server() {
-                    models.compute.put(&mut flags)
+                    models.compute.put(&mut flags);
                 } else {
-                    models.put(&mut flags)
+                    models.put(&mut flags);
                 }
                 settings.put(&mut flags);
             }

@@ -344,6 +344,17 @@ fn a_server_that_stops_loses_nothing() {
     assert!(rows.iter().all(|row| row.get("error").is_none()), "{rows:?}");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_ends_the_run_and_says_so() {
+    let mut server = ServerProcess::start(&[], &[]);
+    let url = url(&mut server);
+    let folder = folder(&["a.png", "b.png"]);
+    let arguments = ["embed", ".", "--server", &url, "-o", "/dev/full"];
+    let (_, log) = output(folder.path(), &arguments, 1);
+    assert!(log.contains("cannot write /dev/full") && log.contains("No space left"), "{log}");
+}
+
 #[test]
 fn pictures_of_a_list_may_be_on_standard_input() {
     use std::io::Write;

@@ -40,6 +40,9 @@ impl SidecarFormat {
     }
 }
 
+/// How often each stem occurs among the pictures of a folder.
+type Stems = HashMap<OsString, usize>;
+
 /// The files beside the pictures of a run.
 #[derive(Debug)]
 pub(super) struct Sidecars {
@@ -49,7 +52,7 @@ pub(super) struct Sidecars {
     /// Language of the texts in XMP files.
     language: Option<String>,
     /// How often each stem occurs in the folder that was looked at last.
-    stems: Mutex<Option<(PathBuf, Arc<HashMap<OsString, usize>>)>>,
+    stems: Mutex<Option<(PathBuf, Arc<Stems>)>>,
 }
 
 impl Sidecars {
@@ -113,7 +116,7 @@ impl Sidecars {
                         // All captions were left out.
                         continue;
                     }
-                    texts.iter().map(|text| format!("{before}{text}{after}\n")).collect()
+                    texts.iter().fold(String::new(), |all, text| all + before + text + after + "\n")
                 }
                 SidecarFormat::Xmp => {
                     let texts = columns::texts(self.kind, answer);
@@ -176,8 +179,8 @@ impl Sidecars {
 }
 
 /// Counts the pictures of a folder by their stems.
-fn stems_of(folder: &Path) -> HashMap<OsString, usize> {
-    let mut stems = HashMap::new();
+fn stems_of(folder: &Path) -> Stems {
+    let mut stems = Stems::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if let Some(stem) = path.file_stem().filter(|_| is_picture(&path)) {

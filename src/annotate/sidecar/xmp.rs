@@ -128,7 +128,13 @@ impl Found {
                     }
                 }
                 Event::Eof => return Ok(found),
-                _ => {}
+                Event::Text(_)
+                | Event::CData(_)
+                | Event::Comment(_)
+                | Event::Decl(_)
+                | Event::PI(_)
+                | Event::DocType(_)
+                | Event::GeneralRef(_) => {}
             }
         }
     }
@@ -181,10 +187,11 @@ impl Found {
             if let Some(entry) = self.entries.last_mut() {
                 entry.content.end = at.start;
             }
-        } else if is_dc && name == "description" {
-            if let Some(texts) = &mut self.texts {
-                texts.end = at.end;
-            }
+        } else if is_dc
+            && name == "description"
+            && let Some(texts) = &mut self.texts
+        {
+            texts.end = at.end;
         }
     }
 

@@ -32,15 +32,8 @@ pub(in crate::cli) struct FilesArguments {
     /// description for photo managers; other data of an existing file is kept)
     #[arg(long, value_name = "FORMAT,...", value_delimiter = ',')]
     pub(super) sidecar: Vec<Sidecar>,
-    /// Keep the answers of earlier runs, and do the rest
-    #[arg(long, conflicts_with = "overwrite")]
-    pub(super) resume: bool,
-    /// Replace the answers of earlier runs
-    #[arg(long)]
-    pub(super) overwrite: bool,
-    /// With --resume, recognise changed pictures by their SHA-256 instead of size and time
-    #[arg(long)]
-    pub(super) sha256: bool,
+    #[command(flatten)]
+    pub(super) earlier: EarlierArguments,
     /// Text before each text in txt files
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub(super) prefix: String,
@@ -59,6 +52,21 @@ pub(in crate::cli) struct FilesArguments {
     /// File with the API key of the server
     #[arg(long, value_name = "FILE", requires = "server")]
     pub(super) api_key_file: Option<PathBuf>,
+}
+
+/// What to do with the answers of earlier runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Files")]
+pub(in crate::cli) struct EarlierArguments {
+    /// Keep the answers of earlier runs, and do the rest
+    #[arg(long, conflicts_with = "overwrite")]
+    pub(super) resume: bool,
+    /// Replace the answers of earlier runs
+    #[arg(long)]
+    pub(super) overwrite: bool,
+    /// With --resume, recognise changed pictures by their SHA-256 instead of size and time
+    #[arg(long)]
+    pub(super) sha256: bool,
 }
 
 impl FilesArguments {

@@ -103,12 +103,12 @@ impl Request {
             table: files.output.clone().or_else(|| (!has_other).then(|| "-".into())),
             sidecars: files.sidecar.iter().copied().map(Into::into).collect(),
             npy: self.npy,
-            existing: match (files.resume, files.overwrite) {
+            existing: match (files.earlier.resume, files.earlier.overwrite) {
                 (true, _) => Existing::Resume,
                 (false, true) => Existing::Overwrite,
                 (false, false) => Existing::Refuse,
             },
-            identity: if files.sha256 { Identity::Sha256 } else { Identity::SizeAndTime },
+            identity: if files.earlier.sha256 { Identity::Sha256 } else { Identity::SizeAndTime },
             affixes: (files.prefix.clone(), files.suffix.clone()),
             language: files.language.clone(),
             least_match: self.least_match,
@@ -200,7 +200,7 @@ fn report(summary: &Summary) -> Result<(), CommandError> {
     let Summary { done, failed, skipped, rejected, interrupted } = *summary;
     let mut text = format!("{done} done, {failed} failed, {skipped} done before");
     if rejected > 0 {
-        text.push_str(&format!(", {rejected} captions left out"));
+        text = format!("{text}, {rejected} captions left out");
     }
     if interrupted {
         let text = format!("interrupted: {text}; --resume does the rest");

@@ -122,11 +122,26 @@ fn compact(
     columns: Option<&Columns>,
     keep: &dyn Fn(&Kept) -> bool,
 ) -> Result<HashSet<String>, OutputError> {
+    let new = beside(path);
+    let kept = copy_kept((path, &new), columns, keep).and_then(|done| {
+        fs::rename(&new, path).map_err(|error| OutputError::of("write", path, error))?;
+        Ok(done)
+    });
+    kept.inspect_err(|_| {
+        let _ = fs::remove_file(&new);
+    })
+}
+
+/// Copies the rows to keep from one file to another, and returns their paths.
+fn copy_kept(
+    (path, new): (&Path, &Path),
+    columns: Option<&Columns>,
+    keep: &dyn Fn(&Kept) -> bool,
+) -> Result<HashSet<String>, OutputError> {
     let read = |error: io::Error| OutputError::of("read", path, error);
     let write = |error: io::Error| OutputError::of("write", path, error);
     let mut done = HashSet::new();
-    let new = beside(path);
-    let mut output = BufWriter::new(File::create(&new).map_err(write)?);
+    let mut output = BufWriter::new(File::create(new).map_err(write)?);
     output.write_all(&header(columns)).map_err(write)?;
     let mut visit = |row: Kept| -> Result<(), OutputError> {
         if keep(&row) && !done.contains(&row.path) {
@@ -141,7 +156,6 @@ fn compact(
         Some(columns) => each_csv_row(input, path, columns, &mut visit)?,
     }
     output.flush().map_err(write)?;
-    fs::rename(&new, path).map_err(write)?;
     Ok(done)
 }
 

@@ -2,7 +2,7 @@
 # Checks the routes of other APIs with their own client libraries: OpenAI (Python, Node), LangChain, Hugging Face (Python,
 # Node) and Ollama (Python). The scripts call a running server with the demo models, and compare its answers about a demo
 # scene. They also check that a library's exception contains the text of the server. `snippets.py` runs the programs in
-# docs/clients.md in the same way. `tests/perf/bulk.py` sends lines to /bulk by plain `requests`, with interactive calls
+# docs/clients.md and docs/search.md in the same way. `tests/perf/bulk.py` sends lines to /bulk by plain `requests`, with interactive calls
 # beside them and a SIGTERM in the middle. The libraries come from PyPI and npm, Go and Chromium from Debian. Checks whose
 # libraries cannot be installed are skipped with a message.
 #
@@ -44,7 +44,7 @@ if python3 -m venv python >/dev/null 2>&1 && python/bin/pip install -q -r requir
     check "$python" "${script}_python.py"
   done
 else
-  echo "skipped: the Python libraries and docs/clients.md cannot be checked (PyPI)"
+  echo "skipped: the Python libraries and the programs of the documents cannot be checked (PyPI)"
 fi
 
 if command -v npm >/dev/null && npm install --silent >/dev/null 2>&1; then
@@ -61,7 +61,7 @@ has() {
 has go golang-go || true
 has "${CHROMIUM:-/usr/bin/chromium}" chromium || true
 
-# The programs in docs/clients.md. It comes after npm, as it uses the packages in node_modules.
+# The programs in docs/clients.md and docs/search.md. It comes after npm, as it uses the packages in node_modules.
 [ -z "$python" ] || check "$python" snippets.py
 
 # A tenth of the lines that docs/performance.md reports on.

@@ -1,8 +1,8 @@
-"""Runs the programs in docs/clients.md against a running server, and compares what they print with the text below them.
+"""Runs the programs in docs/clients.md and docs/search.md against a running server, and compares what they print with the text below them.
 
     python snippets.py http://127.0.0.1:8080 PICTURE
 
-PICTURE is demo/scenes/two-cats.png of a checkout; docs/clients.md is read from the same checkout. A comment before a
+PICTURE is demo/scenes/two-cats.png of a checkout; the pages are read from the same checkout. A comment before a
 block of code says what to do with it:
 
     <!-- run: python -->          run it; the next block (text) is the expected output, in which ... stands for anything
@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 SERVER = sys.argv[1].rstrip("/")
 PICTURE = Path(sys.argv[2]).resolve()
 CHECKOUT = PICTURE.parents[2]
-PAGE = CHECKOUT / "docs" / "clients.md"
+PAGES = ["docs/clients.md", "docs/search.md"]
 
 # Seconds for one program. Only the first build of the Rust program takes long.
 TIMEOUT = 60
@@ -52,6 +52,7 @@ SUFFIXES = {"bash": "sh", "python": "py", "node": "mjs", "browser": "html", "go"
 class Program:
     """A block of code that is run."""
 
+    page: str
     language: str
     busy: bool
     code: str
@@ -60,16 +61,16 @@ class Program:
 
     @property
     def name(self):
-        return f"docs/clients.md:{self.line} ({self.language}{', busy' if self.busy else ''})"
+        return f"{self.page}:{self.line} ({self.language}{', busy' if self.busy else ''})"
 
 
 class Broken(Exception):
     """A program failed, or the page cannot be used as it is."""
 
 
-def read_page():
-    """Returns the programs, and the dependencies of those in Rust."""
-    text = PAGE.read_text()
+def read_page(page):
+    """Returns the programs of a page, and the dependencies of those in Rust."""
+    text = (CHECKOUT / page).read_text()
     blocks = list(BLOCK.finditer(text))
     programs, dependencies = [], ""
     for index, block in enumerate(blocks):
@@ -79,18 +80,18 @@ def read_page():
         if kind == "dependencies":
             dependencies = block["code"]
         elif kind == "not run":
-            print(f"SKIPPED: docs/clients.md:{line}: {rest}")
+            print(f"SKIPPED: {page}:{line}: {rest}")
         elif kind == "run":
             name, *options = rest.split(", ")
             if options not in ([], ["busy"]):
-                raise Broken(f"docs/clients.md:{line}: unknown option in: {mark}")
+                raise Broken(f"{page}:{line}: unknown option in: {mark}")
             following = blocks[index + 1] if index + 1 < len(blocks) else None
             if following is None or following["language"] != "text" or text[block.end() : following.start()].strip():
-                raise Broken(f"docs/clients.md:{line}: no block `text` with the expected output follows")
+                raise Broken(f"{page}:{line}: no block `text` with the expected output follows")
             expected = following["code"].splitlines()
-            programs.append(Program(name, bool(options), block["code"], line, expected))
+            programs.append(Program(page, name, bool(options), block["code"], line, expected))
         elif language in PROGRAMS:
-            raise Broken(f"docs/clients.md:{line}: a program needs a comment `run` or `not run`")
+            raise Broken(f"{page}:{line}: a program needs a comment `run` or `not run`")
     return programs, dependencies
 
 
@@ -284,18 +285,22 @@ def check(program, tools):
 
 
 def main():
-    programs, dependencies = read_page()
-    if not programs:
-        raise Broken("no program to run in docs/clients.md")
+    programs, dependencies = [], ""
+    for page in PAGES:
+        found, needed = read_page(page)
+        if not found:
+            raise Broken(f"no program to run in {page}")
+        programs += found
+        dependencies += needed
     with tempfile.TemporaryDirectory() as name:
         tools = Tools(dependencies, Path(name))
         unknown = {program.language for program in programs} - tools.commands.keys() - tools.missing.keys()
         if unknown:
-            raise Broken(f"unknown languages in docs/clients.md: {unknown}")
+            raise Broken(f"unknown languages: {unknown}")
         for language, reason in tools.missing.items():
             count = sum(program.language == language for program in programs)
             if count:
-                print(f"SKIPPED: {count} programs ({language}) in docs/clients.md: {reason}")
+                print(f"SKIPPED: {count} programs ({language}): {reason}")
         # The build of the Rust program takes all cores, so it comes last and alone.
         runnable = [program for program in programs if program.language in tools.commands]
         failures = []
@@ -311,7 +316,7 @@ def main():
                         print(f"FAILED: {error}", flush=True)
     if failures:
         raise Broken(f"{len(failures)} of {len(runnable)} programs failed: {', '.join(failures)}")
-    print(f"docs/clients.md: {len(runnable)} of {len(programs)} programs run, all print what the page says")
+    print(f"{' and '.join(PAGES)}: {len(runnable)} of {len(programs)} programs run, all print what the pages say")
 
 
 if __name__ == "__main__":
